@@ -1,0 +1,163 @@
+"""The world of Shapes: one or two flat figures on a plain background, 64x64 pixels.
+
+A `Scene` is complete: drawing it twice gives the same pixels. What a caption says about a scene, and what it
+leaves out, is in `caption.py`; reading a scene back from pixels is in `oracle.py`.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+CANVAS = 64
+PALETTE: Mapping[str, tuple[int, int, int]] = {
+    "red": (214, 39, 40),
+    "green": (44, 160, 68),
+    "blue": (40, 80, 220),
+    "yellow": (245, 215, 50),
+    "purple": (150, 60, 190),
+    "cyan": (60, 205, 220),
+    "white": (245, 245, 245),
+    "black": (20, 20, 20),
+}
+SHAPES = ("circle", "square", "triangle", "cross")
+SIZES = ("small", "big")
+RELATIONS = ("left of", "right of", "above", "below")
+RADIUS: Mapping[str, tuple[float, float]] = {"small": (7.0, 8.0), "big": (12.0, 13.0)}
+"""Range of a figure's radius in pixels, by size; nothing lies between, so that a size is never a matter of opinion."""
+SIZE_BOUNDARY = 10.0
+
+_INNER, _OUTER = 16.0, 48.0
+_MAJOR_JITTER, _MINOR_JITTER, _SINGLE_JITTER = 1.0, 4.0, 6.0
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One figure: its name, and where it stands (centre and radius in pixels, y downwards)."""
+
+    shape: str
+    colour: str
+    size: str
+    x: float
+    y: float
+    radius: float
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """One or two figures on a background. `relation` says where the first stands as seen from the second."""
+
+    figures: tuple[Figure, ...]
+    background: str
+    relation: str | None = None
+
+
+def distance(shape: str, x: NDArray[np.float32], y: NDArray[np.float32], radius: float) -> NDArray[np.float32]:
+    """Signed distance in pixels from the outline of a figure centred at the origin: negative inside.
+
+    Exact for circles, and exact near the straight edges of the others, which is where anti-aliasing looks.
+    """
+    return _OUTLINES[shape](x, y, radius)
+
+
+def coverage(shape: str, x: float, y: float, radius: float, canvas: int = CANVAS) -> NDArray[np.float32]:
+    """Share of each pixel that a figure covers, 0 to 1, shape [canvas, canvas]."""
+    px, py = _pixel_centres(canvas)
+    return np.clip(0.5 - distance(shape, px - np.float32(x), py - np.float32(y), radius), 0, 1).astype(np.float32)
+
+
+def draw(scene: Scene) -> NDArray[np.uint8]:
+    """The scene's picture: uint8 [64, 64, 3], anti-aliased, figures painted in order.
+
+    >>> picture = draw(Scene((Figure("circle", "red", "big", 32, 32, 12.5),), "white"))
+    >>> picture[32, 32].tolist(), picture[0, 0].tolist()
+    ([214, 39, 40], [245, 245, 245])
+    """
+    return paint(
+        [(coverage(f.shape, f.x, f.y, f.radius), PALETTE[f.colour]) for f in scene.figures], PALETTE[scene.background]
+    )
+
+
+def paint(
+    layers: list[tuple[NDArray[np.float32], tuple[float, float, float]]], background: tuple[float, float, float]
+) -> NDArray[np.uint8]:
+    """Layers of (coverage, RGB) composited over a flat background, rounded to uint8."""
+    picture = np.empty((CANVAS, CANVAS, 3), np.float32)
+    picture[:] = background
+    for cover, colour in layers:
+        picture += cover[..., None] * (np.asarray(colour, np.float32) - picture)
+    return np.clip(picture + 0.5, 0, 255).astype(np.uint8)
+
+
+def sample_scene(rng: np.random.Generator, figures: int | None = None) -> Scene:
+    """A random scene: one figure in 40 % of the draws, else two, which differ in shape, colour or size.
+
+    Two figures stand in opposite halves of the canvas with at least four pixels between them.
+    """
+    count = figures or (1 if rng.random() < 0.4 else 2)
+    background = _choose(rng, tuple(PALETTE))
+    inks = tuple(colour for colour in PALETTE if colour != background)
+    relation = _choose(rng, RELATIONS) if count == 2 else None
+    while True:
+        drawn = tuple(_sample_figure(rng, inks, x, y) for x, y in _places(rng, relation))
+        if len({(f.shape, f.colour, f.size) for f in drawn}) == count:
+            return Scene(drawn, background, relation)
+
+
+def _sample_figure(rng: np.random.Generator, inks: tuple[str, ...], x: float, y: float) -> Figure:
+    size = _choose(rng, SIZES)
+    return Figure(_choose(rng, SHAPES), _choose(rng, inks), size, x, y, float(rng.uniform(*RADIUS[size])))
+
+
+def _places(rng: np.random.Generator, relation: str | None) -> list[tuple[float, float]]:
+    """Centres (x, y) of the scene's figures, first figure first."""
+
+    def near(centre: float, jitter: float) -> float:
+        return float(centre + rng.uniform(-jitter, jitter))
+
+    if relation is None:
+        return [(near(CANVAS / 2, _SINGLE_JITTER), near(CANVAS / 2, _SINGLE_JITTER))]
+    major = [near(_INNER, _MAJOR_JITTER), near(_OUTER, _MAJOR_JITTER)]
+    minor = [near(CANVAS / 2, _MINOR_JITTER), near(CANVAS / 2, _MINOR_JITTER)]
+    if relation in ("right of", "below"):
+        major.reverse()
+    horizontal = relation in ("left of", "right of")
+    return list(zip(major, minor, strict=True)) if horizontal else list(zip(minor, major, strict=True))
+
+
+def _choose(rng: np.random.Generator, options: tuple[str, ...]) -> str:
+    return options[int(rng.integers(len(options)))]
+
+
+@cache
+def _pixel_centres(canvas: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    y, x = np.mgrid[0:canvas, 0:canvas].astype(np.float32) + np.float32(0.5)
+    return x, y
+
+
+def _circle(x: NDArray[np.float32], y: NDArray[np.float32], radius: float) -> NDArray[np.float32]:
+    return np.hypot(x, y) - radius
+
+
+def _square(x: NDArray[np.float32], y: NDArray[np.float32], radius: float) -> NDArray[np.float32]:
+    return np.maximum(np.abs(x), np.abs(y)) - 0.88 * radius
+
+
+def _triangle(x: NDArray[np.float32], y: NDArray[np.float32], radius: float) -> NDArray[np.float32]:
+    """Upright and isosceles: as wide as it is high."""
+    half = 0.95 * radius
+    return np.maximum(y - half, (2 * np.abs(x) - (y + half)) / math.sqrt(5))
+
+
+def _cross(x: NDArray[np.float32], y: NDArray[np.float32], radius: float) -> NDArray[np.float32]:
+    reach, arm = 0.98 * radius, 0.34 * radius
+    ax, ay = np.abs(x), np.abs(y)
+    return np.minimum(np.maximum(ax - reach, ay - arm), np.maximum(ax - arm, ay - reach))
+
+
+_Outline: TypeAlias = Callable[[NDArray[np.float32], NDArray[np.float32], float], NDArray[np.float32]]
+_OUTLINES: Mapping[str, _Outline] = {"circle": _circle, "square": _square, "triangle": _triangle, "cross": _cross}

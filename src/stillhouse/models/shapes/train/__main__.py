@@ -1,0 +1,109 @@
+"""`python -m stillhouse.models.shapes.train`: train the embedded model, or go on training it."""
+
+import argparse
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from stillhouse.models.shapes.train.autoencoder import AutoencoderStage
+from stillhouse.models.shapes.train.denoiser import DenoiserStage
+from stillhouse.models.shapes.train.networks import build_scheduler
+from stillhouse.models.shapes.train.pictures import stream, whole
+from stillhouse.models.shapes.train.recipe import Recipe
+from stillhouse.models.shapes.train.stage import Tick, fit
+from stillhouse.models.shapes.train.text import TextStage
+from stillhouse.models.shapes.train.tokenizer import build_tokenizer
+
+
+def main() -> None:
+    """Parse, train, save; a second run goes on from the checkpoints."""
+    arguments = _arguments()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(Recipe().seed)
+    recipe = Recipe()
+    if arguments.updates:
+        recipe = replace(recipe, denoiser=replace(recipe.denoiser, updates=arguments.updates))
+    deadline = monotonic() + 60 * arguments.minutes if arguments.minutes else None
+    with _bar() as bar:
+        train(recipe, arguments.checkpoints, arguments.out, _reporter(bar), deadline)
+
+
+def train(
+    recipe: Recipe, checkpoints: Path, out: Path, report: Callable[[Tick], None], deadline: float | None = None
+) -> None:
+    """All stages in order; `out` becomes a diffusers directory that holds the averaged weights."""
+    tokenizer = build_tokenizer()
+    autoencoder = AutoencoderStage(recipe)
+    text = TextStage(recipe, tokenizer)
+    done = all(fit(stage, checkpoints, report, deadline) for stage in (autoencoder, text))
+    if not done:
+        return
+    vae = autoencoder.network.eval().requires_grad_(False)
+    vae.register_to_config(scaling_factor=_scaling_factor(vae, recipe.seed))
+    encoder = text.network.encoder.eval().requires_grad_(False)
+    denoiser = DenoiserStage(recipe, tokenizer, encoder, vae, checkpoints)
+    fit(denoiser, checkpoints, report, deadline)
+    save(out, tokenizer, encoder, vae, denoiser.network)
+
+
+def save(out: Path, tokenizer: Any, text_encoder: Any, autoencoder: Any, denoiser: Any) -> None:
+    """Write a diffusers directory, half precision, safetensors."""
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline(
+        vae=autoencoder,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=denoiser,
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.to(torch.float16).save_pretrained(out, safe_serialization=True)
+
+
+@torch.no_grad()
+def _scaling_factor(autoencoder: Any, seed: int) -> float:
+    """One over the standard deviation of latents, so that the denoiser sees unit variance."""
+    return 1 / float(autoencoder.encode(whole(stream(seed, 9), 200)).latent_dist.mode().std())
+
+
+def _reporter(bar: Progress) -> Callable[[Tick], None]:
+    tasks: dict[str, TaskID] = {}
+
+    def report(tick: Tick) -> None:
+        if tick.stage not in tasks:
+            tasks[tick.stage] = bar.add_task(tick.stage, total=tick.updates)
+        bar.update(tasks[tick.stage], completed=tick.update, description=f"{tick.stage}  loss {tick.loss:.4f}")
+        if tick.scores:
+            scores = "  ".join(f"{name} {value:.3f}" for name, value in tick.scores.items())
+            bar.console.print(f"{tick.stage} {tick.update}: {scores}")
+
+    return report
+
+
+def _bar() -> Progress:
+    left = TimeRemainingColumn(elapsed_when_finished=True)
+    return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), left)
+
+
+def _arguments() -> argparse.Namespace:
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "stillhouse", "shapes")
+    parser = argparse.ArgumentParser(prog="python -m stillhouse.models.shapes.train", description=main.__doc__)
+    parser.add_argument("--checkpoints", type=Path, default=cache, help="where the state of training is kept")
+    parser.add_argument("--out", type=Path, default=Path("build/shapes"), help="the diffusers directory to write")
+    parser.add_argument("--updates", type=int, help="updates of the denoiser, instead of the recipe's")
+    parser.add_argument("--minutes", type=float, help="stop after so long; the next run goes on")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

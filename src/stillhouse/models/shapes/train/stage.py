@@ -1,0 +1,197 @@
+"""One learning stage and the loop that every stage shares: resumable, seeded, logged."""
+
+import csv
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import monotonic
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from stillhouse.models.shapes.train.recipe import StageRecipe
+
+_CLIP = 1.0
+
+
+class Stage(Protocol):
+    """What the loop needs of a stage.
+
+    `loss` draws its own batch from the number of the update, so that a resumed run sees what an uninterrupted one
+    would have seen. `judge` measures the averaged weights.
+    """
+
+    name: str
+    recipe: StageRecipe
+    network: nn.Module
+
+    def loss(self, update: int) -> torch.Tensor: ...
+
+    def judge(self) -> Mapping[str, float]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """One report of progress."""
+
+    stage: str
+    update: int
+    updates: int
+    loss: float
+    scores: Mapping[str, float]
+
+
+def fit(
+    stage: Stage,
+    folder: Path,
+    report: Callable[[Tick], None],
+    deadline: float | None = None,
+    save_every: float = 120.0,
+) -> bool:
+    """Run a stage to its end, or until `deadline` (seconds of `time.monotonic`); goes on from its checkpoint.
+
+    A run that is killed loses at most the last `save_every` seconds. The stage's network holds the averaged weights
+    when it returns. Returns whether the stage is finished.
+
+    Raises:
+        FloatingPointError: the loss is not finite; the last checkpoint stays as it is.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    run = _Run(stage, folder)
+    recipe, saved, smooth = stage.recipe, monotonic(), None
+    for update in range(run.update, recipe.updates):
+        if deadline is not None and monotonic() > deadline:
+            break
+        loss = run.step(update)
+        smooth = loss if smooth is None else 0.98 * smooth + 0.02 * loss
+        last = update + 1 == recipe.updates
+        judged = last or (update + 1) % recipe.judge_every == 0
+        if judged or (update + 1) % recipe.report_every == 0:
+            scores = run.judge() if judged else {}
+            tick = Tick(stage.name, update + 1, recipe.updates, smooth, scores)
+            _log(folder / f"{stage.name}.csv", tick)
+            report(tick)
+        if update + 1 == fall_begins(recipe):
+            run.save("stable")
+        if last or monotonic() - saved > save_every:
+            run.save()
+            saved = monotonic()
+    run.save()
+    run.adopt_average()
+    return run.update == recipe.updates
+
+
+def learning_rate(recipe: StageRecipe, update: int) -> float:
+    """Warm-up, plateau, linear fall to zero.
+
+    >>> r = StageRecipe(100, 1, 1.0, 10, 0.5, 0.0, 0.9, 1, 1)
+    >>> [round(learning_rate(r, u), 2) for u in (0, 9, 30, 75, 99)]
+    [0.1, 1.0, 1.0, 0.5, 0.02]
+    """
+    warm = min(1.0, (update + 1) / recipe.warm_up)
+    fall = min(1.0, (recipe.updates - update) / (recipe.updates - fall_begins(recipe)))
+    return recipe.rate * warm * fall
+
+
+def fall_begins(recipe: StageRecipe) -> int:
+    """The update at which the learning rate starts to fall."""
+    return round(recipe.updates * (1 - recipe.decay))
+
+
+class _Run:
+    """A stage in the making: its weights, their average, and the optimiser's state."""
+
+    def __init__(self, stage: Stage, folder: Path) -> None:
+        self.stage, self.folder, self.update = stage, folder, 0
+        recipe = stage.recipe
+        self.optimiser = torch.optim.AdamW(
+            stage.network.parameters(), lr=recipe.rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay
+        )
+        self.average = [parameter.detach().clone() for parameter in stage.network.parameters()]
+        self._resume()
+
+    def step(self, update: int) -> float:
+        parameters = list(self.stage.network.parameters())
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(self.stage.recipe, update)
+        loss = self.stage.loss(update)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"{self.stage.name}: the loss of update {update} is {loss.item()}")
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, _CLIP)
+        self.optimiser.step()
+        # Early averages forget quickly, or the start would weigh on them for thousands of updates.
+        keep = min(self.stage.recipe.average, (1 + update) / (10 + update))
+        with torch.no_grad():
+            torch._foreach_lerp_(self.average, [parameter.detach() for parameter in parameters], 1 - keep)
+        self.update = update + 1
+        return loss.item()
+
+    def judge(self) -> Mapping[str, float]:
+        raw = [parameter.detach().clone() for parameter in self.stage.network.parameters()]
+        self.adopt_average()
+        self.stage.network.eval()
+        with torch.no_grad():
+            scores = self.stage.judge()
+        self.stage.network.train()
+        self._fill(raw)
+        return scores
+
+    def adopt_average(self) -> None:
+        self._fill(self.average)
+
+    def save(self, kind: str = "checkpoint") -> None:
+        state = {
+            "update": self.update,
+            "planned": self.stage.recipe.updates,
+            "network": self.stage.network.state_dict(),
+            "average": self.average,
+            "optimiser": self.optimiser.state_dict(),
+        }
+        write_atomically(self._path(kind), lambda path: torch.save(state, path))
+
+    def _resume(self) -> None:
+        state = self._load("checkpoint")
+        if state is not None and self._fell_under_another_plan(state):
+            state = self._load("stable")
+        if state is not None:
+            self.stage.network.load_state_dict(state["network"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.average, self.update = state["average"], state["update"]
+
+    def _fell_under_another_plan(self, state: dict[str, Any]) -> bool:
+        planned: int = state["planned"]
+        started = fall_begins(replace(self.stage.recipe, updates=planned))
+        return planned != self.stage.recipe.updates and state["update"] > started
+
+    def _load(self, kind: str) -> dict[str, Any] | None:
+        path = self._path(kind)
+        return torch.load(path, weights_only=True) if path.exists() else None
+
+    def _fill(self, values: list[torch.Tensor]) -> None:
+        with torch.no_grad():
+            for parameter, value in zip(self.stage.network.parameters(), values, strict=True):
+                parameter.copy_(value)
+
+    def _path(self, kind: str) -> Path:
+        return self.folder / f"{self.stage.name}.{kind}.pt"
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file under a temporary name and rename it, so that it is either whole or absent."""
+    partial = path.with_name(path.name + ".partial")
+    write(partial)
+    os.replace(partial, path)
+
+
+def _log(path: Path, tick: Tick) -> None:
+    fresh = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.writer(file)
+        if fresh:
+            writer.writerow(["update", "loss", "scores"])
+        scores = " ".join(f"{name}={value:.4f}" for name, value in tick.scores.items())
+        writer.writerow([tick.update, f"{tick.loss:.5f}", scores])

@@ -1,0 +1,101 @@
+"""The learning loop: resumable to the bit, extendable, and never silent about a broken loss."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from time import monotonic
+
+import pytest
+import torch
+from torch import nn
+
+from stillhouse.models.shapes.train.recipe import StageRecipe
+from stillhouse.models.shapes.train.stage import Tick, fall_begins, fit, learning_rate
+
+RECIPE = StageRecipe(40, 8, 1e-2, 5, 0.25, 1e-2, 0.9, report_every=5, judge_every=20)
+
+
+class LineStage:
+    """Fit y = 3x; the batch depends on the number of the update only."""
+
+    name = "line"
+
+    def __init__(self, recipe: StageRecipe = RECIPE, stop_at: int | None = None) -> None:
+        torch.manual_seed(0)
+        self.recipe, self.network, self.stop_at = recipe, nn.Linear(1, 1), stop_at
+
+    def loss(self, update: int) -> torch.Tensor:
+        if update == self.stop_at:
+            raise KeyboardInterrupt
+        x = torch.randn(self.recipe.batch, 1, generator=torch.Generator().manual_seed(update))
+        return ((self.network(x) - 3 * x) ** 2).mean()
+
+    def judge(self) -> Mapping[str, float]:
+        return {"slope": self.network.weight.item()}
+
+
+def weights(stage: LineStage) -> list[float]:
+    return [float(value) for parameter in stage.network.parameters() for value in parameter.flatten()]
+
+
+def ignore(tick: Tick) -> None:
+    pass
+
+
+@pytest.mark.parametrize("stopped", [1, 17, 33])
+def test_a_run_that_is_killed_ends_with_the_same_bits(tmp_path: Path, stopped: int) -> None:
+    whole = LineStage()
+    assert fit(whole, tmp_path / "whole", ignore)
+    first = LineStage(stop_at=stopped)
+    with pytest.raises(KeyboardInterrupt):
+        fit(first, tmp_path / "parts", ignore, save_every=0.0)
+    second = LineStage()
+    assert fit(second, tmp_path / "parts", ignore)
+    assert weights(second) == weights(whole)
+
+
+def test_a_deadline_stops_and_saves(tmp_path: Path) -> None:
+    stage = LineStage()
+    assert not fit(stage, tmp_path, ignore, deadline=monotonic() - 1)
+    assert (tmp_path / "line.checkpoint.pt").exists()
+
+
+def test_a_longer_plan_goes_on_from_before_the_fall(tmp_path: Path) -> None:
+    assert fit(LineStage(), tmp_path, ignore)
+    seen: list[int] = []
+    longer = LineStage(replace(RECIPE, updates=80))
+    fit(longer, tmp_path, lambda tick: seen.append(tick.update))
+    assert seen[0] == fall_begins(RECIPE) + 5 and seen[-1] == 80
+
+
+def test_judging_leaves_training_untouched(tmp_path: Path) -> None:
+    often = LineStage(replace(RECIPE, judge_every=1))
+    seldom = LineStage(replace(RECIPE, judge_every=1000))
+    fit(often, tmp_path / "often", ignore)
+    fit(seldom, tmp_path / "seldom", ignore)
+    assert weights(often) == weights(seldom)
+
+
+def test_progress_is_reported_and_logged(tmp_path: Path) -> None:
+    ticks: list[Tick] = []
+    fit(LineStage(), tmp_path, ticks.append)
+    assert [tick.update for tick in ticks] == list(range(5, 41, 5))
+    assert [bool(tick.scores) for tick in ticks] == [tick.update % 20 == 0 for tick in ticks]
+    lines = (tmp_path / "line.csv").read_text().splitlines()
+    assert lines[0] == "update,loss,scores" and len(lines) == 9 and "slope=" in lines[4]
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_update(tmp_path: Path) -> None:
+    class Broken(LineStage):
+        def loss(self, update: int) -> torch.Tensor:
+            return super().loss(update) * (float("nan") if update == 7 else 1.0)
+
+    with pytest.raises(FloatingPointError, match="update 7"):
+        fit(Broken(), tmp_path, ignore)
+
+
+def test_the_rate_warms_up_stays_and_falls_to_nothing() -> None:
+    rates = [learning_rate(RECIPE, update) for update in range(RECIPE.updates)]
+    assert rates[:5] == sorted(rates[:5]) and len(set(rates[5 : fall_begins(RECIPE) + 1])) == 1
+    assert rates[fall_begins(RECIPE) :] == sorted(rates[fall_begins(RECIPE) :], reverse=True)
+    assert rates[-1] == pytest.approx(RECIPE.rate / 10)
