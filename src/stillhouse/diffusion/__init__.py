@@ -1,0 +1,46 @@
+"""The mathematics of a walk from noise to picture: levels, predictions, samplers, guidance, noise, trajectories."""
+
+from stillhouse.diffusion.grid import CLEAN, Grid, Point, Sigmas, Spacing, grid, grid_at
+from stillhouse.diffusion.guidance import guide, is_guided, rescale
+from stillhouse.diffusion.noise import LARGEST_SEED, START, check_seed, gaussian
+from stillhouse.diffusion.prediction import Prediction, denoised, noise, noised, target
+from stillhouse.diffusion.samplers import SAMPLERS, Evaluation, Past, Sampler, find_sampler
+from stillhouse.diffusion.schedule import Kind, Schedule, alphas_cumprod, noise_levels
+from stillhouse.diffusion.trajectory import Conditioning, Course, Denoiser, Keep, Trajectory, advance
+
+__all__ = [
+    "CLEAN",
+    "LARGEST_SEED",
+    "SAMPLERS",
+    "START",
+    "Conditioning",
+    "Course",
+    "Denoiser",
+    "Evaluation",
+    "Grid",
+    "Keep",
+    "Kind",
+    "Past",
+    "Point",
+    "Prediction",
+    "Sampler",
+    "Schedule",
+    "Sigmas",
+    "Spacing",
+    "Trajectory",
+    "advance",
+    "alphas_cumprod",
+    "check_seed",
+    "denoised",
+    "find_sampler",
+    "gaussian",
+    "grid",
+    "grid_at",
+    "guide",
+    "is_guided",
+    "noise",
+    "noise_levels",
+    "noised",
+    "rescale",
+    "target",
+]

@@ -1,0 +1,36 @@
+"""Refusals: each says what was given, what is allowed, and what to do about it."""
+
+import math
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+from stillhouse.errors import InvalidRequest
+
+
+def check_choice(word: str, given: object, allowed: Iterable[str]) -> None:
+    """Refuse a name that is not among the allowed ones, and offer the nearest of them.
+
+    >>> check_choice("sampler", "dim", ("ddim", "heun"))
+    Traceback (most recent call last):
+    ...
+    stillhouse.errors.InvalidRequest: there is no sampler 'dim'; allowed: ddim, heun; did you mean 'ddim'?
+    """
+    names = tuple(allowed)
+    if given in names:
+        return
+    near = get_close_matches(str(given).lower(), names, n=1, cutoff=0.5)
+    fix = f"did you mean {near[0]!r}?" if near else None
+    raise InvalidRequest(f"there is no {word} {given!r}", allowed=", ".join(names), fix=fix)
+
+
+def check_whole(word: str, given: object, least: int, most: int) -> None:
+    """Refuse what is not a whole number from least to most."""
+    if isinstance(given, bool) or not isinstance(given, int) or not least <= given <= most:
+        raise InvalidRequest(f"{word} is {given!r}", allowed=f"a whole number from {least} to {most}")
+
+
+def check_number(word: str, given: object, least: float, most: float) -> None:
+    """Refuse a number that is not from least to most, and anything that is no number."""
+    if not isinstance(given, int | float) or not least <= given <= most:
+        reach = f"from {least:g} to {most:g}" if math.isfinite(most) else f"from {least:g} up"
+        raise InvalidRequest(f"{word} is {given!r}", allowed=f"a number {reach}")

@@ -1,0 +1,266 @@
+"""Samplers: one move, and ten ideas of where to aim it.
+
+Between two levels the probability-flow ODE, written for the clean picture x0 and lambda = log(alpha / sigma), is
+
+    z' = (sigma' / sigma) z + sigma' * integral of e^lambda x0(lambda) d lambda     (DPM-Solver++, proposition 4.1)
+
+so a sampler that holds x0 still over the interval moves by
+
+    z' = kept * z + gained * x0 + fresh * noise                                                        (`interval`)
+
+DDIM, Euler and flow Euler are this move without fresh noise, one and the same; DDPM and Euler ancestral are it with
+all the noise that DDIM's eta allows, also one and the same. Their names stay because people and model files ask for
+them. DPM-Solver++, UniPC and Heun aim the same move at a better point than the latest x0, and LCM begins anew from
+its x0. Everything here is arithmetic on pictures and Python floats on levels; no sampler knows what its network
+predicts, and each begins at pure noise (alpha = 0) as at any other level.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from types import MappingProxyType
+from typing import Generic, NamedTuple, Protocol
+
+from stillhouse.diffusion.check import check_choice
+from stillhouse.diffusion.grid import Grid, Point
+from stillhouse.diffusion.tensor import Level, Tensor
+
+
+_NEARLY_PURE = 1000.0
+"""sigma / alpha above which `heun` changes its variable: above the 157 of DDPM's linear schedule, below squaredcos."""
+
+
+class Move(NamedTuple):
+    """Weights of where a picture is, of where it aims, and of fresh noise."""
+
+    kept: float
+    gained: float
+    fresh: float
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One evaluation of the network and the move after it.
+
+    `at` is the level at which the network is asked, `start` to `end` the interval that the move crosses: `at` is its
+    start, or its end where Heun looks a second time. `share` of the full walk was done when the interval began.
+    """
+
+    at: Point
+    start: Point
+    end: Point
+    share: float
+    move: Move
+
+
+@dataclass(frozen=True, slots=True)
+class Past(Generic[Tensor]):
+    """What a sampler remembers of an earlier evaluation: its level, the picture there, and its clean picture."""
+
+    point: Point
+    z: Tensor
+    denoised: Tensor
+    earlier: "Past[Tensor] | None" = None
+
+
+class Aim(Protocol):
+    """Given z, x0, the evaluation and the past: the point to move from, the point to aim at, and the new past."""
+
+    def __call__(
+        self, z: Tensor, denoised: Tensor, evaluation: Evaluation, past: Past[Tensor] | None, /
+    ) -> tuple[Tensor, Tensor, Past[Tensor] | None]: ...
+
+
+def interval(start: Point, end: Point, eta: float = 0.0) -> Move:
+    """The move that holds x0 still (DDIM, arXiv 2010.02502, equations 12 and 16; any alpha and sigma).
+
+    eta = 0 is the first-order ODE step, eta = 1 the ancestral one: DDPM's posterior (arXiv 2006.11239, equation 7),
+    Euler ancestral, and the first-order SDE-DPM-Solver++ (arXiv 2211.01095, equation 18).
+    """
+    decay = start.alpha * end.sigma / (end.alpha * start.sigma)
+    fresh = eta * end.sigma * math.sqrt(1 - decay * decay)
+    kept = math.sqrt(end.sigma**2 - fresh**2) / start.sigma
+    return Move(kept, end.alpha - start.alpha * kept, fresh)
+
+
+def restart(start: Point, end: Point, eta: float = 1.0) -> Move:
+    """The move that forgets where it was: the aim, noised afresh to the next level (consistency models)."""
+    return Move(0.0, end.alpha, end.sigma)
+
+
+def crossed(origin: Tensor, aim: Tensor, kept: Level, gained: Level) -> Tensor:
+    """A move without its noise; the weights are floats, or arrays with one weight per picture."""
+    return origin * kept + aim * gained
+
+
+def straight(
+    z: Tensor, denoised: Tensor, evaluation: Evaluation, past: Past[Tensor] | None
+) -> tuple[Tensor, Tensor, Past[Tensor] | None]:
+    """From z, at x0."""
+    return z, denoised, None
+
+
+def heun(
+    z: Tensor, denoised: Tensor, evaluation: Evaluation, past: Past[Tensor] | None
+) -> tuple[Tensor, Tensor, Past[Tensor] | None]:
+    """The trapezoid of EDM (arXiv 2206.00364, algorithm 1, without churn) in sigma / alpha, whose slope is the noise.
+
+    From pure noise sigma / alpha is infinite, and from nearly pure noise one step crosses so much of it that the
+    rule's error outgrows the picture. There the same rule runs in alpha / sigma, whose slope is x0.
+    """
+    start, end = evaluation.start, evaluation.end
+    if past is None:
+        return z, denoised, Past(start, z, denoised) if end.sigma > 0 else None
+    if start.sigma > _NEARLY_PURE * start.alpha:
+        return past.z, 0.5 * (past.denoised + denoised), None
+    first = (past.z - start.alpha * past.denoised) / start.sigma
+    second = (z - end.alpha * denoised) / end.sigma
+    return past.z, (past.z - 0.5 * start.sigma * (first + second)) / start.alpha, None
+
+
+def dpmpp_2m(
+    z: Tensor, denoised: Tensor, evaluation: Evaluation, past: Past[Tensor] | None
+) -> tuple[Tensor, Tensor, Past[Tensor] | None]:
+    """DPM-Solver++ 2M (arXiv 2211.01095, algorithm 2): x0 extrapolated half an interval along lambda."""
+    return z, _extrapolated(denoised, evaluation, past), Past(evaluation.at, z, denoised)
+
+
+def unipc(
+    z: Tensor, denoised: Tensor, evaluation: Evaluation, past: Past[Tensor] | None
+) -> tuple[Tensor, Tensor, Past[Tensor] | None]:
+    """UniPC-2 for x0 with B2(h) = e^h - 1 (arXiv 2302.04867, algorithms 5 to 8): correct the last move, then predict.
+
+    Its predictor is DPM-Solver++ 2M; its corrector takes the last interval again, with the x0 found at its end.
+    """
+    earlier = None
+    if past is not None:
+        move = interval(past.point, evaluation.at)
+        z = crossed(past.z, _corrected(denoised, evaluation.at, past), move.kept, move.gained)
+        earlier = replace(past, earlier=None)
+    return z, _extrapolated(denoised, evaluation, past), Past(evaluation.at, z, denoised, earlier)
+
+
+def lcm(
+    z: Tensor, denoised: Tensor, evaluation: Evaluation, past: Past[Tensor] | None
+) -> tuple[Tensor, Tensor, Past[Tensor] | None]:
+    """The consistency function c_skip * z + c_out * x0 (arXiv 2310.04378, equation 9, timesteps scaled by 10)."""
+    data, time = 0.5, 10 * evaluation.at.timestep
+    skip = data**2 / (time**2 + data**2)
+    return z, skip * z + time / math.hypot(time, data) * denoised, None
+
+
+def _extrapolated(denoised: Tensor, evaluation: Evaluation, past: Past[Tensor] | None) -> Tensor:
+    """x0 half way to the end of the interval; the interval that ends clean is endless in lambda and takes it as is."""
+    if past is None or evaluation.end.sigma == 0:
+        return denoised
+    here = evaluation.at.half_log_snr
+    reach = 0.5 * (evaluation.end.half_log_snr - here) / (here - past.point.half_log_snr)
+    return denoised + reach * (denoised - past.denoised)
+
+
+def _corrected(denoised: Tensor, here: Point, past: Past[Tensor]) -> Tensor:
+    """UniC's aim for the interval from `past` to here (arXiv 2302.04867, algorithm 6)."""
+    if past.earlier is None:
+        return 0.5 * (past.denoised + denoised)
+    h = here.half_log_snr - past.point.half_log_snr
+    ratio = (past.earlier.point.half_log_snr - past.point.half_log_snr) / h
+    scale = math.expm1(-h)
+    phi = -scale / h - 1
+    first, second = phi / scale, 2 * (-phi / h - 0.5) / scale
+    before = (first - second) / (1 - ratio)
+    backward = (before / ratio) * (past.earlier.denoised - past.denoised)
+    return past.denoised + backward + (first - before) * (denoised - past.denoised)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """A way to walk a grid.
+
+    Args:
+        summary: one line for people who choose.
+        aim: where each move aims.
+        eta: share of fresh noise in each move, 0 to 1; None lets the picture say.
+        moves: the move across an interval, before anything is known about the picture.
+        looks_twice: asks the network at both ends of each interval but the last.
+        trimmed: diffusers lays this sampler's grid out with one point more and leaves the last out (see `grid`).
+    """
+
+    summary: str
+    aim: Aim = straight
+    eta: float | None = 0.0
+    moves: Callable[[Point, Point, float], Move] = interval
+    looks_twice: bool = False
+    trimmed: bool = False
+
+    def evaluations(self, steps: int) -> int:
+        """How often a walk of so many steps asks the network.
+
+        >>> SAMPLERS["heun"].evaluations(10), SAMPLERS["ddim"].evaluations(10)
+        (19, 10)
+        """
+        return 2 * steps - 1 if self.looks_twice else steps
+
+    def plan(self, grid: Grid, eta: float = 0.0) -> tuple[Evaluation, ...]:
+        """Every evaluation of a walk over the grid, in order; `eta` counts where the sampler lets the picture say."""
+        eta = eta if self.eta is None else self.eta
+        plan = []
+        for step, (start, end) in enumerate(pairwise(grid.points), grid.skipped):
+            share = step / (grid.skipped + grid.steps)
+            move = self.moves(start, end, eta)
+            plan.append(Evaluation(start, start, end, share, move))
+            if self.looks_twice and end.sigma > 0:
+                plan.append(Evaluation(end, start, end, share, move))
+        return tuple(plan)
+
+    def step(
+        self,
+        z: Tensor,
+        denoised: Tensor,
+        evaluation: Evaluation,
+        past: Past[Tensor] | None = None,
+        noise: Tensor | None = None,
+    ) -> tuple[Tensor, Past[Tensor] | None]:
+        """Move one picture after one evaluation; a pure function.
+
+        Args:
+            z: the picture at `evaluation.at`, any array or tensor.
+            denoised: the clean picture that the network sees in z (see `prediction.denoised`).
+            evaluation: the plan's entry.
+            past: what the last step returned; None at the start.
+            noise: standard normal, shaped as z; needed where `evaluation.move.fresh` is above 0.
+
+        Returns:
+            The picture at `evaluation.end`, and the past for the next step.
+        """
+        origin, aim, past = self.aim(z, denoised, evaluation, past)
+        kept, gained, fresh = evaluation.move
+        moved = crossed(origin, aim, kept, gained)
+        return (moved if noise is None or fresh == 0 else moved + fresh * noise), past
+
+
+SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
+    {
+        "ddim": Sampler("DDIM: first order, the same picture every time at eta 0", eta=None),
+        "ddpm": Sampler("DDPM: ancestral, fresh noise in every step, for many steps", eta=1.0),
+        "euler": Sampler("Euler: first order, the same walk as ddim at eta 0"),
+        "euler_ancestral": Sampler("Euler ancestral: the same walk as ddpm", eta=1.0),
+        "heun": Sampler("Heun: second order, asks the network twice a step", heun, looks_twice=True),
+        "dpmpp_2m": Sampler("DPM-Solver++ 2M: second order for the price of one", dpmpp_2m, trimmed=True),
+        "dpmpp_2m_sde": Sampler("DPM-Solver++ 2M SDE: as dpmpp_2m with fresh noise", dpmpp_2m, eta=1.0, trimmed=True),
+        "unipc": Sampler("UniPC: second order, corrects each step at no cost; for few steps", unipc, trimmed=True),
+        "lcm": Sampler("LCM: for networks distilled to a few steps, fresh noise between them", lcm, 1.0, restart),
+        "flow_euler": Sampler("flow Euler: first order for flow networks, the same walk as euler"),
+    }
+)
+"""Every sampler by name."""
+
+
+def find_sampler(name: str) -> Sampler:
+    """The sampler of that name.
+
+    Raises:
+        InvalidRequest: there is none; the message lists all and offers the nearest.
+    """
+    check_choice("sampler", name, SAMPLERS)
+    return SAMPLERS[name]
