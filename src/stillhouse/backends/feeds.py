@@ -1,0 +1,87 @@
+"""Checks what a caller feeds to a network, and the static shapes asked of it, before a runtime sees either.
+
+OpenVINO does not: fed three rows to one input and two to another, it reads past the end of the second.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stillhouse.backends.signature import Axes
+from stillhouse.core import TensorSpec
+from stillhouse.errors import InvalidRequest
+
+
+def fitted(
+    feeds: Mapping[str, NDArray[Any]], inputs: Sequence[TensorSpec], axes: Mapping[str, Axes]
+) -> dict[str, NDArray[Any]]:
+    """The feeds as runtimes read them, in the order of `inputs`: contiguous, aligned, in this processor's byte order.
+
+    Raises:
+        InvalidRequest: an input is missing or unknown, or an array has another dtype or does not fit the axes.
+    """
+    arrays = {name: np.asarray(array) for name, array in feeds.items()}
+    bound({name: array.shape for name, array in arrays.items()}, axes)
+    if missing := [spec.name for spec in inputs if spec.name not in arrays]:
+        raise InvalidRequest(f"nothing was fed to {', '.join(missing)}", allowed="an array for each input")
+    return {spec.name: _fitted(arrays[spec.name], spec) for spec in inputs}
+
+
+def bound(shapes: Mapping[str, Sequence[int]], axes: Mapping[str, Axes]) -> dict[str, int]:
+    """The length that each named axis gets from these shapes.
+
+    >>> bound({"sample": (2, 4, 64, 64)}, {"sample": ("batch", 4, "height", "width"), "timestep": ("batch",)})
+    {'batch': 2, 'height': 64, 'width': 64}
+
+    Raises:
+        InvalidRequest: no such input, or a shape of another rank, with another length than an axis has, with a length
+            of 0, or with two lengths for one name.
+    """
+    lengths: dict[str, int] = {}
+    for name, shape in shapes.items():
+        check_choice("input", name, axes)
+        if len(shape) != len(axes[name]) or not all(map(_holds, axes[name], shape, [lengths] * len(shape))):
+            raise InvalidRequest(
+                f"the shape {_shown(shape)} for input {name!r}",
+                allowed=f"{_shown(axes[name])}, no length of 0, and one length for each name in all inputs",
+            )
+    return lengths
+
+
+def fixed(shapes: Mapping[str, tuple[int, ...]], axes: Mapping[str, Axes]) -> dict[str, Axes]:
+    """The axes with these static shapes; a named axis is fixed in every input that has it. Raises as `bound` does.
+
+    >>> fixed({"sample": (2, 4)}, {"sample": ("batch", 4), "timestep": ("batch",), "text": ("tokens",)})
+    {'sample': (2, 4), 'timestep': (2,), 'text': ('tokens',)}
+    """
+    lengths = bound(shapes, axes)
+    return {name: shapes.get(name) or tuple(lengths.get(str(axis), axis) for axis in old) for name, old in axes.items()}
+
+
+def check_choice(word: str, given: str, known: Iterable[str]) -> None:
+    """Raise InvalidRequest for a name that is not known, and offer the nearest one."""
+    names = tuple(known)
+    if given not in names:
+        near = get_close_matches(given.lower(), names, n=1)
+        fix = f"did you mean {near[0]!r}?" if near else None
+        raise InvalidRequest(f"there is no {word} {given!r}", allowed=", ".join(names) or "none", fix=fix)
+
+
+def _holds(axis: int | str | None, length: int, lengths: dict[str, int]) -> bool:
+    """Whether the axis may be that long. The first length of a named axis is written to `lengths`."""
+    want = lengths.setdefault(axis, length) if isinstance(axis, str) else axis
+    return length > 0 and want in (None, length)
+
+
+def _fitted(array: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
+    if array.dtype.name != spec.dtype:
+        given = f"input {spec.name!r} was fed {array.dtype.name}"
+        raise InvalidRequest(given, allowed=spec.dtype, fix=f"use .astype({spec.dtype!r})")
+    return np.require(array, array.dtype.newbyteorder("="), ("C", "A"))
+
+
+def _shown(shape: Sequence[int | str | None]) -> str:
+    return f"[{', '.join('any' if axis is None else str(axis) for axis in shape)}]"

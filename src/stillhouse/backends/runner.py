@@ -1,0 +1,82 @@
+"""What every backend gives back: a network that takes named arrays and returns named arrays."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+from numpy.typing import NDArray
+
+from stillhouse.backends.feeds import fitted
+from stillhouse.backends.runtime import reported
+from stillhouse.backends.signature import Axes
+from stillhouse.core import TensorSpec
+
+Tensors: TypeAlias = dict[str, NDArray[Any]]
+
+
+class Runner(Protocol):
+    """One network, opened on one backend. To be called from one thread at a time; many may live in a process."""
+
+    @property
+    def backend(self) -> str:
+        """The name that `open_runner` was given."""
+
+    @property
+    def precision(self) -> str:
+        """What the heavy layers compute in, as read back from the runtime: f32, bf16, f16, int8 or mixed."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What must be fed, with the static shapes that were asked for."""
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What comes back."""
+
+    def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> Tensors:
+        """Run once. The arrays that come back belong to the caller: a later run does not touch them."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerOptions:
+    """How a network is opened.
+
+    Args:
+        precision: asked for. onnxruntime: f32. openvino: f32, bf16, f16 as the processor has them, or auto for
+            whatever the runtime prefers.
+        threads: at most so many; None leaves the number to the runtime.
+        shapes: static shapes by input name; inputs that are not named keep the graph's own axes.
+        cache: directory for compiled networks, where the runtime can keep them (openvino).
+    """
+
+    precision: str = "f32"
+    threads: int | None = None
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    cache: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GraphRunner:
+    """A Runner over an ONNX file: checks the feeds, calls the runtime, and turns its failures into ours."""
+
+    graph: Path
+    backend: str
+    precision: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    axes: Mapping[str, Axes]
+    run: Callable[[Tensors], Sequence[NDArray[Any]]]
+
+    def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> Tensors:
+        """Run once.
+
+        Raises:
+            InvalidRequest: a feed is missing, unknown, or of another dtype or shape than `inputs` says, or two
+                inputs differ in an axis that has the same name in the graph.
+            BackendFailed: the runtime gave up.
+        """
+        arrays = fitted(feeds, self.inputs, self.axes)
+        with reported(self.backend, self.graph, "run"):
+            results = self.run(arrays)
+        return {spec.name: result for spec, result in zip(self.outputs, results, strict=True)}

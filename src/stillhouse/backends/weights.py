@@ -1,0 +1,73 @@
+"""Where each tensor lies in a .safetensors file: eight bytes of length, a JSON header, then one flat buffer."""
+
+import json
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stillhouse.errors import PipelineError
+
+_DTYPES = {
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2",
+    "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor in a file: its safetensors type ("F32", "BF16", ...), shape, and bytes counted from the file's start."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    length: int
+
+
+def safetensors_layout(path: Path) -> dict[str, StoredTensor]:
+    """Every tensor of the file by name.
+
+    Raises:
+        PipelineError: the file is missing, or its header does not describe the bytes that follow it.
+    """
+    if not path.is_file():
+        raise PipelineError(f"there is no file {path}")
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(min(length, size)))
+        start = 8 + length
+        layout = {name: _stored(entry, start) for name, entry in header.items() if name != "__metadata__"}
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PipelineError(f"{path} is no safetensors file, or a part of one") from error
+    for name, tensor in layout.items():
+        if not start <= tensor.offset <= tensor.offset + tensor.length <= size:
+            raise PipelineError(f"{path} is cut short: tensor {name} ends at byte {tensor.offset + tensor.length}")
+    return layout
+
+
+def read_stored(path: Path, tensor: StoredTensor) -> NDArray[Any]:
+    """The tensor's values; bfloat16, which numpy does not have, comes as float32.
+
+    Raises:
+        PipelineError: a type that is not one of the plain ones.
+    """
+    if tensor.dtype not in _DTYPES:
+        raise PipelineError(f"{path} holds a tensor of type {tensor.dtype}", allowed=", ".join(_DTYPES))
+    flat = np.fromfile(path, _DTYPES[tensor.dtype], math.prod(tensor.shape), offset=tensor.offset)
+    if tensor.dtype == "BF16":
+        flat = (flat.astype(np.uint32) << 16).view(np.float32)
+    return flat.reshape(tensor.shape)
+
+
+def _stored(entry: dict[str, Any], start: int) -> StoredTensor:
+    begin, end = entry["data_offsets"]
+    dtype, shape = entry["dtype"], tuple(entry["shape"])
+    if dtype in _DTYPES and end - begin != math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize:
+        raise ValueError
+    return StoredTensor(dtype, shape, start + begin, end - begin)

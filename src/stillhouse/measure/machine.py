@@ -1,0 +1,104 @@
+"""The machine that a measurement was made on: what would change the figures, and nothing else."""
+
+import hashlib
+import math
+import os
+import platform
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+# The instructions that decide which precisions are fast, as Linux spells them on x86 and on ARM.
+_INSTRUCTIONS = (
+    *("avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
+    *("amx_tile", "amx_int8", "amx_bf16", "amx_fp16"),
+    *("asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2", "sme"),
+)
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A machine as this process may use it.
+
+    Args:
+        processor: its name, as it gives it.
+        cores: physical ones, as far as affinity and the container's quota let this process use them.
+        memory: bytes that the machine has, or that the container may use; None where the system does not say.
+        instructions: those of interest that the processor has, in a fixed order.
+        system: operating system and architecture, "Linux x86_64".
+        python: "3.11".
+    """
+
+    processor: str
+    cores: int
+    memory: int | None
+    instructions: tuple[str, ...]
+    system: str
+    python: str
+
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits, equal for machines on which figures can be compared.
+
+        Memory counts in whole GiB, since the kernel keeps a part that changes from one start to the next.
+        """
+        memory = None if self.memory is None else round(self.memory / _GIB)
+        facts = (self.processor, self.cores, memory, self.instructions, self.system, self.python)
+        return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
+
+
+def machine(root: Path = Path("/")) -> Machine:
+    """This machine. On Linux it is read from the files below `root`; elsewhere from what Python knows.
+
+    >>> machine().cores >= 1
+    True
+    """
+    processors = _processors(root)
+    first = processors[0] if processors else {}
+    flags = set(f"{first.get('flags', '')} {first.get('Features', '')}".split())
+    return Machine(
+        processor=first.get("model name") or platform.processor() or platform.machine(),
+        cores=_cores(processors, root),
+        memory=_memory(root),
+        instructions=tuple(name for name in _INSTRUCTIONS if name in flags),
+        system=f"{platform.system()} {platform.machine()}",
+        python=".".join(platform.python_version_tuple()[:2]),
+    )
+
+
+def _processors(root: Path) -> list[dict[str, str]]:
+    """The blocks of /proc/cpuinfo, one for each logical processor."""
+    blocks = re.split(r"\n\s*\n", _text(root / "proc/cpuinfo"))
+    pairs = [[line.partition(":") for line in block.splitlines()] for block in blocks]
+    fields = [{key.strip(): value.strip() for key, _, value in block} for block in pairs]
+    return [block for block in fields if "processor" in block]
+
+
+def _cores(processors: list[dict[str, str]], root: Path) -> int:
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    mine = [block for block in processors if block["processor"] in map(str, allowed)]
+    cores = {(block.get("physical id"), block.get("core id", block["processor"])) for block in mine}
+    quota, period = [*_text(root / "sys/fs/cgroup/cpu.max").split(), "", ""][:2]
+    share = math.ceil(int(quota) / int(period)) if quota.isdigit() and period.isdigit() else len(allowed)
+    return max(1, min(len(cores) or len(allowed), share))
+
+
+def _memory(root: Path) -> int | None:
+    total = re.search(r"^MemTotal:\s+(\d+) kB", _text(root / "proc/meminfo"), re.MULTILINE)
+    limit = _text(root / "sys/fs/cgroup/memory.max").strip()
+    sizes = [int(total[1]) * 1024] if total else _pages()
+    return min([*sizes, int(limit)] if limit.isdigit() else sizes, default=None)
+
+
+def _pages() -> list[int]:
+    try:
+        return [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    except (AttributeError, OSError, ValueError):
+        return []
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

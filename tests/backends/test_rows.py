@@ -1,0 +1,53 @@
+"""Invariant 1: what a row of a batch comes to does not depend on its neighbours, nor on how many it has."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stillhouse.backends import Runner, RunnerOptions, backends, open_runner
+from stillhouse.core import Array
+from tests.backends.networks import BACKENDS, apart, unet, unet_feeds, unet_float64, unet_weights, write
+
+ROWS = 8
+FEEDS = unet_feeds(ROWS, 8, 12)
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def runner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Runner:
+    return open_runner(write(unet(), tmp_path_factory.mktemp("rows") / "model.onnx"), request.param)
+
+
+@settings(max_examples=25, deadline=None)
+@given(picked=st.lists(st.integers(0, ROWS - 1), min_size=1, max_size=ROWS))
+def test_float32_rows_are_equal_to_the_last_bit_in_any_company(runner: Runner, picked: list[int]) -> None:
+    together = _rows(runner, picked)
+    alone = np.concatenate([_rows(runner, [row]) for row in picked])
+    np.testing.assert_array_equal(together, alone)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_float32_rows_are_equal_whether_shapes_are_static_or_not(backend: str, tmp_path: Path) -> None:
+    path = write(unet(), tmp_path / "model.onnx")
+    shapes = {name: (2, *array.shape[1:]) for name, array in FEEDS.items()}
+    fixed, free = open_runner(path, backend, RunnerOptions(shapes=shapes)), open_runner(path, backend)
+    np.testing.assert_array_equal(_rows(fixed, [3, 5]), np.concatenate([_rows(free, [3]), _rows(free, [5])]))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "f16"])
+def test_half_precisions_are_executed_where_the_processor_has_them(precision: str, tmp_path: Path) -> None:
+    """bfloat16 keeps 8 bits, so each of five layers rounds by 2e-3 at most; a row alone or in company is as close."""
+    offered = {status.name: status.precisions for status in backends()}["openvino"]
+    if precision not in offered:
+        pytest.skip(f"this processor has no {precision}; refusing it is tested in test_openvino.py")
+    runner = open_runner(write(unet(), tmp_path / "model.onnx"), "openvino", RunnerOptions(precision=precision))
+    assert runner.precision in (precision, "mixed")
+    want = unet_float64(FEEDS, unet_weights())
+    for company in ([0], [0, 3], list(range(ROWS))):
+        assert apart(_rows(runner, company), want[company]) < 3e-2
+
+
+def _rows(runner: Runner, picked: list[int]) -> Array:
+    return runner({name: array[picked] for name, array in FEEDS.items()})["out_sample"]

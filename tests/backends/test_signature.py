@@ -1,0 +1,116 @@
+"""An ONNX file is read without a runtime, and as the onnx library reads it."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto
+
+from stillhouse.backends.signature import read_signature
+from stillhouse.errors import PipelineError
+from tests.backends.networks import network, node, unet, write
+
+AXES = st.lists(st.one_of(st.integers(1, 2**40), st.sampled_from(["batch", "höhe"]), st.none()), max_size=4)
+
+
+@given(axes=st.lists(AXES, min_size=1, max_size=4))
+def test_reads_what_the_library_wrote(
+    tmp_path_factory: pytest.TempPathFactory, axes: list[list[int | str | None]]
+) -> None:
+    inputs = [(f"in{place}", shape) for place, shape in enumerate(axes)]
+    nodes = [node("Identity", [name], [name.replace("in", "out")]) for name, _ in inputs]
+    model = network(nodes, inputs, [(name.replace("in", "out"), shape) for name, shape in inputs])
+    signature = read_signature(write(model, tmp_path_factory.mktemp("signature") / "model.onnx"))
+    assert signature.inputs == {name: tuple(shape) for name, shape in inputs}
+    assert signature.outputs == tuple(f"out{place}" for place in range(len(axes)))
+    assert (signature.external, signature.arithmetic) == ({}, "f32")
+
+
+@settings(max_examples=80)
+@given(data=st.data())
+def test_a_part_of_a_file_is_read_whole_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    path = write(unet(), tmp_path_factory.mktemp("part") / "model.onnx")
+    whole, content = read_signature(path), path.read_bytes()
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    try:
+        assert read_signature(path) == whole
+    except PipelineError as error:
+        assert str(path) in str(error)
+
+
+@settings(max_examples=80)
+@given(content=st.binary(max_size=200))
+def test_anything_else_is_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    path = tmp_path_factory.mktemp("noise") / "model.onnx"
+    path.write_bytes(content)
+    with pytest.raises(PipelineError, match=r"model.onnx is no ONNX graph"):
+        read_signature(path)
+
+
+def test_initializers_that_are_listed_as_inputs_are_not_fed(tmp_path: Path) -> None:
+    model = network([node("Add", ["x", "w"], ["y"])], [("x", [2])], [("y", [2])], {"w": np.ones(2, np.float32)})
+    model.graph.input.append(onnx.helper.make_tensor_value_info("w", TensorProto.FLOAT, [2]))
+    assert list(read_signature(write(model, tmp_path / "old.onnx")).inputs) == ["x"]
+
+
+def test_files_beside_the_graph_are_found_whole(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(unet(), path, save_as_external_data=True, location="weights.bin", size_threshold=256)
+    weights = tmp_path / "weights.bin"
+    assert list(read_signature(path).external) == ["weights.bin"]
+    content = weights.read_bytes()
+    weights.write_bytes(content[: len(content) // 2])
+    with pytest.raises(PipelineError, match=r"weights.bin has \d+ bytes, but the weights of model.onnx end at"):
+        read_signature(path)
+    weights.unlink()
+    with pytest.raises(PipelineError, match=r"weights.bin, which holds weights of model.onnx, is missing"):
+        read_signature(path)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "arithmetic"),
+    [
+        ([node("Cast", ["h"], ["w"], to=TensorProto.FLOAT), node("MatMul", ["x", "w"], ["y"])], "f32"),
+        (
+            [
+                node("Transpose", ["h"], ["t"], perm=[1, 0]),
+                node("Cast", ["t"], ["w"], to=TensorProto.FLOAT),
+                node("MatMul", ["x", "w"], ["y"]),
+            ],
+            "f32",
+        ),
+        (
+            [
+                node("Cast", ["x"], ["a"], to=TensorProto.FLOAT16),
+                node("MatMul", ["a", "h"], ["b"]),
+                node("Cast", ["b"], ["y"], to=TensorProto.FLOAT),
+            ],
+            "mixed",
+        ),
+        (
+            [
+                node("Cast", ["x"], ["a"], to=TensorProto.BFLOAT16),
+                node("Neg", ["a"], ["b"]),
+                node("Cast", ["b"], ["y"], to=TensorProto.FLOAT),
+            ],
+            "mixed",
+        ),
+        (
+            [
+                node("DynamicQuantizeLinear", ["x"], ["q", "scale", "zero"]),
+                node("DequantizeLinear", ["q", "scale", "zero"], ["y"]),
+            ],
+            "mixed",
+        ),
+    ],
+)
+def test_halves_that_are_stored_are_told_from_halves_that_are_computed_with(
+    nodes: list[onnx.NodeProto], arithmetic: str, tmp_path: Path
+) -> None:
+    model = network(nodes, [("x", ["n", 2])], [("y", ["n", 2])], {"h": np.eye(2, dtype=np.float16)})
+    assert read_signature(write(model, tmp_path / "model.onnx")).arithmetic == arithmetic

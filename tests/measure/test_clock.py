@@ -1,0 +1,47 @@
+"""Fair timing: turns, pairs, intervals."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stillhouse.measure.clock import alternate, paired_ratio, summarise
+
+
+def test_subjects_take_turns_and_the_order_turns_round() -> None:
+    order: list[str] = []
+
+    def subject(name: str) -> Callable[[], float]:
+        def run() -> float:
+            order.append(name)
+            return float(len(order))
+
+        return run
+
+    seconds = alternate({"a": subject("a"), "b": subject("b")}, rounds=3)
+    assert order == ["a", "b", "b", "a", "a", "b"]
+    assert seconds == {"a": [1, 4, 5], "b": [2, 3, 6]}
+
+
+@given(st.floats(0.1, 10), st.lists(st.floats(0.5, 2.0), min_size=3, max_size=20))
+def test_a_drift_that_both_share_leaves_the_ratio_alone(factor: float, drift: list[float]) -> None:
+    ratio = paired_ratio([factor * slow for slow in drift], drift)
+    assert (ratio.low, ratio.value, ratio.high) == pytest.approx((factor, factor, factor))
+
+
+def test_the_interval_covers_the_true_ratio_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(200):
+        noise = np.exp(rng.normal(0, 0.2, (2, 25)))
+        ratio = paired_ratio((3 * noise[0]).tolist(), noise[1].tolist(), resamples=300)
+        hits += ratio.low <= 3 <= ratio.high
+    assert 0.85 <= hits / 200 <= 1.0
+
+
+def test_summary_of_known_seconds() -> None:
+    timing = summarise([3.0, 1.0, 2.0])
+    assert (timing.median, timing.least, timing.runs) == (2.0, 1.0, 3)
+    assert timing.p95 == pytest.approx(2.9)
