@@ -1,9 +1,9 @@
 """The mathematics of a walk from noise to picture: levels, predictions, samplers, guidance, noise, trajectories."""
 
-from stillhouse.diffusion.grid import CLEAN, Grid, Point, Sigmas, Spacing, grid, grid_at
 from stillhouse.diffusion.guidance import guide, is_guided, rescale
 from stillhouse.diffusion.noise import LARGEST_SEED, START, check_seed, gaussian
-from stillhouse.diffusion.prediction import Prediction, denoised, noise, noised, target
+from stillhouse.diffusion.points import CLEAN, Grid, Point, Sigmas, Spacing, grid, grid_at
+from stillhouse.diffusion.prediction import Prediction, denoised, noised, predicted_noise, target
 from stillhouse.diffusion.samplers import SAMPLERS, Evaluation, Past, Sampler, find_sampler
 from stillhouse.diffusion.schedule import Kind, Schedule, alphas_cumprod, noise_levels
 from stillhouse.diffusion.trajectory import Conditioning, Course, Denoiser, Keep, Trajectory, advance
@@ -38,9 +38,9 @@ __all__ = [
     "grid_at",
     "guide",
     "is_guided",
-    "noise",
     "noise_levels",
     "noised",
+    "predicted_noise",
     "rescale",
     "target",
 ]

@@ -1,6 +1,5 @@
 """Refusals: each says what was given, what is allowed, and what to do about it."""
 
-import math
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -32,5 +31,4 @@ def check_whole(word: str, given: object, least: int, most: int) -> None:
 def check_number(word: str, given: object, least: float, most: float) -> None:
     """Refuse a number that is not from least to most, and anything that is no number."""
     if not isinstance(given, int | float) or not least <= given <= most:
-        reach = f"from {least:g} to {most:g}" if math.isfinite(most) else f"from {least:g} up"
-        raise InvalidRequest(f"{word} is {given!r}", allowed=f"a number {reach}")
+        raise InvalidRequest(f"{word} is {given!r}", allowed=f"a number from {least:g} to {most:g}")

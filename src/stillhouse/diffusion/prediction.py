@@ -70,7 +70,7 @@ def denoised(prediction: Prediction, output: Tensor, z: Tensor, alpha: Level, si
     return z * of_z + output * of_output
 
 
-def noise(prediction: Prediction, output: Tensor, z: Tensor, alpha: Level, sigma: Level) -> Tensor:
+def predicted_noise(prediction: Prediction, output: Tensor, z: Tensor, alpha: Level, sigma: Level) -> Tensor:
     """The noise that the network sees in z; arguments as in `denoised`."""
     of_z, of_output = noise_weights(prediction, alpha, sigma)
     return z * of_z + output * of_output

@@ -20,12 +20,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from types import MappingProxyType
-from typing import Generic, NamedTuple, Protocol
+from typing import Generic, NamedTuple, Protocol, TypeAlias
 
 from stillhouse.diffusion.check import check_choice
-from stillhouse.diffusion.grid import Grid, Point
+from stillhouse.diffusion.points import Grid, Point
 from stillhouse.diffusion.tensor import Level, Tensor
-
+from stillhouse.errors import InvalidRequest
 
 _NEARLY_PURE = 1000.0
 """sigma / alpha above which `heun` changes its variable: above the 157 of DDPM's linear schedule, below squaredcos."""
@@ -45,6 +45,7 @@ class Evaluation:
 
     `at` is the level at which the network is asked, `start` to `end` the interval that the move crosses: `at` is its
     start, or its end where Heun looks a second time. `share` of the full walk was done when the interval began.
+    `reach` is half the interval over the one before it, in lambda: how far beyond the latest x0 its middle lies.
     """
 
     at: Point
@@ -52,6 +53,7 @@ class Evaluation:
     end: Point
     share: float
     move: Move
+    reach: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,19 +66,23 @@ class Past(Generic[Tensor]):
     earlier: "Past[Tensor] | None" = None
 
 
-class Aim(Protocol):
-    """Given z, x0, the evaluation and the past: the point to move from, the point to aim at, and the new past."""
+Aimed: TypeAlias = tuple[Tensor, Tensor, Past[Tensor] | None]
+"""The picture to move from, the picture to aim at, and the past for the next step."""
 
-    def __call__(
+
+class Aim(Protocol):
+    """What makes a sampler: given z, x0, the evaluation and the past, where to move from and where to aim."""
+
+    def __call__(  # noqa: D102
         self, z: Tensor, denoised: Tensor, evaluation: Evaluation, past: Past[Tensor] | None, /
-    ) -> tuple[Tensor, Tensor, Past[Tensor] | None]: ...
+    ) -> Aimed[Tensor]: ...
 
 
 def interval(start: Point, end: Point, eta: float = 0.0) -> Move:
     """The move that holds x0 still (DDIM, arXiv 2010.02502, equations 12 and 16; any alpha and sigma).
 
     eta = 0 is the first-order ODE step, eta = 1 the ancestral one: DDPM's posterior (arXiv 2006.11239, equation 7),
-    Euler ancestral, and the first-order SDE-DPM-Solver++ (arXiv 2211.01095, equation 18).
+    Euler ancestral, and the first-order SDE-DPM-Solver++ (arXiv 2211.01095).
     """
     decay = start.alpha * end.sigma / (end.alpha * start.sigma)
     fresh = eta * end.sigma * math.sqrt(1 - decay * decay)
@@ -94,16 +100,12 @@ def crossed(origin: Tensor, aim: Tensor, kept: Level, gained: Level) -> Tensor:
     return origin * kept + aim * gained
 
 
-def straight(
-    z: Tensor, denoised: Tensor, evaluation: Evaluation, past: Past[Tensor] | None
-) -> tuple[Tensor, Tensor, Past[Tensor] | None]:
+def straight(z: Tensor, denoised: Tensor, evaluation: Evaluation, past: Past[Tensor] | None) -> Aimed[Tensor]:
     """From z, at x0."""
     return z, denoised, None
 
 
-def heun(
-    z: Tensor, denoised: Tensor, evaluation: Evaluation, past: Past[Tensor] | None
-) -> tuple[Tensor, Tensor, Past[Tensor] | None]:
+def heun(z: Tensor, denoised: Tensor, evaluation: Evaluation, past: Past[Tensor] | None) -> Aimed[Tensor]:
     """The trapezoid of EDM (arXiv 2206.00364, algorithm 1, without churn) in sigma / alpha, whose slope is the noise.
 
     From pure noise sigma / alpha is infinite, and from nearly pure noise one step crosses so much of it that the
@@ -119,17 +121,13 @@ def heun(
     return past.z, (past.z - 0.5 * start.sigma * (first + second)) / start.alpha, None
 
 
-def dpmpp_2m(
-    z: Tensor, denoised: Tensor, evaluation: Evaluation, past: Past[Tensor] | None
-) -> tuple[Tensor, Tensor, Past[Tensor] | None]:
+def dpmpp_2m(z: Tensor, denoised: Tensor, evaluation: Evaluation, past: Past[Tensor] | None) -> Aimed[Tensor]:
     """DPM-Solver++ 2M (arXiv 2211.01095, algorithm 2): x0 extrapolated half an interval along lambda."""
     return z, _extrapolated(denoised, evaluation, past), Past(evaluation.at, z, denoised)
 
 
-def unipc(
-    z: Tensor, denoised: Tensor, evaluation: Evaluation, past: Past[Tensor] | None
-) -> tuple[Tensor, Tensor, Past[Tensor] | None]:
-    """UniPC-2 for x0 with B2(h) = e^h - 1 (arXiv 2302.04867, algorithms 5 to 8): correct the last move, then predict.
+def unipc(z: Tensor, denoised: Tensor, evaluation: Evaluation, past: Past[Tensor] | None) -> Aimed[Tensor]:
+    """UniPC-2 for x0 with B2(h) = e^h - 1 (arXiv 2302.04867): correct the last move, then predict.
 
     Its predictor is DPM-Solver++ 2M; its corrector takes the last interval again, with the x0 found at its end.
     """
@@ -141,26 +139,25 @@ def unipc(
     return z, _extrapolated(denoised, evaluation, past), Past(evaluation.at, z, denoised, earlier)
 
 
-def lcm(
-    z: Tensor, denoised: Tensor, evaluation: Evaluation, past: Past[Tensor] | None
-) -> tuple[Tensor, Tensor, Past[Tensor] | None]:
-    """The consistency function c_skip * z + c_out * x0 (arXiv 2310.04378, equation 9, timesteps scaled by 10)."""
+def lcm(z: Tensor, denoised: Tensor, evaluation: Evaluation, past: Past[Tensor] | None) -> Aimed[Tensor]:
+    """The consistency function c_skip * z + c_out * x0 (arXiv 2303.01469, equation 5) as latent models set it.
+
+    At timestep 0 it is z itself, noise included: walk trailing grids, which end well above.
+    """
     data, time = 0.5, 10 * evaluation.at.timestep
     skip = data**2 / (time**2 + data**2)
     return z, skip * z + time / math.hypot(time, data) * denoised, None
 
 
 def _extrapolated(denoised: Tensor, evaluation: Evaluation, past: Past[Tensor] | None) -> Tensor:
-    """x0 half way to the end of the interval; the interval that ends clean is endless in lambda and takes it as is."""
-    if past is None or evaluation.end.sigma == 0:
+    """x0 in the middle of the interval, on the line through the latest two."""
+    if past is None or evaluation.reach == 0:
         return denoised
-    here = evaluation.at.half_log_snr
-    reach = 0.5 * (evaluation.end.half_log_snr - here) / (here - past.point.half_log_snr)
-    return denoised + reach * (denoised - past.denoised)
+    return denoised + evaluation.reach * (denoised - past.denoised)
 
 
 def _corrected(denoised: Tensor, here: Point, past: Past[Tensor]) -> Tensor:
-    """UniC's aim for the interval from `past` to here (arXiv 2302.04867, algorithm 6)."""
+    """UniC-2's aim for the interval from `past` to here; the first interval has no earlier x0 and takes UniC-1's."""
     if past.earlier is None:
         return 0.5 * (past.denoised + denoised)
     h = here.half_log_snr - past.point.half_log_snr
@@ -171,6 +168,14 @@ def _corrected(denoised: Tensor, here: Point, past: Past[Tensor]) -> Tensor:
     before = (first - second) / (1 - ratio)
     backward = (before / ratio) * (past.earlier.denoised - past.denoised)
     return past.denoised + backward + (first - before) * (denoised - past.denoised)
+
+
+def _reach(before: Point, start: Point, end: Point) -> float:
+    """`Evaluation.reach`; 0 where nothing is before it, and into the clean picture, whose interval has no middle."""
+    if before == start or end.sigma == 0:
+        return 0.0
+    here = start.half_log_snr
+    return 0.5 * (end.half_log_snr - here) / (here - before.half_log_snr)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,13 +209,15 @@ class Sampler:
     def plan(self, grid: Grid, eta: float = 0.0) -> tuple[Evaluation, ...]:
         """Every evaluation of a walk over the grid, in order; `eta` counts where the sampler lets the picture say."""
         eta = eta if self.eta is None else self.eta
-        plan = []
+        plan: list[Evaluation] = []
+        before = grid.points[0]
         for step, (start, end) in enumerate(pairwise(grid.points), grid.skipped):
             share = step / (grid.skipped + grid.steps)
-            move = self.moves(start, end, eta)
-            plan.append(Evaluation(start, start, end, share, move))
+            move, reach = self.moves(start, end, eta), _reach(before, start, end)
+            plan.append(Evaluation(start, start, end, share, move, reach))
             if self.looks_twice and end.sigma > 0:
-                plan.append(Evaluation(end, start, end, share, move))
+                plan.append(Evaluation(end, start, end, share, move, reach))
+            before = start
         return tuple(plan)
 
     def step(
@@ -232,11 +239,18 @@ class Sampler:
 
         Returns:
             The picture at `evaluation.end`, and the past for the next step.
+
+        Raises:
+            InvalidRequest: noise is needed and there is none.
         """
         origin, aim, past = self.aim(z, denoised, evaluation, past)
         kept, gained, fresh = evaluation.move
         moved = crossed(origin, aim, kept, gained)
-        return (moved if noise is None or fresh == 0 else moved + fresh * noise), past
+        if fresh == 0:
+            return moved, past
+        if noise is None:
+            raise InvalidRequest("a stochastic step without noise", allowed="standard normal noise, shaped as z")
+        return moved + fresh * noise, past
 
 
 SAMPLERS: Mapping[str, Sampler] = MappingProxyType(

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from stillhouse.core import Array
 from stillhouse.diffusion.check import check_number
-from stillhouse.diffusion.grid import Grid, Point
 from stillhouse.diffusion.guidance import guide, is_guided, rescale
 from stillhouse.diffusion.noise import check_seed, gaussian
+from stillhouse.diffusion.points import Grid, Point
 from stillhouse.diffusion.prediction import Prediction, check_prediction, denoised_weights, noised
-from stillhouse.diffusion.samplers import SAMPLERS, Evaluation, Past, crossed, find_sampler
+from stillhouse.diffusion.samplers import SAMPLERS, Aimed, Evaluation, Past, crossed, find_sampler
 from stillhouse.diffusion.tensor import Level
 from stillhouse.errors import InvalidRequest
 
@@ -54,7 +54,7 @@ class Course:
     def __post_init__(self) -> None:
         sampler = find_sampler(self.sampler)
         check_prediction(self.prediction)
-        check_number("guidance", self.guidance, 0, float("inf"))
+        check_number("guidance", self.guidance, 0, 1000)
         check_number("guidance_rescale", self.guidance_rescale, 0, 1)
         begin, end = self.guidance_interval
         check_number("the end of guidance_interval", end, 0, 1)
@@ -202,7 +202,7 @@ def _outputs(trajectories: Sequence[Trajectory], now: Sequence[Evaluation], z: A
     conditioning = {name: np.array([inputs[name] for _, inputs in rows]) for name in rows[0][1]}
     answers = denoise(_network_input(trajectories, z)[[picture for picture, _ in rows]], timesteps, conditioning)
 
-    output: Array = answers[conditional]
+    output: Array = answers[conditional].astype(np.float32, copy=False)
     if guided:
         unconditional = answers[[conditional[picture] - 1 for picture in guided]]
         (scales,) = _columns([(trajectories[picture].course.guidance,) for picture in guided])
@@ -218,9 +218,7 @@ def _weights(trajectory: Trajectory, evaluation: Evaluation) -> tuple[Level, Lev
     return *denoised_weights(trajectory.course.prediction, level.alpha, level.sigma), move.kept, move.gained
 
 
-def _aimed(
-    trajectory: Trajectory, evaluation: Evaluation, z: Array, denoised: Array
-) -> tuple[Array, Array, Past[Array] | None]:
+def _aimed(trajectory: Trajectory, evaluation: Evaluation, z: Array, denoised: Array) -> Aimed[Array]:
     return SAMPLERS[trajectory.course.sampler].aim(z, denoised, evaluation, trajectory.past)
 
 
