@@ -40,8 +40,7 @@ def alternate(subjects: Mapping[str, Callable[[], float]], rounds: int) -> dict[
     """
     seconds: dict[str, list[float]] = {name: [] for name in subjects}
     for turn in range(rounds):
-        names = list(subjects) if turn % 2 == 0 else list(reversed(subjects))
-        for name in names:
+        for name in list(subjects)[:: -1 if turn % 2 else 1]:
             seconds[name].append(subjects[name]())
     return seconds
 

@@ -48,8 +48,11 @@ class Painter:
         picture = empty if walk.request.seed % self.wrong == 0 else self.truths[walk.request.prompt]
         return ImageResult(picture, walk.request, 0.0)
 
-    def reconstruct(self, picture: Picture) -> Picture:
+    def encode_picture(self, picture: Picture) -> Picture:
         return picture
+
+    def decode(self, latents: Picture) -> Picture:
+        return latents
 
 
 def painter(wrong: int) -> Pipeline:

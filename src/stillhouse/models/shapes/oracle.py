@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from stillhouse.core import Picture
 from stillhouse.models.shapes.caption import Description
-from stillhouse.models.shapes.scene import CANVAS, PALETTE, SHAPES, SIZE_BOUNDARY, coverage, distance, paint
+from stillhouse.models.shapes.scene import CANVAS, PALETTE, SHAPES, SIZE_BOUNDARY, Field, coverage, distance, paint
 
 ATTRIBUTES = ("count", "background", "shape", "colour", "size", "relation")
 
@@ -99,7 +100,7 @@ class Score:
         return self.all_correct and self.clean
 
 
-def read(picture: NDArray[np.uint8]) -> Reading:
+def read(picture: Picture) -> Reading:
     """Read a picture, uint8 [64, 64, 3].
 
     >>> from stillhouse.models.shapes.scene import Figure, Scene, draw
@@ -121,12 +122,12 @@ def read(picture: NDArray[np.uint8]) -> Reading:
     return Reading(figures, name, _triple(background), error, stray)
 
 
-def score(picture: NDArray[np.uint8], caption: Description) -> Score:
+def score(picture: Picture, caption: Description) -> Score:
     """Score a picture against what a caption says. A wrong number of figures scores zero on what is said of them."""
     return score_reading(read(picture), caption, picture)
 
 
-def score_reading(reading: Reading, caption: Description, picture: NDArray[np.uint8]) -> Score:
+def score_reading(reading: Reading, caption: Description, picture: Picture) -> Score:
     """`score` for a picture that was read already."""
     rerender = _psnr(picture, redraw(reading))
     background = float(caption.background in (None, reading.background))
@@ -137,7 +138,7 @@ def score_reading(reading: Reading, caption: Description, picture: NDArray[np.ui
     return Score(1.0, background, shape, colour, size, relation, reading.clean, rerender)
 
 
-def redraw(reading: Reading) -> NDArray[np.uint8]:
+def redraw(reading: Reading) -> Picture:
     """A clean drawing of what was read, in the colours that were read."""
     return paint([(coverage(f.shape, f.x, f.y, f.radius), f.rgb) for f in reading.figures], reading.rgb)
 
@@ -165,7 +166,7 @@ def _relation(first: Seen, second: Seen) -> str:
 
 
 def _read_figure(
-    pixels: NDArray[np.float32], background: NDArray[np.float32], labels: NDArray[np.int32], label: int
+    pixels: NDArray[np.float32], background: NDArray[np.float32], labels: NDArray[np.signedinteger], label: int
 ) -> Seen:
     region = labels == label
     core = ndimage.binary_erosion(region, iterations=2)
@@ -191,7 +192,7 @@ def _read_figure(
     )
 
 
-def _fit(shape: str, matte: NDArray[np.float32]) -> tuple[str, float, float, float, float]:
+def _fit(shape: str, matte: Field) -> tuple[str, float, float, float, float]:
     """(shape, error, x, y, radius) of the figure with the matte's own area and centroid."""
     area = float(matte.sum())
     centres = np.arange(CANVAS, dtype=np.float32) + np.float32(0.5)
@@ -217,7 +218,7 @@ def _nearest_colour(rgb: NDArray[np.float32]) -> tuple[str, float]:
     return _NAMES[nearest], float(distances[nearest])
 
 
-def _psnr(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
+def _psnr(one: Picture, other: Picture) -> float:
     """PSNR in dB, capped at 60."""
     error = float(((one.astype(np.float32) - other.astype(np.float32)) ** 2).mean())
     return 10 * math.log10(255**2 / max(error, 0.065025))

@@ -8,12 +8,17 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stillhouse.core import Picture
+
 CANVAS = 64
+Field: TypeAlias = NDArray[np.floating[Any]]
+"""One number for each pixel."""
+
 PALETTE: Mapping[str, tuple[int, int, int]] = {
     "red": (214, 39, 40),
     "green": (44, 160, 68),
@@ -56,7 +61,7 @@ class Scene:
     relation: str | None = None
 
 
-def distance(shape: str, x: NDArray[np.float32], y: NDArray[np.float32], radius: float) -> NDArray[np.float32]:
+def distance(shape: str, x: Field, y: Field, radius: float) -> Field:
     """Signed distance in pixels from the outline of a figure centred at the origin: negative inside.
 
     Exact for circles, and exact near the straight edges of the others, which is where anti-aliasing looks.
@@ -64,13 +69,14 @@ def distance(shape: str, x: NDArray[np.float32], y: NDArray[np.float32], radius:
     return _OUTLINES[shape](x, y, radius)
 
 
-def coverage(shape: str, x: float, y: float, radius: float, canvas: int = CANVAS) -> NDArray[np.float32]:
+def coverage(shape: str, x: float, y: float, radius: float, canvas: int = CANVAS) -> Field:
     """Share of each pixel that a figure covers, 0 to 1, shape [canvas, canvas]."""
     px, py = _pixel_centres(canvas)
-    return np.clip(0.5 - distance(shape, px - np.float32(x), py - np.float32(y), radius), 0, 1).astype(np.float32)
+    covered: Field = np.clip(0.5 - distance(shape, px - np.float32(x), py - np.float32(y), radius), 0, 1)
+    return covered
 
 
-def draw(scene: Scene) -> NDArray[np.uint8]:
+def draw(scene: Scene) -> Picture:
     """The scene's picture: uint8 [64, 64, 3], anti-aliased, figures painted in order.
 
     >>> picture = draw(Scene((Figure("circle", "red", "big", 32, 32, 12.5),), "white"))
@@ -82,15 +88,14 @@ def draw(scene: Scene) -> NDArray[np.uint8]:
     )
 
 
-def paint(
-    layers: list[tuple[NDArray[np.float32], tuple[float, float, float]]], background: tuple[float, float, float]
-) -> NDArray[np.uint8]:
+def paint(layers: list[tuple[Field, tuple[float, float, float]]], background: tuple[float, float, float]) -> Picture:
     """Layers of (coverage, RGB) composited over a flat background, rounded to uint8."""
     picture = np.empty((CANVAS, CANVAS, 3), np.float32)
     picture[:] = background
     for cover, colour in layers:
         picture += cover[..., None] * (np.asarray(colour, np.float32) - picture)
-    return np.clip(picture + 0.5, 0, 255).astype(np.uint8)
+    rounded: Picture = np.clip(picture + 0.5, 0, 255).astype(np.uint8)
+    return rounded
 
 
 def sample_scene(rng: np.random.Generator, figures: int | None = None) -> Scene:
@@ -134,30 +139,34 @@ def _choose(rng: np.random.Generator, options: tuple[str, ...]) -> str:
 
 
 @cache
-def _pixel_centres(canvas: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _pixel_centres(canvas: int) -> tuple[Field, Field]:
     y, x = np.mgrid[0:canvas, 0:canvas].astype(np.float32) + np.float32(0.5)
     return x, y
 
 
-def _circle(x: NDArray[np.float32], y: NDArray[np.float32], radius: float) -> NDArray[np.float32]:
-    return np.hypot(x, y) - radius
+def _circle(x: Field, y: Field, radius: float) -> Field:
+    outline: Field = np.hypot(x, y) - radius
+    return outline
 
 
-def _square(x: NDArray[np.float32], y: NDArray[np.float32], radius: float) -> NDArray[np.float32]:
-    return np.maximum(np.abs(x), np.abs(y)) - 0.88 * radius
+def _square(x: Field, y: Field, radius: float) -> Field:
+    outline: Field = np.maximum(np.abs(x), np.abs(y)) - 0.88 * radius
+    return outline
 
 
-def _triangle(x: NDArray[np.float32], y: NDArray[np.float32], radius: float) -> NDArray[np.float32]:
+def _triangle(x: Field, y: Field, radius: float) -> Field:
     """Upright and isosceles: as wide as it is high."""
     half = 0.95 * radius
-    return np.maximum(y - half, (2 * np.abs(x) - (y + half)) / math.sqrt(5))
+    outline: Field = np.maximum(y - half, (2 * np.abs(x) - (y + half)) / math.sqrt(5))
+    return outline
 
 
-def _cross(x: NDArray[np.float32], y: NDArray[np.float32], radius: float) -> NDArray[np.float32]:
+def _cross(x: Field, y: Field, radius: float) -> Field:
     reach, arm = 0.98 * radius, 0.34 * radius
     ax, ay = np.abs(x), np.abs(y)
-    return np.minimum(np.maximum(ax - reach, ay - arm), np.maximum(ax - arm, ay - reach))
+    outline: Field = np.minimum(np.maximum(ax - reach, ay - arm), np.maximum(ax - arm, ay - reach))
+    return outline
 
 
-_Outline: TypeAlias = Callable[[NDArray[np.float32], NDArray[np.float32], float], NDArray[np.float32]]
+_Outline: TypeAlias = Callable[[Field, Field, float], Field]
 _OUTLINES: Mapping[str, _Outline] = {"circle": _circle, "square": _square, "triangle": _triangle, "cross": _cross}

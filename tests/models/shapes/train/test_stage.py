@@ -28,7 +28,8 @@ class LineStage:
         if update == self.stop_at:
             raise KeyboardInterrupt
         x = torch.randn(self.recipe.batch, 1, generator=torch.Generator().manual_seed(update))
-        return ((self.network(x) - 3 * x) ** 2).mean()
+        loss: torch.Tensor = ((self.network(x) - 3 * x) ** 2).mean()
+        return loss
 
     def judge(self) -> Mapping[str, float]:
         return {"slope": self.network.weight.item()}

@@ -30,6 +30,7 @@ class AutoencoderStage:
         self._scenes = [sample_scene(rng) for _ in range(_JUDGED)]
 
     def loss(self, update: int) -> torch.Tensor:
+        """The loss of a fresh batch: crops first, whole pictures last."""
         pictures = self._batch(update)
         posterior = self.network.encode(pictures).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(update))

@@ -72,4 +72,5 @@ def build_scheduler() -> Any:
         rescale_betas_zero_snr=True,
         clip_sample=False,
         set_alpha_to_one=True,
+        steps_offset=1,  # of no effect with trailing spacing; diffusers warns about anything else
     )

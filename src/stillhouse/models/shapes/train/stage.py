@@ -1,7 +1,6 @@
 """One learning stage and the loop that every stage shares: resumable, seeded, logged."""
 
 import csv
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,16 +19,21 @@ class Stage(Protocol):
     """What the loop needs of a stage.
 
     `loss` draws its own batch from the number of the update, so that a resumed run sees what an uninterrupted one
-    would have seen. `judge` measures the averaged weights.
+    would have seen.
     """
 
     name: str
     recipe: StageRecipe
-    network: nn.Module
 
-    def loss(self, update: int) -> torch.Tensor: ...
+    @property
+    def network(self) -> nn.Module:
+        """What learns."""
 
-    def judge(self) -> Mapping[str, float]: ...
+    def loss(self, update: int) -> torch.Tensor:
+        """The loss of a fresh batch, a scalar with gradients."""
+
+    def judge(self) -> Mapping[str, float]:
+        """Named scores of the network as it stands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +124,7 @@ class _Run:
         if not torch.isfinite(loss):
             raise FloatingPointError(f"{self.stage.name}: the loss of update {update} is {loss.item()}")
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(parameters, _CLIP)
         self.optimiser.step()
         # Early averages forget quickly, or the start would weigh on them for thousands of updates.
@@ -184,7 +188,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file under a temporary name and rename it, so that it is either whole or absent."""
     partial = path.with_name(path.name + ".partial")
     write(partial)
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def _log(path: Path, tick: Tick) -> None:

@@ -35,6 +35,7 @@ class TextStage:
         self._unseen = [sample_held_out(rng)[1] for _ in range(_JUDGED)]
 
     def loss(self, update: int) -> torch.Tensor:
+        """The mean cross-entropy over a fresh batch of captions and all slots."""
         rng = stream(self.seed, 4, update)
         scenes = (sample_scene(rng) for _ in range(2 * self.recipe.batch))
         captions = [caption for scene in scenes if (caption := sample_seen(scene, rng))][: self.recipe.batch]
@@ -44,6 +45,7 @@ class TextStage:
         return torch.stack(losses).mean()
 
     def judge(self) -> Mapping[str, float]:
+        """Shares of slots, and of whole captions, that are read right; on captions that training never sees."""
         answers = self.network(tokens(self.tokenizer, [str(caption) for caption in self._unseen]))
         truth = torch.tensor([_slots(caption) for caption in self._unseen])
         right = torch.stack([answer.argmax(1) == truth[:, slot] for slot, answer in enumerate(answers)], dim=1)
@@ -61,6 +63,7 @@ class SlotReader(nn.Module):
         self.readers = nn.ModuleList(nn.Linear(TEXT_WIDTH, len(words) + 1) for words in _SLOTS)
 
     def forward(self, ids: torch.Tensor) -> list[torch.Tensor]:
+        """Logits for each slot, from token ids [captions, 24]."""
         states = self.encoder(ids).last_hidden_state
         weights = (self.queries @ self.keys(states).transpose(1, 2) / math.sqrt(TEXT_WIDTH)).softmax(-1)
         read = weights @ states

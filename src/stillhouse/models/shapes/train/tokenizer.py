@@ -15,7 +15,7 @@ _LATER = (
 )
 """Words that the world does not have yet: fine-tuned models may need them, and a token cannot be added later."""
 WORDS = tuple(
-    sorted({*SIZES, *PALETTE, *SHAPES, *" ".join(RELATIONS).split(), *"a on background".split(), *_LATER.split()})
+    sorted({*SIZES, *PALETTE, *SHAPES, *" ".join(RELATIONS).split(), *["a", "on", "background"], *_LATER.split()})
 )
 
 

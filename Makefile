@@ -1,0 +1,54 @@
+# Every target sets up what it needs, from a bare Python 3.11 or later, in .venv of this directory.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# Where only a build for one accelerator is wanted: make test TORCH=torch==2.13.0+cpu
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench train constraints clean
+
+help: ## show this list
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+demo: .venv/core.stamp ## draw twelve pictures with the embedded model (installs no torch)
+	$(BIN)/stillhouse demo
+
+test: lint ## lint, then run every test that is not marked large
+	$(BIN)/python -m pytest -m "not large"
+
+lint: .venv/full.stamp ## style, format, types, layers
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/full.stamp ## measure against diffusers, and write the tables of the documents anew
+	$(BIN)/python -m benchmarks.speed
+	$(BIN)/python -m benchmarks.tables
+
+train: .venv/full.stamp ## train the embedded model, or go on training it
+	$(BIN)/python -m stillhouse.models.shapes.train
+
+constraints: .venv/full.stamp ## pin what is installed now
+	$(BIN)/python -m pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//' > constraints.txt
+
+clean: ## remove everything that this file has made
+	rm -rf .venv build dist src/*.egg-info demo.png .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Stillhouse needs Python 3.11 or later")'
+	$(PYTHON) -m venv .venv
+
+.venv/core.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing the core (no torch) into .venv ..."
+	$(INSTALL) --editable .
+	@touch $@
+
+# torch goes first and by itself, so that nothing else gets to choose its build.
+.venv/full.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing torch and the development tools into .venv ..."
+	$(INSTALL) $(TORCH)
+	$(INSTALL) --editable '.[train,dev]'
+	@touch .venv/core.stamp $@

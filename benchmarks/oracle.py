@@ -1,0 +1,124 @@
+"""How the oracle fails: `python -m benchmarks.oracle` writes results/oracle.json.
+
+Every row spoils 500 freshly drawn two-figure scenes in one way and scores them against their full captions. An
+exact oracle loses just the attribute that was spoilt, and blur or noise cost cleanliness long before correctness.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import numpy as np
+from scipy import ndimage
+
+from benchmarks.record import record
+from stillhouse.core import Picture
+from stillhouse.models.shapes.caption import describe
+from stillhouse.models.shapes.oracle import ATTRIBUTES, score
+from stillhouse.models.shapes.scene import PALETTE, SHAPES, Figure, Scene, draw, sample_scene
+
+SCENES = 500
+TRUTHS = 2000
+SCORES = ("all_correct", "strict", *ATTRIBUTES)
+
+
+def main() -> None:
+    """Score all rows and write them down."""
+    rows = {"nothing (2,000 truths)": _means(_truths)}
+    rows |= {name: _means(_spoilt(spoil)) for name, spoil in _SCENE_FAULTS.items()}
+    rows |= {name: _means(_spoilt(lambda scene, rng: scene, after)) for name, after in _PIXEL_FAULTS.items()}
+    record("oracle", {"scenes": SCENES, "truths": TRUTHS, "rows": rows})
+
+
+def _means(pairs: "_Pairs") -> dict[str, float]:
+    scores = [score(picture, describe(scene)) for picture, scene in pairs()]
+    return {name: float(np.mean([float(getattr(one, name)) for one in scores])) for name in SCORES}
+
+
+def _truths() -> list[tuple[Picture, Scene]]:
+    rng = np.random.default_rng(0)
+    scenes = [sample_scene(rng) for _ in range(TRUTHS)]
+    return [(draw(scene), scene) for scene in scenes]
+
+
+def _spoilt(
+    scene_fault: Callable[[Scene, np.random.Generator], Scene],
+    pixel_fault: Callable[[Picture, np.random.Generator], Picture] = lambda picture, rng: picture,
+) -> "_Pairs":
+    def pairs() -> list[tuple[Picture, Scene]]:
+        rng = np.random.default_rng(1)
+        scenes = [sample_scene(rng, 2) for _ in range(SCENES)]
+        return [(pixel_fault(draw(scene_fault(scene, rng)), rng), scene) for scene in scenes]
+
+    return pairs
+
+
+def _other(options: tuple[str, ...], taken: set[str], rng: np.random.Generator) -> str:
+    free = [option for option in options if option not in taken]
+    return free[int(rng.integers(len(free)))]
+
+
+def _colours(scene: Scene) -> set[str]:
+    return {scene.background, *(figure.colour for figure in scene.figures)}
+
+
+def _wrong_shape(scene: Scene, rng: np.random.Generator) -> Scene:
+    first, second = scene.figures
+    return replace(scene, figures=(replace(first, shape=_other(SHAPES, {first.shape, second.shape}, rng)), second))
+
+
+def _wrong_colour(scene: Scene, rng: np.random.Generator) -> Scene:
+    first, second = scene.figures
+    return replace(scene, figures=(replace(first, colour=_other(tuple(PALETTE), _colours(scene), rng)), second))
+
+
+def _wrong_size(scene: Scene, rng: np.random.Generator) -> Scene:
+    first, second = scene.figures
+    radius = 12.5 if first.size == "small" else 7.5
+    return replace(scene, figures=(replace(first, radius=radius), second))
+
+
+def _wrong_background(scene: Scene, rng: np.random.Generator) -> Scene:
+    return replace(scene, background=_other(tuple(PALETTE), _colours(scene), rng))
+
+
+def _swapped_places(scene: Scene, rng: np.random.Generator) -> Scene:
+    first, second = scene.figures
+    moved = (replace(first, x=second.x, y=second.y), replace(second, x=first.x, y=first.y))
+    return replace(scene, figures=moved)
+
+
+def _missing(scene: Scene, rng: np.random.Generator) -> Scene:
+    return replace(scene, figures=scene.figures[:1])
+
+
+def _extra(scene: Scene, rng: np.random.Generator) -> Scene:
+    corner = (8.0, 8.0) if min(figure.x + figure.y for figure in scene.figures) > 45 else (56.0, 8.0)
+    third = Figure("circle", _other(tuple(PALETTE), _colours(scene), rng), "small", *corner, 6.0)
+    return replace(scene, figures=(*scene.figures, third))
+
+
+def _blur(deviation: float) -> Callable[[Picture, np.random.Generator], Picture]:
+    return lambda picture, rng: ndimage.gaussian_filter(picture, (deviation, deviation, 0))
+
+
+def _noise(deviation: float) -> Callable[[Picture, np.random.Generator], Picture]:
+    return lambda picture, rng: np.clip(picture + rng.normal(0, deviation, picture.shape), 0, 255).astype(np.uint8)
+
+
+_Pairs = Callable[[], list[tuple[Picture, Scene]]]
+_SCENE_FAULTS: Mapping[str, Callable[[Scene, np.random.Generator], Scene]] = {
+    "one shape wrong": _wrong_shape,
+    "one colour wrong": _wrong_colour,
+    "one size wrong": _wrong_size,
+    "background wrong": _wrong_background,
+    "figures swapped": _swapped_places,
+    "one figure missing": _missing,
+    "one figure too many": _extra,
+}
+_PIXEL_FAULTS: Mapping[str, Callable[[Picture, np.random.Generator], Picture]] = {
+    **{f"blur, sigma {deviation} px": _blur(deviation) for deviation in (0.5, 1.0, 2.0)},
+    **{f"noise, sigma {deviation} of 255": _noise(deviation) for deviation in (5, 15, 30)},
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""What a picture costs, as ratios: `python -m benchmarks.speed` writes results/speed.json.
+
+One picture of Shapes, 35 steps with guidance, the same weights and threads everywhere; then how long it takes to
+import the package, and to make one picture from a cold start.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from time import perf_counter
+
+from benchmarks.record import record
+from benchmarks.subject import GUIDANCE, NAMES, PROMPT, STEPS, Subject
+from stillhouse.measure.clock import alternate, paired_ratio, summarise
+
+BASELINE = "diffusers, torch fp32"
+_COLD_RUNS = 5
+
+
+def main() -> None:
+    """Measure in turns, write the figures down, print them."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    arguments = parser.parse_args()
+    with ExitStack() as stack:
+        subjects = {name: stack.enter_context(Subject(name, arguments.threads)) for name in NAMES}
+        seconds = alternate(subjects, arguments.rounds)
+    rows = {
+        name: {"seconds": asdict(summarise(taken)), "ratio": asdict(paired_ratio(seconds[BASELINE], taken))}
+        for name, taken in seconds.items()
+    }
+    cold = {"import": _import_seconds(), "generate": _generate_seconds()}
+    asked = {"prompt": PROMPT, "steps": STEPS, "guidance": GUIDANCE, "threads": arguments.threads}
+    record("speed", {"asked": asked, "rows": rows, "cold": {name: asdict(summarise(s)) for name, s in cold.items()}})
+    for name, row in rows.items():
+        ratio = "{value:.2f}x [{low:.2f}, {high:.2f}]".format(**row["ratio"])
+        print(f"{name:32} {row['seconds']['median']:.3f} s  {ratio}")
+    print(f"import {min(cold['import']):.3f} s, cold generate {min(cold['generate']):.2f} s (least of {_COLD_RUNS})")
+
+
+def _import_seconds() -> list[float]:
+    code = "import time; t = time.perf_counter(); import stillhouse; print(time.perf_counter() - t)"
+    command = [sys.executable, "-c", code]
+    return [float(subprocess.run(command, capture_output=True, check=True).stdout) for _ in range(_COLD_RUNS)]
+
+
+def _generate_seconds() -> list[float]:
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "stillhouse", "generate", PROMPT, "--out", str(Path(folder, "one.png"))]
+        return [_wall(command) for _ in range(_COLD_RUNS)]
+
+
+def _wall(command: list[str]) -> float:
+    began = perf_counter()
+    subprocess.run(command, capture_output=True, check=True)
+    return perf_counter() - began
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Every table in the documents, made from results/*.json: `python -m benchmarks.tables` (`--check` changes nothing).
+
+A document marks a place with `<!-- table: NAME -->` ... `<!-- end -->`; what stands between is replaced.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.record import RESULTS, recorded
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = ("README.md", "docs/measurements.md")
+_MARK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def main() -> None:
+    """Rewrite the documents, or with --check exit 1 where one would change."""
+    stale = [name for name in DOCUMENTS if (ROOT / name).read_text() != rendered(ROOT / name)]
+    if "--check" in sys.argv[1:]:
+        sys.exit(f"stale tables in {', '.join(stale)}; run python -m benchmarks.tables" if stale else 0)
+    for name in stale:
+        (ROOT / name).write_text(rendered(ROOT / name))
+        print(f"rewrote {name}")
+
+
+def rendered(document: Path) -> str:
+    """The document with its tables made anew; a table without results says so."""
+    return _MARK.sub(lambda mark: mark[1] + _table(mark[2]) + mark[3], document.read_text())
+
+
+def _table(name: str) -> str:
+    if not (RESULTS / f"{name}.json").exists():
+        return "*not measured yet*\n"
+    results = recorded(name)
+    return _TABLES[name](results) + f"\n*{_where(results)}; `{_COMMANDS[name]}`*\n"
+
+
+def _where(results: Mapping[str, Any]) -> str:
+    machine, versions = results["machine"], results["versions"]
+    packages = ", ".join(
+        f"{name} {versions[name]}" for name in ("onnxruntime", "openvino", "torch") if name in versions
+    )
+    memory = f"{machine['memory'] / 2**30:.0f} GiB"
+    return f"{machine['processor']}, {machine['cores']} cores, {memory}, no GPU; {packages}"
+
+
+def _grid(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def _speed(results: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            name,
+            f"{row['seconds']['median']:.2f}",
+            f"{row['seconds']['p95']:.2f}",
+            f"**{row['ratio']['value']:.1f}x** ({row['ratio']['low']:.1f} to {row['ratio']['high']:.1f})",
+        ]
+        for name, row in results["rows"].items()
+    ]
+    table = _grid(["one picture, 35 steps, guidance", "seconds, median", "95 %", "against diffusers"], rows)
+    cold = results["cold"]
+    return (
+        f"{table}\n`import stillhouse` takes {cold['import']['median']:.2f} s; a cold `stillhouse generate` of one "
+        f"picture, everything included, {cold['generate']['median']:.1f} s.\n"
+    )
+
+
+def _judge(results: Mapping[str, Any]) -> str:
+    judged = results["judgement"]
+
+    def share(one: Mapping[str, float]) -> str:
+        return f"{100 * one['value']:.1f} % ({100 * one['low']:.1f} to {100 * one['high']:.1f})"
+
+    rows = [
+        [name.replace("_", " "), share(judged["scores"][name]), f"{100 * judged['ceiling'][name]['value']:.1f} %"]
+        for name in judged["scores"]
+    ]
+    asked = f"{judged['captions']:,} held-out captions, {judged['steps']} {judged['sampler']} steps, guidance"
+    return _grid([f"{asked} {judged['guidance']:g}", "pictures that have it (95 % interval)", "ceiling"], rows)
+
+
+def _oracle(results: Mapping[str, Any]) -> str:
+    rows = results["rows"]
+    names = list(next(iter(rows.values())))
+    table = [[spoilt, *(f"{100 * row[name]:.1f}" for name in names)] for spoilt, row in rows.items()]
+    return _grid(["spoilt (mean score in %)", *(name.replace("_", " ") for name in names)], table)
+
+
+def _sd15(results: Mapping[str, Any]) -> str:
+    rows = [
+        [name, f"{stage['seconds']:.0f}", f"{stage['peak_bytes'] / 2**30:.1f} GiB"]
+        for name, stage in results["stages"].items()
+    ]
+    return _grid(["Stable Diffusion 1.5's shape, random weights", "seconds", "peak memory"], rows)
+
+
+_TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "speed": _speed,
+    "judge": _judge,
+    "oracle": _oracle,
+    "sd15": _sd15,
+}
+_COMMANDS: Mapping[str, str] = {
+    "speed": "python -m benchmarks.speed",
+    "judge": "python -m benchmarks.judge",
+    "oracle": "python -m benchmarks.oracle",
+    "sd15": "python -m benchmarks.sd15",
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Reading the command line: mistakes become `InvalidRequest` with all three of its parts."""
+
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from stillhouse.errors import InvalidRequest
+
+T = TypeVar("T")
+
+_ALLOWED = "; allowed: "
+
+
+class Parser(ArgumentParser):
+    """argparse, which raises where it would have printed and left; options are not guessed from their beginnings."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise InvalidRequest instead of leaving the program."""
+        given, _, allowed = message.partition(_ALLOWED)
+        raise InvalidRequest(given, allowed=allowed or None, fix=f"see {self.prog} --help")
+
+
+def whole(text: str) -> int:
+    """A whole number."""
+    return _read(int, text, "a whole number")
+
+
+def positive(text: str) -> int:
+    """A whole number from 1."""
+    number = _read(int, text, "a whole number from 1")
+    if number < 1:
+        raise _refused(text, "a whole number from 1")
+    return number
+
+
+def number(text: str) -> float:
+    """A number."""
+    return _read(float, text, "a number")
+
+
+def size(text: str) -> tuple[int, int]:
+    """Width and height in pixels out of `WIDTHxHEIGHT`.
+
+    >>> size("512x768")
+    (512, 768)
+    """
+    width, _, height = text.lower().partition("x")
+    allowed = "WIDTHxHEIGHT in pixels, for example 512x512"
+    if not (width.isdecimal() and height.isdecimal()):
+        raise _refused(text, allowed)
+    return int(width), int(height)
+
+
+def add_opening(parser: ArgumentParser) -> None:
+    """The options that say which pipeline to open, and how: model, backend, precision, threads."""
+    parser.add_argument("--model", default="shapes", metavar="NAME_OR_DIR", help="embedded model or pipeline directory")
+    add_engine(parser)
+
+
+def add_engine(parser: ArgumentParser) -> None:
+    """The options that say how to run a pipeline: backend, precision, threads."""
+    parser.add_argument("--backend", metavar="NAME", help="engine, see stillhouse doctor; default: the model's own")
+    parser.add_argument("--precision", metavar="NAME", help="f32, bf16, ...; default: the model's own")
+    parser.add_argument("--threads", type=positive, metavar="N", help="at most so many; default: the engine decides")
+
+
+def engine(arguments: Namespace) -> dict[str, Any]:
+    """What `load` takes of the options of `add_engine`."""
+    return {name: getattr(arguments, name) for name in ("backend", "precision", "threads")}
+
+
+def file_or_directory(text: str) -> Path:
+    """Where pictures go: a `.png` file, or a directory.
+
+    >>> file_or_directory("stills/one.png").name
+    'one.png'
+    """
+    path = Path(text)
+    if path.suffix.lower() not in ("", ".png") and not text.endswith("/") and not path.is_dir():
+        raise _refused(text, "a .png file or a directory")
+    return path
+
+
+def _read(kind: Callable[[str], T], text: str, allowed: str) -> T:
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise _refused(text, allowed) from error
+
+
+def _refused(text: str, allowed: str) -> ArgumentTypeError:
+    return ArgumentTypeError(f"{text!r}{_ALLOWED}{allowed}")

@@ -1,0 +1,52 @@
+"""`stillhouse models`: the models that come with the package."""
+
+import math
+from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stillhouse.backends.weights import safetensors_layout
+from stillhouse.cli.table import table
+from stillhouse.models.load import EMBEDDED
+from stillhouse.models.manifest import Manifest, read_manifest
+
+_HEADINGS = ["name", "parameters", "on disk", "picture", "steps", "licence", "all correct (95 % interval)"]
+
+
+def declare(parser: ArgumentParser) -> None:
+    """`models` takes no options."""
+
+
+def run(arguments: Namespace) -> int:
+    """A row for each model, out of its manifest and its weight files."""
+    print(table(_HEADINGS, [_row(name, directory) for name, directory in EMBEDDED.items()]))
+    return 0
+
+
+def _row(name: str, directory: Path) -> list[str]:
+    manifest = read_manifest(directory)
+    defaults = manifest.defaults
+    return [
+        name,
+        f"{_parameters(directory, manifest) / 1e6:.1f} M",
+        f"{sum(record.bytes for record in manifest.files.values()) / 1e6:.1f} MB",
+        f"{defaults.width}x{defaults.height}",
+        f"{defaults.steps} {defaults.sampler}",
+        manifest.source.get("licence", "unknown"),
+        _score(manifest.evidence),
+    ]
+
+
+def _parameters(directory: Path, manifest: Manifest) -> int:
+    files = {component.weights for component in manifest.components.values()}
+    tensors = [tensor for file in files for tensor in safetensors_layout(directory / file).values()]
+    return sum(math.prod(tensor.shape) for tensor in tensors)
+
+
+def _score(evidence: Mapping[str, Any]) -> str:
+    """What `stillhouse judge` measured when the model was made."""
+    if "judge" not in evidence:
+        return "not measured"
+    share = evidence["judge"]["scores"]["all_correct"]
+    return f"{share['value']:.1%} ({share['low']:.1%} to {share['high']:.1%})"

@@ -1,0 +1,15 @@
+"""Tables of plain text: columns that line up, and lines that can be copied whole."""
+
+from collections.abc import Sequence
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as their widest cell, two spaces apart.
+
+    >>> print(table(["name", "seconds"], [["ddim", "1.2"]]))
+    name  seconds
+    ddim  1.2
+    """
+    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+    lines = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in (headings, *rows)]
+    return "\n".join("  ".join(line).rstrip() for line in lines)

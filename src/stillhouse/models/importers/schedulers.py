@@ -1,0 +1,85 @@
+"""diffusers' scheduler configurations as schedules, predictions, spacings and samplers of ours."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from stillhouse.diffusion import Prediction, Schedule, Sigmas, Spacing
+from stillhouse.errors import ImportFailed
+
+SAMPLERS = {
+    "DDIMScheduler": "ddim",
+    "DDPMScheduler": "ddpm",
+    "DPMSolverMultistepScheduler": "dpmpp_2m",
+    "EulerAncestralDiscreteScheduler": "euler_ancestral",
+    "EulerDiscreteScheduler": "euler",
+    "HeunDiscreteScheduler": "heun",
+    "LCMScheduler": "lcm",
+    "PNDMScheduler": "dpmpp_2m",  # of the same order, and needs no start-up steps
+    "UniPCMultistepScheduler": "unipc",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """How a model is meant to be walked; fields as in `Manifest`."""
+
+    schedule: Schedule
+    prediction: Prediction
+    spacing: Spacing
+    sigmas: Sigmas
+    steps_offset: int
+    sampler: str
+
+
+def read_walk(config: Mapping[str, Any], name: str, *, is_xl: bool) -> Walk:
+    """Read a scheduler's full configuration, defaults included.
+
+    Args:
+        config: `scheduler.config` of diffusers.
+        name: the scheduler's class.
+        is_xl: diffusers' pipelines before XL take steps_offset as 1 whatever is written.
+
+    Raises:
+        ImportFailed: a scheduler or a setting without a counterpart.
+    """
+    if name not in SAMPLERS:
+        raise ImportFailed(f"the scheduler {name} is not known", allowed=", ".join(SAMPLERS))
+    if config.get("trained_betas") is not None:
+        raise ImportFailed("the scheduler lists betas of its own (trained_betas)", allowed="a named beta schedule")
+    try:
+        schedule = Schedule(
+            kind=config["beta_schedule"],
+            beta_start=config["beta_start"],
+            beta_end=config["beta_end"],
+            train_steps=config["num_train_timesteps"],
+            zero_terminal_snr=config.get("rescale_betas_zero_snr", False),
+        )
+    except ValueError as error:
+        raise ImportFailed(f"the scheduler's configuration cannot be used: {error}") from error
+    prediction = config["prediction_type"]
+    if prediction not in ("epsilon", "sample", "v_prediction"):
+        raise ImportFailed(f"prediction_type is {prediction!r}", allowed="epsilon, sample, v_prediction")
+    return Walk(
+        schedule=schedule,
+        prediction=cast(Prediction, prediction),
+        spacing=config.get("timestep_spacing", "leading"),
+        sigmas=_sigmas(config),
+        steps_offset=config.get("steps_offset", 0) if is_xl else 1,
+        sampler=_sampler(config, name),
+    )
+
+
+def _sigmas(config: Mapping[str, Any]) -> Sigmas:
+    for setting in ("use_beta_sigmas", "use_flow_sigmas", "use_lu_lambdas"):
+        if config.get(setting):
+            raise ImportFailed(f"the scheduler sets {setting}", allowed="use_karras_sigmas, use_exponential_sigmas")
+    if config.get("use_karras_sigmas"):
+        return "karras"
+    return "exponential" if config.get("use_exponential_sigmas") else "schedule"
+
+
+def _sampler(config: Mapping[str, Any], name: str) -> str:
+    if str(config.get("algorithm_type", "")).startswith("sde"):
+        return "dpmpp_2m_sde"
+    return SAMPLERS[name]

@@ -1,0 +1,216 @@
+"""LoRA files fused into a module's weights: W + weight * alpha / rank * (up @ down), Hu et al., arXiv 2106.09685.
+
+Fused at import, because an adapter that stays in the graph costs time at every step. Layer names are understood as
+diffusers, peft and kohya write them; kohya's names for XL follow the original implementation's blocks.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from stillhouse.errors import ImportFailed
+
+PREFIXES = {
+    "lora_unet_": "unet",
+    "lora_te_": "text_encoder",
+    "lora_te1_": "text_encoder",
+    "lora_te2_": "text_encoder_2",
+    "unet.": "unet",
+    "text_encoder.": "text_encoder",
+    "text_encoder_2.": "text_encoder_2",
+    "base_model.model.": "unet",
+}
+FACTOR = re.compile(
+    r"(?P<layer>.+?)[._]lora(?:_linear_layer)?[._](?P<part>down|up|A|B)(?:\.\w+)?\.weight|(?P<scaled>.+)\.alpha"
+)
+PARTS = {"A": "down", "B": "up"}
+OLD_NAMES = {
+    "unet": {"_to_out": "_to_out_0"},
+    "text_encoder": {"_to_q": "_q_proj", "_to_k": "_k_proj", "_to_v": "_v_proj", "_to_out": "_out_proj"},
+}
+SGM_RESNET = {
+    "conv1": "in_layers_2",
+    "time_emb_proj": "emb_layers_1",
+    "conv2": "out_layers_3",
+    "conv_shortcut": "skip_connection",
+}
+SGM_ENDS = {
+    "conv_in": "input_blocks_0_0",
+    "time_embedding_linear_1": "time_embed_0",
+    "time_embedding_linear_2": "time_embed_2",
+    "add_embedding_linear_1": "label_emb_0_0",
+    "add_embedding_linear_2": "label_emb_0_2",
+    "conv_out": "out_2",
+}
+BLOCK = re.compile(r"(down|mid|up)_block(?:s_(\d+))?_(resnets|attentions|downsamplers|upsamplers)_(\d+)_(.+)")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Delta:
+    """One layer's change of rank `down.shape[0]`; `scale` is alpha / rank."""
+
+    up: torch.Tensor
+    down: torch.Tensor
+    scale: float
+
+    def of_shape(self, shape: torch.Size) -> torch.Tensor:
+        """The change in float32, for a Linear [out, in] or a convolution [out, in, height, width]."""
+        return self.scale * (self.up.float().flatten(1) @ self.down.float().flatten(1)).reshape(shape)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Adapter:
+    """A LoRA file: for each component its layers, by name with `_` for `.`."""
+
+    path: Path
+    weight: float
+    layers: Mapping[str, Mapping[str, Delta]]
+
+    def fuse(self, component: str, module: torch.nn.Module) -> int:
+        """Add this adapter's changes to `module`'s weights, in place; returns how many layers changed.
+
+        Raises:
+            ImportFailed: a layer of the file is not in the module, or has another shape there.
+        """
+        targets = _targets(module)
+        deltas = self.layers.get(component, {})
+        unknown = [name for name in deltas if name not in targets]
+        if unknown:
+            raise _refused(self.path, f"{len(unknown)} layers are not in this {component}, such as", unknown)
+        for name, delta in deltas.items():
+            weight = targets[name]
+            if delta.up.shape[0] != weight.shape[0] or delta.down[0].numel() != weight[0].numel():
+                raise _refused(self.path, f"made for another {component}: {list(weight.shape)} is the shape of", [name])
+            weight.data = (weight.float() + self.weight * delta.of_shape(weight.shape)).to(weight.dtype)
+        return len(deltas)
+
+
+def read_adapter(text: str, components: tuple[str, ...]) -> Adapter:
+    """Read a LoRA file.
+
+    Args:
+        text: `FILE` or `FILE:WEIGHT`, the weight 1 where it is not given.
+        components: those that the model has; changes for another one are refused.
+
+    Raises:
+        ImportFailed: no such file, not safetensors, not LoRA, or layers for a component that the model has not.
+    """
+    path, weight = _parse(text)
+    factors: dict[tuple[str, str], dict[str, torch.Tensor]] = {}
+    with _open(path) as file:
+        settings = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+        strange = []
+        for key in file.keys():  # noqa: SIM118, the file is no mapping
+            place = _place(key)
+            if place is None or place[0] not in components:
+                strange.append(key)
+            else:
+                component, layer, part = place
+                factors.setdefault((component, layer), {})[part] = file.get_tensor(key)
+    strange += ["_".join(place) for place, parts in factors.items() if not {"up", "down"} <= parts.keys()]
+    if strange or not factors:
+        raise _refused(path, f"{len(strange)} keys are no LoRA of {', '.join(components)}, such as", strange)
+    layers: dict[str, dict[str, Delta]] = {}
+    for (component, layer), parts in factors.items():
+        layers.setdefault(component, {})[layer] = _delta(component, layer, parts, settings)
+    return Adapter(path, weight, layers)
+
+
+def sgm_names(name: str, depth: int) -> Iterator[str]:
+    """What the original implementation, and so kohya, calls a layer of an XL U-Net.
+
+    Args:
+        name: the layer's name in diffusers, `_` for `.`.
+        depth: layers to a block.
+
+    >>> list(sgm_names("down_blocks_1_attentions_0_proj_in", depth=2))
+    ['input_blocks_4_1_proj_in']
+    """
+    if name in SGM_ENDS:
+        yield SGM_ENDS[name]
+    match = BLOCK.fullmatch(name)
+    if match is None:
+        return
+    side, level, kind, index, rest = match[1], int(match[2] or 0), match[3], int(match[4]), match[5]
+    first, rest = level * (depth + 1), SGM_RESNET.get(rest, rest)
+    place = int(kind == "attentions")
+    if side == "mid":
+        yield f"middle_block_{place or 2 * index}_{rest}"
+    elif kind == "downsamplers":
+        yield f"input_blocks_{first + depth + 1}_0_op"
+    elif kind == "upsamplers":  # behind the resnet, and behind the attention where there is one
+        yield from (f"output_blocks_{first + depth}_{place}_conv" for place in (1, 2))
+    else:
+        yield f"{'input' if side == 'down' else 'output'}_blocks_{first + index + (side == 'down')}_{place}_{rest}"
+
+
+def _parse(text: str) -> tuple[Path, float]:
+    name, colon, weight = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return Path(text), 1.0
+    try:
+        return Path(name), float(weight)
+    except ValueError:
+        raise ImportFailed(f"{text!r} is no LoRA", allowed="FILE or FILE:WEIGHT", fix="try FILE:0.8") from None
+
+
+def _open(path: Path) -> Any:
+    if not path.is_file():
+        raise ImportFailed(f"the LoRA file {path} does not exist", fix="give the path of a .safetensors file")
+    try:
+        return safe_open(path, "pt")
+    except SafetensorError as error:
+        raise ImportFailed(f"{path} is no safetensors file ({error})", allowed="LoRA in .safetensors") from None
+
+
+def _place(key: str) -> tuple[str, str, str] | None:
+    """Component, layer and part (down, up, alpha) of a key; None where it is no LoRA's."""
+    match = FACTOR.fullmatch(key)
+    prefix = next((prefix for prefix in PREFIXES if key.startswith(prefix)), None)
+    if match is None or prefix is None:
+        return None
+    component = PREFIXES[prefix]
+    layer = (match["layer"] or match["scaled"]).removeprefix(prefix).replace(".processor", "").replace(".", "_")
+    layer = layer.removeprefix("text_model_")
+    for old, name in OLD_NAMES[component.removesuffix("_2")].items():
+        if layer.endswith(old):
+            layer = layer.removesuffix(old) + name
+    return component, layer, "alpha" if match["scaled"] else PARTS.get(match["part"], match["part"])
+
+
+def _delta(component: str, layer: str, parts: Mapping[str, torch.Tensor], settings: Mapping[str, Any]) -> Delta:
+    rank = parts["down"].shape[0]
+    alpha = parts["alpha"].item() if "alpha" in parts else settings.get(f"{component}.lora_alpha", rank)
+    for pattern, value in (settings.get(f"{component}.alpha_pattern") or {}).items():
+        if re.fullmatch(rf"(.*_)?({pattern.replace('.', '_')})", layer):
+            alpha = value
+    root = settings.get(f"{component}.use_rslora", False)
+    return Delta(parts["up"], parts["down"], float(alpha) / (rank**0.5 if root else rank))
+
+
+def _targets(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Weights of the layers that an adapter may change, under every name that they go by."""
+    depth = getattr(getattr(module, "config", None), "layers_per_block", None)
+    targets: dict[str, torch.Tensor] = {}
+    for name, layer in module.named_modules():
+        if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
+            flat = name.replace(".", "_").removeprefix("text_model_")
+            targets[flat] = layer.weight
+            if isinstance(depth, int):
+                targets.update(dict.fromkeys(sgm_names(flat, depth), layer.weight))
+    return targets
+
+
+def _refused(path: Path, reason: str, keys: list[str]) -> ImportFailed:
+    shown = ", ".join(keys[:3]) or "none at all"
+    return ImportFailed(
+        f"{path} cannot be fused: {reason} {shown}",
+        allowed="LoRA for Linear and convolution layers, as diffusers, peft or kohya write them",
+        fix="use an adapter that was made for this model",
+    )

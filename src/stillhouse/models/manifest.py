@@ -1,0 +1,225 @@
+"""The manifest of a pipeline directory: what is in it, how its networks fit together, and every file's checksum.
+
+The directory is a diffusers directory with `stillhouse.json` and one weightless ONNX graph per component beside it.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from stillhouse.diffusion import Prediction, Schedule, Sigmas, Spacing
+from stillhouse.errors import ManifestError, PipelineError, TamperedFile
+from stillhouse.models.decode import DecodeError, decode
+
+MANIFEST = "stillhouse.json"
+VERSION = 1
+SMALL = 4 << 20
+"""Files up to this many bytes are hashed whenever a pipeline is opened; larger ones on request."""
+
+Family = Literal["stable-diffusion", "stable-diffusion-xl"]
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """One network: its graph, the file that holds its weights, and what should run it. Paths are relative."""
+
+    graph: str
+    weights: str
+    backend: str = "onnxruntime"
+    precision: str = "f32"
+
+
+@dataclass(frozen=True, slots=True)
+class Latent:
+    """The autoencoder's space: z = (mean - shift_factor) * scaling_factor, `downscale` pixels to one latent."""
+
+    channels: int
+    scaling_factor: float
+    shift_factor: float
+    downscale: int
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What a request gets where it does not say; width and height in pixels."""
+
+    steps: int
+    guidance: float
+    sampler: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """A file's size and its SHA-256 in hexadecimal."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Everything that is known of a pipeline without opening a network.
+
+    Args:
+        name: what to call it.
+        family: which inputs the networks take; XL has two text encoders, a pooled embedding and time ids.
+        components: by name: text_encoder, (text_encoder_2,) unet, vae_encoder, vae_decoder.
+        tokenizers: directories, one per text encoder, in the same order.
+        schedule, prediction, spacing, sigmas, steps_offset: the walk, as in `stillhouse.diffusion`.
+        latent: the autoencoder's space.
+        unet_in_channels: 4, or 9 where the network repaints (latents, mask, masked picture).
+        granularity: width and height are multiples of this many pixels.
+        guidance_channels: size of the embedded guidance scale (diffusers' `time_cond_proj_dim`), None without.
+        zero_negative: an empty negative prompt is encoded as zeros (XL's `force_zeros_for_empty_prompt`).
+        defaults: what a request gets where it does not say.
+        files: path to size and checksum, for every other file of the directory; filled by `write_manifest`.
+        source: where it came from: importer, path or id, adapters.
+        evidence: measurements that were made on the way, by name.
+    """
+
+    name: str
+    family: Family
+    components: Mapping[str, Component]
+    tokenizers: tuple[str, ...]
+    schedule: Schedule
+    prediction: Prediction
+    spacing: Spacing
+    sigmas: Sigmas
+    steps_offset: int
+    latent: Latent
+    unet_in_channels: int
+    granularity: int
+    guidance_channels: int | None
+    zero_negative: bool
+    defaults: Defaults
+    files: Mapping[str, FileRecord] = field(default_factory=dict)
+    source: Mapping[str, Any] = field(default_factory=dict)
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    version: int = VERSION
+
+    @property
+    def repaints(self) -> bool:
+        """Whether the U-Net takes the mask and the masked picture as channels."""
+        return self.unet_in_channels == 2 * self.latent.channels + 1
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
+    """Record every file of `directory` and write `stillhouse.json`, whole or not at all.
+
+    Returns:
+        the manifest as written, with `files` filled in.
+
+    Raises:
+        PipelineError: a component's graph or weights, or a tokenizer, is not in the directory.
+    """
+    temporary = directory / f".{MANIFEST}.part"
+    paths = sorted(path for path in directory.rglob("*") if path.is_file())
+    files = {
+        path.relative_to(directory).as_posix(): FileRecord(path.stat().st_size, digest(path))
+        for path in paths
+        if path not in (temporary, directory / MANIFEST)
+    }
+    for path in needed_files(manifest):
+        if path not in files:
+            raise PipelineError(f"{directory / path} is missing", fix="make the file before the manifest")
+    sealed = replace(manifest, files=files)
+    body = asdict(sealed)
+    text = json.dumps({"checksum": checksum(body), **body}, indent=2)
+    temporary.write_text(text + "\n", encoding="utf-8")
+    temporary.replace(directory / MANIFEST)
+    return sealed
+
+
+def read_manifest(directory: Path, *, verify: bool = False) -> Manifest:
+    """Read `stillhouse.json` and check that the directory holds what it names.
+
+    Args:
+        directory: a pipeline directory.
+        verify: hash every file; without it sizes are compared, and files up to `SMALL` bytes are hashed.
+
+    Raises:
+        ManifestError: the manifest is missing, broken, edited, of another version, or names a file outside.
+        TamperedFile: a file is missing, or is not the one that the manifest names.
+    """
+    path = directory / MANIFEST
+    manifest = _decode(path, _load(path))
+    for name, record in manifest.files.items():
+        _check_file(directory, name, record, verify)
+    return manifest
+
+
+def needed_files(manifest: Manifest) -> Iterable[str]:
+    """Paths without which the pipeline cannot run."""
+    for component in manifest.components.values():
+        yield from (component.graph, component.weights)
+    for tokenizer in manifest.tokenizers:
+        yield from (f"{tokenizer}/tokenizer.json", f"{tokenizer}/tokenizer_config.json")
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def checksum(body: Mapping[str, Any]) -> str:
+    """SHA-256 of a manifest without its own checksum, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ManifestError(f"{path} does not exist", fix="make a pipeline with `stillhouse import`") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise _broken(path, f"is not JSON: {error}") from None
+    if not isinstance(document, dict) or "version" not in document:
+        raise _broken(path, "has no version: $.version is missing")
+    if document["version"] != VERSION:
+        raise ManifestError(
+            f"{path} has version {document['version']!r}",
+            allowed=f"version {VERSION}",
+            fix="import the model again with this program, or update stillhouse",
+        )
+    return document
+
+
+def _decode(path: Path, document: dict[str, Any]) -> Manifest:
+    recorded = document.pop("checksum", None)
+    try:
+        manifest = decode(Manifest, document)
+    except DecodeError as error:
+        raise _broken(path, f"is broken: {error}") from None
+    if recorded != checksum(document):
+        raise _broken(path, "was edited: $.checksum does not fit the rest")
+    for name in needed_files(manifest):
+        if name not in manifest.files:
+            raise _broken(path, f"is broken: $.files has no entry for {name}")
+    return manifest
+
+
+def _check_file(directory: Path, name: str, record: FileRecord, verify: bool) -> None:
+    path = directory / name
+    if not path.resolve().is_relative_to(directory.resolve()):
+        raise _broken(directory / MANIFEST, f"names a file outside of its directory: $.files has {name!r}")
+    if not path.is_file():
+        raise _tampered(path, "is missing")
+    size = path.stat().st_size
+    if size != record.bytes:
+        raise _tampered(path, f"has {size:,} bytes, its manifest says {record.bytes:,}")
+    if (verify or size <= SMALL) and digest(path) != record.sha256:
+        raise _tampered(path, "has other content than its manifest says (SHA-256)")
+
+
+def _broken(path: Path, reason: str) -> ManifestError:
+    return ManifestError(f"{path} {reason}", fix="restore the file from its source, or import the model again")
+
+
+def _tampered(path: Path, reason: str) -> TamperedFile:
+    return TamperedFile(f"{path} {reason}", fix="restore the file from its source, or import the model again")

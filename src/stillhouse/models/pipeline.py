@@ -1,0 +1,246 @@
+"""A pipeline in memory: it starts, advances and finishes pictures. Nothing here needs torch."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stillhouse.backends.registry import open_runner
+from stillhouse.backends.runner import Runner, RunnerOptions
+from stillhouse.core import Array, ImageRequest, ImageResult, Picture
+from stillhouse.diffusion import START, Conditioning, Keep, Trajectory, advance, gaussian, noised
+from stillhouse.diffusion.check import check_choice
+from stillhouse.errors import InvalidRequest
+from stillhouse.models.manifest import read_manifest
+from stillhouse.models.picture import to_picture, to_signal
+from stillhouse.models.request import course_of, resolve
+from stillhouse.models.tokenize import Tokenizer, open_tokenizer
+
+CACHED_TEXTS = 64
+UNMASKED = 127
+"""The brightest level of a mask that leaves the picture as it is."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Draft(Trajectory):
+    """A trajectory with the request that it answers, and when it was started (`time.perf_counter`)."""
+
+    request: ImageRequest
+    started: float
+
+
+class Pipeline:
+    """A pipeline directory, opened.
+
+    Networks are opened when they are first needed, once each. One picture depends on its request only, not on what
+    is in the batch with it.
+
+    Args:
+        directory: it holds `stillhouse.json`.
+        backend, precision: for every component, instead of what the manifest says.
+        threads: at most so many for each network; None leaves it to the runtime.
+        cache: directory for compiled networks, where the runtime keeps them.
+        verify: hash every file first.
+
+    Raises:
+        ManifestError, TamperedFile: as `read_manifest`.
+
+    >>> pipeline = Pipeline(Path("my-model"))  # doctest: +SKIP
+    >>> pipeline.generate("a red circle", seed=7).image.shape  # doctest: +SKIP
+    (64, 64, 3)
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        backend: str | None = None,
+        precision: str | None = None,
+        threads: int | None = None,
+        cache: Path | None = None,
+        verify: bool = False,
+    ) -> None:
+        self.directory = directory
+        self.manifest = read_manifest(directory, verify=verify)
+        self._backend, self._precision = backend, precision
+        self._options = RunnerOptions(threads=threads, cache=cache)
+        self._runners: dict[str, Runner] = {}
+        self._opening = Lock()
+        self._encoded = lru_cache(CACHED_TEXTS)(self._encode)
+
+    def resolve(self, request: ImageRequest) -> ImageRequest:
+        """The request with every default filled in; see `request.resolve`. Raises InvalidRequest."""
+        return resolve(self.manifest, request)
+
+    def start(self, request: ImageRequest, *, noise: Array | None = None) -> Draft:
+        """Begin a picture: its text is encoded, its image too, and its latents are laid out.
+
+        Args:
+            request: resolved or not.
+            noise: standard normal, float32 [channels, height / downscale, width / downscale]; None draws it from
+                the request's seed.
+
+        Raises:
+            InvalidRequest: what this pipeline cannot do, or noise of another shape.
+        """
+        started = time.perf_counter()
+        request = self.resolve(request)
+        course = course_of(self.manifest, request)
+        noise = self._noise(request, noise)
+        conditioning = self._conditioning(request, self.encode_text(request.prompt))
+        unconditional = self._unconditional(request, conditioning) if course.guidance > 1 else {}
+        draft = Draft(course, noise, conditioning, unconditional, request=request, started=started)
+        if request.image is not None:
+            self._begin_at(draft, request.image, request.mask, noise)
+        return draft
+
+    def advance(self, trajectories: Sequence[Trajectory]) -> None:
+        """Move every picture of a mixed batch by one evaluation of the U-Net; see `diffusion.advance`."""
+        advance(trajectories, self.denoise)
+
+    def finish(self, draft: Draft) -> ImageResult:
+        """Decode a picture that is done.
+
+        Raises:
+            InvalidRequest: the picture is not done.
+        """
+        if not draft.is_done:
+            raise InvalidRequest(
+                f"a picture after {draft.index} of {draft.evaluations} evaluations", allowed="one that is done"
+            )
+        image = self.decode(draft.latents)
+        return ImageResult(image, draft.request, time.perf_counter() - draft.started)
+
+    def generate(self, prompt: str, **fields: Any) -> ImageResult:
+        """One picture from start to finish; `fields` are those of `ImageRequest`."""
+        for name in fields:
+            check_choice("request field", name, ImageRequest.__dataclass_fields__)
+        draft = self.start(ImageRequest(prompt, **fields))
+        while not draft.is_done:
+            self.advance([draft])
+        return self.finish(draft)
+
+    def denoise(self, rows: Array, timesteps: Array, conditioning: Conditioning) -> Array:
+        """The U-Net: rows [R, C, h, w], timesteps [R] and the conditioning's [R, ...] to its output [R, c, h, w]."""
+        return self.runner("unet")({"sample": rows, "timestep": timesteps, **conditioning})["out_sample"]
+
+    def encode_text(self, text: str) -> Mapping[str, Array]:
+        """What the text encoders make of a text: encoder_hidden_states [L, D], and text_embeds [E] for XL.
+
+        The last `CACHED_TEXTS` are kept. Warns with `PromptTruncated` about what does not fit.
+        """
+        return self._encoded(*(tokenizer(text).tobytes() for tokenizer in self.tokenizers))
+
+    def encode_picture(self, picture: Picture) -> Array:
+        """The mean of a picture's latents, scaled: float32 [C, height / downscale, width / downscale].
+
+        diffusers draws from the distribution around this mean; its spread is below what a picture shows.
+        """
+        return self._encode_signal(to_signal(picture))
+
+    def decode(self, latents: Array) -> Picture:
+        """The picture of clean latents [C, h, w]."""
+        latent = self.manifest.latent
+        sample = latents / latent.scaling_factor + latent.shift_factor
+        return to_picture(self.runner("vae_decoder")({"latent_sample": sample[None]})["sample"][0])
+
+    def runner(self, component: str) -> Runner:
+        """The network of that name, opened at the first call."""
+        with self._opening:
+            if component not in self._runners:
+                asked = self.manifest.components[component]
+                options = replace(self._options, precision=self._precision or asked.precision)
+                graph = self.directory / asked.graph
+                self._runners[component] = open_runner(graph, self._backend or asked.backend, options)
+            return self._runners[component]
+
+    @cached_property
+    def tokenizers(self) -> tuple[Tokenizer, ...]:
+        """One for each text encoder."""
+        return tuple(open_tokenizer(self.directory / name) for name in self.manifest.tokenizers)
+
+    def _encode(self, *texts: bytes) -> Mapping[str, Array]:
+        encoders = [name for name in ("text_encoder", "text_encoder_2") if name in self.manifest.components]
+        outputs = [
+            self.runner(name)({"input_ids": np.frombuffer(ids, np.int64)[None]})
+            for name, ids in zip(encoders, texts, strict=True)
+        ]
+        states = np.concatenate([output["last_hidden_state"][0] for output in outputs], axis=-1)
+        encoded = {"encoder_hidden_states": states}
+        if "text_embeds" in outputs[-1]:
+            encoded["text_embeds"] = outputs[-1]["text_embeds"][0]
+        for array in encoded.values():
+            array.flags.writeable = False
+        return encoded
+
+    def _encode_signal(self, signal: Array) -> Array:
+        latent = self.manifest.latent
+        mean: Array = self.runner("vae_encoder")({"sample": signal[None]})["mean"][0]
+        return (mean - latent.shift_factor) * latent.scaling_factor
+
+    def _noise(self, request: ImageRequest, noise: Array | None) -> Array:
+        assert request.width is not None and request.height is not None
+        latent = self.manifest.latent
+        shape = (latent.channels, request.height // latent.downscale, request.width // latent.downscale)
+        if noise is None:
+            return gaussian(request.seed, START, shape)
+        if noise.shape != shape or noise.dtype != np.float32:
+            raise InvalidRequest(f"noise is {noise.dtype} {list(noise.shape)}", allowed=f"float32 {list(shape)}")
+        return noise
+
+    def _conditioning(self, request: ImageRequest, encoded: Mapping[str, Array]) -> Conditioning:
+        """The U-Net's inputs beside latents and timestep."""
+        conditioning: dict[str, NDArray[Any]] = dict(encoded)
+        if self.manifest.family == "stable-diffusion-xl":
+            size = (request.height, request.width)
+            conditioning["time_ids"] = np.array([*size, 0, 0, *size], np.float32)
+        if channels := self.manifest.guidance_channels:
+            assert request.guidance is not None
+            conditioning["timestep_cond"] = embed_guidance(request.guidance, channels)
+        return conditioning
+
+    def _unconditional(self, request: ImageRequest, conditioning: Conditioning) -> Conditioning:
+        if request.negative_prompt or not self.manifest.zero_negative:
+            return self._conditioning(request, self.encode_text(request.negative_prompt))
+        zeros = {name: np.zeros_like(conditioning[name]) for name in ("encoder_hidden_states", "text_embeds")}
+        return {**conditioning, **zeros}
+
+    def _begin_at(self, draft: Draft, image: Picture, mask: NDArray[np.uint8] | None, noise: Array) -> None:
+        """Start from the image's latents; where it is masked, show the U-Net what stays, or keep it without its help.
+
+        With a mask and strength 1 nothing of the image is in the noise, as in diffusers.
+        """
+        from_noise = mask is not None and draft.request.strength == 1
+        if not (from_noise and self.manifest.repaints):
+            known = self.encode_picture(image)
+            if not from_noise:
+                first = draft.course.grid.points[0]
+                draft.latents = noised(known, noise, first.alpha, first.sigma)
+            if mask is not None and not self.manifest.repaints:
+                draft.keep = Keep(known, self._latent_mask(mask), noise)
+        if mask is not None and self.manifest.repaints:
+            masked = self._encode_signal(to_signal(image) * (mask <= UNMASKED))
+            draft.extra_channels = np.concatenate([self._latent_mask(mask), masked])
+
+    def _latent_mask(self, mask: NDArray[np.uint8]) -> Array:
+        """1 where it is repainted, float32 [1, h, w]: the first pixel of each latent decides."""
+        downscale = self.manifest.latent.downscale
+        return (mask[None, ::downscale, ::downscale] > UNMASKED).astype(np.float32)
+
+
+def embed_guidance(guidance: float, channels: int) -> Array:
+    """The sinusoid by which a guidance-distilled network is told its scale, float32 [channels] (arXiv 2310.04378).
+
+    As diffusers' `get_guidance_scale_embedding` of guidance - 1.
+    """
+    half = channels // 2
+    frequencies = np.exp(np.arange(half) * -(np.log(10_000.0) / (half - 1)))
+    angles = 1000 * (guidance - 1) * frequencies
+    embedded = np.concatenate([np.sin(angles), np.cos(angles), np.zeros(channels % 2)])
+    return embedded.astype(np.float32)

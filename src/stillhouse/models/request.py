@@ -1,0 +1,115 @@
+"""A request measured against a manifest: every default filled in, everything impossible refused."""
+
+from dataclasses import replace
+
+from stillhouse.core import ImageRequest
+from stillhouse.diffusion import Course, find_sampler, grid
+from stillhouse.diffusion.check import check_number, check_whole
+from stillhouse.errors import InvalidRequest
+from stillhouse.models.manifest import Manifest
+
+LARGEST_SIZE = 8192
+IMG2IMG_STRENGTH = 0.8
+"""diffusers' default where there is an image and no mask; with a mask it is 1."""
+
+
+def resolve(manifest: Manifest, request: ImageRequest) -> ImageRequest:
+    """The request with no None left but an image, mask and strength that do not apply.
+
+    A picture takes the size of its image where it is not given another. Without an image there is no strength.
+
+    Raises:
+        InvalidRequest: anything that this pipeline cannot do; the message says what it can.
+    """
+    _check_image(manifest, request)
+    defaults = manifest.defaults
+    height, width = (defaults.height, defaults.width) if request.image is None else request.image.shape[:2]
+    full = replace(
+        request,
+        steps=defaults.steps if request.steps is None else request.steps,
+        guidance=defaults.guidance if request.guidance is None else request.guidance,
+        sampler=defaults.sampler if request.sampler is None else request.sampler,
+        width=width if request.width is None else request.width,
+        height=height if request.height is None else request.height,
+        strength=_strength(request),
+    )
+    _check_size(manifest, full)
+    course_of(manifest, full)
+    return full
+
+
+def course_of(manifest: Manifest, request: ImageRequest) -> Course:
+    """The walk that a resolved request asks for."""
+    assert request.steps is not None and request.guidance is not None and request.sampler is not None
+    check_whole("steps", request.steps, 1, manifest.schedule.train_steps)
+    walk = grid(
+        manifest.schedule,
+        request.steps,
+        manifest.spacing,
+        manifest.sigmas,
+        steps_offset=manifest.steps_offset,
+        trimmed=find_sampler(request.sampler).trimmed,
+    )
+    return Course(
+        grid=walk if request.strength is None else walk.from_strength(request.strength),
+        sampler=request.sampler,
+        prediction=manifest.prediction,
+        guidance=1.0 if manifest.guidance_channels else request.guidance,
+        guidance_rescale=request.guidance_rescale,
+        guidance_interval=request.guidance_interval,
+        eta=request.eta,
+        seed=request.seed,
+    )
+
+
+def _strength(request: ImageRequest) -> float | None:
+    if request.image is None or request.strength is not None:
+        return request.strength
+    return IMG2IMG_STRENGTH if request.mask is None else 1.0
+
+
+def _check_image(manifest: Manifest, request: ImageRequest) -> None:
+    image, mask = request.image, request.mask
+    for name in ("mask", "strength"):
+        if image is None and getattr(request, name) is not None:
+            raise InvalidRequest(f"{name} without an image", allowed=f"{name} with an image", fix="give an image")
+    if manifest.repaints and mask is None:
+        raise InvalidRequest(
+            f"{manifest.name} repaints parts of pictures, and was given no {'image' if image is None else 'mask'}",
+            allowed="an image and a mask",
+            fix="give both, or use a text-to-image model",
+        )
+    if image is not None and (image.dtype != "uint8" or image.ndim != 3 or image.shape[2] != 3):
+        raise InvalidRequest(f"image is {image.dtype} {list(image.shape)}", allowed="uint8 [height, width, 3]")
+    if mask is not None and (mask.dtype != "uint8" or mask.ndim != 2):
+        raise InvalidRequest(f"mask is {mask.dtype} {list(mask.shape)}", allowed="uint8 [height, width]")
+    if image is not None and mask is not None and mask.shape != image.shape[:2]:
+        raise InvalidRequest(
+            f"the mask is {_size(mask.shape)}, the image {_size(image.shape)}",
+            allowed="a mask of the image's size",
+            fix="resize the mask to the image",
+        )
+    if request.strength is not None:
+        check_number("strength", request.strength, 0, 1)
+
+
+def _check_size(manifest: Manifest, request: ImageRequest) -> None:
+    assert request.width is not None and request.height is not None
+    unit = manifest.granularity
+    for name, size in (("width", request.width), ("height", request.height)):
+        check_whole(name, size, 1, LARGEST_SIZE)
+        if size % unit:
+            below, above = size // unit * unit, (size // unit + 1) * unit
+            near = f"{below} or {above}" if below else f"{above}"
+            resize = " and resize the image" if request.image is not None else ""
+            raise InvalidRequest(f"{name} is {size}", allowed=f"multiples of {unit}", fix=f"try {near}{resize}")
+    if request.image is not None and request.image.shape[:2] != (request.height, request.width):
+        raise InvalidRequest(
+            f"the image is {_size(request.image.shape)}, the size asked for {request.width}x{request.height}",
+            allowed="the image's own size",
+            fix="leave the size out, or resize the image",
+        )
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]}x{shape[0]}"

@@ -1,0 +1,133 @@
+"""A pipeline that draws flat pictures in no time, at the seam `load`; requests are resolved as a real one does."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stillhouse.cli import main
+from stillhouse.core import ImageRequest, ImageResult, Picture
+from stillhouse.diffusion import Schedule
+from stillhouse.errors import UnknownModel
+from stillhouse.models.manifest import Defaults, Latent, Manifest
+from stillhouse.models.request import resolve
+
+MANIFEST = Manifest(
+    name="fake",
+    family="stable-diffusion",
+    components={},
+    tokenizers=(),
+    schedule=Schedule(zero_terminal_snr=True),
+    prediction="v_prediction",
+    spacing="trailing",
+    sigmas="schedule",
+    steps_offset=0,
+    latent=Latent(4, 1.0, 0.0, 4),
+    unet_in_channels=4,
+    granularity=8,
+    guidance_channels=None,
+    zero_negative=False,
+    defaults=Defaults(steps=3, guidance=2.0, sampler="ddim", width=64, height=64),
+)
+
+
+@dataclass(slots=True)
+class FakeDraft:
+    request: ImageRequest
+    index: int = 0
+
+    @property
+    def evaluations(self) -> int:
+        return self.request.steps or 0
+
+    @property
+    def is_done(self) -> bool:
+        return self.index == self.evaluations
+
+    @property
+    def progress(self) -> float:
+        return self.index / self.evaluations
+
+
+class FakePipeline:
+    """Draws its seed as a grey level. `opened` tells how it was asked for, `advanced` how often it was moved."""
+
+    def __init__(self, **opened: Any) -> None:
+        self.opened = opened
+        self.manifest = MANIFEST
+        self.advanced = 0
+        self.interrupt_after: int | None = None
+
+    def resolve(self, request: ImageRequest) -> ImageRequest:
+        return resolve(self.manifest, request)
+
+    def start(self, request: ImageRequest) -> FakeDraft:
+        if len(request.prompt) > 200:
+            warnings.warn("this part was cut off: 'end'", UserWarning, stacklevel=2)
+        return FakeDraft(self.resolve(request))
+
+    def advance(self, drafts: Sequence[FakeDraft]) -> None:
+        for draft in drafts:
+            draft.index += 1
+            self.advanced += 1
+        if self.advanced == self.interrupt_after:
+            raise KeyboardInterrupt
+
+    def finish(self, draft: FakeDraft) -> ImageResult:
+        assert draft.is_done
+        assert draft.request.width and draft.request.height
+        level = draft.request.seed % 256
+        image: Picture = np.full((draft.request.height, draft.request.width, 3), level, np.uint8)
+        return ImageResult(image, draft.request, 0.25)
+
+    def encode_picture(self, picture: Picture) -> Picture:
+        return picture
+
+    def decode(self, latents: Picture) -> Picture:
+        return latents
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
+    pipeline = FakePipeline()
+
+    def load(name: str, **options: Any) -> FakePipeline:
+        if name not in ("shapes", "fake"):
+            raise UnknownModel(f"there is no model {name!r}", allowed="shapes", fix="see stillhouse models")
+        pipeline.opened = {"model": name, **options}
+        return pipeline
+
+    for command in ("generate", "demo", "judge"):
+        monkeypatch.setattr(f"stillhouse.cli.{command}.load", load)
+    return pipeline
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refused(here: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Run a command that must fail by the user's fault: exit code 2, a message of several lines, no file."""
+
+    def run(*argv: str) -> str:
+        before = sorted(here.rglob("*"))
+        assert main(argv) == 2
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert said.err.startswith("error: ")
+        assert "Traceback" not in said.err
+        assert sorted(here.rglob("*")) == before
+        return said.err
+
+    return run

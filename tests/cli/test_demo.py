@@ -1,0 +1,27 @@
+from pathlib import Path
+
+import pytest
+
+from stillhouse.cli import main
+from stillhouse.cli.demo import PROMPTS, SUGGESTION
+from stillhouse.models.png import read_picture
+from stillhouse.models.shapes.caption import is_held_out, read_caption
+from tests.cli.conftest import FakePipeline
+
+
+@pytest.mark.parametrize("prompt", [*PROMPTS, SUGGESTION])
+def test_the_prompts_are_captions_that_training_never_saw(prompt: str) -> None:
+    assert str(read_caption(prompt)) == prompt
+    assert is_held_out(prompt)
+
+
+def test_the_demo_ends_with_the_line_that_draws_your_own(
+    fake: FakePipeline, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", [".venv/bin/stillhouse"])
+    assert main(["demo"]) == 0
+    first, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("demo.png: 12 pictures, ")
+    assert last == f'now yours: .venv/bin/stillhouse generate "{SUGGESTION}"'
+    assert read_picture(here / "demo.png").shape[1] == 2 * 32 + 4 * 256 + 3 * 24
+    assert fake.advanced == 12 * 3

@@ -1,0 +1,32 @@
+import io
+import sys
+
+import pytest
+
+from stillhouse.cli.progress import progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_nobody_watching_means_silence(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress() as report:
+        report("a circle", 0.5, 2)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_the_bar_is_on_stderr_and_lines_keep_their_way(monkeypatch: pytest.MonkeyPatch, watched: bool) -> None:
+    screen, lines = Terminal(), Terminal() if watched else io.StringIO()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr(sys, "stdout", lines)
+    monkeypatch.setenv("TERM", "xterm")
+    with progress() as report:
+        report("[a circle]", 1, 2)
+        print("a-circle-0.png")
+        report("[a circle]", 2, 2)
+    assert "[a circle]" in screen.getvalue()
+    assert "100%" in screen.getvalue()
+    assert ("a-circle-0.png" in lines.getvalue()) is not watched

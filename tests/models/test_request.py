@@ -1,0 +1,106 @@
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stillhouse.core import ImageRequest
+from stillhouse.diffusion import SAMPLERS
+from stillhouse.errors import InvalidRequest
+from stillhouse.models.request import course_of, resolve
+from tests.models.test_manifest import MINIMAL
+
+MANIFEST = replace(MINIMAL, granularity=16)
+IMAGE = np.zeros((48, 32, 3), np.uint8)
+MASK = np.zeros((48, 32), np.uint8)
+
+
+def test_defaults_are_filled_in() -> None:
+    full = resolve(MANIFEST, ImageRequest("a circle", seed=7))
+    assert (full.steps, full.guidance, full.sampler, full.width, full.height) == (35, 5.0, "ddim", 64, 64)
+    assert full.prompt == "a circle" and full.seed == 7 and full.strength is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "size", "strength"),
+    [
+        ({"image": IMAGE}, (32, 48), 0.8),
+        ({"image": IMAGE, "mask": MASK}, (32, 48), 1.0),
+        ({"image": IMAGE, "strength": 0.5, "width": 32}, (32, 48), 0.5),
+        ({"height": 16}, (64, 16), None),
+    ],
+)
+def test_size_and_strength(fields: dict[str, Any], size: tuple[int, int], strength: float | None) -> None:
+    full = resolve(MANIFEST, ImageRequest("", **fields))
+    assert (full.width, full.height) == size
+    assert full.strength == strength
+
+
+@given(
+    steps=st.none() | st.integers(1, 1000),
+    guidance=st.none() | st.floats(0, 30),
+    sampler=st.none() | st.sampled_from(sorted(SAMPLERS)),
+    width=st.none() | st.integers(1, 64).map(lambda size: 16 * size),
+    eta=st.just(0.0),
+    interval=st.tuples(st.floats(0, 0.5), st.floats(0.5, 1)),
+)
+def test_a_resolved_request_resolves_to_itself(
+    steps: int, guidance: float, sampler: str, width: int, eta: float, interval: tuple[float, float]
+) -> None:
+    manifest = replace(MANIFEST, spacing="trailing")
+    request = ImageRequest(
+        "", steps=steps, guidance=guidance, sampler=sampler, width=width, eta=eta, guidance_interval=interval
+    )
+    full = resolve(manifest, request)
+    again = resolve(manifest, full)
+    assert all(getattr(full, name) == getattr(again, name) for name in ImageRequest.__dataclass_fields__)
+    assert course_of(manifest, full).grid.steps == full.steps
+
+
+def test_a_network_that_is_told_its_guidance_takes_one_row() -> None:
+    manifest = replace(MANIFEST, guidance_channels=8)
+    assert course_of(manifest, resolve(manifest, ImageRequest("", guidance=9.0))).guidance == 1.0
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"steps": 0}, "steps is 0; allowed: a whole number from 1 to 1000"),
+        ({"steps": -3}, "steps is -3"),
+        ({"steps": 1001}, "steps is 1001"),
+        ({"steps": 2.5}, "steps is 2.5"),
+        ({"sampler": "dimm"}, "there is no sampler 'dimm'; allowed: ddim, .*did you mean 'ddim'"),
+        ({"guidance": -1.0}, "guidance is -1.0; allowed: a number from 0 to 1000"),
+        ({"guidance": float("nan")}, "guidance is nan"),
+        ({"seed": -1}, "seed is -1"),
+        ({"width": 63}, r"width is 63; allowed: multiples of 16; try 48 or 64"),
+        ({"height": 7}, r"height is 7; allowed: multiples of 16; try 16"),
+        ({"width": 0}, "width is 0; allowed: a whole number from 1 to 8192"),
+        ({"height": 1 << 20}, "height is 1048576"),
+        ({"strength": 0.5}, "strength without an image; .*give an image"),
+        ({"mask": MASK}, "mask without an image"),
+        ({"image": IMAGE, "strength": 0.0}, "strength"),
+        ({"image": IMAGE, "strength": 1.5}, "strength is 1.5; allowed: a number from 0 to 1"),
+        ({"image": IMAGE, "strength": 0.01}, "leaves no step to walk.*raise the strength"),
+        ({"image": IMAGE, "width": 64}, "the image is 32x48, the size asked for 64x48; .*resize the image"),
+        ({"image": IMAGE[:47]}, "height is 47; allowed: multiples of 16; try 32 or 48 and resize the image"),
+        ({"image": IMAGE[..., 0]}, r"image is uint8 \[48, 32\]; allowed: uint8 \[height, width, 3\]"),
+        ({"image": IMAGE.astype(float)}, r"image is float64"),
+        ({"image": IMAGE, "mask": MASK[:16]}, "the mask is 32x16, the image 32x48; .*resize the mask"),
+        ({"image": IMAGE, "mask": MASK[..., None]}, r"mask is uint8 \[48, 32, 1\]"),
+        ({"guidance_rescale": 2.0}, "guidance_rescale is 2.0"),
+        ({"guidance_interval": (0.5, 0.2)}, "guidance_interval"),
+        ({"eta": 0.5, "sampler": "euler"}, "eta is 0.5 with sampler euler"),
+    ],
+)
+def test_what_cannot_be_done(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        resolve(MANIFEST, ImageRequest("", **fields))
+
+
+@pytest.mark.parametrize(("fields", "missing"), [({}, "no image"), ({"image": IMAGE}, "no mask")])
+def test_a_repainting_pipeline_needs_both(fields: dict[str, Any], missing: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"tiny repaints parts of pictures, and was given {missing}"):
+        resolve(replace(MANIFEST, unet_in_channels=9), ImageRequest("", **fields))
