@@ -29,9 +29,7 @@ def test_another_directory(tmp_path: Path) -> None:
         find(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("name", "fix"), [("shape", "did you mean 'shapes'"), ("xl", "make one with")]
-)
+@pytest.mark.parametrize(("name", "fix"), [("shape", "did you mean 'shapes'"), ("xl", "make one with")])
 def test_an_unknown_name(name: str, fix: str) -> None:
     with pytest.raises(UnknownModel, match=f"there is no model '{name}'.*{fix}"):
         find(name)

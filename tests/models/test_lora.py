@@ -164,6 +164,16 @@ def test_old_diffusers_names(checkpoint: Checkpoint, tmp_path: Path) -> None:
     torch.testing.assert_close(after, before + up @ down)
 
 
+def test_peft_s_own_files(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    config = peft.LoraConfig(r=3, lora_alpha=6, target_modules=EVERYTHING, init_lora_weights=False)
+    adapted = peft.get_peft_model(diffusers.UNet2DConditionModel.from_pretrained(checkpoint("sd1") / "unet"), config)
+    adapted.save_pretrained(tmp_path)
+    unet = diffusers.UNet2DConditionModel.from_pretrained(checkpoint("sd1") / "unet")
+    read_adapter(str(tmp_path / "adapter_model.safetensors"), ("unet",)).fuse("unet", unet)
+    for name, tensor in adapted.merge_and_unload().state_dict().items():
+        torch.testing.assert_close(unet.state_dict()[name], tensor, rtol=1e-5, atol=1e-6)
+
+
 LAYER = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
 
 
@@ -190,10 +200,14 @@ def test_files_that_cannot_be_fused(
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "text.safetensors").write_text("no tensors")
+    tensors = {f"{LAYER}.lora_A.weight": torch.zeros(4, 32), f"{LAYER}.lora_B.weight": torch.zeros(64, 4)}
+    save_file(tensors, tmp_path / "settings.safetensors", {"lora_adapter_metadata": "{"})
     for text, message in (
         (str(tmp_path / "none.safetensors"), "does not exist"),
         (str(tmp_path / "text.safetensors"), "is no safetensors file"),
+        (str(tmp_path / "settings.safetensors"), "the settings of .* are broken"),
         (f"{tmp_path / 'text.safetensors'}:much", "allowed: FILE or FILE:WEIGHT"),
+        (f"{tmp_path / 'text.safetensors'}:nan", "allowed: FILE or FILE:WEIGHT"),
     ):
         with pytest.raises(ImportFailed, match=message):
             read_adapter(text, ("unet",))

@@ -92,6 +92,7 @@ def test_a_network_that_is_told_its_guidance_takes_one_row() -> None:
         ({"image": IMAGE, "mask": MASK[..., None]}, r"mask is uint8 \[48, 32, 1\]"),
         ({"guidance_rescale": 2.0}, "guidance_rescale is 2.0"),
         ({"guidance_interval": (0.5, 0.2)}, "guidance_interval"),
+        ({"negative_prompt": None}, "negative_prompt is None; allowed: a text"),
         ({"eta": 0.5, "sampler": "euler"}, "eta is 0.5 with sampler euler"),
     ],
 )

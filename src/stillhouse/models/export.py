@@ -5,7 +5,7 @@ traced, its parameters become inputs of the graph, and those are then pointed in
 folded, so every parameter keeps its name and its bytes on disk.
 
 The exporter is `torch.onnx.export(dynamo=False)`: the same speed and exactness in onnxruntime and OpenVINO as with
-dynamo=True (measured on U-Nets), thirty times as quick, and it does not fold or transpose parameters.
+dynamo=True (measured on U-Nets), 14 to 30 times as quick, and it does not fold or transpose parameters.
 """
 
 import io

@@ -5,6 +5,7 @@ diffusers, peft and kohya write them; kohya's names for XL follow the original i
 """
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -104,7 +105,7 @@ def read_adapter(text: str, components: tuple[str, ...]) -> Adapter:
     path, weight = _parse(text)
     factors: dict[tuple[str, str], dict[str, torch.Tensor]] = {}
     with _open(path) as file:
-        settings = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+        settings = _settings(path, file.metadata() or {})
         strange = []
         for key in file.keys():  # noqa: SIM118, the file is no mapping
             place = _place(key)
@@ -155,9 +156,12 @@ def _parse(text: str) -> tuple[Path, float]:
     if not colon or Path(text).exists():
         return Path(text), 1.0
     try:
-        return Path(name), float(weight)
+        number = float(weight)
     except ValueError:
-        raise ImportFailed(f"{text!r} is no LoRA", allowed="FILE or FILE:WEIGHT", fix="try FILE:0.8") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise ImportFailed(f"{text!r} is no LoRA", allowed="FILE or FILE:WEIGHT", fix="try FILE:0.8")
+    return Path(name), number
 
 
 def _open(path: Path) -> Any:
@@ -167,6 +171,17 @@ def _open(path: Path) -> Any:
         return safe_open(path, "pt")
     except SafetensorError as error:
         raise ImportFailed(f"{path} is no safetensors file ({error})", allowed="LoRA in .safetensors") from None
+
+
+def _settings(path: Path, metadata: Mapping[str, str]) -> Mapping[str, Any]:
+    """What diffusers writes into the file, as `unet.lora_alpha`, and peft into a file beside it."""
+    beside = path.with_name("adapter_config.json")
+    try:
+        if "lora_adapter_metadata" not in metadata and beside.is_file():
+            return {f"unet.{name}": value for name, value in json.loads(beside.read_bytes()).items()}
+        return dict(json.loads(metadata.get("lora_adapter_metadata", "{}")))
+    except (ValueError, AttributeError) as error:
+        raise ImportFailed(f"the settings of {path} are broken: {error}") from error
 
 
 def _place(key: str) -> tuple[str, str, str] | None:

@@ -140,7 +140,7 @@ class Pipeline:
     def encode_picture(self, picture: Picture) -> Array:
         """The mean of a picture's latents, scaled: float32 [C, height / downscale, width / downscale].
 
-        diffusers draws from the distribution around this mean; its spread is below what a picture shows.
+        diffusers takes a random sample around this mean, so that its latents differ by the autoencoder's spread.
         """
         return self._encode_signal(to_signal(picture))
 

@@ -21,6 +21,7 @@ def resolve(manifest: Manifest, request: ImageRequest) -> ImageRequest:
     Raises:
         InvalidRequest: anything that this pipeline cannot do; the message says what it can.
     """
+    _check_text(request)
     _check_image(manifest, request)
     defaults = manifest.defaults
     height, width = (defaults.height, defaults.width) if request.image is None else request.image.shape[:2]
@@ -66,6 +67,12 @@ def _strength(request: ImageRequest) -> float | None:
     if request.image is None or request.strength is not None:
         return request.strength
     return IMG2IMG_STRENGTH if request.mask is None else 1.0
+
+
+def _check_text(request: ImageRequest) -> None:
+    for name in ("prompt", "negative_prompt"):
+        if not isinstance(getattr(request, name), str):
+            raise InvalidRequest(f"{name} is {getattr(request, name)!r}", allowed="a text")
 
 
 def _check_image(manifest: Manifest, request: ImageRequest) -> None:

@@ -55,7 +55,7 @@ def test_the_manifest(imported: Checkpoint, kind: str, expected: dict[str, Any])
     assert {name: getattr(manifest, name) for name in expected} == expected
     assert manifest.granularity == 8 and manifest.latent.downscale == 4
     assert (manifest.defaults.width, manifest.defaults.height) == (64, 64)
-    assert manifest.source["importer"] == "diffusers"
+    assert manifest.source["importer"] == "diffusers" and manifest.source["from"] == kind
 
 
 @pytest.mark.parametrize("kind", ["sd2", "xl"])
@@ -77,6 +77,13 @@ def test_a_pipeline_directory_can_be_imported_again(imported: Checkpoint, tmp_pa
     assert {name: record.sha256 for name, record in manifest.files.items()} == {
         name: record.sha256 for name, record in first.files.items()
     }
+
+
+def test_nothing_tells_where_it_was_made(imported: Checkpoint) -> None:
+    place = str(imported("sd1").parent).encode()
+    assert not [path for path in imported("sd1").rglob("*") if path.is_file() and place in path.read_bytes()]
+    graph = (imported("sd1") / "unet/model.onnx").read_bytes()
+    assert b"site-packages" not in graph and str(Path.cwd()).encode() not in graph
 
 
 def test_progress(checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -140,7 +147,7 @@ def test_fused_adapters(checkpoint: Checkpoint, tmp_path: Path) -> None:
         reference.save_lora_weights(tmp_path, unet_lora_layers=layers, weight_name=f"{seed}.safetensors")
     loras = (f"{tmp_path / '1.safetensors'}:0.5", f"{tmp_path / '2.safetensors'}")
     manifest = import_model(checkpoint("sd1"), tmp_path / "out", ImportOptions(loras=loras))
-    assert manifest.source["loras"] == list(loras)
+    assert manifest.source["loras"] == ["1.safetensors:0.5", "2.safetensors"]
     for seed, weight in ((1, 0.5), (2, 1.0)):
         reference.load_lora_weights(tmp_path / f"{seed}.safetensors")
         reference.fuse_lora(lora_scale=weight)
@@ -160,7 +167,7 @@ def test_latent_consistency_models(copy: Callable[[str], Path], tmp_path: Path) 
     torch.manual_seed(0)
     diffusers.UNet2DConditionModel.from_config(config).save_pretrained(source / "unet")
     manifest = import_model(source, tmp_path / "out")
-    assert manifest.guidance_channels == 16
+    assert manifest.guidance_channels == 16 and manifest.spacing == "trailing"
     assert (manifest.defaults.sampler, manifest.defaults.steps, manifest.defaults.guidance) == ("lcm", 4, 8.5)
     reference = diffusers.LatentConsistencyModelPipeline.from_pretrained(source)
     embedded = reference.get_guidance_scale_embedding(torch.tensor([7.5]), embedding_dim=16)[0]

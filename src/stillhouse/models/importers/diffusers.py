@@ -28,7 +28,7 @@ def import_diffusers(source: str | Path, target: Path, options: ImportOptions, p
     """Make a pipeline directory; see `import_model`."""
     with staged(target, force=options.force) as stage, quiet():
         opened = open_source(source)
-        walk = _walk(opened)
+        walk = read_walk(opened.config("scheduler"), opened.index["scheduler"][1], is_xl=opened.is_xl)
         adapters = tuple(read_adapter(text, ("unet", *opened.text_encoders)) for text in options.loras)
         work = _Work(opened, stage, options, adapters)
         parts = (*opened.text_encoders, "unet", "vae")
@@ -38,7 +38,7 @@ def import_diffusers(source: str | Path, target: Path, options: ImportOptions, p
             gc.collect()
             progress(part, done, len(parts))
         work.rest()
-        return write_manifest(stage, work.manifest(options.name or target.name, str(source), components, walk))
+        return write_manifest(stage, work.manifest(options.name or target.name, components, walk))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class _Work:
             index["requires_safety_checker"] = False
         (self.stage / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
-    def manifest(self, name: str, origin: str, components: dict[str, Component], walk: Walk) -> Manifest:
+    def manifest(self, name: str, components: dict[str, Component], walk: Walk) -> Manifest:
         """Everything that the configurations say."""
         source, unet, vae = self.source, self.source.config("unet"), self.source.config("vae")
         downscale = 2 ** (len(vae["block_out_channels"]) - 1)
@@ -117,9 +117,9 @@ class _Work:
             defaults=Defaults(steps, guidance, walk.sampler, width * downscale, height * downscale),
             source={
                 "importer": "diffusers",
-                "from": origin,
+                "from": source.name,
                 "class": source.index["_class_name"],
-                "loras": list(self.options.loras),
+                "loras": [Path(text).name for text in self.options.loras],
             },
         )
 
@@ -136,10 +136,3 @@ class _Work:
         tokenizer.model_max_length = min(tokenizer.model_max_length, config["max_position_embeddings"])
         tokenizer.save_pretrained(self.stage / folder.name)
         return int(tokenizer.model_max_length)
-
-
-def _walk(source: Source) -> Walk:
-    name = source.index["scheduler"][1]
-    kind = getattr(diffusers, name, None)
-    config = kind.from_config(source.config("scheduler")).config if kind else {}
-    return read_walk(config, name, is_xl=source.is_xl)

@@ -1,8 +1,11 @@
 """diffusers' scheduler configurations as schedules, predictions, spacings and samplers of ours."""
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
+
+import diffusers
 
 from stillhouse.diffusion import Prediction, Schedule, Sigmas, Spacing
 from stillhouse.errors import ImportFailed
@@ -33,10 +36,10 @@ class Walk:
 
 
 def read_walk(config: Mapping[str, Any], name: str, *, is_xl: bool) -> Walk:
-    """Read a scheduler's full configuration, defaults included.
+    """Read a scheduler's configuration.
 
     Args:
-        config: `scheduler.config` of diffusers.
+        config: scheduler_config.json; what it leaves out is as the class has it.
         name: the scheduler's class.
         is_xl: diffusers' pipelines before XL take steps_offset as 1 whatever is written.
 
@@ -45,6 +48,7 @@ def read_walk(config: Mapping[str, Any], name: str, *, is_xl: bool) -> Walk:
     """
     if name not in SAMPLERS:
         raise ImportFailed(f"the scheduler {name} is not known", allowed=", ".join(SAMPLERS))
+    config = {**_defaults(name), **config}
     if config.get("trained_betas") is not None:
         raise ImportFailed("the scheduler lists betas of its own (trained_betas)", allowed="a named beta schedule")
     try:
@@ -63,11 +67,21 @@ def read_walk(config: Mapping[str, Any], name: str, *, is_xl: bool) -> Walk:
     return Walk(
         schedule=schedule,
         prediction=cast(Prediction, prediction),
-        spacing=config.get("timestep_spacing", "leading"),
+        spacing=_spacing(config, name),
         sigmas=_sigmas(config),
         steps_offset=config.get("steps_offset", 0) if is_xl else 1,
         sampler=_sampler(config, name),
     )
+
+
+def _defaults(name: str) -> dict[str, Any]:
+    parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
+    return {name: parameter.default for name, parameter in parameters.items()}
+
+
+def _spacing(config: Mapping[str, Any], name: str) -> Spacing:
+    """LCMScheduler has a layout of its own, whose timesteps are within 20 of trailing spacing's."""
+    return "trailing" if name == "LCMScheduler" else config.get("timestep_spacing", "leading")
 
 
 def _sigmas(config: Mapping[str, Any]) -> Sigmas:

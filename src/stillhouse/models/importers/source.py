@@ -9,10 +9,12 @@ from typing import Any
 
 import diffusers
 
+from stillhouse.backends.runtime import useful_line
 from stillhouse.errors import ImportFailed, UnknownModel
 from stillhouse.models.manifest import Family
 
 INDEX = "model_index.json"
+AGAIN = "download or save the model again"
 FAMILIES: Mapping[str, Family] = {
     "StableDiffusionPipeline": "stable-diffusion",
     "StableDiffusionImg2ImgPipeline": "stable-diffusion",
@@ -39,11 +41,13 @@ class Source:
     """A diffusers directory.
 
     Args:
+        name: its hub id, or its directory's name.
         directory: where it lies.
         index: model_index.json.
         family: which inputs its networks take.
     """
 
+    name: str
     directory: Path
     index: Mapping[str, Any]
     family: Family
@@ -76,7 +80,8 @@ def open_source(source: str | Path) -> Source:
     name = str(index.get("_class_name"))
     if name not in FAMILIES:
         raise ImportFailed(f"{directory} is a {name}, which is not known", allowed=", ".join(FAMILIES))
-    opened = Source(directory, index, FAMILIES[name])
+    origin = Path(source).resolve().name if Path(source).is_dir() else str(source)
+    opened = Source(origin, directory, index, FAMILIES[name])
     for component, known in CLASSES.items():
         if component.endswith("_2") and not opened.is_xl:
             continue
@@ -104,7 +109,7 @@ def _download(hub_id: str) -> Path:
         return Path(diffusers.DiffusionPipeline.download(hub_id))
     except Exception as error:  # the hub's client has a class for each way of failing, and changes them
         raise UnknownModel(
-            f"there is no directory {hub_id}, and the hub gave no such model ({str(error).splitlines()[0]})",
+            f"there is no directory {hub_id}, and the hub gave no such model ({useful_line(str(error))})",
             fix="check the name and the network; or download it elsewhere and give the directory",
         ) from error
 
@@ -113,11 +118,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise ImportFailed(f"{path} is missing", fix="download or save the model again") from None
+        raise ImportFailed(f"{path} is missing", fix=AGAIN) from None
     except ValueError as error:
-        raise ImportFailed(f"{path} is not JSON: {error}", fix="download or save the model again") from None
+        raise ImportFailed(f"{path} is not JSON: {error}", fix=AGAIN) from None
     if not isinstance(document, dict):
-        raise ImportFailed(f"{path} holds no object", fix="download or save the model again")
+        raise ImportFailed(f"{path} holds no object", fix=AGAIN)
     return document
 
 
@@ -131,7 +136,7 @@ def _check_component(source: Source, component: str, known: tuple[str, ...] | No
     if not (source.directory / component).is_dir():
         raise ImportFailed(
             f"{source.directory / component} is missing, though {INDEX} names it",
-            fix="download or save the model again",
+            fix=AGAIN,
         )
 
 

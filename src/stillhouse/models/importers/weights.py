@@ -10,8 +10,10 @@ import diffusers
 import torch
 import transformers
 
+from stillhouse.backends.runtime import useful_line
 from stillhouse.backends.weights import safetensors_layout
 from stillhouse.errors import ImportFailed
+from stillhouse.models.importers.source import AGAIN
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -34,12 +36,12 @@ def load_network(folder: Path, kind: Any, dtype: str | None) -> Any:
             folder, dtype=chosen, variant=variant, local_files_only=True, output_loading_info=True
         )
     except Exception as error:  # each library and file format fails with classes of its own
-        raise ImportFailed(f"{folder} cannot be read: {error}", fix="download or save the model again") from error
+        raise ImportFailed(f"{folder} cannot be read: {useful_line(str(error))}", fix=AGAIN) from error
     wrong = sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])})
     if wrong:
         raise ImportFailed(
             f"{folder} has no fitting weights for {', '.join(wrong[:3])} and {len(wrong)} in all",
-            fix="download or save the model again",
+            fix=AGAIN,
         )
     return network
 
@@ -79,9 +81,7 @@ def _weight_files(folder: Path) -> list[Path]:
         files = [file for file in sorted(folder.glob(pattern)) if "non_ema" not in file.name]
         if files:
             return files
-    raise ImportFailed(
-        f"{folder} has no weights", allowed="*.safetensors or *.bin", fix="download or save the model again"
-    )
+    raise ImportFailed(f"{folder} has no weights", allowed="*.safetensors or *.bin", fix=AGAIN)
 
 
 def _stored_dtype(files: list[Path]) -> torch.dtype:
