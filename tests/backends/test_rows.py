@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from stillhouse.backends import Runner, RunnerOptions, backends, open_runner
 from stillhouse.core import Array
+from stillhouse.errors import InvalidRequest
 from tests.backends.networks import BACKENDS, apart, unet, unet_feeds, unet_float64, unet_weights, write
 
 ROWS = 8
@@ -18,6 +19,14 @@ FEEDS = unet_feeds(ROWS, 8, 12)
 @pytest.fixture(scope="module", params=BACKENDS)
 def runner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Runner:
     return open_runner(write(unet(), tmp_path_factory.mktemp("rows") / "model.onnx"), request.param)
+
+
+@pytest.fixture(scope="module")
+def both_ways(tmp_path_factory: pytest.TempPathFactory) -> tuple[Runner, Runner]:
+    """The same network with its rows apart, and together."""
+    shapes = {name: (1, *array.shape[1:]) for name, array in FEEDS.items()}
+    path = write(unet(), tmp_path_factory.mktemp("apart") / "model.onnx")
+    return open_runner(path, "openvino", RunnerOptions(shapes=shapes, streams=3)), open_runner(path, "openvino")
 
 
 @settings(max_examples=25, deadline=None)
@@ -34,6 +43,19 @@ def test_float32_rows_are_equal_whether_shapes_are_static_or_not(backend: str, t
     shapes = {name: (2, *array.shape[1:]) for name, array in FEEDS.items()}
     fixed, free = open_runner(path, backend, RunnerOptions(shapes=shapes)), open_runner(path, backend)
     np.testing.assert_array_equal(_rows(fixed, [3, 5]), np.concatenate([_rows(free, [3]), _rows(free, [5])]))
+
+
+@settings(max_examples=10, deadline=None)
+@given(picked=st.lists(st.integers(0, ROWS - 1), min_size=1, max_size=ROWS))
+def test_rows_that_run_apart_come_to_the_same(both_ways: tuple[Runner, Runner], picked: list[int]) -> None:
+    alone, together = both_ways
+    np.testing.assert_array_equal(_rows(alone, picked), _rows(together, picked))
+
+
+def test_rows_that_run_apart_still_have_to_be_as_many_everywhere(both_ways: tuple[Runner, Runner]) -> None:
+    feeds = {**FEEDS, "timestep": FEEDS["timestep"][:3]}
+    with pytest.raises(InvalidRequest):
+        both_ways[0](feeds)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "f16"])

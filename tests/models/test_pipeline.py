@@ -1,6 +1,7 @@
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from stillhouse.backends.registry import open_runner
 from stillhouse.core import ImageRequest
 from stillhouse.errors import InvalidRequest, PipelineError, RuntimeMissing, TamperedFile
+from stillhouse.models.manifest import read_manifest, write_manifest
 from stillhouse.models.pipeline import Draft, Pipeline
 from stillhouse.models.tokenize import PromptTruncated
 from tests.models.conftest import NEGATIVE, PROMPT, SIZE, Checkpoint, Opened, sample_picture
@@ -111,6 +113,23 @@ def test_networks_are_opened_when_needed_and_texts_read_once(counted: tuple[Pipe
     assert seen.count("run unet/model.onnx") == 4
 
 
+def test_rows_that_run_apart_draw_the_same(imported: Checkpoint, opened: Opened, tmp_path: Path) -> None:
+    directory = tmp_path / "apart"
+    shutil.copytree(imported("sd1"), directory)
+    manifest = read_manifest(directory)
+    unet = replace(manifest.components["unet"], backend="openvino", streams=2)
+    write_manifest(directory, replace(manifest, components={**manifest.components, "unet": unet}))
+    apart = Pipeline(directory, threads=1)
+    requests = [ImageRequest(PROMPT, **QUICK), ImageRequest(NEGATIVE, steps=4, guidance=1.0)]
+    together = finished(apart, *map(apart.start, requests))
+    for request, image in zip(requests, together, strict=True):
+        assert np.array_equal(image, finished(apart, apart.start(request))[0])
+        plain = finished(opened("sd1"), opened("sd1").start(request))[0]
+        assert np.abs(image.astype(int) - plain).max() <= 2
+    wide = apart.generate(PROMPT, width=2 * SIZE, **QUICK).image
+    assert wide.shape == (SIZE, 2 * SIZE, 3)
+
+
 def test_one_row_without_guidance(opened: Opened) -> None:
     draft = opened("sd1").start(ImageRequest(PROMPT, guidance=1.0))
     assert draft.rows == 1 and not draft.unconditional
@@ -126,7 +145,8 @@ def test_both_backends_draw_the_same(imported: Checkpoint, opened: Opened) -> No
     other = Pipeline(imported("xl"), backend="openvino", precision="f32", threads=1)
     one, two = (pipeline.generate(PROMPT, **QUICK).image for pipeline in (opened("xl"), other))
     assert np.abs(one.astype(int) - two).max() <= 2
-    assert other.runner("unet").backend == "openvino" and other.runner("unet").precision == "f32"
+    runner = other.runner("unet", {})
+    assert runner.backend == "openvino" and runner.precision == "f32"
 
 
 def test_a_picture_that_is_not_done(opened: Opened) -> None:

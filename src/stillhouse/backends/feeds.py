@@ -3,14 +3,14 @@
 OpenVINO does not: fed three rows to one input and two to another, it reads past the end of the second.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stillhouse.backends.signature import Axes
+from stillhouse.check import check_choice
 from stillhouse.core import TensorSpec
 from stillhouse.errors import InvalidRequest
 
@@ -59,15 +59,6 @@ def fixed(shapes: Mapping[str, tuple[int, ...]], axes: Mapping[str, Axes]) -> di
     """
     lengths = bound(shapes, axes)
     return {name: shapes.get(name) or tuple(lengths.get(str(axis), axis) for axis in old) for name, old in axes.items()}
-
-
-def check_choice(word: str, given: str, known: Iterable[str]) -> None:
-    """Raise InvalidRequest for a name that is not known, and offer the nearest one."""
-    names = tuple(known)
-    if given not in names:
-        near = get_close_matches(given.lower(), names, n=1)
-        fix = f"did you mean {near[0]!r}?" if near else None
-        raise InvalidRequest(f"there is no {word} {given!r}", allowed=", ".join(names) or "none", fix=fix)
 
 
 def _holds(axis: int | str | None, length: int, lengths: dict[str, int]) -> bool:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TypeAlias
 
 from stillhouse.backends import openvino, ort
-from stillhouse.backends.feeds import check_choice
 from stillhouse.backends.runner import Runner, RunnerOptions
 from stillhouse.backends.runtime import INSTALL, BackendStatus, useful_line
 from stillhouse.backends.signature import Signature, read_signature
+from stillhouse.check import check_choice
 from stillhouse.errors import InvalidRequest, RuntimeMissing
 
 Opener: TypeAlias = Callable[[Path, Signature, RunnerOptions], Runner]

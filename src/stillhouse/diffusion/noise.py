@@ -8,8 +8,8 @@ from numpy.random import Generator, Philox
 from numpy.random.bit_generator import ISeedSequence
 from numpy.typing import NDArray
 
+from stillhouse.check import check_whole
 from stillhouse.core import Array
-from stillhouse.diffusion.check import check_whole
 
 LARGEST_SEED = 2**63 - 1
 START = -1

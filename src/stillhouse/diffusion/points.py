@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from stillhouse.diffusion.check import check_choice, check_number, check_whole
+from stillhouse.check import check_choice, check_number, check_whole
 from stillhouse.diffusion.schedule import Schedule, noise_levels, shifted
 from stillhouse.errors import InvalidRequest
 

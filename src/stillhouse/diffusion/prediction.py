@@ -11,7 +11,7 @@ variance-preserving and flow schedules alike: the norms below are 1 where they a
 
 from typing import Literal, TypeAlias, get_args
 
-from stillhouse.diffusion.check import check_choice
+from stillhouse.check import check_choice
 from stillhouse.diffusion.tensor import Level, Tensor
 
 Prediction = Literal["epsilon", "sample", "v_prediction", "flow"]

@@ -22,7 +22,7 @@ from itertools import pairwise
 from types import MappingProxyType
 from typing import Generic, NamedTuple, Protocol, TypeAlias
 
-from stillhouse.diffusion.check import check_choice
+from stillhouse.check import check_choice
 from stillhouse.diffusion.points import Grid, Point
 from stillhouse.diffusion.tensor import Level, Tensor
 from stillhouse.errors import InvalidRequest

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from stillhouse.diffusion.check import check_choice, check_number, check_whole
+from stillhouse.check import check_choice, check_number, check_whole
 from stillhouse.errors import InvalidRequest
 
 Kind = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "flow"]

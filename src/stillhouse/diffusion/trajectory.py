@@ -7,8 +7,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from stillhouse.check import check_number
 from stillhouse.core import Array
-from stillhouse.diffusion.check import check_number
 from stillhouse.diffusion.guidance import guide, is_guided, rescale
 from stillhouse.diffusion.noise import check_seed, gaussian
 from stillhouse.diffusion.points import Grid, Point

@@ -18,11 +18,12 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from stillhouse.backends.graph import link
 from stillhouse.backends.weights import StoredTensor, safetensors_layout
 from stillhouse.errors import ImportFailed
 
 OPSET = 17
-STORED = {"F32": onnx.TensorProto.FLOAT, "F16": onnx.TensorProto.FLOAT16, "BF16": onnx.TensorProto.BFLOAT16}
+STORED = ("F32", "F16", "BF16")
 
 Axes: TypeAlias = Mapping[int, str]
 PICTURE: Axes = {0: "batch", 2: "height", 3: "width"}
@@ -116,11 +117,8 @@ def _point(model: onnx.ModelProto, inputs: Sequence[str], weights: Path) -> None
     kept = [value for value in model.graph.input if value.name in inputs]
     casts = []
     for name in parameters:
-        stored = _find(name, layout, weights)
-        half = stored.dtype != "F32"
-        _add_initializer(model.graph, f"{name}.stored" if half else name, stored, weights.name)
-        if half:
-            casts.append(onnx.helper.make_node("Cast", [f"{name}.stored"], [name], to=STORED["F32"]))
+        tensor = model.graph.initializer.add(name=name, data_type=onnx.TensorProto.FLOAT)
+        casts += link(tensor, _find(name, layout, weights), weights.name)
     nodes = [*casts, *model.graph.node]
     for field, values in ((model.graph.input, kept), (model.graph.node, nodes)):
         del field[:]
@@ -134,13 +132,6 @@ def _find(name: str, layout: Mapping[str, StoredTensor], weights: Path) -> Store
         if key in layout and layout[key].dtype in STORED:
             return layout[key]
     raise ImportFailed(f"{weights.name} has no weights for {name}", allowed=f"tensors of {', '.join(STORED)}")
-
-
-def _add_initializer(graph: onnx.GraphProto, name: str, stored: StoredTensor, location: str) -> None:
-    tensor = graph.initializer.add(name=name, data_type=STORED[stored.dtype], dims=stored.shape)
-    tensor.data_location = onnx.TensorProto.EXTERNAL
-    for key, value in (("location", location), ("offset", stored.offset), ("length", stored.length)):
-        tensor.external_data.add(key=key, value=str(value))
 
 
 class _UNet(nn.Module):

@@ -16,7 +16,7 @@ from stillhouse.models.decode import DecodeError, decode
 
 MANIFEST = "stillhouse.json"
 VERSION = 1
-SMALL = 4 << 20
+SMALL = 64 << 20
 """Files up to this many bytes are hashed whenever a pipeline is opened; larger ones on request."""
 
 Family = Literal["stable-diffusion", "stable-diffusion-xl"]
@@ -24,12 +24,17 @@ Family = Literal["stable-diffusion", "stable-diffusion-xl"]
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """One network: its graph, the file that holds its weights, and what should run it. Paths are relative."""
+    """One network: its graph, the file that holds its weights, and what should run it. Paths are relative.
+
+    `backend`, `precision` and `streams` are as in `backends.RunnerOptions`. With more than one stream the network is
+    opened for the very shapes that it is fed.
+    """
 
     graph: str
     weights: str
     backend: str = "onnxruntime"
     precision: str = "f32"
+    streams: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,16 +13,18 @@ from numpy.typing import NDArray
 
 from stillhouse.backends.registry import open_runner
 from stillhouse.backends.runner import Runner, RunnerOptions
+from stillhouse.check import check_choice
 from stillhouse.core import Array, ImageRequest, ImageResult, Picture
 from stillhouse.diffusion import START, Conditioning, Keep, Trajectory, advance, gaussian, noised
-from stillhouse.diffusion.check import check_choice
 from stillhouse.errors import InvalidRequest
-from stillhouse.models.manifest import read_manifest
+from stillhouse.models.manifest import Component, read_manifest
 from stillhouse.models.picture import to_picture, to_signal
 from stillhouse.models.request import course_of, resolve
 from stillhouse.models.tokenize import Tokenizer, open_tokenizer
 
 CACHED_TEXTS = 64
+OPENED = 16
+"""Networks that are kept open: each counts once for every size of picture, where its rows run apart."""
 UNMASKED = 127
 """The brightest level of a mask that leaves the picture as it is."""
 
@@ -70,7 +72,7 @@ class Pipeline:
         self.manifest = read_manifest(directory, verify=verify)
         self._backend, self._precision = backend, precision
         self._options = RunnerOptions(threads=threads, cache=cache)
-        self._runners: dict[str, Runner] = {}
+        self._runners: dict[tuple[str, object], Runner] = {}
         self._opening = Lock()
         self._encoded = lru_cache(CACHED_TEXTS)(self._encode)
 
@@ -128,7 +130,7 @@ class Pipeline:
 
     def denoise(self, rows: Array, timesteps: Array, conditioning: Conditioning) -> Array:
         """The U-Net: rows [R, C, h, w], timesteps [R] and the conditioning's [R, ...] to its output [R, c, h, w]."""
-        return self.runner("unet")({"sample": rows, "timestep": timesteps, **conditioning})["out_sample"]
+        return self.run("unet", {"sample": rows, "timestep": timesteps, **conditioning})["out_sample"]
 
     def encode_text(self, text: str) -> Mapping[str, Array]:
         """What the text encoders make of a text: encoder_hidden_states [L, D], and text_embeds [E] for XL.
@@ -148,17 +150,28 @@ class Pipeline:
         """The picture of clean latents [C, h, w]."""
         latent = self.manifest.latent
         sample = latents / latent.scaling_factor + latent.shift_factor
-        return to_picture(self.runner("vae_decoder")({"latent_sample": sample[None]})["sample"][0])
+        return to_picture(self.run("vae_decoder", {"latent_sample": sample[None]})["sample"][0])
 
-    def runner(self, component: str) -> Runner:
-        """The network of that name, opened at the first call."""
+    def run(self, component: str, feeds: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+        """One call of the network of that name."""
+        return self.runner(component, {name: array.shape for name, array in feeds.items()})(feeds)
+
+    def runner(self, component: str, shapes: Mapping[str, tuple[int, ...]]) -> Runner:
+        """The network of that name, opened at the first call; for the shapes of a row, where its rows run apart."""
+        asked = self.manifest.components[component]
+        if self._backend is not None:
+            # How a network is best run was found for the engine of the manifest, and says nothing of another one.
+            asked = Component(asked.graph, asked.weights, self._backend)
+        fixed = {name: (1, *shape[1:]) for name, shape in shapes.items()} if asked.streams > 1 else {}
+        key = (component, tuple(fixed.items()))
         with self._opening:
-            if component not in self._runners:
-                asked = self.manifest.components[component]
-                options = replace(self._options, precision=self._precision or asked.precision)
-                graph = self.directory / asked.graph
-                self._runners[component] = open_runner(graph, self._backend or asked.backend, options)
-            return self._runners[component]
+            if key not in self._runners:
+                while len(self._runners) >= OPENED:
+                    del self._runners[next(iter(self._runners))]
+                precision = self._precision or asked.precision
+                options = replace(self._options, precision=precision, shapes=fixed, streams=asked.streams)
+                self._runners[key] = open_runner(self.directory / asked.graph, asked.backend, options)
+            return self._runners[key]
 
     @cached_property
     def tokenizers(self) -> tuple[Tokenizer, ...]:
@@ -168,7 +181,7 @@ class Pipeline:
     def _encode(self, *texts: bytes) -> Mapping[str, Array]:
         encoders = [name for name in ("text_encoder", "text_encoder_2") if name in self.manifest.components]
         outputs = [
-            self.runner(name)({"input_ids": np.frombuffer(ids, np.int64)[None]})
+            self.run(name, {"input_ids": np.frombuffer(ids, np.int64)[None]})
             for name, ids in zip(encoders, texts, strict=True)
         ]
         states = np.concatenate([output["last_hidden_state"][0] for output in outputs], axis=-1)
@@ -181,7 +194,7 @@ class Pipeline:
 
     def _encode_signal(self, signal: Array) -> Array:
         latent = self.manifest.latent
-        mean: Array = self.runner("vae_encoder")({"sample": signal[None]})["mean"][0]
+        mean: Array = self.run("vae_encoder", {"sample": signal[None]})["mean"][0]
         return (mean - latent.shift_factor) * latent.scaling_factor
 
     def _noise(self, request: ImageRequest, noise: Array | None) -> Array:

@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
+from stillhouse.check import check_number, check_whole
 from stillhouse.core import ImageRequest
 from stillhouse.diffusion import Course, find_sampler, grid
-from stillhouse.diffusion.check import check_number, check_whole
 from stillhouse.errors import InvalidRequest
 from stillhouse.models.manifest import Manifest
 

@@ -29,7 +29,7 @@ class Recipe:
     seed: int = 20261121
     autoencoder: StageRecipe = StageRecipe(2500, 64, 2e-3, 50, 0.6, 1e-5, 0.99, 25, 500)
     text_encoder: StageRecipe = StageRecipe(1200, 128, 1e-3, 50, 0.6, 1e-2, 0.99, 50, 400)
-    denoiser: StageRecipe = StageRecipe(7000, 64, 1e-3, 200, 0.25, 1e-2, 0.999, 25, 1000)
+    denoiser: StageRecipe = StageRecipe(7000, 64, 1e-3, 200, 0.3, 1e-2, 0.999, 25, 1000)
     latents: int = 60_000
     """Scenes that the denoiser learns from; their latents are made once."""
     empty_caption: float = 0.1
