@@ -6,10 +6,10 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench train constraints clean
+.PHONY: help demo test lint bench bench-large train constraints clean
 
 help: ## show this list
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 demo: .venv/core.stamp ## draw twelve pictures with the embedded model (installs no torch)
 	$(BIN)/stillhouse demo
@@ -24,11 +24,19 @@ lint: .venv/full.stamp ## style, format, types, layers
 	$(BIN)/lint-imports
 
 bench: .venv/full.stamp ## measure against diffusers, and write the tables of the documents anew
+	$(BIN)/python -m benchmarks.oracle
 	$(BIN)/python -m benchmarks.speed
 	$(BIN)/python -m benchmarks.tables
 
-train: .venv/full.stamp ## train the embedded model, or go on training it
-	$(BIN)/python -m stillhouse.models.shapes.train
+bench-large: .venv/full.stamp ## the size of Stable Diffusion 1.5: 5 GB of disk, some minutes
+	$(BIN)/python -m benchmarks.sd15
+	$(BIN)/python -m benchmarks.tables
+
+train: .venv/full.stamp ## train the embedded model on from where it is (UPDATES=20000), ship it and judge it
+	$(BIN)/python -m stillhouse.models.shapes.train $(if $(UPDATES),--updates $(UPDATES))
+	$(BIN)/python -m stillhouse.models.shapes.train.ship --trained build/shapes
+	$(BIN)/python -m benchmarks.judge
+	$(BIN)/python -m benchmarks.tables
 
 constraints: .venv/full.stamp ## pin what is installed now
 	$(BIN)/python -m pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//' > constraints.txt

@@ -1,15 +1,17 @@
 """How well the embedded model draws: `python -m benchmarks.judge` writes results/judge.json.
 
-The same as `stillhouse judge shapes`, kept with the machine and the versions it was taken on.
+The same as `stillhouse judge shapes`, kept with the machine and the versions it was taken on, and written into the
+embedded model's manifest as its evidence.
 """
 
 import argparse
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import stillhouse
 from benchmarks.record import record
 from stillhouse.core import ImageRequest
+from stillhouse.models.manifest import read_manifest, write_manifest
 from stillhouse.models.shapes.judge import judge
 
 
@@ -27,6 +29,9 @@ def main() -> None:
     judged = judge(pipeline, ImageRequest("", steps=arguments.steps), arguments.captions, progress)
     print(file=sys.stderr)
     record("judge", {"judgement": asdict(judged)})
+    manifest = read_manifest(pipeline.directory, verify=True)
+    evidence = {**manifest.evidence, "judge": asdict(judged)}
+    write_manifest(pipeline.directory, replace(manifest, evidence=evidence))
 
 
 if __name__ == "__main__":

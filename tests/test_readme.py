@@ -10,7 +10,6 @@ import pytest
 import stillhouse
 from stillhouse.cli import parse
 from stillhouse.models.png import read_picture
-from tests.weights import needs_weights
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -24,7 +23,6 @@ def blocks(language: str) -> list[str]:
 COMMANDS = [line for block in blocks("sh") for line in block.splitlines()]
 
 
-@needs_weights
 def test_the_python_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (code,) = blocks("python")
@@ -51,6 +49,5 @@ def test_every_make_target_exists(line: str) -> None:
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\((?!https?:)([^)#]+)", README))))
-@needs_weights
 def test_every_link_leads_somewhere(target: str) -> None:
     assert (ROOT / target).exists()

@@ -16,7 +16,7 @@ from stillhouse.models.decode import DecodeError, decode
 
 MANIFEST = "stillhouse.json"
 VERSION = 1
-SMALL = 64 << 20
+SMALL = 16 << 20
 """Files up to this many bytes are hashed whenever a pipeline is opened; larger ones on request."""
 
 Family = Literal["stable-diffusion", "stable-diffusion-xl"]

@@ -36,7 +36,7 @@ class LineStage:
 
 
 def weights(stage: LineStage) -> list[float]:
-    return [float(value) for parameter in stage.network.parameters() for value in parameter.flatten()]
+    return [float(value) for parameter in stage.network.parameters() for value in parameter.detach().flatten()]
 
 
 def ignore(tick: Tick) -> None:

@@ -9,8 +9,11 @@ from time import monotonic
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from transformers import CLIPTextModel
 
+from stillhouse.models.load import EMBEDDED
 from stillhouse.models.shapes.train.autoencoder import AutoencoderStage
 from stillhouse.models.shapes.train.denoiser import DenoiserStage
 from stillhouse.models.shapes.train.networks import build_scheduler
@@ -22,7 +25,7 @@ from stillhouse.models.shapes.train.tokenizer import build_tokenizer
 
 
 def main() -> None:
-    """Parse, train, save; a second run goes on from the checkpoints."""
+    """Parse, train, save. A second run goes on from the checkpoints, a first one from the weights that ship."""
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(Recipe().seed)
@@ -30,32 +33,46 @@ def main() -> None:
     if arguments.updates:
         recipe = replace(recipe, denoiser=replace(recipe.denoiser, updates=arguments.updates))
     deadline = monotonic() + 60 * arguments.minutes if arguments.minutes else None
+    shipped = EMBEDDED["shapes"]
+    fresh = arguments.fresh or any(arguments.checkpoints.glob("*.pt")) or not shipped.exists()
     with _bar() as bar:
-        train(recipe, arguments.checkpoints, arguments.out, _reporter(bar), deadline)
+        train(recipe, arguments.checkpoints, arguments.out, _reporter(bar), deadline, None if fresh else shipped)
 
 
 def train(
-    recipe: Recipe, checkpoints: Path, out: Path, report: Callable[[Tick], None], deadline: float | None = None
+    recipe: Recipe,
+    checkpoints: Path,
+    out: Path,
+    report: Callable[[Tick], None],
+    deadline: float | None = None,
+    shipped: Path | None = None,
 ) -> None:
-    """All stages in order; `out` becomes a diffusers directory that holds the averaged weights."""
+    """All stages in order; `out` becomes a diffusers directory that holds the averaged weights.
+
+    With `shipped`, a diffusers directory, the autoencoder and the text encoder are taken from there as they are, and
+    the denoiser begins where that one left off.
+    """
     tokenizer = build_tokenizer()
-    autoencoder = AutoencoderStage(recipe)
-    text = TextStage(recipe, tokenizer)
-    done = all(fit(stage, checkpoints, report, deadline) for stage in (autoencoder, text))
-    if not done:
-        return
-    vae = autoencoder.network.eval().requires_grad_(False)
-    vae.register_to_config(scaling_factor=_scaling_factor(vae, recipe.seed))
-    encoder = text.network.encoder.eval().requires_grad_(False)
-    denoiser = DenoiserStage(recipe, tokenizer, encoder, vae, checkpoints)
+    if shipped:
+        encoder = CLIPTextModel.from_pretrained(shipped / "text_encoder", dtype=torch.float32)
+        autoencoder = AutoencoderKL.from_pretrained(shipped / "vae", torch_dtype=torch.float32)
+    else:
+        stages = AutoencoderStage(recipe), TextStage(recipe, tokenizer)
+        if not all(fit(stage, checkpoints, report, deadline) for stage in stages):
+            return
+        encoder, autoencoder = stages[1].network.encoder, stages[0].network
+        autoencoder.register_to_config(scaling_factor=_scaling_factor(autoencoder.eval(), recipe.seed))
+    for network in (encoder, autoencoder):
+        network.eval().requires_grad_(False)
+    denoiser = DenoiserStage(recipe, tokenizer, encoder, autoencoder, checkpoints)
+    if shipped:
+        denoiser.network.load_state_dict(UNet2DConditionModel.from_pretrained(shipped / "unet").state_dict())
     fit(denoiser, checkpoints, report, deadline)
-    save(out, tokenizer, encoder, vae, denoiser.network)
+    save(out, tokenizer, encoder, autoencoder, denoiser.network)
 
 
 def save(out: Path, tokenizer: Any, text_encoder: Any, autoencoder: Any, denoiser: Any) -> None:
     """Write a diffusers directory, half precision, safetensors."""
-    from diffusers import StableDiffusionPipeline
-
     pipeline = StableDiffusionPipeline(
         vae=autoencoder,
         text_encoder=text_encoder,
@@ -101,6 +118,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("build/shapes"), help="the diffusers directory to write")
     parser.add_argument("--updates", type=int, help="updates of the denoiser, instead of the recipe's")
     parser.add_argument("--minutes", type=float, help="stop after so long; the next run goes on")
+    parser.add_argument("--fresh", action="store_true", help="begin from nothing where there is no checkpoint")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     return parser.parse_args()
 

@@ -1,13 +1,12 @@
 """`python -m stillhouse.models.shapes.train.ship`: trained weights into the package, as a pipeline directory."""
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 
 from stillhouse.models.importers import ImportOptions, import_model
 from stillhouse.models.load import EMBEDDED
-from stillhouse.models.manifest import Component, Manifest, read_manifest, write_manifest
+from stillhouse.models.manifest import Component, Manifest, write_manifest
 
 STEPS, GUIDANCE = 35, 3.0
 _PARALLEL = 2
@@ -15,20 +14,12 @@ _PARALLEL = 2
 
 
 def main() -> None:
-    """Import the diffusers directory of a training, or add a judgement to the pipeline that is there."""
+    """Import the diffusers directory that training wrote over the weights that ship."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--trained", type=Path, help="the diffusers directory that training wrote")
-    parser.add_argument("--judged", type=Path, help="a judgement, as `stillhouse judge --json` writes it")
-    arguments = parser.parse_args()
+    parser.add_argument("--trained", type=Path, default=Path("build/shapes"))
     directory = EMBEDDED["shapes"]
-    if arguments.trained:
-        write_manifest(
-            directory, _ours(import_model(arguments.trained, directory, ImportOptions("shapes", force=True)))
-        )
-    if arguments.judged:
-        manifest = read_manifest(directory, verify=True)
-        evidence = {**manifest.evidence, "judge": json.loads(arguments.judged.read_text())}
-        write_manifest(directory, replace(manifest, evidence=evidence))
+    imported = import_model(parser.parse_args().trained, directory, ImportOptions("shapes", force=True))
+    write_manifest(directory, _ours(imported))
 
 
 def _ours(manifest: Manifest) -> Manifest:
