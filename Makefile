@@ -47,7 +47,7 @@ clean: ## remove everything that this file has made
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Stillhouse needs Python 3.11 or later")'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 
 .venv/core.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing the core (no torch) into .venv ..."

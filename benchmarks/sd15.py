@@ -37,7 +37,8 @@ def main() -> None:
     record("sd15", {"stages": stages, "steps": arguments.steps, "peak_bytes": peak, "limit_bytes": _LIMIT})
     print(f"peak memory {peak / 2**30:.2f} GiB of {_LIMIT / 2**30:.0f} GiB allowed")
     if not arguments.keep:
-        shutil.rmtree(arguments.folder)
+        for made in ("checkpoint", "pipeline"):
+            shutil.rmtree(arguments.folder / made)
     sys.exit(peak > _LIMIT)
 
 

@@ -44,7 +44,7 @@ def _where(results: Mapping[str, Any]) -> str:
         f"{name} {versions[name]}" for name in ("onnxruntime", "openvino", "torch") if name in versions
     )
     memory = f"{machine['memory'] / 2**30:.0f} GiB"
-    return f"{machine['processor']}, {machine['cores']} cores, {memory}, no GPU; {packages}"
+    return f"{machine['processor']}, {machine['cores']} cores, {memory}; {packages}"
 
 
 def _grid(head: list[str], rows: list[list[str]]) -> str:

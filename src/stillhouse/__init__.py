@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     )
     from stillhouse.models.load import load
     from stillhouse.models.pipeline import Pipeline
-    from stillhouse.models.png import read_request, write_png
+    from stillhouse.models.png import read_mask, read_picture, read_request, write_png
 
 __version__ = "0.1.0"
 
@@ -38,6 +38,8 @@ _HOMES = {
     "Trajectory": "diffusion.trajectory",
     "load": "models.load",
     "Pipeline": "models.pipeline",
+    "read_mask": "models.png",
+    "read_picture": "models.png",
     "read_request": "models.png",
     "write_png": "models.png",
 }
@@ -60,6 +62,8 @@ __all__ = [
     "UnsupportedPrecision",
     "__version__",
     "load",
+    "read_mask",
+    "read_picture",
     "read_request",
     "write_png",
 ]

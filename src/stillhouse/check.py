@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from numbers import Integral
 
 from stillhouse.errors import InvalidRequest
 
@@ -24,7 +25,7 @@ def check_choice(word: str, given: object, allowed: Iterable[str]) -> None:
 
 def check_whole(word: str, given: object, least: int, most: int) -> None:
     """Refuse what is not a whole number from least to most."""
-    if isinstance(given, bool) or not isinstance(given, int) or not least <= given <= most:
+    if isinstance(given, bool) or not isinstance(given, Integral) or not least <= int(given) <= most:
         raise InvalidRequest(f"{word} is {given!r}", allowed=f"a whole number from {least} to {most}")
 
 

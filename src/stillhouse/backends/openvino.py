@@ -80,10 +80,12 @@ def _run_apart(requests: list[Any], names: list[str], feeds: Tensors) -> list[ND
     results: list[list[NDArray[Any]]] = []
     for first in range(0, len(rows), len(requests)):
         wave = list(zip(requests, rows[first:], strict=False))
-        for request, row in wave:
-            request.start_async(row, share_inputs=True)
-        for request, _ in wave:
-            request.wait()
+        try:
+            for request, row in wave:
+                request.start_async(row, share_inputs=True)
+        finally:  # a request reads its row until it is done, whatever became of the others
+            for request, _ in wave:
+                request.wait()
         results += [[request.get_tensor(name).data.copy() for name in names] for request, _ in wave]
     return [np.concatenate(column) for column in zip(*results, strict=True)]
 

@@ -33,6 +33,8 @@ def open_runner(graph: Path, backend: str = "onnxruntime", options: RunnerOption
         RuntimeMissing, UnsupportedPrecision, BackendFailed: see the backend.
     """
     check_choice("backend", backend, _OPENERS)
+    if options.streams < 1 or (options.streams > 1 and backend != "openvino"):
+        raise InvalidRequest(f"streams is {options.streams} on {backend}", allowed="1, and more on openvino")
     if options.threads is not None and options.threads < 1:
         raise InvalidRequest(f"threads is {options.threads}", allowed="a whole number from 1")
     return _OPENERS[backend](graph, read_signature(graph), options)

@@ -49,7 +49,7 @@ class RunnerOptions:
         shapes: static shapes by input name; inputs that are not named keep the graph's own axes.
         cache: directory for compiled networks, where the runtime can keep them (openvino).
         streams: 1 runs a batch as a whole. More runs every row of the first axis apart, so many rows at a time
-            (openvino; elsewhere without effect). Small networks finish sooner so, since their layers are too short
+            (openvino only). Small networks finish sooner so, since their layers are too short
             to be shared between threads; and no row can tell who its neighbours are.
     """
 

@@ -49,7 +49,7 @@ def read_signature(path: Path, *, external: bool = True) -> Signature:
         raise PipelineError(f"there is no file {path}", fix="import the pipeline again")
     try:
         signature = _signature(path)
-    except (ValueError, IndexError, KeyError) as error:
+    except (ValueError, IndexError, KeyError, TypeError) as error:
         raise PipelineError(f"{path} is no ONNX graph, or a part of one", fix="import the pipeline again") from error
     for name, size in signature.external.items() if external else ():
         _check_external(path, name, size)

@@ -43,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             # The reader has gone; without this, Python would complain once more when it flushes at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return BROKEN_PIPE
+        except OSError as error:
+            return _explain(StillhouseError(f"{error.filename or 'the system'}: {error.strerror or error}"))
 
 
 def parse(argv: Sequence[str]) -> Namespace:

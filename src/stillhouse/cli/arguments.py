@@ -62,15 +62,16 @@ def add_opening(parser: ArgumentParser) -> None:
 
 
 def add_engine(parser: ArgumentParser) -> None:
-    """The options that say how to run a pipeline: backend, precision, threads."""
+    """The options that say how to open and run a pipeline: backend, precision, threads, verify."""
     parser.add_argument("--backend", metavar="NAME", help="engine, see stillhouse doctor; default: the model's own")
-    parser.add_argument("--precision", metavar="NAME", help="f32, bf16, ...; default: the model's own")
+    parser.add_argument("--precision", metavar="NAME", help="of the U-Net: f32, bf16, ...; default: the model's own")
     parser.add_argument("--threads", type=positive, metavar="N", help="at most so many; default: the engine decides")
+    parser.add_argument("--verify", action="store_true", help="first check the SHA-256 of every file, large ones too")
 
 
 def engine(arguments: Namespace) -> dict[str, Any]:
     """What `load` takes of the options of `add_engine`."""
-    return {name: getattr(arguments, name) for name in ("backend", "precision", "threads")}
+    return {name: getattr(arguments, name) for name in ("backend", "precision", "threads", "verify")}
 
 
 def file_or_directory(text: str) -> Path:
@@ -82,6 +83,14 @@ def file_or_directory(text: str) -> Path:
     path = Path(text)
     if path.suffix.lower() not in ("", ".png") and not text.endswith("/") and not path.is_dir():
         raise _refused(text, "a .png file or a directory")
+    return path
+
+
+def picture_file(text: str) -> Path:
+    """Where one picture goes: a `.png` file."""
+    path = Path(text)
+    if path.suffix.lower() != ".png" or path.is_dir():
+        raise _refused(text, "a .png file")
     return path
 
 

@@ -5,7 +5,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from time import perf_counter
 
-from stillhouse.cli.arguments import add_engine, engine, file_or_directory
+from stillhouse.cli.arguments import add_engine, engine, picture_file
 from stillhouse.cli.draw import draw
 from stillhouse.cli.progress import progress
 from stillhouse.core import ImageRequest
@@ -32,7 +32,7 @@ SUGGESTION = "a big yellow cross below a small red triangle on a blue background
 
 def declare(parser: ArgumentParser) -> None:
     """The options of `demo`."""
-    parser.add_argument("--out", type=file_or_directory, default=Path("demo.png"), metavar="FILE", help="the sheet")
+    parser.add_argument("--out", type=picture_file, default=Path("demo.png"), metavar="FILE", help="the sheet")
     add_engine(parser)
 
 

@@ -141,7 +141,8 @@ def grid(
     check_choice("sigmas", sigmas, get_args(Sigmas))
     check_whole("steps_offset", steps_offset, 0, schedule.train_steps - 1)
     trimmed = trimmed and spacing != "trailing" and sigmas == "schedule"
-    check_whole("steps", steps, 1, schedule.train_steps - trimmed)
+    offset = steps_offset if spacing == "leading" and sigmas == "schedule" else 0
+    check_whole("steps", steps, 1, schedule.train_steps - trimmed - offset)
     if schedule.is_flow and spacing == "leading":
         raise InvalidRequest("leading spacing of a flow schedule", allowed="trailing, linspace")
     return _grid(schedule, steps, spacing, sigmas, steps_offset, trimmed)

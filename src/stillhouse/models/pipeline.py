@@ -41,11 +41,12 @@ class Pipeline:
     """A pipeline directory, opened.
 
     Networks are opened when they are first needed, once each. One picture depends on its request only, not on what
-    is in the batch with it.
+    is in the batch with it. To be used from one thread at a time.
 
     Args:
         directory: it holds `stillhouse.json`.
-        backend, precision: for every component, instead of what the manifest says.
+        backend: for every component, instead of what the manifest says.
+        precision: for the U-Net, which does nearly all of the work, instead of what the manifest says.
         threads: at most so many for each network; None leaves it to the runtime.
         cache: directory for compiled networks, where the runtime keeps them.
         verify: hash every file first.
@@ -159,16 +160,18 @@ class Pipeline:
     def runner(self, component: str, shapes: Mapping[str, tuple[int, ...]]) -> Runner:
         """The network of that name, opened at the first call; for the shapes of a row, where its rows run apart."""
         asked = self.manifest.components[component]
-        if self._backend is not None:
+        if self._backend not in (None, asked.backend):
             # How a network is best run was found for the engine of the manifest, and says nothing of another one.
-            asked = Component(asked.graph, asked.weights, self._backend)
+            asked = Component(asked.graph, asked.weights, self._backend or asked.backend)
         fixed = {name: (1, *shape[1:]) for name, shape in shapes.items()} if asked.streams > 1 else {}
         key = (component, tuple(fixed.items()))
         with self._opening:
-            if key not in self._runners:
+            if key in self._runners:
+                self._runners[key] = self._runners.pop(key)  # the one that was not used for longest comes first
+            else:
                 while len(self._runners) >= OPENED:
                     del self._runners[next(iter(self._runners))]
-                precision = self._precision or asked.precision
+                precision = self._precision if self._precision and component == "unet" else asked.precision
                 options = replace(self._options, precision=precision, shapes=fixed, streams=asked.streams)
                 self._runners[key] = open_runner(self.directory / asked.graph, asked.backend, options)
             return self._runners[key]

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import numpy as np
+
 from stillhouse.check import check_number, check_whole
 from stillhouse.core import ImageRequest
 from stillhouse.diffusion import Course, find_sampler, grid
@@ -9,6 +11,8 @@ from stillhouse.errors import InvalidRequest
 from stillhouse.models.manifest import Manifest
 
 LARGEST_SIZE = 8192
+LARGEST_GUIDANCE = 1000
+_READERS = {"image": "picture", "mask": "mask"}
 IMG2IMG_STRENGTH = 0.8
 """diffusers' default where there is an image and no mask; with a mask it is 1."""
 
@@ -43,6 +47,13 @@ def course_of(manifest: Manifest, request: ImageRequest) -> Course:
     """The walk that a resolved request asks for."""
     assert request.steps is not None and request.guidance is not None and request.sampler is not None
     check_whole("steps", request.steps, 1, manifest.schedule.train_steps)
+    check_number("guidance", request.guidance, 0, LARGEST_GUIDANCE)
+    if manifest.guidance_channels and request.negative_prompt:
+        raise InvalidRequest(
+            f"a negative prompt for {manifest.name}, which was distilled with its guidance inside",
+            allowed="prompts only",
+            fix="leave the negative prompt out",
+        )
     walk = grid(
         manifest.schedule,
         request.steps,
@@ -71,12 +82,18 @@ def _strength(request: ImageRequest) -> float | None:
 
 def _check_text(request: ImageRequest) -> None:
     for name in ("prompt", "negative_prompt"):
-        if not isinstance(getattr(request, name), str):
-            raise InvalidRequest(f"{name} is {getattr(request, name)!r}", allowed="a text")
+        text = getattr(request, name)
+        if not isinstance(text, str) or (not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)):
+            raise InvalidRequest(f"{name} is {text!r}", allowed="a text, every character of which can be written")
 
 
 def _check_image(manifest: Manifest, request: ImageRequest) -> None:
     image, mask = request.image, request.mask
+    for name, given in (("image", image), ("mask", mask)):
+        if given is not None and not isinstance(given, np.ndarray):
+            raise InvalidRequest(
+                f"{name} is {given!r}", allowed="a uint8 array", fix=f"see stillhouse.read_{_READERS[name]}"
+            )
     for name in ("mask", "strength"):
         if image is None and getattr(request, name) is not None:
             raise InvalidRequest(f"{name} without an image", allowed=f"{name} with an image", fix="give an image")

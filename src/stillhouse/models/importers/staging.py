@@ -17,8 +17,14 @@ def staged(target: Path, *, force: bool) -> Iterator[Path]:
     Raises:
         ImportFailed: `target` is a file, holds something that is no pipeline, or a pipeline without `force`.
     """
+    target = target.resolve()
     _check_free(target, force)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    if target == Path.cwd():
+        raise ImportFailed(f"{target} is where you are", allowed="another directory", fix="name a directory in here")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ImportFailed(f"{target.parent} cannot be made: {error.strerror}", allowed="a directory") from error
     stage = Path(mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
     stage.chmod(0o755)
     try:
@@ -28,8 +34,12 @@ def staged(target: Path, *, force: bool) -> Iterator[Path]:
         if target.exists():
             retired = stage.with_suffix(".old")
             target.rename(retired)
-            stage.rename(target)
-            shutil.rmtree(retired)
+            try:
+                stage.rename(target)
+            except BaseException:
+                retired.rename(target)
+                raise
+            shutil.rmtree(retired, ignore_errors=True)
         else:
             stage.rename(target)
     except BaseException:

@@ -8,10 +8,11 @@ from time import perf_counter
 import numpy as np
 
 from stillhouse.core import ImageRequest, Picture
+from stillhouse.errors import InvalidRequest
 from stillhouse.models.pipeline import Pipeline
 from stillhouse.models.shapes.caption import Description, sample_held_out
 from stillhouse.models.shapes.oracle import ATTRIBUTES, Score, score
-from stillhouse.models.shapes.scene import Scene, draw
+from stillhouse.models.shapes.scene import CANVAS, Scene, draw
 
 SCORES = ("all_correct", "strict", "clean", *ATTRIBUTES)
 _STREAM = 1000
@@ -63,11 +64,14 @@ def judge(
         progress: called with the number of pictures that are done.
 
     Raises:
-        InvalidRequest: the pipeline cannot meet `asked`.
+        InvalidRequest: the pipeline cannot meet `asked`, or does not draw 64x64 pixels.
     """
     scenes = held_out(captions)
     requests = [replace(asked, prompt=str(caption), seed=i) for i, (_, caption) in enumerate(scenes)]
     resolved = pipeline.resolve(requests[0])
+    if (resolved.width, resolved.height) != (CANVAS, CANVAS):
+        given = f"{pipeline.manifest.name} draws {resolved.width}x{resolved.height}"
+        raise InvalidRequest(given, allowed=f"models of Shapes, which draw {CANVAS}x{CANVAS}")
     began = perf_counter()
     pictures: list[Picture] = []
     for i in range(0, captions, _TOGETHER):

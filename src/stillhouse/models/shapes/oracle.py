@@ -177,6 +177,8 @@ def _read_figure(
     matte = np.clip((pixels - background) @ direction / max(float(direction @ direction), 1e-6), 0, 1)
     near = ndimage.binary_dilation(region, iterations=2)
     matte = np.where(near & ((labels == label) | (labels == 0)), matte, 0).astype(np.float32)
+    if matte.sum() < 1:  # a figure whose colours cancel out has no direction away from the background
+        matte = region.astype(np.float32)
     shape, matte_error, x, y, radius = min((_fit(shape, matte) for shape in SHAPES), key=lambda fit: fit[1])
     return Seen(
         shape,

@@ -12,7 +12,17 @@ from torch import nn
 from stillhouse.models.shapes.train.recipe import StageRecipe
 from stillhouse.models.shapes.train.stage import Tick, fall_begins, fit, learning_rate
 
-RECIPE = StageRecipe(40, 8, 1e-2, 5, 0.25, 1e-2, 0.9, report_every=5, judge_every=20)
+RECIPE = StageRecipe(
+    updates=40,
+    batch=8,
+    rate=1e-2,
+    warm_up=5,
+    decay=0.25,
+    weight_decay=1e-2,
+    average=0.9,
+    report_every=5,
+    judge_every=20,
+)
 
 
 class LineStage:
@@ -67,6 +77,26 @@ def test_a_longer_plan_goes_on_from_before_the_fall(tmp_path: Path) -> None:
     longer = LineStage(replace(RECIPE, updates=80))
     fit(longer, tmp_path, lambda tick: seen.append(tick.update))
     assert seen[0] == fall_begins(RECIPE) + 5 and seen[-1] == 80
+
+
+def test_a_longer_plan_after_shorter_ones_still_goes_on(tmp_path: Path) -> None:
+    """Stopped on the plateau of a long plan, finished under a short one, then made long again."""
+    long = replace(RECIPE, updates=80)
+    with pytest.raises(KeyboardInterrupt):
+        fit(LineStage(long, stop_at=35), tmp_path, ignore, save_every=0.0)
+    assert fit(LineStage(), tmp_path, ignore)
+    seen: list[int] = []
+    assert fit(LineStage(long), tmp_path, lambda tick: seen.append(tick.update))
+    assert seen[0] == 40 and seen[-1] == 80
+
+
+def test_a_plan_shorter_than_what_is_done_is_refused_and_nothing_is_lost(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        fit(LineStage(stop_at=28), tmp_path, ignore, save_every=0.0)
+    before = (tmp_path / "line.checkpoint.pt").read_bytes()
+    with pytest.raises(ValueError, match="has 28 updates behind it, 20 are planned"):
+        fit(LineStage(replace(RECIPE, updates=20)), tmp_path, ignore)
+    assert (tmp_path / "line.checkpoint.pt").read_bytes() == before
 
 
 def test_judging_leaves_training_untouched(tmp_path: Path) -> None:

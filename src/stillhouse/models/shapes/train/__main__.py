@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from stillhouse.models.load import EMBEDDED
 from stillhouse.models.shapes.train.autoencoder import AutoencoderStage
@@ -34,7 +34,7 @@ def main() -> None:
         recipe = replace(recipe, denoiser=replace(recipe.denoiser, updates=arguments.updates))
     deadline = monotonic() + 60 * arguments.minutes if arguments.minutes else None
     shipped = EMBEDDED["shapes"]
-    fresh = arguments.fresh or any(arguments.checkpoints.glob("*.pt")) or not shipped.exists()
+    fresh = arguments.fresh or (arguments.checkpoints / "autoencoder.checkpoint.pt").exists() or not shipped.exists()
     with _bar() as bar:
         train(recipe, arguments.checkpoints, arguments.out, _reporter(bar), deadline, None if fresh else shipped)
 
@@ -52,7 +52,7 @@ def train(
     With `shipped`, a diffusers directory, the autoencoder and the text encoder are taken from there as they are, and
     the denoiser begins where that one left off.
     """
-    tokenizer = build_tokenizer()
+    tokenizer = CLIPTokenizer.from_pretrained(shipped / "tokenizer") if shipped else build_tokenizer()
     if shipped:
         encoder = CLIPTextModel.from_pretrained(shipped / "text_encoder", dtype=torch.float32)
         autoencoder = AutoencoderKL.from_pretrained(shipped / "vae", torch_dtype=torch.float32)

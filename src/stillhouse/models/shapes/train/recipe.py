@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StageRecipe:
     """How long and how fast one stage learns.
 
@@ -27,9 +27,39 @@ class Recipe:
     """The three learning stages and what they share."""
 
     seed: int = 20261121
-    autoencoder: StageRecipe = StageRecipe(2500, 64, 2e-3, 50, 0.6, 1e-5, 0.99, 25, 500)
-    text_encoder: StageRecipe = StageRecipe(1200, 128, 1e-3, 50, 0.6, 1e-2, 0.99, 50, 400)
-    denoiser: StageRecipe = StageRecipe(7000, 64, 1e-3, 200, 0.3, 1e-2, 0.999, 25, 1000)
+    autoencoder: StageRecipe = StageRecipe(
+        updates=2500,
+        batch=64,
+        rate=2e-3,
+        warm_up=50,
+        decay=0.6,
+        weight_decay=1e-5,
+        average=0.99,
+        report_every=25,
+        judge_every=500,
+    )
+    text_encoder: StageRecipe = StageRecipe(
+        updates=1200,
+        batch=128,
+        rate=1e-3,
+        warm_up=50,
+        decay=0.6,
+        weight_decay=1e-2,
+        average=0.99,
+        report_every=50,
+        judge_every=400,
+    )
+    denoiser: StageRecipe = StageRecipe(
+        updates=7000,
+        batch=64,
+        rate=1e-3,
+        warm_up=200,
+        decay=0.3,
+        weight_decay=1e-2,
+        average=0.999,
+        report_every=25,
+        judge_every=1000,
+    )
     latents: int = 60_000
     """Scenes that the denoiser learns from; their latents are made once."""
     empty_caption: float = 0.1

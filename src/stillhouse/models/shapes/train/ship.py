@@ -35,7 +35,7 @@ def _fastest(name: str, component: Component) -> Component:
     """OpenVINO for what runs at every step; the rest is over before OpenVINO would have compiled it."""
     if name != "unet":
         return component
-    return replace(component, backend="openvino", precision="auto", streams=_PARALLEL)
+    return replace(component, backend="openvino", precision="f32", streams=_PARALLEL)
 
 
 if __name__ == "__main__":

@@ -61,10 +61,13 @@ def fit(
 
     Raises:
         FloatingPointError: the loss is not finite; the last checkpoint stays as it is.
+        ValueError: fewer updates are planned than lie behind; nothing is touched.
     """
     folder.mkdir(parents=True, exist_ok=True)
     run = _Run(stage, folder)
     recipe, saved, smooth = stage.recipe, monotonic(), None
+    if fall_begins(recipe) <= run.update < recipe.updates and not run.fell:
+        run.save("stable")
     for update in range(run.update, recipe.updates):
         if deadline is not None and monotonic() > deadline:
             break
@@ -90,8 +93,10 @@ def fit(
 def learning_rate(recipe: StageRecipe, update: int) -> float:
     """Warm-up, plateau, linear fall to zero.
 
-    >>> r = StageRecipe(100, 1, 1.0, 10, 0.5, 0.0, 0.9, 1, 1)
-    >>> [round(learning_rate(r, u), 2) for u in (0, 9, 30, 75, 99)]
+    >>> from dataclasses import replace
+    >>> from stillhouse.models.shapes.train.recipe import Recipe
+    >>> recipe = replace(Recipe().denoiser, updates=100, rate=1.0, warm_up=10, decay=0.5)
+    >>> [round(learning_rate(recipe, update), 2) for update in (0, 9, 30, 75, 99)]
     [0.1, 1.0, 1.0, 0.5, 0.02]
     """
     warm = min(1.0, (update + 1) / recipe.warm_up)
@@ -108,7 +113,7 @@ class _Run:
     """A stage in the making: its weights, their average, and the optimiser's state."""
 
     def __init__(self, stage: Stage, folder: Path) -> None:
-        self.stage, self.folder, self.update = stage, folder, 0
+        self.stage, self.folder, self.update, self.fell = stage, folder, 0, False
         recipe = stage.recipe
         self.optimiser = torch.optim.AdamW(
             stage.network.parameters(), lr=recipe.rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay
@@ -159,17 +164,23 @@ class _Run:
 
     def _resume(self) -> None:
         state = self._load("checkpoint")
-        if state is not None and self._fell_under_another_plan(state):
+        if state is not None and self._has_fallen(state) and state["planned"] != self.stage.recipe.updates:
             state = self._load("stable")
-        if state is not None:
-            self.stage.network.load_state_dict(state["network"])
-            self.optimiser.load_state_dict(state["optimiser"])
-            self.average, self.update = state["average"], state["update"]
+            if state is None:
+                raise FileNotFoundError(f"{self._path('stable')} is missing: nothing is left from before the fall")
+        if state is None:
+            return
+        if state["update"] > self.stage.recipe.updates:
+            done, asked = state["update"], self.stage.recipe.updates
+            raise ValueError(f"{self.stage.name} has {done} updates behind it, {asked} are planned; plan more")
+        self.stage.network.load_state_dict(state["network"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.average, self.update, self.fell = state["average"], state["update"], self._has_fallen(state)
 
-    def _fell_under_another_plan(self, state: dict[str, Any]) -> bool:
+    def _has_fallen(self, state: dict[str, Any]) -> bool:
         planned: int = state["planned"]
-        started = fall_begins(replace(self.stage.recipe, updates=planned))
-        return planned != self.stage.recipe.updates and state["update"] > started
+        fell: bool = state["update"] > fall_begins(replace(self.stage.recipe, updates=planned))
+        return fell
 
     def _load(self, kind: str) -> dict[str, Any] | None:
         path = self._path(kind)
