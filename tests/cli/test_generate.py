@@ -87,9 +87,15 @@ def test_every_option_reaches_the_request(here: Path) -> None:
 
 
 def test_every_option_reaches_the_pipeline(fake: FakePipeline) -> None:
-    options = "--model fake --backend openvino --precision bf16 --threads 2"
+    options = "--model fake --backend openvino --precision bf16 --threads 2 --verify"
     assert main(["generate", "a circle", *options.split()]) == 0
-    assert fake.opened == {"model": "fake", "backend": "openvino", "precision": "bf16", "threads": 2}
+    assert fake.opened == {
+        "model": "fake",
+        "backend": "openvino",
+        "precision": "bf16",
+        "threads": 2,
+        "verify": True,
+    }
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+"""A directory that appears whole or not at all, and never costs the one that was there."""
+
 from pathlib import Path
 
 import pytest
@@ -7,58 +9,51 @@ from stillhouse.models.importers.staging import staged
 from stillhouse.models.manifest import MANIFEST
 
 
-def fill(target: Path, *, force: bool = False) -> None:
-    with staged(target, force=force) as stage:
-        assert stage.parent == target.parent and stage != target
-        (stage / "folder").mkdir(mode=0o700)
-        (stage / "folder" / "file").write_text("second")
-        (stage / "folder" / "file").chmod(0o600)
+def pipeline_directory(path: Path, text: str) -> Path:
+    path.mkdir()
+    (path / MANIFEST).write_text(text)
+    return path
 
 
-@pytest.mark.parametrize("exists", [False, True])
-def test_a_target_that_is_free(tmp_path: Path, exists: bool) -> None:
-    target = tmp_path / "deep" / "target"
-    if exists:
-        target.mkdir(parents=True)
-    fill(target)
-    assert (target / "folder" / "file").read_text() == "second"
-    assert (target / "folder").stat().st_mode & 0o777 == 0o755
-    assert (target / "folder" / "file").stat().st_mode & 0o777 == 0o644
-    assert list(target.parent.iterdir()) == [target]
+def test_a_directory_appears_when_all_is_written(tmp_path: Path) -> None:
+    with staged(tmp_path / "deep" / "new", force=False) as stage:
+        (stage / "file").write_text("whole")
+        assert not (tmp_path / "deep" / "new").exists()
+    assert (tmp_path / "deep" / "new" / "file").read_text() == "whole"
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["new"]
 
 
-@pytest.mark.parametrize(("name", "force"), [("notes.txt", True), (MANIFEST, False)])
-def test_a_target_that_is_taken(tmp_path: Path, name: str, force: bool) -> None:
-    target = tmp_path / "target"
-    target.mkdir()
-    (target / name).write_text("first")
-    with pytest.raises(ImportFailed, match=r"is not empty and holds no pipeline|--force"):
-        fill(target, force=force)
-    assert (target / name).read_text() == "first"
-    assert list(tmp_path.iterdir()) == [target] and len(list(target.iterdir())) == 1
-
-
-def test_a_target_that_is_a_file(tmp_path: Path) -> None:
-    (tmp_path / "target").touch()
-    with pytest.raises(ImportFailed, match="is a file"):
-        fill(tmp_path / "target")
-
-
-def test_force(tmp_path: Path) -> None:
-    target = tmp_path / "target"
-    target.mkdir()
-    (target / MANIFEST).write_text("first")
-    fill(target, force=True)
-    assert not (target / MANIFEST).exists() and (target / "folder").is_dir()
-    assert list(tmp_path.iterdir()) == [target]
-
-
-def test_an_error_leaves_all_as_it_was(tmp_path: Path) -> None:
-    target = tmp_path / "target"
-    target.mkdir()
-    (target / MANIFEST).write_text("first")
-    with pytest.raises(KeyboardInterrupt), staged(target, force=True) as stage:
-        (stage / "file").touch()
+def test_nothing_appears_after_an_error(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), staged(tmp_path / "new", force=False):
         raise KeyboardInterrupt
-    assert (target / MANIFEST).read_text() == "first"
-    assert list(tmp_path.iterdir()) == [target]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_old_pipeline_comes_back_when_the_new_one_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = pipeline_directory(tmp_path / "model", "old")
+    rename = Path.rename
+
+    def refuse_new(path: Path, place: Path) -> Path:
+        if path.suffix == ".part":
+            raise OSError("no")
+        return rename(path, place)
+
+    monkeypatch.setattr(Path, "rename", refuse_new)
+    with pytest.raises(OSError, match="no"), staged(target, force=True) as stage:
+        (stage / MANIFEST).write_text("new")
+    assert (target / MANIFEST).read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_the_place_where_one_stands_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ImportFailed, match="is where you are"), staged(Path(), force=False):
+        raise AssertionError("nothing may be begun")
+
+
+def test_a_place_below_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ImportFailed, match="cannot be made"), staged(tmp_path / "file" / "new", force=False):
+        raise AssertionError("nothing may be begun")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stillhouse.core import ImageRequest, ImageResult, Picture
+from stillhouse.errors import InvalidRequest
 from stillhouse.models.pipeline import Pipeline
 from stillhouse.models.shapes.caption import is_held_out
 from stillhouse.models.shapes.judge import held_out, judge, wilson
@@ -31,11 +33,12 @@ class Painter:
     """Draws the truth for every caption, except for every `wrong`-th, which stays empty."""
 
     def __init__(self, wrong: int) -> None:
-        self.wrong = wrong
+        self.wrong, self.width = wrong, 64
+        self.manifest = SimpleNamespace(name="painter")
         self.truths = {str(caption): draw(scene) for scene, caption in held_out(24)}
 
     def resolve(self, request: ImageRequest) -> ImageRequest:
-        return replace(request, steps=2, guidance=1.0, sampler="ddim", width=64, height=64)
+        return replace(request, steps=2, guidance=1.0, sampler="ddim", width=self.width, height=64)
 
     def start(self, request: ImageRequest) -> Walk:
         return Walk(request)
@@ -73,6 +76,14 @@ def test_scores_count_what_was_drawn_right() -> None:
     assert judgement.scores["count"].value == pytest.approx(18 / 24)
     assert judgement.ceiling["all_correct"].value == judgement.ceiling["strict"].value == 1.0
     assert seen == [8, 16, 24] and (judgement.steps, judgement.sampler) == (2, "ddim")
+
+
+def test_a_model_of_another_size_is_refused_before_it_draws() -> None:
+    wide = Painter(wrong=4)
+    wide.manifest = SimpleNamespace(name="wide")
+    wide.width = 512
+    with pytest.raises(InvalidRequest, match="wide draws 512x64"):
+        judge(cast(Pipeline, cast(Any, wide)), ImageRequest(""), captions=24)
 
 
 @given(st.integers(1, 2000).flatmap(lambda tries: st.tuples(st.integers(0, tries), st.just(tries))))

@@ -111,6 +111,22 @@ def test_noise_alone_shows_nothing_that_was_asked_for() -> None:
     assert not score(noise, CAPTION).all_correct
 
 
+@settings(max_examples=40)
+@given(st.integers(0, 2**32), st.integers(1, 16))
+def test_anything_can_be_read(seed: int, grain: int) -> None:
+    rng = np.random.default_rng(seed)
+    coarse = rng.choice(np.array([0, 255], np.uint8), (64 // grain + 1, 64 // grain + 1, 3))
+    picture = coarse.repeat(grain, 0).repeat(grain, 1)[:64, :64]
+    assert not score(np.ascontiguousarray(picture), CAPTION).strict
+
+
+def test_a_figure_whose_colours_cancel_out_is_still_read() -> None:
+    picture = np.full((64, 64, 3), 20, np.uint8)
+    for row in range(20, 40):
+        picture[row, 20:40] = np.eye(3, dtype=np.uint8)[row % 3] * 235 + 20
+    assert len(read(picture).figures) == 1
+
+
 def test_an_empty_picture_has_no_figures() -> None:
     reading = read(np.full((64, 64, 3), 20, np.uint8))
     assert reading.figures == () and reading.background == "black" and reading.clean
