@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -59,7 +60,7 @@ def train(
     else:
         stages = AutoencoderStage(recipe), TextStage(recipe, tokenizer)
         if not all(fit(stage, checkpoints, report, deadline) for stage in stages):
-            return
+            sys.exit("time was up before the denoiser's turn; nothing was written; run it again to go on")
         encoder, autoencoder = stages[1].network.encoder, stages[0].network
         autoencoder.register_to_config(scaling_factor=_scaling_factor(autoencoder.eval(), recipe.seed))
     for network in (encoder, autoencoder):

@@ -1,12 +1,17 @@
-"""`python -m stillhouse.models.shapes.train.ship`: trained weights into the package, as a pipeline directory."""
+"""`python -m stillhouse.models.shapes.train.ship`: trained weights into the package, if they are no worse."""
 
 import argparse
+import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+from stillhouse.core import ImageRequest
 from stillhouse.models.importers import ImportOptions, import_model
-from stillhouse.models.load import EMBEDDED
+from stillhouse.models.importers.staging import staged
+from stillhouse.models.load import EMBEDDED, load
 from stillhouse.models.manifest import Component, Manifest, write_manifest
+from stillhouse.models.shapes.judge import judge
 
 STEPS, GUIDANCE = 35, 3.0
 _PARALLEL = 2
@@ -14,12 +19,25 @@ _PARALLEL = 2
 
 
 def main() -> None:
-    """Import the diffusers directory that training wrote over the weights that ship."""
+    """Make a pipeline of what training wrote, judge it against the one that ships, and put it in its place."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--trained", type=Path, default=Path("build/shapes"))
-    directory = EMBEDDED["shapes"]
-    imported = import_model(parser.parse_args().trained, directory, ImportOptions("shapes", force=True))
-    write_manifest(directory, _ours(imported))
+    parser.add_argument("--trained", type=Path, default=Path("build/shapes"), help="a diffusers directory")
+    parser.add_argument("--captions", type=int, default=300, help="held-out captions to judge both with")
+    parser.add_argument("--anyway", action="store_true", help="do not judge")
+    arguments = parser.parse_args()
+    candidate, directory = arguments.trained.with_name("candidate"), EMBEDDED["shapes"]
+    write_manifest(candidate, _ours(import_model(arguments.trained, candidate, ImportOptions("shapes", force=True))))
+    if directory.exists() and not arguments.anyway:
+        new, old = (_all_correct(place, arguments.captions) for place in (candidate, directory))
+        print(f"all correct: {new:.1%}, the one that ships {old:.1%}")
+        if new < old:
+            sys.exit("the one that ships stays; --anyway puts the other in its place")
+    with staged(directory, force=True) as stage:
+        shutil.copytree(candidate, stage, dirs_exist_ok=True)
+
+
+def _all_correct(directory: Path, captions: int) -> float:
+    return judge(load(directory), ImageRequest("", steps=STEPS), captions).scores["all_correct"].value
 
 
 def _ours(manifest: Manifest) -> Manifest:
