@@ -120,7 +120,7 @@ def test_grid_at_lays_out_a_students_own_timesteps() -> None:
         (10, {"spacing": "trailling"}, "did you mean 'trailing'"),
         (10, {"sigmas": "karas"}, "did you mean 'karras'"),
         (10, {"steps_offset": -1}, "steps_offset is -1"),
-        (1000, {"spacing": "leading", "steps_offset": 1}, "timesteps has 1000"),
+        (1000, {"spacing": "leading", "steps_offset": 1}, "steps is 1000; allowed: a whole number from 1 to 999"),
         (10, {"schedule": Schedule("flow"), "spacing": "leading"}, "allowed: trailing, linspace"),
     ],
 )
