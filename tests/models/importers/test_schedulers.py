@@ -64,3 +64,8 @@ def test_settings_without_a_counterpart(fields: dict[str, Any], message: str) ->
 def test_a_scheduler_that_is_not_known() -> None:
     with pytest.raises(ImportFailed, match="scheduler IPNDMScheduler is not known; allowed: DDIMScheduler"):
         read_walk({}, "IPNDMScheduler", is_xl=True)
+
+
+def test_thresholding_is_refused() -> None:
+    with pytest.raises(ImportFailed, match="thresholding is true"):
+        read_walk({"thresholding": True}, "DDIMScheduler", is_xl=False)
