@@ -1,4 +1,4 @@
-"""Every number of the training, in one place."""
+"""How long and how fast each stage learns; what belongs to one stage alone stands in that stage's file."""
 
 from dataclasses import dataclass
 
