@@ -1,7 +1,7 @@
 """A pipeline that draws flat pictures in no time, at the seam `load`; requests are resolved as a real one does."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,9 +101,18 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
         pipeline.opened = {"model": name, **options}
         return pipeline
 
-    for command in ("generate", "demo", "judge"):
-        monkeypatch.setattr(f"stillhouse.cli.{command}.load", load)
+    monkeypatch.setattr("stillhouse.cli.opening.find", lambda name: Path(name))
+    monkeypatch.setattr("stillhouse.cli.opening.load", load)
     return pipeline
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Nothing is kept in the home of whoever runs the tests."""
+    home = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(home))
+        yield home
 
 
 @pytest.fixture

@@ -86,7 +86,7 @@ def test_every_option_reaches_the_request(here: Path) -> None:
     assert (made.negative_prompt, made.width, made.height, made.strength) == ("blur", 72, 80, 0.5)
 
 
-def test_every_option_reaches_the_pipeline(fake: FakePipeline) -> None:
+def test_every_option_reaches_the_pipeline(fake: FakePipeline, cache_home: Path) -> None:
     options = "--model fake --backend openvino --precision bf16 --threads 2 --verify"
     assert main(["generate", "a circle", *options.split()]) == 0
     assert fake.opened == {
@@ -95,6 +95,7 @@ def test_every_option_reaches_the_pipeline(fake: FakePipeline) -> None:
         "precision": "bf16",
         "threads": 2,
         "verify": True,
+        "cache": cache_home / "stillhouse" / "compiled",
     }
 
 

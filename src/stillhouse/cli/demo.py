@@ -5,11 +5,11 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from time import perf_counter
 
-from stillhouse.cli.arguments import add_engine, engine, picture_file
+from stillhouse.cli.arguments import add_engine, picture_file
 from stillhouse.cli.draw import draw
+from stillhouse.cli.opening import open_pipeline
 from stillhouse.cli.progress import progress
 from stillhouse.core import ImageRequest
-from stillhouse.models.load import load
 from stillhouse.models.png import write_png
 from stillhouse.models.sheet import contact_sheet
 
@@ -38,7 +38,7 @@ def declare(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> int:
     """Draw the sheet, and say how long that took and how to go on."""
-    pipeline = load("shapes", **engine(arguments))
+    pipeline = open_pipeline("shapes", arguments)
     requests = [pipeline.resolve(ImageRequest(prompt, seed=seed)) for seed, prompt in enumerate(PROMPTS)]
     began = perf_counter()
     with progress() as report:

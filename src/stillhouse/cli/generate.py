@@ -5,11 +5,11 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
-from stillhouse.cli.arguments import add_opening, engine, file_or_directory, number, positive, size, whole
+from stillhouse.cli.arguments import add_opening, file_or_directory, number, positive, size, whole
 from stillhouse.cli.draw import draw, places
+from stillhouse.cli.opening import open_pipeline
 from stillhouse.cli.progress import progress
 from stillhouse.core import ImageRequest, ImageResult
-from stillhouse.models.load import load
 from stillhouse.models.png import describe_request, read_mask, read_picture, write_png
 from stillhouse.models.sheet import contact_sheet
 
@@ -46,7 +46,7 @@ def declare(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> int:
     """Draw every picture, write it, and say where it is."""
-    pipeline = load(arguments.model, **engine(arguments))
+    pipeline = open_pipeline(arguments.model, arguments)
     requests = [pipeline.resolve(request) for request in _requests(arguments)]
     where = places(arguments.out, requests)
     results = []

@@ -5,11 +5,11 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 from pathlib import Path
 
-from stillhouse.cli.arguments import add_engine, engine, number, positive, whole
+from stillhouse.cli.arguments import add_engine, number, positive, whole
+from stillhouse.cli.opening import open_pipeline
 from stillhouse.cli.progress import progress
 from stillhouse.cli.table import table
 from stillhouse.core import ImageRequest
-from stillhouse.models.load import load
 from stillhouse.models.png import write_file
 from stillhouse.models.shapes.judge import Judgement, Share, judge
 
@@ -27,7 +27,7 @@ def declare(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> int:
     """Judge, print the table, and keep the figures where that was asked for."""
-    pipeline = load(arguments.name, **engine(arguments))
+    pipeline = open_pipeline(arguments.name, arguments)
     asked = ImageRequest("", steps=arguments.steps, guidance=arguments.guidance, sampler=arguments.sampler)
     with progress() as report:
         judgement = judge(pipeline, asked, arguments.captions, lambda done: report("judging", done, arguments.captions))

@@ -1,0 +1,56 @@
+"""Small networks are kept compiled, large ones are not, and what is kept can do no harm."""
+
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stillhouse.cli import main
+from stillhouse.cli.opening import LARGEST, compiled_networks, open_pipeline
+from stillhouse.models.png import read_picture
+from tests.cli.conftest import FakePipeline
+
+ENGINE = Namespace(backend=None, precision=None, threads=None, verify=False)
+
+
+def test_the_cache_is_where_the_user_keeps_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert compiled_networks() == tmp_path / "stillhouse" / "compiled"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert compiled_networks() == tmp_path / "home" / ".cache" / "stillhouse" / "compiled"
+
+
+def test_without_a_place_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert compiled_networks() is None
+
+
+@pytest.mark.parametrize(("size", "kept"), [(LARGEST, True), (LARGEST + 1, False)])
+def test_only_small_networks_are_kept(here: Path, fake: FakePipeline, size: int, kept: bool) -> None:
+    (here / "fake" / "unet").mkdir(parents=True)
+    with (here / "fake" / "unet" / "weights.safetensors").open("wb") as file:
+        file.truncate(size)
+    open_pipeline("fake", ENGINE)
+    assert (fake.opened["cache"] is not None) == kept
+
+
+def test_a_spoilt_cache_is_made_again(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(here / "cache"))
+
+    def drawn() -> np.ndarray:
+        assert main(["generate", "a red circle", "--steps", "2", "--out", "one.png"]) == 0
+        return read_picture(here / "one.png")
+
+    fresh = drawn()
+    kept = [path for path in (here / "cache").rglob("*") if path.is_file()]
+    assert kept
+    for spoil in (lambda whole: whole[: len(whole) // 2], lambda whole: b"", lambda whole: b"nonsense" * 100):
+        for path in kept:
+            whole = path.read_bytes()
+            path.chmod(0o644)
+            path.write_bytes(spoil(whole))
+        np.testing.assert_array_equal(drawn(), fresh)
+    np.testing.assert_array_equal(drawn(), fresh)
