@@ -26,10 +26,12 @@ lint: .venv/full.stamp ## style, format, types, layers
 bench: .venv/full.stamp ## measure against diffusers, and write the tables of the documents anew
 	$(BIN)/python -m benchmarks.oracle
 	$(BIN)/python -m benchmarks.speed
+	$(BIN)/python -m benchmarks.accelerate shapes
 	$(BIN)/python -m benchmarks.tables
 
 bench-large: .venv/full.stamp ## the size of Stable Diffusion 1.5: 5 GB of disk, some minutes
-	$(BIN)/python -m benchmarks.sd15
+	$(BIN)/python -m benchmarks.sd15 --keep
+	$(BIN)/python -m benchmarks.accelerate sd15
 	$(BIN)/python -m benchmarks.tables
 
 train: .venv/full.stamp ## train the embedded model on from where it is (UPDATES=20000), ship it and judge it
@@ -58,5 +60,5 @@ $(BIN)/python:
 .venv/full.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing torch and the development tools into .venv ..."
 	$(INSTALL) $(TORCH)
-	$(INSTALL) --editable '.[train,dev]'
+	$(INSTALL) --editable '.[train,accelerate,dev]'
 	@touch .venv/core.stamp $@

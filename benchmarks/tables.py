@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.record import RESULTS, recorded
+from stillhouse.accelerate.candidate import Candidate
+from stillhouse.models.decode import decode
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ("README.md", "docs/measurements.md")
@@ -100,17 +102,69 @@ def _sd15(results: Mapping[str, Any]) -> str:
     return _grid(["Stable Diffusion 1.5's shape, random weights", "seconds", "peak memory"], rows)
 
 
+_LOOPS = {"onnxruntime": "plain loop, onnxruntime f32", "openvino": "plain loop, OpenVINO as it comes"}
+
+
+def _accelerate(results: Mapping[str, Any]) -> str:
+    report = results["report"]
+    chosen = report["chosen"].get("pipeline")
+    whole = [trial for trial in report["trials"] if trial["candidate"]["component"] == "pipeline"]
+    rows = []
+    for trial in whole:
+        candidate = trial["candidate"]
+        is_chosen = _key(trial) == chosen
+        if trial["ratio"] and (is_chosen or candidate["recipe"] == "loop" or not candidate["options"]):
+            name = _LOOPS.get(candidate["backend"], "plain loop, chosen networks")
+            told = ", ".join(f"{option} {value}" for option, value in sorted(candidate["options"].items()))
+            seconds, ratio = trial["seconds"], trial["ratio"]
+            speed = f"**{ratio['value']:.1f}x** ({ratio['low']:.1f} to {ratio['high']:.1f})"
+            score = results["judged"].get("chosen" if is_chosen else _JUDGED.get(candidate["backend"], ""))
+            right = f"{100 * score['scores']['all_correct']['value']:.1f} %" if score else ""
+            rows.append([f"chosen: {told}" if is_chosen else name, f"{seconds['median']:.3f}", speed, right])
+    captions = results["judged"]["chosen"]["captions"]
+    tried = sum(trial["ratio"] is not None for trial in report["trials"])
+    told = f"{len(report['trials'])} candidates, {tried} of them measured, in {results['seconds']:.0f} s."
+    head = ["the embedded model, one picture", "seconds", "against onnxruntime", f"all correct, {captions:,} captions"]
+    return f"{_grid(head, rows)}\n{told}\n"
+
+
+_JUDGED = {"openvino": "plain loop, openvino defaults"}
+
+
+def _key(trial: Mapping[str, Any]) -> str:
+    return decode(Candidate, trial["candidate"]).key
+
+
+def _accelerate_sd15(results: Mapping[str, Any]) -> str:
+    rows = []
+    for trial in sorted(results["report"]["trials"], key=lambda one: -(one["ratio"] or {"value": 0})["value"]):
+        seconds, ratio = trial["seconds"], trial["ratio"]
+        if ratio:
+            sqnr = min(one["sqnr"] for one in trial["fidelity"].values())
+            peak = f"{trial['peak_bytes'] / 2**30:.1f} GiB"
+            speed = f"{ratio['value']:.2f}x ({ratio['low']:.2f} to {ratio['high']:.2f})"
+            name = decode(Candidate, trial["candidate"]).name
+            told = "exact" if sqnr >= 900 else f"{sqnr:.0f} dB"
+            rows.append([name, trial["executed"], f"{seconds['median']:.2f}", speed, told, peak, trial["status"]])
+    head = ["U-Net of Stable Diffusion 1.5", "ran in", "seconds", "against onnxruntime", "SQNR", "peak memory", ""]
+    return f"{_grid(head, rows)}\nSwept in {results['seconds'] / 60:.0f} minutes.\n"
+
+
 _TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "speed": _speed,
     "judge": _judge,
     "oracle": _oracle,
     "sd15": _sd15,
+    "accelerate": _accelerate,
+    "accelerate_sd15": _accelerate_sd15,
 }
 _COMMANDS: Mapping[str, str] = {
     "speed": "python -m benchmarks.speed",
     "judge": "python -m benchmarks.judge",
     "oracle": "python -m benchmarks.oracle",
     "sd15": "python -m benchmarks.sd15",
+    "accelerate": "python -m benchmarks.accelerate shapes",
+    "accelerate_sd15": "python -m benchmarks.accelerate sd15",
 }
 
 if __name__ == "__main__":

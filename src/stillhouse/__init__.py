@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         UnsupportedPrecision,
     )
     from stillhouse.models.load import load
+    from stillhouse.models.network import open_network
     from stillhouse.models.pipeline import Pipeline
     from stillhouse.models.png import read_mask, read_picture, read_request, write_png
 
@@ -37,6 +38,7 @@ _HOMES = {
     "SAMPLERS": "diffusion.samplers",
     "Trajectory": "diffusion.trajectory",
     "load": "models.load",
+    "open_network": "models.network",
     "Pipeline": "models.pipeline",
     "read_mask": "models.png",
     "read_picture": "models.png",
@@ -62,6 +64,7 @@ __all__ = [
     "UnsupportedPrecision",
     "__version__",
     "load",
+    "open_network",
     "read_mask",
     "read_picture",
     "read_request",

@@ -1,5 +1,6 @@
 """What only OpenVINO does: precisions that depend on the processor, and a cache of compiled networks."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,9 @@ import pytest
 
 from stillhouse.backends import RunnerOptions, backends, open_runner
 from stillhouse.backends.graph import save_graph
-from stillhouse.backends.openvino import offered
-from stillhouse.errors import UnsupportedPrecision
+from stillhouse.backends.openvino import offered, read_network, save_network
+from stillhouse.backends.signature import read_signature
+from stillhouse.errors import BackendFailed, InvalidRequest, UnsupportedPrecision
 from tests.backends.networks import apart, network, node, unet, unet_feeds, unet_float64, unet_weights, write
 
 stnp = pytest.importorskip("safetensors.numpy")
@@ -62,3 +64,88 @@ def test_the_cache_is_used_and_sees_changed_weights(tmp_path: Path) -> None:
     assert blobs == [1, 1, 2]
     np.testing.assert_array_equal(results[0], results[1])
     assert apart(results[2], unet_float64(feeds, unet_weights(2))) < 1e-5
+
+
+def test_there_are_no_settings(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="no setting 'spinning' of openvino; allowed: no settings"):
+        open_runner(write(unet(), tmp_path / "model.onnx"), "openvino", RunnerOptions(settings={"spinning": "1"}))
+
+
+@pytest.mark.parametrize("options", [RunnerOptions(), RunnerOptions(shapes={"sample": (2, 4, 8, 8)})])
+def test_heavy_layers_are_counted_also_where_they_are_fused(options: RunnerOptions, tmp_path: Path) -> None:
+    """Two convolutions, a Gemm, two layers, and the two products of attention, which become one kernel."""
+    graph = write(unet(), tmp_path / "model.onnx")
+    for _ in range(2):  # compiled, and from the cache
+        cached = replace(options, cache=tmp_path / "cache")
+        assert open_runner(graph, "openvino", cached).census == {"f32": 7}
+
+
+@pytest.fixture
+def ir(tmp_path: Path) -> Path:
+    graph = write(unet(), tmp_path / "model.onnx")
+    save_network(read_network(graph, read_signature(graph)), tmp_path / "ir" / "model.xml")
+    return tmp_path / "ir" / "model.xml"
+
+
+def test_its_own_graphs_compute_as_the_onnx_file_that_they_come_from(ir: Path) -> None:
+    runner, feeds = open_runner(ir, "openvino"), unet_feeds(3)
+    assert apart(runner(feeds)["out_sample"], unet_float64(feeds, unet_weights())) < 1e-5
+    assert (runner.precision, [spec.name for spec in runner.inputs]) == ("f32", ["sample", "timestep"])
+    assert sorted(ir.parent.iterdir()) == [ir.with_suffix(".bin"), ir]
+
+
+def test_its_own_graphs_hold_to_the_names_of_axes(ir: Path) -> None:
+    """The format has no names, and the runtime reads past the end of the shorter input."""
+    feeds = unet_feeds(3)
+    with pytest.raises(InvalidRequest, match=r"shape \[2\] for input 'timestep'; allowed: \[B\]"):
+        open_runner(ir, "openvino")({**feeds, "timestep": feeds["timestep"][:2]})
+    static = open_runner(ir, "openvino", RunnerOptions(shapes={"sample": (3, 4, 8, 8)}))
+    assert [spec.shape for spec in static.inputs] == [(3, 4, 8, 8), (3,)]
+    streams = open_runner(ir, "openvino", RunnerOptions(shapes={"sample": (1, 4, 8, 8)}, streams=2))
+    np.testing.assert_allclose(streams(feeds)["out_sample"], static(feeds)["out_sample"], atol=1e-5)
+
+
+def test_onnxruntime_refuses_its_graphs(ir: Path) -> None:
+    with pytest.raises(InvalidRequest, match="is a graph of OpenVINO's; allowed: an ONNX file; open it on openvino"):
+        open_runner(ir, "onnxruntime")
+
+
+def test_the_cache_sees_changed_weights_of_its_own_graphs(tmp_path: Path) -> None:
+    options, feeds = RunnerOptions(cache=tmp_path / "cache"), unet_feeds(2)
+    for seed in (1, 2):
+        graph = write(unet(unet_weights(seed)), tmp_path / "model.onnx")
+        save_network(read_network(graph, read_signature(graph)), tmp_path / "model.xml")
+        result = open_runner(tmp_path / "model.xml", "openvino", options)(feeds)["out_sample"]
+        assert apart(result, unet_float64(feeds, unet_weights(seed))) < 1e-5
+
+
+def test_weights_behind_a_transpose_become_weights(tmp_path: Path) -> None:
+    weights = np.arange(6, dtype=np.float32).reshape(2, 3)
+    nodes = [
+        node("Transpose", ["w"], ["t"], perm=[1, 0]),
+        node("MatMul", ["x", "t"], ["h"], name="/linear/MatMul"),
+        node("Transpose", ["square"], ["same"], perm=[0, 1]),  # no transposition at all
+        node("MatMul", ["h", "same"], ["y"], name="/plain/MatMul"),
+    ]
+    square = np.array([[1, 2], [3, 4]], np.float32)
+    model = network(nodes, [("x", ["n", 3])], [("y", ["n", 2])], {"w": weights, "square": square})
+    graph = write(model, tmp_path / "model.onnx")
+    network_of = read_network(graph, read_signature(graph))
+    products = {one.get_friendly_name(): one for one in network_of.get_ops() if one.get_type_name() == "MatMul"}
+    assert products.keys() == {"/linear/MatMul", "y"}  # a node that gives a result goes by the result's name
+    assert products["/linear/MatMul"].input_value(1).get_node().get_type_name() == "Constant"
+    save_network(network_of, tmp_path / "model.xml")
+    x = np.array([[1, 2, 3]], np.float32)
+    np.testing.assert_array_equal(
+        open_runner(tmp_path / "model.xml", "openvino")({"x": x})["y"], x @ weights.T @ square
+    )
+
+
+def test_a_failure_leaves_no_part_of_its_own_graph(ir: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="a name that ends in .xml"):
+        save_network(object(), tmp_path / "model.onnx")
+    before = ir.read_bytes()
+    with pytest.raises(BackendFailed, match="openvino could not write"):
+        save_network(object(), ir)
+    assert ir.read_bytes() == before
+    assert len(list(ir.parent.iterdir())) == 2

@@ -4,12 +4,13 @@ import os
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto
 
 from stillhouse.backends import RunnerOptions, open_runner, ort
-from stillhouse.errors import BackendFailed, UnsupportedPrecision
-from tests.backends.networks import network, node, unet, write
+from stillhouse.errors import BackendFailed, InvalidRequest, UnsupportedPrecision
+from tests.backends.networks import network, node, unet, unet_feeds, write
 
 
 @pytest.mark.parametrize("precision", ["bf16", "f16", "auto", "int8"])
@@ -18,7 +19,8 @@ def test_float32_is_all_it_offers(precision: str, tmp_path: Path) -> None:
         open_runner(write(unet(), tmp_path / "model.onnx"), options=RunnerOptions(precision))
 
 
-def test_a_graph_that_computes_in_halves_is_not_called_float32(tmp_path: Path) -> None:
+def test_a_graph_of_halves_is_called_by_what_it_is_computed_in(tmp_path: Path) -> None:
+    """On x86 the runtime has no product of halves: it casts to float32 and back, and that is what is told."""
     model = network(
         [node("Cast", ["x"], ["h"], to=TensorProto.FLOAT16), node("MatMul", ["h", "w"], ["y"])],
         [("x", ["n", 2])],
@@ -26,8 +28,53 @@ def test_a_graph_that_computes_in_halves_is_not_called_float32(tmp_path: Path) -
         {"w": np.eye(2, dtype=np.float16)},
     )
     runner = open_runner(write(model, tmp_path / "half.onnx"))
-    assert (runner.precision, runner.outputs[0].dtype) == ("mixed", "float16")
+    assert (runner.precision, runner.census, runner.outputs[0].dtype) == ("f32", {"f32": 1}, "float16")
     np.testing.assert_array_equal(runner({"x": np.ones((1, 2), np.float32)})["y"], [[1, 1]])
+
+
+def test_halves_without_a_heavy_operation_are_mixed(tmp_path: Path) -> None:
+    model = network(
+        [node("Cast", ["x"], ["h"], to=TensorProto.FLOAT16), node("Neg", ["h"], ["y"])],
+        [("x", ["n"])],
+        [("y", ["n"], TensorProto.FLOAT16)],
+    )
+    runner = open_runner(write(model, tmp_path / "half.onnx"))
+    assert (runner.precision, runner.census) == ("mixed", {})
+
+
+def test_a_float32_graph_is_counted_when_it_is_asked_for(tmp_path: Path) -> None:
+    graph = write(unet(), tmp_path / "model.onnx")
+    assert open_runner(graph).census == {}
+    assert open_runner(graph, options=RunnerOptions(settings={"census": "1"})).census == {"f32": 7}
+    assert list(tmp_path.iterdir()) == [graph]
+
+
+@pytest.mark.parametrize("spinning", ["0", "1"])
+def test_spinning_does_not_change_the_result(spinning: str, tmp_path: Path) -> None:
+    graph, feeds = write(unet(), tmp_path / "model.onnx"), unet_feeds(2)
+    runner = open_runner(graph, options=RunnerOptions(threads=2, settings={"spinning": spinning}))
+    np.testing.assert_array_equal(runner(feeds)["out_sample"], open_runner(graph)(feeds)["out_sample"])
+
+
+def test_unknown_settings_are_refused(tmp_path: Path) -> None:
+    graph = write(unet(), tmp_path / "model.onnx")
+    match = "no setting of onnxruntime 'spining'; allowed: spinning, census; did you mean 'spinning'"
+    with pytest.raises(InvalidRequest, match=match):
+        open_runner(graph, options=RunnerOptions(settings={"spining": "1"}))
+    with pytest.raises(InvalidRequest, match="no spinning 'yes'; allowed: 0, 1"):
+        open_runner(graph, options=RunnerOptions(settings={"spinning": "yes"}))
+
+
+def test_a_graph_that_is_no_file_reads_weights_from_a_directory(tmp_path: Path) -> None:
+    model, feeds = unet(), unet_feeds(2)
+    graph = write(model, tmp_path / "model.onnx")
+    (tmp_path / "apart").mkdir()
+    onnx.save(model, tmp_path / "apart" / "m.onnx", save_as_external_data=True, location="w.bin", size_threshold=512)
+    (tmp_path / "apart" / "m.onnx").rename(tmp_path / "m.onnx")
+    evaluate = ort.evaluator((tmp_path / "m.onnx").read_bytes(), tmp_path / "apart")
+    np.testing.assert_array_equal(evaluate(dict(feeds))["out_sample"], open_runner(graph)(feeds)["out_sample"])
+    with pytest.raises(BackendFailed, match=f"could not open a graph of {tmp_path}"):
+        ort.evaluator((tmp_path / "m.onnx").read_bytes(), tmp_path)
 
 
 def test_what_it_refuses_to_run_is_said_in_one_line(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from types import ModuleType
 
 import pytest
 
+import stillhouse
 from stillhouse.backends import backends, open_runner
 from stillhouse.errors import InvalidRequest, RuntimeMissing
 from tests.backends.networks import BACKENDS, unet, write
@@ -26,10 +27,10 @@ def test_an_unknown_backend_gets_the_nearest_name(tmp_path: Path) -> None:
 def test_every_known_backend_has_a_row() -> None:
     rows = {row.name: row for row in backends()}
     assert list(rows) == ["onnxruntime", "openvino", "torch", "tensorrt"]
-    for name in BACKENDS:
+    for name in (*BACKENDS, "torch"):
         row = rows[name]
         assert row.version and row.reason is None
-        assert "CPU" in row.devices
+        assert "CPU" in map(str.upper, row.devices)
         assert row.precisions[0] == "f32"
     assert all(row.install.startswith("pip install ") for row in rows.values())
     assert all(row.reason for row in rows.values() if row.version is None)
@@ -39,6 +40,19 @@ def test_torch_is_described_without_being_imported() -> None:
     program = "import sys; from stillhouse.backends import backends; backends(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("package", "reason"),
+    [("torch", "not installed"), ("diffusers", "it needs diffusers: pip install 'stillhouse[train]'")],
+)
+def test_torch_is_ready_with_all_that_it_needs_only(package: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    unet = Path(stillhouse.__file__).parent / "models/shapes/weights/unet/model.onnx"
+    monkeypatch.setitem(sys.modules, package, None)
+    row = next(row for row in backends() if row.name == "torch")
+    assert (row.reason, row.devices, row.precisions) == (reason, (), ())
+    with pytest.raises(RuntimeMissing, match=rf"torch cannot be used here: no {package}; pip install .*\[train\]"):
+        open_runner(unet, "torch")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -53,8 +67,8 @@ def test_a_missing_runtime_costs_a_reason_and_the_line_that_installs_it(
     assert row.reason and not row.devices and not row.precisions
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [*BACKENDS, "torch"])
 def test_a_broken_runtime_is_a_row_too(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, backend, ModuleType(backend))
     row = next(row for row in backends() if row.name == backend)
-    assert row.version and row.reason and row.reason.startswith("it is installed but broken: module")
+    assert row.version and row.reason and row.reason.startswith("it is installed but broken: ")

@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
 
+from stillhouse.backends.openvino import read_network, save_network
 from stillhouse.backends.signature import read_signature
 from stillhouse.errors import PipelineError
 from tests.backends.networks import network, node, unet, write
@@ -114,3 +115,67 @@ def test_halves_that_are_stored_are_told_from_halves_that_are_computed_with(
 ) -> None:
     model = network(nodes, [("x", ["n", 2])], [("y", ["n", 2])], {"h": np.eye(2, dtype=np.float16)})
     assert read_signature(write(model, tmp_path / "model.onnx")).arithmetic == arithmetic
+
+
+@given(axes=st.lists(AXES, min_size=1, max_size=3))
+@settings(max_examples=25, deadline=None)
+def test_a_graph_of_openvinos_says_the_same(
+    tmp_path_factory: pytest.TempPathFactory, axes: list[list[int | str | None]]
+) -> None:
+    """As long as it is ours; axes of others have no names. Its lengths have 63 bits."""
+    inputs = [(f"in{place}", shape) for place, shape in enumerate(axes)]
+    nodes = [node("Neg", [name], [name.replace("in", "out")]) for name, _ in inputs]
+    model = network(nodes, inputs, [(name.replace("in", "out"), shape) for name, shape in inputs])
+    path = write(model, tmp_path_factory.mktemp("ir") / "model.onnx")
+    want, ir = read_signature(path), path.with_suffix(".xml")
+    save_network(read_network(path, want), ir)
+    assert read_signature(ir) == want
+    ir.write_text(ir.read_text().replace("<stillhouse>", "<others>").replace("</stillhouse>", "</others>"))
+    unnamed = {name: tuple(a if isinstance(a, int) else None for a in shape) for name, shape in want.inputs.items()}
+    assert read_signature(ir).inputs == unnamed
+
+
+@pytest.fixture
+def ir(tmp_path: Path) -> Path:
+    graph = write(unet(), tmp_path / "model.onnx")
+    save_network(read_network(graph, read_signature(graph)), tmp_path / "ir.xml")
+    return tmp_path / "ir.xml"
+
+
+def test_the_weights_of_a_graph_of_openvinos_are_looked_for(ir: Path) -> None:
+    weights = ir.with_suffix(".bin")
+    assert read_signature(ir).external == {"ir.bin": weights.stat().st_size}
+    content = weights.read_bytes()
+    weights.write_bytes(content[: len(content) // 2])
+    with pytest.raises(PipelineError, match=r"ir.bin has \d+ bytes, but the weights of ir.xml end at"):
+        read_signature(ir)
+    weights.unlink()
+    with pytest.raises(PipelineError, match=r"ir.bin, which holds weights of ir.xml, is missing"):
+        read_signature(ir)
+    read_signature(ir, external=False)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(part=st.floats(0, 1, exclude_max=True))
+def test_a_part_of_a_graph_of_openvinos_is_refused(ir: Path, part: float) -> None:
+    cut = ir.with_name("cut.xml")
+    cut.write_bytes(ir.read_bytes().rstrip()[: int(part * ir.stat().st_size)].rstrip(b">"))
+    with pytest.raises(PipelineError, match="cut.xml is no OpenVINO graph, or a part of one"):
+        read_signature(cut)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "no XML",
+        "<net/>",
+        "<net><layers><layer type='Parameter' name='x'/></layers></net>",
+        "<net><layers><layer name='x'/></layers></net>",
+        "<net><layers/><rt_info><stillhouse><axes value='['/></stillhouse></rt_info></net>",
+    ],
+)
+def test_other_xml_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "other.xml").write_text(content)
+    with pytest.raises(PipelineError, match="other.xml is no OpenVINO graph"):
+        read_signature(tmp_path / "other.xml")

@@ -35,7 +35,7 @@ def counted(imported: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> Iterator[t
 
         return run
 
-    monkeypatch.setattr("stillhouse.models.pipeline.open_runner", open_counted)
+    monkeypatch.setattr("stillhouse.models.runners.open_runner", open_counted)
     yield Pipeline(imported("sd1"), threads=1), seen
 
 

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,18 @@ from stillhouse.models.png import (
 )
 
 REQUEST = ImageRequest(
-    "a red circle", "blur", 7, 35, 3.5, "ddim", 4, 2, guidance_rescale=0.5, guidance_interval=(0.25, 1.0), eta=0.1
+    "a red circle",
+    "blur",
+    7,
+    35,
+    3.5,
+    "ddim",
+    4,
+    2,
+    guidance_rescale=0.5,
+    guidance_interval=(0.25, 1.0),
+    eta=0.1,
+    refresh=3,
 )
 
 
@@ -47,6 +59,8 @@ def same(one: ImageRequest, other: ImageRequest) -> bool:
         guidance=st.none() | st.floats(0, 100),
         sampler=st.none() | st.text(),
         eta=st.floats(0, 1),
+        guidance_interval=st.none() | st.tuples(st.floats(0, 1), st.floats(0, 1)),
+        refresh=st.none() | st.integers(1, 1000),
     )
 )
 @settings(max_examples=50, deadline=None)
@@ -57,6 +71,16 @@ def test_a_png_gives_back_the_request_and_the_pixels(
     write_png(path, picture(), asked, "fake")
     assert same(read_request(path), asked)
     assert np.array_equal(read_picture(path), picture())
+
+
+def test_a_png_from_before_step_caching_is_read(tmp_path: Path) -> None:
+    """It does not say how often features were computed; the manifest does."""
+    record = {"model": "fake", "request": describe_request(REQUEST)}
+    del record["request"]["refresh"]  # type: ignore[attr-defined]
+    text = PngInfo()
+    text.add_text("stillhouse", json.dumps(record))
+    Image.fromarray(picture()).save(tmp_path / "one.png", pnginfo=text)
+    assert same(read_request(tmp_path / "one.png"), replace(REQUEST, refresh=None))
 
 
 def test_equal_arguments_give_equal_bytes() -> None:

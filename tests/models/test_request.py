@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 from stillhouse.core import ImageRequest
 from stillhouse.diffusion import SAMPLERS
 from stillhouse.errors import InvalidRequest
+from stillhouse.models.manifest import StepCache
 from stillhouse.models.request import course_of, resolve
 from tests.models.test_manifest import MINIMAL
 
 MANIFEST = replace(MINIMAL, granularity=16)
+CUT = replace(MANIFEST, step_cache=StepCache("unet/full.onnx", "unet/shallow.onnx"))
 IMAGE = np.zeros((48, 32, 3), np.uint8)
 MASK = np.zeros((48, 32), np.uint8)
 
@@ -21,6 +23,22 @@ def test_defaults_are_filled_in() -> None:
     full = resolve(MANIFEST, ImageRequest("a circle", seed=7))
     assert (full.steps, full.guidance, full.sampler, full.width, full.height) == (35, 5.0, "ddim", 64, 64)
     assert full.prompt == "a circle" and full.seed == 7 and full.strength is None
+    assert (full.guidance_interval, full.refresh) == ((0.0, 1.0), 1)
+
+
+def test_the_manifest_may_shorten_guidance_and_keep_features() -> None:
+    manifest = replace(CUT, defaults=replace(CUT.defaults, guidance_interval=(0.1, 0.7), refresh=3))
+    course = course_of(manifest, resolve(manifest, ImageRequest("")))
+    assert (course.guidance_interval, course.refresh) == ((0.1, 0.7), 3)
+    course = course_of(manifest, resolve(manifest, ImageRequest("", guidance_interval=(0.0, 1.0), refresh=1)))
+    assert (course.guidance_interval, course.refresh) == ((0.0, 1.0), 1)
+
+
+def test_kept_features_need_a_network_that_is_cut() -> None:
+    said = "refresh is 2 for tiny, whose U-Net is in one piece; allowed: refresh 1; make a .*`stillhouse accelerate`"
+    with pytest.raises(InvalidRequest, match=said):
+        resolve(MANIFEST, ImageRequest("", refresh=2))
+    assert resolve(CUT, ImageRequest("", refresh=2)).refresh == 2
 
 
 @pytest.mark.parametrize(
@@ -44,15 +62,13 @@ def test_size_and_strength(fields: dict[str, Any], size: tuple[int, int], streng
     sampler=st.none() | st.sampled_from(sorted(SAMPLERS)),
     width=st.none() | st.integers(1, 64).map(lambda size: 16 * size),
     eta=st.just(0.0),
-    interval=st.tuples(st.floats(0, 0.5), st.floats(0.5, 1)),
+    interval=st.none() | st.tuples(st.floats(0, 0.5), st.floats(0.5, 1)),
+    refresh=st.none() | st.integers(1, 1000),
 )
-def test_a_resolved_request_resolves_to_itself(
-    steps: int, guidance: float, sampler: str, width: int, eta: float, interval: tuple[float, float]
-) -> None:
-    manifest = replace(MANIFEST, spacing="trailing")
-    request = ImageRequest(
-        "", steps=steps, guidance=guidance, sampler=sampler, width=width, eta=eta, guidance_interval=interval
-    )
+def test_a_resolved_request_resolves_to_itself(**fields: Any) -> None:
+    fields["guidance_interval"] = fields.pop("interval")
+    manifest = replace(CUT, spacing="trailing")
+    request = ImageRequest("", **fields)
     full = resolve(manifest, request)
     again = resolve(manifest, full)
     assert all(getattr(full, name) == getattr(again, name) for name in ImageRequest.__dataclass_fields__)
@@ -92,6 +108,9 @@ def test_a_network_that_is_told_its_guidance_takes_one_row() -> None:
         ({"image": IMAGE, "mask": MASK[..., None]}, r"mask is uint8 \[48, 32, 1\]"),
         ({"guidance_rescale": 2.0}, "guidance_rescale is 2.0"),
         ({"guidance_interval": (0.5, 0.2)}, "guidance_interval"),
+        ({"guidance_interval": (0.5,)}, "guidance_interval is .*; allowed: two numbers from 0 to 1"),
+        ({"refresh": 0}, "refresh is 0; allowed: a whole number from 1 to 1000"),
+        ({"refresh": 2.5}, "refresh is 2.5"),
         ({"negative_prompt": None}, "negative_prompt is None; allowed: a text"),
         ({"eta": 0.5, "sampler": "euler"}, "eta is 0.5 with sampler euler"),
     ],

@@ -1,5 +1,8 @@
 """The OpenVINO backend: f32, and bf16 or f16 where the processor has them. The only file that names this runtime."""
 
+import json
+import os
+from collections import Counter
 from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
@@ -11,26 +14,33 @@ from numpy.typing import NDArray
 from stillhouse.backends.feeds import fixed
 from stillhouse.backends.runner import GraphRunner, RunnerOptions, Tensors
 from stillhouse.backends.runtime import INSTALL, BackendStatus, reported, require
-from stillhouse.backends.signature import Axes, Signature
+from stillhouse.backends.signature import AXES, IR, Axes, Signature
 from stillhouse.core import TensorSpec
-from stillhouse.errors import UnsupportedPrecision
+from stillhouse.errors import InvalidRequest, UnsupportedPrecision
 
+UNBIASED = "/WithoutBiases"
+"""What OpenVINO puts behind a node's name where it splits a bias off."""
 _NAME = "openvino"
 _DEVICE = "CPU"
 _CAPABILITIES = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}  # our name: the device's
 _HEAVY = {"Convolution", "Deconvolution", "FullyConnected", "MatMul", "ScaledDotProductAttention"}
-_INT8 = {"i8": "int8", "u8": "int8"}
+_FUSED = "Subgraph"
+_TOLD = {"layerType", "originalLayersNames", "primitiveType", "runtimePrecision"}
+_COMPUTED = {"f32": "f32", "bf16": "bf16", "f16": "f16", "i8": "int8", "u8": "int8", "I8": "int8"}
 
 
 def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> GraphRunner:
-    """Open an ONNX file.
+    """Open an ONNX file, or a graph of OpenVINO's own.
 
     Raises:
+        InvalidRequest: a setting was asked for; there are none.
         RuntimeMissing: openvino is not installed.
         UnsupportedPrecision: the processor does not have what was asked for. OpenVINO itself would not say so: it
             takes the hint and computes in f32.
         BackendFailed: openvino refuses the graph.
     """
+    for name in options.settings:
+        raise InvalidRequest(f"there is no setting {name!r} of {_NAME}", allowed="no settings")
     core = require(_NAME).Core()
     precisions = offered(core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES"))
     if options.precision not in precisions:
@@ -38,16 +48,20 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
         raise UnsupportedPrecision(given, allowed=", ".join(precisions))
     axes = fixed(options.shapes, signature.inputs)
     with reported(_NAME, graph, "open"):
-        compiled = _compile(core, graph, axes, options)
+        model = _read(core, graph, axes, options)
+        compiled = core.compile_model(model, _DEVICE, _config(options))
         apart = options.streams > 1
         inputs = tuple(_spec(name, compiled.input(name), apart) for name in signature.inputs)
         outputs = tuple(_spec(name, compiled.output(name), apart) for name in signature.outputs)
         requests = [compiled.create_infer_request() for _ in range(options.streams)]
-        precision = _executed(compiled)
+        census = _census(compiled, model)
+    # A network without heavy layers computes in what was asked for, as the runtime took it.
+    executed = set(census) or {compiled.get_property("INFERENCE_PRECISION_HINT").to_string()}
+    precision = executed.pop() if len(executed) == 1 else "mixed"
     if apart:
         axes = {name: (signature.inputs[name][0], *shape[1:]) for name, shape in axes.items()}
     run = partial(_run_apart if apart else _run_together, requests, [spec.name for spec in outputs])
-    return GraphRunner(graph, _NAME, precision, inputs, outputs, axes, run)
+    return GraphRunner(graph, _NAME, precision, inputs, outputs, axes, run, census)
 
 
 def status() -> BackendStatus:
@@ -66,6 +80,61 @@ def offered(capabilities: Collection[str]) -> tuple[str, ...]:
     ('f32', 'bf16', 'auto')
     """
     return (*(name for name, capability in _CAPABILITIES.items() if capability in capabilities), "auto")
+
+
+def read_network(graph: Path, signature: Signature) -> Any:
+    """An ONNX file as a model of OpenVINO's, for other tools to change; weights stay on disk until they are read.
+
+    Nodes keep their names, with `UNBIASED` behind where OpenVINO splits a bias off. The weights of linear layers,
+    which stand behind a Transpose in graphs that torch exports, are taken as they lie, so that other tools see that
+    they are weights.
+
+    Raises:
+        RuntimeMissing, BackendFailed: as `open_graph`.
+    """
+    core = require(_NAME).Core()
+    with reported(_NAME, graph, "read"):
+        model = core.read_model(graph)
+        for node in model.get_ordered_ops():
+            if node.get_type_name() == "MatMul":
+                _take_transposed(node)
+        model.validate_nodes_and_infer_types()
+    model.set_rt_info(json.dumps({name: list(axes) for name, axes in signature.inputs.items()}), list(AXES))
+    return model
+
+
+def save_network(model: Any, out: Path) -> None:
+    """Write a model of OpenVINO's to `out` and its weights to the .bin beside it, whole or not at all.
+
+    Raises:
+        InvalidRequest: `out` does not end in .xml.
+    """
+    if out.suffix != IR:
+        raise InvalidRequest(f"{out} as the name of a graph of OpenVINO's", allowed=f"a name that ends in {IR}")
+    temporary = out.with_name(f".{out.stem}.{os.getpid()}{IR}")
+    try:
+        with reported(_NAME, out, "write"):
+            require(_NAME).save_model(model, temporary, compress_to_fp16=False)
+        for suffix in (".bin", IR):
+            temporary.with_suffix(suffix).replace(out.with_suffix(suffix))
+    finally:
+        for suffix in (".bin", IR):
+            temporary.with_suffix(suffix).unlink(missing_ok=True)
+
+
+def _take_transposed(product: Any) -> None:
+    """Turn x @ transpose(W), W a constant matrix, into a product that is told of W's order."""
+    transpose = product.input_value(1).get_node()
+    if transpose.get_type_name() != "Transpose" or product.get_attributes()["transpose_b"]:
+        return
+    weights = transpose.input_value(0).get_node()
+    source = weights.input_value(0).get_node() if weights.get_type_name() == "Convert" else weights
+    order = transpose.input_value(1).get_node()
+    if source.get_type_name() == order.get_type_name() == "Constant" and order.get_data().tolist() == [1, 0]:
+        first, turned = product.input_value(0), product.get_attributes()["transpose_a"]
+        same = require("openvino.opset13").matmul(first, transpose.input_value(0), turned, True)
+        same.set_friendly_name(product.get_friendly_name())
+        require("openvino.utils").replace_node(product, same)
 
 
 def _run_together(requests: list[Any], names: list[str], feeds: Tensors) -> list[NDArray[Any]]:
@@ -94,7 +163,7 @@ def _row_count(feeds: Tensors) -> int:
     return len(next(iter(feeds.values())))
 
 
-def _compile(core: Any, graph: Path, axes: Mapping[str, Axes], options: RunnerOptions) -> Any:
+def _read(core: Any, graph: Path, axes: Mapping[str, Axes], options: RunnerOptions) -> Any:
     # Not compile_model(path): its cache key knows the .onnx file only, so changed weights beside it would go unseen.
     model = core.read_model(graph)
     shapes = {name: [axis if isinstance(axis, int) else -1 for axis in shape] for name, shape in axes.items()}
@@ -102,6 +171,10 @@ def _compile(core: Any, graph: Path, axes: Mapping[str, Axes], options: RunnerOp
         shapes = {name: [1, *shape[1:]] for name, shape in shapes.items()}
     if options.shapes or options.streams > 1:
         model.reshape(shapes)
+    return model
+
+
+def _config(options: RunnerOptions) -> dict[str, Any]:
     config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": options.streams}
     if options.precision != "auto":
         config["INFERENCE_PRECISION_HINT"] = options.precision
@@ -109,15 +182,28 @@ def _compile(core: Any, graph: Path, axes: Mapping[str, Axes], options: RunnerOp
         config["INFERENCE_NUM_THREADS"] = options.threads
     if options.cache:
         config["CACHE_DIR"] = str(options.cache)
-    return core.compile_model(model, _DEVICE, config)
+    return config
 
 
-def _executed(compiled: Any) -> str:
-    """The precision of the layers that do the work; of a network without such layers, the hint as it was taken."""
-    layers = (node.get_rt_info() for node in compiled.get_runtime_model().get_ops())
-    found = {layer["runtimePrecision"].astype(str) for layer in layers if layer["layerType"].astype(str) in _HEAVY}
-    names = {_INT8.get(name, name) for name in found} or {compiled.get_property("INFERENCE_PRECISION_HINT").to_string()}
-    return names.pop() if len(names) == 1 else "mixed"
+def _census(compiled: Any, model: Any) -> dict[str, int]:
+    """How many of the operations that do the work compute in each precision.
+
+    A layer is a heavy one, or has taken up some of the model's matrix products (attention becomes a "Subgraph"). A
+    kernel's name ends in the type of its first input. "runtimePrecision" would not do: of a layer whose weights are
+    stored as integers it names the weights, also where they are expanded and multiplied in f32.
+    """
+    products = {node.get_friendly_name() for node in model.get_ops() if node.get_type_name() == "MatMul"}
+    counts: Counter[str] = Counter()
+    for node in compiled.get_runtime_model().get_ops():
+        layer = {key: value.astype(str) for key, value in node.get_rt_info().items() if key in _TOLD}
+        taken = products.intersection(layer.get("originalLayersNames", "").split(","))
+        if heavy := 1 if layer["layerType"] in _HEAVY else len(taken) if layer["layerType"] == _FUSED else 0:
+            counts[_precision(layer["primitiveType"], layer["runtimePrecision"])] += heavy
+    return dict(sorted(counts.items()))
+
+
+def _precision(kernel: str, layer: str) -> str:
+    return _COMPUTED.get(kernel.rpartition("_")[2]) or _COMPUTED.get(layer, layer)
 
 
 def _spec(name: str, port: Any, apart: bool) -> TensorSpec:

@@ -1,45 +1,91 @@
-"""The onnxruntime backend: float32 on the CPU. The only file that names this runtime."""
+"""The onnxruntime backend on the CPU: what a graph names, float32 or small integers. The only file that names it."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from numpy.typing import NDArray
+
+from stillhouse.backends.census import read_census
 from stillhouse.backends.feeds import bound, fixed
-from stillhouse.backends.runner import GraphRunner, RunnerOptions
+from stillhouse.backends.runner import GraphRunner, RunnerOptions, Tensors
 from stillhouse.backends.runtime import INSTALL, BackendStatus, reported, require
-from stillhouse.backends.signature import Signature
+from stillhouse.backends.signature import IR, Signature
+from stillhouse.check import check_choice
 from stillhouse.core import TensorSpec
-from stillhouse.errors import UnsupportedPrecision
+from stillhouse.errors import InvalidRequest, UnsupportedPrecision
+
+SETTINGS: Mapping[str, tuple[str, ...]] = {"spinning": ("0", "1"), "census": ("0", "1")}
+"""Allowed values by name; the first is the default."""
 
 _NAME = "onnxruntime"
 _PRECISIONS = ("f32",)
+_PROVIDERS = ["CPUExecutionProvider"]
 _DTYPES = {"float": "float32", "double": "float64", "string": "object"}
+_TINY = "256"
 _SILENT = 4  # severity "fatal": everything milder also arrives as an exception
 
 
 def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> GraphRunner:
     """Open an ONNX file.
 
+    Settings:
+        spinning: 1 lets threads burn time while they wait for work: sooner there, and in everybody else's way.
+        census: 1 counts the heavy operations, which costs a fifth of the time to open a small network, and a second
+            for a gigabyte of weights. With halves or integers in the graph they are always counted, since nothing
+            else tells what those are computed in.
+
     Raises:
+        InvalidRequest: an unknown setting, or a graph of OpenVINO's.
         RuntimeMissing: onnxruntime is not installed.
         UnsupportedPrecision: anything but f32 was asked for.
         BackendFailed: onnxruntime refuses the graph.
     """
+    if graph.suffix == IR:
+        raise InvalidRequest(f"{graph} is a graph of OpenVINO's", allowed="an ONNX file", fix="open it on openvino")
     if options.precision not in _PRECISIONS:
         raise UnsupportedPrecision(f"precision {options.precision!r} on {_NAME}", allowed=", ".join(_PRECISIONS))
+    for name, value in options.settings.items():
+        check_choice(f"setting of {_NAME}", name, SETTINGS)
+        check_choice(name, value, SETTINGS[name])
     axes = fixed(options.shapes, signature.inputs)
     runtime = require(_NAME)
+    counted = signature.arithmetic != "f32" or options.settings.get("census") == "1"
     with reported(_NAME, graph, "open"):
         settings = _settings(runtime, options, bound(options.shapes, signature.inputs))
-        session = runtime.InferenceSession(str(graph), settings, providers=["CPUExecutionProvider"])
+        session, census = _opened(runtime, str(graph), settings, counted)
     # An axis without a name stays dynamic in the runtime; it is held to its length by the check of the feeds.
     inputs = tuple(_spec(node, axes[node.name]) for node in session.get_inputs())
     outputs = tuple(_spec(node, node.shape) for node in session.get_outputs())
     names = [spec.name for spec in outputs]
-    # It has no property for the executed precision: its CPU kernels compute in the types that the graph names.
-    precision = signature.arithmetic
-    return GraphRunner(graph, _NAME, precision, inputs, outputs, axes, lambda feeds: session.run(names, feeds))
+    # A network without heavy operations computes in the types that its graph names.
+    executed = set(census) or {signature.arithmetic}
+    precision = executed.pop() if len(executed) == 1 else "mixed"
+    return GraphRunner(
+        graph, _NAME, precision, inputs, outputs, axes, lambda feeds: session.run(names, feeds), census=census
+    )
+
+
+def evaluator(model: bytes, directory: Path) -> Callable[[Tensors], dict[str, NDArray[Any]]]:
+    """A function that runs a graph which is no file, and whose weights lie in files of `directory`.
+
+    Raises:
+        BackendFailed: onnxruntime refuses the graph.
+    """
+    runtime = require(_NAME)
+    settings = _settings(runtime, RunnerOptions(), {})
+    settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(directory))
+    with reported(_NAME, directory, "open a graph of"):
+        session = runtime.InferenceSession(model, settings, providers=_PROVIDERS)
+    names = [node.name for node in session.get_outputs()]
+
+    def evaluate(feeds: Tensors) -> dict[str, NDArray[Any]]:
+        with reported(_NAME, directory, "run a graph of"):
+            return dict(zip(names, session.run(names, feeds), strict=True))
+
+    return evaluate
 
 
 def status() -> BackendStatus:
@@ -56,10 +102,28 @@ def _settings(runtime: Any, options: RunnerOptions, lengths: Mapping[str, int]) 
     settings.inter_op_num_threads = 1
     # A pipeline holds several sessions, and often a second runtime. Threads that spin after their work is done take
     # the cores from whichever runs next (onnxruntime issues 13808 and 17011); to sleep costs microseconds per layer.
-    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    settings.add_session_config_entry("session.intra_op.allow_spinning", options.settings.get("spinning", "0"))
     for axis, length in lengths.items():
         settings.add_free_dimension_override_by_name(axis, length)
     return settings
+
+
+def _opened(runtime: Any, graph: str, settings: Any, counted: bool) -> tuple[Any, dict[str, int]]:
+    """A session and, where it is asked for, the census of the graph that the runtime made of this one.
+
+    The runtime writes that graph, and its weights to nowhere; that costs a second for a gigabyte of them.
+    """
+    if not counted:
+        return runtime.InferenceSession(graph, settings, providers=_PROVIDERS), {}
+    with TemporaryDirectory(prefix="stillhouse-") as directory:
+        optimised, nowhere = Path(directory) / "optimised.onnx", Path(directory) / "weights"
+        nowhere.symlink_to(os.devnull)
+        settings.optimized_model_filepath = str(optimised)
+        entry = "session.optimized_model_external_initializers"
+        settings.add_session_config_entry(f"{entry}_file_name", nowhere.name)
+        settings.add_session_config_entry(f"{entry}_min_size_in_bytes", _TINY)
+        session = runtime.InferenceSession(graph, settings, providers=_PROVIDERS)
+        return session, read_census(optimised)
 
 
 def _default_threads() -> int:

@@ -1,12 +1,13 @@
 """The backends by name: open a network on one, or ask what each can do on this machine."""
 
 from collections.abc import Callable, Mapping
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from stillhouse.backends import openvino, ort
+from stillhouse.backends import openvino, ort, torch
 from stillhouse.backends.runner import Runner, RunnerOptions
 from stillhouse.backends.runtime import INSTALL, BackendStatus, useful_line
 from stillhouse.backends.signature import Signature, read_signature
@@ -15,14 +16,25 @@ from stillhouse.errors import InvalidRequest, RuntimeMissing
 
 Opener: TypeAlias = Callable[[Path, Signature, RunnerOptions], Runner]
 
-_OPENERS: Mapping[str, Opener] = {"onnxruntime": ort.open_graph, "openvino": openvino.open_graph}
-_STATUS: Mapping[str, Callable[[], BackendStatus]] = {"onnxruntime": ort.status, "openvino": openvino.status}
-_OTHERS = {"torch": "it imports and trains; no network is run with it", "tensorrt": "no network is run with it yet"}
+_OPENERS: Mapping[str, Opener] = {
+    "onnxruntime": ort.open_graph,
+    "openvino": openvino.open_graph,
+    "torch": torch.open_graph,
+}
+_STATUS: Mapping[str, Callable[[], BackendStatus]] = {
+    "onnxruntime": ort.status,
+    "openvino": openvino.status,
+    "torch": torch.status,
+}
+PLUGINS = "stillhouse.backends"
+"""The entry points by which an installed package adds an engine: by its name, an object with the functions
+`open_graph(graph, signature, options)`, which gives a Runner, and `status()`, which gives a BackendStatus."""
+_OTHERS = {"tensorrt": "no network is run with it yet"}
 _DEFAULTS = RunnerOptions()
 
 
 def open_runner(graph: Path, backend: str = "onnxruntime", options: RunnerOptions = _DEFAULTS) -> Runner:
-    """Open an ONNX file, with its weights inside or in files beside it.
+    """Open an ONNX file, with its weights inside or in files beside it; on torch, the network that it is made from.
 
     >>> unet = open_runner(Path("shapes/unet/model.onnx"), "openvino", RunnerOptions(threads=2))  # doctest: +SKIP
     >>> unet({"sample": latents, "timestep": timesteps, "encoder_hidden_states": text})["out_sample"]  # doctest: +SKIP
@@ -32,27 +44,43 @@ def open_runner(graph: Path, backend: str = "onnxruntime", options: RunnerOption
         PipelineError: the file or its weights are missing or cut short.
         RuntimeMissing, UnsupportedPrecision, BackendFailed: see the backend.
     """
-    check_choice("backend", backend, _OPENERS)
-    if options.streams < 1 or (options.streams > 1 and backend != "openvino"):
+    openers = _OPENERS if backend in _OPENERS else {**_OPENERS, **_added("open_graph")}
+    check_choice("backend", backend, openers)
+    if options.streams < 1 or (options.streams > 1 and backend in _OPENERS and backend != "openvino"):
         raise InvalidRequest(f"streams is {options.streams} on {backend}", allowed="1, and more on openvino")
     if options.threads is not None and options.threads < 1:
         raise InvalidRequest(f"threads is {options.threads}", allowed="a whole number from 1")
-    return _OPENERS[backend](graph, read_signature(graph), options)
+    runner: Runner = openers[backend](graph, read_signature(graph), options)
+    return runner
 
 
 def backends() -> tuple[BackendStatus, ...]:
     """Every backend that this program knows, whether it is installed or not. torch and tensorrt are not imported."""
-    return (*map(_ready, _STATUS), *map(_other, _OTHERS))
+    every = {**_STATUS, **_added("status")}
+    return (*(_ready(name, status) for name, status in every.items()), *map(_other, _OTHERS))
 
 
-def _ready(name: str) -> BackendStatus:
+def _added(function: str) -> dict[str, Callable[..., Any]]:
+    """That function of every engine that another package brings; a name of ours is not given away."""
+    return {
+        point.name: partial(_call, point, function)
+        for point in entry_points(group=PLUGINS)
+        if point.name not in (*_OPENERS, *_OTHERS)
+    }
+
+
+def _call(point: EntryPoint, function: str, *arguments: Any) -> Any:
+    return getattr(point.load(), function)(*arguments)
+
+
+def _ready(name: str, status: Callable[[], BackendStatus]) -> BackendStatus:
     try:
-        return _STATUS[name]()
+        return status()
     except RuntimeMissing as error:
         reason = error.given
     except Exception as error:  # a broken installation fails in its own way, and its row says so
         reason = f"it is installed but broken: {useful_line(str(error))}"
-    return BackendStatus(name, _version(name), (), (), reason, INSTALL[name])
+    return BackendStatus(name, _version(name), (), (), reason, INSTALL.get(name, f"reinstall {name}"))
 
 
 def _other(name: str) -> BackendStatus:

@@ -27,6 +27,10 @@ class Runner(Protocol):
         """What the heavy layers compute in, as read back from the runtime: f32, bf16, f16, int8 or mixed."""
 
     @property
+    def census(self) -> Mapping[str, int]:
+        """How many heavy operations (convolutions, matrix products, attention) run in each precision, read back."""
+
+    @property
     def inputs(self) -> tuple[TensorSpec, ...]:
         """What must be fed, with the static shapes that were asked for."""
 
@@ -44,13 +48,14 @@ class RunnerOptions:
 
     Args:
         precision: asked for. onnxruntime: f32. openvino: f32, bf16, f16 as the processor has them, or auto for
-            whatever the runtime prefers.
-        threads: at most so many; None leaves the number to the runtime.
+            whatever the runtime prefers. torch: f32, bf16, or auto for bf16 where the processor has it.
+        threads: at most so many; None leaves the number to the runtime. torch: of the whole process.
         shapes: static shapes by input name; inputs that are not named keep the graph's own axes.
         cache: directory for compiled networks, where the runtime can keep them (openvino).
         streams: 1 runs a batch as a whole. More runs every row of the first axis apart, so many rows at a time
             (openvino only). Small networks finish sooner so, since their layers are too short
             to be shared between threads; and no row can tell who its neighbours are.
+        settings: further ones that a backend knows by name; an unknown one is refused.
     """
 
     precision: str = "f32"
@@ -58,6 +63,7 @@ class RunnerOptions:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     cache: Path | None = None
     streams: int = 1
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +77,7 @@ class GraphRunner:
     outputs: tuple[TensorSpec, ...]
     axes: Mapping[str, Axes]
     run: Callable[[Tensors], Sequence[NDArray[Any]]]
+    census: Mapping[str, int] = field(default_factory=dict)
 
     def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> Tensors:
         """Run once.

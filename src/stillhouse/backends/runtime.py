@@ -13,7 +13,8 @@ from stillhouse.errors import BackendFailed, RuntimeMissing, StillhouseError
 INSTALL = {
     "onnxruntime": "pip install onnxruntime",
     "openvino": "pip install openvino",
-    "onnx": "pip install 'stillhouse[train]'",
+    "onnx": "pip install 'stillhouse[accelerate]'",
+    "nncf": "pip install 'stillhouse[accelerate]'",
     "torch": "pip install 'stillhouse[train]'",
     "tensorrt": "pip install tensorrt",
 }

@@ -1,74 +1,22 @@
 """One picture in the making, and the one verb that moves a batch of them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stillhouse.check import check_number
 from stillhouse.core import Array
+from stillhouse.diffusion.course import Course
 from stillhouse.diffusion.guidance import guide, is_guided, rescale
-from stillhouse.diffusion.noise import check_seed, gaussian
-from stillhouse.diffusion.points import Grid, Point
-from stillhouse.diffusion.prediction import Prediction, check_prediction, denoised_weights, noised
-from stillhouse.diffusion.samplers import SAMPLERS, Aimed, Evaluation, Past, crossed, find_sampler
+from stillhouse.diffusion.noise import gaussian
+from stillhouse.diffusion.points import Point
+from stillhouse.diffusion.prediction import denoised_weights, noised
+from stillhouse.diffusion.samplers import SAMPLERS, Aimed, Evaluation, Past, crossed
+from stillhouse.diffusion.step_cache import Conditioning, CutDenoiser, Denoiser, Features, answer, usable
 from stillhouse.diffusion.tensor import Level
 from stillhouse.errors import InvalidRequest
-
-Conditioning: TypeAlias = Mapping[str, NDArray[Any]]
-"""A network's other inputs by name: one row each, without a batch axis."""
-
-Denoiser: TypeAlias = Callable[[Array, Array, Conditioning], Array]
-"""(rows [R, C, h, w], timesteps [R], conditioning [R, ...] by name) -> the network's output [R, c, h, w]."""
-
-
-@dataclass(frozen=True, slots=True)
-class Course:
-    """The immutable plan of one picture.
-
-    Args:
-        grid: the levels to visit.
-        sampler: a name out of SAMPLERS.
-        prediction: what the network's output means.
-        guidance: scale as in diffusers; up to 1 means none, and one row instead of two.
-        guidance_rescale: 0 to 1, see `guidance.rescale`.
-        guidance_interval: shares of the walk between which guidance acts, see `guidance.is_guided`.
-        eta: share of fresh noise in each step of ddim, 0 to 1.
-        seed: 0 to 2**63 - 1; with the step's number it decides all fresh noise.
-
-    Raises:
-        InvalidRequest: a name that does not exist, a number outside its range, or a combination without meaning.
-    """
-
-    grid: Grid
-    sampler: str = "ddim"
-    prediction: Prediction = "epsilon"
-    guidance: float = 1.0
-    guidance_rescale: float = 0.0
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-    eta: float = 0.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        sampler = find_sampler(self.sampler)
-        check_prediction(self.prediction)
-        check_number("guidance", self.guidance, 0, 1000)
-        check_number("guidance_rescale", self.guidance_rescale, 0, 1)
-        begin, end = self.guidance_interval
-        check_number("the end of guidance_interval", end, 0, 1)
-        check_number("the beginning of guidance_interval", begin, 0, end)
-        check_number("eta", self.eta, 0, 1)
-        check_seed(self.seed)
-        if self.eta and sampler.eta is not None:
-            raise InvalidRequest(f"eta is {self.eta} with sampler {self.sampler}", allowed="eta with sampler ddim")
-        if self.prediction == "epsilon" and self.grid.points[0].alpha == 0:
-            raise InvalidRequest(
-                "an epsilon network at pure noise, where the noise tells nothing about the picture",
-                allowed="sample, v_prediction and flow networks at zero terminal SNR",
-                fix="use a schedule without zero_terminal_snr, or leading spacing",
-            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +60,7 @@ class Trajectory:
     keep: Keep | None = None
     index: int = 0
     past: Past[Array] | None = None
+    features: Features | None = None
     plan: tuple[Evaluation, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -147,9 +96,14 @@ class Trajectory:
         """Whether guidance acts in the next evaluation."""
         return is_guided(self.course.guidance, self.course.guidance_interval, self.plan[self.index].share)
 
+    @property
+    def usable_features(self) -> NDArray[Any] | None:
+        """Kept deep features for each row of the next evaluation; None where it takes the whole network."""
+        return usable(self.features, self.course.refresh, self.index, self.rows)
 
-def advance(trajectories: Sequence[Trajectory], denoise: Denoiser) -> None:
-    """Move each picture of a mixed batch by one evaluation, with one call of the network.
+
+def advance(trajectories: Sequence[Trajectory], denoise: Denoiser | CutDenoiser) -> None:
+    """Move each picture of a mixed batch by one evaluation, with one call of the network for each depth in use.
 
     Samplers, steps, ages and guidance may differ; sizes and the names of the inputs may not. A picture comes out as
     it would alone, bit for bit, if the network treats its rows independently. Guided pictures take two neighbouring
@@ -157,17 +111,18 @@ def advance(trajectories: Sequence[Trajectory], denoise: Denoiser) -> None:
 
     Args:
         trajectories: none of them done.
-        denoise: the network; it may reuse its output buffer in the next call.
+        denoise: the network; it may reuse its output buffer in the next call. Pictures with refresh above 1 need a
+            `CutDenoiser`, whose shallow part serves those that have features to go on with.
 
     Raises:
-        InvalidRequest: a picture that is done, or pictures of different sizes.
+        InvalidRequest: a picture that is done, pictures of different sizes, or refresh without a `CutDenoiser`.
     """
     if not trajectories:
         return
-    _check_batch(trajectories)
+    _check_batch(trajectories, denoise)
     now = [trajectory.plan[trajectory.index] for trajectory in trajectories]
     z = np.array([trajectory.latents for trajectory in trajectories])
-    output = _outputs(trajectories, now, z, denoise)
+    output, features = _outputs(trajectories, now, z, denoise)
     of_z, of_output, kept, gained = _columns([_weights(*pair) for pair in zip(trajectories, now, strict=True)])
     denoised = of_z * z + of_output * output
 
@@ -175,24 +130,32 @@ def advance(trajectories: Sequence[Trajectory], denoise: Denoiser) -> None:
     origins, aims, pasts = zip(*aimed, strict=True)
     moved = crossed(np.array(origins), np.array(aims), kept, gained)
 
-    for trajectory, evaluation, latents, past in zip(trajectories, now, moved, pasts, strict=True):
+    for trajectory, evaluation, latents, past, deep in zip(trajectories, now, moved, pasts, features, strict=True):
         trajectory.latents = _arrived(trajectory, evaluation, latents)
         trajectory.past = past
         trajectory.index += 1
+        trajectory.features = None if trajectory.is_done else deep
 
 
-def _check_batch(trajectories: Sequence[Trajectory]) -> None:
+def _check_batch(trajectories: Sequence[Trajectory], denoise: Denoiser | CutDenoiser) -> None:
     if any(trajectory.is_done for trajectory in trajectories):
         raise InvalidRequest("a finished picture in a batch", allowed="pictures that are not done")
     if len({trajectory.latents.shape for trajectory in trajectories}) > 1:
         raise InvalidRequest("pictures of different sizes in one batch", allowed="one size", fix="batch them by size")
+    if not isinstance(denoise, CutDenoiser) and any(trajectory.course.refresh > 1 for trajectory in trajectories):
+        raise InvalidRequest("refresh above 1 with a network in one piece", allowed="refresh 1, or a CutDenoiser")
 
 
-def _outputs(trajectories: Sequence[Trajectory], now: Sequence[Evaluation], z: Array, denoise: Denoiser) -> Array:
-    """The network's output for each picture, guided where it is guided: [P, C, h, w]."""
+def _outputs(
+    trajectories: Sequence[Trajectory], now: Sequence[Evaluation], z: Array, denoise: Denoiser | CutDenoiser
+) -> tuple[Array, list[Features | None]]:
+    """The network's output for each picture, guided where it is guided, [P, C, h, w]; and the features to keep."""
     rows: list[tuple[int, Conditioning]] = []
+    kept: list[NDArray[Any] | None] = []
     conditional, guided = [], []
     for picture, trajectory in enumerate(trajectories):
+        usable_features = trajectory.usable_features
+        kept += [None] * trajectory.rows if usable_features is None else [*usable_features]
         if trajectory.is_guided:
             guided.append(picture)
             rows.append((picture, trajectory.unconditional))
@@ -200,9 +163,10 @@ def _outputs(trajectories: Sequence[Trajectory], now: Sequence[Evaluation], z: A
         rows.append((picture, trajectory.conditioning))
     timesteps = np.array([now[picture].at.timestep for picture, _ in rows], np.float32)
     conditioning = {name: np.array([inputs[name] for _, inputs in rows]) for name in rows[0][1]}
-    answers = denoise(_network_input(trajectories, z)[[picture for picture, _ in rows]], timesteps, conditioning)
+    seen = _network_input(trajectories, z)[[picture for picture, _ in rows]]
+    answers, deep = answer(denoise, seen, timesteps, conditioning, kept)
 
-    output: Array = answers[conditional].astype(np.float32, copy=False)
+    output: Array = answers[conditional]
     if guided:
         unconditional = answers[[conditional[picture] - 1 for picture in guided]]
         (scales,) = _columns([(trajectories[picture].course.guidance,) for picture in guided])
@@ -210,7 +174,15 @@ def _outputs(trajectories: Sequence[Trajectory], now: Sequence[Evaluation], z: A
     for picture in guided:
         if share := trajectories[picture].course.guidance_rescale:
             output[picture] = rescale(output[picture], answers[conditional[picture]], share)
-    return output
+    return output, [_kept(*pair, deep) for pair in zip(trajectories, conditional, strict=True)]
+
+
+def _kept(trajectory: Trajectory, last: int, deep: Mapping[int, NDArray[Any]]) -> Features | None:
+    """What a picture keeps after this evaluation; `last` is its last row in the batch."""
+    if trajectory.course.refresh == 1 or last not in deep:
+        return trajectory.features
+    rows = range(last + 1 - trajectory.rows, last + 1)
+    return Features(np.array([deep[row] for row in rows]), trajectory.index)
 
 
 def _weights(trajectory: Trajectory, evaluation: Evaluation) -> tuple[Level, Level, float, float]:

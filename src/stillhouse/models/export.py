@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from stillhouse.backends.graph import link
+from stillhouse.backends.torch_modules import Decoder, Encoder, TextEncoder, UNet
 from stillhouse.backends.weights import StoredTensor, safetensors_layout
 from stillhouse.errors import ImportFailed
 
@@ -45,7 +46,7 @@ def export_unet(unet: Any, graph: Path, weights: Path, tokens: int) -> None:
         inputs["time_ids"] = (torch.zeros(2, 6), ROWS)
     if config.time_cond_proj_dim:
         inputs["timestep_cond"] = (torch.zeros(2, config.time_cond_proj_dim), ROWS)
-    _export(_UNet(unet, list(inputs)), inputs, {"out_sample": PICTURE}, graph, weights)
+    _export(UNet(unet, list(inputs)), inputs, {"out_sample": PICTURE}, graph, weights)
 
 
 def export_text_encoder(encoder: Any, graph: Path, weights: Path, tokens: int, *, penultimate: bool) -> None:
@@ -57,7 +58,7 @@ def export_text_encoder(encoder: Any, graph: Path, weights: Path, tokens: int, *
     outputs = {"last_hidden_state": ROWS}
     if hasattr(encoder, "text_projection"):
         outputs["text_embeds"] = ROWS
-    _export(_TextEncoder(encoder, list(outputs), penultimate), inputs, outputs, graph, weights)
+    _export(TextEncoder(encoder, list(outputs), penultimate), inputs, outputs, graph, weights)
 
 
 def export_vae(vae: Any, encoder: Path, decoder: Path, weights: Path) -> None:
@@ -69,8 +70,8 @@ def export_vae(vae: Any, encoder: Path, decoder: Path, weights: Path) -> None:
     size = 2 ** (len(config.block_out_channels) - 1)
     sample = torch.zeros(1, config.in_channels, 4 * size, 2 * size)
     latents = torch.zeros(1, config.latent_channels, 4, 2)
-    _export(_Encoder(vae), {"sample": (sample, PICTURE)}, {"mean": PICTURE, "std": PICTURE}, encoder, weights)
-    _export(_Decoder(vae), {"latent_sample": (latents, PICTURE)}, {"sample": PICTURE}, decoder, weights)
+    _export(Encoder(vae), {"sample": (sample, PICTURE)}, {"mean": PICTURE, "std": PICTURE}, encoder, weights)
+    _export(Decoder(vae), {"latent_sample": (latents, PICTURE)}, {"sample": PICTURE}, decoder, weights)
 
 
 def _export(
@@ -132,46 +133,3 @@ def _find(name: str, layout: Mapping[str, StoredTensor], weights: Path) -> Store
         if key in layout and layout[key].dtype in STORED:
             return layout[key]
     raise ImportFailed(f"{weights.name} has no weights for {name}", allowed=f"tensors of {', '.join(STORED)}")
-
-
-class _UNet(nn.Module):
-    def __init__(self, network: Any, names: Sequence[str]) -> None:
-        super().__init__()
-        self.network, self.names = network, names
-
-    def forward(self, *values: Tensor) -> Tensor:
-        inputs = dict(zip(self.names, values, strict=True))
-        added = {name: inputs.pop(name) for name in ("text_embeds", "time_ids") if name in inputs}
-        output: Tensor = self.network(**inputs, added_cond_kwargs=added or None, return_dict=False)[0]
-        return output
-
-
-class _TextEncoder(nn.Module):
-    def __init__(self, network: Any, names: Sequence[str], penultimate: bool) -> None:
-        super().__init__()
-        self.network, self.names, self.penultimate = network, names, penultimate
-
-    def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
-        output = self.network(input_ids, output_hidden_states=True)
-        states = output.hidden_states[-2] if self.penultimate else output.last_hidden_state
-        return (states, output.text_embeds) if "text_embeds" in self.names else (states,)
-
-
-class _Encoder(nn.Module):
-    def __init__(self, network: Any) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, sample: Tensor) -> tuple[Tensor, Tensor]:
-        latents = self.network.encode(sample, return_dict=False)[0]
-        return latents.mean, latents.std
-
-
-class _Decoder(nn.Module):
-    def __init__(self, network: Any) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, latent_sample: Tensor) -> Tensor:
-        output: Tensor = self.network.decode(latent_sample, return_dict=False)[0]
-        return output

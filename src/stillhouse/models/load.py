@@ -2,8 +2,10 @@
 
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from stillhouse.errors import UnknownModel
+from stillhouse.models.foreign import is_foreign, retune
 from stillhouse.models.manifest import MANIFEST
 from stillhouse.models.pipeline import Pipeline
 
@@ -50,8 +52,15 @@ def load(
 ) -> Pipeline:
     """Open a pipeline by name or directory; arguments as in `Pipeline`.
 
+    One that was tuned on another machine is verified first, which takes seconds, and runs what is best of what it
+    knows here; see `foreign.retune`. A backend that is asked for is taken as it is.
+
     >>> load("shapes").generate("a red circle", seed=7).image.shape  # doctest: +SKIP
     (64, 64, 3)
     """
     directory = find(model)
-    return Pipeline(directory, backend=backend, precision=precision, threads=threads, cache=cache, verify=verify)
+    options: dict[str, Any] = {"backend": backend, "precision": precision, "threads": threads, "cache": cache}
+    pipeline = Pipeline(directory, verify=verify, **options)
+    if backend is None and is_foreign(pipeline.manifest):
+        return Pipeline(directory, components=retune(directory, pipeline.manifest, threads), **options)
+    return pipeline

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from stillhouse.diffusion import Prediction, Schedule, Sigmas, Spacing
+from stillhouse.check import check_whole
+from stillhouse.diffusion import Prediction, Schedule, Sigmas, Spacing, check_interval, check_refresh
 from stillhouse.errors import ManifestError, PipelineError, TamperedFile
 from stillhouse.models.decode import DecodeError, decode
 
@@ -18,6 +19,12 @@ MANIFEST = "stillhouse.json"
 VERSION = 1
 SMALL = 16 << 20
 """Files up to this many bytes are hashed whenever a pipeline is opened; larger ones on request."""
+EVIDENCE = ("report.json", "report.html", "summary.xlsx")
+"""Files at the top of a directory that tell of it and are written again: the pipeline runs without them."""
+TRIALS = "trials"
+"""The directory of candidates. What the pipeline needs of it is recorded, the rest is evidence."""
+SMALLEST_TILE = 32
+LARGEST_TILE = 8192
 
 Family = Literal["stable-diffusion", "stable-diffusion-xl"]
 
@@ -26,8 +33,8 @@ Family = Literal["stable-diffusion", "stable-diffusion-xl"]
 class Component:
     """One network: its graph, the file that holds its weights, and what should run it. Paths are relative.
 
-    `backend`, `precision` and `streams` are as in `backends.RunnerOptions`. With more than one stream the network is
-    opened for the very shapes that it is fed.
+    `backend`, `precision`, `streams`, `threads` and `settings` are as in `backends.RunnerOptions`. With more than one
+    stream, or where `static`, the network is opened for the very shapes that it is fed.
     """
 
     graph: str
@@ -35,6 +42,17 @@ class Component:
     backend: str = "onnxruntime"
     precision: str = "f32"
     streams: int = 1
+    threads: int | None = None
+    static: bool = False
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class StepCache:
+    """The U-Net's graph in two depths (`backends.cut`), run as the component `unet` is. Paths are relative."""
+
+    full: str
+    shallow: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +67,47 @@ class Latent:
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What a request gets where it does not say; width and height in pixels."""
+    """What a request gets where it does not say; width and height in pixels.
+
+    Args:
+        guidance_interval, refresh: as in `ImageRequest`; refresh above 1 needs a `StepCache`.
+        tile: larger pictures than this many pixels a side are decoded in tiles of that size; None, all in one piece.
+
+    Raises:
+        InvalidRequest: an interval, a refresh or a tile outside its range.
+    """
 
     steps: int
     guidance: float
     sampler: str
     width: int
     height: int
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    refresh: int = 1
+    tile: int | None = None
+
+    def __post_init__(self) -> None:
+        check_interval(self.guidance_interval)
+        check_refresh(self.refresh)
+        if self.tile is not None:
+            check_whole("tile", self.tile, SMALLEST_TILE, LARGEST_TILE)
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """Where the components were chosen, and what another machine needs to verify the choice; see `models.foreign`.
+
+    Args:
+        fingerprint: of that machine, see `measure.machine`.
+        min_sqnr: dB, what an output may err at most beside the baseline's.
+        probes: by component, an .npz of recorded inputs (`feed/NAME`) and the baseline's outputs (`want/NAME`).
+        alternatives: by component, what else was within its bounds, best first, the baseline last.
+    """
+
+    fingerprint: str
+    min_sqnr: float
+    probes: Mapping[str, str]
+    alternatives: Mapping[str, tuple[Component, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +137,8 @@ class Manifest:
         files: path to size and checksum, for every other file of the directory; filled by `write_manifest`.
         source: where it came from: importer, path or id, adapters.
         evidence: measurements that were made on the way, by name.
+        step_cache: the U-Net's graph in two depths, where it was cut.
+        tuned: where its components were chosen, if `stillhouse accelerate` chose them.
     """
 
     name: str
@@ -106,6 +160,8 @@ class Manifest:
     source: Mapping[str, Any] = field(default_factory=dict)
     evidence: Mapping[str, Any] = field(default_factory=dict)
     version: int = VERSION
+    step_cache: StepCache | None = None
+    tuned: Tuned | None = None
 
     @property
     def repaints(self) -> bool:
@@ -116,20 +172,27 @@ class Manifest:
 def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
     """Record every file of `directory` and write `stillhouse.json`, whole or not at all.
 
+    Evidence is not recorded: `EVIDENCE`, and what lies under `TRIALS`. But where the pipeline runs a graph from there,
+    every file of that graph's directory is, because graphs have their weights in files beside them.
+
     Returns:
         the manifest as written, with `files` filled in.
 
     Raises:
-        PipelineError: a component's graph or weights, or a tokenizer, is not in the directory.
+        PipelineError: a component's graph or weights, or a tokenizer, is not in the directory; or the step cache was
+            cut from another graph than the U-Net's, which would never run then.
     """
+    _check_step_cache(manifest)
     temporary = directory / f".{MANIFEST}.part"
-    paths = sorted(path for path in directory.rglob("*") if path.is_file())
-    files = {
-        path.relative_to(directory).as_posix(): FileRecord(path.stat().st_size, digest(path))
-        for path in paths
-        if path not in (temporary, directory / MANIFEST)
-    }
-    for path in needed_files(manifest):
+    needed = tuple(needed_files(manifest))
+    rooms = {Path(graph).parent for graph in graphs(manifest)} - {Path()}
+    files = dict[str, FileRecord]()
+    for file in sorted(file for file in directory.rglob("*") if file.is_file()):
+        name = file.relative_to(directory)
+        recorded = not _is_evidence(name) or name.as_posix() in needed or name.parent in rooms
+        if recorded and file not in (temporary, directory / MANIFEST):
+            files[name.as_posix()] = FileRecord(file.stat().st_size, digest(file))
+    for path in needed:
         if path not in files:
             raise PipelineError(f"{directory / path} is missing", fix="make the file before the manifest")
     sealed = replace(manifest, files=files)
@@ -158,10 +221,17 @@ def read_manifest(directory: Path, *, verify: bool = False) -> Manifest:
     return manifest
 
 
+def graphs(manifest: Manifest) -> Iterable[str]:
+    """Paths of every graph that the pipeline may open."""
+    yield from (component.graph for component in manifest.components.values())
+    if manifest.step_cache:
+        yield from (manifest.step_cache.full, manifest.step_cache.shallow)
+
+
 def needed_files(manifest: Manifest) -> Iterable[str]:
     """Paths without which the pipeline cannot run."""
-    for component in manifest.components.values():
-        yield from (component.graph, component.weights)
+    yield from graphs(manifest)
+    yield from (component.weights for component in manifest.components.values())
     for tokenizer in manifest.tokenizers:
         yield from (f"{tokenizer}/tokenizer.json", f"{tokenizer}/tokenizer_config.json")
 
@@ -207,6 +277,23 @@ def _decode(path: Path, document: dict[str, Any]) -> Manifest:
         if name not in manifest.files:
             raise _broken(path, f"is broken: $.files has no entry for {name}")
     return manifest
+
+
+def _check_step_cache(manifest: Manifest) -> None:
+    if manifest.step_cache is None:
+        return
+    room = Path(manifest.components["unet"].graph).parent
+    for graph in (manifest.step_cache.full, manifest.step_cache.shallow):
+        if Path(graph).parent != room:
+            raise PipelineError(
+                f"the step cache's {graph} was not cut from the U-Net's {manifest.components['unet'].graph}",
+                allowed="graphs beside the one that they were cut from",
+                fix="cut the U-Net's graph, or leave step_cache out",
+            )
+
+
+def _is_evidence(name: Path) -> bool:
+    return name.parts[0] == TRIALS or name.as_posix() in EVIDENCE
 
 
 def _check_file(directory: Path, name: str, record: FileRecord, verify: bool) -> None:

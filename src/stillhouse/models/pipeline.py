@@ -2,29 +2,28 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stillhouse.backends.registry import open_runner
 from stillhouse.backends.runner import Runner, RunnerOptions
+from stillhouse.backends.signature import read_signature
 from stillhouse.check import check_choice
 from stillhouse.core import Array, ImageRequest, ImageResult, Picture
-from stillhouse.diffusion import START, Conditioning, Keep, Trajectory, advance, gaussian, noised
+from stillhouse.diffusion import START, Conditioning, CutDenoiser, Keep, Trajectory, advance, gaussian, noised
 from stillhouse.errors import InvalidRequest
-from stillhouse.models.manifest import Component, read_manifest
+from stillhouse.models.manifest import Component, Defaults, StepCache, read_manifest
 from stillhouse.models.picture import to_picture, to_signal
 from stillhouse.models.request import course_of, resolve
+from stillhouse.models.runners import FULL, SHALLOW, Runners, overridden
+from stillhouse.models.tiles import decode_tiled
 from stillhouse.models.tokenize import Tokenizer, open_tokenizer
 
 CACHED_TEXTS = 64
-OPENED = 16
-"""Networks that are kept open: each counts once for every size of picture, where its rows run apart."""
 UNMASKED = 127
 """The brightest level of a mask that leaves the picture as it is."""
 
@@ -47,11 +46,15 @@ class Pipeline:
         directory: it holds `stillhouse.json`.
         backend: for every component, instead of what the manifest says.
         precision: for the U-Net, which does nearly all of the work, instead of what the manifest says.
-        threads: at most so many for each network; None leaves it to the runtime.
+        threads: at most so many for each network, instead of what the manifest says; where neither says, the runtime.
         cache: directory for compiled networks, where the runtime keeps them.
         verify: hash every file first.
+        components: by name, instead of the manifest's; their graphs may lie anywhere, and then have absolute paths.
+        defaults: instead of the manifest's.
+        step_cache: instead of the manifest's, which is left out where `components` has another graph for the U-Net.
 
     Raises:
+        InvalidRequest: a component that the manifest does not have.
         ManifestError, TamperedFile: as `read_manifest`.
 
     >>> pipeline = Pipeline(Path("my-model"))  # doctest: +SKIP
@@ -68,13 +71,14 @@ class Pipeline:
         threads: int | None = None,
         cache: Path | None = None,
         verify: bool = False,
+        components: Mapping[str, Component] | None = None,
+        defaults: Defaults | None = None,
+        step_cache: StepCache | None = None,
     ) -> None:
         self.directory = directory
-        self.manifest = read_manifest(directory, verify=verify)
-        self._backend, self._precision = backend, precision
-        self._options = RunnerOptions(threads=threads, cache=cache)
-        self._runners: dict[tuple[str, object], Runner] = {}
-        self._opening = Lock()
+        self.manifest = overridden(read_manifest(directory, verify=verify), components or {}, defaults, step_cache)
+        options = RunnerOptions(threads=threads, cache=cache)
+        self._runners = Runners(directory, self.manifest, options, backend=backend, precision=precision)
         self._encoded = lru_cache(CACHED_TEXTS)(self._encode)
 
     def resolve(self, request: ImageRequest) -> ImageRequest:
@@ -104,8 +108,12 @@ class Pipeline:
         return draft
 
     def advance(self, trajectories: Sequence[Trajectory]) -> None:
-        """Move every picture of a mixed batch by one evaluation of the U-Net; see `diffusion.advance`."""
-        advance(trajectories, self.denoise)
+        """Move every picture of a mixed batch by one evaluation of the U-Net; see `diffusion.advance`.
+
+        Where the U-Net is cut, every picture takes its full depth or its shallow one, whatever its refresh, so that
+        it does not matter who else is in the batch.
+        """
+        advance(trajectories, CutDenoiser(self._full, self._shallow) if self.manifest.step_cache else self.denoise)
 
     def finish(self, draft: Draft) -> ImageResult:
         """Decode a picture that is done.
@@ -133,6 +141,14 @@ class Pipeline:
         """The U-Net: rows [R, C, h, w], timesteps [R] and the conditioning's [R, ...] to its output [R, c, h, w]."""
         return self.run("unet", {"sample": rows, "timestep": timesteps, **conditioning})["out_sample"]
 
+    def _full(self, rows: Array, timesteps: Array, conditioning: Conditioning) -> tuple[Array, NDArray[Any]]:
+        outputs = self.run(FULL, {"sample": rows, "timestep": timesteps, **conditioning})
+        return outputs["out_sample"], outputs["deep"]
+
+    def _shallow(self, rows: Array, timesteps: Array, conditioning: Conditioning, deep: NDArray[Any]) -> Array:
+        feeds = {"sample": rows, "timestep": timesteps, **conditioning, "deep": deep}
+        return self.run(SHALLOW, {name: feeds[name] for name in self._shallow_inputs})["out_sample"]
+
     def encode_text(self, text: str) -> Mapping[str, Array]:
         """What the text encoders make of a text: encoder_hidden_states [L, D], and text_embeds [E] for XL.
 
@@ -148,38 +164,29 @@ class Pipeline:
         return self._encode_signal(to_signal(picture))
 
     def decode(self, latents: Array) -> Picture:
-        """The picture of clean latents [C, h, w]."""
-        latent = self.manifest.latent
+        """The picture of clean latents [C, h, w], by itself; in tiles where it is larger than the manifest's tile."""
+        latent, tile = self.manifest.latent, self.manifest.defaults.tile
         sample = latents / latent.scaling_factor + latent.shift_factor
-        return to_picture(self.run("vae_decoder", {"latent_sample": sample[None]})["sample"][0])
+        if tile is None or max(sample.shape[1:]) * latent.downscale <= tile:
+            return to_picture(self._decode_signal(sample))
+        return to_picture(decode_tiled(self._decode_signal, sample, tile // latent.downscale, latent.downscale))
 
     def run(self, component: str, feeds: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
         """One call of the network of that name."""
         return self.runner(component, {name: array.shape for name, array in feeds.items()})(feeds)
 
     def runner(self, component: str, shapes: Mapping[str, tuple[int, ...]]) -> Runner:
-        """The network of that name, opened at the first call; for the shapes of a row, where its rows run apart."""
-        asked = self.manifest.components[component]
-        if self._backend not in (None, asked.backend):
-            # How a network is best run was found for the engine of the manifest, and says nothing of another one.
-            asked = Component(asked.graph, asked.weights, self._backend or asked.backend)
-        fixed = {name: (1, *shape[1:]) for name, shape in shapes.items()} if asked.streams > 1 else {}
-        key = (component, tuple(fixed.items()))
-        with self._opening:
-            if key in self._runners:
-                self._runners[key] = self._runners.pop(key)  # the one that was not used for longest comes first
-            else:
-                while len(self._runners) >= OPENED:
-                    del self._runners[next(iter(self._runners))]
-                precision = self._precision if self._precision and component == "unet" else asked.precision
-                options = replace(self._options, precision=precision, shapes=fixed, streams=asked.streams)
-                self._runners[key] = open_runner(self.directory / asked.graph, asked.backend, options)
-            return self._runners[key]
+        """The network of that name, opened for these shapes where it needs to know them; see `Runners`."""
+        return self._runners.find(component, shapes)
 
     @cached_property
     def tokenizers(self) -> tuple[Tokenizer, ...]:
         """One for each text encoder."""
         return tuple(open_tokenizer(self.directory / name) for name in self.manifest.tokenizers)
+
+    @cached_property
+    def _shallow_inputs(self) -> tuple[str, ...]:
+        return tuple(read_signature(self._runners.graph(SHALLOW), external=False).inputs)
 
     def _encode(self, *texts: bytes) -> Mapping[str, Array]:
         encoders = [name for name in ("text_encoder", "text_encoder_2") if name in self.manifest.components]
@@ -194,6 +201,10 @@ class Pipeline:
         for array in encoded.values():
             array.flags.writeable = False
         return encoded
+
+    def _decode_signal(self, sample: Array) -> Array:
+        signal: Array = self.run("vae_decoder", {"latent_sample": sample[None]})["sample"][0]
+        return signal
 
     def _encode_signal(self, signal: Array) -> Array:
         latent = self.manifest.latent

@@ -6,7 +6,7 @@ import numpy as np
 
 from stillhouse.check import check_number, check_whole
 from stillhouse.core import ImageRequest
-from stillhouse.diffusion import Course, find_sampler, grid
+from stillhouse.diffusion import Course, check_refresh, find_sampler, grid
 from stillhouse.errors import InvalidRequest
 from stillhouse.models.manifest import Manifest
 
@@ -34,6 +34,10 @@ def resolve(manifest: Manifest, request: ImageRequest) -> ImageRequest:
         steps=defaults.steps if request.steps is None else request.steps,
         guidance=defaults.guidance if request.guidance is None else request.guidance,
         sampler=defaults.sampler if request.sampler is None else request.sampler,
+        guidance_interval=defaults.guidance_interval
+        if request.guidance_interval is None
+        else request.guidance_interval,
+        refresh=defaults.refresh if request.refresh is None else request.refresh,
         width=width if request.width is None else request.width,
         height=height if request.height is None else request.height,
         strength=_strength(request),
@@ -46,6 +50,7 @@ def resolve(manifest: Manifest, request: ImageRequest) -> ImageRequest:
 def course_of(manifest: Manifest, request: ImageRequest) -> Course:
     """The walk that a resolved request asks for."""
     assert request.steps is not None and request.guidance is not None and request.sampler is not None
+    assert request.guidance_interval is not None and request.refresh is not None
     check_whole("steps", request.steps, 1, manifest.schedule.train_steps)
     check_number("guidance", request.guidance, 0, LARGEST_GUIDANCE)
     if manifest.guidance_channels and request.negative_prompt:
@@ -53,6 +58,13 @@ def course_of(manifest: Manifest, request: ImageRequest) -> Course:
             f"a negative prompt for {manifest.name}, which was distilled with its guidance inside",
             allowed="prompts only",
             fix="leave the negative prompt out",
+        )
+    check_refresh(request.refresh)
+    if request.refresh > 1 and manifest.step_cache is None:
+        raise InvalidRequest(
+            f"refresh is {request.refresh} for {manifest.name}, whose U-Net is in one piece",
+            allowed="refresh 1",
+            fix="make a pipeline that keeps features with `stillhouse accelerate`",
         )
     walk = grid(
         manifest.schedule,
@@ -71,6 +83,7 @@ def course_of(manifest: Manifest, request: ImageRequest) -> Course:
         guidance_interval=request.guidance_interval,
         eta=request.eta,
         seed=request.seed,
+        refresh=request.refresh,
     )
 
 

@@ -1,0 +1,155 @@
+"""What `stillhouse accelerate` gains, on the embedded model and on the real shape, and how reliably it chooses.
+
+`python -m benchmarks.accelerate shapes` sweeps the embedded model with the very command that users type, then judges
+the result and the plain loop on OpenVINO's defaults on a thousand captions. `sd15` sweeps the U-Net of Stable
+Diffusion 1.5 with random weights. `choice` races the same candidates twenty times and compares what is chosen with
+what a long race of all of them says.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from benchmarks.record import record
+from stillhouse.accelerate.attempt import Bench, attempt
+from stillhouse.accelerate.choose import best_of
+from stillhouse.accelerate.final import final
+from stillhouse.accelerate.race import Effort
+from stillhouse.accelerate.report import Report, read_report
+from stillhouse.accelerate.target import TRIALS, original
+from stillhouse.accelerate.trial import Trial
+
+BUILD = Path("build")
+_WITHIN = 0.95
+
+
+def main() -> None:
+    """Run one of the benchmarks."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("which", choices=tuple(_WHICH))
+    parser.add_argument("--captions", type=int, default=1000)
+    parser.add_argument("--repeats", type=int, default=20)
+    arguments = parser.parse_args()
+    _WHICH[arguments.which](arguments)
+
+
+def _shapes(arguments: argparse.Namespace) -> None:
+    out = BUILD / "faster-shapes"
+    shutil.rmtree(out, ignore_errors=True)
+    seconds = _sweep("shapes", out)
+    report = read_report(out)
+    judged = {
+        "chosen": _judged(str(out), arguments.captions),
+        "plain loop, openvino defaults": _judged(
+            "shapes", arguments.captions, "--backend", "openvino", "--precision", "auto"
+        ),
+    }
+    record("accelerate", {"seconds": seconds, "judged": judged, "report": asdict(_slim(report))})
+
+
+def _sd15(arguments: argparse.Namespace) -> None:
+    from benchmarks.sd15 import _import, _write
+
+    folder = BUILD / "sd15"
+    if not (folder / "pipeline").is_dir():
+        _write(folder, 1)
+        _import(folder, 1)
+    out = BUILD / "faster-sd15"
+    options = ("--component", "unet", "--memory", "20GiB", "--budget", "60m", "--min-sqnr", "10")
+    seconds = _sweep(str(folder / "pipeline"), out, *options)
+    record("accelerate_sd15", {"seconds": seconds, "report": asdict(_slim(read_report(out)))})
+
+
+def _choice(arguments: argparse.Namespace) -> None:
+    """Twenty short races of everything that was accepted, against one long race."""
+    out = BUILD / "faster-shapes"
+    report = read_report(out)
+    accepted = [one for one in report.of("unet") if one.status == "accepted"]
+    truth = {one.candidate.key: one for one in _raced(out, report, accepted, Effort(least=40, most=40, seconds=600.0))}
+    best = best_of(truth.values(), "latency")
+    assert best and best.ratio
+    shares = []
+    for repeat in range(arguments.repeats):
+        chosen = best_of(_raced(out, report, accepted, Effort()), "latency")
+        assert chosen
+        true = truth[chosen.candidate.key].ratio
+        assert true
+        shares.append(true.value / best.ratio.value)
+        print(f"{repeat + 1}: {chosen.candidate.name}: {shares[-1]:.3f} of the best", flush=True)
+    within = sum(share >= _WITHIN for share in shares)
+    record("choice", {"best": best.candidate.name, "shares": shares, "within": within, "candidates": len(accepted)})
+    print(f"within 5 % of the best in {within} of {len(shares)} repeats")
+
+
+def _raced(out: Path, report: Report, trials: list[Trial], effort: Effort) -> list[Trial]:
+    """The trials' candidates, built already, raced anew."""
+    bench = Bench(
+        folder=out / TRIALS / "unet" / "again",
+        root=out,
+        graph=out / original(out)["unet"].graph,
+        probes=out / TRIALS / "unet" / "probes.npz",
+        bounds=report.bounds,
+        effort=effort,
+    )
+    baseline = report.trial("unet", report.baselines["unet"]).candidate
+    first, reference = attempt(baseline, bench, None)
+    assert reference
+    try:
+        others = [trial.candidate for trial in trials if trial.candidate != baseline]
+        raced = [first, *(attempt(candidate, bench, reference)[0] for candidate in others)]
+        again = {one.candidate.key: one for one in final(raced, bench, reference)}
+    finally:
+        reference.subject.kill()
+    return [again.get(one.candidate.key, one) for one in raced]
+
+
+def _sweep(source: str, out: Path, *options: str) -> float:
+    began = perf_counter()
+    subprocess.run([sys.executable, "-m", "stillhouse", "accelerate", source, "-o", str(out), *options], check=True)
+    return perf_counter() - began
+
+
+def _judged(model: str, captions: int, *options: str) -> dict[str, Any]:
+    """What `stillhouse judge` says of a model at its own defaults."""
+    file = BUILD / "judged.json"
+    steps = str(_steps(model))
+    command = [sys.executable, "-m", "stillhouse", "judge", model, "--captions", str(captions), "--steps", steps]
+    subprocess.run([*command, "--json", str(file), *options], check=True)
+    judged: dict[str, Any] = json.loads(file.read_text())
+    return judged
+
+
+def _steps(model: str) -> int:
+    from stillhouse.models.load import find
+    from stillhouse.models.manifest import read_manifest
+
+    return read_manifest(find(model)).defaults.steps
+
+
+def _slim(report: Report) -> Report:
+    """The report without paths of files that are not kept."""
+    slim = [
+        replace(
+            trial,
+            log=None,
+            reproduce=None,
+            artefact=None,
+            graph=None,
+            pictures=replace(trial.pictures, files=()) if trial.pictures else None,
+        )
+        for trial in report.trials
+    ]
+    return replace(report, trials=tuple(slim))
+
+
+_WHICH: Mapping[str, Callable[[argparse.Namespace], None]] = {"shapes": _shapes, "sd15": _sd15, "choice": _choice}
+
+if __name__ == "__main__":
+    main()

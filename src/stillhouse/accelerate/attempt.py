@@ -1,0 +1,203 @@
+"""One candidate from nothing to a trial: built, opened, checked, raced and drawn with, in a process of its own."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from stillhouse.accelerate.candidate import Candidate
+from stillhouse.accelerate.check import check_pictures, check_tensors, missed
+from stillhouse.accelerate.child import OUTPUTS
+from stillhouse.accelerate.probe import Probe, read_probes
+from stillhouse.accelerate.race import Effort, race
+from stillhouse.accelerate.report import Bounds
+from stillhouse.accelerate.strip import Drawn, read_drawn, write_strip
+from stillhouse.accelerate.subject import LOG, Subject, SubjectFailed
+from stillhouse.accelerate.task import TASK, Task
+from stillhouse.accelerate.trial import Trial
+from stillhouse.core import ImageRequest
+from stillhouse.models.manifest import Component
+
+BATCHES = (1, 2, 4, 8)
+REPRODUCE = "reproduce.py"
+MADE_FOLDER = "made"
+"""The folder, beside those of the trials, of the graphs that recipes make."""
+
+
+@dataclass(slots=True)
+class Bench:
+    """What every candidate of a component is run against.
+
+    Args:
+        folder: where trials of this component lie.
+        root: the result's directory, to which paths in the report are relative.
+        graph: the component's own graph.
+        probes: a file of recorded inputs.
+        rows: samples in one call of a probe.
+        bounds: to keep.
+        pipeline: directory in which pictures are drawn; None for a bare ONNX file.
+        components: what the other components of the pipeline are, by name.
+        requests: of the pictures that are compared; none where pictures would take too long.
+        memory: bytes that a child may take.
+        limit: seconds that a child may take for one answer.
+        effort: of the race.
+        batches: whether the network takes batches, and its curve is worth knowing.
+    """
+
+    folder: Path
+    root: Path
+    graph: Path
+    probes: Path
+    bounds: Bounds
+    rows: int = 1
+    pipeline: Path | None = None
+    components: Mapping[str, Component] = field(default_factory=dict)
+    requests: Sequence[ImageRequest] = ()
+    threads: int | None = None
+    memory: int | None = None
+    limit: float = 600.0
+    effort: Effort = field(default_factory=Effort)
+    batches: bool = False
+
+    def task(self, candidate: Candidate) -> Task:
+        """The candidate's task."""
+        return Task(
+            candidate,
+            str(self.graph),
+            str(self.folder / candidate.key),
+            str(self.folder / MADE_FOLDER / candidate.made),
+            str(self.probes),
+            self.threads,
+            str(self.pipeline or ""),
+            self.components,
+        )
+
+
+@dataclass(slots=True)
+class Reference:
+    """The baseline: its open process, what it answered to the probes, and the pictures it drew."""
+
+    subject: Subject
+    outputs: Sequence[Probe]
+    drawn: Drawn | None = None
+
+
+def attempt(candidate: Candidate, bench: Bench, reference: Reference | None) -> tuple[Trial, Reference | None]:
+    """Try a candidate. Without a reference it becomes the baseline itself, and its process stays open.
+
+    Returns:
+        the trial, whatever happened, and the reference where the candidate became it.
+    """
+    subject = Subject(bench.task(candidate), bench.memory)
+    trial = Trial(candidate, "failed", log=_relative(subject.folder / LOG, bench.root))
+    keeps = False
+    try:
+        with_subject = subject.__enter__()
+        trial = replace(trial, reproduce=_write_reproduce(subject.folder, bench.root))
+        trial = _opened(trial, with_subject, bench)
+        outputs = read_probes(subject.folder / OUTPUTS)
+        trial = replace(trial, fidelity=check_tensors(reference.outputs if reference else outputs, outputs))
+        trial = _raced(trial, with_subject, reference, bench)
+        drawn = None
+        if not missed(trial, bench.bounds) and bench.requests:
+            drawn = _drawn(with_subject, bench)
+            trial = replace(trial, pictures=_pictures(trial, drawn, reference, bench))
+        trial = replace(trial, peak_bytes=max(with_subject.peak, trial.peak_bytes or 0))
+        reason = missed(trial, bench.bounds)
+        trial = replace(trial, status="rejected" if reason else "accepted", reason=reason)
+        if reference is None and not reason:
+            keeps = True
+            return trial, Reference(with_subject, outputs, drawn)
+    except SubjectFailed as failure:
+        trial = replace(trial, status="failed", reason=str(failure), peak_bytes=subject.peak or None)
+    except ValueError as error:
+        trial = replace(trial, status="failed", reason=str(error), peak_bytes=subject.peak or None)
+    finally:
+        if not keeps:
+            subject.__exit__(None, None, None)
+    return trial, None
+
+
+def _opened(trial: Trial, subject: Subject, bench: Bench) -> Trial:
+    built = subject.ask("build", limit=bench.limit)
+    opened = subject.ask("open", limit=bench.limit)
+    subject.ask("outputs", limit=bench.limit)
+    graph = Path(built["graph"])
+    made = graph != bench.graph
+    return replace(
+        trial,
+        executed=opened["executed"],
+        census=opened["census"],
+        build_seconds=built["seconds"] if made else None,
+        open_seconds=opened["seconds"],
+        first_seconds=opened["first"],
+        peak_bytes=subject.peak,
+        file_bytes=bytes_of(graph),
+        graph=_relative(graph, bench.root),
+        artefact=_relative(graph.parent, bench.root) if made else None,
+    )
+
+
+def bytes_of(graph: Path) -> int:
+    """What must be on disk to open this graph: itself, and the files that its weights lie in."""
+    from stillhouse.backends.signature import read_signature
+
+    external = read_signature(graph).external
+    return graph.stat().st_size + sum((graph.parent / name).stat().st_size for name in external)
+
+
+def _raced(trial: Trial, subject: Subject, reference: Reference | None, bench: Bench) -> Trial:
+    lap = lap_of(subject, bench.limit)
+    outcome = race(lap_of(reference.subject, bench.limit) if reference else lap, lap, bench.effort)
+    trial = replace(trial, seconds=outcome.candidate, ratio=outcome.ratio, rows=bench.rows)
+    if bench.batches and (reference is None or outcome.ratio.high >= bench.effort.hopeless):
+        trial = replace(trial, batch=_curve(subject, bench.limit, outcome.candidate.median))
+    return trial
+
+
+def lap_of(subject: Subject, limit: float) -> Callable[[int], float]:
+    """The subject as `race` takes it."""
+    return lambda calls: float(subject.ask("time", calls, limit=limit))
+
+
+def _curve(subject: Subject, limit: float, seconds: float) -> dict[str, float]:
+    curve = {}
+    for rows in BATCHES:
+        try:
+            curve[str(rows)] = float(subject.ask("batch", rows, 3 if seconds < 1 else 1, limit=limit))
+        except SubjectFailed:
+            break
+    return curve
+
+
+def _drawn(subject: Subject, bench: Bench) -> Drawn:
+    subject.ask("draw", [asked(request) for request in bench.requests], limit=bench.limit)
+    return read_drawn(subject.folder)
+
+
+def asked(request: ImageRequest) -> dict[str, Any]:
+    """A request as JSON: only what it says."""
+    return {name: value for name, value in asdict(request).items() if value is not None}
+
+
+def _pictures(trial: Trial, drawn: Drawn, reference: Reference | None, bench: Bench) -> Any:
+    base = reference.drawn if reference and reference.drawn else drawn
+    files = write_strip(bench.folder / trial.candidate.key, drawn, bench.root)
+    return check_pictures(base.pictures, drawn.pictures, (base.latents, drawn.latents), files=files)
+
+
+def _relative(path: Path, root: Path) -> str:
+    return path.resolve().relative_to(root.resolve()).as_posix()
+
+
+def _write_reproduce(folder: Path, root: Path) -> str:
+    """A script that runs the candidate again as it was run."""
+    path = folder / REPRODUCE
+    path.write_text(
+        '"""Builds, opens, runs and times this candidate again: `python reproduce.py`."""\n\n'
+        "from pathlib import Path\n\n"
+        "from stillhouse.accelerate.reproduce import reproduce\n\n"
+        f'reproduce(Path(__file__).parent / "{TASK}")\n',
+        encoding="utf-8",
+    )
+    return _relative(path, root)

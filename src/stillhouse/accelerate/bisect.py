@@ -1,0 +1,66 @@
+"""What failed for its precision is tried again with as few blocks as possible kept as they are."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+from stillhouse.accelerate.attempt import Bench, Reference, attempt
+from stillhouse.accelerate.candidate import MADE, Candidate
+from stillhouse.accelerate.check import check_tensors, missed
+from stillhouse.accelerate.child import OUTPUTS
+from stillhouse.accelerate.choose import best_of
+from stillhouse.accelerate.probe import read_probes
+from stillhouse.accelerate.subject import Subject, SubjectFailed
+from stillhouse.accelerate.trial import Trial
+
+_MARGIN = 5.0
+"""dB that a keep-list must gain over a missed picture bound, since only tensors are looked at on the way."""
+
+
+def rescue(trials: Sequence[Trial], bench: Bench, reference: Reference, left: Callable[[], float]) -> Iterator[Trial]:
+    """Trials with a keep-list, of those that were rejected for their precision and were fast enough to be worth it."""
+    best = best_of(trials, "latency")
+    fastest = best.ratio.value if best and best.ratio else 1.0
+    tried = {trial.candidate.recipe for trial in trials if trial.candidate.keep}
+    for trial in sorted(trials, key=lambda one: -(one.ratio.value if one.ratio else 0.0)):
+        candidate = trial.candidate
+        worth = trial.status == "rejected" and trial.ratio is not None and trial.ratio.high > fastest
+        if worth and candidate.recipe in MADE and candidate.recipe not in tried and left() > 0:
+            tried.add(candidate.recipe)
+            keep = _least(candidate, trial, bench, reference, left)
+            if keep is not None:
+                yield attempt(replace(candidate, keep=tuple(sorted(keep))), bench, reference)[0]
+
+
+def _least(
+    candidate: Candidate, trial: Trial, bench: Bench, reference: Reference, left: Callable[[], float]
+) -> list[str] | None:
+    """Names of the nodes to keep; None where nothing helps or the time ends first."""
+    from stillhouse.backends.blocks import bisect, blocks
+
+    found = blocks(bench.graph)
+    nodes = {block.name: block.nodes for block in found}
+    bound = bench.bounds.min_sqnr or 0.0
+    if trial.worst and trial.worst.sqnr >= bound:
+        bound = trial.worst.sqnr + _MARGIN
+
+    def passes(kept: frozenset[str]) -> bool:
+        if left() <= 0:
+            raise TimeoutError
+        asked = replace(candidate, keep=tuple(sorted(node for name in kept for node in nodes[name])))
+        return _sqnr(asked, bench, reference) >= bound
+
+    try:
+        kept = bisect(found, passes)
+    except (TimeoutError, ValueError, SubjectFailed):
+        return None
+    return [node for name in kept for node in nodes[name]]
+
+
+def _sqnr(candidate: Candidate, bench: Bench, reference: Reference) -> float:
+    with Subject(bench.task(candidate), bench.memory) as subject:
+        for command in ("build", "open", "outputs"):
+            subject.ask(command, limit=bench.limit)
+        fidelity = check_tensors(reference.outputs, read_probes(subject.folder / OUTPUTS))
+    trial = Trial(candidate, "accepted", fidelity=fidelity)
+    broken = missed(trial, replace(bench.bounds, min_sqnr=None))
+    return float("-inf") if broken or trial.worst is None else trial.worst.sqnr

@@ -1,0 +1,60 @@
+"""A candidate: one way to run one component, before anything is known of it."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+PIPELINE = "pipeline"
+"""The component of candidates that change how a whole picture is made, and no single network."""
+MADE = ("f16", "int8-static", "int8-dynamic", "uint8-dynamic", "int8-weights", "int4-weights")
+"""Recipes that make a graph of their own; with any other the component's graph is opened as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One way to run one component.
+
+    Args:
+        component: unet, vae_decoder, text_encoder, ...; `network` for a bare ONNX file; `pipeline` for the way in
+            which a whole picture is made.
+        backend: onnxruntime, openvino, torch; for a pipeline candidate `stillhouse`.
+        recipe: what is made of the graph: `f32` (as it is), `f16`, `int8-static`, `int8-dynamic`, `uint8-dynamic`,
+            `int8-weights`, `int4-weights`; for a pipeline candidate `walk` or `decode`.
+        precision: what the runtime is asked to compute in: f32, bf16, f16, auto.
+        options: how it is opened (threads, streams, shapes=static, attention, memory_format, compile) or, for a
+            pipeline candidate, what it changes (sampler, steps, guidance_interval, refresh, tile).
+        keep: names of the blocks that stay as they are while the rest is quantised.
+
+    >>> Candidate("unet", "openvino", "int8-static", options={"streams": "2"}).name
+    'openvino int8-static, streams 2'
+    """
+
+    component: str
+    backend: str
+    recipe: str = "f32"
+    precision: str = "f32"
+    options: Mapping[str, str] = field(default_factory=dict)
+    keep: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What a table calls it, within its component."""
+        asked = [] if self.precision in ("f32", self.recipe) else [self.precision]
+        kept = [f"{len(self.keep)} blocks kept"] if self.keep else []
+        told = [f"{name.replace('_', ' ')} {value}" for name, value in sorted(self.options.items())]
+        return ", ".join([f"{self.backend} {self.recipe}", *asked, *told, *kept])
+
+    @property
+    def key(self) -> str:
+        """A name for its folder: letters, digits and dashes; differs where candidates differ."""
+        return self._named((self.precision, sorted(self.options.items()), self.keep))
+
+    @property
+    def made(self) -> str:
+        """A name for the folder of the graph that its recipe makes; candidates that open it differently share it."""
+        return self._named(self.keep)
+
+    def _named(self, facts: object) -> str:
+        told = repr((self.backend, self.recipe, facts))
+        stem = "".join(letter if letter.isalnum() else "-" for letter in f"{self.backend}-{self.recipe}")
+        return f"{stem}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"

@@ -1,0 +1,121 @@
+"""The quality ladder, cheap rungs first: finite numbers, tensors at every probe, whole pictures."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from stillhouse.accelerate.probe import Probe
+from stillhouse.accelerate.report import Bounds
+from stillhouse.accelerate.trial import Pictures, Trial
+from stillhouse.core import Array, Picture
+from stillhouse.measure.fidelity import Fidelity, compare
+from stillhouse.measure.images import psnr, ssim
+
+_Z95 = 1.959964
+
+
+def check_tensors(reference: Sequence[Probe], outputs: Sequence[Probe]) -> dict[str, Fidelity]:
+    """How far the outputs lie from the reference, by probe and output; probes of one noise level are taken together.
+
+    Raises:
+        ValueError: an output is missing or has another shape.
+    """
+    together: dict[str, tuple[list[Array], list[Array]]] = {}
+    for wanted, got in zip(reference, outputs, strict=True):
+        if wanted.feeds.keys() != got.feeds.keys():
+            raise ValueError(f"it gives {', '.join(got.feeds)} and not {', '.join(wanted.feeds)}")
+        for name, tensor in wanted.feeds.items():
+            if tensor.shape != got.feeds[name].shape:
+                raise ValueError(f"output {name} has shape {list(got.feeds[name].shape)}, not {list(tensor.shape)}")
+            level = wanted.label.partition(", ")[0]
+            pair = together.setdefault(f"{level}, {name}" if len(wanted.feeds) > 1 else level, ([], []))
+            pair[0].append(tensor.ravel())
+            pair[1].append(got.feeds[name].ravel())
+    return {label: compare(np.concatenate(a), np.concatenate(b)) for label, (a, b) in together.items()}
+
+
+def check_pictures(
+    baseline: Iterable[Picture],
+    pictures: Iterable[Picture],
+    latents: tuple[Array, Array] | None = None,
+    correct: tuple[Sequence[bool], Sequence[bool]] | None = None,
+    files: tuple[str, ...] = (),
+) -> Pictures:
+    """How far pictures lie from the baseline's of the same prompts and seeds.
+
+    Args:
+        baseline, pictures: in the same order.
+        latents: the final latents of both, [P, C, h, w].
+        correct: which of both the oracle calls all correct.
+        files: of the strip.
+    """
+    pairs = list(zip(baseline, pictures, strict=True))
+    ratios = [psnr(*pair) for pair in pairs]
+    alike = [ssim(*pair) for pair in pairs]
+    drift = None
+    if latents is not None:
+        ours, theirs = (np.asarray(one, np.float64).reshape(len(one), -1) for one in latents)
+        scale = np.maximum(np.linalg.norm(ours, axis=1), 1e-12)
+        drift = float(np.mean(np.linalg.norm(theirs - ours, axis=1) / scale))
+    score = base = gain = None
+    if correct is not None:
+        base, score = (float(np.mean(one)) for one in correct)
+        gain = paired_gain(*correct)
+    return Pictures(
+        len(ratios), float(np.mean(ratios)), min(ratios), float(np.mean(alike)), drift, score, base, gain, files
+    )
+
+
+def paired_gain(before: Sequence[bool], after: Sequence[bool]) -> tuple[float, float, float]:
+    """Mean of the paired difference of two scores with its 95 % interval (normal approximation).
+
+    >>> paired_gain([True, False], [True, False])
+    (0.0, 0.0, 0.0)
+    """
+    change = np.asarray(after, np.float64) - np.asarray(before, np.float64)
+    mean = float(change.mean())
+    reach = _Z95 * float(change.std(ddof=1)) / len(change) ** 0.5 if len(change) > 1 else 1.0
+    return mean, mean - reach, mean + reach
+
+
+def missed(trial: Trial, bounds: Bounds) -> str:
+    """The first bound that the trial misses, in words; empty where it keeps them all.
+
+    A bound on something that was not measured of this trial is kept, but a number that is not finite never is.
+    """
+    for label, one in trial.fidelity.items():
+        if one.nonfinite:
+            return f"{one.nonfinite} values at {label} are NaN or infinite; keep more of it in f32"
+        if bounds.max_mae is not None and not one.mae <= bounds.max_mae:
+            return f"a mean absolute error of {one.mae:.3g} at {label} is above the {bounds.max_mae:.3g} allowed"
+    rungs: Mapping[str, tuple[float | None, float | None]] = {
+        "SQNR of {:.1f} dB is below the bound of {:.1f} dB": (
+            trial.worst.sqnr if trial.worst else None,
+            bounds.min_sqnr,
+        ),
+        **_picture_rungs(trial.pictures, bounds),
+    }
+    for told, (value, least) in rungs.items():
+        if value is not None and least is not None and not value >= least:
+            return told.format(value, least)
+    if bounds.max_memory is not None and trial.peak_bytes is not None and trial.peak_bytes > bounds.max_memory:
+        gib = 2**30
+        return f"peak memory of {trial.peak_bytes / gib:.2f} GiB is above the {bounds.max_memory / gib:.2f} GiB allowed"
+    return ""
+
+
+def _picture_rungs(pictures: Pictures | None, bounds: Bounds) -> dict[str, tuple[float | None, float | None]]:
+    """Where an oracle has read them, pictures may differ as long as they are right; else they must be alike."""
+    if pictures is None:
+        return {}
+    drop = None if pictures.score_gain is None else 100 * pictures.score_gain[0]
+    allowed = None if bounds.max_score_drop is None else -bounds.max_score_drop
+    if pictures.score is not None:
+        return {
+            "the score changes by {:+.1f} points, and may by {:+.1f}": (drop, allowed),
+            "a score of {:.3f} is below the bound of {:.3f}": (pictures.score, bounds.min_score),
+        }
+    return {
+        "a mean PSNR of {:.1f} dB is below the bound of {:.1f} dB": (pictures.psnr, bounds.min_psnr),
+        "a mean SSIM of {:.3f} is below the bound of {:.3f}": (pictures.ssim, bounds.min_ssim),
+    }

@@ -1,0 +1,86 @@
+"""The choice: of what was measured, the best that keeps the bounds. Pure, so that it can be made again at any time."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+
+from stillhouse.accelerate.candidate import PIPELINE
+from stillhouse.accelerate.check import missed
+from stillhouse.accelerate.report import Bounds, Goal, Report
+from stillhouse.accelerate.trial import Trial
+
+ROWS = ("8", "4", "2", "1")
+
+
+def decide(trials: Iterable[Trial], bounds: Bounds) -> tuple[Trial, ...]:
+    """The trials with their verdicts under these bounds; what did not run stays as it was."""
+    decided = []
+    for trial in trials:
+        if trial.status in ("accepted", "rejected") and trial.ratio is not None:
+            reason = missed(trial, bounds)
+            trial = replace(trial, status="rejected" if reason else "accepted", reason=reason)
+        decided.append(trial)
+    return tuple(decided)
+
+
+def choose(report: Report, goal: Goal, bounds: Bounds) -> Report:
+    """The report with its verdicts and its choice made for this goal and these bounds."""
+    trials = decide(report.trials, bounds)
+    decided = replace(report, trials=trials, goal=goal, bounds=bounds)
+    components = dict.fromkeys(trial.candidate.component for trial in trials)
+    chosen = {}
+    for component in components:
+        # The plain loops are there to compare with; they run on other networks than those that are chosen.
+        own = [trial for trial in decided.of(component) if trial.candidate.recipe != "loop"]
+        best = best_of(own, goal)
+        if best:
+            chosen[component] = best.candidate.key
+    return replace(decided, chosen=chosen)
+
+
+def best_of(trials: Iterable[Trial], goal: Goal) -> Trial | None:
+    """The accepted trial that serves the goal best; None where none was accepted."""
+    accepted = [trial for trial in trials if trial.status == "accepted" and trial.ratio is not None]
+    return min(accepted, key=_ORDERS[goal], default=None)
+
+
+def front(trials: Iterable[Trial]) -> tuple[Trial, ...]:
+    """Accepted trials that no other accepted one beats in speed, quality and memory at once (Pareto), fastest first."""
+    accepted = [trial for trial in trials if trial.status == "accepted" and trial.ratio is not None]
+    kept = [one for one in accepted if not any(_beats(other, one) for other in accepted)]
+    return tuple(sorted(kept, key=_latency))
+
+
+def _beats(one: Trial, other: Trial) -> bool:
+    ours, theirs = _merits(one), _merits(other)
+    return all(a >= b for a, b in zip(ours, theirs, strict=True)) and ours != theirs
+
+
+def _merits(trial: Trial) -> tuple[float, float, float]:
+    assert trial.ratio is not None
+    quality = trial.worst.sqnr if trial.worst else 0.0
+    if trial.candidate.component == PIPELINE and trial.pictures:
+        quality = trial.pictures.psnr if trial.pictures.score is None else trial.pictures.score
+    return trial.ratio.value, quality, -float(trial.peak_bytes or 0)
+
+
+def _latency(trial: Trial) -> float:
+    assert trial.ratio is not None
+    return 1 / trial.ratio.value
+
+
+def _throughput(trial: Trial) -> tuple[float, float]:
+    """Seconds a row at the best batch size; paired ratios order those that were not measured in batches."""
+    best = min((trial.batch[rows] for rows in ROWS if rows in trial.batch), default=float("inf"))
+    return best, _latency(trial)
+
+
+def _memory(trial: Trial) -> tuple[float, float]:
+    return float(trial.peak_bytes or float("inf")), _latency(trial)
+
+
+_ORDERS: Mapping[Goal, Callable[[Trial], float | tuple[float, float]]] = {
+    "latency": _latency,
+    "throughput": _throughput,
+    "memory": _memory,
+    "cost": _throughput,
+}

@@ -1,0 +1,84 @@
+"""A YAML file as plain values, strictly: a key that stands twice is refused, and keys are text as they are written."""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from stillhouse.errors import InvalidRequest, RuntimeMissing
+
+_TEXT, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
+
+
+def read_document(path: Path) -> Any:
+    """Read one YAML document: dicts with str keys, lists, and scalars.
+
+    YAML 1.1 reads the keys 007, on and 1.0 as 7, True and a float; here they are "007", "on" and "1.0".
+
+    Raises:
+        InvalidRequest: there is no such file, or it is no YAML, or a key in it stands twice or is no scalar.
+        RuntimeMissing: PyYAML is not installed.
+    """
+    yaml = _yaml()
+    try:
+        node = yaml.compose(path.read_bytes(), Loader=yaml.SafeLoader)
+        if node is None:
+            return None
+        _check_keys(yaml, node, path)
+        return yaml.constructor.SafeConstructor().construct_document(node)
+    except OSError as error:
+        raise InvalidRequest(f"{path} cannot be read: {error.strerror or error}", allowed="a config.yml") from None
+    except yaml.YAMLError as error:
+        raise InvalidRequest(f"{path} is no YAML: {_told(error)}", fix=_fix(error)) from None
+    except InvalidRequest:
+        raise
+    except (ValueError, OverflowError, RecursionError) as error:
+        raise InvalidRequest(f"{path} cannot be understood: {error}", allowed="plain YAML") from None
+
+
+def _yaml() -> Any:
+    try:
+        return import_module("yaml")
+    except ImportError as error:
+        fix = "pip install 'stillhouse[accelerate]'"
+        raise RuntimeMissing(f"PyYAML, which reads config.yml, cannot be used here: {error}", fix=fix) from error
+
+
+def _check_keys(yaml: Any, root: Any, path: Path) -> None:
+    """Refuse keys that stand twice, and turn all others into text."""
+    waiting, seen = [root], set()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+        elif isinstance(node, yaml.MappingNode):
+            _check_mapping(yaml, node, path)
+            waiting += [value for _, value in node.value]
+
+
+def _check_mapping(yaml: Any, node: Any, path: Path) -> None:
+    lines: dict[str, int] = {}
+    for key, _ in node.value:
+        line = key.start_mark.line + 1
+        if not isinstance(key, yaml.ScalarNode):
+            raise InvalidRequest(f"{path}: the key on line {line} is no name", allowed="text or a number")
+        if key.tag == _MERGE:
+            continue
+        if key.value in lines:
+            given = f"{path}: {key.value!r} stands on line {lines[key.value]} and again on line {line}"
+            raise InvalidRequest(given, allowed="every key once", fix="delete one of them")
+        lines[key.value] = line
+        key.tag = _TEXT
+
+
+def _told(error: Any) -> str:
+    """What is wrong, and on which line."""
+    mark = getattr(error, "problem_mark", None)
+    told = getattr(error, "problem", None) or str(error).splitlines()[0]
+    return f"{told} (line {mark.line + 1})" if mark else told
+
+
+def _fix(error: Any) -> str | None:
+    return "indent with spaces; YAML takes no tabs" if "\\t" in str(error) else None

@@ -1,0 +1,151 @@
+"""The plan: every candidate that makes sense on this machine, likely best first; every other one with its reason."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from stillhouse.accelerate.candidate import MADE, Candidate
+from stillhouse.accelerate.trial import Trial
+from stillhouse.backends.runtime import BackendStatus
+from stillhouse.measure.machine import Machine
+
+BASELINE = "onnxruntime"
+HEAVY = ("unet", "network")
+"""Components that a picture's time is spent in; the others get the candidates that can pay for themselves."""
+TORCH = ("unet", "vae_decoder", "vae_encoder")
+_KNOWN = ("onnxruntime", "openvino", "torch", "tensorrt")
+_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
+_FAR_BEHIND = 0.3
+"""Of the fastest candidate's speed: what torch's variants have been seen to gain at most, and more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What decides which candidates make sense.
+
+    Args:
+        backends: as `backends.registry.backends` says, by name.
+        machine: this one.
+        has_modules: whether torch can open the networks, because the source is a diffusers directory.
+        half_weights: whether the weights lie on disk in half precision already.
+        dynamic_rows: whether the graph takes batches of any size.
+        threads: how many may be used.
+    """
+
+    backends: Mapping[str, BackendStatus]
+    machine: Machine
+    has_modules: bool
+    half_weights: bool
+    dynamic_rows: bool
+    threads: int
+
+
+def plan(component: str, around: Surroundings) -> list[Trial | Candidate]:
+    """Candidates in the order in which they are to be tried, the baseline first; excluded ones as trials.
+
+    Short on purpose: a lattice of under a hundred points, ordered by what was fastest where it was measured.
+    """
+    considered = [
+        Candidate(component, BASELINE),
+        *_openvino(component, around),
+        *_onnxruntime(component, around),
+        *_torch(component, around),
+        *(Candidate(component, name) for name in around.backends if name not in _KNOWN),
+    ]
+    planned: list[Trial | Candidate] = []
+    for candidate in considered:
+        reason = _excluded(candidate, around)
+        planned.append(Trial(candidate, "excluded", reason) if reason else candidate)
+    return planned
+
+
+def recipes(planned: Sequence[Trial | Candidate]) -> Iterator[Candidate]:
+    """Those of the plan that are to be tried."""
+    return (one for one in planned if isinstance(one, Candidate))
+
+
+def _openvino(component: str, around: Surroundings) -> Iterator[Candidate]:
+    def one(recipe: str = "f32", precision: str = "f32", **options: str) -> Candidate:
+        return Candidate(component, "openvino", recipe, precision, options)
+
+    apart = {"streams": str(max(2, around.threads))}
+    yield one(**apart)
+    yield one(precision="bf16", **apart)
+    yield one(shapes="static")
+    yield one(precision="bf16", shapes="static")
+    yield one()
+    if component in HEAVY:
+        yield one("int8-static", **apart)
+        yield one("int8-static", shapes="static")
+        yield one("int8-static", precision="bf16", shapes="static")
+        yield one("int8-weights", shapes="static")
+        yield one("int4-weights", shapes="static")
+        yield one(precision="f16", shapes="static")
+        if around.threads > 1:
+            yield one(shapes="static", threads="1")
+    if component == "vae_decoder":
+        yield one("int8-static", shapes="static")
+
+
+def _onnxruntime(component: str, around: Surroundings) -> Iterator[Candidate]:
+    def one(recipe: str = "f32", **options: str) -> Candidate:
+        return Candidate(component, "onnxruntime", recipe, "f32", options)
+
+    yield one(spinning="1")
+    yield one("f16")
+    if component in HEAVY:
+        yield one("int8-static")
+        yield one("uint8-dynamic")
+        yield one("int8-dynamic")
+        yield one(shapes="static")
+        if around.threads > 1:
+            yield one(threads="1")
+
+
+def _torch(component: str, around: Surroundings) -> Iterator[Candidate]:
+    def one(precision: str = "f32", **options: str) -> Candidate:
+        return Candidate(component, "torch", "f32", precision, options)
+
+    if component not in TORCH and component != "network":
+        return
+    yield one(attention="sdpa")
+    if component == "unet":
+        yield one(attention="sdpa", memory_format="channels_last")
+        yield one("bf16", attention="sdpa", memory_format="channels_last")
+        yield one(attention="sdpa", compile="regional", shapes="static")
+        yield one(attention="sdpa", compile="full", memory_format="channels_last", shapes="static")
+        yield one(attention="vanilla")
+        yield one(attention="sliced")
+
+
+def _excluded(candidate: Candidate, around: Surroundings) -> str:
+    """Why the candidate makes no sense here; empty where it does."""
+    status = around.backends.get(candidate.backend)
+    if status is None or status.reason:
+        why = status.reason if status else "it was not asked for"
+        return f"{candidate.backend} is not ready: {why}; {status.install if status else 'see --engine'}"
+    if candidate.backend == "torch" and not around.has_modules:
+        return "torch runs diffusers networks, and this is an ONNX file without one"
+    asked = candidate.precision
+    if candidate.backend == "torch" and asked == "bf16" and not _BF16.intersection(around.machine.instructions):
+        return "this processor has no bf16 instructions, and torch would compute every step of it by conversion"
+    if asked not in status.precisions and asked != "f32":
+        return f"this processor has no {asked} that {candidate.backend} could use: {', '.join(status.precisions)}"
+    needed = "nncf" if candidate.backend == "openvino" else "onnx"
+    if candidate.recipe in MADE and not find_spec(needed):
+        return f"{needed}, which makes it, is not installed: pip install 'stillhouse[accelerate]'"
+    if "streams" in candidate.options and not around.dynamic_rows:
+        return "the graph takes no batches, so there are no rows to run apart"
+    return ""
+
+
+def outrun(candidate: Candidate, trials: Sequence[Trial]) -> str:
+    """Why a variant of torch is not worth its seconds: its plain form is far behind already. Empty where it may be."""
+    if candidate.backend != "torch":
+        return ""
+    ratios = {trial.candidate.key: trial.ratio for trial in trials if trial.ratio and trial.status == "accepted"}
+    plain = next((t.ratio for t in trials if t.candidate.backend == "torch" and t.ratio), None)
+    fastest = max((ratio.value for ratio in ratios.values()), default=0.0)
+    if plain is None or plain.high >= _FAR_BEHIND * fastest:
+        return ""
+    return f"plain torch runs at {plain.value:.2f} of the baseline, the fastest at {fastest:.2f}: too far"

@@ -1,0 +1,102 @@
+"""Probes: the very inputs that a component gets while real pictures are made, at several noise levels.
+
+They calibrate quantisation, verify every candidate, and are what candidates are timed on.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stillhouse.core import ImageRequest
+from stillhouse.models.pipeline import Pipeline
+from stillhouse.models.runners import FULL, SHALLOW, UNET
+
+_LABELS = "labels"
+
+Feeds = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Probe:
+    """One recorded call: a label that says where it was taken ("noise 0.97, prompt 2"), and the inputs by name."""
+
+    label: str
+    feeds: Feeds
+
+
+class Recorder(Pipeline):
+    """A pipeline that keeps what its networks are fed while `label` is set."""
+
+    label = ""
+
+    def __init__(self, directory: Path, **options: Any) -> None:
+        super().__init__(directory, **options)
+        self.recorded: dict[str, list[Probe]] = {name: [] for name in self.manifest.components}
+
+    def run(self, component: str, feeds: Feeds) -> Mapping[str, NDArray[Any]]:
+        """One call of the network of that name, kept."""
+        if self.label and component != SHALLOW:
+            kept = Probe(self.label, {name: array.copy() for name, array in feeds.items()})
+            self.recorded[UNET if component == FULL else component].append(kept)
+        return super().run(component, feeds)
+
+
+def record(pipeline: Recorder, requests: Sequence[ImageRequest], levels: int = 4) -> dict[str, list[Probe]]:
+    """Make a picture of each request and keep what its networks were fed.
+
+    Args:
+        pipeline: opened on a float32 baseline.
+        requests: of different prompts and seeds.
+        levels: noise levels, spread over the walk, at which the U-Net is recorded.
+
+    Returns:
+        by component: every call of the text encoders and the autoencoder, and `levels` calls of the U-Net a picture.
+    """
+    for number, request in enumerate(requests):
+        pipeline.label = f"prompt {number}"
+        draft = pipeline.start(request)
+        pipeline.label = ""
+        if number == 0:
+            wanted = set(np.linspace(0, draft.evaluations - 1, levels).round().astype(int).tolist())
+        while not draft.is_done:
+            if draft.index in wanted:
+                sigma = draft.plan[draft.index].at.sigma
+                pipeline.label = f"noise {sigma:.2f}, prompt {number}"
+            pipeline.advance([draft])
+            pipeline.label = ""
+        pipeline.label = f"prompt {number}"
+        result = pipeline.finish(draft)
+        if "vae_encoder" in pipeline.manifest.components:
+            pipeline.encode_picture(result.image)
+        pipeline.label = ""
+    return pipeline.recorded
+
+
+def write_probes(path: Path, probes: Sequence[Probe]) -> None:
+    """Write probes as one .npz: arrays `<number>/<input>`, and the labels."""
+    arrays = {f"{number}/{name}": array for number, probe in enumerate(probes) for name, array in probe.feeds.items()}
+    _write(path, [probe.label for probe in probes], arrays)
+
+
+def read_probes(path: Path) -> list[Probe]:
+    """Read what `write_probes` or `write_outputs` wrote."""
+    with np.load(path, allow_pickle=False) as stored:
+        labels: list[str] = json.loads(str(stored[_LABELS]))
+        feeds: list[dict[str, NDArray[Any]]] = [{} for _ in labels]
+        for name in stored.files:
+            if name != _LABELS:
+                number, _, tensor = name.partition("/")
+                feeds[int(number)][tensor] = stored[name]
+    return [Probe(label, tensors) for label, tensors in zip(labels, feeds, strict=True)]
+
+
+def _write(path: Path, labels: Sequence[str], arrays: Mapping[str, NDArray[Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".part.npz")
+    np.savez(temporary, allow_pickle=False, **{_LABELS: np.array(json.dumps(list(labels)))}, **arrays)
+    temporary.replace(path)

@@ -1,0 +1,136 @@
+"""What was chosen becomes the pipeline: components and defaults go into the manifest, and what lost is cleared away."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from stillhouse.accelerate.attempt import MADE_FOLDER
+from stillhouse.accelerate.build import component_of
+from stillhouse.accelerate.candidate import PIPELINE
+from stillhouse.accelerate.child import OUTPUTS, PICTURES
+from stillhouse.accelerate.choose import front
+from stillhouse.accelerate.probe import read_probes
+from stillhouse.accelerate.report import Report
+from stillhouse.accelerate.target import NETWORK, TRIALS, original, original_manifest
+from stillhouse.accelerate.trial import Trial
+from stillhouse.accelerate.walks import defaults_of
+from stillhouse.accelerate.whole import step_cache
+from stillhouse.models.manifest import Component, Tuned, write_manifest
+from stillhouse.models.network import Network, write_network
+
+VERIFY = "verify"
+"""The directory of what a foreign machine verifies the choice with."""
+PROBES = "probes.npz"
+ALTERNATIVES = 2
+
+
+def apply(directory: Path, report: Report) -> None:
+    """Write the choice of the report into the directory's manifest."""
+    if any(component == NETWORK for component in _components(report)):
+        _apply_network(directory, report)
+        return
+    components = chosen_components(directory, report)
+    before = original_manifest(directory)
+    walk = report.chosen.get(PIPELINE)
+    defaults = defaults_of(report.trial(PIPELINE, walk).candidate, before.defaults) if walk else before.defaults
+    same = components.get("unet") is not None and components["unet"].graph == before.components["unet"].graph
+    cache = step_cache(directory, components) if defaults.refresh > 1 else before.step_cache if same else None
+    if defaults.refresh > 1 and cache is None:
+        defaults = replace(defaults, refresh=1)  # a network was chosen since that has not been cut
+    chosen = replace(
+        before,
+        components=components,
+        defaults=defaults,
+        step_cache=cache,
+        tuned=_tuned(directory, report),
+        evidence={**before.evidence, "accelerate": _evidence(report)},
+    )
+    write_manifest(directory, chosen)
+
+
+def _tuned(directory: Path, report: Report) -> Tuned:
+    """What another machine needs to verify the choice: one probe of each network, and what else there is."""
+    probes, alternatives = {}, {}
+    components = original(directory)
+    for name in report.chosen:
+        baseline = report.baselines.get(name)
+        if name not in components or baseline is None:
+            continue
+        outputs = directory / TRIALS / name / baseline / OUTPUTS
+        if outputs.is_file():
+            path = f"{VERIFY}/{name}.npz"
+            _write_verification(directory / path, directory / TRIALS / name / PROBES, outputs)
+        probes[name] = f"{VERIFY}/{name}.npz"
+        others = [trial for trial in front(report.of(name)) if trial.candidate.key != report.chosen[name]]
+        last = report.trial(name, baseline)
+        ordered = [*[one for one in others if one != last][:ALTERNATIVES], last]
+        alternatives[name] = tuple(_chosen(one, components[name]) for one in ordered)
+    return Tuned(report.fingerprint, report.bounds.min_sqnr or 0.0, probes, alternatives)
+
+
+def _write_verification(path: Path, probes: Path, outputs: Path) -> None:
+    feeds, wanted = read_probes(probes)[0].feeds, read_probes(outputs)[0].feeds
+    arrays = {f"feed/{name}": array for name, array in feeds.items()}
+    arrays |= {f"want/{name}": array for name, array in wanted.items()}
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_suffix(".part.npz")
+    np.savez_compressed(temporary, allow_pickle=False, **arrays)
+    temporary.replace(path)
+
+
+def chosen_components(directory: Path, report: Report) -> dict[str, Component]:
+    """By name, what the report chose; where it chose nothing, what was there before."""
+    components = original(directory)
+    for name, component in components.items():
+        key = report.chosen.get(name)
+        if key:
+            components[name] = _chosen(report.trial(name, key), component)
+    return components
+
+
+def clear(directory: Path, report: Report) -> None:
+    """Remove what only the sweep needed, and artefacts that nothing can choose any more: those off the Pareto front."""
+    kept = {trial.artefact for name in _components(report) for trial in front(report.of(name))}
+    kept |= {report.trial(name, key).artefact for name, key in report.chosen.items()}
+    for name in _components(report):
+        folder = directory / TRIALS / name
+        for artefact in (folder / MADE_FOLDER).glob("*"):
+            if artefact.relative_to(directory).as_posix() not in kept:
+                shutil.rmtree(artefact)
+        baseline = report.baselines.get(name)
+        for trial in report.of(name):
+            (folder / trial.candidate.key / PICTURES).unlink(missing_ok=True)
+            if trial.candidate.key != baseline:
+                (folder / trial.candidate.key / OUTPUTS).unlink(missing_ok=True)
+
+
+def _components(report: Report) -> list[str]:
+    return list(dict.fromkeys(trial.candidate.component for trial in report.trials))
+
+
+def _chosen(trial: Trial, before: Component) -> Component:
+    graph = trial.graph if trial.artefact and trial.graph else before.graph
+    return component_of(trial.candidate, graph, before.weights)
+
+
+def _apply_network(directory: Path, report: Report) -> None:
+    key = report.chosen.get(NETWORK) or report.baselines.get(NETWORK)
+    if key is None:
+        return
+    trial = report.trial(NETWORK, key)
+    assert trial.graph is not None
+    probe = read_probes(directory / TRIALS / NETWORK / "probes.npz")[0]
+    shapes = {name: array.shape for name, array in probe.feeds.items()}
+    component = component_of(trial.candidate, trial.graph, "")
+    write_network(directory, Network(report.source, component, shapes))
+
+
+def _evidence(report: Report) -> Mapping[str, object]:
+    told: dict[str, object] = {"fingerprint": report.fingerprint, "goal": report.goal, "started": report.started}
+    for name, key in report.chosen.items():
+        ratio = report.trial(name, key).ratio
+        told[name] = {"candidate": report.trial(name, key).candidate.name, "ratio": ratio.value if ratio else None}
+    return told

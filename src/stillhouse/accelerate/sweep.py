@@ -1,0 +1,362 @@
+"""The sweep: every candidate of every component tried, the whole pictures after them, and a choice at the end.
+
+The report on disk is the state: it is written after every trial, so that a sweep that was cut off goes on from it.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from time import monotonic
+
+from stillhouse.accelerate.attempt import Bench, Reference, attempt
+from stillhouse.accelerate.bisect import rescue
+from stillhouse.accelerate.candidate import Candidate
+from stillhouse.accelerate.choose import best_of, choose
+from stillhouse.accelerate.final import final
+from stillhouse.accelerate.plan import HEAVY, Surroundings, outrun, plan
+from stillhouse.accelerate.probe import read_probes
+from stillhouse.accelerate.probing import probe_network, probe_pipeline
+from stillhouse.accelerate.race import Effort
+from stillhouse.accelerate.report import REPORT, Bounds, Goal, Report, read_report, write_report
+from stillhouse.accelerate.settle import apply
+from stillhouse.accelerate.target import TRIALS, Part, Target
+from stillhouse.accelerate.trial import Trial
+from stillhouse.accelerate.whole import sweep_walks
+from stillhouse.backends.registry import backends
+from stillhouse.core import ImageRequest
+from stillhouse.errors import StillhouseError
+from stillhouse.measure.machine import machine
+from stillhouse.models.manifest import Component
+
+_PACKAGES = ("stillhouse", "numpy", "onnxruntime", "openvino", "nncf", "onnx", "torch", "diffusers")
+_ORDER = ("unet", "network", "vae_decoder", "text_encoder", "text_encoder_2", "vae_encoder")
+_COMPONENTS_SHARE = 0.6
+"""Of a time budget, what the single networks may use; the rest is for whole pictures."""
+_SAFE = 0.85
+"""Of the machine's memory, what one child may take."""
+
+Tell = Callable[[str, float, float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the user wants of a sweep.
+
+    Args:
+        goal, bounds: what the choice is about.
+        budget: seconds that the sweep may take; None: as long as it takes.
+        memory: bytes that one candidate may take; None: most of what the machine has.
+        limit: seconds after which a candidate that does not answer is ended.
+        threads: at most so many for each network.
+        components: only these; empty: all.
+        engines: only these backends; empty: all.
+        recipes: only these; empty: all. The baseline is always there.
+        effort: of the races of heavy networks; None: the usual.
+        requests: what is drawn to probe and to compare; empty: what the model has, or general prompts.
+        inputs: of a bare ONNX file, an .npz; None: plausible ones.
+        ones: feed a bare ONNX file nothing but ones, as Auto-Acceleration did.
+        shapes: of a bare ONNX file's inputs where they are dynamic.
+        price: of an hour of this machine.
+    """
+
+    goal: Goal = "latency"
+    bounds: Bounds = field(default_factory=Bounds)
+    budget: float | None = None
+    memory: int | None = None
+    limit: float = 900.0
+    threads: int | None = None
+    components: tuple[str, ...] = ()
+    engines: tuple[str, ...] = ()
+    recipes: tuple[str, ...] = ()
+    effort: Effort | None = None
+    requests: tuple[ImageRequest, ...] = ()
+    inputs: Path | None = None
+    ones: bool = False
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    price: float | None = None
+    currency: str = "USD"
+
+
+def sweep(target: Target, asked: Asked, tell: Tell = lambda what, done, total: None) -> Report:
+    """Try everything, choose, and leave a pipeline directory with its evidence.
+
+    KeyboardInterrupt ends it early: what was found is kept and chosen from.
+    """
+    state = Sweep(target, asked, tell)
+    try:
+        state.run()
+    except KeyboardInterrupt:
+        if not state.report.trials:
+            raise
+    return state.end()
+
+
+class Sweep:
+    """The state of one sweep: its report, which grows, and its clock."""
+
+    def __init__(self, target: Target, asked: Asked, tell: Tell) -> None:
+        self.target, self.asked, self.tell = target, asked, tell
+        self.began = monotonic()
+        self.report = _earlier(target, asked) or _fresh(target, asked)
+        self.before = self.report.seconds
+
+    def run(self) -> None:
+        """Every component, then whole pictures."""
+        around = {status.name: status for status in backends() if self._may_use(status.name)}
+        parts = sorted(self._wanted(), key=lambda part: _ORDER.index(part.name) if part.name in _ORDER else 99)
+        probes = self._probes(parts)
+        share = _COMPONENTS_SHARE if self.target.is_pipeline else 1.0
+        for part in parts:
+            surroundings = Surroundings(
+                backends=around,
+                machine=self.report.machine,
+                has_modules=(part.graph.parent / "config.json").is_file(),
+                half_weights=part.half_weights,
+                dynamic_rows=part.dynamic_rows,
+                threads=self.asked.threads or self.report.machine.cores,
+            )
+            planned = [one for one in plan(part.name, surroundings) if self._is_asked(one)]
+            self._component(part, planned, probes[part.name], share)
+        if self.target.is_pipeline:
+            sweep_walks(self)
+        self._keep(replace(self.report, finished=True))
+
+    def end(self) -> Report:
+        """Choose, write the manifest and every view."""
+        self._keep(choose(self.report, self.asked.goal, self.report.bounds))
+        apply(self.target.directory, self.report)
+        return self.report
+
+    @property
+    def requests(self) -> Sequence[ImageRequest]:
+        """What the user wants drawn; empty: whatever is usual."""
+        return self.asked.requests
+
+    @property
+    def threads(self) -> int | None:
+        """At most so many for each network."""
+        return self.asked.threads
+
+    @property
+    def limit(self) -> float:
+        """Seconds that a child may take for one answer."""
+        return self.asked.limit
+
+    def left(self, share: float = 1.0) -> float:
+        """Seconds left of the budget's share; infinite without one."""
+        if self.asked.budget is None:
+            return float("inf")
+        return share * self.asked.budget - self.elapsed()
+
+    def elapsed(self) -> float:
+        """Seconds since the sweep began, those of an earlier run that was cut off included."""
+        return self.before + monotonic() - self.began
+
+    def add(self, trial: Trial) -> None:
+        """Put a trial into the report, in place of an earlier one of the same candidate."""
+        key = (trial.candidate.component, trial.candidate.key)
+        kept = [one for one in self.report.trials if (one.candidate.component, one.candidate.key) != key]
+        self._keep(replace(self.report, trials=(*kept, trial)))
+
+    def known(self, candidate: Candidate) -> Trial | None:
+        """What an earlier run of this sweep found out of the candidate."""
+        found = [one for one in self.report.of(candidate.component) if one.candidate.key == candidate.key]
+        return next((one for one in found if one.status != "skipped" or one.ratio), None)
+
+    def chosen(self) -> dict[str, Component]:
+        """By name, the best component found so far."""
+        from stillhouse.accelerate.settle import chosen_components
+
+        return chosen_components(self.target.directory, choose(self.report, self.asked.goal, self.report.bounds))
+
+    def _may_use(self, backend: str) -> bool:
+        return not self.asked.engines or backend in self.asked.engines
+
+    def _is_asked(self, planned: Trial | Candidate) -> bool:
+        candidate = planned.candidate if isinstance(planned, Trial) else planned
+        told = (candidate.recipe, candidate.precision)
+        plain = candidate.recipe == "f32" and candidate.precision == "f32"
+        return not self.asked.recipes or plain or any(name in self.asked.recipes for name in told if name != "f32")
+
+    def _wanted(self) -> list[Part]:
+        names = [part.name for part in self.target.parts]
+        for name in self.asked.components:
+            if name not in names:
+                from stillhouse.check import check_choice
+
+                check_choice("component", name, names)
+        return [part for part in self.target.parts if not self.asked.components or part.name in self.asked.components]
+
+    def _probes(self, parts: Sequence[Part]) -> Mapping[str, Path]:
+        folder = self.target.directory / TRIALS
+        files = {part.name: folder / part.name / "probes.npz" for part in parts}
+        if not all(path.is_file() for path in files.values()):
+            self.tell("recording probes", 0, 1)
+            if self.target.is_pipeline:
+                told = probe_pipeline(self.target.directory, files, self.asked.requests, self.asked.threads)
+            else:
+                graph = self.target.parts[0].graph
+                told = probe_network(graph, files, self.asked.inputs, self.asked.shapes, ones=self.asked.ones)
+            self._keep(replace(self.report, probes=told))
+        return files
+
+    def _component(self, part: Part, planned: Sequence[Trial | Candidate], probes: Path, share: float) -> None:
+        bench = self._bench(part, probes)
+        for one in planned:
+            if isinstance(one, Trial) and not self.known(one.candidate):
+                self.add(one)
+        candidates = [one for one in planned if isinstance(one, Candidate)]
+        with self._baseline(candidates, bench) as reference:
+            for number, candidate in enumerate(candidates):
+                self.tell(f"{part.name}: {candidate.name}", number, len(candidates))
+                if self.known(candidate):
+                    continue
+                if reference is None:
+                    self.add(Trial(candidate, "skipped", "no candidate ran that others could be compared with"))
+                elif slow := outrun(candidate, self.report.of(part.name)):
+                    self.add(Trial(candidate, "skipped", slow))
+                elif self.left(share) <= 0:
+                    self.add(Trial(candidate, "skipped", "the time budget ended first; run again to go on"))
+                else:
+                    bench.effort = replace(bench.effort, hopeless=self._hopeless(part.name))
+                    self.add(attempt(candidate, bench, reference)[0])
+            if reference is not None:
+                for trial in rescue(self.report.of(part.name), bench, reference, lambda: self.left(share)):
+                    self.add(trial)
+                if part.name in HEAVY and self.left(share) > 0:
+                    self.tell(f"{part.name}: final", 1, 1)
+                    for trial in final(self.report.of(part.name), bench, reference):
+                        self.add(trial)
+
+    def _hopeless(self, component: str) -> float:
+        best = best_of(self.report.of(component), "latency")
+        return 0.8 * best.ratio.value if best and best.ratio else 0.0
+
+    @contextmanager
+    def _baseline(self, candidates: Sequence[Candidate], bench: Bench) -> Iterator[Reference | None]:
+        """The first candidate that works is what all others are compared with."""
+        reference = None
+        for candidate in candidates:
+            if reference is None and candidate.recipe == "f32" and candidate.precision == "f32":
+                trial, reference = attempt(candidate, bench, None)
+                self.add(trial)
+                if reference is not None:
+                    baselines = {**self.report.baselines, candidate.component: candidate.key}
+                    self._keep(replace(self.report, baselines=baselines))
+        try:
+            yield reference
+        finally:
+            if reference is not None:
+                reference.subject.kill()
+
+    def _bench(self, part: Part, probes: Path) -> Bench:
+        memory = self.asked.memory or (int(_SAFE * self.report.machine.memory) if self.report.machine.memory else None)
+        return Bench(
+            folder=self.target.directory / TRIALS / part.name,
+            root=self.target.directory,
+            graph=part.graph,
+            probes=probes,
+            bounds=self.report.bounds,
+            rows=_rows(probes) if part.dynamic_rows else 1,
+            pipeline=self.target.directory if self.target.is_pipeline else None,
+            components=self._others(),
+            requests=self._compared(part),
+            threads=self.asked.threads,
+            memory=memory,
+            limit=self.asked.limit,
+            effort=self.asked.effort or (Effort() if part.name in HEAVY else Effort(most=12, seconds=3.0)),
+            batches=part.name in HEAVY and part.dynamic_rows,
+        )
+
+    def _others(self) -> dict[str, Component]:
+        if not self.target.is_pipeline:
+            return {}
+        return {part.name: part.component for part in self.target.parts}
+
+    def _compared(self, part: Part) -> Sequence[ImageRequest]:
+        if not self.target.is_pipeline or part.name == "vae_encoder":
+            return ()
+        from stillhouse.accelerate.prompts import compared
+
+        return compared(self.target.directory, self.asked.requests)
+
+    def _keep(self, report: Report) -> None:
+        load = (report.load[0], os.getloadavg()[0])
+        self.report = replace(report, seconds=self.elapsed(), load=load)
+        write_report(self.target.directory, self.report)
+
+
+def _rows(probes: Path) -> int:
+    """Samples in one call: the first axis of the first probe."""
+    feeds = read_probes(probes)[0].feeds
+    return int(next(iter(feeds.values())).shape[0])
+
+
+def _earlier(target: Target, asked: Asked) -> Report | None:
+    """The report of an earlier run in this directory, on this machine."""
+    if not (target.directory / REPORT).is_file():
+        return None
+    try:
+        earlier = read_report(target.directory)
+    except StillhouseError:
+        return None
+    if earlier.fingerprint != machine().fingerprint() or earlier.versions != _versions():
+        return None
+    bounds = with_defaults(asked.bounds, target)
+    return replace(earlier, goal=asked.goal, bounds=bounds, budget=asked.budget, finished=False)
+
+
+def _fresh(target: Target, asked: Asked) -> Report:
+    here = machine()
+    load = os.getloadavg()[0]
+    return Report(
+        source=target.name,
+        goal=asked.goal,
+        bounds=with_defaults(asked.bounds, target),
+        machine=here,
+        fingerprint=here.fingerprint(),
+        versions=_versions(),
+        load=(load, load),
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=0.0,
+        budget=asked.budget,
+        price=asked.price,
+        currency=asked.currency,
+        identity=target.identity,
+    )
+
+
+def with_defaults(bounds: Bounds, target: Target) -> Bounds:
+    """The bounds with what is usual where nothing was asked.
+
+    A network may err by 20 dB in a bare file; in a pipeline, where whole pictures are compared too, by 10 dB at any
+    noise level. Same-seed pictures must be the same to the eye: 25 dB and 0.9; where an oracle reads them, a way to
+    walk may draw other pictures that are as right, and its score may fall by one point.
+    """
+    from stillhouse.accelerate.prompts import has_oracle
+
+    if not target.is_pipeline:
+        return replace(bounds, min_sqnr=20.0 if bounds.min_sqnr is None else bounds.min_sqnr)
+    filled = replace(
+        bounds,
+        min_sqnr=10.0 if bounds.min_sqnr is None else bounds.min_sqnr,
+        min_psnr=25.0 if bounds.min_psnr is None else bounds.min_psnr,
+        min_ssim=0.9 if bounds.min_ssim is None else bounds.min_ssim,
+    )
+    if has_oracle(target.directory) and bounds.max_score_drop is None:
+        filled = replace(filled, max_score_drop=1.0)
+    return filled
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,47 @@
+"""The axes of a plot: from figures to places, and the ticks between."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+WIDTH, HEIGHT = 1120, 460
+LEFT, RIGHT, TOP, BOTTOM = 60, 1100, 26, 408
+"""The drawing, and the frame of the marks in it. Units are those of the drawing, downwards from its upper left."""
+
+_EQUAL, _BELOW_EQUAL = TOP + 14, TOP + 40
+_SPEEDS = (1, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1.5, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 70, 100, 300, 1000)
+_STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
+
+Tick: TypeAlias = tuple[float, str]
+
+
+def speed_axis(values: Sequence[float]) -> tuple[Callable[[float], float], tuple[Tick, ...]]:
+    """A logarithmic scale, on which twice as fast is as far to the right as half as fast is to the left."""
+    low, high = math.log(min(values)), math.log(max(values))
+    slack = max(0.06 * (high - low), (math.log(2.4) - (high - low)) / 2)
+    low, high = low - slack, high + slack
+
+    def across(speed: float) -> float:
+        return LEFT + (math.log(speed) - low) / (high - low) * (RIGHT - LEFT)
+
+    ticks: list[Tick] = []
+    for speed in _SPEEDS:
+        x = across(speed)
+        if LEFT <= x <= RIGHT and all(abs(x - other) > 46 for other, _ in ticks):
+            ticks.append((x, f"{speed:g}x"))
+    return across, tuple(sorted(ticks))
+
+
+def quality_axis(values: Sequence[float], equal: float) -> tuple[Callable[[float], float], tuple[Tick, ...]]:
+    """A linear scale in dB, above which equal results have a line of their own."""
+    finite = [value for value in values if value < equal]
+    top = _BELOW_EQUAL if len(finite) < len(values) else TOP
+    low, high = (min(finite), max(finite)) if finite else (0.0, 0.0)
+    step = next((step for step in _STEPS if (high - low) / step <= 6), _STEPS[-1])
+    low, high = step * math.floor(low / step - 0.05), step * math.ceil(high / step + 0.05)
+
+    def up(quality: float) -> float:
+        return _EQUAL if quality >= equal else BOTTOM - (quality - low) / (high - low) * (BOTTOM - top)
+
+    levels = [low + step * number for number in range(round((high - low) / step) + 1)] if finite else []
+    return up, (*((up(level), f"{level:g}") for level in levels), *([(_EQUAL, "equal")] if top != TOP else []))

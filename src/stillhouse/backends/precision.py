@@ -1,0 +1,217 @@
+"""A graph that computes in half precision.
+
+A pass of our own over ONNX operator schemas, not `onnxruntime.transformers.float16`: that one moves weights beyond
+65504 and values below 6e-8 to the nearest half without a word, takes the angle of a timestep embedding in 11 bits
+(hundreds of radians, so that its sine is noise), casts by a list of operators instead of by their schemas, and holds
+the whole model in memory.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stillhouse.backends.graph import load_graph
+from stillhouse.backends.plain import (
+    HEAVY,
+    Constant,
+    Node,
+    check_names,
+    inner_graphs,
+    node_name,
+    open_plain,
+    refill,
+    save_plain,
+)
+from stillhouse.backends.runtime import reported, require
+
+_FLOAT, _HALF = 1, 10  # TensorProto.FLOAT, FLOAT16
+_HALVES = "tensor(float16)"
+_BEGIN = {*HEAVY, "ConvTranspose", "Attention", "Einsum"}
+_ANGULAR = {"Sin", "Cos", "Tan"}
+# The type of what they give is an attribute, not the type of what they take.
+_TYPED = {
+    *("EyeLike", "RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"),
+    *("Constant", "ConstantOfShape", "SequenceEmpty", "QuantizeLinear", "DequantizeLinear"),
+}
+
+
+def half(graph: Path, out: Path, *, keep: Collection[str] = ()) -> None:
+    """Write `out`: the graph with float16 weights and arithmetic, its inputs and outputs as they were.
+
+    Halves begin at convolutions, matrix products and embedding tables, and go on through everything that takes their
+    results. So what is computed of shapes, positions, masks and timesteps stays in float32, and so does what leads to
+    a sine, back to the last layer with weights; and any node whose schema knows no halves or that has a graph inside.
+
+    Nothing is clamped: weights beyond 65504 become infinite, and so do activations where the runtime computes in
+    halves. An overflow shows as inf or nan in the result, never as a value that looks right.
+
+    What runs in halves is up to the runtime: on x86 onnxruntime casts back to float32 around nearly everything, and
+    `Runner.census` says so. The weights take half of the space in any case.
+
+    Args:
+        graph: an ONNX file of any size.
+        out: carries its own weights, above 16 MiB in `<out>.data` beside it.
+        keep: names of nodes that stay in float32.
+
+    Raises:
+        InvalidRequest: no node has a name in `keep`.
+        PipelineError: the graph cannot be read.
+        RuntimeMissing: onnx is not installed.
+
+    >>> half(Path("unet/model.onnx"), Path("f16/model.onnx"))  # doctest: +SKIP
+    """
+    model, constants = open_plain(graph)
+    kept = check_names(keep, model) | _angles(model.graph.node, constants)
+    versions = {entry.domain: entry.version for entry in model.opset_import}
+    rewriting = _Halving(constants, _kinds(graph), versions, {value.name for value in model.graph.output})
+    for node in list(model.graph.node):
+        rewriting.take(node, kept=node_name(node) in kept)
+    refill(model.graph.node, rewriting.nodes)
+    del model.graph.value_info[:]
+    save_plain(model, constants, out)
+
+
+class _Halving:
+    """The nodes of a graph as they are written anew. Values that are halves keep their names, unless they are results.
+
+    Args:
+        constants: gets the halves of those that are taken as halves.
+        kinds: the element type of every value in the graph as it was, as far as it is known.
+        versions: of the operators, by domain.
+        results: names of the graph's outputs.
+    """
+
+    def __init__(
+        self, constants: dict[str, Constant], kinds: Mapping[str, int], versions: Mapping[str, int], results: set[str]
+    ) -> None:
+        self.nodes: list[Node] = []
+        self._constants, self._kinds, self._versions, self._results = constants, kinds, versions, results
+        self._given: set[str] = set()
+        self._halves: dict[str, str] = {}
+        self._floats: dict[str, str] = {}
+
+    def take(self, node: Node, *, kept: bool) -> None:
+        """Add a node, with the casts that it needs."""
+        schema = None if kept else self._schema(node)
+        if schema is None:
+            self._exactly(node)
+        elif node.op_type == "Cast":
+            self._cast(node)
+        else:
+            self._halved(node, schema)
+
+    def _schema(self, node: Node) -> Any:
+        """The node's schema; None where it has none, or is to stay in float32."""
+        known = all(name in self._kinds or name in self._constants for name in node.input if name)
+        if not known or node.op_type in _TYPED or any(inner_graphs(node)) or not self._concerns(node):
+            return None
+        definitions = require("onnx.defs")
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        if not definitions.has(node.op_type, domain) or domain not in self._versions:
+            return None
+        return definitions.get_schema(node.op_type, self._versions[domain], domain)
+
+    def _concerns(self, node: Node) -> bool:
+        """Whether halves reach this node or begin here."""
+        if node.op_type == "Gather":
+            table = self._constants.get(node.input[0])
+            if table and table.dtype == np.float32 and len(table.shape) > 1:
+                return True
+        return node.op_type in _BEGIN or not self._given.isdisjoint(node.input)
+
+    def _halved(self, node: Node, schema: Any) -> None:
+        allowed = {one.type_param_str: one.allowed_type_strs for one in schema.type_constraints}
+        halved = set()
+        for place, name in enumerate(node.input):
+            if not name or not self._is_float(name):
+                continue
+            kind = schema.inputs[min(place, len(schema.inputs) - 1)].type_str
+            if _HALVES in allowed.get(kind, ()):
+                node.input[place] = self._half(name)
+                halved.add(kind)
+            else:
+                node.input[place] = self._float(name)
+        self.nodes.append(node)
+        for place, name in enumerate(node.output):
+            if name and schema.outputs[min(place, len(schema.outputs) - 1)].type_str in halved:
+                self._give(node, place)
+
+    def _cast(self, node: Node) -> None:
+        """Between floats it goes on in halves; from halves to anything else, it stays."""
+        (target,) = (attribute for attribute in node.attribute if attribute.name == "to")
+        node.input[0] = self._halves.get(node.input[0], node.input[0])
+        self.nodes.append(node)
+        if target.i == _FLOAT:
+            target.i = _HALF
+            self._give(node, 0)
+
+    def _exactly(self, node: Node) -> None:
+        for place, name in enumerate(node.input):
+            node.input[place] = self._float(name)
+        for inner in inner_graphs(node):
+            self._exactly_inside(inner)
+        self.nodes.append(node)
+
+    def _exactly_inside(self, graph: Any) -> None:
+        """A graph inside a node sees the values around it by name."""
+        for node in graph.node:
+            for place, name in enumerate(node.input):
+                node.input[place] = self._float(name)
+            for inner in inner_graphs(node):
+                self._exactly_inside(inner)
+
+    def _is_float(self, name: str) -> bool:
+        constant = self._constants.get(name)
+        return constant.dtype == np.float32 if constant else self._kinds[name] == _FLOAT
+
+    def _half(self, name: str) -> str:
+        if name not in self._halves:
+            self._halves[name] = f"{name}.half"
+            if name in self._constants:
+                self._constants[self._halves[name]] = self._constants[name].cast(np.dtype(np.float16))
+            else:
+                self._convert(name, self._halves[name], _HALF)
+        return self._halves[name]
+
+    def _float(self, name: str) -> str:
+        if self._halves.get(name) != name:
+            return name
+        if name not in self._floats:
+            self._floats[name] = f"{name}.float"
+            self._convert(name, self._floats[name], _FLOAT)
+        return self._floats[name]
+
+    def _give(self, node: Node, place: int) -> None:
+        """What the node gives there is a half from here on, and a float again where it is a result of the graph."""
+        name = node.output[place]
+        self._given.add(name)
+        self._halves[name] = name
+        if name in self._results:
+            self._halves[name] = node.output[place] = f"{name}.half"
+            self._convert(self._halves[name], name, _FLOAT)
+
+    def _convert(self, source: str, target: str, kind: int) -> None:
+        self.nodes.append(require("onnx.helper").make_node("Cast", [source], [target], name=target, to=kind))
+
+
+def _kinds(graph: Path) -> dict[str, int]:
+    """The element type of each value that the schemas tell."""
+    with reported("onnx", graph, "infer the types of"):
+        model: Any = require("onnx.shape_inference").infer_shapes(load_graph(graph, weights=False))
+    values = (*model.graph.input, *model.graph.value_info, *model.graph.output)
+    kinds = {value.name: value.type.tensor_type.elem_type for value in values if value.type.HasField("tensor_type")}
+    return {name: kind for name, kind in kinds.items() if kind}
+
+
+def _angles(nodes: Iterable[Node], constants: Collection[str]) -> set[str]:
+    """The nodes that lead to a sine, back to the last layer with weights: in 11 bits, 900 radians are any angle."""
+    wanted: set[str] = set()
+    names = set()
+    for node in reversed(list(nodes)):
+        weighed = node.op_type in HEAVY and any(name in constants for name in node.input)
+        if node.op_type in _ANGULAR or (wanted.intersection(node.output) and not weighed):
+            wanted.update(node.input)
+            names.add(node_name(node))
+    return names

@@ -1,0 +1,236 @@
+"""The torch backend: the network that a graph was exported from, run by torch itself in float32 or bfloat16.
+
+The ONNX file itself is not run. It says which inputs and outputs are wanted; the network is diffusers' or
+transformers' own, opened from the config.json and the .safetensors beside it. It is opened on the CPU.
+"""
+
+import json
+import os
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from stillhouse.backends.feeds import fixed
+from stillhouse.backends.runner import GraphRunner, RunnerOptions, Tensors
+from stillhouse.backends.runtime import INSTALL, BackendStatus, reported, require
+from stillhouse.backends.signature import Axes, Signature
+from stillhouse.check import check_choice
+from stillhouse.core import TensorSpec
+from stillhouse.errors import BackendFailed, InvalidRequest, RuntimeMissing, UnsupportedPrecision
+
+SETTINGS: Mapping[str, tuple[str, ...]] = {
+    "attention": ("sdpa", "vanilla", "sliced"),
+    "memory_format": ("contiguous", "channels_last"),
+    "compile": ("none", "full", "regional"),
+}
+"""Allowed values by name; the first is the default."""
+
+_NAME = "torch"
+_NEEDED = (_NAME, "diffusers", "transformers", "accelerate", "safetensors", "onnx")
+_PRECISIONS = ("f32", "bf16", "auto")
+_DTYPES = {"f32": "float32", "bf16": "bfloat16"}
+_BF16 = ("avx512_bf16", "amx_bf16", "bf16")  # torch's names for the instructions of x86 and of ARM
+_WEIGHTS = {
+    "UNet2DConditionModel": "diffusion_pytorch_model.safetensors",
+    "AutoencoderKL": "diffusion_pytorch_model.safetensors",
+    "CLIPTextModel": "model.safetensors",
+    "CLIPTextModelWithProjection": "model.safetensors",
+}
+_EXACT = ("timestep", "time_ids")  # embedded in float32 always: to bfloat16, with 8 bits, steps 998 and 999 are one
+# Of a U-Net the blocks that diffusers' compile_repeated_blocks takes: with the residual blocks, which come in many more
+# sizes, the embedded U-Net was slower than uncompiled.
+_REGIONS = {
+    "UNet2DConditionModel": "BasicTransformerBlock",
+    "AutoencoderKL": "ResnetBlock2D",
+    "CLIPTextModel": "CLIPEncoderLayer",
+    "CLIPTextModelWithProjection": "CLIPEncoderLayer",
+}
+# A block is compiled anew for each combination of channels and sizes; those beyond torch's own limit, 8, would stay
+# uncompiled without a word.
+_COMPILED_KINDS = 64
+
+
+def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> GraphRunner:
+    """Open the network that an ONNX file of a pipeline directory was exported from.
+
+    Precisions are f32, bf16 and auto, which is bf16 where the processor has instructions for it. bf16 can be asked of
+    any processor; without such instructions it is slower than f32.
+
+    Settings:
+        attention: sdpa (fused), vanilla (all scores at once), or sliced (half of the heads at a time, as diffusers'
+            `enable_attention_slicing`).
+        memory_format: of convolutions: contiguous, or channels_last.
+        compile: none, full (the whole network), or regional (each transformer block; of an autoencoder each residual
+            block). Compiling happens at the first call and takes from seconds to minutes, and again where other sizes
+            are fed; it needs a C++ compiler. What is compiled for static shapes is faster.
+
+    `threads` is torch's own number for the whole process; it is set at every call. Threads wait asleep unless the
+    environment's OMP_WAIT_POLICY says otherwise, or torch was imported before.
+
+    Raises:
+        RuntimeMissing: torch, diffusers or one of what they need is not installed.
+        UnsupportedPrecision: anything but f32, bf16 and auto.
+        InvalidRequest: a setting that is not known, or that changes nothing in this network.
+        BackendFailed: the graph has no network beside it, or another than torch runs here, or was quantised since.
+
+    >>> half = RunnerOptions("bf16", settings={"memory_format": "channels_last"})
+    >>> unet = open_runner(Path("shapes/unet/model.onnx"), "torch", half)  # doctest: +SKIP
+    >>> unet.precision, unet.census  # doctest: +SKIP
+    ('bf16', {'bf16': 147})
+    """
+    if options.precision not in _PRECISIONS:
+        raise UnsupportedPrecision(f"precision {options.precision!r} on {_NAME}", allowed=", ".join(_PRECISIONS))
+    settings = _settings(options.settings)
+    axes = fixed(options.shapes, signature.inputs)
+    kind = _kind(graph, signature)
+    if missing := _missing():
+        raise RuntimeMissing(f"{_NAME} cannot be used here: no {', '.join(missing)}", fix=INSTALL[_NAME])
+    # torch's OpenMP threads spin at every barrier, and where another process or runtime wants the cores they spin away
+    # the time of the very thread that they wait for: 2 threads on 2 busy cores took 60 times as long as with this. It
+    # is read when torch is first imported; what the user has set stays.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    torch = require(_NAME)
+    asked = options.precision if options.precision != "auto" else _preferred(torch)
+    dtype = getattr(torch, _DTYPES[asked])
+    with reported(_NAME, graph, "open"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's compiler, when imported, calls what torch deprecates
+        # Here and not above, because that file imports torch.
+        from stillhouse.backends.torch_modules import load, module_of, use_attention
+
+        network = load(graph.parent, kind, dtype)
+        module = module_of(network, graph, signature)
+        use_attention(module, settings["attention"])
+        _arrange(torch, module, settings["memory_format"])
+        static = all(isinstance(axis, int) for shape in axes.values() for axis in shape)
+        for part in _compiled(module, kind, settings["compile"]):
+            part.compile(dynamic=False if static else None, recompile_limit=_COMPILED_KINDS)
+    census = _census(torch, module)
+    inputs = tuple(_spec(name, "int64" if name == "input_ids" else "float32", axes[name]) for name in signature.inputs)
+    outputs = tuple(_spec(name, "float32", _shape(name, axes, network.config)) for name in signature.outputs)
+    executed = next(iter(census)) if len(census) == 1 else "mixed"
+    last = settings["memory_format"] == "channels_last"
+    run = partial(_run, torch, module, dtype, torch.channels_last if last else torch.contiguous_format, options.threads)
+    return GraphRunner(graph, _NAME, executed, inputs, outputs, axes, run, census)
+
+
+def status() -> BackendStatus:
+    """What torch can do on this machine. It is not imported for that: importing takes seconds, and all that is asked
+    here is known without.
+
+    Raises:
+        RuntimeMissing: torch, diffusers or one of what they need is not installed.
+    """
+    if _NAME in (missing := _missing()):
+        raise RuntimeMissing("not installed", fix=INSTALL[_NAME])
+    if missing:
+        raise RuntimeMissing(f"it needs {', '.join(missing)}: {INSTALL[_NAME]}")
+    return BackendStatus(_NAME, version(_NAME), ("cpu",), _PRECISIONS, None, INSTALL[_NAME])
+
+
+def _missing() -> list[str]:
+    return [name for name in _NEEDED if find_spec(name) is None]
+
+
+def _settings(given: Mapping[str, str]) -> dict[str, str]:
+    for name, value in given.items():
+        check_choice(f"setting of {_NAME}", name, SETTINGS)
+        check_choice(name, value, SETTINGS[name])
+    return {name: given.get(name, allowed[0]) for name, allowed in SETTINGS.items()}
+
+
+def _kind(graph: Path, signature: Signature) -> str:
+    """The class of the network beside the graph."""
+    beside = graph.with_name("config.json")
+    if not beside.is_file():
+        raise _refused(f"{graph} has no config.json beside it")
+    try:
+        config = json.loads(beside.read_bytes())
+        kind = str(config.get("_class_name") or config["architectures"][0])
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        raise _refused(f"{beside} names no class of network") from None
+    if kind not in _WEIGHTS:
+        raise _refused(f"{beside} is of a {kind}")
+    if signature.arithmetic != "f32" or list(signature.external) != [_WEIGHTS[kind]]:
+        raise _refused(f"{graph} is not as it was exported: float32 arithmetic over {_WEIGHTS[kind]}")
+    return kind
+
+
+def _refused(given: str) -> BackendFailed:
+    allowed = f"graphs beside a {', '.join(_WEIGHTS)}: torch runs diffusers' networks, not ONNX files"
+    return BackendFailed(given, allowed=allowed, fix="open it with onnxruntime or openvino")
+
+
+def _preferred(torch: Any) -> str:
+    capabilities = torch.cpu.get_capabilities()
+    return "bf16" if any(capabilities.get(name) for name in _BF16) else "f32"
+
+
+def _arrange(torch: Any, module: Any, memory_format: str) -> None:
+    if memory_format == "channels_last":
+        if not any(isinstance(part, torch.nn.Conv2d) for part in module.modules()):
+            raise InvalidRequest("memory_format is 'channels_last' in a network without convolutions")
+        module.to(memory_format=torch.channels_last)
+
+
+def _compiled(module: Any, kind: str, how: str) -> list[Any]:
+    """The parts that are compiled, each by itself."""
+    blocks = [part for part in module.modules() if type(part).__name__ == _REGIONS[kind]]
+    return {"none": [], "full": [module], "regional": blocks}[how]
+
+
+def _census(torch: Any, module: Any) -> dict[str, int]:
+    """Convolutions, linear layers and attentions by what they compute in. In torch that is the type of their weights:
+    it refuses to mix two."""
+    kinds = {getattr(torch, dtype): name for name, dtype in _DTYPES.items()}
+    heavy = [
+        part
+        for part in module.modules()
+        if isinstance(part, torch.nn.Conv2d | torch.nn.Linear) or type(part).__name__.endswith("Attention")
+    ]
+    dtypes = (next(part.parameters()).dtype for part in heavy)
+    return dict(Counter(kinds.get(dtype, str(dtype)) for dtype in dtypes))
+
+
+def _run(
+    torch: Any, module: Any, dtype: Any, memory_format: Any, threads: int | None, feeds: Tensors
+) -> list[NDArray[Any]]:
+    if threads and torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+    tensors = [_tensor(torch, name, array, dtype, memory_format) for name, array in feeds.items()]
+    with torch.inference_mode():
+        results = module(*tensors)
+    results = results if isinstance(results, tuple) else (results,)
+    return [result.float().contiguous().numpy() for result in results]
+
+
+def _tensor(torch: Any, name: str, array: NDArray[Any], dtype: Any, memory_format: Any) -> Any:
+    tensor = torch.tensor(array)  # a copy: torch warns of arrays that may not be written to
+    if not tensor.is_floating_point() or name in _EXACT:
+        return tensor
+    return tensor.to(dtype, memory_format=memory_format if tensor.ndim == 4 else torch.contiguous_format)
+
+
+def _spec(name: str, dtype: str, axes: Sequence[int | str | None]) -> TensorSpec:
+    return TensorSpec(name, dtype, tuple(axis if isinstance(axis, int) else None for axis in axes))
+
+
+def _shape(name: str, axes: Mapping[str, Axes], config: Any) -> tuple[int | None, ...]:
+    """The shape of an output, as far as it is known before the network runs."""
+    rows, *lengths = (axis if isinstance(axis, int) else None for axis in next(iter(axes.values())))
+    if name == "last_hidden_state":
+        return rows, lengths[0], config.hidden_size
+    if name == "text_embeds":
+        return rows, config.projection_dim
+    if name == "out_sample":
+        return rows, config.out_channels, *lengths[1:]
+    scale = 2 ** (len(config.block_out_channels) - 1)
+    if name == "sample":
+        return rows, config.out_channels, *(n and n * scale for n in lengths[1:])
+    return rows, config.latent_channels, *(n and n // scale for n in lengths[1:])

@@ -1,0 +1,172 @@
+"""`stillhouse accelerate SOURCE -o DIR`: every way to run a model here, measured, checked and chosen from."""
+
+import re
+import warnings
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from dataclasses import fields, replace
+from pathlib import Path
+
+from stillhouse.accelerate.config import ONES, Config, check_against, find_layout, read_config
+from stillhouse.accelerate.inputs import guess_shapes, read_inputs
+from stillhouse.accelerate.publish import publish
+from stillhouse.accelerate.race import Effort
+from stillhouse.accelerate.report import GOALS, Bounds
+from stillhouse.accelerate.settle import clear
+from stillhouse.accelerate.sweep import Asked, sweep
+from stillhouse.accelerate.target import settle
+from stillhouse.accelerate.views.console import table
+from stillhouse.backends.signature import read_signature
+from stillhouse.cli.arguments import number, positive
+from stillhouse.cli.progress import progress
+from stillhouse.core import ImageRequest
+from stillhouse.errors import InvalidRequest
+
+_UNITS = {"s": 1, "m": 60, "h": 3600}
+_SIZES = {"": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "K": 10**3, "M": 10**6, "G": 10**9}
+
+
+def declare(parser: ArgumentParser) -> None:
+    """The options of `accelerate`."""
+    parser.add_argument("source", nargs="?", metavar="SOURCE", help="model name, pipeline or diffusers dir, or .onnx")
+    parser.add_argument("-o", "--out", type=Path, metavar="DIR", help="where the faster pipeline goes")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="config.yml of Auto-Acceleration, read as it is")
+    add_choice(parser)
+    parser.add_argument("--budget", type=duration, metavar="TIME", help="best answer within 90s, 10m, 1h")
+    parser.add_argument("--threads", type=positive, metavar="N", help="at most so many; default: the engine decides")
+    parser.add_argument("--limit", type=duration, default=900.0, metavar="TIME", help="for one answer of a candidate")
+    parser.add_argument("--memory", type=size_in_bytes, metavar="SIZE", help="for one candidate, for example 8GiB")
+    parser.add_argument("--component", action="append", default=[], metavar="NAME", help="only this one; repeatable")
+    parser.add_argument("--engine", action="append", default=[], metavar="NAME", help="only this one; repeatable")
+    parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="to compare by; repeatable")
+    parser.add_argument("--inputs", type=Path, metavar="FILE.npz", help="real inputs of a bare .onnx file")
+    parser.add_argument("--shape", action="append", default=[], type=named_shape, metavar="NAME=1x3x224x224")
+    parser.add_argument("--price", type=number, metavar="MONEY", help="of an hour of this machine, for --goal cost")
+
+
+def add_choice(parser: ArgumentParser) -> None:
+    """The options that say what is best: a goal, and bounds."""
+    parser.add_argument("--goal", choices=GOALS, help="default: latency")
+    parser.add_argument("--min-sqnr", type=number, metavar="DB", help="of every output of a network")
+    parser.add_argument("--min-psnr", type=number, metavar="DB", help="of same-seed pictures")
+    parser.add_argument("--min-ssim", type=number, metavar="X", help="of same-seed pictures, up to 1")
+    parser.add_argument("--min-score", type=number, metavar="X", help="of the oracle, 0 to 1, where there is one")
+    parser.add_argument("--max-score-drop", type=number, metavar="POINTS", help="of the oracle; default: 1")
+    parser.add_argument("--max-mae", type=number, metavar="X", help="mean absolute error of every output")
+    parser.add_argument("--max-memory", type=size_in_bytes, metavar="SIZE", help="at its highest, for example 4GiB")
+
+
+def bounds_of(arguments: Namespace) -> Bounds:
+    """The bounds that were asked for."""
+    return Bounds(**{field.name: getattr(arguments, field.name) for field in fields(Bounds)})
+
+
+def run(arguments: Namespace) -> int:
+    """Sweep, write every view, and print what was found."""
+    source, out, config = _where(arguments)
+    asked = _asked(arguments, config)
+    if Path(source).suffix == ".onnx":
+        _check_network(Path(source), asked, config)
+    target = settle(source, out)
+    with progress() as tell:
+        report = sweep(target, asked, tell)
+    publish(out, report)
+    clear(out, report)
+    print(table(report))
+    print(f"{out}: report.html, summary.xlsx, report.json")
+    return 0
+
+
+def _asked(arguments: Namespace, config: Config | None) -> Asked:
+    """What the flags say; where they are silent, what the config says."""
+    told = config or Config()
+    if told.device not in ("auto", "cpu"):
+        message = f"the config asks for device {told.device}, and no engine here computes on a GPU: the CPU is measured"
+        warnings.warn(message, stacklevel=2)
+    inputs = arguments.inputs or (told.probe if isinstance(told.probe, Path) else None)
+    return Asked(
+        goal=arguments.goal or told.goal or "latency",
+        bounds=merged(told.tolerance, bounds_of(arguments)),
+        budget=arguments.budget,
+        memory=arguments.memory,
+        limit=arguments.limit,
+        threads=arguments.threads,
+        components=tuple(arguments.component),
+        engines=tuple(arguments.engine),
+        recipes=told.precision,
+        effort=None if told.iterations is None else Effort(least=told.iterations, most=told.iterations),
+        requests=tuple(ImageRequest(prompt, seed=seed) for seed, prompt in enumerate(arguments.prompt)),
+        inputs=inputs,
+        ones=told.probe == ONES and inputs is None,
+        shapes={**told.shapes, **dict(arguments.shape)},
+        price=arguments.price,
+    )
+
+
+def _check_network(graph: Path, asked: Asked, config: Config | None) -> None:
+    """Refuse what does not fit the graph before anything is written."""
+    signature = read_signature(graph)
+    if config is not None:
+        check_against(config, signature)
+    if asked.inputs:
+        read_inputs(asked.inputs, graph)
+    else:
+        guess_shapes(graph, overrides=asked.shapes)
+
+
+def merged(before: Bounds, asked: Bounds) -> Bounds:
+    """Bounds with some of them asked for anew."""
+    told = {field.name: getattr(asked, field.name) for field in fields(asked)}
+    return replace(before, **{name: value for name, value in told.items() if value is not None})
+
+
+def duration(text: str) -> float:
+    """Seconds out of 90, 90s, 10m, 1h.
+
+    >>> duration("10m")
+    600.0
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip().lower())
+    if not found or float(found[1]) == 0:
+        raise ArgumentTypeError(f"{text!r}; allowed: a time such as 90s, 10m or 1h")
+    return float(found[1]) * _UNITS[found[2] or "s"]
+
+
+def size_in_bytes(text: str) -> int:
+    """Bytes out of 4GiB, 500MiB, 1000.
+
+    >>> size_in_bytes("4GiB")
+    4294967296
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Z]*)", text.strip().upper())
+    unit = found[2].removesuffix("B") if found and found[2] not in _SIZES else (found[2] if found else "?")
+    if not found or unit not in _SIZES or float(found[1]) == 0:
+        raise ArgumentTypeError(f"{text!r}; allowed: a size such as 4GiB or 500MiB")
+    return int(float(found[1]) * _SIZES[unit])
+
+
+def named_shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """An input's name and shape out of NAME=1x3x224x224.
+
+    >>> named_shape("image=1x3x64x64")
+    ('image', (1, 3, 64, 64))
+    """
+    name, _, axes = text.rpartition("=")
+    if not name or not re.fullmatch(r"[1-9]\d*([x,][1-9]\d*)*", axes):
+        raise ArgumentTypeError(f"{text!r}; allowed: NAME=1x3x224x224")
+    return name, tuple(int(axis) for axis in re.split("[x,]", axes))
+
+
+def _where(arguments: Namespace) -> tuple[str, Path, Config | None]:
+    if arguments.config is None:
+        if arguments.source is None or arguments.out is None:
+            raise InvalidRequest(
+                "no source or no directory for the result",
+                allowed="SOURCE -o DIR, or --config FILE",
+                fix="try stillhouse accelerate shapes -o faster",
+            )
+        return arguments.source, arguments.out, None
+    config = read_config(arguments.config)
+    if arguments.source is not None and arguments.out is not None:
+        return arguments.source, arguments.out, config
+    layout = find_layout(arguments.config)
+    return arguments.source or str(layout.model), arguments.out or layout.output, config

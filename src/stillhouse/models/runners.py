@@ -1,0 +1,118 @@
+"""The networks of one pipeline: opened when first needed, as its manifest says, and kept open within bounds."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from threading import Lock
+
+from stillhouse.backends.registry import open_runner
+from stillhouse.backends.runner import Runner, RunnerOptions
+from stillhouse.check import check_choice
+from stillhouse.models.manifest import Component, Defaults, Manifest, StepCache
+
+OPENED = 16
+"""Networks that are kept open: each counts once for every shape that it is opened for."""
+UNET, FULL, SHALLOW = "unet", "unet_full", "unet_shallow"
+"""The U-Net, and its two depths where it is cut for step caching."""
+
+
+def overridden(
+    manifest: Manifest,
+    components: Mapping[str, Component],
+    defaults: Defaults | None = None,
+    step_cache: StepCache | None = None,
+) -> Manifest:
+    """The manifest with some of its components, its defaults or its step cache replaced.
+
+    The manifest's own step cache is left out where another graph takes the U-Net's place, which it was not cut from.
+
+    Raises:
+        InvalidRequest: a component that the manifest does not have.
+    """
+    for name in components:
+        check_choice("component", name, manifest.components)
+    joined = {**manifest.components, **components}
+    if step_cache is None and (UNET not in components or joined[UNET].graph == manifest.components[UNET].graph):
+        step_cache = manifest.step_cache
+    return replace(manifest, components=joined, defaults=defaults or manifest.defaults, step_cache=step_cache)
+
+
+class Runners:
+    """The networks of a pipeline.
+
+    Args:
+        directory: graphs are relative to it.
+        manifest: says how each is run.
+        options: threads, where they are given, go before the manifest's.
+        backend: for every component, instead of the manifest's.
+        precision: for the U-Net, instead of the manifest's.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        manifest: Manifest,
+        options: RunnerOptions,
+        *,
+        backend: str | None = None,
+        precision: str | None = None,
+    ) -> None:
+        self._directory, self._manifest, self._options = directory, manifest, options
+        self._backend, self._precision = backend, precision
+        self._open: dict[tuple[str, object], Runner] = {}
+        self._opening = Lock()
+
+    def find(self, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Runner:
+        """The network of that name, opened at the first call.
+
+        Args:
+            name: a component of the manifest, or one of the U-Net's depths.
+            shapes: what it will be fed. It is opened for the shapes of a row where its rows run apart, for these
+                very shapes where it is static, and once for all shapes otherwise.
+        """
+        asked = self._asked(name)
+        key = (name, tuple(opened_for(asked, shapes).items()))
+        with self._opening:
+            if key in self._open:
+                self._open[key] = self._open.pop(key)  # the one that was not used for longest comes first
+            else:
+                while len(self._open) >= OPENED:
+                    del self._open[next(iter(self._open))]
+                self._open[key] = open_component(self._directory, asked, shapes, self._options)
+            return self._open[key]
+
+    def graph(self, name: str) -> Path:
+        """The file of a network of `find`."""
+        return self._directory / self._asked(name).graph
+
+    def _asked(self, name: str) -> Component:
+        is_unet = name in (UNET, FULL, SHALLOW)
+        asked = self._manifest.components[UNET if is_unet else name]
+        if cut := self._manifest.step_cache:
+            asked = replace(asked, graph={FULL: cut.full, SHALLOW: cut.shallow}.get(name, asked.graph))
+        if self._backend not in (None, asked.backend):
+            # How a network is best run was found for the engine of the manifest, and says nothing of another one.
+            asked = Component(asked.graph, asked.weights, self._backend or asked.backend)
+        return replace(asked, precision=self._precision) if self._precision and is_unet else asked
+
+
+def opened_for(component: Component, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The static shapes that a component is opened for when it is fed these: of a row, of all of them, or none."""
+    if component.streams > 1:
+        return {name: (1, *shape[1:]) if shape else () for name, shape in shapes.items()}
+    return dict(shapes) if component.static else {}
+
+
+def open_component(
+    directory: Path, component: Component, shapes: Mapping[str, tuple[int, ...]], options: RunnerOptions
+) -> Runner:
+    """A component as its manifest says, for inputs of these shapes; of `options` threads and cache are taken."""
+    chosen = replace(
+        options,
+        precision=component.precision,
+        threads=options.threads or component.threads,
+        shapes=opened_for(component, shapes),
+        streams=component.streams,
+        settings=component.settings,
+    )
+    return open_runner(directory / component.graph, component.backend, chosen)

@@ -1,0 +1,65 @@
+"""Engines that fail: whatever one does, it becomes a row with a reason, nothing of it is chosen, and the sweep ends."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from stillhouse.accelerate.race import Effort
+from stillhouse.accelerate.report import Report, read_report
+from stillhouse.accelerate.sweep import Asked, sweep
+from stillhouse.accelerate.target import settle
+from stillhouse.models.network import open_network
+from tests.accelerate.networks import detector
+
+FAULTY = Path(__file__).parent / "faulty"
+FAULTS = ("nan", "noise", "ones", "hang", "hoard", "crash")
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
+    """A sweep with every faulty engine installed, for its children too."""
+    folder = tmp_path_factory.mktemp("faults")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(FAULTY))
+        patch.setenv("PYTHONPATH", str(FAULTY) + os.pathsep + os.environ.get("PYTHONPATH", ""))
+        target = settle(str(detector(folder / "detector.onnx")), folder / "faster")
+        report = sweep(
+            target,
+            Asked(
+                limit=20.0,
+                memory=1 << 30,
+                engines=("onnxruntime", *FAULTS),
+                recipes=("f32",),
+                effort=Effort(least=5, most=5),
+            ),
+        )
+    return folder / "faster", report
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "reason"),
+    [
+        ("nan", "rejected", "NaN or infinite"),
+        ("noise", "rejected", "below the bound"),
+        ("ones", "rejected", "below the bound"),
+        ("hang", "failed", "took more than 20 s"),
+        ("hoard", "failed", "more than the 1.0 GiB allowed"),
+        ("crash", "failed", "SIGSEGV"),
+    ],
+)
+def test_a_fault_becomes_a_row_with_its_reason(
+    swept: tuple[Path, Report], fault: str, status: str, reason: str
+) -> None:
+    directory, report = swept
+    (trial,) = [one for one in report.trials if one.candidate.backend == fault]
+    assert (trial.status, reason in trial.reason) == (status, True), trial.reason
+    assert trial.log and (directory / trial.log).is_file()
+
+
+def test_the_sweep_ends_well_and_chooses_none_of_them(swept: tuple[Path, Report]) -> None:
+    directory, report = swept
+    assert report.finished
+    assert read_report(directory) == report
+    assert report.trial("network", report.chosen["network"]).candidate.backend == "onnxruntime"
+    assert open_network(directory).backend == "onnxruntime"

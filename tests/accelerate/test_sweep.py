@@ -1,0 +1,150 @@
+"""A sweep of bare ONNX files: every candidate has a row, the best is kept, and what was cut off goes on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stillhouse.accelerate.inputs import guess_shapes, plausible_inputs
+from stillhouse.accelerate.plan import BASELINE
+from stillhouse.accelerate.race import Effort
+from stillhouse.accelerate.report import Bounds, Report, read_report
+from stillhouse.accelerate.sweep import Asked, sweep
+from stillhouse.accelerate.target import settle
+from stillhouse.backends.registry import open_runner
+from stillhouse.models.network import open_network
+from tests.accelerate.networks import NETWORKS
+
+ENGINES = ("onnxruntime", "openvino")
+QUICK = Effort(least=5, most=5)
+FEW = Asked(engines=ENGINES, recipes=("f32",), limit=120.0, effort=QUICK)
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
+    """A whole sweep of the detector, with every recipe."""
+    folder = tmp_path_factory.mktemp("sweep")
+    graph = NETWORKS["detector"](folder / "detector.onnx")
+    report = sweep(settle(str(graph), folder / "out"), Asked(engines=ENGINES, limit=120.0, effort=QUICK))
+    return folder, report
+
+
+def test_every_candidate_has_a_row_and_every_row_that_is_not_accepted_a_reason(swept: tuple[Path, Report]) -> None:
+    _, report = swept
+    assert len(report.trials) > 12
+    assert all(bool(trial.reason) == (trial.status != "accepted") for trial in report.trials)
+    assert report.finished and report.chosen
+
+
+def test_every_accepted_row_has_its_measurements_and_files(swept: tuple[Path, Report]) -> None:
+    folder, report = swept
+    for trial in report.trials:
+        if trial.status == "accepted":
+            assert trial.ratio and trial.ratio.low <= trial.ratio.value <= trial.ratio.high
+            assert trial.seconds and trial.seconds.runs >= 5
+            assert trial.executed and trial.census
+            assert trial.peak_bytes and trial.file_bytes and trial.open_seconds
+            assert len(trial.fidelity) == 4 * 2  # inputs by outputs
+            assert trial.log and (folder / "out" / trial.log).is_file()
+            assert trial.reproduce and (folder / "out" / trial.reproduce).is_file()
+
+
+def test_the_result_answers_as_the_source_does(swept: tuple[Path, Report]) -> None:
+    folder, report = swept
+    graph = folder / "detector.onnx"
+    (feeds,) = plausible_inputs(graph, guess_shapes(graph), 1, seed=9)
+    wanted = open_runner(graph)(feeds)
+    for name, array in open_network(folder / "out")(feeds).items():
+        noise = float(np.square(array - wanted[name]).sum() / np.square(wanted[name]).sum())
+        assert noise <= 10 ** (-(report.bounds.min_sqnr or 0) / 10) * 2  # other inputs may err a little more
+
+
+def test_a_second_run_measures_nothing_again(swept: tuple[Path, Report]) -> None:
+    folder, report = swept
+    target = settle(str(folder / "detector.onnx"), folder / "out")
+    again = sweep(target, Asked(engines=ENGINES, limit=120.0, effort=QUICK))
+    before = {trial.candidate.key: trial.seconds for trial in report.trials if trial.candidate.backend != BASELINE}
+    after = {trial.candidate.key: trial.seconds for trial in again.trials if trial.candidate.backend != BASELINE}
+    unchanged = [key for key in before if before[key] == after[key]]
+    assert len(unchanged) >= len(before) - 4  # the finalists are timed side by side once more
+
+
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_any_onnx_file_can_be_swept(tmp_path: Path, name: str) -> None:
+    report = sweep(settle(str(NETWORKS[name](tmp_path / "model.onnx")), tmp_path / "out"), FEW)
+    assert report.chosen, [trial.reason for trial in report.trials]
+    assert {trial.candidate.backend for trial in report.trials if trial.status == "accepted"} == set(ENGINES)
+    assert open_network(tmp_path / "out").inputs
+
+
+def test_a_bound_that_nothing_keeps_leaves_the_baseline(tmp_path: Path) -> None:
+    graph = NETWORKS["detector"](tmp_path / "model.onnx")
+    report = sweep(settle(str(graph), tmp_path / "out"), replace(FEW, bounds=Bounds(min_sqnr=500.0)))
+    assert report.trial("network", report.chosen["network"]).candidate.backend == BASELINE
+
+
+def test_a_budget_that_is_over_skips_and_says_so(tmp_path: Path) -> None:
+    graph = NETWORKS["detector"](tmp_path / "model.onnx")
+    report = sweep(settle(str(graph), tmp_path / "out"), replace(FEW, budget=0.001))
+    skipped = [trial for trial in report.trials if trial.status == "skipped"]
+    assert skipped and all("budget" in trial.reason for trial in skipped)
+    assert report.chosen
+    more = sweep(settle(str(graph), tmp_path / "out"), FEW)
+    assert not [trial for trial in more.trials if trial.status == "skipped"]
+
+
+def test_an_interruption_leaves_a_choice(tmp_path: Path) -> None:
+    graph = NETWORKS["detector"](tmp_path / "model.onnx")
+    told: list[str] = []
+
+    def tell(what: str, done: float, total: float) -> None:
+        told.append(what)
+        if len(told) == 4:
+            raise KeyboardInterrupt
+
+    report = sweep(settle(str(graph), tmp_path / "out"), FEW, tell)
+    assert not report.finished
+    assert report.chosen
+    assert open_network(tmp_path / "out").inputs
+    assert sweep(settle(str(graph), tmp_path / "out"), FEW).finished
+
+
+def test_a_killed_sweep_leaves_a_valid_directory_and_no_children(tmp_path: Path) -> None:
+    graph = NETWORKS["detector"](tmp_path / "model.onnx")
+    command = [sys.executable, "-m", "stillhouse", "accelerate", str(graph), "-o", str(tmp_path / "out")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if (tmp_path / "out" / "report.json").is_file() and read_report(tmp_path / "out").baselines:
+            break
+        os.sched_yield()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    cut_off = read_report(tmp_path / "out")
+    assert cut_off.trials and not cut_off.finished
+    deadline = time.monotonic() + 60
+    while _children_of(tmp_path) and time.monotonic() < deadline:
+        os.sched_yield()
+    assert not _children_of(tmp_path)
+    whole = sweep(settle(str(graph), tmp_path / "out"), FEW)
+    assert whole.finished and whole.chosen
+
+
+def _children_of(folder: Path) -> list[str]:
+    """Command lines of living processes that mention the folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = process.read_bytes().replace(b"\0", b" ").decode()
+            state = (process.parent / "stat").read_text().rpartition(")")[2].split()[0]
+        except (OSError, UnicodeDecodeError):
+            continue
+        if str(folder) in line and "accelerate.child" in line and state != "Z":
+            found.append(line)
+    return found

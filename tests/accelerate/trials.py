@@ -1,0 +1,43 @@
+"""Trials for tests of what is pure: a ratio, and whatever else matters."""
+
+from typing import Any
+
+from stillhouse.accelerate.candidate import Candidate
+from stillhouse.accelerate.report import Bounds, Report
+from stillhouse.accelerate.trial import Status, Trial
+from stillhouse.measure.clock import Ratio, Timing
+from stillhouse.measure.fidelity import Fidelity
+from stillhouse.measure.machine import Machine
+
+MACHINE = Machine("Some Processor", 2, 24 << 30, ("avx2",), "Linux x86_64", "3.11")
+
+
+def trial(name: str, ratio: float = 1.0, sqnr: float = 60.0, status: Status = "accepted", **fields: Any) -> Trial:
+    """A trial of the candidate `name`, which is its backend, so many times as fast as the baseline."""
+    component = fields.pop("component", "unet")
+    candidate = fields.pop("candidate", Candidate(component, name))
+    return Trial(
+        candidate,
+        status,
+        fidelity={"noise 0.9": Fidelity(sqnr, 1.0, 0.0, 0.0)},
+        ratio=Ratio(ratio, 0.95 * ratio, 1.05 * ratio),
+        seconds=Timing(1 / ratio, 1.2 / ratio, 0.9 / ratio, 10),
+        **fields,
+    )
+
+
+def report(*trials: Trial, **fields: Any) -> Report:
+    """A report of these trials."""
+    told: dict[str, Any] = {
+        "source": "shapes",
+        "goal": "latency",
+        "bounds": Bounds(),
+        "machine": MACHINE,
+        "fingerprint": MACHINE.fingerprint(),
+        "versions": {"stillhouse": "0.1.0"},
+        "load": (0.0, 0.0),
+        "started": "2026-01-01T00:00:00+00:00",
+        "seconds": 1.0,
+        "budget": None,
+    }
+    return Report(trials=trials, **{**told, **fields})

@@ -1,0 +1,137 @@
+"""`stillhouse accelerate`, `choose` and `check` on a small ONNX file; every mistake is explained and loses nothing."""
+
+from pathlib import Path
+
+import pytest
+from openpyxl import load_workbook
+
+from stillhouse.accelerate.report import read_report
+from stillhouse.cli import main
+from stillhouse.cli.accelerate import duration, named_shape, size_in_bytes
+from stillhouse.models.network import read_network
+from tests.accelerate.networks import detector, external
+from tests.cli.conftest import Refused
+
+CONFIG = """
+device: cpu
+input:
+  {name}:
+    min_shape: {shape}
+    max_shape: {shape}
+    use_shape: {shape}
+precision: [f32]
+iterations: 5
+"""
+SHAPE = "[1, 3, 64, 64]"
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Auto-Acceleration's folders, swept by their config."""
+    root = tmp_path_factory.mktemp("layout")
+    for folder in ("input/config", "input/model"):
+        (root / folder).mkdir(parents=True)
+    detector(root / "input/model/detector.onnx")
+    name = _first_input(root / "input/model/detector.onnx")
+    (root / "input/config/config.yml").write_text(CONFIG.format(name=name, shape=SHAPE))
+    assert main(["accelerate", "--config", str(root / "input/config/config.yml"), "--engine", "onnxruntime"]) == 0
+    return root
+
+
+def _first_input(graph: Path) -> str:
+    from stillhouse.backends.signature import read_signature
+
+    return next(iter(read_signature(graph).inputs))
+
+
+def test_the_old_folders_give_the_old_sheet_and_more(swept: Path) -> None:
+    sheet = load_workbook(swept / "output" / "summary.xlsx")["Sheet1"]
+    header, *rows = sheet.iter_rows(values_only=True)
+    assert header[:4] == ("task", "file size(MB)", "throughput(samples/second)", "mae")
+    assert rows[0][0] == "onnx"
+    assert all(isinstance(value, int | float) for value in rows[0][1:4])
+    assert (swept / "output" / "report.html").read_text().startswith("<!doctype html>")
+
+
+def test_choosing_again_measures_nothing(swept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = read_report(swept / "output")
+    assert main(["choose", str(swept / "output"), "--goal", "memory"]) == 0
+    after = read_report(swept / "output")
+    assert [trial.seconds for trial in after.trials] == [trial.seconds for trial in before.trials]
+    assert after.goal == "memory"
+    least = min(t.peak_bytes for t in after.trials if t.status == "accepted" and t.peak_bytes)
+    assert after.trial("network", after.chosen["network"]).peak_bytes == least
+    assert read_network(swept / "output").component.backend == "onnxruntime"
+    capsys.readouterr()
+
+
+def test_a_check_passes_where_nothing_changed(swept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(swept / "output")]) in (0, 1)  # a busy machine may be slower than the interval
+    assert "network: onnxruntime" in capsys.readouterr().out
+
+
+def test_a_check_fails_where_the_bound_is_missed(swept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from dataclasses import replace
+
+    from stillhouse.accelerate.report import Bounds, write_report
+
+    report = read_report(swept / "output")
+    write_report(swept / "output", replace(report, bounds=Bounds(max_memory=1)))
+    assert main(["check", str(swept / "output")]) == 1
+    write_report(swept / "output", report)
+    assert "above the" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "given", "allowed"),
+    [
+        ("", "no source", "SOURCE -o DIR"),
+        ("model.onnx", "no source or no directory", "SOURCE -o DIR"),
+        ("none.onnx -o out", "there is no file none.onnx", None),
+        ("shape -o out", "'shape'", "shapes"),
+        ("model.onnx -o file.txt", "file.txt is a file", "empty directory"),
+        ("model.onnx -o full", "is not empty", "empty directory"),
+        ("model.onnx -o file.txt/out", "cannot be written", "can be written"),
+        ("broken.onnx -o out", "broken.onnx is no ONNX graph", None),
+        ("lost.onnx -o out", "is missing", None),
+        ("model.onnx -o out --config none.yml", "none.yml", None),
+        ("model.onnx -o out --config wrong_name.yml", "imags", "images"),
+        ("model.onnx -o out --config wrong_rank.yml", "images", None),
+        ("model.onnx -o out --config upside_down.yml", "min_shape", None),
+        ("model.onnx -o out --inputs none.npz", "none.npz", None),
+        ("model.onnx -o out --inputs file.txt", "file.txt", None),
+        ("model.onnx -o out --shape images=1x3", "images", None),
+        ("model.onnx -o out --shape wide", "'wide'", "NAME=1x3x224x224"),
+        ("model.onnx -o out --budget soon", "'soon'", "10m"),
+        ("model.onnx -o out --max-memory much", "'much'", "4GiB"),
+        ("model.onnx -o out --goal beauty", "beauty", "latency"),
+    ],
+)
+def test_a_mistake_is_explained(here: Path, refused: Refused, argv: str, given: str, allowed: str | None) -> None:
+    detector(here / "model.onnx")
+    (here / "broken.onnx").write_bytes((here / "model.onnx").read_bytes()[:200])
+    for beside in external(here / "lost.onnx").parent.glob("lost.onnx?*"):
+        beside.unlink()
+    (here / "file.txt").write_text("no npz")
+    (here / "full").mkdir()
+    (here / "full" / "letters.txt").touch()
+    name = _first_input(here / "model.onnx")
+    assert name == "images"
+    (here / "wrong_name.yml").write_text(CONFIG.format(name="imags", shape=SHAPE))
+    (here / "wrong_rank.yml").write_text(CONFIG.format(name=name, shape="[3, 64, 64]"))
+    upside_down = CONFIG.format(name=name, shape=SHAPE).replace("min_shape: [1", "min_shape: [2")
+    (here / "upside_down.yml").write_text(upside_down)
+    said = refused("accelerate", *argv.split())
+    assert given in said
+    assert allowed is None or allowed in said
+
+
+@pytest.mark.parametrize("command", ["choose", "check"])
+def test_a_directory_without_a_report_is_refused(refused: Refused, command: str) -> None:
+    assert "holds no report.json" in refused(command, ".")
+
+
+def test_units() -> None:
+    assert [duration(text) for text in ("90", "90s", "1.5m", "1h")] == [90.0, 90.0, 90.0, 3600.0]
+    assert [size_in_bytes(text) for text in ("1000", "4GiB", "500 MiB", "2GB")] == [1000, 4 << 30, 500 << 20, 2 * 10**9]
+    assert named_shape("a=b=1x2") == ("a=b", (1, 2))

@@ -1,0 +1,255 @@
+"""Step caching: who asks the whole network, who goes on with what was kept, and that company makes no difference."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from stillhouse.core import Array
+from stillhouse.diffusion import (
+    SAMPLERS,
+    START,
+    Course,
+    CutDenoiser,
+    Schedule,
+    Trajectory,
+    advance,
+    gaussian,
+    grid,
+)
+from stillhouse.errors import InvalidRequest
+
+SHAPE = (2, 4, 4)
+BETAS = Schedule(zero_terminal_snr=True)
+
+Inputs = Mapping[str, NDArray[Any]]
+
+
+@dataclass
+class Network:
+    """A made-up network in two depths, whose rows depend on nothing but themselves; it notes the rows of each call."""
+
+    calls: list[tuple[str, int]] = field(default_factory=list)
+
+    def full(self, rows: Array, timesteps: Array, conditioning: Inputs) -> tuple[Array, Array]:
+        self.calls.append(("full", len(rows)))
+        deep = _each(_deep, rows, timesteps, conditioning["text"])
+        return _each(_output, rows, timesteps, deep), deep
+
+    def shallow(self, rows: Array, timesteps: Array, conditioning: Inputs, deep: Array) -> Array:
+        self.calls.append(("shallow", len(rows)))
+        return _each(_output, rows, timesteps, deep)
+
+    @property
+    def cut(self) -> CutDenoiser:
+        return CutDenoiser(self.full, self.shallow)
+
+    def whole(self, rows: Array, timesteps: Array, conditioning: Inputs) -> Array:
+        return self.full(rows, timesteps, conditioning)[0]
+
+
+def _each(make: Any, *columns: Any) -> Array:
+    return np.stack([make(*values) for values in zip(*columns, strict=True)]).astype(np.float32)
+
+
+def _deep(row: Array, timestep: np.float32, text: Array) -> Array:
+    deep: Array = np.tanh(row[:, ::2]) * text.mean() + np.float32(timestep / 3000)
+    return deep
+
+
+def _output(row: Array, timestep: np.float32, deep: Array) -> Array:
+    output: Array = row / (1 + np.abs(row)) + np.repeat(deep, 2, axis=1) + np.float32(timestep / 5000)
+    return output
+
+
+def text(seed: int) -> dict[str, NDArray[Any]]:
+    return {"text": gaussian(seed, 77, (3, 5))}
+
+
+def picture(refresh: int = 1, steps: int = 6, sampler: str = "ddim", seed: int = 0, **fields: Any) -> Trajectory:
+    course = Course(grid(BETAS, steps), sampler, "v_prediction", refresh=refresh, seed=seed, **fields)
+    return Trajectory(course, gaussian(seed, START, SHAPE), text(seed + 1), text(0))
+
+
+def walked(trajectory: Trajectory, network: Network | None = None) -> Array:
+    network = network or Network()
+    while not trajectory.is_done:
+        advance([trajectory], network.cut)
+    return trajectory.latents
+
+
+@st.composite
+def pictures(draw: st.DrawFn) -> dict[str, Any]:
+    begin = draw(st.floats(0, 1))
+    return {
+        "refresh": draw(st.integers(1, 4)),
+        "steps": draw(st.integers(1, 7)),
+        "sampler": draw(st.sampled_from(sorted(SAMPLERS))),
+        "guidance": draw(st.sampled_from([1.0, 4.0])),
+        "guidance_rescale": draw(st.sampled_from([0.0, 0.7])),
+        "guidance_interval": (begin, draw(st.floats(begin, 1))),
+        "seed": draw(st.integers(0, 50)),
+    }
+
+
+@given(plans=st.lists(pictures(), min_size=1, max_size=6), data=st.data())
+@settings(max_examples=60)
+def test_a_picture_in_any_company_is_the_picture_alone(plans: list[dict[str, Any]], data: st.DataObject) -> None:
+    """Bit for bit, whatever the refreshes, with pictures that come, wait and go in any order: invariant 1."""
+    made, network = [picture(**plan) for plan in plans], Network()
+    while waiting := [trajectory for trajectory in made if not trajectory.is_done]:
+        batch = data.draw(st.permutations(waiting))[: data.draw(st.integers(1, len(waiting)))]
+        before = len(network.calls)
+        rows = sum(trajectory.rows for trajectory in batch)
+        advance(batch, network.cut)
+        asked = network.calls[before:]
+        assert len({depth for depth, _ in asked}) == len(asked) <= 2
+        assert sum(count for _, count in asked) == rows
+    for plan, together in zip(plans, made, strict=True):
+        assert together.latents.tobytes() == walked(picture(**plan)).tobytes()
+        assert together.latents.dtype == np.float32 and together.features is None
+
+
+@given(plan=pictures())
+@settings(max_examples=30)
+def test_refresh_of_one_is_the_network_in_one_piece(plan: dict[str, Any]) -> None:
+    trajectory = picture(**plan | {"refresh": 1})
+    while not trajectory.is_done:
+        advance([trajectory], Network().whole)
+    network = Network()
+    assert walked(picture(**plan | {"refresh": 1}), network).tobytes() == trajectory.latents.tobytes()
+    assert {depth for depth, _ in network.calls} == {"full"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"refresh": 1}, "FFFFFF"),
+        ({"refresh": 2}, "FsFsFs"),
+        ({"refresh": 3}, "FssFss"),
+        ({"refresh": 1000}, "Fsssss"),
+        ({"refresh": 2, "sampler": "heun", "steps": 3}, "FsFsF"),
+        ({"refresh": 3, "sampler": "heun", "steps": 3}, "FssFs"),
+    ],
+)
+def test_when_the_whole_network_is_asked(fields: dict[str, Any], expected: str) -> None:
+    """The first evaluation is always full; Heun's second look counts as one."""
+    network = Network()
+    walked(picture(**fields), network)
+    assert "".join({"full": "F", "shallow": "s"}[depth] for depth, _ in network.calls) == expected
+
+
+@pytest.mark.parametrize(
+    ("interval", "expected"),
+    [
+        ((0.0, 1.0), "F2 s2 s2 s2 F2 s2 s2 s2"),
+        ((0.0, 0.5), "F2 s2 s2 s2 F1 s1 s1 s1"),
+        ((0.0, 0.25), "F2 s2 s1 s1 F1 s1 s1 s1"),
+        ((0.25, 1.0), "F1 s1 F2 s2 s2 s2 F2 s2"),
+        ((0.25, 0.5), "F1 s1 F2 s2 s1 s1 F1 s1"),
+    ],
+)
+def test_where_guidance_sets_in_both_rows_are_computed_anew(interval: tuple[float, float], expected: str) -> None:
+    """The unconditional row has nothing kept; where guidance ends, the conditional row goes on with its own."""
+    network = Network()
+    walked(picture(4, 8, guidance=3.0, guidance_interval=interval), network)
+    assert " ".join(f"{'F' if depth == 'full' else 's'}{rows}" for depth, rows in network.calls) == expected
+
+
+def test_each_row_goes_on_with_its_own_features() -> None:
+    """With an output that is the features alone, a guided shallow step by hand: v = 3 c - 2 u as at the first step."""
+    network = Network()
+
+    def full(rows: Array, timesteps: Array, conditioning: Inputs) -> tuple[Array, Array]:
+        deep = _each(lambda row, text: np.full(SHAPE, text.mean()), rows, conditioning["text"])
+        return deep, deep
+
+    cut = CutDenoiser(full, lambda rows, timesteps, conditioning, deep: deep)
+    trajectory = picture(2, 4, guidance=3.0, seed=5)
+    for _ in range(2):
+        z, level, end = trajectory.latents, *trajectory.course.grid.points[trajectory.index : trajectory.index + 2]
+        advance([trajectory], cut)
+        v = 3 * text(6)["text"].mean() - 2 * text(0)["text"].mean()
+        x0, noise = level.alpha * z - level.sigma * v, level.sigma * z + level.alpha * v
+        np.testing.assert_allclose(trajectory.latents, end.alpha * x0 + end.sigma * noise, rtol=1e-5, atol=1e-5)
+    assert network.calls == []
+
+
+def test_one_batch_asks_each_depth_once() -> None:
+    network = Network()
+    batch = [picture(2, guidance=3.0), picture(1, seed=1), picture(3, seed=2)]
+    for _ in range(3):
+        advance(batch, network.cut)
+    assert network.calls == [("full", 4), ("full", 1), ("shallow", 3), ("full", 3), ("shallow", 1)]
+
+
+def test_features_are_kept_by_the_picture_alone_and_only_while_it_may_use_them() -> None:
+    plain, caching = picture(1), picture(3)
+    assert plain.features is caching.features is None
+    advance([plain, caching], Network().cut)
+    assert plain.features is None
+    assert caching.features is not None and caching.features.rows.shape == (1, 2, 2, 4)
+    walked(caching)
+    assert caching.features is None
+
+
+def test_a_network_may_reuse_its_buffers() -> None:
+    network = Network()
+    output, deep, shallow = (np.empty((9, *shape), np.float32) for shape in (SHAPE, (2, 2, 4), SHAPE))
+
+    def full(rows: Array, timesteps: Array, conditioning: Inputs) -> tuple[Array, Array]:
+        output[: len(rows)], deep[: len(rows)] = network.full(rows, timesteps, conditioning)
+        return output[: len(rows)], deep[: len(rows)]
+
+    def rest(rows: Array, timesteps: Array, conditioning: Inputs, kept: Array) -> Array:
+        shallow[: len(rows)] = network.shallow(rows, timesteps, conditioning, kept)
+        return shallow[: len(rows)]
+
+    plans: list[dict[str, Any]] = [{"refresh": 2, "guidance": 3.0}, {"refresh": 3, "seed": 1}, {"seed": 2}]
+    made = [picture(**plan) for plan in plans]
+    while not made[0].is_done:
+        advance(made, CutDenoiser(full, rest))
+        for buffer in (output, deep, shallow):
+            buffer[:] = np.nan
+    for plan, trajectory in zip(plans, made, strict=True):
+        assert trajectory.latents.tobytes() == walked(picture(**plan)).tobytes()
+
+
+@pytest.mark.parametrize("broken", ["full", "shallow"])
+def test_nothing_moves_when_either_depth_fails(broken: str) -> None:
+    def fail(*asked: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    network = Network()
+    made = [picture(2), picture(3, seed=1), picture(1, seed=2)]
+    advance(made, network.cut)
+    advance(made[1:], network.cut)
+    before = [(one.index, one.latents.tobytes(), one.past, one.features) for one in made]
+    with pytest.raises(RuntimeError, match="out of memory"):
+        advance(made, replace(network.cut, **{broken: fail}))
+    for one, (index, latents, past, features) in zip(made, before, strict=True):
+        assert (one.index, one.latents.tobytes()) == (index, latents)
+        assert one.past is past and one.features is features
+
+
+def test_kept_features_need_a_network_in_two_depths() -> None:
+    with pytest.raises(
+        InvalidRequest, match="refresh above 1 with a network in one piece; allowed: refresh 1, or a Cut"
+    ):
+        advance([picture(1), picture(2)], Network().whole)
+
+
+@pytest.mark.parametrize("refresh", [0, -1, 1001, 2.5, True])
+def test_a_refresh_without_meaning_is_refused(refresh: Any) -> None:
+    with pytest.raises(InvalidRequest, match=f"refresh is {refresh}; allowed: a whole number from 1 to 1000"):
+        picture(refresh)
+
+
+def test_an_interval_that_is_no_pair_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match=r"guidance_interval is \(0.0,\); allowed: two numbers from 0 to 1"):
+        picture(guidance_interval=(0.0,))
