@@ -43,7 +43,7 @@ def main() -> None:
 def _shapes(arguments: argparse.Namespace) -> None:
     out = BUILD / "faster-shapes"
     shutil.rmtree(out, ignore_errors=True)
-    seconds = _sweep("shapes", out)
+    seconds = _sweep("shapes", out, "--budget", "6m")
     report = read_report(out)
     judged = {
         "chosen": _judged(str(out), arguments.captions),

@@ -22,6 +22,13 @@ def test_an_embedded_model_becomes_a_pipeline_directory(tmp_path: Path) -> None:
     assert all(part.half_weights and part.dynamic_rows for part in target.parts)
 
 
+def test_a_relative_directory_means_the_same_to_every_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    target = settle(str(detector(Path("detector.onnx"))), Path("out"))
+    assert target.directory == tmp_path / "out"
+    assert target.parts[0].graph.is_absolute()
+
+
 def test_an_onnx_file_brings_its_external_data_along(tmp_path: Path) -> None:
     target = settle(str(external(tmp_path / "model.onnx")), tmp_path / "out")
     (part,) = target.parts

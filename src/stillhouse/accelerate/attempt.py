@@ -1,11 +1,13 @@
 """One candidate from nothing to a trial: built, opened, checked, raced and drawn with, in a process of its own."""
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from stillhouse.accelerate.candidate import Candidate
+from stillhouse.accelerate.candidate import MADE, Candidate
 from stillhouse.accelerate.check import check_pictures, check_tensors, missed
 from stillhouse.accelerate.child import OUTPUTS
 from stillhouse.accelerate.probe import Probe, read_probes
@@ -19,6 +21,10 @@ from stillhouse.core import ImageRequest
 from stillhouse.models.manifest import Component
 
 BATCHES = (1, 2, 4, 8)
+LARGEST_TOGETHER = 256 << 20
+"""Bytes of a graph and its weights up to which several are quantised at a time."""
+CERTAIN = 90.0
+"""dB at every probe from which pictures are taken to be the same: an error of 3e-5, below half a grey level."""
 REPRODUCE = "reproduce.py"
 MADE_FOLDER = "made"
 """The folder, beside those of the trials, of the graphs that recipes make."""
@@ -99,7 +105,7 @@ def attempt(candidate: Candidate, bench: Bench, reference: Reference | None) -> 
         trial = replace(trial, fidelity=check_tensors(reference.outputs if reference else outputs, outputs))
         trial = _raced(trial, with_subject, reference, bench)
         drawn = None
-        if not missed(trial, bench.bounds) and bench.requests:
+        if not missed(trial, bench.bounds) and bench.requests and (reference is None or not _is_certain(trial)):
             drawn = _drawn(with_subject, bench)
             trial = replace(trial, pictures=_pictures(trial, drawn, reference, bench))
         trial = replace(trial, peak_bytes=max(with_subject.peak, trial.peak_bytes or 0))
@@ -116,6 +122,26 @@ def attempt(candidate: Candidate, bench: Bench, reference: Reference | None) -> 
         if not keeps:
             subject.__exit__(None, None, None)
     return trial, None
+
+
+def prebuild(candidates: Sequence[Candidate], bench: Bench, cores: int) -> None:
+    """Make the graphs of all candidates, several at a time, while nothing is timed. What fails is tried again, and
+    reported, when its turn comes. Networks of which two may not fit into the memory are left to their turn."""
+    if cores < 2 or bytes_of(bench.graph) > LARGEST_TOGETHER:
+        return
+    wanted = {one.made: one for one in candidates if one.recipe in MADE}
+    with ThreadPoolExecutor(cores) as pool:
+        list(pool.map(lambda one: _prebuilt(bench.task(one), bench), wanted.values()))
+
+
+def _prebuilt(task: Task, bench: Bench) -> None:
+    with contextlib.suppress(SubjectFailed), Subject(task, bench.memory) as subject:
+        subject.ask("build", limit=bench.limit)
+
+
+def _is_certain(trial: Trial) -> bool:
+    """Whether no picture can show the difference: the next rung is climbed only where this one leaves a doubt."""
+    return trial.worst is not None and trial.worst.sqnr >= CERTAIN
 
 
 def _opened(trial: Trial, subject: Subject, bench: Bench) -> Trial:

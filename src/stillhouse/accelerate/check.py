@@ -11,6 +11,9 @@ from stillhouse.core import Array, Picture
 from stillhouse.measure.fidelity import Fidelity, compare
 from stillhouse.measure.images import psnr, ssim
 
+NEIGHBOURLY = ("int8-dynamic", "uint8-dynamic")
+"""Recipes whose rows are not independent of each other, which in a pipeline they must be."""
+NETWORK = "network"
 _Z95 = 1.959964
 
 
@@ -83,6 +86,8 @@ def missed(trial: Trial, bounds: Bounds) -> str:
 
     A bound on something that was not measured of this trial is kept, but a number that is not finite never is.
     """
+    if trial.candidate.recipe in NEIGHBOURLY and trial.candidate.component != NETWORK:
+        return "it takes one scale over a whole batch, so that a picture would depend on who is drawn beside it"
     for label, one in trial.fidelity.items():
         if one.nonfinite:
             return f"{one.nonfinite} values at {label} are NaN or infinite; keep more of it in f32"

@@ -12,8 +12,8 @@ from stillhouse.accelerate.subject import Subject, SubjectFailed
 from stillhouse.accelerate.trial import Trial
 from stillhouse.measure.clock import alternate, paired_ratio, summarise
 
-MOST = 4
-ROUNDS = 16
+MOST = 3
+ROUNDS = 12
 
 
 def finalists(trials: Sequence[Trial], memory: int | None = None) -> list[Trial]:

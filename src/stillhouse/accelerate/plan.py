@@ -12,7 +12,8 @@ from stillhouse.measure.machine import Machine
 BASELINE = "onnxruntime"
 HEAVY = ("unet", "network")
 """Components that a picture's time is spent in; the others get the candidates that can pay for themselves."""
-TORCH = ("unet", "vae_decoder", "vae_encoder")
+LIGHT = ("text_encoder", "text_encoder_2", "vae_encoder")
+"""Components that run once for a picture, or not at all when their answer is still kept."""
 _KNOWN = ("onnxruntime", "openvino", "torch", "tensorrt")
 _BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
 _FAR_BEHIND = 0.3
@@ -69,6 +70,9 @@ def _openvino(component: str, around: Surroundings) -> Iterator[Candidate]:
         return Candidate(component, "openvino", recipe, precision, options)
 
     apart = {"streams": str(max(2, around.threads))}
+    if component in LIGHT:
+        yield one(shapes="static")
+        return
     yield one(**apart)
     yield one(precision="bf16", **apart)
     yield one(shapes="static")
@@ -91,9 +95,11 @@ def _onnxruntime(component: str, around: Surroundings) -> Iterator[Candidate]:
     def one(recipe: str = "f32", **options: str) -> Candidate:
         return Candidate(component, "onnxruntime", recipe, "f32", options)
 
-    yield one(spinning="1")
+    if component in LIGHT:
+        return
     yield one("f16")
     if component in HEAVY:
+        yield one(spinning="1")
         yield one("int8-static")
         yield one("uint8-dynamic")
         yield one("int8-dynamic")
@@ -106,9 +112,8 @@ def _torch(component: str, around: Surroundings) -> Iterator[Candidate]:
     def one(precision: str = "f32", **options: str) -> Candidate:
         return Candidate(component, "torch", "f32", precision, options)
 
-    if component not in TORCH and component != "network":
-        return
-    yield one(attention="sdpa")
+    if component in ("unet", "network"):
+        yield one(attention="sdpa")
     if component == "unet":
         yield one(attention="sdpa", memory_format="channels_last")
         yield one("bf16", attention="sdpa", memory_format="channels_last")

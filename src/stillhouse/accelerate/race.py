@@ -27,7 +27,7 @@ class Effort:
     least: int = 5
     most: int = 20
     width: float = 0.03
-    seconds: float = 3.0
+    seconds: float = 2.5
     hopeless: float = 0.0
 
 

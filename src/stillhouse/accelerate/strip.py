@@ -21,6 +21,10 @@ class Drawn:
     pictures: NDArray[np.uint8]
     latents: Array
 
+    def first(self, count: int) -> "Drawn":
+        """The first pictures of these."""
+        return Drawn(self.pictures[:count], self.latents[:count])
+
 
 def read_drawn(folder: Path) -> Drawn:
     """What the child in this folder drew last."""

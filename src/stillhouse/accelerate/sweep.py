@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import monotonic
 
-from stillhouse.accelerate.attempt import Bench, Reference, attempt
+from stillhouse.accelerate.attempt import Bench, Reference, attempt, prebuild
 from stillhouse.accelerate.bisect import rescue
 from stillhouse.accelerate.candidate import Candidate
 from stillhouse.accelerate.choose import best_of, choose
@@ -34,8 +34,9 @@ from stillhouse.models.manifest import Component
 
 _PACKAGES = ("stillhouse", "numpy", "onnxruntime", "openvino", "nncf", "onnx", "torch", "diffusers")
 _ORDER = ("unet", "network", "vae_decoder", "text_encoder", "text_encoder_2", "vae_encoder")
-_COMPONENTS_SHARE = 0.6
-"""Of a time budget, what the single networks may use; the rest is for whole pictures."""
+_SHARES = {"unet": 0.42, "vae_decoder": 0.5}
+_COMPONENTS_SHARE = 0.55
+"""Of a time budget, by when the U-Net, the decoder and the rest are to be done; what is left is for whole pictures."""
 _SAFE = 0.85
 """Of the machine's memory, what one child may take."""
 
@@ -109,8 +110,9 @@ class Sweep:
         around = {status.name: status for status in backends() if self._may_use(status.name)}
         parts = sorted(self._wanted(), key=lambda part: _ORDER.index(part.name) if part.name in _ORDER else 99)
         probes = self._probes(parts)
-        share = _COMPONENTS_SHARE if self.target.is_pipeline else 1.0
         for part in parts:
+            alone = len(parts) == 1 or not self.target.is_pipeline
+            share = 1.0 if alone else _SHARES.get(part.name, _COMPONENTS_SHARE)
             surroundings = Surroundings(
                 backends=around,
                 machine=self.report.machine,
@@ -210,6 +212,8 @@ class Sweep:
             if isinstance(one, Trial) and not self.known(one.candidate):
                 self.add(one)
         candidates = [one for one in planned if isinstance(one, Candidate)]
+        self.tell(f"{part.name}: building", 0, len(candidates))
+        prebuild([one for one in candidates if not self.known(one)], bench, self.report.machine.cores)
         with self._baseline(candidates, bench) as reference:
             for number, candidate in enumerate(candidates):
                 self.tell(f"{part.name}: {candidate.name}", number, len(candidates))

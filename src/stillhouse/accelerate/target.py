@@ -70,7 +70,7 @@ def settle(source: str, directory: Path) -> Target:
         UnknownModel, PipelineError, ImportFailed: a source that cannot be used.
         InvalidRequest: a directory that holds something else, or cannot be written.
     """
-    path = Path(source)
+    path, directory = Path(source), directory.absolute()
     if path.suffix == ".onnx":
         return _settle_network(path, directory)
     if (path / "model_index.json").is_file() and not (path / MANIFEST).is_file():

@@ -1,0 +1,71 @@
+"""A whole pipeline, swept in a minute: networks, ways to walk, and a directory that draws, chooses and travels."""
+
+from pathlib import Path
+
+import pytest
+
+from stillhouse.accelerate.candidate import PIPELINE
+from stillhouse.accelerate.choose import choose
+from stillhouse.accelerate.publish import publish
+from stillhouse.accelerate.race import Effort
+from stillhouse.accelerate.report import Bounds, Report
+from stillhouse.accelerate.settle import apply, clear
+from stillhouse.accelerate.sweep import Asked, sweep
+from stillhouse.accelerate.target import original, settle
+from stillhouse.accelerate.whole import CHOSEN, DEFAULT, PLAIN
+from stillhouse.models.load import load
+from stillhouse.models.manifest import read_manifest
+from stillhouse.models.png import read_picture
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
+    directory = tmp_path_factory.mktemp("whole") / "out"
+    asked = Asked(
+        engines=("onnxruntime", "openvino"),
+        recipes=("f32",),
+        components=("unet",),
+        effort=Effort(least=5, most=5),
+        budget=75.0,
+    )
+    return directory, sweep(settle("shapes", directory), asked)
+
+
+def test_the_plain_loops_are_measured_beside_the_chosen_networks(swept: tuple[Path, Report]) -> None:
+    _, report = swept
+    measured = {trial.candidate.key: trial for trial in report.of(PIPELINE) if trial.ratio}
+    assert {PLAIN.key, DEFAULT.key, CHOSEN.key} <= set(measured)
+    assert measured[DEFAULT.key].pictures and measured[DEFAULT.key].pictures.psnr > 30
+    assert report.baselines[PIPELINE] == PLAIN.key
+
+
+def test_the_result_draws_and_is_sealed(swept: tuple[Path, Report]) -> None:
+    directory, report = swept
+    manifest = read_manifest(directory, verify=True)
+    assert manifest.tuned and manifest.tuned.fingerprint == report.fingerprint
+    assert "accelerate" in manifest.evidence
+    chosen = report.trial("unet", report.chosen["unet"]).candidate
+    assert manifest.components["unet"].backend == chosen.backend
+    assert load(directory).generate("a red circle", seed=1).image.shape == (64, 64, 3)
+
+
+def test_choosing_again_moves_the_manifest_and_back(swept: tuple[Path, Report]) -> None:
+    directory, report = swept
+    strict = choose(report, "memory", Bounds())
+    apply(directory, strict)
+    least = min(one.peak_bytes for one in report.of("unet") if one.status == "accepted" and one.peak_bytes)
+    assert strict.trial("unet", strict.chosen["unet"]).peak_bytes == least
+    read_manifest(directory, verify=True)
+    apply(directory, report)
+    assert read_manifest(directory).components["text_encoder"] == original(directory)["text_encoder"]
+
+
+def test_what_is_shown_lies_beside_the_report(swept: tuple[Path, Report]) -> None:
+    directory, report = swept
+    publish(directory, report)
+    clear(directory, report)
+    assert (directory / "report.html").stat().st_size > 10_000
+    assert (directory / "summary.xlsx").is_file()
+    shown = [file for trial in report.trials if trial.pictures for file in trial.pictures.files]
+    assert shown and all(read_picture(directory / file).shape == (64, 64, 3) for file in shown)
+    read_manifest(directory, verify=True)
