@@ -8,6 +8,7 @@ from stillhouse.accelerate.check import missed
 from stillhouse.accelerate.report import Bounds, Goal, Report
 from stillhouse.accelerate.trial import Trial
 
+_EVEN = 0.03
 ROWS = ("8", "4", "2", "1")
 
 
@@ -38,9 +39,16 @@ def choose(report: Report, goal: Goal, bounds: Bounds) -> Report:
 
 
 def best_of(trials: Iterable[Trial], goal: Goal) -> Trial | None:
-    """The accepted trial that serves the goal best; None where none was accepted."""
+    """The accepted trial that serves the goal best; None where none was accepted.
+
+    Of those whose time is the least to within `_EVEN`, the one that errs least: so little no race can tell apart.
+    """
     accepted = [trial for trial in trials if trial.status == "accepted" and trial.ratio is not None]
-    return min(accepted, key=_ORDERS[goal], default=None)
+    best = min(accepted, key=_ORDERS[goal], default=None)
+    if best is None or best.ratio is None or goal != "latency":
+        return best
+    even = [one for one in accepted if one.ratio and one.ratio.value >= (1 - _EVEN) * best.ratio.value]
+    return max(even, key=lambda one: (_quality(one), one.ratio.value if one.ratio else 0.0))
 
 
 def front(trials: Iterable[Trial]) -> tuple[Trial, ...]:
@@ -57,10 +65,14 @@ def _beats(one: Trial, other: Trial) -> bool:
 
 def _merits(trial: Trial) -> tuple[float, float, float]:
     assert trial.ratio is not None
-    quality = trial.worst.sqnr if trial.worst else 0.0
+    return trial.ratio.value, _quality(trial), -float(trial.peak_bytes or 0)
+
+
+def _quality(trial: Trial) -> float:
+    """dB of the worst probe; of a way to walk its score or, where nobody reads its pictures, their PSNR."""
     if trial.candidate.component == PIPELINE and trial.pictures:
-        quality = trial.pictures.psnr if trial.pictures.score is None else trial.pictures.score
-    return trial.ratio.value, quality, -float(trial.peak_bytes or 0)
+        return trial.pictures.psnr if trial.pictures.score is None else trial.pictures.score
+    return trial.worst.sqnr if trial.worst else 0.0
 
 
 def _latency(trial: Trial) -> float:

@@ -34,8 +34,8 @@ from stillhouse.models.manifest import Component
 
 _PACKAGES = ("stillhouse", "numpy", "onnxruntime", "openvino", "nncf", "onnx", "torch", "diffusers")
 _ORDER = ("unet", "network", "vae_decoder", "text_encoder", "text_encoder_2", "vae_encoder")
-_SHARES = {"unet": 0.42, "vae_decoder": 0.5}
-_COMPONENTS_SHARE = 0.55
+_SHARES = {"unet": 0.45, "vae_decoder": 0.5}
+_COMPONENTS_SHARE = 0.54
 """Of a time budget, by when the U-Net, the decoder and the rest are to be done; what is left is for whole pictures."""
 _SAFE = 0.85
 """Of the machine's memory, what one child may take."""

@@ -38,7 +38,9 @@ _SLACK = 4.2
 """Points that a rough score may fall beyond the bound: one picture of `ROUGH`."""
 _PAYS = 1.05
 """Of the plain walk's speed, what a way to walk must reach to be gone on with."""
-_FINAL_ROUNDS = 12
+_FINAL_ROUNDS = 10
+_BEFORE_FINAL = 0.9
+"""Of a time budget, what may be gone before the final."""
 _EFFORT = Effort(least=3, most=4, seconds=3.0)
 _GLANCE = Effort(least=3, most=3)
 _LIKELY = 30.0
@@ -70,8 +72,8 @@ class Sweeping(Protocol):
     def known(self, candidate: Candidate) -> Trial | None:
         """What was found out of it before."""
 
-    def left(self) -> float:
-        """Seconds left."""
+    def left(self, share: float) -> float:
+        """Seconds left of the budget's share."""
 
     def chosen(self) -> dict[str, Component]:
         """The best components found so far."""
@@ -157,7 +159,7 @@ class _Search:
         """On each ladder, the boldest rung that passes roughly, by bisection."""
         for ladder in ladders(self.manifest, caches=self.cache is not None):
             low, high = 0, len(ladder.rungs)
-            while low < high and self.sweep.left() > 0:
+            while low < high and self.sweep.left(_BEFORE_FINAL) > 0:
                 middle = (low + high) // 2
                 self.sweep.tell(f"pictures: {ladder.kind}", middle, len(ladder.rungs))
                 if self._passes(ladder.rungs[middle]):
@@ -167,7 +169,7 @@ class _Search:
                     high = middle
         boldest = self.passing.get("steps", [{}])[-1]
         for options in other_samplers(boldest) if boldest else ():
-            if self.sweep.left() > 0 and self._passes(options):
+            if self.sweep.left(_BEFORE_FINAL) > 0 and self._passes(options):
                 self.passing["steps"].append(options)
 
     def combine(self) -> None:
@@ -175,7 +177,7 @@ class _Search:
         ways = sorted(combinations(self.passing), key=lambda options: cost(self.manifest, options))
         tries = 0
         for options in ways[:_LOOKS]:
-            if self.sweep.left() <= 0 or tries == _TRIES:
+            if self.sweep.left(_BEFORE_FINAL) <= 0 or tries == _TRIES:
                 break
             self.sweep.tell("pictures: combinations", tries, _TRIES)
             if not self._passes(options):
@@ -184,7 +186,7 @@ class _Search:
             if self._passes_surely(options):
                 return
         for options in sorted(self.passing.get("steps", []), key=lambda one: -cost(self.manifest, one))[:1]:
-            if self.sweep.left() > 0:
+            if self.sweep.left(_BEFORE_FINAL) > 0:
                 self._passes_surely(options)
 
     def final(self) -> None:
@@ -252,6 +254,9 @@ class _Search:
         if not has_oracle(self.sweep.target.directory):
             return (self.sweep.known(candidate) or Trial(candidate, "failed")).status == "accepted"
         if self.sure is None:
+            plain = self.sweep.known(CHOSEN)
+            if plain and plain.seconds and self.sweep.left(_BEFORE_FINAL) < SURE * plain.seconds.median:
+                return False
             self.sure = self._look(CHOSEN, {}, SURE)
             self._measure(CHOSEN, {}, self.sure, self.sure)
         looked = self._look(candidate, options, SURE // 2)
