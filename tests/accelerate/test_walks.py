@@ -17,7 +17,7 @@ def manifest() -> Manifest:
 
 def test_every_ladder_grows_bolder(manifest: Manifest) -> None:
     found = ladders(manifest, caches=True)
-    assert [ladder.kind for ladder in found] == ["steps", "guidance", "refresh"]
+    assert [ladder.kind for ladder in found] == ["steps", "refresh", "guidance"]
     plain = cost(manifest, {})
     for ladder in found:
         options = [{name: v for name, v in rung.items() if name != "refresh"} for rung in ladder.rungs]

@@ -44,10 +44,10 @@ def ladders(manifest: Manifest, caches: bool) -> list[Ladder]:
     steps = manifest.defaults.steps
     counts = sorted({max(_FEWEST, round(share * steps)) for share in _SHARES} - {steps}, reverse=True)
     found = [Ladder("steps", tuple({"sampler": _BOLD_SAMPLER, "steps": str(n)} for n in counts if n < steps))]
-    if manifest.defaults.guidance > 1 and not manifest.guidance_channels:
-        found.append(Ladder("guidance", tuple({"guidance_interval": f"{a:g}-{b:g}"} for a, b in _INTERVALS)))
     if caches:
         found.append(Ladder("refresh", tuple({"refresh": str(every)} for every in _REFRESH)))
+    if manifest.defaults.guidance > 1 and not manifest.guidance_channels:
+        found.append(Ladder("guidance", tuple({"guidance_interval": f"{a:g}-{b:g}"} for a, b in _INTERVALS)))
     return [ladder for ladder in found if ladder.rungs]
 
 

@@ -167,8 +167,15 @@ class _Search:
                     low = middle + 1
                 else:
                     high = middle
-        boldest = self.passing.get("steps", [{}])[-1]
-        for options in other_samplers(boldest) if boldest else ():
+            if ladder.kind == "steps":
+                self._secure()
+
+    def _secure(self) -> None:
+        """Of the rungs of steps the boldest that passes in full, before time goes into what may gain more."""
+        for options in self.passing.get("steps", [])[::-1]:
+            if self.sweep.left(_BEFORE_FINAL) > 0 and self._passes_surely(options):
+                break
+        for options in other_samplers(options) if self.passing.get("steps") else ():
             if self.sweep.left(_BEFORE_FINAL) > 0 and self._passes(options):
                 self.passing["steps"].append(options)
 
@@ -185,9 +192,6 @@ class _Search:
             tries += 1
             if self._passes_surely(options):
                 return
-        for options in sorted(self.passing.get("steps", []), key=lambda one: -cost(self.manifest, one))[:1]:
-            if self.sweep.left(_BEFORE_FINAL) > 0:
-                self._passes_surely(options)
 
     def final(self) -> None:
         """The plain loops and the fastest way to walk, timed in the same rounds."""
