@@ -35,7 +35,8 @@ def test_the_plain_loops_are_measured_beside_the_chosen_networks(swept: tuple[Pa
     _, report = swept
     measured = {trial.candidate.key: trial for trial in report.of(PIPELINE) if trial.ratio}
     assert {PLAIN.key, DEFAULT.key, CHOSEN.key} <= set(measured)
-    assert measured[DEFAULT.key].pictures and measured[DEFAULT.key].pictures.psnr > 30
+    pictures = measured[DEFAULT.key].pictures
+    assert pictures and pictures.psnr > 30
     assert report.baselines[PIPELINE] == PLAIN.key
 
 

@@ -132,6 +132,7 @@ class _Search:
     subjects: dict[str, Subject] = field(default_factory=dict)
     passing: dict[str, list[Mapping[str, str]]] = field(default_factory=dict)
     cache: StepCache | None = None
+    secured: Mapping[str, str] = field(default_factory=dict)
     rough: _Looked | None = None
     sure: _Looked | None = None
 
@@ -172,16 +173,19 @@ class _Search:
 
     def _secure(self) -> None:
         """Of the rungs of steps the boldest that passes in full, before time goes into what may gain more."""
-        for options in self.passing.get("steps", [])[::-1]:
-            if self.sweep.left(_BEFORE_FINAL) > 0 and self._passes_surely(options):
+        for rung in self.passing.get("steps", [])[::-1]:
+            if self.sweep.left(_BEFORE_FINAL) > 0 and self._passes_surely(rung):
+                self.secured = rung
                 break
-        for options in other_samplers(options) if self.passing.get("steps") else ():
+        for options in other_samplers(self.secured) if self.secured else ():
             if self.sweep.left(_BEFORE_FINAL) > 0 and self._passes(options):
                 self.passing["steps"].append(options)
 
     def combine(self) -> None:
-        """Combinations of what passed, cheapest first, until one passes in full."""
-        ways = sorted(combinations(self.passing), key=lambda options: cost(self.manifest, options))
+        """Combinations of what passed that cost less than what is secured, cheapest first, until one passes in full."""
+        enough = cost(self.manifest, self.secured)
+        ways = [options for options in combinations(self.passing) if cost(self.manifest, options) < enough]
+        ways.sort(key=lambda options: cost(self.manifest, options))
         tries = 0
         for options in ways[:_LOOKS]:
             if self.sweep.left(_BEFORE_FINAL) <= 0 or tries == _TRIES:
