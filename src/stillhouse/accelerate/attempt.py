@@ -17,6 +17,7 @@ from stillhouse.accelerate.strip import Drawn, read_drawn, write_strip
 from stillhouse.accelerate.subject import LOG, Subject, SubjectFailed
 from stillhouse.accelerate.task import TASK, Task
 from stillhouse.accelerate.trial import Trial
+from stillhouse.backends.signature import read_signature
 from stillhouse.core import ImageRequest
 from stillhouse.models.manifest import Component
 
@@ -166,8 +167,6 @@ def _opened(trial: Trial, subject: Subject, bench: Bench) -> Trial:
 
 def bytes_of(graph: Path) -> int:
     """What must be on disk to open this graph: itself, and the files that its weights lie in."""
-    from stillhouse.backends.signature import read_signature
-
     external = read_signature(graph).external
     return graph.stat().st_size + sum((graph.parent / name).stat().st_size for name in external)
 

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from stillhouse.accelerate.attempt import asked
 from stillhouse.accelerate.inputs import guess_shapes, ones_inputs, plausible_inputs, read_inputs
 from stillhouse.accelerate.probe import Probe, Recorder, record, write_probes
 from stillhouse.accelerate.prompts import probed
+from stillhouse.accelerate.target import original
 from stillhouse.core import ImageRequest
 from stillhouse.errors import BackendFailed
 from stillhouse.models.manifest import Component
@@ -52,8 +54,6 @@ def probe_pipeline(
         BackendFailed: the pipeline as it is draws no picture.
     """
     requests = probed(directory, given)
-    from stillhouse.accelerate.attempt import asked
-
     task = {
         "directory": str(directory),
         "files": {name: str(path) for name, path in files.items()},
@@ -83,8 +83,6 @@ def main() -> None:
 
 def _opened(directory: Path, threads: int | None) -> Recorder:
     """The pipeline as it was before anything was chosen, on onnxruntime; on its own engines where that is missing."""
-    from stillhouse.accelerate.target import original
-
     components = {name: Component(one.graph, one.weights) for name, one in original(directory).items()}
     return Recorder(directory, threads=threads, components=components if find_spec("onnxruntime") else None)
 

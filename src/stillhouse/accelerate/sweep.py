@@ -20,13 +20,16 @@ from stillhouse.accelerate.final import final
 from stillhouse.accelerate.plan import HEAVY, Surroundings, outrun, plan
 from stillhouse.accelerate.probe import read_probes
 from stillhouse.accelerate.probing import probe_network, probe_pipeline
+from stillhouse.accelerate.prompts import compared, has_oracle
 from stillhouse.accelerate.race import Effort
 from stillhouse.accelerate.report import REPORT, Bounds, Goal, Report, read_report, write_report
-from stillhouse.accelerate.settle import apply
+from stillhouse.accelerate.settle import apply, chosen_components
+from stillhouse.accelerate.strip import SHOWN
 from stillhouse.accelerate.target import TRIALS, Part, Target
 from stillhouse.accelerate.trial import Trial
 from stillhouse.accelerate.whole import sweep_walks
 from stillhouse.backends.registry import backends
+from stillhouse.check import check_choice
 from stillhouse.core import ImageRequest
 from stillhouse.errors import StillhouseError
 from stillhouse.measure.machine import machine
@@ -110,6 +113,9 @@ class Sweep:
         around = {status.name: status for status in backends() if self._may_use(status.name)}
         parts = sorted(self._wanted(), key=lambda part: _ORDER.index(part.name) if part.name in _ORDER else 99)
         probes = self._probes(parts)
+        if self.target.is_pipeline:
+            shown = compared(self.target.directory, self.asked.requests)[:SHOWN]
+            self._keep(replace(self.report, prompts=tuple(request.prompt for request in shown)))
         for part in parts:
             alone = len(parts) == 1 or not self.target.is_pipeline
             share = 1.0 if alone else _SHARES.get(part.name, _COMPONENTS_SHARE)
@@ -171,8 +177,6 @@ class Sweep:
 
     def chosen(self) -> dict[str, Component]:
         """By name, the best component found so far."""
-        from stillhouse.accelerate.settle import chosen_components
-
         return chosen_components(self.target.directory, choose(self.report, self.asked.goal, self.report.bounds))
 
     def _may_use(self, backend: str) -> bool:
@@ -188,8 +192,6 @@ class Sweep:
         names = [part.name for part in self.target.parts]
         for name in self.asked.components:
             if name not in names:
-                from stillhouse.check import check_choice
-
                 check_choice("component", name, names)
         return [part for part in self.target.parts if not self.asked.components or part.name in self.asked.components]
 
@@ -284,8 +286,6 @@ class Sweep:
     def _compared(self, part: Part) -> Sequence[ImageRequest]:
         if not self.target.is_pipeline or part.name == "vae_encoder":
             return ()
-        from stillhouse.accelerate.prompts import compared
-
         return compared(self.target.directory, self.asked.requests)
 
     def _keep(self, report: Report) -> None:
@@ -341,8 +341,6 @@ def with_defaults(bounds: Bounds, target: Target) -> Bounds:
     noise level. Same-seed pictures must be the same to the eye: 25 dB and 0.9; where an oracle reads them, a way to
     walk may draw other pictures that are as right, and its score may fall by one point.
     """
-    from stillhouse.accelerate.prompts import has_oracle
-
     if not target.is_pipeline:
         return replace(bounds, min_sqnr=20.0 if bounds.min_sqnr is None else bounds.min_sqnr)
     filled = replace(

@@ -262,8 +262,9 @@ class _Search:
         if not has_oracle(self.sweep.target.directory):
             return (self.sweep.known(candidate) or Trial(candidate, "failed")).status == "accepted"
         if self.sure is None:
-            plain = self.sweep.known(CHOSEN)
-            if plain and plain.seconds and self.sweep.left(_BEFORE_FINAL) < SURE * plain.seconds.median:
+            looks = [self.sweep.known(CHOSEN), self.sweep.known(candidate)]
+            needed = SURE * sum(one.seconds.median for one in looks if one and one.seconds)
+            if self.sweep.left(_BEFORE_FINAL) < needed:
                 return False
             self.sure = self._look(CHOSEN, {}, SURE)
             self._measure(CHOSEN, {}, self.sure, self.sure)
