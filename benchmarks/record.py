@@ -3,11 +3,10 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from stillhouse.measure.machine import machine
+from stillhouse.measure.machine import machine, versions
 
 RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("stillhouse", "numpy", "onnxruntime", "openvino", "torch", "diffusers", "transformers")
@@ -18,7 +17,7 @@ def record(name: str, measured: Mapping[str, Any]) -> Path:
     path = RESULTS / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     partial = path.with_suffix(".partial")
-    document = {"machine": asdict(machine()), "versions": _versions(), **measured}
+    document = {"machine": asdict(machine()), "versions": versions(_PACKAGES), **measured}
     partial.write_text(json.dumps(document, indent=1) + "\n")
     partial.replace(path)
     print(f"wrote {path}")
@@ -29,13 +28,3 @@ def recorded(name: str) -> dict[str, Any]:
     """What `record` wrote."""
     document: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
     return document
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

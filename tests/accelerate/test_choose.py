@@ -10,6 +10,7 @@ from stillhouse.accelerate.candidate import PIPELINE, Candidate
 from stillhouse.accelerate.choose import best_of, choose, decide, front
 from stillhouse.accelerate.report import GOALS, Bounds, Goal
 from stillhouse.accelerate.trial import Pictures, Trial
+from stillhouse.accelerate.walks import walk
 from stillhouse.measure.fidelity import Fidelity
 from tests.accelerate.trials import report, trial
 
@@ -33,6 +34,16 @@ def test_looser_bounds_accept_again_what_was_rejected() -> None:
     strict = choose(report(trial("slow"), trial("wild", 9.0, 5)), "latency", Bounds(min_sqnr=20))
     loose = choose(strict, "latency", Bounds(min_sqnr=0))
     assert loose.chosen == {"unet": Candidate("unet", "wild").key}
+
+
+@pytest.mark.parametrize(("count", "status"), [(24, "skipped"), (64, "skipped"), (128, "accepted")])
+def test_few_pictures_can_reject_a_way_to_walk_and_looser_bounds_cannot_make_them_many(count: int, status: str) -> None:
+    pictures = Pictures(count, 40.0, 30.0, 0.99, score=0.8, baseline_score=0.9, score_gain=(-0.1, -0.2, 0.0))
+    bold = trial("bold", 9.0, candidate=walk({"steps": "4"}), pictures=pictures)
+    (strict,) = decide([bold], Bounds(max_score_drop=1.0))
+    assert strict.status == "rejected"
+    (loose,) = decide([strict], Bounds(max_score_drop=20.0))
+    assert loose.status == status
 
 
 @pytest.mark.parametrize("status", ["failed", "excluded", "skipped"])

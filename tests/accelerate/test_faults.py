@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from stillhouse.accelerate.asked import Asked
 from stillhouse.accelerate.race import Effort
 from stillhouse.accelerate.report import Report, read_report
-from stillhouse.accelerate.sweep import Asked, sweep
+from stillhouse.accelerate.sweep import sweep
 from stillhouse.accelerate.target import settle
 from stillhouse.models.network import open_network
 from tests.accelerate.networks import detector

@@ -23,7 +23,6 @@ AROUND = Surroundings(
     },
     machine=replace(MACHINE, instructions=("avx2", "avx512_bf16")),
     has_modules=True,
-    half_weights=False,
     dynamic_rows=True,
     threads=2,
 )
@@ -81,3 +80,13 @@ def test_torch_needs_the_modules_and_streams_need_rows() -> None:
 def test_an_engine_of_another_package_is_tried_too() -> None:
     added = replace(AROUND, backends={**AROUND.backends, "theirs": status("theirs", "f32")})
     assert Candidate("unet", "theirs") in tried("unet", added)
+
+
+def test_a_decoder_is_tried_in_tiles_of_half_its_side_unless_they_were_too_small() -> None:
+    (tiled,) = [one for one in tried("vae_decoder", replace(AROUND, side=512)) if "tile" in one.options]
+    assert tiled.options["tile"] == "256"
+    assert "smallest tile" in excluded("vae_decoder", replace(AROUND, side=48))["openvino f32, tile 24"]
+
+
+def test_there_is_nothing_to_offload_to_on_a_processor() -> None:
+    assert "the very memory" in excluded("unet", AROUND)["torch f32, attention sdpa, offload cpu"]

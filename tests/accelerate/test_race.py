@@ -36,7 +36,7 @@ def test_drift_that_both_feel_does_not_move_the_ratio() -> None:
     def drifting(seconds: float) -> Callable[[int], float]:
         return lambda calls: calls * seconds * (1 + next(turns) // 2)
 
-    outcome = race(drifting(2.0), drifting(1.0), Effort(least=6, most=6))
+    outcome = race(drifting(0.2), drifting(0.1), Effort(least=6, most=6))
     assert outcome.ratio.value == pytest.approx(2.0, rel=0.35)
     assert outcome.candidate.p95 > 2 * outcome.candidate.least
 
@@ -57,3 +57,17 @@ def test_who_cannot_win_is_not_timed_to_the_end() -> None:
     rng = np.random.default_rng(0)
     noisy = lambda calls: calls * float(rng.uniform(2, 6))  # noqa: E731
     assert race(lap(1.0), noisy, Effort(least=5, most=500, seconds=1e9, hopeless=2.0)).candidate.runs == 5
+
+
+def test_rounds_that_take_long_are_few_and_need_no_second_warm_up() -> None:
+    asked: list[int] = []
+    rng = np.random.default_rng(0)
+    outcome = race(lap(20.0, asked), lambda calls: calls * float(rng.uniform(9, 11)), Effort(least=8, most=50))
+    assert outcome.candidate.runs == 3
+    assert asked == [1] * 4
+
+
+def test_who_is_far_behind_at_twenty_seconds_a_call_is_timed_once() -> None:
+    effort = Effort(least=5, most=50, hopeless=1.0)
+    assert race(lap(20.0), lap(45.0), effort).candidate.runs == 1
+    assert race(lap(0.020), lap(0.045), effort).candidate.runs == 5

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stillhouse.accelerate.asked import Asked
 from stillhouse.accelerate.inputs import guess_shapes, plausible_inputs
 from stillhouse.accelerate.plan import BASELINE
 from stillhouse.accelerate.race import Effort
 from stillhouse.accelerate.report import Bounds, Report, read_report
-from stillhouse.accelerate.sweep import Asked, sweep
+from stillhouse.accelerate.sweep import sweep
 from stillhouse.accelerate.target import settle
 from stillhouse.backends.registry import open_runner
 from stillhouse.models.network import open_network

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from stillhouse.accelerate.candidate import Candidate
-from stillhouse.accelerate.walks import combinations, cost, defaults_of, ladders, request_fields, walk
+from stillhouse.accelerate.walks import combinations, cost, ladders, request_fields, walk, walked
 from stillhouse.models.load import find
 from stillhouse.models.manifest import Manifest, read_manifest
 
@@ -55,6 +55,6 @@ def test_options_become_fields_and_defaults(manifest: Manifest) -> None:
         "steps": 12,
         "guidance_interval": (0.1, 0.7),
     }
-    changed = defaults_of(candidate, manifest.defaults)
+    changed = walked(candidate, manifest.defaults)
     assert (changed.sampler, changed.steps, changed.guidance_interval) == ("dpmpp_2m", 12, (0.1, 0.7))
-    assert defaults_of(Candidate("pipeline", "openvino", "loop"), manifest.defaults) == manifest.defaults
+    assert walked(Candidate("pipeline", "openvino", "loop"), manifest.defaults) == manifest.defaults

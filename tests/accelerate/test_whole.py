@@ -4,15 +4,16 @@ from pathlib import Path
 
 import pytest
 
+from stillhouse.accelerate.asked import Asked
 from stillhouse.accelerate.candidate import PIPELINE
 from stillhouse.accelerate.choose import choose
+from stillhouse.accelerate.loops import CHOSEN, DEFAULT, PLAIN
 from stillhouse.accelerate.publish import publish
 from stillhouse.accelerate.race import Effort
 from stillhouse.accelerate.report import Bounds, Report
 from stillhouse.accelerate.settle import apply, clear
-from stillhouse.accelerate.sweep import Asked, sweep
+from stillhouse.accelerate.sweep import sweep
 from stillhouse.accelerate.target import original, settle
-from stillhouse.accelerate.whole import CHOSEN, DEFAULT, PLAIN
 from stillhouse.models.load import load
 from stillhouse.models.manifest import read_manifest
 from stillhouse.models.png import read_picture

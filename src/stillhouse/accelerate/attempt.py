@@ -12,16 +12,19 @@ from stillhouse.accelerate.check import check_pictures, check_tensors, missed
 from stillhouse.accelerate.child import OUTPUTS
 from stillhouse.accelerate.probe import Probe, read_probes
 from stillhouse.accelerate.race import Effort, race
-from stillhouse.accelerate.report import Bounds
+from stillhouse.accelerate.report import Bounds, relative
 from stillhouse.accelerate.strip import Drawn, read_drawn, write_strip
 from stillhouse.accelerate.subject import LOG, Subject, SubjectFailed
 from stillhouse.accelerate.task import TASK, Task
 from stillhouse.accelerate.trial import Trial
 from stillhouse.backends.signature import read_signature
 from stillhouse.core import ImageRequest
+from stillhouse.measure.memory import resident
 from stillhouse.models.manifest import Component
 
 BATCHES = (1, 2, 4, 8)
+LONG_CALL, FULL = 1.0, 0.95
+"""Seconds of a call from which the machine is taken to be full once a larger batch gains less than a twentieth."""
 LARGEST_TOGETHER = 256 << 20
 """Bytes of a graph and its weights up to which several are quantised at a time."""
 CERTAIN = 90.0
@@ -45,7 +48,7 @@ class Bench:
         pipeline: directory in which pictures are drawn; None for a bare ONNX file.
         components: what the other components of the pipeline are, by name.
         requests: of the pictures that are compared; none where pictures would take too long.
-        memory: bytes that a child may take.
+        memory: bytes that a child may take, and the baseline's process beside it.
         limit: seconds that a child may take for one answer.
         effort: of the race.
         batches: whether the network takes batches, and its curve is worth knowing.
@@ -88,6 +91,11 @@ class Reference:
     outputs: Sequence[Probe]
     drawn: Drawn | None = None
 
+    @property
+    def taken(self) -> int:
+        """Bytes of memory that the process takes at this moment."""
+        return resident(self.subject.pid)
+
 
 def attempt(candidate: Candidate, bench: Bench, reference: Reference | None) -> tuple[Trial, Reference | None]:
     """Try a candidate. Without a reference it becomes the baseline itself, and its process stays open.
@@ -95,8 +103,8 @@ def attempt(candidate: Candidate, bench: Bench, reference: Reference | None) -> 
     Returns:
         the trial, whatever happened, and the reference where the candidate became it.
     """
-    subject = Subject(bench.task(candidate), bench.memory)
-    trial = Trial(candidate, "failed", log=_relative(subject.folder / LOG, bench.root))
+    subject = Subject(bench.task(candidate), bench.memory, reference.taken if reference else 0)
+    trial = Trial(candidate, "failed", log=relative(subject.folder / LOG, bench.root))
     keeps = False
     try:
         with_subject = subject.__enter__()
@@ -160,8 +168,8 @@ def _opened(trial: Trial, subject: Subject, bench: Bench) -> Trial:
         first_seconds=opened["first"],
         peak_bytes=subject.peak,
         file_bytes=bytes_of(graph),
-        graph=_relative(graph, bench.root),
-        artefact=_relative(graph.parent, bench.root) if made else None,
+        graph=relative(graph, bench.root),
+        artefact=relative(graph.parent, bench.root) if made else None,
     )
 
 
@@ -186,11 +194,15 @@ def lap_of(subject: Subject, limit: float) -> Callable[[int], float]:
 
 
 def _curve(subject: Subject, limit: float, seconds: float) -> dict[str, float]:
-    curve = {}
+    curve: dict[str, float] = {}
     for rows in BATCHES:
         try:
-            curve[str(rows)] = float(subject.ask("batch", rows, 3 if seconds < 1 else 1, limit=limit))
+            row = float(subject.ask("batch", rows, 3 if seconds < 1 else 1, limit=limit))
         except SubjectFailed:
+            break
+        is_full = seconds > LONG_CALL and curve and row > FULL * min(curve.values())
+        curve[str(rows)] = row
+        if is_full:
             break
     return curve
 
@@ -211,10 +223,6 @@ def _pictures(trial: Trial, drawn: Drawn, reference: Reference | None, bench: Be
     return check_pictures(base.pictures, drawn.pictures, (base.latents, drawn.latents), files=files)
 
 
-def _relative(path: Path, root: Path) -> str:
-    return path.resolve().relative_to(root.resolve()).as_posix()
-
-
 def _write_reproduce(folder: Path, root: Path) -> str:
     """A script that runs the candidate again as it was run."""
     path = folder / REPRODUCE
@@ -225,4 +233,4 @@ def _write_reproduce(folder: Path, root: Path) -> str:
         f'reproduce(Path(__file__).parent / "{TASK}")\n',
         encoding="utf-8",
     )
-    return _relative(path, root)
+    return relative(path, root)

@@ -50,6 +50,7 @@ def component_of(candidate: Candidate, graph: str, weights: str) -> Component:
     """The candidate as a manifest names it."""
     options = dict(candidate.options)
     threads = options.pop("threads", None)
+    options.pop("tile", None)  # a default of the pipeline, not of its network
     return Component(
         graph=graph,
         weights=weights,

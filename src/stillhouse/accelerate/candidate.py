@@ -4,6 +4,9 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+DECODER = "vae_decoder"
+NETWORK = "network"
+"""The component that a bare ONNX file is."""
 PIPELINE = "pipeline"
 """The component of candidates that change how a whole picture is made, and no single network."""
 MADE = ("f16", "int8-static", "int8-dynamic", "uint8-dynamic", "int8-weights", "int4-weights")
@@ -19,10 +22,11 @@ class Candidate:
             which a whole picture is made.
         backend: onnxruntime, openvino, torch; for a pipeline candidate `stillhouse`.
         recipe: what is made of the graph: `f32` (as it is), `f16`, `int8-static`, `int8-dynamic`, `uint8-dynamic`,
-            `int8-weights`, `int4-weights`; for a pipeline candidate `walk` or `decode`.
+            `int8-weights`, `int4-weights`; for a pipeline candidate `walk`, or `loop` where it is only compared with.
         precision: what the runtime is asked to compute in: f32, bf16, f16, auto.
-        options: how it is opened (threads, streams, shapes=static, attention, memory_format, compile) or, for a
-            pipeline candidate, what it changes (sampler, steps, guidance_interval, refresh, tile).
+        options: how it is opened (threads, streams, shapes=static, attention, memory_format, compile), how much a
+            decoder sees at once (tile, in pixels a side) or, for a pipeline candidate, what it changes (sampler,
+            steps, guidance_interval, refresh).
         keep: names of the blocks that stay as they are while the rest is quantised.
 
     >>> Candidate("unet", "openvino", "int8-static", options={"streams": "2"}).name

@@ -1,9 +1,11 @@
 """The quality ladder, cheap rungs first: finite numbers, tensors at every probe, whole pictures."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from stillhouse.accelerate.candidate import NETWORK
 from stillhouse.accelerate.probe import Probe
 from stillhouse.accelerate.report import Bounds
 from stillhouse.accelerate.trial import Pictures, Trial
@@ -13,7 +15,10 @@ from stillhouse.measure.images import psnr, ssim
 
 NEIGHBOURLY = ("int8-dynamic", "uint8-dynamic")
 """Recipes whose rows are not independent of each other, which in a pipeline they must be."""
-NETWORK = "network"
+ROUGH, SURE = 24, 128
+"""Pictures by which a way to walk is first looked at, and by which it is accepted, where an oracle reads them."""
+_SLACK = 4.2
+"""Points that a rough score may fall beyond the bound: one picture of `ROUGH`."""
 _Z95 = 1.959964
 
 
@@ -107,6 +112,30 @@ def missed(trial: Trial, bounds: Bounds) -> str:
         gib = 2**30
         return f"peak memory of {trial.peak_bytes / gib:.2f} GiB is above the {bounds.max_memory / gib:.2f} GiB allowed"
     return ""
+
+
+def judged(trial: Trial, bounds: Bounds) -> Trial:
+    """The measured trial with its verdict. A score over few pictures can reject a way to walk, and cannot accept it.
+
+    The plain loops are there to be compared with: no bound concerns them.
+    """
+    if trial.candidate.recipe == "loop":
+        return trial
+    pictures, drop = trial.pictures, bounds.max_score_drop
+    is_sure = pictures is None or pictures.score is None or pictures.count >= SURE
+    if not is_sure:
+        if not trial.candidate.options:  # the pipeline's own walk, whose networks were judged one by one
+            drop = None
+        elif drop is not None and pictures and pictures.count <= ROUGH:
+            drop += _SLACK
+        bounds = replace(bounds, max_score_drop=drop, min_score=None)
+    if reason := missed(trial, bounds):
+        return replace(trial, status="rejected", reason=reason)
+    if is_sure or not trial.candidate.options:
+        return replace(trial, status="accepted", reason="")
+    assert pictures is not None
+    reason = f"right on {pictures.count} pictures, not yet looked at on {SURE}: a faster one was tried first"
+    return replace(trial, status="skipped", reason=reason)
 
 
 def _picture_rungs(pictures: Pictures | None, bounds: Bounds) -> dict[str, tuple[float | None, float | None]]:

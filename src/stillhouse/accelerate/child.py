@@ -22,9 +22,11 @@ import numpy as np
 from stillhouse.accelerate.build import build, component_of
 from stillhouse.accelerate.probe import Probe, read_probes, write_probes
 from stillhouse.accelerate.task import Task, read_task
+from stillhouse.accelerate.tiled import TiledDecoder
 from stillhouse.backends.runner import Runner, RunnerOptions
-from stillhouse.core import ImageRequest
+from stillhouse.core import ImageRequest, ImageResult
 from stillhouse.errors import StillhouseError
+from stillhouse.models.manifest import Defaults, read_manifest
 from stillhouse.models.pipeline import Draft, Pipeline
 from stillhouse.models.runners import open_component
 
@@ -63,7 +65,7 @@ class Child:
         # Threads are the candidate's own where it names them: that is what it is about.
         threads = component.threads or self.task.threads
         options = RunnerOptions(threads=threads)
-        self._runner = open_component(self.folder, component, shapes, options)
+        self._runner = self._tiled(open_component(self.folder, component, shapes, options))
         opened = perf_counter()
         self._runner(feeds)
         ran = perf_counter()
@@ -91,45 +93,45 @@ class Child:
         return perf_counter() - began
 
     def batch(self, rows: int, calls: int) -> float:
-        """Seconds a row, of batches of so many rows, the least of `calls`."""
+        """Seconds a row, of batches of so many rows: the least of `calls`, which one to warm up precedes if several."""
         assert self._runner is not None
         feeds = {n: np.resize(array, (rows, *array.shape[1:])) for n, array in self.probes[0].feeds.items()}
         taken = []
-        for _ in range(calls + 1):
+        for _ in range(calls + (calls > 1)):
             began = perf_counter()
             self._runner(feeds)
             taken.append(perf_counter() - began)
-        return min(taken[1:]) / rows
+        return min(taken[-calls:]) / rows
 
-    def draw(self, requests: list[dict[str, Any]], together: int = 1) -> float:
-        """Draw the requests, `together` in a batch; write pictures and final latents; the seconds of all."""
-        pipeline = self._opened()
-        asked = [_request(request) for request in requests]
-        began = perf_counter()
-        drafts: list[Draft] = []
-        images = []
-        for first in range(0, len(asked), together):
-            batch = [pipeline.start(request) for request in asked[first : first + together]]
-            while pending := [draft for draft in batch if not draft.is_done]:
-                pipeline.advance(pending)
-            images += [pipeline.finish(draft).image for draft in batch]
-            drafts += batch
-        seconds = perf_counter() - began
+    def draw(self, requests: list[dict[str, Any]]) -> None:
+        """Draw the requests, one after the other; write pictures and final latents."""
+        results = [self._made(_request(request)) for request in requests]
         temporary = self.folder / f".{PICTURES}"
         with temporary.open("wb") as file:
-            np.savez(file, pictures=np.array(images), latents=np.array([draft.latents for draft in drafts]))
+            pictures = np.array([result.image for _, result in results])
+            np.savez(file, pictures=pictures, latents=np.array([draft.latents for draft, _ in results]))
         temporary.replace(self.folder / PICTURES)
-        return seconds
 
     def picture(self, request: dict[str, Any]) -> float:
         """Seconds of one picture."""
-        pipeline, asked = self._opened(), _request(request)
+        asked = _request(request)
+        self._opened()
         began = perf_counter()
-        draft = pipeline.start(asked)
+        self._made(asked)
+        return perf_counter() - began
+
+    def _tiled(self, runner: Runner) -> Runner:
+        tile = self.task.candidate.options.get("tile")
+        if tile is None:
+            return runner
+        return TiledDecoder(runner, int(tile), read_manifest(Path(self.task.pipeline)).latent.downscale)
+
+    def _made(self, request: ImageRequest) -> tuple[Draft, ImageResult]:
+        pipeline = self._opened()
+        draft = pipeline.start(request)
         while not draft.is_done:
             pipeline.advance([draft])
-        pipeline.finish(draft)
-        return perf_counter() - began
+        return draft, pipeline.finish(draft)
 
     def _run(self, probe: Probe) -> Any:
         if self._runner is None:
@@ -148,11 +150,17 @@ class Child:
             self._pipeline = Pipeline(
                 Path(task.pipeline),
                 components=components,
-                defaults=task.defaults,
+                defaults=self._defaults(),
                 step_cache=task.step_cache,
                 threads=task.threads,
             )
         return self._pipeline
+
+    def _defaults(self) -> Defaults | None:
+        tile = self.task.candidate.options.get("tile")
+        if tile is None:
+            return self.task.defaults
+        return replace(self.task.defaults or read_manifest(Path(self.task.pipeline)).defaults, tile=int(tile))
 
 
 def _request(told: dict[str, Any]) -> ImageRequest:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from stillhouse.accelerate.candidate import PIPELINE
-from stillhouse.accelerate.check import missed
+from stillhouse.accelerate.check import judged
 from stillhouse.accelerate.report import Bounds, Goal, Report
 from stillhouse.accelerate.trial import Trial
 
@@ -13,14 +13,8 @@ ROWS = ("8", "4", "2", "1")
 
 
 def decide(trials: Iterable[Trial], bounds: Bounds) -> tuple[Trial, ...]:
-    """The trials with their verdicts under these bounds; what did not run stays as it was."""
-    decided = []
-    for trial in trials:
-        if trial.status in ("accepted", "rejected") and trial.ratio is not None:
-            reason = missed(trial, bounds)
-            trial = replace(trial, status="rejected" if reason else "accepted", reason=reason)
-        decided.append(trial)
-    return tuple(decided)
+    """The trials with their verdicts under these bounds; what did not run to its end stays as it was."""
+    return tuple(judged(trial, bounds) if _was_measured(trial) else trial for trial in trials)
 
 
 def choose(report: Report, goal: Goal, bounds: Bounds) -> Report:
@@ -49,6 +43,10 @@ def best_of(trials: Iterable[Trial], goal: Goal) -> Trial | None:
         return best
     even = [one for one in accepted if one.ratio and one.ratio.value >= (1 - _EVEN) * best.ratio.value]
     return max(even, key=lambda one: (_quality(one), one.ratio.value if one.ratio else 0.0))
+
+
+def _was_measured(trial: Trial) -> bool:
+    return trial.status in ("accepted", "rejected", "skipped") and trial.ratio is not None
 
 
 def front(trials: Iterable[Trial]) -> tuple[Trial, ...]:

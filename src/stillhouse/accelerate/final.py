@@ -7,13 +7,16 @@ from functools import partial
 
 from stillhouse.accelerate.attempt import Bench, Reference, lap_of
 from stillhouse.accelerate.choose import best_of
-from stillhouse.accelerate.race import Lap, calls_for
+from stillhouse.accelerate.race import LAP_SECONDS, Lap, calls_for
 from stillhouse.accelerate.subject import Subject, SubjectFailed
 from stillhouse.accelerate.trial import Trial
 from stillhouse.measure.clock import alternate, paired_ratio, summarise
 
 MOST = 3
 ROUNDS = 12
+SECONDS = 120.0
+"""A final of slow networks has as many rounds as fit into this, and no fewer than `_FEWEST`."""
+_FEWEST = 3
 
 
 def finalists(trials: Sequence[Trial], memory: int | None = None) -> list[Trial]:
@@ -37,7 +40,7 @@ def finalists(trials: Sequence[Trial], memory: int | None = None) -> list[Trial]
 
 def final(trials: Sequence[Trial], bench: Bench, reference: Reference, rounds: int = ROUNDS) -> list[Trial]:
     """The finalists' trials with ratios that were taken side by side; none where there is nothing to decide."""
-    near = finalists(trials, bench.memory)
+    near = finalists(trials, None if bench.memory is None else bench.memory - reference.taken)
     if len(near) < 2:
         return []
     with ExitStack() as stack:
@@ -46,7 +49,7 @@ def final(trials: Sequence[Trial], bench: Bench, reference: Reference, rounds: i
             if trial.candidate == reference.subject.task.candidate:
                 continue
             try:
-                subject = stack.enter_context(Subject(bench.task(trial.candidate), bench.memory))
+                subject = stack.enter_context(Subject(bench.task(trial.candidate), bench.memory, reference.taken))
                 if trial.artefact and trial.graph:
                     subject.ask("use", str(bench.root / trial.graph), limit=bench.limit)
                 subject.ask("open", limit=bench.limit)
@@ -55,6 +58,8 @@ def final(trials: Sequence[Trial], bench: Bench, reference: Reference, rounds: i
             laps[trial.candidate.key] = lap_of(subject, bench.limit)
         calls = {key: calls_for(lap) for key, lap in laps.items()}
         timed = {key: partial(_one, lap, calls[key]) for key, lap in laps.items()}
+        slow = sum(trial.seconds.median for trial in near if trial.seconds) * (1 + len(near)) / len(near)
+        rounds = min(rounds, max(_FEWEST, int(SECONDS / max(slow, LAP_SECONDS))))
         try:
             seconds = alternate(timed, rounds)
         except SubjectFailed:

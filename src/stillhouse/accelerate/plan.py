@@ -4,10 +4,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from stillhouse.accelerate.candidate import MADE, Candidate
+from stillhouse.accelerate.candidate import DECODER, MADE, Candidate
 from stillhouse.accelerate.trial import Trial
 from stillhouse.backends.runtime import BackendStatus
 from stillhouse.measure.machine import Machine
+from stillhouse.models.manifest import SMALLEST_TILE
 
 BASELINE = "onnxruntime"
 HEAVY = ("unet", "network")
@@ -28,17 +29,17 @@ class Surroundings:
         backends: as `backends.registry.backends` says, by name.
         machine: this one.
         has_modules: whether torch can open the networks, because the source is a diffusers directory.
-        half_weights: whether the weights lie on disk in half precision already.
         dynamic_rows: whether the graph takes batches of any size.
         threads: how many may be used.
+        side: pixels of the longer side of what a decoder makes; None of any other network.
     """
 
     backends: Mapping[str, BackendStatus]
     machine: Machine
     has_modules: bool
-    half_weights: bool
     dynamic_rows: bool
     threads: int
+    side: int | None = None
 
 
 def plan(component: str, around: Surroundings) -> list[Trial | Candidate]:
@@ -87,8 +88,10 @@ def _openvino(component: str, around: Surroundings) -> Iterator[Candidate]:
         yield one(precision="f16", shapes="static")
         if around.threads > 1:
             yield one(shapes="static", threads="1")
-    if component == "vae_decoder":
+    if component == DECODER:
         yield one("int8-static", shapes="static")
+        if around.side:
+            yield one(tile=str(around.side // 2))
 
 
 def _onnxruntime(component: str, around: Surroundings) -> Iterator[Candidate]:
@@ -115,12 +118,13 @@ def _torch(component: str, around: Surroundings) -> Iterator[Candidate]:
     if component in ("unet", "network"):
         yield one(attention="sdpa")
     if component == "unet":
+        yield one(attention="vanilla")
         yield one(attention="sdpa", memory_format="channels_last")
         yield one("bf16", attention="sdpa", memory_format="channels_last")
         yield one(attention="sdpa", compile="regional", shapes="static")
         yield one(attention="sdpa", compile="full", memory_format="channels_last", shapes="static")
-        yield one(attention="vanilla")
         yield one(attention="sliced")
+        yield one(attention="sdpa", offload="cpu")
 
 
 def _excluded(candidate: Candidate, around: Surroundings) -> str:
@@ -131,6 +135,10 @@ def _excluded(candidate: Candidate, around: Surroundings) -> str:
         return f"{candidate.backend} is not ready: {why}; {status.install if status else 'see --engine'}"
     if candidate.backend == "torch" and not around.has_modules:
         return "torch runs diffusers networks, and this is an ONNX file without one"
+    if "offload" in candidate.options:
+        return "networks run on the processor, in the very memory that they would be sent to from an accelerator's"
+    if int(candidate.options.get("tile", SMALLEST_TILE)) < SMALLEST_TILE:
+        return f"half of what it decodes is less than the smallest tile, {SMALLEST_TILE} pixels"
     asked = candidate.precision
     if candidate.backend == "torch" and asked == "bf16" and not _BF16.intersection(around.machine.instructions):
         return "this processor has no bf16 instructions, and torch would compute every step of it by conversion"

@@ -16,6 +16,8 @@ from stillhouse.core import ImageRequest
 from stillhouse.models.pipeline import Pipeline
 from stillhouse.models.runners import FULL, SHALLOW, UNET
 
+PROBES = "probes.npz"
+"""The file of a component's probes, in the folder of its trials."""
 _LABELS = "labels"
 
 Feeds = Mapping[str, NDArray[Any]]

@@ -14,7 +14,7 @@ from stillhouse.accelerate.prompts import probed
 from stillhouse.accelerate.target import original
 from stillhouse.core import ImageRequest
 from stillhouse.errors import BackendFailed
-from stillhouse.models.manifest import Component
+from stillhouse.models.manifest import Component, read_manifest
 
 COUNT = 4
 """Probes of a bare ONNX file where the user gives none."""
@@ -53,7 +53,7 @@ def probe_pipeline(
     Raises:
         BackendFailed: the pipeline as it is draws no picture.
     """
-    requests = probed(directory, given)
+    requests = probed(read_manifest(directory), given)
     task = {
         "directory": str(directory),
         "files": {name: str(path) for name, path in files.items()},

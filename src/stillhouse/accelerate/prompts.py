@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
 from stillhouse.core import ImageRequest
-from stillhouse.models.manifest import Manifest, read_manifest
+from stillhouse.models.manifest import Manifest
 from stillhouse.models.shapes.caption import Description, sample_held_out
 
 PROMPTS = (
@@ -17,16 +16,16 @@ PROMPTS = (
     "a bowl of oranges on a wooden table, still life",
 )
 HEAVY_BYTES = 256 << 20
-"""Bytes of the U-Net's weights from which a whole picture takes minutes on a few cores."""
+"""Bytes of the U-Net's weights from which a step takes seconds on a few cores."""
 _HEAVY_STEPS = 4
 _STREAM = 2000
 """The random stream that captions are drawn from; judging and training draw from others."""
 _PROBED, _COMPARED = 3, 4
 
 
-def has_oracle(directory: Path) -> bool:
+def has_oracle(manifest: Manifest) -> bool:
     """Whether a program can read this pipeline's pictures: the embedded model, and what was made of it."""
-    return _has_oracle(read_manifest(directory))
+    return "judge" in manifest.evidence
 
 
 def captions(count: int, stream: int = _STREAM) -> list[tuple[Description, ImageRequest]]:
@@ -36,34 +35,33 @@ def captions(count: int, stream: int = _STREAM) -> list[tuple[Description, Image
     return [(one, ImageRequest(str(one), seed=number)) for number, one in enumerate(described)]
 
 
-def probed(directory: Path, given: Sequence[ImageRequest]) -> list[ImageRequest]:
+def probed(manifest: Manifest, given: Sequence[ImageRequest]) -> list[ImageRequest]:
     """The requests at which networks are recorded."""
-    return _requests(directory, given, _PROBED)
+    return shortened(manifest, _requests(manifest, given, _PROBED))
 
 
-def compared(directory: Path, given: Sequence[ImageRequest]) -> list[ImageRequest]:
+def compared(manifest: Manifest, given: Sequence[ImageRequest]) -> list[ImageRequest]:
     """The requests whose pictures are compared."""
-    return _requests(directory, given, _COMPARED)
+    return _requests(manifest, given, _COMPARED)
+
+
+def shortened(manifest: Manifest, requests: Sequence[ImageRequest]) -> list[ImageRequest]:
+    """The requests; of a network that takes seconds a step the first one only, in few steps: it tells two networks
+    apart as well as a whole walk does."""
+    if not is_heavy(manifest):
+        return list(requests)
+    return [replace(request, steps=request.steps or _HEAVY_STEPS) for request in requests[:1]]
 
 
 def is_heavy(manifest: Manifest) -> bool:
-    """Whether a picture takes minutes, so that few and short ones must do."""
+    """Whether one step of the U-Net takes seconds on a few cores."""
     unet = manifest.components.get("unet")
     return bool(unet and manifest.files[unet.weights].bytes > HEAVY_BYTES)
 
 
-def _requests(directory: Path, given: Sequence[ImageRequest], count: int) -> list[ImageRequest]:
-    manifest = read_manifest(directory)
+def _requests(manifest: Manifest, given: Sequence[ImageRequest], count: int) -> list[ImageRequest]:
     if given:
-        requests = list(given)
-    elif _has_oracle(manifest):
-        requests = [request for _, request in captions(count)]
-    else:
-        requests = [ImageRequest(prompt, seed=number) for number, prompt in enumerate(PROMPTS[:count])]
-    if is_heavy(manifest):
-        requests = [replace(request, steps=request.steps or _HEAVY_STEPS) for request in requests[:1]]
-    return requests
-
-
-def _has_oracle(manifest: Manifest) -> bool:
-    return "judge" in manifest.evidence
+        return list(given)
+    if has_oracle(manifest):
+        return [request for _, request in captions(count)]
+    return [ImageRequest(prompt, seed=number) for number, prompt in enumerate(PROMPTS[:count])]

@@ -11,6 +11,9 @@ Lap = Callable[[int], float]
 
 LAP_SECONDS = 0.1
 """A lap lasts at least this long, so that the clock and a stray interruption do not decide."""
+LONG = 5.0
+"""Seconds from which a round is its own average: three tell what twenty short ones do."""
+_FEW = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +21,7 @@ class Effort:
     """How hard to try.
 
     Args:
-        least, most: rounds.
+        least, most: rounds; `least` is at most three where a round lasts `LONG`.
         width: half the interval, as a share of the ratio, that is good enough.
         seconds: after so many no new round begins, once there are `least`.
         hopeless: a ratio; a candidate whose interval ends below it is not timed any further.
@@ -41,8 +44,9 @@ class Outcome:
 
 
 def calls_for(lap: Lap) -> int:
-    """So many calls that a lap lasts `LAP_SECONDS`; runs two."""
-    lap(1)
+    """So many calls that a lap lasts `LAP_SECONDS`; runs one to warm up and, where that was quick, one to tell."""
+    if lap(1) > LONG:
+        return 1
     return max(1, round(LAP_SECONDS / max(lap(1), 1e-6)))
 
 
@@ -60,7 +64,10 @@ def race(baseline: Lap, candidate: Lap, effort: Effort = Effort(), clock: Callab
         pair = [(baseline, calls[0], slow), (candidate, calls[1], fast)]
         for lap, count, taken in pair if len(slow) % 2 else pair[::-1]:
             taken.append(lap(count) / count)
-        if len(slow) >= effort.least:
+        is_long = calls[0] * slow[0] + calls[1] * fast[0] >= LONG
+        if is_long and slow[-1] < fast[-1] * effort.hopeless / 2:
+            break
+        if len(slow) >= (min(_FEW, effort.least) if is_long else effort.least):
             ratio = paired_ratio(slow, fast, resamples=500)
             known = (ratio.high - ratio.low) / 2 <= effort.width * ratio.value
             if known or ratio.high < effort.hopeless or clock() - began > effort.seconds:

@@ -5,13 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stillhouse.accelerate.attempt import Bench, attempt
+from stillhouse.accelerate.candidate import NETWORK, PIPELINE
 from stillhouse.accelerate.check import missed
+from stillhouse.accelerate.probe import PROBES
 from stillhouse.accelerate.race import Effort
 from stillhouse.accelerate.report import Report
-from stillhouse.accelerate.target import NETWORK, TRIALS, original
+from stillhouse.accelerate.target import original
 from stillhouse.accelerate.trial import Trial
 from stillhouse.errors import PipelineError
 from stillhouse.measure.clock import Ratio
+from stillhouse.models.manifest import TRIALS
 
 RECHECKED = "rechecked"
 
@@ -33,7 +36,7 @@ def recheck(directory: Path, report: Report, threads: int | None = None) -> Iter
         PipelineError: the directory lacks the probes or a graph that the report names.
     """
     for component, key in report.chosen.items():
-        if component not in report.baselines or component == "pipeline":
+        if component not in report.baselines or component == PIPELINE:
             continue
         before, baseline = report.trial(component, key), report.trial(component, report.baselines[component])
         bench = _bench(directory, report, component, before, threads)
@@ -49,7 +52,7 @@ def recheck(directory: Path, report: Report, threads: int | None = None) -> Iter
 
 
 def _bench(directory: Path, report: Report, component: str, before: Trial, threads: int | None) -> Bench:
-    probes = directory / TRIALS / component / "probes.npz"
+    probes = directory / TRIALS / component / PROBES
     if component == NETWORK:
         baseline = report.trial(component, report.baselines[component])
         graph = directory / (baseline.graph or "")

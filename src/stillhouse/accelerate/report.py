@@ -56,6 +56,7 @@ class Report:
         baselines: by component, the key of the candidate that ratios and errors refer to.
         trials: every candidate, in the order of the plan; those of the whole pipeline last.
         chosen: by component, the key of the chosen candidate; `pipeline` for the walk.
+        drawn_with: by component, the key of the candidate that ran it while whole pictures were measured.
         probes: by component, what it was probed with, in words.
         prompts: of the pictures in the strips, in their order.
         price: money for an hour of this machine, for the goal `cost`; None where not told.
@@ -76,6 +77,7 @@ class Report:
     baselines: Mapping[str, str] = field(default_factory=dict)
     trials: tuple[Trial, ...] = ()
     chosen: Mapping[str, str] = field(default_factory=dict)
+    drawn_with: Mapping[str, str] = field(default_factory=dict)
     probes: Mapping[str, str] = field(default_factory=dict)
     prompts: tuple[str, ...] = ()
     price: float | None = None
@@ -94,6 +96,11 @@ class Report:
         if not found:
             raise KeyError(f"{component} {key}")
         return found[0]
+
+
+def relative(path: Path, root: Path) -> str:
+    """A file as a report in the directory `root` names it."""
+    return path.resolve().relative_to(root.resolve()).as_posix()
 
 
 def write_report(directory: Path, report: Report) -> None:

@@ -9,21 +9,21 @@ import numpy as np
 
 from stillhouse.accelerate.attempt import MADE_FOLDER
 from stillhouse.accelerate.build import component_of
-from stillhouse.accelerate.candidate import PIPELINE
+from stillhouse.accelerate.candidate import DECODER, NETWORK, PIPELINE
 from stillhouse.accelerate.child import OUTPUTS, PICTURES
 from stillhouse.accelerate.choose import front
-from stillhouse.accelerate.probe import read_probes
+from stillhouse.accelerate.probe import PROBES, read_probes
 from stillhouse.accelerate.report import Report
-from stillhouse.accelerate.target import NETWORK, TRIALS, original, original_manifest
+from stillhouse.accelerate.target import original, original_manifest
 from stillhouse.accelerate.trial import Trial
-from stillhouse.accelerate.walks import defaults_of
-from stillhouse.accelerate.whole import step_cache
-from stillhouse.models.manifest import Component, Tuned, write_manifest
+from stillhouse.accelerate.walks import walked
+from stillhouse.backends.cut import cut_unet
+from stillhouse.errors import PipelineError, RuntimeMissing
+from stillhouse.models.manifest import TRIALS, Component, Defaults, StepCache, Tuned, write_manifest
 from stillhouse.models.network import Network, write_network
 
 VERIFY = "verify"
 """The directory of what a foreign machine verifies the choice with."""
-PROBES = "probes.npz"
 ALTERNATIVES = 2
 
 
@@ -34,8 +34,9 @@ def apply(directory: Path, report: Report) -> None:
         return
     components = chosen_components(directory, report)
     before = original_manifest(directory)
-    walk = report.chosen.get(PIPELINE)
-    defaults = defaults_of(report.trial(PIPELINE, walk).candidate, before.defaults) if walk else before.defaults
+    walk, defaults = report.chosen.get(PIPELINE), chosen_defaults(directory, report)
+    if walk:
+        defaults = walked(report.trial(PIPELINE, walk).candidate, defaults)
     same = components.get("unet") is not None and components["unet"].graph == before.components["unet"].graph
     cache = step_cache(directory, components) if defaults.refresh > 1 else before.step_cache if same else None
     if defaults.refresh > 1 and cache is None:
@@ -65,6 +66,7 @@ def _tuned(directory: Path, report: Report) -> Tuned:
             _write_verification(directory / path, directory / TRIALS / name / PROBES, outputs)
         probes[name] = f"{VERIFY}/{name}.npz"
         others = [trial for trial in front(report.of(name)) if trial.candidate.key != report.chosen[name]]
+        others = [trial for trial in others if "tile" not in trial.candidate.options]  # the same network
         last = report.trial(name, baseline)
         ordered = [*[one for one in others if one != last][:ALTERNATIVES], last]
         alternatives[name] = tuple(_chosen(one, components[name]) for one in ordered)
@@ -89,6 +91,26 @@ def chosen_components(directory: Path, report: Report) -> dict[str, Component]:
         if key:
             components[name] = _chosen(report.trial(name, key), component)
     return components
+
+
+def chosen_defaults(directory: Path, report: Report) -> Defaults:
+    """The defaults that the chosen networks ask for, whatever way to walk is chosen: how the decoder sees a picture."""
+    defaults = original_manifest(directory).defaults
+    decoder = report.chosen.get(DECODER)
+    tile = report.trial(DECODER, decoder).candidate.options.get("tile") if decoder else None
+    return replace(defaults, tile=int(tile)) if tile else defaults
+
+
+def step_cache(directory: Path, components: Mapping[str, Component]) -> StepCache | None:
+    """The U-Net's graph in two depths, made beside it; None where it cannot be cut, or a made graph has its place."""
+    graph = components["unet"].graph
+    if graph != original(directory)["unet"].graph:
+        return None
+    try:
+        cut = cut_unet(directory / graph)
+    except (PipelineError, RuntimeMissing):
+        return None
+    return StepCache(*(path.relative_to(directory).as_posix() for path in (cut.full, cut.shallow)))
 
 
 def clear(directory: Path, report: Report) -> None:
@@ -122,7 +144,7 @@ def _apply_network(directory: Path, report: Report) -> None:
         return
     trial = report.trial(NETWORK, key)
     assert trial.graph is not None
-    probe = read_probes(directory / TRIALS / NETWORK / "probes.npz")[0]
+    probe = read_probes(directory / TRIALS / NETWORK / PROBES)[0]
     shapes = {name: array.shape for name, array in probe.feeds.items()}
     component = component_of(trial.candidate, trial.graph, "")
     write_network(directory, Network(report.source, component, shapes))

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillhouse.accelerate.child import PICTURES
+from stillhouse.accelerate.report import relative
 from stillhouse.core import Array
 from stillhouse.models.png import write_png
 
@@ -21,10 +22,6 @@ class Drawn:
     pictures: NDArray[np.uint8]
     latents: Array
 
-    def first(self, count: int) -> "Drawn":
-        """The first pictures of these."""
-        return Drawn(self.pictures[:count], self.latents[:count])
-
 
 def read_drawn(folder: Path) -> Drawn:
     """What the child in this folder drew last."""
@@ -38,5 +35,5 @@ def write_strip(folder: Path, drawn: Drawn, root: Path) -> tuple[str, ...]:
     for number, picture in enumerate(drawn.pictures[:SHOWN]):
         path = folder / f"picture-{number}.png"
         write_png(path, picture)
-        files.append(path.resolve().relative_to(root.resolve()).as_posix())
+        files.append(relative(path, root))
     return tuple(files)

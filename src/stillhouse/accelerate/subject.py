@@ -30,13 +30,14 @@ class Subject:
     Args:
         task: what it is about; written into its folder, with its log.
         memory: bytes above which it is killed; None: no limit.
+        beside: bytes of these that the baseline's process takes already.
 
     >>> with Subject(task) as subject:  # doctest: +SKIP
     ...     subject.ask("build", limit=60)
     """
 
-    def __init__(self, task: Task, memory: int | None = None) -> None:
-        self.task, self.memory = task, memory
+    def __init__(self, task: Task, memory: int | None = None, beside: int = 0) -> None:
+        self.task, self.memory, self.beside = task, memory, beside
         self.folder = Path(task.folder)
         self.peak = 0
 
@@ -119,11 +120,11 @@ class Subject:
     def _watch(self) -> None:
         used = resident(self._process.pid)
         self.peak = max(self.peak, used)
-        if self.memory is not None and used > self.memory:
+        if self.memory is not None and used + self.beside > self.memory:
             self.kill()
-            raise SubjectFailed(
-                f"it took {used / 2**30:.1f} GiB of memory, more than the {self.memory / 2**30:.1f} GiB allowed"
-            )
+            took, allowed = (f"{count / 2**30:.1f} GiB" for count in (used, self.memory))
+            beside = f" beside the baseline's {self.beside / 2**30:.1f} GiB" if self.beside else ""
+            raise SubjectFailed(f"it took {took} of memory{beside}, more than the {allowed} allowed")
 
     def _death(self) -> str:
         code = self._process.wait()

@@ -6,83 +6,44 @@ The report on disk is the state: it is written after every trial, so that a swee
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import monotonic
 
+from stillhouse.accelerate.asked import Asked, with_defaults
 from stillhouse.accelerate.attempt import Bench, Reference, attempt, prebuild
 from stillhouse.accelerate.bisect import rescue
-from stillhouse.accelerate.candidate import Candidate
+from stillhouse.accelerate.candidate import DECODER, Candidate
 from stillhouse.accelerate.choose import best_of, choose
 from stillhouse.accelerate.final import final
 from stillhouse.accelerate.plan import HEAVY, Surroundings, outrun, plan
-from stillhouse.accelerate.probe import read_probes
+from stillhouse.accelerate.probe import PROBES, read_probes
 from stillhouse.accelerate.probing import probe_network, probe_pipeline
-from stillhouse.accelerate.prompts import compared, has_oracle
+from stillhouse.accelerate.prompts import compared, shortened
 from stillhouse.accelerate.race import Effort
-from stillhouse.accelerate.report import REPORT, Bounds, Goal, Report, read_report, write_report
-from stillhouse.accelerate.settle import apply, chosen_components
+from stillhouse.accelerate.report import REPORT, Report, read_report, write_report
+from stillhouse.accelerate.settle import apply
 from stillhouse.accelerate.strip import SHOWN
-from stillhouse.accelerate.target import TRIALS, Part, Target
+from stillhouse.accelerate.target import Part, Target
 from stillhouse.accelerate.trial import Trial
 from stillhouse.accelerate.whole import sweep_walks
 from stillhouse.backends.registry import backends
 from stillhouse.check import check_choice
 from stillhouse.core import ImageRequest
 from stillhouse.errors import StillhouseError
-from stillhouse.measure.machine import machine
-from stillhouse.models.manifest import Component
+from stillhouse.measure.machine import machine, versions
+from stillhouse.models.manifest import TRIALS, Component, read_manifest
 
 _PACKAGES = ("stillhouse", "numpy", "onnxruntime", "openvino", "nncf", "onnx", "torch", "diffusers")
 _ORDER = ("unet", "network", "vae_decoder", "text_encoder", "text_encoder_2", "vae_encoder")
-_SHARES = {"unet": 0.45, "vae_decoder": 0.5}
+_SHARES = {"unet": 0.45, DECODER: 0.5}
 _COMPONENTS_SHARE = 0.54
 """Of a time budget, by when the U-Net, the decoder and the rest are to be done; what is left is for whole pictures."""
 _SAFE = 0.85
 """Of the machine's memory, what one child may take."""
 
 Tell = Callable[[str, float, float], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What the user wants of a sweep.
-
-    Args:
-        goal, bounds: what the choice is about.
-        budget: seconds that the sweep may take; None: as long as it takes.
-        memory: bytes that one candidate may take; None: most of what the machine has.
-        limit: seconds after which a candidate that does not answer is ended.
-        threads: at most so many for each network.
-        components: only these; empty: all.
-        engines: only these backends; empty: all.
-        recipes: only these; empty: all. The baseline is always there.
-        effort: of the races of heavy networks; None: the usual.
-        requests: what is drawn to probe and to compare; empty: what the model has, or general prompts.
-        inputs: of a bare ONNX file, an .npz; None: plausible ones.
-        ones: feed a bare ONNX file nothing but ones, as Auto-Acceleration did.
-        shapes: of a bare ONNX file's inputs where they are dynamic.
-        price: of an hour of this machine.
-    """
-
-    goal: Goal = "latency"
-    bounds: Bounds = field(default_factory=Bounds)
-    budget: float | None = None
-    memory: int | None = None
-    limit: float = 900.0
-    threads: int | None = None
-    components: tuple[str, ...] = ()
-    engines: tuple[str, ...] = ()
-    recipes: tuple[str, ...] = ()
-    effort: Effort | None = None
-    requests: tuple[ImageRequest, ...] = ()
-    inputs: Path | None = None
-    ones: bool = False
-    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    price: float | None = None
-    currency: str = "USD"
 
 
 def sweep(target: Target, asked: Asked, tell: Tell = lambda what, done, total: None) -> Report:
@@ -114,7 +75,7 @@ class Sweep:
         parts = sorted(self._wanted(), key=lambda part: _ORDER.index(part.name) if part.name in _ORDER else 99)
         probes = self._probes(parts)
         if self.target.is_pipeline:
-            shown = compared(self.target.directory, self.asked.requests)[:SHOWN]
+            shown = compared(read_manifest(self.target.directory), self.asked.requests)[:SHOWN]
             self._keep(replace(self.report, prompts=tuple(request.prompt for request in shown)))
         for part in parts:
             alone = len(parts) == 1 or not self.target.is_pipeline
@@ -123,9 +84,9 @@ class Sweep:
                 backends=around,
                 machine=self.report.machine,
                 has_modules=(part.graph.parent / "config.json").is_file(),
-                half_weights=part.half_weights,
                 dynamic_rows=part.dynamic_rows,
                 threads=self.asked.threads or self.report.machine.cores,
+                side=self._side(part, probes[part.name]),
             )
             planned = [one for one in plan(part.name, surroundings) if self._is_asked(one)]
             self._component(part, planned, probes[part.name], share)
@@ -175,9 +136,9 @@ class Sweep:
         found = [one for one in self.report.of(candidate.component) if one.candidate.key == candidate.key]
         return next((one for one in found if one.status != "skipped" or one.ratio), None)
 
-    def chosen(self) -> dict[str, Component]:
-        """By name, the best component found so far."""
-        return chosen_components(self.target.directory, choose(self.report, self.asked.goal, self.report.bounds))
+    def chosen(self) -> Report:
+        """The report with its choice among what was tried so far."""
+        return choose(self.report, self.asked.goal, self.report.bounds)
 
     def _may_use(self, backend: str) -> bool:
         return not self.asked.engines or backend in self.asked.engines
@@ -197,7 +158,7 @@ class Sweep:
 
     def _probes(self, parts: Sequence[Part]) -> Mapping[str, Path]:
         folder = self.target.directory / TRIALS
-        files = {part.name: folder / part.name / "probes.npz" for part in parts}
+        files = {part.name: folder / part.name / PROBES for part in parts}
         if not all(path.is_file() for path in files.values()):
             self.tell("recording probes", 0, 1)
             if self.target.is_pipeline:
@@ -286,7 +247,15 @@ class Sweep:
     def _compared(self, part: Part) -> Sequence[ImageRequest]:
         if not self.target.is_pipeline or part.name == "vae_encoder":
             return ()
-        return compared(self.target.directory, self.asked.requests)
+        manifest = read_manifest(self.target.directory)
+        return shortened(manifest, compared(manifest, self.asked.requests))
+
+    def _side(self, part: Part, probes: Path) -> int | None:
+        """Pixels of the longer side of what a decoder was recorded with."""
+        if part.name != DECODER:
+            return None
+        _, _, *sides = next(iter(read_probes(probes)[0].feeds.values())).shape
+        return int(max(sides)) * read_manifest(self.target.directory).latent.downscale
 
     def _keep(self, report: Report) -> None:
         load = (report.load[0], os.getloadavg()[0])
@@ -308,7 +277,7 @@ def _earlier(target: Target, asked: Asked) -> Report | None:
         earlier = read_report(target.directory)
     except StillhouseError:
         return None
-    if earlier.fingerprint != machine().fingerprint() or earlier.versions != _versions():
+    if earlier.fingerprint != machine().fingerprint() or earlier.versions != versions(_PACKAGES):
         return None
     bounds = with_defaults(asked.bounds, target)
     return replace(earlier, goal=asked.goal, bounds=bounds, budget=asked.budget, finished=False)
@@ -323,7 +292,7 @@ def _fresh(target: Target, asked: Asked) -> Report:
         bounds=with_defaults(asked.bounds, target),
         machine=here,
         fingerprint=here.fingerprint(),
-        versions=_versions(),
+        versions=versions(_PACKAGES),
         load=(load, load),
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=0.0,
@@ -332,33 +301,3 @@ def _fresh(target: Target, asked: Asked) -> Report:
         currency=asked.currency,
         identity=target.identity,
     )
-
-
-def with_defaults(bounds: Bounds, target: Target) -> Bounds:
-    """The bounds with what is usual where nothing was asked.
-
-    A network may err by 20 dB in a bare file; in a pipeline, where whole pictures are compared too, by 10 dB at any
-    noise level. Same-seed pictures must be the same to the eye: 25 dB and 0.9; where an oracle reads them, a way to
-    walk may draw other pictures that are as right, and its score may fall by one point.
-    """
-    if not target.is_pipeline:
-        return replace(bounds, min_sqnr=20.0 if bounds.min_sqnr is None else bounds.min_sqnr)
-    filled = replace(
-        bounds,
-        min_sqnr=10.0 if bounds.min_sqnr is None else bounds.min_sqnr,
-        min_psnr=25.0 if bounds.min_psnr is None else bounds.min_psnr,
-        min_ssim=0.9 if bounds.min_ssim is None else bounds.min_ssim,
-    )
-    if has_oracle(target.directory) and bounds.max_score_drop is None:
-        filled = replace(filled, max_score_drop=1.0)
-    return filled
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -9,16 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from stillhouse.accelerate.candidate import NETWORK
 from stillhouse.accelerate.report import REPORT, read_report
 from stillhouse.backends.signature import Signature, read_signature
-from stillhouse.backends.weights import safetensors_layout
 from stillhouse.errors import InvalidRequest, PipelineError
 from stillhouse.models.decode import decode
 from stillhouse.models.load import find
-from stillhouse.models.manifest import MANIFEST, Component, Manifest, digest, read_manifest
+from stillhouse.models.manifest import MANIFEST, TRIALS, Component, Manifest, digest, read_manifest
 
-NETWORK = "network"
-TRIALS = "trials"
 _LAYING = ".laying."
 _LINKED = 64 << 20
 """Bytes from which a file is linked and not copied, where the file system can: weights are never written in place."""
@@ -33,14 +31,12 @@ class Part:
         graph: absolute.
         component: as the manifest has it; for a bare ONNX file how it is run before anything is known.
         signature: of the graph.
-        half_weights: whether its weights lie on disk in half precision.
     """
 
     name: str
     graph: Path
     component: Component
     signature: Signature
-    half_weights: bool
 
     @property
     def dynamic_rows(self) -> bool:
@@ -114,7 +110,7 @@ def _settle_network(source: Path, directory: Path) -> Target:
                 _place(source.parent / name, laid / NETWORK / name)
             (laid / TRIALS).mkdir()
     graph = directory / NETWORK / source.name
-    part = Part(NETWORK, graph, Component(f"{NETWORK}/{source.name}", ""), read_signature(graph), half_weights=False)
+    part = Part(NETWORK, graph, Component(f"{NETWORK}/{source.name}", ""), read_signature(graph))
     return Target(source.stem, identity, directory, (part,), is_pipeline=False)
 
 
@@ -123,10 +119,7 @@ def _pipeline(directory: Path, identity: str) -> Target:
     parts = []
     for name, component in original(directory).items():
         graph = directory / component.graph
-        weights = safetensors_layout(directory / component.weights).values()
-        halves = sum(one.length for one in weights if one.dtype in ("F16", "BF16"))
-        half = 2 * halves > sum(one.length for one in weights)
-        parts.append(Part(name, graph, component, read_signature(graph), half))
+        parts.append(Part(name, graph, component, read_signature(graph)))
     return Target(manifest.name, identity, directory, tuple(parts), is_pipeline=True)
 
 

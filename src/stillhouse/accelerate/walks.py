@@ -83,14 +83,9 @@ def request_fields(options: Mapping[str, str]) -> dict[str, object]:
     return fields
 
 
-def defaults_of(candidate: Candidate, defaults: Defaults) -> Defaults:
+def walked(candidate: Candidate, defaults: Defaults) -> Defaults:
     """The defaults of a pipeline that walks as the candidate does."""
-    if candidate.recipe not in ("walk", "decode"):
-        return defaults
-    changed = request_fields(candidate.options)
-    if "tile" in candidate.options:
-        changed["tile"] = int(candidate.options["tile"])
-    return replace(defaults, **changed)  # type: ignore[arg-type]
+    return replace(defaults, **request_fields(candidate.options))  # type: ignore[arg-type]
 
 
 def cost(manifest: Manifest, options: Mapping[str, str]) -> float:

@@ -97,13 +97,28 @@ def load(folder: Path, kind: str, dtype: torch.dtype) -> Any:
         BackendFailed: weights are missing, or are of another network.
     """
     library = import_module("transformers" if kind.startswith("CLIP") else "diffusers")
-    with _quiet(library):
+    with quiet(library):
         network, report = getattr(library, kind).from_pretrained(
             folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
     if wrong := sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])}):
         raise BackendFailed(f"{folder} has no fitting weights for {', '.join(wrong[:3])} and {len(wrong)} in all")
     return network.requires_grad_(False)
+
+
+@contextmanager
+def quiet(library: Any) -> Iterator[None]:
+    """Keep the remarks and progress bars of diffusers or transformers off the screen."""
+    logging = library.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def module_of(network: Any, graph: Path, signature: Signature) -> nn.Module:
@@ -164,18 +179,3 @@ def _is_penultimate(graph: Path) -> bool:
     if makers not in (["LayerNormalization"], ["Add"]) or not any(n.op_type == "LayerNormalization" for n in nodes):
         raise BackendFailed(f"{graph} does not tell which layer its states are of", fix="import the pipeline again")
     return makers == ["Add"]
-
-
-@contextmanager
-def _quiet(library: Any) -> Iterator[None]:
-    """Keep the library's remarks and progress bars off the screen."""
-    logging = library.utils.logging
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

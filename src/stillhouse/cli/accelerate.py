@@ -6,13 +6,14 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from dataclasses import fields, replace
 from pathlib import Path
 
+from stillhouse.accelerate.asked import Asked
 from stillhouse.accelerate.config import ONES, Config, check_against, find_layout, read_config
 from stillhouse.accelerate.inputs import guess_shapes, read_inputs
 from stillhouse.accelerate.publish import publish
 from stillhouse.accelerate.race import Effort
 from stillhouse.accelerate.report import GOALS, Bounds
 from stillhouse.accelerate.settle import clear
-from stillhouse.accelerate.sweep import Asked, sweep
+from stillhouse.accelerate.sweep import sweep
 from stillhouse.accelerate.target import settle
 from stillhouse.accelerate.views.console import table
 from stillhouse.backends.signature import read_signature

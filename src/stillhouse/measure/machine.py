@@ -5,7 +5,10 @@ import math
 import os
 import platform
 import re
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 # The instructions that decide which precisions are fast, as Linux spells them on x86 and on ARM.
@@ -64,6 +67,19 @@ def machine(root: Path = Path("/")) -> Machine:
         system=f"{platform.system()} {platform.machine()}",
         python=".".join(platform.python_version_tuple()[:2]),
     )
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """The versions of those of these packages that are installed.
+
+    >>> versions(["no-such-package"])
+    {}
+    """
+    found = {}
+    for name in packages:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _processors(root: Path) -> list[dict[str, str]]:

@@ -115,3 +115,12 @@ def test_what_was_not_measured_is_not_told(goal: Any, gone: str) -> None:
         bare = changed(replace(sweep, goal=goal), component, **{gone: missing})
         told = " ".join([headline(bare), *story(bare)])
         assert "None" not in told and "nan" not in told
+
+
+def test_pictures_of_other_networks_than_the_chosen_are_named() -> None:
+    sweep = report()
+    assert not any("Whole pictures were measured with" in one for one in story(sweep))
+    same = replace(sweep, drawn_with={"unet": sweep.chosen["unet"]})
+    assert story(same) == story(sweep)
+    other = replace(sweep, drawn_with={"unet": sweep.baselines["unet"]})
+    assert any("Whole pictures were measured with unet on" in one for one in story(other))

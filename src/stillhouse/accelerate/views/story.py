@@ -54,6 +54,7 @@ def story(report: Report) -> tuple[str, ...]:
         _quality(chosen.trial) if chosen and not chosen.baseline else "",
         _choice(report, chosen),
         _networks(report) if whole == PIPELINE else "",
+        _drawn_with(report),
         *(_turned_down(rows(report, name)) for name in ((whole,) if whole else components(report))),
         "" if report.finished else _unfinished(report),
     ]
@@ -131,6 +132,15 @@ def _networks(report: Report) -> str:
             speed = f" ({times(chosen.speed)})" if chosen.speed and not chosen.baseline else ""
             told.append(f"{plain(name)} on {chosen.name}{speed}")
     return f"It runs {listed(tuple(told))}." if told else ""
+
+
+def _drawn_with(report: Report) -> str:
+    """Which networks the whole pictures were measured with, where these are not the chosen ones."""
+    others = {name: key for name, key in report.drawn_with.items() if report.chosen.get(name) != key}
+    told = [f"{plain(name)} on {report.trial(name, key).candidate.name}" for name, key in others.items()]
+    if not told:
+        return ""
+    return f"Whole pictures were measured with {listed(tuple(told))}; run the sweep again to measure them with these."
 
 
 def _turned_down(found: tuple[Row, ...]) -> str:

@@ -13,20 +13,21 @@ from typing import Any
 import diffusers
 import transformers
 
+from stillhouse.backends.torch_modules import quiet
 from stillhouse.errors import ImportFailed
 from stillhouse.models.export import export_text_encoder, export_unet, export_vae
 from stillhouse.models.importers.options import ImportOptions, Progress
 from stillhouse.models.importers.schedulers import Walk, read_walk
 from stillhouse.models.importers.source import INDEX, LEFT_OUT, Source, open_source
 from stillhouse.models.importers.staging import staged
-from stillhouse.models.importers.weights import load_network, quiet, save_network
+from stillhouse.models.importers.weights import load_network, save_network
 from stillhouse.models.lora import Adapter, read_adapter
 from stillhouse.models.manifest import Component, Defaults, Latent, Manifest, write_manifest
 
 
 def import_diffusers(source: str | Path, target: Path, options: ImportOptions, progress: Progress) -> Manifest:
     """Make a pipeline directory; see `import_model`."""
-    with staged(target, force=options.force) as stage, quiet():
+    with staged(target, force=options.force) as stage, quiet(diffusers), quiet(transformers):
         opened = open_source(source)
         walk = read_walk(opened.config("scheduler"), opened.index["scheduler"][1], is_xl=opened.is_xl)
         adapters = tuple(read_adapter(text, ("unet", *opened.text_encoders)) for text in options.loras)

@@ -1,14 +1,10 @@
 """Networks read from diffusers' and transformers' files, and written as one safetensors file."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-import transformers
 
 from stillhouse.backends.runtime import useful_line
 from stillhouse.backends.weights import safetensors_layout
@@ -55,24 +51,6 @@ def save_network(network: Any, folder: Path) -> Path:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     (file,) = folder.glob("*.safetensors")
     return file
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep both libraries' remarks and progress bars off the screen."""
-    libraries = (diffusers.utils.logging, transformers.utils.logging)
-    levels = [library.get_verbosity() for library in libraries]
-    bars = [library.is_progress_bar_enabled() for library in libraries]
-    for library in libraries:
-        library.set_verbosity_error()
-        library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for library, level, bar in zip(libraries, levels, bars, strict=True):
-            library.set_verbosity(level)
-            if bar:
-                library.enable_progress_bar()
 
 
 def _weight_files(folder: Path) -> list[Path]:

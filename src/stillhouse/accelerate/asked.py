@@ -1,0 +1,71 @@
+"""What a user asks of a sweep, and what is usual where nothing was asked."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from stillhouse.accelerate.prompts import has_oracle
+from stillhouse.accelerate.race import Effort
+from stillhouse.accelerate.report import Bounds, Goal
+from stillhouse.accelerate.target import Target
+from stillhouse.core import ImageRequest
+from stillhouse.models.manifest import read_manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the user wants of a sweep.
+
+    Args:
+        goal, bounds: what the choice is about.
+        budget: seconds that the sweep may take; None: as long as it takes.
+        memory: bytes that one candidate may take; None: most of what the machine has.
+        limit: seconds after which a candidate that does not answer is ended.
+        threads: at most so many for each network.
+        components: only these; empty: all.
+        engines: only these backends; empty: all.
+        recipes: only these; empty: all. The baseline is always there.
+        effort: of the races of heavy networks; None: the usual.
+        requests: what is drawn to probe and to compare; empty: what the model has, or general prompts.
+        inputs: of a bare ONNX file, an .npz; None: plausible ones.
+        ones: feed a bare ONNX file nothing but ones, as Auto-Acceleration did.
+        shapes: of a bare ONNX file's inputs where they are dynamic.
+        price: of an hour of this machine.
+    """
+
+    goal: Goal = "latency"
+    bounds: Bounds = field(default_factory=Bounds)
+    budget: float | None = None
+    memory: int | None = None
+    limit: float = 900.0
+    threads: int | None = None
+    components: tuple[str, ...] = ()
+    engines: tuple[str, ...] = ()
+    recipes: tuple[str, ...] = ()
+    effort: Effort | None = None
+    requests: tuple[ImageRequest, ...] = ()
+    inputs: Path | None = None
+    ones: bool = False
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    price: float | None = None
+    currency: str = "USD"
+
+
+def with_defaults(bounds: Bounds, target: Target) -> Bounds:
+    """The bounds with what is usual where nothing was asked.
+
+    A network may err by 20 dB in a bare file; in a pipeline, where whole pictures are compared too, by 10 dB at any
+    noise level. Same-seed pictures must be the same to the eye: 25 dB and 0.9; where an oracle reads them, a way to
+    walk may draw other pictures that are as right, and its score may fall by one point.
+    """
+    if not target.is_pipeline:
+        return replace(bounds, min_sqnr=20.0 if bounds.min_sqnr is None else bounds.min_sqnr)
+    filled = replace(
+        bounds,
+        min_sqnr=10.0 if bounds.min_sqnr is None else bounds.min_sqnr,
+        min_psnr=25.0 if bounds.min_psnr is None else bounds.min_psnr,
+        min_ssim=0.9 if bounds.min_ssim is None else bounds.min_ssim,
+    )
+    if has_oracle(read_manifest(target.directory)) and bounds.max_score_drop is None:
+        filled = replace(filled, max_score_drop=1.0)
+    return filled
