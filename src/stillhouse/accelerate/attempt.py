@@ -9,7 +9,7 @@ from typing import Any
 
 from stillhouse.accelerate.candidate import MADE, Candidate
 from stillhouse.accelerate.check import check_pictures, check_tensors, missed
-from stillhouse.accelerate.child import OUTPUTS
+from stillhouse.accelerate.child import OUTPUTS, PICTURES
 from stillhouse.accelerate.probe import Probe, read_probes
 from stillhouse.accelerate.race import Effort, race
 from stillhouse.accelerate.report import Bounds, relative
@@ -19,7 +19,6 @@ from stillhouse.accelerate.task import TASK, Task
 from stillhouse.accelerate.trial import Trial
 from stillhouse.backends.signature import read_signature
 from stillhouse.core import ImageRequest
-from stillhouse.measure.memory import resident
 from stillhouse.models.manifest import Component
 
 BATCHES = (1, 2, 4, 8)
@@ -91,11 +90,6 @@ class Reference:
     outputs: Sequence[Probe]
     drawn: Drawn | None = None
 
-    @property
-    def taken(self) -> int:
-        """Bytes of memory that the process takes at this moment."""
-        return resident(self.subject.pid)
-
 
 def attempt(candidate: Candidate, bench: Bench, reference: Reference | None) -> tuple[Trial, Reference | None]:
     """Try a candidate. Without a reference it becomes the baseline itself, and its process stays open.
@@ -103,10 +97,12 @@ def attempt(candidate: Candidate, bench: Bench, reference: Reference | None) -> 
     Returns:
         the trial, whatever happened, and the reference where the candidate became it.
     """
-    subject = Subject(bench.task(candidate), bench.memory, reference.taken if reference else 0)
+    subject = Subject(bench.task(candidate), bench.memory, reference.subject if reference else None)
     trial = Trial(candidate, "failed", log=relative(subject.folder / LOG, bench.root))
     keeps = False
     try:
+        if reference and _is_made_alone(candidate, bench):
+            reference.subject.ask("rest", limit=bench.limit)
         with_subject = subject.__enter__()
         trial = replace(trial, reproduce=_write_reproduce(subject.folder, bench.root))
         trial = _opened(trial, with_subject, bench)
@@ -133,6 +129,22 @@ def attempt(candidate: Candidate, bench: Bench, reference: Reference | None) -> 
     return trial, None
 
 
+def resume(candidate: Candidate, bench: Bench) -> Reference | None:
+    """The baseline of an earlier run, open again, with what it answered and drew then; None where that is not there."""
+    subject = Subject(bench.task(candidate), bench.memory)
+    if not (subject.folder / OUTPUTS).is_file() or (bench.requests and not (subject.folder / PICTURES).is_file()):
+        return None
+    outputs = read_probes(subject.folder / OUTPUTS)
+    drawn = read_drawn(subject.folder) if bench.requests else None
+    subject.__enter__()
+    try:
+        subject.ask("open", limit=bench.limit)
+    except SubjectFailed:
+        subject.kill()
+        return None
+    return Reference(subject, outputs, drawn)
+
+
 def prebuild(candidates: Sequence[Candidate], bench: Bench, cores: int) -> None:
     """Make the graphs of all candidates, several at a time, while nothing is timed. What fails is tried again, and
     reported, when its turn comes. Networks of which two may not fit into the memory are left to their turn."""
@@ -146,6 +158,12 @@ def prebuild(candidates: Sequence[Candidate], bench: Bench, cores: int) -> None:
 def _prebuilt(task: Task, bench: Bench) -> None:
     with contextlib.suppress(SubjectFailed), Subject(task, bench.memory) as subject:
         subject.ask("build", limit=bench.limit)
+
+
+def _is_made_alone(candidate: Candidate, bench: Bench) -> bool:
+    """Whether making the candidate's graph may need the memory that the baseline holds."""
+    is_there = (bench.folder / MADE_FOLDER / candidate.made).is_dir()
+    return candidate.recipe in MADE and not is_there and bytes_of(bench.graph) > LARGEST_TOGETHER
 
 
 def _is_certain(trial: Trial) -> bool:

@@ -57,7 +57,7 @@ def _least(
 
 
 def _sqnr(candidate: Candidate, bench: Bench, reference: Reference) -> float:
-    with Subject(bench.task(candidate), bench.memory, reference.taken) as subject:
+    with Subject(bench.task(candidate), bench.memory, reference.subject) as subject:
         for command in ("build", "open", "outputs"):
             subject.ask(command, limit=bench.limit)
         fidelity = check_tensors(reference.outputs, read_probes(subject.folder / OUTPUTS))

@@ -40,7 +40,7 @@ def finalists(trials: Sequence[Trial], memory: int | None = None) -> list[Trial]
 
 def final(trials: Sequence[Trial], bench: Bench, reference: Reference, rounds: int = ROUNDS) -> list[Trial]:
     """The finalists' trials with ratios that were taken side by side; none where there is nothing to decide."""
-    near = finalists(trials, None if bench.memory is None else bench.memory - reference.taken)
+    near = finalists(trials, None if bench.memory is None else bench.memory - reference.subject.taken)
     if len(near) < 2:
         return []
     with ExitStack() as stack:
@@ -49,7 +49,7 @@ def final(trials: Sequence[Trial], bench: Bench, reference: Reference, rounds: i
             if trial.candidate == reference.subject.task.candidate:
                 continue
             try:
-                subject = stack.enter_context(Subject(bench.task(trial.candidate), bench.memory, reference.taken))
+                subject = stack.enter_context(Subject(bench.task(trial.candidate), bench.memory, reference.subject))
                 if trial.artefact and trial.graph:
                     subject.ask("use", str(bench.root / trial.graph), limit=bench.limit)
                 subject.ask("open", limit=bench.limit)

@@ -76,14 +76,15 @@ def _openvino(component: str, around: Surroundings) -> Iterator[Candidate]:
         return
     yield one(**apart)
     yield one(precision="bf16", **apart)
-    yield one(shapes="static")
     yield one(precision="bf16", shapes="static")
-    yield one()
     if component in HEAVY:
         yield one("int8-static", **apart)
         yield one("int8-static", shapes="static")
         yield one("int8-static", precision="bf16", shapes="static")
         yield one("int8-weights", shapes="static")
+    yield one(shapes="static")
+    yield one()
+    if component in HEAVY:
         yield one("int4-weights", shapes="static")
         yield one(precision="f16", shapes="static")
         if around.threads > 1:

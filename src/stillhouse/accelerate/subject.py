@@ -30,13 +30,13 @@ class Subject:
     Args:
         task: what it is about; written into its folder, with its log.
         memory: bytes above which it is killed; None: no limit.
-        beside: bytes of these that the baseline's process takes already.
+        beside: the baseline's process, which takes of the same memory.
 
     >>> with Subject(task) as subject:  # doctest: +SKIP
     ...     subject.ask("build", limit=60)
     """
 
-    def __init__(self, task: Task, memory: int | None = None, beside: int = 0) -> None:
+    def __init__(self, task: Task, memory: int | None = None, beside: "Subject | None" = None) -> None:
         self.task, self.memory, self.beside = task, memory, beside
         self.folder = Path(task.folder)
         self.peak = 0
@@ -69,6 +69,11 @@ class Subject:
     def pid(self) -> int:
         """Of the process, which leads a group of its own."""
         return self._process.pid
+
+    @property
+    def taken(self) -> int:
+        """Bytes of memory that it takes at this moment."""
+        return resident(self.pid)
 
     def ask(self, command: str, *arguments: Any, limit: float) -> Any:
         """The child's answer.
@@ -120,11 +125,12 @@ class Subject:
     def _watch(self) -> None:
         used = resident(self._process.pid)
         self.peak = max(self.peak, used)
-        if self.memory is not None and used + self.beside > self.memory:
+        taken = self.beside.taken if self.beside else 0
+        if self.memory is not None and used + taken > self.memory:
             self.kill()
-            took, allowed = (f"{count / 2**30:.1f} GiB" for count in (used, self.memory))
-            beside = f" beside the baseline's {self.beside / 2**30:.1f} GiB" if self.beside else ""
-            raise SubjectFailed(f"it took {took} of memory{beside}, more than the {allowed} allowed")
+            told = [f"{count / 2**30:.1f} GiB" for count in (used, taken, self.memory)]
+            beside = f" beside the baseline's {told[1]}" if self.beside else ""
+            raise SubjectFailed(f"it took {told[0]} of memory{beside}, more than the {told[2]} allowed")
 
     def _death(self) -> str:
         code = self._process.wait()

@@ -12,7 +12,7 @@ from pathlib import Path
 from time import monotonic
 
 from stillhouse.accelerate.asked import Asked, with_defaults
-from stillhouse.accelerate.attempt import Bench, Reference, attempt, prebuild
+from stillhouse.accelerate.attempt import Bench, Reference, attempt, prebuild, resume
 from stillhouse.accelerate.bisect import rescue
 from stillhouse.accelerate.candidate import DECODER, Candidate
 from stillhouse.accelerate.choose import best_of, choose
@@ -209,16 +209,24 @@ class Sweep:
         reference = None
         for candidate in candidates:
             if reference is None and candidate.recipe == "f32" and candidate.precision == "f32":
-                trial, reference = attempt(candidate, bench, None)
-                self.add(trial)
-                if reference is not None:
-                    baselines = {**self.report.baselines, candidate.component: candidate.key}
-                    self._keep(replace(self.report, baselines=baselines))
+                reference = self._opened(candidate, bench)
         try:
             yield reference
         finally:
             if reference is not None:
                 reference.subject.kill()
+
+    def _opened(self, candidate: Candidate, bench: Bench) -> Reference | None:
+        """The candidate as the baseline, tried now or in an earlier run; None where it does not serve."""
+        known = self.known(candidate)
+        if known and known.status == "accepted" and (again := resume(candidate, bench)):
+            return again
+        trial, reference = attempt(candidate, bench, None)
+        self.add(trial)
+        if reference is not None:
+            baselines = {**self.report.baselines, candidate.component: candidate.key}
+            self._keep(replace(self.report, baselines=baselines))
+        return reference
 
     def _bench(self, part: Part, probes: Path) -> Bench:
         memory = self.asked.memory or (int(_SAFE * self.report.machine.memory) if self.report.machine.memory else None)

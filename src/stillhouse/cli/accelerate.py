@@ -11,7 +11,7 @@ from stillhouse.accelerate.config import ONES, Config, check_against, find_layou
 from stillhouse.accelerate.inputs import guess_shapes, read_inputs
 from stillhouse.accelerate.publish import publish
 from stillhouse.accelerate.race import Effort
-from stillhouse.accelerate.report import GOALS, Bounds
+from stillhouse.accelerate.report import GOALS, REPORT, Bounds
 from stillhouse.accelerate.settle import clear
 from stillhouse.accelerate.sweep import sweep
 from stillhouse.accelerate.target import settle
@@ -35,7 +35,7 @@ def declare(parser: ArgumentParser) -> None:
     parser.add_argument("--budget", type=duration, metavar="TIME", help="best answer within 90s, 10m, 1h")
     parser.add_argument("--threads", type=positive, metavar="N", help="at most so many; default: the engine decides")
     parser.add_argument("--limit", type=duration, default=900.0, metavar="TIME", help="for one answer of a candidate")
-    parser.add_argument("--memory", type=size_in_bytes, metavar="SIZE", help="for one candidate, for example 8GiB")
+    parser.add_argument("--memory", type=size_in_bytes, metavar="SIZE", help="for a candidate and the baseline")
     parser.add_argument("--component", action="append", default=[], metavar="NAME", help="only this one; repeatable")
     parser.add_argument("--engine", action="append", default=[], metavar="NAME", help="only this one; repeatable")
     parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="to compare by; repeatable")
@@ -70,10 +70,10 @@ def run(arguments: Namespace) -> int:
     target = settle(source, out)
     with progress() as tell:
         report = sweep(target, asked, tell)
-    publish(out, report)
+    written = publish(out, report)
     clear(out, report)
     print(table(report))
-    print(f"{out}: report.html, summary.xlsx, report.json")
+    print(f"{out}: {', '.join([*written, REPORT])}")
     return 0
 
 

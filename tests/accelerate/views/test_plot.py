@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -10,10 +11,11 @@ from hypothesis import strategies as st
 from stillhouse.accelerate.candidate import Candidate
 from stillhouse.accelerate.report import Bounds, Report
 from stillhouse.accelerate.trial import Status
-from stillhouse.accelerate.views.axes import BOTTOM, LEFT, RIGHT, TOP
+from stillhouse.accelerate.views.axes import BOTTOM, LEFT, RIGHT, TOP, quality_axis
 from stillhouse.accelerate.views.plot import Mark, Plot, plot
 from stillhouse.accelerate.views.rows import Row, rows
 from stillhouse.accelerate.views.whisker import WIDTH, whiskers
+from stillhouse.measure import images
 from tests.accelerate.views.sweeps import network, report, trial
 
 STATUSES: list[Status] = ["accepted", "rejected"]
@@ -86,6 +88,13 @@ def test_equal_results_stand_above_all_others() -> None:
     found = drawn(report(), "unet")
     top = min(found.marks, key=lambda mark: mark.y)
     assert top.row.baseline and found.qualities[-1] == (top.y, "equal")
+
+
+def test_no_level_is_written_over_the_line_of_equal_results() -> None:
+    _, ticks = quality_axis([38.0, 94.0, images.EQUAL], images.EQUAL)
+    assert [told for _, told in ticks] == ["20", "40", "60", "80", "equal"]
+    places = [place for place, _ in ticks]
+    assert min(abs(one - other) for one, other in pairwise(places)) > 20
 
 
 def test_what_a_pointer_is_told_holds_every_figure_and_the_reason() -> None:

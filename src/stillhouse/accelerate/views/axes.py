@@ -44,4 +44,5 @@ def quality_axis(values: Sequence[float], equal: float) -> tuple[Callable[[float
         return _EQUAL if quality >= equal else BOTTOM - (quality - low) / (high - low) * (BOTTOM - top)
 
     levels = [low + step * number for number in range(round((high - low) / step) + 1)] if finite else []
+    levels = [level for level in levels if level < equal]
     return up, (*((up(level), f"{level:g}") for level in levels), *([(_EQUAL, "equal")] if top != TOP else []))
