@@ -21,6 +21,7 @@ _HALVES = {10, 16}  # TensorProto.FLOAT16, BFLOAT16
 _EXTERNAL = 1  # TensorProto.DataLocation
 # These hand numbers on without computing with them, so weights stored as halves may pass through.
 _CARRIERS = {"Cast", "Identity", "Transpose", "Reshape", "Gather"}
+_FIX = "restore the file, or export or import the model again"
 IR = ".xml"
 """The ending of an OpenVINO graph. Its weights lie in a .bin of the same name."""
 AXES = ("stillhouse", "axes")
@@ -53,12 +54,12 @@ def read_signature(path: Path, *, external: bool = True) -> Signature:
         PipelineError: the file is missing or no graph, or its weights are missing or cut short.
     """
     if not path.is_file():
-        raise PipelineError(f"there is no file {path}", fix="import the pipeline again")
+        raise PipelineError(f"there is no file {path}", fix=_FIX)
     kind, read = ("OpenVINO", _ir_signature) if path.suffix == IR else ("ONNX", _signature)
     try:
         signature = read(path)
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, ElementTree.ParseError) as error:
-        raise PipelineError(f"{path} is no {kind} graph, or a part of one", fix="import the pipeline again") from error
+        raise PipelineError(f"{path} is no {kind} graph, or a part of one", fix=_FIX) from error
     for name, size in signature.external.items() if external else ():
         _check_external(path, name, size)
     return signature
@@ -67,10 +68,10 @@ def read_signature(path: Path, *, external: bool = True) -> Signature:
 def _check_external(path: Path, name: str, size: int) -> None:
     file = path.parent / name
     if not file.is_file():
-        raise PipelineError(f"{file}, which holds weights of {path.name}, is missing", fix="import the pipeline again")
+        raise PipelineError(f"{file}, which holds weights of {path.name}, is missing", fix=_FIX)
     if (has := file.stat().st_size) < size:
         given = f"{file} has {has} bytes, but the weights of {path.name} end at byte {size}"
-        raise PipelineError(given, fix="import the pipeline again")
+        raise PipelineError(given, fix=_FIX)
 
 
 def read_graph(path: Path) -> Fields:
