@@ -179,3 +179,13 @@ def test_other_xml_is_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "other.xml").write_text(content)
     with pytest.raises(PipelineError, match="other.xml is no OpenVINO graph"):
         read_signature(tmp_path / "other.xml")
+
+
+@pytest.mark.parametrize("location", ["../weights.bin", "/etc/hostname", "folder/../../weights.bin"])
+def test_weights_outside_of_the_graphs_directory_are_refused(location: str, tmp_path: Path) -> None:
+    tensor = onnx.TensorProto(name="w", data_type=1, dims=[1], data_location=onnx.TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value=location)
+    graph = onnx.helper.make_graph([], "outside", [], [], initializer=[tensor])
+    (tmp_path / "model.onnx").write_bytes(onnx.helper.make_model(graph).SerializeToString())
+    with pytest.raises(PipelineError, match="outside its own directory"):
+        read_signature(tmp_path / "model.onnx")

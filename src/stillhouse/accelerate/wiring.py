@@ -50,7 +50,7 @@ def read_wiring(graph: Path) -> Wiring:
         RuntimeMissing: onnx is not installed.
     """
     axes = read_signature(graph, external=False).inputs
-    net = load_graph(graph, weights=False).graph
+    net = load_graph(graph).graph
     as_numpy = require("onnx.helper").tensor_dtype_to_np_dtype
     dtypes = {value.name: as_numpy(value.type.tensor_type.elem_type) for value in net.input if value.name in axes}
     nodes = list(net.node)

@@ -44,7 +44,7 @@ def blocks(graph: Path) -> list[Block]:
     ['time_embedding', 'conv_in', 'down_blocks.0']
     """
     read_signature(graph)
-    nodes = load_graph(graph, weights=False).graph.node
+    nodes = load_graph(graph).graph.node
     names = [node_name(node) for node in nodes if node.op_type in HEAVY and node.domain in ("", "ai.onnx")]
     scoped = [(tuple(name.split("/")[1:-1]), name) for name in names]
     if names and all(scope for scope, _ in scoped):

@@ -64,7 +64,7 @@ def cut_unet(graph: Path, layer: int = 0) -> Cut:
     >>> cut.shallow.name, cut.shallow_nodes < cut.full_nodes  # doctest: +SKIP
     ('model.shallow-0.onnx', True)
     """
-    full = load_graph(graph, weights=False)
+    full = load_graph(graph)
     joins, last = _joins(full, graph)
     check_whole("layer", layer, -len(joins), len(joins) - 1)
     layer %= len(joins)

@@ -78,17 +78,33 @@ def save_graph(
     return placement
 
 
-def load_graph(path: Path, *, weights: bool = True) -> "ModelProto":
-    """Read a graph of any size; with `weights`, the values that lie in other files too.
+def load_graph(path: Path) -> "ModelProto":
+    """Read a graph of any size, without the values that lie in other files.
 
     Raises:
-        PipelineError: the file or its weights are missing or cut short.
+        PipelineError: the file is missing or no graph.
     """
-    read_signature(path, external=weights)
+    read_signature(path, external=False)
     onnx = require("onnx")
     with reported("onnx", path, "read"):
-        model: ModelProto = onnx.load(str(path), load_external_data=weights)
+        model: ModelProto = onnx.load(str(path), load_external_data=False)
     return model
+
+
+def bring_in(tensor: "TensorProto", folder: Path) -> None:
+    """Bring a tensor's values in from the file of `folder` that they lie in, if they do.
+
+    onnx's own reader refuses a file that has a second hard link, as a large one of a sweep's directory has.
+    """
+    if not tensor.external_data:
+        return
+    place = {entry.key: entry.value for entry in tensor.external_data}
+    with (folder / place["location"]).open("rb") as file:
+        file.seek(int(place.get("offset", "0")))
+        values = file.read(int(place["length"]) if "length" in place else -1)
+    tensor.ClearField("external_data")
+    tensor.ClearField("data_location")
+    tensor.raw_data = values
 
 
 def point_into(
@@ -122,7 +138,7 @@ def point_into(
     links: list[NodeProto] = []
     mapped, strays = 0, dict[str, int]()
     for tensor in model.graph.initializer:
-        _load(tensor, base)
+        bring_in(tensor, base or Path())
         name = (names or {}).get(tensor.name, tensor.name.removeprefix(prefix))
         match = None if tensor.name in fed else shelf.find(name, tensor)
         if match:
@@ -203,14 +219,6 @@ def _bits(array: Array) -> NDArray[np.uint32]:
 
 def _digest(array: Array) -> bytes:
     return blake2b(np.ascontiguousarray(array).data, digest_size=16).digest()
-
-
-def _load(tensor: "TensorProto", base: Path | None) -> None:
-    """Bring the tensor's values in from the file that they lie in, if they do."""
-    if tensor.external_data:
-        require("onnx.external_data_helper").load_external_data_for_tensor(tensor, str(base or ""))
-        tensor.ClearField("external_data")
-        tensor.ClearField("data_location")
 
 
 def _point(tensor: "TensorProto", location: str, offset: int, length: int) -> None:

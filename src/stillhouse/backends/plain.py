@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from stillhouse.backends.graph import load_graph
+from stillhouse.backends.graph import bring_in, load_graph
 from stillhouse.backends.runtime import reported, require
 from stillhouse.backends.signature import read_signature
 from stillhouse.check import check_choice
@@ -69,7 +69,7 @@ def open_plain(graph: Path) -> tuple[Model, dict[str, Constant]]:
         RuntimeMissing: onnx is not installed.
     """
     read_signature(graph)
-    model: Model = load_graph(graph, weights=False)
+    model: Model = load_graph(graph)
     to_array, kind = require("onnx.numpy_helper").to_array, require("onnx.helper").tensor_dtype_to_np_dtype
     results = {value.name for value in model.graph.output}
     constants = {
@@ -169,7 +169,7 @@ def _stored(tensor: Any, graph: Path) -> NDArray[Any]:
     if tensor.external_data:
         loaded = type(tensor)()
         loaded.CopyFrom(tensor)
-        require("onnx.external_data_helper").load_external_data_for_tensor(loaded, str(graph.parent))
+        bring_in(loaded, graph.parent)
         tensor = loaded
     array: NDArray[Any] = require("onnx.numpy_helper").to_array(tensor)
     return array

@@ -199,7 +199,7 @@ class _Halving:
 def _kinds(graph: Path) -> dict[str, int]:
     """The element type of each value that the schemas tell."""
     with reported("onnx", graph, "infer the types of"):
-        model: Any = require("onnx.shape_inference").infer_shapes(load_graph(graph, weights=False))
+        model: Any = require("onnx.shape_inference").infer_shapes(load_graph(graph))
     values = (*model.graph.input, *model.graph.value_info, *model.graph.output)
     kinds = {value.name: value.type.tensor_type.elem_type for value in values if value.type.HasField("tensor_type")}
     return {name: kind for name, kind in kinds.items() if kind}

@@ -185,7 +185,7 @@ def _nncf(graph: Path, out: Path, keep: Collection[str]) -> Iterator[tuple[Any, 
     if out.suffix != IR:
         raise InvalidRequest(f"{out} as the name of an OpenVINO graph", allowed=f"a name that ends in {IR}")
     signature = read_signature(graph)
-    skeleton = load_graph(graph, weights=False)
+    skeleton = load_graph(graph)
     kept = check_names(keep, skeleton)
     # OpenVINO calls a node whose result is the graph's by the result's name.
     named = {
@@ -270,7 +270,7 @@ def _check_feeds(feeds: Feeds) -> None:
 
 def _ranges(graph: Path, names: Sequence[str], feeds: Feeds) -> Ranges:
     """The least and the greatest value that each of these tensors has with these feeds."""
-    model: Model = load_graph(graph, weights=False)
+    model: Model = load_graph(graph)
     helper = require("onnx.helper")
     del model.graph.output[:]
     for place, name in enumerate(names):

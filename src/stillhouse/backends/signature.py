@@ -66,6 +66,8 @@ def read_signature(path: Path, *, external: bool = True) -> Signature:
 
 
 def _check_external(path: Path, name: str, size: int) -> None:
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise PipelineError(f"{path} points to {name!r}, outside its own directory", fix=_FIX)
     file = path.parent / name
     if not file.is_file():
         raise PipelineError(f"{file}, which holds weights of {path.name}, is missing", fix=_FIX)

@@ -1,0 +1,544 @@
+"""What Auto-Acceleration gets wrong: its sixteen faults by number, looked for in one sweep asked as its users ask."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from shutil import copytree
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import ArrayLike, NDArray
+from onnx import TensorProto, helper
+from onnx.reference import ReferenceEvaluator
+from openpyxl import load_workbook
+
+from stillhouse.accelerate.candidate import NETWORK
+from stillhouse.accelerate.child import OUTPUTS
+from stillhouse.accelerate.probe import PROBES, Probe, read_probes
+from stillhouse.accelerate.report import Report, read_report
+from stillhouse.accelerate.subject import Subject
+from stillhouse.accelerate.target import settle
+from stillhouse.accelerate.task import TASK, read_task
+from stillhouse.accelerate.trial import Trial
+from stillhouse.backends.precision import half
+from stillhouse.backends.registry import open_runner
+from stillhouse.cli import main
+from stillhouse.measure.fidelity import compare
+from stillhouse.models.manifest import TRIALS
+from stillhouse.models.network import open_network
+from tests.accelerate.networks import BIG, FLOAT, INT64, Draft, Value
+
+FAULTY = Path(__file__).parent / "faulty"
+RUNTIMES = ("onnxruntime", "openvino")
+ENGINES = (*RUNTIMES, "nan", "ones", "crash", "cold")
+BATCH, CHANNELS, SIDE, WIDTH, INSIDE, FEATURES = 2, 4, 16, 16, 3072, 64
+STACKED = 4096
+OPSET, ITERATIONS, MIN_SQNR, MAX_MAE = 20, 3, 25.0, 0.2
+COLD_CALLS, COLD_SECONDS = 3, 1.0
+INLINE = 1 << 20
+"""Bytes that are far more than the nodes of these graphs take, and far less than their weights."""
+
+CONFIG = f"""
+device: cpu
+input:
+  condition:
+    min_shape: [1, {CHANNELS}, {SIDE}, {SIDE}]
+    max_shape: [4, {CHANNELS}, {SIDE}, {SIDE}]
+    use_shape: [{BATCH}, {CHANNELS}, {SIDE}, {SIDE}]
+  timestep:
+    min_shape: [1]
+    max_shape: [4]
+    use_shape: [{BATCH}]
+  sample:
+    min_shape: [1, {CHANNELS}, {SIDE}, {SIDE}]
+    max_shape: [4, {CHANNELS}, {SIDE}, {SIDE}]
+    use_shape: [{BATCH}, {CHANNELS}, {SIDE}, {SIDE}]
+output:
+  features:
+    use_shape: [{BATCH}, {FEATURES}]
+  noise:
+    use_shape: [{BATCH}, {CHANNELS}, {SIDE}, {SIDE}]
+precision: [fp32, fp16, int8-weights]
+tolerance: {{min_sqnr: {MIN_SQNR}, max_mae: {MAX_MAE}}}
+iterations: {ITERATIONS}
+"""
+
+COLD = f"""
+from time import perf_counter
+
+from faulty_backend import Engine
+
+calls = 0
+
+
+def _slow_at_first(feeds, results):
+    global calls
+    calls += 1
+    until = perf_counter() + {COLD_SECONDS} * (calls <= {COLD_CALLS})
+    while perf_counter() < until:
+        pass
+    return results
+
+
+cold = Engine("cold", _slow_at_first)
+"""
+"""An engine that is right, and slow at first, as one that makes its kernels when they are needed."""
+
+DRIVEN = """
+from pathlib import Path
+
+Path(__file__).with_suffix(".imported").touch()
+raise ImportError("libcuda.so.1: cannot open shared object file: No such file or directory")
+"""
+"""A module that cannot be imported where there is no driver, and that tells who tried."""
+
+Line = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Swept:
+    """The folders of a user, and what the sweep left in them: the report, and both sheets by task."""
+
+    root: Path
+    report: Report
+    lines: Mapping[str, Line]
+    lost: Mapping[str, Line]
+
+    @property
+    def model(self) -> Path:
+        return self.root / "input" / "model" / "openvino.onnx"
+
+    @property
+    def out(self) -> Path:
+        return self.root / "output"
+
+    @property
+    def accepted(self) -> list[Trial]:
+        return [trial for trial in self.report.trials if trial.status == "accepted"]
+
+    @property
+    def baseline(self) -> Trial:
+        return self.report.trial(NETWORK, self.report.baselines[NETWORK])
+
+    @property
+    def probes(self) -> list[Probe]:
+        return read_probes(self.out / TRIALS / NETWORK / PROBES)
+
+    def only(self, backend: str, recipe: str = "f32") -> Trial:
+        """The one trial of that engine and recipe."""
+        (trial,) = (
+            one for one in self.report.trials if (one.candidate.backend, one.candidate.recipe) == (backend, recipe)
+        )
+        return trial
+
+    def line(self, trial: Trial) -> Line:
+        """Its row of the first sheet."""
+        (line,) = (line for line in self.lines.values() if line["candidate"] == trial.candidate.name)
+        return line
+
+
+class Halves(Draft):
+    """A draft whose weights are float16 in the file, each behind a Cast, as in a model that was stored in halves."""
+
+    def constant(self, value: NDArray[Any] | Sequence[Any]) -> str:
+        array = np.asarray(value)
+        if array.dtype != np.float32:
+            return super().constant(array)
+        return self.add("Cast", super().constant(array.astype(np.float16)), to=FLOAT)
+
+
+def two_headed(path: Path, seed: int = 0) -> Path:
+    """A network with all that Auto-Acceleration stumbles over; its weights lie in a file for each, beside it.
+
+    sample [batch, CHANNELS, height, width], timestep int64 [batch], condition like sample, to noise like sample and
+    features [batch, FEATURES].
+    """
+    net = Halves(seed)
+    x = net.add("Gelu", net.convolution("sample", CHANNELS, WIDTH))
+    gate = net.add("Sigmoid", net.convolution("condition", CHANNELS, WIDTH))
+    angles = net.add(
+        "Mul",
+        net.add("Unsqueeze", net.add("Cast", "timestep", to=FLOAT), net.constant(np.array([1]))),
+        net.constant((1000.0 ** -(np.arange(WIDTH // 2) / (WIDTH // 2))).astype(np.float32)),
+    )
+    waves = net.add("Concat", net.add("Sin", angles), net.add("Cos", angles), axis=1)
+    time = net.add("Unsqueeze", net.linear(waves, WIDTH, WIDTH), net.constant(np.array([2, 3])))
+    x = net.add("Add", net.add("Mul", x, gate), time)
+    net.add("Identity", net.convolution(x, WIDTH, CHANNELS), out="noise")
+    pooled = net.add("Reshape", net.add("GlobalAveragePool", x), net.constant(np.array([0, WIDTH])))
+    wide = net.norm(net.linear(pooled, WIDTH, INSIDE), INSIDE)
+    net.add("MatMul", net.add("Gelu", net.linear(wide, INSIDE, INSIDE)), net.weight(INSIDE, FEATURES), out="features")
+    picture: Sequence[int | str | None] = ["batch", CHANNELS, "height", "width"]
+    inputs: list[Value] = [("sample", picture, FLOAT), ("timestep", ["batch"], INT64), ("condition", picture, FLOAT)]
+    outputs: list[Value] = [("noise", picture, FLOAT), ("features", ["batch", FEATURES], FLOAT)]
+    model = onnx.load(net.write(path, inputs, outputs, opset=OPSET))
+    onnx.save_model(model, path, save_as_external_data=True, all_tensors_to_one_file=False, size_threshold=BIG)
+    return path
+
+
+def stack(path: Path, layers: int) -> Path:
+    """Matrices one after the other that keep the length of a vector, in one file beside the graph: h0 to h1, h2, ..."""
+    matrix = (np.random.default_rng(0).standard_normal((STACKED, STACKED)) / np.sqrt(STACKED)).astype(np.float32)
+    tensors = []
+    with path.with_suffix(".bin").open("wb") as file:
+        for layer in range(layers):
+            tensor = TensorProto(name=f"w{layer}", data_type=FLOAT, dims=matrix.shape)
+            tensor.data_location = TensorProto.EXTERNAL
+            place = {"location": f"{path.stem}.bin", "offset": file.tell(), "length": matrix.nbytes}
+            for key, value in place.items():
+                tensor.external_data.add(key=key, value=str(value))
+            file.write(np.roll(matrix, layer, axis=1).tobytes())
+            tensors.append(tensor)
+    nodes = [helper.make_node("MatMul", [f"h{layer}", f"w{layer}"], [f"h{layer + 1}"]) for layer in range(layers)]
+    ends = [helper.make_tensor_value_info(name, FLOAT, ["n", STACKED]) for name in ("h0", f"h{layers}")]
+    graph = helper.make_graph(nodes, "stack", ends[:1], ends[1:], tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def laid_out(root: Path, config: str) -> Path:
+    """Auto-Acceleration's folders with this config; where the model belongs."""
+    for folder in ("config", "model"):
+        (root / "input" / folder).mkdir(parents=True)
+    (root / "input" / "config" / "config.yml").write_text(config)
+    return root / "input" / "model"
+
+
+def accelerated(root: Path, *engines: str) -> int:
+    """The exit code of the command, as it is typed; one thread, for a busy machine shares what else there is anyway."""
+    asked = [word for engine in engines for word in ("--engine", engine)]
+    config = root / "input" / "config" / "config.yml"
+    return main(["accelerate", "--config", str(config), "--threads", "1", *asked])
+
+
+def sheet(path: Path, name: str) -> dict[str, Line]:
+    """The lines of a sheet by task, of which no two may have the same."""
+    headings, *rest = load_workbook(path)[name].iter_rows(values_only=True)
+    lines: list[Line] = [dict(zip(map(str, headings), line, strict=True)) for line in rest]
+    found = {str(line["task"]): line for line in lines}
+    assert len(found) == len(lines)
+    return found
+
+
+@pytest.fixture(scope="module")
+def traps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of modules and programs that Auto-Acceleration needs and that fail here; what is used leaves a mark."""
+    folder = tmp_path_factory.mktemp("traps")
+    for module in ("pycuda", "tensorrt"):
+        (folder / f"{module}.py").write_text(DRIVEN)
+    for program in ("mo", "trtexec"):
+        (folder / program).write_text('#!/bin/sh\ntouch "$0.called"\nexit 1\n')
+        (folder / program).chmod(0o755)
+    (folder / "cold_backend.py").write_text(COLD)
+    package = folder / "cold_backend-1.0.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: cold-backend\nVersion: 1.0\n")
+    (package / "entry_points.txt").write_text("[stillhouse.backends]\ncold = cold_backend:cold\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory, traps: Path) -> Swept:
+    """The sweep that every test looks at."""
+    root = tmp_path_factory.mktemp("theirs")
+    # A model that bears the name of an engine, and a file beside it that nothing needs.
+    two_headed(laid_out(root, CONFIG) / "openvino.onnx")
+    (root / "input" / "model" / "readme.txt").write_bytes(bytes(1 << 20))
+    with pytest.MonkeyPatch.context() as patch:
+        for folder in (FAULTY, traps):
+            patch.syspath_prepend(str(folder))
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(traps), str(FAULTY), os.environ.get("PYTHONPATH", "")]))
+        patch.setenv("PATH", str(traps) + os.pathsep + os.environ.get("PATH", ""))
+        assert accelerated(root, *ENGINES) == 0
+    summary = root / "output" / "summary.xlsx"
+    return Swept(root, read_report(root / "output"), sheet(summary, "Sheet1"), sheet(summary, "rejected"))
+
+
+@pytest.fixture(scope="module")
+def made(swept: Swept, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """By recipe, the graph that it made. What cannot be chosen any more was cleared away, and is made again."""
+    return {
+        recipe: _made(swept, swept.only(backend, recipe), tmp_path_factory.mktemp("made"))
+        for backend, recipe in (("onnxruntime", "f16"), ("openvino", "int8-weights"))
+    }
+
+
+def _made(swept: Swept, trial: Trial, folder: Path) -> Path:
+    assert trial.graph and trial.reproduce, trial.reason
+    if (swept.out / trial.graph).is_file():
+        return swept.out / trial.graph
+    task = read_task((swept.out / trial.reproduce).parent / TASK)
+    with Subject(replace(task, folder=str(folder), artefact=str(folder / "made"))) as subject:
+        return Path(subject.ask("build", limit=60.0)["graph"])
+
+
+def answers(graph: Path, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """What the graph gives by the definition of its operators, by name, without any runtime."""
+    model = onnx.load(graph)
+    names = [value.name for value in model.graph.output]
+    return dict(zip(names, map(np.asarray, ReferenceEvaluator(model).run(None, dict(feeds))), strict=True))
+
+
+def sqnr(wanted: ArrayLike, got: ArrayLike) -> float:
+    return compare(np.asarray(wanted), np.asarray(got)).sqnr
+
+
+def files_of(graph: Path) -> set[Path]:
+    """The files that a graph is: itself, and those that it names."""
+    if graph.suffix == ".xml":
+        return {graph, graph.with_suffix(".bin")}
+    tensors = onnx.load(graph, load_external_data=False).graph.initializer
+    places = [entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"]
+    return {graph, *(graph.parent / place for place in places)}
+
+
+def test_fault_01_a_cpu_needs_no_driver_of_a_gpu(swept: Swept, traps: Path) -> None:
+    """`device: cpu` did not start without an NVIDIA driver: pycuda and tensorrt were imported whatever was asked."""
+    assert not list(traps.glob("*.imported"))
+    assert {trial.candidate.backend for trial in swept.accepted} >= set(RUNTIMES)
+
+
+def test_fault_02_an_engine_that_is_right_on_ones_only_is_found_out(swept: Swept) -> None:
+    """Its only probe was ones, for every input."""
+    ones = swept.only("ones")
+    assert ones.status == "rejected" and ones.worst and ones.worst.sqnr < MIN_SQNR
+    assert len(swept.probes) > 1
+    for probe in swept.probes:
+        assert all(probe.feeds[name].std() > 0.5 for name in ("sample", "condition"))
+    steps = np.concatenate([probe.feeds["timestep"] for probe in swept.probes])
+    assert len(set(steps.tolist())) == len(steps)
+
+
+def test_fault_03_floats_and_whole_numbers_are_fed_together(swept: Swept, made: Mapping[str, Path]) -> None:
+    """A float latent beside an int64 timestep crashed the whole run, as its converter made halves of the latent."""
+    kinds = {name: array.dtype.name for name, array in swept.probes[0].feeds.items()}
+    assert kinds == {"sample": "float32", "timestep": "int64", "condition": "float32"}
+    for backend, recipe in (("onnxruntime", "f16"), ("openvino", "int8-weights")):
+        assert swept.only(backend, recipe).status == "accepted", swept.only(backend, recipe).reason
+    inputs = onnx.load(made["f16"], load_external_data=False).graph.input
+    assert {value.name: value.type.tensor_type.elem_type for value in inputs} == {
+        "sample": TensorProto.FLOAT,
+        "timestep": TensorProto.INT64,
+        "condition": TensorProto.FLOAT,
+    }
+
+
+def test_fault_04_halves_lie_outside_of_the_graph_where_no_limit_of_protobuf_concerns_them(
+    swept: Swept, made: Mapping[str, Path]
+) -> None:
+    """A model above 2 GB lost its row in halves, for no protobuf holds more."""
+    assert swept.only("onnxruntime", "f16").status == "accepted"
+    weights = sum(file.stat().st_size for file in files_of(made["f16"])) - made["f16"].stat().st_size
+    assert weights >= 2 * INSIDE * INSIDE
+    assert made["f16"].stat().st_size < INLINE
+    graph = onnx.load(made["f16"], load_external_data=False).graph
+    largest = max(graph.initializer, key=lambda tensor: int(np.prod(tensor.dims)))
+    assert largest.data_type == TensorProto.FLOAT16 and not largest.raw_data
+
+
+def test_fault_04_weights_that_are_laid_out_as_links_become_halves_too(tmp_path: Path) -> None:
+    """The same where weights are so large that the result holds them by a link, and not by a copy."""
+    graph = settle(str(stack(tmp_path / "stack.onnx", layers=2)), tmp_path / "out").parts[0].graph
+    half(graph, tmp_path / "half.onnx")
+    feeds = {"h0": np.random.default_rng(1).standard_normal((BATCH, STACKED)).astype(np.float32)}
+    assert sqnr(open_runner(graph)(feeds)["h2"], open_runner(tmp_path / "half.onnx")(feeds)["h2"]) > 50
+
+
+@pytest.mark.large
+def test_fault_04_more_than_two_gigabytes_have_their_row_in_halves(tmp_path: Path) -> None:
+    """The same in earnest, swept: 2.2 GB in a file beside the graph."""
+    config = f"input: {{h0: {{use_shape: [{BATCH}, {STACKED}]}}}}\nprecision: fp16\niterations: 3\n"
+    graph = stack(laid_out(tmp_path, config) / "stack.onnx", layers=33)
+    source = sum(file.stat().st_size for file in files_of(graph))
+    assert source > 2 * 10**9
+    assert accelerated(tmp_path, "onnxruntime") == 0
+    report = read_report(tmp_path / "output")
+    (trial,) = (one for one in report.trials if one.candidate.recipe == "f16")
+    assert trial.status == "accepted", trial.reason
+    assert trial.worst and trial.worst.sqnr > 50
+    assert trial.seconds and trial.file_bytes and 0.49 * source < trial.file_bytes < 0.51 * source
+    assert "onnx_fp16" in sheet(tmp_path / "output" / "summary.xlsx", "Sheet1")
+
+
+def test_fault_05_samples_a_second_count_every_row_of_the_batch(swept: Swept) -> None:
+    """Its samples per second were calls per second, whatever the batch."""
+    for trial in swept.accepted:
+        line = swept.line(trial)
+        assert line["batch"] == BATCH
+        assert line["throughput(samples/second)"] * line["latency p50 (ms)"] / 1000 == pytest.approx(BATCH)
+
+
+def test_fault_06_no_engine_is_timed_before_it_is_warm(swept: Swept) -> None:
+    """Two of its engines ran three times before the clock started, and TensorRT not once."""
+    cold = swept.only("cold")
+    assert cold.status == "accepted", cold.reason
+    assert cold.first_seconds and cold.first_seconds >= COLD_SECONDS
+    # The slow calls last thirty times as long as all others of a lap, so one lap with them would show.
+    assert cold.seconds and cold.seconds.p95 < 8 * cold.seconds.median
+    assert all(trial.first_seconds is not None for trial in swept.accepted)
+
+
+def test_fault_07_latency_has_percentiles_and_a_speed_up_its_interval(swept: Swept) -> None:
+    """It printed the mean of fifty calls in sequence, and nothing of its spread."""
+    others = [trial for trial in swept.accepted if trial != swept.baseline]
+    for trial in others:
+        line = swept.line(trial)
+        assert 0 < line["latency p50 (ms)"] <= line["latency p95 (ms)"]
+        assert line["speed-up low"] <= line["speed-up"] <= line["speed-up high"]
+        assert trial.seconds and trial.seconds.runs >= ITERATIONS
+    # No two measurements of a machine agree to the last digit, so equal ones were not measured.
+    assert all(swept.line(trial)["latency p50 (ms)"] < swept.line(trial)["latency p95 (ms)"] for trial in others)
+    assert all(swept.line(trial)["speed-up low"] < swept.line(trial)["speed-up high"] for trial in others)
+
+
+def test_fault_08_no_two_rows_are_the_same_thing_and_each_says_what_it_computed_in(swept: Swept) -> None:
+    """Three of its OpenVINO rows were one and the same: equal in size, and in every digit of the output."""
+    things = Counter(
+        (one.candidate.backend, one.graph, tuple(sorted(one.candidate.options.items())), one.executed)
+        for one in swept.accepted
+    )
+    assert set(things.values()) == {1}
+    for trial in swept.accepted:
+        if trial.candidate.backend in RUNTIMES:
+            assert trial.executed == (next(iter(trial.census)) if len(trial.census) == 1 else "mixed")
+        assert swept.line(trial)["executed precision"] == trial.executed
+        if trial.executed == "f32" and trial.graph == swept.baseline.graph:
+            # Halves and bf16 err by 40 to 70 dB: who says f32 and errs as they do has not computed in f32.
+            assert trial.worst and trial.worst.sqnr > 90
+    # A precision that the processor lacks is no row of figures that are those of another.
+    (asked,) = (one for one in swept.report.trials if one.candidate.precision == "f16")
+    if asked.seconds:
+        assert asked.executed != "f32"
+    else:
+        assert asked.status == "excluded" and "no f16" in asked.reason
+
+
+def test_fault_09_outputs_of_different_shapes_are_each_compared_and_nan_is_refused(swept: Swept) -> None:
+    """Two outputs of different shapes ended the run, and NaN passed as an error like any other."""
+    pairs = {f"{probe.label}, {output}" for probe in swept.probes for output in ("noise", "features")}
+    assert len(pairs) == 2 * len(swept.probes)
+    assert all(set(trial.fidelity) == pairs for trial in swept.accepted)
+    broken = swept.only("nan")
+    assert broken.status == "rejected"
+    assert "noise are NaN or infinite" in broken.reason
+    line = swept.line(broken)
+    assert line["mae"] is None
+    assert line["non-finite"] == len(swept.probes) * BATCH * CHANNELS * SIDE * SIDE
+
+
+def test_fault_10_errors_have_a_scale_and_a_bound_and_one_row_is_chosen(swept: Swept) -> None:
+    """It printed a mean absolute error without a scale, judged nothing and chose nothing."""
+    measured = [trial for trial in swept.report.trials if trial.fidelity]
+    assert {trial.status for trial in measured} == {"accepted", "rejected"}
+    for trial in measured:
+        line = swept.line(trial)
+        assert all(isinstance(line[heading], int | float) for heading in ("SQNR (dB)", "cosine", "non-finite"))
+        keeps = line["SQNR (dB)"] >= MIN_SQNR and all(one.mae <= MAX_MAE for one in trial.fidelity.values())
+        assert (line["status"] == "accepted") == keeps
+    (chosen,) = (line for line in swept.lines.values() if line["chosen"] == "yes")
+    assert chosen["status"] == "accepted"
+    fastest = max(trial.ratio.value for trial in swept.accepted if trial.ratio)
+    assert chosen["speed-up"] >= 0.97 * fastest
+    assert open_network(swept.out).backend == chosen["backend"]
+
+
+def test_fault_11_the_size_is_that_of_the_row_s_own_graph_and_weights(swept: Swept, made: Mapping[str, Path]) -> None:
+    """It counted the whole folder where there were many files, and of OpenVINO's graphs the .bin alone."""
+    assert len(files_of(swept.model)) > 5
+    own = {swept.only("onnxruntime", "f16").graph: made["f16"]}
+    own |= {swept.only("openvino", "int8-weights").graph: made["int8-weights"], swept.baseline.graph: swept.model}
+    for trial in swept.accepted:
+        assert trial.file_bytes == sum(file.stat().st_size for file in files_of(own[trial.graph]))
+        assert swept.line(trial)["file size(MB)"] == pytest.approx(trial.file_bytes / 2**20)
+    assert len({trial.file_bytes for trial in swept.accepted}) == len(own) == 3
+
+
+def test_fault_12_what_fails_is_a_row_with_a_reason(swept: Swept) -> None:
+    """It ignored the exit codes of its converters: what had failed was missing in the sheet."""
+    crash = swept.only("crash")
+    assert crash.status == "failed" and "SIGSEGV" in crash.reason
+    assert len(swept.lines) == len(swept.report.trials)
+    assert {line["backend"] for line in swept.lines.values()} >= set(ENGINES)
+    assert swept.lost.keys() == {task for task, line in swept.lines.items() if line["status"] != "accepted"}
+    assert all(line["reason"] for line in swept.lost.values())
+    (line,) = (line for line in swept.lost.values() if line["candidate"] == crash.candidate.name)
+    assert (line["status"], line["reason"]) == ("failed", crash.reason)
+    assert (swept.out / line["log"]).is_file()
+
+
+def test_fault_13_results_of_another_model_are_refused_and_kept(
+    swept: Swept, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It measured what an earlier model had left, and replaced the model's name wherever a row's name had it."""
+    assert {"onnx", "onnx_fp16"} <= swept.lines.keys()
+    named = {task for task, line in swept.lines.items() if line["backend"] == "openvino"}
+    assert named and all(task.startswith("openvino_") for task in named)
+
+    root = tmp_path / "theirs"
+    copytree(swept.root, root)
+    two_headed(root / "input" / "model" / "openvino.onnx", seed=1)
+    before = dict(_contents(root / "output"))
+    assert accelerated(root, *RUNTIMES) == 2
+    said = capsys.readouterr().err
+    assert "holds a sweep of openvino, and not of this" in said and "Traceback" not in said
+    assert dict(_contents(root / "output")) == before
+
+
+def _contents(folder: Path) -> Iterator[tuple[Path, bytes]]:
+    return ((path.relative_to(folder), path.read_bytes()) for path in folder.rglob("*") if path.is_file())
+
+
+def test_fault_14_inputs_and_outputs_are_bound_by_name(swept: Swept) -> None:
+    """It fed inputs in the order of the config, and took the first outputs that it got."""
+    graph = onnx.load(swept.model, load_external_data=False).graph
+    order = [value.name for value in graph.input]
+    assert order != sorted(order, key=CONFIG.index)
+    wanted = [answers(swept.model, probe.feeds) for probe in swept.probes]
+    given = read_probes(swept.out / TRIALS / NETWORK / swept.baseline.candidate.key / OUTPUTS)
+    for right, got in zip(wanted, given, strict=True):
+        assert {name: sqnr(array, got.feeds[name]) > 90 for name, array in right.items()} == dict.fromkeys(right, True)
+
+    feeds = dict(swept.probes[0].feeds)
+    swapped = {**feeds, "sample": feeds["condition"], "condition": feeds["sample"]}
+    # Both have one shape, so that who confuses them is told by nothing but the answer.
+    assert sqnr(wanted[0]["noise"], answers(swept.model, swapped)["noise"]) < 10
+    shuffled = {name: feeds[name] for name in sorted(feeds, key=CONFIG.index)}
+    assert list(shuffled) != order
+    for name, array in open_network(swept.out)(shuffled).items():
+        assert sqnr(wanted[0][name], array) > MIN_SQNR
+    for backend in RUNTIMES:
+        for name, array in open_runner(swept.model, backend)(shuffled).items():
+            assert sqnr(wanted[0][name], array) > 90
+
+
+def test_fault_15_today_s_opsets_run_without_the_converters_of_yesterday(
+    swept: Swept, made: Mapping[str, Path], traps: Path
+) -> None:
+    """It took no opset above 16, and called programs that are in no package any more."""
+    for graph in (swept.model, made["f16"]):
+        (opset,) = (one.version for one in onnx.load(graph, load_external_data=False).opset_import if not one.domain)
+        assert opset == OPSET > 16
+    assert {trial.candidate.backend for trial in swept.accepted} >= set(RUNTIMES)
+    assert not list(traps.glob("*.called"))
+
+
+def test_fault_16_weights_in_halves_give_no_nan(swept: Swept, made: Mapping[str, Path]) -> None:
+    """TensorRT gave NaN where the weights were float16 already; the advice was to export float32."""
+    graph = onnx.load(swept.model, load_external_data=False).graph
+    halves = {tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT16}
+    assert halves and halves == {node.input[0] for node in graph.node if node.op_type == "Cast"} - {"timestep"}
+    assert not [tensor for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT]
+    for trial in swept.accepted:
+        assert not any(one.nonfinite for one in trial.fidelity.values())
+    trial = swept.only("onnxruntime", "f16")
+    assert trial.status == "accepted" and trial.worst and trial.worst.sqnr > 40
+    for probe in swept.probes:
+        wanted, got = answers(swept.model, probe.feeds), open_network(swept.out)(probe.feeds)
+        for name, array in wanted.items():
+            assert np.isfinite(array).all() and np.isfinite(got[name]).all()
+            assert sqnr(array, got[name]) > MIN_SQNR
