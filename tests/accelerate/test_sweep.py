@@ -56,6 +56,12 @@ def test_every_accepted_row_has_its_measurements_and_files(swept: tuple[Path, Re
             assert trial.reproduce and (folder / "out" / trial.reproduce).is_file()
 
 
+def test_the_baseline_is_once_as_fast_as_itself_whatever_the_noise(swept: tuple[Path, Report]) -> None:
+    _, report = swept
+    ratio = report.trial("network", report.baselines["network"]).ratio
+    assert ratio and ratio.value == 1.0 and ratio.low <= 1.0 <= ratio.high
+
+
 def test_the_result_answers_as_the_source_does(swept: tuple[Path, Report]) -> None:
     folder, report = swept
     graph = folder / "detector.onnx"

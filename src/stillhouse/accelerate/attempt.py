@@ -19,6 +19,7 @@ from stillhouse.accelerate.task import TASK, Task
 from stillhouse.accelerate.trial import Trial
 from stillhouse.backends.signature import read_signature
 from stillhouse.core import ImageRequest
+from stillhouse.measure.clock import Ratio
 from stillhouse.models.manifest import Component
 
 BATCHES = (1, 2, 4, 8)
@@ -200,7 +201,10 @@ def bytes_of(graph: Path) -> int:
 def _raced(trial: Trial, subject: Subject, reference: Reference | None, bench: Bench) -> Trial:
     lap = lap_of(subject, bench.limit)
     outcome = race(lap_of(reference.subject, bench.limit) if reference else lap, lap, bench.effort)
-    trial = replace(trial, seconds=outcome.candidate, ratio=outcome.ratio, rows=bench.rows)
+    ratio = outcome.ratio
+    if reference is None:  # against itself: 1 by definition, with the spread of this machine around it
+        ratio = Ratio(1.0, ratio.low / ratio.value, ratio.high / ratio.value)
+    trial = replace(trial, seconds=outcome.candidate, ratio=ratio, rows=bench.rows)
     if bench.batches and (reference is None or outcome.ratio.high >= bench.effort.hopeless):
         trial = replace(trial, batch=_curve(subject, bench.limit, outcome.candidate.median))
     return trial
