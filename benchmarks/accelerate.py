@@ -85,36 +85,42 @@ def _choice(arguments: argparse.Namespace) -> None:
     out = BUILD / "faster-shapes"
     report = read_report(out)
     accepted = [one for one in report.of("unet") if one.status == "accepted"]
-    truth = {one.candidate.key: one for one in _raced(out, report, accepted, Effort(least=40, most=40, seconds=600.0))}
-    best = best_of(truth.values(), "latency")
-    assert best and best.ratio
+    truth = _speeds(_raced(out, report, accepted, Effort(least=40, most=40, seconds=600.0)))
+    best = max(truth, key=truth.__getitem__)
     shares = []
     for repeat in range(arguments.repeats):
-        chosen = best_of(_raced(out, report, accepted, Effort()), "latency")
+        raced = _raced(out, report, accepted, Effort(), with_final=True)
+        chosen = best_of(raced, "latency")
         assert chosen
-        true = truth[chosen.candidate.key].ratio
-        assert true
-        shares.append(true.value / best.ratio.value)
+        shares.append(truth[chosen.candidate.key] / truth[best])
         print(f"{repeat + 1}: {chosen.candidate.name}: {shares[-1]:.3f} of the best", flush=True)
     within = sum(share >= _WITHIN for share in shares)
-    record("choice", {"best": best.candidate.name, "shares": shares, "within": within, "candidates": len(accepted)})
+    name = report.trial("unet", best).candidate.name
+    record("choice", {"best": name, "shares": shares, "within": within, "candidates": len(accepted)})
     print(f"within 5 % of the best in {within} of {len(shares)} repeats")
 
 
+def _speeds(trials: list[Trial]) -> dict[str, float]:
+    """How many times as fast as the baseline, by key."""
+    return {one.candidate.key: one.ratio.value for one in trials if one.ratio and one.status == "accepted"}
+
+
 def _raced(
-    out: Path, report: Report, trials: list[Trial], effort: Effort, baseline: Candidate | None = None
+    out: Path,
+    report: Report,
+    trials: list[Trial],
+    effort: Effort,
+    baseline: Candidate | None = None,
+    with_final: bool = False,
 ) -> list[Trial]:
     """The trials' candidates, built already, raced anew; against the sweep's baseline, or this one. It comes first."""
-    folder = out / TRIALS / "unet" / "again"
-    folder.mkdir(exist_ok=True)
-    if not (folder / MADE_FOLDER).exists():
-        (folder / MADE_FOLDER).symlink_to(Path("..") / MADE_FOLDER)
     bench = Bench(
-        folder=folder,
+        folder=out / TRIALS / "unet" / "again",
+        made=out / TRIALS / "unet" / MADE_FOLDER,
         root=out,
         graph=out / original(out)["unet"].graph,
         probes=out / TRIALS / "unet" / PROBES,
-        bounds=report.bounds,
+        bounds=replace(report.bounds, min_psnr=None, min_ssim=None),  # no pictures are drawn here
         effort=effort,
     )
     baseline = baseline or report.trial("unet", report.baselines["unet"]).candidate
@@ -123,7 +129,7 @@ def _raced(
     try:
         others = [trial.candidate for trial in trials if trial.candidate != baseline]
         raced = [first, *(attempt(candidate, bench, reference)[0] for candidate in others)]
-        again = {one.candidate.key: one for one in final(raced, bench, reference)}
+        again = {one.candidate.key: one for one in final(raced, bench, reference)} if with_final else {}
     finally:
         reference.subject.kill()
     return [again.get(one.candidate.key, one) for one in raced]

@@ -14,11 +14,13 @@ import pytest
 from stillhouse.accelerate.asked import Asked
 from stillhouse.accelerate.inputs import guess_shapes, plausible_inputs
 from stillhouse.accelerate.plan import BASELINE
+from stillhouse.accelerate.probe import Probe, write_probes
 from stillhouse.accelerate.race import Effort
-from stillhouse.accelerate.report import Bounds, Report, read_report
-from stillhouse.accelerate.sweep import sweep
+from stillhouse.accelerate.report import Bounds, Report, read_report, write_report
+from stillhouse.accelerate.sweep import rows_of, sweep
 from stillhouse.accelerate.target import settle
 from stillhouse.backends.registry import open_runner
+from stillhouse.errors import InvalidRequest
 from stillhouse.models.network import open_network
 from tests.accelerate.networks import NETWORKS
 
@@ -106,6 +108,52 @@ def test_a_budget_that_is_over_skips_and_says_so(tmp_path: Path) -> None:
     assert not [trial for trial in more.trials if trial.status == "skipped"]
 
 
+def test_a_mistyped_engine_is_refused_and_loses_nothing(tmp_path: Path) -> None:
+    target = settle(str(NETWORKS["detector"](tmp_path / "model.onnx")), tmp_path / "out")
+    with pytest.raises(InvalidRequest, match="onnxruntime"):
+        sweep(target, replace(FEW, engines=("onnxruntim",)))
+    assert settle(str(tmp_path / "model.onnx"), tmp_path / "out") == target
+
+
+def test_a_bound_that_even_the_baseline_misses_leaves_rows_that_are_compared_with_it(tmp_path: Path) -> None:
+    graph = NETWORKS["detector"](tmp_path / "model.onnx")
+    report = sweep(settle(str(graph), tmp_path / "out"), replace(FEW, bounds=Bounds(max_memory=1)))
+    assert {trial.status for trial in report.trials if trial.ratio} == {"rejected"}
+    assert all(trial.fidelity for trial in report.trials if trial.ratio)
+    assert not report.chosen and report.baselines
+    assert open_network(tmp_path / "out").backend == BASELINE
+
+
+def test_what_failed_is_tried_again_where_it_may_take_longer(tmp_path: Path) -> None:
+    target = settle(str(NETWORKS["detector"](tmp_path / "model.onnx")), tmp_path / "out")
+    report = sweep(target, FEW)
+    lost = replace(report.trials[-1], status="failed", reason="it took more than 120 s", ratio=None)
+    write_report(tmp_path / "out", replace(report, trials=(*report.trials[:-1], lost)))
+    key = lost.candidate.key
+    assert sweep(target, FEW).trial("network", key).status == "failed"
+    assert sweep(target, replace(FEW, limit=240.0)).trial("network", key).status == "accepted"
+
+
+def test_another_question_is_not_answered_with_what_was_measured_before(tmp_path: Path) -> None:
+    target = settle(str(NETWORKS["detector"](tmp_path / "model.onnx")), tmp_path / "out")
+    before = sweep(target, FEW)
+    with pytest.warns(UserWarning, match="asked differently"):
+        after = sweep(target, replace(FEW, ones=True))
+    assert "nothing but ones" in after.probes["network"]
+    assert not {one.seconds for one in before.trials if one.seconds} & {one.seconds for one in after.trials}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "rows"), [({"x": (4, 3, 8, 8), "t": (1,)}, 4), ({"ids": (2, 7)}, 2), ({"x": ()}, 1)]
+)
+def test_samples_of_a_call_are_counted_along_the_largest_input(
+    shapes: dict[str, tuple[int, ...]], rows: int, tmp_path: Path
+) -> None:
+    probe = Probe("input 0", {name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
+    write_probes(tmp_path / "probes.npz", [probe])
+    assert rows_of(tmp_path / "probes.npz") == rows
+
+
 def test_an_interruption_leaves_a_choice(tmp_path: Path) -> None:
     graph = NETWORKS["detector"](tmp_path / "model.onnx")
     told: list[str] = []
@@ -135,6 +183,7 @@ def test_a_killed_sweep_leaves_a_valid_directory_and_no_children(tmp_path: Path)
     process.wait()
     cut_off = read_report(tmp_path / "out")
     assert cut_off.trials and not cut_off.finished
+    assert open_network(tmp_path / "out").inputs
     deadline = time.monotonic() + 60
     while _children_of(tmp_path) and time.monotonic() < deadline:
         os.sched_yield()

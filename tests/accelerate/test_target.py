@@ -1,17 +1,16 @@
 """What is accelerated is laid out whole or not at all, and never over something else."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from stillhouse.accelerate.report import write_report
 from stillhouse.accelerate.target import original, settle
 from stillhouse.errors import InvalidRequest, PipelineError, UnknownModel
 from stillhouse.models.load import find
-from stillhouse.models.manifest import read_manifest
+from stillhouse.models.manifest import read_manifest, write_manifest
 from tests.accelerate.networks import detector, external
-from tests.accelerate.trials import report
 
 
 def test_an_embedded_model_becomes_a_pipeline_directory(tmp_path: Path) -> None:
@@ -39,17 +38,27 @@ def test_an_onnx_file_brings_its_external_data_along(tmp_path: Path) -> None:
 def test_a_sweep_is_found_again_by_its_source(tmp_path: Path) -> None:
     graph = str(detector(tmp_path / "detector.onnx"))
     target = settle(graph, tmp_path / "out")
-    write_report(tmp_path / "out", report(identity=target.identity))
     assert settle(graph, tmp_path / "out") == target
 
 
 def test_a_directory_of_another_model_is_left_alone(tmp_path: Path) -> None:
-    settle(str(detector(tmp_path / "detector.onnx")), tmp_path / "out")
-    write_report(tmp_path / "out", report(identity="of another"))
+    settle("shapes", tmp_path / "out")
     before = sorted((tmp_path / "out").rglob("*"))
     with pytest.raises(InvalidRequest, match="holds a sweep of shapes"):
-        settle(str(tmp_path / "detector.onnx"), tmp_path / "out")
+        settle(str(detector(tmp_path / "detector.onnx")), tmp_path / "out")
     assert sorted((tmp_path / "out").rglob("*")) == before
+
+
+def test_a_faster_pipeline_is_accelerated_from_what_it_was_before(tmp_path: Path) -> None:
+    faster = settle("shapes", tmp_path / "faster").directory
+    manifest = read_manifest(faster)
+    (faster / "trials" / "unet").mkdir()
+    (faster / "trials" / "unet" / "made.onnx").write_bytes((faster / manifest.components["unet"].graph).read_bytes())
+    unet = replace(manifest.components["unet"], graph="trials/unet/made.onnx")
+    write_manifest(faster, replace(manifest, components={**manifest.components, "unet": unet}))
+    again = settle(str(faster), tmp_path / "again").directory
+    assert read_manifest(again, verify=True).components == manifest.components
+    assert not (again / "trials" / "unet").exists()
 
 
 def test_a_directory_with_other_things_in_it_is_left_alone(tmp_path: Path) -> None:

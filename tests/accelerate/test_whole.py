@@ -1,11 +1,13 @@
 """A whole pipeline, swept in a minute: networks, ways to walk, and a directory that draws, chooses and travels."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from stillhouse.accelerate.asked import Asked
 from stillhouse.accelerate.candidate import PIPELINE
+from stillhouse.accelerate.check import ROUGH
 from stillhouse.accelerate.choose import choose
 from stillhouse.accelerate.loops import CHOSEN, DEFAULT, PLAIN
 from stillhouse.accelerate.publish import publish
@@ -39,6 +41,23 @@ def test_the_plain_loops_are_measured_beside_the_chosen_networks(swept: tuple[Pa
     pictures = measured[DEFAULT.key].pictures
     assert pictures and pictures.psnr > 30
     assert report.baselines[PIPELINE] == PLAIN.key
+
+
+def test_every_way_to_walk_is_compared_with_the_plain_loop(swept: tuple[Path, Report]) -> None:
+    _, report = swept
+    chosen = report.trial(PIPELINE, CHOSEN.key)
+    assert chosen.status == "accepted" and chosen.pictures
+    assert chosen.pictures.count == ROUGH and chosen.pictures.psnr < 99
+    networks = {name: key for name, key in report.chosen.items() if name != PIPELINE}
+    assert report.drawn_with == networks
+
+
+def test_networks_that_fail_together_are_not_chosen(swept: tuple[Path, Report]) -> None:
+    _, report = swept
+    strict = choose(report, "latency", replace(report.bounds, min_psnr=98.5))
+    walks = [trial for trial in strict.of(PIPELINE) if trial.candidate.recipe == "walk"]
+    assert walks and all(trial.status != "accepted" for trial in walks)
+    assert not strict.chosen
 
 
 def test_the_result_draws_and_is_sealed(swept: tuple[Path, Report]) -> None:

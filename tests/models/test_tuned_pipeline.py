@@ -218,6 +218,9 @@ def test_a_step_cache_goes_with_the_network_that_it_was_cut_from(cut: Callable[[
     assert overridden(manifest, {"unet": replace(unet, backend="openvino")}).step_cache == CUT
     assert overridden(manifest, {"vae_decoder": replace(unet, graph="vae.onnx")}).step_cache == CUT
     assert overridden(manifest, {"unet": replace(unet, graph="int8.onnx")}).step_cache is None
+    cached = replace(manifest, defaults=replace(manifest.defaults, refresh=2))
+    assert overridden(cached, {}).defaults.refresh == 2
+    assert overridden(cached, {"unet": replace(unet, graph="int8.onnx")}).defaults.refresh == 1
     assert overridden(manifest, {"unet": replace(unet, graph="int8.onnx")}, None, other).step_cache == other
 
 

@@ -1,5 +1,6 @@
 """What a user asks of a sweep, and what is usual where nothing was asked."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from stillhouse.accelerate.race import Effort
 from stillhouse.accelerate.report import Bounds, Goal
 from stillhouse.accelerate.target import Target
 from stillhouse.core import ImageRequest
-from stillhouse.models.manifest import read_manifest
+from stillhouse.models.manifest import digest, read_manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +52,25 @@ class Asked:
     currency: str = "USD"
 
 
+def question(asked: Asked) -> str:
+    """A checksum of what the trials of a sweep depend on: two sweeps that differ in it cannot share them."""
+    told = {
+        "threads": asked.threads,
+        "effort": asked.effort,
+        "requests": asked.requests,
+        "inputs": asked.inputs and digest(asked.inputs),
+        "ones": asked.ones,
+        "shapes": sorted(asked.shapes.items()),
+    }
+    return hashlib.sha256(repr(told).encode()).hexdigest()
+
+
 def with_defaults(bounds: Bounds, target: Target) -> Bounds:
     """The bounds with what is usual where nothing was asked.
 
     A network may err by 20 dB in a bare file; in a pipeline, where whole pictures are compared too, by 10 dB at any
-    noise level. Same-seed pictures must be the same to the eye: 25 dB and 0.9; where an oracle reads them, a way to
-    walk may draw other pictures that are as right, and its score may fall by one point.
+    noise level. Same-seed pictures must be the same to the eye: 25 dB and 0.9; where an oracle reads them, its score
+    may fall by one point.
     """
     if not target.is_pipeline:
         return replace(bounds, min_sqnr=20.0 if bounds.min_sqnr is None else bounds.min_sqnr)

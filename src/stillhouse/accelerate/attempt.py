@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.accelerate.candidate import MADE, Candidate
-from stillhouse.accelerate.check import check_pictures, check_tensors, missed
+from stillhouse.accelerate.check import check_pictures, check_tensors, is_certain, judged, missed
 from stillhouse.accelerate.child import OUTPUTS, PICTURES
 from stillhouse.accelerate.probe import Probe, read_probes
 from stillhouse.accelerate.race import Effort, race
@@ -27,8 +27,6 @@ LONG_CALL, FULL = 1.0, 0.95
 """Seconds of a call from which the machine is taken to be full once a larger batch gains less than a twentieth."""
 LARGEST_TOGETHER = 256 << 20
 """Bytes of a graph and its weights up to which several are quantised at a time."""
-CERTAIN = 90.0
-"""dB at every probe from which pictures are taken to be the same: an error of 3e-5, below half a grey level."""
 REPRODUCE = "reproduce.py"
 MADE_FOLDER = "made"
 """The folder, beside those of the trials, of the graphs that recipes make."""
@@ -40,6 +38,7 @@ class Bench:
 
     Args:
         folder: where trials of this component lie.
+        made: where the graphs lie that recipes make; empty: in a folder of that one.
         root: the result's directory, to which paths in the report are relative.
         graph: the component's own graph.
         probes: a file of recorded inputs.
@@ -68,6 +67,11 @@ class Bench:
     limit: float = 600.0
     effort: Effort = field(default_factory=Effort)
     batches: bool = False
+    made: Path = Path()
+
+    def __post_init__(self) -> None:
+        if self.made == Path():
+            self.made = self.folder / MADE_FOLDER
 
     def task(self, candidate: Candidate) -> Task:
         """The candidate's task."""
@@ -75,7 +79,7 @@ class Bench:
             candidate,
             str(self.graph),
             str(self.folder / candidate.key),
-            str(self.folder / MADE_FOLDER / candidate.made),
+            str(self.made / candidate.made),
             str(self.probes),
             self.threads,
             str(self.pipeline or ""),
@@ -95,55 +99,86 @@ class Reference:
 def attempt(candidate: Candidate, bench: Bench, reference: Reference | None) -> tuple[Trial, Reference | None]:
     """Try a candidate. Without a reference it becomes the baseline itself, and its process stays open.
 
+    A baseline may miss a bound, of memory for example: others are compared with it all the same.
+
     Returns:
         the trial, whatever happened, and the reference where the candidate became it.
     """
-    subject = Subject(bench.task(candidate), bench.memory, reference.subject if reference else None)
+    subject = Subject(bench.task(candidate), bench.memory, _beside(reference))
     trial = Trial(candidate, "failed", log=relative(subject.folder / LOG, bench.root))
     keeps = False
     try:
-        if reference and _is_made_alone(candidate, bench):
-            reference.subject.ask("rest", limit=bench.limit)
-        with_subject = subject.__enter__()
+        make(candidate, bench, reference)
+        subject.start()
         trial = replace(trial, reproduce=_write_reproduce(subject.folder, bench.root))
-        trial = _opened(trial, with_subject, bench)
+        trial = _opened(trial, subject, bench)
         outputs = read_probes(subject.folder / OUTPUTS)
         trial = replace(trial, fidelity=check_tensors(reference.outputs if reference else outputs, outputs))
-        trial = _raced(trial, with_subject, reference, bench)
+        trial = _raced(trial, subject, reference, bench)
         drawn = None
-        if not missed(trial, bench.bounds) and bench.requests and (reference is None or not _is_certain(trial)):
-            drawn = _drawn(with_subject, bench)
+        if bench.requests and (reference is None or not (missed(trial, bench.bounds) or is_certain(trial))):
+            drawn = _drawn(subject, bench)
             trial = replace(trial, pictures=_pictures(trial, drawn, reference, bench))
-        trial = replace(trial, peak_bytes=max(with_subject.peak, trial.peak_bytes or 0))
-        reason = missed(trial, bench.bounds)
-        trial = replace(trial, status="rejected" if reason else "accepted", reason=reason)
-        if reference is None and not reason:
-            keeps = True
-            return trial, Reference(with_subject, outputs, drawn)
+        trial = judged(trial, bench.bounds)
+        keeps = reference is None and not any(one.nonfinite for one in trial.fidelity.values())
+        if keeps:
+            return trial, Reference(subject, outputs, drawn)
     except SubjectFailed as failure:
         trial = replace(trial, status="failed", reason=str(failure), peak_bytes=subject.peak or None)
     except ValueError as error:
         trial = replace(trial, status="failed", reason=str(error), peak_bytes=subject.peak or None)
     finally:
         if not keeps:
-            subject.__exit__(None, None, None)
+            subject.kill()
     return trial, None
 
 
 def resume(candidate: Candidate, bench: Bench) -> Reference | None:
     """The baseline of an earlier run, open again, with what it answered and drew then; None where that is not there."""
-    subject = Subject(bench.task(candidate), bench.memory)
-    if not (subject.folder / OUTPUTS).is_file() or (bench.requests and not (subject.folder / PICTURES).is_file()):
+    folder = bench.folder / candidate.key
+    if not (folder / OUTPUTS).is_file() or (bench.requests and not (folder / PICTURES).is_file()):
         return None
-    outputs = read_probes(subject.folder / OUTPUTS)
-    drawn = read_drawn(subject.folder) if bench.requests else None
-    subject.__enter__()
+    outputs = read_probes(folder / OUTPUTS)
+    reference = Reference(Subject(bench.task(candidate), bench.memory), outputs)
+    if bench.requests:
+        reference.drawn = read_drawn(folder)
     try:
+        revive(reference, bench)
+    except SubjectFailed:
+        return None
+    return reference
+
+
+def revive(reference: Reference, bench: Bench) -> None:
+    """Open the baseline's process again, which has died or not been started yet.
+
+    Raises:
+        SubjectFailed: it cannot be opened.
+    """
+    subject = Subject(reference.subject.task, bench.memory)
+    try:
+        subject.start()
         subject.ask("open", limit=bench.limit)
     except SubjectFailed:
         subject.kill()
-        return None
-    return Reference(subject, outputs, drawn)
+        raise
+    reference.subject = subject
+
+
+def make(candidate: Candidate, bench: Bench, reference: Reference | None = None) -> None:
+    """Make the candidate's graph, if it has one of its own and it is not there, in a process that ends with it.
+
+    While a large one is made, the baseline gives its memory back.
+
+    Raises:
+        SubjectFailed: it could not be made.
+    """
+    if candidate.recipe not in MADE or (bench.made / candidate.made).is_dir():
+        return
+    if reference and bytes_of(bench.graph) > LARGEST_TOGETHER:
+        reference.subject.ask("rest", limit=bench.limit)
+    with Subject(bench.task(candidate), bench.memory, _beside(reference)) as maker:
+        maker.ask("build", limit=bench.limit)
 
 
 def prebuild(candidates: Sequence[Candidate], bench: Bench, cores: int) -> None:
@@ -151,25 +186,19 @@ def prebuild(candidates: Sequence[Candidate], bench: Bench, cores: int) -> None:
     reported, when its turn comes. Networks of which two may not fit into the memory are left to their turn."""
     if cores < 2 or bytes_of(bench.graph) > LARGEST_TOGETHER:
         return
+    shared = replace(bench, memory=None if bench.memory is None else bench.memory // cores)
+
+    def prebuilt(candidate: Candidate) -> None:
+        with contextlib.suppress(SubjectFailed):
+            make(candidate, shared)
+
     wanted = {one.made: one for one in candidates if one.recipe in MADE}
     with ThreadPoolExecutor(cores) as pool:
-        list(pool.map(lambda one: _prebuilt(bench.task(one), bench), wanted.values()))
+        list(pool.map(prebuilt, wanted.values()))
 
 
-def _prebuilt(task: Task, bench: Bench) -> None:
-    with contextlib.suppress(SubjectFailed), Subject(task, bench.memory) as subject:
-        subject.ask("build", limit=bench.limit)
-
-
-def _is_made_alone(candidate: Candidate, bench: Bench) -> bool:
-    """Whether making the candidate's graph may need the memory that the baseline holds."""
-    is_there = (bench.folder / MADE_FOLDER / candidate.made).is_dir()
-    return candidate.recipe in MADE and not is_there and bytes_of(bench.graph) > LARGEST_TOGETHER
-
-
-def _is_certain(trial: Trial) -> bool:
-    """Whether no picture can show the difference: the next rung is climbed only where this one leaves a doubt."""
-    return trial.worst is not None and trial.worst.sqnr >= CERTAIN
+def _beside(reference: Reference | None) -> tuple[Subject, ...]:
+    return (reference.subject,) if reference else ()
 
 
 def _opened(trial: Trial, subject: Subject, bench: Bench) -> Trial:
@@ -185,7 +214,7 @@ def _opened(trial: Trial, subject: Subject, bench: Bench) -> Trial:
         build_seconds=built["seconds"] if made else None,
         open_seconds=opened["seconds"],
         first_seconds=opened["first"],
-        peak_bytes=subject.peak,
+        peak_bytes=subject.highest,
         file_bytes=bytes_of(graph),
         graph=relative(graph, bench.root),
         artefact=relative(graph.parent, bench.root) if made else None,
@@ -205,9 +234,11 @@ def _raced(trial: Trial, subject: Subject, reference: Reference | None, bench: B
     if reference is None:  # against itself: 1 by definition, with the spread of this machine around it
         ratio = Ratio(1.0, ratio.low / ratio.value, ratio.high / ratio.value)
     trial = replace(trial, seconds=outcome.candidate, ratio=ratio, rows=bench.rows)
-    if bench.batches and (reference is None or outcome.ratio.high >= bench.effort.hopeless):
-        trial = replace(trial, batch=_curve(subject, bench.limit, outcome.candidate.median))
-    return trial
+    batch = {str(bench.rows): outcome.candidate.median / bench.rows}
+    is_worth_it = reference is None or ratio.high >= bench.effort.hopeless
+    if bench.batches and is_worth_it and trial.candidate.options.get("shapes") != "static":
+        batch |= _curve(subject, bench.limit, outcome.candidate.median)
+    return replace(trial, batch=batch)
 
 
 def lap_of(subject: Subject, limit: float) -> Callable[[int], float]:

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from stillhouse.accelerate.attempt import Bench, Reference, attempt
+from stillhouse.accelerate.attempt import Bench, Reference, attempt, make
 from stillhouse.accelerate.candidate import MADE, Candidate
-from stillhouse.accelerate.check import check_tensors, missed
+from stillhouse.accelerate.check import NEIGHBOURLY, check_tensors, missed
 from stillhouse.accelerate.child import OUTPUTS
 from stillhouse.accelerate.choose import best_of
 from stillhouse.accelerate.probe import read_probes
@@ -17,24 +17,41 @@ _MARGIN = 5.0
 
 
 def rescue(trials: Sequence[Trial], bench: Bench, reference: Reference, left: Callable[[], float]) -> Iterator[Trial]:
-    """Trials with a keep-list, of those that were rejected for their precision and were fast enough to be worth it."""
+    """Trials with a keep-list, of those that were rejected for their precision and were fast enough to be worth it;
+    where no keep-list is found, the rejected trial with what became of the search."""
     best = best_of(trials, "latency")
     fastest = best.ratio.value if best and best.ratio else 1.0
     tried = {trial.candidate.recipe for trial in trials if trial.candidate.keep}
     for trial in sorted(trials, key=lambda one: -(one.ratio.value if one.ratio else 0.0)):
         candidate = trial.candidate
         worth = trial.status == "rejected" and trial.ratio is not None and trial.ratio.high > fastest
-        if worth and candidate.recipe in MADE and candidate.recipe not in tried and left() > 0:
+        if worth and _erred(trial, bench) and candidate.recipe not in tried and left() > 0:
             tried.add(candidate.recipe)
-            keep = _least(candidate, trial, bench, reference, left)
-            if keep is not None:
+            try:
+                keep = _least(candidate, trial, bench, reference, left)
+            except (TimeoutError, ValueError, SubjectFailed) as failure:
+                why = str(failure) or "the time budget ended first"
+                yield replace(trial, reason=f"{trial.reason}; no blocks were found to be kept: {why}")
+            else:
                 yield attempt(replace(candidate, keep=tuple(sorted(keep))), bench, reference)[0]
+
+
+def _erred(trial: Trial, bench: Bench) -> bool:
+    """Whether it was rejected for what its own precision did, so that keeping some of it back may help."""
+    own = trial.candidate.recipe in MADE and trial.candidate.recipe not in NEIGHBOURLY
+    return own and bool(missed(trial, replace(bench.bounds, max_memory=None)))
 
 
 def _least(
     candidate: Candidate, trial: Trial, bench: Bench, reference: Reference, left: Callable[[], float]
-) -> list[str] | None:
-    """Names of the nodes to keep; None where nothing helps or the time ends first."""
+) -> list[str]:
+    """Names of the nodes to keep.
+
+    Raises:
+        ValueError: not even all blocks kept help.
+        TimeoutError: the time ended first.
+        SubjectFailed: a graph could not be made or run.
+    """
     from stillhouse.backends.blocks import bisect, blocks
 
     found = blocks(bench.graph)
@@ -49,15 +66,12 @@ def _least(
         asked = replace(candidate, keep=tuple(sorted(node for name in kept for node in nodes[name])))
         return _sqnr(asked, bench, reference) >= bound
 
-    try:
-        kept = bisect(found, passes)
-    except (TimeoutError, ValueError, SubjectFailed):
-        return None
-    return [node for name in kept for node in nodes[name]]
+    return [node for name in bisect(found, passes) for node in nodes[name]]
 
 
 def _sqnr(candidate: Candidate, bench: Bench, reference: Reference) -> float:
-    with Subject(bench.task(candidate), bench.memory, reference.subject) as subject:
+    make(candidate, bench, reference)
+    with Subject(bench.task(candidate), bench.memory, (reference.subject,)) as subject:
         for command in ("build", "open", "outputs"):
             subject.ask(command, limit=bench.limit)
         fidelity = check_tensors(reference.outputs, read_probes(subject.folder / OUTPUTS))

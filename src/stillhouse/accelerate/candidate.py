@@ -27,7 +27,7 @@ class Candidate:
         options: how it is opened (threads, streams, shapes=static, attention, memory_format, compile), how much a
             decoder sees at once (tile, in pixels a side) or, for a pipeline candidate, what it changes (sampler,
             steps, guidance_interval, refresh).
-        keep: names of the blocks that stay as they are while the rest is quantised.
+        keep: names of the nodes that stay as they are while the rest is quantised.
 
     >>> Candidate("unet", "openvino", "int8-static", options={"streams": "2"}).name
     'openvino int8-static, streams 2'
@@ -44,7 +44,7 @@ class Candidate:
     def name(self) -> str:
         """What a table calls it, within its component."""
         asked = [] if self.precision in ("f32", self.recipe) else [self.precision]
-        kept = [f"{len(self.keep)} blocks kept"] if self.keep else []
+        kept = [f"{len(self.keep)} nodes kept"] if self.keep else []
         told = [f"{name.replace('_', ' ')} {value}" for name, value in sorted(self.options.items())]
         return ", ".join([f"{self.backend} {self.recipe}", *asked, *told, *kept])
 

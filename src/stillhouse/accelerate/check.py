@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from stillhouse.accelerate.candidate import NETWORK
+from stillhouse.accelerate.candidate import NETWORK, PIPELINE
 from stillhouse.accelerate.probe import Probe
 from stillhouse.accelerate.report import Bounds
 from stillhouse.accelerate.trial import Pictures, Trial
@@ -13,8 +13,12 @@ from stillhouse.core import Array, Picture
 from stillhouse.measure.fidelity import Fidelity, compare
 from stillhouse.measure.images import psnr, ssim
 
+UNSEEN = "vae_encoder"
+"""The component that no picture from a prompt alone shows anything of."""
 NEIGHBOURLY = ("int8-dynamic", "uint8-dynamic")
 """Recipes whose rows are not independent of each other, which in a pipeline they must be."""
+CERTAIN = 90.0
+"""dB at every probe from which pictures are taken to be the same: an error of 3e-5, below half a grey level."""
 ROUGH, SURE = 24, 128
 """Pictures by which a way to walk is first looked at, and by which it is accepted, where an oracle reads them."""
 _SLACK = 4.2
@@ -115,9 +119,10 @@ def missed(trial: Trial, bounds: Bounds) -> str:
 
 
 def judged(trial: Trial, bounds: Bounds) -> Trial:
-    """The measured trial with its verdict. A score over few pictures can reject a way to walk, and cannot accept it.
+    """The measured trial with its verdict.
 
-    The plain loops are there to be compared with: no bound concerns them.
+    What was not looked at cannot be accepted: networks whose pictures were not compared, and ways to walk with a score
+    over few pictures, which can reject them. The plain loops are there to be compared with: no bound concerns them.
     """
     if trial.candidate.recipe == "loop":
         return trial
@@ -131,25 +136,35 @@ def judged(trial: Trial, bounds: Bounds) -> Trial:
         bounds = replace(bounds, max_score_drop=drop, min_score=None)
     if reason := missed(trial, bounds):
         return replace(trial, status="rejected", reason=reason)
+    if _needs_pictures(trial, bounds):
+        reason = "its pictures were not compared, because it missed an earlier bound; run the sweep again"
+        return replace(trial, status="skipped", reason=reason)
     if is_sure or not trial.candidate.options:
         return replace(trial, status="accepted", reason="")
     assert pictures is not None
-    reason = f"right on {pictures.count} pictures, not yet looked at on {SURE}: a faster one was tried first"
+    reason = f"right on {pictures.count} pictures, and not looked at on {SURE}: another was tried first, or time ended"
     return replace(trial, status="skipped", reason=reason)
 
 
+def is_certain(trial: Trial) -> bool:
+    """Whether no picture can show the difference: the next rung is climbed only where this one leaves a doubt."""
+    return trial.worst is not None and trial.worst.sqnr >= CERTAIN
+
+
+def _needs_pictures(trial: Trial, bounds: Bounds) -> bool:
+    asked = bounds.min_psnr is not None or bounds.min_ssim is not None
+    seen = trial.pictures is not None or is_certain(trial)
+    return asked and not seen and trial.candidate.component not in (NETWORK, PIPELINE, UNSEEN)
+
+
 def _picture_rungs(pictures: Pictures | None, bounds: Bounds) -> dict[str, tuple[float | None, float | None]]:
-    """Where an oracle has read them, pictures may differ as long as they are right; else they must be alike."""
     if pictures is None:
         return {}
     drop = None if pictures.score_gain is None else 100 * pictures.score_gain[0]
     allowed = None if bounds.max_score_drop is None else -bounds.max_score_drop
-    if pictures.score is not None:
-        return {
-            "the score changes by {:+.1f} points, and may by {:+.1f}": (drop, allowed),
-            "a score of {:.3f} is below the bound of {:.3f}": (pictures.score, bounds.min_score),
-        }
     return {
+        "the score changes by {:+.1f} points, and may by {:+.1f}": (drop, allowed),
+        "a score of {:.3f} is below the bound of {:.3f}": (pictures.score, bounds.min_score),
         "a mean PSNR of {:.1f} dB is below the bound of {:.1f} dB": (pictures.psnr, bounds.min_psnr),
         "a mean SSIM of {:.3f} is below the bound of {:.3f}": (pictures.ssim, bounds.min_ssim),
     }

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from stillhouse.accelerate.candidate import PIPELINE
-from stillhouse.accelerate.check import judged
+from stillhouse.accelerate.check import is_certain, judged
 from stillhouse.accelerate.report import Bounds, Goal, Report
 from stillhouse.accelerate.trial import Trial
 
@@ -18,7 +18,10 @@ def decide(trials: Iterable[Trial], bounds: Bounds) -> tuple[Trial, ...]:
 
 
 def choose(report: Report, goal: Goal, bounds: Bounds) -> Report:
-    """The report with its verdicts and its choice made for this goal and these bounds."""
+    """The report with its verdicts and its choice made for this goal and these bounds.
+
+    Nothing is chosen of networks that keep their bounds one by one and, drawing together, do not.
+    """
     trials = decide(report.trials, bounds)
     decided = replace(report, trials=trials, goal=goal, bounds=bounds)
     components = dict.fromkeys(trial.candidate.component for trial in trials)
@@ -26,10 +29,20 @@ def choose(report: Report, goal: Goal, bounds: Bounds) -> Report:
     for component in components:
         # The plain loops are there to compare with; they run on other networks than those that are chosen.
         own = [trial for trial in decided.of(component) if trial.candidate.recipe != "loop"]
+        if report.exact and component != PIPELINE:
+            own = [trial for trial in own if is_certain(trial)]
         best = best_of(own, goal)
         if best:
             chosen[component] = best.candidate.key
-    return replace(decided, chosen=chosen)
+    return replace(decided, chosen={} if _fails_together(decided, chosen) else chosen)
+
+
+def _fails_together(report: Report, chosen: Mapping[str, str]) -> bool:
+    """Whether whole pictures were drawn with these very networks, and no way to walk with them was accepted."""
+    walks = [trial for trial in report.of(PIPELINE) if trial.candidate.recipe == "walk"]
+    drawn = [trial for trial in walks if trial.status in ("accepted", "rejected", "failed")]
+    networks = {name: key for name, key in chosen.items() if name != PIPELINE}
+    return bool(drawn) and PIPELINE not in chosen and report.drawn_with == networks
 
 
 def best_of(trials: Iterable[Trial], goal: Goal) -> Trial | None:
@@ -85,6 +98,8 @@ def _throughput(trial: Trial) -> tuple[float, float]:
 
 
 def _memory(trial: Trial) -> tuple[float, float]:
+    if trial.candidate.component == PIPELINE:
+        return 0.0, _latency(trial)  # ways to walk run the same networks
     return float(trial.peak_bytes or float("inf")), _latency(trial)
 
 

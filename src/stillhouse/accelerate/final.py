@@ -49,19 +49,18 @@ def final(trials: Sequence[Trial], bench: Bench, reference: Reference, rounds: i
             if trial.candidate == reference.subject.task.candidate:
                 continue
             try:
-                subject = stack.enter_context(Subject(bench.task(trial.candidate), bench.memory, reference.subject))
+                subject = stack.enter_context(Subject(bench.task(trial.candidate), bench.memory, (reference.subject,)))
                 if trial.artefact and trial.graph:
                     subject.ask("use", str(bench.root / trial.graph), limit=bench.limit)
                 subject.ask("open", limit=bench.limit)
             except SubjectFailed:
                 continue
             laps[trial.candidate.key] = lap_of(subject, bench.limit)
-        calls = {key: calls_for(lap) for key, lap in laps.items()}
-        timed = {key: partial(_one, lap, calls[key]) for key, lap in laps.items()}
         slow = sum(trial.seconds.median for trial in near if trial.seconds) * (1 + len(near)) / len(near)
         rounds = min(rounds, max(_FEWEST, int(SECONDS / max(slow, LAP_SECONDS))))
         try:
-            seconds = alternate(timed, rounds)
+            calls = {key: calls_for(lap) for key, lap in laps.items()}
+            seconds = alternate({key: partial(_one, lap, calls[key]) for key, lap in laps.items()}, rounds)
         except SubjectFailed:
             return []
     return [

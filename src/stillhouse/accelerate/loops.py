@@ -22,7 +22,7 @@ from stillhouse.accelerate.trial import Trial
 from stillhouse.accelerate.walks import request_fields, walk
 from stillhouse.core import ImageRequest
 from stillhouse.measure.clock import Ratio
-from stillhouse.models.manifest import TRIALS, Component, Defaults, Manifest, StepCache
+from stillhouse.models.manifest import Component, Defaults, Manifest, StepCache
 
 PLAIN = Candidate(PIPELINE, "onnxruntime", "loop")
 """The pipeline's own walk on onnxruntime in float32: what ratios of whole pictures refer to."""
@@ -34,12 +34,11 @@ _EFFORT = Effort(least=3, most=4, seconds=3.0)
 _GLANCE = Effort(least=3, most=3)
 
 
-class Sweeping(Protocol):
-    """What whole pictures need of the sweep that they are a part of."""
+class Drawing(Protocol):
+    """What whole pictures need to know of the sweep that they are drawn for."""
 
     target: Target
     report: Report
-    tell: Callable[[str, float, float], None]
 
     @property
     def requests(self) -> Sequence[ImageRequest]:
@@ -53,25 +52,20 @@ class Sweeping(Protocol):
     def limit(self) -> float:
         """Seconds that a child may take for one answer."""
 
+    @property
+    def memory(self) -> int | None:
+        """Bytes that all processes may take together."""
+
     def add(self, trial: Trial) -> None:
         """Put a trial into the report."""
 
-    def known(self, candidate: Candidate) -> Trial | None:
-        """What was found out of it before."""
 
-    def left(self, share: float) -> float:
-        """Seconds left of the budget's share."""
-
-    def chosen(self) -> Report:
-        """The report with its choice among what was tried so far."""
-
-
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Looked:
     """What was drawn of one way to walk: the pictures, and which of them were right, where an oracle can tell."""
 
     drawn: Drawn
-    correct: list[bool] | None
+    correct: tuple[bool, ...] | None
 
     def first(self, count: int) -> "Looked":
         """The first pictures of these."""
@@ -92,12 +86,15 @@ class Loops:
     Args:
         sweep: where trials go.
         manifest: of the pipeline.
+        folder: where each candidate has a folder of its own, inside of the sweep's directory.
         stack: it closes what is opened here.
     """
 
-    def __init__(self, sweep: Sweeping, manifest: Manifest, stack: ExitStack) -> None:
-        self.sweep, self.manifest, self.stack = sweep, manifest, stack
+    def __init__(self, sweep: Drawing, manifest: Manifest, folder: Path, stack: ExitStack) -> None:
+        self.sweep, self.manifest, self.folder, self.stack = sweep, manifest, folder.resolve(), stack
         self.subjects: dict[str, Subject] = {}
+        self.peaks: dict[str, int] = {}
+        self.looked: dict[str, Looked] = {}
 
     def open(
         self,
@@ -119,33 +116,56 @@ class Loops:
             defaults=defaults,
             step_cache=cache,
         )
-        subject = self.stack.enter_context(Subject(task))
+        self.close(candidate)
+        others = tuple(self.subjects.values())
         try:
-            subject.ask("picture", self._request(candidate), limit=self.sweep.limit)
+            self._start(Subject(task, self.sweep.memory, others))
         except SubjectFailed as failure:
             log = relative(folder / LOG, self.sweep.target.directory)
             self.sweep.add(Trial(candidate, "failed", str(failure), log=log))
             return False
-        self.subjects[candidate.key] = subject
         return True
+
+    def close(self, candidate: Candidate) -> None:
+        """End the candidate's process, if it has one, and forget what it drew."""
+        subject = self.subjects.pop(candidate.key, None)
+        if subject:
+            subject.kill()
+            owned = (
+                {PLAIN.key, DEFAULT.key} - {candidate.key}
+                if candidate == CHOSEN
+                else set(self.looked) - {candidate.key}
+            )
+            self.looked = {key: one for key, one in self.looked.items() if key in owned}
+
+    def mend(self) -> None:
+        """Open what has died again.
+
+        Raises:
+            SubjectFailed: it cannot be opened.
+        """
+        for subject in list(self.subjects.values()):
+            if not subject.is_alive:
+                others = tuple(one for one in self.subjects.values() if one is not subject)
+                self._start(Subject(subject.task, subject.memory, others))
 
     def has(self, candidate: Candidate) -> bool:
         """Whether it can draw."""
-        return candidate.recipe == CHOSEN.recipe or candidate.key in self.subjects
+        return self._owner(candidate) in self.subjects
 
-    def look(self, candidate: Candidate, count: int, begin: int = 0) -> Looked:
-        """Draw with a way to walk, and read the pictures where there is an oracle: those from `begin` to `count`."""
-        if not has_oracle(self.manifest):
-            return Looked(self._draw(candidate, compared(self.manifest, self.sweep.requests)), None)
-        from stillhouse.models.shapes.oracle import score
+    def look(self, candidate: Candidate, count: int) -> Looked:
+        """The first `count` pictures of a way to walk, drawn as far as they have not been; read where there is an
+        oracle. Where there is none they are the few that every candidate draws, whatever `count` says."""
+        before = self.looked.get(candidate.key)
+        drawn = len(before.drawn.pictures) if before else 0
+        if before is None or (drawn < count and before.correct is not None):
+            more = self._look(candidate, drawn, count)
+            self.looked[candidate.key] = before.then(more) if before else more
+        return self.looked[candidate.key].first(count)
 
-        described = captions(count)[begin:]
-        drawn = self._draw(candidate, [request for _, request in described])
-        pairs = zip(drawn.pictures, described, strict=True)
-        return Looked(drawn, [bool(score(picture, one).all_correct) for picture, (one, _) in pairs])
-
-    def measure(self, candidate: Candidate, looked: Looked, base: Looked) -> Trial:
-        """Compare the pictures with the base's, time them beside the plain loop, judge, and report."""
+    def measure(self, candidate: Candidate, count: int) -> Trial:
+        """Compare so many pictures with the plain loop's, time both in turns, judge, and report."""
+        looked, base = self.look(candidate, count), self.look(PLAIN, count)
         folder = self._folder(candidate)
         folder.mkdir(parents=True, exist_ok=True)
         files = write_strip(folder, looked.drawn, self.sweep.target.directory)
@@ -159,7 +179,7 @@ class Loops:
             pictures=pictures,
             seconds=outcome.candidate,
             ratio=outcome.ratio,
-            peak_bytes=self._subject(candidate).peak,
+            peak_bytes=self.peaks[self._owner(candidate)],
         )
         trial = judged(trial, self.sweep.report.bounds)
         self.sweep.add(trial)
@@ -174,6 +194,28 @@ class Loops:
         subject, request = self._subject(candidate), self._request(candidate)
         return lambda calls: sum(float(subject.ask("picture", request, limit=self.sweep.limit)) for _ in range(calls))
 
+    def _start(self, subject: Subject) -> None:
+        candidate = subject.task.candidate
+        self.stack.callback(subject.kill)
+        subject.start()
+        try:
+            subject.ask("picture", self._request(candidate), limit=self.sweep.limit)
+        except SubjectFailed:
+            subject.kill()
+            raise
+        self.subjects[candidate.key] = subject
+        self.peaks[candidate.key] = subject.highest
+
+    def _look(self, candidate: Candidate, begin: int, count: int) -> Looked:
+        if not has_oracle(self.manifest):
+            return Looked(self._draw(candidate, compared(self.manifest, self.sweep.requests)), None)
+        from stillhouse.models.shapes.oracle import score
+
+        described = captions(count)[begin:]
+        drawn = self._draw(candidate, [request for _, request in described])
+        pairs = zip(drawn.pictures, described, strict=True)
+        return Looked(drawn, tuple(bool(score(picture, one).all_correct) for picture, (one, _) in pairs))
+
     def _draw(self, candidate: Candidate, requests: Sequence[ImageRequest]) -> Drawn:
         subject = self._subject(candidate)
         subject.ask("draw", [_walked(candidate, request) for request in requests], limit=self.sweep.limit)
@@ -183,10 +225,13 @@ class Loops:
         return _walked(candidate, compared(self.manifest, self.sweep.requests)[0])
 
     def _subject(self, candidate: Candidate) -> Subject:
-        return self.subjects[CHOSEN.key if candidate.recipe == CHOSEN.recipe else candidate.key]
+        return self.subjects[self._owner(candidate)]
+
+    def _owner(self, candidate: Candidate) -> str:
+        return CHOSEN.key if candidate.recipe == CHOSEN.recipe else candidate.key
 
     def _folder(self, candidate: Candidate) -> Path:
-        return (self.sweep.target.directory / TRIALS / PIPELINE / candidate.key).resolve()
+        return self.folder / candidate.key
 
 
 def _walked(candidate: Candidate, request: ImageRequest) -> dict[str, object]:

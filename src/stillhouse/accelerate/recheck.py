@@ -1,22 +1,29 @@
 """A sweep's result, measured again: is it still as fast, and as good, as its report says?"""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from stillhouse.accelerate.attempt import Bench, attempt
-from stillhouse.accelerate.candidate import NETWORK, PIPELINE
-from stillhouse.accelerate.check import missed
+from stillhouse.accelerate.attempt import MADE_FOLDER, Bench, attempt
+from stillhouse.accelerate.candidate import NETWORK, PIPELINE, Candidate
+from stillhouse.accelerate.check import ROUGH, judged, missed
+from stillhouse.accelerate.loops import CHOSEN, PLAIN, Loops
 from stillhouse.accelerate.probe import PROBES
 from stillhouse.accelerate.race import Effort
 from stillhouse.accelerate.report import Report
-from stillhouse.accelerate.target import original
+from stillhouse.accelerate.settle import chosen_components, chosen_defaults, step_cache
+from stillhouse.accelerate.subject import SubjectFailed
+from stillhouse.accelerate.target import Target, original
 from stillhouse.accelerate.trial import Trial
+from stillhouse.core import ImageRequest
 from stillhouse.errors import PipelineError
-from stillhouse.measure.clock import Ratio
-from stillhouse.models.manifest import TRIALS
+from stillhouse.measure.clock import Ratio, alternate, paired_ratio, summarise
+from stillhouse.models.manifest import TRIALS, Component, read_manifest
 
 RECHECKED = "rechecked"
+_ROUNDS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +37,19 @@ class Finding:
 
 
 def recheck(directory: Path, report: Report, threads: int | None = None) -> Iterator[Finding]:
-    """Measure every chosen network beside its baseline again, on the probes of the sweep.
+    """Measure every chosen network beside its baseline again, on the probes of the sweep; then whole pictures.
+
+    Args:
+        directory: of the sweep.
+        report: its report.
+        threads: at most so many for each network; None: as many as the sweep had.
 
     Raises:
-        PipelineError: the directory lacks the probes or a graph that the report names.
+        PipelineError: nothing was chosen, or the directory lacks the probes or a graph that the report names.
     """
+    if not report.chosen:
+        raise PipelineError(f"nothing was chosen in {directory}", fix="choose with other bounds, or sweep again")
+    threads = threads or report.threads
     for component, key in report.chosen.items():
         if component not in report.baselines or component == PIPELINE:
             continue
@@ -49,25 +64,30 @@ def recheck(directory: Path, report: Report, threads: int | None = None) -> Iter
         finally:
             reference.subject.kill()
         yield Finding(component, before, today, _wrong(before, today, report))
+    if PIPELINE in report.chosen:
+        yield _pictures(directory, report, threads)
 
 
 def _bench(directory: Path, report: Report, component: str, before: Trial, threads: int | None) -> Bench:
-    probes = directory / TRIALS / component / PROBES
+    folder = directory / TRIALS / component
     if component == NETWORK:
-        baseline = report.trial(component, report.baselines[component])
-        graph = directory / (baseline.graph or "")
+        graph = directory / (report.trial(component, report.baselines[component]).graph or "")
     else:
         graph = directory / original(directory)[component].graph
-    for path in (probes, graph):
+    for path in (folder / PROBES, graph, directory / (before.graph or "")):
         if not path.is_file():
             raise PipelineError(f"{path} is missing", fix="run the sweep again with `stillhouse accelerate`")
     return Bench(
-        folder=directory / TRIALS / component / RECHECKED,
+        folder=folder / RECHECKED,
+        made=folder / MADE_FOLDER,
         root=directory,
         graph=graph,
-        probes=probes,
+        probes=folder / PROBES,
         bounds=report.bounds,
+        rows=before.rows,
+        pipeline=None if component == NETWORK else directory,
         threads=threads,
+        memory=report.memory,
         effort=Effort(least=8, most=30, seconds=10.0),
     )
 
@@ -77,6 +97,10 @@ def _wrong(before: Trial, today: Trial, report: Report) -> str:
         return today.reason
     if reason := missed(today, report.bounds):
         return reason
+    return _slower(before, today)
+
+
+def _slower(before: Trial, today: Trial) -> str:
     assert before.ratio is not None and today.ratio is not None
     if today.ratio.high < before.ratio.low:
         return f"it is {_told(today.ratio)} times as fast as the baseline, and was {_told(before.ratio)}"
@@ -85,3 +109,57 @@ def _wrong(before: Trial, today: Trial, report: Report) -> str:
 
 def _told(ratio: Ratio) -> str:
     return f"{ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
+
+
+@dataclass(slots=True)
+class _Rechecking:
+    """What `Loops` needs of a sweep, where there is none."""
+
+    target: Target
+    report: Report
+    threads: int | None
+    requests: Sequence[ImageRequest] = ()
+    limit: float = 900.0
+    failed: str = ""
+
+    @property
+    def memory(self) -> int | None:
+        """As of the sweep."""
+        return self.report.memory
+
+    def add(self, trial: Trial) -> None:
+        """Keep what went wrong."""
+        if trial.status == "failed":
+            self.failed = trial.reason
+
+
+def _pictures(directory: Path, report: Report, threads: int | None) -> Finding:
+    """The chosen way to walk with the chosen networks, beside the plain loop."""
+    before = report.trial(PIPELINE, report.chosen[PIPELINE])
+    manifest = read_manifest(directory)
+    state = _Rechecking(Target(report.source, directory, (), is_pipeline=True), report, threads)
+    plain = {name: Component(one.graph, one.weights) for name, one in original(directory).items()}
+    chosen = chosen_components(directory, report)
+    defaults = chosen_defaults(directory, report)
+    with ExitStack() as stack:
+        loops = Loops(state, manifest, directory / TRIALS / PIPELINE / RECHECKED, stack)
+        try:
+            opened = loops.open(PLAIN, plain) and loops.open(CHOSEN, chosen, defaults, step_cache(directory, chosen))
+            today = (
+                loops.measure(before.candidate, ROUGH) if opened else Trial(before.candidate, "failed", state.failed)
+            )
+            if opened:
+                today = _timed(loops, before.candidate, today)
+        except SubjectFailed as failure:
+            today = Trial(before.candidate, "failed", str(failure))
+    if today.status == "failed":
+        return Finding(PIPELINE, before, today, today.reason)
+    verdict = judged(today, report.bounds)
+    wrong = verdict.reason if verdict.status == "rejected" else _slower(before, today)
+    return Finding(PIPELINE, before, today, wrong)
+
+
+def _timed(loops: Loops, candidate: Candidate, trial: Trial) -> Trial:
+    seconds = alternate({one.key: partial(loops.lap(one), 1) for one in (PLAIN, candidate)}, _ROUNDS)
+    ours = seconds[candidate.key]
+    return replace(trial, seconds=summarise(ours), ratio=paired_ratio(seconds[PLAIN.key], ours))

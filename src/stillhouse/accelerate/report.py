@@ -47,7 +47,10 @@ class Report:
 
     Args:
         source: what was accelerated, as it was named.
-        identity: a checksum of it, by which a directory of another model is known.
+        question: a checksum of what was asked besides the goal, the bounds and the time: inputs, prompts, threads.
+        threads: at most so many for each network; None: the runtimes decided.
+        limit, memory: seconds for one answer of a candidate, and bytes, as they were asked for.
+        exact: whether networks are held to `check.CERTAIN`, because others, drawing together, missed a bound.
         goal, bounds: what the choice is about.
         machine, fingerprint, versions: where this was measured, and with which runtimes.
         load: load average over a minute, at the start and at the end.
@@ -83,7 +86,11 @@ class Report:
     price: float | None = None
     currency: str = "USD"
     finished: bool = False
-    identity: str = ""
+    question: str = ""
+    threads: int | None = None
+    limit: float | None = None
+    memory: int | None = None
+    exact: bool = False
     version: int = VERSION
 
     def of(self, component: str) -> tuple[Trial, ...]:

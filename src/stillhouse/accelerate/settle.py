@@ -13,14 +13,14 @@ from stillhouse.accelerate.candidate import DECODER, NETWORK, PIPELINE
 from stillhouse.accelerate.child import OUTPUTS, PICTURES
 from stillhouse.accelerate.choose import front
 from stillhouse.accelerate.probe import PROBES, read_probes
-from stillhouse.accelerate.report import Report
+from stillhouse.accelerate.report import REPORT, Report
 from stillhouse.accelerate.target import original, original_manifest
 from stillhouse.accelerate.trial import Trial
 from stillhouse.accelerate.walks import walked
 from stillhouse.backends.cut import cut_unet
 from stillhouse.errors import PipelineError, RuntimeMissing
-from stillhouse.models.manifest import TRIALS, Component, Defaults, StepCache, Tuned, write_manifest
-from stillhouse.models.network import Network, write_network
+from stillhouse.models.manifest import MANIFEST, TRIALS, Component, Defaults, StepCache, Tuned, write_manifest
+from stillhouse.models.network import NETWORK_MANIFEST, Network, write_network
 
 VERIFY = "verify"
 """The directory of what a foreign machine verifies the choice with."""
@@ -69,7 +69,7 @@ def _tuned(directory: Path, report: Report) -> Tuned:
         others = [trial for trial in others if "tile" not in trial.candidate.options]  # the same network
         last = report.trial(name, baseline)
         ordered = [*[one for one in others if one != last][:ALTERNATIVES], last]
-        alternatives[name] = tuple(_chosen(one, components[name]) for one in ordered)
+        alternatives[name] = tuple(_chosen(one, components[name], report.threads) for one in ordered)
     return Tuned(report.fingerprint, report.bounds.min_sqnr or 0.0, probes, alternatives)
 
 
@@ -89,7 +89,7 @@ def chosen_components(directory: Path, report: Report) -> dict[str, Component]:
     for name, component in components.items():
         key = report.chosen.get(name)
         if key:
-            components[name] = _chosen(report.trial(name, key), component)
+            components[name] = _chosen(report.trial(name, key), component, report.threads)
     return components
 
 
@@ -114,9 +114,8 @@ def step_cache(directory: Path, components: Mapping[str, Component]) -> StepCach
 
 
 def clear(directory: Path, report: Report) -> None:
-    """Remove what only the sweep needed, and artefacts that nothing can choose any more: those off the Pareto front."""
-    kept = {trial.artefact for name in _components(report) for trial in front(report.of(name))}
-    kept |= {report.trial(name, key).artefact for name, key in report.chosen.items()}
+    """Remove what only the sweep needed. Graphs of what was measured stay: other bounds may choose them."""
+    kept = {trial.artefact for trial in report.trials if trial.ratio}
     for name in _components(report):
         folder = directory / TRIALS / name
         for artefact in (folder / MADE_FOLDER).glob("*"):
@@ -129,13 +128,26 @@ def clear(directory: Path, report: Report) -> None:
                 (folder / trial.candidate.key / OUTPUTS).unlink(missing_ok=True)
 
 
+def restore(directory: Path) -> None:
+    """Make the directory what it was before anything was chosen, and forget every trial and probe."""
+    if (directory / TRIALS / MANIFEST).is_file():
+        write_manifest(directory, original_manifest(directory))
+    else:
+        (directory / NETWORK_MANIFEST).unlink(missing_ok=True)
+    (directory / REPORT).unlink(missing_ok=True)
+    for entry in (directory / TRIALS).iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+
+
 def _components(report: Report) -> list[str]:
     return list(dict.fromkeys(trial.candidate.component for trial in report.trials))
 
 
-def _chosen(trial: Trial, before: Component) -> Component:
+def _chosen(trial: Trial, before: Component, threads: int | None) -> Component:
     graph = trial.graph if trial.artefact and trial.graph else before.graph
-    return component_of(trial.candidate, graph, before.weights)
+    component = component_of(trial.candidate, graph, before.weights)
+    return replace(component, threads=component.threads or threads)
 
 
 def _apply_network(directory: Path, report: Report) -> None:
@@ -143,10 +155,11 @@ def _apply_network(directory: Path, report: Report) -> None:
     if key is None:
         return
     trial = report.trial(NETWORK, key)
-    assert trial.graph is not None
+    if trial.graph is None or not (directory / trial.graph).is_file():
+        raise PipelineError(f"{directory} lacks the graph of {trial.candidate.name}", fix="run the sweep again")
     probe = read_probes(directory / TRIALS / NETWORK / PROBES)[0]
     shapes = {name: array.shape for name, array in probe.feeds.items()}
-    component = component_of(trial.candidate, trial.graph, "")
+    component = _chosen(trial, Component(trial.graph, ""), report.threads)
     write_network(directory, Network(report.source, component, shapes))
 
 

@@ -7,13 +7,14 @@ import selectors
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
 from stillhouse.accelerate.task import Task, write_task
-from stillhouse.measure.memory import resident
+from stillhouse.measure.memory import peak, resident
 
 LOG = "log.txt"
 _GLANCE = 0.2
@@ -30,35 +31,47 @@ class Subject:
     Args:
         task: what it is about; written into its folder, with its log.
         memory: bytes above which it is killed; None: no limit.
-        beside: the baseline's process, which takes of the same memory.
+        beside: other processes that take of the same memory.
 
     >>> with Subject(task) as subject:  # doctest: +SKIP
     ...     subject.ask("build", limit=60)
     """
 
-    def __init__(self, task: Task, memory: int | None = None, beside: "Subject | None" = None) -> None:
+    def __init__(self, task: Task, memory: int | None = None, beside: "Sequence[Subject]" = ()) -> None:
         self.task, self.memory, self.beside = task, memory, beside
         self.folder = Path(task.folder)
         self.peak = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._selector = selectors.DefaultSelector()
+        self._buffer = b""
 
-    def __enter__(self) -> Self:
+    def start(self) -> Self:
+        """Start the process.
+
+        Raises:
+            SubjectFailed: the system would not.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "stillhouse.accelerate.child", str(write_task(self.task))]
-        with (self.folder / LOG).open("ab") as log:
-            # A group of its own: a Ctrl-C of the terminal is the parent's to answer.
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                start_new_session=True,
-                cwd=self.folder,
-            )
-        self._selector = selectors.DefaultSelector()
+        try:
+            with (self.folder / LOG).open("ab") as log:
+                # A group of its own: a Ctrl-C of the terminal is the parent's to answer.
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    start_new_session=True,
+                    cwd=self.folder,
+                )
+        except OSError as error:
+            raise SubjectFailed(f"its process could not be started: {error.strerror or error}") from None
         assert self._process.stdout
         self._selector.register(self._process.stdout, selectors.EVENT_READ)
-        self._buffer = b""
         return self
+
+    def __enter__(self) -> Self:
+        return self.start()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -68,12 +81,23 @@ class Subject:
     @property
     def pid(self) -> int:
         """Of the process, which leads a group of its own."""
+        assert self._process is not None
         return self._process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it can still be asked."""
+        return self._process is not None and self._process.poll() is None
 
     @property
     def taken(self) -> int:
         """Bytes of memory that it takes at this moment."""
-        return resident(self.pid)
+        return resident(self.pid) if self.is_alive else 0
+
+    @property
+    def highest(self) -> int:
+        """Bytes of memory that it took when it had most, as the system counted, or as far as it was looked at."""
+        return max(self.peak, peak(self.pid) or 0)
 
     def ask(self, command: str, *arguments: Any, limit: float) -> Any:
         """The child's answer.
@@ -81,12 +105,12 @@ class Subject:
         Raises:
             SubjectFailed: it reported a failure, died, took longer than `limit` seconds, or more memory than it may.
         """
-        assert self._process.stdin
         line = json.dumps([command, *arguments]).encode() + b"\n"
+        assert self._process is not None and self._process.stdin
         try:
             self._process.stdin.write(line)
             self._process.stdin.flush()
-        except OSError:
+        except (OSError, ValueError):  # it died, or was ended
             raise SubjectFailed(self._death()) from None
         answer = self._answer(command, monotonic() + limit, limit)
         if answer.startswith(b"! "):
@@ -97,6 +121,8 @@ class Subject:
     def kill(self) -> None:
         """End the process and all that it started."""
         self._selector.close()
+        if self._process is None:
+            return
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         for stream in (self._process.stdin, self._process.stdout):
@@ -106,6 +132,7 @@ class Subject:
         self._process.wait()
 
     def _answer(self, command: str, deadline: float, limit: float) -> bytes:
+        assert self._process is not None
         while b"\n" not in self._buffer:
             remaining = deadline - monotonic()
             if remaining <= 0:
@@ -123,16 +150,17 @@ class Subject:
         return line
 
     def _watch(self) -> None:
-        used = resident(self._process.pid)
+        used = self.taken
         self.peak = max(self.peak, used)
-        taken = self.beside.taken if self.beside else 0
+        taken = sum(other.taken for other in self.beside)
         if self.memory is not None and used + taken > self.memory:
             self.kill()
             told = [f"{count / 2**30:.1f} GiB" for count in (used, taken, self.memory)]
-            beside = f" beside the baseline's {told[1]}" if self.beside else ""
+            beside = f" beside {told[1]} of what it is compared with" if self.beside else ""
             raise SubjectFailed(f"it took {told[0]} of memory{beside}, more than the {told[2]} allowed")
 
     def _death(self) -> str:
+        assert self._process is not None
         code = self._process.wait()
         last = _last_line(self.folder / LOG)
         if code < 0:

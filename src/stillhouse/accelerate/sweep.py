@@ -4,6 +4,7 @@ The report on disk is the state: it is written after every trial, so that a swee
 """
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,10 +12,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
 
-from stillhouse.accelerate.asked import Asked, with_defaults
-from stillhouse.accelerate.attempt import Bench, Reference, attempt, prebuild, resume
+from stillhouse.accelerate.asked import Asked, question, with_defaults
+from stillhouse.accelerate.attempt import Bench, Reference, attempt, prebuild, resume, revive
 from stillhouse.accelerate.bisect import rescue
-from stillhouse.accelerate.candidate import DECODER, Candidate
+from stillhouse.accelerate.candidate import DECODER, PIPELINE, Candidate
+from stillhouse.accelerate.check import judged
 from stillhouse.accelerate.choose import best_of, choose
 from stillhouse.accelerate.final import final
 from stillhouse.accelerate.plan import HEAVY, Surroundings, outrun, plan
@@ -22,13 +24,15 @@ from stillhouse.accelerate.probe import PROBES, read_probes
 from stillhouse.accelerate.probing import probe_network, probe_pipeline
 from stillhouse.accelerate.prompts import compared, shortened
 from stillhouse.accelerate.race import Effort
-from stillhouse.accelerate.report import REPORT, Report, read_report, write_report
-from stillhouse.accelerate.settle import apply
+from stillhouse.accelerate.report import REPORT, Bounds, Report, read_report, write_report
+from stillhouse.accelerate.settle import apply, restore
 from stillhouse.accelerate.strip import SHOWN
+from stillhouse.accelerate.subject import SubjectFailed
 from stillhouse.accelerate.target import Part, Target
 from stillhouse.accelerate.trial import Trial
 from stillhouse.accelerate.whole import sweep_walks
 from stillhouse.backends.registry import backends
+from stillhouse.backends.runtime import BackendStatus
 from stillhouse.check import check_choice
 from stillhouse.core import ImageRequest
 from stillhouse.errors import StillhouseError
@@ -40,8 +44,13 @@ _ORDER = ("unet", "network", "vae_decoder", "text_encoder", "text_encoder_2", "v
 _SHARES = {"unet": 0.45, DECODER: 0.5}
 _COMPONENTS_SHARE = 0.54
 """Of a time budget, by when the U-Net, the decoder and the rest are to be done; what is left is for whole pictures."""
+_FOR_TRIALS = 0.95
+"""Of a time budget, what trials may take: the views are written after them, and a call is not cut in two."""
 _SAFE = 0.85
-"""Of the machine's memory, what one child may take."""
+"""Of the machine's memory, what a candidate and its baseline may take."""
+_LEAST_LIMIT = 20.0
+"""Seconds that a child may always take for one answer."""
+BUDGET_ENDED = "the time budget ended first; run again to go on"
 
 Tell = Callable[[str, float, float], None]
 
@@ -66,29 +75,29 @@ class Sweep:
     def __init__(self, target: Target, asked: Asked, tell: Tell) -> None:
         self.target, self.asked, self.tell = target, asked, tell
         self.began = monotonic()
+        self.around = _engines(asked)
+        self.parts = _wanted(target, asked)
         self.report = _earlier(target, asked) or _fresh(target, asked)
         self.before = self.report.seconds
 
     def run(self) -> None:
         """Every component, then whole pictures."""
-        around = {status.name: status for status in backends() if self._may_use(status.name)}
-        parts = sorted(self._wanted(), key=lambda part: _ORDER.index(part.name) if part.name in _ORDER else 99)
-        probes = self._probes(parts)
+        probes = self._probes()
         if self.target.is_pipeline:
             shown = compared(read_manifest(self.target.directory), self.asked.requests)[:SHOWN]
             self._keep(replace(self.report, prompts=tuple(request.prompt for request in shown)))
-        for part in parts:
-            alone = len(parts) == 1 or not self.target.is_pipeline
+        for part in self.parts:
+            alone = len(self.parts) == 1 or not self.target.is_pipeline
             share = 1.0 if alone else _SHARES.get(part.name, _COMPONENTS_SHARE)
             surroundings = Surroundings(
-                backends=around,
+                backends=self.around,
                 machine=self.report.machine,
                 has_modules=(part.graph.parent / "config.json").is_file(),
                 dynamic_rows=part.dynamic_rows,
                 threads=self.asked.threads or self.report.machine.cores,
                 side=self._side(part, probes[part.name]),
             )
-            planned = [one for one in plan(part.name, surroundings) if self._is_asked(one)]
+            planned = [one for one in plan(part.name, surroundings) if _is_asked(one, self.asked)]
             self._component(part, planned, probes[part.name], share)
         if self.target.is_pipeline:
             sweep_walks(self)
@@ -96,7 +105,7 @@ class Sweep:
 
     def end(self) -> Report:
         """Choose, write the manifest and every view."""
-        self._keep(choose(self.report, self.asked.goal, self.report.bounds))
+        self._keep(self.chosen())
         apply(self.target.directory, self.report)
         return self.report
 
@@ -112,17 +121,23 @@ class Sweep:
 
     @property
     def limit(self) -> float:
-        """Seconds that a child may take for one answer."""
-        return self.asked.limit
+        """Seconds that a child may take for one answer: as many as were asked for, and no more than are left."""
+        return min(self.asked.limit, max(_LEAST_LIMIT, self.left()))
+
+    @property
+    def memory(self) -> int | None:
+        """Bytes that all processes may take together; None where the machine does not tell what it has."""
+        has = self.report.machine.memory
+        return self.asked.memory or (int(_SAFE * has) if has else None)
 
     def left(self, share: float = 1.0) -> float:
-        """Seconds left of the budget's share; infinite without one."""
+        """Seconds left of the budget's share, which is for this run alone; infinite without one."""
         if self.asked.budget is None:
             return float("inf")
-        return share * self.asked.budget - self.elapsed()
+        return share * _FOR_TRIALS * self.asked.budget - (monotonic() - self.began)
 
     def elapsed(self) -> float:
-        """Seconds since the sweep began, those of an earlier run that was cut off included."""
+        """Seconds that the sweep took, those of an earlier run that was cut off included."""
         return self.before + monotonic() - self.began
 
     def add(self, trial: Trial) -> None:
@@ -140,25 +155,9 @@ class Sweep:
         """The report with its choice among what was tried so far."""
         return choose(self.report, self.asked.goal, self.report.bounds)
 
-    def _may_use(self, backend: str) -> bool:
-        return not self.asked.engines or backend in self.asked.engines
-
-    def _is_asked(self, planned: Trial | Candidate) -> bool:
-        candidate = planned.candidate if isinstance(planned, Trial) else planned
-        told = (candidate.recipe, candidate.precision)
-        plain = candidate.recipe == "f32" and candidate.precision == "f32"
-        return not self.asked.recipes or plain or any(name in self.asked.recipes for name in told if name != "f32")
-
-    def _wanted(self) -> list[Part]:
-        names = [part.name for part in self.target.parts]
-        for name in self.asked.components:
-            if name not in names:
-                check_choice("component", name, names)
-        return [part for part in self.target.parts if not self.asked.components or part.name in self.asked.components]
-
-    def _probes(self, parts: Sequence[Part]) -> Mapping[str, Path]:
+    def _probes(self) -> Mapping[str, Path]:
         folder = self.target.directory / TRIALS
-        files = {part.name: folder / part.name / PROBES for part in parts}
+        files = {part.name: folder / part.name / PROBES for part in self.parts}
         if not all(path.is_file() for path in files.values()):
             self.tell("recording probes", 0, 1)
             if self.target.is_pipeline:
@@ -166,7 +165,7 @@ class Sweep:
             else:
                 graph = self.target.parts[0].graph
                 told = probe_network(graph, files, self.asked.inputs, self.asked.shapes, ones=self.asked.ones)
-            self._keep(replace(self.report, probes=told))
+            self._keep(replace(self.report, probes={**self.report.probes, **told}))
         return files
 
     def _component(self, part: Part, planned: Sequence[Trial | Candidate], probes: Path, share: float) -> None:
@@ -175,29 +174,45 @@ class Sweep:
             if isinstance(one, Trial) and not self.known(one.candidate):
                 self.add(one)
         candidates = [one for one in planned if isinstance(one, Candidate)]
-        self.tell(f"{part.name}: building", 0, len(candidates))
-        prebuild([one for one in candidates if not self.known(one)], bench, self.report.machine.cores)
+        if self.left(share) > 0:
+            self.tell(f"{part.name}: building", 0, len(candidates))
+            prebuild([one for one in candidates if not self.known(one)], bench, self.report.machine.cores)
         with self._baseline(candidates, bench) as reference:
             for number, candidate in enumerate(candidates):
                 self.tell(f"{part.name}: {candidate.name}", number, len(candidates))
-                if self.known(candidate):
-                    continue
-                if reference is None:
-                    self.add(Trial(candidate, "skipped", "no candidate ran that others could be compared with"))
-                elif slow := outrun(candidate, self.report.of(part.name)):
-                    self.add(Trial(candidate, "skipped", slow))
-                elif self.left(share) <= 0:
-                    self.add(Trial(candidate, "skipped", "the time budget ended first; run again to go on"))
-                else:
-                    bench.effort = replace(bench.effort, hopeless=self._hopeless(part.name))
-                    self.add(attempt(candidate, bench, reference)[0])
-            if reference is not None:
+                if not self.known(candidate):
+                    self.add(self._tried(candidate, bench, reference, share))
+            if reference is not None and reference.subject.is_alive:
                 for trial in rescue(self.report.of(part.name), bench, reference, lambda: self.left(share)):
                     self.add(trial)
                 if part.name in HEAVY and self.left(share) > 0:
                     self.tell(f"{part.name}: final", 1, 1)
                     for trial in final(self.report.of(part.name), bench, reference):
                         self.add(trial)
+
+    def _tried(self, candidate: Candidate, bench: Bench, reference: Reference | None, share: float) -> Trial:
+        """The candidate's trial. A baseline that died in the meantime, of what is not the candidate's fault, is opened
+        again, and so is one that the candidate took along."""
+        if reference is None:
+            return Trial(candidate, "skipped", "no candidate ran that others could be compared with")
+        if slow := outrun(candidate, self.report.of(candidate.component)):
+            return Trial(candidate, "skipped", slow)
+        trial = Trial(candidate, "skipped", BUDGET_ENDED)
+        for _ in range(2):
+            if self.left(share) <= 0:
+                return Trial(candidate, "skipped", BUDGET_ENDED)
+            bench.limit = self.limit
+            bench.effort = replace(bench.effort, hopeless=self._hopeless(candidate.component))
+            try:
+                if not reference.subject.is_alive:
+                    revive(reference, bench)
+            except SubjectFailed as failure:
+                return Trial(candidate, "skipped", f"the baseline could not be opened again: {failure}")
+            trial, _ = attempt(candidate, bench, reference)
+            if trial.status != "failed" or reference.subject.is_alive:
+                break
+        ended = trial.status == "failed" and self.left() <= 0
+        return Trial(candidate, "skipped", BUDGET_ENDED) if ended else trial
 
     def _hopeless(self, component: str) -> float:
         best = best_of(self.report.of(component), "latency")
@@ -218,31 +233,32 @@ class Sweep:
 
     def _opened(self, candidate: Candidate, bench: Bench) -> Reference | None:
         """The candidate as the baseline, tried now or in an earlier run; None where it does not serve."""
-        known = self.known(candidate)
-        if known and known.status == "accepted" and (again := resume(candidate, bench)):
+        if self.known(candidate) and (again := resume(candidate, bench)):
             return again
         trial, reference = attempt(candidate, bench, None)
         self.add(trial)
         if reference is not None:
             baselines = {**self.report.baselines, candidate.component: candidate.key}
-            self._keep(replace(self.report, baselines=baselines))
+            report = replace(self.report, baselines=baselines)
+            if not self.target.is_pipeline:
+                apply(self.target.directory, report)  # from here on the directory can be opened
+            self._keep(report)
         return reference
 
     def _bench(self, part: Part, probes: Path) -> Bench:
-        memory = self.asked.memory or (int(_SAFE * self.report.machine.memory) if self.report.machine.memory else None)
         return Bench(
             folder=self.target.directory / TRIALS / part.name,
             root=self.target.directory,
             graph=part.graph,
             probes=probes,
             bounds=self.report.bounds,
-            rows=_rows(probes) if part.dynamic_rows else 1,
+            rows=rows_of(probes),
             pipeline=self.target.directory if self.target.is_pipeline else None,
             components=self._others(),
             requests=self._compared(part),
             threads=self.asked.threads,
-            memory=memory,
-            limit=self.asked.limit,
+            memory=self.memory,
+            limit=self.limit,
             effort=self.asked.effort or (Effort() if part.name in HEAVY else Effort(most=12, seconds=3.0)),
             batches=part.name in HEAVY and part.dynamic_rows,
         )
@@ -271,24 +287,80 @@ class Sweep:
         write_report(self.target.directory, self.report)
 
 
-def _rows(probes: Path) -> int:
-    """Samples in one call: the first axis of the first probe."""
-    feeds = read_probes(probes)[0].feeds
-    return int(next(iter(feeds.values())).shape[0])
+def _engines(asked: Asked) -> dict[str, BackendStatus]:
+    """The backends that may be used, by name. InvalidRequest where one was asked for that is not known."""
+    known = {status.name: status for status in backends()}
+    for name in asked.engines:
+        check_choice("engine", name, known)
+    return {name: status for name, status in known.items() if not asked.engines or name in asked.engines}
+
+
+def _wanted(target: Target, asked: Asked) -> list[Part]:
+    """The networks to sweep, those first in which the time is spent."""
+    for name in asked.components:
+        check_choice("component", name, [part.name for part in target.parts])
+    parts = [part for part in target.parts if not asked.components or part.name in asked.components]
+    return sorted(parts, key=lambda part: _ORDER.index(part.name) if part.name in _ORDER else 99)
+
+
+def _is_asked(planned: Trial | Candidate, asked: Asked) -> bool:
+    candidate = planned.candidate if isinstance(planned, Trial) else planned
+    told = (candidate.recipe, candidate.precision)
+    plain = candidate.recipe == "f32" and candidate.precision == "f32"
+    return not asked.recipes or plain or any(name in asked.recipes for name in told if name != "f32")
+
+
+def rows_of(probes: Path) -> int:
+    """Samples in one call: the first axis of what has most axes."""
+    most = max(read_probes(probes)[0].feeds.values(), key=lambda array: array.ndim)
+    return int(most.shape[0]) if most.ndim else 1
 
 
 def _earlier(target: Target, asked: Asked) -> Report | None:
-    """The report of an earlier run in this directory, on this machine."""
+    """What an earlier run in this directory found, as far as it answers what is asked now; None where it does not."""
     if not (target.directory / REPORT).is_file():
         return None
     try:
         earlier = read_report(target.directory)
     except StillhouseError:
-        return None
-    if earlier.fingerprint != machine().fingerprint() or earlier.versions != versions(_PACKAGES):
+        earlier = None
+    here = (machine().fingerprint(), versions(_PACKAGES), question(asked))
+    if earlier is None or (earlier.fingerprint, earlier.versions, earlier.question) != here:
+        why = "it was asked differently, or this machine or its runtimes have changed"
+        warnings.warn(f"what was measured in {target.directory} before is measured again: {why}", stacklevel=2)
+        restore(target.directory)
         return None
     bounds = with_defaults(asked.bounds, target)
-    return replace(earlier, goal=asked.goal, bounds=bounds, budget=asked.budget, finished=False)
+    patient = (earlier.limit, earlier.memory) == (asked.limit, asked.memory)
+    trials = [trial for trial in earlier.trials if _still_counts(trial, target, asked, bounds, patient)]
+    return replace(
+        earlier,
+        trials=tuple(trials),
+        goal=asked.goal,
+        bounds=bounds,
+        budget=asked.budget,
+        limit=asked.limit,
+        memory=asked.memory,
+        price=asked.price if asked.price is not None else earlier.price,
+        exact=earlier.exact and earlier.bounds == bounds,
+        finished=False,
+    )
+
+
+def _still_counts(trial: Trial, target: Target, asked: Asked, bounds: Bounds, patient: bool) -> bool:
+    """Whether a trial of an earlier run need not be made again."""
+    candidate = trial.candidate
+    if trial.artefact and not (target.directory / trial.artefact).is_dir():
+        return False
+    if candidate.component == PIPELINE:
+        return trial.ratio is not None
+    if asked.components and candidate.component not in asked.components:
+        return True
+    if (asked.engines and candidate.backend not in asked.engines) or not _is_asked(trial, asked):
+        return False
+    if trial.status == "failed":
+        return patient
+    return trial.ratio is not None and judged(trial, bounds).status != "skipped"
 
 
 def _fresh(target: Target, asked: Asked) -> Report:
@@ -307,5 +379,8 @@ def _fresh(target: Target, asked: Asked) -> Report:
         budget=asked.budget,
         price=asked.price,
         currency=asked.currency,
-        identity=target.identity,
+        question=question(asked),
+        threads=asked.threads,
+        limit=asked.limit,
+        memory=asked.memory,
     )

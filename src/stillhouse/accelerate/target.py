@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stillhouse.accelerate.candidate import NETWORK
-from stillhouse.accelerate.report import REPORT, read_report
 from stillhouse.backends.signature import Signature, read_signature
 from stillhouse.errors import InvalidRequest, PipelineError
 from stillhouse.models.decode import decode
 from stillhouse.models.load import find
 from stillhouse.models.manifest import MANIFEST, TRIALS, Component, Manifest, digest, read_manifest
 
-_LAYING = ".laying."
+SOURCE = "source.json"
+"""The file that says of which source this is the sweep, beside the trials."""
+_LAYING, _MADE = ".laying.", "made"
 _LINKED = 64 << 20
 """Bytes from which a file is linked and not copied, where the file system can: weights are never written in place."""
 
@@ -46,10 +47,9 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is accelerated: its name, a checksum, its directory, its networks, and whether they make a pipeline."""
+    """What is accelerated: its name, its directory, its networks, and whether they make a pipeline."""
 
     name: str
-    identity: str
     directory: Path
     parts: tuple[Part, ...]
     is_pipeline: bool
@@ -75,15 +75,18 @@ def settle(source: str, directory: Path) -> Target:
 
 
 def _settle_pipeline(source: Path, directory: Path) -> Target:
-    manifest = read_manifest(source)
-    identity = digest(source / MANIFEST)
+    """Of a pipeline that was accelerated before, what it was before that."""
+    manifest, told = read_manifest(source), source / MANIFEST
+    if (before := source / TRIALS / MANIFEST).is_file():
+        manifest, told = original_manifest(source), before
+    identity = digest(told)
     if _is_new(directory, source, identity):
-        with _laid(directory) as laid:
-            for name in [MANIFEST, *manifest.files]:
+        with _laid(directory, manifest.name, identity) as laid:
+            for name in manifest.files:
                 _place(source / name, laid / name)
-            (laid / TRIALS).mkdir()
-            shutil.copyfile(source / MANIFEST, laid / TRIALS / MANIFEST)
-    return _pipeline(directory, identity)
+            for copy in (laid / MANIFEST, laid / TRIALS / MANIFEST):
+                shutil.copyfile(told, copy)
+    return _pipeline(directory)
 
 
 def _settle_diffusers(source: Path, directory: Path) -> Target:
@@ -93,11 +96,13 @@ def _settle_diffusers(source: Path, directory: Path) -> Target:
     if _is_new(directory, source, identity):
         from stillhouse.models.importers import ImportOptions, import_model
 
-        with _laid(directory) as laid:
-            import_model(source, laid, ImportOptions(force=True))
-            (laid / TRIALS).mkdir()
+        with _laid(directory, source.name, identity) as laid:
+            import_model(source, laid / _MADE, ImportOptions(force=True))
+            for entry in (laid / _MADE).iterdir():
+                entry.rename(laid / entry.name)
+            (laid / _MADE).rmdir()
             shutil.copyfile(laid / MANIFEST, laid / TRIALS / MANIFEST)
-    return _pipeline(directory, identity)
+    return _pipeline(directory)
 
 
 def _settle_network(source: Path, directory: Path) -> Target:
@@ -105,22 +110,21 @@ def _settle_network(source: Path, directory: Path) -> Target:
     files = [source, *(source.parent / name for name in sorted(signature.external))]
     identity = hashlib.sha256("".join(digest(file) for file in files).encode()).hexdigest()
     if _is_new(directory, source, identity):
-        with _laid(directory) as laid:
+        with _laid(directory, source.stem, identity) as laid:
             for name in [source.name, *signature.external]:
                 _place(source.parent / name, laid / NETWORK / name)
-            (laid / TRIALS).mkdir()
     graph = directory / NETWORK / source.name
     part = Part(NETWORK, graph, Component(f"{NETWORK}/{source.name}", ""), read_signature(graph))
-    return Target(source.stem, identity, directory, (part,), is_pipeline=False)
+    return Target(source.stem, directory, (part,), is_pipeline=False)
 
 
-def _pipeline(directory: Path, identity: str) -> Target:
+def _pipeline(directory: Path) -> Target:
     manifest = read_manifest(directory)
     parts = []
     for name, component in original(directory).items():
         graph = directory / component.graph
         parts.append(Part(name, graph, component, read_signature(graph)))
-    return Target(manifest.name, identity, directory, tuple(parts), is_pipeline=True)
+    return Target(manifest.name, directory, tuple(parts), is_pipeline=True)
 
 
 def original_manifest(directory: Path) -> Manifest:
@@ -143,18 +147,20 @@ def _is_new(directory: Path, source: Path, identity: str) -> bool:
     if directory.resolve() == source.resolve():
         raise InvalidRequest(f"{directory} is the source itself", allowed="another directory")
     allowed = "a new or empty directory, or one of an earlier sweep of the same model"
-    if not (directory / REPORT).is_file():
-        raise InvalidRequest(f"{directory} is not empty, and holds no {REPORT}", allowed=allowed)
-    earlier = read_report(directory)
-    if earlier.identity != identity:
-        given = f"{directory} holds a sweep of {earlier.source}, and not of this {source}"
+    try:
+        earlier: dict[str, str] = json.loads((directory / TRIALS / SOURCE).read_bytes())
+    except (OSError, ValueError):
+        raise InvalidRequest(f"{directory} is not empty, and holds no sweep", allowed=allowed) from None
+    if earlier["identity"] != identity:
+        given = f"{directory} holds a sweep of {earlier['name']}, and not of this {source}"
         raise InvalidRequest(given, allowed=allowed, fix="name another directory")
     return False
 
 
 @contextmanager
-def _laid(directory: Path) -> Iterator[Path]:
-    """A folder inside `directory`, whose content moves up if all goes well and is removed otherwise.
+def _laid(directory: Path, name: str, identity: str) -> Iterator[Path]:
+    """A folder inside `directory`, whose content moves up if all goes well and is removed otherwise. It says whose
+    sweep this is.
 
     Inside, because `directory` may be a mount, whose parent cannot be written. While the folder is there everything
     beside it comes from a layout that was cut off: it is begun in an empty directory only.
@@ -165,7 +171,8 @@ def _laid(directory: Path) -> Iterator[Path]:
         directory.mkdir(parents=True, exist_ok=True)
         for rest in directory.iterdir():
             shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
-        laying.mkdir()
+        (laying / TRIALS).mkdir(parents=True)
+        (laying / TRIALS / SOURCE).write_text(json.dumps({"name": name, "identity": identity}) + "\n")
     except OSError as error:
         given = f"{directory} cannot be written: {error.strerror or error}"
         raise InvalidRequest(given, allowed="a directory that can be written") from None

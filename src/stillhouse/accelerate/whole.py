@@ -1,22 +1,25 @@
 """Whole pictures: the chosen networks together, then ways to walk with them, all beside the plain loops."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Protocol
 
 from stillhouse.accelerate.candidate import PIPELINE, Candidate
 from stillhouse.accelerate.check import ROUGH, SURE, paired_gain
 from stillhouse.accelerate.choose import best_of
-from stillhouse.accelerate.loops import CHOSEN, DEFAULT, PLAIN, Looked, Loops, Sweeping
+from stillhouse.accelerate.loops import CHOSEN, DEFAULT, PLAIN, Drawing, Loops
 from stillhouse.accelerate.prompts import has_oracle, is_heavy
-from stillhouse.accelerate.report import Bounds, Report
+from stillhouse.accelerate.report import Report
 from stillhouse.accelerate.settle import chosen_components, chosen_defaults, step_cache
+from stillhouse.accelerate.subject import SubjectFailed
 from stillhouse.accelerate.target import original
 from stillhouse.accelerate.trial import Trial
 from stillhouse.accelerate.walks import combinations, cost, ladders, other_samplers, walk
 from stillhouse.measure.clock import alternate, paired_ratio, summarise
-from stillhouse.models.manifest import Component, Manifest, read_manifest
+from stillhouse.models.manifest import TRIALS, Component, Manifest, read_manifest
 
 PATIENCE = 60.0
 """Seconds of one picture from which whole pictures are not compared: the search draws hundreds."""
@@ -35,6 +38,21 @@ _LIKELY = 30.0
 """dB to the plain walk's pictures below which no way to walk was seen to keep its score; it is not drawn in full."""
 
 
+class Sweeping(Drawing, Protocol):
+    """What the search needs of the sweep that it is a part of."""
+
+    tell: Callable[[str, float, float], None]
+
+    def known(self, candidate: Candidate) -> Trial | None:
+        """What was found out of it before."""
+
+    def left(self, share: float) -> float:
+        """Seconds left of the budget's share."""
+
+    def chosen(self) -> Report:
+        """The report with its choice among what was tried so far."""
+
+
 def sweep_walks(sweep: Sweeping) -> None:
     """Try whole pictures; every trial goes into the sweep's report."""
     manifest = read_manifest(sweep.target.directory)
@@ -44,11 +62,14 @@ def sweep_walks(sweep: Sweeping) -> None:
                 sweep.add(Trial(walk(rung), "skipped", reason))
         return
     with ExitStack() as stack:
-        search = _Search(sweep, manifest, Loops(sweep, manifest, stack))
-        if search.begin():
-            search.climb()
-            search.combine()
-            search.final()
+        search = _Search(sweep, manifest, Loops(sweep, manifest, sweep.target.directory / TRIALS / PIPELINE, stack))
+        try:
+            if search.begin():
+                search.climb()
+                search.combine()
+                search.final()
+        except SubjectFailed as failure:
+            warnings.warn(f"the search among whole pictures ended early: {failure}", stacklevel=2)
 
 
 def _too_slow(manifest: Manifest, report: Report) -> str:
@@ -66,7 +87,7 @@ def _too_slow(manifest: Manifest, report: Report) -> str:
 
 @dataclass(slots=True)
 class _Search:
-    """What the search has found so far: rungs that passed roughly, fewer steps that passed in full, what to compare."""
+    """What the search has found so far: rungs that passed roughly, and fewer steps that passed in full."""
 
     sweep: Sweeping
     manifest: Manifest
@@ -74,30 +95,22 @@ class _Search:
     passing: dict[str, list[Mapping[str, str]]] = field(default_factory=dict)
     secured: Mapping[str, str] = field(default_factory=dict)
     can_cache: bool = False
-    rough: Looked | None = None
-    sure: Looked | None = None
 
     def begin(self) -> bool:
         """Open the plain loops and the chosen networks, and draw what others are compared with."""
-        directory = self.sweep.target.directory
-        report = self.sweep.chosen()
-        before, chosen = original(directory), chosen_components(directory, report)
+        before = original(self.sweep.target.directory)
         plain = {name: Component(one.graph, one.weights) for name, one in before.items()}
         default = {name: replace(one, backend="openvino", precision="auto") for name, one in plain.items()}
-        cache = step_cache(directory, chosen)
-        self.can_cache = cache is not None
-        self._drawn_with({name: key for name, key in report.chosen.items() if name != PIPELINE})
-        self.loops.open(DEFAULT, default)
-        defaults = chosen_defaults(directory, report)
-        if not self.loops.open(PLAIN, plain) or not self.loops.open(CHOSEN, chosen, defaults, cache):
+        if not self.loops.open(PLAIN, plain):
             return False
-        plain_pictures = self.loops.look(PLAIN, _FEW)
-        for candidate in (PLAIN, DEFAULT, CHOSEN):
-            if self.loops.has(candidate):
-                looked = plain_pictures if candidate is PLAIN else self.loops.look(candidate, _FEW)
-                self.loops.measure(candidate, looked, plain_pictures)
-        self.rough = self.loops.look(CHOSEN, ROUGH)
-        return True
+        for candidate in (PLAIN, DEFAULT):
+            if candidate is PLAIN or self.loops.open(DEFAULT, default):
+                self.loops.measure(candidate, _FEW)
+        if self._draws_well():
+            return True
+        # One by one they kept their bounds: those that draw the very same pictures keep them together, too.
+        self.sweep.report = replace(self.sweep.report, exact=True)
+        return self._draws_well()
 
     def climb(self) -> None:
         """On each ladder, the boldest rung that passes roughly, by bisection."""
@@ -131,26 +144,36 @@ class _Search:
                 return
 
     def final(self) -> None:
-        """The plain loops and the fastest way to walk, timed in the same rounds."""
+        """The plain loop, the chosen networks and the fastest way to walk with them, timed in the same rounds."""
         best = best_of([one for one in self.sweep.report.of(PIPELINE) if one.candidate.recipe == "walk"], "latency")
-        ways = {PLAIN.key: PLAIN, DEFAULT.key: DEFAULT, CHOSEN.key: CHOSEN}
+        ways = {one.key: one for one in (PLAIN, DEFAULT, CHOSEN) if self.loops.has(one)}
         if best is not None:
             ways[best.candidate.key] = best.candidate
-        laps = {key: self.loops.lap(one) for key, one in ways.items() if self.loops.has(one)}
         self.sweep.tell("pictures: final", 0, 1)
-        seconds = alternate({key: partial(lap, 1) for key, lap in laps.items()}, _FINAL_ROUNDS)
+        seconds = alternate({key: partial(self.loops.lap(one), 1) for key, one in ways.items()}, _FINAL_ROUNDS)
         for key, taken in seconds.items():
             trial = self.sweep.known(ways[key])
             if trial is not None:
                 ratio = paired_ratio(seconds[PLAIN.key], taken)
                 self.sweep.add(replace(trial, seconds=summarise(taken), ratio=ratio))
 
+    def _draws_well(self) -> bool:
+        """Open the networks that are chosen now; whether they draw what the plain loop draws."""
+        directory, report = self.sweep.target.directory, self.sweep.chosen()
+        chosen = chosen_components(directory, report)
+        cache = step_cache(directory, chosen)
+        self.can_cache = cache is not None
+        self._drawn_with({name: key for name, key in report.chosen.items() if name != PIPELINE})
+        if not self.loops.open(CHOSEN, chosen, chosen_defaults(directory, report), cache):
+            return False
+        return self.loops.measure(CHOSEN, ROUGH).status == "accepted"
+
     def _drawn_with(self, networks: Mapping[str, str]) -> None:
         """Note which networks draw; what an earlier run drew with others says nothing of them."""
         report = self.sweep.report
         kept = report.trials
         if report.drawn_with != networks:
-            kept = tuple(trial for trial in kept if trial.candidate.component != PIPELINE)
+            kept = tuple(one for one in kept if one.candidate.component != PIPELINE or one.candidate.recipe == "loop")
         baselines = {**report.baselines, PIPELINE: PLAIN.key}
         self.sweep.report = replace(report, trials=kept, baselines=baselines, drawn_with=networks)
 
@@ -167,47 +190,55 @@ class _Search:
     def _passes(self, options: Mapping[str, str]) -> bool:
         """Whether a way to walk pays and passes roughly; its trial is in the report, to be looked at again."""
         candidate = walk(options)
-        trial = self.sweep.known(candidate)
-        if trial is None:
-            assert self.rough is not None
-            if not self._pays(candidate):
-                return False
-            trial = self.loops.measure(candidate, self.loops.look(candidate, ROUGH), self.rough)
-        if trial.pictures is None or trial.pictures.psnr < _LIKELY:
+        trial = self.sweep.known(candidate) or self._tried(candidate)
+        if trial.pictures is None or trial.status not in ("accepted", "skipped"):
             return False
-        return trial.status in ("accepted", "skipped")
+        # Where an oracle reads the pictures, many have to be drawn: not of what has hardly a chance.
+        return trial.pictures.score is None or trial.pictures.psnr >= _LIKELY
 
-    def _pays(self, candidate: Candidate) -> bool:
-        """Whether it is faster than the plain walk at all: on cores that each take a row, a row less saves nothing."""
-        gain = self.loops.glance(candidate).value
-        if gain >= _PAYS:
-            return True
-        reason = f"it saves nothing here: {gain:.2f} times as fast as the plain walk"
-        self.sweep.add(Trial(candidate, "rejected", reason))
-        return False
+    def _tried(self, candidate: Candidate) -> Trial:
+        """The candidate, looked at roughly; a row that says what went wrong where it did."""
+        try:
+            self.loops.mend()
+            gain = self.loops.glance(candidate).value
+            if gain >= _PAYS:
+                return self.loops.measure(candidate, ROUGH)
+            reason = f"it saves nothing here: {gain:.2f} times as fast as the plain walk"
+            trial = Trial(candidate, "rejected", reason)
+        except SubjectFailed as failure:
+            trial = Trial(candidate, "failed", str(failure))
+        self.sweep.add(trial)
+        return trial
 
     def _passes_surely(self, options: Mapping[str, str]) -> bool:
         """Whether it passes on many pictures, drawn in portions until the answer is no, or all are drawn."""
         candidate = walk(options)
         if not has_oracle(self.manifest):
             return (self.sweep.known(candidate) or Trial(candidate, "failed")).status == "accepted"
-        if self.sure is None:
-            looks = [self.sweep.known(CHOSEN), self.sweep.known(candidate)]
-            needed = SURE * sum(one.seconds.median for one in looks if one and one.seconds)
-            if self.sweep.left(_BEFORE_FINAL) < needed:
-                return False
-            self.sure = self.loops.look(CHOSEN, SURE)
-            self.loops.measure(CHOSEN, self.sure, self.sure)
-        looked = self.loops.look(candidate, SURE // 2)
-        if _is_lost(self.sure, looked, self.sweep.report.bounds):
-            return self.loops.measure(candidate, looked, self.sure.first(SURE // 2)).status == "accepted"
-        looked = looked.then(self.loops.look(candidate, SURE, SURE // 2))
-        return self.loops.measure(candidate, looked, self.sure).status == "accepted"
+        if self.sweep.left(_BEFORE_FINAL) < self._needs(candidate):
+            return False
+        try:
+            self.loops.mend()
+            count = SURE // 2 if self._is_lost(candidate, SURE // 2) else SURE
+            return self.loops.measure(candidate, count).status == "accepted"
+        except SubjectFailed as failure:
+            self.sweep.add(Trial(candidate, "failed", str(failure)))
+            return False
 
+    def _needs(self, candidate: Candidate) -> float:
+        """Seconds to draw what is missing until it can be accepted."""
+        seconds = 0.0
+        for one in (PLAIN, candidate):
+            known, drawn = self.sweep.known(one), self.loops.looked.get(one.key)
+            if known and known.seconds:
+                seconds += (SURE - (len(drawn.drawn.pictures) if drawn else 0)) * known.seconds.median
+        return seconds
 
-def _is_lost(base: Looked, looked: Looked, bounds: Bounds) -> bool:
-    """Whether the rest of the pictures can hardly bring the score back: even the interval's upper end misses it."""
-    if base.correct is None or looked.correct is None or bounds.max_score_drop is None:
-        return False
-    mean, _, high = paired_gain(base.correct[: len(looked.correct)], looked.correct)
-    return 100 * (mean + high) / 2 < -bounds.max_score_drop
+    def _is_lost(self, candidate: Candidate, count: int) -> bool:
+        """Whether more pictures can hardly bring the score back: even the interval's upper end misses it."""
+        base, looked = (self.loops.look(one, count).correct for one in (PLAIN, candidate))
+        drop = self.sweep.report.bounds.max_score_drop
+        if base is None or looked is None or drop is None:
+            return False
+        mean, _, high = paired_gain(base, looked)
+        return 100 * (mean + high) / 2 < -drop

@@ -28,7 +28,10 @@ INTERRUPTED, BROKEN_PIPE = 130, 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0; 2 for a mistake that the message explains; 130 for Ctrl-C."""
+    """Run one command and return its exit code.
+
+    0; 1 where the answer is no; 2 for a mistake that the message explains; 130 for Ctrl-C.
+    """
     argv = sys.argv[1:] if argv is None else list(argv)
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)

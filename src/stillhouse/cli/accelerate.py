@@ -22,6 +22,7 @@ from stillhouse.cli.progress import progress
 from stillhouse.core import ImageRequest
 from stillhouse.errors import InvalidRequest
 
+NOTHING, INTERRUPTED = 1, 130
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 _SIZES = {"": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "K": 10**3, "M": 10**6, "G": 10**9}
 
@@ -62,7 +63,8 @@ def bounds_of(arguments: Namespace) -> Bounds:
 
 
 def run(arguments: Namespace) -> int:
-    """Sweep, write every view, and print what was found."""
+    """Sweep, write every view, and print what was found. Exit code 1 where nothing was chosen; 130 after Ctrl-C, of
+    which the directory is whole, too, and chosen from what was found until then."""
     source, out, config = _where(arguments)
     asked = _asked(arguments, config)
     if Path(source).suffix == ".onnx":
@@ -74,7 +76,9 @@ def run(arguments: Namespace) -> int:
     clear(out, report)
     print(table(report))
     print(f"{out}: {', '.join([*written, REPORT])}")
-    return 0
+    if not report.finished:
+        return INTERRUPTED
+    return 0 if report.chosen else NOTHING
 
 
 def _asked(arguments: Namespace, config: Config | None) -> Asked:

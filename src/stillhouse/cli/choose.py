@@ -8,7 +8,7 @@ from stillhouse.accelerate.publish import publish
 from stillhouse.accelerate.report import read_report, write_report
 from stillhouse.accelerate.settle import apply
 from stillhouse.accelerate.views.console import table
-from stillhouse.cli.accelerate import add_choice, bounds_of, merged
+from stillhouse.cli.accelerate import NOTHING, add_choice, bounds_of, merged
 
 
 def declare(parser: ArgumentParser) -> None:
@@ -18,7 +18,7 @@ def declare(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    """Choose, write it into the directory, and print it."""
+    """Choose, write it into the directory, and print it. Exit code 1 where nothing keeps the bounds."""
     report = read_report(arguments.directory)
     bounds = merged(report.bounds, bounds_of(arguments))
     report = choose(report, arguments.goal or report.goal, bounds)
@@ -26,4 +26,4 @@ def run(arguments: Namespace) -> int:
     write_report(arguments.directory, report)
     publish(arguments.directory, report)
     print(table(report))
-    return 0
+    return 0 if report.chosen else NOTHING

@@ -24,7 +24,8 @@ def overridden(
 ) -> Manifest:
     """The manifest with some of its components, its defaults or its step cache replaced.
 
-    The manifest's own step cache is left out where another graph takes the U-Net's place, which it was not cut from.
+    The manifest's own step cache is left out where another graph takes the U-Net's place, which it was not cut from;
+    every step of such a pipeline is a full one.
 
     Raises:
         InvalidRequest: a component that the manifest does not have.
@@ -34,7 +35,10 @@ def overridden(
     joined = {**manifest.components, **components}
     if step_cache is None and (UNET not in components or joined[UNET].graph == manifest.components[UNET].graph):
         step_cache = manifest.step_cache
-    return replace(manifest, components=joined, defaults=defaults or manifest.defaults, step_cache=step_cache)
+    defaults = defaults or manifest.defaults
+    if step_cache is None:
+        defaults = replace(defaults, refresh=1)
+    return replace(manifest, components=joined, defaults=defaults, step_cache=step_cache)
 
 
 class Runners:

@@ -65,7 +65,7 @@ def test_their_row_names_where_they_have_one_and_the_original_first(tmp_path: Pa
         "openvino_fp16": "openvino f16",
         "tensorrt_fp16": "tensorrt f16",
         "openvino_fp32_bf16": "openvino f32, bf16",
-        "openvino_int8_static_4_blocks_kept": "openvino int8-static, 4 blocks kept",
+        "openvino_int8_static_4_nodes_kept": "openvino int8-static, 4 nodes kept",
     }.items():
         assert found[task]["candidate"] == candidate
 

@@ -111,6 +111,7 @@ def promises(bounds: Bounds) -> tuple[str, ...]:
         (bounds.max_score_drop, f"score at most {{:g}} point{'' if bounds.max_score_drop == 1 else 's'} lower"),
         (None if bounds.min_score is None else 100 * bounds.min_score, "score of at least {:g} %"),
         (None if bounds.max_memory is None else size(bounds.max_memory), "at most {} of memory"),
+        (bounds.max_mae, "a mean absolute error of at most {:g}"),
     )
     return tuple(words.format(value) for value, words in asked if value is not None)
 
