@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from stillhouse.accelerate.candidate import PIPELINE, Candidate
 from stillhouse.accelerate.report import GOALS, Bounds, Report
 from stillhouse.accelerate.trial import Trial
 from stillhouse.accelerate.views.story import headline, price, story, subject
@@ -124,3 +125,10 @@ def test_pictures_of_other_networks_than_the_chosen_are_named() -> None:
     assert story(same) == story(sweep)
     other = replace(sweep, drawn_with={"unet": sweep.baselines["unet"]})
     assert any("Whole pictures were measured with unet on" in one for one in story(other))
+
+
+def test_where_whole_pictures_take_too_long_the_network_is_told() -> None:
+    sweep = network()
+    walk = Trial(Candidate(PIPELINE, "stillhouse", "walk", options={"steps": "12"}), "skipped", "15 min a picture")
+    told = replace(sweep, trials=(*sweep.trials, walk))
+    assert subject(told) == "network" and headline(told) == headline(sweep)

@@ -29,7 +29,7 @@ AIMS: dict[Goal, str] = {
 
 def subject(report: Report) -> str | None:
     """The component that stands for the whole: the pipeline, or the only network; None where neither is there."""
-    names = components(report)
+    names = [name for name in components(report) if any(trial.ratio for trial in report.of(name))]
     return PIPELINE if PIPELINE in names else names[0] if len(names) == 1 else None
 
 
