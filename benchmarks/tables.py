@@ -147,7 +147,22 @@ def _accelerate_sd15(results: Mapping[str, Any]) -> str:
             told = "exact" if sqnr >= 900 else f"{sqnr:.0f} dB"
             rows.append([name, trial["executed"], f"{seconds['median']:.2f}", speed, told, peak, trial["status"]])
     head = ["U-Net of Stable Diffusion 1.5", "ran in", "seconds", "against onnxruntime", "SQNR", "peak memory", ""]
-    return f"{_grid(head, rows)}\nSwept in {results['seconds'] / 60:.0f} minutes.\n"
+    beside = []
+    for trial in results.get("beside_torch", []):
+        ratio = trial["ratio"]
+        speed = f"{ratio['value']:.2f}x ({ratio['low']:.2f} to {ratio['high']:.2f})"
+        beside.append([decode(Candidate, trial["candidate"]).name, f"{trial['seconds']['median']:.2f}", speed])
+    minutes, memory = results["report"]["seconds"] / 60, results["peak_bytes"] / 2**30
+    told = f"Swept in {minutes:.0f} minutes, all processes together within {memory:.1f} GiB."
+    second = _grid(["timed once more in turns", "seconds", "against torch, vanilla attention"], beside)
+    return f"{_grid(head, rows)}\n{told}\n\n{second}"
+
+
+def _choice(results: Mapping[str, Any]) -> str:
+    shares = sorted(results["shares"])
+    told = [str(results["candidates"]), str(len(shares)), f"{results['within']} of {len(shares)}"]
+    row = [*told, f"{100 * shares[0]:.1f} %", f"{100 * shares[len(shares) // 2]:.1f} %"]
+    return _grid(["candidates", "repeats", "within 5 % of the fastest", "worst choice", "median choice"], [row])
 
 
 _TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
@@ -157,6 +172,7 @@ _TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "sd15": _sd15,
     "accelerate": _accelerate,
     "accelerate_sd15": _accelerate_sd15,
+    "choice": _choice,
 }
 _COMMANDS: Mapping[str, str] = {
     "speed": "python -m benchmarks.speed",
@@ -165,6 +181,7 @@ _COMMANDS: Mapping[str, str] = {
     "sd15": "python -m benchmarks.sd15",
     "accelerate": "python -m benchmarks.accelerate shapes",
     "accelerate_sd15": "python -m benchmarks.accelerate sd15",
+    "choice": "python -m benchmarks.accelerate choice",
 }
 
 if __name__ == "__main__":

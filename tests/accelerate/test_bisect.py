@@ -17,7 +17,6 @@ from stillhouse.accelerate.race import Effort
 from stillhouse.accelerate.report import Bounds
 from stillhouse.accelerate.trial import Trial
 from stillhouse.backends.blocks import blocks
-from stillhouse.errors import UnsupportedPrecision
 from stillhouse.measure.clock import Ratio
 from tests.accelerate.networks import FLOAT, INT64, Draft
 from tests.accelerate.trials import trial
@@ -174,7 +173,6 @@ def test_where_int8_of_nothing_is_left_the_rejected_trial_says_so(tmp_path: Path
     assert "has nothing to quantise" in same.reason
 
 
-@pytest.mark.xfail(raises=UnsupportedPrecision, reason="rescue does not catch what backends.blocks.bisect raises")
 def test_where_nothing_that_can_be_kept_helps_the_rejected_trial_says_so(tmp_path: Path) -> None:
     ids: list[dict[str, NDArray[Any]]] = [{"ids": np.arange(ROWS) + 9 * number} for number in range(4)]
     network = opened(tmp_path, table(tmp_path / "model.onnx"), ids, Bounds(min_sqnr=BOUND))

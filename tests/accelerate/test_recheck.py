@@ -188,7 +188,6 @@ def test_what_cannot_be_checked_is_explained(
     assert said.err.startswith("error: ") and told in said.err and "sweep again" in said.err
 
 
-@pytest.mark.xfail(raises=AssertionError, reason="a relative path is handed to processes that run elsewhere")
 def test_a_directory_may_be_named_from_where_one_is(swept: Swept, monkeypatch: pytest.MonkeyPatch) -> None:
     directory, found = swept
     write_report(directory, timed(found, WIDE))

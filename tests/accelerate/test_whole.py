@@ -1,12 +1,12 @@
 """A whole pipeline, swept in a minute: networks, ways to walk, and a directory that draws, chooses and travels."""
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
 from stillhouse.accelerate.asked import Asked
-from stillhouse.accelerate.candidate import PIPELINE
+from stillhouse.accelerate.candidate import PIPELINE, Candidate
 from stillhouse.accelerate.check import ROUGH
 from stillhouse.accelerate.choose import choose
 from stillhouse.accelerate.loops import CHOSEN, DEFAULT, PLAIN
@@ -15,10 +15,15 @@ from stillhouse.accelerate.race import Effort
 from stillhouse.accelerate.report import Bounds, Report
 from stillhouse.accelerate.settle import apply, clear
 from stillhouse.accelerate.sweep import sweep
-from stillhouse.accelerate.target import original, settle
+from stillhouse.accelerate.target import Target, original, settle
+from stillhouse.accelerate.trial import Trial
+from stillhouse.accelerate.whole import sweep_walks
+from stillhouse.core import ImageRequest
+from stillhouse.measure.clock import Timing
 from stillhouse.models.load import load
 from stillhouse.models.manifest import read_manifest
 from stillhouse.models.png import read_picture
+from tests.accelerate.trials import report, trial
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +95,40 @@ def test_what_is_shown_lies_beside_the_report(swept: tuple[Path, Report]) -> Non
     shown = [file for trial in report.trials if trial.pictures for file in trial.pictures.files]
     assert shown and all(read_picture(directory / file).shape == (64, 64, 3) for file in shown)
     read_manifest(directory, verify=True)
+
+
+@dataclass(slots=True)
+class Slow:
+    """A sweep of a U-Net that takes ten seconds a row."""
+
+    target: Target
+    report: Report
+    added: list[Trial] = field(default_factory=list)
+    requests: tuple[ImageRequest, ...] = ()
+    threads: int | None = None
+    memory: int | None = None
+    limit: float = 60.0
+
+    def add(self, trial: Trial) -> None:
+        self.added.append(trial)
+
+    def tell(self, what: str, done: float, total: float) -> None:
+        raise AssertionError("nothing is to be drawn")
+
+    def known(self, candidate: Candidate) -> Trial | None:
+        return None
+
+    def left(self, share: float) -> float:
+        return float("inf")
+
+    def chosen(self) -> Report:
+        return self.report
+
+
+def test_pictures_that_take_minutes_are_not_drawn_by_the_hundred(tmp_path: Path) -> None:
+    slow = trial("onnxruntime", seconds=Timing(20.0, 20.0, 20.0, 3), rows=2)
+    sweep = Slow(settle("shapes", tmp_path / "out"), report(slow))
+    sweep_walks(sweep)
+    steps = 35 * 2 * 10 / 60  # guided steps, rows of each, seconds of a row
+    assert sweep.added and {one.status for one in sweep.added} == {"skipped"}
+    assert all(f"one picture takes {steps:.0f} min" in one.reason for one in sweep.added)

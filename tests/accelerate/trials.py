@@ -16,14 +16,12 @@ def trial(name: str, ratio: float = 1.0, sqnr: float = 60.0, status: Status = "a
     """A trial of the candidate `name`, which is its backend, so many times as fast as the baseline."""
     component = fields.pop("component", "unet")
     candidate = fields.pop("candidate", Candidate(component, name))
-    return Trial(
-        candidate,
-        status,
-        fidelity={"noise 0.9": Fidelity(sqnr, 1.0, 0.0, 0.0)},
-        ratio=Ratio(ratio, 0.95 * ratio, 1.05 * ratio),
-        seconds=Timing(1 / ratio, 1.2 / ratio, 0.9 / ratio, 10),
-        **fields,
-    )
+    told: dict[str, Any] = {
+        "fidelity": {"noise 0.9": Fidelity(sqnr, 1.0, 0.0, 0.0)},
+        "ratio": Ratio(ratio, 0.95 * ratio, 1.05 * ratio),
+        "seconds": Timing(1 / ratio, 1.2 / ratio, 0.9 / ratio, 10),
+    }
+    return Trial(candidate, status, **{**told, **fields})
 
 
 def report(*trials: Trial, **fields: Any) -> Report:

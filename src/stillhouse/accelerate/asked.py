@@ -10,7 +10,10 @@ from stillhouse.accelerate.race import Effort
 from stillhouse.accelerate.report import Bounds, Goal
 from stillhouse.accelerate.target import Target
 from stillhouse.core import ImageRequest
+from stillhouse.measure.machine import Machine
 from stillhouse.models.manifest import digest, read_manifest
+
+_SAFE = 0.85
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +23,7 @@ class Asked:
     Args:
         goal, bounds: what the choice is about.
         budget: seconds that the sweep may take; None: as long as it takes.
-        memory: bytes that one candidate may take; None: most of what the machine has.
+        memory: bytes that a candidate and its baseline may take; None: most of what the machine has.
         limit: seconds after which a candidate that does not answer is ended.
         threads: at most so many for each network.
         components: only these; empty: all.
@@ -50,6 +53,11 @@ class Asked:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     price: float | None = None
     currency: str = "USD"
+
+
+def allowed(memory: int | None, here: Machine) -> int | None:
+    """Bytes that a candidate and its baseline may take: what was asked for, or most of what the machine has."""
+    return memory or (int(_SAFE * here.memory) if here.memory else None)
 
 
 def question(asked: Asked) -> str:

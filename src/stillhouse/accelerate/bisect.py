@@ -1,5 +1,6 @@
 """What failed for its precision is tried again with as few blocks as possible kept as they are."""
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from stillhouse.accelerate.choose import best_of
 from stillhouse.accelerate.probe import read_probes
 from stillhouse.accelerate.subject import Subject, SubjectFailed
 from stillhouse.accelerate.trial import Trial
+from stillhouse.errors import StillhouseError
 
 _MARGIN = 5.0
 """dB that a keep-list must gain over a missed picture bound, since only tensors are looked at on the way."""
@@ -29,7 +31,7 @@ def rescue(trials: Sequence[Trial], bench: Bench, reference: Reference, left: Ca
             tried.add(candidate.recipe)
             try:
                 keep = _least(candidate, trial, bench, reference, left)
-            except (TimeoutError, ValueError, SubjectFailed) as failure:
+            except (TimeoutError, StillhouseError, SubjectFailed) as failure:
                 why = str(failure) or "the time budget ended first"
                 yield replace(trial, reason=f"{trial.reason}; no blocks were found to be kept: {why}")
             else:
@@ -48,7 +50,7 @@ def _least(
     """Names of the nodes to keep.
 
     Raises:
-        ValueError: not even all blocks kept help.
+        StillhouseError: not even all blocks kept help, or the graph cannot be taken apart.
         TimeoutError: the time ended first.
         SubjectFailed: a graph could not be made or run.
     """
@@ -75,6 +77,7 @@ def _sqnr(candidate: Candidate, bench: Bench, reference: Reference) -> float:
         for command in ("build", "open", "outputs"):
             subject.ask(command, limit=bench.limit)
         fidelity = check_tensors(reference.outputs, read_probes(subject.folder / OUTPUTS))
+    shutil.rmtree(subject.folder)
     trial = Trial(candidate, "accepted", fidelity=fidelity)
     broken = missed(trial, replace(bench.bounds, min_sqnr=None))
     return float("-inf") if broken or trial.worst is None else trial.worst.sqnr

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from stillhouse.accelerate.asked import allowed
 from stillhouse.accelerate.attempt import MADE_FOLDER, Bench, attempt
 from stillhouse.accelerate.candidate import NETWORK, PIPELINE, Candidate
 from stillhouse.accelerate.check import ROUGH, judged, missed
@@ -49,7 +50,7 @@ def recheck(directory: Path, report: Report, threads: int | None = None) -> Iter
     """
     if not report.chosen:
         raise PipelineError(f"nothing was chosen in {directory}", fix="choose with other bounds, or sweep again")
-    threads = threads or report.threads
+    directory, threads = directory.absolute(), threads or report.threads
     for component, key in report.chosen.items():
         if component not in report.baselines or component == PIPELINE:
             continue
@@ -87,7 +88,7 @@ def _bench(directory: Path, report: Report, component: str, before: Trial, threa
         rows=before.rows,
         pipeline=None if component == NETWORK else directory,
         threads=threads,
-        memory=report.memory,
+        memory=allowed(report.memory, report.machine),
         effort=Effort(least=8, most=30, seconds=10.0),
     )
 
@@ -125,7 +126,7 @@ class _Rechecking:
     @property
     def memory(self) -> int | None:
         """As of the sweep."""
-        return self.report.memory
+        return allowed(self.report.memory, self.report.machine)
 
     def add(self, trial: Trial) -> None:
         """Keep what went wrong."""

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
 
-from stillhouse.accelerate.asked import Asked, question, with_defaults
+from stillhouse.accelerate.asked import Asked, allowed, question, with_defaults
 from stillhouse.accelerate.attempt import Bench, Reference, attempt, prebuild, resume, revive
 from stillhouse.accelerate.bisect import rescue
 from stillhouse.accelerate.candidate import DECODER, PIPELINE, Candidate
@@ -46,8 +46,6 @@ _COMPONENTS_SHARE = 0.54
 """Of a time budget, by when the U-Net, the decoder and the rest are to be done; what is left is for whole pictures."""
 _FOR_TRIALS = 0.95
 """Of a time budget, what trials may take: the views are written after them, and a call is not cut in two."""
-_SAFE = 0.85
-"""Of the machine's memory, what a candidate and its baseline may take."""
 _LEAST_LIMIT = 20.0
 """Seconds that a child may always take for one answer."""
 BUDGET_ENDED = "the time budget ended first; run again to go on"
@@ -127,8 +125,7 @@ class Sweep:
     @property
     def memory(self) -> int | None:
         """Bytes that all processes may take together; None where the machine does not tell what it has."""
-        has = self.report.machine.memory
-        return self.asked.memory or (int(_SAFE * has) if has else None)
+        return allowed(self.asked.memory, self.report.machine)
 
     def left(self, share: float = 1.0) -> float:
         """Seconds left of the budget's share, which is for this run alone; infinite without one."""

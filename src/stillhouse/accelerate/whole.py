@@ -1,7 +1,7 @@
 """Whole pictures: the chosen networks together, then ways to walk with them, all beside the plain loops."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -41,7 +41,8 @@ _LIKELY = 30.0
 class Sweeping(Drawing, Protocol):
     """What the search needs of the sweep that it is a part of."""
 
-    tell: Callable[[str, float, float], None]
+    def tell(self, what: str, done: float, total: float, /) -> None:
+        """Show what goes on, and how far it is."""
 
     def known(self, candidate: Candidate) -> Trial | None:
         """What was found out of it before."""
