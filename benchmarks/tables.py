@@ -160,7 +160,8 @@ def _accelerate_sd15(results: Mapping[str, Any]) -> str:
 
 def _choice(results: Mapping[str, Any]) -> str:
     shares = sorted(results["shares"])
-    told = [str(results["candidates"]), str(len(shares)), f"{results['within']} of {len(shares)}"]
+    raced = f"{results['candidates']}, {results['contenders']} of them in every repeat"
+    told = [raced, str(len(shares)), f"{results['within']} of {len(shares)}"]
     row = [*told, f"{100 * shares[0]:.1f} %", f"{100 * shares[len(shares) // 2]:.1f} %"]
     return _grid(["candidates", "repeats", "within 5 % of the fastest", "worst choice", "median choice"], [row])
 

@@ -134,6 +134,17 @@ def test_what_failed_is_tried_again_where_it_may_take_longer(tmp_path: Path) -> 
     assert sweep(target, replace(FEW, limit=240.0)).trial("network", key).status == "accepted"
 
 
+def test_without_its_baseline_nothing_counts_that_was_compared_with_it(tmp_path: Path) -> None:
+    target = settle(str(NETWORKS["detector"](tmp_path / "model.onnx")), tmp_path / "out")
+    before = sweep(target, FEW)
+    after = sweep(target, replace(FEW, engines=("openvino",)))
+    assert {trial.candidate.backend for trial in after.trials} == {"openvino"}
+    assert (
+        after.trial("network", after.baselines["network"]).ratio
+        != before.trial("network", after.baselines["network"]).ratio
+    )
+
+
 def test_another_question_is_not_answered_with_what_was_measured_before(tmp_path: Path) -> None:
     target = settle(str(NETWORKS["detector"](tmp_path / "model.onnx")), tmp_path / "out")
     before = sweep(target, FEW)

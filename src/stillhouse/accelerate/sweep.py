@@ -314,7 +314,10 @@ def rows_of(probes: Path) -> int:
 
 
 def _earlier(target: Target, asked: Asked) -> Report | None:
-    """What an earlier run in this directory found, as far as it answers what is asked now; None where it does not."""
+    """What an earlier run in this directory found, as far as it answers what is asked now; None where it does not.
+
+    Where the baseline itself does not count any more, nothing does that was compared with it.
+    """
     if not (target.directory / REPORT).is_file():
         return None
     try:
@@ -330,9 +333,12 @@ def _earlier(target: Target, asked: Asked) -> Report | None:
     bounds = with_defaults(asked.bounds, target)
     patient = (earlier.limit, earlier.memory) == (asked.limit, asked.memory)
     trials = [trial for trial in earlier.trials if _still_counts(trial, target, asked, bounds, patient)]
+    kept = {(trial.candidate.component, trial.candidate.key) for trial in trials}
+    lost = {name for name, key in earlier.baselines.items() if name != PIPELINE and (name, key) not in kept}
     return replace(
         earlier,
-        trials=tuple(trials),
+        trials=tuple(trial for trial in trials if trial.candidate.component not in lost),
+        baselines={name: key for name, key in earlier.baselines.items() if name not in lost},
         goal=asked.goal,
         bounds=bounds,
         budget=asked.budget,
