@@ -7,7 +7,6 @@ import pytest
 
 from stillhouse.accelerate.asked import Asked
 from stillhouse.accelerate.candidate import PIPELINE, Candidate
-from stillhouse.accelerate.check import ROUGH
 from stillhouse.accelerate.choose import choose
 from stillhouse.accelerate.loops import CHOSEN, DEFAULT, PLAIN
 from stillhouse.accelerate.publish import publish
@@ -52,7 +51,7 @@ def test_every_way_to_walk_is_compared_with_the_plain_loop(swept: tuple[Path, Re
     _, report = swept
     chosen = report.trial(PIPELINE, CHOSEN.key)
     assert chosen.status == "accepted" and chosen.pictures
-    assert chosen.pictures.count == ROUGH and chosen.pictures.psnr < 99
+    assert chosen.pictures.count >= 8 and chosen.pictures.psnr < 99
     networks = {name: key for name, key in report.chosen.items() if name != PIPELINE}
     assert report.drawn_with == networks
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from stillhouse.accelerate.attempt import Bench, Reference, attempt, make
 from stillhouse.accelerate.candidate import MADE, Candidate
-from stillhouse.accelerate.check import NEIGHBOURLY, check_tensors, missed
+from stillhouse.accelerate.check import check_tensors, missed
 from stillhouse.accelerate.child import OUTPUTS
 from stillhouse.accelerate.choose import best_of
 from stillhouse.accelerate.probe import read_probes
@@ -40,7 +40,7 @@ def rescue(trials: Sequence[Trial], bench: Bench, reference: Reference, left: Ca
 
 def _erred(trial: Trial, bench: Bench) -> bool:
     """Whether it was rejected for what its own precision did, so that keeping some of it back may help."""
-    own = trial.candidate.recipe in MADE and trial.candidate.recipe not in NEIGHBOURLY
+    own = trial.candidate.recipe in MADE and not trial.candidate.is_neighbourly
     return own and bool(missed(trial, replace(bench.bounds, max_memory=None)))
 
 

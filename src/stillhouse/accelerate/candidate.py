@@ -12,6 +12,10 @@ PIPELINE = "pipeline"
 MADE = ("f16", "int8-static", "int8-dynamic", "uint8-dynamic", "int8-weights", "int4-weights")
 """Recipes that make a graph of their own; with any other the component's graph is opened as it is."""
 
+NEIGHBOURLY = "it takes one scale over a whole batch, so that a picture would depend on who is drawn beside it"
+"""What is wrong with a network in a pipeline whose rows are not independent of each other."""
+_NEIGHBOURLY = ("int8-dynamic", "uint8-dynamic")
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
@@ -47,6 +51,11 @@ class Candidate:
         kept = [f"{len(self.keep)} nodes kept"] if self.keep else []
         told = [f"{name.replace('_', ' ')} {value}" for name, value in sorted(self.options.items())]
         return ", ".join([f"{self.backend} {self.recipe}", *asked, *told, *kept])
+
+    @property
+    def is_neighbourly(self) -> bool:
+        """Whether a picture would depend on the others in its batch."""
+        return self.recipe in _NEIGHBOURLY and self.component != NETWORK
 
     @property
     def key(self) -> str:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from stillhouse.accelerate.candidate import NETWORK, PIPELINE
+from stillhouse.accelerate.candidate import NEIGHBOURLY, NETWORK, PIPELINE
 from stillhouse.accelerate.probe import Probe
 from stillhouse.accelerate.report import Bounds
 from stillhouse.accelerate.trial import Pictures, Trial
@@ -15,8 +15,6 @@ from stillhouse.measure.images import psnr, ssim
 
 UNSEEN = "vae_encoder"
 """The component that no picture from a prompt alone shows anything of."""
-NEIGHBOURLY = ("int8-dynamic", "uint8-dynamic")
-"""Recipes whose rows are not independent of each other, which in a pipeline they must be."""
 CERTAIN = 90.0
 """dB at every probe from which pictures are taken to be the same: an error of 3e-5, below half a grey level."""
 ROUGH, SURE = 24, 128
@@ -95,8 +93,8 @@ def missed(trial: Trial, bounds: Bounds) -> str:
 
     A bound on something that was not measured of this trial is kept, but a number that is not finite never is.
     """
-    if trial.candidate.recipe in NEIGHBOURLY and trial.candidate.component != NETWORK:
-        return "it takes one scale over a whole batch, so that a picture would depend on who is drawn beside it"
+    if trial.candidate.is_neighbourly:
+        return NEIGHBOURLY
     for label, one in trial.fidelity.items():
         if one.nonfinite:
             return f"{one.nonfinite} values at {label} are NaN or infinite; keep more of it in f32"

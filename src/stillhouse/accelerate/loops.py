@@ -30,7 +30,7 @@ DEFAULT = Candidate(PIPELINE, "openvino", "loop", "auto")
 """The same on OpenVINO as it comes, in whatever precision it prefers."""
 CHOSEN = walk({})
 """The same on the chosen networks."""
-_EFFORT = Effort(least=3, most=4, seconds=3.0)
+_EFFORT = Effort(least=3, most=3)
 _GLANCE = Effort(least=3, most=3)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from stillhouse.accelerate.candidate import DECODER, MADE, Candidate
+from stillhouse.accelerate.candidate import DECODER, MADE, NEIGHBOURLY, Candidate
 from stillhouse.accelerate.trial import Trial
 from stillhouse.backends.runtime import BackendStatus
 from stillhouse.measure.machine import Machine
@@ -140,6 +140,8 @@ def _excluded(candidate: Candidate, around: Surroundings) -> str:
         return "networks run on the processor, in the very memory that they would be sent to from an accelerator's"
     if int(candidate.options.get("tile", SMALLEST_TILE)) < SMALLEST_TILE:
         return f"half of what it decodes is less than the smallest tile, {SMALLEST_TILE} pixels"
+    if candidate.is_neighbourly:
+        return NEIGHBOURLY
     asked = candidate.precision
     if candidate.backend == "torch" and asked == "bf16" and not _BF16.intersection(around.machine.instructions):
         return "this processor has no bf16 instructions, and torch would compute every step of it by conversion"

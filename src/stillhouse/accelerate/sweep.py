@@ -41,8 +41,8 @@ from stillhouse.models.manifest import TRIALS, Component, read_manifest
 
 _PACKAGES = ("stillhouse", "numpy", "onnxruntime", "openvino", "nncf", "onnx", "torch", "diffusers")
 _ORDER = ("unet", "network", "vae_decoder", "text_encoder", "text_encoder_2", "vae_encoder")
-_SHARES = {"unet": 0.45, DECODER: 0.5}
-_COMPONENTS_SHARE = 0.54
+_SHARES = {"unet": 0.4, DECODER: 0.44}
+_COMPONENTS_SHARE = 0.48
 """Of a time budget, by when the U-Net, the decoder and the rest are to be done; what is left is for whole pictures."""
 _FOR_TRIALS = 0.95
 """Of a time budget, what trials may take: the views are written after them, and a call is not cut in two."""

@@ -25,15 +25,16 @@ PATIENCE = 60.0
 """Seconds of one picture from which whole pictures are not compared: the search draws hundreds."""
 _LOOKS = 8
 """Combinations that are looked at, from the cheapest."""
-_FEW = 4
-"""Pictures of the plain loops, which differ by rounding only."""
+_FEW = 8
+"""Pictures by which networks are compared whose walk is the same."""
 _TRIES = 4
 """Combinations that are drawn in full before the search is content with less."""
 _PAYS = 1.05
 """Of the plain walk's speed, what a way to walk must reach to be gone on with."""
 _FINAL_ROUNDS = 10
-_BEFORE_FINAL = 0.9
-"""Of a time budget, what may be gone before the final."""
+_BEFORE_FINAL = 0.92
+_BEFORE_END = 0.97
+"""Of a time budget, what may be gone before the final, and before its last comparison."""
 _LIKELY = 30.0
 """dB to the plain walk's pictures below which no way to walk was seen to keep its score; it is not drawn in full."""
 
@@ -98,15 +99,10 @@ class _Search:
     can_cache: bool = False
 
     def begin(self) -> bool:
-        """Open the plain loops and the chosen networks, and draw what others are compared with."""
-        before = original(self.sweep.target.directory)
-        plain = {name: Component(one.graph, one.weights) for name, one in before.items()}
-        default = {name: replace(one, backend="openvino", precision="auto") for name, one in plain.items()}
-        if not self.loops.open(PLAIN, plain):
+        """Open the plain loop and the chosen networks, and see that these draw what the plain loop draws."""
+        if not self.loops.open(PLAIN, self._plain()):
             return False
-        for candidate in (PLAIN, DEFAULT):
-            if candidate is PLAIN or self.loops.open(DEFAULT, default):
-                self.loops.measure(candidate, _FEW)
+        self.loops.measure(PLAIN, _FEW)
         if self._draws_well():
             return True
         # One by one they kept their bounds: those that draw the very same pictures keep them together, too.
@@ -145,7 +141,10 @@ class _Search:
                 return
 
     def final(self) -> None:
-        """The plain loop, the chosen networks and the fastest way to walk with them, timed in the same rounds."""
+        """The plain loops, the chosen networks and the fastest way to walk with them, timed in the same rounds."""
+        default = {name: replace(one, backend="openvino", precision="auto") for name, one in self._plain().items()}
+        if self.sweep.left(_BEFORE_END) > 0 and self.loops.open(DEFAULT, default):
+            self.loops.measure(DEFAULT, _FEW)
         best = best_of([one for one in self.sweep.report.of(PIPELINE) if one.candidate.recipe == "walk"], "latency")
         ways = {one.key: one for one in (PLAIN, DEFAULT, CHOSEN) if self.loops.has(one)}
         if best is not None:
@@ -167,7 +166,12 @@ class _Search:
         self._drawn_with({name: key for name, key in report.chosen.items() if name != PIPELINE})
         if not self.loops.open(CHOSEN, chosen, chosen_defaults(directory, report), cache):
             return False
-        return self.loops.measure(CHOSEN, ROUGH).status == "accepted"
+        return self.loops.measure(CHOSEN, _FEW).status == "accepted"
+
+    def _plain(self) -> dict[str, Component]:
+        """The networks as they were, on onnxruntime."""
+        before = original(self.sweep.target.directory)
+        return {name: Component(one.graph, one.weights) for name, one in before.items()}
 
     def _drawn_with(self, networks: Mapping[str, str]) -> None:
         """Note which networks draw; what an earlier run drew with others says nothing of them."""
