@@ -239,7 +239,7 @@ def _executed(row: Row) -> str:
 
 def _score(row: Row) -> str:
     pictures = row.trial.pictures
-    return "" if pictures is None or pictures.score is None else share(pictures.score)
+    return "" if pictures is None or pictures.score is None else f"{share(pictures.score)} of {pictures.count}"
 
 
 def _price(report: Report, row: Row) -> str:

@@ -108,7 +108,7 @@ def _quality(trial: Trial) -> str:
         before = (
             "" if pictures.baseline_score is None else f", against {share(pictures.baseline_score)} of the baseline's"
         )
-        return f"{told}; {share(pictures.score)} of them show all that was asked{before}."
+        return f"{told}; {share(pictures.score)} of {pictures.count} show all that was asked{before}."
     if worst := trial.worst:
         equal = worst.sqnr >= 999
         return f"Its outputs {'are equal to' if equal else f'lie at {sqnr(worst.sqnr)} dB SQNR from'} the baseline's."
