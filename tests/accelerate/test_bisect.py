@@ -130,8 +130,8 @@ def never() -> float:
     "other",
     [
         {"status": "accepted"},
-        {"candidate": Candidate(NETWORK, "onnxruntime", "int8-dynamic")},
-        {"candidate": Candidate(NETWORK, "onnxruntime", "uint8-dynamic")},
+        {"candidate": Candidate("unet", "onnxruntime", "int8-dynamic")},
+        {"candidate": Candidate("unet", "onnxruntime", "uint8-dynamic")},
         {"candidate": Candidate(NETWORK, "openvino", "f32", "bf16")},
         {"ratio": Ratio(0.5, 0.4, 0.6)},
     ],

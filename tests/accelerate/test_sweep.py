@@ -138,7 +138,7 @@ def test_without_its_baseline_nothing_counts_that_was_compared_with_it(tmp_path:
     target = settle(str(NETWORKS["detector"](tmp_path / "model.onnx")), tmp_path / "out")
     before = sweep(target, FEW)
     after = sweep(target, replace(FEW, engines=("openvino",)))
-    assert {trial.candidate.backend for trial in after.trials} == {"openvino"}
+    assert {trial.candidate.backend for trial in after.trials if trial.ratio} == {"openvino"}
     assert (
         after.trial("network", after.baselines["network"]).ratio
         != before.trial("network", after.baselines["network"]).ratio
@@ -199,7 +199,7 @@ def test_a_killed_sweep_leaves_a_valid_directory_and_no_children(tmp_path: Path)
     while _children_of(tmp_path) and time.monotonic() < deadline:
         os.sched_yield()
     assert not _children_of(tmp_path)
-    whole = sweep(settle(str(graph), tmp_path / "out"), FEW)
+    whole = sweep(settle(str(graph), tmp_path / "out"), replace(FEW, effort=None))
     assert whole.finished and whole.chosen
 
 

@@ -339,6 +339,7 @@ def _earlier(target: Target, asked: Asked) -> Report | None:
         earlier,
         trials=tuple(trial for trial in trials if trial.candidate.component not in lost),
         baselines={name: key for name, key in earlier.baselines.items() if name not in lost},
+        chosen={},
         goal=asked.goal,
         bounds=bounds,
         budget=asked.budget,
