@@ -233,13 +233,18 @@ class Sweep:
         if self.known(candidate) and (again := resume(candidate, bench)):
             return again
         trial, reference = attempt(candidate, bench, None)
-        self.add(trial)
-        if reference is not None:
-            baselines = {**self.report.baselines, candidate.component: candidate.key}
-            report = replace(self.report, baselines=baselines)
-            if not self.target.is_pipeline:
-                apply(self.target.directory, report)  # from here on the directory can be opened
-            self._keep(report)
+        try:
+            self.add(trial)
+            if reference is not None:
+                baselines = {**self.report.baselines, candidate.component: candidate.key}
+                report = replace(self.report, baselines=baselines)
+                if not self.target.is_pipeline:
+                    apply(self.target.directory, report)  # from here on the directory can be opened
+                self._keep(report)
+        except BaseException:
+            if reference is not None:
+                reference.subject.kill()
+            raise
         return reference
 
     def _bench(self, part: Part, probes: Path) -> Bench:
