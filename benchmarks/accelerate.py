@@ -33,7 +33,7 @@ from stillhouse.models.manifest import TRIALS
 BUILD = Path("build").absolute()
 PLAIN = "plain loop, openvino defaults"
 VANILLA = Candidate("unet", "torch", options={"attention": "vanilla"})
-_WITHIN, _CONTENDS = 0.95, 0.6
+_WITHIN, _CONTENDS = 0.95, 0.8
 _GLANCE = 0.5
 
 
