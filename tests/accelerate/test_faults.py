@@ -28,7 +28,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
         report = sweep(
             target,
             Asked(
-                limit=20.0,
+                limit=12.0,
                 memory=1 << 30,
                 engines=("onnxruntime", *FAULTS),
                 recipes=("f32",),
@@ -44,7 +44,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
         ("nan", "rejected", "NaN or infinite"),
         ("noise", "rejected", "below the bound"),
         ("ones", "rejected", "below the bound"),
-        ("hang", "failed", "took more than 20 s"),
+        ("hang", "failed", "took more than 12 s"),
         ("hoard", "failed", "more than the 1.0 GiB allowed"),
         ("crash", "failed", "SIGSEGV"),
     ],

@@ -26,7 +26,8 @@ from tests.accelerate.networks import NETWORKS
 
 ENGINES = ("onnxruntime", "openvino")
 QUICK = Effort(least=5, most=5)
-FEW = Asked(engines=ENGINES, recipes=("f32",), limit=120.0, effort=QUICK)
+FEW = Asked(engines=(BASELINE,), recipes=("f32",), threads=1, limit=120.0, effort=QUICK)
+BOTH = replace(FEW, engines=ENGINES)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +87,7 @@ def test_a_second_run_measures_nothing_again(swept: tuple[Path, Report]) -> None
 
 @pytest.mark.parametrize("name", sorted(NETWORKS))
 def test_any_onnx_file_can_be_swept(tmp_path: Path, name: str) -> None:
-    report = sweep(settle(str(NETWORKS[name](tmp_path / "model.onnx")), tmp_path / "out"), FEW)
+    report = sweep(settle(str(NETWORKS[name](tmp_path / "model.onnx")), tmp_path / "out"), BOTH)
     assert report.chosen, [trial.reason for trial in report.trials]
     assert {trial.candidate.backend for trial in report.trials if trial.status == "accepted"} == set(ENGINES)
     assert open_network(tmp_path / "out").inputs
@@ -136,8 +137,8 @@ def test_what_failed_is_tried_again_where_it_may_take_longer(tmp_path: Path) -> 
 
 def test_without_its_baseline_nothing_counts_that_was_compared_with_it(tmp_path: Path) -> None:
     target = settle(str(NETWORKS["detector"](tmp_path / "model.onnx")), tmp_path / "out")
-    before = sweep(target, FEW)
-    after = sweep(target, replace(FEW, engines=("openvino",)))
+    before = sweep(target, BOTH)
+    after = sweep(target, replace(BOTH, engines=("openvino",)))
     assert {trial.candidate.backend for trial in after.trials if trial.ratio} == {"openvino"}
     assert (
         after.trial("network", after.baselines["network"]).ratio
@@ -199,7 +200,7 @@ def test_a_killed_sweep_leaves_a_valid_directory_and_no_children(tmp_path: Path)
     while _children_of(tmp_path) and time.monotonic() < deadline:
         os.sched_yield()
     assert not _children_of(tmp_path)
-    whole = sweep(settle(str(graph), tmp_path / "out"), replace(FEW, effort=None))
+    whole = sweep(settle(str(graph), tmp_path / "out"), replace(FEW, effort=None, threads=None))
     assert whole.finished and whole.chosen
 
 

@@ -41,9 +41,10 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
 def test_the_plain_loops_are_measured_beside_the_chosen_networks(swept: tuple[Path, Report]) -> None:
     _, report = swept
     measured = {trial.candidate.key: trial for trial in report.of(PIPELINE) if trial.ratio}
-    assert {PLAIN.key, DEFAULT.key, CHOSEN.key} <= set(measured)
-    pictures = measured[DEFAULT.key].pictures
-    assert pictures and pictures.psnr > 30
+    assert {PLAIN.key, CHOSEN.key} <= set(measured)
+    if DEFAULT.key in measured:  # it comes last, where time is left
+        pictures = measured[DEFAULT.key].pictures
+        assert pictures and pictures.psnr > 30
     assert report.baselines[PIPELINE] == PLAIN.key
 
 
