@@ -20,7 +20,7 @@ from stillhouse.accelerate.trial import Trial
 from stillhouse.backends.signature import read_signature
 from stillhouse.core import ImageRequest
 from stillhouse.measure.clock import Ratio
-from stillhouse.models.manifest import Component
+from stillhouse.models.manifest import Component, Defaults
 
 BATCHES = (1, 2, 4, 8)
 LONG_CALL, FULL = 1.0, 0.95
@@ -46,6 +46,7 @@ class Bench:
         bounds: to keep.
         pipeline: directory in which pictures are drawn; None for a bare ONNX file.
         components: what the other components of the pipeline are, by name.
+        defaults: of the pipeline before anything was chosen; None for a bare ONNX file.
         requests: of the pictures that are compared; none where pictures would take too long.
         memory: bytes that a child may take, and the baseline's process beside it.
         limit: seconds that a child may take for one answer.
@@ -68,6 +69,7 @@ class Bench:
     effort: Effort = field(default_factory=Effort)
     batches: bool = False
     made: Path = Path()
+    defaults: Defaults | None = None
 
     def __post_init__(self) -> None:
         if self.made == Path():
@@ -84,6 +86,7 @@ class Bench:
             self.threads,
             str(self.pipeline or ""),
             self.components,
+            self.defaults,
         )
 
 

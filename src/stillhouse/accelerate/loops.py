@@ -100,10 +100,13 @@ class Loops:
         self,
         candidate: Candidate,
         components: Mapping[str, Component],
-        defaults: Defaults | None = None,
+        defaults: Defaults,
         cache: StepCache | None = None,
     ) -> bool:
-        """Open a pipeline of these parts and draw once; where that fails the trial goes into the report."""
+        """Open a pipeline of these parts and draw once; where that fails the trial goes into the report.
+
+        The directory's own manifest may say what an earlier sweep chose, so nothing is left to it.
+        """
         folder = self._folder(candidate)
         task = Task(
             candidate,

@@ -11,7 +11,7 @@ from stillhouse.accelerate.attempt import asked
 from stillhouse.accelerate.inputs import guess_shapes, ones_inputs, plausible_inputs, read_inputs
 from stillhouse.accelerate.probe import Probe, Recorder, record, write_probes
 from stillhouse.accelerate.prompts import probed
-from stillhouse.accelerate.target import original
+from stillhouse.accelerate.target import original_manifest
 from stillhouse.core import ImageRequest
 from stillhouse.errors import BackendFailed
 from stillhouse.models.manifest import Component, read_manifest
@@ -83,8 +83,10 @@ def main() -> None:
 
 def _opened(directory: Path, threads: int | None) -> Recorder:
     """The pipeline as it was before anything was chosen, on onnxruntime; on its own engines where that is missing."""
-    components = {name: Component(one.graph, one.weights) for name, one in original(directory).items()}
-    return Recorder(directory, threads=threads, components=components if find_spec("onnxruntime") else None)
+    before = original_manifest(directory)
+    components = {name: Component(one.graph, one.weights) for name, one in before.components.items()}
+    own = components if find_spec("onnxruntime") else before.components
+    return Recorder(directory, threads=threads, components=own, defaults=before.defaults)
 
 
 if __name__ == "__main__":

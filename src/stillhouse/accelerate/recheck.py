@@ -16,12 +16,12 @@ from stillhouse.accelerate.race import Effort
 from stillhouse.accelerate.report import Report
 from stillhouse.accelerate.settle import chosen_components, chosen_defaults, step_cache
 from stillhouse.accelerate.subject import SubjectFailed
-from stillhouse.accelerate.target import Target, original
+from stillhouse.accelerate.target import Target, original, original_manifest
 from stillhouse.accelerate.trial import Trial
 from stillhouse.core import ImageRequest
 from stillhouse.errors import PipelineError
 from stillhouse.measure.clock import Ratio, alternate, paired_ratio, summarise
-from stillhouse.models.manifest import TRIALS, Component, read_manifest
+from stillhouse.models.manifest import TRIALS, Component
 
 RECHECKED = "rechecked"
 _ROUNDS = 10
@@ -87,6 +87,7 @@ def _bench(directory: Path, report: Report, component: str, before: Trial, threa
         bounds=report.bounds,
         rows=before.rows,
         pipeline=None if component == NETWORK else directory,
+        defaults=None if component == NETWORK else original_manifest(directory).defaults,
         threads=threads,
         memory=allowed(report.memory, report.machine),
         effort=Effort(least=8, most=30, seconds=10.0),
@@ -137,7 +138,7 @@ class _Rechecking:
 def _pictures(directory: Path, report: Report, threads: int | None) -> Finding:
     """The chosen way to walk with the chosen networks, beside the plain loop."""
     before = report.trial(PIPELINE, report.chosen[PIPELINE])
-    manifest = read_manifest(directory)
+    manifest = original_manifest(directory)
     state = _Rechecking(Target(report.source, directory, (), is_pipeline=True), report, threads)
     plain = {name: Component(one.graph, one.weights) for name, one in original(directory).items()}
     chosen = chosen_components(directory, report)
@@ -145,12 +146,11 @@ def _pictures(directory: Path, report: Report, threads: int | None) -> Finding:
     with ExitStack() as stack:
         loops = Loops(state, manifest, directory / TRIALS / PIPELINE / RECHECKED, stack)
         try:
-            opened = loops.open(PLAIN, plain) and loops.open(CHOSEN, chosen, defaults, step_cache(directory, chosen))
-            today = (
-                loops.measure(before.candidate, ROUGH) if opened else Trial(before.candidate, "failed", state.failed)
-            )
-            if opened:
-                today = _timed(loops, before.candidate, today)
+            cache = step_cache(directory, chosen)
+            if loops.open(PLAIN, plain, manifest.defaults) and loops.open(CHOSEN, chosen, defaults, cache):
+                today = _timed(loops, before.candidate, loops.measure(before.candidate, ROUGH))
+            else:
+                today = Trial(before.candidate, "failed", state.failed)
         except SubjectFailed as failure:
             today = Trial(before.candidate, "failed", str(failure))
     if today.status == "failed":

@@ -28,7 +28,7 @@ from stillhouse.accelerate.report import REPORT, Bounds, Report, read_report, wr
 from stillhouse.accelerate.settle import apply, restore
 from stillhouse.accelerate.strip import SHOWN
 from stillhouse.accelerate.subject import SubjectFailed
-from stillhouse.accelerate.target import Part, Target
+from stillhouse.accelerate.target import Part, Target, original_manifest
 from stillhouse.accelerate.trial import Trial
 from stillhouse.accelerate.whole import sweep_walks
 from stillhouse.backends.registry import backends
@@ -257,6 +257,7 @@ class Sweep:
             rows=rows_of(probes),
             pipeline=self.target.directory if self.target.is_pipeline else None,
             components=self._others(),
+            defaults=original_manifest(self.target.directory).defaults if self.target.is_pipeline else None,
             requests=self._compared(part),
             threads=self.asked.threads,
             memory=self.memory,

@@ -15,11 +15,11 @@ from stillhouse.accelerate.prompts import has_oracle, is_heavy
 from stillhouse.accelerate.report import Report
 from stillhouse.accelerate.settle import chosen_components, chosen_defaults, step_cache
 from stillhouse.accelerate.subject import SubjectFailed
-from stillhouse.accelerate.target import original
+from stillhouse.accelerate.target import original, original_manifest
 from stillhouse.accelerate.trial import Trial
 from stillhouse.accelerate.walks import combinations, cost, ladders, other_samplers, walk
 from stillhouse.measure.clock import alternate, paired_ratio, summarise
-from stillhouse.models.manifest import TRIALS, Component, Manifest, read_manifest
+from stillhouse.models.manifest import TRIALS, Component, Manifest
 
 PATIENCE = 60.0
 """Seconds of one picture from which whole pictures are not compared: the search draws hundreds."""
@@ -57,7 +57,7 @@ class Sweeping(Drawing, Protocol):
 
 def sweep_walks(sweep: Sweeping) -> None:
     """Try whole pictures; every trial goes into the sweep's report."""
-    manifest = read_manifest(sweep.target.directory)
+    manifest = original_manifest(sweep.target.directory)
     if reason := _too_slow(manifest, sweep.report):
         for ladder in ladders(manifest, caches=False):
             for rung in ladder.rungs:
@@ -100,7 +100,7 @@ class _Search:
 
     def begin(self) -> bool:
         """Open the plain loop and the chosen networks, and see that these draw what the plain loop draws."""
-        if not self.loops.open(PLAIN, self._plain()):
+        if not self.loops.open(PLAIN, self._plain(), self.manifest.defaults):
             return False
         self.loops.measure(PLAIN, _FEW)
         if self._draws_well():
@@ -143,7 +143,7 @@ class _Search:
     def final(self) -> None:
         """The plain loops, the chosen networks and the fastest way to walk with them, timed in the same rounds."""
         default = {name: replace(one, backend="openvino", precision="auto") for name, one in self._plain().items()}
-        if self.sweep.left(_BEFORE_END) > 0 and self.loops.open(DEFAULT, default):
+        if self.sweep.left(_BEFORE_END) > 0 and self.loops.open(DEFAULT, default, self.manifest.defaults):
             self.loops.measure(DEFAULT, _FEW)
         best = best_of([one for one in self.sweep.report.of(PIPELINE) if one.candidate.recipe == "walk"], "latency")
         ways = {one.key: one for one in (PLAIN, DEFAULT, CHOSEN) if self.loops.has(one)}
