@@ -14,6 +14,7 @@ from stillhouse.measure.machine import Machine
 from stillhouse.models.manifest import digest, read_manifest
 
 _SAFE = 0.85
+"""Of the machine's memory, what a candidate and its baseline may take."""
 
 
 @dataclass(frozen=True, slots=True)

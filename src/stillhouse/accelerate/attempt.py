@@ -141,31 +141,32 @@ def resume(candidate: Candidate, bench: Bench) -> Reference | None:
     folder = bench.folder / candidate.key
     if not (folder / OUTPUTS).is_file() or (bench.requests and not (folder / PICTURES).is_file()):
         return None
-    outputs = read_probes(folder / OUTPUTS)
-    reference = Reference(Subject(bench.task(candidate), bench.memory), outputs)
-    if bench.requests:
-        reference.drawn = read_drawn(folder)
+    drawn = read_drawn(folder) if bench.requests else None
     try:
-        revive(reference, bench)
+        return Reference(_again(bench.task(candidate), bench), read_probes(folder / OUTPUTS), drawn)
     except SubjectFailed:
         return None
-    return reference
 
 
 def revive(reference: Reference, bench: Bench) -> None:
-    """Open the baseline's process again, which has died or not been started yet.
+    """Open the baseline's process again, which has died.
 
     Raises:
         SubjectFailed: it cannot be opened.
     """
-    subject = Subject(reference.subject.task, bench.memory)
+    reference.subject = _again(reference.subject.task, bench)
+
+
+def _again(task: Task, bench: Bench) -> Subject:
+    """A process with the task's network open."""
+    subject = Subject(task, bench.memory)
     try:
         subject.start()
         subject.ask("open", limit=bench.limit)
     except SubjectFailed:
         subject.kill()
         raise
-    reference.subject = subject
+    return subject
 
 
 def make(candidate: Candidate, bench: Bench, reference: Reference | None = None) -> None:

@@ -30,8 +30,7 @@ DEFAULT = Candidate(PIPELINE, "openvino", "loop", "auto")
 """The same on OpenVINO as it comes, in whatever precision it prefers."""
 CHOSEN = walk({})
 """The same on the chosen networks."""
-_EFFORT = Effort(least=3, most=3)
-_GLANCE = Effort(least=3, most=3)
+_FEW_ROUNDS = Effort(least=3, most=3)
 
 
 class Drawing(Protocol):
@@ -134,12 +133,8 @@ class Loops:
         subject = self.subjects.pop(candidate.key, None)
         if subject:
             subject.kill()
-            owned = (
-                {PLAIN.key, DEFAULT.key} - {candidate.key}
-                if candidate == CHOSEN
-                else set(self.looked) - {candidate.key}
-            )
-            self.looked = {key: one for key, one in self.looked.items() if key in owned}
+            kept = {PLAIN.key, DEFAULT.key} - {candidate.key}
+            self.looked = {key: one for key, one in self.looked.items() if key in kept}
 
     def mend(self) -> None:
         """Open what has died again.
@@ -175,7 +170,7 @@ class Loops:
         correct = None if looked.correct is None or base.correct is None else (base.correct, looked.correct)
         latents = (base.drawn.latents, looked.drawn.latents)
         pictures = check_pictures(base.drawn.pictures, looked.drawn.pictures, latents, correct, files)
-        outcome = race(self.lap(PLAIN), self.lap(candidate), _EFFORT)
+        outcome = race(self.lap(PLAIN), self.lap(candidate), _FEW_ROUNDS)
         trial = Trial(
             candidate,
             "accepted",
@@ -190,7 +185,7 @@ class Loops:
 
     def glance(self, candidate: Candidate) -> Ratio:
         """How many times as fast it is as the plain walk on the same networks, from a few pictures."""
-        return race(self.lap(CHOSEN), self.lap(candidate), _GLANCE).ratio
+        return race(self.lap(CHOSEN), self.lap(candidate), _FEW_ROUNDS).ratio
 
     def lap(self, candidate: Candidate) -> Callable[[int], float]:
         """The candidate as `race` takes it: seconds of so many pictures."""

@@ -11,10 +11,10 @@ from stillhouse.accelerate.attempt import asked
 from stillhouse.accelerate.inputs import guess_shapes, ones_inputs, plausible_inputs, read_inputs
 from stillhouse.accelerate.probe import Probe, Recorder, record, write_probes
 from stillhouse.accelerate.prompts import probed
-from stillhouse.accelerate.target import original_manifest
+from stillhouse.accelerate.target import original_manifest, plain
 from stillhouse.core import ImageRequest
 from stillhouse.errors import BackendFailed
-from stillhouse.models.manifest import Component, read_manifest
+from stillhouse.models.manifest import read_manifest
 
 COUNT = 4
 """Probes of a bare ONNX file where the user gives none."""
@@ -84,9 +84,8 @@ def main() -> None:
 def _opened(directory: Path, threads: int | None) -> Recorder:
     """The pipeline as it was before anything was chosen, on onnxruntime; on its own engines where that is missing."""
     before = original_manifest(directory)
-    components = {name: Component(one.graph, one.weights) for name, one in before.components.items()}
-    own = components if find_spec("onnxruntime") else before.components
-    return Recorder(directory, threads=threads, components=own, defaults=before.defaults)
+    components = plain(directory) if find_spec("onnxruntime") else before.components
+    return Recorder(directory, threads=threads, components=components, defaults=before.defaults)
 
 
 if __name__ == "__main__":

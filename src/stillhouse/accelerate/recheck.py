@@ -16,12 +16,12 @@ from stillhouse.accelerate.race import Effort
 from stillhouse.accelerate.report import Report
 from stillhouse.accelerate.settle import chosen_components, chosen_defaults, step_cache
 from stillhouse.accelerate.subject import SubjectFailed
-from stillhouse.accelerate.target import Target, original, original_manifest
+from stillhouse.accelerate.target import Target, original, original_manifest, plain
 from stillhouse.accelerate.trial import Trial
 from stillhouse.core import ImageRequest
 from stillhouse.errors import PipelineError
 from stillhouse.measure.clock import Ratio, alternate, paired_ratio, summarise
-from stillhouse.models.manifest import TRIALS, Component
+from stillhouse.models.manifest import TRIALS
 
 RECHECKED = "rechecked"
 _ROUNDS = 10
@@ -140,14 +140,13 @@ def _pictures(directory: Path, report: Report, threads: int | None) -> Finding:
     before = report.trial(PIPELINE, report.chosen[PIPELINE])
     manifest = original_manifest(directory)
     state = _Rechecking(Target(report.source, directory, (), is_pipeline=True), report, threads)
-    plain = {name: Component(one.graph, one.weights) for name, one in original(directory).items()}
     chosen = chosen_components(directory, report)
     defaults = chosen_defaults(directory, report)
     with ExitStack() as stack:
         loops = Loops(state, manifest, directory / TRIALS / PIPELINE / RECHECKED, stack)
         try:
             cache = step_cache(directory, chosen)
-            if loops.open(PLAIN, plain, manifest.defaults) and loops.open(CHOSEN, chosen, defaults, cache):
+            if loops.open(PLAIN, plain(directory), manifest.defaults) and loops.open(CHOSEN, chosen, defaults, cache):
                 today = _timed(loops, before.candidate, loops.measure(before.candidate, ROUGH))
             else:
                 today = Trial(before.candidate, "failed", state.failed)

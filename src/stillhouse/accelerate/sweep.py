@@ -16,7 +16,7 @@ from stillhouse.accelerate.asked import Asked, allowed, question, with_defaults
 from stillhouse.accelerate.attempt import Bench, Reference, attempt, prebuild, resume, revive
 from stillhouse.accelerate.bisect import rescue
 from stillhouse.accelerate.candidate import DECODER, PIPELINE, Candidate
-from stillhouse.accelerate.check import judged
+from stillhouse.accelerate.check import UNSEEN, judged
 from stillhouse.accelerate.choose import best_of, choose
 from stillhouse.accelerate.final import final
 from stillhouse.accelerate.plan import HEAVY, Surroundings, outrun, plan
@@ -48,7 +48,7 @@ _FOR_TRIALS = 0.95
 """Of a time budget, what trials may take: the views are written after them, and a call is not cut in two."""
 _LEAST_LIMIT = 20.0
 """Seconds that a child may always take for one answer."""
-BUDGET_ENDED = "the time budget ended first; run again to go on"
+_BUDGET_ENDED = "the time budget ended first; run again to go on"
 
 Tell = Callable[[str, float, float], None]
 
@@ -188,16 +188,16 @@ class Sweep:
                         self.add(trial)
 
     def _tried(self, candidate: Candidate, bench: Bench, reference: Reference | None, share: float) -> Trial:
-        """The candidate's trial. A baseline that died in the meantime, of what is not the candidate's fault, is opened
-        again, and so is one that the candidate took along."""
+        """The candidate's trial. A baseline that died before it, or while it was tried, is opened again, and the
+        candidate has a second chance: it is not blamed for the other's death."""
         if reference is None:
             return Trial(candidate, "skipped", "no candidate ran that others could be compared with")
         if slow := outrun(candidate, self.report.of(candidate.component)):
             return Trial(candidate, "skipped", slow)
-        trial = Trial(candidate, "skipped", BUDGET_ENDED)
+        trial = Trial(candidate, "skipped", _BUDGET_ENDED)
         for _ in range(2):
             if self.left(share) <= 0:
-                return Trial(candidate, "skipped", BUDGET_ENDED)
+                return Trial(candidate, "skipped", _BUDGET_ENDED)
             bench.limit = self.limit
             bench.effort = replace(bench.effort, hopeless=self._hopeless(candidate.component))
             try:
@@ -209,7 +209,7 @@ class Sweep:
             if trial.status != "failed" or reference.subject.is_alive:
                 break
         ended = trial.status == "failed" and self.left() <= 0
-        return Trial(candidate, "skipped", BUDGET_ENDED) if ended else trial
+        return Trial(candidate, "skipped", _BUDGET_ENDED) if ended else trial
 
     def _hopeless(self, component: str) -> float:
         best = best_of(self.report.of(component), "latency")
@@ -272,7 +272,7 @@ class Sweep:
         return {part.name: part.component for part in self.target.parts}
 
     def _compared(self, part: Part) -> Sequence[ImageRequest]:
-        if not self.target.is_pipeline or part.name == "vae_encoder":
+        if not self.target.is_pipeline or part.name == UNSEEN:
             return ()
         manifest = read_manifest(self.target.directory)
         return shortened(manifest, compared(manifest, self.asked.requests))

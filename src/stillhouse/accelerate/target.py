@@ -139,6 +139,11 @@ def original(directory: Path) -> dict[str, Component]:
     return dict(original_manifest(directory).components)
 
 
+def plain(directory: Path) -> dict[str, Component]:
+    """The original graphs as nothing but onnxruntime in float32 runs them: what everything is compared with."""
+    return {name: Component(one.graph, one.weights) for name, one in original(directory).items()}
+
+
 def _is_new(directory: Path, source: Path, identity: str) -> bool:
     if directory.exists() and not directory.is_dir():
         raise InvalidRequest(f"{directory} is a file", allowed="a new or empty directory")

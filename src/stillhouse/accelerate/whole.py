@@ -15,11 +15,11 @@ from stillhouse.accelerate.prompts import has_oracle, is_heavy
 from stillhouse.accelerate.report import Report
 from stillhouse.accelerate.settle import chosen_components, chosen_defaults, step_cache
 from stillhouse.accelerate.subject import SubjectFailed
-from stillhouse.accelerate.target import original, original_manifest
+from stillhouse.accelerate.target import original_manifest, plain
 from stillhouse.accelerate.trial import Trial
 from stillhouse.accelerate.walks import combinations, cost, ladders, other_samplers, walk
 from stillhouse.measure.clock import alternate, paired_ratio, summarise
-from stillhouse.models.manifest import TRIALS, Component, Manifest
+from stillhouse.models.manifest import TRIALS, Manifest
 
 PATIENCE = 60.0
 """Seconds of one picture from which whole pictures are not compared: the search draws hundreds."""
@@ -100,7 +100,7 @@ class _Search:
 
     def begin(self) -> bool:
         """Open the plain loop and the chosen networks, and see that these draw what the plain loop draws."""
-        if not self.loops.open(PLAIN, self._plain(), self.manifest.defaults):
+        if not self.loops.open(PLAIN, plain(self.sweep.target.directory), self.manifest.defaults):
             return False
         self.loops.measure(PLAIN, _FEW)
         if self._draws_well():
@@ -142,7 +142,8 @@ class _Search:
 
     def final(self) -> None:
         """The plain loops, the chosen networks and the fastest way to walk with them, timed in the same rounds."""
-        default = {name: replace(one, backend="openvino", precision="auto") for name, one in self._plain().items()}
+        networks = plain(self.sweep.target.directory).items()
+        default = {name: replace(one, backend="openvino", precision="auto") for name, one in networks}
         if self.sweep.left(_BEFORE_END) > 0 and self.loops.open(DEFAULT, default, self.manifest.defaults):
             self.loops.measure(DEFAULT, _FEW)
         best = best_of([one for one in self.sweep.report.of(PIPELINE) if one.candidate.recipe == "walk"], "latency")
@@ -167,11 +168,6 @@ class _Search:
         if not self.loops.open(CHOSEN, chosen, chosen_defaults(directory, report), cache):
             return False
         return self.loops.measure(CHOSEN, _FEW).status == "accepted"
-
-    def _plain(self) -> dict[str, Component]:
-        """The networks as they were, on onnxruntime."""
-        before = original(self.sweep.target.directory)
-        return {name: Component(one.graph, one.weights) for name, one in before.items()}
 
     def _drawn_with(self, networks: Mapping[str, str]) -> None:
         """Note which networks draw; what an earlier run drew with others says nothing of them."""
