@@ -5,10 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from stillhouse.accelerate.candidate import Candidate
 from stillhouse.accelerate.prompts import has_oracle
 from stillhouse.accelerate.race import Effort
 from stillhouse.accelerate.report import Bounds, Goal
 from stillhouse.accelerate.target import Target
+from stillhouse.accelerate.trial import Trial
 from stillhouse.core import ImageRequest
 from stillhouse.measure.machine import Machine
 from stillhouse.models.manifest import digest, read_manifest
@@ -59,6 +61,14 @@ class Asked:
 def allowed(memory: int | None, here: Machine) -> int | None:
     """Bytes that a candidate and its baseline may take: what was asked for, or most of what the machine has."""
     return memory or (int(_SAFE * here.memory) if here.memory else None)
+
+
+def is_asked(planned: Trial | Candidate, asked: Asked) -> bool:
+    """Whether the recipes that were asked for name it; a plain f32 always is, for others are compared with it."""
+    candidate = planned.candidate if isinstance(planned, Trial) else planned
+    told = (candidate.recipe, candidate.precision)
+    plain = candidate.recipe == "f32" and candidate.precision == "f32"
+    return not asked.recipes or plain or any(name in asked.recipes for name in told if name != "f32")
 
 
 def question(asked: Asked) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from stillhouse.accelerate.target import Target, original, original_manifest, pl
 from stillhouse.accelerate.trial import Trial
 from stillhouse.core import ImageRequest
 from stillhouse.errors import PipelineError
-from stillhouse.measure.clock import Ratio, alternate, paired_ratio, summarise
+from stillhouse.measure.clock import Ratio, alternate
 from stillhouse.models.manifest import TRIALS
 
 RECHECKED = "rechecked"
@@ -161,5 +161,4 @@ def _pictures(directory: Path, report: Report, threads: int | None) -> Finding:
 
 def _timed(loops: Loops, candidate: Candidate, trial: Trial) -> Trial:
     seconds = alternate({one.key: partial(loops.lap(one), 1) for one in (PLAIN, candidate)}, _ROUNDS)
-    ours = seconds[candidate.key]
-    return replace(trial, seconds=summarise(ours), ratio=paired_ratio(seconds[PLAIN.key], ours))
+    return trial.timed(seconds[candidate.key], beside=seconds[PLAIN.key])

@@ -4,28 +4,27 @@ The report on disk is the state: it is written after every trial, so that a swee
 """
 
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
 
-from stillhouse.accelerate.asked import Asked, allowed, question, with_defaults
+from stillhouse.accelerate.asked import Asked, allowed, is_asked
 from stillhouse.accelerate.attempt import Bench, Reference, attempt, prebuild, resume, revive
+from stillhouse.accelerate.beginning import beginning
 from stillhouse.accelerate.bisect import rescue
-from stillhouse.accelerate.candidate import DECODER, PIPELINE, Candidate
-from stillhouse.accelerate.check import UNSEEN, judged
+from stillhouse.accelerate.candidate import DECODER, Candidate
+from stillhouse.accelerate.check import UNSEEN
 from stillhouse.accelerate.choose import best_of, choose
-from stillhouse.accelerate.final import final
+from stillhouse.accelerate.final import FINAL, final
 from stillhouse.accelerate.plan import HEAVY, Surroundings, outrun, plan
 from stillhouse.accelerate.probe import PROBES, read_probes
 from stillhouse.accelerate.probing import probe_network, probe_pipeline
 from stillhouse.accelerate.prompts import compared, shortened
 from stillhouse.accelerate.race import Effort
-from stillhouse.accelerate.report import REPORT, Bounds, Report, read_report, write_report
-from stillhouse.accelerate.settle import apply, restore
+from stillhouse.accelerate.report import Report, write_report
+from stillhouse.accelerate.settle import apply
 from stillhouse.accelerate.strip import SHOWN
 from stillhouse.accelerate.subject import SubjectFailed
 from stillhouse.accelerate.target import Part, Target, original_manifest
@@ -35,11 +34,8 @@ from stillhouse.backends.registry import backends
 from stillhouse.backends.runtime import BackendStatus
 from stillhouse.check import check_choice
 from stillhouse.core import ImageRequest
-from stillhouse.errors import StillhouseError
-from stillhouse.measure.machine import machine, versions
 from stillhouse.models.manifest import TRIALS, Component, read_manifest
 
-_PACKAGES = ("stillhouse", "numpy", "onnxruntime", "openvino", "nncf", "onnx", "torch", "diffusers")
 _ORDER = ("unet", "network", "vae_decoder", "text_encoder", "text_encoder_2", "vae_encoder")
 _SHARES = {"unet": 0.4, DECODER: 0.44}
 _COMPONENTS_SHARE = 0.48
@@ -75,7 +71,7 @@ class Sweep:
         self.began = monotonic()
         self.around = _engines(asked)
         self.parts = _wanted(target, asked)
-        self.report = _earlier(target, asked) or _fresh(target, asked)
+        self.report = beginning(target, asked)
         self.before = self.report.seconds
 
     def run(self) -> None:
@@ -95,7 +91,7 @@ class Sweep:
                 threads=self.asked.threads or self.report.machine.cores,
                 side=self._side(part, probes[part.name]),
             )
-            planned = [one for one in plan(part.name, surroundings) if _is_asked(one, self.asked)]
+            planned = [one for one in plan(part.name, surroundings) if is_asked(one, self.asked)]
             self._component(part, planned, probes[part.name], share)
         if self.target.is_pipeline:
             sweep_walks(self)
@@ -184,7 +180,8 @@ class Sweep:
                     self.add(trial)
                 if part.name in HEAVY and self.left(share) > 0:
                     self.tell(f"{part.name}: final", 1, 1)
-                    for trial in final(self.report.of(part.name), bench, reference):
+                    effort = replace(FINAL, seconds=min(FINAL.seconds, self.left(share)))
+                    for trial in final(self.report.of(part.name), bench, reference, effort):
                         self.add(trial)
 
     def _tried(self, candidate: Candidate, bench: Bench, reference: Reference | None, share: float) -> Trial:
@@ -306,91 +303,7 @@ def _wanted(target: Target, asked: Asked) -> list[Part]:
     return sorted(parts, key=lambda part: _ORDER.index(part.name) if part.name in _ORDER else 99)
 
 
-def _is_asked(planned: Trial | Candidate, asked: Asked) -> bool:
-    candidate = planned.candidate if isinstance(planned, Trial) else planned
-    told = (candidate.recipe, candidate.precision)
-    plain = candidate.recipe == "f32" and candidate.precision == "f32"
-    return not asked.recipes or plain or any(name in asked.recipes for name in told if name != "f32")
-
-
 def rows_of(probes: Path) -> int:
     """Samples in one call: the first axis of what has most axes."""
     most = max(read_probes(probes)[0].feeds.values(), key=lambda array: array.ndim)
     return int(most.shape[0]) if most.ndim else 1
-
-
-def _earlier(target: Target, asked: Asked) -> Report | None:
-    """What an earlier run in this directory found, as far as it answers what is asked now; None where it does not.
-
-    Where the baseline itself does not count any more, nothing does that was compared with it.
-    """
-    if not (target.directory / REPORT).is_file():
-        return None
-    try:
-        earlier = read_report(target.directory)
-    except StillhouseError:
-        earlier = None
-    here = (machine().fingerprint(), versions(_PACKAGES), question(asked))
-    if earlier is None or (earlier.fingerprint, earlier.versions, earlier.question) != here:
-        why = "it was asked differently, or this machine or its runtimes have changed"
-        warnings.warn(f"what was measured in {target.directory} before is measured again: {why}", stacklevel=2)
-        restore(target.directory)
-        return None
-    bounds = with_defaults(asked.bounds, target)
-    patient = (earlier.limit, earlier.memory) == (asked.limit, asked.memory)
-    trials = [trial for trial in earlier.trials if _still_counts(trial, target, asked, bounds, patient)]
-    kept = {(trial.candidate.component, trial.candidate.key) for trial in trials}
-    lost = {name for name, key in earlier.baselines.items() if name != PIPELINE and (name, key) not in kept}
-    return replace(
-        earlier,
-        trials=tuple(trial for trial in trials if trial.candidate.component not in lost),
-        baselines={name: key for name, key in earlier.baselines.items() if name not in lost},
-        chosen={},
-        goal=asked.goal,
-        bounds=bounds,
-        budget=asked.budget,
-        limit=asked.limit,
-        memory=asked.memory,
-        price=asked.price if asked.price is not None else earlier.price,
-        exact=earlier.exact and earlier.bounds == bounds,
-        finished=False,
-    )
-
-
-def _still_counts(trial: Trial, target: Target, asked: Asked, bounds: Bounds, patient: bool) -> bool:
-    """Whether a trial of an earlier run need not be made again."""
-    candidate = trial.candidate
-    if trial.artefact and not (target.directory / trial.artefact).is_dir():
-        return False
-    if candidate.component == PIPELINE:
-        return trial.ratio is not None
-    if asked.components and candidate.component not in asked.components:
-        return True
-    if (asked.engines and candidate.backend not in asked.engines) or not _is_asked(trial, asked):
-        return False
-    if trial.status == "failed":
-        return patient
-    return trial.ratio is not None and judged(trial, bounds).status != "skipped"
-
-
-def _fresh(target: Target, asked: Asked) -> Report:
-    here = machine()
-    load = os.getloadavg()[0]
-    return Report(
-        source=target.name,
-        goal=asked.goal,
-        bounds=with_defaults(asked.bounds, target),
-        machine=here,
-        fingerprint=here.fingerprint(),
-        versions=versions(_PACKAGES),
-        load=(load, load),
-        started=datetime.now(UTC).isoformat(timespec="seconds"),
-        seconds=0.0,
-        budget=asked.budget,
-        price=asked.price,
-        currency=asked.currency,
-        question=question(asked),
-        threads=asked.threads,
-        limit=asked.limit,
-        memory=asked.memory,
-    )

@@ -1,11 +1,11 @@
 """A trial: a candidate and everything that was found out about it. Every candidate ends as one, whatever happened."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from stillhouse.accelerate.candidate import Candidate
-from stillhouse.measure.clock import Ratio, Timing
+from stillhouse.measure.clock import Ratio, Timing, paired_ratio, summarise
 from stillhouse.measure.fidelity import Fidelity
 
 Status = Literal["accepted", "rejected", "failed", "excluded", "skipped"]
@@ -87,3 +87,7 @@ class Trial:
     def worst(self) -> Fidelity | None:
         """The fidelity of the probe with the least SQNR."""
         return min(self.fidelity.values(), key=lambda one: one.sqnr, default=None)
+
+    def timed(self, taken: Sequence[float], beside: Sequence[float]) -> "Trial":
+        """The trial with the seconds of its calls, and their ratio to the baseline's of the same rounds."""
+        return replace(self, seconds=summarise(taken), ratio=paired_ratio(beside, taken))

@@ -18,7 +18,7 @@ from stillhouse.accelerate.subject import SubjectFailed
 from stillhouse.accelerate.target import original_manifest, plain
 from stillhouse.accelerate.trial import Trial
 from stillhouse.accelerate.walks import combinations, cost, ladders, other_samplers, walk
-from stillhouse.measure.clock import alternate, paired_ratio, summarise
+from stillhouse.measure.clock import alternate
 from stillhouse.models.manifest import TRIALS, Manifest
 
 PATIENCE = 60.0
@@ -155,8 +155,7 @@ class _Search:
         for key, taken in seconds.items():
             trial = self.sweep.known(ways[key])
             if trial is not None:
-                ratio = paired_ratio(seconds[PLAIN.key], taken)
-                self.sweep.add(replace(trial, seconds=summarise(taken), ratio=ratio))
+                self.sweep.add(trial.timed(taken, beside=seconds[PLAIN.key]))
 
     def _draws_well(self) -> bool:
         """Open the networks that are chosen now; whether they draw what the plain loop draws."""
