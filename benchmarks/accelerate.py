@@ -3,7 +3,7 @@
 `python -m benchmarks.accelerate shapes` sweeps the embedded model with the very command that users type, then judges
 the result and the plain loop on OpenVINO's defaults on a thousand captions. `sd15` sweeps the U-Net of Stable
 Diffusion 1.5 with random weights; `vanilla`, its last part, times the winner beside torch. `choice` races the same
-candidates twenty times and compares what is chosen with what a long race of all of them says.
+candidates twenty times and compares what is chosen with what long rounds of all of them say.
 """
 
 import argparse
@@ -11,22 +11,24 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter, sleep
 from typing import Any
 
 from benchmarks.record import record, recorded
-from stillhouse.accelerate.attempt import MADE_FOLDER, Bench, attempt
+from stillhouse.accelerate.attempt import MADE_FOLDER, Bench, Reference, attempt
 from stillhouse.accelerate.candidate import Candidate
 from stillhouse.accelerate.choose import best_of
-from stillhouse.accelerate.final import final
+from stillhouse.accelerate.final import BASELINE, final, side_by_side
 from stillhouse.accelerate.probe import PROBES
 from stillhouse.accelerate.race import Effort
 from stillhouse.accelerate.report import Report, read_report
 from stillhouse.accelerate.target import original
 from stillhouse.accelerate.trial import Trial
+from stillhouse.measure.clock import Ratio, paired_ratio
 from stillhouse.measure.memory import resident
 from stillhouse.models.manifest import TRIALS
 
@@ -34,6 +36,7 @@ BUILD = Path("build").absolute()
 PLAIN = "plain loop, openvino defaults"
 VANILLA = Candidate("unet", "torch", options={"attention": "vanilla"})
 _WITHIN, _CONTENDS = 0.95, 0.8
+_TIMES, _ROUNDS = 2, 30
 _GLANCE = 0.5
 
 
@@ -68,7 +71,7 @@ def _sd15(arguments: argparse.Namespace) -> None:
         _write(folder, 1)
         _import(folder, 1)
     out = BUILD / "faster-sd15"
-    options = ("--component", "unet", "--memory", "20GiB", "--budget", "55m", "--min-sqnr", "10")
+    options = ("--component", "unet", "--memory", "20GiB", "--budget", "40m", "--min-sqnr", "10")
     swept = _sweep(str(folder / "pipeline"), out, *options)
     record("accelerate_sd15", {**asdict(swept), "report": asdict(_slim(read_report(out)))})
     _vanilla(arguments)
@@ -80,7 +83,8 @@ def _vanilla(arguments: argparse.Namespace) -> None:
     report = read_report(out)
     rows = [report.trial("unet", VANILLA.key), report.trial("unet", report.chosen["unet"])]
     rows.insert(1, report.trial("unet", report.baselines["unet"]))
-    raced = _raced(out, report, rows, Effort(least=3, most=4, seconds=300.0), VANILLA)
+    with _opened(out, report, Effort(least=3, most=4, seconds=300.0), VANILLA) as (bench, first, reference):
+        raced = _raced(first, bench, reference, rows)
     measured = {
         name: value for name, value in recorded("accelerate_sd15").items() if name not in ("machine", "versions")
     }
@@ -88,45 +92,59 @@ def _vanilla(arguments: argparse.Namespace) -> None:
 
 
 def _choice(arguments: argparse.Namespace) -> None:
-    """Twenty short races, as a sweep has them, against one long race of everything that was accepted.
+    """Twenty short races, as a sweep has them, against long rounds of all that was accepted, side by side.
 
-    What is slower than `_CONTENDS` of the fastest in the long race is left out of the short ones: no interval of theirs
-    reaches so far.
+    The long rounds are many more than a final has, and so are the openings. What is slower there than `_CONTENDS` of
+    the fastest is left out of the short races, where it would seldom get into the final.
     """
     out = BUILD / "faster-shapes"
     report = read_report(out)
-    accepted = [one for one in report.of("unet") if one.status == "accepted"]
-    truth = _speeds(_raced(out, report, accepted, Effort(least=40, most=40, seconds=600.0)))
+    fastest = report.trial("unet", report.chosen["unet"]).ratio
+    accepted = [one for one in report.of("unet") if one.status == "accepted" and _is_near(one.ratio, fastest)]
+    truth = _truth(out, report, accepted)
     best = max(truth, key=truth.__getitem__)
     contenders = [one for one in accepted if truth.get(one.candidate.key, 0.0) >= _CONTENDS * truth[best]]
+    names = {one.candidate.key: one.candidate.name for one in accepted}
+    for one in contenders:
+        print(f"{names[one.candidate.key]}: {truth[one.candidate.key]:.3f} times the baseline", flush=True)
     shares = []
     for repeat in range(arguments.repeats):
-        raced = _raced(out, report, contenders, Effort(), with_final=True)
-        chosen = best_of(raced, "latency")
+        with _opened(out, report, Effort()) as (bench, first, reference):
+            raced = _raced(first, bench, reference, contenders)
+            again = {one.candidate.key: one for one in final(raced, bench, reference)}
+        chosen = best_of([again.get(one.candidate.key, one) for one in raced], "latency")
         assert chosen
         shares.append(truth[chosen.candidate.key] / truth[best])
+        within = sum(share >= _WITHIN for share in shares)
+        told = {"candidates": len(accepted), "contenders": len(contenders), "truth": truth}
+        record("choice", {"best": names[best], "shares": shares, "within": within, **told})
         print(f"{repeat + 1}: {chosen.candidate.name}: {shares[-1]:.3f} of the best", flush=True)
-    within = sum(share >= _WITHIN for share in shares)
-    name = report.trial("unet", best).candidate.name
-    told = {"candidates": len(accepted), "contenders": len(contenders), "truth": truth}
-    record("choice", {"best": name, "shares": shares, "within": within, **told})
     print(f"within 5 % of the best in {within} of {len(shares)} repeats")
 
 
-def _speeds(trials: list[Trial]) -> dict[str, float]:
+def _is_near(ratio: Ratio | None, fastest: Ratio | None) -> bool:
+    """Whether the sweep did not find it at least twice as slow as what it chose."""
+    return ratio is not None and fastest is not None and ratio.high >= fastest.value / 2
+
+
+def _truth(out: Path, report: Report, accepted: list[Trial]) -> dict[str, float]:
     """How many times as fast as the baseline, by key."""
-    return {one.candidate.key: one.ratio.value for one in trials if one.ratio and one.status == "accepted"}
+    laps: dict[str, list[float]] = {}
+    for _ in range(_TIMES):
+        with _opened(out, report, Effort(least=1, most=1)) as (bench, first, reference):
+            rounds = Effort(least=_ROUNDS, most=_ROUNDS, seconds=600.0)
+            for key, taken in side_by_side(accepted, bench, reference, rounds).items():
+                laps.setdefault(key, []).extend(taken)
+    return {key: paired_ratio(laps[BASELINE], taken).value for key, taken in laps.items() if key} | {
+        first.candidate.key: 1.0
+    }
 
 
-def _raced(
-    out: Path,
-    report: Report,
-    trials: list[Trial],
-    effort: Effort,
-    baseline: Candidate | None = None,
-    with_final: bool = False,
-) -> list[Trial]:
-    """The trials' candidates, built already, raced anew; against the sweep's baseline, or this one. It comes first."""
+@contextmanager
+def _opened(
+    out: Path, report: Report, effort: Effort, baseline: Candidate | None = None
+) -> Iterator[tuple[Bench, Trial, Reference]]:
+    """The sweep's U-Net on its bench again, with the sweep's baseline or this one."""
     bench = Bench(
         folder=out / TRIALS / "unet" / "again",
         made=out / TRIALS / "unet" / MADE_FOLDER,
@@ -136,16 +154,18 @@ def _raced(
         bounds=replace(report.bounds, min_psnr=None, min_ssim=None),  # no pictures are drawn here
         effort=effort,
     )
-    baseline = baseline or report.trial("unet", report.baselines["unet"]).candidate
-    first, reference = attempt(baseline, bench, None)
+    first, reference = attempt(baseline or report.trial("unet", report.baselines["unet"]).candidate, bench, None)
     assert reference
     try:
-        others = [trial.candidate for trial in trials if trial.candidate != baseline]
-        raced = [first, *(attempt(candidate, bench, reference)[0] for candidate in others)]
-        again = {one.candidate.key: one for one in final(raced, bench, reference)} if with_final else {}
+        yield bench, first, reference
     finally:
         reference.subject.kill()
-    return [again.get(one.candidate.key, one) for one in raced]
+
+
+def _raced(first: Trial, bench: Bench, reference: Reference, trials: list[Trial]) -> list[Trial]:
+    """The trials' candidates, built already, raced anew. The baseline's comes first."""
+    others = [trial.candidate for trial in trials if trial.candidate != first.candidate]
+    return [first, *(attempt(candidate, bench, reference)[0] for candidate in others)]
 
 
 @dataclass(frozen=True, slots=True)
