@@ -25,7 +25,8 @@ _FEWEST = 3
 """Rounds of networks so slow that no more fit into the time."""
 
 Compare = Callable[[Sequence[Trial]], Mapping[str, Sequence[float]]]
-"""Seconds of one call of the baseline and of each trial's candidate that could be opened, by key."""
+"""Seconds of one call of the baseline and of each trial's candidate that could be opened, by key; nothing where there
+is no time for it."""
 
 
 def finalists(trials: Sequence[Trial], memory: int | None = None) -> list[Trial]:
@@ -50,7 +51,13 @@ def finalists(trials: Sequence[Trial], memory: int | None = None) -> list[Trial]
 def final(trials: Sequence[Trial], bench: Bench, reference: Reference, effort: Effort = FINAL) -> list[Trial]:
     """The finalists' trials with ratios that were taken side by side; none where there is nothing to decide."""
     memory = None if bench.memory is None else bench.memory - reference.subject.taken
-    return finals(trials, lambda near: side_by_side(near, bench, reference, effort), memory)
+    began = monotonic()
+
+    def compare(near: Sequence[Trial]) -> Mapping[str, Sequence[float]]:
+        left = effort.seconds - (monotonic() - began)
+        return side_by_side(near, bench, reference, replace(effort, seconds=left)) if left > 0 else {}
+
+    return finals(trials, compare, memory)
 
 
 def finals(trials: Sequence[Trial], compare: Compare, memory: int | None = None) -> list[Trial]:
@@ -70,6 +77,8 @@ def finals(trials: Sequence[Trial], compare: Compare, memory: int | None = None)
         try:
             seconds = compare(near)
         except SubjectFailed:
+            break
+        if not seconds:
             break
         for trial in near:
             if taken := seconds.get(trial.candidate.key):
