@@ -27,6 +27,7 @@ bench: .venv/full.stamp ## measure against diffusers, and write the tables of th
 	$(BIN)/python -m benchmarks.oracle
 	$(BIN)/python -m benchmarks.speed
 	$(BIN)/python -m benchmarks.accelerate shapes
+	$(BIN)/python -m benchmarks.accelerate choice
 	$(BIN)/python -m benchmarks.tables
 
 bench-large: .venv/full.stamp ## the size of Stable Diffusion 1.5: 5 GB of disk, some minutes

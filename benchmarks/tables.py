@@ -166,6 +166,17 @@ def _choice(results: Mapping[str, Any]) -> str:
     return _grid(["candidates", "repeats", "within 5 % of the fastest", "worst choice", "median choice"], [row])
 
 
+def _policies(results: Mapping[str, Any]) -> str:
+    head = ["trace", "policy", "free: median", "99 %", "pro: median", "99 %", "promises kept, of free", "of pro"]
+    rows, last = [], ""
+    for row in results["rows"]:
+        times = [f"{row[f'{tier}_{percent}']:.1f}x" for tier in ("free", "pro") for percent in ("p50", "p99")]
+        kept = [f"{100 * row[f'{tier}_kept']:.0f} %" for tier in ("free", "pro")]
+        rows.append([row["trace"] if row["trace"] != last else "", row["policy"], *times, *kept])
+        last = row["trace"]
+    return f"{_grid(head, rows)}\n{results['seeds']} traces of {results['count']:,} pictures each.\n"
+
+
 _TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "speed": _speed,
     "judge": _judge,
@@ -174,6 +185,7 @@ _TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "accelerate": _accelerate,
     "accelerate_sd15": _accelerate_sd15,
     "choice": _choice,
+    "policies": _policies,
 }
 _COMMANDS: Mapping[str, str] = {
     "speed": "python -m benchmarks.speed",
@@ -183,6 +195,7 @@ _COMMANDS: Mapping[str, str] = {
     "accelerate": "python -m benchmarks.accelerate shapes",
     "accelerate_sd15": "python -m benchmarks.accelerate sd15",
     "choice": "python -m benchmarks.accelerate choice",
+    "policies": "python -m benchmarks.policies",
 }
 
 if __name__ == "__main__":

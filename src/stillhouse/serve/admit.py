@@ -1,0 +1,61 @@
+"""Admission: whoever cannot be served in time is told so at once, and when to come back."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from stillhouse.serve.cost import Cost
+from stillhouse.serve.job import Job
+from stillhouse.serve.policy import Policy
+
+Reason = Literal["queue", "deadline"]
+"""queue: as many wait as may. deadline: it would end later than its tier promises."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a job is not admitted, and after how many seconds it would be if nobody else came."""
+
+    reason: Reason
+    retry_after: float
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much may wait.
+
+    Args:
+        jobs: at most so many, of all tiers together.
+        lateness: times the promised seconds that a job may take as predicted; above it, it is refused. Infinite: all
+            that find room are taken.
+    """
+
+    jobs: int = 256
+    lateness: float = 1.0
+
+
+def refusal(
+    job: Job, jobs: Sequence[Job], policy: Policy, now: float, cost: Cost, limits: Limits = Limits()
+) -> Refusal | None:
+    """Whether a job is refused; None admits it. Pure.
+
+    Args:
+        job: with `arrived`, `alone` and `tag` as the engine would set them.
+        jobs: all that are admitted, in the order of their arrival.
+        policy, now, cost: as in `Policy.order`.
+        limits: how much may wait.
+    """
+    if len(jobs) >= limits.jobs:
+        return Refusal("queue", min(forecast(jobs, policy, now, cost).values()))
+    late = forecast([*jobs, job], policy, now, cost)[job] - limits.lateness * job.tier.slo * job.alone
+    return Refusal("deadline", late) if late > 0 else None
+
+
+def forecast(jobs: Sequence[Job], policy: Policy, now: float, cost: Cost) -> dict[Job, float]:
+    """Seconds until each job ends if nobody else comes: what goes first, as quick as in full batches, and itself."""
+    told: dict[Job, float] = {}
+    before = 0.0
+    for job in policy.order(jobs, now, cost):
+        told[job] = before + cost.left(job)
+        before += cost.share(job)
+    return told

@@ -1,0 +1,79 @@
+"""The device that draws: pipelines, advanced together where they are the same, and what they cost, measured."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+
+from stillhouse.core import ImageRequest, ImageResult
+from stillhouse.diffusion import SAMPLERS, is_guided
+from stillhouse.models.pipeline import Draft, Pipeline
+from stillhouse.models.request import course_of
+from stillhouse.serve.cost import Curve
+from stillhouse.serve.job import Group, Job, Walk
+
+BATCHES = (1, 2, 4, 8)
+"""Rows whose seconds are measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """`engine.Device` over pipelines in this process, by name."""
+
+    pipelines: Mapping[str, Pipeline]
+
+    def begin(self, job: Job) -> None:
+        """Encode the prompt, lay out the latents."""
+        job.draft = self.pipelines[job.group.pipeline].start(job.request)
+
+    def advance(self, jobs: Sequence[Job]) -> None:
+        """Move every picture by one evaluation, in one batch."""
+        self.pipelines[jobs[0].group.pipeline].advance([drafted(job) for job in jobs])
+
+    def finish(self, job: Job) -> ImageResult:
+        """Decode the picture."""
+        return self.pipelines[job.group.pipeline].finish(drafted(job))
+
+
+def drafted(job: Job) -> Draft:
+    """The picture of a job that has begun."""
+    assert isinstance(job.draft, Draft)
+    return job.draft
+
+
+def group_of(name: str, request: ImageRequest) -> Group:
+    """The group of a resolved request for the pipeline of that name."""
+    assert request.width is not None and request.height is not None
+    return Group(name, request.width, request.height)
+
+
+def walk_of(pipeline: Pipeline, request: ImageRequest) -> Walk:
+    """The evaluations of a resolved request, as `Trajectory.rows` will tell them one by one.
+
+    Raises:
+        InvalidRequest: what the pipeline cannot do.
+    """
+    course = course_of(pipeline.manifest, request)
+    plan = SAMPLERS[course.sampler].plan(course.grid, course.eta)
+    return Walk(tuple(1 + is_guided(course.guidance, course.guidance_interval, one.share) for one in plan))
+
+
+def measured(pipeline: Pipeline, group: Group, batches: Sequence[int] = BATCHES, calls: int = 3) -> Curve:
+    """What pictures of this size cost here and now: the median of some calls, after one that is not counted."""
+    request = ImageRequest("", steps=calls + 1, guidance=1.0, width=group.width, height=group.height, refresh=1)
+    seconds = {}
+    for rows in batches:
+        drafts = [pipeline.start(request) for _ in range(rows)]
+        pipeline.advance(drafts)
+        seconds[rows] = median(_seconds(pipeline, drafts) for _ in range(calls))
+    began = perf_counter()
+    pipeline.start(ImageRequest("new", width=group.width, height=group.height))
+    begun = perf_counter()
+    pipeline.decode(drafts[0].latents)
+    return Curve(seconds, begin=begun - began, finish=perf_counter() - begun)
+
+
+def _seconds(pipeline: Pipeline, drafts: Sequence[Draft]) -> float:
+    began = perf_counter()
+    pipeline.advance(drafts)
+    return perf_counter() - began

@@ -1,0 +1,33 @@
+"""The line of a tier: whoever asks for much stands behind whoever asks for little.
+
+Start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996, section 2): a job's tag is the virtual time at its
+arrival, or the end of its key's work that is still in line, whichever is later; virtual time is the tag of the latest
+job that was picked. A key that asks for a hundred pictures at once thus has them tagged one behind the other, and
+another key's first picture comes before all but the first of them.
+"""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Line:
+    """Tags of one tier. Seconds throughout."""
+
+    now: float = 0.0
+    ends: dict[str, float] = field(default_factory=dict)
+
+    def tag(self, key: str, seconds: float) -> float:
+        """The tag of a job that just arrived and takes so many seconds alone.
+
+        >>> line = Line()
+        >>> [line.tag("many", 5.0), line.tag("many", 5.0), line.tag("few", 5.0)]
+        [0.0, 5.0, 0.0]
+        """
+        self.ends = {name: end for name, end in self.ends.items() if end > self.now}
+        tag = max(self.now, self.ends.get(key, self.now))
+        self.ends[key] = tag + seconds
+        return tag
+
+    def picked(self, tag: float) -> None:
+        """A job with that tag was picked."""
+        self.now = max(self.now, tag)

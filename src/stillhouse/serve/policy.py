@@ -1,0 +1,108 @@
+"""Policies: which jobs are in the next tick. Pure: no clock, no thread, no memory of their own.
+
+So the same object decides in the server, in the tests and in the simulator.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Protocol
+
+from stillhouse.serve.cost import Cost
+from stillhouse.serve.job import Job
+
+
+class Policy(Protocol):
+    """Says who goes first."""
+
+    def order(self, jobs: Sequence[Job], now: float, cost: Cost) -> list[Job]:
+        """All jobs, the one that matters most first.
+
+        Args:
+            jobs: all that are admitted and have not ended, in the order of their arrival.
+            now: seconds on the clock that `Job.arrived` was read from.
+            cost: what ticks cost.
+        """
+
+
+def pick(policy: Policy, jobs: Sequence[Job], now: float, cost: Cost) -> list[Job]:
+    """The jobs to move by one evaluation: the first in the policy's order, and whoever of its group still fits in.
+
+    Their rows together are no more than the group's cap, unless one job alone has more. None only where nobody waits.
+    """
+    if not jobs:
+        return []
+    lead, *others = policy.order(jobs, now, cost)
+    picked, room = [lead], cost.cap(lead.group) - lead.rows
+    for job in others:
+        if room <= 0:
+            break
+        if job.group == lead.group and job.rows <= room:
+            picked.append(job)
+            room -= job.rows
+    return picked
+
+
+@dataclass(frozen=True, slots=True)
+class Ordered:
+    """First in some order goes first; nothing else counts."""
+
+    by: Callable[[Job, float, Cost], Any]
+
+    def order(self, jobs: Sequence[Job], now: float, cost: Cost) -> list[Job]:
+        """See `Policy`."""
+        return sorted(jobs, key=lambda job: self.by(job, now, cost))
+
+
+@dataclass(frozen=True, slots=True)
+class Slack:
+    """The default: the shortest job first, as long as it can keep its promise, and nobody for ever behind the others.
+
+    Whoever can still end in time goes before whoever cannot, since the promise to the second is broken whatever is
+    done. Among those, the one with the least left to do goes first, its seconds divided by its tier's weight (Smith's
+    rule, 1956): so pictures of a few steps preempt long ones, which lose little by it. In its tier a job stands behind
+    the work of its own key that was in line when it arrived, see `fair`. A job that has waited for `overdue` of its
+    promise stands among the others again as if it could keep it: it is late, but it must not become much later.
+
+    Nobody starves: of `turn` ticks in a row one goes to the job that has been overdue for longest, if it was in none of
+    the others. From the moment when it is overdue, a job thus ends within `turn` times the ticks that it and all that
+    arrived before it still need.
+
+    Args:
+        overdue: of the promised seconds; 1 and more.
+        turn: 2 and more; the smaller, the less may be delayed, and the more do long jobs keep short ones waiting.
+    """
+
+    overdue: float = 5 / 3
+    turn: int = 8
+
+    def order(self, jobs: Sequence[Job], now: float, cost: Cost) -> list[Job]:
+        """See `Policy`."""
+        first: dict[str, float] = {}
+        for job in jobs:
+            first[job.tier.name] = min(job.tag, first.get(job.tier.name, job.tag))
+        ranked = []
+        for job in jobs:
+            left = cost.left(job)
+            promise = job.tier.slo * job.alone
+            waited = now - job.arrived
+            is_lost = promise < waited + left and waited <= self.overdue * promise
+            ranked.append((is_lost, (job.tag - first[job.tier.name] + left) / job.tier.weight, job.arrived, job))
+        ranked.sort(key=lambda one: one[:3])
+        order = [job for *_, job in ranked]
+        oldest = next((job for job in jobs if now - job.arrived > self.overdue * job.tier.slo * job.alone), None)
+        if oldest is not None and oldest.passed >= self.turn - 1:
+            order.remove(oldest)
+            order.insert(0, oldest)
+        return order
+
+
+POLICIES: Mapping[str, Policy] = MappingProxyType(
+    {
+        "slack": Slack(),
+        "fifo": Ordered(lambda job, now, cost: job.arrived),
+        "shortest": Ordered(lambda job, now, cost: (cost.left(job), job.arrived)),
+        "deadline": Ordered(lambda job, now, cost: (job.deadline, job.arrived)),
+    }
+)
+"""Every policy by name."""

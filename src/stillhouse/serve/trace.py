@@ -1,0 +1,65 @@
+"""Traces: who asks for what, and when. The same ones for the simulator and for servers under load."""
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from heapq import merge
+
+from stillhouse.check import check_number
+from stillhouse.serve.cost import Cost
+from stillhouse.serve.job import Group, Tier, Walk
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A request, at a moment: seconds from the beginning."""
+
+    at: float
+    tier: Tier
+    key: str
+    group: Group
+    walk: Walk
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of picture, and how many in all are of it: a share from 0 to 1."""
+
+    share: float
+    tier: Tier
+    group: Group
+    walk: Walk
+
+
+def poisson(
+    kinds: Sequence[Kind], load: float, count: int, cost: Cost, *, seed: int = 0, keys: int = 20
+) -> list[Arrival]:
+    """Requests that come whether or not earlier ones were answered, at exponentially distributed distances.
+
+    Args:
+        kinds: their shares add up to 1.
+        load: seconds of work that arrive in a second, each picture counted as if it were drawn alone; above 0.
+        count: of requests.
+        cost: what pictures take.
+        seed: the same seed, the same trace.
+        keys: so many ask, each as often as the others.
+
+    Raises:
+        InvalidRequest: a load or shares outside their ranges.
+    """
+    check_number("load", load, 1e-6, 1e6)
+    check_number("the sum of all shares", sum(kind.share for kind in kinds), 1 - 1e-9, 1 + 1e-9)
+    dice = random.Random(seed)
+    mean = sum(kind.share * cost.alone(kind.group, kind.walk) for kind in kinds)
+    shares = [kind.share for kind in kinds]
+    at, arrivals = 0.0, []
+    for _ in range(count):
+        at += dice.expovariate(load / mean)
+        (kind,) = dice.choices(kinds, shares)
+        arrivals.append(Arrival(at, kind.tier, f"key {dice.randrange(keys)}", kind.group, kind.walk))
+    return arrivals
+
+
+def flood(trace: Iterable[Arrival], kind: Kind, at: float, count: int, key: str = "flood") -> list[Arrival]:
+    """The trace with so many pictures of one kind more, all asked for by one key at one moment."""
+    return list(merge(trace, [Arrival(at, kind.tier, key, kind.group, kind.walk)] * count, key=lambda one: one.at))

@@ -1,0 +1,106 @@
+"""Drawing: a served picture is the offline one, whoever shared its batches; and what batches cost."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stillhouse.core import ImageRequest, ImageResult
+from stillhouse.models.load import load
+from stillhouse.models.pipeline import Pipeline
+from stillhouse.serve.cost import Cost, Curve
+from stillhouse.serve.drawing import Drawing, group_of, measured, walk_of
+from stillhouse.serve.engine import Engine
+from stillhouse.serve.job import Group, Job, Tier
+from stillhouse.serve.simulate import VirtualDevice
+
+COMPOSITIONS = 200
+GROUP = Group("shapes", 64, 64)
+FREE = Tier("free")
+KINDS = (
+    ImageRequest("a small red circle", steps=3),
+    ImageRequest("a big blue square", steps=6, sampler="dpmpp_2m", guidance=5.0),
+    ImageRequest("a big green triangle on a white background", steps=5, guidance=1.0),
+    ImageRequest("a small yellow circle", negative_prompt="red", steps=4, sampler="euler_ancestral"),
+    ImageRequest("", steps=3, sampler="heun", guidance=2.0, guidance_rescale=0.7),
+    ImageRequest("a big red square", steps=6, sampler="unipc", guidance_interval=(0.2, 0.7)),
+    ImageRequest("a small blue triangle", steps=5, eta=0.5),
+)
+
+
+@dataclass
+class AtRandom:
+    """A policy that shuffles: any jobs may find themselves together."""
+
+    dice: random.Random
+
+    def order(self, jobs: Sequence[Job], now: float, cost: Cost) -> list[Job]:
+        return self.dice.sample(list(jobs), len(jobs))
+
+
+@pytest.fixture(scope="module", params=["onnxruntime", "openvino", None])
+def pipeline(request: pytest.FixtureRequest) -> Pipeline:
+    return load("shapes", backend=request.param, threads=1)
+
+
+def job(pipeline: Pipeline, name: str, request: ImageRequest) -> Job:
+    asked = pipeline.resolve(request)
+    return Job(name, FREE, "someone", group_of("shapes", asked), walk_of(pipeline, asked), asked)
+
+
+def test_no_neighbour_changes_a_picture(pipeline: Pipeline) -> None:
+    alone = [pipeline.generate(**asked_of(kind)).image for kind in KINDS]
+    cost = Cost({GROUP: Curve({1: 1.0, 8: 1.0})})
+    engine = Engine(Drawing({"shapes": pipeline}), AtRandom(random.Random(0)), cost, VirtualDevice(cost).clock)
+    compositions: set[tuple[tuple[str, int], ...]] = set()
+    number = drawn = 0
+    while len(compositions) < COMPOSITIONS or engine.jobs:
+        while len(compositions) < COMPOSITIONS and len(engine.jobs) < 10:
+            kind = number % len(KINDS)
+            engine.submit(job(pipeline, f"{number} of kind {kind}", KINDS[kind]))
+            number += 1
+        tick = engine.tick()
+        compositions.add(tuple((moved.id, moved.index) for moved in tick.moved))
+        for end in tick.ends:
+            assert end.outcome == "drawn"
+            assert isinstance(end.result, ImageResult)
+            np.testing.assert_array_equal(end.result.image, alone[int(end.job.id[-1])], err_msg=end.job.id)
+            drawn += 1
+    assert drawn == number
+
+
+def asked_of(request: ImageRequest) -> dict[str, Any]:
+    fields = ImageRequest.__dataclass_fields__
+    return {name: getattr(request, name) for name in fields}
+
+
+def test_a_walk_tells_the_rows_of_every_evaluation(pipeline: Pipeline) -> None:
+    for kind in KINDS:
+        draft = pipeline.start(kind)
+        rows = []
+        while not draft.is_done:
+            rows.append(draft.rows)
+            draft.index += 1
+        assert walk_of(pipeline, pipeline.resolve(kind)).rows == tuple(rows)
+
+
+def test_a_curve_is_measured_for_each_batch(pipeline: Pipeline) -> None:
+    curve = measured(pipeline, GROUP, batches=(1, 2), calls=2)
+    assert set(curve.seconds) == {1, 2}
+    assert min(curve.seconds.values()) > 0 and curve.begin > 0 and curve.finish > 0
+
+
+def test_a_request_that_the_pipeline_cannot_meet_fails_by_itself(pipeline: Pipeline) -> None:
+    cost = Cost({GROUP: Curve({1: 1.0, 8: 1.0})})
+    engine = Engine(Drawing({"shapes": pipeline}), AtRandom(random.Random(0)), cost, VirtualDevice(cost).clock)
+    good, bad = job(pipeline, "good", KINDS[0]), job(pipeline, "bad", KINDS[0])
+    bad.request = replace(bad.request, steps=0)
+    engine.submit(good)
+    engine.submit(bad)
+    ends: dict[str, str] = {}
+    while engine.jobs:
+        ends |= {end.job.id: end.outcome for end in engine.tick().ends}
+    assert ends == {"good": "drawn", "bad": "failed"}

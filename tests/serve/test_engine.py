@@ -1,0 +1,186 @@
+"""The engine: every job that it takes has exactly one end, whatever happens in between."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from stillhouse.core import ImageRequest
+from stillhouse.errors import BackendFailed, InvalidRequest
+from stillhouse.serve.engine import End, Engine, Tick
+from stillhouse.serve.job import Group, Job, Walk
+from stillhouse.serve.policy import POLICIES
+from stillhouse.serve.simulate import VirtualDevice
+from tests.serve.arrivals import FLAT, FREE, FULL, GAINING, PRO, QUICK, SERIAL
+
+FAULTS = ("begin", "advance", "finish")
+
+
+@dataclass
+class Device(VirtualDevice):
+    """A virtual device that refuses some jobs, at some stage, and writes down whose pictures it began and moved."""
+
+    faulty: dict[str, str] = field(default_factory=dict)
+    begun: list[str] = field(default_factory=list)
+    moved: Counter[str] = field(default_factory=Counter)
+
+    def refuse(self, stage: str, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            if self.faulty.get(job.id) == stage:
+                raise ZeroDivisionError("a bug") if stage == "advance" else BackendFailed("a fault")
+
+    def begin(self, job: Job) -> None:
+        self.refuse("begin", [job])
+        self.begun.append(job.id)
+        VirtualDevice.begin(self, job)
+
+    def advance(self, jobs: Sequence[Job]) -> None:
+        self.refuse("advance", jobs)
+        self.moved.update(job.id for job in jobs)
+        VirtualDevice.advance(self, jobs)
+
+    def finish(self, job: Job) -> float:
+        self.refuse("finish", [job])
+        return VirtualDevice.finish(self, job)
+
+
+class EngineMachine(RuleBasedStateMachine):
+    """Jobs of all kinds come, are cancelled, expire, break, and are drawn."""
+
+    @initialize(policy=st.sampled_from(sorted(POLICIES)), cost=st.sampled_from((FLAT, GAINING)))
+    def start(self, policy: str, cost: object) -> None:
+        self.device = Device(cost)  # type: ignore[arg-type]
+        self.engine = Engine(self.device, POLICIES[policy], self.device.cost, self.device.clock)
+        self.taken: list[Job] = []
+        self.ends: list[End] = []
+
+    @rule(
+        tier=st.sampled_from((FREE, PRO)),
+        group=st.sampled_from((QUICK, FULL)),
+        key=st.sampled_from("ab"),
+        rows=st.lists(st.sampled_from((1, 2)), min_size=1, max_size=6),
+        patience=st.sampled_from((0.0, 3.0, float("inf"))),
+        fault=st.sampled_from((None, None, None, *FAULTS)),
+    )
+    def submit(self, tier: object, group: Group, key: str, rows: list[int], patience: float, fault: str | None) -> None:
+        name = f"job {len(self.taken)}"
+        if fault:
+            self.device.faulty[name] = fault
+        job = Job(name, tier, key, group, Walk(tuple(rows)), ImageRequest(name))  # type: ignore[arg-type]
+        job.expires = self.device.now + patience
+        self.engine.submit(job)
+        self.taken.append(job)
+
+    @rule(number=st.integers(0, 30))
+    def cancel(self, number: int) -> None:
+        if self.taken:
+            job = self.taken[number % len(self.taken)]
+            over = job.id not in self.engine.jobs
+            end = self.engine.cancel(job.id)
+            assert (end is None) == over
+            self.ends += [end] if end else []
+
+    @rule()
+    def tick(self) -> None:
+        self.note(self.engine.tick())
+
+    @rule(seconds=st.floats(0, 10))
+    def wait(self, seconds: float) -> None:
+        self.device.now += seconds
+
+    def note(self, tick: Tick) -> None:
+        over = {end.job.id for end in self.ends}
+        assert not over & {job.id for job in tick.moved}
+        self.ends += tick.ends
+
+    @invariant()
+    def each_job_waits_or_has_one_end(self) -> None:
+        counts = Counter(end.job.id for end in self.ends)
+        for job in self.taken:
+            assert counts[job.id] + (job.id in self.engine.jobs) == 1
+
+    @invariant()
+    def an_end_is_what_happened(self) -> None:
+        for end in self.ends:
+            job, fault = end.job, self.device.faulty.get(end.job.id)
+            if end.outcome == "drawn":
+                assert fault is None and self.device.moved[job.id] == len(job.walk.rows) and end.result is not None
+            elif end.outcome == "failed":
+                assert fault is not None and end.error is not None
+            elif end.outcome == "expired":
+                assert job.id not in self.device.begun
+
+    def teardown(self) -> None:
+        if not hasattr(self, "engine"):
+            return
+        for _ in range(10 * sum(len(job.walk.rows) for job in self.taken) + 1):
+            if not self.engine.jobs:
+                break
+            self.note(self.engine.tick())
+        assert not self.engine.jobs
+        self.each_job_waits_or_has_one_end()
+        self.an_end_is_what_happened()
+
+
+TestEngine = EngineMachine.TestCase
+
+
+def job(name: str, group: Group = FULL, steps: int = 2) -> Job:
+    return Job(name, PRO, "someone", group, Walk((1,) * steps), ImageRequest(name))
+
+
+def engine_of(device: Device) -> Engine:
+    return Engine(device, POLICIES["fifo"], device.cost, device.clock)
+
+
+def test_who_breaks_a_batch_fails_and_the_others_of_it_go_on() -> None:
+    device = Device(GAINING, faulty={"two": "advance"})
+    engine = engine_of(device)
+    for name in ("one", "two", "three"):
+        engine.submit(job(name))
+    tick = engine.tick()
+    assert [moved.id for moved in tick.moved] == ["one", "three"]
+    (end,) = tick.ends
+    assert (end.job.id, end.outcome) == ("two", "failed")
+    assert "ZeroDivisionError: a bug" in str(end.error)
+
+
+def test_a_cancelled_job_is_in_no_later_batch() -> None:
+    engine = engine_of(Device(GAINING))
+    engine.submit(job("one"))
+    engine.submit(job("two"))
+    engine.tick()
+    end = engine.cancel("one")
+    assert end and end.outcome == "cancelled"
+    assert [moved.id for moved in engine.tick().moved] == ["two"]
+    assert engine.cancel("one") is None
+
+
+def test_what_has_expired_is_never_begun_and_what_has_begun_does_not_expire() -> None:
+    device = Device(SERIAL)
+    engine = engine_of(device)
+    begun, late = job("begun", steps=3), job("late")
+    begun.expires = late.expires = 0.5
+    engine.submit(begun)
+    engine.submit(late)
+    engine.tick()
+    (end,) = engine.tick().ends
+    assert (end.job.id, end.outcome) == ("late", "expired")
+    assert device.begun == ["begun"]
+    assert [end.outcome for end in engine.tick().ends] == ["drawn"]
+
+
+def test_a_tick_without_jobs_does_nothing() -> None:
+    assert engine_of(Device(FLAT)).tick() == Tick()
+
+
+def test_a_job_is_taken_once_and_only_where_its_cost_is_known() -> None:
+    engine = engine_of(Device(FLAT))
+    engine.submit(job("one"))
+    with pytest.raises(InvalidRequest, match="second job 'one'"):
+        engine.submit(job("one"))
+    with pytest.raises(InvalidRequest, match="unknown"):
+        engine.submit(job("two", Group("unknown", 64, 64)))
