@@ -138,9 +138,14 @@ def test_nothing_to_decide_means_no_final() -> None:
 
 
 def test_without_time_for_another_final_the_first_one_counts() -> None:
-    parts = iter([compared({"lucky": 1.5, "b": 1.9, "c": 1.6, "d": 1.6}, []), lambda near: {}])
+    contests: list[list[str]] = []
+    first = compared({"lucky": 1.5, "b": 1.9, "c": 1.6, "d": 1.6}, contests)
+
+    def compare(near: Sequence[Trial]) -> dict[str, list[float]]:
+        return {} if contests else first(near)
+
     seen = {"lucky": 2.2, "b": 2.15, "c": 2.14, "d": 2.13, "fifth": 2.05}
-    timed = finals([trial(name, ratio) for name, ratio in seen.items()], lambda near: next(parts)(near))
+    timed = finals([trial(name, ratio) for name, ratio in seen.items()], compare)
     assert {one.candidate.backend for one in timed} == {"lucky", "b", "c", "d"}
 
 
