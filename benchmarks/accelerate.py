@@ -71,7 +71,7 @@ def _sd15(arguments: argparse.Namespace) -> None:
         _write(folder, 1)
         _import(folder, 1)
     out = BUILD / "faster-sd15"
-    options = ("--component", "unet", "--memory", "20GiB", "--budget", "30m", "--min-sqnr", "10")
+    options = ("--component", "unet", "--memory", "20GiB", "--budget", "50m", "--min-sqnr", "10")
     swept = _sweep(str(folder / "pipeline"), out, *options)
     record("accelerate_sd15", {**asdict(swept), "report": asdict(_slim(read_report(out)))})
     _vanilla(arguments)
