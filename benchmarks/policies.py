@@ -1,7 +1,7 @@
 """What policies make of the same requests: `python -m benchmarks.policies` writes results/policies.json.
 
 Nothing is drawn: the engine of the server runs on a virtual clock. Four of five pictures take 3 evaluations, the others
-35; an evaluation takes a second, whoever shares it, as on a processor that gains nothing from batches.
+35; an evaluation takes a second and shares its batch with nobody, as on a processor that gains nothing from batches.
 """
 
 import argparse

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 
 from stillhouse.check import check_number, check_whole
+from stillhouse.diffusion.guidance import is_guided
 from stillhouse.diffusion.noise import check_seed
 from stillhouse.diffusion.points import Grid
 from stillhouse.diffusion.prediction import Prediction, check_prediction
-from stillhouse.diffusion.samplers import find_sampler
+from stillhouse.diffusion.samplers import Evaluation, find_sampler
 from stillhouse.errors import InvalidRequest
 
 LARGEST_REFRESH = 1000
@@ -59,6 +60,14 @@ class Course:
                 allowed="sample, v_prediction and flow networks at zero terminal SNR",
                 fix="use a schedule without zero_terminal_snr, or leading spacing",
             )
+
+    def plan(self) -> tuple[Evaluation, ...]:
+        """Every evaluation of the walk, in order."""
+        return find_sampler(self.sampler).plan(self.grid, self.eta)
+
+    def is_guided(self, evaluation: Evaluation) -> bool:
+        """Whether guidance acts in this evaluation of the plan."""
+        return is_guided(self.guidance, self.guidance_interval, evaluation.share)
 
 
 def check_interval(interval: tuple[float, float]) -> None:

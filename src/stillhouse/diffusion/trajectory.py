@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from stillhouse.core import Array
 from stillhouse.diffusion.course import Course
-from stillhouse.diffusion.guidance import guide, is_guided, rescale
+from stillhouse.diffusion.guidance import guide, rescale
 from stillhouse.diffusion.noise import gaussian
 from stillhouse.diffusion.points import Point
 from stillhouse.diffusion.prediction import denoised_weights, noised
@@ -64,7 +64,7 @@ class Trajectory:
     plan: tuple[Evaluation, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.plan = SAMPLERS[self.course.sampler].plan(self.course.grid, self.course.eta)
+        self.plan = self.course.plan()
         if self.course.guidance > 1 and self.unconditional.keys() != self.conditioning.keys():
             raise InvalidRequest(
                 f"guidance is {self.course.guidance:g} without an unconditional row for every conditional one",
@@ -94,7 +94,7 @@ class Trajectory:
     @property
     def is_guided(self) -> bool:
         """Whether guidance acts in the next evaluation."""
-        return is_guided(self.course.guidance, self.course.guidance_interval, self.plan[self.index].share)
+        return self.course.is_guided(self.plan[self.index])
 
     @property
     def usable_features(self) -> NDArray[Any] | None:

@@ -47,7 +47,7 @@ def refusal(
     """
     if len(jobs) >= limits.jobs:
         return Refusal("queue", min(forecast(jobs, policy, now, cost).values()))
-    late = forecast([*jobs, job], policy, now, cost)[job] - limits.lateness * job.tier.slo * job.alone
+    late = forecast([*jobs, job], policy, now, cost)[job] - limits.lateness * job.promise
     return Refusal("deadline", late) if late > 0 else None
 
 

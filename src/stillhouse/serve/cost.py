@@ -43,9 +43,9 @@ class Curve:
 
     def of(self, rows: int) -> float:
         """Seconds of one evaluation of so many rows."""
-        known = sorted(self.seconds)
         if rows in self.seconds:
             return self.seconds[rows]
+        known = sorted(self.seconds)
         if len(known) == 1 or rows < known[0]:
             return self.seconds[known[0]] * (rows / known[0] if rows > known[0] else 1.0)
         place = min(max(bisect_left(known, rows), 1), len(known) - 1)
@@ -53,10 +53,20 @@ class Curve:
         slope = max(0.0, (self.seconds[high] - self.seconds[low]) / (high - low))
         return self.seconds[low] + slope * (rows - low)
 
-    def walked(self, walk: Walk, index: int = 0) -> float:
-        """Seconds of the evaluations from `index` on, for a picture that is alone."""
+    def left(self, walk: Walk, index: int = 0) -> float:
+        """Seconds from evaluation `index` to the end, for a picture that is alone."""
         single, paired = walk.left(index)
-        return (single * self.of(1) if single else 0.0) + (paired * self.of(2) if paired else 0.0)
+        walked = (single * self.of(1) if single else 0.0) + (paired * self.of(2) if paired else 0.0)
+        return self._around(index) + walked
+
+    def share(self, walk: Walk, index: int = 0) -> float:
+        """Seconds of the device that the same takes where others fill its batches."""
+        single, paired = walk.left(index)
+        filled = (single + 2 * paired) * self.of(self.cap) / self.cap
+        return min(self.left(walk, index), self._around(index) + filled)
+
+    def _around(self, index: int) -> float:
+        return (0.0 if index else self.begin) + self.finish
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,18 +85,12 @@ class Cost:
 
     def alone(self, group: Group, walk: Walk) -> float:
         """Seconds of a picture from start to end with nobody else there."""
-        curve = self.curves[group]
-        return curve.begin + curve.walked(walk) + curve.finish
+        return self.curves[group].left(walk)
 
     def left(self, job: Job) -> float:
         """Seconds until a job would end if it went on alone from here."""
-        curve = self.curves[job.group]
-        begin = 0.0 if job.index else curve.begin
-        return begin + curve.walked(job.walk, job.index) + curve.finish
+        return self.curves[job.group].left(job.walk, job.index)
 
     def share(self, job: Job) -> float:
         """Seconds of the device that a job still takes where others fill its batches."""
-        curve = self.curves[job.group]
-        single, paired = job.walk.left(job.index)
-        filled = (single + 2 * paired) * curve.of(curve.cap) / curve.cap
-        return min(self.left(job), (0.0 if job.index else curve.begin) + filled + curve.finish)
+        return self.curves[job.group].share(job.walk, job.index)

@@ -6,7 +6,6 @@ from statistics import median
 from time import perf_counter
 
 from stillhouse.core import ImageRequest, ImageResult
-from stillhouse.diffusion import SAMPLERS, is_guided
 from stillhouse.models.pipeline import Draft, Pipeline
 from stillhouse.models.request import course_of
 from stillhouse.serve.cost import Curve
@@ -54,8 +53,7 @@ def walk_of(pipeline: Pipeline, request: ImageRequest) -> Walk:
         InvalidRequest: what the pipeline cannot do.
     """
     course = course_of(pipeline.manifest, request)
-    plan = SAMPLERS[course.sampler].plan(course.grid, course.eta)
-    return Walk(tuple(1 + is_guided(course.guidance, course.guidance_interval, one.share) for one in plan))
+    return Walk(tuple(1 + course.is_guided(evaluation) for evaluation in course.plan()))
 
 
 def measured(pipeline: Pipeline, group: Group, batches: Sequence[int] = BATCHES, calls: int = 3) -> Curve:

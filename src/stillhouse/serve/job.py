@@ -99,6 +99,11 @@ class Job:
         return self.index == len(self.walk.rows)
 
     @property
+    def promise(self) -> float:
+        """Seconds that it may take, waiting included."""
+        return self.tier.slo * self.alone
+
+    @property
     def deadline(self) -> float:
         """By when it should end, as its tier promises."""
-        return self.arrived + self.tier.slo * self.alone
+        return self.arrived + self.promise

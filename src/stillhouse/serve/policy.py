@@ -84,13 +84,12 @@ class Slack:
         ranked = []
         for job in jobs:
             left = cost.left(job)
-            promise = job.tier.slo * job.alone
             waited = now - job.arrived
-            is_lost = promise < waited + left and waited <= self.overdue * promise
+            is_lost = job.promise < waited + left and waited <= self.overdue * job.promise
             ranked.append((is_lost, (job.tag - first[job.tier.name] + left) / job.tier.weight, job.arrived, job))
         ranked.sort(key=lambda one: one[:3])
         order = [job for *_, job in ranked]
-        oldest = next((job for job in jobs if now - job.arrived > self.overdue * job.tier.slo * job.alone), None)
+        oldest = next((job for job in jobs if now - job.arrived > self.overdue * job.promise), None)
         if oldest is not None and oldest.passed >= self.turn - 1:
             order.remove(oldest)
             order.insert(0, oldest)
