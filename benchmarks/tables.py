@@ -177,6 +177,14 @@ def _policies(results: Mapping[str, Any]) -> str:
     return f"{_grid(head, rows)}\n{results['seeds']} traces of {results['count']:,} pictures each.\n"
 
 
+def _tick(results: Mapping[str, Any]) -> str:
+    rows = [
+        [row["policy"], *(f"{row[name]:.0f}" for name in ("p50_us", "mean_us", "p99_us"))] for row in results["rows"]
+    ]
+    head = [f"policy, {results['waiting']} pictures waiting", "microseconds a tick, median", "mean", "99 %"]
+    return _grid(head, rows)
+
+
 _TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "speed": _speed,
     "judge": _judge,
@@ -186,6 +194,7 @@ _TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "accelerate_sd15": _accelerate_sd15,
     "choice": _choice,
     "policies": _policies,
+    "tick": _tick,
 }
 _COMMANDS: Mapping[str, str] = {
     "speed": "python -m benchmarks.speed",
@@ -196,6 +205,7 @@ _COMMANDS: Mapping[str, str] = {
     "accelerate_sd15": "python -m benchmarks.accelerate sd15",
     "choice": "python -m benchmarks.accelerate choice",
     "policies": "python -m benchmarks.policies",
+    "tick": "python -m benchmarks.tick",
 }
 
 if __name__ == "__main__":
