@@ -2,6 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 # Where only a build for one accelerator is wanted: make test TORCH=torch==2.13.0+cpu
 TORCH ?= torch==2.13.0
+PORT ?= 8000
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
@@ -11,8 +12,9 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
-demo: .venv/core.stamp ## draw twelve pictures with the embedded model (installs no torch)
+demo: .venv/core.stamp ## draw twelve pictures with the embedded model, then serve it (installs no torch; Ctrl-C ends it)
 	$(BIN)/stillhouse demo
+	$(BIN)/stillhouse serve --port $(PORT)
 
 test: lint ## lint, then run every test that is not marked large
 	$(BIN)/python -m pytest -m "not large"
@@ -61,5 +63,5 @@ $(BIN)/python:
 .venv/full.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing torch and the development tools into .venv ..."
 	$(INSTALL) $(TORCH)
-	$(INSTALL) --editable '.[train,accelerate,dev]'
+	$(INSTALL) --editable '.[train,accelerate,telemetry,dev]'
 	@touch .venv/core.stamp $@

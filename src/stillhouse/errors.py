@@ -9,7 +9,9 @@
     |-- UnknownModel                no such embedded model, directory or hub id
     |-- RuntimeMissing              a runtime or an extra that is not installed here
     |-- UnsupportedPrecision        a backend that cannot do what was asked on this machine
-    `-- BackendFailed               a runtime refused a model or failed while running it
+    |-- BackendFailed               a runtime refused a model or failed while running it
+    |-- Refused                     a server that does not take a request now; it says when it would
+    `-- NotAllowed                  a server that does not take a request from this caller
 
 Each says what was given, what is allowed, and what to do about it.
 """
@@ -69,3 +71,26 @@ class UnsupportedPrecision(StillhouseError):
 
 class BackendFailed(StillhouseError):
     """A runtime refused a model file or failed while running it."""
+
+
+class Refused(StillhouseError):
+    """A server does not take a request now.
+
+    Args:
+        given: why.
+        reason: queue, deadline, rate, quota, starting, draining or jobs: one word for metrics.
+        retry_after: seconds after which it would be taken if nobody else came.
+        fix: what the user can do now.
+    """
+
+    def __init__(self, given: str, reason: str, retry_after: float, *, fix: str | None = None) -> None:
+        super().__init__(given, fix=fix or f"come back in {max(1, round(retry_after))} s")
+        self.reason, self.retry_after = reason, retry_after
+
+
+class NotAllowed(StillhouseError):
+    """Who asks has no key, a wrong one, or one that does not allow this; `is_known` says whether the key is right."""
+
+    def __init__(self, given: str, *, allowed: str | None = None, is_known: bool = True) -> None:
+        super().__init__(given, allowed=allowed)
+        self.is_known = is_known

@@ -7,7 +7,8 @@ from openpyxl import load_workbook
 
 from stillhouse.accelerate.report import read_report
 from stillhouse.cli import main
-from stillhouse.cli.accelerate import duration, named_shape, size_in_bytes
+from stillhouse.cli.accelerate import named_shape
+from stillhouse.cli.arguments import duration, size_in_bytes
 from stillhouse.models.network import read_network
 from tests.accelerate.networks import detector, external
 from tests.cli.conftest import Refused

@@ -66,3 +66,34 @@ def test_a_job_has_left_what_it_takes_alone_less_what_was_done(rows: list[int], 
     done = sum({1: 2.0, 2: 3.0}[count] for count in rows[:index])
     begun = 0.5 if index else 0.0
     assert cost.left(job) == pytest.approx(job.alone - done - begun)
+
+
+@given(st.lists(st.tuples(st.integers(1, 8), st.floats(0.2, 5.0)), max_size=50))
+def test_the_pace_stays_within_what_was_seen(seen: list[tuple[int, float]]) -> None:
+    cost = Cost({GROUP: Curve({1: 1.0, 2: 1.5})})
+    for rows, pace in seen:
+        cost = cost.seen(GROUP, rows, pace * cost.curves[GROUP].of(rows))
+    paces = [1.0, *(pace for _, pace in seen)]
+    assert min(paces) * (1 - 1e-9) <= cost.tick(GROUP, 1) <= max(paces) * (1 + 1e-9)
+    assert cost.cap(GROUP) == Cost(cost.curves).cap(GROUP)
+
+
+def test_a_machine_that_became_slower_is_believed_and_one_strange_tick_is_not() -> None:
+    cost = Cost({GROUP: Curve({1: 1.0})})
+    assert cost.seen(GROUP, 1, 1000.0).tick(GROUP, 1) == pytest.approx(1.15)
+    for _ in range(100):
+        cost = cost.seen(GROUP, 1, 2.0)
+    assert cost.tick(GROUP, 1) == pytest.approx(2.0, rel=0.01)
+    assert cost.alone(GROUP, Walk((1, 1))) == pytest.approx(4.0, rel=0.01)
+
+
+def test_another_size_costs_as_many_times_as_it_has_pixels_of_the_nearest_that_is_known() -> None:
+    large = Group("model", 128, 128)
+    cost = Cost({GROUP: Curve({1: 1.0, 2: 2.0}, 0.5, 0.25), large: Curve({1: 8.0})}, {GROUP: 2.0})
+    wide = Group("model", 128, 64)
+    known = cost.knowing(wide)
+    assert known.curves[wide] == Curve({1: 2.0, 2: 4.0}, 0.5, 0.5) and known.tick(wide, 1) == 4.0
+    assert cost.knowing(Group("model", 256, 128)).tick(Group("model", 256, 128), 1) == 16.0
+    assert cost.knowing(GROUP) is cost
+    with pytest.raises(InvalidRequest, match="other"):
+        cost.knowing(Group("other", 64, 64))

@@ -48,7 +48,7 @@ def pipeline(request: pytest.FixtureRequest) -> Pipeline:
 
 def job(pipeline: Pipeline, name: str, request: ImageRequest) -> Job:
     asked = pipeline.resolve(request)
-    return Job(name, FREE, "someone", group_of("shapes", asked), walk_of(pipeline, asked), asked)
+    return Job(name, FREE, "someone", group_of("shapes", asked), walk_of(pipeline.manifest, asked), asked)
 
 
 def test_no_neighbour_changes_a_picture(pipeline: Pipeline) -> None:
@@ -84,7 +84,7 @@ def test_a_walk_tells_the_rows_of_every_evaluation(pipeline: Pipeline) -> None:
         while not draft.is_done:
             rows.append(draft.rows)
             draft.index += 1
-        assert walk_of(pipeline, pipeline.resolve(kind)).rows == tuple(rows)
+        assert walk_of(pipeline.manifest, pipeline.resolve(kind)).rows == tuple(rows)
 
 
 def test_a_curve_is_measured_for_each_batch(pipeline: Pipeline) -> None:

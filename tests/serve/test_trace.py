@@ -33,6 +33,15 @@ def test_a_flood_comes_at_one_moment_and_leaves_the_others_where_they_were() -> 
     assert [one.at for one in trace] == sorted(one.at for one in trace)
 
 
+@pytest.mark.parametrize("burst", [2, 7])
+def test_bursts_bring_the_same_work_at_fewer_moments(burst: int) -> None:
+    trace = poisson(KINDS, 0.5, 14_000, FLAT, burst=burst)
+    moments = [trace[first].at for first in range(0, len(trace), burst)]
+    assert [one.at for one in trace] == [at for at in moments for _ in range(burst)]
+    assert len(set(moments)) == len(moments)
+    assert sum(FLAT.alone(one.group, one.walk) for one in trace) / trace[-1].at == pytest.approx(0.5, rel=0.1)
+
+
 def test_shares_that_are_not_of_one_whole_and_no_load_are_refused() -> None:
     with pytest.raises(InvalidRequest, match="shares"):
         poisson(KINDS[:1], 0.5, 10, FLAT)

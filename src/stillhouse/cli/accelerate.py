@@ -17,14 +17,12 @@ from stillhouse.accelerate.sweep import sweep
 from stillhouse.accelerate.target import settle
 from stillhouse.accelerate.views.console import table
 from stillhouse.backends.signature import read_signature
-from stillhouse.cli.arguments import number, positive
+from stillhouse.cli.arguments import duration, number, positive, size_in_bytes
 from stillhouse.cli.progress import progress
 from stillhouse.core import ImageRequest
 from stillhouse.errors import InvalidRequest
 
 NOTHING, INTERRUPTED = 1, 130
-_UNITS = {"s": 1, "m": 60, "h": 3600}
-_SIZES = {"": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
 def declare(parser: ArgumentParser) -> None:
@@ -122,31 +120,6 @@ def merged(before: Bounds, asked: Bounds) -> Bounds:
     """Bounds with some of them asked for anew."""
     told = {field.name: getattr(asked, field.name) for field in fields(asked)}
     return replace(before, **{name: value for name, value in told.items() if value is not None})
-
-
-def duration(text: str) -> float:
-    """Seconds out of 90, 90s, 10m, 1h.
-
-    >>> duration("10m")
-    600.0
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip().lower())
-    if not found or float(found[1]) == 0:
-        raise ArgumentTypeError(f"{text!r}; allowed: a time such as 90s, 10m or 1h")
-    return float(found[1]) * _UNITS[found[2] or "s"]
-
-
-def size_in_bytes(text: str) -> int:
-    """Bytes out of 4GiB, 500MiB, 1000.
-
-    >>> size_in_bytes("4GiB")
-    4294967296
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Z]*)", text.strip().upper())
-    unit = found[2].removesuffix("B") if found and found[2] not in _SIZES else (found[2] if found else "?")
-    if not found or unit not in _SIZES or float(found[1]) == 0:
-        raise ArgumentTypeError(f"{text!r}; allowed: a size such as 4GiB or 500MiB")
-    return int(float(found[1]) * _SIZES[unit])
 
 
 def named_shape(text: str) -> tuple[str, tuple[int, ...]]:

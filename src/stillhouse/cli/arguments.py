@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from stillhouse.errors import InvalidRequest
+from stillhouse.units import read_bytes, read_seconds
 
 T = TypeVar("T")
 
@@ -55,6 +56,16 @@ def size(text: str) -> tuple[int, int]:
     return int(width), int(height)
 
 
+def duration(text: str) -> float:
+    """Seconds out of 90, 90s, 10m, 1h."""
+    return _told(read_seconds, text)
+
+
+def size_in_bytes(text: str) -> int:
+    """Bytes out of 4GiB, 500MiB, 1000."""
+    return _told(read_bytes, text)
+
+
 def add_opening(parser: ArgumentParser) -> None:
     """The options that say which pipeline to open, and how: model, backend, precision, threads."""
     parser.add_argument("--model", default="shapes", metavar="NAME_OR_DIR", help="embedded model or pipeline directory")
@@ -99,6 +110,13 @@ def _read(kind: Callable[[str], T], text: str, allowed: str) -> T:
         return kind(text)
     except ValueError as error:
         raise _refused(text, allowed) from error
+
+
+def _told(kind: Callable[[str], T], text: str) -> T:
+    try:
+        return kind(text)
+    except InvalidRequest as error:
+        raise ArgumentTypeError(f"{error.given}{_ALLOWED}{error.allowed}") from error
 
 
 def _refused(text: str, allowed: str) -> ArgumentTypeError:

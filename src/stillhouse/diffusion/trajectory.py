@@ -50,6 +50,7 @@ class Trajectory:
         unconditional: the same for the negative prompt; needed where guidance is above 1.
         extra_channels: float32 [c, h, w], appended to z for the network's eyes only (inpainting networks).
         keep: what must stay, see `Keep`.
+        denoised: the clean picture as the network saw it last, float32 [C, h, w]; None before the first evaluation.
     """
 
     course: Course
@@ -60,6 +61,7 @@ class Trajectory:
     keep: Keep | None = None
     index: int = 0
     past: Past[Array] | None = None
+    denoised: Array | None = None
     features: Features | None = None
     plan: tuple[Evaluation, ...] = field(init=False)
 
@@ -130,8 +132,10 @@ def advance(trajectories: Sequence[Trajectory], denoise: Denoiser | CutDenoiser)
     origins, aims, pasts = zip(*aimed, strict=True)
     moved = crossed(np.array(origins), np.array(aims), kept, gained)
 
-    for trajectory, evaluation, latents, past, deep in zip(trajectories, now, moved, pasts, features, strict=True):
+    news = zip(trajectories, now, moved, denoised, pasts, features, strict=True)
+    for trajectory, evaluation, latents, clean, past, deep in news:
         trajectory.latents = _arrived(trajectory, evaluation, latents)
+        trajectory.denoised = clean
         trajectory.past = past
         trajectory.index += 1
         trajectory.features = None if trajectory.is_done else deep

@@ -121,9 +121,9 @@ def _point(model: onnx.ModelProto, inputs: Sequence[str], weights: Path) -> None
         tensor = model.graph.initializer.add(name=name, data_type=onnx.TensorProto.FLOAT)
         casts += link(tensor, _find(name, layout, weights), weights.name)
     nodes = [*casts, *model.graph.node]
-    for field, values in ((model.graph.input, kept), (model.graph.node, nodes)):
-        del field[:]
-        field.extend(values)
+    del model.graph.input[:], model.graph.node[:]
+    model.graph.input.extend(kept)
+    model.graph.node.extend(nodes)
 
 
 def _find(name: str, layout: Mapping[str, StoredTensor], weights: Path) -> StoredTensor:

@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,24 +30,49 @@ _KEY, _PARAMETERS = "stillhouse", "parameters"
 _ARRAYS = ("image", "mask")
 
 
-def read_picture(path: Path | str) -> Picture:
+def read_picture(path: Path | str | BinaryIO, largest: int = LARGEST) -> Picture:
     """Read a picture: uint8 [height, width, 3], upright, what is transparent shown on white.
+
+    Args:
+        path: a file, or an open one.
+        largest: pixels; one that has more is refused before it is unpacked.
 
     Raises:
         InvalidRequest: no such file, no picture, a damaged or an enormous one, or more than 8 bits per channel.
     """
-    with _opened(path) as picture:
+    with _opened(path, largest) as picture:
         return np.array(_flat(picture, "white").convert("RGB"))
 
 
-def read_mask(path: Path | str) -> NDArray[np.uint8]:
+def read_mask(path: Path | str | BinaryIO, largest: int = LARGEST) -> NDArray[np.uint8]:
     """Read a mask: uint8 [height, width]; bright means repaint, what is transparent is kept.
+
+    Args:
+        path, largest: as in `read_picture`.
 
     Raises:
         InvalidRequest: as `read_picture`.
     """
-    with _opened(path) as picture:
+    with _opened(path, largest) as picture:
         return np.array(_flat(picture, "black").convert("L"))
+
+
+def read_hole(path: Path | str | BinaryIO, largest: int = LARGEST) -> NDArray[np.uint8]:
+    """Read a mask as OpenAI's clients send it: uint8 [height, width]; what is transparent is repainted.
+
+    One without transparency is read as by `read_mask`.
+
+    Args:
+        path, largest: as in `read_picture`.
+
+    Raises:
+        InvalidRequest: as `read_picture`.
+    """
+    with _opened(path, largest) as picture:
+        if not picture.has_transparency_data:
+            return np.array(_flat(picture, "black").convert("L"))
+        alpha = ImageOps.exif_transpose(picture).convert("RGBA").getchannel("A")
+        return 255 - np.array(alpha)
 
 
 def write_png(path: Path | str, image: Picture, request: ImageRequest | None = None, model: str | None = None) -> None:
@@ -156,37 +181,44 @@ def _for_people(request: ImageRequest, model: str | None) -> str:
 
 
 @contextmanager
-def _opened(path: Path | str) -> Iterator[Image.Image]:
+def _opened(path: Path | str | BinaryIO, largest: int = LARGEST) -> Iterator[Image.Image]:
+    name = path if isinstance(path, Path | str) else "the picture"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path, formats=_FORMATS) as picture:
-                _check(path, picture)
+                _check(name, picture, largest)
                 picture.load()
                 yield picture
     except InvalidRequest:
         raise
     except FileNotFoundError as error:
-        raise InvalidRequest(f"there is no file {path}") from error
+        raise InvalidRequest(f"there is no file {name}") from error
     except Image.DecompressionBombError as error:
-        raise _too_large(path) from error
+        raise _too_large(name, largest) from error
     except Exception as error:  # decoders answer damaged files with almost any exception
         raise InvalidRequest(
-            f"{path} cannot be read as a picture ({error})", allowed=f"an undamaged file: {', '.join(_FORMATS)}"
+            f"{name} cannot be read as a picture ({_said(error, path)})",
+            allowed=f"an undamaged file: {', '.join(_FORMATS)}",
         ) from error
 
 
-def _check(path: Path | str, picture: Image.Image) -> None:
-    if picture.width * picture.height > LARGEST:
-        raise _too_large(path)
+def _check(name: Path | str, picture: Image.Image, largest: int) -> None:
+    if picture.width * picture.height > largest:
+        raise _too_large(name, largest)
     if picture.mode in _DEEP_MODES:
         raise InvalidRequest(
-            f"{path} has more than 8 bits per channel", allowed="8 bits", fix="convert it to an 8-bit PNG"
+            f"{name} has more than 8 bits per channel", allowed="8 bits", fix="convert it to an 8-bit PNG"
         )
 
 
-def _too_large(path: Path | str) -> InvalidRequest:
-    return InvalidRequest(f"{path} is too large", allowed=f"up to {LARGEST // 10**6} megapixels", fix="scale it down")
+def _too_large(name: Path | str, largest: int) -> InvalidRequest:
+    return InvalidRequest(f"{name} is too large", allowed=f"up to {largest / 10**6:g} megapixels", fix="scale it down")
+
+
+def _said(error: Exception, path: object) -> str:
+    """What a decoder said, without an address in memory where it was given an open file."""
+    return str(error).replace(repr(path), "it")
 
 
 def _flat(picture: Image.Image, ground: str) -> Image.Image:

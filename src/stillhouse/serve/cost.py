@@ -2,13 +2,17 @@
 
 from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from stillhouse.errors import InvalidRequest
 from stillhouse.serve.job import Group, Job, Walk
 
 NEARLY = 0.97
 """Of the best throughput, what a smaller batch must reach to be taken instead: it keeps others waiting less."""
+LEARNED = 0.05
+"""Of the difference between what a tick took and what was expected, how much is believed."""
+STRANGE = 4.0
+"""A tick that was so many times quicker or slower than expected tells no more than that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,19 +69,31 @@ class Curve:
         filled = (single + 2 * paired) * self.of(self.cap) / self.cap
         return min(self.left(walk, index), self._around(index) + filled)
 
+    def times(self, factor: float) -> "Curve":
+        """The curve of something that takes so many times as long."""
+        longer = {rows: factor * taken for rows, taken in self.seconds.items()}
+        return Curve(longer, self.begin, factor * self.finish)
+
     def _around(self, index: int) -> float:
         return (0.0 if index else self.begin) + self.finish
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """The curves of everything that is served, by group."""
+    """The curves of everything that is served, by group.
+
+    Args:
+        curves: as measured.
+        pace: by group, how many times as long as measured its ticks take of late; 1 where nothing is said. Machines
+            become slower and quicker while they run, and all batches with them, so caps stay as they are.
+    """
 
     curves: Mapping[Group, Curve]
+    pace: Mapping[Group, float] = field(default_factory=dict)
 
     def tick(self, group: Group, rows: int) -> float:
         """Seconds of one evaluation of so many rows."""
-        return self.curves[group].of(rows)
+        return self.curves[group].of(rows) * self._pace(group)
 
     def cap(self, group: Group) -> int:
         """Rows from which a larger batch gains next to nothing."""
@@ -85,12 +101,48 @@ class Cost:
 
     def alone(self, group: Group, walk: Walk) -> float:
         """Seconds of a picture from start to end with nobody else there."""
-        return self.curves[group].left(walk)
+        return self.curves[group].left(walk) * self._pace(group)
 
     def left(self, job: Job) -> float:
         """Seconds until a job would end if it went on alone from here."""
-        return self.curves[job.group].left(job.walk, job.index)
+        return self.curves[job.group].left(job.walk, job.index) * self._pace(job.group)
 
     def share(self, job: Job) -> float:
         """Seconds of the device that a job still takes where others fill its batches."""
-        return self.curves[job.group].share(job.walk, job.index)
+        return self.curves[job.group].share(job.walk, job.index) * self._pace(job.group)
+
+    def paced(self, group: Group, pace: float) -> "Cost":
+        """The same with another pace for one group."""
+        return replace(self, pace={**self.pace, group: pace})
+
+    def seen(self, group: Group, rows: int, seconds: float) -> "Cost":
+        """The same after a tick that took so long: its pace goes `LEARNED` of the way to the one that was seen.
+
+        >>> group = Group("model", 64, 64)
+        >>> Cost({group: Curve({1: 1.0})}).seen(group, 1, 2.0).tick(group, 1)
+        1.05
+        """
+        seen = seconds / self.curves[group].of(rows)
+        before = self._pace(group)
+        within = min(max(seen, before / STRANGE), before * STRANGE)
+        return self.paced(group, before + LEARNED * (within - before))
+
+    def knowing(self, group: Group) -> "Cost":
+        """The same with a curve for this group: that of its pipeline's most similar size, as many times as long.
+
+        Work grows at least with the pixels; what it really takes is seen once the first ticks were made.
+
+        Raises:
+            InvalidRequest: no size of that pipeline was ever measured.
+        """
+        if group in self.curves:
+            return self
+        own = [known for known in self.curves if known.pipeline == group.pipeline]
+        if not own:
+            raise InvalidRequest(f"a job for {group}", allowed=", ".join(map(str, self.curves)))
+        near = min(own, key=lambda known: max(known.pixels / group.pixels, group.pixels / known.pixels))
+        scaled = self.curves[near].times(group.pixels / near.pixels)
+        return replace(self, curves={**self.curves, group: scaled}, pace={**self.pace, group: self._pace(near)})
+
+    def _pace(self, group: Group) -> float:
+        return self.pace.get(group, 1.0)

@@ -6,6 +6,7 @@ from statistics import median
 from time import perf_counter
 
 from stillhouse.core import ImageRequest, ImageResult
+from stillhouse.models.manifest import Manifest
 from stillhouse.models.pipeline import Draft, Pipeline
 from stillhouse.models.request import course_of
 from stillhouse.serve.cost import Curve
@@ -13,6 +14,8 @@ from stillhouse.serve.job import Group, Job, Walk
 
 BATCHES = (1, 2, 4, 8)
 """Rows whose seconds are measured."""
+LONG = 2.0
+"""Seconds of a call that is measured once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,24 +49,30 @@ def group_of(name: str, request: ImageRequest) -> Group:
     return Group(name, request.width, request.height)
 
 
-def walk_of(pipeline: Pipeline, request: ImageRequest) -> Walk:
+def walk_of(manifest: Manifest, request: ImageRequest) -> Walk:
     """The evaluations of a resolved request, as `Trajectory.rows` will tell them one by one.
 
     Raises:
         InvalidRequest: what the pipeline cannot do.
     """
-    course = course_of(pipeline.manifest, request)
+    course = course_of(manifest, request)
     return Walk(tuple(1 + course.is_guided(evaluation) for evaluation in course.plan()))
 
 
 def measured(pipeline: Pipeline, group: Group, batches: Sequence[int] = BATCHES, calls: int = 3) -> Curve:
-    """What pictures of this size cost here and now: the median of some calls, after one that is not counted."""
+    """What pictures of this size cost here and now: the median of some calls, after one that is not counted.
+
+    A batch that is no better than the one before it ends the measurement, because larger ones are not used then; of
+    what takes longer than `LONG` one call is enough.
+    """
     request = ImageRequest("", steps=calls + 1, guidance=1.0, width=group.width, height=group.height, refresh=1)
-    seconds = {}
+    seconds: dict[int, float] = {}
     for rows in batches:
         drafts = [pipeline.start(request) for _ in range(rows)]
-        pipeline.advance(drafts)
-        seconds[rows] = median(_seconds(pipeline, drafts) for _ in range(calls))
+        first = _seconds(pipeline, drafts)
+        seconds[rows] = first if first > LONG else median(_seconds(pipeline, drafts) for _ in range(calls))
+        if rows > 2 and Curve(seconds).cap < rows:
+            break
     began = perf_counter()
     pipeline.start(ImageRequest("new", width=group.width, height=group.height))
     begun = perf_counter()

@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
-from stillhouse.errors import BackendFailed, InvalidRequest, StillhouseError
+from stillhouse.errors import BackendFailed, StillhouseError
 from stillhouse.serve.cost import Cost
-from stillhouse.serve.fair import Line
 from stillhouse.serve.job import Job
 from stillhouse.serve.policy import Policy, pick
+from stillhouse.serve.roster import Roster
 
 Outcome = Literal["drawn", "failed", "cancelled", "expired"]
 """drawn: every evaluation is done. failed: the device refused it, or broke on it. expired: its time was over before it
@@ -63,48 +62,37 @@ class Engine:
     policy: Policy
     cost: Cost
     clock: Callable[[], float]
-    _jobs: dict[str, Job] = field(default_factory=dict)
-    _lines: dict[str, Line] = field(default_factory=dict)
+    roster: Roster = field(default_factory=Roster)
 
     @property
     def jobs(self) -> Mapping[str, Job]:
         """Everything that has not ended, by id, in the order of arrival."""
-        return MappingProxyType(self._jobs)
+        return self.roster.jobs
 
     def submit(self, job: Job) -> None:
         """Take a job.
 
         Raises:
-            InvalidRequest: there is one of that id, or nobody measured what its group costs.
+            InvalidRequest: there is one of that id, or nobody measured what its pipeline costs.
         """
-        if job.id in self._jobs:
-            raise InvalidRequest(f"a second job {job.id!r}", allowed="an id of its own for each job")
-        if job.group not in self.cost.curves:
-            raise InvalidRequest(f"a job for {job.group}", allowed=", ".join(map(str, self.cost.curves)))
-        job.arrived = self.clock()
-        job.alone = self.cost.alone(job.group, job.walk)
-        job.tag = self._lines.setdefault(job.tier.name, Line()).tag(job.key, job.alone)
-        self._jobs[job.id] = job
+        self.cost = self.cost.knowing(job.group)
+        self.roster.enter(job, self.clock(), self.cost)
 
     def cancel(self, name: str) -> End | None:
         """Drop a job before the next tick; None where it has ended already."""
-        job = self._jobs.get(name)
+        job = self.jobs.get(name)
         return self._end(job, "cancelled") if job else None
 
     def tick(self) -> Tick:
         """Move one batch by one evaluation; nothing where nobody waits."""
         began = self.clock()
-        ends = [self._end(job, "expired") for job in [*self._jobs.values()] if not job.index and job.expires <= began]
-        picked = pick(self.policy, list(self._jobs.values()), began, self.cost)
+        ends = [self._end(job, "expired") for job in [*self.jobs.values()] if not job.index and job.expires <= began]
+        picked = pick(self.policy, list(self.jobs.values()), began, self.cost)
         moved = [job for job in picked if self._begun(job, ends)]
         if not self._advanced(moved, ends):
             moved = [job for job in moved if self._advanced([job], ends, alone=True)]
-        for job in self._jobs.values():
-            job.passed += 1
+        self.roster.moved(moved)
         for job in moved:
-            job.index += 1
-            job.passed = 0
-            self._lines[job.tier.name].picked(job.tag)
             if job.is_done:
                 self._finish(job, ends)
         return Tick(tuple(moved), self.clock() - began, tuple(ends))
@@ -120,13 +108,16 @@ class Engine:
 
     def _advanced(self, jobs: Sequence[Job], ends: list[End], alone: bool = False) -> bool:
         """Whether the pictures moved. Where several did not, each is tried alone, and only who is to blame fails."""
+        if not jobs:
+            return True
+        began = self.clock()
         try:
-            if jobs:
-                self.device.advance(jobs)
+            self.device.advance(jobs)
         except Exception as error:
             if alone:
                 ends.append(self._end(jobs[0], "failed", error=_told(error)))
             return False
+        self.cost = self.cost.seen(jobs[0].group, sum(job.rows for job in jobs), self.clock() - began)
         return True
 
     def _finish(self, job: Job, ends: list[End]) -> None:
@@ -138,7 +129,7 @@ class Engine:
             ends.append(self._end(job, "drawn", result))
 
     def _end(self, job: Job, outcome: Outcome, result: Any = None, error: StillhouseError | None = None) -> End:
-        del self._jobs[job.id]
+        self.roster.leave(job.id)
         return End(job, outcome, result, error)
 
 

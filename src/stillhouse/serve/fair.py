@@ -24,9 +24,13 @@ class Line:
         [0.0, 5.0, 0.0]
         """
         self.ends = {name: end for name, end in self.ends.items() if end > self.now}
-        tag = max(self.now, self.ends.get(key, self.now))
+        tag = self.next(key)
         self.ends[key] = tag + seconds
         return tag
+
+    def next(self, key: str) -> float:
+        """The tag that a job of that key would get if it arrived now."""
+        return max(self.now, self.ends.get(key, self.now))
 
     def picked(self, tag: float) -> None:
         """A job with that tag was picked."""

@@ -14,6 +14,11 @@ class Group(NamedTuple):
     width: int
     height: int
 
+    @property
+    def pixels(self) -> int:
+        """Of one picture."""
+        return self.width * self.height
+
 
 @dataclass(frozen=True, slots=True)
 class Tier:

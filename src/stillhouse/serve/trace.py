@@ -32,7 +32,7 @@ class Kind:
 
 
 def poisson(
-    kinds: Sequence[Kind], load: float, count: int, cost: Cost, *, seed: int = 0, keys: int = 20
+    kinds: Sequence[Kind], load: float, count: int, cost: Cost, *, seed: int = 0, keys: int = 20, burst: int = 1
 ) -> list[Arrival]:
     """Requests that come whether or not earlier ones were answered, at exponentially distributed distances.
 
@@ -43,6 +43,7 @@ def poisson(
         cost: what pictures take.
         seed: the same seed, the same trace.
         keys: so many ask, each as often as the others.
+        burst: so many come at one moment, and the moments are so much further apart.
 
     Raises:
         InvalidRequest: a load or shares outside their ranges.
@@ -53,8 +54,9 @@ def poisson(
     mean = sum(kind.share * cost.alone(kind.group, kind.walk) for kind in kinds)
     shares = [kind.share for kind in kinds]
     at, arrivals = 0.0, []
-    for _ in range(count):
-        at += dice.expovariate(load / mean)
+    for number in range(count):
+        if number % burst == 0:
+            at += dice.expovariate(load / mean / burst)
         (kind,) = dice.choices(kinds, shares)
         arrivals.append(Arrival(at, kind.tier, f"key {dice.randrange(keys)}", kind.group, kind.walk))
     return arrivals

@@ -1,0 +1,1 @@
+"""Servers of every make before the same requests, and what serving costs."""

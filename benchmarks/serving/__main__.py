@@ -1,0 +1,38 @@
+"""`python -m benchmarks.serving [compare|overhead|prove]`."""
+
+import argparse
+import sys
+
+from benchmarks.serving.compare import compare
+from benchmarks.serving.overhead import measure
+from benchmarks.serving.prove import prove
+from benchmarks.serving.ways import WAYS
+from stillhouse.cli.progress import progress
+
+
+def main() -> None:
+    """Compare servers, measure what serving costs, or prove that all of them draw the same."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("what", nargs="?", choices=("compare", "overhead", "prove"), default="compare")
+    parser.add_argument("--seconds", type=float, default=120.0, help="of each run; default: 120")
+    parser.add_argument("--seed", type=int, default=0, help="of the requests' times; default: 0")
+    parser.add_argument("--server", action="append", choices=WAYS, help="only this one; repeatable")
+    parser.add_argument("--rounds", type=int, default=40, help="of each pair, for overhead; default: 40")
+    parser.add_argument("--results", help="name of the file in benchmarks/results; default: serving[_overhead]")
+    arguments = parser.parse_args()
+    names = arguments.server or list(WAYS)
+    if arguments.what == "prove":
+        sys.exit(0 if prove(names) else 1)
+    if arguments.what == "overhead":
+        measure(arguments.rounds, arguments.results or "serving_overhead", _tell)
+        return
+    with progress() as bar:
+        compare(names, arguments.seconds, arguments.seed, arguments.results or "serving", _tell, bar)
+
+
+def _tell(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""A server as a process of its own: started, waited for, and ended with everything that it left behind."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from stillhouse.errors import StillhouseError
+
+SHARED = Path("/dev/shm")
+PATIENCE = 180.0
+"""Seconds until a server must be ready: where nothing is compiled yet, that is part of it."""
+_LEAVE = 20.0
+_POLL = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How a server is started.
+
+    Args:
+        command: its program and arguments.
+        environment: of the process.
+        shared: how the names of its files in shared memory begin; None, it has none.
+    """
+
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    shared: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What a server left behind when it had ended: processes by name, and files in shared memory. All are gone now."""
+
+    processes: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    was_killed: bool = False
+
+
+@dataclass(slots=True)
+class Running:
+    """A server that is ready; `left` is known when it has ended."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    left: Left = Left()
+
+
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def running(launch: Launch, port: int, ready: str, log: Path) -> Iterator[Running]:
+    """A server that is ready, and ended afterwards.
+
+    Args:
+        launch: how it is started.
+        port: where it will listen.
+        ready: path that answers with 200 when it is ready.
+        log: file that takes what it says.
+
+    Raises:
+        StillhouseError: it ended, or was not ready in time.
+    """
+    url = f"http://127.0.0.1:{port}"
+    with log.open("wb") as said:
+        process = subprocess.Popen(
+            launch.command,
+            env=launch.environment,
+            cwd=log.parent,
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    server = Running(url, process)
+    try:
+        _await(server, url + ready, log)
+        yield server
+    finally:
+        server.left = _end(process, launch.shared)
+
+
+def _await(server: Running, url: str, log: Path) -> None:
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until:
+        if server.process.poll() is not None:
+            raise StillhouseError(f"the server ended with code {server.process.returncode}: {_tail(log)}")
+        with suppress(URLError, OSError), urlopen(url, timeout=5.0) as answer:
+            if answer.status == 200:
+                return
+        time.sleep(_POLL)
+    raise StillhouseError(f"the server was not ready after {PATIENCE:.0f} s: {_tail(log)}")
+
+
+def _tail(log: Path) -> str:
+    return log.read_text(errors="replace")[-1000:]
+
+
+def _end(process: subprocess.Popen[bytes], shared: str | None) -> Left:
+    """Ask it to leave, then make it, then clear up what is left of its session."""
+    was_killed = False
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(_LEAVE)
+        except subprocess.TimeoutExpired:
+            was_killed = True
+            process.kill()
+            process.wait()
+    time.sleep(_POLL)  # children that end with their parent need a moment
+    others = _session(process.pid)
+    for pid in others:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    files = list(SHARED.glob(f"{shared}*")) if shared else []
+    for path in files:
+        path.unlink(missing_ok=True)
+    return Left(tuple(others.values()), tuple(path.name for path in files), was_killed)
+
+
+def _session(leader: int) -> dict[int, str]:
+    """Processes of a session that live, by id: their names."""
+    found = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            head, _, rest = stat.read_text().rpartition(")")
+        except OSError:
+            continue
+        state, _, _, session, *_ = rest.split()
+        if int(session) == leader and state != "Z":
+            pid, _, name = head.partition(" (")
+            found[int(pid)] = name
+    return found

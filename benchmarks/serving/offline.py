@@ -1,0 +1,59 @@
+"""Pictures without a server, in a process of their own: `python -m benchmarks.serving.offline`.
+
+It says `ready`, then answers every line with a seed and steps by the seconds of that picture.
+"""
+
+import subprocess
+import sys
+from time import perf_counter
+from types import TracebackType
+from typing import Self
+
+PROMPT = "a small red circle left of a big blue square on a yellow background"
+
+
+class Offline:
+    """That process, as its parent holds it."""
+
+    def __enter__(self) -> Self:
+        command = [sys.executable, "-m", "benchmarks.serving.offline"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._line()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.communicate()
+
+    def seconds(self, seed: int, steps: int) -> float:
+        """Of one more picture."""
+        assert self._process.stdin
+        self._process.stdin.write(f"{seed} {steps}\n")
+        self._process.stdin.flush()
+        return float(self._line())
+
+    def _line(self) -> str:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError("the process without a server ended early")
+        return line
+
+
+def main() -> None:
+    """Draw whatever is asked for."""
+    import stillhouse
+
+    pipeline = stillhouse.load("shapes")
+    pipeline.generate(PROMPT, steps=2)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        seed, steps = map(int, line.split())
+        began = perf_counter()
+        pipeline.generate(PROMPT, seed=seed, steps=steps)
+        print(perf_counter() - began, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""One picture from a server, as pixels, whatever it speaks."""
+
+import json
+from base64 import b64decode
+from io import BytesIO
+from typing import Any
+from urllib.request import Request, urlopen
+
+import numpy as np
+
+from stillhouse.core import Picture
+from stillhouse.models.png import read_picture
+from stillhouse.serve.load.dialect import Name
+
+
+def picture(url: str, protocol: Name, model: str, prompt: str, seed: int, steps: int) -> Picture:
+    """The pixels, [height, width, 3]."""
+    if protocol == "openai":
+        told = {"model": model, "prompt": prompt, "seed": seed, "steps": steps}
+        answer = _answer(f"{url}/v1/images/generations", told)
+        return read_picture(BytesIO(b64decode(answer["data"][0]["b64_json"])))
+    values = {"PROMPT": ("BYTES", prompt), "SEED": ("INT64", seed), "STEPS": ("INT32", steps)}
+    inputs = [
+        {"name": name, "datatype": kind, "shape": [1, 1], "data": [value]} for name, (kind, value) in values.items()
+    ]
+    answer = _answer(f"{url}/v2/models/{model}/infer", {"inputs": inputs})
+    (image,) = (one for one in answer["outputs"] if one["name"] == "IMAGE")
+    return np.array(image["data"], np.uint8).reshape(image["shape"][-3:])
+
+
+def _answer(url: str, told: object) -> Any:
+    request = Request(url, json.dumps(told).encode(), {"content-type": "application/json"})
+    with urlopen(request, timeout=120.0) as answer:
+        return json.load(answer)

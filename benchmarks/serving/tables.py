@@ -1,0 +1,132 @@
+"""What `serving.json` and `serving_overhead.json` say, as tables of the documents and of the console."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+_HEAD = (
+    "requests",
+    "server",
+    "free: median",
+    "99 %",
+    "pro: median",
+    "99 %",
+    "in time, of free",
+    "of pro",
+    "in time a second",
+)
+_HIGH, _FULL = "78 % load", "95 % load"
+
+
+def serving(results: Mapping[str, Any]) -> str:
+    """The comparison, for a document."""
+    settings, alone = results["settings"], results["alone"]
+    each = ", ".join(f"{100 * settings['shares'][tier]:.0f} % x {settings['steps'][tier]} steps" for tier in alone)
+    seconds = ", ".join(f"{1000 * taken:.0f} ms ({tier})" for tier, taken in alone.items())
+    drawn = f"Alone a picture takes {seconds}; in time is what was answered within {settings['slo']:g} times that."
+    told = f"{each}, {settings['seconds']:g} s of requests each, the same for every server. {drawn}"
+    refused = "Stillhouse takes everything here, as the others do, except where it says that it refuses."
+    verdicts = "\n".join(f"- {line}" for line in _verdicts(results))
+    return f"{_grid(_HEAD, _rows(results))}\n{told} {refused}\n\n{verdicts}\n"
+
+
+def overhead(results: Mapping[str, Any]) -> str:
+    """What serving costs, for a document."""
+    served = [
+        [
+            f"{row['steps']} steps",
+            *(f"{1000 * row[way]['median']:.1f} ms" for way in ("offline", "served")),
+            "**{value:.1f} ms** ({low:.1f} to {high:.1f})".format(
+                **{name: 1000 * value for name, value in row["difference"].items()}
+            ),
+        ]
+        for row in results["served"].values()
+    ]
+    health = [
+        [row["told"], *(f"{1000 * row[name]:.1f} ms" for name in ("p50", "p99", "most"))] for row in results["blocking"]
+    ]
+    encoded = [
+        [f"{row['size']}x{row['size']}", *(f"{1000 * row[name]:.1f} ms" for name in ("png", "on_loop", "in_thread"))]
+        for row in results["encoding"]
+    ]
+    read = results["validation"]
+    ratio = "{value:.1f}x ({low:.1f} to {high:.1f})".format(**read["ratio"])
+    times = f"{read['msgspec']:.1f} us by msgspec, in {read['pydantic']:.1f} us by pydantic, {ratio}"
+    tables = (
+        _grid(("one picture of 64x64", "offline, median", "served, median", "more"), served),
+        _grid(("health, asked while eight pictures of 35 steps are drawn", "median", "99 %", "longest"), health),
+        _grid(("one PNG", "takes", "the loop stands still, encoded on it", "in a thread"), encoded),
+    )
+    return "\n".join([*tables, f"A request is read in {times}. Stillhouse encodes in the worker's process.\n"])
+
+
+def comparison(results: Mapping[str, Any]) -> str:
+    """The comparison, for the console."""
+    rows = [list(_HEAD), *_rows(results)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def bars(results: Mapping[str, Any]) -> str:
+    """What was to be shown, and whether it is so, for the console."""
+    return "\n".join(_verdicts(results))
+
+
+def _rows(results: Mapping[str, Any]) -> list[list[str]]:
+    rows: list[list[str]] = []
+    last = ""
+    for run in results["runs"]:
+        first = [run["trace"] if run["trace"] != last else "", run["told"]]
+        last = run["trace"]
+        if "skipped" in run:
+            rows.append([*first, *["not here"] * (len(_HEAD) - len(first))])
+            continue
+        found = {row["kind"]: row for row in run["report"]["rows"]}
+        times = [_seconds(found[tier][share]) for tier in ("free", "pro") for share in ("p50", "p99")]
+        kept = [f"{100 * found[tier]['goodput']:.0f} %" for tier in ("free", "pro")]
+        rows.append([*first, *times, *kept, f"{found['all']['good_per_second']:.2f}"])
+    return rows
+
+
+def _verdicts(results: Mapping[str, Any]) -> Iterator[str]:
+    """The bars of the comparison, each with what was measured; nothing where a run is missing."""
+    found = {
+        (run["trace"], run["server"]): {row["kind"]: row for row in run["report"]["rows"]}
+        for run in results["runs"]
+        if "report" in run
+    }
+    told = {run["server"]: run["told"] for run in results["runs"]}
+
+    def compared(trace: str, tier: str, other: str, most: float) -> Iterator[str]:
+        ours, theirs = found.get((trace, "slack")), found.get((trace, other))
+        if ours and theirs and ours[tier]["p99"] and theirs[tier]["p99"]:
+            share = ours[tier]["p99"] / theirs[tier]["p99"]
+            times = f"is {share:.2g} times that of: {told[other]} (bar: at most {most:g})"
+            yield f"At {trace} Stillhouse's 99 % of {tier} {times}: {_word(share <= most)}"
+
+    for other, most in (("fastapi-async", 0.1), ("fastapi-def", 0.1), ("triton", 0.2), ("triton-tiers", 0.2)):
+        yield from compared(_HIGH, "free", other, most)
+    for trace in (_HIGH, _FULL):
+        yield from compared(trace, "pro", "fifo", 1.5)
+    goodput = {server: rows["all"]["good_per_second"] for (trace, server), rows in found.items() if trace == _FULL}
+    if "slack" in goodput and len(goodput) > 1:
+        best = max(goodput, key=lambda name: goodput[name])
+        values = "; ".join(f"{told[name]}: {value:.2f}" for name, value in goodput.items())
+        ours = _word(best in ("slack", "refusing"))
+        yield f"At {_FULL} the most pictures in time a second are Stillhouse's ({values}): {ours}"
+
+
+def _word(holds: bool) -> str:
+    return "holds" if holds else "**does not hold**"
+
+
+def _seconds(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{1000 * value:.0f} ms" if value < 1 else f"{value:.1f} s"
+
+
+def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)

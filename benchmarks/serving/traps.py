@@ -1,0 +1,162 @@
+"""Three ways in which servers of pictures waste their time, measured on one that falls into them and on ours."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from functools import partial
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from benchmarks.serving.rival import Generation as PydanticGeneration
+from benchmarks.serving.ways import STEPS, WAYS, serving
+from stillhouse.core import Picture
+from stillhouse.measure.clock import alternate, paired_ratio
+from stillhouse.models.encode import encode_picture
+from stillhouse.serve.doors.openai import Generation
+from stillhouse.serve.load.kind import Kind
+from stillhouse.serve.load.plan import Shot
+from stillhouse.serve.load.send import Answer, send
+from stillhouse.serve.load.server import server_of
+from stillhouse.serve.load.wire import Message, Reply, exchange
+
+PICTURES = 8
+"""That are drawn while health is asked for."""
+SIZES = (64, 512, 1024)
+"""Of the pictures that are encoded, in pixels."""
+_EVERY = 0.02
+_BODY = {
+    "prompt": "a small red circle left of a big blue square on a yellow background",
+    "model": "pro",
+    "n": 1,
+    "size": "64x64",
+    "seed": 7,
+    "steps": 35,
+    "guidance": 2.0,
+}
+
+
+def blocking() -> list[dict[str, Any]]:
+    """Seconds until a server says that it is well, asked every 20 ms while it draws eight pictures of 35 steps."""
+    rows = []
+    for name in ("fastapi-async", "fastapi-def", "slack"):
+        way = WAYS[name]
+        with serving(name) as server:
+            answers = asyncio.run(_watched(server.url, name))
+        seconds = [one.seconds for one in answers]
+        p50, p99 = (float(value) for value in np.quantile(seconds, (0.5, 0.99)))
+        row = {"server": name, "told": way.told, "asked": len(seconds), "p50": p50, "p99": p99, "most": max(seconds)}
+        rows.append({**row, "unanswered": sum(not one.is_good for one in answers)})
+    return rows
+
+
+async def _watched(url: str, name: str) -> list[Answer]:
+    """How the server answered while it drew."""
+    way = WAYS[name]
+    pro = Kind("pro", 1.0, "pro", {"steps": STEPS["pro"]})
+    door = await server_of(url, "openai", (pro,))
+    began = perf_counter()
+    await door.ask(Shot(0.0, pro, 0, "", "pro"))
+    # Long enough for all of them, one after the other.
+    length = PICTURES * (perf_counter() - began)
+    pictures = [Shot(0.0, pro, 0, str(number), "pro") for number in range(PICTURES)]
+    health = Kind("health", 1.0, "health")
+    looks = [Shot(_EVERY * number, health, 1, "", "health") for number in range(1, int(length / _EVERY))]
+
+    async def ask(shot: Shot) -> Reply:
+        if shot.kind is health:
+            return await exchange(door.place, Message("GET", way.ready), shot.client, 60.0)
+        return await door.ask(shot)
+
+    return [one for one in await send([*pictures, *looks], ask) if one.shot.kind is health]
+
+
+def validation(calls: int = 2000, rounds: int = 15) -> dict[str, Any]:
+    """Microseconds to read one request out of its JSON, by pydantic and by msgspec."""
+    body = json.dumps(_BODY).encode()
+    seconds = alternate(
+        {
+            "pydantic": lambda: _each(calls, lambda: PydanticGeneration.model_validate_json(body)),
+            "msgspec": lambda: _each(calls, lambda: msgspec.json.decode(body, type=Generation)),
+        },
+        rounds,
+    )
+    ratio = paired_ratio(seconds["pydantic"], seconds["msgspec"])
+    return {**{name: 1e6 * median(taken) for name, taken in seconds.items()}, "ratio": asdict(ratio)}
+
+
+def encoding(runs: int = 7) -> list[dict[str, Any]]:
+    """By size: seconds to encode one PNG, and how long a loop stands still where that is done on it, or beside it."""
+    rows = []
+    for size in SIZES:
+        image = _photo(size)
+        rows.append(
+            {
+                "size": size,
+                "png": median(_each(1, partial(encode_picture, image, "png")) for _ in range(runs)),
+                "jpeg": median(_each(1, partial(encode_picture, image, "jpeg")) for _ in range(runs)),
+                "on_loop": median(asyncio.run(_stood_still(_on_loop(image))) for _ in range(runs)),
+                "in_thread": median(asyncio.run(_stood_still(_in_thread(image))) for _ in range(runs)),
+            }
+        )
+    return rows
+
+
+def _on_loop(image: Picture) -> Callable[[], Awaitable[object]]:
+    async def encoded() -> object:
+        return encode_picture(image, "png")
+
+    return encoded
+
+
+def _in_thread(image: Picture) -> Callable[[], Awaitable[object]]:
+    async def encoded() -> object:
+        with ThreadPoolExecutor(1) as pool:
+            return await asyncio.get_running_loop().run_in_executor(pool, encode_picture, image, "png")
+
+    return encoded
+
+
+async def _stood_still(work: Callable[[], Awaitable[object]]) -> float:
+    """The longest pause of a loop that has something to do every millisecond, while work is done."""
+    longest = 0.0
+
+    async def tick() -> None:
+        nonlocal longest
+        last = perf_counter()
+        while True:
+            await asyncio.sleep(0.001)
+            now = perf_counter()
+            longest = max(longest, now - last - 0.001)
+            last = now
+
+    ticking = asyncio.create_task(tick())
+    await asyncio.sleep(0.01)
+    longest = 0.0
+    await work()
+    await asyncio.sleep(0.005)
+    ticking.cancel()
+    return longest
+
+
+def _photo(size: int) -> Picture:
+    """A picture that is as hard to compress as a photograph is: smooth, with some noise."""
+    rng = np.random.default_rng(0)
+    slope = np.linspace(0, 200, size)
+    smooth = (slope[:, None, None] + slope[None, :, None]) / 2 + np.array([0.0, 20.0, 40.0])
+    noisy = smooth + rng.normal(0, 6, (size, size, 3))
+    image: Picture = np.clip(noisy, 0, 255).astype(np.uint8)
+    return image
+
+
+def _each(calls: int, call: Callable[[], object]) -> float:
+    """Seconds of one call."""
+    began = perf_counter()
+    for _ in range(calls):
+        call()
+    return (perf_counter() - began) / calls

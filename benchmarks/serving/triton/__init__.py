@@ -1,0 +1,1 @@
+"""Triton Inference Server, the real one, out of the wheel nvidia-pytriton."""

@@ -1,0 +1,58 @@
+"""`stillhouse keys add|list|revoke`: who may ask a server, and for how much."""
+
+from argparse import ArgumentParser, Namespace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from stillhouse.check import check_choice
+from stillhouse.cli.arguments import number
+from stillhouse.cli.table import table
+from stillhouse.errors import InvalidRequest
+from stillhouse.serve.settings import Settings, embedded, read_settings
+from stillhouse.serve.store.database import connect
+from stillhouse.serve.store.keys import Key, add_key, keys, revoke_key
+
+_LIMITS = ("weight", "rate", "burst", "daily")
+
+
+def declare(parser: ArgumentParser) -> None:
+    """The options of `keys`."""
+    parser.add_argument("action", choices=("add", "list", "revoke"))
+    parser.add_argument("name", nargs="?", metavar="NAME", help="of the key to revoke")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="stillhouse.toml of the server")
+    parser.add_argument("--data", metavar="DIR", help="data directory of the server; default: as the file says")
+    parser.add_argument("--tier", metavar="TIER", help="of a new key")
+    parser.add_argument("--admin", action="store_true", help="may look after jobs of others")
+    parser.add_argument("--weight", type=number, metavar="X", help="instead of the tier's")
+    parser.add_argument("--rate", type=number, metavar="N", help="pixel-steps a second, instead of the tier's")
+    parser.add_argument("--burst", type=number, metavar="N", help="pixel-steps at once, instead of the tier's")
+    parser.add_argument("--daily", type=number, metavar="N", help="pixel-steps a day, instead of the tier's")
+
+
+def run(arguments: Namespace) -> int:
+    """Add a key and show it once, list all of them, or let one count no more."""
+    settings = read_settings(arguments.config) if arguments.config else Settings(embedded())
+    connection = connect(Path(arguments.data or settings.data))
+    try:
+        if arguments.action == "add":
+            tier = arguments.tier or settings.first
+            check_choice("tier", tier, settings.tiers)
+            limits = {name: getattr(arguments, name) for name in _LIMITS}
+            print(add_key(connection, tier, is_admin=arguments.admin, **limits))
+        elif arguments.action == "revoke":
+            if not arguments.name:
+                raise InvalidRequest("a key to revoke without a name", fix="see stillhouse keys list")
+            revoke_key(connection, arguments.name)
+        else:
+            head = ["key", "tier", "made", "state", *_LIMITS]
+            print(table(head, [_row(key) for key in keys(connection)]))
+    finally:
+        connection.close()
+    return 0
+
+
+def _row(key: Key) -> list[str]:
+    made = datetime.fromtimestamp(key.created, UTC).strftime("%Y-%m-%d")
+    state = "revoked" if key.revoked else "admin" if key.is_admin else "in use"
+    limits = [getattr(key, name) for name in _LIMITS]
+    return [key.name, key.tier, made, state, *("-" if one is None else f"{one:g}" for one in limits)]

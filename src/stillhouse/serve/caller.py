@@ -1,0 +1,102 @@
+"""Who asks: a tier, and how much of it."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+DAY = 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whoever stands behind a request.
+
+    Args:
+        key: the name of the API key, or of the only caller where none are needed; fairness is between keys.
+        tier: the one that is meant where a request names none.
+        tiers: all that may be asked for.
+        weight: instead of the tier's own.
+        rate, burst, daily: pixel-steps, as in `settings.TierSettings`.
+        is_admin: may also look after keys and other people's jobs.
+    """
+
+    key: str
+    tier: str
+    tiers: frozenset[str]
+    weight: float | None = None
+    rate: float | None = None
+    burst: float | None = None
+    daily: float | None = None
+    is_admin: bool = False
+
+
+@dataclass(slots=True)
+class Bucket:
+    """What one key may still ask for: a bucket that fills with time, and a day's portion.
+
+    Args:
+        level: pixel-steps in the bucket when it was looked at last, at `looked` seconds.
+        used: pixel-steps of the day number `day`.
+    """
+
+    level: float
+    looked: float
+    day: int = 0
+    used: float = 0.0
+
+
+@dataclass(slots=True)
+class Meter:
+    """Pixel-steps of every key. One loop owns it.
+
+    Args:
+        clock: seconds since the epoch; days begin at midnight UTC.
+
+    >>> meter = Meter(clock=lambda: 0.0)
+    >>> slow = Caller("k", "free", frozenset(), rate=10.0, burst=100.0)
+    >>> meter.charge(slow, 100.0), meter.charge(slow, 50.0)
+    (0.0, 5.0)
+    """
+
+    clock: Callable[[], float] = time.time
+    buckets: dict[str, Bucket] = field(default_factory=dict)
+
+    def charge(self, caller: Caller, amount: float) -> float:
+        """Take so many pixel-steps; 0 where there are enough, else the seconds until there are, and nothing is taken.
+
+        More than a whole bucket is allowed where the bucket is full, and leaves a debt: else a picture that is larger
+        than the bucket could never be asked for.
+        """
+        now = self.clock()
+        bucket = self._bucket(caller, now)
+        if caller.daily is not None and bucket.used + amount > caller.daily:
+            return (bucket.day + 1) * DAY - now
+        if caller.rate is not None:
+            enough = min(amount, _size(caller))
+            if bucket.level < enough:
+                return (enough - bucket.level) / caller.rate
+        bucket.level -= amount
+        bucket.used += amount
+        return 0.0
+
+    def give_back(self, caller: Caller, amount: float) -> None:
+        """What was charged for a picture that was not taken after all."""
+        bucket = self._bucket(caller, self.clock())
+        bucket.level += amount
+        bucket.used = max(0.0, bucket.used - amount)
+
+    def _bucket(self, caller: Caller, now: float) -> Bucket:
+        day = int(now // DAY)
+        bucket = self.buckets.setdefault(caller.key, Bucket(_size(caller), now, day))
+        if bucket.day != day:
+            bucket.day, bucket.used = day, 0.0
+        filled = bucket.level + (now - bucket.looked) * (caller.rate or 0.0)
+        bucket.level, bucket.looked = min(filled, _size(caller)), now
+        return bucket
+
+
+def _size(caller: Caller) -> float:
+    """Pixel-steps of a full bucket: a minute's portion where nothing else is said."""
+    if caller.burst is not None:
+        return caller.burst
+    return 60.0 * caller.rate if caller.rate is not None else 0.0

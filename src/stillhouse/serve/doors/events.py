@@ -1,0 +1,14 @@
+"""Server-sent events, as the HTML standard writes them."""
+
+
+def event(name: str, data: str) -> bytes:
+    r"""One event; the data has no line breaks, as JSON has none.
+
+    >>> event("done", "{}")
+    b'event: done\ndata: {}\n\n'
+    """
+    return f"event: {name}\ndata: {data}\n\n".encode()
+
+
+KEEP_ALIVE = b": still there\n\n"
+"""A comment, so that nothing between server and client takes the silence for an end."""

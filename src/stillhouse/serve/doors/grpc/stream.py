@@ -1,0 +1,88 @@
+"""A stream of requests, and of what each of them is answered: previews, and then the picture.
+
+As Triton's clients expect it: answers of different requests may be mixed, and carry the id of theirs; the last one of
+each says so by the parameter `triton_final_response`; an error is an answer, too, and does not end the stream.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from stillhouse.serve.caller import Caller
+from stillhouse.serve.doors.asking import leave, raise_for
+from stillhouse.serve.doors.grpc.inference_pb2 import ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
+from stillhouse.serve.doors.grpc.pack import answer_of, inputs_of, outputs_of, parameters_of
+from stillhouse.serve.doors.grpc.rpc import Context, caller_of, problem_of
+from stillhouse.serve.doors.protocol import check_model, facts_of, order_of
+from stillhouse.serve.doors.tensors import chosen, picture_of, preview_of
+from stillhouse.serve.service import Service
+from stillhouse.serve.ticket import Closed, Shown, Ticket
+
+Write: TypeAlias = Callable[[ModelStreamInferResponse], Awaitable[None]]
+
+MOST_AT_ONCE = 64
+"""Requests of one stream that are not answered yet; the next is read when one of them is. So a client that does not
+read its answers does not fill the memory with them."""
+_LAST = "triton_final_response"
+
+
+@dataclass(frozen=True, slots=True)
+class Streaming:
+    """Answers streams for a service."""
+
+    service: Service
+
+    async def infer(self, requests: AsyncIterator[ModelInferRequest], context: Context) -> None:
+        """Answer all of them, several at once. When the stream is cancelled, so are its pictures."""
+        caller = await caller_of(self.service, context)
+        room, turn = asyncio.Semaphore(MOST_AT_ONCE), asyncio.Lock()
+
+        async def write(answer: ModelStreamInferResponse) -> None:
+            async with turn:
+                await context.write(answer)
+
+        async def answer(request: ModelInferRequest) -> None:
+            try:
+                await self._answer(request, caller, write)
+            finally:
+                room.release()
+
+        async with asyncio.TaskGroup() as tasks:
+            async for request in requests:
+                await room.acquire()
+                tasks.create_task(answer(request))
+
+    async def _answer(self, request: ModelInferRequest, caller: Caller, write: Write) -> None:
+        try:
+            await self._draw(request, caller, write)
+        except Exception as error:
+            told = ModelInferResponse(id=request.id, model_name=request.model_name)
+            told.parameters[_LAST].bool_param = True
+            await write(ModelStreamInferResponse(error_message=problem_of(error).message, infer_response=told))
+
+    async def _draw(self, request: ModelInferRequest, caller: Caller, write: Write) -> None:
+        check_model(self.service.settings.tiers, request.model_name, request.model_version, caller)
+        wanted = outputs_of(request)
+        order = order_of(inputs_of(request), parameters_of(request), request.model_name, caller, is_stream=True)
+        ticket = self.service.front.place(order)
+        try:
+            async with aclosing(ticket.events()) as happening:  # type: ignore[type-var]
+                async for one in happening:
+                    if isinstance(one, Shown):
+                        answer = answer_of(request, preview_of(one), {_LAST: False})
+                        await write(ModelStreamInferResponse(infer_response=answer))
+                    elif isinstance(one, Closed):
+                        await write(_last(request, wanted, ticket, one))
+        finally:
+            leave(self.service, [ticket])
+
+
+def _last(
+    request: ModelInferRequest, wanted: Sequence[str], ticket: Ticket, closed: Closed
+) -> ModelStreamInferResponse:
+    raise_for(closed)
+    outputs = chosen(picture_of(ticket.request, closed.content), wanted)
+    facts = facts_of(ticket, closed)
+    return ModelStreamInferResponse(infer_response=answer_of(request, outputs, {**facts, _LAST: True}))

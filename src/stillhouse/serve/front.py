@@ -1,0 +1,488 @@
+"""The front: takes orders from every door, admits them, hands them to workers, and tells how they end.
+
+It lives in the server's loop, never waits there, and knows of each worker what the worker tells.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+
+from stillhouse.check import check_choice
+from stillhouse.core import ImageRequest
+from stillhouse.errors import InvalidRequest, NotAllowed, Refused
+from stillhouse.models.load import find
+from stillhouse.models.manifest import Manifest, read_manifest
+from stillhouse.models.request import resolve
+from stillhouse.serve.admit import Limits, refusal
+from stillhouse.serve.caller import Meter
+from stillhouse.serve.cost import Cost
+from stillhouse.serve.drawing import group_of, walk_of
+from stillhouse.serve.job import Job
+from stillhouse.serve.metrics import Metrics
+from stillhouse.serve.policy import POLICIES, Policy
+from stillhouse.serve.roster import Roster
+from stillhouse.serve.settings import Settings
+from stillhouse.serve.ticket import Closed, Order, Shown, Ticket
+from stillhouse.serve.worker.message import Cancel, Draw, Ended, Moved, Opening, Preview, Ready, Told
+from stillhouse.serve.worker.supervisor import Supervision, Supervisor
+from stillhouse.units import read_bytes, read_seconds
+
+log = logging.getLogger(__name__)
+
+RUNS = 2
+"""How often a picture is begun at most: workers that died are to blame, not the picture, but who knows."""
+FIRST_START = 10.0
+"""Seconds that a worker is expected to need before it is ready, until one was."""
+_DAY = 86400.0
+
+
+@dataclass(slots=True)
+class Station:
+    """One worker as the server sees it.
+
+    Args:
+        roster: the jobs that it was given and that are being denoised.
+        cost: what its ticks cost; None until it told.
+        tickets: everything that it was given and that has not ended, decoding included.
+        heard: when it last gave a sign of life.
+        started: when it was started last; `starting` seconds it took to be ready.
+        lost: since when it is not ready.
+    """
+
+    supervisor: Supervision
+    roster: Roster = field(default_factory=Roster)
+    cost: Cost | None = None
+    tickets: dict[str, Ticket] = field(default_factory=dict)
+    is_ready: bool = False
+    heard: float = 0.0
+    started: float = 0.0
+    starting: float = FIRST_START
+    lost: float = 0.0
+
+    @property
+    def pending(self) -> float:
+        """Seconds that its work will still take."""
+        return sum(self.cost.share(job) for job in self.roster.jobs.values()) if self.cost else 0.0
+
+
+@dataclass(slots=True)
+class Front:
+    """Orders in, tickets out. To be used in one loop.
+
+    Args:
+        settings: what the server was told.
+        manifests: of every tier's pipeline.
+        opening: what each worker is told first.
+        metrics: counts.
+        meter: what each key may still ask for.
+        clock: seconds, the workers' own: time.monotonic.
+        wall: seconds since the epoch.
+        broken: called when a worker cannot open a pipeline.
+        supervise: starts a worker and holds it, as `Supervisor` does.
+        traced: called with every ticket, its end, and when that was, in seconds since the epoch.
+    """
+
+    settings: Settings
+    manifests: Mapping[str, Manifest]
+    opening: Opening
+    metrics: Metrics = field(default_factory=Metrics)
+    meter: Meter = field(default_factory=Meter)
+    clock: Callable[[], float] = time.monotonic
+    wall: Callable[[], float] = time.time
+    broken: Callable[[str], None] = lambda error: None
+    supervise: Callable[[Opening, Callable[[Told], None], Callable[[], None]], Supervision] = Supervisor
+    traced: Callable[[Ticket, Closed, float], None] = lambda ticket, closed, now: None
+    is_draining: bool = False
+    stations: list[Station] = field(default_factory=list)
+    _policy: Policy = field(init=False)
+    _watching: asyncio.Task[None] | None = None
+
+    def __post_init__(self) -> None:
+        self._policy = POLICIES[self.settings.policy]
+
+    # What the doors ask.
+
+    def place(self, order: Order) -> Ticket:
+        """Take an order.
+
+        Raises:
+            InvalidRequest: what its pipeline cannot do, or more than the settings allow.
+            NotAllowed: a tier that the caller may not ask for.
+            Refused: not now.
+        """
+        tier = self._tier(order)
+        try:
+            return self._placed(order, tier)
+        except Refused as refused:
+            self.metrics.rejected.labels(refused.reason, tier).inc()
+            raise
+
+    def review(self, order: Order) -> None:
+        """Refuse what could never be drawn, without taking it.
+
+        Raises:
+            InvalidRequest, NotAllowed: as `place`.
+        """
+        tier = self._tier(order)
+        self._job(order, tier, tier)
+
+    def place_all(self, orders: Sequence[Order]) -> list[Ticket]:
+        """Take all of them, or none.
+
+        Raises:
+            StillhouseError: as `place`.
+        """
+        tickets: list[Ticket] = []
+        try:
+            tickets.extend(map(self.place, orders))
+        except Exception:
+            for ticket in tickets:
+                self.cancel(ticket.id, "refused")
+            raise
+        return tickets
+
+    def cancel(self, name: str, reason: str = "asked") -> bool:
+        """Draw that job no further; False where there is no such job, or it has ended.
+
+        Its ticket ends when the worker says so, within a tick.
+        """
+        for station in self.stations:
+            if ticket := station.tickets.get(name):
+                if not ticket.is_cancelled:
+                    self.metrics.cancelled.labels(reason).inc()
+                ticket.is_cancelled = True
+                if station.is_ready:
+                    station.supervisor.ask(Cancel(name))
+                else:
+                    self._close(station, ticket, Closed("cancelled"))
+                return True
+        return False
+
+    def find(self, name: str) -> Ticket | None:
+        """The ticket of a job that has not ended."""
+        return next((station.tickets[name] for station in self.stations if name in station.tickets), None)
+
+    @property
+    def tickets(self) -> Iterable[Ticket]:
+        """Everything that has not ended."""
+        return [ticket for station in self.stations for ticket in station.tickets.values()]
+
+    @property
+    def running(self) -> int:
+        """See `metrics.State`."""
+        return sum(ticket.job.index > 0 for ticket in self.tickets)
+
+    @property
+    def waiting(self) -> int:
+        """See `metrics.State`."""
+        return sum(ticket.job.index == 0 for ticket in self.tickets)
+
+    @property
+    def pending_seconds(self) -> float:
+        """See `metrics.State`."""
+        return sum(station.pending for station in self.stations)
+
+    @property
+    def is_ready(self) -> bool:
+        """See `metrics.State`."""
+        return not self.is_draining and any(station.is_ready for station in self.stations)
+
+    @property
+    def room(self) -> int:
+        """How many orders that nobody waits for may be placed: the other half of the queue is for people."""
+        return max(0, self.settings.queue // 2 - sum(len(station.tickets) for station in self.stations))
+
+    # Its life.
+
+    def open(self, workers: int = 1) -> None:
+        """Start the workers."""
+        for _ in range(workers):
+            self._hire()
+        self.metrics.watch(self)
+        self._watching = asyncio.get_running_loop().create_task(self._watch())
+
+    async def drain(self, patience: float) -> None:
+        """Take nothing more; wait for what was taken; what has not ended in time ends as failed."""
+        self.is_draining = True
+        until = self.clock() + patience
+        while self.tickets and self.clock() < until:
+            await asyncio.sleep(0.02)
+        for station in self.stations:
+            for ticket in list(station.tickets.values()):
+                error = "the server is being shut down"
+                self._close(station, ticket, Closed("failed", error=error, fault="Drained"))
+
+    def close(self) -> None:
+        """End the workers."""
+        if self._watching:
+            self._watching.cancel()
+        for station in self.stations:
+            station.is_ready = False
+            station.supervisor.close()
+
+    # Admission.
+
+    def _tier(self, order: Order) -> str:
+        tier = order.tier or order.caller.tier
+        check_choice("model", tier, self.settings.tiers)
+        if tier not in order.caller.tiers:
+            raise NotAllowed(f"model {tier!r} with this key", allowed=", ".join(sorted(order.caller.tiers)))
+        return tier
+
+    def _placed(self, order: Order, tier: str) -> Ticket:
+        if self.is_draining:
+            raise Refused("the server is being shut down", "draining", 5.0)
+        job = self._job(order, tier, tier)
+        amount = float(job.group.pixels * len(job.walk.rows))
+        station = self._station()
+        wait = self.meter.charge(order.caller, amount)
+        if wait:
+            reason = "quota" if wait > _DAY / 2 else "rate"
+            raise Refused(f"key {order.caller.key} has no {amount:,.0f} pixel-steps left", reason, wait)
+        try:
+            drawn_as, job = self._admitted(order, tier, job, station)
+        except Refused:
+            self.meter.give_back(order.caller, amount)
+            raise
+        if drawn_as != tier:
+            self.metrics.degraded.labels(tier, drawn_as).inc()
+        self.metrics.pixel_steps.labels(tier).inc(amount)
+        ticket = Ticket(order, job, drawn_as, self.wall())
+        assert station.cost is not None
+        station.cost = station.cost.knowing(job.group)
+        station.roster.enter(job, self.clock(), station.cost)
+        station.tickets[job.id] = ticket
+        self._send(station, ticket)
+        return ticket
+
+    def _admitted(self, order: Order, tier: str, job: Job, station: Station) -> tuple[str, Job]:
+        """The job as it is taken: as its tier draws, or as one of those draws to which the tier may be degraded.
+
+        Raises:
+            Refused: none of them would be in time.
+        """
+        refused = self._refusal(order, tier, job, station)
+        if refused is None:
+            return tier, job
+        for other in self.settings.tiers[tier].degrade if refused.reason == "deadline" else ():
+            less = self._job(order, tier, other)
+            if self._refusal(order, tier, less, station) is None:
+                return other, less
+        raise refused
+
+    def _refusal(self, order: Order, tier: str, job: Job, station: Station) -> Refused | None:
+        assert station.cost is not None
+        cost = station.cost.knowing(job.group)
+        station.roster.expect(job, self.clock(), cost)
+        limits = self.settings.limits(tier)
+        if order.is_patient:
+            limits = Limits(limits.jobs, float("inf"))
+        found = refusal(job, list(station.roster.jobs.values()), self._policy, job.arrived, cost, limits)
+        if found is None:
+            return None
+        if found.reason == "queue":
+            return Refused(f"{limits.jobs} pictures wait already", "queue", found.retry_after)
+        late = f"a picture that takes {job.alone:.1f} s would be {found.retry_after:.1f} s later than promised"
+        return Refused(late, "deadline", found.retry_after)
+
+    def _job(self, order: Order, tier: str, drawn_as: str) -> Job:
+        """The job of an order that is drawn as a tier draws."""
+        way = self.settings.tiers[drawn_as]
+        manifest = self.manifests[drawn_as]
+        asked = order.request
+        request = resolve(
+            manifest,
+            replace(
+                asked,
+                steps=asked.steps if asked.steps is not None and drawn_as == tier else way.steps,
+                guidance=way.guidance if asked.guidance is None else asked.guidance,
+                sampler=asked.sampler if asked.sampler is not None and drawn_as == tier else way.sampler,
+            ),
+        )
+        self._check(request, tier)
+        promised = self.settings.tiers[tier].tier(tier)
+        if order.caller.weight is not None:
+            promised = replace(promised, weight=order.caller.weight)
+        group = group_of(way.pipeline, request)
+        expires = float("inf") if order.patience is None else self.clock() + order.patience
+        name = order.id or uuid4().hex
+        return Job(name, promised, order.caller.key, group, walk_of(manifest, request), request, expires)
+
+    def _check(self, request: ImageRequest, tier: str) -> None:
+        assert request.width is not None and request.height is not None and request.steps is not None
+        most = self.settings.tiers[tier].most_steps
+        if request.steps > most:
+            raise InvalidRequest(f"steps is {request.steps}", allowed=f"up to {most} for model {tier!r}")
+        if request.width * request.height > self.settings.pixels:
+            raise InvalidRequest(
+                f"a picture of {request.width}x{request.height}", allowed=f"up to {self.settings.pixels:,} pixels"
+            )
+
+    def _station(self) -> Station:
+        """The worker with the least to do.
+
+        Raises:
+            Refused: none is ready.
+        """
+        ready = [station for station in self.stations if station.is_ready]
+        if not ready:
+            soonest = min(station.started + station.starting for station in self.stations)
+            raise Refused("no worker is ready", "starting", max(1.0, soonest - self.clock()))
+        return min(ready, key=lambda station: station.pending)
+
+    # Workers.
+
+    def _hire(self) -> None:
+        supervisor = self.supervise(self.opening, lambda told: self._heard(station, told), lambda: self._died(station))
+        now = self.clock()
+        station = Station(supervisor, heard=now, started=now, lost=now)
+        self.stations.append(station)
+        supervisor.start()
+
+    def _send(self, station: Station, ticket: Ticket) -> None:
+        job = ticket.job
+        ticket.runs += 1
+        expires = None if job.expires == float("inf") else job.expires
+        order = ticket.order
+        station.supervisor.ask(
+            Draw(job.id, job.tier, job.key, job.group.pipeline, job.request, expires, order.format, order.previews)
+        )
+
+    def _heard(self, station: Station, told: Told) -> None:
+        station.heard = self.clock()
+        if isinstance(told, Moved):
+            self._moved(station, told)
+        elif isinstance(told, Ended):
+            self._ended(station, told)
+        elif isinstance(told, Preview):
+            self._shown(station, told)
+        elif isinstance(told, Ready):
+            self._ready(station, told)
+        else:
+            self.broken(told.error)
+
+    def _died(self, station: Station) -> None:
+        self.metrics.deaths.inc()
+        station.started = self.clock()
+        if station.is_ready:
+            station.lost = station.started
+        station.is_ready = False
+        for ticket in list(station.tickets.values()):
+            if ticket.is_cancelled:
+                self._close(station, ticket, Closed("cancelled"))
+            elif ticket.runs >= RUNS:
+                error = f"the worker died {ticket.runs} times while this picture was drawn"
+                self._close(station, ticket, Closed("failed", error=error, fault="WorkerDied"))
+
+    def _ready(self, station: Station, told: Ready) -> None:
+        station.supervisor.opened()
+        station.starting = max(0.1, self.clock() - station.started)
+        curves = dict(told.curves)
+        station.cost = Cost(curves) if station.cost is None else replace(station.cost, curves=curves)
+        station.supervisor.opening = msgspec.structs.replace(self.opening, curves=told.curves)
+        station.is_ready = True
+        for name in list(station.roster.jobs):
+            station.roster.leave(name)
+        for ticket in station.tickets.values():
+            job = ticket.job
+            job.index, job.passed = 0, 0
+            arrived = job.arrived
+            station.cost = station.cost.knowing(job.group)
+            station.roster.enter(job, arrived, station.cost)
+            self._send(station, ticket)
+        log.info("a worker is ready", extra={"seconds": round(station.starting, 2), "again": len(station.tickets)})
+
+    def _moved(self, station: Station, told: Moved) -> None:
+        jobs = [station.roster.jobs[name] for name in told.jobs if name in station.roster.jobs]
+        station.roster.moved(jobs)
+        assert station.cost is not None
+        station.cost = station.cost.knowing(told.group).paced(told.group, told.pace)
+        for job in jobs:
+            station.tickets[job.id].tell(station.tickets[job.id].progress)
+            if job.is_done:
+                station.roster.leave(job.id)
+        shape = f"{told.group.width}x{told.group.height}"
+        self.metrics.step.labels(str(told.rows), shape).observe(told.seconds)
+        self.metrics.rows.labels(shape).observe(told.rows)
+
+    def _shown(self, station: Station, told: Preview) -> None:
+        if (ticket := station.tickets.get(told.id)) and told.content:
+            ticket.tell(Shown(ticket.shown, told.index, told.content))
+            ticket.shown += 1
+
+    def _ended(self, station: Station, told: Ended) -> None:
+        if ticket := station.tickets.get(told.id):
+            fields = {name: getattr(told, name) for name in Closed.__dataclass_fields__}
+            self._close(station, ticket, Closed(**fields))
+
+    def _close(self, station: Station, ticket: Ticket, closed: Closed) -> None:
+        """The one place where a ticket ends."""
+        del station.tickets[ticket.id]
+        station.roster.leave(ticket.id)
+        tier = ticket.job.tier.name
+        if closed.outcome == "drawn":
+            self.metrics.drawn(tier, ticket.job.group.pipeline, self.clock() <= ticket.job.deadline)
+            self.metrics.queue.labels(tier).observe(closed.waited)
+            self.metrics.denoise.labels(tier).observe(closed.denoised)
+        elif closed.outcome == "failed":
+            self.metrics.failed.labels(closed.fault).inc()
+        elif closed.outcome == "expired":
+            self.metrics.rejected.labels("expired", tier).inc()
+        ticket.tell(closed)
+        self.traced(ticket, closed, self.wall())
+        log.info(
+            "a job ended",
+            extra={
+                "request_id": ticket.id,
+                "key": ticket.order.caller.key,
+                "tier": tier,
+                "outcome": closed.outcome,
+                "seconds": round(self.clock() - ticket.job.arrived, 4),
+                "fault": closed.fault,
+            },
+        )
+
+    async def _watch(self) -> None:
+        stall = read_seconds(self.settings.stall)
+        while True:
+            await asyncio.sleep(min(1.0, stall / 4))
+            for station in self.stations:
+                self._look_after(station, stall)
+
+    def _look_after(self, station: Station, stall: float) -> None:
+        """End a worker that has work and gives no sign of life; answer those who wait for one that does not return."""
+        if station.is_ready and station.tickets and self.clock() - station.heard > stall:
+            log.error("a worker gives no sign of life", extra={"seconds": stall})
+            station.supervisor.kill()
+        if not station.is_ready and self.clock() - station.lost > stall:
+            for ticket in list(station.tickets.values()):
+                error = f"the worker died and was not back after {stall:g} s"
+                self._close(station, ticket, Closed("failed", error=error, fault="WorkerDied"))
+
+
+def front_of(settings: Settings, cache: Path | None = None, **options: Any) -> Front:
+    """The front of a server that was told this; `options` are those of `Front`.
+
+    Raises:
+        UnknownModel, PipelineError: a tier's pipeline that cannot be served.
+    """
+    places = {tier.pipeline: find(tier.pipeline) for tier in settings.tiers.values()}
+    read = {name: read_manifest(directory) for name, directory in places.items()}
+    opening = Opening(
+        {name: str(directory) for name, directory in places.items()},
+        settings.policy,
+        read_bytes(settings.memory),
+        settings.backend,
+        settings.precision,
+        settings.threads,
+        str(cache) if cache else None,
+    )
+    manifests = {name: read[tier.pipeline] for name, tier in settings.tiers.items()}
+    return Front(settings, manifests, opening, **options)

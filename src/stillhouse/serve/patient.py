@@ -1,0 +1,177 @@
+"""Patient jobs: accepted into the store at once, and drawn as there is room; restarts do not matter to them."""
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, TypeVar
+
+from stillhouse.core import ImageRequest
+from stillhouse.errors import Refused, StillhouseError
+from stillhouse.models.encode import Format
+from stillhouse.serve.caller import Caller
+from stillhouse.serve.front import Front
+from stillhouse.serve.settings import TierSettings
+from stillhouse.serve.store.jobs import JobStore, Record, State
+from stillhouse.serve.store.keys import anybody, caller_of, keys
+from stillhouse.serve.ticket import Closed, Order, Ticket
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+SOON = 0.5
+"""Seconds after which it is looked again whether there is room."""
+SWEEP = 60.0
+"""Seconds between two looks at what may be forgotten."""
+
+
+@dataclass(slots=True)
+class Patient:
+    """Jobs of the store, fed to the front. One loop owns it; the store has a thread of its own.
+
+    Args:
+        front: draws.
+        store: knows of every job.
+        keep, kept: as in `JobStore.forget`.
+    """
+
+    front: Front
+    store: JobStore
+    keep: float
+    kept: int
+    tickets: dict[str, Ticket] = field(default_factory=dict)
+    _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "store"))
+    _news: asyncio.Event = field(default_factory=asyncio.Event)
+    _changes: asyncio.Condition = field(default_factory=asyncio.Condition)
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    async def ask(self, what: Callable[..., T], *arguments: Any) -> T:
+        """Call something of the store in its thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, partial(what, *arguments))
+
+    async def submit(self, name: str, caller: Caller, tier: str, request: ImageRequest, kind: Format) -> Record:
+        """Accept a job.
+
+        Raises:
+            InvalidRequest, NotAllowed: as `Front.place`.
+            Refused: too many wait, or the key has used what it may.
+        """
+        self.front.review(Order(request, caller, tier))
+        record = await self.ask(self.store.add, name, caller.key, tier, request, kind)
+        await self._tell()
+        return record
+
+    async def cancel(self, name: str) -> bool:
+        """Draw that job no further; False where it has ended already."""
+        if self.front.cancel(name):
+            await self.tickets[name].end()
+            while name in self.tickets:
+                await self.changed(SOON)
+            return True
+        is_over = await self.ask(self.store.end, name, "cancelled")
+        await self._tell()
+        return is_over
+
+    async def changed(self, patience: float) -> None:
+        """Wait until some job was taken, placed or ended, or so many seconds."""
+        async with self._changes:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._changes.wait(), patience)
+
+    def open(self) -> None:
+        """Begin to feed."""
+        for life in (self._feed(), self._forget()):
+            self._hold(life)
+
+    async def close(self) -> None:
+        """Feed no more. What is not done stays queued, for the next server."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._thread.shutdown()
+
+    async def _feed(self) -> None:
+        while True:
+            self._news.clear()
+            room = self.front.room if self.front.is_ready else 0
+            if room:
+                for record in await self.ask(self.store.queued, room, list(self.tickets)):
+                    await self._place(record)
+            try:
+                await asyncio.wait_for(self._news.wait(), SOON)
+            except TimeoutError:
+                continue
+
+    async def _place(self, record: Record) -> None:
+        try:
+            request = await self.ask(self.store.request, record)
+            caller = await self.ask(behind, self.store.connection, record, self.front.settings.tiers)
+            order = Order(request, caller, record.tier, record.format, is_patient=True, id=record.id)
+            ticket = self.front.place(order)
+        except Refused:
+            return
+        except StillhouseError as error:
+            await self.ask(self.store.end, record.id, "failed", b"", str(error))
+            return
+        self.tickets[record.id] = ticket
+        self._hold(self._end(ticket))
+        await self._tell()
+
+    async def _end(self, ticket: Ticket) -> None:
+        closed = await ticket.end()
+        try:
+            # A server that is being shut down leaves the job to the next one.
+            if closed.fault != "Drained":
+                state: State = "failed" if closed.outcome == "expired" else closed.outcome
+                told = told_of(ticket, closed)
+                await self.ask(self.store.end, ticket.id, state, closed.content, closed.error, told)
+        finally:
+            del self.tickets[ticket.id]
+            await self._tell()
+
+    async def _tell(self) -> None:
+        self._news.set()
+        async with self._changes:
+            self._changes.notify_all()
+
+    async def _forget(self) -> None:
+        while True:
+            gone = await self.ask(self.store.forget, self.keep, self.kept)
+            if gone:
+                log.info("old jobs were deleted", extra={"count": gone})
+            await asyncio.sleep(SWEEP)
+
+    def _hold(self, life: Any) -> None:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(life)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def behind(connection: sqlite3.Connection, record: Record, tiers: Mapping[str, TierSettings]) -> Caller:
+    """Who stood behind a job when it was accepted, with what the key may ask for now.
+
+    Raises:
+        NotAllowed: the key's tier is not served any more.
+    """
+    key = next((key for key in keys(connection) if key.name == record.key), None)
+    return caller_of(key, tiers) if key else replace(anybody(tiers), key=record.key)
+
+
+def told_of(ticket: Ticket, closed: Closed) -> dict[str, Any]:
+    """What a response tells of a picture beside the picture itself; seconds."""
+    return {
+        "seed": ticket.request.seed,
+        "model": ticket.job.tier.name,
+        "drawn_as": ticket.drawn_as,
+        "steps": ticket.request.steps,
+        "sampler": ticket.request.sampler,
+        "guidance": ticket.request.guidance,
+        "queue_seconds": closed.waited,
+        "denoise_seconds": closed.denoised,
+        "finish_seconds": closed.finished,
+        "batch_peers": closed.peers,
+    }

@@ -1,0 +1,162 @@
+"""The server as a process: its sockets, its signals, its end."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import uvicorn
+import uvloop
+from litestar import Litestar
+
+from stillhouse.errors import InvalidRequest, PipelineError, StillhouseError
+from stillhouse.serve.doors import kserve, studio
+from stillhouse.serve.doors.app import app_of
+from stillhouse.serve.doors.grpc.door import close_grpc, open_grpc
+from stillhouse.serve.service import Service, service_of
+from stillhouse.serve.settings import Settings
+from stillhouse.units import read_seconds
+
+log = logging.getLogger(__name__)
+
+BACKLOG = 1024
+_LAST = 3.0
+"""Seconds that open connections have once everything is drawn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where a server listens."""
+
+    http: str
+    grpc: str | None
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, whose signals are taken by `run`: it would close its doors before the pictures are done."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def run(
+    settings: Settings, cache: Path | None = None, started: Callable[[Addresses], None] = lambda addresses: None
+) -> None:
+    """Serve until SIGTERM or SIGINT; then take nothing more, end what was begun, and return. A second one ends at once.
+
+    Args:
+        settings: what the server is told.
+        cache: directory of compiled networks.
+        started: called when the doors are open; workers may still be opening their pipelines.
+
+    Raises:
+        InvalidRequest: an address or a data directory that cannot be used.
+        UnknownModel, PipelineError: a pipeline that cannot be served.
+    """
+    with (
+        _bound(settings.host, settings.port) as listening,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        runner.run(_served(settings, cache, listening, started))
+
+
+async def _served(
+    settings: Settings, cache: Path | None, listening: socket.socket, started: Callable[[Addresses], None]
+) -> None:
+    failures: list[str] = []
+    service = service_of(settings, cache, lambda error: _fail(failures, error, server))
+    app = app_of(service, [*kserve.HANDLERS, *studio.HANDLERS])
+    server = _Server(_config(app))
+    leaving = asyncio.create_task(_leave_on_signal(service, server))
+    try:
+        address = f"http://{_host(settings.host)}:{listening.getsockname()[1]}"
+        app.on_startup.append(partial(_open_second, app, service, settings, address, started))
+        app.on_shutdown.insert(0, partial(_close_second, app))
+        await server.serve([listening])
+    finally:
+        leaving.cancel()
+    if failures:
+        raise PipelineError(failures[0])
+    if not server.started:
+        raise StillhouseError("the server could not be started", fix="its log tells why")
+
+
+async def _open_second(
+    app: Litestar, service: Service, settings: Settings, address: str, started: Callable[[Addresses], None]
+) -> None:
+    """The second door, where there is to be one."""
+    app.state.grpc = None
+    second = None
+    if settings.grpc_port is not None:
+        app.state.grpc, port = await open_grpc(service, settings.host, settings.grpc_port)
+        second = f"{_host(settings.host)}:{port}"
+    started(Addresses(address, second))
+
+
+async def _close_second(app: Litestar) -> None:
+    if app.state.grpc is not None:
+        await close_grpc(app.state.grpc)
+
+
+async def _leave_on_signal(service: Service, server: _Server) -> None:
+    """Wait for a signal, drain, and let the server leave; the second signal does not wait."""
+    asked = asyncio.Queue[int]()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked.put_nowait, number)
+    await asked.get()
+    log.info("draining", extra={"pictures": service.front.running + service.front.waiting})
+    draining = asyncio.create_task(service.front.drain(read_seconds(service.settings.drain)))
+    again = asyncio.create_task(asked.get())
+    await asyncio.wait({draining, again}, return_when=asyncio.FIRST_COMPLETED)
+    if again.done():
+        draining.cancel()
+        await service.front.drain(0.0)
+        server.force_exit = True
+    again.cancel()
+    server.should_exit = True
+
+
+def _fail(failures: list[str], error: str, server: _Server) -> None:
+    failures.append(error)
+    server.should_exit = True
+
+
+def _config(app: Litestar) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(_LAST),
+        timeout_keep_alive=30,
+        backlog=BACKLOG,
+    )
+
+
+@contextlib.contextmanager
+def _bound(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket that listens, before anything else is opened: what is wrong with an address is told at once."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((host, port))
+        except OSError as error:
+            fix = "choose another --port" if port else "choose another --host"
+            raise InvalidRequest(f"{host}:{port} cannot be listened at: {error.strerror or error}", fix=fix) from error
+        listening.set_inheritable(False)
+        yield listening
+
+
+def _host(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

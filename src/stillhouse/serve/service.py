@@ -1,0 +1,113 @@
+"""A server without its doors: who asks, what is drawn, what is kept."""
+
+import sqlite3
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stillhouse.errors import NotAllowed, RuntimeMissing
+from stillhouse.serve.caller import Caller
+from stillhouse.serve.front import Front, front_of
+from stillhouse.serve.patient import Patient, told_of
+from stillhouse.serve.settings import Settings
+from stillhouse.serve.store.database import connect
+from stillhouse.serve.store.jobs import JobStore
+from stillhouse.serve.store.keys import anybody, caller_of, find_key
+from stillhouse.serve.ticket import Closed, Ticket
+from stillhouse.units import read_bytes, read_seconds
+
+if TYPE_CHECKING:
+    from stillhouse.serve.tracing import Tracing
+
+
+@dataclass(slots=True)
+class Service:
+    """Everything behind the doors. One loop owns it.
+
+    Args:
+        settings: what the server was told.
+        front: takes orders.
+        patient: takes jobs.
+        connection: the database; only used in the store's thread.
+        untraced: sends the last spans.
+    """
+
+    settings: Settings
+    front: Front
+    patient: Patient
+    connection: sqlite3.Connection
+    untraced: Callable[[], None]
+
+    async def caller(self, token: str | None, address: str) -> Caller:
+        """Who asks.
+
+        Args:
+            token: of the Authorization header, without "Bearer".
+            address: of the client; only where no keys are needed.
+
+        Raises:
+            NotAllowed: a key is needed and there is none, or it is not known.
+        """
+        if not self.settings.keys:
+            return anybody(self.settings.tiers, address)
+        if not token:
+            raise NotAllowed("a request without a key", allowed="Authorization: Bearer KEY", is_known=False)
+        key = await self.patient.ask(find_key, self.connection, token)
+        return caller_of(key, self.settings.tiers)
+
+    async def keep(self, ticket: Ticket, closed: Closed) -> None:
+        """Keep a picture that was drawn at the door, so that it can be fetched later."""
+        order, tier = ticket.order, ticket.job.tier.name
+        store = self.patient.store
+        await self.patient.ask(store.add, ticket.id, order.caller.key, tier, ticket.request, order.format)
+        told = told_of(ticket, closed)
+        await self.patient.ask(store.end, ticket.id, "drawn", closed.content, "", told)
+
+    def open(self) -> None:
+        """Start the workers, and go on with the jobs that were left."""
+        self.front.open()
+        self.patient.open()
+
+    async def close(self) -> None:
+        """Take nothing more, end what was begun, and leave."""
+        await self.front.drain(read_seconds(self.settings.drain))
+        await self.patient.close()
+        self.front.close()
+        self.connection.close()
+        self.untraced()
+
+
+def service_of(settings: Settings, cache: Path | None = None, broken: Callable[[str], None] | None = None) -> Service:
+    """A service that was told this, not yet open.
+
+    Args:
+        settings: what it is told.
+        cache: directory of compiled networks.
+        broken: called when a worker cannot open a pipeline.
+
+    Raises:
+        UnknownModel, PipelineError: a tier's pipeline that cannot be served.
+        InvalidRequest: the data directory cannot be used.
+        RuntimeMissing: spans are wanted, and nothing is installed that sends them.
+    """
+    front = front_of(settings, cache, **({"broken": broken} if broken else {}))
+    spans = _spans() if settings.tracing else None
+    if spans:
+        front.traced = spans.picture
+    data = Path(settings.data)
+    connection = connect(data)
+    store = JobStore(connection, data)
+    keep, kept = read_seconds(settings.keep), read_bytes(settings.kept)
+    patient = Patient(front, store, keep, kept)
+    return Service(settings, front, patient, connection, spans.close if spans else lambda: None)
+
+
+def _spans() -> "Tracing":
+    try:
+        module = import_module("stillhouse.serve.tracing")
+    except ModuleNotFoundError as error:
+        raise RuntimeMissing(f"{error.name} is not installed", fix="pip install 'stillhouse[telemetry]'") from error
+    found: Tracing = module.tracing()
+    return found

@@ -1,0 +1,1 @@
+"""What outlives the server: keys and jobs, in SQLite, and the pictures of jobs beside it."""

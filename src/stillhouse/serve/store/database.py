@@ -1,0 +1,64 @@
+"""The database: one SQLite file in WAL mode, which survives `kill -9` with everything that was committed."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from stillhouse.errors import InvalidRequest
+
+FILE = "stillhouse.sqlite3"
+VERSION = 1
+_SCHEMA = """
+create table keys (
+    name text primary key, hash blob not null, tier text not null, is_admin integer not null default 0,
+    weight real, rate real, burst real, daily real, created real not null, revoked real
+) strict;
+create table jobs (
+    id text primary key, key text not null, tier text not null, state text not null, request text not null,
+    format text not null, created real not null, ended real, error text not null default '',
+    told text not null default '{}', bytes integer not null default 0
+) strict;
+create index jobs_by_state on jobs (state, created);
+create index jobs_by_key on jobs (key, created);
+create table usage (key text primary key, day integer not null, used real not null) strict;
+"""
+
+
+def connect(directory: Path) -> sqlite3.Connection:
+    """The database of a data directory, made where there is none. To be used from one thread at a time.
+
+    Raises:
+        InvalidRequest: the directory cannot be used, or the database is of another version.
+    """
+    path = directory / FILE
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
+        connection.row_factory = sqlite3.Row
+        connection.execute("pragma journal_mode = wal")
+        connection.execute("pragma synchronous = full")
+        found = connection.execute("pragma user_version").fetchone()[0]
+        if found == 0:
+            with transaction(connection):
+                if connection.execute("pragma user_version").fetchone()[0] == 0:
+                    for statement in _SCHEMA.split(";"):
+                        connection.execute(statement)
+                    connection.execute(f"pragma user_version = {VERSION}")
+    except (OSError, sqlite3.DatabaseError) as error:
+        raise InvalidRequest(f"{path} cannot be used: {error}", fix="choose another directory") from error
+    if found not in (0, VERSION):
+        raise InvalidRequest(f"{path} is of version {found}", allowed=f"version {VERSION}", fix="update stillhouse")
+    return connection
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """All of it or nothing, and no other writer in between."""
+    connection.execute("begin immediate")
+    try:
+        yield
+    except BaseException:
+        connection.execute("rollback")
+        raise
+    connection.execute("commit")

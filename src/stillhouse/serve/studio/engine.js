@@ -1,0 +1,80 @@
+/** The engine as it is now: a light at the top of the page, and behind it what is drawn and what waits. */
+
+import { read } from "./api.js";
+import { find, make } from "./element.js";
+import { all, isOver, watch } from "./pieces.js";
+
+/** Milliseconds between two looks: while something of ours is drawn or the panel is open, and else. */
+const OFTEN = 600;
+const SELDOM = 4000;
+const NAMES = { ready: "Ready", starting: "Warming up", draining: "Closing", gone: "No answer", locked: "Wants a key" };
+const NOTHING = { running: 0, waiting: 0, pending_seconds: 0, pictures: [], workers: [], policy: null };
+
+let timer = 0;
+let isAllowed = false;
+
+/** Look as long as the page is seen, and the server lets us. */
+export function openEngine() {
+  find("#engine-panel").addEventListener("toggle", look);
+  document.addEventListener("visibilitychange", look);
+  watch((what) => what === "added" && look());
+}
+
+/** Look, or look no more: without a key that is known there is nothing to see. */
+export function allow(isKnown) {
+  isAllowed = isKnown;
+  if (isKnown) look();
+  else show({ ...NOTHING, status: "locked" });
+}
+
+async function look() {
+  clearTimeout(timer);
+  if (document.hidden || !isAllowed) return;
+  const isNear = find("#engine-panel").matches(":popover-open") || !all().every(isOver);
+  let state = { ...NOTHING, status: "gone" };
+  try {
+    state = await read("/v1/state");
+  } catch {
+    // That nobody answers is what is shown.
+  }
+  show(state);
+  clearTimeout(timer);
+  timer = setTimeout(look, isNear ? OFTEN : SELDOM);
+}
+
+function show(state) {
+  const light = find("#engine");
+  light.dataset.status = state.status;
+  const busy = [state.running && `${state.running} drawing`, state.waiting && `${state.waiting} waiting`].filter(Boolean);
+  const isPlain = state.status === "ready" && busy.length > 0;
+  find("#engine-words").textContent = [isPlain ? null : NAMES[state.status], ...busy].filter(Boolean).join(" · ");
+  if (!find("#engine-panel").matches(":popover-open")) return;
+  const ready = state.workers.filter((worker) => worker.ready).length;
+  find("#engine-facts").replaceChildren(
+    ...term("Engine", NAMES[state.status]),
+    ...term("Workers", `${ready} of ${state.workers.length} ready`),
+    ...term("Work ahead", `${state.pending_seconds.toFixed(1)} s`),
+    ...(state.policy ? term("Order of work", state.policy) : []),
+  );
+  find("#engine-queue").replaceChildren(...state.pictures.map(row));
+  find("#engine-idle").hidden = state.pictures.length > 0;
+}
+
+function row(picture) {
+  const share = picture.evaluations ? picture.index / picture.evaluations : 0;
+  const how = picture.drawn_as === picture.tier ? "" : ` as ${picture.drawn_as}`;
+  const stands = picture.index ? `${picture.index} of ${picture.evaluations}` : "waiting";
+  const late = picture.seconds > picture.promise;
+  return make(
+    "li",
+    {},
+    make("span", {}, `${picture.tier}${how}, ${picture.size.replace("x", " × ")}`),
+    make("span", { class: "soft" }, stands),
+    make("progress", { max: 1, value: share, "aria-label": `${picture.tier}, ${stands}` }),
+    make("span", { class: "soft" }, `${picture.seconds.toFixed(1)} s of ${picture.promise.toFixed(1)} s promised${late ? ", late" : ""}`),
+  );
+}
+
+function term(name, value) {
+  return [make("dt", {}, name), make("dd", {}, value)];
+}

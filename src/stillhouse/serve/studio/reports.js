@@ -1,0 +1,20 @@
+/** Acceleration reports of those pipelines that have one: a link, and a look at them without leaving the page. */
+
+import { button, find, make } from "./element.js";
+
+/** Offer the reports of these models; nothing where there are none. */
+export function offerReports(models) {
+  const having = models.filter((one) => one.report);
+  find("#reports").hidden = having.length === 0;
+  find("#report-list").replaceChildren(...having.map((one) => make("li", {}, button(one.id, () => open(one.id), { class: "link" }))));
+}
+
+function open(name) {
+  const address = `/studio/report.html?model=${encodeURIComponent(name)}`;
+  const dialog = find("#report-dialog");
+  find("#report-title").textContent = `How ${name} was accelerated`;
+  find("#report-alone").href = address;
+  find("#report-frame").src = address;
+  dialog.addEventListener("close", () => find("#report-frame").removeAttribute("src"), { once: true });
+  dialog.showModal();
+}

@@ -1,0 +1,71 @@
+/** What OpenAPI's schemas say, in words. */
+
+/** The schema itself where another one is referred to. */
+export function resolved(document, schema) {
+  if (!schema?.$ref) return schema ?? {};
+  return schema.$ref
+    .slice(2)
+    .split("/")
+    .reduce((part, name) => part[name], document);
+}
+
+/** "a whole number, or nothing", "png, jpeg or webp". */
+export function typeOf(document, schema) {
+  const real = resolved(document, schema);
+  if (real.enum) return either(real.enum.map((value) => (value === null ? "nothing" : JSON.stringify(value))));
+  if ("const" in real) return JSON.stringify(real.const);
+  const several = real.oneOf ?? real.anyOf;
+  if (several) return either(several.map((one) => typeOf(document, one)));
+  if (Array.isArray(real.type)) return either(real.type.map((type) => plain({ ...real, type })));
+  return plain(real);
+}
+
+/** Its fields: `{ name, type, isNeeded, told }`, the needed ones first. */
+export function fieldsOf(document, schema) {
+  const real = resolved(document, schema);
+  const needed = new Set(real.required ?? []);
+  return Object.entries(real.properties ?? {})
+    .map(([name, one]) => ({ name, type: typeOf(document, one), isNeeded: needed.has(name), told: noteOf(document, one) }))
+    .sort((one, other) => other.isNeeded - one.isNeeded);
+}
+
+/** Bounds, the default and the description, as one sentence or none. */
+export function noteOf(document, schema) {
+  const real = resolved(document, schema);
+  const parts = [
+    real.description,
+    real.minimum === undefined ? null : `from ${real.minimum}`,
+    real.maximum === undefined ? null : `up to ${real.maximum}`,
+    real.maxLength === undefined ? null : `at most ${real.maxLength} characters`,
+    usual(schema.default ?? real.default),
+  ];
+  return parts.filter(Boolean).join("; ");
+}
+
+/** A small example of a body. */
+export function exampleOf(document, schema) {
+  const example = {};
+  for (const { name, type, isNeeded } of fieldsOf(document, schema)) {
+    if (isNeeded) example[name] = name === "prompt" ? "a big red circle" : type.startsWith("a text") ? "…" : 1;
+  }
+  return example;
+}
+
+function plain({ type, format, contentEncoding, items }) {
+  if (contentEncoding === "binary" || format === "binary") return "a file";
+  const names = { string: "a text", integer: "a whole number", number: "a number", boolean: "true or false", null: "nothing" };
+  if (type === "array") return items ? "a list" : "a list of anything";
+  return names[type] ?? (type === "object" ? "an object" : "anything");
+}
+
+function either(words) {
+  const flat = [...new Set(words.flatMap((word) => word.split(/, or |, /)))];
+  const known = flat.filter((word) => word !== "nothing");
+  const all = [known.join(", "), ...(flat.length > known.length ? ["nothing"] : [])];
+  return all.filter(Boolean).join(", or ");
+}
+
+function usual(value) {
+  if (value === undefined || value === null || value === "") return null;
+  return `${JSON.stringify(value)} where nothing is said`;
+}

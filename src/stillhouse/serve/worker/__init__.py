@@ -1,0 +1,1 @@
+"""The process that draws, and the hand that the server holds it by."""

@@ -1,0 +1,246 @@
+"""The process that draws: `python -m stillhouse.serve.worker.process FD`, where FD is one end of a pipe.
+
+Its main thread is the engine's loop: read what was asked, tick, tell. A second one decodes. It ends when the other end
+of the pipe does, and the system ends it with its parent.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from threading import Lock
+
+from stillhouse.errors import StillhouseError
+from stillhouse.models.load import load
+from stillhouse.models.pipeline import Draft, Pipeline
+from stillhouse.serve.cost import Cost, Curve
+from stillhouse.serve.drawing import drafted, group_of, measured, walk_of
+from stillhouse.serve.engine import End, Engine, Tick
+from stillhouse.serve.job import Group, Job
+from stillhouse.serve.policy import POLICIES
+from stillhouse.serve.worker.finisher import Finished, Finisher, Seen
+from stillhouse.serve.worker.message import (
+    Asked,
+    Broken,
+    Cancel,
+    Draw,
+    Ended,
+    Moved,
+    Opening,
+    Preview,
+    Ready,
+    Told,
+    decode_asked,
+    decode_opening,
+    encode,
+)
+from stillhouse.serve.worker.residents import Residents
+
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(slots=True)
+class Denoising:
+    """`engine.Device` that leaves the decoding to the finisher: its result is a draft."""
+
+    pipelines: Residents
+
+    def begin(self, job: Job) -> None:
+        """Encode the prompt, lay out the latents."""
+        job.draft = self.pipelines[job.group.pipeline].start(job.request)
+        self.pipelines.fit()
+
+    def advance(self, jobs: Sequence[Job]) -> None:
+        """Move every picture by one evaluation, in one batch."""
+        self.pipelines[jobs[0].group.pipeline].advance([drafted(job) for job in jobs])
+
+    def finish(self, job: Job) -> Draft:
+        """Clean latents."""
+        return drafted(job)
+
+
+@dataclass(slots=True)
+class _Told:
+    """What is known of a job beside what the engine knows."""
+
+    asked: Draw
+    previews: frozenset[int]
+    begun: float = 0.0
+    denoised: float = 0.0
+    peers: int = 0
+    ticks: int = 0
+
+
+@dataclass(slots=True)
+class Worker:
+    """The loop of one device.
+
+    Args:
+        connection: to the server.
+        engine: draws.
+        pipelines: what it draws with.
+    """
+
+    connection: Connection
+    engine: Engine
+    pipelines: Residents
+    _jobs: dict[str, tuple[Job, _Told]] = field(default_factory=dict)
+    _finisher: Finisher = field(init=False)
+    _sending: Lock = field(default_factory=Lock)
+
+    def __post_init__(self) -> None:
+        self._finisher = Finisher(self._decoded)
+
+    def run(self) -> None:
+        """Draw until the server is gone."""
+        self._finisher.start()
+        try:
+            while True:
+                self._listen()
+                if self.engine.jobs:
+                    self._tick()
+        except (EOFError, ConnectionError):
+            return
+
+    def _listen(self) -> None:
+        """Take everything that was asked; wait where there is nothing else to do."""
+        while self.connection.poll(0 if self.engine.jobs else None):
+            self._take(decode_asked(self.connection.recv_bytes()))
+
+    def _take(self, asked: Asked) -> None:
+        if isinstance(asked, Cancel):
+            self._finisher.forget(asked.id)
+            if end := self.engine.cancel(asked.id):
+                self._end(end)
+            return
+        try:
+            manifest = self.pipelines[asked.pipeline].manifest
+            walk = walk_of(manifest, asked.request)
+            group = group_of(asked.pipeline, asked.request)
+            expires = float("inf") if asked.expires is None else asked.expires
+            job = Job(asked.id, asked.tier, asked.key, group, walk, asked.request, expires)
+            self.engine.submit(job)
+        except StillhouseError as error:
+            self._tell(Ended(asked.id, "failed", error=str(error), fault=type(error).__name__))
+            return
+        self._jobs[asked.id] = job, _Told(asked, previews_at(asked.previews, len(walk.rows)))
+
+    def _tick(self) -> None:
+        began = time.monotonic()
+        tick = self.engine.tick()
+        if tick.moved:
+            self._tell(self._moved(tick))
+        for job in tick.moved:
+            told = self._jobs[job.id][1]
+            told.begun = told.begun or began
+            told.ticks += 1
+            told.peers += len(tick.moved) - 1
+            told.denoised = time.monotonic()
+            if job.index in told.previews and not job.is_done:
+                self._finisher.preview(job.id, self.pipelines[job.group.pipeline], drafted(job))
+        for end in tick.ends:
+            self._end(end)
+
+    def _moved(self, tick: Tick) -> Moved:
+        group = tick.moved[0].group
+        rows = sum(job.walk.rows[job.index - 1] for job in tick.moved)
+        pace = self.engine.cost.pace.get(group, 1.0)
+        return Moved([job.id for job in tick.moved], group, rows, tick.seconds, pace)
+
+    def _end(self, end: End) -> None:
+        job, told = self._jobs[end.job.id]
+        if end.outcome == "drawn":
+            self._finisher.finish(job.id, self.pipelines[job.group.pipeline], end.result, told.asked.format)
+            return
+        del self._jobs[job.id]
+        self._finisher.forget(job.id)
+        fault = type(end.error).__name__ if end.error else ""
+        self._tell(Ended(job.id, end.outcome, error=str(end.error or ""), fault=fault))
+
+    def _decoded(self, one: Finished | Seen) -> None:
+        """In the finisher's thread."""
+        if isinstance(one, Seen):
+            self._tell(Preview(one.id, one.index, one.content))
+            return
+        job, told = self._jobs.pop(one.id)
+        self._tell(
+            Ended(
+                one.id,
+                "failed" if one.error else "drawn",
+                one.content,
+                error=str(one.error or ""),
+                fault=type(one.error).__name__ if one.error else "",
+                waited=told.begun - job.arrived,
+                denoised=told.denoised - told.begun,
+                finished=time.monotonic() - told.denoised,
+                peers=told.peers / told.ticks,
+            )
+        )
+
+    def _tell(self, told: Told) -> None:
+        with self._sending:
+            self.connection.send_bytes(encode(told))
+
+
+def previews_at(count: int, evaluations: int) -> frozenset[int]:
+    """After which evaluations a picture is shown, if it is shown so many times before it is done.
+
+    >>> sorted(previews_at(3, 8)), sorted(previews_at(3, 2))
+    ([2, 4, 6], [1])
+    """
+    return frozenset(part * evaluations // (count + 1) for part in range(1, count + 1)) - {0}
+
+
+def curves(pipelines: Residents) -> dict[Group, Curve]:
+    """What pictures of every pipeline's own size cost here and now."""
+    found = {}
+    for name in pipelines:
+        pipeline = pipelines[name]
+        defaults = pipeline.manifest.defaults
+        group = Group(name, defaults.width, defaults.height)
+        found[group] = measured(pipeline, group)
+    return found
+
+
+def main() -> None:
+    """Open, measure, and draw until the server is gone."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # Ctrl-C reaches the whole group of processes, and so does what service managers send; the server decides when a
+    # worker ends.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    connection = Connection(int(sys.argv[1]))
+    try:
+        opening = decode_opening(connection.recv_bytes())
+    except EOFError:
+        return
+    pipelines = Residents(lambda name: _opened(opening, name), tuple(opening.pipelines), opening.memory)
+    try:
+        found = dict(opening.curves) or curves(pipelines)
+    except StillhouseError as error:
+        connection.send_bytes(encode(Broken(str(error))))
+        return
+    connection.send_bytes(encode(Ready(list(found.items()))))
+    engine = Engine(Denoising(pipelines), POLICIES[opening.policy], Cost(found), time.monotonic)
+    Worker(connection, engine, pipelines).run()
+
+
+def _opened(opening: Opening, name: str) -> Pipeline:
+    return load(
+        opening.pipelines[name],
+        backend=opening.backend,
+        precision=opening.precision,
+        threads=opening.threads,
+        cache=Path(opening.cache) if opening.cache else None,
+    )
+
+
+if __name__ == "__main__":
+    main()
+    # Runtimes may wait for their threads at exit, and nothing is left to be written.
+    os._exit(0)

@@ -1,0 +1,88 @@
+"""`stillhouse bench-serve` against a server of a few lines."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from stillhouse.cli import main
+from stillhouse.cli.bench_serve import told
+from stillhouse.serve.load.report import Report, Row
+from tests.cli.conftest import Refused
+from tests.serve.load.fake import PICTURE, Fake, framed
+
+KINDS = ("--kind", "free=0.8:steps=3:alone=0.5", "--kind", "pro=0.2:steps=35:alone=5")
+
+
+def test_the_table_has_a_line_for_each_kind_and_the_file_every_figure(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ("--rate", "200", "--count", "40", "--flood", "3@0.05:pro", "--json", "load.json")
+    with Fake() as server:
+        assert main(["bench-serve", "--url", server.url, *KINDS, *few]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"{server.url}: 200 requests a second, ")
+    assert "alone: free 500 ms, pro 5.00 s; kept: answered within 3 times as long" in said
+    assert [line.split("  ")[0] for line in said.splitlines()[3:8]] == ["kind", "free", "pro", "pro, flood", "all"]
+    report = json.loads((here / "load.json").read_text())
+    assert report["alone"] == {"free": 0.5, "pro": 5.0}
+    assert report["rows"][-1]["sent"] == report["rows"][-1]["answered"] == 43
+    assert report["rows"][-1]["goodput"] == 1.0
+    assert {"late_mean", "late_most", "processor", "doubts"} <= report.keys()
+
+
+def test_the_default_kinds_are_the_default_servers_and_their_seconds_are_measured(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with Fake() as server:
+        assert main(["bench-serve", "--url", server.url, "--rate", "200", "--count", "5"]) == 0
+        assert {call.told["model"] for call in server.calls} == {"free", "pro"}
+
+
+def test_a_server_that_answers_nobody_is_a_no(capsys: pytest.CaptureFixture[str]) -> None:
+    with Fake(lambda call: framed(503, b"the queue is full")) as server:
+        assert main(["bench-serve", "--url", server.url, *KINDS, "--rate", "200", "--count", "5"]) == 1
+    assert "answer 503: the queue is full" in capsys.readouterr().out
+
+
+def test_doubts_and_what_is_not_known_are_told() -> None:
+    row = Row("all", 2, 0, 1, {"503": 1, "cut off": 1}, None, None, None, None, None, 0.0, 0.0)
+    report = Report(
+        "http://here", "openai", 2.0, 0.5, {"free": 0.05}, 9.0, (row,), {}, 0.02, 0.5, 0.01, ("it was late",)
+    )
+    lines = told(report, 3.0).splitlines()
+    assert lines[4].split() == [
+        "all",
+        "2",
+        "0",
+        "1",
+        "-",
+        "-",
+        "-",
+        "-",
+        "0.0%",
+        "0.00",
+        "503:",
+        "1,",
+        "cut",
+        "off:",
+        "1",
+    ]
+    assert lines[-2:] == [
+        "sent 20.0 ms late in the mean, 500 ms at most; sending took 1.0% of a core",
+        "in doubt: it was late",
+    ]
+
+
+def test_mistakes_are_explained(refused: Refused) -> None:
+    assert "NAME=SHARE" in refused("bench-serve", "--kind", "free")
+    assert "no field of a kind 'stepp'" in refused("bench-serve", "--kind", "free=1:stepp=3")
+    assert "N@SECONDS:KIND" in refused("bench-serve", "--flood", "many")
+    assert "sum of all shares" in refused("bench-serve", "--kind", "free=0.5")
+    assert "no kind 'gold'" in refused("bench-serve", "--flood", "3@1:gold")
+    assert "not allowed with" in refused("bench-serve", "--load", "0.5", "--rate", "3")
+    assert "http://HOST:PORT" in refused("bench-serve", "--url", "localhost")
+    assert "up to" not in refused("bench-serve", "--rate", "1e9")
+    with Fake(lambda call: framed(200, PICTURE)) as server:
+        pass
+    assert "nobody answers" in refused("bench-serve", "--url", server.url)

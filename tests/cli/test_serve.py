@@ -1,0 +1,88 @@
+"""`stillhouse serve` and `stillhouse keys`: the command line goes before the file; mistakes exit with 2."""
+
+import socket
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+import pytest
+
+from stillhouse.cli import main
+from stillhouse.cli.serve import declare, settings_of
+from stillhouse.serve.settings import Settings, embedded
+
+
+def parsed(*words: str) -> Namespace:
+    parser = ArgumentParser()
+    declare(parser)
+    return parser.parse_args(words)
+
+
+def test_without_arguments_the_embedded_model_is_served_here_only() -> None:
+    assert settings_of(parsed()) == Settings(embedded())
+    assert settings_of(parsed()).host == "127.0.0.1"
+
+
+def test_the_command_line_goes_before_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "stillhouse.toml"
+    path.write_text('port = 9000\npolicy = "fifo"\n[tiers.pro]\npipeline = "shapes"\nweight = 3\n')
+    settings = settings_of(
+        parsed("pro=mine", "free=yours", "--config", str(path), "--port", "9001", "--keys", "--grpc-port", "-1")
+    )
+    assert (settings.port, settings.policy, settings.keys, settings.grpc_port) == (9001, "fifo", True, None)
+    assert (settings.tiers["pro"].pipeline, settings.tiers["pro"].weight) == ("mine", 3)
+    assert settings.tiers["free"].pipeline == "yours"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["serve", "pro="], "allowed: TIER=PIPELINE"),
+        (["serve", "pro=nowhere"], "there is no model 'nowhere'"),
+        (["serve", "--config", "none.toml"], "there is no file none.toml"),
+        (["serve", "--policy", "fiffo"], "fifo"),
+        (["serve", "--port", "70000"], "port is 70000"),
+        (["serve", "--memory", "much"], "allowed: a size"),
+        (["keys", "add", "--tier", "por"], "did you mean 'pro'"),
+        (["keys", "add", "--rate", "0"], "rate is 0"),
+        (["keys", "revoke"], "without a name"),
+        (["keys", "revoke", "none"], "no key 'none' in use"),
+    ],
+)
+def test_a_mistake_is_told_and_nothing_is_started(
+    words: list[str],
+    told: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_an_address_in_use_is_told_before_anything_is_opened(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        assert main(["serve", "--port", str(port)]) == 2
+    assert f"127.0.0.1:{port} cannot be listened at" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_keys_are_added_listed_and_revoked(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["keys", "add", "--tier", "pro", "--rate", "1000"]) == 0
+    shown = capsys.readouterr().out.strip()
+    name = shown.split("-")[1]
+    assert main(["keys", "list"]) == 0
+    listed = capsys.readouterr().out
+    assert name in listed and "1000" in listed and "in use" in listed and shown not in listed
+    assert main(["keys", "revoke", name]) == 0
+    main(["keys", "list"])
+    assert "revoked" in capsys.readouterr().out

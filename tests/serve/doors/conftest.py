@@ -1,0 +1,30 @@
+"""One server for all tests of the doors: they ask for different things, and nobody notices the others."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.serve.running import Running, running
+
+SETTINGS = """
+queue = 64
+body = "4MiB"
+pixels = 65536
+[tiers.free]
+pipeline = "shapes"
+steps = 3
+lateness = 1000
+[tiers.pro]
+pipeline = "shapes"
+steps = 12
+weight = 2
+lateness = 1000
+"""
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp("server")
+    (folder / "stillhouse.toml").write_text(SETTINGS, encoding="utf-8")
+    with running("--config", "stillhouse.toml", cwd=folder) as server:
+        yield server

@@ -1,0 +1,112 @@
+"""The job store: an accepted job is there after anything, ends once, and is forgotten in time."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stillhouse.core import ImageRequest
+from stillhouse.errors import Refused
+from stillhouse.serve.store import jobs
+from stillhouse.serve.store.database import connect
+from stillhouse.serve.store.jobs import JobStore
+
+ASKED = ImageRequest("a red circle", seed=2**63 - 1, steps=3, guidance_interval=(0.2, 0.8))
+
+
+class Time:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[JobStore]:
+    connection = connect(tmp_path)
+    yield JobStore(connection, tmp_path, Time())
+    connection.close()
+
+
+def fields(request: ImageRequest) -> dict[str, object]:
+    return {name: getattr(request, name) for name in ImageRequest.__dataclass_fields__}
+
+
+def test_a_job_is_read_back_as_it_was_asked_for_by_another_server(store: JobStore) -> None:
+    store.add("one", "key", "free", ASKED, "png")
+    again = JobStore(connect(store.directory), store.directory)
+    (record,) = again.queued(10)
+    assert fields(again.request(record)) == fields(ASKED)
+    again.connection.close()
+
+
+def test_images_are_kept_until_the_end_and_no_longer(store: JobStore) -> None:
+    image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    mask = np.full((64, 64), 255, np.uint8)
+    record = store.add("one", "key", "free", ImageRequest("", image=image, mask=mask), "png")
+    request = store.request(record)
+    assert request.image is not None and request.mask is not None
+    np.testing.assert_array_equal(request.image, image)
+    np.testing.assert_array_equal(request.mask, mask)
+    assert len(list((store.directory / "inputs").iterdir())) == 2
+    store.end("one", "cancelled")
+    assert not list((store.directory / "inputs").iterdir())
+
+
+def test_a_job_has_one_end(store: JobStore) -> None:
+    record = store.add("one", "key", "free", ASKED, "png")
+    assert store.end("one", "drawn", b"picture", told={"seed": 7})
+    assert not store.end("one", "failed", error="late")
+    found = store.get("one")
+    assert found and (found.state, found.error, found.told, found.bytes) == ("drawn", "", {"seed": 7}, 7)
+    assert store.picture(record).read_bytes() == b"picture"
+    assert not store.end("none", "drawn")
+
+
+def test_the_same_job_asked_for_twice_is_one_job(store: JobStore) -> None:
+    first = store.add("one", "key", "free", ASKED, "png")
+    store.end("one", "drawn", b"picture")
+    again = store.add("one", "key", "free", ASKED, "png")
+    assert (again.state, again.created) == ("drawn", first.created)
+    assert not store.queued(10)
+
+
+def test_the_first_of_every_key_goes_before_the_second_of_any(store: JobStore) -> None:
+    for name, key in (("a1", "a"), ("a2", "a"), ("a3", "a"), ("b1", "b"), ("c1", "c"), ("b2", "b")):
+        store.add(name, key, "free", ASKED, "png")
+    assert [record.id for record in store.queued(10)] == ["a1", "b1", "c1", "a2", "b2", "a3"]
+    assert [record.id for record in store.queued(2, ["a1", "c1"])] == ["b1", "a2"]
+
+
+def test_a_key_sees_its_own_the_latest_first(store: JobStore) -> None:
+    for name, key in (("a1", "a"), ("b1", "b"), ("a2", "a")):
+        store.add(name, key, "free", ASKED, "png")
+    assert [record.id for record in store.list("a")] == ["a2", "a1"]
+    assert [record.id for record in store.list(None, 2)] == ["a2", "b1"]
+    latest = store.list("a")[0]
+    assert [record.id for record in store.list("a", before=latest.created)] == ["a1"]
+
+
+def test_only_so_many_wait(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "MOST_QUEUED", 1)
+    store.add("one", "key", "free", ASKED, "png")
+    with pytest.raises(Refused) as refused:
+        store.add("two", "key", "free", ASKED, "png")
+    assert refused.value.reason == "jobs"
+    store.end("one", "failed", error="no")
+    store.add("two", "key", "free", ASKED, "png")
+
+
+def test_what_ended_is_forgotten_when_it_is_old_or_there_is_too_much_of_it(store: JobStore) -> None:
+    for number in range(4):
+        store.add(f"{number}", "key", "free", ASKED, "png")
+    for number in range(3):
+        store.end(f"{number}", "drawn", b"x" * 100)
+    assert store.forget(keep=1e9, kept=1000) == 0
+    assert store.forget(keep=1e9, kept=250) == 1
+    assert [record.id for record in store.list(None)] == ["3", "2", "1"]
+    assert store.forget(keep=0.5, kept=1000) == 2
+    assert [record.id for record in store.list(None)] == ["3"]
+    assert not list((store.directory / "pictures").iterdir())

@@ -1,0 +1,48 @@
+"""One browser, and one server, for all tests of the studio; each test has a page in a profile of its own."""
+
+from collections.abc import Iterator
+from shutil import copytree
+from typing import Any
+
+import pytest
+
+from stillhouse.models.load import find
+from tests.serve.running import Running, running
+from tests.serve.studio.browser import chromium, opened, ready
+
+SETTINGS = """
+queue = 64
+[tiers.free]
+pipeline = "shapes"
+steps = 3
+lateness = 1000
+[tiers.pro]
+pipeline = "reported"
+steps = 12
+lateness = 1000
+"""
+REPORT = """<!doctype html><title>t</title><style>h1 { color: rgb(1, 2, 3) }</style>
+<h1>2x as fast</h1><script>top.x = 1</script>"""
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp("studio")
+    (folder / "stillhouse.toml").write_text(SETTINGS, encoding="utf-8")
+    copytree(find("shapes"), folder / "reported")
+    (folder / "reported" / "report.html").write_text(REPORT, encoding="utf-8")
+    with running("--config", "stillhouse.toml", cwd=folder) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")  # while it is open, no test of this process can have a loop of its own
+def browser() -> Iterator[Any]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(browser: Any, server: Running) -> Iterator[Any]:
+    with opened(browser, server.url) as page:
+        ready(page)
+        yield page

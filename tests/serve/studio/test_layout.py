@@ -1,0 +1,105 @@
+"""For everybody: by keyboard alone, by name, on narrow windows, in light and dark; and the page of the API."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from tests.serve.running import Running
+from tests.serve.studio.browser import (
+    ask,
+    done,
+    expect,
+    is_focused,
+    opened,
+    overflow,
+    ready,
+)
+
+
+def test_everything_can_be_done_from_the_keyboard(page: Any) -> None:
+    page.keyboard.press("Tab")
+    expect(page.locator(".skip")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator("#prompt")).to_be_focused()
+    page.keyboard.type("a big green square")
+    _tab_to(page, "#draw")
+    page.keyboard.press("Enter")
+    done(page)
+    _tab_to(page, ".frame .actions button")
+    assert page.evaluate("document.activeElement.textContent") == "Again"
+    page.keyboard.press("Enter")
+    expect(page.locator("#cards .card")).to_have_count(2)
+    done(page)
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
+
+
+def test_every_control_has_a_name(page: Any) -> None:
+    ask(page, "a circle")
+    done(page)
+    nameless = page.evaluate("""() => [...document.querySelectorAll("button, input, textarea, select, a, progress")]
+      .filter((one) => !(one.textContent.trim() || one.getAttribute("aria-label") || one.labels?.length || one.title))
+      .map((one) => one.outerHTML)""")
+    assert nameless == []
+    assert page.locator("img:not([alt])").count() == 0
+
+
+@pytest.mark.parametrize("width", [360, 768, 1280])
+def test_nothing_is_wider_than_the_window(browser: Any, server: Running, width: int) -> None:
+    with opened(browser, server.url, viewport={"width": width, "height": 740}) as page:
+        ready(page)
+        page.locator(".more").evaluate("(more) => (more.open = true)")
+        assert overflow(page) == 0
+        if width < 700:
+            page.get_by_label("Compare").check()
+        ask(page, "a very long prompt about aVeryLongWordThatDoesNotEndAndGoesOnAndOnAndOnAndOnAndOn " * 3)
+        done(page, 2 if width < 700 else 1)
+        page.locator("details summary").last.click()
+        assert overflow(page) == 0
+        page.locator("#engine").click()
+        assert overflow(page) == 0
+        page.goto(f"{server.url}/docs")
+        page.locator(".operation").first.wait_for()
+        assert overflow(page) == 0
+
+
+def test_dark_follows_the_system_until_the_switch_says_otherwise(browser: Any, server: Running) -> None:
+    with opened(browser, server.url, color_scheme="dark") as page:
+        ready(page)
+        assert _brightness(page) < 60
+        switch = page.get_by_role("switch", name="Dark")
+        expect(switch).to_have_attribute("aria-checked", "true")
+        switch.click()
+        assert _brightness(page) > 200
+        page.reload()
+        assert _brightness(page) > 200
+        switch.click()
+        assert _brightness(page) < 60
+        assert page.evaluate("localStorage.getItem('stillhouse.theme')") is None
+
+
+def test_the_page_of_the_api_lists_every_operation(browser: Any, server: Running) -> None:
+    document = json.loads(server.get("/docs/openapi.json")[1])
+    operations = sum(len(item) for item in document["paths"].values())
+    with opened(browser, f"{server.url}/docs") as page:
+        page.locator(".operation").first.wait_for()
+        assert page.locator(".operation").count() == operations
+        drawing = page.locator("#post-v1-images-generations")
+        expect(drawing).to_contain_text("negative_prompt")
+        expect(drawing.locator(".fields")).to_contain_text("needed")
+        page.locator(".contents").get_by_role("link", name="Draw pictures").click()
+        assert page.url.endswith("#post-v1-images-generations")
+
+
+def _brightness(page: Any) -> float:
+    levels = re.findall(r"[\d.]+", page.evaluate("getComputedStyle(document.body).backgroundColor"))
+    return sum(map(float, levels[:3])) / 3
+
+
+def _tab_to(page: Any, selector: str) -> None:
+    for _ in range(60):
+        if is_focused(page, selector):
+            return
+        page.keyboard.press("Tab")
+    raise AssertionError(f"{selector} cannot be reached with Tab")

@@ -1,0 +1,139 @@
+"""Drawing in a real browser: previews, comparing, again and vary, the gallery, stopping, the engine's light."""
+
+import re
+from typing import Any
+
+from tests.serve.running import Running
+from tests.serve.studio.browser import (
+    LONG,
+    TIMES,
+    ask,
+    done,
+    expect,
+    picture,
+    pixels,
+    ready,
+    told,
+)
+
+
+def test_a_picture_is_drawn_and_its_request_told(page: Any) -> None:
+    ask(page, "a big red circle on a blue background", seed="7")
+    frame = done(page)
+    expect(frame.locator(".told")).to_contain_text("seed 7")
+    expect(page.locator("#stage h2")).to_have_text("a big red circle on a blue background")
+    assert (told(frame, "Seed"), told(frame, "Steps"), told(frame, "Size")) == ("7", "3", f"64 {TIMES} 64")
+    drawn = pixels(frame)
+    assert (drawn["width"], drawn["height"]) == (64, 64)
+    assert picture(frame).get_attribute("alt").startswith("a big red circle on a blue background")
+    expect(page.locator("#live")).to_contain_text(re.compile(r"Drawn by free in [\d.]+ seconds, seed 7"))
+
+
+def test_enter_in_the_prompt_draws_and_without_a_seed_each_picture_has_another(page: Any) -> None:
+    page.locator("#prompt").fill("a small green cross")
+    page.keyboard.press("Enter")
+    first = told(done(page), "Seed")
+    page.locator("#prompt").press("Enter")
+    expect(page.locator("#cards .card")).to_have_count(2)
+    assert told(done(page), "Seed") != first
+
+
+def test_the_largest_seed_is_sent_and_told_to_the_last_digit(page: Any) -> None:
+    ask(page, "a circle", seed=str(2**63 - 1))
+    assert told(done(page), "Seed") == str(2**63 - 1)
+
+
+def test_previews_come_before_the_picture(page: Any) -> None:
+    page.evaluate("""() => {
+      window.seen = [];
+      new MutationObserver((changes) => {
+        const added = changes.flatMap((change) => [...change.addedNodes]);
+        seen.push(...added.filter((one) => one.src).map((one) => one.src.split(",")[0]));
+      }).observe(document.querySelector("#stage"), { childList: true, subtree: true });
+    }""")
+    ask(page, "a big yellow square", **LONG)
+    bar = page.locator(".frame [role=progressbar]")
+    expect(bar).to_be_visible()
+    page.locator('.looks img[src^="data:image/webp"]').first.wait_for()
+    assert 0 < int(bar.get_attribute("aria-valuenow")) < 100
+    done(page)
+    expect(bar).to_be_hidden()
+    seen = page.evaluate("seen")
+    assert seen.count("data:image/webp;base64") >= 2
+    assert seen[-1].startswith("blob:") and not any(one.startswith("blob:") for one in seen[:-1])
+
+
+def test_compare_draws_every_tier_with_one_seed(page: Any) -> None:
+    page.get_by_label("Compare").check()
+    ask(page, "a big purple triangle")
+    frames = done(page, 2)
+    assert [frame.get_attribute("data-model") for frame in frames.all()] == ["free", "pro"]
+    assert len({told(frame, "Seed") for frame in frames.all()}) == 1
+    assert [told(frame, "Steps") for frame in frames.all()] == ["3", "12"]
+    boxes = [frame.bounding_box() for frame in frames.all()]
+    assert boxes[0]["y"] == boxes[1]["y"] and boxes[0]["x"] < boxes[1]["x"]
+
+
+def test_again_is_the_identical_picture_and_vary_another(page: Any) -> None:
+    ask(page, "a big cyan cross", steps="5")
+    frame = done(page)
+    first, seed = pixels(frame), told(frame, "Seed")
+    frame.get_by_role("button", name="Again").click()
+    expect(page.locator("#cards .card")).to_have_count(2)
+    frame = done(page)
+    assert (told(frame, "Seed"), told(frame, "Steps")) == (seed, "5")
+    assert pixels(frame) == first
+    page.locator("#cards .card").first.get_by_role("button", name="Vary").click()
+    expect(page.locator("#cards .card")).to_have_count(3)
+    frame = done(page)
+    assert told(frame, "Seed") != seed
+    assert pixels(frame) != first
+
+
+def test_the_gallery_outlives_the_page(page: Any) -> None:
+    ask(page, "a small white circle on a black background", seed="11")
+    first = pixels(done(page))
+    page.reload()
+    ready(page)
+    card = page.locator("#cards .card")
+    expect(card).to_have_count(1)
+    expect(card).to_contain_text("seed 11")
+    card.get_by_role("button", name="Show").click()
+    frame = done(page)
+    assert pixels(frame) == first
+    frame.get_by_role("button", name="Again").click()
+    expect(card).to_have_count(2)
+    assert pixels(done(page)) == first
+    page.locator("#clear-gallery").click()
+    page.get_by_role("button", name="Delete them").click()
+    expect(page.locator("#gallery")).to_be_hidden()
+    page.reload()
+    ready(page)
+    expect(card).to_have_count(0)
+
+
+def test_stop_ends_the_drawing_at_the_server_too(page: Any, server: Running) -> None:
+    ask(page, "a circle", steps="150", width="256", height="256")
+    page.get_by_role("button", name="Stop").click()
+    expect(page.locator('.frame[data-state="stopped"]')).to_contain_text("Stopped")
+    page.wait_for_function("async () => (await (await fetch('/v1/state')).json()).pictures.length === 0")
+    page.locator("#steps").fill("2")
+    for side in ("width", "height"):
+        page.locator(f"#{side}").fill("")
+    page.get_by_role("button", name="Dismiss").click()
+    expect(page.locator("#cards .card")).to_have_count(0)
+    expect(page.locator(".invitation")).to_be_visible()
+
+
+def test_the_engine_tells_what_it_draws(page: Any) -> None:
+    page.locator("#engine").click()
+    expect(page.locator("#engine-facts")).to_contain_text("1 of 1 ready")
+    expect(page.locator("#engine-idle")).to_be_visible()
+    page.keyboard.press("Escape")
+    ask(page, "a circle", **{**LONG, "width": "256", "height": "256"})
+    expect(page.locator("#engine-words")).to_contain_text("1 drawing")
+    page.locator("#engine").click()
+    expect(page.locator("#engine-queue")).to_contain_text(f"free, 256 {TIMES} 256")
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Stop").click()
+    expect(page.locator("#engine-words")).to_have_text("Ready")

@@ -1,0 +1,115 @@
+"""Starting from a picture: from the gallery, from a file, with a mask painted by mouse, finger and keyboard."""
+
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from tests.serve.running import Running
+from tests.serve.studio.browser import (
+    TIMES,
+    ask,
+    done,
+    expect,
+    opened,
+    overflow,
+    pixels,
+    ready,
+    told,
+)
+
+
+def test_a_painted_mask_is_sent_and_only_what_is_painted_changes(page: Any) -> None:
+    ask(page, "a big red circle on a white background", seed="3", steps="12")
+    before = pixels(done(page))
+    page.get_by_role("button", name="Start from it").click()
+    expect(page.locator("#start-size")).to_have_text(f"64 {TIMES} 64")
+    page.get_by_role("button", name="Paint a mask").click()
+    box = page.locator("#mask-canvas").bounding_box()
+    page.mouse.move(box["x"] + 0.1 * box["width"], box["y"] + 0.15 * box["height"])
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.9 * box["width"], box["y"] + 0.15 * box["height"], steps=8)
+    page.mouse.up()
+    page.get_by_role("button", name="Use this mask").click()
+    expect(page.locator("#start-size")).to_have_text(f"64 {TIMES} 64, with a mask")
+    with page.expect_request("**/v1/images/edits") as asked:
+        ask(page, "a blue background", seed="4")
+    content = asked.value.post_data_buffer or b""
+    assert b'name="image"' in content and b'name="mask"' in content and b'name="strength"' in content
+    expect(page.locator("#cards .card")).to_have_count(2)
+    after = pixels(done(page))
+    far, near = _changed(before, after, 40, 64), _changed(before, after, 4, 14)
+    assert near > 2 * far + 5, (near, far)
+
+
+def test_a_mask_is_erased_undone_cleared_and_painted_by_keyboard(page: Any) -> None:
+    ask(page, "a circle")
+    done(page)
+    page.get_by_role("button", name="Start from it").click()
+    page.locator("#start-mask").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#mask-canvas")).to_be_focused()
+    assert _painted(page) == 0
+    page.keyboard.press("Space")
+    spot = _painted(page)
+    page.keyboard.press("Shift+ArrowRight")
+    assert _painted(page) > spot > 0
+    page.get_by_role("button", name="Undo").click()
+    assert _painted(page) == spot
+    page.get_by_text("Eraser").click()
+    page.locator("#mask-canvas").press("Space")
+    assert _painted(page) == 0
+    page.get_by_role("button", name="Undo").click()
+    page.get_by_role("button", name="Clear", exact=True).last.click()
+    assert _painted(page) == 0
+    page.get_by_role("button", name="Use this mask").click()
+    expect(page.locator("#start-size")).to_have_text(f"64 {TIMES} 64")
+
+
+def test_a_finger_paints_a_mask(browser: Any, server: Running) -> None:
+    phone = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
+    with opened(browser, server.url, **phone) as page:
+        ready(page)
+        ask(page, "a circle")
+        done(page)
+        page.get_by_role("button", name="Start from it").tap()
+        page.get_by_role("button", name="Paint a mask").tap()
+        box = page.locator("#mask-canvas").bounding_box()
+        touch = page.context.new_cdp_session(page)
+        for kind, x in (("touchStart", 0.3), ("touchMove", 0.5), ("touchMove", 0.7), ("touchEnd", None)):
+            places = [{"x": box["x"] + x * box["width"], "y": box["y"] + 0.5 * box["height"]}] if x else []
+            touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": places})
+        assert _painted(page) > 0
+        assert overflow(page) == 0
+        page.get_by_role("button", name="Use this mask").tap()
+        expect(page.locator("#start-size")).to_contain_text("with a mask")
+
+
+def test_a_file_is_fitted_to_the_model_and_drawn_from(page: Any, tmp_path: Path) -> None:
+    Image.new("RGB", (600, 400), (200, 30, 30)).save(tmp_path / "photo.jpg")
+    page.locator("#start-file").set_input_files(tmp_path / "photo.jpg")
+    expect(page.locator("#start-size")).to_have_text(f"80 {TIMES} 48")
+    ask(page, "a circle", seed="1")
+    assert told(done(page), "Size") == f"80 {TIMES} 48"
+    (tmp_path / "text.png").write_text("no picture", encoding="utf-8")
+    page.get_by_role("button", name="Remove", exact=True).click()
+    page.locator("#start-file").set_input_files(tmp_path / "text.png")
+    expect(page.locator("#start-error")).to_contain_text("cannot be read as a picture")
+
+
+def _changed(before: dict[str, Any], after: dict[str, Any], first: int, last: int) -> float:
+    """Mean difference of levels between two rows."""
+    row = 4 * before["width"]
+    pairs = zip(before["levels"][first * row : last * row], after["levels"][first * row : last * row], strict=True)
+    differences = [abs(one - other) for one, other in pairs]
+    return sum(differences) / len(differences)
+
+
+def _painted(page: Any) -> int:
+    """Pixels of the mask that are painted."""
+    return int(
+        page.locator("#mask-canvas").evaluate("""(canvas) => {
+          const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+          return data.filter((level, place) => place % 4 === 3 && level > 127).length;
+        }""")
+    )

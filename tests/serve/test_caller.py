@@ -1,0 +1,73 @@
+"""Meters: what a key asks for never exceeds its rate and its day, and what was refused is not counted."""
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stillhouse.serve.caller import DAY, Caller, Meter
+
+SLOW = Caller("k", "free", frozenset({"free"}), rate=10.0, burst=100.0)
+
+
+class Time:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@given(st.lists(st.tuples(st.floats(0, 30), st.floats(1, 100)), max_size=60))
+def test_no_stretch_of_time_gets_more_than_the_bucket_and_what_flowed_in(asked: list[tuple[float, float]]) -> None:
+    time = Time()
+    meter = Meter(time)
+    taken: list[tuple[float, float]] = []
+    for pause, amount in asked:
+        time.now += pause
+        wait = meter.charge(SLOW, amount)
+        if wait == 0:
+            taken.append((time.now, amount))
+        else:
+            assert 0 < wait <= 10.0
+    for first, (begin, _) in enumerate(taken):
+        for last in range(first, len(taken)):
+            assert sum(amount for _, amount in taken[first : last + 1]) <= 100 + 10 * (taken[last][0] - begin) + 1e-6
+
+
+@given(st.floats(1, 100), st.floats(1, 100))
+def test_whoever_comes_back_when_told_is_served(first: float, second: float) -> None:
+    time = Time()
+    meter = Meter(time)
+    assert meter.charge(SLOW, first) == 0
+    time.now += meter.charge(SLOW, second) * (1 + 1e-9)
+    assert time.now == 0 or meter.charge(SLOW, second) == 0
+
+
+def test_a_picture_larger_than_the_bucket_needs_a_full_one_and_leaves_a_debt() -> None:
+    time = Time()
+    meter = Meter(time)
+    assert meter.charge(SLOW, 300.0) == 0
+    assert meter.charge(SLOW, 1.0) == 20.1
+
+
+def test_a_day_ends_at_midnight() -> None:
+    time = Time()
+    meter = Meter(time)
+    daily = replace(SLOW, rate=None, burst=None, daily=50.0)
+    time.now = DAY - 60
+    assert meter.charge(daily, 40.0) == 0
+    assert meter.charge(daily, 20.0) == 60.0
+    time.now = DAY
+    assert meter.charge(daily, 50.0) == 0
+
+
+def test_what_is_given_back_may_be_asked_for_again() -> None:
+    meter = Meter(Time())
+    assert meter.charge(SLOW, 100.0) == 0
+    meter.give_back(SLOW, 100.0)
+    assert meter.charge(SLOW, 100.0) == 0
+
+
+def test_a_key_without_limits_is_never_refused() -> None:
+    meter = Meter(Time())
+    assert all(meter.charge(Caller("k", "free", frozenset()), 1e12) == 0 for _ in range(10))

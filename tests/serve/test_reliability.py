@@ -1,0 +1,269 @@
+"""What the server promises, each line by real processes: nobody is lost, nobody is doubled, nobody hangs."""
+
+import base64
+import json
+import os
+import random
+import re
+import signal
+import socket
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from stillhouse.models.load import load
+from stillhouse.serve.store.database import connect
+from stillhouse.serve.store.keys import add_key
+from tests.serve.running import Running, running, start, wait_until
+
+KINDS = ("application/json", "multipart/form-data", "multipart/form-data; boundary=x", "text/plain")
+PROMPT = "a small red circle left of a big blue square"
+SETTINGS = """
+[tiers.free]
+pipeline = "shapes"
+steps = 3
+lateness = 10000
+[tiers.pro]
+pipeline = "shapes"
+steps = 35
+lateness = 10000
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "stillhouse.toml").write_text(SETTINGS, encoding="utf-8")
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def alone() -> NDArray[np.uint8]:
+    return load("shapes").generate(PROMPT, seed=7, steps=3).image
+
+
+def asked(**fields: Any) -> dict[str, Any]:
+    return {"prompt": PROMPT, "model": "free", "seed": 7, **fields}
+
+
+def draw(server: Running, **fields: Any) -> tuple[int, bytes]:
+    return server.send("POST", "/v1/images/generations", asked(**fields))
+
+
+def pixels(content: bytes) -> NDArray[np.uint8]:
+    return np.array(Image.open(BytesIO(base64.b64decode(json.loads(content)["data"][0]["b64_json"]))))
+
+
+def counted(server: Running, name: str) -> float:
+    """The sum of a counter over its labels."""
+    text = server.get("/metrics")[1].decode()
+    return sum(float(line.split()[-1]) for line in text.splitlines() if re.match(rf"stillhouse_{name}[ {{]", line))
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_worker_may_be_killed_at_any_moment(folder: Path, alone: NDArray[np.uint8]) -> None:
+    dice = random.Random(0)
+    with running("--config", "stillhouse.toml", cwd=folder) as server, ThreadPoolExecutor(8) as pool:
+        answers: list[Future[tuple[int, bytes]]] = []
+        for _ in range(4):
+            answers += [pool.submit(draw, server) for _ in range(6)]
+            time.sleep(dice.uniform(0.0, 0.3))
+            for worker in server.workers():
+                os.kill(worker, signal.SIGKILL)
+            assert not server.is_ready() or server.workers()
+            wait_until(server.is_ready)
+        statuses = [answer.result()[0] for answer in answers]
+        assert set(statuses) <= {200, 503}
+        for answer in answers:
+            status, content = answer.result()
+            if status == 200:
+                np.testing.assert_array_equal(pixels(content), alone)
+        status, content = draw(server)
+        assert status == 200 and counted(server, "worker_deaths_total") >= 3
+        np.testing.assert_array_equal(pixels(content), alone)
+
+
+def test_a_picture_whose_worker_died_is_drawn_again_and_is_the_same(folder: Path) -> None:
+    with running("--config", "stillhouse.toml", cwd=folder) as server, ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(draw, server, model="pro", steps=100)
+        wait_until(lambda: json.loads(server.get("/v1/state")[1])["running"] == 1)
+        (worker,) = server.workers()
+        os.kill(worker, signal.SIGKILL)
+        wait_until(lambda: not server.is_ready())
+        began = time.monotonic()
+        status, content = draw(server)
+        assert status == 503 and time.monotonic() - began < 1.0
+        assert b"no worker is ready" in content
+        status, content = answer.result()
+        assert status == 200
+        np.testing.assert_array_equal(pixels(content), load("shapes").generate(PROMPT, seed=7, steps=100).image)
+
+
+def test_accepted_jobs_survive_the_death_of_everything_and_are_drawn_once(
+    folder: Path, alone: NDArray[np.uint8]
+) -> None:
+    names: list[str] = []
+    for round_ in range(3):
+        with running("--config", "stillhouse.toml", cwd=folder) as server:
+            for _ in range(8):
+                status, content = server.send("POST", "/v1/jobs", asked())
+                assert status == 202
+                names.append(json.loads(content)["id"])
+            workers = server.workers()
+            if round_ < 2:
+                time.sleep(0.1)
+                server.process.kill()
+                server.process.wait()
+                wait_until(lambda workers=workers: not any(map(is_alive, workers)))
+                continue
+            wait_until(lambda: all(state(server, name) == "drawn" for name in names))
+            for name in names:
+                status, content = server.get(f"/v1/jobs/{name}/picture")
+                assert status == 200
+                np.testing.assert_array_equal(np.array(Image.open(BytesIO(content))), alone)
+            listed = [one["id"] for one in json.loads(server.get("/v1/jobs")[1])["data"]]
+            assert sorted(listed) == sorted(names)
+
+
+def state(server: Running, name: str) -> str:
+    told: str = json.loads(server.get(f"/v1/jobs/{name}")[1])["state"]
+    return told
+
+
+def test_who_leaves_is_drawn_no_further(folder: Path) -> None:
+    with running("--config", "stillhouse.toml", cwd=folder) as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        body = json.dumps(asked(model="pro", steps=150)).encode()
+        lines = ("POST /v1/images/generations HTTP/1.1", "Host: x", "Content-Type: application/json")
+        head = "\r\n".join((*lines, f"Content-Length: {len(body)}", "", ""))
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(head.encode() + body)
+            wait_until(lambda: json.loads(server.get("/v1/state")[1])["running"] == 1)
+        wait_until(lambda: not json.loads(server.get("/v1/state")[1])["pictures"])
+        assert counted(server, "cancelled_total") == 1
+        evaluations = counted(server, "step_seconds_count")
+        assert draw(server)[0] == 200
+        # Three evaluations of the second picture, and at most one that was under way when the first was cancelled.
+        assert counted(server, "step_seconds_count") <= evaluations + 4
+
+
+def test_a_cancelled_job_frees_its_place_within_one_tick(folder: Path) -> None:
+    with running("--config", "stillhouse.toml", cwd=folder) as server:
+        name = json.loads(server.send("POST", "/v1/jobs", asked(model="pro", steps=150))[1])["id"]
+        wait_until(lambda: state(server, name) == "running")
+        status, content = server.send("DELETE", f"/v1/jobs/{name}")
+        assert (status, json.loads(content)["state"]) == (200, "cancelled")
+        done = counted(server, "step_seconds_count")
+        assert json.loads(server.get("/v1/state")[1])["pictures"] == []
+        assert counted(server, "step_seconds_count") == done
+        assert server.get(f"/v1/jobs/{name}/picture")[0] == 409
+
+
+def test_a_server_that_leaves_ends_what_it_began_and_takes_nothing_more(folder: Path) -> None:
+    with running("--config", "stillhouse.toml", cwd=folder) as server, ThreadPoolExecutor(2) as pool:
+        answers = [pool.submit(draw, server, model="pro", steps=60) for _ in range(2)]
+        wait_until(lambda: json.loads(server.get("/v1/state")[1])["running"] >= 1)
+        workers = server.workers()
+        server.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: server.get("/health/ready")[0] == 503)
+        status, content = draw(server)
+        assert status == 503 and b"being shut down" in content
+        assert [answer.result()[0] for answer in answers] == [200, 200]
+        assert server.process.wait(30) == 0
+        wait_until(lambda: not any(map(is_alive, workers)))
+
+
+def test_no_worker_outlives_its_server(folder: Path) -> None:
+    server = start("--config", "stillhouse.toml", cwd=folder)
+    wait_until(server.workers)
+    workers = server.workers()
+    server.process.kill()
+    server.process.wait()
+    wait_until(lambda: not any(map(is_alive, workers)), 10.0)
+    server.close()
+
+
+def test_keys_are_needed_where_the_settings_say_so_and_are_never_written(folder: Path) -> None:
+    settings = f"keys = true\n{SETTINGS}"
+    (folder / "stillhouse.toml").write_text(settings, encoding="utf-8")
+    connection = connect(folder / "stillhouse-data")
+    free, admin = add_key(connection, "free"), add_key(connection, "pro", is_admin=True)
+    connection.close()
+    with running("--config", "stillhouse.toml", cwd=folder) as server:
+
+        def status(key: str | None, method: str, path: str, body: object = None) -> int:
+            headers = {"authorization": f"Bearer {key}"} if key else {}
+            return server.send(method, path, body, **headers)[0]
+
+        path = "/v1/images/generations"
+        assert status(None, "POST", path, asked()) == 401
+        assert status(free + "x", "POST", path, asked()) == 401
+        assert status(free, "POST", path, asked()) == 200
+        assert status(free, "POST", path, asked(model="pro")) == 403
+        assert status(admin, "POST", path, asked(model="pro", steps=3)) == 200
+        name = json.loads(server.send("POST", "/v1/jobs", asked(), authorization=f"Bearer {admin}")[1])["id"]
+        for method, place in (("GET", ""), ("GET", "/events"), ("GET", "/picture"), ("DELETE", "")):
+            assert status(free, method, f"/v1/jobs/{name}{place}") == 404
+            assert status(None, method, f"/v1/jobs/{name}{place}") == 401
+        assert json.loads(server.send("GET", "/v1/jobs", authorization=f"Bearer {free}")[1])["data"] == []
+        log = json.dumps(server.log)
+        assert "a job ended" in log
+        for key in (free, admin):
+            assert key not in log and key.split("-", 2)[2] not in log
+        assert PROMPT not in log
+    for file in (folder / "stillhouse-data").rglob("*"):
+        if file.is_file():
+            assert free.split("-", 2)[2].encode() not in file.read_bytes()
+
+
+def test_overload_is_refused_and_the_server_stays_as_it_was(folder: Path) -> None:
+    (folder / "stillhouse.toml").write_text(SETTINGS.replace("10000", "2"), encoding="utf-8")
+    with running("--config", "stillhouse.toml", cwd=folder) as server, ThreadPoolExecutor(32) as pool:
+        answers = [answer.result() for answer in [pool.submit(draw, server) for _ in range(200)]]
+        statuses = [status for status, _ in answers]
+        assert set(statuses) == {200, 429}
+        assert statuses.count(200) >= 10
+        assert counted(server, "rejected_total") == statuses.count(429)
+        assert draw(server)[0] == 200
+
+
+def test_what_nobody_would_send_is_answered(folder: Path) -> None:
+    with running("--config", "stillhouse.toml", cwd=folder) as server:
+        bodies = [
+            b"",
+            b"{",
+            b"[]",
+            b"null",
+            b'"x"',
+            b'{"prompt": 1}',
+            b"\xff\xfe",
+            b'{"prompt": "\\ud800"}',
+            b"[" * 9999,
+        ]
+        for path in ("/v1/images/generations", "/v1/jobs", "/v1/images/edits"):
+            for body in bodies:
+                for kind in KINDS:
+                    status, content = server.send("POST", path, body, content_type=kind)
+                    assert 400 <= status < 500, (path, body, kind, status, content)
+        for path in ("/v1/jobs/../../etc/passwd", "/v1/pictures/..%2f..%2fstillhouse.sqlite3", "/v1/jobs/%00", "/x"):
+            assert server.get(path)[0] == 404
+        host, port = server.url.removeprefix("http://").split(":")
+        for raw in (b"\0" * 100, b"GET / HTTP/9.9\r\n\r\n", b"POST /v1/jobs HTTP/1.1\r\nContent-Length: -1\r\n\r\n"):
+            with socket.create_connection((host, int(port)), timeout=10) as connection:
+                connection.sendall(raw)
+                connection.shutdown(socket.SHUT_WR)
+                connection.recv(4096)
+        assert draw(server)[0] == 200
+        assert not [line for line in server.log if line.get("level") == "error"]

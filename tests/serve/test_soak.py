@@ -1,0 +1,93 @@
+"""Hours in minutes: ten thousand requests, and a minute of three times what the machine can do."""
+
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stillhouse.measure.memory import resident
+from tests.serve.running import Running, running
+
+pytestmark = pytest.mark.large
+
+REQUESTS = 10_000
+SETTINGS = '[tiers.free]\npipeline = "shapes"\nsteps = 1\nlateness = {lateness}\n'
+ASKED = {"prompt": "a red circle", "steps": 1, "guidance": 1.0}
+MEGABYTE = 1 << 20
+
+
+def ask(server: Running, number: int) -> int:
+    """Every fourth request is one that is refused, every sixteenth an accepted job."""
+    if number % 16 == 0:
+        return server.send("POST", "/v1/jobs", {**ASKED, "seed": number})[0]
+    fields: dict[str, Any] = {**ASKED, "seed": number, **({"steps": 0} if number % 4 == 0 else {})}
+    return server.send("POST", "/v1/images/generations", fields)[0]
+
+
+def used(server: Running) -> dict[str, int]:
+    folder = Path(f"/proc/{server.process.pid}")
+    return {
+        "bytes": resident(server.process.pid),
+        "descriptors": len(list((folder / "fd").iterdir())),
+        "threads": len(list((folder / "task").iterdir())),
+    }
+
+
+def test_ten_thousand_requests_leave_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "stillhouse.toml").write_text('kept = "1MiB"\n' + SETTINGS.format(lateness=1000))
+    looks: list[dict[str, int]] = []
+    with running("--config", "stillhouse.toml", cwd=tmp_path) as server, ThreadPoolExecutor(4) as pool:
+        for part in range(10):
+            numbers = range(part * REQUESTS // 10, (part + 1) * REQUESTS // 10)
+            statuses = set(pool.map(lambda number: ask(server, number), numbers))
+            assert statuses <= {200, 202, 400}
+            looks.append(used(server))
+    print(json.dumps(looks))
+    after = looks[2:]
+    slope = np.polyfit(np.arange(len(after)), [look["bytes"] for look in after], 1)[0]
+    assert slope < MEGABYTE, f"{slope / MEGABYTE:.2f} MB in a thousand requests"
+    assert after[-1]["descriptors"] <= after[0]["descriptors"] + 4
+    assert after[-1]["threads"] <= after[0]["threads"] + 2
+
+
+def test_three_times_what_it_can_do_for_a_minute_costs_a_tenth_of_its_best(tmp_path: Path) -> None:
+    (tmp_path / "stillhouse.toml").write_text(SETTINGS.format(lateness=1).replace("steps = 1", "steps = 8"))
+    fields = {"prompt": "a red circle", "seed": 7}
+    with running("--config", "stillhouse.toml", cwd=tmp_path) as server:
+        alone = min(seconds(server, fields)[1] for _ in range(10))
+        capacity = 1 / alone
+        best = max(served(server, fields, load * capacity, 20.0, 3 * alone) for load in (0.7, 0.9, 1.0))
+        before = used(server)
+        under = served(server, fields, 3 * capacity, 60.0, 3 * alone)
+        print(json.dumps({"capacity": capacity, "best": best, "under": under}))
+        assert under >= 0.9 * best
+        assert used(server)["bytes"] < before["bytes"] + 64 * MEGABYTE
+
+
+def seconds(server: Running, fields: dict[str, Any]) -> tuple[int, float]:
+    began = time.monotonic()
+    status, _ = server.send("POST", "/v1/images/generations", fields)
+    return status, time.monotonic() - began
+
+
+def served(server: Running, fields: dict[str, Any], rate: float, length: float, promise: float) -> float:
+    """Pictures a second that came within their promise, of so many asked for a second."""
+    lock, kept = threading.Lock(), 0
+
+    def one(at: float) -> None:
+        nonlocal kept
+        time.sleep(max(0.0, at - time.monotonic()))
+        status, taken = seconds(server, fields)
+        with lock:
+            kept += status == 200 and taken <= promise
+
+    dice = np.random.default_rng(0)
+    moments = time.monotonic() + np.cumsum(dice.exponential(1 / rate, int(rate * length)))
+    with ThreadPoolExecutor(64) as pool:
+        list(pool.map(one, moments))
+    return kept / length

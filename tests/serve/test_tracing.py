@@ -1,0 +1,55 @@
+"""Spans: one a picture under the client's own, with what it waited for inside."""
+
+import pytest
+
+pytest.importorskip("opentelemetry.sdk")
+
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from stillhouse.core import ImageRequest
+from stillhouse.serve.caller import Caller
+from stillhouse.serve.job import Group, Job, Tier, Walk
+from stillhouse.serve.ticket import Closed, Order, Ticket
+from stillhouse.serve.tracing import tracing
+
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+PARENT = f"00-{TRACE}-b7ad6b7169203331-01"
+
+
+def spans(trace: str | None, closed: Closed) -> dict[str, ReadableSpan]:
+    exporter = InMemorySpanExporter()
+    told = tracing(SimpleSpanProcessor(exporter))
+    request = ImageRequest("a red circle", steps=3, width=64, height=64)
+    order = Order(request, Caller("k", "free", frozenset()), trace=trace)
+    job = Job("id", Tier("free"), "k", Group("shapes", 64, 64), Walk((2, 2, 2)), request)
+    told.picture(Ticket(order, job, "free", 1000.0), closed, 1006.0)
+    told.close()
+    return {span.name.removeprefix("stillhouse."): span for span in exporter.get_finished_spans()}
+
+
+def seconds(span: ReadableSpan) -> tuple[float, float]:
+    assert span.start_time is not None and span.end_time is not None
+    return span.start_time / 1e9, span.end_time / 1e9
+
+
+def test_a_picture_tells_what_it_waited_for() -> None:
+    found = spans(PARENT, Closed("drawn", waited=1.0, denoised=3.0, finished=2.0))
+    assert {name: seconds(span) for name, span in found.items()} == {
+        "picture": (1000.0, 1006.0),
+        "queue": (1000.0, 1001.0),
+        "denoise": (1001.0, 1004.0),
+        "finish": (1004.0, 1006.0),
+    }
+    picture = found["picture"]
+    assert picture.context is not None and f"{picture.context.trace_id:032x}" == TRACE
+    for name in ("queue", "denoise", "finish"):
+        parent = found[name].parent
+        assert parent is not None and parent.span_id == picture.context.span_id
+    assert picture.attributes is not None and picture.attributes["stillhouse.steps"] == 3
+
+
+def test_a_failed_one_is_an_error_and_without_a_client_s_span_it_has_no_parent() -> None:
+    picture = spans(None, Closed("failed", fault="WorkerDied"))["picture"]
+    assert picture.parent is None and not picture.status.is_ok and picture.status.description == "WorkerDied"
