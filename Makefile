@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-large train constraints clean
+.PHONY: help demo test lint bench bench-serve bench-large train constraints clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -30,6 +30,13 @@ bench: .venv/full.stamp ## measure against diffusers, and write the tables of th
 	$(BIN)/python -m benchmarks.speed
 	$(BIN)/python -m benchmarks.accelerate shapes
 	$(BIN)/python -m benchmarks.accelerate choice
+	$(BIN)/python -m benchmarks.policies
+	$(BIN)/python -m benchmarks.tick
+	$(BIN)/python -m benchmarks.tables
+
+bench-serve: .venv/full.stamp ## serve the same requests by this server and by others, an hour
+	$(BIN)/python -m benchmarks.serving
+	$(BIN)/python -m benchmarks.serving overhead
 	$(BIN)/python -m benchmarks.tables
 
 bench-large: .venv/full.stamp ## the size of Stable Diffusion 1.5: 5 GB of disk, some minutes

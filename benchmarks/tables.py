@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.record import RESULTS, recorded
+from benchmarks.serving import tables as serving
 from stillhouse.accelerate.candidate import Candidate
 from stillhouse.models.decode import decode
 
@@ -195,6 +196,8 @@ _TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "choice": _choice,
     "policies": _policies,
     "tick": _tick,
+    "serving": serving.serving,
+    "serving_overhead": serving.overhead,
 }
 _COMMANDS: Mapping[str, str] = {
     "speed": "python -m benchmarks.speed",
@@ -206,6 +209,8 @@ _COMMANDS: Mapping[str, str] = {
     "choice": "python -m benchmarks.accelerate choice",
     "policies": "python -m benchmarks.policies",
     "tick": "python -m benchmarks.tick",
+    "serving": "python -m benchmarks.serving",
+    "serving_overhead": "python -m benchmarks.serving overhead",
 }
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ import asyncio
 import gzip
 import json
 from collections.abc import Iterator
+from contextlib import closing
+from http.client import HTTPConnection
 from typing import Any
 
 import numpy as np
@@ -172,12 +174,21 @@ def test_a_picture_that_cannot_begin_in_time_is_not_begun(client: triton.Inferen
         (b'{"inputs": []}', {"inference_header_content_length": "none"}, 400),
         (b"\x1f\x8b not gzip", {"content_encoding": "gzip"}, 400),
         (gzip.compress(bytes(10**8)), {}, 400),
-        (b" " * (2 << 20), {}, 413),
     ],
 )
 def test_a_body_that_is_none_is_refused(server: Running, body: bytes, headers: dict[str, str], status: int) -> None:
     given, answer = server.send("POST", "/v2/models/free/infer", body, **headers)
     assert given == status and json.loads(answer)["error"]
+
+
+def test_a_body_that_is_too_long_is_refused_before_it_is_sent(server: Running) -> None:
+    connection = HTTPConnection(server.url.removeprefix("http://"))
+    with closing(connection):
+        connection.putrequest("POST", "/v2/models/free/infer")
+        connection.putheader("content-length", str(2 << 20))
+        connection.endheaders()
+        answer = connection.getresponse()
+        assert answer.status == 413 and json.loads(answer.read())["error"]
 
 
 def test_the_health_of_nothing_is_an_error_with_its_reason(server: Running) -> None:

@@ -16,10 +16,13 @@ from stillhouse.serve.doors.protocol import (
     check_model,
     check_outputs,
     described,
+    facts_of,
     order_of,
     terms_of,
 )
 from stillhouse.serve.doors.tensors import Given
+from stillhouse.serve.job import Group, Job, Tier, Walk
+from stillhouse.serve.ticket import Closed, Ticket
 
 CALLER = Caller("key", "free", frozenset(["free"]))
 PROMPT = Given("PROMPT", "BYTES", [1], ["a red circle"])
@@ -115,3 +118,12 @@ def test_metadata_names_the_inputs_that_a_pipeline_takes(manifest: Manifest) -> 
     assert told["outputs"][0] == {"name": "IMAGE", "datatype": "UINT8", "shape": [-1, -1, 3]}
     guided = described("free", replace(manifest, guidance_channels=256))
     assert "NEGATIVE_PROMPT" not in [tensor["name"] for tensor in guided["inputs"]]
+
+
+def test_an_answer_tells_how_it_went_and_never_hides_that_another_tier_drew_it() -> None:
+    order = order_of([PROMPT], {}, "pro", CALLER)
+    job = Job("one", Tier("pro"), "key", Group("shapes", 64, 64), Walk((2, 2)), order.request)
+    closed = Closed("drawn", waited=0.25, denoised=1.5, peers=0.5)
+    told = {"request_id": "one", "queue_ms": 250.0, "denoise_ms": 1500.0, "batch_peers": 0.5}
+    assert facts_of(Ticket(order, job, "pro", 0.0), closed) == told
+    assert facts_of(Ticket(order, job, "free", 0.0), closed) == {**told, "degraded_to": "free"}

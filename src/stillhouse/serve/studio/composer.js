@@ -37,7 +37,9 @@ export function openComposer(submitted) {
       refresh();
     });
   }
-  for (const shape of form.querySelectorAll("[data-shape]")) shape.addEventListener("click", () => reshape(shape.dataset.shape));
+  for (const one of form.querySelectorAll("[data-shape]")) {
+    one.addEventListener("click", () => reshape(one.dataset.shape));
+  }
   form.addEventListener("input", refresh);
   form.addEventListener("change", refresh);
 }
@@ -64,7 +66,7 @@ export function model() {
   return models.find((one) => one.id === find("#composer").elements.model?.value) ?? models[0] ?? null;
 }
 
-/** What is asked for: the fields of one request or of several with one seed. Throws Trouble where one makes no sense. */
+/** What is asked for: the fields of one request, or of several with one seed. Throws Trouble where one is no number. */
 export function asked({ hasStart }) {
   const form = find("#composer");
   const value = (name) => form.elements[name].value.trim();

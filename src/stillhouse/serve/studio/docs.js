@@ -25,7 +25,8 @@ function show(document) {
     ".",
   );
   for (const [name, operations] of groups) {
-    const first = operations.filter((one, number) => operations.findIndex(({ title }) => title === one.title) === number);
+    const titles = operations.map((one) => one.title);
+    const first = operations.filter((one, number) => titles.indexOf(one.title) === number);
     const links = first.map((one) => make("a", { href: `#${one.id}` }, one.title));
     find("#contents").append(make("div", {}, make("h2", {}, name), ...links));
     find("#operations").append(
@@ -67,8 +68,8 @@ function sectionOf(document, one) {
 function parameters(document, { parameters: given }) {
   if (!given.length) return [];
   const rows = given.map((one) => {
-    const told = [typeOf(document, one.schema), one.description ?? noteOf(document, one.schema)].filter(Boolean).join("; ");
-    return row(one.name, `in the ${one.in}`, one.required, told);
+    const note = one.description ?? noteOf(document, one.schema);
+    return row(one.name, `in the ${one.in}`, one.required, [typeOf(document, one.schema), note]);
   });
   return [make("h4", {}, "Parameters"), make("dl", { class: "fields" }, rows)];
 }
@@ -76,18 +77,22 @@ function parameters(document, { parameters: given }) {
 function bodies(document, { requestBody }) {
   return Object.entries(requestBody?.content ?? {}).flatMap(([type, { schema }]) => {
     const fields = fieldsOf(document, schema);
-    const rows = fields.map(({ name, type: kind, isNeeded, told }) => row(name, "", isNeeded, [isNeeded ? kind : kind.replace(/, or nothing$/, ""), told].filter(Boolean).join("; ")));
+    const rows = fields.map((one) => row(one.name, "", one.isNeeded, [one.type, one.told]));
     return [make("h4", {}, "Body ", make("code", { class: "soft" }, type)), make("dl", { class: "fields" }, rows)];
   });
 }
 
 function row(name, place, isNeeded, told) {
   const marks = [place, isNeeded && "needed"].filter(Boolean).join(", ");
-  return make("div", {}, make("dt", {}, make("code", {}, name), " ", make("span", { class: "needed" }, marks)), make("dd", {}, ...coded(told)));
+  const term = make("dt", {}, make("code", {}, name), " ", make("span", { class: "needed" }, marks));
+  const kind = isNeeded ? told[0] : told[0].replace(/, or nothing$/, "");
+  return make("div", {}, term, make("dd", {}, ...coded([kind, told[1]].filter(Boolean).join("; "))));
 }
 
 function answers({ responses = {} }) {
-  const list = Object.entries(responses).map(([status, { description }]) => make("li", {}, make("b", {}, status), ` ${description ?? ""}`));
+  const list = Object.entries(responses).map(([status, { description }]) =>
+    make("li", {}, make("b", {}, status), ` ${description ?? ""}`),
+  );
   return [make("h4", {}, "Answers"), make("ul", { class: "answers" }, list)];
 }
 
@@ -101,7 +106,8 @@ function example(document, { verb, path, requestBody }) {
       if (isNeeded) lines.push(kind === "a file" ? `-F ${name}=@picture.png` : `-F '${name}=a big red circle'`);
     }
   }
-  return make("details", {}, make("summary", {}, "With curl"), make("pre", { tabindex: 0 }, make("code", {}, lines.join(" \\\n  "))));
+  const text = make("pre", { tabindex: 0 }, make("code", {}, lines.join(" \\\n  ")));
+  return make("details", {}, make("summary", {}, "With curl"), text);
 }
 
 /** A text with `code` in it. */

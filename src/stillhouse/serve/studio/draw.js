@@ -6,7 +6,7 @@ import { readNote } from "./png.js";
 
 /** Previews of each picture: as many as the protocol allows. */
 export const PREVIEWS = 3;
-/** Pictures that are asked for at the same time. Browsers open six connections to a server, and some are needed else. */
+/** Pictures asked for at the same time. Browsers open six connections to a server, and the page needs some, too. */
 const MOST = 4;
 const NUMBERS = new Set(["seed", "steps", "guidance", "strength"]);
 
@@ -15,21 +15,40 @@ const line = [];
 
 /** Draw a piece as soon as there is room; whatever happens is told by `change`, and nothing is thrown. */
 export async function draw(piece) {
-  if (running >= MOST) await new Promise((resolve) => line.push(resolve));
-  running += 1;
+  const hasTurn = await turn(piece.abort.signal);
   try {
-    if (!piece.abort.signal.aborted) await drawNow(piece);
+    if (hasTurn) await drawNow(piece);
   } catch (error) {
     piece.trouble = error;
   } finally {
-    running -= 1;
-    line.shift()?.();
+    if (hasTurn) handOver();
   }
   if (!isOver(piece)) {
     piece.state = piece.abort.signal.aborted ? "stopped" : "failed";
     piece.look = null;
     change(piece);
   }
+}
+
+/** Wait for one's turn; false where one was stopped before it came. */
+function turn(signal) {
+  if (running < MOST) {
+    running += 1;
+    return true;
+  }
+  return new Promise((resolve) => {
+    line.push(resolve);
+    signal.addEventListener("abort", () => {
+      const place = line.indexOf(resolve);
+      if (place >= 0) line.splice(place, 1)[0](false);
+    });
+  });
+}
+
+function handOver() {
+  const next = line.shift();
+  if (next) next(true);
+  else running -= 1;
 }
 
 async function drawNow(piece) {

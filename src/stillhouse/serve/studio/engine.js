@@ -31,21 +31,24 @@ async function look() {
   clearTimeout(timer);
   if (document.hidden || !isAllowed) return;
   const isNear = find("#engine-panel").matches(":popover-open") || !all().every(isOver);
-  let state = { ...NOTHING, status: "gone" };
-  try {
-    state = await read("/v1/state");
-  } catch {
-    // That nobody answers is what is shown.
-  }
-  show(state);
+  show(await stateNow());
   clearTimeout(timer);
   timer = setTimeout(look, isNear ? OFTEN : SELDOM);
+}
+
+async function stateNow() {
+  try {
+    return await read("/v1/state");
+  } catch (trouble) {
+    return { ...NOTHING, status: trouble.status === 401 ? "locked" : "gone" };
+  }
 }
 
 function show(state) {
   const light = find("#engine");
   light.dataset.status = state.status;
-  const busy = [state.running && `${state.running} drawing`, state.waiting && `${state.waiting} waiting`].filter(Boolean);
+  const counts = { drawing: state.running, waiting: state.waiting };
+  const busy = Object.entries(counts).flatMap(([name, count]) => (count ? [`${count} ${name}`] : []));
   const isPlain = state.status === "ready" && busy.length > 0;
   find("#engine-words").textContent = [isPlain ? null : NAMES[state.status], ...busy].filter(Boolean).join(" · ");
   if (!find("#engine-panel").matches(":popover-open")) return;
@@ -64,14 +67,15 @@ function row(picture) {
   const share = picture.evaluations ? picture.index / picture.evaluations : 0;
   const how = picture.drawn_as === picture.tier ? "" : ` as ${picture.drawn_as}`;
   const stands = picture.index ? `${picture.index} of ${picture.evaluations}` : "waiting";
-  const late = picture.seconds > picture.promise;
+  const late = picture.seconds > picture.promise ? ", late" : "";
+  const time = `${picture.seconds.toFixed(1)} s of ${picture.promise.toFixed(1)} s promised${late}`;
   return make(
     "li",
     {},
     make("span", {}, `${picture.tier}${how}, ${picture.size.replace("x", " × ")}`),
     make("span", { class: "soft" }, stands),
     make("progress", { max: 1, value: share, "aria-label": `${picture.tier}, ${stands}` }),
-    make("span", { class: "soft" }, `${picture.seconds.toFixed(1)} s of ${picture.promise.toFixed(1)} s promised${late ? ", late" : ""}`),
+    make("span", { class: "soft" }, time),
   );
 }
 

@@ -95,11 +95,12 @@ export function frame(piece, acts, { isOneOfSeveral }) {
   }
 
   function captionOf() {
-    const name = make("p", { class: "who" }, make("strong", {}, piece.asked.model), " ", make("span", {}, facts(piece)));
+    const { model, seed } = piece.asked;
+    const who = make("p", { class: "who" }, make("strong", {}, model), " ", make("span", {}, facts(piece)));
     const degraded = piece.degraded && make("p", { class: "soft" }, `Drawn as ${piece.degraded}: the server was busy.`);
     return [
       isOneOfSeveral ? null : titleOf(piece),
-      make("div", { class: "told" }, name, isOneOfSeveral ? null : make("p", { class: "soft" }, `seed ${piece.asked.seed}`)),
+      make("div", { class: "told" }, who, !isOneOfSeveral && make("p", { class: "soft" }, `seed ${seed}`)),
       degraded,
       isDrawing() && make("div", { class: "actions" }, button("Stop", () => acts.stop(piece), { class: "plain" })),
       piece.state === "done" && done(),
@@ -117,7 +118,7 @@ export function frame(piece, acts, { isOneOfSeveral }) {
         { class: "actions" },
         button("Again", () => acts.again(piece), { class: "plain", title: "The same request once more" }),
         button("Vary", () => acts.vary(piece), { class: "plain", title: "The same request with another seed" }),
-        button("Start from it", () => acts.start(piece), { class: "plain", title: "Change this picture, or a part of it" }),
+        button("Start from it", () => acts.start(piece), { class: "plain", title: "Change it, or a part of it" }),
         make("a", { class: "plain", href: piece.look, download: name }, "Save"),
       ),
       make(
@@ -141,19 +142,19 @@ export function titleOf({ asked }) {
   return make("h2", { class: asked.prompt ? "title" : "title soft" }, asked.prompt || "Without a prompt");
 }
 
-function proportion(frame, { asked, resolved, start }) {
-  const size = resolved ? `${resolved.width}x${resolved.height}` : asked.size;
-  if (!size && start) return;
-  const [width, height] = (size ?? "1x1").split("x").map(Number);
+function proportion(frame, { asked, resolved, shape }) {
+  const size = resolved ? `${resolved.width}x${resolved.height}` : (asked.size ?? shape);
+  const [width, height] = (size ?? "").split("x").map(Number);
   if (width && height) frame.style.setProperty("--ratio", width / height);
 }
 
 function newRing() {
   const bar = makeShape("circle", { class: "bar", cx: 20, cy: 20, r: 16, pathLength: 100 });
   const told = make("span", {});
-  const drawing = makeShape("svg", { viewBox: "0 0 40 40", "aria-hidden": "true" }, makeShape("circle", { cx: 20, cy: 20, r: 16 }), bar);
-  const limits = { "aria-valuemin": 0, "aria-valuemax": 100 };
-  const element = make("div", { class: "ring", role: "progressbar", "aria-label": "Progress", ...limits }, drawing, told);
+  const whole = makeShape("circle", { cx: 20, cy: 20, r: 16 });
+  const drawing = makeShape("svg", { viewBox: "0 0 40 40", "aria-hidden": "true" }, whole, bar);
+  const said = { role: "progressbar", "aria-label": "Progress", "aria-valuemin": 0, "aria-valuemax": 100 };
+  const element = make("div", { class: "ring", ...said }, drawing, told);
   return {
     element,
     show(part, words) {

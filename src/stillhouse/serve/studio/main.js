@@ -25,12 +25,12 @@ const acts = {
     fill({ prompt });
     submit();
   },
-  again: (piece) => drawAll([newPiece(faithful(piece), piece.start, piece.mask)]),
-  vary: (piece) => drawAll([newPiece({ ...faithful(piece), seed: String(anySeed()) }, piece.start, piece.mask)]),
+  again: (piece) => drawAll([likeness(piece, { asked: faithful(piece) })]),
+  vary: (piece) => drawAll([likeness(piece, { asked: { ...faithful(piece), seed: String(anySeed()) } })]),
   retry(piece) {
-    const fresh = newPiece(piece.asked, piece.start, piece.mask, piece.group);
+    const { asked, group, place, when } = piece;
     remove([piece]);
-    drawAll([fresh]);
+    drawAll([likeness(piece, { asked, group, place, when })]);
   },
   stop: (piece) => piece.abort.abort(),
   remove: (piece) => remove([piece]),
@@ -42,7 +42,7 @@ const acts = {
   },
   async start(piece) {
     await setStart(piece.file);
-    fill({ prompt: piece.asked.prompt });
+    if (!find("#prompt").value.trim()) fill({ prompt: piece.asked.prompt });
     find("#prompt").focus();
   },
   async take(piece) {
@@ -103,10 +103,10 @@ async function meet() {
 
 /** Draw what the form asks for. */
 async function submit() {
-  const { file, mask } = start();
+  const from = start();
   let requests = [];
   try {
-    requests = asked({ hasStart: Boolean(file) });
+    requests = asked({ hasStart: Boolean(from.start) });
     if (!requests.length) await meet();
   } catch (trouble) {
     notice(trouble, trouble.status === 400 ? mend(trouble.message) : null);
@@ -115,7 +115,13 @@ async function submit() {
   notice(null);
   const group = newName();
   const when = Date.now();
-  drawAll(requests.map((request, place) => ({ ...newPiece(request, file, mask, group, place), when })));
+  const shape = from.shape ?? model()?.size;
+  drawAll(requests.map((request, place) => newPiece({ ...from, asked: request, shape, group, place, when })));
+}
+
+/** A new piece that starts from the same as an old one. */
+function likeness({ start, mask, shape }, given) {
+  return newPiece({ start, mask, shape, ...given });
 }
 
 /** Put new pieces on the stage and draw them. */
@@ -144,7 +150,8 @@ function follow(what, pieces) {
   if (what !== "changed") return;
   for (const piece of pieces) {
     learn(piece);
-    if (piece.state === "done") say(`Drawn by ${piece.asked.model} in ${piece.seconds.toFixed(1)} seconds, seed ${piece.asked.seed}.`);
+    const { model, seed } = piece.asked;
+    if (piece.state === "done") say(`Drawn by ${model} in ${piece.seconds.toFixed(1)} seconds, seed ${seed}.`);
     else if (piece.looks.length === 1) say(`${standing(piece)}: a first look is here.`);
   }
 }

@@ -12,24 +12,25 @@ export function all() {
 
 /** Those that were asked for together. */
 export function together(piece) {
-  return pieces.filter((other) => other.group === piece.group);
+  return pieces.filter((other) => other.group === piece.group).sort((one, other) => one.place - other.place);
 }
 
 /**
  * A new one, not yet among the others.
  *
- * `asked` holds the fields of the request as text; `start` and `mask` are files or null; `state` goes from asked over
+ * `asked` holds the fields of the request as text; `start` and `mask` are files or null; `shape` is the size that is
+ * expected, as "64x64"; pieces of one `group` stand side by side, each in its `place`. `state` goes from asked over
  * drawing to done, failed or stopped; `look` is the address of what can be seen of it, `file` the picture itself.
  */
-export function newPiece(asked, start = null, mask = null, group = newName(), place = 0) {
+export function newPiece(given) {
   return {
     id: newName(),
-    group,
-    place,
+    group: newName(),
+    place: 0,
     when: Date.now(),
-    asked,
-    start,
-    mask,
+    start: null,
+    mask: null,
+    shape: null,
     state: "asked",
     looks: [],
     began: performance.now(),
@@ -39,6 +40,7 @@ export function newPiece(asked, start = null, mask = null, group = newName(), pl
     seconds: null,
     degraded: null,
     trouble: null,
+    ...given,
     abort: new AbortController(),
   };
 }
@@ -60,8 +62,8 @@ export function add(fresh) {
 export function change(piece) {
   tell("changed", [piece]);
   if (piece.state !== "done") return;
-  const { id, group, place, when, asked, start, mask, file, resolved, seconds, degraded } = piece;
-  keep({ id, group, place, when, asked, start, mask, file, resolved, seconds, degraded });
+  const { id, group, place, when, asked, start, mask, shape, file, resolved, seconds, degraded } = piece;
+  keep({ id, group, place, when, asked, start, mask, shape, file, resolved, seconds, degraded });
 }
 
 /** Take some away; those that are being drawn are stopped. */
@@ -79,12 +81,9 @@ export function remove(gone) {
 /** Bring back what was kept. */
 export async function recall() {
   const records = await kept();
-  const old = records.slice(0, MOST).map((record) => ({
-    ...newPiece(record.asked),
-    ...record,
-    state: "done",
-    look: URL.createObjectURL(record.file),
-  }));
+  const old = records
+    .slice(0, MOST)
+    .map((record) => newPiece({ ...record, state: "done", look: URL.createObjectURL(record.file) }));
   pieces.push(...old);
   if (records.length > MOST) forget(records.slice(MOST).map((record) => record.id));
   tell("added", old);

@@ -15,7 +15,8 @@ export function share(piece, now = performance.now()) {
   if (piece.state === "done") return 1;
   const passed = Math.min(piece.looks.length, PREVIEWS);
   const since = now - (piece.looks.at(-1) ?? piece.began);
-  const pace = passed ? (piece.looks.at(-1) - piece.began) / passed : (lately.get(kind(piece)) ?? 1000 * UNKNOWN) / PARTS;
+  const expected = lately.get(kind(piece)) ?? 1000 * UNKNOWN;
+  const pace = passed ? (piece.looks.at(-1) - piece.began) / passed : expected / PARTS;
   return (passed + BOLD * (1 - Math.exp(-since / Math.max(pace, 1)))) / PARTS;
 }
 

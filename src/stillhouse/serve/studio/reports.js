@@ -6,7 +6,8 @@ import { button, find, make } from "./element.js";
 export function offerReports(models) {
   const having = models.filter((one) => one.report);
   find("#reports").hidden = having.length === 0;
-  find("#report-list").replaceChildren(...having.map((one) => make("li", {}, button(one.id, () => open(one.id), { class: "link" }))));
+  const links = having.map((one) => button(one.id, () => open(one.id), { class: "link" }));
+  find("#report-list").replaceChildren(...links.map((link) => make("li", {}, link)));
 }
 
 function open(name) {

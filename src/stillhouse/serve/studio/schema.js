@@ -1,5 +1,15 @@
 /** What OpenAPI's schemas say, in words. */
 
+const NAMES = {
+  string: "a text",
+  integer: "a whole number",
+  number: "a number",
+  boolean: "true or false",
+  array: "a list",
+  object: "an object",
+  null: "nothing",
+};
+
 /** The schema itself where another one is referred to. */
 export function resolved(document, schema) {
   if (!schema?.$ref) return schema ?? {};
@@ -25,7 +35,9 @@ export function fieldsOf(document, schema) {
   const real = resolved(document, schema);
   const needed = new Set(real.required ?? []);
   return Object.entries(real.properties ?? {})
-    .map(([name, one]) => ({ name, type: typeOf(document, one), isNeeded: needed.has(name), told: noteOf(document, one) }))
+    .map(([name, one]) => {
+      return { name, type: typeOf(document, one), isNeeded: needed.has(name), told: noteOf(document, one) };
+    })
     .sort((one, other) => other.isNeeded - one.isNeeded);
 }
 
@@ -51,11 +63,9 @@ export function exampleOf(document, schema) {
   return example;
 }
 
-function plain({ type, format, contentEncoding, items }) {
+function plain({ type, format, contentEncoding }) {
   if (contentEncoding === "binary" || format === "binary") return "a file";
-  const names = { string: "a text", integer: "a whole number", number: "a number", boolean: "true or false", null: "nothing" };
-  if (type === "array") return items ? "a list" : "a list of anything";
-  return names[type] ?? (type === "object" ? "an object" : "anything");
+  return NAMES[type] ?? "anything";
 }
 
 function either(words) {

@@ -26,10 +26,13 @@ export function show(pieces) {
   frames = pieces.map((piece) => frame(piece, acts, { isOneOfSeveral }));
   for (const one of frames) one.update();
   const { seed } = pieces[0].asked;
+  const wasHere = find("#stage").contains(document.activeElement);
   find("#stage").replaceChildren(
     ...(isOneOfSeveral ? [titleOf(pieces[0]), make("p", { class: "soft" }, `side by side, with seed ${seed}`)] : []),
     make("div", { class: "frames", "data-count": pieces.length }, ...frames.map((one) => one.element)),
   );
+  // Whoever pressed a button that is no more goes on from the first picture.
+  if (wasHere) frames[0].element.focus({ preventScroll: true });
 }
 
 /** What is on the stage. */
@@ -40,15 +43,14 @@ export function onStage() {
 /** Ask in whoever has not drawn anything yet. */
 export function clear() {
   frames = [];
-  const prompts = invitation();
+  const prompts = invitation().map((prompt) => button(prompt, () => acts.begin(prompt), { class: "example" }));
   find("#stage").replaceChildren(
     make(
       "div",
       { class: "invitation" },
       make("h2", {}, "Describe a picture, and watch it come."),
       prompts.length > 0 && make("p", { class: "soft" }, "For example:"),
-      prompts.length > 0 &&
-        make("ul", {}, prompts.map((prompt) => make("li", {}, button(prompt, () => acts.begin(prompt), { class: "example" })))),
+      make("ul", {}, prompts.map((prompt) => make("li", {}, prompt))),
     ),
   );
 }

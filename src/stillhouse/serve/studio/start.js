@@ -9,9 +9,10 @@ const GENTLE = 0.8;
 const whole = { file: null, mask: null, width: 0, height: 0, urls: [] };
 let modelOf = () => null;
 
-/** What to start from: `{ file, mask }`, both null where nothing was chosen. */
+/** What to start from: files, and their size as "64x64"; all null where nothing was chosen. */
 export function start() {
-  return { file: whole.file, mask: whole.mask };
+  const { file, mask, width, height } = whole;
+  return { start: file, mask, shape: file ? `${width}x${height}` : null };
 }
 
 /** Let a start be chosen; `model` tells the size and granularity to fit it to, `changed` is called when it changed. */

@@ -34,11 +34,11 @@ export function explain(trouble) {
   if (GONE[code]) return told("No picture came of it", `${GONE[code]} Try again; the seed is kept.`, "again");
   if (status === 503) return told("Not just now", sentences(message) + later, "again", wait);
   if (status === 413) {
-    return told("Too large", "The picture to start from is larger than this server takes. Choose a smaller one.", "change");
+    return told("Too large", "The server takes no file of that size. Choose a smaller one.", "change");
   }
   if (status >= 400 && status < 500) return told("This cannot be drawn as asked", sentences(message), "change");
   if (status >= 500) {
-    return told("The server made a mistake", `${sentences(message)} Try again; if it stays, tell who runs it.`, "again");
+    return told("A mistake of the server", `${sentences(message)} Try again; if it stays, tell who runs it.`, "again");
   }
   if (status === 0) {
     return told("Nobody answers", "The server cannot be reached. Is it running? Then try again.", "again");

@@ -10,7 +10,8 @@ export function facts(piece) {
 
 /** What a picture shows, for those who do not see it. */
 export function description(piece) {
-  return `${piece.asked.prompt || "A picture without a prompt"}, drawn by ${piece.asked.model}, seed ${piece.asked.seed}`;
+  const { prompt, model, seed } = piece.asked;
+  return `${prompt || "A picture without a prompt"}, drawn by ${model}, seed ${seed}`;
 }
 
 /** How a piece stands, in a word or two. */
