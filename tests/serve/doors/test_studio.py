@@ -7,6 +7,7 @@ from pathlib import Path
 from shutil import copytree
 
 import pytest
+from litestar import Litestar
 from litestar.testing import TestClient
 
 from stillhouse.diffusion import SAMPLERS
@@ -18,13 +19,13 @@ from stillhouse.serve.service import Service, service_of
 from stillhouse.serve.settings import Settings, TierSettings
 from stillhouse.serve.store.keys import add_key
 
-PAGES = ("/", "/docs", "/studio/report.html")
+Client = TestClient[Litestar]
 REPORT = b"<!doctype html><title>a report</title><style>p { color: red }</style><p>2x as fast</p>"
 ADDRESSES = re.compile(r"""(?:src|href)="([^"]+)"|from "([^"]+)"|import "([^"]+)"|url\(([^)]+)\)""")
 
 
 @contextmanager
-def door(data: Path, **options: object) -> Iterator[tuple[TestClient, Service]]:
+def door(data: Path, **options: object) -> Iterator[tuple[Client, Service]]:
     """The application without its workers."""
     tiers = options.pop("tiers", {"free": TierSettings("shapes"), "pro": TierSettings("shapes", also=("free",))})
     service = service_of(Settings(tiers, data=str(data), **options))  # type: ignore[arg-type]
@@ -36,7 +37,7 @@ def door(data: Path, **options: object) -> Iterator[tuple[TestClient, Service]]:
 
 
 @pytest.fixture
-def client(tmp_path: Path) -> Iterator[TestClient]:
+def client(tmp_path: Path) -> Iterator[Client]:
     with door(tmp_path / "data") as (client, _):
         yield client
 
@@ -50,7 +51,7 @@ def reported(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", sorted(studio.ASSETS))
-def test_each_file_is_served_with_its_type_and_a_strict_policy(client: TestClient, name: str) -> None:
+def test_each_file_is_served_with_its_type_and_a_strict_policy(client: Client, name: str) -> None:
     answer = client.get(f"/studio/{name}")
     assert answer.status_code == 200
     assert answer.content == (studio.FILES / name).read_bytes()
@@ -61,11 +62,11 @@ def test_each_file_is_served_with_its_type_and_a_strict_policy(client: TestClien
     assert "default-src" in answer.headers["content-security-policy"]
 
 
-def test_the_page_is_at_the_root(client: TestClient) -> None:
+def test_the_page_is_at_the_root(client: Client) -> None:
     assert client.get("/").content == (studio.FILES / "index.html").read_bytes()
 
 
-def test_the_studio_may_load_nothing_from_elsewhere_and_run_nothing_inline(client: TestClient) -> None:
+def test_the_studio_may_load_nothing_from_elsewhere_and_run_nothing_inline(client: Client) -> None:
     for page in ("/", "/docs"):
         policy = client.get(page).headers["content-security-policy"]
         assert policy.startswith("default-src 'self'; img-src 'self' blob: data:")
@@ -73,7 +74,7 @@ def test_the_studio_may_load_nothing_from_elsewhere_and_run_nothing_inline(clien
 
 
 @pytest.mark.parametrize("name", sorted(studio.ASSETS))
-def test_no_file_names_another_host_and_all_that_it_names_is_there(client: TestClient, name: str) -> None:
+def test_no_file_names_another_host_and_all_that_it_names_is_there(client: Client, name: str) -> None:
     text = studio.ASSETS[name].content.decode()
     assert set(re.findall(r"https?://[^\s\"'<>`)]+", text)) <= {"http://www.w3.org/2000/svg"}
     for found in ADDRESSES.findall(text):
@@ -91,7 +92,7 @@ def test_pages_hold_no_script_style_or_event_of_their_own(name: str) -> None:
     assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\sstyle=|\son[a-z]+=", text)
 
 
-def test_what_a_browser_has_is_not_sent_again(client: TestClient) -> None:
+def test_what_a_browser_has_is_not_sent_again(client: Client) -> None:
     first = client.get("/studio/main.js")
     again = client.get("/studio/main.js", headers={"if-none-match": f'"other", W/{first.headers["etag"]}'})
     assert (again.status_code, again.content) == (304, b"")
@@ -103,7 +104,7 @@ def test_what_a_browser_has_is_not_sent_again(client: TestClient) -> None:
 @pytest.mark.parametrize(
     "name", ["..%2Fdoors%2Fapp.py", "%2e%2e/doors/app.py", "../doors/app.py", "%00", "main.js%00.html", "MAIN.JS"]
 )
-def test_only_its_own_files_are_served(client: TestClient, name: str) -> None:
+def test_only_its_own_files_are_served(client: Client, name: str) -> None:
     assert client.get(f"/studio/{name}").status_code == 404
 
 
@@ -113,7 +114,7 @@ def test_files_of_other_kinds_are_not_read(tmp_path: Path) -> None:
     assert set(studio.read_assets(tmp_path)) == {"page.html"}
 
 
-def test_the_readable_page_and_the_document_are_neighbours(client: TestClient) -> None:
+def test_the_readable_page_and_the_document_are_neighbours(client: Client) -> None:
     page = client.get("/docs")
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     assert page.content == (studio.FILES / "docs.html").read_bytes()
@@ -122,7 +123,7 @@ def test_the_readable_page_and_the_document_are_neighbours(client: TestClient) -
     assert not {"/", "/studio/{name}"} & set(document["paths"])
 
 
-def test_facts_tell_what_the_models_do_not(client: TestClient) -> None:
+def test_facts_tell_what_the_models_do_not(client: Client) -> None:
     facts = client.get("/v1/studio").json()
     assert facts["is_known"] and not facts["needs_key"]
     assert list(facts["samplers"]) == list(SAMPLERS)
@@ -156,7 +157,7 @@ def test_a_report_is_served_as_it_is_and_can_run_nothing(tmp_path: Path, reporte
         assert (models["free"]["report"], models["pro"]["report"]) == (False, True)
 
 
-def test_no_report_and_no_model_are_told_apart(client: TestClient) -> None:
+def test_no_report_and_no_model_are_told_apart(client: Client) -> None:
     missing = client.get("/v1/models/pro/report")
     assert missing.status_code == 404 and "stillhouse accelerate" in missing.json()["error"]["message"]
     unknown = client.get("/v1/models/gold/report")

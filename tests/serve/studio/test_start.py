@@ -74,7 +74,7 @@ def test_a_mask_is_erased_undone_cleared_and_painted_by_keyboard(page: Any) -> N
 
 
 def test_a_finger_paints_a_mask(browser: Any, server: Running) -> None:
-    phone = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
+    phone: dict[str, Any] = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
     with opened(browser, server.url, **phone) as page:
         ready(page)
         ask(page, "a circle")
@@ -110,7 +110,7 @@ def _changed(before: dict[str, Any], after: dict[str, Any], first: int, last: in
     row = 4 * before["width"]
     pairs = zip(before["levels"][first * row : last * row], after["levels"][first * row : last * row], strict=True)
     differences = [abs(one - other) for one, other in pairs]
-    return sum(differences) / len(differences)
+    return float(sum(differences)) / len(differences)
 
 
 def _painted(page: Any) -> int:
