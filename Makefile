@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-serve bench-large train constraints clean
+.PHONY: help demo test lint bench bench-serve bench-large train protocol constraints clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -49,6 +49,11 @@ train: .venv/full.stamp ## train the embedded model on from where it is (UPDATES
 	$(BIN)/python -m stillhouse.models.shapes.train.ship --trained build/shapes
 	$(BIN)/python -m benchmarks.judge
 	$(BIN)/python -m benchmarks.tables
+
+protocol: .venv/full.stamp ## make the messages of gRPC from their .proto
+	$(BIN)/python -m grpc_tools.protoc -I src/stillhouse/serve/doors/grpc \
+		--descriptor_set_out=src/stillhouse/serve/doors/grpc/inference.binpb \
+		--pyi_out=src/stillhouse/serve/doors/grpc inference.proto
 
 constraints: .venv/full.stamp ## pin what is installed now
 	$(BIN)/python -m pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//' > constraints.txt

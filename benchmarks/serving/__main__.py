@@ -1,6 +1,7 @@
 """`python -m benchmarks.serving [compare|overhead|prove]`."""
 
 import argparse
+import signal
 import sys
 
 from benchmarks.serving.compare import compare
@@ -20,6 +21,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40, help="of each pair, for overhead; default: 40")
     parser.add_argument("--results", help="name of the file in benchmarks/results; default: serving[_overhead]")
     arguments = parser.parse_args()
+    # Whoever ends this program ends the server with it.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     names = arguments.server or list(WAYS)
     if arguments.what == "prove":
         sys.exit(0 if prove(names) else 1)

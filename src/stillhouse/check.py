@@ -6,6 +6,9 @@ from numbers import Integral
 
 from stillhouse.errors import InvalidRequest
 
+LONGEST = 80
+"""Letters of a name that are told back, and looked for among the allowed ones: comparing takes their square."""
+
 
 def check_choice(word: str, given: object, allowed: Iterable[str]) -> None:
     """Refuse a name that is not among the allowed ones, and offer the nearest of them.
@@ -18,9 +21,10 @@ def check_choice(word: str, given: object, allowed: Iterable[str]) -> None:
     names = tuple(allowed)
     if given in names:
         return
-    near = get_close_matches(str(given).lower(), names, n=1, cutoff=0.5)
+    shown = str(given)[:LONGEST]
+    near = get_close_matches(shown.lower(), names, n=1, cutoff=0.5)
     fix = f"did you mean {near[0]!r}?" if near else None
-    raise InvalidRequest(f"there is no {word} {given!r}", allowed=", ".join(names), fix=fix)
+    raise InvalidRequest(f"there is no {word} {shown!r}", allowed=", ".join(names), fix=fix)
 
 
 def check_whole(word: str, given: object, least: int, most: int) -> None:

@@ -73,6 +73,18 @@ def test_an_address_in_use_is_told_before_anything_is_opened(
     assert not list(tmp_path.iterdir())
 
 
+def test_so_is_one_of_the_second_door(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        assert main(["serve", "--port", "0", "--grpc-port", str(port)]) == 2
+    assert f"127.0.0.1:{port}" in capsys.readouterr().err
+
+
 def test_keys_are_added_listed_and_revoked(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

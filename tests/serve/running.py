@@ -80,7 +80,6 @@ class Running:
         self.process.send_signal(number)
         return self.process.wait(PATIENCE)
 
-
     def close(self) -> None:
         """Wait for the process to be gone, and for the last line that it wrote."""
         self.process.wait()

@@ -69,32 +69,42 @@ def run(
 async def _served(
     settings: Settings, cache: Path | None, listening: socket.socket, started: Callable[[Addresses], None]
 ) -> None:
-    failures: list[str] = []
-    service = service_of(settings, cache, lambda error: _fail(failures, error, server))
+    failures: list[StillhouseError] = []
+    service = service_of(settings, cache, lambda error: _fail(failures, PipelineError(error), server))
     app = app_of(service, [*kserve.HANDLERS, *studio.HANDLERS])
     server = _Server(_config(app))
     leaving = asyncio.create_task(_leave_on_signal(service, server))
     try:
         address = f"http://{_host(settings.host)}:{listening.getsockname()[1]}"
-        app.on_startup.append(partial(_open_second, app, service, settings, address, started))
+        app.on_startup.append(
+            partial(_open_second, app, service, address, started, partial(_fail, failures, server=server))
+        )
         app.on_shutdown.insert(0, partial(_close_second, app))
         await server.serve([listening])
     finally:
         leaving.cancel()
     if failures:
-        raise PipelineError(failures[0])
+        raise failures[0]
     if not server.started:
         raise StillhouseError("the server could not be started", fix="its log tells why")
 
 
 async def _open_second(
-    app: Litestar, service: Service, settings: Settings, address: str, started: Callable[[Addresses], None]
+    app: Litestar,
+    service: Service,
+    address: str,
+    started: Callable[[Addresses], None],
+    fail: Callable[[StillhouseError], None],
 ) -> None:
     """The second door, where there is to be one."""
     app.state.grpc = None
-    second = None
+    settings, second = service.settings, None
     if settings.grpc_port is not None:
-        app.state.grpc, port = await open_grpc(service, settings.host, settings.grpc_port)
+        try:
+            app.state.grpc, port = await open_grpc(service, settings.host, settings.grpc_port)
+        except StillhouseError as error:
+            fail(error)
+            return
         second = f"{_host(settings.host)}:{port}"
     started(Addresses(address, second))
 
@@ -123,7 +133,7 @@ async def _leave_on_signal(service: Service, server: _Server) -> None:
     server.should_exit = True
 
 
-def _fail(failures: list[str], error: str, server: _Server) -> None:
+def _fail(failures: list[StillhouseError], error: StillhouseError, server: _Server) -> None:
     failures.append(error)
     server.should_exit = True
 

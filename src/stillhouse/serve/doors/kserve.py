@@ -7,6 +7,7 @@ import msgspec
 from litestar import Response, get, post
 from litestar.exceptions import ClientException
 from litestar.openapi.spec import OpenAPIMediaType, OpenAPIType, Operation, Parameter, RequestBody, Schema
+from litestar.params import FromPath
 from litestar.status_codes import HTTP_413_REQUEST_ENTITY_TOO_LARGE
 
 from stillhouse import __version__
@@ -50,7 +51,9 @@ async def ready(request: Asked) -> Response[dict[str, bool]]:
 
 
 @get([f"{path}/ready" for path in _MODEL], tags=["KServe"], summary="Whether a model is ready")
-async def model_ready(request: Asked, name: str, version: str = VERSION) -> Response[dict[str, Any]]:
+async def model_ready(
+    request: Asked, name: FromPath[str], version: FromPath[str] = VERSION
+) -> Response[dict[str, Any]]:
     """As the server is; 404 where there is no such model. Probes have no key, so none is asked for."""
     service = service_of(request)
     check_model(service.settings.tiers, name, version)
@@ -59,7 +62,7 @@ async def model_ready(request: Asked, name: str, version: str = VERSION) -> Resp
 
 
 @get(_MODEL, tags=["KServe"], summary="Inputs and outputs of a model")
-async def model(request: Asked, name: str, version: str = VERSION) -> dict[str, Any]:
+async def model(request: Asked, name: FromPath[str], version: FromPath[str] = VERSION) -> dict[str, Any]:
     """Its metadata."""
     await _caller(request, name, version)
     return described(name, service_of(request).front.manifests[name])
@@ -135,7 +138,7 @@ class InferOperation(Operation):
     operation_class=InferOperation,
     request_max_body_size=LARGEST,
 )
-async def infer(request: Asked, name: str, version: str = VERSION) -> Response[bytes]:
+async def infer(request: Asked, name: FromPath[str], version: FromPath[str] = VERSION) -> Response[bytes]:
     """Inputs PROMPT, NEGATIVE_PROMPT, SEED, STEPS, GUIDANCE; outputs IMAGE and SEED."""
     caller = await _caller(request, name, version)
     service = service_of(request)

@@ -14,6 +14,8 @@ Tell: TypeAlias = Callable[[str, float, float], None]
 """Called with what is being done, how much is done, and how much there is."""
 _SAID = 200
 _OWN_FILES = 256
+_OFTEN = 0.5
+"""Seconds after which whoever looks hears something, though nothing happened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +78,11 @@ async def send(
 
     async with asyncio.TaskGroup() as group:
         for shot in shots:
-            wait = shot.at - (clock() - began)
-            if wait > 0:
-                await asyncio.sleep(wait)
+            # Some loops know milliseconds only, and may wake too early.
+            while (wait := shot.at - (clock() - began)) > 0:
+                await asyncio.sleep(min(wait, _OFTEN))
+                told()
             group.create_task(one(shot))
-            told()
     return answers
 
 

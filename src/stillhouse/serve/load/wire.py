@@ -10,7 +10,7 @@ import socket
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TypeAlias, cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -157,8 +157,8 @@ class _Exchange(asyncio.Protocol):
         self._is_framed = self._has_head = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        transport.write(self._content)
+        # Not every loop's transport is a subclass of asyncio's.
+        cast(asyncio.Transport, transport).write(self._content)
 
     def data_received(self, data: bytes) -> None:
         try:

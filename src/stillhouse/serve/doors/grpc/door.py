@@ -46,6 +46,7 @@ async def open_grpc(service: Service, host: str, port: int) -> tuple[aio.Server,
     try:
         bound = server.add_insecure_port(address)
     except RuntimeError as error:
+        await server.stop(None)
         fix = "choose another --grpc-port" if port else "choose another --host"
         raise InvalidRequest(f"{address} cannot be listened at", fix=fix) from error
     await server.start()
