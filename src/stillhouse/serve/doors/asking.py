@@ -144,8 +144,13 @@ def headers_of(tickets: Sequence[Ticket], closed: Sequence[Closed]) -> dict[str,
         "x-batch-peers": f"{sum(one.peers for one in closed) / len(closed):.2f}",
         "x-request-id": ",".join(ticket.id for ticket in tickets),
     }
+    return told | degraded(tickets)
+
+
+def degraded(tickets: Sequence[Ticket]) -> dict[str, str]:
+    """As which other tiers some of these are drawn, if any: nobody is given less in silence."""
     drawn_as = {ticket.drawn_as for ticket in tickets if ticket.drawn_as != ticket.job.tier.name}
-    return told | ({"x-degraded-to": ",".join(sorted(drawn_as))} if drawn_as else {})
+    return {"x-degraded-to": ",".join(sorted(drawn_as))} if drawn_as else {}
 
 
 async def picture_of(request: Asked, content: bytes) -> Picture:

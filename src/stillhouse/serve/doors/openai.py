@@ -30,6 +30,7 @@ from stillhouse.serve.doors.asking import (
     Failed,
     Missing,
     caller_of,
+    degraded,
     ends,
     headers_of,
     leave,
@@ -195,6 +196,7 @@ async def _answer(request: Asked, data: Generation, name: str, **arrays: Any) ->
     if data.stream:
         headers = {"x-request-id": ",".join(one.id for one in tickets), "cache-control": "no-store"}
         headers["x-seed"] = ",".join(str(one.request.seed) for one in tickets)
+        headers |= degraded(tickets)
         return Stream(_stream(request, tickets, name, kind), media_type="text/event-stream", headers=headers)
     closed = await ends(request, tickets)
     pictures = []
