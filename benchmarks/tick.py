@@ -11,11 +11,11 @@ from time import perf_counter
 from typing import Any
 
 from benchmarks.record import record
-from stillhouse.serve.cost import Cost, Curve
-from stillhouse.serve.engine import Engine
-from stillhouse.serve.job import Group, Job, Tier, Walk
-from stillhouse.serve.policy import POLICIES
-from stillhouse.serve.simulate import NO_REQUEST
+from stillhouse.serve.engine.cost import Cost, Curve
+from stillhouse.serve.engine.engine import Engine
+from stillhouse.serve.engine.job import Group, Job, Tier, Walk
+from stillhouse.serve.engine.policy import POLICIES
+from stillhouse.serve.engine.simulate import NO_REQUEST
 
 _GROUP = Group("model", 64, 64)
 _COST = Cost({_GROUP: Curve({1: 1e-3, 2: 1.9e-3, 4: 3.6e-3, 8: 7.0e-3})})

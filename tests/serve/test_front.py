@@ -12,9 +12,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from stillhouse.core import ImageRequest
 from stillhouse.errors import InvalidRequest, NotAllowed, Refused
 from stillhouse.serve.caller import Caller
-from stillhouse.serve.cost import Curve
+from stillhouse.serve.engine.cost import Curve
+from stillhouse.serve.engine.job import Group
 from stillhouse.serve.front import RUNS, Front, front_of
-from stillhouse.serve.job import Group
 from stillhouse.serve.settings import Settings, TierSettings
 from stillhouse.serve.ticket import Order, Ticket
 from stillhouse.serve.worker.message import Asked, Cancel, Draw, Ended, Moved, Opening, Ready, Told

@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from stillhouse.core import ImageRequest
 from stillhouse.serve.caller import Caller
-from stillhouse.serve.job import Group, Job, Tier, Walk
+from stillhouse.serve.engine.job import Group, Job, Tier, Walk
 from stillhouse.serve.ticket import Closed, Order, Ticket
 from stillhouse.serve.tracing import tracing
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from stillhouse.cli.arguments import positive, whole
 from stillhouse.cli.opening import compiled_networks
+from stillhouse.serve.engine.policy import POLICIES
 from stillhouse.serve.logs import write_logs
-from stillhouse.serve.policy import POLICIES
 from stillhouse.serve.run import Addresses
 from stillhouse.serve.run import run as serve
 from stillhouse.serve.settings import Settings, embedded, read_settings, with_pipelines

@@ -20,14 +20,14 @@ from stillhouse.errors import InvalidRequest, NotAllowed, Refused
 from stillhouse.models.load import find
 from stillhouse.models.manifest import Manifest, read_manifest
 from stillhouse.models.request import resolve
-from stillhouse.serve.admit import Limits, refusal
 from stillhouse.serve.caller import Meter
-from stillhouse.serve.cost import Cost
-from stillhouse.serve.drawing import group_of, walk_of
-from stillhouse.serve.job import Job
+from stillhouse.serve.engine.admit import Limits, refusal
+from stillhouse.serve.engine.cost import Cost
+from stillhouse.serve.engine.drawing import group_of, walk_of
+from stillhouse.serve.engine.job import Job
+from stillhouse.serve.engine.policy import POLICIES, Policy
+from stillhouse.serve.engine.roster import Roster
 from stillhouse.serve.metrics import Metrics
-from stillhouse.serve.policy import POLICIES, Policy
-from stillhouse.serve.roster import Roster
 from stillhouse.serve.settings import Settings
 from stillhouse.serve.ticket import Closed, Order, Shown, Ticket
 from stillhouse.serve.worker.message import Cancel, Draw, Ended, Moved, Opening, Preview, Ready, Told

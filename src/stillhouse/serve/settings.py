@@ -9,9 +9,9 @@ from typing import Any, Literal
 from stillhouse.check import check_choice, check_number, check_whole
 from stillhouse.errors import InvalidRequest
 from stillhouse.models.decode import DecodeError, decode
-from stillhouse.serve.admit import Limits
-from stillhouse.serve.job import Tier
-from stillhouse.serve.policy import POLICIES
+from stillhouse.serve.engine.admit import Limits
+from stillhouse.serve.engine.job import Tier
+from stillhouse.serve.engine.policy import POLICIES
 from stillhouse.units import read_bytes, read_seconds
 
 EMBEDDED = "shapes"

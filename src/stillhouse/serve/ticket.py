@@ -8,8 +8,8 @@ from typing import TypeAlias
 from stillhouse.core import ImageRequest
 from stillhouse.models.encode import Format
 from stillhouse.serve.caller import Caller
-from stillhouse.serve.engine import Outcome
-from stillhouse.serve.job import Job
+from stillhouse.serve.engine.engine import Outcome
+from stillhouse.serve.engine.job import Job
 
 
 @dataclass(frozen=True, slots=True, eq=False)

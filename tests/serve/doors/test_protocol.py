@@ -21,7 +21,7 @@ from stillhouse.serve.doors.protocol import (
     terms_of,
 )
 from stillhouse.serve.doors.tensors import Given
-from stillhouse.serve.job import Group, Job, Tier, Walk
+from stillhouse.serve.engine.job import Group, Job, Tier, Walk
 from stillhouse.serve.ticket import Closed, Ticket
 
 CALLER = Caller("key", "free", frozenset(["free"]))

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stillhouse.core import ImageRequest
-from stillhouse.serve.cost import Curve
-from stillhouse.serve.job import Group, Tier
+from stillhouse.serve.engine.cost import Curve
+from stillhouse.serve.engine.job import Group, Tier
 from stillhouse.serve.worker.message import (
     Broken,
     Cancel,

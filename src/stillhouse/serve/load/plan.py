@@ -9,11 +9,11 @@ import numpy as np
 from stillhouse.check import check_number, check_whole
 from stillhouse.models.shapes.caption import describe
 from stillhouse.models.shapes.scene import sample_scene
-from stillhouse.serve.cost import Cost, Curve
-from stillhouse.serve.job import Group, Tier, Walk
+from stillhouse.serve.engine.cost import Cost, Curve
+from stillhouse.serve.engine.job import Group, Tier, Walk
+from stillhouse.serve.engine.trace import Arrival, flood, poisson
+from stillhouse.serve.engine.trace import Kind as Drawn
 from stillhouse.serve.load.kind import Flood, Kind
-from stillhouse.serve.trace import Arrival, flood, poisson
-from stillhouse.serve.trace import Kind as Drawn
 
 MOST = 100_000
 """Requests of one plan."""

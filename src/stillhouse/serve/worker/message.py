@@ -8,9 +8,9 @@ import numpy as np
 
 from stillhouse.core import ImageRequest
 from stillhouse.models.encode import Format
-from stillhouse.serve.cost import Curve
-from stillhouse.serve.engine import Outcome
-from stillhouse.serve.job import Group, Tier
+from stillhouse.serve.engine.cost import Curve
+from stillhouse.serve.engine.engine import Outcome
+from stillhouse.serve.engine.job import Group, Tier
 
 
 class Opening(msgspec.Struct, frozen=True):

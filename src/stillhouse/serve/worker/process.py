@@ -18,11 +18,11 @@ from threading import Lock
 from stillhouse.errors import StillhouseError
 from stillhouse.models.load import load
 from stillhouse.models.pipeline import Draft, Pipeline
-from stillhouse.serve.cost import Cost, Curve
-from stillhouse.serve.drawing import drafted, group_of, measured, walk_of
-from stillhouse.serve.engine import End, Engine, Tick
-from stillhouse.serve.job import Group, Job
-from stillhouse.serve.policy import POLICIES
+from stillhouse.serve.engine.cost import Cost, Curve
+from stillhouse.serve.engine.drawing import drafted, group_of, measured, walk_of
+from stillhouse.serve.engine.engine import End, Engine, Tick
+from stillhouse.serve.engine.job import Group, Job
+from stillhouse.serve.engine.policy import POLICIES
 from stillhouse.serve.worker.finisher import Finished, Finisher, Seen
 from stillhouse.serve.worker.message import (
     Asked,

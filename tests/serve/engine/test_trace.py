@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stillhouse.errors import InvalidRequest
-from stillhouse.serve.trace import flood, poisson
-from tests.serve.arrivals import FLAT, KINDS, PRO
+from stillhouse.serve.engine.trace import flood, poisson
+from tests.serve.engine.arrivals import FLAT, KINDS, PRO
 
 
 @pytest.mark.parametrize("load", [0.3, 0.95, 3.0])

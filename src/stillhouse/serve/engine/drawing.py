@@ -9,8 +9,8 @@ from stillhouse.core import ImageRequest, ImageResult
 from stillhouse.models.manifest import Manifest
 from stillhouse.models.pipeline import Draft, Pipeline
 from stillhouse.models.request import course_of
-from stillhouse.serve.cost import Curve
-from stillhouse.serve.job import Group, Job, Walk
+from stillhouse.serve.engine.cost import Curve
+from stillhouse.serve.engine.job import Group, Job, Walk
 
 BATCHES = (1, 2, 4, 8)
 """Rows whose seconds are measured."""

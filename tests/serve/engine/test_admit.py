@@ -4,14 +4,14 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from stillhouse.serve.admit import Limits, forecast, refusal
-from stillhouse.serve.cost import Cost
-from stillhouse.serve.engine import Engine
-from stillhouse.serve.job import Job
-from stillhouse.serve.policy import POLICIES
-from stillhouse.serve.simulate import NO_REQUEST, VirtualDevice, virtual_engine
-from stillhouse.serve.trace import Arrival
-from tests.serve.arrivals import FLAT, FREE, GAINING, PRO, SERIAL, arrival, arrivals
+from stillhouse.serve.engine.admit import Limits, forecast, refusal
+from stillhouse.serve.engine.cost import Cost
+from stillhouse.serve.engine.engine import Engine
+from stillhouse.serve.engine.job import Job
+from stillhouse.serve.engine.policy import POLICIES
+from stillhouse.serve.engine.simulate import NO_REQUEST, VirtualDevice, virtual_engine
+from stillhouse.serve.engine.trace import Arrival
+from tests.serve.engine.arrivals import FLAT, FREE, GAINING, PRO, SERIAL, arrival, arrivals
 
 FIFO, SLACK = POLICIES["fifo"], POLICIES["slack"]
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from heapq import merge
 
 from stillhouse.check import check_number
-from stillhouse.serve.cost import Cost
-from stillhouse.serve.job import Group, Tier, Walk
+from stillhouse.serve.engine.cost import Cost
+from stillhouse.serve.engine.job import Group, Tier, Walk
 
 
 @dataclass(frozen=True, slots=True)

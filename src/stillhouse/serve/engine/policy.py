@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from stillhouse.serve.cost import Cost
-from stillhouse.serve.job import Job
+from stillhouse.serve.engine.cost import Cost
+from stillhouse.serve.engine.job import Job
 
 
 class Policy(Protocol):

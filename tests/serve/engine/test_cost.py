@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stillhouse.errors import InvalidRequest
-from stillhouse.serve.cost import NEARLY, Cost, Curve
-from stillhouse.serve.job import Group, Job, Tier, Walk
-from stillhouse.serve.simulate import NO_REQUEST
+from stillhouse.serve.engine.cost import NEARLY, Cost, Curve
+from stillhouse.serve.engine.job import Group, Job, Tier, Walk
+from stillhouse.serve.engine.simulate import NO_REQUEST
 
 SECONDS = st.dictionaries(st.integers(1, 32), st.floats(1e-4, 100.0), min_size=1, max_size=6)
 ROWS = st.lists(st.sampled_from((1, 2)), min_size=1, max_size=50)

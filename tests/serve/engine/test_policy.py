@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillhouse.serve.cost import Cost
-from stillhouse.serve.engine import Engine
-from stillhouse.serve.job import Job, Tier
-from stillhouse.serve.policy import POLICIES, Policy, Slack, pick
-from stillhouse.serve.simulate import NO_REQUEST, Served, VirtualDevice, simulate, virtual_engine
-from stillhouse.serve.trace import Arrival, poisson
-from tests.serve.arrivals import FLAT, FREE, GAINING, KINDS, PRO, arrival, arrivals, percentile
+from stillhouse.serve.engine.cost import Cost
+from stillhouse.serve.engine.engine import Engine
+from stillhouse.serve.engine.job import Job, Tier
+from stillhouse.serve.engine.policy import POLICIES, Policy, Slack, pick
+from stillhouse.serve.engine.simulate import NO_REQUEST, Served, VirtualDevice, simulate, virtual_engine
+from stillhouse.serve.engine.trace import Arrival, poisson
+from tests.serve.engine.arrivals import FLAT, FREE, GAINING, KINDS, PRO, arrival, arrivals, percentile
 
 EVERY = [pytest.param(policy, id=name) for name, policy in POLICIES.items()]
 COSTS = st.sampled_from((FLAT, GAINING))

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from stillhouse.errors import BackendFailed, StillhouseError
-from stillhouse.serve.cost import Cost
-from stillhouse.serve.job import Job
-from stillhouse.serve.policy import Policy, pick
-from stillhouse.serve.roster import Roster
+from stillhouse.serve.engine.cost import Cost
+from stillhouse.serve.engine.job import Job
+from stillhouse.serve.engine.policy import Policy, pick
+from stillhouse.serve.engine.roster import Roster
 
 Outcome = Literal["drawn", "failed", "cancelled", "expired"]
 """drawn: every evaluation is done. failed: the device refused it, or broke on it. expired: its time was over before it

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from stillhouse.errors import InvalidRequest
-from stillhouse.serve.job import Group, Job, Walk
+from stillhouse.serve.engine.job import Group, Job, Walk
 
 NEARLY = 0.97
 """Of the best throughput, what a smaller batch must reach to be taken instead: it keeps others waiting less."""

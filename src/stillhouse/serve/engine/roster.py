@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from stillhouse.errors import InvalidRequest
-from stillhouse.serve.cost import Cost
-from stillhouse.serve.fair import Line
-from stillhouse.serve.job import Job
+from stillhouse.serve.engine.cost import Cost
+from stillhouse.serve.engine.fair import Line
+from stillhouse.serve.engine.job import Job
 
 
 @dataclass(slots=True)

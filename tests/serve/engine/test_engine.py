@@ -10,11 +10,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from stillhouse.core import ImageRequest
 from stillhouse.errors import BackendFailed, InvalidRequest
-from stillhouse.serve.engine import End, Engine, Tick
-from stillhouse.serve.job import Group, Job, Walk
-from stillhouse.serve.policy import POLICIES
-from stillhouse.serve.simulate import VirtualDevice
-from tests.serve.arrivals import FLAT, FREE, FULL, GAINING, PRO, QUICK, SERIAL
+from stillhouse.serve.engine.engine import End, Engine, Tick
+from stillhouse.serve.engine.job import Group, Job, Walk
+from stillhouse.serve.engine.policy import POLICIES
+from stillhouse.serve.engine.simulate import VirtualDevice
+from tests.serve.engine.arrivals import FLAT, FREE, FULL, GAINING, PRO, QUICK, SERIAL
 
 FAULTS = ("begin", "advance", "finish")
 

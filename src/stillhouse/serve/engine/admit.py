@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from stillhouse.serve.cost import Cost
-from stillhouse.serve.job import Job
-from stillhouse.serve.policy import Policy
+from stillhouse.serve.engine.cost import Cost
+from stillhouse.serve.engine.job import Job
+from stillhouse.serve.engine.policy import Policy
 
 Reason = Literal["queue", "deadline"]
 """queue: as many wait as may. deadline: it would end later than its tier promises."""

@@ -11,11 +11,11 @@ import pytest
 from stillhouse.core import ImageRequest, ImageResult
 from stillhouse.models.load import load
 from stillhouse.models.pipeline import Pipeline
-from stillhouse.serve.cost import Cost, Curve
-from stillhouse.serve.drawing import Drawing, group_of, measured, walk_of
-from stillhouse.serve.engine import Engine
-from stillhouse.serve.job import Group, Job, Tier
-from stillhouse.serve.simulate import VirtualDevice
+from stillhouse.serve.engine.cost import Cost, Curve
+from stillhouse.serve.engine.drawing import Drawing, group_of, measured, walk_of
+from stillhouse.serve.engine.engine import Engine
+from stillhouse.serve.engine.job import Group, Job, Tier
+from stillhouse.serve.engine.simulate import VirtualDevice
 
 COMPOSITIONS = 200
 GROUP = Group("shapes", 64, 64)
