@@ -71,3 +71,25 @@ def test_what_is_given_back_may_be_asked_for_again() -> None:
 def test_a_key_without_limits_is_never_refused() -> None:
     meter = Meter(Time())
     assert all(meter.charge(Caller("k", "free", frozenset()), 1e12) == 0 for _ in range(10))
+
+
+def test_another_meter_goes_on_with_the_day_and_forgets_yesterday() -> None:
+    time = Time()
+    time.now = 3 * DAY + 1
+    daily = replace(SLOW, rate=None, burst=None, daily=50.0)
+    first, second = Meter(time), Meter(time)
+    first.charge(daily, 30.0)
+    assert first.used == {"k": (3, 30.0)}
+    second.resume(first.used)
+    assert second.charge(daily, 20.0) == 0 and second.charge(daily, 1.0) == DAY - 1
+    time.now += DAY
+    third = Meter(time)
+    third.resume(second.used)
+    assert third.charge(daily, 50.0) == 0
+
+
+def test_after_a_restart_a_bucket_is_full_and_no_more() -> None:
+    meter = Meter(Time())
+    meter.resume({"k": (0, 30.0)})
+    assert meter.charge(SLOW, 100.0) == 0
+    assert meter.charge(SLOW, 10.0) == 1.0

@@ -14,8 +14,9 @@ from stillhouse.errors import InvalidRequest, NotAllowed, Refused
 from stillhouse.serve.caller import Caller
 from stillhouse.serve.engine.cost import Curve
 from stillhouse.serve.engine.job import Group
-from stillhouse.serve.front import RUNS, Front, front_of
+from stillhouse.serve.front import Front, front_of
 from stillhouse.serve.settings import Settings, TierSettings
+from stillhouse.serve.station import RUNS
 from stillhouse.serve.ticket import Order, Ticket
 from stillhouse.serve.worker.message import Asked, Cancel, Draw, Ended, Moved, Opening, Ready, Told
 
@@ -82,8 +83,7 @@ def opened(settings: Settings | None = None) -> tuple[Front, Worker, Time]:
     """A front with a worker that is ready; in a loop that is running."""
     time = Time()
     front = front_of(settings or Settings(TIERS), clock=time, supervise=Worker)
-    front._hire()
-    worker = front.stations[0].supervisor
+    worker = front.hire().supervisor
     assert isinstance(worker, Worker)
     worker.tell_ready()
     return front, worker, time
@@ -305,13 +305,13 @@ def test_a_worker_that_gives_no_sign_of_life_is_ended_and_who_waits_too_long_is_
     (station,) = front_.stations
     ticket = front_.place(order())
     time.now += 100
-    front_._look_after(station, 120.0)
+    station.look_after(120.0)
     assert front_.is_ready
     time.now += 100
-    front_._look_after(station, 120.0)
+    station.look_after(120.0)
     assert not front_.is_ready and worker.starts == 2 and ticket.closed is None
     time.now += 121
-    front_._look_after(station, 120.0)
+    station.look_after(120.0)
     assert ticket.closed and ticket.closed.fault == "WorkerDied"
     worker.tell_ready()
     assert not worker.has

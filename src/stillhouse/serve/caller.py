@@ -1,7 +1,7 @@
 """Who asks: a tier, and how much of it."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 DAY = 86400.0
@@ -84,6 +84,17 @@ class Meter:
         bucket = self._bucket(caller, self.clock())
         bucket.level += amount
         bucket.used = max(0.0, bucket.used - amount)
+
+    @property
+    def used(self) -> dict[str, tuple[int, float]]:
+        """By key, the day's number and its pixel-steps."""
+        return {key: (bucket.day, bucket.used) for key, bucket in self.buckets.items()}
+
+    def resume(self, used: Mapping[str, tuple[int, float]]) -> None:
+        """Go on with what an earlier meter told by `used`. Buckets begin empty of debts, and full."""
+        now = self.clock()
+        for key, (day, amount) in used.items():
+            self.buckets[key] = Bucket(float("inf"), now, day, amount)
 
     def _bucket(self, caller: Caller, now: float) -> Bucket:
         day = int(now // DAY)

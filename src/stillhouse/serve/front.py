@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import msgspec
-
 from stillhouse.check import check_choice
 from stillhouse.core import ImageRequest
 from stillhouse.errors import InvalidRequest, NotAllowed, Refused
@@ -22,54 +20,20 @@ from stillhouse.models.manifest import Manifest, read_manifest
 from stillhouse.models.request import resolve
 from stillhouse.serve.caller import Meter
 from stillhouse.serve.engine.admit import Limits, refusal
-from stillhouse.serve.engine.cost import Cost
 from stillhouse.serve.engine.drawing import group_of, walk_of
 from stillhouse.serve.engine.job import Job
 from stillhouse.serve.engine.policy import POLICIES, Policy
-from stillhouse.serve.engine.roster import Roster
 from stillhouse.serve.metrics import Metrics
 from stillhouse.serve.settings import Settings
-from stillhouse.serve.ticket import Closed, Order, Shown, Ticket
-from stillhouse.serve.worker.message import Cancel, Draw, Ended, Moved, Opening, Preview, Ready, Told
+from stillhouse.serve.station import Station
+from stillhouse.serve.ticket import Closed, Order, Ticket
+from stillhouse.serve.worker.message import Opening, Told
 from stillhouse.serve.worker.supervisor import Supervision, Supervisor
 from stillhouse.units import read_bytes, read_seconds
 
 log = logging.getLogger(__name__)
 
-RUNS = 2
-"""How often a picture is begun at most: workers that died are to blame, not the picture, but who knows."""
-FIRST_START = 10.0
-"""Seconds that a worker is expected to need before it is ready, until one was."""
 _DAY = 86400.0
-
-
-@dataclass(slots=True)
-class Station:
-    """One worker as the server sees it.
-
-    Args:
-        roster: the jobs that it was given and that are being denoised.
-        cost: what its ticks cost; None until it told.
-        tickets: everything that it was given and that has not ended, decoding included.
-        heard: when it last gave a sign of life.
-        started: when it was started last; `starting` seconds it took to be ready.
-        lost: since when it is not ready.
-    """
-
-    supervisor: Supervision
-    roster: Roster = field(default_factory=Roster)
-    cost: Cost | None = None
-    tickets: dict[str, Ticket] = field(default_factory=dict)
-    is_ready: bool = False
-    heard: float = 0.0
-    started: float = 0.0
-    starting: float = FIRST_START
-    lost: float = 0.0
-
-    @property
-    def pending(self) -> float:
-        """Seconds that its work will still take."""
-        return sum(self.cost.share(job) for job in self.roster.jobs.values()) if self.cost else 0.0
 
 
 @dataclass(slots=True)
@@ -157,11 +121,7 @@ class Front:
             if ticket := station.tickets.get(name):
                 if not ticket.is_cancelled:
                     self.metrics.cancelled.labels(reason).inc()
-                ticket.is_cancelled = True
-                if station.is_ready:
-                    station.supervisor.ask(Cancel(name))
-                else:
-                    self._close(station, ticket, Closed("cancelled"))
+                station.cancel(ticket)
                 return True
         return False
 
@@ -204,7 +164,7 @@ class Front:
     def open(self, workers: int = 1) -> None:
         """Start the workers."""
         for _ in range(workers):
-            self._hire()
+            self.hire()
         self.metrics.watch(self)
         self._watching = asyncio.get_running_loop().create_task(self._watch())
 
@@ -217,15 +177,49 @@ class Front:
         for station in self.stations:
             for ticket in list(station.tickets.values()):
                 error = "the server is being shut down"
-                self._close(station, ticket, Closed("failed", error=error, fault="Drained"))
+                station.end(ticket, Closed("failed", error=error, fault="Drained"))
 
     def close(self) -> None:
         """End the workers."""
         if self._watching:
             self._watching.cancel()
         for station in self.stations:
-            station.is_ready = False
-            station.supervisor.close()
+            station.close()
+
+    def hire(self) -> Station:
+        """Start one more worker."""
+        station = Station(self.opening, self.clock, self.metrics, self._ended, self.broken, self.supervise)
+        self.stations.append(station)
+        station.open()
+        return station
+
+    async def _watch(self) -> None:
+        stall = read_seconds(self.settings.stall)
+        while True:
+            await asyncio.sleep(min(1.0, stall / 4))
+            for station in self.stations:
+                station.look_after(stall)
+
+    def _ended(self, ticket: Ticket, closed: Closed) -> None:
+        tier = ticket.job.tier.name
+        if closed.outcome == "drawn":
+            self.metrics.drawn(tier, ticket.job.group.pipeline, self.clock() <= ticket.job.deadline)
+            self.metrics.queue.labels(tier).observe(closed.waited)
+            self.metrics.denoise.labels(tier).observe(closed.denoised)
+        elif closed.outcome == "failed":
+            self.metrics.failed.labels(closed.fault).inc()
+        elif closed.outcome == "expired":
+            self.metrics.rejected.labels("expired", tier).inc()
+        self.traced(ticket, closed, self.wall())
+        told = {
+            "request_id": ticket.id,
+            "key": ticket.order.caller.key,
+            "tier": tier,
+            "outcome": closed.outcome,
+            "seconds": round(self.clock() - ticket.job.arrived, 4),
+            "fault": closed.fault,
+        }
+        log.info("a job ended", extra=told)
 
     # Admission.
 
@@ -255,11 +249,7 @@ class Front:
             self.metrics.degraded.labels(tier, drawn_as).inc()
         self.metrics.pixel_steps.labels(tier).inc(amount)
         ticket = Ticket(order, job, drawn_as, self.wall())
-        assert station.cost is not None
-        station.cost = station.cost.knowing(job.group)
-        station.roster.enter(job, self.clock(), station.cost)
-        station.tickets[job.id] = ticket
-        self._send(station, ticket)
+        station.take(ticket)
         return ticket
 
     def _admitted(self, order: Order, tier: str, job: Job, station: Station) -> tuple[str, Job]:
@@ -278,9 +268,7 @@ class Front:
         raise refused
 
     def _refusal(self, order: Order, tier: str, job: Job, station: Station) -> Refused | None:
-        assert station.cost is not None
-        cost = station.cost.knowing(job.group)
-        station.roster.expect(job, self.clock(), cost)
+        cost = station.expect(job)
         limits = self.settings.limits(tier)
         if order.is_patient:
             limits = Limits(limits.jobs, float("inf"))
@@ -333,138 +321,8 @@ class Front:
         """
         ready = [station for station in self.stations if station.is_ready]
         if not ready:
-            soonest = min(station.started + station.starting for station in self.stations)
-            raise Refused("no worker is ready", "starting", max(1.0, soonest - self.clock()))
+            raise Refused("no worker is ready", "starting", min(station.due for station in self.stations))
         return min(ready, key=lambda station: station.pending)
-
-    # Workers.
-
-    def _hire(self) -> None:
-        supervisor = self.supervise(self.opening, lambda told: self._heard(station, told), lambda: self._died(station))
-        now = self.clock()
-        station = Station(supervisor, heard=now, started=now, lost=now)
-        self.stations.append(station)
-        supervisor.start()
-
-    def _send(self, station: Station, ticket: Ticket) -> None:
-        job = ticket.job
-        ticket.runs += 1
-        expires = None if job.expires == float("inf") else job.expires
-        order = ticket.order
-        station.supervisor.ask(
-            Draw(job.id, job.tier, job.key, job.group.pipeline, job.request, expires, order.format, order.previews)
-        )
-
-    def _heard(self, station: Station, told: Told) -> None:
-        station.heard = self.clock()
-        if isinstance(told, Moved):
-            self._moved(station, told)
-        elif isinstance(told, Ended):
-            self._ended(station, told)
-        elif isinstance(told, Preview):
-            self._shown(station, told)
-        elif isinstance(told, Ready):
-            self._ready(station, told)
-        else:
-            self.broken(told.error)
-
-    def _died(self, station: Station) -> None:
-        self.metrics.deaths.inc()
-        station.started = self.clock()
-        if station.is_ready:
-            station.lost = station.started
-        station.is_ready = False
-        for ticket in list(station.tickets.values()):
-            if ticket.is_cancelled:
-                self._close(station, ticket, Closed("cancelled"))
-            elif ticket.runs >= RUNS:
-                error = f"the worker died {ticket.runs} times while this picture was drawn"
-                self._close(station, ticket, Closed("failed", error=error, fault="WorkerDied"))
-
-    def _ready(self, station: Station, told: Ready) -> None:
-        station.supervisor.opened()
-        station.starting = max(0.1, self.clock() - station.started)
-        curves = dict(told.curves)
-        station.cost = Cost(curves) if station.cost is None else replace(station.cost, curves=curves)
-        station.supervisor.opening = msgspec.structs.replace(self.opening, curves=told.curves)
-        station.is_ready = True
-        for name in list(station.roster.jobs):
-            station.roster.leave(name)
-        for ticket in station.tickets.values():
-            job = ticket.job
-            job.index, job.passed = 0, 0
-            arrived = job.arrived
-            station.cost = station.cost.knowing(job.group)
-            station.roster.enter(job, arrived, station.cost)
-            self._send(station, ticket)
-        log.info("a worker is ready", extra={"seconds": round(station.starting, 2), "again": len(station.tickets)})
-
-    def _moved(self, station: Station, told: Moved) -> None:
-        jobs = [station.roster.jobs[name] for name in told.jobs if name in station.roster.jobs]
-        station.roster.moved(jobs)
-        assert station.cost is not None
-        station.cost = station.cost.knowing(told.group).paced(told.group, told.pace)
-        for job in jobs:
-            station.tickets[job.id].tell(station.tickets[job.id].progress)
-            if job.is_done:
-                station.roster.leave(job.id)
-        shape = f"{told.group.width}x{told.group.height}"
-        self.metrics.step.labels(str(told.rows), shape).observe(told.seconds)
-        self.metrics.rows.labels(shape).observe(told.rows)
-
-    def _shown(self, station: Station, told: Preview) -> None:
-        if (ticket := station.tickets.get(told.id)) and told.content:
-            ticket.tell(Shown(ticket.shown, told.index, told.content))
-            ticket.shown += 1
-
-    def _ended(self, station: Station, told: Ended) -> None:
-        if ticket := station.tickets.get(told.id):
-            fields = {name: getattr(told, name) for name in Closed.__dataclass_fields__}
-            self._close(station, ticket, Closed(**fields))
-
-    def _close(self, station: Station, ticket: Ticket, closed: Closed) -> None:
-        """The one place where a ticket ends."""
-        del station.tickets[ticket.id]
-        station.roster.leave(ticket.id)
-        tier = ticket.job.tier.name
-        if closed.outcome == "drawn":
-            self.metrics.drawn(tier, ticket.job.group.pipeline, self.clock() <= ticket.job.deadline)
-            self.metrics.queue.labels(tier).observe(closed.waited)
-            self.metrics.denoise.labels(tier).observe(closed.denoised)
-        elif closed.outcome == "failed":
-            self.metrics.failed.labels(closed.fault).inc()
-        elif closed.outcome == "expired":
-            self.metrics.rejected.labels("expired", tier).inc()
-        ticket.tell(closed)
-        self.traced(ticket, closed, self.wall())
-        log.info(
-            "a job ended",
-            extra={
-                "request_id": ticket.id,
-                "key": ticket.order.caller.key,
-                "tier": tier,
-                "outcome": closed.outcome,
-                "seconds": round(self.clock() - ticket.job.arrived, 4),
-                "fault": closed.fault,
-            },
-        )
-
-    async def _watch(self) -> None:
-        stall = read_seconds(self.settings.stall)
-        while True:
-            await asyncio.sleep(min(1.0, stall / 4))
-            for station in self.stations:
-                self._look_after(station, stall)
-
-    def _look_after(self, station: Station, stall: float) -> None:
-        """End a worker that has work and gives no sign of life; answer those who wait for one that does not return."""
-        if station.is_ready and station.tickets and self.clock() - station.heard > stall:
-            log.error("a worker gives no sign of life", extra={"seconds": stall})
-            station.supervisor.kill()
-        if not station.is_ready and self.clock() - station.lost > stall:
-            for ticket in list(station.tickets.values()):
-                error = f"the worker died and was not back after {stall:g} s"
-                self._close(station, ticket, Closed("failed", error=error, fault="WorkerDied"))
 
 
 def front_of(settings: Settings, cache: Path | None = None, **options: Any) -> Front:

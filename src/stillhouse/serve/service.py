@@ -1,5 +1,6 @@
 """A server without its doors: who asks, what is drawn, what is kept."""
 
+import asyncio
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,11 +16,16 @@ from stillhouse.serve.settings import Settings
 from stillhouse.serve.store.database import connect
 from stillhouse.serve.store.jobs import JobStore
 from stillhouse.serve.store.keys import anybody, caller_of, find_key
+from stillhouse.serve.store.usage import read_usage, write_usage
 from stillhouse.serve.ticket import Closed, Ticket
 from stillhouse.units import read_bytes, read_seconds
 
 if TYPE_CHECKING:
     from stillhouse.serve.tracing import Tracing
+
+
+COUNTED = 5.0
+"""Seconds between two times that what keys have used is kept: a server that is killed forgets no more."""
 
 
 @dataclass(slots=True)
@@ -32,6 +38,7 @@ class Service:
         patient: takes jobs.
         connection: the database; only used in the store's thread.
         untraced: sends the last spans.
+        counting: keeps what keys have used.
     """
 
     settings: Settings
@@ -39,6 +46,7 @@ class Service:
     patient: Patient
     connection: sqlite3.Connection
     untraced: Callable[[], None]
+    counting: asyncio.Task[None] | None = None
 
     async def caller(self, token: str | None, address: str) -> Caller:
         """Who asks.
@@ -67,16 +75,26 @@ class Service:
 
     def open(self) -> None:
         """Start the workers, and go on with the jobs that were left."""
+        self.front.meter.resume(read_usage(self.connection))
         self.front.open()
         self.patient.open()
+        self.counting = asyncio.get_running_loop().create_task(self._count())
 
     async def close(self) -> None:
         """Take nothing more, end what was begun, and leave."""
         await self.front.drain(read_seconds(self.settings.drain))
+        if self.counting:
+            self.counting.cancel()
+            await self.patient.ask(write_usage, self.connection, self.front.meter.used)
         await self.patient.close()
         self.front.close()
         self.connection.close()
         self.untraced()
+
+    async def _count(self) -> None:
+        while True:
+            await asyncio.sleep(COUNTED)
+            await self.patient.ask(write_usage, self.connection, self.front.meter.used)
 
 
 def service_of(settings: Settings, cache: Path | None = None, broken: Callable[[str], None] | None = None) -> Service:

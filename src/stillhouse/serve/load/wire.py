@@ -5,7 +5,6 @@ connection, and none is lost because a server closed an idle one at the same mom
 """
 
 import asyncio
-import ipaddress
 import socket
 import ssl
 from collections.abc import Mapping
@@ -47,7 +46,7 @@ class Place:
         if not self.address.startswith("127."):
             return None
         network, host = divmod(client, _PER_NETWORK)
-        return f"127.{1 + network // _PER_NETWORK}.{network % _PER_NETWORK}.{1 + host}", 0
+        return f"127.1.{network}.{1 + host}", 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,8 +186,3 @@ class _Exchange(asyncio.Protocol):
     def _end(self, status: Status) -> None:
         if not self._reply.done():
             self._reply.set_result(Reply(status, b"".join(self._body)))
-
-
-def is_local(place: Place) -> bool:
-    """Whether the server is on this machine, so that it shares the processors with whoever asks."""
-    return ipaddress.ip_address(place.address).is_loopback
