@@ -8,7 +8,22 @@ import pytest
 import stillhouse
 from stillhouse import errors
 
-HEAVY = {"numpy", "torch", "diffusers", "transformers", "onnx", "onnxruntime", "openvino", "PIL", "rich", "scipy"}
+HEAVY = {
+    "litestar",
+    "uvicorn",
+    "msgspec",
+    "grpc",
+    "numpy",
+    "torch",
+    "diffusers",
+    "transformers",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "PIL",
+    "rich",
+    "scipy",
+}
 
 
 def python(code: str) -> str:

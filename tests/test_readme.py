@@ -25,7 +25,7 @@ COMMANDS = [line for block in blocks("sh") for line in block.splitlines()]
 
 def test_the_python_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (code,) = blocks("python")
+    code, _ = blocks("python")
     names: dict[str, object] = {}
     exec(code, names)
     result = names["result"]

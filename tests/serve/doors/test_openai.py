@@ -2,7 +2,9 @@
 
 import base64
 import json
+import re
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from stillhouse.models.pipeline import Pipeline
 from stillhouse.models.png import encode_png, read_request
 from tests.serve.running import Running
 
+README = Path(__file__).parents[3] / "README.md"
 PROMPT = "a small red circle left of a big blue square"
 
 
@@ -44,6 +47,23 @@ def test_a_seed_gives_the_pixels_of_generate(client: OpenAI, pipeline: Pipeline)
     assert answer.data is not None
     np.testing.assert_array_equal(pixels(answer.data[0].b64_json), pipeline.generate(PROMPT, seed=7, steps=3).image)
     assert (answer.size, answer.output_format) == ("64x64", "png")
+
+
+def test_the_readme_s_client_draws(server: Running) -> None:
+    _, code = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    assert "http://127.0.0.1:8000" in code
+    answer = eval_last(code.replace("http://127.0.0.1:8000", server.url))
+    np.testing.assert_array_equal(
+        pixels(answer.data[0].b64_json), load("shapes").generate("a big blue square", seed=7, steps=20).image
+    )
+
+
+def eval_last(code: str) -> Any:
+    """What the last line of some code gives."""
+    *before, last = code.strip().splitlines()
+    names: dict[str, object] = {}
+    exec("\n".join(before), names)
+    return eval(last, names)
 
 
 def test_everything_that_generate_takes_is_taken(client: OpenAI, pipeline: Pipeline) -> None:
