@@ -67,11 +67,7 @@ class Service:
 
     async def keep(self, ticket: Ticket, closed: Closed) -> None:
         """Keep a picture that was drawn at the door, so that it can be fetched later."""
-        order, tier = ticket.order, ticket.job.tier.name
-        store = self.patient.store
-        await self.patient.ask(store.add, ticket.id, order.caller.key, tier, ticket.request, order.format)
-        told = told_of(ticket, closed)
-        await self.patient.ask(store.end, ticket.id, "drawn", closed.content, "", told)
+        await self.patient.ask(_keep, self.patient.store, ticket, closed)
 
     def open(self) -> None:
         """Start the workers, and go on with the jobs that were left."""
@@ -120,6 +116,13 @@ def service_of(settings: Settings, cache: Path | None = None, broken: Callable[[
     keep, kept = read_seconds(settings.keep), read_bytes(settings.kept)
     patient = Patient(front, store, keep, kept)
     return Service(settings, front, patient, connection, spans.close if spans else lambda: None)
+
+
+def _keep(store: JobStore, ticket: Ticket, closed: Closed) -> None:
+    """In one go, so that nobody finds it waiting in between, and draws it again."""
+    order = ticket.order
+    store.add(ticket.id, order.caller.key, ticket.job.tier.name, ticket.request, order.format)
+    store.end(ticket.id, "drawn", closed.content, told=told_of(ticket, closed))
 
 
 def _spans() -> "Tracing":
