@@ -21,8 +21,8 @@ def check_choice(word: str, given: object, allowed: Iterable[str]) -> None:
     names = tuple(allowed)
     if given in names:
         return
-    shown = str(given)[:LONGEST]
-    near = get_close_matches(shown.lower(), names, n=1, cutoff=0.5)
+    shown = given[:LONGEST] if isinstance(given, str) else given
+    near = get_close_matches(str(shown).lower(), names, n=1, cutoff=0.5)
     fix = f"did you mean {near[0]!r}?" if near else None
     raise InvalidRequest(f"there is no {word} {shown!r}", allowed=", ".join(names), fix=fix)
 
