@@ -18,7 +18,7 @@ from stillhouse.serve.front import Front, front_of
 from stillhouse.serve.settings import Settings, TierSettings
 from stillhouse.serve.station import RUNS
 from stillhouse.serve.ticket import Order, Ticket
-from stillhouse.serve.worker.message import Asked, Cancel, Draw, Ended, Moved, Opening, Ready, Told
+from stillhouse.serve.worker.message import Asked, Cancel, Draw, Ended, Moved, Opening, Ready, Ticked, Told
 
 GROUP = Group("shapes", 64, 64)
 CURVE = Curve({1: 1.0, 2: 1.0})
@@ -138,7 +138,7 @@ class FrontMachine(RuleBasedStateMachine):
                 self.forget(name)
             else:
                 self.time.now += 1.0
-                self.worker.heard(Moved([name], GROUP, 1, 1.0, 1.0))
+                self.worker.heard(Ticked([Moved([name], GROUP, 1, 1.0, 1.0)]))
             return
 
     def forget(self, name: str) -> None:
@@ -279,7 +279,7 @@ def test_a_picture_is_drawn_again_once_from_its_beginning_with_the_same_seed(
 ) -> None:
     ticket = front[0].place(order(seed=7))
     worker = front[1]
-    worker.heard(Moved([ticket.id], GROUP, 2, 1.0, 1.0))
+    worker.heard(Ticked([Moved([ticket.id], GROUP, 2, 1.0, 1.0)]))
     assert ticket.job.index == 1
     worker.die()
     worker.tell_ready()
@@ -294,7 +294,7 @@ def test_what_a_worker_measured_is_not_measured_again_by_the_next(front: tuple[F
 
 def test_what_ticks_take_of_late_counts_for_those_who_come(front: tuple[Front, Worker, Time]) -> None:
     ticket = front[0].place(order())
-    front[1].heard(Moved([ticket.id], GROUP, 2, 2.0, 2.0))
+    front[1].heard(Ticked([Moved([ticket.id], GROUP, 2, 2.0, 2.0)]))
     assert front[0].place(order()).job.alone == pytest.approx(6.0)
 
 

@@ -15,7 +15,7 @@ from stillhouse.serve.engine.job import Job
 from stillhouse.serve.engine.roster import Roster
 from stillhouse.serve.metrics import Metrics
 from stillhouse.serve.ticket import Closed, Shown, Ticket
-from stillhouse.serve.worker.message import Cancel, Draw, Ended, Moved, Opening, Preview, Ready, Told
+from stillhouse.serve.worker.message import Cancel, Draw, Ended, Moved, Opening, Preview, Ready, Ticked, Told
 from stillhouse.serve.worker.supervisor import Supervision, Supervisor
 
 log = logging.getLogger(__name__)
@@ -137,8 +137,9 @@ class Station:
 
     def _hear(self, told: Told) -> None:
         self.heard = self.clock()
-        if isinstance(told, Moved):
-            self._moved(told)
+        if isinstance(told, Ticked):
+            for moved in told.moves:
+                self._moved(moved)
         elif isinstance(told, Ended):
             if ticket := self.tickets.get(told.id):
                 self.end(ticket, Closed(**{name: getattr(told, name) for name in Closed.__dataclass_fields__}))

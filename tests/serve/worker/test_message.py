@@ -21,6 +21,7 @@ from stillhouse.serve.worker.message import (
     Opening,
     Preview,
     Ready,
+    Ticked,
     Told,
     decode_asked,
     decode_opening,
@@ -57,7 +58,7 @@ def test_a_request_arrives_with_its_pictures(prompt: str, height: int, width: in
     [
         Ready([(GROUP, Curve({1: 1.0, 2: 1.5}, 0.1, 0.2))]),
         Broken("no"),
-        Moved(["a", "b"], GROUP, 3, 0.5, 1.1),
+        Ticked([Moved(["a", "b"], GROUP, 3, 0.5, 1.1), Moved(["a"], GROUP, 2, 0.4, 1.0)]),
         Preview("a", 3, b"picture"),
         Ended("a", "drawn", b"picture", waited=0.1, peers=1.5),
         Ended("a", "failed", error="why", fault="BackendFailed"),

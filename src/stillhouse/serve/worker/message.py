@@ -76,7 +76,7 @@ class Broken(msgspec.Struct, frozen=True, tag=True):
     error: str
 
 
-class Moved(msgspec.Struct, frozen=True, tag=True):
+class Moved(msgspec.Struct, frozen=True):
     """One tick: whose pictures moved by one evaluation, how long that took, and the pace of their group since."""
 
     jobs: list[str]
@@ -84,6 +84,13 @@ class Moved(msgspec.Struct, frozen=True, tag=True):
     rows: int
     seconds: float
     pace: float
+
+
+class Ticked(msgspec.Struct, frozen=True, tag=True):
+    """What the latest ticks moved, in their order. Several are told at once: each message wakes the server, which takes
+    a core from the runtime."""
+
+    moves: list[Moved]
 
 
 class Preview(msgspec.Struct, frozen=True, tag=True):
@@ -118,7 +125,7 @@ class Ended(msgspec.Struct, frozen=True, tag=True):
 
 
 Asked: TypeAlias = Draw | Cancel
-Told: TypeAlias = Ready | Broken | Moved | Preview | Ended
+Told: TypeAlias = Ready | Broken | Ticked | Preview | Ended
 
 
 def encode(message: Opening | Asked | Told) -> bytes:

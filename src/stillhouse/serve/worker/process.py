@@ -34,6 +34,7 @@ from stillhouse.serve.worker.message import (
     Opening,
     Preview,
     Ready,
+    Ticked,
     Told,
     decode_asked,
     decode_opening,
@@ -42,6 +43,8 @@ from stillhouse.serve.worker.message import (
 from stillhouse.serve.worker.residents import Residents
 
 _PR_SET_PDEATHSIG = 1
+OFTEN = 0.05
+"""Seconds after which the server hears of ticks at the latest; of one that ends or shows a picture, at once."""
 
 
 @dataclass(slots=True)
@@ -90,6 +93,8 @@ class Worker:
     engine: Engine
     pipelines: Residents
     _jobs: dict[str, tuple[Job, _Told]] = field(default_factory=dict)
+    _moves: list[Moved] = field(default_factory=list)
+    _told: float = 0.0
     _finisher: Finisher = field(init=False)
     _sending: Lock = field(default_factory=Lock)
 
@@ -116,6 +121,7 @@ class Worker:
         if isinstance(asked, Cancel):
             self._finisher.forget(asked.id)
             if end := self.engine.cancel(asked.id):
+                self._tell_moves()
                 self._end(end)
             return
         try:
@@ -134,7 +140,9 @@ class Worker:
         began = time.monotonic()
         tick = self.engine.tick()
         if tick.moved:
-            self._tell(self._moved(tick))
+            self._moves.append(self._moved(tick))
+        if tick.ends or not self.engine.jobs or began - self._told >= OFTEN:
+            self._tell_moves()
         for job in tick.moved:
             told = self._jobs[job.id][1]
             told.begun = told.begun or began
@@ -142,9 +150,15 @@ class Worker:
             told.peers += len(tick.moved) - 1
             told.denoised = time.monotonic()
             if job.index in told.previews and not job.is_done:
+                self._tell_moves()
                 self._finisher.preview(job.id, self.pipelines[job.group.pipeline], drafted(job))
         for end in tick.ends:
             self._end(end)
+
+    def _tell_moves(self) -> None:
+        if self._moves:
+            self._tell(Ticked(self._moves))
+        self._moves, self._told = [], time.monotonic()
 
     def _moved(self, tick: Tick) -> Moved:
         group = tick.moved[0].group
