@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.grid import grid
 from benchmarks.record import RESULTS, recorded
 from benchmarks.serving import tables as serving
 from stillhouse.accelerate.candidate import Candidate
@@ -50,11 +51,6 @@ def _where(results: Mapping[str, Any]) -> str:
     return f"{machine['processor']}, {machine['cores']} cores, {memory}; {packages}"
 
 
-def _grid(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
-
-
 def _speed(results: Mapping[str, Any]) -> str:
     rows = [
         [
@@ -65,7 +61,7 @@ def _speed(results: Mapping[str, Any]) -> str:
         ]
         for name, row in results["rows"].items()
     ]
-    table = _grid(["one picture, 35 steps, guidance", "seconds, median", "95 %", "against diffusers"], rows)
+    table = grid(["one picture, 35 steps, guidance", "seconds, median", "95 %", "against diffusers"], rows)
     cold = results["cold"]
     return (
         f"{table}\n`import stillhouse` takes {cold['import']['median']:.2f} s; a cold `stillhouse generate` of one "
@@ -85,14 +81,14 @@ def _judge(results: Mapping[str, Any]) -> str:
         for name in judged["scores"]
     ]
     asked = f"{judged['captions']:,} held-out captions, {judged['steps']} {judged['sampler']} steps, guidance"
-    return _grid([f"{asked} {judged['guidance']:g}", "pictures that have it (95 % interval)", "ceiling"], rows)
+    return grid([f"{asked} {judged['guidance']:g}", "pictures that have it (95 % interval)", "ceiling"], rows)
 
 
 def _oracle(results: Mapping[str, Any]) -> str:
     rows = results["rows"]
     names = list(next(iter(rows.values())))
     table = [[spoilt, *(f"{100 * row[name]:.1f}" for name in names)] for spoilt, row in rows.items()]
-    return _grid(["spoilt (mean score in %)", *(name.replace("_", " ") for name in names)], table)
+    return grid(["spoilt (mean score in %)", *(name.replace("_", " ") for name in names)], table)
 
 
 def _sd15(results: Mapping[str, Any]) -> str:
@@ -100,7 +96,7 @@ def _sd15(results: Mapping[str, Any]) -> str:
         [name, f"{stage['seconds']:.0f}", f"{stage['peak_bytes'] / 2**30:.1f} GiB"]
         for name, stage in results["stages"].items()
     ]
-    return _grid(["Stable Diffusion 1.5's shape, random weights", "seconds", "peak memory"], rows)
+    return grid(["Stable Diffusion 1.5's shape, random weights", "seconds", "peak memory"], rows)
 
 
 _LOOPS = {"onnxruntime": "plain loop, onnxruntime f32", "openvino": "plain loop, OpenVINO as it comes"}
@@ -126,7 +122,7 @@ def _accelerate(results: Mapping[str, Any]) -> str:
     tried = sum(trial["ratio"] is not None for trial in report["trials"])
     told = f"{len(report['trials'])} candidates, {tried} of them measured, in {results['seconds']:.0f} s."
     head = ["the embedded model, one picture", "seconds", "against onnxruntime", f"all correct, {captions:,} captions"]
-    return f"{_grid(head, rows)}\n{told}\n"
+    return f"{grid(head, rows)}\n{told}\n"
 
 
 _JUDGED = {"openvino": "plain loop, openvino defaults"}
@@ -155,8 +151,8 @@ def _accelerate_sd15(results: Mapping[str, Any]) -> str:
         beside.append([decode(Candidate, trial["candidate"]).name, f"{trial['seconds']['median']:.2f}", speed])
     minutes, memory = results["report"]["seconds"] / 60, results["peak_bytes"] / 2**30
     told = f"Swept in {minutes:.0f} minutes, all processes together within {memory:.1f} GiB."
-    second = _grid(["timed once more in turns", "seconds", "against torch, vanilla attention"], beside)
-    return f"{_grid(head, rows)}\n{told}\n\n{second}"
+    second = grid(["timed once more in turns", "seconds", "against torch, vanilla attention"], beside)
+    return f"{grid(head, rows)}\n{told}\n\n{second}"
 
 
 def _choice(results: Mapping[str, Any]) -> str:
@@ -164,7 +160,7 @@ def _choice(results: Mapping[str, Any]) -> str:
     raced = f"{results['candidates']}, {results['contenders']} of them in every repeat"
     told = [raced, str(len(shares)), f"{results['within']} of {len(shares)}"]
     row = [*told, f"{100 * shares[0]:.1f} %", f"{100 * shares[len(shares) // 2]:.1f} %"]
-    return _grid(["candidates", "repeats", "within 5 % of the fastest", "worst choice", "median choice"], [row])
+    return grid(["candidates", "repeats", "within 5 % of the fastest", "worst choice", "median choice"], [row])
 
 
 def _policies(results: Mapping[str, Any]) -> str:
@@ -175,7 +171,7 @@ def _policies(results: Mapping[str, Any]) -> str:
         kept = [f"{100 * row[f'{tier}_kept']:.0f} %" for tier in ("free", "pro")]
         rows.append([row["trace"] if row["trace"] != last else "", row["policy"], *times, *kept])
         last = row["trace"]
-    return f"{_grid(head, rows)}\n{results['seeds']} traces of {results['count']:,} pictures each.\n"
+    return f"{grid(head, rows)}\n{results['seeds']} traces of {results['count']:,} pictures each.\n"
 
 
 def _tick(results: Mapping[str, Any]) -> str:
@@ -183,7 +179,7 @@ def _tick(results: Mapping[str, Any]) -> str:
         [row["policy"], *(f"{row[name]:.0f}" for name in ("p50_us", "mean_us", "p99_us"))] for row in results["rows"]
     ]
     head = [f"policy, {results['waiting']} pictures waiting", "microseconds a tick, median", "mean", "99 %"]
-    return _grid(head, rows)
+    return grid(head, rows)
 
 
 _TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {

@@ -1,7 +1,9 @@
 """What `serving.json` and `serving_overhead.json` say, as tables of the documents and of the console."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+from benchmarks.grid import grid
 
 _HEAD = (
     "requests",
@@ -26,7 +28,7 @@ def serving(results: Mapping[str, Any]) -> str:
     told = f"{each}, {settings['seconds']:g} s of requests each, the same for every server. {drawn}"
     refused = "Stillhouse takes everything here, as the others do, except where it says that it refuses."
     verdicts = "\n".join(f"- {line}" for line in _verdicts(results))
-    return f"{_grid(_HEAD, _rows(results))}\n{told} {refused}\n\n{verdicts}\n"
+    return f"{grid(_HEAD, _rows(results))}\n{told} {refused}\n\n{verdicts}\n"
 
 
 def overhead(results: Mapping[str, Any]) -> str:
@@ -52,9 +54,9 @@ def overhead(results: Mapping[str, Any]) -> str:
     ratio = "{value:.1f}x ({low:.1f} to {high:.1f})".format(**read["ratio"])
     times = f"{read['msgspec']:.1f} us by msgspec, in {read['pydantic']:.1f} us by pydantic, {ratio}"
     tables = (
-        _grid(("one picture of 64x64", "offline, median", "served, median", "more"), served),
-        _grid(("health, asked while eight pictures of 35 steps are drawn", "median", "99 %", "longest"), health),
-        _grid(("one PNG", "takes", "the loop stands still, encoded on it", "in a thread"), encoded),
+        grid(("one picture of 64x64", "offline, median", "served, median", "more"), served),
+        grid(("health, asked while eight pictures of 35 steps are drawn", "median", "99 %", "longest"), health),
+        grid(("one PNG", "takes", "the loop stands still, encoded on it", "in a thread"), encoded),
     )
     return "\n".join([*tables, f"A request is read in {times}. Stillhouse encodes in the worker's process.\n"])
 
@@ -125,8 +127,3 @@ def _seconds(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{1000 * value:.0f} ms" if value < 1 else f"{value:.1f} s"
-
-
-def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)

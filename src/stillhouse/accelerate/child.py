@@ -9,7 +9,6 @@ import ctypes
 import gc
 import json
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -30,8 +29,8 @@ from stillhouse.errors import StillhouseError
 from stillhouse.models.manifest import Defaults, read_manifest
 from stillhouse.models.pipeline import Draft, Pipeline
 from stillhouse.models.runners import open_component
+from stillhouse.parent import end_with_parent
 
-_PR_SET_PDEATHSIG = 1
 _QUICK = 3.0
 """Seconds of opening up to which a network is opened once more only to count its operations."""
 OUTPUTS, PICTURES = "outputs.npz", "pictures.npz"
@@ -186,7 +185,7 @@ def main() -> None:
     # A library that prints must not be taken for an answer.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    _die_with_parent()
+    end_with_parent()
     child = Child(read_task(Path(sys.argv[1])))
     for line in sys.stdin:
         command, *arguments = json.loads(line)
@@ -202,12 +201,6 @@ def main() -> None:
             answer = "! " + json.dumps([f"{type(error).__name__}: {error}".splitlines()[0], None, None])
             traceback.print_exc()
         print(answer, file=answers, flush=True)
-
-
-def _die_with_parent() -> None:
-    """On Linux, a parent that is killed takes the child with it, even in the middle of a long call (prctl(2))."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -56,14 +56,22 @@ def size(text: str) -> tuple[int, int]:
     return int(width), int(height)
 
 
-def duration(text: str) -> float:
-    """Seconds out of 90, 90s, 10m, 1h."""
-    return _told(read_seconds, text)
+def argument(read: Callable[[str], T]) -> Callable[[str], T]:
+    """A reader that refuses with `InvalidRequest`, as argparse wants it."""
+
+    def told(text: str) -> T:
+        try:
+            return read(text)
+        except InvalidRequest as error:
+            raise ArgumentTypeError(f"{error.given}{_ALLOWED}{error.allowed}") from error
+
+    return told
 
 
-def size_in_bytes(text: str) -> int:
-    """Bytes out of 4GiB, 500MiB, 1000."""
-    return _told(read_bytes, text)
+duration = argument(read_seconds)
+"""Seconds out of 90, 90s, 10m, 1h."""
+size_in_bytes = argument(read_bytes)
+"""Bytes out of 4GiB, 500MiB, 1000."""
 
 
 def add_opening(parser: ArgumentParser) -> None:
@@ -110,13 +118,6 @@ def _read(kind: Callable[[str], T], text: str, allowed: str) -> T:
         return kind(text)
     except ValueError as error:
         raise _refused(text, allowed) from error
-
-
-def _told(kind: Callable[[str], T], text: str) -> T:
-    try:
-        return kind(text)
-    except InvalidRequest as error:
-        raise ArgumentTypeError(f"{error.given}{_ALLOWED}{error.allowed}") from error
 
 
 def _refused(text: str, allowed: str) -> ArgumentTypeError:

@@ -1,23 +1,19 @@
 """`stillhouse bench-serve --kind NAME=SHARE...`: what a server keeps of its promises under load."""
 
 import json
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Callable
+from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 from pathlib import Path
-from typing import TypeVar
 
-from stillhouse.cli.arguments import duration, number, positive, whole
+from stillhouse.cli.arguments import argument, duration, number, positive, whole
 from stillhouse.cli.progress import progress
 from stillhouse.cli.table import table
-from stillhouse.errors import InvalidRequest
 from stillhouse.models.png import write_file
 from stillhouse.serve.load.kind import Kind, read_flood, read_kind
 from stillhouse.serve.load.report import Report, Row
 from stillhouse.serve.load.run import PROTOCOLS, Asked
 from stillhouse.serve.load.run import run as load
 
-T = TypeVar("T")
 KINDS = (Kind("free", 0.8, "free"), Kind("pro", 0.2, "pro"))
 """What `stillhouse serve` serves where it is told nothing."""
 NOTHING = 1
@@ -33,7 +29,7 @@ def declare(parser: ArgumentParser) -> None:
         "--kind",
         action="append",
         default=[],
-        type=_as(read_kind),
+        type=argument(read_kind),
         metavar="NAME=SHARE[:FIELD=VALUE...]",
         help="repeatable, for example pro=0.2:steps=35; fields: steps, guidance, sampler, size, seed, model (default: "
         "the name), alone (its seconds alone, where they need not be measured); default: free=0.8 and pro=0.2",
@@ -47,7 +43,9 @@ def declare(parser: ArgumentParser) -> None:
     long.add_argument("--seconds", type=duration, default=60.0, metavar="TIME", help="default: 60s")
     long.add_argument("--count", type=positive, metavar="N", help="of requests")
     parser.add_argument("--burst", type=positive, default=1, metavar="N", help="so many come at one moment; default: 1")
-    parser.add_argument("--flood", type=_as(read_flood), metavar="N@TIME:KIND", help="so many more, all at one moment")
+    parser.add_argument(
+        "--flood", type=argument(read_flood), metavar="N@TIME:KIND", help="so many more, all at one moment"
+    )
     parser.add_argument(
         "--clients", type=positive, default=20, metavar="N", help="ask, the flood one more; default: 20"
     )
@@ -128,13 +126,3 @@ def _seconds(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{1000 * value:.0f} ms" if value < 1 else f"{value:.2f} s"
-
-
-def _as(read: Callable[[str], T]) -> Callable[[str], T]:
-    def told(text: str) -> T:
-        try:
-            return read(text)
-        except InvalidRequest as error:
-            raise ArgumentTypeError("; ".join(filter(None, (error.given, f"allowed: {error.allowed}")))) from error
-
-    return told

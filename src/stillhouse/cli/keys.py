@@ -10,9 +10,7 @@ from stillhouse.cli.table import table
 from stillhouse.errors import InvalidRequest
 from stillhouse.serve.settings import Settings, embedded, read_settings
 from stillhouse.serve.store.database import connect
-from stillhouse.serve.store.keys import Key, add_key, keys, revoke_key
-
-_LIMITS = ("weight", "rate", "burst", "daily")
+from stillhouse.serve.store.keys import LIMITS, Key, add_key, keys, revoke_key
 
 
 def declare(parser: ArgumentParser) -> None:
@@ -37,14 +35,14 @@ def run(arguments: Namespace) -> int:
         if arguments.action == "add":
             tier = arguments.tier or settings.first
             check_choice("tier", tier, settings.tiers)
-            limits = {name: getattr(arguments, name) for name in _LIMITS}
+            limits = {name: getattr(arguments, name) for name in LIMITS}
             print(add_key(connection, tier, is_admin=arguments.admin, **limits))
         elif arguments.action == "revoke":
             if not arguments.name:
                 raise InvalidRequest("a key to revoke without a name", fix="see stillhouse keys list")
             revoke_key(connection, arguments.name)
         else:
-            head = ["key", "tier", "made", "state", *_LIMITS]
+            head = ["key", "tier", "made", "state", *LIMITS]
             print(table(head, [_row(key) for key in keys(connection)]))
     finally:
         connection.close()
@@ -54,5 +52,5 @@ def run(arguments: Namespace) -> int:
 def _row(key: Key) -> list[str]:
     made = datetime.fromtimestamp(key.created, UTC).strftime("%Y-%m-%d")
     state = "revoked" if key.revoked else "admin" if key.is_admin else "in use"
-    limits = [getattr(key, name) for name in _LIMITS]
+    limits = [getattr(key, name) for name in LIMITS]
     return [key.name, key.tier, made, state, *("-" if one is None else f"{one:g}" for one in limits)]

@@ -2,7 +2,7 @@
 
 import json
 from io import BytesIO
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias
 
 from PIL import Image
 
@@ -11,7 +11,6 @@ from stillhouse.models.png import describe_request, encode_png
 
 Format: TypeAlias = Literal["png", "jpeg", "webp", "raw"]
 """raw: the levels alone, [height, width, 3]."""
-FORMATS: tuple[Format, ...] = get_args(Format)
 QUALITY = 90
 _DESCRIPTION, _SOFTWARE = 0x010E, 0x0131
 

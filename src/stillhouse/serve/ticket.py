@@ -111,6 +111,11 @@ class Ticket:
         return self.job.request
 
     @property
+    def degraded_to(self) -> str | None:
+        """The tier as which it is drawn instead of its own; None, its own."""
+        return self.drawn_as if self.drawn_as != self.job.tier.name else None
+
+    @property
     def progress(self) -> Progress:
         """How far it is."""
         return Progress(self.job.index, len(self.job.walk.rows))

@@ -51,18 +51,6 @@ async def caller_of(request: Asked) -> Caller:
     return await service_of(request).caller(token.strip() if scheme.lower() == "bearer" else None, address)
 
 
-async def admin_of(request: Asked) -> Caller:
-    """Who asks, if it is an administrator.
-
-    Raises:
-        NotAllowed: it is not.
-    """
-    caller = await caller_of(request)
-    if not caller.is_admin:
-        raise NotAllowed("a call for administrators", allowed="a key of `stillhouse keys add --admin`")
-    return caller
-
-
 async def while_there(request: Asked, wanted: Awaitable[T]) -> T:
     """What is waited for, as long as the client waits, too.
 
@@ -149,8 +137,8 @@ def headers_of(tickets: Sequence[Ticket], closed: Sequence[Closed]) -> dict[str,
 
 def degraded(tickets: Sequence[Ticket]) -> dict[str, str]:
     """As which other tiers some of these are drawn, if any: nobody is given less in silence."""
-    drawn_as = {ticket.drawn_as for ticket in tickets if ticket.drawn_as != ticket.job.tier.name}
-    return {"x-degraded-to": ",".join(sorted(drawn_as))} if drawn_as else {}
+    names = {ticket.degraded_to for ticket in tickets if ticket.degraded_to}
+    return {"x-degraded-to": ",".join(sorted(names))} if names else {}
 
 
 async def picture_of(request: Asked, content: bytes) -> Picture:

@@ -115,7 +115,7 @@ def facts_of(ticket: Ticket, closed: Closed) -> dict[str, str | float]:
         "denoise_ms": round(1000 * closed.denoised, 1),
         "batch_peers": round(closed.peers, 2),
     }
-    return facts | ({"degraded_to": ticket.drawn_as} if ticket.drawn_as != ticket.job.tier.name else {})
+    return facts | ({"degraded_to": ticket.degraded_to} if ticket.degraded_to else {})
 
 
 def _told(spec: Spec) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from stillhouse.serve.settings import TierSettings
 PREFIX = "still"
 ANYBODY = "anybody"
 """The name of the only caller where no keys are needed."""
-_LIMITS = ("weight", "rate", "burst", "daily")
+LIMITS = ("weight", "rate", "burst", "daily")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def add_key(connection: sqlite3.Connection, tier: str, *, is_admin: bool = False
         InvalidRequest: a limit that does not exist, or is not above 0.
     """
     for name, limit in limits.items():
-        check_choice("limit", name, _LIMITS)
+        check_choice("limit", name, LIMITS)
         if limit is not None:
             check_number(name, limit, 1e-3, 1e18)
     name, secret = secrets.token_hex(6), secrets.token_urlsafe(32)

@@ -4,7 +4,6 @@ Its main thread is the engine's loop: read what was asked, tick, tell. A second 
 of the pipe does, and the system ends it with its parent.
 """
 
-import ctypes
 import os
 import signal
 import sys
@@ -18,6 +17,7 @@ from threading import Lock
 from stillhouse.errors import StillhouseError
 from stillhouse.models.load import load
 from stillhouse.models.pipeline import Draft, Pipeline
+from stillhouse.parent import end_with_parent
 from stillhouse.serve.engine.cost import Cost, Curve
 from stillhouse.serve.engine.drawing import drafted, group_of, measured, walk_of
 from stillhouse.serve.engine.engine import End, Engine, Tick
@@ -42,7 +42,6 @@ from stillhouse.serve.worker.message import (
 )
 from stillhouse.serve.worker.residents import Residents
 
-_PR_SET_PDEATHSIG = 1
 OFTEN = 0.05
 """Seconds after which the server hears of ticks at the latest; of one that ends or shows a picture, at once."""
 
@@ -223,7 +222,7 @@ def curves(pipelines: Residents) -> dict[Group, Curve]:
 
 def main() -> None:
     """Open, measure, and draw until the server is gone."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     # Ctrl-C reaches the whole group of processes, and so does what service managers send; the server decides when a
     # worker ends.
     for number in (signal.SIGINT, signal.SIGTERM):
