@@ -8,7 +8,7 @@ from stillhouse.check import check_choice
 from stillhouse.cli.arguments import number
 from stillhouse.cli.table import table
 from stillhouse.errors import InvalidRequest
-from stillhouse.serve.settings import Settings, embedded, read_settings
+from stillhouse.serve.settings import Settings, read_settings
 from stillhouse.serve.store.database import connect
 from stillhouse.serve.store.keys import LIMITS, Key, add_key, keys, revoke_key
 
@@ -29,7 +29,7 @@ def declare(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> int:
     """Add a key and show it once, list all of them, or let one count no more."""
-    settings = read_settings(arguments.config) if arguments.config else Settings(embedded())
+    settings = read_settings(arguments.config) if arguments.config else Settings()
     connection = connect(Path(arguments.data or settings.data))
     try:
         if arguments.action == "add":

@@ -12,7 +12,7 @@ from stillhouse.serve.engine.policy import POLICIES
 from stillhouse.serve.logs import write_logs
 from stillhouse.serve.run import Addresses
 from stillhouse.serve.run import run as serve
-from stillhouse.serve.settings import Settings, embedded, read_settings, with_pipelines
+from stillhouse.serve.settings import Settings, read_settings, with_pipelines
 
 _SAME = ("host", "port", "data", "policy", "memory", "backend", "precision", "threads")
 
@@ -49,7 +49,7 @@ def run(arguments: Namespace) -> int:
 
 def settings_of(arguments: Namespace) -> Settings:
     """What the file says, and the command line before it."""
-    settings = read_settings(arguments.config) if arguments.config else Settings(embedded())
+    settings = read_settings(arguments.config) if arguments.config else Settings()
     said: dict[str, Any] = {name: getattr(arguments, name) for name in (*_SAME, "keys")}
     settings = replace(settings, **{name: value for name, value in said.items() if value is not None})
     if arguments.grpc_port is not None:

@@ -2,7 +2,7 @@
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,6 +63,14 @@ class TierSettings:
         return Tier(name, self.weight, self.slo)
 
 
+def embedded() -> Mapping[str, TierSettings]:
+    """The tiers of a server that is told nothing: one model, drawn in few steps and in all of them."""
+    return {
+        "free": TierSettings(EMBEDDED, steps=8, sampler="dpmpp_2m"),
+        "pro": TierSettings(EMBEDDED, weight=2.0, also=("free",)),
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Everything that a server is told.
@@ -86,7 +94,7 @@ class Settings:
         tracing: whether spans are sent to OpenTelemetry, see `tracing`.
     """
 
-    tiers: Mapping[str, TierSettings]
+    tiers: Mapping[str, TierSettings] = field(default_factory=embedded)
     host: str = "127.0.0.1"
     port: int = 8000
     grpc_port: int | None = 8001
@@ -137,14 +145,6 @@ class Settings:
         return Limits(self.queue, self.tiers[tier].lateness)
 
 
-def embedded() -> Mapping[str, TierSettings]:
-    """The tiers of a server that is told nothing: one model, drawn in few steps and in all of them."""
-    return {
-        "free": TierSettings(EMBEDDED, steps=8, sampler="dpmpp_2m"),
-        "pro": TierSettings(EMBEDDED, weight=2.0, also=("free",)),
-    }
-
-
 def read_settings(path: Path) -> Settings:
     """Settings out of a TOML file.
 
@@ -159,7 +159,6 @@ def read_settings(path: Path) -> Settings:
         raise InvalidRequest(f"there is no file {path}", fix="leave --config out to serve the embedded model") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"{path} is not TOML: {error}") from None
-    document.setdefault("tiers", {name: _plain(tier) for name, tier in embedded().items()})
     try:
         settings = decode(Settings, document)
     except DecodeError as error:
@@ -185,11 +184,6 @@ def with_pipelines(settings: Settings, pipelines: Mapping[str, str]) -> Settings
         for name, tier in tiers.items()
     }
     return replace(settings, tiers=kept)
-
-
-def _plain(tier: TierSettings) -> dict[str, Any]:
-    told = {name: getattr(tier, name) for name in TierSettings.__dataclass_fields__}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in told.items()}
 
 
 def _based(settings: Settings, base: Path) -> Settings:

@@ -78,6 +78,12 @@ def sample_held_out(rng: np.random.Generator) -> tuple[Scene, Description]:
             return scene, caption
 
 
+def captions(count: int, seed: int) -> list[str]:
+    """Captions of random scenes, held out or not; the same for a seed."""
+    rng = np.random.default_rng(seed)
+    return [str(describe(sample_scene(rng))) for _ in range(count)]
+
+
 def read_caption(text: str) -> Description:
     """The description that a caption's text stands for.
 

@@ -21,6 +21,7 @@ from litestar.params import FromPath, JSONBody
 from litestar.response import Stream
 from PIL import Image
 
+from stillhouse.check import check_whole
 from stillhouse.core import ImageRequest, Picture
 from stillhouse.errors import InvalidRequest
 from stillhouse.models.encode import Format
@@ -215,11 +216,9 @@ async def _answer(request: Asked, data: Generation, name: str, **arrays: Any) ->
 def _orders(request: Asked, data: Generation, caller: Caller, **arrays: Any) -> list[Order]:
     count = 1 if data.n is None else data.n
     most = service_of(request).settings.count
-    if not 1 <= count <= most:
-        raise InvalidRequest(f"n is {count}", allowed=f"a whole number from 1 to {most}")
+    check_whole("n", count, 1, most)
     previews = data.partial_images or 0
-    if not 0 <= previews <= MOST_PREVIEWS:
-        raise InvalidRequest(f"partial_images is {previews}", allowed=f"a whole number from 0 to {MOST_PREVIEWS}")
+    check_whole("partial_images", previews, 0, MOST_PREVIEWS)
     if previews and not data.stream:
         raise InvalidRequest("partial_images without stream", allowed="both, or neither", fix="set stream to true")
     if data.stream and data.response_format == "url":

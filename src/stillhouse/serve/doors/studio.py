@@ -11,7 +11,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from litestar import Request, Response, Router, get
 from litestar.openapi.plugins import OpenAPIRenderPlugin
 from litestar.params import FromPath
@@ -21,8 +20,7 @@ from stillhouse.diffusion import SAMPLERS
 from stillhouse.errors import NotAllowed
 from stillhouse.models.load import find
 from stillhouse.models.manifest import Manifest
-from stillhouse.models.shapes.caption import describe
-from stillhouse.models.shapes.scene import sample_scene
+from stillhouse.models.shapes.caption import captions
 from stillhouse.serve.caller import Caller
 from stillhouse.serve.doors.asking import Asked, Missing, caller_of, service_of
 from stillhouse.serve.service import Service
@@ -178,10 +176,9 @@ def _models(service: Service, caller: Caller) -> dict[str, Any]:
 
 def _examples(manifest: Manifest) -> tuple[str, ...]:
     """Prompts of a kind that the model was trained with; none where that is not known."""
-    return _shapes() if manifest.name.partition("-")[0] == "shapes" else ()
+    return tuple(_shapes()) if manifest.name.partition("-")[0] == "shapes" else ()
 
 
 @cache
-def _shapes() -> tuple[str, ...]:
-    dice = np.random.default_rng(1)
-    return tuple(str(describe(sample_scene(dice))) for _ in range(EXAMPLES))
+def _shapes() -> list[str]:
+    return captions(EXAMPLES, seed=1)

@@ -6,8 +6,9 @@ from statistics import median
 from time import perf_counter
 
 from stillhouse.errors import InvalidRequest, StillhouseError
+from stillhouse.models.shapes.caption import captions
 from stillhouse.serve.load.kind import Kind
-from stillhouse.serve.load.plan import Shot, captions
+from stillhouse.serve.load.plan import Shot
 from stillhouse.serve.load.send import Tell
 from stillhouse.serve.load.server import Server, reached
 from stillhouse.serve.load.wire import Reply

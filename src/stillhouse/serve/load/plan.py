@@ -4,11 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, sqrt
 
-import numpy as np
-
 from stillhouse.check import check_number, check_whole
-from stillhouse.models.shapes.caption import describe
-from stillhouse.models.shapes.scene import sample_scene
+from stillhouse.models.shapes.caption import captions
 from stillhouse.serve.engine.cost import Cost, Curve
 from stillhouse.serve.engine.job import Group, Tier, Walk
 from stillhouse.serve.engine.trace import Arrival, flood, poisson
@@ -123,12 +120,6 @@ def plan(
 def mean_seconds(kinds: Sequence[Kind], alone: Mapping[str, float]) -> float:
     """Of a request alone, over all kinds: how many of them a second holds is its reciprocal."""
     return sum(kind.share * alone[kind.name] for kind in kinds)
-
-
-def captions(count: int, seed: int) -> list[str]:
-    """Captions of random scenes of the embedded model's world, the same for a seed."""
-    rng = np.random.default_rng(seed)
-    return [str(describe(sample_scene(rng))) for _ in range(count)]
 
 
 def _drawn(kind: Kind) -> Drawn:
