@@ -19,7 +19,17 @@ def resident(pid: int, root: Path = _ROOT) -> int:
     >>> resident(os.getpid()) > 0
     True
     """
-    return sum(_field(each, "VmRSS", root) or 0 for each in (pid, *_descendants(pid, root)))
+    return sum(resident_alone(each, root) for each in (pid, *_descendants(pid, root)))
+
+
+def resident_alone(pid: int, root: Path = _ROOT) -> int:
+    """As `resident`, without descendants: one file is read, where looking for children reads one of each process.
+
+    >>> import os
+    >>> resident_alone(os.getpid()) > 0
+    True
+    """
+    return _field(pid, "VmRSS", root) or 0
 
 
 def peak(pid: int, root: Path = _ROOT) -> int | None:

@@ -88,9 +88,12 @@ class Service:
         self.untraced()
 
     async def _count(self) -> None:
+        kept = self.front.meter.used
         while True:
             await asyncio.sleep(COUNTED)
-            await self.patient.ask(write_usage, self.connection, self.front.meter.used)
+            if (used := self.front.meter.used) != kept:
+                await self.patient.ask(write_usage, self.connection, used)
+                kept = used
 
 
 def service_of(settings: Settings, cache: Path | None = None, broken: Callable[[str], None] | None = None) -> Service:

@@ -5,8 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillhouse.errors import InvalidRequest
+from stillhouse.models.shapes.caption import captions
 from stillhouse.serve.load.kind import Flood, Kind
-from stillhouse.serve.load.plan import Course, Shot, captions, mean_seconds, plan
+from stillhouse.serve.load.plan import Course, Shot, mean_seconds, plan
 
 KINDS = (Kind("free", 0.8, "free"), Kind("pro", 0.2, "pro"))
 ALONE = {"free": 0.05, "pro": 0.5}

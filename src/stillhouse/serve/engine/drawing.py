@@ -1,11 +1,12 @@
 """The device that draws: pipelines, advanced together where they are the same, and what they cost, measured."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
+from typing import Any
 
-from stillhouse.core import ImageRequest, ImageResult
+from stillhouse.core import ImageRequest
 from stillhouse.models.manifest import Manifest
 from stillhouse.models.pipeline import Draft, Pipeline
 from stillhouse.models.request import course_of
@@ -20,9 +21,15 @@ LONG = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """`engine.Device` over pipelines in this process, by name."""
+    """`engine.Device` over pipelines in this process, by name.
+
+    Args:
+        pipelines: by name.
+        finished: what is handed out of a picture that is done; by default it is decoded.
+    """
 
     pipelines: Mapping[str, Pipeline]
+    finished: Callable[[Pipeline, Draft], Any] = Pipeline.finish
 
     def begin(self, job: Job) -> None:
         """Encode the prompt, lay out the latents."""
@@ -32,9 +39,9 @@ class Drawing:
         """Move every picture by one evaluation, in one batch."""
         self.pipelines[jobs[0].group.pipeline].advance([drafted(job) for job in jobs])
 
-    def finish(self, job: Job) -> ImageResult:
-        """Decode the picture."""
-        return self.pipelines[job.group.pipeline].finish(drafted(job))
+    def finish(self, job: Job) -> Any:
+        """Hand the picture out."""
+        return self.finished(self.pipelines[job.group.pipeline], drafted(job))
 
 
 def drafted(job: Job) -> Draft:

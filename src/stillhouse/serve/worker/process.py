@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -19,7 +18,7 @@ from stillhouse.models.load import load
 from stillhouse.models.pipeline import Draft, Pipeline
 from stillhouse.parent import end_with_parent
 from stillhouse.serve.engine.cost import Cost, Curve
-from stillhouse.serve.engine.drawing import drafted, group_of, measured, walk_of
+from stillhouse.serve.engine.drawing import Drawing, drafted, group_of, measured, walk_of
 from stillhouse.serve.engine.engine import End, Engine, Tick
 from stillhouse.serve.engine.job import Group, Job
 from stillhouse.serve.engine.policy import POLICIES
@@ -44,26 +43,6 @@ from stillhouse.serve.worker.residents import Residents
 
 OFTEN = 0.05
 """Seconds after which the server hears of ticks at the latest; of one that ends or shows a picture, at once."""
-
-
-@dataclass(slots=True)
-class Denoising:
-    """`engine.Device` that leaves the decoding to the finisher: its result is a draft."""
-
-    pipelines: Residents
-
-    def begin(self, job: Job) -> None:
-        """Encode the prompt, lay out the latents."""
-        job.draft = self.pipelines[job.group.pipeline].start(job.request)
-        self.pipelines.fit()
-
-    def advance(self, jobs: Sequence[Job]) -> None:
-        """Move every picture by one evaluation, in one batch."""
-        self.pipelines[jobs[0].group.pipeline].advance([drafted(job) for job in jobs])
-
-    def finish(self, job: Job) -> Draft:
-        """Clean latents."""
-        return drafted(job)
 
 
 @dataclass(slots=True)
@@ -142,6 +121,8 @@ class Worker:
             self._moves.append(self._moved(tick))
         if tick.ends or not self.engine.jobs or began - self._told >= OFTEN:
             self._tell_moves()
+        if any(job.index == 1 for job in tick.moved):
+            self.pipelines.fit()  # networks are opened when they are first fed
         for job in tick.moved:
             told = self._jobs[job.id][1]
             told.begun = told.begun or began
@@ -239,8 +220,13 @@ def main() -> None:
         connection.send_bytes(encode(Broken(str(error))))
         return
     connection.send_bytes(encode(Ready(list(found.items()))))
-    engine = Engine(Denoising(pipelines), POLICIES[opening.policy], Cost(found), time.monotonic)
+    engine = Engine(Drawing(pipelines, _undecoded), POLICIES[opening.policy], Cost(found), time.monotonic)
     Worker(connection, engine, pipelines).run()
+
+
+def _undecoded(pipeline: Pipeline, draft: Draft) -> Draft:
+    """What the engine hands out: the finisher decodes it, beside the ticks."""
+    return draft
 
 
 def _opened(opening: Opening, name: str) -> Pipeline:

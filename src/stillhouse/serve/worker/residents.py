@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from stillhouse.measure.memory import resident
+from stillhouse.measure.memory import resident_alone
 from stillhouse.models.pipeline import Pipeline
 
 
@@ -23,7 +23,7 @@ class Residents(Mapping[str, Pipeline]):
     opened: Callable[[str], Pipeline]
     names: tuple[str, ...]
     budget: int
-    used: Callable[[], int] = lambda: resident(os.getpid())
+    used: Callable[[], int] = lambda: resident_alone(os.getpid())
     _open: OrderedDict[str, Pipeline] = field(default_factory=OrderedDict)
 
     def __getitem__(self, name: str) -> Pipeline:
