@@ -93,3 +93,24 @@ def test_after_a_restart_a_bucket_is_full_and_no_more() -> None:
     meter.resume({"k": (0, 30.0)})
     assert meter.charge(SLOW, 100.0) == 0
     assert meter.charge(SLOW, 10.0) == 1.0
+
+
+def test_buckets_that_tell_nothing_any_more_are_forgotten_and_no_others() -> None:
+    time = Time()
+    meter = Meter(time)
+    for number in range(5000):
+        meter.charge(replace(SLOW, key=f"address {number}"), 10.0)
+        time.now += 0.1
+    assert len(meter.buckets) <= 1024
+    daily = replace(SLOW, key="daily", rate=None, burst=None, daily=50.0)
+    meter.charge(daily, 40.0)
+    for number in range(5000):
+        meter.charge(replace(SLOW, key=f"another {number}"), 10.0)
+        time.now += 0.1
+    assert meter.charge(daily, 20.0) > 0
+
+
+def test_whoever_has_no_limits_is_not_counted() -> None:
+    meter = Meter(Time())
+    assert meter.charge(replace(SLOW, rate=None, burst=None), 1e9) == 0
+    assert not meter.buckets

@@ -28,6 +28,8 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 _DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "F")
 _KEY, _PARAMETERS = "stillhouse", "parameters"
 _ARRAYS = ("image", "mask")
+_COMPRESSION = 2
+"""Of 9: the files are a fifth larger than by 6, and take a third of its time, which is that of a tick."""
 
 
 def read_picture(path: Path | str | BinaryIO, largest: int = LARGEST) -> Picture:
@@ -97,7 +99,7 @@ def encode_png(image: Picture, request: ImageRequest | None = None, model: str |
         text.add_text(_KEY, json.dumps({"model": model, "request": describe_request(request)}))
         text.add_text(_PARAMETERS, _for_people(request, model))
     file = BytesIO()
-    Image.fromarray(image).save(file, "PNG", pnginfo=text)
+    Image.fromarray(image).save(file, "PNG", pnginfo=text, compress_level=_COMPRESSION)
     return file.getvalue()
 
 

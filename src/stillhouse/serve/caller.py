@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 DAY = 86400.0
+_FEW = 1024
+"""Buckets that are kept without looking whether they are needed still."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,17 +39,19 @@ class Bucket:
     Args:
         level: pixel-steps in the bucket when it was looked at last, at `looked` seconds.
         used: pixel-steps of the day number `day`.
+        needed: seconds until which it tells more than a new one would.
     """
 
     level: float
     looked: float
     day: int = 0
     used: float = 0.0
+    needed: float = 0.0
 
 
 @dataclass(slots=True)
 class Meter:
-    """Pixel-steps of every key. One loop owns it.
+    """Pixel-steps of every key that has a rate or a day's portion. One loop owns it.
 
     Args:
         clock: seconds since the epoch; days begin at midnight UTC.
@@ -60,6 +64,7 @@ class Meter:
 
     clock: Callable[[], float] = time.time
     buckets: dict[str, Bucket] = field(default_factory=dict)
+    _most: int = _FEW
 
     def charge(self, caller: Caller, amount: float) -> float:
         """Take so many pixel-steps; 0 where there are enough, else the seconds until there are, and nothing is taken.
@@ -67,6 +72,8 @@ class Meter:
         More than a whole bucket is allowed where the bucket is full, and leaves a debt: else a picture that is larger
         than the bucket could never be asked for.
         """
+        if caller.rate is None and caller.daily is None:
+            return 0.0
         now = self.clock()
         bucket = self._bucket(caller, now)
         if caller.daily is not None and bucket.used + amount > caller.daily:
@@ -77,10 +84,14 @@ class Meter:
                 return (enough - bucket.level) / caller.rate
         bucket.level -= amount
         bucket.used += amount
+        full = now + (_size(caller) - bucket.level) / caller.rate if caller.rate is not None else now
+        bucket.needed = full if caller.daily is None else max(full, (bucket.day + 1) * DAY)
         return 0.0
 
     def give_back(self, caller: Caller, amount: float) -> None:
         """What was charged for a picture that was not taken after all."""
+        if caller.key not in self.buckets:
+            return
         bucket = self._bucket(caller, self.clock())
         bucket.level += amount
         bucket.used = max(0.0, bucket.used - amount)
@@ -94,10 +105,14 @@ class Meter:
         """Go on with what an earlier meter told by `used`. Buckets begin empty of debts, and full."""
         now = self.clock()
         for key, (day, amount) in used.items():
-            self.buckets[key] = Bucket(float("inf"), now, day, amount)
+            self.buckets[key] = Bucket(float("inf"), now, day, amount, (day + 1) * DAY)
 
     def _bucket(self, caller: Caller, now: float) -> Bucket:
         day = int(now // DAY)
+        if len(self.buckets) >= self._most:
+            # Where no keys are needed, every address is one.
+            self.buckets = {key: bucket for key, bucket in self.buckets.items() if bucket.needed > now}
+            self._most = max(_FEW, 2 * len(self.buckets))
         bucket = self.buckets.setdefault(caller.key, Bucket(_size(caller), now, day))
         if bucket.day != day:
             bucket.day, bucket.used = day, 0.0

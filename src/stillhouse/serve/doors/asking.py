@@ -61,13 +61,12 @@ async def while_there(request: Asked, wanted: Awaitable[T]) -> T:
     gone = asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait({asked, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if asked.done():
-            return asked.result()
-        raise Gone
+        if not asked.done():
+            raise Gone
     finally:
         for task in (asked, gone):
             task.cancel()
-        await asyncio.gather(asked, gone, return_exceptions=True)
+    return asked.result()
 
 
 async def ends(request: Asked, tickets: Sequence[Ticket]) -> list[Closed]:

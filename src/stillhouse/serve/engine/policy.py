@@ -64,16 +64,21 @@ class Slack:
     the work of its own key that was in line when it arrived, see `fair`. A job that has waited for `overdue` of its
     promise stands among the others again as if it could keep it: it is late, but it must not become much later.
 
-    Nobody starves: of `turn` ticks in a row one goes to the job that has been overdue for longest, if it was in none of
-    the others. From the moment when it is overdue, a job thus ends within `turn` times the ticks that it and all that
-    arrived before it still need.
+    The job that has been overdue for longest takes the others' slack (Lehoczky and Ramos-Thuel, RTSS 1992): one of
+    `spare` ticks, as long as every other promise that would be kept is kept all the same.
+
+    Nobody starves: of `turn` ticks in a row one goes to that job in any case, if it was in none of the others. From the
+    moment when it is overdue, a job thus ends within `turn` times the ticks that it and all that arrived before it
+    still need.
 
     Args:
         overdue: of the promised seconds; 1 and more.
-        turn: 2 and more; the smaller, the less may be delayed, and the more do long jobs keep short ones waiting.
+        spare: 1 and more; the smaller, the longer do short jobs wait within what they are promised.
+        turn: 2 and more; the smaller, the less may be delayed, and the more promises do long jobs break.
     """
 
-    overdue: float = 5 / 3
+    overdue: float = 4 / 3
+    spare: int = 2
     turn: int = 8
 
     def order(self, jobs: Sequence[Job], now: float, cost: Cost) -> list[Job]:
@@ -90,10 +95,33 @@ class Slack:
         ranked.sort(key=lambda one: one[:3])
         order = [job for *_, job in ranked]
         oldest = next((job for job in jobs if now - job.arrived > self.overdue * job.promise), None)
-        if oldest is not None and oldest.passed >= self.turn - 1:
+        if oldest is not None and self._is_turn_of(oldest, order, now, cost):
             order.remove(oldest)
             order.insert(0, oldest)
         return order
+
+    def _is_turn_of(self, oldest: Job, order: Sequence[Job], now: float, cost: Cost) -> bool:
+        if oldest.passed >= self.turn - 1:
+            return True
+        return oldest.passed >= self.spare - 1 and spares(order, oldest, now, cost)
+
+
+def spares(order: Sequence[Job], one: Job, now: float, cost: Cost) -> bool:
+    """Whether a tick for this one breaks no promise that is kept where the others go one after the other in this order.
+
+    Args:
+        order: all jobs.
+        one: among them.
+        now, cost: as in `Policy.order`.
+    """
+    tick = cost.tick(one.group, one.rows)
+    ends = now
+    for job in order:
+        if job is not one:
+            ends += cost.left(job)
+            if ends <= job.deadline < ends + tick:
+                return False
+    return True
 
 
 POLICIES: Mapping[str, Policy] = MappingProxyType(

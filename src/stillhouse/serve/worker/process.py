@@ -42,7 +42,8 @@ from stillhouse.serve.worker.message import (
 from stillhouse.serve.worker.residents import Residents
 
 OFTEN = 0.05
-"""Seconds after which the server hears of ticks at the latest; of one that ends or shows a picture, at once."""
+"""Seconds after which the server hears of a tick; it also does whenever it hears of anything else. A picture's last
+tick is thus told with the picture: told before, it would wake the server while the picture is decoded."""
 
 
 @dataclass(slots=True)
@@ -72,7 +73,7 @@ class Worker:
     pipelines: Residents
     _jobs: dict[str, tuple[Job, _Told]] = field(default_factory=dict)
     _moves: list[Moved] = field(default_factory=list)
-    _told: float = 0.0
+    _untold: float = 0.0
     _finisher: Finisher = field(init=False)
     _sending: Lock = field(default_factory=Lock)
 
@@ -99,7 +100,6 @@ class Worker:
         if isinstance(asked, Cancel):
             self._finisher.forget(asked.id)
             if end := self.engine.cancel(asked.id):
-                self._tell_moves()
                 self._end(end)
             return
         try:
@@ -118,11 +118,10 @@ class Worker:
         began = time.monotonic()
         tick = self.engine.tick()
         if tick.moved:
-            self._moves.append(self._moved(tick))
-        if tick.ends or not self.engine.jobs or began - self._told >= OFTEN:
-            self._tell_moves()
-        if any(job.index == 1 for job in tick.moved):
-            self.pipelines.fit()  # networks are opened when they are first fed
+            moved = self._moved(tick)
+            with self._sending:
+                self._untold = self._untold if self._moves else began
+                self._moves.append(moved)
         for job in tick.moved:
             told = self._jobs[job.id][1]
             told.begun = told.begun or began
@@ -130,15 +129,13 @@ class Worker:
             told.peers += len(tick.moved) - 1
             told.denoised = time.monotonic()
             if job.index in told.previews and not job.is_done:
-                self._tell_moves()
                 self._finisher.preview(job.id, self.pipelines[job.group.pipeline], drafted(job))
         for end in tick.ends:
             self._end(end)
-
-    def _tell_moves(self) -> None:
-        if self._moves:
-            self._tell(Ticked(self._moves))
-        self._moves, self._told = [], time.monotonic()
+        if self._moves and began - self._untold >= OFTEN:
+            self._tell()
+        if any(job.index == 1 for job in tick.moved):
+            self.pipelines.fit()  # networks are opened when they are first fed
 
     def _moved(self, tick: Tick) -> Moved:
         group = tick.moved[0].group
@@ -176,9 +173,12 @@ class Worker:
             )
         )
 
-    def _tell(self, told: Told) -> None:
+    def _tell(self, *news: Told) -> None:
+        """Tell the ticks that were not told yet, and then the news."""
         with self._sending:
-            self.connection.send_bytes(encode(told))
+            moves, self._moves = self._moves, []
+            for told in (Ticked(moves), *news) if moves else news:
+                self.connection.send_bytes(encode(told))
 
 
 def previews_at(count: int, evaluations: int) -> frozenset[int]:
