@@ -4,7 +4,7 @@ import argparse
 import signal
 import sys
 
-from benchmarks.serving.compare import compare
+from benchmarks.serving.compare import TRACES, compare
 from benchmarks.serving.overhead import measure
 from benchmarks.serving.prove import prove
 from benchmarks.serving.ways import WAYS
@@ -15,9 +15,11 @@ def main() -> None:
     """Compare servers, measure what serving costs, or prove that all of them draw the same."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("what", nargs="?", choices=("compare", "overhead", "prove"), default="compare")
-    parser.add_argument("--seconds", type=float, default=120.0, help="of each run; default: 120")
-    parser.add_argument("--seed", type=int, default=0, help="of the requests' times; default: 0")
+    parser.add_argument("--parts", type=int, default=4, help="of each trace, in which servers take turns; default: 4")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of each part; default: 30")
+    parser.add_argument("--seed", type=int, default=0, help="of the first part's moments; default: 0")
     parser.add_argument("--server", action="append", choices=WAYS, help="only this one; repeatable")
+    parser.add_argument("--trace", action="append", choices=[one.name for one in TRACES], help="only this; repeatable")
     parser.add_argument("--rounds", type=int, default=40, help="of each pair, for overhead; default: 40")
     parser.add_argument("--results", help="name of the file in benchmarks/results; default: serving[_overhead]")
     arguments = parser.parse_args()
@@ -29,8 +31,18 @@ def main() -> None:
     if arguments.what == "overhead":
         measure(arguments.rounds, arguments.results or "serving_overhead", _tell)
         return
+    traces = arguments.trace or [trace.name for trace in TRACES]
     with progress() as bar:
-        compare(names, arguments.seconds, arguments.seed, arguments.results or "serving", _tell, bar)
+        compare(
+            names,
+            traces,
+            arguments.parts,
+            arguments.seconds,
+            arguments.seed,
+            arguments.results or "serving",
+            _tell,
+            bar,
+        )
 
 
 def _tell(line: str) -> None:

@@ -1,31 +1,35 @@
 """The same requests for every server: `python -m benchmarks.serving` writes results/serving.json.
 
-Four of five pictures take 3 steps, the others 35. What two cores do is measured first, on our own server with one
-picture at a time, and gives the loads and the promises for all. After each run the file is written; what is there for
-the same code and settings is not run again.
+Four of five pictures take 3 steps, the others 35. A machine's speed drifts within minutes by more than servers differ,
+and near full load a little speed is much waiting. So all servers of a trace are up at once and take turns, a part of
+the trace each; what two cores do is measured before each trace, on our own server with one picture at a time, and gives
+the loads and the promises for all. After each trace the file is written; what is there for the same code and settings
+is not run again.
 """
 
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from typing import Any
 
 from benchmarks.record import RESULTS, record, recorded
+from benchmarks.serving.launch import Running
 from benchmarks.serving.tables import bars, comparison
 from benchmarks.serving.triton.environment import ROOT, TRITON
-from benchmarks.serving.ways import EVERYWHERE, SHARES, STEPS, WAYS, Way, serving
+from benchmarks.serving.ways import EVERYWHERE, SHARES, STEPS, WAYS, serving
 from stillhouse.errors import RuntimeMissing
 from stillhouse.measure.machine import versions
 from stillhouse.serve.load.kind import Flood
-from stillhouse.serve.load.run import Asked, run, seconds_alone
+from stillhouse.serve.load.run import Answered, Asked, answered, in_a_row, seconds_alone
 from stillhouse.serve.load.send import Tell
 
 LOADS = (0.55, 0.78, 0.95)
 FLOOD = 20
 SLO = 3.0
 FIRST = "slack"
-"""The server that is measured alone."""
+"""The server that is measured alone, before every trace."""
 _PACKAGES = ("fastapi", "uvicorn", "litestar", "pydantic", "msgspec")
 _SOURCES = ("src/stillhouse", "benchmarks/serving")
 
@@ -49,34 +53,40 @@ BUSIEST = TRACES[len(LOADS) - 1]
 
 
 def compare(
-    names: Sequence[str], seconds: float, seed: int, results: str, tell: Callable[[str], None], bar: Tell
+    names: Sequence[str],
+    traces: Sequence[str],
+    parts: int,
+    seconds: float,
+    seed: int,
+    results: str,
+    tell: Callable[[str], None],
+    bar: Tell,
 ) -> Mapping[str, Any]:
-    """Run what has not been run, and write it down after each.
+    """Run what has not been run, and write it down after each trace.
 
     Args:
         names: of `WAYS`; "refusing" is loaded with the busiest trace only.
-        seconds: of each run.
-        seed: of the traces.
+        traces: names of `TRACES`.
+        parts: that each trace has, each with other moments.
+        seconds: of each part.
+        seed: of the first part.
         results: name of the file.
         tell: hears what is being done.
         bar: hears how far it is.
     """
-    document = _begun(seconds, seed, results)
-    if not document["alone"]:
-        tell(f"what a picture takes alone, on {FIRST}")
-        document["alone"] = _alone(FIRST, runs=15)
-        _write(document, results)
-    tell(f"alone: {document['alone']}")
+    document = _begun(parts, seconds, seed, results)
     # What could not be had then may be here now.
     document["runs"] = [one for one in document["runs"] if "skipped" not in one or one["server"] not in names]
     done = {(one["trace"], one["server"]) for one in document["runs"]}
-    for trace in TRACES:
-        for name in names:
-            is_meant = name in EVERYWHERE or trace == BUSIEST
-            if is_meant and (trace.name, name) not in done:
-                tell(f"{trace.name}: {name}")
-                document["runs"] = sorted([*document["runs"], _run(name, trace, document, bar)], key=_place)
-                _write(document, results)
+    for trace in (trace for trace in TRACES if trace.name in traces):
+        meant = [name for name in names if name in EVERYWHERE or trace == BUSIEST]
+        missing = [name for name in meant if (trace.name, name) not in done]
+        if missing:
+            tell(f"{trace.name}: {', '.join(meant)}")
+            # Turns count only beside the others' turns, so what was there is run again.
+            kept = [one for one in document["runs"] if one["trace"] != trace.name]
+            document["runs"] = sorted([*kept, *_raced(meant, trace, document["settings"], tell, bar)], key=_place)
+            record(results, {**document, "rivals": {**versions(_PACKAGES), "triton": TRITON}})
     tell(f"\n{comparison(document)}\n{bars(document)}")
     return document
 
@@ -85,58 +95,76 @@ def _place(run: Mapping[str, Any]) -> tuple[int, int]:
     return [trace.name for trace in TRACES].index(run["trace"]), list(WAYS).index(run["server"])
 
 
-def _run(name: str, trace: Trace, document: Mapping[str, Any], bar: Tell) -> dict[str, Any]:
-    """One server before one trace; its seconds alone are measured again before and after, since machines drift."""
-    about = {"server": name, "told": WAYS[name].told, "trace": trace.name}
-    settings, alone = document["settings"], document["alone"]
-    try:
-        with serving(name) as server:
-            before = _alone_at(server.url, WAYS[name])
-            asked = Asked(
-                server.url,
-                WAYS[name].kinds(alone),
-                WAYS[name].protocol,
-                load=trace.load,
-                seconds=settings["seconds"],
-                seed=settings["seed"],
-                flood=Flood(trace.flood, settings["seconds"] / 2, "pro") if trace.flood else None,
-                slo=SLO,
-            )
-            report = run(asked, bar)
-            after = _alone_at(server.url, WAYS[name])
-    except RuntimeMissing as error:
-        return {**about, "skipped": str(error)}
-    return {
-        **about,
-        "report": asdict(report),
-        "alone_before": before,
-        "alone_after": after,
-        "left": asdict(server.left),
-    }
+def _raced(
+    names: Sequence[str], trace: Trace, settings: Mapping[str, Any], tell: Callable[[str], None], bar: Tell
+) -> list[dict[str, Any]]:
+    """All servers before one trace, part by part in turns; every second time in the opposite order."""
+    skipped: list[dict[str, Any]] = []
+    with ExitStack() as stack:
+        servers: dict[str, Running] = {}
+        for name in (FIRST, *(name for name in names if name != FIRST)):
+            try:
+                servers[name] = stack.enter_context(serving(name))
+            except RuntimeMissing as error:
+                skipped.append({**_about(name, trace), "skipped": str(error)})
+        for name, server in servers.items():
+            _alone(name, server, runs=3)  # the first pictures of a server take longer
+        alone = _alone(FIRST, servers[FIRST], runs=15)
+        tell(f"alone: {alone}")
+        turns = [name for name in names if name in servers]
+        measured: dict[str, list[Answered]] = {name: [] for name in turns}
+        for part in range(settings["parts"]):
+            for name in turns[:: -1 if part % 2 else 1]:
+                asked = _asked(name, servers[name], trace, settings, alone, settings["seed"] + part)
+                measured[name].append(answered(asked, bar))
+        after = _alone(FIRST, servers[FIRST], runs=15)
+    return [
+        *skipped,
+        *(
+            {
+                **_about(name, trace),
+                "alone": alone,
+                "alone_after": after,
+                "report": asdict(in_a_row(_asked(name, servers[name], trace, settings, alone, 0), measured[name])),
+                "left": asdict(servers[name].left),
+            }
+            for name in turns
+        ),
+    ]
 
 
-def _alone(name: str, runs: int) -> dict[str, float]:
-    with serving(name) as server:
-        return _alone_at(server.url, WAYS[name], runs)
+def _about(name: str, trace: Trace) -> dict[str, Any]:
+    return {"server": name, "told": WAYS[name].told, "trace": trace.name}
 
 
-def _alone_at(url: str, way: Way, runs: int = 5) -> dict[str, float]:
-    return seconds_alone(url, way.protocol, way.kinds(), runs)
+def _asked(
+    name: str, server: Running, trace: Trace, settings: Mapping[str, Any], alone: Mapping[str, float], seed: int
+) -> Asked:
+    return Asked(
+        server.url,
+        WAYS[name].kinds(alone),
+        WAYS[name].protocol,
+        load=trace.load,
+        seconds=settings["seconds"],
+        seed=seed,
+        flood=Flood(trace.flood, settings["seconds"] / 3, "pro") if trace.flood else None,
+        slo=SLO,
+    )
 
 
-def _begun(seconds: float, seed: int, results: str) -> dict[str, Any]:
+def _alone(name: str, server: Running, runs: int) -> dict[str, float]:
+    return seconds_alone(server.url, WAYS[name].protocol, WAYS[name].kinds(), runs)
+
+
+def _begun(parts: int, seconds: float, seed: int, results: str) -> dict[str, Any]:
     """What was measured before with this code and these settings, to go on with; else an empty document."""
-    settings = {"seconds": seconds, "seed": seed, "slo": SLO, "shares": SHARES, "steps": STEPS}
-    document = {"code": _code(), "commit": _commit(), "settings": settings, "alone": {}, "runs": []}
+    settings = {"parts": parts, "seconds": seconds, "seed": seed, "slo": SLO, "shares": SHARES, "steps": STEPS}
+    document = {"code": _code(), "commit": _commit(), "settings": settings, "runs": []}
     if (RESULTS / f"{results}.json").exists():
         before = recorded(results)
         if (before.get("code"), before.get("settings")) == (document["code"], document["settings"]):
             return {name: before[name] for name in document}
     return document
-
-
-def _write(document: Mapping[str, Any], results: str) -> None:
-    record(results, {**document, "rivals": {**versions(_PACKAGES), "triton": TRITON}})
 
 
 def _code() -> str:

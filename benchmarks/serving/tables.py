@@ -21,11 +21,15 @@ _HIGH, _FULL = "78 % load", "95 % load"
 
 def serving(results: Mapping[str, Any]) -> str:
     """The comparison, for a document."""
-    settings, alone = results["settings"], results["alone"]
-    each = ", ".join(f"{100 * settings['shares'][tier]:.0f} % x {settings['steps'][tier]} steps" for tier in alone)
-    seconds = ", ".join(f"{1000 * taken:.0f} ms ({tier})" for tier, taken in alone.items())
-    drawn = f"Alone a picture takes {seconds}; in time is what was answered within {settings['slo']:g} times that."
-    told = f"{each}, {settings['seconds']:g} s of requests each, the same for every server. {drawn}"
+    settings = results["settings"]
+    tiers = settings["shares"]
+    each = ", ".join(f"{100 * tiers[tier]:.0f} % x {settings['steps'][tier]} steps" for tier in tiers)
+    found = [run["alone"] for run in results["runs"] if "alone" in run]
+    spans = ((tier, [1000 * one[tier] for one in found]) for tier in tiers)
+    seconds = ", ".join(f"{min(taken):.0f} to {max(taken):.0f} ms ({tier})" for tier, taken in spans)
+    turns = f"{settings['parts']} times {settings['seconds']:g} s of requests in turns, the same for every server"
+    alone = f"Before each trace it was measured what a picture takes alone, {seconds}, which gives load and promise"
+    told = f"{each}; {turns}. {alone}: in time is what was answered within {settings['slo']:g} times that."
     refused = "Stillhouse takes everything here, as the others do, except where it says that it refuses."
     verdicts = "\n".join(f"- {line}" for line in _verdicts(results))
     return f"{grid(_HEAD, _rows(results))}\n{told} {refused}\n\n{verdicts}\n"

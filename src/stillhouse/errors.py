@@ -10,6 +10,7 @@
     |-- RuntimeMissing              a runtime or an extra that is not installed here
     |-- UnsupportedPrecision        a backend that cannot do what was asked on this machine
     |-- BackendFailed               a runtime refused a model or failed while running it
+    |-- FitFailed                   learning that cannot go on: no finite loss, no room for a checkpoint
     |-- Refused                     a server that does not take a request now; it says when it would
     `-- NotAllowed                  a server that does not take a request from this caller
 
@@ -71,6 +72,10 @@ class UnsupportedPrecision(StillhouseError):
 
 class BackendFailed(StillhouseError):
     """A runtime refused a model file or failed while running it."""
+
+
+class FitFailed(StillhouseError):
+    """Learning cannot go on; what was learnt up to the last checkpoint is kept."""
 
 
 class Refused(StillhouseError):

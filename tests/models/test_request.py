@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from stillhouse.core import ImageRequest
 from stillhouse.diffusion import SAMPLERS
 from stillhouse.errors import InvalidRequest
-from stillhouse.models.manifest import StepCache
+from stillhouse.models.manifest import Distilled, StepCache
 from stillhouse.models.request import course_of, resolve
 from tests.models.test_manifest import MINIMAL
 
@@ -124,3 +124,39 @@ def test_what_cannot_be_done(fields: dict[str, Any], message: str) -> None:
 def test_a_repainting_pipeline_needs_both(fields: dict[str, Any], missing: str) -> None:
     with pytest.raises(InvalidRequest, match=f"tiny repaints parts of pictures, and was given {missing}"):
         resolve(replace(MANIFEST, unet_in_channels=9), ImageRequest("", **fields))
+
+
+STUDENT = replace(
+    MANIFEST,
+    spacing="trailing",
+    guidance_channels=8,
+    distilled=Distilled((999.0, 656.0, 342.0), (1.0, 6.0), "progressive", ("tiny", "0" * 64)),
+    defaults=replace(MANIFEST.defaults, steps=3, guidance=3.0),
+)
+
+
+def test_a_student_walks_its_own_grid() -> None:
+    course = course_of(STUDENT, resolve(STUDENT, ImageRequest("")))
+    assert course.grid.timesteps.tolist() == [999.0, 656.0, 342.0]
+    assert course_of(STUDENT, resolve(STUDENT, ImageRequest("", sampler="euler"))).grid == course.grid
+
+
+def test_a_student_that_learnt_its_guidance_only_walks_any_grid() -> None:
+    assert STUDENT.distilled is not None
+    free = replace(STUDENT, distilled=replace(STUDENT.distilled, timesteps=None))
+    assert course_of(free, resolve(free, ImageRequest("", steps=9, sampler="dpmpp_2m"))).grid.steps == 9
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"steps": 9}, "steps is 9 for tiny; allowed: 3, which it was distilled to; leave the steps out"),
+        ({"sampler": "dpmpp_2m"}, "sampler is dpmpp_2m for tiny; allowed: ddim, euler"),
+        ({"guidance": 7.5}, "guidance is 7.5 for tiny; allowed: 1 to 6, which it was taught"),
+        ({"eta": 0.5}, "eta is 0.5 for tiny; allowed: 0"),
+        ({"negative_prompt": "blur"}, "a negative prompt for tiny"),
+    ],
+)
+def test_a_student_refuses_what_it_was_not_taught(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidRequest, match=said):
+        resolve(STUDENT, ImageRequest("", **fields))

@@ -18,7 +18,7 @@ from stillhouse.serve.front import Front, front_of
 from stillhouse.serve.settings import Settings, TierSettings
 from stillhouse.serve.station import RUNS
 from stillhouse.serve.ticket import Order, Ticket
-from stillhouse.serve.worker.message import Asked, Cancel, Draw, Ended, Moved, Opening, Ready, Ticked, Told
+from stillhouse.serve.worker.message import Asked, Cancel, Closed, Draw, Ended, Moved, Opening, Ready, Ticked, Told
 
 GROUP = Group("shapes", 64, 64)
 CURVE = Curve({1: 1.0, 2: 1.0})
@@ -128,13 +128,13 @@ class FrontMachine(RuleBasedStateMachine):
         cancelled = [one.id for one in self.worker.asked if isinstance(one, Cancel)]
         for name in self.worker.has:
             if name in cancelled:
-                self.worker.heard(Ended(name, "cancelled"))
+                self.worker.heard(Ended(name, Closed("cancelled")))
                 self.forget(name)
                 return
         for name in self.worker.has:
             ticket = next(ticket for ticket in self.tickets if ticket.id == name)
             if ticket.job.is_done:
-                self.worker.heard(Ended(name, "drawn", b"picture"))
+                self.worker.heard(Ended(name, Closed("drawn", b"picture")))
                 self.forget(name)
             else:
                 self.time.now += 1.0

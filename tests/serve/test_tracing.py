@@ -11,8 +11,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from stillhouse.core import ImageRequest
 from stillhouse.serve.caller import Caller
 from stillhouse.serve.engine.job import Group, Job, Tier, Walk
-from stillhouse.serve.ticket import Closed, Order, Ticket
+from stillhouse.serve.ticket import Order, Ticket
 from stillhouse.serve.tracing import tracing
+from stillhouse.serve.worker.message import Closed
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = f"00-{TRACE}-b7ad6b7169203331-01"

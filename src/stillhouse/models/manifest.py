@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from stillhouse.check import check_whole
+from stillhouse.check import check_number, check_whole
 from stillhouse.diffusion import Prediction, Schedule, Sigmas, Spacing, check_interval, check_refresh
 from stillhouse.errors import ManifestError, PipelineError, TamperedFile
 from stillhouse.models.decode import DecodeError, decode
@@ -111,6 +111,29 @@ class Tuned:
 
 
 @dataclass(frozen=True, slots=True)
+class Distilled:
+    """The only way in which a student may be run, and where it comes from.
+
+    Args:
+        timesteps: of the levels that it walks, noisiest first; None, it may walk any grid.
+        guidance: the scales that it was taught, the least and the most; other scales are refused.
+        method: what taught it.
+        teacher: name and checksum of the manifest that it learnt from.
+
+    Raises:
+        InvalidRequest: a range of guidance that falls.
+    """
+
+    timesteps: tuple[float, ...] | None
+    guidance: tuple[float, float]
+    method: str
+    teacher: tuple[str, str]
+
+    def __post_init__(self) -> None:
+        check_number("the most guidance", self.guidance[1], self.guidance[0], 1000)
+
+
+@dataclass(frozen=True, slots=True)
 class FileRecord:
     """A file's size and its SHA-256 in hexadecimal."""
 
@@ -139,6 +162,7 @@ class Manifest:
         evidence: measurements that were made on the way, by name.
         step_cache: the U-Net's graph in two depths, where it was cut.
         tuned: where its components were chosen, if `stillhouse accelerate` chose them.
+        distilled: how it must be run, if `stillhouse distill` made it.
     """
 
     name: str
@@ -162,6 +186,7 @@ class Manifest:
     version: int = VERSION
     step_cache: StepCache | None = None
     tuned: Tuned | None = None
+    distilled: Distilled | None = None
 
     @property
     def repaints(self) -> bool:

@@ -6,12 +6,14 @@ import numpy as np
 
 from stillhouse.check import check_number, check_whole
 from stillhouse.core import ImageRequest
-from stillhouse.diffusion import Course, check_refresh, find_sampler, grid
+from stillhouse.diffusion import Course, Grid, check_refresh, find_sampler, grid, grid_at
 from stillhouse.errors import InvalidRequest
-from stillhouse.models.manifest import Manifest
+from stillhouse.models.manifest import Distilled, Manifest
 
 LARGEST_SIZE = 8192
 LARGEST_GUIDANCE = 1000
+_STUDENTS_SAMPLERS = ("ddim", "euler")
+"""They take the same step, the one that students learn."""
 _READERS = {"image": "picture", "mask": "mask"}
 IMG2IMG_STRENGTH = 0.8
 """diffusers' default where there is an image and no mask; with a mask it is 1."""
@@ -59,6 +61,8 @@ def course_of(manifest: Manifest, request: ImageRequest) -> Course:
             allowed="prompts only",
             fix="leave the negative prompt out",
         )
+    if manifest.distilled:
+        _check_student(manifest.name, manifest.distilled, request)
     check_refresh(request.refresh)
     if request.refresh > 1 and manifest.step_cache is None:
         raise InvalidRequest(
@@ -66,14 +70,7 @@ def course_of(manifest: Manifest, request: ImageRequest) -> Course:
             allowed="refresh 1",
             fix="make a pipeline that keeps features with `stillhouse accelerate`",
         )
-    walk = grid(
-        manifest.schedule,
-        request.steps,
-        manifest.spacing,
-        manifest.sigmas,
-        steps_offset=manifest.steps_offset,
-        trimmed=find_sampler(request.sampler).trimmed,
-    )
+    walk = _walk(manifest, request.steps, request.sampler)
     return Course(
         grid=walk if request.strength is None else walk.from_strength(request.strength),
         sampler=request.sampler,
@@ -85,6 +82,41 @@ def course_of(manifest: Manifest, request: ImageRequest) -> Course:
         seed=request.seed,
         refresh=request.refresh,
     )
+
+
+def _walk(manifest: Manifest, steps: int, sampler: str) -> Grid:
+    if manifest.distilled and manifest.distilled.timesteps:
+        return grid_at(manifest.schedule, manifest.distilled.timesteps)
+    return grid(
+        manifest.schedule,
+        steps,
+        manifest.spacing,
+        manifest.sigmas,
+        steps_offset=manifest.steps_offset,
+        trimmed=find_sampler(sampler).trimmed,
+    )
+
+
+def _check_student(name: str, distilled: Distilled, request: ImageRequest) -> None:
+    """A student knows its own jumps between its own levels, and no others."""
+    least, most = distilled.guidance
+    assert request.guidance is not None
+    if not least <= request.guidance <= most:
+        raise InvalidRequest(
+            f"guidance is {request.guidance:g} for {name}", allowed=f"{least:g} to {most:g}, which it was taught"
+        )
+    if distilled.timesteps is None:
+        return
+    if request.steps != len(distilled.timesteps):
+        raise InvalidRequest(
+            f"steps is {request.steps} for {name}",
+            allowed=f"{len(distilled.timesteps)}, which it was distilled to",
+            fix="leave the steps out, or use its teacher",
+        )
+    if request.sampler not in _STUDENTS_SAMPLERS:
+        raise InvalidRequest(f"sampler is {request.sampler} for {name}", allowed=", ".join(_STUDENTS_SAMPLERS))
+    if request.eta:
+        raise InvalidRequest(f"eta is {request.eta:g} for {name}", allowed="0: a student's steps have no fresh noise")
 
 
 def _strength(request: ImageRequest) -> float | None:

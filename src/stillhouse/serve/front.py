@@ -26,8 +26,8 @@ from stillhouse.serve.engine.policy import POLICIES, Policy
 from stillhouse.serve.metrics import Metrics
 from stillhouse.serve.settings import Settings
 from stillhouse.serve.station import Station
-from stillhouse.serve.ticket import Closed, Order, Ticket
-from stillhouse.serve.worker.message import Opening, Told
+from stillhouse.serve.ticket import Order, Ticket
+from stillhouse.serve.worker.message import Closed, Opening, Told
 from stillhouse.serve.worker.supervisor import Supervision, Supervisor
 from stillhouse.units import read_bytes, read_seconds
 

@@ -1,6 +1,5 @@
 """What a server counts, under names that routers and autoscalers know; `/metrics` shows it."""
 
-from dataclasses import dataclass, field
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -29,26 +28,13 @@ class State(Protocol):
         """Whether requests are taken."""
 
 
-@dataclass(slots=True)
 class Metrics:
     """All counters of one server, in a registry of its own."""
 
-    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
-    queue: Histogram = field(init=False)
-    denoise: Histogram = field(init=False)
-    step: Histogram = field(init=False)
-    rows: Histogram = field(init=False)
-    images: Counter = field(init=False)
-    goodput: Gauge = field(init=False)
-    cancelled: Counter = field(init=False)
-    rejected: Counter = field(init=False)
-    failed: Counter = field(init=False)
-    degraded: Counter = field(init=False)
-    deaths: Counter = field(init=False)
-    pixel_steps: Counter = field(init=False)
-    _drawn: dict[str, tuple[int, int]] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._drawn: dict[str, tuple[int, int]] = {}
 
-    def __post_init__(self) -> None:
         def counter(name: str, what: str, *labels: str) -> Counter:
             return Counter(f"stillhouse_{name}", what, labels, registry=self.registry)
 

@@ -18,7 +18,8 @@ from stillhouse.serve.front import Front
 from stillhouse.serve.settings import TierSettings
 from stillhouse.serve.store.jobs import JobStore, Record, State
 from stillhouse.serve.store.keys import anybody, caller_of, keys
-from stillhouse.serve.ticket import Closed, Order, Ticket
+from stillhouse.serve.ticket import Order, Ticket
+from stillhouse.serve.worker.message import Closed
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)

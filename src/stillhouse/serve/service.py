@@ -17,7 +17,8 @@ from stillhouse.serve.store.database import connect
 from stillhouse.serve.store.jobs import JobStore
 from stillhouse.serve.store.keys import anybody, caller_of, find_key
 from stillhouse.serve.store.usage import read_usage, write_usage
-from stillhouse.serve.ticket import Closed, Ticket
+from stillhouse.serve.ticket import Ticket
+from stillhouse.serve.worker.message import Closed
 from stillhouse.units import read_bytes, read_seconds
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from stillhouse.serve.engine.cost import Cost
 from stillhouse.serve.engine.job import Job
 from stillhouse.serve.engine.roster import Roster
 from stillhouse.serve.metrics import Metrics
-from stillhouse.serve.ticket import Closed, Shown, Ticket
-from stillhouse.serve.worker.message import Cancel, Draw, Ended, Moved, Opening, Preview, Ready, Ticked, Told
+from stillhouse.serve.ticket import Shown, Ticket
+from stillhouse.serve.worker.message import Cancel, Closed, Draw, Ended, Moved, Opening, Preview, Ready, Ticked, Told
 from stillhouse.serve.worker.supervisor import Supervision, Supervisor
 
 log = logging.getLogger(__name__)
@@ -142,7 +142,7 @@ class Station:
                 self._moved(moved)
         elif isinstance(told, Ended):
             if ticket := self.tickets.get(told.id):
-                self.end(ticket, Closed(**{name: getattr(told, name) for name in Closed.__dataclass_fields__}))
+                self.end(ticket, told.closed)
         elif isinstance(told, Preview):
             self._shown(told)
         elif isinstance(told, Ready):

@@ -8,8 +8,8 @@ from typing import TypeAlias
 from stillhouse.core import ImageRequest
 from stillhouse.models.encode import Format
 from stillhouse.serve.caller import Caller
-from stillhouse.serve.engine.engine import Outcome
 from stillhouse.serve.engine.job import Job
+from stillhouse.serve.worker.message import Closed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,20 +54,6 @@ class Shown:
     number: int
     index: int
     content: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Closed:
-    """The one end of a job; arguments as in `message.Ended`. Faults of its own: `WorkerDied`, `Drained`."""
-
-    outcome: Outcome
-    content: bytes = b""
-    error: str = ""
-    fault: str = ""
-    waited: float = 0.0
-    denoised: float = 0.0
-    finished: float = 0.0
-    peers: float = 0.0
 
 
 Event: TypeAlias = Progress | Shown | Closed

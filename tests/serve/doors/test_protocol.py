@@ -22,7 +22,8 @@ from stillhouse.serve.doors.protocol import (
 )
 from stillhouse.serve.doors.tensors import Given
 from stillhouse.serve.engine.job import Group, Job, Tier, Walk
-from stillhouse.serve.ticket import Closed, Ticket
+from stillhouse.serve.ticket import Ticket
+from stillhouse.serve.worker.message import Closed
 
 CALLER = Caller("key", "free", frozenset(["free"]))
 PROMPT = Given("PROMPT", "BYTES", [1], ["a red circle"])

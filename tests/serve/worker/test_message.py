@@ -15,6 +15,7 @@ from stillhouse.serve.engine.job import Group, Tier
 from stillhouse.serve.worker.message import (
     Broken,
     Cancel,
+    Closed,
     Draw,
     Ended,
     Moved,
@@ -60,8 +61,8 @@ def test_a_request_arrives_with_its_pictures(prompt: str, height: int, width: in
         Broken("no"),
         Ticked([Moved(["a", "b"], GROUP, 3, 0.5, 1.1), Moved(["a"], GROUP, 2, 0.4, 1.0)]),
         Preview("a", 3, b"picture"),
-        Ended("a", "drawn", b"picture", waited=0.1, peers=1.5),
-        Ended("a", "failed", error="why", fault="BackendFailed"),
+        Ended("a", Closed("drawn", b"picture", waited=0.1, peers=1.5)),
+        Ended("a", Closed("failed", error="why", fault="BackendFailed")),
     ],
 )
 def test_what_is_told_is_heard(told: Told) -> None:

@@ -17,7 +17,8 @@ from stillhouse.errors import InvalidRequest, NotAllowed, Refused, StillhouseErr
 from stillhouse.models.png import read_hole, read_picture
 from stillhouse.serve.caller import Caller
 from stillhouse.serve.service import Service
-from stillhouse.serve.ticket import Closed, Ticket
+from stillhouse.serve.ticket import Ticket
+from stillhouse.serve.worker.message import Closed
 
 T = TypeVar("T")
 Asked = Request[Any, Any, State]

@@ -23,7 +23,8 @@ from stillhouse.serve.doors.asking import Asked, Missing, caller_of, mask_of, pi
 from stillhouse.serve.doors.events import KEEP_ALIVE, event
 from stillhouse.serve.seeds import new_seed
 from stillhouse.serve.store.jobs import Record
-from stillhouse.serve.ticket import Closed, Progress, Shown
+from stillhouse.serve.ticket import Progress, Shown
+from stillhouse.serve.worker.message import Closed
 
 SILENCE = 15.0
 """Seconds after which a watcher is told that nothing happened."""

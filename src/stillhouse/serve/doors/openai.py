@@ -42,7 +42,8 @@ from stillhouse.serve.doors.asking import (
 )
 from stillhouse.serve.doors.events import event
 from stillhouse.serve.seeds import new_seed
-from stillhouse.serve.ticket import Closed, Order, Shown, Ticket
+from stillhouse.serve.ticket import Order, Shown, Ticket
+from stillhouse.serve.worker.message import Closed
 
 Output = Literal["png", "jpeg", "webp"]
 """Formats that this protocol knows."""
@@ -84,37 +85,21 @@ async def generations(request: Asked, data: JSONBody[Generation]) -> Response[An
     return await _answer(request, data, "image_generation")
 
 
-_EDIT = Operation(
-    request_body=RequestBody(
-        required=True,
-        content={
-            "multipart/form-data": OpenAPIMediaType(
-                schema=Schema(
-                    type=OpenAPIType.OBJECT,
-                    required=["image", "prompt"],
-                    properties={
-                        "image": Schema(type=OpenAPIType.STRING, content_encoding="binary"),
-                        "mask": Schema(type=OpenAPIType.STRING, content_encoding="binary"),
-                        **{
-                            name: Schema(type=OpenAPIType.STRING)
-                            for name in ("prompt", "model", "size", "negative_prompt", "sampler")
-                        },
-                        **{name: Schema(type=OpenAPIType.INTEGER) for name in ("n", "seed", "steps")},
-                        **{name: Schema(type=OpenAPIType.NUMBER) for name in ("guidance", "strength")},
-                    },
-                )
-            )
-        },
-    )
-)
-
-
 @dataclass
 class EditOperation(Operation):
     """A form, which is not described by a type."""
 
     def __post_init__(self) -> None:
-        self.request_body = _EDIT.request_body
+        texts = ("prompt", "model", "size", "negative_prompt", "sampler")
+        kinds = {
+            **dict.fromkeys(texts, OpenAPIType.STRING),
+            **dict.fromkeys(("n", "seed", "steps"), OpenAPIType.INTEGER),
+            **dict.fromkeys(("guidance", "strength"), OpenAPIType.NUMBER),
+        }
+        fields = {name: Schema(type=kind) for name, kind in kinds.items()}
+        files = {name: Schema(type=OpenAPIType.STRING, content_encoding="binary") for name in ("image", "mask")}
+        form = Schema(type=OpenAPIType.OBJECT, required=["image", "prompt"], properties={**files, **fields})
+        self.request_body = RequestBody({"multipart/form-data": OpenAPIMediaType(form)}, required=True)
 
 
 @post("/v1/images/edits", status_code=200, tags=["OpenAI"], summary="Change a picture", operation_class=EditOperation)

@@ -10,7 +10,8 @@ from stillhouse.serve.caller import Caller
 from stillhouse.serve.doors.asking import Missing
 from stillhouse.serve.doors.tensors import INPUTS, NEGATIVE_PROMPT, OUTPUTS, SHOWN, Given, Spec, request_of, short
 from stillhouse.serve.seeds import new_seed
-from stillhouse.serve.ticket import Closed, Order, Ticket
+from stillhouse.serve.ticket import Order, Ticket
+from stillhouse.serve.worker.message import Closed
 
 SERVER = "stillhouse"
 VERSION = "1"

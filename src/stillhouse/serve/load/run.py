@@ -1,7 +1,7 @@
 """Load a server: measure what is alone, plan, send, report."""
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from time import process_time
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ from stillhouse.serve.load.dialect import Name
 from stillhouse.serve.load.kind import Flood, Kind, check_kinds
 from stillhouse.serve.load.plan import Course, mean_seconds, plan
 from stillhouse.serve.load.report import Report, report_of
-from stillhouse.serve.load.send import Tell, allow_files, send
+from stillhouse.serve.load.send import Answer, Tell, allow_files, send
 from stillhouse.serve.load.server import server_of
 
 T = TypeVar("T")
@@ -83,8 +83,55 @@ def run(asked: Asked, tell: Tell = lambda what, done, total: None) -> Report:
     return _done(measured(asked, tell))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Answered:
+    """What became of every request, and what else is needed to report it; as in `report.Report`.
+
+    `processor` is in seconds.
+    """
+
+    answers: Sequence[Answer]
+    rate: float
+    load: float
+    alone: Mapping[str, float]
+    processor: float
+
+
+def answered(asked: Asked, tell: Tell = lambda what, done, total: None) -> Answered:
+    """Measure, and report nothing yet: several measurements of a server can be reported as one, see `in_a_row`.
+
+    Raises:
+        StillhouseError, InvalidRequest: as `run`.
+    """
+    return _done(_answered(asked, tell))
+
+
+def in_a_row(asked: Asked, measured: Sequence[Answered]) -> Report:
+    """The report of several measurements of the same server, as if each had begun when the one before had ended."""
+    answers: list[Answer] = []
+    began = 0.0
+    for one in measured:
+        answers += [each.later(began) for each in one.answers]
+        began = max((each.ended for each in answers), default=0.0)
+    first = measured[0]
+    return report_of(
+        answers,
+        url=asked.url,
+        protocol=asked.protocol,
+        rate=first.rate,
+        load=first.load,
+        alone=first.alone,
+        slo=asked.slo,
+        processor=sum(one.processor for one in measured),
+    )
+
+
 async def measured(asked: Asked, tell: Tell = lambda what, done, total: None) -> Report:
     """As `run`, in a loop that runs already."""
+    return in_a_row(asked, [await _answered(asked, tell)])
+
+
+async def _answered(asked: Asked, tell: Tell) -> Answered:
     server = await server_of(asked.url, asked.protocol, asked.kinds, asked.keys, asked.patience)
     seconds = await alone(asked.kinds, server, asked.prompts, tell=tell)
     mean = mean_seconds(asked.kinds, seconds)
@@ -93,16 +140,7 @@ async def measured(asked: Asked, tell: Tell = lambda what, done, total: None) ->
     allow_files(len(shots))
     before = process_time()
     answers = await send(shots, server.ask, tell=tell)
-    return report_of(
-        answers,
-        url=server.place.url,
-        protocol=asked.protocol,
-        rate=rate,
-        load=rate * mean,
-        alone=seconds,
-        slo=asked.slo,
-        processor=process_time() - before,
-    )
+    return Answered(answers, rate, rate * mean, seconds, process_time() - before)
 
 
 def seconds_alone(url: str, protocol: Name, kinds: Sequence[Kind], runs: int) -> dict[str, float]:

@@ -3,7 +3,7 @@
 import asyncio
 import resource
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import TypeAlias
 
@@ -41,6 +41,11 @@ class Answer:
     def seconds(self) -> float:
         """From the moment when the request was due: what it waited to be sent, it has waited, too."""
         return self.ended - self.shot.at
+
+    def later(self, seconds: float) -> "Answer":
+        """The same, if everything had happened so much later."""
+        shot = replace(self.shot, at=self.shot.at + seconds)
+        return replace(self, shot=shot, sent=self.sent + seconds, ended=self.ended + seconds)
 
     @property
     def late(self) -> float:

@@ -101,19 +101,18 @@ class Preview(msgspec.Struct, frozen=True, tag=True):
     content: bytes
 
 
-class Ended(msgspec.Struct, frozen=True, tag=True):
+class Closed(msgspec.Struct, frozen=True):
     """The one end of a job.
 
     Args:
-        id: of the job.
         outcome: as in `engine.Outcome`.
         content: of a drawn one, the picture as asked for.
-        error, fault: of a failed one, what is told, and the name of the error.
+        error, fault: of a failed one, what is told, and the name of the error; faults of the server's own are
+            `WorkerDied` and `Drained`.
         waited, denoised, finished: seconds before its first tick, from there to its last, and for decoding.
         peers: how many other pictures were in its batches, in the mean.
     """
 
-    id: str
     outcome: Outcome
     content: bytes = b""
     error: str = ""
@@ -122,6 +121,13 @@ class Ended(msgspec.Struct, frozen=True, tag=True):
     denoised: float = 0.0
     finished: float = 0.0
     peers: float = 0.0
+
+
+class Ended(msgspec.Struct, frozen=True, tag=True):
+    """That job has ended."""
+
+    id: str
+    closed: Closed
 
 
 Asked: TypeAlias = Draw | Cancel

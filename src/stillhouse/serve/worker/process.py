@@ -5,6 +5,7 @@ of the pipe does, and the system ends it with its parent.
 """
 
 import os
+import select
 import signal
 import sys
 import time
@@ -27,6 +28,7 @@ from stillhouse.serve.worker.message import (
     Asked,
     Broken,
     Cancel,
+    Closed,
     Draw,
     Ended,
     Moved,
@@ -41,7 +43,7 @@ from stillhouse.serve.worker.message import (
 )
 from stillhouse.serve.worker.residents import Residents
 
-OFTEN = 0.05
+OFTEN = 0.1
 """Seconds after which the server hears of a tick; it also does whenever it hears of anything else. A picture's last
 tick is thus told with the picture: told before, it would wake the server while the picture is decoded."""
 
@@ -76,8 +78,10 @@ class Worker:
     _untold: float = 0.0
     _finisher: Finisher = field(init=False)
     _sending: Lock = field(default_factory=Lock)
+    _news: select.poll = field(default_factory=select.poll)
 
     def __post_init__(self) -> None:
+        self._news.register(self.connection, select.POLLIN)  # Connection.poll would do this anew for each tick
         self._finisher = Finisher(self._decoded)
 
     def run(self) -> None:
@@ -93,7 +97,7 @@ class Worker:
 
     def _listen(self) -> None:
         """Take everything that was asked; wait where there is nothing else to do."""
-        while self.connection.poll(0 if self.engine.jobs else None):
+        while self._news.poll(0 if self.engine.jobs else None):
             self._take(decode_asked(self.connection.recv_bytes()))
 
     def _take(self, asked: Asked) -> None:
@@ -110,7 +114,7 @@ class Worker:
             job = Job(asked.id, asked.tier, asked.key, group, walk, asked.request, expires)
             self.engine.submit(job)
         except StillhouseError as error:
-            self._tell(Ended(asked.id, "failed", error=str(error), fault=type(error).__name__))
+            self._tell(Ended(asked.id, Closed("failed", error=str(error), fault=type(error).__name__)))
             return
         self._jobs[asked.id] = job, _Told(asked, previews_at(asked.previews, len(walk.rows)))
 
@@ -151,7 +155,7 @@ class Worker:
         del self._jobs[job.id]
         self._finisher.forget(job.id)
         fault = type(end.error).__name__ if end.error else ""
-        self._tell(Ended(job.id, end.outcome, error=str(end.error or ""), fault=fault))
+        self._tell(Ended(job.id, Closed(end.outcome, error=str(end.error or ""), fault=fault)))
 
     def _decoded(self, one: Finished | Seen) -> None:
         """In the finisher's thread."""
@@ -159,19 +163,17 @@ class Worker:
             self._tell(Preview(one.id, one.index, one.content))
             return
         job, told = self._jobs.pop(one.id)
-        self._tell(
-            Ended(
-                one.id,
-                "failed" if one.error else "drawn",
-                one.content,
-                error=str(one.error or ""),
-                fault=type(one.error).__name__ if one.error else "",
-                waited=told.begun - job.arrived,
-                denoised=told.denoised - told.begun,
-                finished=time.monotonic() - told.denoised,
-                peers=told.peers / told.ticks,
-            )
+        closed = Closed(
+            "failed" if one.error else "drawn",
+            one.content,
+            error=str(one.error or ""),
+            fault=type(one.error).__name__ if one.error else "",
+            waited=told.begun - job.arrived,
+            denoised=told.denoised - told.begun,
+            finished=time.monotonic() - told.denoised,
+            peers=told.peers / told.ticks,
         )
+        self._tell(Ended(one.id, closed))
 
     def _tell(self, *news: Told) -> None:
         """Tell the ticks that were not told yet, and then the news."""

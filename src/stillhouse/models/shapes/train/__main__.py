@@ -14,13 +14,13 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from stillhouse.fit.stage import Tick, fit
 from stillhouse.models.load import EMBEDDED
 from stillhouse.models.shapes.train.autoencoder import AutoencoderStage
 from stillhouse.models.shapes.train.denoiser import DenoiserStage
 from stillhouse.models.shapes.train.networks import build_scheduler
 from stillhouse.models.shapes.train.pictures import stream, whole
 from stillhouse.models.shapes.train.recipe import Recipe
-from stillhouse.models.shapes.train.stage import Tick, fit
 from stillhouse.models.shapes.train.text import TextStage
 from stillhouse.models.shapes.train.tokenizer import build_tokenizer
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from stillhouse.fit.stage import write_atomically
 from stillhouse.models.shapes.caption import sample_held_out, sample_seen
 from stillhouse.models.shapes.scene import Scene, draw, sample_scene
 from stillhouse.models.shapes.train.networks import LATENT_CHANNELS, LATENT_SIZE, build_denoiser, build_scheduler
@@ -18,7 +19,6 @@ from stillhouse.models.shapes.train.pictures import (
     to_tensor,
 )
 from stillhouse.models.shapes.train.recipe import Recipe
-from stillhouse.models.shapes.train.stage import write_atomically
 from stillhouse.models.shapes.train.text import tokens
 
 _JUDGED, _JUDGE_STEPS, _JUDGE_GUIDANCE = 100, 25, 2.5

@@ -2,64 +2,63 @@
 
 from dataclasses import dataclass
 
+from stillhouse.fit.recipe import StageRecipe
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StageRecipe:
-    """How long and how fast one stage learns.
-
-    The learning rate warms up, stays, and falls linearly to zero over the last `decay` share of the updates, so
-    that a longer run can go on from the point before the fall.
-    """
-
-    updates: int
-    batch: int
-    rate: float
-    warm_up: int
-    decay: float
-    weight_decay: float
-    average: float
-    report_every: int
-    judge_every: int
+_AUTOENCODER = StageRecipe(
+    updates=2500,
+    batch=64,
+    rate=2e-3,
+    warm_up=50,
+    decay=0.6,
+    weight_decay=1e-5,
+    average=0.99,
+    report_every=25,
+    judge_every=500,
+)
+_TEXT_ENCODER = StageRecipe(
+    updates=1200,
+    batch=128,
+    rate=1e-3,
+    warm_up=50,
+    decay=0.6,
+    weight_decay=1e-2,
+    average=0.99,
+    report_every=50,
+    judge_every=400,
+)
+_DENOISER = StageRecipe(
+    updates=7000,
+    batch=64,
+    rate=1e-3,
+    warm_up=200,
+    decay=0.3,
+    weight_decay=1e-2,
+    average=0.999,
+    report_every=25,
+    judge_every=1000,
+)
+_FEATURES = StageRecipe(
+    updates=3000,
+    batch=64,
+    rate=1e-3,
+    warm_up=50,
+    decay=0.7,
+    weight_decay=1e-2,
+    average=0.99,
+    report_every=50,
+    judge_every=500,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """The three learning stages and what they share."""
+    """The learning stages and what they share."""
 
     seed: int = 20261121
-    autoencoder: StageRecipe = StageRecipe(
-        updates=2500,
-        batch=64,
-        rate=2e-3,
-        warm_up=50,
-        decay=0.6,
-        weight_decay=1e-5,
-        average=0.99,
-        report_every=25,
-        judge_every=500,
-    )
-    text_encoder: StageRecipe = StageRecipe(
-        updates=1200,
-        batch=128,
-        rate=1e-3,
-        warm_up=50,
-        decay=0.6,
-        weight_decay=1e-2,
-        average=0.99,
-        report_every=50,
-        judge_every=400,
-    )
-    denoiser: StageRecipe = StageRecipe(
-        updates=7000,
-        batch=64,
-        rate=1e-3,
-        warm_up=200,
-        decay=0.3,
-        weight_decay=1e-2,
-        average=0.999,
-        report_every=25,
-        judge_every=1000,
-    )
+    autoencoder: StageRecipe = _AUTOENCODER
+    text_encoder: StageRecipe = _TEXT_ENCODER
+    denoiser: StageRecipe = _DENOISER
+    features: StageRecipe = _FEATURES
     latents: int = 60_000
     """Scenes that the denoiser learns from; their latents are made once."""
     empty_caption: float = 0.1

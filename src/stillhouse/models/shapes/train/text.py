@@ -12,14 +12,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from stillhouse.models.shapes.caption import Description, Phrase, sample_held_out, sample_seen
-from stillhouse.models.shapes.scene import PALETTE, RELATIONS, SHAPES, SIZES, sample_scene
+from stillhouse.models.shapes.caption import sample_held_out, sample_seen
+from stillhouse.models.shapes.scene import sample_scene
 from stillhouse.models.shapes.train.networks import TEXT_WIDTH, build_text_encoder
 from stillhouse.models.shapes.train.pictures import stream
 from stillhouse.models.shapes.train.recipe import Recipe
+from stillhouse.models.shapes.train.slots import SLOTS, slots
 
-_COLOURS = tuple(PALETTE)
-_SLOTS: tuple[tuple[str, ...], ...] = (SHAPES, _COLOURS, SIZES, SHAPES, _COLOURS, SIZES, RELATIONS, _COLOURS)
 _JUDGED = 512
 
 
@@ -40,14 +39,14 @@ class TextStage:
         scenes = (sample_scene(rng) for _ in range(2 * self.recipe.batch))
         captions = [caption for scene in scenes if (caption := sample_seen(scene, rng))][: self.recipe.batch]
         answers = self.network(tokens(self.tokenizer, [str(caption) for caption in captions]))
-        truth = torch.tensor([_slots(caption) for caption in captions])
+        truth = torch.tensor([slots(caption) for caption in captions])
         losses = [functional.cross_entropy(answer, truth[:, slot]) for slot, answer in enumerate(answers)]
         return torch.stack(losses).mean()
 
     def judge(self) -> Mapping[str, float]:
         """Shares of slots, and of whole captions, that are read right; on captions that training never sees."""
         answers = self.network(tokens(self.tokenizer, [str(caption) for caption in self._unseen]))
-        truth = torch.tensor([_slots(caption) for caption in self._unseen])
+        truth = torch.tensor([slots(caption) for caption in self._unseen])
         right = torch.stack([answer.argmax(1) == truth[:, slot] for slot, answer in enumerate(answers)], dim=1)
         return {"slots": right.float().mean().item(), "captions": right.all(1).float().mean().item()}
 
@@ -58,9 +57,9 @@ class SlotReader(nn.Module):
     def __init__(self, encoder: Any) -> None:
         super().__init__()
         self.encoder = encoder
-        self.queries = nn.Parameter(0.05 * torch.randn(len(_SLOTS), TEXT_WIDTH))
+        self.queries = nn.Parameter(0.05 * torch.randn(len(SLOTS), TEXT_WIDTH))
         self.keys = nn.Linear(TEXT_WIDTH, TEXT_WIDTH)
-        self.readers = nn.ModuleList(nn.Linear(TEXT_WIDTH, len(words) + 1) for words in _SLOTS)
+        self.readers = nn.ModuleList(nn.Linear(TEXT_WIDTH, len(words) + 1) for words in SLOTS)
 
     def forward(self, ids: torch.Tensor) -> list[torch.Tensor]:
         """Logits for each slot, from token ids [captions, 24]."""
@@ -74,13 +73,3 @@ def tokens(tokenizer: Any, texts: list[str]) -> torch.Tensor:
     """int64 [captions, 24]."""
     ids: torch.Tensor = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
     return ids
-
-
-def _slots(caption: Description) -> list[int]:
-    first, second = (*caption.phrases, None)[:2]
-    words = (*_words(first), *_words(second), caption.relation, caption.background)
-    return [0 if word is None else 1 + slot.index(word) for word, slot in zip(words, _SLOTS, strict=True)]
-
-
-def _words(phrase: Phrase | None) -> tuple[str | None, str | None, str | None]:
-    return (phrase.shape, phrase.colour, phrase.size) if phrase else (None, None, None)

@@ -18,7 +18,8 @@ from stillhouse.serve.doors.grpc.rpc import Context, caller_of, problem_of
 from stillhouse.serve.doors.protocol import check_model, facts_of, order_of
 from stillhouse.serve.doors.tensors import chosen, picture_of, preview_of
 from stillhouse.serve.service import Service
-from stillhouse.serve.ticket import Closed, Shown, Ticket
+from stillhouse.serve.ticket import Shown, Ticket
+from stillhouse.serve.worker.message import Closed
 
 Write: TypeAlias = Callable[[ModelStreamInferResponse], Awaitable[None]]
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from stillhouse.models.shapes.train.recipe import StageRecipe
-from stillhouse.models.shapes.train.stage import Tick, fall_begins, fit, learning_rate
+from stillhouse.errors import FitFailed
+from stillhouse.fit.recipe import StageRecipe
+from stillhouse.fit.stage import Tick, fall_begins, fit, learning_rate
 
 RECIPE = StageRecipe(
     updates=40,
@@ -94,7 +95,7 @@ def test_a_plan_shorter_than_what_is_done_is_refused_and_nothing_is_lost(tmp_pat
     with pytest.raises(KeyboardInterrupt):
         fit(LineStage(stop_at=28), tmp_path, ignore, save_every=0.0)
     before = (tmp_path / "line.checkpoint.pt").read_bytes()
-    with pytest.raises(ValueError, match="has 28 updates behind it, 20 are planned"):
+    with pytest.raises(FitFailed, match="has 28 updates behind it, 20 are planned"):
         fit(LineStage(replace(RECIPE, updates=20)), tmp_path, ignore)
     assert (tmp_path / "line.checkpoint.pt").read_bytes() == before
 
@@ -116,13 +117,30 @@ def test_progress_is_reported_and_logged(tmp_path: Path) -> None:
     assert lines[0] == "update,loss,scores" and len(lines) == 9 and "slope=" in lines[4]
 
 
-def test_a_loss_that_is_not_finite_stops_and_names_the_update(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_names_the_update_and_keeps_the_checkpoint(tmp_path: Path) -> None:
     class Broken(LineStage):
         def loss(self, update: int) -> torch.Tensor:
             return super().loss(update) * (float("nan") if update == 7 else 1.0)
 
-    with pytest.raises(FloatingPointError, match="update 7"):
-        fit(Broken(), tmp_path, ignore)
+    with pytest.raises(FitFailed, match="update 7"):
+        fit(Broken(), tmp_path, ignore, save_every=0.0)
+    assert torch.load(tmp_path / "line.checkpoint.pt", weights_only=True)["update"] == 7
+
+
+def test_a_full_disk_stops_and_keeps_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        fit(LineStage(stop_at=5), tmp_path, ignore, save_every=0.0)
+    before = (tmp_path / "line.checkpoint.pt").read_bytes()
+
+    def half(state: object, path: Path) -> None:
+        path.write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(FitFailed, match="No space left on device; make room"):
+        fit(LineStage(), tmp_path, ignore, save_every=0.0)
+    assert (tmp_path / "line.checkpoint.pt").read_bytes() == before
+    assert not list(tmp_path.glob("*.partial"))
 
 
 def test_the_rate_warms_up_stays_and_falls_to_nothing() -> None:

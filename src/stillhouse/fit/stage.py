@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from stillhouse.models.shapes.train.recipe import StageRecipe
+from stillhouse.errors import FitFailed
+from stillhouse.fit.recipe import StageRecipe
 
 _CLIP = 1.0
 
@@ -22,8 +23,13 @@ class Stage(Protocol):
     would have seen.
     """
 
-    name: str
-    recipe: StageRecipe
+    @property
+    def name(self) -> str:
+        """Of its checkpoints, and of what is told of it."""
+
+    @property
+    def recipe(self) -> StageRecipe:
+        """How long and how fast it learns."""
 
     @property
     def network(self) -> nn.Module:
@@ -60,8 +66,8 @@ def fit(
     when it returns. Returns whether the stage is finished.
 
     Raises:
-        FloatingPointError: the loss is not finite; the last checkpoint stays as it is.
-        ValueError: fewer updates are planned than lie behind; nothing is touched.
+        FitFailed: the loss is not finite, a checkpoint cannot be written, or fewer updates are planned than lie behind.
+            The last checkpoint stays as it is.
     """
     folder.mkdir(parents=True, exist_ok=True)
     run = _Run(stage, folder)
@@ -93,9 +99,7 @@ def fit(
 def learning_rate(recipe: StageRecipe, update: int) -> float:
     """Warm-up, plateau, linear fall to zero.
 
-    >>> from dataclasses import replace
-    >>> from stillhouse.models.shapes.train.recipe import Recipe
-    >>> recipe = replace(Recipe().denoiser, updates=100, rate=1.0, warm_up=10, decay=0.5)
+    >>> recipe = StageRecipe(updates=100, batch=1, rate=1.0, warm_up=10, decay=0.5)
     >>> [round(learning_rate(recipe, update), 2) for update in (0, 9, 30, 75, 99)]
     [0.1, 1.0, 1.0, 0.5, 0.02]
     """
@@ -127,7 +131,10 @@ class _Run:
             group["lr"] = learning_rate(self.stage.recipe, update)
         loss = self.stage.loss(update)
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"{self.stage.name}: the loss of update {update} is {loss.item()}")
+            raise FitFailed(
+                f"{self.stage.name}: the loss of update {update} is {loss.item()}",
+                fix="go on from the last checkpoint with a smaller rate",
+            )
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(parameters, _CLIP)
@@ -167,12 +174,12 @@ class _Run:
         if state is not None and self._has_fallen(state) and state["planned"] != self.stage.recipe.updates:
             state = self._load("stable")
             if state is None:
-                raise FileNotFoundError(f"{self._path('stable')} is missing: nothing is left from before the fall")
+                raise FitFailed(f"{self._path('stable')} is missing: nothing is left from before the fall")
         if state is None:
             return
         if state["update"] > self.stage.recipe.updates:
             done, asked = state["update"], self.stage.recipe.updates
-            raise ValueError(f"{self.stage.name} has {done} updates behind it, {asked} are planned; plan more")
+            raise FitFailed(f"{self.stage.name} has {done} updates behind it, {asked} are planned", fix="plan more")
         self.stage.network.load_state_dict(state["network"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.average, self.update, self.fell = state["average"], state["update"], self._has_fallen(state)
@@ -196,10 +203,18 @@ class _Run:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file under a temporary name and rename it, so that it is either whole or absent."""
+    """Write a file under a temporary name and rename it, so that it is either whole, or as it was.
+
+    Raises:
+        FitFailed: there is no room for it, or no right to write it.
+    """
     partial = path.with_name(path.name + ".partial")
-    write(partial)
-    partial.replace(path)
+    try:
+        write(partial)
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:  # torch tells of a full disk by a RuntimeError
+        partial.unlink(missing_ok=True)
+        raise FitFailed(f"{path} cannot be written: {error}", fix="make room, and run it again to go on") from error
 
 
 def _log(path: Path, tick: Tick) -> None:

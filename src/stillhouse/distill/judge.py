@@ -1,0 +1,187 @@
+"""The judge: several ways to draw the same captions from the same seeds, compared with the teacher's.
+
+Nothing here knows what a student is: a way is a pipeline and what is asked of it, so that a student of 3 steps stands
+beside its teacher at 3 steps with other samplers, and what distillation gained can be read off.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stillhouse.core import ImageRequest, Picture
+from stillhouse.measure.clock import Timing, alternate, summarise
+from stillhouse.measure.images import psnr, ssim
+from stillhouse.measure.sets import Features, frechet, overlap, spread
+from stillhouse.models.pipeline import Pipeline
+from stillhouse.models.shapes.judge import SCORES, Share, draw_together, held_out, shares
+from stillhouse.models.shapes.oracle import Score, score
+from stillhouse.models.shapes.scene import draw
+
+PROMPTS, SEEDS = 32, 16
+"""Of the pictures by which diversity is judged: so many captions, each drawn from so many seeds."""
+GAPS = ("all_correct", "strict", "clean")
+_TOGETHER, _RESAMPLES, _ROUNDS = 8, 2000, 7
+
+Encoder = Callable[[Sequence[Picture]], Features]
+"""Features of pictures."""
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Way:
+    """A pipeline, and what is asked of it: steps, sampler and guidance; prompt and seed are replaced."""
+
+    name: str
+    pipeline: Pipeline
+    asked: ImageRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """By how much a mean over captions lies above the teacher's, with its 95 % interval (paired bootstrap)."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What was measured of one way.
+
+    Args:
+        name: of the way.
+        steps, sampler, guidance: as asked for.
+        rows: that the network saw for each picture; guidance counts twice.
+        alone: seconds of one picture at a time.
+        scores: of the oracle.
+        gaps: of some of them, against the first way's.
+        rerender: dB between a picture and the clean drawing of what was read in it, in the mean.
+        psnr, ssim: against the first way's picture of the same caption and seed, in the mean.
+        frechet: distance to true pictures, in features.
+        precision, recall: among true pictures.
+        diversity: spread of pictures of one caption, as a share of the first way's.
+    """
+
+    name: str
+    steps: int
+    sampler: str
+    guidance: float
+    rows: int
+    alone: Timing
+    scores: Mapping[str, Share]
+    gaps: Mapping[str, Gap]
+    rerender: float
+    psnr: float
+    ssim: float
+    frechet: float
+    precision: float
+    recall: float
+    diversity: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Drawn:
+    way: Way
+    pictures: Sequence[Picture]
+    scores: Sequence[Score]
+    features: Features
+    spread: float
+
+
+def compare(
+    ways: Sequence[Way], captions: int, encoder: Encoder, progress: Progress = lambda name, done, total: None
+) -> list[Standing]:
+    """Draw the first `captions` held-out captions in every way, and compare all with the first.
+
+    Args:
+        ways: the first is what the others are compared with.
+        captions: how many.
+        encoder: features of pictures.
+        progress: called with a way's name, the pictures that are done, and of how many.
+
+    Raises:
+        InvalidRequest: a pipeline that cannot do what is asked of it.
+    """
+    scenes = held_out(captions)
+    texts = [str(caption) for _, caption in scenes]
+    true = encoder([draw(scene) for scene, _ in scenes])
+    timings = _alone(ways, texts[0])
+    drawn: list[_Drawn] = []
+    for way in ways:
+        requests = [replace(way.asked, prompt=text, seed=number) for number, text in enumerate(texts)]
+        several = [replace(way.asked, prompt=text, seed=seed) for text in texts[:PROMPTS] for seed in range(SEEDS)]
+        pictures = _pictures(way, [*requests, *several], progress)
+        groups = encoder(pictures[captions:]).reshape(-1, SEEDS, true.shape[1])
+        own = pictures[:captions]
+        scores = [score(picture, caption) for picture, (_, caption) in zip(own, scenes, strict=True)]
+        drawn.append(_Drawn(way, own, scores, encoder(own), spread(groups)))
+    return [_standing(one, drawn[0], true, summarise(timings[one.way.name])) for one in drawn]
+
+
+def gap(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> Gap:
+    """The mean of paired differences, with its percentile bootstrap interval over pairs (Efron 1979), seeded.
+
+    >>> gap(np.array([1.0, 1.0]), np.array([0.0, 0.0]))
+    Gap(value=1.0, low=1.0, high=1.0)
+    """
+    differences = ours - theirs
+    drawn = np.random.default_rng(0).choice(differences, size=(_RESAMPLES, len(differences)))
+    low, high = np.quantile(drawn.mean(axis=1), (0.025, 0.975))
+    return Gap(float(differences.mean()), float(low), float(high))
+
+
+def _standing(one: _Drawn, first: _Drawn, true: Features, alone: Timing) -> Standing:
+    way = one.way
+    draft = way.pipeline.start(way.pipeline.resolve(way.asked))
+    request = draft.request
+    assert request.steps and request.sampler and request.guidance is not None
+    rows = sum(1 + draft.course.is_guided(evaluation) for evaluation in draft.plan)
+    pairs = list(zip(first.pictures, one.pictures, strict=True))
+    lying = overlap(true, one.features)
+    return Standing(
+        name=way.name,
+        steps=request.steps,
+        sampler=request.sampler,
+        guidance=request.guidance,
+        rows=rows,
+        alone=alone,
+        scores=shares(one.scores),
+        gaps={name: gap(_values(one.scores, name), _values(first.scores, name)) for name in GAPS},
+        rerender=float(np.mean([each.rerender for each in one.scores])),
+        psnr=float(np.mean([psnr(*pair) for pair in pairs])),
+        ssim=float(np.mean([ssim(*pair) for pair in pairs])),
+        frechet=frechet(true, one.features),
+        precision=lying.precision,
+        recall=lying.recall,
+        diversity=one.spread / first.spread,
+    )
+
+
+def _values(scores: Sequence[Score], name: str) -> NDArray[np.float64]:
+    assert name in SCORES
+    return np.array([float(getattr(one, name)) for one in scores])
+
+
+def _pictures(way: Way, requests: Sequence[ImageRequest], progress: Progress) -> list[Picture]:
+    pictures: list[Picture] = []
+    for begin in range(0, len(requests), _TOGETHER):
+        pictures += draw_together(way.pipeline, requests[begin : begin + _TOGETHER])
+        progress(way.name, len(pictures), len(requests))
+    return pictures
+
+
+def _alone(ways: Sequence[Way], text: str) -> dict[str, list[float]]:
+    """Seconds of one picture at a time, every way once a round."""
+
+    def timed(way: Way) -> float:
+        began = perf_counter()
+        draw_together(way.pipeline, [replace(way.asked, prompt=text)])
+        return perf_counter() - began
+
+    for way in ways:
+        timed(way)
+    return alternate({way.name: lambda way=way: timed(way) for way in ways}, _ROUNDS)  # type: ignore[misc]

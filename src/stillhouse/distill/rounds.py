@@ -1,0 +1,119 @@
+"""Rounds: the grids of a chain of students, each a part of its teacher's.
+
+One step of a student crosses one or more of its teacher's steps and ends where they end. So a perfect chain ends where
+the walk of the first teacher does, whatever the counts are; and a student of any count is exact only if its grid is a
+part of its teacher's, since a student knows no levels but its own. Hence the grids are laid out backwards: the one that
+will be served is even, and each is refined into the one of its teacher. The first teacher is defined at every level.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from stillhouse.check import check_whole
+from stillhouse.diffusion import CLEAN, Grid, Point, Schedule, grid, grid_at
+from stillhouse.errors import InvalidRequest
+
+MOST_STEPS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One student and its teacher, by the grids that they walk; the student's is a part of the teacher's.
+
+    Raises:
+        InvalidRequest: a level of the student that its teacher does not visit, or another first level.
+
+    >>> Round(grid(Schedule(), 4), grid(Schedule(), 2)).strides
+    (2, 2)
+    """
+
+    teacher: Grid
+    student: Grid
+
+    def __post_init__(self) -> None:
+        missing = [point.timestep for point in self.student.points if point not in self.teacher.points]
+        if missing or self.student.points[0] != self.teacher.points[0]:
+            raise InvalidRequest(
+                f"a student that visits {[point.timestep for point in self.student.points[:-1]]}",
+                allowed=f"levels of its teacher, from the first on: {self.teacher.timesteps.tolist()}",
+            )
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """Where the student's points, CLEAN included, stand among the teacher's."""
+        return tuple(self.teacher.points.index(point) for point in self.student.points)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """The teacher's steps in each of the student's."""
+        return tuple(after - before for before, after in pairwise(self.places))
+
+
+def plan_rounds(schedule: Schedule, counts: Sequence[int]) -> tuple[Round, ...]:
+    """The rounds of a chain, the first teacher's first.
+
+    Args:
+        schedule: what the first teacher was trained with.
+        counts: steps of the first teacher, and of each student after it; none more than the one before.
+
+    Raises:
+        InvalidRequest: fewer than two counts, one that is larger than the one before, or a teacher of one step.
+
+    >>> first, *_, last = plan_rounds(Schedule(), (36, 18, 9, 3))
+    >>> first.strides == (2,) * 18, last.student.timesteps.tolist()
+    (True, [999.0, 666.0, 332.0])
+    """
+    for count in counts:
+        check_whole("a count of steps", count, 1, min(MOST_STEPS, schedule.train_steps))
+    if len(counts) < 2 or any(after > before for before, after in pairwise(counts)):
+        raise InvalidRequest(
+            f"rounds {', '.join(map(str, counts))}",
+            allowed="two counts of steps or more, none larger than the one before: 35,18,9,3",
+        )
+    if counts[0] == 1:
+        raise InvalidRequest(
+            "a teacher that takes one step", allowed="2 steps and more", fix="there is nothing to halve"
+        )
+    grids = [grid(schedule, counts[-1])]
+    for count in reversed(counts[:-1]):
+        grids.append(refined(schedule, grids[-1], count))
+    grids.reverse()
+    return tuple(Round(teacher, student) for teacher, student in pairwise(grids))
+
+
+def refined(schedule: Schedule, coarse: Grid, steps: int) -> Grid:
+    """A grid of so many steps that visits every level of a coarser one, its longest step as short as can be.
+
+    The longest step is split until there are enough; of equal ones the cleanest first, because outlines are decided
+    there, and a Stable Diffusion schedule spends two fifths of its timesteps where nearly all is noise.
+
+    Raises:
+        InvalidRequest: fewer steps than the coarse grid has, or more than there are timesteps.
+
+    >>> refined(Schedule(), grid(Schedule(), 2), 3).timesteps.tolist()
+    [999.0, 499.0, 249.0]
+    """
+    check_whole("steps", steps, coarse.steps, schedule.train_steps)
+    end = 0.0 if schedule.is_flow else -1.0
+    edges = [*coarse.timesteps.tolist(), end]
+    lengths = np.array([before - after for before, after in pairwise(edges)])
+    parts = np.ones(coarse.steps, int)
+    for _ in range(steps - coarse.steps):
+        longest = (lengths / parts)[::-1]
+        parts[coarse.steps - 1 - int(np.argmax(longest.round(6)))] += 1
+    points: list[Point] = []
+    for first, (begin, after), count in zip(coarse.points, pairwise(edges), parts.tolist(), strict=False):
+        between = [begin + (after - begin) * part / count for part in range(1, count)]
+        points.append(first)
+        if between:
+            points += grid_at(schedule, between if schedule.is_flow else [*map(round, between)]).points[:-1]
+    return Grid((*points, CLEAN))
+
+
+def unevenness(schedule: Schedule, walk: Grid) -> float:
+    """The farthest that a level lies from where trailing spacing would have it, in timesteps."""
+    even = grid(schedule, walk.steps)
+    return float(np.abs(walk.timesteps - even.timesteps).max())

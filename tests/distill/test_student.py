@@ -1,0 +1,90 @@
+"""Students as directories: they walk their own grid here and in diffusers, and refuse any other."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+
+from stillhouse.diffusion import grid_at
+from stillhouse.distill.chain import Student, frozen
+from stillhouse.distill.networks import Denoiser, conditioned_on_guidance
+from stillhouse.distill.student import write_student
+from stillhouse.errors import ImportFailed, InvalidRequest
+from stillhouse.models.importers import ImportOptions, import_model
+from stillhouse.models.load import load
+from stillhouse.models.manifest import read_manifest
+from tests.models.checkpoints import write_checkpoint
+
+PLAN = (999.0, 656.0, 342.0)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("teacher")
+    write_checkpoint("sd2", folder / "checkpoint")
+    import_model(folder / "checkpoint", folder / "pipeline", ImportOptions("tiny"))
+    return folder / "pipeline"
+
+
+@pytest.fixture(scope="module")
+def written(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    manifest = read_manifest(teacher)
+    unet = conditioned_on_guidance(UNet2DConditionModel.from_pretrained(teacher / "unet"))
+    torch.manual_seed(3)
+    torch.nn.init.normal_(unet.time_embedding.cond_proj.weight, std=0.2)
+    student = Student(
+        "3-steps",
+        frozen(Denoiser(unet, manifest.schedule, manifest.prediction)),
+        grid_at(manifest.schedule, PLAN),
+    )
+    out = tmp_path_factory.mktemp("student") / "tiny-3"
+    write_student(teacher, student, out, guidance=(1.0, 8.0), method="progressive", evidence={"rounds": [35, 3]})
+    return out
+
+
+def test_the_manifest_says_the_one_way_to_run_it_and_where_it_comes_from(written: Path) -> None:
+    manifest = read_manifest(written, verify=True)
+    assert manifest.distilled is not None and manifest.distilled.timesteps == PLAN
+    assert manifest.distilled.teacher[0] == "tiny" and manifest.guidance_channels == 256
+    assert (manifest.defaults.steps, manifest.evidence["distill"]) == (3, {"rounds": [35, 3]})
+
+
+def test_a_picture_takes_its_steps_in_one_row_each_and_other_ways_are_refused(written: Path) -> None:
+    pipeline = load(written)
+    draft = pipeline.start(pipeline.resolve(request := pipeline.generate("a red circle", seed=1).request))
+    assert (draft.evaluations, draft.rows) == (3, 1) and request.steps == 3
+    with pytest.raises(InvalidRequest, match="which it was distilled to"):
+        pipeline.generate("a red circle", steps=35)
+
+
+@pytest.mark.parametrize("guidance", [1.5, 6.0])
+def test_diffusers_draws_the_same_picture(written: Path, guidance: float) -> None:
+    """Through the scheduler that lies beside the weights."""
+    ours = load(written)
+    shape = (1, 4, ours.manifest.defaults.height // 4, ours.manifest.defaults.width // 4)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(5))
+    theirs = StableDiffusionPipeline.from_pretrained(written, trust_remote_code=True)
+    theirs.set_progress_bar_config(disable=True)
+    wanted = theirs(
+        "a red circle", num_inference_steps=3, guidance_scale=guidance, latents=noise.clone(), output_type="np"
+    ).images[0]
+    request = ours.resolve(ours.generate("a red circle", guidance=guidance).request)
+    draft = ours.start(request, noise=noise[0].numpy())
+    while not draft.is_done:
+        ours.advance([draft])
+    found = ours.finish(draft).image
+    assert np.abs(found.astype(int) - np.round(wanted * 255).astype(int)).max() <= 1
+    with pytest.raises(ValueError, match="which this network was distilled to"):
+        theirs("a red circle", num_inference_steps=10)
+
+
+def test_nothing_is_written_where_something_stands(teacher: Path, written: Path) -> None:
+    manifest = read_manifest(teacher)
+    unet = conditioned_on_guidance(UNet2DConditionModel.from_pretrained(teacher / "unet"))
+    student = Student("guidance", Denoiser(unet, manifest.schedule, manifest.prediction), None)
+    before = read_manifest(written)
+    with pytest.raises(ImportFailed, match="holds a pipeline already"):
+        write_student(teacher, student, written, guidance=(1.0, 8.0), method="guidance")
+    assert read_manifest(written) == before
