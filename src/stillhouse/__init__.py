@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from stillhouse.diffusion.trajectory import Trajectory
     from stillhouse.errors import (
         BackendFailed,
+        FitFailed,
         ImportFailed,
         InvalidRequest,
         ManifestError,
@@ -51,6 +52,7 @@ _HOMES = {
 __all__ = [
     "SAMPLERS",
     "BackendFailed",
+    "FitFailed",
     "ImageRequest",
     "ImageResult",
     "ImportFailed",

@@ -72,7 +72,7 @@ def landing(z: Tensor, reached: Tensor, start: Levels, end: Levels) -> Tensor:
     >>> level = lambda alpha, sigma: Levels(*(torch.tensor([x], dtype=torch.float64) for x in (0.0, alpha, sigma)))
     >>> z, clean = torch.ones(1, 1, 1, 1, dtype=torch.float64), torch.full((1, 1, 1, 1), 0.5, dtype=torch.float64)
     >>> start, end = level(0.6, 0.8), level(0.8, 0.6)
-    >>> landing(z, step(z, clean, start, end), start, end).item()
+    >>> round(landing(z, step(z, clean, start, end), start, end).item(), 12)
     0.5
     """
     kept, gained = _move(start, end)

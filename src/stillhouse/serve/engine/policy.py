@@ -64,21 +64,25 @@ class Slack:
     the work of its own key that was in line when it arrived, see `fair`. A job that has waited for `overdue` of its
     promise stands among the others again as if it could keep it: it is late, but it must not become much later.
 
-    The job that has been overdue for longest takes the others' slack (Lehoczky and Ramos-Thuel, RTSS 1992): one of
-    `spare` ticks, as long as every other promise that would be kept is kept all the same.
+    Of those that cannot keep their promise, the first that arrived takes the others' slack (Lehoczky and Ramos-Thuel,
+    RTSS 1992): one of `spare` ticks, as long as every other promise that would be kept is kept all the same, with some
+    `margin`, since others are still to come.
 
-    Nobody starves: of `turn` ticks in a row one goes to that job in any case, if it was in none of the others. From the
-    moment when it is overdue, a job thus ends within `turn` times the ticks that it and all that arrived before it
-    still need.
+    Nobody starves: of `turn` ticks in a row one goes to the first that is overdue in any case, if it was in none of the
+    others. From the moment when it is overdue, a job thus ends within `turn` times the ticks that it and all that
+    arrived before it still need.
 
     Args:
         overdue: of the promised seconds; 1 and more.
         spare: 1 and more; the smaller, the longer do short jobs wait within what they are promised.
+        margin: of the seconds that another one takes alone; the larger, the more promises are kept, and the longer do
+            those wait to whom it was broken.
         turn: 2 and more; the smaller, the less may be delayed, and the more promises do long jobs break.
     """
 
     overdue: float = 4 / 3
     spare: int = 2
+    margin: float = 0.5
     turn: int = 8
 
     def order(self, jobs: Sequence[Job], now: float, cost: Cost) -> list[Job]:
@@ -86,40 +90,49 @@ class Slack:
         first: dict[str, float] = {}
         for job in jobs:
             first[job.tier.name] = min(job.tag, first.get(job.tier.name, job.tag))
-        ranked = []
+        ranked, late = [], []
         for job in jobs:
             left = cost.left(job)
-            waited = now - job.arrived
-            is_lost = job.promise < waited + left and waited <= self.overdue * job.promise
+            is_late = job.promise < now - job.arrived + left
+            if is_late:
+                late.append(job)
+            is_lost = is_late and not self._is_overdue(job, now)
             ranked.append((is_lost, (job.tag - first[job.tier.name] + left) / job.tier.weight, job.arrived, job))
         ranked.sort(key=lambda one: one[:3])
         order = [job for *_, job in ranked]
-        oldest = next((job for job in jobs if now - job.arrived > self.overdue * job.promise), None)
-        if oldest is not None and self._is_turn_of(oldest, order, now, cost):
-            order.remove(oldest)
-            order.insert(0, oldest)
+        chosen = self._before_all(order, late, now, cost)
+        if chosen is not None:
+            order.remove(chosen)
+            order.insert(0, chosen)
         return order
 
-    def _is_turn_of(self, oldest: Job, order: Sequence[Job], now: float, cost: Cost) -> bool:
-        if oldest.passed >= self.turn - 1:
-            return True
-        return oldest.passed >= self.spare - 1 and spares(order, oldest, now, cost)
+    def _before_all(self, order: Sequence[Job], late: Sequence[Job], now: float, cost: Cost) -> Job | None:
+        overdue = next((job for job in late if self._is_overdue(job, now)), None)
+        if overdue is not None and overdue.passed >= self.turn - 1:
+            return overdue
+        if late and late[0].passed >= self.spare - 1 and spares(order, late[0], now, cost, self.margin):
+            return late[0]
+        return None
+
+    def _is_overdue(self, job: Job, now: float) -> bool:
+        return now - job.arrived > self.overdue * job.promise
 
 
-def spares(order: Sequence[Job], one: Job, now: float, cost: Cost) -> bool:
+def spares(order: Sequence[Job], one: Job, now: float, cost: Cost, margin: float = 0.0) -> bool:
     """Whether a tick for this one breaks no promise that is kept where the others go one after the other in this order.
 
     Args:
         order: all jobs.
         one: among them.
         now, cost: as in `Policy.order`.
+        margin: see `Slack`.
     """
     tick = cost.tick(one.group, one.rows)
     ends = now
     for job in order:
         if job is not one:
             ends += cost.left(job)
-            if ends <= job.deadline < ends + tick:
+            if ends <= job.deadline < ends + tick + margin * job.alone:
                 return False
     return True
 
