@@ -47,6 +47,8 @@ def test_the_command_line_goes_before_the_file(tmp_path: Path) -> None:
         (["keys", "add", "--tier", "por"], "did you mean 'pro'"),
         (["keys", "add", "--rate", "0"], "rate is 0"),
         (["keys", "revoke"], "without a name"),
+        (["keys", "add", "alice"], "names of keys are not chosen"),
+        (["serve", "--host", "a..b"], "a..b:8000 cannot be listened at"),
         (["keys", "revoke", "none"], "no key 'none' in use"),
     ],
 )

@@ -315,3 +315,102 @@ def test_a_worker_that_gives_no_sign_of_life_is_ended_and_who_waits_too_long_is_
     assert ticket.closed and ticket.closed.fault == "WorkerDied"
     worker.tell_ready()
     assert not worker.has
+
+
+def test_a_worker_that_had_nothing_to_do_for_long_is_not_ended_when_it_has(front: tuple[Front, Worker, Time]) -> None:
+    front_, worker, time = front
+    (station,) = front_.stations
+    time.now += 1000
+    front_.place(order())
+    station.look_after(120.0)
+    assert front_.is_ready and worker.starts == 1
+    time.now += 121
+    station.look_after(120.0)
+    assert worker.starts == 2
+
+
+def test_pictures_that_are_being_decoded_fill_the_queue_as_well() -> None:
+    front, worker, _ = opened(Settings(TIERS, queue=2))
+    for _ in range(2):
+        ticket = front.place(order(steps=1))
+        worker.heard(Ticked([Moved([ticket.id], GROUP, 2, 1.0, 1.0)]))
+    assert not front.stations[0].roster.jobs
+    with pytest.raises(Refused) as refused:
+        front.place(order())
+    assert refused.value.reason == "queue" and refused.value.retry_after > 0
+
+
+def test_several_pictures_are_charged_together_and_cost_nothing_where_they_are_refused() -> None:
+    step = 64 * 64.0
+    slow = replace(ANYBODY, rate=step, burst=6 * step)
+    front, worker, _ = opened(Settings(TIERS, queue=3))
+    now = 0.0
+    front.meter.clock = lambda: now
+    with pytest.raises(Refused) as refused:
+        front.place_all([order(caller=slow) for _ in range(4)])
+    assert refused.value.reason == "queue"
+    for name in worker.has:
+        worker.heard(Ended(name, Closed("cancelled")))
+    front.place_all([order(caller=slow, steps=1) for _ in range(3)])
+    with pytest.raises(Refused) as refused:
+        front.place_all([order(caller=slow) for _ in range(3)])
+    assert (refused.value.reason, refused.value.retry_after) == ("rate", 3.0)
+
+
+def test_more_than_a_bucket_at_once_is_drawn_when_the_server_said_that_it_would_be() -> None:
+    step = 64 * 64.0
+    slow = replace(ANYBODY, rate=step, burst=6 * step)
+    front, _, _ = opened()
+    now = 0.0
+    front.meter.clock = lambda: now
+    front.place(order(caller=slow, steps=2))
+    with pytest.raises(Refused) as refused:
+        front.place_all([order(caller=slow) for _ in range(3)])
+    now = refused.value.retry_after
+    assert len(front.place_all([order(caller=slow) for _ in range(3)])) == 3
+
+
+def test_a_tier_that_cannot_draw_what_is_asked_for_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiers = {name: replace(tier, lateness=1.0) for name, tier in TIERS.items()}
+    front, _, _ = opened(Settings(tiers))
+    known = front._job
+
+    def picky(asked: Order, tier: str, drawn_as: str) -> Any:
+        if drawn_as == "free":
+            raise InvalidRequest("guidance is 9 for a student")
+        return known(asked, tier, drawn_as)
+
+    monkeypatch.setattr(Front, "_job", lambda self, *asked: picky(*asked))
+    slow = replace(ANYBODY, rate=1e9, burst=1e9)
+    with pytest.raises(Refused) as refused:
+        for number in range(9):
+            front.place(order("pro", caller=replace(slow, key=str(number))))
+    assert refused.value.reason == "deadline"
+
+
+def test_a_prompt_that_is_a_book_is_refused_before_it_is_read(front: tuple[Front, Worker, Time]) -> None:
+    with pytest.raises(InvalidRequest, match="the prompt has 10,001 letters; allowed: up to 10,000"):
+        front[0].place(order(prompt="a" * 10_001))
+
+
+def test_a_patient_order_that_finds_no_room_is_not_counted_as_refused() -> None:
+    front, _, _ = opened(Settings(TIERS, queue=1))
+    front.place(order())
+    for is_patient in (True, False):
+        with pytest.raises(Refused):
+            front.place(order(is_patient=is_patient))
+    samples = [one for metric in front.metrics.rejected.collect() for one in metric.samples]
+    assert [one.value for one in samples if one.name.endswith("_total")] == [1.0]
+
+
+def test_a_job_larger_than_a_whole_day_is_refused_and_not_kept_for_ever(front: tuple[Front, Worker, Time]) -> None:
+    poor = replace(ANYBODY, daily=2 * 64 * 64.0)
+    front[0].review(order(caller=poor, steps=2))
+    with pytest.raises(InvalidRequest, match="12,288 pixel-steps; allowed: 8,192 pixel-steps a day"):
+        front[0].review(order(caller=poor))
+
+
+@pytest.mark.parametrize("wrong", [{"sampler": "dpmpp"}, {"steps": 2000}, {"guidance": -3.0}])
+def test_a_tier_that_could_never_draw_is_told_before_the_server_starts(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest, match="tier 'free' cannot draw"):
+        front_of(Settings({"free": TierSettings("shapes", **wrong)}))

@@ -29,6 +29,10 @@ def declare(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> int:
     """Add a key and show it once, list all of them, or let one count no more."""
+    if arguments.name and arguments.action != "revoke":
+        raise InvalidRequest(
+            f"{arguments.action} {arguments.name}", allowed=arguments.action, fix="names of keys are not chosen"
+        )
     settings = read_settings(arguments.config) if arguments.config else Settings()
     connection = connect(Path(arguments.data or settings.data))
     try:

@@ -43,6 +43,13 @@ class Tokenizer:
         ids = [self.start, *encoding.ids[:room], self.end]
         return np.array(ids + [self.padding] * (self.length - len(ids)), np.int64)
 
+    def reads_all(self, text: str) -> bool:
+        """Whether nothing of a text is cut off."""
+        room = self.length - 2
+        if len(text.encode()) <= room:  # no token is shorter than a byte
+            return True
+        return len(self.vocabulary.encode(text, add_special_tokens=False).ids) <= room
+
 
 def open_tokenizer(directory: Path) -> Tokenizer:
     """Open the tokenizer that diffusers or transformers saved in `directory`.

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 DAY = 86400.0
 _FEW = 1024
@@ -49,6 +50,19 @@ class Bucket:
     needed: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Short:
+    """Why a key may not ask for so much now, and after how many seconds it may.
+
+    Args:
+        reason: rate, its bucket; quota, its day's portion.
+        seconds: until there is enough.
+    """
+
+    reason: Literal["rate", "quota"]
+    seconds: float
+
+
 @dataclass(slots=True)
 class Meter:
     """Pixel-steps of every key that has a rate or a day's portion. One loop owns it.
@@ -59,34 +73,34 @@ class Meter:
     >>> meter = Meter(clock=lambda: 0.0)
     >>> slow = Caller("k", "free", frozenset(), rate=10.0, burst=100.0)
     >>> meter.charge(slow, 100.0), meter.charge(slow, 50.0)
-    (0.0, 5.0)
+    (None, Short(reason='rate', seconds=5.0))
     """
 
     clock: Callable[[], float] = time.time
     buckets: dict[str, Bucket] = field(default_factory=dict)
     _most: int = _FEW
 
-    def charge(self, caller: Caller, amount: float) -> float:
-        """Take so many pixel-steps; 0 where there are enough, else the seconds until there are, and nothing is taken.
+    def charge(self, caller: Caller, amount: float) -> Short | None:
+        """Take so many pixel-steps; where there are not enough, nothing is taken.
 
         More than a whole bucket is allowed where the bucket is full, and leaves a debt: else a picture that is larger
         than the bucket could never be asked for.
         """
         if caller.rate is None and caller.daily is None:
-            return 0.0
+            return None
         now = self.clock()
         bucket = self._bucket(caller, now)
         if caller.daily is not None and bucket.used + amount > caller.daily:
-            return (bucket.day + 1) * DAY - now
+            return Short("quota", (bucket.day + 1) * DAY - now)
         if caller.rate is not None:
             enough = min(amount, _size(caller))
             if bucket.level < enough:
-                return (enough - bucket.level) / caller.rate
+                return Short("rate", (enough - bucket.level) / caller.rate)
         bucket.level -= amount
         bucket.used += amount
         full = now + (_size(caller) - bucket.level) / caller.rate if caller.rate is not None else now
         bucket.needed = full if caller.daily is None else max(full, (bucket.day + 1) * DAY)
-        return 0.0
+        return None
 
     def give_back(self, caller: Caller, amount: float) -> None:
         """What was charged for a picture that was not taken after all."""

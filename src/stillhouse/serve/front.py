@@ -18,9 +18,9 @@ from stillhouse.errors import InvalidRequest, NotAllowed, Refused
 from stillhouse.models.load import find
 from stillhouse.models.manifest import Manifest, read_manifest
 from stillhouse.models.request import resolve
-from stillhouse.serve.caller import Meter
+from stillhouse.serve.caller import Caller, Meter
 from stillhouse.serve.engine.admit import Limits, refusal
-from stillhouse.serve.engine.drawing import group_of, walk_of
+from stillhouse.serve.engine.drawing import group_of, usual, walk_of
 from stillhouse.serve.engine.job import Job
 from stillhouse.serve.engine.policy import POLICIES, Policy
 from stillhouse.serve.metrics import Metrics
@@ -33,7 +33,8 @@ from stillhouse.units import read_bytes, read_seconds
 
 log = logging.getLogger(__name__)
 
-_DAY = 86400.0
+LONGEST_TEXT = 10_000
+"""Letters of a prompt: a hundred times what text encoders read, and little work for tokenizers."""
 
 
 @dataclass(slots=True)
@@ -81,12 +82,8 @@ class Front:
             NotAllowed: a tier that the caller may not ask for.
             Refused: not now.
         """
-        tier = self._tier(order)
-        try:
-            return self._placed(order, tier)
-        except Refused as refused:
-            self.metrics.rejected.labels(refused.reason, tier).inc()
-            raise
+        (ticket,) = self.place_all([order])
+        return ticket
 
     def review(self, order: Order) -> None:
         """Refuse what could never be drawn, without taking it.
@@ -95,22 +92,26 @@ class Front:
             InvalidRequest, NotAllowed: as `place`.
         """
         tier = self._tier(order)
-        self._job(order, tier, tier)
+        amount = _amount(self._job(order, tier, tier))
+        daily = order.caller.daily
+        if daily is not None and amount > daily:
+            allowed = f"{daily:,.0f} pixel-steps a day with this key"
+            raise InvalidRequest(f"a picture of {amount:,.0f} pixel-steps", allowed=allowed)
 
     def place_all(self, orders: Sequence[Order]) -> list[Ticket]:
-        """Take all of them, or none.
+        """Take all of these, which one caller asks for at once, or none.
 
         Raises:
             StillhouseError: as `place`.
         """
-        tickets: list[Ticket] = []
+        meant = [(order, self._tier(order)) for order in orders]
         try:
-            tickets.extend(map(self.place, orders))
-        except Exception:
-            for ticket in tickets:
-                self.cancel(ticket.id, "refused")
+            return self._placed([(order, tier, self._job(order, tier, tier)) for order, tier in meant])
+        except Refused as refused:
+            # Nobody is told of a patient one: it is tried again.
+            for tier in (tier for order, tier in meant if not order.is_patient):
+                self.metrics.rejected.labels(refused.reason, tier).inc()
             raise
-        return tickets
 
     def cancel(self, name: str, reason: str = "asked") -> bool:
         """Draw that job no further; False where there is no such job, or it has ended.
@@ -230,21 +231,28 @@ class Front:
             raise NotAllowed(f"model {tier!r} with this key", allowed=", ".join(sorted(order.caller.tiers)))
         return tier
 
-    def _placed(self, order: Order, tier: str) -> Ticket:
+    def _placed(self, meant: Sequence[tuple[Order, str, Job]]) -> list[Ticket]:
         if self.is_draining:
             raise Refused("the server is being shut down", "draining", 5.0)
-        job = self._job(order, tier, tier)
-        amount = float(job.group.pixels * len(job.walk.rows))
         station = self._station()
-        wait = self.meter.charge(order.caller, amount)
-        if wait:
-            reason = "quota" if wait > _DAY / 2 else "rate"
-            raise Refused(f"key {order.caller.key} has no {amount:,.0f} pixel-steps left", reason, wait)
+        caller, amount = meant[0][0].caller, sum(_amount(job) for *_, job in meant)
+        if short := self.meter.charge(caller, amount):
+            told = f"key {caller.key} has no {amount:,.0f} pixel-steps left"
+            raise Refused(told, short.reason, short.seconds)
+        tickets: list[Ticket] = []
         try:
-            drawn_as, job = self._admitted(order, tier, job, station)
-        except Refused:
-            self.meter.give_back(order.caller, amount)
+            for order, tier, job in meant:
+                tickets.append(self._taken(order, tier, job, station))
+        except Exception:
+            for ticket in tickets:
+                self.cancel(ticket.id, "refused")
+            self.meter.give_back(caller, amount)
             raise
+        return tickets
+
+    def _taken(self, order: Order, tier: str, job: Job, station: Station) -> Ticket:
+        amount = _amount(job)
+        drawn_as, job = self._admitted(order, tier, job, station)
         if drawn_as != tier:
             self.metrics.degraded.labels(tier, drawn_as).inc()
         self.metrics.pixel_steps.labels(tier).inc(amount)
@@ -262,7 +270,10 @@ class Front:
         if refused is None:
             return tier, job
         for other in self.settings.tiers[tier].degrade if refused.reason == "deadline" else ():
-            less = self._job(order, tier, other)
+            try:
+                less = self._job(order, tier, other)
+            except InvalidRequest:  # that pipeline cannot draw what is asked for
+                continue
             if self._refusal(order, tier, less, station) is None:
                 return other, less
         raise refused
@@ -270,21 +281,24 @@ class Front:
     def _refusal(self, order: Order, tier: str, job: Job, station: Station) -> Refused | None:
         cost = station.expect(job)
         limits = self.settings.limits(tier)
-        if order.is_patient:
-            limits = Limits(limits.jobs, float("inf"))
+        # Those that are being decoded wait, too, though no tick is for them.
+        decoding = len(station.tickets) - len(station.roster.jobs)
+        limits = Limits(limits.jobs - decoding, float("inf") if order.is_patient else limits.lateness)
         found = refusal(job, list(station.roster.jobs.values()), self._policy, job.arrived, cost, limits)
         if found is None:
             return None
         if found.reason == "queue":
-            return Refused(f"{limits.jobs} pictures wait already", "queue", found.retry_after)
-        late = f"a picture that takes {job.alone:.1f} s would be {found.retry_after:.1f} s later than promised"
-        return Refused(late, "deadline", found.retry_after)
+            return Refused(f"{len(station.tickets)} pictures wait already", "queue", found.retry_after)
+        most = limits.lateness * job.promise
+        late = f"a picture that takes {job.alone:.1f} s alone would take {most + found.retry_after:.1f} s now"
+        return Refused(f"{late}, and {most:.1f} s are the most in this tier", "deadline", found.retry_after)
 
     def _job(self, order: Order, tier: str, drawn_as: str) -> Job:
         """The job of an order that is drawn as a tier draws."""
         way = self.settings.tiers[drawn_as]
         manifest = self.manifests[drawn_as]
         asked = order.request
+        _check_text(asked)
         request = resolve(
             manifest,
             replace(
@@ -325,11 +339,23 @@ class Front:
         return min(ready, key=lambda station: station.pending)
 
 
+def _amount(job: Job) -> float:
+    """Pixel-steps."""
+    return float(job.group.pixels * len(job.walk.rows))
+
+
+def _check_text(request: ImageRequest) -> None:
+    for name, text in (("the prompt", request.prompt), ("the negative prompt", request.negative_prompt)):
+        if len(text) > LONGEST_TEXT:
+            raise InvalidRequest(f"{name} has {len(text):,} letters", allowed=f"up to {LONGEST_TEXT:,}")
+
+
 def front_of(settings: Settings, cache: Path | None = None, **options: Any) -> Front:
     """The front of a server that was told this; `options` are those of `Front`.
 
     Raises:
         UnknownModel, PipelineError: a tier's pipeline that cannot be served.
+        InvalidRequest: a tier whose own steps, guidance or sampler its pipeline cannot draw with.
     """
     places = {tier.pipeline: find(tier.pipeline) for tier in settings.tiers.values()}
     read = {name: read_manifest(directory) for name, directory in places.items()}
@@ -343,4 +369,12 @@ def front_of(settings: Settings, cache: Path | None = None, **options: Any) -> F
         str(cache) if cache else None,
     )
     manifests = {name: read[tier.pipeline] for name, tier in settings.tiers.items()}
-    return Front(settings, manifests, opening, **options)
+    front = Front(settings, manifests, opening, **options)
+    for name in settings.tiers:
+        try:
+            front.review(Order(usual(manifests[name]), Caller("", name, frozenset((name,)))))
+        except InvalidRequest as error:
+            raise InvalidRequest(
+                f"tier {name!r} cannot draw: {error.given}", allowed=error.allowed, fix=error.fix
+            ) from error
+    return front

@@ -3,15 +3,15 @@
 import asyncio
 import logging
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
 from stillhouse.core import ImageRequest
-from stillhouse.errors import Refused, StillhouseError
+from stillhouse.errors import NotAllowed, Refused, StillhouseError
 from stillhouse.models.encode import Format
 from stillhouse.serve.caller import Caller
 from stillhouse.serve.front import Front
@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 SOON = 0.5
 """Seconds after which it is looked again whether there is room."""
+AGAIN = 5.0
+"""Seconds after which the store is asked again for what it could not do."""
 SWEEP = 60.0
 """Seconds between two looks at what may be forgotten."""
 
@@ -49,6 +51,8 @@ class Patient:
     _news: asyncio.Event = field(default_factory=asyncio.Event)
     _changes: asyncio.Condition = field(default_factory=asyncio.Condition)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _cancelled: set[str] = field(default_factory=set)
+    """Since the store was asked last what waits: some of these may be in its answer."""
 
     async def ask(self, what: Callable[..., T], *arguments: Any) -> T:
         """Call something of the store in its thread."""
@@ -58,8 +62,8 @@ class Patient:
         """Accept a job.
 
         Raises:
-            InvalidRequest, NotAllowed: as `Front.place`.
-            Refused: too many wait, or the key has used what it may.
+            InvalidRequest, NotAllowed: as `Front.place`, and what is more than the key may ask for in a day.
+            Refused: too many wait.
         """
         self.front.review(Order(request, caller, tier))
         record = await self.ask(self.store.add, name, caller.key, tier, request, kind)
@@ -73,6 +77,7 @@ class Patient:
             while name in self.tickets:
                 await self.changed(SOON)
             return True
+        self._cancelled.add(name)
         is_over = await self.ask(self.store.end, name, "cancelled")
         await self._tell()
         return is_over
@@ -81,7 +86,8 @@ class Patient:
         """Wait until some job was taken, placed or ended, or so many seconds."""
         async with self._changes:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._changes.wait(), patience)
+                async with asyncio.timeout(patience):
+                    await self._changes.wait()
 
     def open(self) -> None:
         """Begin to feed."""
@@ -98,20 +104,27 @@ class Patient:
     async def _feed(self) -> None:
         while True:
             self._news.clear()
-            room = self.front.room if self.front.is_ready else 0
-            if room:
-                for record in await self.ask(self.store.queued, room, list(self.tickets)):
-                    await self._place(record)
-            try:
-                await asyncio.wait_for(self._news.wait(), SOON)
-            except TimeoutError:
-                continue
+            with going_on("waiting jobs are not fed"):
+                await self._feed_once()
+            # Not wait_for, which swallows a cancellation that comes together with the news (Python issue 37658).
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SOON):
+                    await self._news.wait()
+
+    async def _feed_once(self) -> None:
+        if not self.front.is_ready or not (room := self.front.room):
+            return
+        self._cancelled.clear()
+        for record in await self.ask(self.store.queued, room, list(self.tickets)):
+            await self._place(record)
 
     async def _place(self, record: Record) -> None:
         try:
             request = await self.ask(self.store.request, record)
             caller = await self.ask(behind, self.store.connection, record, self.front.settings.tiers)
             order = Order(request, caller, record.tier, record.format, is_patient=True, id=record.id)
+            if record.id in self._cancelled:
+                return
             ticket = self.front.place(order)
         except Refused:
             return
@@ -124,15 +137,18 @@ class Patient:
 
     async def _end(self, ticket: Ticket) -> None:
         closed = await ticket.end()
-        try:
-            # A server that is being shut down leaves the job to the next one.
-            if closed.fault != "Drained":
-                state: State = "failed" if closed.outcome == "expired" else closed.outcome
-                told = told_of(ticket, closed)
-                await self.ask(self.store.end, ticket.id, state, closed.content, closed.error, told)
-        finally:
-            del self.tickets[ticket.id]
-            await self._tell()
+        state: State = "failed" if closed.outcome == "expired" else closed.outcome
+        # A server that is being shut down leaves the job to the next one.
+        is_kept = closed.fault == "Drained"
+        while not is_kept:
+            # As long as its ticket is here, it is not drawn a second time.
+            with going_on(f"job {ticket.id} cannot be ended"):
+                await self.ask(self.store.end, ticket.id, state, closed.content, closed.error, told_of(ticket, closed))
+                is_kept = True
+            if not is_kept:
+                await asyncio.sleep(AGAIN)
+        del self.tickets[ticket.id]
+        await self._tell()
 
     async def _tell(self) -> None:
         self._news.set()
@@ -141,9 +157,9 @@ class Patient:
 
     async def _forget(self) -> None:
         while True:
-            gone = await self.ask(self.store.forget, self.keep, self.kept)
-            if gone:
-                log.info("old jobs were deleted", extra={"count": gone})
+            with going_on("old jobs are not deleted"):
+                if gone := await self.ask(self.store.forget, self.keep, self.kept):
+                    log.info("old jobs were deleted", extra={"count": gone})
             await asyncio.sleep(SWEEP)
 
     def _hold(self, life: Any) -> None:
@@ -152,13 +168,24 @@ class Patient:
         task.add_done_callback(self._tasks.discard)
 
 
+@contextmanager
+def going_on(what: str) -> Iterator[None]:
+    """What the disk refuses is logged, and tried again later: a full one may have room again."""
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        log.error(what, extra={"error": str(error)})
+
+
 def behind(connection: sqlite3.Connection, record: Record, tiers: Mapping[str, TierSettings]) -> Caller:
     """Who stood behind a job when it was accepted, with what the key may ask for now.
 
     Raises:
-        NotAllowed: the key's tier is not served any more.
+        NotAllowed: the key was revoked, or its tier is not served any more.
     """
     key = next((key for key in keys(connection) if key.name == record.key), None)
+    if key and key.revoked:
+        raise NotAllowed(f"key {record.key}, which was revoked since", allowed="keys in use")
     return caller_of(key, tiers) if key else replace(anybody(tiers), key=record.key)
 
 
@@ -175,4 +202,5 @@ def told_of(ticket: Ticket, closed: Closed) -> dict[str, Any]:
         "denoise_seconds": closed.denoised,
         "finish_seconds": closed.finished,
         "batch_peers": closed.peers,
+        "prompt_cut": closed.is_cut,
     }

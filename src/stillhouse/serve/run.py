@@ -161,9 +161,10 @@ def _bound(host: str, port: int) -> Iterator[socket.socket]:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((host, port))
-        except OSError as error:
-            fix = "choose another --port" if port else "choose another --host"
-            raise InvalidRequest(f"{host}:{port} cannot be listened at: {error.strerror or error}", fix=fix) from error
+        except (OSError, UnicodeError) as error:  # the latter where a name breaks the rules for names of hosts
+            fix = "choose another --port" if port and isinstance(error, OSError) else "choose another --host"
+            told = getattr(error, "strerror", None) or error
+            raise InvalidRequest(f"{host}:{port} cannot be listened at: {told}", fix=fix) from error
         listening.set_inheritable(False)
         yield listening
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from stillhouse.errors import NotAllowed, RuntimeMissing
 from stillhouse.serve.caller import Caller
 from stillhouse.serve.front import Front, front_of
-from stillhouse.serve.patient import Patient, told_of
+from stillhouse.serve.patient import Patient, going_on, told_of
 from stillhouse.serve.settings import Settings
 from stillhouse.serve.store.database import connect
-from stillhouse.serve.store.jobs import JobStore
+from stillhouse.serve.store.jobs import BY_ADDRESS, JobStore
 from stillhouse.serve.store.keys import anybody, caller_of, find_key
 from stillhouse.serve.store.usage import read_usage, write_usage
 from stillhouse.serve.ticket import Ticket
@@ -93,8 +93,9 @@ class Service:
         while True:
             await asyncio.sleep(COUNTED)
             if (used := self.front.meter.used) != kept:
-                await self.patient.ask(write_usage, self.connection, used)
-                kept = used
+                with going_on("what keys have used is not kept"):
+                    await self.patient.ask(write_usage, self.connection, used)
+                    kept = used
 
 
 def service_of(settings: Settings, cache: Path | None = None, broken: Callable[[str], None] | None = None) -> Service:
@@ -126,7 +127,7 @@ def _keep(store: JobStore, ticket: Ticket, closed: Closed) -> None:
     """In one go, so that nobody finds it waiting in between, and draws it again."""
     order = ticket.order
     store.add(ticket.id, order.caller.key, ticket.job.tier.name, ticket.request, order.format)
-    store.end(ticket.id, "drawn", closed.content, told=told_of(ticket, closed))
+    store.end(ticket.id, "drawn", closed.content, told={**told_of(ticket, closed), BY_ADDRESS: True})
 
 
 def _spans() -> "Tracing":

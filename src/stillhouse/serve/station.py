@@ -11,7 +11,7 @@ import msgspec
 
 from stillhouse.errors import Refused
 from stillhouse.serve.engine.cost import Cost
-from stillhouse.serve.engine.job import Job
+from stillhouse.serve.engine.job import Group, Job
 from stillhouse.serve.engine.roster import Roster
 from stillhouse.serve.metrics import Metrics
 from stillhouse.serve.ticket import Shown, Ticket
@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 RUNS = 2
 """How often a picture is begun at most: workers that died are to blame, not the picture, but who knows."""
+MOST_SHAPES = 64
+"""Sizes of pictures that metrics tell one by one."""
 FIRST_START = 10.0
 """Seconds that a worker is expected to need before it is ready, until one was."""
 
@@ -60,6 +62,7 @@ class Station:
     starting: float = FIRST_START
     lost: float = 0.0
     supervisor: Supervision = field(init=False)
+    _shapes: set[str] = field(default_factory=set)
 
     def open(self) -> None:
         """Start the worker."""
@@ -90,12 +93,14 @@ class Station:
         """
         if self.cost is None:
             raise Refused("no worker is ready", "starting", self.due)
-        self.cost = self.cost.knowing(job.group)
-        self.roster.expect(job, self.clock(), self.cost)
-        return self.cost
+        cost = self.cost.knowing(job.group)
+        self.roster.expect(job, self.clock(), cost)
+        return cost
 
     def take(self, ticket: Ticket) -> None:
         """Have a picture drawn."""
+        if not self.tickets:
+            self.heard = self.clock()  # who had nothing to do had nothing to tell
         self._enter(ticket, self.clock())
 
     def cancel(self, ticket: Ticket) -> None:
@@ -187,9 +192,16 @@ class Station:
             self.tickets[job.id].tell(self.tickets[job.id].progress)
             if job.is_done:
                 self.roster.leave(job.id)
-        shape = f"{told.group.width}x{told.group.height}"
+        shape = self._shape(told.group)
         self.metrics.step.labels(str(told.rows), shape).observe(told.seconds)
         self.metrics.rows.labels(shape).observe(told.rows)
+
+    def _shape(self, group: Group) -> str:
+        """As metrics call it; they keep every name for ever, and clients choose sizes."""
+        shape = f"{group.width}x{group.height}"
+        if len(self._shapes) < MOST_SHAPES:
+            self._shapes.add(shape)
+        return shape if shape in self._shapes else "other"
 
     def _shown(self, told: Preview) -> None:
         if (ticket := self.tickets.get(told.id)) and told.content:

@@ -17,7 +17,7 @@ from PIL import Image
 from stillhouse.models.load import load
 from stillhouse.models.pipeline import Pipeline
 from stillhouse.models.png import encode_png, read_request
-from tests.serve.running import Running
+from tests.serve.running import Running, wait_until
 
 README = Path(__file__).parents[3] / "README.md"
 PROMPT = "a small red circle left of a big blue square"
@@ -212,3 +212,26 @@ def test_a_body_that_is_too_large_is_refused(client: OpenAI) -> None:
     with pytest.raises(openai.APIStatusError) as refused:
         client.images.edit(image=("image.png", b"\0" * (5 << 20)), prompt=PROMPT)
     assert refused.value.status_code == 413
+
+
+@pytest.mark.parametrize("size", ["99999x99999", "0x64", "300x300"])
+def test_an_image_is_not_resized_to_what_could_not_be_drawn(client: OpenAI, size: Any) -> None:
+    image = ("image.png", encode_png(np.zeros((64, 64, 3), np.uint8)))
+    with pytest.raises(openai.BadRequestError, match=f"size is {size}; allowed: up to 65,536 pixels"):
+        client.images.edit(image=image, prompt=PROMPT, size=size)
+
+
+def test_a_prompt_that_is_cut_is_told_to_the_client_and_to_nobody_else(client: OpenAI, server: Running) -> None:
+    secret = "xylophone " * 30
+    whole = client.images.with_raw_response.generate(**asked(steps=1))
+    cut = client.images.with_raw_response.generate(**{**asked(steps=1), "prompt": f"{PROMPT} {secret}"})
+    assert (whole.headers.get("x-prompt-cut"), cut.headers.get("x-prompt-cut")) == (None, "true")
+    assert "xylophone" not in json.dumps(server.log)
+
+
+def test_a_picture_that_was_not_asked_for_by_address_is_not_shown_at_one(server: Running) -> None:
+    status, content = server.send("POST", "/v1/jobs", {"prompt": PROMPT, "model": "free"})
+    name = json.loads(content)["id"]
+    wait_until(lambda: json.loads(server.get(f"/v1/jobs/{name}")[1])["state"] == "drawn")
+    assert status == 202 and server.get(f"/v1/jobs/{name}/picture")[0] == 200
+    assert server.get(f"/v1/pictures/{name}")[0] == 404

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stillhouse.errors import InvalidRequest
-from stillhouse.serve.engine.cost import NEARLY, Cost, Curve
+from stillhouse.serve.engine.cost import MOST_SIZES, NEARLY, Cost, Curve
 from stillhouse.serve.engine.job import Group, Job, Tier, Walk
 from stillhouse.serve.engine.simulate import NO_REQUEST
 
@@ -97,3 +97,14 @@ def test_another_size_costs_as_many_times_as_it_has_pixels_of_the_nearest_that_i
     assert cost.knowing(GROUP) is cost
     with pytest.raises(InvalidRequest, match="other"):
         cost.knowing(Group("other", 64, 64))
+
+
+def test_sizes_that_nobody_measured_do_not_fill_the_memory_and_cost_the_same_when_they_are_forgotten() -> None:
+    measured = Group("model", 64, 64)
+    cost = Cost({measured: Curve({1: 1.0})})
+    groups = [Group("model", 64 + 8 * number, 64) for number in range(1, 1000)]
+    for group in groups:
+        cost = cost.knowing(group).paced(group, 2.0)
+    assert len(cost.curves) <= MOST_SIZES and len(cost.pace) <= MOST_SIZES and measured in cost.curves
+    assert groups[0] not in cost.curves
+    assert cost.tick(groups[0], 1) == pytest.approx(cost.curves[measured].of(1) * groups[0].pixels / measured.pixels)

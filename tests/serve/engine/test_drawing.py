@@ -3,19 +3,23 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from stillhouse.core import ImageRequest, ImageResult
+from stillhouse.models.importers import ImportOptions, import_model
 from stillhouse.models.load import load
+from stillhouse.models.manifest import Distilled, write_manifest
 from stillhouse.models.pipeline import Pipeline
 from stillhouse.serve.engine.cost import Cost, Curve
-from stillhouse.serve.engine.drawing import Drawing, group_of, measured, walk_of
+from stillhouse.serve.engine.drawing import Drawing, group_of, measured, usual, walk_of
 from stillhouse.serve.engine.engine import Engine
 from stillhouse.serve.engine.job import Group, Job, Tier
 from stillhouse.serve.engine.simulate import VirtualDevice
+from tests.models.checkpoints import write_checkpoint
 
 COMPOSITIONS = 200
 GROUP = Group("shapes", 64, 64)
@@ -104,3 +108,19 @@ def test_a_request_that_the_pipeline_cannot_meet_fails_by_itself(pipeline: Pipel
     while engine.jobs:
         ends |= {end.job.id: end.outcome for end in engine.tick().ends}
     assert ends == {"good": "drawn", "bad": "failed"}
+
+
+@pytest.mark.parametrize("kind", ["inpaint", "student"])
+def test_pipelines_that_cannot_be_asked_for_just_anything_are_measured_as_they_draw(tmp_path: Path, kind: str) -> None:
+    """One repaints and needs a picture and a mask; the other takes three steps, at no guidance below 2."""
+    write_checkpoint("inpaint" if kind == "inpaint" else "sd2", tmp_path / "checkpoint")
+    manifest = import_model(tmp_path / "checkpoint", tmp_path / "pipeline", ImportOptions("tiny"))
+    if kind == "student":
+        taught = Distilled((999.0, 656.0, 342.0), (2.0, 8.0), "progressive", ("tiny", "0" * 64))
+        defaults = replace(manifest.defaults, steps=3, guidance=4.0, sampler="ddim")
+        write_manifest(tmp_path / "pipeline", replace(manifest, distilled=taught, defaults=defaults))
+    pipeline = load(tmp_path / "pipeline")
+    defaults = pipeline.manifest.defaults
+    curve = measured(pipeline, Group("tiny", defaults.width, defaults.height), batches=(1, 2), calls=2)
+    assert set(curve.seconds) == {1, 2} and min(curve.seconds.values()) > 0
+    assert walk_of(pipeline.manifest, pipeline.resolve(usual(pipeline.manifest))).rows

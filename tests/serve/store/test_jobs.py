@@ -110,3 +110,46 @@ def test_what_ended_is_forgotten_when_it_is_old_or_there_is_too_much_of_it(store
     assert store.forget(keep=0.5, kept=1000) == 2
     assert [record.id for record in store.list(None)] == ["3"]
     assert not list((store.directory / "pictures").iterdir())
+
+
+def test_asking_twice_with_another_image_changes_nothing(store: JobStore) -> None:
+    first, second = (np.full((64, 64, 3), level, np.uint8) for level in (10, 200))
+    store.add("one", "key", "free", ImageRequest("", image=first), "png")
+    record = store.add("one", "key", "free", ImageRequest("", image=second), "png")
+    kept = store.request(record).image
+    assert kept is not None
+    np.testing.assert_array_equal(kept, first)
+    store.end("one", "drawn", b"picture")
+    store.add("one", "key", "free", ImageRequest("", image=second), "png")
+    assert not list((store.directory / "inputs").iterdir())
+
+
+def test_a_key_may_not_fill_the_queue_of_all(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "MOST_OF_KEY", 2)
+    image = np.zeros((64, 64, 3), np.uint8)
+    for name in ("one", "two"):
+        store.add(name, "greedy", "free", ASKED, "png")
+    with pytest.raises(Refused, match="2 jobs of key greedy wait already"):
+        store.add("three", "greedy", "free", ImageRequest("", image=image), "png")
+    assert not list(store.directory.rglob("three*"))
+    assert store.add("one", "greedy", "free", ASKED, "png").id == "one"
+    store.add("four", "modest", "free", ASKED, "png")
+
+
+def test_what_the_disk_refuses_is_not_accepted_and_leaves_nothing(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Path] = []
+    known = jobs._write
+
+    def write(path: Path, content: bytes) -> None:
+        if written:
+            raise OSError(28, "No space left on device")
+        written.append(path)
+        known(path, content)
+
+    monkeypatch.setattr(jobs, "_write", write)
+    image, mask = np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8)
+    with pytest.raises(OSError, match="No space left"):
+        store.add("one", "key", "free", ImageRequest("", image=image, mask=mask), "png")
+    assert store.get("one") is None and not list((store.directory / "inputs").iterdir())

@@ -71,7 +71,8 @@ async def while_there(request: Asked, wanted: Awaitable[T]) -> T:
 
 
 async def ends(request: Asked, tickets: Sequence[Ticket]) -> list[Closed]:
-    """How all of these end. Where the client goes before, or one fails, the others are cancelled as the settings say.
+    """How all of these end. Where one fails, the others are cancelled; where the client goes before, all of them are if
+    the settings say so.
 
     Raises:
         Gone: the client has gone.
@@ -79,17 +80,23 @@ async def ends(request: Asked, tickets: Sequence[Ticket]) -> list[Closed]:
     """
     service = service_of(request)
 
-    async def all_ends() -> list[Closed]:
-        return [await ticket.end() for ticket in tickets]
+    async def drawn(ticket: Ticket) -> Closed:
+        closed = await ticket.end()
+        raise_for(closed)
+        return closed
+
+    async def all_drawn() -> list[Closed]:
+        return await asyncio.gather(*map(drawn, tickets))
 
     try:
-        closed = await while_there(request, all_ends())
+        return await while_there(request, all_drawn())
     except (Gone, asyncio.CancelledError):
         leave(service, tickets)
         raise
-    for one in closed:
-        raise_for(one)
-    return closed
+    except Failed:
+        for ticket in tickets:
+            service.front.cancel(ticket.id, "failed")
+        raise
 
 
 def leave(service: Service, tickets: Sequence[Ticket]) -> None:
@@ -132,7 +139,7 @@ def headers_of(tickets: Sequence[Ticket], closed: Sequence[Closed]) -> dict[str,
         "x-batch-peers": f"{sum(one.peers for one in closed) / len(closed):.2f}",
         "x-request-id": ",".join(ticket.id for ticket in tickets),
     }
-    return told | degraded(tickets)
+    return told | degraded(tickets) | ({"x-prompt-cut": "true"} if any(one.is_cut for one in closed) else {})
 
 
 def degraded(tickets: Sequence[Ticket]) -> dict[str, str]:

@@ -22,8 +22,8 @@ from stillhouse.serve.caller import Caller
 from stillhouse.serve.doors.asking import Asked, Missing, caller_of, mask_of, picture_of, service_of
 from stillhouse.serve.doors.events import KEEP_ALIVE, event
 from stillhouse.serve.seeds import new_seed
-from stillhouse.serve.store.jobs import Record
-from stillhouse.serve.ticket import Progress, Shown
+from stillhouse.serve.store.jobs import BY_ADDRESS, Record
+from stillhouse.serve.ticket import Progress
 from stillhouse.serve.worker.message import Closed
 
 SILENCE = 15.0
@@ -100,7 +100,7 @@ async def show(request: Asked, name: FromPath[str]) -> dict[str, Any]:
 
 @get("/v1/jobs/{name:str}/events", tags=["Jobs"], summary="Watch a job", media_type="text/event-stream")
 async def watch(request: Asked, name: FromPath[str]) -> Stream:
-    """Server-sent events: `progress`, `preview`, and last `end`."""
+    """Server-sent events: `progress`, and last `end`."""
     await _own(request, name)
     return Stream(_happening(request, name), media_type="text/event-stream", headers={"cache-control": "no-store"})
 
@@ -116,7 +116,10 @@ async def picture(request: Asked, name: FromPath[str]) -> Response[bytes]:
 )
 async def pictures(request: Asked, name: FromPath[str]) -> Response[bytes]:
     """The picture; whoever has its address may see it."""
-    return await _picture(request, await _found(request, name))
+    record = await _found(request, name)
+    if not record.told.get(BY_ADDRESS):
+        raise _no_job(name)
+    return await _picture(request, record)
 
 
 @delete("/v1/jobs/{name:str}", status_code=200, tags=["Jobs"], summary="Cancel a job")
@@ -169,9 +172,6 @@ async def _happening(request: Asked, name: str) -> AsyncIterator[bytes]:
                 async for one in happening:
                     if isinstance(one, Progress):
                         yield event("progress", json.dumps({"index": one.index, "evaluations": one.evaluations}))
-                    elif isinstance(one, Shown):
-                        told = {"index": one.index, "webp": base64.b64encode(one.content).decode()}
-                        yield event("preview", json.dumps(told))
                     elif isinstance(one, Closed):
                         break
         record = await patient.ask(patient.store.get, name)

@@ -4,6 +4,7 @@ What that protocol does not have (seed, steps, guidance, negative_prompt, sample
 it has and this server cannot do is refused and not ignored.
 """
 
+import asyncio
 import base64
 import json
 import time
@@ -82,7 +83,7 @@ class Generation(msgspec.Struct, forbid_unknown_fields=True):
 @post("/v1/images/generations", status_code=200, tags=["OpenAI"], summary="Draw pictures")
 async def generations(request: Asked, data: JSONBody[Generation]) -> Response[Any]:
     """Pictures from a prompt."""
-    return await _answer(request, data, "image_generation")
+    return await _answer(request, await caller_of(request), data, "image_generation")
 
 
 @dataclass
@@ -105,6 +106,7 @@ class EditOperation(Operation):
 @post("/v1/images/edits", status_code=200, tags=["OpenAI"], summary="Change a picture", operation_class=EditOperation)
 async def edits(request: Asked) -> Response[Any]:
     """Pictures from a picture and a prompt; with a mask, what is transparent in it is repainted, and nothing else."""
+    caller = await caller_of(request)
     form = await request.form()
     fields: dict[str, str] = {}
     files: dict[str, UploadFile] = {}
@@ -127,11 +129,11 @@ async def edits(request: Asked) -> Response[Any]:
         raise InvalidRequest(f"the form: {error}") from None
     image = await picture_of(request, await files["image"].read())
     mask = await mask_of(request, await files["mask"].read()) if "mask" in files else None
-    size = _size(data.size)
-    if size and image.shape[:2] != size[::-1]:
-        image = _resized(image, size)
-        mask = None if mask is None else _resized(mask, size)
-    return await _answer(request, data, "image_edit", image=image, mask=mask)
+    if size := _size(data.size):
+        _check_size(size, service_of(request).settings.pixels)
+        image = await asyncio.to_thread(_resized, image, size)
+        mask = None if mask is None else await asyncio.to_thread(_resized, mask, size)
+    return await _answer(request, caller, data, "image_edit", image=image, mask=mask)
 
 
 @get("/v1/models", tags=["OpenAI"], summary="What can be asked for")
@@ -173,8 +175,7 @@ def _model(request: Asked, name: str) -> dict[str, Any]:
     }
 
 
-async def _answer(request: Asked, data: Generation, name: str, **arrays: Any) -> Response[Any]:
-    caller = await caller_of(request)
+async def _answer(request: Asked, caller: Caller, data: Generation, name: str, **arrays: Any) -> Response[Any]:
     front = service_of(request).front
     orders = _orders(request, data, caller, **arrays)
     tickets = front.place_all(orders)
@@ -250,6 +251,8 @@ async def _stream(request: Asked, tickets: Sequence[Ticket], name: str, kind: Ou
                     elif isinstance(one, Closed):
                         raise_for(one)
                         told = {"b64_json": _text(one.content), "usage": _usage([ticket])}
+                        if one.is_cut:
+                            told["prompt_cut"] = True
                         yield _event(f"{name}.completed", ticket, told, kind)
     except Failed as failed:
         error = {"message": str(failed), "type": "server_error", "code": failed.fault, "param": None}
@@ -285,7 +288,14 @@ def _size(text: str | None) -> tuple[int, int] | None:
     return int(width), int(height)
 
 
+def _check_size(size: tuple[int, int], pixels: int) -> None:
+    if not 1 <= size[0] * size[1] <= pixels:
+        raise InvalidRequest(f"size is {size[0]}x{size[1]}", allowed=f"up to {pixels:,} pixels")
+
+
 def _resized(picture: Picture, size: tuple[int, int]) -> Any:
+    if picture.shape[:2] == size[::-1]:
+        return picture
     return np.array(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
 
 

@@ -8,6 +8,8 @@ from stillhouse.serve.engine.cost import Cost
 from stillhouse.serve.engine.job import Job
 from stillhouse.serve.engine.policy import Policy
 
+SOON = 1.0
+"""Seconds after which to ask again where nobody waits for a tick, but pictures are being decoded."""
 Reason = Literal["queue", "deadline"]
 """queue: as many wait as may. deadline: it would end later than its tier promises."""
 
@@ -46,7 +48,7 @@ def refusal(
         limits: how much may wait.
     """
     if len(jobs) >= limits.jobs:
-        return Refusal("queue", min(forecast(jobs, policy, now, cost).values()))
+        return Refusal("queue", min(forecast(jobs, policy, now, cost).values(), default=SOON))
     late = forecast([*jobs, job], policy, now, cost)[job] - limits.lateness * job.promise
     return Refusal("deadline", late) if late > 0 else None
 

@@ -14,6 +14,9 @@ LEARNED = 0.05
 STRANGE = 4.0
 """A tick that was so many times quicker or slower than expected tells no more than that."""
 
+MOST_SIZES = 256
+"""Curves that are kept."""
+
 
 @dataclass(frozen=True, slots=True)
 class Curve:
@@ -93,23 +96,23 @@ class Cost:
 
     def tick(self, group: Group, rows: int) -> float:
         """Seconds of one evaluation of so many rows."""
-        return self.curves[group].of(rows) * self._pace(group)
+        return self._curve(group).of(rows) * self._pace(group)
 
     def cap(self, group: Group) -> int:
         """Rows from which a larger batch gains next to nothing."""
-        return self.curves[group].cap
+        return self._curve(group).cap
 
     def alone(self, group: Group, walk: Walk) -> float:
         """Seconds of a picture from start to end with nobody else there."""
-        return self.curves[group].left(walk) * self._pace(group)
+        return self._curve(group).left(walk) * self._pace(group)
 
     def left(self, job: Job) -> float:
         """Seconds until a job would end if it went on alone from here."""
-        return self.curves[job.group].left(job.walk, job.index) * self._pace(job.group)
+        return self._curve(job.group).left(job.walk, job.index) * self._pace(job.group)
 
     def share(self, job: Job) -> float:
         """Seconds of the device that a job still takes where others fill its batches."""
-        return self.curves[job.group].share(job.walk, job.index) * self._pace(job.group)
+        return self._curve(job.group).share(job.walk, job.index) * self._pace(job.group)
 
     def paced(self, group: Group, pace: float) -> "Cost":
         """The same with another pace for one group."""
@@ -122,7 +125,7 @@ class Cost:
         >>> Cost({group: Curve({1: 1.0})}).seen(group, 1, 2.0).tick(group, 1)
         1.05
         """
-        seen = seconds / self.curves[group].of(rows)
+        seen = seconds / self._curve(group).of(rows)
         before = self._pace(group)
         within = min(max(seen, before / STRANGE), before * STRANGE)
         return self.paced(group, before + LEARNED * (within - before))
@@ -130,19 +133,38 @@ class Cost:
     def knowing(self, group: Group) -> "Cost":
         """The same with a curve for this group: that of its pipeline's most similar size, as many times as long.
 
-        Work grows at least with the pixels; what it really takes is seen once the first ticks were made.
+        Work grows at least with the pixels; what it really takes is seen once the first ticks were made. Of sizes that
+        nobody measured, the latest are known, so that clients who ask for ever others do not fill the memory.
 
         Raises:
             InvalidRequest: no size of that pipeline was ever measured.
         """
         if group in self.curves:
             return self
+        near = self._near(group)
+        scaled = self.curves[near].times(group.pixels / near.pixels)
+        curves, pace = {**self.curves, group: scaled}, {**self.pace, group: self._pace(near)}
+        if len(curves) > MOST_SIZES:
+            first: dict[str, Group] = {}
+            for known in curves:
+                first.setdefault(known.pipeline, known)
+            kept = {*first.values(), *list(curves)[-MOST_SIZES // 2 :]}
+            curves = {known: curve for known, curve in curves.items() if known in kept}
+            pace = {known: one for known, one in pace.items() if known in kept}
+        return replace(self, curves=curves, pace=pace)
+
+    def _curve(self, group: Group) -> Curve:
+        found = self.curves.get(group)
+        if found is None:
+            near = self._near(group)
+            found = self.curves[near].times(group.pixels / near.pixels)
+        return found
+
+    def _near(self, group: Group) -> Group:
         own = [known for known in self.curves if known.pipeline == group.pipeline]
         if not own:
             raise InvalidRequest(f"a job for {group}", allowed=", ".join(map(str, self.curves)))
-        near = min(own, key=lambda known: max(known.pixels / group.pixels, group.pixels / known.pixels))
-        scaled = self.curves[near].times(group.pixels / near.pixels)
-        return replace(self, curves={**self.curves, group: scaled}, pace={**self.pace, group: self._pace(near)})
+        return min(own, key=lambda known: max(known.pixels / group.pixels, group.pixels / known.pixels))
 
     def _pace(self, group: Group) -> float:
         return self.pace.get(group, 1.0)

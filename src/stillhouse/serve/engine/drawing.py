@@ -1,10 +1,12 @@
 """The device that draws: pipelines, advanced together where they are the same, and what they cost, measured."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from time import perf_counter
 from typing import Any
+
+import numpy as np
 
 from stillhouse.core import ImageRequest
 from stillhouse.models.manifest import Manifest
@@ -66,28 +68,47 @@ def walk_of(manifest: Manifest, request: ImageRequest) -> Walk:
     return Walk(tuple(1 + course.is_guided(evaluation) for evaluation in course.plan()))
 
 
+def usual(manifest: Manifest, width: int | None = None, height: int | None = None) -> ImageRequest:
+    """A request that this pipeline can draw, as it draws by default: with a grey image and its mask where it needs one.
+
+    Args:
+        manifest: of the pipeline.
+        width, height: of the picture; None, its own.
+    """
+    defaults = manifest.defaults
+    request = ImageRequest("", width=width or defaults.width, height=height or defaults.height)
+    if not manifest.repaints:
+        return request
+    shape = (height or defaults.height, width or defaults.width)
+    grey, all_of_it = np.full((*shape, 3), 127, np.uint8), np.full(shape, 255, np.uint8)
+    return replace(request, image=grey, mask=all_of_it)
+
+
 def measured(pipeline: Pipeline, group: Group, batches: Sequence[int] = BATCHES, calls: int = 3) -> Curve:
     """What pictures of this size cost here and now: the median of some calls, after one that is not counted.
 
     A batch that is no better than the one before it ends the measurement, because larger ones are not used then; of
     what takes longer than `LONG` one call is enough.
     """
-    request = ImageRequest("", steps=calls + 1, guidance=1.0, width=group.width, height=group.height, refresh=1)
+    request = replace(usual(pipeline.manifest, group.width, group.height), refresh=1)
+    if pipeline.manifest.distilled is None:
+        request = replace(request, guidance=1.0)  # one row each; a student takes one whatever its guidance
     seconds: dict[int, float] = {}
     for rows in batches:
-        drafts = [pipeline.start(request) for _ in range(rows)]
-        first = _seconds(pipeline, drafts)
-        seconds[rows] = first if first > LONG else median(_seconds(pipeline, drafts) for _ in range(calls))
+        first = _seconds(pipeline, request, rows)
+        seconds[rows] = first if first > LONG else median(_seconds(pipeline, request, rows) for _ in range(calls))
         if rows > 2 and Curve(seconds).cap < rows:
             break
     began = perf_counter()
-    pipeline.start(ImageRequest("new", width=group.width, height=group.height))
+    draft = pipeline.start(replace(request, prompt="new"))
     begun = perf_counter()
-    pipeline.decode(drafts[0].latents)
+    pipeline.decode(draft.latents)
     return Curve(seconds, begin=begun - began, finish=perf_counter() - begun)
 
 
-def _seconds(pipeline: Pipeline, drafts: Sequence[Draft]) -> float:
+def _seconds(pipeline: Pipeline, request: ImageRequest, rows: int) -> float:
+    """Of the first evaluation of so many pictures."""
+    drafts = [pipeline.start(request) for _ in range(rows)]
     began = perf_counter()
     pipeline.advance(drafts)
     return perf_counter() - began

@@ -13,12 +13,15 @@ from stillhouse.core import ImageRequest
 from stillhouse.errors import Refused
 from stillhouse.models.decode import decode
 from stillhouse.models.encode import Format
-from stillhouse.models.png import describe_request, read_mask, read_picture, write_png
+from stillhouse.models.png import describe_request, encode_png, read_mask, read_picture
 from stillhouse.serve.store.database import transaction
 
 State = Literal["queued", "drawn", "failed", "cancelled"]
 """queued: accepted, and not ended; it may be being drawn."""
-MOST_QUEUED = 10_000
+MOST_QUEUED, MOST_OF_KEY = 10_000, 1_000
+"""Jobs that may wait: of all keys together, and of each."""
+BY_ADDRESS = "by_address"
+"""Told of a picture that whoever has its address may see, since that was asked for."""
 _ARRAYS = ("image", "mask")
 
 
@@ -72,20 +75,23 @@ class JobStore:
         the same thing gets it once.
 
         Raises:
-            Refused: too many wait.
+            Refused: too many wait, of this key or of all.
+            OSError, sqlite3.Error: there is no room for it; nothing is accepted.
         """
-        for field_name in _ARRAYS:
-            array = getattr(request, field_name)
-            if array is not None:
-                write_png(self._input(name, field_name), array)
+        if found := self.get(name):
+            return found
+        self._check_room(key)
+        arrays = {one: getattr(request, one) for one in _ARRAYS if getattr(request, one) is not None}
         told = json.dumps(describe_request(request))
         record = (name, key, tier, "queued", told, kind, self.clock())
-        with transaction(self.connection):
-            waiting = self.connection.execute("select count(*) from jobs where state = 'queued'").fetchone()[0]
-            if waiting >= MOST_QUEUED:
-                raise Refused(f"{waiting} jobs wait already", "jobs", 60.0)
-            columns = "id, key, tier, state, request, format, created"
-            self.connection.execute(f"insert or ignore into jobs ({columns}) values (?, ?, ?, ?, ?, ?, ?)", record)
+        columns = "id, key, tier, state, request, format, created"
+        try:
+            for one, array in arrays.items():
+                _write(self._input(name, one), encode_png(array))
+            self.connection.execute(f"insert into jobs ({columns}) values (?, ?, ?, ?, ?, ?, ?)", record)
+        except BaseException:
+            self._drop_inputs(name)
+            raise
         found = self.get(name)
         assert found is not None
         return found
@@ -103,8 +109,7 @@ class JobStore:
                 "where id = ? and state = 'queued'",
                 (state, self.clock(), error, json.dumps(told or {}), len(content), name),
             ).rowcount
-        for field_name in _ARRAYS:
-            self._input(name, field_name).unlink(missing_ok=True)
+        self._drop_inputs(name)
         return bool(changed)
 
     def get(self, name: str) -> Record | None:
@@ -161,6 +166,18 @@ class JobStore:
             total -= record.bytes
             gone += 1
         return gone
+
+    def _check_room(self, key: str) -> None:
+        counts = "select count(*), count(*) filter (where key = ?) from jobs where state = 'queued'"
+        waiting, own = self.connection.execute(counts, (key,)).fetchone()
+        if waiting >= MOST_QUEUED:
+            raise Refused(f"{waiting:,} jobs wait already", "jobs", 60.0)
+        if own >= MOST_OF_KEY:
+            raise Refused(f"{own:,} jobs of key {key} wait already", "jobs", 60.0)
+
+    def _drop_inputs(self, name: str) -> None:
+        for kind in _ARRAYS:
+            self._input(name, kind).unlink(missing_ok=True)
 
     def _input(self, name: str, kind: str) -> Path:
         return self.directory / "inputs" / f"{name}.{kind}.png"

@@ -111,6 +111,7 @@ class Closed(msgspec.Struct, frozen=True):
             `WorkerDied` and `Drained`.
         waited, denoised, finished: seconds before its first tick, from there to its last, and for decoding.
         peers: how many other pictures were in its batches, in the mean.
+        is_cut: whether its prompt was longer than the model reads, so that its end had no effect.
     """
 
     outcome: Outcome
@@ -121,6 +122,7 @@ class Closed(msgspec.Struct, frozen=True):
     denoised: float = 0.0
     finished: float = 0.0
     peers: float = 0.0
+    is_cut: bool = False
 
 
 class Ended(msgspec.Struct, frozen=True, tag=True):

@@ -9,14 +9,17 @@ import select
 import signal
 import sys
 import time
+import warnings
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Lock
 
+from stillhouse.core import ImageRequest
 from stillhouse.errors import StillhouseError
 from stillhouse.models.load import load
 from stillhouse.models.pipeline import Draft, Pipeline
+from stillhouse.models.tokenize import PromptTruncated
 from stillhouse.parent import end_with_parent
 from stillhouse.serve.engine.cost import Cost, Curve
 from stillhouse.serve.engine.drawing import Drawing, drafted, group_of, measured, walk_of
@@ -54,6 +57,7 @@ class _Told:
 
     asked: Draw
     previews: frozenset[int]
+    is_cut: bool
     begun: float = 0.0
     denoised: float = 0.0
     peers: int = 0
@@ -107,16 +111,17 @@ class Worker:
                 self._end(end)
             return
         try:
-            manifest = self.pipelines[asked.pipeline].manifest
-            walk = walk_of(manifest, asked.request)
+            pipeline = self.pipelines[asked.pipeline]
+            walk = walk_of(pipeline.manifest, asked.request)
             group = group_of(asked.pipeline, asked.request)
             expires = float("inf") if asked.expires is None else asked.expires
             job = Job(asked.id, asked.tier, asked.key, group, walk, asked.request, expires)
+            is_cut = not reads_all(pipeline, asked.request)
             self.engine.submit(job)
         except StillhouseError as error:
             self._tell(Ended(asked.id, Closed("failed", error=str(error), fault=type(error).__name__)))
             return
-        self._jobs[asked.id] = job, _Told(asked, previews_at(asked.previews, len(walk.rows)))
+        self._jobs[asked.id] = job, _Told(asked, previews_at(asked.previews, len(walk.rows)), is_cut)
 
     def _tick(self) -> None:
         began = time.monotonic()
@@ -172,6 +177,7 @@ class Worker:
             denoised=told.denoised - told.begun,
             finished=time.monotonic() - told.denoised,
             peers=told.peers / told.ticks,
+            is_cut=told.is_cut,
         )
         self._tell(Ended(one.id, closed))
 
@@ -181,6 +187,12 @@ class Worker:
             moves, self._moves = self._moves, []
             for told in (Ticked(moves), *news) if moves else news:
                 self.connection.send_bytes(encode(told))
+
+
+def reads_all(pipeline: Pipeline, request: ImageRequest) -> bool:
+    """Whether nothing of the prompts is cut off."""
+    texts = (request.prompt, request.negative_prompt)
+    return all(tokenizer.reads_all(text) for tokenizer in pipeline.tokenizers for text in texts)
 
 
 def previews_at(count: int, evaluations: int) -> frozenset[int]:
@@ -210,6 +222,8 @@ def main() -> None:
     # worker ends.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    # The client is told that its prompt is cut; the log is not, since prompts are nobody else's business.
+    warnings.simplefilter("ignore", PromptTruncated)
     connection = Connection(int(sys.argv[1]))
     try:
         opening = decode_opening(connection.recv_bytes())
