@@ -1,9 +1,15 @@
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from stillhouse.cli import main
+from stillhouse.distill import judge
+from stillhouse.distill.verdict import read_verdict
+from stillhouse.models.load import find
+from stillhouse.models.manifest import read_manifest, write_manifest
 from stillhouse.models.shapes.judge import SCORES
 from tests.cli.conftest import FakePipeline, Refused
 
@@ -24,3 +30,39 @@ def test_mistakes_are_explained(fake: FakePipeline, refused: Refused) -> None:
     assert "no model" in refused("judge", "nothing")
     assert "steps is 0" in refused("judge", "shapes", "--steps", "0")
     assert "from 1" in refused("judge", "shapes", "--captions", "0")
+
+
+@pytest.fixture
+def hasty(here: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The embedded model, which takes two steps where nothing else is said."""
+    monkeypatch.setattr(judge, "SEEDS", 2)
+    shutil.copytree(find("shapes"), here / "hasty")
+    manifest = read_manifest(here / "hasty")
+    write_manifest(here / "hasty", replace(manifest, name="hasty", defaults=replace(manifest.defaults, steps=2)))
+    return "hasty"
+
+
+def test_a_pipeline_is_compared_with_its_teacher_on_a_page(hasty: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["judge", hasty, "--against", "shapes", "--captions", "8", "--steps", "3"]
+    assert main([*words, "-o", "verdict.html", "--json", "verdict.json"]) == 0
+    told = capsys.readouterr().out
+    assert "teacher, 3 steps" in told and "dpmpp_2m 2 unguided" in told and "verdict.html" in told
+    verdict = read_verdict(Path("verdict.json"))
+    assert verdict.captions == 8 and verdict.students == ("hasty, 2 steps",)
+    assert "<!doctype html>" in Path("verdict.html").read_text()
+
+
+def test_models_of_other_things_are_compared_by_prompts(hasty: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("prompts.txt").write_text("a red circle\n\na blue square\n")
+    words = ["judge", hasty, "--against", "shapes", "--captions", "8", "--steps", "3", "--prompts", "prompts.txt"]
+    assert main(words) == 0
+    told = capsys.readouterr().out
+    assert "all correct" not in told and "dB from its pictures" in told
+
+
+def test_mistakes_of_a_comparison_are_explained(here: Path, refused: Refused) -> None:
+    Path("empty.txt").write_text("\n")
+    assert "say which one is the teacher" in refused("judge", "shapes", "shapes")
+    assert "without --against" in refused("judge", "shapes", "-o", "page.html")
+    assert "no model 'nothing'" in refused("judge", "shapes", "--against", "nothing")
+    assert "holds no prompts" in refused("judge", "shapes", "--against", "shapes", "--prompts", "empty.txt")

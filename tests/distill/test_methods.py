@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from stillhouse.diffusion import Schedule
+from stillhouse.diffusion import CLEAN, Schedule
 from stillhouse.distill.methods import Consistency, Guidance, Method, Progressive
-from stillhouse.distill.rounds import plan_rounds
+from stillhouse.distill.rounds import plan_edits, plan_rounds
 from stillhouse.distill.targets import Levels
 
 SCHEDULE = Schedule(zero_terminal_snr=True)
@@ -63,3 +63,38 @@ def test_guidance_asks_for_what_the_teacher_sees() -> None:
     method = METHODS[0]
     z = torch.randn(4, 1, 2, 2)
     assert torch.equal(method.target(half, half, z, method.paths(np.random.default_rng(0), 4)), 0.5 * z)
+
+
+def test_edits_are_taught_on_grids_of_their_own_beside_the_whole_one() -> None:
+    edits = plan_edits(SCHEDULE, (36, 3), (0.3, 0.7))
+    (whole,) = plan_rounds(SCHEDULE, (36, 3))
+    method = Progressive(whole, edits)
+    paths = method.paths(np.random.default_rng(0), 20_000)
+    starts = method.walk.timesteps[paths[:, 0]]
+    wanted = {time for one in (whole, *edits.values()) for time in one.student.timesteps.tolist()}
+    assert set(starts.tolist()) == wanted and len(wanted) == 9
+    for begin, end in paths[:, [0, -1]].unique(dim=0).tolist():  # type: ignore[no-untyped-call]
+        student = next(
+            one.student
+            for one in (whole, *edits.values())
+            if float(method.walk.timesteps[begin]) in one.student.timesteps.tolist()
+        )
+        after = [*student.timesteps.tolist(), CLEAN.timestep]
+        place = after.index(float(method.walk.timesteps[begin]))
+        assert float(method.walk.timesteps[end]) == after[place + 1]
+
+
+def test_a_perfect_teacher_of_edits_is_crossed_exactly() -> None:
+    """Of data that is one picture, the clean picture is known at every level: every step of every length ends on it."""
+    edits = plan_edits(SCHEDULE, (36, 3), (0.3, 0.7))
+    (whole,) = plan_rounds(SCHEDULE, (36, 3))
+    method = Progressive(whole, edits)
+    truth = torch.full((64, 1, 2, 2), 0.7, dtype=torch.float64)
+
+    def known(z: Tensor, at: Levels) -> Tensor:
+        return truth
+
+    paths = method.paths(np.random.default_rng(0), 64)
+    at = method.walk.at(paths[:, 0])
+    z = at.alpha.view(-1, 1, 1, 1) * truth + at.sigma.view(-1, 1, 1, 1) * torch.randn(64, 1, 2, 2, dtype=torch.float64)
+    torch.testing.assert_close(method.target(known, known, z, paths), truth, atol=1e-9, rtol=1e-9)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stillhouse.diffusion import CLEAN, Schedule, grid
-from stillhouse.distill.rounds import Round, plan_rounds, refined, unevenness
+from stillhouse.distill.rounds import Round, plan_edits, plan_rounds, refined, unevenness
 from stillhouse.errors import InvalidRequest
 
 SCHEDULES = (Schedule(), Schedule(zero_terminal_snr=True), Schedule("flow"))
@@ -84,3 +84,29 @@ def test_every_grid_ends_at_the_clean_picture() -> None:
     for one in plan_rounds(Schedule(), (35, 18, 9, 3)):
         assert one.student.points[-1] == one.teacher.points[-1] == CLEAN
         assert one.places[-1] == one.teacher.steps
+
+
+@given(
+    count=st.integers(1, 6),
+    fine=st.integers(6, 40),
+    strengths=st.lists(st.floats(0.2, 0.99), min_size=1, max_size=9, unique=True),
+    flow=st.booleans(),
+)
+def test_edits_of_every_strength_take_all_steps_over_levels_of_their_own(
+    count: int, fine: int, strengths: list[float], flow: bool
+) -> None:
+    schedule = Schedule("flow") if flow else Schedule(zero_terminal_snr=True)
+    edits = plan_edits(schedule, (fine, count), strengths)
+    seen = grid(schedule, count).timesteps.tolist()
+    for strength in strengths:
+        one = edits[strength]
+        assert one.student.steps == count and one.teacher.steps >= count
+        assert one.student.timesteps[0] == pytest.approx(1000 * strength, abs=2 + len(strengths) * count)
+        seen += one.student.timesteps.tolist()
+    assert len(set(seen)) == len(seen), "a student is told the level only"
+
+
+@pytest.mark.parametrize("strengths", [(0.0,), (1.0,), (0.002,), (0.0041, 0.0042, 0.0043)])
+def test_strengths_without_levels_are_refused(strengths: tuple[float, ...]) -> None:
+    with pytest.raises(InvalidRequest, match="strength"):
+        plan_edits(Schedule(), (36, 3), strengths)

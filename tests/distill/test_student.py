@@ -12,6 +12,7 @@ from stillhouse.distill.chain import Student, frozen
 from stillhouse.distill.networks import Denoiser, conditioned_on_guidance
 from stillhouse.distill.student import write_student
 from stillhouse.errors import ImportFailed, InvalidRequest
+from stillhouse.fit.stage import Fitted
 from stillhouse.models.importers import ImportOptions, import_model
 from stillhouse.models.load import load
 from stillhouse.models.manifest import read_manifest
@@ -37,10 +38,13 @@ def written(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     student = Student(
         "3-steps",
         frozen(Denoiser(unet, manifest.schedule, manifest.prediction)),
+        {},
         grid_at(manifest.schedule, PLAN),
+        "progressive",
+        Fitted(True, 5, 1.0, {}),
     )
     out = tmp_path_factory.mktemp("student") / "tiny-3"
-    write_student(teacher, student, out, guidance=(1.0, 8.0), method="progressive", evidence={"rounds": [35, 3]})
+    write_student(teacher, student, out, guidance=(1.0, 8.0), evidence={"rounds": [35, 3]})
     return out
 
 
@@ -83,8 +87,9 @@ def test_diffusers_draws_the_same_picture(written: Path, guidance: float) -> Non
 def test_nothing_is_written_where_something_stands(teacher: Path, written: Path) -> None:
     manifest = read_manifest(teacher)
     unet = conditioned_on_guidance(UNet2DConditionModel.from_pretrained(teacher / "unet"))
-    student = Student("guidance", Denoiser(unet, manifest.schedule, manifest.prediction), None)
+    denoiser = Denoiser(unet, manifest.schedule, manifest.prediction)
+    student = Student("guidance", denoiser, {}, None, "guidance", Fitted(True, 5, 1.0, {}))
     before = read_manifest(written)
     with pytest.raises(ImportFailed, match="holds a pipeline already"):
-        write_student(teacher, student, written, guidance=(1.0, 8.0), method="guidance")
+        write_student(teacher, student, written, guidance=(1.0, 8.0))
     assert read_manifest(written) == before

@@ -7,11 +7,14 @@ from time import monotonic
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from stillhouse.errors import FitFailed
+from stillhouse.errors import FitFailed, InvalidRequest
+from stillhouse.fit.fit import fit
+from stillhouse.fit.rate import fall_begins, learning_rate
 from stillhouse.fit.recipe import StageRecipe
-from stillhouse.fit.stage import Tick, fall_begins, fit, learning_rate
+from stillhouse.fit.stage import Tick
 
 RECIPE = StageRecipe(
     updates=40,
@@ -57,23 +60,23 @@ def ignore(tick: Tick) -> None:
 @pytest.mark.parametrize("stopped", [1, 17, 33])
 def test_a_run_that_is_killed_ends_with_the_same_bits(tmp_path: Path, stopped: int) -> None:
     whole = LineStage()
-    assert fit(whole, tmp_path / "whole", ignore)
+    assert fit(whole, tmp_path / "whole", ignore).is_done
     first = LineStage(stop_at=stopped)
     with pytest.raises(KeyboardInterrupt):
         fit(first, tmp_path / "parts", ignore, save_every=0.0)
     second = LineStage()
-    assert fit(second, tmp_path / "parts", ignore)
+    assert fit(second, tmp_path / "parts", ignore).is_done
     assert weights(second) == weights(whole)
 
 
 def test_a_deadline_stops_and_saves(tmp_path: Path) -> None:
     stage = LineStage()
-    assert not fit(stage, tmp_path, ignore, deadline=monotonic() - 1)
+    assert not fit(stage, tmp_path, ignore, deadline=monotonic() - 1).is_done
     assert (tmp_path / "line.checkpoint.pt").exists()
 
 
 def test_a_longer_plan_goes_on_from_before_the_fall(tmp_path: Path) -> None:
-    assert fit(LineStage(), tmp_path, ignore)
+    assert fit(LineStage(), tmp_path, ignore).is_done
     seen: list[int] = []
     longer = LineStage(replace(RECIPE, updates=80))
     fit(longer, tmp_path, lambda tick: seen.append(tick.update))
@@ -85,9 +88,9 @@ def test_a_longer_plan_after_shorter_ones_still_goes_on(tmp_path: Path) -> None:
     long = replace(RECIPE, updates=80)
     with pytest.raises(KeyboardInterrupt):
         fit(LineStage(long, stop_at=35), tmp_path, ignore, save_every=0.0)
-    assert fit(LineStage(), tmp_path, ignore)
+    assert fit(LineStage(), tmp_path, ignore).is_done
     seen: list[int] = []
-    assert fit(LineStage(long), tmp_path, lambda tick: seen.append(tick.update))
+    assert fit(LineStage(long), tmp_path, lambda tick: seen.append(tick.update)).is_done
     assert seen[0] == 40 and seen[-1] == 80
 
 
@@ -115,6 +118,16 @@ def test_progress_is_reported_and_logged(tmp_path: Path) -> None:
     assert [bool(tick.scores) for tick in ticks] == [tick.update % 20 == 0 for tick in ticks]
     lines = (tmp_path / "line.csv").read_text().splitlines()
     assert lines[0] == "update,loss,scores" and len(lines) == 9 and "slope=" in lines[4]
+
+
+def test_tensorboard_sees_the_same(tmp_path: Path) -> None:
+    ticks: list[Tick] = []
+    fit(LineStage(), tmp_path, ticks.append)
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "line"))
+    events.Reload()
+    losses = [(one.step, one.value) for one in events.Scalars("loss")]
+    assert losses == [(tick.update, pytest.approx(tick.loss)) for tick in ticks]
+    assert [one.step for one in events.Scalars("slope")] == [20, 40]
 
 
 def test_a_loss_that_is_not_finite_stops_names_the_update_and_keeps_the_checkpoint(tmp_path: Path) -> None:
@@ -148,3 +161,77 @@ def test_the_rate_warms_up_stays_and_falls_to_nothing() -> None:
     assert rates[:5] == sorted(rates[:5]) and len(set(rates[5 : fall_begins(RECIPE) + 1])) == 1
     assert rates[fall_begins(RECIPE) :] == sorted(rates[fall_begins(RECIPE) :], reverse=True)
     assert rates[-1] == pytest.approx(RECIPE.rate / 10)
+
+
+def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
+    """The loss is a mean over examples: so is the mean of the losses of equal parts."""
+
+    class Parts(LineStage):
+        def loss(self, number: int) -> torch.Tensor:
+            x = torch.arange(16.0).view(16, 1)
+            rows = x if self.recipe.accumulate == 1 else x[8 * (number % 2) : 8 * (number % 2) + 8]
+            loss: torch.Tensor = ((self.network(rows / 16) - 3 * rows / 16) ** 2).mean()
+            return loss
+
+    whole, parts = Parts(), Parts(replace(RECIPE, accumulate=2))
+    fit(whole, tmp_path / "whole", ignore)
+    fit(parts, tmp_path / "parts", ignore)
+    assert weights(parts) == pytest.approx(weights(whole), abs=1e-6)
+
+
+@pytest.mark.parametrize("stopped", [None, 13])
+def test_a_stage_that_gets_no_better_ends_with_its_best_weights(tmp_path: Path, stopped: int | None) -> None:
+    """Judged once every five updates, best at the tenth: the second judgement without a gain is the twentieth."""
+    scores = {5: 0.1, 10: 0.9, 15: 0.5, 20: 0.8, 25: 1.0}
+    seen: dict[int, list[float]] = {}
+
+    class Judged(LineStage):
+        done = 0
+
+        def judge(self) -> Mapping[str, float]:
+            self.done = next(number for number in scores if number not in seen)
+            seen[self.done] = weights(self)
+            return {"score": scores[self.done]}
+
+    recipe = replace(RECIPE, judge_every=5, patience=2)
+    if stopped:
+        with pytest.raises(KeyboardInterrupt):
+            fit(Judged(recipe, stop_at=stopped), tmp_path, ignore, save_every=0.0)
+    stage = Judged(recipe)
+    fitted = fit(stage, tmp_path, ignore)
+    assert fitted.is_done and fitted.updates == 20 and set(seen) == {5, 10, 15, 20}
+    assert weights(stage) == seen[10]
+    again = Judged(recipe)
+    assert fit(again, tmp_path, ignore).updates == 20 and weights(again) == seen[10]
+
+
+def test_mixed_precision_learns_the_same_line_and_keeps_weights_whole(tmp_path: Path) -> None:
+    stage = LineStage(replace(RECIPE, precision="bf16", updates=400, rate=5e-2))
+    fit(stage, tmp_path, ignore)
+    assert stage.network.weight.dtype == torch.float32
+    assert stage.network.weight.item() == pytest.approx(3.0, abs=0.05)
+
+
+def test_what_requires_no_gradient_stays_as_it_is(tmp_path: Path) -> None:
+    stage = LineStage()
+    stage.network.bias.requires_grad_(False)
+    before = stage.network.bias.item()
+    fit(stage, tmp_path, ignore)
+    assert stage.network.bias.item() == before and stage.network.weight.item() != 0
+
+
+def test_what_it_took_is_told_over_all_runs(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        fit(LineStage(stop_at=20), tmp_path, ignore, save_every=0.0)
+    before = torch.load(tmp_path / "line.checkpoint.pt", weights_only=True)["seconds"]
+    fitted = fit(LineStage(), tmp_path, ignore)
+    assert fitted.updates == 40 and fitted.seconds > before > 0 and set(fitted.scores) == {"slope"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("updates", 0), ("batch", 0), ("rate", 0.0), ("decay", 1.5), ("average", 1.0), ("patience", -1)],
+)
+def test_a_recipe_that_cannot_be_followed_is_refused(field: str, value: float) -> None:
+    with pytest.raises(InvalidRequest, match=field):
+        replace(RECIPE, **{field: value})  # type: ignore[arg-type]

@@ -18,12 +18,13 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "accelerate": ("accelerate", "measure every way to run a model on this machine, and keep the best"),
     "choose": ("choose", "decide again among what `accelerate` measured"),
     "check": ("check", "measure again what was chosen, and say whether it is still as fast and as good"),
+    "distill": ("distill", "teach a pipeline to take fewer steps, each measured against its teacher's"),
     "serve": ("serve", "serve pictures over HTTP and gRPC, with a page to try it on"),
     "keys": ("keys", "say who may ask a server, and for how much"),
     "bench-serve": ("bench_serve", "load a server with requests, and measure what it keeps of its promises"),
     "models": ("models", "list the embedded models"),
     "doctor": ("doctor", "show what this machine can run, and what is missing"),
-    "judge": ("judge", "measure how well an embedded model draws what it is told"),
+    "judge": ("judge", "measure how well a model draws what it is told, alone or against its teacher"),
 }
 """By name: the file in this room, and what the command does. Only the file of the command in use is loaded."""
 

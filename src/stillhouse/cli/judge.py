@@ -1,34 +1,67 @@
-"""`stillhouse judge NAME`: how well a model draws the captions of Shapes, as the oracle reads its pictures."""
+"""`stillhouse judge NAME...`: how well pipelines draw, alone by the oracle of Shapes, or beside their teacher."""
 
 import json
 from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
+from time import monotonic
 
 from stillhouse.cli.arguments import add_engine, number, positive, whole
 from stillhouse.cli.opening import open_pipeline
 from stillhouse.cli.progress import progress
 from stillhouse.cli.table import table
 from stillhouse.core import ImageRequest
+from stillhouse.distill.judge import Subject, Way, captions_of_shapes, compare, ways_of
+from stillhouse.distill.verdict import Verdict, head, lead, rows, verdict_as_json
+from stillhouse.distill.views.html import page
+from stillhouse.errors import InvalidRequest
+from stillhouse.measure.machine import machine, versions
+from stillhouse.models.pipeline import Pipeline
 from stillhouse.models.png import write_file
+from stillhouse.models.shapes.features import open_encoder
 from stillhouse.models.shapes.judge import Judgement, Share, judge
+from stillhouse.models.shapes.scene import CANVAS
+
+TEACHERS_STEPS = 35
+_PACKAGES = ("onnxruntime", "openvino", "numpy")
 
 
 def declare(parser: ArgumentParser) -> None:
     """The options of `judge`."""
-    parser.add_argument("name", metavar="NAME_OR_DIR", help="shapes, or a pipeline that was made from it")
+    parser.add_argument("names", nargs="+", metavar="NAME_OR_DIR", help="shapes, or a pipeline that was made from it")
+    parser.add_argument(
+        "--against", metavar="TEACHER", help="compare with this pipeline, which they were distilled from"
+    )
+    parser.add_argument("-o", "--out", type=Path, metavar="FILE.html", help="the comparison as a page; with --against")
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help="a prompt a line, for models of other things")
     add_engine(parser)
     parser.add_argument("--captions", type=positive, default=1000, metavar="N", help="held-out captions; default: 1000")
-    parser.add_argument("--steps", type=whole, default=35, metavar="N", help="sampler steps; default: 35")
+    parser.add_argument("--steps", type=whole, metavar="N", help="of the teacher, or of the only one; default: 35")
     parser.add_argument("--guidance", type=number, metavar="W", help="default: the model's own")
     parser.add_argument("--sampler", metavar="NAME", help="default: the model's own")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the judgement there, too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
 
 
 def run(arguments: Namespace) -> int:
     """Judge, print the table, and keep the figures where that was asked for."""
-    pipeline = open_pipeline(arguments.name, arguments)
-    asked = ImageRequest("", steps=arguments.steps, guidance=arguments.guidance, sampler=arguments.sampler)
+    return _compared(arguments) if arguments.against else _alone(arguments)
+
+
+def _alone(arguments: Namespace) -> int:
+    if len(arguments.names) > 1 or arguments.out or arguments.prompts:
+        raise InvalidRequest(
+            "several pipelines, a page or prompts without --against", fix="say which one is the teacher"
+        )
+    pipeline = open_pipeline(arguments.names[0], arguments)
+    distilled = pipeline.manifest.distilled
+    own = None if distilled and distilled.timesteps else TEACHERS_STEPS
+    asked = ImageRequest(
+        "",
+        steps=own if arguments.steps is None else arguments.steps,
+        guidance=arguments.guidance,
+        sampler=arguments.sampler,
+    )
     with progress() as report:
         judgement = judge(pipeline, asked, arguments.captions, lambda done: report("judging", done, arguments.captions))
     print(_told(judgement))
@@ -37,15 +70,75 @@ def run(arguments: Namespace) -> int:
     return 0
 
 
+def _compared(arguments: Namespace) -> int:
+    began, started = monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
+    teacher = _teacher(arguments)
+    students = [_student(name, arguments, teacher.pipeline) for name in arguments.names]
+    subject = _subject(arguments, teacher.pipeline)
+    ways = ways_of(teacher, students)
+    encoder = open_encoder()
+    with progress() as report:
+        found = compare(ways, subject, encoder, report)
+    verdict = Verdict(
+        teacher=teacher.pipeline.manifest.name,
+        students=tuple(student.name for student in students),
+        captions=len(subject.prompts),
+        standings=found.standings,
+        encoder=encoder.checksum,
+        machine=machine(),
+        versions=versions(_PACKAGES),
+        started=started,
+        seconds=monotonic() - began,
+    )
+    print(f"{table(head(verdict), rows(verdict))}\n\n{lead(verdict)}")
+    if arguments.json:
+        write_file(arguments.json, verdict_as_json(verdict).encode())
+    if arguments.out:
+        write_file(arguments.out, page(verdict, found.prompts, found.pictures).encode())
+        print(f"{arguments.out}: the same with plots and pictures")
+    return 0
+
+
+def _teacher(arguments: Namespace) -> Way:
+    pipeline = open_pipeline(arguments.against, arguments)
+    steps = TEACHERS_STEPS if arguments.steps is None else arguments.steps
+    asked = ImageRequest("", steps=steps, guidance=arguments.guidance, sampler=arguments.sampler)
+    return Way(f"teacher, {steps} steps", pipeline, asked)
+
+
+def _student(name: str, arguments: Namespace, teacher: Pipeline) -> Way:
+    """Asked for what the teacher is asked for, as far as it was taught that."""
+    pipeline = open_pipeline(name, arguments)
+    guidance = teacher.manifest.defaults.guidance if arguments.guidance is None else arguments.guidance
+    asked = ImageRequest("", guidance=guidance)
+    steps = pipeline.resolve(asked).steps
+    return Way(f"{pipeline.manifest.name}, {steps} step{'s' if steps != 1 else ''}", pipeline, asked)
+
+
+def _subject(arguments: Namespace, teacher: Pipeline) -> Subject:
+    if arguments.prompts is None:
+        size = teacher.manifest.defaults.width, teacher.manifest.defaults.height
+        if size != (CANVAS, CANVAS):
+            given = f"{teacher.manifest.name} draws {size[0]}x{size[1]}, which the oracle of Shapes cannot read"
+            raise InvalidRequest(given, fix="give it prompts of its own world: --prompts FILE")
+        return captions_of_shapes(arguments.captions)
+    lines = arguments.prompts.read_text(encoding="utf-8").splitlines()
+    prompts = tuple(line.strip() for line in lines if line.strip())
+    if not prompts:
+        raise InvalidRequest(f"{arguments.prompts} holds no prompts", allowed="a prompt a line")
+    # Each prompt again from other seeds, until there are as many pictures as were asked for.
+    return Subject(tuple(prompts[number % len(prompts)] for number in range(arguments.captions)))
+
+
 def _told(judgement: Judgement) -> str:
-    rows = [
+    found = [
         [name.replace("_", " "), *_share(share), _share(judgement.ceiling[name])[0]]
         for name, share in judgement.scores.items()
     ]
     course = f"{judgement.captions} captions, {judgement.steps} {judgement.sampler} steps"
     return (
         f"{course}, guidance {judgement.guidance:g}, {judgement.seconds:.3f} s per picture\n\n"
-        f"{table(['', 'share', '95 % interval', 'autoencoder alone'], rows)}\n\n"
+        f"{table(['', 'share', '95 % interval', 'autoencoder alone'], found)}\n\n"
         f"picture against its clean redrawing: {judgement.rerender:.1f} dB"
     )
 

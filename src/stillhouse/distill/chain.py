@@ -1,20 +1,31 @@
 """A chain: from a teacher of many guided steps to students of fewer and fewer, each the next one's teacher."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
 
 import torch
+from torch import Tensor
 
-from stillhouse.diffusion import Grid, Schedule
+from stillhouse.diffusion import Grid
 from stillhouse.distill.lesson import Lesson, Weighting
-from stillhouse.distill.methods import Guidance, Method, Progressive
-from stillhouse.distill.networks import Denoiser, conditioned_on_guidance
+from stillhouse.distill.low_rank import factors, fused, with_low_rank
+from stillhouse.distill.methods import Consistency, Guidance, Method, Progressive
+from stillhouse.distill.networks import Denoiser, conditioned_on_guidance, taught_as
 from stillhouse.distill.pairs import Pairs
-from stillhouse.distill.rounds import plan_rounds
+from stillhouse.distill.rounds import Round, plan_edits, plan_rounds
+from stillhouse.errors import InvalidRequest
+from stillhouse.fit.fit import fit
 from stillhouse.fit.recipe import StageRecipe
-from stillhouse.fit.stage import Tick, fit
+from stillhouse.fit.stage import Fitted, Stage, Tick
+
+METHODS: Mapping[str, Callable[[Round], Method]] = MappingProxyType(
+    {"progressive": Progressive, "consistency": Consistency}
+)
+"""What a round can be taught by."""
+GUIDANCE = "guidance"
+"""The name of the first student, which takes as many steps as one likes, in one row each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,44 +34,64 @@ class ChainRecipe:
 
     Args:
         counts: steps of the first teacher, and of each student after it.
+        method: of `METHODS`.
         guidance: scales that the students will be asked for, the least and the most.
         inside: how guidance is distilled into the network.
-        round: how each halving is, unless `rounds` says something else for that count of steps.
-        rounds: by count of steps.
-        weighting: of errors by their levels.
+        rounds: how each halving is, by its count of steps.
+        rank: of the factors by which a student may differ from its teacher; 0, it may differ in every weight.
+        weighting, huber: of errors, see `Lesson`.
+        checkpointing: compute activations twice instead of keeping them: less memory, a third more time.
+        strengths: of edits that a student takes its own steps for, see `plan_edits`; there is one round then.
+        judged: pictures in each judgement.
         seed: of everything that is drawn.
     """
 
     counts: tuple[int, ...]
+    method: str
     guidance: tuple[float, float]
     inside: StageRecipe
-    round: StageRecipe
-    rounds: dict[int, StageRecipe]
+    rounds: Mapping[int, StageRecipe]
+    rank: int = 0
     weighting: Weighting = "v"
+    huber: float = 0.0
+    checkpointing: bool = False
+    strengths: tuple[float, ...] = ()
+    judged: int = 16
     seed: int = 0
-
-    def of(self, steps: int) -> StageRecipe:
-        """The recipe of the student that takes so many steps."""
-        return self.rounds.get(steps, self.round)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Student:
-    """One of a chain: its network, and the grid that it is served with; None, any."""
+    """One of a chain.
+
+    Args:
+        name: GUIDANCE, or its count of steps.
+        denoiser: its network; low-rank factors are part of the weights.
+        factors: the same once more, on their own; none where it may differ in every weight.
+        grid: that it is served with; None, any.
+        method: that taught it.
+        fitted: what it took.
+        edits: grids by strength, for pictures that begin from another one; where there are none, parts of `grid`.
+    """
 
     name: str
     denoiser: Denoiser
+    factors: Mapping[str, Tensor]
     grid: Grid | None
+    method: str
+    fitted: Fitted
+    edits: Mapping[float, Grid] = field(default_factory=dict)
 
 
-def distil(
+def teach(
     teacher: Denoiser,
     pairs: Pairs,
     recipe: ChainRecipe,
     folder: Path,
     report: Callable[[Tick], None],
     deadline: float | None = None,
-    done: Callable[[Student], None] = lambda student: None,
+    watch: Callable[[Stage, Tick], None] = lambda stage, tick: None,
+    begin: Grid | None = None,
 ) -> Sequence[Student]:
     """Teach a whole chain; what was learnt in an earlier run is not learnt again.
 
@@ -71,20 +102,28 @@ def distil(
         folder: of the checkpoints.
         report: hears of every few updates.
         deadline: seconds of `time.monotonic` after which no update is begun.
-        done: hears of each student that has learnt.
+        watch: hears of the same, together with what is learning.
+        begin: the only grid that the first teacher walks, if it was distilled to one.
 
     Returns:
         those that have learnt; fewer than planned where time was up.
+
+    Raises:
+        InvalidRequest: counts that are no chain.
+        FitFailed: see `fit`.
     """
-    schedule = teacher.schedule
     students: list[Student] = []
-    for name, method, how in _lessons(schedule, recipe):
+    for name, method, how, taught_by in lessons(teacher, recipe, begin):
         lesson = _lesson(name, method, how, teacher, pairs, recipe)
-        if not fit(lesson, folder, report, deadline):
+        fitted = fit(lesson, folder, _both(report, watch, lesson), deadline)
+        if not fitted.is_done:
             break
+        # The next student goes on with the same factors, so that they alone tell the last one from the first teacher.
         teacher = frozen(lesson.student)
-        students.append(Student(name, teacher, method.grid))
-        done(students[-1])
+        served = Denoiser(fused(teacher.unet), teacher.schedule, teacher.prediction)
+        grids = {strength: one.student for strength, one in method.edits.items()}
+        walked = method.round.student if method.round else None
+        students.append(Student(name, served, factors(teacher.unet), walked, taught_by, fitted, grids))
     return students
 
 
@@ -94,26 +133,67 @@ def frozen(denoiser: Denoiser) -> Denoiser:
     return denoiser
 
 
-def _lessons(schedule: Schedule, recipe: ChainRecipe) -> Sequence[tuple[str, Method, StageRecipe]]:
-    counts = ((one, one.student.steps) for one in plan_rounds(schedule, recipe.counts))
-    rounds = [(f"{steps}-steps", Progressive(one), recipe.of(steps)) for one, steps in counts]
-    return [("guidance", Guidance(schedule), recipe.inside), *rounds]
+def lessons(
+    teacher: Denoiser, recipe: ChainRecipe, begin: Grid | None = None
+) -> Sequence[tuple[str, Method, StageRecipe, str]]:
+    """Name, method and recipe of every student in turn, and what the method is called.
+
+    One that takes the guidance scale already is not taught it again.
+    """
+    schedule, _ = taught_as(teacher)
+    rounds = plan_rounds(schedule, recipe.counts, begin)
+    methods = [METHODS[recipe.method](one) for one in rounds]
+    if recipe.strengths:
+        _check_edits(recipe, begin)
+        methods = [Progressive(rounds[0], plan_edits(schedule, recipe.counts, recipe.strengths))]
+    halvings = [
+        (f"{one.student.steps}-steps", method, recipe.rounds[one.student.steps], recipe.method)
+        for one, method in zip(rounds, methods, strict=True)
+    ]
+    if teacher.is_conditioned:
+        return halvings
+    return [(GUIDANCE, Guidance(schedule), recipe.inside, GUIDANCE), *halvings]
+
+
+def _check_edits(recipe: ChainRecipe, begin: Grid | None) -> None:
+    """Every strength has levels of its own, which only a teacher that walks any grid has been at."""
+    if begin is not None:
+        raise InvalidRequest(
+            f"edits taught by a student of {begin.steps} steps", allowed="a teacher that walks any number of steps"
+        )
+    if len(recipe.counts) != 2 or recipe.method != "progressive":
+        given = f"{recipe.method} rounds {','.join(map(str, recipe.counts))} for edits"
+        raise InvalidRequest(given, allowed="progressive, of two counts: 36,3")
+
+
+def _both(report: Callable[[Tick], None], watch: Callable[[Stage, Tick], None], stage: Stage) -> Callable[[Tick], None]:
+    def told(tick: Tick) -> None:
+        report(tick)
+        watch(stage, tick)
+
+    return told
 
 
 def _lesson(
     name: str, method: Method, how: StageRecipe, teacher: Denoiser, pairs: Pairs, recipe: ChainRecipe
 ) -> Lesson:
-    unet: Any = conditioned_on_guidance(teacher.unet)
+    schedule, prediction = taught_as(teacher)
+    unet = conditioned_on_guidance(teacher.unet)
+    unet = with_low_rank(unet, recipe.rank, recipe.seed) if recipe.rank else unet.requires_grad_(True)
+    if recipe.checkpointing:
+        unet.enable_gradient_checkpointing()
     return Lesson(
         name=name,
         recipe=how,
         method=method,
         teacher=teacher,
-        unet=unet.train().requires_grad_(True).to(memory_format=torch.channels_last),
-        schedule=teacher.schedule,
-        prediction=teacher.prediction,
+        unet=unet.train().to(memory_format=torch.channels_last),
+        schedule=schedule,
+        prediction=prediction,
         pairs=pairs,
         guidance=recipe.guidance,
         weighting=recipe.weighting,
+        huber=recipe.huber,
+        judged=recipe.judged,
         seed=recipe.seed,
     )

@@ -16,13 +16,18 @@ from stillhouse.measure.clock import Timing, alternate, summarise
 from stillhouse.measure.images import psnr, ssim
 from stillhouse.measure.sets import Features, frechet, overlap, spread
 from stillhouse.models.pipeline import Pipeline
+from stillhouse.models.shapes.caption import Description
 from stillhouse.models.shapes.judge import SCORES, Share, draw_together, held_out, shares
 from stillhouse.models.shapes.oracle import Score, score
-from stillhouse.models.shapes.scene import draw
+from stillhouse.models.shapes.scene import Scene, draw
 
 PROMPTS, SEEDS = 32, 16
 """Of the pictures by which diversity is judged: so many captions, each drawn from so many seeds."""
 GAPS = ("all_correct", "strict", "clean")
+HURRIED = ("ddim", "dpmpp_2m")
+"""Samplers by which a teacher is hurried."""
+SHOWN = 8
+"""Pictures of each way that are kept to be looked at."""
 _TOGETHER, _RESAMPLES, _ROUNDS = 8, 2000, 7
 
 Encoder = Callable[[Sequence[Picture]], Features]
@@ -57,12 +62,12 @@ class Standing:
         steps, sampler, guidance: as asked for.
         rows: that the network saw for each picture; guidance counts twice.
         alone: seconds of one picture at a time.
-        scores: of the oracle.
+        scores: of the oracle; none where it cannot read the pictures.
         gaps: of some of them, against the first way's.
         rerender: dB between a picture and the clean drawing of what was read in it, in the mean.
         psnr, ssim: against the first way's picture of the same caption and seed, in the mean.
-        frechet: distance to true pictures, in features.
-        precision, recall: among true pictures.
+        frechet: distance to true pictures, in features; where there are none, to the first way's.
+        precision, recall: among the same.
         diversity: spread of pictures of one caption, as a share of the first way's.
     """
 
@@ -74,13 +79,41 @@ class Standing:
     alone: Timing
     scores: Mapping[str, Share]
     gaps: Mapping[str, Gap]
-    rerender: float
+    rerender: float | None
     psnr: float
     ssim: float
     frechet: float
     precision: float
     recall: float
     diversity: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Subject:
+    """What is drawn.
+
+    Args:
+        prompts: one for each picture.
+        scenes: what is true of each prompt, and its description, where an oracle can read that in a picture.
+    """
+
+    prompts: tuple[str, ...]
+    scenes: tuple[tuple[Scene, Description], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Compared:
+    """What was found.
+
+    Args:
+        standings: of every way, the first one's first.
+        prompts: those of the pictures below.
+        pictures: by way, of the first prompts.
+    """
+
+    standings: tuple[Standing, ...]
+    prompts: tuple[str, ...]
+    pictures: Mapping[str, tuple[Picture, ...]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,34 +125,41 @@ class _Drawn:
     spread: float
 
 
+def captions_of_shapes(count: int) -> Subject:
+    """The first captions that no training has seen."""
+    scenes = tuple(held_out(count))
+    return Subject(tuple(str(caption) for _, caption in scenes), scenes)
+
+
 def compare(
-    ways: Sequence[Way], captions: int, encoder: Encoder, progress: Progress = lambda name, done, total: None
-) -> list[Standing]:
-    """Draw the first `captions` held-out captions in every way, and compare all with the first.
+    ways: Sequence[Way], subject: Subject, encoder: Encoder, progress: Progress = lambda name, done, total: None
+) -> Compared:
+    """Draw everything in every way, and compare all with the first.
 
     Args:
         ways: the first is what the others are compared with.
-        captions: how many.
+        subject: what is drawn, each prompt from a seed of its own.
         encoder: features of pictures.
         progress: called with a way's name, the pictures that are done, and of how many.
 
     Raises:
         InvalidRequest: a pipeline that cannot do what is asked of it.
     """
-    scenes = held_out(captions)
-    texts = [str(caption) for _, caption in scenes]
-    true = encoder([draw(scene) for scene, _ in scenes])
+    texts = subject.prompts
+    true = encoder([draw(scene) for scene, _ in subject.scenes]) if subject.scenes else None
     timings = _alone(ways, texts[0])
     drawn: list[_Drawn] = []
     for way in ways:
         requests = [replace(way.asked, prompt=text, seed=number) for number, text in enumerate(texts)]
         several = [replace(way.asked, prompt=text, seed=seed) for text in texts[:PROMPTS] for seed in range(SEEDS)]
         pictures = _pictures(way, [*requests, *several], progress)
-        groups = encoder(pictures[captions:]).reshape(-1, SEEDS, true.shape[1])
-        own = pictures[:captions]
-        scores = [score(picture, caption) for picture, (_, caption) in zip(own, scenes, strict=True)]
+        own, others = pictures[: len(texts)], encoder(pictures[len(texts) :])
+        groups = others.reshape(-1, SEEDS, others.shape[1])
+        scores = [score(picture, caption) for picture, (_, caption) in zip(own, subject.scenes, strict=False)]
         drawn.append(_Drawn(way, own, scores, encoder(own), spread(groups)))
-    return [_standing(one, drawn[0], true, summarise(timings[one.way.name])) for one in drawn]
+    reference = drawn[0].features if true is None else true
+    standings = tuple(_standing(one, drawn[0], reference, summarise(timings[one.way.name])) for one in drawn)
+    return Compared(standings, texts[:SHOWN], {one.way.name: tuple(one.pictures[:SHOWN]) for one in drawn})
 
 
 def gap(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> Gap:
@@ -149,9 +189,9 @@ def _standing(one: _Drawn, first: _Drawn, true: Features, alone: Timing) -> Stan
         guidance=request.guidance,
         rows=rows,
         alone=alone,
-        scores=shares(one.scores),
-        gaps={name: gap(_values(one.scores, name), _values(first.scores, name)) for name in GAPS},
-        rerender=float(np.mean([each.rerender for each in one.scores])),
+        scores=shares(one.scores) if one.scores else {},
+        gaps={name: gap(_values(one.scores, name), _values(first.scores, name)) for name in GAPS if one.scores},
+        rerender=float(np.mean([each.rerender for each in one.scores])) if one.scores else None,
         psnr=float(np.mean([psnr(*pair) for pair in pairs])),
         ssim=float(np.mean([ssim(*pair) for pair in pairs])),
         frechet=frechet(true, one.features),
@@ -185,3 +225,34 @@ def _alone(ways: Sequence[Way], text: str) -> dict[str, list[float]]:
     for way in ways:
         timed(way)
     return alternate({way.name: lambda way=way: timed(way) for way in ways}, _ROUNDS)  # type: ignore[misc]
+
+
+def ways_of(teacher: Way, students: Sequence[Way]) -> list[Way]:
+    """The teacher, its students, and the teacher hurried: as few evaluations as each student, by other samplers.
+
+    Guidance counts twice. So for a student of three steps the teacher is asked for two guided ones, for three without
+    guidance, and for three guided ones, which see twice as much as the student does.
+
+    Args:
+        teacher: as it draws by default.
+        students: their names say how many steps they take.
+    """
+    ways = [teacher, *students]
+    for steps in dict.fromkeys(_steps(student) for student in students):
+        for sampler in HURRIED:
+            for count, guidance, told in (
+                (max(1, -(-steps // 2)), None, "guided"),
+                (steps, 1.0, "unguided"),
+                (steps, None, "guided"),
+            ):
+                name = f"{sampler} {count} {told}"
+                asked = replace(teacher.asked, steps=count, guidance=guidance, sampler=sampler)
+                if name not in {way.name for way in ways}:
+                    ways.append(Way(name, teacher.pipeline, asked))
+    return ways
+
+
+def _steps(way: Way) -> int:
+    steps = way.pipeline.resolve(way.asked).steps
+    assert steps is not None
+    return steps

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from stillhouse.diffusion import Prediction, Schedule, grid, noised
 from stillhouse.distill.methods import Method
-from stillhouse.distill.networks import Asked, Denoiser
-from stillhouse.distill.pairs import Pairs
+from stillhouse.distill.networks import Asked, Denoiser, Inputs
+from stillhouse.distill.pairs import Pair, Pairs
 from stillhouse.distill.targets import Levels, Sees, Walk, walk_of, walked
 from stillhouse.fit.recipe import StageRecipe
 
@@ -54,7 +54,7 @@ class Lesson:
     weighting: Weighting = "v"
     huber: float = 0.0
     seed: int = 0
-    judged: int = 64
+    judged: int = 16
 
     @property
     def network(self) -> Any:
@@ -66,36 +66,55 @@ class Lesson:
         """The same, as it is asked."""
         return Denoiser(self.unet, self.schedule, self.prediction)
 
-    def loss(self, update: int) -> Tensor:
-        """Of a fresh batch, decided by the number of the update alone."""
-        rng = np.random.default_rng((self.seed, 2, update))
+    def loss(self, number: int) -> Tensor:
+        """Of a fresh batch, decided by its number alone."""
+        rng = np.random.default_rng((self.seed, 2, number))
         count = self.recipe.batch
         pair = self.pairs.batch(rng, count)
-        scales = torch.from_numpy(rng.uniform(*self.guidance, size=count).astype(np.float32))
-        asked = Asked(pair.said, self.pairs.nothing(count), scales)
+        asked = self._asked(pair, torch.from_numpy(rng.uniform(*self.guidance, size=count).astype(np.float32)))
         paths = self.method.paths(rng, count)
         at = self.method.walk.at(paths[:, 0])
         noise = torch.from_numpy(rng.standard_normal(pair.latents.shape, dtype=np.float32))
         alpha, sigma = (level.view(-1, 1, 1, 1).float() for level in (at.alpha, at.sigma))
-        z = noised(pair.latents, noise, alpha, sigma)
+        z = noised(pair.latents, noise, alpha, sigma).to(self._device)
         with torch.no_grad():
             target = self.method.target(self.teacher.sees(asked), self.student.sees(asked), z, paths)
-        error = (self.student.sees(asked)(z, at) - target) / sigma
+        error = (self.student.sees(asked)(z, at) - target) / sigma.to(z)
         return self._weighed(error, at)
 
     def judge(self) -> Mapping[str, float]:
         """How close it comes to its teacher from the same noise: PSNR of latents in dB, their spread taken as peak."""
-        rng = np.random.default_rng((self.seed, 3))
-        pair = self.pairs.batch(rng, self.judged)
-        scales = torch.full((self.judged,), sum(self.guidance) / 2)
-        asked = Asked(pair.said, self.pairs.nothing(self.judged), scales)
-        noise = torch.from_numpy(rng.standard_normal(pair.latents.shape, dtype=np.float32))
-        served = walk_of(self.method.grid or grid(self.schedule, _ANY_STEPS))
-        ours = ended(self.student.sees(asked), noise, served)
-        theirs = ended(self.teacher.sees(asked), noise, self.method.walk if self.method.grid else served)
+        ours, theirs = self.endings(self.judged)
         error = float(((ours - theirs) ** 2).mean())
         spread = float(theirs.max() - theirs.min())
         return {"agreement": 10 * float(np.log10(spread**2 / max(error, 1e-12)))}
+
+    @torch.no_grad()
+    def endings(self, count: int) -> tuple[Tensor, Tensor]:
+        """Where student and teacher come from the same noise: the latents of both, float32 [count, C, h, w].
+
+        By scales in the middle of what the student is taught, and always of the same noise and prompts.
+        """
+        rng = np.random.default_rng((self.seed, 3))
+        pair = self.pairs.batch(rng, count)
+        asked = self._asked(pair, torch.full((count,), sum(self.guidance) / 2))
+        noise = torch.from_numpy(rng.standard_normal(pair.latents.shape, dtype=np.float32)).to(self._device)
+        one = self.method.round
+        any_grid = grid(self.schedule, _ANY_STEPS)
+        ours = ended(self.student.sees(asked), noise, walk_of(one.student if one else any_grid))
+        theirs = ended(self.teacher.sees(asked), noise, walk_of(one.teacher if one else any_grid))
+        return ours, theirs
+
+    @property
+    def _device(self) -> torch.device:
+        device: torch.device = next(self.unet.parameters()).device
+        return device
+
+    def _asked(self, pair: Pair, scales: Tensor) -> Asked:
+        def placed(inputs: Inputs) -> Inputs:
+            return {name: tensor.to(self._device) for name, tensor in inputs.items()}
+
+        return Asked(placed(pair.said), placed(self.pairs.nothing(len(scales))), scales.to(self._device))
 
     def _weighed(self, error: Tensor, at: Levels) -> Tensor:
         """Squares, or pseudo-Huber, of the error of v."""

@@ -3,36 +3,38 @@
 The loop asks a method for paths and for targets, and never which one it is.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from stillhouse.diffusion import Grid, Schedule, grid
+from stillhouse.diffusion import Schedule, grid
 from stillhouse.distill.rounds import Round
-from stillhouse.distill.targets import Sees, Walk, along, to_edge, walk_of
+from stillhouse.distill.targets import Sees, Walk, along, joined, to_edge, walk_of
 
 _KNOWN = 0.2
 """Of the examples that an interval gets else, what one gets that the teacher crosses in one step: it knows that."""
 
 
 class Method(Protocol):
-    """What a student learns from.
-
-    Args:
-        walk: the levels that paths go over.
-        grid: the one that the student is served with; None where it is not taught to jump.
-    """
+    """What a student learns from."""
 
     @property
     def walk(self) -> Walk:
         """The levels that paths go over."""
 
     @property
-    def grid(self) -> Grid | None:
-        """What the student is served with; None where it learns no jumps, and may walk any grid."""
+    def round(self) -> Round | None:
+        """From pure noise: what the student is served with, and what its teacher walks; None where it learns no jumps,
+        and may walk any grid."""
+
+    @property
+    def edits(self) -> Mapping[float, Round]:
+        """The same for pictures that begin from another one, by strength."""
 
     def paths(self, rng: np.random.Generator, count: int) -> Tensor:
         """Places of the walk for each picture of a batch: int64 [count, places]. The first is where it is shown."""
@@ -52,9 +54,14 @@ class Guidance:
         object.__setattr__(self, "walk", walk_of(grid(self.schedule, self.schedule.train_steps)))
 
     @property
-    def grid(self) -> Grid | None:
-        """Any: it learns no jumps."""
+    def round(self) -> Round | None:
+        """None: it learns no jumps."""
         return None
+
+    @property
+    def edits(self) -> Mapping[float, Round]:
+        """None, for the same reason."""
+        return {}
 
     def paths(self, rng: np.random.Generator, count: int) -> Tensor:
         """Every level as often."""
@@ -67,32 +74,37 @@ class Guidance:
 
 @dataclass(frozen=True, slots=True)
 class Progressive:
-    """Cross in one step what the teacher crosses in several (Salimans and Ho, arXiv 2202.00512)."""
+    """Cross in one step what the teacher crosses in several (Salimans and Ho, arXiv 2202.00512).
+
+    Args:
+        round: the grids of both, from pure noise.
+        edits: the same by strength, for pictures that begin from another one. A student is told the level only, so no
+            level of theirs may be among the others'.
+    """
 
     round: Round
+    edits: Mapping[float, Round] = field(default_factory=dict)
     walk: Walk = field(init=False)
     _table: Tensor = field(init=False)
+    _weights: NDArray[np.float64] = field(init=False)
 
     def __post_init__(self) -> None:
-        places, strides = self.round.places, self.round.strides
-        longest = max(strides)
-        rows = [
-            [min(begin + part, begin + stride) for part in range(longest + 1)]
-            for begin, stride in zip(places, strides, strict=False)
-        ]
-        object.__setattr__(self, "walk", walk_of(self.round.teacher))
+        rounds = [self.round, *self.edits.values()]
+        longest = max(stride for one in rounds for stride in one.strides)
+        rows: list[list[int]] = []
+        begun = 0
+        for one in rounds:
+            for begin, stride in zip(one.places, one.strides, strict=False):
+                rows.append([begun + begin + min(part, stride) for part in range(longest + 1)])
+            begun += len(one.teacher.points)
+        weights = np.array([1.0 if stride > 1 else _KNOWN for one in rounds for stride in one.strides])
+        object.__setattr__(self, "walk", joined([walk_of(one.teacher) for one in rounds]))
         object.__setattr__(self, "_table", torch.tensor(rows))
-
-    @property
-    def grid(self) -> Grid | None:
-        """The student's."""
-        return self.round.student
+        object.__setattr__(self, "_weights", weights / weights.sum())
 
     def paths(self, rng: np.random.Generator, count: int) -> Tensor:
         """The teacher's places in an interval of the student's; intervals of one step seldom."""
-        strides = np.array(self.round.strides)
-        weights = np.where(strides > 1, 1.0, _KNOWN)
-        return self._table[rng.choice(len(strides), size=count, p=weights / weights.sum())]
+        return self._table[rng.choice(len(self._table), size=count, p=self._weights)]
 
     def target(self, teacher: Sees, student: Sees, z: Tensor, paths: Tensor) -> Tensor:
         """Where the teacher comes."""
@@ -118,9 +130,9 @@ class Consistency:
         object.__setattr__(self, "_table", torch.tensor(rows))
 
     @property
-    def grid(self) -> Grid | None:
-        """The edges."""
-        return self.round.student
+    def edits(self) -> Mapping[float, Round]:
+        """None: a phase's edge cannot be told from the level."""
+        return {}
 
     def paths(self, rng: np.random.Generator, count: int) -> Tensor:
         """A place of the fine grid, the next one, and the edge of its phase."""

@@ -17,7 +17,7 @@ from stillhouse.core import ImageRequest
 from stillhouse.distill.items import Item
 from stillhouse.distill.networks import Inputs
 from stillhouse.errors import InvalidRequest
-from stillhouse.fit.stage import write_atomically
+from stillhouse.fit.checkpoint import write_atomically
 from stillhouse.models.pipeline import Pipeline
 
 _GUIDANCE_INPUT = "timestep_cond"
@@ -117,7 +117,8 @@ def _encoded(pipeline: Pipeline, items: Iterable[Item], progress: Callable[[int]
 
 def told(pipeline: Pipeline, text: str) -> Inputs:
     """What the U-Net is told by a text, float16, without the guidance scale."""
-    return _halves(pipeline.start(ImageRequest(text, guidance=1.0)).conditioning)
+    unguided = None if pipeline.manifest.distilled else 1.0  # a student may know no such scale
+    return _halves(pipeline.start(ImageRequest(text, guidance=unguided)).conditioning)
 
 
 def _unsaid(pipeline: Pipeline) -> Inputs:

@@ -6,13 +6,13 @@ part of its teacher's, since a student knows no levels but its own. Hence the gr
 will be served is even, and each is refined into the one of its teacher. The first teacher is defined at every level.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
-from stillhouse.check import check_whole
+from stillhouse.check import check_number, check_whole
 from stillhouse.diffusion import CLEAN, Grid, Point, Schedule, grid, grid_at
 from stillhouse.errors import InvalidRequest
 
@@ -52,15 +52,18 @@ class Round:
         return tuple(after - before for before, after in pairwise(self.places))
 
 
-def plan_rounds(schedule: Schedule, counts: Sequence[int]) -> tuple[Round, ...]:
+def plan_rounds(schedule: Schedule, counts: Sequence[int], begin: Grid | None = None) -> tuple[Round, ...]:
     """The rounds of a chain, the first teacher's first.
 
     Args:
         schedule: what the first teacher was trained with.
         counts: steps of the first teacher, and of each student after it; none more than the one before.
+        begin: the only grid that the first teacher walks, if it was distilled to one. Grids are then laid out
+            forwards, each the part of the one before that is the most even.
 
     Raises:
-        InvalidRequest: fewer than two counts, one that is larger than the one before, or a teacher of one step.
+        InvalidRequest: fewer than two counts, one that is larger than the one before, a teacher of one step, or a first
+            count that is not the teacher's.
 
     >>> first, *_, last = plan_rounds(Schedule(), (36, 18, 9, 3))
     >>> first.strides == (2,) * 18, last.student.timesteps.tolist()
@@ -77,10 +80,20 @@ def plan_rounds(schedule: Schedule, counts: Sequence[int]) -> tuple[Round, ...]:
         raise InvalidRequest(
             "a teacher that takes one step", allowed="2 steps and more", fix="there is nothing to halve"
         )
-    grids = [grid(schedule, counts[-1])]
-    for count in reversed(counts[:-1]):
-        grids.append(refined(schedule, grids[-1], count))
-    grids.reverse()
+    if begin is None:
+        grids = [grid(schedule, counts[-1])]
+        for count in reversed(counts[:-1]):
+            grids.append(refined(schedule, grids[-1], count))
+        grids.reverse()
+    else:
+        if begin.steps != counts[0]:
+            raise InvalidRequest(
+                f"rounds that begin with {counts[0]} steps",
+                allowed=f"{begin.steps}, which the teacher was distilled to",
+            )
+        grids = [begin]
+        for count in counts[1:]:
+            grids.append(thinned(grids[-1], count))
     return tuple(Round(teacher, student) for teacher, student in pairwise(grids))
 
 
@@ -111,6 +124,65 @@ def refined(schedule: Schedule, coarse: Grid, steps: int) -> Grid:
         if between:
             points += grid_at(schedule, between if schedule.is_flow else [*map(round, between)]).points[:-1]
     return Grid((*points, CLEAN))
+
+
+def plan_edits(schedule: Schedule, counts: Sequence[int], strengths: Sequence[float]) -> Mapping[float, Round]:
+    """For pictures that begin from another one: a round by strength, of as many of the student's steps as from noise.
+
+    So an edit takes the same time whatever its strength. The teacher's steps are as long as they are from noise. A
+    student is told the level only, so every grid has levels of its own: those that another one has already are moved by
+    a timestep or some.
+
+    Args:
+        schedule: of the teacher, which is defined at every level.
+        counts: steps of teacher and student from pure noise.
+        strengths: above 0 and below 1: the share of the schedule that an edit walks.
+
+    Raises:
+        InvalidRequest: a strength outside its range, or so small that there are not enough levels.
+
+    >>> edits = plan_edits(Schedule(), (36, 3), (0.5,))
+    >>> edits[0.5].student.timesteps.tolist()
+    [499.0, 331.0, 165.0]
+    """
+    fine, count = counts
+    used = set(grid(schedule, count).timesteps.tolist())
+    found: dict[float, Round] = {}
+    for strength in strengths:
+        check_number("strength", strength, 1e-6, 1 - 1e-6)
+        length = schedule.train_steps * strength
+        steps: list[float] = []
+        for part in range(count):
+            wanted = length * (1 - part / count)
+            level = wanted if schedule.is_flow else float(round(wanted) - 1)
+            while level in used or (steps and level >= steps[-1]):
+                level -= 1
+            if level < 0:
+                raise InvalidRequest(f"strength {strength:g} in {count} steps", allowed="larger and fewer strengths")
+            steps.append(level)
+            used.add(level)
+        coarse = grid_at(schedule, steps)
+        found[strength] = Round(refined(schedule, coarse, max(count, round(fine * strength))), coarse)
+    return found
+
+
+def thinned(fine: Grid, steps: int) -> Grid:
+    """So many levels of a grid, the first among them, each the nearest to where an even one would have it.
+
+    Raises:
+        InvalidRequest: more steps than there are.
+
+    >>> thinned(grid(Schedule(), 9), 3).timesteps.tolist()
+    [999.0, 666.0, 332.0]
+    """
+    check_whole("steps", steps, 1, fine.steps)
+    timesteps = fine.timesteps
+    places = [0]
+    for part in range(1, steps):
+        wanted = timesteps[0] * (1 - part / steps)
+        free = np.arange(places[-1] + 1, fine.steps - (steps - 1 - part))
+        places.append(int(free[np.abs(timesteps[free] - wanted).argmin()]))
+    return Grid((*(fine.points[place] for place in places), CLEAN))
 
 
 def unevenness(schedule: Schedule, walk: Grid) -> float:

@@ -3,24 +3,41 @@
 import json
 import shutil
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from stillhouse.backends.weights import safetensors_layout
-from stillhouse.diffusion import Grid
+from stillhouse.diffusion import Grid, Schedule
 from stillhouse.distill import step_plan
 from stillhouse.distill.chain import Student
+from stillhouse.distill.decoder import TinyDecoder
+from stillhouse.models.export import export_decoder
 from stillhouse.models.importers import ImportOptions, import_model
 from stillhouse.models.importers.staging import staged
 from stillhouse.models.load import find
-from stillhouse.models.manifest import MANIFEST, Distilled, Manifest, checksum, read_manifest, write_manifest
+from stillhouse.models.manifest import (
+    MANIFEST,
+    Component,
+    Distilled,
+    Edit,
+    Manifest,
+    checksum,
+    read_manifest,
+    write_manifest,
+)
 
 _INDEX, _SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
-_LEFT = ("unet", "trials")
+FACTORS = "student_lora.safetensors"
+"""What a low-rank student differs by from its teacher; the pipeline itself needs no such file."""
+DECODER = "tiny_decoder"
+_GRAPH, _WEIGHTS = "model.onnx", "model.safetensors"
+_LEFT = ("unet", "trials", FACTORS, DECODER)
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -30,7 +47,7 @@ def write_student(
     out: Path,
     *,
     guidance: tuple[float, float],
-    method: str,
+    decoder: TinyDecoder | None = None,
     evidence: Mapping[str, Any] | None = None,
     force: bool = False,
 ) -> Manifest:
@@ -41,7 +58,7 @@ def write_student(
         student: what learnt.
         out: directory to write.
         guidance: the scales that it was taught.
-        method: what taught it.
+        decoder: draws instead of the autoencoder's, here; diffusers does not know it.
         evidence: what was measured on the way; goes into the manifest under `distill`.
         force: replace a pipeline that stands there.
 
@@ -52,28 +69,60 @@ def write_student(
     before = read_manifest(directory)
     with staged(out, force=force) as stage, TemporaryDirectory(dir=stage.parent, prefix=".student-") as folder:
         source, made = Path(folder, "diffusers"), Path(folder, "pipeline")
-        _as_diffusers(directory, student, source)
+        _as_diffusers(directory, before, student, source)
         manifest = import_model(source, made, ImportOptions(out.name, dtype=_stored(directory, before)))
         if student.grid is not None:
             _plan(made, student.grid, student.denoiser.prediction, before.schedule.train_steps)
-        write_manifest(made, _manifest(manifest, before, student, guidance, method, evidence or {}))
+        if student.factors:
+            save_file({name: tensor.contiguous() for name, tensor in student.factors.items()}, made / FACTORS)
+        written = _manifest(manifest, before, student, guidance, evidence or {})
+        if decoder is not None:
+            tiny = _write_decoder(decoder, manifest.latent.channels, made)
+            written = replace(written, components={**written.components, "vae_decoder": tiny})
+        write_manifest(made, written)
         shutil.copytree(made, stage, dirs_exist_ok=True)
     return read_manifest(out)
 
 
-def _as_diffusers(directory: Path, student: Student, target: Path) -> None:
+def _as_diffusers(directory: Path, teacher: Manifest, student: Student, target: Path) -> None:
     """The teacher's files, the student's U-Net, and a scheduler that says what that predicts."""
     ignored = shutil.ignore_patterns(*_LEFT, MANIFEST, "*.onnx", "*.html", "*.xlsx")
     shutil.copytree(directory, target, ignore=ignored)
     unet = student.denoiser.unet
     unet.to(memory_format=torch.contiguous_format).save_pretrained(target / "unet")
     config = json.loads((target / _SCHEDULER).read_text())
+    if config["_class_name"] == step_plan.StepPlanScheduler.__name__:  # a student's, which tells no schedule
+        config = _ddim(teacher.schedule)
+        index = json.loads((target / _INDEX).read_text())
+        (target / _INDEX).write_text(json.dumps({**index, "scheduler": ["diffusers", config["_class_name"]]}))
     config |= {
         "prediction_type": student.denoiser.prediction,
         "rescale_betas_zero_snr": student.denoiser.schedule.zero_terminal_snr,
         "timestep_spacing": "trailing",
     }
     (target / _SCHEDULER).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _ddim(schedule: Schedule) -> dict[str, Any]:
+    return {
+        "_class_name": "DDIMScheduler",
+        "beta_schedule": schedule.kind,
+        "beta_start": schedule.beta_start,
+        "beta_end": schedule.beta_end,
+        "num_train_timesteps": schedule.train_steps,
+        "clip_sample": False,
+        "set_alpha_to_one": False,
+        "steps_offset": 1,
+    }
+
+
+def _write_decoder(decoder: TinyDecoder, channels: int, directory: Path) -> Component:
+    folder = directory / DECODER
+    folder.mkdir()
+    copy = deepcopy(decoder).cpu()
+    save_file({name: tensor.half().contiguous() for name, tensor in copy.state_dict().items()}, folder / _WEIGHTS)
+    export_decoder(copy, channels, folder / _GRAPH, folder / _WEIGHTS)
+    return Component(f"{DECODER}/{_GRAPH}", f"{DECODER}/{_WEIGHTS}")
 
 
 def _stored(directory: Path, teacher: Manifest) -> str:
@@ -103,21 +152,24 @@ def _manifest(
     teacher: Manifest,
     student: Student,
     guidance: tuple[float, float],
-    method: str,
     evidence: Mapping[str, Any],
 ) -> Manifest:
     timesteps = None if student.grid is None else tuple(student.grid.timesteps.tolist())
+    edits = tuple(Edit(strength, tuple(one.timesteps.tolist())) for strength, one in student.edits.items())
     steps = teacher.defaults.steps if timesteps is None else len(timesteps)
     body = {name: str(record.sha256) for name, record in teacher.files.items()}
     scale = min(max(teacher.defaults.guidance, guidance[0]), guidance[1])
     return replace(
         manifest,
         defaults=replace(teacher.defaults, steps=steps, guidance=scale, sampler="ddim"),
-        distilled=Distilled(timesteps, guidance, method, (teacher.name, checksum(body))),
+        distilled=Distilled(timesteps, guidance, student.method, (teacher.name, checksum(body)), edits),
         source={**teacher.source, "made by": "stillhouse distill"},
         evidence={"distill": dict(evidence)},
-        components={
-            name: replace(component, backend=teacher.components[name].backend)
-            for name, component in manifest.components.items()
-        },
+        components={name: _as_before(name, component, teacher) for name, component in manifest.components.items()},
     )
+
+
+def _as_before(name: str, component: Component, teacher: Manifest) -> Component:
+    """Run by the engine that runs the teacher's, as it is run there."""
+    known = teacher.components[name]
+    return replace(component, backend=known.backend, streams=known.streams)

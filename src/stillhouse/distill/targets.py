@@ -18,7 +18,7 @@ So every method that teaches where to go differs in its y only:
                  consistency, arXiv 2405.18407, section 3.2)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -39,7 +39,7 @@ class Levels:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Walk:
-    """A grid's levels as tables: float64 [steps + 1], CLEAN last."""
+    """A grid's levels as tables: float64 [steps + 1], CLEAN last; see also `joined`."""
 
     timesteps: Tensor
     alphas: Tensor
@@ -54,6 +54,11 @@ def walk_of(grid: Grid) -> Walk:
     """A grid as tables."""
     timesteps = [point.timestep for point in grid.points]
     return Walk(*(torch.tensor(table, dtype=torch.float64) for table in (timesteps, grid.alphas, grid.sigmas)))
+
+
+def joined(walks: Sequence[Walk]) -> Walk:
+    """Several walks as one table, one after the other; each ends at CLEAN."""
+    return Walk(*(torch.cat([getattr(walk, name) for walk in walks]) for name in ("timesteps", "alphas", "sigmas")))
 
 
 Sees: TypeAlias = Callable[[Tensor, Levels], Tensor]
@@ -94,7 +99,7 @@ def walked(sees: Sees, z: Tensor, walk: Walk, path: Tensor) -> Tensor:
         if bool(stays.all()):
             continue
         # A picture that stays is shown all the same, at a level that exists: CLEAN is none.
-        shown = torch.where(before == len(walk.alphas) - 1, torch.zeros_like(before), before)
+        shown = torch.where(start.sigma == 0, torch.zeros_like(before), before)
         moved = step(z, sees(z, walk.at(shown)), start, end)
         z = torch.where(_per(stays, z), z, moved)
     return z
@@ -109,8 +114,12 @@ def along(sees: Sees, z: Tensor, walk: Walk, path: Tensor) -> Tensor:
         sees: the teacher.
         z, walk, path: as in `walked`.
     """
-    reached = walked(sees, z, walk, path)
-    return landing(z, reached, walk.at(path[:, 0]), walk.at(path[:, -1]))
+    start, end = walk.at(path[:, 0]), walk.at(path[:, -1])
+    seen = sees(z, start)
+    reached = walked(sees, step(z, seen, start, walk.at(path[:, 1])), walk, path[:, 1:])
+    # Said outright, and not found again through two roundings: optimisers that scale by the gradient's own size would
+    # make steps of such a difference.
+    return torch.where(_per(path[:, 1] == path[:, -1], z), seen, landing(z, reached, start, end))
 
 
 def to_edge(teacher: Sees, student: Sees, z: Tensor, walk: Walk, path: Tensor) -> Tensor:
@@ -135,4 +144,4 @@ def _move(start: Levels, end: Levels) -> tuple[Tensor, Tensor]:
 def _per(weights: Tensor, z: Tensor) -> Tensor:
     """One weight for each picture of z, in its dtype where they are numbers."""
     shaped = weights.view(-1, *[1] * (z.ndim - 1))
-    return shaped if weights.dtype == torch.bool else shaped.to(z.dtype)
+    return shaped.to(z.device) if weights.dtype == torch.bool else shaped.to(z)

@@ -32,7 +32,8 @@ def frechet(reference: Features, other: Features) -> float:
     first, second = (np.atleast_2d(np.cov(one, rowvar=False)) for one in (reference, other))
     root = _root(first)
     shared = np.linalg.eigvalsh(root @ second @ root).clip(min=0)
-    return float(means @ means + np.trace(first) + np.trace(second) - 2 * np.sqrt(shared).sum())
+    found = means @ means + np.trace(first) + np.trace(second) - 2 * np.sqrt(shared).sum()
+    return max(0.0, float(found))  # of equal sets, rounding may leave a little less
 
 
 @dataclass(frozen=True, slots=True)

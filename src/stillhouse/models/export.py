@@ -74,6 +74,18 @@ def export_vae(vae: Any, encoder: Path, decoder: Path, weights: Path) -> None:
     _export(Decoder(vae), {"latent_sample": (latents, PICTURE)}, {"sample": PICTURE}, decoder, weights)
 
 
+def export_decoder(decoder: Any, latents: int, graph: Path, weights: Path) -> None:
+    """Write the graph of a network from latents of so many channels to pictures. The module is hollow afterwards."""
+    example = {"latent_sample": (torch.zeros(1, latents, 4, 2), PICTURE)}
+    _export(decoder, example, {"sample": PICTURE}, graph, weights)
+
+
+def export_encoder(trunk: Any, graph: Path, weights: Path) -> None:
+    """Write the graph of a network from pictures of 64x64 to features. The module is hollow afterwards."""
+    pictures = (torch.zeros(2, 3, 64, 64), ROWS)
+    _export(trunk, {"pictures": pictures}, {"features": ROWS}, graph, weights)
+
+
 def _export(
     module: nn.Module,
     inputs: Mapping[str, tuple[Tensor, Axes]],

@@ -111,6 +111,14 @@ class Tuned:
 
 
 @dataclass(frozen=True, slots=True)
+class Edit:
+    """How a student changes pictures of one strength: the levels that it walks then, noisiest first."""
+
+    strength: float
+    timesteps: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Distilled:
     """The only way in which a student may be run, and where it comes from.
 
@@ -119,6 +127,7 @@ class Distilled:
         guidance: the scales that it was taught, the least and the most; other scales are refused.
         method: what taught it.
         teacher: name and checksum of the manifest that it learnt from.
+        edits: the strengths that it has grids of their own for; where there are none, an edit walks a part of the grid.
 
     Raises:
         InvalidRequest: a range of guidance that falls.
@@ -128,6 +137,7 @@ class Distilled:
     guidance: tuple[float, float]
     method: str
     teacher: tuple[str, str]
+    edits: tuple[Edit, ...] = ()
 
     def __post_init__(self) -> None:
         check_number("the most guidance", self.guidance[1], self.guidance[0], 1000)

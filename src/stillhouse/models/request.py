@@ -42,7 +42,7 @@ def resolve(manifest: Manifest, request: ImageRequest) -> ImageRequest:
         refresh=defaults.refresh if request.refresh is None else request.refresh,
         width=width if request.width is None else request.width,
         height=height if request.height is None else request.height,
-        strength=_strength(request),
+        strength=_strength(manifest, request),
     )
     _check_size(manifest, full)
     course_of(manifest, full)
@@ -70,9 +70,8 @@ def course_of(manifest: Manifest, request: ImageRequest) -> Course:
             allowed="refresh 1",
             fix="make a pipeline that keeps features with `stillhouse accelerate`",
         )
-    walk = _walk(manifest, request.steps, request.sampler)
     return Course(
-        grid=walk if request.strength is None else walk.from_strength(request.strength),
+        grid=_walk(manifest, request),
         sampler=request.sampler,
         prediction=manifest.prediction,
         guidance=1.0 if manifest.guidance_channels else request.guidance,
@@ -84,17 +83,24 @@ def course_of(manifest: Manifest, request: ImageRequest) -> Course:
     )
 
 
-def _walk(manifest: Manifest, steps: int, sampler: str) -> Grid:
-    if manifest.distilled and manifest.distilled.timesteps:
-        return grid_at(manifest.schedule, manifest.distilled.timesteps)
-    return grid(
-        manifest.schedule,
-        steps,
-        manifest.spacing,
-        manifest.sigmas,
-        steps_offset=manifest.steps_offset,
-        trimmed=find_sampler(sampler).trimmed,
-    )
+def _walk(manifest: Manifest, request: ImageRequest) -> Grid:
+    distilled, strength = manifest.distilled, request.strength
+    if distilled and distilled.timesteps:
+        for edit in distilled.edits:
+            if edit.strength == strength:
+                return grid_at(manifest.schedule, edit.timesteps)
+        whole = grid_at(manifest.schedule, distilled.timesteps)
+    else:
+        assert request.steps is not None and request.sampler is not None
+        whole = grid(
+            manifest.schedule,
+            request.steps,
+            manifest.spacing,
+            manifest.sigmas,
+            steps_offset=manifest.steps_offset,
+            trimmed=find_sampler(request.sampler).trimmed,
+        )
+    return whole if strength is None else whole.from_strength(strength)
 
 
 def _check_student(name: str, distilled: Distilled, request: ImageRequest) -> None:
@@ -119,10 +125,16 @@ def _check_student(name: str, distilled: Distilled, request: ImageRequest) -> No
         raise InvalidRequest(f"eta is {request.eta:g} for {name}", allowed="0: a student's steps have no fresh noise")
 
 
-def _strength(request: ImageRequest) -> float | None:
-    if request.image is None or request.strength is not None:
+def _strength(manifest: Manifest, request: ImageRequest) -> float | None:
+    """Of a student, the nearest that it was taught."""
+    if request.image is None:
         return request.strength
-    return IMG2IMG_STRENGTH if request.mask is None else 1.0
+    usual = IMG2IMG_STRENGTH if request.mask is None else 1.0
+    strength = usual if request.strength is None else request.strength
+    if not manifest.distilled or not manifest.distilled.edits:
+        return strength
+    taught = [*(edit.strength for edit in manifest.distilled.edits), 1.0]
+    return min(taught, key=lambda one: abs(one - strength))
 
 
 def _check_text(request: ImageRequest) -> None:

@@ -1,4 +1,4 @@
-"""What only views need: modules of the extra `accelerate`, loaded when a view is made."""
+"""What only pages and tables need: modules of the extra `accelerate`, loaded when one is made."""
 
 from importlib import import_module
 from typing import Any

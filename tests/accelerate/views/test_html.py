@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillhouse.accelerate.report import GOALS, Goal, Report
-from stillhouse.accelerate.views.html import TEMPLATES, page, write_html
+from stillhouse.accelerate.views.html import page, write_html
 from stillhouse.accelerate.views.story import headline
 from stillhouse.accelerate.views.words import plain
 from stillhouse.errors import InvalidRequest, RuntimeMissing
+from stillhouse.page.environment import STYLES
 from tests.accelerate.views.sweeps import HOSTILE, PROMPTS, network, report
 
 VOID = {"meta", "br", "img"}
@@ -204,7 +205,7 @@ def luminance(colour: str) -> float:
 @pytest.mark.parametrize("theme", [0, 1, 2], ids=["light", "dark", "print"])
 def test_words_and_marks_have_the_contrast_that_wcag_asks_for(theme: int) -> None:
     found = [
-        colours(block) for block in re.findall(r":root \{(.*?)\}", (TEMPLATES / "report.css.j2").read_text(), re.DOTALL)
+        colours(block) for block in re.findall(r":root \{(.*?)\}", (STYLES / "page.css.j2").read_text(), re.DOTALL)
     ]
     assert len(found) == 3 and all(one.keys() == found[0].keys() for one in found)
 

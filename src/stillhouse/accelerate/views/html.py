@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ from stillhouse.accelerate.candidate import PIPELINE
 from stillhouse.accelerate.report import Report
 from stillhouse.accelerate.trial import Trial
 from stillhouse.accelerate.views import axes
-from stillhouse.accelerate.views.extra import extra
 from stillhouse.accelerate.views.plot import Plot, plot
 from stillhouse.accelerate.views.rows import Row, components, marked, rows
 from stillhouse.accelerate.views.story import headline, price, story, subject
@@ -30,6 +29,7 @@ from stillhouse.accelerate.views.words import (
     times,
 )
 from stillhouse.models.png import write_file
+from stillhouse.page.environment import environment
 
 TEMPLATES = Path(__file__).parent
 
@@ -105,7 +105,7 @@ def page(report: Report, directory: Path) -> str:
     """
     names = sorted(components(report), key=lambda name: name != PIPELINE)
     text: str = (
-        _environment(extra("jinja2"))
+        _environment()
         .get_template("report.html.j2")
         .render(
             report=report,
@@ -122,17 +122,9 @@ def page(report: Report, directory: Path) -> str:
     return text
 
 
-@cache
-def _environment(jinja2: Any) -> Any:
-    """Templates in which words from outside are escaped, and a name that is not known is an error."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
+def _environment() -> Any:
+    made = environment(TEMPLATES)
+    made.filters |= {
         "duration": duration,
         "joined": _joined,
         "plain": plain,
@@ -140,7 +132,7 @@ def _environment(jinja2: Any) -> Any:
         "sqnr": sqnr,
         "ms": lambda seconds: significant(1000 * seconds),
     }
-    return environment
+    return made
 
 
 def _section(report: Report, component: str, directory: Path) -> Section:

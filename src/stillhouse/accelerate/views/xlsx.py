@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from stillhouse.accelerate.candidate import PIPELINE, Candidate
 from stillhouse.accelerate.report import Report
 from stillhouse.accelerate.views.columns import COLUMNS, Value
-from stillhouse.accelerate.views.extra import extra
 from stillhouse.accelerate.views.rows import Row, components, marked, rows
 from stillhouse.accelerate.views.words import plain, promises
 from stillhouse.models.png import write_file
+from stillhouse.page.extra import extra
 
 if TYPE_CHECKING:
     from openpyxl.cell.cell import Cell, MergedCell

@@ -14,7 +14,8 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from stillhouse.fit.stage import Tick, fit
+from stillhouse.fit.fit import fit
+from stillhouse.fit.stage import Tick
 from stillhouse.models.load import EMBEDDED
 from stillhouse.models.shapes.train.autoencoder import AutoencoderStage
 from stillhouse.models.shapes.train.denoiser import DenoiserStage
@@ -59,7 +60,7 @@ def train(
         autoencoder = AutoencoderKL.from_pretrained(shipped / "vae", torch_dtype=torch.float32)
     else:
         stages = AutoencoderStage(recipe), TextStage(recipe, tokenizer)
-        if not all(fit(stage, checkpoints, report, deadline) for stage in stages):
+        if not all(fit(stage, checkpoints, report, deadline).is_done for stage in stages):
             sys.exit("time was up before the denoiser's turn; nothing was written; run it again to go on")
         encoder, autoencoder = stages[1].network.encoder, stages[0].network
         autoencoder.register_to_config(scaling_factor=_scaling_factor(autoencoder.eval(), recipe.seed))

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from stillhouse.fit.stage import write_atomically
+from stillhouse.fit.checkpoint import write_atomically
 from stillhouse.models.shapes.caption import sample_held_out, sample_seen
 from stillhouse.models.shapes.scene import Scene, draw, sample_scene
 from stillhouse.models.shapes.train.networks import LATENT_CHANNELS, LATENT_SIZE, build_denoiser, build_scheduler

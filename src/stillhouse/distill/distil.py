@@ -1,0 +1,245 @@
+"""From a teacher's pipeline to a student's, evidence included."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from time import monotonic
+from typing import Any, Protocol
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+
+from stillhouse.diffusion import Grid, grid_at
+from stillhouse.distill.chain import ChainRecipe, Student, frozen, lessons, teach
+from stillhouse.distill.decoder import DecoderLesson, TinyDecoder
+from stillhouse.distill.folder import Skipped
+from stillhouse.distill.items import Item, drawn, folder, shapes
+from stillhouse.distill.lesson import Lesson
+from stillhouse.distill.networks import Denoiser
+from stillhouse.distill.pairs import KeptPairs, kept
+from stillhouse.distill.settings import DECODER, STRENGTHS, TEACHER, Settings
+from stillhouse.distill.strip import strip
+from stillhouse.distill.student import write_student
+from stillhouse.errors import InvalidRequest
+from stillhouse.fit.fit import fit
+from stillhouse.fit.processes import launched
+from stillhouse.fit.stage import Fitted, Stage, Tick
+from stillhouse.measure.machine import machine, versions
+from stillhouse.models.importers.staging import check_free
+from stillhouse.models.load import EMBEDDED, find, load
+from stillhouse.models.manifest import Manifest, checksum, read_manifest
+from stillhouse.models.pipeline import Pipeline
+from stillhouse.models.png import write_png
+
+STRIPS = "strips"
+_PACKAGES = ("torch", "diffusers", "transformers", "peft")
+
+
+class Told(Protocol):
+    """Who hears what is being done."""
+
+    def items(self, done: int, total: int) -> None:
+        """So many pictures are encoded."""
+
+    def skipped(self, one: Skipped) -> None:
+        """A picture that cannot be learnt from."""
+
+    def tick(self, tick: Tick) -> None:
+        """Some updates are made."""
+
+
+def distil(
+    source: str | Path,
+    out: Path,
+    settings: Settings,
+    work: Path,
+    told: Told,
+    *,
+    every: bool = False,
+    force: bool = False,
+) -> list[Path]:
+    """Make the student's pipeline directory; what was learnt in an earlier run is not learnt again.
+
+    Args:
+        source: the teacher: a pipeline directory, or an embedded model's name.
+        out: directory of the last student.
+        settings: how.
+        work: directory of what is encoded and learnt, of logs and of strips of pictures.
+        told: hears what is being done.
+        every: write all other students, too: `OUT-guidance`, `OUT-18`.
+        force: replace pipelines that stand there.
+
+    Returns:
+        the directories that were written; none where time was up before the last student had learnt.
+
+    Raises:
+        InvalidRequest: a teacher that cannot be learnt from, rounds that are none, no data.
+        ImportFailed: `out` is taken.
+        FitFailed: learning came to an end by itself; what was learnt is kept.
+    """
+    deadline = None if settings.max_hours is None else monotonic() + 3600 * settings.max_hours
+    processes, directory = launched(), find(source)
+    manifest = read_manifest(directory)
+    teacher = open_teacher(directory, manifest)
+    recipe, begin = _recipe(settings, teacher), _only_grid(manifest)
+    names = [name for name, *_ in lessons(teacher, recipe, begin)]
+    places = {name: out.with_name(f"{out.name}-{name.removesuffix('-steps')}") for name in names[:-1]} if every else {}
+    places[names[-1]] = out
+    for place in places.values():
+        check_free(place, force)
+    pipeline = load(directory)
+    pairs = _pairs(pipeline, directory, settings, work, told)
+    watch = _strips(pipeline, work / STRIPS) if processes.is_first else _nobody
+    students = teach(teacher, pairs, recipe, work, told.tick, deadline, watch, begin)
+    if len(students) < len(names):
+        return []
+    evidence = _evidence(settings, pairs, students, processes.count)
+    decoder = None
+    if settings.decoder:
+        lesson = _decoder(directory, manifest, settings, pairs)
+        fitted = fit(lesson, work, told.tick, deadline)
+        if not fitted.is_done:
+            return []
+        decoder, evidence = lesson.decoder.eval(), {**evidence, "decoder": _taken(fitted)}
+    for student in students if processes.is_first else ():
+        if student.name in places:
+            write_student(
+                directory,
+                student,
+                places[student.name],
+                guidance=recipe.guidance,
+                decoder=decoder,
+                evidence=evidence,
+                force=force,
+            )
+    return list(places.values()) if processes.is_first else []
+
+
+def open_teacher(directory: Path, manifest: Manifest) -> Denoiser:
+    """Its U-Net in torch, on the GPU where there is one.
+
+    Raises:
+        InvalidRequest: a pipeline without diffusers' own files, or of a kind that is not distilled.
+    """
+    if not (directory / "unet" / "config.json").is_file():
+        raise InvalidRequest(
+            f"{directory} holds no unet/config.json",
+            allowed="a pipeline that `stillhouse import` made, and its weights",
+        )
+    unet = UNet2DConditionModel.from_pretrained(directory / "unet", torch_dtype=torch.float32)
+    if unet.config.in_channels != unet.config.out_channels:
+        raise InvalidRequest(
+            f"a U-Net that sees {unet.config.in_channels} channels and tells {unet.config.out_channels}",
+            allowed="as many as it tells: networks for inpainting are not distilled yet",
+        )
+    unet = unet.to(device="cuda" if torch.cuda.is_available() else "cpu", memory_format=torch.channels_last)
+    return frozen(Denoiser(unet, manifest.schedule, manifest.prediction))
+
+
+def _only_grid(manifest: Manifest) -> Grid | None:
+    if manifest.distilled is None or manifest.distilled.timesteps is None:
+        return None
+    return grid_at(manifest.schedule, manifest.distilled.timesteps)
+
+
+def _recipe(settings: Settings, teacher: Denoiser) -> ChainRecipe:
+    parameters = sum(parameter.numel() for parameter in teacher.unet.parameters())
+    least, most = settings.guidance
+    return ChainRecipe(
+        counts=settings.rounds,
+        method=settings.method,
+        guidance=(least, most),
+        inside=settings.recipe("guidance", parameters),
+        rounds={count: settings.recipe(str(count), parameters) for count in settings.rounds[1:]},
+        rank=settings.rank,
+        weighting=settings.weighting,  # type: ignore[arg-type]
+        huber=settings.huber,
+        judged=settings.judged,
+        checkpointing=settings.checkpointing,
+        strengths=STRENGTHS if settings.task == "img2img" else (),
+        seed=settings.seed,
+    )
+
+
+def _pairs(pipeline: Pipeline, directory: Path, settings: Settings, work: Path, told: Told) -> KeptPairs:
+    """Encoded once for the same teacher and the same data."""
+    files = {name: str(record.sha256) for name, record in pipeline.manifest.files.items()}
+    about = [checksum(files), settings.data, settings.prompts, settings.items, settings.seed]
+    path = work / f"pairs-{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]}.pt"
+    return kept(pipeline, _items(pipeline, settings, told), path, lambda done: told.items(done, settings.items))
+
+
+def _items(pipeline: Pipeline, settings: Settings, told: Told) -> Iterable[Item]:
+    if settings.data in EMBEDDED:
+        return shapes(pipeline, settings.items, settings.seed)
+    if settings.data != TEACHER:
+        return _first(folder(pipeline, Path(settings.data), told.skipped), settings.items)
+    if settings.prompts is None:
+        raise InvalidRequest("no data and no prompts", allowed="--data FOLDER, --data shapes, or --prompts FILE")
+    lines = Path(settings.prompts).read_text(encoding="utf-8").splitlines()
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise InvalidRequest(f"{settings.prompts} holds no prompts", allowed="a prompt a line")
+    return drawn(pipeline, prompts, settings.items, settings.seed)
+
+
+def _first(items: Iterable[Item], count: int) -> Iterable[Item]:
+    for number, item in enumerate(items):
+        if number == count:
+            return
+        yield item
+
+
+def _decoder(directory: Path, manifest: Manifest, settings: Settings, pairs: KeptPairs) -> DecoderLesson:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        decoder = TinyDecoder(manifest.latent, settings.decoder)
+    autoencoder = AutoencoderKL.from_pretrained(directory / "vae", torch_dtype=torch.float32)
+    return DecoderLesson(
+        recipe=settings.recipe(DECODER, 0),
+        decoder=decoder.to(device),
+        autoencoder=autoencoder.eval().requires_grad_(False).to(device=device, memory_format=torch.channels_last),
+        latent=manifest.latent,
+        pairs=pairs,
+        seed=settings.seed,
+    )
+
+
+def _strips(pipeline: Pipeline, where: Path) -> Callable[[Stage, Tick], None]:
+    def watch(stage: Stage, tick: Tick) -> None:
+        if tick.scores and isinstance(stage, Lesson):
+            where.mkdir(parents=True, exist_ok=True)
+            write_png(where / f"{tick.stage}-{tick.update:06d}.png", strip(stage, pipeline))
+
+    return watch
+
+
+def _nobody(stage: Stage, tick: Tick) -> None:
+    pass
+
+
+def _taken(fitted: Fitted) -> dict[str, Any]:
+    return {"updates": fitted.updates, "hours": round(fitted.seconds / 3600, 4), "scores": dict(fitted.scores)}
+
+
+def _evidence(settings: Settings, pairs: KeptPairs, students: Iterable[Student], processes: int) -> Mapping[str, Any]:
+    said = {name: value for name, value in asdict(settings).items() if name not in ("data", "prompts")}
+    return {
+        "settings": {**said, "data": Path(settings.data).name},
+        "items": len(pairs.latents),
+        "machine": machine(),
+        "versions": versions(_PACKAGES),
+        "processes": processes,
+        "students": [
+            {
+                "name": student.name,
+                "method": student.method,
+                "timesteps": None if student.grid is None else student.grid.timesteps.tolist(),
+                **_taken(student.fitted),
+            }
+            for student in students
+        ],
+    }

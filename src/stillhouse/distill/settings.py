@@ -1,0 +1,163 @@
+"""What is to be distilled, and how: `distill.toml`, the command line, and what stands where both are silent."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from stillhouse.check import check_choice, check_number, check_whole
+from stillhouse.distill.chain import GUIDANCE, METHODS
+from stillhouse.errors import InvalidRequest
+from stillhouse.fit.recipe import Precision, StageRecipe
+from stillhouse.models.decode import DecodeError, decode
+
+DECODER = "decoder"
+"""The name of the tiny decoder among the students."""
+TEACHER = "teacher"
+"""Data that the teacher draws itself."""
+TASKS = ("text2img", "img2img")
+STRENGTHS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""Of edits that a student is taught."""
+WEIGHTINGS = ("v", "snr_trunc")
+_FEW = 4
+_SMALL = 20_000_000
+_LONGEST_HOURS = 10_000.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learning:
+    """How long and how fast, as far as it is said; see `StageRecipe`."""
+
+    updates: int | None = None
+    batch: int | None = None
+    rate: float | None = None
+    warm_up: int | None = None
+    decay: float | None = None
+    weight_decay: float | None = None
+    average: float | None = None
+    accumulate: int | None = None
+    precision: Precision | None = None
+    patience: int | None = None
+    report_every: int | None = None
+    judge_every: int | None = None
+
+    def over(self, recipe: StageRecipe) -> StageRecipe:
+        """The recipe with everything that is said here."""
+        said = {one.name: getattr(self, one.name) for one in fields(self)}
+        return replace(recipe, **{name: value for name, value in said.items() if value is not None})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What is to be distilled, and how.
+
+    Args:
+        rounds: steps of the teacher, and of each student after it.
+        method: of `chain.METHODS`, by which steps are saved.
+        task: text2img; or img2img: the student takes all of its steps for edits, too, whatever their strength.
+        guidance: scales that the students will be asked for, the least and the most.
+        data: an embedded model's name for its world, a folder of pictures with captions, or TEACHER: it draws them.
+        prompts: a file with a prompt a line, for TEACHER.
+        items: pictures to learn from; of a folder, at most so many.
+        rank: of low-rank factors, which are then all that learns; 0, every weight does.
+        weighting, huber, checkpointing: see `Lesson` and `ChainRecipe`.
+        decoder: width of a tiny decoder that learns from the autoencoder's; 0, there is none.
+        judged: pictures in each judgement on the way.
+        seed: of everything that is drawn.
+        max_hours: of this run, after which it stops; the next one goes on.
+        learning: for every student.
+        students: for some of them, by their steps, "guidance" for the first, "decoder" for the tiny decoder.
+
+    Raises:
+        InvalidRequest: a number outside its range, or a student that is not among the rounds.
+    """
+
+    rounds: tuple[int, ...] = (36, 18, 9, 3)
+    method: str = "progressive"
+    task: str = "text2img"
+    guidance: tuple[float, ...] = (1.0, 8.0)
+    data: str = TEACHER
+    prompts: str | None = None
+    items: int = 20_000
+    rank: int = 0
+    weighting: str = "v"
+    huber: float = 0.0
+    checkpointing: bool = False
+    decoder: int = 0
+    judged: int = 16
+    seed: int = 0
+    max_hours: float | None = None
+    learning: Learning = Learning()
+    students: Mapping[str, Learning] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_choice("method", self.method, METHODS)
+        check_choice("task", self.task, TASKS)
+        check_choice("weighting", self.weighting, WEIGHTINGS)
+        if len(self.guidance) != 2:
+            raise InvalidRequest(f"guidance is {list(self.guidance)}", allowed="the least and the most scale: 1, 8")
+        check_number("the least guidance", self.guidance[0], 1, 100)
+        check_number("the most guidance", self.guidance[1], self.guidance[0], 100)
+        check_whole("items", self.items, 1, 100_000_000)
+        check_whole("rank", self.rank, 0, 4096)
+        check_whole("judged", self.judged, 1, 10_000)
+        check_whole("decoder", self.decoder, 0, 4096)
+        check_whole("seed", self.seed, 0, 2**63 - 1)
+        check_number("huber", self.huber, 0, 10)
+        if self.max_hours is not None:
+            check_number("max_hours", self.max_hours, 1e-6, _LONGEST_HOURS)
+        for name in self.students:
+            check_choice("student", name, (GUIDANCE, DECODER, *map(str, self.rounds[1:])))
+
+    def recipe(self, student: str, parameters: int) -> StageRecipe:
+        """How one of the students learns.
+
+        Args:
+            student: GUIDANCE, DECODER, or its steps.
+            parameters: of the network.
+        """
+        usual = _usual(student, parameters, self.rank)
+        return self.students.get(student, Learning()).over(self.learning.over(usual))
+
+
+def read_settings(path: Path) -> Settings:
+    """Settings out of a TOML file; paths in it are relative to its directory.
+
+    Raises:
+        InvalidRequest: no such file, no TOML, or a setting that does not exist or is out of its range.
+    """
+    try:
+        document: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InvalidRequest(
+            f"there is no file {path}", fix="leave --config out, and say what matters by options"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"{path} is not TOML: {error}") from None
+    try:
+        settings = decode(Settings, document)
+    except DecodeError as error:
+        raise InvalidRequest(f"{path}: {error}") from None
+    data, prompts = path.parent / settings.data, settings.prompts
+    return replace(
+        settings,
+        data=str(data) if data.is_dir() else settings.data,
+        prompts=None if prompts is None else str(path.parent / prompts),
+    )
+
+
+def _usual(student: str, parameters: int, rank: int) -> StageRecipe:
+    """Where nothing is said.
+
+    Updates are those of Meng et al. (arXiv 2210.03142, appendix): 3,000 to 5,000 for the guidance, 2,000 to 5,000 for a
+    halving, and more for the last ones, whose jumps are the longest. Rates fall linearly to zero within each student
+    (Salimans and Ho, arXiv 2202.00512, table of hyperparameters). Small networks take larger rates than Stable
+    Diffusion does, and so do factors.
+    """
+    if student == DECODER:
+        return StageRecipe(updates=5000, batch=8, rate=1e-3, warm_up=50, decay=0.9, average=0.99, judge_every=500)
+    few = student != GUIDANCE and int(student) <= _FEW
+    updates = 3000 if student == GUIDANCE else 5000 if few else 2000
+    rate = 2e-4 if parameters < _SMALL else 1e-4 if rank else 1e-5
+    return StageRecipe(updates=updates, batch=16, rate=rate, warm_up=50, decay=0.95, average=0.99, judge_every=250)

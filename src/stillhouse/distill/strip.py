@@ -1,0 +1,23 @@
+"""A strip: what a student draws while it learns, below what its teacher draws from the same noise."""
+
+import numpy as np
+
+from stillhouse.core import Picture
+from stillhouse.distill.lesson import Lesson
+from stillhouse.models.pipeline import Pipeline
+
+SHOWN = 8
+
+
+def strip(lesson: Lesson, pipeline: Pipeline) -> Picture:
+    """The teacher's pictures, and the student's below them: uint8 [2 * height, SHOWN * width, 3].
+
+    Args:
+        lesson: whose student and teacher; the first pictures that it is judged by.
+        pipeline: decodes.
+    """
+    ours, theirs = lesson.endings(SHOWN)
+    rows = [
+        np.concatenate([pipeline.decode(one.numpy()) for one in latents.cpu()], axis=1) for latents in (theirs, ours)
+    ]
+    return np.concatenate(rows)

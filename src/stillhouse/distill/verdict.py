@@ -1,0 +1,107 @@
+"""The verdict: what the judge found, with everything that is needed to read it, as one JSON document."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from stillhouse.distill.judge import Standing
+from stillhouse.errors import InvalidRequest
+from stillhouse.measure.machine import Machine
+from stillhouse.models.decode import DecodeError, decode
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the judge found.
+
+    Args:
+        teacher: name of the first way's pipeline.
+        students: names of the ways that were distilled from it.
+        captions: pictures of each way.
+        standings: of every way, the teacher's first.
+        encoder: SHA-256 of the weights by whose features sets were compared.
+        machine, versions: on which it was measured.
+        started: UTC, ISO 8601.
+        seconds: that it took.
+    """
+
+    teacher: str
+    students: tuple[str, ...]
+    captions: int
+    standings: tuple[Standing, ...]
+    encoder: str
+    machine: Machine
+    versions: Mapping[str, str]
+    started: str
+    seconds: float
+
+    def of(self, name: str) -> Standing:
+        """The standing of the way of that name."""
+        return next(one for one in self.standings if one.name == name)
+
+
+def verdict_as_json(verdict: Verdict) -> str:
+    """A document that `read_verdict` reads."""
+    return json.dumps(asdict(verdict), indent=1) + "\n"
+
+
+def read_verdict(path: Path) -> Verdict:
+    """The verdict of a file.
+
+    Raises:
+        InvalidRequest: it is none.
+    """
+    try:
+        return decode(Verdict, json.loads(path.read_text(encoding="utf-8")))
+    except (DecodeError, ValueError) as error:
+        raise InvalidRequest(f"{path} is no verdict: {error}", allowed="what stillhouse judge --json wrote") from None
+
+
+def lead(verdict: Verdict) -> str:
+    """What it comes to, in one sentence for each student."""
+    teacher = verdict.standings[0]
+    told = []
+    for name in verdict.students:
+        one = verdict.of(name)
+        quick = f"{teacher.alone.median / one.alone.median:.1f} times as quick as its teacher"
+        rows = f"{one.steps} step{'s' if one.steps > 1 else ''} instead of {teacher.steps} guided ones"
+        if "strict" in one.gaps:
+            gap = one.gaps["strict"]
+            points = f"{100 * gap.value:+.1f} points ({100 * gap.low:+.1f} to {100 * gap.high:+.1f})"
+            told.append(f"{name}: {rows}, {quick}; clean and all correct {points} against it.")
+        else:
+            told.append(f"{name}: {rows}, {quick}; {one.psnr:.1f} dB from its pictures.")
+    return " ".join(told)
+
+
+def head(verdict: Verdict) -> list[str]:
+    """Headings of the table."""
+    scored = ["all correct", "strict", "against the teacher", "redrawn"] if verdict.standings[0].scores else []
+    measured = ["ms alone", *scored, "PSNR", "Frechet", "precision", "recall", "diversity"]
+    return ["way", "evaluations", *measured]
+
+
+def rows(verdict: Verdict) -> list[list[str]]:
+    """A row for each way."""
+    return [_row(one, one is verdict.standings[0]) for one in verdict.standings]
+
+
+def _row(one: Standing, is_first: bool) -> list[str]:
+    scored = []
+    if one.scores:
+        gap = one.gaps["strict"]
+        told = "" if is_first else f"{100 * gap.value:+.1f} ({100 * gap.low:+.1f} to {100 * gap.high:+.1f})"
+        shares = [f"{100 * one.scores[name].value:.1f} %" for name in ("all_correct", "strict")]
+        scored = [*shares, told, f"{one.rerender:.1f} dB"]
+    return [
+        one.name,
+        str(one.rows),
+        f"{1000 * one.alone.median:.1f}",
+        *scored,
+        "" if is_first else f"{one.psnr:.1f} dB",
+        f"{one.frechet:.2f}",
+        f"{one.precision:.2f}",
+        f"{one.recall:.2f}",
+        f"{100 * one.diversity:.0f} %",
+    ]
