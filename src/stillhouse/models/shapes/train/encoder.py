@@ -44,8 +44,9 @@ class Statistics(nn.Module):
 
     def __init__(self, network: PictureReader) -> None:
         super().__init__()
-        count = [place for place, layer in enumerate(network.trunk) if isinstance(layer, nn.SiLU)][LAYERS - 1] + 1
-        self.layers = network.trunk[:count]
+        layers = list(network.trunk.children())
+        count = [place for place, layer in enumerate(layers) if isinstance(layer, nn.SiLU)][LAYERS - 1] + 1
+        self.layers = nn.ModuleList(layers[:count])
         width = sum(layer.num_channels for layer in self.layers if isinstance(layer, nn.GroupNorm))
         self.mean, self.scale = nn.Parameter(torch.zeros(width)), nn.Parameter(torch.ones(width))
 
