@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-serve bench-large train protocol constraints clean
+.PHONY: help demo test lint bench bench-serve bench-large train students protocol constraints clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -48,6 +48,14 @@ train: .venv/full.stamp ## train the embedded model on from where it is (UPDATES
 	$(BIN)/python -m stillhouse.models.shapes.train $(if $(UPDATES),--updates $(UPDATES))
 	$(BIN)/python -m stillhouse.models.shapes.train.ship --trained build/shapes
 	$(BIN)/python -m benchmarks.judge
+	$(BIN)/python -m benchmarks.tables
+
+students: .venv/full.stamp ## distil the embedded model to three steps and to one, and compare them with it; hours
+	$(BIN)/stillhouse distill shapes -o build/students/shapes-3 --work build/students/work --force \
+		--config src/stillhouse/models/shapes/train/students.toml
+	$(BIN)/stillhouse distill shapes -o build/students/shapes-1 --work build/students/work --force \
+		--config src/stillhouse/models/shapes/train/students.toml --rounds 36,18,9,3,1
+	$(BIN)/python -m benchmarks.distill build/students/shapes-3 build/students/shapes-1
 	$(BIN)/python -m benchmarks.tables
 
 protocol: .venv/full.stamp ## make the messages of gRPC from their .proto

@@ -13,6 +13,8 @@ from benchmarks.grid import grid
 from benchmarks.record import RESULTS, recorded
 from benchmarks.serving import tables as serving
 from stillhouse.accelerate.candidate import Candidate
+from stillhouse.distill.verdict import Verdict, head
+from stillhouse.distill.verdict import rows as table_of
 from stillhouse.models.decode import decode
 
 ROOT = Path(__file__).parent.parent
@@ -182,6 +184,19 @@ def _tick(results: Mapping[str, Any]) -> str:
     return grid(head, rows)
 
 
+def _distill(results: Mapping[str, Any]) -> str:
+    verdict = decode(Verdict, results["verdict"])
+    learnt = next(one for one in results["learnt"].values() if one)
+    rows = []
+    for student in learnt["students"]:
+        scores = ", ".join(f"{name} {value:.1f} dB" for name, value in student["scores"].items())
+        steps = "any" if student["timesteps"] is None else str(len(student["timesteps"]))
+        rows.append([student["name"], steps, f"{student['updates']:,}", f"{student['hours']:.2f}", scores])
+    cost = grid(["student", "steps", "updates", "hours", "with its teacher's latents"], rows)
+    told = f"{verdict.captions:,} held-out captions; strict against the teacher in points, paired, 95 % interval."
+    return f"{grid(head(verdict), table_of(verdict))}\n{told}\n\n{cost}"
+
+
 _TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "speed": _speed,
     "judge": _judge,
@@ -192,12 +207,14 @@ _TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "choice": _choice,
     "policies": _policies,
     "tick": _tick,
+    "distill": _distill,
     "serving": serving.serving,
     "serving_overhead": serving.overhead,
 }
 _COMMANDS: Mapping[str, str] = {
     "speed": "python -m benchmarks.speed",
     "judge": "python -m benchmarks.judge",
+    "distill": "python -m benchmarks.distill",
     "oracle": "python -m benchmarks.oracle",
     "sd15": "python -m benchmarks.sd15",
     "accelerate": "python -m benchmarks.accelerate shapes",

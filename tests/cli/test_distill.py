@@ -1,10 +1,14 @@
 """`stillhouse distill`: options win over the file; mistakes exit with 2; who runs out of time is told how to go on."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from stillhouse.cli import main
+from stillhouse.cli import main, parse
+from stillhouse.cli.distill import settings_of
 from stillhouse.models.importers import ImportOptions, import_model
 from stillhouse.models.manifest import read_manifest
 from tests.models.checkpoints import write_checkpoint
@@ -84,3 +88,24 @@ def test_a_mistake_is_told_and_nothing_is_made(
 def test_a_teacher_that_is_not_there_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["distill", "nowhere", "-o", str(tmp_path / "out")]) == 2
     assert "there is no model 'nowhere'" in capsys.readouterr().err
+
+
+def test_two_processes_make_one_student_and_one_of_them_tells(teacher: str, tmp_path: Path) -> None:
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "stillhouse", "distill"]
+    command = [sys.executable, *launch, teacher, "-o", str(tmp_path / "out"), *QUICK, *prompts(teacher)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("2 steps; logs and strips in") == 1
+    evidence = read_manifest(tmp_path / "out").evidence["distill"]
+    assert evidence["processes"] == 2 and evidence["items"] == 2
+
+
+def test_what_is_said_on_the_command_line_wins_over_every_student_of_the_file(teacher: str, tmp_path: Path) -> None:
+    file = tmp_path / "distill.toml"
+    file.write_text('rounds = [4, 2]\ndata = "shapes"\n[students.2]\nupdates = 99\nbatch = 3\n')
+    arguments = parse(["distill", teacher, "-o", "x", "--config", str(file), "--updates", "5", *prompts(teacher)])
+    settings = settings_of(arguments)
+    assert settings.recipe("2", 0).updates == settings.recipe("guidance", 0).updates == 5
+    assert settings.recipe("2", 0).batch == 3 and settings.data == "teacher"

@@ -15,7 +15,7 @@ from stillhouse.distill.lesson import ended
 from stillhouse.distill.networks import Asked, Denoiser, Inputs, taught_as
 from stillhouse.distill.pairs import Pair
 from stillhouse.distill.targets import walk_of
-from stillhouse.errors import InvalidRequest
+from stillhouse.errors import FitFailed, InvalidRequest
 from stillhouse.fit.recipe import StageRecipe
 from stillhouse.fit.stage import Tick
 from tests.models.checkpoints import unet
@@ -75,7 +75,7 @@ def test_a_chain_that_is_stopped_anywhere_goes_on_to_the_same_bits(tmp_path: Pat
             if seen == at:
                 raise KeyboardInterrupt
 
-        teach(teacher(), RandomPairs(), RECIPE, tmp_path / "parts", report)
+        teach(teacher(), RandomPairs(), RECIPE, tmp_path / "parts", report, save_every=0.0)
 
     for at in (2, 4):
         with pytest.raises(KeyboardInterrupt):
@@ -134,3 +134,17 @@ def test_a_student_is_a_teacher_that_is_not_taught_its_guidance_again(tmp_path: 
     assert student.grid is not None and last.grid is not None and student.grid.points[0] == last.grid.points[0]
     with pytest.raises(InvalidRequest, match="allowed: 2, which the teacher was distilled to"):
         lessons(frozen(last.denoiser), replace(RECIPE, counts=(3, 1), rounds={1: SHORT}), last.grid)
+
+
+def test_a_round_that_was_learnt_by_another_method_is_refused(tmp_path: Path) -> None:
+    teach(teacher(), RandomPairs(), replace(RECIPE, counts=(4, 2)), tmp_path, quiet)
+    with pytest.raises(FitFailed, match="was learnt from something else"):
+        teach(teacher(), RandomPairs(), replace(RECIPE, counts=(4, 2), method="consistency"), tmp_path, quiet)
+
+
+def test_the_next_student_of_another_teacher_is_refused(tmp_path: Path) -> None:
+    """More updates for the first make another teacher of the second."""
+    teach(teacher(), RandomPairs(), replace(RECIPE, counts=(4, 2)), tmp_path, quiet)
+    longer = replace(RECIPE, counts=(4, 2), inside=replace(SHORT, updates=8))
+    with pytest.raises(FitFailed, match=r"2-steps.checkpoint.pt was learnt from something else"):
+        teach(teacher(), RandomPairs(), longer, tmp_path, quiet)

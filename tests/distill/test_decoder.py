@@ -14,7 +14,8 @@ from stillhouse.fit.fit import fit
 from stillhouse.fit.recipe import StageRecipe
 from stillhouse.models.manifest import Latent
 
-LATENT = Latent(channels=4, scaling_factor=0.5, shift_factor=0.1, downscale=4)
+LATENT = Latent(channels=4, scaling_factor=0.18, shift_factor=0.1, downscale=4)
+"""As wide as those of Stable Diffusion: a standard deviation is 5.5."""
 RECIPE = StageRecipe(updates=60, batch=4, rate=3e-3, warm_up=5, decay=0.5, judge_every=60)
 
 
@@ -33,7 +34,7 @@ class Painter(torch.nn.Module):
     """An autoencoder whose decoder enlarges three of the channels."""
 
     def decode(self, sample: torch.Tensor, return_dict: bool) -> tuple[torch.Tensor]:
-        return (torch.nn.functional.interpolate(torch.tanh(sample[:, :3]), scale_factor=4),)
+        return (torch.nn.functional.interpolate((sample[:, :3] / 10).clamp(-1, 1), scale_factor=4),)
 
 
 def lesson(**changes: object) -> DecoderLesson:

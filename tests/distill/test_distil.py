@@ -42,6 +42,13 @@ class Heard:
         self.ticks.append(tick)
 
 
+class Leaves(Heard):
+    """Interrupts as soon as something was learnt."""
+
+    def tick(self, tick: Tick) -> None:
+        raise KeyboardInterrupt
+
+
 @pytest.fixture(scope="module")
 def teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """By kind: sd1 tells noise, sd2 velocity, xl has two text encoders."""
@@ -68,7 +75,7 @@ def test_a_student_of_any_of_them_draws_here_and_in_diffusers(
     teachers: dict[str, Path], settings: Settings, tmp_path: Path, kind: str, diffusers: type[StableDiffusionPipeline]
 ) -> None:
     out = tmp_path / "student"
-    assert distil(teachers[kind], out, settings, tmp_path / "work", Heard()) == [out]
+    assert distil(teachers[kind], out, settings, tmp_path / "work", Heard()).written == (out,)
     manifest = read_manifest(out, verify=True)
     assert manifest.distilled is not None and len(manifest.distilled.timesteps or ()) == 2
     assert manifest.prediction == "v_prediction" and manifest.distilled.guidance == (1.0, 6.0)
@@ -109,13 +116,20 @@ def test_the_evidence_says_what_was_done_and_a_second_run_learns_nothing_anew(
     assert not again.ticks and not again.encoded
     weights = [next((tmp_path / name / "unet").glob("*.safetensors")).read_bytes() for name in ("one", "two")]
     assert weights[0] == weights[1]
+    with pytest.raises(FitFailed, match="was learnt from something else"):
+        distil(teachers["sd2"], tmp_path / "three", replace(settings, guidance=(2.0, 6.0)), tmp_path / "work", again)
+    assert not again.encoded
+    Path(str(settings.prompts)).write_text("something else\n")
+    with pytest.raises(FitFailed, match="was learnt from something else"):
+        distil(teachers["sd2"], tmp_path / "three", settings, tmp_path / "work", again)
+    assert again.encoded == [1, 2, 3] and not (tmp_path / "three").exists()
 
 
 def test_every_student_of_the_chain_is_kept_where_that_is_asked_for(
     teachers: dict[str, Path], settings: Settings, tmp_path: Path
 ) -> None:
     chain = replace(settings, rounds=(4, 2, 1))
-    written = distil(teachers["sd2"], tmp_path / "student", chain, tmp_path / "work", Heard(), every=True)
+    written = distil(teachers["sd2"], tmp_path / "student", chain, tmp_path / "work", Heard(), every=True).written
     assert [path.name for path in written] == ["student-guidance", "student-2", "student"]
     first, second, last = map(read_manifest, written)
     assert first.distilled and first.distilled.timesteps is None and first.distilled.method == "guidance"
@@ -127,9 +141,9 @@ def test_no_time_writes_nothing_and_the_next_run_goes_on(
     teachers: dict[str, Path], settings: Settings, tmp_path: Path
 ) -> None:
     hurried = replace(settings, max_hours=1e-6)
-    assert not distil(teachers["sd2"], tmp_path / "student", hurried, tmp_path / "work", Heard())
+    assert not distil(teachers["sd2"], tmp_path / "student", hurried, tmp_path / "work", Heard()).is_done
     assert not (tmp_path / "student").exists()
-    assert distil(teachers["sd2"], tmp_path / "student", settings, tmp_path / "work", Heard())
+    assert distil(teachers["sd2"], tmp_path / "student", settings, tmp_path / "work", Heard()).is_done
 
 
 def test_factors_lie_beside_a_low_rank_student_and_are_small(
@@ -203,9 +217,9 @@ def test_a_place_that_is_taken_is_said_before_anything_is_learnt(
 def test_numbers_that_are_none_stop_and_say_at_which_update(
     teachers: dict[str, Path], settings: Settings, tmp_path: Path
 ) -> None:
-    hurried = replace(settings, max_hours=1e-6)
-    distil(teachers["sd2"], tmp_path / "student", hurried, tmp_path / "work", Heard())
-    (pairs,) = (tmp_path / "work").glob("pairs-*.pt")
+    with pytest.raises(KeyboardInterrupt):
+        distil(teachers["sd2"], tmp_path / "student", settings, tmp_path / "work", Leaves())
+    (pairs,) = (tmp_path / "work").glob("pairs-*/*.pt")
     kept = torch.load(pairs, weights_only=True)
     torch.save({**kept, "latents": kept["latents"] * float("nan")}, pairs)
     with pytest.raises(FitFailed, match="guidance: the loss of update 0 is nan; go on from the last checkpoint"):
@@ -241,3 +255,12 @@ def test_a_tiny_decoder_draws_instead_of_the_autoencoders(
     assert image.shape == (manifest.defaults.height, manifest.defaults.width, 3)
     theirs = StableDiffusionPipeline.from_pretrained(tmp_path / "student", trust_remote_code=True)
     assert theirs.vae.config.latent_channels == 4, "diffusers opens it all the same"
+
+
+def test_a_student_may_not_teach_what_it_was_not_taught(
+    teachers: dict[str, Path], settings: Settings, tmp_path: Path
+) -> None:
+    distil(teachers["sd2"], tmp_path / "first", replace(settings, rounds=(8, 4)), tmp_path / "one", Heard())
+    asked = replace(settings, rounds=(4, 2), guidance=(1.0, 9.0))
+    with pytest.raises(InvalidRequest, match="allowed: within 1 to 6, which it was taught"):
+        distil(tmp_path / "first", tmp_path / "second", asked, tmp_path / "two", Heard())

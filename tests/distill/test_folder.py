@@ -68,6 +68,13 @@ def test_tar_files(tmp_path: Path) -> None:
     }
 
 
+def test_a_tar_of_a_directory_keeps_its_samples_apart(tmp_path: Path) -> None:
+    """As `tar -C d .` writes it, and with points in the names of directories."""
+    members = {"./1.png": png(), "./1.txt": b"one", "v1.0/2.png": png(), "v1.0/2.txt": b"two"}
+    tar(tmp_path / "a.tar", members)
+    assert read(tmp_path) == {"a.tar/1.png": "one", "a.tar/v1.0/2.png": "two"}
+
+
 def test_a_tar_that_is_cut_short_gives_what_it_has(tmp_path: Path) -> None:
     tar(tmp_path / "a.tar", {"1.png": png(), "1.txt": b"one", "2.png": png(), "2.txt": b"two"})
     whole = (tmp_path / "a.tar").read_bytes()

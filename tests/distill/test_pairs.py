@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from stillhouse import load
+from stillhouse.distill import pairs as pairs_module
 from stillhouse.distill.folder import Skipped
 from stillhouse.distill.items import Item, drawn, fit_to, folder, shapes
-from stillhouse.distill.pairs import kept, told
+from stillhouse.distill.pairs import awaited, kept, told
 from stillhouse.errors import InvalidRequest
 from stillhouse.models.pipeline import Pipeline
 from stillhouse.models.png import write_png
@@ -39,8 +40,9 @@ def test_scenes_come_with_captions_that_training_may_see(pipeline: Pipeline) -> 
 
 def test_batches_are_decided_by_the_generator_and_survive_the_file(pipeline: Pipeline, tmp_path: Path) -> None:
     items = list(shapes(pipeline, 6, seed=1))
-    made = kept(pipeline, items, tmp_path / "deep" / "pairs.pt")
-    again = kept(pipeline, never(), tmp_path / "deep" / "pairs.pt")
+    assert kept(pipeline, lambda begin: items[begin:], tmp_path / "deep" / "pairs")
+    assert kept(pipeline, lambda begin: never(), tmp_path / "deep" / "pairs")
+    made, again = (awaited(tmp_path / "deep" / "pairs") for _ in range(2))
     one, other = (pairs.batch(np.random.default_rng(5), 16) for pairs in (made, again))
     assert torch.equal(one.latents, other.latents)
     assert torch.equal(one.said["encoder_hidden_states"], other.said["encoder_hidden_states"])
@@ -51,7 +53,8 @@ def test_batches_are_decided_by_the_generator_and_survive_the_file(pipeline: Pip
 
 
 def test_nothing_is_the_negative_prompt(pipeline: Pipeline, tmp_path: Path) -> None:
-    pairs = kept(pipeline, shapes(pipeline, 1, seed=1), tmp_path / "pairs.pt")
+    kept(pipeline, lambda begin: shapes(pipeline, 1, seed=1), tmp_path / "pairs")
+    pairs = awaited(tmp_path / "pairs")
     states = pairs.nothing(3)["encoder_hidden_states"]
     wanted = torch.from_numpy(np.array(pipeline.encode_text("")["encoder_hidden_states"])).half().float()
     assert states.shape[0] == 3 and all(torch.equal(row, wanted) for row in states)
@@ -64,7 +67,7 @@ def test_a_folder_is_cut_to_size_and_tells_what_it_skips(pipeline: Pipeline, tmp
         write_png(tmp_path / f"{name}.png", picture)
     (tmp_path / "wide.txt").write_text("a grey square")
     skipped: list[Skipped] = []
-    (item,) = folder(pipeline, tmp_path, skipped.append)
+    (item,) = folder(pipeline, tmp_path, 9, skipped.append)
     assert item.captions == ("a grey square",)
     np.testing.assert_array_equal(item.latents, pipeline.encode_picture(picture[:, 32:96]))
     assert [one.name for one in skipped] == ["silent.png"]
@@ -79,10 +82,43 @@ def test_the_teacher_draws_for_whoever_has_no_pictures(pipeline: Pipeline) -> No
 
 def test_no_items_are_refused(pipeline: Pipeline, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="nothing to learn from"):
-        kept(pipeline, [], tmp_path / "pairs.pt")
+        kept(pipeline, lambda begin: [], tmp_path / "pairs")
     assert not list(tmp_path.iterdir())
 
 
 def test_pictures_of_the_right_size_are_left_as_they_are() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (8, 6, 3), dtype=np.uint8)
     assert fit_to(picture, 6, 8) is picture
+
+
+def test_a_run_that_is_killed_loses_the_last_part_and_ends_with_the_same_pairs(
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pairs_module, "PART", 2)
+
+    def until(stop: int, begin: int) -> Iterator[Item]:
+        for number, item in enumerate(shapes(pipeline, 7, seed=2, begin=begin), begin):
+            if number == stop:
+                raise KeyboardInterrupt
+            yield item
+
+    kept(pipeline, lambda begin: shapes(pipeline, 7, seed=2, begin=begin), tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        kept(pipeline, lambda begin: until(5, begin), tmp_path / "parts")
+    begun: list[int] = []
+    seen: list[int] = []
+
+    def noted(begin: int) -> Iterator[Item]:
+        begun.append(begin)
+        return shapes(pipeline, 7, seed=2, begin=begin)
+
+    assert kept(pipeline, noted, tmp_path / "parts", seen.append)
+    assert begun == [4] and seen == [5, 6, 7]
+    whole, parts = awaited(tmp_path / "whole"), awaited(tmp_path / "parts")
+    assert torch.equal(whole.latents, parts.latents) and torch.equal(whole.captions, parts.captions)
+    one, other = (pairs.batch(np.random.default_rng(1), 9) for pairs in (whole, parts))
+    assert torch.equal(one.said["encoder_hidden_states"], other.said["encoder_hidden_states"])
+
+
+def test_no_time_encodes_nothing_and_says_so(pipeline: Pipeline, tmp_path: Path) -> None:
+    assert not kept(pipeline, lambda begin: never(), tmp_path / "pairs", deadline=0.0)

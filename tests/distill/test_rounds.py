@@ -2,16 +2,23 @@
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillhouse.diffusion import CLEAN, Schedule, grid
-from stillhouse.distill.rounds import Round, plan_edits, plan_rounds, refined, unevenness
+from stillhouse.diffusion import CLEAN, Grid, Schedule, grid
+from stillhouse.distill.rounds import Round, plan_edits, plan_rounds, refined
 from stillhouse.errors import InvalidRequest
 
 SCHEDULES = (Schedule(), Schedule(zero_terminal_snr=True), Schedule("flow"))
 COUNTS = st.lists(st.integers(1, 200), min_size=2, max_size=6).map(lambda counts: sorted(counts, reverse=True))
+
+
+def unevenness(schedule: Schedule, walk: Grid) -> float:
+    """The farthest that a level lies from where trailing spacing would have it, in timesteps."""
+    even = grid(schedule, walk.steps)
+    return float(np.abs(walk.timesteps - even.timesteps).max())
 
 
 @given(counts=COUNTS.filter(lambda counts: counts[0] > 1), schedule=st.sampled_from(SCHEDULES))
@@ -110,3 +117,12 @@ def test_edits_of_every_strength_take_all_steps_over_levels_of_their_own(
 def test_strengths_without_levels_are_refused(strengths: tuple[float, ...]) -> None:
     with pytest.raises(InvalidRequest, match="strength"):
         plan_edits(Schedule(), (36, 3), strengths)
+
+
+@given(counts=COUNTS.filter(lambda counts: counts[0] > 1), schedule=st.sampled_from(SCHEDULES))
+def test_students_of_a_student_walk_parts_of_the_only_grid_that_it_knows(counts: list[int], schedule: Schedule) -> None:
+    begin = grid(schedule, counts[0])
+    rounds = plan_rounds(schedule, counts, begin)
+    assert rounds[0].teacher == begin
+    for one in rounds:
+        assert set(one.student.points) <= set(begin.points) and one.student.points[0] == begin.points[0]

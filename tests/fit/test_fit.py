@@ -33,6 +33,7 @@ class LineStage:
     """Fit y = 3x; the batch depends on the number of the update only."""
 
     name = "line"
+    identity = "three"
 
     def __init__(self, recipe: StageRecipe = RECIPE, stop_at: int | None = None) -> None:
         torch.manual_seed(0)
@@ -101,6 +102,21 @@ def test_a_plan_shorter_than_what_is_done_is_refused_and_nothing_is_lost(tmp_pat
     with pytest.raises(FitFailed, match="has 28 updates behind it, 20 are planned"):
         fit(LineStage(replace(RECIPE, updates=20)), tmp_path, ignore)
     assert (tmp_path / "line.checkpoint.pt").read_bytes() == before
+
+
+def test_a_checkpoint_of_something_else_is_refused_and_stays(tmp_path: Path) -> None:
+    fit(LineStage(), tmp_path, ignore)
+    other = LineStage()
+    other.identity = "four"
+    with pytest.raises(FitFailed, match=r"line.checkpoint.pt was learnt from something else"):
+        fit(other, tmp_path, ignore)
+    assert fit(LineStage(), tmp_path, ignore).is_done
+
+
+def test_what_was_learnt_during_the_fall_is_kept_when_the_plan_changes(tmp_path: Path) -> None:
+    fit(LineStage(), tmp_path, ignore)
+    fit(LineStage(replace(RECIPE, updates=80)), tmp_path, ignore)
+    assert torch.load(tmp_path / "line.checkpoint-of-40.pt", weights_only=True)["update"] == 40
 
 
 def test_judging_leaves_training_untouched(tmp_path: Path) -> None:

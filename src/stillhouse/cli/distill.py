@@ -65,18 +65,22 @@ def run(arguments: Namespace) -> int:
             raise RuntimeMissing(f"distilling needs {package}: {error}", fix=fix) from error
     from stillhouse.distill.distil import distil
 
-    settings = _settings(arguments)
+    settings = settings_of(arguments)
     work = arguments.work or arguments.out.with_name(f"{arguments.out.name}.work")
     with progress() as report:
         told = _Told(report)
-        written = distil(
-            arguments.teacher, arguments.out, settings, work, told, every=arguments.all, force=arguments.force
-        )
-    told.end()
-    if not written:
+        try:
+            made = distil(
+                arguments.teacher, arguments.out, settings, work, told, every=arguments.all, force=arguments.force
+            )
+        finally:
+            told.end()
+    if not made.is_first:
+        return 0
+    if not made.is_done:
         print(f"time was up; what was learnt is in {work}: the same command goes on")
         return NOT_YET
-    for directory in written:
+    for directory in made.written:
         steps = read_manifest(directory).defaults.steps
         print(f"{directory}  {steps} steps; logs and strips in {work}")
     print(f'  stillhouse generate "your prompt" --model {arguments.out}')
@@ -106,13 +110,19 @@ def scales(text: str) -> tuple[float, float]:
     return float(found[1]), float(found[2])
 
 
-def _settings(arguments: Namespace) -> "Settings":
-    from stillhouse.distill.settings import Learning, Settings, read_settings
+def settings_of(arguments: Namespace) -> "Settings":
+    """What the file says, and what the options say instead."""
+    from stillhouse.distill.settings import TEACHER, Learning, Settings, read_settings
 
     settings = read_settings(arguments.config) if arguments.config else Settings()
-    learning = replace(settings.learning, **_given(arguments, Learning))
-    data = {} if arguments.data or arguments.prompts or arguments.config else _own_world(arguments.teacher)
-    return replace(settings, **{**data, **_given(arguments, Settings)}, learning=learning)
+    said = _given(arguments, Learning)
+    students = {name: replace(one, **said) for name, one in settings.students.items()}
+    if arguments.prompts:
+        data = {"data": TEACHER}
+    else:
+        data = {} if arguments.data or arguments.config else _own_world(arguments.teacher)
+    given = {**data, **_given(arguments, Settings)}
+    return replace(settings, **given, learning=replace(settings.learning, **said), students=students)
 
 
 def _given(arguments: Namespace, kind: Any) -> dict[str, Any]:

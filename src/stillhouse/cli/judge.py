@@ -3,28 +3,25 @@
 import json
 from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
-from time import monotonic
 
 from stillhouse.cli.arguments import add_engine, number, positive, whole
 from stillhouse.cli.opening import open_pipeline
 from stillhouse.cli.progress import progress
 from stillhouse.cli.table import table
 from stillhouse.core import ImageRequest
-from stillhouse.distill.judge import Subject, Way, captions_of_shapes, compare, ways_of
-from stillhouse.distill.verdict import Verdict, head, lead, rows, verdict_as_json
+from stillhouse.distill.judge import Subject, Way, captions_of_shapes, student_of
+from stillhouse.distill.prompts import read_prompts
+from stillhouse.distill.verdict import head, judge_students, lead, rows, verdict_as_json
 from stillhouse.distill.views.html import page
 from stillhouse.errors import InvalidRequest
-from stillhouse.measure.machine import machine, versions
+from stillhouse.measure.sets import NEIGHBOURS
 from stillhouse.models.pipeline import Pipeline
 from stillhouse.models.png import write_file
-from stillhouse.models.shapes.features import open_encoder
 from stillhouse.models.shapes.judge import Judgement, Share, judge
 from stillhouse.models.shapes.scene import CANVAS
 
 TEACHERS_STEPS = 35
-_PACKAGES = ("onnxruntime", "openvino", "numpy")
 
 
 def declare(parser: ArgumentParser) -> None:
@@ -71,25 +68,15 @@ def _alone(arguments: Namespace) -> int:
 
 
 def _compared(arguments: Namespace) -> int:
-    began, started = monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
+    if arguments.captions <= NEIGHBOURS:
+        raise InvalidRequest(f"{arguments.captions} captions", allowed=f"{NEIGHBOURS + 1} and more, to compare sets")
     teacher = _teacher(arguments)
-    students = [_student(name, arguments, teacher.pipeline) for name in arguments.names]
+    own = teacher.pipeline.manifest.defaults.guidance
+    guidance = own if arguments.guidance is None else arguments.guidance
+    students = [student_of(open_pipeline(name, arguments), guidance) for name in arguments.names]
     subject = _subject(arguments, teacher.pipeline)
-    ways = ways_of(teacher, students)
-    encoder = open_encoder()
     with progress() as report:
-        found = compare(ways, subject, encoder, report)
-    verdict = Verdict(
-        teacher=teacher.pipeline.manifest.name,
-        students=tuple(student.name for student in students),
-        captions=len(subject.prompts),
-        standings=found.standings,
-        encoder=encoder.checksum,
-        machine=machine(),
-        versions=versions(_PACKAGES),
-        started=started,
-        seconds=monotonic() - began,
-    )
+        verdict, found = judge_students(teacher, students, subject, report)
     print(f"{table(head(verdict), rows(verdict))}\n\n{lead(verdict)}")
     if arguments.json:
         write_file(arguments.json, verdict_as_json(verdict).encode())
@@ -106,15 +93,6 @@ def _teacher(arguments: Namespace) -> Way:
     return Way(f"teacher, {steps} steps", pipeline, asked)
 
 
-def _student(name: str, arguments: Namespace, teacher: Pipeline) -> Way:
-    """Asked for what the teacher is asked for, as far as it was taught that."""
-    pipeline = open_pipeline(name, arguments)
-    guidance = teacher.manifest.defaults.guidance if arguments.guidance is None else arguments.guidance
-    asked = ImageRequest("", guidance=guidance)
-    steps = pipeline.resolve(asked).steps
-    return Way(f"{pipeline.manifest.name}, {steps} step{'s' if steps != 1 else ''}", pipeline, asked)
-
-
 def _subject(arguments: Namespace, teacher: Pipeline) -> Subject:
     if arguments.prompts is None:
         size = teacher.manifest.defaults.width, teacher.manifest.defaults.height
@@ -122,10 +100,7 @@ def _subject(arguments: Namespace, teacher: Pipeline) -> Subject:
             given = f"{teacher.manifest.name} draws {size[0]}x{size[1]}, which the oracle of Shapes cannot read"
             raise InvalidRequest(given, fix="give it prompts of its own world: --prompts FILE")
         return captions_of_shapes(arguments.captions)
-    lines = arguments.prompts.read_text(encoding="utf-8").splitlines()
-    prompts = tuple(line.strip() for line in lines if line.strip())
-    if not prompts:
-        raise InvalidRequest(f"{arguments.prompts} holds no prompts", allowed="a prompt a line")
+    prompts = read_prompts(arguments.prompts)
     # Each prompt again from other seeds, until there are as many pictures as were asked for.
     return Subject(tuple(prompts[number % len(prompts)] for number in range(arguments.captions)))
 

@@ -1,7 +1,10 @@
 """A chain: from a teacher of many guided steps to students of fewer and fewer, each the next one's teacher."""
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -92,6 +95,8 @@ def teach(
     deadline: float | None = None,
     watch: Callable[[Stage, Tick], None] = lambda stage, tick: None,
     begin: Grid | None = None,
+    origin: str = "",
+    save_every: float = 120.0,
 ) -> Sequence[Student]:
     """Teach a whole chain; what was learnt in an earlier run is not learnt again.
 
@@ -104,6 +109,8 @@ def teach(
         deadline: seconds of `time.monotonic` after which no update is begun.
         watch: hears of the same, together with what is learning.
         begin: the only grid that the first teacher walks, if it was distilled to one.
+        origin: tells this teacher and these pairs from all others; checkpoints of others are refused.
+        save_every: as in `fit`.
 
     Returns:
         those that have learnt; fewer than planned where time was up.
@@ -113,14 +120,17 @@ def teach(
         FitFailed: see `fit`.
     """
     students: list[Student] = []
+    identity = origin
     for name, method, how, taught_by in lessons(teacher, recipe, begin):
-        lesson = _lesson(name, method, how, teacher, pairs, recipe)
-        fitted = fit(lesson, folder, _both(report, watch, lesson), deadline)
+        identity = _identity(identity, name, method, recipe)
+        lesson = replace(_lesson(name, method, how, teacher, pairs, recipe), identity=identity)
+        fitted = fit(lesson, folder, _both(report, watch, lesson), deadline, save_every)
         if not fitted.is_done:
             break
         # The next student goes on with the same factors, so that they alone tell the last one from the first teacher.
         teacher = frozen(lesson.student)
-        served = Denoiser(fused(teacher.unet), teacher.schedule, teacher.prediction)
+        identity = f"{identity} {fitted.updates}"
+        served = Denoiser(deepcopy(fused(teacher.unet)).cpu(), teacher.schedule, teacher.prediction)
         grids = {strength: one.student for strength, one in method.edits.items()}
         walked = method.round.student if method.round else None
         students.append(Student(name, served, factors(teacher.unet), walked, taught_by, fitted, grids))
@@ -129,6 +139,7 @@ def teach(
 
 def frozen(denoiser: Denoiser) -> Denoiser:
     """The same, for others to learn from."""
+    denoiser.unet.zero_grad(set_to_none=True)
     denoiser.unet.eval().requires_grad_(False)
     return denoiser
 
@@ -153,6 +164,14 @@ def lessons(
     if teacher.is_conditioned:
         return halvings
     return [(GUIDANCE, Guidance(schedule), recipe.inside, GUIDANCE), *halvings]
+
+
+def _identity(before: str, name: str, method: Method, recipe: ChainRecipe) -> str:
+    """Of everything that decides what this student learns, its teachers included."""
+    served = method.round.student.timesteps.tolist() if method.round else None
+    told = [before, name, type(method).__name__, method.walk.timesteps.tolist(), served, recipe.guidance]
+    told += [recipe.rank, recipe.weighting, recipe.huber, recipe.seed]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
 def _check_edits(recipe: ChainRecipe, begin: Grid | None) -> None:

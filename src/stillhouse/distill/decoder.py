@@ -22,7 +22,7 @@ BLOCKS = 2
 _EDGES = 1.0
 """Of the error of differences between neighbours, beside the error of pixels: edges are what the eye misses first."""
 _GRAIN = 0.1
-"""The most noise on latents: those of few steps are not as clean as the autoencoder's."""
+"""The most noise on latents, in their standard deviations: those of few steps are not as clean as the autoencoder's."""
 
 
 class TinyDecoder(nn.Module):
@@ -35,6 +35,7 @@ class TinyDecoder(nn.Module):
 
     def __init__(self, latent: Latent, width: int) -> None:
         super().__init__()
+        self.latent = latent
         doublings = latent.downscale.bit_length() - 1
         widths = [max(16, width >> number) for number in range(max(1, doublings))]
         layers: list[nn.Module] = [nn.Conv2d(latent.channels, widths[0], 3, padding=1)]
@@ -51,8 +52,9 @@ class TinyDecoder(nn.Module):
 
     def forward(self, latent_sample: Tensor) -> Tensor:
         """Pictures from -1 to 1, and a little beyond."""
+        scaled = (latent_sample - self.latent.shift_factor) * self.latent.scaling_factor
         # Far outliers of latents are cut softly: at three standard deviations they would colour whole regions.
-        output: Tensor = self.layers(3 * torch.tanh(latent_sample / 3))
+        output: Tensor = self.layers(3 * torch.tanh(scaled / 3))
         return output
 
 
@@ -81,6 +83,7 @@ class DecoderLesson:
         seed: of everything that is drawn.
         judged: pictures in each judgement.
         name: of its checkpoints.
+        identity: see `fit.stage.Stage`.
     """
 
     recipe: StageRecipe
@@ -92,6 +95,7 @@ class DecoderLesson:
     seed: int = 0
     judged: int = 32
     name: str = "decoder"
+    identity: str = ""
 
     @property
     def network(self) -> nn.Module:
@@ -103,9 +107,9 @@ class DecoderLesson:
         rng = np.random.default_rng((self.seed, 4, number))
         sample = self._sample(rng, self.recipe.batch)
         spread = torch.from_numpy(rng.uniform(0, _GRAIN, len(sample)).astype(np.float32)).view(-1, 1, 1, 1)
-        sample = sample + spread.to(sample) * torch.from_numpy(rng.standard_normal(sample.shape, dtype=np.float32)).to(
-            sample
-        )
+        sample = sample + spread.to(sample) / self.latent.scaling_factor * torch.from_numpy(
+            rng.standard_normal(sample.shape, dtype=np.float32)
+        ).to(sample)
         with torch.no_grad():
             target = self._theirs(sample)
         error = self.decoder(sample) - target

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Any, Protocol
@@ -18,7 +18,8 @@ from stillhouse.distill.folder import Skipped
 from stillhouse.distill.items import Item, drawn, folder, shapes
 from stillhouse.distill.lesson import Lesson
 from stillhouse.distill.networks import Denoiser
-from stillhouse.distill.pairs import KeptPairs, kept
+from stillhouse.distill.pairs import KeptPairs, awaited, kept
+from stillhouse.distill.prompts import read_prompts
 from stillhouse.distill.settings import DECODER, STRENGTHS, TEACHER, Settings
 from stillhouse.distill.strip import strip
 from stillhouse.distill.student import write_student
@@ -35,6 +36,21 @@ from stillhouse.models.png import write_png
 
 STRIPS = "strips"
 _PACKAGES = ("torch", "diffusers", "transformers", "peft")
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What became of it.
+
+    Args:
+        is_done: whether the last student has learnt; otherwise time was up.
+        is_first: whether this process is the one of several that tells.
+        written: the directories that were made.
+    """
+
+    is_done: bool
+    is_first: bool
+    written: tuple[Path, ...] = ()
 
 
 class Told(Protocol):
@@ -59,7 +75,7 @@ def distil(
     *,
     every: bool = False,
     force: bool = False,
-) -> list[Path]:
+) -> Made:
     """Make the student's pipeline directory; what was learnt in an earlier run is not learnt again.
 
     Args:
@@ -71,9 +87,6 @@ def distil(
         every: write all other students, too: `OUT-guidance`, `OUT-18`.
         force: replace pipelines that stand there.
 
-    Returns:
-        the directories that were written; none where time was up before the last student had learnt.
-
     Raises:
         InvalidRequest: a teacher that cannot be learnt from, rounds that are none, no data.
         ImportFailed: `out` is taken.
@@ -82,6 +95,7 @@ def distil(
     deadline = None if settings.max_hours is None else monotonic() + 3600 * settings.max_hours
     processes, directory = launched(), find(source)
     manifest = read_manifest(directory)
+    _check_guidance(manifest, settings)
     teacher = open_teacher(directory, manifest)
     recipe, begin = _recipe(settings, teacher), _only_grid(manifest)
     names = [name for name, *_ in lessons(teacher, recipe, begin)]
@@ -90,18 +104,24 @@ def distil(
     for place in places.values():
         check_free(place, force)
     pipeline = load(directory)
-    pairs = _pairs(pipeline, directory, settings, work, told)
+    encoded = work / f"pairs-{_key(pipeline.manifest, settings)}"
+    is_kept = processes.is_first and kept(
+        pipeline, _items(pipeline, settings, told), encoded, lambda done: told.items(done, settings.items), deadline
+    )
+    if processes.is_first and not is_kept:
+        return Made(False, True)
+    pairs = awaited(encoded)
     watch = _strips(pipeline, work / STRIPS) if processes.is_first else _nobody
-    students = teach(teacher, pairs, recipe, work, told.tick, deadline, watch, begin)
+    students = teach(teacher, pairs, recipe, work, told.tick, deadline, watch, begin, encoded.stem)
     if len(students) < len(names):
-        return []
+        return Made(False, processes.is_first)
     evidence = _evidence(settings, pairs, students, processes.count)
     decoder = None
     if settings.decoder:
-        lesson = _decoder(directory, manifest, settings, pairs)
+        lesson = _decoder(directory, manifest, settings, pairs, encoded.stem)
         fitted = fit(lesson, work, told.tick, deadline)
         if not fitted.is_done:
-            return []
+            return Made(False, processes.is_first)
         decoder, evidence = lesson.decoder.eval(), {**evidence, "decoder": _taken(fitted)}
     for student in students if processes.is_first else ():
         if student.name in places:
@@ -114,7 +134,8 @@ def distil(
                 evidence=evidence,
                 force=force,
             )
-    return list(places.values()) if processes.is_first else []
+    processes.agreed(True)  # nobody leaves before it is written: launchers end all when one does
+    return Made(True, processes.is_first, tuple(places.values()))
 
 
 def open_teacher(directory: Path, manifest: Manifest) -> Denoiser:
@@ -136,6 +157,15 @@ def open_teacher(directory: Path, manifest: Manifest) -> Denoiser:
         )
     unet = unet.to(device="cuda" if torch.cuda.is_available() else "cpu", memory_format=torch.channels_last)
     return frozen(Denoiser(unet, manifest.schedule, manifest.prediction))
+
+
+def _check_guidance(manifest: Manifest, settings: Settings) -> None:
+    if manifest.distilled is None:
+        return
+    least, most = manifest.distilled.guidance
+    if settings.guidance[0] < least or settings.guidance[1] > most:
+        given = f"guidance of {settings.guidance[0]:g} to {settings.guidance[1]:g} from {manifest.name}"
+        raise InvalidRequest(given, allowed=f"within {least:g} to {most:g}, which it was taught")
 
 
 def _only_grid(manifest: Manifest) -> Grid | None:
@@ -163,36 +193,37 @@ def _recipe(settings: Settings, teacher: Denoiser) -> ChainRecipe:
     )
 
 
-def _pairs(pipeline: Pipeline, directory: Path, settings: Settings, work: Path, told: Told) -> KeptPairs:
-    """Encoded once for the same teacher and the same data."""
-    files = {name: str(record.sha256) for name, record in pipeline.manifest.files.items()}
-    about = [checksum(files), settings.data, settings.prompts, settings.items, settings.seed]
-    path = work / f"pairs-{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]}.pt"
-    return kept(pipeline, _items(pipeline, settings, told), path, lambda done: told.items(done, settings.items))
+def _key(manifest: Manifest, settings: Settings) -> str:
+    """The same for the same teacher and the same data."""
+    files = {name: str(record.sha256) for name, record in manifest.files.items()}
+    about = [checksum(files), _told_of(settings), settings.items, settings.seed]
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]
 
 
-def _items(pipeline: Pipeline, settings: Settings, told: Told) -> Iterable[Item]:
+def _told_of(settings: Settings) -> Any:
+    """What the data are, so that others are not taken for them."""
     if settings.data in EMBEDDED:
-        return shapes(pipeline, settings.items, settings.seed)
+        return settings.data
+    if settings.data == TEACHER:
+        return None if settings.prompts is None else read_prompts(Path(settings.prompts))
+    folder = Path(settings.data).resolve()
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [str(folder), *((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)]
+
+
+def _items(pipeline: Pipeline, settings: Settings, told: Told) -> Callable[[int], Iterable[Item]]:
+    """Those from a number on."""
+    if settings.data in EMBEDDED:
+        return lambda begin: shapes(pipeline, settings.items, settings.seed, begin)
     if settings.data != TEACHER:
-        return _first(folder(pipeline, Path(settings.data), told.skipped), settings.items)
+        return lambda begin: folder(pipeline, Path(settings.data), settings.items, told.skipped, begin)
     if settings.prompts is None:
         raise InvalidRequest("no data and no prompts", allowed="--data FOLDER, --data shapes, or --prompts FILE")
-    lines = Path(settings.prompts).read_text(encoding="utf-8").splitlines()
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise InvalidRequest(f"{settings.prompts} holds no prompts", allowed="a prompt a line")
-    return drawn(pipeline, prompts, settings.items, settings.seed)
+    prompts = read_prompts(Path(settings.prompts))
+    return lambda begin: drawn(pipeline, prompts, settings.items, settings.seed, begin)
 
 
-def _first(items: Iterable[Item], count: int) -> Iterable[Item]:
-    for number, item in enumerate(items):
-        if number == count:
-            return
-        yield item
-
-
-def _decoder(directory: Path, manifest: Manifest, settings: Settings, pairs: KeptPairs) -> DecoderLesson:
+def _decoder(directory: Path, manifest: Manifest, settings: Settings, pairs: KeptPairs, origin: str) -> DecoderLesson:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
@@ -205,6 +236,7 @@ def _decoder(directory: Path, manifest: Manifest, settings: Settings, pairs: Kep
         latent=manifest.latent,
         pairs=pairs,
         seed=settings.seed,
+        identity=f"{origin} {settings.decoder} {settings.seed}",
     )
 
 

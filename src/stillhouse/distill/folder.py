@@ -82,7 +82,9 @@ def _tar(path: Path, name: str) -> Iterator[Captioned | Skipped]:
     try:
         with tarfile.open(path, "r|*") as stream:
             for member in stream:
-                stem, _, kind = member.name.partition(".")
+                place = PurePosixPath(member.name)
+                own, _, kind = place.name.partition(".")
+                stem = str(place.with_name(own)) if own else place.name
                 if not member.isfile():
                     continue
                 if stem != key and group:

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from stillhouse.core import Array, ImageRequest, Picture
 from stillhouse.distill.folder import Captioned, Skipped, read_folder
 from stillhouse.models.pipeline import Draft, Pipeline
-from stillhouse.models.shapes.caption import Description, sample_seen
+from stillhouse.models.shapes.caption import sample_seen
 from stillhouse.models.shapes.scene import draw, sample_scene
 
 _TOGETHER = 8
@@ -24,13 +24,14 @@ class Item:
     captions: tuple[str, ...]
 
 
-def shapes(pipeline: Pipeline, count: int, seed: int, captions: int = 2) -> Iterator[Item]:
+def shapes(pipeline: Pipeline, count: int, seed: int, begin: int = 0, captions: int = 2) -> Iterator[Item]:
     """Scenes of the embedded world, with captions that training may see.
 
     Args:
         pipeline: encodes.
         count: of the scenes.
         seed: of the scenes and of their captions.
+        begin: so many are left out, as if they had been encoded before.
         captions: of each scene.
     """
     rng = np.random.default_rng((seed, 1))
@@ -40,30 +41,41 @@ def shapes(pipeline: Pipeline, count: int, seed: int, captions: int = 2) -> Iter
         said = [caption for _ in range(captions) if (caption := sample_seen(scene, rng))]
         if said:
             made += 1
-            yield Item(pipeline.encode_picture(draw(scene)), tuple(map(_text, said)))
+            if made > begin:
+                yield Item(pipeline.encode_picture(draw(scene)), tuple(map(str, said)))
 
 
-def folder(pipeline: Pipeline, path: Path, skipped: Callable[[Skipped], None]) -> Iterator[Item]:
+def folder(
+    pipeline: Pipeline, path: Path, count: int, skipped: Callable[[Skipped], None], begin: int = 0
+) -> Iterator[Item]:
     """Pictures of a folder, cut in their middle to the pipeline's own size.
 
     Args:
         pipeline: encodes, and says what size.
         path: of the folder; see `folder.read_folder`.
+        count: at most so many.
         skipped: hears of each picture that cannot be learnt from.
+        begin: so many are left out, as if they had been encoded before.
 
     Raises:
         InvalidRequest: no folder of pictures.
     """
     defaults = pipeline.manifest.defaults
+    read = 0
     for one in read_folder(path):
+        if read == count:
+            return
         if isinstance(one, Captioned):
+            read += 1
+            if read <= begin:
+                continue
             fitted = fit_to(one.picture, defaults.width, defaults.height)
             yield Item(pipeline.encode_picture(fitted), (one.caption,))
         else:
             skipped(one)
 
 
-def drawn(pipeline: Pipeline, prompts: Sequence[str], count: int, seed: int) -> Iterator[Item]:
+def drawn(pipeline: Pipeline, prompts: Sequence[str], count: int, seed: int, begin: int = 0) -> Iterator[Item]:
     """What the teacher itself draws, for whoever has no pictures.
 
     Args:
@@ -71,9 +83,10 @@ def drawn(pipeline: Pipeline, prompts: Sequence[str], count: int, seed: int) -> 
         prompts: taken in turn.
         count: of the pictures.
         seed: of the first; each has the next one.
+        begin: so many are left out, as if they had been drawn before.
     """
-    for begin in range(0, count, _TOGETHER):
-        numbers = range(begin, min(begin + _TOGETHER, count))
+    for first in range(begin, count, _TOGETHER):
+        numbers = range(first, min(first + _TOGETHER, count))
         requests = [ImageRequest(prompts[number % len(prompts)], seed=seed + number) for number in numbers]
         drafts: list[Draft] = [pipeline.start(request) for request in requests]
         while pending := [draft for draft in drafts if not draft.is_done]:
@@ -90,7 +103,3 @@ def fit_to(picture: Picture, width: int, height: int) -> Picture:
     if picture.shape[:2] == (height, width):
         return picture
     return np.asarray(ImageOps.fit(Image.fromarray(picture), (width, height), Image.Resampling.LANCZOS))
-
-
-def _text(caption: Description) -> str:
-    return str(caption)

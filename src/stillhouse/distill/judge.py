@@ -227,6 +227,13 @@ def _alone(ways: Sequence[Way], text: str) -> dict[str, list[float]]:
     return alternate({way.name: lambda way=way: timed(way) for way in ways}, _ROUNDS)  # type: ignore[misc]
 
 
+def student_of(pipeline: Pipeline, guidance: float) -> Way:
+    """A student as it draws by default, by this guidance; its name says how many steps it takes."""
+    asked = ImageRequest("", guidance=guidance)
+    steps = pipeline.resolve(asked).steps
+    return Way(f"{pipeline.manifest.name}, {steps} step{'s' if steps != 1 else ''}", pipeline, asked)
+
+
 def ways_of(teacher: Way, students: Sequence[Way]) -> list[Way]:
     """The teacher, its students, and the teacher hurried: as few evaluations as each student, by other samplers.
 
@@ -237,7 +244,12 @@ def ways_of(teacher: Way, students: Sequence[Way]) -> list[Way]:
         teacher: as it draws by default.
         students: their names say how many steps they take.
     """
-    ways = [teacher, *students]
+    names = [student.name for student in students]
+    numbered = [
+        replace(student, name=f"{student.name} ({place})") if names.count(student.name) > 1 else student
+        for place, student in enumerate(students, 1)
+    ]
+    ways = [teacher, *numbered]
     for steps in dict.fromkeys(_steps(student) for student in students):
         for sampler in HURRIED:
             for count, guidance, told in (

@@ -40,6 +40,7 @@ class Lesson:
         huber: width of the pseudo-Huber loss; 0, squares.
         seed: of everything that is drawn.
         judged: pictures in each judgement.
+        identity: see `fit.stage.Stage`.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Lesson:
     huber: float = 0.0
     seed: int = 0
     judged: int = 16
+    identity: str = ""
 
     @property
     def network(self) -> Any:

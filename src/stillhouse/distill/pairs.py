@@ -1,11 +1,14 @@
 """Pairs: clean latents and what the U-Net is told of them, which is all that a student learns from beside its teacher.
 
-Everything is encoded once, by the pipeline that serves, and kept in one file: two fifths of an update's time for a
+Everything is encoded once, by the pipeline that serves, and kept in files: two fifths of an update's time for a
 small model, and the whole autoencoder's memory for a large one.
 """
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +23,11 @@ from stillhouse.errors import InvalidRequest
 from stillhouse.fit.checkpoint import write_atomically
 from stillhouse.models.pipeline import Pipeline
 
+PART = 512
+"""Items of one file."""
+_ALL = "all"
+_LOOK = 0.5
+"""Seconds between two looks for a file that another process makes."""
 _GUIDANCE_INPUT = "timestep_cond"
 
 
@@ -70,28 +78,73 @@ class KeptPairs:
 
 
 def kept(
-    pipeline: Pipeline, items: Iterable[Item], path: Path, progress: Callable[[int], None] = lambda done: None
-) -> KeptPairs:
-    """Encode, keep, and open; what is kept already is only opened.
+    pipeline: Pipeline,
+    items: Callable[[int], Iterable[Item]],
+    folder: Path,
+    progress: Callable[[int], None] = lambda done: None,
+    deadline: float | None = None,
+) -> bool:
+    """Encode what has not been encoded; a run that is killed loses the last part at most.
 
     Args:
         pipeline: tells what the U-Net is told by a text.
-        items: not looked at where the file exists.
-        path: of the file.
+        items: those from this number on.
+        folder: of the parts.
         progress: hears how many items are done.
+        deadline: seconds of `time.monotonic` after which no part is begun.
+
+    Returns:
+        whether all are encoded.
 
     Raises:
         InvalidRequest: no items.
-        FitFailed: no room for the file.
+        FitFailed: no room for a part.
     """
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        made = _encoded(pipeline, items, progress)
-        write_atomically(path, lambda partial: torch.save(made, partial))
-    return KeptPairs(**torch.load(path, weights_only=True))
+    if (folder / _ALL).exists():
+        return True
+    lengths = [len(torch.load(path, weights_only=True)["latents"]) for path in _parts(folder)]
+    done, number = sum(lengths), len(lengths)
+    coming = iter(items(done))
+    while deadline is None or time.monotonic() < deadline:
+        part = list(islice(coming, PART))
+        if not part:
+            break
+        folder.mkdir(parents=True, exist_ok=True)
+        made = _encoded(pipeline, part, done, progress)
+        write_atomically(folder / f"{number:05d}.pt", partial(torch.save, made))
+        done, number = done + len(part), number + 1
+    else:
+        return False
+    if not done:
+        raise InvalidRequest("nothing to learn from", allowed="one picture with a caption, or more")
+    write_atomically(folder / _ALL, lambda path: path.write_text(f"{done}\n"))
+    return True
 
 
-def _encoded(pipeline: Pipeline, items: Iterable[Item], progress: Callable[[int], None]) -> dict[str, Any]:
+def awaited(folder: Path) -> KeptPairs:
+    """Those of a folder, as soon as the process that encodes is done."""
+    while not (folder / _ALL).exists():
+        time.sleep(_LOOK)
+    parts = [torch.load(path, weights_only=True) for path in _parts(folder)]
+    most = max(part["captions"].shape[1] for part in parts)
+    captions, rows = [], 0
+    for part in parts:
+        own = part["captions"] + rows
+        captions.append(torch.cat([own, own[:, :1].expand(-1, most - own.shape[1])], dim=1))
+        rows += len(next(iter(part["texts"].values())))
+    return KeptPairs(
+        latents=torch.cat([part["latents"] for part in parts]),
+        captions=torch.cat(captions),
+        texts={name: torch.cat([part["texts"][name] for part in parts]) for name in parts[0]["texts"]},
+        unsaid=parts[0]["unsaid"],
+    )
+
+
+def _parts(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.pt"))
+
+
+def _encoded(pipeline: Pipeline, items: Iterable[Item], before: int, progress: Callable[[int], None]) -> dict[str, Any]:
     latents: list[Tensor] = []
     captions: list[list[int]] = []
     rows: dict[str, int] = {}
@@ -103,9 +156,7 @@ def _encoded(pipeline: Pipeline, items: Iterable[Item], progress: Callable[[int]
                 texts.append(told(pipeline, text))
         latents.append(torch.from_numpy(item.latents).half())
         captions.append([rows[text] for text in item.captions])
-        progress(len(latents))
-    if not latents:
-        raise InvalidRequest("nothing to learn from", allowed="one picture with a caption, or more")
+        progress(before + len(latents))
     most = max(map(len, captions))
     return {
         "latents": torch.stack(latents),

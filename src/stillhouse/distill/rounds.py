@@ -143,7 +143,7 @@ def plan_edits(schedule: Schedule, counts: Sequence[int], strengths: Sequence[fl
 
     >>> edits = plan_edits(Schedule(), (36, 3), (0.5,))
     >>> edits[0.5].student.timesteps.tolist()
-    [499.0, 331.0, 165.0]
+    [499.0, 331.0, 166.0]
     """
     fine, count = counts
     used = set(grid(schedule, count).timesteps.tolist())
@@ -183,9 +183,3 @@ def thinned(fine: Grid, steps: int) -> Grid:
         free = np.arange(places[-1] + 1, fine.steps - (steps - 1 - part))
         places.append(int(free[np.abs(timesteps[free] - wanted).argmin()]))
     return Grid((*(fine.points[place] for place in places), CLEAN))
-
-
-def unevenness(schedule: Schedule, walk: Grid) -> float:
-    """The farthest that a level lies from where trailing spacing would have it, in timesteps."""
-    even = grid(schedule, walk.steps)
-    return float(np.abs(walk.timesteps - even.timesteps).max())

@@ -13,10 +13,10 @@ def strip(lesson: Lesson, pipeline: Pipeline) -> Picture:
     """The teacher's pictures, and the student's below them: uint8 [2 * height, SHOWN * width, 3].
 
     Args:
-        lesson: whose student and teacher; the first pictures that it is judged by.
+        lesson: whose student, with the weights of the moment, and teacher; the first pictures that it is judged by.
         pipeline: decodes.
     """
-    ours, theirs = lesson.endings(SHOWN)
+    ours, theirs = (latents[:SHOWN] for latents in lesson.endings(max(SHOWN, lesson.judged)))
     rows = [
         np.concatenate([pipeline.decode(one.numpy()) for one in latents.cpu()], axis=1) for latents in (theirs, ours)
     ]

@@ -1,14 +1,19 @@
 """The verdict: what the judge found, with everything that is needed to read it, as one JSON document."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from time import monotonic
 
-from stillhouse.distill.judge import Standing
+from stillhouse.distill.judge import Compared, Progress, Standing, Subject, Way, compare, ways_of
 from stillhouse.errors import InvalidRequest
-from stillhouse.measure.machine import Machine
+from stillhouse.measure.machine import Machine, machine, versions
 from stillhouse.models.decode import DecodeError, decode
+from stillhouse.models.shapes.features import open_encoder
+
+_PACKAGES = ("onnxruntime", "openvino", "numpy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,35 @@ class Verdict:
     def of(self, name: str) -> Standing:
         """The standing of the way of that name."""
         return next(one for one in self.standings if one.name == name)
+
+
+def judge_students(
+    teacher: Way, students: Sequence[Way], subject: Subject, progress: Progress = lambda name, done, total: None
+) -> tuple[Verdict, Compared]:
+    """Compare students with their teacher, and with the teacher in a hurry; see `judge.compare` and `judge.ways_of`.
+
+    Args:
+        teacher: as it draws by default.
+        students: distilled from it.
+        subject: what is drawn.
+        progress: as in `compare`.
+    """
+    began, started = monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
+    encoder = open_encoder()
+    ways = ways_of(teacher, students)
+    found = compare(ways, subject, encoder, progress)
+    verdict = Verdict(
+        teacher=teacher.pipeline.manifest.name,
+        students=tuple(way.name for way in ways[1 : 1 + len(students)]),
+        captions=len(subject.prompts),
+        standings=found.standings,
+        encoder=encoder.checksum,
+        machine=machine(),
+        versions=versions(_PACKAGES),
+        started=started,
+        seconds=monotonic() - began,
+    )
+    return verdict, found
 
 
 def verdict_as_json(verdict: Verdict) -> str:

@@ -1,5 +1,6 @@
 """Files that are either whole, or as they were."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         FitFailed: there is no room for it, or no right to write it.
     """
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         write(partial)
         partial.replace(path)

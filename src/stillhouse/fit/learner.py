@@ -62,10 +62,10 @@ class Learner:
         for group in self._optimiser.param_groups:
             group["lr"] = learning_rate(recipe, self.update)
         self._optimiser.zero_grad(set_to_none=True)
-        total = torch.zeros(())
+        total = torch.zeros((), device=self._parameters[0].device)
         for part in range(recipe.accumulate):
             loss = self._loss(part) / recipe.accumulate
-            total += loss.detach().cpu()
+            total += loss.detach()
             if torch.isfinite(loss):
                 loss.backward()  # type: ignore[no-untyped-call]
         self.processes.average([total])
@@ -109,6 +109,7 @@ class Learner:
         state = {
             "update": self.update,
             "planned": self.stage.recipe.updates,
+            "identity": self.stage.identity,
             "seconds": self.seconds,
             "scores": dict(self.scores),
             "network": self.stage.network.state_dict(),
@@ -134,6 +135,8 @@ class Learner:
     def _resume(self) -> None:
         state = self._load("checkpoint")
         if state is not None and self._has_fallen(state) and state["planned"] != self.stage.recipe.updates:
+            if self.processes.is_first:  # what was learnt during the fall is not lost
+                self._path("checkpoint").rename(self._path(f"checkpoint-of-{state['planned']}"))
             state = self._load("stable")
             if state is None:
                 raise FitFailed(f"{self._path('stable')} is missing: nothing is left from before the fall")
@@ -144,7 +147,8 @@ class Learner:
             raise FitFailed(f"{self.stage.name} has {done} updates behind it, {asked} are planned", fix="plan more")
         self.stage.network.load_state_dict(state["network"])
         self._optimiser.load_state_dict(state["optimiser"])
-        self._average, self.update, self.fell = state["average"], state["update"], self._has_fallen(state)
+        self._average = [one.to(own) for one, own in zip(state["average"], self._parameters, strict=True)]
+        self.update, self.fell = state["update"], self._has_fallen(state)
         self.seconds, self.scores = state.get("seconds", 0.0), state.get("scores", {})
         self._best = state.get("best") if self.stage.recipe.patience else None
 
@@ -155,7 +159,15 @@ class Learner:
 
     def _load(self, kind: str) -> dict[str, Any] | None:
         path = self._path(kind)
-        return torch.load(path, weights_only=True, map_location="cpu") if path.exists() else None
+        if not path.exists():
+            return None
+        state: dict[str, Any] = torch.load(path, weights_only=True, map_location=self._parameters[0].device)
+        if state.get("identity", "") != self.stage.identity:
+            raise FitFailed(
+                f"{path} was learnt from something else",
+                fix="go on with the settings of that time, or learn in another directory",
+            )
+        return state
 
     def _fill(self, values: list[Tensor]) -> None:
         with torch.no_grad():

@@ -21,6 +21,10 @@ class Stage(Protocol):
         """Of its checkpoints, and of what is told of it."""
 
     @property
+    def identity(self) -> str:
+        """Of everything that decides what is learnt, beside the recipe: a checkpoint of another one is refused."""
+
+    @property
     def recipe(self) -> StageRecipe:
         """How long and how fast it learns."""
 

@@ -22,6 +22,7 @@ class AutoencoderStage:
     """L1 + squared error + a little divergence; edges count extra near the end, whole pictures come last."""
 
     name = "autoencoder"
+    identity = ""
 
     def __init__(self, recipe: Recipe) -> None:
         self.seed, self.recipe = recipe.seed, recipe.autoencoder

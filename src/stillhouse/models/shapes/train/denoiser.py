@@ -29,6 +29,7 @@ class DenoiserStage:
     """Mean squared error of the velocity v (Salimans and Ho, arXiv 2202.00512, appendix D)."""
 
     name = "denoiser"
+    identity = ""
 
     def __init__(self, recipe: Recipe, tokenizer: Any, text_encoder: Any, autoencoder: Any, folder: Path) -> None:
         self.seed, self.shared, self.recipe = recipe.seed, recipe, recipe.denoiser

@@ -48,6 +48,7 @@ class FeaturesStage:
     """The mean cross-entropy of every slot."""
 
     name = "features"
+    identity = ""
 
     def __init__(self, recipe: Recipe) -> None:
         self.seed, self.recipe = recipe.seed, recipe.features

@@ -26,6 +26,7 @@ class TextStage:
     """Cross-entropy of every slot, read from the token vectors by learnt attention."""
 
     name = "text_encoder"
+    identity = ""
 
     def __init__(self, recipe: Recipe, tokenizer: Any) -> None:
         self.seed, self.recipe, self.tokenizer = recipe.seed, recipe.text_encoder, tokenizer
