@@ -7,7 +7,7 @@ import pytest
 from stillhouse.accelerate.candidate import Candidate
 from stillhouse.accelerate.walks import combinations, cost, ladders, request_fields, walk, walked
 from stillhouse.models.load import find
-from stillhouse.models.manifest import Manifest, read_manifest
+from stillhouse.models.manifest import Distilled, Manifest, read_manifest
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +58,11 @@ def test_options_become_fields_and_defaults(manifest: Manifest) -> None:
     changed = walked(candidate, manifest.defaults)
     assert (changed.sampler, changed.steps, changed.guidance_interval) == ("dpmpp_2m", 12, (0.1, 0.7))
     assert walked(Candidate("pipeline", "openvino", "loop"), manifest.defaults) == manifest.defaults
+
+
+def test_a_student_of_one_grid_has_no_ladder(manifest: Manifest) -> None:
+    learnt = Distilled((999.0, 499.0), (1.0, 5.0), "progressive", ("shapes", ""))
+    student = replace(manifest, distilled=learnt, guidance_channels=256)
+    assert ladders(student, caches=True) == []
+    inside = replace(student, distilled=replace(learnt, timesteps=None))
+    assert [ladder.kind for ladder in ladders(inside, caches=False)] == ["steps"]

@@ -119,6 +119,7 @@ class Slow:
     report: Report
     added: list[Trial] = field(default_factory=list)
     requests: tuple[ImageRequest, ...] = ()
+    students: tuple[str, ...] = ("shapes-3",)
     threads: int | None = None
     memory: int | None = None
     limit: float = 60.0

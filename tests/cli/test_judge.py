@@ -64,5 +64,8 @@ def test_mistakes_of_a_comparison_are_explained(here: Path, refused: Refused) ->
     Path("empty.txt").write_text("\n")
     assert "say which one is the teacher" in refused("judge", "shapes", "shapes")
     assert "without --against" in refused("judge", "shapes", "-o", "page.html")
+    assert "without --against" in refused("judge", "shapes", "--clip", "clip")
+    assert "no CLIP model in clip" in refused("judge", "shapes", "--against", "shapes", "--clip", "clip")
+    assert "no file fid.pt" in refused("judge", "shapes", "--against", "shapes", "--inception", "fid.pt")
     assert "no model 'nothing'" in refused("judge", "shapes", "--against", "nothing")
     assert "holds no prompts" in refused("judge", "shapes", "--against", "shapes", "--prompts", "empty.txt")

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from stillhouse.accelerate.candidate import Candidate
+from stillhouse.accelerate.candidate import DISTILLED, Candidate
 from stillhouse.accelerate.prompts import has_oracle
 from stillhouse.accelerate.race import Effort
 from stillhouse.accelerate.report import Bounds, Goal
@@ -35,6 +35,7 @@ class Asked:
         effort: of the races of heavy networks; None: the usual.
         requests: what is drawn to probe and to compare; empty: what the model has, or general prompts.
         inputs: of a bare ONNX file, an .npz; None: plausible ones.
+        students: names of the students that are candidates, as `students.settle_students` laid them out.
         ones: feed a bare ONNX file nothing but ones, as Auto-Acceleration did.
         shapes: of a bare ONNX file's inputs where they are dynamic.
         price: of an hour of this machine.
@@ -51,6 +52,7 @@ class Asked:
     recipes: tuple[str, ...] = ()
     effort: Effort | None = None
     requests: tuple[ImageRequest, ...] = ()
+    students: tuple[str, ...] = ()
     inputs: Path | None = None
     ones: bool = False
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -64,10 +66,11 @@ def allowed(memory: int | None, here: Machine) -> int | None:
 
 
 def is_asked(planned: Trial | Candidate, asked: Asked) -> bool:
-    """Whether the recipes that were asked for name it; a plain f32 always is, for others are compared with it."""
+    """Whether the recipes that were asked for name it. A plain f32 always is, for others are compared with it, and
+    so is what is a student's, which was asked for by name."""
     candidate = planned.candidate if isinstance(planned, Trial) else planned
     told = (candidate.recipe, candidate.precision)
-    plain = candidate.recipe == "f32" and candidate.precision == "f32"
+    plain = candidate.recipe in ("f32", DISTILLED) and candidate.precision == "f32"
     return not asked.recipes or plain or any(name in asked.recipes for name in told if name != "f32")
 
 

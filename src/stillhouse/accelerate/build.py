@@ -6,11 +6,13 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
 
-from stillhouse.accelerate.candidate import MADE, Candidate
+from stillhouse.accelerate.candidate import DISTILLED, MADE, Candidate
 from stillhouse.accelerate.probe import Probe
 from stillhouse.errors import InvalidRequest
 from stillhouse.models.manifest import Component
 
+DISTILLED_GRAPH = "model.onnx"
+"""The file, in the folder of what its recipe makes, of a network that was distilled; see `students.lay_decoder`."""
 _TOOK = "seconds.txt"
 # What makes a graph is loaded when one is made: most candidates need none of it.
 _Recipe = Callable[[Path, Path, Sequence[Probe], Sequence[str]], None]
@@ -26,6 +28,8 @@ def build(candidate: Candidate, graph: Path, folder: Path, probes: Sequence[Prob
         RuntimeMissing: what makes it is not installed.
         BackendFailed: it could not be made.
     """
+    if candidate.recipe == DISTILLED:
+        return folder / DISTILLED_GRAPH, 0.0
     if candidate.recipe not in MADE:
         return graph, 0.0
     recipe = _RECIPES.get((candidate.backend, candidate.recipe))
@@ -51,6 +55,7 @@ def component_of(candidate: Candidate, graph: str, weights: str) -> Component:
     options = dict(candidate.options)
     threads = options.pop("threads", None)
     options.pop("tile", None)  # a default of the pipeline, not of its network
+    options.pop("student", None)  # says which graph it is
     return Component(
         graph=graph,
         weights=weights,

@@ -10,7 +10,9 @@ NETWORK = "network"
 PIPELINE = "pipeline"
 """The component of candidates that change how a whole picture is made, and no single network."""
 MADE = ("f16", "int8-static", "int8-dynamic", "uint8-dynamic", "int8-weights", "int4-weights")
-"""Recipes that make a graph of their own; with any other the component's graph is opened as it is."""
+"""Recipes that make a graph of the component's own; with any other that one is opened as it is."""
+DISTILLED = "distilled"
+"""The recipe of what a student has in its teacher's place: its decoder, or itself where the whole picture is made."""
 
 NEIGHBOURLY = "it takes one scale over a whole batch, so that a picture would depend on who is drawn beside it"
 """What is wrong with a network in a pipeline whose rows are not independent of each other."""
@@ -26,11 +28,12 @@ class Candidate:
             which a whole picture is made.
         backend: onnxruntime, openvino, torch; for a pipeline candidate `stillhouse`.
         recipe: what is made of the graph: `f32` (as it is), `f16`, `int8-static`, `int8-dynamic`, `uint8-dynamic`,
-            `int8-weights`, `int4-weights`; for a pipeline candidate `walk`, or `loop` where it is only compared with.
+            `int8-weights`, `int4-weights`, `distilled`; for a pipeline candidate `walk` or `distilled`, or `loop` where
+            it is only compared with.
         precision: what the runtime is asked to compute in: f32, bf16, f16, auto.
         options: how it is opened (threads, streams, shapes=static, attention, memory_format, compile), how much a
             decoder sees at once (tile, in pixels a side) or, for a pipeline candidate, what it changes (sampler,
-            steps, guidance_interval, refresh).
+            steps, guidance_interval, refresh); whose it is, where it was distilled (student).
         keep: names of the nodes that stay as they are while the rest is quantised.
 
     >>> Candidate("unet", "openvino", "int8-static", options={"streams": "2"}).name
@@ -65,7 +68,7 @@ class Candidate:
     @property
     def made(self) -> str:
         """A name for the folder of the graph that its recipe makes; candidates that open it differently share it."""
-        return self._named(self.keep)
+        return self._named((self.keep, self.options["student"]) if self.recipe == DISTILLED else self.keep)
 
     def _named(self, facts: object) -> str:
         told = repr((self.backend, self.recipe, facts))

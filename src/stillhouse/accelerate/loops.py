@@ -15,6 +15,7 @@ from stillhouse.accelerate.prompts import captions, compared, has_oracle
 from stillhouse.accelerate.race import Effort, race
 from stillhouse.accelerate.report import Report, relative
 from stillhouse.accelerate.strip import Drawn, read_drawn, write_strip
+from stillhouse.accelerate.students import STUDENTS
 from stillhouse.accelerate.subject import LOG, Subject, SubjectFailed
 from stillhouse.accelerate.target import Target
 from stillhouse.accelerate.task import Task
@@ -106,6 +107,20 @@ class Loops:
 
         The directory's own manifest may say what an earlier sweep chose, so nothing is left to it.
         """
+        return self._open(candidate, self.sweep.target.directory, components, defaults, cache)
+
+    def open_student(self, candidate: Candidate) -> bool:
+        """Open a student as its own manifest says, and draw once; where that fails the trial goes into the report."""
+        return self._open(candidate, self.sweep.target.directory / STUDENTS / candidate.options["student"])
+
+    def _open(
+        self,
+        candidate: Candidate,
+        directory: Path,
+        components: Mapping[str, Component] | None = None,
+        defaults: Defaults | None = None,
+        cache: StepCache | None = None,
+    ) -> bool:
         folder = self._folder(candidate)
         task = Task(
             candidate,
@@ -113,8 +128,8 @@ class Loops:
             folder=str(folder),
             artefact="",
             threads=self.sweep.threads,
-            pipeline=str(self.sweep.target.directory.resolve()),
-            components=components,
+            pipeline=str(directory.resolve()),
+            components=components or {},
             defaults=defaults,
             step_cache=cache,
         )

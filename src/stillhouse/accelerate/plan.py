@@ -1,6 +1,6 @@
 """The plan: every candidate that makes sense on this machine, likely best first; every other one with its reason."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -42,13 +42,19 @@ class Surroundings:
     side: int | None = None
 
 
-def plan(component: str, around: Surroundings) -> list[Trial | Candidate]:
+def plan(component: str, around: Surroundings, others: Iterable[Candidate] = ()) -> list[Trial | Candidate]:
     """Candidates in the order in which they are to be tried, the baseline first; excluded ones as trials.
 
     Short on purpose: a lattice of under a hundred points, ordered by what was fastest where it was measured.
+
+    Args:
+        component: what is to be run.
+        around: where.
+        others: candidates that only the caller can know, to be tried after the baseline.
     """
     considered = [
         Candidate(component, BASELINE),
+        *others,
         *_openvino(component, around),
         *_onnxruntime(component, around),
         *_torch(component, around),

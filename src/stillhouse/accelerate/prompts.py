@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from stillhouse.core import ImageRequest
+from stillhouse.models.load import EMBEDDED
 from stillhouse.models.manifest import Manifest
 from stillhouse.models.shapes.caption import Description, sample_held_out
 
@@ -24,8 +25,9 @@ _PROBED, _COMPARED = 3, 4
 
 
 def has_oracle(manifest: Manifest) -> bool:
-    """Whether a program can read this pipeline's pictures: the embedded model, and what was made of it."""
-    return "judge" in manifest.evidence
+    """Whether a program can read this pipeline's pictures: the embedded models, and what was made of them."""
+    learnt = manifest.distilled is not None and manifest.distilled.teacher[0] in EMBEDDED
+    return learnt or "judge" in manifest.evidence
 
 
 def captions(count: int, stream: int = _STREAM) -> list[tuple[Description, ImageRequest]]:
@@ -50,6 +52,8 @@ def shortened(manifest: Manifest, requests: Sequence[ImageRequest]) -> list[Imag
     apart as well as a whole walk does."""
     if not is_heavy(manifest):
         return list(requests)
+    if manifest.distilled and manifest.distilled.timesteps:  # it takes few, and can take no others
+        return list(requests[:1])
     return [replace(request, steps=request.steps or _HEAVY_STEPS) for request in requests[:1]]
 
 

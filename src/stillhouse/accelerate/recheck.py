@@ -8,7 +8,7 @@ from pathlib import Path
 
 from stillhouse.accelerate.asked import allowed
 from stillhouse.accelerate.attempt import MADE_FOLDER, Bench, attempt
-from stillhouse.accelerate.candidate import NETWORK, PIPELINE, Candidate
+from stillhouse.accelerate.candidate import DISTILLED, NETWORK, PIPELINE, Candidate
 from stillhouse.accelerate.check import ROUGH, judged, missed
 from stillhouse.accelerate.loops import CHOSEN, PLAIN, Loops
 from stillhouse.accelerate.probe import PROBES
@@ -146,7 +146,12 @@ def _pictures(directory: Path, report: Report, threads: int | None) -> Finding:
         loops = Loops(state, manifest, directory / TRIALS / PIPELINE / RECHECKED, stack)
         try:
             cache = step_cache(directory, chosen)
-            if loops.open(PLAIN, plain(directory), manifest.defaults) and loops.open(CHOSEN, chosen, defaults, cache):
+            opened = loops.open(PLAIN, plain(directory), manifest.defaults) and (
+                loops.open_student(before.candidate)
+                if before.candidate.recipe == DISTILLED
+                else loops.open(CHOSEN, chosen, defaults, cache)
+            )
+            if opened:
                 today = _timed(loops, before.candidate, loops.measure(before.candidate, ROUGH))
             else:
                 today = Trial(before.candidate, "failed", state.failed)

@@ -14,6 +14,7 @@ from stillhouse.accelerate.child import OUTPUTS, PICTURES
 from stillhouse.accelerate.choose import front
 from stillhouse.accelerate.probe import PROBES, read_probes
 from stillhouse.accelerate.report import REPORT, Report
+from stillhouse.accelerate.students import STUDENTS, moved, student_manifest
 from stillhouse.accelerate.target import original, original_manifest
 from stillhouse.accelerate.trial import Trial
 from stillhouse.accelerate.walks import walked
@@ -31,6 +32,10 @@ def apply(directory: Path, report: Report) -> None:
     """Write the choice of the report into the directory's manifest."""
     if any(component == NETWORK for component in _components(report)):
         _apply_network(directory, report)
+        return
+    if name := _chosen_student(report):
+        manifest = moved(student_manifest(directory, name), f"{STUDENTS}/{name}")
+        write_manifest(directory, replace(manifest, evidence={**manifest.evidence, "accelerate": _evidence(report)}))
         return
     components = chosen_components(directory, report)
     before = original_manifest(directory)
@@ -50,6 +55,12 @@ def apply(directory: Path, report: Report) -> None:
         evidence={**before.evidence, "accelerate": _evidence(report)},
     )
     write_manifest(directory, chosen)
+
+
+def _chosen_student(report: Report) -> str | None:
+    """The name of the student that whole pictures are drawn by, where one is."""
+    key = report.chosen.get(PIPELINE)
+    return report.trial(PIPELINE, key).candidate.options.get("student") if key else None
 
 
 def _tuned(directory: Path, report: Report) -> Tuned:

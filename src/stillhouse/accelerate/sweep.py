@@ -26,6 +26,7 @@ from stillhouse.accelerate.race import Effort
 from stillhouse.accelerate.report import Report, write_report
 from stillhouse.accelerate.settle import apply
 from stillhouse.accelerate.strip import SHOWN
+from stillhouse.accelerate.students import decoders, lay_decoder
 from stillhouse.accelerate.subject import SubjectFailed
 from stillhouse.accelerate.target import Part, Target, original_manifest
 from stillhouse.accelerate.trial import Trial
@@ -91,7 +92,10 @@ class Sweep:
                 threads=self.asked.threads or self.report.machine.cores,
                 side=self._side(part, probes[part.name]),
             )
-            planned = [one for one in plan(part.name, surroundings) if is_asked(one, self.asked)]
+            others = decoders(self.target.directory, self.asked.students) if part.name == DECODER else ()
+            planned = [one for one in plan(part.name, surroundings, others) if is_asked(one, self.asked)]
+            for candidate in others:
+                lay_decoder(candidate, self.target.directory, self._bench(part, probes[part.name]).made)
             self._component(part, planned, probes[part.name], share)
         if self.target.is_pipeline:
             sweep_walks(self)
@@ -107,6 +111,11 @@ class Sweep:
     def requests(self) -> Sequence[ImageRequest]:
         """What the user wants drawn; empty: whatever is usual."""
         return self.asked.requests
+
+    @property
+    def students(self) -> Sequence[str]:
+        """Names of the students that are candidates."""
+        return self.asked.students
 
     @property
     def threads(self) -> int | None:

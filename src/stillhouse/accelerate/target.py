@@ -83,7 +83,7 @@ def _settle_pipeline(source: Path, directory: Path) -> Target:
     if _is_new(directory, source, identity):
         with _laid(directory, manifest.name, identity) as laid:
             for name in manifest.files:
-                _place(source / name, laid / name)
+                place(source / name, laid / name)
             for copy in (laid / MANIFEST, laid / TRIALS / MANIFEST):
                 shutil.copyfile(told, copy)
     return _pipeline(directory)
@@ -112,7 +112,7 @@ def _settle_network(source: Path, directory: Path) -> Target:
     if _is_new(directory, source, identity):
         with _laid(directory, source.stem, identity) as laid:
             for name in [source.name, *signature.external]:
-                _place(source.parent / name, laid / NETWORK / name)
+                place(source.parent / name, laid / NETWORK / name)
     graph = directory / NETWORK / source.name
     part = Part(NETWORK, graph, Component(f"{NETWORK}/{source.name}", ""), read_signature(graph))
     return Target(source.stem, directory, (part,), is_pipeline=False)
@@ -196,7 +196,8 @@ def _laid(directory: Path, name: str, identity: str) -> Iterator[Path]:
         raise
 
 
-def _place(source: Path, target: Path) -> None:
+def place(source: Path, target: Path) -> None:
+    """Copy a file; a large one is linked, where it can be."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.stat().st_size >= _LINKED:
         try:

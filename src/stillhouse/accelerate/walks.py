@@ -40,7 +40,12 @@ def walk(options: Mapping[str, str]) -> Candidate:
 
 
 def ladders(manifest: Manifest, caches: bool) -> list[Ladder]:
-    """What can be tried of a pipeline; `caches` says whether cached steps are possible."""
+    """What can be tried of a pipeline; `caches` says whether cached steps are possible.
+
+    Nothing of a student that was distilled to one grid: it knows no other steps, samplers or halves of its network.
+    """
+    if manifest.distilled and manifest.distilled.timesteps:
+        return []
     steps = manifest.defaults.steps
     counts = sorted({max(_FEWEST, round(share * steps)) for share in _SHARES} - {steps}, reverse=True)
     found = [Ladder("steps", tuple({"sampler": _BOLD_SAMPLER, "steps": str(n)} for n in counts if n < steps))]
@@ -66,7 +71,7 @@ def combinations(passing: Mapping[str, Sequence[Mapping[str, str]]]) -> list[Map
 
 
 def request_fields(options: Mapping[str, str]) -> dict[str, object]:
-    """The options of a walk as fields of an `ImageRequest`.
+    """The options of a walk as fields of an `ImageRequest`; of a student, none.
 
     >>> request_fields({"steps": "12", "guidance_interval": "0-0.6"})
     {'steps': 12, 'guidance_interval': (0.0, 0.6)}

@@ -1,7 +1,7 @@
 """Whole pictures: the chosen networks together, then ways to walk with them, all beside the plain loops."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,6 +14,7 @@ from stillhouse.accelerate.loops import CHOSEN, DEFAULT, PLAIN, Drawing, Loops
 from stillhouse.accelerate.prompts import has_oracle, is_heavy
 from stillhouse.accelerate.report import Report
 from stillhouse.accelerate.settle import chosen_components, chosen_defaults, step_cache
+from stillhouse.accelerate.students import student
 from stillhouse.accelerate.subject import SubjectFailed
 from stillhouse.accelerate.target import original_manifest, plain
 from stillhouse.accelerate.trial import Trial
@@ -42,6 +43,10 @@ _LIKELY = 30.0
 class Sweeping(Drawing, Protocol):
     """What the search needs of the sweep that it is a part of."""
 
+    @property
+    def students(self) -> Sequence[str]:
+        """Names of the students that are candidates."""
+
     def tell(self, what: str, done: float, total: float, /) -> None:
         """Show what goes on, and how far it is."""
 
@@ -62,11 +67,14 @@ def sweep_walks(sweep: Sweeping) -> None:
         for ladder in ladders(manifest, caches=False):
             for rung in ladder.rungs:
                 sweep.add(Trial(walk(rung), "skipped", reason))
+        for name in sweep.students:
+            sweep.add(Trial(student(name), "skipped", reason))
         return
     with ExitStack() as stack:
         search = _Search(sweep, manifest, Loops(sweep, manifest, sweep.target.directory / TRIALS / PIPELINE, stack))
         try:
             if search.begin():
+                search.hurry()
                 search.climb()
                 search.combine()
                 search.final()
@@ -109,6 +117,21 @@ class _Search:
         self.sweep.report = replace(self.sweep.report, exact=True)
         return self._draws_well()
 
+    def hurry(self) -> None:
+        """Students, each with its own walk on its own networks."""
+        for number, name in enumerate(self.sweep.students):
+            self.sweep.tell("pictures: students", number, len(self.sweep.students))
+            candidate = student(name)
+            if self.sweep.left(_BEFORE_FINAL) <= 0:
+                self.sweep.add(Trial(candidate, "skipped", "the time budget ended first; run again to go on"))
+            elif self.loops.open_student(candidate):
+                try:
+                    trial = self.loops.measure(candidate, ROUGH)
+                    if trial.status == "skipped":
+                        self._passes_surely(candidate)
+                except SubjectFailed as failure:
+                    self.sweep.add(Trial(candidate, "failed", str(failure)))
+
     def climb(self) -> None:
         """On each ladder, the boldest rung that passes roughly, by bisection."""
         for ladder in ladders(self.manifest, caches=self.can_cache):
@@ -137,11 +160,11 @@ class _Search:
             if not self._passes(options):
                 continue
             tries += 1
-            if self._passes_surely(options):
+            if self._passes_surely(walk(options)):
                 return
 
     def final(self) -> None:
-        """The plain loops, the chosen networks and the fastest way to walk with them, timed in the same rounds."""
+        """The plain loops, the chosen networks, the fastest way to walk with them, the students: in the same rounds."""
         networks = plain(self.sweep.target.directory).items()
         default = {name: replace(one, backend="openvino", precision="auto") for name, one in networks}
         if self.sweep.left(_BEFORE_END) > 0 and self.loops.open(DEFAULT, default, self.manifest.defaults):
@@ -150,6 +173,7 @@ class _Search:
         ways = {one.key: one for one in (PLAIN, DEFAULT, CHOSEN) if self.loops.has(one)}
         if best is not None:
             ways[best.candidate.key] = best.candidate
+        ways |= {one.key: one for one in map(student, self.sweep.students) if self.loops.has(one)}
         self.sweep.tell("pictures: final", 0, 1)
         seconds = alternate({key: partial(self.loops.lap(one), 1) for key, one in ways.items()}, _FINAL_ROUNDS)
         for key, taken in seconds.items():
@@ -180,7 +204,7 @@ class _Search:
     def _secure(self) -> None:
         """Of the rungs of steps the boldest that passes in full, before time goes into what may gain more."""
         for rung in self.passing.get("steps", [])[::-1]:
-            if self.sweep.left(_BEFORE_FINAL) > 0 and self._passes_surely(rung):
+            if self.sweep.left(_BEFORE_FINAL) > 0 and self._passes_surely(walk(rung)):
                 self.secured = rung
                 break
         for options in other_samplers(self.secured) if self.secured else ():
@@ -210,9 +234,8 @@ class _Search:
         self.sweep.add(trial)
         return trial
 
-    def _passes_surely(self, options: Mapping[str, str]) -> bool:
+    def _passes_surely(self, candidate: Candidate) -> bool:
         """Whether it passes on many pictures, drawn in portions until the answer is no, or all are drawn."""
-        candidate = walk(options)
         if not has_oracle(self.manifest):
             return (self.sweep.known(candidate) or Trial(candidate, "failed")).status == "accepted"
         if self.sweep.left(_BEFORE_FINAL) < self._needs(candidate):

@@ -13,6 +13,7 @@ from stillhouse.accelerate.publish import publish
 from stillhouse.accelerate.race import Effort
 from stillhouse.accelerate.report import GOALS, REPORT, Bounds
 from stillhouse.accelerate.settle import clear
+from stillhouse.accelerate.students import settle_students
 from stillhouse.accelerate.sweep import sweep
 from stillhouse.accelerate.target import settle
 from stillhouse.accelerate.views.console import table
@@ -21,6 +22,7 @@ from stillhouse.cli.arguments import duration, number, positive, size_in_bytes
 from stillhouse.cli.progress import progress
 from stillhouse.core import ImageRequest
 from stillhouse.errors import InvalidRequest
+from stillhouse.models.load import find
 
 NOTHING, INTERRUPTED = 1, 130
 
@@ -37,6 +39,7 @@ def declare(parser: ArgumentParser) -> None:
     parser.add_argument("--memory", type=size_in_bytes, metavar="SIZE", help="for a candidate and the baseline")
     parser.add_argument("--component", action="append", default=[], metavar="NAME", help="only this one; repeatable")
     parser.add_argument("--engine", action="append", default=[], metavar="NAME", help="only this one; repeatable")
+    parser.add_argument("--student", action="append", default=[], metavar="NAME", help="a candidate, too; repeatable")
     parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="to compare by; repeatable")
     parser.add_argument("--inputs", type=Path, metavar="FILE.npz", help="real inputs of a bare .onnx file")
     parser.add_argument("--shape", action="append", default=[], type=named_shape, metavar="NAME=1x3x224x224")
@@ -67,7 +70,11 @@ def run(arguments: Namespace) -> int:
     asked = _asked(arguments, config)
     if Path(source).suffix == ".onnx":
         _check_network(Path(source), asked, config)
+    for name in arguments.student:
+        find(name)  # before anything is written
     target = settle(source, out)
+    if arguments.student:
+        asked = replace(asked, students=settle_students(target, arguments.student))
     with progress() as tell:
         report = sweep(target, asked, tell)
     written = publish(out, report)

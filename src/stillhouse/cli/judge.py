@@ -10,6 +10,7 @@ from stillhouse.cli.opening import open_pipeline
 from stillhouse.cli.progress import progress
 from stillhouse.cli.table import table
 from stillhouse.core import ImageRequest
+from stillhouse.distill.brought import Brought, open_clip, open_inception
 from stillhouse.distill.judge import Subject, Way, captions_of_shapes, student_of
 from stillhouse.distill.prompts import read_prompts
 from stillhouse.distill.verdict import head, judge_students, lead, rows, verdict_as_json
@@ -32,6 +33,8 @@ def declare(parser: ArgumentParser) -> None:
     )
     parser.add_argument("-o", "--out", type=Path, metavar="FILE.html", help="the comparison as a page; with --against")
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="a prompt a line, for models of other things")
+    parser.add_argument("--clip", type=Path, metavar="DIR", help="a CLIP model of yours: adds the CLIP score")
+    parser.add_argument("--inception", type=Path, metavar="FILE", help="Inception in TorchScript, of yours: adds FID")
     add_engine(parser)
     parser.add_argument("--captions", type=positive, default=1000, metavar="N", help="held-out captions; default: 1000")
     parser.add_argument("--steps", type=whole, metavar="N", help="of the teacher, or of the only one; default: 35")
@@ -46,10 +49,9 @@ def run(arguments: Namespace) -> int:
 
 
 def _alone(arguments: Namespace) -> int:
-    if len(arguments.names) > 1 or arguments.out or arguments.prompts:
-        raise InvalidRequest(
-            "several pipelines, a page or prompts without --against", fix="say which one is the teacher"
-        )
+    if len(arguments.names) > 1 or any((arguments.out, arguments.prompts, arguments.clip, arguments.inception)):
+        given = "several pipelines, a page, prompts, CLIP or Inception without --against"
+        raise InvalidRequest(given, fix="say which one is the teacher")
     pipeline = open_pipeline(arguments.names[0], arguments)
     distilled = pipeline.manifest.distilled
     own = None if distilled and distilled.timesteps else TEACHERS_STEPS
@@ -75,8 +77,11 @@ def _compared(arguments: Namespace) -> int:
     guidance = own if arguments.guidance is None else arguments.guidance
     students = [student_of(open_pipeline(name, arguments), guidance) for name in arguments.names]
     subject = _subject(arguments, teacher.pipeline)
+    brought = Brought(
+        arguments.clip and open_clip(arguments.clip), arguments.inception and open_inception(arguments.inception)
+    )
     with progress() as report:
-        verdict, found = judge_students(teacher, students, subject, report)
+        verdict, found = judge_students(teacher, students, subject, report, brought)
     print(f"{table(head(verdict), rows(verdict))}\n\n{lead(verdict)}")
     if arguments.json:
         write_file(arguments.json, verdict_as_json(verdict).encode())

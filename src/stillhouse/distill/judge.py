@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillhouse.core import ImageRequest, Picture
+from stillhouse.distill.brought import Brought
 from stillhouse.measure.clock import Timing, alternate, summarise
 from stillhouse.measure.images import psnr, ssim
 from stillhouse.measure.sets import Features, frechet, overlap, spread
@@ -30,6 +31,7 @@ SHOWN = 8
 """Pictures of each way that are kept to be looked at."""
 _TOGETHER, _RESAMPLES, _ROUNDS = 8, 2000, 7
 
+NOTHING = Brought()
 Encoder = Callable[[Sequence[Picture]], Features]
 """Features of pictures."""
 Progress = Callable[[str, int, int], None]
@@ -69,6 +71,7 @@ class Standing:
         frechet: distance to true pictures, in features; where there are none, to the first way's.
         precision, recall: among the same.
         diversity: spread of pictures of one caption, as a share of the first way's.
+        clip, fid: mean CLIP score, and the Frechet distance of Inception's features; None where nobody brought these.
     """
 
     name: str
@@ -86,6 +89,8 @@ class Standing:
     precision: float
     recall: float
     diversity: float
+    clip: float | None = None
+    fid: float | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,6 +128,8 @@ class _Drawn:
     scores: Sequence[Score]
     features: Features
     spread: float
+    clip: float | None
+    inception: Features | None
 
 
 def captions_of_shapes(count: int) -> Subject:
@@ -132,7 +139,11 @@ def captions_of_shapes(count: int) -> Subject:
 
 
 def compare(
-    ways: Sequence[Way], subject: Subject, encoder: Encoder, progress: Progress = lambda name, done, total: None
+    ways: Sequence[Way],
+    subject: Subject,
+    encoder: Encoder,
+    progress: Progress = lambda name, done, total: None,
+    brought: Brought = NOTHING,
 ) -> Compared:
     """Draw everything in every way, and compare all with the first.
 
@@ -141,12 +152,14 @@ def compare(
         subject: what is drawn, each prompt from a seed of its own.
         encoder: features of pictures.
         progress: called with a way's name, the pictures that are done, and of how many.
+        brought: encoders of the user's own.
 
     Raises:
         InvalidRequest: a pipeline that cannot do what is asked of it.
     """
     texts = subject.prompts
-    true = encoder([draw(scene) for scene, _ in subject.scenes]) if subject.scenes else None
+    scenes = [draw(scene) for scene, _ in subject.scenes]
+    true = encoder(scenes) if scenes else None
     timings = _alone(ways, texts[0])
     drawn: list[_Drawn] = []
     for way in ways:
@@ -156,9 +169,12 @@ def compare(
         own, others = pictures[: len(texts)], encoder(pictures[len(texts) :])
         groups = others.reshape(-1, SEEDS, others.shape[1])
         scores = [score(picture, caption) for picture, (_, caption) in zip(own, subject.scenes, strict=False)]
-        drawn.append(_Drawn(way, own, scores, encoder(own), spread(groups)))
+        clip = float(brought.clip(own, texts).mean()) if brought.clip else None
+        inception = brought.inception(own) if brought.inception else None
+        drawn.append(_Drawn(way, own, scores, encoder(own), spread(groups), clip, inception))
     reference = drawn[0].features if true is None else true
-    standings = tuple(_standing(one, drawn[0], reference, summarise(timings[one.way.name])) for one in drawn)
+    seen = brought.inception(scenes) if brought.inception and scenes else drawn[0].inception
+    standings = tuple(_standing(one, drawn[0], reference, seen, summarise(timings[one.way.name])) for one in drawn)
     return Compared(standings, texts[:SHOWN], {one.way.name: tuple(one.pictures[:SHOWN]) for one in drawn})
 
 
@@ -174,7 +190,7 @@ def gap(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> Gap:
     return Gap(float(differences.mean()), float(low), float(high))
 
 
-def _standing(one: _Drawn, first: _Drawn, true: Features, alone: Timing) -> Standing:
+def _standing(one: _Drawn, first: _Drawn, true: Features, seen: Features | None, alone: Timing) -> Standing:
     way = one.way
     draft = way.pipeline.start(way.pipeline.resolve(way.asked))
     request = draft.request
@@ -198,6 +214,8 @@ def _standing(one: _Drawn, first: _Drawn, true: Features, alone: Timing) -> Stan
         precision=lying.precision,
         recall=lying.recall,
         diversity=one.spread / first.spread,
+        clip=one.clip,
+        fid=None if seen is None or one.inception is None else frechet(seen, one.inception),
     )
 
 

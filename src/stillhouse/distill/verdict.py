@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
 
-from stillhouse.distill.judge import Compared, Progress, Standing, Subject, Way, compare, ways_of
+from stillhouse.distill.brought import Brought
+from stillhouse.distill.judge import NOTHING, Compared, Progress, Standing, Subject, Way, compare, ways_of
 from stillhouse.errors import InvalidRequest
 from stillhouse.measure.machine import Machine, machine, versions
 from stillhouse.models.decode import DecodeError, decode
@@ -47,7 +48,11 @@ class Verdict:
 
 
 def judge_students(
-    teacher: Way, students: Sequence[Way], subject: Subject, progress: Progress = lambda name, done, total: None
+    teacher: Way,
+    students: Sequence[Way],
+    subject: Subject,
+    progress: Progress = lambda name, done, total: None,
+    brought: Brought = NOTHING,
 ) -> tuple[Verdict, Compared]:
     """Compare students with their teacher, and with the teacher in a hurry; see `judge.compare` and `judge.ways_of`.
 
@@ -55,12 +60,12 @@ def judge_students(
         teacher: as it draws by default.
         students: distilled from it.
         subject: what is drawn.
-        progress: as in `compare`.
+        progress, brought: as in `compare`.
     """
     began, started = monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     encoder = open_encoder()
     ways = ways_of(teacher, students)
-    found = compare(ways, subject, encoder, progress)
+    found = compare(ways, subject, encoder, progress, brought)
     verdict = Verdict(
         teacher=teacher.pipeline.manifest.name,
         students=tuple(way.name for way in ways[1 : 1 + len(students)]),
@@ -113,7 +118,7 @@ def head(verdict: Verdict) -> list[str]:
     """Headings of the table."""
     scored = ["all correct", "strict", "against the teacher", "redrawn"] if verdict.standings[0].scores else []
     measured = ["ms alone", *scored, "PSNR", "Frechet", "precision", "recall", "diversity"]
-    return ["way", "evaluations", *measured]
+    return ["way", "evaluations", *measured, *_brought(verdict.standings[0])]
 
 
 def rows(verdict: Verdict) -> list[list[str]]:
@@ -138,4 +143,14 @@ def _row(one: Standing, is_first: bool) -> list[str]:
         f"{one.precision:.2f}",
         f"{one.recall:.2f}",
         f"{100 * one.diversity:.0f} %",
+        *_brought(one).values(),
     ]
+
+
+def _brought(one: Standing) -> dict[str, str]:
+    """What the encoders say that a user brought, by heading."""
+    return {
+        name: f"{value:{form}}"
+        for name, value, form in (("CLIP", one.clip, ".1f"), ("FID", one.fid, ".2f"))
+        if value is not None
+    }

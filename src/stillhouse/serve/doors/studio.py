@@ -163,11 +163,13 @@ def _report_of(request: Asked, caller: Caller, name: str) -> Path:
 
 
 def _models(service: Service, caller: Caller) -> dict[str, Any]:
-    """Of each model that the caller may ask for: whether its pipeline has a report, and prompts to begin with."""
+    """Of each model that the caller may ask for: whether its pipeline has a report, prompts to begin with, and what it
+    was taught, where it was distilled."""
     return {
         name: {
             "report": (find(tier.pipeline) / REPORT).is_file(),
             "examples": _examples(service.front.manifests[name]),
+            "taught": _taught(service.front.manifests[name]),
         }
         for name, tier in service.settings.tiers.items()
         if name in caller.tiers
@@ -177,6 +179,14 @@ def _models(service: Service, caller: Caller) -> dict[str, Any]:
 def _examples(manifest: Manifest) -> tuple[str, ...]:
     """Prompts of a kind that the model was trained with; none where that is not known."""
     return tuple(_shapes()) if manifest.name.partition("-")[0] == "shapes" else ()
+
+
+def _taught(manifest: Manifest) -> Mapping[str, Any] | None:
+    """Of a model that walks one grid only: how many steps that has, and the least and the most guidance."""
+    learnt = manifest.distilled
+    if learnt is None or learnt.timesteps is None:
+        return None
+    return {"steps": len(learnt.timesteps), "guidance": learnt.guidance}
 
 
 @cache

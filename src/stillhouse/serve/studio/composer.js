@@ -12,6 +12,8 @@ const NUMBER = { pattern: /^\d+([.,]\d+)?$/, allowed: "a number" };
 const NUMBERS = { seed: WHOLE, steps: WHOLE, guidance: NUMBER, width: WHOLE, height: WHOLE };
 /** Of dials without a longer range of their own: how far the slider goes. */
 const REACH = { steps: 60, guidance: 15 };
+/** What a distilled model has its own of, and refuses any other. */
+const TAUGHT = ["steps", "sampler", "negative_prompt"];
 
 let models = [];
 
@@ -87,7 +89,12 @@ export function asked({ hasStart }) {
   };
   const which = form.elements.model?.value === ALL ? models : [model()].filter(Boolean);
   const given = Object.entries(fields).filter(([name, text]) => text !== "" || name === "prompt");
-  return which.map((one) => ({ ...Object.fromEntries(given), model: one.id }));
+  return which.map((one) => ({ ...Object.fromEntries(given.filter(([name]) => takes(one, name))), model: one.id }));
+}
+
+/** Whether a request may tell this model so. */
+function takes(one, name) {
+  return !one.taught || !TAUGHT.includes(name);
 }
 
 /** Put values into fields, by name. */
@@ -139,11 +146,15 @@ function refresh() {
   const own = isAll ? {} : (model() ?? {});
   const [width, height] = (model()?.size ?? "x").split("x");
   for (const [name, value] of Object.entries({ ...pairs(own), width, height })) form.elements[name].placeholder = value;
+  for (const name of TAUGHT) form.elements[name].closest(".field").hidden = !takes(own, name);
+  find("#taught").hidden = !own.taught;
   form.elements.sampler.options[0].textContent = isAll ? "each its own" : `as the model has it (${own.sampler ?? ""})`;
   for (const [name, reach] of Object.entries(REACH)) {
     const slider = find(`#${name}-slider`);
     const value = Number(form.elements[name].value.replace(",", ".") || model()?.[name] || 0);
-    slider.max = Math.max(reach, value);
+    const [least, most] = (name === "guidance" && own.taught?.guidance) || [slider.dataset.least, reach];
+    slider.min = least;
+    slider.max = Math.max(most, value);
     slider.value = value;
     slider.dataset.own = String(form.elements[name].value === "");
   }
