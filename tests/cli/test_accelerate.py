@@ -105,7 +105,7 @@ def test_a_check_fails_where_the_bound_is_missed(swept: Path, capsys: pytest.Cap
         ("model.onnx -o out --shape wide", "'wide'", "NAME=1x3x224x224"),
         ("model.onnx -o out --budget soon", "'soon'", "10m"),
         ("model.onnx -o out --student nothing", "no model 'nothing'", "shapes"),
-        ("model.onnx -o out --student shapes", "a student of an ONNX file", "whole pipelines"),
+        ("model.onnx -o out --student shapes", "shapes as a student of model.onnx", "whole pipelines"),
         ("model.onnx -o out --max-memory much", "'much'", "4GiB"),
         ("model.onnx -o out --goal beauty", "beauty", "latency"),
     ],

@@ -31,8 +31,6 @@ def settle_students(target: Target, sources: Sequence[str]) -> tuple[str, ...]:
         InvalidRequest: two of one name, one that did not learn from this teacher, or another one than was a candidate
             under its name before.
     """
-    if not target.is_pipeline:
-        raise InvalidRequest("a student of an ONNX file", allowed="students of whole pipelines")
     names: list[str] = []
     for source in sources:
         directory = find(source)

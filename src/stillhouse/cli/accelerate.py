@@ -23,6 +23,7 @@ from stillhouse.cli.progress import progress
 from stillhouse.core import ImageRequest
 from stillhouse.errors import InvalidRequest
 from stillhouse.models.load import find
+from stillhouse.models.manifest import read_manifest
 
 NOTHING, INTERRUPTED = 1, 130
 
@@ -68,10 +69,11 @@ def run(arguments: Namespace) -> int:
     which the directory is whole, too, and chosen from what was found until then."""
     source, out, config = _where(arguments)
     asked = _asked(arguments, config)
+    students = [read_manifest(find(name)) for name in arguments.student]  # refused before anything is written
     if Path(source).suffix == ".onnx":
+        if students:
+            raise InvalidRequest(f"{students[0].name} as a student of {source}", allowed="students of whole pipelines")
         _check_network(Path(source), asked, config)
-    for name in arguments.student:
-        find(name)  # before anything is written
     target = settle(source, out)
     if arguments.student:
         asked = replace(asked, students=settle_students(target, arguments.student))
