@@ -42,6 +42,7 @@ bench-serve: .venv/full.stamp ## serve the same requests by this server and by o
 bench-large: .venv/full.stamp ## the size of Stable Diffusion 1.5: 5 GB of disk, some minutes
 	$(BIN)/python -m benchmarks.sd15 --keep
 	$(BIN)/python -m benchmarks.accelerate sd15
+	$(BIN)/python -m benchmarks.cost sd15
 	$(BIN)/python -m benchmarks.tables
 
 train: .venv/full.stamp ## train the embedded model on from where it is (UPDATES=20000), ship it and judge it
@@ -55,7 +56,10 @@ students: .venv/full.stamp ## distil the embedded model to three steps and to on
 		--config src/stillhouse/models/shapes/train/students.toml
 	$(BIN)/stillhouse distill shapes -o build/students/shapes-1 --work build/students/work --force \
 		--config src/stillhouse/models/shapes/train/students.toml --rounds 36,18,9,3,1
+	$(BIN)/python -m stillhouse.models.shapes.train.ship --student build/students/shapes-3
+	$(BIN)/python -m benchmarks.judge
 	$(BIN)/python -m benchmarks.distill build/students/shapes-3 build/students/shapes-1
+	$(BIN)/python -m benchmarks.cost shapes
 	$(BIN)/python -m benchmarks.tables
 
 protocol: .venv/full.stamp ## make the messages of gRPC from their .proto

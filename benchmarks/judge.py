@@ -1,7 +1,7 @@
-"""How well the embedded model draws: `python -m benchmarks.judge` writes results/judge.json.
+"""How well the embedded models draw: `python -m benchmarks.judge` writes results/judge.json.
 
-The same as `stillhouse judge shapes`, kept with the machine and the versions it was taken on, and written into the
-embedded model's manifest as its evidence.
+The same as `stillhouse judge shapes`, kept with the machine and the versions it was taken on. It is written into the
+model's manifest, too, as its evidence; so is what is found of the students that ship with it, at their own steps.
 """
 
 import argparse
@@ -11,27 +11,39 @@ from dataclasses import asdict, replace
 import stillhouse
 from benchmarks.record import record
 from stillhouse.core import ImageRequest
+from stillhouse.models.load import EMBEDDED
 from stillhouse.models.manifest import read_manifest, write_manifest
-from stillhouse.models.shapes.judge import judge
+from stillhouse.models.shapes.judge import Judgement, judge
+
+STEPS = 35
 
 
 def main() -> None:
     """Judge and write the figures down."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=EMBEDDED, help="this one; default: all")
     parser.add_argument("--captions", type=int, default=1000)
-    parser.add_argument("--steps", type=int, default=35)
     arguments = parser.parse_args()
+    for name in [arguments.only] if arguments.only else EMBEDDED:
+        judged = _judged(name, arguments.captions)
+        if name == "shapes":
+            record("judge", {"judgement": asdict(judged)})
+
+
+def _judged(name: str, captions: int) -> Judgement:
+    """What is found of an embedded model, which its manifest tells from now on."""
 
     def progress(done: int) -> None:
-        print(f"\r{done} of {arguments.captions}", end="", file=sys.stderr, flush=True)
+        print(f"\r{name}: {done} of {captions}", end="", file=sys.stderr, flush=True)
 
-    pipeline = stillhouse.load("shapes")
-    judged = judge(pipeline, ImageRequest("", steps=arguments.steps), arguments.captions, progress)
+    pipeline = stillhouse.load(name)
+    steps = STEPS if pipeline.manifest.distilled is None else None
+    judged = judge(pipeline, ImageRequest("", steps=steps), captions, progress)
     print(file=sys.stderr)
-    record("judge", {"judgement": asdict(judged)})
     manifest = read_manifest(pipeline.directory, verify=True)
     evidence = {**manifest.evidence, "judge": asdict(judged)}
     write_manifest(pipeline.directory, replace(manifest, evidence=evidence))
+    return judged
 
 
 if __name__ == "__main__":

@@ -16,15 +16,18 @@ STEPS = 35
 GUIDANCE = 3.0
 _WARM_UP = 2
 
+Prepare = Callable[[int], Callable[[], object]]
+"""From a number of threads to what makes one picture. Where that gives a float, it timed itself."""
+
 
 class Subject:
-    """The process of one subject, as its parent holds it."""
+    """The process of one subject, as its parent holds it; `module` is the one that becomes it."""
 
-    def __init__(self, name: str, threads: int) -> None:
-        self.name, self.threads = name, threads
+    def __init__(self, name: str, threads: int, module: str = "benchmarks.subject") -> None:
+        self.name, self.threads, self.module = name, threads, module
 
     def __enter__(self) -> Self:
-        command = [sys.executable, "-m", "benchmarks.subject", self.name, str(self.threads)]
+        command = [sys.executable, "-m", self.module, self.name, str(self.threads)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._expect("ready")
         return self
@@ -49,20 +52,20 @@ class Subject:
         raise RuntimeError(f"subject {self.name} ended early")
 
 
-def main() -> None:
-    """Become a subject."""
+def become(subjects: Mapping[str, Prepare], warm_up: int = _WARM_UP) -> None:
+    """Become the subject that the command line names."""
     name, threads = sys.argv[1], int(sys.argv[2])
-    picture = _SUBJECTS[name](threads)
-    for _ in range(_WARM_UP):
+    picture = subjects[name](threads)
+    for _ in range(warm_up):
         picture()
     print("= ready", flush=True)
     for _ in sys.stdin:
         began = perf_counter()
-        picture()
-        print(f"= {perf_counter() - began}", flush=True)
+        told = picture()
+        print(f"= {told if isinstance(told, float) else perf_counter() - began}", flush=True)
 
 
-def _ours(backend: str | None, precision: str | None) -> Callable[[int], Callable[[], object]]:
+def _ours(backend: str | None, precision: str | None) -> Prepare:
     def prepare(threads: int) -> Callable[[], object]:
         import stillhouse
 
@@ -84,7 +87,7 @@ def _diffusers(threads: int) -> Callable[[], object]:
     return lambda: pipeline(PROMPT, num_inference_steps=STEPS, guidance_scale=GUIDANCE)
 
 
-_SUBJECTS: Mapping[str, Callable[[int], Callable[[], object]]] = {
+_SUBJECTS: Mapping[str, Prepare] = {
     "stillhouse": _ours(None, None),
     "stillhouse, onnxruntime f32": _ours("onnxruntime", "f32"),
     "stillhouse, openvino f32": _ours("openvino", "f32"),
@@ -93,4 +96,4 @@ _SUBJECTS: Mapping[str, Callable[[int], Callable[[], object]]] = {
 NAMES = tuple(_SUBJECTS)
 
 if __name__ == "__main__":
-    main()
+    become(_SUBJECTS)

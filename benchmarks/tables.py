@@ -197,6 +197,18 @@ def _distill(results: Mapping[str, Any]) -> str:
     return f"{grid(head(verdict), table_of(verdict))}\n{told}\n\n{cost}"
 
 
+def _cost(results: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            name,
+            f"{row['seconds']['median']:.3f}" if row["seconds"]["median"] < 1 else f"{row['seconds']['median']:.1f}",
+            f"**{row['ratio']['value']:.0f}x** ({row['ratio']['low']:.0f} to {row['ratio']['high']:.0f})",
+        ]
+        for name, row in results["rows"].items()
+    ]
+    return grid(["one picture", "seconds, median", "against plain diffusers"], rows)
+
+
 _TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "speed": _speed,
     "judge": _judge,
@@ -208,6 +220,8 @@ _TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "policies": _policies,
     "tick": _tick,
     "distill": _distill,
+    "cost": _cost,
+    "cost_sd15": _cost,
     "serving": serving.serving,
     "serving_overhead": serving.overhead,
 }
@@ -215,6 +229,8 @@ _COMMANDS: Mapping[str, str] = {
     "speed": "python -m benchmarks.speed",
     "judge": "python -m benchmarks.judge",
     "distill": "python -m benchmarks.distill",
+    "cost": "python -m benchmarks.cost shapes",
+    "cost_sd15": "python -m benchmarks.cost sd15",
     "oracle": "python -m benchmarks.oracle",
     "sd15": "python -m benchmarks.sd15",
     "accelerate": "python -m benchmarks.accelerate shapes",

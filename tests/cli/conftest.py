@@ -96,7 +96,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
     pipeline = FakePipeline()
 
     def load(name: str, **options: Any) -> FakePipeline:
-        if name not in ("shapes", "fake"):
+        if name not in ("shapes", "shapes-3", "fake"):
             raise UnknownModel(f"there is no model {name!r}", allowed="shapes", fix="see stillhouse models")
         pipeline.opened = {"model": name, **options}
         return pipeline

@@ -21,7 +21,7 @@ def test_the_demo_ends_with_the_line_that_draws_your_own(
     monkeypatch.setattr("sys.argv", [".venv/bin/stillhouse"])
     assert main(["demo"]) == 0
     first, last = capsys.readouterr().out.splitlines()
-    assert first.startswith("demo.png: 12 pictures, ")
+    assert first.startswith("demo.png: 12 prompts, by shapes in ") and "by shapes-3 in " in first
     assert last == f'now yours: .venv/bin/stillhouse generate "{SUGGESTION}"'
-    assert read_picture(here / "demo.png").shape[1] == 2 * 32 + 4 * 256 + 3 * 24
-    assert fake.advanced == 12 * 3
+    assert read_picture(here / "demo.png").shape[1] == 2 * 32 + 4 * (2 * 3 * 64 + 6) + 3 * 24
+    assert fake.advanced == 2 * 13 * 3

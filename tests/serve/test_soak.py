@@ -5,6 +5,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -56,38 +57,45 @@ def test_ten_thousand_requests_leave_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_three_times_what_it_can_do_for_a_minute_costs_a_tenth_of_its_best(tmp_path: Path) -> None:
+    """The machine drifts by a quarter within minutes: the best is measured before and after, and what is promised
+    follows from what a picture takes alone just then."""
     (tmp_path / "stillhouse.toml").write_text(SETTINGS.format(lateness=1).replace("steps = 1", "steps = 8"))
-    fields = {"prompt": "a red circle", "seed": 7}
     with running("--config", "stillhouse.toml", cwd=tmp_path) as server:
-        alone = min(seconds(server, fields)[1] for _ in range(10))
-        capacity = 1 / alone
-        best = max(served(server, fields, load * capacity, 20.0, 3 * alone) for load in (0.7, 0.9, 1.0))
-        before = used(server)
-        under = served(server, fields, 3 * capacity, 60.0, 3 * alone)
-        print(json.dumps({"capacity": capacity, "best": best, "under": under}))
-        assert under >= 0.9 * best
-        assert used(server)["bytes"] < before["bytes"] + 64 * MEGABYTE
+        before = {load: served(server, load, 15.0, alone(server)) for load in (0.7, 0.9, 1.0)}
+        load = max(before, key=lambda load: before[load])
+        least = used(server)
+        now = alone(server)
+        under = served(server, 3.0, 60.0, now)
+        after = served(server, load, 30.0, alone(server))
+        print(json.dumps({"before": before, "under": under, "after": after, "alone": now}))
+        assert under >= 0.9 * (before[load] + after) / 2
+        assert used(server)["bytes"] < least["bytes"] + 64 * MEGABYTE
 
 
-def seconds(server: Running, fields: dict[str, Any]) -> tuple[int, float]:
+def alone(server: Running) -> float:
+    """Seconds of a picture when nobody else is there, as bench-serve measures them."""
+    return median(seconds(server)[1] for _ in range(10))
+
+
+def seconds(server: Running) -> tuple[int, float]:
     began = time.monotonic()
-    status, _ = server.send("POST", "/v1/images/generations", fields)
+    status, _ = server.send("POST", "/v1/images/generations", {"prompt": "a red circle", "seed": 7})
     return status, time.monotonic() - began
 
 
-def served(server: Running, fields: dict[str, Any], rate: float, length: float, promise: float) -> float:
-    """Pictures a second that came within their promise, of so many asked for a second."""
+def served(server: Running, load: float, length: float, alone: float) -> float:
+    """Pictures that came within three times what one takes alone, for each that the machine could make at its best."""
     lock, kept = threading.Lock(), 0
 
     def one(at: float) -> None:
         nonlocal kept
         time.sleep(max(0.0, at - time.monotonic()))
-        status, taken = seconds(server, fields)
+        status, taken = seconds(server)
         with lock:
-            kept += status == 200 and taken <= promise
+            kept += status == 200 and taken <= 3 * alone
 
     dice = np.random.default_rng(0)
-    moments = time.monotonic() + np.cumsum(dice.exponential(1 / rate, int(rate * length)))
+    moments = time.monotonic() + np.cumsum(dice.exponential(alone / load, int(load * length / alone)))
     with ThreadPoolExecutor(64) as pool:
         list(pool.map(one, moments))
-    return kept / length
+    return kept * alone / length

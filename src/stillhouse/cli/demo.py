@@ -1,15 +1,17 @@
-"""`stillhouse demo`: twelve prompts that training never saw, drawn by the embedded model, on one sheet."""
+"""`stillhouse demo`: twelve prompts that training never saw, drawn by the embedded model and by its student."""
 
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from time import perf_counter
 
+import numpy as np
+
 from stillhouse.cli.arguments import add_engine, picture_file
 from stillhouse.cli.draw import draw
 from stillhouse.cli.opening import open_pipeline
 from stillhouse.cli.progress import progress
-from stillhouse.core import ImageRequest
+from stillhouse.core import ImageRequest, Picture
 from stillhouse.models.png import write_png
 from stillhouse.models.sheet import contact_sheet
 
@@ -30,6 +32,10 @@ PROMPTS = (
 SUGGESTION = "a big yellow cross below a small red triangle on a blue background"
 
 
+TEACHER, STUDENT = "shapes", "shapes-3"
+_ENLARGED, _BETWEEN = 3, 6
+
+
 def declare(parser: ArgumentParser) -> None:
     """The options of `demo`."""
     parser.add_argument("--out", type=picture_file, default=Path("demo.png"), metavar="FILE", help="the sheet")
@@ -38,16 +44,32 @@ def declare(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> int:
     """Draw the sheet, and say how long that took and how to go on."""
-    pipeline = open_pipeline("shapes", arguments)
-    requests = [pipeline.resolve(ImageRequest(prompt, seed=seed)) for seed, prompt in enumerate(PROMPTS)]
-    began = perf_counter()
-    with progress() as report:
-        results = list(draw(pipeline, requests, report))
-    seconds = (perf_counter() - began) / len(results)
-    write_png(arguments.out, contact_sheet([result.image for result in results], PROMPTS))
-    print(f"{arguments.out}: {len(results)} pictures, {seconds:.2f} s each ({requests[0].steps} steps, with loading)")
+    drawn = {name: _drawn(name, arguments) for name in (TEACHER, STUDENT)}
+    pairs = zip(*(pictures for pictures, _ in drawn.values()), strict=True)
+    write_png(arguments.out, contact_sheet([_beside(*pair) for pair in pairs], PROMPTS))
+    left, right = (told for _, told in drawn.values())
+    print(f"{arguments.out}: {len(PROMPTS)} prompts, by {left} (left), and by {right} (right)")
     print(f'now yours: {_program()} generate "{SUGGESTION}"')
     return 0
+
+
+def _drawn(name: str, arguments: Namespace) -> tuple[list[Picture], str]:
+    """A picture for each prompt, and how long they took."""
+    pipeline = open_pipeline(name, arguments)
+    requests = [pipeline.resolve(ImageRequest(prompt, seed=seed)) for seed, prompt in enumerate(PROMPTS)]
+    list(draw(pipeline, requests[:1], lambda what, done, total: None))  # loaded, before the clock runs
+    began = perf_counter()
+    with progress() as report:
+        pictures = [result.image for result in draw(pipeline, requests, report)]
+    seconds = (perf_counter() - began) / len(pictures)
+    return pictures, f"{name} in {requests[0].steps} steps, {seconds:.2f} s each"
+
+
+def _beside(left: Picture, right: Picture) -> Picture:
+    """Both, enlarged, with a strip of white between them."""
+    first, second = (np.kron(one, np.ones((_ENLARGED, _ENLARGED, 1), np.uint8)) for one in (left, right))
+    strip = np.full((first.shape[0], _BETWEEN, 3), 255, np.uint8)
+    return np.concatenate([first, strip, second], axis=1)
 
 
 def _program() -> str:

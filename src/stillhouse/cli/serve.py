@@ -24,7 +24,7 @@ def declare(parser: ArgumentParser) -> None:
         nargs="*",
         type=tier,
         metavar="TIER=PIPELINE",
-        help="who is served with what; default: the model shapes",
+        help="who is served with what; default: free=shapes-3 pro=shapes",
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="stillhouse.toml")
     parser.add_argument("--host", metavar="ADDRESS", help="default: 127.0.0.1, this machine only")

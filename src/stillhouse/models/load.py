@@ -9,8 +9,9 @@ from stillhouse.models.foreign import is_foreign, retune
 from stillhouse.models.manifest import MANIFEST
 from stillhouse.models.pipeline import Pipeline
 
-EMBEDDED = {"shapes": Path(__file__).parent / "shapes" / "weights"}
-"""The models that come with the package, by name."""
+_SHAPES = Path(__file__).parent / "shapes"
+EMBEDDED = {"shapes": _SHAPES / "weights", "shapes-3": _SHAPES / "students" / "shapes-3"}
+"""The models that come with the package, by name; `shapes-3` was distilled from `shapes`, and takes three steps."""
 
 
 def find(model: str | Path) -> Path:

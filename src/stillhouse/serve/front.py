@@ -19,7 +19,7 @@ from stillhouse.models.load import find
 from stillhouse.models.manifest import Manifest, read_manifest
 from stillhouse.models.request import resolve
 from stillhouse.serve.caller import Caller, Meter
-from stillhouse.serve.engine.admit import Limits, refusal
+from stillhouse.serve.engine.admit import refusal
 from stillhouse.serve.engine.drawing import group_of, usual, walk_of
 from stillhouse.serve.engine.job import Job
 from stillhouse.serve.engine.policy import POLICIES, Policy
@@ -283,13 +283,14 @@ class Front:
         limits = self.settings.limits(tier)
         # Those that are being decoded wait, too, though no tick is for them.
         decoding = len(station.tickets) - len(station.roster.jobs)
-        limits = Limits(limits.jobs - decoding, float("inf") if order.is_patient else limits.lateness)
+        lateness = float("inf") if order.is_patient else limits.lateness
+        limits = replace(limits, jobs=limits.jobs - decoding, lateness=lateness)
         found = refusal(job, list(station.roster.jobs.values()), self._policy, job.arrived, cost, limits)
         if found is None:
             return None
         if found.reason == "queue":
             return Refused(f"{len(station.tickets)} pictures wait already", "queue", found.retry_after)
-        most = limits.lateness * job.promise
+        most = limits.allowed(job)
         late = f"a picture that takes {job.alone:.1f} s alone would take {most + found.retry_after:.1f} s now"
         return Refused(f"{late}, and {most:.1f} s are the most in this tier", "deadline", found.retry_after)
 

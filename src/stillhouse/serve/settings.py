@@ -14,7 +14,9 @@ from stillhouse.serve.engine.job import Tier
 from stillhouse.serve.engine.policy import POLICIES
 from stillhouse.units import read_bytes, read_seconds
 
-EMBEDDED = "shapes"
+MARGIN = 0.5
+"""See `Limits`."""
+EMBEDDED, STUDENT = "shapes", "shapes-3"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +66,9 @@ class TierSettings:
 
 
 def embedded() -> Mapping[str, TierSettings]:
-    """The tiers of a server that is told nothing: one model, drawn in few steps and in all of them."""
+    """The tiers of a server that is told nothing: the embedded model, and its student of few steps for everybody."""
     return {
-        "free": TierSettings(EMBEDDED, steps=8, sampler="dpmpp_2m"),
+        "free": TierSettings(STUDENT),
         "pro": TierSettings(EMBEDDED, weight=2.0, also=("free",)),
     }
 
@@ -142,7 +144,7 @@ class Settings:
 
     def limits(self, tier: str) -> Limits:
         """How much may wait, as far as this tier is concerned."""
-        return Limits(self.queue, self.tiers[tier].lateness)
+        return Limits(self.queue, self.tiers[tier].lateness, MARGIN)
 
 
 def read_settings(path: Path) -> Settings:

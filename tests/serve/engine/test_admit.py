@@ -72,6 +72,15 @@ def test_a_tier_is_refused_when_its_promise_cannot_be_kept_and_told_when_it_coul
     assert refusal(new, list(engine.jobs.values()), SLACK, device.now, FLAT) is None
 
 
+def test_a_margin_is_held_back_of_what_is_promised() -> None:
+    engine, device = engine_with([arrival(0.0, PRO, f"key {number}") for number in range(2)])
+    jobs, new = list(engine.jobs.values()), job_of(arrival(0.0, PRO, "new"))
+    assert refusal(new, jobs, SLACK, device.now, FLAT, Limits()) is None
+    refused = refusal(new, jobs, SLACK, device.now, FLAT, Limits(margin=0.5))
+    assert refused is not None and refused.retry_after == pytest.approx(0.5 * 35.0)
+    assert refusal(new, [], SLACK, device.now, FLAT, Limits(lateness=1 / 3, margin=0.5)) is None, "nobody waits"
+
+
 def test_a_short_job_is_taken_where_a_long_one_is_not() -> None:
     engine, device = engine_with([arrival(0.0, PRO, f"key {number}") for number in range(4)])
     jobs = list(engine.jobs.values())

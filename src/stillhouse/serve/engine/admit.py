@@ -30,10 +30,18 @@ class Limits:
         jobs: at most so many, of all tiers together.
         lateness: times the promised seconds that a job may take as predicted; above it, it is refused. Infinite: all
             that find room are taken.
+        margin: times the seconds that it takes alone, which are held back of those: for what a forecast does not see,
+            decoding and the network, and for whoever comes after. Under overload everybody who is taken would
+            otherwise come at the very last moment, or right after it.
     """
 
     jobs: int = 256
     lateness: float = 1.0
+    margin: float = 0.0
+
+    def allowed(self, job: Job) -> float:
+        """Seconds that a job may take as predicted; what it takes alone is always allowed."""
+        return max(job.alone, self.lateness * job.promise - self.margin * job.alone)
 
 
 def refusal(
@@ -49,7 +57,7 @@ def refusal(
     """
     if len(jobs) >= limits.jobs:
         return Refusal("queue", min(forecast(jobs, policy, now, cost).values(), default=SOON))
-    late = forecast([*jobs, job], policy, now, cost)[job] - limits.lateness * job.promise
+    late = forecast([*jobs, job], policy, now, cost)[job] - limits.allowed(job)
     return Refusal("deadline", late) if late > 0 else None
 
 

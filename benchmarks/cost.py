@@ -1,0 +1,201 @@
+"""What a picture costs, from plain diffusers to a student: `python -m benchmarks.cost shapes` (or `sd15`).
+
+Every way is a process of its own, and all of them take turns. `shapes`: the embedded model and its students, as they
+come and as `stillhouse accelerate` left them. `sd15`: the size of Stable Diffusion 1.5 with random weights and a tiny
+decoder, for speed alone: what a network draws does not change how long it takes. There a plain picture is put together
+of its text, 35 guided evaluations, of which one is timed in each round, and its decoding.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+
+from benchmarks.record import record
+from benchmarks.subject import GUIDANCE, PROMPT, STEPS, Prepare, Subject, become
+from stillhouse.measure.clock import alternate, paired_ratio, summarise
+
+BUILD = Path("build")
+SD15, STUDENTS = BUILD / "sd15" / "pipeline", BUILD / "sd15-students"
+WIDTH = 64
+"""Of the tiny decoder at the size of Stable Diffusion."""
+STUDENTS_STEPS = (3, 1)
+PLAIN = "diffusers, torch fp32, vanilla attention"
+_PLAN = (999.0, 666.0, 332.0)
+_NAMES = ("shapes", "shapes-3", "shapes-1")
+
+
+def main() -> None:
+    """Prepare what is missing, measure in turns, write the figures down."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("which", choices=("shapes", "sd15"))
+    parser.add_argument("--rounds", type=int)
+    arguments = parser.parse_args()
+    if arguments.which == "shapes":
+        _prepare_shapes()
+        ways = _shapes()
+        _measure("cost", ways, arguments.rounds or 15)
+    else:
+        _prepare_sd15()
+        _measure("cost_sd15", _sd15(), arguments.rounds or 3)
+
+
+def _measure(name: str, ways: Sequence[str], rounds: int) -> None:
+    threads = len(os.sched_getaffinity(0))
+    with ExitStack() as stack:
+        subjects = {way: stack.enter_context(Subject(way, threads, "benchmarks.cost")) for way in ways}
+        seconds = alternate(subjects, rounds)
+    rows = {
+        way: {"seconds": asdict(summarise(taken)), "ratio": asdict(paired_ratio(seconds[PLAIN_OF[name]], taken))}
+        for way, taken in seconds.items()
+    }
+    record(name, {"steps": STEPS, "threads": threads, "rounds": rounds, "rows": rows})
+    for way, row in rows.items():
+        print(f"{way:60} {row['seconds']['median']:8.3f} s  {row['ratio']['value']:.1f}x")
+
+
+def _prepare_shapes() -> None:
+    for name in _NAMES:
+        if not (_faster(name) / "report.json").is_file():
+            command = [sys.executable, "-m", "stillhouse", "accelerate", name, "-o", str(_faster(name))]
+            subprocess.run([*command, "--budget", "6m"], check=True)
+
+
+def _prepare_sd15() -> None:
+    """Students with the guidance inside and a tiny decoder, untrained: they are as quick as trained ones."""
+    if not SD15.is_dir():
+        subprocess.run([sys.executable, "-m", "benchmarks.sd15", "--keep"], check=True)
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    from stillhouse.diffusion import grid_at
+    from stillhouse.distill.chain import Student, frozen
+    from stillhouse.distill.decoder import TinyDecoder
+    from stillhouse.distill.networks import Denoiser, conditioned_on_guidance, taught_as
+    from stillhouse.distill.student import write_student
+    from stillhouse.fit.stage import Fitted
+    from stillhouse.models.manifest import read_manifest, write_manifest
+
+    first = STUDENTS / str(STUDENTS_STEPS[0])
+    if not first.is_dir():
+        STUDENTS.mkdir(parents=True, exist_ok=True)
+        manifest = read_manifest(SD15)
+        torch.manual_seed(0)
+        unet = UNet2DConditionModel.from_pretrained(SD15 / "unet", torch_dtype=torch.float32)
+        teacher = Denoiser(unet, manifest.schedule, manifest.prediction)
+        schedule, prediction = taught_as(teacher)
+        denoiser = frozen(Denoiser(conditioned_on_guidance(unet), schedule, prediction))
+        grid = grid_at(schedule, _PLAN)
+        student = Student("3-steps", denoiser, {}, grid, "progressive", Fitted(True, 0, 0.0, {}))
+        write_student(SD15, student, first, guidance=(1.0, 15.0), decoder=TinyDecoder(manifest.latent, WIDTH))
+        made = read_manifest(first)
+        quick = {name: replace(one, backend="openvino", static=True) for name, one in made.components.items()}
+        write_manifest(first, replace(made, components=quick))
+    for steps in STUDENTS_STEPS[1:]:
+        other = STUDENTS / str(steps)
+        if not other.is_dir():
+            subprocess.run(["cp", "-al", str(first), str(other)], check=True)
+            made = read_manifest(other)
+            assert made.distilled is not None
+            learnt = replace(made.distilled, timesteps=_PLAN[:steps])
+            (other / "stillhouse.json").unlink()  # a link to the other's
+            write_manifest(other, replace(made, distilled=learnt, defaults=replace(made.defaults, steps=steps)))
+
+
+def _faster(name: str) -> Path:
+    return BUILD / f"faster-{name}"
+
+
+def _ours(where: str | Path, **asked: int) -> Prepare:
+    def prepare(threads: int) -> Callable[[], object]:
+        import stillhouse
+
+        pipeline = stillhouse.load(where, threads=threads)
+        return lambda: pipeline.generate(PROMPT, seed=7, **asked)
+
+    return prepare
+
+
+def _diffusers(threads: int) -> Callable[[], object]:
+    import torch
+    from diffusers import StableDiffusionPipeline
+    from diffusers.models.attention_processor import AttnProcessor
+
+    from stillhouse.models.load import find
+
+    torch.set_num_threads(threads)
+    pipeline = StableDiffusionPipeline.from_pretrained(find("shapes"), torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.unet.set_attn_processor(AttnProcessor())
+    return lambda: pipeline(PROMPT, num_inference_steps=STEPS, guidance_scale=GUIDANCE)
+
+
+def _plain_sd15(threads: int) -> Callable[[], object]:
+    """Seconds of a picture: text, as many guided evaluations as it takes, of which one is timed, and decoding."""
+    import torch
+    from diffusers import StableDiffusionPipeline
+    from diffusers.models.attention_processor import AttnProcessor
+
+    torch.set_num_threads(threads)
+    pipeline = StableDiffusionPipeline.from_pretrained(SD15, torch_dtype=torch.float32)
+    pipeline.unet.set_attn_processor(AttnProcessor())
+    latents = torch.zeros(2, 4, 64, 64)
+
+    def timed(work: Callable[[], object]) -> float:
+        began = perf_counter()
+        work()
+        return perf_counter() - began
+
+    def picture() -> float:
+        with torch.inference_mode():
+            encode = partial(pipeline.encode_prompt, PROMPT, "cpu", 1, True)
+            text = torch.cat(encode())
+            encoding = timed(encode)
+            step = timed(lambda: pipeline.unet(latents, 500, encoder_hidden_states=text))
+            decoding = timed(lambda: pipeline.vae.decode(latents[:1]))
+        return encoding + STEPS * step + decoding
+
+    return picture
+
+
+_PLAIN_SD15 = f"{PLAIN}, {STEPS} guided steps of 512x512"
+_PLAIN_SHAPES = f"{PLAIN}, {STEPS} guided steps"
+PLAIN_OF = {"cost": _PLAIN_SHAPES, "cost_sd15": _PLAIN_SD15}
+"""By table, the way that ratios refer to."""
+_SUBJECTS: Mapping[str, Prepare] = {
+    _PLAIN_SHAPES: _diffusers,
+    "shapes": _ours("shapes"),
+    "shapes, accelerated": _ours(_faster("shapes")),
+    "shapes-3": _ours("shapes-3"),
+    "shapes-3, accelerated": _ours(_faster("shapes-3")),
+    "shapes-1": _ours("shapes-1"),
+    "shapes-1, accelerated": _ours(_faster("shapes-1")),
+    _PLAIN_SD15: _plain_sd15,
+    **{
+        f"student of {steps} step{'s' if steps > 1 else ''}, tiny decoder, OpenVINO f32": _ours(
+            STUDENTS / str(steps), width=512, height=512
+        )
+        for steps in STUDENTS_STEPS
+    },
+}
+
+
+def _shapes() -> list[str]:
+    return [way for way in _SUBJECTS if way == _PLAIN_SHAPES or way.startswith("shapes")]
+
+
+def _sd15() -> list[str]:
+    return [way for way in _SUBJECTS if way == _PLAIN_SD15 or way.startswith("student")]
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1 and sys.argv[1] in _SUBJECTS:
+        become(_SUBJECTS, warm_up=1)
+    else:
+        main()

@@ -1,0 +1,54 @@
+"""The studio of a server that is told nothing: everybody draws with the student, and its teacher stands beside it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.serve.running import Running, running
+from tests.serve.studio.browser import ask, done, expect, opened, ready, told
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with running(cwd=tmp_path_factory.mktemp("distilled")) as server:
+        yield server
+
+
+@pytest.fixture
+def page(browser: Any, server: Running) -> Iterator[Any]:
+    with opened(browser, server.url) as page:
+        ready(page)
+        page.locator(".more").evaluate("(more) => (more.open = true)")
+        yield page
+
+
+def test_a_student_is_asked_for_no_steps_of_other_kinds(page: Any) -> None:
+    expect(page.get_by_label("free")).to_be_checked()
+    for name in ("steps", "sampler", "negative_prompt"):
+        expect(page.locator(f"#{name}")).to_be_hidden()
+    expect(page.locator("#taught")).to_be_visible()
+    slider = page.locator("#guidance-slider")
+    assert (slider.get_attribute("min"), slider.get_attribute("max")) == ("1", "5")
+    page.get_by_label("pro").check()
+    for name in ("steps", "sampler", "negative_prompt"):
+        expect(page.locator(f"#{name}")).to_be_visible()
+    expect(page.locator("#taught")).to_be_hidden()
+    assert (slider.get_attribute("min"), slider.get_attribute("max")) == ("0", "15")
+
+
+def test_what_was_typed_for_the_teacher_is_not_sent_to_the_student(page: Any) -> None:
+    page.get_by_label("pro").check()
+    page.locator("#steps").fill("5")
+    page.locator("#negative_prompt").fill("a circle")
+    page.get_by_label("free").check()
+    ask(page, "a big red square", seed="3")
+    assert told(done(page), "Steps") == "3"
+
+
+def test_both_are_compared_by_one_seed_each_with_its_own_steps(page: Any) -> None:
+    page.get_by_label("Compare").check()
+    page.locator("#steps").fill("6")
+    ask(page, "a big blue circle", seed="4")
+    frames = done(page, 2)
+    assert [told(frames.nth(number), "Steps") for number in range(2)] == ["3", "6"]
