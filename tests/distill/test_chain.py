@@ -129,7 +129,7 @@ def test_a_student_of_an_epsilon_teacher_comes_closer_to_it(tmp_path: Path) -> N
 def test_a_student_is_a_teacher_that_is_not_taught_its_guidance_again(tmp_path: Path) -> None:
     *_, last = teach(teacher(), RandomPairs(), replace(RECIPE, counts=(4, 2)), tmp_path / "first", quiet)
     recipe = replace(RECIPE, counts=(2, 1))
-    assert [name for name, *_ in lessons(frozen(last.denoiser), recipe, last.grid)] == ["1-steps"]
+    assert [planned.name for planned in lessons(frozen(last.denoiser), recipe, last.grid)] == ["1-steps"]
     (student,) = teach(frozen(last.denoiser), RandomPairs(), recipe, tmp_path / "second", quiet, begin=last.grid)
     assert student.grid is not None and last.grid is not None and student.grid.points[0] == last.grid.points[0]
     with pytest.raises(InvalidRequest, match="allowed: 2, which the teacher was distilled to"):

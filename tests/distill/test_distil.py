@@ -227,11 +227,14 @@ def test_numbers_that_are_none_stop_and_say_at_which_update(
     assert not (tmp_path / "student").exists()
 
 
+@pytest.mark.parametrize("method", ["progressive", "consistency"])
 def test_a_student_of_edits_takes_all_of_its_steps_whatever_the_strength(
-    teachers: dict[str, Path], settings: Settings, tmp_path: Path
+    teachers: dict[str, Path], settings: Settings, tmp_path: Path, method: str
 ) -> None:
-    asked = replace(settings, task="img2img", rounds=(12, 3))
-    distil(teachers["sd2"], tmp_path / "student", asked, tmp_path / "work", Heard())
+    asked = replace(settings, task="img2img", rounds=(12, 6, 3), method=method)
+    heard = Heard()
+    distil(teachers["sd2"], tmp_path / "student", asked, tmp_path / "work", heard)
+    assert [tick.stage for tick in heard.ticks][-1] == "edits"
     pipeline = load(tmp_path / "student")
     defaults = pipeline.manifest.defaults
     image = np.full((defaults.height, defaults.width, 3), 90, np.uint8)
@@ -239,9 +242,9 @@ def test_a_student_of_edits_takes_all_of_its_steps_whatever_the_strength(
         request = pipeline.resolve(ImageRequest("a red circle", image=image, strength=strength))
         draft = pipeline.start(request)
         assert request.strength == taken and draft.evaluations == 3
-    other = replace(settings, task="img2img", rounds=(12, 6, 3))
-    with pytest.raises(InvalidRequest, match="allowed: progressive, of two counts: 36,3"):
-        distil(teachers["sd2"], tmp_path / "other", other, tmp_path / "work", Heard())
+    other = replace(settings, task="img2img", rounds=(3, 1))
+    with pytest.raises(InvalidRequest, match="allowed: a teacher that walks any number of steps"):
+        distil(tmp_path / "student", tmp_path / "other", other, tmp_path / "other-work", Heard())
 
 
 def test_a_tiny_decoder_draws_instead_of_the_autoencoders(

@@ -11,13 +11,13 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from stillhouse.diffusion import Grid
+from stillhouse.diffusion import Grid, Schedule
 from stillhouse.distill.lesson import Lesson, Weighting
 from stillhouse.distill.low_rank import factors, fused, with_low_rank
 from stillhouse.distill.methods import Consistency, Guidance, Method, Progressive
 from stillhouse.distill.networks import Denoiser, conditioned_on_guidance, taught_as
 from stillhouse.distill.pairs import Pairs
-from stillhouse.distill.rounds import Round, plan_edits, plan_rounds
+from stillhouse.distill.rounds import Round, plan_edits, plan_rounds, refined
 from stillhouse.errors import InvalidRequest
 from stillhouse.fit.fit import fit
 from stillhouse.fit.recipe import StageRecipe
@@ -29,6 +29,8 @@ METHODS: Mapping[str, Callable[[Round], Method]] = MappingProxyType(
 """What a round can be taught by."""
 GUIDANCE = "guidance"
 """The name of the first student, which takes as many steps as one likes, in one row each."""
+EDITS = "edits"
+"""The name of the last student, where edits are taught: it is the one before it, and takes its steps for them, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +46,8 @@ class ChainRecipe:
         rank: of the factors by which a student may differ from its teacher; 0, it may differ in every weight.
         weighting, huber: of errors, see `Lesson`.
         checkpointing: compute activations twice instead of keeping them: less memory, a third more time.
-        strengths: of edits that a student takes its own steps for, see `plan_edits`; there is one round then.
+        strengths: of edits that the last student takes its own steps for, see `plan_edits`.
+        edits: how these are taught; None where there are no strengths.
         judged: pictures in each judgement.
         seed: of everything that is drawn.
     """
@@ -59,6 +62,7 @@ class ChainRecipe:
     huber: float = 0.0
     checkpointing: bool = False
     strengths: tuple[float, ...] = ()
+    edits: StageRecipe | None = None
     judged: int = 16
     seed: int = 0
 
@@ -68,7 +72,7 @@ class Student:
     """One of a chain.
 
     Args:
-        name: GUIDANCE, or its count of steps.
+        name: GUIDANCE, its count of steps, or EDITS.
         denoiser: its network; low-rank factors are part of the weights.
         factors: the same once more, on their own; none where it may differ in every weight.
         grid: that it is served with; None, any.
@@ -84,6 +88,24 @@ class Student:
     method: str
     fitted: Fitted
     edits: Mapping[float, Grid] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A student to come.
+
+    Args:
+        name: see `Student`.
+        method, recipe: what it learns, and how long.
+        called: the method's name.
+        by_walker: whether the first student teaches it, which walks any grid, and not the one before it.
+    """
+
+    name: str
+    method: Method
+    recipe: StageRecipe
+    called: str
+    by_walker: bool = False
 
 
 def teach(
@@ -120,20 +142,24 @@ def teach(
         FitFailed: see `fit`.
     """
     students: list[Student] = []
-    identity = origin
-    for name, method, how, taught_by in lessons(teacher, recipe, begin):
-        identity = _identity(identity, name, method, recipe)
-        lesson = replace(_lesson(name, method, how, teacher, pairs, recipe), identity=identity)
+    identity, before, walker = origin, teacher, teacher
+    for planned in lessons(teacher, recipe, begin):
+        method = planned.method
+        identity = _identity(identity, planned.name, method, recipe)
+        lesson = _lesson(planned, before, walker if planned.by_walker else before, pairs, recipe)
+        lesson = replace(lesson, identity=identity)
         fitted = fit(lesson, folder, _both(report, watch, lesson), deadline, save_every)
         if not fitted.is_done:
             break
         # The next student goes on with the same factors, so that they alone tell the last one from the first teacher.
-        teacher = frozen(lesson.student)
+        before = frozen(lesson.student)
+        if planned.name == GUIDANCE:
+            walker = before
         identity = f"{identity} {fitted.updates}"
-        served = Denoiser(deepcopy(fused(teacher.unet)).cpu(), teacher.schedule, teacher.prediction)
+        served = Denoiser(deepcopy(fused(before.unet)).cpu(), before.schedule, before.prediction)
         grids = {strength: one.student for strength, one in method.edits.items()}
         walked = method.round.student if method.round else None
-        students.append(Student(name, served, factors(teacher.unet), walked, taught_by, fitted, grids))
+        students.append(Student(planned.name, served, factors(before.unet), walked, planned.called, fitted, grids))
     return students
 
 
@@ -144,26 +170,23 @@ def frozen(denoiser: Denoiser) -> Denoiser:
     return denoiser
 
 
-def lessons(
-    teacher: Denoiser, recipe: ChainRecipe, begin: Grid | None = None
-) -> Sequence[tuple[str, Method, StageRecipe, str]]:
-    """Name, method and recipe of every student in turn, and what the method is called.
+def lessons(teacher: Denoiser, recipe: ChainRecipe, begin: Grid | None = None) -> Sequence[Planned]:
+    """Every student in turn. One that takes the guidance scale already is not taught it again.
 
-    One that takes the guidance scale already is not taught it again.
+    Raises:
+        InvalidRequest: counts that are no chain, or edits of a teacher that walks one grid only.
     """
     schedule, _ = taught_as(teacher)
     rounds = plan_rounds(schedule, recipe.counts, begin)
-    methods = [METHODS[recipe.method](one) for one in rounds]
+    planned = []
+    for one in rounds:
+        steps = one.student.steps
+        planned.append(Planned(f"{steps}-steps", METHODS[recipe.method](one), recipe.rounds[steps], recipe.method))
+    if not teacher.is_conditioned:
+        planned.insert(0, Planned(GUIDANCE, Guidance(schedule), recipe.inside, GUIDANCE))
     if recipe.strengths:
-        _check_edits(recipe, begin)
-        methods = [Progressive(rounds[0], plan_edits(schedule, recipe.counts, recipe.strengths))]
-    halvings = [
-        (f"{one.student.steps}-steps", method, recipe.rounds[one.student.steps], recipe.method)
-        for one, method in zip(rounds, methods, strict=True)
-    ]
-    if teacher.is_conditioned:
-        return halvings
-    return [(GUIDANCE, Guidance(schedule), recipe.inside, GUIDANCE), *halvings]
+        planned.append(_edits(schedule, rounds[-1].student, recipe, begin))
+    return planned
 
 
 def _identity(before: str, name: str, method: Method, recipe: ChainRecipe) -> str:
@@ -174,15 +197,21 @@ def _identity(before: str, name: str, method: Method, recipe: ChainRecipe) -> st
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
-def _check_edits(recipe: ChainRecipe, begin: Grid | None) -> None:
-    """Every strength has levels of its own, which only a teacher that walks any grid has been at."""
+def _edits(schedule: Schedule, served: Grid, recipe: ChainRecipe, begin: Grid | None) -> Planned:
+    """Pictures from noise once more, so that they are not forgotten, and edits, all from a teacher at every level.
+
+    Each strength has levels of its own, which only a network that walks any grid has been at. Its steps are taught in
+    one go, because a student between would have to know all those levels, too.
+    """
     if begin is not None:
         raise InvalidRequest(
             f"edits taught by a student of {begin.steps} steps", allowed="a teacher that walks any number of steps"
         )
-    if len(recipe.counts) != 2 or recipe.method != "progressive":
-        given = f"{recipe.method} rounds {','.join(map(str, recipe.counts))} for edits"
-        raise InvalidRequest(given, allowed="progressive, of two counts: 36,3")
+    fine, count = recipe.counts[0], served.steps
+    from_noise = Round(refined(schedule, served, max(fine, count)), served)
+    method = Progressive(from_noise, plan_edits(schedule, (fine, count), recipe.strengths))
+    assert recipe.edits is not None
+    return Planned(EDITS, method, recipe.edits, Progressive.__name__.lower(), by_walker=True)
 
 
 def _both(report: Callable[[Tick], None], watch: Callable[[Stage, Tick], None], stage: Stage) -> Callable[[Tick], None]:
@@ -193,18 +222,17 @@ def _both(report: Callable[[Tick], None], watch: Callable[[Stage, Tick], None], 
     return told
 
 
-def _lesson(
-    name: str, method: Method, how: StageRecipe, teacher: Denoiser, pairs: Pairs, recipe: ChainRecipe
-) -> Lesson:
-    schedule, prediction = taught_as(teacher)
-    unet = conditioned_on_guidance(teacher.unet)
+def _lesson(planned: Planned, before: Denoiser, teacher: Denoiser, pairs: Pairs, recipe: ChainRecipe) -> Lesson:
+    """`before` is what the student begins as; `teacher` is asked."""
+    schedule, prediction = taught_as(before)
+    unet = conditioned_on_guidance(before.unet)
     unet = with_low_rank(unet, recipe.rank, recipe.seed) if recipe.rank else unet.requires_grad_(True)
     if recipe.checkpointing:
         unet.enable_gradient_checkpointing()
     return Lesson(
-        name=name,
-        recipe=how,
-        method=method,
+        name=planned.name,
+        recipe=planned.recipe,
+        method=planned.method,
         teacher=teacher,
         unet=unet.train().to(memory_format=torch.channels_last),
         schedule=schedule,

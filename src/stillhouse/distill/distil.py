@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from stillhouse.diffusion import Grid, grid_at
-from stillhouse.distill.chain import ChainRecipe, Student, frozen, lessons, teach
+from stillhouse.distill.chain import EDITS, ChainRecipe, Student, frozen, lessons, teach
 from stillhouse.distill.decoder import DecoderLesson, TinyDecoder
 from stillhouse.distill.folder import Skipped
 from stillhouse.distill.items import Item, drawn, folder, shapes
@@ -98,7 +98,7 @@ def distil(
     _check_guidance(manifest, settings)
     teacher = open_teacher(directory, manifest)
     recipe, begin = _recipe(settings, teacher), _only_grid(manifest)
-    names = [name for name, *_ in lessons(teacher, recipe, begin)]
+    names = [planned.name for planned in lessons(teacher, recipe, begin)]
     places = {name: out.with_name(f"{out.name}-{name.removesuffix('-steps')}") for name in names[:-1]} if every else {}
     places[names[-1]] = out
     for place in places.values():
@@ -189,6 +189,7 @@ def _recipe(settings: Settings, teacher: Denoiser) -> ChainRecipe:
         judged=settings.judged,
         checkpointing=settings.checkpointing,
         strengths=STRENGTHS if settings.task == "img2img" else (),
+        edits=settings.recipe(EDITS, parameters) if settings.task == "img2img" else None,
         seed=settings.seed,
     )
 

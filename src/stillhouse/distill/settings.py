@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.check import check_choice, check_number, check_whole
-from stillhouse.distill.chain import GUIDANCE, METHODS
+from stillhouse.distill.chain import EDITS, GUIDANCE, METHODS
 from stillhouse.errors import InvalidRequest
 from stillhouse.fit.recipe import Precision, StageRecipe
 from stillhouse.models.decode import DecodeError, decode
@@ -67,7 +67,8 @@ class Settings:
         seed: of everything that is drawn.
         max_hours: of this run, after which it stops; the next one goes on.
         learning: for every student.
-        students: for some of them, by their steps, "guidance" for the first, "decoder" for the tiny decoder.
+        students: for some of them, by their steps, "guidance" for the first, "edits" for what img2img adds, "decoder"
+            for the tiny decoder.
 
     Raises:
         InvalidRequest: a number outside its range, or a student that is not among the rounds.
@@ -108,13 +109,13 @@ class Settings:
         if self.max_hours is not None:
             check_number("max_hours", self.max_hours, 1e-6, _LONGEST_HOURS)
         for name in self.students:
-            check_choice("student", name, (GUIDANCE, DECODER, *map(str, self.rounds[1:])))
+            check_choice("student", name, (GUIDANCE, EDITS, DECODER, *map(str, self.rounds[1:])))
 
     def recipe(self, student: str, parameters: int) -> StageRecipe:
         """How one of the students learns.
 
         Args:
-            student: GUIDANCE, DECODER, or its steps.
+            student: GUIDANCE, EDITS, DECODER, or its steps.
             parameters: of the network.
         """
         usual = _usual(student, parameters, self.rank)
@@ -157,7 +158,7 @@ def _usual(student: str, parameters: int, rank: int) -> StageRecipe:
     """
     if student == DECODER:
         return StageRecipe(updates=5000, batch=8, rate=1e-3, warm_up=50, decay=0.9, average=0.99, judge_every=500)
-    few = student != GUIDANCE and int(student) <= _FEW
+    few = student == EDITS or (student != GUIDANCE and int(student) <= _FEW)
     updates = 3000 if student == GUIDANCE else 5000 if few else 2000
     rate = 2e-4 if parameters < _SMALL else 1e-4 if rank else 1e-5
     return StageRecipe(updates=updates, batch=16, rate=rate, warm_up=50, decay=0.95, average=0.99, judge_every=250)
