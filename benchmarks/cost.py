@@ -20,6 +20,7 @@ from time import perf_counter
 from benchmarks.record import record
 from benchmarks.subject import GUIDANCE, PROMPT, STEPS, Prepare, Subject, become
 from stillhouse.measure.clock import alternate, paired_ratio, summarise
+from stillhouse.models.load import EMBEDDED
 
 BUILD = Path("build")
 SD15, STUDENTS = BUILD / "sd15" / "pipeline", BUILD / "sd15-students"
@@ -28,7 +29,7 @@ WIDTH = 64
 STUDENTS_STEPS = (3, 1)
 PLAIN = "diffusers, torch fp32, vanilla attention"
 _PLAN = (999.0, 666.0, 332.0)
-_NAMES = ("shapes", "shapes-3", "shapes-1")
+_NAMES = tuple(EMBEDDED)
 
 
 def main() -> None:
@@ -170,12 +171,8 @@ PLAIN_OF = {"cost": _PLAIN_SHAPES, "cost_sd15": _PLAIN_SD15}
 """By table, the way that ratios refer to."""
 _SUBJECTS: Mapping[str, Prepare] = {
     _PLAIN_SHAPES: _diffusers,
-    "shapes": _ours("shapes"),
-    "shapes, accelerated": _ours(_faster("shapes")),
-    "shapes-3": _ours("shapes-3"),
-    "shapes-3, accelerated": _ours(_faster("shapes-3")),
-    "shapes-1": _ours("shapes-1"),
-    "shapes-1, accelerated": _ours(_faster("shapes-1")),
+    **{name: _ours(name) for name in _NAMES},
+    **{f"{name}, accelerated": _ours(_faster(name)) for name in _NAMES},
     _PLAIN_SD15: _plain_sd15,
     **{
         f"student of {steps} step{'s' if steps > 1 else ''}, tiny decoder, OpenVINO f32": _ours(
@@ -195,7 +192,7 @@ def _sd15() -> list[str]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1 and sys.argv[1] in _SUBJECTS:
+    if len(sys.argv) == 3 and sys.argv[1] in _SUBJECTS and sys.argv[2].isdigit():
         become(_SUBJECTS, warm_up=1)
     else:
         main()

@@ -116,8 +116,20 @@ def test_who_allows_its_pictures_gets_the_student_and_the_teacher_again(swept: t
 def test_a_choice_of_a_student_can_be_checked_again(swept: tuple[Path, Report]) -> None:
     directory, report = swept
     lenient = choose(report, "latency", Bounds())
-    found = {one.component: one for one in recheck(directory, lenient)}
-    assert found[PIPELINE].today.status == "accepted" and found[PIPELINE].before.candidate == student("tiny-3")
+    apply(directory, lenient)
+    (found,) = recheck(directory, lenient)
+    assert found.today.status == "accepted" and found.before.candidate == student("tiny-3")
+
+
+def test_a_sweep_goes_on_where_a_student_was_chosen(swept: tuple[Path, Report], teacher: Path) -> None:
+    directory, report = swept
+    apply(directory, choose(report, "latency", Bounds()))
+    asked = Asked(engines=("onnxruntime",), recipes=("int8-weights",), components=(DECODER,), students=("tiny-3",))
+    again = sweep(settle(str(teacher), directory), replace(asked, effort=Effort(least=3, most=3)))
+    assert again.source == "tiny" and again.finished
+    statuses = {(one.candidate.component, one.candidate.key): one.status for one in report.trials}
+    assert {(one.candidate.component, one.candidate.key): one.status for one in again.trials} == statuses
+    assert load(directory).manifest.distilled is None, "the usual bounds hold again"
 
 
 def test_a_decoder_that_is_chosen_draws_for_the_teacher(swept: tuple[Path, Report]) -> None:

@@ -146,5 +146,7 @@ def test_the_next_student_of_another_teacher_is_refused(tmp_path: Path) -> None:
     """More updates for the first make another teacher of the second."""
     teach(teacher(), RandomPairs(), replace(RECIPE, counts=(4, 2)), tmp_path, quiet)
     longer = replace(RECIPE, counts=(4, 2), inside=replace(SHORT, updates=8))
+    before = (tmp_path / "guidance.checkpoint.pt").read_bytes()
     with pytest.raises(FitFailed, match=r"2-steps.checkpoint.pt was learnt from something else"):
         teach(teacher(), RandomPairs(), longer, tmp_path, quiet)
+    assert (tmp_path / "guidance.checkpoint.pt").read_bytes() == before, "refused before anything was learnt"

@@ -104,6 +104,29 @@ def test_a_plan_shorter_than_what_is_done_is_refused_and_nothing_is_lost(tmp_pat
     assert (tmp_path / "line.checkpoint.pt").read_bytes() == before
 
 
+def test_a_plan_that_ends_before_the_fall_begins_is_refused_and_nothing_is_lost(tmp_path: Path) -> None:
+    fit(LineStage(), tmp_path, ignore)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.pt")}
+    with pytest.raises(FitFailed, match="has 30 updates behind it, 10 are planned"):
+        fit(LineStage(replace(RECIPE, updates=10)), tmp_path, ignore)
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.pt")} == before
+    assert fit(LineStage(), tmp_path, ignore).updates == 40
+
+
+def test_a_plan_that_was_done_before_is_done_again_at_once(tmp_path: Path) -> None:
+    first = LineStage()
+    fit(first, tmp_path, ignore)
+    fit(LineStage(replace(RECIPE, updates=80)), tmp_path, ignore)
+    again, ticks = LineStage(), list[Tick]()
+    assert fit(again, tmp_path, ticks.append).recipe == RECIPE
+    assert not ticks and weights(again) == weights(first)
+
+
+def test_a_finished_stage_tells_by_which_recipe_it_learnt(tmp_path: Path) -> None:
+    fit(LineStage(), tmp_path, ignore)
+    assert fit(LineStage(replace(RECIPE, rate=0.5)), tmp_path, ignore).recipe == RECIPE
+
+
 def test_a_checkpoint_of_something_else_is_refused_and_stays(tmp_path: Path) -> None:
     fit(LineStage(), tmp_path, ignore)
     other = LineStage()

@@ -9,11 +9,11 @@ from stillhouse.accelerate.candidate import DISTILLED, Candidate
 from stillhouse.accelerate.prompts import has_oracle
 from stillhouse.accelerate.race import Effort
 from stillhouse.accelerate.report import Bounds, Goal
-from stillhouse.accelerate.target import Target
+from stillhouse.accelerate.target import Target, original_manifest
 from stillhouse.accelerate.trial import Trial
 from stillhouse.core import ImageRequest
 from stillhouse.measure.machine import Machine
-from stillhouse.models.manifest import digest, read_manifest
+from stillhouse.models.manifest import digest
 
 _SAFE = 0.85
 """Of the machine's memory, what a candidate and its baseline may take."""
@@ -102,6 +102,6 @@ def with_defaults(bounds: Bounds, target: Target) -> Bounds:
         min_psnr=25.0 if bounds.min_psnr is None else bounds.min_psnr,
         min_ssim=0.9 if bounds.min_ssim is None else bounds.min_ssim,
     )
-    if has_oracle(read_manifest(target.directory)) and bounds.max_score_drop is None:
+    if has_oracle(original_manifest(target.directory)) and bounds.max_score_drop is None:
         filled = replace(filled, max_score_drop=1.0)
     return filled

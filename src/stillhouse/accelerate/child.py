@@ -21,12 +21,13 @@ import numpy as np
 
 from stillhouse.accelerate.build import build, component_of
 from stillhouse.accelerate.probe import Probe, read_probes, write_probes
+from stillhouse.accelerate.target import is_swept, original_manifest
 from stillhouse.accelerate.task import Task, read_task
 from stillhouse.accelerate.tiled import TiledDecoder
 from stillhouse.backends.runner import Runner, RunnerOptions
 from stillhouse.core import ImageRequest, ImageResult
 from stillhouse.errors import StillhouseError
-from stillhouse.models.manifest import Defaults, read_manifest
+from stillhouse.models.manifest import Defaults, Manifest, read_manifest
 from stillhouse.models.pipeline import Draft, Pipeline
 from stillhouse.models.runners import open_component
 from stillhouse.parent import end_with_parent
@@ -136,7 +137,7 @@ class Child:
         tile = self.task.candidate.options.get("tile")
         if tile is None:
             return runner
-        return TiledDecoder(runner, int(tile), read_manifest(Path(self.task.pipeline)).latent.downscale)
+        return TiledDecoder(runner, int(tile), self._manifest().latent.downscale)
 
     def _made(self, request: ImageRequest) -> tuple[Draft, ImageResult]:
         pipeline = self._opened()
@@ -161,6 +162,7 @@ class Child:
             self._runner = None  # the pipeline opens the network again; twice at once it may not fit
             self._pipeline = Pipeline(
                 Path(task.pipeline),
+                manifest=self._manifest(),
                 components=components,
                 defaults=self._defaults(),
                 step_cache=task.step_cache,
@@ -172,7 +174,12 @@ class Child:
         tile = self.task.candidate.options.get("tile")
         if tile is None:
             return self.task.defaults
-        return replace(self.task.defaults or read_manifest(Path(self.task.pipeline)).defaults, tile=int(tile))
+        return replace(self.task.defaults or self._manifest().defaults, tile=int(tile))
+
+    def _manifest(self) -> Manifest:
+        """Of the pipeline as it was before anything was chosen for it, which may have been a student."""
+        directory = Path(self.task.pipeline)
+        return original_manifest(directory) if is_swept(directory) else read_manifest(directory)
 
 
 def _request(told: dict[str, Any]) -> ImageRequest:

@@ -1,5 +1,6 @@
 """The choice: of what was measured, the best that keeps the bounds. Pure, so that it can be made again at any time."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
@@ -9,6 +10,8 @@ from stillhouse.accelerate.report import Bounds, Goal, Report
 from stillhouse.accelerate.trial import Trial
 
 _EVEN = 0.03
+_COARSE = 64 << 20
+"""Bytes within which two ways to make a whole picture take the same memory."""
 ROWS = ("8", "4", "2", "1")
 
 
@@ -98,9 +101,10 @@ def _throughput(trial: Trial) -> tuple[float, float]:
 
 
 def _memory(trial: Trial) -> tuple[float, float]:
+    peak = float(trial.peak_bytes or float("inf"))
     if trial.candidate.component == PIPELINE:
-        return 0.0, _latency(trial)  # ways to walk run the same networks
-    return float(trial.peak_bytes or float("inf")), _latency(trial)
+        peak = math.ceil(peak / _COARSE) if math.isfinite(peak) else peak  # ways to walk run the same networks
+    return peak, _latency(trial)
 
 
 _ORDERS: Mapping[Goal, Callable[[Trial], float | tuple[float, float]]] = {

@@ -14,7 +14,6 @@ from stillhouse.accelerate.prompts import probed
 from stillhouse.accelerate.target import original_manifest, plain
 from stillhouse.core import ImageRequest
 from stillhouse.errors import BackendFailed
-from stillhouse.models.manifest import read_manifest
 
 COUNT = 4
 """Probes of a bare ONNX file where the user gives none."""
@@ -53,7 +52,7 @@ def probe_pipeline(
     Raises:
         BackendFailed: the pipeline as it is draws no picture.
     """
-    requests = probed(read_manifest(directory), given)
+    requests = probed(original_manifest(directory), given)
     task = {
         "directory": str(directory),
         "files": {name: str(path) for name, path in files.items()},
@@ -85,7 +84,7 @@ def _opened(directory: Path, threads: int | None) -> Recorder:
     """The pipeline as it was before anything was chosen, on onnxruntime; on its own engines where that is missing."""
     before = original_manifest(directory)
     components = plain(directory) if find_spec("onnxruntime") else before.components
-    return Recorder(directory, threads=threads, components=components, defaults=before.defaults)
+    return Recorder(directory, threads=threads, manifest=before, components=components, defaults=before.defaults)
 
 
 if __name__ == "__main__":

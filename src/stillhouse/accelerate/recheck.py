@@ -40,6 +40,8 @@ class Finding:
 def recheck(directory: Path, report: Report, threads: int | None = None) -> Iterator[Finding]:
     """Measure every chosen network beside its baseline again, on the probes of the sweep; then whole pictures.
 
+    Where a student makes these, it alone.
+
     Args:
         directory: of the sweep.
         report: its report.
@@ -52,7 +54,7 @@ def recheck(directory: Path, report: Report, threads: int | None = None) -> Iter
         raise PipelineError(f"nothing was chosen in {directory}", fix="choose with other bounds, or sweep again")
     directory, threads = directory.absolute(), threads or report.threads
     for component, key in report.chosen.items():
-        if component not in report.baselines or component == PIPELINE:
+        if component not in report.baselines or component == PIPELINE or report.student:
             continue
         before, baseline = report.trial(component, key), report.trial(component, report.baselines[component])
         bench = _bench(directory, report, component, before, threads)

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from stillhouse.accelerate.candidate import PIPELINE
 from stillhouse.accelerate.trial import Trial
 from stillhouse.errors import PipelineError
 from stillhouse.measure.machine import Machine
@@ -96,6 +97,12 @@ class Report:
     def of(self, component: str) -> tuple[Trial, ...]:
         """The trials of one component, in their order."""
         return tuple(trial for trial in self.trials if trial.candidate.component == component)
+
+    @property
+    def student(self) -> str | None:
+        """The name of the student that was chosen to make whole pictures; the chosen networks do not run then."""
+        key = self.chosen.get(PIPELINE)
+        return self.trial(PIPELINE, key).candidate.options.get("student") if key else None
 
     def trial(self, component: str, key: str) -> Trial:
         """The trial with that key. KeyError where there is none."""

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from stillhouse.accelerate.candidate import DISTILLED
 from stillhouse.accelerate.child import Child
 from stillhouse.accelerate.race import calls_for
 from stillhouse.accelerate.task import read_task
@@ -12,11 +13,13 @@ from stillhouse.accelerate.task import read_task
 def reproduce(path: Path) -> None:
     """Build, open, run and time the candidate of a task in this process, and print what was found.
 
-    The artefact is built anew in a temporary folder, so that nothing of the trial changes.
+    The artefact is built anew in a temporary folder, so that nothing of the trial changes; what was distilled is
+    taken as it is.
     """
     task = read_task(path)
     with TemporaryDirectory() as folder:
-        child = Child(replace(task, folder=folder, artefact=str(Path(folder, "made"))))
+        artefact = task.artefact if task.candidate.recipe == DISTILLED else str(Path(folder, "made"))
+        child = Child(replace(task, folder=folder, artefact=artefact))
         print(task.candidate.name)
         print("build", child.build())
         print("open", child.open())

@@ -33,7 +33,7 @@ def apply(directory: Path, report: Report) -> None:
     if any(component == NETWORK for component in _components(report)):
         _apply_network(directory, report)
         return
-    if name := _chosen_student(report):
+    if name := report.student:
         manifest = moved(student_manifest(directory, name), f"{STUDENTS}/{name}")
         write_manifest(directory, replace(manifest, evidence={**manifest.evidence, "accelerate": _evidence(report)}))
         return
@@ -55,12 +55,6 @@ def apply(directory: Path, report: Report) -> None:
         evidence={**before.evidence, "accelerate": _evidence(report)},
     )
     write_manifest(directory, chosen)
-
-
-def _chosen_student(report: Report) -> str | None:
-    """The name of the student that whole pictures are drawn by, where one is."""
-    key = report.chosen.get(PIPELINE)
-    return report.trial(PIPELINE, key).candidate.options.get("student") if key else None
 
 
 def _tuned(directory: Path, report: Report) -> Tuned:

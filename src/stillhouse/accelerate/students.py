@@ -84,15 +84,19 @@ def decoders(directory: Path, names: Sequence[str]) -> list[Candidate]:
 
 
 def lay_decoder(candidate: Candidate, directory: Path, made: Path) -> None:
-    """Put the student's decoder where `build` looks for what a candidate's recipe makes."""
+    """Put the student's decoder where `build` looks for what a candidate's recipe makes, if it is not there."""
     folder = made / candidate.made
+    if folder.is_dir():
+        return
+    laying = folder.with_name(f".{folder.name}.part")
     name = candidate.options["student"]
     home = directory / STUDENTS / name
     graph = home / student_manifest(directory, name).components[DECODER].graph
-    shutil.rmtree(folder, ignore_errors=True)
-    place(graph, folder / DISTILLED_GRAPH)
+    shutil.rmtree(laying, ignore_errors=True)
+    place(graph, laying / DISTILLED_GRAPH)
     for file in read_signature(graph).external:
-        place(graph.parent / file, folder / file)
+        place(graph.parent / file, laying / file)
+    laying.rename(folder)
 
 
 def _lay(source: Path, manifest: Manifest, home: Path) -> None:

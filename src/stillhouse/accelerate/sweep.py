@@ -35,7 +35,7 @@ from stillhouse.backends.registry import backends
 from stillhouse.backends.runtime import BackendStatus
 from stillhouse.check import check_choice
 from stillhouse.core import ImageRequest
-from stillhouse.models.manifest import TRIALS, Component, read_manifest
+from stillhouse.models.manifest import TRIALS, Component
 
 _ORDER = ("unet", "network", "vae_decoder", "text_encoder", "text_encoder_2", "vae_encoder")
 _SHARES = {"unet": 0.4, DECODER: 0.44}
@@ -79,7 +79,7 @@ class Sweep:
         """Every component, then whole pictures."""
         probes = self._probes()
         if self.target.is_pipeline:
-            shown = compared(read_manifest(self.target.directory), self.asked.requests)[:SHOWN]
+            shown = compared(original_manifest(self.target.directory), self.asked.requests)[:SHOWN]
             self._keep(replace(self.report, prompts=tuple(request.prompt for request in shown)))
         for part in self.parts:
             alone = len(self.parts) == 1 or not self.target.is_pipeline
@@ -280,7 +280,7 @@ class Sweep:
     def _compared(self, part: Part) -> Sequence[ImageRequest]:
         if not self.target.is_pipeline or part.name == UNSEEN:
             return ()
-        manifest = read_manifest(self.target.directory)
+        manifest = original_manifest(self.target.directory)
         return shortened(manifest, compared(manifest, self.asked.requests))
 
     def _side(self, part: Part, probes: Path) -> int | None:
@@ -288,7 +288,7 @@ class Sweep:
         if part.name != DECODER:
             return None
         _, _, *sides = next(iter(read_probes(probes)[0].feeds.values())).shape
-        return int(max(sides)) * read_manifest(self.target.directory).latent.downscale
+        return int(max(sides)) * original_manifest(self.target.directory).latent.downscale
 
     def _keep(self, report: Report) -> None:
         load = (report.load[0], os.getloadavg()[0])

@@ -77,8 +77,8 @@ def settle(source: str, directory: Path) -> Target:
 def _settle_pipeline(source: Path, directory: Path) -> Target:
     """Of a pipeline that was accelerated before, what it was before that."""
     manifest, told = read_manifest(source), source / MANIFEST
-    if (before := source / TRIALS / MANIFEST).is_file():
-        manifest, told = original_manifest(source), before
+    if is_swept(source):
+        manifest, told = original_manifest(source), source / TRIALS / MANIFEST
     identity = digest(told)
     if _is_new(directory, source, identity):
         with _laid(directory, manifest.name, identity) as laid:
@@ -119,12 +119,17 @@ def _settle_network(source: Path, directory: Path) -> Target:
 
 
 def _pipeline(directory: Path) -> Target:
-    manifest = read_manifest(directory)
+    read_manifest(directory)  # refused where it is not whole
     parts = []
     for name, component in original(directory).items():
         graph = directory / component.graph
         parts.append(Part(name, graph, component, read_signature(graph)))
-    return Target(manifest.name, directory, tuple(parts), is_pipeline=True)
+    return Target(original_manifest(directory).name, directory, tuple(parts), is_pipeline=True)
+
+
+def is_swept(directory: Path) -> bool:
+    """Whether it is the directory of a pipeline's sweep."""
+    return (directory / TRIALS / MANIFEST).is_file()
 
 
 def original_manifest(directory: Path) -> Manifest:

@@ -67,14 +67,17 @@ def sweep_walks(sweep: Sweeping) -> None:
         for ladder in ladders(manifest, caches=False):
             for rung in ladder.rungs:
                 sweep.add(Trial(walk(rung), "skipped", reason))
-        for name in sweep.students:
-            sweep.add(Trial(student(name), "skipped", reason))
+        for candidate in map(student, sweep.students):
+            if not sweep.known(candidate):
+                sweep.add(Trial(candidate, "skipped", reason))
         return
     with ExitStack() as stack:
         search = _Search(sweep, manifest, Loops(sweep, manifest, sweep.target.directory / TRIALS / PIPELINE, stack))
         try:
+            if not search.open():
+                return
+            search.hurry()
             if search.begin():
-                search.hurry()
                 search.climb()
                 search.combine()
                 search.final()
@@ -106,11 +109,16 @@ class _Search:
     secured: Mapping[str, str] = field(default_factory=dict)
     can_cache: bool = False
 
-    def begin(self) -> bool:
-        """Open the plain loop and the chosen networks, and see that these draw what the plain loop draws."""
+    def open(self) -> bool:
+        """Open the plain loop, which everything is compared with."""
         if not self.loops.open(PLAIN, plain(self.sweep.target.directory), self.manifest.defaults):
             return False
+        self.sweep.report = replace(self.sweep.report, baselines={**self.sweep.report.baselines, PIPELINE: PLAIN.key})
         self.loops.measure(PLAIN, _FEW)
+        return True
+
+    def begin(self) -> bool:
+        """Open the chosen networks, and see that they draw what the plain loop draws."""
         if self._draws_well():
             return True
         # One by one they kept their bounds: those that draw the very same pictures keep them together, too.
@@ -122,15 +130,18 @@ class _Search:
         for number, name in enumerate(self.sweep.students):
             self.sweep.tell("pictures: students", number, len(self.sweep.students))
             candidate = student(name)
+            if self.sweep.known(candidate):
+                continue
             if self.sweep.left(_BEFORE_FINAL) <= 0:
                 self.sweep.add(Trial(candidate, "skipped", "the time budget ended first; run again to go on"))
             elif self.loops.open_student(candidate):
                 try:
-                    trial = self.loops.measure(candidate, ROUGH)
-                    if trial.status == "skipped":
+                    if self.loops.measure(candidate, ROUGH).status == "skipped":
                         self._passes_surely(candidate)
+                    self._time({one.key: one for one in (PLAIN, candidate)})
                 except SubjectFailed as failure:
                     self.sweep.add(Trial(candidate, "failed", str(failure)))
+                self.loops.close(candidate)  # it takes memory, and the others need it
 
     def climb(self) -> None:
         """On each ladder, the boldest rung that passes roughly, by bisection."""
@@ -164,7 +175,7 @@ class _Search:
                 return
 
     def final(self) -> None:
-        """The plain loops, the chosen networks, the fastest way to walk with them, the students: in the same rounds."""
+        """The plain loops, the chosen networks and the fastest way to walk with them, timed in the same rounds."""
         networks = plain(self.sweep.target.directory).items()
         default = {name: replace(one, backend="openvino", precision="auto") for name, one in networks}
         if self.sweep.left(_BEFORE_END) > 0 and self.loops.open(DEFAULT, default, self.manifest.defaults):
@@ -173,8 +184,11 @@ class _Search:
         ways = {one.key: one for one in (PLAIN, DEFAULT, CHOSEN) if self.loops.has(one)}
         if best is not None:
             ways[best.candidate.key] = best.candidate
-        ways |= {one.key: one for one in map(student, self.sweep.students) if self.loops.has(one)}
         self.sweep.tell("pictures: final", 0, 1)
+        self._time(ways)
+
+    def _time(self, ways: Mapping[str, Candidate]) -> None:
+        """Whole pictures of these, by key, in the same rounds; the plain loop is among them."""
         seconds = alternate({key: partial(self.loops.lap(one), 1) for key, one in ways.items()}, _FINAL_ROUNDS)
         for key, taken in seconds.items():
             trial = self.sweep.known(ways[key])
@@ -197,9 +211,8 @@ class _Search:
         report = self.sweep.report
         kept = report.trials
         if report.drawn_with != networks:
-            kept = tuple(one for one in kept if one.candidate.component != PIPELINE or one.candidate.recipe == "loop")
-        baselines = {**report.baselines, PIPELINE: PLAIN.key}
-        self.sweep.report = replace(report, trials=kept, baselines=baselines, drawn_with=networks)
+            kept = tuple(one for one in kept if one.candidate.component != PIPELINE or one.candidate.recipe != "walk")
+        self.sweep.report = replace(report, trials=kept, drawn_with=networks)
 
     def _secure(self) -> None:
         """Of the rungs of steps the boldest that passes in full, before time goes into what may gain more."""

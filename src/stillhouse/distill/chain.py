@@ -20,6 +20,7 @@ from stillhouse.distill.pairs import Pairs
 from stillhouse.distill.rounds import Round, plan_edits, plan_rounds, refined
 from stillhouse.errors import InvalidRequest
 from stillhouse.fit.fit import fit
+from stillhouse.fit.learner import check_identity
 from stillhouse.fit.recipe import StageRecipe
 from stillhouse.fit.stage import Fitted, Stage, Tick
 
@@ -143,7 +144,9 @@ def teach(
     """
     students: list[Student] = []
     identity, before, walker = origin, teacher, teacher
-    for planned in lessons(teacher, recipe, begin):
+    chain = lessons(teacher, recipe, begin)
+    _check_kept(chain, recipe, origin, folder)
+    for planned in chain:
         method = planned.method
         identity = _identity(identity, planned.name, method, recipe)
         lesson = _lesson(planned, before, walker if planned.by_walker else before, pairs, recipe)
@@ -195,6 +198,20 @@ def _identity(before: str, name: str, method: Method, recipe: ChainRecipe) -> st
     told = [before, name, type(method).__name__, method.walk.timesteps.tolist(), served, recipe.guidance]
     told += [recipe.rank, recipe.weighting, recipe.huber, recipe.seed]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+
+
+def _check_kept(chain: Sequence[Planned], recipe: ChainRecipe, origin: str, folder: Path) -> None:
+    """Refuse at once what would be refused after hours: a later student that learnt from another one than is planned.
+
+    As far as can be told beforehand: one that may end early decides by that who the next one's teacher is.
+    """
+    identity = origin
+    for planned in chain:
+        identity = _identity(identity, planned.name, planned.method, recipe)
+        check_identity(folder, planned.name, identity)
+        if planned.recipe.patience:
+            return
+        identity = f"{identity} {planned.recipe.updates}"
 
 
 def _edits(schedule: Schedule, served: Grid, recipe: ChainRecipe, begin: Grid | None) -> Planned:

@@ -103,6 +103,9 @@ def distil(
     places[names[-1]] = out
     for place in places.values():
         check_free(place, force)
+    for place in (out, work):
+        if Path(settings.data).is_dir() and place.resolve().is_relative_to(Path(settings.data).resolve()):
+            raise InvalidRequest(f"{place} in the folder that is learnt from", allowed="a place outside of its data")
     pipeline = load(directory)
     encoded = work / f"pairs-{_key(pipeline.manifest, settings)}"
     is_kept = processes.is_first and kept(
@@ -144,6 +147,10 @@ def open_teacher(directory: Path, manifest: Manifest) -> Denoiser:
     Raises:
         InvalidRequest: a pipeline without diffusers' own files, or of a kind that is not distilled.
     """
+    runs = (directory / manifest.components["unet"].weights).parent
+    if runs != directory / "unet":
+        given = f"{directory}, which has chosen its student {manifest.name}"
+        raise InvalidRequest(given, fix=f"learn from {runs.parent}, or from its teacher")
     if not (directory / "unet" / "config.json").is_file():
         raise InvalidRequest(
             f"{directory} holds no unet/config.json",
@@ -255,7 +262,8 @@ def _nobody(stage: Stage, tick: Tick) -> None:
 
 
 def _taken(fitted: Fitted) -> dict[str, Any]:
-    return {"updates": fitted.updates, "hours": round(fitted.seconds / 3600, 4), "scores": dict(fitted.scores)}
+    taken = {"updates": fitted.updates, "hours": round(fitted.seconds / 3600, 4), "scores": dict(fitted.scores)}
+    return {**taken, "recipe": None if fitted.recipe is None else asdict(fitted.recipe)}
 
 
 def _evidence(settings: Settings, pairs: KeptPairs, students: Iterable[Student], processes: int) -> Mapping[str, Any]:

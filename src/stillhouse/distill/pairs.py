@@ -5,10 +5,9 @@ small model, and the whole autoencoder's memory for a large one.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -91,7 +90,7 @@ def kept(
         items: those from this number on.
         folder: of the parts.
         progress: hears how many items are done.
-        deadline: seconds of `time.monotonic` after which no part is begun.
+        deadline: seconds of `time.monotonic` after which no item is asked for.
 
     Returns:
         whether all are encoded.
@@ -104,16 +103,17 @@ def kept(
         return True
     lengths = [len(torch.load(path, weights_only=True)["latents"]) for path in _parts(folder)]
     done, number = sum(lengths), len(lengths)
-    coming = iter(items(done))
-    while deadline is None or time.monotonic() < deadline:
-        part = list(islice(coming, PART))
-        if not part:
-            break
-        folder.mkdir(parents=True, exist_ok=True)
-        made = _encoded(pipeline, part, done, progress)
-        write_atomically(folder / f"{number:05d}.pt", partial(torch.save, made))
-        done, number = done + len(part), number + 1
-    else:
+    part: list[Item] = []
+    for item in _in_time(iter(items(done)), deadline):
+        part.append(item)
+        progress(done + len(part))
+        if len(part) == PART:
+            _write(pipeline, part, folder / f"{number:05d}.pt")
+            done, number, part = done + len(part), number + 1, []
+    if part:
+        _write(pipeline, part, folder / f"{number:05d}.pt")
+        done += len(part)
+    if deadline is not None and time.monotonic() > deadline:
         return False
     if not done:
         raise InvalidRequest("nothing to learn from", allowed="one picture with a caption, or more")
@@ -144,7 +144,17 @@ def _parts(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.pt"))
 
 
-def _encoded(pipeline: Pipeline, items: Iterable[Item], before: int, progress: Callable[[int], None]) -> dict[str, Any]:
+def _in_time(items: Iterator[Item], deadline: float | None) -> Iterator[Item]:
+    while (deadline is None or time.monotonic() < deadline) and (item := next(items, None)) is not None:
+        yield item
+
+
+def _write(pipeline: Pipeline, items: Iterable[Item], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, partial(torch.save, _encoded(pipeline, items)))
+
+
+def _encoded(pipeline: Pipeline, items: Iterable[Item]) -> dict[str, Any]:
     latents: list[Tensor] = []
     captions: list[list[int]] = []
     rows: dict[str, int] = {}
@@ -156,7 +166,6 @@ def _encoded(pipeline: Pipeline, items: Iterable[Item], before: int, progress: C
                 texts.append(told(pipeline, text))
         latents.append(torch.from_numpy(item.latents).half())
         captions.append([rows[text] for text in item.captions])
-        progress(before + len(latents))
     most = max(map(len, captions))
     return {
         "latents": torch.stack(latents),

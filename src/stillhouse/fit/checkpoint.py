@@ -14,6 +14,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         FitFailed: there is no room for it, or no right to write it.
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    for left in path.parent.glob(f"{path.name}.*.partial"):
+        left.unlink(missing_ok=True)  # of a process that was killed: each is as large as the file
     try:
         write(partial)
         partial.replace(path)

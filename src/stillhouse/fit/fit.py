@@ -51,4 +51,4 @@ def fit(
                 saved = monotonic()
     learner.save()
     learner.adopt_average()
-    return Fitted(learner.is_done, learner.update, learner.seconds, learner.scores)
+    return Fitted(learner.is_done, learner.update, learner.seconds, learner.scores, learner.recipe)

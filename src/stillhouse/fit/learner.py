@@ -1,7 +1,8 @@
 """A stage in the making: its weights, their average, the optimiser's state, and how they are kept."""
 
+import shutil
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -13,9 +14,11 @@ from stillhouse.errors import FitFailed
 from stillhouse.fit.checkpoint import write_atomically
 from stillhouse.fit.processes import Processes
 from stillhouse.fit.rate import fall_begins, learning_rate
+from stillhouse.fit.recipe import StageRecipe
 from stillhouse.fit.stage import Stage
 
 _CLIP = 1.0
+_CHECKPOINT = "checkpoint"
 
 
 class Learner:
@@ -31,6 +34,7 @@ class Learner:
         seconds: that they took, those before the checkpoint included.
         scores: of the last judgement.
         fell: whether the rate was falling already at the checkpoint.
+        recipe: by which the last updates were made.
 
     Raises:
         FitFailed: fewer updates are planned than lie behind.
@@ -41,7 +45,8 @@ class Learner:
         self.update, self.seconds, self.fell = 0, 0.0, False
         self.scores: Mapping[str, float] = {}
         self._best: dict[str, Any] | None = None
-        recipe = stage.recipe
+        self._retired: Path | None = None
+        self.recipe = recipe = stage.recipe
         self._parameters = [parameter for parameter in stage.network.parameters() if parameter.requires_grad]
         self._optimiser = torch.optim.AdamW(
             self._parameters, lr=recipe.rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay
@@ -102,13 +107,14 @@ class Learner:
         """The stage's network takes the averaged weights, or those of the best judgement if it ended early."""
         self._fill(self._best["average"] if self._best else self._average)
 
-    def save(self, kind: str = "checkpoint") -> None:
+    def save(self, kind: str = _CHECKPOINT) -> None:
         """Keep everything that another process needs to go on to the same bits."""
         if not self.processes.is_first:
             return
         state = {
             "update": self.update,
             "planned": self.stage.recipe.updates,
+            "recipe": asdict(self.recipe),
             "identity": self.stage.identity,
             "seconds": self.seconds,
             "scores": dict(self.scores),
@@ -117,6 +123,9 @@ class Learner:
             "optimiser": self._optimiser.state_dict(),
             "best": self._best,
         }
+        if self._retired is not None and kind == _CHECKPOINT:  # what was learnt during the fall is not lost
+            shutil.copyfile(self._path(_CHECKPOINT), self._retired)
+            self._retired = None
         write_atomically(self._path(kind), lambda path: torch.save(state, path))
 
     def _loss(self, part: int) -> Tensor:
@@ -133,24 +142,25 @@ class Learner:
             self._best = {**self._best, "misses": self._best["misses"] + 1}
 
     def _resume(self) -> None:
-        state = self._load("checkpoint")
-        if state is not None and self._has_fallen(state) and state["planned"] != self.stage.recipe.updates:
-            if self.processes.is_first:  # what was learnt during the fall is not lost
-                self._path("checkpoint").rename(self._path(f"checkpoint-of-{state['planned']}"))
-            state = self._load("stable")
+        planned, state = self.stage.recipe.updates, self._load(_CHECKPOINT)
+        if state is not None and self._has_fallen(state) and state["planned"] != planned:
+            self._retired = self._path(f"{_CHECKPOINT}-of-{state['planned']}")
+            state = self._load(f"{_CHECKPOINT}-of-{planned}") or self._load("stable")
             if state is None:
                 raise FitFailed(f"{self._path('stable')} is missing: nothing is left from before the fall")
         if state is None:
             return
-        if state["update"] > self.stage.recipe.updates:
-            done, asked = state["update"], self.stage.recipe.updates
-            raise FitFailed(f"{self.stage.name} has {done} updates behind it, {asked} are planned", fix="plan more")
+        if state["update"] > planned:
+            done = state["update"]
+            raise FitFailed(f"{self.stage.name} has {done} updates behind it, {planned} are planned", fix="plan more")
         self.stage.network.load_state_dict(state["network"])
         self._optimiser.load_state_dict(state["optimiser"])
         self._average = [one.to(own) for one, own in zip(state["average"], self._parameters, strict=True)]
         self.update, self.fell = state["update"], self._has_fallen(state)
         self.seconds, self.scores = state.get("seconds", 0.0), state.get("scores", {})
         self._best = state.get("best") if self.stage.recipe.patience else None
+        if self.is_done and "recipe" in state:
+            self.recipe = StageRecipe(**state["recipe"])
 
     def _has_fallen(self, state: dict[str, Any]) -> bool:
         planned: int = state["planned"]
@@ -162,11 +172,7 @@ class Learner:
         if not path.exists():
             return None
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location=self._parameters[0].device)
-        if state.get("identity", "") != self.stage.identity:
-            raise FitFailed(
-                f"{path} was learnt from something else",
-                fix="go on with the settings of that time, or learn in another directory",
-            )
+        _check(path, state, self.stage.identity)
         return state
 
     def _fill(self, values: list[Tensor]) -> None:
@@ -175,4 +181,27 @@ class Learner:
                 parameter.copy_(value)
 
     def _path(self, kind: str) -> Path:
-        return self.folder / f"{self.stage.name}.{kind}.pt"
+        return _path(self.folder, self.stage.name, kind)
+
+
+def check_identity(folder: Path, name: str, identity: str) -> None:
+    """Refuse a stage whose checkpoint in `folder` is of another identity; nothing where there is none.
+
+    Raises:
+        FitFailed: it was learnt from something else.
+    """
+    path = _path(folder, name, _CHECKPOINT)
+    if path.exists():
+        _check(path, torch.load(path, weights_only=True, mmap=True), identity)
+
+
+def _check(path: Path, state: Mapping[str, Any], identity: str) -> None:
+    if state.get("identity", "") != identity:
+        raise FitFailed(
+            f"{path} was learnt from something else",
+            fix="go on with the settings of that time, or learn in another directory",
+        )
+
+
+def _path(folder: Path, name: str, kind: str) -> Path:
+    return folder / f"{name}.{kind}.pt"

@@ -59,9 +59,11 @@ class Fitted:
         updates: that are made.
         seconds: that they took, in all runs together.
         scores: of the last judgement.
+        recipe: by which the last of them were made.
     """
 
     is_done: bool
     updates: int
     seconds: float
     scores: Mapping[str, float]
+    recipe: StageRecipe | None = None

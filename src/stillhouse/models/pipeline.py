@@ -16,7 +16,7 @@ from stillhouse.check import check_choice
 from stillhouse.core import Array, ImageRequest, ImageResult, Picture
 from stillhouse.diffusion import START, Conditioning, CutDenoiser, Keep, Trajectory, advance, gaussian, noised
 from stillhouse.errors import InvalidRequest
-from stillhouse.models.manifest import Component, Defaults, StepCache, read_manifest
+from stillhouse.models.manifest import Component, Defaults, Manifest, StepCache, read_manifest
 from stillhouse.models.picture import to_picture, to_signal
 from stillhouse.models.request import course_of, resolve
 from stillhouse.models.runners import FULL, SHALLOW, Runners, overridden
@@ -49,6 +49,7 @@ class Pipeline:
         threads: at most so many for each network, instead of what the manifest says; where neither says, the runtime.
         cache: directory for compiled networks, where the runtime keeps them.
         verify: hash every file first.
+        manifest: instead of the directory's own.
         components: by name, instead of the manifest's; their graphs may lie anywhere, and then have absolute paths.
         defaults: instead of the manifest's.
         step_cache: instead of the manifest's, which is left out where `components` has another graph for the U-Net.
@@ -71,12 +72,14 @@ class Pipeline:
         threads: int | None = None,
         cache: Path | None = None,
         verify: bool = False,
+        manifest: Manifest | None = None,
         components: Mapping[str, Component] | None = None,
         defaults: Defaults | None = None,
         step_cache: StepCache | None = None,
     ) -> None:
         self.directory = directory
-        self.manifest = overridden(read_manifest(directory, verify=verify), components or {}, defaults, step_cache)
+        manifest = manifest or read_manifest(directory, verify=verify)
+        self.manifest = overridden(manifest, components or {}, defaults, step_cache)
         options = RunnerOptions(threads=threads, cache=cache)
         self._runners = Runners(directory, self.manifest, options, backend=backend, precision=precision)
         self._encoded = lru_cache(CACHED_TEXTS)(self._encode)

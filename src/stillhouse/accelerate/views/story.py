@@ -53,8 +53,8 @@ def story(report: Report) -> tuple[str, ...]:
     told = [
         _quality(chosen.trial) if chosen and not chosen.baseline else "",
         _choice(report, chosen),
-        _networks(report) if whole == PIPELINE else "",
-        _drawn_with(report),
+        _networks(report) if whole == PIPELINE and not report.student else "",
+        "" if report.student else _drawn_with(report),
         *(_turned_down(rows(report, name)) for name in ((whole,) if whole else components(report))),
         "" if report.finished else _unfinished(report),
     ]

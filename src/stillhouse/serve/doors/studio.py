@@ -182,11 +182,12 @@ def _examples(manifest: Manifest) -> tuple[str, ...]:
 
 
 def _taught(manifest: Manifest) -> Mapping[str, Any] | None:
-    """Of a model that walks one grid only: how many steps that has, and the least and the most guidance."""
+    """Of a model that was distilled: which fields it has no choice of, and the least and the most guidance."""
     learnt = manifest.distilled
-    if learnt is None or learnt.timesteps is None:
+    if learnt is None:
         return None
-    return {"steps": len(learnt.timesteps), "guidance": learnt.guidance}
+    fixed = ("steps", "sampler") if learnt.timesteps else ()
+    return {"fixed": (*fixed, "negative_prompt"), "guidance": learnt.guidance}
 
 
 @cache

@@ -12,8 +12,8 @@ const NUMBER = { pattern: /^\d+([.,]\d+)?$/, allowed: "a number" };
 const NUMBERS = { seed: WHOLE, steps: WHOLE, guidance: NUMBER, width: WHOLE, height: WHOLE };
 /** Of dials without a longer range of their own: how far the slider goes. */
 const REACH = { steps: 60, guidance: 15 };
-/** What a distilled model has its own of, and refuses any other. */
-const TAUGHT = ["steps", "sampler", "negative_prompt"];
+/** What a distilled model may have no choice of. */
+const FIXED = ["steps", "sampler", "negative_prompt"];
 
 let models = [];
 
@@ -94,7 +94,7 @@ export function asked({ hasStart }) {
 
 /** Whether a request may tell this model so. */
 function takes(one, name) {
-  return !one.taught || !TAUGHT.includes(name);
+  return !one.taught?.fixed.includes(name);
 }
 
 /** Put values into fields, by name. */
@@ -146,7 +146,7 @@ function refresh() {
   const own = isAll ? {} : (model() ?? {});
   const [width, height] = (model()?.size ?? "x").split("x");
   for (const [name, value] of Object.entries({ ...pairs(own), width, height })) form.elements[name].placeholder = value;
-  for (const name of TAUGHT) form.elements[name].closest(".field").hidden = !takes(own, name);
+  for (const name of FIXED) form.elements[name].closest(".field").hidden = !takes(own, name);
   find("#taught").hidden = !own.taught;
   form.elements.sampler.options[0].textContent = isAll ? "each its own" : `as the model has it (${own.sampler ?? ""})`;
   for (const [name, reach] of Object.entries(REACH)) {
