@@ -58,7 +58,7 @@ students: .venv/full.stamp ## distil the embedded model to three steps and to on
 		--config src/stillhouse/models/shapes/train/students.toml --rounds 36,18,9,3,1
 	$(BIN)/python -m stillhouse.models.shapes.train.ship --student build/students/shapes-3
 	$(BIN)/python -m benchmarks.judge
-	$(BIN)/python -m benchmarks.distill build/students/shapes-3 build/students/shapes-1
+	$(BIN)/python -m benchmarks.distill shapes-3 build/students/shapes-1
 	$(BIN)/python -m benchmarks.cost shapes
 	$(BIN)/python -m benchmarks.tables
 
