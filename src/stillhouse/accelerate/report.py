@@ -101,8 +101,8 @@ class Report:
     @property
     def student(self) -> str | None:
         """The name of the student that was chosen to make whole pictures; the chosen networks do not run then."""
-        key = self.chosen.get(PIPELINE)
-        return self.trial(PIPELINE, key).candidate.options.get("student") if key else None
+        chosen = [one.candidate for one in self.of(PIPELINE) if one.candidate.key == self.chosen.get(PIPELINE)]
+        return chosen[0].options.get("student") if chosen else None
 
     def trial(self, component: str, key: str) -> Trial:
         """The trial with that key. KeyError where there is none."""
