@@ -24,13 +24,13 @@ def page(browser: Any, server: Running) -> Iterator[Any]:
 
 
 def test_a_student_is_asked_for_no_steps_of_other_kinds(page: Any) -> None:
-    expect(page.get_by_label("free")).to_be_checked()
+    expect(page.get_by_role("radio", name="free")).to_be_checked()
     for name in ("steps", "sampler", "negative_prompt"):
         expect(page.locator(f"#{name}")).to_be_hidden()
     expect(page.locator("#taught")).to_be_visible()
     slider = page.locator("#guidance-slider")
     assert (slider.get_attribute("min"), slider.get_attribute("max")) == ("1", "5")
-    page.get_by_label("pro").check()
+    page.get_by_role("radio", name="pro").check()
     for name in ("steps", "sampler", "negative_prompt"):
         expect(page.locator(f"#{name}")).to_be_visible()
     expect(page.locator("#taught")).to_be_hidden()
@@ -38,16 +38,16 @@ def test_a_student_is_asked_for_no_steps_of_other_kinds(page: Any) -> None:
 
 
 def test_what_was_typed_for_the_teacher_is_not_sent_to_the_student(page: Any) -> None:
-    page.get_by_label("pro").check()
+    page.get_by_role("radio", name="pro").check()
     page.locator("#steps").fill("5")
     page.locator("#negative_prompt").fill("a circle")
-    page.get_by_label("free").check()
+    page.get_by_role("radio", name="free").check()
     ask(page, "a big red square", seed="3")
     assert told(done(page), "Steps") == "3"
 
 
 def test_both_are_compared_by_one_seed_each_with_its_own_steps(page: Any) -> None:
-    page.get_by_label("Compare").check()
+    page.get_by_role("radio", name="Compare").check()
     page.locator("#steps").fill("6")
     ask(page, "a big blue circle", seed="4")
     frames = done(page, 2)
