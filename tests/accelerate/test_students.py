@@ -121,14 +121,19 @@ def test_a_choice_of_a_student_can_be_checked_again(swept: tuple[Path, Report]) 
     assert found.today.status == "accepted" and found.before.candidate == student("tiny-3")
 
 
+def _statuses(report: Report) -> dict[tuple[str, str], str]:
+    """Of all but ways to walk: whether one of those pays is a matter of seconds, and may be seen otherwise again."""
+    found = [one for one in report.trials if one.candidate.recipe != "walk"]
+    return {(one.candidate.component, one.candidate.key): one.status for one in found}
+
+
 def test_a_sweep_goes_on_where_a_student_was_chosen(swept: tuple[Path, Report], teacher: Path) -> None:
     directory, report = swept
     apply(directory, choose(report, "latency", Bounds()))
     asked = Asked(engines=("onnxruntime",), recipes=("int8-weights",), components=(DECODER,), students=("tiny-3",))
     again = sweep(settle(str(teacher), directory), replace(asked, effort=Effort(least=3, most=3)))
     assert again.source == "tiny" and again.finished
-    statuses = {(one.candidate.component, one.candidate.key): one.status for one in report.trials}
-    assert {(one.candidate.component, one.candidate.key): one.status for one in again.trials} == statuses
+    assert _statuses(again) == _statuses(report)
     assert load(directory).manifest.distilled is None, "the usual bounds hold again"
 
 

@@ -11,7 +11,7 @@ from stillhouse.accelerate.target import Target, original_manifest, place
 from stillhouse.backends.signature import read_signature
 from stillhouse.errors import InvalidRequest
 from stillhouse.models.load import find
-from stillhouse.models.manifest import MANIFEST, Component, Manifest, StepCache, checksum, digest, read_manifest
+from stillhouse.models.manifest import MANIFEST, Component, Manifest, StepCache, digest, files_checksum, read_manifest
 
 STUDENTS = "students"
 """The folder, in the result's directory, of the students' own directories."""
@@ -88,15 +88,11 @@ def lay_decoder(candidate: Candidate, directory: Path, made: Path) -> None:
     folder = made / candidate.made
     if folder.is_dir():
         return
-    laying = folder.with_name(f".{folder.name}.part")
     name = candidate.options["student"]
     home = directory / STUDENTS / name
     graph = home / student_manifest(directory, name).components[DECODER].graph
-    shutil.rmtree(laying, ignore_errors=True)
-    place(graph, laying / DISTILLED_GRAPH)
-    for file in read_signature(graph).external:
-        place(graph.parent / file, laying / file)
-    laying.rename(folder)
+    external = read_signature(graph).external
+    _appear(folder, {DISTILLED_GRAPH: graph, **{file: graph.parent / file for file in external}})
 
 
 def _lay(source: Path, manifest: Manifest, home: Path) -> None:
@@ -105,11 +101,16 @@ def _lay(source: Path, manifest: Manifest, home: Path) -> None:
             given = f"{source} is another {manifest.name} than was measured in {home.parent.parent}"
             raise InvalidRequest(given, allowed="the same students in one directory", fix="name another directory")
         return
-    laying = home.with_name(f".{home.name}.part")
+    _appear(home, {file: source / file for file in (*manifest.files, MANIFEST)})
+
+
+def _appear(folder: Path, files: Mapping[str, Path]) -> None:
+    """Copy files, by their names in the folder, which is there whole or not at all."""
+    laying = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(laying, ignore_errors=True)
-    for file in (*manifest.files, MANIFEST):
-        place(source / file, laying / file)
-    laying.rename(home)
+    for name, file in files.items():
+        place(file, laying / name)
+    laying.rename(folder)
 
 
 def _decoder(manifest: Manifest, directory: Path) -> Mapping[str, str]:
@@ -122,9 +123,8 @@ def _decoder(manifest: Manifest, directory: Path) -> Mapping[str, str]:
 def _check(manifest: Manifest, target: Target, names: Sequence[str]) -> None:
     if manifest.name in names:
         raise InvalidRequest(f"two students are called {manifest.name}", allowed="names of their own")
-    teacher = original_manifest(target.directory)
-    files = {name: str(record.sha256) for name, record in teacher.files.items()}
-    if manifest.distilled is None or manifest.distilled.teacher[1] != checksum(files):
+    teacher = files_checksum(original_manifest(target.directory))
+    if manifest.distilled is None or manifest.distilled.teacher[1] != teacher:
         learnt = manifest.distilled and f"which learnt from {manifest.distilled.teacher[0]}"
         raise InvalidRequest(
             f"{manifest.name}, {learnt or 'which is no student'}",

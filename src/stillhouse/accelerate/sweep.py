@@ -14,7 +14,7 @@ from stillhouse.accelerate.asked import Asked, allowed, is_asked
 from stillhouse.accelerate.attempt import Bench, Reference, attempt, prebuild, resume, revive
 from stillhouse.accelerate.beginning import beginning
 from stillhouse.accelerate.bisect import rescue
-from stillhouse.accelerate.candidate import DECODER, Candidate
+from stillhouse.accelerate.candidate import DECODER, DISTILLED, Candidate
 from stillhouse.accelerate.check import UNSEEN
 from stillhouse.accelerate.choose import best_of, choose
 from stillhouse.accelerate.final import FINAL, final
@@ -29,7 +29,7 @@ from stillhouse.accelerate.strip import SHOWN
 from stillhouse.accelerate.students import decoders, lay_decoder
 from stillhouse.accelerate.subject import SubjectFailed
 from stillhouse.accelerate.target import Part, Target, original_manifest
-from stillhouse.accelerate.trial import Trial
+from stillhouse.accelerate.trial import BUDGET_ENDED, Trial
 from stillhouse.accelerate.whole import sweep_walks
 from stillhouse.backends.registry import backends
 from stillhouse.backends.runtime import BackendStatus
@@ -45,7 +45,6 @@ _FOR_TRIALS = 0.95
 """Of a time budget, what trials may take: the views are written after them, and a call is not cut in two."""
 _LEAST_LIMIT = 20.0
 """Seconds that a child may always take for one answer."""
-_BUDGET_ENDED = "the time budget ended first; run again to go on"
 
 Tell = Callable[[str, float, float], None]
 
@@ -94,8 +93,6 @@ class Sweep:
             )
             others = decoders(self.target.directory, self.asked.students) if part.name == DECODER else ()
             planned = [one for one in plan(part.name, surroundings, others) if is_asked(one, self.asked)]
-            for candidate in others:
-                lay_decoder(candidate, self.target.directory, self._bench(part, probes[part.name]).made)
             self._component(part, planned, probes[part.name], share)
         if self.target.is_pipeline:
             sweep_walks(self)
@@ -176,6 +173,9 @@ class Sweep:
             if isinstance(one, Trial) and not self.known(one.candidate):
                 self.add(one)
         candidates = [one for one in planned if isinstance(one, Candidate)]
+        for candidate in candidates:
+            if candidate.recipe == DISTILLED:
+                lay_decoder(candidate, self.target.directory, bench.made)
         if self.left(share) > 0:
             self.tell(f"{part.name}: building", 0, len(candidates))
             prebuild([one for one in candidates if not self.known(one)], bench, self.report.machine.cores)
@@ -200,10 +200,10 @@ class Sweep:
             return Trial(candidate, "skipped", "no candidate ran that others could be compared with")
         if slow := outrun(candidate, self.report.of(candidate.component)):
             return Trial(candidate, "skipped", slow)
-        trial = Trial(candidate, "skipped", _BUDGET_ENDED)
+        trial = Trial(candidate, "skipped", BUDGET_ENDED)
         for _ in range(2):
             if self.left(share) <= 0:
-                return Trial(candidate, "skipped", _BUDGET_ENDED)
+                return Trial(candidate, "skipped", BUDGET_ENDED)
             bench.limit = self.limit
             bench.effort = replace(bench.effort, hopeless=self._hopeless(candidate.component))
             try:
@@ -215,7 +215,7 @@ class Sweep:
             if trial.status != "failed" or reference.subject.is_alive:
                 break
         ended = trial.status == "failed" and self.left() <= 0
-        return Trial(candidate, "skipped", _BUDGET_ENDED) if ended else trial
+        return Trial(candidate, "skipped", BUDGET_ENDED) if ended else trial
 
     def _hopeless(self, component: str) -> float:
         best = best_of(self.report.of(component), "latency")

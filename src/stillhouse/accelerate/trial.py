@@ -11,6 +11,8 @@ from stillhouse.measure.fidelity import Fidelity
 Status = Literal["accepted", "rejected", "failed", "excluded", "skipped"]
 """accepted: within every bound. rejected: it ran, and missed a bound. failed: it did not run to the end. excluded: it
 makes no sense here. skipped: the time budget ended first."""
+BUDGET_ENDED = "the time budget ended first; run again to go on"
+"""Why what was not reached is skipped."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from stillhouse.accelerate.settle import chosen_components, chosen_defaults, ste
 from stillhouse.accelerate.students import student
 from stillhouse.accelerate.subject import SubjectFailed
 from stillhouse.accelerate.target import original_manifest, plain
-from stillhouse.accelerate.trial import Trial
+from stillhouse.accelerate.trial import BUDGET_ENDED, Trial
 from stillhouse.accelerate.walks import combinations, cost, ladders, other_samplers, walk
 from stillhouse.measure.clock import alternate
 from stillhouse.models.manifest import TRIALS, Manifest
@@ -133,7 +133,7 @@ class _Search:
             if self.sweep.known(candidate):
                 continue
             if self.sweep.left(_BEFORE_FINAL) <= 0:
-                self.sweep.add(Trial(candidate, "skipped", "the time budget ended first; run again to go on"))
+                self.sweep.add(Trial(candidate, "skipped", BUDGET_ENDED))
             elif self.loops.open_student(candidate):
                 try:
                     if self.loops.measure(candidate, ROUGH).status == "skipped":

@@ -30,7 +30,7 @@ from stillhouse.fit.stage import Fitted, Stage, Tick
 from stillhouse.measure.machine import machine, versions
 from stillhouse.models.importers.staging import check_free
 from stillhouse.models.load import EMBEDDED, find, load
-from stillhouse.models.manifest import Manifest, checksum, read_manifest
+from stillhouse.models.manifest import Manifest, files_checksum, read_manifest
 from stillhouse.models.pipeline import Pipeline
 from stillhouse.models.png import write_png
 
@@ -203,8 +203,7 @@ def _recipe(settings: Settings, teacher: Denoiser) -> ChainRecipe:
 
 def _key(manifest: Manifest, settings: Settings) -> str:
     """The same for the same teacher and the same data."""
-    files = {name: str(record.sha256) for name, record in manifest.files.items()}
-    about = [checksum(files), _told_of(settings), settings.items, settings.seed]
+    about = [files_checksum(manifest), _told_of(settings), settings.items, settings.seed]
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]
 
 

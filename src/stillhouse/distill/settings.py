@@ -1,16 +1,14 @@
 """What is to be distilled, and how: `distill.toml`, the command line, and what stands where both are silent."""
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
 
 from stillhouse.check import check_choice, check_number, check_whole
 from stillhouse.distill.chain import EDITS, GUIDANCE, METHODS
 from stillhouse.errors import InvalidRequest
 from stillhouse.fit.recipe import Precision, StageRecipe
-from stillhouse.models.decode import DecodeError, decode
+from stillhouse.models.decode import read_toml
 
 DECODER = "decoder"
 """The name of the tiny decoder among the students."""
@@ -128,18 +126,7 @@ def read_settings(path: Path) -> Settings:
     Raises:
         InvalidRequest: no such file, no TOML, or a setting that does not exist or is out of its range.
     """
-    try:
-        document: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InvalidRequest(
-            f"there is no file {path}", fix="leave --config out, and say what matters by options"
-        ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"{path} is not TOML: {error}") from None
-    try:
-        settings = decode(Settings, document)
-    except DecodeError as error:
-        raise InvalidRequest(f"{path}: {error}") from None
+    settings = read_toml(Settings, path, "leave --config out, and say what matters by options")
     data, prompts = path.parent / settings.data, settings.prompts
     return replace(
         settings,

@@ -27,7 +27,7 @@ from stillhouse.models.manifest import (
     Distilled,
     Edit,
     Manifest,
-    checksum,
+    files_checksum,
     read_manifest,
     write_manifest,
 )
@@ -157,12 +157,11 @@ def _manifest(
     timesteps = None if student.grid is None else tuple(student.grid.timesteps.tolist())
     edits = tuple(Edit(strength, tuple(one.timesteps.tolist())) for strength, one in student.edits.items())
     steps = teacher.defaults.steps if timesteps is None else len(timesteps)
-    body = {name: str(record.sha256) for name, record in teacher.files.items()}
     scale = min(max(teacher.defaults.guidance, guidance[0]), guidance[1])
     return replace(
         manifest,
         defaults=replace(teacher.defaults, steps=steps, guidance=scale, sampler="ddim"),
-        distilled=Distilled(timesteps, guidance, student.method, (teacher.name, checksum(body)), edits),
+        distilled=Distilled(timesteps, guidance, student.method, (teacher.name, files_checksum(teacher)), edits),
         source={**teacher.source, "made by": "stillhouse distill"},
         evidence={"distill": dict(evidence)},
         components={name: _as_before(name, component, teacher) for name, component in manifest.components.items()},

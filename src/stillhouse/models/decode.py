@@ -1,9 +1,13 @@
 """JSON into frozen dataclasses, strictly: a wrong value is reported with its path, `$.defaults.steps`."""
 
+import tomllib
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from stillhouse.errors import InvalidRequest
 
 T = TypeVar("T")
 
@@ -27,6 +31,27 @@ def decode(kind: type[T], value: object, path: str = "$") -> T:
     (1, 2)
     """
     return _decode(kind, value, path)  # type: ignore[no-any-return]
+
+
+def read_toml(kind: type[T], path: Path, without: str) -> T:
+    """A TOML file as a `kind`.
+
+    Args:
+        kind: as in `decode`.
+        path: of the file.
+        without: what to do where there is none.
+
+    Raises:
+        InvalidRequest: no such file, no TOML, or a value that does not fit.
+    """
+    try:
+        return decode(kind, tomllib.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise InvalidRequest(f"there is no file {path}", fix=without) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"{path} is not TOML: {error}") from None
+    except DecodeError as error:
+        raise InvalidRequest(f"{path}: {error}") from None
 
 
 def _decode(kind: Any, value: Any, path: str) -> Any:

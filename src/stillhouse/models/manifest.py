@@ -282,6 +282,11 @@ def checksum(body: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
+def files_checksum(manifest: Manifest) -> str:
+    """Of all the files that it names: what tells a pipeline from another, whatever its manifest says of them."""
+    return checksum({name: record.sha256 for name, record in manifest.files.items()})
+
+
 def _load(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_bytes())

@@ -1,14 +1,13 @@
 """What a server is told before it starts: `stillhouse.toml`, or the command line alone."""
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from stillhouse.check import check_choice, check_number, check_whole
 from stillhouse.errors import InvalidRequest
-from stillhouse.models.decode import DecodeError, decode
+from stillhouse.models.decode import read_toml
 from stillhouse.serve.engine.admit import Limits
 from stillhouse.serve.engine.job import Tier
 from stillhouse.serve.engine.policy import POLICIES
@@ -155,17 +154,7 @@ def read_settings(path: Path) -> Settings:
     Raises:
         InvalidRequest: no such file, no TOML, or a setting that does not exist or is out of its range.
     """
-    try:
-        document: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InvalidRequest(f"there is no file {path}", fix="leave --config out to serve the embedded model") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"{path} is not TOML: {error}") from None
-    try:
-        settings = decode(Settings, document)
-    except DecodeError as error:
-        raise InvalidRequest(f"{path}: {error}") from None
-    return _based(settings, path.parent)
+    return _based(read_toml(Settings, path, "leave --config out to serve the embedded model"), path.parent)
 
 
 def with_pipelines(settings: Settings, pipelines: Mapping[str, str]) -> Settings:
