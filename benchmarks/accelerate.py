@@ -64,12 +64,9 @@ def _shapes(arguments: argparse.Namespace) -> None:
 
 
 def _sd15(arguments: argparse.Namespace) -> None:
-    from benchmarks.sd15 import _import, _write
-
     folder = BUILD / "sd15"
     if not (folder / "pipeline").is_dir():
-        _write(folder, 1)
-        _import(folder, 1)
+        subprocess.run([sys.executable, "-m", "benchmarks.sd15", "--keep"], check=True)
     out = BUILD / "faster-sd15"
     options = ("--component", "unet", "--memory", "20GiB", "--budget", "50m", "--min-sqnr", "10")
     swept = _sweep(str(folder / "pipeline"), out, *options)

@@ -267,3 +267,46 @@ def test_a_student_may_not_teach_what_it_was_not_taught(
     asked = replace(settings, rounds=(4, 2), guidance=(1.0, 9.0))
     with pytest.raises(InvalidRequest, match="allowed: within 1 to 6, which it was taught"):
         distil(tmp_path / "first", tmp_path / "second", asked, tmp_path / "two", Heard())
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sd2", "xl"])
+def test_a_student_of_walks_draws_and_goes_on_from_there(
+    teachers: dict[str, Path], settings: Settings, tmp_path: Path, kind: str
+) -> None:
+    walks = replace(settings, method="walks", rounds=(6, 3, 1), items=5)
+    heard, again = Heard(), Heard()
+    made = distil(teachers[kind], tmp_path / "one", walks, tmp_path / "work", heard, every=True)
+    assert [place.name for place in made.written] == ["one-3", "one"] and heard.encoded == [1, 2, 3, 4, 5]
+    manifest = read_manifest(tmp_path / "one-3", verify=True)
+    assert manifest.distilled is not None and manifest.distilled.method == "walks"
+    assert len(manifest.distilled.timesteps or ()) == 3
+    result = load(tmp_path / "one-3").generate("a red circle", seed=3)
+    assert result.request.steps == 3 and np.ptp(result.image) > 0
+    distil(teachers[kind], tmp_path / "two", walks, tmp_path / "work", again)
+    assert not again.ticks and not again.encoded
+    if kind == "sd2":
+        onwards = replace(walks, rounds=(6, 3), begin=str(tmp_path / "one-3"), seed=1)
+        distil(teachers[kind], tmp_path / "three", onwards, tmp_path / "more", Heard())
+        evidence = read_manifest(tmp_path / "three").evidence["distill"]
+        assert evidence["begun"]["name"] == "one-3" and [one["name"] for one in evidence["students"]] == ["3-steps"]
+        assert [one["name"] for one in evidence["begun"]["students"]] == ["3-steps", "1-steps"]
+        assert str(tmp_path) not in json.dumps(evidence)
+        steered = replace(onwards, guidance=(1.0, 7.0))
+        with pytest.raises(InvalidRequest, match="within 1 to 6, which it was taught"):
+            distil(teachers[kind], tmp_path / "four", steered, tmp_path / "more", Heard())
+
+
+def test_walks_are_of_teachers_that_walk_any_grid(
+    teachers: dict[str, Path], settings: Settings, tmp_path: Path
+) -> None:
+    walks = replace(settings, method="walks", rounds=(4, 2))
+    distil(teachers["sd2"], tmp_path / "student", walks, tmp_path / "work", Heard())
+    for source, asked, told in (
+        (tmp_path / "student", walks, "which was distilled itself"),
+        (teachers["sd2"], replace(walks, task="img2img"), "teach edits by progressive"),
+        (teachers["sd1"], replace(walks, begin=str(tmp_path / "student")), "did not learn from this sd1"),
+        (teachers["sd2"], replace(walks, begin=str(teachers["sd2"])), "did not learn from this sd2"),
+    ):
+        with pytest.raises(InvalidRequest, match=told):
+            distil(source, tmp_path / "none", asked, tmp_path / "work", Heard())
+    assert not (tmp_path / "none").exists()

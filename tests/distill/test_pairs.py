@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from stillhouse import load
-from stillhouse.distill import pairs as pairs_module
+from stillhouse.distill import parts
 from stillhouse.distill.folder import Skipped
 from stillhouse.distill.items import Item, drawn, fit_to, folder, shapes
 from stillhouse.distill.pairs import awaited, kept, told
@@ -94,7 +94,7 @@ def test_pictures_of_the_right_size_are_left_as_they_are() -> None:
 def test_a_run_that_is_killed_loses_the_last_part_and_ends_with_the_same_pairs(
     pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pairs_module, "PART", 2)
+    monkeypatch.setattr(parts, "PART", 2)
 
     def until(stop: int, begin: int) -> Iterator[Item]:
         for number, item in enumerate(shapes(pipeline, 7, seed=2, begin=begin), begin):
@@ -114,9 +114,9 @@ def test_a_run_that_is_killed_loses_the_last_part_and_ends_with_the_same_pairs(
 
     assert kept(pipeline, noted, tmp_path / "parts", seen.append)
     assert begun == [4] and seen == [5, 6, 7]
-    whole, parts = awaited(tmp_path / "whole"), awaited(tmp_path / "parts")
-    assert torch.equal(whole.latents, parts.latents) and torch.equal(whole.captions, parts.captions)
-    one, other = (pairs.batch(np.random.default_rng(1), 9) for pairs in (whole, parts))
+    whole, again = awaited(tmp_path / "whole"), awaited(tmp_path / "parts")
+    assert torch.equal(whole.latents, again.latents) and torch.equal(whole.captions, again.captions)
+    one, other = (pairs.batch(np.random.default_rng(1), 9) for pairs in (whole, again))
     assert torch.equal(one.said["encoder_hidden_states"], other.said["encoder_hidden_states"])
 
 

@@ -28,7 +28,10 @@ def declare(parser: ArgumentParser) -> None:
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="where the student goes")
     parser.add_argument("--config", type=Path, metavar="FILE", help="distill.toml; options win over it")
     parser.add_argument("--rounds", type=counts, metavar="36,18,9,3", help="steps of the teacher, then of each student")
-    parser.add_argument("--method", metavar="NAME", help="progressive or consistency; default: progressive")
+    parser.add_argument("--method", metavar="NAME", help="progressive, consistency or walks; default: progressive")
+    parser.add_argument(
+        "--begin", metavar="STUDENT", help="of walks: a student of this teacher, which goes on learning"
+    )
     parser.add_argument("--task", metavar="NAME", help="text2img, or img2img for edits, too; default: text2img")
     parser.add_argument("--guidance", type=scales, metavar="1..8", help="scales that the student is asked for")
     parser.add_argument(

@@ -7,6 +7,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -159,11 +160,32 @@ def teach(
         if planned.name == GUIDANCE:
             walker = before
         identity = f"{identity} {fitted.updates}"
-        served = Denoiser(deepcopy(fused(before.unet)).cpu(), before.schedule, before.prediction)
         grids = {strength: one.student for strength, one in method.edits.items()}
         walked = method.round.student if method.round else None
-        students.append(Student(planned.name, served, factors(before.unet), walked, planned.called, fitted, grids))
+        students.append(taught(planned.name, before, walked, planned.called, fitted, grids))
     return students
+
+
+def taught(
+    name: str,
+    denoiser: Denoiser,
+    grid: Grid | None,
+    method: str,
+    fitted: Fitted,
+    edits: Mapping[float, Grid] = MappingProxyType({}),
+) -> Student:
+    """What has learnt, on its own: a copy in the processor's memory, its factors part of the weights."""
+    served = Denoiser(deepcopy(fused(denoiser.unet)).cpu(), denoiser.schedule, denoiser.prediction)
+    return Student(name, served, factors(denoiser.unet), grid, method, fitted, edits)
+
+
+def learner(before: Denoiser, recipe: ChainRecipe) -> Any:
+    """The U-Net that is to learn: a copy of that one, with a place for the guidance scale."""
+    unet = conditioned_on_guidance(before.unet)
+    unet = with_low_rank(unet, recipe.rank, recipe.seed) if recipe.rank else unet.requires_grad_(True)
+    if recipe.checkpointing:
+        unet.enable_gradient_checkpointing()
+    return unet.train().to(memory_format=torch.channels_last)
 
 
 def frozen(denoiser: Denoiser) -> Denoiser:
@@ -242,16 +264,12 @@ def _both(report: Callable[[Tick], None], watch: Callable[[Stage, Tick], None], 
 def _lesson(planned: Planned, before: Denoiser, teacher: Denoiser, pairs: Pairs, recipe: ChainRecipe) -> Lesson:
     """`before` is what the student begins as; `teacher` is asked."""
     schedule, prediction = taught_as(before)
-    unet = conditioned_on_guidance(before.unet)
-    unet = with_low_rank(unet, recipe.rank, recipe.seed) if recipe.rank else unet.requires_grad_(True)
-    if recipe.checkpointing:
-        unet.enable_gradient_checkpointing()
     return Lesson(
         name=planned.name,
         recipe=planned.recipe,
         method=planned.method,
         teacher=teacher,
-        unet=unet.train().to(memory_format=torch.channels_last),
+        unet=learner(before, recipe),
         schedule=schedule,
         prediction=prediction,
         pairs=pairs,

@@ -1,7 +1,5 @@
 """From a teacher's pipeline to a student's, evidence included."""
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,23 +11,25 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from stillhouse.diffusion import Grid, grid_at
 from stillhouse.distill.chain import EDITS, ChainRecipe, Student, frozen, lessons, teach
+from stillhouse.distill.data import captions_of, items_of, key_of
 from stillhouse.distill.decoder import DecoderLesson, TinyDecoder
 from stillhouse.distill.folder import Skipped
-from stillhouse.distill.items import Item, drawn, folder, shapes
 from stillhouse.distill.lesson import Lesson
 from stillhouse.distill.networks import Denoiser
 from stillhouse.distill.pairs import KeptPairs, awaited, kept
-from stillhouse.distill.prompts import read_prompts
-from stillhouse.distill.settings import DECODER, STRENGTHS, TEACHER, Settings
+from stillhouse.distill.settings import DECODER, STRENGTHS, TASKS, Settings
 from stillhouse.distill.strip import strip
 from stillhouse.distill.student import write_student
+from stillhouse.distill.walk_chain import WALKS, grids, teach_walks
+from stillhouse.distill.walk_lesson import WalkLesson
+from stillhouse.distill.walks import KeptWalks, Walked, awaited_walks, kept_walks, walks_of
 from stillhouse.errors import InvalidRequest
 from stillhouse.fit.fit import fit
 from stillhouse.fit.processes import launched
 from stillhouse.fit.stage import Fitted, Stage, Tick
 from stillhouse.measure.machine import machine, versions
 from stillhouse.models.importers.staging import check_free
-from stillhouse.models.load import EMBEDDED, find, load
+from stillhouse.models.load import find, load
 from stillhouse.models.manifest import Manifest, files_checksum, read_manifest
 from stillhouse.models.pipeline import Pipeline
 from stillhouse.models.png import write_png
@@ -98,7 +98,13 @@ def distil(
     _check_guidance(manifest, settings)
     teacher = open_teacher(directory, manifest)
     recipe, begin = _recipe(settings, teacher), _only_grid(manifest)
-    names = [planned.name for planned in lessons(teacher, recipe, begin)]
+    by_walks = settings.method == WALKS
+    first = _first(directory, manifest, teacher, settings) if by_walks else teacher
+    names = (
+        [f"{one.steps}-steps" for one in grids(first, recipe.counts)]
+        if by_walks
+        else [planned.name for planned in lessons(teacher, recipe, begin)]
+    )
     places = {name: out.with_name(f"{out.name}-{name.removesuffix('-steps')}") for name in names[:-1]} if every else {}
     places[names[-1]] = out
     for place in places.values():
@@ -107,21 +113,34 @@ def distil(
         if Path(settings.data).is_dir() and place.resolve().is_relative_to(Path(settings.data).resolve()):
             raise InvalidRequest(f"{place} in the folder that is learnt from", allowed="a place outside of its data")
     pipeline = load(directory)
-    encoded = work / f"pairs-{_key(pipeline.manifest, settings)}"
-    is_kept = processes.is_first and kept(
-        pipeline, _items(pipeline, settings, told), encoded, lambda done: told.items(done, settings.items), deadline
-    )
-    if processes.is_first and not is_kept:
+
+    def heard(done: int) -> None:
+        told.items(done, settings.items)
+
+    encoded = work / f"{'walks' if by_walks else 'pairs'}-{key_of(pipeline.manifest, settings)}"
+    if not processes.is_first:
+        is_kept = True
+    elif by_walks:
+        is_kept = kept_walks(pipeline, _walks(pipeline, settings, recipe, first, told), encoded, heard, deadline)
+    else:
+        is_kept = kept(pipeline, items_of(pipeline, settings, told.skipped), encoded, heard, deadline)
+    if not is_kept:
         return Made(False, True)
-    pairs = awaited(encoded)
     watch = _strips(pipeline, work / STRIPS) if processes.is_first else _nobody
-    students = teach(teacher, pairs, recipe, work, told.tick, deadline, watch, begin, encoded.stem)
+    learnt: KeptPairs | KeptWalks
+    if by_walks:
+        learnt = awaited_walks(encoded)
+        origin = f"{encoded.stem} {_begun(settings)}"
+        students = teach_walks(first, learnt, recipe, work, told.tick, deadline, watch, origin)
+    else:
+        learnt = awaited(encoded)
+        students = teach(teacher, learnt, recipe, work, told.tick, deadline, watch, begin, encoded.stem)
     if len(students) < len(names):
         return Made(False, processes.is_first)
-    evidence = _evidence(settings, pairs, students, processes.count)
+    evidence = _evidence(settings, len(learnt.latents), students, processes.count)
     decoder = None
     if settings.decoder:
-        lesson = _decoder(directory, manifest, settings, pairs, encoded.stem)
+        lesson = _decoder(directory, manifest, settings, _pictures(learnt), encoded.stem)
         fitted = fit(lesson, work, told.tick, deadline)
         if not fitted.is_done:
             return Made(False, processes.is_first)
@@ -166,6 +185,38 @@ def open_teacher(directory: Path, manifest: Manifest) -> Denoiser:
     return frozen(Denoiser(unet, manifest.schedule, manifest.prediction))
 
 
+def _first(directory: Path, manifest: Manifest, teacher: Denoiser, settings: Settings) -> Denoiser:
+    """What the first student of walks begins as.
+
+    Raises:
+        InvalidRequest: what walks do not teach, or a beginning that learnt from another teacher.
+    """
+    if manifest.distilled is not None:
+        given = f"method {WALKS} of {manifest.name}, which was distilled itself"
+        raise InvalidRequest(given, allowed="its teacher, which walks any grid")
+    if settings.task != TASKS[0]:
+        raise InvalidRequest(f"method {WALKS} for {settings.task}", allowed=TASKS[0], fix="teach edits by progressive")
+    if settings.begin is None:
+        return teacher
+    place = find(settings.begin)
+    begun = read_manifest(place)
+    if begun.distilled is None or begun.distilled.teacher != (manifest.name, files_checksum(manifest)):
+        given = f"{settings.begin} as a beginning, which did not learn from this {manifest.name}"
+        raise InvalidRequest(given, allowed=f"students of {directory}")
+    least, most = begun.distilled.guidance
+    if settings.guidance[0] < least or settings.guidance[1] > most:
+        raise InvalidRequest(
+            f"guidance of {settings.guidance[0]:g} to {settings.guidance[1]:g} from {begun.name} on",
+            allowed=f"within {least:g} to {most:g}, which it was taught",
+        )
+    return open_teacher(place, begun)
+
+
+def _begun(settings: Settings) -> str:
+    """Of what the first student began as."""
+    return "" if settings.begin is None else files_checksum(read_manifest(find(settings.begin)))
+
+
 def _check_guidance(manifest: Manifest, settings: Settings) -> None:
     if manifest.distilled is None:
         return
@@ -201,33 +252,22 @@ def _recipe(settings: Settings, teacher: Denoiser) -> ChainRecipe:
     )
 
 
-def _key(manifest: Manifest, settings: Settings) -> str:
-    """The same for the same teacher and the same data."""
-    about = [files_checksum(manifest), _told_of(settings), settings.items, settings.seed]
-    return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]
-
-
-def _told_of(settings: Settings) -> Any:
-    """What the data are, so that others are not taken for them."""
-    if settings.data in EMBEDDED:
-        return settings.data
-    if settings.data == TEACHER:
-        return None if settings.prompts is None else read_prompts(Path(settings.prompts))
-    folder = Path(settings.data).resolve()
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return [str(folder), *((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)]
-
-
-def _items(pipeline: Pipeline, settings: Settings, told: Told) -> Callable[[int], Iterable[Item]]:
+def _walks(
+    pipeline: Pipeline, settings: Settings, recipe: ChainRecipe, first: Denoiser, told: Told
+) -> Callable[[int], Iterable[Walked]]:
     """Those from a number on."""
-    if settings.data in EMBEDDED:
-        return lambda begin: shapes(pipeline, settings.items, settings.seed, begin)
-    if settings.data != TEACHER:
-        return lambda begin: folder(pipeline, Path(settings.data), settings.items, told.skipped, begin)
-    if settings.prompts is None:
-        raise InvalidRequest("no data and no prompts", allowed="--data FOLDER, --data shapes, or --prompts FILE")
-    prompts = read_prompts(Path(settings.prompts))
-    return lambda begin: drawn(pipeline, prompts, settings.items, settings.seed, begin)
+    captions = captions_of(settings, told.skipped)
+    steps, served = recipe.counts[0], grids(first, recipe.counts)[0]
+    return lambda begin: walks_of(
+        pipeline, captions, served, steps, settings.items, recipe.guidance, settings.seed, begin
+    )
+
+
+def _pictures(learnt: KeptPairs | KeptWalks) -> KeptPairs:
+    """What a tiny decoder learns from: of walks, where they end."""
+    if isinstance(learnt, KeptPairs):
+        return learnt
+    return KeptPairs(learnt.latents[:, -1], learnt.captions[:, None], learnt.texts, {})
 
 
 def _decoder(directory: Path, manifest: Manifest, settings: Settings, pairs: KeptPairs, origin: str) -> DecoderLesson:
@@ -249,7 +289,7 @@ def _decoder(directory: Path, manifest: Manifest, settings: Settings, pairs: Kep
 
 def _strips(pipeline: Pipeline, where: Path) -> Callable[[Stage, Tick], None]:
     def watch(stage: Stage, tick: Tick) -> None:
-        if tick.scores and isinstance(stage, Lesson):
+        if tick.scores and isinstance(stage, Lesson | WalkLesson):
             where.mkdir(parents=True, exist_ok=True)
             write_png(where / f"{tick.stage}-{tick.update:06d}.png", strip(stage, pipeline))
 
@@ -265,11 +305,13 @@ def _taken(fitted: Fitted) -> dict[str, Any]:
     return {**taken, "recipe": None if fitted.recipe is None else asdict(fitted.recipe)}
 
 
-def _evidence(settings: Settings, pairs: KeptPairs, students: Iterable[Student], processes: int) -> Mapping[str, Any]:
-    said = {name: value for name, value in asdict(settings).items() if name not in ("data", "prompts")}
+def _evidence(settings: Settings, items: int, students: Iterable[Student], processes: int) -> Mapping[str, Any]:
+    said = {name: value for name, value in asdict(settings).items() if name not in ("data", "prompts", "begin")}
+    begun = None if settings.begin is None else read_manifest(find(settings.begin))
     return {
         "settings": {**said, "data": Path(settings.data).name},
-        "items": len(pairs.latents),
+        "begun": begun and {"name": begun.name, **begun.evidence.get("distill", {})},
+        "items": items,
         "machine": machine(),
         "versions": versions(_PACKAGES),
         "processes": processes,

@@ -82,14 +82,11 @@ class Lesson:
         with torch.no_grad():
             target = self.method.target(self.teacher.sees(asked), self.student.sees(asked), z, paths)
         error = (self.student.sees(asked)(z, at) - target) / sigma.to(z)
-        return self._weighed(error, at)
+        return weighed(error, at, self.weighting, self.huber)
 
     def judge(self) -> Mapping[str, float]:
-        """How close it comes to its teacher from the same noise: PSNR of latents in dB, their spread taken as peak."""
-        ours, theirs = self.endings(self.judged)
-        error = float(((ours - theirs) ** 2).mean())
-        spread = float(theirs.max() - theirs.min())
-        return {"agreement": 10 * float(np.log10(spread**2 / max(error, 1e-12)))}
+        """How close it comes to its teacher from the same noise, see `agreement`."""
+        return {"agreement": agreement(*self.endings(self.judged))}
 
     @torch.no_grad()
     def endings(self, count: int) -> tuple[Tensor, Tensor]:
@@ -118,14 +115,22 @@ class Lesson:
 
         return Asked(placed(pair.said), placed(self.pairs.nothing(len(scales))), scales.to(self._device))
 
-    def _weighed(self, error: Tensor, at: Levels) -> Tensor:
-        """Squares, or pseudo-Huber, of the error of v."""
-        each = error.square().mean(dim=(1, 2, 3))
-        if self.huber:
-            each = (each + self.huber**2).sqrt() - self.huber
-        if self.weighting == "snr_trunc":
-            each = each * torch.maximum(at.alpha, at.sigma).square().to(each)
-        return each.mean()
+
+def weighed(error: Tensor, at: Levels, weighting: Weighting, huber: float) -> Tensor:
+    """Squares, or pseudo-Huber of that width, of the error of v, [B, C, h, w], in the mean; a scalar."""
+    each = error.square().mean(dim=(1, 2, 3))
+    if huber:
+        each = (each + huber**2).sqrt() - huber
+    if weighting == "snr_trunc":
+        each = each * torch.maximum(at.alpha, at.sigma).square().to(each)
+    return each.mean()
+
+
+def agreement(ours: Tensor, theirs: Tensor) -> float:
+    """PSNR of latents in dB, the spread of `theirs` taken as the peak."""
+    error = float(((ours - theirs) ** 2).mean())
+    spread = float(theirs.max() - theirs.min())
+    return 10 * float(np.log10(spread**2 / max(error, 1e-12)))
 
 
 def ended(sees: Sees, noise: Tensor, walk: Walk) -> Tensor:

@@ -4,8 +4,7 @@ Everything is encoded once, by the pipeline that serves, and kept in files: two 
 small model, and the whole autoencoder's memory for a large one.
 """
 
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,15 +17,10 @@ from torch import Tensor
 from stillhouse.core import ImageRequest
 from stillhouse.distill.items import Item
 from stillhouse.distill.networks import Inputs
-from stillhouse.errors import InvalidRequest
-from stillhouse.fit.checkpoint import write_atomically
+from stillhouse.distill.parts import awaited as awaited_parts
+from stillhouse.distill.parts import keep
 from stillhouse.models.pipeline import Pipeline
 
-PART = 512
-"""Items of one file."""
-_ALL = "all"
-_LOOK = 0.5
-"""Seconds between two looks for a file that another process makes."""
 _GUIDANCE_INPUT = "timestep_cond"
 
 
@@ -83,49 +77,22 @@ def kept(
     progress: Callable[[int], None] = lambda done: None,
     deadline: float | None = None,
 ) -> bool:
-    """Encode what has not been encoded; a run that is killed loses the last part at most.
+    """Encode what has not been encoded; whether all is.
 
     Args:
         pipeline: tells what the U-Net is told by a text.
         items: those from this number on.
-        folder: of the parts.
-        progress: hears how many items are done.
-        deadline: seconds of `time.monotonic` after which no item is asked for.
-
-    Returns:
-        whether all are encoded.
+        folder, progress, deadline: as in `parts.keep`.
 
     Raises:
-        InvalidRequest: no items.
-        FitFailed: no room for a part.
+        InvalidRequest, FitFailed: as `parts.keep`.
     """
-    if (folder / _ALL).exists():
-        return True
-    lengths = [len(torch.load(path, weights_only=True)["latents"]) for path in _parts(folder)]
-    done, number = sum(lengths), len(lengths)
-    part: list[Item] = []
-    for item in _in_time(iter(items(done)), deadline):
-        part.append(item)
-        progress(done + len(part))
-        if len(part) == PART:
-            _write(pipeline, part, folder / f"{number:05d}.pt")
-            done, number, part = done + len(part), number + 1, []
-    if part:
-        _write(pipeline, part, folder / f"{number:05d}.pt")
-        done += len(part)
-    if deadline is not None and time.monotonic() > deadline:
-        return False
-    if not done:
-        raise InvalidRequest("nothing to learn from", allowed="one picture with a caption, or more")
-    write_atomically(folder / _ALL, lambda path: path.write_text(f"{done}\n"))
-    return True
+    return keep(items, partial(_encoded, pipeline), lambda part: len(part["latents"]), folder, progress, deadline)
 
 
 def awaited(folder: Path) -> KeptPairs:
     """Those of a folder, as soon as the process that encodes is done."""
-    while not (folder / _ALL).exists():
-        time.sleep(_LOOK)
-    parts = [torch.load(path, weights_only=True) for path in _parts(folder)]
+    parts = awaited_parts(folder)
     most = max(part["captions"].shape[1] for part in parts)
     captions, rows = [], 0
     for part in parts:
@@ -138,20 +105,6 @@ def awaited(folder: Path) -> KeptPairs:
         texts={name: torch.cat([part["texts"][name] for part in parts]) for name in parts[0]["texts"]},
         unsaid=parts[0]["unsaid"],
     )
-
-
-def _parts(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.pt"))
-
-
-def _in_time(items: Iterator[Item], deadline: float | None) -> Iterator[Item]:
-    while (deadline is None or time.monotonic() < deadline) and (item := next(items, None)) is not None:
-        yield item
-
-
-def _write(pipeline: Pipeline, items: Iterable[Item], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, partial(torch.save, _encoded(pipeline, items)))
 
 
 def _encoded(pipeline: Pipeline, items: Iterable[Item]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from stillhouse.check import check_choice, check_number, check_whole
 from stillhouse.distill.chain import EDITS, GUIDANCE, METHODS
+from stillhouse.distill.walk_chain import WALKS
 from stillhouse.errors import InvalidRequest
 from stillhouse.fit.recipe import Precision, StageRecipe
 from stillhouse.models.decode import read_toml
@@ -52,12 +53,13 @@ class Settings:
 
     Args:
         rounds: steps of the teacher, and of each student after it.
-        method: of `chain.METHODS`, by which steps are saved.
+        method: of `chain.METHODS`, or walks, by which steps are saved.
         task: text2img; or img2img: the student takes all of its steps for edits, too, whatever their strength.
         guidance: scales that the students will be asked for, the least and the most.
         data: an embedded model's name for its world, a folder of pictures with captions, or TEACHER: it draws them.
         prompts: a file with a prompt a line, for TEACHER.
-        items: pictures to learn from; of a folder, at most so many.
+        items: pictures to learn from; of a folder, at most so many; of walks, that the teacher makes.
+        begin: of walks: a student of this teacher, a name or a directory, from which the first one goes on.
         rank: of low-rank factors, which are then all that learns; 0, every weight does.
         weighting, huber, checkpointing: see `Lesson` and `ChainRecipe`.
         decoder: width of a tiny decoder that learns from the autoencoder's; 0, there is none.
@@ -79,6 +81,7 @@ class Settings:
     data: str = TEACHER
     prompts: str | None = None
     items: int = 20_000
+    begin: str | None = None
     rank: int = 0
     weighting: str = "v"
     huber: float = 0.0
@@ -91,7 +94,9 @@ class Settings:
     students: Mapping[str, Learning] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_choice("method", self.method, METHODS)
+        check_choice("method", self.method, (*METHODS, WALKS))
+        if self.begin is not None and self.method != WALKS:
+            raise InvalidRequest(f"a beginning for method {self.method}", allowed=f"method {WALKS}")
         check_choice("task", self.task, TASKS)
         check_choice("weighting", self.weighting, WEIGHTINGS)
         if len(self.guidance) != 2:
@@ -128,10 +133,14 @@ def read_settings(path: Path) -> Settings:
     """
     settings = read_toml(Settings, path, "leave --config out, and say what matters by options")
     data, prompts = path.parent / settings.data, settings.prompts
+    begin = settings.begin
+    if begin is not None and (path.parent / begin).is_dir():
+        begin = str(path.parent / begin)
     return replace(
         settings,
         data=str(data) if data.is_dir() else settings.data,
         prompts=None if prompts is None else str(path.parent / prompts),
+        begin=begin,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stillhouse.backends import openvino
 from stillhouse.core import ImageRequest, ImageResult
 from stillhouse.models.importers import ImportOptions, import_model
 from stillhouse.models.load import load
@@ -45,9 +46,12 @@ class AtRandom:
         return self.dice.sample(list(jobs), len(jobs))
 
 
-@pytest.fixture(scope="module", params=["onnxruntime", "openvino", None])
+@pytest.fixture(scope="module", params=["onnxruntime", "openvino", "openvino bf16", None])
 def pipeline(request: pytest.FixtureRequest) -> Pipeline:
-    return load("shapes", backend=request.param, threads=1)
+    backend, _, precision = (request.param or "").partition(" ")
+    if precision and precision not in openvino.status().precisions:
+        pytest.skip(f"this processor has no {precision}")
+    return load("shapes", backend=backend or None, precision=precision or None, threads=1)
 
 
 def job(pipeline: Pipeline, name: str, request: ImageRequest) -> Job:

@@ -69,6 +69,14 @@ def sample_seen(scene: Scene, rng: np.random.Generator) -> Description | None:
     return next((caption for caption in tries if not is_held_out(str(caption))), None)
 
 
+def seen_caption(rng: np.random.Generator) -> str:
+    """A caption of a random scene that training may see."""
+    while True:
+        caption = sample_seen(sample_scene(rng), rng)
+        if caption is not None:
+            return str(caption)
+
+
 def sample_held_out(rng: np.random.Generator) -> tuple[Scene, Description]:
     """A random scene with a caption of it that training never sees."""
     while True:

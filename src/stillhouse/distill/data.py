@@ -1,0 +1,74 @@
+"""What is learnt from, as the settings say: pictures with their captions, or captions that the teacher is to follow."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stillhouse.distill.folder import Captioned, Skipped, read_folder
+from stillhouse.distill.items import Item, drawn, folder, shapes
+from stillhouse.distill.prompts import read_prompts
+from stillhouse.distill.settings import TEACHER, Settings
+from stillhouse.distill.walk_chain import WALKS
+from stillhouse.errors import InvalidRequest
+from stillhouse.models.load import EMBEDDED
+from stillhouse.models.manifest import Manifest, files_checksum
+from stillhouse.models.pipeline import Pipeline
+from stillhouse.models.shapes.caption import seen_caption
+
+
+def key_of(manifest: Manifest, settings: Settings) -> str:
+    """The same for the same teacher and the same data."""
+    about = [files_checksum(manifest), _told_of(settings), settings.items, settings.seed]
+    if settings.method == WALKS:
+        about += [*settings.guidance, *settings.rounds[:2]]
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]
+
+
+def items_of(
+    pipeline: Pipeline, settings: Settings, skipped: Callable[[Skipped], None]
+) -> Callable[[int], Iterable[Item]]:
+    """Pictures of the settings, those from a number on."""
+    if settings.data in EMBEDDED:
+        return lambda begin: shapes(pipeline, settings.items, settings.seed, begin)
+    if settings.data != TEACHER:
+        return lambda begin: folder(pipeline, Path(settings.data), settings.items, skipped, begin)
+    if settings.prompts is None:
+        raise _nothing()
+    prompts = read_prompts(Path(settings.prompts))
+    return lambda begin: drawn(pipeline, prompts, settings.items, settings.seed, begin)
+
+
+def captions_of(settings: Settings, skipped: Callable[[Skipped], None]) -> Callable[[np.random.Generator], str]:
+    """Draws captions of what is learnt from."""
+    if settings.data in EMBEDDED:
+        return seen_caption
+    if settings.data != TEACHER:
+        read = list(read_folder(Path(settings.data)))
+        for one in read:
+            if isinstance(one, Skipped):
+                skipped(one)
+        texts = tuple(one.caption for one in read if isinstance(one, Captioned))
+    elif settings.prompts is None:
+        raise _nothing()
+    else:
+        texts = read_prompts(Path(settings.prompts))
+    return lambda rng: texts[int(rng.integers(len(texts)))]
+
+
+def _told_of(settings: Settings) -> Any:
+    """What the data are, so that others are not taken for them."""
+    if settings.data in EMBEDDED:
+        return settings.data
+    if settings.data == TEACHER:
+        return None if settings.prompts is None else read_prompts(Path(settings.prompts))
+    folder = Path(settings.data).resolve()
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [str(folder), *((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)]
+
+
+def _nothing() -> InvalidRequest:
+    return InvalidRequest("no data and no prompts", allowed="--data FOLDER, --data shapes, or --prompts FILE")

@@ -1,0 +1,168 @@
+"""Students of kept walks: what they are told, how they end, and that they go on to the same bits."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from stillhouse.diffusion import Schedule, grid
+from stillhouse.distill import walk_lesson
+from stillhouse.distill.chain import ChainRecipe, Student, frozen
+from stillhouse.distill.lesson import agreement, ended
+from stillhouse.distill.networks import Asked, Denoiser, conditioned_on_guidance
+from stillhouse.distill.targets import walk_of
+from stillhouse.distill.walk_chain import grids, teach_walks
+from stillhouse.distill.walk_lesson import WalkLesson
+from stillhouse.distill.walks import KeptWalks
+from stillhouse.errors import FitFailed, InvalidRequest
+from stillhouse.fit.recipe import StageRecipe
+from stillhouse.fit.stage import Tick
+from tests.models.checkpoints import unet
+
+SCHEDULE = Schedule(zero_terminal_snr=True)
+SHORT = StageRecipe(updates=6, batch=4, rate=1e-3, warm_up=1, decay=0.5, report_every=2, judge_every=6)
+RECIPE = ChainRecipe(
+    counts=(12, 4, 2), method="walks", guidance=(1.0, 4.0), inside=SHORT, rounds={4: SHORT, 2: SHORT}, judged=2
+)
+WALKS = 12
+
+
+def teacher() -> Denoiser:
+    torch.manual_seed(0)
+    return frozen(Denoiser(conditioned_on_guidance(unet("sd2")), SCHEDULE, "v_prediction"))
+
+
+def random_walks(levels: int = 5) -> KeptWalks:
+    generator = torch.Generator().manual_seed(1)
+    return KeptWalks(
+        torch.randn(WALKS, levels, 4, 8, 8, generator=generator).half(),
+        torch.arange(WALKS) % 3,
+        torch.rand(WALKS, generator=generator) * 3 + 1,
+        {"encoder_hidden_states": torch.randn(3, 7, 32, generator=generator).half()},
+    )
+
+
+def own_walks(denoiser: Denoiser, count: int) -> KeptWalks:
+    """Walks of a network that takes so many steps: it has nothing to learn from them."""
+    walks, walk = random_walks(), walk_of(grid(SCHEDULE, count))
+    shown = walks.shown(
+        torch.arange(WALKS), torch.zeros(WALKS, dtype=torch.int64), torch.zeros(WALKS, dtype=torch.int64)
+    )
+    sees = denoiser.sees(Asked(shown.said, {}, shown.guidance))
+    levels = [shown.begun]
+    with torch.no_grad():
+        for place in range(1, count + 1):
+            stop = replace(
+                walk, **{name: getattr(walk, name)[: place + 1] for name in ("timesteps", "alphas", "sigmas")}
+            )
+            levels.append(ended(sees, shown.begun, stop))
+    return replace(walks, latents=torch.stack(levels, dim=1).half())
+
+
+def lesson(walks: KeptWalks, denoiser: Denoiser, **fields: object) -> WalkLesson:
+    (served,) = grids(denoiser, (12, 4))
+    told = {"name": "4-steps", "recipe": SHORT, "walks": walks, "kept": served, "served": served, "judged": 2}
+    network = {"unet": denoiser.unet, "schedule": denoiser.schedule, "prediction": denoiser.prediction}
+    return WalkLesson(**{**told, **network, **fields})
+
+
+def quiet(tick: Tick) -> None:
+    pass
+
+
+def weights(student: Student) -> list[Tensor]:
+    return list(student.denoiser.unet.state_dict().values())
+
+
+def test_who_walks_as_the_walks_do_has_nothing_to_learn() -> None:
+    """Halves round the levels by 5e-4, and a step from pure noise to alpha 0.3 makes three times that of it."""
+    denoiser = teacher()
+    same = lesson(own_walks(denoiser, 4), denoiser)
+    with torch.no_grad():
+        assert max(float(same.loss(number)) for number in range(4)) < 1e-4
+        assert float(lesson(random_walks(), denoiser).loss(0)) > 0.1
+    assert same.judge()["agreement"] > 60
+
+
+def test_what_is_shown_is_where_the_student_comes_itself_every_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told the way back from there: with its own steps only, walks that it does not take change what it is shown."""
+    denoiser = teacher()
+    seen: list[Tensor] = []
+
+    def noted(lesson: WalkLesson) -> list[Tensor]:
+        hook = denoiser.unet.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
+        with torch.no_grad():
+            lesson.loss(3)
+        hook.remove()
+        return seen
+
+    monkeypatch.setattr(walk_lesson, "OWN", 0.0)
+    calls = len(noted(lesson(random_walks(), denoiser)))
+    assert calls == 1, "nothing but the examples themselves"
+    seen.clear()
+    monkeypatch.setattr(walk_lesson, "OWN", 1.0)
+    assert len(noted(lesson(random_walks(), denoiser))) > 1
+
+
+def test_walks_that_are_judged_by_are_not_learnt_from() -> None:
+    denoiser, walks = teacher(), random_walks()
+    before = [float(lesson(walks, denoiser).loss(number).detach()) for number in range(3)]
+    changed = walks.latents.clone()
+    changed[-2:, 1:] += 1
+    after = lesson(replace(walks, latents=changed), denoiser)
+    assert [float(after.loss(number).detach()) for number in range(3)] == before
+    assert after.judge() != lesson(walks, denoiser).judge()
+
+
+def test_every_student_walks_a_part_of_the_grid_before(tmp_path: Path) -> None:
+    students = teach_walks(teacher(), random_walks(), RECIPE, tmp_path, quiet)
+    assert [student.name for student in students] == ["4-steps", "2-steps"]
+    assert [student.grid and student.grid.steps for student in students] == [4, 2]
+    assert all(student.method == "walks" and student.denoiser.is_conditioned for student in students)
+    first, second = (set(student.grid.timesteps.tolist()) for student in students if student.grid)
+    assert second < first
+
+
+def test_a_run_that_is_stopped_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    whole = teach_walks(teacher(), random_walks(), RECIPE, tmp_path / "whole", quiet)
+
+    def stopped(tick: Tick) -> None:
+        raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            teach_walks(teacher(), random_walks(), RECIPE, tmp_path / "parts", stopped, save_every=0.0)
+    parts = teach_walks(teacher(), random_walks(), RECIPE, tmp_path / "parts", quiet)
+    for one, other in zip(whole, parts, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(weights(one), weights(other), strict=True))
+
+
+def test_another_beginning_is_another_lesson(tmp_path: Path) -> None:
+    teach_walks(teacher(), random_walks(), RECIPE, tmp_path, quiet, origin="one")
+    with pytest.raises(FitFailed, match="was learnt from something else"):
+        teach_walks(teacher(), random_walks(), RECIPE, tmp_path, quiet, origin="another")
+
+
+def test_a_student_comes_closer_to_its_teacher(tmp_path: Path) -> None:
+    """Two steps learn to end where four of the same network do, on the walks that they look at."""
+    denoiser = teacher()
+    walks = own_walks(denoiser, 4)
+    kept = replace(walks, latents=walks.latents[:, [0, 2, 4]])
+    recipe = replace(RECIPE, counts=(4, 2), rounds={2: replace(SHORT, updates=40, batch=8)})
+    (student,) = teach_walks(denoiser, kept, recipe, tmp_path, quiet)
+    assert student.grid
+    shown = kept.shown(torch.arange(WALKS - 2), torch.zeros(WALKS - 2, dtype=torch.int64), torch.full((WALKS - 2,), 2))
+    asked = Asked(shown.said, {}, shown.guidance)
+    with torch.no_grad():
+        begun, learnt = (
+            agreement(ended(one.sees(asked), shown.begun, walk_of(student.grid)), shown.reached)
+            for one in (denoiser, student.denoiser)
+        )
+    assert learnt > begun + 1
+
+
+def test_counts_that_are_no_chain_are_refused() -> None:
+    with pytest.raises(InvalidRequest, match="none larger than the one before"):
+        grids(teacher(), (12, 2, 4))
