@@ -3,6 +3,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 # Where only a build for one accelerator is wanted: make test TORCH=torch==2.13.0+cpu
 TORCH ?= torch==2.13.0
 PORT ?= 8000
+# Processes that run tests. Each computes on one core: two that want both wait for each other at every step.
+TESTERS ?= 2
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
@@ -17,7 +19,7 @@ demo: .venv/core.stamp ## draw twelve pictures with the embedded model, then ser
 	$(BIN)/stillhouse serve --port $(PORT)
 
 test: lint ## lint, then run every test that is not marked large
-	$(BIN)/python -m pytest -m "not large"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not large" -n $(TESTERS) --dist loadfile
 
 lint: .venv/full.stamp ## style, format, types, layers
 	$(BIN)/ruff check

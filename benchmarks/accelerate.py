@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("which", choices=tuple(_WHICH))
     parser.add_argument("--captions", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--budget", default="50m", help="of sd15; a sweep that was cut off goes on")
     arguments = parser.parse_args()
     _WHICH[arguments.which](arguments)
 
@@ -68,7 +69,7 @@ def _sd15(arguments: argparse.Namespace) -> None:
     if not (folder / "pipeline").is_dir():
         subprocess.run([sys.executable, "-m", "benchmarks.sd15", "--keep"], check=True)
     out = BUILD / "faster-sd15"
-    options = ("--component", "unet", "--memory", "20GiB", "--budget", "50m", "--min-sqnr", "10")
+    options = ("--component", "unet", "--memory", "20GiB", "--budget", arguments.budget, "--min-sqnr", "10")
     swept = _sweep(str(folder / "pipeline"), out, *options)
     record("accelerate_sd15", {**asdict(swept), "report": asdict(_slim(read_report(out)))})
     _vanilla(arguments)

@@ -188,11 +188,12 @@ def _distill(results: Mapping[str, Any]) -> str:
     verdict = decode(Verdict, results["verdict"])
     learnt = next(one for one in results["learnt"].values() if one)
     rows = []
-    for student in learnt["students"]:
+    for student in [*(learnt.get("begun") or {}).get("students", []), *learnt["students"]]:
         scores = ", ".join(f"{name} {value:.1f} dB" for name, value in student["scores"].items())
         steps = "any" if student["timesteps"] is None else str(len(student["timesteps"]))
-        rows.append([student["name"], steps, f"{student['updates']:,}", f"{student['hours']:.2f}", scores])
-    cost = grid(["student", "steps", "updates", "hours", "with its teacher's latents"], rows)
+        learning = [f"{student['updates']:,}", f"{student['hours']:.2f}", scores]
+        rows.append([student["name"], student["method"], steps, *learning])
+    cost = grid(["student", "taught by", "steps", "updates", "hours", "with its teacher's latents"], rows)
     told = f"{verdict.captions:,} held-out captions; strict against the teacher in points, paired, 95 % interval."
     return f"{grid(head(verdict), table_of(verdict))}\n{told}\n\n{cost}"
 

@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 
 from stillhouse.accelerate.candidate import Candidate
-from stillhouse.accelerate.plan import BASELINE, Surroundings, plan, recipes
+from stillhouse.accelerate.plan import BASELINE, Surroundings, outrun, plan, recipes
 from stillhouse.accelerate.trial import Trial
 from stillhouse.backends.runtime import BackendStatus
-from tests.accelerate.trials import MACHINE
+from stillhouse.gpu import Gpu
+from tests.accelerate.trials import MACHINE, trial
 
 
 def status(name: str, *precisions: str, reason: str | None = None) -> BackendStatus:
@@ -20,6 +21,8 @@ AROUND = Surroundings(
         "onnxruntime": status("onnxruntime", "f32"),
         "openvino": status("openvino", "f32", "bf16", "auto"),
         "torch": status("torch", "f32", "bf16"),
+        "tensorrt": status("tensorrt", reason="not installed"),
+        "tensorrt-rtx": status("tensorrt-rtx", reason="there is no GPU: none"),
     },
     machine=replace(MACHINE, instructions=("avx2", "avx512_bf16")),
     has_modules=True,
@@ -93,3 +96,55 @@ def test_a_decoder_is_tried_in_tiles_of_half_its_side_unless_they_were_too_small
 
 def test_there_is_nothing_to_offload_to_on_a_processor() -> None:
     assert "the very memory" in excluded("unet", AROUND)["torch f32, attention sdpa, offload cpu"]
+
+
+GPU = Gpu("NVIDIA H200", 141 << 30, "9.0")
+
+
+def on_gpu(around: Surroundings, component: str = "unet") -> dict[str, str]:
+    """Of everything that runs on a GPU, why it is not tried; empty where it is."""
+    planned = plan(component, around)
+    found = {one.candidate.name: one.reason for one in planned if isinstance(one, Trial) and one.candidate.is_on_gpu}
+    return found | {one.name: "" for one in planned if isinstance(one, Candidate) and one.is_on_gpu}
+
+
+def test_without_a_gpu_everything_for_one_has_a_row_with_the_reason() -> None:
+    reasons = on_gpu(AROUND)
+    assert len(reasons) > 20
+    for name, reason in reasons.items():
+        missing = "tensorrt is not ready: not installed; pip install tensorrt"
+        assert missing in reason if name.startswith("tensorrt ") else "there is no GPU: " in reason
+    kinds = {name.partition(" ")[0] for name in reasons}
+    assert kinds == {"torch", "onnxruntime", "tensorrt", "tensorrt-rtx"}
+    for option in ("kernels fused", "graphs cuda", "compile full", "attention vanilla", "offload cpu", "provider cuda"):
+        assert any(option in name for name in reasons)
+    assert list(on_gpu(AROUND, "text_encoder")) == ["torch f32, f16, attention sdpa, device cuda, graphs cuda"]
+
+
+def test_with_a_gpu_what_its_builds_can_do_is_tried_and_before_the_processor() -> None:
+    backends = {
+        **AROUND.backends,
+        "torch": replace(status("torch", "f32", "bf16"), devices=("cpu", "cuda:0")),
+        "onnxruntime": replace(status("onnxruntime", "f32"), devices=("Tensorrt", "CUDA", "CPU")),
+        "tensorrt": replace(status("tensorrt", "auto"), devices=("cuda:0",)),
+        "tensorrt-rtx": replace(status("tensorrt-rtx", "auto"), devices=("cuda:0",)),
+    }
+    around = replace(AROUND, backends=backends, machine=replace(AROUND.machine, gpus=(GPU,)))
+    names = [one.name for one in tried("unet", around)]
+    assert names[1] == "torch f32, f16, attention sdpa, device cuda, graphs cuda"
+    assert [name for name in names[1:] if "cuda" in name or "provider" in name] == names[1 : 1 + len(on_gpu(around))]
+    assert set(on_gpu(around).values()) == {""}
+
+
+def test_builds_that_know_no_gpu_are_told_apart_from_machines_that_have_none() -> None:
+    reasons = on_gpu(replace(AROUND, machine=replace(AROUND.machine, gpus=(GPU,))))
+    assert "built without CUDA" in reasons["torch f32, f16, attention sdpa, device cuda"]
+    assert "no provider tensorrt: pip install onnxruntime-gpu" in reasons["onnxruntime f16, provider tensorrt"]
+
+
+def test_a_slow_torch_on_the_processor_says_nothing_of_the_one_on_the_gpu() -> None:
+    plain = Candidate("unet", "torch", options={"attention": "sdpa"})
+    fast = Candidate("unet", "torch", "f32", "f16", {"device": "cuda", "attention": "sdpa"})
+    found = [trial("", 9.0, candidate=fast), trial("", 0.4, candidate=plain)]
+    assert outrun(Candidate("unet", "torch", options={"attention": "vanilla"}), found)
+    assert not outrun(replace(fast, options={**fast.options, "attention": "vanilla"}), found)

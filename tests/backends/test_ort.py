@@ -2,14 +2,16 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto
 
 from stillhouse.backends import RunnerOptions, open_runner, ort
-from stillhouse.errors import BackendFailed, InvalidRequest, UnsupportedPrecision
+from stillhouse.errors import BackendFailed, InvalidRequest, RuntimeMissing, UnsupportedPrecision
 from tests.backends.networks import network, node, unet, unet_feeds, write
 
 
@@ -58,11 +60,50 @@ def test_spinning_does_not_change_the_result(spinning: str, tmp_path: Path) -> N
 
 def test_unknown_settings_are_refused(tmp_path: Path) -> None:
     graph = write(unet(), tmp_path / "model.onnx")
-    match = "no setting of onnxruntime 'spining'; allowed: spinning, census; did you mean 'spinning'"
+    match = "no setting of onnxruntime 'spining'; allowed: spinning, census, provider; did you mean 'spinning'"
     with pytest.raises(InvalidRequest, match=match):
         open_runner(graph, options=RunnerOptions(settings={"spining": "1"}))
     with pytest.raises(InvalidRequest, match="no spinning 'yes'; allowed: 0, 1"):
         open_runner(graph, options=RunnerOptions(settings={"spinning": "yes"}))
+
+
+class Runtime:
+    """onnxruntime with providers of which some do not start: the session then says so in no way but this."""
+
+    def __init__(self, available: tuple[str, ...], started: tuple[str, ...]) -> None:
+        self.available, self.started = available, started
+
+    def get_available_providers(self) -> tuple[str, ...]:
+        return self.available
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(onnxruntime, name)
+
+    def InferenceSession(self, graph: Any, settings: Any, providers: list[str]) -> Any:  # noqa: N802
+        session = onnxruntime.InferenceSession(graph, settings, providers=["CPUExecutionProvider"])
+        session.get_providers = lambda: [one for one in providers if one in self.started]
+        return session
+
+
+def test_a_provider_that_is_not_in_this_build_is_told_with_the_one_that_has_it(tmp_path: Path) -> None:
+    graph = write(unet(), tmp_path / "model.onnx")
+    for provider in ("cuda", "tensorrt"):
+        with pytest.raises(RuntimeMissing, match=f"no provider {provider}; pip install onnxruntime-gpu"):
+            open_runner(graph, options=RunnerOptions(settings={"provider": provider}))
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_a_provider_that_does_not_start_is_an_error_and_not_another_one(
+    provider: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = write(unet(), tmp_path / "model.onnx")
+    every = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider")
+    options = RunnerOptions(settings={"provider": provider})
+    monkeypatch.setattr(ort, "require", lambda name: Runtime(every, every))
+    assert open_runner(graph, options=options)(unet_feeds(1))["out_sample"].shape[0] == 1
+    monkeypatch.setattr(ort, "require", lambda name: Runtime(every, ("CPUExecutionProvider",)))
+    with pytest.raises(BackendFailed, match="opened the graph on CPUExecutionProvider in place of"):
+        open_runner(graph, options=options)
 
 
 def test_a_graph_that_is_no_file_reads_weights_from_a_directory(tmp_path: Path) -> None:

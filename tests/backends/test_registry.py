@@ -26,7 +26,7 @@ def test_an_unknown_backend_gets_the_nearest_name(tmp_path: Path) -> None:
 
 def test_every_known_backend_has_a_row() -> None:
     rows = {row.name: row for row in backends()}
-    assert list(rows) == ["onnxruntime", "openvino", "torch", "tensorrt"]
+    assert list(rows) == ["onnxruntime", "openvino", "torch", "tensorrt", "tensorrt-rtx"]
     for name in (*BACKENDS, "torch"):
         row = rows[name]
         assert row.version and row.reason is None

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,8 +18,10 @@ from numpy.typing import NDArray
 
 import stillhouse
 from stillhouse.backends import Runner, RunnerOptions, open_runner
+from stillhouse.backends import torch as torch_backend
 from stillhouse.backends.weights import safetensors_layout
-from stillhouse.errors import BackendFailed, InvalidRequest, UnsupportedPrecision
+from stillhouse.errors import BackendFailed, InvalidRequest, RuntimeMissing, UnsupportedPrecision
+from stillhouse.gpu import Gpu
 from stillhouse.models.export import export_text_encoder, export_unet, export_vae
 from stillhouse.models.importers.weights import save_network
 from tests.backends import networks
@@ -135,6 +138,7 @@ def test_comes_to_what_the_graph_says(exported: Exported, kind: str) -> None:
         ("text", {"attention": "vanilla"}),
         *((kind, {"memory_format": "channels_last"}) for kind in ("xl", "vae/encoder.onnx", "vae/decoder.onnx")),
         ("sd1", {"attention": "sliced", "memory_format": "channels_last"}),
+        *((kind, {"kernels": "fused", "memory_format": "channels_last"}) for kind in ("sd1", "xl", "vae/decoder.onnx")),
     ],
 )  # fmt: skip
 def test_no_setting_changes_the_result(exported: Exported, kind: str, settings: dict[str, str]) -> None:
@@ -312,6 +316,10 @@ def test_threads_wait_asleep(exported: Exported) -> None:
         ({"attention": "flash"}, "no attention 'flash'; allowed: sdpa, vanilla, sliced"),
         ({"memory_format": "channel_last"}, "did you mean 'channels_last'"),
         ({"compile": "yes"}, "no compile 'yes'; allowed: none, full, regional"),
+        ({"device": "gpu"}, "device is 'gpu'; allowed: cpu, cuda, cuda:1"),
+        ({"graphs": "cuda"}, "graphs is 'cuda' with device cpu; allowed: none there"),
+        ({"offload": "cpu"}, "offload is 'cpu' with device cpu"),
+        ({"device": "cuda", "graphs": "cuda", "offload": "cpu"}, "whose weights come and go"),
     ],
 )
 def test_settings_that_are_not_known_are_refused(exported: Exported, settings: dict[str, str], told: str) -> None:
@@ -329,6 +337,46 @@ def test_settings_that_would_change_nothing_are_refused(exported: Exported) -> N
     for how in ("vanilla", "sliced"):
         with pytest.raises(InvalidRequest, match=f"attention is '{how}' in a network that has none"):
             opened(plain, attention=how)
+
+
+def test_a_network_without_parts_that_kernels_know_is_refused(exported: Exported) -> None:
+    with pytest.raises(InvalidRequest, match="kernels is 'fused' in a network that has nothing to fuse"):
+        opened(exported("text"), kernels="fused")
+
+
+def test_a_gpu_that_cannot_be_used_is_told_with_what_is_missing(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UnsupportedPrecision, match="'int8' on torch with device cuda; allowed: f32, f16, bf16, auto"):
+        opened(exported("sd1"), "int8", device="cuda")
+    monkeypatch.setattr(torch_backend, "built_for", lambda: None)
+    with pytest.raises(RuntimeMissing, match="was built without CUDA; install the build of torch"):
+        opened(exported("sd1"), "f16", device="cuda")
+    monkeypatch.setattr(torch_backend, "built_for", lambda: "13.0")
+    monkeypatch.setattr(torch_backend, "gpus", lambda: (Gpu("NVIDIA H200", 141 << 30, "9.0"),))
+    with pytest.raises(InvalidRequest, match=r"no GPU cuda:4 among cuda:0 \(NVIDIA H200\)"):
+        opened(exported("sd1"), "f16", device="cuda:4")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RuntimeMissing, match="for CUDA 13.0 finds no GPU here"):
+        opened(exported("sd1"), "f16", device="cuda")
+
+
+def test_what_torch_was_built_for_is_read_without_importing_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert torch_backend.built_for() == torch.version.cuda
+    for text, wanted in (
+        ("cuda: Optional[str] = '13.0'\n", "13.0"),
+        ("cuda = '12.8'\n", "12.8"),
+        ("cuda = None\n", None),
+    ):
+        (tmp_path / "version.py").write_text(f"__version__ = '2.13.0'\n{text}hip = None\n")
+        monkeypatch.setattr(
+            torch_backend, "find_spec", lambda name: ModuleSpec(name, None, origin=str(tmp_path / "__init__.py"))
+        )
+        assert torch_backend.built_for() == wanted
+
+
+def test_no_gpu_memory_is_held_where_nothing_ran_there() -> None:
+    assert torch_backend.gpu_peak() is None or torch.cuda.is_available()
 
 
 def test_other_options_are_refused(exported: Exported) -> None:

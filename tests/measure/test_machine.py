@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from stillhouse.gpu import Gpu
 from stillhouse.measure.machine import Machine, machine
 
 XEON = """processor\t: {n}
@@ -90,6 +91,9 @@ def test_a_system_without_these_files_still_has_a_record(tmp_path: Path, monkeyp
     assert here.processor and here.system and here.python.count(".") == 1
 
 
+H200 = Gpu("NVIDIA H200", 141 * GIB, "9.0")
+
+
 def test_the_fingerprint_is_stable_and_sees_what_changes_figures(linux: Path) -> None:
     here = machine(linux)
     assert here.fingerprint() == machine(linux).fingerprint()
@@ -102,8 +106,11 @@ def test_the_fingerprint_is_stable_and_sees_what_changes_figures(linux: Path) ->
         replace(here, memory=None),
         replace(here, instructions=("avx2",)),
         replace(here, python="3.12"),
+        replace(here, gpus=(H200,)),
+        replace(here, gpus=(H200, H200)),
+        replace(here, gpus=(replace(H200, name="NVIDIA A100"),)),
     ]
-    assert len({here.fingerprint(), *(other.fingerprint() for other in others)}) == 7
+    assert len({here.fingerprint(), *(other.fingerprint() for other in others)}) == 10
 
 
 def test_the_fingerprint_does_not_change_between_releases() -> None:

@@ -219,6 +219,7 @@ def _opened(trial: Trial, subject: Subject, bench: Bench) -> Trial:
         open_seconds=opened["seconds"],
         first_seconds=opened["first"],
         peak_bytes=subject.highest,
+        gpu_bytes=opened.get("gpu_bytes"),
         file_bytes=bytes_of(graph),
         graph=relative(graph, bench.root),
         artefact=relative(graph.parent, bench.root) if made else None,

@@ -31,7 +31,8 @@ class Candidate:
             `int8-weights`, `int4-weights`, `distilled`; for a pipeline candidate `walk` or `distilled`, or `loop` where
             it is only compared with.
         precision: what the runtime is asked to compute in: f32, bf16, f16, auto.
-        options: how it is opened (threads, streams, shapes=static, attention, memory_format, compile), how much a
+        options: how it is opened (threads, streams, shapes=static, attention, memory_format, compile, kernels; on a
+            GPU device, graphs, provider, offload), how much a
             decoder sees at once (tile, in pixels a side) or, for a pipeline candidate, what it changes (sampler,
             steps, guidance_interval, refresh); whose it is, where it was distilled (student).
         keep: names of the nodes that stay as they are while the rest is quantised.
@@ -54,6 +55,11 @@ class Candidate:
         kept = [f"{len(self.keep)} nodes kept"] if self.keep else []
         told = [f"{name.replace('_', ' ')} {value}" for name, value in sorted(self.options.items())]
         return ", ".join([f"{self.backend} {self.recipe}", *asked, *told, *kept])
+
+    @property
+    def is_on_gpu(self) -> bool:
+        """Whether it runs on a GPU."""
+        return "provider" in self.options or self.options.get("device", "cpu") != "cpu"
 
     @property
     def is_neighbourly(self) -> bool:

@@ -6,7 +6,8 @@ from importlib.util import find_spec
 
 from stillhouse.accelerate.candidate import DECODER, MADE, NEIGHBOURLY, Candidate
 from stillhouse.accelerate.trial import Trial
-from stillhouse.backends.runtime import BackendStatus
+from stillhouse.backends.runtime import INSTALL, BackendStatus
+from stillhouse.gpu import no_gpu
 from stillhouse.measure.machine import Machine
 from stillhouse.models.manifest import SMALLEST_TILE
 
@@ -15,7 +16,9 @@ HEAVY = ("unet", "network")
 """Components that a picture's time is spent in; the others get the candidates that can pay for themselves."""
 LIGHT = ("text_encoder", "text_encoder_2", "vae_encoder")
 """Components that run once for a picture, or not at all when their answer is still kept."""
-_KNOWN = ("onnxruntime", "openvino", "torch", "tensorrt")
+_KNOWN = ("onnxruntime", "openvino", "torch", "tensorrt", "tensorrt-rtx")
+_PROVIDERS = {"cuda": "CUDA", "tensorrt": "Tensorrt"}
+"""What onnxruntime's providers on a GPU are called in its status."""
 _BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
 _FAR_BEHIND = 0.3
 """Of the fastest candidate's speed: what torch's variants have been seen to gain at most, and more."""
@@ -55,6 +58,7 @@ def plan(component: str, around: Surroundings, others: Iterable[Candidate] = ())
     considered = [
         Candidate(component, BASELINE),
         *others,
+        *_gpu(component),
         *_openvino(component, around),
         *_onnxruntime(component, around),
         *_torch(component, around),
@@ -72,6 +76,42 @@ def recipes(planned: Sequence[Trial | Candidate]) -> Iterator[Candidate]:
     return (one for one in planned if isinstance(one, Candidate))
 
 
+def _gpu(component: str) -> Iterator[Candidate]:
+    def torch(precision: str = "f16", **options: str) -> Candidate:
+        return Candidate(component, "torch", "f32", precision, {"device": "cuda", "attention": "sdpa", **options})
+
+    def provider(recipe: str, name: str) -> Candidate:
+        return Candidate(component, "onnxruntime", recipe, "f32", {"provider": name})
+
+    def engine(backend: str, recipe: str) -> Candidate:
+        return Candidate(component, backend, recipe, "auto", {"device": "cuda", "graphs": "cuda", "shapes": "static"})
+
+    yield torch(graphs="cuda")
+    if component in LIGHT:
+        return
+    for backend in ("tensorrt", "tensorrt-rtx"):
+        yield engine(backend, "f16")
+        yield engine(backend, "int8-static")
+        yield engine(backend, "f32")
+    last = {"memory_format": "channels_last"}
+    yield torch(**last, kernels="fused", graphs="cuda")
+    yield torch("bf16", **last, kernels="fused", graphs="cuda")
+    yield torch(**last, kernels="fused", compile="full", shapes="static")
+    yield torch(**last, compile="full", shapes="static")
+    yield torch(**last, kernels="fused")
+    yield torch(**last)
+    yield torch()
+    yield torch("f32")
+    yield provider("f16", "tensorrt")
+    yield provider("f16", "cuda")
+    yield provider("f32", "cuda")
+    if component == "unet":
+        yield torch(**last, compile="regional", shapes="static")
+        yield torch(attention="vanilla")
+        yield torch(attention="sliced")
+        yield torch(offload="cpu")
+
+
 def _openvino(component: str, around: Surroundings) -> Iterator[Candidate]:
     def one(recipe: str = "f32", precision: str = "f32", **options: str) -> Candidate:
         return Candidate(component, "openvino", recipe, precision, options)
@@ -84,6 +124,7 @@ def _openvino(component: str, around: Surroundings) -> Iterator[Candidate]:
     yield one(precision="bf16", **apart)
     yield one(precision="bf16", shapes="static")
     if component in HEAVY:
+        yield one("int8-static", precision="bf16", **apart)
         yield one("int8-static", **apart)
         yield one("int8-static", shapes="static")
         yield one("int8-static", precision="bf16", shapes="static")
@@ -142,6 +183,8 @@ def _excluded(candidate: Candidate, around: Surroundings) -> str:
         return f"{candidate.backend} is not ready: {why}; {status.install if status else 'see --engine'}"
     if candidate.backend == "torch" and not around.has_modules:
         return "torch runs diffusers networks, and this is an ONNX file without one"
+    if candidate.is_on_gpu:
+        return _excluded_on_gpu(candidate, status, around)
     if "offload" in candidate.options:
         return "networks run on the processor, in the very memory that they would be sent to from an accelerator's"
     if int(candidate.options.get("tile", SMALLEST_TILE)) < SMALLEST_TILE:
@@ -161,12 +204,29 @@ def _excluded(candidate: Candidate, around: Surroundings) -> str:
     return ""
 
 
+def _excluded_on_gpu(candidate: Candidate, status: BackendStatus, around: Surroundings) -> str:
+    """The same of what runs on a GPU."""
+    if not around.machine.gpus:
+        return f"there is no GPU: {no_gpu() or 'none was there when the sweep began'}"
+    provider = candidate.options.get("provider")
+    if provider and _PROVIDERS[provider] not in status.devices:
+        return f"this build of onnxruntime has no provider {provider}: pip install onnxruntime-gpu in place of it"
+    if candidate.backend == "torch" and not any(device.startswith("cuda") for device in status.devices):
+        return f"torch {status.version} was built without CUDA"
+    if candidate.options.get("kernels") == "fused" and not find_spec("triton"):
+        return f"triton, which the fused kernels are written in, is not installed: {INSTALL['triton']}"
+    if candidate.recipe in MADE and not find_spec("onnx"):
+        return f"onnx, which makes it, is not installed: {INSTALL['onnx']}"
+    return ""
+
+
 def outrun(candidate: Candidate, trials: Sequence[Trial]) -> str:
     """Why a variant of torch is not worth its seconds: its plain form is far behind already. Empty where it may be."""
     if candidate.backend != "torch":
         return ""
     ratios = {trial.candidate.key: trial.ratio for trial in trials if trial.ratio and trial.status == "accepted"}
-    plain = next((t.ratio for t in trials if t.candidate.backend == "torch" and t.ratio), None)
+    own = [one for one in trials if one.candidate.backend == "torch" and one.candidate.is_on_gpu == candidate.is_on_gpu]
+    plain = next((one.ratio for one in own if one.ratio), None)
     fastest = max((ratio.value for ratio in ratios.values()), default=0.0)
     if plain is None or plain.high >= _FAR_BEHIND * fastest:
         return ""

@@ -21,28 +21,38 @@ Ranges: TypeAlias = Mapping[str, tuple[float, float]]
 _LARGEST: Mapping[Kind, int] = {"int8": 63, "uint8": 127}
 """What the largest weight is rounded to, counted from the zero point; see `quantize` on the missing bit."""
 _FLOAT = 1  # TensorProto.FLOAT
+_WHOLE = 127
+"""The same where nothing saturates."""
 _WIDEST = 2.0**30
 """A bias in units of its scale, at most: the sum of products is added to it in 32 bits."""
 
 
 class Rewriting:
-    """The nodes of a graph as they are written anew, and the constants that come with them."""
+    """The nodes of a graph as they are written anew, and the constants that come with them.
 
-    def __init__(self, constants: dict[str, Constant]) -> None:
+    Args:
+        constants: of the graph.
+        symmetric: signed inputs around zero, weights of all eight bits and biases as they are, as GPUs multiply; else
+            unsigned ones, as processors do.
+    """
+
+    def __init__(self, constants: dict[str, Constant], symmetric: bool = False) -> None:
         self.nodes: list[Node] = []
         self.constants = constants
+        self._symmetric = symmetric
         self._rounded: dict[str, str] = {}
         self._taken: dict[str, tuple[str, str, str]] = {}
 
     def static(self, node: Node, ranges: Ranges) -> None:
         """Take the node with its input, its weights and its bias rounded."""
         source, weights, *bias = node.input
-        step, _ = _unit(ranges[source])
+        step, _ = self._unit(ranges[source])
         values = self.constants[weights].read()
+        bias = [] if self._symmetric else bias
         added = self.constants[bias[0]].read() if bias else np.zeros(1, np.float32)
-        axis = output_axis(node)
-        scale = _scales(values, axis, "int8", least=np.abs(added) / (step * _WIDEST))
-        name, array = node_name(node), _whole(values, scale, axis, _LARGEST["int8"], 0).astype(np.int8)
+        axis, largest = output_axis(node), _WHOLE if self._symmetric else _LARGEST["int8"]
+        scale = _scales(values, axis, largest, least=np.abs(added) / (step * _WIDEST))
+        name, array = node_name(node), _whole(values, scale, axis, largest, 0).astype(np.int8)
         node.input[0] = self._rounded_tensor(source, ranges)
         node.input[1] = self._restored(f"{name}.weights", array, scale, axis)
         if bias:
@@ -54,7 +64,7 @@ class Rewriting:
         """Round what the node before, which is taken already, gives under that name."""
         exact = f"{name}.exact"
         node.output[list(node.output).index(name)] = exact
-        self._round(exact, name, *_unit(ranges[name]))
+        self._round(exact, name, *self._unit(ranges[name]))
         self._rounded[name] = name
 
     def dynamic(self, node: Node, kind: Kind) -> None:
@@ -65,7 +75,7 @@ class Rewriting:
         if node.op_type == "Gemm" and axis == 0:
             constant, axis = constant.transposed((1, 0)), 1
         values, zero = constant.read(), 128 if kind == "uint8" else 0
-        scale = _scales(values, axis, kind)
+        scale = _scales(values, axis, _LARGEST[kind])
         channels = (-1, *[1] * (values.ndim - 2)) if node.op_type == "Conv" else (-1,)
         whole = self._constant(f"{name}.weights", _whole(values, scale, axis, _LARGEST[kind], zero).astype(kind))
         scales = self._constant(f"{name}.scales", scale.reshape(channels))
@@ -88,14 +98,22 @@ class Rewriting:
         """The tensor rounded and restored, once for all who take it."""
         if name not in self._rounded:
             self._rounded[name] = f"{name}.rounded"
-            self._round(name, self._rounded[name], *_unit(ranges[name]))
+            self._round(name, self._rounded[name], *self._unit(ranges[name]))
         return self._rounded[name]
+
+    def _unit(self, extent: tuple[float, float]) -> tuple[float, int]:
+        """Scale and zero point of a byte for values from least to greatest; zero itself is always exact."""
+        if self._symmetric:
+            return float(np.float32(max(map(abs, extent)) / _WHOLE)) or 1.0, 0
+        least, greatest = min(extent[0], 0.0), max(extent[1], 0.0)
+        step = float(np.float32((greatest - least) / 255)) or 1.0
+        return step, round(-least / step)
 
     def _round(self, source: str, target: str, step: float, zero: int) -> None:
         whole = f"{target}.whole"
         unit = [
             self._constant(f"{target}.scale", np.array(step, np.float32)),
-            self._constant(f"{target}.zero", np.array(zero, np.uint8)),
+            self._constant(f"{target}.zero", np.array(zero, np.int8 if self._symmetric else np.uint8)),
         ]
         self._add("QuantizeLinear", [source, *unit], whole)
         self._add("DequantizeLinear", [whole, *unit], target)
@@ -131,17 +149,10 @@ def output_axis(node: Node) -> int:
     return 0 if node.op_type == "Conv" or turned else 1
 
 
-def _unit(extent: tuple[float, float]) -> tuple[float, int]:
-    """Scale and zero point of an unsigned byte for values from least to greatest; zero itself is always exact."""
-    least, greatest = min(extent[0], 0.0), max(extent[1], 0.0)
-    step = float(np.float32((greatest - least) / 255)) or 1.0
-    return step, round(-least / step)
-
-
-def _scales(values: Array, axis: int, kind: Kind, least: NDArray[Any] | float = 0.0) -> Array:
-    """A scale for each channel, at least `least`."""
+def _scales(values: Array, axis: int, largest: int, least: NDArray[Any] | float = 0.0) -> Array:
+    """A scale for each channel, by which its largest weight becomes `largest`; at least `least`."""
     others = tuple(other for other in range(values.ndim) if other != axis)
-    scale = np.maximum(np.abs(values).max(axis=others) / _LARGEST[kind], least)
+    scale = np.maximum(np.abs(values).max(axis=others) / largest, least)
     return np.where(scale > 0, scale, 1).astype(np.float32)
 
 

@@ -1,4 +1,5 @@
-"""The onnxruntime backend on the CPU: what a graph names, float32 or small integers. The only file that names it."""
+"""The onnxruntime backend: what a graph names, float32 or small integers, by one of its providers. The only file that
+names it."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -15,14 +16,19 @@ from stillhouse.backends.runtime import INSTALL, BackendStatus, reported, requir
 from stillhouse.backends.signature import IR, Signature
 from stillhouse.check import check_choice
 from stillhouse.core import TensorSpec
-from stillhouse.errors import InvalidRequest, UnsupportedPrecision
+from stillhouse.errors import BackendFailed, InvalidRequest, RuntimeMissing, UnsupportedPrecision
 
-SETTINGS: Mapping[str, tuple[str, ...]] = {"spinning": ("0", "1"), "census": ("0", "1")}
+SETTINGS: Mapping[str, tuple[str, ...]] = {
+    "spinning": ("0", "1"),
+    "census": ("0", "1"),
+    "provider": ("cpu", "cuda", "tensorrt"),
+}
 """Allowed values by name; the first is the default."""
 
 _NAME = "onnxruntime"
 _PRECISIONS = ("f32",)
-_PROVIDERS = ["CPUExecutionProvider"]
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+_BUILD = "pip install onnxruntime-gpu, in place of onnxruntime"
 _DTYPES = {"float": "float32", "double": "float64", "string": "object"}
 _TINY = "256"
 _SILENT = 4  # severity "fatal": everything milder also arrives as an exception
@@ -36,10 +42,12 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
         census: 1 counts the heavy operations, which costs a fifth of the time to open a small network, and a second
             for a gigabyte of weights. With halves or integers in the graph they are always counted, since nothing
             else tells what those are computed in.
+        provider: cpu; or cuda or tensorrt, in a build of onnxruntime that has it. What the provider cannot run falls
+            to the next one, cuda and then cpu; a session that got none of the provider's is refused.
 
     Raises:
         InvalidRequest: an unknown setting, or a graph of OpenVINO's.
-        RuntimeMissing: onnxruntime is not installed.
+        RuntimeMissing: onnxruntime is not installed, or is a build without the provider.
         UnsupportedPrecision: anything but f32 was asked for.
         BackendFailed: onnxruntime refuses the graph.
     """
@@ -52,10 +60,12 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
         check_choice(name, value, SETTINGS[name])
     axes = fixed(options.shapes, signature.inputs)
     runtime = require(_NAME)
+    providers = _providers(runtime, options.settings.get("provider", "cpu"))
     counted = signature.arithmetic != "f32" or options.settings.get("census") == "1"
     with reported(_NAME, graph, "open"):
         settings = _settings(runtime, options, bound(options.shapes, signature.inputs))
-        session, census = _opened(runtime, str(graph), settings, counted)
+        session, census = _opened(runtime, str(graph), settings, providers, counted)
+        _check_provider(session, providers)
     # An axis without a name stays dynamic in the runtime; it is held to its length by the check of the feeds.
     inputs = tuple(_spec(node, axes[node.name]) for node in session.get_inputs())
     outputs = tuple(_spec(node, node.shape) for node in session.get_outputs())
@@ -78,7 +88,7 @@ def evaluator(model: bytes, directory: Path) -> Callable[[Tensors], dict[str, ND
     settings = _settings(runtime, RunnerOptions(), {})
     settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(directory))
     with reported(_NAME, directory, "open a graph of"):
-        session = runtime.InferenceSession(model, settings, providers=_PROVIDERS)
+        session = runtime.InferenceSession(model, settings, providers=[_PROVIDERS["cpu"]])
     names = [node.name for node in session.get_outputs()]
 
     def evaluate(feeds: Tensors) -> dict[str, NDArray[Any]]:
@@ -95,6 +105,24 @@ def status() -> BackendStatus:
     return BackendStatus(_NAME, require(_NAME).__version__, usable, _PRECISIONS, None, INSTALL[_NAME])
 
 
+def _providers(runtime: Any, asked: str) -> list[str]:
+    """The one that is asked for, and those that what it cannot run falls to."""
+    wanted = [_PROVIDERS[name] for name in {"tensorrt": ("tensorrt", "cuda", "cpu")}.get(asked, (asked, "cpu"))]
+    if wanted[0] not in runtime.get_available_providers():
+        raise RuntimeMissing(f"this build of {_NAME} has no provider {asked}", fix=_BUILD)
+    return list(dict.fromkeys(wanted))
+
+
+def _check_provider(session: Any, wanted: Sequence[str]) -> None:
+    """onnxruntime opens a session on the CPU where the provider cannot start, and says so in its log only."""
+    got = session.get_providers()
+    if got[0] != wanted[0]:
+        raise BackendFailed(
+            f"{_NAME} opened the graph on {got[0]} in place of {wanted[0]}",
+            fix="see that the driver and the libraries of CUDA fit the build of onnxruntime",
+        )
+
+
 def _settings(runtime: Any, options: RunnerOptions, lengths: Mapping[str, int]) -> Any:
     settings = runtime.SessionOptions()
     settings.log_severity_level = _SILENT
@@ -108,13 +136,15 @@ def _settings(runtime: Any, options: RunnerOptions, lengths: Mapping[str, int]) 
     return settings
 
 
-def _opened(runtime: Any, graph: str, settings: Any, counted: bool) -> tuple[Any, dict[str, int]]:
+def _opened(
+    runtime: Any, graph: str, settings: Any, providers: Sequence[str], counted: bool
+) -> tuple[Any, dict[str, int]]:
     """A session and, where it is asked for, the census of the graph that the runtime made of this one.
 
     The runtime writes that graph, and its weights to nowhere; that costs a second for a gigabyte of them.
     """
     if not counted:
-        return runtime.InferenceSession(graph, settings, providers=_PROVIDERS), {}
+        return runtime.InferenceSession(graph, settings, providers=providers), {}
     with TemporaryDirectory(prefix="stillhouse-") as directory:
         optimised, nowhere = Path(directory) / "optimised.onnx", Path(directory) / "weights"
         nowhere.symlink_to(os.devnull)
@@ -122,7 +152,7 @@ def _opened(runtime: Any, graph: str, settings: Any, counted: bool) -> tuple[Any
         entry = "session.optimized_model_external_initializers"
         settings.add_session_config_entry(f"{entry}_file_name", nowhere.name)
         settings.add_session_config_entry(f"{entry}_min_size_in_bytes", _TINY)
-        session = runtime.InferenceSession(graph, settings, providers=_PROVIDERS)
+        session = runtime.InferenceSession(graph, settings, providers=providers)
         return session, read_census(optimised)
 
 

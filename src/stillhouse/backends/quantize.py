@@ -49,7 +49,7 @@ _ACTIVATIONS = ("Relu", "Clip")
 _FLOAT = 1  # TensorProto.FLOAT
 
 
-def static(graph: Path, out: Path, feeds: Feeds, *, keep: Collection[str] = ()) -> None:
+def static(graph: Path, out: Path, feeds: Feeds, *, keep: Collection[str] = (), symmetric: bool = False) -> None:
     """Write `out`: QuantizeLinear and DequantizeLinear around every Conv, MatMul and Gemm that has weights.
 
     Inputs are unsigned with one range for a tensor, the widest that the feeds show (of the Shapes U-Net, nine tenths
@@ -61,6 +61,8 @@ def static(graph: Path, out: Path, feeds: Feeds, *, keep: Collection[str] = ()) 
         graph: an ONNX file with float32 weights, or halves that are cast to float32.
         feeds: real ones, from everywhere that the network will be asked; a few dozen.
         keep: names of nodes that stay in float32.
+        symmetric: inputs are signed, with zero in the middle of their range, and weights keep all of their 8 bits, as
+            TensorRT takes them: it knows no zero points.
 
     Raises:
         InvalidRequest: no feeds, an unknown name in `keep`, or nothing to quantise.
@@ -73,7 +75,7 @@ def static(graph: Path, out: Path, feeds: Feeds, *, keep: Collection[str] = ()) 
     heavy = _heavy(graph, model, constants, keep)
     places = _places(model, heavy)
     ranges = _ranges(graph, sorted({node.input[0] for node in heavy} | places), feeds)
-    rewriting, quantised = Rewriting(constants), {node_name(node) for node in heavy}
+    rewriting, quantised = Rewriting(constants, symmetric), {node_name(node) for node in heavy}
     for node in list(model.graph.node):
         if node_name(node) in quantised:
             rewriting.static(node, ranges)

@@ -3,11 +3,10 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from stillhouse.backends import openvino, ort, torch
+from stillhouse.backends import openvino, ort, tensorrt, torch
 from stillhouse.backends.runner import Runner, RunnerOptions
 from stillhouse.backends.runtime import INSTALL, BackendStatus, useful_line
 from stillhouse.backends.signature import Signature, read_signature
@@ -20,16 +19,19 @@ _OPENERS: Mapping[str, Opener] = {
     "onnxruntime": ort.open_graph,
     "openvino": openvino.open_graph,
     "torch": torch.open_graph,
+    "tensorrt": tensorrt.open_graph,
+    "tensorrt-rtx": partial(tensorrt.open_graph, name="tensorrt-rtx"),
 }
 _STATUS: Mapping[str, Callable[[], BackendStatus]] = {
     "onnxruntime": ort.status,
     "openvino": openvino.status,
     "torch": torch.status,
+    "tensorrt": tensorrt.status,
+    "tensorrt-rtx": partial(tensorrt.status, "tensorrt-rtx"),
 }
 PLUGINS = "stillhouse.backends"
 """The entry points by which an installed package adds an engine: by its name, an object with the functions
 `open_graph(graph, signature, options)`, which gives a Runner, and `status()`, which gives a BackendStatus."""
-_OTHERS = {"tensorrt": "no network is run with it yet"}
 _DEFAULTS = RunnerOptions()
 
 
@@ -55,9 +57,8 @@ def open_runner(graph: Path, backend: str = "onnxruntime", options: RunnerOption
 
 
 def backends() -> tuple[BackendStatus, ...]:
-    """Every backend that this program knows, whether it is installed or not. torch and tensorrt are not imported."""
-    every = {**_STATUS, **_added("status")}
-    return (*(_ready(name, status) for name, status in every.items()), *map(_other, _OTHERS))
+    """Every backend that this program knows, whether it is installed or not. torch is not imported."""
+    return tuple(_ready(name, status) for name, status in {**_STATUS, **_added("status")}.items())
 
 
 def _added(function: str) -> dict[str, Callable[..., Any]]:
@@ -65,7 +66,7 @@ def _added(function: str) -> dict[str, Callable[..., Any]]:
     return {
         point.name: partial(_call, point, function)
         for point in entry_points(group=PLUGINS)
-        if point.name not in (*_OPENERS, *_OTHERS)
+        if point.name not in _OPENERS
     }
 
 
@@ -81,11 +82,6 @@ def _ready(name: str, status: Callable[[], BackendStatus]) -> BackendStatus:
     except Exception as error:  # a broken installation fails in its own way, and its row says so
         reason = f"it is installed but broken: {useful_line(str(error))}"
     return BackendStatus(name, _version(name), (), (), reason, INSTALL.get(name, f"reinstall {name}"))
-
-
-def _other(name: str) -> BackendStatus:
-    reason = _OTHERS[name] if find_spec(name) else "not installed"
-    return BackendStatus(name, _version(name), (), (), reason, INSTALL[name])
 
 
 def _version(name: str) -> str | None:

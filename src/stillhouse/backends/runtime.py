@@ -16,7 +16,11 @@ INSTALL = {
     "onnx": "pip install 'stillhouse[accelerate]'",
     "nncf": "pip install 'stillhouse[accelerate]'",
     "torch": "pip install 'stillhouse[train]'",
+    "triton": "pip install 'stillhouse[gpu]'",
     "tensorrt": "pip install tensorrt",
+    "tensorrt-rtx": "pip install tensorrt-rtx",
+    "tensorrt_rtx": "pip install tensorrt-rtx",
+    "accelerate": "pip install 'stillhouse[train]'",
 }
 # OpenVINO puts the sources and checks that an exception passed through above what went wrong.
 _PREAMBLE = re.compile(

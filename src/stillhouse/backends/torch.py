@@ -1,11 +1,13 @@
-"""The torch backend: the network that a graph was exported from, run by torch itself in float32 or bfloat16.
+"""The torch backend: the network that a graph was exported from, run by torch itself, on the CPU or on a GPU.
 
 The ONNX file itself is not run. It says which inputs and outputs are wanted; the network is diffusers' or
-transformers' own, opened from the config.json and the .safetensors beside it. It is opened on the CPU.
+transformers' own, opened from the config.json and the .safetensors beside it.
 """
 
 import json
 import os
+import re
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,18 +26,26 @@ from stillhouse.backends.signature import Axes, Signature
 from stillhouse.check import check_choice
 from stillhouse.core import TensorSpec
 from stillhouse.errors import BackendFailed, InvalidRequest, RuntimeMissing, UnsupportedPrecision
+from stillhouse.gpu import check_index, gpus
 
 SETTINGS: Mapping[str, tuple[str, ...]] = {
     "attention": ("sdpa", "vanilla", "sliced"),
     "memory_format": ("contiguous", "channels_last"),
     "compile": ("none", "full", "regional"),
+    "kernels": ("none", "fused"),
+    "graphs": ("none", "cuda"),
+    "offload": ("none", "cpu"),
 }
-"""Allowed values by name; the first is the default."""
+"""Allowed values by name; the first is the default. Beside these there is `device`: cpu, cuda, cuda:1."""
 
 _NAME = "torch"
 _NEEDED = (_NAME, "diffusers", "transformers", "accelerate", "safetensors", "onnx")
-_PRECISIONS = ("f32", "bf16", "auto")
-_DTYPES = {"f32": "float32", "bf16": "bfloat16"}
+_CPU, _CUDA = "cpu", "cuda"
+_PRECISIONS = {_CPU: ("f32", "bf16", "auto"), _CUDA: ("f32", "f16", "bf16", "auto")}
+_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+_DEVICE = re.compile(r"cpu|cuda(:\d+)?")
+_BUILT_FOR = re.compile(r"^cuda(?:: [^=]+)? = '([^']+)'", re.MULTILINE)
+_BUILD = "install the build of torch for your GPU's driver, as its website says"
 _BF16 = ("avx512_bf16", "amx_bf16", "bf16")  # torch's names for the instructions of x86 and of ARM
 _WEIGHTS = {
     "UNet2DConditionModel": "diffusion_pytorch_model.safetensors",
@@ -61,23 +71,29 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
     """Open the network that an ONNX file of a pipeline directory was exported from.
 
     Precisions are f32, bf16 and auto, which is bf16 where the processor has instructions for it. bf16 can be asked of
-    any processor; without such instructions it is slower than f32.
+    any processor; without such instructions it is slower than f32. On a GPU there is f16, too, and auto means that; f32
+    is computed as such, and not in TF32.
 
     Settings:
+        device: cpu, or a GPU: cuda, cuda:1.
         attention: sdpa (fused), vanilla (all scores at once), or sliced (half of the heads at a time, as diffusers'
             `enable_attention_slicing`).
         memory_format: of convolutions: contiguous, or channels_last.
         compile: none, full (the whole network), or regional (each transformer block; of an autoencoder each residual
             block). Compiling happens at the first call and takes from seconds to minutes, and again where other sizes
             are fed; it needs a C++ compiler. What is compiled for static shapes is faster.
+        kernels: none, or fused: the kernels of `backends.kernels`, which need Triton, in place of the network's own
+            parts. On the CPU they compute what those do, in the same way.
+        graphs: none, or cuda: on a GPU, all launches of an evaluation at once, see `torch_graphs`.
+        offload: none, or cpu: on a GPU, weights stay in the processor's memory and come part by part.
 
     `threads` is torch's own number for the whole process; it is set at every call. Threads wait asleep unless the
     environment's OMP_WAIT_POLICY says otherwise, or torch was imported before.
 
     Raises:
-        RuntimeMissing: torch, diffusers or one of what they need is not installed.
-        UnsupportedPrecision: anything but f32, bf16 and auto.
-        InvalidRequest: a setting that is not known, or that changes nothing in this network.
+        RuntimeMissing: torch, diffusers or one of what they need is not installed, or there is no CUDA.
+        UnsupportedPrecision: anything but f32, bf16 and auto; on a GPU f16, too.
+        InvalidRequest: a setting that is not known, or that changes nothing in this network; a GPU that is not there.
         BackendFailed: the graph has no network beside it, or another than torch runs here, or was quantised since.
 
     >>> half = RunnerOptions("bf16", settings={"memory_format": "channels_last"})
@@ -85,9 +101,12 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
     >>> unet.precision, unet.census  # doctest: +SKIP
     ('bf16', {'bf16': 147})
     """
-    if options.precision not in _PRECISIONS:
-        raise UnsupportedPrecision(f"precision {options.precision!r} on {_NAME}", allowed=", ".join(_PRECISIONS))
     settings = _settings(options.settings)
+    on = settings["device"].partition(":")[0]
+    if options.precision not in _PRECISIONS[on]:
+        where = "" if on == _CPU else f" with device {on}"
+        given = f"precision {options.precision!r} on {_NAME}{where}"
+        raise UnsupportedPrecision(given, allowed=", ".join(_PRECISIONS[on]))
     axes = fixed(options.shapes, signature.inputs)
     kind = _kind(graph, signature)
     if missing := _missing():
@@ -97,8 +116,11 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
     # is read when torch is first imported; what the user has set stays.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     torch = require(_NAME)
-    asked = options.precision if options.precision != "auto" else _preferred(torch)
+    device = _device(torch, settings["device"])
+    asked = options.precision if options.precision != "auto" else _preferred(torch, on)
     dtype = getattr(torch, _DTYPES[asked])
+    if on == _CUDA and asked == "f32":
+        torch.backends.cudnn.allow_tf32 = False  # convolutions would otherwise keep ten bits of each number
     with reported(_NAME, graph, "open"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's compiler, when imported, calls what torch deprecates
         # Here and not above, because that file imports torch.
@@ -108,6 +130,9 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
         module = module_of(network, graph, signature)
         use_attention(module, settings["attention"])
         _arrange(torch, module, settings["memory_format"])
+        if settings["kernels"] == "fused":
+            _fuse(module)
+        _place(module, device, settings["offload"])
         static = all(isinstance(axis, int) for shape in axes.values() for axis in shape)
         for part in _compiled(module, kind, settings["compile"]):
             part.compile(dynamic=False if static else None, recompile_limit=_COMPILED_KINDS)
@@ -116,7 +141,13 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
     outputs = tuple(_spec(name, "float32", _shape(name, axes, network.config)) for name in signature.outputs)
     executed = next(iter(census)) if len(census) == 1 else "mixed"
     last = settings["memory_format"] == "channels_last"
-    run = partial(_run, torch, module, dtype, torch.channels_last if last else torch.contiguous_format, options.threads)
+    memory_format = torch.channels_last if last else torch.contiguous_format
+    called: Any = module
+    if settings["graphs"] == "cuda":
+        from stillhouse.backends.torch_graphs import Replayed
+
+        called = Replayed(module)
+    run = partial(_run, torch, called, device, dtype, memory_format, options.threads)
     return GraphRunner(graph, _NAME, executed, inputs, outputs, axes, run, census)
 
 
@@ -131,7 +162,29 @@ def status() -> BackendStatus:
         raise RuntimeMissing("not installed", fix=INSTALL[_NAME])
     if missing:
         raise RuntimeMissing(f"it needs {', '.join(missing)}: {INSTALL[_NAME]}")
-    return BackendStatus(_NAME, version(_NAME), ("cpu",), _PRECISIONS, None, INSTALL[_NAME])
+    devices = (_CPU, *(f"{_CUDA}:{index}" for index in range(len(gpus()) if built_for() else 0)))
+    return BackendStatus(_NAME, version(_NAME), devices, _PRECISIONS[_CPU], None, INSTALL[_NAME])
+
+
+def built_for() -> str | None:
+    """The version of CUDA that torch was built for, "13.0"; None where it was built without. It is not imported."""
+    found = find_spec(_NAME)
+    if found is None or found.origin is None:
+        return None
+    try:
+        told = Path(found.origin).with_name("version.py").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    built = _BUILT_FOR.search(told)
+    return built[1] if built else None
+
+
+def gpu_peak() -> int | None:
+    """Bytes of GPU memory that torch held in this process when it held most; None where it held none."""
+    torch = sys.modules.get(_NAME)
+    if torch is None or not torch.cuda.is_initialized():
+        return None
+    return int(torch.cuda.max_memory_reserved())
 
 
 def _missing() -> list[str]:
@@ -139,10 +192,49 @@ def _missing() -> list[str]:
 
 
 def _settings(given: Mapping[str, str]) -> dict[str, str]:
+    device = given.get("device", _CPU)
+    if not _DEVICE.fullmatch(device):
+        raise InvalidRequest(f"device is {device!r}", allowed="cpu, cuda, cuda:1")
     for name, value in given.items():
-        check_choice(f"setting of {_NAME}", name, SETTINGS)
-        check_choice(name, value, SETTINGS[name])
-    return {name: given.get(name, allowed[0]) for name, allowed in SETTINGS.items()}
+        if name != "device":
+            check_choice(f"setting of {_NAME}", name, (*SETTINGS, "device"))
+            check_choice(name, value, SETTINGS[name])
+    chosen = {name: given.get(name, allowed[0]) for name, allowed in SETTINGS.items()}
+    for name in ("graphs", "offload"):
+        if device == _CPU and chosen[name] != "none":
+            raise InvalidRequest(f"{name} is {chosen[name]!r} with device cpu", allowed="none there")
+    if "none" not in (chosen["graphs"], chosen["offload"]):
+        raise InvalidRequest("graphs of a network whose weights come and go", allowed="graphs, or offload")
+    return {**chosen, "device": device}
+
+
+def _device(torch: Any, asked: str) -> str:
+    if asked == _CPU:
+        return asked
+    if built_for() is None:
+        raise RuntimeMissing(f"torch {torch.__version__} was built without CUDA", fix=_BUILD)
+    if wrong := check_index(asked, gpus()):
+        raise InvalidRequest(wrong)
+    if not torch.cuda.is_available():
+        raise RuntimeMissing(f"torch {torch.__version__} for CUDA {built_for()} finds no GPU here", fix=_BUILD)
+    return asked if ":" in asked else f"{asked}:0"
+
+
+def _fuse(module: Any) -> None:
+    """Put the fused kernels into a network."""
+    if find_spec("triton") is None:
+        raise RuntimeMissing("fused kernels need triton, which is not installed", fix=INSTALL["triton"])
+    from stillhouse.backends.kernels.swap import swap
+
+    if not len(swap(module)):
+        raise InvalidRequest("kernels is 'fused' in a network that has nothing to fuse")
+
+
+def _place(module: Any, device: str, offload: str) -> None:
+    if offload == "none":
+        module.to(device)
+        return
+    require("accelerate").cpu_offload(module, execution_device=device)
 
 
 def _kind(graph: Path, signature: Signature) -> str:
@@ -167,7 +259,9 @@ def _refused(given: str) -> BackendFailed:
     return BackendFailed(given, allowed=allowed, fix="open it with onnxruntime or openvino")
 
 
-def _preferred(torch: Any) -> str:
+def _preferred(torch: Any, on: str) -> str:
+    if on == _CUDA:
+        return "f16"
     capabilities = torch.cpu.get_capabilities()
     return "bf16" if any(capabilities.get(name) for name in _BF16) else "f32"
 
@@ -199,22 +293,23 @@ def _census(torch: Any, module: Any) -> dict[str, int]:
 
 
 def _run(
-    torch: Any, module: Any, dtype: Any, memory_format: Any, threads: int | None, feeds: Tensors
+    torch: Any, module: Any, device: str, dtype: Any, memory_format: Any, threads: int | None, feeds: Tensors
 ) -> list[NDArray[Any]]:
     if threads and torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
-    tensors = [_tensor(torch, name, array, dtype, memory_format) for name, array in feeds.items()]
+    tensors = [_tensor(torch, name, array, device, dtype, memory_format) for name, array in feeds.items()]
     with torch.inference_mode():
         results = module(*tensors)
     results = results if isinstance(results, tuple) else (results,)
-    return [result.float().contiguous().numpy() for result in results]
+    return [result.float().contiguous().cpu().numpy() for result in results]
 
 
-def _tensor(torch: Any, name: str, array: NDArray[Any], dtype: Any, memory_format: Any) -> Any:
+def _tensor(torch: Any, name: str, array: NDArray[Any], device: str, dtype: Any, memory_format: Any) -> Any:
     tensor = torch.tensor(array)  # a copy: torch warns of arrays that may not be written to
     if not tensor.is_floating_point() or name in _EXACT:
-        return tensor
-    return tensor.to(dtype, memory_format=memory_format if tensor.ndim == 4 else torch.contiguous_format)
+        return tensor.to(device)
+    last = memory_format if tensor.ndim == 4 else torch.contiguous_format
+    return tensor.to(device=device, dtype=dtype, memory_format=last)
 
 
 def _spec(name: str, dtype: str, axes: Sequence[int | str | None]) -> TensorSpec:

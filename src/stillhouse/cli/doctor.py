@@ -8,6 +8,7 @@ from dataclasses import asdict
 from stillhouse import __version__
 from stillhouse.backends import BackendStatus, backends
 from stillhouse.cli.table import table
+from stillhouse.gpu import Gpu, no_gpu
 from stillhouse.measure.machine import Machine, machine
 
 
@@ -34,8 +35,13 @@ def _machine(here: Machine) -> str:
         "processor": f"{here.processor}, {here.cores} cores",
         "memory": memory,
         "instructions": " ".join(here.instructions) or "none of interest",
+        "gpu": "; ".join(map(_gpu, here.gpus)) or str(no_gpu()),
     }
     return "\n".join(f"{name:<13} {fact}" for name, fact in facts.items())
+
+
+def _gpu(one: Gpu) -> str:
+    return f"{one.name}, {one.memory / (1 << 30):.0f} GiB, compute capability {one.capability}"
 
 
 def _backends(found: Sequence[BackendStatus]) -> str:

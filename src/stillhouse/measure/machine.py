@@ -10,6 +10,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
+
+from stillhouse.gpu import Gpu, gpus
 
 # The instructions that decide which precisions are fast, as Linux spells them on x86 and on ARM.
 _INSTRUCTIONS = (
@@ -31,6 +34,7 @@ class Machine:
         instructions: those of interest that the processor has, in a fixed order.
         system: operating system and architecture, "Linux x86_64".
         python: "3.11".
+        gpus: that this process may use.
     """
 
     processor: str
@@ -39,6 +43,7 @@ class Machine:
     instructions: tuple[str, ...]
     system: str
     python: str
+    gpus: tuple[Gpu, ...] = ()
 
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits, equal for machines on which figures can be compared.
@@ -46,7 +51,9 @@ class Machine:
         Memory counts in whole GiB, since the kernel keeps a part that changes from one start to the next.
         """
         memory = None if self.memory is None else round(self.memory / _GIB)
-        facts = (self.processor, self.cores, memory, self.instructions, self.system, self.python)
+        facts: tuple[Any, ...] = (self.processor, self.cores, memory, self.instructions, self.system, self.python)
+        if self.gpus:
+            facts = (*facts, *((one.name, round(one.memory / _GIB), one.capability) for one in self.gpus))
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
 
 
@@ -66,6 +73,7 @@ def machine(root: Path = Path("/")) -> Machine:
         instructions=tuple(name for name in _INSTRUCTIONS if name in flags),
         system=f"{platform.system()} {platform.machine()}",
         python=".".join(platform.python_version_tuple()[:2]),
+        gpus=gpus(),
     )
 
 

@@ -23,7 +23,8 @@ THEIRS = ["task", "file size(MB)", "throughput(samples/second)", "mae"]
 OURS = (
     *("status", "reason", "component", "executed precision", "backend", "latency p50 (ms)", "latency p95 (ms)"),
     *("speed-up", "speed-up low", "speed-up high", "batch", "SQNR (dB)", "cosine", "max abs error", "non-finite"),
-    *("PSNR (dB)", "SSIM", "score", "peak memory (MB)", "build (s)", "open (s)", "artefact"),
+    *("PSNR (dB)", "SSIM", "score", "peak memory (MB)", "peak GPU memory (MB)", "build (s)"),
+    *("open (s)", "artefact"),
 )
 WORDS = {"task", "status", "reason", "component", "executed precision", "backend", "artefact", "candidate", "chosen"}
 
@@ -197,6 +198,6 @@ def test_no_figure_of_a_trial_is_forgotten() -> None:
     """A new field of Trial belongs into a column, or into this list of those that the page alone shows."""
     elsewhere = {"census", "first_seconds", "graph", "log", "reproduce"}
     shown = {"candidate", "status", "reason", "executed", "fidelity", "pictures", "seconds", "ratio", "batch", "rows"}
-    shown |= {"build_seconds", "open_seconds", "peak_bytes", "file_bytes", "artefact"}
+    shown |= {"build_seconds", "open_seconds", "peak_bytes", "gpu_bytes", "file_bytes", "artefact"}
     assert {field.name for field in fields(Trial)} == elsewhere | shown
     assert MIB == 2**20

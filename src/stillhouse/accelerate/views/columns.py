@@ -124,6 +124,12 @@ COLUMNS = (
         "of the process that ran it, in MiB",
         lambda row: None if row.trial.peak_bytes is None else row.trial.peak_bytes / _MIB,
     ),
+    Column(
+        "peak GPU memory (MB)",
+        "0",
+        "that its process held after the first call, in MiB; empty where it ran on the processor",
+        lambda row: None if row.trial.gpu_bytes is None else row.trial.gpu_bytes / _MIB,
+    ),
     Column("build (s)", "0.00", "to make the artefact", lambda row: row.trial.build_seconds),
     Column("open (s)", "0.00", "to load and compile it", lambda row: row.trial.open_seconds),
     Column("artefact", "@", "its directory, relative to the report", lambda row: row.trial.artefact),

@@ -1,0 +1,148 @@
+"""Engines of TensorRT on disk: built once for a graph, a chip, a version and shapes, found again, and built anew where
+one of these is another.
+
+An engine is a cache, and its graph is the truth: a pipeline directory holds none.
+"""
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from stillhouse.backends.signature import Signature
+from stillhouse.errors import InvalidRequest
+
+Shape: TypeAlias = tuple[int, ...]
+
+
+class EngineRebuilt(UserWarning):
+    """An engine that was there is of another chip or version, or cannot be read; another one is built."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """The shapes that an input may have.
+
+    Args:
+        least, usual, most: of each axis; an engine is fastest at the usual ones, and static where all three are one.
+
+    Raises:
+        InvalidRequest: ranks that differ, or lengths that fall.
+    """
+
+    least: Shape
+    usual: Shape
+    most: Shape
+
+    def __post_init__(self) -> None:
+        if not len(self.least) == len(self.usual) == len(self.most):
+            raise InvalidRequest(f"shapes {self.least}, {self.usual}, {self.most}", allowed="one rank")
+        for axis, (least, usual, most) in enumerate(zip(self.least, self.usual, self.most, strict=True)):
+            if not 1 <= least <= usual <= most:
+                given = f"lengths {least}, {usual}, {most} of axis {axis}"
+                raise InvalidRequest(given, allowed="1 or more, and none less than the one before")
+
+
+@dataclass(frozen=True, slots=True)
+class Chip:
+    """What an engine is built for and by.
+
+    Args:
+        name: of the GPU.
+        capability: its compute capability, "9.0".
+        builder: package and version.
+    """
+
+    name: str
+    capability: str
+    builder: str
+
+    def __str__(self) -> str:
+        """As a person is told it."""
+        return f"{self.name} (compute capability {self.capability}) by {self.builder}"
+
+
+def shapes_of(
+    signature: Signature, usual: Mapping[str, Shape], rows: tuple[int, int] | None = None
+) -> dict[str, Shapes]:
+    """The shapes of every input of a graph.
+
+    Args:
+        signature: of the graph.
+        usual: by input; may leave out inputs whose axes are all fixed.
+        rows: the least and the most of the first axis, where it may change.
+
+    Raises:
+        InvalidRequest: an input without a shape, of another rank, or with another length than the graph fixes.
+
+    >>> graph = Signature({"x": ("n", 3)}, ("y",), {}, "f32")
+    >>> shapes_of(graph, {"x": (2, 3)}, (1, 4))["x"]
+    Shapes(least=(1, 3), usual=(2, 3), most=(4, 3))
+    """
+    found = {}
+    for name, axes in signature.inputs.items():
+        fixed = tuple(axis for axis in axes if isinstance(axis, int))
+        shape = usual.get(name, fixed if len(fixed) == len(axes) else None)
+        if shape is None:
+            raise InvalidRequest(f"no shape for input {name!r}", allowed="a shape for each input with open axes")
+        if len(shape) != len(axes):
+            raise InvalidRequest(f"input {name!r} of rank {len(shape)}", allowed=f"rank {len(axes)}")
+        for length, axis in zip(shape, axes, strict=True):
+            if isinstance(axis, int) and length != axis:
+                raise InvalidRequest(f"input {name!r} of shape {list(shape)}", allowed=str(list(axes)))
+        is_open = rows is not None and shape and not isinstance(axes[0], int)
+        least, most = ((count, *shape[1:]) for count in rows) if is_open and rows else (shape, shape)
+        found[name] = Shapes(tuple(least), tuple(shape), tuple(most))
+    return found
+
+
+def graph_key(graph: Path, signature: Signature, shapes: Mapping[str, Shapes]) -> str:
+    """Of a graph, its weights and its shapes: sixteen hexadecimal digits."""
+    weights = [(name, (graph.parent / name).stat()) for name in sorted(signature.external)]
+    told = {
+        "graph": hashlib.sha256(graph.read_bytes()).hexdigest(),
+        "weights": [(name, stat.st_size, stat.st_mtime_ns) for name, stat in weights],
+        "shapes": {name: asdict(one) for name, one in sorted(shapes.items())},
+    }
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+
+
+def found_or_built(
+    folder: Path, key: str, chip: Chip, build: Callable[[Path], None], opened: Callable[[bytes], object]
+) -> object:
+    """What `opened` makes of the engine for this graph and this chip.
+
+    Args:
+        folder: of all engines.
+        key: of the graph, see `graph_key`.
+        chip: what it is to run on.
+        build: writes the engine to a file.
+        opened: opens its bytes; None where it cannot, so that it is built anew.
+
+    Warns:
+        EngineRebuilt: there is one of another chip or version, or one that cannot be opened.
+    """
+    mark = hashlib.sha256(repr(chip).encode()).hexdigest()[:8]
+    engine = folder / f"{key}-{mark}.engine"
+    if engine.is_file():
+        found = opened(engine.read_bytes())
+        if found is not None:
+            return found
+        warnings.warn(EngineRebuilt(f"{engine} cannot be opened, and is built anew"), stacklevel=2)
+    elif others := sorted(folder.glob(f"{key}-*.json")):
+        before = Chip(**json.loads(others[0].read_text(encoding="utf-8")))
+        warnings.warn(EngineRebuilt(f"an engine was built for {before}; another is built for {chip}"), stacklevel=2)
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = engine.with_name(f".{engine.name}.{os.getpid()}")
+    try:
+        build(temporary)
+        found = opened(temporary.read_bytes())
+        temporary.replace(engine)
+    finally:
+        temporary.unlink(missing_ok=True)
+    engine.with_suffix(".json").write_text(json.dumps(asdict(chip)) + "\n", encoding="utf-8")
+    return found

@@ -1,0 +1,64 @@
+"""Cast: the same numbers in another dtype.
+
+Bytes that must move: each element read once in the one dtype, and written once in the other.
+"""
+
+from collections.abc import Iterator
+from itertools import permutations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from stillhouse.backends.kernels.launch import DTYPES, Specimen, bucket, configs, dense, launches, over
+
+
+@triton.autotune(configs=configs(BLOCK=(1024, 2048, 4096)), key=["bucket"])
+@triton.jit
+def _cast(x, out, count, bucket, BLOCK: tl.constexpr):  # noqa: N803
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < count
+    tl.store(out + at, tl.load(x + at, mask=inside), mask=inside)
+
+
+@torch.library.custom_op("stillhouse::cast", mutates_args=())
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in another dtype, in the same order of its axes.
+
+    Args:
+        x: float16, bfloat16 or float32 of any shape.
+        dtype: one of these.
+
+    Raises:
+        UnsupportedPrecision: another dtype.
+    """
+    x = dense(x)
+    out = torch.empty_like(x, dtype=dtype)
+    if not launches(x, out):
+        return out.copy_(x)
+    if x.numel():
+        _cast[over(x.numel())](x, out, x.numel(), bucket(x.numel()))
+    return out
+
+
+@cast.register_fake
+def _(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.empty_like(dense(x), dtype=dtype)
+
+
+def reference(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The same in plain torch."""
+    return x.to(dtype)
+
+
+def bytes_moved(x: Tensor, dtype: torch.dtype) -> int:
+    """See the head of this file."""
+    return x.numel() * (x.element_size() + dtype.itemsize)
+
+
+def specimens() -> Iterator[Specimen]:
+    """From each dtype to each other one."""
+    for source, target in permutations(DTYPES.values(), 2):
+        kinds = {"x": f"*{source}", "out": f"*{target}", "count": "i32", "bucket": "i32", "BLOCK": "constexpr"}
+        yield Specimen(f"cast {source} {target}", _cast.fn, kinds, {"BLOCK": 1024})

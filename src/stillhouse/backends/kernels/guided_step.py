@@ -1,0 +1,141 @@
+"""A step of a sampler in one pass: guidance, the clean picture, where to aim, and the move.
+
+Of a network's two rows for a picture, without the prompt and with it, and of the picture z itself:
+
+    guided = u + scale * (c - u)                            (arXiv 2207.12598, equation 6)
+    clean  = of_z * z + of_output * guided                  see `diffusion.prediction`
+    aim    = clean + reach * (clean - past)                 DPM-Solver++ 2M; reach is 0 elsewhere
+    moved  = kept * z + gained * aim                        see `diffusion.samplers`
+
+Eager torch reads and writes a picture a dozen times for it.
+
+Bytes that must move: two rows and z read, the moved picture and the clean one written; where the last clean picture
+counts, that read as well.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from stillhouse.backends.kernels.launch import DTYPES, Specimen, bucket, configs, launches
+from stillhouse.errors import InvalidRequest
+
+WEIGHTS = ("scale", "of_z", "of_output", "reach", "kept", "gained")
+"""The columns of what each picture is told."""
+
+
+@triton.autotune(configs=configs(BLOCK=(512, 1024, 2048)), key=["bucket", "PAST"])
+@triton.jit
+def _guided_step(
+    z,
+    output,
+    past,
+    rows,
+    weights,
+    moved,
+    clean,
+    size,
+    bucket,
+    PAST: tl.constexpr,  # noqa: N803
+    BLOCK: tl.constexpr,  # noqa: N803
+):
+    picture = tl.program_id(1).to(tl.int64)
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < size
+    without = tl.load(rows + 2 * picture).to(tl.int64)
+    prompted = tl.load(rows + 2 * picture + 1).to(tl.int64)
+    told = weights + 6 * picture
+    u = tl.load(output + without * size + at, mask=inside, other=0.0).to(tl.float32)
+    c = tl.load(output + prompted * size + at, mask=inside, other=0.0).to(tl.float32)
+    here = tl.load(z + picture * size + at, mask=inside, other=0.0).to(tl.float32)
+    guided = u + tl.load(told) * (c - u)
+    seen = tl.load(told + 1) * here + tl.load(told + 2) * guided
+    aim = seen
+    if PAST:
+        aim += tl.load(told + 3) * (seen - tl.load(past + picture * size + at, mask=inside, other=0.0).to(tl.float32))
+    tl.store(clean + picture * size + at, seen, mask=inside)
+    tl.store(moved + picture * size + at, tl.load(told + 4) * here + tl.load(told + 5) * aim, mask=inside)
+
+
+@torch.library.custom_op("stillhouse::guided_step", mutates_args=())
+def guided_step(
+    z: Tensor, output: Tensor, rows: Tensor, weights: Tensor, past: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Move each picture of a batch by one evaluation.
+
+    Args:
+        z: pictures, float16, bfloat16 or float32, [P, C, h, w].
+        output: of the network, [R, C, h, w].
+        rows: int32 [P, 2]: each picture's row without its prompt, and the one with it; the same one twice where it is
+            not guided.
+        weights: float32 [P, 6], see `WEIGHTS`.
+        past: the clean pictures of the evaluation before, as z; None where none counts.
+
+    Returns:
+        the moved pictures and the clean ones, as z.
+
+    Raises:
+        InvalidRequest: shapes that do not fit each other.
+        UnsupportedPrecision: another dtype.
+    """
+    _check(z, output, rows, weights, past)
+    z, output, rows, weights = (tensor.contiguous() for tensor in (z, output, rows, weights))
+    if not launches(z, output):
+        return reference(z, output, rows, weights, past)
+    moved, clean = torch.empty_like(z), torch.empty_like(z)
+    size = z[0].numel() if len(z) else 0
+    if size:
+        before = z if past is None else past.contiguous()
+        _guided_step[lambda meta: (triton.cdiv(size, meta["BLOCK"]), len(z))](
+            z, output, before, rows, weights, moved, clean, size, bucket(size * len(z)), past is not None
+        )
+    return moved, clean
+
+
+@guided_step.register_fake
+def _(z: Tensor, output: Tensor, rows: Tensor, weights: Tensor, past: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    like = torch.empty_like(z, memory_format=torch.contiguous_format)
+    return like, torch.empty_like(like)
+
+
+def reference(
+    z: Tensor, output: Tensor, rows: Tensor, weights: Tensor, past: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The same in plain torch."""
+    scale, of_z, of_output, reach, kept, gained = (column.view(-1, 1, 1, 1) for column in weights.to(z).unbind(1))
+    without, prompted = (output[row.long()].to(z) for row in rows.unbind(1))
+    clean = of_z * z + of_output * (without + scale * (prompted - without))
+    aim = clean if past is None else clean + reach * (clean - past)
+    return kept * z + gained * aim, clean
+
+
+def bytes_moved(z: Tensor, output: Tensor, past: Tensor | None = None) -> int:
+    """See the head of this file."""
+    pictures = 3 if past is None else 4
+    return pictures * z.numel() * z.element_size() + output.numel() * output.element_size()
+
+
+def specimens() -> Iterator[Specimen]:
+    """With and without a past in each dtype."""
+    for name in DTYPES.values():
+        for past in (False, True):
+            tensors = dict.fromkeys(("z", "output", "past", "moved", "clean"), f"*{name}")
+            others = {"rows": "*i32", "weights": "*fp32", "size": "i32", "bucket": "i32"}
+            constants = {"PAST": past, "BLOCK": 512}
+            told = {**tensors, **others, **dict.fromkeys(constants, "constexpr")}
+            yield Specimen(f"guided_step {name}{' past' if past else ''}", _guided_step.fn, told, constants)
+
+
+def _check(z: Tensor, output: Tensor, rows: Tensor, weights: Tensor, past: Tensor | None) -> None:
+    if z.ndim != 4 or output.ndim != 4 or output.shape[1:] != z.shape[1:]:
+        raise InvalidRequest(f"pictures of {list(z.shape)} and outputs of {list(output.shape)}", allowed="one size")
+    if rows.shape != (len(z), 2) or rows.dtype != torch.int32 or weights.shape != (len(z), len(WEIGHTS)):
+        raise InvalidRequest(
+            f"rows {list(rows.shape)} and weights {list(weights.shape)} for {len(z)} pictures",
+            allowed=f"int32 [{len(z)}, 2] and [{len(z)}, {len(WEIGHTS)}]",
+        )
+    if past is not None and past.shape != z.shape:
+        raise InvalidRequest(f"a past of {list(past.shape)} for {list(z.shape)}", allowed="the same shape")

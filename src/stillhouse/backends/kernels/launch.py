@@ -1,0 +1,85 @@
+"""What every kernel shares: which tensors it takes, where it runs, and what it is tuned over."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, TypeAlias
+
+import torch
+import triton
+from torch import Tensor
+
+from stillhouse.errors import UnsupportedPrecision
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""Whether Triton runs kernels in Python, on the processor, as this process began."""
+DTYPES: Mapping[torch.dtype, str] = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+"""What kernels take, and what Triton calls it. All of them compute in float32."""
+
+Grid: TypeAlias = Callable[[Mapping[str, Any]], tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Specimen:
+    """A kernel as a compiler sees it, for one dtype and one shape.
+
+    Args:
+        name: of the kernel.
+        function: the function under `triton.jit`.
+        signature: Triton types by argument; constants are named "constexpr".
+        constants: their values.
+        warps: of one program.
+    """
+
+    name: str
+    function: Any
+    signature: Mapping[str, str]
+    constants: Mapping[str, Any]
+    warps: int = 4
+
+
+def launches(*tensors: Tensor) -> bool:
+    """Whether a kernel is launched for these, and not its reference computed.
+
+    Raises:
+        UnsupportedPrecision: a dtype that no kernel has.
+    """
+    for tensor in tensors:
+        if tensor.dtype not in DTYPES:
+            raise UnsupportedPrecision(
+                f"a fused kernel in {str(tensor.dtype).removeprefix('torch.')}",
+                allowed=", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES),
+            )
+    return INTERPRETED or all(tensor.is_cuda for tensor in tensors)
+
+
+def configs(warps: Sequence[int] = (4, 8), **choices: Sequence[int]) -> list[Any]:
+    """Everything that is tried for each new shape; the first alone where Triton interprets, which times nothing.
+
+    Args:
+        warps: of one program.
+        choices: values by name of a constant.
+    """
+    every = [
+        triton.Config(dict(zip(choices, chosen, strict=True)), num_warps=count)
+        for *chosen, count in product(*choices.values(), warps)
+    ]
+    return every[:1] if INTERPRETED else every
+
+
+def bucket(count: int) -> int:
+    """Sizes that are tuned together: those between the same two powers of two."""
+    return count.bit_length()
+
+
+def dense(x: Tensor) -> Tensor:
+    """The tensor, or a copy whose elements lie one behind the other in some order of its axes."""
+    if x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)):
+        return x
+    return x.contiguous()
+
+
+def over(count: int) -> Grid:
+    """A program for every BLOCK of so many elements."""
+    return lambda meta: (triton.cdiv(count, meta["BLOCK"]),)

@@ -1,0 +1,63 @@
+"""SiLU, also called swish: x * sigmoid(x) (arXiv 1702.03118).
+
+Bytes that must move: each element read once and written once.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from stillhouse.backends.kernels.launch import DTYPES, Specimen, bucket, configs, dense, launches, over
+
+
+@triton.autotune(configs=configs(BLOCK=(1024, 2048, 4096)), key=["bucket"])
+@triton.jit
+def _silu(x, out, count, bucket, BLOCK: tl.constexpr):  # noqa: N803
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < count
+    value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + at, value * tl.sigmoid(value), mask=inside)
+
+
+@torch.library.custom_op("stillhouse::silu", mutates_args=())
+def silu(x: Tensor) -> Tensor:
+    """x * sigmoid(x), of any shape, in the same order of its axes.
+
+    Args:
+        x: float16, bfloat16 or float32.
+
+    Raises:
+        UnsupportedPrecision: another dtype.
+    """
+    x = dense(x)
+    if not launches(x):
+        return reference(x)
+    out = torch.empty_like(x)
+    if x.numel():
+        _silu[over(x.numel())](x, out, x.numel(), bucket(x.numel()))
+    return out
+
+
+@silu.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(dense(x))
+
+
+def reference(x: Tensor) -> Tensor:
+    """The same in plain torch."""
+    return torch.nn.functional.silu(x)
+
+
+def bytes_moved(x: Tensor) -> int:
+    """See the head of this file."""
+    return 2 * x.numel() * x.element_size()
+
+
+def specimens() -> Iterator[Specimen]:
+    """In each dtype."""
+    for name in DTYPES.values():
+        kinds = {"x": f"*{name}", "out": f"*{name}", "count": "i32", "bucket": "i32", "BLOCK": "constexpr"}
+        yield Specimen(f"silu {name}", _silu.fn, kinds, {"BLOCK": 1024})

@@ -1,0 +1,163 @@
+"""Fused kernels into a loaded network of diffusers', and out again.
+
+A module keeps its weights and their names; only its class changes, to one whose `forward` calls the kernels. So a
+checkpoint, an adapter or a `state_dict` does not notice, and `undo` gives every class back.
+
+    GEGLU                   the projection, then one pass
+    ResnetBlock2D           GroupNorm and SiLU in one pass, twice
+    GroupNorm elsewhere     one pass, with SiLU where the network's last one is followed by it
+    BasicTransformerBlock   each LayerNorm with the sum before it
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.activations import GEGLU
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from torch import Tensor, nn
+
+from stillhouse.backends.kernels.geglu import geglu
+from stillhouse.backends.kernels.group_norm import group_norm
+from stillhouse.backends.kernels.layer_norm import add_layer_norm, layer_norm
+from stillhouse.backends.kernels.silu import silu
+
+
+class FusedGroupNorm(nn.GroupNorm):
+    """GroupNorm in one pass; of [B, C, h, w], channels last."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        """The norm."""
+        out: Tensor = group_norm(input, self.weight, self.bias, self.num_groups, self.eps, False)
+        return out
+
+
+class FusedGroupNormSiLU(nn.GroupNorm):
+    """The same with SiLU behind it."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        """SiLU of the norm."""
+        out: Tensor = group_norm(input, self.weight, self.bias, self.num_groups, self.eps, True)
+        return out
+
+
+class LinearOfSiLU(nn.Linear):
+    """A layer whose input went through SiLU before, in a module of its own that now does nothing."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        """The projection of the input's SiLU."""
+        return super().forward(silu(input))
+
+
+class FusedGEGLU(GEGLU):  # type: ignore[misc]
+    """GEGLU in one pass after its projection."""
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """[..., D] of [..., d]."""
+        out: Tensor = geglu(self.proj(hidden_states))
+        return out
+
+
+class FusedTransformerBlock(BasicTransformerBlock):  # type: ignore[misc]
+    """A block of self-attention, cross-attention and feed-forward whose norms take the sums before them along."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        """[B, N, D] of [B, N, D]."""
+        first, second, third = self.norm1, self.norm2, self.norm3
+        states = layer_norm(hidden_states, first.weight, first.bias, first.eps)
+        own = encoder_hidden_states if self.only_cross_attention else None
+        out = self.attn1(states, encoder_hidden_states=own, attention_mask=attention_mask)
+        states, hidden = add_layer_norm(out, hidden_states, second.weight, second.bias, second.eps)
+        out = self.attn2(states, encoder_hidden_states=encoder_hidden_states, attention_mask=encoder_attention_mask)
+        states, hidden = add_layer_norm(out, hidden, third.weight, third.bias, third.eps)
+        added: Tensor = self.ff(states) + hidden
+        return added
+
+
+@dataclass(frozen=True, slots=True)
+class Swapped:
+    """What was changed in a network."""
+
+    _changes: list[tuple[nn.Module, str, Any]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        """Modules that call a kernel now."""
+        return sum(name == "__class__" for _, name, _ in self._changes)
+
+    def undo(self) -> None:
+        """Give every module back what it was; a second time changes nothing."""
+        while self._changes:
+            module, name, value = self._changes.pop()
+            setattr(module, name, value)
+
+    def _set(self, module: nn.Module, name: str, value: Any) -> None:
+        self._changes.append((module, name, getattr(module, name)))
+        setattr(module, name, value)
+
+
+def swap(network: nn.Module) -> Swapped:
+    """Put kernels wherever the network has what they compute. It is to be used without gradients from then on.
+
+    Networks should be channels last: others are copied at each GroupNorm.
+
+    >>> swapped = swap(unet)  # doctest: +SKIP
+    >>> swapped.undo()  # doctest: +SKIP
+    """
+    swapped = Swapped()
+    for module in network.modules():
+        if type(module) is GEGLU:
+            swapped._set(module, "__class__", FusedGEGLU)
+        elif type(module) is ResnetBlock2D and _is_plain(module):
+            _swap_block(swapped, module)
+        elif type(module) is BasicTransformerBlock and _is_usual(module):
+            swapped._set(module, "__class__", FusedTransformerBlock)
+        elif type(module) is Transformer2DModel and type(module.norm) is nn.GroupNorm:
+            swapped._set(module.norm, "__class__", FusedGroupNorm)
+    for last in _last(network):
+        if type(last.conv_norm_out) is nn.GroupNorm and isinstance(last.conv_act, nn.SiLU):
+            swapped._set(last.conv_norm_out, "__class__", FusedGroupNormSiLU)
+            swapped._set(last, "conv_act", nn.Identity())
+    return swapped
+
+
+def _swap_block(swapped: Swapped, block: Any) -> None:
+    swapped._set(block.norm1, "__class__", FusedGroupNormSiLU)
+    swapped._set(block.norm2, "__class__", FusedGroupNormSiLU)
+    if block.time_emb_proj is not None and not block.skip_time_act:
+        swapped._set(block.time_emb_proj, "__class__", LinearOfSiLU)
+    swapped._set(block, "nonlinearity", nn.Identity())
+
+
+def _is_plain(block: Any) -> bool:
+    """Whether SiLU follows each of its norms at once."""
+    norms = (type(block.norm1), type(block.norm2)) == (nn.GroupNorm, nn.GroupNorm)
+    projection = block.time_emb_proj is None or type(block.time_emb_proj) is nn.Linear
+    return norms and projection and isinstance(block.nonlinearity, nn.SiLU) and block.time_embedding_norm == "default"
+
+
+def _is_usual(block: Any) -> bool:
+    """Whether it is a block of Stable Diffusion's, without what other networks add."""
+    norms = all(
+        isinstance(norm, nn.LayerNorm) and norm.bias is not None for norm in (block.norm1, block.norm2, block.norm3)
+    )
+    usual = block.norm_type == "layer_norm" and block.pos_embed is None and block._chunk_size is None
+    return norms and usual and block.attn2 is not None and getattr(block, "fuser", None) is None
+
+
+def _last(network: nn.Module) -> Iterator[Any]:
+    for module in network.modules():
+        if isinstance(module, UNet2DConditionModel):
+            yield module
+        elif isinstance(module, AutoencoderKL):
+            yield from (half for half in (module.encoder, module.decoder) if half is not None)

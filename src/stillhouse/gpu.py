@@ -1,0 +1,85 @@
+"""The GPUs of this machine, as NVIDIA's driver tells; no runtime is imported for that."""
+
+import ctypes
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+_DRIVER = "libcuda.so.1"
+_NAME_LENGTH = 256
+_MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of cuda.h
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU.
+
+    Args:
+        name: as the driver calls it.
+        memory: bytes.
+        capability: of its kind, "9.0".
+    """
+
+    name: str
+    memory: int
+    capability: str
+
+
+@lru_cache(maxsize=1)
+def gpus() -> tuple[Gpu, ...]:
+    """All that CUDA_VISIBLE_DEVICES lets this process see; none where there is no driver.
+
+    >>> isinstance(gpus(), tuple)
+    True
+    """
+    driver = _opened()
+    return () if driver is None else _found(driver)
+
+
+def no_gpu() -> str | None:
+    """Why there is none; None where there is one."""
+    if gpus():
+        return None
+    return "no driver of NVIDIA's is installed" if _opened() is None else "the driver finds no GPU"
+
+
+def check_index(device: str, found: Sequence[Gpu]) -> str | None:
+    """What is wrong with a device's name, "cuda" or "cuda:1"; None where it is one of these.
+
+    >>> check_index("cuda:1", [Gpu("One", 1 << 30, "9.0")])
+    'there is no GPU cuda:1 among cuda:0 (One)'
+    """
+    index = int(device.partition(":")[2] or 0)
+    if index < len(found):
+        return None
+    told = ", ".join(f"cuda:{number} ({one.name})" for number, one in enumerate(found))
+    return f"there is no GPU {device} among {told}" if told else f"there is no GPU {device}: {no_gpu()}"
+
+
+def _opened() -> Any:
+    with suppress(OSError):
+        return ctypes.CDLL(_DRIVER)
+    return None
+
+
+def _found(driver: Any) -> tuple[Gpu, ...]:
+    count = ctypes.c_int()
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+        return ()
+    return tuple(_gpu(driver, index) for index in range(count.value))
+
+
+def _gpu(driver: Any, index: int) -> Gpu:
+    device, memory = ctypes.c_int(), ctypes.c_size_t()
+    name = ctypes.create_string_buffer(_NAME_LENGTH)
+    driver.cuDeviceGet(ctypes.byref(device), index)
+    driver.cuDeviceGetName(name, _NAME_LENGTH, device)
+    driver.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
+    numbers = []
+    for attribute in (_MAJOR, _MINOR):
+        number = ctypes.c_int()
+        driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, device)
+        numbers.append(str(number.value))
+    return Gpu(name.value.decode(errors="replace"), memory.value, ".".join(numbers))

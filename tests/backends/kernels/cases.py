@@ -1,0 +1,52 @@
+"""What kernels are run on: every dtype, and shapes of which no side is a power of two. Knows no Triton."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One call of a kernel on random numbers.
+
+    Args:
+        kernel: which.
+        dtype: of what it is given.
+        shape: of its first argument.
+        options: whatever else it takes.
+    """
+
+    kernel: str
+    dtype: str
+    shape: tuple[int, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """For a test's name."""
+        told = "".join(f"-{name}={value}" for name, value in self.options.items())
+        return f"{self.kernel}-{self.dtype}-{'x'.join(map(str, self.shape))}{told}"
+
+
+def _each(kernel: str, shapes: list[tuple[int, ...]], *options: Mapping[str, Any]) -> list[Case]:
+    return [Case(kernel, dtype, shape, told) for dtype, shape, told in product(DTYPES, shapes, options or ({},))]
+
+
+CASES = [
+    *_each("cast", [(3, 5, 7), (2, 3, 5, 9)], *({"to": name} for name in DTYPES)),
+    *_each("silu", [(1,), (3, 5, 7), (2, 6, 5, 9)]),
+    *_each("geglu", [(2,), (5, 6), (2, 7, 130)], {"tanh": False}, {"tanh": True}),
+    *_each("layer_norm", [(1, 3), (2, 5, 20), (3, 320)]),
+    *_each("add_layer_norm", [(1, 3), (2, 5, 20), (3, 320)]),
+    *_each("group_norm", [(1, 4, 3, 1), (2, 30, 7, 5), (2, 320, 9, 8)], {"silu": False}, {"silu": True}),
+    *_each("guided_step", [(1, 1, 1, 1), (3, 4, 5, 7)], {"past": False}, {"past": True}),
+    # More pixels than one part has, the last one shorter; and numbers far from zero, of which a sum of squares would
+    # leave nothing.
+    Case("group_norm", "float32", (1, 8, 31, 17), {"silu": False, "mean": 1000.0}),
+    Case("layer_norm", "float32", (2, 320), {"mean": 1000.0}),
+]
+GROUPS = {1: 1, 4: 2, 8: 2, 30: 3, 320: 32}
+"""Of a GroupNorm, by its channels."""

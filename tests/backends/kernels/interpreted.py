@@ -1,0 +1,92 @@
+"""Runs every case in Triton's interpreter and prints how far each is from float64, a line of JSON each.
+
+A process of its own, because Triton decides once, when it is imported, whether it interprets:
+`TRITON_INTERPRET=1 python -m tests.backends.kernels.interpreted`.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+from zlib import crc32
+
+import torch
+from torch import Tensor
+
+from stillhouse.backends.kernels import cast, geglu, group_norm, guided_step, launch, layer_norm, silu
+from tests.backends.kernels.cases import CASES, GROUPS, Case
+
+EPS = 1e-5
+
+
+def main() -> None:
+    """Run them all."""
+    assert launch.INTERPRETED
+    for case in CASES:
+        ours, wanted = run(case)
+        told = {
+            "name": case.name,
+            "error": max(map(relative, ours, wanted)),
+            "finite": all(bool(torch.isfinite(one).all()) for one in ours),
+            "dtypes": [str(one.dtype).removeprefix("torch.") for one in ours],
+            "shapes": [list(one.shape) for one in ours],
+            "channels_last": all(one.is_contiguous(memory_format=torch.channels_last) for one in ours if one.ndim == 4),
+        }
+        print(json.dumps(told), flush=True)
+
+
+def relative(ours: Tensor, wanted: Tensor) -> float:
+    """The largest error, beside the largest value."""
+    return float((ours.double() - wanted).abs().max() / wanted.abs().max().clamp(min=1e-30))
+
+
+def run(case: Case) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """What the kernel says, and what its reference says in float64 of the very same numbers."""
+    generator = torch.Generator().manual_seed(crc32(case.name.encode()))
+    dtype = getattr(torch, case.dtype)
+
+    def drawn(*shape: int, mean: float = 0.0) -> Tensor:
+        return (mean + torch.randn(*shape, generator=generator)).to(dtype)
+
+    x = drawn(*case.shape, mean=case.options.get("mean", 0.0))
+    if case.kernel == "cast":
+        target = getattr(torch, case.options["to"])
+        return [cast.cast(x, target)], [cast.reference(x, torch.float64)]
+    if case.kernel == "silu":
+        return [silu.silu(x)], [silu.reference(x.double())]
+    if case.kernel == "geglu":
+        tanh = case.options["tanh"]
+        return [geglu.geglu(x, tanh)], [geglu.reference(x.double(), tanh)]
+    if case.kernel == "guided_step":
+        return _guided_step(case, x, drawn)
+    channels = case.shape[1 if case.kernel == "group_norm" else -1]
+    weight, bias = drawn(channels, mean=1.0), drawn(channels)
+    exact = (weight.double(), bias.double())
+    if case.kernel == "layer_norm":
+        return [layer_norm.layer_norm(x, weight, bias, EPS)], [layer_norm.reference(x.double(), *exact, EPS)]
+    if case.kernel == "add_layer_norm":
+        residual = drawn(*case.shape)
+        wanted = layer_norm.add_reference(x.double(), residual.double(), *exact, EPS)
+        return layer_norm.add_layer_norm(x, residual, weight, bias, EPS), wanted
+    groups, is_silu = GROUPS[channels], case.options["silu"]
+    ours = group_norm.group_norm(x, weight, bias, groups, EPS, is_silu)
+    return [ours], [group_norm.reference(x.double(), *exact, groups, EPS, is_silu)]
+
+
+def _guided_step(case: Case, z: Tensor, drawn: Any) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """The first picture guided, the second not, and so on."""
+    pictures = len(z)
+    rows, count = [], 0
+    for picture in range(pictures):
+        rows.append([count, count + (picture % 2 == 0)])
+        count = rows[-1][1] + 1
+    output = drawn(count, *case.shape[1:])
+    past = drawn(*case.shape) if case.options["past"] else None
+    weights = torch.randn(pictures, 6, generator=torch.Generator().manual_seed(1))
+    told = torch.tensor(rows, dtype=torch.int32)
+    exact = None if past is None else past.double()
+    wanted = guided_step.reference(z.double(), output.double(), told, weights, exact)
+    return guided_step.guided_step(z, output, told, weights, past), wanted
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Every kernel in Triton's interpreter against its reference in float64, and what none of them takes."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from stillhouse.backends.kernels import cast, geglu, group_norm, guided_step, layer_norm, silu
+from stillhouse.backends.kernels.group_norm import layout_of
+from stillhouse.errors import InvalidRequest, UnsupportedPrecision
+from tests.backends.kernels.cases import CASES, Case
+
+TOLERANCE = {"float32": 2e-6, "float16": 1e-3, "bfloat16": 8e-3}
+"""Beside the largest value: sums of a few hundred terms in float32, of which each rounds at 6e-8; then one rounding to
+the result's own dtype, which is half of 2^-10 and of 2^-7 where a chip rounds, and twice that in the interpreter, which
+cuts bfloat16 off."""
+
+
+@pytest.fixture(scope="module")
+def interpreted() -> dict[str, Any]:
+    """What became of each case, by name."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", "-m", "tests.backends.kernels.interpreted"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    return {line["name"]: line for line in lines}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_kernel_comes_to_what_its_reference_says(case: Case, interpreted: dict[str, Any]) -> None:
+    found = interpreted[case.name]
+    dtype = case.options.get("to", case.dtype)
+    # Of numbers around a thousand a float32 keeps 6e-5, and the norm takes their mean away.
+    bound = 1e-4 if "mean" in case.options else TOLERANCE[dtype]
+    assert found["finite"] and found["error"] <= bound
+    assert set(found["dtypes"]) == {dtype}
+    if case.kernel == "group_norm":
+        assert found["channels_last"] and found["shapes"] == [list(case.shape)]
+    if case.kernel == "geglu":
+        assert found["shapes"] == [[*case.shape[:-1], case.shape[-1] // 2]]
+
+
+def test_on_a_processor_an_op_is_its_reference() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 8, 6, 4, generator=generator).contiguous(memory_format=torch.channels_last)
+    weight, bias = torch.randn(8, generator=generator), torch.randn(8, generator=generator)
+    row = x.flatten(1)[:, :8].contiguous()
+    pairs = [
+        (silu.silu(x), silu.reference(x)),
+        (cast.cast(x, torch.float16), cast.reference(x, torch.float16)),
+        (geglu.geglu(x, True), geglu.reference(x, True)),
+        (layer_norm.layer_norm(row, weight, bias, 1e-5), layer_norm.reference(row, weight, bias, 1e-5)),
+        (group_norm.group_norm(x, weight, bias, 2, 1e-5, True), group_norm.reference(x, weight, bias, 2, 1e-5, True)),
+    ]
+    assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
+    assert all(ours.stride() == x.stride() for ours in (pairs[0][0], pairs[1][0], pairs[4][0]))
+
+
+def test_what_no_kernel_computes_in_is_refused_with_what_they_do() -> None:
+    doubles = torch.ones(2, 4, 2, 2, dtype=torch.float64)
+    weight = torch.ones(4, dtype=torch.float64)
+    calls: tuple[Callable[[], Any], ...] = (
+        lambda: silu.silu(doubles),
+        lambda: geglu.geglu(doubles),
+        lambda: cast.cast(doubles, torch.float16),
+        lambda: cast.cast(doubles.float(), torch.float64),
+        lambda: layer_norm.layer_norm(doubles[..., 0, 0], weight, weight, 1e-5),
+        lambda: group_norm.group_norm(doubles, weight, weight, 2, 1e-5),
+    )
+    for call in calls:
+        with pytest.raises(UnsupportedPrecision, match="float64; allowed: float32, float16, bfloat16"):
+            call()
+    with pytest.raises(UnsupportedPrecision, match="int64"):
+        silu.silu(torch.ones(3, dtype=torch.int64))
+
+
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    x, few = torch.ones(2, 6, 2, 2), torch.ones(4)
+    own = torch.ones(6)
+    with pytest.raises(InvalidRequest, match="an even last axis"):
+        geglu.geglu(torch.ones(2, 3))
+    with pytest.raises(InvalidRequest, match="4 groups of"):
+        group_norm.group_norm(x, own, own, 4, 1e-5)
+    with pytest.raises(InvalidRequest, match="one for each channel"):
+        group_norm.group_norm(x, few, few, 2, 1e-5)
+    with pytest.raises(InvalidRequest, match="one for each column"):
+        layer_norm.layer_norm(torch.ones(2, 6), few, few, 1e-5)
+    with pytest.raises(InvalidRequest, match="a residual of"):
+        layer_norm.add_layer_norm(torch.ones(2, 6), torch.ones(3, 6), own, own, 1e-5)
+    rows, weights = torch.zeros(2, 2, dtype=torch.int32), torch.ones(2, 6)
+    with pytest.raises(InvalidRequest, match="one size"):
+        guided_step.guided_step(x, torch.ones(4, 6, 2, 3), rows, weights)
+    with pytest.raises(InvalidRequest, match="for 2 pictures"):
+        guided_step.guided_step(x, torch.ones(4, 6, 2, 2), rows.long(), weights)
+    with pytest.raises(InvalidRequest, match="a past of"):
+        guided_step.guided_step(x, torch.ones(4, 6, 2, 2), rows, weights, torch.ones(1, 6, 2, 2))
+
+
+@pytest.mark.parametrize("channels", [32, 128, 256, 320, 512, 640, 960, 1280, 1920, 2560, 4096, 8192])
+def test_a_program_takes_whole_groups_and_all_channels_are_taken(channels: int) -> None:
+    """Of Stable Diffusion's widths none wastes more than three lanes of eight."""
+    layout = layout_of(channels, 32)
+    assert layout.taken % (channels // 32) == 0 and layout.taken <= layout.lanes
+    assert (layout.blocks - 1) * layout.taken < channels <= layout.blocks * layout.taken
+    assert layout.taken >= 0.6 * layout.lanes
+
+
+def test_nothing_is_what_becomes_of_nothing() -> None:
+    assert silu.silu(torch.ones(0, 3)).shape == (0, 3)
+    assert geglu.geglu(torch.ones(0, 4)).shape == (0, 2)
