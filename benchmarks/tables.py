@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu import tables as gpu
 from benchmarks.grid import grid
 from benchmarks.record import RESULTS, recorded
 from benchmarks.serving import tables as serving
@@ -18,7 +19,7 @@ from stillhouse.distill.verdict import rows as table_of
 from stillhouse.models.decode import decode
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "docs/measurements.md")
+DOCUMENTS = ("README.md", "docs/measurements.md", "docs/gpu.md")
 _MARK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -38,9 +39,10 @@ def rendered(document: Path) -> str:
 
 
 def _table(name: str) -> str:
-    if not (RESULTS / f"{name}.json").exists():
+    file = _FILES.get(name, name)
+    if not (RESULTS / f"{file}.json").exists():
         return "*not measured yet*\n"
-    results = recorded(name)
+    results = recorded(file)
     return _TABLES[name](results) + f"\n*{_where(results)}; `{_COMMANDS[name]}`*\n"
 
 
@@ -225,7 +227,13 @@ _TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "cost_sd15": _cost,
     "serving": serving.serving,
     "serving_overhead": serving.overhead,
+    "gpu_kernels": gpu.kernels,
+    "gpu_ladder": gpu.ladder,
+    "gpu_components": gpu.components,
+    "gpu_batching": gpu.batching,
 }
+_FILES = {name: "gpu" for name in _TABLES if name.startswith("gpu_")}
+"""Tables that share a file of results."""
 _COMMANDS: Mapping[str, str] = {
     "speed": "python -m benchmarks.speed",
     "judge": "python -m benchmarks.judge",
@@ -241,6 +249,7 @@ _COMMANDS: Mapping[str, str] = {
     "tick": "python -m benchmarks.tick",
     "serving": "python -m benchmarks.serving",
     "serving_overhead": "python -m benchmarks.serving overhead",
+    **dict.fromkeys(_FILES, "python -m benchmarks.gpu"),
 }
 
 if __name__ == "__main__":

@@ -14,4 +14,5 @@ def test_tables_are_what_the_results_say(name: str) -> None:
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_every_table_names_its_machine_and_its_command(name: str) -> None:
     text = rendered(ROOT / name)
-    assert text.count("<!-- table:") == text.count(" cores, ") == text.count("; `python -m benchmarks.")
+    measured = text.count("<!-- table:") - text.count("*not measured yet*")
+    assert measured == text.count(" cores, ") == text.count("; `python -m benchmarks.")

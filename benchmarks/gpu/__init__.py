@@ -1,0 +1,1 @@
+"""What a GPU makes of it: `python -m benchmarks.gpu`, with torch, Triton, diffusers and CUDA, and no network."""

@@ -1,0 +1,118 @@
+"""`python -m benchmarks.gpu` writes results/gpu.json; `--device cpu` only shows that it runs, and writes nothing."""
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from statistics import quantiles
+from time import monotonic
+from typing import Any
+
+import torch
+
+from benchmarks.gpu import kernels, ladder
+from benchmarks.gpu.timing import facts
+from benchmarks.record import record
+from stillhouse.serve.engine.cost import Cost, Curve
+from stillhouse.serve.engine.job import Group, Job, Tier, Walk
+from stillhouse.serve.engine.policy import POLICIES
+from stillhouse.serve.engine.simulate import Served, simulate
+from stillhouse.serve.engine.trace import Kind, poisson
+
+_PARTS = ("kernels", "sd15", "sdxl", "curve")
+_SHARES = {"kernels": 0.25, "sd15": 0.4, "sdxl": 0.25, "curve": 0.1}
+_CURVE = (1, 2, 4, 8, 16)
+
+
+def main() -> None:
+    """Measure part by part, and write down what there is after each."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--seconds", type=float, default=440.0, help="for everything; default: 440")
+    parser.add_argument("--part", action="append", choices=_PARTS, help="only this; repeatable")
+    parser.add_argument("--results", default="gpu", help="name of the file in benchmarks/results; default: gpu")
+    arguments = parser.parse_args()
+    device, is_small = arguments.device, arguments.device == "cpu"
+    began = monotonic()
+    document: dict[str, Any] = {"gpu": facts(device)}
+    parts = arguments.part or list(_PARTS)
+    until = 0.0
+    for part in parts:
+        until += arguments.seconds * _SHARES[part] / sum(_SHARES[one] for one in parts)
+        end = began + until
+        document |= _WORK[part](device, is_small, partial(_is_before, end))
+        document["seconds"] = monotonic() - began
+        if not is_small:
+            record(arguments.results, document)
+    if is_small:
+        print(json.dumps(document))
+
+
+def _is_before(end: float) -> bool:
+    return monotonic() < end
+
+
+def _kernels(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> dict[str, Any]:
+    dtypes = (torch.float32,) if is_small else (torch.float16, torch.bfloat16)
+    return {"kernels": [row for dtype in dtypes for row in kernels.rows(device, dtype, is_small, is_in_time)]}
+
+
+def _sd15(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> dict[str, Any]:
+    model, steps = ("small", 2) if is_small else ("SD 1.5", ladder.STEPS)
+    plans = [(torch.float32, 1)] if is_small else [(torch.float16, 1), (torch.bfloat16, 1), (torch.float16, 4)]
+    found = [row for dtype, images in plans for row in ladder.rows(model, device, dtype, images, is_in_time, steps)]
+    return {"sd15": found, "components": list(ladder.components(model, device, plans[0][0]))}
+
+
+def _sdxl(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> dict[str, Any]:
+    if is_small:
+        return {"sdxl": []}
+    return {"sdxl": list(ladder.rows("SDXL", device, torch.float16, 1, is_in_time))}
+
+
+def _curve(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> dict[str, Any]:
+    """The batch curve, and what it is worth to a server: the same requests, batched by the step and by the request."""
+    model, dtype = ("small", torch.float32) if is_small else ("SD 1.5", torch.float16)
+    taken = ladder.curve(model, device, dtype, _CURVE[:2] if is_small else _CURVE)
+    return {"curve": taken, "batching": _batching({int(rows): seconds for rows, seconds in taken.items()})}
+
+
+class _ByRequest:
+    """First come, first served, and whoever began together ends together: batching by the request."""
+
+    def order(self, jobs: Sequence[Job], now: float, cost: Cost) -> list[Job]:
+        """Those that have begun before those that have not; a batch that is under way takes nobody in."""
+        begun = [job for job in jobs if job.index]
+        return begun or list(jobs)
+
+
+def _batching(seconds: Mapping[int, float]) -> list[dict[str, Any]]:
+    group = Group("model", 512, 512)
+    cost = Cost({group: Curve(seconds)})
+    kinds = (Kind(0.8, Tier("free"), group, Walk((1,) * 3)), Kind(0.2, Tier("pro"), group, Walk((2,) * 35)))
+    rows = []
+    for load in (0.55, 0.78, 0.95):
+        trace = poisson(kinds, load, 2000, cost, seed=0)
+        for name, policy in (("by the request", _ByRequest()), ("by the step", POLICIES["slack"])):
+            served = simulate(trace, policy, cost)
+            rows.append({"load": load, "batched": name, **_told(served)})
+    return rows
+
+
+def _told(served: Sequence[Served]) -> dict[str, float]:
+    told = {"in_time": sum(one.in_time for one in served) / len(served)}
+    for tier in ("free", "pro"):
+        times = quantiles([one.seconds for one in served if one.job.tier.name == tier], n=100)
+        told |= {f"{tier}_p50": times[49], f"{tier}_p99": times[98]}
+    return told
+
+
+_WORK: Mapping[str, Callable[[str, bool, Callable[[], bool]], dict[str, Any]]] = {
+    "kernels": _kernels,
+    "sd15": _sd15,
+    "sdxl": _sdxl,
+    "curve": _curve,
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""Each fused kernel beside eager torch and what torch.compile makes of the same, as a share of a copy's bandwidth."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from benchmarks.gpu.timing import copied, short
+from stillhouse.backends.kernels import cast, geglu, group_norm, guided_step, layer_norm, silu
+
+_GROUPS, _EPS = 32, 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One kernel on one shape.
+
+    Args:
+        name: of the kernel.
+        where: whose shape it is.
+        fused, plain: the op, and its reference.
+        inputs: of both.
+        moved: bytes that must move.
+    """
+
+    name: str
+    where: str
+    fused: Callable[..., Any]
+    plain: Callable[..., Any]
+    inputs: tuple[Any, ...]
+    moved: int
+
+
+def rows(device: str, dtype: torch.dtype, is_small: bool, is_in_time: Callable[[], bool]) -> Iterator[dict[str, Any]]:
+    """A row for each kernel and shape, as long as there is time.
+
+    Args:
+        device: cuda, or cpu to see that it runs.
+        dtype: of everything.
+        is_small: shapes that a processor can run.
+        is_in_time: whether another row may be begun.
+    """
+    for work in _works(device, dtype, is_small):
+        if not is_in_time():
+            return
+        torch._dynamo.reset()
+        ways: Mapping[str, Callable[..., Any]] = {
+            "fused": work.fused,
+            "eager": work.plain,
+            "compiled": torch.compile(work.plain, dynamic=False) if device != "cpu" else work.plain,
+        }
+        copy = copied(work.moved, device)
+        shares = {}
+        for name, way in ways.items():
+            seconds = short(partial(way, *work.inputs), device)
+            shares[name] = {"microseconds": 1e6 * seconds, "share": work.moved / seconds / copy}
+        yield {
+            "kernel": work.name,
+            "where": work.where,
+            "dtype": str(dtype).removeprefix("torch."),
+            "bytes": work.moved,
+            "copy_bytes_per_second": copy,
+            "error": _apart(work),
+            **shares,
+        }
+
+
+def _apart(work: Work) -> float:
+    """The largest difference from the reference in float64, beside the largest value."""
+
+    def exact(value: Any) -> Any:
+        return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+    def several(value: Any) -> tuple[Any, ...]:
+        return value if isinstance(value, tuple) else (value,)
+
+    given = tuple(exact(value) if not isinstance(value, torch.dtype) else torch.float64 for value in work.inputs)
+    pairs = zip(several(work.fused(*work.inputs)), several(work.plain(*given)), strict=True)
+    return max(float((ours.double() - wanted).abs().max() / wanted.abs().max()) for ours, wanted in pairs)
+
+
+def _works(device: str, dtype: torch.dtype, is_small: bool) -> Iterator[Work]:
+    """Two rows, of a guided picture, at each depth of a U-Net."""
+    depths = {
+        "SD 1.5": [(64, 320), (32, 640), (16, 1280)],
+        "SDXL": [(128, 320), (64, 640), (32, 1280)],
+    }
+    if is_small:
+        depths = {"small": [(8, 64)]}
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, device=device, dtype=dtype)
+
+    for where, sizes in depths.items():
+        for side, channels in sizes:
+            told = f"{where} {side}x{side}x{channels}"
+            picture = drawn(2, channels, side, side).contiguous(memory_format=torch.channels_last)
+            tokens, gate = drawn(2, side * side, channels), drawn(2, side * side, 8 * channels)
+            weight, bias = drawn(channels), drawn(channels)
+            normed = (picture, weight, bias, _GROUPS, _EPS, True)
+            yield Work("GEGLU", told, geglu.geglu, geglu.reference, (gate,), geglu.bytes_moved(gate))
+            moved = group_norm.bytes_moved(picture)
+            yield Work("GroupNorm + SiLU", told, group_norm.group_norm, group_norm.reference, normed, moved)
+            plain = (tokens, weight, bias, _EPS)
+            moved = layer_norm.bytes_moved(tokens)
+            yield Work("LayerNorm", told, layer_norm.layer_norm, layer_norm.reference, plain, moved)
+            added = (tokens, drawn(*tokens.shape), weight, bias, _EPS)
+            moved = layer_norm.bytes_moved(tokens, has_residual=True)
+            yield Work("sum + LayerNorm", told, layer_norm.add_layer_norm, layer_norm.add_reference, added, moved)
+        side, channels = sizes[0]
+        picture = drawn(2, channels, side, side)
+        yield Work(
+            "SiLU",
+            f"{where} {side}x{side}x{channels}",
+            silu.silu,
+            silu.reference,
+            (picture,),
+            silu.bytes_moved(picture),
+        )
+        target = torch.float32
+        moved = cast.bytes_moved(picture, target)
+        yield Work(
+            "cast to f32", f"{where} {side}x{side}x{channels}", cast.cast, cast.reference, (picture, target), moved
+        )
+        # One picture's latents are 32 KB, which no kernel fills a GPU with: as many as a busy server moves at once.
+        for count in (1, 64):
+            z, output = drawn(count, 4, side, side), drawn(2 * count, 4, side, side)
+            pairs = torch.arange(2 * count, dtype=torch.int32, device=device).view(count, 2)
+            weights = torch.rand(count, len(guided_step.WEIGHTS), device=device)
+            stepped = (z, output, pairs, weights)
+            moved = guided_step.bytes_moved(z, output)
+            name = f"guidance + step, {count} pictures" if count > 1 else "guidance + step"
+            yield Work(name, f"{where} latents", guided_step.guided_step, guided_step.reference, stepped, moved)

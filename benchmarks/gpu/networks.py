@@ -1,0 +1,129 @@
+"""The shapes of Stable Diffusion 1.5 and XL with random weights, made on the GPU in seconds."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel
+
+_CROSS, _DOWN, _UP, _PLAIN_UP = "CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"
+TOKENS = 77
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A model's sizes.
+
+    Args:
+        unet: of diffusers' UNet2DConditionModel.
+        side: of the latents.
+        text: width of the text encoder.
+    """
+
+    unet: Mapping[str, Any]
+    side: int
+    text: int
+
+
+SHAPES: Mapping[str, Shape] = MappingProxyType(
+    {
+        "SD 1.5": Shape(
+            {
+                "sample_size": 64,
+                "cross_attention_dim": 768,
+                "attention_head_dim": 8,
+                "block_out_channels": (320, 640, 1280, 1280),
+                "down_block_types": (_CROSS, _CROSS, _CROSS, _DOWN),
+            },
+            64,
+            768,
+        ),
+        "SDXL": Shape(
+            {
+                "sample_size": 128,
+                "cross_attention_dim": 2048,
+                "attention_head_dim": (5, 10, 20),
+                "block_out_channels": (320, 640, 1280),
+                "down_block_types": (_DOWN, _CROSS, _CROSS),
+                "up_block_types": (_UP, _UP, _PLAIN_UP),
+                "transformer_layers_per_block": (1, 2, 10),
+                "use_linear_projection": True,
+                "addition_embed_type": "text_time",
+                "addition_time_embed_dim": 256,
+                "projection_class_embeddings_input_dim": 2816,
+            },
+            128,
+            768,
+        ),
+        "small": Shape(
+            {
+                "sample_size": 8,
+                "cross_attention_dim": 32,
+                "attention_head_dim": 2,
+                "block_out_channels": (32, 64),
+                "down_block_types": (_CROSS, _DOWN),
+                "up_block_types": (_PLAIN_UP, _UP),
+            },
+            8,
+            32,
+        ),
+    }
+)
+
+
+def unet(shape: Shape, device: str, dtype: torch.dtype) -> Any:
+    """The U-Net."""
+    return _made(lambda: UNet2DConditionModel(**shape.unet), device, dtype)
+
+
+def decoder(shape: Shape, device: str, dtype: torch.dtype) -> Any:
+    """The autoencoder, whose decoder is used."""
+    widths = (128, 256, 512, 512) if shape.side > 8 else (32, 32)
+    return _made(
+        lambda: AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * len(widths),
+            up_block_types=("UpDecoderBlock2D",) * len(widths),
+            block_out_channels=widths,
+            layers_per_block=2,
+        ),
+        device,
+        dtype,
+    )
+
+
+def text_encoder(shape: Shape, device: str, dtype: torch.dtype) -> Any:
+    """CLIP's text encoder of Stable Diffusion 1.5."""
+    config = CLIPTextConfig(
+        hidden_size=shape.text,
+        intermediate_size=4 * shape.text,
+        num_hidden_layers=12,
+        num_attention_heads=shape.text // 64 or 1,
+    )
+    return _made(lambda: CLIPTextModel(config), device, dtype)
+
+
+def inputs(shape: Shape, rows: int, device: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Any]:
+    """Latents, timesteps, text and what XL takes besides, of so many rows."""
+    text = torch.randn(rows, TOKENS, shape.unet["cross_attention_dim"], device=device, dtype=dtype)
+    added = None
+    if "addition_embed_type" in shape.unet:
+        ids = torch.tensor([[1024.0, 1024, 0, 0, 1024, 1024]] * rows, device=device)
+        added = {"text_embeds": torch.randn(rows, 1280, device=device, dtype=dtype), "time_ids": ids}
+    latents = torch.randn(rows, 4, shape.side, shape.side, device=device, dtype=dtype)
+    return latents, torch.full((rows,), 500.0, device=device), text, added
+
+
+def _made(build: Any, device: str, dtype: torch.dtype) -> Any:
+    torch.manual_seed(0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            made = build()
+    finally:
+        torch.set_default_dtype(before)
+    return made.eval().requires_grad_(False).to(dtype)
