@@ -1,7 +1,9 @@
 """Pairs: encoded once, as the pipeline that serves encodes, and drawn by the generator alone."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ from stillhouse import load
 from stillhouse.distill import parts
 from stillhouse.distill.folder import Skipped
 from stillhouse.distill.items import Item, drawn, fit_to, folder, shapes
-from stillhouse.distill.pairs import awaited, kept, told
+from stillhouse.distill.pairs import awaited, encoded_pairs, told
+from stillhouse.distill.parts import keep
 from stillhouse.errors import InvalidRequest
 from stillhouse.models.pipeline import Pipeline
 from stillhouse.models.png import write_png
@@ -21,6 +24,12 @@ from stillhouse.models.shapes.caption import is_held_out
 @pytest.fixture(scope="module")
 def pipeline() -> Pipeline:
     return load("shapes")
+
+
+def keep_pairs(
+    pipeline: Pipeline, items: Callable[[int], Iterable[Item]], folder: Path, *told: Any, **more: Any
+) -> bool:
+    return keep(items, partial(encoded_pairs, pipeline), folder, *told, **more)
 
 
 def never() -> Iterator[Item]:
@@ -40,8 +49,8 @@ def test_scenes_come_with_captions_that_training_may_see(pipeline: Pipeline) -> 
 
 def test_batches_are_decided_by_the_generator_and_survive_the_file(pipeline: Pipeline, tmp_path: Path) -> None:
     items = list(shapes(pipeline, 6, seed=1))
-    assert kept(pipeline, lambda begin: items[begin:], tmp_path / "deep" / "pairs")
-    assert kept(pipeline, lambda begin: never(), tmp_path / "deep" / "pairs")
+    assert keep_pairs(pipeline, lambda begin: items[begin:], tmp_path / "deep" / "pairs")
+    assert keep_pairs(pipeline, lambda begin: never(), tmp_path / "deep" / "pairs")
     made, again = (awaited(tmp_path / "deep" / "pairs") for _ in range(2))
     one, other = (pairs.batch(np.random.default_rng(5), 16) for pairs in (made, again))
     assert torch.equal(one.latents, other.latents)
@@ -53,7 +62,7 @@ def test_batches_are_decided_by_the_generator_and_survive_the_file(pipeline: Pip
 
 
 def test_nothing_is_the_negative_prompt(pipeline: Pipeline, tmp_path: Path) -> None:
-    kept(pipeline, lambda begin: shapes(pipeline, 1, seed=1), tmp_path / "pairs")
+    keep_pairs(pipeline, lambda begin: shapes(pipeline, 1, seed=1), tmp_path / "pairs")
     pairs = awaited(tmp_path / "pairs")
     states = pairs.nothing(3)["encoder_hidden_states"]
     wanted = torch.from_numpy(np.array(pipeline.encode_text("")["encoder_hidden_states"])).half().float()
@@ -82,7 +91,7 @@ def test_the_teacher_draws_for_whoever_has_no_pictures(pipeline: Pipeline) -> No
 
 def test_no_items_are_refused(pipeline: Pipeline, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="nothing to learn from"):
-        kept(pipeline, lambda begin: [], tmp_path / "pairs")
+        keep_pairs(pipeline, lambda begin: [], tmp_path / "pairs")
     assert not list(tmp_path.iterdir())
 
 
@@ -102,9 +111,9 @@ def test_a_run_that_is_killed_loses_the_last_part_and_ends_with_the_same_pairs(
                 raise KeyboardInterrupt
             yield item
 
-    kept(pipeline, lambda begin: shapes(pipeline, 7, seed=2, begin=begin), tmp_path / "whole")
+    keep_pairs(pipeline, lambda begin: shapes(pipeline, 7, seed=2, begin=begin), tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        kept(pipeline, lambda begin: until(5, begin), tmp_path / "parts")
+        keep_pairs(pipeline, lambda begin: until(5, begin), tmp_path / "parts")
     begun: list[int] = []
     seen: list[int] = []
 
@@ -112,7 +121,7 @@ def test_a_run_that_is_killed_loses_the_last_part_and_ends_with_the_same_pairs(
         begun.append(begin)
         return shapes(pipeline, 7, seed=2, begin=begin)
 
-    assert kept(pipeline, noted, tmp_path / "parts", seen.append)
+    assert keep_pairs(pipeline, noted, tmp_path / "parts", seen.append)
     assert begun == [4] and seen == [5, 6, 7]
     whole, again = awaited(tmp_path / "whole"), awaited(tmp_path / "parts")
     assert torch.equal(whole.latents, again.latents) and torch.equal(whole.captions, again.captions)
@@ -121,4 +130,4 @@ def test_a_run_that_is_killed_loses_the_last_part_and_ends_with_the_same_pairs(
 
 
 def test_no_time_encodes_nothing_and_says_so(pipeline: Pipeline, tmp_path: Path) -> None:
-    assert not kept(pipeline, lambda begin: never(), tmp_path / "pairs", deadline=0.0)
+    assert not keep_pairs(pipeline, lambda begin: never(), tmp_path / "pairs", deadline=0.0)

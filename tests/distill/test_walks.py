@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ import stillhouse
 from stillhouse.core import ImageRequest
 from stillhouse.diffusion import Grid, Schedule, grid, noise_levels
 from stillhouse.distill import parts
+from stillhouse.distill.parts import keep
 from stillhouse.distill.rounds import refined
-from stillhouse.distill.walks import SOLVER, Walked, asked_at, awaited_walks, kept_walks, walks_of
+from stillhouse.distill.walks import SOLVER, Walked, asked_at, awaited_walks, encoded_walks, walks_of
 from stillhouse.models.pipeline import Draft, Pipeline
 from stillhouse.models.shapes.caption import is_held_out, seen_caption
 
@@ -71,7 +73,7 @@ def test_what_is_kept_is_shown_again(
     pipeline: Pipeline, walked: list[Walked], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parts, "PART", 2)
-    assert kept_walks(pipeline, lambda begin: walked[begin:], tmp_path / "walks")
+    assert keep(lambda begin: walked[begin:], partial(encoded_walks, pipeline), tmp_path / "walks")
     walks = awaited_walks(tmp_path / "walks")
     assert len(walks) == 3
     shown = walks.shown(torch.tensor([2, 0]), torch.tensor([1, 0]), torch.tensor([3, 1]))
@@ -92,7 +94,7 @@ def test_no_time_makes_none(pipeline: Pipeline, tmp_path: Path) -> None:
         raise AssertionError("there is no time for any")
         yield
 
-    assert not kept_walks(pipeline, never, tmp_path / "walks", deadline=0.0)
+    assert not keep(never, partial(encoded_walks, pipeline), tmp_path / "walks", deadline=0.0)
 
 
 def test_a_teacher_of_another_schedule_is_asked_at_its_nearest_levels() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any, Protocol
@@ -16,13 +17,14 @@ from stillhouse.distill.decoder import DecoderLesson, TinyDecoder
 from stillhouse.distill.folder import Skipped
 from stillhouse.distill.lesson import Lesson
 from stillhouse.distill.networks import Denoiser
-from stillhouse.distill.pairs import KeptPairs, awaited, kept
+from stillhouse.distill.pairs import KeptPairs, awaited, encoded_pairs
+from stillhouse.distill.parts import keep
 from stillhouse.distill.settings import DECODER, STRENGTHS, TASKS, Settings
 from stillhouse.distill.strip import strip
 from stillhouse.distill.student import write_student
 from stillhouse.distill.walk_chain import WALKS, grids, teach_walks
 from stillhouse.distill.walk_lesson import WalkLesson
-from stillhouse.distill.walks import KeptWalks, Walked, awaited_walks, kept_walks, walks_of
+from stillhouse.distill.walks import KeptWalks, Walked, awaited_walks, encoded_walks, walks_of
 from stillhouse.errors import InvalidRequest
 from stillhouse.fit.fit import fit
 from stillhouse.fit.processes import launched
@@ -121,9 +123,11 @@ def distil(
     if not processes.is_first:
         is_kept = True
     elif by_walks:
-        is_kept = kept_walks(pipeline, _walks(pipeline, settings, recipe, first, told), encoded, heard, deadline)
+        walks = _walks(pipeline, settings, recipe, first, told)
+        is_kept = keep(walks, partial(encoded_walks, pipeline), encoded, heard, deadline)
     else:
-        is_kept = kept(pipeline, items_of(pipeline, settings, told.skipped), encoded, heard, deadline)
+        items = items_of(pipeline, settings, told.skipped)
+        is_kept = keep(items, partial(encoded_pairs, pipeline), encoded, heard, deadline)
     if not is_kept:
         return Made(False, True)
     watch = _strips(pipeline, work / STRIPS) if processes.is_first else _nobody

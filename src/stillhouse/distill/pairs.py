@@ -4,9 +4,8 @@ Everything is encoded once, by the pipeline that serves, and kept in files: two 
 small model, and the whole autoencoder's memory for a large one.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +17,6 @@ from stillhouse.core import ImageRequest
 from stillhouse.distill.items import Item
 from stillhouse.distill.networks import Inputs
 from stillhouse.distill.parts import awaited as awaited_parts
-from stillhouse.distill.parts import keep
 from stillhouse.models.pipeline import Pipeline
 
 _GUIDANCE_INPUT = "timestep_cond"
@@ -70,26 +68,6 @@ class KeptPairs:
         return {name: row.float().expand(count, *row.shape[1:]) for name, row in self.unsaid.items()}
 
 
-def kept(
-    pipeline: Pipeline,
-    items: Callable[[int], Iterable[Item]],
-    folder: Path,
-    progress: Callable[[int], None] = lambda done: None,
-    deadline: float | None = None,
-) -> bool:
-    """Encode what has not been encoded; whether all is.
-
-    Args:
-        pipeline: tells what the U-Net is told by a text.
-        items: those from this number on.
-        folder, progress, deadline: as in `parts.keep`.
-
-    Raises:
-        InvalidRequest, FitFailed: as `parts.keep`.
-    """
-    return keep(items, partial(_encoded, pipeline), lambda part: len(part["latents"]), folder, progress, deadline)
-
-
 def awaited(folder: Path) -> KeptPairs:
     """Those of a folder, as soon as the process that encodes is done."""
     parts = awaited_parts(folder)
@@ -107,7 +85,8 @@ def awaited(folder: Path) -> KeptPairs:
     )
 
 
-def _encoded(pipeline: Pipeline, items: Iterable[Item]) -> dict[str, Any]:
+def encoded_pairs(pipeline: Pipeline, items: Iterable[Item]) -> dict[str, Any]:
+    """A part of them, as `parts.keep` writes it."""
     latents: list[Tensor] = []
     captions: list[list[int]] = []
     rows: dict[str, int] = {}

@@ -23,7 +23,6 @@ _LOOK = 0.5
 def keep(
     items: Callable[[int], Iterable[Item]],
     encoded: Callable[[Sequence[Item]], Mapping[str, Any]],
-    count: Callable[[Mapping[str, Any]], int],
     folder: Path,
     progress: Callable[[int], None] = lambda done: None,
     deadline: float | None = None,
@@ -32,8 +31,7 @@ def keep(
 
     Args:
         items: those from this number on.
-        encoded: what is written of some of them, as `torch.save` takes it.
-        count: how many were written.
+        encoded: what is written of some of them, as `torch.save` takes it: `latents`, one for each, and whatever else.
         folder: of the parts.
         progress: hears how many items are done.
         deadline: seconds of `time.monotonic` after which no item is asked for.
@@ -47,7 +45,7 @@ def keep(
     """
     if (folder / _ALL).exists():
         return True
-    lengths = [count(torch.load(path, weights_only=True)) for path in _files(folder)]
+    lengths = [len(torch.load(path, weights_only=True)["latents"]) for path in _files(folder)]
     done, number = sum(lengths), len(lengths)
     part: list[Item] = []
     for item in _in_time(iter(items(done)), deadline):

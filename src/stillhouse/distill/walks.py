@@ -5,9 +5,8 @@ at them as often as it likes: beside asking a guided teacher for every target, t
 distillation as Luhman and Luhman began it (arXiv 2101.02388), with the levels between, and of data it needs none.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from stillhouse.diffusion import Grid, Schedule, grid_at, noise_levels
 from stillhouse.distill.networks import Inputs
 from stillhouse.distill.pairs import told
 from stillhouse.distill.parts import awaited as awaited_parts
-from stillhouse.distill.parts import keep
 from stillhouse.distill.rounds import refined
 from stillhouse.models.pipeline import Draft, Pipeline
 
@@ -94,26 +92,6 @@ class KeptWalks:
             {name: kept[rows].float() for name, kept in self.texts.items()},
             self.guidance[walks],
         )
-
-
-def kept_walks(
-    pipeline: Pipeline,
-    walks: Callable[[int], Iterable[Walked]],
-    folder: Path,
-    progress: Callable[[int], None] = lambda done: None,
-    deadline: float | None = None,
-) -> bool:
-    """Make what has not been made; whether all is.
-
-    Args:
-        pipeline: tells what the U-Net is told by a text.
-        walks: those from this number on.
-        folder, progress, deadline: as in `parts.keep`.
-
-    Raises:
-        InvalidRequest, FitFailed: as `parts.keep`.
-    """
-    return keep(walks, partial(_encoded, pipeline), lambda part: len(part["latents"]), folder, progress, deadline)
 
 
 def awaited_walks(folder: Path) -> KeptWalks:
@@ -206,7 +184,8 @@ def _begun(
     )
 
 
-def _encoded(pipeline: Pipeline, walks: Sequence[Walked]) -> dict[str, Any]:
+def encoded_walks(pipeline: Pipeline, walks: Sequence[Walked]) -> dict[str, Any]:
+    """A part of them, as `parts.keep` writes it."""
     rows: dict[str, int] = {}
     texts: list[Inputs] = []
     for walk in walks:
