@@ -54,10 +54,12 @@ train: .venv/full.stamp ## train the embedded model on from where it is (UPDATES
 	$(BIN)/python -m benchmarks.tables
 
 students: .venv/full.stamp ## distil the embedded model to three steps and to one, and compare them with it; hours
-	$(BIN)/stillhouse distill shapes -o build/students/shapes-3 --work build/students/work --force \
+	$(BIN)/stillhouse distill shapes -o build/students/chain-3 --work build/students/work --force \
 		--config src/stillhouse/models/shapes/train/students.toml
-	$(BIN)/stillhouse distill shapes -o build/students/shapes-1 --work build/students/work --force \
-		--config src/stillhouse/models/shapes/train/students.toml --rounds 36,18,9,3,1
+	$(BIN)/stillhouse distill shapes -o build/students/shapes-3 --work build/students/walks --force \
+		--config src/stillhouse/models/shapes/train/walks.toml --begin build/students/chain-3
+	$(BIN)/stillhouse distill shapes -o build/students/shapes-1 --work build/students/walks-1 --force \
+		--config src/stillhouse/models/shapes/train/walks.toml --rounds 12,1 --begin build/students/shapes-3
 	$(BIN)/python -m stillhouse.models.shapes.train.ship --student build/students/shapes-3
 	$(BIN)/python -m benchmarks.judge
 	$(BIN)/python -m benchmarks.distill shapes-3 build/students/shapes-1

@@ -43,6 +43,7 @@ def test_where_nothing_is_said_large_networks_and_factors_take_their_own_rates()
         ("[students.5]\nupdates = 3", "there is no student '5'; allowed: guidance, edits, decoder, 18, 9, 3"),
         ("[learning]\nupdates = 0\n[x]", r"\$\.x is not known"),
         ("max_hours = 0", "max_hours is 0"),
+        ('method = "walks"\nitems = 1', "items is 1"),
         ('begin = "student"', "a beginning for method progressive; allowed: method walks"),
         ("rounds = [", "is not TOML"),
     ],

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any, Protocol
@@ -11,20 +10,20 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from stillhouse.diffusion import Grid, grid_at
-from stillhouse.distill.chain import EDITS, ChainRecipe, Student, frozen, lessons, teach
-from stillhouse.distill.data import captions_of, items_of, key_of
+from stillhouse.distill.chain import EDITS, ChainRecipe, Student, frozen
+from stillhouse.distill.data import key_of
 from stillhouse.distill.decoder import DecoderLesson, TinyDecoder
 from stillhouse.distill.folder import Skipped
 from stillhouse.distill.lesson import Lesson
 from stillhouse.distill.networks import Denoiser
-from stillhouse.distill.pairs import KeptPairs, awaited, encoded_pairs
+from stillhouse.distill.pairs import KeptPairs
 from stillhouse.distill.parts import keep
 from stillhouse.distill.settings import DECODER, STRENGTHS, TASKS, Settings
 from stillhouse.distill.strip import strip
 from stillhouse.distill.student import write_student
-from stillhouse.distill.walk_chain import WALKS, grids, teach_walks
+from stillhouse.distill.walk_chain import WALKS
 from stillhouse.distill.walk_lesson import WalkLesson
-from stillhouse.distill.walks import KeptWalks, Walked, awaited_walks, encoded_walks, walks_of
+from stillhouse.distill.ways import ByChain, ByWalks, Learning, Way
 from stillhouse.errors import InvalidRequest
 from stillhouse.fit.fit import fit
 from stillhouse.fit.processes import launched
@@ -99,14 +98,8 @@ def distil(
     manifest = read_manifest(directory)
     _check_guidance(manifest, settings)
     teacher = open_teacher(directory, manifest)
-    recipe, begin = _recipe(settings, teacher), _only_grid(manifest)
-    by_walks = settings.method == WALKS
-    first = _first(directory, manifest, teacher, settings) if by_walks else teacher
-    names = (
-        [f"{one.steps}-steps" for one in grids(first, recipe.counts)]
-        if by_walks
-        else [planned.name for planned in lessons(teacher, recipe, begin)]
-    )
+    way = _way(directory, manifest, teacher, settings)
+    names = way.names
     places = {name: out.with_name(f"{out.name}-{name.removesuffix('-steps')}") for name in names[:-1]} if every else {}
     places[names[-1]] = out
     for place in places.values():
@@ -115,36 +108,24 @@ def distil(
         if Path(settings.data).is_dir() and place.resolve().is_relative_to(Path(settings.data).resolve()):
             raise InvalidRequest(f"{place} in the folder that is learnt from", allowed="a place outside of its data")
     pipeline = load(directory)
-
-    def heard(done: int) -> None:
-        told.items(done, settings.items)
-
-    encoded = work / f"{'walks' if by_walks else 'pairs'}-{key_of(pipeline.manifest, settings)}"
-    if not processes.is_first:
-        is_kept = True
-    elif by_walks:
-        walks = _walks(pipeline, settings, recipe, first, told)
-        is_kept = keep(walks, partial(encoded_walks, pipeline), encoded, heard, deadline)
-    else:
-        items = items_of(pipeline, settings, told.skipped)
-        is_kept = keep(items, partial(encoded_pairs, pipeline), encoded, heard, deadline)
-    if not is_kept:
+    folder = work / f"{way.kind}-{key_of(pipeline.manifest, settings)}"
+    if processes.is_first and not keep(
+        way.items(pipeline, settings, told.skipped),
+        way.encoded(pipeline),
+        folder,
+        lambda done: told.items(done, settings.items),
+        deadline,
+    ):
         return Made(False, True)
     watch = _strips(pipeline, work / STRIPS) if processes.is_first else _nobody
-    learnt: KeptPairs | KeptWalks
-    if by_walks:
-        learnt = awaited_walks(encoded)
-        origin = f"{encoded.stem} {_begun(settings)}"
-        students = teach_walks(first, learnt, recipe, work, told.tick, deadline, watch, origin)
-    else:
-        learnt = awaited(encoded)
-        students = teach(teacher, learnt, recipe, work, told.tick, deadline, watch, begin, encoded.stem)
+    learnt = way.learn(Learning(folder, work, told.tick, watch, deadline))
+    students = learnt.students
     if len(students) < len(names):
         return Made(False, processes.is_first)
-    evidence = _evidence(settings, len(learnt.latents), students, processes.count)
+    evidence = _evidence(settings, learnt.items, students, processes.count)
     decoder = None
     if settings.decoder:
-        lesson = _decoder(directory, manifest, settings, _pictures(learnt), encoded.stem)
+        lesson = _decoder(directory, manifest, settings, learnt.pictures, folder.stem)
         fitted = fit(lesson, work, told.tick, deadline)
         if not fitted.is_done:
             return Made(False, processes.is_first)
@@ -155,7 +136,7 @@ def distil(
                 directory,
                 student,
                 places[student.name],
-                guidance=recipe.guidance,
+                guidance=(settings.guidance[0], settings.guidance[1]),
                 decoder=decoder,
                 evidence=evidence,
                 force=force,
@@ -189,6 +170,14 @@ def open_teacher(directory: Path, manifest: Manifest) -> Denoiser:
     return frozen(Denoiser(unet, manifest.schedule, manifest.prediction))
 
 
+def _way(directory: Path, manifest: Manifest, teacher: Denoiser, settings: Settings) -> Way:
+    recipe = _recipe(settings, teacher)
+    if settings.method != WALKS:
+        return ByChain(teacher, recipe, _only_grid(manifest))
+    begun = "" if settings.begin is None else files_checksum(read_manifest(find(settings.begin)))
+    return ByWalks(_first(directory, manifest, teacher, settings), recipe, begun)
+
+
 def _first(directory: Path, manifest: Manifest, teacher: Denoiser, settings: Settings) -> Denoiser:
     """What the first student of walks begins as.
 
@@ -214,11 +203,6 @@ def _first(directory: Path, manifest: Manifest, teacher: Denoiser, settings: Set
             allowed=f"within {least:g} to {most:g}, which it was taught",
         )
     return open_teacher(place, begun)
-
-
-def _begun(settings: Settings) -> str:
-    """Of what the first student began as."""
-    return "" if settings.begin is None else files_checksum(read_manifest(find(settings.begin)))
 
 
 def _check_guidance(manifest: Manifest, settings: Settings) -> None:
@@ -254,24 +238,6 @@ def _recipe(settings: Settings, teacher: Denoiser) -> ChainRecipe:
         edits=settings.recipe(EDITS, parameters) if settings.task == "img2img" else None,
         seed=settings.seed,
     )
-
-
-def _walks(
-    pipeline: Pipeline, settings: Settings, recipe: ChainRecipe, first: Denoiser, told: Told
-) -> Callable[[int], Iterable[Walked]]:
-    """Those from a number on."""
-    captions = captions_of(settings, told.skipped)
-    steps, served = recipe.counts[0], grids(first, recipe.counts)[0]
-    return lambda begin: walks_of(
-        pipeline, captions, served, steps, settings.items, recipe.guidance, settings.seed, begin
-    )
-
-
-def _pictures(learnt: KeptPairs | KeptWalks) -> KeptPairs:
-    """What a tiny decoder learns from: of walks, where they end."""
-    if isinstance(learnt, KeptPairs):
-        return learnt
-    return KeptPairs(learnt.latents[:, -1], learnt.captions[:, None], learnt.texts, {})
 
 
 def _decoder(directory: Path, manifest: Manifest, settings: Settings, pairs: KeptPairs, origin: str) -> DecoderLesson:

@@ -103,7 +103,8 @@ class Settings:
             raise InvalidRequest(f"guidance is {list(self.guidance)}", allowed="the least and the most scale: 1, 8")
         check_number("the least guidance", self.guidance[0], 1, 100)
         check_number("the most guidance", self.guidance[1], self.guidance[0], 100)
-        check_whole("items", self.items, 1, 100_000_000)
+        # Of walks one is judged by.
+        check_whole("items", self.items, 2 if self.method == WALKS else 1, 100_000_000)
         check_whole("rank", self.rank, 0, 4096)
         check_whole("judged", self.judged, 1, 10_000)
         check_whole("decoder", self.decoder, 0, 4096)

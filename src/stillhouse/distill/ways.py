@@ -1,0 +1,174 @@
+"""The two ways to a student: a chain from guidance to fewer and fewer steps, or walks that the teacher made once."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from stillhouse.diffusion import Grid
+from stillhouse.distill.chain import ChainRecipe, Student, lessons, teach
+from stillhouse.distill.data import captions_of, items_of
+from stillhouse.distill.folder import Skipped
+from stillhouse.distill.networks import Denoiser
+from stillhouse.distill.pairs import KeptPairs, awaited, encoded_pairs
+from stillhouse.distill.settings import Settings
+from stillhouse.distill.walk_chain import WALKS, grids, teach_walks
+from stillhouse.distill.walks import awaited_walks, encoded_walks, walks_of
+from stillhouse.fit.stage import Stage, Tick
+from stillhouse.models.pipeline import Pipeline
+
+
+@dataclass(frozen=True, slots=True)
+class Learning:
+    """How a run learns, whatever it learns.
+
+    Args:
+        kept: folder of what is learnt from.
+        work: of the checkpoints.
+        report, watch: hear of every few updates, the second with what is learning.
+        deadline: seconds of `time.monotonic` after which no update is begun.
+    """
+
+    kept: Path
+    work: Path
+    report: Callable[[Tick], None]
+    watch: Callable[[Stage, Tick], None]
+    deadline: float | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Learnt:
+    """Those that have learnt, in turn; what they learnt from, as pictures, and how many there were."""
+
+    students: Sequence[Student]
+    pictures: KeptPairs
+    items: int
+
+
+class Way(Protocol):
+    """From a teacher to students."""
+
+    @property
+    def kind(self) -> str:
+        """Of what is learnt from."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Of the students to come, in turn."""
+
+    def items(
+        self, pipeline: Pipeline, settings: Settings, skipped: Callable[[Skipped], None]
+    ) -> Callable[[int], Iterable[Any]]:
+        """What is learnt from, from a number on, as it is made."""
+
+    def encoded(self, pipeline: Pipeline) -> Callable[[Sequence[Any]], dict[str, Any]]:
+        """A part of it, as it is kept."""
+
+    def learn(self, learning: Learning) -> Learnt:
+        """Teach every student; fewer are there where time was up."""
+
+
+@dataclass(frozen=True, slots=True)
+class ByChain:
+    """Each student is the next one's teacher, see `chain`.
+
+    Args:
+        teacher: the first one.
+        recipe: how.
+        begin: the only grid that the teacher walks, if it was distilled to one.
+    """
+
+    teacher: Denoiser
+    recipe: ChainRecipe
+    begin: Grid | None
+
+    @property
+    def kind(self) -> str:
+        """See `Way`."""
+        return "pairs"
+
+    @property
+    def names(self) -> Sequence[str]:
+        """See `Way`."""
+        return [planned.name for planned in lessons(self.teacher, self.recipe, self.begin)]
+
+    def items(
+        self, pipeline: Pipeline, settings: Settings, skipped: Callable[[Skipped], None]
+    ) -> Callable[[int], Iterable[Any]]:
+        """See `Way`."""
+        return items_of(pipeline, settings, skipped)
+
+    def encoded(self, pipeline: Pipeline) -> Callable[[Sequence[Any]], dict[str, Any]]:
+        """See `Way`."""
+        return partial(encoded_pairs, pipeline)
+
+    def learn(self, learning: Learning) -> Learnt:
+        """See `Way`."""
+        pairs = awaited(learning.kept)
+        students = teach(
+            self.teacher,
+            pairs,
+            self.recipe,
+            learning.work,
+            learning.report,
+            learning.deadline,
+            learning.watch,
+            self.begin,
+            learning.kept.stem,
+        )
+        return Learnt(students, pairs, len(pairs.latents))
+
+
+@dataclass(frozen=True, slots=True)
+class ByWalks:
+    """All students look at the teacher's own walks, see `walk_chain`.
+
+    Args:
+        first: what the first of them begins as.
+        recipe: how.
+        begun: tells that beginning from all others.
+    """
+
+    first: Denoiser
+    recipe: ChainRecipe
+    begun: str
+
+    @property
+    def kind(self) -> str:
+        """See `Way`."""
+        return WALKS
+
+    @property
+    def names(self) -> Sequence[str]:
+        """See `Way`."""
+        return [f"{one.steps}-steps" for one in grids(self.first, self.recipe.counts)]
+
+    def items(
+        self, pipeline: Pipeline, settings: Settings, skipped: Callable[[Skipped], None]
+    ) -> Callable[[int], Iterable[Any]]:
+        """See `Way`."""
+        captions = captions_of(settings, skipped)
+        steps, served = self.recipe.counts[0], grids(self.first, self.recipe.counts)[0]
+        count, guidance, seed = settings.items, self.recipe.guidance, settings.seed
+        return lambda begin: walks_of(pipeline, captions, served, steps, count, guidance, seed, begin)
+
+    def encoded(self, pipeline: Pipeline) -> Callable[[Sequence[Any]], dict[str, Any]]:
+        """See `Way`."""
+        return partial(encoded_walks, pipeline)
+
+    def learn(self, learning: Learning) -> Learnt:
+        """See `Way`."""
+        walks = awaited_walks(learning.kept)
+        students = teach_walks(
+            self.first,
+            walks,
+            self.recipe,
+            learning.work,
+            learning.report,
+            learning.deadline,
+            learning.watch,
+            f"{learning.kept.stem} {self.begun}",
+        )
+        endings = KeptPairs(walks.latents[:, -1], walks.captions[:, None], walks.texts, {})
+        return Learnt(students, endings, len(walks))
