@@ -46,13 +46,18 @@ def _table(name: str) -> str:
     return _TABLES[name](results) + f"\n*{_where(results)}; `{_COMMANDS[name]}`*\n"
 
 
+_INSTRUCTIONS = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "bf16", "avx512_vnni": "VNNI"}
+"""Those that decide which precisions pay: machines of one name differ in them."""
+
+
 def _where(results: Mapping[str, Any]) -> str:
     machine, versions = results["machine"], results["versions"]
     packages = ", ".join(
         f"{name} {versions[name]}" for name in ("onnxruntime", "openvino", "torch") if name in versions
     )
     memory = f"{machine['memory'] / 2**30:.0f} GiB"
-    return f"{machine['processor']}, {machine['cores']} cores, {memory}; {packages}"
+    has = [told for name, told in _INSTRUCTIONS.items() if name in machine["instructions"]]
+    return f"{machine['processor']}, {machine['cores']} cores, {memory}, {', '.join(has)}; {packages}"
 
 
 def _speed(results: Mapping[str, Any]) -> str:
