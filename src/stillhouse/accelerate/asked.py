@@ -17,6 +17,8 @@ from stillhouse.models.manifest import digest
 
 _SAFE = 0.85
 """Of the machine's memory, what a candidate and its baseline may take."""
+_KEPT = 0.97
+"""Of what they may take, where they are ended: what loads weights takes more between two looks at it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +63,9 @@ class Asked:
 
 
 def allowed(memory: int | None, here: Machine) -> int | None:
-    """Bytes that a candidate and its baseline may take: what was asked for, or most of what the machine has."""
-    return memory or (int(_SAFE * here.memory) if here.memory else None)
+    """Bytes at which a candidate and its baseline are ended: what was asked for, or most of what the machine has."""
+    most = memory or (int(_SAFE * here.memory) if here.memory else None)
+    return None if most is None else int(_KEPT * most)
 
 
 def is_asked(planned: Trial | Candidate, asked: Asked) -> bool:
