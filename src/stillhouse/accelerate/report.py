@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from stillhouse.accelerate.candidate import PIPELINE
-from stillhouse.accelerate.trial import Trial
+from stillhouse.accelerate.trial import BUDGET_ENDED, Trial
 from stillhouse.errors import PipelineError
 from stillhouse.measure.machine import Machine
 from stillhouse.models.decode import DecodeError, decode
@@ -93,6 +93,11 @@ class Report:
     memory: int | None = None
     exact: bool = False
     version: int = VERSION
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether another run would try more: this one was cut off, or its time was over."""
+        return not self.finished or any(trial.reason == BUDGET_ENDED for trial in self.trials)
 
     def of(self, component: str) -> tuple[Trial, ...]:
         """The trials of one component, in their order."""

@@ -128,8 +128,11 @@ def clear(directory: Path, report: Report) -> None:
                 shutil.rmtree(artefact)
         baseline = report.baselines.get(name)
         for trial in report.of(name):
-            (folder / trial.candidate.key / PICTURES).unlink(missing_ok=True)
-            if trial.candidate.key != baseline:
+            is_baseline = trial.candidate.key == baseline
+            # A sweep that goes on compares with the same pictures, which on a large model take minutes to draw.
+            if not (is_baseline and report.goes_on):
+                (folder / trial.candidate.key / PICTURES).unlink(missing_ok=True)
+            if not is_baseline:
                 (folder / trial.candidate.key / OUTPUTS).unlink(missing_ok=True)
 
 
