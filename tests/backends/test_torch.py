@@ -17,8 +17,7 @@ import transformers
 from numpy.typing import NDArray
 
 import stillhouse
-from stillhouse.backends import Runner, RunnerOptions, open_runner
-from stillhouse.backends import torch as torch_backend
+from stillhouse.backends import Runner, RunnerOptions, open_runner, torch_device
 from stillhouse.backends.weights import safetensors_layout
 from stillhouse.errors import BackendFailed, InvalidRequest, RuntimeMissing, UnsupportedPrecision
 from stillhouse.gpu import Gpu
@@ -349,11 +348,11 @@ def test_a_gpu_that_cannot_be_used_is_told_with_what_is_missing(
 ) -> None:
     with pytest.raises(UnsupportedPrecision, match="'int8' on torch with device cuda; allowed: f32, f16, bf16, auto"):
         opened(exported("sd1"), "int8", device="cuda")
-    monkeypatch.setattr(torch_backend, "built_for", lambda: None)
+    monkeypatch.setattr(torch_device, "built_for", lambda: None)
     with pytest.raises(RuntimeMissing, match="was built without CUDA; install the build of torch"):
         opened(exported("sd1"), "f16", device="cuda")
-    monkeypatch.setattr(torch_backend, "built_for", lambda: "13.0")
-    monkeypatch.setattr(torch_backend, "gpus", lambda: (Gpu("NVIDIA H200", 141 << 30, "9.0"),))
+    monkeypatch.setattr(torch_device, "built_for", lambda: "13.0")
+    monkeypatch.setattr(torch_device, "gpus", lambda: (Gpu("NVIDIA H200", 141 << 30, "9.0"),))
     with pytest.raises(InvalidRequest, match=r"no GPU cuda:4 among cuda:0 \(NVIDIA H200\)"):
         opened(exported("sd1"), "f16", device="cuda:4")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -362,7 +361,7 @@ def test_a_gpu_that_cannot_be_used_is_told_with_what_is_missing(
 
 
 def test_what_torch_was_built_for_is_read_without_importing_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert torch_backend.built_for() == torch.version.cuda
+    assert torch_device.built_for() == torch.version.cuda
     for text, wanted in (
         ("cuda: Optional[str] = '13.0'\n", "13.0"),
         ("cuda = '12.8'\n", "12.8"),
@@ -370,13 +369,13 @@ def test_what_torch_was_built_for_is_read_without_importing_it(tmp_path: Path, m
     ):
         (tmp_path / "version.py").write_text(f"__version__ = '2.13.0'\n{text}hip = None\n")
         monkeypatch.setattr(
-            torch_backend, "find_spec", lambda name: ModuleSpec(name, None, origin=str(tmp_path / "__init__.py"))
+            torch_device, "find_spec", lambda name: ModuleSpec(name, None, origin=str(tmp_path / "__init__.py"))
         )
-        assert torch_backend.built_for() == wanted
+        assert torch_device.built_for() == wanted
 
 
 def test_no_gpu_memory_is_held_where_nothing_ran_there() -> None:
-    assert torch_backend.gpu_peak() is None or torch.cuda.is_available()
+    assert torch_device.gpu_peak() is None or torch.cuda.is_available()
 
 
 def test_other_options_are_refused(exported: Exported) -> None:

@@ -25,7 +25,7 @@ from stillhouse.accelerate.target import is_swept, original_manifest
 from stillhouse.accelerate.task import Task, read_task
 from stillhouse.accelerate.tiled import TiledDecoder
 from stillhouse.backends.runner import Runner, RunnerOptions
-from stillhouse.backends.torch import gpu_peak
+from stillhouse.backends.torch_device import gpu_peak
 from stillhouse.core import ImageRequest, ImageResult
 from stillhouse.errors import StillhouseError
 from stillhouse.models.manifest import Defaults, Manifest, read_manifest

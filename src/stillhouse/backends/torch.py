@@ -6,8 +6,6 @@ transformers' own, opened from the config.json and the .safetensors beside it.
 
 import json
 import os
-import re
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,10 +21,11 @@ from stillhouse.backends.feeds import fixed
 from stillhouse.backends.runner import GraphRunner, RunnerOptions, Tensors
 from stillhouse.backends.runtime import INSTALL, BackendStatus, reported, require
 from stillhouse.backends.signature import Axes, Signature
+from stillhouse.backends.torch_device import CPU, CUDA, built_for, found, kind_of, place
 from stillhouse.check import check_choice
 from stillhouse.core import TensorSpec
 from stillhouse.errors import BackendFailed, InvalidRequest, RuntimeMissing, UnsupportedPrecision
-from stillhouse.gpu import check_index, gpus
+from stillhouse.gpu import gpus
 
 SETTINGS: Mapping[str, tuple[str, ...]] = {
     "attention": ("sdpa", "vanilla", "sliced"),
@@ -40,12 +39,8 @@ SETTINGS: Mapping[str, tuple[str, ...]] = {
 
 _NAME = "torch"
 _NEEDED = (_NAME, "diffusers", "transformers", "accelerate", "safetensors", "onnx")
-_CPU, _CUDA = "cpu", "cuda"
-_PRECISIONS = {_CPU: ("f32", "bf16", "auto"), _CUDA: ("f32", "f16", "bf16", "auto")}
+_PRECISIONS = {CPU: ("f32", "bf16", "auto"), CUDA: ("f32", "f16", "bf16", "auto")}
 _DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
-_DEVICE = re.compile(r"cpu|cuda(:\d+)?")
-_BUILT_FOR = re.compile(r"^cuda(?:: [^=]+)? = '([^']+)'", re.MULTILINE)
-_BUILD = "install the build of torch for your GPU's driver, as its website says"
 _BF16 = ("avx512_bf16", "amx_bf16", "bf16")  # torch's names for the instructions of x86 and of ARM
 _WEIGHTS = {
     "UNet2DConditionModel": "diffusion_pytorch_model.safetensors",
@@ -102,9 +97,9 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
     ('bf16', {'bf16': 147})
     """
     settings = _settings(options.settings)
-    on = settings["device"].partition(":")[0]
+    on = kind_of(settings["device"])
     if options.precision not in _PRECISIONS[on]:
-        where = "" if on == _CPU else f" with device {on}"
+        where = "" if on == CPU else f" with device {on}"
         given = f"precision {options.precision!r} on {_NAME}{where}"
         raise UnsupportedPrecision(given, allowed=", ".join(_PRECISIONS[on]))
     axes = fixed(options.shapes, signature.inputs)
@@ -116,10 +111,10 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
     # is read when torch is first imported; what the user has set stays.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     torch = require(_NAME)
-    device = _device(torch, settings["device"])
+    device = found(torch, settings["device"])
     asked = options.precision if options.precision != "auto" else _preferred(torch, on)
     dtype = getattr(torch, _DTYPES[asked])
-    if on == _CUDA and asked == "f32":
+    if on == CUDA and asked == "f32":
         torch.backends.cudnn.allow_tf32 = False  # convolutions would otherwise keep ten bits of each number
     with reported(_NAME, graph, "open"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's compiler, when imported, calls what torch deprecates
@@ -132,7 +127,7 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
         _arrange(torch, module, settings["memory_format"])
         if settings["kernels"] == "fused":
             _fuse(module)
-        _place(module, device, settings["offload"])
+        place(module, device, settings["offload"])
         static = all(isinstance(axis, int) for shape in axes.values() for axis in shape)
         for part in _compiled(module, kind, settings["compile"]):
             part.compile(dynamic=False if static else None, recompile_limit=_COMPILED_KINDS)
@@ -162,29 +157,8 @@ def status() -> BackendStatus:
         raise RuntimeMissing("not installed", fix=INSTALL[_NAME])
     if missing:
         raise RuntimeMissing(f"it needs {', '.join(missing)}: {INSTALL[_NAME]}")
-    devices = (_CPU, *(f"{_CUDA}:{index}" for index in range(len(gpus()) if built_for() else 0)))
-    return BackendStatus(_NAME, version(_NAME), devices, _PRECISIONS[_CPU], None, INSTALL[_NAME])
-
-
-def built_for() -> str | None:
-    """The version of CUDA that torch was built for, "13.0"; None where it was built without. It is not imported."""
-    found = find_spec(_NAME)
-    if found is None or found.origin is None:
-        return None
-    try:
-        told = Path(found.origin).with_name("version.py").read_text(encoding="utf-8")
-    except OSError:
-        return None
-    built = _BUILT_FOR.search(told)
-    return built[1] if built else None
-
-
-def gpu_peak() -> int | None:
-    """Bytes of GPU memory that torch held in this process when it held most; None where it held none."""
-    torch = sys.modules.get(_NAME)
-    if torch is None or not torch.cuda.is_initialized():
-        return None
-    return int(torch.cuda.max_memory_reserved())
+    devices = (CPU, *(f"{CUDA}:{index}" for index in range(len(gpus()) if built_for() else 0)))
+    return BackendStatus(_NAME, version(_NAME), devices, _PRECISIONS[CPU], None, INSTALL[_NAME])
 
 
 def _missing() -> list[str]:
@@ -192,32 +166,18 @@ def _missing() -> list[str]:
 
 
 def _settings(given: Mapping[str, str]) -> dict[str, str]:
-    device = given.get("device", _CPU)
-    if not _DEVICE.fullmatch(device):
-        raise InvalidRequest(f"device is {device!r}", allowed="cpu, cuda, cuda:1")
+    device = given.get("device", CPU)
     for name, value in given.items():
         if name != "device":
             check_choice(f"setting of {_NAME}", name, (*SETTINGS, "device"))
             check_choice(name, value, SETTINGS[name])
     chosen = {name: given.get(name, allowed[0]) for name, allowed in SETTINGS.items()}
     for name in ("graphs", "offload"):
-        if device == _CPU and chosen[name] != "none":
+        if device == CPU and chosen[name] != "none":
             raise InvalidRequest(f"{name} is {chosen[name]!r} with device cpu", allowed="none there")
     if "none" not in (chosen["graphs"], chosen["offload"]):
         raise InvalidRequest("graphs of a network whose weights come and go", allowed="graphs, or offload")
     return {**chosen, "device": device}
-
-
-def _device(torch: Any, asked: str) -> str:
-    if asked == _CPU:
-        return asked
-    if built_for() is None:
-        raise RuntimeMissing(f"torch {torch.__version__} was built without CUDA", fix=_BUILD)
-    if wrong := check_index(asked, gpus()):
-        raise InvalidRequest(wrong)
-    if not torch.cuda.is_available():
-        raise RuntimeMissing(f"torch {torch.__version__} for CUDA {built_for()} finds no GPU here", fix=_BUILD)
-    return asked if ":" in asked else f"{asked}:0"
 
 
 def _fuse(module: Any) -> None:
@@ -228,13 +188,6 @@ def _fuse(module: Any) -> None:
 
     if not len(swap(module)):
         raise InvalidRequest("kernels is 'fused' in a network that has nothing to fuse")
-
-
-def _place(module: Any, device: str, offload: str) -> None:
-    if offload == "none":
-        module.to(device)
-        return
-    require("accelerate").cpu_offload(module, execution_device=device)
 
 
 def _kind(graph: Path, signature: Signature) -> str:
@@ -260,7 +213,7 @@ def _refused(given: str) -> BackendFailed:
 
 
 def _preferred(torch: Any, on: str) -> str:
-    if on == _CUDA:
+    if on == CUDA:
         return "f16"
     capabilities = torch.cpu.get_capabilities()
     return "bf16" if any(capabilities.get(name) for name in _BF16) else "f32"

@@ -1,0 +1,77 @@
+"""Where torch runs: on the processor, or on one of the machine's GPUs."""
+
+import re
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from stillhouse.backends.runtime import require
+from stillhouse.errors import InvalidRequest, RuntimeMissing
+from stillhouse.gpu import check_index, gpus
+
+CPU, CUDA = "cpu", "cuda"
+_DEVICE = re.compile(r"cpu|cuda(:\d+)?")
+_BUILT_FOR = re.compile(r"^cuda(?:: [^=]+)? = '([^']+)'", re.MULTILINE)
+_BUILD = "install the build of torch for your GPU's driver, as its website says"
+
+
+def kind_of(device: str) -> str:
+    """CPU or CUDA.
+
+    Raises:
+        InvalidRequest: no device's name.
+
+    >>> kind_of("cuda:1")
+    'cuda'
+    """
+    if not _DEVICE.fullmatch(device):
+        raise InvalidRequest(f"device is {device!r}", allowed="cpu, cuda, cuda:1")
+    return device.partition(":")[0]
+
+
+def built_for() -> str | None:
+    """The version of CUDA that torch was built for, "13.0"; None where it was built without. It is not imported."""
+    package = find_spec("torch")
+    if package is None or package.origin is None:
+        return None
+    try:
+        told = Path(package.origin).with_name("version.py").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    built = _BUILT_FOR.search(told)
+    return built[1] if built else None
+
+
+def gpu_peak() -> int | None:
+    """Bytes of GPU memory that torch held in this process when it held most; None where it held none."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return None
+    return int(torch.cuda.max_memory_reserved())
+
+
+def found(torch: Any, asked: str) -> str:
+    """The device of that name, which is there: cpu, cuda:0.
+
+    Raises:
+        RuntimeMissing: torch was built without CUDA, or does not find it.
+        InvalidRequest: a GPU that is not there.
+    """
+    if asked == CPU:
+        return asked
+    if built_for() is None:
+        raise RuntimeMissing(f"torch {torch.__version__} was built without CUDA", fix=_BUILD)
+    if wrong := check_index(asked, gpus()):
+        raise InvalidRequest(wrong)
+    if not torch.cuda.is_available():
+        raise RuntimeMissing(f"torch {torch.__version__} for CUDA {built_for()} finds no GPU here", fix=_BUILD)
+    return asked if ":" in asked else f"{asked}:0"
+
+
+def place(module: Any, device: str, offload: str) -> None:
+    """Put a network there; with offload cpu its weights stay in the processor's memory, and come part by part."""
+    if offload == "none":
+        module.to(device)
+        return
+    require("accelerate").cpu_offload(module, execution_device=device)
