@@ -196,12 +196,7 @@ def _first(directory: Path, manifest: Manifest, teacher: Denoiser, settings: Set
     if begun.distilled is None or begun.distilled.teacher != (manifest.name, files_checksum(manifest)):
         given = f"{settings.begin} as a beginning, which did not learn from this {manifest.name}"
         raise InvalidRequest(given, allowed=f"students of {directory}")
-    least, most = begun.distilled.guidance
-    if settings.guidance[0] < least or settings.guidance[1] > most:
-        raise InvalidRequest(
-            f"guidance of {settings.guidance[0]:g} to {settings.guidance[1]:g} from {begun.name} on",
-            allowed=f"within {least:g} to {most:g}, which it was taught",
-        )
+    _check_guidance(begun, settings)
     return open_teacher(place, begun)
 
 
