@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu import kernels, ladder
+from benchmarks.gpu import kernels, ladder, pictures
+from benchmarks.gpu.compile import PLANS, compile_all, rungs_of
 from benchmarks.gpu.timing import facts
 from benchmarks.record import record
 from stillhouse.serve.engine.cost import Cost, Curve
@@ -19,8 +20,7 @@ from stillhouse.serve.engine.policy import POLICIES
 from stillhouse.serve.engine.simulate import Served, simulate
 from stillhouse.serve.engine.trace import Kind, poisson
 
-_PARTS = ("kernels", "sd15", "sdxl", "curve")
-_SHARES = {"kernels": 0.25, "sd15": 0.4, "sdxl": 0.25, "curve": 0.1}
+_SHARES = {"kernels": 0.2, "sd15": 0.4, "curve": 0.05, "sdxl": 0.25, "pictures": 0.05, "fp8": 0.05}
 _CURVE = (1, 2, 4, 8, 16)
 
 
@@ -28,14 +28,20 @@ def main() -> None:
     """Measure part by part, and write down what there is after each."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--seconds", type=float, default=440.0, help="for everything; default: 440")
-    parser.add_argument("--part", action="append", choices=_PARTS, help="only this; repeatable")
+    parser.add_argument("--seconds", type=float, default=300.0, help="for measuring; default: 300")
+    parser.add_argument("--compile", type=float, default=150.0, help="seconds for compiling before; default: 150")
+    parser.add_argument("--only-compile", action="store_true", help="and measure nothing")
+    parser.add_argument("--part", action="append", choices=tuple(_SHARES), help="only this; repeatable")
     parser.add_argument("--results", default="gpu", help="name of the file in benchmarks/results; default: gpu")
     arguments = parser.parse_args()
     device, is_small = arguments.device, arguments.device == "cpu"
+    if not is_small and arguments.compile:
+        compile_all(arguments.compile)
+    if arguments.only_compile:
+        return
     began = monotonic()
     document: dict[str, Any] = {"gpu": facts(device)}
-    parts = arguments.part or list(_PARTS)
+    parts = arguments.part or list(_SHARES)
     until = 0.0
     for part in parts:
         until += arguments.seconds * _SHARES[part] / sum(_SHARES[one] for one in parts)
@@ -52,6 +58,10 @@ def _is_before(end: float) -> bool:
     return monotonic() < end
 
 
+def _pictures(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> dict[str, Any]:
+    return {"pictures": list(pictures.rows(device))}
+
+
 def _kernels(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> dict[str, Any]:
     dtypes = (torch.float32,) if is_small else (torch.float16, torch.bfloat16)
     return {"kernels": [row for dtype in dtypes for row in kernels.rows(device, dtype, is_small, is_in_time)]}
@@ -59,8 +69,12 @@ def _kernels(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> dic
 
 def _sd15(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> dict[str, Any]:
     model, steps = ("small", 2) if is_small else ("SD 1.5", ladder.STEPS)
-    plans = [(torch.float32, 1)] if is_small else [(torch.float16, 1), (torch.bfloat16, 1), (torch.float16, 4)]
-    found = [row for dtype, images in plans for row in ladder.rows(model, device, dtype, images, is_in_time, steps)]
+    plans = ((torch.float32, 1),) if is_small else PLANS
+    found = [
+        row
+        for plan in plans
+        for row in ladder.rows(model, device, *plan, is_in_time, steps, ladder.RUNGS if is_small else rungs_of(plan))
+    ]
     return {"sd15": found, "components": list(ladder.components(model, device, plans[0][0]))}
 
 
@@ -68,6 +82,12 @@ def _sdxl(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> dict[s
     if is_small:
         return {"sdxl": []}
     return {"sdxl": list(ladder.rows("SDXL", device, torch.float16, 1, is_in_time))}
+
+
+def _fp8(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> dict[str, Any]:
+    if is_small:
+        return {"fp8": []}
+    return {"fp8": list(ladder.rows("SD 1.5", device, torch.float16, 1, is_in_time, rungs=(ladder.FP8,)))}
 
 
 def _curve(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> dict[str, Any]:
@@ -108,10 +128,12 @@ def _told(served: Sequence[Served]) -> dict[str, float]:
 
 
 _WORK: Mapping[str, Callable[[str, bool, Callable[[], bool]], dict[str, Any]]] = {
+    "pictures": _pictures,
     "kernels": _kernels,
     "sd15": _sd15,
     "sdxl": _sdxl,
     "curve": _curve,
+    "fp8": _fp8,
 }
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.timing import copied, short
+from benchmarks.gpu.timing import copied, short, turns
 from stillhouse.backends.kernels import cast, geglu, group_norm, guided_step, layer_norm, silu
 
 _GROUPS, _EPS = 32, 1e-5
@@ -52,9 +52,10 @@ def rows(device: str, dtype: torch.dtype, is_small: bool, is_in_time: Callable[[
             "compiled": torch.compile(work.plain, dynamic=False) if device != "cpu" else work.plain,
         }
         copy = copied(work.moved, device)
+        several = [work.inputs, *(_like(work.inputs) for _ in range(turns(work.moved, device) - 1))]
         shares = {}
         for name, way in ways.items():
-            seconds = short(partial(way, *work.inputs), device)
+            seconds = short([partial(way, *inputs) for inputs in several], device)
             shares[name] = {"microseconds": 1e6 * seconds, "share": work.moved / seconds / copy}
         yield {
             "kernel": work.name,
@@ -65,6 +66,19 @@ def rows(device: str, dtype: torch.dtype, is_small: bool, is_in_time: Callable[[
             "error": _apart(work),
             **shares,
         }
+
+
+def compiled(device: str, dtype: torch.dtype) -> None:
+    """Everything once, and nothing measured: what is compiled for it stays on disk."""
+    for work in _works(device, dtype, is_small=False):
+        work.fused(*work.inputs)
+        torch._dynamo.reset()
+        torch.compile(work.plain, dynamic=False)(*work.inputs)
+
+
+def _like(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same numbers somewhere else."""
+    return tuple(value.clone() if isinstance(value, torch.Tensor) else value for value in inputs)
 
 
 def _apart(work: Work) -> float:
@@ -82,54 +96,61 @@ def _apart(work: Work) -> float:
 
 
 def _works(device: str, dtype: torch.dtype, is_small: bool) -> Iterator[Work]:
-    """Two rows, of a guided picture, at each depth of a U-Net."""
+    """Two rows, of a guided picture, at each depth of a U-Net that its norms and transformers are at."""
     depths = {
-        "SD 1.5": [(64, 320), (32, 640), (16, 1280)],
-        "SDXL": [(128, 320), (64, 640), (32, 1280)],
+        "SD 1.5": [(64, 320, True), (32, 640, True), (16, 1280, True)],
+        "SDXL": [(128, 320, False), (64, 640, True), (32, 1280, True)],
     }
     if is_small:
-        depths = {"small": [(8, 64)]}
-
-    def drawn(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, device=device, dtype=dtype)
-
+        depths = {"small": [(8, 64, True)]}
+    elif dtype == torch.bfloat16:  # which moves as many bytes as float16
+        del depths["SDXL"]
     for where, sizes in depths.items():
-        for side, channels in sizes:
+        for side, channels, has_transformer in sizes:
             told = f"{where} {side}x{side}x{channels}"
-            picture = drawn(2, channels, side, side).contiguous(memory_format=torch.channels_last)
-            tokens, gate = drawn(2, side * side, channels), drawn(2, side * side, 8 * channels)
-            weight, bias = drawn(channels), drawn(channels)
+            picture = _drawn(device, dtype, 2, channels, side, side).contiguous(memory_format=torch.channels_last)
+            weight, bias = _drawn(device, dtype, channels), _drawn(device, dtype, channels)
             normed = (picture, weight, bias, _GROUPS, _EPS, True)
-            yield Work("GEGLU", told, geglu.geglu, geglu.reference, (gate,), geglu.bytes_moved(gate))
             moved = group_norm.bytes_moved(picture)
             yield Work("GroupNorm + SiLU", told, group_norm.group_norm, group_norm.reference, normed, moved)
-            plain = (tokens, weight, bias, _EPS)
-            moved = layer_norm.bytes_moved(tokens)
-            yield Work("LayerNorm", told, layer_norm.layer_norm, layer_norm.reference, plain, moved)
-            added = (tokens, drawn(*tokens.shape), weight, bias, _EPS)
-            moved = layer_norm.bytes_moved(tokens, has_residual=True)
-            yield Work("sum + LayerNorm", told, layer_norm.add_layer_norm, layer_norm.add_reference, added, moved)
-        side, channels = sizes[0]
-        picture = drawn(2, channels, side, side)
-        yield Work(
-            "SiLU",
-            f"{where} {side}x{side}x{channels}",
-            silu.silu,
-            silu.reference,
-            (picture,),
-            silu.bytes_moved(picture),
-        )
-        target = torch.float32
-        moved = cast.bytes_moved(picture, target)
-        yield Work(
-            "cast to f32", f"{where} {side}x{side}x{channels}", cast.cast, cast.reference, (picture, target), moved
-        )
-        # One picture's latents are 32 KB, which no kernel fills a GPU with: as many as a busy server moves at once.
-        for count in (1, 64):
-            z, output = drawn(count, 4, side, side), drawn(2 * count, 4, side, side)
-            pairs = torch.arange(2 * count, dtype=torch.int32, device=device).view(count, 2)
-            weights = torch.rand(count, len(guided_step.WEIGHTS), device=device)
-            stepped = (z, output, pairs, weights)
-            moved = guided_step.bytes_moved(z, output)
-            name = f"guidance + step, {count} pictures" if count > 1 else "guidance + step"
-            yield Work(name, f"{where} latents", guided_step.guided_step, guided_step.reference, stepped, moved)
+            if has_transformer:
+                yield from _of_tokens(told, device, dtype, side * side, channels)
+        side, channels, _ = sizes[0]
+        yield from _of_pictures(f"{where} {side}x{side}x{channels}", device, dtype, side, channels)
+        yield from _of_latents(f"{where} latents", device, dtype, side)
+
+
+def _of_tokens(told: str, device: str, dtype: torch.dtype, count: int, channels: int) -> Iterator[Work]:
+    """What a transformer's block needs."""
+    tokens, gate = _drawn(device, dtype, 2, count, channels), _drawn(device, dtype, 2, count, 8 * channels)
+    weight, bias = _drawn(device, dtype, channels), _drawn(device, dtype, channels)
+    yield Work("GEGLU", told, geglu.geglu, geglu.reference, (gate,), geglu.bytes_moved(gate))
+    plain = (tokens, weight, bias, _EPS)
+    yield Work("LayerNorm", told, layer_norm.layer_norm, layer_norm.reference, plain, layer_norm.bytes_moved(tokens))
+    added = (tokens, _drawn(device, dtype, *tokens.shape), weight, bias, _EPS)
+    moved = layer_norm.bytes_moved(tokens, has_residual=True)
+    yield Work("sum + LayerNorm", told, layer_norm.add_layer_norm, layer_norm.add_reference, added, moved)
+
+
+def _of_pictures(told: str, device: str, dtype: torch.dtype, side: int, channels: int) -> Iterator[Work]:
+    """What goes over any tensor."""
+    picture, target = _drawn(device, dtype, 2, channels, side, side), torch.float32
+    yield Work("SiLU", told, silu.silu, silu.reference, (picture,), silu.bytes_moved(picture))
+    moved = cast.bytes_moved(picture, target)
+    yield Work("cast to f32", told, cast.cast, cast.reference, (picture, target), moved)
+
+
+def _of_latents(told: str, device: str, dtype: torch.dtype, side: int) -> Iterator[Work]:
+    """A step of one picture, whose 32 KB no kernel fills a GPU with, and of as many as a busy server moves at once."""
+    for count in (1, 64):
+        z, output = _drawn(device, dtype, count, 4, side, side), _drawn(device, dtype, 2 * count, 4, side, side)
+        pairs = torch.arange(2 * count, dtype=torch.int32, device=device).view(count, 2)
+        weights = torch.rand(count, len(guided_step.WEIGHTS), device=device)
+        stepped = (z, output, pairs, weights)
+        moved = guided_step.bytes_moved(z, output)
+        name = f"guidance + step, {count} pictures" if count > 1 else "guidance + step"
+        yield Work(name, told, guided_step.guided_step, guided_step.reference, stepped, moved)
+
+
+def _drawn(device: str, dtype: torch.dtype, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, device=device, dtype=dtype)

@@ -1,9 +1,12 @@
 """The ladder: one picture by one way after the other, each a rung faster, and where its time goes."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from time import monotonic
+from typing import Any, TypeAlias
 
 import torch
 from diffusers.models import attention_processor as processors
@@ -16,6 +19,10 @@ from stillhouse.backends.kernels.swap import swap
 from stillhouse.backends.torch_graphs import Replayed, together
 
 STEPS = 50
+_LONG = 3.0
+"""Seconds of a walk that is timed once only."""
+Inputs: TypeAlias = tuple[Tensor, Tensor, Tensor, Any]
+"""See `networks.inputs`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +34,20 @@ class Rung:
         attention: of diffusers' processors.
         last: channels last.
         fused: with the fused kernels, the sampler's step included.
-        compiled: by torch.compile: full, regional, or not.
+        joined: queries, keys and values of an attention by one product.
+        compiled: by torch.compile.
         graphs: replayed as a CUDA graph.
+        quantized: linear layers in fp8, by torchao.
     """
 
     name: str
     attention: str = "sdpa"
     last: bool = False
     fused: bool = False
-    compiled: str = ""
+    joined: bool = False
+    compiled: bool = False
     graphs: bool = False
+    quantized: bool = False
 
 
 RUNGS = (
@@ -45,13 +56,22 @@ RUNGS = (
     Rung("SDPA"),
     Rung("SDPA, channels last", last=True),
     Rung("+ fused kernels", last=True, fused=True),
-    Rung("+ fused kernels, CUDA graphs", last=True, fused=True, graphs=True),
-    Rung("plain torch.compile", compiled="full"),
-    Rung("torch.compile, channels last", last=True, compiled="full"),
+    Rung("+ fused QKV", last=True, fused=True, joined=True),
+    Rung("+ CUDA graphs", last=True, fused=True, joined=True, graphs=True),
+    Rung("plain torch.compile", compiled=True),
+    Rung("torch.compile, channels last", last=True, compiled=True),
     Rung(
-        "torch.compile, channels last, fused kernels, CUDA graphs", last=True, fused=True, compiled="full", graphs=True
+        "torch.compile, channels last, fused kernels and QKV, CUDA graphs",
+        last=True,
+        fused=True,
+        joined=True,
+        compiled=True,
+        graphs=True,
     ),
 )
+SHORT = tuple(rung for rung in RUNGS if rung.name in ("SDPA", "+ CUDA graphs") or (rung.compiled and rung.graphs))
+"""Those that are measured for every dtype and number of pictures."""
+FP8 = Rung("the same with linear layers in fp8", last=True, fused=True, compiled=True, graphs=True, quantized=True)
 REGIONAL = ("SDXL",)
 """Models that are compiled block by block: as a whole they take minutes."""
 
@@ -68,7 +88,7 @@ class Picture:
     """
 
     unet: Callable[..., Any]
-    inputs: tuple[Tensor, Tensor, Tensor, Any]
+    inputs: Inputs
     images: int
     fused: bool
     latents: Tensor = field(init=False)
@@ -109,19 +129,29 @@ def rows(
     images: int,
     is_in_time: Callable[[], bool],
     steps: int = STEPS,
+    rungs: Sequence[Rung] = RUNGS,
 ) -> Iterator[dict[str, Any]]:
-    """A row for each rung, as long as there is time; what fails is a row with its reason."""
+    """A row for each rung, as long as there is time; what fails is a row with its reason.
+
+    Of one picture it is also told how far one evaluation is from the same weights in float32.
+    """
     shape = networks.SHAPES[model]
     network = networks.unet(shape, device, dtype)
-    for rung in RUNGS:
+    torch.manual_seed(0)
+    given = networks.inputs(shape, 2 * images, device, dtype)
+    exact = _exact(network, given) if images == 1 else None
+    for rung in rungs:
         told = {"model": model, "rung": rung.name, "dtype": str(dtype).removeprefix("torch."), "images": images}
-        if (rung.graphs or rung.compiled) and device == "cpu":
+        if device == "cpu" and (rung.graphs or rung.compiled):
             continue
         if not is_in_time():
             yield {**told, "reason": "the time was up"}
             continue
+        began = monotonic()
         try:
-            yield {**told, **_measured(network, shape, rung, model in REGIONAL, device, dtype, images, steps)}
+            one = deepcopy(network) if rung.quantized else network
+            row = _measured(one, rung, model in REGIONAL, given, exact, device, images, steps)
+            yield {**told, **row, "spent": monotonic() - began}
         except Exception as error:  # out of memory, or a compiler that gives up: a row all the same
             yield {**told, "reason": f"{type(error).__name__}: {error}".splitlines()[0]}
         finally:
@@ -130,41 +160,85 @@ def rows(
                 torch.cuda.empty_cache()
 
 
+def _exact(network: Any, given: Inputs) -> Tensor:
+    """What the same weights say in float32, by the plain attention."""
+    latents, timesteps, text, added = given
+    told = {name: tensor.float() for name, tensor in (added or {}).items()}
+    module = deepcopy(network).float()
+    _attend(module, "vanilla")
+    with torch.inference_mode():
+        exact: Tensor = _said(module, tuple(told), latents.float(), timesteps, text.float(), *told.values())
+    return exact
+
+
 def _measured(
     network: Any,
-    shape: networks.Shape,
     rung: Rung,
     regional: bool,
+    given: Inputs,
+    exact: Tensor | None,
     device: str,
-    dtype: torch.dtype,
     images: int,
     steps: int,
 ) -> Mapping[str, Any]:
-    torch.manual_seed(0)
-    given = networks.inputs(shape, 2 * images, device, dtype)
-    network.to(memory_format=torch.channels_last if rung.last else torch.contiguous_format)
-    _attend(network, rung.attention)
-    swapped = swap(network) if rung.fused else None
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
-    names = tuple((given[3] or {}).keys())
-    module: Callable[..., Any] = partial(_said, network, names)
+    row: dict[str, Any] = {"steps": steps}
+    with torch.inference_mode(), _arranged(network, rung, regional, given, device) as module:
+        picture = Picture(module, given, images, rung.fused)
+        row["step_seconds"] = long(picture.step, device, runs=10)
+        runs = 3 if row["step_seconds"] * steps < _LONG else 1
+        row["seconds"] = long(lambda: picture.walk(steps), device, runs, warm_up=0)
+        if exact is not None:
+            latents, timesteps, text, added = given
+            output = together(module(latents, timesteps, text, *(added or {}).values()))[0].float()
+            row["sqnr"] = 10 * float(torch.log10(exact.square().mean() / (output - exact).square().mean()))
+    return {**row, "gpu_bytes": 0 if device == "cpu" else torch.cuda.max_memory_allocated()}
+
+
+def compiled(model: str, device: str, dtype: torch.dtype, images: int, rung: Rung) -> None:
+    """One evaluation, and nothing measured: what is compiled for it stays on disk."""
+    shape = networks.SHAPES[model]
+    network = networks.unet(shape, device, dtype)
+    given = networks.inputs(shape, 2 * images, device, dtype)
+    with torch.inference_mode(), _arranged(network, rung, model in REGIONAL, given, device) as module:
+        Picture(module, given, images, rung.fused).step()
+
+
+@contextmanager
+def _arranged(network: Any, rung: Rung, regional: bool, given: Inputs, device: str) -> Iterator[Callable[..., Any]]:
+    """The network as a rung runs it; afterwards it is as it was, but for its weights in fp8."""
+    network.to(memory_format=torch.channels_last if rung.last else torch.contiguous_format)
+    _attend(network, rung.attention)
+    if rung.joined:
+        network.fuse_qkv_projections()
+    if rung.quantized:
+        _quantize(network)
+    swapped = swap(network) if rung.fused else None
+    if device != "cpu":
+        torch.backends.cudnn.benchmark = rung.graphs
+    module: Callable[..., Any] = partial(_said, network, tuple((given[3] or {}).keys()))
     try:
-        with torch.inference_mode():
-            if rung.compiled and regional:
-                network.compile_repeated_blocks(fullgraph=True)
-            elif rung.compiled:
-                module = torch.compile(module, dynamic=False)
-            if rung.graphs:
-                module = Replayed(module)
-            picture = Picture(module, given, images, rung.fused)
-            walked = long(lambda: picture.walk(steps), device, runs=3)
-            step = long(picture.step, device, runs=10)
+        if rung.compiled and regional:
+            network.compile_repeated_blocks(fullgraph=True)
+        elif rung.compiled:
+            module = torch.compile(module, dynamic=False)
+        yield Replayed(module) if rung.graphs else module
     finally:
         if swapped:
             swapped.undo()
-    peak = 0 if device == "cpu" else torch.cuda.max_memory_allocated()
-    return {"seconds": walked, "step_seconds": step, "steps": steps, "gpu_bytes": peak}
+        if rung.joined:
+            network.unfuse_qkv_projections()
+
+
+def _quantize(network: Any) -> None:
+    """Weights and inputs of linear layers in fp8, scaled by the row."""
+    from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_
+
+    def fits(module: Any, name: str) -> bool:
+        return isinstance(module, torch.nn.Linear) and not (module.in_features % 16 or module.out_features % 16)
+
+    quantize_(network, Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()), filter_fn=fits)
 
 
 def _said(

@@ -1,27 +1,63 @@
 """Times on a GPU, by its own clock; on a processor, where this only shows that the benchmark runs, by the usual one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.metadata import version
 from statistics import median
 from time import perf_counter
 from typing import Any
 
 import torch
 
-_WARM_UP, _RUNS = 3, 5
+_WARM_UP, _RUNS, _REPLAYS = 3, 5, 15
+_BEYOND, _MOST = 256 * 2**20, 64
+"""Bytes that no cache holds, and how often something is recorded at most to move as many."""
+_LARGE = 2**31
+"""Bytes of a copy that shows what memory can do."""
 
 
-def short(work: Callable[[], Any], device: str) -> float:
-    """Seconds of something that takes microseconds, its inputs out of the cache: the median of many."""
+def short(works: Sequence[Callable[[], Any]], device: str) -> float:
+    """Seconds of something that takes microseconds: the median of many, of one after the other.
+
+    They are recorded into one CUDA graph and replayed, so that neither Python nor a launch is timed.
+
+    Args:
+        works: the same on tensors of its own each, enough of them that what one leaves in the cache is gone when its
+            turn comes again.
+        device: cuda, or cpu.
+    """
     if device == "cpu":
-        return long(work, device)
-    from triton.testing import do_bench
+        return long(works[0], device)
+    stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(_WARM_UP):
+            works[0]()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for work in works:
+            work()
+    taken: list[float] = []
+    for turn in range(_WARM_UP + _REPLAYS):
+        begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        begun.record()
+        graph.replay()
+        ended.record()
+        ended.synchronize()
+        if turn >= _WARM_UP:
+            taken.append(begun.elapsed_time(ended) / 1000)
+    return median(taken) / len(works)
 
-    return float(do_bench(work, warmup=10, rep=50, return_mode="median")) / 1000
+
+def turns(moved: int, device: str) -> int:
+    """How many of something that moves so many bytes go beyond the cache."""
+    return 1 if device == "cpu" else min(_MOST, max(2, -(-_BEYOND // moved)))
 
 
-def long(work: Callable[[], Any], device: str, runs: int = _RUNS) -> float:
+def long(work: Callable[[], Any], device: str, runs: int = _RUNS, warm_up: int = _WARM_UP) -> float:
     """Seconds of something that takes milliseconds or more: the median of some."""
-    for _ in range(_WARM_UP if device != "cpu" else 1):
+    for _ in range(warm_up if device != "cpu" else 1):
         work()
     taken = []
     for _ in range(runs if device != "cpu" else 1):
@@ -41,9 +77,11 @@ def settled(device: str) -> None:
 
 def copied(count: int, device: str) -> float:
     """Bytes a second, read and written, of a copy that moves so many in all."""
-    source = torch.empty(max(1, count // 2), dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    return 2 * source.numel() / short(lambda: target.copy_(source), device)
+    pairs = [torch.empty(2, max(1, count // 2), dtype=torch.uint8, device=device) for _ in range(turns(count, device))]
+    for pair in pairs:
+        pair.random_()
+    works = [partial(torch.Tensor.copy_, pair[1], pair[0]) for pair in pairs]
+    return pairs[0].numel() / short(works, device)
 
 
 def facts(device: str) -> dict[str, Any]:
@@ -57,6 +95,9 @@ def facts(device: str) -> dict[str, Any]:
         "processors": found.multi_processor_count,
         "memory": found.total_memory,
         "cuda": torch.version.cuda,
+        "torch": torch.__version__,
+        "triton": version("triton"),
+        "copy_bytes_per_second": copied(_LARGE, device),
     }
     try:
         import pynvml

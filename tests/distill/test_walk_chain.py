@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -12,8 +13,9 @@ from stillhouse.distill import walk_lesson
 from stillhouse.distill.chain import ChainRecipe, Student, frozen
 from stillhouse.distill.lesson import agreement, ended
 from stillhouse.distill.networks import Asked, Denoiser, conditioned_on_guidance
+from stillhouse.distill.rounds import plan_edits, plan_rounds
 from stillhouse.distill.targets import walk_of
-from stillhouse.distill.walk_chain import grids, teach_walks
+from stillhouse.distill.walk_chain import plan_walks, teach_walks
 from stillhouse.distill.walk_lesson import WalkLesson
 from stillhouse.distill.walks import KeptWalks
 from stillhouse.errors import FitFailed, InvalidRequest
@@ -34,13 +36,14 @@ def teacher() -> Denoiser:
     return frozen(Denoiser(conditioned_on_guidance(unet("sd2")), SCHEDULE, "v_prediction"))
 
 
-def random_walks(levels: int = 5) -> KeptWalks:
+def random_walks(levels: int = 5, kinds: int = 1) -> KeptWalks:
     generator = torch.Generator().manual_seed(1)
     return KeptWalks(
         torch.randn(WALKS, levels, 4, 8, 8, generator=generator).half(),
         torch.arange(WALKS) % 3,
         torch.rand(WALKS, generator=generator) * 3 + 1,
         {"encoder_hidden_states": torch.randn(3, 7, 32, generator=generator).half()},
+        torch.arange(WALKS) % kinds,
     )
 
 
@@ -62,8 +65,9 @@ def own_walks(denoiser: Denoiser, count: int) -> KeptWalks:
 
 
 def lesson(walks: KeptWalks, denoiser: Denoiser, **fields: object) -> WalkLesson:
-    (served,) = grids(denoiser, (12, 4))
-    told = {"name": "4-steps", "recipe": SHORT, "walks": walks, "kept": served, "served": served, "judged": 2}
+    (served,) = plan_walks(denoiser, replace(RECIPE, counts=(12, 4)))
+    told = {"name": "4-steps", "recipe": SHORT, "walks": walks, "judged": 2}
+    told |= {"kept": served.every, "served": served.every}
     network = {"unet": denoiser.unet, "schedule": denoiser.schedule, "prediction": denoiser.prediction}
     return WalkLesson(**{**told, **network, **fields})
 
@@ -165,4 +169,32 @@ def test_a_student_comes_closer_to_its_teacher(tmp_path: Path) -> None:
 
 def test_counts_that_are_no_chain_are_refused() -> None:
     with pytest.raises(InvalidRequest, match="none larger than the one before"):
-        grids(teacher(), (12, 2, 4))
+        plan_walks(teacher(), replace(RECIPE, counts=(12, 2, 4)))
+
+
+def test_edits_walk_grids_of_their_own_and_later_students_parts_of_them(tmp_path: Path) -> None:
+    recipe = replace(RECIPE, strengths=(0.4, 0.8))
+    students = teach_walks(teacher(), random_walks(kinds=3), recipe, tmp_path, quiet)
+    planned = plan_rounds(SCHEDULE, RECIPE.counts), plan_edits(SCHEDULE, (12, 4), (0.4, 0.8))
+    assert students[0].edits == {strength: one.student for strength, one in planned[1].items()}
+    for strength, edit in students[1].edits.items():
+        assert edit.steps == 2 and edit.points[0] == students[0].edits[strength].points[0]
+        assert set(edit.points) < set(students[0].edits[strength].points)
+
+
+def test_a_walk_is_shown_at_the_levels_of_its_kind() -> None:
+    """Where the kinds are mixed up, what it sees lands elsewhere."""
+    denoiser = teacher()
+    served = plan_walks(denoiser, replace(RECIPE, counts=(12, 4), strengths=(0.5,)))[0]
+    walks = random_walks(kinds=2)
+    told = {"kept": served.every, "served": served.every}
+    seen: list[Tensor] = []
+    hook = denoiser.unet.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1].clone()))
+    with torch.no_grad():
+        lesson(walks, denoiser, **told).loss(0)
+    hook.remove()
+    rng = np.random.default_rng((0, 7, 0))
+    steps, chosen = rng.integers(4, size=4), rng.integers(WALKS - 2, size=4)
+    grids = [[*one.timesteps] for one in served.every]
+    wanted = [grids[walk % 2][step] for walk, step in zip(chosen, steps, strict=True)]
+    assert seen[-1].tolist() == wanted

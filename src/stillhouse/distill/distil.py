@@ -18,7 +18,7 @@ from stillhouse.distill.lesson import Lesson
 from stillhouse.distill.networks import Denoiser
 from stillhouse.distill.pairs import KeptPairs
 from stillhouse.distill.parts import keep
-from stillhouse.distill.settings import DECODER, STRENGTHS, TASKS, Settings
+from stillhouse.distill.settings import DECODER, EDITING, STRENGTHS, Settings
 from stillhouse.distill.strip import strip
 from stillhouse.distill.student import write_student
 from stillhouse.distill.walk_chain import WALKS
@@ -187,8 +187,6 @@ def _first(directory: Path, manifest: Manifest, teacher: Denoiser, settings: Set
     if manifest.distilled is not None:
         given = f"method {WALKS} of {manifest.name}, which was distilled itself"
         raise InvalidRequest(given, allowed="its teacher, which walks any grid")
-    if settings.task != TASKS[0]:
-        raise InvalidRequest(f"method {WALKS} for {settings.task}", allowed=TASKS[0], fix="teach edits by progressive")
     if settings.begin is None:
         return teacher
     place = find(settings.begin)
@@ -229,8 +227,8 @@ def _recipe(settings: Settings, teacher: Denoiser) -> ChainRecipe:
         huber=settings.huber,
         judged=settings.judged,
         checkpointing=settings.checkpointing,
-        strengths=STRENGTHS if settings.task == "img2img" else (),
-        edits=settings.recipe(EDITS, parameters) if settings.task == "img2img" else None,
+        strengths=STRENGTHS if settings.task == EDITING else (),
+        edits=settings.recipe(EDITS, parameters) if settings.task == EDITING else None,
         seed=settings.seed,
     )
 

@@ -1,5 +1,6 @@
 """U-Nets in torch, as targets want them: shown noisy pictures, they tell the clean ones that they see."""
 
+import math
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -12,7 +13,6 @@ from torch import Tensor
 
 from stillhouse.diffusion import Prediction, Schedule, denoised, noise_levels
 from stillhouse.distill.targets import Levels, Sees
-from stillhouse.models.pipeline import embed_guidance
 
 GUIDANCE_CHANNELS = 256
 """Of the embedded guidance scale; diffusers' pipelines embed with as many as the U-Net's `time_cond_proj_dim`."""
@@ -111,9 +111,14 @@ class Denoiser:
         return nearest, alphas[nearest], sigmas[nearest]
 
     def _told(self, guidance: Tensor, z: Tensor) -> Tensor:
+        """As `embed_guidance`, of a whole batch and where it lies."""
         channels = self.unet.config.time_cond_proj_dim
-        rows = np.stack([embed_guidance(scale, channels) for scale in guidance.tolist()])
-        return torch.from_numpy(rows).to(z)
+        half = channels // 2
+        places = torch.arange(half, dtype=torch.float64, device=z.device)
+        frequencies = torch.exp(places * -(math.log(10_000.0) / (half - 1)))
+        angles = 1000 * (guidance.to(z.device).double() - 1)[:, None] * frequencies
+        odd = angles.new_zeros(len(angles), channels % 2)
+        return torch.cat([angles.sin(), angles.cos(), odd], dim=1).to(z)
 
 
 def taught_as(teacher: Denoiser) -> tuple[Schedule, Prediction]:

@@ -4,7 +4,7 @@ Everything is encoded once, by the pipeline that serves, and kept in files: two 
 small model, and the whole autoencoder's memory for a large one.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -110,13 +110,14 @@ def encoded_pairs(pipeline: Pipeline, items: Iterable[Item]) -> dict[str, Any]:
 def told(pipeline: Pipeline, text: str) -> Inputs:
     """What the U-Net is told by a text, float16, without the guidance scale."""
     unguided = None if pipeline.manifest.distilled else 1.0  # a student may know no such scale
-    return _halves(pipeline.start(ImageRequest(text, guidance=unguided)).conditioning)
+    return halves(pipeline.start(ImageRequest(text, guidance=unguided)).conditioning)
 
 
 def _unsaid(pipeline: Pipeline) -> Inputs:
     draft = pipeline.start(ImageRequest(""))
-    return _halves(draft.unconditional or draft.conditioning)
+    return halves(draft.unconditional or draft.conditioning)
 
 
-def _halves(inputs: Any) -> Inputs:
+def halves(inputs: Mapping[str, Any]) -> Inputs:
+    """What the U-Net is told, float16, without the guidance scale."""
     return {name: torch.from_numpy(np.array(row)).half() for name, row in inputs.items() if name != _GUIDANCE_INPUT}

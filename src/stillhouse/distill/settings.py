@@ -15,7 +15,8 @@ DECODER = "decoder"
 """The name of the tiny decoder among the students."""
 TEACHER = "teacher"
 """Data that the teacher draws itself."""
-TASKS = ("text2img", "img2img")
+EDITING = "img2img"
+TASKS = ("text2img", EDITING)
 STRENGTHS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Of edits that a student is taught."""
 WEIGHTINGS = ("v", "snr_trunc")

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from stillhouse.diffusion import Grid
 from stillhouse.distill.chain import ChainRecipe, Student, frozen, learner, taught
 from stillhouse.distill.networks import Denoiser, taught_as
-from stillhouse.distill.rounds import plan_rounds
+from stillhouse.distill.rounds import plan_edits, plan_rounds, thinned
 from stillhouse.distill.walk_lesson import WalkLesson
 from stillhouse.distill.walks import KeptWalks
 from stillhouse.fit.fit import fit
@@ -18,14 +19,34 @@ WALKS = "walks"
 """The method's name."""
 
 
-def grids(begin: Denoiser, counts: Sequence[int]) -> tuple[Grid, ...]:
-    """The grid of each student, each a part of the one before; walks are kept at the first one's levels.
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What a student of walks is to walk: from pure noise, and by strength from another picture; of as many steps."""
+
+    grid: Grid
+    edits: Mapping[float, Grid] = field(default_factory=dict)
+
+    @property
+    def every(self) -> tuple[Grid, ...]:
+        """By the kinds of `walks.Plan`."""
+        return (self.grid, *self.edits.values())
+
+
+def plan_walks(begin: Denoiser, recipe: ChainRecipe) -> tuple[Served, ...]:
+    """What each student walks, each a part of the one before; walks are kept at the first one's levels.
 
     Raises:
         InvalidRequest: counts that are no chain.
     """
     schedule, _ = taught_as(begin)
-    return tuple(one.student for one in plan_rounds(schedule, counts))
+    planned = [one.student for one in plan_rounds(schedule, recipe.counts)]
+    rounds = plan_edits(schedule, recipe.counts[:2], recipe.strengths)
+    edits = {strength: one.student for strength, one in rounds.items()}
+    served = []
+    for one in planned:
+        edits = {strength: thinned(edit, one.steps) for strength, edit in edits.items()}
+        served.append(Served(one, edits))
+    return tuple(served)
 
 
 def teach_walks(
@@ -43,7 +64,7 @@ def teach_walks(
 
     Args:
         begin: what the first student begins as: the teacher, or a student of its.
-        walks: the teacher's, at the levels of the first of `grids`.
+        walks: the teacher's, at the levels of the first of `plan_walks`.
         recipe: how; its counts are of the teacher's walk and of each student.
         folder, report, deadline, watch, save_every: as in `chain.teach`.
         origin: tells this beginning and these walks from all others.
@@ -56,19 +77,20 @@ def teach_walks(
         FitFailed: see `fit`.
     """
     students: list[Student] = []
-    served, identity, before = grids(begin, recipe.counts), origin, begin
+    served, identity, before = plan_walks(begin, recipe), origin, begin
+    walks = walks.on(next(begin.unet.parameters()).device)
     for one in served:
         identity = _identity(identity, one, recipe)
         schedule, prediction = taught_as(before)
         lesson = WalkLesson(
-            name=f"{one.steps}-steps",
-            recipe=recipe.rounds[one.steps],
+            name=f"{one.grid.steps}-steps",
+            recipe=recipe.rounds[one.grid.steps],
             unet=learner(before, recipe),
             schedule=schedule,
             prediction=prediction,
             walks=walks,
-            kept=served[0],
-            served=one,
+            kept=served[0].every,
+            served=one.every,
             weighting=recipe.weighting,
             huber=recipe.huber,
             seed=recipe.seed,
@@ -85,10 +107,11 @@ def teach_walks(
             break
         before = frozen(lesson.student)
         identity = f"{identity} {fitted.updates}"
-        students.append(taught(lesson.name, before, one, WALKS, fitted))
+        students.append(taught(lesson.name, before, one.grid, WALKS, fitted, one.edits))
     return students
 
 
-def _identity(before: str, served: Grid, recipe: ChainRecipe) -> str:
-    told = [before, WALKS, served.timesteps.tolist(), recipe.rank, recipe.weighting, recipe.huber, recipe.seed]
+def _identity(before: str, served: Served, recipe: ChainRecipe) -> str:
+    told = [before, WALKS, *(one.timesteps.tolist() for one in served.every)]
+    told += [recipe.rank, recipe.weighting, recipe.huber, recipe.seed]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]

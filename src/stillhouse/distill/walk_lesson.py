@@ -1,7 +1,8 @@
 """A lesson on walks that are kept: the student is shown where its teacher was, and told where it came."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -9,18 +10,18 @@ import torch
 from torch import Tensor
 
 from stillhouse.diffusion import Grid, Prediction, Schedule
-from stillhouse.distill.lesson import Weighting, agreement, ended, weighed
+from stillhouse.distill.lesson import Weighting, agreement, weighed
 from stillhouse.distill.networks import Asked, Denoiser
-from stillhouse.distill.targets import Walk, landing, walk_of, walked
+from stillhouse.distill.targets import Walk, joined, landing, walk_of, walked
 from stillhouse.distill.walks import KeptWalks, Shown
 from stillhouse.fit.recipe import StageRecipe
 
 OWN = 0.5
-"""Of the examples that are not at pure noise, those that begin where the student itself comes. It is then told the way
+"""Of the examples that are not where their walk begins, those where the student itself comes. It is then told the way
 back to its teacher's walk: where it is served, its own steps are all that it sees."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class WalkLesson:
     """A stage of `fit`.
 
@@ -30,8 +31,8 @@ class WalkLesson:
         unet: learns.
         schedule, prediction: the student's.
         walks: the teacher's, two or more; the last `judged` of them, half at most, are judged by and not learnt from.
-        kept: the grid whose levels the walks are kept at.
-        served: the student's: a part of it, from the first level on.
+        kept: the grids whose levels the walks are kept at, by their kind: from pure noise, then edits.
+        served: the student's, by the same: a part of each, from its first level on, all of as many steps.
         weighting, huber, seed, judged, identity: as in `Lesson`.
     """
 
@@ -41,8 +42,8 @@ class WalkLesson:
     schedule: Schedule
     prediction: Prediction
     walks: KeptWalks
-    kept: Grid
-    served: Grid
+    kept: Sequence[Grid]
+    served: Sequence[Grid]
     weighting: Weighting = "v"
     huber: float = 0.0
     seed: int = 0
@@ -62,31 +63,30 @@ class WalkLesson:
     def loss(self, number: int) -> Tensor:
         """Of a fresh batch, decided by its number alone."""
         rng = np.random.default_rng((self.seed, 7, number))
-        count, walk, places = self.recipe.batch, walk_of(self.served), self._places
-        steps = torch.from_numpy(rng.integers(self.served.steps, size=count))
+        count, walk = self.recipe.batch, self._walk
+        steps = torch.from_numpy(rng.integers(self._steps, size=count))
         chosen = torch.from_numpy(rng.integers(self._learnt, size=count))
-        shown = self.walks.shown(chosen, places[steps], places[steps + 1])
+        shown, begins = self._shown(chosen, steps, steps + 1), self._begins(chosen)
         here = self._placed(shown.here)
-        own = torch.from_numpy(rng.random(count) < OWN) & (steps > 0)
-        if bool(own.any()):
-            here[own] = self._mine(self.walks.shown(chosen[own], places[:1], places[:1]), walk, steps[own])
-        at, after = walk.at(steps), walk.at(steps + 1)
+        own = (torch.from_numpy(rng.random(count) < OWN) & (steps > 0)).nonzero().squeeze(1)
+        if len(own):
+            here[own.to(here.device)] = self._mine(chosen[own], steps[own])
+        at, after = walk.at(begins + steps), walk.at(begins + steps + 1)
         target = landing(here, self._placed(shown.reached), at, after)
         seen = self.student.sees(self._asked(shown))(here, at)
         error = (seen - target) / at.sigma.view(-1, 1, 1, 1).to(here)
         return weighed(error, at, self.weighting, self.huber)
 
     def judge(self) -> Mapping[str, float]:
-        """How close it comes to its teacher from the same noise, see `lesson.agreement`."""
+        """How close it comes to its teacher from the same beginnings, see `lesson.agreement`."""
         return {"agreement": agreement(*self.endings(self.judged))}
 
     @torch.no_grad()
     def endings(self, count: int) -> tuple[Tensor, Tensor]:
-        """Where student and teacher come from the same noise, on walks that are not learnt from; see `Lesson`."""
+        """Where student and teacher come from the same beginnings, on walks that are not learnt from; see `Lesson`."""
         chosen = self._learnt + torch.arange(count) % (len(self.walks) - self._learnt)
-        shown = self.walks.shown(chosen, self._places[:1].expand(count), self._places[-1:].expand(count))
-        ours = ended(self.student.sees(self._asked(shown)), self._placed(shown.begun), walk_of(self.served))
-        return ours, self._placed(shown.reached)
+        steps = torch.full((count,), self._steps)
+        return self._mine(chosen, steps), self._placed(self._shown(chosen, steps, steps).reached)
 
     @property
     def _learnt(self) -> int:
@@ -94,15 +94,36 @@ class WalkLesson:
         return max(len(self.walks) - self.judged, (len(self.walks) + 1) // 2)
 
     @property
+    def _steps(self) -> int:
+        return self.served[0].steps
+
+    @cached_property
+    def _walk(self) -> Walk:
+        """The levels of every kind, one after the other."""
+        return joined([walk_of(one) for one in self.served])
+
+    def _begins(self, walks: Tensor) -> Tensor:
+        """Where the levels of these walks begin among them."""
+        begins: Tensor = self.walks.kinds[walks] * (self._steps + 1)
+        return begins
+
+    @cached_property
     def _places(self) -> Tensor:
-        """Where the student's levels, CLEAN included, stand among those that are kept."""
-        return torch.tensor([self.kept.points.index(point) for point in self.served.points])
+        """Where the student's levels, CLEAN included, stand among those that are kept: int64 [kinds, steps + 1]."""
+        pairs = zip(self.kept, self.served, strict=True)
+        return torch.tensor([[kept.points.index(point) for point in served.points] for kept, served in pairs])
+
+    def _shown(self, walks: Tensor, steps: Tensor, reached: Tensor) -> Shown:
+        kinds = self.walks.kinds[walks]
+        return self.walks.shown(walks, self._places[kinds, steps], self._places[kinds, reached])
 
     @torch.no_grad()
-    def _mine(self, shown: Shown, walk: Walk, steps: Tensor) -> Tensor:
-        """Where the student comes by itself, after so many steps of each walk, int64 [B]."""
-        path = torch.minimum(torch.arange(self.served.steps)[None], steps[:, None])
-        return walked(self.student.sees(self._asked(shown)), self._placed(shown.begun), walk, path)
+    def _mine(self, walks: Tensor, steps: Tensor) -> Tensor:
+        """Where the student comes by itself, after so many steps of each of these walks, int64 [B]."""
+        nowhere = torch.zeros_like(steps)
+        shown = self._shown(walks, nowhere, nowhere)
+        path = self._begins(walks)[:, None] + torch.minimum(torch.arange(self._steps + 1)[None], steps[:, None])
+        return walked(self.student.sees(self._asked(shown)), self._placed(shown.begun), self._walk, path)
 
     def _asked(self, shown: Shown) -> Asked:
         said = {name: self._placed(tensor) for name, tensor in shown.said.items()}

@@ -1,10 +1,12 @@
 """The two ways to a student: a chain from guidance to fewer and fewer steps, or walks that the teacher made once."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
+
+import torch
 
 from stillhouse.diffusion import Grid
 from stillhouse.distill.chain import ChainRecipe, Student, lessons, teach
@@ -13,10 +15,14 @@ from stillhouse.distill.folder import Skipped
 from stillhouse.distill.networks import Denoiser
 from stillhouse.distill.pairs import KeptPairs, awaited, encoded_pairs
 from stillhouse.distill.settings import Settings
-from stillhouse.distill.walk_chain import WALKS, grids, teach_walks
-from stillhouse.distill.walks import awaited_walks, encoded_walks, walks_of
+from stillhouse.distill.walk_chain import WALKS, plan_walks, teach_walks
+from stillhouse.distill.walks import Plan, awaited_walks, encoded_walks, walks_of
 from stillhouse.fit.stage import Stage, Tick
+from stillhouse.models.manifest import Component
 from stillhouse.models.pipeline import Pipeline
+
+_MANY = 256
+"""Walks that are made at once on a GPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,20 +148,28 @@ class ByWalks:
     @property
     def names(self) -> Sequence[str]:
         """See `Way`."""
-        return [f"{one.steps}-steps" for one in grids(self.first, self.recipe.counts)]
+        return [f"{one.grid.steps}-steps" for one in plan_walks(self.first, self.recipe)]
 
     def items(
         self, pipeline: Pipeline, settings: Settings, skipped: Callable[[Skipped], None]
     ) -> Callable[[int], Iterable[Any]]:
         """See `Way`."""
-        captions = captions_of(settings, skipped)
-        steps, served = self.recipe.counts[0], grids(self.first, self.recipe.counts)[0]
-        count, guidance, seed = settings.items, self.recipe.guidance, settings.seed
-        return lambda begin: walks_of(pipeline, captions, served, steps, count, guidance, seed, begin)
+        captions, served = captions_of(settings, skipped), plan_walks(self.first, self.recipe)[0]
+        plan = Plan(
+            served=served.grid,
+            steps=self.recipe.counts[0],
+            count=settings.items,
+            guidance=self.recipe.guidance,
+            seed=settings.seed,
+            edits=served.edits,
+        )
+        if torch.cuda.is_available():
+            pipeline, plan = _on_gpu(pipeline), replace(plan, together=_MANY)
+        return lambda begin: walks_of(pipeline, captions, plan, begin)
 
     def encoded(self, pipeline: Pipeline) -> Callable[[Sequence[Any]], dict[str, Any]]:
         """See `Way`."""
-        return partial(encoded_walks, pipeline)
+        return encoded_walks
 
     def learn(self, learning: Learning) -> Learnt:
         """See `Way`."""
@@ -172,3 +186,10 @@ class ByWalks:
         )
         endings = KeptPairs(walks.latents[:, -1], walks.captions[:, None], walks.texts, {})
         return Learnt(students, endings, len(walks))
+
+
+def _on_gpu(pipeline: Pipeline) -> Pipeline:
+    """The same, its U-Net run by torch on the GPU, in float32."""
+    unet = pipeline.manifest.components["unet"]
+    moved = Component(unet.graph, unet.weights, "torch", settings={"device": "cuda"})
+    return Pipeline(pipeline.directory, components={"unet": moved})

@@ -1,12 +1,12 @@
 """GroupNorm (arXiv 1803.08494) of pictures in NHWC, channels last, with SiLU behind it.
 
 A group is a strip of neighbouring channels over all pixels: ten of 320 in Stable Diffusion. Reading group by group
-would take twenty bytes out of every 640. So programs take tiles of many pixels and of as many whole groups as fit into
+would take twenty bytes out of every 640. So programs take tiles of some pixels and of as many whole groups as fit into
 a stretch of lanes, and read whole lines:
 
-1. `_moments`: of each part of the pixels and each channel, the mean and the sum of squares around it.
-2. `_normalised`: joins the parts' moments to those of the groups (Chan, Golub and LeVeque, COMPSTAT 1982), which
-   cancels nothing where the mean is large, then normalises, scales and applies SiLU.
+1. `_moments`: of each part of the pixels and each group, the mean and the sum of squares around it. Channels are
+   summed around their first pixel of the part, which cancels nothing where the mean is large.
+2. `_normalised`: joins the parts' moments (Chan, Golub and LeVeque, COMPSTAT 1982), normalises, scales, applies SiLU.
 
 Parts depend on the picture's own size, not on the batch, and nothing is added up atomically: so a picture comes out the
 same whoever is beside it.
@@ -26,14 +26,16 @@ from torch import Tensor
 from stillhouse.backends.kernels.launch import DTYPES, Specimen, bucket, configs, launches
 from stillhouse.errors import InvalidRequest
 
-_PARTS = 32
-"""Of a picture's pixels, at most."""
-_PIXELS = 64
+_PARTS = 64
+"""Of a picture's pixels, at most: each program of the second pass reads the moments of all of them."""
+_PIXELS = 16
 """Of one part, at least."""
+_ROWS = 64
+"""Pixels that a program holds at once, at most."""
 _LANES = 128
 
 
-@triton.autotune(configs=configs(ROWS=(16, 32, 64)), key=["channels", "bucket"])
+@triton.autotune(configs=configs(), key=["channels", "bucket"])
 @triton.jit
 def _moments(
     x,
@@ -44,7 +46,9 @@ def _moments(
     part_pixels,
     bucket,
     channels: tl.constexpr,
+    group: tl.constexpr,
     taken: tl.constexpr,
+    GROUPS: tl.constexpr,  # noqa: N803
     LANES: tl.constexpr,  # noqa: N803
     ROWS: tl.constexpr,  # noqa: N803
 ):
@@ -55,28 +59,35 @@ def _moments(
     lane = tl.arange(0, LANES)
     channel = tl.program_id(1) * taken + lane
     known = (lane < taken) & (channel < channels)
-    mean = tl.zeros((LANES,), tl.float32)
-    square = tl.zeros((LANES,), tl.float32)
-    count = 0.0
+    origin = tl.load(x + (picture * pixels + begin) * channels + channel, mask=known, other=0.0).to(tl.float32)
+    total = tl.zeros((ROWS, LANES), tl.float32)
+    square = tl.zeros((ROWS, LANES), tl.float32)
     for first in range(begin, end, ROWS):
         row = first + tl.arange(0, ROWS)
         inside = (row < end)[:, None] & known[None, :]
-        at = (picture * pixels + row)[:, None] * channels + channel[None, :]
-        value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-        fresh = tl.minimum(ROWS, end - first).to(tl.float32)
-        fresh_mean = tl.sum(value, axis=0) / fresh
-        centred = tl.where(inside, value - fresh_mean[None, :], 0.0)
-        total = count + fresh
-        apart = fresh_mean - mean
-        mean += apart * (fresh / total)
-        square += tl.sum(centred * centred, axis=0) + apart * apart * (count * fresh / total)
-        count = total
-    at = program.to(tl.int64) * channels + channel
-    tl.store(means + at, mean, mask=known)
-    tl.store(squares + at, square, mask=known)
+        place = (picture * pixels + row)[:, None] * channels + channel[None, :]
+        apart = tl.load(x + place, mask=inside, other=0.0).to(tl.float32) - origin[None, :]
+        apart = tl.where(inside, apart, 0.0)
+        total += apart
+        square += apart * apart
+    count = (end - begin).to(tl.float32)
+    offset = tl.sum(total, axis=0) / count
+    spread = tl.sum(square, axis=0) - count * offset * offset
+    mean = origin + offset
+
+    one = tl.arange(0, GROUPS)
+    belongs = (lane[None, :] // group == one[:, None]) & known[None, :]
+    centre = tl.sum(tl.where(belongs, mean[None, :], 0.0), axis=1) / group
+    beside = tl.where(belongs, mean[None, :] - centre[:, None], 0.0)
+    around = tl.sum(tl.where(belongs, spread[None, :], 0.0) + count * beside * beside, axis=1)
+    number = tl.program_id(1) * (taken // group) + one
+    at = program.to(tl.int64) * (channels // group) + number
+    real = (one < taken // group) & (number < channels // group)
+    tl.store(means + at, centre, mask=real)
+    tl.store(squares + at, around, mask=real)
 
 
-@triton.autotune(configs=configs(ROWS=(16, 32, 64)), key=["channels", "bucket"])
+@triton.autotune(configs=configs(), key=["channels", "bucket"])
 @triton.jit
 def _normalised(
     x,
@@ -88,8 +99,6 @@ def _normalised(
     pixels,
     parts,
     part_pixels,
-    tiles,
-    tile_pixels,
     bucket,
     eps,
     channels: tl.constexpr,
@@ -97,42 +106,46 @@ def _normalised(
     taken: tl.constexpr,
     SILU: tl.constexpr,  # noqa: N803
     PARTS: tl.constexpr,  # noqa: N803
+    GROUPS: tl.constexpr,  # noqa: N803
     LANES: tl.constexpr,  # noqa: N803
     ROWS: tl.constexpr,  # noqa: N803
 ):
     program = tl.program_id(0)
-    picture = (program // tiles).to(tl.int64)
+    picture = (program // parts).to(tl.int64)
     lane = tl.arange(0, LANES)
     channel = tl.program_id(1) * taken + lane
     known = (lane < taken) & (channel < channels)
 
     part = tl.arange(0, PARTS)
+    one = tl.arange(0, GROUPS)
+    number = tl.program_id(1) * (taken // group) + one
+    real = (one < taken // group) & (number < channels // group)
     count = tl.minimum(tl.maximum(pixels - part * part_pixels, 0), part_pixels).to(tl.float32)
     count = tl.where(part < parts, count, 0.0)[:, None]
-    present = (part < parts)[:, None] & known[None, :]
-    at = (picture * parts + part)[:, None] * channels + channel[None, :]
+    at = (picture * parts + part)[:, None] * (channels // group) + number[None, :]
+    present = (part < parts)[:, None] & real[None, :]
     mean = tl.load(means + at, mask=present, other=0.0)
     square = tl.load(squares + at, mask=present, other=0.0)
-    same = (lane[:, None] // group) == (lane[None, :] // group)
-    size = pixels * group
-    centre = tl.sum(tl.where(same, tl.sum(count * mean, axis=0)[:, None], 0.0), axis=0) / size
-    apart = tl.where(present, mean - centre[None, :], 0.0)
-    spread = tl.sum(square + count * apart * apart, axis=0)
-    variance = tl.sum(tl.where(same, spread[:, None], 0.0), axis=0) / size
+    centres = tl.sum(count * mean, axis=0) / pixels
+    apart = tl.where(present, mean - centres[None, :], 0.0)
+    variances = tl.sum(square + count * group * apart * apart, axis=0) / (pixels * group)
 
-    gain = tl.load(weight + channel, mask=known, other=0.0).to(tl.float32) * tl.rsqrt(variance + eps)
+    belongs = lane[None, :] // group == one[:, None]
+    centre = tl.sum(tl.where(belongs, centres[:, None], 0.0), axis=0)
+    scale = tl.sum(tl.where(belongs, tl.rsqrt(variances + eps)[:, None], 0.0), axis=0)
+    gain = tl.load(weight + channel, mask=known, other=0.0).to(tl.float32) * scale
     shift = tl.load(bias + channel, mask=known, other=0.0).to(tl.float32)
-    begin = program % tiles * tile_pixels
-    end = tl.minimum(begin + tile_pixels, pixels)
+    begin = program % parts * part_pixels
+    end = tl.minimum(begin + part_pixels, pixels)
     for first in range(begin, end, ROWS):
         row = first + tl.arange(0, ROWS)
         inside = (row < end)[:, None] & known[None, :]
-        at = (picture * pixels + row)[:, None] * channels + channel[None, :]
-        value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+        place = (picture * pixels + row)[:, None] * channels + channel[None, :]
+        value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
         value = (value - centre[None, :]) * gain[None, :] + shift[None, :]
         if SILU:
             value = value * tl.sigmoid(value)
-        tl.store(out + at, value, mask=inside)
+        tl.store(out + place, value, mask=inside)
 
 
 @torch.library.custom_op("stillhouse::group_norm", mutates_args=())
@@ -162,31 +175,16 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float,
     batch, channels, height, width = x.shape
     pixels, layout = height * width, layout_of(channels, groups)
     part_pixels, parts = _parts(pixels)
-    means = x.new_empty(batch, parts, channels, dtype=torch.float32)
+    means = x.new_empty(batch, parts, groups, dtype=torch.float32)
     squares = torch.empty_like(means)
-    size = bucket(pixels)
-    told = (pixels, parts, part_pixels)
-    lanes = (layout.taken, layout.lanes)
-    _moments[batch * parts, layout.blocks](x, means, squares, *told, size, channels, *lanes)
-    _normalised[batch * parts, layout.blocks](
-        x,
-        weight.contiguous(),
-        bias.contiguous(),
-        means,
-        squares,
-        out,
-        *told,
-        parts,
-        part_pixels,
-        size,
-        eps,
-        channels,
-        channels // groups,
-        layout.taken,
-        silu,
-        triton.next_power_of_2(parts),
-        layout.lanes,
-    )
+    told = (pixels, parts, part_pixels, bucket(pixels))
+    rows = min(_ROWS, triton.next_power_of_2(part_pixels))
+    within = (channels, channels // groups, layout.taken)
+    tile = (layout.groups, layout.lanes, rows)
+    programs = (batch * parts, layout.blocks)
+    _moments[programs](x, means, squares, *told, *within, *tile)
+    known = (x, weight.contiguous(), bias.contiguous(), means, squares, out)
+    _normalised[programs](*known, *told, eps, *within, silu, triton.next_power_of_2(parts), *tile)
     return out
 
 
@@ -214,11 +212,13 @@ class Layout:
     Args:
         lanes: of one program, a power of two.
         taken: of these, the channels of as many whole groups as fit.
+        groups: that these are, and none, up to a power of two.
         blocks: programs for all channels.
     """
 
     lanes: int
     taken: int
+    groups: int
     blocks: int
 
 
@@ -226,29 +226,29 @@ def layout_of(channels: int, groups: int) -> Layout:
     """As many whole groups as fit into a stretch of lanes.
 
     >>> layout_of(320, 32)
-    Layout(lanes=128, taken=120, blocks=3)
+    Layout(lanes=128, taken=120, groups=16, blocks=3)
     """
     group = channels // groups
     lanes = max(_LANES, triton.next_power_of_2(group))
     taken = lanes // group * group
-    return Layout(lanes, taken, triton.cdiv(channels, taken))
+    return Layout(lanes, taken, triton.next_power_of_2(taken // group), triton.cdiv(channels, taken))
 
 
 def specimens() -> Iterator[Specimen]:
-    """Both passes in each dtype, in Stable Diffusion's narrowest and widest blocks."""
+    """Both passes in each dtype, in the narrowest and widest blocks, by few and by many rows."""
     for name in DTYPES.values():
-        for channels in (320, 2560):
+        for channels, rows in ((320, 64), (2560, 16)):
             layout = layout_of(channels, 32)
             numbers = dict.fromkeys(("pixels", "parts", "part_pixels", "bucket"), "i32")
-            moments = {"channels": channels, "taken": layout.taken, "LANES": layout.lanes, "ROWS": 32}
+            moments = {"channels": channels, "group": channels // 32, "taken": layout.taken}
+            moments |= {"GROUPS": layout.groups, "LANES": layout.lanes, "ROWS": rows}
             kept = {"means": "*fp32", "squares": "*fp32"}
             told = {"x": f"*{name}", **kept, **numbers, **dict.fromkeys(moments, "constexpr")}
             yield Specimen(f"group_norm moments {name} {channels}", _moments.fn, told, moments)
             for silu in (False, True):
-                constants = {**moments, "group": channels // 32, "SILU": silu, "PARTS": _PARTS}
+                constants = {**moments, "SILU": silu, "PARTS": _PARTS}
                 tensors = dict.fromkeys(("x", "weight", "bias", "out"), f"*{name}")
-                more = {**numbers, "tiles": "i32", "tile_pixels": "i32", "eps": "fp32"}
-                told = {**tensors, **kept, **more, **dict.fromkeys(constants, "constexpr")}
+                told = {**tensors, **kept, **numbers, "eps": "fp32", **dict.fromkeys(constants, "constexpr")}
                 called = f"group_norm {name} {channels}{' silu' if silu else ''}"
                 yield Specimen(called, _normalised.fn, told, constants)
 

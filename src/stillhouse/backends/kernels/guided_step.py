@@ -27,7 +27,7 @@ WEIGHTS = ("scale", "of_z", "of_output", "reach", "kept", "gained")
 """The columns of what each picture is told."""
 
 
-@triton.autotune(configs=configs(BLOCK=(512, 1024, 2048)), key=["bucket", "PAST"])
+@triton.autotune(configs=configs(BLOCK=(256, 1024, 2048)), key=["bucket", "PAST"])
 @triton.jit
 def _guided_step(
     z,
@@ -45,19 +45,26 @@ def _guided_step(
     picture = tl.program_id(1).to(tl.int64)
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
+    # First what hangs on nothing, so that it comes while the rows are looked up.
+    told = weights + 6 * picture
+    here = tl.load(z + picture * size + at, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.load(told)
+    of_z = tl.load(told + 1)
+    of_output = tl.load(told + 2)
+    reach = tl.load(told + 3)
+    kept = tl.load(told + 4)
+    gained = tl.load(told + 5)
     without = tl.load(rows + 2 * picture).to(tl.int64)
     prompted = tl.load(rows + 2 * picture + 1).to(tl.int64)
-    told = weights + 6 * picture
     u = tl.load(output + without * size + at, mask=inside, other=0.0).to(tl.float32)
     c = tl.load(output + prompted * size + at, mask=inside, other=0.0).to(tl.float32)
-    here = tl.load(z + picture * size + at, mask=inside, other=0.0).to(tl.float32)
-    guided = u + tl.load(told) * (c - u)
-    seen = tl.load(told + 1) * here + tl.load(told + 2) * guided
+    guided = u + scale * (c - u)
+    seen = of_z * here + of_output * guided
     aim = seen
     if PAST:
-        aim += tl.load(told + 3) * (seen - tl.load(past + picture * size + at, mask=inside, other=0.0).to(tl.float32))
+        aim += reach * (seen - tl.load(past + picture * size + at, mask=inside, other=0.0).to(tl.float32))
     tl.store(clean + picture * size + at, seen, mask=inside)
-    tl.store(moved + picture * size + at, tl.load(told + 4) * here + tl.load(told + 5) * aim, mask=inside)
+    tl.store(moved + picture * size + at, kept * here + gained * aim, mask=inside)
 
 
 @torch.library.custom_op("stillhouse::guided_step", mutates_args=())

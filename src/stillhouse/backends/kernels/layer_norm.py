@@ -8,7 +8,8 @@ the norm.
 Bytes that must move: x read once and the norm written once; with a residual, that read and the sum written as well.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 import triton
@@ -18,8 +19,22 @@ from torch import Tensor
 from stillhouse.backends.kernels.launch import DTYPES, Specimen, bucket, configs, launches
 from stillhouse.errors import InvalidRequest
 
+_FEWEST, _MOST = 1024, 4096
+"""Elements of a program."""
 
-@triton.autotune(configs=configs(ROWS=(1, 2, 4)), key=["columns", "bucket", "RESIDUAL"])
+
+def _fitting_rows(every: Sequence[Any], told: Mapping[str, Any], **constants: Any) -> Sequence[Any]:
+    """Of the configurations those by which a program has enough elements, and not too many to hold."""
+    wide = {**told, **constants}["COLUMNS"]
+    fit = [one for one in every if _FEWEST <= one.kwargs["ROWS"] * wide <= _MOST]
+    return fit or [every[0] if wide > _MOST else every[-1]]
+
+
+@triton.autotune(
+    configs=configs(ROWS=(1, 2, 4, 8)),
+    key=["columns", "bucket", "RESIDUAL"],
+    prune_configs_by={"early_config_prune": _fitting_rows},
+)
 @triton.jit
 def _layer_norm(
     x,
