@@ -234,6 +234,7 @@ _TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "serving_overhead": serving.overhead,
     "gpu_kernels": gpu.kernels,
     "gpu_ladder": gpu.ladder,
+    "gpu_pictures": gpu.pictures,
     "gpu_components": gpu.components,
     "gpu_batching": gpu.batching,
 }

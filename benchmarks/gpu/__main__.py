@@ -2,16 +2,18 @@
 
 import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from statistics import quantiles
 from time import monotonic
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 from benchmarks.gpu import kernels, ladder, pictures
-from benchmarks.gpu.compile import PLANS, compile_all, rungs_of
+from benchmarks.gpu.compile import CACHE, PLANS, compile_all, rungs_of
 from benchmarks.gpu.timing import facts
 from benchmarks.record import record
 from stillhouse.serve.engine.cost import Cost, Curve
@@ -20,12 +22,16 @@ from stillhouse.serve.engine.policy import POLICIES
 from stillhouse.serve.engine.simulate import Served, simulate
 from stillhouse.serve.engine.trace import Kind, poisson
 
-_SHARES = {"kernels": 0.2, "sd15": 0.4, "curve": 0.05, "sdxl": 0.25, "pictures": 0.05, "fp8": 0.05}
+_SHARES = {"kernels": 0.2, "sd15": 0.4, "curve": 0.05, "sdxl": 0.2, "pictures": 0.1, "fp8": 0.05}
 _CURVE = (1, 2, 4, 8, 16)
+_BUILD = Path("build") / "inductor"
+
+Part: TypeAlias = Callable[[str, bool, Callable[[], bool]], Iterator[dict[str, Any]]]
+"""Of the benchmark, on a device, small or not, while there is time: pieces of the document, lists to be joined."""
 
 
 def main() -> None:
-    """Measure part by part, and write down what there is after each."""
+    """Measure part by part, and write down what there is after each row."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--seconds", type=float, default=300.0, help="for measuring; default: 300")
@@ -35,6 +41,7 @@ def main() -> None:
     parser.add_argument("--results", default="gpu", help="name of the file in benchmarks/results; default: gpu")
     arguments = parser.parse_args()
     device, is_small = arguments.device, arguments.device == "cpu"
+    os.environ.setdefault(CACHE, str(_BUILD.absolute()))
     if not is_small and arguments.compile:
         compile_all(arguments.compile)
     if arguments.only_compile:
@@ -42,14 +49,17 @@ def main() -> None:
     began = monotonic()
     document: dict[str, Any] = {"gpu": facts(device)}
     parts = arguments.part or list(_SHARES)
-    until = 0.0
-    for part in parts:
-        until += arguments.seconds * _SHARES[part] / sum(_SHARES[one] for one in parts)
-        end = began + until
-        document |= _WORK[part](device, is_small, partial(_is_before, end))
-        document["seconds"] = monotonic() - began
-        if not is_small:
-            record(arguments.results, document)
+    for number, part in enumerate(parts):
+        now, left = monotonic(), began + arguments.seconds - monotonic()
+        end = now + left * _SHARES[part] / sum(_SHARES[one] for one in parts[number:])
+        try:
+            for piece in _WORK[part](device, is_small, partial(_is_before, end)):
+                _join(document, piece)
+                document["seconds"] = monotonic() - began
+                if not is_small:
+                    record(arguments.results, document)
+        except Exception as error:  # the other parts are measured all the same
+            document.setdefault("failed", {})[part] = f"{type(error).__name__}: {error}".splitlines()[0]
     if is_small:
         print(json.dumps(document))
 
@@ -58,43 +68,50 @@ def _is_before(end: float) -> bool:
     return monotonic() < end
 
 
-def _pictures(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> dict[str, Any]:
-    return {"pictures": list(pictures.rows(device))}
+def _join(document: dict[str, Any], piece: Mapping[str, Any]) -> None:
+    for name, value in piece.items():
+        document[name] = [*document.get(name, ()), *value] if isinstance(value, list) else value
 
 
-def _kernels(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> dict[str, Any]:
-    dtypes = (torch.float32,) if is_small else (torch.float16, torch.bfloat16)
-    return {"kernels": [row for dtype in dtypes for row in kernels.rows(device, dtype, is_small, is_in_time)]}
+def _kernels(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> Iterator[dict[str, Any]]:
+    for dtype in (torch.float32,) if is_small else (torch.float16, torch.bfloat16):
+        for row in kernels.rows(device, dtype, is_small, is_in_time):
+            yield {"kernels": [row]}
 
 
-def _sd15(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> dict[str, Any]:
+def _sd15(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> Iterator[dict[str, Any]]:
     model, steps = ("small", 2) if is_small else ("SD 1.5", ladder.STEPS)
-    plans = ((torch.float32, 1),) if is_small else PLANS
-    found = [
-        row
-        for plan in plans
-        for row in ladder.rows(model, device, *plan, is_in_time, steps, ladder.RUNGS if is_small else rungs_of(plan))
-    ]
-    return {"sd15": found, "components": list(ladder.components(model, device, plans[0][0]))}
+    for plan in ((torch.float32, 1),) if is_small else PLANS:
+        rungs = ladder.RUNGS if is_small else rungs_of(plan)
+        for row in ladder.rows(model, device, *plan, is_in_time, steps, rungs):
+            yield {"sd15": [row]}
+    yield {"components": list(ladder.components(model, device, torch.float32 if is_small else torch.float16))}
 
 
-def _sdxl(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> dict[str, Any]:
-    if is_small:
-        return {"sdxl": []}
-    return {"sdxl": list(ladder.rows("SDXL", device, torch.float16, 1, is_in_time))}
+def _sdxl(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> Iterator[dict[str, Any]]:
+    if not is_small:
+        for row in ladder.rows("SDXL", device, torch.float16, 1, is_in_time, rungs=ladder.LARGE):
+            yield {"sdxl": [row]}
 
 
-def _fp8(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> dict[str, Any]:
-    if is_small:
-        return {"fp8": []}
-    return {"fp8": list(ladder.rows("SD 1.5", device, torch.float16, 1, is_in_time, rungs=(ladder.FP8,)))}
+def _fp8(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> Iterator[dict[str, Any]]:
+    if not is_small:
+        for row in ladder.rows("SD 1.5", device, torch.bfloat16, 1, is_in_time, rungs=(ladder.FP8,)):
+            yield {"fp8": [row]}
 
 
-def _curve(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> dict[str, Any]:
+def _pictures(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> Iterator[dict[str, Any]]:
+    for row in pictures.rows(device):
+        yield {"pictures": [row]}
+        if not is_in_time():
+            return
+
+
+def _curve(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> Iterator[dict[str, Any]]:
     """The batch curve, and what it is worth to a server: the same requests, batched by the step and by the request."""
     model, dtype = ("small", torch.float32) if is_small else ("SD 1.5", torch.float16)
-    taken = ladder.curve(model, device, dtype, _CURVE[:2] if is_small else _CURVE)
-    return {"curve": taken, "batching": _batching({int(rows): seconds for rows, seconds in taken.items()})}
+    taken = ladder.curve(model, device, dtype, _CURVE[:2] if is_small else _CURVE, is_in_time)
+    yield {"curve": taken, "batching": _batching({int(rows): seconds for rows, seconds in taken.items()})}
 
 
 class _ByRequest:
@@ -127,12 +144,12 @@ def _told(served: Sequence[Served]) -> dict[str, float]:
     return told
 
 
-_WORK: Mapping[str, Callable[[str, bool, Callable[[], bool]], dict[str, Any]]] = {
-    "pictures": _pictures,
+_WORK: Mapping[str, Part] = {
     "kernels": _kernels,
     "sd15": _sd15,
-    "sdxl": _sdxl,
     "curve": _curve,
+    "sdxl": _sdxl,
+    "pictures": _pictures,
     "fp8": _fp8,
 }
 

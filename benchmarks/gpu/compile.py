@@ -1,11 +1,14 @@
 """Compile everything first, each part in a process of its own: it takes a processor minutes, and a GPU waits.
 
-`python -m benchmarks.gpu.compile ladder "SD 1.5" float16 1 8` compiles one part, as this file calls itself.
+`python -m benchmarks.gpu.compile ladder "SD 1.5" float16 1 SDPA` compiles one part, as this file calls itself.
 """
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from time import monotonic
 
 import torch
 
@@ -13,20 +16,28 @@ from benchmarks.gpu import kernels, ladder
 
 PLANS = ((torch.float16, 1), (torch.float16, 4), (torch.bfloat16, 1))
 """Dtypes and numbers of pictures of the ladder; the first takes every rung."""
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
+_THREADS = {"TORCHINDUCTOR_COMPILE_THREADS": "4"}
+_TUNED = "*.best_config"
+"""Choices that torch's compiler has made while others used the GPU."""
 
 
 def compile_all(seconds: float) -> None:
     """All parts side by side, for so long at most."""
-    started = [subprocess.Popen([sys.executable, "-m", __name__, *part]) for part in _parts()]
-    try:
-        for process in started:
-            process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        print("compiling takes longer than planned; what is missing is compiled when its turn comes")
-    finally:
-        for process in started:
+    end = monotonic() + seconds
+    environment = {**os.environ, **_THREADS}
+    parts = list(_parts())
+    started = [subprocess.Popen([sys.executable, "-m", __name__, *part], env=environment) for part in parts]
+    for process, part in zip(started, parts, strict=True):
+        try:
+            code = process.wait(max(0.1, end - monotonic()))
+        except subprocess.TimeoutExpired:
             process.kill()
-            process.wait()
+            code = process.wait()
+        if code:
+            print(f"not compiled beforehand: {' '.join(part)} (exit code {code})")
+    for chosen in Path(os.environ[CACHE]).rglob(_TUNED):
+        chosen.unlink()
 
 
 def rungs_of(plan: tuple[torch.dtype, int]) -> Sequence[ladder.Rung]:
@@ -40,10 +51,12 @@ def _parts() -> Iterator[list[str]]:
     for dtype in ("float16", "bfloat16"):
         yield ["kernels", dtype]
     for plan in PLANS:
-        for number, rung in enumerate(ladder.RUNGS):
-            if rung.compiled and rung in rungs_of(plan):
-                yield ["ladder", "SD 1.5", _told(plan[0]), str(plan[1]), str(number)]
-    yield ["ladder", "SDXL", "float16", "1", str(len(ladder.RUNGS) - 1)]
+        for rung in rungs_of(plan):
+            if rung.compiled or rung.graphs:
+                yield ["ladder", "SD 1.5", _told(plan[0]), str(plan[1]), rung.name]
+    for rung in ladder.LARGE:
+        if rung.compiled or rung.graphs:
+            yield ["ladder", "SDXL", "float16", "1", rung.name]
 
 
 def _told(dtype: torch.dtype) -> str:
@@ -56,8 +69,9 @@ def main() -> None:
     if kind == "kernels":
         kernels.compiled("cuda", getattr(torch, told[0]))
     else:
-        model, dtype, images, number = told
-        ladder.compiled(model, "cuda", getattr(torch, dtype), int(images), ladder.RUNGS[int(number)])
+        model, dtype, images, name = told
+        (rung,) = (one for one in ladder.RUNGS if one.name == name)
+        ladder.compiled(model, "cuda", getattr(torch, dtype), int(images), rung)
 
 
 if __name__ == "__main__":

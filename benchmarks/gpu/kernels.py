@@ -34,7 +34,7 @@ class Work:
 
 
 def rows(device: str, dtype: torch.dtype, is_small: bool, is_in_time: Callable[[], bool]) -> Iterator[dict[str, Any]]:
-    """A row for each kernel and shape, as long as there is time.
+    """A row for each kernel and shape, as long as there is time; what fails is a row with its reason.
 
     Args:
         device: cuda, or cpu to see that it runs.
@@ -45,27 +45,27 @@ def rows(device: str, dtype: torch.dtype, is_small: bool, is_in_time: Callable[[
     for work in _works(device, dtype, is_small):
         if not is_in_time():
             return
-        torch._dynamo.reset()
-        ways: Mapping[str, Callable[..., Any]] = {
-            "fused": work.fused,
-            "eager": work.plain,
-            "compiled": torch.compile(work.plain, dynamic=False) if device != "cpu" else work.plain,
-        }
-        copy = copied(work.moved, device)
-        several = [work.inputs, *(_like(work.inputs) for _ in range(turns(work.moved, device) - 1))]
-        shares = {}
-        for name, way in ways.items():
-            seconds = short([partial(way, *inputs) for inputs in several], device)
-            shares[name] = {"microseconds": 1e6 * seconds, "share": work.moved / seconds / copy}
-        yield {
-            "kernel": work.name,
-            "where": work.where,
-            "dtype": str(dtype).removeprefix("torch."),
-            "bytes": work.moved,
-            "copy_bytes_per_second": copy,
-            "error": _apart(work),
-            **shares,
-        }
+        told = {"kernel": work.name, "where": work.where, "dtype": str(dtype).removeprefix("torch.")}
+        try:
+            yield {**told, **_measured(work, device)}
+        except Exception as error:
+            yield {**told, "reason": f"{type(error).__name__}: {error}".splitlines()[0]}
+
+
+def _measured(work: Work, device: str) -> dict[str, Any]:
+    torch._dynamo.reset()
+    ways: Mapping[str, Callable[..., Any]] = {
+        "fused": work.fused,
+        "eager": work.plain,
+        "compiled": torch.compile(work.plain, dynamic=False) if device != "cpu" else work.plain,
+    }
+    copy = copied(work.moved, device)
+    several = [work.inputs, *(_like(work.inputs) for _ in range(turns(work.moved, device) - 1))]
+    shares = {}
+    for name, way in ways.items():
+        seconds = short([partial(way, *inputs) for inputs in several], device)
+        shares[name] = {"microseconds": 1e6 * seconds, "share": work.moved / seconds / copy}
+    return {"bytes": work.moved, "copy_bytes_per_second": copy, "error": _apart(work), **shares}
 
 
 def compiled(device: str, dtype: torch.dtype) -> None:

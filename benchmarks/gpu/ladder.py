@@ -1,7 +1,7 @@
 """The ladder: one picture by one way after the other, each a rung faster, and where its time goes."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import torch
 from diffusers.models import attention_processor as processors
+from diffusers.models.attention import BasicTransformerBlock
 from torch import Tensor
 
 from benchmarks.gpu import networks
@@ -17,10 +18,9 @@ from benchmarks.gpu.timing import long
 from stillhouse.backends.kernels.guided_step import guided_step
 from stillhouse.backends.kernels.swap import swap
 from stillhouse.backends.torch_graphs import Replayed, together
+from stillhouse.backends.torch_quantize import quantize
 
 STEPS = 50
-_LONG = 3.0
-"""Seconds of a walk that is timed once only."""
 Inputs: TypeAlias = tuple[Tensor, Tensor, Tensor, Any]
 """See `networks.inputs`."""
 
@@ -69,9 +69,15 @@ RUNGS = (
         graphs=True,
     ),
 )
-SHORT = tuple(rung for rung in RUNGS if rung.name in ("SDPA", "+ CUDA graphs") or (rung.compiled and rung.graphs))
+_PLAIN, _GRAPHS = RUNGS[2], RUNGS[6]
+_COMPILED, _LAST, _ALL = RUNGS[7:]
+SHORT = (_PLAIN, _GRAPHS, _ALL)
 """Those that are measured for every dtype and number of pictures."""
+LARGE = (_PLAIN, _GRAPHS, _LAST, _ALL)
+"""Those of XL, whose every rung takes as long as five."""
 FP8 = Rung("the same with linear layers in fp8", last=True, fused=True, compiled=True, graphs=True, quantized=True)
+_ORDER = (_PLAIN, _COMPILED, _ALL, _GRAPHS)
+"""What is measured first, should time be short."""
 REGIONAL = ("SDXL",)
 """Models that are compiled block by block: as a whole they take minutes."""
 
@@ -140,8 +146,9 @@ def rows(
     torch.manual_seed(0)
     given = networks.inputs(shape, 2 * images, device, dtype)
     exact = _exact(network, given) if images == 1 else None
-    for rung in rungs:
+    for rung in sorted(rungs, key=lambda one: _ORDER.index(one) if one in _ORDER else len(_ORDER)):
         told = {"model": model, "rung": rung.name, "dtype": str(dtype).removeprefix("torch."), "images": images}
+        told["place"] = RUNGS.index(rung) if rung in RUNGS else len(RUNGS)
         if device == "cpu" and (rung.graphs or rung.compiled):
             continue
         if not is_in_time():
@@ -154,9 +161,9 @@ def rows(
             yield {**told, **row, "spent": monotonic() - began}
         except Exception as error:  # out of memory, or a compiler that gives up: a row all the same
             yield {**told, "reason": f"{type(error).__name__}: {error}".splitlines()[0]}
-        finally:
-            torch._dynamo.reset()
-            if device != "cpu":
+        torch._dynamo.reset()
+        if device != "cpu":
+            with suppress(RuntimeError):  # of a recording that broke
                 torch.cuda.empty_cache()
 
 
@@ -166,7 +173,7 @@ def _exact(network: Any, given: Inputs) -> Tensor:
     told = {name: tensor.float() for name, tensor in (added or {}).items()}
     module = deepcopy(network).float()
     _attend(module, "vanilla")
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         exact: Tensor = _said(module, tuple(told), latents.float(), timesteps, text.float(), *told.values())
     return exact
 
@@ -184,11 +191,10 @@ def _measured(
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
     row: dict[str, Any] = {"steps": steps}
-    with torch.inference_mode(), _arranged(network, rung, regional, given, device) as module:
+    with _arranged(network, rung, regional, given) as module, _without_gradients(rung):
         picture = Picture(module, given, images, rung.fused)
         row["step_seconds"] = long(picture.step, device, runs=10)
-        runs = 3 if row["step_seconds"] * steps < _LONG else 1
-        row["seconds"] = long(lambda: picture.walk(steps), device, runs, warm_up=0)
+        row["seconds"] = long(lambda: picture.walk(steps), device, runs=1, warm_up=0)
         if exact is not None:
             latents, timesteps, text, added = given
             output = together(module(latents, timesteps, text, *(added or {}).values()))[0].float()
@@ -201,26 +207,32 @@ def compiled(model: str, device: str, dtype: torch.dtype, images: int, rung: Run
     shape = networks.SHAPES[model]
     network = networks.unet(shape, device, dtype)
     given = networks.inputs(shape, 2 * images, device, dtype)
-    with torch.inference_mode(), _arranged(network, rung, model in REGIONAL, given, device) as module:
+    with _arranged(network, rung, model in REGIONAL, given) as module, _without_gradients(rung):
         Picture(module, given, images, rung.fused).step()
 
 
+def _without_gradients(rung: Rung) -> Any:
+    """Weights of torchao's are not for inference mode."""
+    return torch.no_grad() if rung.quantized else torch.inference_mode()
+
+
 @contextmanager
-def _arranged(network: Any, rung: Rung, regional: bool, given: Inputs, device: str) -> Iterator[Callable[..., Any]]:
+def _arranged(network: Any, rung: Rung, regional: bool, given: Inputs) -> Iterator[Callable[..., Any]]:
     """The network as a rung runs it; afterwards it is as it was, but for its weights in fp8."""
-    network.to(memory_format=torch.channels_last if rung.last else torch.contiguous_format)
-    _attend(network, rung.attention)
-    if rung.joined:
-        network.fuse_qkv_projections()
-    if rung.quantized:
-        _quantize(network)
-    swapped = swap(network) if rung.fused else None
-    if device != "cpu":
-        torch.backends.cudnn.benchmark = rung.graphs
+    swapped = None
+    torch.backends.cudnn.benchmark = True
     module: Callable[..., Any] = partial(_said, network, tuple((given[3] or {}).keys()))
     try:
+        network.to(memory_format=torch.channels_last if rung.last else torch.contiguous_format)
+        _attend(network, rung.attention)
+        if rung.joined:
+            network.fuse_qkv_projections()
+        if rung.quantized:
+            quantize(network, "fp8", "cuda")
+        swapped = swap(network) if rung.fused else None
         if rung.compiled and regional:
-            network.compile_repeated_blocks(fullgraph=True)
+            for block in _blocks(network):
+                block.compile(fullgraph=True, dynamic=False)
         elif rung.compiled:
             module = torch.compile(module, dynamic=False)
         yield Replayed(module) if rung.graphs else module
@@ -228,17 +240,22 @@ def _arranged(network: Any, rung: Rung, regional: bool, given: Inputs, device: s
         if swapped:
             swapped.undo()
         if rung.joined:
-            network.unfuse_qkv_projections()
+            _unjoin(network)
+        for block in _blocks(network):
+            block._compiled_call_impl = None
 
 
-def _quantize(network: Any) -> None:
-    """Weights and inputs of linear layers in fp8, scaled by the row."""
-    from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_
+def _blocks(network: Any) -> list[Any]:
+    return [block for block in network.modules() if isinstance(block, BasicTransformerBlock)]
 
-    def fits(module: Any, name: str) -> bool:
-        return isinstance(module, torch.nn.Linear) and not (module.in_features % 16 or module.out_features % 16)
 
-    quantize_(network, Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()), filter_fn=fits)
+def _unjoin(network: Any) -> None:
+    network.unfuse_qkv_projections()
+    for block in network.modules():
+        for name in ("to_qkv", "to_kv"):
+            if hasattr(block, name):
+                delattr(block, name)
+                block.fused_projections = False
 
 
 def _said(
@@ -261,6 +278,7 @@ def _attend(network: Any, attention: str) -> None:
 
 def components(model: str, device: str, dtype: torch.dtype) -> Iterator[dict[str, Any]]:
     """What text encoder and decoder take for one picture, plain and with kernels and graphs."""
+    torch.backends.cudnn.benchmark = True
     shape = networks.SHAPES[model]
     ids = torch.zeros(2, networks.TOKENS, dtype=torch.int64, device=device)
     latents = torch.randn(1, 4, shape.side, shape.side, device=device, dtype=dtype)
@@ -281,13 +299,18 @@ def components(model: str, device: str, dtype: torch.dtype) -> Iterator[dict[str
         yield row
 
 
-def curve(model: str, device: str, dtype: torch.dtype, rows: tuple[int, ...]) -> dict[str, float]:
-    """Seconds of one evaluation by its rows, with kernels and graphs where there is a GPU."""
+def curve(
+    model: str, device: str, dtype: torch.dtype, rows: tuple[int, ...], is_in_time: Callable[[], bool]
+) -> dict[str, float]:
+    """Seconds of one evaluation by its rows, with kernels and graphs where there is a GPU, as far as there is time."""
+    torch.backends.cudnn.benchmark = True
     shape = networks.SHAPES[model]
     network = networks.unet(shape, device, dtype).to(memory_format=torch.channels_last)
     swap(network)
-    taken = {}
+    taken: dict[str, float] = {}
     for count in rows:
+        if taken and not is_in_time():
+            break
         latents, timesteps, text, added = networks.inputs(shape, count, device, dtype)
         module: Callable[..., Any] = partial(_said, network, tuple((added or {}).keys()))
         if device != "cpu":

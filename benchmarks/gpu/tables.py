@@ -8,17 +8,14 @@ from benchmarks.grid import grid
 
 def kernels(results: Mapping[str, Any]) -> str:
     """Shares of a copy's bandwidth."""
-    rows = [
-        [
-            row["kernel"],
-            row["where"],
-            row["dtype"],
-            f"{row['fused']['microseconds']:.1f}",
-            *(f"{100 * row[way]['share']:.0f} %" for way in ("fused", "eager", "compiled")),
-            f"{row['error']:.0e}",
-        ]
-        for row in results["kernels"]
-    ]
+    rows = []
+    for row in results["kernels"]:
+        told = [row["kernel"], row["where"], row["dtype"]]
+        if "reason" in row:
+            rows.append([*told, row["reason"], "", "", "", ""])
+            continue
+        shares = (f"{100 * row[way]['share']:.0f} %" for way in ("fused", "eager", "compiled"))
+        rows.append([*told, f"{row['fused']['microseconds']:.1f}", *shares, f"{row['error']:.0e}"])
     head = ["kernel", "shape", "dtype", "microseconds", "of a copy", "eager", "torch.compile", "error"]
     return f"{grid(head, rows)}\n{_gpu(results)}"
 
@@ -26,18 +23,34 @@ def kernels(results: Mapping[str, Any]) -> str:
 def ladder(results: Mapping[str, Any]) -> str:
     """Pictures by every rung, and how many times as fast as SDPA."""
     rows = []
-    for part in ("sd15", "sdxl"):
-        plain = {(row["dtype"], row["images"]): row.get("seconds") for row in results[part] if row["rung"] == "SDPA"}
-        for row in results[part]:
-            told = [row["model"], row["dtype"], str(row["images"]), row["rung"]]
-            if "reason" in row:
-                rows.append([*told, row["reason"], "", "", ""])
-                continue
-            beside = plain.get((row["dtype"], row["images"]))
-            ratio = f"{beside / row['seconds']:.2f}x" if beside else ""
-            step, memory = f"{1000 * row['step_seconds']:.1f} ms", f"{row['gpu_bytes'] / 2**30:.1f} GiB"
-            rows.append([*told, f"{row['seconds']:.2f}", ratio, step, memory])
+    ladders = [*results.get("sd15", ()), *results.get("sdxl", ()), *results.get("fp8", ())]
+    plain = {_kind(row): row.get("seconds") for row in ladders if row["rung"] == "SDPA"}
+    for row in sorted(ladders, key=lambda row: (*_kind(row), row["place"])):
+        told = [row["model"], row["dtype"], str(row["images"]), row["rung"]]
+        if "reason" in row:
+            rows.append([*told, row["reason"], "", "", "", ""])
+            continue
+        beside = plain.get(_kind(row))
+        ratio = f"{beside / row['seconds']:.2f}x" if beside else ""
+        step, memory = f"{1000 * row['step_seconds']:.1f} ms", f"{row['gpu_bytes'] / 2**30:.1f} GiB"
+        fidelity = f"{row['sqnr']:.0f} dB" if "sqnr" in row else ""
+        rows.append([*told, f"{row['seconds']:.2f}", ratio, step, memory, fidelity])
     head = ["model", "dtype", "pictures", "way", "seconds, 50 guided steps", "against SDPA", "a step", "GPU memory"]
+    head.append("SQNR against float32")
+    return f"{grid(head, rows)}\n{_gpu(results)}"
+
+
+def _kind(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return row["model"], row["dtype"], row["images"]
+
+
+def pictures(results: Mapping[str, Any]) -> str:
+    """Pictures of the embedded model, beside onnxruntime's in float32."""
+    rows = [
+        [row["way"], *([row["reason"], ""] if "reason" in row else [f"{row['psnr']:.1f} dB", f"{row['seconds']:.2f}"])]
+        for row in results["pictures"]
+    ]
+    head = ["way", "worst picture, PSNR", "seconds, 35 guided steps"]
     return f"{grid(head, rows)}\n{_gpu(results)}"
 
 

@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
+from stillhouse.backends.kernels.cast import cast
+
 _WARM_UP, _RUNS, _REPLAYS = 3, 5, 15
-_BEYOND, _MOST = 256 * 2**20, 64
+_BEYOND, _MOST = 256 * 2**20, 512
 """Bytes that no cache holds, and how often something is recorded at most to move as many."""
 _LARGE = 2**31
 """Bytes of a copy that shows what memory can do."""
@@ -36,8 +38,8 @@ def short(works: Sequence[Callable[[], Any]], device: str) -> float:
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for work in works:
-            work()
+        # Kept, or all would write to the same place, which then never leaves the cache.
+        kept = [work() for work in works]
     taken: list[float] = []
     for turn in range(_WARM_UP + _REPLAYS):
         begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
@@ -47,6 +49,7 @@ def short(works: Sequence[Callable[[], Any]], device: str) -> float:
         ended.synchronize()
         if turn >= _WARM_UP:
             taken.append(begun.elapsed_time(ended) / 1000)
+    del kept
     return median(taken) / len(works)
 
 
@@ -76,12 +79,16 @@ def settled(device: str) -> None:
 
 
 def copied(count: int, device: str) -> float:
-    """Bytes a second, read and written, of a copy that moves so many in all."""
-    pairs = [torch.empty(2, max(1, count // 2), dtype=torch.uint8, device=device) for _ in range(turns(count, device))]
-    for pair in pairs:
-        pair.random_()
-    works = [partial(torch.Tensor.copy_, pair[1], pair[0]) for pair in pairs]
-    return pairs[0].numel() / short(works, device)
+    """Bytes a second, read and written, of a copy that moves so many in all: by the driver, or by a kernel that does
+    nothing else, whichever is faster."""
+    size = max(1, count // 4)
+    sources = [torch.randn(size, device=device).half() for _ in range(turns(count, device))]
+    targets = [torch.empty_like(source) for source in sources]
+    ways = (
+        [partial(torch.Tensor.copy_, target, source) for target, source in zip(targets, sources, strict=True)],
+        [partial(cast, source, torch.float16) for source in sources],
+    )
+    return 4 * size / min(short(works, device) for works in ways)
 
 
 def facts(device: str) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def serving(results: Mapping[str, Any]) -> str:
     turns = f"{settings['parts']} times {settings['seconds']:g} s of requests in turns, the same for every server"
     alone = f"Before each trace it was measured what a picture takes alone, {seconds}, which gives load and promise"
     told = f"{each}; {turns}. {alone}: in time is what was answered within {settings['slo']:g} times that."
-    refused = "Stillhouse takes everything here, as the others do, except where it says that it refuses."
+    refused = "Stillhouse takes everything here, as the others do; as it comes, it refuses what would be late."
     verdicts = "\n".join(f"- {line}" for line in _verdicts(results))
     return f"{grid(_HEAD, _rows(results))}\n{told} {refused}\n\n{verdicts}\n"
 
@@ -57,8 +57,14 @@ def overhead(results: Mapping[str, Any]) -> str:
     read = results["validation"]
     ratio = "{value:.1f}x ({low:.1f} to {high:.1f})".format(**read["ratio"])
     times = f"{read['msgspec']:.1f} us by msgspec, in {read['pydantic']:.1f} us by pydantic, {ratio}"
+    bar = 1000 * results["bar"]
+    verdicts = "; ".join(
+        f"{row['steps']} steps: {_word(row['difference']['value'] <= results['bar'])}"
+        for row in results["served"].values()
+    )
     tables = (
-        grid(("one picture of 64x64", "offline, median", "served, median", "more"), served),
+        f"{grid(('one picture of 64x64', 'offline, median', 'served, median', 'more'), served)}"
+        f"\nBar: at most {bar:g} ms more. {verdicts}.\n",
         grid(("health, asked while eight pictures of 35 steps are drawn", "median", "99 %", "longest"), health),
         grid(("one PNG", "takes", "the loop stands still, encoded on it", "in a thread"), encoded),
     )

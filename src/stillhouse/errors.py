@@ -83,7 +83,7 @@ class Refused(StillhouseError):
 
     Args:
         given: why.
-        reason: queue, deadline, rate, quota, starting, draining or jobs: one word for metrics.
+        reason: queue, deadline, rate, quota, starting, draining, jobs or storage: one word for metrics.
         retry_after: seconds after which it would be taken if nobody else came.
         fix: what the user can do now.
     """

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from stillhouse.accelerate import plan as module
 from stillhouse.accelerate.candidate import Candidate
 from stillhouse.accelerate.plan import BASELINE, Surroundings, outrun, plan, recipes
 from stillhouse.accelerate.trial import Trial
@@ -121,6 +122,7 @@ def test_without_a_gpu_everything_for_one_has_a_row_with_the_reason() -> None:
     assert list(on_gpu(AROUND, "text_encoder")) == ["torch f32, f16, attention sdpa, device cuda, graphs cuda"]
 
 
+@pytest.mark.usefixtures("every_package")
 def test_with_a_gpu_what_its_builds_can_do_is_tried_and_before_the_processor() -> None:
     backends = {
         **AROUND.backends,
@@ -134,6 +136,21 @@ def test_with_a_gpu_what_its_builds_can_do_is_tried_and_before_the_processor() -
     assert names[1] == "torch f32, f16, attention sdpa, device cuda, graphs cuda"
     assert [name for name in names[1:] if "cuda" in name or "provider" in name] == names[1 : 1 + len(on_gpu(around))]
     assert set(on_gpu(around).values()) == {""}
+
+
+@pytest.fixture
+def every_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "find_spec", lambda name: object())
+
+
+@pytest.mark.usefixtures("every_package")
+def test_fp8_is_left_out_where_the_chip_has_none() -> None:
+    backends = {**AROUND.backends, "torch": replace(status("torch", "f32"), devices=("cpu", "cuda:0"))}
+    old = replace(AROUND, backends=backends, machine=replace(AROUND.machine, gpus=(replace(GPU, capability="8.0"),)))
+    reasons = {name: reason for name, reason in on_gpu(old).items() if "quantize" in name}
+    assert [reason for name, reason in reasons.items() if "quantize int8" in name] == [""]
+    (reason,) = (reason for name, reason in reasons.items() if "quantize fp8" in name)
+    assert reason == "NVIDIA H200 has no fp8: compute capability 8.0"
 
 
 def test_builds_that_know_no_gpu_are_told_apart_from_machines_that_have_none() -> None:

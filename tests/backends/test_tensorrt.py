@@ -16,7 +16,7 @@ from stillhouse.backends.quantize import static
 from stillhouse.backends.signature import read_signature
 from stillhouse.backends.tensorrt import build_engine
 from stillhouse.errors import BackendFailed, InvalidRequest, RuntimeMissing, UnsupportedPrecision
-from stillhouse.gpu import gpus
+from stillhouse.gpu import Gpu, gpus
 from tests.backends.networks import network, node, unet, write
 
 RTX = "tensorrt-rtx"
@@ -97,6 +97,7 @@ def test_settings_that_are_not_known_are_refused(tmp_path: Path) -> None:
         ({"row": "1-8"}, "did you mean 'rows'"),
         ({"rows": "8-1"}, "rows is '8-1'; allowed: the least and the most: 1-8"),
         ({"graphs": "yes"}, "no graphs 'yes'"),
+        ({"device": "cpu"}, "device is 'cpu'; allowed: cuda, cuda:1"),
     ):
         with pytest.raises(InvalidRequest, match=told):
             open_runner(graph, RTX, RunnerOptions("auto", settings=settings))
@@ -112,6 +113,12 @@ def test_without_a_gpu_nothing_is_opened_and_the_reason_is_told() -> None:
         open_runner(SHAPES_UNET, RTX, RunnerOptions("auto", shapes=USUAL))
     found = tensorrt.status(RTX)
     assert found.version and found.reason and found.reason.startswith("there is no GPU: ") and not found.devices
+
+
+def test_a_gpu_that_is_not_there_is_told_with_those_that_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt, "gpus", lambda: (Gpu("One", 1 << 30, "8.9"),))
+    with pytest.raises(InvalidRequest, match=r"there is no GPU cuda:1 among cuda:0 \(One\)"):
+        open_runner(SHAPES_UNET, RTX, RunnerOptions("auto", shapes=USUAL, settings={"device": "cuda:1"}))
 
 
 def test_tensorrt_itself_is_a_row_with_the_line_that_installs_it() -> None:

@@ -137,6 +137,8 @@ def test_comes_to_what_the_graph_says(exported: Exported, kind: str) -> None:
         ("text", {"attention": "vanilla"}),
         *((kind, {"memory_format": "channels_last"}) for kind in ("xl", "vae/encoder.onnx", "vae/decoder.onnx")),
         ("sd1", {"attention": "sliced", "memory_format": "channels_last"}),
+        *((kind, {"qkv": "joined"}) for kind in UNETS),
+        ("xl", {"qkv": "joined", "kernels": "fused", "memory_format": "channels_last"}),
         *((kind, {"kernels": "fused", "memory_format": "channels_last"}) for kind in ("sd1", "xl", "vae/decoder.onnx")),
     ],
 )  # fmt: skip
@@ -319,6 +321,8 @@ def test_threads_wait_asleep(exported: Exported) -> None:
         ({"graphs": "cuda"}, "graphs is 'cuda' with device cpu; allowed: none there"),
         ({"offload": "cpu"}, "offload is 'cpu' with device cpu"),
         ({"device": "cuda", "graphs": "cuda", "offload": "cpu"}, "whose weights come and go"),
+        ({"device": "cuda", "quantize": "int8", "offload": "cpu"}, "eight bits that come and go"),
+        ({"qkv": "joined", "attention": "vanilla"}, "qkv is 'joined' with attention vanilla; allowed: sdpa"),
     ],
 )
 def test_settings_that_are_not_known_are_refused(exported: Exported, settings: dict[str, str], told: str) -> None:
@@ -336,6 +340,40 @@ def test_settings_that_would_change_nothing_are_refused(exported: Exported) -> N
     for how in ("vanilla", "sliced"):
         with pytest.raises(InvalidRequest, match=f"attention is '{how}' in a network that has none"):
             opened(plain, attention=how)
+
+
+def test_transformers_in_eight_bits_are_close_and_counted(exported: Exported) -> None:
+    """Eight bits of weights and of inputs, each with its own scale: a product keeps some 40 dB, forty of them 25.
+
+    torchao is in the extra `gpu` only: where it is installed, diffusers remarks on it whenever it is imported.
+    """
+    pytest.importorskip("torchao")
+    runner, feeds = opened(exported("sd1"), quantize="int8"), feeds_of("sd1")
+    assert runner.precision == "mixed" and runner.census["int8"] >= 10
+    want = opened(exported("sd1"))(feeds)
+    for name, array in runner(feeds).items():
+        assert 20 < sqnr(array, want[name]) < 60
+
+
+def test_no_row_in_eight_bits_knows_its_neighbours(exported: Exported) -> None:
+    """Were there one scale over a batch, a loud neighbour would cost a quiet row its last bits."""
+    pytest.importorskip("torchao")
+    runner, feeds = opened(exported("sd1"), quantize="int8"), feeds_of("sd1", rows=2)
+    loud = {**feeds, "sample": np.stack([feeds["sample"][0], 100 * feeds["sample"][1]])}
+    assert sqnr(runner(loud)["out_sample"][:1], runner(feeds)["out_sample"][:1]) > 90
+
+
+def test_what_cannot_be_put_into_eight_bits_is_refused(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stillhouse.backends.torch.find_spec", lambda name: object())
+    with pytest.raises(InvalidRequest, match="quantize is 'int8' in a network without transformer blocks"):
+        opened(exported("text"), quantize="int8")
+    with pytest.raises(UnsupportedPrecision, match="fp8 with device cpu; allowed: a GPU of compute capability 8.9"):
+        opened(exported("sd1"), quantize="fp8")
+    with pytest.raises(InvalidRequest, match="qkv is 'joined' in a network that is no U-Net"):
+        opened(exported("vae/decoder.onnx"), qkv="joined")
+    monkeypatch.setattr("stillhouse.backends.torch.find_spec", lambda name: None if name == "torchao" else object())
+    with pytest.raises(RuntimeMissing, match="torchao"):
+        opened(exported("sd1"), quantize="int8")
 
 
 def test_a_network_without_parts_that_kernels_know_is_refused(exported: Exported) -> None:

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from PIL import Image
 
 from stillhouse.core import ImageRequest
 from stillhouse.distill.distil import distil
 from stillhouse.distill.folder import Skipped
-from stillhouse.distill.settings import Learning, Settings
+from stillhouse.distill.settings import STRENGTHS, Learning, Settings
 from stillhouse.errors import FitFailed, ImportFailed, InvalidRequest
 from stillhouse.fit.stage import Tick
 from stillhouse.models.importers import ImportOptions, import_model
@@ -296,16 +297,34 @@ def test_a_student_of_walks_draws_and_goes_on_from_there(
             distil(teachers[kind], tmp_path / "four", steered, tmp_path / "more", Heard())
 
 
+@pytest.mark.parametrize("kind", ["sd1", "xl"])
+def test_a_student_of_walks_takes_its_steps_for_edits_too(
+    teachers: dict[str, Path], settings: Settings, tmp_path: Path, kind: str
+) -> None:
+    """Of twelve steps, so that its first levels are such as its teacher, which tells noise, does not know."""
+    walks = replace(settings, method="walks", task="img2img", rounds=(12, 12, 2), items=7)
+    made = distil(teachers[kind], tmp_path / "one", walks, tmp_path / "work", Heard(), every=True)
+    first, last = (read_manifest(place).distilled for place in made.written)
+    assert first is not None and not first.edits and last is not None
+    assert [(edit.strength, len(edit.timesteps)) for edit in last.edits] == [(one, 2) for one in STRENGTHS]
+    pipeline = load(tmp_path / "one")
+    picture = pipeline.generate("a red circle", seed=3).image
+    edited = pipeline.generate("a blue square", seed=3, image=picture, strength=0.5)
+    assert edited.request.steps == 2 and edited.image.shape == picture.shape
+
+
 def test_walks_are_of_teachers_that_walk_any_grid(
     teachers: dict[str, Path], settings: Settings, tmp_path: Path
 ) -> None:
-    walks = replace(settings, method="walks", rounds=(4, 2))
+    walks, empty = replace(settings, method="walks", rounds=(4, 2)), tmp_path / "empty"
+    empty.mkdir()
+    Image.new("RGB", (8, 8)).save(empty / "one.png")
     distil(teachers["sd2"], tmp_path / "student", walks, tmp_path / "work", Heard())
     for source, asked, told in (
         (tmp_path / "student", walks, "which was distilled itself"),
-        (teachers["sd2"], replace(walks, task="img2img"), "teach edits by progressive"),
         (teachers["sd1"], replace(walks, begin=str(tmp_path / "student")), "did not learn from this sd1"),
         (teachers["sd2"], replace(walks, begin=str(teachers["sd2"])), "did not learn from this sd2"),
+        (teachers["sd2"], replace(walks, data=str(empty)), f"no picture with a caption in {empty}"),
     ):
         with pytest.raises(InvalidRequest, match=told):
             distil(source, tmp_path / "none", asked, tmp_path / "work", Heard())

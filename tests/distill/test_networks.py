@@ -1,5 +1,7 @@
 """U-Nets as targets want them: guided as diffusers guides, and copies that begin as their teachers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 from stillhouse.diffusion import Prediction, Schedule, grid, noise_levels
 from stillhouse.distill.networks import Asked, Denoiser, conditioned_on_guidance
 from stillhouse.distill.targets import Levels, walk_of
+from stillhouse.models.pipeline import embed_guidance
 from tests.models.checkpoints import unet
 
 SCHEDULE = Schedule(zero_terminal_snr=True)
@@ -39,6 +42,21 @@ def test_a_copy_that_takes_the_scale_begins_as_its_teacher_bit_for_bit(
     student = Denoiser(conditioned_on_guidance(network).eval(), SCHEDULE, "v_prediction")
     assert student.is_conditioned and not teacher.is_conditioned
     assert torch.equal(student.sees(batch)(z, at), teacher.alone(batch)(z, at))
+
+
+@torch.no_grad()
+def test_a_scale_is_told_as_it_is_where_pictures_are_served(network: torch.nn.Module) -> None:
+    """float32 rounds at 6e-8; two libraries' sines of one angle in float64 differ by far less."""
+    student = conditioned_on_guidance(network).eval()
+    told: list[torch.Tensor] = []
+    student.register_forward_pre_hook(
+        lambda module, values, named: told.append(named["timestep_cond"]), with_kwargs=True
+    )
+    scales = torch.tensor([1.0, 2.37, 7.5])
+    batch = replace(asked(3, 1.0), guidance=scales)
+    Denoiser(student, SCHEDULE, "v_prediction").sees(batch)(torch.randn(3, 4, 8, 8), levels(0, 4, 9))
+    wanted = np.stack([embed_guidance(scale, told[0].shape[1]) for scale in scales.tolist()])
+    np.testing.assert_allclose(told[0].numpy(), wanted, atol=1e-7)
 
 
 @torch.no_grad()

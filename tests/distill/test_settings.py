@@ -44,6 +44,7 @@ def test_where_nothing_is_said_large_networks_and_factors_take_their_own_rates()
         ("[learning]\nupdates = 0\n[x]", r"\$\.x is not known"),
         ("max_hours = 0", "max_hours is 0"),
         ('method = "walks"\nitems = 1', "items is 1"),
+        ('method = "walks"\n[students.edits]\nupdates = 3', "'edits'; allowed: decoder, 18, 9, 3"),
         ('begin = "student"', "a beginning for method progressive; allowed: method walks"),
         ("rounds = [", "is not TOML"),
     ],

@@ -13,9 +13,10 @@ from stillhouse.distill import walk_lesson
 from stillhouse.distill.chain import ChainRecipe, Student, frozen
 from stillhouse.distill.lesson import agreement, ended
 from stillhouse.distill.networks import Asked, Denoiser, conditioned_on_guidance
-from stillhouse.distill.rounds import plan_edits, plan_rounds
+from stillhouse.distill.rounds import plan_edits
+from stillhouse.distill.settings import STRENGTHS
 from stillhouse.distill.targets import walk_of
-from stillhouse.distill.walk_chain import plan_walks, teach_walks
+from stillhouse.distill.walk_chain import plan_kept, plan_walks, teach_walks
 from stillhouse.distill.walk_lesson import WalkLesson
 from stillhouse.distill.walks import KeptWalks
 from stillhouse.errors import FitFailed, InvalidRequest
@@ -172,14 +173,46 @@ def test_counts_that_are_no_chain_are_refused() -> None:
         plan_walks(teacher(), replace(RECIPE, counts=(12, 2, 4)))
 
 
-def test_edits_walk_grids_of_their_own_and_later_students_parts_of_them(tmp_path: Path) -> None:
+def test_the_last_student_takes_its_steps_for_edits_too(tmp_path: Path) -> None:
     recipe = replace(RECIPE, strengths=(0.4, 0.8))
     students = teach_walks(teacher(), random_walks(kinds=3), recipe, tmp_path, quiet)
-    planned = plan_rounds(SCHEDULE, RECIPE.counts), plan_edits(SCHEDULE, (12, 4), (0.4, 0.8))
-    assert students[0].edits == {strength: one.student for strength, one in planned[1].items()}
-    for strength, edit in students[1].edits.items():
-        assert edit.steps == 2 and edit.points[0] == students[0].edits[strength].points[0]
-        assert set(edit.points) < set(students[0].edits[strength].points)
+    planned = plan_edits(SCHEDULE, (12, 2), (0.4, 0.8))
+    assert [student.edits for student in students] == [{}, {name: one.student for name, one in planned.items()}]
+
+
+@pytest.mark.parametrize("counts", [(12, 3), (36, 18, 9, 3), (36, 18, 4), (12, 4, 3), (12, 1)])
+def test_no_level_is_that_of_two_grids(counts: tuple[int, ...]) -> None:
+    """A student is told the level only, and could not tell what it is to do there."""
+    *others, last = plan_walks(teacher(), replace(RECIPE, counts=counts, strengths=STRENGTHS))
+    levels = [timestep for one in last.every for timestep in one.timesteps.tolist()]
+    assert len(last.every) == 10 and len(levels) == len(set(levels)) == 10 * counts[-1]
+    assert not any(one.edits for one in others)
+    kept = plan_kept([*others, last])
+    assert kept.grid.steps == counts[1] and kept.edits == last.edits
+
+
+def test_students_before_the_last_look_at_walks_from_noise_only() -> None:
+    denoiser, walks = teacher(), random_walks(kinds=2)
+    (served,) = plan_walks(denoiser, replace(RECIPE, counts=(12, 4)))
+    told = {"kept": served.every, "served": served.every}
+    before = [float(lesson(walks, denoiser, **told).loss(number).detach()) for number in range(3)]
+    changed = walks.latents.clone()
+    changed[1::2] += 1
+    after = lesson(replace(walks, latents=changed), denoiser, **told)
+    assert [float(after.loss(number).detach()) for number in range(3)] == before
+    assert set(after.judge()) == {"agreement"}
+
+
+def test_edits_are_judged_by_themselves_and_apart_from_pictures_that_were_learnt() -> None:
+    denoiser, walks = teacher(), random_walks(kinds=2)
+    served = plan_walks(denoiser, replace(RECIPE, counts=(12, 4), strengths=(0.5,)))[0]
+    told = {"kept": served.every, "served": served.every, "judged": 3}
+    one = lesson(walks, denoiser, **told)
+    assert set(one.judge()) == {"agreement", "edits"}
+    changed = walks.latents.clone()
+    changed[8:] += 1
+    other = lesson(replace(walks, latents=changed), denoiser, **told)
+    assert float(one.loss(0).detach()) == float(other.loss(0).detach()), "an edit goes with the walk before it"
 
 
 def test_a_walk_is_shown_at_the_levels_of_its_kind() -> None:

@@ -1,6 +1,6 @@
 """Walks: what the teacher passes through, kept at a student's levels; and what a student learns from them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +10,14 @@ import torch
 
 import stillhouse
 from stillhouse.core import ImageRequest
-from stillhouse.diffusion import Grid, Schedule, grid, noise_levels
+from stillhouse.diffusion import Grid, Point, Schedule, Trajectory, grid, noise_levels
 from stillhouse.distill import parts
 from stillhouse.distill.parts import keep
 from stillhouse.distill.rounds import plan_edits, refined
-from stillhouse.distill.walks import SOLVER, Plan, Walked, asked_at, awaited_walks, encoded_walks, walks_of
+from stillhouse.distill.walks import SOLVER, Plan, Walked, awaited_walks, course_of, encoded_walks, walks_of
+from stillhouse.distill.ways import on_gpu
+from stillhouse.errors import BackendFailed
+from stillhouse.models.manifest import StepCache
 from stillhouse.models.pipeline import Draft, Pipeline
 from stillhouse.models.shapes.caption import is_held_out, seen_caption
 
@@ -42,7 +45,7 @@ def edited(pipeline: Pipeline, served: Grid) -> list[Walked]:
 
 
 def with_edits(pipeline: Pipeline, served: Grid, together: int = 8) -> Plan:
-    edits = plan_edits(pipeline.manifest.schedule, (STEPS, 3), (0.3, 0.8))
+    edits = plan_edits(pipeline.manifest.schedule, (STEPS, 2), (0.3, 0.8))
     grids = {strength: one.student for strength, one in edits.items()}
     return Plan(served, STEPS, 6, (2.0, 4.0), seed=1, edits=grids, together=together)
 
@@ -89,7 +92,8 @@ def test_every_second_walk_is_an_edit_of_the_picture_before(
         first = [*plan.edits.values()][edit.kind - 1].points[0]
         noise = (edit.latents[0] - first.alpha * one.latents[-1]) / first.sigma
         assert abs(float(noise.mean())) < 0.1 and abs(float(noise.std()) - 1) < 0.1
-        assert edit.latents.shape == one.latents.shape
+        assert edit.latents.shape == one.latents.shape, "filled up, where it has fewer levels"
+        np.testing.assert_array_equal(edit.latents[-1], edit.latents[-2])
         assert not is_held_out(edit.caption)
 
 
@@ -97,7 +101,7 @@ def test_an_edit_walks_on_from_its_level(pipeline: Pipeline, served: Grid, edite
     edit = edited[1]
     plan = with_edits(pipeline, served)
     strength, own = [*plan.edits.items()][edit.kind - 1]
-    fine = refined(pipeline.manifest.schedule, own, max(3, round(STEPS * strength)))
+    fine = refined(pipeline.manifest.schedule, own, max(4, round(STEPS * strength)))
     draft = pipeline.start(ImageRequest(edit.caption, guidance=edit.guidance, sampler=SOLVER))
     course = replace(draft.course, grid=fine)
     asked = (draft.conditioning, draft.unconditional)
@@ -145,14 +149,97 @@ def test_no_time_makes_none(pipeline: Pipeline, tmp_path: Path) -> None:
     assert not keep(never, encoded_walks, tmp_path / "walks", deadline=0.0)
 
 
-def test_a_teacher_of_another_schedule_is_asked_at_its_nearest_levels() -> None:
-    own, theirs = Schedule(), Schedule(zero_terminal_snr=True)
-    found = asked_at(own, grid(theirs, 4))
-    assert found.timesteps[0] == 999, "pure noise is shown to it at its noisiest level"
-    alphas, sigmas = noise_levels(own)
-    for timestep, point in zip(found.timesteps.astype(int), grid(theirs, 4).points, strict=False):
-        here = np.arctan2(sigmas[timestep], alphas[timestep])
-        wanted = np.arctan2(point.sigma, point.alpha)
-        others = np.abs(np.arctan2(sigmas, alphas) - wanted)
-        assert abs(here - wanted) == others.min()
-    assert asked_at(theirs, grid(theirs, 4)) == grid(theirs, 4)
+OWN, THEIRS = Schedule(), Schedule(zero_terminal_snr=True)
+
+
+def angle(point: Point) -> float:
+    return float(np.arctan2(point.sigma, point.alpha))
+
+
+@pytest.mark.parametrize("steps", [1, 4, 9, 18, 36, 128])
+def test_a_teacher_of_another_schedule_is_asked_at_its_nearest_levels(steps: int) -> None:
+    served = grid(THEIRS, steps)
+    course = course_of(OWN, served, steps)
+    assert course.first == served.points[0] and course.first.alpha == 0
+    assert course.fine.timesteps[0] == 999, "pure noise is shown to it at its noisiest level"
+    kept = [course.fine.points[place] for place in course.places[:-1]]
+    assert [*course.above, *served.points[1 + len(course.above) : -1]] == [*served.points[1:-1]]
+    alphas, sigmas = noise_levels(OWN)
+    every = np.arctan2(sigmas, alphas)
+    assert all(angle(point) > (every[-1] + every[-2]) / 2 for point in course.above)
+    for point, wanted in zip(kept, served.points[1 + len(course.above) :], strict=False):
+        assert abs(angle(point) - angle(wanted)) <= np.abs(every - angle(wanted)).min() + 1e-12
+
+
+def test_a_teacher_of_the_same_schedule_is_asked_at_the_very_levels() -> None:
+    course = course_of(THEIRS, grid(THEIRS, 4), 4)
+    assert course.fine == grid(THEIRS, 4) and not course.above and course.places == (1, 2, 3, 4)
+
+
+def test_levels_that_a_teacher_does_not_know_lie_on_the_way_to_what_it_sees_first(pipeline: Pipeline) -> None:
+    """For that the pipeline is taken for one that was never taught pure noise."""
+    manifest = replace(pipeline.manifest, schedule=OWN)
+    unaware = Pipeline(pipeline.directory, backend="onnxruntime", precision="f32", manifest=manifest)
+    plan = Plan(grid(THEIRS, 9), 12, 1, (2.0, 2.0), seed=0)
+    (course,) = plan.of(OWN)
+    (walk,) = walks_of(unaware, seen_caption, plan)
+    assert len(walk.latents) == 10 and len(course.above) == 1
+    draft = unaware.start(ImageRequest(walk.caption, guidance=2.0, sampler=SOLVER))
+    asked = (draft.conditioning, draft.unconditional)
+    alone = Draft(replace(draft.course, grid=course.fine), walk.latents[0], *asked, request=draft.request, started=0.0)
+    unaware.advance([alone])
+    assert alone.denoised is not None
+    wanted = course.above[0].alpha * alone.denoised + course.above[0].sigma * walk.latents[0]
+    np.testing.assert_allclose(walk.latents[1], wanted, atol=1e-5)
+
+
+def test_edits_are_laid_out_at_the_students_own_level() -> None:
+    """By the strongest, the student begins at more noise than a teacher knows that was never taught pure noise."""
+    edit = plan_edits(THEIRS, (12, 3), (0.9,))[0.9].student
+    course = course_of(OWN, edit, 6)
+    assert course.first == edit.points[0] and course.first.alpha < noise_levels(OWN)[0].min()
+    assert course.fine.timesteps[0] == 999
+
+
+def test_where_memory_is_too_small_fewer_are_drawn_at_once(
+    pipeline: Pipeline, served: Grid, walked: list[Walked], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+    advance = pipeline.advance
+
+    def small(drafts: Sequence[Trajectory]) -> None:
+        taken.append(len(drafts))
+        if len(drafts) > 1:
+            raise BackendFailed("torch could not run unet: CUDA out of memory. Tried to allocate 20.00 GiB")
+        advance(drafts)
+
+    monkeypatch.setattr(pipeline, "advance", small)
+    again = list(walks_of(pipeline, seen_caption, Plan(served, STEPS, 3, (2.0, 4.0), seed=1)))
+    assert taken[:3] == [3, 2, 1] and set(taken[3:]) == {1}
+    for one, other in zip(again, walked, strict=True):
+        np.testing.assert_allclose(one.latents, other.latents, atol=1e-5)
+
+
+def test_other_failures_are_told(pipeline: Pipeline, served: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(drafts: Sequence[Trajectory]) -> None:
+        raise BackendFailed("torch could not run unet: no kernel")
+
+    monkeypatch.setattr(pipeline, "advance", broken)
+    with pytest.raises(BackendFailed, match="no kernel"):
+        next(walks_of(pipeline, seen_caption, Plan(served, STEPS, 3, (2.0, 4.0), seed=1)))
+
+
+def test_on_a_gpu_the_teachers_whole_network_walks_however_it_was_accelerated(pipeline: Pipeline) -> None:
+    manifest = pipeline.manifest
+    quick = replace(manifest.components["unet"], graph="trials/int8/model.onnx", streams=2)
+    cut = replace(
+        manifest,
+        components={**manifest.components, "unet": quick},
+        step_cache=StepCache("unet/full.onnx", "unet/shallow.onnx"),
+        defaults=replace(manifest.defaults, refresh=2),
+    )
+    moved = on_gpu(Pipeline(pipeline.directory, manifest=cut)).manifest
+    assert moved.step_cache is None and moved.defaults.refresh == 1
+    unet = moved.components["unet"]
+    assert (unet.graph, unet.backend, unet.precision, unet.streams) == ("unet/model.onnx", "torch", "f32", 1)
+    assert unet.settings == {"device": "cuda"}

@@ -29,6 +29,7 @@ class Running:
         url: of its doors over HTTP.
         grpc: host and port of the other one; None where there is none.
         log: lines that it has written, decoded; `collecting` reads them.
+        data: its directory of jobs, where the settings name no other.
     """
 
     process: subprocess.Popen[str]
@@ -36,6 +37,7 @@ class Running:
     grpc: str | None
     log: list[dict[str, Any]]
     collecting: threading.Thread
+    data: Path
 
     def get(self, path: str, **headers: str) -> tuple[int, bytes]:
         """Status and body of a GET."""
@@ -110,7 +112,7 @@ def start(*arguments: str, cwd: Path, **environment: str) -> Running:
         collecting.join()
         raise AssertionError(f"the server did not start: {process.wait()} {log}")
     second = process.stdout.readline()
-    return Running(process, first.split()[3], second.split()[-1], log, collecting)
+    return Running(process, first.split()[3], second.split()[-1], log, collecting, cwd / "stillhouse-data")
 
 
 @contextmanager

@@ -188,6 +188,63 @@ class FrontMachine(RuleBasedStateMachine):
 TestFront = FrontMachine.TestCase
 
 
+def charged(front: Front) -> float:
+    """Pixel-steps of the only key that has a day's portion."""
+    return sum(amount for _, amount in front.meter.used.values())
+
+
+COUNTED = replace(ANYBODY, daily=1e9)
+
+
+def test_a_picture_that_failed_or_never_began_is_paid_back_and_one_of_fewer_steps_costs_less() -> None:
+    front, worker, _ = opened()
+    ticket = front.place(order(caller=COUNTED))
+    assert charged(front) == 64 * 64 * 3
+    worker.heard(Ended(ticket.id, Closed("failed", error="no", fault="BackendFailed")))
+    assert charged(front) == 0
+    worker.heard(Ended(front.place(order(caller=COUNTED)).id, Closed("expired")))
+    assert charged(front) == 0
+    late = {**TIERS, "pro": replace(TIERS["pro"], lateness=1.0)}
+    front, worker, _ = opened(Settings(late))
+    for key in "ab":
+        front.place(order("pro", caller=replace(ANYBODY, key=key)))
+    ticket = front.place(order("pro", caller=replace(COUNTED, key="c")))
+    assert ticket.degraded_to == "free" and charged(front) == 64 * 64 * 3, "and not for the ten that it asked for"
+
+
+def test_every_device_has_a_worker_that_sees_no_other_and_a_picture_goes_to_the_one_with_less_to_do() -> None:
+    front = front_of(Settings(TIERS, devices=("0", "3")), clock=Time(), supervise=Worker)
+
+    async def life() -> list[Worker]:
+        front.open()
+        workers = [station.supervisor for station in front.stations]
+        assert all(isinstance(worker, Worker) for worker in workers)
+        for worker in workers:
+            worker.tell_ready()  # type: ignore[attr-defined]
+        for _ in range(4):
+            front.place(order())
+        front.close()
+        return workers  # type: ignore[return-value]
+
+    workers = asyncio.run(life())
+    assert [worker.opening.device for worker in workers] == ["0", "3"]
+    assert [len(worker.has) for worker in workers] == [2, 2]
+    with pytest.raises(InvalidRequest, match="devices 0, 0; allowed: each once"):
+        Settings(TIERS, devices=("0", "0"))
+
+
+def test_patient_pictures_do_not_count_for_promises() -> None:
+    front, worker, time = opened()
+    for is_patient in (True, False, False):
+        ticket = front.place(order(is_patient=is_patient))
+        time.now += 1000.0 * is_patient
+        worker.heard(Ended(ticket.id, Closed("drawn", b"picture")))
+    told = front.metrics.exposition().decode()
+    assert 'stillhouse_images_total{pipeline="shapes",tier="free"} 3.0' in told
+    assert 'stillhouse_images_in_time_total{tier="free"} 2.0' in told
+    assert 'stillhouse_goodput_ratio{tier="free"} 1.0' in told
+
+
 @pytest.fixture
 def front() -> tuple[Front, Worker, Time]:
     return opened()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from stillhouse.core import ImageRequest
+from stillhouse.errors import Refused
 from stillhouse.serve import patient as module
 from stillhouse.serve.patient import Patient
 from stillhouse.serve.settings import Settings
@@ -160,5 +161,21 @@ def test_jobs_of_a_key_that_was_revoked_fail_and_say_so(tmp_path: Path) -> None:
                 await jobs.changed(0.05)
             record = await jobs.ask(jobs.store.get, "one")
             assert record is not None and record.state == "failed" and "revoked" in record.error and not worker.has
+
+    run(body)
+
+
+def test_a_full_disk_is_told_as_such_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    async def body() -> None:
+        async with patient(tmp_path) as (jobs, _):
+            monkeypatch.setattr(JobStore, "add", full)
+            with pytest.raises(Refused, match="the server's disk takes nothing now") as told:
+                await jobs.submit("one", ANYBODY, "free", ASKED, "png")
+            assert told.value.reason == "storage"
+            counted = jobs.front.metrics.exposition().decode()
+            assert 'stillhouse_rejected_total{reason="storage",tier="free"} 1.0' in counted
 
     run(body)

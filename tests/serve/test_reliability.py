@@ -1,6 +1,7 @@
 """What the server promises, each line by real processes: nobody is lost, nobody is doubled, nobody hangs."""
 
 import base64
+import http.client
 import json
 import os
 import random
@@ -55,6 +56,17 @@ def asked(**fields: Any) -> dict[str, Any]:
 
 def draw(server: Running, **fields: Any) -> tuple[int, bytes]:
     return server.send("POST", "/v1/images/generations", asked(**fields))
+
+
+def tried(server: Running) -> tuple[int, str | None]:
+    """Status, and after how many seconds to come back."""
+    host = server.url.removeprefix("http://")
+    door = http.client.HTTPConnection(host, timeout=90)
+    door.request("POST", "/v1/images/generations", json.dumps(asked()), {"content-type": "application/json"})
+    answer = door.getresponse()
+    answer.read()
+    door.close()
+    return answer.status, answer.getheader("retry-after")
 
 
 def pixels(content: bytes) -> NDArray[np.uint8]:
@@ -165,6 +177,27 @@ def test_who_leaves_is_drawn_no_further(folder: Path) -> None:
         assert counted(server, "step_seconds_count") <= evaluations + 4
 
 
+def test_who_leaves_finds_the_picture_later_where_the_settings_say_so(folder: Path) -> None:
+    (folder / "stillhouse.toml").write_text(f'on_disconnect = "finish"\n{SETTINGS}', encoding="utf-8")
+    with running("--config", "stillhouse.toml", cwd=folder) as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        body = json.dumps(asked(stream=True, steps=150, model="pro")).encode()
+        lines = ("POST /v1/images/generations HTTP/1.1", "Host: x", "Content-Type: application/json")
+        head = "\r\n".join((*lines, f"Content-Length: {len(body)}", "", ""))
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(head.encode() + body)
+            told = connection.recv(4096).decode()
+        found = re.search(r"x-request-id: ([0-9a-f]+)", told)
+        assert found is not None
+        wait_until(lambda: server.get(f"/v1/jobs/{found[1]}/picture")[0] == 200)
+        picture = np.array(Image.open(BytesIO(server.get(f"/v1/jobs/{found[1]}/picture")[1])))
+        np.testing.assert_array_equal(picture, load("shapes").generate(PROMPT, seed=7, steps=150).image)
+        assert counted(server, "cancelled_total") == 0
+        assert server.get(f"/v1/pictures/{found[1]}")[0] == 404, "nobody asked for an address"
+        assert draw(server)[0] == 200
+        assert len(json.loads(server.get("/v1/jobs")[1])["data"]) == 1, "what was answered is not kept"
+
+
 def test_a_cancelled_job_frees_its_place_within_one_tick(folder: Path) -> None:
     with running("--config", "stillhouse.toml", cwd=folder) as server:
         name = json.loads(server.send("POST", "/v1/jobs", asked(model="pro", steps=150))[1])["id"]
@@ -226,6 +259,10 @@ def test_keys_are_needed_where_the_settings_say_so_and_are_never_written(folder:
             assert status(free, method, f"/v1/jobs/{name}{place}") == 404
             assert status(None, method, f"/v1/jobs/{name}{place}") == 401
         assert json.loads(server.send("GET", "/v1/jobs", authorization=f"Bearer {free}")[1])["data"] == []
+        theirs = json.loads(server.send("POST", "/v1/jobs", asked(), authorization=f"Bearer {free}")[1])["id"]
+        seen = json.loads(server.send("GET", "/v1/jobs", authorization=f"Bearer {admin}")[1])["data"]
+        assert {one["id"] for one in seen} == {name, theirs}, "an admin sees everybody's"
+        assert status(admin, "DELETE", f"/v1/jobs/{theirs}") == 200
         log = json.dumps(server.log)
         assert "a job ended" in log
         for key in (free, admin):
@@ -239,11 +276,16 @@ def test_keys_are_needed_where_the_settings_say_so_and_are_never_written(folder:
 def test_overload_is_refused_and_the_server_stays_as_it_was(folder: Path) -> None:
     (folder / "stillhouse.toml").write_text(SETTINGS.replace("10000", "2"), encoding="utf-8")
     with running("--config", "stillhouse.toml", cwd=folder) as server, ThreadPoolExecutor(32) as pool:
-        answers = [answer.result() for answer in [pool.submit(draw, server) for _ in range(200)]]
+        answers = [answer.result() for answer in [pool.submit(tried, server) for _ in range(200)]]
         statuses = [status for status, _ in answers]
+        waits = [wait for _, wait in answers if wait is not None]
         assert set(statuses) == {200, 429}
         assert statuses.count(200) >= 10
         assert counted(server, "rejected_total") == statuses.count(429)
+        assert all(int(told) >= 1 for told in waits) and len(waits) == statuses.count(429)
+        refused = statuses.count(429)
+        wait_until(lambda: sum(line.get("event") == "a request was refused" for line in server.log) >= refused)
+        assert {line["reason"] for line in server.log if "reason" in line} == {"deadline"}
         assert draw(server)[0] == 200
 
 

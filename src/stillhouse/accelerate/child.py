@@ -4,9 +4,6 @@ It answers each line of its standard input, a JSON list of a command and its arg
 answer, or `! ` and what went wrong. Whatever a runtime does to the process stays in here.
 """
 
-import contextlib
-import ctypes
-import gc
 import json
 import os
 import sys
@@ -28,6 +25,7 @@ from stillhouse.backends.runner import Runner, RunnerOptions
 from stillhouse.backends.torch_device import gpu_peak
 from stillhouse.core import ImageRequest, ImageResult
 from stillhouse.errors import StillhouseError
+from stillhouse.measure.memory import give_back
 from stillhouse.models.manifest import Defaults, Manifest, read_manifest
 from stillhouse.models.pipeline import Draft, Pipeline
 from stillhouse.models.runners import open_component
@@ -86,9 +84,7 @@ class Child:
     def rest(self) -> None:
         """Close what is open, so that its memory can serve another; the next call opens it again."""
         self._runner = self._pipeline = None
-        gc.collect()
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)
+        give_back()
 
     def outputs(self) -> None:
         """Run every probe and write what came back."""

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from stillhouse.accelerate.candidate import DECODER, MADE, NEIGHBOURLY, Candidate
 from stillhouse.accelerate.trial import Trial
 from stillhouse.backends.runtime import INSTALL, BackendStatus
-from stillhouse.gpu import no_gpu
+from stillhouse.gpu import Gpu, no_gpu
 from stillhouse.measure.machine import Machine
 from stillhouse.models.manifest import SMALLEST_TILE
 
@@ -95,6 +95,10 @@ def _gpu(component: str) -> Iterator[Candidate]:
         yield engine(backend, "f32")
     last = {"memory_format": "channels_last"}
     yield torch(**last, kernels="fused", graphs="cuda")
+    if component == "unet":
+        yield torch(**last, kernels="fused", graphs="cuda", qkv="joined")
+        yield torch("bf16", **last, kernels="fused", compile="full", shapes="static", quantize="fp8")
+        yield torch(**last, kernels="fused", compile="full", shapes="static", quantize="int8")
     yield torch("bf16", **last, kernels="fused", graphs="cuda")
     yield torch(**last, kernels="fused", compile="full", shapes="static")
     yield torch(**last, compile="full", shapes="static")
@@ -215,9 +219,19 @@ def _excluded_on_gpu(candidate: Candidate, status: BackendStatus, around: Surrou
         return f"torch {status.version} was built without CUDA"
     if candidate.options.get("kernels") == "fused" and not find_spec("triton"):
         return f"triton, which the fused kernels are written in, is not installed: {INSTALL['triton']}"
+    asked = candidate.options.get("quantize")
+    if asked and not find_spec("torchao"):
+        return f"torchao, which quantises it, is not installed: {INSTALL['torchao']}"
+    if asked == "fp8" and not any(_has_fp8(gpu) for gpu in around.machine.gpus):
+        return f"{around.machine.gpus[0].name} has no fp8: compute capability {around.machine.gpus[0].capability}"
     if candidate.recipe in MADE and not find_spec("onnx"):
         return f"onnx, which makes it, is not installed: {INSTALL['onnx']}"
     return ""
+
+
+def _has_fp8(gpu: Gpu) -> bool:
+    major, minor = map(int, gpu.capability.split("."))
+    return (major, minor) >= (8, 9)
 
 
 def outrun(candidate: Candidate, trials: Sequence[Trial]) -> str:

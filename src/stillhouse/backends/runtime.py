@@ -17,6 +17,7 @@ INSTALL = {
     "nncf": "pip install 'stillhouse[accelerate]'",
     "torch": "pip install 'stillhouse[train]'",
     "triton": "pip install 'stillhouse[gpu]'",
+    "torchao": "pip install 'stillhouse[gpu]'",
     "tensorrt": "pip install tensorrt",
     "tensorrt-rtx": "pip install tensorrt-rtx",
     "tensorrt_rtx": "pip install tensorrt-rtx",

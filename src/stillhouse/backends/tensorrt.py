@@ -22,15 +22,17 @@ from stillhouse.backends.feeds import fixed
 from stillhouse.backends.runner import GraphRunner, RunnerOptions, Tensors
 from stillhouse.backends.runtime import INSTALL, BackendStatus, reported, require
 from stillhouse.backends.signature import IR, Signature
+from stillhouse.backends.torch_device import CUDA, kind_of
 from stillhouse.check import check_choice
 from stillhouse.core import TensorSpec
 from stillhouse.errors import BackendFailed, InvalidRequest, RuntimeMissing, UnsupportedPrecision
-from stillhouse.gpu import Gpu, gpus, no_gpu
+from stillhouse.gpu import Gpu, check_index, gpus, no_gpu
 
 MODULES: Mapping[str, str] = MappingProxyType({"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"})
 """The Python module of each backend of this file."""
-SETTINGS: Mapping[str, tuple[str, ...]] = {"graphs": ("none", "cuda"), "device": ("cuda",)}
-"""Allowed values by name; the first is the default. Beside these there is `rows`: the least and the most, 1-8."""
+SETTINGS: Mapping[str, tuple[str, ...]] = {"graphs": ("none", "cuda")}
+"""Allowed values by name; the first is the default. Beside these there are `device`: cuda, cuda:1, and `rows`: the
+least and the most, 1-8."""
 
 _AS_WRITTEN = "auto"
 _ROWS = re.compile(r"(\d+)-(\d+)")
@@ -40,17 +42,19 @@ _WORKSPACE = 4 << 30
 
 
 def open_graph(graph: Path, signature: Signature, options: RunnerOptions, name: str = "tensorrt") -> GraphRunner:
-    """Open an ONNX file on the first GPU; its engine is built where there is none, which takes minutes.
+    """Open an ONNX file on a GPU; its engine is built where there is none, which takes minutes.
 
     There is one precision, auto: what the graph says. Engines are kept in `options.cache`, or else in
     `$XDG_CACHE_HOME/stillhouse/engines`; one for another chip, version or graph is built anew, with a warning.
 
     Settings:
+        device: cuda, cuda:1: which GPU; without it, the first.
         rows: 1-8: the first axis may have any length from the one to the other. Without it, an engine is static.
         graphs: cuda: all launches of an evaluation at once, see `torch_graphs`.
 
     Raises:
-        InvalidRequest: an unknown setting, a graph of OpenVINO's, or an input with open axes and no shape.
+        InvalidRequest: an unknown setting, a GPU that is not there, a graph of OpenVINO's, or an input with open axes
+            and no shape.
         RuntimeMissing: TensorRT or torch, which holds its memory, is not installed, or there is no GPU.
         UnsupportedPrecision: anything but auto and f32 of a graph that computes in f32.
         BackendFailed: TensorRT refuses the graph.
@@ -60,14 +64,14 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions, name: 
     if options.precision not in (_AS_WRITTEN, signature.arithmetic):
         given = f"precision {options.precision!r} of a graph that computes in {signature.arithmetic}"
         raise UnsupportedPrecision(given, allowed=_AS_WRITTEN, fix="make a graph in that precision")
-    rows, graphs = _settings(options.settings)
+    rows, graphs, device = _settings(options.settings)
     shapes = shapes_of(signature, options.shapes, rows)
     axes = fixed({name: one.usual for name, one in shapes.items()} if rows is None else {}, signature.inputs)
     runtime = require(MODULES[name])
-    gpu = _gpu(name)
+    gpu = _gpu(name, device)
     torch = require("torch")
     folder = options.cache or _cache()
-    with reported(name, graph, "open"):
+    with reported(name, graph, "open"), torch.cuda.device(device):
         chip = Chip(gpu.name, gpu.capability, f"{name} {runtime.__version__}")
         log = _log(runtime)
         opener = runtime.Runtime(log)
@@ -84,7 +88,7 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions, name: 
             from stillhouse.backends.torch_graphs import Replayed
 
             called = Replayed(called)
-    return GraphRunner(graph, name, signature.arithmetic, inputs, outputs, axes, partial(_run, torch, called))
+    return GraphRunner(graph, name, signature.arithmetic, inputs, outputs, axes, partial(_run, torch, called, device))
 
 
 def build_engine(
@@ -156,10 +160,10 @@ def status(name: str = "tensorrt") -> BackendStatus:
     return BackendStatus(name, version(name), devices, (_AS_WRITTEN,) if devices else (), reason, INSTALL[name])
 
 
-def _settings(given: Mapping[str, str]) -> tuple[tuple[int, int] | None, str]:
-    """Rows, and graphs."""
+def _settings(given: Mapping[str, str]) -> tuple[tuple[int, int] | None, str, str]:
+    """Rows, graphs, and the device."""
     for name, value in given.items():
-        check_choice("setting of tensorrt", name, (*SETTINGS, "rows"))
+        check_choice("setting of tensorrt", name, (*SETTINGS, "device", "rows"))
         if name in SETTINGS:
             check_choice(name, value, SETTINGS[name])
     rows = None
@@ -168,13 +172,18 @@ def _settings(given: Mapping[str, str]) -> tuple[tuple[int, int] | None, str]:
         if not told or not 1 <= int(told[1]) <= int(told[2]):
             raise InvalidRequest(f"rows is {given['rows']!r}", allowed="the least and the most: 1-8")
         rows = int(told[1]), int(told[2])
-    return rows, given.get("graphs", "none")
+    device = given.get("device", CUDA)
+    if kind_of(device) != CUDA:
+        raise InvalidRequest(f"device is {device!r}", allowed="cuda, cuda:1")
+    return rows, given.get("graphs", "none"), device
 
 
-def _gpu(name: str) -> Gpu:
+def _gpu(name: str, device: str) -> Gpu:
     if not gpus():
         raise RuntimeMissing(f"{name} needs a GPU: {no_gpu()}")
-    return gpus()[0]
+    if wrong := check_index(device, gpus()):
+        raise InvalidRequest(wrong)
+    return gpus()[int(device.partition(":")[2] or 0)]
 
 
 def _cache() -> Path:
@@ -243,15 +252,15 @@ class _Engine:
         outputs = []
         for name in self._outputs:
             shape: Shape = tuple(self._context.get_tensor_shape(name))
-            outputs.append(self._torch.empty(shape, dtype=self._dtypes[name], device="cuda"))
+            outputs.append(self._torch.empty(shape, dtype=self._dtypes[name], device=given[0].device))
             self._context.set_tensor_address(name, outputs[-1].data_ptr())
         if not self._context.execute_async_v3(self._torch.cuda.current_stream().cuda_stream):
             raise BackendFailed("the engine could not be run")
         return tuple(outputs)
 
 
-def _run(torch: Any, called: Callable[..., Any], feeds: Tensors) -> list[NDArray[Any]]:
-    with torch.inference_mode():
+def _run(torch: Any, called: Callable[..., Any], device: str, feeds: Tensors) -> list[NDArray[Any]]:
+    with torch.inference_mode(), torch.cuda.device(device):
         return [output.cpu().numpy() for output in called(*(torch.tensor(array).cuda() for array in feeds.values()))]
 
 

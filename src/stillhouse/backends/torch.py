@@ -9,6 +9,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -32,6 +33,8 @@ SETTINGS: Mapping[str, tuple[str, ...]] = {
     "memory_format": ("contiguous", "channels_last"),
     "compile": ("none", "full", "regional"),
     "kernels": ("none", "fused"),
+    "qkv": ("apart", "joined"),
+    "quantize": ("none", "int8", "fp8"),
     "graphs": ("none", "cuda"),
     "offload": ("none", "cpu"),
 }
@@ -79,6 +82,8 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
             are fed; it needs a C++ compiler. What is compiled for static shapes is faster.
         kernels: none, or fused: the kernels of `backends.kernels`, which need Triton, in place of the network's own
             parts. On the CPU they compute what those do, in the same way.
+        qkv: apart, or joined: of a U-Net's attentions, queries, keys and values by one product.
+        quantize: none, int8 or fp8: the linear layers of transformer blocks, by torchao; see `torch_quantize`.
         graphs: none, or cuda: on a GPU, all launches of an evaluation at once, see `torch_graphs`.
         offload: none, or cpu: on a GPU, weights stay in the processor's memory and come part by part.
 
@@ -114,24 +119,26 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
     device = found(torch, settings["device"])
     asked = options.precision if options.precision != "auto" else _preferred(torch, on)
     dtype = getattr(torch, _DTYPES[asked])
-    if on == CUDA and asked == "f32":
-        torch.backends.cudnn.allow_tf32 = False  # convolutions would otherwise keep ten bits of each number
     with reported(_NAME, graph, "open"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's compiler, when imported, calls what torch deprecates
         # Here and not above, because that file imports torch.
-        from stillhouse.backends.torch_modules import load, module_of, use_attention
+        from stillhouse.backends.torch_modules import join_projections, load, module_of, use_attention
 
         network = load(graph.parent, kind, dtype)
         module = module_of(network, graph, signature)
         use_attention(module, settings["attention"])
+        if settings["qkv"] == "joined":
+            join_projections(module)
         _arrange(torch, module, settings["memory_format"])
         if settings["kernels"] == "fused":
             _fuse(module)
         place(module, device, settings["offload"])
+        if settings["quantize"] != "none":
+            _quantize(module, settings["quantize"], device)
         static = all(isinstance(axis, int) for shape in axes.values() for axis in shape)
         for part in _compiled(module, kind, settings["compile"]):
             part.compile(dynamic=False if static else None, recompile_limit=_COMPILED_KINDS)
-    census = _census(torch, module)
+    census = _census(torch, module, settings["quantize"])
     inputs = tuple(_spec(name, "int64" if name == "input_ids" else "float32", axes[name]) for name in signature.inputs)
     outputs = tuple(_spec(name, "float32", _shape(name, axes, network.config)) for name in signature.outputs)
     executed = next(iter(census)) if len(census) == 1 else "mixed"
@@ -142,7 +149,10 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
         from stillhouse.backends.torch_graphs import Replayed
 
         called = Replayed(module)
-    run = partial(_run, torch, called, device, dtype, memory_format, options.threads)
+    # In float32 convolutions would otherwise keep ten bits of each number; what is replayed ten thousand times may be
+    # chosen by trying.
+    flags = {"allow_tf32": asked != "f32", "benchmark": settings["graphs"] == "cuda"} if on == CUDA else {}
+    run = partial(_run, torch, called, device, dtype, memory_format, options.threads, flags)
     return GraphRunner(graph, _NAME, executed, inputs, outputs, axes, run, census)
 
 
@@ -177,6 +187,10 @@ def _settings(given: Mapping[str, str]) -> dict[str, str]:
             raise InvalidRequest(f"{name} is {chosen[name]!r} with device cpu", allowed="none there")
     if "none" not in (chosen["graphs"], chosen["offload"]):
         raise InvalidRequest("graphs of a network whose weights come and go", allowed="graphs, or offload")
+    if chosen["offload"] != "none" and chosen["quantize"] != "none":
+        raise InvalidRequest("weights in eight bits that come and go", allowed="quantize, or offload")
+    if chosen["qkv"] == "joined" and chosen["attention"] != "sdpa":
+        raise InvalidRequest(f"qkv is 'joined' with attention {chosen['attention']}", allowed="sdpa")
     return {**chosen, "device": device}
 
 
@@ -188,6 +202,14 @@ def _fuse(module: Any) -> None:
 
     if not len(swap(module)):
         raise InvalidRequest("kernels is 'fused' in a network that has nothing to fuse")
+
+
+def _quantize(module: Any, how: str, device: str) -> None:
+    if find_spec("torchao") is None:
+        raise RuntimeMissing("quantize needs torchao, which is not installed", fix=INSTALL["torchao"])
+    from stillhouse.backends.torch_quantize import quantize
+
+    quantize(module, how, device)
 
 
 def _kind(graph: Path, signature: Signature) -> str:
@@ -228,11 +250,12 @@ def _arrange(torch: Any, module: Any, memory_format: str) -> None:
 
 def _compiled(module: Any, kind: str, how: str) -> list[Any]:
     """The parts that are compiled, each by itself."""
-    blocks = [part for part in module.modules() if type(part).__name__ == _REGIONS[kind]]
+    # A block with fused kernels is a class of its own, derived from the one that is looked for.
+    blocks = [part for part in module.modules() if _REGIONS[kind] in {one.__name__ for one in type(part).__mro__}]
     return {"none": [], "full": [module], "regional": blocks}[how]
 
 
-def _census(torch: Any, module: Any) -> dict[str, int]:
+def _census(torch: Any, module: Any, quantized: str) -> dict[str, int]:
     """Convolutions, linear layers and attentions by what they compute in. In torch that is the type of their weights:
     it refuses to mix two."""
     kinds = {getattr(torch, dtype): name for name, dtype in _DTYPES.items()}
@@ -241,17 +264,35 @@ def _census(torch: Any, module: Any) -> dict[str, int]:
         for part in module.modules()
         if isinstance(part, torch.nn.Conv2d | torch.nn.Linear) or type(part).__name__.endswith("Attention")
     ]
-    dtypes = (next(part.parameters()).dtype for part in heavy)
-    return dict(Counter(kinds.get(dtype, str(dtype)) for dtype in dtypes))
+
+    def told(part: Any) -> str:
+        weight = next(part.parameters())
+        in_eight_bits = quantized != "none" and type(part) is torch.nn.Linear and _is_quantized(part)
+        return quantized if in_eight_bits else kinds.get(weight.dtype, str(weight.dtype))
+
+    return dict(Counter(map(told, heavy)))
+
+
+def _is_quantized(part: Any) -> bool:
+    from stillhouse.backends.torch_quantize import is_quantized
+
+    return is_quantized(part)
 
 
 def _run(
-    torch: Any, module: Any, device: str, dtype: Any, memory_format: Any, threads: int | None, feeds: Tensors
+    torch: Any,
+    module: Any,
+    device: str,
+    dtype: Any,
+    memory_format: Any,
+    threads: int | None,
+    flags: Mapping[str, bool],
+    feeds: Tensors,
 ) -> list[NDArray[Any]]:
     if threads and torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
     tensors = [_tensor(torch, name, array, device, dtype, memory_format) for name, array in feeds.items()]
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, **flags) if flags else nullcontext():
         results = module(*tensors)
     results = results if isinstance(results, tuple) else (results,)
     return [result.float().contiguous().cpu().numpy() for result in results]

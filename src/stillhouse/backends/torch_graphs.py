@@ -30,15 +30,16 @@ class Captured:
 def capture(module: Callable[..., Any], inputs: Sequence[Tensor]) -> Captured:
     """Record a module on these inputs, on their GPU. The first runs are not recorded: they choose algorithms."""
     own = [tensor.clone() for tensor in inputs]
-    stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(_WARM_UP):
-            module(*own)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = together(module(*own))
+    with torch.cuda.device_of(own[0]):  # type: ignore[no-untyped-call]
+        stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UP):
+                module(*own)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            outputs = together(module(*own))
     return Captured(own, outputs, graph.replay)
 
 

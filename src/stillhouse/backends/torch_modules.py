@@ -171,6 +171,22 @@ def use_attention(module: nn.Module, attention: str) -> None:
         )
 
 
+def join_projections(module: nn.Module) -> None:
+    """Of each attention of a U-Net, compute queries, keys and values by one product; of a cross-attention, keys and
+    values. What is replaced is dropped.
+
+    Raises:
+        InvalidRequest: no U-Net.
+    """
+    if not isinstance(module, UNet):
+        raise InvalidRequest("qkv is 'joined' in a network that is no U-Net", allowed="apart")
+    module.network.fuse_qkv_projections()
+    for block in module.modules():
+        replaced = ("to_q", "to_k", "to_v") if hasattr(block, "to_qkv") else ("to_k", "to_v")
+        for name in replaced if hasattr(block, "to_qkv") or hasattr(block, "to_kv") else ():
+            setattr(block, name, None)
+
+
 def _is_penultimate(graph: Path) -> bool:
     """Whether a text encoder's graph gives the states before its last layer. The directory does not say so, the graph
     does: only the last states pass through a norm."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ def key_of(manifest: Manifest, settings: Settings) -> str:
     """The same for the same teacher and the same data."""
     about = [files_checksum(manifest), _told_of(settings), settings.items, settings.seed]
     if settings.method == WALKS:
-        about += [*settings.guidance, *settings.rounds[:2], settings.task]
+        about += [*settings.guidance, *settings.rounds, settings.task]
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]
 
 
@@ -47,16 +47,22 @@ def captions_of(settings: Settings, skipped: Callable[[Skipped], None]) -> Calla
     if settings.data in EMBEDDED:
         return seen_caption
     if settings.data != TEACHER:
-        read = list(read_folder(Path(settings.data)))
-        for one in read:
-            if isinstance(one, Skipped):
-                skipped(one)
-        texts = tuple(one.caption for one in read if isinstance(one, Captioned))
+        texts = tuple(_captions_in(Path(settings.data), skipped))
+        if not texts:
+            raise InvalidRequest(f"no picture with a caption in {settings.data}", allowed="one, or more")
     elif settings.prompts is None:
         raise _nothing()
     else:
         texts = read_prompts(Path(settings.prompts))
     return lambda rng: texts[int(rng.integers(len(texts)))]
+
+
+def _captions_in(folder: Path, skipped: Callable[[Skipped], None]) -> Iterator[str]:
+    for one in read_folder(folder):
+        if isinstance(one, Captioned):
+            yield one.caption
+        else:
+            skipped(one)
 
 
 def _told_of(settings: Settings) -> Any:

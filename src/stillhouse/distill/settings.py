@@ -68,8 +68,8 @@ class Settings:
         seed: of everything that is drawn.
         max_hours: of this run, after which it stops; the next one goes on.
         learning: for every student.
-        students: for some of them, by their steps, "guidance" for the first, "edits" for what img2img adds, "decoder"
-            for the tiny decoder.
+        students: for some of them, by their steps, "decoder" for the tiny decoder; of a chain "guidance" for the first,
+            "edits" for what img2img adds.
 
     Raises:
         InvalidRequest: a number outside its range, or a student that is not among the rounds.
@@ -113,8 +113,9 @@ class Settings:
         check_number("huber", self.huber, 0, 10)
         if self.max_hours is not None:
             check_number("max_hours", self.max_hours, 1e-6, _LONGEST_HOURS)
+        of_a_chain = () if self.method == WALKS else (GUIDANCE, EDITS)
         for name in self.students:
-            check_choice("student", name, (GUIDANCE, EDITS, DECODER, *map(str, self.rounds[1:])))
+            check_choice("student", name, (*of_a_chain, DECODER, *map(str, self.rounds[1:])))
 
     def recipe(self, student: str, parameters: int) -> StageRecipe:
         """How one of the students learns.

@@ -9,7 +9,7 @@ from pathlib import Path
 from stillhouse.diffusion import Grid
 from stillhouse.distill.chain import ChainRecipe, Student, frozen, learner, taught
 from stillhouse.distill.networks import Denoiser, taught_as
-from stillhouse.distill.rounds import plan_edits, plan_rounds, thinned
+from stillhouse.distill.rounds import plan_edits, plan_rounds
 from stillhouse.distill.walk_lesson import WalkLesson
 from stillhouse.distill.walks import KeptWalks
 from stillhouse.fit.fit import fit
@@ -33,20 +33,21 @@ class Served:
 
 
 def plan_walks(begin: Denoiser, recipe: ChainRecipe) -> tuple[Served, ...]:
-    """What each student walks, each a part of the one before; walks are kept at the first one's levels.
+    """What each student walks, each from noise a part of the one before; the last one edits, too.
 
     Raises:
         InvalidRequest: counts that are no chain.
     """
     schedule, _ = taught_as(begin)
-    planned = [one.student for one in plan_rounds(schedule, recipe.counts)]
-    rounds = plan_edits(schedule, recipe.counts[:2], recipe.strengths)
+    *others, last = (one.student for one in plan_rounds(schedule, recipe.counts))
+    rounds = plan_edits(schedule, (recipe.counts[0], last.steps), recipe.strengths)
     edits = {strength: one.student for strength, one in rounds.items()}
-    served = []
-    for one in planned:
-        edits = {strength: thinned(edit, one.steps) for strength, edit in edits.items()}
-        served.append(Served(one, edits))
-    return tuple(served)
+    return (*map(Served, others), Served(last, edits))
+
+
+def plan_kept(served: Sequence[Served]) -> Served:
+    """What walks are kept at: the levels of the first student, and the edits of the last."""
+    return Served(served[0].grid, served[-1].edits)
 
 
 def teach_walks(
@@ -64,7 +65,7 @@ def teach_walks(
 
     Args:
         begin: what the first student begins as: the teacher, or a student of its.
-        walks: the teacher's, at the levels of the first of `plan_walks`.
+        walks: the teacher's, at the levels of `plan_kept`.
         recipe: how; its counts are of the teacher's walk and of each student.
         folder, report, deadline, watch, save_every: as in `chain.teach`.
         origin: tells this beginning and these walks from all others.
@@ -78,7 +79,7 @@ def teach_walks(
     """
     students: list[Student] = []
     served, identity, before = plan_walks(begin, recipe), origin, begin
-    walks = walks.on(next(begin.unet.parameters()).device)
+    kept, walks = plan_kept(served).every, walks.on(next(begin.unet.parameters()).device)
     for one in served:
         identity = _identity(identity, one, recipe)
         schedule, prediction = taught_as(before)
@@ -89,7 +90,7 @@ def teach_walks(
             schedule=schedule,
             prediction=prediction,
             walks=walks,
-            kept=served[0].every,
+            kept=kept[: len(one.every)],
             served=one.every,
             weighting=recipe.weighting,
             huber=recipe.huber,
@@ -113,5 +114,5 @@ def teach_walks(
 
 def _identity(before: str, served: Served, recipe: ChainRecipe) -> str:
     told = [before, WALKS, *(one.timesteps.tolist() for one in served.every)]
-    told += [recipe.rank, recipe.weighting, recipe.huber, recipe.seed]
+    told += [recipe.rank, recipe.weighting, recipe.huber, recipe.seed, recipe.judged]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]

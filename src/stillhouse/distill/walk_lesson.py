@@ -32,7 +32,8 @@ class WalkLesson:
         schedule, prediction: the student's.
         walks: the teacher's, two or more; the last `judged` of them, half at most, are judged by and not learnt from.
         kept: the grids whose levels the walks are kept at, by their kind: from pure noise, then edits.
-        served: the student's, by the same: a part of each, from its first level on, all of as many steps.
+        served: the student's, by the same: a part of each, from its first level on, all of as many steps. Walks of
+            other kinds are not looked at.
         weighting, huber, seed, judged, identity: as in `Lesson`.
     """
 
@@ -65,7 +66,7 @@ class WalkLesson:
         rng = np.random.default_rng((self.seed, 7, number))
         count, walk = self.recipe.batch, self._walk
         steps = torch.from_numpy(rng.integers(self._steps, size=count))
-        chosen = torch.from_numpy(rng.integers(self._learnt, size=count))
+        chosen = self._learnt[torch.from_numpy(rng.integers(len(self._learnt), size=count))]
         shown, begins = self._shown(chosen, steps, steps + 1), self._begins(chosen)
         here = self._placed(shown.here)
         own = (torch.from_numpy(rng.random(count) < OWN) & (steps > 0)).nonzero().squeeze(1)
@@ -78,20 +79,35 @@ class WalkLesson:
         return weighed(error, at, self.weighting, self.huber)
 
     def judge(self) -> Mapping[str, float]:
-        """How close it comes to its teacher from the same beginnings, see `lesson.agreement`."""
-        return {"agreement": agreement(*self.endings(self.judged))}
+        """How close it comes to its teacher from the same beginnings, see `lesson.agreement`: noise, and pictures."""
+        held_out = self._held_out[: self.judged]
+        from_noise = self.walks.kinds[held_out] == 0
+        parts = {"agreement": held_out[from_noise], "edits": held_out[~from_noise]}
+        return {name: agreement(*self._endings(walks)) for name, walks in parts.items() if len(walks)}
 
-    @torch.no_grad()
     def endings(self, count: int) -> tuple[Tensor, Tensor]:
         """Where student and teacher come from the same beginnings, on walks that are not learnt from; see `Lesson`."""
-        chosen = self._learnt + torch.arange(count) % (len(self.walks) - self._learnt)
-        steps = torch.full((count,), self._steps)
-        return self._mine(chosen, steps), self._placed(self._shown(chosen, steps, steps).reached)
+        return self._endings(self._held_out[torch.arange(count) % len(self._held_out)])
+
+    @torch.no_grad()
+    def _endings(self, walks: Tensor) -> tuple[Tensor, Tensor]:
+        steps = torch.full((len(walks),), self._steps)
+        return self._mine(walks, steps), self._placed(self._shown(walks, steps, steps).reached)
+
+    @cached_property
+    def _own(self) -> Tensor:
+        """The walks of kinds that the student walks, int64."""
+        return (self.walks.kinds < len(self.served)).nonzero().squeeze(1)
 
     @property
-    def _learnt(self) -> int:
-        """Walks that are learnt from: at least half of them."""
-        return max(len(self.walks) - self.judged, (len(self.walks) + 1) // 2)
+    def _learnt(self) -> Tensor:
+        """Those that are learnt from: at least half of them; an edit together with the walk that it begins at."""
+        learnt = max(len(self._own) - self.judged, (len(self._own) + 1) // 2)
+        return self._own[: learnt - learnt % 2 if len(self.served) > 1 and learnt > 1 else learnt]
+
+    @property
+    def _held_out(self) -> Tensor:
+        return self._own[len(self._learnt) :]
 
     @property
     def _steps(self) -> int:

@@ -19,17 +19,21 @@ import torch
 from torch import Tensor
 
 from stillhouse.core import Array, ImageRequest
-from stillhouse.diffusion import Grid, Schedule, grid_at, noise_levels, noised
+from stillhouse.diffusion import Grid, Point, Schedule, grid_at, noise_levels, noised
 from stillhouse.distill.networks import Inputs
 from stillhouse.distill.pairs import halves
 from stillhouse.distill.parts import awaited as awaited_parts
 from stillhouse.distill.rounds import refined
+from stillhouse.errors import BackendFailed
 from stillhouse.models.pipeline import Draft, Pipeline
 
 SOLVER = "dpmpp_2m"
 """By which the teacher walks: second order for the price of one evaluation a step."""
 _SAME = 0.5
 """Of the edits, those that keep the caption of their picture."""
+_FULL = "out of memory"
+_FEWEST = 4
+"""Steps of the teacher's, however short its walk is."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,7 +84,8 @@ class KeptWalks:
         captions: int64 [walks]: rows of `texts`.
         guidance: float32 [walks].
         texts: by input, float16 [captions, ...].
-        kinds: int64 [walks]: of their grids, see `Plan`; on the processor.
+        kinds: int64 [walks]: of their grids, see `Plan`; on the processor. Edits are shorter than walks from noise can
+            be; behind their clean picture it is repeated.
     """
 
     latents: Tensor
@@ -97,6 +102,7 @@ class KeptWalks:
         """The same in a GPU's memory, where it takes half of what is free there at most; else as they are."""
         if device.type != "cuda":
             return self
+        torch.cuda.empty_cache()  # what making them took is free again
         held = sum(tensor.numel() * tensor.element_size() for tensor in (self.latents, *self.texts.values()))
         if 2 * held > torch.cuda.mem_get_info(device)[0]:
             return self
@@ -135,12 +141,14 @@ class Plan:
 
     Args:
         served: the student's grid from pure noise, of its own schedule: the first kind of walks.
-        edits: the same for pictures that begin from another one, by strength: the other kinds, in this order.
-        steps: of the teacher's walk from pure noise; edits take as long ones.
+        steps: of the teacher's walk from pure noise. In an edit its steps are as long, and it takes twice as many as
+            the student at least.
         count: of the walks.
         guidance: scales, the least and the most, drawn evenly.
         seed: of everything that is drawn.
-        together: walks that are made at once.
+        edits: grids for pictures that begin from another one, by strength, of no more steps than `served`: the other
+            kinds, in this order.
+        together: walks that are made at once; fewer where a GPU's memory is too small.
     """
 
     served: Grid
@@ -151,22 +159,61 @@ class Plan:
     edits: Mapping[float, Grid] = field(default_factory=dict)
     together: int = 8
 
-    def of(self, schedule: Schedule) -> tuple["_Kind", ...]:
+    def of(self, schedule: Schedule) -> tuple["Course", ...]:
         """Each kind of walks, as a teacher of this schedule walks it."""
-        kinds = []
-        for strength, one in {1.0: self.served, **self.edits}.items():
-            own = asked_at(schedule, one)
-            fine = refined(schedule, own, max(own.steps, round(self.steps * strength)))
-            kinds.append(_Kind(fine, tuple(fine.points.index(point) for point in own.points)))
-        return tuple(kinds)
+        fewest = [max(self.served.steps, self.steps)]
+        for strength, edit in self.edits.items():
+            fewest.append(max(_FEWEST, 2 * edit.steps, round(self.steps * strength)))
+        grids = (self.served, *self.edits.values())
+        return tuple(course_of(schedule, one, steps) for one, steps in zip(grids, fewest, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
-class _Kind:
-    """What a teacher walks, and where it is kept."""
+class Course:
+    """What a teacher walks, and where it is kept.
 
+    Args:
+        first: the student's first level, where walks are laid out. A teacher that was not taught it is shown it all the
+            same, at its own first one.
+        above: the student's levels after that which are as noisy as the teacher's first one, or noisier.
+        fine: the teacher's grid.
+        places: of the student's other levels in it, CLEAN included.
+    """
+
+    first: Point
+    above: tuple[Point, ...]
     fine: Grid
     places: tuple[int, ...]
+
+
+def course_of(schedule: Schedule, served: Grid, steps: int) -> Course:
+    """How a teacher of this schedule walks a student's grid: its levels are the nearest, by the angle atan2(sigma,
+    alpha), and as many others as make so many steps.
+
+    >>> from stillhouse.diffusion import grid
+    >>> course = course_of(Schedule(), grid(Schedule(zero_terminal_snr=True), 9), 12)
+    >>> [point.timestep for point in course.above], course.fine.timesteps.tolist()[:3]
+    ([888.0], [999.0, 924.0, 848.0])
+    """
+    first, *others = served.points
+    if schedule.is_flow:
+        fine = refined(schedule, served, max(steps, served.steps))
+        return Course(first, (), fine, tuple(fine.points.index(point) for point in others))
+    alphas, sigmas = noise_levels(schedule)
+    angles = np.arctan2(sigmas, alphas)
+
+    def nearest(point: Point) -> int:
+        return int(np.abs(angles - np.arctan2(point.sigma, point.alpha)).argmin())
+
+    levels, above = [nearest(first)], []
+    for point in others[:-1]:
+        if nearest(point) >= levels[0]:
+            above.append(point)
+        else:
+            levels.append(min(nearest(point), levels[-1] - 1))
+    own = grid_at(schedule, [float(level) for level in levels])
+    fine = refined(schedule, own, max(steps, own.steps))
+    return Course(first, tuple(above), fine, tuple(fine.points.index(point) for point in own.points[1:]))
 
 
 def walks_of(
@@ -182,95 +229,115 @@ def walks_of(
         plan: which walks.
         begin: so many are left out, as if they had been made before.
     """
-    kinds = plan.of(pipeline.manifest.schedule)
+    courses = plan.of(pipeline.manifest.schedule)
     each = 2 if plan.edits else 1
-    number, last = begin // each, -(-plan.count // each)
-    left_out = begin % each
-    while number < last:
-        numbers = range(number, min(number + plan.together, last))
-        rngs = [np.random.default_rng((plan.seed, 6, one)) for one in numbers]
-        drafts = [_begun(pipeline, captions, kinds[0], plan.guidance, rng) for rng in rngs]
-        made = [_walked(pipeline, drafts, [kinds[0]] * len(drafts), [0] * len(drafts))]
+    last = -(-plan.count // each)
+    engine = _Engine(pipeline, plan.together)
+    # Cut as they would be from the first one on: engines round differently where rows lie differently.
+    for number in range(begin // each // plan.together * plan.together, last, plan.together):
+        rngs = [np.random.default_rng((plan.seed, 6, one)) for one in range(number, min(number + plan.together, last))]
+        drafts = [_begun(pipeline, captions, courses[0], plan.guidance, rng) for rng in rngs]
+        made = [_walked(engine, drafts, [courses[0]] * len(drafts), [0] * len(drafts))]
         if plan.edits:
-            chosen = [1 + int(rng.integers(len(plan.edits))) for rng in rngs]
-            taken = [kinds[kind] for kind in chosen]
+            kinds = [1 + int(rng.integers(len(plan.edits))) for rng in rngs]
+            taken = [courses[kind] for kind in kinds]
             edited = [
-                _edited(pipeline, captions, kind, plan.guidance, rng, draft)
-                for kind, rng, draft in zip(taken, rngs, drafts, strict=True)
+                _edited(pipeline, captions, course, plan.guidance, rng, draft)
+                for course, rng, draft in zip(taken, rngs, drafts, strict=True)
             ]
-            made.append(_walked(pipeline, edited, taken, chosen))
+            made.append([_padded(walk, plan.served.steps) for walk in _walked(engine, edited, taken, kinds)])
         every = [walk for one in zip(*made, strict=True) for walk in one]
-        yield from every[left_out : plan.count - number * each]
-        number, left_out = numbers.stop, 0
+        yield from every[max(0, begin - number * each) : plan.count - number * each]
 
 
-def _walked(
-    pipeline: Pipeline, drafts: Sequence[Draft], kinds: Sequence[_Kind], numbers: Sequence[int]
-) -> Sequence[Walked]:
+@dataclass(slots=True)
+class _Engine:
+    """A pipeline, and how many pictures it takes at once: half as many from the moment on when memory is too small."""
+
+    pipeline: Pipeline
+    most: int
+
+    def advance(self, drafts: Sequence[Draft]) -> None:
+        """Move each by one evaluation."""
+        done = 0
+        while done < len(drafts):
+            some = drafts[done : done + self.most]
+            try:
+                self.pipeline.advance(some)
+            except BackendFailed as error:
+                if _FULL not in str(error) or self.most == 1:
+                    raise
+                self.most = -(-len(some) // 2)
+                torch.cuda.empty_cache()
+            else:
+                done += len(some)
+
+
+def _walked(engine: _Engine, drafts: Sequence[Draft], courses: Sequence[Course], kinds: Sequence[int]) -> list[Walked]:
     """Each draft from its beginning to its picture."""
-    passed: list[list[Array]] = [[draft.latents] for draft in drafts]
-    while any(not draft.is_done for draft in drafts):
-        pipeline.advance([draft for draft in drafts if not draft.is_done])
-        for draft, kind, latents in zip(drafts, kinds, passed, strict=True):
-            if len(latents) < len(kind.places) and draft.index == kind.places[len(latents)]:
+    passed = [[draft.latents] for draft in drafts]
+    while moving := [number for number, draft in enumerate(drafts) if not draft.is_done]:
+        engine.advance([drafts[number] for number in moving])
+        for number in moving:
+            draft, course, latents = drafts[number], courses[number], passed[number]
+            if draft.index == 1:
+                assert draft.denoised is not None
+                begun, seen = latents[0], draft.denoised
+                latents += [_between(begun, seen, course.first, point) for point in course.above]
+            if draft.index in course.places:
                 latents.append(draft.latents)
     made = []
-    for draft, latents, number in zip(drafts, passed, numbers, strict=True):
+    for draft, latents, kind in zip(drafts, passed, kinds, strict=True):
         scale = draft.request.guidance
         assert scale is not None
-        made.append(Walked(np.stack(latents), draft.request.prompt, scale, number, draft.conditioning))
+        made.append(Walked(np.stack(latents), draft.request.prompt, scale, kind, draft.conditioning))
     return made
 
 
-def asked_at(schedule: Schedule, served: Grid) -> Grid:
-    """A grid's levels as a network of this schedule knows them: of each the nearest, by the angle atan2(sigma, alpha).
+def _between(begun: Array, seen: Array, start: Point, end: Point) -> Array:
+    """A DDIM step (arXiv 2010.02502) towards what the teacher sees, to a level that it does not know."""
+    kept = end.sigma / start.sigma
+    moved: Array = (kept * begun + (end.alpha - start.alpha * kept) * seen).astype(np.float32)
+    return moved
 
-    A teacher that was not taught pure noise is shown it all the same, at its first level.
 
-    >>> from stillhouse.diffusion import grid
-    >>> asked_at(Schedule(), grid(Schedule(zero_terminal_snr=True), 3)).timesteps.tolist()[0]
-    999.0
-    """
-    if schedule.is_flow:
-        return served
-    alphas, sigmas = noise_levels(schedule)
-    angles = np.arctan2(sigmas, alphas)
-    wanted = np.arctan2(served.sigmas[:-1], served.alphas[:-1])
-    return grid_at(schedule, [float(np.abs(angles - angle).argmin()) for angle in wanted])
+def _padded(walk: Walked, steps: int) -> Walked:
+    """As long as one of so many steps."""
+    missing = steps + 1 - len(walk.latents)
+    return replace(walk, latents=np.concatenate([walk.latents, *[walk.latents[-1:]] * missing]))
 
 
 def _begun(
     pipeline: Pipeline,
     captions: Callable[[np.random.Generator], str],
-    kind: _Kind,
+    course: Course,
     guidance: tuple[float, float],
     rng: np.random.Generator,
 ) -> Draft:
     """A walk from pure noise."""
     caption, scale = captions(rng), float(rng.uniform(*guidance))
-    return _laid_out(pipeline, kind, caption, scale, int(rng.integers(2**62)))
+    return _laid_out(pipeline, course, caption, scale, int(rng.integers(2**62)))
 
 
 def _edited(
     pipeline: Pipeline,
     captions: Callable[[np.random.Generator], str],
-    kind: _Kind,
+    course: Course,
     guidance: tuple[float, float],
     rng: np.random.Generator,
     before: Draft,
 ) -> Draft:
     """A walk from a picture with noise over it."""
     caption = before.request.prompt if rng.random() < _SAME else captions(rng)
-    draft = _laid_out(pipeline, kind, caption, float(rng.uniform(*guidance)), int(rng.integers(2**62)))
-    first = kind.fine.points[0]
-    draft.latents = noised(before.latents, draft.latents, first.alpha, first.sigma)
+    draft = _laid_out(pipeline, course, caption, float(rng.uniform(*guidance)), int(rng.integers(2**62)))
+    draft.latents = noised(before.latents, draft.latents, course.first.alpha, course.first.sigma)
     return draft
 
 
-def _laid_out(pipeline: Pipeline, kind: _Kind, caption: str, guidance: float, seed: int) -> Draft:
+def _laid_out(pipeline: Pipeline, course: Course, caption: str, guidance: float, seed: int) -> Draft:
     draft = pipeline.start(ImageRequest(caption, guidance=guidance, seed=seed, sampler=SOLVER))
     return Draft(
-        replace(draft.course, grid=kind.fine, guidance_interval=(0.0, 1.0), refresh=1),
+        replace(draft.course, grid=course.fine, guidance_interval=(0.0, 1.0), refresh=1),
         draft.latents,
         draft.conditioning,
         draft.unconditional,

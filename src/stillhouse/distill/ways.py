@@ -15,12 +15,14 @@ from stillhouse.distill.folder import Skipped
 from stillhouse.distill.networks import Denoiser
 from stillhouse.distill.pairs import KeptPairs, awaited, encoded_pairs
 from stillhouse.distill.settings import Settings
-from stillhouse.distill.walk_chain import WALKS, plan_walks, teach_walks
+from stillhouse.distill.walk_chain import WALKS, plan_kept, plan_walks, teach_walks
 from stillhouse.distill.walks import Plan, awaited_walks, encoded_walks, walks_of
 from stillhouse.fit.stage import Stage, Tick
 from stillhouse.models.manifest import Component
 from stillhouse.models.pipeline import Pipeline
 
+_GRAPH = "unet/model.onnx"
+"""As it was imported, with its network beside it."""
 _MANY = 256
 """Walks that are made at once on a GPU."""
 
@@ -154,7 +156,7 @@ class ByWalks:
         self, pipeline: Pipeline, settings: Settings, skipped: Callable[[Skipped], None]
     ) -> Callable[[int], Iterable[Any]]:
         """See `Way`."""
-        captions, served = captions_of(settings, skipped), plan_walks(self.first, self.recipe)[0]
+        served = plan_kept(plan_walks(self.first, self.recipe))
         plan = Plan(
             served=served.grid,
             steps=self.recipe.counts[0],
@@ -164,8 +166,8 @@ class ByWalks:
             edits=served.edits,
         )
         if torch.cuda.is_available():
-            pipeline, plan = _on_gpu(pipeline), replace(plan, together=_MANY)
-        return lambda begin: walks_of(pipeline, captions, plan, begin)
+            pipeline, plan = on_gpu(pipeline), replace(plan, together=_MANY)
+        return lambda begin: walks_of(pipeline, captions_of(settings, skipped), plan, begin)
 
     def encoded(self, pipeline: Pipeline) -> Callable[[Sequence[Any]], dict[str, Any]]:
         """See `Way`."""
@@ -188,8 +190,9 @@ class ByWalks:
         return Learnt(students, endings, len(walks))
 
 
-def _on_gpu(pipeline: Pipeline) -> Pipeline:
-    """The same, its U-Net run by torch on the GPU, in float32."""
-    unet = pipeline.manifest.components["unet"]
-    moved = Component(unet.graph, unet.weights, "torch", settings={"device": "cuda"})
-    return Pipeline(pipeline.directory, components={"unet": moved})
+def on_gpu(pipeline: Pipeline) -> Pipeline:
+    """The same, its U-Net run whole by torch on the GPU, in float32; however it was accelerated for the processor."""
+    weights = pipeline.manifest.components["unet"].weights
+    moved = Component(_GRAPH, weights, "torch", settings={"device": "cuda"})
+    whole = replace(pipeline.manifest, step_cache=None)
+    return Pipeline(pipeline.directory, manifest=whole, components={"unet": moved})

@@ -20,7 +20,7 @@ class Caller:
         tiers: all that may be asked for.
         weight: instead of the tier's own.
         rate, burst, daily: pixel-steps, as in `settings.TierSettings`.
-        is_admin: may also look after keys and other people's jobs.
+        is_admin: may also see and cancel other people's jobs.
     """
 
     key: str

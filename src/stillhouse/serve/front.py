@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import msgspec
+
 from stillhouse.check import check_choice
 from stillhouse.core import ImageRequest
 from stillhouse.errors import InvalidRequest, NotAllowed, Refused
@@ -109,8 +111,11 @@ class Front:
             return self._placed([(order, tier, self._job(order, tier, tier)) for order, tier in meant])
         except Refused as refused:
             # Nobody is told of a patient one: it is tried again.
-            for tier in (tier for order, tier in meant if not order.is_patient):
-                self.metrics.rejected.labels(refused.reason, tier).inc()
+            for order, tier in meant:
+                if not order.is_patient:
+                    self.metrics.rejected.labels(refused.reason, tier).inc()
+                    told = {"reason": refused.reason, "key": order.caller.key, "tier": tier}
+                    log.info("a request was refused", extra=told)
             raise
 
     def cancel(self, name: str, reason: str = "asked") -> bool:
@@ -162,10 +167,10 @@ class Front:
 
     # Its life.
 
-    def open(self, workers: int = 1) -> None:
-        """Start the workers."""
-        for _ in range(workers):
-            self.hire()
+    def open(self) -> None:
+        """Start a worker for each device."""
+        for device in self.settings.devices or (None,):
+            self.hire(device)
         self.metrics.watch(self)
         self._watching = asyncio.get_running_loop().create_task(self._watch())
 
@@ -187,9 +192,10 @@ class Front:
         for station in self.stations:
             station.close()
 
-    def hire(self) -> Station:
-        """Start one more worker."""
-        station = Station(self.opening, self.clock, self.metrics, self._ended, self.broken, self.supervise)
+    def hire(self, device: str | None = None) -> Station:
+        """Start one more worker, which sees this device only."""
+        opening = msgspec.structs.replace(self.opening, device=device)
+        station = Station(opening, self.clock, self.metrics, self._ended, self.broken, self.supervise)
         self.stations.append(station)
         station.open()
         return station
@@ -203,8 +209,11 @@ class Front:
 
     def _ended(self, ticket: Ticket, closed: Closed) -> None:
         tier = ticket.job.tier.name
+        if closed.outcome in ("failed", "expired"):
+            self.meter.give_back(ticket.order.caller, _amount(ticket.job))
         if closed.outcome == "drawn":
-            self.metrics.drawn(tier, ticket.job.group.pipeline, self.clock() <= ticket.job.deadline)
+            in_time = None if ticket.order.is_patient else self.clock() <= ticket.job.deadline
+            self.metrics.drawn(tier, ticket.job.group.pipeline, in_time)
             self.metrics.queue.labels(tier).observe(closed.waited)
             self.metrics.denoise.labels(tier).observe(closed.denoised)
         elif closed.outcome == "failed":
@@ -220,7 +229,10 @@ class Front:
             "seconds": round(self.clock() - ticket.job.arrived, 4),
             "fault": closed.fault,
         }
-        log.info("a job ended", extra=told)
+        if closed.outcome == "failed":
+            log.warning("a job failed", extra={**told, "error": closed.error})
+        else:
+            log.info("a job ended", extra=told)
 
     # Admission.
 
@@ -248,14 +260,15 @@ class Front:
                 self.cancel(ticket.id, "refused")
             self.meter.give_back(caller, amount)
             raise
+        if less := amount - sum(_amount(ticket.job) for ticket in tickets):
+            self.meter.give_back(caller, less)  # who is given less pays less
         return tickets
 
     def _taken(self, order: Order, tier: str, job: Job, station: Station) -> Ticket:
-        amount = _amount(job)
         drawn_as, job = self._admitted(order, tier, job, station)
         if drawn_as != tier:
             self.metrics.degraded.labels(tier, drawn_as).inc()
-        self.metrics.pixel_steps.labels(tier).inc(amount)
+        self.metrics.pixel_steps.labels(tier).inc(_amount(job))
         ticket = Ticket(order, job, drawn_as, self.wall())
         station.take(ticket)
         return ticket

@@ -46,7 +46,9 @@ class Metrics:
         self.step = histogram("step_seconds", "Seconds of one evaluation of a batch.", _STEP, "batch", "shape")
         self.rows = histogram("batch_rows", "Rows of a batch.", (1, 2, 4, 8, 16, 32), "shape")
         self.images = counter("images", "Pictures that were drawn.", "tier", "pipeline")
-        told = "Of the pictures that were drawn, those within their tier's promise."
+        kept = "Of these, those within their tier's promise; patient ones are left out."
+        self.in_time = counter("images_in_time", kept, "tier")
+        told = "Of the pictures that were drawn and somebody waited for, those within their tier's promise."
         self.goodput = Gauge("stillhouse_goodput_ratio", told, ["tier"], registry=self.registry)
         self.cancelled = counter("cancelled", "Jobs that were cancelled.", "reason")
         self.rejected = counter("rejected", "Requests that were not taken.", "reason", "tier")
@@ -66,9 +68,12 @@ class Metrics:
         for name, (what, told) in gauges.items():
             Gauge(f"stillhouse_{name}", what, registry=self.registry).set_function(told)
 
-    def drawn(self, tier: str, pipeline: str, in_time: bool) -> None:
-        """A picture was drawn, within its tier's promise or not."""
+    def drawn(self, tier: str, pipeline: str, in_time: bool | None) -> None:
+        """A picture was drawn, within its tier's promise or not; None, nobody waited for it."""
         self.images.labels(tier, pipeline).inc()
+        if in_time is None:
+            return
+        self.in_time.labels(tier).inc(in_time)
         every, kept = self._drawn.get(tier, (0, 0))
         self._drawn[tier] = every, kept = every + 1, kept + in_time
         self.goodput.labels(tier).set(kept / every)

@@ -28,6 +28,8 @@ SOON = 0.5
 """Seconds after which it is looked again whether there is room."""
 AGAIN = 5.0
 """Seconds after which the store is asked again for what it could not do."""
+FULL = 60.0
+"""Seconds after which a full disk may have room again."""
 SWEEP = 60.0
 """Seconds between two looks at what may be forgotten."""
 
@@ -63,10 +65,15 @@ class Patient:
 
         Raises:
             InvalidRequest, NotAllowed: as `Front.place`, and what is more than the key may ask for in a day.
-            Refused: too many wait.
+            Refused: too many wait, or the disk is full.
         """
         self.front.review(Order(request, caller, tier))
-        record = await self.ask(self.store.add, name, caller.key, tier, request, kind)
+        try:
+            with storing():
+                record = await self.ask(self.store.add, name, caller.key, tier, request, kind)
+        except Refused as refused:
+            self.front.metrics.rejected.labels(refused.reason, tier).inc()
+            raise
         await self._tell()
         return record
 
@@ -166,6 +173,20 @@ class Patient:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(life)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+@contextmanager
+def storing() -> Iterator[None]:
+    """Something is written into the store; where it cannot be, whoever asked is told to come back.
+
+    Raises:
+        Refused: it cannot.
+    """
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        log.exception("the store cannot be written")
+        raise Refused("the server's disk takes nothing now", "storage", FULL) from error
 
 
 @contextmanager

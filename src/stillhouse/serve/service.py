@@ -3,15 +3,16 @@
 import asyncio
 import sqlite3
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 from stillhouse.errors import NotAllowed, RuntimeMissing
 from stillhouse.serve.caller import Caller
 from stillhouse.serve.front import Front, front_of
-from stillhouse.serve.patient import Patient, going_on, told_of
+from stillhouse.serve.patient import Patient, going_on, storing, told_of
 from stillhouse.serve.settings import Settings
 from stillhouse.serve.store.database import connect
 from stillhouse.serve.store.jobs import BY_ADDRESS, JobStore
@@ -40,6 +41,7 @@ class Service:
         connection: the database; only used in the store's thread.
         untraced: sends the last spans.
         counting: keeps what keys have used.
+        keeping: pictures whose clients have gone.
     """
 
     settings: Settings
@@ -48,6 +50,7 @@ class Service:
     connection: sqlite3.Connection
     untraced: Callable[[], None]
     counting: asyncio.Task[None] | None = None
+    keeping: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def caller(self, token: str | None, address: str) -> Caller:
         """Who asks.
@@ -66,9 +69,24 @@ class Service:
         key = await self.patient.ask(find_key, self.connection, token)
         return caller_of(key, self.settings.tiers)
 
-    async def keep(self, ticket: Ticket, closed: Closed) -> None:
-        """Keep a picture that was drawn at the door, so that it can be fetched later."""
-        await self.patient.ask(_keep, self.patient.store, ticket, closed)
+    async def keep(self, ticket: Ticket, closed: Closed) -> str:
+        """Keep a picture that was drawn at the door; the name under which whoever knows it may see it.
+
+        It is no request's id: those stand in logs.
+
+        Raises:
+            Refused: it cannot be written.
+        """
+        name = uuid4().hex
+        with storing():
+            await self.patient.ask(_keep, self.patient.store, name, ticket, closed, True)
+        return name
+
+    def keep_later(self, ticket: Ticket) -> None:
+        """Keep a picture whose client has gone, once it is drawn: as a job of the same key, under the request's id."""
+        task = asyncio.get_running_loop().create_task(self._kept(ticket))
+        self.keeping.add(task)
+        task.add_done_callback(self.keeping.discard)
 
     def open(self) -> None:
         """Start the workers, and go on with the jobs that were left."""
@@ -80,6 +98,7 @@ class Service:
     async def close(self) -> None:
         """Take nothing more, end what was begun, and leave."""
         await self.front.drain(read_seconds(self.settings.drain))
+        await asyncio.gather(*self.keeping)
         if self.counting:
             self.counting.cancel()
             await self.patient.ask(write_usage, self.connection, self.front.meter.used)
@@ -87,6 +106,12 @@ class Service:
         self.front.close()
         self.connection.close()
         self.untraced()
+
+    async def _kept(self, ticket: Ticket) -> None:
+        closed = await ticket.end()
+        if closed.outcome == "drawn":
+            with going_on(f"picture {ticket.id} is not kept"):
+                await self.patient.ask(_keep, self.patient.store, ticket.id, ticket, closed, False)
 
     async def _count(self) -> None:
         kept = self.front.meter.used
@@ -118,16 +143,17 @@ def service_of(settings: Settings, cache: Path | None = None, broken: Callable[[
     data = Path(settings.data)
     connection = connect(data)
     store = JobStore(connection, data)
+    store.sweep()
     keep, kept = read_seconds(settings.keep), read_bytes(settings.kept)
     patient = Patient(front, store, keep, kept)
     return Service(settings, front, patient, connection, spans.close if spans else lambda: None)
 
 
-def _keep(store: JobStore, ticket: Ticket, closed: Closed) -> None:
+def _keep(store: JobStore, name: str, ticket: Ticket, closed: Closed, by_address: bool) -> None:
     """In one go, so that nobody finds it waiting in between, and draws it again."""
     order = ticket.order
-    store.add(ticket.id, order.caller.key, ticket.job.tier.name, ticket.request, order.format)
-    store.end(ticket.id, "drawn", closed.content, told={**told_of(ticket, closed), BY_ADDRESS: True})
+    store.add(name, order.caller.key, ticket.job.tier.name, ticket.request, order.format)
+    store.end(name, "drawn", closed.content, told={**told_of(ticket, closed), BY_ADDRESS: by_address})
 
 
 def _spans() -> "Tracing":

@@ -85,6 +85,8 @@ class Settings:
         queue: at most so many pictures wait or are being drawn.
         memory: for all open pipelines together, as "8GiB"; the one that was not used for longest is closed first.
         backend, precision, threads: as in `stillhouse.load`, for every pipeline.
+        devices: GPUs, as CUDA_VISIBLE_DEVICES names them: a worker for each, which sees no other. None named, one
+            worker, which sees whatever there is.
         body: bytes of a request, as "32MiB".
         pixels: of one picture.
         count: pictures of one request.
@@ -107,6 +109,7 @@ class Settings:
     backend: str | None = None
     precision: str | None = None
     threads: int | None = None
+    devices: tuple[str, ...] = ()
     body: str = "32MiB"
     pixels: int = 2048 * 2048
     count: int = 10
@@ -125,6 +128,8 @@ class Settings:
                 raise InvalidRequest(f"a tier named {name!r}", allowed="letters, digits and _, a letter first")
             for other in (*tier.also, *tier.degrade):
                 check_choice("tier", other, self.tiers)
+        if len(set(self.devices)) < len(self.devices):
+            raise InvalidRequest(f"devices {', '.join(self.devices)}", allowed="each once")
         check_choice("policy", self.policy, POLICIES)
         check_whole("queue", self.queue, 1, 100_000)
         check_whole("pixels", self.pixels, 1, 8192 * 8192)

@@ -46,6 +46,8 @@ CASES = [
     # More pixels than one part has, the last one shorter; and numbers far from zero, of which a sum of squares would
     # leave nothing.
     Case("group_norm", "float32", (1, 8, 31, 17), {"silu": False, "mean": 1000.0}),
+    # And more pixels in a part than a program holds at once, the last ones fewer.
+    Case("group_norm", "float16", (1, 4, 65, 64), {"silu": True}),
     Case("layer_norm", "float32", (2, 320), {"mean": 1000.0}),
 ]
 GROUPS = {1: 1, 4: 2, 8: 2, 30: 3, 320: 32}

@@ -117,6 +117,18 @@ def test_a_stream_shows_the_picture_before_it_is_done(client: OpenAI, pipeline: 
     np.testing.assert_array_equal(pixels(happened[-1].b64_json), pipeline.generate(PROMPT, seed=7, steps=12).image)
 
 
+def test_a_stream_of_several_pictures_shows_each_on_the_way(client: OpenAI, pipeline: Pipeline) -> None:
+    stream = client.images.generate(stream=True, partial_images=1, n=2, **{**asked(seed=7), "model": "pro"})
+    by_seed: dict[int, list[Any]] = {7: [], 8: []}
+    for one in stream:
+        by_seed[one.seed].append(one)
+    for seed, happened in by_seed.items():
+        assert [one.type.rpartition(".")[2] for one in happened] == ["partial_image", "completed"]
+        wanted = pipeline.generate(PROMPT, seed=seed, steps=12).image
+        np.testing.assert_array_equal(pixels(happened[-1].b64_json), wanted)
+        assert happened[-1].queue_ms >= 0 and happened[-1].denoise_ms > 0 and happened[-1].request_id
+
+
 def test_an_edit_is_an_image_to_image_walk(client: OpenAI, pipeline: Pipeline) -> None:
     image = pipeline.generate("a big green square", seed=1, steps=8).image
     answer = client.images.edit(

@@ -136,6 +136,18 @@ def test_a_key_may_not_fill_the_queue_of_all(store: JobStore, monkeypatch: pytes
     store.add("four", "modest", "free", ASKED, "png")
 
 
+def test_files_that_a_killed_server_left_are_swept_and_no_others(store: JobStore) -> None:
+    image = np.zeros((64, 64, 3), np.uint8)
+    store.add("waits", "key", "free", ImageRequest("", image=image), "png")
+    store.add("drawn", "key", "free", ASKED, "png")
+    store.end("drawn", "drawn", b"picture")
+    kept = {path for path in store.directory.rglob("*") if path.is_file() and path.parent != store.directory}
+    for name in ("inputs/gone.image.png", "pictures/gone.png", "pictures/.half.png.part", "inputs/drawn.image.png"):
+        (store.directory / name).write_bytes(b"left")
+    assert store.sweep() == 4 and store.sweep() == 0
+    assert {path for path in store.directory.rglob("*") if path.is_file() and path.parent != store.directory} == kept
+
+
 def test_what_the_disk_refuses_is_not_accepted_and_leaves_nothing(
     store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """Residents: open when asked for, closed when memory is short, the one not used for longest first."""
 
+import weakref
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,6 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stillhouse.models.load import find
+from stillhouse.models.pipeline import Pipeline
 from stillhouse.serve.worker.residents import Residents
 
 NAMES = ("a", "b", "c", "d")
@@ -62,6 +65,22 @@ def test_never_more_than_fit_after_a_look(asked: list[str], budget: int) -> None
         assert residents[name] == name.upper()  # type: ignore[comparison-overlap]
         residents.fit()
         assert len(residents.open) <= budget and residents.open[-1] == name
+
+
+def test_what_is_closed_gives_its_memory_back_before_another_is_closed() -> None:
+    """A pipeline refers to itself, so it would stay until the collector comes by."""
+    known: dict[str, weakref.ref[Pipeline]] = {}
+
+    def opened(name: str) -> Pipeline:
+        pipeline = Pipeline(find("shapes"))
+        known[name] = weakref.ref(pipeline)
+        return pipeline
+
+    residents = Residents(opened, ("a", "b", "c"), 2, lambda: sum(one() is not None for one in known.values()))
+    for name in ("a", "b", "c"):
+        assert residents[name]
+    assert residents.fit() == ["a"] and residents.open == ("b", "c")
+    assert known["a"]() is None
 
 
 def test_there_is_no_other() -> None:

@@ -14,14 +14,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stillhouse.backends.kernels.launch import DTYPES, Specimen, bucket, configs, launches, over
+from stillhouse.backends.kernels.launch import DTYPES, Specimen, bucket, launches, over, tuned
 from stillhouse.errors import InvalidRequest
 
 _WIDE = 2**31
 """Elements from which 32 bits do not count them."""
 
 
-@triton.autotune(configs=configs(BLOCK=(1024, 2048, 4096)), key=["columns", "bucket"])
+@tuned(["columns", "bucket"], BLOCK=(1024, 2048))
 @triton.jit
 def _geglu(
     x,
@@ -71,7 +71,8 @@ def geglu(x: Tensor, tanh: bool = False) -> Tensor:
     out = x.new_empty(*x.shape[:-1], columns)
     if out.numel():
         is_wide = x.numel() >= _WIDE
-        _geglu[over(out.numel())](x, out, out.numel(), bucket(out.numel()), columns, tanh, is_wide)
+        with torch.cuda.device_of(x):
+            _geglu[over(out.numel())](x, out, out.numel(), bucket(out.numel()), columns, tanh, is_wide)
     return out
 
 

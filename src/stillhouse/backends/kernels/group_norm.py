@@ -23,19 +23,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stillhouse.backends.kernels.launch import DTYPES, Specimen, bucket, configs, launches
+from stillhouse.backends.kernels.launch import DTYPES, Specimen, bucket, launches, tuned
 from stillhouse.errors import InvalidRequest
 
 _PARTS = 64
 """Of a picture's pixels, at most: each program of the second pass reads the moments of all of them."""
 _PIXELS = 16
 """Of one part, at least."""
-_ROWS = 64
-"""Pixels that a program holds at once, at most."""
+_ROWS = 32
+"""Pixels that a program holds at once, at most: of more, too few programs fit on a multiprocessor."""
+_PROGRAMS = 256
+"""Of one picture, about as many as a large GPU runs at once; more of them would read more moments than pixels."""
 _LANES = 128
 
 
-@triton.autotune(configs=configs(), key=["channels", "bucket"])
+@tuned(["channels", "bucket"], warps=(4,))
 @triton.jit
 def _moments(
     x,
@@ -87,7 +89,7 @@ def _moments(
     tl.store(squares + at, around, mask=real)
 
 
-@triton.autotune(configs=configs(), key=["channels", "bucket"])
+@tuned(["channels", "bucket"], warps=(4,))
 @triton.jit
 def _normalised(
     x,
@@ -116,6 +118,14 @@ def _normalised(
     channel = tl.program_id(1) * taken + lane
     known = (lane < taken) & (channel < channels)
 
+    # The first tile is under way while the moments come; most programs have no other.
+    begin = program % parts * part_pixels
+    end = tl.minimum(begin + part_pixels, pixels)
+    row = begin + tl.arange(0, ROWS)
+    inside = (row < end)[:, None] & known[None, :]
+    place = (picture * pixels + row)[:, None] * channels + channel[None, :]
+    tile = tl.load(x + place, mask=inside, other=0.0)
+
     part = tl.arange(0, PARTS)
     one = tl.arange(0, GROUPS)
     number = tl.program_id(1) * (taken // group) + one
@@ -135,17 +145,21 @@ def _normalised(
     scale = tl.sum(tl.where(belongs, tl.rsqrt(variances + eps)[:, None], 0.0), axis=0)
     gain = tl.load(weight + channel, mask=known, other=0.0).to(tl.float32) * scale
     shift = tl.load(bias + channel, mask=known, other=0.0).to(tl.float32)
-    begin = program % parts * part_pixels
-    end = tl.minimum(begin + part_pixels, pixels)
-    for first in range(begin, end, ROWS):
-        row = first + tl.arange(0, ROWS)
-        inside = (row < end)[:, None] & known[None, :]
-        place = (picture * pixels + row)[:, None] * channels + channel[None, :]
-        value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
-        value = (value - centre[None, :]) * gain[None, :] + shift[None, :]
-        if SILU:
-            value = value * tl.sigmoid(value)
-        tl.store(out + place, value, mask=inside)
+    tl.store(out + place, _shaped(tile, centre, gain, shift, SILU), mask=inside)
+    for first in range(begin + ROWS, end, ROWS):
+        rows = first + tl.arange(0, ROWS)
+        within = (rows < end)[:, None] & known[None, :]
+        at_rows = (picture * pixels + rows)[:, None] * channels + channel[None, :]
+        more = tl.load(x + at_rows, mask=within, other=0.0)
+        tl.store(out + at_rows, _shaped(more, centre, gain, shift, SILU), mask=within)
+
+
+@triton.jit
+def _shaped(tile, centre, gain, shift, SILU: tl.constexpr):  # noqa: N803
+    value = (tile.to(tl.float32) - centre[None, :]) * gain[None, :] + shift[None, :]
+    if SILU:
+        value = value * tl.sigmoid(value)
+    return value
 
 
 @torch.library.custom_op("stillhouse::group_norm", mutates_args=())
@@ -174,7 +188,7 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float,
         return out
     batch, channels, height, width = x.shape
     pixels, layout = height * width, layout_of(channels, groups)
-    part_pixels, parts = _parts(pixels)
+    part_pixels, parts = _parts(pixels, layout.blocks)
     means = x.new_empty(batch, parts, groups, dtype=torch.float32)
     squares = torch.empty_like(means)
     told = (pixels, parts, part_pixels, bucket(pixels))
@@ -182,9 +196,10 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float,
     within = (channels, channels // groups, layout.taken)
     tile = (layout.groups, layout.lanes, rows)
     programs = (batch * parts, layout.blocks)
-    _moments[programs](x, means, squares, *told, *within, *tile)
     known = (x, weight.contiguous(), bias.contiguous(), means, squares, out)
-    _normalised[programs](*known, *told, eps, *within, silu, triton.next_power_of_2(parts), *tile)
+    with torch.cuda.device_of(x):
+        _moments[programs](x, means, squares, *told, *within, *tile)
+        _normalised[programs](*known, *told, eps, *within, silu, triton.next_power_of_2(parts), *tile)
     return out
 
 
@@ -237,7 +252,7 @@ def layout_of(channels: int, groups: int) -> Layout:
 def specimens() -> Iterator[Specimen]:
     """Both passes in each dtype, in the narrowest and widest blocks, by few and by many rows."""
     for name in DTYPES.values():
-        for channels, rows in ((320, 64), (2560, 16)):
+        for channels, rows in ((320, 32), (2560, 16)):
             layout = layout_of(channels, 32)
             numbers = dict.fromkeys(("pixels", "parts", "part_pixels", "bucket"), "i32")
             moments = {"channels": channels, "group": channels // 32, "taken": layout.taken}
@@ -253,9 +268,9 @@ def specimens() -> Iterator[Specimen]:
                 yield Specimen(called, _normalised.fn, told, constants)
 
 
-def _parts(pixels: int) -> tuple[int, int]:
-    """Pixels of each part, and how many parts there are."""
-    wanted = min(_PARTS, max(1, pixels // _PIXELS))
+def _parts(pixels: int, blocks: int) -> tuple[int, int]:
+    """Pixels of each part, and how many parts there are, of a picture whose channels take so many programs."""
+    wanted = max(1, min(_PARTS, pixels // _PIXELS, triton.cdiv(_PROGRAMS, blocks)))
     part_pixels = triton.cdiv(pixels, wanted)
     return part_pixels, triton.cdiv(pixels, part_pixels)
 

@@ -20,14 +20,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stillhouse.backends.kernels.launch import DTYPES, Specimen, bucket, configs, launches
+from stillhouse.backends.kernels.launch import DTYPES, Specimen, bucket, launches, tuned
 from stillhouse.errors import InvalidRequest
 
 WEIGHTS = ("scale", "of_z", "of_output", "reach", "kept", "gained")
 """The columns of what each picture is told."""
 
 
-@triton.autotune(configs=configs(BLOCK=(256, 1024, 2048)), key=["bucket", "PAST"])
+@tuned(["bucket", "PAST"], warps=(1, 4), BLOCK=(256, 1024))
 @triton.jit
 def _guided_step(
     z,
@@ -45,7 +45,9 @@ def _guided_step(
     picture = tl.program_id(1).to(tl.int64)
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
-    # First what hangs on nothing, so that it comes while the rows are looked up.
+    # First what others hang on, then what hangs on nothing, so that all of it is under way at once.
+    without = tl.load(rows + 2 * picture).to(tl.int64)
+    prompted = tl.load(rows + 2 * picture + 1).to(tl.int64)
     told = weights + 6 * picture
     here = tl.load(z + picture * size + at, mask=inside, other=0.0).to(tl.float32)
     scale = tl.load(told)
@@ -54,8 +56,6 @@ def _guided_step(
     reach = tl.load(told + 3)
     kept = tl.load(told + 4)
     gained = tl.load(told + 5)
-    without = tl.load(rows + 2 * picture).to(tl.int64)
-    prompted = tl.load(rows + 2 * picture + 1).to(tl.int64)
     u = tl.load(output + without * size + at, mask=inside, other=0.0).to(tl.float32)
     c = tl.load(output + prompted * size + at, mask=inside, other=0.0).to(tl.float32)
     guided = u + scale * (c - u)
@@ -96,9 +96,10 @@ def guided_step(
     size = z[0].numel() if len(z) else 0
     if size:
         before = z if past is None else past.contiguous()
-        _guided_step[lambda meta: (triton.cdiv(size, meta["BLOCK"]), len(z))](
-            z, output, before, rows, weights, moved, clean, size, bucket(size * len(z)), past is not None
-        )
+        with torch.cuda.device_of(z):
+            _guided_step[lambda meta: (triton.cdiv(size, meta["BLOCK"]), len(z))](
+                z, output, before, rows, weights, moved, clean, size, bucket(size * len(z)), past is not None
+            )
     return moved, clean
 
 

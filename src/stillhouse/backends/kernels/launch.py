@@ -17,6 +17,9 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DTYPES: Mapping[torch.dtype, str] = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 """What kernels take, and what Triton calls it. All of them compute in float32."""
 
+_WARM_UP, _REPEATED = 2, 8
+"""Milliseconds for each configuration: kernels take some ten microseconds, and a U-Net asks for a hundred shapes."""
+
 Grid: TypeAlias = Callable[[Mapping[str, Any]], tuple[int, ...]]
 
 
@@ -54,18 +57,25 @@ def launches(*tensors: Tensor) -> bool:
     return INTERPRETED or all(tensor.is_cuda for tensor in tensors)
 
 
-def configs(warps: Sequence[int] = (4, 8), **choices: Sequence[int]) -> list[Any]:
-    """Everything that is tried for each new shape; the first alone where Triton interprets, which times nothing.
+def tuned(key: Sequence[str], warps: Sequence[int] = (4, 8), prune: Any = None, **choices: Sequence[int]) -> Any:
+    """Like `triton.autotune`: for each new key the quickest configuration is found, in some milliseconds each.
 
     Args:
+        key: names of arguments.
         warps: of one program.
-        choices: values by name of a constant.
+        prune: leaves some configurations out, see `triton.autotune`'s early_config_prune.
+        choices: values by name of a constant. Where Triton interprets, which times nothing, the first of all is taken.
     """
     every = [
         triton.Config(dict(zip(choices, chosen, strict=True)), num_warps=count)
         for *chosen, count in product(*choices.values(), warps)
     ]
-    return every[:1] if INTERPRETED else every
+    left = {"early_config_prune": prune} if prune else None
+    return triton.autotune(every[:1] if INTERPRETED else every, list(key), left, do_bench=_brief)
+
+
+def _brief(call: Callable[[], object], quantiles: Sequence[float]) -> Any:
+    return triton.testing.do_bench(call, warmup=_WARM_UP, rep=_REPEATED, quantiles=quantiles)
 
 
 def bucket(count: int) -> int:

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stillhouse.backends.kernels.launch import DTYPES, Specimen, bucket, configs, launches
+from stillhouse.backends.kernels.launch import DTYPES, Specimen, bucket, launches, tuned
 from stillhouse.errors import InvalidRequest
 
 _FEWEST, _MOST = 1024, 4096
@@ -30,11 +30,7 @@ def _fitting_rows(every: Sequence[Any], told: Mapping[str, Any], **constants: An
     return fit or [every[0] if wide > _MOST else every[-1]]
 
 
-@triton.autotune(
-    configs=configs(ROWS=(1, 2, 4, 8)),
-    key=["columns", "bucket", "RESIDUAL"],
-    prune_configs_by={"early_config_prune": _fitting_rows},
-)
+@tuned(["columns", "bucket", "RESIDUAL"], warps=(4,), prune=_fitting_rows, ROWS=(1, 2, 4, 8))
 @triton.jit
 def _layer_norm(
     x,
@@ -174,17 +170,18 @@ def _launch(
     columns = x.shape[-1]
     rows = x.numel() // max(1, columns)
     if rows:
-        _layer_norm[lambda meta: (triton.cdiv(rows, meta["ROWS"]),)](
-            x,
-            residual,
-            weight.contiguous(),
-            bias.contiguous(),
-            out,
-            added,
-            rows,
-            bucket(rows),
-            eps,
-            columns,
-            triton.next_power_of_2(columns),
-            has_residual,
-        )
+        with torch.cuda.device_of(x):
+            _layer_norm[lambda meta: (triton.cdiv(rows, meta["ROWS"]),)](
+                x,
+                residual,
+                weight.contiguous(),
+                bias.contiguous(),
+                out,
+                added,
+                rows,
+                bucket(rows),
+                eps,
+                columns,
+                triton.next_power_of_2(columns),
+                has_residual,
+            )

@@ -10,10 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stillhouse.backends.kernels.launch import DTYPES, Specimen, bucket, configs, dense, launches, over
+from stillhouse.backends.kernels.launch import DTYPES, Specimen, bucket, dense, launches, over, tuned
 
 
-@triton.autotune(configs=configs(BLOCK=(1024, 2048, 4096)), key=["bucket"])
+@tuned(["bucket"], warps=(4,), BLOCK=(1024, 2048))
 @triton.jit
 def _silu(x, out, count, bucket, BLOCK: tl.constexpr):  # noqa: N803
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -37,7 +37,8 @@ def silu(x: Tensor) -> Tensor:
         return reference(x)
     out = torch.empty_like(x)
     if x.numel():
-        _silu[over(x.numel())](x, out, x.numel(), bucket(x.numel()))
+        with torch.cuda.device_of(x):
+            _silu[over(x.numel())](x, out, x.numel(), bucket(x.numel()))
     return out
 
 

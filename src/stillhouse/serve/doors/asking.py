@@ -23,7 +23,10 @@ from stillhouse.serve.worker.message import Closed
 T = TypeVar("T")
 Asked = Request[Any, Any, State]
 
-REASONS = {"queue": 503, "starting": 503, "draining": 503, "jobs": 503, "deadline": 429, "rate": 429, "quota": 429}
+REASONS = {
+    **dict.fromkeys(("queue", "starting", "draining", "jobs", "storage"), 503),
+    **dict.fromkeys(("deadline", "rate", "quota"), 429),
+}
 """HTTP's status by the reason of a refusal."""
 FAULTS = {"InvalidRequest": 400, "WorkerDied": 503, "Drained": 503}
 """HTTP's status by the fault of a job that failed; 500 for all others."""
@@ -82,7 +85,7 @@ async def ends(request: Asked, tickets: Sequence[Ticket]) -> list[Closed]:
 
     async def drawn(ticket: Ticket) -> Closed:
         closed = await ticket.end()
-        raise_for(closed)
+        raise_for(closed, ticket)
         return closed
 
     async def all_drawn() -> list[Closed]:
@@ -100,10 +103,12 @@ async def ends(request: Asked, tickets: Sequence[Ticket]) -> list[Closed]:
 
 
 def leave(service: Service, tickets: Sequence[Ticket]) -> None:
-    """What becomes of pictures whose client has gone."""
-    if service.settings.on_disconnect == "cancel":
-        for ticket in tickets:
+    """What becomes of pictures whose client has gone before it had them."""
+    for ticket in tickets:
+        if service.settings.on_disconnect == "cancel":
             service.front.cancel(ticket.id, "disconnect")
+        else:
+            service.keep_later(ticket)
 
 
 class Missing(InvalidRequest):
@@ -115,19 +120,20 @@ class Missing(InvalidRequest):
 
 
 class Failed(StillhouseError):
-    """A job that was accepted has no picture; `status` is HTTP's."""
+    """A job that was accepted has no picture; `status` is HTTP's, `id` the job's."""
 
-    def __init__(self, closed: Closed) -> None:
+    def __init__(self, closed: Closed, ticket: Ticket) -> None:
+        self.id = ticket.id
         self.status = 503 if closed.outcome in ("expired", "cancelled") else FAULTS.get(closed.fault, 500)
         self.fault = closed.fault or closed.outcome
         told = {"expired": "its time was over before it could be begun", "cancelled": "it was cancelled"}
         super().__init__(closed.error or told.get(closed.outcome, "it failed"))
 
 
-def raise_for(closed: Closed) -> None:
+def raise_for(closed: Closed, ticket: Ticket) -> None:
     """Raise what a job that was not drawn ended with."""
     if closed.outcome != "drawn":
-        raise Failed(closed)
+        raise Failed(closed, ticket)
 
 
 def headers_of(tickets: Sequence[Ticket], closed: Sequence[Closed]) -> dict[str, str]:
@@ -185,7 +191,7 @@ def explained(request: Asked, error: Exception) -> Response[Any]:
     message = error.detail if isinstance(error, HTTPException) else str(error)
     if status == 500 and not isinstance(error, StillhouseError):
         message = "an error of the server; its log tells more"
-    headers = {}
+    headers = {"x-request-id": error.id} if isinstance(error, Failed) else {}
     if isinstance(error, Refused):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
         if error.reason == "draining":

@@ -57,8 +57,8 @@ async def submit(
 ) -> Response[Any]:
     """Accept a job. With the same Idempotency-Key, the same job is told again."""
     caller = await caller_of(request)
-    image = None if data.image is None else await picture_of(request, _bytes(data.image, "image"))
-    mask = None if data.mask is None else await mask_of(request, _bytes(data.mask, "mask"))
+    image = None if data.image is None else await picture_of(request, await _bytes(data.image, "image"))
+    mask = None if data.mask is None else await mask_of(request, await _bytes(data.mask, "mask"))
     asked = ImageRequest(
         data.prompt,
         negative_prompt=data.negative_prompt,
@@ -159,7 +159,10 @@ async def _picture(request: Asked, record: Record) -> Response[bytes]:
     if record.state != "drawn":
         told = f"job {record.id} is {record.state} and has no picture"
         raise Missing(told, allowed="a job that is drawn", status=409)
-    content = await asyncio.to_thread(patient.store.picture(record).read_bytes)
+    try:
+        content = await asyncio.to_thread(patient.store.picture(record).read_bytes)
+    except FileNotFoundError:
+        raise _no_job(record.id) from None
     headers = {"x-seed": str(record.told.get("seed", "")), "cache-control": "private, max-age=31536000, immutable"}
     return Response(content, media_type=MEDIA[record.format], headers=headers)
 
@@ -209,8 +212,8 @@ def _name(caller: Caller, idempotency_key: str | None) -> str:
     return sha256(f"{caller.key}\n{idempotency_key}".encode()).hexdigest()[:32]
 
 
-def _bytes(text: str, name: str) -> bytes:
+async def _bytes(text: str, name: str) -> bytes:
     try:
-        return base64.b64decode(text, validate=True)
+        return await asyncio.to_thread(base64.b64decode, text, validate=True)
     except (binascii.Error, ValueError):
         raise InvalidRequest(f"{name} is not base64", allowed="a file in base64") from None

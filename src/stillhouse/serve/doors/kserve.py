@@ -143,7 +143,8 @@ async def infer(request: Asked, name: FromPath[str], version: FromPath[str] = VE
     caller = await _caller(request, name, version)
     service = service_of(request)
     reading = read(await _body(request), request.headers.get(HEADER_LENGTH))
-    ticket = service.front.place(order_of(reading.inputs, reading.parameters, name, caller))
+    trace = request.headers.get("traceparent")
+    ticket = service.front.place(order_of(reading.inputs, reading.parameters, name, caller, trace=trace))
     closed = await ends(request, [ticket])
     outputs = chosen(picture_of(ticket.request, closed[0].content), list(reading.wanted))
     told = {"model_name": name, "model_version": VERSION, "parameters": facts_of(ticket, closed[0])}

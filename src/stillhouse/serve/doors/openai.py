@@ -41,14 +41,21 @@ from stillhouse.serve.doors.asking import (
     raise_for,
     service_of,
 )
-from stillhouse.serve.doors.events import event
+from stillhouse.serve.doors.events import KEEP_ALIVE, event
+from stillhouse.serve.doors.protocol import facts_of
 from stillhouse.serve.seeds import new_seed
-from stillhouse.serve.ticket import Order, Shown, Ticket
+from stillhouse.serve.ticket import Event, Order, Shown, Ticket
 from stillhouse.serve.worker.message import Closed
 
 Output = Literal["png", "jpeg", "webp"]
 """Formats that this protocol knows."""
 MOST_PREVIEWS = 3
+LARGEST = 1 << 20
+"""Bytes of a request without pictures: a prompt and some numbers."""
+SILENCE = 15.0
+"""Seconds after which whoever listens to a stream is told that nothing happened."""
+_MUCH = 1 << 18
+"""Bytes from which on base64 is written beside the loop."""
 
 
 class Generation(msgspec.Struct, forbid_unknown_fields=True):
@@ -80,7 +87,13 @@ class Generation(msgspec.Struct, forbid_unknown_fields=True):
     patience: float | None = None
 
 
-@post("/v1/images/generations", status_code=200, tags=["OpenAI"], summary="Draw pictures")
+@post(
+    "/v1/images/generations",
+    status_code=200,
+    tags=["OpenAI"],
+    summary="Draw pictures",
+    request_max_body_size=LARGEST,
+)
 async def generations(request: Asked, data: JSONBody[Generation]) -> Response[Any]:
     """Pictures from a prompt."""
     return await _answer(request, await caller_of(request), data, "image_generation")
@@ -94,10 +107,13 @@ class EditOperation(Operation):
         texts = ("prompt", "model", "size", "negative_prompt", "sampler")
         kinds = {
             **dict.fromkeys(texts, OpenAPIType.STRING),
-            **dict.fromkeys(("n", "seed", "steps"), OpenAPIType.INTEGER),
-            **dict.fromkeys(("guidance", "strength"), OpenAPIType.NUMBER),
+            **dict.fromkeys(("n", "seed", "steps", "partial_images"), OpenAPIType.INTEGER),
+            **dict.fromkeys(("guidance", "strength", "patience"), OpenAPIType.NUMBER),
+            "stream": OpenAPIType.BOOLEAN,
         }
         fields = {name: Schema(type=kind) for name, kind in kinds.items()}
+        for name, values in (("response_format", ("b64_json", "url")), ("output_format", ("png", "jpeg", "webp"))):
+            fields[name] = Schema(type=OpenAPIType.STRING, enum=list(values))
         files = {name: Schema(type=OpenAPIType.STRING, content_encoding="binary") for name in ("image", "mask")}
         form = Schema(type=OpenAPIType.OBJECT, required=["image", "prompt"], properties={**files, **fields})
         self.request_body = RequestBody({"multipart/form-data": OpenAPIMediaType(form)}, required=True)
@@ -190,10 +206,10 @@ async def _answer(request: Asked, caller: Caller, data: Generation, name: str, *
     for ticket, one in zip(tickets, closed, strict=True):
         told: dict[str, Any] = {"seed": ticket.request.seed}
         if data.response_format == "url":
-            await service_of(request).keep(ticket, one)
-            told["url"] = f"{str(request.base_url).rstrip('/')}/v1/pictures/{ticket.id}"
+            kept = await service_of(request).keep(ticket, one)
+            told["url"] = f"{str(request.base_url).rstrip('/')}/v1/pictures/{kept}"
         else:
-            told["b64_json"] = _text(one.content)
+            told["b64_json"] = await _text(one.content)
         pictures.append(told)
     body = {"created": int(time.time()), "data": pictures, **_facts(tickets[0], kind), "usage": _usage(tickets)}
     return Response(body, headers=headers_of(tickets, closed))
@@ -240,25 +256,44 @@ def _orders(request: Asked, data: Generation, caller: Caller, **arrays: Any) -> 
 
 
 async def _stream(request: Asked, tickets: Sequence[Ticket], name: str, kind: Output) -> AsyncIterator[bytes]:
-    """Server-sent events: every preview, and every picture when it is done; one picture after the other."""
+    """Server-sent events: every preview, and every picture when it is done; whichever comes first."""
+    news: asyncio.Queue[tuple[Ticket, Event]] = asyncio.Queue()
+    listening = [asyncio.ensure_future(_listen(ticket, news)) for ticket in tickets]
+    awaited = {ticket.id: ticket for ticket in tickets}
     try:
-        for ticket in tickets:
-            async with aclosing(ticket.events()) as happening:  # type: ignore[type-var]
-                async for one in happening:
-                    if isinstance(one, Shown):
-                        told = {"b64_json": _text(one.content), "partial_image_index": one.number}
-                        yield _event(f"{name}.partial_image", ticket, told, "webp")
-                    elif isinstance(one, Closed):
-                        raise_for(one)
-                        told = {"b64_json": _text(one.content), "usage": _usage([ticket])}
-                        if one.is_cut:
-                            told["prompt_cut"] = True
-                        yield _event(f"{name}.completed", ticket, told, kind)
+        while awaited:
+            try:
+                async with asyncio.timeout(SILENCE):
+                    ticket, one = await news.get()
+            except TimeoutError:
+                yield KEEP_ALIVE
+                continue
+            if isinstance(one, Shown):
+                told = {"b64_json": await _text(one.content), "partial_image_index": one.number}
+                yield _event(f"{name}.partial_image", ticket, told, "webp")
+            elif isinstance(one, Closed):
+                raise_for(one, ticket)
+                told = {"b64_json": await _text(one.content), "usage": _usage([ticket]), **facts_of(ticket, one)}
+                if one.is_cut:
+                    told["prompt_cut"] = True
+                yield _event(f"{name}.completed", ticket, told, kind)
+                del awaited[ticket.id]
     except Failed as failed:
         error = {"message": str(failed), "type": "server_error", "code": failed.fault, "param": None}
         yield event("error", json.dumps({"type": "error", "error": error}))
+        for ticket in awaited.values():
+            service_of(request).front.cancel(ticket.id, "failed")
+        awaited.clear()
     finally:
-        leave(service_of(request), tickets)
+        for task in listening:
+            task.cancel()
+        leave(service_of(request), list(awaited.values()))
+
+
+async def _listen(ticket: Ticket, news: asyncio.Queue[tuple[Ticket, Event]]) -> None:
+    async with aclosing(ticket.events()) as happening:  # type: ignore[type-var]
+        async for one in happening:
+            news.put_nowait((ticket, one))
 
 
 def _event(name: str, ticket: Ticket, told: dict[str, Any], kind: str) -> bytes:
@@ -299,5 +334,6 @@ def _resized(picture: Picture, size: tuple[int, int]) -> Any:
     return np.array(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
 
 
-def _text(content: bytes) -> str:
-    return base64.b64encode(content).decode("ascii")
+async def _text(content: bytes) -> str:
+    encoded = base64.b64encode(content) if len(content) < _MUCH else await asyncio.to_thread(base64.b64encode, content)
+    return encoded.decode("ascii")

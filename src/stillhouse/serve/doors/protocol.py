@@ -61,7 +61,13 @@ def described(name: str, manifest: Manifest) -> dict[str, Any]:
 
 
 def order_of(
-    inputs: Iterable[Given], parameters: Mapping[str, object], model: str, caller: Caller, *, is_stream: bool = False
+    inputs: Iterable[Given],
+    parameters: Mapping[str, object],
+    model: str,
+    caller: Caller,
+    *,
+    is_stream: bool = False,
+    trace: str | None = None,
 ) -> Order:
     """The order for one picture; its seed is drawn where none is given.
 
@@ -69,7 +75,8 @@ def order_of(
         InvalidRequest: an input or a parameter that does not exist, or is not as it must be.
     """
     terms = terms_of(parameters, is_stream)
-    return Order(request_of(inputs, new_seed()), caller, model, "raw", terms.previews, terms.patience)
+    request = request_of(inputs, new_seed())
+    return Order(request, caller, model, "raw", terms.previews, terms.patience, trace=trace)
 
 
 def terms_of(parameters: Mapping[str, object], is_stream: bool = False) -> Terms:

@@ -24,7 +24,7 @@ class Curve:
 
     Args:
         seconds: measured, by rows; a straight line between two, and beyond the last as between the last two.
-        begin, finish: seconds to encode a prompt and to decode a picture, once each.
+        begin, finish: seconds to encode a prompt, and to decode a picture and write it as a file, once each.
 
     Raises:
         InvalidRequest: nothing was measured, or seconds that are not above 0.

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from stillhouse.core import ImageRequest
+from stillhouse.models.encode import encode_picture
 from stillhouse.models.manifest import Manifest
 from stillhouse.models.pipeline import Draft, Pipeline
 from stillhouse.models.request import course_of
@@ -102,7 +103,7 @@ def measured(pipeline: Pipeline, group: Group, batches: Sequence[int] = BATCHES,
     began = perf_counter()
     draft = pipeline.start(replace(request, prompt="new"))
     begun = perf_counter()
-    pipeline.decode(draft.latents)
+    encode_picture(pipeline.decode(draft.latents), "png", draft.request, pipeline.manifest.name)
     return Curve(seconds, begin=begun - began, finish=perf_counter() - begun)
 
 

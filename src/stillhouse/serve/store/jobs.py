@@ -161,10 +161,25 @@ class JobStore:
             assert record.ended is not None
             if record.ended > self.clock() - keep and total <= kept:
                 break
-            self.picture(record).unlink(missing_ok=True)
             self.connection.execute("delete from jobs where id = ?", (record.id,))
+            self.picture(record).unlink(missing_ok=True)
             total -= record.bytes
             gone += 1
+        return gone
+
+    def sweep(self) -> int:
+        """Delete files that no job knows of, as a server that was killed leaves them; how many those were.
+
+        To be called before anything is added.
+        """
+        known = {row["id"]: row["state"] for row in self.connection.execute("select id, state from jobs")}
+        gone = 0
+        for folder, states in (("inputs", ("queued",)), ("pictures", ("drawn",))):
+            for path in (self.directory / folder).glob("*"):
+                name = path.name.removeprefix(".").partition(".")[0]
+                if path.name.startswith(".") or known.get(name) not in states:
+                    path.unlink(missing_ok=True)
+                    gone += 1
         return gone
 
     def _check_room(self, key: str) -> None:

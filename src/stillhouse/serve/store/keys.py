@@ -44,7 +44,7 @@ def add_key(connection: sqlite3.Connection, tier: str, *, is_admin: bool = False
     Args:
         connection: the database.
         tier: its own.
-        is_admin: whether it may look after keys and other people's jobs.
+        is_admin: whether it may see and cancel other people's jobs.
         limits: weight, rate, burst, daily: instead of the tier's.
 
     Raises:

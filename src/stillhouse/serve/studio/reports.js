@@ -2,10 +2,10 @@
 
 import { button, find, make } from "./element.js";
 
-/** Offer the reports of these models; nothing where there are none. */
+/** Offer the reports of these models; where there are none, say what makes one. */
 export function offerReports(models) {
   const having = models.filter((one) => one.report);
-  find("#reports").hidden = having.length === 0;
+  find("#no-report").hidden = having.length > 0;
   const links = having.map((one) => button(one.id, () => open(one.id), { class: "link" }));
   find("#report-list").replaceChildren(...links.map((link) => make("li", {}, link)));
 }

@@ -23,6 +23,7 @@ class Opening(msgspec.Struct, frozen=True):
         backend, precision, threads: as in `stillhouse.load`.
         cache: directory of compiled networks.
         curves: what is known already of what pictures cost; where there is nothing, it is measured.
+        device: the only GPU that the process sees, as CUDA_VISIBLE_DEVICES names it; None, whatever there is.
     """
 
     pipelines: dict[str, str]
@@ -33,6 +34,7 @@ class Opening(msgspec.Struct, frozen=True):
     threads: int | None = None
     cache: str | None = None
     curves: list[tuple[Group, Curve]] = []
+    device: str | None = None
 
 
 class Draw(msgspec.Struct, frozen=True, tag=True):

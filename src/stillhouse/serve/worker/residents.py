@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from stillhouse.measure.memory import resident_alone
+from stillhouse.measure.memory import give_back, resident_alone
 from stillhouse.models.pipeline import Pipeline
 
 
@@ -18,12 +18,14 @@ class Residents(Mapping[str, Pipeline]):
         names: of all that there are.
         budget: bytes; the one that is asked for stays open even where it alone needs more.
         used: bytes of this process.
+        freed: gives back what a closed one has held, before it is looked whether that was enough.
     """
 
     opened: Callable[[str], Pipeline]
     names: tuple[str, ...]
     budget: int
     used: Callable[[], int] = lambda: resident_alone(os.getpid())
+    freed: Callable[[], None] = give_back
     _open: OrderedDict[str, Pipeline] = field(default_factory=OrderedDict)
 
     def __getitem__(self, name: str) -> Pipeline:
@@ -44,8 +46,10 @@ class Residents(Mapping[str, Pipeline]):
         """Close what does not fit; the names of what was closed."""
         closed = []
         while len(self._open) > 1 and self.used() > self.budget:
-            name, _ = self._open.popitem(last=False)
+            name = next(iter(self._open))
+            del self._open[name]  # and not popitem, which would hold it while it is looked at what is free
             closed.append(name)
+            self.freed()
         return closed
 
     @property

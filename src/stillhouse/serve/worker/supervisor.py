@@ -71,7 +71,9 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         ours, theirs = Pipe()
         command = [sys.executable, "-m", "stillhouse.serve.worker.process", str(theirs.fileno())]
-        self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        device = self.opening.device
+        seen = None if device is None else {**os.environ, "CUDA_VISIBLE_DEVICES": device}
+        self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=seen)
         theirs.close()
         self._outbox = SimpleQueue()
         self._outbox.put(encode(self.opening))

@@ -55,6 +55,14 @@ async def caller_of(service: Service, context: Context) -> Caller:
     return await service.caller(token.strip() if scheme.lower() == "bearer" else None, address_of(context.peer()))
 
 
+def trace_of(context: Context) -> str | None:
+    """The client's `traceparent` (W3C Trace Context), where it sent one."""
+    for name, value in context.invocation_metadata() or ():
+        if name == "traceparent" and isinstance(value, str):
+            return value
+    return None
+
+
 def address_of(peer: str) -> str:
     """The address in gRPC's name of a peer, as HTTP has it.
 

@@ -1,5 +1,6 @@
 """The methods of the inference service that have one answer."""
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -8,7 +9,7 @@ from stillhouse.serve.caller import Caller
 from stillhouse.serve.doors.asking import leave, raise_for
 from stillhouse.serve.doors.grpc import inference_pb2 as pb
 from stillhouse.serve.doors.grpc.pack import answer_of, inputs_of, outputs_of, parameters_of
-from stillhouse.serve.doors.grpc.rpc import Context, Method, caller_of
+from stillhouse.serve.doors.grpc.rpc import Context, Method, caller_of, trace_of
 from stillhouse.serve.doors.protocol import EXTENSIONS, SERVER, VERSION, check_model, described, facts_of, order_of
 from stillhouse.serve.doors.tensors import chosen, picture_of
 from stillhouse.serve.service import Service
@@ -70,13 +71,14 @@ class Inference:
         """A picture; a call that is cancelled cancels it, unless the settings say otherwise."""
         caller = await self._caller(request.model_name, request.model_version, context)
         wanted = outputs_of(request)
-        order = order_of(inputs_of(request), parameters_of(request), request.model_name, caller)
-        ticket = self.service.front.place(order)
+        told, trace = parameters_of(request), trace_of(context)
+        ticket = self.service.front.place(order_of(inputs_of(request), told, request.model_name, caller, trace=trace))
         try:
             closed = await ticket.end()
-        finally:
+        except asyncio.CancelledError:
             leave(self.service, [ticket])
-        raise_for(closed)
+            raise
+        raise_for(closed, ticket)
         outputs = chosen(picture_of(ticket.request, closed.content), wanted)
         return answer_of(request, outputs, facts_of(ticket, closed))
 

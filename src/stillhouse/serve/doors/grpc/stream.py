@@ -14,7 +14,7 @@ from stillhouse.serve.caller import Caller
 from stillhouse.serve.doors.asking import leave, raise_for
 from stillhouse.serve.doors.grpc.inference_pb2 import ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
 from stillhouse.serve.doors.grpc.pack import answer_of, inputs_of, outputs_of, parameters_of
-from stillhouse.serve.doors.grpc.rpc import Context, caller_of, problem_of
+from stillhouse.serve.doors.grpc.rpc import Context, caller_of, problem_of, trace_of
 from stillhouse.serve.doors.protocol import check_model, facts_of, order_of
 from stillhouse.serve.doors.tensors import chosen, picture_of, preview_of
 from stillhouse.serve.service import Service
@@ -37,7 +37,7 @@ class Streaming:
 
     async def infer(self, requests: AsyncIterator[ModelInferRequest], context: Context) -> None:
         """Answer all of them, several at once. When the stream is cancelled, so are its pictures."""
-        caller = await caller_of(self.service, context)
+        caller, trace = await caller_of(self.service, context), trace_of(context)
         room, turn = asyncio.Semaphore(MOST_AT_ONCE), asyncio.Lock()
 
         async def write(answer: ModelStreamInferResponse) -> None:
@@ -46,7 +46,7 @@ class Streaming:
 
         async def answer(request: ModelInferRequest) -> None:
             try:
-                await self._answer(request, caller, write)
+                await self._answer(request, caller, trace, write)
             finally:
                 room.release()
 
@@ -55,19 +55,20 @@ class Streaming:
                 await room.acquire()
                 tasks.create_task(answer(request))
 
-    async def _answer(self, request: ModelInferRequest, caller: Caller, write: Write) -> None:
+    async def _answer(self, request: ModelInferRequest, caller: Caller, trace: str | None, write: Write) -> None:
         try:
-            await self._draw(request, caller, write)
+            await self._draw(request, caller, trace, write)
         except Exception as error:
             told = ModelInferResponse(id=request.id, model_name=request.model_name)
             told.parameters[_LAST].bool_param = True
             await write(ModelStreamInferResponse(error_message=problem_of(error).message, infer_response=told))
 
-    async def _draw(self, request: ModelInferRequest, caller: Caller, write: Write) -> None:
+    async def _draw(self, request: ModelInferRequest, caller: Caller, trace: str | None, write: Write) -> None:
         check_model(self.service.settings.tiers, request.model_name, request.model_version, caller)
         wanted = outputs_of(request)
-        order = order_of(inputs_of(request), parameters_of(request), request.model_name, caller, is_stream=True)
-        ticket = self.service.front.place(order)
+        told = parameters_of(request)
+        order = order_of(inputs_of(request), told, request.model_name, caller, is_stream=True, trace=trace)
+        ticket, is_answered = self.service.front.place(order), False
         try:
             async with aclosing(ticket.events()) as happening:  # type: ignore[type-var]
                 async for one in happening:
@@ -76,14 +77,16 @@ class Streaming:
                         await write(ModelStreamInferResponse(infer_response=answer))
                     elif isinstance(one, Closed):
                         await write(_last(request, wanted, ticket, one))
+                        is_answered = True
         finally:
-            leave(self.service, [ticket])
+            if not is_answered:
+                leave(self.service, [ticket])
 
 
 def _last(
     request: ModelInferRequest, wanted: Sequence[str], ticket: Ticket, closed: Closed
 ) -> ModelStreamInferResponse:
-    raise_for(closed)
+    raise_for(closed, ticket)
     outputs = chosen(picture_of(ticket.request, closed.content), wanted)
     facts = facts_of(ticket, closed)
     return ModelStreamInferResponse(infer_response=answer_of(request, outputs, {**facts, _LAST: True}))

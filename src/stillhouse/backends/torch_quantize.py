@@ -1,0 +1,68 @@
+"""Linear layers in eight bits, by torchao: weights once, inputs at every call. torch is imported here, so this file is
+imported inside functions only.
+
+Only the layers of transformer blocks are taken: they are nearly all of the linear ones' work, and each of their rows, a
+token, is scaled by itself, so that no picture depends on another one.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from stillhouse.errors import InvalidRequest, UnsupportedPrecision
+
+_BLOCKS = "transformer_blocks."
+_DIVISOR = 16
+"""Of rows and columns that the matrix units take."""
+_FP8 = (8, 9)
+"""The least compute capability with products in fp8."""
+
+
+def quantize(module: nn.Module, how: str, device: str) -> None:
+    """Put the weights of a network's transformers into eight bits.
+
+    Args:
+        module: on its device already.
+        how: int8, or fp8 (e4m3); each row of weights and each token of an input has a scale of its own.
+        device: cpu, cuda:0.
+
+    Raises:
+        InvalidRequest: a network without transformer blocks.
+        UnsupportedPrecision: fp8 on a device without it, or beside other weights than bfloat16, as torchao asks.
+    """
+    if not any(_fits(part, name) for name, part in module.named_modules()):
+        raise InvalidRequest(f"quantize is {how!r} in a network without transformer blocks that divide by {_DIVISOR}")
+    if how == "fp8":
+        _check_fp8(module, device)
+    from torchao import quantization
+
+    configs: dict[str, Callable[[], Any]] = {
+        "int8": quantization.Int8DynamicActivationInt8WeightConfig,
+        "fp8": lambda: quantization.Float8DynamicActivationFloat8WeightConfig(granularity=quantization.PerRow()),
+    }
+    quantization.quantize_(module, configs[how](), filter_fn=_fits)
+
+
+def is_quantized(part: nn.Module) -> bool:
+    """Whether a layer's weights are in eight bits."""
+    return type(getattr(part, "weight", None)).__module__.startswith("torchao") or any(
+        type(value.data).__module__.startswith("torchao") for value in part.parameters(recurse=False)
+    )
+
+
+def _fits(part: nn.Module, name: str) -> bool:
+    divides = isinstance(part, nn.Linear) and not (part.in_features % _DIVISOR or part.out_features % _DIVISOR)
+    return divides and _BLOCKS in name
+
+
+def _check_fp8(module: nn.Module, device: str) -> None:
+    allowed = f"a GPU of compute capability {_FP8[0]}.{_FP8[1]} or higher"
+    if not device.startswith("cuda"):
+        raise UnsupportedPrecision(f"fp8 with device {device}", allowed=allowed)
+    found = torch.cuda.get_device_capability(device)
+    if found < _FP8:
+        raise UnsupportedPrecision(f"fp8 on a GPU of {found[0]}.{found[1]}", allowed=allowed)
+    if (dtype := next(module.parameters()).dtype) != torch.bfloat16:
+        raise UnsupportedPrecision(f"fp8 beside {str(dtype).removeprefix('torch.')}", allowed="precision bf16")

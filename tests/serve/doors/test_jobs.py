@@ -1,0 +1,56 @@
+"""Jobs at their door: watched, asked for twice, and never given anything to fetch."""
+
+import json
+
+from tests.serve.running import Running, wait_until
+
+ASKED = {"prompt": "a small red circle", "model": "free", "seed": 7}
+
+
+def submitted(server: Running, **headers: str) -> str:
+    status, content = server.send("POST", "/v1/jobs", ASKED, **headers)
+    assert status == 202
+    name: str = json.loads(content)["id"]
+    return name
+
+
+def test_a_job_is_watched_to_its_end(server: Running) -> None:
+    name = submitted(server)
+    lines = server.get(f"/v1/jobs/{name}/events")[1].decode().splitlines()
+    kinds = [line.removeprefix("event: ") for line in lines if line.startswith("event: ")]
+    assert kinds[-1] == "end" and set(kinds) <= {"progress", "end"}
+    told = json.loads(next(line for line in reversed(lines) if line.startswith("data: ")).removeprefix("data: "))
+    assert (told["id"], told["state"], told["picture"]) == (name, "drawn", f"/v1/jobs/{name}/picture")
+    again = server.get(f"/v1/jobs/{name}/events")[1].decode()
+    assert again.count("event: ") == 1 and "event: end" in again, "one that is over ends at once"
+
+
+def test_the_same_key_of_idempotency_is_the_same_job(server: Running) -> None:
+    first, second = (submitted(server, Idempotency_Key="once") for _ in range(2))
+    assert first == second != submitted(server, Idempotency_Key="twice")
+
+
+def test_no_address_of_a_client_is_opened(server: Running) -> None:
+    """What is not base64 is refused; that it is an address does not matter, and nothing is asked for it."""
+    for address in ("http://127.0.0.1:9/picture.png", "file:///etc/passwd", "/etc/passwd"):
+        status, content = server.send("POST", "/v1/jobs", {**ASKED, "image": address})
+        assert status == 400 and b"passwd" not in content.replace(address.encode(), b"")
+
+
+def test_a_picture_that_somebody_deleted_is_missing_and_no_error_of_the_server(server: Running) -> None:
+    name = submitted(server)
+    wait_until(lambda: json.loads(server.get(f"/v1/jobs/{name}")[1])["state"] == "drawn")
+    (picture,) = server.data.glob(f"pictures/{name}.*")
+    picture.unlink()
+    assert server.get(f"/v1/jobs/{name}/picture")[0] == 404
+
+
+def test_metrics_have_the_names_that_dashboards_know(server: Running) -> None:
+    submitted(server)
+    told = server.get("/metrics")[1].decode()
+    for name in (
+        "requests_running", "requests_waiting", "queue_seconds_bucket", "denoise_seconds_bucket", "step_seconds_bucket",
+        "batch_rows_bucket", "work_pending_seconds", "goodput_ratio", "images_total", "images_in_time_total",
+        "pixel_steps_total", "ready", "worker_deaths_total",
+    ):  # fmt: skip
+        assert f"\nstillhouse_{name}" in told, name
