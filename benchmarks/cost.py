@@ -29,6 +29,8 @@ WIDTH = 64
 """Of the tiny decoder at the size of Stable Diffusion."""
 STUDENTS_STEPS = (3, 1)
 PLAIN = "diffusers, torch fp32, vanilla attention"
+_AS_IT_COMES = "OpenVINO"
+"""In bf16 where the processor has it."""
 _PLAN = (999.0, 666.0, 332.0)
 _SWEEP = ("--component", "unet", "--memory", "20GiB", "--budget", "15m", "--min-sqnr", "10")
 """Of the student: its network alone, since random weights draw nothing by which pictures could be compared."""
@@ -40,14 +42,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("which", choices=("shapes", "sd15"))
     parser.add_argument("--rounds", type=int)
+    parser.add_argument("--as-they-come", action="store_true", help="of sd15: leave the sweep out")
     arguments = parser.parse_args()
     if arguments.which == "shapes":
         _prepare_shapes()
         ways = _shapes()
         _measure("cost", ways, arguments.rounds or 15)
     else:
-        _prepare_sd15()
-        _measure("cost_sd15", _sd15(), arguments.rounds or 3)
+        _prepare_sd15(is_swept=not arguments.as_they_come)
+        _measure("cost_sd15", _sd15(is_swept=not arguments.as_they_come), arguments.rounds or 3)
 
 
 def _measure(name: str, ways: Sequence[str], rounds: int) -> None:
@@ -71,7 +74,7 @@ def _prepare_shapes() -> None:
             subprocess.run([*command, "--budget", "6m"], check=True)
 
 
-def _prepare_sd15() -> None:
+def _prepare_sd15(is_swept: bool) -> None:
     """Students with the guidance inside and a tiny decoder, untrained: they are as quick as trained ones."""
     if not SD15.is_dir():
         subprocess.run([sys.executable, "-m", "benchmarks.sd15", "--keep"], check=True)
@@ -99,14 +102,17 @@ def _prepare_sd15() -> None:
         student = Student("3-steps", denoiser, {}, grid, "progressive", Fitted(True, 0, 0.0, {}))
         write_student(SD15, student, first, guidance=(1.0, 15.0), decoder=TinyDecoder(manifest.latent, WIDTH))
         made = read_manifest(first)
-        quick = {name: replace(one, backend="openvino", static=True) for name, one in made.components.items()}
+        quick = {
+            name: replace(one, backend="openvino", precision="auto", static=True)
+            for name, one in made.components.items()
+        }
         write_manifest(first, replace(made, components=quick))
     faster = _student(STUDENTS_STEPS[0], "faster")
-    if not (faster / "report.json").is_file():
+    if is_swept and not (faster / "report.json").is_file():
         command = [sys.executable, "-m", "stillhouse", "accelerate", str(first), "-o", str(faster)]
         subprocess.run([*command, *_SWEEP], check=True)
     for steps in STUDENTS_STEPS[1:]:
-        for kind in ("", "faster"):
+        for kind in ("", "faster") if is_swept else ("",):
             other = _student(steps, kind)
             if not other.is_dir():
                 subprocess.run(["cp", "-al", str(_student(STUDENTS_STEPS[0], kind)), str(other)], check=True)
@@ -191,7 +197,7 @@ _SUBJECTS: Mapping[str, Prepare] = {
             _student(steps, kind), width=512, height=512
         )
         for steps in STUDENTS_STEPS
-        for kind, told in (("", "OpenVINO f32"), ("faster", "accelerated"))
+        for kind, told in (("", _AS_IT_COMES), ("faster", "accelerated"))
     },
 }
 
@@ -200,8 +206,9 @@ def _shapes() -> list[str]:
     return [way for way in _SUBJECTS if way == _PLAIN_SHAPES or way.startswith("shapes")]
 
 
-def _sd15() -> list[str]:
-    return [way for way in _SUBJECTS if way == _PLAIN_SD15 or way.startswith("student")]
+def _sd15(is_swept: bool) -> list[str]:
+    students = [way for way in _SUBJECTS if way.startswith("student") and (is_swept or way.endswith(_AS_IT_COMES))]
+    return [_PLAIN_SD15, *students]
 
 
 if __name__ == "__main__":
