@@ -53,7 +53,9 @@ def test_a_mask_is_erased_undone_cleared_and_painted_by_keyboard(page: Any) -> N
     ask(page, "a circle")
     done(page)
     page.get_by_role("button", name="Start from it").click()
+    expect(page.locator("#start-size")).to_have_text(f"64 {TIMES} 64")
     page.locator("#start-mask").focus()
+    expect(page.locator("#start-mask")).to_be_focused()
     page.keyboard.press("Enter")
     expect(page.locator("#mask-canvas")).to_be_focused()
     assert _painted(page) == 0
