@@ -121,7 +121,8 @@ def _accelerate(results: Mapping[str, Any]) -> str:
         is_chosen = _key(trial) == chosen
         if trial["ratio"] and (is_chosen or candidate["recipe"] == "loop" or not candidate["options"]):
             name = _LOOPS.get(candidate["backend"], "plain loop, chosen networks")
-            told = ", ".join(f"{option} {value}" for option, value in sorted(candidate["options"].items()))
+            changes = [f"{option} {value}" for option, value in sorted(candidate["options"].items())]
+            told = ", ".join(changes) or "the plain loop, other networks"
             seconds, ratio = trial["seconds"], trial["ratio"]
             speed = f"**{ratio['value']:.1f}x** ({ratio['low']:.1f} to {ratio['high']:.1f})"
             score = results["judged"].get("chosen" if is_chosen else _JUDGED.get(candidate["backend"], ""))
