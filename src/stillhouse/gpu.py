@@ -12,6 +12,10 @@ _NAME_LENGTH = 256
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of cuda.h
 
 
+FP8 = (8, 9)
+"""The least compute capability with products in fp8."""
+
+
 @dataclass(frozen=True, slots=True)
 class Gpu:
     """One GPU.
@@ -25,6 +29,12 @@ class Gpu:
     name: str
     memory: int
     capability: str
+
+    @property
+    def has_fp8(self) -> bool:
+        """Whether its matrix units multiply numbers of eight bits with a point: from Ada Lovelace on."""
+        major, minor = map(int, self.capability.split("."))
+        return (major, minor) >= FP8
 
 
 @lru_cache(maxsize=1)
@@ -45,13 +55,22 @@ def no_gpu() -> str | None:
     return "no driver of NVIDIA's is installed" if _opened() is None else "the driver finds no GPU"
 
 
+def index_of(device: str) -> int:
+    """Which GPU a device's name means.
+
+    >>> index_of("cuda"), index_of("cuda:1")
+    (0, 1)
+    """
+    return int(device.partition(":")[2] or 0)
+
+
 def check_index(device: str, found: Sequence[Gpu]) -> str | None:
     """What is wrong with a device's name, "cuda" or "cuda:1"; None where it is one of these.
 
     >>> check_index("cuda:1", [Gpu("One", 1 << 30, "9.0")])
     'there is no GPU cuda:1 among cuda:0 (One)'
     """
-    index = int(device.partition(":")[2] or 0)
+    index = index_of(device)
     if index < len(found):
         return None
     told = ", ".join(f"cuda:{number} ({one.name})" for number, one in enumerate(found))

@@ -14,7 +14,7 @@ from stillhouse.diffusion import Grid, Point, Schedule, Trajectory, grid, noise_
 from stillhouse.distill import parts
 from stillhouse.distill.parts import keep
 from stillhouse.distill.rounds import plan_edits, refined
-from stillhouse.distill.walks import SOLVER, Plan, Walked, awaited_walks, course_of, encoded_walks, walks_of
+from stillhouse.distill.walks import SOLVER, Plan, Walked, awaited_walks, encoded_walks, route_of, walks_of
 from stillhouse.distill.ways import on_gpu
 from stillhouse.errors import BackendFailed
 from stillhouse.models.manifest import StepCache
@@ -159,21 +159,21 @@ def angle(point: Point) -> float:
 @pytest.mark.parametrize("steps", [1, 4, 9, 18, 36, 128])
 def test_a_teacher_of_another_schedule_is_asked_at_its_nearest_levels(steps: int) -> None:
     served = grid(THEIRS, steps)
-    course = course_of(OWN, served, steps)
-    assert course.first == served.points[0] and course.first.alpha == 0
-    assert course.fine.timesteps[0] == 999, "pure noise is shown to it at its noisiest level"
-    kept = [course.fine.points[place] for place in course.places[:-1]]
-    assert [*course.above, *served.points[1 + len(course.above) : -1]] == [*served.points[1:-1]]
+    route = route_of(OWN, served, steps)
+    assert route.first == served.points[0] and route.first.alpha == 0
+    assert route.fine.timesteps[0] == 999, "pure noise is shown to it at its noisiest level"
+    kept = [route.fine.points[place] for place in route.places[:-1]]
+    assert [*route.above, *served.points[1 + len(route.above) : -1]] == [*served.points[1:-1]]
     alphas, sigmas = noise_levels(OWN)
     every = np.arctan2(sigmas, alphas)
-    assert all(angle(point) > (every[-1] + every[-2]) / 2 for point in course.above)
-    for point, wanted in zip(kept, served.points[1 + len(course.above) :], strict=False):
+    assert all(angle(point) > (every[-1] + every[-2]) / 2 for point in route.above)
+    for point, wanted in zip(kept, served.points[1 + len(route.above) :], strict=False):
         assert abs(angle(point) - angle(wanted)) <= np.abs(every - angle(wanted)).min() + 1e-12
 
 
 def test_a_teacher_of_the_same_schedule_is_asked_at_the_very_levels() -> None:
-    course = course_of(THEIRS, grid(THEIRS, 4), 4)
-    assert course.fine == grid(THEIRS, 4) and not course.above and course.places == (1, 2, 3, 4)
+    route = route_of(THEIRS, grid(THEIRS, 4), 4)
+    assert route.fine == grid(THEIRS, 4) and not route.above and route.places == (1, 2, 3, 4)
 
 
 def test_levels_that_a_teacher_does_not_know_lie_on_the_way_to_what_it_sees_first(pipeline: Pipeline) -> None:
@@ -181,24 +181,24 @@ def test_levels_that_a_teacher_does_not_know_lie_on_the_way_to_what_it_sees_firs
     manifest = replace(pipeline.manifest, schedule=OWN)
     unaware = Pipeline(pipeline.directory, backend="onnxruntime", precision="f32", manifest=manifest)
     plan = Plan(grid(THEIRS, 9), 12, 1, (2.0, 2.0), seed=0)
-    (course,) = plan.of(OWN)
+    (route,) = plan.of(OWN)
     (walk,) = walks_of(unaware, seen_caption, plan)
-    assert len(walk.latents) == 10 and len(course.above) == 1
+    assert len(walk.latents) == 10 and len(route.above) == 1
     draft = unaware.start(ImageRequest(walk.caption, guidance=2.0, sampler=SOLVER))
     asked = (draft.conditioning, draft.unconditional)
-    alone = Draft(replace(draft.course, grid=course.fine), walk.latents[0], *asked, request=draft.request, started=0.0)
+    alone = Draft(replace(draft.course, grid=route.fine), walk.latents[0], *asked, request=draft.request, started=0.0)
     unaware.advance([alone])
     assert alone.denoised is not None
-    wanted = course.above[0].alpha * alone.denoised + course.above[0].sigma * walk.latents[0]
+    wanted = route.above[0].alpha * alone.denoised + route.above[0].sigma * walk.latents[0]
     np.testing.assert_allclose(walk.latents[1], wanted, atol=1e-5)
 
 
 def test_edits_are_laid_out_at_the_students_own_level() -> None:
     """By the strongest, the student begins at more noise than a teacher knows that was never taught pure noise."""
     edit = plan_edits(THEIRS, (12, 3), (0.9,))[0.9].student
-    course = course_of(OWN, edit, 6)
-    assert course.first == edit.points[0] and course.first.alpha < noise_levels(OWN)[0].min()
-    assert course.fine.timesteps[0] == 999
+    route = route_of(OWN, edit, 6)
+    assert route.first == edit.points[0] and route.first.alpha < noise_levels(OWN)[0].min()
+    assert route.fine.timesteps[0] == 999
 
 
 def test_where_memory_is_too_small_fewer_are_drawn_at_once(

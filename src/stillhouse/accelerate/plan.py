@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from stillhouse.accelerate.candidate import DECODER, MADE, NEIGHBOURLY, Candidate
 from stillhouse.accelerate.trial import Trial
 from stillhouse.backends.runtime import INSTALL, BackendStatus
-from stillhouse.gpu import Gpu, no_gpu
+from stillhouse.gpu import no_gpu
 from stillhouse.measure.machine import Machine
 from stillhouse.models.manifest import SMALLEST_TILE
 
@@ -222,16 +222,11 @@ def _excluded_on_gpu(candidate: Candidate, status: BackendStatus, around: Surrou
     asked = candidate.options.get("quantize")
     if asked and not find_spec("torchao"):
         return f"torchao, which quantises it, is not installed: {INSTALL['torchao']}"
-    if asked == "fp8" and not any(_has_fp8(gpu) for gpu in around.machine.gpus):
+    if asked == "fp8" and not any(gpu.has_fp8 for gpu in around.machine.gpus):
         return f"{around.machine.gpus[0].name} has no fp8: compute capability {around.machine.gpus[0].capability}"
     if candidate.recipe in MADE and not find_spec("onnx"):
         return f"onnx, which makes it, is not installed: {INSTALL['onnx']}"
     return ""
-
-
-def _has_fp8(gpu: Gpu) -> bool:
-    major, minor = map(int, gpu.capability.split("."))
-    return (major, minor) >= (8, 9)
 
 
 def outrun(candidate: Candidate, trials: Sequence[Trial]) -> str:

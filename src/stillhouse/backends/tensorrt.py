@@ -26,7 +26,7 @@ from stillhouse.backends.torch_device import CUDA, kind_of
 from stillhouse.check import check_choice
 from stillhouse.core import TensorSpec
 from stillhouse.errors import BackendFailed, InvalidRequest, RuntimeMissing, UnsupportedPrecision
-from stillhouse.gpu import Gpu, check_index, gpus, no_gpu
+from stillhouse.gpu import Gpu, check_index, gpus, index_of, no_gpu
 
 MODULES: Mapping[str, str] = MappingProxyType({"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"})
 """The Python module of each backend of this file."""
@@ -183,7 +183,7 @@ def _gpu(name: str, device: str) -> Gpu:
         raise RuntimeMissing(f"{name} needs a GPU: {no_gpu()}")
     if wrong := check_index(device, gpus()):
         raise InvalidRequest(wrong)
-    return gpus()[int(device.partition(":")[2] or 0)]
+    return gpus()[index_of(device)]
 
 
 def _cache() -> Path:

@@ -182,9 +182,9 @@ def join_projections(module: nn.Module) -> None:
         raise InvalidRequest("qkv is 'joined' in a network that is no U-Net", allowed="apart")
     module.network.fuse_qkv_projections()
     for block in module.modules():
-        replaced = ("to_q", "to_k", "to_v") if hasattr(block, "to_qkv") else ("to_k", "to_v")
-        for name in replaced if hasattr(block, "to_qkv") or hasattr(block, "to_kv") else ():
-            setattr(block, name, None)
+        for joined, replaced in {"to_qkv": ("to_q", "to_k", "to_v"), "to_kv": ("to_k", "to_v")}.items():
+            for name in replaced if hasattr(block, joined) else ():
+                setattr(block, name, None)
 
 
 def _is_penultimate(graph: Path) -> bool:

@@ -12,12 +12,11 @@ import torch
 from torch import nn
 
 from stillhouse.errors import InvalidRequest, UnsupportedPrecision
+from stillhouse.gpu import FP8
 
 _BLOCKS = "transformer_blocks."
 _DIVISOR = 16
 """Of rows and columns that the matrix units take."""
-_FP8 = (8, 9)
-"""The least compute capability with products in fp8."""
 
 
 def quantize(module: nn.Module, how: str, device: str) -> None:
@@ -58,11 +57,11 @@ def _fits(part: nn.Module, name: str) -> bool:
 
 
 def _check_fp8(module: nn.Module, device: str) -> None:
-    allowed = f"a GPU of compute capability {_FP8[0]}.{_FP8[1]} or higher"
+    allowed = f"a GPU of compute capability {FP8[0]}.{FP8[1]} or higher"
     if not device.startswith("cuda"):
         raise UnsupportedPrecision(f"fp8 with device {device}", allowed=allowed)
     found = torch.cuda.get_device_capability(device)
-    if found < _FP8:
+    if found < FP8:
         raise UnsupportedPrecision(f"fp8 on a GPU of {found[0]}.{found[1]}", allowed=allowed)
     if (dtype := next(module.parameters()).dtype) != torch.bfloat16:
         raise UnsupportedPrecision(f"fp8 beside {str(dtype).removeprefix('torch.')}", allowed="precision bf16")

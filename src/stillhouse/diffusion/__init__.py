@@ -5,7 +5,7 @@ from stillhouse.diffusion.guidance import guide, is_guided, rescale
 from stillhouse.diffusion.noise import LARGEST_SEED, START, check_seed, gaussian
 from stillhouse.diffusion.points import CLEAN, Grid, Point, Sigmas, Spacing, grid, grid_at
 from stillhouse.diffusion.prediction import Prediction, denoised, noised, predicted_noise, target
-from stillhouse.diffusion.samplers import SAMPLERS, Evaluation, Past, Sampler, find_sampler
+from stillhouse.diffusion.samplers import SAMPLERS, Evaluation, Past, Sampler, find_sampler, interval
 from stillhouse.diffusion.schedule import Kind, Schedule, alphas_cumprod, noise_levels
 from stillhouse.diffusion.step_cache import Conditioning, CutDenoiser, Denoiser, Features
 from stillhouse.diffusion.trajectory import Keep, Trajectory, advance
@@ -43,6 +43,7 @@ __all__ = [
     "grid",
     "grid_at",
     "guide",
+    "interval",
     "is_guided",
     "noise_levels",
     "noised",

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from stillhouse.core import Array, ImageRequest
-from stillhouse.diffusion import Grid, Point, Schedule, grid_at, noise_levels, noised
+from stillhouse.diffusion import Grid, Point, Schedule, grid_at, interval, noise_levels, noised
 from stillhouse.distill.networks import Inputs
 from stillhouse.distill.pairs import halves
 from stillhouse.distill.parts import awaited as awaited_parts
@@ -159,17 +159,17 @@ class Plan:
     edits: Mapping[float, Grid] = field(default_factory=dict)
     together: int = 8
 
-    def of(self, schedule: Schedule) -> tuple["Course", ...]:
+    def of(self, schedule: Schedule) -> tuple["Route", ...]:
         """Each kind of walks, as a teacher of this schedule walks it."""
-        fewest = [max(self.served.steps, self.steps)]
-        for strength, edit in self.edits.items():
-            fewest.append(max(_FEWEST, 2 * edit.steps, round(self.steps * strength)))
-        grids = (self.served, *self.edits.values())
-        return tuple(course_of(schedule, one, steps) for one, steps in zip(grids, fewest, strict=True))
+        edits = (
+            route_of(schedule, edit, max(_FEWEST, 2 * edit.steps, round(self.steps * strength)))
+            for strength, edit in self.edits.items()
+        )
+        return (route_of(schedule, self.served, self.steps), *edits)
 
 
 @dataclass(frozen=True, slots=True)
-class Course:
+class Route:
     """What a teacher walks, and where it is kept.
 
     Args:
@@ -186,19 +186,19 @@ class Course:
     places: tuple[int, ...]
 
 
-def course_of(schedule: Schedule, served: Grid, steps: int) -> Course:
+def route_of(schedule: Schedule, served: Grid, steps: int) -> Route:
     """How a teacher of this schedule walks a student's grid: its levels are the nearest, by the angle atan2(sigma,
     alpha), and as many others as make so many steps.
 
     >>> from stillhouse.diffusion import grid
-    >>> course = course_of(Schedule(), grid(Schedule(zero_terminal_snr=True), 9), 12)
-    >>> [point.timestep for point in course.above], course.fine.timesteps.tolist()[:3]
+    >>> route = route_of(Schedule(), grid(Schedule(zero_terminal_snr=True), 9), 12)
+    >>> [point.timestep for point in route.above], route.fine.timesteps.tolist()[:3]
     ([888.0], [999.0, 924.0, 848.0])
     """
     first, *others = served.points
     if schedule.is_flow:
         fine = refined(schedule, served, max(steps, served.steps))
-        return Course(first, (), fine, tuple(fine.points.index(point) for point in others))
+        return Route(first, (), fine, tuple(fine.points.index(point) for point in others))
     alphas, sigmas = noise_levels(schedule)
     angles = np.arctan2(sigmas, alphas)
 
@@ -213,7 +213,7 @@ def course_of(schedule: Schedule, served: Grid, steps: int) -> Course:
             levels.append(min(nearest(point), levels[-1] - 1))
     own = grid_at(schedule, [float(level) for level in levels])
     fine = refined(schedule, own, max(steps, own.steps))
-    return Course(first, tuple(above), fine, tuple(fine.points.index(point) for point in own.points[1:]))
+    return Route(first, tuple(above), fine, tuple(fine.points.index(point) for point in own.points[1:]))
 
 
 def walks_of(
@@ -229,21 +229,21 @@ def walks_of(
         plan: which walks.
         begin: so many are left out, as if they had been made before.
     """
-    courses = plan.of(pipeline.manifest.schedule)
+    routes = plan.of(pipeline.manifest.schedule)
     each = 2 if plan.edits else 1
     last = -(-plan.count // each)
     engine = _Engine(pipeline, plan.together)
     # Cut as they would be from the first one on: engines round differently where rows lie differently.
     for number in range(begin // each // plan.together * plan.together, last, plan.together):
         rngs = [np.random.default_rng((plan.seed, 6, one)) for one in range(number, min(number + plan.together, last))]
-        drafts = [_begun(pipeline, captions, courses[0], plan.guidance, rng) for rng in rngs]
-        made = [_walked(engine, drafts, [courses[0]] * len(drafts), [0] * len(drafts))]
+        drafts = [_laid_out(pipeline, routes[0], captions(rng), plan.guidance, rng) for rng in rngs]
+        made = [_walked(engine, drafts, [routes[0]] * len(drafts), [0] * len(drafts))]
         if plan.edits:
             kinds = [1 + int(rng.integers(len(plan.edits))) for rng in rngs]
-            taken = [courses[kind] for kind in kinds]
+            taken = [routes[kind] for kind in kinds]
             edited = [
-                _edited(pipeline, captions, course, plan.guidance, rng, draft)
-                for course, rng, draft in zip(taken, rngs, drafts, strict=True)
+                _edited(pipeline, captions, route, plan.guidance, rng, draft)
+                for route, rng, draft in zip(taken, rngs, drafts, strict=True)
             ]
             made.append([_padded(walk, plan.served.steps) for walk in _walked(engine, edited, taken, kinds)])
         every = [walk for one in zip(*made, strict=True) for walk in one]
@@ -273,18 +273,18 @@ class _Engine:
                 done += len(some)
 
 
-def _walked(engine: _Engine, drafts: Sequence[Draft], courses: Sequence[Course], kinds: Sequence[int]) -> list[Walked]:
+def _walked(engine: _Engine, drafts: Sequence[Draft], routes: Sequence[Route], kinds: Sequence[int]) -> list[Walked]:
     """Each draft from its beginning to its picture."""
     passed = [[draft.latents] for draft in drafts]
     while moving := [number for number, draft in enumerate(drafts) if not draft.is_done]:
         engine.advance([drafts[number] for number in moving])
         for number in moving:
-            draft, course, latents = drafts[number], courses[number], passed[number]
+            draft, route, latents = drafts[number], routes[number], passed[number]
             if draft.index == 1:
                 assert draft.denoised is not None
-                begun, seen = latents[0], draft.denoised
-                latents += [_between(begun, seen, course.first, point) for point in course.above]
-            if draft.index in course.places:
+                moves = [interval(route.first, point) for point in route.above]
+                latents += [move.kept * latents[0] + move.gained * draft.denoised for move in moves]
+            if draft.index in route.places:
                 latents.append(draft.latents)
     made = []
     for draft, latents, kind in zip(drafts, passed, kinds, strict=True):
@@ -294,50 +294,35 @@ def _walked(engine: _Engine, drafts: Sequence[Draft], courses: Sequence[Course],
     return made
 
 
-def _between(begun: Array, seen: Array, start: Point, end: Point) -> Array:
-    """A DDIM step (arXiv 2010.02502) towards what the teacher sees, to a level that it does not know."""
-    kept = end.sigma / start.sigma
-    moved: Array = (kept * begun + (end.alpha - start.alpha * kept) * seen).astype(np.float32)
-    return moved
-
-
 def _padded(walk: Walked, steps: int) -> Walked:
     """As long as one of so many steps."""
     missing = steps + 1 - len(walk.latents)
     return replace(walk, latents=np.concatenate([walk.latents, *[walk.latents[-1:]] * missing]))
 
 
-def _begun(
-    pipeline: Pipeline,
-    captions: Callable[[np.random.Generator], str],
-    course: Course,
-    guidance: tuple[float, float],
-    rng: np.random.Generator,
-) -> Draft:
-    """A walk from pure noise."""
-    caption, scale = captions(rng), float(rng.uniform(*guidance))
-    return _laid_out(pipeline, course, caption, scale, int(rng.integers(2**62)))
-
-
 def _edited(
     pipeline: Pipeline,
     captions: Callable[[np.random.Generator], str],
-    course: Course,
+    route: Route,
     guidance: tuple[float, float],
     rng: np.random.Generator,
     before: Draft,
 ) -> Draft:
     """A walk from a picture with noise over it."""
     caption = before.request.prompt if rng.random() < _SAME else captions(rng)
-    draft = _laid_out(pipeline, course, caption, float(rng.uniform(*guidance)), int(rng.integers(2**62)))
-    draft.latents = noised(before.latents, draft.latents, course.first.alpha, course.first.sigma)
+    draft = _laid_out(pipeline, route, caption, guidance, rng)
+    draft.latents = noised(before.latents, draft.latents, route.first.alpha, route.first.sigma)
     return draft
 
 
-def _laid_out(pipeline: Pipeline, course: Course, caption: str, guidance: float, seed: int) -> Draft:
-    draft = pipeline.start(ImageRequest(caption, guidance=guidance, seed=seed, sampler=SOLVER))
+def _laid_out(
+    pipeline: Pipeline, route: Route, caption: str, guidance: tuple[float, float], rng: np.random.Generator
+) -> Draft:
+    """A walk from pure noise."""
+    scale, seed = float(rng.uniform(*guidance)), int(rng.integers(2**62))
+    draft = pipeline.start(ImageRequest(caption, guidance=scale, seed=seed, sampler=SOLVER))
     return Draft(
-        replace(draft.course, grid=course.fine, guidance_interval=(0.0, 1.0), refresh=1),
+        replace(draft.course, grid=route.fine, guidance_interval=(0.0, 1.0), refresh=1),
         draft.latents,
         draft.conditioning,
         draft.unconditional,

@@ -191,10 +191,10 @@ def storing() -> Iterator[None]:
 
 @contextmanager
 def going_on(what: str) -> Iterator[None]:
-    """What the disk refuses is logged, and tried again later: a full one may have room again."""
+    """What the disk or the store refuses is logged, and tried again later: a full one may have room again."""
     try:
         yield
-    except (OSError, sqlite3.Error) as error:
+    except (OSError, sqlite3.Error, Refused) as error:
         log.error(what, extra={"error": str(error)})
 
 

@@ -98,7 +98,7 @@ class Service:
     async def close(self) -> None:
         """Take nothing more, end what was begun, and leave."""
         await self.front.drain(read_seconds(self.settings.drain))
-        await asyncio.gather(*self.keeping)
+        await asyncio.gather(*self.keeping, return_exceptions=True)
         if self.counting:
             self.counting.cancel()
             await self.patient.ask(write_usage, self.connection, self.front.meter.used)

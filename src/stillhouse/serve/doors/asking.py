@@ -28,6 +28,8 @@ REASONS = {
     **dict.fromkeys(("deadline", "rate", "quota"), 429),
 }
 """HTTP's status by the reason of a refusal."""
+LARGEST = 1 << 20
+"""Bytes of a request without pictures: a prompt and some numbers; more would only keep the loop from its work."""
 FAULTS = {"InvalidRequest": 400, "WorkerDied": 503, "Drained": 503}
 """HTTP's status by the fault of a job that failed; 500 for all others."""
 GONE = 499

@@ -12,3 +12,5 @@ def event(name: str, data: str) -> bytes:
 
 KEEP_ALIVE = b": still there\n\n"
 """A comment, so that nothing between server and client takes the silence for an end."""
+SILENCE = 15.0
+"""Seconds after which whoever listens is told so."""

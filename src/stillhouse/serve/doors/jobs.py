@@ -20,14 +20,12 @@ from stillhouse.errors import InvalidRequest
 from stillhouse.models.encode import Format
 from stillhouse.serve.caller import Caller
 from stillhouse.serve.doors.asking import Asked, Missing, caller_of, mask_of, picture_of, service_of
-from stillhouse.serve.doors.events import KEEP_ALIVE, event
+from stillhouse.serve.doors.events import KEEP_ALIVE, SILENCE, event
 from stillhouse.serve.seeds import new_seed
 from stillhouse.serve.store.jobs import BY_ADDRESS, Record
 from stillhouse.serve.ticket import Progress
 from stillhouse.serve.worker.message import Closed
 
-SILENCE = 15.0
-"""Seconds after which a watcher is told that nothing happened."""
 MEDIA = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", "raw": "application/octet-stream"}
 
 

@@ -13,14 +13,12 @@ from litestar.status_codes import HTTP_413_REQUEST_ENTITY_TOO_LARGE
 from stillhouse import __version__
 from stillhouse.errors import InvalidRequest
 from stillhouse.serve.caller import Caller
-from stillhouse.serve.doors.asking import Asked, caller_of, ends, headers_of, service_of
+from stillhouse.serve.doors.asking import LARGEST, Asked, caller_of, ends, headers_of, service_of
 from stillhouse.serve.doors.inference import decoded, read, write
 from stillhouse.serve.doors.protocol import EXTENSIONS, SERVER, VERSION, check_model, described, facts_of, order_of
 from stillhouse.serve.doors.tensors import INPUTS, OUTPUTS, SHOWN, chosen, picture_of
 from stillhouse.units import read_bytes
 
-LARGEST = 1 << 20
-"""Bytes of a request: a prompt and some numbers; more would only keep the loop from its work."""
 HEADER_LENGTH = "Inference-Header-Content-Length"
 _MODEL = ["/v2/models/{name:str}", "/v2/models/{name:str}/versions/{version:str}"]
 

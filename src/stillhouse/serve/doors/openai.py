@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 import numpy as np
@@ -28,6 +28,7 @@ from stillhouse.errors import InvalidRequest
 from stillhouse.models.encode import Format
 from stillhouse.serve.caller import Caller
 from stillhouse.serve.doors.asking import (
+    LARGEST,
     Asked,
     Failed,
     Missing,
@@ -41,7 +42,7 @@ from stillhouse.serve.doors.asking import (
     raise_for,
     service_of,
 )
-from stillhouse.serve.doors.events import KEEP_ALIVE, event
+from stillhouse.serve.doors.events import KEEP_ALIVE, SILENCE, event
 from stillhouse.serve.doors.protocol import facts_of
 from stillhouse.serve.seeds import new_seed
 from stillhouse.serve.ticket import Event, Order, Shown, Ticket
@@ -49,11 +50,9 @@ from stillhouse.serve.worker.message import Closed
 
 Output = Literal["png", "jpeg", "webp"]
 """Formats that this protocol knows."""
+Way = Literal["b64_json", "url"]
+"""In which a picture is answered."""
 MOST_PREVIEWS = 3
-LARGEST = 1 << 20
-"""Bytes of a request without pictures: a prompt and some numbers."""
-SILENCE = 15.0
-"""Seconds after which whoever listens to a stream is told that nothing happened."""
 _MUCH = 1 << 18
 """Bytes from which on base64 is written beside the loop."""
 
@@ -69,7 +68,7 @@ class Generation(msgspec.Struct, forbid_unknown_fields=True):
     model: str | None = None
     n: int | None = 1
     size: str | None = None
-    response_format: Literal["b64_json", "url"] | None = None
+    response_format: Way | None = None
     output_format: Output | None = None
     quality: Literal["auto", "standard"] | None = None
     style: None = None
@@ -112,8 +111,8 @@ class EditOperation(Operation):
             "stream": OpenAPIType.BOOLEAN,
         }
         fields = {name: Schema(type=kind) for name, kind in kinds.items()}
-        for name, values in (("response_format", ("b64_json", "url")), ("output_format", ("png", "jpeg", "webp"))):
-            fields[name] = Schema(type=OpenAPIType.STRING, enum=list(values))
+        for name, values in (("response_format", Way), ("output_format", Output)):
+            fields[name] = Schema(type=OpenAPIType.STRING, enum=list(get_args(values)))
         files = {name: Schema(type=OpenAPIType.STRING, content_encoding="binary") for name in ("image", "mask")}
         form = Schema(type=OpenAPIType.OBJECT, required=["image", "prompt"], properties={**files, **fields})
         self.request_body = RequestBody({"multipart/form-data": OpenAPIMediaType(form)}, required=True)

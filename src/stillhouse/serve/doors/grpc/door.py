@@ -6,7 +6,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from stillhouse.errors import InvalidRequest
-from stillhouse.serve.doors import kserve
+from stillhouse.serve.doors import asking
 from stillhouse.serve.doors.grpc.health import HEALTH, INFERENCE, Health
 from stillhouse.serve.doors.grpc.inference_pb2 import DESCRIPTOR
 from stillhouse.serve.doors.grpc.rpc import handler_of
@@ -31,7 +31,7 @@ async def open_grpc(service: Service, host: str, port: int) -> tuple[aio.Server,
     """
     server = aio.server(
         options=[
-            ("grpc.max_receive_message_length", min(read_bytes(service.settings.body), kserve.LARGEST)),
+            ("grpc.max_receive_message_length", min(read_bytes(service.settings.body), asking.LARGEST)),
             ("grpc.max_send_message_length", LARGEST),
             # Else two servers could listen at one port, and each would get some of the calls.
             ("grpc.so_reuseport", 0),
