@@ -103,7 +103,7 @@ def test_edits_of_every_strength_take_all_steps_over_levels_of_their_own(
     count: int, fine: int, strengths: list[float], flow: bool
 ) -> None:
     schedule = Schedule("flow") if flow else Schedule(zero_terminal_snr=True)
-    edits = plan_edits(schedule, (fine, count), strengths)
+    edits = plan_edits(schedule, fine, grid(schedule, count), strengths)
     seen = grid(schedule, count).timesteps.tolist()
     for strength in strengths:
         one = edits[strength]
@@ -116,7 +116,7 @@ def test_edits_of_every_strength_take_all_steps_over_levels_of_their_own(
 @pytest.mark.parametrize("strengths", [(0.0,), (1.0,), (0.002,), (0.0041, 0.0042, 0.0043)])
 def test_strengths_without_levels_are_refused(strengths: tuple[float, ...]) -> None:
     with pytest.raises(InvalidRequest, match="strength"):
-        plan_edits(Schedule(), (36, 3), strengths)
+        plan_edits(Schedule(), 36, grid(Schedule(), 3), strengths)
 
 
 @given(counts=COUNTS.filter(lambda counts: counts[0] > 1), schedule=st.sampled_from(SCHEDULES))

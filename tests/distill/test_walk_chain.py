@@ -1,6 +1,7 @@
 """Students of kept walks: what they are told, how they end, and that they go on to the same bits."""
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,10 @@ from stillhouse.distill import walk_lesson
 from stillhouse.distill.chain import ChainRecipe, Student, frozen
 from stillhouse.distill.lesson import agreement, ended
 from stillhouse.distill.networks import Asked, Denoiser, conditioned_on_guidance
-from stillhouse.distill.rounds import plan_edits
+from stillhouse.distill.rounds import plan_edits, thinned
 from stillhouse.distill.settings import STRENGTHS
 from stillhouse.distill.targets import walk_of
-from stillhouse.distill.walk_chain import plan_kept, plan_walks, teach_walks
+from stillhouse.distill.walk_chain import plan_walks, teach_walks
 from stillhouse.distill.walk_lesson import WalkLesson
 from stillhouse.distill.walks import KeptWalks
 from stillhouse.errors import FitFailed, InvalidRequest
@@ -111,6 +112,27 @@ def test_what_is_shown_is_where_the_student_comes_itself_every_second_time(monke
     assert len(noted(lesson(random_walks(), denoiser))) > 1
 
 
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_a_student_that_walks_through_is_told_of_its_picture_only(share: float) -> None:
+    """The loss is that of its own pictures, whatever its teacher passed through; and every step has a gradient."""
+    denoiser, walks = teacher(), random_walks()
+    network = {"unet": denoiser.unet.requires_grad_(True), "through": share}
+    changed = walks.latents.clone()
+    changed[:, 1:-1] += 1
+    one, other = lesson(walks, denoiser, **network), lesson(replace(walks, latents=changed), denoiser, **network)
+    assert (float(one.loss(0).detach()) == float(other.loss(0).detach())) == (share == 1.0)
+    if share == 1.0:
+        ours, theirs = one._endings(one._drawn(np.random.default_rng((0, 7, 0)), SHORT.batch))
+        assert float(one.loss(0).detach()) == pytest.approx(float((ours - theirs).square().mean()), rel=1e-6)
+    calls: list[Tensor] = []
+    hook = denoiser.unet.register_forward_hook(lambda module, inputs, outputs: calls.append(outputs[0]))
+    loss = one.loss(0)
+    hook.remove()
+    through = [output for output in calls if len(output) == share * SHORT.batch][:4]
+    gradients = torch.autograd.grad(loss, through)
+    assert len(gradients) == 4 and all(bool(gradient.abs().sum() > 0) for gradient in gradients)
+
+
 def test_walks_that_are_judged_by_are_not_learnt_from() -> None:
     denoiser, walks = teacher(), random_walks()
     before = [float(lesson(walks, denoiser).loss(number).detach()) for number in range(3)]
@@ -173,25 +195,31 @@ def test_counts_that_are_no_chain_are_refused() -> None:
         plan_walks(teacher(), replace(RECIPE, counts=(12, 2, 4)))
 
 
-def test_the_last_student_takes_its_steps_for_edits_too(tmp_path: Path) -> None:
+def test_every_student_takes_its_steps_for_edits_too(tmp_path: Path) -> None:
     recipe = replace(RECIPE, strengths=(0.4, 0.8))
     students = teach_walks(teacher(), random_walks(kinds=3), recipe, tmp_path, quiet)
-    planned = plan_edits(SCHEDULE, (12, 2), (0.4, 0.8))
-    assert [student.edits for student in students] == [{}, {name: one.student for name, one in planned.items()}]
+    planned = plan_edits(SCHEDULE, 12, grid(SCHEDULE, 4), (0.4, 0.8))
+    first = {strength: one.student for strength, one in planned.items()}
+    second = {strength: thinned(edit, 2) for strength, edit in first.items()}
+    assert [student.edits for student in students] == [first, second]
 
 
-@pytest.mark.parametrize("counts", [(12, 3), (36, 18, 9, 3), (36, 18, 4), (12, 4, 3), (12, 1)])
+@pytest.mark.parametrize("counts", [(12, 3), (36, 18, 9, 3), (36, 18, 4), (12, 4, 3), (12, 1), (16, 3, 1)])
 def test_no_level_is_that_of_two_grids(counts: tuple[int, ...]) -> None:
     """A student is told the level only, and could not tell what it is to do there."""
-    *others, last = plan_walks(teacher(), replace(RECIPE, counts=counts, strengths=STRENGTHS))
-    levels = [timestep for one in last.every for timestep in one.timesteps.tolist()]
-    assert len(last.every) == 10 and len(levels) == len(set(levels)) == 10 * counts[-1]
-    assert not any(one.edits for one in others)
-    kept = plan_kept([*others, last])
-    assert kept.grid.steps == counts[1] and kept.edits == last.edits
+    for one in plan_walks(teacher(), replace(RECIPE, counts=counts, strengths=STRENGTHS)):
+        levels = [timestep for grid in one.every for timestep in grid.timesteps.tolist()]
+        assert len(one.every) == 10 and len(levels) == len(set(levels)) == 10 * one.grid.steps
 
 
-def test_students_before_the_last_look_at_walks_from_noise_only() -> None:
+def test_a_student_walks_parts_of_what_the_one_before_it_does() -> None:
+    served = plan_walks(teacher(), replace(RECIPE, counts=(36, 18, 9, 3, 1), strengths=STRENGTHS))
+    for before, after in pairwise(served):
+        for fine, coarse in zip(before.every, after.every, strict=True):
+            assert coarse.points[0] == fine.points[0] and set(coarse.points) <= set(fine.points)
+
+
+def test_walks_of_other_kinds_are_not_looked_at() -> None:
     denoiser, walks = teacher(), random_walks(kinds=2)
     (served,) = plan_walks(denoiser, replace(RECIPE, counts=(12, 4)))
     told = {"kept": served.every, "served": served.every}
@@ -227,7 +255,8 @@ def test_a_walk_is_shown_at_the_levels_of_its_kind() -> None:
         lesson(walks, denoiser, **told).loss(0)
     hook.remove()
     rng = np.random.default_rng((0, 7, 0))
-    steps, chosen = rng.integers(4, size=4), rng.integers(WALKS - 2, size=4)
+    edits, _, steps = rng.random(4) < walk_lesson.EDITED, rng.random(4), rng.integers(4, size=4)
     grids = [[*one.timesteps] for one in served.every]
-    wanted = [grids[walk % 2][step] for walk, step in zip(chosen, steps, strict=True)]
+    wanted = [grids[int(edit)][step] for edit, step in zip(edits, steps, strict=True)]
+    assert {*edits} == {False, True}
     assert seen[-1].tolist() == wanted

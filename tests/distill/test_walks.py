@@ -1,6 +1,6 @@
 """Walks: what the teacher passes through, kept at a student's levels; and what a student learns from them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,13 +9,15 @@ import pytest
 import torch
 
 import stillhouse
+from stillhouse.backends import BackendStatus
 from stillhouse.core import ImageRequest
 from stillhouse.diffusion import Grid, Point, Schedule, Trajectory, grid, noise_levels
-from stillhouse.distill import parts
+from stillhouse.distill import parts, ways
+from stillhouse.distill.lesson import agreement
 from stillhouse.distill.parts import keep
 from stillhouse.distill.rounds import plan_edits, refined
 from stillhouse.distill.walks import SOLVER, Plan, Walked, awaited_walks, encoded_walks, route_of, walks_of
-from stillhouse.distill.ways import on_gpu
+from stillhouse.distill.ways import in_halves, is_quick_in_halves, on_gpu
 from stillhouse.errors import BackendFailed
 from stillhouse.models.manifest import StepCache
 from stillhouse.models.pipeline import Draft, Pipeline
@@ -45,7 +47,7 @@ def edited(pipeline: Pipeline, served: Grid) -> list[Walked]:
 
 
 def with_edits(pipeline: Pipeline, served: Grid, together: int = 8) -> Plan:
-    edits = plan_edits(pipeline.manifest.schedule, (STEPS, 2), (0.3, 0.8))
+    edits = plan_edits(pipeline.manifest.schedule, STEPS, grid(pipeline.manifest.schedule, 2), (0.3, 0.8))
     grids = {strength: one.student for strength, one in edits.items()}
     return Plan(served, STEPS, 6, (2.0, 4.0), seed=1, edits=grids, together=together)
 
@@ -195,7 +197,7 @@ def test_levels_that_a_teacher_does_not_know_lie_on_the_way_to_what_it_sees_firs
 
 def test_edits_are_laid_out_at_the_students_own_level() -> None:
     """By the strongest, the student begins at more noise than a teacher knows that was never taught pure noise."""
-    edit = plan_edits(THEIRS, (12, 3), (0.9,))[0.9].student
+    edit = plan_edits(THEIRS, 12, grid(THEIRS, 3), (0.9,))[0.9].student
     route = route_of(OWN, edit, 6)
     assert route.first == edit.points[0] and route.first.alpha < noise_levels(OWN)[0].min()
     assert route.fine.timesteps[0] == 999
@@ -229,7 +231,14 @@ def test_other_failures_are_told(pipeline: Pipeline, served: Grid, monkeypatch: 
         next(walks_of(pipeline, seen_caption, Plan(served, STEPS, 3, (2.0, 4.0), seed=1)))
 
 
-def test_on_a_gpu_the_teachers_whole_network_walks_however_it_was_accelerated(pipeline: Pipeline) -> None:
+@pytest.mark.parametrize(
+    ("moved", "runs"),
+    [(on_gpu, ("torch", "f32", {"device": "cuda"})), (in_halves, ("openvino", "bf16", {}))],
+    ids=["on a GPU", "in halves"],
+)
+def test_the_teachers_whole_network_walks_however_it_was_accelerated(
+    moved: Callable[[Pipeline], Pipeline], runs: tuple[str, str, Mapping[str, str]], pipeline: Pipeline
+) -> None:
     manifest = pipeline.manifest
     quick = replace(manifest.components["unet"], graph="trials/int8/model.onnx", streams=2)
     cut = replace(
@@ -238,8 +247,26 @@ def test_on_a_gpu_the_teachers_whole_network_walks_however_it_was_accelerated(pi
         step_cache=StepCache("unet/full.onnx", "unet/shallow.onnx"),
         defaults=replace(manifest.defaults, refresh=2),
     )
-    moved = on_gpu(Pipeline(pipeline.directory, manifest=cut)).manifest
-    assert moved.step_cache is None and moved.defaults.refresh == 1
-    unet = moved.components["unet"]
-    assert (unet.graph, unet.backend, unet.precision, unet.streams) == ("unet/model.onnx", "torch", "f32", 1)
-    assert unet.settings == {"device": "cuda"}
+    walking = moved(Pipeline(pipeline.directory, manifest=cut)).manifest
+    assert walking.step_cache is None and walking.defaults.refresh == 1
+    unet = walking.components["unet"]
+    assert (unet.graph, unet.streams) == ("unet/model.onnx", 1)
+    assert (unet.backend, unet.precision, unet.settings) == runs
+
+
+@pytest.mark.parametrize(("precisions", "is_quick"), [(("f32", "bf16", "auto"), True), (("f32", "auto"), False)])
+def test_bf16_is_taken_where_the_processor_has_it(
+    precisions: tuple[str, ...], is_quick: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = BackendStatus("torch", "2", ("cpu",), ("f32", "bf16"), None, "")
+    monkeypatch.setattr(ways, "backends", lambda: (other, replace(other, name="openvino", precisions=precisions)))
+    assert is_quick_in_halves() == is_quick
+
+
+@pytest.mark.skipif(not is_quick_in_halves(), reason="a processor without bf16")
+def test_walks_in_halves_come_where_others_do(pipeline: Pipeline, served: Grid) -> None:
+    """The bound is between what bf16 costs, 66 dB on the whole of the embedded world, and the solver's own 44 dB."""
+    plan = Plan(served, STEPS, 4, (2.0, 4.0), seed=1)
+    ours, theirs = (list(walks_of(one, seen_caption, plan)) for one in (in_halves(pipeline), pipeline))
+    ends = [torch.from_numpy(np.stack([walk.latents[-1] for walk in walks])) for walks in (ours, theirs)]
+    assert agreement(*ends) > 55

@@ -68,7 +68,11 @@ class RunnerOptions:
 
 @dataclass(frozen=True, slots=True)
 class GraphRunner:
-    """A Runner over an ONNX file: checks the feeds, calls the runtime, and turns its failures into ours."""
+    """A Runner over an ONNX file: checks the feeds, calls the runtime, and turns its failures into ours.
+
+    Args:
+        network: where torch runs it, diffusers' or transformers' model; its weights may be changed in place.
+    """
 
     graph: Path
     backend: str
@@ -78,6 +82,7 @@ class GraphRunner:
     axes: Mapping[str, Axes]
     run: Callable[[Tensors], Sequence[NDArray[Any]]]
     census: Mapping[str, int] = field(default_factory=dict)
+    network: Any = None
 
     def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> Tensors:
         """Run once.

@@ -153,7 +153,7 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
     # chosen by trying.
     flags = {"allow_tf32": asked != "f32", "benchmark": settings["graphs"] == "cuda"} if on == CUDA else {}
     run = partial(_run, torch, called, device, dtype, memory_format, options.threads, flags)
-    return GraphRunner(graph, _NAME, executed, inputs, outputs, axes, run, census)
+    return GraphRunner(graph, _NAME, executed, inputs, outputs, axes, run, census, network)
 
 
 def status() -> BackendStatus:

@@ -46,6 +46,7 @@ class ChainRecipe:
         inside: how guidance is distilled into the network.
         rounds: how each halving is, by its count of steps.
         rank: of the factors by which a student may differ from its teacher; 0, it may differ in every weight.
+        through: of walks, see `WalkLesson`.
         weighting, huber: of errors, see `Lesson`.
         checkpointing: compute activations twice instead of keeping them: less memory, a third more time.
         strengths: of edits that the last student takes its own steps for, see `plan_edits`.
@@ -60,6 +61,7 @@ class ChainRecipe:
     inside: StageRecipe
     rounds: Mapping[int, StageRecipe]
     rank: int = 0
+    through: float = 0.0
     weighting: Weighting = "v"
     huber: float = 0.0
     checkpointing: bool = False
@@ -248,7 +250,7 @@ def _edits(schedule: Schedule, served: Grid, recipe: ChainRecipe, begin: Grid | 
         )
     fine, count = recipe.counts[0], served.steps
     from_noise = Round(refined(schedule, served, max(fine, count)), served)
-    method = Progressive(from_noise, plan_edits(schedule, (fine, count), recipe.strengths))
+    method = Progressive(from_noise, plan_edits(schedule, fine, served, recipe.strengths))
     assert recipe.edits is not None
     return Planned(EDITS, method, recipe.edits, Progressive.__name__.lower(), by_walker=True)
 

@@ -225,6 +225,7 @@ def _recipe(settings: Settings, teacher: Denoiser) -> ChainRecipe:
         rank=settings.rank,
         weighting=settings.weighting,  # type: ignore[arg-type]
         huber=settings.huber,
+        through=settings.through,
         judged=settings.judged,
         checkpointing=settings.checkpointing,
         strengths=STRENGTHS if settings.task == EDITING else (),

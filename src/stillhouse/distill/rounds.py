@@ -126,7 +126,7 @@ def refined(schedule: Schedule, coarse: Grid, steps: int) -> Grid:
     return Grid((*points, CLEAN))
 
 
-def plan_edits(schedule: Schedule, counts: Sequence[int], strengths: Sequence[float]) -> Mapping[float, Round]:
+def plan_edits(schedule: Schedule, fine: int, served: Grid, strengths: Sequence[float]) -> Mapping[float, Round]:
     """For pictures that begin from another one: a round by strength, of as many of the student's steps as from noise.
 
     So an edit takes the same time whatever its strength. The teacher's steps are as long as they are from noise. A
@@ -135,18 +135,18 @@ def plan_edits(schedule: Schedule, counts: Sequence[int], strengths: Sequence[fl
 
     Args:
         schedule: of the teacher, which is defined at every level.
-        counts: steps of teacher and student from pure noise.
+        fine: steps of the teacher from pure noise.
+        served: what the student walks from there.
         strengths: above 0 and below 1: the share of the schedule that an edit walks.
 
     Raises:
         InvalidRequest: a strength outside its range, or so small that there are not enough levels.
 
-    >>> edits = plan_edits(Schedule(), (36, 3), (0.5,))
+    >>> edits = plan_edits(Schedule(), 36, grid(Schedule(), 3), (0.5,))
     >>> edits[0.5].student.timesteps.tolist()
     [499.0, 331.0, 166.0]
     """
-    fine, count = counts
-    used = set(grid(schedule, count).timesteps.tolist())
+    count, used = served.steps, set(served.timesteps.tolist())
     found: dict[float, Round] = {}
     for strength in strengths:
         check_number("strength", strength, 1e-6, 1 - 1e-6)

@@ -62,6 +62,7 @@ class Settings:
         items: pictures to learn from; of a folder, at most so many; of walks, that the teacher makes.
         begin: of walks: a student of this teacher, a name or a directory, from which the first one goes on.
         rank: of low-rank factors, which are then all that learns; 0, every weight does.
+        through: of walks, see `WalkLesson`.
         weighting, huber, checkpointing: see `Lesson` and `ChainRecipe`.
         decoder: width of a tiny decoder that learns from the autoencoder's; 0, there is none.
         judged: pictures in each judgement on the way.
@@ -86,6 +87,7 @@ class Settings:
     rank: int = 0
     weighting: str = "v"
     huber: float = 0.0
+    through: float = 0.0
     checkpointing: bool = False
     decoder: int = 0
     judged: int = 16
@@ -111,6 +113,9 @@ class Settings:
         check_whole("decoder", self.decoder, 0, 4096)
         check_whole("seed", self.seed, 0, 2**63 - 1)
         check_number("huber", self.huber, 0, 10)
+        check_number("through", self.through, 0, 1)
+        if self.through and self.method != WALKS:
+            raise InvalidRequest(f"through {self.through:g} of method {self.method}", allowed=f"method {WALKS}")
         if self.max_hours is not None:
             check_number("max_hours", self.max_hours, 1e-6, _LONGEST_HOURS)
         of_a_chain = () if self.method == WALKS else (GUIDANCE, EDITS)

@@ -9,7 +9,7 @@ from pathlib import Path
 from stillhouse.diffusion import Grid
 from stillhouse.distill.chain import ChainRecipe, Student, frozen, learner, taught
 from stillhouse.distill.networks import Denoiser, taught_as
-from stillhouse.distill.rounds import plan_edits, plan_rounds
+from stillhouse.distill.rounds import plan_edits, plan_rounds, thinned
 from stillhouse.distill.walk_lesson import WalkLesson
 from stillhouse.distill.walks import KeptWalks
 from stillhouse.fit.fit import fit
@@ -33,21 +33,19 @@ class Served:
 
 
 def plan_walks(begin: Denoiser, recipe: ChainRecipe) -> tuple[Served, ...]:
-    """What each student walks, each from noise a part of the one before; the last one edits, too.
+    """What each student walks: parts of what the one before it does, from noise and from other pictures.
 
     Raises:
         InvalidRequest: counts that are no chain.
     """
     schedule, _ = taught_as(begin)
-    *others, last = (one.student for one in plan_rounds(schedule, recipe.counts))
-    rounds = plan_edits(schedule, (recipe.counts[0], last.steps), recipe.strengths)
-    edits = {strength: one.student for strength, one in rounds.items()}
-    return (*map(Served, others), Served(last, edits))
-
-
-def plan_kept(served: Sequence[Served]) -> Served:
-    """What walks are kept at: the levels of the first student, and the edits of the last."""
-    return Served(served[0].grid, served[-1].edits)
+    first, *others = (one.student for one in plan_rounds(schedule, recipe.counts))
+    rounds = plan_edits(schedule, recipe.counts[0], first, recipe.strengths)
+    served = [Served(first, {strength: one.student for strength, one in rounds.items()})]
+    for grid in others:
+        edits = {strength: thinned(edit, grid.steps) for strength, edit in served[-1].edits.items()}
+        served.append(Served(grid, edits))
+    return tuple(served)
 
 
 def teach_walks(
@@ -65,7 +63,7 @@ def teach_walks(
 
     Args:
         begin: what the first student begins as: the teacher, or a student of its.
-        walks: the teacher's, at the levels of `plan_kept`.
+        walks: the teacher's, at the levels of the first of `plan_walks`.
         recipe: how; its counts are of the teacher's walk and of each student.
         folder, report, deadline, watch, save_every: as in `chain.teach`.
         origin: tells this beginning and these walks from all others.
@@ -79,7 +77,7 @@ def teach_walks(
     """
     students: list[Student] = []
     served, identity, before = plan_walks(begin, recipe), origin, begin
-    kept, walks = plan_kept(served).every, walks.on(next(begin.unet.parameters()).device)
+    kept, walks = served[0].every, walks.on(next(begin.unet.parameters()).device)
     for one in served:
         identity = _identity(identity, one, recipe)
         schedule, prediction = taught_as(before)
@@ -90,8 +88,9 @@ def teach_walks(
             schedule=schedule,
             prediction=prediction,
             walks=walks,
-            kept=kept[: len(one.every)],
+            kept=kept,
             served=one.every,
+            through=recipe.through,
             weighting=recipe.weighting,
             huber=recipe.huber,
             seed=recipe.seed,
@@ -114,5 +113,5 @@ def teach_walks(
 
 def _identity(before: str, served: Served, recipe: ChainRecipe) -> str:
     told = [before, WALKS, *(one.timesteps.tolist() for one in served.every)]
-    told += [recipe.rank, recipe.weighting, recipe.huber, recipe.seed, recipe.judged]
+    told += [recipe.rank, recipe.through, recipe.weighting, recipe.huber, recipe.seed, recipe.judged]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]

@@ -12,13 +12,15 @@ from torch import Tensor
 from stillhouse.diffusion import Grid, Prediction, Schedule
 from stillhouse.distill.lesson import Weighting, agreement, weighed
 from stillhouse.distill.networks import Asked, Denoiser
-from stillhouse.distill.targets import Walk, joined, landing, walk_of, walked
+from stillhouse.distill.targets import Levels, Walk, joined, landing, walk_of, walked
 from stillhouse.distill.walks import KeptWalks, Shown
 from stillhouse.fit.recipe import StageRecipe
 
 OWN = 0.5
 """Of the examples that are not where their walk begins, those where the student itself comes. It is then told the way
 back to its teacher's walk: where it is served, its own steps are all that it sees."""
+EDITED = 0.25
+"""Of the examples, edits, where walks are some: they are the shorter walks, and the easier ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,9 @@ class WalkLesson:
         kept: the grids whose levels the walks are kept at, by their kind: from pure noise, then edits.
         served: the student's, by the same: a part of each, from its first level on, all of as many steps. Walks of
             other kinds are not looked at.
+        through: share of the examples at which the student walks all of its steps, and is told where it should have
+            come. Gradients pass every step, so what the levels between look like is its own affair. An example costs
+            as many updates of others as there are steps.
         weighting, huber, seed, judged, identity: as in `Lesson`.
     """
 
@@ -45,6 +50,7 @@ class WalkLesson:
     walks: KeptWalks
     kept: Sequence[Grid]
     served: Sequence[Grid]
+    through: float = 0.0
     weighting: Weighting = "v"
     huber: float = 0.0
     seed: int = 0
@@ -64,9 +70,33 @@ class WalkLesson:
     def loss(self, number: int) -> Tensor:
         """Of a fresh batch, decided by its number alone."""
         rng = np.random.default_rng((self.seed, 7, number))
-        count, walk = self.recipe.batch, self._walk
+        count = self.recipe.batch
+        chosen, through = self._drawn(rng, count), round(self.through * count)
+        total = torch.zeros((), device=next(self.unet.parameters()).device)
+        if through:
+            total = total + self._of_walks(chosen[:through]) * (through / count)
+        if through < count:
+            total = total + self._of_steps(rng, chosen[through:]) * (1 - through / count)
+        return total
+
+    def _drawn(self, rng: np.random.Generator, count: int) -> Tensor:
+        """So many walks to learn from, int64 [count]."""
+        sizes = np.array([len(pool) for pool in self._pools])
+        edits = rng.random(count) < (EDITED if sizes.all() else float(sizes[0] == 0))
+        pool = edits.astype(np.int64)
+        places = sizes[0] * pool + (rng.random(count) * sizes[pool]).astype(np.int64)
+        return torch.cat(self._pools)[torch.from_numpy(places)]
+
+    @cached_property
+    def _pools(self) -> tuple[Tensor, Tensor]:
+        """What is learnt from: walks from pure noise, and edits."""
+        from_noise = self.walks.kinds[self._learnt] == 0
+        return self._learnt[from_noise], self._learnt[~from_noise]
+
+    def _of_steps(self, rng: np.random.Generator, chosen: Tensor) -> Tensor:
+        """The loss of one step of each of these walks."""
+        count, walk = len(chosen), self._walk
         steps = torch.from_numpy(rng.integers(self._steps, size=count))
-        chosen = self._learnt[torch.from_numpy(rng.integers(len(self._learnt), size=count))]
         shown, begins = self._shown(chosen, steps, steps + 1), self._begins(chosen)
         here = self._placed(shown.here)
         own = (torch.from_numpy(rng.random(count) < OWN) & (steps > 0)).nonzero().squeeze(1)
@@ -74,8 +104,16 @@ class WalkLesson:
             here[own.to(here.device)] = self._mine(chosen[own], steps[own])
         at, after = walk.at(begins + steps), walk.at(begins + steps + 1)
         target = landing(here, self._placed(shown.reached), at, after)
-        seen = self.student.sees(self._asked(shown))(here, at)
-        error = (seen - target) / at.sigma.view(-1, 1, 1, 1).to(here)
+        return self._loss(self.student.sees(self._asked(shown))(here, at), target, at)
+
+    def _of_walks(self, chosen: Tensor) -> Tensor:
+        """The loss of the pictures that the student makes by itself where these walks begin."""
+        steps = torch.full((len(chosen),), self._steps)
+        shown = self._shown(chosen, torch.zeros_like(steps), steps)
+        return self._loss(self._walked(chosen, steps), self._placed(shown.reached), self._walk.at(self._begins(chosen)))
+
+    def _loss(self, seen: Tensor, target: Tensor, at: Levels) -> Tensor:
+        error = (seen - target) / at.sigma.view(-1, 1, 1, 1).to(seen)
         return weighed(error, at, self.weighting, self.huber)
 
     def judge(self) -> Mapping[str, float]:
@@ -135,6 +173,9 @@ class WalkLesson:
 
     @torch.no_grad()
     def _mine(self, walks: Tensor, steps: Tensor) -> Tensor:
+        return self._walked(walks, steps)
+
+    def _walked(self, walks: Tensor, steps: Tensor) -> Tensor:
         """Where the student comes by itself, after so many steps of each of these walks, int64 [B]."""
         nowhere = torch.zeros_like(steps)
         shown = self._shown(walks, nowhere, nowhere)

@@ -79,16 +79,16 @@ class Adapter:
         Raises:
             ImportFailed: a layer of the file is not in the module, or has another shape there.
         """
-        targets = _targets(module)
+        weights = targets(module)
         deltas = self.layers.get(component, {})
-        unknown = [name for name in deltas if name not in targets]
+        unknown = [name for name in deltas if name not in weights]
         if unknown:
             raise _refused(self.path, f"{len(unknown)} layers are not in this {component}, such as", unknown)
         for name, delta in deltas.items():
-            weight = targets[name]
+            weight = weights[name]
             if delta.up.shape[0] != weight.shape[0] or delta.down[0].numel() != weight[0].numel():
                 raise _refused(self.path, f"made for another {component}: {list(weight.shape)} is the shape of", [name])
-            weight.data = (weight.float() + self.weight * delta.of_shape(weight.shape)).to(weight.dtype)
+            weight.data.copy_(weight.float() + self.weight * delta.of_shape(weight.shape).to(weight.device))
         return len(deltas)
 
 
@@ -209,17 +209,17 @@ def _delta(component: str, layer: str, parts: Mapping[str, torch.Tensor], settin
     return Delta(parts["up"], parts["down"], float(alpha) / (rank**0.5 if root else rank))
 
 
-def _targets(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+def targets(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Weights of the layers that an adapter may change, under every name that they go by."""
     depth = getattr(getattr(module, "config", None), "layers_per_block", None)
-    targets: dict[str, torch.Tensor] = {}
+    found: dict[str, torch.Tensor] = {}
     for name, layer in module.named_modules():
         if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
             flat = name.replace(".", "_").removeprefix("text_model_")
-            targets[flat] = layer.weight
+            found[flat] = layer.weight
             if isinstance(depth, int):
-                targets.update(dict.fromkeys(sgm_names(flat, depth), layer.weight))
-    return targets
+                found.update(dict.fromkeys(sgm_names(flat, depth), layer.weight))
+    return found
 
 
 def _refused(path: Path, reason: str, keys: list[str]) -> ImportFailed:

@@ -131,6 +131,20 @@ class Pipeline:
         image = self.decode(draft.latents)
         return ImageResult(image, draft.request, time.perf_counter() - draft.started)
 
+    def wear(self, adapters: Sequence[str]) -> None:
+        """Draw with these LoRA from now on, `FILE` or `FILE:WEIGHT` each, and with no others; none takes all off.
+
+        Nothing is compiled anew. Networks that they change have to run on torch; see `models.adapters`.
+
+        Raises:
+            ImportFailed: a file that is no LoRA, or was made for another network; what was worn before is worn still.
+            InvalidRequest: a network that they change runs on another engine, or with weights that cannot be changed.
+
+        >>> pipeline.wear(["style.safetensors:0.8"])  # doctest: +SKIP
+        """
+        self._runners.wear(adapters)
+        self._encoded.cache_clear()
+
     def generate(self, prompt: str, **fields: Any) -> ImageResult:
         """One picture from start to finish; `fields` are those of `ImageRequest`."""
         for name in fields:

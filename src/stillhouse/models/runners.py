@@ -1,14 +1,19 @@
 """The networks of one pipeline: opened when first needed, as its manifest says, and kept open within bounds."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
+from typing import TYPE_CHECKING
 
 from stillhouse.backends.registry import open_runner
 from stillhouse.backends.runner import Runner, RunnerOptions
 from stillhouse.check import check_choice
+from stillhouse.errors import StillhouseError
 from stillhouse.models.manifest import Component, Defaults, Manifest, StepCache
+
+if TYPE_CHECKING:
+    from stillhouse.models.adapters import Worn
 
 OPENED = 16
 """Networks that are kept open: each counts once for every shape that it is opened for."""
@@ -65,6 +70,7 @@ class Runners:
         self._backend, self._precision = backend, precision
         self._open: dict[tuple[str, object], Runner] = {}
         self._opening = Lock()
+        self._worn: Worn | None = None
 
     def find(self, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Runner:
         """The network of that name, opened at the first call.
@@ -82,8 +88,36 @@ class Runners:
             else:
                 while len(self._open) >= OPENED:
                     del self._open[next(iter(self._open))]
-                self._open[key] = open_component(self._directory, asked, shapes, self._options)
+                runner = open_component(self._directory, asked, shapes, self._options)
+                if self._worn:
+                    self._worn.put_on(name, runner)
+                self._open[key] = runner
             return self._open[key]
+
+    def wear(self, adapters: Sequence[str]) -> None:
+        """Change the networks' weights by these LoRA files and no others; see `adapters`.
+
+        Raises:
+            ImportFailed, InvalidRequest: see `read_adapters`; what was worn before is worn still. A network that is not
+                open yet refuses what was made for another one when it is opened.
+        """
+        from stillhouse.models.adapters import Worn, read_adapters  # here and not above, because that file needs torch
+
+        worn = self._worn or Worn()
+        read = read_adapters(adapters, {name: self._asked(name) for name in self._manifest.components})
+        with self._opening:
+            before, worn.adapters = worn.adapters, read
+            try:
+                self._put_on(worn)
+            except StillhouseError:
+                worn.adapters = before
+                self._put_on(worn)
+                raise
+            self._worn = worn
+
+    def _put_on(self, worn: "Worn") -> None:
+        for (name, _), runner in self._open.items():
+            worn.put_on(name, runner)
 
     def graph(self, name: str) -> Path:
         """The file of a network of `find`."""
