@@ -46,6 +46,7 @@ def random_walks(levels: int = 5, kinds: int = 1) -> KeptWalks:
         torch.rand(WALKS, generator=generator) * 3 + 1,
         {"encoder_hidden_states": torch.randn(3, 7, 32, generator=generator).half()},
         torch.arange(WALKS) % kinds,
+        {"encoder_hidden_states": torch.randn(1, 7, 32, generator=generator).half()},
     )
 
 
@@ -122,7 +123,7 @@ def test_a_student_that_walks_through_is_told_of_its_picture_only(share: float) 
     one, other = lesson(walks, denoiser, **network), lesson(replace(walks, latents=changed), denoiser, **network)
     assert (float(one.loss(0).detach()) == float(other.loss(0).detach())) == (share == 1.0)
     if share == 1.0:
-        ours, theirs = one._endings(one._drawn(np.random.default_rng((0, 7, 0)), SHORT.batch))
+        ours, theirs = one._endings(one.drawn(np.random.default_rng((0, 7, 0)), SHORT.batch))
         assert float(one.loss(0).detach()) == pytest.approx(float((ours - theirs).square().mean()), rel=1e-6)
     calls: list[Tensor] = []
     hook = denoiser.unet.register_forward_hook(lambda module, inputs, outputs: calls.append(outputs[0]))
@@ -144,7 +145,7 @@ def test_walks_that_are_judged_by_are_not_learnt_from() -> None:
 
 
 def test_every_student_walks_a_part_of_the_grid_before(tmp_path: Path) -> None:
-    students = teach_walks(teacher(), random_walks(), RECIPE, tmp_path, quiet)
+    students = teach_walks(teacher(), teacher(), random_walks(), RECIPE, tmp_path, quiet)
     assert [student.name for student in students] == ["4-steps", "2-steps"]
     assert [student.grid and student.grid.steps for student in students] == [4, 2]
     assert all(student.method == "walks" and student.denoiser.is_conditioned for student in students)
@@ -152,24 +153,26 @@ def test_every_student_walks_a_part_of_the_grid_before(tmp_path: Path) -> None:
     assert second < first
 
 
-def test_a_run_that_is_stopped_goes_on_to_the_same_bits(tmp_path: Path) -> None:
-    whole = teach_walks(teacher(), random_walks(), RECIPE, tmp_path / "whole", quiet)
+@pytest.mark.parametrize("match", [{}, {2: 0.5}], ids=["walks", "matched"])
+def test_a_run_that_is_stopped_goes_on_to_the_same_bits(match: dict[int, float], tmp_path: Path) -> None:
+    recipe = replace(RECIPE, match=match)
+    whole = teach_walks(teacher(), teacher(), random_walks(), recipe, tmp_path / "whole", quiet)
 
     def stopped(tick: Tick) -> None:
         raise KeyboardInterrupt
 
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            teach_walks(teacher(), random_walks(), RECIPE, tmp_path / "parts", stopped, save_every=0.0)
-    parts = teach_walks(teacher(), random_walks(), RECIPE, tmp_path / "parts", quiet)
+            teach_walks(teacher(), teacher(), random_walks(), recipe, tmp_path / "parts", stopped, save_every=0.0)
+    parts = teach_walks(teacher(), teacher(), random_walks(), recipe, tmp_path / "parts", quiet)
     for one, other in zip(whole, parts, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(weights(one), weights(other), strict=True))
 
 
 def test_another_beginning_is_another_lesson(tmp_path: Path) -> None:
-    teach_walks(teacher(), random_walks(), RECIPE, tmp_path, quiet, origin="one")
+    teach_walks(teacher(), teacher(), random_walks(), RECIPE, tmp_path, quiet, origin="one")
     with pytest.raises(FitFailed, match="was learnt from something else"):
-        teach_walks(teacher(), random_walks(), RECIPE, tmp_path, quiet, origin="another")
+        teach_walks(teacher(), teacher(), random_walks(), RECIPE, tmp_path, quiet, origin="another")
 
 
 def test_a_student_comes_closer_to_its_teacher(tmp_path: Path) -> None:
@@ -178,7 +181,7 @@ def test_a_student_comes_closer_to_its_teacher(tmp_path: Path) -> None:
     walks = own_walks(denoiser, 4)
     kept = replace(walks, latents=walks.latents[:, [0, 2, 4]])
     recipe = replace(RECIPE, counts=(4, 2), rounds={2: replace(SHORT, updates=40, batch=8)})
-    (student,) = teach_walks(denoiser, kept, recipe, tmp_path, quiet)
+    (student,) = teach_walks(denoiser, denoiser, kept, recipe, tmp_path, quiet)
     assert student.grid
     shown = kept.shown(torch.arange(WALKS - 2), torch.zeros(WALKS - 2, dtype=torch.int64), torch.full((WALKS - 2,), 2))
     asked = Asked(shown.said, {}, shown.guidance)
@@ -197,7 +200,7 @@ def test_counts_that_are_no_chain_are_refused() -> None:
 
 def test_every_student_takes_its_steps_for_edits_too(tmp_path: Path) -> None:
     recipe = replace(RECIPE, strengths=(0.4, 0.8))
-    students = teach_walks(teacher(), random_walks(kinds=3), recipe, tmp_path, quiet)
+    students = teach_walks(teacher(), teacher(), random_walks(kinds=3), recipe, tmp_path, quiet)
     planned = plan_edits(SCHEDULE, 12, grid(SCHEDULE, 4), (0.4, 0.8))
     first = {strength: one.student for strength, one in planned.items()}
     second = {strength: thinned(edit, 2) for strength, edit in first.items()}

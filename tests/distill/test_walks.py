@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -127,7 +128,7 @@ def test_what_is_kept_is_shown_again(
     pipeline: Pipeline, walked: list[Walked], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parts, "PART", 2)
-    assert keep(lambda begin: walked[begin:], encoded_walks, tmp_path / "walks")
+    assert keep(lambda begin: walked[begin:], partial(encoded_walks, pipeline), tmp_path / "walks")
     walks = awaited_walks(tmp_path / "walks")
     assert len(walks) == 3 and walks.kinds.tolist() == [0, 0, 0]
     shown = walks.shown(torch.tensor([2, 0]), torch.tensor([1, 0]), torch.tensor([3, 1]))
@@ -148,7 +149,7 @@ def test_no_time_makes_none(pipeline: Pipeline, tmp_path: Path) -> None:
         raise AssertionError("there is no time for any")
         yield
 
-    assert not keep(never, encoded_walks, tmp_path / "walks", deadline=0.0)
+    assert not keep(never, partial(encoded_walks, pipeline), tmp_path / "walks", deadline=0.0)
 
 
 OWN, THEIRS = Schedule(), Schedule(zero_terminal_snr=True)

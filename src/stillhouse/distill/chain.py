@@ -47,6 +47,7 @@ class ChainRecipe:
         rounds: how each halving is, by its count of steps.
         rank: of the factors by which a student may differ from its teacher; 0, it may differ in every weight.
         through: of walks, see `WalkLesson`.
+        match: of walks, by a student's steps the weight of its `MatchLesson`.
         weighting, huber: of errors, see `Lesson`.
         checkpointing: compute activations twice instead of keeping them: less memory, a third more time.
         strengths: of edits that the last student takes its own steps for, see `plan_edits`.
@@ -62,6 +63,7 @@ class ChainRecipe:
     rounds: Mapping[int, StageRecipe]
     rank: int = 0
     through: float = 0.0
+    match: Mapping[int, float] = field(default_factory=dict)
     weighting: Weighting = "v"
     huber: float = 0.0
     checkpointing: bool = False

@@ -15,6 +15,7 @@ from stillhouse.distill.data import key_of
 from stillhouse.distill.decoder import DecoderLesson, TinyDecoder
 from stillhouse.distill.folder import Skipped
 from stillhouse.distill.lesson import Lesson
+from stillhouse.distill.match_lesson import MatchLesson
 from stillhouse.distill.networks import Denoiser
 from stillhouse.distill.pairs import KeptPairs
 from stillhouse.distill.parts import keep
@@ -175,7 +176,7 @@ def _way(directory: Path, manifest: Manifest, teacher: Denoiser, settings: Setti
     if settings.method != WALKS:
         return ByChain(teacher, recipe, _only_grid(manifest))
     begun = "" if settings.begin is None else files_checksum(read_manifest(find(settings.begin)))
-    return ByWalks(_first(directory, manifest, teacher, settings), recipe, begun)
+    return ByWalks(teacher, _first(directory, manifest, teacher, settings), recipe, begun)
 
 
 def _first(directory: Path, manifest: Manifest, teacher: Denoiser, settings: Settings) -> Denoiser:
@@ -226,6 +227,7 @@ def _recipe(settings: Settings, teacher: Denoiser) -> ChainRecipe:
         weighting=settings.weighting,  # type: ignore[arg-type]
         huber=settings.huber,
         through=settings.through,
+        match={int(steps): weight for steps, weight in settings.match.items()},
         judged=settings.judged,
         checkpointing=settings.checkpointing,
         strengths=STRENGTHS if settings.task == EDITING else (),
@@ -253,7 +255,7 @@ def _decoder(directory: Path, manifest: Manifest, settings: Settings, pairs: Kep
 
 def _strips(pipeline: Pipeline, where: Path) -> Callable[[Stage, Tick], None]:
     def watch(stage: Stage, tick: Tick) -> None:
-        if tick.scores and isinstance(stage, Lesson | WalkLesson):
+        if tick.scores and isinstance(stage, Lesson | WalkLesson | MatchLesson):
             where.mkdir(parents=True, exist_ok=True)
             write_png(where / f"{tick.stage}-{tick.update:06d}.png", strip(stage, pipeline))
 

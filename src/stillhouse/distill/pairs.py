@@ -103,7 +103,7 @@ def encoded_pairs(pipeline: Pipeline, items: Iterable[Item]) -> dict[str, Any]:
         "latents": torch.stack(latents),
         "captions": torch.tensor([[*some, *[some[0]] * (most - len(some))] for some in captions]),
         "texts": {name: torch.stack([text[name] for text in texts]) for name in texts[0]},
-        "unsaid": {name: row[None] for name, row in _unsaid(pipeline).items()},
+        "unsaid": unsaid(pipeline),
     }
 
 
@@ -113,9 +113,10 @@ def told(pipeline: Pipeline, text: str) -> Inputs:
     return halves(pipeline.start(ImageRequest(text, guidance=unguided)).conditioning)
 
 
-def _unsaid(pipeline: Pipeline) -> Inputs:
+def unsaid(pipeline: Pipeline) -> Inputs:
+    """What the U-Net is told by the negative prompt, float16, in one row."""
     draft = pipeline.start(ImageRequest(""))
-    return halves(draft.unconditional or draft.conditioning)
+    return {name: row[None] for name, row in halves(draft.unconditional or draft.conditioning).items()}
 
 
 def halves(inputs: Mapping[str, Any]) -> Inputs:

@@ -63,6 +63,7 @@ class Settings:
         begin: of walks: a student of this teacher, a name or a directory, from which the first one goes on.
         rank: of low-rank factors, which are then all that learns; 0, every weight does.
         through: of walks, see `WalkLesson`.
+        match: of walks, by the steps of a student: the weight of its `MatchLesson`; left out, it has none.
         weighting, huber, checkpointing: see `Lesson` and `ChainRecipe`.
         decoder: width of a tiny decoder that learns from the autoencoder's; 0, there is none.
         judged: pictures in each judgement on the way.
@@ -88,6 +89,7 @@ class Settings:
     weighting: str = "v"
     huber: float = 0.0
     through: float = 0.0
+    match: Mapping[str, float] = field(default_factory=dict)
     checkpointing: bool = False
     decoder: int = 0
     judged: int = 16
@@ -114,8 +116,12 @@ class Settings:
         check_whole("seed", self.seed, 0, 2**63 - 1)
         check_number("huber", self.huber, 0, 10)
         check_number("through", self.through, 0, 1)
-        if self.through and self.method != WALKS:
-            raise InvalidRequest(f"through {self.through:g} of method {self.method}", allowed=f"method {WALKS}")
+        for name, value in (("through", self.through), ("match", self.match)):
+            if value and self.method != WALKS:
+                raise InvalidRequest(f"{name} of method {self.method}", allowed=f"method {WALKS}")
+        for steps, weight in self.match.items():
+            check_choice("student to match", steps, tuple(map(str, self.rounds[1:])))
+            check_number("weight of matching", weight, 0, 100)
         if self.max_hours is not None:
             check_number("max_hours", self.max_hours, 1e-6, _LONGEST_HOURS)
         of_a_chain = () if self.method == WALKS else (GUIDANCE, EDITS)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from stillhouse.diffusion import Grid
 from stillhouse.distill.chain import ChainRecipe, Student, frozen, learner, taught
+from stillhouse.distill.match_lesson import MatchLesson
 from stillhouse.distill.networks import Denoiser, taught_as
 from stillhouse.distill.rounds import plan_edits, plan_rounds, thinned
 from stillhouse.distill.walk_lesson import WalkLesson
@@ -49,6 +50,7 @@ def plan_walks(begin: Denoiser, recipe: ChainRecipe) -> tuple[Served, ...]:
 
 
 def teach_walks(
+    teacher: Denoiser,
     begin: Denoiser,
     walks: KeptWalks,
     recipe: ChainRecipe,
@@ -62,6 +64,7 @@ def teach_walks(
     """Teach each student in turn; what was learnt in an earlier run is not learnt again.
 
     Args:
+        teacher: who walked; it is asked where pictures are matched.
         begin: what the first student begins as: the teacher, or a student of its.
         walks: the teacher's, at the levels of the first of `plan_walks`.
         recipe: how; its counts are of the teacher's walk and of each student.
@@ -81,7 +84,7 @@ def teach_walks(
     for one in served:
         identity = _identity(identity, one, recipe)
         schedule, prediction = taught_as(before)
-        lesson = WalkLesson(
+        walked = WalkLesson(
             name=f"{one.grid.steps}-steps",
             recipe=recipe.rounds[one.grid.steps],
             unet=learner(before, recipe),
@@ -98,7 +101,10 @@ def teach_walks(
             identity=identity,
         )
 
-        def told(tick: Tick, lesson: WalkLesson = lesson) -> None:
+        weight = recipe.match.get(one.grid.steps, 0.0)
+        lesson = _matching(walked, teacher, recipe, weight) if weight else walked
+
+        def told(tick: Tick, lesson: WalkLesson | MatchLesson = lesson) -> None:
             report(tick)
             watch(lesson, tick)
 
@@ -111,7 +117,14 @@ def teach_walks(
     return students
 
 
+def _matching(walked: WalkLesson, teacher: Denoiser, recipe: ChainRecipe, weight: float) -> MatchLesson:
+    fake = learner(teacher, recipe)
+    unsaid = {name: row.float() for name, row in walked.walks.unsaid.items()}
+    return MatchLesson(walks=walked, teacher=teacher, fake=fake, unsaid=unsaid, weight=weight)
+
+
 def _identity(before: str, served: Served, recipe: ChainRecipe) -> str:
     told = [before, WALKS, *(one.timesteps.tolist() for one in served.every)]
-    told += [recipe.rank, recipe.through, recipe.weighting, recipe.huber, recipe.seed, recipe.judged]
+    told += [recipe.rank, recipe.through, recipe.match.get(served.grid.steps, 0.0)]
+    told += [recipe.weighting, recipe.huber, recipe.seed, recipe.judged]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]

@@ -23,6 +23,24 @@ EDITED = 0.25
 """Of the examples, edits, where walks are some: they are the shorter walks, and the easier ones."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Ended:
+    """Where student and teacher come from the same beginnings, [B, C, h, w] both.
+
+    Args:
+        ours, theirs: of the student, with gradients where there are any, and of the teacher.
+        asked: of both.
+        at: the levels where the walks begin.
+        kinds: of their grids, int64 [B], on the processor.
+    """
+
+    ours: Tensor
+    theirs: Tensor
+    asked: Asked
+    at: Levels
+    kinds: Tensor
+
+
 @dataclass(frozen=True, kw_only=True)
 class WalkLesson:
     """A stage of `fit`.
@@ -71,15 +89,16 @@ class WalkLesson:
         """Of a fresh batch, decided by its number alone."""
         rng = np.random.default_rng((self.seed, 7, number))
         count = self.recipe.batch
-        chosen, through = self._drawn(rng, count), round(self.through * count)
+        chosen, through = self.drawn(rng, count), round(self.through * count)
         total = torch.zeros((), device=next(self.unet.parameters()).device)
         if through:
-            total = total + self._of_walks(chosen[:through]) * (through / count)
+            ended = self.ended(chosen[:through])
+            total = total + self.error(ended.ours, ended.theirs, ended.at) * (through / count)
         if through < count:
             total = total + self._of_steps(rng, chosen[through:]) * (1 - through / count)
         return total
 
-    def _drawn(self, rng: np.random.Generator, count: int) -> Tensor:
+    def drawn(self, rng: np.random.Generator, count: int) -> Tensor:
         """So many walks to learn from, int64 [count]."""
         sizes = np.array([len(pool) for pool in self._pools])
         edits = rng.random(count) < (EDITED if sizes.all() else float(sizes[0] == 0))
@@ -104,17 +123,19 @@ class WalkLesson:
             here[own.to(here.device)] = self._mine(chosen[own], steps[own])
         at, after = walk.at(begins + steps), walk.at(begins + steps + 1)
         target = landing(here, self._placed(shown.reached), at, after)
-        return self._loss(self.student.sees(self._asked(shown))(here, at), target, at)
+        return self.error(self.student.sees(self._asked(shown))(here, at), target, at)
 
-    def _of_walks(self, chosen: Tensor) -> Tensor:
-        """The loss of the pictures that the student makes by itself where these walks begin."""
-        steps = torch.full((len(chosen),), self._steps)
-        shown = self._shown(chosen, torch.zeros_like(steps), steps)
-        return self._loss(self._walked(chosen, steps), self._placed(shown.reached), self._walk.at(self._begins(chosen)))
+    def ended(self, walks: Tensor) -> Ended:
+        """Where the student comes that walks all of its steps where these walks begin, int64 [B]."""
+        steps = torch.full((len(walks),), self._steps)
+        shown = self._shown(walks, torch.zeros_like(steps), steps)
+        ours, at = self._walked(walks, steps), self._walk.at(self._begins(walks))
+        return Ended(ours, self._placed(shown.reached), self._asked(shown), at, self.walks.kinds[walks])
 
-    def _loss(self, seen: Tensor, target: Tensor, at: Levels) -> Tensor:
-        error = (seen - target) / at.sigma.view(-1, 1, 1, 1).to(seen)
-        return weighed(error, at, self.weighting, self.huber)
+    def error(self, seen: Tensor, target: Tensor, at: Levels) -> Tensor:
+        """The loss of clean pictures that are seen at these levels."""
+        away = (seen - target) / at.sigma.view(-1, 1, 1, 1).to(seen)
+        return weighed(away, at, self.weighting, self.huber)
 
     def judge(self) -> Mapping[str, float]:
         """How close it comes to its teacher from the same beginnings, see `lesson.agreement`: noise, and pictures."""
@@ -129,8 +150,8 @@ class WalkLesson:
 
     @torch.no_grad()
     def _endings(self, walks: Tensor) -> tuple[Tensor, Tensor]:
-        steps = torch.full((len(walks),), self._steps)
-        return self._mine(walks, steps), self._placed(self._shown(walks, steps, steps).reached)
+        ended = self.ended(walks)
+        return ended.ours, ended.theirs
 
     @cached_property
     def _own(self) -> Tensor:

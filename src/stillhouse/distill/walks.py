@@ -21,7 +21,7 @@ from torch import Tensor
 from stillhouse.core import Array, ImageRequest
 from stillhouse.diffusion import Grid, Point, Schedule, grid_at, interval, noise_levels, noised
 from stillhouse.distill.networks import Inputs
-from stillhouse.distill.pairs import halves
+from stillhouse.distill.pairs import halves, unsaid
 from stillhouse.distill.parts import awaited as awaited_parts
 from stillhouse.distill.rounds import refined
 from stillhouse.errors import BackendFailed
@@ -86,6 +86,7 @@ class KeptWalks:
         texts: by input, float16 [captions, ...].
         kinds: int64 [walks]: of their grids, see `Plan`; on the processor. Edits are shorter than walks from noise can
             be; behind their clean picture it is repeated.
+        unsaid: the negative prompt, by input, float16, one row; on the processor.
     """
 
     latents: Tensor
@@ -93,6 +94,7 @@ class KeptWalks:
     guidance: Tensor
     texts: Inputs
     kinds: Tensor
+    unsaid: Inputs
 
     def __len__(self) -> int:
         """How many."""
@@ -107,7 +109,8 @@ class KeptWalks:
         if 2 * held > torch.cuda.mem_get_info(device)[0]:
             return self
         texts = {name: kept.to(device) for name, kept in self.texts.items()}
-        return KeptWalks(self.latents.to(device), self.captions.to(device), self.guidance.to(device), texts, self.kinds)
+        moved = {name: getattr(self, name).to(device) for name in ("latents", "captions", "guidance")}
+        return replace(self, **moved, texts=texts)
 
     def shown(self, walks: Tensor, places: Tensor, reached: Tensor) -> Shown:
         """Of these walks, int64 [B], what is at these levels and at those that are reached next, int64 [B] both."""
@@ -132,6 +135,7 @@ def awaited_walks(folder: Path) -> KeptWalks:
         guidance=torch.cat([part["guidance"] for part in parts]),
         texts={name: torch.cat([part["texts"][name] for part in parts]) for name in parts[0]["texts"]},
         kinds=torch.cat([part["kinds"] for part in parts]),
+        unsaid=parts[0]["unsaid"],
     )
 
 
@@ -331,7 +335,7 @@ def _laid_out(
     )
 
 
-def encoded_walks(walks: Sequence[Walked]) -> dict[str, Any]:
+def encoded_walks(pipeline: Pipeline, walks: Sequence[Walked]) -> dict[str, Any]:
     """A part of them, as `parts.keep` writes it."""
     rows: dict[str, int] = {}
     texts: list[Inputs] = []
@@ -345,4 +349,5 @@ def encoded_walks(walks: Sequence[Walked]) -> dict[str, Any]:
         "guidance": torch.tensor([walk.guidance for walk in walks], dtype=torch.float32),
         "texts": {name: torch.stack([text[name] for text in texts]) for name in texts[0]},
         "kinds": torch.tensor([walk.kind for walk in walks]),
+        "unsaid": unsaid(pipeline),
     }

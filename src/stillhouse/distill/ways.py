@@ -138,11 +138,13 @@ class ByWalks:
     """All students look at the teacher's own walks, see `walk_chain`.
 
     Args:
+        teacher: who walks, as it is asked in torch.
         first: what the first of them begins as.
         recipe: how.
         begun: tells that beginning from all others.
     """
 
+    teacher: Denoiser
     first: Denoiser
     recipe: ChainRecipe
     begun: str
@@ -178,12 +180,13 @@ class ByWalks:
 
     def encoded(self, pipeline: Pipeline) -> Callable[[Sequence[Any]], dict[str, Any]]:
         """See `Way`."""
-        return encoded_walks
+        return partial(encoded_walks, pipeline)
 
     def learn(self, learning: Learning) -> Learnt:
         """See `Way`."""
         walks = awaited_walks(learning.kept)
         students = teach_walks(
+            self.teacher,
             self.first,
             walks,
             self.recipe,
