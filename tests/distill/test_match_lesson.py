@@ -111,7 +111,7 @@ def test_edits_are_not_matched(number: int) -> None:
     student = learning()
     one = matched(student, learning())
     kinds = torch.ones(12, dtype=torch.int64)
-    walks = replace(one.walks, walks=replace(one.walks.walks, kinds=kinds), served=one.walks.served * 2)
+    walks = replace(one.walks, walks=replace(one.walks.walks, kinds=kinds), served=[*one.walks.served] * 2)
     walks = replace(walks, kept=walks.served)
     ended = walks.ended(walks.drawn(np.random.default_rng((0, 8, number)), 4))
     wanted = float(walks.error(ended.ours, ended.theirs, ended.at).detach())

@@ -73,6 +73,11 @@ class MatchLesson:
         """The student, as it is asked."""
         return self.walks.student
 
+    @property
+    def judged(self) -> int:
+        """See `WalkLesson`."""
+        return self.walks.judged
+
     def loss(self, number: int) -> Tensor:
         """Of a fresh batch, decided by its number alone: the student's on its walks, its matching, and the fake's.
 

@@ -4,13 +4,14 @@ import numpy as np
 
 from stillhouse.core import Picture
 from stillhouse.distill.lesson import Lesson
+from stillhouse.distill.match_lesson import MatchLesson
 from stillhouse.distill.walk_lesson import WalkLesson
 from stillhouse.models.pipeline import Pipeline
 
 SHOWN = 8
 
 
-def strip(lesson: Lesson | WalkLesson, pipeline: Pipeline) -> Picture:
+def strip(lesson: Lesson | WalkLesson | MatchLesson, pipeline: Pipeline) -> Picture:
     """The teacher's pictures, and the student's below them: uint8 [2 * height, SHOWN * width, 3].
 
     Args:
