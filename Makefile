@@ -58,11 +58,12 @@ students: .venv/full.stamp ## distil the embedded model to three steps and to on
 		--config src/stillhouse/models/shapes/train/students.toml
 	$(BIN)/stillhouse distill shapes -o build/students/shapes-3 --work build/students/walks --force \
 		--config src/stillhouse/models/shapes/train/walks.toml --begin build/students/chain-3
-	$(BIN)/stillhouse distill shapes -o build/students/shapes-1 --work build/students/walks-1 --force \
-		--config src/stillhouse/models/shapes/train/walks.toml --rounds 12,1 --begin build/students/shapes-3
-	$(BIN)/python -m stillhouse.models.shapes.train.ship --student build/students/shapes-3
+	$(BIN)/stillhouse distill shapes -o build/students/shapes-1 --work build/students/walks --force \
+		--config src/stillhouse/models/shapes/train/one_step.toml --begin build/students/chain-3
+	$(BIN)/python -m stillhouse.models.shapes.train.ship --student build/students/shapes-3 \
+		--student build/students/shapes-1
 	$(BIN)/python -m benchmarks.judge
-	$(BIN)/python -m benchmarks.distill shapes-3 build/students/shapes-1
+	$(BIN)/python -m benchmarks.distill shapes-3 shapes-1
 	$(BIN)/python -m benchmarks.cost shapes
 	$(BIN)/python -m benchmarks.tables
 

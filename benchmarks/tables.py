@@ -194,7 +194,7 @@ def _tick(results: Mapping[str, Any]) -> str:
 
 def _distill(results: Mapping[str, Any]) -> str:
     verdict = decode(Verdict, results["verdict"])
-    learnt = next(one for one in results["learnt"].values() if one)
+    learnt = max((one for one in results["learnt"].values() if one), key=lambda one: len(one["students"]))
     rows = []
     for student in [*(learnt.get("begun") or {}).get("students", []), *learnt["students"]]:
         scores = ", ".join(f"{name} {value:.1f} dB" for name, value in student["scores"].items())

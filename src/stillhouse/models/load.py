@@ -10,8 +10,10 @@ from stillhouse.models.manifest import MANIFEST
 from stillhouse.models.pipeline import Pipeline
 
 _SHAPES = Path(__file__).parent / "shapes"
-EMBEDDED = {"shapes": _SHAPES / "weights", "shapes-3": _SHAPES / "students" / "shapes-3"}
-"""The models that come with the package, by name; `shapes-3` was distilled from `shapes`, and takes three steps."""
+_STUDENTS = ("shapes-3", "shapes-1")
+EMBEDDED = {"shapes": _SHAPES / "weights", **{name: _SHAPES / "students" / name for name in _STUDENTS}}
+"""The models that come with the package, by name; students were distilled from `shapes`, and take three steps, and one.
+"""
 
 
 def find(model: str | Path) -> Path:
