@@ -51,7 +51,8 @@ def test_of_gaussians_it_points_from_one_mean_to_the_other(
     z = alpha * x + variance**0.5 * torch.from_numpy(rng.standard_normal(x.shape))
 
     def sees(mean: float) -> Tensor:
-        return mean + alpha * spread**2 * (z - alpha * mean) / (alpha**2 * spread**2 + variance)
+        clean: Tensor = mean + alpha * spread**2 * (z - alpha * mean) / (alpha**2 * spread**2 + variance)
+        return clean
 
     away = (x - sees(theirs)).abs().mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-3)
     wanted = (ours - theirs) * variance / (alpha**2 * spread**2 + variance) / away
