@@ -19,6 +19,8 @@ CERTAIN = 90.0
 """dB at every probe from which pictures are taken to be the same: an error of 3e-5, below half a grey level."""
 ROUGH, SURE = 24, 128
 """Pictures by which a way to walk is first looked at, and by which it is accepted, where an oracle reads them."""
+_SLACK = 4.2
+"""Points that a rough score may fall beyond the bound: one picture of `ROUGH`."""
 _Z95 = 1.959964
 
 
@@ -118,9 +120,7 @@ def judged(trial: Trial, bounds: Bounds) -> Trial:
     """The measured trial with its verdict.
 
     What was not looked at cannot be accepted: networks whose pictures were not compared, and ways to walk with a score
-    over few pictures, which can reject them. A rough score does where the interval of its change lies beyond the bound:
-    of 24 pictures, four that were lost; whoever is twice as fast is looked at on more. The plain loops are there to be
-    compared with: no bound concerns them.
+    over few pictures, which can reject them. The plain loops are there to be compared with: no bound concerns them.
     """
     if trial.candidate.recipe == "loop":
         return trial
@@ -129,9 +129,8 @@ def judged(trial: Trial, bounds: Bounds) -> Trial:
     if not is_sure:
         if not trial.candidate.options:  # the pipeline's own walk, whose networks were judged one by one
             drop = None
-        elif drop is not None and pictures and pictures.score_gain and pictures.count <= ROUGH:
-            mean, _, most = pictures.score_gain
-            drop += 100 * (most - mean)
+        elif drop is not None and pictures and pictures.count <= ROUGH:
+            drop += _SLACK
         bounds = replace(bounds, max_score_drop=drop, min_score=None)
     if reason := missed(trial, bounds):
         return replace(trial, status="rejected", reason=reason)
