@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -26,6 +26,7 @@ from stillhouse.models.importers.weights import save_network
 from tests.backends import networks
 from tests.models.checkpoints import text_config, unet, vae
 
+pytestmark = pytest.mark.usefixtures("torch_threads")
 EXACT = 1e-5
 """float32 rounds at 6e-8, sums have up to 1,200 terms of either sign, and some forty layers follow one another: errors
 stay near 1e-6 of the largest value."""
@@ -37,14 +38,6 @@ TEXTS = ("text", "text-penultimate", "text-projected", "text-projected-penultima
 
 Feeds: TypeAlias = dict[str, NDArray[Any]]
 Exported: TypeAlias = Callable[[str], Path]
-
-
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    """torch's number of threads belongs to the process."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Adapters on an open pipeline draw what adapters fused at import do, and leave no trace."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,15 +21,8 @@ from stillhouse.models.pipeline import Pipeline
 from tests.models.conftest import PROMPT, SIZE, Checkpoint
 from tests.models.test_lora import trained
 
+pytestmark = pytest.mark.usefixtures("torch_threads")
 STEPS = 2
-
-
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    """torch's number of threads belongs to the process."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -50,7 +50,7 @@ class ChainRecipe:
         match: of walks, by a student's steps the weight of its `MatchLesson`.
         weighting, huber: of errors, see `Lesson`.
         checkpointing: compute activations twice instead of keeping them: less memory, a third more time.
-        strengths: of edits that the last student takes its own steps for, see `plan_edits`.
+        strengths: of edits that the last student takes its own steps for, of walks every one; see `plan_edits`.
         edits: how these are taught; None where there are no strengths.
         judged: pictures in each judgement.
         seed: of everything that is drawn.

@@ -129,7 +129,7 @@ class WalkLesson:
         """Where the student comes that walks all of its steps where these walks begin, int64 [B]."""
         steps = torch.full((len(walks),), self._steps)
         shown = self._shown(walks, torch.zeros_like(steps), steps)
-        ours, at = self._walked(walks, steps), self._walk.at(self._begins(walks))
+        ours, at = self._walked(shown, walks, steps), self._walk.at(self._begins(walks))
         return Ended(ours, self._placed(shown.reached), self._asked(shown), at, self.walks.kinds[walks])
 
     def error(self, seen: Tensor, target: Tensor, at: Levels) -> Tensor:
@@ -194,12 +194,11 @@ class WalkLesson:
 
     @torch.no_grad()
     def _mine(self, walks: Tensor, steps: Tensor) -> Tensor:
-        return self._walked(walks, steps)
-
-    def _walked(self, walks: Tensor, steps: Tensor) -> Tensor:
-        """Where the student comes by itself, after so many steps of each of these walks, int64 [B]."""
         nowhere = torch.zeros_like(steps)
-        shown = self._shown(walks, nowhere, nowhere)
+        return self._walked(self._shown(walks, nowhere, nowhere), walks, steps)
+
+    def _walked(self, shown: Shown, walks: Tensor, steps: Tensor) -> Tensor:
+        """Where the student comes by itself, after so many steps of each of these walks, int64 [B]."""
         path = self._begins(walks)[:, None] + torch.minimum(torch.arange(self._steps + 1)[None], steps[:, None])
         return walked(self.student.sees(self._asked(shown)), self._placed(shown.begun), self._walk, path)
 
