@@ -1,10 +1,12 @@
 """Pictures of the embedded model by torch on a GPU, beside those that onnxruntime draws in float32."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
 from stillhouse.core import Picture
+from stillhouse.diffusion import NUMPY
 from stillhouse.measure.images import psnr
 from stillhouse.models.load import find, load
 from stillhouse.models.manifest import Component
@@ -17,17 +19,33 @@ _PROMPTS = (
     "a red triangle on a cyan background",
 )
 _FUSED = {"memory_format": "channels_last", "kernels": "fused"}
-WAYS: Mapping[str, Mapping[str, tuple[str, Mapping[str, str]]]] = {
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How the torch backend runs the U-Net; `there` keeps latents on the device between evaluations, as is usual."""
+
+    precision: str
+    settings: Mapping[str, str] = field(default_factory=dict)
+    there: bool = True
+
+
+_GRAPHS = {**_FUSED, "graphs": "cuda"}
+WAYS: Mapping[str, Mapping[str, Way]] = {
     "cuda": {
-        "f32": ("f32", {}),
-        "f16": ("f16", {}),
-        "f16, fused kernels": ("f16", _FUSED),
-        "f16, fused kernels, CUDA graphs": ("f16", {**_FUSED, "graphs": "cuda"}),
-        "bf16, fused kernels, CUDA graphs": ("bf16", {**_FUSED, "graphs": "cuda"}),
+        "f32": Way("f32"),
+        "f16": Way("f16"),
+        "f16, fused kernels": Way("f16", _FUSED),
+        "f16, fused kernels, CUDA graphs": Way("f16", _GRAPHS),
+        "the same, latents by way of the processor": Way("f16", _GRAPHS, there=False),
+        "bf16, fused kernels, CUDA graphs": Way("bf16", _GRAPHS),
     },
-    "cpu": {"f32, fused kernels": ("f32", _FUSED)},
+    "cpu": {
+        "f32, fused kernels": Way("f32", _FUSED),
+        "the same, latents by way of NumPy": Way("f32", _FUSED, there=False),
+    },
 }
-"""By device: precision and settings of the torch backend, for the U-Net."""
+"""By device."""
 
 
 def rows(device: str) -> Iterator[dict[str, Any]]:
@@ -35,11 +53,13 @@ def rows(device: str) -> Iterator[dict[str, Any]]:
     wanted = [_drawn(load("shapes", backend="onnxruntime", precision="f32"), prompt) for prompt in _PROMPTS]
     directory = find("shapes")
     unet = load("shapes").manifest.components["unet"]
-    for name, (precision, settings) in WAYS[device].items():
-        told = {"device": device, **settings}
-        component = Component(unet.graph, unet.weights, "torch", precision, settings=told)
+    for name, way in WAYS[device].items():
+        told = {"device": device, **way.settings}
+        component = Component(unet.graph, unet.weights, "torch", way.precision, settings=told)
         try:
             pipeline = Pipeline(directory, components={"unet": component})
+            if not way.there:
+                pipeline.arrays = NUMPY
             _drawn(pipeline, _PROMPTS[0])
             began = perf_counter()
             drawn = [_drawn(pipeline, prompt) for prompt in _PROMPTS]

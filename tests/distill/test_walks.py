@@ -77,6 +77,16 @@ def test_a_walk_is_the_teachers_own_at_the_students_levels(
     np.testing.assert_array_equal(walked[0].latents, np.stack(levels))
 
 
+@pytest.mark.usefixtures("torch_threads")
+def test_walks_of_a_teacher_on_torch_are_read_as_they_pass(pipeline: Pipeline, served: Grid) -> None:
+    """Its latents lie where torch runs it. Two engines differ by 1e-6 in each evaluation, and guidance widens that."""
+    there = stillhouse.load("shapes", backend="torch", precision="f32")
+    ours, theirs = (list(walks_of(one, seen_caption, with_edits(one, served))) for one in (there, pipeline))
+    for one, other in zip(ours, theirs, strict=True):
+        assert isinstance(one.latents, np.ndarray) and one.said.keys() == other.said.keys()
+        np.testing.assert_allclose(one.latents, other.latents, atol=1e-3)
+
+
 def test_walks_are_decided_by_seed_and_number_alone(pipeline: Pipeline, served: Grid, walked: list[Walked]) -> None:
     (last,) = walks_of(pipeline, seen_caption, Plan(served, STEPS, 3, (2.0, 4.0), seed=1), begin=2)
     np.testing.assert_array_equal(last.latents, walked[2].latents)

@@ -50,7 +50,7 @@ def drawn(pipeline: Pipeline) -> NDArray[Any]:
     draft = pipeline.start(ImageRequest(PROMPT, seed=3, steps=STEPS, width=SIZE, height=SIZE))
     while not draft.is_done:
         pipeline.advance([draft])
-    return draft.latents
+    return pipeline.arrays.read(draft.latents)
 
 
 @pytest.mark.parametrize("worn", [["ink:0.7"], ["oil"], ["ink:0.7", "oil:-0.5"]], ids=" and ".join)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from stillhouse.accelerate.build import build, component_of
-from stillhouse.accelerate.probe import Probe, read_probes, write_probes
+from stillhouse.accelerate.probe import Probe, read_probes, together, write_probes
 from stillhouse.accelerate.target import is_swept, original_manifest
 from stillhouse.accelerate.task import Task, read_task
 from stillhouse.accelerate.tiled import TiledDecoder
@@ -33,7 +33,7 @@ from stillhouse.parent import end_with_parent
 
 _QUICK = 3.0
 """Seconds of opening up to which a network is opened once more only to count its operations."""
-OUTPUTS, PICTURES = "outputs.npz", "pictures.npz"
+OUTPUTS, TOGETHER, PICTURES = "outputs.npz", "together.npz", "pictures.npz"
 
 
 class Child:
@@ -91,6 +91,11 @@ class Child:
         answers = [Probe(probe.label, self._run(probe)) for probe in self.probes]
         write_probes(self.folder / OUTPUTS, answers)
 
+    def together(self, rows: int) -> None:
+        """Run so many rows of the probes in one call, and write what came back."""
+        batch = together(self.probes, rows)
+        write_probes(self.folder / TOGETHER, [Probe(batch.label, self._run(batch))])
+
     def time(self, calls: int) -> float:
         """Seconds of `calls` calls on the probes, one after the other; where several, after one that is not counted.
 
@@ -117,10 +122,11 @@ class Child:
     def draw(self, requests: list[dict[str, Any]]) -> None:
         """Draw the requests, one after the other; write pictures and final latents."""
         results = [self._made(_request(request)) for request in requests]
+        read = self._opened().arrays.read
         temporary = self.folder / f".{PICTURES}"
         with temporary.open("wb") as file:
             pictures = np.array([result.image for _, result in results])
-            np.savez(file, pictures=pictures, latents=np.array([draft.latents for draft, _ in results]))
+            np.savez(file, pictures=pictures, latents=np.array([read(draft.latents) for draft, _ in results]))
         temporary.replace(self.folder / PICTURES)
 
     def picture(self, request: dict[str, Any]) -> float:

@@ -31,6 +31,24 @@ class Probe:
     feeds: Feeds
 
 
+def together(probes: Sequence[Probe], rows: int) -> Probe:
+    """One call of so many rows, out of all probes in turns, as a server makes one of several pictures.
+
+    Probes of other sizes than the first are left out. The first axis of every tensor counts rows.
+    """
+    first = probes[0].feeds
+    alike = [one.feeds for one in probes if _sizes(one.feeds) == _sizes(first)]
+    feeds = {}
+    for name in first:
+        turns = [alike[row % len(alike)][name] for row in range(rows)]
+        feeds[name] = np.array([turn[row // len(alike) % len(turn)] for row, turn in enumerate(turns)])
+    return Probe(f"{rows} rows together", feeds)
+
+
+def _sizes(feeds: Feeds) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape[1:] for name, array in feeds.items()}
+
+
 class Recorder(Pipeline):
     """A pipeline that keeps what its networks are fed while `label` is set."""
 
@@ -43,7 +61,7 @@ class Recorder(Pipeline):
     def run(self, component: str, feeds: Feeds) -> Mapping[str, NDArray[Any]]:
         """One call of the network of that name, kept."""
         if self.label and component != SHALLOW:
-            kept = Probe(self.label, {name: array.copy() for name, array in feeds.items()})
+            kept = Probe(self.label, {name: self.arrays.read(array).copy() for name, array in feeds.items()})
             self.recorded[UNET if component == FULL else component].append(kept)
         return super().run(component, feeds)
 

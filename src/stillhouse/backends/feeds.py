@@ -25,9 +25,15 @@ def fitted(
     """
     arrays = {name: np.asarray(array) for name, array in feeds.items()}
     bound({name: array.shape for name, array in arrays.items()}, axes)
-    if missing := [spec.name for spec in inputs if spec.name not in arrays]:
+    ordered = given(arrays, inputs)
+    return {spec.name: _fitted(ordered[spec.name], spec) for spec in inputs}
+
+
+def given(feeds: Mapping[str, Any], inputs: Sequence[TensorSpec]) -> dict[str, Any]:
+    """The feeds in the order of `inputs`. InvalidRequest where one of them is missing."""
+    if missing := [spec.name for spec in inputs if spec.name not in feeds]:
         raise InvalidRequest(f"nothing was fed to {', '.join(missing)}", allowed="an array for each input")
-    return {spec.name: _fitted(arrays[spec.name], spec) for spec in inputs}
+    return {spec.name: feeds[spec.name] for spec in inputs}
 
 
 def bound(shapes: Mapping[str, Sequence[int]], axes: Mapping[str, Axes]) -> dict[str, int]:

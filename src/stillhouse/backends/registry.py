@@ -29,6 +29,7 @@ _STATUS: Mapping[str, Callable[[], BackendStatus]] = {
     "tensorrt": tensorrt.status,
     "tensorrt-rtx": partial(tensorrt.status, "tensorrt-rtx"),
 }
+_ARRAYS: Mapping[str, Callable[[Mapping[str, str]], Any]] = {"torch": torch.arrays}
 PLUGINS = "stillhouse.backends"
 """The entry points by which an installed package adds an engine: by its name, an object with the functions
 `open_graph(graph, signature, options)`, which gives a Runner, and `status()`, which gives a BackendStatus."""
@@ -54,6 +55,15 @@ def open_runner(graph: Path, backend: str = "onnxruntime", options: RunnerOption
         raise InvalidRequest(f"threads is {options.threads}", allowed="a whole number from 1")
     runner: Runner = openers[backend](graph, read_signature(graph), options)
     return runner
+
+
+def own_arrays(backend: str, settings: Mapping[str, str]) -> Any | None:
+    """The arrays that networks of a backend take and leave where they run, see `diffusion.arrays`; None: NumPy's only.
+
+    Raises:
+        RuntimeMissing, InvalidRequest: the backend or its device is not here.
+    """
+    return _ARRAYS[backend](settings) if backend in _ARRAYS else None
 
 
 def backends() -> tuple[BackendStatus, ...]:

@@ -7,10 +7,11 @@ from typing import Any, Protocol, TypeAlias
 
 from numpy.typing import NDArray
 
-from stillhouse.backends.feeds import fitted
+from stillhouse.backends.feeds import bound, fitted, given
 from stillhouse.backends.runtime import reported
 from stillhouse.backends.signature import Axes
 from stillhouse.core import TensorSpec
+from stillhouse.errors import BackendFailed
 
 Tensors: TypeAlias = dict[str, NDArray[Any]]
 
@@ -72,6 +73,7 @@ class GraphRunner:
 
     Args:
         network: where torch runs it, diffusers' or transformers' model; its weights may be changed in place.
+        run_there: runs it on the runtime's own arrays, where it has any.
     """
 
     graph: Path
@@ -83,6 +85,7 @@ class GraphRunner:
     run: Callable[[Tensors], Sequence[NDArray[Any]]]
     census: Mapping[str, int] = field(default_factory=dict)
     network: Any = None
+    run_there: Callable[[Mapping[str, Any]], Sequence[Any]] | None = None
 
     def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> Tensors:
         """Run once.
@@ -95,4 +98,21 @@ class GraphRunner:
         arrays = fitted(feeds, self.inputs, self.axes)
         with reported(self.backend, self.graph, "run"):
             results = self.run(arrays)
+        return {spec.name: result for spec, result in zip(self.outputs, results, strict=True)}
+
+    def stay(self, feeds: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Run once on arrays that lie where the network does, see `diffusion.arrays`, and leave there what it answers.
+
+        The next run may overwrite that.
+
+        Raises:
+            InvalidRequest: as a call.
+            BackendFailed: as a call, and where the runtime has no arrays of its own.
+        """
+        if self.run_there is None:
+            raise BackendFailed(f"{self.graph} on {self.backend} takes NumPy's arrays only")
+        bound({name: tuple(array.shape) for name, array in feeds.items()}, self.axes)
+        ordered = given(feeds, self.inputs)
+        with reported(self.backend, self.graph, "run"):
+            results = self.run_there(ordered)
         return {spec.name: result for spec, result in zip(self.outputs, results, strict=True)}

@@ -5,10 +5,9 @@ transformers' own, opened from the config.json and the .safetensors beside it.
 """
 
 import json
-import os
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from importlib.metadata import version
@@ -20,9 +19,9 @@ from numpy.typing import NDArray
 
 from stillhouse.backends.feeds import fixed
 from stillhouse.backends.runner import GraphRunner, RunnerOptions, Tensors
-from stillhouse.backends.runtime import INSTALL, BackendStatus, reported, require
+from stillhouse.backends.runtime import INSTALL, BackendStatus, reported
 from stillhouse.backends.signature import Axes, Signature
-from stillhouse.backends.torch_device import CPU, CUDA, built_for, found, kind_of, place
+from stillhouse.backends.torch_device import CPU, CUDA, built_for, found, imported, kind_of, place
 from stillhouse.check import check_choice
 from stillhouse.core import TensorSpec
 from stillhouse.errors import BackendFailed, InvalidRequest, RuntimeMissing, UnsupportedPrecision
@@ -111,11 +110,7 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
     kind = _kind(graph, signature)
     if missing := _missing():
         raise RuntimeMissing(f"{_NAME} cannot be used here: no {', '.join(missing)}", fix=INSTALL[_NAME])
-    # torch's OpenMP threads spin at every barrier, and where another process or runtime wants the cores they spin away
-    # the time of the very thread that they wait for: 2 threads on 2 busy cores took 60 times as long as with this. It
-    # is read when torch is first imported; what the user has set stays.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    torch = require(_NAME)
+    torch = imported()
     device = found(torch, settings["device"])
     asked = options.precision if options.precision != "auto" else _preferred(torch, on)
     dtype = getattr(torch, _DTYPES[asked])
@@ -152,8 +147,22 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
     # In float32 convolutions would otherwise keep ten bits of each number; what is replayed ten thousand times may be
     # chosen by trying.
     flags = {"allow_tf32": asked != "f32", "benchmark": settings["graphs"] == "cuda"} if on == CUDA else {}
-    run = partial(_run, torch, called, device, dtype, memory_format, options.threads, flags)
-    return GraphRunner(graph, _NAME, executed, inputs, outputs, axes, run, census, network)
+    there = partial(_run, torch, called, device, dtype, memory_format, options.threads, flags)
+    return GraphRunner(graph, _NAME, executed, inputs, outputs, axes, partial(_read, there), census, network, there)
+
+
+def arrays(settings: Mapping[str, str]) -> Any:
+    """Tensors on the device of these settings, see `torch_arrays`.
+
+    Raises:
+        RuntimeMissing, InvalidRequest: torch or the device is not here.
+    """
+    device = settings.get("device", CPU)
+    kind_of(device)
+    torch = imported()
+    from stillhouse.backends.torch_arrays import TorchArrays  # here and not above, because that file imports torch
+
+    return TorchArrays(found(torch, device))
 
 
 def status() -> BackendStatus:
@@ -287,19 +296,25 @@ def _run(
     memory_format: Any,
     threads: int | None,
     flags: Mapping[str, bool],
-    feeds: Tensors,
-) -> list[NDArray[Any]]:
+    feeds: Mapping[str, Any],
+) -> list[Any]:
+    """What the network answers, float32, where it lies."""
     if threads and torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
     tensors = [_tensor(torch, name, array, device, dtype, memory_format) for name, array in feeds.items()]
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, **flags) if flags else nullcontext():
         results = module(*tensors)
     results = results if isinstance(results, tuple) else (results,)
-    return [result.float().contiguous().cpu().numpy() for result in results]
+    return [result.float().contiguous() for result in results]
 
 
-def _tensor(torch: Any, name: str, array: NDArray[Any], device: str, dtype: Any, memory_format: Any) -> Any:
-    tensor = torch.tensor(array)  # a copy: torch warns of arrays that may not be written to
+def _read(there: Callable[[Mapping[str, Any]], Sequence[Any]], feeds: Tensors) -> list[NDArray[Any]]:
+    return [result.cpu().numpy() for result in there(feeds)]
+
+
+def _tensor(torch: Any, name: str, array: Any, device: str, dtype: Any, memory_format: Any) -> Any:
+    # A copy of NumPy's arrays: torch warns of those that may not be written to.
+    tensor = array if isinstance(array, torch.Tensor) else torch.tensor(array)
     if not tensor.is_floating_point() or name in _EXACT:
         return tensor.to(device)
     last = memory_format if tensor.ndim == 4 else torch.contiguous_format

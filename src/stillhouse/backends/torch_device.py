@@ -1,5 +1,6 @@
 """Where torch runs: on the processor, or on one of the machine's GPUs."""
 
+import os
 import re
 import sys
 from importlib.util import find_spec
@@ -14,6 +15,17 @@ CPU, CUDA = "cpu", "cuda"
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 _BUILT_FOR = re.compile(r"^cuda(?:: [^=]+)? = '([^']+)'", re.MULTILINE)
 _BUILD = "install the build of torch for your GPU's driver, as its website says"
+
+
+def imported() -> Any:
+    """torch. RuntimeMissing where it cannot be imported.
+
+    Its OpenMP threads spin at every barrier, and where another process or runtime wants the cores they spin away the
+    time of the very thread that they wait for: 2 threads on 2 busy cores took 60 times as long as with this. It is read
+    when torch is first imported; what the user has set stays.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    return require("torch")
 
 
 def kind_of(device: str) -> str:

@@ -1,5 +1,6 @@
 """The mathematics of a walk from noise to picture: levels, predictions, samplers, guidance, noise, trajectories."""
 
+from stillhouse.diffusion.arrays import NUMPY, Arrays
 from stillhouse.diffusion.course import Course, check_interval, check_refresh
 from stillhouse.diffusion.guidance import guide, is_guided, rescale
 from stillhouse.diffusion.noise import LARGEST_SEED, START, check_seed, gaussian
@@ -13,8 +14,10 @@ from stillhouse.diffusion.trajectory import Keep, Trajectory, advance
 __all__ = [
     "CLEAN",
     "LARGEST_SEED",
+    "NUMPY",
     "SAMPLERS",
     "START",
+    "Arrays",
     "Conditioning",
     "Course",
     "CutDenoiser",

@@ -110,4 +110,4 @@ def _picked(
 
 
 def _float32(output: Array) -> Array:
-    return output.astype(np.float32, copy=False)
+    return output.astype(np.float32, copy=False) if isinstance(output, np.ndarray) else output

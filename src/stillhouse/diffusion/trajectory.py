@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillhouse.core import Array
+from stillhouse.diffusion.arrays import NUMPY, Arrays
 from stillhouse.diffusion.course import Course
 from stillhouse.diffusion.guidance import guide, rescale
 from stillhouse.diffusion.noise import gaussian
@@ -104,7 +105,7 @@ class Trajectory:
         return usable(self.features, self.course.refresh, self.index, self.rows)
 
 
-def advance(trajectories: Sequence[Trajectory], denoise: Denoiser | CutDenoiser) -> None:
+def advance(trajectories: Sequence[Trajectory], denoise: Denoiser | CutDenoiser, arrays: Arrays = NUMPY) -> None:
     """Move each picture of a mixed batch by one evaluation, with one call of the network for each depth in use.
 
     Samplers, steps, ages and guidance may differ; sizes and the names of the inputs may not. A picture comes out as
@@ -115,6 +116,7 @@ def advance(trajectories: Sequence[Trajectory], denoise: Denoiser | CutDenoiser)
         trajectories: none of them done.
         denoise: the network; it may reuse its output buffer in the next call. Pictures with refresh above 1 need a
             `CutDenoiser`, whose shallow part serves those that have features to go on with.
+        arrays: where the pictures lie, with everything that they hold. A `CutDenoiser` takes NumPy's only.
 
     Raises:
         InvalidRequest: a picture that is done, pictures of different sizes, or refresh without a `CutDenoiser`.
@@ -123,18 +125,19 @@ def advance(trajectories: Sequence[Trajectory], denoise: Denoiser | CutDenoiser)
         return
     _check_batch(trajectories, denoise)
     now = [trajectory.plan[trajectory.index] for trajectory in trajectories]
-    z = np.array([trajectory.latents for trajectory in trajectories])
-    output, features = _outputs(trajectories, now, z, denoise)
-    of_z, of_output, kept, gained = _columns([_weights(*pair) for pair in zip(trajectories, now, strict=True)])
+    z = arrays.stacked([trajectory.latents for trajectory in trajectories])
+    output, features = _outputs(trajectories, now, z, denoise, arrays)
+    weights = _columns([_weights(*pair) for pair in zip(trajectories, now, strict=True)])
+    of_z, of_output, kept, gained = arrays.placed(weights)
     denoised = of_z * z + of_output * output
 
     aimed = [_aimed(*four) for four in zip(trajectories, now, z, denoised, strict=True)]
     origins, aims, pasts = zip(*aimed, strict=True)
-    moved = crossed(np.array(origins), np.array(aims), kept, gained)
+    moved = crossed(arrays.stacked(origins), arrays.stacked(aims), kept, gained)
 
     news = zip(trajectories, now, moved, denoised, pasts, features, strict=True)
     for trajectory, evaluation, latents, clean, past, deep in news:
-        trajectory.latents = _arrived(trajectory, evaluation, latents)
+        trajectory.latents = _arrived(trajectory, evaluation, latents, arrays)
         trajectory.denoised = clean
         trajectory.past = past
         trajectory.index += 1
@@ -151,9 +154,17 @@ def _check_batch(trajectories: Sequence[Trajectory], denoise: Denoiser | CutDeno
 
 
 def _outputs(
-    trajectories: Sequence[Trajectory], now: Sequence[Evaluation], z: Array, denoise: Denoiser | CutDenoiser
+    trajectories: Sequence[Trajectory],
+    now: Sequence[Evaluation],
+    z: Array,
+    denoise: Denoiser | CutDenoiser,
+    arrays: Arrays,
 ) -> tuple[Array, list[Features | None]]:
     """The network's output for each picture, guided where it is guided, [P, C, h, w]; and the features to keep."""
+
+    def placed(places: Sequence[int]) -> Any:
+        return arrays.placed(np.array(places))
+
     rows: list[tuple[int, Conditioning]] = []
     kept: list[NDArray[Any] | None] = []
     conditional, guided = [], []
@@ -165,16 +176,17 @@ def _outputs(
             rows.append((picture, trajectory.unconditional))
         conditional.append(len(rows))
         rows.append((picture, trajectory.conditioning))
-    timesteps = np.array([now[picture].at.timestep for picture, _ in rows], np.float32)
-    conditioning = {name: np.array([inputs[name] for _, inputs in rows]) for name in rows[0][1]}
-    seen = _network_input(trajectories, z)[[picture for picture, _ in rows]]
+    timesteps = arrays.placed(np.array([now[picture].at.timestep for picture, _ in rows], np.float32))
+    conditioning = {name: arrays.stacked([inputs[name] for _, inputs in rows]) for name in rows[0][1]}
+    seen = _network_input(trajectories, z, arrays)[placed([picture for picture, _ in rows])]
     answers, deep = answer(denoise, seen, timesteps, conditioning, kept)
 
-    output: Array = answers[conditional]
+    output: Array = answers[placed(conditional)]
     if guided:
-        unconditional = answers[[conditional[picture] - 1 for picture in guided]]
-        (scales,) = _columns([(trajectories[picture].course.guidance,) for picture in guided])
-        output[guided] = guide(output[guided], unconditional, scales)
+        unconditional = answers[placed([conditional[picture] - 1 for picture in guided])]
+        (scales,) = arrays.placed(_columns([(trajectories[picture].course.guidance,) for picture in guided]))
+        here = placed(guided)
+        output[here] = guide(output[here], unconditional, scales)
     for picture in guided:
         if share := trajectories[picture].course.guidance_rescale:
             output[picture] = rescale(output[picture], answers[conditional[picture]], share)
@@ -198,18 +210,19 @@ def _aimed(trajectory: Trajectory, evaluation: Evaluation, z: Array, denoised: A
     return SAMPLERS[trajectory.course.sampler].aim(z, denoised, evaluation, trajectory.past)
 
 
-def _network_input(trajectories: Sequence[Trajectory], z: Array) -> Array:
+def _network_input(trajectories: Sequence[Trajectory], z: Array, arrays: Arrays) -> Array:
     extras = [trajectory.extra_channels for trajectory in trajectories if trajectory.extra_channels is not None]
     if not extras:
         return z
     if len(extras) < len(trajectories):
         raise InvalidRequest("extra channels for some pictures of a batch", allowed="for all of them, or for none")
-    return np.concatenate([z, np.array(extras)], axis=1)
+    joined: Array = arrays.joined([z, arrays.stacked(extras)], 1)
+    return joined
 
 
-def _arrived(trajectory: Trajectory, evaluation: Evaluation, latents: Array) -> Array:
+def _arrived(trajectory: Trajectory, evaluation: Evaluation, latents: Array, arrays: Arrays) -> Array:
     if evaluation.move.fresh:
-        fresh = gaussian(trajectory.course.seed, trajectory.index, latents.shape)
+        fresh = arrays.placed(gaussian(trajectory.course.seed, trajectory.index, latents.shape))
         latents = latents + evaluation.move.fresh * fresh
     return latents if trajectory.keep is None else trajectory.keep.blend(latents, evaluation.end)
 

@@ -91,7 +91,7 @@ def drawn(pipeline: Pipeline, prompts: Sequence[str], count: int, seed: int, beg
         drafts: list[Draft] = [pipeline.start(request) for request in requests]
         while pending := [draft for draft in drafts if not draft.is_done]:
             pipeline.advance(pending)
-        yield from (Item(draft.latents, (draft.request.prompt,)) for draft in drafts)
+        yield from (Item(pipeline.arrays.read(draft.latents), (draft.request.prompt,)) for draft in drafts)
 
 
 def fit_to(picture: Picture, width: int, height: int) -> Picture:

@@ -279,7 +279,8 @@ class _Engine:
 
 def _walked(engine: _Engine, drafts: Sequence[Draft], routes: Sequence[Route], kinds: Sequence[int]) -> list[Walked]:
     """Each draft from its beginning to its picture."""
-    passed = [[draft.latents] for draft in drafts]
+    read = engine.pipeline.arrays.read
+    passed = [[read(draft.latents)] for draft in drafts]
     while moving := [number for number, draft in enumerate(drafts) if not draft.is_done]:
         engine.advance([drafts[number] for number in moving])
         for number in moving:
@@ -287,14 +288,15 @@ def _walked(engine: _Engine, drafts: Sequence[Draft], routes: Sequence[Route], k
             if draft.index == 1:
                 assert draft.denoised is not None
                 moves = [interval(route.first, point) for point in route.above]
-                latents += [move.kept * latents[0] + move.gained * draft.denoised for move in moves]
+                latents += [move.kept * latents[0] + move.gained * read(draft.denoised) for move in moves]
             if draft.index in route.places:
-                latents.append(draft.latents)
+                latents.append(read(draft.latents))
     made = []
     for draft, latents, kind in zip(drafts, passed, kinds, strict=True):
         scale = draft.request.guidance
         assert scale is not None
-        made.append(Walked(np.stack(latents), draft.request.prompt, scale, kind, draft.conditioning))
+        said = {name: read(array) for name, array in draft.conditioning.items()}
+        made.append(Walked(np.stack(latents), draft.request.prompt, scale, kind, said))
     return made
 
 

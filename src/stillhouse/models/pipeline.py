@@ -14,7 +14,7 @@ from stillhouse.backends.runner import Runner, RunnerOptions
 from stillhouse.backends.signature import read_signature
 from stillhouse.check import check_choice
 from stillhouse.core import Array, ImageRequest, ImageResult, Picture
-from stillhouse.diffusion import START, Conditioning, CutDenoiser, Keep, Trajectory, advance, gaussian, noised
+from stillhouse.diffusion import START, Arrays, Conditioning, CutDenoiser, Keep, Trajectory, advance, gaussian, noised
 from stillhouse.errors import InvalidRequest
 from stillhouse.models.manifest import Component, Defaults, Manifest, StepCache, read_manifest
 from stillhouse.models.picture import to_picture, to_signal
@@ -89,7 +89,7 @@ class Pipeline:
         return resolve(self.manifest, request)
 
     def start(self, request: ImageRequest, *, noise: Array | None = None) -> Draft:
-        """Begin a picture: its text is encoded, its image too, and its latents are laid out.
+        """Begin a picture: its text is encoded, its image too, and its latents are laid out, as `arrays` are.
 
         Args:
             request: resolved or not.
@@ -108,15 +108,21 @@ class Pipeline:
         draft = Draft(course, noise, conditioning, unconditional, request=request, started=started)
         if request.image is not None:
             self._begin_at(draft, request.image, request.mask, noise)
+        self._place(draft)
         return draft
 
     def advance(self, trajectories: Sequence[Trajectory]) -> None:
         """Move every picture of a mixed batch by one evaluation of the U-Net; see `diffusion.advance`.
 
         Where the U-Net is cut, every picture takes its full depth or its shallow one, whatever its refresh, so that
-        it does not matter who else is in the batch.
+        it does not matter who else is in the batch. A GPU may still be at it when this returns, see `settle`.
         """
-        advance(trajectories, CutDenoiser(self._full, self._shallow) if self.manifest.step_cache else self.denoise)
+        denoise = CutDenoiser(self._full, self._shallow) if self.manifest.step_cache else self.denoise
+        advance(trajectories, denoise, self.arrays)
+
+    def settle(self) -> None:
+        """Return when every `advance` so far is done: for whoever measures, or must know."""
+        self.arrays.settle()
 
     def finish(self, draft: Draft) -> ImageResult:
         """Decode a picture that is done.
@@ -183,18 +189,30 @@ class Pipeline:
     def decode(self, latents: Array) -> Picture:
         """The picture of clean latents [C, h, w], by itself; in tiles where it is larger than the manifest's tile."""
         latent, tile = self.manifest.latent, self.manifest.defaults.tile
-        sample = latents / latent.scaling_factor + latent.shift_factor
+        clean: Array = self.arrays.read(latents)
+        sample = clean / latent.scaling_factor + latent.shift_factor
         if tile is None or max(sample.shape[1:]) * latent.downscale <= tile:
             return to_picture(self._decode_signal(sample))
         return to_picture(decode_tiled(self._decode_signal, sample, tile // latent.downscale, latent.downscale))
 
     def run(self, component: str, feeds: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
-        """One call of the network of that name."""
-        return self.runner(component, {name: array.shape for name, array in feeds.items()})(feeds)
+        """One call of the network of that name; on arrays that are not NumPy's, see `GraphRunner.stay`."""
+        runner: Any = self.runner(component, {name: tuple(array.shape) for name, array in feeds.items()})
+        is_read = all(isinstance(array, np.ndarray) for array in feeds.values())
+        answers: Mapping[str, NDArray[Any]] = runner(feeds) if is_read else runner.stay(feeds)
+        return answers
 
     def runner(self, component: str, shapes: Mapping[str, tuple[int, ...]]) -> Runner:
         """The network of that name, opened for these shapes where it needs to know them; see `Runners`."""
         return self._runners.find(component, shapes)
+
+    @cached_property
+    def arrays(self) -> Arrays:
+        """Where pictures lie that are being made: everything that a draft holds is of these.
+
+        NumPy's, or where the U-Net runs on torch, its tensors on that device. `arrays.read` makes NumPy's of them.
+        """
+        return self._runners.arrays()
 
     @cached_property
     def tokenizers(self) -> tuple[Tokenizer, ...]:
@@ -271,6 +289,19 @@ class Pipeline:
         if mask is not None and self.manifest.repaints:
             masked = self._encode_signal(to_signal(image) * (mask <= UNMASKED))
             draft.extra_channels = np.concatenate([self._latent_mask(mask), masked])
+
+    def _place(self, draft: Draft) -> None:
+        """Bring everything that a draft holds to where it is drawn, once."""
+        placed = self.arrays.placed
+        draft.latents = placed(draft.latents)
+        draft.conditioning, draft.unconditional = (
+            {name: placed(array) for name, array in inputs.items()}
+            for inputs in (draft.conditioning, draft.unconditional)
+        )
+        if draft.extra_channels is not None:
+            draft.extra_channels = placed(draft.extra_channels)
+        if keep := draft.keep:
+            draft.keep = Keep(placed(keep.known), placed(keep.mask), placed(keep.noise))
 
     def _latent_mask(self, mask: NDArray[np.uint8]) -> Array:
         """1 where it is repainted, float32 [1, h, w]: the first pixel of each latent decides."""

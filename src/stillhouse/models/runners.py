@@ -6,9 +6,10 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from stillhouse.backends.registry import open_runner
+from stillhouse.backends.registry import open_runner, own_arrays
 from stillhouse.backends.runner import Runner, RunnerOptions
 from stillhouse.check import check_choice
+from stillhouse.diffusion import NUMPY, Arrays
 from stillhouse.errors import StillhouseError
 from stillhouse.models.manifest import Component, Defaults, Manifest, StepCache
 
@@ -122,6 +123,16 @@ class Runners:
     def graph(self, name: str) -> Path:
         """The file of a network of `find`."""
         return self._directory / self._asked(name).graph
+
+    def arrays(self) -> Arrays:
+        """Where pictures lie while the U-Net looks at them: with it, where its engine has arrays of its own.
+
+        Raises:
+            RuntimeMissing, InvalidRequest: the engine or its device is not here.
+        """
+        asked = self._asked(UNET)
+        own: Arrays | None = own_arrays(asked.backend, asked.settings)
+        return own or NUMPY
 
     def _asked(self, name: str) -> Component:
         is_unet = name in (UNET, FULL, SHALLOW)

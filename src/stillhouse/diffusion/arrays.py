@@ -1,0 +1,51 @@
+"""Where a walk's pictures lie: in the processor's memory as NumPy arrays, or with whatever runs the network.
+
+A walk is arithmetic, which any array can do. What differs is how a batch is made of pictures, how numbers that the
+processor knows get to them, and how they get back.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Arrays(Protocol):
+    """A kind of arrays in one place. All pictures of a batch are of one kind."""
+
+    def placed(self, array: NDArray[Any], /) -> Any:
+        """The same numbers there; of the same dtype."""
+
+    def stacked(self, parts: Sequence[Any], /) -> Any:
+        """One array of several of one shape, along a new first axis; a copy."""
+
+    def joined(self, parts: Sequence[Any], axis: int, /) -> Any:
+        """One array of several, along one of their axes."""
+
+    def read(self, array: Any, /) -> NDArray[Any]:
+        """The same numbers as a NumPy array; NumPy's pass."""
+
+    def settle(self) -> None:
+        """Return when everything that was asked for there is done."""
+
+
+class _Numpy:
+    def placed(self, array: NDArray[Any]) -> NDArray[Any]:
+        return array
+
+    def stacked(self, parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        return np.array(parts)
+
+    def joined(self, parts: Sequence[NDArray[Any]], axis: int) -> NDArray[Any]:
+        return np.concatenate(parts, axis)
+
+    def read(self, array: NDArray[Any]) -> NDArray[Any]:
+        return array
+
+    def settle(self) -> None:
+        pass
+
+
+NUMPY: Arrays = _Numpy()
+"""NumPy's own, in the processor's memory."""

@@ -1,0 +1,102 @@
+"""A walk on torch's tensors is the walk on NumPy's arrays, to the bit."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from stillhouse.backends.registry import own_arrays
+from stillhouse.backends.torch_arrays import TorchArrays
+from stillhouse.diffusion import NUMPY, START, Arrays, Keep, Trajectory, advance, gaussian
+from stillhouse.errors import InvalidRequest, RuntimeMissing
+from tests.diffusion.test_trajectory import SHAPE, courses
+
+HERE: Arrays = TorchArrays("cpu")
+
+
+def linear(rows: Any, timesteps: Any, conditioning: Mapping[str, Any]) -> Any:
+    """A made-up network of sums and products, which both kinds of arrays round alike. It sees more than it tells."""
+    column = conditioning["text"][:, 0, 0].reshape(-1, 1, 1, 1) + timesteps.reshape(-1, 1, 1, 1) * (1 / 4096)
+    return rows[:, : SHAPE[0]] * 0.375 + rows[:, -1:] * 0.125 + column
+
+
+def begun(course: Any, arrays: Arrays, *, keep: bool, extra: bool) -> Trajectory:
+    def noise(seed: int, *shape: int) -> Any:
+        return arrays.placed(gaussian(seed, START, shape))
+
+    mask = arrays.placed((gaussian(5, START, (1, *SHAPE[1:])) > 0).astype(np.float32))
+    return Trajectory(
+        course,
+        noise(course.seed, *SHAPE),
+        {"text": noise(course.seed + 1, 3, 5)},
+        {"text": noise(2, 3, 5)},
+        extra_channels=noise(3, *SHAPE) if extra else None,
+        keep=Keep(noise(4, *SHAPE), mask, noise(course.seed, *SHAPE)) if keep else None,
+    )
+
+
+@given(st.lists(courses(), min_size=1, max_size=3), st.booleans(), st.booleans())
+@settings(max_examples=150)
+def test_every_sampler_walks_on_tensors_as_on_arrays(these: list[Any], keep: bool, extra: bool) -> None:
+    """All but the rescaling of guidance, whose standard deviations are sums in another order."""
+    these = [replace(course, guidance_rescale=0.0) for course in these]
+    ours, theirs = ([begun(one, arrays, keep=keep, extra=extra) for one in these] for arrays in (HERE, NUMPY))
+    for some, arrays in ((ours, HERE), (theirs, NUMPY)):
+        while waiting := [one for one in some if not one.is_done]:
+            advance(waiting, linear, arrays)
+    for one, other in zip(ours, theirs, strict=True):
+        assert isinstance(one.latents, Tensor) and isinstance(one.denoised, Tensor)
+        np.testing.assert_array_equal(HERE.read(one.latents), other.latents)
+        np.testing.assert_array_equal(HERE.read(one.denoised), other.denoised)
+
+
+@given(courses())
+@settings(max_examples=30)
+def test_rescaled_guidance_differs_by_rounding(course: Any) -> None:
+    course = replace(course, guidance=3.5, guidance_rescale=0.7, guidance_interval=(0.0, 1.0))
+    one, other = (begun(course, arrays, keep=False, extra=False) for arrays in (HERE, NUMPY))
+    while not one.is_done:
+        advance([one], linear, HERE)
+        advance([other], linear)
+    scale = max(1.0, float(np.abs(other.latents).max()))
+    np.testing.assert_allclose(HERE.read(one.latents), other.latents, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize("array", [np.arange(6, dtype=np.float32).reshape(2, 3), np.ones((1, 2), np.int64)])
+@pytest.mark.parametrize("arrays", [HERE, NUMPY])
+def test_what_is_placed_is_read(arrays: Arrays, array: Any) -> None:
+    array.flags.writeable = False
+    there = arrays.placed(array)
+    read = arrays.read(there)
+    assert isinstance(read, np.ndarray) and read.dtype == array.dtype
+    np.testing.assert_array_equal(read, array)
+    np.testing.assert_array_equal(arrays.read(arrays.stacked([there, there])), np.stack([array, array]))
+    np.testing.assert_array_equal(arrays.read(arrays.joined([there, there], 1)), np.concatenate([array, array], 1))
+    assert arrays.read(array) is array
+    arrays.settle()
+
+
+def test_what_is_read_stays_as_it_is() -> None:
+    there = HERE.placed(np.ones(3, np.float32))
+    read = HERE.read(there)
+    there.fill_(5)
+    np.testing.assert_array_equal(read, np.ones(3, np.float32))
+
+
+def test_only_engines_with_arrays_of_their_own_have_them() -> None:
+    assert own_arrays("torch", {}) == HERE == own_arrays("torch", {"device": "cpu", "compile": "full"})
+    assert own_arrays("onnxruntime", {}) is None and own_arrays("openvino", {}) is None
+    with pytest.raises(InvalidRequest, match="allowed: cpu, cuda"):
+        own_arrays("torch", {"device": "tpu"})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_here_is_refused_before_anything_is_brought_to_it() -> None:
+    with pytest.raises((RuntimeMissing, InvalidRequest)):
+        own_arrays("torch", {"device": "cuda"})
