@@ -14,7 +14,7 @@ from stillhouse.models.network import open_network
 from tests.accelerate.networks import detector
 
 FAULTY = Path(__file__).parent / "faulty"
-FAULTS = ("nan", "noise", "ones", "hang", "hoard", "crash")
+FAULTS = ("nan", "noise", "ones", "crowd", "hang", "hoard", "crash")
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +44,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
         ("nan", "rejected", "NaN or infinite"),
         ("noise", "rejected", "below the bound"),
         ("ones", "rejected", "below the bound"),
+        ("crowd", "rejected", "at 8 rows together, boxes are NaN or infinite"),
         ("hang", "failed", "took more than 12 s"),
         ("hoard", "failed", "more than the 1.0 GiB allowed"),
         ("crash", "failed", "SIGSEGV"),

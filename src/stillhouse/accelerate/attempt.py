@@ -9,8 +9,8 @@ from typing import Any
 
 from stillhouse.accelerate.candidate import MADE, Candidate
 from stillhouse.accelerate.check import check_pictures, check_tensors, is_certain, judged, missed
-from stillhouse.accelerate.child import OUTPUTS, PICTURES
-from stillhouse.accelerate.probe import Probe, read_probes
+from stillhouse.accelerate.child import OUTPUTS, PICTURES, TOGETHER
+from stillhouse.accelerate.probe import Probe, read_probes, together
 from stillhouse.accelerate.race import Effort, race
 from stillhouse.accelerate.report import Bounds, relative
 from stillhouse.accelerate.strip import Drawn, read_drawn, write_strip
@@ -118,6 +118,7 @@ def attempt(candidate: Candidate, bench: Bench, reference: Reference | None) -> 
         outputs = read_probes(subject.folder / OUTPUTS)
         trial = replace(trial, fidelity=check_tensors(reference.outputs if reference else outputs, outputs))
         trial = _raced(trial, subject, reference, bench)
+        trial = _crowded(trial, subject, reference.outputs if reference else outputs, bench)
         drawn = None
         if bench.requests and (reference is None or not (missed(trial, bench.bounds) or is_certain(trial))):
             drawn = _drawn(subject, bench)
@@ -244,6 +245,21 @@ def _raced(trial: Trial, subject: Subject, reference: Reference | None, bench: B
     if bench.batches and is_worth_it and trial.candidate.options.get("shapes") != "static":
         batch |= _curve(subject, bench.limit, outcome.candidate.median)
     return replace(trial, batch=batch)
+
+
+def _crowded(trial: Trial, subject: Subject, outputs: Sequence[Probe], bench: Bench) -> Trial:
+    """With the fidelity of the largest batch that was timed: engines take other kernels for it than for a few rows.
+
+    OpenVINO 2026.4 in f16, on a processor that has it, draws a picture of the embedded model's right, and nothing but
+    NaN where eight are drawn together.
+    """
+    rows = max(map(int, trial.batch), default=0)
+    is_by_rows = all(array.shape[:1] == (bench.rows,) for array in outputs[0].feeds.values())
+    if rows <= bench.rows or not is_by_rows:
+        return trial
+    subject.ask("together", rows, limit=bench.limit)
+    found = check_tensors([together(outputs, rows)], read_probes(subject.folder / TOGETHER))
+    return replace(trial, fidelity={**trial.fidelity, **found})
 
 
 def lap_of(subject: Subject, limit: float) -> Callable[[int], float]:
