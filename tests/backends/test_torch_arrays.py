@@ -97,6 +97,7 @@ def test_only_engines_with_arrays_of_their_own_have_them() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_here_is_refused_before_anything_is_brought_to_it() -> None:
+@pytest.mark.parametrize("engine", ["torch", "tensorrt", "tensorrt-rtx"])
+def test_a_gpu_that_is_not_here_is_refused_before_anything_is_brought_to_it(engine: str) -> None:
     with pytest.raises((RuntimeMissing, InvalidRequest)):
-        own_arrays("torch", {"device": "cuda"})
+        own_arrays(engine, {"device": "cuda"})

@@ -1,6 +1,7 @@
 """Where the U-Net runs on torch, pictures lie there, from their noise to their last evaluation."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from stillhouse.backends.runner import GraphRunner
 from stillhouse.core import ImageRequest
 from stillhouse.diffusion import NUMPY
 from stillhouse.errors import BackendFailed, InvalidRequest
+from stillhouse.models.manifest import StepCache, read_manifest
 from stillhouse.models.pipeline import Pipeline
 from tests.models.conftest import NEGATIVE, PROMPT, SIZE, Checkpoint, sample_picture
 from tests.models.test_pipeline import finished
@@ -97,3 +99,9 @@ def test_only_what_fits_the_network_is_run(pipeline: Pipeline, imported: Checkpo
     assert isinstance(other, GraphRunner)
     with pytest.raises(BackendFailed, match=f"{Path('unet/model.onnx')} on onnxruntime takes NumPy's arrays only"):
         other.stay({})
+
+
+def test_kept_features_are_numpys(imported: Checkpoint) -> None:
+    """With them pictures are, too: both go into one network."""
+    manifest = replace(read_manifest(imported("sd1")), step_cache=StepCache("full.onnx", "shallow.onnx"))
+    assert Pipeline(imported("sd1"), backend="torch", manifest=manifest).arrays is NUMPY

@@ -29,7 +29,11 @@ _STATUS: Mapping[str, Callable[[], BackendStatus]] = {
     "tensorrt": tensorrt.status,
     "tensorrt-rtx": partial(tensorrt.status, "tensorrt-rtx"),
 }
-_ARRAYS: Mapping[str, Callable[[Mapping[str, str]], Any]] = {"torch": torch.arrays}
+_ARRAYS: Mapping[str, Callable[[Mapping[str, str]], Any]] = {
+    "torch": torch.arrays,
+    "tensorrt": tensorrt.arrays,
+    "tensorrt-rtx": partial(tensorrt.arrays, name="tensorrt-rtx"),
+}
 PLUGINS = "stillhouse.backends"
 """The entry points by which an installed package adds an engine: by its name, an object with the functions
 `open_graph(graph, signature, options)`, which gives a Runner, and `status()`, which gives a BackendStatus."""

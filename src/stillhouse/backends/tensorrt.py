@@ -7,7 +7,7 @@ put it, and TensorRT 11 knows nothing else. Building needs no GPU for TensorRT f
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -22,7 +22,7 @@ from stillhouse.backends.feeds import fixed
 from stillhouse.backends.runner import GraphRunner, RunnerOptions, Tensors
 from stillhouse.backends.runtime import INSTALL, BackendStatus, reported, require
 from stillhouse.backends.signature import IR, Signature
-from stillhouse.backends.torch_device import CUDA, kind_of
+from stillhouse.backends.torch_device import CUDA, imported, kind_of
 from stillhouse.check import check_choice
 from stillhouse.core import TensorSpec
 from stillhouse.errors import BackendFailed, InvalidRequest, RuntimeMissing, UnsupportedPrecision
@@ -69,7 +69,7 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions, name: 
     axes = fixed({name: one.usual for name, one in shapes.items()} if rows is None else {}, signature.inputs)
     runtime = require(MODULES[name])
     gpu = _gpu(name, device)
-    torch = require("torch")
+    torch = imported()
     folder = options.cache or _cache()
     with reported(name, graph, "open"), torch.cuda.device(device):
         chip = Chip(gpu.name, gpu.capability, f"{name} {runtime.__version__}")
@@ -88,7 +88,9 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions, name: 
             from stillhouse.backends.torch_graphs import Replayed
 
             called = Replayed(called)
-    return GraphRunner(graph, name, signature.arithmetic, inputs, outputs, axes, partial(_run, torch, called, device))
+    there = partial(_run, torch, called, device)
+    run = partial(_read, there)
+    return GraphRunner(graph, name, signature.arithmetic, inputs, outputs, axes, run, run_there=there)
 
 
 def build_engine(
@@ -145,6 +147,20 @@ def build_engine(
         temporary.write_bytes(taken)
         temporary.replace(timings)
     del parser  # it owns the weights until here
+
+
+def arrays(settings: Mapping[str, str], name: str = "tensorrt") -> Any:
+    """Torch's tensors on the GPU of these settings, see `torch_arrays`.
+
+    Raises:
+        RuntimeMissing, InvalidRequest: torch or the GPU is not here.
+    """
+    _, _, device = _settings(settings)
+    _gpu(name, device)
+    imported()
+    from stillhouse.backends.torch_arrays import TorchArrays  # here and not above, because that file imports torch
+
+    return TorchArrays(f"{CUDA}:{index_of(device)}")
 
 
 def status(name: str = "tensorrt") -> BackendStatus:
@@ -259,9 +275,15 @@ class _Engine:
         return tuple(outputs)
 
 
-def _run(torch: Any, called: Callable[..., Any], device: str, feeds: Tensors) -> list[NDArray[Any]]:
+def _run(torch: Any, called: Callable[..., Any], device: str, feeds: Mapping[str, Any]) -> Sequence[Any]:
+    """What the engine answers, where it lies."""
     with torch.inference_mode(), torch.cuda.device(device):
-        return [output.cpu().numpy() for output in called(*(torch.tensor(array).cuda() for array in feeds.values()))]
+        tensors = (one if isinstance(one, torch.Tensor) else torch.tensor(one) for one in feeds.values())
+        return tuple(called(*(tensor.cuda() for tensor in tensors)))
+
+
+def _read(there: Callable[[Mapping[str, Any]], Sequence[Any]], feeds: Tensors) -> list[NDArray[Any]]:
+    return [output.cpu().numpy() for output in there(feeds)]
 
 
 def _dtype(engine: Any, runtime: Any, name: str) -> str:

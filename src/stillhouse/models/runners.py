@@ -127,9 +127,13 @@ class Runners:
     def arrays(self) -> Arrays:
         """Where pictures lie while the U-Net looks at them: with it, where its engine has arrays of its own.
 
+        Deep features that are kept from step to step are NumPy's.
+
         Raises:
             RuntimeMissing, InvalidRequest: the engine or its device is not here.
         """
+        if self._manifest.step_cache:
+            return NUMPY
         asked = self._asked(UNET)
         own: Arrays | None = own_arrays(asked.backend, asked.settings)
         return own or NUMPY
