@@ -9,8 +9,8 @@ from typing import Any
 
 from stillhouse.accelerate.candidate import MADE, Candidate
 from stillhouse.accelerate.check import check_pictures, check_tensors, is_certain, judged, missed
-from stillhouse.accelerate.child import OUTPUTS, PICTURES, TOGETHER
-from stillhouse.accelerate.probe import Probe, read_probes, together
+from stillhouse.accelerate.child import CROWD, OUTPUTS, PICTURES
+from stillhouse.accelerate.probe import Probe, crowd, gathered, read_probes
 from stillhouse.accelerate.race import Effort, race
 from stillhouse.accelerate.report import Bounds, relative
 from stillhouse.accelerate.strip import Drawn, read_drawn, write_strip
@@ -255,10 +255,11 @@ def _crowded(trial: Trial, subject: Subject, outputs: Sequence[Probe], bench: Be
     """
     rows = max(map(int, trial.batch), default=0)
     is_by_rows = all(array.shape[:1] == (bench.rows,) for array in outputs[0].feeds.values())
-    if rows <= bench.rows or not is_by_rows:
+    if rows <= bench.rows or not is_by_rows or not subject.is_alive:  # a batch that it cannot run ends its curve only
         return trial
-    subject.ask("together", rows, limit=bench.limit)
-    found = check_tensors([together(outputs, rows)], read_probes(subject.folder / TOGETHER))
+    subject.ask("crowd", rows, limit=bench.limit)
+    wanted = gathered(outputs, crowd(read_probes(bench.probes), rows))
+    found = check_tensors([wanted], read_probes(subject.folder / CROWD))
     return replace(trial, fidelity={**trial.fidelity, **found})
 
 

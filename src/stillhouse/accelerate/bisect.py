@@ -9,7 +9,7 @@ from stillhouse.accelerate.candidate import MADE, Candidate
 from stillhouse.accelerate.check import check_tensors, missed
 from stillhouse.accelerate.child import OUTPUTS
 from stillhouse.accelerate.choose import best_of
-from stillhouse.accelerate.probe import read_probes
+from stillhouse.accelerate.probe import TOGETHER, read_probes
 from stillhouse.accelerate.subject import Subject, SubjectFailed
 from stillhouse.accelerate.trial import Trial
 from stillhouse.errors import StillhouseError
@@ -39,9 +39,13 @@ def rescue(trials: Sequence[Trial], bench: Bench, reference: Reference, left: Ca
 
 
 def _erred(trial: Trial, bench: Bench) -> bool:
-    """Whether it was rejected for what its own precision did, so that keeping some of it back may help."""
+    """Whether it was rejected for what its own precision did, so that keeping some of it back may help.
+
+    What errs only with many rows together does so for the engine's kernels, and is not looked at on the way.
+    """
     own = trial.candidate.recipe in MADE and not trial.candidate.is_neighbourly
-    return own and bool(missed(trial, replace(bench.bounds, max_memory=None)))
+    apart = {label: one for label, one in trial.fidelity.items() if TOGETHER not in label}
+    return own and bool(missed(replace(trial, fidelity=apart), replace(bench.bounds, max_memory=None)))
 
 
 def _least(

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from stillhouse.accelerate.build import build, component_of
-from stillhouse.accelerate.probe import Probe, read_probes, together, write_probes
+from stillhouse.accelerate.probe import Probe, crowd, gathered, read_probes, write_probes
 from stillhouse.accelerate.target import is_swept, original_manifest
 from stillhouse.accelerate.task import Task, read_task
 from stillhouse.accelerate.tiled import TiledDecoder
@@ -33,7 +33,7 @@ from stillhouse.parent import end_with_parent
 
 _QUICK = 3.0
 """Seconds of opening up to which a network is opened once more only to count its operations."""
-OUTPUTS, TOGETHER, PICTURES = "outputs.npz", "together.npz", "pictures.npz"
+OUTPUTS, CROWD, PICTURES = "outputs.npz", "crowd.npz", "pictures.npz"
 
 
 class Child:
@@ -91,10 +91,10 @@ class Child:
         answers = [Probe(probe.label, self._run(probe)) for probe in self.probes]
         write_probes(self.folder / OUTPUTS, answers)
 
-    def together(self, rows: int) -> None:
+    def crowd(self, rows: int) -> None:
         """Run so many rows of the probes in one call, and write what came back."""
-        batch = together(self.probes, rows)
-        write_probes(self.folder / TOGETHER, [Probe(batch.label, self._run(batch))])
+        batch = gathered(self.probes, crowd(self.probes, rows))
+        write_probes(self.folder / CROWD, [Probe(batch.label, self._run(batch))])
 
     def time(self, calls: int) -> float:
         """Seconds of `calls` calls on the probes, one after the other; where several, after one that is not counted.

@@ -18,6 +18,8 @@ from stillhouse.models.runners import FULL, SHALLOW, UNET
 
 PROBES = "probes.npz"
 """The file of a component's probes, in the folder of its trials."""
+TOGETHER = "rows together"
+"""In the label of a probe that several others were gathered to."""
 _LABELS = "labels"
 
 Feeds = Mapping[str, NDArray[Any]]
@@ -31,22 +33,28 @@ class Probe:
     feeds: Feeds
 
 
-def together(probes: Sequence[Probe], rows: int) -> Probe:
-    """One call of so many rows, out of all probes in turns, as a server makes one of several pictures.
+def crowd(probes: Sequence[Probe], rows: int) -> list[tuple[int, int]]:
+    """So many rows out of all probes, in turns, as a server makes one call of several pictures: (probe, row) each.
 
     Probes of other sizes than the first are left out. The first axis of every tensor counts rows.
+
+    >>> pair = Probe("of two rows", {"x": np.zeros((2, 4))})
+    >>> crowd([pair, pair, Probe("larger", {"x": np.zeros((2, 5))})], 5)
+    [(0, 0), (1, 0), (0, 1), (1, 1), (0, 0)]
     """
-    first = probes[0].feeds
-    alike = [one.feeds for one in probes if _sizes(one.feeds) == _sizes(first)]
-    feeds = {}
-    for name in first:
-        turns = [alike[row % len(alike)][name] for row in range(rows)]
-        feeds[name] = np.array([turn[row // len(alike) % len(turn)] for row, turn in enumerate(turns)])
-    return Probe(f"{rows} rows together", feeds)
+    alike = [number for number, one in enumerate(probes) if _sizes(one.feeds) == _sizes(probes[0].feeds)]
+    count = min(len(array) for array in probes[0].feeds.values())
+    return [(alike[row % len(alike)], row // len(alike) % count) for row in range(rows)]
+
+
+def gathered(probes: Sequence[Probe], places: Sequence[tuple[int, int]]) -> Probe:
+    """Rows of probes, or of what was answered to them, as one."""
+    feeds = {name: np.array([probes[probe].feeds[name][row] for probe, row in places]) for name in probes[0].feeds}
+    return Probe(f"{len(places)} {TOGETHER}", feeds)
 
 
 def _sizes(feeds: Feeds) -> dict[str, tuple[int, ...]]:
-    return {name: array.shape[1:] for name, array in feeds.items()}
+    return {name: array.shape for name, array in feeds.items()}
 
 
 class Recorder(Pipeline):

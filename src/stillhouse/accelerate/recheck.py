@@ -93,6 +93,7 @@ def _bench(directory: Path, report: Report, component: str, before: Trial, threa
         threads=threads,
         memory=allowed(report.memory, report.machine),
         effort=Effort(least=8, most=30, seconds=10.0),
+        batches=len(before.batch) > 1,
     )
 
 

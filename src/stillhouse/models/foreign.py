@@ -18,8 +18,10 @@ from stillhouse.errors import StillhouseError
 from stillhouse.measure.fidelity import compare
 from stillhouse.measure.machine import machine
 from stillhouse.models.manifest import Component, Manifest, Tuned
-from stillhouse.models.runners import open_component
+from stillhouse.models.runners import UNET, open_component
 
+CROWD = 8
+"""Rows of the U-Net that are tried in one call, too: engines take other kernels for them than for one picture's."""
 CALLS = 3
 """Calls on each probe that the time is taken of, the least counts."""
 
@@ -83,8 +85,13 @@ def _fastest(
             refused.append(f"{_name(component)}: {error.given}")
             continue
         worst = min(_sqnr(wanted[output], outputs.get(output)) for output in wanted)
+        told = ""
+        if worst >= tuned.min_sqnr and name == UNET and not component.static and component.streams == 1:
+            told = f" of {CROWD} rows together"
+            worst = _crowded(runner, feeds, wanted)
         if worst < tuned.min_sqnr:
-            refused.append(f"{_name(component)} errs here: SQNR {worst:.1f} dB, the bound is {tuned.min_sqnr:.1f}")
+            given = f"{_name(component)} errs here: SQNR {worst:.1f} dB{told}, the bound is {tuned.min_sqnr:.1f}"
+            refused.append(given)
             continue
         passing.append((min(_seconds(runner, feeds) for _ in range(CALLS)), place))
     if not passing:
@@ -94,6 +101,19 @@ def _fastest(
         )
     seconds, place = min(passing)
     return Retuned(choices[place], place, seconds, tuple(refused))
+
+
+def _crowded(runner: Runner, feeds: Mapping[str, NDArray[Any]], wanted: Mapping[str, NDArray[Any]]) -> float:
+    """The worst SQNR of as many rows in one call as a server makes of several pictures."""
+    many, more = (
+        {name: np.resize(array, (CROWD, *array.shape[1:])) for name, array in arrays.items()}
+        for arrays in (feeds, wanted)
+    )
+    try:
+        outputs = runner(many)
+    except StillhouseError:
+        return float("-inf")
+    return min(_sqnr(more[output], outputs.get(output)) for output in more)
 
 
 def _sqnr(wanted: NDArray[Any], got: NDArray[Any] | None) -> float:
