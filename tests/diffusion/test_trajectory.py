@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from stillhouse.core import Array
 from stillhouse.diffusion import (
     CLEAN,
+    NUMPY,
     SAMPLERS,
     START,
     Course,
@@ -56,6 +57,22 @@ def finish(trajectory: Trajectory) -> Array:
     while not trajectory.is_done:
         advance([trajectory], Network())
     return trajectory.latents
+
+
+@dataclass
+class Full:
+    """Arrays in a memory that has no room for the last noise that is placed."""
+
+    left: int
+
+    def placed(self, array: NDArray[Any]) -> NDArray[Any]:
+        self.left -= array.shape == SHAPE
+        if self.left < 0:
+            raise MemoryError
+        return array
+
+    stacked, joined = NUMPY.stacked, NUMPY.joined
+    read, settle = NUMPY.read, NUMPY.settle
 
 
 @st.composite
@@ -212,6 +229,17 @@ def test_nothing_moves_when_the_network_fails() -> None:
     with pytest.raises(RuntimeError, match="out of memory"):
         advance([trajectory], broken)
     assert (trajectory.index, trajectory.latents.tobytes()) == (1, before.tobytes())
+
+
+def test_nothing_moves_where_there_is_no_room_for_what_is_added() -> None:
+    """The noise of the second picture finds none; the first one would have had its own."""
+    pictures = [picture(Course(grid(FLOW, 3), "euler_ancestral", "flow", seed=seed)) for seed in (1, 2)]
+    before = [one.latents for one in pictures]
+    with pytest.raises(MemoryError):
+        advance(pictures, Network(), Full(1))
+    assert all(one.latents is latents and one.index == 0 for one, latents in zip(pictures, before, strict=True))
+    advance(pictures, Network(), Full(2))
+    assert [one.index for one in pictures] == [1, 1]
 
 
 def test_an_empty_batch_asks_nothing() -> None:

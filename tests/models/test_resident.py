@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from stillhouse.backends.runner import GraphRunner
 from stillhouse.core import ImageRequest
 from stillhouse.diffusion import NUMPY
+from stillhouse.distill.pairs import told, unsaid
 from stillhouse.errors import BackendFailed, InvalidRequest
 from stillhouse.models.manifest import StepCache, read_manifest
 from stillhouse.models.pipeline import Pipeline
@@ -105,3 +106,34 @@ def test_kept_features_are_numpys(imported: Checkpoint) -> None:
     """With them pictures are, too: both go into one network."""
     manifest = replace(read_manifest(imported("sd1")), step_cache=StepCache("full.onnx", "shallow.onnx"))
     assert Pipeline(imported("sd1"), backend="torch", manifest=manifest).arrays is NUMPY
+
+
+def test_nothing_is_read_before_it_is_decoded(imported: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, whose tensors NumPy cannot take: nowhere is one made an array but by `arrays.read`."""
+
+    def refused(*given: Any, **options: Any) -> NDArray[Any]:
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+    monkeypatch.setattr(torch.Tensor, "__array__", refused)
+    pipeline = Pipeline(imported("sd1"), backend="torch", threads=1)
+    assert [image.shape for image in finished(pipeline, *map(pipeline.start, REQUESTS))] == [(SIZE, SIZE, 3)] * 5
+    assert pipeline.encode_picture(sample_picture()).shape == (4, SIZE // 4, SIZE // 4)
+    assert all(row.dtype == torch.float16 for row in (*told(pipeline, PROMPT).values(), *unsaid(pipeline).values()))
+
+
+def test_what_goes_wrong_on_the_way_is_told_as_the_networks_failures_are(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drafts = [pipeline.start(REQUESTS[2]), pipeline.start(REQUESTS[0])]
+    before = [draft.latents for draft in drafts]
+
+    def full(*given: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("stillhouse.backends.torch_arrays.TorchArrays.joined", full)
+        patch.setattr("stillhouse.backends.torch_arrays.TorchArrays.stacked", full)
+        with pytest.raises(BackendFailed, match="torch could not advance pictures with .*: CUDA out of memory"):
+            pipeline.advance(drafts)
+    assert [draft.index for draft in drafts] == [0, 0]
+    assert all(one is other.latents for one, other in zip(before, drafts, strict=True))

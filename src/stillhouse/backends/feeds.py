@@ -74,10 +74,16 @@ def _holds(axis: int | str | None, length: int, lengths: dict[str, int]) -> bool
 
 
 def _fitted(array: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
-    if array.dtype.name != spec.dtype:
-        given = f"input {spec.name!r} was fed {array.dtype.name}"
-        raise InvalidRequest(given, allowed=spec.dtype, fix=f"use .astype({spec.dtype!r})")
+    check_dtype(spec, array.dtype.name)
     return np.require(array, array.dtype.newbyteorder("="), ("C", "A"))
+
+
+def check_dtype(spec: TensorSpec, fed: str) -> None:
+    """Refuse another dtype than an input's own, told by its name."""
+    if fed != spec.dtype:
+        raise InvalidRequest(
+            f"input {spec.name!r} was fed {fed}", allowed=spec.dtype, fix=f"use .astype({spec.dtype!r})"
+        )
 
 
 def _shown(shape: Sequence[int | str | None]) -> str:

@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeAlias
 
 from numpy.typing import NDArray
 
-from stillhouse.backends.feeds import bound, fitted, given
+from stillhouse.backends.feeds import bound, check_dtype, fitted, given
 from stillhouse.backends.runtime import reported
 from stillhouse.backends.signature import Axes
 from stillhouse.core import TensorSpec
@@ -113,6 +113,8 @@ class GraphRunner:
             raise BackendFailed(f"{self.graph} on {self.backend} takes NumPy's arrays only")
         bound({name: tuple(array.shape) for name, array in feeds.items()}, self.axes)
         ordered = given(feeds, self.inputs)
+        for spec in self.inputs:
+            check_dtype(spec, str(ordered[spec.name].dtype).removeprefix("torch."))
         with reported(self.backend, self.graph, "run"):
             results = self.run_there(ordered)
         return {spec.name: result for spec, result in zip(self.outputs, results, strict=True)}

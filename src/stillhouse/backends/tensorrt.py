@@ -88,9 +88,9 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions, name: 
             from stillhouse.backends.torch_graphs import Replayed
 
             called = Replayed(called)
-    there = partial(_run, torch, called, device)
-    run = partial(_read, there)
-    return GraphRunner(graph, name, signature.arithmetic, inputs, outputs, axes, run, run_there=there)
+    run = partial(_run, torch, called, device)
+    read, there = partial(_read, run), partial(_float32, run)
+    return GraphRunner(graph, name, signature.arithmetic, inputs, outputs, axes, read, run_there=there)
 
 
 def build_engine(
@@ -282,8 +282,13 @@ def _run(torch: Any, called: Callable[..., Any], device: str, feeds: Mapping[str
         return tuple(called(*(tensor.cuda() for tensor in tensors)))
 
 
-def _read(there: Callable[[Mapping[str, Any]], Sequence[Any]], feeds: Tensors) -> list[NDArray[Any]]:
-    return [output.cpu().numpy() for output in there(feeds)]
+def _read(run: Callable[[Mapping[str, Any]], Sequence[Any]], feeds: Tensors) -> list[NDArray[Any]]:
+    return [output.cpu().numpy() for output in run(feeds)]
+
+
+def _float32(run: Callable[[Mapping[str, Any]], Sequence[Any]], feeds: Mapping[str, Any]) -> list[Any]:
+    """As a walk adds it up, whatever the engine's own outputs are."""
+    return [output.float() for output in run(feeds)]
 
 
 def _dtype(engine: Any, runtime: Any, name: str) -> str:

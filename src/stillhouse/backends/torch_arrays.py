@@ -1,6 +1,6 @@
-"""Torch's tensors as the arrays of a walk: a picture stays on the GPU that draws it, from its noise to its end.
+"""Torch's tensors as the arrays of a walk: a picture stays on the device that draws it, from its noise to its end.
 
-Otherwise each evaluation takes latents, texts and the network's output over the bus, and waits for that. torch is
+Otherwise each evaluation takes latents, texts and the network's output to a GPU and back, and waits for that. torch is
 imported here, so this file is imported inside functions only.
 """
 
@@ -23,8 +23,8 @@ class TorchArrays:
 
     def placed(self, array: NDArray[Any]) -> Tensor:
         """The same numbers there; of the same dtype."""
-        # A copy: torch warns of arrays that may not be written to. Of memory that is not pinned the driver takes a copy
-        # of its own before it returns, so nothing has to be waited for; by default torch waits for the whole stream.
+        # A copy: torch warns of arrays that may not be written to. By default it would then wait for all that the GPU
+        # has been asked for; the driver itself waits at most until it has a copy of its own.
         return torch.tensor(array).to(self.device, non_blocking=True)
 
     def stacked(self, parts: Sequence[Tensor]) -> Tensor:

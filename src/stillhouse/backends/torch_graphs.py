@@ -38,7 +38,8 @@ def capture(module: Callable[..., Any], inputs: Sequence[Tensor]) -> Captured:
                 module(*own)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # Whatever another thread asks of the GPU meanwhile, to decode a picture, is no matter of this recording.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             outputs = together(module(*own))
     return Captured(own, outputs, graph.replay)
 

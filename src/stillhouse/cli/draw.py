@@ -28,6 +28,7 @@ def draw(pipeline: Pipeline, requests: Sequence[ImageRequest], report: Report) -
         while not draft.is_done:
             report(request.prompt, number + draft.progress, len(requests))
             pipeline.advance([draft])
+            pipeline.settle()
         yield pipeline.finish(draft)
 
 

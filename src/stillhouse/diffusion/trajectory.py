@@ -44,6 +44,8 @@ class Keep:
 class Trajectory:
     """One picture in the making; `advance` moves it, and nothing else does.
 
+    Its arrays are NumPy's, or all of another kind of `arrays`.
+
     Args:
         course: its plan.
         latents: z at the grid's first level, float32 [C, h, w].
@@ -135,9 +137,10 @@ def advance(trajectories: Sequence[Trajectory], denoise: Denoiser | CutDenoiser,
     origins, aims, pasts = zip(*aimed, strict=True)
     moved = crossed(arrays.stacked(origins), arrays.stacked(aims), kept, gained)
 
-    news = zip(trajectories, now, moved, denoised, pasts, features, strict=True)
-    for trajectory, evaluation, latents, clean, past, deep in news:
-        trajectory.latents = _arrived(trajectory, evaluation, latents, arrays)
+    arrived = [_arrived(*three, arrays) for three in zip(trajectories, now, moved, strict=True)]
+    news = zip(trajectories, arrived, denoised, pasts, features, strict=True)
+    for trajectory, latents, clean, past, deep in news:
+        trajectory.latents = latents
         trajectory.denoised = clean
         trajectory.past = past
         trajectory.index += 1

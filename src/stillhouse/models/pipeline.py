@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -14,7 +15,18 @@ from stillhouse.backends.runner import Runner, RunnerOptions
 from stillhouse.backends.signature import read_signature
 from stillhouse.check import check_choice
 from stillhouse.core import Array, ImageRequest, ImageResult, Picture
-from stillhouse.diffusion import START, Arrays, Conditioning, CutDenoiser, Keep, Trajectory, advance, gaussian, noised
+from stillhouse.diffusion import (
+    NUMPY,
+    START,
+    Arrays,
+    Conditioning,
+    CutDenoiser,
+    Keep,
+    Trajectory,
+    advance,
+    gaussian,
+    noised,
+)
 from stillhouse.errors import InvalidRequest
 from stillhouse.models.manifest import Component, Defaults, Manifest, StepCache, read_manifest
 from stillhouse.models.picture import to_picture, to_signal
@@ -98,6 +110,7 @@ class Pipeline:
 
         Raises:
             InvalidRequest: what this pipeline cannot do, or noise of another shape.
+            RuntimeMissing, BackendFailed: a network cannot be run here, or there is no memory for the picture.
         """
         started = time.perf_counter()
         request = self.resolve(request)
@@ -108,7 +121,8 @@ class Pipeline:
         draft = Draft(course, noise, conditioning, unconditional, request=request, started=started)
         if request.image is not None:
             self._begin_at(draft, request.image, request.mask, noise)
-        self._place(draft)
+        with self._reported("begin a picture with"):
+            self._place(draft)
         return draft
 
     def advance(self, trajectories: Sequence[Trajectory]) -> None:
@@ -118,11 +132,17 @@ class Pipeline:
         it does not matter who else is in the batch. A GPU may still be at it when this returns, see `settle`.
         """
         denoise = CutDenoiser(self._full, self._shallow) if self.manifest.step_cache else self.denoise
-        advance(trajectories, denoise, self.arrays)
+        with self._reported("advance pictures with"):
+            advance(trajectories, denoise, self.arrays)
 
     def settle(self) -> None:
-        """Return when every `advance` so far is done: for whoever measures, or must know."""
-        self.arrays.settle()
+        """Return when every `advance` so far is done: for whoever measures, or must know.
+
+        Raises:
+            BackendFailed: a GPU failed since; its pictures are lost, though they seem to have moved.
+        """
+        with self._reported("run"):
+            self.arrays.settle()
 
     def finish(self, draft: Draft) -> ImageResult:
         """Decode a picture that is done.
@@ -189,17 +209,20 @@ class Pipeline:
     def decode(self, latents: Array) -> Picture:
         """The picture of clean latents [C, h, w], by itself; in tiles where it is larger than the manifest's tile."""
         latent, tile = self.manifest.latent, self.manifest.defaults.tile
-        clean: Array = self.arrays.read(latents)
+        clean: Array = latents if isinstance(latents, np.ndarray) else self.arrays.read(latents)
         sample = clean / latent.scaling_factor + latent.shift_factor
         if tile is None or max(sample.shape[1:]) * latent.downscale <= tile:
             return to_picture(self._decode_signal(sample))
         return to_picture(decode_tiled(self._decode_signal, sample, tile // latent.downscale, latent.downscale))
 
     def run(self, component: str, feeds: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
-        """One call of the network of that name; on arrays that are not NumPy's, see `GraphRunner.stay`."""
+        """One call of the network of that name.
+
+        On arrays of the pipeline's own kind it answers with such arrays, which its next call may overwrite.
+        """
         runner: Any = self.runner(component, {name: tuple(array.shape) for name, array in feeds.items()})
-        is_read = all(isinstance(array, np.ndarray) for array in feeds.values())
-        answers: Mapping[str, NDArray[Any]] = runner(feeds) if is_read else runner.stay(feeds)
+        is_numpy = all(isinstance(array, np.ndarray) for array in feeds.values()) or self.arrays is NUMPY
+        answers: Mapping[str, NDArray[Any]] = runner(feeds) if is_numpy else runner.stay(feeds)
         return answers
 
     def runner(self, component: str, shapes: Mapping[str, tuple[int, ...]]) -> Runner:
@@ -289,6 +312,10 @@ class Pipeline:
         if mask is not None and self.manifest.repaints:
             masked = self._encode_signal(to_signal(image) * (mask <= UNMASKED))
             draft.extra_channels = np.concatenate([self._latent_mask(mask), masked])
+
+    def _reported(self, verb: str) -> AbstractContextManager[None]:
+        """Whatever an engine raises over its own arrays is told as its network's failures are."""
+        return nullcontext() if self.arrays is NUMPY else self._runners.reported(verb)
 
     def _place(self, draft: Draft) -> None:
         """Bring everything that a draft holds to where it is drawn, once."""

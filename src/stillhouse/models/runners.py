@@ -1,6 +1,7 @@
 """The networks of one pipeline: opened when first needed, as its manifest says, and kept open within bounds."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from stillhouse.backends.registry import open_runner, own_arrays
 from stillhouse.backends.runner import Runner, RunnerOptions
+from stillhouse.backends.runtime import reported
 from stillhouse.check import check_choice
 from stillhouse.diffusion import NUMPY, Arrays
 from stillhouse.errors import StillhouseError
@@ -137,6 +139,11 @@ class Runners:
         asked = self._asked(UNET)
         own: Arrays | None = own_arrays(asked.backend, asked.settings)
         return own or NUMPY
+
+    def reported(self, verb: str) -> AbstractContextManager[None]:
+        """Tell what goes wrong inside as a failure of the U-Net's engine; see `runtime.reported`."""
+        asked = self._asked(UNET)
+        return reported(asked.backend, self._directory / asked.graph, verb)
 
     def _asked(self, name: str) -> Component:
         is_unet = name in (UNET, FULL, SHALLOW)

@@ -101,6 +101,27 @@ def test_a_curve_is_measured_for_each_batch(pipeline: Pipeline) -> None:
     assert min(curve.seconds.values()) > 0 and curve.begin > 0 and curve.finish > 0
 
 
+def test_what_is_timed_has_ended(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU returns before it is done: an engine waits after each tick, and a curve before and after each batch."""
+    heard: list[str] = []
+    moved = Pipeline.advance
+
+    def advance(self: Pipeline, drafts: Any) -> None:
+        heard.append("advance")
+        moved(self, drafts)
+
+    monkeypatch.setattr(Pipeline, "advance", advance)
+    monkeypatch.setattr(Pipeline, "settle", lambda self: heard.append("settle"))
+    one = job(pipeline, "one", pipeline.resolve(ImageRequest("a red circle", steps=None)))
+    drawing = Drawing({one.group.pipeline: pipeline})
+    drawing.begin(one)
+    drawing.advance([one])
+    assert heard == ["advance", "settle"]
+    heard.clear()
+    measured(pipeline, one.group, batches=(1,), calls=1)
+    assert heard == ["settle", "advance", "settle"] * 2
+
+
 def test_a_request_that_the_pipeline_cannot_meet_fails_by_itself(pipeline: Pipeline) -> None:
     cost = Cost({GROUP: Curve({1: 1.0, 8: 1.0})})
     engine = Engine(Drawing({"shapes": pipeline}), AtRandom(random.Random(0)), cost, VirtualDevice(cost).clock)

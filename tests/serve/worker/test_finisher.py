@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from io import BytesIO
 from threading import Event
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from stillhouse.core import Array, ImageRequest, Picture
+from stillhouse.diffusion import NUMPY
 from stillhouse.models.load import load
 from stillhouse.models.pipeline import Draft, Pipeline
 from stillhouse.serve.worker.finisher import Finished, Finisher, Seen
@@ -46,6 +48,23 @@ def test_a_picture_is_what_the_pipeline_would_have_made(pipeline: Pipeline) -> N
     assert len(raw.content) == 64 * 64 * 3
 
 
+def test_a_preview_is_read_when_it_is_handed_in() -> None:
+    """Later the device that draws would end its next tick first."""
+    pipeline = load("shapes", backend="torch", threads=1)
+    draft, wanted = drawn(pipeline, 4, 1), []
+
+    def work(finisher: Finisher) -> None:
+        finisher.preview("one", pipeline, draft)
+        seen: Any = draft.denoised
+        wanted.append(pipeline.decode(seen))
+        seen.fill_(5.0)
+
+    (seen,) = heard(work)
+    assert isinstance(seen, Seen)
+    difference = np.array(Image.open(BytesIO(seen.content)).convert("RGB"), np.float64) - wanted[0]
+    assert np.abs(difference).mean() < 8, "webp loses a little"
+
+
 def test_pictures_go_first_and_of_a_pictures_previews_the_latest(pipeline: Pipeline) -> None:
     early, late, done = drawn(pipeline, 4, 1), drawn(pipeline, 4, 3), drawn(pipeline)
 
@@ -81,6 +100,8 @@ def test_what_cannot_be_decoded_fails_alone(pipeline: Pipeline) -> None:
 
 class Faulty:
     """A pipeline with a bug in its decoder."""
+
+    arrays = NUMPY
 
     def decode(self, latents: Array) -> Picture:
         raise ZeroDivisionError("a bug")

@@ -112,6 +112,7 @@ def measured(pipeline: Pipeline, group: Group, batches: Sequence[int] = BATCHES,
 def _seconds(pipeline: Pipeline, request: ImageRequest, rows: int) -> float:
     """Of the first evaluation of so many pictures."""
     drafts = [pipeline.start(request) for _ in range(rows)]
+    pipeline.settle()
     began = perf_counter()
     pipeline.advance(drafts)
     pipeline.settle()

@@ -82,7 +82,7 @@ class Finisher:
         assert draft.denoised is not None
         with self._news:
             self._previews.pop(name, None)
-            self._previews[name] = _Preview(pipeline, draft.denoised, draft.index)
+            self._previews[name] = _Preview(pipeline, pipeline.arrays.read(draft.denoised), draft.index)
             self._news.notify()
 
     def forget(self, name: str) -> None:

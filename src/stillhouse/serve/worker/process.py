@@ -241,7 +241,11 @@ def main() -> None:
 
 
 def _undecoded(pipeline: Pipeline, draft: Draft) -> Draft:
-    """What the engine hands out: the finisher decodes it, beside the ticks."""
+    """What the engine hands out: the finisher decodes it, beside the ticks.
+
+    It is read between two of them: later, a GPU would end the next one first.
+    """
+    draft.latents = pipeline.arrays.read(draft.latents)
     return draft
 
 
