@@ -56,10 +56,12 @@ train: .venv/full.stamp ## train the embedded model on from where it is (UPDATES
 students: .venv/full.stamp ## distil the embedded model to three steps and to one, and compare them with it; hours
 	$(BIN)/stillhouse distill shapes -o build/students/chain-3 --work build/students/work --force \
 		--config src/stillhouse/models/shapes/train/students.toml
-	$(BIN)/stillhouse distill shapes -o build/students/shapes-3 --work build/students/walks --force \
+	$(BIN)/stillhouse distill shapes -o build/students/walks-3 --work build/students/walks --force \
 		--config src/stillhouse/models/shapes/train/walks.toml --begin build/students/chain-3
-	$(BIN)/stillhouse distill shapes -o build/students/shapes-1 --work build/students/walks --force \
-		--config src/stillhouse/models/shapes/train/one_step.toml --begin build/students/chain-3
+	$(BIN)/stillhouse distill shapes -o build/students/shapes-3 --work build/students/again --force \
+		--config src/stillhouse/models/shapes/train/again.toml --begin build/students/walks-3
+	$(BIN)/stillhouse distill shapes -o build/students/shapes-1 --work build/students/again --force \
+		--config src/stillhouse/models/shapes/train/one_step.toml --begin build/students/walks-3
 	$(BIN)/python -m stillhouse.models.shapes.train.ship --student build/students/shapes-3 \
 		--student build/students/shapes-1
 	$(BIN)/python -m benchmarks.judge
