@@ -77,6 +77,9 @@ class FakePipeline:
         if self.advanced == self.interrupt_after:
             raise KeyboardInterrupt
 
+    def settle(self) -> None:
+        pass
+
     def finish(self, draft: FakeDraft) -> ImageResult:
         assert draft.is_done
         assert draft.request.width and draft.request.height

@@ -255,7 +255,9 @@ def _crowded(trial: Trial, subject: Subject, outputs: Sequence[Probe], bench: Be
     """
     rows = max(map(int, trial.batch), default=0)
     is_by_rows = all(array.shape[:1] == (bench.rows,) for array in outputs[0].feeds.values())
-    if rows <= bench.rows or not is_by_rows or not subject.is_alive:  # a batch that it cannot run ends its curve only
+    if rows <= bench.rows or not is_by_rows or missed(trial, bench.bounds):
+        return trial
+    if not subject.is_alive:  # a batch that it cannot run ends its curve, and nothing else
         return trial
     subject.ask("crowd", rows, limit=bench.limit)
     wanted = gathered(outputs, crowd(read_probes(bench.probes), rows))
