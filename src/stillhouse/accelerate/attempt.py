@@ -27,6 +27,8 @@ LONG_CALL, FULL = 1.0, 0.95
 """Seconds of a call from which the machine is taken to be full once a larger batch gains less than a twentieth."""
 LARGEST_TOGETHER = 256 << 20
 """Bytes of a graph and its weights up to which several are quantised at a time."""
+_SOON = 10.0
+"""Seconds to open a network and to run it once up to which it is opened once more for a batch."""
 REPRODUCE = "reproduce.py"
 MADE_FOLDER = "made"
 """The folder, beside those of the trials, of the graphs that recipes make."""
@@ -248,12 +250,8 @@ def _raced(trial: Trial, subject: Subject, reference: Reference | None, bench: B
 
 
 def _crowded(trial: Trial, subject: Subject, outputs: Sequence[Probe], bench: Bench) -> Trial:
-    """With the fidelity of the largest batch that was timed: engines take other kernels for it than for a few rows.
-
-    OpenVINO 2026.4 in f16, on a processor that has it, draws a picture of the embedded model's right, and nothing but
-    NaN where eight are drawn together.
-    """
-    rows = max(map(int, trial.batch), default=0)
+    """With the fidelity of a server's batch: engines take other kernels for it than for a few rows."""
+    rows = _rows_together(trial, bench)
     is_by_rows = all(array.shape[:1] == (bench.rows,) for array in outputs[0].feeds.values())
     if rows <= bench.rows or not is_by_rows or missed(trial, bench.bounds):
         return trial
@@ -263,6 +261,14 @@ def _crowded(trial: Trial, subject: Subject, outputs: Sequence[Probe], bench: Be
     wanted = gathered(outputs, crowd(read_probes(bench.probes), rows))
     found = check_tensors([wanted], read_probes(subject.folder / CROWD))
     return replace(trial, fidelity={**trial.fidelity, **found})
+
+
+def _rows_together(trial: Trial, bench: Bench) -> int:
+    """A server's largest batch, where that is soon done, or else the largest one that was timed."""
+    seconds = (trial.seconds.median if trial.seconds else 0.0) + (trial.open_seconds or 0.0)
+    if bench.batches and seconds < _SOON:
+        return BATCHES[-1]
+    return max(map(int, trial.batch), default=0)
 
 
 def lap_of(subject: Subject, limit: float) -> Callable[[int], float]:

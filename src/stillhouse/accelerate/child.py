@@ -94,7 +94,14 @@ class Child:
     def crowd(self, rows: int) -> None:
         """Run so many rows of the probes in one call, and write what came back."""
         batch = gathered(self.probes, crowd(self.probes, rows))
-        write_probes(self.folder / CROWD, [Probe(batch.label, self._run(batch))])
+        component = component_of(self.task.candidate, str(self.graph), "")
+        if component.static:
+            shapes = {name: array.shape for name, array in batch.feeds.items()}
+            options = RunnerOptions(threads=component.threads or self.task.threads)
+            answers = open_component(self.folder, component, shapes, options)(batch.feeds)
+        else:
+            answers = self._run(batch)
+        write_probes(self.folder / CROWD, [Probe(batch.label, answers)])
 
     def time(self, calls: int) -> float:
         """Seconds of `calls` calls on the probes, one after the other; where several, after one that is not counted.
