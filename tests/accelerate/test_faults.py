@@ -65,3 +65,15 @@ def test_the_sweep_ends_well_and_chooses_none_of_them(swept: tuple[Path, Report]
     assert read_report(directory) == report
     assert report.trial("network", report.chosen["network"]).candidate.backend == "onnxruntime"
     assert open_network(directory).backend == "onnxruntime"
+
+
+def test_a_batch_that_an_engine_cannot_run_ends_its_curve_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(FAULTY))
+    monkeypatch.setenv("PYTHONPATH", str(FAULTY) + os.pathsep + os.environ.get("PYTHONPATH", ""))
+    target = settle(str(detector(tmp_path / "detector.onnx")), tmp_path / "faster")
+    asked = Asked(engines=("onnxruntime", "shy"), recipes=("f32",), effort=Effort(least=5, most=5))
+    (trial,) = (one for one in sweep(target, asked).trials if one.candidate.backend == "shy")
+    assert (trial.status, trial.reason) == ("accepted", "")
+    assert set(trial.batch) <= {"1", "2"}

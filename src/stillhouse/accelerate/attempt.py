@@ -27,8 +27,8 @@ LONG_CALL, FULL = 1.0, 0.95
 """Seconds of a call from which the machine is taken to be full once a larger batch gains less than a twentieth."""
 LARGEST_TOGETHER = 256 << 20
 """Bytes of a graph and its weights up to which several are quantised at a time."""
-_SOON = 10.0
-"""Seconds to open a network and to run it once up to which it is opened once more for a batch."""
+_SOON = 2.0
+"""Seconds to open a network and to run it once up to which it is asked for a batch that was not timed."""
 REPRODUCE = "reproduce.py"
 MADE_FOLDER = "made"
 """The folder, beside those of the trials, of the graphs that recipes make."""
@@ -118,9 +118,10 @@ def attempt(candidate: Candidate, bench: Bench, reference: Reference | None) -> 
         trial = replace(trial, reproduce=_write_reproduce(subject.folder, bench.root))
         trial = _opened(trial, subject, bench)
         outputs = read_probes(subject.folder / OUTPUTS)
-        trial = replace(trial, fidelity=check_tensors(reference.outputs if reference else outputs, outputs))
+        wanted = reference.outputs if reference else outputs
+        trial = replace(trial, fidelity=check_tensors(wanted, outputs))
         trial = _raced(trial, subject, reference, bench)
-        trial = _crowded(trial, subject, reference.outputs if reference else outputs, bench)
+        trial = _crowded(trial, subject, wanted, bench)
         drawn = None
         if bench.requests and (reference is None or not (missed(trial, bench.bounds) or is_certain(trial))):
             drawn = _drawn(subject, bench)
@@ -250,25 +251,28 @@ def _raced(trial: Trial, subject: Subject, reference: Reference | None, bench: B
 
 
 def _crowded(trial: Trial, subject: Subject, outputs: Sequence[Probe], bench: Bench) -> Trial:
-    """With the fidelity of a server's batch: engines take other kernels for it than for a few rows."""
+    """With the fidelity of a server's batch: engines take other kernels for it than for a few rows.
+
+    A batch that it cannot run ends its curve, and nothing else.
+    """
     rows = _rows_together(trial, bench)
     is_by_rows = all(array.shape[:1] == (bench.rows,) for array in outputs[0].feeds.values())
     if rows <= bench.rows or not is_by_rows or missed(trial, bench.bounds):
         return trial
-    if not subject.is_alive:  # a batch that it cannot run ends its curve, and nothing else
+    try:
+        subject.ask("crowd", rows, limit=bench.limit)
+    except SubjectFailed:
         return trial
-    subject.ask("crowd", rows, limit=bench.limit)
     wanted = gathered(outputs, crowd(read_probes(bench.probes), rows))
     found = check_tensors([wanted], read_probes(subject.folder / CROWD))
     return replace(trial, fidelity={**trial.fidelity, **found})
 
 
 def _rows_together(trial: Trial, bench: Bench) -> int:
-    """A server's largest batch, where that is soon done, or else the largest one that was timed."""
+    """The largest batch that was timed; where none was, a server's largest, if that is soon done."""
+    timed = max(map(int, trial.batch), default=0)
     seconds = (trial.seconds.median if trial.seconds else 0.0) + (trial.open_seconds or 0.0)
-    if bench.batches and seconds < _SOON:
-        return BATCHES[-1]
-    return max(map(int, trial.batch), default=0)
+    return BATCHES[-1] if bench.batches and timed == bench.rows and seconds < _SOON else timed
 
 
 def lap_of(subject: Subject, limit: float) -> Callable[[int], float]:

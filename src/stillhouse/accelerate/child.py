@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from stillhouse.accelerate.build import build, component_of
-from stillhouse.accelerate.probe import Probe, crowd, gathered, read_probes, write_probes
+from stillhouse.accelerate.probe import Feeds, Probe, crowd, gathered, read_probes, write_probes
 from stillhouse.accelerate.target import is_swept, original_manifest
 from stillhouse.accelerate.task import Task, read_task
 from stillhouse.accelerate.tiled import TiledDecoder
@@ -26,7 +26,7 @@ from stillhouse.backends.torch_device import gpu_peak
 from stillhouse.core import ImageRequest, ImageResult
 from stillhouse.errors import StillhouseError
 from stillhouse.measure.memory import give_back
-from stillhouse.models.manifest import Defaults, Manifest, read_manifest
+from stillhouse.models.manifest import Component, Defaults, Manifest, read_manifest
 from stillhouse.models.pipeline import Draft, Pipeline
 from stillhouse.models.runners import open_component
 from stillhouse.parent import end_with_parent
@@ -61,18 +61,14 @@ class Child:
         began = perf_counter()
         feeds = self.probes[0].feeds
         component = component_of(self.task.candidate, str(self.graph), "")
-        shapes = {name: array.shape for name, array in feeds.items()}
-        # Threads are the candidate's own where it names them: that is what it is about.
-        threads = component.threads or self.task.threads
-        options = RunnerOptions(threads=threads)
-        self._runner = self._tiled(open_component(self.folder, component, shapes, options))
+        self._runner = self._tiled(self._network(component, feeds))
         opened = perf_counter()
         self._runner(feeds)
         ran = perf_counter()
         counted = self._runner
         if component.backend == "onnxruntime" and not counted.census and opened - began < _QUICK:
             counting = replace(component, settings={**component.settings, "census": "1"})
-            counted = open_component(self.folder, counting, shapes, options)
+            counted = self._network(counting, feeds)
         return {
             "seconds": opened - began,
             "first": ran - opened,
@@ -95,12 +91,7 @@ class Child:
         """Run so many rows of the probes in one call, and write what came back."""
         batch = gathered(self.probes, crowd(self.probes, rows))
         component = component_of(self.task.candidate, str(self.graph), "")
-        if component.static:
-            shapes = {name: array.shape for name, array in batch.feeds.items()}
-            options = RunnerOptions(threads=component.threads or self.task.threads)
-            answers = open_component(self.folder, component, shapes, options)(batch.feeds)
-        else:
-            answers = self._run(batch)
+        answers = self._network(component, batch.feeds)(batch.feeds) if component.static else self._run(batch)
         write_probes(self.folder / CROWD, [Probe(batch.label, answers)])
 
     def time(self, calls: int) -> float:
@@ -143,6 +134,12 @@ class Child:
         began = perf_counter()
         self._made(asked)
         return perf_counter() - began
+
+    def _network(self, component: Component, feeds: Feeds) -> Runner:
+        """A network that takes these; threads are the candidate's own where it names them: that is what it is about."""
+        shapes = {name: array.shape for name, array in feeds.items()}
+        options = RunnerOptions(threads=component.threads or self.task.threads)
+        return open_component(self.folder, component, shapes, options)
 
     def _tiled(self, runner: Runner) -> Runner:
         tile = self.task.candidate.options.get("tile")

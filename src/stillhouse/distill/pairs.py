@@ -110,17 +110,18 @@ def encoded_pairs(pipeline: Pipeline, items: Iterable[Item]) -> dict[str, Any]:
 def told(pipeline: Pipeline, text: str) -> Inputs:
     """What the U-Net is told by a text, float16, without the guidance scale."""
     unguided = None if pipeline.manifest.distilled else 1.0  # a student may know no such scale
-    return halves(_read(pipeline, pipeline.start(ImageRequest(text, guidance=unguided)).conditioning))
+    return halves(read_inputs(pipeline, pipeline.start(ImageRequest(text, guidance=unguided)).conditioning))
 
 
 def unsaid(pipeline: Pipeline) -> Inputs:
     """What the U-Net is told by the negative prompt, float16, in one row."""
     draft = pipeline.start(ImageRequest(""))
-    said = _read(pipeline, draft.unconditional or draft.conditioning)
+    said = read_inputs(pipeline, draft.unconditional or draft.conditioning)
     return {name: row[None] for name, row in halves(said).items()}
 
 
-def _read(pipeline: Pipeline, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+def read_inputs(pipeline: Pipeline, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the U-Net of a draft is told, as NumPy's arrays."""
     return {name: pipeline.arrays.read(row) for name, row in inputs.items()}
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from stillhouse.core import Array, ImageRequest
 from stillhouse.diffusion import Grid, Point, Schedule, grid_at, interval, noise_levels, noised
 from stillhouse.distill.networks import Inputs
-from stillhouse.distill.pairs import halves, unsaid
+from stillhouse.distill.pairs import halves, read_inputs, unsaid
 from stillhouse.distill.parts import awaited as awaited_parts
 from stillhouse.distill.rounds import refined
 from stillhouse.errors import BackendFailed
@@ -295,7 +295,7 @@ def _walked(engine: _Engine, drafts: Sequence[Draft], routes: Sequence[Route], k
     for draft, latents, kind in zip(drafts, passed, kinds, strict=True):
         scale = draft.request.guidance
         assert scale is not None
-        said = {name: read(array) for name, array in draft.conditioning.items()}
+        said = read_inputs(engine.pipeline, draft.conditioning)
         made.append(Walked(np.stack(latents), draft.request.prompt, scale, kind, said))
     return made
 

@@ -56,6 +56,13 @@ def _crowd(feeds: dict[str, Any], results: Results) -> Results:
     return results if len(results[0]) < 8 else [np.full_like(result, np.nan) for result in results]
 
 
+def _shy(feeds: dict[str, Any], results: Results) -> Results:
+    """Right in a small company, and silent in a large one."""
+    if len(results[0]) >= 4:
+        raise ValueError("no more than three at a time")
+    return results
+
+
 def _hang(feeds: dict[str, Any], results: Results) -> Results:
     threading.Event().wait()
     return results
@@ -73,5 +80,5 @@ def _crash(feeds: dict[str, Any], results: Results) -> Results:
 
 
 nan, noise, ones = Engine("nan", _nan), Engine("noise", _noise), Engine("ones", _ones)
-crowd = Engine("crowd", _crowd)
+crowd, shy = Engine("crowd", _crowd), Engine("shy", _shy)
 hang, hoard, crash = Engine("hang", _hang), Engine("hoard", _hoard), Engine("crash", _crash)
