@@ -5,14 +5,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorrt_rtx
 from numpy.typing import NDArray
 from onnx import TensorProto
 
 import stillhouse
 from stillhouse.backends import RunnerOptions, open_runner, tensorrt
 from stillhouse.backends.engine import Shape, shapes_of
+from stillhouse.backends.engine_weights import places
 from stillhouse.backends.precision import half
 from stillhouse.backends.quantize import static
+from stillhouse.backends.runner import GraphRunner
 from stillhouse.backends.signature import read_signature
 from stillhouse.backends.tensorrt import build_engine
 from stillhouse.errors import BackendFailed, InvalidRequest, RuntimeMissing, UnsupportedPrecision
@@ -44,6 +47,58 @@ def test_a_network_whose_weights_lie_beside_it_becomes_an_engine(tmp_path: Path,
     assert 1.5 * weights < len(engine) < 6 * weights
     assert (tmp_path / "timings").stat().st_size > 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["engine", "timings"]
+
+
+def test_every_layer_may_be_marked_as_one_that_is_changed(tmp_path: Path) -> None:
+    """As imported, and in halves. What is no weight of the graph's is told before anything is built."""
+    half(SHAPES_UNET, tmp_path / "half.onnx")
+    log = tensorrt._log(tensorrt_rtx)
+    for graph in (SHAPES_UNET, tmp_path / "half.onnx"):
+        parsed, parser = tensorrt._parsed(tensorrt_rtx, tensorrt_rtx.Builder(log), graph, log)
+        assert all(parsed.mark_weights_refittable(place.name) for place in places(graph).values())
+        del parser
+    with pytest.raises(BackendFailed, match="so that nobody.weight may be changed"):
+        built(SHAPES_UNET, tmp_path / "engine", refitted=["nobody.weight"])
+
+
+@pytest.mark.skipif(bool(gpus()), reason="there is a GPU")
+def test_such_an_engine_is_built_where_there_is_a_gpu_only(tmp_path: Path) -> None:
+    """Another engine can be built without: how its weights lie is then known for good."""
+    with pytest.raises(BackendFailed, match="could not build .*CUDA"):
+        built(SHAPES_UNET, tmp_path / "engine", refitted=[place.name for place in places(SHAPES_UNET).values()])
+    assert not (tmp_path / "engine").exists()
+
+
+@pytest.mark.skipif(not gpus(), reason="an engine runs on a GPU only")
+@pytest.mark.parametrize("graphs", ["none", "cuda"])
+def test_a_refitted_engine_answers_as_torch_does_with_those_weights(tmp_path: Path, graphs: str) -> None:
+    settings = {"weights": "refit", "graphs": graphs}
+    engine = open_runner(SHAPES_UNET, RTX, RunnerOptions("auto", shapes=USUAL, cache=tmp_path, settings=settings))
+    torch = open_runner(SHAPES_UNET, "torch")
+    assert isinstance(engine, GraphRunner) and isinstance(torch, GraphRunner) and engine.weights and torch.weights
+    rng = np.random.default_rng(0)
+    feeds = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in USUAL.items()}
+    feeds["timestep"] = np.array([5, 900], np.float32)
+    layers = [name for name in torch.weights.layers if name.endswith(("to_q", "to_out.0", "conv1"))]
+    for share in (0.3, 0.0):
+        changed = {layer: torch.weights.plain(layer) * (1 + share) for layer in layers} if share else {}
+        for one in (engine, torch):
+            assert one.weights
+            one.weights.put(changed)
+        (ours,), (theirs,) = engine(feeds).values(), torch(feeds).values()
+        np.testing.assert_allclose(ours, theirs, atol=5e-3 * np.abs(theirs).max())
+
+
+def test_a_graph_without_weights_of_layers_is_not_refitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt, "gpus", lambda: (Gpu("One", 1 << 30, "8.9"),))
+    graph = write(unet(), tmp_path / "model.onnx")
+    usual = {
+        name: tuple(axis if isinstance(axis, int) else 2 for axis in axes)
+        for name, axes in read_signature(graph).inputs.items()
+    }
+    options = RunnerOptions("auto", shapes=usual, settings={"weights": "refit"})
+    with pytest.raises(InvalidRequest, match=r"weights is 'refit' of .*model.onnx, which has no weights"):
+        open_runner(graph, RTX, options)
 
 
 @pytest.mark.parametrize("capability", ["8.0", "8.6", "12.0"])
@@ -97,6 +152,7 @@ def test_settings_that_are_not_known_are_refused(tmp_path: Path) -> None:
         ({"row": "1-8"}, "did you mean 'rows'"),
         ({"rows": "8-1"}, "rows is '8-1'; allowed: the least and the most: 1-8"),
         ({"graphs": "yes"}, "no graphs 'yes'"),
+        ({"weights": "loose"}, "no weights 'loose'; allowed: fixed, refit"),
         ({"device": "cpu"}, "device is 'cpu'; allowed: cuda, cuda:1"),
     ):
         with pytest.raises(InvalidRequest, match=told):

@@ -51,6 +51,15 @@ def test_what_is_recorded_is_not_what_was_given() -> None:
     assert torch.equal(output, torch.full((2,), 2.0)) and torch.equal(x, torch.full((2,), 5.0))
 
 
+def test_what_is_forgotten_is_recorded_anew() -> None:
+    recorder = Recorder()
+    replayed = Replayed(scaled, recorder)
+    for _ in range(2):
+        replayed(torch.ones(1), torch.ones(1))
+        replayed.forget()
+    assert recorder.recorded == 2
+
+
 def test_beyond_as_many_as_may_be_a_module_runs_as_it_is() -> None:
     recorder = Recorder()
     replayed = Replayed(scaled, recorder, most=2)

@@ -12,10 +12,16 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch._dynamo.testing import CompileCounter
 
+from stillhouse.backends import RunnerOptions, open_runner
+from stillhouse.backends.engine_weights import EngineWeights, places
+from stillhouse.backends.precision import half
 from stillhouse.backends.runner import GraphRunner
+from stillhouse.backends.torch_weights import ModuleWeights
 from stillhouse.core import ImageRequest
 from stillhouse.errors import ImportFailed, InvalidRequest
+from stillhouse.models.adapters import changed
 from stillhouse.models.importers import ImportOptions, import_model
+from stillhouse.models.lora import read_adapter
 from stillhouse.models.manifest import Component
 from stillhouse.models.pipeline import Pipeline
 from tests.models.conftest import PROMPT, SIZE, Checkpoint
@@ -104,8 +110,9 @@ def test_what_was_compiled_stays_and_weights_where_they_lie(
     drawn(pipeline)
     graphs = counter.frame_count
     runners = [runner for (name, _), runner in pipeline._runners._open.items() if name == "unet"]
-    network = runners[0].network if isinstance(runners[0], GraphRunner) else None
-    assert network is not None and len(runners) == 1
+    weights = runners[0].weights if isinstance(runners[0], GraphRunner) else None
+    assert isinstance(weights, ModuleWeights) and len(runners) == 1
+    network = weights.network
     places = [parameter.data_ptr() for parameter in network.parameters()]
     assert graphs > 0
     for worn in (["oil"], ["ink"], []):
@@ -113,6 +120,27 @@ def test_what_was_compiled_stays_and_weights_where_they_lie(
         drawn(pipeline)
     assert counter.frame_count == graphs
     assert [parameter.data_ptr() for parameter in network.parameters()] == places
+
+
+@pytest.mark.parametrize("name", ["unet", "text_encoder"])
+def test_an_engine_gets_the_weights_that_torch_gets(
+    name: str, styles: dict[str, Path], imported: Checkpoint, tmp_path: Path
+) -> None:
+    """By the names of its graph: as it was imported, and where halves were made of it. No engine is refitted here."""
+    graph = imported("sd1") / name / "model.onnx"
+    half(graph, tmp_path / "half.onnx")
+    adapters = [read_adapter(f"{styles[style]}:0.7", ("unet", "text_encoder")) for style in ("ink", "oil")]
+    runner = open_runner(graph, "torch", RunnerOptions(threads=1))
+    assert isinstance(runner, GraphRunner) and runner.weights is not None
+    wanted = changed(adapters, name, runner.weights)
+    assert wanted
+    for one in (graph, tmp_path / "half.onnx"):
+        weights = EngineWeights(torch, None, None, places(one), "cuda", lambda: None)
+        assert set(weights.layers) >= set(runner.weights.layers)
+        made = changed(adapters, name, weights)
+        assert made.keys() == wanted.keys()
+        for layer, values in made.items():
+            torch.testing.assert_close(values, wanted[layer], rtol=0, atol=2e-3 * float(values.abs().max()))
 
 
 def test_an_adapter_of_another_network_is_refused_and_what_was_worn_stays(
@@ -134,6 +162,11 @@ def test_an_adapter_of_another_network_is_refused_and_what_was_worn_stays(
     ("backend", "settings", "told"),
     [
         ("onnxruntime", {}, "an adapter of unet, which runs on onnxruntime; allowed"),
+        (
+            "tensorrt",
+            {"graphs": "cuda"},
+            "runs on tensorrt with weights fixed; allowed: .*; on tensorrt with weights refit",
+        ),
         ("torch", {"qkv": "joined"}, "runs on torch with qkv joined; allowed"),
         ("torch", {"quantize": "int8"}, "runs on torch with quantize int8; allowed"),
     ],

@@ -72,10 +72,7 @@ def open_plain(graph: Path) -> tuple[Model, dict[str, Constant]]:
     model: Model = load_graph(graph)
     to_array, kind = require("onnx.numpy_helper").to_array, require("onnx.helper").tensor_dtype_to_np_dtype
     results = {value.name for value in model.graph.output}
-    constants = {
-        tensor.name: Constant(np.dtype(kind(tensor.data_type)), tuple(tensor.dims), partial(_stored, tensor, graph))
-        for tensor in model.graph.initializer
-    }
+    constants = initializers(model, graph)
     nodes = []
     for node in model.graph.node:
         source = constants.get(node.input[0]) if node.input else None
@@ -96,6 +93,15 @@ def open_plain(graph: Path) -> tuple[Model, dict[str, Constant]]:
     refill(model.graph.node, nodes)
     del model.graph.initializer[:]
     return model, constants
+
+
+def initializers(model: Model, graph: Path) -> dict[str, Constant]:
+    """The initializers of a model by name, which was loaded from `graph`, as they are stored."""
+    kind = require("onnx.helper").tensor_dtype_to_np_dtype
+    return {
+        tensor.name: Constant(np.dtype(kind(tensor.data_type)), tuple(tensor.dims), partial(_stored, tensor, graph))
+        for tensor in model.graph.initializer
+    }
 
 
 def save_plain(model: Model, constants: Mapping[str, Constant], out: Path) -> None:

@@ -1,6 +1,6 @@
 """What every backend gives back: a network that takes named arrays and returns named arrays."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -43,6 +43,24 @@ class Runner(Protocol):
         """Run once. The arrays that come back belong to the caller: a later run does not touch them."""
 
 
+class Weights(Protocol):
+    """Weights of an open network that may be changed, while all that was compiled for it stays."""
+
+    @property
+    def layers(self) -> Collection[str]:
+        """Linear layers and convolutions, maybe embeddings, as torch names them: down_blocks.0.attentions.0.proj_in."""
+
+    def plain(self, layer: str) -> Any:
+        """What a layer was opened with: a tensor of torch's, float32 [out, in, ...], in the processor's memory."""
+
+    def put(self, changed: Mapping[str, Any]) -> None:
+        """Give these layers these weights, shaped as `plain` has them, and all others what they were opened with.
+
+        Raises:
+            BackendFailed: the runtime gave up.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class RunnerOptions:
     """How a network is opened.
@@ -72,7 +90,7 @@ class GraphRunner:
     """A Runner over an ONNX file: checks the feeds, calls the runtime, and turns its failures into ours.
 
     Args:
-        network: where torch runs it, diffusers' or transformers' model; its weights may be changed in place.
+        weights: where they may be changed in place.
         run_there: runs it on the runtime's own arrays, where it has any.
     """
 
@@ -84,7 +102,7 @@ class GraphRunner:
     axes: Mapping[str, Axes]
     run: Callable[[Tensors], Sequence[NDArray[Any]]]
     census: Mapping[str, int] = field(default_factory=dict)
-    network: Any = None
+    weights: Weights | None = None
     run_there: Callable[[Mapping[str, Any]], Sequence[Any]] | None = None
 
     def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> Tensors:

@@ -18,6 +18,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from stillhouse.backends.engine import Chip, Shape, Shapes, found_or_built, graph_key, shapes_of
+from stillhouse.backends.engine_weights import EngineWeights, Place, places
 from stillhouse.backends.feeds import fixed
 from stillhouse.backends.runner import GraphRunner, RunnerOptions, Tensors
 from stillhouse.backends.runtime import INSTALL, BackendStatus, reported, require
@@ -30,7 +31,7 @@ from stillhouse.gpu import Gpu, check_index, gpus, index_of, no_gpu
 
 MODULES: Mapping[str, str] = MappingProxyType({"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"})
 """The Python module of each backend of this file."""
-SETTINGS: Mapping[str, tuple[str, ...]] = {"graphs": ("none", "cuda")}
+SETTINGS: Mapping[str, tuple[str, ...]] = {"graphs": ("none", "cuda"), "weights": ("fixed", "refit")}
 """Allowed values by name; the first is the default. Beside these there are `device`: cuda, cuda:1, and `rows`: the
 least and the most, 1-8."""
 
@@ -51,10 +52,12 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions, name: 
         device: cuda, cuda:1: which GPU; without it, the first.
         rows: 1-8: the first axis may have any length from the one to the other. Without it, an engine is static.
         graphs: cuda: all launches of an evaluation at once, see `torch_graphs`.
+        weights: refit: adapters may change them, and the engine stays. It may be slower than one whose weights are
+            fixed, which TensorRT folds.
 
     Raises:
-        InvalidRequest: an unknown setting, a GPU that is not there, a graph of OpenVINO's, or an input with open axes
-            and no shape.
+        InvalidRequest: an unknown setting, a GPU that is not there, a graph of OpenVINO's, an input with open axes and
+            no shape, or nothing to refit.
         RuntimeMissing: TensorRT or torch, which holds its memory, is not installed, or there is no GPU.
         UnsupportedPrecision: anything but auto and f32 of a graph that computes in f32.
         BackendFailed: TensorRT refuses the graph.
@@ -64,33 +67,47 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions, name: 
     if options.precision not in (_AS_WRITTEN, signature.arithmetic):
         given = f"precision {options.precision!r} of a graph that computes in {signature.arithmetic}"
         raise UnsupportedPrecision(given, allowed=_AS_WRITTEN, fix="make a graph in that precision")
-    rows, graphs, device = _settings(options.settings)
+    rows, graphs, weights, device = _settings(options.settings)
     shapes = shapes_of(signature, options.shapes, rows)
     axes = fixed({name: one.usual for name, one in shapes.items()} if rows is None else {}, signature.inputs)
     runtime = require(MODULES[name])
     gpu = _gpu(name, device)
     torch = imported()
+    refitted = _refitted(graph) if weights == "refit" else {}
     folder = options.cache or _cache()
     with reported(name, graph, "open"), torch.cuda.device(device):
         chip = Chip(gpu.name, gpu.capability, f"{name} {runtime.__version__}")
         log = _log(runtime)
         opener = runtime.Runtime(log)
-        build = partial(build_engine, graph, shapes=shapes, name=name, timings=folder / f"{MODULES[name]}.timings")
-        engine: Any = found_or_built(
-            folder, graph_key(graph, signature, shapes), chip, build, opener.deserialize_cuda_engine
+        build = partial(
+            build_engine,
+            graph,
+            shapes=shapes,
+            name=name,
+            timings=folder / f"{MODULES[name]}.timings",
+            refitted=[place.name for place in refitted.values()],
         )
+        key = graph_key(graph, signature, shapes, is_refitted=bool(refitted))
+        engine: Any = found_or_built(folder, key, chip, build, opener.deserialize_cuda_engine)
         if engine is None:
             raise BackendFailed(f"{name} could not open the engine of {graph}: {log.last}")
         called: Callable[..., Any] = _Engine(torch, runtime, engine, tuple(signature.inputs), signature.outputs)
         inputs = tuple(_spec(engine, runtime, name, axes[name]) for name in signature.inputs)
         outputs = tuple(_spec(engine, runtime, name, engine.get_tensor_shape(name)) for name in signature.outputs)
+        renewed: Callable[[], None] = _nothing
         if graphs == "cuda":
             from stillhouse.backends.torch_graphs import Replayed
 
-            called = Replayed(called)
+            called = replayed = Replayed(called)
+            renewed = replayed.forget
+        changeable = None
+        if refitted:
+            changeable = EngineWeights(torch, runtime, runtime.Refitter(engine, log), refitted, device, renewed)
     run = partial(_run, torch, called, device)
     read, there = partial(_read, run), partial(_float32, run)
-    return GraphRunner(graph, name, signature.arithmetic, inputs, outputs, axes, read, run_there=there)
+    return GraphRunner(
+        graph, name, signature.arithmetic, inputs, outputs, axes, read, weights=changeable, run_there=there
+    )
 
 
 def build_engine(
@@ -101,6 +118,7 @@ def build_engine(
     name: str = "tensorrt",
     capability: str | None = None,
     timings: Path | None = None,
+    refitted: Sequence[str] = (),
 ) -> None:
     """Write the engine of a graph.
 
@@ -111,6 +129,7 @@ def build_engine(
         name: of the backend.
         capability: of TensorRT for RTX: the compute capability to build for, "8.9"; None, for the GPU that is here.
         timings: a file in which the times of layers are kept, so that the next engine is built sooner.
+        refitted: initializers that may be changed in the engine.
 
     Raises:
         InvalidRequest: a chip that this build knows nothing of.
@@ -123,6 +142,11 @@ def build_engine(
     network, parser = _parsed(runtime, builder, graph, log)
     config = builder.create_builder_config()
     config.set_memory_pool_limit(runtime.MemoryPoolType.WORKSPACE, _WORKSPACE)
+    if refitted:
+        config.set_flag(runtime.BuilderFlag.REFIT_INDIVIDUAL)
+    for weights in refitted:
+        if not network.mark_weights_refittable(weights):
+            raise BackendFailed(f"{name} cannot build {graph} so that {weights} may be changed")
     if hasattr(runtime.BuilderFlag, "TF32"):
         config.clear_flag(runtime.BuilderFlag.TF32)  # float32 is float32
     profile = builder.create_optimization_profile()
@@ -155,7 +179,7 @@ def arrays(settings: Mapping[str, str], name: str = "tensorrt") -> Any:
     Raises:
         RuntimeMissing, InvalidRequest: torch or the GPU is not here.
     """
-    _, _, device = _settings(settings)
+    *_, device = _settings(settings)
     _gpu(name, device)
     imported()
     from stillhouse.backends.torch_arrays import TorchArrays  # here and not above, because that file imports torch
@@ -176,8 +200,8 @@ def status(name: str = "tensorrt") -> BackendStatus:
     return BackendStatus(name, version(name), devices, (_AS_WRITTEN,) if devices else (), reason, INSTALL[name])
 
 
-def _settings(given: Mapping[str, str]) -> tuple[tuple[int, int] | None, str, str]:
-    """Rows, graphs, and the device."""
+def _settings(given: Mapping[str, str]) -> tuple[tuple[int, int] | None, str, str, str]:
+    """Rows, graphs, weights, and the device."""
     for name, value in given.items():
         check_choice("setting of tensorrt", name, (*SETTINGS, "device", "rows"))
         if name in SETTINGS:
@@ -191,7 +215,21 @@ def _settings(given: Mapping[str, str]) -> tuple[tuple[int, int] | None, str, st
     device = given.get("device", CUDA)
     if kind_of(device) != CUDA:
         raise InvalidRequest(f"device is {device!r}", allowed="cuda, cuda:1")
-    return rows, given.get("graphs", "none"), device
+    return rows, given.get("graphs", "none"), given.get("weights", "fixed"), device
+
+
+def _refitted(graph: Path) -> Mapping[str, Place]:
+    found = places(graph)
+    if not found:
+        raise InvalidRequest(
+            f"weights is 'refit' of {graph}, which has no weights by the name of a layer that are floats",
+            allowed="graphs that `stillhouse import` makes, in f32 or f16",
+        )
+    return found
+
+
+def _nothing() -> None:
+    pass
 
 
 def _gpu(name: str, device: str) -> Gpu:

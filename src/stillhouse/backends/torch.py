@@ -118,6 +118,7 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
         warnings.simplefilter("ignore")  # torch's compiler, when imported, calls what torch deprecates
         # Here and not above, because that file imports torch.
         from stillhouse.backends.torch_modules import join_projections, load, module_of, use_attention
+        from stillhouse.backends.torch_weights import ModuleWeights
 
         network = load(graph.parent, kind, dtype)
         module = module_of(network, graph, signature)
@@ -148,7 +149,8 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
     # chosen by trying.
     flags = {"allow_tf32": asked != "f32", "benchmark": settings["graphs"] == "cuda"} if on == CUDA else {}
     there = partial(_run, torch, called, device, dtype, memory_format, options.threads, flags)
-    return GraphRunner(graph, _NAME, executed, inputs, outputs, axes, partial(_read, there), census, network, there)
+    weights = ModuleWeights(network)
+    return GraphRunner(graph, _NAME, executed, inputs, outputs, axes, partial(_read, there), census, weights, there)
 
 
 def arrays(settings: Mapping[str, str]) -> Any:

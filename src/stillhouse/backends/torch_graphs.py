@@ -72,6 +72,10 @@ class Replayed:
         captured.replay()
         return captured.outputs
 
+    def forget(self) -> None:
+        """Record anew at the next call: what the module runs lies elsewhere."""
+        self._kinds.clear()
+
 
 def together(outputs: Any) -> Outputs:
     """One tensor, or several, as several."""

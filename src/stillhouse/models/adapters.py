@@ -1,56 +1,62 @@
 """Adapters on an open pipeline: LoRA put on, changed and taken off, while all that was compiled for it stays.
 
-Weights are changed where they lie. What torch has compiled, and graphs of CUDA, hold their addresses and go on with
-them; at import an adapter is fused into a copy, which is all that other engines can do.
+Weights are changed where they lie: torch's in its modules, TensorRT's in an engine that was built to be refitted. At
+import an adapter is fused into a copy, which is all that other engines can do.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
-from weakref import WeakKeyDictionary
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from stillhouse.backends.runner import GraphRunner, Runner
+from stillhouse.backends.runner import GraphRunner, Runner, Weights
 from stillhouse.errors import InvalidRequest
-from stillhouse.models.lora import Adapter, read_adapter, targets
+from stillhouse.models.lora import Adapter, named, read_adapter
 from stillhouse.models.manifest import Component
 
 CHANGED = ("unet", "text_encoder", "text_encoder_2")
 """Components that adapters change."""
-_APART: Mapping[str, str] = {"quantize": "none", "offload": "none", "qkv": "apart"}
-"""Settings of torch with which weights lie as they were trained, each by itself."""
+_USUAL = {"quantize": "none", "offload": "none", "qkv": "apart", "weights": "fixed"}
+_REFIT = {"weights": "refit"}
+CHANGEABLE: Mapping[str, Mapping[str, str]] = {
+    "torch": {name: _USUAL[name] for name in ("quantize", "offload", "qkv")},
+    "tensorrt": _REFIT,
+    "tensorrt-rtx": _REFIT,
+}
+"""Engines whose weights may be changed, and the settings with which they lie as they were trained, each by itself."""
 
 
 @dataclass(slots=True)
 class Worn:
-    """What a pipeline wears, and what its weights were before."""
+    """What a pipeline wears."""
 
     adapters: tuple[Adapter, ...] = ()
-    _plain: WeakKeyDictionary[Any, Mapping[str, Tensor]] = field(default_factory=WeakKeyDictionary)
 
     def put_on(self, name: str, runner: Runner) -> None:
         """Give a network the weights of what is worn: of its own, taken anew, so that nothing adds up.
 
         Raises:
-            ImportFailed: an adapter that was made for another network; its weights are then its own.
+            ImportFailed: an adapter that was made for another network; its weights are then what they were.
+            BackendFailed: the engine cannot change them.
         """
-        if not isinstance(runner, GraphRunner) or runner.network is None:
-            return
-        weights = targets(runner.network)
-        for layer, plain in self._plain.pop(runner.network, {}).items():
-            weights[layer].data.copy_(plain)
-        changed = {layer for adapter in self.adapters for layer in adapter.layers.get(name, {}) if layer in weights}
-        kept = {layer: weights[layer].detach().cpu().clone() for layer in changed}
-        try:
-            for adapter in self.adapters:
-                adapter.fuse(name, runner.network)
-        except Exception:
-            for layer, plain in kept.items():
-                weights[layer].data.copy_(plain)
-            raise
-        if kept:
-            self._plain[runner.network] = kept
+        if isinstance(runner, GraphRunner) and runner.weights is not None:
+            runner.weights.put(changed(self.adapters, name, runner.weights))
+
+
+def changed(adapters: Sequence[Adapter], component: str, weights: Weights) -> dict[str, Tensor]:
+    """What these adapters make of a network's weights, by layer; layers that none of them changes are left out.
+
+    Raises:
+        ImportFailed: a layer of an adapter is not in the network, or has another shape there.
+    """
+    places, made = named(weights.layers), dict[str, Tensor]()
+    for adapter in adapters:
+        adapter.check_layers(component, places)
+        for name in adapter.layers.get(component, {}):
+            layer = places[name]
+            weight = made[layer] if layer in made else weights.plain(layer)
+            made[layer] = weight + adapter.change(component, name, weight.shape)
+    return made
 
 
 def read_adapters(texts: Sequence[str], components: Mapping[str, Component]) -> tuple[Adapter, ...]:
@@ -58,17 +64,22 @@ def read_adapters(texts: Sequence[str], components: Mapping[str, Component]) -> 
 
     Raises:
         ImportFailed: see `read_adapter`.
-        InvalidRequest: a network that they change is not run by torch with its weights as they are.
+        InvalidRequest: a network that they change is run by an engine, or with settings, that keeps its weights.
     """
     read = tuple(read_adapter(text, tuple(name for name in CHANGED if name in components)) for text in texts)
     for name in {name for adapter in read for name in adapter.layers}:
         component = components[name]
-        told = {setting: component.settings.get(setting, plain) for setting, plain in _APART.items()}
-        if component.backend != "torch" or told != dict(_APART):
-            how = ", ".join(f"{setting} {value}" for setting, value in told.items() if value != _APART[setting])
+        needed = CHANGEABLE.get(component.backend)
+        told = {setting: component.settings.get(setting, _USUAL[setting]) for setting in needed or ()}
+        if needed is None or told != dict(needed):
+            how = ", ".join(f"{setting} {value}" for setting, value in told.items() if value != (needed or {})[setting])
             raise InvalidRequest(
                 f"an adapter of {name}, which runs on {component.backend}{f' with {how}' if how else ''}",
-                allowed="components on torch, with " + ", ".join(" ".join(pair) for pair in _APART.items()),
+                allowed="components on " + "; on ".join(_told(*one) for one in CHANGEABLE.items()),
                 fix="fuse it with `stillhouse import MODEL --lora FILE:WEIGHT`",
             )
     return read
+
+
+def _told(backend: str, settings: Mapping[str, str]) -> str:
+    return f"{backend} with " + ", ".join(" ".join(pair) for pair in settings.items())

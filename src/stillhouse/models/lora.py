@@ -7,7 +7,8 @@ diffusers, peft and kohya write them; kohya's names for XL follow the original i
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ SGM_ENDS = {
     "add_embedding_linear_2": "label_emb_0_2",
     "conv_out": "out_2",
 }
+RESNET = re.compile(r"down_blocks_(\d+)_resnets_(\d+)_")
 BLOCK = re.compile(r"(down|mid|up)_block(?:s_(\d+))?_(resnets|attentions|downsamplers|upsamplers)_(\d+)_(.+)")
 
 
@@ -79,17 +81,39 @@ class Adapter:
         Raises:
             ImportFailed: a layer of the file is not in the module, or has another shape there.
         """
-        weights = targets(module)
-        deltas = self.layers.get(component, {})
-        unknown = [name for name in deltas if name not in weights]
+        weights = {
+            name: layer.weight
+            for name, layer in module.named_modules()
+            if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)
+        }
+        places, deltas = named(weights), self.layers.get(component, {})
+        self.check_layers(component, places)
+        for name in deltas:
+            weight = weights[places[name]]
+            weight.data.copy_(weight.float() + self.change(component, name, weight.shape).to(weight.device))
+        return len(deltas)
+
+    def check_layers(self, component: str, known: Container[str]) -> None:
+        """Refuse, with ImportFailed, layers that a component does not have.
+
+        Args:
+            component: of the pipeline.
+            known: every name of its layers, see `named`.
+        """
+        unknown = [name for name in self.layers.get(component, {}) if name not in known]
         if unknown:
             raise _refused(self.path, f"{len(unknown)} layers are not in this {component}, such as", unknown)
-        for name, delta in deltas.items():
-            weight = weights[name]
-            if delta.up.shape[0] != weight.shape[0] or delta.down[0].numel() != weight[0].numel():
-                raise _refused(self.path, f"made for another {component}: {list(weight.shape)} is the shape of", [name])
-            weight.data.copy_(weight.float() + self.weight * delta.of_shape(weight.shape).to(weight.device))
-        return len(deltas)
+
+    def change(self, component: str, name: str, shape: torch.Size) -> torch.Tensor:
+        """What it adds to a layer's weights of this shape, float32.
+
+        Raises:
+            ImportFailed: it was made for weights of another shape.
+        """
+        delta = self.layers[component][name]
+        if delta.up.shape[0] != shape[0] or delta.down[0].numel() != shape[1:].numel():
+            raise _refused(self.path, f"made for another {component}: {list(shape)} is the shape of", [name])
+        return self.weight * delta.of_shape(shape)
 
 
 def read_adapter(text: str, components: tuple[str, ...]) -> Adapter:
@@ -209,16 +233,20 @@ def _delta(component: str, layer: str, parts: Mapping[str, torch.Tensor], settin
     return Delta(parts["up"], parts["down"], float(alpha) / (rank**0.5 if root else rank))
 
 
-def targets(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Weights of the layers that an adapter may change, under every name that they go by."""
-    depth = getattr(getattr(module, "config", None), "layers_per_block", None)
-    found: dict[str, torch.Tensor] = {}
-    for name, layer in module.named_modules():
-        if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
-            flat = name.replace(".", "_").removeprefix("text_model_")
-            found[flat] = layer.weight
-            if isinstance(depth, int):
-                found.update(dict.fromkeys(sgm_names(flat, depth), layer.weight))
+def named(layers: Iterable[str]) -> dict[str, str]:
+    """The layers that an adapter may change, by every name that they go by: with `_` for `.`, and as in kohya's files.
+
+    >>> list(named(["down_blocks.0.resnets.0.conv1"]))
+    ['down_blocks_0_resnets_0_conv1', 'input_blocks_1_0_in_layers_2']
+    """
+    found: dict[str, str] = {}
+    flat = {layer.replace(".", "_").removeprefix("text_model_"): layer for layer in layers}
+    resnets = {match.groups() for name in flat if (match := RESNET.match(name))}
+    depths = set(Counter(block for block, _ in resnets).values())
+    for name, layer in flat.items():
+        found[name] = layer
+        if len(depths) == 1:  # the original implementation has no blocks of different depths
+            found.update(dict.fromkeys(sgm_names(name, *depths), layer))
     return found
 
 

@@ -160,7 +160,7 @@ class Pipeline:
     def wear(self, adapters: Sequence[str]) -> None:
         """Draw with these LoRA from now on, `FILE` or `FILE:WEIGHT` each, and with no others; none takes all off.
 
-        Nothing is compiled anew. Networks that they change have to run on torch; see `models.adapters`.
+        Nothing is compiled anew. Networks that they change have to run where weights can; see `models.adapters`.
 
         Raises:
             ImportFailed: a file that is no LoRA, or was made for another network; what was worn before is worn still.
