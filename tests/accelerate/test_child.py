@@ -1,0 +1,66 @@
+"""A candidate is timed as it will be used."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import stillhouse
+from stillhouse.accelerate.candidate import Candidate
+from stillhouse.accelerate.child import Child
+from stillhouse.accelerate.probe import Probe, write_probes
+from stillhouse.accelerate.task import Task
+from stillhouse.backends.runner import GraphRunner
+
+UNET = Path(stillhouse.__file__).parent / "models/shapes/weights/unet/model.onnx"
+
+pytestmark = pytest.mark.usefixtures("torch_threads")
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Task:
+    rng = np.random.default_rng(0)
+    shapes = {"sample": (2, 4, 16, 16), "encoder_hidden_states": (2, 24, 128)}
+    probes = []
+    for number in range(2):
+        feeds = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+        probes.append(Probe(f"step {number}", {**feeds, "timestep": np.array([5, 900], np.float32)}))
+    write_probes(tmp_path / "probes.npz", probes)
+    return Task(Candidate("unet", "torch"), str(UNET), str(tmp_path), "", str(tmp_path / "probes.npz"), threads=1)
+
+
+@pytest.fixture
+def stayed(monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, Any]]:
+    """What networks were run on where it lay."""
+    fed: list[Mapping[str, Any]] = []
+    stay = GraphRunner.stay
+
+    def noted(runner: GraphRunner, feeds: Mapping[str, Any]) -> Mapping[str, Any]:
+        fed.append(feeds)
+        return stay(runner, feeds)
+
+    monkeypatch.setattr(GraphRunner, "stay", noted)
+    return fed
+
+
+def test_a_u_net_is_timed_on_arrays_that_lie_where_it_runs(task: Task, stayed: list[Mapping[str, Any]]) -> None:
+    """As a walk asks it: nothing is taken to a GPU and back at each evaluation."""
+    child = Child(task)
+    child.open()
+    assert child.time(2) > 0
+    assert child.batch(3, 1) > 0
+    assert [len(feeds["sample"]) for feeds in stayed] == [2, 2, 2, 3]
+    assert all(isinstance(array, torch.Tensor) for feeds in stayed for array in feeds.values())
+    assert not torch.equal(stayed[1]["sample"], stayed[2]["sample"]), "one probe after the other"
+
+
+@pytest.mark.parametrize(("component", "backend"), [("unet", "onnxruntime"), ("network", "torch")])
+def test_others_are_timed_on_numpy_s(component: str, backend: str, task: Task, stayed: list[Mapping[str, Any]]) -> None:
+    child = Child(replace(task, candidate=Candidate(component, backend)))
+    child.open()
+    assert child.time(1) > 0
+    assert not stayed
