@@ -15,6 +15,7 @@ from stillhouse.serve.caller import Caller
 from stillhouse.serve.engine.cost import Curve
 from stillhouse.serve.engine.job import Group
 from stillhouse.serve.front import Front, front_of
+from stillhouse.serve.logs import extras
 from stillhouse.serve.settings import Settings, TierSettings
 from stillhouse.serve.station import RUNS
 from stillhouse.serve.ticket import Order, Ticket
@@ -191,6 +192,14 @@ TestFront = FrontMachine.TestCase
 def charged(front: Front) -> float:
     """Pixel-steps of the only key that has a day's portion."""
     return sum(amount for _, amount in front.meter.used.values())
+
+
+def test_the_log_tells_where_a_job_failed(caplog: pytest.LogCaptureFixture) -> None:
+    front, worker, _ = opened()
+    ticket = front.place(order())
+    worker.heard(Ended(ticket.id, Closed("failed", error="no", fault="BackendFailed", way="models/png.py:7 read")))
+    (told,) = (record for record in caplog.records if record.getMessage() == "a job failed")
+    assert extras(told)["way"] == "models/png.py:7 read"
 
 
 COUNTED = replace(ANYBODY, daily=1e9)

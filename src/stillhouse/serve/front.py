@@ -230,7 +230,7 @@ class Front:
             "fault": closed.fault,
         }
         if closed.outcome == "failed":
-            log.warning("a job failed", extra={**told, "error": closed.error})
+            log.warning("a job failed", extra={**told, "error": closed.error, "way": closed.way})
         else:
             log.info("a job ended", extra=told)
 

@@ -145,7 +145,8 @@ def test_who_breaks_a_batch_fails_and_the_others_of_it_go_on() -> None:
     assert [moved.id for moved in tick.moved] == ["one", "three"]
     (end,) = tick.ends
     assert (end.job.id, end.outcome) == ("two", "failed")
-    assert "ZeroDivisionError: a bug" in str(end.error)
+    assert end.error and "ZeroDivisionError: a bug" in str(end.error)
+    assert isinstance(end.error.__cause__, ZeroDivisionError), "whoever logs it can tell where it was"
 
 
 def test_a_cancelled_job_is_in_no_later_batch() -> None:

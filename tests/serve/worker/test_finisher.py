@@ -14,6 +14,7 @@ from stillhouse.diffusion import NUMPY
 from stillhouse.models.load import load
 from stillhouse.models.pipeline import Draft, Pipeline
 from stillhouse.serve.worker.finisher import Finished, Finisher, Seen
+from stillhouse.serve.worker.way import way_to
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +121,7 @@ def test_a_bug_in_a_decoder_is_told_and_does_not_end_the_finisher(pipeline: Pipe
 
     one, three, two = heard(work)
     assert isinstance(one, Finished) and "ZeroDivisionError: a bug" in str(one.error)
+    assert one.error and "test_finisher.py" in way_to(one.error), "the log can tell where"
     assert isinstance(three, Finished) and three.content
     assert two == Seen("two", 2, b"")
 

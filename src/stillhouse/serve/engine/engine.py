@@ -137,4 +137,6 @@ def _told(error: Exception) -> StillhouseError:
     """The error as a person is told it: one picture's fault must not end the others'."""
     if isinstance(error, StillhouseError):
         return error
-    return BackendFailed(f"drawing failed with {type(error).__name__}: {error}")
+    told = BackendFailed(f"drawing failed with {type(error).__name__}: {error}")
+    told.__cause__ = error
+    return told

@@ -119,7 +119,9 @@ def _finished(picture: _Picture) -> Finished:
     except StillhouseError as error:
         return Finished(picture.id, error=error)
     except Exception as error:
-        return Finished(picture.id, error=BackendFailed(f"decoding failed with {type(error).__name__}: {error}"))
+        failed = BackendFailed(f"decoding failed with {type(error).__name__}: {error}")
+        failed.__cause__ = error
+        return Finished(picture.id, error=failed)
 
 
 def _seen(name: str, preview: _Preview) -> Seen:

@@ -111,6 +111,7 @@ class Closed(msgspec.Struct, frozen=True):
         content: of a drawn one, the picture as asked for.
         error, fault: of a failed one, what is told, and the name of the error; faults of the server's own are
             `WorkerDied` and `Drained`.
+        way: where in the worker it failed, for the log; see `way.way_to`.
         waited, denoised, finished: seconds before its first tick, from there to its last, and for decoding.
         peers: how many other pictures were in its batches, in the mean.
         is_cut: whether its prompt was longer than the model reads, so that its end had no effect.
@@ -120,6 +121,7 @@ class Closed(msgspec.Struct, frozen=True):
     content: bytes = b""
     error: str = ""
     fault: str = ""
+    way: str = ""
     waited: float = 0.0
     denoised: float = 0.0
     finished: float = 0.0

@@ -15,6 +15,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Lock
 
+from msgspec.structs import replace
+
 from stillhouse.core import ImageRequest
 from stillhouse.errors import StillhouseError
 from stillhouse.models.load import load
@@ -45,6 +47,7 @@ from stillhouse.serve.worker.message import (
     encode,
 )
 from stillhouse.serve.worker.residents import Residents
+from stillhouse.serve.worker.way import way_to
 
 OFTEN = 0.1
 """Seconds after which the server hears of a tick; it also does whenever it hears of anything else. A picture's last
@@ -119,7 +122,7 @@ class Worker:
             is_cut = not reads_all(pipeline, asked.request)
             self.engine.submit(job)
         except StillhouseError as error:
-            self._tell(Ended(asked.id, Closed("failed", error=str(error), fault=type(error).__name__)))
+            self._tell(Ended(asked.id, _failed(error)))
             return
         self._jobs[asked.id] = job, _Told(asked, previews_at(asked.previews, len(walk.rows)), is_cut)
 
@@ -159,8 +162,7 @@ class Worker:
             return
         del self._jobs[job.id]
         self._finisher.forget(job.id)
-        fault = type(end.error).__name__ if end.error else ""
-        self._tell(Ended(job.id, Closed(end.outcome, error=str(end.error or ""), fault=fault)))
+        self._tell(Ended(job.id, _failed(end.error) if end.error else Closed(end.outcome)))
 
     def _decoded(self, one: Finished | Seen) -> None:
         """In the finisher's thread."""
@@ -168,11 +170,8 @@ class Worker:
             self._tell(Preview(one.id, one.index, one.content))
             return
         job, told = self._jobs.pop(one.id)
-        closed = Closed(
-            "failed" if one.error else "drawn",
-            one.content,
-            error=str(one.error or ""),
-            fault=type(one.error).__name__ if one.error else "",
+        closed = replace(
+            _failed(one.error) if one.error else Closed("drawn", one.content),
             waited=told.begun - job.arrived,
             denoised=told.denoised - told.begun,
             finished=time.monotonic() - told.denoised,
@@ -187,6 +186,10 @@ class Worker:
             moves, self._moves = self._moves, []
             for told in (Ticked(moves), *news) if moves else news:
                 self.connection.send_bytes(encode(told))
+
+
+def _failed(error: StillhouseError) -> Closed:
+    return Closed("failed", error=str(error), fault=type(error).__name__, way=way_to(error))
 
 
 def reads_all(pipeline: Pipeline, request: ImageRequest) -> bool:
