@@ -106,7 +106,7 @@ def test_a_key_tells_graphs_weights_and_shapes_apart(tmp_path: Path) -> None:
     key = graph_key(graph, signature, shapes)
     assert key == graph_key(graph, signature, shapes)
     assert key != graph_key(graph, signature, shapes_of(signature, usual, (1, 4)))
-    assert key != graph_key(graph, signature, shapes, is_refitted=True)
+    assert key != graph_key(graph, signature, shapes, ["conv.weight"])
     (tmp_path / "weights.bin").write_bytes(b"1234")
     beside = replace(signature, external={"weights.bin": 4})
     with_weights = graph_key(graph, beside, shapes)

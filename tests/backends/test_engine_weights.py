@@ -17,7 +17,6 @@ from stillhouse.backends.engine_weights import EngineWeights, places
 from stillhouse.backends.precision import half
 from stillhouse.backends.quantize import dynamic
 from stillhouse.errors import BackendFailed
-from tests.backends.networks import unet, write
 
 SHIPPED = Path(stillhouse.__file__).parent / "models/shapes/weights"
 FLOATS = {tensorrt_rtx.float32: torch.float32, tensorrt_rtx.float16: torch.float16}
@@ -39,7 +38,12 @@ def graph(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 class Refitter:
-    """Takes weights as TensorRT's does, and tells which it was refitted with, by name, flat."""
+    """Takes weights as TensorRT's does, and tells which it was refitted with, by name, flat.
+
+    It keeps addresses until they are unset, and reads all of them again at each refit.
+    """
+
+    logger = SimpleNamespace(last="no room")
 
     def __init__(self, together: tuple[str, ...] = ()) -> None:
         self.given: dict[str, torch.Tensor] = {}
@@ -48,16 +52,20 @@ class Refitter:
 
     def set_named_weights(self, name: str, weights: Any) -> bool:
         dtype = FLOATS[weights.dtype]
+        if name == "network.conv_out.weight.stored":
+            return False
         buffer = (ctypes.c_char * weights.nbytes).from_address(weights.numpy().ctypes.data)
         self.given[name] = torch.frombuffer(buffer, dtype=dtype)  # no copy: it is read when it is refitted
-        return name != "network.conv_out.weight.stored"
+        return True
+
+    def unset_named_weights(self, name: str) -> bool:
+        return self.given.pop(name, None) is not None
 
     def get_missing_weights(self) -> list[str]:
         return [name for name in self.together if self.given and name not in self.given]
 
     def refit_cuda_engine(self) -> bool:
         self.refitted.append({name: tensor.clone() for name, tensor in self.given.items()})
-        self.given.clear()
         return self.works
 
 
@@ -88,7 +96,7 @@ def layers_of(network: Any) -> Mapping[str, torch.Tensor]:
 def test_every_layer_has_its_place_and_its_weights(graph: Path, network: Any) -> None:
     """They are halves on disk, so that a graph of halves has them to the bit, too."""
     weights, layers = opened(graph, Refitter()), layers_of(network)
-    assert set(weights.layers) == set(layers)
+    assert weights.shapes == {name: tuple(weight.shape) for name, weight in layers.items()}
     for name, weight in layers.items():
         assert weights.plain(name).dtype == torch.float32
         assert torch.equal(weights.plain(name), weight), name
@@ -102,17 +110,18 @@ def test_text_encoders_have_theirs(tmp_path: Path) -> None:
 
 
 def test_integers_have_none(tmp_path: Path) -> None:
-    dynamic(write(unet(), tmp_path / "model.onnx"), tmp_path / "integers.onnx")
+    """Even where some layers are still floats: what adapters change would be told to be missing."""
+    dynamic(SHIPPED / "unet/model.onnx", tmp_path / "integers.onnx", keep=["/network/conv_in/Conv"])
     assert not places(tmp_path / "integers.onnx")
 
 
 def test_what_is_put_lies_as_the_graph_has_it(graph: Path) -> None:
     refitter, renewals = Refitter(), list[int]()
-    weights = opened(graph, refitter, lambda: renewals.append(len(refitter.refitted)))
+    weights = opened(graph, refitter, lambda: renewals.append(1))
     changed = {name: weights.plain(name) + 1 for name in (LINEAR, CONVOLUTION)}
     weights.put(changed)
     (refitted,) = refitter.refitted
-    assert renewals == [1], "what was recorded is thrown away after it is refitted"
+    assert len(renewals) == 1, "what was recorded is thrown away"
     for name, values in changed.items():
         place = places(graph)[name]
         laid = values.T if place.is_transposed else values
@@ -136,31 +145,36 @@ def test_what_is_left_out_is_put_back_once(graph: Path) -> None:
 
 
 def test_layers_that_became_one_are_refitted_together(graph: Path) -> None:
-    place = places(graph)[LINEAR.replace("to_q", "to_k")]
+    """What is missing gets what it was opened with."""
+    other = LINEAR.replace("to_q", "to_k")
+    place = places(graph)[other]
     refitter = Refitter((place.name,))
     weights = opened(graph, refitter)
     weights.put({LINEAR: weights.plain(LINEAR) + 1})
     assert set(refitter.refitted[0]) == {places(graph)[LINEAR].name, place.name}
+    plain = weights.plain(other)
+    laid = plain.T if place.is_transposed else plain
+    assert torch.equal(refitter.refitted[0][place.name].float(), laid.flatten())
+    assert not refitter.given, "no address is left behind"
 
 
-def test_an_engine_that_does_not_take_them_is_told_and_can_be_put_back() -> None:
+def test_a_layer_that_the_engine_does_not_take_changes_none() -> None:
     refitter = Refitter()
     weights = opened(SHIPPED / "unet/model.onnx", refitter)
-    with pytest.raises(BackendFailed, match="does not take other weights for conv_out"):
-        weights.put({"conv_out": weights.plain("conv_out")})
-    refitter.works = False
-    with pytest.raises(BackendFailed, match="could not be refitted"):
-        opened(SHIPPED / "unet/model.onnx", refitter).put({LINEAR: weights.plain(LINEAR)})
+    with pytest.raises(BackendFailed, match="does not take other weights for conv_out: no room"):
+        weights.put({name: weights.plain(name) + 1 for name in (CONVOLUTION, "conv_out")})
+    assert not refitter.given and not refitter.refitted
+    weights.put({})
+    weights.put({LINEAR: weights.plain(LINEAR)})
+    assert [list(one) for one in refitter.refitted] == [[places(SHIPPED / "unet/model.onnx")[LINEAR].name]]
 
 
-def test_after_a_failure_what_was_changed_is_known() -> None:
-    refitter = Refitter()
-    weights = opened(SHIPPED / "unet/model.onnx", refitter)
+def test_what_may_have_been_changed_by_a_refit_that_failed_is_put_back() -> None:
+    graph, refitter = SHIPPED / "unet/model.onnx", Refitter()
+    weights = opened(graph, refitter)
     refitter.works = False
-    with pytest.raises(BackendFailed):
+    with pytest.raises(BackendFailed, match="could not be refitted: no room"):
         weights.put({LINEAR: weights.plain(LINEAR) + 1})
     refitter.works = True
     weights.put({})
-    assert torch.equal(
-        refitter.refitted[1][places(SHIPPED / "unet/model.onnx")[LINEAR].name].float(), weights.plain(LINEAR).flatten()
-    )
+    assert torch.equal(refitter.refitted[1][places(graph)[LINEAR].name].float(), weights.plain(LINEAR).flatten())

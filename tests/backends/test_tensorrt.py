@@ -71,17 +71,19 @@ def test_such_an_engine_is_built_where_there_is_a_gpu_only(tmp_path: Path) -> No
 
 @pytest.mark.skipif(not gpus(), reason="an engine runs on a GPU only")
 @pytest.mark.parametrize("graphs", ["none", "cuda"])
-def test_a_refitted_engine_answers_as_torch_does_with_those_weights(tmp_path: Path, graphs: str) -> None:
+@pytest.mark.parametrize("name", ["tensorrt", RTX])
+def test_a_refitted_engine_answers_as_torch_does_with_those_weights(tmp_path: Path, name: str, graphs: str) -> None:
+    pytest.importorskip(tensorrt.MODULES[name])
     settings = {"weights": "refit", "graphs": graphs}
-    engine = open_runner(SHAPES_UNET, RTX, RunnerOptions("auto", shapes=USUAL, cache=tmp_path, settings=settings))
+    engine = open_runner(SHAPES_UNET, name, RunnerOptions("auto", shapes=USUAL, cache=tmp_path, settings=settings))
     torch = open_runner(SHAPES_UNET, "torch")
     assert isinstance(engine, GraphRunner) and isinstance(torch, GraphRunner) and engine.weights and torch.weights
     rng = np.random.default_rng(0)
     feeds = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in USUAL.items()}
     feeds["timestep"] = np.array([5, 900], np.float32)
-    layers = [name for name in torch.weights.layers if name.endswith(("to_q", "to_out.0", "conv1"))]
-    for share in (0.3, 0.0):
-        changed = {layer: torch.weights.plain(layer) * (1 + share) for layer in layers} if share else {}
+    for kinds in (("to_q", "to_out.0", "conv1"), ("to_k", "conv2"), ()):
+        layers = [layer for layer in torch.weights.shapes if kinds and layer.endswith(kinds)]
+        changed = {layer: torch.weights.plain(layer) * 1.3 for layer in layers}
         for one in (engine, torch):
             assert one.weights
             one.weights.put(changed)

@@ -19,10 +19,10 @@ from stillhouse.backends.runner import GraphRunner
 from stillhouse.backends.torch_weights import ModuleWeights
 from stillhouse.core import ImageRequest
 from stillhouse.errors import ImportFailed, InvalidRequest
-from stillhouse.models.adapters import changed
+from stillhouse.models.adapters import changed_by
 from stillhouse.models.importers import ImportOptions, import_model
 from stillhouse.models.lora import read_adapter
-from stillhouse.models.manifest import Component
+from stillhouse.models.manifest import Component, StepCache
 from stillhouse.models.pipeline import Pipeline
 from tests.models.conftest import PROMPT, SIZE, Checkpoint
 from tests.models.test_lora import trained
@@ -132,12 +132,12 @@ def test_an_engine_gets_the_weights_that_torch_gets(
     adapters = [read_adapter(f"{styles[style]}:0.7", ("unet", "text_encoder")) for style in ("ink", "oil")]
     runner = open_runner(graph, "torch", RunnerOptions(threads=1))
     assert isinstance(runner, GraphRunner) and runner.weights is not None
-    wanted = changed(adapters, name, runner.weights)
+    wanted = changed_by(adapters, name, runner.weights)
     assert wanted
     for one in (graph, tmp_path / "half.onnx"):
         weights = EngineWeights(torch, None, None, places(one), "cuda", lambda: None)
-        assert set(weights.layers) >= set(runner.weights.layers)
-        made = changed(adapters, name, weights)
+        assert set(weights.shapes) >= set(runner.weights.shapes)
+        made = changed_by(adapters, name, weights)
         assert made.keys() == wanted.keys()
         for layer, values in made.items():
             torch.testing.assert_close(values, wanted[layer], rtol=0, atol=2e-3 * float(values.abs().max()))
@@ -156,6 +156,13 @@ def test_an_adapter_of_another_network_is_refused_and_what_was_worn_stays(
     with pytest.raises(ImportFailed, match="does not exist"):
         pipeline.wear([str(tmp_path / "nowhere.safetensors")])
     assert np.array_equal(drawn(pipeline), before)
+
+
+def test_a_u_net_in_two_depths_wears_nothing_and_says_so(styles: dict[str, Path], imported: Checkpoint) -> None:
+    cut = StepCache("unet/full.onnx", "unet/shallow.onnx")
+    pipeline = Pipeline(imported("sd1"), step_cache=cut, threads=1)
+    with pytest.raises(InvalidRequest, match="cut in two depths .*import MODEL --lora"):
+        pipeline.wear([str(styles["ink"])])
 
 
 @pytest.mark.parametrize(

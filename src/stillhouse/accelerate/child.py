@@ -24,6 +24,7 @@ from stillhouse.accelerate.task import Task, read_task
 from stillhouse.accelerate.tiled import TiledDecoder
 from stillhouse.backends.registry import own_arrays
 from stillhouse.backends.runner import GraphRunner, Runner, RunnerOptions
+from stillhouse.backends.runtime import reported
 from stillhouse.backends.torch_device import gpu_peak
 from stillhouse.core import ImageRequest, ImageResult
 from stillhouse.diffusion import NUMPY, Arrays
@@ -105,7 +106,7 @@ class Child:
         ready = [self._ready(probe.feeds) for probe in self.probes[:calls]]
         if calls > 1:
             ready[0]()
-            self._settle()
+        self._settle()
         began = perf_counter()
         for call in range(calls):
             ready[call % len(ready)]()
@@ -175,11 +176,13 @@ class Child:
         runner = self._running()
         if self._arrays is NUMPY or not isinstance(runner, GraphRunner):
             return partial(runner, feeds)
-        return partial(runner.stay, {name: self._arrays.placed(array) for name, array in feeds.items()})
+        with reported(self.task.candidate.backend, self.graph, "run"):
+            return partial(runner.stay, {name: self._arrays.placed(array) for name, array in feeds.items()})
 
     def _settle(self) -> None:
-        """A GPU that was asked answers later."""
-        self._arrays.settle()
+        """A GPU that was asked answers later, and tells later what went wrong."""
+        with reported(self.task.candidate.backend, self.graph, "run"):
+            self._arrays.settle()
 
     @cached_property
     def _arrays(self) -> Arrays:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -100,14 +100,14 @@ def shapes_of(
     return found
 
 
-def graph_key(graph: Path, signature: Signature, shapes: Mapping[str, Shapes], *, is_refitted: bool = False) -> str:
-    """Of a graph, its weights, its shapes, and whether weights may be changed: sixteen hexadecimal digits."""
+def graph_key(graph: Path, signature: Signature, shapes: Mapping[str, Shapes], refitted: Sequence[str] = ()) -> str:
+    """Of a graph, its weights, its shapes, and which of the weights may be changed: sixteen hexadecimal digits."""
     weights = [(name, (graph.parent / name).stat()) for name in sorted(signature.external)]
     told = {
         "graph": hashlib.sha256(graph.read_bytes()).hexdigest(),
         "weights": [(name, stat.st_size, stat.st_mtime_ns) for name, stat in weights],
         "shapes": {name: asdict(one) for name, one in sorted(shapes.items())},
-        **({"weights may be changed": True} if is_refitted else {}),
+        **({"refitted": sorted(refitted)} if refitted else {}),
     }
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 

@@ -6,7 +6,7 @@ where that was done.
 """
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,8 @@ class Place:
 def places(graph: Path) -> dict[str, Place]:
     """The weights of a graph that a refit may change, by their layers: floats of two axes or more.
 
+    There are none where others are integers: a graph can be refitted as a whole, or not at all.
+
     Raises:
         PipelineError: the graph is missing, or none.
     """
@@ -51,6 +53,8 @@ def places(graph: Path) -> dict[str, Place]:
         match = _AS_STORED.fullmatch(name) or _TRANSPOSED.fullmatch(name)
         if match and constant.dtype.name in _KINDS and len(constant.shape) >= _LEAST_RANK:
             found[match["layer"].replace("/", ".")] = Place(name, constant, match.re is _TRANSPOSED)
+        elif len(constant.shape) >= _LEAST_RANK and constant.dtype.itemsize == 1:
+            return {}
     return found
 
 
@@ -75,9 +79,9 @@ class EngineWeights:
     _changed: set[str] = field(default_factory=set)
 
     @property
-    def layers(self) -> Collection[str]:
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """See `Weights`."""
-        return self.places.keys()
+        return {layer: one.constant.shape[:: -1 if one.is_transposed else 1] for layer, one in self.places.items()}
 
     def plain(self, layer: str) -> Any:
         """See `Weights`."""
@@ -86,31 +90,35 @@ class EngineWeights:
         return values.T if place.is_transposed else values
 
     def put(self, changed: Mapping[str, Any]) -> None:
-        """See `Weights`."""
+        """See `Weights`. A layer that the engine does not take leaves all of them as they were."""
         if not changed and not self._changed:
             return
-        self._changed.update(changed)
-        with self.torch.cuda.device(self.device):
-            # TensorRT reads what it is given when it refits, and keeps none of it.
-            held = [self._give(layer, changed) for layer in sorted(self._changed)]
-            # Layers that became one, as queries with keys and values, are refitted together.
-            missing = set(self.refitter.get_missing_weights())
-            held += [self._give(layer, {}) for layer, place in self.places.items() if place.name in missing]
-            self.torch.cuda.synchronize()
-            is_refitted = self.refitter.refit_cuda_engine()
-        del held
-        self.renewed()
-        if not is_refitted:
-            raise BackendFailed("the engine could not be refitted")
-        self._changed.intersection_update(changed)
+        held: dict[str, Any] = {}  # TensorRT keeps addresses, until it is told to forget them
+        try:
+            with self.torch.cuda.device(self.device):
+                for layer in sorted(self._changed | changed.keys()):
+                    self._give(layer, changed[layer] if layer in changed else self.plain(layer), held)
+                # Layers that became one, as queries with keys and values, are refitted together.
+                missing = set(self.refitter.get_missing_weights())
+                for layer in [layer for layer, place in self.places.items() if place.name in missing]:
+                    self._give(layer, self.plain(layer), held)
+                self._changed.update(changed)
+                self.torch.cuda.synchronize()
+                self.renewed()
+                if not self.refitter.refit_cuda_engine():
+                    raise BackendFailed(f"the engine could not be refitted: {self.refitter.logger.last}")
+                self._changed.intersection_update(changed)
+        finally:
+            for name in held:
+                self.refitter.unset_named_weights(name)
 
-    def _give(self, layer: str, changed: Mapping[str, Any]) -> Any:
-        """Tell the refitter a layer's weights; they have to stay until it refits."""
+    def _give(self, layer: str, values: Any, held: dict[str, Any]) -> None:
+        """Tell the refitter where a layer's weights lie, and hold them there."""
         place = self.places[layer]
-        values = changed[layer] if layer in changed else self.plain(layer)
         dtype = place.constant.dtype.name
         laid = (values.T if place.is_transposed else values).to(getattr(self.torch, dtype)).contiguous()
         weights = self.runtime.Weights(getattr(self.runtime.DataType, _KINDS[dtype]), laid.data_ptr(), laid.numel())
         if not self.refitter.set_named_weights(place.name, weights):
-            raise BackendFailed(f"the engine does not take other weights for {layer}")
-        return laid
+            told = self.refitter.logger.last
+            raise BackendFailed(f"the engine does not take other weights for {layer}: {told}")
+        held[place.name] = laid

@@ -1,6 +1,6 @@
 """What every backend gives back: a network that takes named arrays and returns named arrays."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -47,17 +47,16 @@ class Weights(Protocol):
     """Weights of an open network that may be changed, while all that was compiled for it stays."""
 
     @property
-    def layers(self) -> Collection[str]:
-        """Linear layers and convolutions, maybe embeddings, as torch names them: down_blocks.0.attentions.0.proj_in."""
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """[out, in, ...] of linear layers and convolutions, maybe of embeddings, named as in torch: mid_block.conv."""
 
     def plain(self, layer: str) -> Any:
         """What a layer was opened with: a tensor of torch's, float32 [out, in, ...], in the processor's memory."""
 
     def put(self, changed: Mapping[str, Any]) -> None:
-        """Give these layers these weights, shaped as `plain` has them, and all others what they were opened with.
+        """Give these layers these weights, as `plain` has them, and all others what they were opened with.
 
-        Raises:
-            BackendFailed: the runtime gave up.
+        Each is asked for once, when it is needed. Nothing may be running. Raises whatever the runtime does.
         """
 
 

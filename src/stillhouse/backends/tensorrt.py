@@ -87,7 +87,7 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions, name: 
             timings=folder / f"{MODULES[name]}.timings",
             refitted=[place.name for place in refitted.values()],
         )
-        key = graph_key(graph, signature, shapes, is_refitted=bool(refitted))
+        key = graph_key(graph, signature, shapes, [place.name for place in refitted.values()])
         engine: Any = found_or_built(folder, key, chip, build, opener.deserialize_cuda_engine)
         if engine is None:
             raise BackendFailed(f"{name} could not open the engine of {graph}: {log.last}")
@@ -222,7 +222,7 @@ def _refitted(graph: Path) -> Mapping[str, Place]:
     found = places(graph)
     if not found:
         raise InvalidRequest(
-            f"weights is 'refit' of {graph}, which has no weights by the name of a layer that are floats",
+            f"weights is 'refit' of {graph}, whose weights are no floats, or not called by the names of layers",
             allowed="graphs that `stillhouse import` makes, in f32 or f16",
         )
     return found

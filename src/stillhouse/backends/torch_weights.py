@@ -3,7 +3,7 @@
 torch is imported here, so this file is imported inside functions only.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -21,9 +21,10 @@ class ModuleWeights:
     _plain: dict[str, Tensor] = field(default_factory=dict)
 
     @property
-    def layers(self) -> Collection[str]:
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """See `Weights`."""
-        return [name for name, layer in self.network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+        kinds = nn.Linear | nn.Conv2d
+        return {name: tuple(one.weight.shape) for name, one in self.network.named_modules() if isinstance(one, kinds)}
 
     def plain(self, layer: str) -> Tensor:
         """See `Weights`."""

@@ -4,14 +4,15 @@ Weights are changed where they lie: torch's in its modules, TensorRT's in an eng
 import an adapter is fused into a copy, which is all that other engines can do.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from stillhouse.backends.runner import GraphRunner, Runner, Weights
+from stillhouse.backends.runtime import reported
 from stillhouse.errors import InvalidRequest
-from stillhouse.models.lora import Adapter, named, read_adapter
+from stillhouse.models.lora import Adapter, Delta, read_adapter
 from stillhouse.models.manifest import Component
 
 CHANGED = ("unet", "text_encoder", "text_encoder_2")
@@ -40,23 +41,48 @@ class Worn:
             BackendFailed: the engine cannot change them.
         """
         if isinstance(runner, GraphRunner) and runner.weights is not None:
-            runner.weights.put(changed(self.adapters, name, runner.weights))
+            changed = changed_by(self.adapters, name, runner.weights)
+            with reported(runner.backend, runner.graph, "change the weights of"):
+                runner.weights.put(changed)
 
 
-def changed(adapters: Sequence[Adapter], component: str, weights: Weights) -> dict[str, Tensor]:
-    """What these adapters make of a network's weights, by layer; layers that none of them changes are left out.
+@dataclass(frozen=True, slots=True, eq=False)
+class Changed(Mapping[str, Tensor]):
+    """What adapters make of a network's weights, by layer, each made when it is asked for: together they are large.
+
+    Args:
+        weights: of the network.
+        changes: of each layer, what is added to it.
+    """
+
+    weights: Weights
+    changes: Mapping[str, Sequence[Delta]]
+
+    def __getitem__(self, layer: str) -> Tensor:
+        """Float32 [out, in, ...]."""
+        weight: Tensor = self.weights.plain(layer)
+        for delta in self.changes[layer]:
+            weight = weight + delta.of_shape(weight.shape)
+        return weight
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.changes)
+
+    def __len__(self) -> int:
+        return len(self.changes)
+
+
+def changed_by(adapters: Sequence[Adapter], component: str, weights: Weights) -> Changed:
+    """What these adapters make of a network's weights; layers that none of them changes are left out.
 
     Raises:
         ImportFailed: a layer of an adapter is not in the network, or has another shape there.
     """
-    places, made = named(weights.layers), dict[str, Tensor]()
+    changes: dict[str, list[Delta]] = {}
     for adapter in adapters:
-        adapter.check_layers(component, places)
-        for name in adapter.layers.get(component, {}):
-            layer = places[name]
-            weight = made[layer] if layer in made else weights.plain(layer)
-            made[layer] = weight + adapter.change(component, name, weight.shape)
-    return made
+        for layer, delta in adapter.placed(component, weights.shapes):
+            changes.setdefault(layer, []).append(delta)
+    return Changed(weights, changes)
 
 
 def read_adapters(texts: Sequence[str], components: Mapping[str, Component]) -> tuple[Adapter, ...]:

@@ -8,8 +8,8 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,39 +81,33 @@ class Adapter:
         Raises:
             ImportFailed: a layer of the file is not in the module, or has another shape there.
         """
-        weights = {
-            name: layer.weight
-            for name, layer in module.named_modules()
-            if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)
-        }
-        places, deltas = named(weights), self.layers.get(component, {})
-        self.check_layers(component, places)
-        for name in deltas:
-            weight = weights[places[name]]
-            weight.data.copy_(weight.float() + self.change(component, name, weight.shape).to(weight.device))
-        return len(deltas)
+        kinds = torch.nn.Linear | torch.nn.Conv2d
+        weights = {name: layer.weight for name, layer in module.named_modules() if isinstance(layer, kinds)}
+        placed = self.placed(component, {name: tuple(weight.shape) for name, weight in weights.items()})
+        for layer, delta in placed:
+            weight = weights[layer]
+            weight.data.copy_(weight.float() + delta.of_shape(weight.shape).to(weight.device))
+        return len(placed)
 
-    def check_layers(self, component: str, known: Container[str]) -> None:
-        """Refuse, with ImportFailed, layers that a component does not have.
+    def placed(self, component: str, shapes: Mapping[str, tuple[int, ...]]) -> Sequence[tuple[str, Delta]]:
+        """Its changes of a component, as much of them as its weight says, with the layers that they are for.
 
         Args:
             component: of the pipeline.
-            known: every name of its layers, see `named`.
-        """
-        unknown = [name for name in self.layers.get(component, {}) if name not in known]
-        if unknown:
-            raise _refused(self.path, f"{len(unknown)} layers are not in this {component}, such as", unknown)
-
-    def change(self, component: str, name: str, shape: torch.Size) -> torch.Tensor:
-        """What it adds to a layer's weights of this shape, float32.
+            shapes: of the weights of its layers, by their names in torch.
 
         Raises:
-            ImportFailed: it was made for weights of another shape.
+            ImportFailed: a layer of the file is not among these, or has another shape there.
         """
-        delta = self.layers[component][name]
-        if delta.up.shape[0] != shape[0] or delta.down[0].numel() != shape[1:].numel():
-            raise _refused(self.path, f"made for another {component}: {list(shape)} is the shape of", [name])
-        return self.weight * delta.of_shape(shape)
+        places, deltas = named(shapes), self.layers.get(component, {})
+        unknown = [name for name in deltas if name not in places]
+        if unknown:
+            raise _refused(self.path, f"{len(unknown)} layers are not in this {component}, such as", unknown)
+        for name, delta in deltas.items():
+            shape = shapes[places[name]]
+            if delta.up.shape[0] != shape[0] or delta.down[0].numel() != math.prod(shape[1:]):
+                raise _refused(self.path, f"made for another {component}: {list(shape)} is the shape of", [name])
+        return [(places[name], replace(one, scale=self.weight * one.scale)) for name, one in deltas.items()]
 
 
 def read_adapter(text: str, components: tuple[str, ...]) -> Adapter:

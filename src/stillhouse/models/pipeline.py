@@ -165,6 +165,7 @@ class Pipeline:
         Raises:
             ImportFailed: a file that is no LoRA, or was made for another network; what was worn before is worn still.
             InvalidRequest: a network that they change runs on another engine, or with weights that cannot be changed.
+            BackendFailed: an engine cannot change its weights.
 
         >>> pipeline.wear(["style.safetensors:0.8"])  # doctest: +SKIP
         """

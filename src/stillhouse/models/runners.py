@@ -1,7 +1,7 @@
 """The networks of one pipeline: opened when first needed, as its manifest says, and kept open within bounds."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
@@ -12,7 +12,7 @@ from stillhouse.backends.runner import Runner, RunnerOptions
 from stillhouse.backends.runtime import reported
 from stillhouse.check import check_choice
 from stillhouse.diffusion import NUMPY, Arrays
-from stillhouse.errors import StillhouseError
+from stillhouse.errors import InvalidRequest, StillhouseError
 from stillhouse.models.manifest import Component, Defaults, Manifest, StepCache
 
 if TYPE_CHECKING:
@@ -103,7 +103,14 @@ class Runners:
         Raises:
             ImportFailed, InvalidRequest: see `read_adapters`; what was worn before is worn still. A network that is not
                 open yet refuses what was made for another one when it is opened.
+            BackendFailed: an engine cannot change its weights; it is asked to put back what was worn before.
         """
+        if adapters and self._manifest.step_cache:
+            raise InvalidRequest(
+                f"adapters on {self._manifest.name}, whose U-Net is cut in two depths for step caching",
+                allowed="pipelines that run it whole",
+                fix="fuse them with `stillhouse import MODEL --lora FILE:WEIGHT`, and accelerate that",
+            )
         from stillhouse.models.adapters import Worn, read_adapters  # here and not above, because that file needs torch
 
         worn = self._worn or Worn()
@@ -114,7 +121,8 @@ class Runners:
                 self._put_on(worn)
             except StillhouseError:
                 worn.adapters = before
-                self._put_on(worn)
+                with suppress(StillhouseError):  # the first failure is the one that tells
+                    self._put_on(worn)
                 raise
             self._worn = worn
 

@@ -189,7 +189,10 @@ class Worker:
 
 
 def _failed(error: StillhouseError) -> Closed:
-    return Closed("failed", error=str(error), fault=type(error).__name__, way=way_to(error))
+    closed = Closed("failed", error=str(error), fault=type(error).__name__, way=way_to(error))
+    # The frames on the way hold arrays, and the error.
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    return closed
 
 
 def reads_all(pipeline: Pipeline, request: ImageRequest) -> bool:

@@ -18,7 +18,9 @@ def way_to(error: BaseException) -> str:
     """
     places: list[str] = []
     cause: BaseException | None = error
-    while cause is not None:
+    seen = set[int]()
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
         frames = reversed(traceback.extract_tb(cause.__traceback__))
         places[:0] = ["/".join(Path(one.filename).parts[-2:]) + f":{one.lineno} {one.name}" for one in frames]
         cause = cause.__cause__ or cause.__context__
