@@ -46,7 +46,7 @@ def test_a_picture_that_somebody_deleted_is_missing_and_no_error_of_the_server(s
 
 
 def test_metrics_have_the_names_that_dashboards_know(server: Running) -> None:
-    submitted(server)
+    assert server.send("POST", "/v1/images/generations", ASKED)[0] == 200, "a picture that somebody waited for"
     told = server.get("/metrics")[1].decode()
     for name in (
         "requests_running", "requests_waiting", "queue_seconds_bucket", "denoise_seconds_bucket", "step_seconds_bucket",
