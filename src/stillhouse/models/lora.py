@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from stillhouse.backends.torch_weights import ModuleWeights
 from stillhouse.errors import ImportFailed
 
 PREFIXES = {
@@ -81,11 +82,9 @@ class Adapter:
         Raises:
             ImportFailed: a layer of the file is not in the module, or has another shape there.
         """
-        kinds = torch.nn.Linear | torch.nn.Conv2d
-        weights = {name: layer.weight for name, layer in module.named_modules() if isinstance(layer, kinds)}
-        placed = self.placed(component, {name: tuple(weight.shape) for name, weight in weights.items()})
+        placed = self.placed(component, ModuleWeights(module).shapes)
         for layer, delta in placed:
-            weight = weights[layer]
+            weight: Any = module.get_submodule(layer).weight
             weight.data.copy_(weight.float() + delta.of_shape(weight.shape).to(weight.device))
         return len(placed)
 

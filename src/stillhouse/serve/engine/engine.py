@@ -102,7 +102,7 @@ class Engine:
             if job.index == 0:
                 self.device.begin(job)
         except Exception as error:
-            ends.append(self._end(job, "failed", error=_told(error)))
+            ends.append(self._end(job, "failed", error=as_told(error)))
             return False
         return True
 
@@ -115,7 +115,7 @@ class Engine:
             self.device.advance(jobs)
         except Exception as error:
             if alone:
-                ends.append(self._end(jobs[0], "failed", error=_told(error)))
+                ends.append(self._end(jobs[0], "failed", error=as_told(error)))
             return False
         self.cost = self.cost.seen(jobs[0].group, sum(job.rows for job in jobs), self.clock() - began)
         return True
@@ -124,7 +124,7 @@ class Engine:
         try:
             result = self.device.finish(job)
         except Exception as error:
-            ends.append(self._end(job, "failed", error=_told(error)))
+            ends.append(self._end(job, "failed", error=as_told(error)))
         else:
             ends.append(self._end(job, "drawn", result))
 
@@ -133,10 +133,10 @@ class Engine:
         return End(job, outcome, result, error)
 
 
-def _told(error: Exception) -> StillhouseError:
+def as_told(error: Exception, doing: str = "drawing") -> StillhouseError:
     """The error as a person is told it: one picture's fault must not end the others'."""
     if isinstance(error, StillhouseError):
         return error
-    told = BackendFailed(f"drawing failed with {type(error).__name__}: {error}")
+    told = BackendFailed(f"{doing} failed with {type(error).__name__}: {error}")
     told.__cause__ = error
     return told

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from threading import Condition, Thread
 
 from stillhouse.core import Array
-from stillhouse.errors import BackendFailed, StillhouseError
+from stillhouse.errors import StillhouseError
 from stillhouse.models.encode import Format, encode_picture
 from stillhouse.models.pipeline import Draft, Pipeline
+from stillhouse.serve.engine.engine import as_told
 
 PREVIEW_QUALITY = 80
 
@@ -116,12 +117,8 @@ def _finished(picture: _Picture) -> Finished:
         result = picture.pipeline.finish(picture.draft)
         name = picture.pipeline.manifest.name
         return Finished(picture.id, encode_picture(result.image, picture.format, result.request, name))
-    except StillhouseError as error:
-        return Finished(picture.id, error=error)
     except Exception as error:
-        failed = BackendFailed(f"decoding failed with {type(error).__name__}: {error}")
-        failed.__cause__ = error
-        return Finished(picture.id, error=failed)
+        return Finished(picture.id, error=as_told(error, "decoding"))
 
 
 def _seen(name: str, preview: _Preview) -> Seen:
