@@ -16,6 +16,12 @@ from tests.serve.studio.browser import (
     told,
 )
 
+LEAVE = """([where, until]) => {
+  const look = () => document.querySelector(until) && location.reload();
+  new MutationObserver(look).observe(document.querySelector(where), { attributes: true, childList: true, subtree: true });
+}"""
+"""Leave the page, for itself again, in the very moment in which something is there."""
+
 
 def test_a_picture_is_drawn_and_its_request_told(page: Any) -> None:
     ask(page, "a big red circle on a blue background", seed="7")
@@ -110,6 +116,21 @@ def test_the_gallery_outlives_the_page(page: Any) -> None:
     page.reload()
     ready(page)
     expect(card).to_have_count(0)
+
+
+def test_a_page_that_is_left_at_once_keeps_what_was_drawn_and_not_what_was_deleted(page: Any) -> None:
+    page.evaluate(LEAVE, ["#stage", '.frame[data-state="done"]'])
+    with page.expect_navigation():
+        ask(page, "a circle")
+    ready(page)
+    expect(page.locator("#cards .card")).to_have_count(1)
+    page.evaluate(LEAVE, ["#gallery", "#gallery[hidden]"])
+    page.locator("#clear-gallery").click()
+    with page.expect_navigation():
+        page.get_by_role("button", name="Delete them").click()
+    ready(page)
+    expect(page.locator(".invitation")).to_be_visible()
+    expect(page.locator("#cards .card")).to_have_count(0)
 
 
 def test_stop_ends_the_drawing_at_the_server_too(page: Any, server: Running) -> None:

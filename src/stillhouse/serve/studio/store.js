@@ -11,7 +11,7 @@ const SHELF = "pictures";
 /** All of them, the latest first and those of one group in its order; none where the browser keeps nothing. */
 export async function kept() {
   try {
-    const shelf = await open("readonly");
+    const shelf = (await database()).transaction(SHELF).objectStore(SHELF);
     return (await answer(shelf.getAll())).sort((one, other) => other.when - one.when || one.place - other.place);
   } catch {
     return [];
@@ -21,7 +21,7 @@ export async function kept() {
 /** Keep one. A browser that does not is no trouble: the picture stays as long as the page does. */
 export async function keep(record) {
   try {
-    await answer((await open("readwrite")).put(record));
+    await write((shelf) => shelf.put(record));
   } catch (error) {
     console.warn("this picture is not kept", error);
   }
@@ -30,20 +30,47 @@ export async function keep(record) {
 /** Keep these no longer. */
 export async function forget(names) {
   try {
-    const shelf = await open("readwrite");
-    await Promise.all(names.map((name) => answer(shelf.delete(name))));
+    await write((shelf) => names.forEach((name) => shelf.delete(name)));
   } catch {
     // What could not be kept need not be forgotten.
   }
 }
 
-async function open(mode) {
+/**
+ * Change the shelf. Where the database is open, all of it is asked for before the page can do anything else: a page that
+ * is left aborts what was not committed, and pictures that were deleted would come back.
+ */
+async function write(change) {
+  const shelf = (await database()).transaction(SHELF, "readwrite").objectStore(SHELF);
+  change(shelf);
+  shelf.transaction.commit();
+  await new Promise((resolve, reject) => {
+    shelf.transaction.oncomplete = resolve;
+    shelf.transaction.onabort = () => reject(shelf.transaction.error);
+  });
+}
+
+let opened = null;
+
+/** The database, opened once; once more where that failed, or where the browser closed it. */
+function database() {
+  opened ??= open().catch((error) => {
+    opened = null;
+    throw error;
+  });
+  return opened;
+}
+
+async function open() {
   const asked = indexedDB.open(NAME, 1);
   asked.onupgradeneeded = () => asked.result.createObjectStore(SHELF, { keyPath: "id" });
   const database = await answer(asked);
-  const change = database.transaction(SHELF, mode);
-  change.oncomplete = change.onabort = () => database.close();
-  return change.objectStore(SHELF);
+  database.onclose = () => (opened = null);
+  database.onversionchange = () => {
+    database.close();
+    opened = null;
+  };
+  return database;
 }
 
 function answer(asked) {
