@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,10 +61,23 @@ def test_the_cache_is_used_and_sees_changed_weights(tmp_path: Path) -> None:
         runner = open_runner(tmp_path / "model.onnx", "openvino", options)
         assert runner.precision == "f32"
         results.append(runner(feeds)["out_sample"])
-        blobs.append(len(list(cache.iterdir())))
+        blobs.append(len(list(cache.rglob("*.blob"))))
     assert blobs == [1, 1, 2]
     np.testing.assert_array_equal(results[0], results[1])
     assert apart(results[2], unet_float64(feeds, unet_weights(2))) < 1e-5
+
+
+@pytest.mark.parametrize("asked", [{"threads": 1}, {"streams": 2, "shapes": {"sample": (1, 4, 8, 8)}}])
+def test_what_was_compiled_for_other_options_is_not_taken_from_the_cache(asked: dict[str, Any], tmp_path: Path) -> None:
+    """OpenVINO's own key tells no precision: a U-Net that was kept in f32 drew NaN in f16."""
+    graph, cache, feeds = write(unet(), tmp_path / "model.onnx"), tmp_path / "cache", unet_feeds(2)
+    precisions = next(row.precisions for row in backends() if row.name == "openvino")
+    for one in (options := [RunnerOptions(), *(RunnerOptions(name, **asked) for name in precisions)]):
+        kept = open_runner(graph, "openvino", replace(one, cache=cache))
+        fresh = open_runner(graph, "openvino", one)
+        assert kept.precision == fresh.precision
+        np.testing.assert_array_equal(kept(feeds)["out_sample"], fresh(feeds)["out_sample"])
+    assert len(list(cache.rglob("*.blob"))) == len(options)
 
 
 def test_there_are_no_settings(tmp_path: Path) -> None:

@@ -181,7 +181,8 @@ def _config(options: RunnerOptions) -> dict[str, Any]:
     if options.threads:
         config["INFERENCE_NUM_THREADS"] = options.threads
     if options.cache:
-        config["CACHE_DIR"] = str(options.cache)
+        # Its cache's key does not know these. What was compiled for float32 would be taken for f16, and drew NaN.
+        config["CACHE_DIR"] = str(options.cache / f"{options.precision}-{options.threads or 'all'}-{options.streams}")
     return config
 
 
