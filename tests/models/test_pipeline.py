@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from stillhouse.backends.registry import open_runner
 from stillhouse.core import ImageRequest
-from stillhouse.errors import InvalidRequest, PipelineError, RuntimeMissing, TamperedFile
+from stillhouse.errors import BackendFailed, InvalidRequest, PipelineError, RuntimeMissing, TamperedFile
 from stillhouse.models.manifest import read_manifest, write_manifest
 from stillhouse.models.pipeline import Draft, Pipeline
 from stillhouse.models.tokenize import PromptTruncated
@@ -152,6 +152,25 @@ def test_both_backends_draw_the_same(imported: Checkpoint, opened: Opened) -> No
 def test_a_picture_that_is_not_done(opened: Opened) -> None:
     with pytest.raises(InvalidRequest, match="a picture after 0 of 3 evaluations; allowed: one that is done"):
         opened("sd1").finish(opened("sd1").start(ImageRequest(PROMPT, **QUICK)))
+
+
+@pytest.mark.parametrize(("network", "number"), [("unet", np.nan), ("vae_decoder", np.nan), ("vae_decoder", np.inf)])
+def test_what_is_no_number_is_no_picture(
+    network: str, number: float, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half precision overflows in some networks; what came of it was a black picture, and no word."""
+    pipeline = opened("sd1")
+    run = pipeline.run
+
+    def broken(name: str, feeds: Any) -> Any:
+        answers = {output: array.copy() for output, array in run(name, feeds).items()}
+        if name == network:
+            next(iter(answers.values())).flat[7] = number
+        return answers
+
+    monkeypatch.setattr(pipeline, "run", broken)
+    with pytest.raises(BackendFailed, match=f"^{network} answered with NaN or infinity, .*; try it in f32"):
+        pipeline.generate(PROMPT, **QUICK)
 
 
 def test_a_field_that_does_not_exist(opened: Opened) -> None:

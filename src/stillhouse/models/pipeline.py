@@ -27,11 +27,11 @@ from stillhouse.diffusion import (
     gaussian,
     noised,
 )
-from stillhouse.errors import InvalidRequest
+from stillhouse.errors import BackendFailed, InvalidRequest
 from stillhouse.models.manifest import Component, Defaults, Manifest, StepCache, read_manifest
 from stillhouse.models.picture import to_picture, to_signal
 from stillhouse.models.request import course_of, resolve
-from stillhouse.models.runners import FULL, SHALLOW, Runners, overridden
+from stillhouse.models.runners import FULL, SHALLOW, UNET, Runners, overridden
 from stillhouse.models.tiles import decode_tiled
 from stillhouse.models.tokenize import Tokenizer, open_tokenizer
 
@@ -208,13 +208,21 @@ class Pipeline:
         return self._encode_signal(to_signal(picture))
 
     def decode(self, latents: Array) -> Picture:
-        """The picture of clean latents [C, h, w], by itself; in tiles where it is larger than the manifest's tile."""
+        """The picture of clean latents [C, h, w], by itself; in tiles where it is larger than the manifest's tile.
+
+        Raises:
+            BackendFailed: a network answered with NaN or infinity, as some do in half precision.
+        """
         latent, tile = self.manifest.latent, self.manifest.defaults.tile
         clean: Array = latents if isinstance(latents, np.ndarray) else self.arrays.read(latents)
+        _check_finite(UNET, clean)
         sample = clean / latent.scaling_factor + latent.shift_factor
         if tile is None or max(sample.shape[1:]) * latent.downscale <= tile:
-            return to_picture(self._decode_signal(sample))
-        return to_picture(decode_tiled(self._decode_signal, sample, tile // latent.downscale, latent.downscale))
+            signal = self._decode_signal(sample)
+        else:
+            signal = decode_tiled(self._decode_signal, sample, tile // latent.downscale, latent.downscale)
+        _check_finite("vae_decoder", signal)
+        return to_picture(signal)
 
     def run(self, component: str, feeds: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
         """One call of the network of that name.
@@ -347,3 +355,11 @@ def embed_guidance(guidance: float, channels: int) -> Array:
     angles = 1000 * (guidance - 1) * frequencies
     embedded = np.concatenate([np.sin(angles), np.cos(angles), np.zeros(channels % 2)])
     return embedded.astype(np.float32)
+
+
+def _check_finite(network: str, answer: Array) -> None:
+    if not np.isfinite(answer).all():
+        raise BackendFailed(
+            f"{network} answered with NaN or infinity, of which no picture can be made",
+            fix="try it in f32 or on another backend: `--precision f32`, `--backend onnxruntime`",
+        )

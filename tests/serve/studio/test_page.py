@@ -18,7 +18,8 @@ from tests.serve.studio.browser import (
 
 LEAVE = """([where, until]) => {
   const look = () => document.querySelector(until) && location.reload();
-  new MutationObserver(look).observe(document.querySelector(where), { attributes: true, childList: true, subtree: true });
+  const watched = document.querySelector(where);
+  new MutationObserver(look).observe(watched, { attributes: true, childList: true, subtree: true });
 }"""
 """Leave the page, for itself again, in the very moment in which something is there."""
 
