@@ -5,7 +5,7 @@ A document marks a place with `<!-- table: NAME -->` ... `<!-- end -->`; what st
 
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -194,16 +194,34 @@ def _tick(results: Mapping[str, Any]) -> str:
 
 def _distill(results: Mapping[str, Any]) -> str:
     verdict = decode(Verdict, results["verdict"])
-    learnt = max((one for one in results["learnt"].values() if one), key=lambda one: len(one["students"]))
     rows = []
-    for student in [*(learnt.get("begun") or {}).get("students", []), *learnt["students"]]:
-        scores = ", ".join(f"{name} {value:.1f} dB" for name, value in student["scores"].items())
-        steps = "any" if student["timesteps"] is None else str(len(student["timesteps"]))
-        learning = [f"{student['updates']:,}", f"{student['hours']:.2f}", scores]
-        rows.append([student["name"], student["method"], steps, *learning])
-    cost = grid(["student", "taught by", "steps", "updates", "hours", "with its teacher's latents"], rows)
+    for number, lesson in enumerate(lessons(results["learnt"].values()), 1):
+        for student in lesson["students"]:
+            scores = ", ".join(f"{name} {value:.1f} dB" for name, value in student["scores"].items())
+            steps = "any" if student["timesteps"] is None else str(len(student["timesteps"]))
+            learning = [f"{lesson['items']:,}", f"{student['updates']:,}", f"{student['hours']:.2f}", scores]
+            rows.append([str(number), student["name"], student["method"], steps, *learning])
+    told_of = ["lesson", "student", "taught by", "steps", "examples", "updates", "hours", "with its teacher's latents"]
+    cost = grid(told_of, rows)
     told = f"{verdict.captions:,} held-out captions; strict against the teacher in points, paired, 95 % interval."
     return f"{grid(head(verdict), table_of(verdict))}\n{told}\n\n{cost}"
+
+
+def lessons(learnt: Iterable[Mapping[str, Any] | None]) -> list[Mapping[str, Any]]:
+    """All that students were taught, those first with which others went on; of lessons that two share, the longer."""
+    lessons: list[Mapping[str, Any]] = []
+    for last in learnt:
+        line: list[Mapping[str, Any]] = []
+        while last:
+            line.insert(0, last)
+            last = last.get("begun")
+        for lesson in line:
+            same = [one for one in lessons if one["students"][0] == lesson["students"][0]]
+            if not same:
+                lessons.append(lesson)
+            elif len(lesson["students"]) > len(same[0]["students"]):
+                lessons[lessons.index(same[0])] = lesson
+    return lessons
 
 
 def _cost(results: Mapping[str, Any]) -> str:
