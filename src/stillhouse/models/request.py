@@ -83,6 +83,18 @@ def course_of(manifest: Manifest, request: ImageRequest) -> Course:
     )
 
 
+def encoded(manifest: Manifest, request: ImageRequest) -> int:
+    """How many pictures are encoded before the first evaluation of a resolved request.
+
+    Its image, and for a network that repaints what of it stays; that alone where everything begins as noise.
+    """
+    if request.image is None:
+        return 0
+    if request.mask is None or not manifest.repaints:
+        return 1
+    return 1 if request.strength == 1 else 2
+
+
 def _walk(manifest: Manifest, request: ImageRequest) -> Grid:
     distilled, strength = manifest.distilled, request.strength
     if distilled and distilled.timesteps:

@@ -57,14 +57,17 @@ def test_what_is_left_of_a_walk_is_what_it_has_not_walked(rows: list[int], data:
     assert (single, paired) == (rows[index:].count(1), rows[index:].count(2))
 
 
-@given(ROWS, st.data())
-def test_a_job_has_left_what_it_takes_alone_less_what_was_done(rows: list[int], data: st.DataObject) -> None:
-    curve = Curve({1: 2.0, 2: 3.0}, begin=0.5, finish=0.25)
-    cost, walk = Cost({GROUP: curve}), Walk(tuple(rows))
+@given(ROWS, st.integers(0, 2), st.data())
+def test_a_job_has_left_what_it_takes_alone_less_what_was_done(
+    rows: list[int], pictures: int, data: st.DataObject
+) -> None:
+    curve = Curve({1: 2.0, 2: 3.0}, begin=0.5, finish=0.25, encode=0.125)
+    cost, walk = Cost({GROUP: curve}), Walk(tuple(rows), pictures)
     index = data.draw(st.integers(0, len(rows)))
     job = Job("id", Tier("free"), "key", GROUP, walk, NO_REQUEST, alone=cost.alone(GROUP, walk), index=index)
     done = sum({1: 2.0, 2: 3.0}[count] for count in rows[:index])
-    begun = 0.5 if index else 0.0
+    begun = 0.5 + 0.125 * pictures if index else 0.0
+    assert job.alone == pytest.approx(sum({1: 2.0, 2: 3.0}[count] for count in rows) + 0.75 + 0.125 * pictures)
     assert cost.left(job) == pytest.approx(job.alone - done - begun)
 
 
@@ -89,10 +92,10 @@ def test_a_machine_that_became_slower_is_believed_and_one_strange_tick_is_not() 
 
 def test_another_size_costs_as_many_times_as_it_has_pixels_of_the_nearest_that_is_known() -> None:
     large = Group("model", 128, 128)
-    cost = Cost({GROUP: Curve({1: 1.0, 2: 2.0}, 0.5, 0.25), large: Curve({1: 8.0})}, {GROUP: 2.0})
+    cost = Cost({GROUP: Curve({1: 1.0, 2: 2.0}, 0.5, 0.25, 0.125), large: Curve({1: 8.0})}, {GROUP: 2.0})
     wide = Group("model", 128, 64)
     known = cost.knowing(wide)
-    assert known.curves[wide] == Curve({1: 2.0, 2: 4.0}, 0.5, 0.5) and known.tick(wide, 1) == 4.0
+    assert known.curves[wide] == Curve({1: 2.0, 2: 4.0}, 0.5, 0.5, 0.25) and known.tick(wide, 1) == 4.0
     assert cost.knowing(Group("model", 256, 128)).tick(Group("model", 256, 128), 1) == 16.0
     assert cost.knowing(GROUP) is cost
     with pytest.raises(InvalidRequest, match="other"):

@@ -98,7 +98,51 @@ def test_a_walk_tells_the_rows_of_every_evaluation(pipeline: Pipeline) -> None:
 def test_a_curve_is_measured_for_each_batch(pipeline: Pipeline) -> None:
     curve = measured(pipeline, GROUP, batches=(1, 2), calls=2)
     assert set(curve.seconds) == {1, 2}
-    assert min(curve.seconds.values()) > 0 and curve.begin > 0 and curve.finish > 0
+    assert min(curve.seconds.values()) > 0 and curve.begin > 0 and curve.finish > 0 and curve.encode > 0
+
+
+def test_what_opens_a_network_is_not_counted(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first call of each kind compiles: it told that a picture takes five times as long as it does."""
+    now, opened = 0.0, set[tuple[str, int]]()
+
+    def takes(name: str, seconds: float) -> None:
+        call = getattr(Pipeline, name)
+
+        def timed(self: Pipeline, given: Any) -> Any:
+            nonlocal now
+            rows = len(given) if isinstance(given, list) else 1
+            now += seconds if (name, rows) in opened else 100.0
+            opened.add((name, rows))
+            return call(self, given)
+
+        monkeypatch.setattr(Pipeline, name, timed)
+
+    for name, seconds in {"advance": 0.5, "decode": 0.25, "encode_picture": 0.125, "encode_text": 0.0625}.items():
+        takes(name, seconds)
+    monkeypatch.setattr("stillhouse.serve.engine.drawing.perf_counter", lambda: now)
+    assert measured(pipeline, GROUP, batches=(1, 2)) == Curve({1: 0.5, 2: 0.5}, 0.0625, 0.25, 0.125)
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+@pytest.mark.parametrize("kind", ["shapes", "inpaint"])
+def test_a_walk_tells_how_many_pictures_are_encoded_before_it(
+    kind: str, strength: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind == "inpaint":
+        write_checkpoint(kind, tmp_path / "checkpoint")
+        import_model(tmp_path / "checkpoint", tmp_path / "pipeline", ImportOptions("tiny"))
+    pipeline = load(tmp_path / "pipeline" if kind == "inpaint" else "shapes", threads=1)
+    ran: list[str] = []
+    run = pipeline.run
+    monkeypatch.setattr(pipeline, "run", lambda name, feeds: ran.append(name) or run(name, feeds))
+    asked = usual(pipeline.manifest)
+    assert asked.width and asked.height
+    image = np.full((asked.height, asked.width, 3), 127, np.uint8)
+    edit = replace(asked, image=image, strength=strength, mask=np.full(image.shape[:2], 255, np.uint8))
+    for request in [edit] if kind == "inpaint" else [asked, replace(edit, mask=None), edit]:
+        ran.clear()
+        pipeline.start(request)
+        assert walk_of(pipeline.manifest, pipeline.resolve(request)).pictures == ran.count("vae_encoder")
 
 
 def test_what_is_timed_has_ended(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:

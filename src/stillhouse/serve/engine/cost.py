@@ -25,6 +25,7 @@ class Curve:
     Args:
         seconds: measured, by rows; a straight line between two, and beyond the last as between the last two.
         begin, finish: seconds to encode a prompt, and to decode a picture and write it as a file, once each.
+        encode: seconds to encode a picture that one begins with.
 
     Raises:
         InvalidRequest: nothing was measured, or seconds that are not above 0.
@@ -37,6 +38,7 @@ class Curve:
     seconds: Mapping[int, float]
     begin: float = 0.0
     finish: float = 0.0
+    encode: float = 0.0
     cap: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -64,21 +66,25 @@ class Curve:
         """Seconds from evaluation `index` to the end, for a picture that is alone."""
         single, paired = walk.left(index)
         walked = (single * self.of(1) if single else 0.0) + (paired * self.of(2) if paired else 0.0)
-        return self._around(index) + walked
+        return self._around(walk, index) + walked
 
     def share(self, walk: Walk, index: int = 0) -> float:
         """Seconds of the device that the same takes where others fill its batches."""
         single, paired = walk.left(index)
         filled = (single + 2 * paired) * self.of(self.cap) / self.cap
-        return min(self.left(walk, index), self._around(index) + filled)
+        return min(self.left(walk, index), self._around(walk, index) + filled)
+
+    def start(self, walk: Walk) -> float:
+        """Seconds before the first evaluation."""
+        return self.begin + walk.pictures * self.encode
 
     def times(self, factor: float) -> "Curve":
         """The curve of something that takes so many times as long."""
         longer = {rows: factor * taken for rows, taken in self.seconds.items()}
-        return Curve(longer, self.begin, factor * self.finish)
+        return Curve(longer, self.begin, factor * self.finish, factor * self.encode)
 
-    def _around(self, index: int) -> float:
-        return (0.0 if index else self.begin) + self.finish
+    def _around(self, walk: Walk, index: int) -> float:
+        return (0.0 if index else self.start(walk)) + self.finish
 
 
 @dataclass(frozen=True, slots=True)

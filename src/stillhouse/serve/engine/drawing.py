@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -12,7 +14,7 @@ from stillhouse.core import ImageRequest
 from stillhouse.models.encode import encode_picture
 from stillhouse.models.manifest import Manifest
 from stillhouse.models.pipeline import Draft, Pipeline
-from stillhouse.models.request import course_of
+from stillhouse.models.request import course_of, encoded
 from stillhouse.serve.engine.cost import Curve
 from stillhouse.serve.engine.job import Group, Job, Walk
 
@@ -62,13 +64,13 @@ def group_of(name: str, request: ImageRequest) -> Group:
 
 
 def walk_of(manifest: Manifest, request: ImageRequest) -> Walk:
-    """The evaluations of a resolved request, as `Trajectory.rows` will tell them one by one.
+    """The evaluations of a resolved request, as `Trajectory.rows` will tell them one by one, and what they begin with.
 
     Raises:
         InvalidRequest: what the pipeline cannot do.
     """
     course = course_of(manifest, request)
-    return Walk(tuple(1 + course.is_guided(evaluation) for evaluation in course.plan()))
+    return Walk(tuple(1 + course.is_guided(evaluation) for evaluation in course.plan()), encoded(manifest, request))
 
 
 def usual(manifest: Manifest, width: int | None = None, height: int | None = None) -> ImageRequest:
@@ -90,30 +92,52 @@ def usual(manifest: Manifest, width: int | None = None, height: int | None = Non
 def measured(pipeline: Pipeline, group: Group, batches: Sequence[int] = BATCHES, calls: int = 3) -> Curve:
     """What pictures of this size cost here and now: the median of some calls, after one that is not counted.
 
-    A batch that is no better than the one before it ends the measurement, because larger ones are not used then; of
-    what takes longer than `LONG` one call is enough.
+    That one opens and compiles what it needs. A batch that is no better than the one before it ends the measurement,
+    because larger ones are not used then; of what takes longer than `LONG` one call is enough.
     """
     request = replace(usual(pipeline.manifest, group.width, group.height), refresh=1)
     if pipeline.manifest.distilled is None:
         request = replace(request, guidance=1.0)  # one row each; a student takes one whatever its guidance
     seconds: dict[int, float] = {}
     for rows in batches:
-        first = _seconds(pipeline, request, rows)
-        seconds[rows] = first if first > LONG else median(_seconds(pipeline, request, rows) for _ in range(calls))
+        seconds[rows] = _usually(calls, partial(_advance, pipeline), partial(_drafts, pipeline, request, rows))
         if rows > 2 and Curve(seconds).cap < rows:
             break
-    began = perf_counter()
-    draft = pipeline.start(replace(request, prompt="new"))
-    begun = perf_counter()
-    encode_picture(pipeline.decode(draft.latents), "png", draft.request, pipeline.manifest.name)
-    return Curve(seconds, begin=begun - began, finish=perf_counter() - begun)
+    encode = 0.0
+    if "vae_encoder" in pipeline.manifest.components:
+        grey = np.full((group.height, group.width, 3), 127, np.uint8)
+        encode = _usually(calls, pipeline.encode_picture, lambda: grey)
+    texts = (replace(request, prompt=f"new {number}") for number in count())  # a text that is known costs nothing
+    begin = _usually(calls, pipeline.start, partial(next, texts))
+    begin = max(0.0, begin - encode * encoded(pipeline.manifest, pipeline.resolve(request)))
+    finish = _usually(calls, partial(_finish, pipeline), partial(pipeline.start, request))
+    return Curve(seconds, begin, finish, encode)
 
 
-def _seconds(pipeline: Pipeline, request: ImageRequest, rows: int) -> float:
-    """Of the first evaluation of so many pictures."""
+def _usually(calls: int, call: Callable[[Any], object], given: Callable[[], Any]) -> float:
+    """Seconds of a call, each with something that is made for it."""
+
+    def once() -> float:
+        made = given()
+        began = perf_counter()
+        call(made)
+        return perf_counter() - began
+
+    once()
+    first = once()
+    return first if first > LONG else median([first, *(once() for _ in range(calls - 1))])
+
+
+def _drafts(pipeline: Pipeline, request: ImageRequest, rows: int) -> list[Draft]:
     drafts = [pipeline.start(request) for _ in range(rows)]
     pipeline.settle()
-    began = perf_counter()
+    return drafts
+
+
+def _advance(pipeline: Pipeline, drafts: Sequence[Draft]) -> None:
     pipeline.advance(drafts)
     pipeline.settle()
-    return perf_counter() - began
+
+
+def _finish(pipeline: Pipeline, draft: Draft) -> None:
+    encode_picture(pipeline.decode(draft.latents), "png", draft.request, pipeline.manifest.name)

@@ -38,13 +38,18 @@ class Tier:
 
 @dataclass(frozen=True, slots=True)
 class Walk:
-    """How many rows each evaluation of a picture takes: 2 where it is guided, 1 where not.
+    """The evaluations of a picture.
+
+    Args:
+        rows: of each: 2 where it is guided, 1 where not.
+        pictures: how many are encoded before the first: what an edit begins with.
 
     >>> Walk((2, 2, 1)).left(1)
     (1, 1)
     """
 
     rows: tuple[int, ...]
+    pictures: int = 0
     _pairs: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
