@@ -134,7 +134,12 @@ def test_a_walk_tells_how_many_pictures_are_encoded_before_it(
     pipeline = load(tmp_path / "pipeline" if kind == "inpaint" else "shapes", threads=1)
     ran: list[str] = []
     run = pipeline.run
-    monkeypatch.setattr(pipeline, "run", lambda name, feeds: ran.append(name) or run(name, feeds))
+
+    def counted(name: str, feeds: Any) -> Any:
+        ran.append(name)
+        return run(name, feeds)
+
+    monkeypatch.setattr(pipeline, "run", counted)
     asked = usual(pipeline.manifest)
     assert asked.width and asked.height
     image = np.full((asked.height, asked.width, 3), 127, np.uint8)
