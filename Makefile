@@ -58,8 +58,10 @@ students: .venv/full.stamp ## distil the embedded model to three steps and to on
 		--config src/stillhouse/models/shapes/train/students.toml
 	$(BIN)/stillhouse distill shapes -o build/students/walks-3 --work build/students/walks --force \
 		--config src/stillhouse/models/shapes/train/walks.toml --begin build/students/chain-3
-	$(BIN)/stillhouse distill shapes -o build/students/shapes-3 --work build/students/again --force \
+	$(BIN)/stillhouse distill shapes -o build/students/again-3 --work build/students/again --force \
 		--config src/stillhouse/models/shapes/train/again.toml --begin build/students/walks-3
+	$(BIN)/stillhouse distill shapes -o build/students/shapes-3 --work build/students/fresh --force \
+		--config src/stillhouse/models/shapes/train/again.toml --begin build/students/again-3 --seed 2
 	$(BIN)/stillhouse distill shapes -o build/students/shapes-1 --work build/students/again --force \
 		--config src/stillhouse/models/shapes/train/one_step.toml --begin build/students/walks-3
 	$(BIN)/python -m stillhouse.models.shapes.train.ship --student build/students/shapes-3 \
