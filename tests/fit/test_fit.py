@@ -15,6 +15,7 @@ from stillhouse.fit.fit import fit
 from stillhouse.fit.rate import fall_begins, learning_rate
 from stillhouse.fit.recipe import StageRecipe
 from stillhouse.fit.stage import Tick
+from tests.disk import files_up_to
 
 RECIPE = StageRecipe(
     updates=40,
@@ -174,9 +175,25 @@ def test_a_loss_that_is_not_finite_stops_names_the_update_and_keeps_the_checkpoi
         def loss(self, update: int) -> torch.Tensor:
             return super().loss(update) * (float("nan") if update == 7 else 1.0)
 
-    with pytest.raises(FitFailed, match="update 7"):
+    with pytest.raises(FitFailed, match="line: the loss of update 7 is nan"):
         fit(Broken(), tmp_path, ignore, save_every=0.0)
     assert torch.load(tmp_path / "line.checkpoint.pt", weights_only=True)["update"] == 7
+
+
+@pytest.mark.parametrize("broken", [7, RECIPE.updates - 1])
+def test_a_gradient_that_is_not_finite_stops_too_and_a_smaller_rate_goes_on(tmp_path: Path, broken: int) -> None:
+    """The loss is a number all the same: the root of nothing, whose slope is infinite."""
+
+    class Steep(LineStage):
+        def loss(self, update: int) -> torch.Tensor:
+            nothing = (self.network.weight - self.network.weight.detach()).sum()
+            return super().loss(update) + (nothing.abs().sqrt() if update == broken else 0.0)
+
+    with pytest.raises(FitFailed, match=rf"line: the gradient of update {broken} is (nan|inf); go on from the last"):
+        fit(Steep(), tmp_path, ignore, save_every=0.0)
+    kept = torch.load(tmp_path / "line.checkpoint.pt", weights_only=True)
+    assert kept["update"] == broken and all(torch.isfinite(one).all() for one in kept["network"].values())
+    assert fit(LineStage(replace(RECIPE, rate=1e-3)), tmp_path, ignore).is_done
 
 
 def test_a_full_disk_stops_and_keeps_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,6 +208,23 @@ def test_a_full_disk_stops_and_keeps_the_checkpoint_before(tmp_path: Path, monke
     monkeypatch.setattr(torch, "save", half)
     with pytest.raises(FitFailed, match="No space left on device; make room"):
         fit(LineStage(), tmp_path, ignore, save_every=0.0)
+    assert (tmp_path / "line.checkpoint.pt").read_bytes() == before
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_disk_that_is_really_full_is_told_by_torch_and_keeps_the_checkpoint_before(tmp_path: Path) -> None:
+    """Files of this process cannot grow any more: the system itself refuses to write."""
+
+    class Wide(LineStage):
+        def __init__(self, stop_at: int | None = None) -> None:
+            super().__init__(stop_at=stop_at)
+            self.network = nn.Sequential(nn.Linear(1, 4096), nn.Linear(4096, 1))
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(Wide(stop_at=5), tmp_path, ignore, save_every=0.0)
+    before = (tmp_path / "line.checkpoint.pt").read_bytes()
+    with files_up_to(1 << 14), pytest.raises(FitFailed, match="line.checkpoint.pt cannot be written: .*; make room"):
+        fit(Wide(), tmp_path, ignore, save_every=0.0)
     assert (tmp_path / "line.checkpoint.pt").read_bytes() == before
     assert not list(tmp_path.glob("*.partial"))
 

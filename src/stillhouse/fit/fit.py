@@ -24,8 +24,8 @@ def fit(
     when it returns.
 
     Raises:
-        FitFailed: the loss is not finite, a checkpoint cannot be written, or fewer updates are planned than lie behind.
-            The last checkpoint stays as it is.
+        FitFailed: the loss or its gradient is not finite, a checkpoint cannot be written, or fewer updates are planned
+            than lie behind. The last checkpoint stays as it is.
     """
     folder.mkdir(parents=True, exist_ok=True)
     processes = launched()

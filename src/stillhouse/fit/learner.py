@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -74,13 +75,9 @@ class Learner:
             if torch.isfinite(loss):
                 loss.backward()  # type: ignore[no-untyped-call]
         self.processes.average([total])
-        if not torch.isfinite(total):
-            raise FitFailed(
-                f"{self.stage.name}: the loss of update {self.update} is {total.item()}",
-                fix="go on from the last checkpoint with a smaller rate",
-            )
+        self._check("loss", total)
         self.processes.average([one.grad for one in self._parameters if one.grad is not None])
-        nn.utils.clip_grad_norm_(self._parameters, _CLIP)
+        self._check("gradient", nn.utils.clip_grad_norm_(self._parameters, _CLIP))
         self._optimiser.step()
         # Early averages forget quickly, or the start would weigh on them for thousands of updates.
         keep = min(recipe.average, (1 + self.update) / (10 + self.update))
@@ -124,9 +121,17 @@ class Learner:
             "best": self._best,
         }
         if self._retired is not None and kind == _CHECKPOINT:  # what was learnt during the fall is not lost
-            shutil.copyfile(self._path(_CHECKPOINT), self._retired)
+            write_atomically(self._retired, partial(shutil.copyfile, self._path(_CHECKPOINT)))
             self._retired = None
         write_atomically(self._path(kind), lambda path: torch.save(state, path))
+
+    def _check(self, what: str, number: Tensor) -> None:
+        """Refuse an update by what is no number: it would be in every weight, and in the next checkpoint."""
+        if not torch.isfinite(number):
+            raise FitFailed(
+                f"{self.stage.name}: the {what} of update {self.update} is {number.item()}",
+                fix="go on from the last checkpoint with a smaller rate",
+            )
 
     def _loss(self, part: int) -> Tensor:
         recipe, processes = self.stage.recipe, self.processes

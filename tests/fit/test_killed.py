@@ -1,0 +1,93 @@
+"""`kill -9`: whoever learns is killed at a random update, or while it writes, and goes on to the same bits."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+LINE = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from stillhouse.fit.fit import fit
+from tests.fit.test_fit import LineStage, weights
+
+folder, where, at = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+saved, save = 0, torch.save
+
+class Killed(LineStage):
+    def loss(self, update):
+        if where == "learning" and update == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().loss(update)
+
+def cut(state, path):
+    global saved
+    save(state, path)
+    saved += 1
+    if saved == at:
+        os.truncate(path, path.stat().st_size // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+if where == "writing":
+    torch.save = cut
+stage = Killed()
+fit(stage, folder, lambda tick: None, save_every=0.0)
+save(weights(stage), folder / "weights.pt")
+"""
+CHAIN = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from stillhouse.distill.chain import teach
+from tests.distill.test_chain import RECIPE, RandomPairs, teacher, weights
+
+folder, at = Path(sys.argv[1]), int(sys.argv[3])
+seen = 0
+
+def report(tick):
+    global seen
+    seen += 1
+    if seen == at:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+students = teach(teacher(), RandomPairs(), RECIPE, folder, report, save_every=0.0)
+torch.save([weights(student) for student in students], folder / "weights.pt")
+"""
+
+
+def learnt(program: str, folder: Path, where: str = "nowhere", at: int = -1) -> int:
+    """The exit code of a process that learns, and is killed there."""
+    folder.mkdir(exist_ok=True)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", "-c", program, str(folder), where, str(at)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    return done.returncode
+
+
+@pytest.mark.parametrize(
+    ("program", "where", "moments"), [(LINE, "learning", 39), (LINE, "writing", 39), (CHAIN, "learning", 9)]
+)
+def test_who_is_killed_goes_on_to_the_same_bits(program: str, where: str, moments: int, tmp_path: Path) -> None:
+    at = random.randint(1, moments)
+    print(f"killed at {at}")
+    assert learnt(program, tmp_path / "whole") == 0
+    assert learnt(program, tmp_path / "parts", where, at) == -signal.SIGKILL
+    assert learnt(program, tmp_path / "parts") == 0
+    whole, parts = ((tmp_path / name / "weights.pt") for name in ("whole", "parts"))
+    assert _same(torch.load(whole, weights_only=True), torch.load(parts, weights_only=True))
+    assert not list((tmp_path / "parts").glob("*.partial"))
+
+
+def _same(one: object, other: object) -> bool:
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return torch.equal(one, other)
+    return one == other
