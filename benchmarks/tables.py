@@ -5,7 +5,7 @@ A document marks a place with `<!-- table: NAME -->` ... `<!-- end -->`; what st
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from benchmarks.grid import grid
 from benchmarks.record import RESULTS, recorded
 from benchmarks.serving import tables as serving
 from stillhouse.accelerate.candidate import Candidate
-from stillhouse.distill.verdict import Verdict, head
+from stillhouse.distill.verdict import LEGEND, Verdict, head
 from stillhouse.distill.verdict import rows as table_of
 from stillhouse.models.decode import decode
 
@@ -194,34 +194,42 @@ def _tick(results: Mapping[str, Any]) -> str:
 
 def _distill(results: Mapping[str, Any]) -> str:
     verdict = decode(Verdict, results["verdict"])
-    rows = []
-    for number, lesson in enumerate(lessons(results["learnt"].values()), 1):
+    rows, told = [], lessons(results["learnt"].values())
+    for number, lesson in enumerate(told, 1):
+        begun = lesson.get("begun")
+        begins = str(1 + _place(told, begun)) if begun else ""
         for student in lesson["students"]:
             scores = ", ".join(f"{name} {value:.1f} dB" for name, value in student["scores"].items())
             steps = "any" if student["timesteps"] is None else str(len(student["timesteps"]))
             learning = [f"{lesson['items']:,}", f"{student['updates']:,}", f"{student['hours']:.2f}", scores]
-            rows.append([str(number), student["name"], student["method"], steps, *learning])
-    told_of = ["lesson", "student", "taught by", "steps", "examples", "updates", "hours", "with its teacher's latents"]
-    cost = grid(told_of, rows)
-    told = f"{verdict.captions:,} held-out captions; strict against the teacher in points, paired, 95 % interval."
-    return f"{grid(head(verdict), table_of(verdict))}\n{told}\n\n{cost}"
+            rows.append([str(number), begins, student["name"], student["method"], steps, *learning])
+    of = ["lesson", "goes on from", "student", "taught by", "steps", "examples", "updates", "hours", "its latents"]
+    judged = f"{grid(head(verdict), table_of(verdict))}\n{verdict.captions:,} held-out captions. {LEGEND}\n"
+    learnt = "Its latents: how close they come to its teacher's from the same noise, and for edits."
+    return f"{judged}\n{grid(of, rows)}\n{learnt}\n"
 
 
 def lessons(learnt: Iterable[Mapping[str, Any] | None]) -> list[Mapping[str, Any]]:
     """All that students were taught, those first with which others went on; of lessons that two share, the longer."""
-    lessons: list[Mapping[str, Any]] = []
+    told: list[Mapping[str, Any]] = []
     for last in learnt:
         line: list[Mapping[str, Any]] = []
         while last:
             line.insert(0, last)
             last = last.get("begun")
         for lesson in line:
-            same = [one for one in lessons if one["students"][0] == lesson["students"][0]]
-            if not same:
-                lessons.append(lesson)
-            elif len(lesson["students"]) > len(same[0]["students"]):
-                lessons[lessons.index(same[0])] = lesson
-    return lessons
+            place = _place(told, lesson)
+            if place == len(told):
+                told.append(lesson)
+            elif len(lesson["students"]) > len(told[place]["students"]):
+                told[place] = lesson
+    return told
+
+
+def _place(told: Sequence[Mapping[str, Any]], lesson: Mapping[str, Any]) -> int:
+    """Of a lesson among others, which is the same where its first student is; after all of them where it is new."""
+    same = (place for place, one in enumerate(told) if one["students"][:1] == lesson["students"][:1])
+    return next(same, len(told))
 
 
 def _cost(results: Mapping[str, Any]) -> str:

@@ -15,6 +15,9 @@ from stillhouse.models.decode import DecodeError, decode
 from stillhouse.models.shapes.features import open_encoder
 
 _PACKAGES = ("onnxruntime", "openvino", "numpy")
+_SCORES = {"all_correct": "all correct", "strict": "strict"}
+LEGEND = "In brackets 95 % intervals; to the teacher: points, paired, of the same captions and seeds."
+"""What the table's figures are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +119,9 @@ def lead(verdict: Verdict) -> str:
 
 def head(verdict: Verdict) -> list[str]:
     """Headings of the table."""
-    scored = ["all correct", "strict", "against the teacher", "redrawn"] if verdict.standings[0].scores else []
-    measured = ["ms alone", *scored, "PSNR", "Frechet", "precision", "recall", "diversity"]
+    shares = [heading for told in _SCORES.values() for heading in (told, "to the teacher")]
+    scored = [*shares, "redrawn"] if verdict.standings[0].scores else []
+    measured = ["ms alone", *scored, "PSNR", "SSIM", "Frechet", "precision", "recall", "diversity"]
     return ["way", "evaluations", *measured, *_brought(verdict.standings[0])]
 
 
@@ -129,16 +133,18 @@ def rows(verdict: Verdict) -> list[list[str]]:
 def _row(one: Standing, is_first: bool) -> list[str]:
     scored = []
     if one.scores:
-        gap = one.gaps["strict"]
-        told = "" if is_first else f"{100 * gap.value:+.1f} ({100 * gap.low:+.1f} to {100 * gap.high:+.1f})"
-        shares = [f"{100 * one.scores[name].value:.1f} %" for name in ("all_correct", "strict")]
-        scored = [*shares, told, f"{one.rerender:.1f} dB"]
+        for name in _SCORES:
+            share, gap = one.scores[name], one.gaps[name]
+            scored.append(f"{100 * share.value:.1f} % ({100 * share.low:.1f} to {100 * share.high:.1f})")
+            scored.append("" if is_first else f"{100 * gap.value:+.1f} ({100 * gap.low:+.1f} to {100 * gap.high:+.1f})")
+        scored.append(f"{one.rerender:.1f} dB")
     return [
         one.name,
         str(one.rows),
         f"{1000 * one.alone.median:.1f}",
         *scored,
         "" if is_first else f"{one.psnr:.1f} dB",
+        "" if is_first else f"{one.ssim:.3f}",
         f"{one.frechet:.2f}",
         f"{one.precision:.2f}",
         f"{one.recall:.2f}",
