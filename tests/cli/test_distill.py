@@ -5,12 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from stillhouse.cli import main, parse
 from stillhouse.cli.distill import settings_of
 from stillhouse.models.importers import ImportOptions, import_model
 from stillhouse.models.manifest import read_manifest
+from stillhouse.models.png import write_png
 from tests.models.checkpoints import write_checkpoint
 
 QUICK = ("--rounds", "4,2", "--guidance", "1..6", "--items", "2", "--updates", "2", "--batch", "2")
@@ -109,3 +111,19 @@ def test_what_is_said_on_the_command_line_wins_over_every_student_of_the_file(te
     settings = settings_of(arguments)
     assert settings.recipe("2", 0).updates == settings.recipe("guidance", 0).updates == 5
     assert settings.recipe("2", 0).batch == 3 and settings.data == "teacher"
+
+
+def test_what_is_skipped_is_named_and_counted(teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(8):
+        write_png(pictures / f"{number}.png", np.full((32, 32, 3), 20 * number, np.uint8))
+    (pictures / "0.txt").write_text("grey")
+    (pictures / "broken.png").write_bytes(b"no picture")
+    (pictures / "broken.txt").write_text("what it would have been")
+    assert main(["distill", teacher, "-o", str(tmp_path / "out"), *QUICK, "--data", str(pictures)]) == 0
+    told = capsys.readouterr().out
+    assert "skipped 1.png: has no caption" in told and told.count("has no caption") == 5
+    assert f"8 pictures were skipped; all are named in {tmp_path / 'out.work'}/*/skipped.csv" in told
+    (named,) = (tmp_path / "out.work").glob("*/skipped.csv")
+    assert "broken.png" in named.read_text() and len(named.read_text().splitlines()) == 9

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from stillhouse.diffusion import Prediction, Schedule, grid
-from stillhouse.distill.chain import ChainRecipe, Student, frozen, lessons, teach
+from stillhouse.distill.chain import ChainRecipe, Student, frozen, learner, lessons, teach
 from stillhouse.distill.lesson import ended
-from stillhouse.distill.networks import Asked, Denoiser, Inputs, taught_as
+from stillhouse.distill.networks import Asked, Denoiser, Inputs, conditioned_on_guidance, taught_as
 from stillhouse.distill.pairs import Pair
 from stillhouse.distill.targets import walk_of
 from stillhouse.errors import FitFailed, InvalidRequest
@@ -110,6 +110,9 @@ def test_students_of_a_network_that_tells_noise_tell_velocity_from_pure_noise_on
     schedule, prediction = taught_as(teacher("epsilon", Schedule()))
     assert prediction == "v_prediction" and schedule == Schedule(zero_terminal_snr=True)
     assert taught_as(teacher()) == (SCHEDULE, "v_prediction")
+    assert taught_as(teacher("v_prediction", Schedule())) == (SCHEDULE, "v_prediction")
+    student = Denoiser(conditioned_on_guidance(unet("sd2")), Schedule(), "v_prediction")
+    assert taught_as(student) == (Schedule(), "v_prediction"), "it knows no other levels"
 
 
 def test_a_student_of_an_epsilon_teacher_comes_closer_to_it(tmp_path: Path) -> None:
@@ -150,3 +153,19 @@ def test_the_next_student_of_another_teacher_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FitFailed, match=r"2-steps.checkpoint.pt was learnt from something else"):
         teach(teacher(), RandomPairs(), longer, tmp_path, quiet)
     assert (tmp_path / "guidance.checkpoint.pt").read_bytes() == before, "refused before anything was learnt"
+
+
+def test_checkpointing_takes_less_memory_and_changes_no_gradient() -> None:
+    def gradients(checkpointing: bool) -> list[Tensor]:
+        torch.manual_seed(1)
+        network = learner(teacher(), replace(RECIPE, checkpointing=checkpointing))
+        assert network.is_gradient_checkpointing is checkpointing
+        noise, text = torch.randn(2, 4, 8, 8), torch.randn(2, 7, 32)
+        network(
+            noise, torch.tensor([10, 900]), text, timestep_cond=torch.randn(2, 256)
+        ).sample.square().mean().backward()
+        return [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+
+    plain, saving = gradients(False), gradients(True)
+    assert len(plain) == len(saving) > 100
+    assert all(torch.allclose(one, other, rtol=1e-5, atol=1e-7) for one, other in zip(plain, saving, strict=True))

@@ -31,10 +31,12 @@ class Heard:
     def __init__(self) -> None:
         self.ticks: list[Tick] = []
         self.encoded: list[int] = []
+        self.totals: set[int] = set()
         self.left: list[str] = []
 
     def items(self, done: int, total: int) -> None:
         self.encoded.append(done)
+        self.totals.add(total)
 
     def skipped(self, one: Skipped) -> None:
         self.left.append(one.name)
@@ -52,12 +54,16 @@ class Leaves(Heard):
 
 @pytest.fixture(scope="module")
 def teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """By kind: sd1 tells noise, sd2 velocity, xl has two text encoders."""
+    """By kind: sd1 tells noise, sd2 velocity, xl has two text encoders; sd21 is sd2 that never saw pure noise."""
     folder = tmp_path_factory.mktemp("teachers")
-    for kind in ("sd1", "sd2", "xl", "inpaint"):
-        write_checkpoint(kind, folder / f"{kind}-checkpoint")
+    kinds = ("sd1", "sd2", "sd21", "xl", "inpaint")
+    for kind in kinds:
+        write_checkpoint("sd2" if kind == "sd21" else kind, folder / f"{kind}-checkpoint")
+        if kind == "sd21":  # as Stability published it
+            config = folder / "sd21-checkpoint" / "scheduler" / "scheduler_config.json"
+            config.write_text(json.dumps({**json.loads(config.read_text()), "rescale_betas_zero_snr": False}))
         import_model(folder / f"{kind}-checkpoint", folder / kind, ImportOptions(kind))
-    return {kind: folder / kind for kind in ("sd1", "sd2", "xl", "inpaint")}
+    return {kind: folder / kind for kind in kinds}
 
 
 @pytest.fixture
@@ -70,7 +76,12 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.mark.parametrize(
     ("kind", "diffusers"),
-    [("sd1", StableDiffusionPipeline), ("sd2", StableDiffusionPipeline), ("xl", StableDiffusionXLPipeline)],
+    [
+        ("sd1", StableDiffusionPipeline),
+        ("sd2", StableDiffusionPipeline),
+        ("sd21", StableDiffusionPipeline),
+        ("xl", StableDiffusionXLPipeline),
+    ],
 )
 def test_a_student_of_any_of_them_draws_here_and_in_diffusers(
     teachers: dict[str, Path], settings: Settings, tmp_path: Path, kind: str, diffusers: type[StableDiffusionPipeline]
@@ -80,7 +91,7 @@ def test_a_student_of_any_of_them_draws_here_and_in_diffusers(
     manifest = read_manifest(out, verify=True)
     assert manifest.distilled is not None and len(manifest.distilled.timesteps or ()) == 2
     assert manifest.prediction == "v_prediction" and manifest.distilled.guidance == (1.0, 6.0)
-    assert manifest.schedule.zero_terminal_snr or kind != "sd1"
+    assert manifest.schedule.zero_terminal_snr, "a student of few steps begins at pure noise"
     pipeline = load(out)
     result = pipeline.generate("a red circle", seed=3)
     assert result.request.steps == 2 and np.ptp(result.image) > 0
@@ -172,8 +183,27 @@ def test_a_folder_is_learnt_from_and_what_is_broken_in_it_is_told(
     asked = replace(settings, data=str(pictures), prompts=None, items=50)
     distil(teachers["sd2"], tmp_path / "student", asked, tmp_path / "work", heard)
     assert heard.left == ["broken.png", "silent.png"]
+    assert heard.totals == {5}, "there are five pictures, and fifty were allowed"
     evidence = read_manifest(tmp_path / "student").evidence["distill"]
-    assert evidence["items"] == 3 and evidence["settings"]["data"] == "pictures"
+    assert evidence["items"] == 3 and evidence["skipped"] == 2 and evidence["settings"]["data"] == "pictures"
+    (named,) = (tmp_path / "work").glob("*/skipped.csv")
+    lines = named.read_text().splitlines()
+    assert [line.partition(",")[0] for line in lines] == ["picture", "broken.png", "silent.png"]
+    again = Heard()
+    distil(teachers["sd2"], tmp_path / "again", asked, tmp_path / "work", again)
+    assert not again.left and read_manifest(tmp_path / "again").evidence["distill"]["skipped"] == 2
+
+
+def test_a_folder_in_which_nothing_has_a_caption_is_refused(
+    teachers: dict[str, Path], settings: Settings, tmp_path: Path
+) -> None:
+    (tmp_path / "pictures").mkdir()
+    write_png(tmp_path / "pictures" / "silent.png", np.zeros((8, 8, 3), np.uint8))
+    heard = Heard()
+    asked = replace(settings, data=str(tmp_path / "pictures"), prompts=None)
+    with pytest.raises(InvalidRequest, match="nothing to learn from; allowed: one picture with a caption, or more"):
+        distil(teachers["sd2"], tmp_path / "student", asked, tmp_path / "work", heard)
+    assert heard.left == ["silent.png"]
 
 
 def test_a_student_may_teach_and_its_grid_is_kept(
@@ -184,6 +214,12 @@ def test_a_student_may_teach_and_its_grid_is_kept(
     first, second = (read_manifest(tmp_path / name).distilled for name in ("first", "second"))
     assert first and second and first.timesteps and second.timesteps
     assert set(second.timesteps) < set(first.timesteps) and second.teacher[0] == "first"
+
+
+def test_a_teacher_that_takes_one_step_already_is_told_before_anything_else(settings: Settings, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="shapes-1 as a teacher, which takes one step already; allowed: .* two"):
+        distil("shapes-1", tmp_path / "student", Settings(data="shapes"), tmp_path / "work", Heard())
+    assert not list(tmp_path.glob("work*"))
 
 
 @pytest.mark.parametrize(

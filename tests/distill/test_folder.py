@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stillhouse.distill.folder import Captioned, Skipped, read_folder
+from stillhouse.distill.folder import Captioned, Skipped, count_pictures, read_folder
 from stillhouse.errors import InvalidRequest
 from stillhouse.models.png import encode_png
 
@@ -106,3 +106,18 @@ def test_a_table_that_is_no_json_is_refused_with_its_line(tmp_path: Path) -> Non
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "x"}\nno\n')
     with pytest.raises(InvalidRequest, match=r"line 2 of .*metadata.jsonl is 'no'"):
         list(read_folder(tmp_path))
+
+
+def test_a_table_in_another_encoding_is_read_as_far_as_it_can_be(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    row = '{"file_name": "a.png", "text": "a caf\u00e9 in blue"}\n'
+    (tmp_path / "metadata.jsonl").write_bytes(row.encode("latin-1"))
+    assert read(tmp_path) == {"a.png": "a caf\ufffd in blue"}
+
+
+def test_pictures_are_counted_where_none_lie_in_a_tar(tmp_path: Path) -> None:
+    for name in ("a.png", "b.JPG", "c.txt"):
+        (tmp_path / name).write_bytes(b"")
+    assert count_pictures(tmp_path) == 2
+    tar(tmp_path / "more.tar", {})
+    assert count_pictures(tmp_path) is None

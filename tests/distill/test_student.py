@@ -11,11 +11,12 @@ from stillhouse.diffusion import grid_at
 from stillhouse.distill.chain import Student, frozen
 from stillhouse.distill.networks import Denoiser, conditioned_on_guidance
 from stillhouse.distill.student import write_student
-from stillhouse.errors import ImportFailed, InvalidRequest
+from stillhouse.errors import FitFailed, ImportFailed, InvalidRequest
 from stillhouse.fit.stage import Fitted
 from stillhouse.models.importers import ImportOptions, import_model
 from stillhouse.models.load import load
 from stillhouse.models.manifest import read_manifest
+from tests.disk import files_up_to
 from tests.models.checkpoints import write_checkpoint
 
 PLAN = (999.0, 656.0, 342.0)
@@ -84,12 +85,26 @@ def test_diffusers_draws_the_same_picture(written: Path, guidance: float) -> Non
         theirs("a red circle", num_inference_steps=10)
 
 
-def test_nothing_is_written_where_something_stands(teacher: Path, written: Path) -> None:
+@pytest.fixture
+def first(teacher: Path) -> Student:
     manifest = read_manifest(teacher)
     unet = conditioned_on_guidance(UNet2DConditionModel.from_pretrained(teacher / "unet"))
     denoiser = Denoiser(unet, manifest.schedule, manifest.prediction)
-    student = Student("guidance", denoiser, {}, None, "guidance", Fitted(True, 5, 1.0, {}))
+    return Student("guidance", denoiser, {}, None, "guidance", Fitted(True, 5, 1.0, {}))
+
+
+def test_nothing_is_written_where_something_stands(teacher: Path, written: Path, first: Student) -> None:
     before = read_manifest(written)
     with pytest.raises(ImportFailed, match="holds a pipeline already"):
-        write_student(teacher, student, written, guidance=(1.0, 8.0))
+        write_student(teacher, first, written, guidance=(1.0, 8.0))
     assert read_manifest(written) == before
+
+
+@pytest.mark.parametrize("size", [1 << 10, 1 << 15, 1 << 18])
+def test_a_full_disk_is_told_and_leaves_nothing(teacher: Path, first: Student, tmp_path: Path, size: int) -> None:
+    with (
+        files_up_to(size),
+        pytest.raises(FitFailed, match=r"student cannot be written: .*; make room; what was learnt"),
+    ):
+        write_student(teacher, first, tmp_path / "student", guidance=(1.0, 8.0))
+    assert not list(tmp_path.iterdir())

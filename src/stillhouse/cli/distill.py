@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from stillhouse.cli.arguments import number, positive, whole
 from stillhouse.cli.progress import Report, progress
-from stillhouse.errors import RuntimeMissing
+from stillhouse.errors import InvalidRequest, RuntimeMissing
 from stillhouse.models.manifest import read_manifest
 
 if TYPE_CHECKING:
@@ -42,6 +42,9 @@ def declare(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--items", type=positive, metavar="N", help="pictures to learn from; default: 20000")
     parser.add_argument("--lora", dest="rank", type=positive, metavar="RANK", help="learn low-rank factors only")
+    parser.add_argument(
+        "--factors", type=Path, metavar="FILE", help="student_lora.safetensors, learnt before: put on this teacher"
+    )
     parser.add_argument("--decoder", type=positive, metavar="WIDTH", help="learn a tiny decoder, too: 32, 64")
     parser.add_argument("--seed", type=whole, metavar="N", help="default: 0")
     parser.add_argument("--max-hours", type=number, metavar="H", help="stop after so long; the next run goes on")
@@ -68,6 +71,8 @@ def run(arguments: Namespace) -> int:
             raise RuntimeMissing(f"distilling needs {package}: {error}", fix=fix) from error
     from stillhouse.distill.distil import distil
 
+    if arguments.factors:
+        return _put_on(arguments)
     settings = settings_of(arguments)
     work = arguments.work or arguments.out.with_name(f"{arguments.out.name}.work")
     with progress() as report:
@@ -77,7 +82,7 @@ def run(arguments: Namespace) -> int:
                 arguments.teacher, arguments.out, settings, work, told, every=arguments.all, force=arguments.force
             )
         finally:
-            told.end()
+            told.end(work)
     if not made.is_first:
         return 0
     if not made.is_done:
@@ -87,6 +92,18 @@ def run(arguments: Namespace) -> int:
         steps = read_manifest(directory).defaults.steps
         print(f"{directory}  {steps} steps; logs and strips in {work}")
     print(f'  stillhouse generate "your prompt" --model {arguments.out}')
+    return 0
+
+
+def _put_on(arguments: Namespace) -> int:
+    from stillhouse.distill.factors import put_on
+    from stillhouse.distill.settings import Learning, Settings
+
+    if arguments.config or _given(arguments, Settings) or _given(arguments, Learning):
+        raise InvalidRequest("options of learning beside --factors", allowed="-o and --force: nothing is learnt then")
+    put_on(arguments.teacher, arguments.factors, arguments.out, force=arguments.force)
+    print(f"{arguments.out}  {read_manifest(arguments.out).defaults.steps} steps")
+    print(f"  stillhouse judge {arguments.out} --against {arguments.teacher}")
     return 0
 
 
@@ -159,9 +176,9 @@ class _Told:
             scores = "  ".join(f"{name} {value:.2f}" for name, value in tick.scores.items())
             print(f"{tick.stage} {tick.update}: {scores}", flush=True)
 
-    def end(self) -> None:
+    def end(self, work: Path) -> None:
         """Say what was skipped."""
         for line in self._skipped[:_SHOWN]:
             print(f"skipped {line}")
-        if len(self._skipped) > _SHOWN:
-            print(f"and {len(self._skipped) - _SHOWN} more: {len(self._skipped)} pictures were skipped in all")
+        if count := len(self._skipped):
+            print(f"{count} picture{'s were' if count > 1 else ' was'} skipped; all are named in {work}/*/skipped.csv")

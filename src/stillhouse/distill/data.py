@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from stillhouse.distill.folder import Captioned, Skipped, read_folder
+from stillhouse.distill.folder import Captioned, Skipped, count_pictures, read_folder
 from stillhouse.distill.items import Item, drawn, folder, shapes
 from stillhouse.distill.prompts import read_prompts
 from stillhouse.distill.settings import TEACHER, Settings
@@ -40,6 +40,13 @@ def items_of(
         raise _nothing()
     prompts = read_prompts(Path(settings.prompts))
     return lambda begin: drawn(pipeline, prompts, settings.items, settings.seed, begin)
+
+
+def expected(settings: Settings) -> int:
+    """How many pictures there will be, as far as that is known before they are read."""
+    if settings.method == WALKS or settings.data in EMBEDDED or settings.data == TEACHER:
+        return settings.items
+    return min(settings.items, count_pictures(Path(settings.data)) or settings.items)
 
 
 def captions_of(settings: Settings, skipped: Callable[[Skipped], None]) -> Callable[[np.random.Generator], str]:

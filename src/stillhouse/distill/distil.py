@@ -1,6 +1,7 @@
 """From a teacher's pipeline to a student's, evidence included."""
 
-from collections.abc import Callable, Iterable, Mapping
+import csv
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic
@@ -11,7 +12,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from stillhouse.diffusion import Grid, grid_at
 from stillhouse.distill.chain import EDITS, ChainRecipe, Student, frozen
-from stillhouse.distill.data import key_of
+from stillhouse.distill.data import expected, key_of
 from stillhouse.distill.decoder import DecoderLesson, TinyDecoder
 from stillhouse.distill.folder import Skipped
 from stillhouse.distill.lesson import Lesson
@@ -26,6 +27,7 @@ from stillhouse.distill.walk_chain import WALKS
 from stillhouse.distill.walk_lesson import WalkLesson
 from stillhouse.distill.ways import ByChain, ByWalks, Learning, Way
 from stillhouse.errors import InvalidRequest
+from stillhouse.fit.checkpoint import write_atomically
 from stillhouse.fit.fit import fit
 from stillhouse.fit.processes import launched
 from stillhouse.fit.stage import Fitted, Stage, Tick
@@ -37,6 +39,7 @@ from stillhouse.models.pipeline import Pipeline
 from stillhouse.models.png import write_png
 
 STRIPS = "strips"
+SKIPPED = "skipped.csv"
 _PACKAGES = ("torch", "diffusers", "transformers", "peft")
 
 
@@ -97,6 +100,7 @@ def distil(
     deadline = None if settings.max_hours is None else monotonic() + 3600 * settings.max_hours
     processes, directory = launched(), find(source)
     manifest = read_manifest(directory)
+    _check_steps(manifest)
     _check_guidance(manifest, settings)
     teacher = open_teacher(directory, manifest)
     way = _way(directory, manifest, teacher, settings)
@@ -110,20 +114,14 @@ def distil(
             raise InvalidRequest(f"{place} in the folder that is learnt from", allowed="a place outside of its data")
     pipeline = load(directory)
     folder = work / f"{way.kind}-{key_of(pipeline.manifest, settings)}"
-    if processes.is_first and not keep(
-        way.items(pipeline, settings, told.skipped),
-        way.encoded(pipeline),
-        folder,
-        lambda done: told.items(done, settings.items),
-        deadline,
-    ):
+    if processes.is_first and not _kept(way, pipeline, settings, folder, told, deadline):
         return Made(False, True)
     watch = _strips(pipeline, work / STRIPS) if processes.is_first else _nobody
     learnt = way.learn(Learning(folder, work, told.tick, watch, deadline))
     students = learnt.students
     if len(students) < len(names):
         return Made(False, processes.is_first)
-    evidence = _evidence(settings, learnt.items, students, processes.count)
+    evidence = _evidence(settings, learnt.items, _count_skipped(folder), students, processes.count)
     decoder = None
     if settings.decoder:
         lesson = _decoder(directory, manifest, settings, learnt.pictures, folder.stem)
@@ -144,6 +142,37 @@ def distil(
             )
     processes.agreed(True)  # nobody leaves before it is written: launchers end all when one does
     return Made(True, processes.is_first, tuple(places.values()))
+
+
+def _kept(way: Way, pipeline: Pipeline, settings: Settings, folder: Path, told: Told, deadline: float | None) -> bool:
+    """Whether all of what is learnt from is made. What cannot be learnt from is named in `SKIPPED` beside it."""
+    left: list[Skipped] = []
+
+    def skipped(one: Skipped) -> None:
+        left.append(one)
+        told.skipped(one)
+
+    total = expected(settings)
+    items, encoded = way.items(pipeline, settings, skipped), way.encoded(pipeline)
+    is_whole = keep(items, encoded, folder, lambda done: told.items(done, max(done, total)), deadline)
+    if left:
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = [("picture", "reason"), *((one.name, one.reason) for one in left)]
+        write_atomically(folder / SKIPPED, lambda path: _write_csv(path, lines))
+    return is_whole
+
+
+def _write_csv(path: Path, lines: Iterable[Sequence[str]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(lines)
+
+
+def _count_skipped(folder: Path) -> int:
+    """Pictures that could not be learnt from, whichever run found that."""
+    if not (folder / SKIPPED).exists():
+        return 0
+    with (folder / SKIPPED).open(encoding="utf-8", newline="") as file:
+        return len(list(csv.reader(file))) - 1
 
 
 def open_teacher(directory: Path, manifest: Manifest) -> Denoiser:
@@ -197,6 +226,12 @@ def _first(directory: Path, manifest: Manifest, teacher: Denoiser, settings: Set
         raise InvalidRequest(given, allowed=f"students of {directory}")
     _check_guidance(begun, settings)
     return open_teacher(place, begun)
+
+
+def _check_steps(manifest: Manifest) -> None:
+    if manifest.distilled is not None and len(manifest.distilled.timesteps or (0, 0)) == 1:
+        given = f"{manifest.name} as a teacher, which takes one step already"
+        raise InvalidRequest(given, allowed="pipelines of two steps or more: the one that it learnt from")
 
 
 def _check_guidance(manifest: Manifest, settings: Settings) -> None:
@@ -271,13 +306,16 @@ def _taken(fitted: Fitted) -> dict[str, Any]:
     return {**taken, "recipe": None if fitted.recipe is None else asdict(fitted.recipe)}
 
 
-def _evidence(settings: Settings, items: int, students: Iterable[Student], processes: int) -> Mapping[str, Any]:
+def _evidence(
+    settings: Settings, items: int, skipped: int, students: Iterable[Student], processes: int
+) -> Mapping[str, Any]:
     said = {name: value for name, value in asdict(settings).items() if name not in ("data", "prompts", "begin")}
     begun = None if settings.begin is None else read_manifest(find(settings.begin))
     return {
         "settings": {**said, "data": Path(settings.data).name},
         "begun": begun and {"name": begun.name, **begun.evidence.get("distill", {})},
         "items": items,
+        "skipped": skipped,
         "machine": machine(),
         "versions": versions(_PACKAGES),
         "processes": processes,

@@ -62,9 +62,15 @@ def read_folder(folder: Path) -> Iterator[Captioned | Skipped]:
         yield from _tar(path, path.relative_to(folder).as_posix())
 
 
+def count_pictures(folder: Path) -> int | None:
+    """How many there are, with captions or without; None where some lie in tar files, which would have to be read."""
+    kinds = [path.suffix.lower() for path in folder.rglob("*") if path.is_file()]
+    return None if ".tar" in kinds else sum(kind in PICTURES for kind in kinds)
+
+
 def _table(path: Path) -> Mapping[str, str]:
     found = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         if line.strip():
             try:
                 row = json.loads(line)

@@ -9,7 +9,7 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model_state_dict
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
 
 ADAPTER = "student"
@@ -60,3 +60,12 @@ def factors(unet: Any) -> Mapping[str, Tensor]:
         name: parameter.detach() for name, parameter in unet.named_parameters() if name.startswith(_PROJECTION)
     }
     return {**found, **projection}
+
+
+def put(unet: Any, kept: Mapping[str, Tensor]) -> None:
+    """Into a network of `with_low_rank`: factors that another one had, and its projection of the scale."""
+    projection = {name: tensor for name, tensor in kept.items() if name.startswith(_PROJECTION)}
+    set_peft_model_state_dict(unet, {name: kept[name] for name in kept.keys() - projection.keys()}, ADAPTER)
+    with torch.no_grad():
+        for name, tensor in projection.items():
+            unet.get_parameter(name).copy_(tensor)

@@ -4,12 +4,13 @@ import json
 import shutil
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from stillhouse.backends.weights import safetensors_layout
@@ -17,6 +18,7 @@ from stillhouse.diffusion import Grid, Schedule
 from stillhouse.distill import step_plan
 from stillhouse.distill.chain import Student
 from stillhouse.distill.decoder import TinyDecoder
+from stillhouse.errors import FitFailed
 from stillhouse.models.export import export_decoder
 from stillhouse.models.importers import ImportOptions, import_model
 from stillhouse.models.importers.staging import staged
@@ -34,7 +36,9 @@ from stillhouse.models.manifest import (
 
 _INDEX, _SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
 FACTORS = "student_lora.safetensors"
-"""What a low-rank student differs by from its teacher; the pipeline itself needs no such file."""
+"""What a low-rank student differs by from its teacher; the pipeline itself needs no such file, see `factors`."""
+ABOUT = "stillhouse.distilled"
+"""In its metadata: `manifest.Distilled` as JSON."""
 DECODER = "tiny_decoder"
 _GRAPH, _WEIGHTS = "model.onnx", "model.safetensors"
 _LEFT = ("unet", "trials", FACTORS, DECODER)
@@ -64,7 +68,24 @@ def write_student(
 
     Raises:
         ImportFailed: `out` is taken.
+        FitFailed: there is no room for it, or no right to write it.
     """
+    try:
+        return _write(teacher, student, out, guidance, decoder, evidence or {}, force)
+    except (OSError, SafetensorError) as error:
+        fix = "make room; what was learnt is kept, and the same command goes on"
+        raise FitFailed(f"{out} cannot be written: {error}", fix=fix) from error
+
+
+def _write(
+    teacher: str | Path,
+    student: Student,
+    out: Path,
+    guidance: tuple[float, float],
+    decoder: TinyDecoder | None,
+    evidence: Mapping[str, Any],
+    force: bool,
+) -> Manifest:
     directory = find(teacher)
     before = read_manifest(directory)
     with staged(out, force=force) as stage, TemporaryDirectory(dir=stage.parent, prefix=".student-") as folder:
@@ -73,9 +94,11 @@ def write_student(
         manifest = import_model(source, made, ImportOptions(out.name, dtype=_stored(directory, before)))
         if student.grid is not None:
             _plan(made, student.grid, student.denoiser.prediction, before.schedule.train_steps)
+        written = _manifest(manifest, before, student, guidance, evidence)
         if student.factors:
-            save_file({name: tensor.contiguous() for name, tensor in student.factors.items()}, made / FACTORS)
-        written = _manifest(manifest, before, student, guidance, evidence or {})
+            assert written.distilled is not None
+            kept = {name: tensor.contiguous() for name, tensor in student.factors.items()}
+            save_file(kept, made / FACTORS, {ABOUT: json.dumps(asdict(written.distilled))})
         if decoder is not None:
             tiny = _write_decoder(decoder, manifest.latent.channels, made)
             written = replace(written, components={**written.components, "vae_decoder": tiny})
