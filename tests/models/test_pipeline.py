@@ -154,13 +154,16 @@ def test_a_picture_that_is_not_done(opened: Opened) -> None:
         opened("sd1").finish(opened("sd1").start(ImageRequest(PROMPT, **QUICK)))
 
 
-@pytest.mark.parametrize(("network", "number"), [("unet", np.nan), ("vae_decoder", np.nan), ("vae_decoder", np.inf)])
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+@pytest.mark.parametrize("network", ["text_encoder", "vae_encoder", "unet", "vae_decoder"])
 def test_what_is_no_number_is_no_picture(
     network: str, number: float, opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Half precision overflows in some networks; what came of it was a black picture, and no word."""
-    pipeline = opened("sd1")
+    pipeline, asked = opened("sd1"), {**QUICK, "image": sample_picture()}
     run = pipeline.run
+    if network == "unet" and np.isinf(number):
+        pytest.skip("guidance makes NaN of it, and NumPy warns")
 
     def broken(name: str, feeds: Any) -> Any:
         answers = {output: array.copy() for output, array in run(name, feeds).items()}
@@ -169,8 +172,9 @@ def test_what_is_no_number_is_no_picture(
         return answers
 
     monkeypatch.setattr(pipeline, "run", broken)
-    with pytest.raises(BackendFailed, match=f"^{network} answered with NaN or infinity, .*; try it in f32"):
-        pipeline.generate(PROMPT, **QUICK)
+    fix = "try `--precision f32`, another" if network == "unet" else "try another"
+    with pytest.raises(BackendFailed, match=f"^{network} answered with NaN or infinity, .*; {fix} `--backend`"):
+        pipeline.generate("a text that was not read before", **asked)
 
 
 def test_a_field_that_does_not_exist(opened: Opened) -> None:

@@ -9,8 +9,8 @@ from stillhouse.models.load import find, load
 from stillhouse.models.pipeline import Pipeline
 
 LARGEST = 64 << 20
-"""Bytes of weights above which nothing is kept: a compiled network is as large as its weights, once for each size of
-picture, and only of a small one is compiling most of the wait."""
+"""Bytes of weights above which nothing is kept: a compiled network is as large as its weights, once for each
+precision, number of threads and, where it is static, size; and only of a small one is compiling most of the wait."""
 
 
 def open_pipeline(model: str, arguments: Namespace) -> Pipeline:

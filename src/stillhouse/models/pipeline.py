@@ -35,6 +35,7 @@ from stillhouse.models.runners import FULL, SHALLOW, UNET, Runners, overridden
 from stillhouse.models.tiles import decode_tiled
 from stillhouse.models.tokenize import Tokenizer, open_tokenizer
 
+ENCODER, DECODER = "vae_encoder", "vae_decoder"
 CACHED_TEXTS = 64
 UNMASKED = 127
 """The brightest level of a mask that leaves the picture as it is."""
@@ -149,6 +150,7 @@ class Pipeline:
 
         Raises:
             InvalidRequest: the picture is not done.
+            BackendFailed: as `decode`.
         """
         if not draft.is_done:
             raise InvalidRequest(
@@ -221,7 +223,7 @@ class Pipeline:
             signal = self._decode_signal(sample)
         else:
             signal = decode_tiled(self._decode_signal, sample, tile // latent.downscale, latent.downscale)
-        _check_finite("vae_decoder", signal)
+        _check_finite(DECODER, signal)
         return to_picture(signal)
 
     def run(self, component: str, feeds: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
@@ -261,6 +263,8 @@ class Pipeline:
             self.run(name, {"input_ids": np.frombuffer(ids, np.int64)[None]})
             for name, ids in zip(encoders, texts, strict=True)
         ]
+        for name, output in zip(encoders, outputs, strict=True):
+            _check_finite(name, output["last_hidden_state"])
         states = np.concatenate([output["last_hidden_state"][0] for output in outputs], axis=-1)
         encoded = {"encoder_hidden_states": states}
         if "text_embeds" in outputs[-1]:
@@ -270,12 +274,13 @@ class Pipeline:
         return encoded
 
     def _decode_signal(self, sample: Array) -> Array:
-        signal: Array = self.run("vae_decoder", {"latent_sample": sample[None]})["sample"][0]
+        signal: Array = self.run(DECODER, {"latent_sample": sample[None]})["sample"][0]
         return signal
 
     def _encode_signal(self, signal: Array) -> Array:
         latent = self.manifest.latent
-        mean: Array = self.run("vae_encoder", {"sample": signal[None]})["mean"][0]
+        mean: Array = self.run(ENCODER, {"sample": signal[None]})["mean"][0]
+        _check_finite(ENCODER, mean)
         return (mean - latent.shift_factor) * latent.scaling_factor
 
     def _noise(self, request: ImageRequest, noise: Array | None) -> Array:
@@ -359,7 +364,8 @@ def embed_guidance(guidance: float, channels: int) -> Array:
 
 def _check_finite(network: str, answer: Array) -> None:
     if not np.isfinite(answer).all():
+        precision = "`--precision f32`, " if network == UNET else ""
         raise BackendFailed(
             f"{network} answered with NaN or infinity, of which no picture can be made",
-            fix="try it in f32 or on another backend: `--precision f32`, `--backend onnxruntime`",
+            fix=f"try {precision}another `--backend`, or the pipeline before it was accelerated",
         )

@@ -83,7 +83,7 @@ def course_of(manifest: Manifest, request: ImageRequest) -> Course:
     )
 
 
-def encoded(manifest: Manifest, request: ImageRequest) -> int:
+def pictures_encoded(manifest: Manifest, request: ImageRequest) -> int:
     """How many pictures are encoded before the first evaluation of a resolved request.
 
     Its image, and for a network that repaints what of it stays; that alone where everything begins as noise.

@@ -57,7 +57,7 @@ def test_a_request_arrives_with_its_pictures(prompt: str, height: int, width: in
 @pytest.mark.parametrize(
     "told",
     [
-        Ready([(GROUP, Curve({1: 1.0, 2: 1.5}, 0.1, 0.2))]),
+        Ready([(GROUP, Curve({1: 1.0, 2: 1.5}, 0.1, 0.2, 0.3))]),
         Broken("no"),
         Ticked([Moved(["a", "b"], GROUP, 3, 0.5, 1.1), Moved(["a"], GROUP, 2, 0.4, 1.0)]),
         Preview("a", 3, b"picture"),

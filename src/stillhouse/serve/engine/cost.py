@@ -74,7 +74,7 @@ class Curve:
         filled = (single + 2 * paired) * self.of(self.cap) / self.cap
         return min(self.left(walk, index), self._around(walk, index) + filled)
 
-    def start(self, walk: Walk) -> float:
+    def before(self, walk: Walk) -> float:
         """Seconds before the first evaluation."""
         return self.begin + walk.pictures * self.encode
 
@@ -84,7 +84,7 @@ class Curve:
         return Curve(longer, self.begin, factor * self.finish, factor * self.encode)
 
     def _around(self, walk: Walk, index: int) -> float:
-        return (0.0 if index else self.start(walk)) + self.finish
+        return (0.0 if index else self.before(walk)) + self.finish
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """The device that draws: pipelines, advanced together where they are the same, and what they cost, measured."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
@@ -10,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from stillhouse.core import ImageRequest
+from stillhouse.core import Array, ImageRequest
+from stillhouse.errors import StillhouseError
 from stillhouse.models.encode import encode_picture
 from stillhouse.models.manifest import Manifest
 from stillhouse.models.pipeline import Draft, Pipeline
-from stillhouse.models.request import course_of, encoded
+from stillhouse.models.request import course_of, pictures_encoded
 from stillhouse.serve.engine.cost import Curve
 from stillhouse.serve.engine.job import Group, Job, Walk
 
@@ -37,7 +39,7 @@ class Drawing:
     finished: Callable[[Pipeline, Draft], Any] = Pipeline.finish
 
     def begin(self, job: Job) -> None:
-        """Encode the prompt, lay out the latents."""
+        """Encode the prompt and what an edit begins with, lay out the latents."""
         job.draft = self.pipelines[job.group.pipeline].start(job.request)
 
     def advance(self, jobs: Sequence[Job]) -> None:
@@ -70,7 +72,9 @@ def walk_of(manifest: Manifest, request: ImageRequest) -> Walk:
         InvalidRequest: what the pipeline cannot do.
     """
     course = course_of(manifest, request)
-    return Walk(tuple(1 + course.is_guided(evaluation) for evaluation in course.plan()), encoded(manifest, request))
+    return Walk(
+        tuple(1 + course.is_guided(evaluation) for evaluation in course.plan()), pictures_encoded(manifest, request)
+    )
 
 
 def usual(manifest: Manifest, width: int | None = None, height: int | None = None) -> ImageRequest:
@@ -92,8 +96,9 @@ def usual(manifest: Manifest, width: int | None = None, height: int | None = Non
 def measured(pipeline: Pipeline, group: Group, batches: Sequence[int] = BATCHES, calls: int = 3) -> Curve:
     """What pictures of this size cost here and now: the median of some calls, after one that is not counted.
 
-    That one opens and compiles what it needs. A batch that is no better than the one before it ends the measurement,
-    because larger ones are not used then; of what takes longer than `LONG` one call is enough.
+    That one opens and compiles what it needs, the encoder of pictures, too. A batch that is no better than the one
+    before it ends the measurement, because larger ones are not used then; of what takes longer than `LONG` one call is
+    counted.
     """
     request = replace(usual(pipeline.manifest, group.width, group.height), refresh=1)
     if pipeline.manifest.distilled is None:
@@ -104,13 +109,13 @@ def measured(pipeline: Pipeline, group: Group, batches: Sequence[int] = BATCHES,
         if rows > 2 and Curve(seconds).cap < rows:
             break
     encode = 0.0
-    if "vae_encoder" in pipeline.manifest.components:
+    with suppress(StillhouseError):  # whoever asks for an edit is told why there are none
         grey = np.full((group.height, group.width, 3), 127, np.uint8)
         encode = _usually(calls, pipeline.encode_picture, lambda: grey)
     texts = (replace(request, prompt=f"new {number}") for number in count())  # a text that is known costs nothing
     begin = _usually(calls, pipeline.start, partial(next, texts))
-    begin = max(0.0, begin - encode * encoded(pipeline.manifest, pipeline.resolve(request)))
-    finish = _usually(calls, partial(_finish, pipeline), partial(pipeline.start, request))
+    begin = max(0.0, begin - encode * pictures_encoded(pipeline.manifest, pipeline.resolve(request)))
+    finish = _usually(calls, partial(_finish, pipeline, request), partial(np.zeros, _latents(pipeline, group)))
     return Curve(seconds, begin, finish, encode)
 
 
@@ -139,5 +144,11 @@ def _advance(pipeline: Pipeline, drafts: Sequence[Draft]) -> None:
     pipeline.settle()
 
 
-def _finish(pipeline: Pipeline, draft: Draft) -> None:
-    encode_picture(pipeline.decode(draft.latents), "png", draft.request, pipeline.manifest.name)
+def _finish(pipeline: Pipeline, request: ImageRequest, latents: Array) -> None:
+    encode_picture(pipeline.decode(latents), "png", request, pipeline.manifest.name)
+
+
+def _latents(pipeline: Pipeline, group: Group) -> tuple[int, int, int]:
+    """Their shape."""
+    latent = pipeline.manifest.latent
+    return latent.channels, group.height // latent.downscale, group.width // latent.downscale

@@ -45,7 +45,7 @@ class VirtualDevice:
 
     def begin(self, job: Job) -> None:
         """See `engine.Device`."""
-        self.now += self.cost.curves[job.group].start(job.walk)
+        self.now += self.cost.curves[job.group].before(job.walk)
 
     def advance(self, jobs: Sequence[Job]) -> None:
         """See `engine.Device`."""

@@ -11,8 +11,7 @@ const SHELF = "pictures";
 /** All of them, the latest first and those of one group in its order; none where the browser keeps nothing. */
 export async function kept() {
   try {
-    const shelf = (await database()).transaction(SHELF).objectStore(SHELF);
-    return (await answer(shelf.getAll())).sort((one, other) => other.when - one.when || one.place - other.place);
+    return (await answer((await open("readonly")).getAll())).sort((one, other) => other.when - one.when || one.place - other.place);
   } catch {
     return [];
   }
@@ -41,7 +40,7 @@ export async function forget(names) {
  * is left aborts what was not committed, and pictures that were deleted would come back.
  */
 async function write(change) {
-  const shelf = (await database()).transaction(SHELF, "readwrite").objectStore(SHELF);
+  const shelf = await open("readwrite");
   change(shelf);
   shelf.transaction.commit();
   await new Promise((resolve, reject) => {
@@ -52,16 +51,26 @@ async function write(change) {
 
 let opened = null;
 
-/** The database, opened once; once more where that failed, or where the browser closed it. */
+async function open(mode) {
+  try {
+    return shelfOf(await database(), mode);
+  } catch {
+    opened = null; // a browser may drop the database of a page that was not seen for long, and not say so
+    return shelfOf(await database(), mode);
+  }
+}
+
+function shelfOf(database, mode) {
+  return database.transaction(SHELF, mode).objectStore(SHELF);
+}
+
+/** The database, opened once; once more where it was closed, or given up for another page that has a newer one. */
 function database() {
-  opened ??= open().catch((error) => {
-    opened = null;
-    throw error;
-  });
+  opened ??= connected();
   return opened;
 }
 
-async function open() {
+async function connected() {
   const asked = indexedDB.open(NAME, 1);
   asked.onupgradeneeded = () => asked.result.createObjectStore(SHELF, { keyPath: "id" });
   const database = await answer(asked);
