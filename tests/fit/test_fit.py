@@ -218,7 +218,7 @@ def test_a_disk_that_is_really_full_is_told_by_torch_and_keeps_the_checkpoint_be
     class Wide(LineStage):
         def __init__(self, stop_at: int | None = None) -> None:
             super().__init__(stop_at=stop_at)
-            self.network = nn.Sequential(nn.Linear(1, 4096), nn.Linear(4096, 1))
+            self.network = nn.Sequential(nn.Linear(1, 4096), nn.Linear(4096, 1))  # type: ignore[assignment]
 
     with pytest.raises(KeyboardInterrupt):
         fit(Wide(stop_at=5), tmp_path, ignore, save_every=0.0)

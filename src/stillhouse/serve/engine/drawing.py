@@ -115,7 +115,9 @@ def measured(pipeline: Pipeline, group: Group, batches: Sequence[int] = BATCHES,
     texts = (replace(request, prompt=f"new {number}") for number in count())  # a text that is known costs nothing
     begin = _usually(calls, pipeline.start, partial(next, texts))
     begin = max(0.0, begin - encode * pictures_encoded(pipeline.manifest, pipeline.resolve(request)))
-    finish = _usually(calls, partial(_finish, pipeline, request), partial(np.zeros, _latents(pipeline, group)))
+    finish = _usually(
+        calls, partial(_finish, pipeline, request), partial(np.zeros, _latents(pipeline, group), np.float32)
+    )
     return Curve(seconds, begin, finish, encode)
 
 
