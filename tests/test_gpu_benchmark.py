@@ -1,11 +1,18 @@
 """The benchmark of GPUs runs to its end where there is none, and its figures become tables."""
 
 import json
+import signal
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
 
 from benchmarks.gpu import tables
-from benchmarks.gpu.ladder import RUNGS
+from benchmarks.gpu.apart import join, run_apart
+from benchmarks.gpu.ladder import FP8, LARGE, RUNGS, Rung
+from stillhouse.accelerate.plan import _gpu
 
 
 def test_everything_runs_on_a_processor_and_becomes_tables() -> None:
@@ -41,3 +48,51 @@ def test_what_could_not_be_measured_has_a_row_with_its_reason() -> None:
     rung = {"model": "SDXL", "rung": "SDPA", "dtype": "float16", "images": 1, "place": 2, "reason": "the time was up"}
     assert "the time was up" in tables.ladder({**gpu, "sdxl": [rung]})
     assert "no network" in tables.pictures({**gpu, "pictures": [{"way": "f16", "reason": "no network"}]})
+
+
+@pytest.mark.parametrize(
+    ("end", "limit", "reason"),
+    [
+        ("", 60, None),
+        ("raise RuntimeError('no kernel')", 60, "exit code 1: RuntimeError: no kernel"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", 60, f"killed by {signal.Signals.SIGSEGV.name}"),
+        ("import signal; signal.pause()", 2, "it did not end within 2 s"),
+    ],
+)
+def test_what_a_part_has_measured_is_kept_however_it_ends(
+    end: str, limit: float, reason: str | None, tmp_path: Path
+) -> None:
+    results = tmp_path / "kernels.json"
+    told = {"machine": {}, "seconds": 1.0, "gpu": {"name": "A GPU"}, "kernels": [{"kernel": "GEGLU"}]}
+    program = f"import pathlib; pathlib.Path({str(results)!r}).write_text({json.dumps(told)!r})\n{end}"
+    found = run_apart("kernels", [sys.executable, "-c", program], results, limit)
+    assert found == {
+        "gpu": {"name": "A GPU"},
+        "kernels": [{"kernel": "GEGLU"}],
+        **({"failed": {"kernels": reason}} if reason else {}),
+    }
+
+
+def test_a_part_that_has_measured_nothing_is_told_beside_the_others(tmp_path: Path) -> None:
+    document: dict[str, Any] = {"gpu": {"name": "A GPU", "driver": "1", "cuda": "13"}, "seconds": 3.0}
+    join(document, run_apart("sd15", [sys.executable, "-c", "raise SystemExit(3)"], tmp_path / "none.json", 60))
+    join(document, {"kernels": [], "failed": {"curve": "RuntimeError: out of memory"}, "gpu": {"name": "other"}})
+    assert document["gpu"]["name"] == "A GPU"
+    assert document["failed"] == {"sd15": "exit code 3", "curve": "RuntimeError: out of memory"}
+    for table in (tables.kernels, tables.ladder, tables.components, tables.pictures, tables.batching):
+        assert "Of sd15 the rest is missing: exit code 3" in table(document)
+
+
+@pytest.mark.parametrize("rung", [*LARGE, FP8], ids=lambda rung: rung.name)
+def test_what_wins_on_the_ladder_is_a_candidate(rung: Rung) -> None:
+    has = {
+        "memory_format": rung.last and "channels_last",
+        "kernels": rung.fused and "fused",
+        "qkv": rung.joined and "joined",
+        "compile": rung.compiled and "full",
+        "graphs": rung.graphs and "cuda",
+        "quantize": rung.quantized and "fp8",
+        "shapes": rung.compiled and "static",
+    }
+    wanted = {"device": "cuda", "attention": rung.attention, **{name: value for name, value in has.items() if value}}
+    assert wanted in [dict(one.options) for one in _gpu("unet") if one.backend == "torch"]

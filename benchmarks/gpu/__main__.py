@@ -3,16 +3,19 @@
 import argparse
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import quantiles
+from tempfile import TemporaryDirectory
 from time import monotonic
 from typing import Any, TypeAlias
 
 import torch
 
 from benchmarks.gpu import kernels, ladder, pictures
+from benchmarks.gpu.apart import join, run_apart
 from benchmarks.gpu.compile import CACHE, PLANS, compile_all, rungs_of
 from benchmarks.gpu.timing import facts
 from benchmarks.record import record
@@ -25,19 +28,27 @@ from stillhouse.serve.engine.trace import Kind, poisson
 _SHARES = {"kernels": 0.2, "sd15": 0.4, "curve": 0.05, "sdxl": 0.2, "pictures": 0.1, "fp8": 0.05}
 _CURVE = (1, 2, 4, 8, 16)
 _BUILD = Path("build") / "inductor"
+_GRACE = 30.0
+"""Seconds beyond its own that a part may take to begin and to end."""
 
 Part: TypeAlias = Callable[[str, bool, Callable[[], bool]], Iterator[dict[str, Any]]]
 """Of the benchmark, on a device, small or not, while there is time: pieces of the document, lists to be joined."""
 
 
 def main() -> None:
-    """Measure part by part, and write down what there is after each row."""
+    """Measure part by part, and write down what there is after each row.
+
+    On a GPU every part has a process of its own: a kernel that reads what is not its own spoils all that comes later in
+    the same one.
+    """
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--seconds", type=float, default=300.0, help="for measuring; default: 300")
     parser.add_argument("--compile", type=float, default=150.0, help="seconds for compiling before; default: 150")
     parser.add_argument("--only-compile", action="store_true", help="and measure nothing")
-    parser.add_argument("--part", action="append", choices=tuple(_SHARES), help="only this; repeatable")
+    parser.add_argument(
+        "--part", action="append", choices=tuple(_SHARES), help="only this, in this process; repeatable"
+    )
     parser.add_argument("--results", default="gpu", help="name of the file in benchmarks/results; default: gpu")
     arguments = parser.parse_args()
     device, is_small = arguments.device, arguments.device == "cpu"
@@ -47,30 +58,39 @@ def main() -> None:
     if arguments.only_compile:
         return
     began = monotonic()
-    document: dict[str, Any] = {"gpu": facts(device)}
     parts = arguments.part or list(_SHARES)
+    is_apart = not is_small and not arguments.part
+    document: dict[str, Any] = {} if is_apart else {"gpu": facts(device)}
     for number, part in enumerate(parts):
-        now, left = monotonic(), began + arguments.seconds - monotonic()
-        end = now + left * _SHARES[part] / sum(_SHARES[one] for one in parts[number:])
-        try:
-            for piece in _WORK[part](device, is_small, partial(_is_before, end)):
-                _join(document, piece)
-                document["seconds"] = monotonic() - began
-                if not is_small:
-                    record(arguments.results, document)
-        except Exception as error:  # the other parts are measured all the same
-            document.setdefault("failed", {})[part] = f"{type(error).__name__}: {error}".splitlines()[0]
+        left = began + arguments.seconds - monotonic()
+        seconds = left * _SHARES[part] / sum(_SHARES[one] for one in parts[number:])
+        pieces = _apart(part, seconds) if is_apart else _measured(part, device, is_small, seconds)
+        for piece in pieces:
+            join(document, piece)
+            document["seconds"] = monotonic() - began
+            if not is_small:
+                record(arguments.results, document)
     if is_small:
         print(json.dumps(document))
 
 
+def _measured(part: str, device: str, is_small: bool, seconds: float) -> Iterator[dict[str, Any]]:
+    try:
+        yield from _WORK[part](device, is_small, partial(_is_before, monotonic() + seconds))
+    except Exception as error:  # the other parts are measured all the same
+        yield {"failed": {part: f"{type(error).__name__}: {error}".splitlines()[0]}}
+
+
+def _apart(part: str, seconds: float) -> Iterator[dict[str, Any]]:
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.gpu", "--part", part, "--compile", "0"]
+    with TemporaryDirectory(prefix="stillhouse-gpu-") as folder:
+        results = Path(folder, part)
+        told = [*command, "--seconds", f"{seconds:.0f}", "--results", str(results)]
+        yield run_apart(part, told, results.with_suffix(".json"), seconds + _GRACE)
+
+
 def _is_before(end: float) -> bool:
     return monotonic() < end
-
-
-def _join(document: dict[str, Any], piece: Mapping[str, Any]) -> None:
-    for name, value in piece.items():
-        document[name] = [*document.get(name, ()), *value] if isinstance(value, list) else value
 
 
 def _kernels(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> Iterator[dict[str, Any]]:
@@ -85,7 +105,8 @@ def _sd15(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> Iterat
         rungs = ladder.RUNGS if is_small else rungs_of(plan)
         for row in ladder.rows(model, device, *plan, is_in_time, steps, rungs):
             yield {"sd15": [row]}
-    yield {"components": list(ladder.components(model, device, torch.float32 if is_small else torch.float16))}
+    for row in ladder.components(model, device, torch.float32 if is_small else torch.float16):
+        yield {"components": [row]}
 
 
 def _sdxl(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> Iterator[dict[str, Any]]:
@@ -110,8 +131,14 @@ def _pictures(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> It
 def _curve(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> Iterator[dict[str, Any]]:
     """The batch curve, and what it is worth to a server: the same requests, batched by the step and by the request."""
     model, dtype = ("small", torch.float32) if is_small else ("SD 1.5", torch.float16)
-    taken = ladder.curve(model, device, dtype, _CURVE[:2] if is_small else _CURVE, is_in_time)
-    yield {"curve": taken, "batching": _batching({int(rows): seconds for rows, seconds in taken.items()})}
+    taken: dict[str, float] = {}
+    try:
+        for rows, seconds in ladder.curve(model, device, dtype, _CURVE[:2] if is_small else _CURVE, is_in_time):
+            taken[rows] = seconds
+            yield {"curve": dict(taken)}
+    finally:  # where the last rows were too many, too
+        if taken:
+            yield {"batching": _batching({int(rows): seconds for rows, seconds in taken.items()})}
 
 
 class _ByRequest:

@@ -301,21 +301,19 @@ def components(model: str, device: str, dtype: torch.dtype) -> Iterator[dict[str
 
 def curve(
     model: str, device: str, dtype: torch.dtype, rows: tuple[int, ...], is_in_time: Callable[[], bool]
-) -> dict[str, float]:
+) -> Iterator[tuple[str, float]]:
     """Seconds of one evaluation by its rows, with kernels and graphs where there is a GPU, as far as there is time."""
     torch.backends.cudnn.benchmark = True
     shape = networks.SHAPES[model]
     network = networks.unet(shape, device, dtype).to(memory_format=torch.channels_last)
     swap(network)
-    taken: dict[str, float] = {}
-    for count in rows:
-        if taken and not is_in_time():
-            break
+    for number, count in enumerate(rows):
+        if number and not is_in_time():
+            return
         latents, timesteps, text, added = networks.inputs(shape, count, device, dtype)
         module: Callable[..., Any] = partial(_said, network, tuple((added or {}).keys()))
         if device != "cpu":
             module = Replayed(module)
         with torch.inference_mode():
             work = partial(module, latents, timesteps, text, *(added or {}).values())
-            taken[str(count)] = long(work, device)
-    return taken
+            yield str(count), long(work, device)

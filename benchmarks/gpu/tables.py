@@ -9,7 +9,7 @@ from benchmarks.grid import grid
 def kernels(results: Mapping[str, Any]) -> str:
     """Shares of a copy's bandwidth."""
     rows = []
-    for row in results["kernels"]:
+    for row in results.get("kernels", ()):
         told = [row["kernel"], row["where"], row["dtype"]]
         if "reason" in row:
             rows.append([*told, row["reason"], "", "", "", ""])
@@ -48,7 +48,7 @@ def pictures(results: Mapping[str, Any]) -> str:
     """Pictures of the embedded model, beside onnxruntime's in float32."""
     rows = [
         [row["way"], *([row["reason"], ""] if "reason" in row else [f"{row['psnr']:.1f} dB", f"{row['seconds']:.2f}"])]
-        for row in results["pictures"]
+        for row in results.get("pictures", ())
     ]
     head = ["way", "worst picture, PSNR", "seconds, 35 guided steps"]
     return f"{grid(head, rows)}\n{_gpu(results)}"
@@ -62,7 +62,7 @@ def components(results: Mapping[str, Any]) -> str:
             row["component"],
             *(f"{1000 * row[way]:.2f}" if way in row else "" for way in ("plain", "fused, graphs")),
         ]
-        for row in results["components"]
+        for row in results.get("components", ())
     ]
     return f"{grid(['model', 'component', 'milliseconds', 'with kernels and graphs'], rows)}\n{_gpu(results)}"
 
@@ -71,7 +71,7 @@ def batching(results: Mapping[str, Any]) -> str:
     """The batch curve, and what it is worth to a server."""
     curve = [
         [rows, f"{1000 * seconds:.1f}", f"{1000 * seconds / int(rows):.2f}"]
-        for rows, seconds in results["curve"].items()
+        for rows, seconds in results.get("curve", {}).items()
     ]
     served = [
         [
@@ -80,7 +80,7 @@ def batching(results: Mapping[str, Any]) -> str:
             *(f"{row[name]:.2f}" for name in ("free_p50", "free_p99", "pro_p50", "pro_p99")),
             f"{100 * row['in_time']:.0f} %",
         ]
-        for row in results["batching"]
+        for row in results.get("batching", ())
     ]
     head = ["load", "batched", "free: median, s", "99 %", "pro: median, s", "99 %", "in time"]
     first = grid(["rows", "milliseconds of an evaluation", "of a row"], curve)
@@ -90,4 +90,6 @@ def batching(results: Mapping[str, Any]) -> str:
 def _gpu(results: Mapping[str, Any]) -> str:
     gpu = results["gpu"]
     clocks = f", {gpu['sm_clock']} MHz" if "sm_clock" in gpu else ""
-    return f"{gpu['name']}, driver {gpu['driver']}, CUDA {gpu['cuda']}{clocks}; {results['seconds']:.0f} s in all.\n"
+    told = f"{gpu['name']}, driver {gpu['driver']}, CUDA {gpu['cuda']}{clocks}; {results['seconds']:.0f} s in all.\n"
+    failed = "".join(f"\nOf {part} the rest is missing: {why}\n" for part, why in results.get("failed", {}).items())
+    return told + failed

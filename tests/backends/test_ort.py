@@ -72,6 +72,8 @@ class Runtime:
 
     def __init__(self, available: tuple[str, ...], started: tuple[str, ...]) -> None:
         self.available, self.started = available, started
+        self.asked: dict[str, dict[str, str]] = {}
+        self.session: Any = None
 
     def get_available_providers(self) -> tuple[str, ...]:
         return self.available
@@ -79,9 +81,13 @@ class Runtime:
     def __getattr__(self, name: str) -> Any:
         return getattr(onnxruntime, name)
 
-    def InferenceSession(self, graph: Any, settings: Any, providers: list[str]) -> Any:  # noqa: N802
+    def InferenceSession(self, graph: Any, settings: Any, providers: list[Any]) -> Any:  # noqa: N802
+        self.asked = dict(one if isinstance(one, tuple) else (one, {}) for one in providers)
+        if "TensorrtExecutionProvider" in self.asked and settings.optimized_model_filepath:
+            raise RuntimeError("Unable to serialize model as it contains compiled nodes")
         session = onnxruntime.InferenceSession(graph, settings, providers=["CPUExecutionProvider"])
-        session.get_providers = lambda: [one for one in providers if one in self.started]
+        session.get_providers = lambda: [one for one in self.asked if one in self.started]
+        self.session = session
         return session
 
 
@@ -99,11 +105,29 @@ def test_a_provider_that_does_not_start_is_an_error_and_not_another_one(
     graph = write(unet(), tmp_path / "model.onnx")
     every = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider")
     options = RunnerOptions(settings={"provider": provider})
-    monkeypatch.setattr(ort, "require", lambda name: Runtime(every, every))
+    works = Runtime(every, every)
+    monkeypatch.setattr(ort, "require", lambda name: works)
     assert open_runner(graph, options=options)(unet_feeds(1))["out_sample"].shape[0] == 1
+    assert works.asked["CUDAExecutionProvider"] == {"use_tf32": "0"}, "float32 is float32"
+    assert not works.session._enable_fallback, "nor is it another one later"
     monkeypatch.setattr(ort, "require", lambda name: Runtime(every, ("CPUExecutionProvider",)))
     with pytest.raises(BackendFailed, match="opened the graph on CPUExecutionProvider in place of"):
         open_runner(graph, options=options)
+
+
+def test_halves_are_not_counted_where_tensorrt_compiles_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It cannot write them down, and refused to be opened at all."""
+    model = network(
+        [node("Cast", ["x"], ["h"], to=TensorProto.FLOAT16), node("MatMul", ["h", "w"], ["y"])],
+        [("x", ["n", 2])],
+        [("y", ["n", 2], TensorProto.FLOAT16)],
+        {"w": np.eye(2, dtype=np.float16)},
+    )
+    every = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider")
+    monkeypatch.setattr(ort, "require", lambda name: Runtime(every, every))
+    graph = write(model, tmp_path / "half.onnx")
+    assert open_runner(graph, options=RunnerOptions(settings={"provider": "tensorrt"})).census == {}
+    assert open_runner(graph, options=RunnerOptions(settings={"provider": "cuda"})).census == {"f32": 1}
 
 
 def test_a_graph_that_is_no_file_reads_weights_from_a_directory(tmp_path: Path) -> None:

@@ -182,3 +182,15 @@ def test_a_gpu_that_is_not_there_is_told_with_those_that_are(monkeypatch: pytest
 def test_tensorrt_itself_is_a_row_with_the_line_that_installs_it() -> None:
     with pytest.raises(RuntimeMissing, match="not installed; pip install tensorrt"):
         tensorrt.status("tensorrt")
+
+
+@pytest.mark.parametrize("content", [b"", b"what another build has written, or half of it"])
+def test_times_that_cannot_be_read_are_measured_anew(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "timings").write_bytes(content)
+    assert built(SHAPES_UNET, tmp_path / "engine", timings=tmp_path / "timings")
+    assert (tmp_path / "timings").read_bytes() != content
+
+
+def test_graphs_are_of_one_number_of_rows() -> None:
+    with pytest.raises(InvalidRequest, match="graphs of an engine for several numbers of rows; allowed: graphs, or"):
+        tensorrt._settings({"rows": "1-4", "graphs": "cuda"})

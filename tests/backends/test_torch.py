@@ -9,6 +9,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import diffusers
 import numpy as np
 import onnx
 import pytest
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 import stillhouse
 from stillhouse.backends import Runner, RunnerOptions, open_runner, torch_device
+from stillhouse.backends import torch as torch_backend
 from stillhouse.backends.weights import safetensors_layout
 from stillhouse.errors import BackendFailed, InvalidRequest, RuntimeMissing, UnsupportedPrecision
 from stillhouse.gpu import Gpu
@@ -315,6 +317,7 @@ def test_threads_wait_asleep(exported: Exported) -> None:
         ({"offload": "cpu"}, "offload is 'cpu' with device cpu"),
         ({"device": "cuda", "graphs": "cuda", "offload": "cpu"}, "whose weights come and go"),
         ({"device": "cuda", "quantize": "int8", "offload": "cpu"}, "eight bits that come and go"),
+        ({"device": "cuda", "kernels": "fused", "offload": "cpu"}, "read weights themselves, of weights that come"),
         ({"qkv": "joined", "attention": "vanilla"}, "qkv is 'joined' with attention vanilla; allowed: sdpa"),
     ],
 )
@@ -511,3 +514,23 @@ def copied(graph: Path, folder: Path) -> Path:
         (folder / path.name).write_bytes(path.read_bytes())
     assert json.loads((folder / "config.json").read_bytes())
     return folder / graph.name
+
+
+@pytest.mark.parametrize("quantize", ["none", "int8"])
+def test_weights_in_eight_bits_are_not_run_as_for_inference_only(
+    quantize: str, exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchao's weights are of a class of their own, which that mode of torch refuses."""
+    seen: list[tuple[bool, bool]] = []
+    monkeypatch.setattr(torch_backend, "_quantize", lambda module, how, device: None)
+    monkeypatch.setattr(torch_backend, "_is_quantized", lambda part: True)
+    network = opened(exported("sd1"), quantize=quantize)
+    forward = diffusers.UNet2DConditionModel.forward
+
+    def watched(self: Any, *given: Any, **named: Any) -> Any:
+        seen.append((torch.is_inference_mode_enabled(), torch.is_grad_enabled()))
+        return forward(self, *given, **named)
+
+    monkeypatch.setattr(diffusers.UNet2DConditionModel, "forward", watched)
+    network(feeds_of("sd1"))
+    assert seen == [(quantize == "none", False)]

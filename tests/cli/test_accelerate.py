@@ -1,5 +1,6 @@
 """`stillhouse accelerate`, `choose` and `check` on a small ONNX file; every mistake is explained and loses nothing."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,10 @@ from openpyxl import load_workbook
 
 from stillhouse.accelerate.report import read_report
 from stillhouse.cli import main
-from stillhouse.cli.accelerate import named_shape
+from stillhouse.cli.accelerate import named_shape, seeing
 from stillhouse.cli.arguments import duration, size_in_bytes
+from stillhouse.errors import InvalidRequest
+from stillhouse.gpu import NO_DRIVER
 from stillhouse.models.network import read_network
 from tests.accelerate.networks import detector, external
 from tests.cli.conftest import Refused
@@ -138,3 +141,30 @@ def test_units() -> None:
     assert [duration(text) for text in ("90", "90s", "1.5m", "1h")] == [90.0, 90.0, 90.0, 3600.0]
     assert [size_in_bytes(text) for text in ("1000", "4GiB", "500 MiB", "2GB")] == [1000, 4 << 30, 500 << 20, 2 * 10**9]
     assert named_shape("a=b=1x2") == ("a=b", (1, 2))
+
+
+def test_the_gpu_that_a_config_names_is_the_only_one_that_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stillhouse.cli.accelerate.no_gpu", lambda: None)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for device, seen in (("auto", None), ("gpu", None), ("cpu", ""), (0, "0"), (2, "2")):
+        with seeing(device):
+            assert os.environ.get("CUDA_VISIBLE_DEVICES") == seen
+        assert "CUDA_VISIBLE_DEVICES" not in os.environ
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    with seeing(1):
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "7"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "4,7"
+
+
+def test_a_gpu_that_a_config_names_and_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stillhouse.cli.accelerate.no_gpu", lambda: NO_DRIVER)
+    told = "asks for device 3, and no driver .* is installed: the CPU is measured"
+    with pytest.warns(UserWarning, match=told), seeing(3):
+        pass
+    monkeypatch.setattr("stillhouse.cli.accelerate.no_gpu", lambda: "the driver finds no GPU")
+    with (
+        pytest.raises(InvalidRequest, match="asks for device 3: the driver finds no GPU; allowed: auto, cpu"),
+        seeing(3),
+    ):
+        pass
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") is None

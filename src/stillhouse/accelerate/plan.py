@@ -94,11 +94,15 @@ def _gpu(component: str) -> Iterator[Candidate]:
         yield engine(backend, "int8-static")
         yield engine(backend, "f32")
     last = {"memory_format": "channels_last"}
-    yield torch(**last, kernels="fused", graphs="cuda")
+    every = {**last, "kernels": "fused", "compile": "full", "shapes": "static", "graphs": "cuda"}
     if component == "unet":
+        yield torch(**every, qkv="joined")
+        yield torch("bf16", **every, qkv="joined")
+        yield torch("bf16", **every, quantize="fp8")
+        yield torch(**every, quantize="int8")
         yield torch(**last, kernels="fused", graphs="cuda", qkv="joined")
-        yield torch("bf16", **last, kernels="fused", compile="full", shapes="static", quantize="fp8")
-        yield torch(**last, kernels="fused", compile="full", shapes="static", quantize="int8")
+    yield torch(**every)
+    yield torch(**last, kernels="fused", graphs="cuda")
     yield torch("bf16", **last, kernels="fused", graphs="cuda")
     yield torch(**last, kernels="fused", compile="full", shapes="static")
     yield torch(**last, compile="full", shapes="static")

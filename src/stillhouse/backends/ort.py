@@ -28,6 +28,8 @@ SETTINGS: Mapping[str, tuple[str, ...]] = {
 _NAME = "onnxruntime"
 _PRECISIONS = ("f32",)
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+_EXACT = {"use_tf32": "0"}
+"""Of the CUDA provider, which would compute in ten bits what a graph names float32."""
 _BUILD = "pip install onnxruntime-gpu, in place of onnxruntime"
 _DTYPES = {"float": "float32", "double": "float64", "string": "object"}
 _TINY = "256"
@@ -41,7 +43,7 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
         spinning: 1 lets threads burn time while they wait for work: sooner there, and in everybody else's way.
         census: 1 counts the heavy operations, which costs a fifth of the time to open a small network, and a second
             for a gigabyte of weights. With halves or integers in the graph they are always counted, since nothing
-            else tells what those are computed in.
+            else tells what those are computed in; what the provider tensorrt compiles is not counted.
         provider: cpu; or cuda or tensorrt, in a build of onnxruntime that has it. What the provider cannot run falls
             to the next one, cuda and then cpu; a session that got none of the provider's is refused.
 
@@ -61,11 +63,15 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
     axes = fixed(options.shapes, signature.inputs)
     runtime = require(_NAME)
     providers = _providers(runtime, options.settings.get("provider", "cpu"))
-    counted = signature.arithmetic != "f32" or options.settings.get("census") == "1"
+    # What TensorRT has compiled cannot be written down as a graph.
+    is_legible = _PROVIDERS["tensorrt"] not in providers
+    counted = is_legible and (signature.arithmetic != "f32" or options.settings.get("census") == "1")
     with reported(_NAME, graph, "open"):
         settings = _settings(runtime, options, bound(options.shapes, signature.inputs))
-        session, census = _opened(runtime, str(graph), settings, providers, counted)
+        given = [(name, _EXACT) if name == _PROVIDERS["cuda"] else name for name in providers]
+        session, census = _opened(runtime, str(graph), settings, given, counted)
         _check_provider(session, providers)
+        session.disable_fallback()  # or a provider that fails later is another one from then on, and only prints that
     # An axis without a name stays dynamic in the runtime; it is held to its length by the check of the feeds.
     inputs = tuple(_spec(node, axes[node.name]) for node in session.get_inputs())
     outputs = tuple(_spec(node, node.shape) for node in session.get_outputs())
@@ -137,7 +143,7 @@ def _settings(runtime: Any, options: RunnerOptions, lengths: Mapping[str, int]) 
 
 
 def _opened(
-    runtime: Any, graph: str, settings: Any, providers: Sequence[str], counted: bool
+    runtime: Any, graph: str, settings: Any, providers: Sequence[Any], counted: bool
 ) -> tuple[Any, dict[str, int]]:
     """A session and, where it is asked for, the census of the graph that the runtime made of this one.
 

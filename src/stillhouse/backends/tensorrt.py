@@ -84,7 +84,7 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions, name: 
             graph,
             shapes=shapes,
             name=name,
-            timings=folder / f"{MODULES[name]}.timings",
+            timings=folder / f"{MODULES[name]}-{runtime.__version__}-{gpu.capability}.timings",
             refitted=[place.name for place in refitted.values()],
         )
         key = graph_key(graph, signature, shapes, [place.name for place in refitted.values()])
@@ -160,7 +160,8 @@ def build_engine(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TensorRT for RTX deprecates the cache that TensorRT itself needs
         kept = config.create_timing_cache(timings.read_bytes() if timings and timings.is_file() else b"")
-        config.set_timing_cache(kept, ignore_mismatch=False)
+        if kept is None or not config.set_timing_cache(kept, ignore_mismatch=False):  # of another build, or cut short
+            config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
         made = builder.build_serialized_network(network, config)
         taken = config.get_timing_cache().serialize()
     if made is None:
@@ -212,6 +213,8 @@ def _settings(given: Mapping[str, str]) -> tuple[tuple[int, int] | None, str, st
         if not told or not 1 <= int(told[1]) <= int(told[2]):
             raise InvalidRequest(f"rows is {given['rows']!r}", allowed="the least and the most: 1-8")
         rows = int(told[1]), int(told[2])
+        if given.get("graphs", "none") != "none":  # each graph would need a context of the engine's of its own
+            raise InvalidRequest("graphs of an engine for several numbers of rows", allowed="graphs, or rows")
     device = given.get("device", CUDA)
     if kind_of(device) != CUDA:
         raise InvalidRequest(f"device is {device!r}", allowed="cuda, cuda:1")

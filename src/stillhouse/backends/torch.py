@@ -8,10 +8,11 @@ import json
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
+from inspect import signature as inspect_signature
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,7 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
             _quantize(module, settings["quantize"], device)
         static = all(isinstance(axis, int) for shape in axes.values() for axis in shape)
         for part in _compiled(module, kind, settings["compile"]):
-            part.compile(dynamic=False if static else None, recompile_limit=_COMPILED_KINDS)
+            part.compile(dynamic=False if static else None, **_unlimited(torch))
     census = _census(torch, module, settings["quantize"])
     inputs = tuple(_spec(name, "int64" if name == "input_ids" else "float32", axes[name]) for name in signature.inputs)
     outputs = tuple(_spec(name, "float32", _shape(name, axes, network.config)) for name in signature.outputs)
@@ -148,7 +149,9 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
     # In float32 convolutions would otherwise keep ten bits of each number; what is replayed ten thousand times may be
     # chosen by trying.
     flags = {"allow_tf32": asked != "f32", "benchmark": settings["graphs"] == "cuda"} if on == CUDA else {}
-    there = partial(_run, torch, called, device, dtype, memory_format, options.threads, flags)
+    # torchao's weights cannot be taken for inference only.
+    mode = torch.inference_mode if settings["quantize"] == "none" else torch.no_grad
+    there = partial(_run, torch, mode, called, device, dtype, memory_format, options.threads, flags)
     weights = ModuleWeights(network)
     return GraphRunner(graph, _NAME, executed, inputs, outputs, axes, partial(_read, there), census, weights, there)
 
@@ -198,6 +201,8 @@ def _settings(given: Mapping[str, str]) -> dict[str, str]:
             raise InvalidRequest(f"{name} is {chosen[name]!r} with device cpu", allowed="none there")
     if "none" not in (chosen["graphs"], chosen["offload"]):
         raise InvalidRequest("graphs of a network whose weights come and go", allowed="graphs, or offload")
+    if chosen["offload"] != "none" and chosen["kernels"] != "none":
+        raise InvalidRequest("fused kernels, which read weights themselves, of weights that come and go", allowed="one")
     if chosen["offload"] != "none" and chosen["quantize"] != "none":
         raise InvalidRequest("weights in eight bits that come and go", allowed="quantize, or offload")
     if chosen["qkv"] == "joined" and chosen["attention"] != "sdpa":
@@ -290,8 +295,17 @@ def _is_quantized(part: Any) -> bool:
     return is_quantized(part)
 
 
+def _unlimited(torch: Any) -> dict[str, int]:
+    """Of torch's compiler: as many kinds of one block as there are; before 2.12 for the whole process."""
+    if "recompile_limit" in inspect_signature(torch.compile).parameters:
+        return {"recompile_limit": _COMPILED_KINDS}
+    torch._dynamo.config.recompile_limit = _COMPILED_KINDS
+    return {}
+
+
 def _run(
     torch: Any,
+    mode: Callable[[], AbstractContextManager[Any]],
     module: Any,
     device: str,
     dtype: Any,
@@ -304,7 +318,7 @@ def _run(
     if threads and torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
     tensors = [_tensor(torch, name, array, device, dtype, memory_format) for name, array in feeds.items()]
-    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, **flags) if flags else nullcontext():
+    with mode(), torch.backends.cudnn.flags(enabled=True, **flags) if flags else nullcontext():
         results = module(*tensors)
     results = results if isinstance(results, tuple) else (results,)
     return [result.float().contiguous() for result in results]
