@@ -222,7 +222,7 @@ def test_merged_keys_are_no_duplicates(read: Reader) -> None:
             "input: {x: {use_shape: [1, 9], min_shape: [1, 1], max_shape: [1, 8]}}",
             r"'x': on axis 1, use_shape is 9; allowed: 1 to 8",
         ),
-        ("precision: fp8", r"there is no precision 'fp8'; allowed: f32, bf16, .* did you mean"),
+        ("precision: fp9", r"there is no precision 'fp9'; allowed: f32, bf16, .* did you mean"),
         ("precision: [[f32]]", r"there is no precision \['f32'\]"),
         ("goal: fast", r"there is no goal 'fast'; allowed: latency, throughput, memory, cost"),
         ("{goal: cost, objective: memory}", r"the goal 'cost' and the objective 'memory'; allowed: one of them"),

@@ -151,6 +151,9 @@ def test_fp8_is_left_out_where_the_chip_has_none() -> None:
     assert [reason for name, reason in reasons.items() if "quantize int8" in name] == [""]
     (reason,) = (reason for name, reason in reasons.items() if "quantize fp8" in name)
     assert reason == "NVIDIA H200 has no fp8: compute capability 8.0"
+    engines = {**backends, "tensorrt": replace(status("tensorrt", "auto"), devices=("cuda:0",))}
+    (reason,) = (why for name, why in on_gpu(replace(old, backends=engines)).items() if "tensorrt fp8-static" in name)
+    assert reason == "NVIDIA H200 has no fp8: compute capability 8.0"
 
 
 def test_builds_that_know_no_gpu_are_told_apart_from_machines_that_have_none() -> None:

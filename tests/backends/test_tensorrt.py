@@ -125,7 +125,7 @@ def test_precision_stands_in_the_graph(tmp_path: Path) -> None:
     whole = built(SHAPES_UNET, tmp_path / "whole")
     half(SHAPES_UNET, tmp_path / "half.onnx")
     assert len(built(tmp_path / "half.onnx", tmp_path / "half")) < 0.8 * len(whole)
-    static(SHAPES_UNET, tmp_path / "integers.onnx", [feeds() for _ in range(2)], symmetric=True)
+    static(SHAPES_UNET, tmp_path / "integers.onnx", [feeds() for _ in range(2)], numbers="int8")
     assert len(built(tmp_path / "integers.onnx", tmp_path / "integers")) < len(whole)
     static(SHAPES_UNET, tmp_path / "unsigned.onnx", [feeds()])
     with pytest.raises(BackendFailed, match="is not understood: .*[Nn]on-zero zero point is not supported"):
@@ -194,3 +194,14 @@ def test_times_that_cannot_be_read_are_measured_anew(content: bytes, tmp_path: P
 def test_graphs_are_of_one_number_of_rows() -> None:
     with pytest.raises(InvalidRequest, match="graphs of an engine for several numbers of rows; allowed: graphs, or"):
         tensorrt._settings({"rows": "1-4", "graphs": "cuda"})
+
+
+def test_floats_of_eight_bits_are_built_for_chips_that_have_them(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    drawn = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in USUAL.items()}
+    static(SHAPES_UNET, tmp_path / "fp8.onnx", [{**drawn, "timestep": np.array([5, 900], np.float32)}], numbers="fp8")
+    whole = built(SHAPES_UNET, tmp_path / "whole", capability="8.9")
+    small = built(tmp_path / "fp8.onnx", tmp_path / "fp8", capability="8.9")
+    assert len(small) < 0.9 * len(whole)
+    with pytest.raises(BackendFailed, match="could not build|is not understood"):
+        built(tmp_path / "fp8.onnx", tmp_path / "old", capability="8.0")

@@ -84,10 +84,13 @@ def _static(graph: Path, out: Path, probes: Sequence[Probe], keep: Sequence[str]
     static(graph, out, _feeds(probes), keep=keep)
 
 
-def _symmetric(graph: Path, out: Path, probes: Sequence[Probe], keep: Sequence[str]) -> None:
-    from stillhouse.backends.quantize import static
+def _symmetric(numbers: Literal["int8", "fp8"]) -> _Recipe:
+    def make(graph: Path, out: Path, probes: Sequence[Probe], keep: Sequence[str]) -> None:
+        from stillhouse.backends.quantize import static
 
-    static(graph, out, _feeds(probes), keep=keep, symmetric=True)
+        static(graph, out, _feeds(probes), keep=keep, numbers=numbers)
+
+    return make
 
 
 def _dynamic(weights: Literal["int8", "uint8"]) -> _Recipe:
@@ -120,9 +123,11 @@ _RECIPES: Mapping[tuple[str, str], _Recipe] = {
     ("onnxruntime", "int8-dynamic"): _dynamic("int8"),
     ("onnxruntime", "uint8-dynamic"): _dynamic("uint8"),
     ("tensorrt", "f16"): _half,
-    ("tensorrt", "int8-static"): _symmetric,
+    ("tensorrt", "int8-static"): _symmetric("int8"),
+    ("tensorrt", "fp8-static"): _symmetric("fp8"),
     ("tensorrt-rtx", "f16"): _half,
-    ("tensorrt-rtx", "int8-static"): _symmetric,
+    ("tensorrt-rtx", "int8-static"): _symmetric("int8"),
+    ("tensorrt-rtx", "fp8-static"): _symmetric("fp8"),
     ("openvino", "int8-static"): _openvino_static,
     ("openvino", "int8-weights"): _openvino_weights(8),
     ("openvino", "int4-weights"): _openvino_weights(4),

@@ -9,7 +9,7 @@ NETWORK = "network"
 """The component that a bare ONNX file is."""
 PIPELINE = "pipeline"
 """The component of candidates that change how a whole picture is made, and no single network."""
-MADE = ("f16", "int8-static", "int8-dynamic", "uint8-dynamic", "int8-weights", "int4-weights")
+MADE = ("f16", "fp8-static", "int8-static", "int8-dynamic", "uint8-dynamic", "int8-weights", "int4-weights")
 """Recipes that make a graph of the component's own; with any other that one is opened as it is."""
 DISTILLED = "distilled"
 """The recipe of what a student has in its teacher's place: its decoder, or itself where the whole picture is made."""
@@ -27,9 +27,9 @@ class Candidate:
         component: unet, vae_decoder, text_encoder, ...; `network` for a bare ONNX file; `pipeline` for the way in
             which a whole picture is made.
         backend: onnxruntime, openvino, torch; for a pipeline candidate `stillhouse`.
-        recipe: what is made of the graph: `f32` (as it is), `f16`, `int8-static`, `int8-dynamic`, `uint8-dynamic`,
-            `int8-weights`, `int4-weights`, `distilled`; for a pipeline candidate `walk` or `distilled`, or `loop` where
-            it is only compared with.
+        recipe: what is made of the graph: `f32` (as it is), `f16`, `fp8-static`, `int8-static`, `int8-dynamic`,
+            `uint8-dynamic`, `int8-weights`, `int4-weights`, `distilled`; for a pipeline candidate `walk` or
+            `distilled`, or `loop` where it is only compared with.
         precision: what the runtime is asked to compute in: f32, bf16, f16, auto.
         options: how it is opened (threads, streams, shapes=static, attention, memory_format, compile, kernels; on a
             GPU device, graphs, provider, offload), how much a

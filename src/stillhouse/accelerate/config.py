@@ -31,6 +31,7 @@ _ALIASES: Mapping[str, tuple[str, ...]] = {
     "int8": ("int8-static", "int8-dynamic", "int8-weights"),
     "uint8": ("uint8-dynamic",),
     "int4": ("int4-weights",),
+    "fp8": ("fp8-static",),
 }
 _KEYS = ("device", "input", "output", "precision", "goal", "objective", "tolerance", "iterations", "probe")
 _SHAPES = ("min_shape", "max_shape", "use_shape")

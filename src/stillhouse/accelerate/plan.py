@@ -91,6 +91,7 @@ def _gpu(component: str) -> Iterator[Candidate]:
         return
     for backend in ("tensorrt", "tensorrt-rtx"):
         yield engine(backend, "f16")
+        yield engine(backend, "fp8-static")
         yield engine(backend, "int8-static")
         yield engine(backend, "f32")
     last = {"memory_format": "channels_last"}
@@ -226,7 +227,8 @@ def _excluded_on_gpu(candidate: Candidate, status: BackendStatus, around: Surrou
     asked = candidate.options.get("quantize")
     if asked and not find_spec("torchao"):
         return f"torchao, which quantises it, is not installed: {INSTALL['torchao']}"
-    if asked == "fp8" and not any(gpu.has_fp8 for gpu in around.machine.gpus):
+    has_fp8 = any(gpu.has_fp8 for gpu in around.machine.gpus)
+    if (asked == "fp8" or candidate.recipe == "fp8-static") and not has_fp8:
         return f"{around.machine.gpus[0].name} has no fp8: compute capability {around.machine.gpus[0].capability}"
     if candidate.recipe in MADE and not find_spec("onnx"):
         return f"onnx, which makes it, is not installed: {INSTALL['onnx']}"

@@ -1,6 +1,8 @@
-"""A Conv, MatMul or Gemm with weights, written with integer operators of the ONNX standard (opset 13).
+"""A Conv, MatMul or Gemm with weights, written with small numbers by operators of the ONNX standard (opset 13).
 
-A real number r is stored as an integer q: r = scale * (q - zero) (Jacob et al. 2018, arXiv:1712.05877, equation 1).
+A real number r is stored as an integer q: r = scale * (q - zero) (Jacob et al. 2018, arXiv:1712.05877, equation 1); or
+as a float of eight bits, four of them an exponent (opset 19; Micikevicius et al. 2022, arXiv:2209.05433), without zero
+points, as GPUs multiply them.
 """
 
 from collections.abc import Mapping
@@ -18,11 +20,16 @@ KINDS: tuple[Kind, ...] = ("int8", "uint8")
 Ranges: TypeAlias = Mapping[str, tuple[float, float]]
 """The least and the greatest value of a tensor, by its name."""
 
+Numbers: TypeAlias = Literal["uint8", "int8", "fp8"]
+"""What is multiplied: unsigned inputs with signed weights, as processors do; signed ones around zero, or floats of
+eight bits, as GPUs do."""
+NUMBERS: tuple[Numbers, ...] = ("uint8", "int8", "fp8")
+
 _LARGEST: Mapping[Kind, int] = {"int8": 63, "uint8": 127}
 """What the largest weight is rounded to, counted from the zero point; see `quantize` on the missing bit."""
 _FLOAT = 1  # TensorProto.FLOAT
-_WHOLE = 127
-"""The same where nothing saturates."""
+_SYMMETRIC: Mapping[Numbers, int] = {"int8": 127, "fp8": 448}
+"""The same where nothing saturates, of inputs, too; of floats the largest that there is."""
 _WIDEST = 2.0**30
 """A bias in units of its scale, at most: the sum of products is added to it in 32 bits."""
 
@@ -32,14 +39,13 @@ class Rewriting:
 
     Args:
         constants: of the graph.
-        symmetric: signed inputs around zero, weights of all eight bits and biases as they are, as GPUs multiply; else
-            unsigned ones, as processors do.
+        numbers: of `static`.
     """
 
-    def __init__(self, constants: dict[str, Constant], symmetric: bool = False) -> None:
+    def __init__(self, constants: dict[str, Constant], numbers: Numbers = "uint8") -> None:
         self.nodes: list[Node] = []
         self.constants = constants
-        self._symmetric = symmetric
+        self._numbers = numbers
         self._rounded: dict[str, str] = {}
         self._taken: dict[str, tuple[str, str, str]] = {}
 
@@ -48,11 +54,12 @@ class Rewriting:
         source, weights, *bias = node.input
         step, _ = self._unit(ranges[source])
         values = self.constants[weights].read()
-        bias = [] if self._symmetric else bias
+        bias = [] if self._numbers in _SYMMETRIC else bias  # it stays as it is
         added = self.constants[bias[0]].read() if bias else np.zeros(1, np.float32)
-        axis, largest = output_axis(node), _WHOLE if self._symmetric else _LARGEST["int8"]
+        axis, largest = output_axis(node), _SYMMETRIC.get(self._numbers, _LARGEST["int8"])
         scale = _scales(values, axis, largest, least=np.abs(added) / (step * _WIDEST))
-        name, array = node_name(node), _whole(values, scale, axis, largest, 0).astype(np.int8)
+        name, kind = node_name(node), _floats() if self._numbers == "fp8" else np.dtype(np.int8)
+        array = _small(values, scale, axis, largest, kind)
         node.input[0] = self._rounded_tensor(source, ranges)
         node.input[1] = self._restored(f"{name}.weights", array, scale, axis)
         if bias:
@@ -103,8 +110,8 @@ class Rewriting:
 
     def _unit(self, extent: tuple[float, float]) -> tuple[float, int]:
         """Scale and zero point of a byte for values from least to greatest; zero itself is always exact."""
-        if self._symmetric:
-            return float(np.float32(max(map(abs, extent)) / _WHOLE)) or 1.0, 0
+        if self._numbers in _SYMMETRIC:
+            return float(np.float32(max(map(abs, extent)) / _SYMMETRIC[self._numbers])) or 1.0, 0
         least, greatest = min(extent[0], 0.0), max(extent[1], 0.0)
         step = float(np.float32((greatest - least) / 255)) or 1.0
         return step, round(-least / step)
@@ -113,7 +120,7 @@ class Rewriting:
         whole = f"{target}.whole"
         unit = [
             self._constant(f"{target}.scale", np.array(step, np.float32)),
-            self._constant(f"{target}.zero", np.array(zero, np.int8 if self._symmetric else np.uint8)),
+            self._constant(f"{target}.zero", np.array(zero, _floats() if self._numbers == "fp8" else self._numbers)),
         ]
         self._add("QuantizeLinear", [source, *unit], whole)
         self._add("DequantizeLinear", [whole, *unit], target)
@@ -154,6 +161,19 @@ def _scales(values: Array, axis: int, largest: int, least: NDArray[Any] | float 
     others = tuple(other for other in range(values.ndim) if other != axis)
     scale = np.maximum(np.abs(values).max(axis=others) / largest, least)
     return np.where(scale > 0, scale, 1).astype(np.float32)
+
+
+def _small(values: Array, scale: Array, axis: int, largest: int, kind: "np.dtype[Any]") -> NDArray[Any]:
+    """In units of the scales: whole numbers, or the nearest floats of eight bits."""
+    if kind == np.int8:
+        return _whole(values, scale, axis, largest, 0).astype(kind)
+    shape = [1] * values.ndim
+    shape[axis] = -1
+    return np.clip(values / scale.reshape(shape), -largest, largest).astype(kind)
+
+
+def _floats() -> "np.dtype[Any]":
+    return np.dtype(require("ml_dtypes").float8_e4m3fn)
 
 
 def _whole(values: Array, scale: Array, axis: int, largest: int, zero: int) -> Array:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from stillhouse.backends import openvino, ort
 from stillhouse.backends.graph import load_graph
-from stillhouse.backends.integers import KINDS, Kind, Ranges, Rewriting, output_axis
+from stillhouse.backends.integers import KINDS, NUMBERS, Kind, Numbers, Ranges, Rewriting, output_axis
 from stillhouse.backends.plain import (
     HEAVY,
     Constant,
@@ -45,11 +45,12 @@ Feeds = Sequence[Mapping[str, NDArray[Any]]]
 """What was fed to the network, call by call."""
 
 _OPSET = 13  # the first with a scale for each channel
+_WITH_FP8, _IR_WITH_FP8 = 19, 9
 _ACTIVATIONS = ("Relu", "Clip")
 _FLOAT = 1  # TensorProto.FLOAT
 
 
-def static(graph: Path, out: Path, feeds: Feeds, *, keep: Collection[str] = (), symmetric: bool = False) -> None:
+def static(graph: Path, out: Path, feeds: Feeds, *, keep: Collection[str] = (), numbers: Numbers = "uint8") -> None:
     """Write `out`: QuantizeLinear and DequantizeLinear around every Conv, MatMul and Gemm that has weights.
 
     Inputs are unsigned with one range for a tensor, the widest that the feeds show (of the Shapes U-Net, nine tenths
@@ -61,8 +62,9 @@ def static(graph: Path, out: Path, feeds: Feeds, *, keep: Collection[str] = (), 
         graph: an ONNX file with float32 weights, or halves that are cast to float32.
         feeds: real ones, from everywhere that the network will be asked; a few dozen.
         keep: names of nodes that stay in float32.
-        symmetric: inputs are signed, with zero in the middle of their range, and weights keep all of their 8 bits, as
-            TensorRT takes them: it knows no zero points.
+        numbers: of int8, inputs are signed, with zero in the middle of their range, and weights keep all of their 8
+            bits, as TensorRT takes them: it knows no zero points. fp8 is the same with floats (e4m3), which GPUs
+            multiply from compute capability 8.9 on; the graph is then of opset 19.
 
     Raises:
         InvalidRequest: no feeds, an unknown name in `keep`, or nothing to quantise.
@@ -71,11 +73,14 @@ def static(graph: Path, out: Path, feeds: Feeds, *, keep: Collection[str] = (), 
     >>> static(Path("unet/model.onnx"), Path("int8/model.onnx"), feeds, keep=["/conv_in/Conv"])  # doctest: +SKIP
     """
     _check_feeds(feeds)
+    check_choice("kind of numbers", numbers, NUMBERS)
     model, constants = open_plain(graph)
     heavy = _heavy(graph, model, constants, keep)
+    if numbers == "fp8":
+        _raise_opset(graph, model)
     places = _places(model, heavy)
     ranges = _ranges(graph, sorted({node.input[0] for node in heavy} | places), feeds)
-    rewriting, quantised = Rewriting(constants, symmetric), {node_name(node) for node in heavy}
+    rewriting, quantised = Rewriting(constants, numbers), {node_name(node) for node in heavy}
     for node in list(model.graph.node):
         if node_name(node) in quantised:
             rewriting.static(node, ranges)
@@ -227,6 +232,21 @@ def _heavy(
         allowed = f"{' or '.join(operators)} with float32 weights that is not kept"
         raise InvalidRequest(f"{graph} has nothing to quantise", allowed=allowed)
     return heavy
+
+
+def _raise_opset(graph: Path, model: Model) -> None:
+    """To the first with floats of eight bits. Of what graphs hold here, no operator means another thing there but those
+    that took axes as an attribute, and Split without lengths."""
+    (opset,) = (entry for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    if opset.version >= _WITH_FP8:
+        return
+    for node in model.graph.node:
+        has_axes = any(attribute.name == "axes" for attribute in node.attribute)
+        if (node.op_type.startswith("Reduce") and has_axes) or (node.op_type == "Split" and len(node.input) < 2):
+            given = f"{node.op_type} {node_name(node)} of opset {opset.version} in {graph}"
+            raise InvalidRequest(given, allowed=f"opset {_WITH_FP8}", fix="export it anew")
+    opset.version = _WITH_FP8
+    model.ir_version = max(model.ir_version, _IR_WITH_FP8)
 
 
 def _has_weights(node: Node, constants: Mapping[str, Constant]) -> bool:
