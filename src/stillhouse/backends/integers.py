@@ -27,7 +27,7 @@ NUMBERS: tuple[Numbers, ...] = ("uint8", "int8", "fp8")
 
 _LARGEST: Mapping[Kind, int] = {"int8": 63, "uint8": 127}
 """What the largest weight is rounded to, counted from the zero point; see `quantize` on the missing bit."""
-_FLOAT = 1  # TensorProto.FLOAT
+_FLOAT, _E4M3 = 1, 17  # TensorProto.FLOAT and .FLOAT8E4M3FN
 _SYMMETRIC: Mapping[Numbers, int] = {"int8": 127, "fp8": 448}
 """The same where nothing saturates, of inputs, too; of floats the largest that there is."""
 _WIDEST = 2.0**30
@@ -169,11 +169,13 @@ def _small(values: Array, scale: Array, axis: int, largest: int, kind: "np.dtype
         return _whole(values, scale, axis, largest, 0).astype(kind)
     shape = [1] * values.ndim
     shape[axis] = -1
-    return np.clip(values / scale.reshape(shape), -largest, largest).astype(kind)
+    small: NDArray[Any] = np.clip(values / scale.reshape(shape), -largest, largest).astype(kind)
+    return small
 
 
 def _floats() -> "np.dtype[Any]":
-    return np.dtype(require("ml_dtypes").float8_e4m3fn)
+    kind: np.dtype[Any] = require("onnx.helper").tensor_dtype_to_np_dtype(_E4M3)
+    return kind
 
 
 def _whole(values: Array, scale: Array, axis: int, largest: int, zero: int) -> Array:
