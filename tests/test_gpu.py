@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from stillhouse import gpu
-from stillhouse.gpu import Gpu, check_index, gpus, no_gpu
+from stillhouse.gpu import Gpu, check_index, gpus, no_gpu, used
 
 
 class Driver:
@@ -17,6 +17,7 @@ class Driver:
 
     def __init__(self, count: int = 2, status: int = 0) -> None:
         self.count, self.status = count, status
+        self.retained = self.broken = 0
 
     def cuInit(self, flags: int) -> int:  # noqa: N802
         return self.status
@@ -35,6 +36,24 @@ class Driver:
 
     def cuDeviceTotalMem_v2(self, memory: Any, device: Any) -> int:  # noqa: N802
         memory._obj.value = 80 << 30
+        return 0
+
+    def cuDevicePrimaryCtxRetain(self, context: Any, device: Any) -> int:  # noqa: N802
+        self.retained += 1
+        return self.broken
+
+    def cuDevicePrimaryCtxRelease_v2(self, device: Any) -> int:  # noqa: N802
+        self.retained -= 1
+        return 0
+
+    def cuCtxPushCurrent_v2(self, context: Any) -> int:  # noqa: N802
+        return 0
+
+    def cuCtxPopCurrent_v2(self, context: Any) -> int:  # noqa: N802
+        return 0
+
+    def cuMemGetInfo_v2(self, free: Any, whole: Any) -> int:  # noqa: N802
+        free._obj.value, whole._obj.value = 50 << 30, 80 << 30
         return 0
 
     def cuDeviceGetAttribute(self, number: Any, attribute: int, device: Any) -> int:  # noqa: N802
@@ -61,6 +80,17 @@ def test_every_gpu_of_the_driver_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
         Gpu("NVIDIA A100", 80 << 30, "8.0"),
     )
     assert no_gpu() is None
+
+
+def test_what_is_in_use_is_asked_of_the_driver_whoever_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver()
+    assert found(driver, monkeypatch)
+    assert used() == used(1) == 30 << 30 and driver.retained == 0
+    assert used(2) is None
+    driver.broken = 2  # no memory is left for a context
+    assert used() is None
+    monkeypatch.setattr(gpu, "_opened", lambda: None)
+    assert used() is None
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,29 @@ def check_index(device: str, found: Sequence[Gpu]) -> str | None:
     return f"there is no GPU {device} among {told}" if told else f"there is no GPU {device}: {no_gpu()}"
 
 
+def used(index: int = 0) -> int | None:
+    """Bytes of a GPU's memory that are in use, by whatever process; None where there is no such GPU.
+
+    The driver is asked in this process's own context of the GPU, the one that every runtime shares, and which takes
+    some of that memory itself.
+    """
+    driver = _opened()
+    if driver is None or index >= len(gpus()):
+        return None
+    device, context, free, whole = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_size_t()
+    driver.cuDeviceGet(ctypes.byref(device), index)
+    if driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device):
+        return None
+    try:
+        if driver.cuCtxPushCurrent_v2(context):
+            return None
+        failed = driver.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(whole))
+        driver.cuCtxPopCurrent_v2(ctypes.byref(context))
+    finally:
+        driver.cuDevicePrimaryCtxRelease_v2(device)
+    return None if failed else whole.value - free.value
+
+
 def _opened() -> Any:
     with suppress(OSError):
         return ctypes.CDLL(_DRIVER)

@@ -64,3 +64,41 @@ def test_others_are_timed_on_numpy_s(component: str, backend: str, task: Task, s
     child.open()
     assert child.time(1) > 0
     assert not stayed
+
+
+@pytest.mark.parametrize(
+    ("backend", "options", "torchs", "held"),
+    [
+        ("tensorrt", {"device": "cuda"}, None, 700),
+        ("torch", {"device": "cuda:1"}, 900, 900),
+        ("torch", {"device": "cuda"}, 300, 700),
+        ("onnxruntime", {"provider": "cuda"}, None, 700),
+        ("onnxruntime", {}, None, None),
+    ],
+)
+def test_what_is_held_of_a_gpu_is_what_came_to_be_in_use_or_what_torch_held_at_its_highest(
+    backend: str,
+    options: dict[str, str],
+    torchs: int | None,
+    held: int | None,
+    task: Task,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+    readings = iter([1000, 1700])
+
+    def used(index: int) -> int:
+        asked.append(index)
+        return next(readings)
+
+    def no_network(self: Child, *given: Any) -> Any:
+        raise RuntimeError("the network is of no interest here")
+
+    monkeypatch.setattr("stillhouse.accelerate.child.used", used)
+    monkeypatch.setattr("stillhouse.accelerate.child.gpu_peak", lambda: torchs)
+    monkeypatch.setattr(Child, "_network", no_network)
+    one = Child(replace(task, candidate=Candidate("unet", backend, options=options)))
+    with pytest.raises(RuntimeError, match="of no interest"):
+        one.open()
+    assert one.held() == held
+    assert asked == ([] if held is None else [int(options.get("device", "cuda:0")[5:] or 0)] * 2)

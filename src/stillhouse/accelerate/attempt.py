@@ -126,6 +126,8 @@ def attempt(candidate: Candidate, bench: Bench, reference: Reference | None) -> 
         if bench.requests and (reference is None or not (missed(trial, bench.bounds) or is_certain(trial))):
             drawn = _drawn(subject, bench)
             trial = replace(trial, pictures=_pictures(trial, drawn, reference, bench))
+        if candidate.is_on_gpu:
+            trial = replace(trial, gpu_bytes=subject.ask("held", limit=bench.limit))
         trial = judged(trial, bench.bounds)
         keeps = reference is None and not any(one.nonfinite for one in trial.fidelity.values())
         if keeps:
@@ -223,7 +225,6 @@ def _opened(trial: Trial, subject: Subject, bench: Bench) -> Trial:
         open_seconds=opened["seconds"],
         first_seconds=opened["first"],
         peak_bytes=subject.highest,
-        gpu_bytes=opened.get("gpu_bytes"),
         file_bytes=bytes_of(graph),
         graph=relative(graph, bench.root),
         artefact=relative(graph.parent, bench.root) if made else None,

@@ -25,10 +25,11 @@ from stillhouse.accelerate.tiled import TiledDecoder
 from stillhouse.backends.registry import own_arrays
 from stillhouse.backends.runner import GraphRunner, Runner, RunnerOptions
 from stillhouse.backends.runtime import reported
-from stillhouse.backends.torch_device import gpu_peak
+from stillhouse.backends.torch_device import CUDA, gpu_peak
 from stillhouse.core import ImageRequest, ImageResult
 from stillhouse.diffusion import NUMPY, Arrays
 from stillhouse.errors import StillhouseError
+from stillhouse.gpu import index_of, used
 from stillhouse.measure.memory import give_back
 from stillhouse.models.manifest import Component, Defaults, Manifest, read_manifest
 from stillhouse.models.pipeline import Draft, Pipeline
@@ -50,6 +51,7 @@ class Child:
         self.graph = Path(task.graph)
         self._runner: Runner | None = None
         self._pipeline: Pipeline | None = None
+        self._before: int | None = None
 
     def build(self) -> dict[str, Any]:
         """Make the artefact: seconds, and the graph that is to be opened."""
@@ -62,6 +64,7 @@ class Child:
 
     def open(self) -> dict[str, Any]:
         """Open the network and run it once: seconds, executed precision, census."""
+        self._before = self._used() if self._before is None else self._before
         began = perf_counter()
         feeds = self.probes[0].feeds
         component = component_of(self.task.candidate, str(self.graph), "")
@@ -78,8 +81,18 @@ class Child:
             "first": ran - opened,
             "executed": counted.precision,
             "census": dict(counted.census),
-            "gpu_bytes": gpu_peak(),
         }
+
+    def held(self) -> int | None:
+        """Bytes of GPU memory that the candidate takes: what torch held at its highest, or what more of the GPU is in
+        use than before it was opened, where other engines keep their memory to themselves."""
+        now = self._used()
+        told = [gpu_peak(), None if now is None or self._before is None else now - self._before]
+        return max((number for number in told if number), default=None)
+
+    def _used(self) -> int | None:
+        candidate = self.task.candidate
+        return used(index_of(candidate.options.get("device", CUDA))) if candidate.is_on_gpu else None
 
     def rest(self) -> None:
         """Close what is open, so that its memory can serve another; the next call opens it again."""

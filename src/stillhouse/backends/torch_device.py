@@ -56,11 +56,11 @@ def built_for() -> str | None:
 
 
 def gpu_peak() -> int | None:
-    """Bytes of GPU memory that torch held in this process when it held most; None where it held none."""
+    """Bytes of a GPU's memory that torch held in this process when it held most; None where it held none."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return None
-    return int(torch.cuda.max_memory_reserved())
+    return max(int(torch.cuda.max_memory_reserved(index)) for index in range(torch.cuda.device_count()))
 
 
 def found(torch: Any, asked: str) -> str:
