@@ -15,7 +15,7 @@ _PACKAGES = ("stillhouse", "numpy", "onnxruntime", "openvino", "torch", "diffuse
 def record(name: str, measured: Mapping[str, Any]) -> Path:
     """Write `results/NAME.json` whole or not at all, and say where."""
     path = RESULTS / f"{name}.json"
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     document = {"machine": asdict(machine()), "versions": versions(_PACKAGES), **measured}
     partial.write_text(json.dumps(document, indent=1) + "\n")

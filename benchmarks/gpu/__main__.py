@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import quantiles
-from tempfile import TemporaryDirectory
 from time import monotonic
 from typing import Any, TypeAlias
 
@@ -17,8 +16,9 @@ import torch
 from benchmarks.gpu import kernels, ladder, pictures
 from benchmarks.gpu.apart import join, run_apart
 from benchmarks.gpu.compile import CACHE, PLANS, compile_all, rungs_of
-from benchmarks.gpu.timing import facts
-from benchmarks.record import record
+from benchmarks.gpu.timing import LARGE, copied, facts
+from benchmarks.record import RESULTS, record
+from stillhouse.parent import end_with_parent
 from stillhouse.serve.engine.cost import Cost, Curve
 from stillhouse.serve.engine.job import Group, Job, Tier, Walk
 from stillhouse.serve.engine.policy import POLICIES
@@ -28,15 +28,15 @@ from stillhouse.serve.engine.trace import Kind, poisson
 _SHARES = {"kernels": 0.2, "sd15": 0.4, "curve": 0.05, "sdxl": 0.2, "pictures": 0.1, "fp8": 0.05}
 _CURVE = (1, 2, 4, 8, 16)
 _BUILD = Path("build") / "inductor"
-_GRACE = 30.0
-"""Seconds beyond its own that a part may take to begin and to end."""
+_GRACE = 60.0
+"""Seconds beyond its own that a part may take to begin, and for what it has begun when its time is over."""
 
 Part: TypeAlias = Callable[[str, bool, Callable[[], bool]], Iterator[dict[str, Any]]]
 """Of the benchmark, on a device, small or not, while there is time: pieces of the document, lists to be joined."""
 
 
 def main() -> None:
-    """Measure part by part, and write down what there is after each row.
+    """Measure part by part, and write down what there is after each row of a part, and after each part.
 
     On a GPU every part has a process of its own: a kernel that reads what is not its own spoils all that comes later in
     the same one.
@@ -57,13 +57,15 @@ def main() -> None:
         compile_all(arguments.compile)
     if arguments.only_compile:
         return
+    if arguments.part:
+        end_with_parent()
     began = monotonic()
     parts = arguments.part or list(_SHARES)
     is_apart = not is_small and not arguments.part
     document: dict[str, Any] = {} if is_apart else {"gpu": facts(device)}
     for number, part in enumerate(parts):
         left = began + arguments.seconds - monotonic()
-        seconds = left * _SHARES[part] / sum(_SHARES[one] for one in parts[number:])
+        seconds = max(0.0, left) * _SHARES[part] / sum(_SHARES[one] for one in parts[number:])
         pieces = _apart(part, seconds) if is_apart else _measured(part, device, is_small, seconds)
         for piece in pieces:
             join(document, piece)
@@ -83,10 +85,11 @@ def _measured(part: str, device: str, is_small: bool, seconds: float) -> Iterato
 
 def _apart(part: str, seconds: float) -> Iterator[dict[str, Any]]:
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.gpu", "--part", part, "--compile", "0"]
-    with TemporaryDirectory(prefix="stillhouse-gpu-") as folder:
-        results = Path(folder, part)
-        told = [*command, "--seconds", f"{seconds:.0f}", "--results", str(results)]
-        yield run_apart(part, told, results.with_suffix(".json"), seconds + _GRACE)
+    results = RESULTS / "gpu-parts" / f"{part}.json"  # there still where this process is ended before it has read them
+    results.unlink(missing_ok=True)
+    told = [*command, "--seconds", f"{seconds:.0f}", "--results", str(results.with_suffix(""))]
+    yield run_apart(part, told, results, seconds + _GRACE)
+    results.unlink(missing_ok=True)
 
 
 def _is_before(end: float) -> bool:
@@ -97,6 +100,7 @@ def _kernels(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> Ite
     for dtype in (torch.float32,) if is_small else (torch.float16, torch.bfloat16):
         for row in kernels.rows(device, dtype, is_small, is_in_time):
             yield {"kernels": [row]}
+    yield {"copy_bytes_per_second": copied(1 << 20 if is_small else LARGE, device)}
 
 
 def _sd15(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> Iterator[dict[str, Any]]:

@@ -14,7 +14,7 @@ from stillhouse.backends.kernels.cast import cast
 _WARM_UP, _RUNS, _REPLAYS = 3, 5, 15
 _BEYOND, _MOST = 256 * 2**20, 512
 """Bytes that no cache holds, and how often something is recorded at most to move as many."""
-_LARGE = 2**31
+LARGE = 2**31
 """Bytes of a copy that shows what memory can do."""
 
 
@@ -118,8 +118,4 @@ def facts(device: str) -> dict[str, Any]:
         }
     except Exception as error:
         told["driver"] = f"unknown: {type(error).__name__}"
-    try:
-        told["copy_bytes_per_second"] = copied(_LARGE, device)
-    except Exception as error:  # it takes a kernel of our own; what other parts measure needs none
-        told["copy"] = f"{type(error).__name__}: {error}".splitlines()[0]
     return told

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-NO_DRIVER = "no driver of NVIDIA's is installed"
 _DRIVER = "libcuda.so.1"
 _NAME_LENGTH = 256
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of cuda.h
@@ -53,7 +52,7 @@ def no_gpu() -> str | None:
     """Why there is none; None where there is one."""
     if gpus():
         return None
-    return NO_DRIVER if _opened() is None else "the driver finds no GPU"
+    return "no driver of NVIDIA's is installed" if _opened() is None else "the driver finds no GPU"
 
 
 def index_of(device: str) -> int:

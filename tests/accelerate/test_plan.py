@@ -168,3 +168,19 @@ def test_a_slow_torch_on_the_processor_says_nothing_of_the_one_on_the_gpu() -> N
     found = [trial("", 9.0, candidate=fast), trial("", 0.4, candidate=plain)]
     assert outrun(Candidate("unet", "torch", options={"attention": "vanilla"}), found)
     assert not outrun(replace(fast, options={**fast.options, "attention": "vanilla"}), found)
+
+
+def test_the_gpu_that_is_asked_for_is_the_one_that_is_tried_and_none_beside_the_processor() -> None:
+    backends = {
+        **AROUND.backends,
+        "torch": replace(status("torch", "f32"), devices=("cpu", "cuda:0", "cuda:1")),
+        "onnxruntime": replace(status("onnxruntime", "f32"), devices=("CUDA", "CPU")),
+    }
+    around = replace(AROUND, backends=backends, machine=replace(AROUND.machine, gpus=(GPU, GPU)))
+    devices = {one.options.get("device") for one in tried("unet", replace(around, device="cuda:1"))}
+    assert devices == {None, "cuda:1"}
+    second = on_gpu(replace(around, device="cuda:1"))
+    assert second["onnxruntime f32, provider cuda"] == "onnxruntime runs on the first GPU here"
+    beside = on_gpu(replace(around, device="cpu"))
+    assert {why for name, why in beside.items() if "tensorrt" not in name} == {"the processor is asked for"}
+    assert all(beside.values())

@@ -108,7 +108,7 @@ def test_a_provider_that_does_not_start_is_an_error_and_not_another_one(
     works = Runtime(every, every)
     monkeypatch.setattr(ort, "require", lambda name: works)
     assert open_runner(graph, options=options)(unet_feeds(1))["out_sample"].shape[0] == 1
-    assert works.asked["CUDAExecutionProvider"] == {"use_tf32": "0"}, "float32 is float32"
+    assert works.asked["CUDAExecutionProvider"] == {"use_tf32": "0"}, "float32 is float32 to this one"
     assert not works.session._enable_fallback, "nor is it another one later"
     monkeypatch.setattr(ort, "require", lambda name: Runtime(every, ("CPUExecutionProvider",)))
     with pytest.raises(BackendFailed, match="opened the graph on CPUExecutionProvider in place of"):

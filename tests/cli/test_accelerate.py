@@ -1,6 +1,5 @@
 """`stillhouse accelerate`, `choose` and `check` on a small ONNX file; every mistake is explained and loses nothing."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -8,10 +7,10 @@ from openpyxl import load_workbook
 
 from stillhouse.accelerate.report import read_report
 from stillhouse.cli import main
-from stillhouse.cli.accelerate import named_shape, seeing
+from stillhouse.cli.accelerate import device_of, named_shape
 from stillhouse.cli.arguments import duration, size_in_bytes
 from stillhouse.errors import InvalidRequest
-from stillhouse.gpu import NO_DRIVER
+from stillhouse.gpu import Gpu
 from stillhouse.models.network import read_network
 from tests.accelerate.networks import detector, external
 from tests.cli.conftest import Refused
@@ -143,28 +142,16 @@ def test_units() -> None:
     assert named_shape("a=b=1x2") == ("a=b", (1, 2))
 
 
-def test_the_gpu_that_a_config_names_is_the_only_one_that_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_config_names_a_gpu_by_its_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = tuple(Gpu(f"NVIDIA H{number}00", 80 << 30, "9.0") for number in (1, 2))
+    monkeypatch.setattr("stillhouse.cli.accelerate.gpus", lambda: found)
     monkeypatch.setattr("stillhouse.cli.accelerate.no_gpu", lambda: None)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    for device, seen in (("auto", None), ("gpu", None), ("cpu", ""), (0, "0"), (2, "2")):
-        with seeing(device):
-            assert os.environ.get("CUDA_VISIBLE_DEVICES") == seen
-        assert "CUDA_VISIBLE_DEVICES" not in os.environ
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    with seeing(1):
-        assert os.environ["CUDA_VISIBLE_DEVICES"] == "7"
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == "4,7"
+    assert [device_of(told) for told in ("auto", "cpu", "gpu", 0, 1)] == ["auto", "cpu", "cuda", "cuda:0", "cuda:1"]
+    with pytest.raises(InvalidRequest, match=r"there is no GPU cuda:2 among cuda:0 \(NVIDIA H100\), .*; allowed: auto"):
+        device_of(2)
 
 
-def test_a_gpu_that_a_config_names_and_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stillhouse.cli.accelerate.no_gpu", lambda: NO_DRIVER)
-    told = "asks for device 3, and no driver .* is installed: the CPU is measured"
-    with pytest.warns(UserWarning, match=told), seeing(3):
-        pass
+def test_a_gpu_that_a_config_names_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stillhouse.cli.accelerate.no_gpu", lambda: "the driver finds no GPU")
-    with (
-        pytest.raises(InvalidRequest, match="asks for device 3: the driver finds no GPU; allowed: auto, cpu"),
-        seeing(3),
-    ):
-        pass
-    assert os.environ.get("CUDA_VISIBLE_DEVICES") is None
+    with pytest.warns(UserWarning, match="asks for device 3, and the driver finds no GPU: the CPU is measured"):
+        assert device_of(3) == "auto"

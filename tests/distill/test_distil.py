@@ -204,6 +204,8 @@ def test_a_folder_in_which_nothing_has_a_caption_is_refused(
     with pytest.raises(InvalidRequest, match="nothing to learn from; allowed: one picture with a caption, or more"):
         distil(teachers["sd2"], tmp_path / "student", asked, tmp_path / "work", heard)
     assert heard.left == ["silent.png"]
+    (named,) = (tmp_path / "work").glob("*/skipped.csv")
+    assert named.read_text().splitlines() == ["picture,reason", "silent.png,has no caption"]
 
 
 def test_a_student_may_teach_and_its_grid_is_kept(

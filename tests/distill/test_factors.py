@@ -1,5 +1,6 @@
 """What a low-rank student learnt is a small file, and makes the same student of the same teacher again."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,13 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stillhouse.cli import main
+from stillhouse.diffusion import Prediction
 from stillhouse.distill.distil import distil
 from stillhouse.distill.factors import put_on
 from stillhouse.distill.settings import Learning, Settings
 from stillhouse.errors import InvalidRequest
 from stillhouse.models.importers import ImportOptions, import_model
 from stillhouse.models.load import load
-from stillhouse.models.manifest import read_manifest
+from stillhouse.models.manifest import read_manifest, write_manifest
 from tests.distill.test_distil import Heard
 from tests.models.checkpoints import write_checkpoint
 
@@ -64,9 +66,21 @@ def test_a_model_that_was_tuned_on_from_it_becomes_one_too(made: Path, tmp_path:
 
 
 def test_a_network_of_another_shape_is_refused(made: Path, tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequest, match="on large, whose network has another shape; allowed: models like teacher"):
+    told = "on large, whose network (has another shape; allowed: models like teacher|tells epsilon; allowed: models)"
+    with pytest.raises(InvalidRequest, match=told):
         put_on(made / "large", made / "student" / FACTORS, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_network_that_tells_another_thing_is_refused(made: Path, tmp_path: Path) -> None:
+    """Of one shape are Stable Diffusion 2's two kinds: one tells noise, the other velocity."""
+    teacher = read_manifest(made / "teacher")
+    other: Prediction = "epsilon" if teacher.prediction == "v_prediction" else "v_prediction"
+    shutil.copytree(made / "teacher", tmp_path / "other")
+    write_manifest(tmp_path / "other", replace(teacher, prediction=other))
+    told = f"whose network tells {other}; allowed: models that tell {teacher.prediction}, as teacher does"
+    with pytest.raises(InvalidRequest, match=told):
+        put_on(tmp_path / "other", made / "student" / FACTORS, tmp_path / "out")
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no factors"])
@@ -84,5 +98,6 @@ def test_on_the_command_line(made: Path, tmp_path: Path, capsys: pytest.CaptureF
     command = ["distill", str(made / "teacher"), "-o", str(tmp_path / "out")]
     assert main([*command, "--factors", str(made / "student" / FACTORS)]) == 0
     assert f"stillhouse judge {tmp_path / 'out'} --against {made / 'teacher'}" in capsys.readouterr().out
-    assert main([*command, "--factors", str(made / "student" / FACTORS), "--updates", "3"]) == 2
-    assert "options of learning beside --factors\n  allowed: -o and --force" in capsys.readouterr().err
+    for words in (["--updates", "3"], ["--rounds", "4,2"], ["--all"], ["--work", "x"]):
+        assert main([*command, "--factors", str(made / "student" / FACTORS), *words]) == 2
+        assert "options of learning beside --factors\n  allowed: -o and --force" in capsys.readouterr().err

@@ -46,6 +46,7 @@ def test_where_nothing_is_said_large_networks_and_factors_take_their_own_rates()
         ('method = "walks"\nitems = 1', "items is 1"),
         ('method = "walks"\n[students.edits]\nupdates = 3', "'edits'; allowed: decoder, 18, 9, 3"),
         ('begin = "student"', "a beginning for method progressive; allowed: method walks"),
+        ('method = "walks"\nbegin = "student"\nrank = 4', "low-rank factors of one that begins as another student"),
         ("through = 1.0", "through of method progressive; allowed: method walks"),
         ('method = "walks"\nthrough = 1.5', "through is 1.5"),
         ("[match]\n3 = 1.0", "match of method progressive; allowed: method walks"),

@@ -41,6 +41,7 @@ class Asked:
         ones: feed a bare ONNX file nothing but ones, as Auto-Acceleration did.
         shapes: of a bare ONNX file's inputs where they are dynamic.
         price: of an hour of this machine.
+        device: auto; cpu, for candidates of the processor only; or the GPU that is meant: cuda, cuda:1.
     """
 
     goal: Goal = "latency"
@@ -60,6 +61,7 @@ class Asked:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     price: float | None = None
     currency: str = "USD"
+    device: str = "auto"
 
 
 def allowed(memory: int | None, here: Machine) -> int | None:
@@ -86,6 +88,7 @@ def question(asked: Asked) -> str:
         "inputs": asked.inputs and digest(asked.inputs),
         "ones": asked.ones,
         "shapes": sorted(asked.shapes.items()),
+        **({} if asked.device == "auto" else {"device": asked.device}),
     }
     return hashlib.sha256(repr(told).encode()).hexdigest()
 

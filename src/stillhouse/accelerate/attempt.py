@@ -126,8 +126,6 @@ def attempt(candidate: Candidate, bench: Bench, reference: Reference | None) -> 
         if bench.requests and (reference is None or not (missed(trial, bench.bounds) or is_certain(trial))):
             drawn = _drawn(subject, bench)
             trial = replace(trial, pictures=_pictures(trial, drawn, reference, bench))
-        if candidate.is_on_gpu:
-            trial = replace(trial, gpu_bytes=subject.ask("held", limit=bench.limit))
         trial = judged(trial, bench.bounds)
         keeps = reference is None and not any(one.nonfinite for one in trial.fidelity.values())
         if keeps:
@@ -215,6 +213,7 @@ def _opened(trial: Trial, subject: Subject, bench: Bench) -> Trial:
     built = subject.ask("build", limit=bench.limit)
     opened = subject.ask("open", limit=bench.limit)
     subject.ask("outputs", limit=bench.limit)
+    held = subject.ask("held", limit=bench.limit) if trial.candidate.is_on_gpu else None
     graph = Path(built["graph"])
     made = graph != bench.graph
     return replace(
@@ -225,6 +224,7 @@ def _opened(trial: Trial, subject: Subject, bench: Bench) -> Trial:
         open_seconds=opened["seconds"],
         first_seconds=opened["first"],
         peak_bytes=subject.highest,
+        gpu_bytes=held,
         file_bytes=bytes_of(graph),
         graph=relative(graph, bench.root),
         artefact=relative(graph.parent, bench.root) if made else None,

@@ -88,7 +88,7 @@ class Child:
         use than before it was opened, where other engines keep their memory to themselves."""
         now = self._used()
         told = [gpu_peak(), None if now is None or self._before is None else now - self._before]
-        return max((number for number in told if number), default=None)
+        return max((number for number in told if number and number > 0), default=None)
 
     def _used(self) -> int | None:
         candidate = self.task.candidate

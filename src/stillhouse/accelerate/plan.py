@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from stillhouse.accelerate.candidate import DECODER, MADE, NEIGHBOURLY, Candidate
 from stillhouse.accelerate.trial import Trial
 from stillhouse.backends.runtime import INSTALL, BackendStatus
+from stillhouse.backends.torch_device import CUDA
 from stillhouse.gpu import no_gpu
 from stillhouse.measure.machine import Machine
 from stillhouse.models.manifest import SMALLEST_TILE
@@ -35,6 +36,7 @@ class Surroundings:
         dynamic_rows: whether the graph takes batches of any size.
         threads: how many may be used.
         side: pixels of the longer side of what a decoder makes; None of any other network.
+        device: as of `Asked`.
     """
 
     backends: Mapping[str, BackendStatus]
@@ -43,6 +45,7 @@ class Surroundings:
     dynamic_rows: bool
     threads: int
     side: int | None = None
+    device: str = "auto"
 
 
 def plan(component: str, around: Surroundings, others: Iterable[Candidate] = ()) -> list[Trial | Candidate]:
@@ -58,7 +61,7 @@ def plan(component: str, around: Surroundings, others: Iterable[Candidate] = ())
     considered = [
         Candidate(component, BASELINE),
         *others,
-        *_gpu(component),
+        *_gpu(component, CUDA if around.device in ("auto", "cpu") else around.device),
         *_openvino(component, around),
         *_onnxruntime(component, around),
         *_torch(component, around),
@@ -76,15 +79,15 @@ def recipes(planned: Sequence[Trial | Candidate]) -> Iterator[Candidate]:
     return (one for one in planned if isinstance(one, Candidate))
 
 
-def _gpu(component: str) -> Iterator[Candidate]:
+def _gpu(component: str, device: str = CUDA) -> Iterator[Candidate]:
     def torch(precision: str = "f16", **options: str) -> Candidate:
-        return Candidate(component, "torch", "f32", precision, {"device": "cuda", "attention": "sdpa", **options})
+        return Candidate(component, "torch", "f32", precision, {"device": device, "attention": "sdpa", **options})
 
     def provider(recipe: str, name: str) -> Candidate:
         return Candidate(component, "onnxruntime", recipe, "f32", {"provider": name})
 
     def engine(backend: str, recipe: str) -> Candidate:
-        return Candidate(component, backend, recipe, "auto", {"device": "cuda", "graphs": "cuda", "shapes": "static"})
+        return Candidate(component, backend, recipe, "auto", {"device": device, "graphs": "cuda", "shapes": "static"})
 
     yield torch(graphs="cuda")
     if component in LIGHT:
@@ -217,7 +220,11 @@ def _excluded_on_gpu(candidate: Candidate, status: BackendStatus, around: Surrou
     """The same of what runs on a GPU."""
     if not around.machine.gpus:
         return f"there is no GPU: {no_gpu() or 'none was there when the sweep began'}"
+    if around.device == "cpu":
+        return "the processor is asked for"
     provider = candidate.options.get("provider")
+    if provider and around.device not in ("auto", CUDA, f"{CUDA}:0"):
+        return "onnxruntime runs on the first GPU here"
     if provider and _PROVIDERS[provider] not in status.devices:
         return f"this build of onnxruntime has no provider {provider}: pip install onnxruntime-gpu in place of it"
     if candidate.backend == "torch" and not any(device.startswith("cuda") for device in status.devices):

@@ -90,6 +90,7 @@ class Sweep:
                 dynamic_rows=part.dynamic_rows,
                 threads=self.asked.threads or self.report.machine.cores,
                 side=self._side(part, probes[part.name]),
+                device=self.asked.device,
             )
             others = decoders(self.target.directory, self.asked.students) if part.name == DECODER else ()
             planned = [one for one in plan(part.name, surroundings, others) if is_asked(one, self.asked)]

@@ -57,7 +57,7 @@ class Trial:
         batch: seconds a row, by batch size ("1", "2", ...).
         build_seconds, open_seconds, first_seconds: to make the artefact, to open it, and of the first call.
         peak_bytes: of the process that ran it, at its highest.
-        gpu_bytes: of GPU memory, after all calls, at its highest; None where it ran on the processor.
+        gpu_bytes: of GPU memory, after the probes were run, see `child.Child.held`; None where it ran on the processor.
         file_bytes: of everything that must be on disk to run it.
         artefact: directory relative to the report; None where the component's own graph is used.
         graph: the graph that is opened, relative to the report.

@@ -45,7 +45,8 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
             for a gigabyte of weights. With halves or integers in the graph they are always counted, since nothing
             else tells what those are computed in; what the provider tensorrt compiles is not counted.
         provider: cpu; or cuda or tensorrt, in a build of onnxruntime that has it. What the provider cannot run falls
-            to the next one, cuda and then cpu; a session that got none of the provider's is refused.
+            to the next one, cuda and then cpu; a session that got none of the provider's is refused. TensorRT's
+            computes float32 in TF32, against which onnxruntime has no option.
 
     Raises:
         InvalidRequest: an unknown setting, or a graph of OpenVINO's.

@@ -31,6 +31,7 @@ from stillhouse.backends.plain import (
     Model,
     Node,
     check_names,
+    inner_graphs,
     node_name,
     open_plain,
     refill,
@@ -235,18 +236,31 @@ def _heavy(
 
 
 def _raise_opset(graph: Path, model: Model) -> None:
-    """To the first with floats of eight bits. Of what graphs hold here, no operator means another thing there but those
-    that took axes as an attribute, and Split without lengths."""
+    """To the first with floats of eight bits. Since 13, where this begins, other things are meant there by operators
+    that took axes as an attribute, by Split without lengths, and by RoiAlign that names no origin of its pixels."""
     (opset,) = (entry for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     if opset.version >= _WITH_FP8:
         return
-    for node in model.graph.node:
-        has_axes = any(attribute.name == "axes" for attribute in node.attribute)
-        if (node.op_type.startswith("Reduce") and has_axes) or (node.op_type == "Split" and len(node.input) < 2):
+    for node in _every(model.graph):
+        names = {attribute.name for attribute in node.attribute}
+        means_another = (
+            (node.op_type.startswith("Reduce") and "axes" in names)
+            or (node.op_type == "Split" and len(node.input) < 2)
+            or (node.op_type == "RoiAlign" and "coordinate_transformation_mode" not in names)
+        )
+        if means_another:
             given = f"{node.op_type} {node_name(node)} of opset {opset.version} in {graph}"
             raise InvalidRequest(given, allowed=f"opset {_WITH_FP8}", fix="export it anew")
     opset.version = _WITH_FP8
     model.ir_version = max(model.ir_version, _IR_WITH_FP8)
+
+
+def _every(graph: Any) -> Iterator[Node]:
+    """Its nodes, and those of the graphs inside them."""
+    for node in graph.node:
+        yield node
+        for inner in inner_graphs(node):
+            yield from _every(inner)
 
 
 def _has_weights(node: Node, constants: Mapping[str, Constant]) -> bool:

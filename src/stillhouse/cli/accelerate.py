@@ -1,11 +1,8 @@
 """`stillhouse accelerate SOURCE -o DIR`: every way to run a model here, measured, checked and chosen from."""
 
-import os
 import re
 import warnings
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -21,16 +18,16 @@ from stillhouse.accelerate.sweep import sweep
 from stillhouse.accelerate.target import settle
 from stillhouse.accelerate.views.console import table
 from stillhouse.backends.signature import read_signature
+from stillhouse.backends.torch_device import CUDA
 from stillhouse.cli.arguments import duration, number, positive, size_in_bytes
 from stillhouse.cli.progress import progress
 from stillhouse.core import ImageRequest
 from stillhouse.errors import InvalidRequest
-from stillhouse.gpu import NO_DRIVER, no_gpu
+from stillhouse.gpu import check_index, gpus, no_gpu
 from stillhouse.models.load import find
 from stillhouse.models.manifest import read_manifest
 
 NOTHING, INTERRUPTED = 1, 130
-_VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def declare(parser: ArgumentParser) -> None:
@@ -73,37 +70,6 @@ def run(arguments: Namespace) -> int:
     """Sweep, write every view, and print what was found. Exit code 1 where nothing was chosen; 130 after Ctrl-C, of
     which the directory is whole, too, and chosen from what was found until then."""
     source, out, config = _where(arguments)
-    with seeing(config.device if config else "auto"):
-        return _run(arguments, source, out, config)
-
-
-@contextmanager
-def seeing(device: str | int) -> Iterator[None]:
-    """Let this process and its children see the GPU that a config names by its index, and none where it says cpu.
-
-    Raises:
-        InvalidRequest: there are GPUs, and none of that index.
-    """
-    before = os.environ.get(_VISIBLE)
-    if device == "cpu":
-        os.environ[_VISIBLE] = ""
-    elif isinstance(device, int):
-        seen = before.split(",") if before else None
-        os.environ[_VISIBLE] = str(device) if seen is None else seen[device] if device < len(seen) else "none"
-    try:
-        if device not in ("auto", "cpu") and (missing := no_gpu()):
-            if missing != NO_DRIVER:
-                raise InvalidRequest(f"the config asks for device {device}: {missing}", allowed="auto, cpu, or another")
-            warnings.warn(f"the config asks for device {device}, and {missing}: the CPU is measured", stacklevel=2)
-        yield
-    finally:
-        if before is None:
-            os.environ.pop(_VISIBLE, None)
-        else:
-            os.environ[_VISIBLE] = before
-
-
-def _run(arguments: Namespace, source: str, out: Path, config: Config | None) -> int:
     asked = _asked(arguments, config)
     students = [read_manifest(find(name)) for name in arguments.student]  # refused before anything is written
     if Path(source).suffix == ".onnx":
@@ -124,11 +90,30 @@ def _run(arguments: Namespace, source: str, out: Path, config: Config | None) ->
     return 0 if report.chosen else NOTHING
 
 
+def device_of(told: str | int) -> str:
+    """What a config means by its device, as `Asked` takes it. Warns where there is no GPU, and the CPU is measured.
+
+    Raises:
+        InvalidRequest: there are GPUs, and none of that index.
+    """
+    if told in ("auto", "cpu"):
+        return str(told)
+    if missing := no_gpu():
+        warnings.warn(f"the config asks for device {told}, and {missing}: the CPU is measured", stacklevel=2)
+        return "auto"
+    device = CUDA if told == "gpu" else f"{CUDA}:{told}"
+    if wrong := check_index(device, gpus()):
+        raise InvalidRequest(wrong, allowed="auto, cpu, gpu, or the index of one")
+    return device
+
+
 def _asked(arguments: Namespace, config: Config | None) -> Asked:
     """What the flags say; where they are silent, what the config says."""
     told = config or Config()
+    device = device_of(told.device)
     inputs = arguments.inputs or (told.probe if isinstance(told.probe, Path) else None)
     return Asked(
+        device=device,
         goal=arguments.goal or told.goal or "latency",
         bounds=merged(told.tolerance, bounds_of(arguments)),
         budget=arguments.budget,

@@ -99,7 +99,8 @@ def _put_on(arguments: Namespace) -> int:
     from stillhouse.distill.factors import put_on
     from stillhouse.distill.settings import Learning, Settings
 
-    if arguments.config or _given(arguments, Settings) or _given(arguments, Learning):
+    learning = {**_given(arguments, Settings), **_given(arguments, Learning)}
+    if learning or arguments.config or arguments.all or arguments.work:
         raise InvalidRequest("options of learning beside --factors", allowed="-o and --force: nothing is learnt then")
     put_on(arguments.teacher, arguments.factors, arguments.out, force=arguments.force)
     print(f"{arguments.out}  {read_manifest(arguments.out).defaults.steps} steps")

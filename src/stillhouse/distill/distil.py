@@ -1,8 +1,9 @@
 """From a teacher's pipeline to a student's, evidence included."""
 
 import csv
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any, Protocol
@@ -154,17 +155,17 @@ def _kept(way: Way, pipeline: Pipeline, settings: Settings, folder: Path, told: 
 
     total = expected(settings)
     items, encoded = way.items(pipeline, settings, skipped), way.encoded(pipeline)
-    is_whole = keep(items, encoded, folder, lambda done: told.items(done, max(done, total)), deadline)
-    if left:
-        folder.mkdir(parents=True, exist_ok=True)
-        lines = [("picture", "reason"), *((one.name, one.reason) for one in left)]
-        write_atomically(folder / SKIPPED, lambda path: _write_csv(path, lines))
-    return is_whole
+    try:
+        return keep(items, encoded, folder, lambda done: told.items(done, max(done, total)), deadline)
+    finally:
+        if left:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / SKIPPED, partial(_write_skipped, left))
 
 
-def _write_csv(path: Path, lines: Iterable[Sequence[str]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows(lines)
+def _write_skipped(left: Iterable[Skipped], path: Path) -> None:
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        csv.writer(file).writerows([("picture", "reason"), *((one.name, one.reason) for one in left)])
 
 
 def _count_skipped(folder: Path) -> int:

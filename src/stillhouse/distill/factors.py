@@ -16,7 +16,7 @@ from stillhouse.distill.chain import Student
 from stillhouse.distill.distil import open_teacher
 from stillhouse.distill.low_rank import factors, fused, put, with_low_rank
 from stillhouse.distill.networks import Denoiser, conditioned_on_guidance, taught_as
-from stillhouse.distill.student import ABOUT, write_student
+from stillhouse.distill.student import ABOUT, TEACHER, write_student
 from stillhouse.errors import InvalidRequest
 from stillhouse.fit.stage import Fitted
 from stillhouse.models.decode import DecodeError, decode
@@ -41,9 +41,12 @@ def put_on(source: str | Path, file: Path, out: Path, *, force: bool = False) ->
         ImportFailed: `out` is taken.
         FitFailed: there is no room for it.
     """
-    kept, about = _read(file)
+    kept, about, prediction = _read(file)
     directory = find(source)
     manifest = read_manifest(directory)
+    if manifest.prediction != prediction:
+        given = f"{file} on {manifest.name}, whose network tells {manifest.prediction}"
+        raise InvalidRequest(given, allowed=f"models that tell {prediction}, as {about.teacher[0]} does")
     teacher = open_teacher(directory, manifest)
     rank = min(tensor.shape[0] for name, tensor in kept.items() if "lora_A" in name)
     unet = with_low_rank(conditioned_on_guidance(teacher.unet), rank, 0)
@@ -52,10 +55,10 @@ def put_on(source: str | Path, file: Path, out: Path, *, force: bool = False) ->
         given = f"{file} on {manifest.name}, whose network has another shape"
         raise InvalidRequest(given, allowed=f"models like {about.teacher[0]}, from which they were learnt")
     put(unet, kept)
-    schedule, prediction = taught_as(teacher)
+    schedule, meaning = taught_as(teacher)
     student = Student(
         name=out.name,
-        denoiser=Denoiser(fused(unet).cpu(), schedule, prediction),
+        denoiser=Denoiser(fused(unet).cpu(), schedule, meaning),
         factors=kept,
         grid=None if about.timesteps is None else grid_at(schedule, about.timesteps),
         method=about.method,
@@ -71,11 +74,12 @@ def put_on(source: str | Path, file: Path, out: Path, *, force: bool = False) ->
     return write_student(directory, student, out, guidance=about.guidance, evidence=told, force=force)
 
 
-def _read(file: Path) -> tuple[Mapping[str, Tensor], Distilled]:
+def _read(file: Path) -> tuple[Mapping[str, Tensor], Distilled, str]:
     try:
         with safe_open(file, framework="pt") as opened:
-            about = json.loads((opened.metadata() or {})[ABOUT])
-            return {name: opened.get_tensor(name) for name in opened.keys()}, decode(Distilled, about)  # noqa: SIM118
+            told = opened.metadata() or {}
+            kept = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            return kept, decode(Distilled, json.loads(told[ABOUT])), told[TEACHER]
     except FileNotFoundError:
         raise InvalidRequest(f"there is no file {file}") from None
     except (OSError, SafetensorError, KeyError, ValueError, DecodeError) as error:

@@ -102,6 +102,9 @@ class Settings:
         check_choice("method", self.method, (*METHODS, WALKS))
         if self.begin is not None and self.method != WALKS:
             raise InvalidRequest(f"a beginning for method {self.method}", allowed=f"method {WALKS}")
+        if self.begin is not None and self.rank:
+            given = "low-rank factors of one that begins as another student, by which it differs from its teacher, too"
+            raise InvalidRequest(given, allowed="a beginning, or factors")
         check_choice("task", self.task, TASKS)
         check_choice("weighting", self.weighting, WEIGHTINGS)
         if len(self.guidance) != 2:

@@ -39,6 +39,8 @@ FACTORS = "student_lora.safetensors"
 """What a low-rank student differs by from its teacher; the pipeline itself needs no such file, see `factors`."""
 ABOUT = "stillhouse.distilled"
 """In its metadata: `manifest.Distilled` as JSON."""
+TEACHER = "stillhouse.teacher"
+"""In its metadata: what the output of the teacher's network means."""
 DECODER = "tiny_decoder"
 _GRAPH, _WEIGHTS = "model.onnx", "model.safetensors"
 _LEFT = ("unet", "trials", FACTORS, DECODER)
@@ -98,7 +100,8 @@ def _write(
         if student.factors:
             assert written.distilled is not None
             kept = {name: tensor.contiguous() for name, tensor in student.factors.items()}
-            save_file(kept, made / FACTORS, {ABOUT: json.dumps(asdict(written.distilled))})
+            about = {ABOUT: json.dumps(asdict(written.distilled)), TEACHER: before.prediction}
+            save_file(kept, made / FACTORS, about)
         if decoder is not None:
             tiny = _write_decoder(decoder, manifest.latent.channels, made)
             written = replace(written, components={**written.components, "vae_decoder": tiny})

@@ -264,7 +264,8 @@ class Pipeline:
             for name, ids in zip(encoders, texts, strict=True)
         ]
         for name, output in zip(encoders, outputs, strict=True):
-            _check_finite(name, output["last_hidden_state"])
+            for array in output.values():
+                _check_finite(name, array)
         states = np.concatenate([output["last_hidden_state"][0] for output in outputs], axis=-1)
         encoded = {"encoder_hidden_states": states}
         if "text_embeds" in outputs[-1]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from stillhouse.distill.judge import Gap, Standing
-from stillhouse.distill.verdict import Verdict, head, lead, read_verdict, rows, verdict_as_json
+from stillhouse.distill.verdict import LEGEND, Verdict, head, lead, read_verdict, rows, verdict_as_json
 from stillhouse.distill.views.html import page
 from stillhouse.distill.views.plot import BOTTOM, LEFT, RIGHT, TOP, plots
 from stillhouse.errors import InvalidRequest
@@ -48,6 +48,16 @@ def test_the_page_stands_alone_and_holds_every_figure(verdict: Verdict) -> None:
     for row in rows(verdict):
         assert all(cell in text for cell in row)
     assert text.count("<img ") == 6 and lead(verdict) in text and "abababababababab" in text
+
+
+def test_every_score_stands_with_its_interval_and_its_distance_from_the_teacher(verdict: Verdict) -> None:
+    told = dict(zip(enumerate(head(verdict)), rows(verdict)[1], strict=True))
+    by = {heading: [cell for (_, name), cell in told.items() if name == heading] for heading in head(verdict)}
+    assert by["all correct"] == by["strict"] == ["40.0 % (37.0 to 43.0)"]
+    assert by["to the teacher"] == ["-1.0 (-3.0 to +1.0)"] * 2
+    assert by["SSIM"] == ["0.900"] and by["PSNR"] == ["25.0 dB"]
+    assert [cell for cell in rows(verdict)[0] if cell == ""] == [""] * 4, "the teacher is not compared with itself"
+    assert LEGEND in page(verdict, ["a circle", "a square"], pictures(verdict))
 
 
 def test_words_from_outside_stay_words(verdict: Verdict) -> None:

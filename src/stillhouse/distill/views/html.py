@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from stillhouse.core import Picture
-from stillhouse.distill.verdict import Verdict, head, lead, rows
+from stillhouse.distill.verdict import LEGEND, Verdict, head, lead, rows
 from stillhouse.distill.views import plot
 from stillhouse.models.png import encode_png
 from stillhouse.page.environment import environment
@@ -31,6 +31,7 @@ def page(verdict: Verdict, prompts: Sequence[str], pictures: Mapping[str, Sequen
         .render(
             verdict=verdict,
             lead=lead(verdict),
+            legend=LEGEND if verdict.standings[0].scores else "",
             head=head(verdict),
             rows=rows(verdict),
             plots=plot.plots(verdict),
