@@ -167,9 +167,7 @@ def _small(values: Array, scale: Array, axis: int, largest: int, kind: "np.dtype
     """In units of the scales: whole numbers, or the nearest floats of eight bits."""
     if kind == np.int8:
         return _whole(values, scale, axis, largest, 0).astype(kind)
-    shape = [1] * values.ndim
-    shape[axis] = -1
-    small: NDArray[Any] = np.clip(values / scale.reshape(shape), -largest, largest).astype(kind)
+    small: NDArray[Any] = np.clip(_in_units(values, scale, axis), -largest, largest).astype(kind)
     return small
 
 
@@ -179,7 +177,11 @@ def _floats() -> "np.dtype[Any]":
 
 
 def _whole(values: Array, scale: Array, axis: int, largest: int, zero: int) -> Array:
+    whole: Array = np.clip(np.rint(_in_units(values, scale, axis)), -largest, largest) + zero
+    return whole
+
+
+def _in_units(values: Array, scale: Array, axis: int) -> Array:
     shape = [1] * values.ndim
     shape[axis] = -1
-    whole: Array = np.clip(np.rint(values / scale.reshape(shape)), -largest, largest) + zero
-    return whole
+    return values / scale.reshape(shape)

@@ -8,7 +8,7 @@ from pathlib import Path
 from time import monotonic
 
 from stillhouse.distill.brought import Brought
-from stillhouse.distill.judge import NOTHING, Compared, Progress, Standing, Subject, Way, compare, ways_of
+from stillhouse.distill.judge import NOTHING, Compared, Gap, Progress, Standing, Subject, Way, compare, ways_of
 from stillhouse.errors import InvalidRequest
 from stillhouse.measure.machine import Machine, machine, versions
 from stillhouse.models.decode import DecodeError, decode
@@ -110,8 +110,7 @@ def lead(verdict: Verdict) -> str:
         rows = f"{one.steps} step{'s' if one.steps > 1 else ''} instead of {teacher.steps} guided ones"
         if "strict" in one.gaps:
             gap = one.gaps["strict"]
-            points = f"{100 * gap.value:+.1f} points ({100 * gap.low:+.1f} to {100 * gap.high:+.1f})"
-            told.append(f"{name}: {rows}, {quick}; clean and all correct {points} against it.")
+            told.append(f"{name}: {rows}, {quick}; clean and all correct {_points(gap, ' points')} against it.")
         else:
             told.append(f"{name}: {rows}, {quick}; {one.psnr:.1f} dB from its pictures.")
     return " ".join(told)
@@ -136,7 +135,7 @@ def _row(one: Standing, is_first: bool) -> list[str]:
         for name in _SCORES:
             share, gap = one.scores[name], one.gaps[name]
             scored.append(f"{100 * share.value:.1f} % ({100 * share.low:.1f} to {100 * share.high:.1f})")
-            scored.append("" if is_first else f"{100 * gap.value:+.1f} ({100 * gap.low:+.1f} to {100 * gap.high:+.1f})")
+            scored.append("" if is_first else _points(gap))
         scored.append(f"{one.rerender:.1f} dB")
     return [
         one.name,
@@ -151,6 +150,10 @@ def _row(one: Standing, is_first: bool) -> list[str]:
         f"{100 * one.diversity:.0f} %",
         *_brought(one).values(),
     ]
+
+
+def _points(gap: Gap, unit: str = "") -> str:
+    return f"{100 * gap.value:+.1f}{unit} ({100 * gap.low:+.1f} to {100 * gap.high:+.1f})"
 
 
 def _brought(one: Standing) -> dict[str, str]:
