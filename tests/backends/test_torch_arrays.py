@@ -11,13 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from stillhouse.backends.kernels.guided_step import guided_step
 from stillhouse.backends.registry import own_arrays
-from stillhouse.backends.torch_arrays import TorchArrays
+from stillhouse.backends.torch_arrays import KernelLeftOut, TorchArrays, fused_on
 from stillhouse.diffusion import NUMPY, START, Arrays, Keep, Trajectory, advance, gaussian
 from stillhouse.errors import InvalidRequest, RuntimeMissing
 from tests.diffusion.test_trajectory import SHAPE, courses
 
 HERE: Arrays = TorchArrays("cpu")
+FUSED: Arrays = TorchArrays("cpu", guided_step)
+"""As on a GPU: guidance and step are one operation, which on a processor is the kernel's reference."""
 
 
 def linear(rows: Any, timesteps: Any, conditioning: Mapping[str, Any]) -> Any:
@@ -41,13 +44,16 @@ def begun(course: Any, arrays: Arrays, *, keep: bool, extra: bool) -> Trajectory
     )
 
 
+@pytest.mark.parametrize("tensors", [HERE, FUSED], ids=["plain", "fused"])
 @given(st.lists(courses(), min_size=1, max_size=3), st.booleans(), st.booleans())
-@settings(max_examples=150)
-def test_every_sampler_walks_on_tensors_as_on_arrays(these: list[Any], keep: bool, extra: bool) -> None:
+@settings(max_examples=100)
+def test_every_sampler_walks_on_tensors_as_on_arrays(
+    tensors: Arrays, these: list[Any], keep: bool, extra: bool
+) -> None:
     """All but the rescaling of guidance, whose standard deviations are sums in another order."""
     these = [replace(course, guidance_rescale=0.0) for course in these]
-    ours, theirs = ([begun(one, arrays, keep=keep, extra=extra) for one in these] for arrays in (HERE, NUMPY))
-    for some, arrays in ((ours, HERE), (theirs, NUMPY)):
+    ours, theirs = ([begun(one, arrays, keep=keep, extra=extra) for one in these] for arrays in (tensors, NUMPY))
+    for some, arrays in ((ours, tensors), (theirs, NUMPY)):
         while waiting := [one for one in some if not one.is_done]:
             advance(waiting, linear, arrays)
     for one, other in zip(ours, theirs, strict=True):
@@ -94,6 +100,17 @@ def test_only_engines_with_arrays_of_their_own_have_them() -> None:
     assert own_arrays("onnxruntime", {}) is None and own_arrays("openvino", {}) is None
     with pytest.raises(InvalidRequest, match="allowed: cpu, cuda"):
         own_arrays("torch", {"device": "tpu"})
+
+
+def test_a_kernel_that_does_not_run_is_left_out_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here there is no GPU to run it on; elsewhere there may be no compiler of C."""
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.warns(KernelLeftOut, match="a dozen launches, and not one"):
+        assert fused_on("cuda:0") is None
+    assert fused_on("cpu") is None
+    monkeypatch.setattr("stillhouse.backends.torch_arrays.find_spec", lambda name: None)
+    assert fused_on("cuda:0") is None
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -71,6 +71,7 @@ class Full:
             raise MemoryError
         return array
 
+    fused = None
     stacked, joined = NUMPY.stacked, NUMPY.joined
     read, settle = NUMPY.read, NUMPY.settle
 

@@ -183,9 +183,9 @@ def arrays(settings: Mapping[str, str], name: str = "tensorrt") -> Any:
     *_, device = _settings(settings)
     _gpu(name, device)
     imported()
-    from stillhouse.backends.torch_arrays import TorchArrays  # here and not above, because that file imports torch
+    from stillhouse.backends.torch_arrays import arrays_on  # here and not above, because that file imports torch
 
-    return TorchArrays(f"{CUDA}:{index_of(device)}")
+    return arrays_on(f"{CUDA}:{index_of(device)}")
 
 
 def status(name: str = "tensorrt") -> BackendStatus:

@@ -165,9 +165,9 @@ def arrays(settings: Mapping[str, str]) -> Any:
     device = settings.get("device", CPU)
     kind_of(device)
     torch = imported()
-    from stillhouse.backends.torch_arrays import TorchArrays  # here and not above, because that file imports torch
+    from stillhouse.backends.torch_arrays import arrays_on  # here and not above, because that file imports torch
 
-    return TorchArrays(found(torch, device))
+    return arrays_on(found(torch, device))
 
 
 def status() -> BackendStatus:

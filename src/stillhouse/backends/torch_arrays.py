@@ -4,15 +4,50 @@ Otherwise each evaluation takes latents, texts and the network's output to a GPU
 imported here, so this file is imported inside functions only.
 """
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, TypeAlias
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stillhouse.backends.runtime import useful_line
 from stillhouse.backends.torch_device import CPU, kind_of
+
+Fused: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
+"""See `kernels.guided_step`."""
+
+
+class KernelLeftOut(UserWarning):
+    """A step is a dozen launches instead of one, because Triton cannot be used."""
+
+
+def arrays_on(device: str) -> "TorchArrays":
+    """Tensors on a device, with the kernel of guidance and step where it runs.
+
+    Warns:
+        KernelLeftOut: Triton is there, and does not run.
+    """
+    return TorchArrays(device, fused_on(device))
+
+
+def fused_on(device: str) -> Fused | None:
+    """The kernel of guidance and step, tried on two numbers; None on the processor, or where it does not run."""
+    if kind_of(device) == CPU or find_spec("triton") is None:
+        return None
+    try:
+        from stillhouse.backends.kernels.guided_step import WEIGHTS, guided_step  # here and not above: it needs Triton
+
+        one = torch.zeros(1, 1, 1, 2, device=device)
+        guided_step(one, one, one.new_zeros(1, 2, dtype=torch.int32), one.new_zeros(1, len(WEIGHTS)))
+    except Exception as error:  # without a compiler of C, for one, Triton runs nothing
+        told = useful_line(f"{error}") or type(error).__name__
+        warnings.warn(KernelLeftOut(f"guidance and step take a dozen launches, and not one: {told}"), stacklevel=3)
+        return None
+    return guided_step
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +55,7 @@ class TorchArrays:
     """`diffusion.arrays.Arrays` on a device of torch: cpu, cuda:0."""
 
     device: str
+    fused: Fused | None = None
 
     def placed(self, array: NDArray[Any]) -> Tensor:
         """The same numbers there; of the same dtype."""

@@ -4,7 +4,7 @@ A walk is arithmetic, which any array can do. What differs is how a batch is mad
 processor knows get to them, and how they get back.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +13,11 @@ from numpy.typing import NDArray
 
 class Arrays(Protocol):
     """A kind of arrays in one place. All pictures of a batch are of one kind."""
+
+    @property
+    def fused(self) -> Callable[[Any, Any, Any, Any, Any], tuple[Any, Any]] | None:
+        """Guidance and move of a batch in one pass, where there is a kernel for it: `step.step`'s first five arguments,
+        rows as int32 [P, 2] and weights as float32 [P, 6], there."""
 
     def placed(self, array: NDArray[Any], /) -> Any:
         """The same numbers there; of the same dtype."""
@@ -31,6 +36,8 @@ class Arrays(Protocol):
 
 
 class _Numpy:
+    fused = None
+
     def placed(self, array: NDArray[Any]) -> NDArray[Any]:
         return array
 

@@ -16,17 +16,23 @@ def guide(conditional: Tensor, unconditional: Tensor, scale: Level) -> Tensor:
     return unconditional + (conditional - unconditional) * scale
 
 
-def rescale(guided: Any, conditional: Any, share: float) -> Any:
-    """Pull the guided output's spread back towards the conditional one's (arXiv 2305.08891, equations 15 and 16).
+def rescaling(guided: Any, conditional: Any, share: float) -> float:
+    """What pulls the guided output's spread back towards the conditional one's (arXiv 2305.08891, equations 15 and 16).
 
     Args:
         guided, conditional: outputs of one picture, any array or tensor with `std`.
         share: phi of the paper, 0 (leave it) to 1 (the same standard deviation).
+
+    Returns:
+        what the guided output is to be multiplied by.
     """
     spread = float(guided.std())
-    if spread == 0:
-        return guided
-    return (share * float(conditional.std()) / spread + (1 - share)) * guided
+    return share * float(conditional.std()) / spread + (1 - share) if spread else 1.0
+
+
+def rescale(guided: Any, conditional: Any, share: float) -> Any:
+    """The guided output with its spread pulled back, see `rescaling`."""
+    return rescaling(guided, conditional, share) * guided
 
 
 def is_guided(scale: float, interval: tuple[float, float], share: float) -> bool:

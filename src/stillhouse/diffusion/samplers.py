@@ -185,6 +185,8 @@ class Sampler:
     Args:
         summary: one line for people who choose.
         aim: where each move aims.
+        reaches: whether that is beyond x0, on the line through the last one, and not x0 itself: what `step.step` can do
+            for a whole batch; None, it is somewhere else.
         eta: share of fresh noise in each move, 0 to 1; None lets the picture say.
         moves: the move across an interval, before anything is known about the picture.
         looks_twice: asks the network at both ends of each interval but the last.
@@ -193,6 +195,7 @@ class Sampler:
 
     summary: str
     aim: Aim = straight
+    reaches: bool | None = False
     eta: float | None = 0.0
     moves: Callable[[Point, Point, float], Move] = interval
     looks_twice: bool = False
@@ -259,11 +262,13 @@ SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
         "ddpm": Sampler("DDPM: ancestral, fresh noise in every step, for many steps", eta=1.0),
         "euler": Sampler("Euler: first order, the same walk as ddim at eta 0"),
         "euler_ancestral": Sampler("Euler ancestral: the same walk as ddpm", eta=1.0),
-        "heun": Sampler("Heun: second order, asks the network twice a step", heun, looks_twice=True),
-        "dpmpp_2m": Sampler("DPM-Solver++ 2M: second order for the price of one", dpmpp_2m, trimmed=True),
-        "dpmpp_2m_sde": Sampler("DPM-Solver++ 2M SDE: as dpmpp_2m with fresh noise", dpmpp_2m, eta=1.0, trimmed=True),
-        "unipc": Sampler("UniPC: second order, corrects each step at no cost; for few steps", unipc, trimmed=True),
-        "lcm": Sampler("LCM: for networks distilled to a few steps, fresh noise between them", lcm, 1.0, restart),
+        "heun": Sampler("Heun: second order, asks the network twice a step", heun, None, looks_twice=True),
+        "dpmpp_2m": Sampler("DPM-Solver++ 2M: second order for the price of one", dpmpp_2m, True, trimmed=True),
+        "dpmpp_2m_sde": Sampler("DPM-Solver++ 2M SDE: as dpmpp_2m with fresh noise", dpmpp_2m, True, 1.0, trimmed=True),
+        "unipc": Sampler(
+            "UniPC: second order, corrects each step at no cost; for few steps", unipc, None, trimmed=True
+        ),
+        "lcm": Sampler("LCM: for networks distilled to a few steps, fresh noise between them", lcm, None, 1.0, restart),
         "flow_euler": Sampler("flow Euler: first order for flow networks, the same walk as euler"),
     }
 )

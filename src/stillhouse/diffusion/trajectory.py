@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from stillhouse.core import Array
 from stillhouse.diffusion.arrays import NUMPY, Arrays
 from stillhouse.diffusion.course import Course
-from stillhouse.diffusion.guidance import guide, rescale
+from stillhouse.diffusion.guidance import guide, rescaling
 from stillhouse.diffusion.noise import gaussian
 from stillhouse.diffusion.points import Point
 from stillhouse.diffusion.prediction import denoised_weights, noised
-from stillhouse.diffusion.samplers import SAMPLERS, Aimed, Evaluation, Past, crossed
+from stillhouse.diffusion.samplers import SAMPLERS, Evaluation, Past, crossed
+from stillhouse.diffusion.step import step
 from stillhouse.diffusion.step_cache import Conditioning, CutDenoiser, Denoiser, Features, answer, usable
 from stillhouse.diffusion.tensor import Level
 from stillhouse.errors import InvalidRequest
@@ -128,21 +129,19 @@ def advance(trajectories: Sequence[Trajectory], denoise: Denoiser | CutDenoiser,
     _check_batch(trajectories, denoise)
     now = [trajectory.plan[trajectory.index] for trajectory in trajectories]
     z = arrays.stacked([trajectory.latents for trajectory in trajectories])
-    output, features = _outputs(trajectories, now, z, denoise, arrays)
-    weights = _columns([_weights(*pair) for pair in zip(trajectories, now, strict=True)])
-    of_z, of_output, kept, gained = arrays.placed(weights)
-    denoised = of_z * z + of_output * output
+    answers, rows, features = _answered(trajectories, now, z, denoise, arrays)
+    weights = [_weights(*three, answers) for three in zip(trajectories, now, rows, strict=True)]
+    past = _last_seen(trajectories, now, z, arrays)
+    moved, denoised = step(z, answers, rows, weights, past, arrays)
 
-    aimed = [_aimed(*four) for four in zip(trajectories, now, z, denoised, strict=True)]
-    origins, aims, pasts = zip(*aimed, strict=True)
-    moved = crossed(arrays.stacked(origins), arrays.stacked(aims), kept, gained)
-
-    arrived = [_arrived(*three, arrays) for three in zip(trajectories, now, moved, strict=True)]
-    news = zip(trajectories, arrived, denoised, pasts, features, strict=True)
-    for trajectory, latents, clean, past, deep in news:
+    news = [_moved(*five) for five in zip(trajectories, now, z, denoised, moved, strict=True)]
+    arrived = [_arrived(*three, arrays) for three in zip(trajectories, now, (one for one, _ in news), strict=True)]
+    for trajectory, latents, clean, (_, remembered), deep in zip(
+        trajectories, arrived, denoised, news, features, strict=True
+    ):
         trajectory.latents = latents
         trajectory.denoised = clean
-        trajectory.past = past
+        trajectory.past = remembered
         trajectory.index += 1
         trajectory.features = None if trajectory.is_done else deep
 
@@ -156,44 +155,34 @@ def _check_batch(trajectories: Sequence[Trajectory], denoise: Denoiser | CutDeno
         raise InvalidRequest("refresh above 1 with a network in one piece", allowed="refresh 1, or a CutDenoiser")
 
 
-def _outputs(
+def _answered(
     trajectories: Sequence[Trajectory],
     now: Sequence[Evaluation],
     z: Array,
     denoise: Denoiser | CutDenoiser,
     arrays: Arrays,
-) -> tuple[Array, list[Features | None]]:
-    """The network's output for each picture, guided where it is guided, [P, C, h, w]; and the features to keep."""
-
-    def placed(places: Sequence[int]) -> Any:
-        return arrays.placed(np.array(places))
-
-    rows: list[tuple[int, Conditioning]] = []
+) -> tuple[Array, list[tuple[int, int]], list[Features | None]]:
+    """The network's answers [R, C, h, w]; for each picture its rows, see `step`; and the features to keep."""
+    seen: list[tuple[int, Conditioning]] = []
     kept: list[NDArray[Any] | None] = []
-    conditional, guided = [], []
+    rows = []
     for picture, trajectory in enumerate(trajectories):
         usable_features = trajectory.usable_features
         kept += [None] * trajectory.rows if usable_features is None else [*usable_features]
+        first = len(seen)
         if trajectory.is_guided:
-            guided.append(picture)
-            rows.append((picture, trajectory.unconditional))
-        conditional.append(len(rows))
-        rows.append((picture, trajectory.conditioning))
-    timesteps = arrays.placed(np.array([now[picture].at.timestep for picture, _ in rows], np.float32))
-    conditioning = {name: arrays.stacked([inputs[name] for _, inputs in rows]) for name in rows[0][1]}
-    seen = _network_input(trajectories, z, arrays)[placed([picture for picture, _ in rows])]
-    answers, deep = answer(denoise, seen, timesteps, conditioning, kept)
-
-    output: Array = answers[placed(conditional)]
-    if guided:
-        unconditional = answers[placed([conditional[picture] - 1 for picture in guided])]
-        (scales,) = arrays.placed(_columns([(trajectories[picture].course.guidance,) for picture in guided]))
-        here = placed(guided)
-        output[here] = guide(output[here], unconditional, scales)
-    for picture in guided:
-        if share := trajectories[picture].course.guidance_rescale:
-            output[picture] = rescale(output[picture], answers[conditional[picture]], share)
-    return output, [_kept(*pair, deep) for pair in zip(trajectories, conditional, strict=True)]
+            seen.append((picture, trajectory.unconditional))
+        rows.append((first, len(seen)))
+        seen.append((picture, trajectory.conditioning))
+    timesteps = arrays.placed(np.array([now[picture].at.timestep for picture, _ in seen], np.float32))
+    conditioning = {name: arrays.stacked([inputs[name] for _, inputs in seen]) for name in seen[0][1]}
+    pictures = arrays.placed(np.array([picture for picture, _ in seen]))
+    answers, deep = answer(denoise, _network_input(trajectories, z, arrays)[pictures], timesteps, conditioning, kept)
+    return (
+        answers,
+        rows,
+        [_kept(trajectory, last, deep) for trajectory, (_, last) in zip(trajectories, rows, strict=True)],
+    )
 
 
 def _kept(trajectory: Trajectory, last: int, deep: Mapping[int, NDArray[Any]]) -> Features | None:
@@ -204,13 +193,43 @@ def _kept(trajectory: Trajectory, last: int, deep: Mapping[int, NDArray[Any]]) -
     return Features(np.array([deep[row] for row in rows]), trajectory.index)
 
 
-def _weights(trajectory: Trajectory, evaluation: Evaluation) -> tuple[Level, Level, float, float]:
-    level, move = evaluation.at, evaluation.move
-    return *denoised_weights(trajectory.course.prediction, level.alpha, level.sigma), move.kept, move.gained
+def _weights(
+    trajectory: Trajectory, evaluation: Evaluation, rows: tuple[int, int], answers: Array
+) -> tuple[Level, ...]:
+    """See `step.WEIGHTS`."""
+    course, level, move = trajectory.course, evaluation.at, evaluation.move
+    of_z, of_output = denoised_weights(course.prediction, level.alpha, level.sigma)
+    if trajectory.is_guided and course.guidance_rescale:
+        without, prompted = (answers[row] for row in rows)
+        guided = guide(prompted, without, course.guidance)
+        of_output *= rescaling(guided, prompted, course.guidance_rescale)
+    reach = evaluation.reach if _reaches(trajectory) else 0.0
+    return course.guidance, of_z, of_output, reach, move.kept, move.gained
 
 
-def _aimed(trajectory: Trajectory, evaluation: Evaluation, z: Array, denoised: Array) -> Aimed[Array]:
-    return SAMPLERS[trajectory.course.sampler].aim(z, denoised, evaluation, trajectory.past)
+def _reaches(trajectory: Trajectory) -> bool:
+    """Whether the clean picture of the evaluation before counts in `step`."""
+    return bool(SAMPLERS[trajectory.course.sampler].reaches) and trajectory.past is not None
+
+
+def _last_seen(trajectories: Sequence[Trajectory], now: Sequence[Evaluation], z: Array, arrays: Arrays) -> Array | None:
+    """The clean pictures of the evaluation before, where one counts; anything for pictures where none does."""
+    if not any(_reaches(one) and evaluation.reach for one, evaluation in zip(trajectories, now, strict=True)):
+        return None
+    seen = [one.past.denoised if one.past else here for one, here in zip(trajectories, z, strict=True)]
+    stacked: Array = arrays.stacked(seen)
+    return stacked
+
+
+def _moved(
+    trajectory: Trajectory, evaluation: Evaluation, z: Array, denoised: Array, moved: Array
+) -> tuple[Array, Past[Array] | None]:
+    """The picture after its move, before fresh noise; and what its sampler remembers. `moved` is what `step` says."""
+    sampler = SAMPLERS[trajectory.course.sampler]
+    if sampler.reaches is None:
+        origin, aim, past = sampler.aim(z, denoised, evaluation, trajectory.past)
+        return crossed(origin, aim, evaluation.move.kept, evaluation.move.gained), past
+    return moved, Past(evaluation.at, z, denoised) if sampler.reaches else None
 
 
 def _network_input(trajectories: Sequence[Trajectory], z: Array, arrays: Arrays) -> Array:
@@ -228,8 +247,3 @@ def _arrived(trajectory: Trajectory, evaluation: Evaluation, latents: Array, arr
         fresh = arrays.placed(gaussian(trajectory.course.seed, trajectory.index, latents.shape))
         latents = latents + evaluation.move.fresh * fresh
     return latents if trajectory.keep is None else trajectory.keep.blend(latents, evaluation.end)
-
-
-def _columns(weights: Sequence[Sequence[Level]]) -> NDArray[np.float32]:
-    """Weights of every picture, [P][k], as k columns that broadcast over pictures: [k, P, 1, 1, 1]."""
-    return np.array(weights, np.float32).T[..., None, None, None]

@@ -52,3 +52,4 @@ CASES = [
 ]
 GROUPS = {1: 1, 4: 2, 8: 2, 30: 3, 320: 32}
 """Of a GroupNorm, by its channels."""
+WALKS = "walks of several samplers, together"

@@ -5,7 +5,7 @@ A process of its own, because Triton decides once, when it is imported, whether 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from zlib import crc32
 
@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from stillhouse.backends.kernels import cast, geglu, group_norm, guided_step, launch, layer_norm, silu
-from tests.backends.kernels.cases import CASES, GROUPS, Case
+from stillhouse.backends.torch_arrays import TorchArrays
+from stillhouse.diffusion import NUMPY, START, Course, Schedule, Trajectory, advance, gaussian, grid
+from tests.backends.kernels.cases import CASES, GROUPS, WALKS, Case
 
 EPS = 1e-5
 
@@ -32,6 +34,33 @@ def main() -> None:
             "channels_last": all(one.is_contiguous(memory_format=torch.channels_last) for one in ours if one.ndim == 4),
         }
         print(json.dumps(told), flush=True)
+    print(json.dumps({"name": WALKS, "error": walked_apart()}), flush=True)
+
+
+def walked_apart() -> float:
+    """How far pictures of all kinds end, moved together by the kernel, from where NumPy's arithmetic moves them."""
+    walk = grid(Schedule(), 5, sigmas="karras")
+    kinds = [("ddim", 7.5), ("dpmpp_2m", 5.0), ("dpmpp_2m", 1.0), ("unipc", 3.0), ("euler_ancestral", 1.0), ("heun", 4.0)]
+    ends = []
+    for arrays in (TorchArrays("cpu", guided_step.guided_step), NUMPY):
+        made = [
+            Trajectory(
+                Course(walk, sampler, "v_prediction", guidance=scale, guidance_interval=(0.0, 0.7), seed=seed),
+                arrays.placed(gaussian(seed, START, (4, 6, 7))),
+                {"text": arrays.placed(gaussian(seed, 1, (1,)))},
+                {"text": arrays.placed(gaussian(seed, 2, (1,)))},
+            )
+            for seed, (sampler, scale) in enumerate(kinds)
+        ]
+        while waiting := [one for one in made if not one.is_done]:
+            advance(waiting, _linear, arrays)
+        ends.append([torch.from_numpy(arrays.read(one.latents)) for one in made])
+    return max(relative(ours, theirs.double()) for ours, theirs in zip(*ends, strict=True))
+
+
+def _linear(rows: Any, timesteps: Any, conditioning: Mapping[str, Any]) -> Any:
+    """A made-up network of sums and products."""
+    return rows * 0.375 + conditioning["text"][:, :, None, None] + timesteps[:, None, None, None] * (1 / 4096)
 
 
 def relative(ours: Tensor, wanted: Tensor) -> float:
