@@ -117,9 +117,18 @@ def test_without_a_gpu_everything_for_one_has_a_row_with_the_reason() -> None:
         assert missing in reason if name.startswith("tensorrt ") else "there is no GPU: " in reason
     kinds = {name.partition(" ")[0] for name in reasons}
     assert kinds == {"torch", "onnxruntime", "tensorrt", "tensorrt-rtx"}
-    for option in ("kernels fused", "graphs cuda", "compile full", "attention vanilla", "offload cpu", "provider cuda"):
+    for option in (
+        "kernels fused",
+        "graphs cuda",
+        "compile full",
+        "attention vanilla",
+        "attention cudnn",
+        "offload cpu",
+        "provider cuda",
+    ):
         assert any(option in name for name in reasons)
-    assert list(on_gpu(AROUND, "text_encoder")) == ["torch f32, f16, attention sdpa, device cuda, graphs cuda"]
+    (first,) = on_gpu(AROUND, "text_encoder")
+    assert first == "torch f32, f16, attention sdpa, device cuda, graphs cuda, shapes static"
 
 
 @pytest.mark.usefixtures("every_package")
@@ -133,9 +142,28 @@ def test_with_a_gpu_what_its_builds_can_do_is_tried_and_before_the_processor() -
     }
     around = replace(AROUND, backends=backends, machine=replace(AROUND.machine, gpus=(GPU,)))
     names = [one.name for one in tried("unet", around)]
-    assert names[1] == "torch f32, f16, attention sdpa, device cuda, graphs cuda"
+    assert names[1] == "torch f32, f16, attention sdpa, device cuda, graphs cuda, shapes static"
     assert [name for name in names[1:] if "cuda" in name or "provider" in name] == names[1 : 1 + len(on_gpu(around))]
     assert set(on_gpu(around).values()) == {""}
+
+
+def test_what_is_recorded_or_built_is_for_a_few_sizes_of_batches() -> None:
+    """See `models.buckets`: where sizes came as they may, each new one would be recorded or built while others wait."""
+    for component in ("unet", "vae_decoder", "text_encoder"):
+        for name in on_gpu(AROUND, component):
+            assert "shapes static" in name or not ("graphs" in name or "tensorrt " in name.partition(",")[0])
+
+
+def test_engines_take_what_a_graphs_axes_may_have() -> None:
+    around = replace(AROUND, ranges="rows=1-8,height=32-64")
+    names = [name for name in on_gpu(around, "network") if name.startswith("tensorrt")]
+    assert names and all("axes rows=1-8,height=32-64" in name and "graphs" not in name for name in names)
+
+
+def test_a_decoder_on_a_gpu_may_see_a_part_of_a_picture_at_once() -> None:
+    tiled = [name for name in on_gpu(replace(AROUND, side=512), "vae_decoder") if "tile 256" in name]
+    assert {name.partition(" ")[0] for name in tiled} == {"torch", "tensorrt"}
+    assert not [name for name in on_gpu(AROUND, "vae_decoder") if "tile" in name]
 
 
 @pytest.fixture

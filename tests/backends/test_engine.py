@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stillhouse.backends.engine import Chip, EngineRebuilt, Shapes, found_or_built, graph_key, shapes_of
+from stillhouse.backends.engine import Chip, EngineRebuilt, Shapes, batches_of, found_or_built, graph_key, shapes_of
 from stillhouse.backends.signature import Signature, read_signature
 from stillhouse.errors import BackendFailed, InvalidRequest
 from tests.backends.networks import unet, write
@@ -33,29 +33,38 @@ class Builder:
         return found_or_built(folder, key, chip, self.build, self.opened)
 
 
-def test_shapes_are_static_unless_the_rows_may_change() -> None:
+def test_shapes_are_static_unless_axes_may_change() -> None:
     static = shapes_of(GRAPH, USUAL)
     assert static["sample"] == Shapes(*[(2, 4, 64, 64)] * 3) and static["scale"] == Shapes((1,), (1,), (1,))
-    open_ = shapes_of(GRAPH, USUAL, (1, 8))
-    assert open_["sample"] == Shapes((1, 4, 64, 64), (2, 4, 64, 64), (8, 4, 64, 64))
+    open_ = shapes_of(GRAPH, USUAL, {"rows": (1, 8), "w": (32, 96)})
+    assert open_["sample"] == Shapes((1, 4, 64, 32), (2, 4, 64, 64), (8, 4, 64, 96))
+    assert open_["sample"].holds((3, 4, 64, 33)) and not open_["sample"].holds((3, 4, 63, 33))
+    assert not open_["sample"].holds((3, 4, 64))
     assert open_["timestep"] == Shapes((1,), (2,), (8,)) and open_["scale"] == static["scale"]
 
 
 @pytest.mark.parametrize(
-    ("usual", "rows", "told"),
+    ("usual", "ranges", "told"),
     [
-        ({"sample": (2, 4, 64, 64)}, None, "no shape for input 'timestep'"),
-        ({**USUAL, "timestep": (2, 1)}, None, "'timestep' of rank 2; allowed: rank 1"),
-        ({**USUAL, "sample": (2, 5, 64, 64)}, None, r"shape \[2, 5, 64, 64\]; allowed"),
-        (USUAL, (3, 8), "lengths 3, 2, 8 of axis 0; allowed: 1 or more, and none less than the one before"),
-        (USUAL, (0, 8), "lengths 0, 2, 8"),
+        ({"sample": (2, 4, 64, 64)}, {}, "no shape for input 'timestep'"),
+        ({**USUAL, "timestep": (2, 1)}, {}, "'timestep' of rank 2; allowed: rank 1"),
+        ({**USUAL, "sample": (2, 5, 64, 64)}, {}, r"shape \[2, 5, 64, 64\]; allowed"),
+        (USUAL, {"rows": (3, 8)}, "lengths 3, 2, 8 of axis 0; allowed: 1 or more, and none less than the one before"),
+        (USUAL, {"rows": (0, 8)}, "lengths 0, 2, 8"),
+        (USUAL, {"row": (1, 8)}, "no axis 'row'; allowed: .*; did you mean 'rows'"),
     ],
 )
 def test_shapes_that_cannot_be_are_refused(
-    usual: dict[str, tuple[int, ...]], rows: tuple[int, int] | None, told: str
+    usual: dict[str, tuple[int, ...]], ranges: dict[str, tuple[int, int]], told: str
 ) -> None:
     with pytest.raises(InvalidRequest, match=told):
-        shapes_of(GRAPH, usual, rows)
+        shapes_of(GRAPH, usual, ranges)
+
+
+def test_batches_are_of_one_size_each() -> None:
+    one, two = batches_of(GRAPH, USUAL, (1, 4))
+    assert one["sample"] == Shapes(*[(1, 4, 64, 64)] * 3) and two["timestep"] == Shapes(*[(4,)] * 3)
+    assert one["scale"] == two["scale"] == Shapes(*[(1,)] * 3)
 
 
 def test_an_engine_is_built_once(tmp_path: Path) -> None:
@@ -102,10 +111,11 @@ def test_a_key_tells_graphs_weights_and_shapes_apart(tmp_path: Path) -> None:
     usual = {
         name: tuple(axis if isinstance(axis, int) else 2 for axis in axes) for name, axes in signature.inputs.items()
     }
-    shapes = shapes_of(signature, usual)
+    shapes = [shapes_of(signature, usual)]
     key = graph_key(graph, signature, shapes)
     assert key == graph_key(graph, signature, shapes)
-    assert key != graph_key(graph, signature, shapes_of(signature, usual, (1, 4)))
+    assert key != graph_key(graph, signature, [shapes_of(signature, usual, {"B": (1, 4)})])
+    assert key != graph_key(graph, signature, batches_of(signature, usual, (2, 4)))
     assert key != graph_key(graph, signature, shapes, ["conv.weight"])
     (tmp_path / "weights.bin").write_bytes(b"1234")
     beside = replace(signature, external={"weights.bin": 4})

@@ -1,22 +1,25 @@
 """TensorRT: graphs become engines here, by TensorRT for RTX and for chips that are not here. Nothing is run: no GPU."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import tensorrt_rtx
+import torch
 from numpy.typing import NDArray
 from onnx import TensorProto
 
 import stillhouse
 from stillhouse.backends import RunnerOptions, open_runner, tensorrt
-from stillhouse.backends.engine import Shape, shapes_of
+from stillhouse.backends.engine import Shape, batches_of, shapes_of
 from stillhouse.backends.engine_weights import places
 from stillhouse.backends.precision import half
 from stillhouse.backends.quantize import static
 from stillhouse.backends.runner import GraphRunner
-from stillhouse.backends.signature import read_signature
+from stillhouse.backends.signature import Signature, read_signature
 from stillhouse.backends.tensorrt import build_engine
 from stillhouse.errors import BackendFailed, InvalidRequest, RuntimeMissing, UnsupportedPrecision
 from stillhouse.gpu import Gpu, gpus
@@ -27,22 +30,27 @@ SHAPES_UNET = Path(stillhouse.__file__).parent / "models/shapes/weights/unet/mod
 USUAL: dict[str, Shape] = {"sample": (2, 4, 16, 16), "timestep": (2,), "encoder_hidden_states": (2, 24, 128)}
 
 
-def built(graph: Path, out: Path, rows: tuple[int, int] | None = None, **options: Any) -> bytes:
-    """The engine of a graph for a chip of the Ada generation, at the usual shapes."""
+def built(graph: Path, out: Path, rows: Sequence[int] = (), **options: Any) -> bytes:
+    """The engine of a graph for a chip of the Ada generation, at the usual shapes, or for batches of some sizes."""
     signature = read_signature(graph)
     usual = {
         name: USUAL.get(name) or tuple(axis if isinstance(axis, int) else 2 for axis in axes)
         for name, axes in signature.inputs.items()
     }
     options.setdefault("capability", "8.9")
-    build_engine(graph, out, shapes=shapes_of(signature, usual, rows), name=RTX, **options)
+    ranges = options.pop("ranges", {})
+    profiles = batches_of(signature, usual, rows) if rows else [shapes_of(signature, usual, ranges)]
+    build_engine(graph, out, profiles=profiles, name=RTX, **options)
     return out.read_bytes()
 
 
-@pytest.mark.parametrize("rows", [None, (1, 4)])
-def test_a_network_whose_weights_lie_beside_it_becomes_an_engine(tmp_path: Path, rows: tuple[int, int] | None) -> None:
-    """It holds the weights, which are halves on disk and float32 to the graph, as the graph has them."""
-    engine = built(SHAPES_UNET, tmp_path / "engine", rows, timings=tmp_path / "timings")
+@pytest.mark.parametrize(
+    "options", [{}, {"ranges": {"batch": (1, 4), "height": (8, 16)}}, {"rows": (1, 2, 4)}], ids=repr
+)
+def test_a_network_whose_weights_lie_beside_it_becomes_an_engine(tmp_path: Path, options: dict[str, Any]) -> None:
+    """It holds the weights, which are halves on disk and float32 to the graph, as the graph has them: once, for however
+    many sizes of batches it is tuned."""
+    engine = built(SHAPES_UNET, tmp_path / "engine", timings=tmp_path / "timings", **options)
     weights = (SHAPES_UNET.parent / "diffusion_pytorch_model.safetensors").stat().st_size
     assert 1.5 * weights < len(engine) < 6 * weights
     assert (tmp_path / "timings").stat().st_size > 0
@@ -151,8 +159,16 @@ def test_a_chip_that_nobody_knows_is_told_with_those_that_are(tmp_path: Path) ->
 def test_settings_that_are_not_known_are_refused(tmp_path: Path) -> None:
     graph = write(unet(), tmp_path / "model.onnx")
     for settings, told in (
-        ({"row": "1-8"}, "did you mean 'rows'"),
-        ({"rows": "8-1"}, "rows is '8-1'; allowed: the least and the most: 1-8"),
+        ({"axis": "rows=1-8"}, "did you mean 'axes'"),
+        (
+            {"axes": "rows=8-1"},
+            "axes is 'rows=8-1'; allowed: for each axis the least and the most: rows=1-8, height=32-64",
+        ),
+        ({"axes": "rows=1-8,height"}, "axes is 'rows=1-8,height'"),
+        ({"axes": "rows=1-8,rows=2-4"}, "axes is"),
+        ({"batches": "some"}, "no batches 'some'; allowed: apart, together"),
+        ({"axes": "rows=1-4", "graphs": "cuda"}, "graphs of an engine whose axes may change; allowed: graphs, or axes"),
+        ({"axes": "rows=1-4", "batches": "together"}, "batches 'together' in an engine whose axes may change"),
         ({"graphs": "yes"}, "no graphs 'yes'"),
         ({"weights": "loose"}, "no weights 'loose'; allowed: fixed, refit"),
         ({"device": "cpu"}, "device is 'cpu'; allowed: cuda, cuda:1"),
@@ -190,9 +206,69 @@ def test_times_that_cannot_be_read_are_measured_anew(tmp_path: Path) -> None:
     assert (tmp_path / "timings").read_bytes() != content
 
 
-def test_graphs_are_of_one_number_of_rows() -> None:
-    with pytest.raises(InvalidRequest, match="graphs of an engine for several numbers of rows; allowed: graphs, or"):
-        tensorrt._settings({"rows": "1-4", "graphs": "cuda"})
+def test_lengths_that_all_profiles_have_are_fixed() -> None:
+    signature = Signature({"x": ("rows", 4, "height"), "t": ("rows",)}, ("out",), {}, "f32")
+    usual = {"x": (2, 4, 16), "t": (2,)}
+    assert tensorrt._axes(signature, [shapes_of(signature, usual)]) == {"x": (2, 4, 16), "t": (2,)}
+    ranged = [shapes_of(signature, usual, {"height": (8, 16)})]
+    assert tensorrt._axes(signature, ranged) == {"x": (2, 4, "height"), "t": (2,)}
+    together = batches_of(signature, usual, (1, 2, 4))
+    assert tensorrt._axes(signature, together) == {"x": ("rows", 4, 16), "t": ("rows",)}
+
+
+class _Context:
+    """Of an engine that no GPU is here to run: it notes what it is told, and answers with nothing."""
+
+    def __init__(self) -> None:
+        self.profile, self.shapes, self.runs = 0, dict[str, tuple[int, ...]](), 0
+
+    def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
+        self.profile = profile
+        return True
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        self.shapes[name] = shape
+
+    def set_tensor_address(self, name: str, address: int) -> None: ...
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return self.shapes["x"]
+
+    def execute_async_v3(self, stream: int) -> bool:
+        self.runs += 1
+        return True
+
+
+class _Opened:
+    def __init__(self, most: int) -> None:
+        self.contexts, self.most = list[_Context](), most
+
+    def create_execution_context(self) -> _Context | None:
+        if len(self.contexts) == self.most:
+            return None
+        self.contexts.append(_Context())
+        return self.contexts[-1]
+
+    def get_tensor_dtype(self, name: str) -> Any:
+        return tensorrt_rtx.DataType.FLOAT
+
+
+def test_each_size_of_a_batch_is_run_by_its_own_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a context of its own, made when it is first needed: recordings of several are replayed in turns."""
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0))
+    signature = Signature({"x": ("rows", 3), "t": ("rows",)}, ("out",), {}, "f32")
+    profiles = batches_of(signature, {"x": (2, 3), "t": (2,)}, (1, 2, 4))
+    opened = _Opened(most=2)
+    engine = tensorrt.Engine(torch, tensorrt_rtx, opened, ("x", "t"), ("out",), profiles)
+    assert len(opened.contexts) == 1, "too little memory is told at the opening"
+    for rows in (4, 1, 4):
+        (answer,) = engine(torch.ones(rows, 3), torch.ones(rows))
+        assert answer.shape == (rows, 3)
+    assert [(one.profile, one.runs, one.shapes["x"]) for one in opened.contexts] == [(0, 1, (1, 3)), (2, 2, (4, 3))]
+    with pytest.raises(BackendFailed, match=r"built for no shapes like \(3, 3\), \(3,\)"):
+        engine(torch.ones(3, 3), torch.ones(3))
+    with pytest.raises(BackendFailed, match="too little GPU memory"):
+        engine(torch.ones(2, 3), torch.ones(2))
 
 
 def test_floats_of_eight_bits_are_built_for_chips_that_have_them(tmp_path: Path) -> None:

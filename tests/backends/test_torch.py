@@ -130,6 +130,8 @@ def test_comes_to_what_the_graph_says(exported: Exported, kind: str) -> None:
     [
         *((kind, {"attention": how}) for kind in ("xl", "vae/decoder.onnx") for how in ("vanilla", "sliced")),
         ("text", {"attention": "vanilla"}),
+        *((kind, {"attention": "flash"}) for kind in ("sd1", "xl")),
+        ("sd1", {"attention": "flash", "qkv": "joined"}),
         *((kind, {"memory_format": "channels_last"}) for kind in ("xl", "vae/encoder.onnx", "vae/decoder.onnx")),
         ("sd1", {"attention": "sliced", "memory_format": "channels_last"}),
         *((kind, {"qkv": "joined"}) for kind in UNETS),
@@ -160,6 +162,31 @@ def test_attention_is_computed_as_asked(exported: Exported, monkeypatch: pytest.
     assert len(heads["sdpa"]) == runner.census["f32"] - _layers(exported("sd1"))
     assert heads["vanilla"] == heads["sdpa"]
     assert heads["sliced"] == [half for taken in heads["vanilla"] for half in (taken // 2, taken - taken // 2)]
+
+
+def test_only_the_kernel_that_was_asked_for_is_allowed(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And another network in the process, or the same one's caller, is not bound by it."""
+    cuda: Any = torch.backends.cuda
+    seen: list[set[str]] = []
+    allowed = {
+        "flash": cuda.flash_sdp_enabled, "efficient": cuda.mem_efficient_sdp_enabled,
+        "cudnn": cuda.cudnn_sdp_enabled, "math": cuda.math_sdp_enabled,
+    }  # fmt: skip
+    fused = torch.nn.functional.scaled_dot_product_attention
+
+    def noting(*given: Any, **more: Any) -> Any:
+        seen.append({name for name, is_allowed in allowed.items() if is_allowed()})
+        return fused(*given, **more)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", noting)
+    for how in ("flash", "sdpa"):
+        seen.clear()
+        opened(exported("sd1"), attention=how)(feeds_of("sd1", rows=1))
+        assert seen and set.union(*seen) == ({"flash"} if how == "flash" else set(allowed))
+    for how in ("cudnn", "efficient"):  # neither is of the processor's
+        with pytest.raises(BackendFailed, match="torch could not run .*: No (available kernel|viable backend)"):
+            opened(exported("sd1"), attention=how)(feeds_of("sd1", rows=1))
+        assert allowed["math"]()
 
 
 def _layers(graph: Path) -> int:
@@ -309,7 +336,7 @@ def test_threads_wait_asleep(exported: Exported) -> None:
     ("settings", "told"),
     [
         ({"atention": "sdpa"}, "no setting of torch 'atention'; allowed: .*; did you mean 'attention'"),
-        ({"attention": "flash"}, "no attention 'flash'; allowed: sdpa, vanilla, sliced"),
+        ({"attention": "flesh"}, "no attention 'flesh'; allowed: sdpa, vanilla, sliced, flash, .*did you mean 'flash'"),
         ({"memory_format": "channel_last"}, "did you mean 'channels_last'"),
         ({"compile": "yes"}, "no compile 'yes'; allowed: none, full, regional"),
         ({"device": "gpu"}, "device is 'gpu'; allowed: cpu, cuda, cuda:1"),
@@ -318,7 +345,10 @@ def test_threads_wait_asleep(exported: Exported) -> None:
         ({"device": "cuda", "graphs": "cuda", "offload": "cpu"}, "whose weights come and go"),
         ({"device": "cuda", "quantize": "int8", "offload": "cpu"}, "eight bits that come and go"),
         ({"device": "cuda", "kernels": "fused", "offload": "cpu"}, "read weights themselves, of weights that come"),
-        ({"qkv": "joined", "attention": "vanilla"}, "qkv is 'joined' with attention vanilla; allowed: sdpa"),
+        (
+            {"qkv": "joined", "attention": "vanilla"},
+            "qkv is 'joined' with attention vanilla; allowed: sdpa, flash, cudnn, efficient",
+        ),
     ],
 )
 def test_settings_that_are_not_known_are_refused(exported: Exported, settings: dict[str, str], told: str) -> None:
@@ -327,7 +357,7 @@ def test_settings_that_are_not_known_are_refused(exported: Exported, settings: d
 
 
 def test_settings_that_would_change_nothing_are_refused(exported: Exported) -> None:
-    with pytest.raises(InvalidRequest, match="attention is 'sliced' in a text encoder; allowed: sdpa, vanilla"):
+    with pytest.raises(InvalidRequest, match="attention is 'sliced' in a text encoder; allowed: any other"):
         opened(exported("text"), attention="sliced")
     with pytest.raises(InvalidRequest, match="'channels_last' in a network without convolutions"):
         opened(exported("text"), memory_format="channels_last")

@@ -13,10 +13,14 @@ class Recorder:
     """Records as a GPU does: a replay reads and writes the very memory that it was recorded with."""
 
     def __init__(self) -> None:
-        self.recorded = 0
+        self.pools: list[Any] = []
 
-    def __call__(self, module: Callable[..., Any], inputs: Sequence[Tensor]) -> Captured:
-        self.recorded += 1
+    @property
+    def recorded(self) -> int:
+        return len(self.pools)
+
+    def __call__(self, module: Callable[..., Any], inputs: Sequence[Tensor], pool: Any) -> Captured:
+        self.pools.append(pool)
         own = [tensor.clone() for tensor in inputs]
         outputs = together(module(*own))
 
@@ -27,13 +31,17 @@ class Recorder:
         return Captured(own, outputs, replay)
 
 
+def made(module: Callable[..., Any], recorder: Recorder, **options: Any) -> Replayed:
+    return Replayed(module, recorder, object, **options)
+
+
 def scaled(x: Tensor, scale: Tensor) -> Tensor:
     return x * scale
 
 
 def test_each_kind_is_recorded_once_and_answers_anew() -> None:
     recorder = Recorder()
-    replayed = Replayed(scaled, recorder)
+    replayed = made(scaled, recorder)
     for rows in (1, 2, 1, 2, 1):
         x, scale = torch.rand(rows, 3), torch.rand(1)
         (output,) = replayed(x, scale)
@@ -43,7 +51,7 @@ def test_each_kind_is_recorded_once_and_answers_anew() -> None:
 
 def test_what_is_recorded_is_not_what_was_given() -> None:
     """So that whoever gave it may write to it."""
-    replayed = Replayed(scaled, Recorder())
+    replayed = made(scaled, Recorder())
     x = torch.ones(2)
     replayed(x, torch.ones(1))
     x.fill_(5)
@@ -53,25 +61,40 @@ def test_what_is_recorded_is_not_what_was_given() -> None:
 
 def test_what_is_forgotten_is_recorded_anew() -> None:
     recorder = Recorder()
-    replayed = Replayed(scaled, recorder)
+    replayed = made(scaled, recorder)
     for _ in range(2):
         replayed(torch.ones(1), torch.ones(1))
         replayed.forget()
     assert recorder.recorded == 2
 
 
-def test_beyond_as_many_as_may_be_a_module_runs_as_it_is() -> None:
+def test_of_more_than_are_kept_the_one_not_used_for_longest_is_recorded_anew() -> None:
     recorder = Recorder()
-    replayed = Replayed(scaled, recorder, most=2)
-    for rows in (1, 2, 3, 4):
+    replayed = made(scaled, recorder, most=2)
+    for rows, recorded in ((1, 1), (2, 2), (1, 2), (3, 3), (1, 3), (2, 4), (3, 5)):
         (output,) = replayed(torch.ones(rows), torch.full((1,), 2.0))
         assert torch.equal(output, torch.full((rows,), 2.0))
-    assert recorder.recorded == 2
+        assert recorder.recorded == recorded
+
+
+def test_all_recordings_lie_in_one_memory_that_is_made_when_it_is_needed() -> None:
+    pools: list[object] = []
+
+    def pool() -> object:
+        pools.append(object())
+        return pools[-1]
+
+    recorder = Recorder()
+    replayed = Replayed(scaled, recorder, pooled=pool)
+    assert not pools
+    for rows in (1, 2):
+        replayed(torch.ones(rows), torch.ones(1))
+    assert recorder.pools == pools * 2 and len(pools) == 1
 
 
 def test_dtypes_are_kinds_and_several_outputs_stay_several() -> None:
     recorder = Recorder()
-    replayed = Replayed(lambda x: (x, x + 1), recorder)
+    replayed = made(lambda x: (x, x + 1), recorder)
     assert [one.dtype for one in replayed(torch.ones(2))] == [torch.float32] * 2
     assert [one.dtype for one in replayed(torch.ones(2, dtype=torch.float64))] == [torch.float64] * 2
     assert recorder.recorded == 2

@@ -15,6 +15,7 @@ from stillhouse.backends.registry import open_runner
 from stillhouse.backends.runner import RunnerOptions
 from stillhouse.core import ImageRequest
 from stillhouse.errors import InvalidRequest
+from stillhouse.models.buckets import ROWS
 from stillhouse.models.manifest import Component, StepCache, read_manifest, write_manifest
 from stillhouse.models.pipeline import Pipeline
 from stillhouse.models.runners import OPENED, overridden
@@ -142,6 +143,31 @@ def test_a_picture_of_a_static_network_does_not_depend_on_its_batch(backend: str
         assert np.abs(image.astype(int) - finished(free, free.start(request))[0]).max() <= 1
 
 
+@pytest.mark.parametrize(("rows", "opened"), [((), [4]), ((2, 3), [3]), ((2,), [2])])
+def test_a_batch_is_brought_to_the_sizes_that_a_static_network_is_opened_for(
+    rows: tuple[int, ...], opened: list[int], imported: Checkpoint, seen: Seen
+) -> None:
+    """Three rows are four where none is lacking, and two times two where no more may be."""
+    static, free = tuned(imported("sd1"), static=True, rows=rows, threads=1), tuned(imported("sd1"), threads=1)
+    assert static.rows == (rows or ROWS) and free.rows == ()
+    requests = [ImageRequest(PROMPT, steps=2, guidance=scale, seed=7) for scale in (3.0, 1.0)]
+    together = finished(static, *map(static.start, requests))
+    assert [options.shapes["sample"][0] for _, _, options in seen if options.shapes] == opened
+    for request, image in zip(requests, together, strict=True):
+        assert np.abs(image.astype(int) - finished(free, free.start(request))[0]).max() <= 1
+
+
+def test_torch_compiles_for_each_shape_over_one_copy_of_the_weights(imported: Checkpoint, seen: Seen) -> None:
+    pipeline = tuned(imported("sd1"), backend="torch", static=True, threads=1)
+    requests = [
+        ImageRequest(PROMPT, steps=2, guidance=3.0, seed=seed, width=width) for seed, width in ((0, 32), (1, 48))
+    ]
+    images = [finished(pipeline, pipeline.start(request))[0] for request in requests]
+    assert [image.shape for image in images] == [(SIZE, 32, 3), (SIZE, 48, 3)]
+    (options,) = (options for _, backend, options in seen if backend == "torch")
+    assert options.static and not options.shapes
+
+
 def test_open_networks_are_bounded(imported: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     openings: list[object] = []
     monkeypatch.setattr("stillhouse.models.runners.open_runner", lambda *asked: openings.append(asked))
@@ -172,7 +198,7 @@ def test_another_backend_leaves_the_tuning_behind(imported: Checkpoint, monkeypa
     for backend in ("onnxruntime", "openvino"):
         Pipeline(imported("sd1"), backend=backend, components={"unet": unet}).runner("unet", {"sample": (2, 4, 8, 8)})
     assert seen[0] == ("onnxruntime", RunnerOptions())
-    tuned = RunnerOptions("bf16", 3, {"sample": (1, 4, 8, 8)}, streams=2, settings={"some": "thing"})
+    tuned = RunnerOptions("bf16", 3, {"sample": (1, 4, 8, 8)}, True, streams=2, settings={"some": "thing"})
     assert seen[1] == ("openvino", tuned)
 
 

@@ -11,6 +11,7 @@ from stillhouse.accelerate.race import Effort
 from stillhouse.accelerate.report import Bounds, Goal
 from stillhouse.accelerate.target import Target, original_manifest
 from stillhouse.accelerate.trial import Trial
+from stillhouse.backends.signature import Axes
 from stillhouse.core import ImageRequest
 from stillhouse.measure.machine import Machine
 from stillhouse.models.manifest import digest
@@ -40,6 +41,7 @@ class Asked:
         students: names of the students that are candidates, as `students.settle_students` laid them out.
         ones: feed a bare ONNX file nothing but ones, as Auto-Acceleration did.
         shapes: of a bare ONNX file's inputs where they are dynamic.
+        limits: of such an input that may have several shapes, the least and the most of each axis.
         price: of an hour of this machine.
         device: auto; cpu, for candidates of the processor only; or the GPU that is meant: cuda, cuda:1.
     """
@@ -59,6 +61,7 @@ class Asked:
     inputs: Path | None = None
     ones: bool = False
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    limits: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
     price: float | None = None
     currency: str = "USD"
     device: str = "auto"
@@ -88,9 +91,27 @@ def question(asked: Asked) -> str:
         "inputs": asked.inputs and digest(asked.inputs),
         "ones": asked.ones,
         "shapes": sorted(asked.shapes.items()),
+        **({"limits": sorted(asked.limits.items())} if asked.limits else {}),
         **({} if asked.device == "auto" else {"device": asked.device}),
     }
     return hashlib.sha256(repr(told).encode()).hexdigest()
+
+
+def ranges_of(limits: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]], axes: Mapping[str, Axes]) -> str:
+    """Which of a graph's named axes may have which lengths, as TensorRT's engines are told it; empty: each has one.
+
+    Where inputs share an axis it may have what all of them allow. An axis without a name has one length.
+
+    >>> ranges_of({"x": ((1, 3, 32), (8, 3, 64))}, {"x": ("rows", 3, "width")})
+    'rows=1-8,width=32-64'
+    """
+    found: dict[str, tuple[int, int]] = {}
+    for name, (least, most) in limits.items():
+        for axis, low, high in zip(axes[name], least, most, strict=True):
+            if isinstance(axis, str):
+                before = found.get(axis, (low, high))
+                found[axis] = max(before[0], low), min(before[1], high)
+    return ",".join(f"{axis}={low}-{high}" for axis, (low, high) in found.items() if low < high)
 
 
 def with_defaults(bounds: Bounds, target: Target) -> Bounds:

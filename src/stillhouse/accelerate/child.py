@@ -22,7 +22,7 @@ from stillhouse.accelerate.probe import Feeds, Probe, crowd, gathered, read_prob
 from stillhouse.accelerate.target import is_swept, original_manifest
 from stillhouse.accelerate.task import Task, read_task
 from stillhouse.accelerate.tiled import TiledDecoder
-from stillhouse.backends.registry import own_arrays
+from stillhouse.backends.registry import own_arrays, reopened_for
 from stillhouse.backends.runner import GraphRunner, Runner, RunnerOptions
 from stillhouse.backends.runtime import reported
 from stillhouse.backends.torch_device import CUDA, gpu_peak
@@ -108,7 +108,8 @@ class Child:
         """Run so many rows of the probes in one call, and write what came back."""
         batch = gathered(self.probes, crowd(self.probes, rows))
         component = component_of(self.task.candidate, str(self.graph), "")
-        answers = self._network(component, batch.feeds)(batch.feeds) if component.static else self._run(batch)
+        is_opened_anew = component.static and reopened_for(component.backend, component.settings) == "shapes"
+        answers = self._network(component, batch.feeds)(batch.feeds) if is_opened_anew else self._run(batch)
         write_probes(self.folder / CROWD, [Probe(batch.label, answers)])
 
     def time(self, calls: int) -> float:

@@ -95,6 +95,11 @@ class Config:
         """The shape that each input is measured with."""
         return {name: shapes.use for name, shapes in self.inputs.items()}
 
+    @property
+    def limits(self) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+        """The least and the most of each axis, of inputs that may have several shapes."""
+        return {name: (one.min, one.max) for name, one in self.inputs.items() if one.min != one.max}
+
 
 def read_config(path: Path) -> Config:
     """Read a config.yml of Auto-Acceleration, unchanged or with our further keys.

@@ -37,6 +37,7 @@ class Surroundings:
         threads: how many may be used.
         side: pixels of the longer side of what a decoder makes; None of any other network.
         device: as of `Asked`.
+        ranges: of a graph's axes, see `asked.ranges_of`.
     """
 
     backends: Mapping[str, BackendStatus]
@@ -46,6 +47,7 @@ class Surroundings:
     threads: int
     side: int | None = None
     device: str = "auto"
+    ranges: str = ""
 
 
 def plan(component: str, around: Surroundings, others: Iterable[Candidate] = ()) -> list[Trial | Candidate]:
@@ -61,7 +63,7 @@ def plan(component: str, around: Surroundings, others: Iterable[Candidate] = ())
     considered = [
         Candidate(component, BASELINE),
         *others,
-        *_gpu(component, CUDA if around.device in ("auto", "cpu") else around.device),
+        *_gpu(component, around),
         *_openvino(component, around),
         *_onnxruntime(component, around),
         *_torch(component, around),
@@ -79,17 +81,20 @@ def recipes(planned: Sequence[Trial | Candidate]) -> Iterator[Candidate]:
     return (one for one in planned if isinstance(one, Candidate))
 
 
-def _gpu(component: str, device: str = CUDA) -> Iterator[Candidate]:
+def _gpu(component: str, around: Surroundings) -> Iterator[Candidate]:
+    device = CUDA if around.device in ("auto", "cpu") else around.device
+
     def torch(precision: str = "f16", **options: str) -> Candidate:
         return Candidate(component, "torch", "f32", precision, {"device": device, "attention": "sdpa", **options})
 
     def provider(recipe: str, name: str) -> Candidate:
         return Candidate(component, "onnxruntime", recipe, "f32", {"provider": name})
 
-    def engine(backend: str, recipe: str) -> Candidate:
-        return Candidate(component, backend, recipe, "auto", {"device": device, "graphs": "cuda", "shapes": "static"})
+    def engine(backend: str, recipe: str, **options: str) -> Candidate:
+        how = {"axes": around.ranges} if around.ranges else {"graphs": "cuda"}
+        return Candidate(component, backend, recipe, "auto", {"device": device, "shapes": "static", **how, **options})
 
-    yield torch(graphs="cuda")
+    yield torch(graphs="cuda", shapes="static")
     if component in LIGHT:
         return
     for backend in ("tensorrt", "tensorrt-rtx"):
@@ -101,13 +106,15 @@ def _gpu(component: str, device: str = CUDA) -> Iterator[Candidate]:
     every = {**last, "kernels": "fused", "compile": "full", "shapes": "static", "graphs": "cuda"}
     if component == "unet":
         yield torch(**every, qkv="joined")
+        yield torch(**every, qkv="joined", attention="cudnn")
+        yield torch(**every, qkv="joined", attention="flash")
         yield torch("bf16", **every, qkv="joined")
         yield torch("bf16", **every, quantize="fp8")
         yield torch(**every, quantize="int8")
-        yield torch(**last, kernels="fused", graphs="cuda", qkv="joined")
+        yield torch(**last, kernels="fused", graphs="cuda", shapes="static", qkv="joined")
     yield torch(**every)
-    yield torch(**last, kernels="fused", graphs="cuda")
-    yield torch("bf16", **last, kernels="fused", graphs="cuda")
+    yield torch(**last, kernels="fused", graphs="cuda", shapes="static")
+    yield torch("bf16", **last, kernels="fused", graphs="cuda", shapes="static")
     yield torch(**last, kernels="fused", compile="full", shapes="static")
     yield torch(**last, compile="full", shapes="static")
     yield torch(**last, kernels="fused")
@@ -117,6 +124,10 @@ def _gpu(component: str, device: str = CUDA) -> Iterator[Candidate]:
     yield provider("f16", "tensorrt")
     yield provider("f16", "cuda")
     yield provider("f32", "cuda")
+    if component == DECODER and around.side:
+        tile = str(around.side // 2)  # of large pictures, a decoder's activations are most of the memory
+        yield torch(**last, kernels="fused", graphs="cuda", shapes="static", tile=tile)
+        yield engine("tensorrt", "f16", tile=tile)
     if component == "unet":
         yield torch(**last, compile="regional", shapes="static")
         yield torch(attention="vanilla")

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 
-from stillhouse.accelerate.asked import Asked, allowed, is_asked
+from stillhouse.accelerate.asked import Asked, allowed, is_asked, ranges_of
 from stillhouse.accelerate.attempt import Bench, Reference, attempt, prebuild, resume, revive
 from stillhouse.accelerate.beginning import beginning
 from stillhouse.accelerate.bisect import rescue
@@ -91,6 +91,7 @@ class Sweep:
                 threads=self.asked.threads or self.report.machine.cores,
                 side=self._side(part, probes[part.name]),
                 device=self.asked.device,
+                ranges=ranges_of(self.asked.limits, part.signature.inputs),
             )
             others = decoders(self.target.directory, self.asked.students) if part.name == DECODER else ()
             planned = [one for one in plan(part.name, surroundings, others) if is_asked(one, self.asked)]

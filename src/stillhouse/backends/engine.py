@@ -11,9 +11,11 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeAlias
 
 from stillhouse.backends.signature import Signature
+from stillhouse.check import check_choice
 from stillhouse.errors import InvalidRequest
 
 Shape: TypeAlias = tuple[int, ...]
@@ -46,6 +48,16 @@ class Shapes:
                 given = f"lengths {least}, {usual}, {most} of axis {axis}"
                 raise InvalidRequest(given, allowed="1 or more, and none less than the one before")
 
+    def holds(self, shape: Shape) -> bool:
+        """Whether the input may have this shape."""
+        return len(shape) == len(self.least) and all(
+            least <= length <= most for least, length, most in zip(self.least, shape, self.most, strict=True)
+        )
+
+
+Profile: TypeAlias = Mapping[str, Shapes]
+"""The shapes of every input that an engine is tuned for together."""
+
 
 @dataclass(frozen=True, slots=True)
 class Chip:
@@ -67,23 +79,27 @@ class Chip:
 
 
 def shapes_of(
-    signature: Signature, usual: Mapping[str, Shape], rows: tuple[int, int] | None = None
+    signature: Signature, usual: Mapping[str, Shape], ranges: Mapping[str, tuple[int, int]] = MappingProxyType({})
 ) -> dict[str, Shapes]:
     """The shapes of every input of a graph.
 
     Args:
         signature: of the graph.
         usual: by input; may leave out inputs whose axes are all fixed.
-        rows: the least and the most of the first axis, where it may change.
+        ranges: of named axes that may change, the least and the most.
 
     Raises:
-        InvalidRequest: an input without a shape, of another rank, or with another length than the graph fixes.
+        InvalidRequest: an input without a shape, of another rank, or with another length than the graph fixes; or a
+            range of no axis, or that the usual length is not in.
 
     >>> graph = Signature({"x": ("n", 3)}, ("y",), {}, "f32")
-    >>> shapes_of(graph, {"x": (2, 3)}, (1, 4))["x"]
+    >>> shapes_of(graph, {"x": (2, 3)}, {"n": (1, 4)})["x"]
     Shapes(least=(1, 3), usual=(2, 3), most=(4, 3))
     """
     found = {}
+    names = {axis for axes in signature.inputs.values() for axis in axes if isinstance(axis, str)}
+    for named in ranges:
+        check_choice("axis", named, names)
     for name, axes in signature.inputs.items():
         fixed = tuple(axis for axis in axes if isinstance(axis, int))
         shape = usual.get(name, fixed if len(fixed) == len(axes) else None)
@@ -94,19 +110,35 @@ def shapes_of(
         for length, axis in zip(shape, axes, strict=True):
             if isinstance(axis, int) and length != axis:
                 raise InvalidRequest(f"input {name!r} of shape {list(shape)}", allowed=str(list(axes)))
-        is_open = rows is not None and shape and not isinstance(axes[0], int)
-        least, most = ((count, *shape[1:]) for count in rows) if is_open and rows else (shape, shape)
-        found[name] = Shapes(tuple(least), tuple(shape), tuple(most))
+        least, most = (
+            tuple(ranges.get(str(axis), (length, length))[end] for axis, length in zip(axes, shape, strict=True))
+            for end in (0, 1)
+        )
+        found[name] = Shapes(least, tuple(shape), most)
     return found
 
 
-def graph_key(graph: Path, signature: Signature, shapes: Mapping[str, Shapes], refitted: Sequence[str] = ()) -> str:
+def batches_of(signature: Signature, usual: Mapping[str, Shape], rows: Sequence[int]) -> list[dict[str, Shapes]]:
+    """The shapes of every input for each of several sizes of a batch, which is the first axis where that is open.
+
+    >>> graph = Signature({"x": ("n", 3)}, ("y",), {}, "f32")
+    >>> [one["x"].usual for one in batches_of(graph, {"x": (2, 3)}, (1, 4))]
+    [(1, 3), (4, 3)]
+    """
+    is_open = {name: bool(axes) and not isinstance(axes[0], int) for name, axes in signature.inputs.items()}
+    return [
+        shapes_of(signature, {n: (count, *shape[1:]) if is_open.get(n) else shape for n, shape in usual.items()})
+        for count in rows
+    ]
+
+
+def graph_key(graph: Path, signature: Signature, profiles: Sequence[Profile], refitted: Sequence[str] = ()) -> str:
     """Of a graph, its weights, its shapes, and which of the weights may be changed: sixteen hexadecimal digits."""
     weights = [(name, (graph.parent / name).stat()) for name in sorted(signature.external)]
     told = {
         "graph": hashlib.sha256(graph.read_bytes()).hexdigest(),
         "weights": [(name, stat.st_size, stat.st_mtime_ns) for name, stat in weights],
-        "shapes": {name: asdict(one) for name, one in sorted(shapes.items())},
+        "shapes": [{name: asdict(one) for name, one in sorted(shapes.items())} for shapes in profiles],
         **({"refitted": sorted(refitted)} if refitted else {}),
     }
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from stillhouse.backends import openvino, ort, tensorrt, torch
 from stillhouse.backends.runner import Runner, RunnerOptions
@@ -59,6 +59,18 @@ def open_runner(graph: Path, backend: str = "onnxruntime", options: RunnerOption
         raise InvalidRequest(f"threads is {options.threads}", allowed="a whole number from 1")
     runner: Runner = openers[backend](graph, read_signature(graph), options)
     return runner
+
+
+def reopened_for(backend: str, settings: Mapping[str, str]) -> Literal["shapes", "sizes", "nothing"]:
+    """What a static network is to be opened anew for: each shape, or each size of picture with all batches of it, or
+    nothing, where the backend compiles for each shape by itself.
+
+    >>> [reopened_for(*one) for one in (("openvino", {}), ("tensorrt", {"batches": "together"}), ("torch", {}))]
+    ['shapes', 'sizes', 'nothing']
+    """
+    if backend == "torch":
+        return "nothing"
+    return "sizes" if settings.get("batches") == "together" else "shapes"
 
 
 def own_arrays(backend: str, settings: Mapping[str, str]) -> Any | None:

@@ -69,6 +69,8 @@ class RunnerOptions:
             whatever the runtime prefers. torch: f32, bf16, or auto for bf16 where the processor has it.
         threads: at most so many; None leaves the number to the runtime. torch: of the whole process.
         shapes: static shapes by input name; inputs that are not named keep the graph's own axes.
+        static: whether each shape that is fed may be compiled for itself, where one opening serves several (torch).
+        rows: lengths of the first axis that will be fed, where one opening serves several (tensorrt).
         cache: directory for compiled networks, where the runtime can keep them (openvino).
         streams: 1 runs a batch as a whole. More runs every row of the first axis apart, so many rows at a time
             (openvino only). Small networks finish sooner so, since their layers are too short
@@ -79,6 +81,8 @@ class RunnerOptions:
     precision: str = "f32"
     threads: int | None = None
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    static: bool = False
+    rows: tuple[int, ...] = ()
     cache: Path | None = None
     streams: int = 1
     settings: Mapping[str, str] = field(default_factory=dict)

@@ -8,6 +8,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -17,12 +18,11 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from stillhouse.backends.engine import Chip, Shape, Shapes, found_or_built, graph_key, shapes_of
+from stillhouse.backends.engine import Chip, Profile, Shape, Shapes, batches_of, found_or_built, graph_key, shapes_of
 from stillhouse.backends.engine_weights import EngineWeights, Place, places
-from stillhouse.backends.feeds import fixed
 from stillhouse.backends.runner import GraphRunner, RunnerOptions, Tensors
 from stillhouse.backends.runtime import INSTALL, BackendStatus, reported, require
-from stillhouse.backends.signature import IR, Signature
+from stillhouse.backends.signature import IR, Axes, Signature
 from stillhouse.backends.torch_device import CUDA, imported, kind_of
 from stillhouse.check import check_choice
 from stillhouse.core import TensorSpec
@@ -31,12 +31,16 @@ from stillhouse.gpu import Gpu, check_index, gpus, index_of, no_gpu
 
 MODULES: Mapping[str, str] = MappingProxyType({"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"})
 """The Python module of each backend of this file."""
-SETTINGS: Mapping[str, tuple[str, ...]] = {"graphs": ("none", "cuda"), "weights": ("fixed", "refit")}
-"""Allowed values by name; the first is the default. Beside these there are `device`: cuda, cuda:1, and `rows`: the
-least and the most, 1-8."""
+SETTINGS: Mapping[str, tuple[str, ...]] = {
+    "graphs": ("none", "cuda"),
+    "weights": ("fixed", "refit"),
+    "batches": ("apart", "together"),
+}
+"""Allowed values by name; the first is the default. Beside these there are `device`: cuda, cuda:1, and `axes`, the
+lengths that the graph's named axes may have: rows=1-8, height=32-64."""
 
 _AS_WRITTEN = "auto"
-_ROWS = re.compile(r"(\d+)-(\d+)")
+_RANGE = re.compile(r"\s*([^=,]+)=(\d+)-(\d+)\s*")
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT64": "int64", "INT32": "int32", "BOOL": "bool", "UINT8": "uint8"}
 _WORKSPACE = 4 << 30
 """Bytes that a layer may take while it computes, at most."""
@@ -50,14 +54,17 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions, name: 
 
     Settings:
         device: cuda, cuda:1: which GPU; without it, the first.
-        rows: 1-8: the first axis may have any length from the one to the other. Without it, an engine is static.
+        axes: rows=1-8, height=32-64: these may have any length from the one to the other; an engine is fastest at that
+            of `options.shapes`. Without it, an engine is static.
+        batches: together: the first axis may have each length of `options.rows`, and the engine is as fast at each as
+            a static one, over one copy of the weights. Building takes as many times as long.
         graphs: cuda: all launches of an evaluation at once, see `torch_graphs`.
         weights: refit: adapters may change them, and the engine stays. It may be slower than one whose weights are
             fixed, which TensorRT folds.
 
     Raises:
-        InvalidRequest: an unknown setting, a GPU that is not there, a graph of OpenVINO's, an input with open axes and
-            no shape, or nothing to refit.
+        InvalidRequest: an unknown setting, or two that exclude each other; a GPU that is not there, a graph of
+            OpenVINO's, an input with open axes and no shape, or nothing to refit.
         RuntimeMissing: TensorRT or torch, which holds its memory, is not installed, or there is no GPU.
         UnsupportedPrecision: anything but auto and f32 of a graph that computes in f32.
         BackendFailed: TensorRT refuses the graph.
@@ -67,13 +74,16 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions, name: 
     if options.precision not in (_AS_WRITTEN, signature.arithmetic):
         given = f"precision {options.precision!r} of a graph that computes in {signature.arithmetic}"
         raise UnsupportedPrecision(given, allowed=_AS_WRITTEN, fix="make a graph in that precision")
-    rows, graphs, weights, device = _settings(options.settings)
-    shapes = shapes_of(signature, options.shapes, rows)
-    axes = fixed({name: one.usual for name, one in shapes.items()} if rows is None else {}, signature.inputs)
+    asked = _settings(options.settings)
+    device = asked.device
+    profiles: list[dict[str, Shapes]] = [shapes_of(signature, options.shapes, asked.ranges)]
+    if asked.batches == "together":
+        profiles = batches_of(signature, options.shapes, options.rows)
+    axes = _axes(signature, profiles)
     runtime = require(MODULES[name])
     gpu = _gpu(name, device)
     torch = imported()
-    refitted = _refitted(graph) if weights == "refit" else {}
+    refitted = _refitted(graph) if asked.weights == "refit" else {}
     folder = options.cache or _cache()
     with reported(name, graph, "open"), torch.cuda.device(device):
         chip = Chip(gpu.name, gpu.capability, f"{name} {runtime.__version__}")
@@ -82,20 +92,22 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions, name: 
         build = partial(
             build_engine,
             graph,
-            shapes=shapes,
+            profiles=profiles,
             name=name,
             timings=folder / f"{MODULES[name]}-{runtime.__version__}-{gpu.capability}.timings",
             refitted=[place.name for place in refitted.values()],
         )
-        key = graph_key(graph, signature, shapes, [place.name for place in refitted.values()])
+        key = graph_key(graph, signature, profiles, [place.name for place in refitted.values()])
         engine: Any = found_or_built(folder, key, chip, build, opener.deserialize_cuda_engine)
         if engine is None:
             raise BackendFailed(f"{name} could not open the engine of {graph}: {log.last}")
-        called: Callable[..., Any] = _Engine(torch, runtime, engine, tuple(signature.inputs), signature.outputs)
+        called: Callable[..., Any] = Engine(
+            torch, runtime, engine, tuple(signature.inputs), signature.outputs, profiles
+        )
         inputs = tuple(_spec(engine, runtime, name, axes[name]) for name in signature.inputs)
         outputs = tuple(_spec(engine, runtime, name, engine.get_tensor_shape(name)) for name in signature.outputs)
         renewed: Callable[[], None] = _nothing
-        if graphs == "cuda":
+        if asked.graphs == "cuda":
             from stillhouse.backends.torch_graphs import Replayed
 
             called = replayed = Replayed(called)
@@ -114,7 +126,7 @@ def build_engine(
     graph: Path,
     out: Path,
     *,
-    shapes: Mapping[str, Shapes],
+    profiles: Sequence[Profile],
     name: str = "tensorrt",
     capability: str | None = None,
     timings: Path | None = None,
@@ -125,7 +137,7 @@ def build_engine(
     Args:
         graph: an ONNX file; weights in files beside it may be of any size.
         out: the engine.
-        shapes: of every input.
+        profiles: shapes of every input, and once more for each further shape that the engine is to be as fast at.
         name: of the backend.
         capability: of TensorRT for RTX: the compute capability to build for, "8.9"; None, for the GPU that is here.
         timings: a file in which the times of layers are kept, so that the next engine is built sooner.
@@ -149,12 +161,13 @@ def build_engine(
             raise BackendFailed(f"{name} cannot build {graph} so that {weights} may be changed")
     if hasattr(runtime.BuilderFlag, "TF32"):
         config.clear_flag(runtime.BuilderFlag.TF32)  # float32 is float32
-    profile = builder.create_optimization_profile()
-    for index in range(network.num_inputs):
-        tensor = network.get_input(index)
-        one = shapes[tensor.name]
-        profile.set_shape(tensor.name, one.least, one.usual, one.most)
-    config.add_optimization_profile(profile)
+    for shapes in profiles:
+        profile = builder.create_optimization_profile()
+        for index in range(network.num_inputs):
+            tensor = network.get_input(index)
+            one = shapes[tensor.name]
+            profile.set_shape(tensor.name, one.least, one.usual, one.most)
+        config.add_optimization_profile(profile)
     if capability is not None:
         _build_for(runtime, config, capability)
     with warnings.catch_warnings():
@@ -180,7 +193,7 @@ def arrays(settings: Mapping[str, str], name: str = "tensorrt") -> Any:
     Raises:
         RuntimeMissing, InvalidRequest: torch or the GPU is not here.
     """
-    *_, device = _settings(settings)
+    device = _settings(settings).device
     _gpu(name, device)
     imported()
     from stillhouse.backends.torch_arrays import arrays_on  # here and not above, because that file imports torch
@@ -201,24 +214,55 @@ def status(name: str = "tensorrt") -> BackendStatus:
     return BackendStatus(name, version(name), devices, (_AS_WRITTEN,) if devices else (), reason, INSTALL[name])
 
 
-def _settings(given: Mapping[str, str]) -> tuple[tuple[int, int] | None, str, str, str]:
-    """Rows, graphs, weights, and the device."""
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """See `open_graph`."""
+
+    graphs: str
+    weights: str
+    batches: str
+    device: str
+    ranges: Mapping[str, tuple[int, int]]
+
+
+def _settings(given: Mapping[str, str]) -> _Settings:
     for name, value in given.items():
-        check_choice("setting of tensorrt", name, (*SETTINGS, "device", "rows"))
+        check_choice("setting of tensorrt", name, (*SETTINGS, "device", "axes"))
         if name in SETTINGS:
             check_choice(name, value, SETTINGS[name])
-    rows = None
-    if "rows" in given:
-        told = _ROWS.fullmatch(given["rows"])
-        if not told or not 1 <= int(told[1]) <= int(told[2]):
-            raise InvalidRequest(f"rows is {given['rows']!r}", allowed="the least and the most: 1-8")
-        rows = int(told[1]), int(told[2])
-        if given.get("graphs", "none") != "none":  # each graph would need a context of the engine's of its own
-            raise InvalidRequest("graphs of an engine for several numbers of rows", allowed="graphs, or rows")
+    chosen = {name: given.get(name, allowed[0]) for name, allowed in SETTINGS.items()}
+    ranges = _ranges(given["axes"]) if "axes" in given else {}
+    if ranges and chosen["graphs"] != "none":  # each graph would need a context of the engine's of its own
+        raise InvalidRequest("graphs of an engine whose axes may change", allowed="graphs, or axes")
+    if ranges and chosen["batches"] != "apart":
+        raise InvalidRequest("batches 'together' in an engine whose axes may change", allowed="batches, or axes")
     device = given.get("device", CUDA)
     if kind_of(device) != CUDA:
         raise InvalidRequest(f"device is {device!r}", allowed="cuda, cuda:1")
-    return rows, given.get("graphs", "none"), given.get("weights", "fixed"), device
+    return _Settings(**chosen, device=device, ranges=ranges)
+
+
+def _ranges(told: str) -> dict[str, tuple[int, int]]:
+    matches = [_RANGE.fullmatch(one) for one in told.split(",")]
+    ranges = {one[1].strip(): (int(one[2]), int(one[3])) for one in matches if one}
+    if len(ranges) < len(matches) or not all(1 <= least <= most for least, most in ranges.values()):
+        raise InvalidRequest(
+            f"axes is {told!r}", allowed="for each axis the least and the most: rows=1-8, height=32-64"
+        )
+    return ranges
+
+
+def _axes(signature: Signature, profiles: Sequence[Profile]) -> dict[str, Axes]:
+    """The graph's axes, fixed where all profiles have one length."""
+
+    def length(name: str, place: int) -> int | None:
+        lengths = {end[place] for one in profiles for end in (one[name].least, one[name].most)}
+        return lengths.pop() if len(lengths) == 1 else None
+
+    return {
+        name: tuple(length(name, place) or axis for place, axis in enumerate(axes))
+        for name, axes in signature.inputs.items()
+    }
 
 
 def _refitted(graph: Path) -> Mapping[str, Place]:
@@ -289,31 +333,71 @@ def _build_for(runtime: Any, config: Any, capability: str) -> None:
     config.set_compute_capability(getattr(known, wanted), 0)
 
 
-class _Engine:
-    """An engine as a module: tensors by position in, tensors out, on torch's current stream."""
+class Engine:
+    """An engine as a module: tensors by position in, tensors out, on torch's current stream.
+
+    Args:
+        torch, runtime: the modules.
+        engine: TensorRT's, open.
+        inputs, outputs: names, in order.
+        profiles: that it was built with.
+
+    Raises:
+        BackendFailed: there is too little memory.
+    """
 
     def __init__(
-        self, torch: Any, runtime: Any, engine: Any, inputs: tuple[str, ...], outputs: tuple[str, ...]
+        self,
+        torch: Any,
+        runtime: Any,
+        engine: Any,
+        inputs: tuple[str, ...],
+        outputs: tuple[str, ...],
+        profiles: Sequence[Profile],
     ) -> None:
         self._torch, self._engine, self._inputs, self._outputs = torch, engine, inputs, outputs
-        self._context = engine.create_execution_context()
-        if self._context is None:
-            raise BackendFailed("there is too little GPU memory for the engine's activations")
+        self._profiles = profiles
         self._dtypes = {name: getattr(torch, _dtype(engine, runtime, name)) for name in (*inputs, *outputs)}
+        self._contexts: dict[int, Any] = {}
+        self._context(0)
 
     def __call__(self, *inputs: Any) -> tuple[Any, ...]:
+        """What the engine answers. BackendFailed: it has no profile for these shapes, or gave up."""
         given = [tensor.to(self._dtypes[n]).contiguous() for n, tensor in zip(self._inputs, inputs, strict=True)]
+        context = self._context(self._profile([tuple(tensor.shape) for tensor in given]))
         for name, tensor in zip(self._inputs, given, strict=True):
-            self._context.set_input_shape(name, tuple(tensor.shape))
-            self._context.set_tensor_address(name, tensor.data_ptr())
+            context.set_input_shape(name, tuple(tensor.shape))
+            context.set_tensor_address(name, tensor.data_ptr())
         outputs = []
         for name in self._outputs:
-            shape: Shape = tuple(self._context.get_tensor_shape(name))
+            shape: Shape = tuple(context.get_tensor_shape(name))
             outputs.append(self._torch.empty(shape, dtype=self._dtypes[name], device=given[0].device))
-            self._context.set_tensor_address(name, outputs[-1].data_ptr())
-        if not self._context.execute_async_v3(self._torch.cuda.current_stream().cuda_stream):
+            context.set_tensor_address(name, outputs[-1].data_ptr())
+        if not context.execute_async_v3(self._stream()):
             raise BackendFailed("the engine could not be run")
         return tuple(outputs)
+
+    def _profile(self, shapes: Sequence[Shape]) -> int:
+        """The first that has room for these shapes."""
+        for index, profile in enumerate(self._profiles):
+            if all(profile[name].holds(shape) for name, shape in zip(self._inputs, shapes, strict=True)):
+                return index
+        raise BackendFailed(f"the engine was built for no shapes like {', '.join(map(str, shapes))}")
+
+    def _context(self, profile: int) -> Any:
+        """Where that profile is run, made when it is first needed. A recording of one goes on while others are run."""
+        if profile not in self._contexts:
+            context = self._engine.create_execution_context()
+            if context is None:
+                raise BackendFailed("there is too little GPU memory for the engine's activations")
+            if profile and not context.set_optimization_profile_async(profile, self._stream()):
+                raise BackendFailed(f"the engine does not take its profile {profile}")
+            self._contexts[profile] = context
+        return self._contexts[profile]
+
+    def _stream(self) -> int:
+        stream: int = self._torch.cuda.current_stream().cuda_stream
+        return stream
 
 
 def _run(torch: Any, called: Callable[..., Any], device: str, feeds: Mapping[str, Any]) -> Sequence[Any]:

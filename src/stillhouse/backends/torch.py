@@ -8,7 +8,7 @@ import json
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -29,7 +29,7 @@ from stillhouse.errors import BackendFailed, InvalidRequest, RuntimeMissing, Uns
 from stillhouse.gpu import gpus
 
 SETTINGS: Mapping[str, tuple[str, ...]] = {
-    "attention": ("sdpa", "vanilla", "sliced"),
+    "attention": ("sdpa", "vanilla", "sliced", "flash", "cudnn", "efficient"),
     "memory_format": ("contiguous", "channels_last"),
     "compile": ("none", "full", "regional"),
     "kernels": ("none", "fused"),
@@ -51,6 +51,8 @@ _WEIGHTS = {
     "CLIPTextModel": "model.safetensors",
     "CLIPTextModelWithProjection": "model.safetensors",
 }
+_KERNELS = {"flash": "FLASH_ATTENTION", "cudnn": "CUDNN_ATTENTION", "efficient": "EFFICIENT_ATTENTION"}
+"""Of torch's fused attention, by our name."""
 _EXACT = ("timestep", "time_ids")  # embedded in float32 always: to bfloat16, with 8 bits, steps 998 and 999 are one
 # Of a U-Net the blocks that diffusers' compile_repeated_blocks takes: with the residual blocks, which come in many more
 # sizes, the embedded U-Net was slower than uncompiled.
@@ -74,12 +76,14 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
 
     Settings:
         device: cpu, or a GPU: cuda, cuda:1.
-        attention: sdpa (fused), vanilla (all scores at once), or sliced (half of the heads at a time, as diffusers'
-            `enable_attention_slicing`).
+        attention: sdpa (fused, by the kernel that torch prefers), flash, cudnn or efficient (fused, by this kernel
+            only; whether it can be used shows when it runs), vanilla (all scores at once), or sliced (half of the heads
+            at a time, as diffusers' `enable_attention_slicing`).
         memory_format: of convolutions: contiguous, or channels_last.
         compile: none, full (the whole network), or regional (each transformer block; of an autoencoder each residual
             block). Compiling happens at the first call and takes from seconds to minutes, and again where other sizes
-            are fed; it needs a C++ compiler. What is compiled for static shapes is faster.
+            are fed; it needs a C++ compiler. With `options.static`, or static shapes, each kind of inputs is compiled
+            for itself, which is faster than what is compiled for several.
         kernels: none, or fused: the kernels of `backends.kernels`, which need Triton, in place of the network's own
             parts. On the CPU they compute what those do, in the same way.
         qkv: apart, or joined: of a U-Net's attentions, queries, keys and values by one product.
@@ -132,7 +136,7 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
         place(module, device, settings["offload"])
         if settings["quantize"] != "none":
             _quantize(module, settings["quantize"], device)
-        static = all(isinstance(axis, int) for shape in axes.values() for axis in shape)
+        static = options.static or all(isinstance(axis, int) for shape in axes.values() for axis in shape)
         for part in _compiled(module, kind, settings["compile"]):
             part.compile(dynamic=False if static else None, **_unlimited(torch))
     census = _census(torch, module, settings["quantize"])
@@ -151,7 +155,8 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
     flags = {"allow_tf32": asked != "f32", "benchmark": settings["graphs"] == "cuda"} if on == CUDA else {}
     # torchao's weights cannot be taken for inference only.
     mode = torch.inference_mode if settings["quantize"] == "none" else torch.no_grad
-    there = partial(_run, torch, mode, called, device, dtype, memory_format, options.threads, flags)
+    attended = partial(_by_kernel, torch, settings["attention"])
+    there = partial(_run, torch, (mode, attended), called, device, dtype, memory_format, options.threads, flags)
     weights = ModuleWeights(network)
     return GraphRunner(graph, _NAME, executed, inputs, outputs, axes, partial(_read, there), census, weights, there)
 
@@ -205,8 +210,10 @@ def _settings(given: Mapping[str, str]) -> dict[str, str]:
         raise InvalidRequest("fused kernels, which read weights themselves, of weights that come and go", allowed="one")
     if chosen["offload"] != "none" and chosen["quantize"] != "none":
         raise InvalidRequest("weights in eight bits that come and go", allowed="quantize, or offload")
-    if chosen["qkv"] == "joined" and chosen["attention"] != "sdpa":
-        raise InvalidRequest(f"qkv is 'joined' with attention {chosen['attention']}", allowed="sdpa")
+    if chosen["qkv"] == "joined" and chosen["attention"] in ("vanilla", "sliced"):
+        raise InvalidRequest(
+            f"qkv is 'joined' with attention {chosen['attention']}", allowed=f"sdpa, {', '.join(_KERNELS)}"
+        )
     return {**chosen, "device": device}
 
 
@@ -305,7 +312,7 @@ def _unlimited(torch: Any) -> dict[str, int]:
 
 def _run(
     torch: Any,
-    mode: Callable[[], AbstractContextManager[Any]],
+    modes: Sequence[Callable[[], AbstractContextManager[Any]]],
     module: Any,
     device: str,
     dtype: Any,
@@ -318,10 +325,24 @@ def _run(
     if threads and torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
     tensors = [_tensor(torch, name, array, device, dtype, memory_format) for name, array in feeds.items()]
-    with mode(), torch.backends.cudnn.flags(enabled=True, **flags) if flags else nullcontext():
+    with ExitStack() as stack:
+        for mode in modes:
+            stack.enter_context(mode())
+        if flags:
+            stack.enter_context(torch.backends.cudnn.flags(enabled=True, **flags))
         results = module(*tensors)
     results = results if isinstance(results, tuple) else (results,)
     return [result.float().contiguous() for result in results]
+
+
+def _by_kernel(torch: Any, attention: str) -> AbstractContextManager[Any]:
+    """While fused attention is computed by one kernel only."""
+    if attention not in _KERNELS:
+        return nullcontext()
+    context: AbstractContextManager[Any] = torch.nn.attention.sdpa_kernel(
+        getattr(torch.nn.attention.SDPBackend, _KERNELS[attention])
+    )
+    return context
 
 
 def _read(there: Callable[[Mapping[str, Any]], Sequence[Any]], feeds: Tensors) -> list[NDArray[Any]]:

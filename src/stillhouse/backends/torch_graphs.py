@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-MOST = 8
-"""Kinds of inputs that are captured: each keeps its activations. Others run as they are."""
+MOST = 32
+"""Recordings that are kept, the one not used for longest is the first to go: a few batch sizes of a few sizes."""
 _WARM_UP = 3
 
 Outputs: TypeAlias = tuple[Tensor, ...]
@@ -27,8 +27,14 @@ class Captured:
     replay: Callable[[], object]
 
 
-def capture(module: Callable[..., Any], inputs: Sequence[Tensor]) -> Captured:
-    """Record a module on these inputs, on their GPU. The first runs are not recorded: they choose algorithms."""
+def capture(module: Callable[..., Any], inputs: Sequence[Tensor], pool: Any) -> Captured:
+    """Record a module on these inputs, on their GPU. The first runs are not recorded: they choose algorithms.
+
+    Args:
+        module: takes tensors by position.
+        inputs: of this kind.
+        pool: where its activations lie, see `new_pool`; other recordings may have theirs there, too.
+    """
     own = [tensor.clone() for tensor in inputs]
     with torch.cuda.device_of(own[0]):  # type: ignore[no-untyped-call]
         stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -39,34 +45,47 @@ def capture(module: Callable[..., Any], inputs: Sequence[Tensor]) -> Captured:
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         # Whatever another thread asks of the GPU meanwhile, to decode a picture, is no matter of this recording.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             outputs = together(module(*own))
     return Captured(own, outputs, graph.replay)
 
 
+def new_pool() -> Any:
+    """A memory of the GPU's for recordings that are never replayed at once: what one keeps for itself while it runs,
+    another may use after it."""
+    return torch.cuda.graph_pool_handle()
+
+
 @dataclass(slots=True)
 class Replayed:
-    """A module that is recorded once for each kind of inputs.
+    """A module that is recorded once for each kind of inputs. Recordings share their memory, so that all of them take
+    little more than the largest.
 
     Args:
         module: takes tensors by position, and gives one or a tuple.
         capture: records it.
-        most: kinds of inputs, by their shapes and dtypes.
+        pooled: makes the memory that recordings share.
+        most: kinds of inputs, by their shapes and dtypes, that are kept.
     """
 
     module: Callable[..., Any]
-    capture: Callable[[Callable[..., Any], Sequence[Tensor]], Captured] = capture
+    capture: Callable[[Callable[..., Any], Sequence[Tensor], Any], Captured] = capture
+    pooled: Callable[[], Any] = new_pool
     most: int = MOST
     _kinds: dict[Any, Captured] = field(default_factory=dict)
+    _pool: Any = None
 
     def __call__(self, *inputs: Tensor) -> Outputs:
-        """What the module says; the next call overwrites it."""
+        """What the module says; the next call overwrites it, whatever kind that is of."""
         kind = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
-        captured = self._kinds.get(kind)
+        captured = self._kinds.pop(kind, None)
         if captured is None:
-            if len(self._kinds) == self.most:
-                return together(self.module(*inputs))
-            captured = self._kinds[kind] = self.capture(self.module, inputs)
+            while len(self._kinds) >= self.most:
+                del self._kinds[next(iter(self._kinds))]
+            if self._pool is None:
+                self._pool = self.pooled()
+            captured = self.capture(self.module, inputs, self._pool)
+        self._kinds[kind] = captured  # at the end: the one that was not used for longest comes first
         for own, fresh in zip(captured.inputs, inputs, strict=True):
             own.copy_(fresh)
         captured.replay()

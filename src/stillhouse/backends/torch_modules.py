@@ -146,15 +146,15 @@ def module_of(network: Any, graph: Path, signature: Signature) -> nn.Module:
 
 
 def use_attention(module: nn.Module, attention: str) -> None:
-    """Choose how attention is computed: sdpa, vanilla, or sliced (half of the heads at a time).
+    """Choose how attention is computed: vanilla, sliced (half of the heads at a time), or fused: sdpa and all others.
 
     Raises:
         InvalidRequest: the network cannot do this, or has no attention.
     """
     if isinstance(module, TextEncoder):
         if attention == "sliced":
-            raise InvalidRequest("attention is 'sliced' in a text encoder", allowed="sdpa, vanilla")
-        module.network.set_attn_implementation({"sdpa": "sdpa", "vanilla": "eager"}[attention])
+            raise InvalidRequest("attention is 'sliced' in a text encoder", allowed="any other")
+        module.network.set_attn_implementation("eager" if attention == "vanilla" else "sdpa")
         return
     from diffusers.models import attention_processor as processors
 
@@ -162,13 +162,11 @@ def use_attention(module: nn.Module, attention: str) -> None:
     if not blocks and attention != "sdpa":
         raise InvalidRequest(f"attention is {attention!r} in a network that has none")
     for block in blocks:
-        block.set_processor(
-            {
-                "sdpa": processors.AttnProcessor2_0,
-                "vanilla": processors.AttnProcessor,
-                "sliced": lambda heads=block.heads: processors.SlicedAttnProcessor(max(1, heads // 2)),
-            }[attention]()
-        )
+        if attention == "sliced":
+            block.set_processor(processors.SlicedAttnProcessor(max(1, block.heads // 2)))
+        else:
+            fused = attention != "vanilla"
+            block.set_processor(processors.AttnProcessor2_0() if fused else processors.AttnProcessor())
 
 
 def join_projections(module: nn.Module) -> None:

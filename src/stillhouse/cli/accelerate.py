@@ -128,6 +128,7 @@ def _asked(arguments: Namespace, config: Config | None) -> Asked:
         inputs=inputs,
         ones=told.probe == ONES and inputs is None,
         shapes={**told.shapes, **dict(arguments.shape)},
+        limits={name: limits for name, limits in told.limits.items() if name not in dict(arguments.shape)},
         price=arguments.price,
     )
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from stillhouse.check import check_number, check_whole
 from stillhouse.diffusion import Prediction, Schedule, Sigmas, Spacing, check_interval, check_refresh
-from stillhouse.errors import ManifestError, PipelineError, TamperedFile
+from stillhouse.errors import InvalidRequest, ManifestError, PipelineError, TamperedFile
 from stillhouse.models.decode import DecodeError, decode
 
 MANIFEST = "stillhouse.json"
@@ -34,7 +34,8 @@ class Component:
     """One network: its graph, the file that holds its weights, and what should run it. Paths are relative.
 
     `backend`, `precision`, `streams`, `threads` and `settings` are as in `backends.RunnerOptions`. With more than one
-    stream, or where `static`, the network is opened for the very shapes that it is fed.
+    stream the network is opened for the shapes of a row. Where `static`, it is opened for the very shapes that it is
+    fed, and batches are brought to the sizes in `rows` (see `buckets`; empty: `buckets.ROWS`).
     """
 
     graph: str
@@ -45,6 +46,11 @@ class Component:
     threads: int | None = None
     static: bool = False
     settings: Mapping[str, str] = field(default_factory=dict)
+    rows: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if list(self.rows) != sorted({row for row in self.rows if row > 0}):
+            raise InvalidRequest(f"rows is {list(self.rows)}", allowed="sizes from 1, each larger than the one before")
 
 
 @dataclass(frozen=True, slots=True)

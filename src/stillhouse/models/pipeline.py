@@ -28,6 +28,7 @@ from stillhouse.diffusion import (
     noised,
 )
 from stillhouse.errors import BackendFailed, InvalidRequest
+from stillhouse.models.buckets import run_in_parts
 from stillhouse.models.manifest import Component, Defaults, Manifest, StepCache, read_manifest
 from stillhouse.models.picture import to_picture, to_signal
 from stillhouse.models.request import course_of, resolve
@@ -227,14 +228,25 @@ class Pipeline:
         return to_picture(signal)
 
     def run(self, component: str, feeds: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
-        """One call of the network of that name.
+        """One call of the network of that name, or several where it is opened for smaller batches; see `buckets`.
 
         On arrays of the pipeline's own kind it answers with such arrays, which its next call may overwrite.
         """
-        runner: Any = self.runner(component, {name: tuple(array.shape) for name, array in feeds.items()})
         is_numpy = all(isinstance(array, np.ndarray) for array in feeds.values()) or self.arrays is NUMPY
-        answers: Mapping[str, NDArray[Any]] = runner(feeds) if is_numpy else runner.stay(feeds)
-        return answers
+        arrays = NUMPY if is_numpy else self.arrays
+
+        def once(fed: Mapping[str, Any]) -> Mapping[str, Any]:
+            runner: Any = self.runner(component, {name: tuple(array.shape) for name, array in fed.items()})
+            answers: Mapping[str, Any] = runner(fed) if is_numpy else runner.stay(fed)
+            return answers
+
+        rows = self._runners.rows(component)
+        return run_in_parts(feeds, rows, arrays, once) if rows else once(feeds)
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """The sizes of batches that the U-Net is opened for; empty where any is as good."""
+        return self._runners.rows(FULL if self.manifest.step_cache else UNET)
 
     def runner(self, component: str, shapes: Mapping[str, tuple[int, ...]]) -> Runner:
         """The network of that name, opened for these shapes where it needs to know them; see `Runners`."""

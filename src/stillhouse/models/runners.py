@@ -7,12 +7,13 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from stillhouse.backends.registry import open_runner, own_arrays
+from stillhouse.backends.registry import open_runner, own_arrays, reopened_for
 from stillhouse.backends.runner import Runner, RunnerOptions
 from stillhouse.backends.runtime import reported
 from stillhouse.check import check_choice
 from stillhouse.diffusion import NUMPY, Arrays
 from stillhouse.errors import InvalidRequest, StillhouseError
+from stillhouse.models.buckets import ROWS
 from stillhouse.models.manifest import Component, Defaults, Manifest, StepCache
 
 if TYPE_CHECKING:
@@ -130,6 +131,10 @@ class Runners:
         for (name, _), runner in self._open.items():
             worn.put_on(name, runner)
 
+    def rows(self, name: str) -> tuple[int, ...]:
+        """The sizes of batches that a network of `find` is opened for; empty where any is as good."""
+        return sizes_of(self._asked(name))
+
     def graph(self, name: str) -> Path:
         """The file of a network of `find`."""
         return self._directory / self._asked(name).graph
@@ -168,7 +173,16 @@ def opened_for(component: Component, shapes: Mapping[str, tuple[int, ...]]) -> d
     """The static shapes that a component is opened for when it is fed these: of a row, of all of them, or none."""
     if component.streams > 1:
         return {name: (1, *shape[1:]) if shape else () for name, shape in shapes.items()}
-    return dict(shapes) if component.static else {}
+    anew = reopened_for(component.backend, component.settings) if component.static else "nothing"
+    if anew == "sizes":
+        most = sizes_of(component)[-1]
+        return {name: (most, *shape[1:]) if shape else () for name, shape in shapes.items()}
+    return dict(shapes) if anew == "shapes" else {}
+
+
+def sizes_of(component: Component) -> tuple[int, ...]:
+    """The sizes of batches that a component is opened for; empty where any is as good."""
+    return (component.rows or ROWS) if component.static and component.streams == 1 else ()
 
 
 def open_component(
@@ -180,6 +194,8 @@ def open_component(
         precision=component.precision,
         threads=options.threads or component.threads,
         shapes=opened_for(component, shapes),
+        static=component.static,
+        rows=sizes_of(component),
         streams=component.streams,
         settings=component.settings,
     )

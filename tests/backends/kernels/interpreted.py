@@ -40,8 +40,16 @@ def main() -> None:
 def walked_apart() -> float:
     """How far pictures of all kinds end, moved together by the kernel, from where NumPy's arithmetic moves them."""
     walk = grid(Schedule(), 5, sigmas="karras")
-    kinds = [("ddim", 7.5), ("dpmpp_2m", 5.0), ("dpmpp_2m", 1.0), ("unipc", 3.0), ("euler_ancestral", 1.0), ("heun", 4.0)]
+    kinds = [
+        ("ddim", 7.5),
+        ("dpmpp_2m", 5.0),
+        ("dpmpp_2m", 1.0),
+        ("unipc", 3.0),
+        ("euler_ancestral", 1.0),
+        ("heun", 4.0),
+    ]
     ends = []
+    arrays: Any
     for arrays in (TorchArrays("cpu", guided_step.guided_step), NUMPY):
         made = [
             Trajectory(

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -65,6 +65,32 @@ def test_on_a_processor_an_op_is_its_reference() -> None:
     ]
     assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
     assert all(ours.stride() == x.stride() for ours in (pairs[0][0], pairs[1][0], pairs[4][0]))
+
+
+def _calls() -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    """Every op on tensors in both orders of their axes, on a slice of a larger one, and on nothing."""
+    weight, bias = torch.linspace(0.5, 2, 8), torch.linspace(-1, 1, 8)
+    rows = torch.tensor([[0, 1], [2, 2]], dtype=torch.int32)
+    plain = torch.linspace(-2, 2, 2 * 8 * 6 * 4).reshape(2, 8, 6, 4)
+    for x in (plain, plain.contiguous(memory_format=torch.channels_last), plain[..., ::2, 1:], plain[:0]):
+        yield silu.silu, (x,)
+        yield cast.cast, (x, torch.float16)
+        yield cast.cast, (x, torch.float32)
+        yield group_norm.group_norm, (x, weight, bias, 2, 1e-5, True)
+    for tokens in (plain.flatten(1).reshape(-1, 8), plain.flatten(1).reshape(-1, 16)[:, ::2]):
+        yield geglu.geglu, (tokens, True)
+        yield layer_norm.layer_norm, (tokens, weight, bias, 1e-5)
+        yield layer_norm.add_layer_norm, (tokens, tokens + 1, weight, bias, 1e-5)
+    for past in (None, plain + 1):
+        yield guided_step.guided_step, (plain, plain.repeat(2, 1, 1, 1)[:3], rows, torch.ones(2, 6), past)
+
+
+@pytest.mark.parametrize("call", list(_calls()), ids=lambda call: call[0]._qualname)
+def test_the_compiler_may_trust_what_an_op_says_of_itself(call: tuple[Any, tuple[Any, ...]]) -> None:
+    """torch's own checks of schema, of shapes and strides without numbers, and of tracing with open sizes."""
+    op, arguments = call
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+    assert set(torch.library.opcheck(op, arguments, test_utils=checks).values()) == {"SUCCESS"}
 
 
 def test_what_no_kernel_computes_in_is_refused_with_what_they_do() -> None:

@@ -40,6 +40,15 @@ def test_the_cap_is_the_smallest_batch_that_is_nearly_as_good_as_the_best(second
     assert all(rows / seconds[rows] < NEARLY * best for rows in seconds if rows < cap)
 
 
+@given(st.integers(1, 40))
+def test_batches_that_are_brought_to_known_sizes_take_as_long_as_those(rows: int) -> None:
+    curve = Curve({1: 1.0, 2: 1.25, 4: 2.0, 8: 3.0}, stepped=True)
+    whole, rest = divmod(rows, 8)
+    last = 0.0 if not rest else next(curve.seconds[size] for size in (1, 2, 4, 8) if size >= rest)
+    assert curve.of(rows) == 3 * whole + last
+    assert curve.times(2.0).of(rows) == 2 * curve.of(rows)
+
+
 def test_a_device_without_gain_is_given_one_row_at_a_time() -> None:
     assert Curve({1: 1.0, 2: 2.0, 4: 4.1}).cap == 1
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from stillhouse.errors import InvalidRequest
+from stillhouse.models.buckets import parts
 from stillhouse.serve.engine.job import Group, Job, Walk
 
 NEARLY = 0.97
@@ -26,6 +27,8 @@ class Curve:
         seconds: measured, by rows; a straight line between two, and beyond the last as between the last two.
         begin, finish: seconds to encode a prompt, and to decode a picture and write it as a file, once each.
         encode: seconds to encode a picture that one begins with.
+        stepped: other batches are brought to the sizes that were measured, see `models.buckets`, and take as long as
+            those.
 
     Raises:
         InvalidRequest: nothing was measured, or seconds that are not above 0.
@@ -33,12 +36,15 @@ class Curve:
     >>> curve = Curve({1: 1.0, 2: 1.0, 4: 2.0})
     >>> curve.of(3), curve.of(8), curve.cap
     (1.5, 4.0, 2)
+    >>> Curve({1: 1.0, 2: 1.0, 4: 2.0}, stepped=True).of(3)
+    2.0
     """
 
     seconds: Mapping[int, float]
     begin: float = 0.0
     finish: float = 0.0
     encode: float = 0.0
+    stepped: bool = False
     cap: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -55,6 +61,8 @@ class Curve:
         if rows in self.seconds:
             return self.seconds[rows]
         known = sorted(self.seconds)
+        if self.stepped:
+            return sum(self.seconds[fed] for _, fed in parts(rows, known))
         if len(known) == 1 or rows < known[0]:
             return self.seconds[known[0]] * (rows / known[0] if rows > known[0] else 1.0)
         place = min(max(bisect_left(known, rows), 1), len(known) - 1)
@@ -81,7 +89,7 @@ class Curve:
     def times(self, factor: float) -> "Curve":
         """The curve of something that takes so many times as long."""
         longer = {rows: factor * taken for rows, taken in self.seconds.items()}
-        return Curve(longer, self.begin, factor * self.finish, factor * self.encode)
+        return Curve(longer, self.begin, factor * self.finish, factor * self.encode, self.stepped)
 
     def _around(self, walk: Walk, index: int) -> float:
         return (0.0 if index else self.before(walk)) + self.finish

@@ -20,7 +20,7 @@ from stillhouse.models.request import course_of, pictures_encoded
 from stillhouse.serve.engine.cost import Curve
 from stillhouse.serve.engine.job import Group, Job, Walk
 
-BATCHES = (1, 2, 4, 8)
+BATCHES = (1, 2, 4, 8, 16, 32)
 """Rows whose seconds are measured."""
 LONG = 2.0
 """Seconds of a call that is measured once."""
@@ -93,18 +93,18 @@ def usual(manifest: Manifest, width: int | None = None, height: int | None = Non
     return replace(request, image=grey, mask=all_of_it)
 
 
-def measured(pipeline: Pipeline, group: Group, batches: Sequence[int] = BATCHES, calls: int = 3) -> Curve:
+def measured(pipeline: Pipeline, group: Group, batches: Sequence[int] = (), calls: int = 3) -> Curve:
     """What pictures of this size cost here and now: the median of some calls, after one that is not counted.
 
-    That one opens and compiles what it needs, the encoder of pictures, too. A batch that is no better than the one
-    before it ends the measurement, because larger ones are not used then; of what takes longer than `LONG` one call is
-    counted.
+    That one opens and compiles what it needs, the encoder of pictures, too. Batches are of the sizes that the U-Net is
+    opened for, or of `BATCHES`; one that is no better than the one before it ends the measurement, because larger ones
+    are not used then. Of what takes longer than `LONG` one call is counted.
     """
     request = replace(usual(pipeline.manifest, group.width, group.height), refresh=1)
     if pipeline.manifest.distilled is None:
         request = replace(request, guidance=1.0)  # one row each; a student takes one whatever its guidance
     seconds: dict[int, float] = {}
-    for rows in batches:
+    for rows in batches or pipeline.rows or BATCHES:
         seconds[rows] = _usually(calls, partial(_advance, pipeline), partial(_drafts, pipeline, request, rows))
         if rows > 2 and Curve(seconds).cap < rows:
             break
@@ -116,7 +116,7 @@ def measured(pipeline: Pipeline, group: Group, batches: Sequence[int] = BATCHES,
     begin = _usually(calls, pipeline.start, partial(next, texts))
     begin = max(0.0, begin - encode * pictures_encoded(pipeline.manifest, pipeline.resolve(request)))
     finish = _usually(calls, partial(_finish, pipeline, request), partial(_latents, pipeline, group))
-    return Curve(seconds, begin, finish, encode)
+    return Curve(seconds, begin, finish, encode, stepped=bool(pipeline.rows))
 
 
 def _usually(calls: int, call: Callable[[Any], object], given: Callable[[], Any]) -> float:
