@@ -29,11 +29,14 @@ def test_everything_runs_on_a_processor_and_becomes_tables() -> None:
     assert "failed" not in document
     assert all(row["sqnr"] > 80 for row in document["sd15"])
     assert all(row["psnr"] > 60 for row in document["pictures"])
-    assert [row["component"] for row in document["components"]] == ["text encoder", "decoder"]
+    assert [row["component"] for row in document["components"]] == ["text encoder", "U-Net, an evaluation", "decoder"]
+    exported, missing = document["engines"]
+    assert exported["sqnr"] > 80 and exported["step"]["runs"] == 1
+    assert missing["reason"] == "not installed: pip install tensorrt"
     assert len(document["batching"]) == 6 and all(0 <= row["in_time"] <= 1 for row in document["batching"])
     for table, rows in (
         (tables.kernels, document["kernels"]),
-        (tables.ladder, document["sd15"]),
+        (tables.ladder, [*document["sd15"], *document["engines"]]),
         (tables.components, document["components"]),
         (tables.pictures, document["pictures"]),
         (tables.batching, [*document["curve"], *document["batching"]]),

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from benchmarks.gpu import kernels, ladder, pictures
+from benchmarks.gpu import engines, kernels, ladder, pictures
 from benchmarks.gpu.apart import join, run_apart
 from benchmarks.gpu.compile import CACHE, PLANS, compile_all, rungs_of
 from benchmarks.gpu.timing import LARGE, copied, facts
@@ -25,7 +25,8 @@ from stillhouse.serve.engine.policy import POLICIES
 from stillhouse.serve.engine.simulate import Served, simulate
 from stillhouse.serve.engine.trace import Kind, poisson
 
-_SHARES = {"kernels": 0.2, "sd15": 0.4, "curve": 0.05, "sdxl": 0.2, "pictures": 0.1, "fp8": 0.05}
+_SHARES = {"kernels": 0.2, "sd15": 0.4, "curve": 0.05, "sdxl": 0.2, "pictures": 0.08, "fp8": 0.05, "engines": 0.02}
+"""Of the time; what one leaves is the others'."""
 _CURVE = (1, 2, 4, 8, 16)
 _BUILD = Path("build") / "inductor"
 _GRACE = 60.0
@@ -117,12 +118,22 @@ def _sdxl(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> Iterat
     if not is_small:
         for row in ladder.rows("SDXL", device, torch.float16, 1, is_in_time, rungs=ladder.LARGE):
             yield {"sdxl": [row]}
+        for row in ladder.components("SDXL", device, torch.float16):
+            yield {"components": [row]}
 
 
 def _fp8(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> Iterator[dict[str, Any]]:
     if not is_small:
         for row in ladder.rows("SD 1.5", device, torch.bfloat16, 1, is_in_time, rungs=(ladder.FP8,)):
             yield {"fp8": [row]}
+
+
+def _engines(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> Iterator[dict[str, Any]]:
+    told = (
+        ("small", device, torch.float32, is_in_time, 2) if is_small else ("SD 1.5", device, torch.float16, is_in_time)
+    )
+    for row in engines.rows(*told):
+        yield {"engines": [row]}
 
 
 def _pictures(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> Iterator[dict[str, Any]]:
@@ -182,6 +193,7 @@ _WORK: Mapping[str, Part] = {
     "sdxl": _sdxl,
     "pictures": _pictures,
     "fp8": _fp8,
+    "engines": _engines,
 }
 
 if __name__ == "__main__":

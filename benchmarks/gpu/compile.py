@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.gpu import kernels, ladder
 
-PLANS = ((torch.float16, 1), (torch.float16, 4), (torch.bfloat16, 1))
+PLANS = ((torch.float16, 1), (torch.float16, 4), (torch.bfloat16, 1), (torch.bfloat16, 4))
 """Dtypes and numbers of pictures of the ladder; the first takes every rung."""
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
 _THREADS = {"TORCHINDUCTOR_COMPILE_THREADS": "4"}

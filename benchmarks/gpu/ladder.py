@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
+from statistics import median
 from time import monotonic
 from typing import Any, TypeAlias
 
@@ -14,13 +15,15 @@ from diffusers.models.attention import BasicTransformerBlock
 from torch import Tensor
 
 from benchmarks.gpu import networks
-from benchmarks.gpu.timing import long
+from benchmarks.gpu.timing import long, taken
 from stillhouse.backends.kernels.guided_step import guided_step
 from stillhouse.backends.kernels.swap import swap
 from stillhouse.backends.torch_graphs import Replayed, together
 from stillhouse.backends.torch_quantize import quantize
+from stillhouse.measure.clock import summarise
 
 STEPS = 50
+_STEPS_TIMED = 20
 Inputs: TypeAlias = tuple[Tensor, Tensor, Tensor, Any]
 """See `networks.inputs`."""
 
@@ -145,7 +148,7 @@ def rows(
     network = networks.unet(shape, device, dtype)
     torch.manual_seed(0)
     given = networks.inputs(shape, 2 * images, device, dtype)
-    exact = _exact(network, given) if images == 1 else None
+    exact = exact_of(network, given) if images == 1 else None
     for rung in sorted(rungs, key=lambda one: _ORDER.index(one) if one in _ORDER else len(_ORDER)):
         told = {"model": model, "rung": rung.name, "dtype": str(dtype).removeprefix("torch."), "images": images}
         told["place"] = RUNGS.index(rung) if rung in RUNGS else len(RUNGS)
@@ -167,7 +170,7 @@ def rows(
                 torch.cuda.empty_cache()
 
 
-def _exact(network: Any, given: Inputs) -> Tensor:
+def exact_of(network: Any, given: Inputs) -> Tensor:
     """What the same weights say in float32, by the plain attention."""
     latents, timesteps, text, added = given
     told = {name: tensor.float() for name, tensor in (added or {}).items()}
@@ -190,16 +193,41 @@ def _measured(
 ) -> Mapping[str, Any]:
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
-    row: dict[str, Any] = {"steps": steps}
     with _arranged(network, rung, regional, given) as module, _without_gradients(rung):
-        picture = Picture(module, given, images, rung.fused)
-        row["step_seconds"] = long(picture.step, device, runs=10)
-        row["seconds"] = long(lambda: picture.walk(steps), device, runs=1, warm_up=0)
-        if exact is not None:
-            latents, timesteps, text, added = given
-            output = together(module(latents, timesteps, text, *(added or {}).values()))[0].float()
-            row["sqnr"] = 10 * float(torch.log10(exact.square().mean() / (output - exact).square().mean()))
+        row = timed(module, given, exact, images, steps, device, fused=rung.fused)
     return {**row, "gpu_bytes": 0 if device == "cpu" else torch.cuda.max_memory_allocated()}
+
+
+def timed(
+    module: Callable[..., Any],
+    given: Inputs,
+    exact: Tensor | None,
+    images: int,
+    steps: int,
+    device: str,
+    *,
+    fused: bool,
+) -> dict[str, Any]:
+    """Seconds of a step and of a picture, and how far the network is from `exact`.
+
+    Args:
+        module: takes latents, timesteps, text and what XL takes besides, and says what the U-Net says.
+        given: two rows for each picture.
+        exact: what it should say to these; None, it is not compared.
+        images: pictures.
+        steps: of a picture.
+        device: cuda or cpu.
+        fused: whether guidance and step are one kernel.
+    """
+    picture = Picture(module, given, images, fused)
+    steady = taken(picture.step, device, runs=_STEPS_TIMED)
+    row: dict[str, Any] = {"steps": steps, "step_seconds": median(steady), "step": asdict(summarise(steady))}
+    row["seconds"] = long(lambda: picture.walk(steps), device, runs=1, warm_up=0)
+    if exact is not None:
+        latents, timesteps, text, added = given
+        output = together(module(latents, timesteps, text, *(added or {}).values()))[0].float()
+        row["sqnr"] = 10 * float(torch.log10(exact.square().mean() / (output - exact).square().mean()))
+    return row
 
 
 def compiled(model: str, device: str, dtype: torch.dtype, images: int, rung: Rung) -> None:
@@ -277,25 +305,35 @@ def _attend(network: Any, attention: str) -> None:
 
 
 def components(model: str, device: str, dtype: torch.dtype) -> Iterator[dict[str, Any]]:
-    """What text encoder and decoder take for one picture, plain and with kernels and graphs."""
+    """What each network takes for one guided picture, plain and with kernels and graphs; of the U-Net an evaluation."""
     torch.backends.cudnn.benchmark = True
     shape = networks.SHAPES[model]
     ids = torch.zeros(2, networks.TOKENS, dtype=torch.int64, device=device)
-    latents = torch.randn(1, 4, shape.side, shape.side, device=device, dtype=dtype)
-    encoder = networks.text_encoder(shape, device, dtype)
-    autoencoder = networks.decoder(shape, device, dtype).to(memory_format=torch.channels_last)
-    works: Mapping[str, tuple[Callable[..., Any], Tensor]] = {
-        "text encoder": (lambda given: encoder(given)[0], ids),
-        "decoder": (lambda given: autoencoder.decode(given, return_dict=False)[0], latents),
-    }
-    for name, (work, given) in works.items():
+    latents, timesteps, text, added = networks.inputs(shape, 2, device, dtype)
+
+    def encoding(number: int) -> tuple[Any, Callable[..., Any], tuple[Tensor, ...]]:
+        encoder = networks.text_encoder(shape.texts[number], device, dtype)
+        return encoder, lambda given: encoder(given)[0], (ids,)
+
+    def denoising() -> tuple[Any, Callable[..., Any], tuple[Tensor, ...]]:
+        unet = networks.unet(shape, device, dtype).to(memory_format=torch.channels_last)
+        extra = added or {}
+        return unet, partial(_said, unet, tuple(extra)), (latents, timesteps, text, *extra.values())
+
+    def decoding() -> tuple[Any, Callable[..., Any], tuple[Tensor, ...]]:
+        autoencoder = networks.decoder(shape, device, dtype).to(memory_format=torch.channels_last)
+        return autoencoder, lambda given: autoencoder.decode(given, return_dict=False)[0], (latents[:1],)
+
+    names = ("text encoder", "text encoder 2")[: len(shape.texts)]
+    makers: dict[str, Callable[[], tuple[Any, Callable[..., Any], tuple[Tensor, ...]]]]
+    makers = {name: partial(encoding, number) for number, name in enumerate(names)}
+    for name, maker in {**makers, "U-Net, an evaluation": denoising, "decoder": decoding}.items():
+        network, work, given = maker()
         with torch.inference_mode():
-            row = {"model": model, "component": name, "plain": long(partial(work, given), device)}
+            row = {"model": model, "component": name, "plain": long(partial(work, *given), device)}
             if device != "cpu":
-                swapped = swap(autoencoder) if name == "decoder" else None
-                row["fused, graphs"] = long(partial(Replayed(work), given), device)
-                if swapped:
-                    swapped.undo()
+                swap(network)
+                row["fused, graphs"] = long(partial(Replayed(work), *given), device)
         yield row
 
 

@@ -12,6 +12,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 _CROSS, _DOWN, _UP, _PLAIN_UP = "CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"
 TOKENS = 77
+_CLIP_L, _CLIP_G = (768, 12, 64), (1280, 32, 64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +22,12 @@ class Shape:
     Args:
         unet: of diffusers' UNet2DConditionModel.
         side: of the latents.
-        text: width of the text encoder.
+        texts: of each text encoder its width, its layers, and the width of its heads.
     """
 
     unet: Mapping[str, Any]
     side: int
-    text: int
+    texts: tuple[tuple[int, int, int], ...]
 
 
 SHAPES: Mapping[str, Shape] = MappingProxyType(
@@ -40,7 +41,7 @@ SHAPES: Mapping[str, Shape] = MappingProxyType(
                 "down_block_types": (_CROSS, _CROSS, _CROSS, _DOWN),
             },
             64,
-            768,
+            (_CLIP_L,),
         ),
         "SDXL": Shape(
             {
@@ -57,7 +58,7 @@ SHAPES: Mapping[str, Shape] = MappingProxyType(
                 "projection_class_embeddings_input_dim": 2816,
             },
             128,
-            768,
+            (_CLIP_L, _CLIP_G),
         ),
         "small": Shape(
             {
@@ -69,7 +70,7 @@ SHAPES: Mapping[str, Shape] = MappingProxyType(
                 "up_block_types": (_PLAIN_UP, _UP),
             },
             8,
-            32,
+            ((32, 2, 32),),
         ),
     }
 )
@@ -95,13 +96,14 @@ def decoder(shape: Shape, device: str, dtype: torch.dtype) -> Any:
     )
 
 
-def text_encoder(shape: Shape, device: str, dtype: torch.dtype) -> Any:
-    """CLIP's text encoder of Stable Diffusion 1.5."""
+def text_encoder(text: tuple[int, int, int], device: str, dtype: torch.dtype) -> Any:
+    """CLIP's text encoder, one of `Shape.texts`."""
+    width, layers, head = text
     config = CLIPTextConfig(
-        hidden_size=shape.text,
-        intermediate_size=4 * shape.text,
-        num_hidden_layers=12,
-        num_attention_heads=shape.text // 64 or 1,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // head,
     )
     return _made(lambda: CLIPTextModel(config), device, dtype)
 

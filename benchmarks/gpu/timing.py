@@ -40,7 +40,7 @@ def short(works: Sequence[Callable[[], Any]], device: str) -> float:
     with torch.cuda.graph(graph):
         # Kept, or all would write to the same place, which then never leaves the cache.
         kept = [work() for work in works]
-    taken: list[float] = []
+    seconds: list[float] = []
     for turn in range(_WARM_UP + _REPLAYS):
         begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         begun.record()
@@ -48,9 +48,9 @@ def short(works: Sequence[Callable[[], Any]], device: str) -> float:
         ended.record()
         ended.synchronize()
         if turn >= _WARM_UP:
-            taken.append(begun.elapsed_time(ended) / 1000)
+            seconds.append(begun.elapsed_time(ended) / 1000)
     del kept
-    return median(taken) / len(works)
+    return median(seconds) / len(works)
 
 
 def turns(moved: int, device: str) -> int:
@@ -60,16 +60,21 @@ def turns(moved: int, device: str) -> int:
 
 def long(work: Callable[[], Any], device: str, runs: int = _RUNS, warm_up: int = _WARM_UP) -> float:
     """Seconds of something that takes milliseconds or more: the median of some."""
+    return median(taken(work, device, runs, warm_up))
+
+
+def taken(work: Callable[[], Any], device: str, runs: int, warm_up: int = _WARM_UP) -> list[float]:
+    """Seconds of each of so many runs; on a processor of one."""
     for _ in range(warm_up if device != "cpu" else 1):
         work()
-    taken = []
+    seconds = []
     for _ in range(runs if device != "cpu" else 1):
         settled(device)
         began = perf_counter()
         work()
         settled(device)
-        taken.append(perf_counter() - began)
-    return median(taken)
+        seconds.append(perf_counter() - began)
+    return seconds
 
 
 def settled(device: str) -> None:

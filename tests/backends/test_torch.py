@@ -166,6 +166,7 @@ def test_attention_is_computed_as_asked(exported: Exported, monkeypatch: pytest.
 
 def test_only_the_kernel_that_was_asked_for_is_allowed(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     """And another network in the process, or the same one's caller, is not bound by it."""
+    graph = exported("sd1")
     cuda: Any = torch.backends.cuda
     seen: list[set[str]] = []
     allowed = {
@@ -181,11 +182,11 @@ def test_only_the_kernel_that_was_asked_for_is_allowed(exported: Exported, monke
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", noting)
     for how in ("flash", "sdpa"):
         seen.clear()
-        opened(exported("sd1"), attention=how)(feeds_of("sd1", rows=1))
+        opened(graph, attention=how)(feeds_of("sd1", rows=1))
         assert seen and set.union(*seen) == ({"flash"} if how == "flash" else set(allowed))
     for how in ("cudnn", "efficient"):  # neither is of the processor's
         with pytest.raises(BackendFailed, match="torch could not run .*: No (available kernel|viable backend)"):
-            opened(exported("sd1"), attention=how)(feeds_of("sd1", rows=1))
+            opened(graph, attention=how)(feeds_of("sd1", rows=1))
         assert allowed["math"]()
 
 
