@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from benchmarks.gpu import engines, kernels, ladder, pictures
+from benchmarks.gpu import kernels, ladder, pictures
 from benchmarks.gpu.apart import join, run_apart
 from benchmarks.gpu.compile import CACHE, PLANS, compile_all, rungs_of
 from benchmarks.gpu.timing import LARGE, copied, facts
@@ -129,6 +129,8 @@ def _fp8(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> Iterato
 
 
 def _engines(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> Iterator[dict[str, Any]]:
+    from benchmarks.gpu import engines  # here and not above: it exports, and needs onnx, which no other part does
+
     told = (
         ("small", device, torch.float32, is_in_time, 2) if is_small else ("SD 1.5", device, torch.float16, is_in_time)
     )

@@ -10,7 +10,7 @@ import pytest
 import tensorrt_rtx
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 import stillhouse
 from stillhouse.backends import RunnerOptions, open_runner, tensorrt
@@ -198,6 +198,45 @@ def test_a_gpu_that_is_not_there_is_told_with_those_that_are(monkeypatch: pytest
 def test_tensorrt_itself_is_a_row_with_the_line_that_installs_it() -> None:
     with pytest.raises(RuntimeMissing, match="not installed; pip install tensorrt"):
         tensorrt.status("tensorrt")
+
+
+def _huge(folder: Path) -> Path:
+    """A product with 2.3 GB of weights, zeros that take no place on disk."""
+    rows, columns = 4096, 140_000
+    weights = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[rows, columns])
+    weights.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", "w.bin"), ("offset", "0"), ("length", str(4 * rows * columns))):
+        weights.external_data.add(key=key, value=value)
+    with (folder / "w.bin").open("wb") as file:
+        file.truncate(4 * rows * columns)
+    ends = [
+        helper.make_tensor_value_info(*one)
+        for one in (("x", TensorProto.FLOAT, [1, rows]), ("y", TensorProto.FLOAT, [1, columns]))
+    ]
+    graph = helper.make_graph([node("MatMul", ["x", "w"], ["y"])], "huge", ends[:1], ends[1:], [weights])
+    (folder / "model.onnx").write_bytes(helper.make_model(graph).SerializeToString())
+    return folder / "model.onnx"
+
+
+def test_weights_beyond_two_gigabytes_are_understood(tmp_path: Path) -> None:
+    """More than a message of protobuf may have."""
+    graph, log = _huge(tmp_path), tensorrt._log(tensorrt_rtx)
+    parsed, parser = tensorrt._parsed(tensorrt_rtx, tensorrt_rtx.Builder(log), graph, log)
+    assert parsed.num_inputs == 1 and tuple(parsed.get_output(0).shape) == (1, 140_000)
+    del parser
+
+
+@pytest.mark.large
+def test_they_become_an_engine_that_holds_them(tmp_path: Path) -> None:
+    """Twenty seconds, and 7 GB of memory."""
+    build_engine(
+        _huge(tmp_path),
+        tmp_path / "engine",
+        profiles=[shapes_of(read_signature(tmp_path / "model.onnx"), {})],
+        name=RTX,
+        capability="8.9",
+    )
+    assert (tmp_path / "engine").stat().st_size > 4 * 4096 * 140_000
 
 
 def test_times_that_cannot_be_read_are_measured_anew(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stillhouse.backends.kernels.launch import DTYPES, Specimen, bucket, dense, launches, over, tuned
+from stillhouse.backends.kernels.launch import DTYPES, Specimen, bucket, dense, launches, over, specimens_of, tuned
 
 
 @tuned(["bucket"], warps=(4,), BLOCK=(1024, 2048))
@@ -61,5 +61,5 @@ def bytes_moved(x: Tensor, dtype: torch.dtype) -> int:
 def specimens() -> Iterator[Specimen]:
     """From each dtype to each other one."""
     for source, target in permutations(DTYPES.values(), 2):
-        kinds = {"x": f"*{source}", "out": f"*{target}", "count": "i32", "bucket": "i32", "BLOCK": "constexpr"}
-        yield Specimen(f"cast {source} {target}", _cast.fn, kinds, {"BLOCK": 1024})
+        kinds = {"x": f"*{source}", "out": f"*{target}", "count": "i32", "bucket": "i32"}
+        yield from specimens_of(_cast, f"cast {source} {target}", kinds, {})

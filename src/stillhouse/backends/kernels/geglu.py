@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stillhouse.backends.kernels.launch import DTYPES, Specimen, bucket, launches, over, tuned
+from stillhouse.backends.kernels.launch import DTYPES, Specimen, bucket, launches, over, specimens_of, tuned
 from stillhouse.errors import InvalidRequest
 
 _WIDE = 2**31
@@ -93,13 +93,13 @@ def bytes_moved(x: Tensor, tanh: bool = False) -> int:
 
 
 def specimens() -> Iterator[Specimen]:
-    """Exact and by tanh in each dtype, in Stable Diffusion's widest layer."""
+    """Exact and by tanh in each dtype, in Stable Diffusion's widest layer; and of more elements than 32 bits count."""
     for name in DTYPES.values():
-        for tanh in (False, True):
-            kinds = {"x": f"*{name}", "out": f"*{name}", "count": "i32", "bucket": "i32"}
-            constants = {"columns": 5120, "TANH": tanh, "WIDE": False, "BLOCK": 1024}
-            told = {**kinds, **dict.fromkeys(constants, "constexpr")}
-            yield Specimen(f"geglu {name}{' tanh' if tanh else ''}", _geglu.fn, told, constants)
+        for tanh, wide in ((False, False), (True, False), (False, True)):
+            count = "i64" if wide else "i32"
+            kinds = {"x": f"*{name}", "out": f"*{name}", "count": count, "bucket": "i32"}
+            called = f"geglu {name}{' tanh' if tanh else ''}{' wide' if wide else ''}"
+            yield from specimens_of(_geglu, called, kinds, {"columns": 5120, "TANH": tanh, "WIDE": wide})
 
 
 def _half(x: Tensor) -> int:

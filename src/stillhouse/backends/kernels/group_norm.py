@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stillhouse.backends.kernels.launch import DTYPES, Specimen, bucket, launches, tuned
+from stillhouse.backends.kernels.launch import DTYPES, Specimen, bucket, launches, specimens_of, tuned
 from stillhouse.errors import InvalidRequest
 
 _PARTS = 64
@@ -37,7 +37,7 @@ _PROGRAMS = 256
 _LANES = 128
 
 
-@tuned(["channels", "bucket"], warps=(4,))
+@tuned(["channels", "bucket"])
 @triton.jit
 def _moments(
     x,
@@ -89,7 +89,7 @@ def _moments(
     tl.store(squares + at, around, mask=real)
 
 
-@tuned(["channels", "bucket"], warps=(4,))
+@tuned(["channels", "bucket"])
 @triton.jit
 def _normalised(
     x,
@@ -258,14 +258,14 @@ def specimens() -> Iterator[Specimen]:
             moments = {"channels": channels, "group": channels // 32, "taken": layout.taken}
             moments |= {"GROUPS": layout.groups, "LANES": layout.lanes, "ROWS": rows}
             kept = {"means": "*fp32", "squares": "*fp32"}
-            told = {"x": f"*{name}", **kept, **numbers, **dict.fromkeys(moments, "constexpr")}
-            yield Specimen(f"group_norm moments {name} {channels}", _moments.fn, told, moments)
+            told = {"x": f"*{name}", **kept, **numbers}
+            yield from specimens_of(_moments, f"group_norm moments {name} {channels}", told, moments)
             for silu in (False, True):
                 constants = {**moments, "SILU": silu, "PARTS": _PARTS}
                 tensors = dict.fromkeys(("x", "weight", "bias", "out"), f"*{name}")
-                told = {**tensors, **kept, **numbers, "eps": "fp32", **dict.fromkeys(constants, "constexpr")}
+                told = {**tensors, **kept, **numbers, "eps": "fp32"}
                 called = f"group_norm {name} {channels}{' silu' if silu else ''}"
-                yield Specimen(called, _normalised.fn, told, constants)
+                yield from specimens_of(_normalised, called, told, constants)
 
 
 def _parts(pixels: int, blocks: int) -> tuple[int, int]:

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stillhouse.backends.kernels.launch import DTYPES, Specimen, bucket, launches, tuned
+from stillhouse.backends.kernels.launch import DTYPES, Specimen, bucket, launches, specimens_of, tuned
 from stillhouse.errors import InvalidRequest
 
 WEIGHTS = ("scale", "of_z", "of_output", "reach", "kept", "gained")
@@ -132,9 +132,8 @@ def specimens() -> Iterator[Specimen]:
         for past in (False, True):
             tensors = dict.fromkeys(("z", "output", "past", "moved", "clean"), f"*{name}")
             others = {"rows": "*i32", "weights": "*fp32", "size": "i32", "bucket": "i32"}
-            constants = {"PAST": past, "BLOCK": 512}
-            told = {**tensors, **others, **dict.fromkeys(constants, "constexpr")}
-            yield Specimen(f"guided_step {name}{' past' if past else ''}", _guided_step.fn, told, constants)
+            called = f"guided_step {name}{' past' if past else ''}"
+            yield from specimens_of(_guided_step, called, {**tensors, **others}, {"PAST": past})
 
 
 def _check(z: Tensor, output: Tensor, rows: Tensor, weights: Tensor, past: Tensor | None) -> None:

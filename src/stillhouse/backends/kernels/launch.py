@@ -1,7 +1,7 @@
 """What every kernel shares: which tensors it takes, where it runs, and what it is tuned over."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, TypeAlias
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from stillhouse.errors import UnsupportedPrecision
 
+# Products are added without rounding in between, as until Triton 3.9 by default; that warns where nothing is said.
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether Triton runs kernels in Python, on the processor, as this process began."""
 DTYPES: Mapping[torch.dtype, str] = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
@@ -40,6 +42,27 @@ class Specimen:
     signature: Mapping[str, str]
     constants: Mapping[str, Any]
     warps: int = 4
+
+
+def specimens_of(
+    kernel: Any, name: str, signature: Mapping[str, str], constants: Mapping[str, Any]
+) -> Iterator[Specimen]:
+    """A kernel of `tuned` as it is compiled for these constants: of halves by every configuration that is tried then, of
+    other dtypes, which differ in how they are read and written only, by the first.
+
+    Args:
+        kernel: what `tuned` made.
+        name: of the kernel, with what tells its constants from others.
+        signature: Triton types by argument, without constants.
+        constants: their values, without those that a configuration brings.
+    """
+    prune = kernel.early_config_prune
+    tried = prune(kernel.configs, constants) if prune else kernel.configs
+    for one in tried if "*fp16" in signature.values() else tried[:1]:
+        every = {**constants, **one.kwargs}
+        how = [*(f"{constant} {value}" for constant, value in one.kwargs.items()), f"{one.num_warps} warps"]
+        told = {**signature, **dict.fromkeys(every, "constexpr")}
+        yield Specimen(f"{name}, {', '.join(how)}", kernel.fn, told, every, one.num_warps)
 
 
 def launches(*tensors: Tensor) -> bool:

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stillhouse.backends.kernels.launch import DTYPES, Specimen, bucket, launches, tuned
+from stillhouse.backends.kernels.launch import DTYPES, Specimen, bucket, launches, specimens_of, tuned
 from stillhouse.errors import InvalidRequest
 
 _FEWEST, _MOST = 1024, 4096
@@ -141,11 +141,10 @@ def specimens() -> Iterator[Specimen]:
             for residual in (False, True):
                 tensors = dict.fromkeys(("x", "residual", "weight", "bias", "out", "added"), f"*{name}")
                 wide = triton.next_power_of_2(columns)
-                constants = {"columns": columns, "COLUMNS": wide, "RESIDUAL": residual, "ROWS": 1}
+                constants = {"columns": columns, "COLUMNS": wide, "RESIDUAL": residual}
                 numbers = {"rows": "i32", "bucket": "i32", "eps": "fp32"}
-                told = {**tensors, **numbers, **dict.fromkeys(constants, "constexpr")}
                 called = f"layer_norm {name} {columns}{' residual' if residual else ''}"
-                yield Specimen(called, _layer_norm.fn, told, constants)
+                yield from specimens_of(_layer_norm, called, {**tensors, **numbers}, constants)
 
 
 def _fitting(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

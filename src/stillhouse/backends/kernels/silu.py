@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stillhouse.backends.kernels.launch import DTYPES, Specimen, bucket, dense, launches, over, tuned
+from stillhouse.backends.kernels.launch import DTYPES, Specimen, bucket, dense, launches, over, specimens_of, tuned
 
 
 @tuned(["bucket"], warps=(4,), BLOCK=(1024, 2048))
@@ -60,5 +60,5 @@ def bytes_moved(x: Tensor) -> int:
 def specimens() -> Iterator[Specimen]:
     """In each dtype."""
     for name in DTYPES.values():
-        kinds = {"x": f"*{name}", "out": f"*{name}", "count": "i32", "bucket": "i32", "BLOCK": "constexpr"}
-        yield Specimen(f"silu {name}", _silu.fn, kinds, {"BLOCK": 1024})
+        kinds = {"x": f"*{name}", "out": f"*{name}", "count": "i32", "bucket": "i32"}
+        yield from specimens_of(_silu, f"silu {name}", kinds, {})
