@@ -10,7 +10,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from stillhouse.backends.kernels.guided_step import guided_step
 from stillhouse.backends.runner import GraphRunner
+from stillhouse.backends.torch_arrays import TorchArrays
 from stillhouse.core import ImageRequest
 from stillhouse.diffusion import NUMPY
 from stillhouse.distill.pairs import told, unsaid
@@ -57,6 +59,15 @@ def test_pictures_are_the_same_as_by_way_of_numpy(imported: Checkpoint, kind: st
     for one, other in zip(finished(there, *drafts[0]), finished(back, *drafts[1]), strict=True):
         np.testing.assert_array_equal(one, other)
     assert isinstance(drafts[0][0].latents, torch.Tensor) and isinstance(drafts[1][0].latents, np.ndarray)
+
+
+def test_pictures_are_the_same_where_guidance_and_step_are_one_operation(imported: Checkpoint) -> None:
+    """As on a GPU, on what the network left there; on a processor that operation is the kernel's reference."""
+    fused, plain = (Pipeline(imported("sd1"), backend="torch", threads=1) for _ in range(2))
+    fused.arrays = TorchArrays("cpu", guided_step)
+    ours, theirs = (finished(one, *map(one.start, REQUESTS)) for one in (fused, plain))
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_a_network_for_inpainting_sees_its_channels_there(imported: Checkpoint) -> None:
