@@ -29,7 +29,12 @@ def test_everything_runs_on_a_processor_and_becomes_tables() -> None:
     assert "failed" not in document
     assert all(row["sqnr"] > 80 for row in document["sd15"])
     assert all(row["psnr"] > 60 for row in document["pictures"])
-    assert [row["component"] for row in document["components"]] == ["text encoder", "U-Net, an evaluation", "decoder"]
+    assert [row["component"] for row in document["components"]] == [
+        "text encoder",
+        "U-Net, an evaluation",
+        "decoder",
+        "decoder, in tiles of half the side",
+    ]
     exported, missing = document["engines"]
     assert exported["sqnr"] > 80 and exported["step"]["runs"] == 1
     assert missing["reason"] == "not installed: pip install tensorrt"

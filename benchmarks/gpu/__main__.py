@@ -16,7 +16,7 @@ import torch
 from benchmarks.gpu import kernels, ladder, pictures
 from benchmarks.gpu.apart import join, run_apart
 from benchmarks.gpu.compile import CACHE, PLANS, compile_all, rungs_of
-from benchmarks.gpu.timing import LARGE, copied, facts
+from benchmarks.gpu.timing import LARGE, clocks, copied, facts
 from benchmarks.record import RESULTS, record
 from stillhouse.parent import end_with_parent
 from stillhouse.serve.engine.cost import Cost, Curve
@@ -31,6 +31,8 @@ _CURVE = (1, 2, 4, 8, 16)
 _BUILD = Path("build") / "inductor"
 _GRACE = 60.0
 """Seconds beyond its own that a part may take to begin, and for what it has begun when its time is over."""
+_BUILDING = 300.0
+"""The same where engines are built, which takes them minutes; where there is none, that part takes no time."""
 
 Part: TypeAlias = Callable[[str, bool, Callable[[], bool]], Iterator[dict[str, Any]]]
 """Of the benchmark, on a device, small or not, while there is time: pieces of the document, lists to be joined."""
@@ -89,7 +91,7 @@ def _apart(part: str, seconds: float) -> Iterator[dict[str, Any]]:
     results = RESULTS / "gpu-parts" / f"{part}.json"  # there still where this process is ended before it has read them
     results.unlink(missing_ok=True)
     told = [*command, "--seconds", f"{seconds:.0f}", "--results", str(results.with_suffix(""))]
-    yield run_apart(part, told, results, seconds + _GRACE)
+    yield run_apart(part, told, results, seconds + (_BUILDING if part == "engines" else _GRACE))
     results.unlink(missing_ok=True)
 
 
@@ -110,13 +112,15 @@ def _sd15(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> Iterat
         rungs = ladder.RUNGS if is_small else rungs_of(plan)
         for row in ladder.rows(model, device, *plan, is_in_time, steps, rungs):
             yield {"sd15": [row]}
+    yield {"clocks": clocks()}  # while it is warm
     for row in ladder.components(model, device, torch.float32 if is_small else torch.float16):
         yield {"components": [row]}
 
 
 def _sdxl(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> Iterator[dict[str, Any]]:
     if not is_small:
-        for row in ladder.rows("SDXL", device, torch.float16, 1, is_in_time, rungs=ladder.LARGE):
+        rungs = (*ladder.LARGE, ladder.COMPILED)
+        for row in ladder.rows("SDXL", device, torch.float16, 1, is_in_time, rungs=rungs):
             yield {"sdxl": [row]}
         for row in ladder.components("SDXL", device, torch.float16):
             yield {"components": [row]}

@@ -54,7 +54,8 @@ def _parts() -> Iterator[list[str]]:
         for rung in rungs_of(plan):
             if rung.compiled or rung.graphs:
                 yield ["ladder", "SD 1.5", _told(plan[0]), str(plan[1]), rung.name]
-    for rung in ladder.LARGE:
+    yield ["ladder", "SD 1.5", "bfloat16", "1", ladder.FP8.name]
+    for rung in (*ladder.LARGE, ladder.COMPILED):
         if rung.compiled or rung.graphs:
             yield ["ladder", "SDXL", "float16", "1", rung.name]
 
@@ -70,7 +71,7 @@ def main() -> None:
         kernels.compiled("cuda", getattr(torch, told[0]))
     else:
         model, dtype, images, name = told
-        (rung,) = (one for one in ladder.RUNGS if one.name == name)
+        (rung,) = (one for one in (*ladder.RUNGS, ladder.FP8) if one.name == name)
         ladder.compiled(model, "cuda", getattr(torch, dtype), int(images), rung)
 
 

@@ -43,9 +43,10 @@ def rows(device: str, dtype: torch.dtype, is_small: bool, is_in_time: Callable[[
         is_in_time: whether another row may be begun.
     """
     for work in _works(device, dtype, is_small):
-        if not is_in_time():
-            return
         told = {"kernel": work.name, "where": work.where, "dtype": str(dtype).removeprefix("torch.")}
+        if not is_in_time():
+            yield {**told, "reason": "the time was up"}
+            continue
         try:
             yield {**told, **_measured(work, device)}
         except Exception as error:

@@ -18,9 +18,11 @@ from benchmarks.gpu import networks
 from benchmarks.gpu.timing import long, taken
 from stillhouse.backends.kernels.guided_step import guided_step
 from stillhouse.backends.kernels.swap import swap
+from stillhouse.backends.torch_device import place
 from stillhouse.backends.torch_graphs import Replayed, together
 from stillhouse.backends.torch_quantize import quantize
 from stillhouse.measure.clock import summarise
+from stillhouse.models.tiles import decode_tiled
 
 STEPS = 50
 _STEPS_TIMED = 20
@@ -41,6 +43,7 @@ class Rung:
         compiled: by torch.compile.
         graphs: replayed as a CUDA graph.
         quantized: linear layers in fp8, by torchao.
+        offloaded: weights stay in the processor's memory, and come part by part.
     """
 
     name: str
@@ -51,11 +54,13 @@ class Rung:
     compiled: bool = False
     graphs: bool = False
     quantized: bool = False
+    offloaded: bool = False
 
 
 RUNGS = (
     Rung("vanilla attention", "vanilla"),
     Rung("sliced attention", "sliced"),
+    Rung("SDPA, weights from the processor's memory", offloaded=True),
     Rung("SDPA"),
     Rung("SDPA, channels last", last=True),
     Rung("+ fused kernels", last=True, fused=True),
@@ -72,17 +77,61 @@ RUNGS = (
         graphs=True,
     ),
 )
-_PLAIN, _GRAPHS = RUNGS[2], RUNGS[6]
-_COMPILED, _LAST, _ALL = RUNGS[7:]
+_PLAIN, _GRAPHS = RUNGS[3], RUNGS[7]
+COMPILED, _LAST, _ALL = RUNGS[8:]
 SHORT = (_PLAIN, _GRAPHS, _ALL)
 """Those that are measured for every dtype and number of pictures."""
 LARGE = (_PLAIN, _GRAPHS, _LAST, _ALL)
 """Those of XL, whose every rung takes as long as five."""
 FP8 = Rung("the same with linear layers in fp8", last=True, fused=True, compiled=True, graphs=True, quantized=True)
-_ORDER = (_PLAIN, _COMPILED, _ALL, _GRAPHS)
+_ORDER = (_PLAIN, COMPILED, _ALL, _GRAPHS)
 """What is measured first, should time be short."""
+_TILES = "decoder, in tiles of half the side"
 REGIONAL = ("SDXL",)
 """Models that are compiled block by block: as a whole they take minutes."""
+
+
+class Ends:
+    """What a picture takes beside its U-Net: its texts, encoded, and its latents, decoded.
+
+    Args:
+        model: name of its shape.
+        device, dtype: of all of it.
+        images: pictures.
+        fast: with kernels and graphs, as the U-Net of a fast rung.
+    """
+
+    def __init__(self, model: str, device: str, dtype: torch.dtype, images: int, *, fast: bool) -> None:
+        shape = networks.SHAPES[model]
+        self._ids = torch.zeros(2 * images, networks.TOKENS, dtype=torch.int64, device=device)
+        self._encoders: list[Callable[..., Any]] = []
+        for text in shape.texts:
+            self._encoders.append(partial(_first, networks.text_encoder(text, device, dtype)))
+        autoencoder = networks.decoder(shape, device, dtype)
+        self._decoder: Callable[..., Any] = partial(_decoded, autoencoder)
+        if fast:
+            swap(autoencoder.to(memory_format=torch.channels_last))
+        if fast and device != "cpu":
+            self._encoders = [Replayed(encoder) for encoder in self._encoders]
+            self._decoder = Replayed(self._decoder)
+
+    def begin(self) -> None:
+        """Encode the texts."""
+        for encoder in self._encoders:
+            encoder(self._ids)
+
+    def finish(self, latents: Tensor) -> None:
+        """Decode, one picture at a time, as a server does."""
+        for number in range(len(latents)):
+            self._decoder(latents[number : number + 1])
+
+
+def _first(network: Any, given: Tensor) -> Any:
+    return network(given)[0]
+
+
+def _decoded(autoencoder: Any, latents: Tensor) -> Any:
+    return autoencoder.decode(latents, return_dict=False)[0]
 
 
 @dataclass(slots=True)
@@ -159,8 +208,10 @@ def rows(
             continue
         began = monotonic()
         try:
-            one = deepcopy(network) if rung.quantized else network
-            row = _measured(one, rung, model in REGIONAL, given, exact, device, images, steps)
+            one = deepcopy(network) if rung.quantized or rung.offloaded else network
+            ends = Ends(model, device, dtype, images, fast=rung.fused)
+            row = _measured(one, rung, model in REGIONAL, given, exact, ends, images, steps)
+            del ends
             yield {**told, **row, "spent": monotonic() - began}
         except Exception as error:  # out of memory, or a compiler that gives up: a row all the same
             yield {**told, "reason": f"{type(error).__name__}: {error}".splitlines()[0]}
@@ -187,14 +238,15 @@ def _measured(
     regional: bool,
     given: Inputs,
     exact: Tensor | None,
-    device: str,
+    ends: Ends,
     images: int,
     steps: int,
 ) -> Mapping[str, Any]:
+    device = given[0].device.type
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
     with _arranged(network, rung, regional, given) as module, _without_gradients(rung):
-        row = timed(module, given, exact, images, steps, device, fused=rung.fused)
+        row = timed(module, given, exact, ends, images, steps, fused=rung.fused)
     return {**row, "gpu_bytes": 0 if device == "cpu" else torch.cuda.max_memory_allocated()}
 
 
@@ -202,27 +254,36 @@ def timed(
     module: Callable[..., Any],
     given: Inputs,
     exact: Tensor | None,
+    ends: Ends,
     images: int,
     steps: int,
-    device: str,
     *,
     fused: bool,
 ) -> dict[str, Any]:
-    """Seconds of a step and of a picture, and how far the network is from `exact`.
+    """Seconds of a step and of a picture from its text to its pixels, and how far the network is from `exact`.
 
     Args:
         module: takes latents, timesteps, text and what XL takes besides, and says what the U-Net says.
         given: two rows for each picture.
         exact: what it should say to these; None, it is not compared.
+        ends: what is before the walk, and after it.
         images: pictures.
         steps: of a picture.
-        device: cuda or cpu.
         fused: whether guidance and step are one kernel.
     """
+    device = given[0].device.type
     picture = Picture(module, given, images, fused)
+
+    def whole() -> None:
+        ends.begin()
+        picture.walk(steps)
+        ends.finish(picture.latents)
+
     steady = taken(picture.step, device, runs=_STEPS_TIMED)
     row: dict[str, Any] = {"steps": steps, "step_seconds": median(steady), "step": asdict(summarise(steady))}
-    row["seconds"] = long(lambda: picture.walk(steps), device, runs=1, warm_up=0)
+    ends.begin()
+    ends.finish(picture.latents)
+    row["seconds"] = long(whole, device, runs=1, warm_up=0)
     if exact is not None:
         latents, timesteps, text, added = given
         output = together(module(latents, timesteps, text, *(added or {}).values()))[0].float()
@@ -258,6 +319,8 @@ def _arranged(network: Any, rung: Rung, regional: bool, given: Inputs) -> Iterat
         if rung.quantized:
             quantize(network, "fp8", "cuda")
         swapped = swap(network) if rung.fused else None
+        if rung.offloaded:
+            place(network.to("cpu"), given[0].device.type, "cpu" if given[0].is_cuda else "none")
         if rung.compiled and regional:
             for block in _blocks(network):
                 block.compile(fullgraph=True, dynamic=False)
@@ -304,6 +367,17 @@ def _attend(network: Any, attention: str) -> None:
             block.set_processor(kinds[attention](block))
 
 
+def _in_tiles(autoencoder: Any, latents: Tensor) -> Any:
+    """As a pipeline decodes what is larger than its tile, here half of the side."""
+
+    def decode(tile: Any) -> Any:
+        signal: Any = _decoded(autoencoder, torch.from_numpy(tile[None]).to(latents)).float().cpu().numpy()[0]
+        return signal
+
+    scale = 2 ** (len(autoencoder.config.block_out_channels) - 1)
+    return decode_tiled(decode, latents[0].float().cpu().numpy(), latents.shape[-1] // 2, scale)
+
+
 def components(model: str, device: str, dtype: torch.dtype) -> Iterator[dict[str, Any]]:
     """What each network takes for one guided picture, plain and with kernels and graphs; of the U-Net an evaluation."""
     torch.backends.cudnn.benchmark = True
@@ -320,21 +394,26 @@ def components(model: str, device: str, dtype: torch.dtype) -> Iterator[dict[str
         extra = added or {}
         return unet, partial(_said, unet, tuple(extra)), (latents, timesteps, text, *extra.values())
 
-    def decoding() -> tuple[Any, Callable[..., Any], tuple[Tensor, ...]]:
+    def decoding(tiles: bool = False) -> tuple[Any, Callable[..., Any], tuple[Tensor, ...]]:
         autoencoder = networks.decoder(shape, device, dtype).to(memory_format=torch.channels_last)
-        return autoencoder, lambda given: autoencoder.decode(given, return_dict=False)[0], (latents[:1],)
+        return autoencoder, partial(_in_tiles if tiles else _decoded, autoencoder), (latents[:1],)
 
     names = ("text encoder", "text encoder 2")[: len(shape.texts)]
     makers: dict[str, Callable[[], tuple[Any, Callable[..., Any], tuple[Tensor, ...]]]]
     makers = {name: partial(encoding, number) for number, name in enumerate(names)}
-    for name, maker in {**makers, "U-Net, an evaluation": denoising, "decoder": decoding}.items():
+    makers |= {"U-Net, an evaluation": denoising, "decoder": decoding, _TILES: partial(decoding, tiles=True)}
+    for name, maker in makers.items():
         network, work, given = maker()
+        if device != "cpu":
+            torch.cuda.reset_peak_memory_stats()
         with torch.inference_mode():
             row = {"model": model, "component": name, "plain": long(partial(work, *given), device)}
-            if device != "cpu":
+            row["gpu_bytes"] = 0 if device == "cpu" else torch.cuda.max_memory_allocated()
+            if device != "cpu" and name != _TILES:
                 swap(network)
                 row["fused, graphs"] = long(partial(Replayed(work), *given), device)
         yield row
+        del network, work
 
 
 def curve(

@@ -36,15 +36,24 @@ def ladder(results: Mapping[str, Any]) -> str:
             rows.append([*told, row["reason"], *[""] * 5])
             continue
         ratios = [f"{beside / row['seconds']:.2f}x" if (beside := other.get(_kind(row))) else "" for other in others]
-        step, memory = _step(row["step"]), f"{row['gpu_bytes'] / 2**30:.1f} GiB"
+        step, memory = _step(row.get("step", {})), f"{row['gpu_bytes'] / 2**30:.1f} GiB"
         fidelity = f"{row['sqnr']:.0f} dB" if "sqnr" in row else ""
         rows.append([*told, f"{row['seconds']:.2f}", *ratios, step, memory, fidelity])
-    head = ["model", "dtype", "pictures", "way", "seconds, 50 guided steps", *(f"against {name}" for name in _BESIDE)]
+    head = [
+        "model",
+        "dtype",
+        "pictures",
+        "way",
+        "seconds, text to pixels in 50 guided steps",
+        *(f"against {name}" for name in _BESIDE),
+    ]
     head += ["a step, median (least to 95 %)", "GPU memory", "SQNR against float32"]
     return f"{grid(head, rows)}\n{_gpu(results)}"
 
 
 def _step(step: Mapping[str, float]) -> str:
+    if not step:
+        return ""
     median, least, high = (f"{1000 * step[name]:.1f}" for name in ("median", "least", "p95"))
     return f"{median} ms ({least} to {high})"
 
@@ -74,10 +83,12 @@ def components(results: Mapping[str, Any]) -> str:
             row["model"],
             row["component"],
             *(f"{1000 * row[way]:.2f}" if way in row else "" for way in ("plain", "fused, graphs")),
+            f"{row['gpu_bytes'] / 2**30:.1f} GiB" if row.get("gpu_bytes") else "",
         ]
         for row in results.get("components", ())
     ]
-    return f"{grid(['model', 'component', 'milliseconds', 'with kernels and graphs'], rows)}\n{_gpu(results)}"
+    head = ["model", "component", "milliseconds", "with kernels and graphs", "GPU memory, plain"]
+    return f"{grid(head, rows)}\n{_gpu(results)}"
 
 
 def batching(results: Mapping[str, Any]) -> str:
@@ -101,8 +112,9 @@ def batching(results: Mapping[str, Any]) -> str:
 
 
 def _gpu(results: Mapping[str, Any]) -> str:
-    gpu = results["gpu"]
-    clocks = f", {gpu['sm_clock']} MHz" if "sm_clock" in gpu else ""
+    gpu = {"name": "no GPU told its name", "driver": "unknown", "cuda": "unknown", **results.get("gpu", {})}
+    clock = results.get("clocks", {}).get("sm_clock") or gpu.get("sm_clock")
+    clocks = f", {clock} MHz" if clock else ""
     told = f"{gpu['name']}, driver {gpu['driver']}, CUDA {gpu['cuda']}{clocks}; {results['seconds']:.0f} s in all.\n"
     failed = "".join(f"\nOf {part} the rest is missing: {why}\n" for part, why in results.get("failed", {}).items())
     return told + failed

@@ -1,8 +1,9 @@
 """Times on a GPU, by its own clock; on a processor, where this only shows that the benchmark runs, by the usual one."""
 
+import subprocess
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -96,6 +97,14 @@ def copied(count: int, device: str) -> float:
     return 4 * size / min(short(works, device) for works in ways)
 
 
+def installed(name: str) -> str:
+    """The version of a package; none."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "none"
+
+
 def facts(device: str) -> dict[str, Any]:
     """The GPU, its driver, clocks and memory, as they are now."""
     if device == "cpu":
@@ -110,17 +119,19 @@ def facts(device: str) -> dict[str, Any]:
         "torch": torch.__version__,
         "triton": version("triton"),
         "driver": "unknown",
+        **{name: installed(name) for name in ("diffusers", "torchao", "onnxruntime", "tensorrt", "tensorrt-rtx")},
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
     }
-    try:
-        import pynvml
+    return {**told, **clocks()}
 
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
-        told |= {
-            "driver": pynvml.nvmlSystemGetDriverVersion(),
-            "sm_clock": pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
-            "memory_clock": pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM),
-        }
-    except Exception as error:
-        told["driver"] = f"unknown: {type(error).__name__}"
-    return told
+
+def clocks() -> dict[str, Any]:
+    """The driver, and the clocks as they are now, in MHz; what the driver's own program does not tell is left out."""
+    names = {"driver": "driver_version", "sm_clock": "clocks.sm", "memory_clock": "clocks.mem"}
+    command = ["nvidia-smi", f"--query-gpu={','.join(names.values())}", "--format=csv,noheader,nounits", "--id=0"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.split(",")
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    told = dict(zip(names, (one.strip() for one in said), strict=False))
+    return {name: int(value) if value.isdigit() else value for name, value in told.items()}

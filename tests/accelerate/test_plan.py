@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from stillhouse.accelerate import plan as module
+from stillhouse.accelerate.build import component_of
 from stillhouse.accelerate.candidate import Candidate
 from stillhouse.accelerate.plan import BASELINE, Surroundings, outrun, plan, recipes
 from stillhouse.accelerate.trial import Trial
@@ -158,6 +159,22 @@ def test_engines_take_what_a_graphs_axes_may_have() -> None:
     around = replace(AROUND, ranges="rows=1-8,height=32-64")
     names = [name for name in on_gpu(around, "network") if name.startswith("tensorrt")]
     assert names and all("axes rows=1-8,height=32-64" in name and "graphs" not in name for name in names)
+
+
+def test_sizes_of_batches_are_every_static_unets_and_one_engines() -> None:
+    around = replace(AROUND, rows=(1, 2, 8))
+    options = {
+        one.name: one.options
+        for planned in plan("unet", around)
+        for one in [planned.candidate if isinstance(planned, Trial) else planned]
+    }
+    for name, told in options.items():
+        assert (told.get("rows") == "1,2,8") == (told.get("shapes") == "static")
+        assert (told.get("batches") == "together") == name.startswith("tensorrt")
+    engine = next(one for one in options.values() if "batches" in one)
+    component = component_of(Candidate("unet", "tensorrt", "f16", "auto", engine), "unet.onnx", "")
+    assert component.rows == (1, 2, 8) and component.settings["batches"] == "together" and component.static
+    assert not any("rows" in name for name in on_gpu(around, "vae_decoder"))
 
 
 def test_a_decoder_on_a_gpu_may_see_a_part_of_a_picture_at_once() -> None:

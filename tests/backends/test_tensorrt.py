@@ -280,9 +280,10 @@ class _Context:
 
 class _Opened:
     def __init__(self, most: int) -> None:
-        self.contexts, self.most = list[_Context](), most
+        self.contexts, self.most, self.memory = list[_Context](), most, set[Any]()
 
-    def create_execution_context(self) -> _Context | None:
+    def create_execution_context(self, memory: Any) -> _Context | None:
+        self.memory.add(memory)
         if len(self.contexts) == self.most:
             return None
         self.contexts.append(_Context())
@@ -304,6 +305,7 @@ def test_each_size_of_a_batch_is_run_by_its_own_profile(monkeypatch: pytest.Monk
         (answer,) = engine(torch.ones(rows, 3), torch.ones(rows))
         assert answer.shape == (rows, 3)
     assert [(one.profile, one.runs, one.shapes["x"]) for one in opened.contexts] == [(0, 1, (1, 3)), (2, 2, (4, 3))]
+    assert opened.memory == {tensorrt_rtx.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE}, "none takes the most"
     with pytest.raises(BackendFailed, match=r"built for no shapes like \(3, 3\), \(3,\)"):
         engine(torch.ones(3, 3), torch.ones(3))
     with pytest.raises(BackendFailed, match="too little GPU memory"):

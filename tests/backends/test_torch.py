@@ -16,9 +16,10 @@ import pytest
 import torch
 import transformers
 from numpy.typing import NDArray
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import stillhouse
-from stillhouse.backends import Runner, RunnerOptions, open_runner, torch_device
+from stillhouse.backends import Runner, RunnerOptions, open_runner, torch_attention, torch_device
 from stillhouse.backends import torch as torch_backend
 from stillhouse.backends.weights import safetensors_layout
 from stillhouse.errors import BackendFailed, InvalidRequest, RuntimeMissing, UnsupportedPrecision
@@ -164,30 +165,37 @@ def test_attention_is_computed_as_asked(exported: Exported, monkeypatch: pytest.
     assert heads["sliced"] == [half for taken in heads["vanilla"] for half in (taken // 2, taken - taken // 2)]
 
 
-def test_only_the_kernel_that_was_asked_for_is_allowed(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And another network in the process, or the same one's caller, is not bound by it."""
+def test_a_kernel_that_was_asked_for_computes_every_attention(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And torch's choice among them, which is of the whole process, is left alone."""
     graph = exported("sd1")
-    cuda: Any = torch.backends.cuda
-    seen: list[set[str]] = []
-    allowed = {
-        "flash": cuda.flash_sdp_enabled, "efficient": cuda.mem_efficient_sdp_enabled,
-        "cudnn": cuda.cudnn_sdp_enabled, "math": cuda.math_sdp_enabled,
-    }  # fmt: skip
+    calls: list[Any] = []
+    flash = torch_attention.KERNELS["flash"]
+
+    def noting(*heads: torch.Tensor) -> torch.Tensor:
+        calls.append(heads)
+        return flash(*heads)
+
+    monkeypatch.setattr(torch_attention, "KERNELS", {**torch_attention.KERNELS, "flash": noting})
     fused = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", None)
+    runner = opened(graph, attention="flash")
+    runner(feeds_of("sd1", rows=1))
+    assert len(calls) == runner.census["f32"] - _layers(graph)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", fused)
+    for name, kind in (("flash", "vae/encoder.onnx"), ("flash", "text")):
+        with pytest.raises(InvalidRequest, match="attention is 'flash' in a network that is no U-Net"):
+            opened(exported(kind), attention=name)
 
-    def noting(*given: Any, **more: Any) -> Any:
-        seen.append({name for name, is_allowed in allowed.items() if is_allowed()})
-        return fused(*given, **more)
 
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", noting)
-    for how in ("flash", "sdpa"):
-        seen.clear()
-        opened(graph, attention=how)(feeds_of("sd1", rows=1))
-        assert seen and set.union(*seen) == ({"flash"} if how == "flash" else set(allowed))
-    for how in ("cudnn", "efficient"):  # neither is of the processor's
-        with pytest.raises(BackendFailed, match="torch could not run .*: No (available kernel|viable backend)"):
-            opened(graph, attention=how)(feeds_of("sd1", rows=1))
-        assert allowed["math"]()
+@pytest.mark.parametrize("name", ["flash", "cudnn", "efficient"])
+def test_kernels_are_called_as_torch_declares_them(name: str) -> None:
+    """Without numbers, on the GPU that is not here: shapes and dtypes come out as they would there."""
+    with FakeTensorMode():
+        query, text = (torch.empty(2, 8, tokens, 40, dtype=torch.float16, device="cuda") for tokens in (4096, 77))
+        mixed = torch_attention.KERNELS[name](query, text, text)
+    assert mixed.shape == query.shape and mixed.dtype == torch.float16 and mixed.device.type == "cuda"
 
 
 def _layers(graph: Path) -> int:

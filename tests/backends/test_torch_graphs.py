@@ -90,6 +90,9 @@ def test_all_recordings_lie_in_one_memory_that_is_made_when_it_is_needed() -> No
     for rows in (1, 2):
         replayed(torch.ones(rows), torch.ones(1))
     assert recorder.pools == pools * 2 and len(pools) == 1
+    replayed.forget()
+    replayed(torch.ones(1), torch.ones(1))
+    assert recorder.pools[2] is pools[1], "torch gives a memory up in which nothing lies"
 
 
 def test_dtypes_are_kinds_and_several_outputs_stay_several() -> None:

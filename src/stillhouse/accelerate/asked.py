@@ -41,7 +41,8 @@ class Asked:
         students: names of the students that are candidates, as `students.settle_students` laid them out.
         ones: feed a bare ONNX file nothing but ones, as Auto-Acceleration did.
         shapes: of a bare ONNX file's inputs where they are dynamic.
-        limits: of such an input that may have several shapes, the least and the most of each axis.
+        limits: of such an input the least and the most of each axis.
+        rows: sizes of batches that a static U-Net is opened for; empty: `models.buckets.ROWS`.
         price: of an hour of this machine.
         device: auto; cpu, for candidates of the processor only; or the GPU that is meant: cuda, cuda:1.
     """
@@ -62,6 +63,7 @@ class Asked:
     ones: bool = False
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     limits: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+    rows: tuple[int, ...] = ()
     price: float | None = None
     currency: str = "USD"
     device: str = "auto"
@@ -91,7 +93,8 @@ def question(asked: Asked) -> str:
         "inputs": asked.inputs and digest(asked.inputs),
         "ones": asked.ones,
         "shapes": sorted(asked.shapes.items()),
-        **({"limits": sorted(asked.limits.items())} if asked.limits else {}),
+        **({"limits": sorted(asked.limits.items())} if any(one[0] != one[1] for one in asked.limits.values()) else {}),
+        **({"rows": asked.rows} if asked.rows else {}),
         **({} if asked.device == "auto" else {"device": asked.device}),
     }
     return hashlib.sha256(repr(told).encode()).hexdigest()

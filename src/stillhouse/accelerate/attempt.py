@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from stillhouse.accelerate.build import component_of
 from stillhouse.accelerate.candidate import MADE, Candidate
 from stillhouse.accelerate.check import check_pictures, check_tensors, is_certain, judged, missed
 from stillhouse.accelerate.child import CROWD, OUTPUTS, PICTURES
@@ -21,6 +22,7 @@ from stillhouse.backends.signature import read_signature
 from stillhouse.core import ImageRequest
 from stillhouse.measure.clock import Ratio
 from stillhouse.models.manifest import Component, Defaults
+from stillhouse.models.runners import is_opened_anew
 
 BATCHES = (1, 2, 4, 8)
 LONG_CALL, FULL = 1.0, 0.95
@@ -246,7 +248,7 @@ def _raced(trial: Trial, subject: Subject, reference: Reference | None, bench: B
     trial = replace(trial, seconds=outcome.candidate, ratio=ratio, rows=bench.rows)
     batch = {str(bench.rows): outcome.candidate.median / bench.rows}
     is_worth_it = reference is None or ratio.high >= bench.effort.hopeless
-    if bench.batches and is_worth_it and trial.candidate.options.get("shapes") != "static":
+    if bench.batches and is_worth_it and not is_opened_anew(component_of(trial.candidate, "", "")):
         batch |= _curve(subject, bench.limit, outcome.candidate.median)
     return replace(trial, batch=batch)
 

@@ -54,6 +54,7 @@ def component_of(candidate: Candidate, graph: str, weights: str) -> Component:
     """The candidate as a manifest names it."""
     options = dict(candidate.options)
     threads = options.pop("threads", None)
+    rows = options.pop("rows", "")
     options.pop("tile", None)  # a default of the pipeline, not of its network
     options.pop("student", None)  # says which graph it is
     return Component(
@@ -65,6 +66,7 @@ def component_of(candidate: Candidate, graph: str, weights: str) -> Component:
         threads=int(threads) if threads else None,
         static=options.pop("shapes", "") == "static",
         settings=options,
+        rows=tuple(map(int, rows.split(","))) if rows else (),
     )
 
 

@@ -31,8 +31,8 @@ class Candidate:
             `uint8-dynamic`, `int8-weights`, `int4-weights`, `distilled`; for a pipeline candidate `walk` or
             `distilled`, or `loop` where it is only compared with.
         precision: what the runtime is asked to compute in: f32, bf16, f16, auto.
-        options: how it is opened (threads, streams, shapes=static, attention, memory_format, compile, kernels; on a
-            GPU device, graphs, provider, offload), how much a
+        options: how it is opened (threads, streams, shapes=static, attention, memory_format, compile, kernels, rows;
+            on a GPU device, graphs, provider, offload, batches, axes), how much a
             decoder sees at once (tile, in pixels a side) or, for a pipeline candidate, what it changes (sampler,
             steps, guidance_interval, refresh); whose it is, where it was distilled (student).
         keep: names of the nodes that stay as they are while the rest is quantised.

@@ -108,8 +108,9 @@ class Child:
         """Run so many rows of the probes in one call, and write what came back."""
         batch = gathered(self.probes, crowd(self.probes, rows))
         component = component_of(self.task.candidate, str(self.graph), "")
-        is_opened_anew = component.static and reopened_for(component.backend, component.settings) == "shapes"
-        answers = self._network(component, batch.feeds)(batch.feeds) if is_opened_anew else self._run(batch)
+        takes_any = "axes" in component.settings or reopened_for(component.backend, component.settings) != "shapes"
+        is_other = component.static and not takes_any
+        answers = self._network(component, batch.feeds)(batch.feeds) if is_other else self._run(batch)
         write_probes(self.folder / CROWD, [Probe(batch.label, answers)])
 
     def time(self, calls: int) -> float:
@@ -159,6 +160,9 @@ class Child:
     def _network(self, component: Component, feeds: Feeds) -> Runner:
         """A network that takes these; threads are the candidate's own where it names them: that is what it is about."""
         shapes = {name: array.shape for name, array in feeds.items()}
+        if tile := self.task.candidate.options.get("tile"):
+            most = int(tile) // self._manifest().latent.downscale
+            shapes = {n: (1, *shape[1:-2], *(min(most, side) for side in shape[-2:])) for n, shape in shapes.items()}
         options = RunnerOptions(threads=component.threads or self.task.threads)
         return open_component(self.folder, component, shapes, options)
 

@@ -97,8 +97,8 @@ class Config:
 
     @property
     def limits(self) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-        """The least and the most of each axis, of inputs that may have several shapes."""
-        return {name: (one.min, one.max) for name, one in self.inputs.items() if one.min != one.max}
+        """The least and the most of each axis, by input."""
+        return {name: (one.min, one.max) for name, one in self.inputs.items()}
 
 
 def read_config(path: Path) -> Config:

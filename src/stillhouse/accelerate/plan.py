@@ -1,14 +1,14 @@
 """The plan: every candidate that makes sense on this machine, likely best first; every other one with its reason."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 from stillhouse.accelerate.candidate import DECODER, MADE, NEIGHBOURLY, Candidate
 from stillhouse.accelerate.trial import Trial
 from stillhouse.backends.runtime import INSTALL, BackendStatus
 from stillhouse.backends.torch_device import CUDA
-from stillhouse.gpu import no_gpu
+from stillhouse.gpu import index_of, no_gpu
 from stillhouse.measure.machine import Machine
 from stillhouse.models.manifest import SMALLEST_TILE
 
@@ -38,6 +38,7 @@ class Surroundings:
         side: pixels of the longer side of what a decoder makes; None of any other network.
         device: as of `Asked`.
         ranges: of a graph's axes, see `asked.ranges_of`.
+        rows: sizes of batches that a static U-Net is to be opened for; empty: the usual.
     """
 
     backends: Mapping[str, BackendStatus]
@@ -48,6 +49,7 @@ class Surroundings:
     side: int | None = None
     device: str = "auto"
     ranges: str = ""
+    rows: tuple[int, ...] = ()
 
 
 def plan(component: str, around: Surroundings, others: Iterable[Candidate] = ()) -> list[Trial | Candidate]:
@@ -69,11 +71,21 @@ def plan(component: str, around: Surroundings, others: Iterable[Candidate] = ())
         *_torch(component, around),
         *(Candidate(component, name) for name in around.backends if name not in _KNOWN),
     ]
+    if around.rows and component == "unet":
+        considered = [_for_rows(candidate, around.rows) for candidate in considered]
     planned: list[Trial | Candidate] = []
     for candidate in considered:
         reason = _excluded(candidate, around)
         planned.append(Trial(candidate, "excluded", reason) if reason else candidate)
     return planned
+
+
+def _for_rows(candidate: Candidate, rows: Sequence[int]) -> Candidate:
+    """What is static, for these sizes of batches; an engine of TensorRT's for all of them at once."""
+    if candidate.options.get("shapes") != "static":
+        return candidate
+    together = {"batches": "together"} if candidate.backend.startswith("tensorrt") else {}
+    return replace(candidate, options={**candidate.options, **together, "rows": ",".join(map(str, rows))})
 
 
 def recipes(planned: Sequence[Trial | Candidate]) -> Iterator[Candidate]:
@@ -206,12 +218,12 @@ def _excluded(candidate: Candidate, around: Surroundings) -> str:
         return f"{candidate.backend} is not ready: {why}; {status.install if status else 'see --engine'}"
     if candidate.backend == "torch" and not around.has_modules:
         return "torch runs diffusers networks, and this is an ONNX file without one"
+    if int(candidate.options.get("tile", SMALLEST_TILE)) < SMALLEST_TILE:
+        return f"half of what it decodes is less than the smallest tile, {SMALLEST_TILE} pixels"
     if candidate.is_on_gpu:
         return _excluded_on_gpu(candidate, status, around)
     if "offload" in candidate.options:
         return "networks run on the processor, in the very memory that they would be sent to from an accelerator's"
-    if int(candidate.options.get("tile", SMALLEST_TILE)) < SMALLEST_TILE:
-        return f"half of what it decodes is less than the smallest tile, {SMALLEST_TILE} pixels"
     if candidate.is_neighbourly:
         return NEIGHBOURLY
     asked = candidate.precision
@@ -245,9 +257,9 @@ def _excluded_on_gpu(candidate: Candidate, status: BackendStatus, around: Surrou
     asked = candidate.options.get("quantize")
     if asked and not find_spec("torchao"):
         return f"torchao, which quantises it, is not installed: {INSTALL['torchao']}"
-    has_fp8 = any(gpu.has_fp8 for gpu in around.machine.gpus)
-    if (asked == "fp8" or candidate.recipe == "fp8-static") and not has_fp8:
-        return f"{around.machine.gpus[0].name} has no fp8: compute capability {around.machine.gpus[0].capability}"
+    gpu = around.machine.gpus[min(index_of(candidate.options.get("device", CUDA)), len(around.machine.gpus) - 1)]
+    if (asked == "fp8" or candidate.recipe == "fp8-static") and not gpu.has_fp8:
+        return f"{gpu.name} has no fp8: compute capability {gpu.capability}"
     if candidate.recipe in MADE and not find_spec("onnx"):
         return f"onnx, which makes it, is not installed: {INSTALL['onnx']}"
     return ""

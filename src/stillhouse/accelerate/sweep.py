@@ -91,7 +91,8 @@ class Sweep:
                 threads=self.asked.threads or self.report.machine.cores,
                 side=self._side(part, probes[part.name]),
                 device=self.asked.device,
-                ranges=ranges_of(self.asked.limits, part.signature.inputs),
+                rows=self.asked.rows,
+                ranges="" if self.target.is_pipeline else ranges_of(self.asked.limits, part.signature.inputs),
             )
             others = decoders(self.target.directory, self.asked.students) if part.name == DECODER else ()
             planned = [one for one in plan(part.name, surroundings, others) if is_asked(one, self.asked)]

@@ -126,6 +126,8 @@ def batches_of(signature: Signature, usual: Mapping[str, Shape], rows: Sequence[
     [(1, 3), (4, 3)]
     """
     is_open = {name: bool(axes) and not isinstance(axes[0], int) for name, axes in signature.inputs.items()}
+    if not any(is_open.values()):
+        return [shapes_of(signature, usual)]
     return [
         shapes_of(signature, {n: (count, *shape[1:]) if is_open.get(n) else shape for n, shape in usual.items()})
         for count in rows
@@ -135,10 +137,11 @@ def batches_of(signature: Signature, usual: Mapping[str, Shape], rows: Sequence[
 def graph_key(graph: Path, signature: Signature, profiles: Sequence[Profile], refitted: Sequence[str] = ()) -> str:
     """Of a graph, its weights, its shapes, and which of the weights may be changed: sixteen hexadecimal digits."""
     weights = [(name, (graph.parent / name).stat()) for name in sorted(signature.external)]
+    shapes = [{name: asdict(one) for name, one in sorted(profile.items())} for profile in profiles]
     told = {
         "graph": hashlib.sha256(graph.read_bytes()).hexdigest(),
         "weights": [(name, stat.st_size, stat.st_mtime_ns) for name, stat in weights],
-        "shapes": [{name: asdict(one) for name, one in sorted(shapes.items())} for shapes in profiles],
+        "shapes": shapes[0] if len(shapes) == 1 else shapes,
         **({"refitted": sorted(refitted)} if refitted else {}),
     }
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
@@ -165,7 +168,12 @@ def found_or_built(
         found = opened(engine.read_bytes())
         if found is not None:
             return found
-        warnings.warn(EngineRebuilt(f"{engine} cannot be opened, and is built anew"), stacklevel=2)
+        warnings.warn(
+            EngineRebuilt(
+                f"{engine} cannot be opened (it is spoilt, or there is too little memory), and is built anew"
+            ),
+            stacklevel=2,
+        )
     elif others := sorted(folder.glob(f"{key}-*.json")):
         before = Chip(**json.loads(others[0].read_text(encoding="utf-8")))
         warnings.warn(EngineRebuilt(f"an engine was built for {before}; another is built for {chip}"), stacklevel=2)

@@ -117,6 +117,8 @@ def _providers(runtime: Any, asked: str) -> list[str]:
     wanted = [_PROVIDERS[name] for name in {"tensorrt": ("tensorrt", "cuda", "cpu")}.get(asked, (asked, "cpu"))]
     if wanted[0] not in runtime.get_available_providers():
         raise RuntimeMissing(f"this build of {_NAME} has no provider {asked}", fix=_BUILD)
+    if asked != "cpu" and hasattr(runtime, "preload_dlls"):
+        runtime.preload_dlls()  # CUDA's libraries as pip installs them lie where no loader looks
     return list(dict.fromkeys(wanted))
 
 

@@ -23,7 +23,7 @@ from stillhouse.backends.engine_weights import EngineWeights, Place, places
 from stillhouse.backends.runner import GraphRunner, RunnerOptions, Tensors
 from stillhouse.backends.runtime import INSTALL, BackendStatus, reported, require
 from stillhouse.backends.signature import IR, Axes, Signature
-from stillhouse.backends.torch_device import CUDA, imported, kind_of
+from stillhouse.backends.torch_device import CUDA, EXCLUSIVE, imported, kind_of
 from stillhouse.check import check_choice
 from stillhouse.core import TensorSpec
 from stillhouse.errors import BackendFailed, InvalidRequest, RuntimeMissing, UnsupportedPrecision
@@ -78,6 +78,8 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions, name: 
     device = asked.device
     profiles: list[dict[str, Shapes]] = [shapes_of(signature, options.shapes, asked.ranges)]
     if asked.batches == "together":
+        if not options.rows:
+            raise InvalidRequest("batches 'together' of no sizes", allowed="the sizes, as `rows` of the options")
         profiles = batches_of(signature, options.shapes, options.rows)
     axes = _axes(signature, profiles)
     runtime = require(MODULES[name])
@@ -98,7 +100,8 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions, name: 
             refitted=[place.name for place in refitted.values()],
         )
         key = graph_key(graph, signature, profiles, [place.name for place in refitted.values()])
-        engine: Any = found_or_built(folder, key, chip, build, opener.deserialize_cuda_engine)
+        with EXCLUSIVE:
+            engine: Any = found_or_built(folder, key, chip, build, opener.deserialize_cuda_engine)
         if engine is None:
             raise BackendFailed(f"{name} could not open the engine of {graph}: {log.last}")
         called: Callable[..., Any] = Engine(
@@ -356,7 +359,7 @@ class Engine:
         profiles: Sequence[Profile],
     ) -> None:
         self._torch, self._engine, self._inputs, self._outputs = torch, engine, inputs, outputs
-        self._profiles = profiles
+        self._profiles, self._memory = profiles, runtime.ExecutionContextAllocationStrategy
         self._dtypes = {name: getattr(torch, _dtype(engine, runtime, name)) for name in (*inputs, *outputs)}
         self._contexts: dict[int, Any] = {}
         self._context(0)
@@ -387,11 +390,17 @@ class Engine:
     def _context(self, profile: int) -> Any:
         """Where that profile is run, made when it is first needed. A recording of one goes on while others are run."""
         if profile not in self._contexts:
-            context = self._engine.create_execution_context()
+            is_one = len(self._profiles) == 1
+            # By itself, a context would keep as much memory as the largest of all profiles takes.
+            context = self._engine.create_execution_context(
+                self._memory.STATIC if is_one else self._memory.ON_PROFILE_CHANGE
+            )
             if context is None:
                 raise BackendFailed("there is too little GPU memory for the engine's activations")
-            if profile and not context.set_optimization_profile_async(profile, self._stream()):
-                raise BackendFailed(f"the engine does not take its profile {profile}")
+            if not is_one and not context.set_optimization_profile_async(profile, self._stream()):
+                raise BackendFailed(
+                    f"the engine does not take its profile {profile}, or there is too little GPU memory"
+                )
             self._contexts[profile] = context
         return self._contexts[profile]
 
@@ -402,7 +411,7 @@ class Engine:
 
 def _run(torch: Any, called: Callable[..., Any], device: str, feeds: Mapping[str, Any]) -> Sequence[Any]:
     """What the engine answers, where it lies."""
-    with torch.inference_mode(), torch.cuda.device(device):
+    with EXCLUSIVE, torch.inference_mode(), torch.cuda.device(device):
         tensors = (one if isinstance(one, torch.Tensor) else torch.tensor(one) for one in feeds.values())
         return tuple(called(*(tensor.cuda() for tensor in tensors)))
 

@@ -8,7 +8,7 @@ import json
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -22,7 +22,7 @@ from stillhouse.backends.feeds import fixed
 from stillhouse.backends.runner import GraphRunner, RunnerOptions, Tensors
 from stillhouse.backends.runtime import INSTALL, BackendStatus, reported
 from stillhouse.backends.signature import Axes, Signature
-from stillhouse.backends.torch_device import CPU, CUDA, built_for, found, imported, kind_of, place
+from stillhouse.backends.torch_device import CPU, CUDA, EXCLUSIVE, built_for, found, imported, kind_of, place
 from stillhouse.check import check_choice
 from stillhouse.core import TensorSpec
 from stillhouse.errors import BackendFailed, InvalidRequest, RuntimeMissing, UnsupportedPrecision
@@ -51,8 +51,8 @@ _WEIGHTS = {
     "CLIPTextModel": "model.safetensors",
     "CLIPTextModelWithProjection": "model.safetensors",
 }
-_KERNELS = {"flash": "FLASH_ATTENTION", "cudnn": "CUDNN_ATTENTION", "efficient": "EFFICIENT_ATTENTION"}
-"""Of torch's fused attention, by our name."""
+_KERNELS = ("flash", "cudnn", "efficient")
+"""Of fused attention, see `torch_attention`."""
 _EXACT = ("timestep", "time_ids")  # embedded in float32 always: to bfloat16, with 8 bits, steps 998 and 999 are one
 # Of a U-Net the blocks that diffusers' compile_repeated_blocks takes: with the residual blocks, which come in many more
 # sizes, the embedded U-Net was slower than uncompiled.
@@ -76,9 +76,9 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
 
     Settings:
         device: cpu, or a GPU: cuda, cuda:1.
-        attention: sdpa (fused, by the kernel that torch prefers), flash, cudnn or efficient (fused, by this kernel
-            only; whether it can be used shows when it runs), vanilla (all scores at once), or sliced (half of the heads
-            at a time, as diffusers' `enable_attention_slicing`).
+        attention: sdpa (fused, by the kernel that torch prefers); of a U-Net flash, or on a GPU cudnn or efficient
+            (fused, by this kernel; whether it takes this precision and these heads shows when it runs); vanilla (all
+            scores at once), or sliced (half of the heads at a time, as diffusers' `enable_attention_slicing`).
         memory_format: of convolutions: contiguous, or channels_last.
         compile: none, full (the whole network), or regional (each transformer block; of an autoencoder each residual
             block). Compiling happens at the first call and takes from seconds to minutes, and again where other sizes
@@ -130,6 +130,10 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
         use_attention(module, settings["attention"])
         if settings["qkv"] == "joined":
             join_projections(module)
+        if settings["attention"] in _KERNELS:
+            from stillhouse.backends.torch_attention import use_kernel
+
+            use_kernel(module, settings["attention"])
         _arrange(torch, module, settings["memory_format"])
         if settings["kernels"] == "fused":
             _fuse(module)
@@ -155,8 +159,7 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
     flags = {"allow_tf32": asked != "f32", "benchmark": settings["graphs"] == "cuda"} if on == CUDA else {}
     # torchao's weights cannot be taken for inference only.
     mode = torch.inference_mode if settings["quantize"] == "none" else torch.no_grad
-    attended = partial(_by_kernel, torch, settings["attention"])
-    there = partial(_run, torch, (mode, attended), called, device, dtype, memory_format, options.threads, flags)
+    there = partial(_run, torch, mode, called, device, dtype, memory_format, options.threads, flags)
     weights = ModuleWeights(network)
     return GraphRunner(graph, _NAME, executed, inputs, outputs, axes, partial(_read, there), census, weights, there)
 
@@ -204,6 +207,8 @@ def _settings(given: Mapping[str, str]) -> dict[str, str]:
     for name in ("graphs", "offload"):
         if device == CPU and chosen[name] != "none":
             raise InvalidRequest(f"{name} is {chosen[name]!r} with device cpu", allowed="none there")
+    if device == CPU and chosen["attention"] in ("cudnn", "efficient"):
+        raise InvalidRequest(f"attention is {chosen['attention']!r} with device cpu", allowed="any other there")
     if "none" not in (chosen["graphs"], chosen["offload"]):
         raise InvalidRequest("graphs of a network whose weights come and go", allowed="graphs, or offload")
     if chosen["offload"] != "none" and chosen["kernels"] != "none":
@@ -312,7 +317,7 @@ def _unlimited(torch: Any) -> dict[str, int]:
 
 def _run(
     torch: Any,
-    modes: Sequence[Callable[[], AbstractContextManager[Any]]],
+    mode: Callable[[], AbstractContextManager[Any]],
     module: Any,
     device: str,
     dtype: Any,
@@ -325,24 +330,11 @@ def _run(
     if threads and torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
     tensors = [_tensor(torch, name, array, device, dtype, memory_format) for name, array in feeds.items()]
-    with ExitStack() as stack:
-        for mode in modes:
-            stack.enter_context(mode())
-        if flags:
-            stack.enter_context(torch.backends.cudnn.flags(enabled=True, **flags))
+    alone = nullcontext() if device == CPU else EXCLUSIVE
+    with alone, mode(), torch.backends.cudnn.flags(enabled=True, **flags) if flags else nullcontext():
         results = module(*tensors)
     results = results if isinstance(results, tuple) else (results,)
     return [result.float().contiguous() for result in results]
-
-
-def _by_kernel(torch: Any, attention: str) -> AbstractContextManager[Any]:
-    """While fused attention is computed by one kernel only."""
-    if attention not in _KERNELS:
-        return nullcontext()
-    context: AbstractContextManager[Any] = torch.nn.attention.sdpa_kernel(
-        getattr(torch.nn.attention.SDPBackend, _KERNELS[attention])
-    )
-    return context
 
 
 def _read(there: Callable[[Mapping[str, Any]], Sequence[Any]], feeds: Tensors) -> list[NDArray[Any]]:

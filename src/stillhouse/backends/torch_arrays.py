@@ -35,14 +35,15 @@ def arrays_on(device: str) -> "TorchArrays":
 
 
 def fused_on(device: str) -> Fused | None:
-    """The kernel of guidance and step, tried on two numbers; None on the processor, or where it does not run."""
+    """The kernel of guidance and step, compiled and tried; None on the processor, or where it does not run."""
     if kind_of(device) == CPU or find_spec("triton") is None:
         return None
     try:
         from stillhouse.backends.kernels.guided_step import WEIGHTS, guided_step  # here and not above: it needs Triton
 
-        one = torch.zeros(1, 1, 1, 2, device=device)
-        guided_step(one, one, one.new_zeros(1, 2, dtype=torch.int32), one.new_zeros(1, len(WEIGHTS)))
+        one = torch.zeros(1, 4, 8, 8, device=device)
+        for past in (None, one):  # so that no picture waits for either
+            guided_step(one, one, one.new_zeros(1, 2, dtype=torch.int32), one.new_zeros(1, len(WEIGHTS)), past)
     except Exception as error:  # without a compiler of C, for one, Triton runs nothing
         told = useful_line(f"{error}") or type(error).__name__
         warnings.warn(KernelLeftOut(f"guidance and step take a dozen launches, and not one: {told}"), stacklevel=3)
@@ -79,6 +80,9 @@ class TorchArrays:
         return read
 
     def settle(self) -> None:
-        """Return when everything that was asked for there is done: launches of a GPU return at once."""
+        """Return when everything that was asked for there is done: launches of a GPU return at once.
+
+        Of the stream that walks are on, and not of the whole GPU, on which another thread may record.
+        """
         if kind_of(self.device) != CPU:
-            torch.cuda.synchronize(self.device)
+            torch.cuda.current_stream(self.device).synchronize()

@@ -5,6 +5,7 @@ import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 from stillhouse.backends.runtime import require
@@ -12,6 +13,11 @@ from stillhouse.errors import InvalidRequest, RuntimeMissing
 from stillhouse.gpu import check_index, gpus
 
 CPU, CUDA = "cpu", "cuda"
+EXCLUSIVE = RLock()
+"""Held by whoever launches, records, tunes or builds on a GPU, where a finisher decodes while pictures are drawn. To
+record, tune or build waits for all of the GPU, which spoils what another thread records meanwhile; torch records one
+thing at a time; and Triton's tuners and torch's switches, like that of TF32, know no threads. What was launched runs on
+when the lock is free again."""
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 _BUILT_FOR = re.compile(r"^cuda(?:: [^=]+)? = '([^']+)'", re.MULTILINE)
 _BUILD = "install the build of torch for your GPU's driver, as its website says"

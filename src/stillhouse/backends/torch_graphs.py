@@ -11,8 +11,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-MOST = 32
-"""Recordings that are kept, the one not used for longest is the first to go: a few batch sizes of a few sizes."""
+from stillhouse.backends.torch_device import EXCLUSIVE
+
+MOST = 64
+"""Recordings that are kept, the one not used for longest is the first to go: six sizes of batches of ten pictures."""
 _WARM_UP = 3
 
 Outputs: TypeAlias = tuple[Tensor, ...]
@@ -35,8 +37,8 @@ def capture(module: Callable[..., Any], inputs: Sequence[Tensor], pool: Any) -> 
         inputs: of this kind.
         pool: where its activations lie, see `new_pool`; other recordings may have theirs there, too.
     """
-    own = [tensor.clone() for tensor in inputs]
-    with torch.cuda.device_of(own[0]):  # type: ignore[no-untyped-call]
+    with EXCLUSIVE, torch.cuda.device_of(inputs[0]):  # type: ignore[no-untyped-call]
+        own = [tensor.clone() for tensor in inputs]
         stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -44,10 +46,26 @@ def capture(module: Callable[..., Any], inputs: Sequence[Tensor], pool: Any) -> 
                 module(*own)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # Whatever another thread asks of the GPU meanwhile, to decode a picture, is no matter of this recording.
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            outputs = together(module(*own))
+        outputs = _recorded(graph, module, own, pool)
     return Captured(own, outputs, graph.replay)
+
+
+def _recorded(graph: Any, module: Callable[..., Any], own: Sequence[Tensor], pool: Any) -> Outputs:
+    """What a module answers into this recording. Where that fails the thread is on its stream again, and is told why:
+    torch would leave it on the one that it records, and tell that a recording was spoilt."""
+    stream, failed = torch.cuda.current_stream(), list[Exception]()
+    try:
+        # Whatever another thread asks of the GPU meanwhile, to read a picture, is no matter of this recording.
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            try:
+                return together(module(*own))
+            except Exception as error:
+                failed.append(error)
+                raise
+    except Exception as error:
+        raise failed[0] if failed else error from None
+    finally:
+        torch.cuda.set_stream(stream)
 
 
 def new_pool() -> Any:
@@ -82,7 +100,7 @@ class Replayed:
         if captured is None:
             while len(self._kinds) >= self.most:
                 del self._kinds[next(iter(self._kinds))]
-            if self._pool is None:
+            if self._pool is None or not self._kinds:  # torch gives up a memory in which no recording lies
                 self._pool = self.pooled()
             captured = self.capture(self.module, inputs, self._pool)
         self._kinds[kind] = captured  # at the end: the one that was not used for longest comes first

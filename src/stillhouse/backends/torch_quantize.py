@@ -6,6 +6,7 @@ token, is scaled by itself, so that no picture depends on another one.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,11 +38,12 @@ def quantize(module: nn.Module, how: str, device: str) -> None:
         _check_fp8(module, device)
     from torchao import quantization
 
-    configs: dict[str, Callable[[], Any]] = {
+    configs: dict[str, Callable[..., Any]] = {
         "int8": quantization.Int8DynamicActivationInt8WeightConfig,
-        "fp8": lambda: quantization.Float8DynamicActivationFloat8WeightConfig(granularity=quantization.PerRow()),
+        "fp8": partial(quantization.Float8DynamicActivationFloat8WeightConfig, granularity=quantization.PerRow()),
     }
-    quantization.quantize_(module, configs[how](), filter_fn=_fits)
+    # torchao would have everything that this process compiles tuned for minutes.
+    quantization.quantize_(module, configs[how](set_inductor_config=False), filter_fn=_fits)
 
 
 def is_quantized(part: nn.Module) -> bool:

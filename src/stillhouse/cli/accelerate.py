@@ -46,6 +46,7 @@ def declare(parser: ArgumentParser) -> None:
     parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="to compare by; repeatable")
     parser.add_argument("--inputs", type=Path, metavar="FILE.npz", help="real inputs of a bare .onnx file")
     parser.add_argument("--shape", action="append", default=[], type=named_shape, metavar="NAME=1x3x224x224")
+    parser.add_argument("--rows", type=sizes, default=(), metavar="1,2,4", help="of batches that a server will make")
     parser.add_argument("--price", type=number, metavar="MONEY", help="of an hour of this machine, for --goal cost")
 
 
@@ -128,7 +129,8 @@ def _asked(arguments: Namespace, config: Config | None) -> Asked:
         inputs=inputs,
         ones=told.probe == ONES and inputs is None,
         shapes={**told.shapes, **dict(arguments.shape)},
-        limits={name: limits for name, limits in told.limits.items() if name not in dict(arguments.shape)},
+        limits={**told.limits, **{name: (shape, shape) for name, shape in arguments.shape}},
+        rows=arguments.rows,
         price=arguments.price,
     )
 
@@ -148,6 +150,17 @@ def merged(before: Bounds, asked: Bounds) -> Bounds:
     """Bounds with some of them asked for anew."""
     told = {field.name: getattr(asked, field.name) for field in fields(asked)}
     return replace(before, **{name: value for name, value in told.items() if value is not None})
+
+
+def sizes(text: str) -> tuple[int, ...]:
+    """Sizes of batches, rising; 1 and 2, which one picture takes, are always among them.
+
+    >>> sizes("8,4")
+    (1, 2, 4, 8)
+    """
+    if not re.fullmatch(r"[1-9]\d{0,3}(,[1-9]\d{0,3})*", text):
+        raise ArgumentTypeError(f"{text!r}; allowed: rows of a batch from 1 to 9999, such as 1,2,4,8")
+    return tuple(sorted({1, 2, *map(int, text.split(","))}))
 
 
 def named_shape(text: str) -> tuple[str, tuple[int, ...]]:

@@ -18,7 +18,7 @@ from stillhouse.errors import StillhouseError
 from stillhouse.measure.fidelity import compare
 from stillhouse.measure.machine import machine
 from stillhouse.models.manifest import Component, Manifest, Tuned
-from stillhouse.models.runners import UNET, open_component
+from stillhouse.models.runners import UNET, is_opened_anew, open_component
 
 CROWD = 8
 """Rows of the U-Net that are tried in one call, too: engines take other kernels for them than for one picture's."""
@@ -86,7 +86,7 @@ def _fastest(
             continue
         worst = min(_sqnr(wanted[output], outputs.get(output)) for output in wanted)
         told = ""
-        if worst >= tuned.min_sqnr and name == UNET and not component.static and component.streams == 1:
+        if worst >= tuned.min_sqnr and name == UNET and not is_opened_anew(component) and component.streams == 1:
             told = f" of {CROWD} rows together"
             worst = _crowded(runner, feeds, wanted)
         if worst < tuned.min_sqnr:

@@ -234,6 +234,8 @@ class Pipeline:
         """
         is_numpy = all(isinstance(array, np.ndarray) for array in feeds.values()) or self.arrays is NUMPY
         arrays = NUMPY if is_numpy else self.arrays
+        if not is_numpy:
+            feeds = {name: arrays.placed(fed) if isinstance(fed, np.ndarray) else fed for name, fed in feeds.items()}
 
         def once(fed: Mapping[str, Any]) -> Mapping[str, Any]:
             runner: Any = self.runner(component, {name: tuple(array.shape) for name, array in fed.items()})

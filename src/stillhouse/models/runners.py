@@ -180,6 +180,12 @@ def opened_for(component: Component, shapes: Mapping[str, tuple[int, ...]]) -> d
     return dict(shapes) if anew == "shapes" else {}
 
 
+def is_opened_anew(component: Component) -> bool:
+    """Whether each size of a batch costs it as much as opening: it is opened, built or compiled for that."""
+    compiles = component.settings.get("compile", "none") != "none"
+    return component.static and (compiles or reopened_for(component.backend, component.settings) == "shapes")
+
+
 def sizes_of(component: Component) -> tuple[int, ...]:
     """The sizes of batches that a component is opened for; empty where any is as good."""
     return (component.rows or ROWS) if component.static and component.streams == 1 else ()

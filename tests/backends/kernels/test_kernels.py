@@ -12,6 +12,7 @@ import torch
 
 from stillhouse.backends.kernels import cast, geglu, group_norm, guided_step, layer_norm, silu
 from stillhouse.backends.kernels.group_norm import layout_of
+from stillhouse.diffusion import step
 from stillhouse.errors import InvalidRequest, UnsupportedPrecision
 from tests.backends.kernels.cases import CASES, WALKS, Case
 
@@ -96,6 +97,7 @@ def test_the_compiler_may_trust_what_an_op_says_of_itself(call: tuple[Any, tuple
 def test_what_no_kernel_computes_in_is_refused_with_what_they_do() -> None:
     doubles = torch.ones(2, 4, 2, 2, dtype=torch.float64)
     weight = torch.ones(4, dtype=torch.float64)
+    rows, told = torch.zeros(2, 2, dtype=torch.int32), torch.ones(2, 6)
     calls: tuple[Callable[[], Any], ...] = (
         lambda: silu.silu(doubles),
         lambda: geglu.geglu(doubles),
@@ -103,12 +105,18 @@ def test_what_no_kernel_computes_in_is_refused_with_what_they_do() -> None:
         lambda: cast.cast(doubles.float(), torch.float64),
         lambda: layer_norm.layer_norm(doubles[..., 0, 0], weight, weight, 1e-5),
         lambda: group_norm.group_norm(doubles, weight, weight, 2, 1e-5),
+        lambda: guided_step.guided_step(doubles, doubles, rows, told),
+        lambda: guided_step.guided_step(doubles.float(), doubles.float(), rows, told, doubles),
     )
     for call in calls:
         with pytest.raises(UnsupportedPrecision, match="float64; allowed: float32, float16, bfloat16"):
             call()
     with pytest.raises(UnsupportedPrecision, match="int64"):
         silu.silu(torch.ones(3, dtype=torch.int64))
+
+
+def test_a_step_is_told_in_the_order_that_walks_tell_it_in() -> None:
+    assert guided_step.WEIGHTS == step.WEIGHTS
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:

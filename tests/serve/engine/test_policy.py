@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillhouse.serve.engine.cost import Cost
+from stillhouse.serve.engine.cost import Cost, Curve
 from stillhouse.serve.engine.engine import Engine
 from stillhouse.serve.engine.job import Job, Tier
 from stillhouse.serve.engine.policy import POLICIES, Policy, Slack, pick
@@ -51,6 +51,23 @@ def test_a_batch_is_of_one_group_and_within_its_cap(
         assert len({job.group for job in picked}) == 1
         assert len(set(picked)) == len(picked) and set(picked) <= set(jobs)
         assert len(picked) == 1 or sum(job.rows for job in picked) <= cost.cap(picked[0].group)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "rows"),
+    [
+        ({1: 1.0, 2: 1.2, 4: 1.6, 8: 3.0}, 4),  # five would take as long as eight: 1.7 rows a second, four make 2.5
+        ({1: 1.0, 2: 1.0, 4: 1.0, 8: 1.1}, 5),  # all sizes take nearly as long
+    ],
+)
+def test_where_a_batch_is_filled_up_the_last_stay_out_if_more_is_done_without_them(
+    seconds: dict[int, float], rows: int
+) -> None:
+    asked = [arrival(0.0, FREE, steps=3, rows=1) for _ in range(5)]
+    cost = Cost({asked[0].group: Curve(seconds, stepped=True)})
+    jobs, now = waiting(asked, cost, 0)
+    assert sum(job.rows for job in pick(SLACK, jobs, now, cost)) == rows
+    assert sum(job.rows for job in pick(SLACK, jobs, now, Cost({asked[0].group: Curve(seconds)}))) == 5
 
 
 @pytest.mark.parametrize("policy", EVERY)

@@ -37,7 +37,7 @@ _PROGRAMS = 256
 _LANES = 128
 
 
-@tuned(["channels", "bucket"])
+@tuned(["channels", "bucket"], warps=(4,))
 @triton.jit
 def _moments(
     x,
@@ -89,7 +89,7 @@ def _moments(
     tl.store(squares + at, around, mask=real)
 
 
-@tuned(["channels", "bucket"])
+@tuned(["channels", "bucket"], warps=(4,))
 @triton.jit
 def _normalised(
     x,

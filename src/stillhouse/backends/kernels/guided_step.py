@@ -58,13 +58,16 @@ def _guided_step(
     gained = tl.load(told + 5)
     u = tl.load(output + without * size + at, mask=inside, other=0.0).to(tl.float32)
     c = tl.load(output + prompted * size + at, mask=inside, other=0.0).to(tl.float32)
-    guided = u + scale * (c - u)
-    seen = of_z * here + of_output * guided
+    # Said out loud, because a compiler may add and multiply at once in one variant and not in the other, and a picture
+    # is the same whoever is beside it.
+    guided = tl.fma(scale, c - u, u)
+    seen = tl.fma(of_output, guided, of_z * here)
     aim = seen
     if PAST:
-        aim += reach * (seen - tl.load(past + picture * size + at, mask=inside, other=0.0).to(tl.float32))
+        before = tl.load(past + picture * size + at, mask=inside, other=0.0).to(tl.float32)
+        aim = tl.fma(reach, seen - before, seen)
     tl.store(clean + picture * size + at, seen, mask=inside)
-    tl.store(moved + picture * size + at, kept * here + gained * aim, mask=inside)
+    tl.store(moved + picture * size + at, tl.fma(gained, aim, kept * here), mask=inside)
 
 
 @torch.library.custom_op("stillhouse::guided_step", mutates_args=())
@@ -90,7 +93,7 @@ def guided_step(
     """
     _check(z, output, rows, weights, past)
     z, output, rows, weights = (tensor.contiguous() for tensor in (z, output, rows, weights))
-    if not launches(z, output):
+    if not launches(z, output, *(() if past is None else (past,))):
         return reference(z, output, rows, weights, past)
     moved, clean = torch.empty_like(z), torch.empty_like(z)
     size = z[0].numel() if len(z) else 0

@@ -10,6 +10,7 @@ import torch
 import triton
 from torch import Tensor
 
+from stillhouse.backends.torch_device import EXCLUSIVE
 from stillhouse.errors import UnsupportedPrecision
 
 # Products are added without rounding in between, as until Triton 3.9 by default; that warns where nothing is said.
@@ -47,8 +48,8 @@ class Specimen:
 def specimens_of(
     kernel: Any, name: str, signature: Mapping[str, str], constants: Mapping[str, Any]
 ) -> Iterator[Specimen]:
-    """A kernel of `tuned` as it is compiled for these constants: of halves by every configuration that is tried then, of
-    other dtypes, which differ in how they are read and written only, by the first.
+    """A kernel of `tuned` as it is compiled for these constants: for halves by every configuration that is tried then,
+    for other dtypes, which differ in how they are read and written only, by the first.
 
     Args:
         kernel: what `tuned` made.
@@ -98,7 +99,8 @@ def tuned(key: Sequence[str], warps: Sequence[int] = (4, 8), prune: Any = None, 
 
 
 def _brief(call: Callable[[], object], quantiles: Sequence[float]) -> Any:
-    return triton.testing.do_bench(call, warmup=_WARM_UP, rep=_REPEATED, quantiles=quantiles)
+    with EXCLUSIVE:
+        return triton.testing.do_bench(call, warmup=_WARM_UP, rep=_REPEATED, quantiles=quantiles)
 
 
 def bucket(count: int) -> int:

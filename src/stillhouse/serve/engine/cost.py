@@ -28,7 +28,7 @@ class Curve:
         begin, finish: seconds to encode a prompt, and to decode a picture and write it as a file, once each.
         encode: seconds to encode a picture that one begins with.
         stepped: other batches are brought to the sizes that were measured, see `models.buckets`, and take as long as
-            those.
+            those; beyond the last, as several of them.
 
     Raises:
         InvalidRequest: nothing was measured, or seconds that are not above 0.
@@ -115,6 +115,10 @@ class Cost:
     def cap(self, group: Group) -> int:
         """Rows from which a larger batch gains next to nothing."""
         return self._curve(group).cap
+
+    def is_stepped(self, group: Group) -> bool:
+        """Whether its batches are brought to the sizes that were measured."""
+        return self._curve(group).stepped
 
     def alone(self, group: Group, walk: Walk) -> float:
         """Seconds of a picture from start to end with nobody else there."""

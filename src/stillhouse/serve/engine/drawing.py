@@ -98,14 +98,19 @@ def measured(pipeline: Pipeline, group: Group, batches: Sequence[int] = (), call
 
     That one opens and compiles what it needs, the encoder of pictures, too. Batches are of the sizes that the U-Net is
     opened for, or of `BATCHES`; one that is no better than the one before it ends the measurement, because larger ones
-    are not used then. Of what takes longer than `LONG` one call is counted.
+    are not used then, and so does one that fails. Of what takes longer than `LONG` one call is counted.
     """
     request = replace(usual(pipeline.manifest, group.width, group.height), refresh=1)
     if pipeline.manifest.distilled is None:
         request = replace(request, guidance=1.0)  # one row each; a student takes one whatever its guidance
     seconds: dict[int, float] = {}
     for rows in batches or pipeline.rows or BATCHES:
-        seconds[rows] = _usually(calls, partial(_advance, pipeline), partial(_drafts, pipeline, request, rows))
+        try:
+            seconds[rows] = _usually(calls, partial(_advance, pipeline), partial(_drafts, pipeline, request, rows))
+        except StillhouseError:
+            if not seconds:
+                raise
+            break  # so many have no room in the memory, of a GPU or of this machine
         if rows > 2 and Curve(seconds).cap < rows:
             break
     encode = 0.0

@@ -5,6 +5,7 @@ So the same object decides in the server, in the tests and in the simulator.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -28,7 +29,9 @@ class Policy(Protocol):
 def pick(policy: Policy, jobs: Sequence[Job], now: float, cost: Cost) -> list[Job]:
     """The jobs to move by one evaluation: the first in the policy's order, and whoever of its group still fits in.
 
-    Their rows together are no more than the group's cap, unless one job alone has more. None only where nobody waits.
+    Their rows together are no more than the group's cap, unless one job alone has more. Where a batch is filled up to a
+    size that was measured, the last ones stay out if more is done in a second without them. None only where nobody
+    waits.
     """
     if not jobs:
         return []
@@ -40,7 +43,14 @@ def pick(policy: Policy, jobs: Sequence[Job], now: float, cost: Cost) -> list[Jo
         if job.group == lead.group and job.rows <= room:
             picked.append(job)
             room -= job.rows
-    return picked
+    return picked[: _worth_taking(picked, cost)] if cost.is_stepped(lead.group) else picked
+
+
+def _worth_taking(picked: Sequence[Job], cost: Cost) -> int:
+    """How many of these, from the first, make the most rows in a second."""
+    sums = accumulate(job.rows for job in picked)
+    rates = [(rows / cost.tick(picked[0].group, rows), count) for count, rows in enumerate(sums, 1)]
+    return max(rates)[1]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,94 @@
+"""Attention of a U-Net by one of torch's fused kernels, and not by the one that torch prefers.
+
+torch's own switch between them is of the whole process, where others draw and decode meanwhile; so the kernel is called
+by its name here. torch is imported here, so this file is imported inside functions only.
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
+
+from stillhouse.errors import InvalidRequest
+
+_ATEN = torch.ops.aten
+
+
+def _flash(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    if query.device.type == "cpu":
+        on_processor: Tensor = _ATEN._scaled_dot_product_flash_attention_for_cpu(query, key, value)[0]
+        return on_processor
+    out: Tensor = _ATEN._scaled_dot_product_flash_attention(query, key, value)[0]
+    return out
+
+
+def _cudnn(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    out: Tensor = _ATEN._scaled_dot_product_cudnn_attention(query, key, value, None, False)[0]
+    return out
+
+
+def _efficient(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    out: Tensor = _ATEN._scaled_dot_product_efficient_attention(query, key, value, None, False)[0]
+    return out
+
+
+KERNELS: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = MappingProxyType(
+    {"flash": _flash, "cudnn": _cudnn, "efficient": _efficient}
+)
+"""Softmax of queries and keys times values, all [B, H, N, d], by name."""
+
+
+class KernelAttention:
+    """A processor of diffusers' attention, of the kind that U-Nets have: tokens in, tokens out, no mask.
+
+    Args:
+        kernel: out of `KERNELS`.
+    """
+
+    def __init__(self, kernel: str) -> None:
+        self.kernel = KERNELS[kernel]
+
+    def __call__(
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **unused: Any
+    ) -> Tensor:
+        """Tokens [B, N, D] of tokens [B, N, D] and, of another text or picture, [B, M, E]."""
+        heads = (
+            part.reshape(*part.shape[:-1], attn.heads, -1).transpose(1, 2)
+            for part in _projected(attn, hidden_states, encoder_hidden_states)
+        )
+        mixed = self.kernel(*heads).transpose(1, 2).flatten(2)
+        out: Tensor = attn.to_out[1](attn.to_out[0](mixed))
+        return out
+
+
+def _projected(attn: Any, tokens: Tensor, others: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values, by two or three products, or where they were joined, by one."""
+    if not attn.fused_projections:
+        seen = tokens if others is None else others
+        return attn.to_q(tokens), attn.to_k(seen), attn.to_v(seen)
+    if others is None:
+        query, key, value = attn.to_qkv(tokens).chunk(3, dim=-1)
+        return query, key, value
+    key, value = attn.to_kv(others).chunk(2, dim=-1)
+    return attn.to_q(tokens), key, value
+
+
+def use_kernel(module: nn.Module, kernel: str) -> None:
+    """Compute every attention of a U-Net by this kernel.
+
+    Raises:
+        InvalidRequest: attention of another kind, as autoencoders have it.
+    """
+    blocks = [part for part in module.modules() if isinstance(part, Attention)]
+    if not blocks or not all(map(_is_plain, blocks)):
+        raise InvalidRequest(f"attention is {kernel!r} in a network that is no U-Net", allowed="sdpa, vanilla, sliced")
+    for block in blocks:
+        block.set_processor(KernelAttention(kernel))
+
+
+def _is_plain(block: Any) -> bool:
+    norms = (block.group_norm, block.spatial_norm, block.norm_q, block.norm_k, block.norm_cross)
+    return not any(norms) and not block.residual_connection and block.rescale_output_factor == 1
