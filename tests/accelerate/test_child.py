@@ -11,8 +11,8 @@ import torch
 
 import stillhouse
 from stillhouse.accelerate.candidate import Candidate
-from stillhouse.accelerate.child import Child
-from stillhouse.accelerate.probe import Probe, write_probes
+from stillhouse.accelerate.child import OUTPUTS, Child
+from stillhouse.accelerate.probe import Probe, read_probes, write_probes
 from stillhouse.accelerate.task import Task
 from stillhouse.backends.runner import GraphRunner
 
@@ -102,3 +102,23 @@ def test_what_is_held_of_a_gpu_is_what_came_to_be_in_use_or_what_torch_held_at_i
         one.open()
     assert one.held() == held
     assert asked == ([] if held is None else [int(options.get("device", "cuda:0")[5:] or 0)] * 2)
+
+
+def test_a_static_decoder_that_sees_tiles_is_opened_for_a_tile(tmp_path: Path) -> None:
+    """As an engine is built: opened for whole latents, it would refuse every tile."""
+    weights = Path(stillhouse.__file__).parent / "models/shapes/weights"
+    latents = np.random.default_rng(0).standard_normal((1, 4, 16, 16)).astype(np.float32)
+    write_probes(tmp_path / "probes.npz", [Probe("latents", {"latent_sample": latents})])
+    made = {}
+    for tile in ("32", None):
+        options = {"shapes": "static", **({"tile": tile} if tile else {})}
+        candidate = Candidate("vae_decoder", "onnxruntime", options=options)
+        folder = tmp_path / str(tile)
+        folder.mkdir()
+        graph, probes = str(weights / "vae/decoder.onnx"), str(tmp_path / "probes.npz")
+        child = Child(Task(candidate, graph, str(folder), "", probes, threads=1, pipeline=str(weights)))
+        child.open()
+        child.outputs()
+        (made[tile],) = read_probes(folder / OUTPUTS)[0].feeds.values()
+    assert made["32"].shape == made[None].shape
+    assert np.corrcoef(made["32"].ravel(), made[None].ravel())[0, 1] > 0.9

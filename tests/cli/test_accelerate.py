@@ -1,5 +1,6 @@
 """`stillhouse accelerate`, `choose` and `check` on a small ONNX file; every mistake is explained and loses nothing."""
 
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from openpyxl import load_workbook
 
 from stillhouse.accelerate.report import read_report
 from stillhouse.cli import main
-from stillhouse.cli.accelerate import device_of, named_shape
+from stillhouse.cli.accelerate import device_named, device_of, named_shape, sizes
 from stillhouse.cli.arguments import duration, size_in_bytes
 from stillhouse.errors import InvalidRequest
 from stillhouse.gpu import Gpu
@@ -140,6 +141,12 @@ def test_units() -> None:
     assert [duration(text) for text in ("90", "90s", "1.5m", "1h")] == [90.0, 90.0, 90.0, 3600.0]
     assert [size_in_bytes(text) for text in ("1000", "4GiB", "500 MiB", "2GB")] == [1000, 4 << 30, 500 << 20, 2 * 10**9]
     assert named_shape("a=b=1x2") == ("a=b", (1, 2))
+    assert sizes("16,4") == (1, 2, 4, 16)
+    for wrong in ("0,2", "2,", "2-4"):
+        with pytest.raises(ArgumentTypeError, match="allowed: rows of a batch from 1 to 9999"):
+            sizes(wrong)
+    with pytest.raises(ArgumentTypeError, match="allowed: auto, cpu, gpu, or the index of a GPU"):
+        device_named("tpu")
 
 
 def test_a_config_names_a_gpu_by_its_index(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,3 +162,12 @@ def test_a_gpu_that_a_config_names_where_there_is_none(monkeypatch: pytest.Monke
     monkeypatch.setattr("stillhouse.cli.accelerate.no_gpu", lambda: "the driver finds no GPU")
     with pytest.warns(UserWarning, match="asks for device 3, and the driver finds no GPU: the CPU is measured"):
         assert device_of(3) == "auto"
+
+
+@pytest.mark.parametrize(("told", "named"), [("3", "cuda:3"), ("cuda:1", "cuda:1"), ("gpu", "cuda")])
+def test_a_gpu_that_a_flag_names_must_be_there(
+    told: str, named: str, refused: Refused, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("stillhouse.cli.accelerate.gpus", tuple)
+    assert f"there is no GPU {named}" in refused("accelerate", "shapes", "-o", str(tmp_path / "out"), "--device", told)
+    assert not (tmp_path / "out").exists()

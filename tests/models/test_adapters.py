@@ -85,6 +85,26 @@ def test_nothing_is_left_of_what_is_taken_off(styles: dict[str, Path], pipeline:
     assert np.array_equal(drawn(pipeline), one), "it does not matter what was worn before"
 
 
+def test_layers_that_were_joined_into_one_wear_each_its_own(styles: dict[str, Path], imported: Checkpoint) -> None:
+    manifest = Pipeline(imported("sd1")).manifest
+    unets = [
+        replace(manifest.components["unet"], backend="torch", settings={"qkv": qkv}) for qkv in ("apart", "joined")
+    ]
+    text = replace(manifest.components["text_encoder"], backend="torch")
+    apart, joined = (
+        Pipeline(imported("sd1"), components={"unet": one, "text_encoder": text}, threads=1) for one in unets
+    )
+    plain = drawn(joined)
+    for worn in (["ink"], ["oil", "ink"]):
+        for one in (apart, joined):
+            one.wear([str(styles[name]) for name in worn])
+        wanted = drawn(apart)
+        np.testing.assert_allclose(drawn(joined), wanted, atol=1e-5 * np.abs(wanted).max())
+        assert np.abs(wanted - plain).max() > 1e-2
+    joined.wear([])
+    assert np.array_equal(drawn(joined), plain)
+
+
 def test_networks_that_are_opened_later_wear_it_too(styles: dict[str, Path], imported: Checkpoint) -> None:
     early, late = (Pipeline(imported("sd1"), backend="torch", threads=1) for _ in range(2))
     drawn(early)
@@ -174,7 +194,6 @@ def test_a_u_net_in_two_depths_wears_nothing_and_says_so(styles: dict[str, Path]
             {"graphs": "cuda"},
             "runs on tensorrt with weights fixed; allowed: .*; on tensorrt with weights refit",
         ),
-        ("torch", {"qkv": "joined"}, "runs on torch with qkv joined; allowed"),
         ("torch", {"quantize": "int8"}, "runs on torch with quantize int8; allowed"),
     ],
 )

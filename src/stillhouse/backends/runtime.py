@@ -23,6 +23,7 @@ INSTALL = {
     "tensorrt_rtx": "pip install tensorrt-rtx",
     "accelerate": "pip install 'stillhouse[train]'",
 }
+_ROOM = "smaller pictures, fewer together, a decoder in tiles, or weights in the processor's memory take less"
 # OpenVINO puts the sources and checks that an exception passed through above what went wrong.
 _PREAMBLE = re.compile(
     r"Exception from |Check '.*' failed at |Loading input model|FrontEnd API failed|Model wasn't fully|Summary:|$"
@@ -67,7 +68,9 @@ def reported(backend: str, graph: Path, verb: str) -> Iterator[None]:
     except StillhouseError:
         raise
     except Exception as error:
-        raise BackendFailed(f"{backend} could not {verb} {graph}: {useful_line(str(error))}") from error
+        told = useful_line(str(error))
+        fix = _ROOM if "out of memory" in told.lower() else None
+        raise BackendFailed(f"{backend} could not {verb} {graph}: {told}", fix=fix) from error
 
 
 def useful_line(message: str) -> str:

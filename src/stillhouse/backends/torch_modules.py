@@ -169,6 +169,10 @@ def use_attention(module: nn.Module, attention: str) -> None:
             block.set_processor(processors.AttnProcessor2_0() if fused else processors.AttnProcessor())
 
 
+JOINED = {"to_qkv": ("to_q", "to_k", "to_v"), "to_kv": ("to_k", "to_v")}
+"""Of an attention, the layers that one takes the place of, in the order of its rows."""
+
+
 def join_projections(module: nn.Module) -> None:
     """Of each attention of a U-Net, compute queries, keys and values by one product; of a cross-attention, keys and
     values. What is replaced is dropped.
@@ -180,7 +184,7 @@ def join_projections(module: nn.Module) -> None:
         raise InvalidRequest("qkv is 'joined' in a network that is no U-Net", allowed="apart")
     module.network.fuse_qkv_projections()
     for block in module.modules():
-        for joined, replaced in {"to_qkv": ("to_q", "to_k", "to_v"), "to_kv": ("to_k", "to_v")}.items():
+        for joined, replaced in JOINED.items():
             for name in replaced if hasattr(block, joined) else ():
                 setattr(block, name, None)
 

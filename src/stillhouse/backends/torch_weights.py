@@ -1,4 +1,5 @@
-"""A module's weights, changed where they lie: compiled code and graphs of CUDA hold their addresses.
+"""A module's weights, changed where they lie: compiled code and graphs of CUDA hold their addresses. Layers that were
+joined into one are changed each in its part of that one.
 
 torch is imported here, so this file is imported inside functions only.
 """
@@ -7,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
+
+from stillhouse.backends.torch_modules import JOINED
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,8 +26,14 @@ class ModuleWeights:
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """See `Weights`."""
-        kinds = nn.Linear | nn.Conv2d
-        return {name: tuple(one.weight.shape) for name, one in self.network.named_modules() if isinstance(one, kinds)}
+        found: dict[str, tuple[int, ...]] = {}
+        for layer, one in self.network.named_modules():
+            block, _, name = layer.rpartition(".")
+            if name in JOINED:
+                found |= {f"{block}.{part}": tuple(self._weight(f"{block}.{part}").shape) for part in JOINED[name]}
+            elif isinstance(one, nn.Linear | nn.Conv2d):
+                found[layer] = tuple(one.weight.shape)
+        return found
 
     def plain(self, layer: str) -> Tensor:
         """See `Weights`."""
@@ -42,6 +51,14 @@ class ModuleWeights:
                 self._weight(layer).data.copy_(self._plain.pop(layer))
 
     def _weight(self, layer: str) -> Tensor:
-        weight = self.network.get_submodule(layer).weight
-        assert isinstance(weight, Tensor)
-        return weight
+        """A layer's own, or its part of what it was joined into, where that lies."""
+        block, _, name = layer.rpartition(".")
+        holder = self.network.get_submodule(block)
+        own = getattr(holder, name)
+        if own is not None:
+            weight: Tensor = own.weight
+            return weight
+        joined = next(one for one, parts in JOINED.items() if name in parts and hasattr(holder, one))
+        parts = JOINED[joined]
+        part: Tensor = getattr(holder, joined).weight.chunk(len(parts))[parts.index(name)]
+        return part

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from stillhouse.accelerate.asked import Asked
-from stillhouse.accelerate.config import ONES, Config, check_against, find_layout, read_config
+from stillhouse.accelerate.config import DEVICES, ONES, Config, check_against, find_layout, read_config
 from stillhouse.accelerate.inputs import guess_shapes, read_inputs
 from stillhouse.accelerate.publish import publish
 from stillhouse.accelerate.race import Effort
@@ -46,6 +46,7 @@ def declare(parser: ArgumentParser) -> None:
     parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="to compare by; repeatable")
     parser.add_argument("--inputs", type=Path, metavar="FILE.npz", help="real inputs of a bare .onnx file")
     parser.add_argument("--shape", action="append", default=[], type=named_shape, metavar="NAME=1x3x224x224")
+    parser.add_argument("--device", type=device_named, metavar="NAME", help="auto, cpu, gpu, or the index of a GPU")
     parser.add_argument("--rows", type=sizes, default=(), metavar="1,2,4", help="of batches that a server will make")
     parser.add_argument("--price", type=number, metavar="MONEY", help="of an hour of this machine, for --goal cost")
 
@@ -97,11 +98,16 @@ def device_of(told: str | int) -> str:
     Raises:
         InvalidRequest: there are GPUs, and none of that index.
     """
-    if told in ("auto", "cpu"):
-        return str(told)
-    if missing := no_gpu():
+    if told not in ("auto", "cpu") and (missing := no_gpu()):
         warnings.warn(f"the config asks for device {told}, and {missing}: the CPU is measured", stacklevel=2)
         return "auto"
+    return _there(told)
+
+
+def _there(told: str | int) -> str:
+    """A device that was asked for, as `Asked` takes it. InvalidRequest where there is no such GPU."""
+    if told in ("auto", "cpu"):
+        return str(told)
     device = CUDA if told == "gpu" else f"{CUDA}:{told}"
     if wrong := check_index(device, gpus()):
         raise InvalidRequest(wrong, allowed="auto, cpu, gpu, or the index of one")
@@ -111,7 +117,7 @@ def device_of(told: str | int) -> str:
 def _asked(arguments: Namespace, config: Config | None) -> Asked:
     """What the flags say; where they are silent, what the config says."""
     told = config or Config()
-    device = device_of(told.device)
+    device = device_of(told.device) if arguments.device is None else _there(arguments.device)
     inputs = arguments.inputs or (told.probe if isinstance(told.probe, Path) else None)
     return Asked(
         device=device,
@@ -150,6 +156,20 @@ def merged(before: Bounds, asked: Bounds) -> Bounds:
     """Bounds with some of them asked for anew."""
     told = {field.name: getattr(asked, field.name) for field in fields(asked)}
     return replace(before, **{name: value for name, value in told.items() if value is not None})
+
+
+def device_named(text: str) -> str | int:
+    """As a config.yml names it.
+
+    >>> device_named("gpu"), device_named("1"), device_named("cuda:1")
+    ('gpu', 1, 1)
+    """
+    index = re.fullmatch(r"(?:cuda:)?(\d{1,3})", text)
+    if index:
+        return int(index[1])
+    if text not in (*DEVICES, CUDA):
+        raise ArgumentTypeError(f"{text!r}; allowed: auto, cpu, gpu, or the index of a GPU, such as 0 or cuda:0")
+    return "gpu" if text == CUDA else text
 
 
 def sizes(text: str) -> tuple[int, ...]:

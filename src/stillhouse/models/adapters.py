@@ -17,10 +17,10 @@ from stillhouse.models.manifest import Component
 
 CHANGED = ("unet", "text_encoder", "text_encoder_2")
 """Components that adapters change."""
-_USUAL = {"quantize": "none", "offload": "none", "qkv": "apart", "weights": "fixed"}
+_USUAL = {"quantize": "none", "offload": "none", "weights": "fixed"}
 _REFIT = {"weights": "refit"}
 CHANGEABLE: Mapping[str, Mapping[str, str]] = {
-    "torch": {name: _USUAL[name] for name in ("quantize", "offload", "qkv")},
+    "torch": {name: _USUAL[name] for name in ("quantize", "offload")},
     "tensorrt": _REFIT,
     "tensorrt-rtx": _REFIT,
 }

@@ -11,6 +11,7 @@ import pytest
 
 from stillhouse.backends import openvino
 from stillhouse.core import ImageRequest, ImageResult
+from stillhouse.errors import BackendFailed
 from stillhouse.models.importers import ImportOptions, import_model
 from stillhouse.models.load import load
 from stillhouse.models.manifest import Distilled, write_manifest
@@ -99,6 +100,24 @@ def test_a_curve_is_measured_for_each_batch(pipeline: Pipeline) -> None:
     curve = measured(pipeline, GROUP, batches=(1, 2), calls=2)
     assert set(curve.seconds) == {1, 2}
     assert min(curve.seconds.values()) > 0 and curve.begin > 0 and curve.finish > 0 and curve.encode > 0
+
+
+def test_a_batch_that_has_no_room_in_the_memory_ends_the_measurement(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advance = Pipeline.advance
+
+    def small(self: Pipeline, trajectories: Any) -> None:
+        if len(trajectories) > most:
+            raise BackendFailed("torch could not run unet/model.onnx: CUDA out of memory")
+        advance(self, trajectories)
+
+    monkeypatch.setattr(Pipeline, "advance", small)
+    most = 2
+    assert set(measured(pipeline, GROUP, batches=(1, 2, 4, 8), calls=1).seconds) == {1, 2}
+    most = 0
+    with pytest.raises(BackendFailed, match="out of memory"):
+        measured(pipeline, GROUP, batches=(1, 2), calls=1)
 
 
 def test_what_opens_a_network_is_not_counted(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
