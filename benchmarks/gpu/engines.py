@@ -15,7 +15,6 @@ from benchmarks.gpu import ladder, networks
 from stillhouse.backends import RunnerOptions, backends, open_runner
 from stillhouse.backends.precision import half
 from stillhouse.backends.runner import GraphRunner
-from stillhouse.gpu import used
 from stillhouse.models.export import export_unet
 
 
@@ -109,7 +108,6 @@ def _measured(
     way: Way, graph: Path, given: ladder.Inputs, exact: Tensor | None, ends: ladder.Ends, steps: int
 ) -> Mapping[str, Any]:
     device = given[0].device.type
-    before = used(0) if device != "cpu" else None
     names = ("sample", "timestep", "encoder_hidden_states", *(given[3] or {}))
     fed = (*given[:3], *(given[3] or {}).values())
     shapes = {name: tuple(tensor.shape) for name, tensor in zip(names, fed, strict=True)}
@@ -131,6 +129,4 @@ def _measured(
         return torch.from_numpy(output).to(given[0])
 
     with torch.inference_mode():
-        row = ladder.timed(said, given, exact, ends, 1, steps, fused=device != "cpu")
-    after = used(0) if device != "cpu" else None
-    return {**row, "gpu_bytes": 0 if before is None or after is None else max(0, after - before)}
+        return ladder.timed(said, given, exact, ends, 1, steps, fused=device != "cpu")

@@ -208,17 +208,30 @@ def rows(
             continue
         began = monotonic()
         try:
-            one = deepcopy(network) if rung.quantized or rung.offloaded else network
-            ends = Ends(model, device, dtype, images, fast=rung.fused)
-            row = _measured(one, rung, model in REGIONAL, given, exact, ends, images, steps)
-            del ends
+            with _lent(network, rung, device) as one:
+                row = _measured(model, one, rung, given, exact, images, steps)
             yield {**told, **row, "spent": monotonic() - began}
         except Exception as error:  # out of memory, or a compiler that gives up: a row all the same
             yield {**told, "reason": f"{type(error).__name__}: {error}".splitlines()[0]}
+        one = None  # a copy of a rung that failed
         torch._dynamo.reset()
         if device != "cpu":
             with suppress(RuntimeError):  # of a recording that broke
                 torch.cuda.empty_cache()
+
+
+@contextmanager
+def _lent(network: Any, rung: Rung, device: str) -> Iterator[Any]:
+    """The network; where a rung changes its weights, a copy, for which the network makes room on the GPU."""
+    if not (rung.quantized or rung.offloaded):
+        yield network
+        return
+    network.to("cpu")
+    try:
+        copy = deepcopy(network)
+        yield copy if rung.offloaded else copy.to(device)
+    finally:
+        network.to(device)
 
 
 def exact_of(network: Any, given: Inputs) -> Tensor:
@@ -233,19 +246,13 @@ def exact_of(network: Any, given: Inputs) -> Tensor:
 
 
 def _measured(
-    network: Any,
-    rung: Rung,
-    regional: bool,
-    given: Inputs,
-    exact: Tensor | None,
-    ends: Ends,
-    images: int,
-    steps: int,
+    model: str, network: Any, rung: Rung, given: Inputs, exact: Tensor | None, images: int, steps: int
 ) -> Mapping[str, Any]:
     device = given[0].device.type
+    ends = Ends(model, device, given[0].dtype, images, fast=rung.fused)
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
-    with _arranged(network, rung, regional, given) as module, _without_gradients(rung):
+    with _arranged(network, rung, model in REGIONAL, given) as module, _without_gradients(rung):
         row = timed(module, given, exact, ends, images, steps, fused=rung.fused)
     return {**row, "gpu_bytes": 0 if device == "cpu" else torch.cuda.max_memory_allocated()}
 

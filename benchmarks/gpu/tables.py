@@ -36,7 +36,7 @@ def ladder(results: Mapping[str, Any]) -> str:
             rows.append([*told, row["reason"], *[""] * 5])
             continue
         ratios = [f"{beside / row['seconds']:.2f}x" if (beside := other.get(_kind(row))) else "" for other in others]
-        step, memory = _step(row.get("step", {})), f"{row['gpu_bytes'] / 2**30:.1f} GiB"
+        step, memory = _step(row.get("step", {})), f"{row['gpu_bytes'] / 2**30:.1f} GiB" if "gpu_bytes" in row else ""
         fidelity = f"{row['sqnr']:.0f} dB" if "sqnr" in row else ""
         rows.append([*told, f"{row['seconds']:.2f}", *ratios, step, memory, fidelity])
     head = [
@@ -47,7 +47,7 @@ def ladder(results: Mapping[str, Any]) -> str:
         "seconds, text to pixels in 50 guided steps",
         *(f"against {name}" for name in _BESIDE),
     ]
-    head += ["a step, median (least to 95 %)", "GPU memory", "SQNR against float32"]
+    head += ["a step, median (least to 95 %)", "GPU memory of torch's", "SQNR against float32"]
     return f"{grid(head, rows)}\n{_gpu(results)}"
 
 

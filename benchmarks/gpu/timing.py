@@ -2,6 +2,7 @@
 
 import subprocess
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from statistics import median
@@ -128,10 +129,14 @@ def facts(device: str) -> dict[str, Any]:
 def clocks() -> dict[str, Any]:
     """The driver, and the clocks as they are now, in MHz; what the driver's own program does not tell is left out."""
     names = {"driver": "driver_version", "sm_clock": "clocks.sm", "memory_clock": "clocks.mem"}
-    command = ["nvidia-smi", f"--query-gpu={','.join(names.values())}", "--format=csv,noheader,nounits", "--id=0"]
+    command = ["nvidia-smi", f"--query-gpu={','.join(names.values())}", "--format=csv,noheader,nounits"]
+    with suppress(AttributeError, RuntimeError, AssertionError):  # which of several is the first that this process sees
+        command.append(f"--id=GPU-{torch.cuda.get_device_properties(0).uuid}")
     try:
         said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.split(",")
     except (OSError, subprocess.SubprocessError):
         return {}
     told = dict(zip(names, (one.strip() for one in said), strict=False))
-    return {name: int(value) if value.isdigit() else value for name, value in told.items()}
+    return {
+        name: int(one) if name != "driver" else one for name, one in told.items() if name == "driver" or one.isdigit()
+    }

@@ -11,7 +11,7 @@ import torch
 
 import stillhouse
 from stillhouse.accelerate.candidate import Candidate
-from stillhouse.accelerate.child import OUTPUTS, Child
+from stillhouse.accelerate.child import CROWD, OUTPUTS, Child
 from stillhouse.accelerate.probe import Probe, read_probes, write_probes
 from stillhouse.accelerate.task import Task
 from stillhouse.backends.runner import GraphRunner
@@ -122,3 +122,21 @@ def test_a_static_decoder_that_sees_tiles_is_opened_for_a_tile(tmp_path: Path) -
         (made[tile],) = read_probes(folder / OUTPUTS)[0].feeds.values()
     assert made["32"].shape == made[None].shape
     assert np.corrcoef(made["32"].ravel(), made[None].ravel())[0, 1] > 0.9
+
+
+def test_a_batch_is_brought_to_the_sizes_that_a_network_is_open_for(
+    task: Task, stayed: list[Mapping[str, Any]]
+) -> None:
+    """As a pipeline brings it: an engine has no others."""
+    static = Candidate("unet", "torch", options={"shapes": "static", "rows": "1,2"})
+    answers = {}
+    for candidate in (static, task.candidate):
+        child = Child(replace(task, candidate=candidate))
+        child.open()
+        child.crowd(5)
+        (answers[candidate.name],) = read_probes(child.folder / CROWD)[0].feeds.values()
+    ours, theirs = answers.values()
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    child = Child(replace(task, candidate=static))
+    assert child.batch(5, 1) > 0
+    assert [len(feeds["sample"]) for feeds in stayed] == [2, 2, 1]

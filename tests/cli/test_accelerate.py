@@ -105,6 +105,8 @@ def test_a_check_fails_where_the_bound_is_missed(swept: Path, capsys: pytest.Cap
         ("model.onnx -o out --inputs none.npz", "none.npz", None),
         ("model.onnx -o out --inputs file.txt", "file.txt", None),
         ("model.onnx -o out --shape images=1x3", "images", None),
+        ("model.onnx -o out --shape other=1x3", "other", "images"),
+        ("model.onnx -o out --rows 2,4", "--rows of model.onnx", "the U-Net of a pipeline"),
         ("model.onnx -o out --shape wide", "'wide'", "NAME=1x3x224x224"),
         ("model.onnx -o out --budget soon", "'soon'", "10m"),
         ("model.onnx -o out --student nothing", "no model 'nothing'", "shapes"),
@@ -164,10 +166,11 @@ def test_a_gpu_that_a_config_names_where_there_is_none(monkeypatch: pytest.Monke
         assert device_of(3) == "auto"
 
 
-@pytest.mark.parametrize(("told", "named"), [("3", "cuda:3"), ("cuda:1", "cuda:1"), ("gpu", "cuda")])
+@pytest.mark.parametrize("told", ["3", "cuda:1", "gpu"])
 def test_a_gpu_that_a_flag_names_must_be_there(
-    told: str, named: str, refused: Refused, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    told: str, refused: Refused, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("stillhouse.cli.accelerate.gpus", tuple)
-    assert f"there is no GPU {named}" in refused("accelerate", "shapes", "-o", str(tmp_path / "out"), "--device", told)
+    monkeypatch.setattr("stillhouse.cli.accelerate.no_gpu", lambda: "the driver finds no GPU")
+    said = refused("accelerate", "shapes", "-o", str(tmp_path / "out"), "--device", told)
+    assert "and the driver finds no GPU" in said and "allowed: auto, cpu" in said
     assert not (tmp_path / "out").exists()

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -31,9 +31,10 @@ from stillhouse.diffusion import NUMPY, Arrays
 from stillhouse.errors import StillhouseError
 from stillhouse.gpu import index_of, used
 from stillhouse.measure.memory import give_back
+from stillhouse.models.buckets import parts, run_in_parts
 from stillhouse.models.manifest import Component, Defaults, Manifest, read_manifest
 from stillhouse.models.pipeline import Draft, Pipeline
-from stillhouse.models.runners import UNET, open_component
+from stillhouse.models.runners import UNET, is_opened_anew, open_component, sizes_of
 from stillhouse.parent import end_with_parent
 
 _QUICK = 3.0
@@ -108,9 +109,14 @@ class Child:
         """Run so many rows of the probes in one call, and write what came back."""
         batch = gathered(self.probes, crowd(self.probes, rows))
         component = component_of(self.task.candidate, str(self.graph), "")
-        takes_any = "axes" in component.settings or reopened_for(component.backend, component.settings) != "shapes"
-        is_other = component.static and not takes_any
-        answers = self._network(component, batch.feeds)(batch.feeds) if is_other else self._run(batch)
+        answers: Mapping[str, Any]
+        is_other = component.static and reopened_for(component.backend, component.settings) == "shapes"
+        if is_other and "axes" not in component.settings:
+            answers = self._network(component, batch.feeds)(batch.feeds)
+        elif sizes := self._sizes(component):
+            answers = run_in_parts(batch.feeds, sizes, NUMPY, self._running())
+        else:
+            answers = self._run(batch)
         write_probes(self.folder / CROWD, [Probe(batch.label, answers)])
 
     def time(self, calls: int) -> float:
@@ -130,11 +136,17 @@ class Child:
 
     def batch(self, rows: int, calls: int) -> float:
         """Seconds a row, of batches of so many rows: the least of `calls`, which one to warm up precedes if several."""
-        run = self._ready({n: np.resize(array, (rows, *array.shape[1:])) for n, array in self.probes[0].feeds.items()})
+        sizes = self._sizes(component_of(self.task.candidate, str(self.graph), ""))
+        fed = [one for _, one in parts(rows, sizes)] if sizes else [rows]
+        runs = [
+            self._ready({n: np.resize(array, (size, *array.shape[1:])) for n, array in self.probes[0].feeds.items()})
+            for size in fed
+        ]
         taken = []
         for _ in range(calls + (calls > 1)):
             began = perf_counter()
-            run()
+            for run in runs:
+                run()
             self._settle()
             taken.append(perf_counter() - began)
         return min(taken[-calls:]) / rows
@@ -156,6 +168,10 @@ class Child:
         began = perf_counter()
         self._made(asked)
         return perf_counter() - began
+
+    def _sizes(self, component: Component) -> tuple[int, ...]:
+        """Of batches that it is open for, where these are several; empty: any."""
+        return () if is_opened_anew(component) or "axes" in component.settings else sizes_of(component)
 
     def _network(self, component: Component, feeds: Feeds) -> Runner:
         """A network that takes these; threads are the candidate's own where it names them: that is what it is about."""

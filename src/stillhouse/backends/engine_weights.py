@@ -15,6 +15,7 @@ import numpy as np
 
 from stillhouse.backends.graph import load_graph
 from stillhouse.backends.plain import Constant, initializers
+from stillhouse.backends.torch_device import EXCLUSIVE
 from stillhouse.errors import BackendFailed
 
 _AS_STORED = re.compile(r"network\.(?P<layer>.+)\.weight(\.stored)?(\.half)?")
@@ -95,7 +96,7 @@ class EngineWeights:
             return
         held: dict[str, Any] = {}  # TensorRT keeps addresses, until it is told to forget them
         try:
-            with self.torch.cuda.device(self.device):
+            with EXCLUSIVE, self.torch.cuda.device(self.device):
                 for layer in sorted(self._changed | changed.keys()):
                     self._give(layer, changed[layer] if layer in changed else self.plain(layer), held)
                 # Layers that became one, as queries with keys and values, are refitted together.

@@ -3,6 +3,8 @@ names it."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,6 +16,7 @@ from stillhouse.backends.feeds import bound, fixed
 from stillhouse.backends.runner import GraphRunner, RunnerOptions, Tensors
 from stillhouse.backends.runtime import INSTALL, BackendStatus, reported, require
 from stillhouse.backends.signature import IR, Signature
+from stillhouse.backends.torch_device import EXCLUSIVE
 from stillhouse.check import check_choice
 from stillhouse.core import TensorSpec
 from stillhouse.errors import BackendFailed, InvalidRequest, RuntimeMissing, UnsupportedPrecision
@@ -77,12 +80,17 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
     inputs = tuple(_spec(node, axes[node.name]) for node in session.get_inputs())
     outputs = tuple(_spec(node, node.shape) for node in session.get_outputs())
     names = [spec.name for spec in outputs]
+    alone = nullcontext() if providers == [_PROVIDERS["cpu"]] else EXCLUSIVE
+
+    def run(feeds: Tensors) -> list[NDArray[Any]]:
+        with alone:
+            answers: list[NDArray[Any]] = session.run(names, feeds)
+        return answers
+
     # A network without heavy operations computes in the types that its graph names.
     executed = set(census) or {signature.arithmetic}
     precision = executed.pop() if len(executed) == 1 else "mixed"
-    return GraphRunner(
-        graph, _NAME, precision, inputs, outputs, axes, lambda feeds: session.run(names, feeds), census=census
-    )
+    return GraphRunner(graph, _NAME, precision, inputs, outputs, axes, run, census=census)
 
 
 def evaluator(model: bytes, directory: Path) -> Callable[[Tensors], dict[str, NDArray[Any]]]:
@@ -118,7 +126,8 @@ def _providers(runtime: Any, asked: str) -> list[str]:
     if wanted[0] not in runtime.get_available_providers():
         raise RuntimeMissing(f"this build of {_NAME} has no provider {asked}", fix=_BUILD)
     if asked != "cpu" and hasattr(runtime, "preload_dlls"):
-        runtime.preload_dlls()  # CUDA's libraries as pip installs them lie where no loader looks
+        with redirect_stdout(StringIO()):  # it prints what it does
+            runtime.preload_dlls()  # CUDA's libraries as pip installs them lie where no loader looks
     return list(dict.fromkeys(wanted))
 
 

@@ -23,7 +23,8 @@ INSTALL = {
     "tensorrt_rtx": "pip install tensorrt-rtx",
     "accelerate": "pip install 'stillhouse[train]'",
 }
-_ROOM = "smaller pictures, fewer together, a decoder in tiles, or weights in the processor's memory take less"
+LESS = "smaller pictures, fewer together, a decoder in tiles, or weights in the processor's memory take less"
+"""What helps where a GPU's memory is too small."""
 # OpenVINO puts the sources and checks that an exception passed through above what went wrong.
 _PREAMBLE = re.compile(
     r"Exception from |Check '.*' failed at |Loading input model|FrontEnd API failed|Model wasn't fully|Summary:|$"
@@ -69,7 +70,7 @@ def reported(backend: str, graph: Path, verb: str) -> Iterator[None]:
         raise
     except Exception as error:
         told = useful_line(str(error))
-        fix = _ROOM if "out of memory" in told.lower() else None
+        fix = LESS if "out of memory" in told.lower() else None
         raise BackendFailed(f"{backend} could not {verb} {graph}: {told}", fix=fix) from error
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from stillhouse.backends.engine import Chip, Profile, Shape, Shapes, batches_of, found_or_built, graph_key, shapes_of
 from stillhouse.backends.engine_weights import EngineWeights, Place, places
 from stillhouse.backends.runner import GraphRunner, RunnerOptions, Tensors
-from stillhouse.backends.runtime import INSTALL, BackendStatus, reported, require
+from stillhouse.backends.runtime import INSTALL, LESS, BackendStatus, reported, require
 from stillhouse.backends.signature import IR, Axes, Signature
 from stillhouse.backends.torch_device import CUDA, EXCLUSIVE, imported, kind_of
 from stillhouse.check import check_choice
@@ -396,7 +396,7 @@ class Engine:
                 self._memory.STATIC if is_one else self._memory.ON_PROFILE_CHANGE
             )
             if context is None:
-                raise BackendFailed("there is too little GPU memory for the engine's activations")
+                raise BackendFailed("there is too little GPU memory for the engine's activations", fix=LESS)
             if not is_one and not context.set_optimization_profile_async(profile, self._stream()):
                 raise BackendFailed(
                     f"the engine does not take its profile {profile}, or there is too little GPU memory"

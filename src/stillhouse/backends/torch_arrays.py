@@ -42,7 +42,7 @@ def fused_on(device: str) -> Fused | None:
         from stillhouse.backends.kernels.guided_step import WEIGHTS, guided_step  # here and not above: it needs Triton
 
         one = torch.zeros(1, 4, 8, 8, device=device)
-        for past in (None, one):  # so that no picture waits for either
+        for past in (None, one):  # so that no picture waits until either is compiled
             guided_step(one, one, one.new_zeros(1, 2, dtype=torch.int32), one.new_zeros(1, len(WEIGHTS)), past)
     except Exception as error:  # without a compiler of C, for one, Triton runs nothing
         told = useful_line(f"{error}") or type(error).__name__

@@ -52,9 +52,16 @@ class KernelAttention:
         self.kernel = KERNELS[kernel]
 
     def __call__(
-        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **unused: Any
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **unused: Any,
     ) -> Tensor:
-        """Tokens [B, N, D] of tokens [B, N, D] and, of another text or picture, [B, M, E]."""
+        """Tokens [B, N, D] of tokens [B, N, D] and, of a text, [B, M, E]. InvalidRequest where there is a mask."""
+        if attention_mask is not None:
+            raise InvalidRequest("a mask for attention by one kernel", allowed="none, as U-Nets have it")
         heads = (
             part.reshape(*part.shape[:-1], attn.heads, -1).transpose(1, 2)
             for part in _projected(attn, hidden_states, encoder_hidden_states)

@@ -14,10 +14,10 @@ from stillhouse.gpu import check_index, gpus
 
 CPU, CUDA = "cpu", "cuda"
 EXCLUSIVE = RLock()
-"""Held by whoever launches, records, tunes or builds on a GPU, where a finisher decodes while pictures are drawn. To
-record, tune or build waits for all of the GPU, which spoils what another thread records meanwhile; torch records one
-thing at a time; and Triton's tuners and torch's switches, like that of TF32, know no threads. What was launched runs on
-when the lock is free again."""
+"""Held by whoever runs, records, tunes or builds a network on a GPU, where a finisher decodes while another thread
+draws. To record, tune or build waits for all of the GPU, which spoils what another thread records meanwhile; torch
+records one thing at a time; and Triton's tuners and torch's switches, like that of TF32, know no threads. What was
+launched runs on when the lock is free again."""
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 _BUILT_FOR = re.compile(r"^cuda(?:: [^=]+)? = '([^']+)'", re.MULTILINE)
 _BUILD = "install the build of torch for your GPU's driver, as its website says"

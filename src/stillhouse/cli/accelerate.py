@@ -17,6 +17,7 @@ from stillhouse.accelerate.students import settle_students
 from stillhouse.accelerate.sweep import sweep
 from stillhouse.accelerate.target import settle
 from stillhouse.accelerate.views.console import table
+from stillhouse.backends.feeds import bound
 from stillhouse.backends.signature import read_signature
 from stillhouse.backends.torch_device import CUDA
 from stillhouse.cli.arguments import duration, number, positive, size_in_bytes
@@ -47,7 +48,9 @@ def declare(parser: ArgumentParser) -> None:
     parser.add_argument("--inputs", type=Path, metavar="FILE.npz", help="real inputs of a bare .onnx file")
     parser.add_argument("--shape", action="append", default=[], type=named_shape, metavar="NAME=1x3x224x224")
     parser.add_argument("--device", type=device_named, metavar="NAME", help="auto, cpu, gpu, or the index of a GPU")
-    parser.add_argument("--rows", type=sizes, default=(), metavar="1,2,4", help="of batches that a server will make")
+    parser.add_argument(
+        "--rows", type=sizes, default=(), metavar="1,2,4", help="of batches that the U-Net is opened for"
+    )
     parser.add_argument("--price", type=number, metavar="MONEY", help="of an hour of this machine, for --goal cost")
 
 
@@ -109,6 +112,8 @@ def _there(told: str | int) -> str:
     if told in ("auto", "cpu"):
         return str(told)
     device = CUDA if told == "gpu" else f"{CUDA}:{told}"
+    if missing := no_gpu():
+        raise InvalidRequest(f"device {told}, and {missing}", allowed="auto, cpu")
     if wrong := check_index(device, gpus()):
         raise InvalidRequest(wrong, allowed="auto, cpu, gpu, or the index of one")
     return device
@@ -146,6 +151,9 @@ def _check_network(graph: Path, asked: Asked, config: Config | None) -> None:
     signature = read_signature(graph)
     if config is not None:
         check_against(config, signature)
+    bound(asked.shapes, signature.inputs)
+    if asked.rows:
+        raise InvalidRequest(f"--rows of {graph}", allowed="sizes of batches for the U-Net of a pipeline")
     if asked.inputs:
         read_inputs(asked.inputs, graph)
     else:

@@ -4,8 +4,9 @@ An engine that this machine does not have, or a precision that errs here, would 
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -14,11 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillhouse.backends.runner import Runner, RunnerOptions
+from stillhouse.diffusion import NUMPY
 from stillhouse.errors import StillhouseError
 from stillhouse.measure.fidelity import compare
 from stillhouse.measure.machine import machine
+from stillhouse.models.buckets import run_in_parts
 from stillhouse.models.manifest import Component, Manifest, Tuned
-from stillhouse.models.runners import UNET, is_opened_anew, open_component
+from stillhouse.models.runners import UNET, is_opened_anew, open_component, sizes_of
 
 CROWD = 8
 """Rows of the U-Net that are tried in one call, too: engines take other kernels for them than for one picture's."""
@@ -88,7 +91,9 @@ def _fastest(
         told = ""
         if worst >= tuned.min_sqnr and name == UNET and not is_opened_anew(component) and component.streams == 1:
             told = f" of {CROWD} rows together"
-            worst = _crowded(runner, feeds, wanted)
+            sizes = sizes_of(component)
+            many = partial(run_in_parts, rows=sizes, arrays=NUMPY, run=runner) if sizes else runner
+            worst = _crowded(many, feeds, wanted)
         if worst < tuned.min_sqnr:
             given = f"{_name(component)} errs here: SQNR {worst:.1f} dB{told}, the bound is {tuned.min_sqnr:.1f}"
             refused.append(given)
@@ -103,7 +108,11 @@ def _fastest(
     return Retuned(choices[place], place, seconds, tuple(refused))
 
 
-def _crowded(runner: Runner, feeds: Mapping[str, NDArray[Any]], wanted: Mapping[str, NDArray[Any]]) -> float:
+def _crowded(
+    runner: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+    feeds: Mapping[str, NDArray[Any]],
+    wanted: Mapping[str, NDArray[Any]],
+) -> float:
     """The worst SQNR of as many rows in one call as a server makes of several pictures."""
     many, more = (
         {name: np.resize(array, (CROWD, *array.shape[1:])) for name, array in arrays.items()}

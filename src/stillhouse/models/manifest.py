@@ -34,8 +34,9 @@ class Component:
     """One network: its graph, the file that holds its weights, and what should run it. Paths are relative.
 
     `backend`, `precision`, `streams`, `threads` and `settings` are as in `backends.RunnerOptions`. With more than one
-    stream the network is opened for the shapes of a row. Where `static`, it is opened for the very shapes that it is
-    fed, and batches are brought to the sizes in `rows` (see `buckets`; empty: `buckets.ROWS`).
+    stream the network is opened for the shapes of a row. Where `static`, batches are brought to the sizes in
+    `rows` (see `buckets`; empty: `buckets.ROWS`), and it is opened for the very shapes that it is then fed; once for
+    several where its backend can do that as well, see `registry.reopened_for`.
     """
 
     graph: str

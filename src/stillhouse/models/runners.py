@@ -81,8 +81,8 @@ class Runners:
 
         Args:
             name: a component of the manifest, or one of the U-Net's depths.
-            shapes: what it will be fed. It is opened for the shapes of a row where its rows run apart, for these
-                very shapes where it is static, and once for all shapes otherwise.
+            shapes: what it will be fed. It is opened for the shapes of a row where its rows run apart; where it is
+                static for these very shapes, or for these with all sizes of batches; and once for all otherwise.
         """
         asked = self._asked(name)
         key = (name, tuple(opened_for(asked, shapes).items()))
@@ -170,7 +170,8 @@ class Runners:
 
 
 def opened_for(component: Component, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """The static shapes that a component is opened for when it is fed these: of a row, of all of them, or none."""
+    """The static shapes that a component is opened for when it is fed these: of a row, of all of them, of the largest
+    batch where it serves the smaller ones, too, or none."""
     if component.streams > 1:
         return {name: (1, *shape[1:]) if shape else () for name, shape in shapes.items()}
     anew = reopened_for(component.backend, component.settings) if component.static else "nothing"
