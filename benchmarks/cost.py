@@ -1,10 +1,10 @@
 """What a picture costs, from plain diffusers to a student: `python -m benchmarks.cost shapes` (or `sd15`).
 
-Every way is a process of its own, and all of them take turns. `shapes`: the embedded model and its students, as they
-come and as `stillhouse accelerate` left them. `sd15`: the size of Stable Diffusion 1.5 with random weights and a tiny
-decoder, for speed alone: what a network draws does not change how long it takes. There, too, students are measured as
-they come and accelerated, within a quarter of an hour; a plain picture is put together of its text, 35 guided
-evaluations, of which one is timed in each round, and its decoding.
+Every way is a process of its own that takes turns with plain diffusers. `shapes`: the embedded model and its students,
+as they come and as `stillhouse accelerate` left them. `sd15`: the size of Stable Diffusion 1.5 with random weights and
+a tiny decoder, for speed alone: what a network draws does not change how long it takes. There, too, students are
+measured as they come and accelerated, within a quarter of an hour; a plain picture is put together of its text, 35
+guided evaluations, of which one is timed in each round, and its decoding.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from time import perf_counter
 
 from benchmarks.record import record
 from benchmarks.subject import GUIDANCE, PROMPT, STEPS, Prepare, Subject, become
-from stillhouse.measure.clock import alternate, paired_ratio, summarise
+from stillhouse.measure.clock import Ratio, alternate, paired_ratio, summarise
 from stillhouse.models.load import EMBEDDED
 
 BUILD = Path("build")
@@ -43,25 +43,34 @@ def main() -> None:
     parser.add_argument("which", choices=("shapes", "sd15"))
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--as-they-come", action="store_true", help="of sd15: leave the sweep out")
+    parser.add_argument("--prepare", action="store_true", help="of sd15: only make the students")
     arguments = parser.parse_args()
-    if arguments.which == "shapes":
-        _prepare_shapes()
-        ways = _shapes()
-        _measure("cost", ways, arguments.rounds or 15)
-    else:
+    if arguments.prepare:
         _prepare_sd15(is_swept=not arguments.as_they_come)
-        _measure("cost_sd15", _sd15(is_swept=not arguments.as_they_come), arguments.rounds or 3)
+    elif arguments.which == "shapes":
+        _prepare_shapes()
+        _measure("cost", [_shapes()], arguments.rounds or 15)
+    else:
+        # In a process that gives its memory back, since it holds three networks of this size.
+        subprocess.run([sys.executable, "-m", "benchmarks.cost", *sys.argv[1:], "--prepare"], check=True)
+        # In pairs, since more of them at once do not fit beside each other into 24 GiB.
+        students = _sd15(is_swept=not arguments.as_they_come)
+        _measure("cost_sd15", [(_PLAIN_SD15, way) for way in students], arguments.rounds or 3)
 
 
-def _measure(name: str, ways: Sequence[str], rounds: int) -> None:
-    threads = len(os.sched_getaffinity(0))
-    with ExitStack() as stack:
-        subjects = {way: stack.enter_context(Subject(way, threads, "benchmarks.cost")) for way in ways}
-        seconds = alternate(subjects, rounds)
-    rows = {
-        way: {"seconds": asdict(summarise(taken)), "ratio": asdict(paired_ratio(seconds[PLAIN_OF[name]], taken))}
-        for way, taken in seconds.items()
-    }
+def _measure(name: str, together: Sequence[Sequence[str]], rounds: int) -> None:
+    """All ways of a group take turns; every group has the plain one, which their ratios refer to."""
+    threads, plain = len(os.sched_getaffinity(0)), PLAIN_OF[name]
+    taken: dict[str, list[float]] = {}
+    ratios: dict[str, Ratio] = {}
+    for ways in together:
+        with ExitStack() as stack:
+            subjects = {way: stack.enter_context(Subject(way, threads, "benchmarks.cost")) for way in ways}
+            seconds = alternate(subjects, rounds)
+        for way, own in seconds.items():
+            taken.setdefault(way, []).extend(own)
+            ratios[way] = paired_ratio(seconds[plain], own)
+    rows = {way: {"seconds": asdict(summarise(own)), "ratio": asdict(ratios[way])} for way, own in taken.items()}
     record(name, {"steps": STEPS, "threads": threads, "rounds": rounds, "rows": rows})
     for way, row in rows.items():
         print(f"{way:60} {row['seconds']['median']:8.3f} s  {row['ratio']['value']:.1f}x")
@@ -207,8 +216,7 @@ def _shapes() -> list[str]:
 
 
 def _sd15(is_swept: bool) -> list[str]:
-    students = [way for way in _SUBJECTS if way.startswith("student") and (is_swept or way.endswith(_AS_IT_COMES))]
-    return [_PLAIN_SD15, *students]
+    return [way for way in _SUBJECTS if way.startswith("student") and (is_swept or way.endswith(_AS_IT_COMES))]
 
 
 if __name__ == "__main__":

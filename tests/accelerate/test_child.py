@@ -15,6 +15,7 @@ from stillhouse.accelerate.child import CROWD, OUTPUTS, Child
 from stillhouse.accelerate.probe import Probe, read_probes, write_probes
 from stillhouse.accelerate.task import Task
 from stillhouse.backends.runner import GraphRunner
+from stillhouse.models.manifest import Component
 
 UNET = Path(stillhouse.__file__).parent / "models/shapes/weights/unet/model.onnx"
 
@@ -53,7 +54,7 @@ def test_a_u_net_is_timed_on_arrays_that_lie_where_it_runs(task: Task, stayed: l
     child.open()
     assert child.time(2) > 0
     assert child.batch(3, 1) > 0
-    assert [len(feeds["sample"]) for feeds in stayed] == [2, 2, 2, 3]
+    assert [len(feeds["sample"]) for feeds in stayed] == [2, 2, 2, 3, 3], "each once before it is timed"
     assert all(isinstance(array, torch.Tensor) for feeds in stayed for array in feeds.values())
     assert not torch.equal(stayed[1]["sample"], stayed[2]["sample"]), "one probe after the other"
 
@@ -139,4 +140,23 @@ def test_a_batch_is_brought_to_the_sizes_that_a_network_is_open_for(
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
     child = Child(replace(task, candidate=static))
     assert child.batch(5, 1) > 0
-    assert [len(feeds["sample"]) for feeds in stayed] == [2, 2, 1]
+    assert [len(feeds["sample"]) for feeds in stayed] == [2, 2, 1] * 2
+
+
+@pytest.mark.parametrize(("rows", "opened"), [(2, [2]), (8, [2, 8])])
+def test_a_batch_that_a_network_was_not_opened_for_is_timed_on_one_that_is(
+    rows: int, opened: list[int], task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a pipeline opens it: a network for each size."""
+    sizes: list[int] = []
+    network = Child._network
+
+    def noted(child: Child, component: Component, feeds: Mapping[str, Any]) -> Any:
+        sizes.append(len(feeds["sample"]))
+        return network(child, component, feeds)
+
+    monkeypatch.setattr(Child, "_network", noted)
+    child = Child(replace(task, candidate=Candidate("unet", "openvino", options={"shapes": "static"})))
+    child.open()
+    assert child.batch(rows, 1) > 0
+    assert sizes == opened

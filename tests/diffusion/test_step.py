@@ -15,7 +15,7 @@ from stillhouse.diffusion.samplers import Evaluation, Past
 from stillhouse.diffusion.step import WEIGHTS, step
 
 SHAPE = (2, 3, 5)
-KNOWN = sorted(name for name, sampler in SAMPLERS.items() if sampler.reaches is not None)
+KNOWN = sorted(name for name, sampler in SAMPLERS.items() if sampler.aims_at != "elsewhere")
 PLAN = {name: SAMPLERS[name].plan(grid(Schedule(zero_terminal_snr=True), 5)) for name in KNOWN}
 
 
@@ -47,13 +47,13 @@ def weights(scale: float, evaluation: Evaluation, *, has_past: bool) -> tuple[An
 @given(st.lists(st.tuples(st.sampled_from(KNOWN), st.integers(0, 4), st.floats(1, 9)), min_size=1, max_size=4))
 @settings(max_examples=60)
 def test_it_is_each_samplers_own_step(pictures: list[tuple[str, int, float]]) -> None:
-    """Of every sampler that `reaches` tells of, without its noise; against `Sampler.step` in float64."""
+    """Of every sampler of which it is known where it aims, without its noise; against `Sampler.step` in float64."""
     z = np.stack([gaussian(place, START, SHAPE) for place in range(len(pictures))])
     answers = np.stack([gaussian(place, 9, SHAPE) for place in range(2 * len(pictures))])
     past = np.stack([gaussian(place, 8, SHAPE) for place in range(len(pictures))])
     told, rows = [], []
     for place, (name, index, scale) in enumerate(pictures):
-        told.append(weights(scale, PLAN[name][index], has_past=bool(SAMPLERS[name].reaches)))
+        told.append(weights(scale, PLAN[name][index], has_past=SAMPLERS[name].aims_at == "beyond"))
         rows.append((2 * place, 2 * place + 1) if place % 2 else (2 * place, 2 * place))
     moved, clean = step(z, answers, rows, told, past, NUMPY)
     for place, (name, index, scale) in enumerate(pictures):
@@ -93,13 +93,13 @@ def test_a_kernel_is_told_all_of_it() -> None:
 
 @pytest.mark.parametrize("name", sorted(SAMPLERS))
 def test_a_sampler_tells_where_it_aims(name: str) -> None:
-    """`reaches` is what `aim` does: at x0, or half an interval beyond it, from where the picture is."""
+    """`aims_at` is what `aim` does: at x0, or half an interval beyond it, from where the picture is."""
     sampler = SAMPLERS[name]
-    if sampler.reaches is None:
+    if sampler.aims_at == "elsewhere":
         return
     z, seen, before = (gaussian(seed, START, SHAPE).astype(np.float64) for seed in range(3))
     for evaluation in sampler.plan(grid(Schedule(), 4)):
         origin, aim, _ = sampler.aim(z, seen, evaluation, Past(evaluation.at, z, before))
-        reach = evaluation.reach if sampler.reaches else 0.0
+        reach = evaluation.reach if sampler.aims_at == "beyond" else 0.0
         np.testing.assert_array_equal(origin, z)
         np.testing.assert_allclose(aim, seen + reach * (seen - before))

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from stillhouse.accelerate.build import component_of
+from stillhouse.accelerate.batches import BATCHES, curve, is_soon_open
 from stillhouse.accelerate.candidate import MADE, Candidate
 from stillhouse.accelerate.check import check_pictures, check_tensors, is_certain, judged, missed
 from stillhouse.accelerate.child import CROWD, OUTPUTS, PICTURES
@@ -22,15 +22,9 @@ from stillhouse.backends.signature import read_signature
 from stillhouse.core import ImageRequest
 from stillhouse.measure.clock import Ratio
 from stillhouse.models.manifest import Component, Defaults
-from stillhouse.models.runners import is_opened_anew
 
-BATCHES = (1, 2, 4, 8)
-LONG_CALL, FULL = 1.0, 0.95
-"""Seconds of a call from which the machine is taken to be full once a larger batch gains less than a twentieth."""
 LARGEST_TOGETHER = 256 << 20
 """Bytes of a graph and its weights up to which several are quantised at a time."""
-_SOON = 2.0
-"""Seconds to open a network and to run it once up to which it is asked for a batch that was not timed."""
 REPRODUCE = "reproduce.py"
 MADE_FOLDER = "made"
 """The folder, beside those of the trials, of the graphs that recipes make."""
@@ -245,11 +239,11 @@ def _raced(trial: Trial, subject: Subject, reference: Reference | None, bench: B
     ratio = outcome.ratio
     if reference is None:  # against itself: 1 by definition, with the spread of this machine around it
         ratio = Ratio(1.0, ratio.low / ratio.value, ratio.high / ratio.value)
-    trial = replace(trial, seconds=outcome.candidate, ratio=ratio, rows=bench.rows)
     batch = {str(bench.rows): outcome.candidate.median / bench.rows}
+    trial = replace(trial, seconds=outcome.candidate, ratio=ratio, rows=bench.rows, batch=batch)
     is_worth_it = reference is None or ratio.high >= bench.effort.hopeless
-    if bench.batches and is_worth_it and not is_opened_anew(component_of(trial.candidate, "", "")):
-        batch |= _curve(subject, bench.limit, outcome.candidate.median)
+    if bench.batches and is_worth_it:
+        batch = curve(trial, lambda rows, calls: float(subject.ask("batch", rows, calls, limit=bench.limit)))
     return replace(trial, batch=batch)
 
 
@@ -274,27 +268,12 @@ def _crowded(trial: Trial, subject: Subject, outputs: Sequence[Probe], bench: Be
 def _rows_together(trial: Trial, bench: Bench) -> int:
     """The largest batch that was timed; where none was, a server's largest, if that is soon done."""
     timed = max(map(int, trial.batch), default=0)
-    seconds = (trial.seconds.median if trial.seconds else 0.0) + (trial.open_seconds or 0.0)
-    return BATCHES[-1] if bench.batches and timed == bench.rows and seconds < _SOON else timed
+    return BATCHES[-1] if bench.batches and timed == bench.rows and is_soon_open(trial) else timed
 
 
 def lap_of(subject: Subject, limit: float) -> Callable[[int], float]:
     """The subject as `race` takes it."""
     return lambda calls: float(subject.ask("time", calls, limit=limit))
-
-
-def _curve(subject: Subject, limit: float, seconds: float) -> dict[str, float]:
-    curve: dict[str, float] = {}
-    for rows in BATCHES:
-        try:
-            row = float(subject.ask("batch", rows, 3 if seconds < 1 else 1, limit=limit))
-        except SubjectFailed:
-            break
-        is_full = seconds > LONG_CALL and curve and row > FULL * min(curve.values())
-        curve[str(rows)] = row
-        if is_full:
-            break
-    return curve
 
 
 def _drawn(subject: Subject, bench: Bench) -> Drawn:

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -109,14 +109,8 @@ class Child:
         """Run so many rows of the probes in one call, and write what came back."""
         batch = gathered(self.probes, crowd(self.probes, rows))
         component = component_of(self.task.candidate, str(self.graph), "")
-        answers: Mapping[str, Any]
-        is_other = component.static and reopened_for(component.backend, component.settings) == "shapes"
-        if is_other and "axes" not in component.settings:
-            answers = self._network(component, batch.feeds)(batch.feeds)
-        elif sizes := self._sizes(component):
-            answers = run_in_parts(batch.feeds, sizes, NUMPY, self._running())
-        else:
-            answers = self._run(batch)
+        sizes, runner = self._sizes(component), self._fitting(component, batch.feeds)
+        answers = run_in_parts(batch.feeds, sizes, NUMPY, runner) if sizes else runner(batch.feeds)
         write_probes(self.folder / CROWD, [Probe(batch.label, answers)])
 
     def time(self, calls: int) -> float:
@@ -124,7 +118,7 @@ class Child:
 
         By that one the caches are this process's own again, and threads of others that wait by spinning have stopped.
         """
-        ready = [self._ready(probe.feeds) for probe in self.probes[:calls]]
+        ready = [self._ready(probe.feeds, self._running()) for probe in self.probes[:calls]]
         if calls > 1:
             ready[0]()
         self._settle()
@@ -135,15 +129,15 @@ class Child:
         return perf_counter() - began
 
     def batch(self, rows: int, calls: int) -> float:
-        """Seconds a row, of batches of so many rows: the least of `calls`, which one to warm up precedes if several."""
-        sizes = self._sizes(component_of(self.task.candidate, str(self.graph), ""))
-        fed = [one for _, one in parts(rows, sizes)] if sizes else [rows]
-        runs = [
-            self._ready({n: np.resize(array, (size, *array.shape[1:])) for n, array in self.probes[0].feeds.items()})
-            for size in fed
-        ]
+        """Seconds a row, of batches of so many rows: the least of `calls`, which one precedes that is not counted."""
+        component = component_of(self.task.candidate, str(self.graph), "")
+        sizes = self._sizes(component)
+        runs = []
+        for size in [one for _, one in parts(rows, sizes)] if sizes else [rows]:
+            feeds = {n: np.resize(array, (size, *array.shape[1:])) for n, array in self.probes[0].feeds.items()}
+            runs.append(self._ready(feeds, self._fitting(component, feeds)))
         taken = []
-        for _ in range(calls + (calls > 1)):
+        for _ in range(calls + 1):
             began = perf_counter()
             for run in runs:
                 run()
@@ -172,6 +166,14 @@ class Child:
     def _sizes(self, component: Component) -> tuple[int, ...]:
         """Of batches that it is open for, where these are several; empty: any."""
         return () if is_opened_anew(component) or "axes" in component.settings else sizes_of(component)
+
+    def _fitting(self, component: Component, feeds: Feeds) -> Runner:
+        """The network that is open or, where that takes no batch of this size, another one, opened for these."""
+        is_fixed = component.static and component.streams == 1 and "axes" not in component.settings
+        is_fixed = is_fixed and reopened_for(component.backend, component.settings) == "shapes"
+        if is_fixed and any(array.shape != feeds[name].shape for name, array in self.probes[0].feeds.items()):
+            return self._tiled(self._network(component, feeds))
+        return self._running()
 
     def _network(self, component: Component, feeds: Feeds) -> Runner:
         """A network that takes these; threads are the candidate's own where it names them: that is what it is about."""
@@ -205,9 +207,8 @@ class Child:
         assert self._runner is not None
         return self._runner
 
-    def _ready(self, feeds: Feeds) -> Callable[[], object]:
+    def _ready(self, feeds: Feeds, runner: Runner) -> Callable[[], object]:
         """A call as a walk makes it: of a U-Net with arrays that lie where it runs, where its engine has any."""
-        runner = self._running()
         if self._arrays is NUMPY or not isinstance(runner, GraphRunner):
             return partial(runner, feeds)
         with reported(self.task.candidate.backend, self.graph, "run"):

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from types import MappingProxyType
-from typing import Generic, NamedTuple, Protocol, TypeAlias
+from typing import Generic, Literal, NamedTuple, Protocol, TypeAlias
 
 from stillhouse.check import check_choice
 from stillhouse.diffusion.points import Grid, Point
@@ -66,6 +66,8 @@ class Past(Generic[Tensor]):
     earlier: "Past[Tensor] | None" = None
 
 
+Place: TypeAlias = Literal["clean", "beyond", "elsewhere"]
+"""Where a move aims: at the clean picture, beyond it on the line through the last one, or in the sampler's own way."""
 Aimed: TypeAlias = tuple[Tensor, Tensor, Past[Tensor] | None]
 """The picture to move from, the picture to aim at, and the past for the next step."""
 
@@ -185,8 +187,7 @@ class Sampler:
     Args:
         summary: one line for people who choose.
         aim: where each move aims.
-        reaches: whether that is beyond x0, on the line through the last one, and not x0 itself: what `step.step` can do
-            for a whole batch; None, it is somewhere else.
+        aims_at: where that is; `step.step` moves a whole batch at once where it is not "elsewhere".
         eta: share of fresh noise in each move, 0 to 1; None lets the picture say.
         moves: the move across an interval, before anything is known about the picture.
         looks_twice: asks the network at both ends of each interval but the last.
@@ -195,7 +196,7 @@ class Sampler:
 
     summary: str
     aim: Aim = straight
-    reaches: bool | None = False
+    aims_at: Place = "clean"
     eta: float | None = 0.0
     moves: Callable[[Point, Point, float], Move] = interval
     looks_twice: bool = False
@@ -262,13 +263,17 @@ SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
         "ddpm": Sampler("DDPM: ancestral, fresh noise in every step, for many steps", eta=1.0),
         "euler": Sampler("Euler: first order, the same walk as ddim at eta 0"),
         "euler_ancestral": Sampler("Euler ancestral: the same walk as ddpm", eta=1.0),
-        "heun": Sampler("Heun: second order, asks the network twice a step", heun, None, looks_twice=True),
-        "dpmpp_2m": Sampler("DPM-Solver++ 2M: second order for the price of one", dpmpp_2m, True, trimmed=True),
-        "dpmpp_2m_sde": Sampler("DPM-Solver++ 2M SDE: as dpmpp_2m with fresh noise", dpmpp_2m, True, 1.0, trimmed=True),
-        "unipc": Sampler(
-            "UniPC: second order, corrects each step at no cost; for few steps", unipc, None, trimmed=True
+        "heun": Sampler("Heun: second order, asks the network twice a step", heun, "elsewhere", looks_twice=True),
+        "dpmpp_2m": Sampler("DPM-Solver++ 2M: second order for the price of one", dpmpp_2m, "beyond", trimmed=True),
+        "dpmpp_2m_sde": Sampler(
+            "DPM-Solver++ 2M SDE: as dpmpp_2m with fresh noise", dpmpp_2m, "beyond", 1.0, trimmed=True
         ),
-        "lcm": Sampler("LCM: for networks distilled to a few steps, fresh noise between them", lcm, None, 1.0, restart),
+        "unipc": Sampler(
+            "UniPC: second order, corrects each step at no cost; for few steps", unipc, "elsewhere", trimmed=True
+        ),
+        "lcm": Sampler(
+            "LCM: for networks distilled to a few steps, fresh noise between them", lcm, "elsewhere", 1.0, restart
+        ),
         "flow_euler": Sampler("flow Euler: first order for flow networks, the same walk as euler"),
     }
 )

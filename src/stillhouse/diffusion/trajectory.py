@@ -209,7 +209,7 @@ def _weights(
 
 def _reaches(trajectory: Trajectory) -> bool:
     """Whether the clean picture of the evaluation before counts in `step`."""
-    return bool(SAMPLERS[trajectory.course.sampler].reaches) and trajectory.past is not None
+    return SAMPLERS[trajectory.course.sampler].aims_at == "beyond" and trajectory.past is not None
 
 
 def _last_seen(trajectories: Sequence[Trajectory], now: Sequence[Evaluation], z: Array, arrays: Arrays) -> Array | None:
@@ -226,10 +226,10 @@ def _moved(
 ) -> tuple[Array, Past[Array] | None]:
     """The picture after its move, before fresh noise; and what its sampler remembers. `moved` is what `step` says."""
     sampler = SAMPLERS[trajectory.course.sampler]
-    if sampler.reaches is None:
+    if sampler.aims_at == "elsewhere":
         origin, aim, past = sampler.aim(z, denoised, evaluation, trajectory.past)
         return crossed(origin, aim, evaluation.move.kept, evaluation.move.gained), past
-    return moved, Past(evaluation.at, z, denoised) if sampler.reaches else None
+    return moved, Past(evaluation.at, z, denoised) if sampler.aims_at == "beyond" else None
 
 
 def _network_input(trajectories: Sequence[Trajectory], z: Array, arrays: Arrays) -> Array:

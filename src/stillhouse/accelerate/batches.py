@@ -1,0 +1,53 @@
+"""Batches: which sizes of them a candidate is timed with, and what a row of each takes."""
+
+from collections.abc import Callable, Sequence
+
+from stillhouse.accelerate.build import component_of
+from stillhouse.accelerate.subject import SubjectFailed
+from stillhouse.accelerate.trial import Trial
+from stillhouse.models.buckets import ROWS
+from stillhouse.models.runners import is_opened_anew
+
+BATCHES = (1, 2, 4, 8)
+"""Rows of the batches that are timed on a processor, which is soon full; on a GPU they go up to those of `ROWS`."""
+LONG_CALL, FULL = 1.0, 0.95
+"""Seconds of a call from which a processor is taken to be full once a larger batch gains less than a twentieth; a GPU
+is, however short its call."""
+_SOON = 2.0
+"""Seconds to open a network and to run it once up to which it is asked for a batch that it must be opened for."""
+
+
+def curve(trial: Trial, ask: Callable[[int, int], float]) -> dict[str, float]:
+    """Seconds a row by the size of the batch ("1", "2", ...), up to one that fails or is worth no more than the others.
+
+    Args:
+        trial: of the candidate, which was raced; where a call takes long, that size is not timed again.
+        ask: takes the rows of a batch and how often it is timed, and tells the seconds of a row; or SubjectFailed.
+    """
+    assert trial.seconds
+    is_long = trial.seconds.median > LONG_CALL
+    found: dict[str, float] = {}
+    for rows in _sizes(trial):
+        raced = trial.batch.get(str(rows)) if is_long else None
+        try:
+            row = ask(rows, 1 if is_long else 3) if raced is None else raced
+        except SubjectFailed:
+            break
+        least = min(found.values(), default=float("inf"))
+        found[str(rows)] = row
+        if (is_long or trial.candidate.is_on_gpu) and row > FULL * least:
+            break
+    return {**trial.batch, **found}
+
+
+def _sizes(trial: Trial) -> Sequence[int]:
+    """Of what is opened or compiled anew for each the largest alone: where that is soon done, or on a GPU, which is
+    bought for batches."""
+    if not is_opened_anew(component_of(trial.candidate, "", "")):
+        return ROWS if trial.candidate.is_on_gpu else BATCHES
+    return BATCHES[-1:] if trial.candidate.is_on_gpu or is_soon_open(trial) else ()
+
+
+def is_soon_open(trial: Trial) -> bool:
+    """Whether it takes little to open the candidate once more, and to run it."""
+    return (trial.seconds.median if trial.seconds else 0.0) + (trial.open_seconds or 0.0) < _SOON
