@@ -43,9 +43,11 @@ def main() -> None:
     parser.add_argument("which", choices=("shapes", "sd15"))
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--as-they-come", action="store_true", help="of sd15: leave the sweep out")
-    parser.add_argument("--prepare", action="store_true", help="of sd15: only make the students")
+    parser.add_argument("--prepare", action="store_true", help="only make what is measured")
     arguments = parser.parse_args()
-    if arguments.prepare:
+    if arguments.prepare and arguments.which == "shapes":
+        _prepare_shapes()
+    elif arguments.prepare:
         _prepare_sd15(is_swept=not arguments.as_they_come)
     elif arguments.which == "shapes":
         _prepare_shapes()

@@ -17,17 +17,26 @@ from benchmarks.gpu import kernels, ladder
 PLANS = ((torch.float16, 1), (torch.float16, 4), (torch.bfloat16, 1), (torch.bfloat16, 4))
 """Dtypes and numbers of pictures of the ladder; the first takes every rung."""
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
-_THREADS = {"TORCHINDUCTOR_COMPILE_THREADS": "4"}
+_THREADS = "4"
+_LATER = 10
+"""How much those parts give way to the others that no bar hangs on."""
 _TUNED = "*.best_config"
 """Choices that torch's compiler has made while others used the GPU."""
+
+
+def keep_compiled(folder: Path) -> None:
+    """What this process and those that it begins compile is kept there, whoever compiles it: torch moves Triton's own
+    folder when it tunes for the first time."""
+    os.environ.setdefault(CACHE, str(folder))
+    os.environ.setdefault("TRITON_CACHE_DIR", str(Path(os.environ[CACHE]) / "triton" / "0"))
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", _THREADS)
 
 
 def compile_all(seconds: float) -> None:
     """All parts side by side, for so long at most."""
     end = monotonic() + seconds
-    environment = {**os.environ, **_THREADS}
     parts = list(_parts())
-    started = [subprocess.Popen([sys.executable, "-m", __name__, *part], env=environment) for part in parts]
+    started = [subprocess.Popen([sys.executable, "-m", __name__, *part]) for part in parts]
     for process, part in zip(started, parts, strict=True):
         try:
             code = process.wait(max(0.1, end - monotonic()))
@@ -48,8 +57,8 @@ def rungs_of(plan: tuple[torch.dtype, int]) -> Sequence[ladder.Rung]:
 
 
 def _parts() -> Iterator[list[str]]:
-    for dtype in ("float16", "bfloat16"):
-        yield ["kernels", dtype]
+    for model, dtype in (("SDXL", "float16"), ("SD 1.5", "float16"), ("SD 1.5", "bfloat16")):
+        yield ["kernels", model, dtype]
     for plan in PLANS:
         for rung in rungs_of(plan):
             if rung.compiled or rung.graphs:
@@ -67,8 +76,11 @@ def _told(dtype: torch.dtype) -> str:
 def main() -> None:
     """Compile one part."""
     kind, *told = sys.argv[1:]
+    if "bfloat16" in told or "4" in told:
+        os.nice(_LATER)
     if kind == "kernels":
-        kernels.compiled("cuda", getattr(torch, told[0]))
+        model, dtype = told
+        kernels.compiled("cuda", getattr(torch, dtype), model)
     else:
         model, dtype, images, name = told
         (rung,) = (one for one in (*ladder.RUNGS, ladder.FP8) if one.name == name)

@@ -1,16 +1,19 @@
 """Each fused kernel beside eager torch and what torch.compile makes of the same, as a share of a copy's bandwidth."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from statistics import median
 from typing import Any
 
 import torch
 
-from benchmarks.gpu.timing import copied, short, turns
+from benchmarks.gpu.timing import ROUNDS, copies, recorded, turns
 from stillhouse.backends.kernels import cast, geglu, group_norm, guided_step, layer_norm, silu
+from stillhouse.measure.clock import alternate, paired_ratio
 
 _GROUPS, _EPS = 32, 1e-5
+_OTHERS = ("SiLU", "cast to f32")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,7 @@ class Work:
         fused, plain: the op, and its reference.
         inputs: of both.
         moved: bytes that must move.
+        others: other ways of the kernel by name, which are timed beside the one that it takes.
     """
 
     name: str
@@ -31,6 +35,7 @@ class Work:
     plain: Callable[..., Any]
     inputs: tuple[Any, ...]
     moved: int
+    others: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
 
 
 def rows(device: str, dtype: torch.dtype, is_small: bool, is_in_time: Callable[[], bool]) -> Iterator[dict[str, Any]]:
@@ -42,7 +47,8 @@ def rows(device: str, dtype: torch.dtype, is_small: bool, is_in_time: Callable[[
         is_small: shapes that a processor can run.
         is_in_time: whether another row may be begun.
     """
-    for work in _works(device, dtype, is_small):
+    # First those that must come to a share; the others' bytes are any tensor's.
+    for work in sorted(_works(device, dtype, is_small), key=lambda work: work.name in _OTHERS):
         told = {"kernel": work.name, "where": work.where, "dtype": str(dtype).removeprefix("torch.")}
         if not is_in_time():
             yield {**told, "reason": "the time was up"}
@@ -54,24 +60,34 @@ def rows(device: str, dtype: torch.dtype, is_small: bool, is_in_time: Callable[[
 
 
 def _measured(work: Work, device: str) -> dict[str, Any]:
+    """All ways and a copy of as many bytes in turns: their ratios hold where clocks do not."""
     torch._dynamo.reset()
     ways: Mapping[str, Callable[..., Any]] = {
         "fused": work.fused,
         "eager": work.plain,
         "compiled": torch.compile(work.plain, dynamic=False) if device != "cpu" else work.plain,
     }
-    copy = copied(work.moved, device)
     several = [work.inputs, *(_like(work.inputs) for _ in range(turns(work.moved, device) - 1))]
-    shares = {}
-    for name, way in ways.items():
-        seconds = short([partial(way, *inputs) for inputs in several], device)
-        shares[name] = {"microseconds": 1e6 * seconds, "share": work.moved / seconds / copy}
-    return {"bytes": work.moved, "copy_bytes_per_second": copy, "error": _apart(work), **shares}
+    clocks = copies(work.moved, device)
+    named = tuple(clocks)
+    for name, way in {**ways, **work.others}.items():
+        clocks[name] = recorded([partial(way, *inputs) for inputs in several], device)
+    seconds = alternate(clocks, ROUNDS if device != "cpu" else 1)
+    copy = min((seconds[name] for name in named), key=median)
+    told: dict[str, Any] = {"bytes": work.moved, "copy_bytes_per_second": work.moved / median(copy)}
+    for name in ways:
+        share = paired_ratio(copy, seconds[name])
+        spread = [share.low, share.high]
+        told[name] = {"microseconds": 1e6 * median(seconds[name]), "share": share.value, "interval": spread}
+    if work.others:
+        told["others"] = {name: 1e6 * median(seconds[name]) for name in work.others}
+    ahead = paired_ratio(seconds["compiled"], seconds["fused"])
+    return {**told, "ahead": [ahead.value, ahead.low, ahead.high], "error": _apart(work)}
 
 
-def compiled(device: str, dtype: torch.dtype) -> None:
-    """Everything once, and nothing measured: what is compiled for it stays on disk."""
-    for work in _works(device, dtype, is_small=False):
+def compiled(device: str, dtype: torch.dtype, model: str) -> None:
+    """All of a model's shapes once, and nothing measured: what is compiled for it stays on disk."""
+    for work in (one for one in _works(device, dtype, is_small=False) if one.where.startswith(model)):
         work.fused(*work.inputs)
         torch._dynamo.reset()
         torch.compile(work.plain, dynamic=False)(*work.inputs)
@@ -113,12 +129,23 @@ def _works(device: str, dtype: torch.dtype, is_small: bool) -> Iterator[Work]:
             weight, bias = _drawn(device, dtype, channels), _drawn(device, dtype, channels)
             normed = (picture, weight, bias, _GROUPS, _EPS, True)
             moved = group_norm.bytes_moved(picture)
-            yield Work("GroupNorm + SiLU", told, group_norm.group_norm, group_norm.reference, normed, moved)
+            ways = group_norm.group_norm, group_norm.reference
+            yield Work("GroupNorm + SiLU", told, *ways, normed, moved, _other_ways(picture, device))
             if has_transformer:
                 yield from _of_tokens(told, device, dtype, side * side, channels)
         side, channels, _ = sizes[0]
         yield from _of_pictures(f"{where} {side}x{side}x{channels}", device, dtype, side, channels)
         yield from _of_latents(f"{where} latents", device, dtype, side)
+
+
+def _other_ways(picture: torch.Tensor, device: str) -> Mapping[str, Callable[..., Any]]:
+    """How else GroupNorm could read this picture, where a GPU can tell whether it would be quicker."""
+    if device == "cpu":
+        return {}
+    taken, (_, channels, height, width) = group_norm.way_of(picture, _GROUPS), picture.shape
+    is_small = height * width * channels <= _GROUPS * 2**15
+    names: tuple[group_norm.Way, ...] = ("held", "cached", "parts") if is_small else ("cached", "parts")
+    return {name: partial(group_norm.launch, way=name) for name in names if name != taken}
 
 
 def _of_tokens(told: str, device: str, dtype: torch.dtype, count: int, channels: int) -> Iterator[Work]:
@@ -145,9 +172,8 @@ def _of_latents(told: str, device: str, dtype: torch.dtype, side: int) -> Iterat
     """A step of one picture, whose 32 KB no kernel fills a GPU with, and of as many as a busy server moves at once."""
     for count in (1, 64):
         z, output = _drawn(device, dtype, count, 4, side, side), _drawn(device, dtype, 2 * count, 4, side, side)
-        pairs = torch.arange(2 * count, dtype=torch.int32, device=device).view(count, 2)
         weights = torch.rand(count, len(guided_step.WEIGHTS), device=device)
-        stepped = (z, output, pairs, weights)
+        stepped = (z, output, None, weights)
         moved = guided_step.bytes_moved(z, output)
         name = f"guidance + step, {count} pictures" if count > 1 else "guidance + step"
         yield Work(name, told, guided_step.guided_step, guided_step.reference, stepped, moved)

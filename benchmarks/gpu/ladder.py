@@ -25,7 +25,9 @@ from stillhouse.measure.clock import summarise
 from stillhouse.models.tiles import decode_tiled
 
 STEPS = 50
-_STEPS_TIMED = 20
+_STEPS_TIMED, _FEW, _WHOLE, _WARM = 20, 3, 3, 3
+"""Steps that are timed one by one, and of a rung that takes a second for each; whole pictures, of the rungs that are
+measured first; and steps to warm up."""
 Inputs: TypeAlias = tuple[Tensor, Tensor, Tensor, Any]
 """See `networks.inputs`."""
 
@@ -85,7 +87,7 @@ LARGE = (_PLAIN, _GRAPHS, _LAST, _ALL)
 """Those of XL, whose every rung takes as long as five."""
 FP8 = Rung("the same with linear layers in fp8", last=True, fused=True, compiled=True, graphs=True, quantized=True)
 _ORDER = (_PLAIN, COMPILED, _ALL, _GRAPHS)
-"""What is measured first, should time be short."""
+"""What is measured first, and of one picture several times."""
 _TILES = "decoder, in tiles of half the side"
 REGIONAL = ("SDXL",)
 """Models that are compiled block by block: as a whole they take minutes."""
@@ -150,13 +152,11 @@ class Picture:
     images: int
     fused: bool
     latents: Tensor = field(init=False)
-    _rows: Tensor = field(init=False)
     _weights: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         self.latents = self.inputs[0][: self.images].clone()
         device = self.latents.device
-        self._rows = torch.arange(2 * self.images, dtype=torch.int32, device=device).view(-1, 2)
         # Guidance 7.5 and a step of DDIM; the numbers keep latents finite, whatever the random network says.
         told = torch.tensor([7.5, 0.99, 0.01, 0.0, 0.5, 0.49], device=device)
         self._weights = told.expand(self.images, -1).contiguous()
@@ -167,7 +167,7 @@ class Picture:
         rows = self.latents.repeat_interleave(2, dim=0)
         output = together(self.unet(rows, timesteps, text, *(added or {}).values()))[0]
         if self.fused:
-            self.latents, _ = guided_step(self.latents, output, self._rows, self._weights)
+            self.latents, _ = guided_step(self.latents, output, None, self._weights)
             return
         without, prompted = output.view(self.images, 2, *output.shape[1:]).unbind(1)
         guided = without + 7.5 * (prompted - without)
@@ -198,7 +198,7 @@ def rows(
     torch.manual_seed(0)
     given = networks.inputs(shape, 2 * images, device, dtype)
     exact = exact_of(network, given) if images == 1 else None
-    for rung in sorted(rungs, key=lambda one: _ORDER.index(one) if one in _ORDER else len(_ORDER)):
+    for rung in sorted(rungs, key=_turn):
         told = {"model": model, "rung": rung.name, "dtype": str(dtype).removeprefix("torch."), "images": images}
         told["place"] = RUNGS.index(rung) if rung in RUNGS else len(RUNGS)
         if device == "cpu" and (rung.graphs or rung.compiled):
@@ -218,6 +218,11 @@ def rows(
         if device != "cpu":
             with suppress(RuntimeError):  # of a recording that broke
                 torch.cuda.empty_cache()
+
+
+def _turn(rung: Rung) -> int:
+    """What is measured first, should time be short; last what moves its weights at each step."""
+    return _ORDER.index(rung) if rung in _ORDER else len(_ORDER) + rung.offloaded
 
 
 @contextmanager
@@ -253,7 +258,11 @@ def _measured(
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
     with _arranged(network, rung, model in REGIONAL, given) as module, _without_gradients(rung):
-        row = timed(module, given, exact, ends, images, steps, fused=rung.fused)
+        if rung.offloaded and device != "cpu":
+            row = timed(module, given, exact, ends, images, steps, fused=rung.fused, runs=0)
+        else:
+            runs = _WHOLE if rung in _ORDER and images == 1 and device != "cpu" else 1
+            row = timed(module, given, exact, ends, images, steps, fused=rung.fused, runs=runs)
     return {**row, "gpu_bytes": 0 if device == "cpu" else torch.cuda.max_memory_allocated()}
 
 
@@ -266,6 +275,7 @@ def timed(
     steps: int,
     *,
     fused: bool,
+    runs: int = 1,
 ) -> dict[str, Any]:
     """Seconds of a step and of a picture from its text to its pixels, and how far the network is from `exact`.
 
@@ -277,20 +287,28 @@ def timed(
         images: pictures.
         steps: of a picture.
         fused: whether guidance and step are one kernel.
+        runs: whole pictures that are timed; 0, one is put together of its ends and of few of its steps.
     """
     device = given[0].device.type
     picture = Picture(module, given, images, fused)
+
+    def outside() -> None:
+        ends.begin()
+        ends.finish(picture.latents)
 
     def whole() -> None:
         ends.begin()
         picture.walk(steps)
         ends.finish(picture.latents)
 
-    steady = taken(picture.step, device, runs=_STEPS_TIMED)
+    steady = taken(picture.step, device, _STEPS_TIMED if runs else _FEW, _WARM if runs else 1)
     row: dict[str, Any] = {"steps": steps, "step_seconds": median(steady), "step": asdict(summarise(steady))}
-    ends.begin()
-    ends.finish(picture.latents)
-    row["seconds"] = long(whole, device, runs=1, warm_up=0)
+    outside()
+    if runs:
+        row["picture"] = asdict(summarise(taken(whole, device, runs, warm_up=0)))
+        row["seconds"] = row["picture"]["median"]
+    else:
+        row["seconds"] = long(outside, device, runs=1, warm_up=0) + steps * row["step_seconds"]
     if exact is not None:
         latents, timesteps, text, added = given
         output = together(module(latents, timesteps, text, *(added or {}).values()))[0].float()
@@ -308,8 +326,9 @@ def compiled(model: str, device: str, dtype: torch.dtype, images: int, rung: Run
 
 
 def _without_gradients(rung: Rung) -> Any:
-    """Weights of torchao's are not for inference mode."""
-    return torch.no_grad() if rung.quantized else torch.inference_mode()
+    """Weights of torchao's are not for inference mode; and what is compiled in it is compiled anew for tensors that
+    were made outside, as those are by which fidelity is told."""
+    return torch.no_grad() if rung.quantized or rung.compiled else torch.inference_mode()
 
 
 @contextmanager
@@ -385,7 +404,7 @@ def _in_tiles(autoencoder: Any, latents: Tensor) -> Any:
     return decode_tiled(decode, latents[0].float().cpu().numpy(), latents.shape[-1] // 2, scale)
 
 
-def components(model: str, device: str, dtype: torch.dtype) -> Iterator[dict[str, Any]]:
+def components(model: str, device: str, dtype: torch.dtype, is_in_time: Callable[[], bool]) -> Iterator[dict[str, Any]]:
     """What each network takes for one guided picture, plain and with kernels and graphs; of the U-Net an evaluation."""
     torch.backends.cudnn.benchmark = True
     shape = networks.SHAPES[model]
@@ -410,6 +429,8 @@ def components(model: str, device: str, dtype: torch.dtype) -> Iterator[dict[str
     makers = {name: partial(encoding, number) for number, name in enumerate(names)}
     makers |= {"U-Net, an evaluation": denoising, "decoder": decoding, _TILES: partial(decoding, tiles=True)}
     for name, maker in makers.items():
+        if not is_in_time():
+            return
         network, work, given = maker()
         if device != "cpu":
             torch.cuda.reset_peak_memory_stats()

@@ -17,11 +17,15 @@ def kernels(results: Mapping[str, Any]) -> str:
     for row in results.get("kernels", ()):
         told = [row["kernel"], row["where"], row["dtype"]]
         if "reason" in row:
-            rows.append([*told, row["reason"], "", "", "", ""])
+            rows.append([*told, row["reason"], *[""] * 5])
             continue
-        shares = (f"{100 * row[way]['share']:.0f} %" for way in ("fused", "eager", "compiled"))
-        rows.append([*told, f"{row['fused']['microseconds']:.1f}", *shares, f"{row['error']:.0e}"])
-    head = ["kernel", "shape", "dtype", "microseconds", "of a copy", "eager", "torch.compile", "error"]
+        fused, others = row["fused"], (f"{100 * row[way]['share']:.0f} %" for way in ("eager", "compiled"))
+        low, high = (100 * end for end in fused["interval"])
+        share, ahead = f"{100 * fused['share']:.0f} % ({low:.0f} to {high:.0f})", row["ahead"]
+        beside = f"{ahead[0]:.2f}x ({ahead[1]:.2f} to {ahead[2]:.2f})"
+        rows.append([*told, f"{fused['microseconds']:.1f}", share, *others, beside, f"{row['error']:.0e}"])
+    head = ["kernel", "shape", "dtype", "microseconds", "of a copy (95 %)", "eager", "torch.compile"]
+    head += ["against torch.compile", "error"]
     return f"{grid(head, rows)}\n{_gpu(results)}"
 
 
@@ -38,7 +42,7 @@ def ladder(results: Mapping[str, Any]) -> str:
         ratios = [f"{beside / row['seconds']:.2f}x" if (beside := other.get(_kind(row))) else "" for other in others]
         step, memory = _step(row.get("step", {})), f"{row['gpu_bytes'] / 2**30:.1f} GiB" if "gpu_bytes" in row else ""
         fidelity = f"{row['sqnr']:.0f} dB" if "sqnr" in row else ""
-        rows.append([*told, f"{row['seconds']:.2f}", *ratios, step, memory, fidelity])
+        rows.append([*told, _seconds(row), *ratios, step, memory, fidelity])
     head = [
         "model",
         "dtype",
@@ -49,6 +53,13 @@ def ladder(results: Mapping[str, Any]) -> str:
     ]
     head += ["a step, median (least to 95 %)", "GPU memory of torch's", "SQNR against float32"]
     return f"{grid(head, rows)}\n{_gpu(results)}"
+
+
+def _seconds(row: Mapping[str, Any]) -> str:
+    picture, told = row.get("picture"), f"{row['seconds']:.2f}"
+    if picture is None:
+        return f"about {told}"
+    return f"{told} ({picture['least']:.2f} to {picture['p95']:.2f})" if picture["runs"] > 1 else told
 
 
 def _step(step: Mapping[str, float]) -> str:

@@ -12,26 +12,31 @@ from typing import Any
 import torch
 
 from stillhouse.backends.kernels.cast import cast
+from stillhouse.measure.clock import alternate
 
-_WARM_UP, _RUNS, _REPLAYS = 3, 5, 15
-_BEYOND, _MOST = 256 * 2**20, 512
-"""Bytes that no cache holds, and how often something is recorded at most to move as many."""
+_WARM_UP, _RUNS = 3, 5
+ROUNDS = 15
+_BEYOND, _MOST, _AGAIN = 256 * 2**20, 512, 4
+"""Bytes that no cache holds; how often something is recorded at most to move as many, and how often all of that."""
+_STEADY, _INTERVAL = 0.05, 0.002
+"""Seconds of work after which clocks are up; and that are timed at a time, beside which a launch is nothing."""
 LARGE = 2**31
 """Bytes of a copy that shows what memory can do."""
 
 
-def short(works: Sequence[Callable[[], Any]], device: str) -> float:
-    """Seconds of something that takes microseconds: the median of many, of one after the other.
+def recorded(works: Sequence[Callable[[], Any]], device: str) -> Callable[[], float]:
+    """A clock of something that takes microseconds: each call tells the seconds of one of them anew.
 
-    They are recorded into one CUDA graph and replayed, so that neither Python nor a launch is timed.
+    They are recorded into one CUDA graph that is replayed several times in a row, so that neither Python nor a launch
+    is timed.
 
     Args:
         works: the same on tensors of its own each, enough of them that what one leaves in the cache is gone when its
             turn comes again.
-        device: cuda, or cpu.
+        device: cuda, or cpu, where the first one is called.
     """
     if device == "cpu":
-        return long(works[0], device)
+        return partial(long, works[0], device)
     stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -39,20 +44,35 @@ def short(works: Sequence[Callable[[], Any]], device: str) -> float:
             works[0]()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
+    # Kept, or all would write to the same place, which then never leaves the cache.
+    kept: list[Any] = [None] * len(works)
+    several = len(works)
+    again = 1 if len(works) >= _MOST else _AGAIN
     with torch.cuda.graph(graph):
-        # Kept, or all would write to the same place, which then never leaves the cache.
-        kept = [work() for work in works]
-    seconds: list[float] = []
-    for turn in range(_WARM_UP + _REPLAYS):
-        begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        begun.record()
+        for _ in range(again):
+            for place, work in enumerate(works):
+                kept[place] = None
+                kept[place] = work()
+    once = _replayed(graph, 1)
+    _replayed(graph, int(_STEADY / once) + 1)
+    count = int(_INTERVAL / _replayed(graph, 1)) + 1
+
+    def told(_alive: Any = (works, kept)) -> float:  # what the graph reads and writes
+        return _replayed(graph, count) / (again * several)
+
+    return told
+
+
+def _replayed(graph: Any, count: int) -> float:
+    """Seconds of a replay, of so many in a row."""
+    begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    begun.record()
+    for _ in range(count):
         graph.replay()
-        ended.record()
-        ended.synchronize()
-        if turn >= _WARM_UP:
-            seconds.append(begun.elapsed_time(ended) / 1000)
-    del kept
-    return median(seconds) / len(works)
+    ended.record()
+    ended.synchronize()
+    taken: float = begun.elapsed_time(ended) / 1000 / count
+    return taken
 
 
 def turns(moved: int, device: str) -> int:
@@ -85,17 +105,23 @@ def settled(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def copied(count: int, device: str) -> float:
-    """Bytes a second, read and written, of a copy that moves so many in all: by the driver, or by a kernel that does
-    nothing else, whichever is faster."""
+def copies(count: int, device: str) -> dict[str, Callable[[], float]]:
+    """Clocks of a copy that moves so many bytes in all, read and written: by the driver, and by a kernel that does
+    nothing else."""
     size = max(1, count // 4)
     sources = [torch.randn(size, device=device).half() for _ in range(turns(count, device))]
     targets = [torch.empty_like(source) for source in sources]
-    ways = (
-        [partial(torch.Tensor.copy_, target, source) for target, source in zip(targets, sources, strict=True)],
-        [partial(cast, source, torch.float16) for source in sources],
-    )
-    return 4 * size / min(short(works, device) for works in ways)
+    pairs = zip(targets, sources, strict=True)
+    return {
+        "driver": recorded([partial(torch.Tensor.copy_, target, source) for target, source in pairs], device),
+        "kernel": recorded([partial(cast, source, torch.float16) for source in sources], device),
+    }
+
+
+def copied(count: int, device: str) -> float:
+    """Bytes a second of a copy that moves so many in all, by whichever way is faster."""
+    seconds = alternate(copies(count, device), ROUNDS if device != "cpu" else 1)
+    return count / min(map(median, seconds.values()))
 
 
 def installed(name: str) -> str:

@@ -14,8 +14,8 @@ from tests.accelerate.trials import trial
 ANY = Candidate("unet", "onnxruntime")
 ANY_ON_GPU = Candidate("unet", "torch", options={"device": "cuda"})
 FIXED = Candidate("unet", "openvino", options={"shapes": "static"})
-COMPILED = Candidate("unet", "torch", options={"device": "cuda", "compile": "blocks", "shapes": "static"})
-GRAPHS = Candidate("unet", "torch", options={"device": "cuda", "graphs": "on", "shapes": "static"})
+COMPILED = Candidate("unet", "torch", options={"device": "cuda", "compile": "regional", "shapes": "static"})
+GRAPHS = Candidate("unet", "torch", options={"device": "cuda", "graphs": "cuda", "shapes": "static"})
 
 
 class Rows:

@@ -3,11 +3,15 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from stillhouse.accelerate.asked import Asked
+from stillhouse.accelerate.attempt import Bench, attempt
+from stillhouse.accelerate.candidate import Candidate
+from stillhouse.accelerate.probe import Probe, write_probes
 from stillhouse.accelerate.race import Effort
-from stillhouse.accelerate.report import Report, read_report
+from stillhouse.accelerate.report import Bounds, Report, read_report
 from stillhouse.accelerate.sweep import sweep
 from stillhouse.accelerate.target import settle
 from stillhouse.models.network import open_network
@@ -77,3 +81,21 @@ def test_a_batch_that_an_engine_cannot_run_ends_its_curve_and_nothing_else(
     (trial,) = (one for one in sweep(target, asked).trials if one.candidate.backend == "shy")
     assert (trial.status, trial.reason) == ("accepted", "")
     assert set(trial.batch) <= {"1", "2"}
+
+
+def test_an_engine_that_a_batch_is_too_much_for_is_there_again_for_what_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its pictures, above all: it would else be told to have failed at those."""
+    monkeypatch.syspath_prepend(str(FAULTY))
+    monkeypatch.setenv("PYTHONPATH", str(FAULTY) + os.pathsep + os.environ.get("PYTHONPATH", ""))
+    graph, probes = detector(tmp_path / "detector.onnx"), tmp_path / "probes.npz"
+    write_probes(probes, [Probe("ones", {"images": np.ones((2, 3, 64, 64), np.float32)})])
+    bench = Bench(tmp_path / "trials", tmp_path, graph, probes, Bounds(), 2, effort=Effort(2, 2), batches=True)
+    trial, reference = attempt(Candidate("network", "frail"), bench, None)
+    assert trial.status == "accepted" and set(trial.batch) == {"1", "2"}
+    assert reference and reference.subject.is_alive
+    try:
+        assert float(reference.subject.ask("time", 1, limit=60.0)) > 0
+    finally:
+        reference.subject.kill()

@@ -91,6 +91,17 @@ def test_a_kernel_is_told_all_of_it() -> None:
     np.testing.assert_array_equal(clean, z + 2)
 
 
+def test_of_guided_pictures_in_their_order_a_kernel_is_told_no_rows() -> None:
+    """It needs none, and reads them no later than all else."""
+    z, answers = gaussian(0, START, (2, *SHAPE)), gaussian(1, START, (4, *SHAPE))
+    kernel = Told([])
+    one = (7.5, 1.0, -0.5, 0.1, 0.2, 0.3)
+    for rows in ([(0, 1), (2, 3)], [(2, 3), (0, 1)]):
+        step(z, answers, rows, [one, one], None, kernel)
+    assert kernel.calls[0][2] is None
+    assert kernel.calls[1][2].tolist() == [[2, 3], [0, 1]]
+
+
 @pytest.mark.parametrize("name", sorted(SAMPLERS))
 def test_a_sampler_tells_where_it_aims(name: str) -> None:
     """`aims_at` is what `aim` does: at x0, or half an interval beyond it, from where the picture is."""

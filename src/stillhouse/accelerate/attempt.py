@@ -118,6 +118,11 @@ def attempt(candidate: Candidate, bench: Bench, reference: Reference | None) -> 
         trial = replace(trial, fidelity=check_tensors(wanted, outputs))
         trial = _raced(trial, subject, reference, bench)
         trial = _crowded(trial, subject, wanted, bench)
+        if not subject.is_alive:  # a batch was too much for it, which says nothing of what is left to do
+            subject.kill()
+            subject = Subject(subject.task, bench.memory, _beside(reference)).start()
+            subject.ask("build", limit=bench.limit)
+            subject.ask("open", limit=bench.limit)
         drawn = None
         if bench.requests and (reference is None or not (missed(trial, bench.bounds) or is_certain(trial))):
             drawn = _drawn(subject, bench)

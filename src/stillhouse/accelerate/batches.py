@@ -9,7 +9,8 @@ from stillhouse.models.buckets import ROWS
 from stillhouse.models.runners import is_opened_anew
 
 BATCHES = (1, 2, 4, 8)
-"""Rows of the batches that are timed on a processor, which is soon full; on a GPU they go up to those of `ROWS`."""
+"""Rows of the batches that are timed on a processor, which is soon full, and by which candidates are compared; on a GPU
+they go up to those of `ROWS`."""
 LONG_CALL, FULL = 1.0, 0.95
 """Seconds of a call from which a processor is taken to be full once a larger batch gains less than a twentieth; a GPU
 is, however short its call."""

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
+from stillhouse.accelerate.batches import BATCHES
 from stillhouse.accelerate.candidate import PIPELINE
 from stillhouse.accelerate.check import is_certain, judged
 from stillhouse.accelerate.report import Bounds, Goal, Report
@@ -94,8 +95,10 @@ def _latency(trial: Trial) -> float:
 
 
 def _throughput(trial: Trial) -> tuple[float, float]:
-    """Seconds a row at the best batch size; paired ratios order those that were not measured in batches."""
-    best = min(trial.batch.values(), default=float("inf"))
+    """Seconds a row at the best batch size that all are timed with; paired ratios order those that were not measured in
+    batches."""
+    alike = (row for rows, row in trial.batch.items() if int(rows) <= BATCHES[-1])
+    best = min(alike, default=float("inf"))
     return best, _latency(trial)
 
 

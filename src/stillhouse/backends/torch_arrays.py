@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import product
 from typing import Any, TypeAlias
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from stillhouse.backends.runtime import useful_line
 from stillhouse.backends.torch_device import CPU, kind_of
 
-Fused: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
+Fused: TypeAlias = Callable[[Tensor, Tensor, Tensor | None, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 """See `kernels.guided_step`."""
 
 
@@ -42,8 +43,10 @@ def fused_on(device: str) -> Fused | None:
         from stillhouse.backends.kernels.guided_step import WEIGHTS, guided_step  # here and not above: it needs Triton
 
         one = torch.zeros(1, 4, 8, 8, device=device)
-        for past in (None, one):  # so that no picture waits until either is compiled
-            guided_step(one, one, one.new_zeros(1, 2, dtype=torch.int32), one.new_zeros(1, len(WEIGHTS)), past)
+        rows = one.new_zeros(1, 2, dtype=torch.int32)
+        for past, places in product((None, one), (None, rows)):  # so that no picture waits until one is compiled
+            output = one if places is not None else torch.cat([one, one])
+            guided_step(one, output, places, one.new_zeros(1, len(WEIGHTS)), past)
     except Exception as error:  # without a compiler of C, for one, Triton runs nothing
         told = useful_line(f"{error}") or type(error).__name__
         warnings.warn(KernelLeftOut(f"guidance and step take a dozen launches, and not one: {told}"), stacklevel=3)

@@ -1,4 +1,4 @@
-"""Attention of a U-Net by one of torch's fused kernels, and not by the one that torch prefers.
+"""Attention of a U-Net with nothing around it, by one of torch's fused kernels or by the one that torch prefers.
 
 torch's own switch between them is of the whole process, where others draw and decode meanwhile; so the kernel is called
 by its name here. torch is imported here, so this file is imported inside functions only.
@@ -36,7 +36,7 @@ def _efficient(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 KERNELS: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = MappingProxyType(
-    {"flash": _flash, "cudnn": _cudnn, "efficient": _efficient}
+    {"flash": _flash, "cudnn": _cudnn, "efficient": _efficient, "sdpa": nn.functional.scaled_dot_product_attention}
 )
 """Softmax of queries and keys times values, all [B, H, N, d], by name."""
 
@@ -44,12 +44,15 @@ KERNELS: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = MappingProxy
 class KernelAttention:
     """A processor of diffusers' attention, of the kind that U-Nets have: tokens in, tokens out, no mask.
 
+    diffusers' own divides what comes out by one, which is a launch and a tensor read and written.
+
     Args:
         kernel: out of `KERNELS`.
+        masked: the processor for calls with a mask; None, there are none.
     """
 
-    def __init__(self, kernel: str) -> None:
-        self.kernel = KERNELS[kernel]
+    def __init__(self, kernel: str, masked: Callable[..., Any] | None = None) -> None:
+        self.kernel, self.masked = KERNELS[kernel], masked
 
     def __call__(
         self,
@@ -59,7 +62,10 @@ class KernelAttention:
         attention_mask: Tensor | None = None,
         **unused: Any,
     ) -> Tensor:
-        """Tokens [B, N, D] of tokens [B, N, D] and, of a text, [B, M, E]. InvalidRequest where there is a mask."""
+        """Tokens [B, N, D] of tokens [B, N, D] and, of a text, [B, M, E]. InvalidRequest: a mask, and no `masked`."""
+        if attention_mask is not None and self.masked:
+            masked: Tensor = self.masked(attn, hidden_states, encoder_hidden_states, attention_mask, **unused)
+            return masked
         if attention_mask is not None:
             raise InvalidRequest("a mask for attention by one kernel", allowed="none, as U-Nets have it")
         heads = (
@@ -90,12 +96,13 @@ def use_kernel(module: nn.Module, kernel: str) -> None:
         InvalidRequest: attention of another kind, as autoencoders have it.
     """
     blocks = [part for part in module.modules() if isinstance(part, Attention)]
-    if not blocks or not all(map(_is_plain, blocks)):
+    if not blocks or not all(map(is_plain, blocks)):
         raise InvalidRequest(f"attention is {kernel!r} in a network that is no U-Net", allowed="sdpa, vanilla, sliced")
     for block in blocks:
         block.set_processor(KernelAttention(kernel))
 
 
-def _is_plain(block: Any) -> bool:
+def is_plain(block: Any) -> bool:
+    """Whether attention is all that there is: no norms of its own, no sum, no factor."""
     norms = (block.group_norm, block.spatial_norm, block.norm_q, block.norm_k, block.norm_cross)
     return not any(norms) and not block.residual_connection and block.rescale_output_factor == 1

@@ -17,7 +17,7 @@ class Arrays(Protocol):
     @property
     def fused(self) -> Callable[[Any, Any, Any, Any, Any], tuple[Any, Any]] | None:
         """Guidance and move of a batch in one pass, where there is a kernel for it: `step.step`'s first five arguments,
-        rows as int32 [P, 2] and weights as float32 [P, 6], there."""
+        rows as int32 [P, 2], or None where they are pairs in order, and weights as float32 [P, 6], there."""
 
     def placed(self, array: NDArray[Any], /) -> Any:
         """The same numbers there; of the same dtype."""

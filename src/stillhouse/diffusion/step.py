@@ -48,13 +48,18 @@ def step(
         the moved pictures and the clean ones, as z.
     """
     told = np.array(weights, np.float32)
-    places = np.array(rows, np.int32)
     if arrays.fused is not None:
-        moved, clean = arrays.fused(z, answers, arrays.placed(places), arrays.placed(told), past)
+        places = None if _are_pairs(rows) else arrays.placed(np.array(rows, np.int32))
+        moved, clean = arrays.fused(z, answers, places, arrays.placed(told), past)
         return moved, clean
+    places = np.array(rows, np.int32)
     columns: Any = arrays.placed(told.T[..., None, None, None])
     scale, of_z, of_output, reach, kept, gained = columns
     without, prompted = (answers[one] for one in arrays.placed(np.ascontiguousarray(places.T)))
     clean = of_z * z + of_output * guide(prompted, without, scale)
     aim = clean if past is None else clean + reach * (clean - past)
     return crossed(z, aim, kept, gained), clean
+
+
+def _are_pairs(rows: Sequence[tuple[int, int]]) -> bool:
+    return all(both == (2 * picture, 2 * picture + 1) for picture, both in enumerate(rows))

@@ -63,6 +63,11 @@ def _shy(feeds: dict[str, Any], results: Results) -> Results:
     return results
 
 
+def _frail(feeds: dict[str, Any], results: Results) -> Results:
+    """Right in a small company, and gone in a large one."""
+    return results if len(results[0]) < 4 else _crash(feeds, results)
+
+
 def _hang(feeds: dict[str, Any], results: Results) -> Results:
     threading.Event().wait()
     return results
@@ -80,5 +85,5 @@ def _crash(feeds: dict[str, Any], results: Results) -> Results:
 
 
 nan, noise, ones = Engine("nan", _nan), Engine("noise", _noise), Engine("ones", _ones)
-crowd, shy = Engine("crowd", _crowd), Engine("shy", _shy)
+crowd, shy, frail = Engine("crowd", _crowd), Engine("shy", _shy), Engine("frail", _frail)
 hang, hoard, crash = Engine("hang", _hang), Engine("hoard", _hoard), Engine("crash", _crash)

@@ -42,14 +42,22 @@ CASES = [
     *_each("layer_norm", [(1, 3), (2, 5, 20), (3, 320)]),
     *_each("add_layer_norm", [(1, 3), (2, 5, 20), (3, 320)]),
     *_each("group_norm", [(1, 4, 3, 1), (2, 30, 7, 5), (2, 320, 9, 8)], {"silu": False}, {"silu": True}),
-    *_each("guided_step", [(1, 1, 1, 1), (3, 4, 5, 7)], {"past": False}, {"past": True}),
+    *_each("group_norm", [(2, 30, 7, 5), (2, 320, 9, 8)], *({"silu": True, "way": way} for way in ("cached", "parts"))),
+    *_each("guided_step", [(1, 1, 1, 1), (3, 4, 5, 7)], {"past": False}, {"past": True}, {"past": True, "pairs": True}),
     # More pixels than one part has, the last one shorter; and numbers far from zero, of which a sum of squares would
     # leave nothing.
-    Case("group_norm", "float32", (1, 8, 31, 17), {"silu": False, "mean": 1000.0}),
-    # And more pixels in a part than a program holds at once, the last ones fewer.
-    Case("group_norm", "float16", (1, 4, 65, 64), {"silu": True}),
+    *(
+        Case("group_norm", "float32", (1, 8, 31, 17), {"silu": False, "mean": 1000.0, "way": way})
+        for way in ("held", "cached", "parts")
+    ),
+    # And more pixels than a program holds at once, the last ones fewer: of a part, of a strip.
+    Case("group_norm", "float16", (1, 4, 65, 64), {"silu": True, "way": "parts"}),
+    Case("group_norm", "float16", (1, 8, 65, 64), {"silu": True, "way": "cached"}),
+    # And parts so many that their moments are joined first, the last one shorter.
+    Case("group_norm", "float32", (1, 30, 131, 127), {"silu": True, "mean": 100.0, "way": "parts"}),
     Case("layer_norm", "float32", (2, 320), {"mean": 1000.0}),
 ]
 GROUPS = {1: 1, 4: 2, 8: 2, 30: 3, 320: 32}
 """Of a GroupNorm, by its channels."""
 WALKS = "walks of several samplers, together"
+TAILS = "gelu of gates from -6 to 6 in"

@@ -14,7 +14,7 @@ from stillhouse.backends.kernels import cast, geglu, group_norm, guided_step, la
 from stillhouse.backends.kernels.group_norm import layout_of
 from stillhouse.diffusion import step
 from stillhouse.errors import InvalidRequest, UnsupportedPrecision
-from tests.backends.kernels.cases import CASES, WALKS, Case
+from tests.backends.kernels.cases import CASES, TAILS, WALKS, Case
 
 TOLERANCE = {"float32": 2e-6, "float16": 1e-3, "bfloat16": 8e-3}
 """Beside the largest value: sums of a few hundred terms in float32, of which each rounds at 6e-8; then one rounding to
@@ -45,6 +45,13 @@ def test_a_kernel_comes_to_what_its_reference_says(case: Case, interpreted: dict
         assert found["channels_last"] and found["shapes"] == [list(case.shape)]
     if case.kernel == "geglu":
         assert found["shapes"] == [[*case.shape[:-1], case.shape[-1] // 2]]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_of_halves_gelu_errs_by_their_rounding(dtype: str, interpreted: dict[str, Any]) -> None:
+    """From -6 to 6 by no more than the half of a last place, or in the interpreter, which cuts bfloat16 off, by a whole
+    one; and by what its share of the normal distribution errs at most."""
+    assert interpreted[f"{TAILS} {dtype}"]["error"] <= 0
 
 
 def test_pictures_of_every_kind_are_moved_by_one_kernel(interpreted: dict[str, Any]) -> None:
@@ -82,8 +89,10 @@ def _calls() -> Iterator[tuple[Any, tuple[Any, ...]]]:
         yield geglu.geglu, (tokens, True)
         yield layer_norm.layer_norm, (tokens, weight, bias, 1e-5)
         yield layer_norm.add_layer_norm, (tokens, tokens + 1, weight, bias, 1e-5)
+    several = plain.repeat(2, 1, 1, 1)
     for past in (None, plain + 1):
-        yield guided_step.guided_step, (plain, plain.repeat(2, 1, 1, 1)[:3], rows, torch.ones(2, 6), past)
+        yield guided_step.guided_step, (plain, several[:3], rows, torch.ones(2, 6), past)
+        yield guided_step.guided_step, (plain, several, None, torch.ones(2, 6), past)
 
 
 @pytest.mark.parametrize("call", list(_calls()), ids=lambda call: call[0]._qualname)
@@ -137,6 +146,8 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         guided_step.guided_step(x, torch.ones(4, 6, 2, 3), rows, weights)
     with pytest.raises(InvalidRequest, match="for 2 pictures"):
         guided_step.guided_step(x, torch.ones(4, 6, 2, 2), rows.long(), weights)
+    with pytest.raises(InvalidRequest, match="3 rows of pairs for 2 pictures; allowed: 4, or `rows`"):
+        guided_step.guided_step(x, torch.ones(3, 6, 2, 2), None, weights)
     with pytest.raises(InvalidRequest, match="a past of"):
         guided_step.guided_step(x, torch.ones(4, 6, 2, 2), rows, weights, torch.ones(1, 6, 2, 2))
 
@@ -148,6 +159,35 @@ def test_a_program_takes_whole_groups_and_all_channels_are_taken(channels: int) 
     assert layout.taken % (channels // 32) == 0 and layout.taken <= layout.lanes
     assert (layout.blocks - 1) * layout.taken < channels <= layout.blocks * layout.taken
     assert layout.taken >= 0.6 * layout.lanes
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "way"),
+    [
+        ((2, 1280, 8, 8), torch.float16, "held"),
+        ((2, 1280, 16, 16), torch.float32, "held"),
+        ((2, 640, 32, 32), torch.float16, "held"),
+        ((2, 1280, 32, 32), torch.float16, "cached"),
+        ((2, 1280, 32, 32), torch.float32, "parts"),  # two lines a pixel
+        ((2, 640, 64, 64), torch.float16, "parts"),  # a line a pixel, of which a third is its own
+        ((1, 128, 512, 512), torch.float16, "parts"),
+    ],
+    ids=str,
+)
+def test_a_strip_that_one_multiprocessor_holds_is_read_by_one_program(
+    shape: tuple[int, ...], dtype: torch.dtype, way: str
+) -> None:
+    assert group_norm.way_of(torch.empty(shape, dtype=dtype, device="meta"), 32) == way
+
+
+@pytest.mark.parametrize("side", [8, 64, 128, 129, 256, 512, 1024])
+@pytest.mark.parametrize("channels", [128, 256, 320, 512, 1280])
+def test_a_pictures_parts_give_a_gpu_enough_to_do_and_none_of_them_is_empty(side: int, channels: int) -> None:
+    pixels, blocks = side * side, layout_of(channels, 32).blocks
+    part_pixels, parts = group_norm._parts(pixels, blocks)
+    assert (parts - 1) * part_pixels < pixels <= parts * part_pixels and parts <= 512
+    if side > 128:
+        assert parts * blocks > 400
 
 
 def test_nothing_is_what_becomes_of_nothing() -> None:

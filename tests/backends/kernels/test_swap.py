@@ -4,9 +4,12 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import Tensor
 
+from stillhouse.backends.kernels.group_norm import group_norm
 from stillhouse.backends.kernels.swap import swap
+from stillhouse.backends.torch_attention import KernelAttention
 from tests.models.checkpoints import unet, vae
 
 EXACT = 1e-5
@@ -63,6 +66,53 @@ def test_every_norm_and_gate_of_a_unet_is_swapped() -> None:
     left = {type(module).__name__ for module in own.modules()} & {"GroupNorm", "GEGLU", "BasicTransformerBlock", "SiLU"}
     # What is left of SiLU is the time embedding's own, once a step and a thousand numbers long.
     assert left <= {"SiLU"}
+
+
+def test_pictures_stay_channels_last_from_norm_to_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """diffusers turns them behind each transformer, and a kernel would copy them back."""
+    seen: list[bool] = []
+
+    def noted(x: Tensor, *told: Any) -> Tensor:
+        seen.append(x.is_contiguous(memory_format=torch.channels_last))
+        out: Tensor = group_norm(x, *told)
+        return out
+
+    monkeypatch.setattr("stillhouse.backends.kernels.swap.group_norm", noted)
+    for kind in ("sd1", "sd2", "xl"):
+        own = network(kind)
+        swap(own)
+        output(own)
+    assert len(seen) > 10 and all(seen)
+
+
+def test_attention_is_taken_over_where_it_is_torch_s_choice_and_nothing_else() -> None:
+    own = network("sd1")
+    swapped = swap(own)
+    blocks = [module for module in own.modules() if isinstance(module, Attention)]
+    assert blocks and all(isinstance(block.processor, KernelAttention) for block in blocks)
+    tokens, mask = torch.randn(2, 6, blocks[0].query_dim), torch.zeros(2, 1, 6)
+    mask[..., 3:] = -10000.0
+    with torch.no_grad():
+        ours = blocks[0](tokens, attention_mask=mask)
+        swapped.undo()
+        assert torch.equal(ours, blocks[0](tokens, attention_mask=mask)), "a mask is diffusers' own matter"
+    own.set_attn_processor(AttnProcessor())
+    swap(own)
+    assert all(isinstance(block.processor, AttnProcessor) for block in blocks)
+
+
+def test_projections_may_be_joined_before_and_parted_afterwards() -> None:
+    own = network("sd1")
+    before = output(own)
+    own.fuse_qkv_projections()
+    joined = [module.processor for module in own.modules() if isinstance(module, Attention)]
+    swapped = swap(own)
+    assert all(isinstance(one.processor, KernelAttention) for one in own.modules() if isinstance(one, Attention))
+    assert float((output(own) - before).abs().max() / before.abs().max()) < EXACT
+    swapped.undo()
+    assert [module.processor for module in own.modules() if isinstance(module, Attention)] == joined
+    own.unfuse_qkv_projections()
+    assert float((output(own) - before).abs().max() / before.abs().max()) < EXACT
 
 
 def test_the_compiler_keeps_the_kernels_as_they_are() -> None:

@@ -3,7 +3,7 @@
     cast          another dtype                               reads it once, writes it once
     silu          x * sigmoid(x)                              the same
     geglu         both halves of a projection, the GELU and the product in one pass
-    group_norm    GroupNorm over NHWC, with SiLU behind it    reads twice (the second time out of cache), writes once
+    group_norm    GroupNorm over NHWC, with SiLU behind it    a strip at once where one multiprocessor holds it
     layer_norm    LayerNorm, with the residual's sum before it
     guided_step   classifier-free guidance, the clean picture and the sampler's move in one pass
 

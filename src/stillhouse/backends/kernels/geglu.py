@@ -2,6 +2,10 @@
 
     out[r, c] = x[r, c] * gelu(x[r, D + c])
 
+GELU is x times the normal distribution's share below x. In halves that share comes from one exponential and a
+polynomial (Abramowitz and Stegun, 7.1.26), which errs by 7.5e-8 at most, beside 2.4e-4 that a half rounds by there; a
+GPU would otherwise compute longer than it reads.
+
 Eager torch splits the projection, writes the GELU, and multiplies: 5 D elements a row where 3 D must move.
 
 Bytes that must move: 2 D elements of each row read, D written.
@@ -30,6 +34,7 @@ def _geglu(
     bucket,
     columns: tl.constexpr,
     TANH: tl.constexpr,  # noqa: N803
+    HALF: tl.constexpr,  # noqa: N803
     WIDE: tl.constexpr,  # noqa: N803
     BLOCK: tl.constexpr,  # noqa: N803
 ):
@@ -44,9 +49,20 @@ def _geglu(
     if TANH:
         # gelu(g) = g (1 + tanh(y)) / 2 with y = sqrt(2 / pi) (g + 0.044715 g^3), and (1 + tanh(y)) / 2 = sigmoid(2 y).
         gelu = gate * tl.sigmoid(1.5957691216057308 * (gate + 0.044715 * gate * gate * gate))
+    elif HALF:
+        gelu = gate * _below(gate)
     else:
         gelu = 0.5 * gate * (1.0 + tl.erf(gate * 0.7071067811865476))
     tl.store(out + at, value * gelu, mask=inside)
+
+
+@triton.jit
+def _below(x):
+    """The normal distribution's share below x; beyond -x where that is the smaller one, so that nothing cancels."""
+    t = 1.0 / (1.0 + 0.23164188911 * tl.abs(x))  # 0.3275911 of |x| / sqrt(2)
+    rest = 1.421413741 + t * (-1.453152027 + t * 1.061405429)
+    tail = 0.5 * t * (0.254829592 + t * (-0.284496736 + t * rest)) * tl.exp(-0.5 * x * x)
+    return tl.where(x < 0, tail, 1.0 - tail)
 
 
 @torch.library.custom_op("stillhouse::geglu", mutates_args=())
@@ -70,9 +86,9 @@ def geglu(x: Tensor, tanh: bool = False) -> Tensor:
         return reference(x, tanh)
     out = x.new_empty(*x.shape[:-1], columns)
     if out.numel():
-        is_wide = x.numel() >= _WIDE
+        told = (tanh, x.dtype != torch.float32, x.numel() >= _WIDE)
         with torch.cuda.device_of(x):
-            _geglu[over(out.numel())](x, out, out.numel(), bucket(out.numel()), columns, tanh, is_wide)
+            _geglu[over(out.numel())](x, out, out.numel(), bucket(out.numel()), columns, *told)
     return out
 
 
@@ -99,7 +115,8 @@ def specimens() -> Iterator[Specimen]:
             count = "i64" if wide else "i32"
             kinds = {"x": f"*{name}", "out": f"*{name}", "count": count, "bucket": "i32"}
             called = f"geglu {name}{' tanh' if tanh else ''}{' wide' if wide else ''}"
-            yield from specimens_of(_geglu, called, kinds, {"columns": 5120, "TANH": tanh, "WIDE": wide})
+            constants = {"columns": 5120, "TANH": tanh, "HALF": name != "fp32", "WIDE": wide}
+            yield from specimens_of(_geglu, called, kinds, constants)
 
 
 def _half(x: Tensor) -> int:

@@ -1,22 +1,27 @@
 """GroupNorm (arXiv 1803.08494) of pictures in NHWC, channels last, with SiLU behind it.
 
-A group is a strip of neighbouring channels over all pixels: ten of 320 in Stable Diffusion. Reading group by group
-would take twenty bytes out of every 640. So programs take tiles of some pixels and of as many whole groups as fit into
-a stretch of lanes, and read whole lines:
+A group is a strip of neighbouring channels over all pixels: ten of 320 in Stable Diffusion. How it is read depends on
+its size:
 
-1. `_moments`: of each part of the pixels and each group, the mean and the sum of squares around it. Channels are
-   summed around their first pixel of the part, which cancels nothing where the mean is large.
-2. `_normalised`: joins the parts' moments (Chan, Golub and LeVeque, COMPSTAT 1982), normalises, scales, applies SiLU.
+* A strip that one multiprocessor holds is a program's own (`_strip`): in its registers, where it is read once, or in
+  the cache beside it, out of which it is read again. That is one launch.
+* Elsewhere programs take tiles of some pixels and of as many whole groups as fit into a stretch of lanes, and read
+  whole lines, since group by group would take twenty bytes out of every 640:
 
-Parts depend on the picture's own size, not on the batch, and nothing is added up atomically: so a picture comes out the
-same whoever is beside it.
+  1. `_moments`: of each part of the pixels and each group, the mean and the sum of squares around it. Channels are
+     summed around their first pixel of the part, which cancels nothing where the mean is large.
+  2. `_joined`, for pictures of so many parts that not every program should read the moments of all: they become one's.
+  3. `_normalised`: joins the parts' moments (Chan, Golub and LeVeque, COMPSTAT 1982), normalises, scales, applies SiLU.
 
-Bytes that must move: each element read once and written once. It is read twice; the second time it lies in the cache,
-if the tensor fits there.
+All of it depends on the picture's own size, not on the batch, and nothing is added up atomically: so a picture comes
+out the same whoever is beside it.
+
+Bytes that must move: each element read once and written once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
 
 import torch
 import triton
@@ -26,15 +31,86 @@ from torch import Tensor
 from stillhouse.backends.kernels.launch import DTYPES, Specimen, bucket, launches, specimens_of, tuned
 from stillhouse.errors import InvalidRequest
 
-_PARTS = 64
-"""Of a picture's pixels, at most: each program of the second pass reads the moments of all of them."""
+_HELD = 32768
+"""Elements of a strip, rounded up to powers of two, that the registers of one program hold."""
+_CACHED, _LINE = 192 << 10, 128
+"""Bytes that the cache of one multiprocessor holds, and of one of its lines: each pixel of a strip takes one at least,
+whatever is of others in it."""
+_STRETCH = 8192
+"""Elements of a strip that are read at a time where it is not held."""
+_FEWEST_WARPS, _MOST_WARPS, _OF_A_WARP = 4, 32, 512
+"""Of the program that reads a strip, and elements that each of them has."""
+_PARTS, _MOST_PARTS = 64, 512
+"""Of a picture's pixels, at most, where every program of the last pass reads the moments of all; and where they are
+joined before."""
+_LARGE = 16384
+"""Pixels of a picture above which they are, since few parts would leave most of a GPU without work."""
 _PIXELS = 16
 """Of one part, at least."""
 _ROWS = 32
 """Pixels that a program holds at once, at most: of more, too few programs fit on a multiprocessor."""
-_PROGRAMS = 256
-"""Of one picture, about as many as a large GPU runs at once; more of them would read more moments than pixels."""
+_PROGRAMS, _MOST_PROGRAMS = 256, 528
+"""Of one picture, about as many as a large GPU runs at once, or several on each of its multiprocessors where moments
+are joined; more of them would read more moments than pixels."""
 _LANES = 128
+_TOGETHER = 8
+"""Groups whose moments a program joins: their bytes are one read."""
+
+
+def _fitting_strips(every: Sequence[Any], told: Mapping[str, Any], **constants: Any) -> Sequence[Any]:
+    """The configuration by which a thread has sixteen elements, or the nearest. Not the quickest of several: sums would
+    be added up in another order, and a picture differ from one process to the next."""
+    given = {**told, **constants}
+    warps = min(_MOST_WARPS, max(_FEWEST_WARPS, given["ROWS"] * given["WIDE"] // _OF_A_WARP))
+    return [one for one in every if one.num_warps == warps] or every[:1]
+
+
+@tuned(["channels", "bucket", "HELD", "WIDE", "ROWS"], warps=(4, 8, 16, 32), prune=_fitting_strips)
+@triton.jit
+def _strip(
+    x,
+    weight,
+    bias,
+    out,
+    pixels,
+    bucket,
+    eps,
+    channels: tl.constexpr,
+    group: tl.constexpr,
+    SILU: tl.constexpr,  # noqa: N803
+    HELD: tl.constexpr,  # noqa: N803
+    WIDE: tl.constexpr,  # noqa: N803
+    ROWS: tl.constexpr,  # noqa: N803
+):
+    program = tl.program_id(0)
+    base = (program // (channels // group)).to(tl.int64) * pixels
+    lane = tl.arange(0, WIDE)
+    known = lane < group
+    channel = program % (channels // group) * group + lane
+    weights = tl.load(weight + channel, mask=known, other=0.0).to(tl.float32)
+    shift = tl.load(bias + channel, mask=known, other=0.0).to(tl.float32)
+    if HELD:
+        row = tl.arange(0, ROWS)
+        inside = (row < pixels)[:, None] & known[None, :]
+        place = (base + row)[:, None] * channels + channel[None, :]
+        tile = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+        mean = tl.sum(tl.sum(tile, axis=0), axis=0) / (pixels * group)
+        apart = tl.where(inside, tile - mean, 0.0)
+        variance = tl.sum(tl.sum(apart * apart, axis=0), axis=0) / (pixels * group)
+        gain = weights * tl.rsqrt(variance + eps)
+        tl.store(out + place, _shaped(tile, mean, gain, shift, SILU), mask=inside)
+    else:
+        means, spreads = _around(x, base, 0, pixels, channel, known, channels, LANES=WIDE, ROWS=ROWS)
+        mean = tl.sum(tl.where(known, means, 0.0), axis=0) / group
+        beside = tl.where(known, means - mean, 0.0)
+        around = tl.sum(tl.where(known, spreads, 0.0) + pixels * beside * beside, axis=0)
+        gain = weights * tl.rsqrt(around / (pixels * group) + eps)
+        for first in tl.range(0, pixels, ROWS, loop_unroll_factor=2):
+            rows = first + tl.arange(0, ROWS)
+            within = (rows < pixels)[:, None] & known[None, :]
+            at_rows = (base + rows)[:, None] * channels + channel[None, :]
+            more = tl.load(x + at_rows, mask=within, other=0.0).to(tl.float32)
+            tl.store(out + at_rows, _shaped(more, mean, gain, shift, SILU), mask=within)
 
 
 @tuned(["channels", "bucket"], warps=(4,))
@@ -55,28 +131,15 @@ def _moments(
     ROWS: tl.constexpr,  # noqa: N803
 ):
     program = tl.program_id(0)
-    picture = (program // parts).to(tl.int64)
+    base = (program // parts).to(tl.int64) * pixels
     begin = program % parts * part_pixels
     end = tl.minimum(begin + part_pixels, pixels)
     lane = tl.arange(0, LANES)
     channel = tl.program_id(1) * taken + lane
     known = (lane < taken) & (channel < channels)
-    origin = tl.load(x + (picture * pixels + begin) * channels + channel, mask=known, other=0.0).to(tl.float32)
-    total = tl.zeros((ROWS, LANES), tl.float32)
-    square = tl.zeros((ROWS, LANES), tl.float32)
-    for first in range(begin, end, ROWS):
-        row = first + tl.arange(0, ROWS)
-        inside = (row < end)[:, None] & known[None, :]
-        place = (picture * pixels + row)[:, None] * channels + channel[None, :]
-        apart = tl.load(x + place, mask=inside, other=0.0).to(tl.float32) - origin[None, :]
-        apart = tl.where(inside, apart, 0.0)
-        total += apart
-        square += apart * apart
-    count = (end - begin).to(tl.float32)
-    offset = tl.sum(total, axis=0) / count
-    spread = tl.sum(square, axis=0) - count * offset * offset
-    mean = origin + offset
+    mean, spread = _around(x, base, begin, end, channel, known, channels, LANES=LANES, ROWS=ROWS)
 
+    count = (end - begin) * 1.0
     one = tl.arange(0, GROUPS)
     belongs = (lane[None, :] // group == one[:, None]) & known[None, :]
     centre = tl.sum(tl.where(belongs, mean[None, :], 0.0), axis=1) / group
@@ -87,6 +150,31 @@ def _moments(
     real = (one < taken // group) & (number < channels // group)
     tl.store(means + at, centre, mask=real)
     tl.store(squares + at, around, mask=real)
+
+
+@tuned(["groups", "bucket"], warps=(4,))
+@triton.jit
+def _joined(
+    means,
+    squares,
+    mean,
+    square,
+    pixels,
+    parts,
+    part_pixels,
+    bucket,
+    groups: tl.constexpr,
+    group: tl.constexpr,
+    PARTS: tl.constexpr,  # noqa: N803
+    GROUPS: tl.constexpr,  # noqa: N803
+):
+    picture = tl.program_id(0).to(tl.int64)
+    number = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
+    real = number < groups
+    base = picture * parts * groups
+    centre, around = _all_parts(means, squares, base, number, real, pixels, parts, part_pixels, groups, group, PARTS)
+    tl.store(mean + picture * groups + number, centre, mask=real)
+    tl.store(square + picture * groups + number, around, mask=real)
 
 
 @tuned(["channels", "bucket"], warps=(4,))
@@ -101,6 +189,8 @@ def _normalised(
     pixels,
     parts,
     part_pixels,
+    tiles,
+    tile_pixels,
     bucket,
     eps,
     channels: tl.constexpr,
@@ -113,50 +203,91 @@ def _normalised(
     ROWS: tl.constexpr,  # noqa: N803
 ):
     program = tl.program_id(0)
-    picture = (program // parts).to(tl.int64)
+    picture = (program // tiles).to(tl.int64)
+    base = picture * pixels
     lane = tl.arange(0, LANES)
     channel = tl.program_id(1) * taken + lane
     known = (lane < taken) & (channel < channels)
 
-    # The first tile is under way while the moments come; most programs have no other.
-    begin = program % parts * part_pixels
-    end = tl.minimum(begin + part_pixels, pixels)
+    # The first tile and the weights are under way while the moments come; most programs have no other tile.
+    begin = program % tiles * tile_pixels
+    end = tl.minimum(begin + tile_pixels, pixels)
     row = begin + tl.arange(0, ROWS)
     inside = (row < end)[:, None] & known[None, :]
-    place = (picture * pixels + row)[:, None] * channels + channel[None, :]
-    tile = tl.load(x + place, mask=inside, other=0.0)
+    place = (base + row)[:, None] * channels + channel[None, :]
+    tile = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+    weights = tl.load(weight + channel, mask=known, other=0.0).to(tl.float32)
+    shift = tl.load(bias + channel, mask=known, other=0.0).to(tl.float32)
 
-    part = tl.arange(0, PARTS)
     one = tl.arange(0, GROUPS)
     number = tl.program_id(1) * (taken // group) + one
     real = (one < taken // group) & (number < channels // group)
+    groups: tl.constexpr = channels // group
+    first = picture * parts * groups
+    centres, around = _all_parts(means, squares, first, number, real, pixels, parts, part_pixels, groups, group, PARTS)
+    scales = tl.rsqrt(around / (pixels * group) + eps)
+
+    belongs = lane[None, :] // group == one[:, None]
+    centre = tl.sum(tl.where(belongs, centres[:, None], 0.0), axis=0)[None, :]
+    gain = weights * tl.sum(tl.where(belongs, scales[:, None], 0.0), axis=0)
+    tl.store(out + place, _shaped(tile, centre, gain, shift, SILU), mask=inside)
+    for other in tl.range(begin + ROWS, end, ROWS, loop_unroll_factor=2):
+        rows = other + tl.arange(0, ROWS)
+        within = (rows < end)[:, None] & known[None, :]
+        at_rows = (base + rows)[:, None] * channels + channel[None, :]
+        more = tl.load(x + at_rows, mask=within, other=0.0).to(tl.float32)
+        tl.store(out + at_rows, _shaped(more, centre, gain, shift, SILU), mask=within)
+
+
+@triton.jit
+def _around(x, base, begin, end, channel, known, channels, LANES: tl.constexpr, ROWS: tl.constexpr):  # noqa: N803
+    """Of the pixels from begin to end each channel's mean, and its sum of squares around that."""
+    origin = tl.load(x + (base + begin) * channels + channel, mask=known, other=0.0).to(tl.float32)
+    total = tl.zeros((ROWS, LANES), tl.float32)
+    square = tl.zeros((ROWS, LANES), tl.float32)
+    for first in tl.range(begin, end, ROWS, loop_unroll_factor=2):
+        row = first + tl.arange(0, ROWS)
+        inside = (row < end)[:, None] & known[None, :]
+        place = (base + row)[:, None] * channels + channel[None, :]
+        apart = tl.load(x + place, mask=inside, other=0.0).to(tl.float32) - origin[None, :]
+        apart = tl.where(inside, apart, 0.0)
+        total += apart
+        square += apart * apart
+    count = (end - begin) * 1.0
+    offset = tl.sum(total, axis=0) / count
+    return origin + offset, tl.sum(square, axis=0) - count * offset * offset
+
+
+@triton.jit
+def _all_parts(
+    means,
+    squares,
+    base,
+    number,
+    real,
+    pixels,
+    parts,
+    part_pixels,
+    groups: tl.constexpr,
+    group: tl.constexpr,
+    PARTS: tl.constexpr,  # noqa: N803
+):
+    """Of some groups the mean over all parts, and the sum of squares around it."""
+    part = tl.arange(0, PARTS)
     count = tl.minimum(tl.maximum(pixels - part * part_pixels, 0), part_pixels).to(tl.float32)
     count = tl.where(part < parts, count, 0.0)[:, None]
-    at = (picture * parts + part)[:, None] * (channels // group) + number[None, :]
+    at = base + part[:, None] * groups + number[None, :]
     present = (part < parts)[:, None] & real[None, :]
     mean = tl.load(means + at, mask=present, other=0.0)
     square = tl.load(squares + at, mask=present, other=0.0)
     centres = tl.sum(count * mean, axis=0) / pixels
     apart = tl.where(present, mean - centres[None, :], 0.0)
-    variances = tl.sum(square + count * group * apart * apart, axis=0) / (pixels * group)
-
-    belongs = lane[None, :] // group == one[:, None]
-    centre = tl.sum(tl.where(belongs, centres[:, None], 0.0), axis=0)
-    scale = tl.sum(tl.where(belongs, tl.rsqrt(variances + eps)[:, None], 0.0), axis=0)
-    gain = tl.load(weight + channel, mask=known, other=0.0).to(tl.float32) * scale
-    shift = tl.load(bias + channel, mask=known, other=0.0).to(tl.float32)
-    tl.store(out + place, _shaped(tile, centre, gain, shift, SILU), mask=inside)
-    for first in range(begin + ROWS, end, ROWS):
-        rows = first + tl.arange(0, ROWS)
-        within = (rows < end)[:, None] & known[None, :]
-        at_rows = (picture * pixels + rows)[:, None] * channels + channel[None, :]
-        more = tl.load(x + at_rows, mask=within, other=0.0)
-        tl.store(out + at_rows, _shaped(more, centre, gain, shift, SILU), mask=within)
+    return centres, tl.sum(square + count * group * apart * apart, axis=0)
 
 
 @triton.jit
 def _shaped(tile, centre, gain, shift, SILU: tl.constexpr):  # noqa: N803
-    value = (tile.to(tl.float32) - centre[None, :]) * gain[None, :] + shift[None, :]
+    value = (tile - centre) * gain[None, :] + shift[None, :]
     if SILU:
         value = value * tl.sigmoid(value)
     return value
@@ -183,24 +314,71 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float,
     x = _fitting(x, weight, bias, groups)
     if not launches(x, weight, bias):
         return reference(x, weight, bias, groups, eps, silu)
+    return launch(x, weight, bias, groups, eps, silu, way_of(x, groups))
+
+
+Way: TypeAlias = Literal["held", "cached", "parts"]
+"""How a strip is read: once, into registers; twice, by one program; or in parts, by many."""
+
+
+def way_of(x: Tensor, groups: int) -> Way:
+    """How this picture's strips are read best.
+
+    >>> way_of(torch.empty(2, 640, 32, 32), 32), way_of(torch.empty(2, 320, 64, 64, dtype=torch.float16), 32)
+    ('held', 'parts')
+    """
+    group, pixels = x.shape[1] // groups, x.shape[2] * x.shape[3]
+    if triton.next_power_of_2(pixels) * triton.next_power_of_2(group) <= _HELD:
+        return "held"
+    lines = triton.cdiv(group * x.element_size(), _LINE)
+    return "cached" if pixels * lines * _LINE <= _CACHED else "parts"
+
+
+def launch(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool, way: Way) -> Tensor:
+    """`group_norm` by its kernels, in one of their ways."""
     out = torch.empty_like(x)
     if not x.numel():
         return out
+    known = (x, weight.contiguous(), bias.contiguous())
+    with torch.cuda.device_of(x):
+        if way == "parts":
+            _in_parts(*known, out, groups, eps, silu)
+        else:
+            _in_strips(*known, out, groups, eps, silu, way == "held")
+    return out
+
+
+def _in_strips(
+    x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, groups: int, eps: float, silu: bool, is_held: bool
+) -> None:
     batch, channels, height, width = x.shape
-    pixels, layout = height * width, layout_of(channels, groups)
+    pixels, group = height * width, channels // groups
+    wide, high = triton.next_power_of_2(group), triton.next_power_of_2(pixels)
+    rows = high if is_held else min(high, max(1, _STRETCH // wide))
+    told = (pixels, bucket(pixels), eps, channels, group, silu, is_held, wide, rows)
+    _strip[(batch * groups,)](x, weight, bias, out, *told)
+
+
+def _in_parts(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, groups: int, eps: float, silu: bool) -> None:
+    batch, channels, height, width = x.shape
+    pixels, group, layout = height * width, channels // groups, layout_of(channels, groups)
     part_pixels, parts = _parts(pixels, layout.blocks)
     means = x.new_empty(batch, parts, groups, dtype=torch.float32)
     squares = torch.empty_like(means)
-    told = (pixels, parts, part_pixels, bucket(pixels))
-    rows = min(_ROWS, triton.next_power_of_2(part_pixels))
-    within = (channels, channels // groups, layout.taken)
-    tile = (layout.groups, layout.lanes, rows)
-    programs = (batch * parts, layout.blocks)
-    known = (x, weight.contiguous(), bias.contiguous(), means, squares, out)
-    with torch.cuda.device_of(x):
-        _moments[programs](x, means, squares, *told, *within, *tile)
-        _normalised[programs](*known, *told, eps, *within, silu, triton.next_power_of_2(parts), *tile)
-    return out
+    within = (channels, group, layout.taken)
+    tile = (layout.groups, layout.lanes, min(_ROWS, triton.next_power_of_2(part_pixels)))
+    programs, size = (batch * parts, layout.blocks), bucket(pixels)
+    divided = (parts, part_pixels)
+    _moments[programs](x, means, squares, pixels, *divided, size, *within, *tile)
+    if parts > _PARTS:
+        mean, square = (means.new_empty(batch, 1, groups) for _ in range(2))
+        shape = (groups, group, triton.next_power_of_2(parts), min(_TOGETHER, triton.next_power_of_2(groups)))
+        by = (batch, triton.cdiv(groups, shape[-1]))
+        _joined[by](means, squares, mean, square, pixels, *divided, size, *shape)
+        means, squares, divided = mean, square, (1, pixels)
+    several = triton.next_power_of_2(divided[0])
+    told = (pixels, *divided, parts, part_pixels, size, eps, *within, silu, several, *tile)
+    _normalised[programs](x, weight, bias, means, squares, out, *told)
 
 
 @group_norm.register_fake
@@ -250,27 +428,48 @@ def layout_of(channels: int, groups: int) -> Layout:
 
 
 def specimens() -> Iterator[Specimen]:
-    """Both passes in each dtype, in the narrowest and widest blocks, by few and by many rows."""
+    """Every kernel in each dtype, in the narrowest and widest blocks, by few and by many rows."""
     for name in DTYPES.values():
+        tensors = dict.fromkeys(("x", "weight", "bias", "out"), f"*{name}")
+        kept = {"means": "*fp32", "squares": "*fp32"}
+        of_parts = dict.fromkeys(("pixels", "parts", "part_pixels", "bucket"), "i32")
         for channels, rows in ((320, 32), (2560, 16)):
-            layout = layout_of(channels, 32)
-            numbers = dict.fromkeys(("pixels", "parts", "part_pixels", "bucket"), "i32")
-            moments = {"channels": channels, "group": channels // 32, "taken": layout.taken}
+            layout, group = layout_of(channels, 32), channels // 32
+            moments = {"channels": channels, "group": group, "taken": layout.taken}
             moments |= {"GROUPS": layout.groups, "LANES": layout.lanes, "ROWS": rows}
-            kept = {"means": "*fp32", "squares": "*fp32"}
-            told = {"x": f"*{name}", **kept, **numbers}
+            told = {"x": f"*{name}", **kept, **of_parts}
             yield from specimens_of(_moments, f"group_norm moments {name} {channels}", told, moments)
             for silu in (False, True):
                 constants = {**moments, "SILU": silu, "PARTS": _PARTS}
-                tensors = dict.fromkeys(("x", "weight", "bias", "out"), f"*{name}")
-                told = {**tensors, **kept, **numbers, "eps": "fp32"}
+                told = {**tensors, **kept, **of_parts, "tiles": "i32", "tile_pixels": "i32", "eps": "fp32"}
                 called = f"group_norm {name} {channels}{' silu' if silu else ''}"
                 yield from specimens_of(_normalised, called, told, constants)
+            # Behind `_joined`, whose one part Triton knows as a constant.
+            constants = {**moments, "SILU": True, "PARTS": 1, "parts": 1}
+            told = {argument: kind for argument, kind in told.items() if argument != "parts"}
+            yield from specimens_of(_normalised, f"group_norm {name} {channels} of one part", told, constants)
+        told = {**kept, "mean": "*fp32", "square": "*fp32", **of_parts}
+        joined = {"groups": 32, "group": 4, "PARTS": _MOST_PARTS, "GROUPS": _TOGETHER}
+        if name == "fp32":  # whatever pictures are, their moments are
+            yield from specimens_of(_joined, "group_norm joined", told, joined)
+        for channels, pixels in ((1280, 64), (640, 1024), (640, 4096)):
+            group = channels // 32
+            wide = triton.next_power_of_2(group)
+            is_held = pixels * wide <= _HELD
+            sizes = {"HELD": is_held, "WIDE": wide, "ROWS": pixels if is_held else _STRETCH // wide}
+            told = {**tensors, "pixels": "i32", "bucket": "i32", "eps": "fp32"}
+            constants = {"channels": channels, "group": group, "SILU": True, **sizes}
+            yield from specimens_of(_strip, f"group_norm strip {name} {channels} {pixels}", told, constants)
 
 
 def _parts(pixels: int, blocks: int) -> tuple[int, int]:
-    """Pixels of each part, and how many parts there are, of a picture whose channels take so many programs."""
-    wanted = max(1, min(_PARTS, pixels // _PIXELS, triton.cdiv(_PROGRAMS, blocks)))
+    """Pixels of each part, and how many parts there are, of a picture whose channels take so many programs.
+
+    No part is empty: a loop that is unrolled would not see that it has nothing to do.
+    """
+    is_large = pixels > _LARGE
+    most, programs = (_MOST_PARTS, _MOST_PROGRAMS) if is_large else (_PARTS, _PROGRAMS)
+    wanted = max(1, min(most, pixels // _PIXELS, triton.cdiv(programs, blocks)))
     part_pixels = triton.cdiv(pixels, wanted)
     return part_pixels, triton.cdiv(pixels, part_pixels)
 

@@ -14,6 +14,7 @@ counts, that read as well.
 """
 
 from collections.abc import Iterator
+from itertools import product
 
 import torch
 import triton
@@ -27,7 +28,7 @@ WEIGHTS = ("scale", "of_z", "of_output", "reach", "kept", "gained")
 """The columns of what each picture is told."""
 
 
-@tuned(["bucket", "PAST"], warps=(1, 4), BLOCK=(256, 1024))
+@tuned(["bucket", "PAST", "PAIRED"], warps=(1, 4), BLOCK=(256, 1024))
 @triton.jit
 def _guided_step(
     z,
@@ -40,14 +41,19 @@ def _guided_step(
     size,
     bucket,
     PAST: tl.constexpr,  # noqa: N803
+    PAIRED: tl.constexpr,  # noqa: N803
     BLOCK: tl.constexpr,  # noqa: N803
 ):
     picture = tl.program_id(1).to(tl.int64)
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
     # First what others hang on, then what hangs on nothing, so that all of it is under way at once.
-    without = tl.load(rows + 2 * picture).to(tl.int64)
-    prompted = tl.load(rows + 2 * picture + 1).to(tl.int64)
+    if PAIRED:
+        without = 2 * picture
+        prompted = without + 1
+    else:
+        without = tl.load(rows + 2 * picture).to(tl.int64)
+        prompted = tl.load(rows + 2 * picture + 1).to(tl.int64)
     told = weights + 6 * picture
     here = tl.load(z + picture * size + at, mask=inside, other=0.0).to(tl.float32)
     scale = tl.load(told)
@@ -72,7 +78,7 @@ def _guided_step(
 
 @torch.library.custom_op("stillhouse::guided_step", mutates_args=())
 def guided_step(
-    z: Tensor, output: Tensor, rows: Tensor, weights: Tensor, past: Tensor | None = None
+    z: Tensor, output: Tensor, rows: Tensor | None, weights: Tensor, past: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Move each picture of a batch by one evaluation.
 
@@ -80,7 +86,7 @@ def guided_step(
         z: pictures, float16, bfloat16 or float32, [P, C, h, w].
         output: of the network, [R, C, h, w].
         rows: int32 [P, 2]: each picture's row without its prompt, and the one with it; the same one twice where it is
-            not guided.
+            not guided. None: all are guided, and their rows are pairs, one behind the other.
         weights: float32 [P, 6], see `WEIGHTS`.
         past: the clean pictures of the evaluation before, as z; None where none counts.
 
@@ -92,32 +98,37 @@ def guided_step(
         UnsupportedPrecision: another dtype.
     """
     _check(z, output, rows, weights, past)
-    z, output, rows, weights = (tensor.contiguous() for tensor in (z, output, rows, weights))
+    z, output, weights = (tensor.contiguous() for tensor in (z, output, weights))
     if not launches(z, output, *(() if past is None else (past,))):
         return reference(z, output, rows, weights, past)
     moved, clean = torch.empty_like(z), torch.empty_like(z)
     size = z[0].numel() if len(z) else 0
     if size:
         before = z if past is None else past.contiguous()
+        places = weights if rows is None else rows.contiguous()
+        told = (size, bucket(size * len(z)), past is not None, rows is None)
         with torch.cuda.device_of(z):
             _guided_step[lambda meta: (triton.cdiv(size, meta["BLOCK"]), len(z))](
-                z, output, before, rows, weights, moved, clean, size, bucket(size * len(z)), past is not None
+                z, output, before, places, weights, moved, clean, *told
             )
     return moved, clean
 
 
 @guided_step.register_fake
-def _(z: Tensor, output: Tensor, rows: Tensor, weights: Tensor, past: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def _(
+    z: Tensor, output: Tensor, rows: Tensor | None, weights: Tensor, past: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     like = torch.empty_like(z, memory_format=torch.contiguous_format)
     return like, torch.empty_like(like)
 
 
 def reference(
-    z: Tensor, output: Tensor, rows: Tensor, weights: Tensor, past: Tensor | None = None
+    z: Tensor, output: Tensor, rows: Tensor | None, weights: Tensor, past: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The same in plain torch."""
     scale, of_z, of_output, reach, kept, gained = (column.view(-1, 1, 1, 1) for column in weights.to(z).unbind(1))
-    without, prompted = (output[row.long()].to(z) for row in rows.unbind(1))
+    both = (output[::2], output[1::2]) if rows is None else (output[row.long()] for row in rows.unbind(1))
+    without, prompted = (one.to(z) for one in both)
     clean = of_z * z + of_output * (without + scale * (prompted - without))
     aim = clean if past is None else clean + reach * (clean - past)
     return kept * z + gained * aim, clean
@@ -130,21 +141,25 @@ def bytes_moved(z: Tensor, output: Tensor, past: Tensor | None = None) -> int:
 
 
 def specimens() -> Iterator[Specimen]:
-    """With and without a past in each dtype."""
+    """With and without a past in each dtype, of rows that are pairs and of any."""
     for name in DTYPES.values():
-        for past in (False, True):
+        for past, paired in product((False, True), repeat=2):
             tensors = dict.fromkeys(("z", "output", "past", "moved", "clean"), f"*{name}")
             others = {"rows": "*i32", "weights": "*fp32", "size": "i32", "bucket": "i32"}
-            called = f"guided_step {name}{' past' if past else ''}"
-            yield from specimens_of(_guided_step, called, {**tensors, **others}, {"PAST": past})
+            called = f"guided_step {name}{' past' if past else ''}{' paired' if paired else ''}"
+            yield from specimens_of(_guided_step, called, {**tensors, **others}, {"PAST": past, "PAIRED": paired})
 
 
-def _check(z: Tensor, output: Tensor, rows: Tensor, weights: Tensor, past: Tensor | None) -> None:
+def _check(z: Tensor, output: Tensor, rows: Tensor | None, weights: Tensor, past: Tensor | None) -> None:
     if z.ndim != 4 or output.ndim != 4 or output.shape[1:] != z.shape[1:]:
         raise InvalidRequest(f"pictures of {list(z.shape)} and outputs of {list(output.shape)}", allowed="one size")
-    if rows.shape != (len(z), 2) or rows.dtype != torch.int32 or weights.shape != (len(z), len(WEIGHTS)):
+    if rows is None and len(output) != 2 * len(z):
+        raise InvalidRequest(f"{len(output)} rows of pairs for {len(z)} pictures", allowed=f"{2 * len(z)}, or `rows`")
+    is_told = rows is None or (rows.shape == (len(z), 2) and rows.dtype == torch.int32)
+    if not is_told or weights.shape != (len(z), len(WEIGHTS)):
+        told = "pairs" if rows is None else f"{list(rows.shape)}"
         raise InvalidRequest(
-            f"rows {list(rows.shape)} and weights {list(weights.shape)} for {len(z)} pictures",
+            f"rows {told} and weights {list(weights.shape)} for {len(z)} pictures",
             allowed=f"int32 [{len(z)}, 2] and [{len(z)}, {len(WEIGHTS)}]",
         )
     if past is not None and past.shape != z.shape:

@@ -1,21 +1,25 @@
 """Fused kernels into a loaded network of diffusers', and out again.
 
-A module keeps its weights and their names; only its class changes, to one whose `forward` calls the kernels. So a
-checkpoint, an adapter or a `state_dict` does not notice, and `undo` gives every class back.
+A module keeps its weights and their names; what changes is its class, to one whose `forward` calls the kernels, and
+what it calls for attention and SiLU. So a checkpoint, an adapter or a `state_dict` does not notice, and `undo` gives
+every class back.
 
     GEGLU                   the projection, then one pass
     ResnetBlock2D           GroupNorm and SiLU in one pass, twice
     GroupNorm elsewhere     one pass, with SiLU where the network's last one is followed by it
     BasicTransformerBlock   each LayerNorm with the sum before it
+    Transformer2DModel      its pictures stay channels last
+    Attention               by the same kernel, without the factor of one that diffusers divides by
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.activations import GEGLU
 from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0, FusedAttnProcessor2_0
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
@@ -24,6 +28,10 @@ from stillhouse.backends.kernels.geglu import geglu
 from stillhouse.backends.kernels.group_norm import group_norm
 from stillhouse.backends.kernels.layer_norm import add_layer_norm, layer_norm
 from stillhouse.backends.kernels.silu import silu
+from stillhouse.backends.torch_attention import KernelAttention, is_plain
+
+_PLAIN = (AttnProcessor2_0, FusedAttnProcessor2_0)
+"""diffusers' processors whose kernel is the one that torch prefers."""
 
 
 class FusedGroupNorm(nn.GroupNorm):
@@ -85,6 +93,19 @@ class FusedTransformerBlock(BasicTransformerBlock):  # type: ignore[misc]
         return added
 
 
+class FusedTransformer(Transformer2DModel):  # type: ignore[misc]
+    """Transformer blocks whose tokens become a picture again as they lie: a copy would turn its channels, and each norm
+    behind it would turn them back."""
+
+    def _get_output_for_continuous_inputs(
+        self, hidden_states: Tensor, residual: Tensor, batch_size: int, height: int, width: int, inner_dim: int
+    ) -> Tensor:
+        tokens = self.proj_out(hidden_states) if self.use_linear_projection else hidden_states
+        picture = tokens.reshape(batch_size, height, width, inner_dim).permute(0, 3, 1, 2)
+        out: Tensor = (picture if self.use_linear_projection else self.proj_out(picture)) + residual
+        return out
+
+
 @dataclass(frozen=True, slots=True)
 class Swapped:
     """What was changed in a network."""
@@ -92,7 +113,7 @@ class Swapped:
     _changes: list[tuple[nn.Module, str, Any]] = field(default_factory=list)
 
     def __len__(self) -> int:
-        """Modules that call a kernel now."""
+        """Modules that are of another class now."""
         return sum(name == "__class__" for _, name, _ in self._changes)
 
     def undo(self) -> None:
@@ -123,7 +144,10 @@ def swap(network: nn.Module) -> Swapped:
         elif type(module) is BasicTransformerBlock and _is_usual(module):
             swapped._set(module, "__class__", FusedTransformerBlock)
         elif type(module) is Transformer2DModel and type(module.norm) is nn.GroupNorm:
+            swapped._set(module, "__class__", FusedTransformer)
             swapped._set(module.norm, "__class__", FusedGroupNorm)
+        elif type(module) is Attention and is_plain(module) and type(module.processor) in _PLAIN:
+            swapped._set(module, "processor", KernelAttention("sdpa", masked=cast(Any, module.processor)))
     for last in _last(network):
         if type(last.conv_norm_out) is nn.GroupNorm and isinstance(last.conv_act, nn.SiLU):
             swapped._set(last.conv_norm_out, "__class__", FusedGroupNormSiLU)
