@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from stillhouse.accelerate.batches import BATCHES, curve
+from stillhouse.accelerate.batches import BATCHES, curve, may_catch_up
 from stillhouse.accelerate.candidate import Candidate
 from stillhouse.accelerate.subject import SubjectFailed
 from stillhouse.measure.clock import Timing
@@ -57,6 +57,16 @@ def test_a_batch_that_fails_ends_the_curve() -> None:
 def test_what_is_opened_for_each_size_is_asked_for_one(candidate: Candidate, opened: float, sizes: list[int]) -> None:
     """Where that is soon done; and on a GPU always: what compiles would else be compared at the few rows of a race."""
     assert timed(candidate, Rows(0.2), opened=opened) == sizes
+
+
+@pytest.mark.parametrize(
+    ("ratio", "seconds", "hopeless", "may"), [(1.0, 0.1, 1.9, True), (1.0, 0.1, 2.2, False), (1.0, 5.0, 1.2, False)]
+)
+def test_who_is_a_little_behind_at_few_rows_may_be_ahead_at_many(
+    ratio: float, seconds: float, hopeless: float, may: bool
+) -> None:
+    one = trial("", ratio, seconds=Timing(seconds, seconds, seconds, 9))
+    assert may_catch_up(one, hopeless) == may
 
 
 def test_long_calls_are_timed_once_and_not_again_after_the_race() -> None:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from stillhouse.accelerate.batches import BATCHES, curve, is_soon_open
+from stillhouse.accelerate.batches import BATCHES, curve, is_soon_open, may_catch_up
 from stillhouse.accelerate.candidate import MADE, Candidate
 from stillhouse.accelerate.check import check_pictures, check_tensors, is_certain, judged, missed
 from stillhouse.accelerate.child import CROWD, OUTPUTS, PICTURES
@@ -246,8 +246,7 @@ def _raced(trial: Trial, subject: Subject, reference: Reference | None, bench: B
         ratio = Ratio(1.0, ratio.low / ratio.value, ratio.high / ratio.value)
     batch = {str(bench.rows): outcome.candidate.median / bench.rows}
     trial = replace(trial, seconds=outcome.candidate, ratio=ratio, rows=bench.rows, batch=batch)
-    is_worth_it = reference is None or ratio.high >= bench.effort.hopeless
-    if bench.batches and is_worth_it:
+    if bench.batches and (reference is None or may_catch_up(trial, bench.effort.hopeless)):
         batch = curve(trial, lambda rows, calls: float(subject.ask("batch", rows, calls, limit=bench.limit)))
     return replace(trial, batch=batch)
 

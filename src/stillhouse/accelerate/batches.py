@@ -14,7 +14,9 @@ they go up to those of `ROWS`."""
 LONG_CALL, FULL = 1.0, 0.95
 """Seconds of a call from which a processor is taken to be full once a larger batch gains less than a twentieth; a GPU
 is, however short its call."""
-_SOON = 2.0
+_GAIN = 2.0
+"""How much more a row may gain by a batch than a row of another candidate does."""
+_SOON = 3.0
 """Seconds to open a network and to run it once up to which it is asked for a batch that it must be opened for."""
 
 
@@ -47,6 +49,17 @@ def _sizes(trial: Trial) -> Sequence[int]:
     if not is_opened_anew(component_of(trial.candidate, "", "")):
         return ROWS if trial.candidate.is_on_gpu else BATCHES
     return BATCHES[-1:] if trial.candidate.is_on_gpu or is_soon_open(trial) else ()
+
+
+def may_catch_up(trial: Trial, hopeless: float) -> bool:
+    """Whether a candidate that was raced at few rows may be the better one at many: if it is not too far behind, where
+    calls are short and it is soon known.
+
+    Args:
+        hopeless: see `race.Effort`.
+    """
+    assert trial.seconds and trial.ratio
+    return (1.0 if trial.seconds.median > LONG_CALL else _GAIN) * trial.ratio.high >= hopeless
 
 
 def is_soon_open(trial: Trial) -> bool:
