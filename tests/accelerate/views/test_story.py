@@ -47,6 +47,17 @@ def test_each_goal_is_told_by_what_it_wants() -> None:
     assert headline(throughput) == told
 
 
+@pytest.mark.parametrize("goal", ["throughput", "cost"])
+def test_networks_are_told_by_their_batches_where_these_were_aimed_at(goal: Any) -> None:
+    """Who makes the most in a batch need not be the fastest at two rows."""
+    sweep = changed(replace(report(), goal=goal), "unet", batch={"2": 0.02, "8": 0.01})
+    base = sweep.trial("unet", sweep.baselines["unet"])
+    slow = replace(base, batch={"2": 0.05, "8": 0.04})
+    sweep = replace(sweep, trials=tuple(slow if trial is base else trial for trial in sweep.trials))
+    told = " ".join(story(sweep))
+    assert "unet on openvino f32, bf16, shapes static, streams 2 (4.00x the samples a second, 8 at a time)" in told
+
+
 def test_the_price_of_a_thousand() -> None:
     assert price(replace(report(), price=7.2), 0.5) == pytest.approx(1)  # 500 s of 3600
     assert price(report(), 0.5) is None

@@ -127,11 +127,20 @@ def _choice(report: Report, chosen: Row | None) -> str:
 def _networks(report: Report) -> str:
     told = []
     for name in components(report):
-        chosen = marked(report, name)[1]
+        base, chosen = marked(report, name)
         if name != PIPELINE and chosen is not None:
-            speed = f" ({times(chosen.speed)})" if chosen.speed and not chosen.baseline else ""
-            told.append(f"{plain(name)} on {chosen.name}{speed}")
+            told.append(f"{plain(name)} on {chosen.name}{_how_much(report.goal, base, chosen)}")
     return f"It runs {listed(tuple(told))}." if told else ""
+
+
+def _how_much(goal: Goal, base: Row | None, chosen: Row) -> str:
+    """What a network gains in what was aimed at, in brackets."""
+    if chosen.baseline:
+        return ""
+    if goal in ("throughput", "cost") and base and base.trial.batch and chosen.trial.batch:
+        (many, fast), (_, slow) = _best(chosen.trial), _best(base.trial)
+        return f" ({times(fast / slow)} the samples a second, {many} at a time)"
+    return f" ({times(chosen.speed)})" if chosen.speed else ""
 
 
 def _drawn_with(report: Report) -> str:
