@@ -53,9 +53,12 @@ def test_a_batch_that_fails_ends_the_curve() -> None:
     assert timed(ANY, Rows(0.2, most=0)) == []
 
 
-@pytest.mark.parametrize(("candidate", "opened", "sizes"), [(FIXED, 0.1, [8]), (FIXED, 9.0, []), (COMPILED, 90.0, [8])])
+@pytest.mark.parametrize(
+    ("candidate", "opened", "sizes"),
+    [(FIXED, 0.1, [8]), (FIXED, 9.0, []), (COMPILED, 30.0, [8]), (COMPILED, 300.0, [])],
+)
 def test_what_is_opened_for_each_size_is_asked_for_one(candidate: Candidate, opened: float, sizes: list[int]) -> None:
-    """Where that is soon done; and on a GPU always: what compiles would else be compared at the few rows of a race."""
+    """Where that is soon done, for a GPU: what compiles would else be compared at the few rows of a race."""
     assert timed(candidate, Rows(0.2), opened=opened) == sizes
 
 

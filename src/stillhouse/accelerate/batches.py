@@ -16,8 +16,9 @@ LONG_CALL, FULL = 1.0, 0.95
 is, however short its call."""
 _GAIN = 2.0
 """How much more a row may gain by a batch than a row of another candidate does."""
-_SOON = 3.0
-"""Seconds to open a network and to run it once up to which it is asked for a batch that it must be opened for."""
+_SOON, _SOON_ON_GPU = 3.0, 60.0
+"""Seconds to open a network and to run it once up to which it is asked for a batch that it must be opened for. A GPU is
+bought for batches, and compilers take their time for it; some build an engine for minutes."""
 
 
 def curve(trial: Trial, ask: Callable[[int, int], float]) -> dict[str, float]:
@@ -44,11 +45,10 @@ def curve(trial: Trial, ask: Callable[[int, int], float]) -> dict[str, float]:
 
 
 def _sizes(trial: Trial) -> Sequence[int]:
-    """Of what is opened or compiled anew for each the largest alone: where that is soon done, or on a GPU, which is
-    bought for batches."""
+    """Of what is opened or compiled anew for each the largest alone, where that is soon done."""
     if not is_opened_anew(component_of(trial.candidate, "", "")):
         return ROWS if trial.candidate.is_on_gpu else BATCHES
-    return BATCHES[-1:] if trial.candidate.is_on_gpu or is_soon_open(trial) else ()
+    return BATCHES[-1:] if is_soon_open(trial) else ()
 
 
 def may_catch_up(trial: Trial, hopeless: float) -> bool:
@@ -63,5 +63,6 @@ def may_catch_up(trial: Trial, hopeless: float) -> bool:
 
 
 def is_soon_open(trial: Trial) -> bool:
-    """Whether it takes little to open the candidate once more, and to run it."""
-    return (trial.seconds.median if trial.seconds else 0.0) + (trial.open_seconds or 0.0) < _SOON
+    """Whether it takes little to open the candidate once more, and to run it for the first time."""
+    once = max(trial.first_seconds or 0.0, trial.seconds.median if trial.seconds else 0.0)
+    return (trial.open_seconds or 0.0) + once < (_SOON_ON_GPU if trial.candidate.is_on_gpu else _SOON)
