@@ -45,19 +45,17 @@ def main() -> None:
     parser.add_argument("--as-they-come", action="store_true", help="of sd15: leave the sweep out")
     parser.add_argument("--prepare", action="store_true", help="only make what is measured")
     arguments = parser.parse_args()
-    if arguments.prepare and arguments.which == "shapes":
-        _prepare_shapes()
-    elif arguments.prepare:
-        _prepare_sd15(is_swept=not arguments.as_they_come)
-    elif arguments.which == "shapes":
-        _prepare_shapes()
+    is_small, is_swept = arguments.which == "shapes", not arguments.as_they_come
+    if arguments.prepare:
+        _prepare_shapes() if is_small else _prepare_sd15(is_swept)
+        return
+    # In a process that gives its memory back: at the size of Stable Diffusion it holds three networks.
+    subprocess.run([sys.executable, "-m", "benchmarks.cost", *sys.argv[1:], "--prepare"], check=True)
+    if is_small:
         _measure("cost", [_shapes()], arguments.rounds or 15)
     else:
-        # In a process that gives its memory back, since it holds three networks of this size.
-        subprocess.run([sys.executable, "-m", "benchmarks.cost", *sys.argv[1:], "--prepare"], check=True)
         # In pairs, since more of them at once do not fit beside each other into 24 GiB.
-        students = _sd15(is_swept=not arguments.as_they_come)
-        _measure("cost_sd15", [(_PLAIN_SD15, way) for way in students], arguments.rounds or 3)
+        _measure("cost_sd15", [(_PLAIN_SD15, way) for way in _sd15(is_swept)], arguments.rounds or 3)
 
 
 def _measure(name: str, together: Sequence[Sequence[str]], rounds: int) -> None:

@@ -142,9 +142,8 @@ def _other_ways(picture: torch.Tensor, device: str) -> Mapping[str, Callable[...
     """How else GroupNorm could read this picture, where a GPU can tell whether it would be quicker."""
     if device == "cpu":
         return {}
-    taken, (_, channels, height, width) = group_norm.way_of(picture, _GROUPS), picture.shape
-    is_small = height * width * channels <= _GROUPS * 2**15
-    names: tuple[group_norm.Way, ...] = ("held", "cached", "parts") if is_small else ("cached", "parts")
+    names: tuple[group_norm.Way, ...] = ("cached", "parts")  # what can be held, is
+    taken = group_norm.way_of(picture, _GROUPS)
     return {name: partial(group_norm.launch, way=name) for name in names if name != taken}
 
 

@@ -258,11 +258,8 @@ def _measured(
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
     with _arranged(network, rung, model in REGIONAL, given) as module, _without_gradients(rung):
-        if rung.offloaded and device != "cpu":
-            row = timed(module, given, exact, ends, images, steps, fused=rung.fused, runs=0)
-        else:
-            runs = _WHOLE if rung in _ORDER and images == 1 and device != "cpu" else 1
-            row = timed(module, given, exact, ends, images, steps, fused=rung.fused, runs=runs)
+        runs = _WHOLE if rung in _ORDER and images == 1 else int(device == "cpu" or not rung.offloaded)
+        row = timed(module, given, exact, ends, images, steps, fused=rung.fused, runs=runs)
     return {**row, "gpu_bytes": 0 if device == "cpu" else torch.cuda.max_memory_allocated()}
 
 
@@ -292,23 +289,19 @@ def timed(
     device = given[0].device.type
     picture = Picture(module, given, images, fused)
 
-    def outside() -> None:
-        ends.begin()
-        ends.finish(picture.latents)
-
-    def whole() -> None:
+    def whole(steps: int) -> None:
         ends.begin()
         picture.walk(steps)
         ends.finish(picture.latents)
 
     steady = taken(picture.step, device, _STEPS_TIMED if runs else _FEW, _WARM if runs else 1)
     row: dict[str, Any] = {"steps": steps, "step_seconds": median(steady), "step": asdict(summarise(steady))}
-    outside()
+    whole(0)
     if runs:
-        row["picture"] = asdict(summarise(taken(whole, device, runs, warm_up=0)))
+        row["picture"] = asdict(summarise(taken(partial(whole, steps), device, runs, warm_up=0)))
         row["seconds"] = row["picture"]["median"]
     else:
-        row["seconds"] = long(outside, device, runs=1, warm_up=0) + steps * row["step_seconds"]
+        row["seconds"] = long(partial(whole, 0), device, runs=1, warm_up=0) + steps * row["step_seconds"]
     if exact is not None:
         latents, timesteps, text, added = given
         output = together(module(latents, timesteps, text, *(added or {}).values()))[0].float()

@@ -120,9 +120,7 @@ def attempt(candidate: Candidate, bench: Bench, reference: Reference | None) -> 
         trial = _crowded(trial, subject, wanted, bench)
         if not subject.is_alive:  # a batch was too much for it, which says nothing of what is left to do
             subject.kill()
-            subject = Subject(subject.task, bench.memory, _beside(reference)).start()
-            subject.ask("build", limit=bench.limit)
-            subject.ask("open", limit=bench.limit)
+            subject = _again(subject.task, bench, _beside(reference))
         drawn = None
         if bench.requests and (reference is None or not (missed(trial, bench.bounds) or is_certain(trial))):
             drawn = _drawn(subject, bench)
@@ -162,11 +160,12 @@ def revive(reference: Reference, bench: Bench) -> None:
     reference.subject = _again(reference.subject.task, bench)
 
 
-def _again(task: Task, bench: Bench) -> Subject:
-    """A process with the task's network open."""
-    subject = Subject(task, bench.memory)
+def _again(task: Task, bench: Bench, beside: Sequence[Subject] = ()) -> Subject:
+    """A process with the task's network open, which was made before."""
+    subject = Subject(task, bench.memory, beside)
     try:
         subject.start()
+        subject.ask("build", limit=bench.limit)
         subject.ask("open", limit=bench.limit)
     except SubjectFailed:
         subject.kill()

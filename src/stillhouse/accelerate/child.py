@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -51,6 +51,7 @@ class Child:
         self.probes: Sequence[Probe] = read_probes(Path(task.probes)) if task.probes else []
         self.graph = Path(task.graph)
         self._runner: Runner | None = None
+        self._other: tuple[Mapping[str, tuple[int, ...]], Runner] | None = None
         self._pipeline: Pipeline | None = None
         self._before: int | None = None
 
@@ -97,7 +98,7 @@ class Child:
 
     def rest(self) -> None:
         """Close what is open, so that its memory can serve another; the next call opens it again."""
-        self._runner = self._pipeline = None
+        self._runner = self._other = self._pipeline = None
         give_back()
 
     def outputs(self) -> None:
@@ -171,9 +172,12 @@ class Child:
         """The network that is open or, where that takes no batch of this size, another one, opened for these."""
         is_fixed = component.static and component.streams == 1 and "axes" not in component.settings
         is_fixed = is_fixed and reopened_for(component.backend, component.settings) == "shapes"
-        if is_fixed and any(array.shape != feeds[name].shape for name, array in self.probes[0].feeds.items()):
-            return self._tiled(self._network(component, feeds))
-        return self._running()
+        own, shapes = ({name: array.shape for name, array in fed.items()} for fed in (self.probes[0].feeds, feeds))
+        if not is_fixed or shapes == own:
+            return self._running()
+        if self._other is None or self._other[0] != shapes:
+            self._other = shapes, self._tiled(self._network(component, feeds))
+        return self._other[1]
 
     def _network(self, component: Component, feeds: Feeds) -> Runner:
         """A network that takes these; threads are the candidate's own where it names them: that is what it is about."""
@@ -233,7 +237,7 @@ class Child:
             if task.graph:
                 own = component_of(task.candidate, str(self.graph), components[task.candidate.component].weights)
                 components[task.candidate.component] = own
-            self._runner = None  # the pipeline opens the network again; twice at once it may not fit
+            self._runner = self._other = None  # the pipeline opens the network again; twice at once it may not fit
             self._pipeline = Pipeline(
                 Path(task.pipeline),
                 manifest=self._manifest(),

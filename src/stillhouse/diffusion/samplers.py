@@ -187,7 +187,6 @@ class Sampler:
     Args:
         summary: one line for people who choose.
         aim: where each move aims.
-        aims_at: where that is; `step.step` moves a whole batch at once where it is not "elsewhere".
         eta: share of fresh noise in each move, 0 to 1; None lets the picture say.
         moves: the move across an interval, before anything is known about the picture.
         looks_twice: asks the network at both ends of each interval but the last.
@@ -196,11 +195,15 @@ class Sampler:
 
     summary: str
     aim: Aim = straight
-    aims_at: Place = "clean"
     eta: float | None = 0.0
     moves: Callable[[Point, Point, float], Move] = interval
     looks_twice: bool = False
     trimmed: bool = False
+
+    @property
+    def aims_at(self) -> Place:
+        """Where a move aims; `step.step` moves a whole batch at once where that is not elsewhere."""
+        return _PLACES.get(self.aim, "elsewhere")
 
     def evaluations(self, steps: int) -> int:
         """How often a walk of so many steps asks the network.
@@ -257,23 +260,18 @@ class Sampler:
         return moved + fresh * noise, past
 
 
+_PLACES: Mapping[Aim, Place] = {straight: "clean", dpmpp_2m: "beyond"}
 SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
     {
         "ddim": Sampler("DDIM: first order, the same picture every time at eta 0", eta=None),
         "ddpm": Sampler("DDPM: ancestral, fresh noise in every step, for many steps", eta=1.0),
         "euler": Sampler("Euler: first order, the same walk as ddim at eta 0"),
         "euler_ancestral": Sampler("Euler ancestral: the same walk as ddpm", eta=1.0),
-        "heun": Sampler("Heun: second order, asks the network twice a step", heun, "elsewhere", looks_twice=True),
-        "dpmpp_2m": Sampler("DPM-Solver++ 2M: second order for the price of one", dpmpp_2m, "beyond", trimmed=True),
-        "dpmpp_2m_sde": Sampler(
-            "DPM-Solver++ 2M SDE: as dpmpp_2m with fresh noise", dpmpp_2m, "beyond", 1.0, trimmed=True
-        ),
-        "unipc": Sampler(
-            "UniPC: second order, corrects each step at no cost; for few steps", unipc, "elsewhere", trimmed=True
-        ),
-        "lcm": Sampler(
-            "LCM: for networks distilled to a few steps, fresh noise between them", lcm, "elsewhere", 1.0, restart
-        ),
+        "heun": Sampler("Heun: second order, asks the network twice a step", heun, looks_twice=True),
+        "dpmpp_2m": Sampler("DPM-Solver++ 2M: second order for the price of one", dpmpp_2m, trimmed=True),
+        "dpmpp_2m_sde": Sampler("DPM-Solver++ 2M SDE: as dpmpp_2m with fresh noise", dpmpp_2m, 1.0, trimmed=True),
+        "unipc": Sampler("UniPC: second order, corrects each step at no cost; for few steps", unipc, trimmed=True),
+        "lcm": Sampler("LCM: for networks distilled to a few steps, fresh noise between them", lcm, 1.0, restart),
         "flow_euler": Sampler("flow Euler: first order for flow networks, the same walk as euler"),
     }
 )

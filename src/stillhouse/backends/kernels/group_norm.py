@@ -19,6 +19,7 @@ out the same whoever is beside it.
 Bytes that must move: each element read once and written once.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -105,12 +106,7 @@ def _strip(
         beside = tl.where(known, means - mean, 0.0)
         around = tl.sum(tl.where(known, spreads, 0.0) + pixels * beside * beside, axis=0)
         gain = weights * tl.rsqrt(around / (pixels * group) + eps)
-        for first in tl.range(0, pixels, ROWS, loop_unroll_factor=2):
-            rows = first + tl.arange(0, ROWS)
-            within = (rows < pixels)[:, None] & known[None, :]
-            at_rows = (base + rows)[:, None] * channels + channel[None, :]
-            more = tl.load(x + at_rows, mask=within, other=0.0).to(tl.float32)
-            tl.store(out + at_rows, _shaped(more, mean, gain, shift, SILU), mask=within)
+        _shape(x, out, base, 0, pixels, channel, known, channels, mean, gain, shift, SILU=SILU, ROWS=ROWS)
 
 
 @tuned(["channels", "bucket"], warps=(4,))
@@ -231,12 +227,7 @@ def _normalised(
     centre = tl.sum(tl.where(belongs, centres[:, None], 0.0), axis=0)[None, :]
     gain = weights * tl.sum(tl.where(belongs, scales[:, None], 0.0), axis=0)
     tl.store(out + place, _shaped(tile, centre, gain, shift, SILU), mask=inside)
-    for other in tl.range(begin + ROWS, end, ROWS, loop_unroll_factor=2):
-        rows = other + tl.arange(0, ROWS)
-        within = (rows < end)[:, None] & known[None, :]
-        at_rows = (base + rows)[:, None] * channels + channel[None, :]
-        more = tl.load(x + at_rows, mask=within, other=0.0).to(tl.float32)
-        tl.store(out + at_rows, _shaped(more, centre, gain, shift, SILU), mask=within)
+    _shape(x, out, base, begin + ROWS, end, channel, known, channels, centre, gain, shift, SILU=SILU, ROWS=ROWS)
 
 
 @triton.jit
@@ -286,6 +277,31 @@ def _all_parts(
 
 
 @triton.jit
+def _shape(
+    x,
+    out,
+    base,
+    begin,
+    end,
+    channel,
+    known,
+    channels,
+    centre,
+    gain,
+    shift,
+    SILU: tl.constexpr,  # noqa: N803
+    ROWS: tl.constexpr,  # noqa: N803
+):
+    """Normalise the pixels from begin to end."""
+    for first in tl.range(begin, end, ROWS, loop_unroll_factor=2):
+        row = first + tl.arange(0, ROWS)
+        inside = (row < end)[:, None] & known[None, :]
+        place = (base + row)[:, None] * channels + channel[None, :]
+        tile = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+        tl.store(out + place, _shaped(tile, centre, gain, shift, SILU), mask=inside)
+
+
+@triton.jit
 def _shaped(tile, centre, gain, shift, SILU: tl.constexpr):  # noqa: N803
     value = (tile - centre) * gain[None, :] + shift[None, :]
     if SILU:
@@ -328,7 +344,7 @@ def way_of(x: Tensor, groups: int) -> Way:
     ('held', 'parts')
     """
     group, pixels = x.shape[1] // groups, x.shape[2] * x.shape[3]
-    if triton.next_power_of_2(pixels) * triton.next_power_of_2(group) <= _HELD:
+    if math.prod(_tile(pixels, group, is_held=True)) <= _HELD:
         return "held"
     lines = triton.cdiv(group * x.element_size(), _LINE)
     return "cached" if pixels * lines * _LINE <= _CACHED else "parts"
@@ -348,14 +364,18 @@ def launch(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, sil
     return out
 
 
+def _tile(pixels: int, group: int, *, is_held: bool) -> tuple[int, int]:
+    """Lanes and pixels of a strip that are read at a time: all that there are, or a stretch of them."""
+    wide, high = triton.next_power_of_2(group), triton.next_power_of_2(pixels)
+    return wide, high if is_held else min(high, max(1, _STRETCH // wide))
+
+
 def _in_strips(
     x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, groups: int, eps: float, silu: bool, is_held: bool
 ) -> None:
     batch, channels, height, width = x.shape
     pixels, group = height * width, channels // groups
-    wide, high = triton.next_power_of_2(group), triton.next_power_of_2(pixels)
-    rows = high if is_held else min(high, max(1, _STRETCH // wide))
-    told = (pixels, bucket(pixels), eps, channels, group, silu, is_held, wide, rows)
+    told = (pixels, bucket(pixels), eps, channels, group, silu, is_held, *_tile(pixels, group, is_held=is_held))
     _strip[(batch * groups,)](x, weight, bias, out, *told)
 
 
@@ -454,9 +474,9 @@ def specimens() -> Iterator[Specimen]:
             yield from specimens_of(_joined, "group_norm joined", told, joined)
         for channels, pixels in ((1280, 64), (640, 1024), (1280, 1024)):
             group = channels // 32
-            wide = triton.next_power_of_2(group)
-            is_held = pixels * wide <= _HELD
-            sizes = {"HELD": is_held, "WIDE": wide, "ROWS": pixels if is_held else _STRETCH // wide}
+            is_held = math.prod(_tile(pixels, group, is_held=True)) <= _HELD
+            wide, rows = _tile(pixels, group, is_held=is_held)
+            sizes = {"HELD": is_held, "WIDE": wide, "ROWS": rows}
             told = {**tensors, "pixels": "i32", "bucket": "i32", "eps": "fp32"}
             constants = {"channels": channels, "group": group, "SILU": True, **sizes}
             yield from specimens_of(_strip, f"group_norm strip {name} {channels} {pixels}", told, constants)
