@@ -48,23 +48,23 @@ bench-large: .venv/full.stamp ## the size of Stable Diffusion 1.5: 5 GB of disk,
 	$(BIN)/python -m benchmarks.tables
 
 train: .venv/full.stamp ## train the embedded model on from where it is (UPDATES=20000), ship it and judge it
-	$(BIN)/python -m stillhouse.models.shapes.train $(if $(UPDATES),--updates $(UPDATES))
-	$(BIN)/python -m stillhouse.models.shapes.train.ship --trained build/shapes
+	$(BIN)/python -m stillhouse.shapes.train $(if $(UPDATES),--updates $(UPDATES))
+	$(BIN)/python -m stillhouse.shapes.train.ship --trained build/shapes
 	$(BIN)/python -m benchmarks.judge
 	$(BIN)/python -m benchmarks.tables
 
 students: .venv/full.stamp ## distil the embedded model to three steps and to one, and compare them with it; hours
 	$(BIN)/stillhouse distill shapes -o build/students/chain-3 --work build/students/work --force \
-		--config src/stillhouse/models/shapes/train/students.toml
+		--config src/stillhouse/shapes/train/students.toml
 	$(BIN)/stillhouse distill shapes -o build/students/walks-3 --work build/students/walks --force \
-		--config src/stillhouse/models/shapes/train/walks.toml --begin build/students/chain-3
+		--config src/stillhouse/shapes/train/walks.toml --begin build/students/chain-3
 	$(BIN)/stillhouse distill shapes -o build/students/again-3 --work build/students/again --force \
-		--config src/stillhouse/models/shapes/train/again.toml --begin build/students/walks-3
+		--config src/stillhouse/shapes/train/again.toml --begin build/students/walks-3
 	$(BIN)/stillhouse distill shapes -o build/students/shapes-3 --work build/students/fresh --force \
-		--config src/stillhouse/models/shapes/train/again.toml --begin build/students/again-3 --seed 2
+		--config src/stillhouse/shapes/train/again.toml --begin build/students/again-3 --seed 2
 	$(BIN)/stillhouse distill shapes -o build/students/shapes-1 --work build/students/again --force \
-		--config src/stillhouse/models/shapes/train/one_step.toml --begin build/students/walks-3
-	$(BIN)/python -m stillhouse.models.shapes.train.ship --student build/students/shapes-3 \
+		--config src/stillhouse/shapes/train/one_step.toml --begin build/students/walks-3
+	$(BIN)/python -m stillhouse.shapes.train.ship --student build/students/shapes-3 \
 		--student build/students/shapes-1
 	$(BIN)/python -m benchmarks.judge
 	$(BIN)/python -m benchmarks.distill shapes-3 shapes-1
@@ -72,9 +72,9 @@ students: .venv/full.stamp ## distil the embedded model to three steps and to on
 	$(BIN)/python -m benchmarks.tables
 
 protocol: .venv/full.stamp ## make the messages of gRPC from their .proto
-	$(BIN)/python -m grpc_tools.protoc -I src/stillhouse/serve/doors/grpc \
-		--descriptor_set_out=src/stillhouse/serve/doors/grpc/inference.binpb \
-		--pyi_out=src/stillhouse/serve/doors/grpc inference.proto
+	$(BIN)/python -m grpc_tools.protoc -I src/stillhouse/serve/api/grpc \
+		--descriptor_set_out=src/stillhouse/serve/api/grpc/inference.binpb \
+		--pyi_out=src/stillhouse/serve/api/grpc inference.proto
 
 constraints: .venv/full.stamp ## pin what is installed now
 	$(BIN)/python -m pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//' > constraints.txt

@@ -19,18 +19,18 @@ from time import perf_counter, sleep
 from typing import Any
 
 from benchmarks.record import record, recorded
-from stillhouse.accelerate.attempt import MADE_FOLDER, Bench, Reference, attempt
-from stillhouse.accelerate.candidate import Candidate
-from stillhouse.accelerate.choose import best_of
-from stillhouse.accelerate.final import BASELINE, final, side_by_side
-from stillhouse.accelerate.probe import PROBES
-from stillhouse.accelerate.race import Effort
-from stillhouse.accelerate.report import Report, read_report
-from stillhouse.accelerate.target import original
-from stillhouse.accelerate.trial import Trial
+from stillhouse.accelerate.calibration.calibration_data import PROBES
+from stillhouse.accelerate.evaluation.evaluate import MADE_FOLDER, Bench, Reference, attempt
+from stillhouse.accelerate.evaluation.latency import Effort
+from stillhouse.accelerate.records.candidate import Candidate
+from stillhouse.accelerate.records.report import Report, read_report
+from stillhouse.accelerate.records.trial import Trial
+from stillhouse.accelerate.selection.choose import best_of
+from stillhouse.accelerate.selection.runoff import BASELINE, final, side_by_side
+from stillhouse.accelerate.workspace import original
 from stillhouse.measure.clock import Ratio, paired_ratio
 from stillhouse.measure.memory import resident
-from stillhouse.models.manifest import TRIALS
+from stillhouse.pipelines.manifest import TRIALS
 
 BUILD = Path("build").absolute()
 PLAIN = "plain loop, openvino defaults"
@@ -197,8 +197,8 @@ def _judged(model: str, captions: int, *options: str) -> dict[str, Any]:
 
 
 def _steps(model: str) -> int:
-    from stillhouse.models.load import find
-    from stillhouse.models.manifest import read_manifest
+    from stillhouse.pipelines.load import find
+    from stillhouse.pipelines.manifest import read_manifest
 
     return read_manifest(find(model)).defaults.steps
 

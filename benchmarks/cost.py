@@ -21,7 +21,7 @@ from time import perf_counter
 from benchmarks.record import record
 from benchmarks.subject import GUIDANCE, PROMPT, STEPS, Prepare, Subject, become
 from stillhouse.measure.clock import Ratio, alternate, paired_ratio, summarise
-from stillhouse.models.load import EMBEDDED
+from stillhouse.pipelines.load import EMBEDDED
 
 BUILD = Path("build")
 SD15, STUDENTS = BUILD / "sd15" / "pipeline", BUILD / "sd15-students"
@@ -91,12 +91,12 @@ def _prepare_sd15(is_swept: bool) -> None:
     from diffusers import UNet2DConditionModel
 
     from stillhouse.diffusion import grid_at
-    from stillhouse.distill.chain import Student, frozen
-    from stillhouse.distill.decoder import TinyDecoder
-    from stillhouse.distill.networks import Denoiser, conditioned_on_guidance, taught_as
     from stillhouse.distill.student import write_student
+    from stillhouse.distill.training.decoder import TinyDecoder
+    from stillhouse.distill.training.networks import Denoiser, conditioned_on_guidance, taught_as
+    from stillhouse.distill.training.progressive_chain import Student, frozen
     from stillhouse.fit.stage import Fitted
-    from stillhouse.models.manifest import read_manifest, write_manifest
+    from stillhouse.pipelines.manifest import read_manifest, write_manifest
 
     first = _student(STUDENTS_STEPS[0])
     if not first.is_dir():
@@ -155,7 +155,7 @@ def _diffusers(threads: int) -> Callable[[], object]:
     from diffusers import StableDiffusionPipeline
     from diffusers.models.attention_processor import AttnProcessor
 
-    from stillhouse.models.load import find
+    from stillhouse.pipelines.load import find
 
     torch.set_num_threads(threads)
     pipeline = StableDiffusionPipeline.from_pretrained(find("shapes"), torch_dtype=torch.float32)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from benchmarks.record import record
 from stillhouse.core import ImageRequest
-from stillhouse.distill.judge import Way, captions_of_shapes, student_of
-from stillhouse.distill.verdict import judge_students, lead
-from stillhouse.models.load import load
+from stillhouse.distill.evaluation.comparison import Way, captions_of_shapes, student_of
+from stillhouse.distill.evaluation.evaluation_report import judge_students, lead
+from stillhouse.pipelines.load import load
 
 STEPS = 35
 

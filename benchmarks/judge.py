@@ -11,9 +11,9 @@ from dataclasses import asdict, replace
 import stillhouse
 from benchmarks.record import record
 from stillhouse.core import ImageRequest
-from stillhouse.models.load import EMBEDDED
-from stillhouse.models.manifest import read_manifest, write_manifest
-from stillhouse.models.shapes.judge import Judgement, judge
+from stillhouse.pipelines.load import EMBEDDED
+from stillhouse.pipelines.manifest import read_manifest, write_manifest
+from stillhouse.shapes.score import Judgement, judge
 
 STEPS = 35
 

@@ -12,9 +12,9 @@ from scipy import ndimage
 
 from benchmarks.record import record
 from stillhouse.core import Picture
-from stillhouse.models.shapes.caption import describe
-from stillhouse.models.shapes.oracle import ATTRIBUTES, score
-from stillhouse.models.shapes.scene import PALETTE, SHAPES, Figure, Scene, draw, sample_scene
+from stillhouse.shapes.caption import describe
+from stillhouse.shapes.oracle import ATTRIBUTES, score
+from stillhouse.shapes.scene import PALETTE, SHAPES, Figure, Scene, draw, sample_scene
 
 SCENES = 500
 TRUTHS = 2000

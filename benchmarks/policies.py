@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from statistics import quantiles
 
 from benchmarks.record import record
+from stillhouse.serve.engine.arrivals import Arrival, Kind, flood, poisson
 from stillhouse.serve.engine.cost import Cost, Curve
 from stillhouse.serve.engine.job import Group, Tier, Walk
 from stillhouse.serve.engine.policy import POLICIES
 from stillhouse.serve.engine.simulate import Served, simulate
-from stillhouse.serve.engine.trace import Arrival, Kind, flood, poisson
 
 _QUICK, _FULL = Group("quick", 64, 64), Group("full", 64, 64)
 _COST = Cost({group: Curve({2: 1.0}) for group in (_QUICK, _FULL)})

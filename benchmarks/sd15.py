@@ -63,7 +63,7 @@ def _write(folder: Path, steps: int) -> dict[str, Any]:
     from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from stillhouse.models.shapes.train.tokenizer import build_tokenizer
+    from stillhouse.shapes.train.tokenizer import build_tokenizer
 
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float16)
@@ -115,7 +115,7 @@ def _write(folder: Path, steps: int) -> dict[str, Any]:
 
 
 def _import(folder: Path, steps: int) -> dict[str, Any]:
-    from stillhouse.models.importers import ImportOptions, import_model
+    from stillhouse.convert.import_model import ImportOptions, import_model
 
     import_model(folder / "checkpoint", folder / "pipeline", ImportOptions(force=True))
     return {}

@@ -79,7 +79,7 @@ def _diffusers(threads: int) -> Callable[[], object]:
     import torch
     from diffusers import StableDiffusionPipeline
 
-    from stillhouse.models.load import find
+    from stillhouse.pipelines.load import find
 
     torch.set_num_threads(threads)
     pipeline = StableDiffusionPipeline.from_pretrained(find("shapes"), torch_dtype=torch.float32)

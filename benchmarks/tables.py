@@ -13,10 +13,10 @@ from benchmarks.gpu import tables as gpu
 from benchmarks.grid import grid
 from benchmarks.record import RESULTS, recorded
 from benchmarks.serving import tables as serving
-from stillhouse.accelerate.candidate import Candidate
-from stillhouse.distill.verdict import LEGEND, Verdict, head
-from stillhouse.distill.verdict import rows as table_of
-from stillhouse.models.decode import decode
+from stillhouse.accelerate.records.candidate import Candidate
+from stillhouse.distill.evaluation.evaluation_report import LEGEND, Verdict, head
+from stillhouse.distill.evaluation.evaluation_report import rows as table_of
+from stillhouse.json_decode import decode
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ("README.md", "docs/measurements.md", "docs/gpu.md")

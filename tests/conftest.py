@@ -1,9 +1,73 @@
-"""What tests of every room share."""
+"""Fixtures of every room: checkpoints, pipelines made of them, a picture. torch is loaded by tests that ask for it."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from importlib import import_module
+from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
+
+from stillhouse.convert.import_model import import_model
+from stillhouse.pipelines.pipeline import Pipeline
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read by the hub's client when it is first imported
+
+SIZE = 64
+PROMPT, NEGATIVE = "a red circle left of a blue square", "a green triangle"
+
+Checkpoint = Callable[[str], Path]
+Opened = Callable[[str], Pipeline]
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """A diffusers directory by kind, written at the first call."""
+    root, written = tmp_path_factory.mktemp("checkpoints"), set[str]()
+
+    def find(kind: str) -> Path:
+        if kind not in written:
+            import_module("tests.checkpoints").write_checkpoint(kind, root / kind)
+            written.add(kind)
+        return root / kind
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def imported(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """A pipeline directory by kind, imported at the first call. Not to be changed."""
+    root = tmp_path_factory.mktemp("pipelines")
+
+    def find(kind: str) -> Path:
+        if not (root / kind).exists():
+            import_model(checkpoint(kind), root / kind)
+        return root / kind
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def opened(imported: Checkpoint) -> Opened:
+    """An open pipeline by kind."""
+    pipelines: dict[str, Pipeline] = {}
+
+    def find(kind: str) -> Pipeline:
+        if kind not in pipelines:
+            pipelines[kind] = Pipeline(imported(kind), threads=1)
+        return pipelines[kind]
+
+    return find
+
+
+def sample_picture(seed: int = 0, height: int = SIZE, width: int = SIZE) -> NDArray[np.uint8]:
+    """Smooth colours with sharp edges."""
+    y, x = np.mgrid[:height, :width]
+    levels = [128 + 100 * np.sin((seed + 1) * (x * a + y * b) / 9) for a, b in ((1, 0), (0, 1), (1, 1))]
+    image = np.stack(levels, axis=-1).astype(np.uint8)
+    image[height // 4 : height // 2, width // 4 : width // 2] = (250, 20, 20)
+    return image
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from stillhouse.accelerate.config import find_layout
+from stillhouse.accelerate.auto_acceleration.config import find_layout
 from tests.accelerate import networks
 
 ROOT = Path(__file__).parents[1]

@@ -12,8 +12,8 @@ import pytest
 from benchmarks.gpu import tables
 from benchmarks.gpu.apart import join, run_apart
 from benchmarks.gpu.ladder import FP8, LARGE, RUNGS, Rung
-from stillhouse.accelerate.plan import _gpu
-from tests.accelerate.test_plan import AROUND
+from stillhouse.accelerate.search.candidates import _gpu
+from tests.accelerate.search.test_candidates import AROUND
 
 
 def test_everything_runs_on_a_processor_and_becomes_tables() -> None:

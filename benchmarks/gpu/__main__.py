@@ -17,12 +17,12 @@ from benchmarks.gpu.apart import join, run_apart
 from benchmarks.gpu.compile import PLANS, compile_all, keep_compiled, rungs_of
 from benchmarks.gpu.timing import LARGE, clocks, copied, facts
 from benchmarks.record import RESULTS, record
-from stillhouse.parent import end_with_parent
+from stillhouse.serve.engine.arrivals import Kind, poisson
 from stillhouse.serve.engine.cost import Cost, Curve
 from stillhouse.serve.engine.job import Group, Job, Tier, Walk
 from stillhouse.serve.engine.policy import POLICIES
 from stillhouse.serve.engine.simulate import Served, simulate
-from stillhouse.serve.engine.trace import Kind, poisson
+from stillhouse.workers.lifetime import end_with_parent
 
 _SHARES = {"kernels": 0.3, "sd15": 0.35, "curve": 0.05, "sdxl": 0.18, "pictures": 0.06, "fp8": 0.04, "engines": 0.02}
 """Of the time; what one leaves is the others'."""

@@ -15,7 +15,7 @@ from benchmarks.gpu import ladder, networks
 from stillhouse.backends import RunnerOptions, backends, open_runner
 from stillhouse.backends.precision import half
 from stillhouse.backends.runner import GraphRunner
-from stillhouse.models.export import export_unet
+from stillhouse.convert.export import export_unet
 
 
 @dataclass(frozen=True, slots=True)

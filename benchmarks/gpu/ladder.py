@@ -22,7 +22,7 @@ from stillhouse.backends.torch_device import place
 from stillhouse.backends.torch_graphs import Replayed, together
 from stillhouse.backends.torch_quantize import quantize
 from stillhouse.measure.clock import summarise
-from stillhouse.models.tiles import decode_tiled
+from stillhouse.pipelines.tiled_decode import decode_tiled
 
 STEPS = 50
 _STEPS_TIMED, _FEW, _WHOLE, _WARM = 20, 3, 3, 3

@@ -7,10 +7,10 @@ from typing import Any
 
 from stillhouse.core import Picture
 from stillhouse.diffusion import NUMPY
-from stillhouse.measure.images import psnr
-from stillhouse.models.load import find, load
-from stillhouse.models.manifest import Component
-from stillhouse.models.pipeline import Pipeline
+from stillhouse.measure.image_metrics import psnr
+from stillhouse.pipelines.load import find, load
+from stillhouse.pipelines.manifest import Component
+from stillhouse.pipelines.pipeline import Pipeline
 
 _PROMPTS = (
     "a red circle left of a big blue square on a white background",

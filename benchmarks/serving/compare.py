@@ -21,9 +21,9 @@ from benchmarks.serving.triton.environment import ROOT, TRITON
 from benchmarks.serving.ways import EVERYWHERE, SHARES, STEPS, WAYS, serving
 from stillhouse.errors import RuntimeMissing
 from stillhouse.measure.machine import versions
-from stillhouse.serve.load.kind import Flood
-from stillhouse.serve.load.run import Answered, Asked, answered, in_a_row, seconds_alone
-from stillhouse.serve.load.send import Tell
+from stillhouse.serve.loadgen.benchmark import Answered, Asked, answered, in_a_row, seconds_alone
+from stillhouse.serve.loadgen.request_class import Flood
+from stillhouse.serve.loadgen.send import Tell
 
 LOADS = (0.55, 0.78, 0.95)
 FLOOD = 20

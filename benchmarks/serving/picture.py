@@ -9,8 +9,8 @@ from urllib.request import Request, urlopen
 import numpy as np
 
 from stillhouse.core import Picture
-from stillhouse.models.png import read_picture
-from stillhouse.serve.load.dialect import Name
+from stillhouse.images.png import read_picture
+from stillhouse.serve.loadgen.protocols import Name
 
 
 def picture(url: str, protocol: Name, model: str, prompt: str, seed: int, steps: int) -> Picture:

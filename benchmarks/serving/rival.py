@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel, Field
 
 import stillhouse
-from stillhouse.models.encode import encode_picture
+from stillhouse.images.formats import encode_picture
 
 WAYS = ("async", "def")
 

@@ -16,14 +16,14 @@ import numpy as np
 from benchmarks.serving.rival import Generation as PydanticGeneration
 from benchmarks.serving.ways import STEPS, WAYS, serving
 from stillhouse.core import Picture
+from stillhouse.images.formats import encode_picture
 from stillhouse.measure.clock import alternate, paired_ratio
-from stillhouse.models.encode import encode_picture
-from stillhouse.serve.doors.openai import Generation
-from stillhouse.serve.load.kind import Kind
-from stillhouse.serve.load.plan import Shot
-from stillhouse.serve.load.send import Answer, send
-from stillhouse.serve.load.server import server_of
-from stillhouse.serve.load.wire import Message, Reply, exchange
+from stillhouse.serve.api.openai import Generation
+from stillhouse.serve.loadgen.http_client import Message, Reply, exchange
+from stillhouse.serve.loadgen.load_plan import Shot
+from stillhouse.serve.loadgen.request_class import Kind
+from stillhouse.serve.loadgen.send import Answer, send
+from stillhouse.serve.loadgen.server_state import server_of
 
 PICTURES = 8
 """That are drawn while health is asked for."""

@@ -12,8 +12,8 @@ from types import MappingProxyType
 from benchmarks.serving.launch import Launch, Running, free_port, running
 from benchmarks.serving.triton.environment import ROOT
 from benchmarks.serving.triton.launch import launch as launch_triton
-from stillhouse.serve.load.dialect import Name
-from stillhouse.serve.load.kind import Kind
+from stillhouse.serve.loadgen.protocols import Name
+from stillhouse.serve.loadgen.request_class import Kind
 
 STEPS = {"free": 3, "pro": 35}
 SHARES = {"free": 0.8, "pro": 0.2}

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
         UnknownModel,
         UnsupportedPrecision,
     )
-    from stillhouse.models.load import load
-    from stillhouse.models.network import open_network
-    from stillhouse.models.pipeline import Pipeline
-    from stillhouse.models.png import read_mask, read_picture, read_request, write_png
+    from stillhouse.images.png import read_mask, read_picture, read_request, write_png
+    from stillhouse.pipelines.load import load
+    from stillhouse.pipelines.network import open_network
+    from stillhouse.pipelines.pipeline import Pipeline
 
 __version__ = "0.1.0"
 
@@ -40,13 +40,13 @@ _HOMES = {
     "ImageResult": "core",
     "SAMPLERS": "diffusion.samplers",
     "Trajectory": "diffusion.trajectory",
-    "load": "models.load",
-    "open_network": "models.network",
-    "Pipeline": "models.pipeline",
-    "read_mask": "models.png",
-    "read_picture": "models.png",
-    "read_request": "models.png",
-    "write_png": "models.png",
+    "load": "pipelines.load",
+    "open_network": "pipelines.network",
+    "Pipeline": "pipelines.pipeline",
+    "read_mask": "images.png",
+    "read_picture": "images.png",
+    "read_request": "images.png",
+    "write_png": "images.png",
 }
 
 __all__ = [

@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stillhouse.accelerate.asked import Asked
-from stillhouse.accelerate.attempt import Bench, attempt
-from stillhouse.accelerate.candidate import Candidate
-from stillhouse.accelerate.probe import Probe, write_probes
-from stillhouse.accelerate.race import Effort
-from stillhouse.accelerate.report import Bounds, Report, read_report
+from stillhouse.accelerate.calibration.calibration_data import Probe, write_probes
+from stillhouse.accelerate.evaluation.evaluate import Bench, attempt
+from stillhouse.accelerate.evaluation.latency import Effort
+from stillhouse.accelerate.options import Asked
+from stillhouse.accelerate.records.candidate import Candidate
+from stillhouse.accelerate.records.report import Bounds, Report, read_report
 from stillhouse.accelerate.sweep import sweep
-from stillhouse.accelerate.target import settle
-from stillhouse.models.network import open_network
+from stillhouse.accelerate.workspace import settle
+from stillhouse.pipelines.network import open_network
 from tests.accelerate.networks import detector
 
 FAULTY = Path(__file__).parent / "faulty"

@@ -16,20 +16,20 @@ from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 from openpyxl import load_workbook
 
-from stillhouse.accelerate.candidate import NETWORK
-from stillhouse.accelerate.child import OUTPUTS
-from stillhouse.accelerate.probe import PROBES, Probe, read_probes
-from stillhouse.accelerate.report import Report, read_report
-from stillhouse.accelerate.subject import Subject
-from stillhouse.accelerate.target import settle
-from stillhouse.accelerate.task import TASK, read_task
-from stillhouse.accelerate.trial import Trial
+from stillhouse.accelerate.calibration.calibration_data import PROBES, Probe, read_probes
+from stillhouse.accelerate.evaluation.candidate_process import Subject
+from stillhouse.accelerate.evaluation.candidate_worker import OUTPUTS
+from stillhouse.accelerate.evaluation.task import TASK, read_task
+from stillhouse.accelerate.records.candidate import NETWORK
+from stillhouse.accelerate.records.report import Report, read_report
+from stillhouse.accelerate.records.trial import Trial
+from stillhouse.accelerate.workspace import settle
 from stillhouse.backends.precision import half
 from stillhouse.backends.registry import open_runner
 from stillhouse.cli import main
 from stillhouse.measure.fidelity import compare
-from stillhouse.models.manifest import TRIALS
-from stillhouse.models.network import open_network
+from stillhouse.pipelines.manifest import TRIALS
+from stillhouse.pipelines.network import open_network
 from tests.accelerate.networks import BIG, FLOAT, INT64, Draft, Value
 
 FAULTY = Path(__file__).parent / "faulty"

@@ -11,17 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stillhouse.accelerate.asked import Asked
-from stillhouse.accelerate.inputs import guess_shapes, plausible_inputs
-from stillhouse.accelerate.plan import BASELINE
-from stillhouse.accelerate.probe import Probe, write_probes
-from stillhouse.accelerate.race import Effort
-from stillhouse.accelerate.report import Bounds, Report, read_report, write_report
+from stillhouse.accelerate.calibration.calibration_data import Probe, write_probes
+from stillhouse.accelerate.calibration.inputs import guess_shapes, plausible_inputs
+from stillhouse.accelerate.evaluation.latency import Effort
+from stillhouse.accelerate.options import Asked
+from stillhouse.accelerate.records.report import Bounds, Report, read_report, write_report
+from stillhouse.accelerate.search.candidates import BASELINE
 from stillhouse.accelerate.sweep import rows_of, sweep
-from stillhouse.accelerate.target import settle
+from stillhouse.accelerate.workspace import settle
 from stillhouse.backends.registry import open_runner
 from stillhouse.errors import InvalidRequest
-from stillhouse.models.network import open_network
+from stillhouse.pipelines.network import open_network
 from tests.accelerate.networks import NETWORKS
 
 ENGINES = ("onnxruntime", "openvino")

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from stillhouse.accelerate.candidate import Candidate
-from stillhouse.accelerate.report import Bounds, Report
-from stillhouse.accelerate.trial import Status, Trial
+from stillhouse.accelerate.records.candidate import Candidate
+from stillhouse.accelerate.records.report import Bounds, Report
+from stillhouse.accelerate.records.trial import Status, Trial
 from stillhouse.measure.clock import Ratio, Timing
 from stillhouse.measure.fidelity import Fidelity
 from stillhouse.measure.machine import Machine

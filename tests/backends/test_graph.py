@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 
 from stillhouse.backends import open_runner
 from stillhouse.backends.graph import bring_in, load_graph, point_into, save_graph
-from stillhouse.backends.weights import safetensors_layout
+from stillhouse.backends.safetensors_index import safetensors_layout
 from stillhouse.errors import PipelineError
 from tests.backends.networks import BACKENDS, apart, network, node, unet, unet_feeds, unet_float64, unet_weights, write
 

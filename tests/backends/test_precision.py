@@ -13,11 +13,11 @@ from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
 
 from stillhouse.backends import open_runner
-from stillhouse.backends.census import read_census
+from stillhouse.backends.layer_precisions import read_census
 from stillhouse.backends.precision import half
 from stillhouse.backends.signature import read_signature
 from stillhouse.errors import InvalidRequest, PipelineError
-from stillhouse.models.load import find
+from stillhouse.pipelines.load import find
 from tests.backends.networks import BACKENDS, Value, network, node, unet, unet_feeds, unet_float64, unet_weights, write
 
 

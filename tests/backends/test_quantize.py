@@ -14,12 +14,12 @@ from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
 
 from stillhouse.backends import RunnerOptions, open_runner
-from stillhouse.backends.integers import KINDS, Kind, Numbers
 from stillhouse.backends.precision import half
+from stillhouse.backends.qdq import KINDS, Kind, Numbers
 from stillhouse.backends.quantize import dynamic, openvino_static, openvino_weights, static
 from stillhouse.backends.signature import read_signature
 from stillhouse.errors import BackendFailed, InvalidRequest, PipelineError
-from stillhouse.models.load import find
+from stillhouse.pipelines.load import find
 from tests.backends.networks import CHANNELS, Value, network, node, unet, unet_feeds, unet_float64, unet_weights, write
 
 HEAVY = ("Conv", "MatMul", "Gemm")

@@ -14,13 +14,13 @@ from onnx import TensorProto, helper
 
 import stillhouse
 from stillhouse.backends import RunnerOptions, open_runner, tensorrt
-from stillhouse.backends.engine import Shape, batches_of, shapes_of
-from stillhouse.backends.engine_weights import places
 from stillhouse.backends.precision import half
 from stillhouse.backends.quantize import static
 from stillhouse.backends.runner import GraphRunner
 from stillhouse.backends.signature import Signature, read_signature
 from stillhouse.backends.tensorrt import build_engine
+from stillhouse.backends.tensorrt_cache import Shape, batches_of, shapes_of
+from stillhouse.backends.tensorrt_weights import places
 from stillhouse.errors import BackendFailed, InvalidRequest, RuntimeMissing, UnsupportedPrecision
 from stillhouse.gpu import Gpu, gpus
 from tests.backends.networks import network, node, unet, write

@@ -21,13 +21,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import stillhouse
 from stillhouse.backends import Runner, RunnerOptions, open_runner, torch_attention, torch_device
 from stillhouse.backends import torch as torch_backend
-from stillhouse.backends.weights import safetensors_layout
+from stillhouse.backends.safetensors_index import safetensors_layout
+from stillhouse.convert.export import export_text_encoder, export_unet, export_vae
+from stillhouse.convert.weights import save_network
 from stillhouse.errors import BackendFailed, InvalidRequest, RuntimeMissing, UnsupportedPrecision
 from stillhouse.gpu import Gpu
-from stillhouse.models.export import export_text_encoder, export_unet, export_vae
-from stillhouse.models.importers.weights import save_network
 from tests.backends import networks
-from tests.models.checkpoints import text_config, unet, vae
+from tests.checkpoints import text_config, unet, vae
 
 pytestmark = pytest.mark.usefixtures("torch_threads")
 EXACT = 1e-5

@@ -13,8 +13,8 @@ from stillhouse.cli import main
 from stillhouse.core import ImageRequest, ImageResult, Picture
 from stillhouse.diffusion import Schedule
 from stillhouse.errors import UnknownModel
-from stillhouse.models.manifest import Defaults, Latent, Manifest
-from stillhouse.models.request import resolve
+from stillhouse.pipelines.manifest import Defaults, Latent, Manifest
+from stillhouse.pipelines.resolve import resolve
 
 MANIFEST = Manifest(
     name="fake",

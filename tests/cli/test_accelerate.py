@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from openpyxl import load_workbook
 
-from stillhouse.accelerate.report import read_report
+from stillhouse.accelerate.records.report import read_report
 from stillhouse.cli import main
 from stillhouse.cli.accelerate import device_named, device_of, named_shape, sizes
 from stillhouse.cli.arguments import duration, size_in_bytes
 from stillhouse.errors import InvalidRequest
 from stillhouse.gpu import Gpu
-from stillhouse.models.network import read_network
+from stillhouse.pipelines.network import read_network
 from tests.accelerate.networks import detector, external
 from tests.cli.conftest import Refused
 
@@ -77,7 +77,7 @@ def test_a_check_passes_where_nothing_changed(swept: Path, capsys: pytest.Captur
 def test_a_check_fails_where_the_bound_is_missed(swept: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from dataclasses import replace
 
-    from stillhouse.accelerate.report import Bounds, write_report
+    from stillhouse.accelerate.records.report import Bounds, write_report
 
     report = read_report(swept / "output")
     write_report(swept / "output", replace(report, bounds=Bounds(max_memory=1)))

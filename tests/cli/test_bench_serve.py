@@ -7,9 +7,9 @@ import pytest
 
 from stillhouse.cli import main
 from stillhouse.cli.bench_serve import told
-from stillhouse.serve.load.report import Report, Row
+from stillhouse.serve.loadgen.load_report import Report, Row
 from tests.cli.conftest import Refused
-from tests.serve.load.fake import PICTURE, Fake, framed
+from tests.serve.loadgen.fake import PICTURE, Fake, framed
 
 KINDS = ("--kind", "free=0.8:steps=3:alone=0.5", "--kind", "pro=0.2:steps=35:alone=5")
 

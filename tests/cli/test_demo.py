@@ -4,8 +4,8 @@ import pytest
 
 from stillhouse.cli import main
 from stillhouse.cli.demo import PROMPTS, SUGGESTION
-from stillhouse.models.png import read_picture
-from stillhouse.models.shapes.caption import is_held_out, read_caption
+from stillhouse.images.png import read_picture
+from stillhouse.shapes.caption import is_held_out, read_caption
 from tests.cli.conftest import FakePipeline
 
 

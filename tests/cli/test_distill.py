@@ -10,10 +10,10 @@ import pytest
 
 from stillhouse.cli import main, parse
 from stillhouse.cli.distill import settings_of
-from stillhouse.models.importers import ImportOptions, import_model
-from stillhouse.models.manifest import read_manifest
-from stillhouse.models.png import write_png
-from tests.models.checkpoints import write_checkpoint
+from stillhouse.convert.import_model import ImportOptions, import_model
+from stillhouse.images.png import write_png
+from stillhouse.pipelines.manifest import read_manifest
+from tests.checkpoints import write_checkpoint
 
 QUICK = ("--rounds", "4,2", "--guidance", "1..6", "--items", "2", "--updates", "2", "--batch", "2")
 

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from stillhouse.cli import main
-from stillhouse.models.importers import ImportOptions
+from stillhouse.convert.import_model import ImportOptions
 from tests.cli.conftest import MANIFEST, Refused
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from stillhouse.cli import main
-from stillhouse.distill import judge
-from stillhouse.distill.verdict import read_verdict
-from stillhouse.models.load import find
-from stillhouse.models.manifest import read_manifest, write_manifest
-from stillhouse.models.shapes.judge import SCORES
+from stillhouse.distill.evaluation import comparison
+from stillhouse.distill.evaluation.evaluation_report import read_verdict
+from stillhouse.pipelines.load import find
+from stillhouse.pipelines.manifest import read_manifest, write_manifest
+from stillhouse.shapes.score import SCORES
 from tests.cli.conftest import FakePipeline, Refused
 
 
@@ -35,7 +35,7 @@ def test_mistakes_are_explained(fake: FakePipeline, refused: Refused) -> None:
 @pytest.fixture
 def hasty(here: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The embedded model, which takes two steps where nothing else is said."""
-    monkeypatch.setattr(judge, "SEEDS", 2)
+    monkeypatch.setattr(comparison, "SEEDS", 2)
     shutil.copytree(find("shapes"), here / "hasty")
     manifest = read_manifest(here / "hasty")
     write_manifest(here / "hasty", replace(manifest, name="hasty", defaults=replace(manifest.defaults, steps=2)))

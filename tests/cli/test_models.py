@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from stillhouse.cli import main
-from stillhouse.models.manifest import Component, write_manifest
+from stillhouse.pipelines.manifest import Component, write_manifest
 from tests.cli.conftest import MANIFEST
 
 

@@ -7,17 +7,17 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
+from stillhouse.convert.import_model import ImportOptions, import_model
 from stillhouse.diffusion import grid_at
-from stillhouse.distill.chain import Student, frozen
-from stillhouse.distill.networks import Denoiser, conditioned_on_guidance
 from stillhouse.distill.student import write_student
+from stillhouse.distill.training.networks import Denoiser, conditioned_on_guidance
+from stillhouse.distill.training.progressive_chain import Student, frozen
 from stillhouse.errors import FitFailed, ImportFailed, InvalidRequest
 from stillhouse.fit.stage import Fitted
-from stillhouse.models.importers import ImportOptions, import_model
-from stillhouse.models.load import load
-from stillhouse.models.manifest import read_manifest
+from stillhouse.pipelines.load import load
+from stillhouse.pipelines.manifest import read_manifest
+from tests.checkpoints import write_checkpoint
 from tests.disk import files_up_to
-from tests.models.checkpoints import write_checkpoint
 
 PLAN = (999.0, 656.0, 342.0)
 

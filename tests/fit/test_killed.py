@@ -44,7 +44,7 @@ CHAIN = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from stillhouse.distill.chain import teach
+from stillhouse.distill.training.progressive_chain import teach
 from tests.distill.test_chain import RECIPE, RandomPairs, teacher, weights
 
 folder, at = Path(sys.argv[1]), int(sys.argv[3])

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
+from stillhouse.json_decode import decode
 from stillhouse.measure.fidelity import Fidelity, compare, compare_outputs, worst
-from stillhouse.models.decode import decode
 
 EQUAL = Fidelity(999.0, 1.0, 0.0, 0.0)
 UNUSABLE = (-999.0, 0.0, float_info.max, float_info.max)

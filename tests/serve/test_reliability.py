@@ -19,10 +19,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from stillhouse.models.load import load
+from stillhouse.pipelines.load import load
 from stillhouse.serve.settings import Settings
+from stillhouse.serve.store.api_keys import add_key
 from stillhouse.serve.store.database import connect
-from stillhouse.serve.store.keys import add_key
 from tests.serve.running import Running, running, start, wait_until
 
 KINDS = ("application/json", "multipart/form-data", "multipart/form-data; boundary=x", "text/plain")

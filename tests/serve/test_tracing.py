@@ -9,11 +9,11 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from stillhouse.core import ImageRequest
-from stillhouse.serve.caller import Caller
+from stillhouse.serve.client import Caller
 from stillhouse.serve.engine.job import Group, Job, Tier, Walk
-from stillhouse.serve.ticket import Order, Ticket
+from stillhouse.serve.request_handle import Order, Ticket
 from stillhouse.serve.tracing import tracing
-from stillhouse.serve.worker.message import Closed
+from stillhouse.serve.worker.messages import Closed
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = f"00-{TRACE}-b7ad6b7169203331-01"

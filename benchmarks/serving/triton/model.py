@@ -10,7 +10,7 @@ import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
 
 import stillhouse
 from stillhouse.errors import StillhouseError
-from stillhouse.models.pipeline import Draft, Pipeline
+from stillhouse.pipelines.pipeline import Draft, Pipeline
 
 
 class TritonPythonModel:

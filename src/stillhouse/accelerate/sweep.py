@@ -10,32 +10,32 @@ from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 
-from stillhouse.accelerate.asked import Asked, allowed, is_asked, ranges_of
-from stillhouse.accelerate.attempt import Bench, Reference, attempt, prebuild, resume, revive
-from stillhouse.accelerate.beginning import beginning
-from stillhouse.accelerate.bisect import rescue
-from stillhouse.accelerate.candidate import DECODER, DISTILLED, Candidate
-from stillhouse.accelerate.check import UNSEEN
-from stillhouse.accelerate.choose import best_of, choose
-from stillhouse.accelerate.final import FINAL, final
-from stillhouse.accelerate.plan import HEAVY, Surroundings, outrun, plan
-from stillhouse.accelerate.probe import PROBES, read_probes
-from stillhouse.accelerate.probing import probe_network, probe_pipeline
-from stillhouse.accelerate.prompts import compared, shortened
-from stillhouse.accelerate.race import Effort
-from stillhouse.accelerate.report import Report, write_report
-from stillhouse.accelerate.settle import apply
-from stillhouse.accelerate.strip import SHOWN
-from stillhouse.accelerate.students import decoders, lay_decoder
-from stillhouse.accelerate.subject import SubjectFailed
-from stillhouse.accelerate.target import Part, Target, original_manifest
-from stillhouse.accelerate.trial import BUDGET_ENDED, Trial
-from stillhouse.accelerate.whole import sweep_walks
+from stillhouse.accelerate.calibration.calibration_data import PROBES, read_probes
+from stillhouse.accelerate.calibration.prompts import compared, shortened
+from stillhouse.accelerate.calibration.record_calibration import probe_network, probe_pipeline
+from stillhouse.accelerate.evaluation.accuracy import UNSEEN
+from stillhouse.accelerate.evaluation.candidate_process import SubjectFailed
+from stillhouse.accelerate.evaluation.evaluate import Bench, Reference, attempt, prebuild, resume, revive
+from stillhouse.accelerate.evaluation.latency import Effort
+from stillhouse.accelerate.evaluation.sample_images import SHOWN
+from stillhouse.accelerate.options import Asked, allowed, is_asked, ranges_of
+from stillhouse.accelerate.records.candidate import DECODER, DISTILLED, Candidate
+from stillhouse.accelerate.records.report import Report, write_report
+from stillhouse.accelerate.records.trial import BUDGET_ENDED, Trial
+from stillhouse.accelerate.resume import beginning
+from stillhouse.accelerate.search.candidates import HEAVY, Surroundings, outrun, plan
+from stillhouse.accelerate.search.mixed_precision import rescue
+from stillhouse.accelerate.search.pipeline_search import sweep_walks
+from stillhouse.accelerate.search.students import decoders, lay_decoder
+from stillhouse.accelerate.selection.apply import apply
+from stillhouse.accelerate.selection.choose import best_of, choose
+from stillhouse.accelerate.selection.runoff import FINAL, final
+from stillhouse.accelerate.workspace import Part, Target, original_manifest
 from stillhouse.backends.registry import backends
 from stillhouse.backends.runtime import BackendStatus
 from stillhouse.check import check_choice
 from stillhouse.core import ImageRequest
-from stillhouse.models.manifest import TRIALS, Component
+from stillhouse.pipelines.manifest import TRIALS, Component
 
 _ORDER = ("unet", "network", "vae_decoder", "text_encoder", "text_encoder_2", "vae_encoder")
 _SHARES = {"unet": 0.4, DECODER: 0.44}

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillhouse.backends.runtime import reported, require
+from stillhouse.backends.safetensors_index import StoredTensor, read_stored, safetensors_layout
 from stillhouse.backends.signature import read_signature
-from stillhouse.backends.weights import StoredTensor, read_stored, safetensors_layout
 from stillhouse.core import Array
 from stillhouse.errors import PipelineError
 

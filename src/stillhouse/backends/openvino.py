@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stillhouse.backends.feeds import fixed
+from stillhouse.backends.input_checks import fixed
 from stillhouse.backends.runner import GraphRunner, RunnerOptions, Tensors
 from stillhouse.backends.runtime import INSTALL, BackendStatus, reported, require
 from stillhouse.backends.signature import AXES, IR, Axes, Signature

@@ -11,8 +11,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from stillhouse.backends.census import read_census
-from stillhouse.backends.feeds import bound, fixed
+from stillhouse.backends.input_checks import bound, fixed
+from stillhouse.backends.layer_precisions import read_census
 from stillhouse.backends.runner import GraphRunner, RunnerOptions, Tensors
 from stillhouse.backends.runtime import INSTALL, BackendStatus, reported, require
 from stillhouse.backends.signature import IR, Signature

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from stillhouse.backends.graph import load_graph
-from stillhouse.backends.plain import (
+from stillhouse.backends.onnx_edit import (
     HEAVY,
     Constant,
     Node,

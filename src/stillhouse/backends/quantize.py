@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 
 from stillhouse.backends import openvino, ort
 from stillhouse.backends.graph import load_graph
-from stillhouse.backends.integers import KINDS, NUMBERS, Kind, Numbers, Ranges, Rewriting, output_axis
-from stillhouse.backends.plain import (
+from stillhouse.backends.onnx_edit import (
     HEAVY,
     Constant,
     Model,
@@ -37,6 +36,7 @@ from stillhouse.backends.plain import (
     refill,
     save_plain,
 )
+from stillhouse.backends.qdq import KINDS, NUMBERS, Kind, Numbers, Ranges, Rewriting, output_axis
 from stillhouse.backends.runtime import reported, require
 from stillhouse.backends.signature import IR, read_signature
 from stillhouse.check import check_choice

@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeAlias
 
 from numpy.typing import NDArray
 
-from stillhouse.backends.feeds import bound, check_dtype, fitted, given
+from stillhouse.backends.input_checks import bound, check_dtype, fitted, given
 from stillhouse.backends.runtime import reported
 from stillhouse.backends.signature import Axes
 from stillhouse.core import TensorSpec

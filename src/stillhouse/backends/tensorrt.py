@@ -18,11 +18,20 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from stillhouse.backends.engine import Chip, Profile, Shape, Shapes, batches_of, found_or_built, graph_key, shapes_of
-from stillhouse.backends.engine_weights import EngineWeights, Place, places
 from stillhouse.backends.runner import GraphRunner, RunnerOptions, Tensors
 from stillhouse.backends.runtime import INSTALL, LESS, BackendStatus, reported, require
 from stillhouse.backends.signature import IR, Axes, Signature
+from stillhouse.backends.tensorrt_cache import (
+    Chip,
+    Profile,
+    Shape,
+    Shapes,
+    batches_of,
+    found_or_built,
+    graph_key,
+    shapes_of,
+)
+from stillhouse.backends.tensorrt_weights import EngineWeights, Place, places
 from stillhouse.backends.torch_device import CUDA, EXCLUSIVE, imported, kind_of
 from stillhouse.check import check_choice
 from stillhouse.core import TensorSpec

@@ -18,7 +18,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from stillhouse.backends.feeds import fixed
+from stillhouse.backends.input_checks import fixed
 from stillhouse.backends.runner import GraphRunner, RunnerOptions, Tensors
 from stillhouse.backends.runtime import INSTALL, BackendStatus, reported
 from stillhouse.backends.signature import Axes, Signature

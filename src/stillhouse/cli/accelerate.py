@@ -6,18 +6,25 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from dataclasses import fields, replace
 from pathlib import Path
 
-from stillhouse.accelerate.asked import Asked
-from stillhouse.accelerate.config import DEVICES, ONES, Config, check_against, find_layout, read_config
-from stillhouse.accelerate.inputs import guess_shapes, read_inputs
-from stillhouse.accelerate.publish import publish
-from stillhouse.accelerate.race import Effort
-from stillhouse.accelerate.report import GOALS, REPORT, Bounds
-from stillhouse.accelerate.settle import clear
-from stillhouse.accelerate.students import settle_students
+from stillhouse.accelerate.auto_acceleration.config import (
+    DEVICES,
+    ONES,
+    Config,
+    check_against,
+    find_layout,
+    read_config,
+)
+from stillhouse.accelerate.calibration.inputs import guess_shapes, read_inputs
+from stillhouse.accelerate.evaluation.latency import Effort
+from stillhouse.accelerate.options import Asked
+from stillhouse.accelerate.records.report import GOALS, REPORT, Bounds
+from stillhouse.accelerate.search.students import settle_students
+from stillhouse.accelerate.selection.apply import clear
 from stillhouse.accelerate.sweep import sweep
-from stillhouse.accelerate.target import settle
 from stillhouse.accelerate.views.console import table
-from stillhouse.backends.feeds import bound
+from stillhouse.accelerate.views.write_reports import publish
+from stillhouse.accelerate.workspace import settle
+from stillhouse.backends.input_checks import bound
 from stillhouse.backends.signature import read_signature
 from stillhouse.backends.torch_device import CUDA
 from stillhouse.cli.arguments import duration, number, positive, size_in_bytes
@@ -25,8 +32,8 @@ from stillhouse.cli.progress import progress
 from stillhouse.core import ImageRequest
 from stillhouse.errors import InvalidRequest
 from stillhouse.gpu import check_index, gpus, no_gpu
-from stillhouse.models.load import find
-from stillhouse.models.manifest import read_manifest
+from stillhouse.pipelines.load import find
+from stillhouse.pipelines.manifest import read_manifest
 
 NOTHING, INTERRUPTED = 1, 130
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from stillhouse.cli.arguments import argument, duration, number, positive, whole
 from stillhouse.cli.progress import progress
 from stillhouse.cli.table import table
-from stillhouse.models.png import write_file
-from stillhouse.serve.load.kind import Kind, read_flood, read_kind
-from stillhouse.serve.load.report import Report, Row
-from stillhouse.serve.load.run import PROTOCOLS, Asked
-from stillhouse.serve.load.run import run as load
+from stillhouse.images.png import write_file
+from stillhouse.serve.loadgen.benchmark import PROTOCOLS, Asked
+from stillhouse.serve.loadgen.benchmark import run as load
+from stillhouse.serve.loadgen.load_report import Report, Row
+from stillhouse.serve.loadgen.request_class import Kind, read_flood, read_kind
 
 KINDS = (Kind("free", 0.8, "free"), Kind("pro", 0.2, "pro"))
 """What `stillhouse serve` serves where it is told nothing."""

@@ -3,8 +3,8 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from stillhouse.accelerate.recheck import recheck
-from stillhouse.accelerate.report import read_report
+from stillhouse.accelerate.records.report import read_report
+from stillhouse.accelerate.regression_check import recheck
 from stillhouse.cli.arguments import positive
 
 WORSE = 1

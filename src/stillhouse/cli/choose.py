@@ -3,11 +3,11 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from stillhouse.accelerate.choose import choose
-from stillhouse.accelerate.publish import publish
-from stillhouse.accelerate.report import read_report, write_report
-from stillhouse.accelerate.settle import apply
+from stillhouse.accelerate.records.report import read_report, write_report
+from stillhouse.accelerate.selection.apply import apply
+from stillhouse.accelerate.selection.choose import choose
 from stillhouse.accelerate.views.console import table
+from stillhouse.accelerate.views.write_reports import publish
 from stillhouse.cli.accelerate import NOTHING, add_choice, bounds_of, merged
 
 

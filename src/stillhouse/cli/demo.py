@@ -12,8 +12,8 @@ from stillhouse.cli.draw import draw
 from stillhouse.cli.opening import open_pipeline
 from stillhouse.cli.progress import progress
 from stillhouse.core import ImageRequest, Picture
-from stillhouse.models.png import write_png
-from stillhouse.models.sheet import contact_sheet
+from stillhouse.images.contact_sheet import contact_sheet
+from stillhouse.images.png import write_png
 
 PROMPTS = (
     "a small cyan circle left of a big blue square on a white background",

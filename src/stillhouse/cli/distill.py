@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from stillhouse.cli.arguments import number, positive, whole
 from stillhouse.cli.progress import Report, progress
 from stillhouse.errors import InvalidRequest, RuntimeMissing
-from stillhouse.models.manifest import read_manifest
+from stillhouse.pipelines.manifest import read_manifest
 
 if TYPE_CHECKING:
-    from stillhouse.distill.folder import Skipped
+    from stillhouse.distill.data.image_folder import Skipped
     from stillhouse.distill.settings import Settings
     from stillhouse.fit.stage import Tick
 
@@ -69,7 +69,7 @@ def run(arguments: Namespace) -> int:
         except ImportError as error:
             fix = "pip install 'stillhouse[train]'"
             raise RuntimeMissing(f"distilling needs {package}: {error}", fix=fix) from error
-    from stillhouse.distill.distil import distil
+    from stillhouse.distill.run import distil
 
     if arguments.factors:
         return _put_on(arguments)
@@ -96,7 +96,7 @@ def run(arguments: Namespace) -> int:
 
 
 def _put_on(arguments: Namespace) -> int:
-    from stillhouse.distill.factors import put_on
+    from stillhouse.distill.apply_lora import put_on
     from stillhouse.distill.settings import Learning, Settings
 
     learning = {**_given(arguments, Settings), **_given(arguments, Learning)}
@@ -153,7 +153,7 @@ def _given(arguments: Namespace, kind: Any) -> dict[str, Any]:
 
 def _own_world(teacher: str) -> dict[str, str]:
     """An embedded model learns from its own world where nothing else is said."""
-    from stillhouse.models.load import EMBEDDED
+    from stillhouse.pipelines.load import EMBEDDED
 
     return {"data": teacher} if teacher in EMBEDDED else {}
 

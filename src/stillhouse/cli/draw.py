@@ -8,7 +8,7 @@ from pathlib import Path
 
 from stillhouse.cli.progress import Report
 from stillhouse.core import ImageRequest, ImageResult
-from stillhouse.models.pipeline import Pipeline
+from stillhouse.pipelines.pipeline import Pipeline
 
 _LONGEST_STEM = 48
 

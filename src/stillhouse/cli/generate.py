@@ -10,8 +10,8 @@ from stillhouse.cli.draw import draw, places
 from stillhouse.cli.opening import open_pipeline
 from stillhouse.cli.progress import progress
 from stillhouse.core import ImageRequest, ImageResult
-from stillhouse.models.png import describe_request, read_mask, read_picture, write_png
-from stillhouse.models.sheet import contact_sheet
+from stillhouse.images.contact_sheet import contact_sheet
+from stillhouse.images.png import describe_request, read_mask, read_picture, write_png
 
 _FIRST = ("prompt", "seed", "steps")
 

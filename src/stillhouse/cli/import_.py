@@ -4,7 +4,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from stillhouse.cli.progress import progress
-from stillhouse.models.importers import ImportOptions, import_model
+from stillhouse.convert.import_model import ImportOptions, import_model
 
 
 def declare(parser: ArgumentParser) -> None:

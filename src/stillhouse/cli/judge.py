@@ -10,17 +10,17 @@ from stillhouse.cli.opening import open_pipeline
 from stillhouse.cli.progress import progress
 from stillhouse.cli.table import table
 from stillhouse.core import ImageRequest
-from stillhouse.distill.brought import Brought, open_clip, open_inception
-from stillhouse.distill.judge import Subject, Way, captions_of_shapes, student_of
-from stillhouse.distill.prompts import read_prompts
-from stillhouse.distill.verdict import head, judge_students, lead, rows, verdict_as_json
-from stillhouse.distill.views.html import page
+from stillhouse.distill.data.prompt_file import read_prompts
+from stillhouse.distill.evaluation.comparison import Subject, Way, captions_of_shapes, student_of
+from stillhouse.distill.evaluation.evaluation_report import head, judge_students, lead, rows, verdict_as_json
+from stillhouse.distill.evaluation.metric_encoders import Brought, open_clip, open_inception
+from stillhouse.distill.views.evaluation_page import page
 from stillhouse.errors import InvalidRequest
-from stillhouse.measure.sets import NEIGHBOURS
-from stillhouse.models.pipeline import Pipeline
-from stillhouse.models.png import write_file
-from stillhouse.models.shapes.judge import Judgement, Share, judge
-from stillhouse.models.shapes.scene import CANVAS
+from stillhouse.images.png import write_file
+from stillhouse.measure.set_metrics import NEIGHBOURS
+from stillhouse.pipelines.pipeline import Pipeline
+from stillhouse.shapes.scene import CANVAS
+from stillhouse.shapes.score import Judgement, Share, judge
 
 TEACHERS_STEPS = 35
 

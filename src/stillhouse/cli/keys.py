@@ -9,8 +9,8 @@ from stillhouse.cli.arguments import number
 from stillhouse.cli.table import table
 from stillhouse.errors import InvalidRequest
 from stillhouse.serve.settings import Settings, read_settings
+from stillhouse.serve.store.api_keys import LIMITS, Key, add_key, keys, revoke_key
 from stillhouse.serve.store.database import connect
-from stillhouse.serve.store.keys import LIMITS, Key, add_key, keys, revoke_key
 
 
 def declare(parser: ArgumentParser) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stillhouse.backends.weights import safetensors_layout
+from stillhouse.backends.safetensors_index import safetensors_layout
 from stillhouse.cli.table import table
-from stillhouse.models.load import EMBEDDED
-from stillhouse.models.manifest import Manifest, read_manifest
+from stillhouse.pipelines.load import EMBEDDED
+from stillhouse.pipelines.manifest import Manifest, read_manifest
 
 _HEADINGS = ["name", "parameters", "on disk", "picture", "steps", "licence", "all correct (95 % interval)"]
 

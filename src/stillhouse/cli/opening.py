@@ -5,8 +5,8 @@ from argparse import Namespace
 from pathlib import Path
 
 from stillhouse.cli.arguments import engine
-from stillhouse.models.load import find, load
-from stillhouse.models.pipeline import Pipeline
+from stillhouse.pipelines.load import find, load
+from stillhouse.pipelines.pipeline import Pipeline
 
 LARGEST = 64 << 20
 """Bytes of weights above which nothing is kept: a compiled network is as large as its weights, once for each

@@ -23,8 +23,8 @@ from types import MappingProxyType
 from typing import Generic, Literal, NamedTuple, Protocol, TypeAlias
 
 from stillhouse.check import check_choice
-from stillhouse.diffusion.points import Grid, Point
 from stillhouse.diffusion.tensor import Level, Tensor
+from stillhouse.diffusion.timestep_grid import Grid, Point
 from stillhouse.errors import InvalidRequest
 
 _NEARLY_PURE = 1000.0

@@ -9,15 +9,15 @@ from numpy.typing import NDArray
 
 from stillhouse.core import Array
 from stillhouse.diffusion.arrays import NUMPY, Arrays
-from stillhouse.diffusion.course import Course
 from stillhouse.diffusion.guidance import guide, rescaling
 from stillhouse.diffusion.noise import gaussian
-from stillhouse.diffusion.points import Point
 from stillhouse.diffusion.prediction import denoised_weights, noised
 from stillhouse.diffusion.samplers import SAMPLERS, Evaluation, Past, crossed
+from stillhouse.diffusion.sampling_plan import Course
 from stillhouse.diffusion.step import step
 from stillhouse.diffusion.step_cache import Conditioning, CutDenoiser, Denoiser, Features, answer, usable
 from stillhouse.diffusion.tensor import Level
+from stillhouse.diffusion.timestep_grid import Point
 from stillhouse.errors import InvalidRequest
 
 

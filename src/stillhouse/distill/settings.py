@@ -5,11 +5,11 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from stillhouse.check import check_choice, check_number, check_whole
-from stillhouse.distill.chain import EDITS, GUIDANCE, METHODS
-from stillhouse.distill.walk_chain import WALKS
+from stillhouse.distill.training.progressive_chain import EDITS, GUIDANCE, METHODS
+from stillhouse.distill.training.trajectory_chain import WALKS
 from stillhouse.errors import InvalidRequest
 from stillhouse.fit.recipe import Precision, StageRecipe
-from stillhouse.models.decode import read_toml
+from stillhouse.json_decode import read_toml
 
 DECODER = "decoder"
 """The name of the tiny decoder among the students."""

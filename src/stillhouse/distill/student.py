@@ -13,17 +13,17 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from stillhouse.backends.weights import safetensors_layout
+from stillhouse.backends.safetensors_index import safetensors_layout
+from stillhouse.convert.export import export_decoder
+from stillhouse.convert.import_model import ImportOptions, import_model
+from stillhouse.convert.staging import staged
 from stillhouse.diffusion import Grid, Schedule
 from stillhouse.distill import step_plan
-from stillhouse.distill.chain import Student
-from stillhouse.distill.decoder import TinyDecoder
+from stillhouse.distill.training.decoder import TinyDecoder
+from stillhouse.distill.training.progressive_chain import Student
 from stillhouse.errors import FitFailed
-from stillhouse.models.export import export_decoder
-from stillhouse.models.importers import ImportOptions, import_model
-from stillhouse.models.importers.staging import staged
-from stillhouse.models.load import find
-from stillhouse.models.manifest import (
+from stillhouse.pipelines.load import find
+from stillhouse.pipelines.manifest import (
     MANIFEST,
     Component,
     Distilled,

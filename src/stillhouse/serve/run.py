@@ -15,9 +15,10 @@ import uvloop
 from litestar import Litestar
 
 from stillhouse.errors import InvalidRequest, PipelineError, StillhouseError
-from stillhouse.serve.doors import kserve, studio
-from stillhouse.serve.doors.app import app_of
-from stillhouse.serve.doors.grpc.door import close_grpc, open_grpc
+from stillhouse.serve.api import studio
+from stillhouse.serve.api.app import app_of
+from stillhouse.serve.api.grpc.server import close_grpc, open_grpc
+from stillhouse.serve.api.kserve import routes
 from stillhouse.serve.service import Service, service_of
 from stillhouse.serve.settings import Settings
 from stillhouse.units import read_seconds
@@ -71,7 +72,7 @@ async def _served(
 ) -> None:
     failures: list[StillhouseError] = []
     service = service_of(settings, cache, lambda error: _fail(failures, PipelineError(error), server))
-    app = app_of(service, [*kserve.HANDLERS, *studio.HANDLERS])
+    app = app_of(service, [*routes.HANDLERS, *studio.HANDLERS])
     server = _Server(_config(app))
     leaving = asyncio.create_task(_leave_on_signal(service, server))
     try:

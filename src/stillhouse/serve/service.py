@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from stillhouse.errors import NotAllowed, RuntimeMissing
-from stillhouse.serve.caller import Caller
-from stillhouse.serve.front import Front, front_of
-from stillhouse.serve.patient import Patient, going_on, storing, told_of
+from stillhouse.serve.client import Caller
+from stillhouse.serve.dispatcher import Front, front_of
+from stillhouse.serve.job_queue import Patient, going_on, storing, told_of
+from stillhouse.serve.request_handle import Ticket
 from stillhouse.serve.settings import Settings
+from stillhouse.serve.store.api_keys import anybody, caller_of, find_key
 from stillhouse.serve.store.database import connect
-from stillhouse.serve.store.jobs import BY_ADDRESS, JobStore
-from stillhouse.serve.store.keys import anybody, caller_of, find_key
+from stillhouse.serve.store.job_store import BY_ADDRESS, JobStore
 from stillhouse.serve.store.usage import read_usage, write_usage
-from stillhouse.serve.ticket import Ticket
-from stillhouse.serve.worker.message import Closed
+from stillhouse.serve.worker.messages import Closed
 from stillhouse.units import read_bytes, read_seconds
 
 if TYPE_CHECKING:

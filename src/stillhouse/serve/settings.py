@@ -7,8 +7,8 @@ from typing import Literal
 
 from stillhouse.check import check_choice, check_number, check_whole
 from stillhouse.errors import InvalidRequest
-from stillhouse.models.decode import read_toml
-from stillhouse.serve.engine.admit import Limits
+from stillhouse.json_decode import read_toml
+from stillhouse.serve.engine.admission import Limits
 from stillhouse.serve.engine.job import Tier
 from stillhouse.serve.engine.policy import POLICIES
 from stillhouse.units import read_bytes, read_seconds

@@ -14,8 +14,8 @@ from opentelemetry.trace import Status, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from stillhouse import __version__
-from stillhouse.serve.ticket import Ticket
-from stillhouse.serve.worker.message import Closed
+from stillhouse.serve.request_handle import Ticket
+from stillhouse.serve.worker.messages import Closed
 
 _NANOSECONDS = 1_000_000_000
 _STAGES = (("queue", "waited"), ("denoise", "denoised"), ("finish", "finished"))

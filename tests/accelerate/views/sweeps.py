@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from stillhouse.accelerate.candidate import Candidate
-from stillhouse.accelerate.report import Bounds, Report
-from stillhouse.accelerate.trial import Pictures, Status, Trial
+from stillhouse.accelerate.records.candidate import Candidate
+from stillhouse.accelerate.records.report import Bounds, Report
+from stillhouse.accelerate.records.trial import Pictures, Status, Trial
 from stillhouse.core import Picture
+from stillhouse.images.png import write_png
 from stillhouse.measure.clock import Ratio, Timing
 from stillhouse.measure.fidelity import Fidelity
 from stillhouse.measure.machine import Machine
-from stillhouse.models.png import write_png
 
 MIB = 1 << 20
 MACHINE = Machine("AMD EPYC", 2, 24 << 30, ("avx2", "fma", "f16c"), "Linux x86_64", "3.11")

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from stillhouse.accelerate.views.console import print_report, table
-from stillhouse.accelerate.views.story import headline
+from stillhouse.accelerate.views.summary import headline
 from tests.accelerate.views.sweeps import HOSTILE, network, report
 
 

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from stillhouse.accelerate.candidate import Candidate
-from stillhouse.accelerate.trial import Trial
+from stillhouse.accelerate.records.candidate import Candidate
+from stillhouse.accelerate.records.trial import Trial
 from stillhouse.accelerate.views.rows import components, marked, rows
 from tests.accelerate.views.sweeps import report, timing, trial
 

@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openpyxl import Workbook, load_workbook
 
-from stillhouse.accelerate.candidate import Candidate
-from stillhouse.accelerate.report import Report
-from stillhouse.accelerate.trial import Trial
-from stillhouse.accelerate.views.words import plain
+from stillhouse.accelerate.records.candidate import Candidate
+from stillhouse.accelerate.records.report import Report
+from stillhouse.accelerate.records.trial import Trial
+from stillhouse.accelerate.views.formatting import plain
 from stillhouse.accelerate.views.xlsx import write_summary
 from stillhouse.errors import InvalidRequest, RuntimeMissing
 from tests.accelerate.views.sweeps import HOSTILE, MIB, decoder, network, report

@@ -10,7 +10,7 @@ from torch import Tensor
 from stillhouse.backends.kernels.group_norm import group_norm
 from stillhouse.backends.kernels.swap import swap
 from stillhouse.backends.torch_attention import KernelAttention
-from tests.models.checkpoints import unet, vae
+from tests.checkpoints import unet, vae
 
 EXACT = 1e-5
 """Of the largest value: float32 in another order of sums."""

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from hypothesis import strategies as st
 
+from stillhouse.serve.engine.arrivals import Arrival, Kind
 from stillhouse.serve.engine.cost import Cost, Curve
 from stillhouse.serve.engine.job import Group, Tier, Walk
-from stillhouse.serve.engine.trace import Arrival, Kind
 
 FREE, PRO = Tier("free"), Tier("pro")
 QUICK, FULL = Group("quick", 64, 64), Group("full", 64, 64)

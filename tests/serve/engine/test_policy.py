@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stillhouse.serve.engine.arrivals import Arrival, poisson
 from stillhouse.serve.engine.cost import Cost, Curve
 from stillhouse.serve.engine.engine import Engine
 from stillhouse.serve.engine.job import Job, Tier
 from stillhouse.serve.engine.policy import POLICIES, Policy, Slack, pick
 from stillhouse.serve.engine.simulate import NO_REQUEST, Served, VirtualDevice, simulate, virtual_engine
-from stillhouse.serve.engine.trace import Arrival, poisson
 from tests.serve.engine.arrivals import FLAT, FREE, GAINING, KINDS, PRO, arrival, arrivals, percentile
 
 EVERY = [pytest.param(policy, id=name) for name, policy in POLICIES.items()]

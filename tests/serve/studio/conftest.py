@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from stillhouse.models.load import find
+from stillhouse.pipelines.load import find
 from tests.serve.running import Running, running
 from tests.serve.studio.browser import chromium, opened, ready
 

@@ -6,12 +6,12 @@ from io import StringIO
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING
 
-from stillhouse.accelerate.candidate import PIPELINE
-from stillhouse.accelerate.report import Report
-from stillhouse.accelerate.trial import Trial
+from stillhouse.accelerate.records.candidate import PIPELINE
+from stillhouse.accelerate.records.report import Report
+from stillhouse.accelerate.records.trial import Trial
+from stillhouse.accelerate.views.formatting import interval, plain, psnr, significant, size, sqnr, times
 from stillhouse.accelerate.views.rows import Row, components, marked, rows
-from stillhouse.accelerate.views.story import headline, story
-from stillhouse.accelerate.views.words import interval, plain, psnr, significant, size, sqnr, times
+from stillhouse.accelerate.views.summary import headline, story
 
 if TYPE_CHECKING:
     from rich.console import Console

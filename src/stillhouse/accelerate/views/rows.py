@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from stillhouse.accelerate.candidate import PIPELINE
-from stillhouse.accelerate.report import Report
-from stillhouse.accelerate.trial import Trial
-from stillhouse.accelerate.views.words import plain
+from stillhouse.accelerate.records.candidate import PIPELINE
+from stillhouse.accelerate.records.report import Report
+from stillhouse.accelerate.records.trial import Trial
+from stillhouse.accelerate.views.formatting import plain
 
 
 @dataclass(frozen=True, slots=True)

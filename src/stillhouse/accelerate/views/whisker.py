@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from stillhouse.accelerate.views.formatting import interval, times
 from stillhouse.accelerate.views.rows import Row
-from stillhouse.accelerate.views.words import interval, times
 
 WIDTH = 120
 _MARGIN = 6

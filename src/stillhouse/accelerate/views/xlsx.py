@@ -6,13 +6,13 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stillhouse.accelerate.candidate import PIPELINE, Candidate
-from stillhouse.accelerate.report import Report
+from stillhouse.accelerate.records.candidate import PIPELINE, Candidate
+from stillhouse.accelerate.records.report import Report
 from stillhouse.accelerate.views.columns import COLUMNS, Value
+from stillhouse.accelerate.views.formatting import plain, promises
 from stillhouse.accelerate.views.rows import Row, components, marked, rows
-from stillhouse.accelerate.views.words import plain, promises
-from stillhouse.models.png import write_file
-from stillhouse.page.extra import extra
+from stillhouse.html.extra import extra
+from stillhouse.images.png import write_file
 
 if TYPE_CHECKING:
     from openpyxl.cell.cell import Cell, MergedCell

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from stillhouse.errors import InvalidRequest
-from stillhouse.models.buckets import parts
+from stillhouse.pipelines.batch_sizes import parts
 from stillhouse.serve.engine.job import Group, Job, Walk
 
 NEARLY = 0.97

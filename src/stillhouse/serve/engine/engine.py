@@ -8,7 +8,7 @@ from stillhouse.errors import BackendFailed, StillhouseError
 from stillhouse.serve.engine.cost import Cost
 from stillhouse.serve.engine.job import Job
 from stillhouse.serve.engine.policy import Policy, pick
-from stillhouse.serve.engine.roster import Roster
+from stillhouse.serve.engine.request_pool import Roster
 
 Outcome = Literal["drawn", "failed", "cancelled", "expired"]
 """drawn: every evaluation is done. failed: the device refused it, or broke on it. expired: its time was over before it

@@ -4,11 +4,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from stillhouse.core import ImageRequest
+from stillhouse.serve.engine.arrivals import Arrival
 from stillhouse.serve.engine.cost import Cost
 from stillhouse.serve.engine.engine import Engine
 from stillhouse.serve.engine.job import Job
 from stillhouse.serve.engine.policy import Policy
-from stillhouse.serve.engine.trace import Arrival
 
 NO_REQUEST = ImageRequest("")
 """Of a job that nobody draws."""

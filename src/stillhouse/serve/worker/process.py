@@ -19,17 +19,16 @@ from msgspec.structs import replace
 
 from stillhouse.core import ImageRequest
 from stillhouse.errors import StillhouseError
-from stillhouse.models.load import load
-from stillhouse.models.pipeline import Draft, Pipeline
-from stillhouse.models.tokenize import PromptTruncated
-from stillhouse.parent import end_with_parent
+from stillhouse.pipelines.load import load
+from stillhouse.pipelines.pipeline import Draft, Pipeline
+from stillhouse.pipelines.tokenizers import PromptTruncated
 from stillhouse.serve.engine.cost import Cost, Curve
-from stillhouse.serve.engine.drawing import Drawing, drafted, group_of, measured, walk_of
 from stillhouse.serve.engine.engine import End, Engine, Tick
+from stillhouse.serve.engine.executor import Drawing, drafted, group_of, measured, walk_of
 from stillhouse.serve.engine.job import Group, Job
 from stillhouse.serve.engine.policy import POLICIES
-from stillhouse.serve.worker.finisher import Finished, Finisher, Seen
-from stillhouse.serve.worker.message import (
+from stillhouse.serve.worker.decode_thread import Finished, Finisher, Seen
+from stillhouse.serve.worker.messages import (
     Asked,
     Broken,
     Cancel,
@@ -46,8 +45,9 @@ from stillhouse.serve.worker.message import (
     decode_opening,
     encode,
 )
-from stillhouse.serve.worker.residents import Residents
-from stillhouse.serve.worker.way import way_to
+from stillhouse.serve.worker.pipeline_cache import Residents
+from stillhouse.serve.worker.traceback_summary import way_to
+from stillhouse.workers.lifetime import end_with_parent
 
 OFTEN = 0.1
 """Seconds after which the server hears of a tick; it also does whenever it hears of anything else. A picture's last

@@ -18,7 +18,7 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Protocol
 
-from stillhouse.serve.worker.message import Asked, Opening, Told, decode_told, encode
+from stillhouse.serve.worker.messages import Asked, Opening, Told, decode_told, encode
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""The configuration files and directories of Auto-Acceleration, read as they are."""

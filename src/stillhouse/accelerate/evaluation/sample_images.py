@@ -1,0 +1,39 @@
+"""Pictures that a candidate drew: out of the file that its process wrote, and into the strip that the report shows."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stillhouse.accelerate.evaluation.candidate_worker import PICTURES
+from stillhouse.accelerate.records.report import relative
+from stillhouse.core import Array
+from stillhouse.images.png import write_png
+
+SHOWN = 4
+"""Pictures of a strip."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Drawn:
+    """What a candidate drew: pictures uint8 [P, H, W, 3], and their final latents float32 [P, C, h, w]."""
+
+    pictures: NDArray[np.uint8]
+    latents: Array
+
+
+def read_drawn(folder: Path) -> Drawn:
+    """What the child in this folder drew last."""
+    with np.load(folder / PICTURES, allow_pickle=False) as stored:
+        return Drawn(stored["pictures"], stored["latents"])
+
+
+def write_strip(folder: Path, drawn: Drawn, root: Path) -> tuple[str, ...]:
+    """Write the first pictures as PNGs; their paths relative to `root`."""
+    files = []
+    for number, picture in enumerate(drawn.pictures[:SHOWN]):
+        path = folder / f"picture-{number}.png"
+        write_png(path, picture)
+        files.append(relative(path, root))
+    return tuple(files)

@@ -1,0 +1,1 @@
+"""The choice among measured candidates, and its way into the manifest."""

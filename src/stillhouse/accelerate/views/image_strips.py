@@ -1,0 +1,96 @@
+"""Strips of pictures: the same prompts and seeds, a row for each candidate, and what differs from the baseline."""
+
+import base64
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image
+
+from stillhouse.accelerate.views.rows import Row
+from stillhouse.core import Picture
+from stillhouse.errors import StillhouseError
+from stillhouse.images.png import encode_png, read_picture
+from stillhouse.measure.image_metrics import difference
+
+GAIN = 4
+"""How many times differences are amplified."""
+
+_LARGEST = 384
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One picture of a strip.
+
+    Args:
+        picture: as a data: URI; None where its file is missing or damaged.
+        difference: from the baseline's, amplified; None for the baseline, and where there is nothing to compare with.
+        equal: whether it has the baseline's very pixels.
+    """
+
+    picture: str | None
+    difference: str | None = None
+    equal: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Strip:
+    """The pictures of one candidate."""
+
+    row: Row
+    cells: tuple[Cell, ...]
+
+
+def strips(found: Sequence[Row], directory: Path) -> tuple[Strip, ...]:
+    """The strips of one component, the baseline's first, then the choice, then fastest first.
+
+    Args:
+        found: its rows.
+        directory: what the files of `Pictures` are relative to.
+    """
+    shown = sorted((row for row in found if _files(row)), key=lambda row: (not row.baseline, not row.chosen))
+    width = max((len(_files(row)) for row in shown), default=0)
+    base = next((_pictures(row, directory, width) for row in shown if row.baseline), [None] * width)
+    return tuple(
+        Strip(row, tuple(_cell(own, None if row.baseline else one) for own, one in zip(pictures, base, strict=True)))
+        for row in shown
+        for pictures in [_pictures(row, directory, width)]
+    )
+
+
+def _files(row: Row) -> tuple[str, ...]:
+    return row.trial.pictures.files if row.trial.pictures else ()
+
+
+def _pictures(row: Row, directory: Path, width: int) -> list[Picture | None]:
+    found = [_read(directory, file) for file in _files(row)]
+    return [*found, *([None] * (width - len(found)))]
+
+
+def _read(directory: Path, file: str) -> Picture | None:
+    """A report may come from a stranger: what lies outside its directory is not shown."""
+    path = PurePosixPath(file)
+    if path.is_absolute() or ".." in path.parts:
+        return None
+    try:
+        return read_picture(directory / path)
+    except StillhouseError:
+        return None
+
+
+def _cell(picture: Picture | None, base: Picture | None) -> Cell:
+    if picture is None:
+        return Cell(None)
+    if base is None or base.shape != picture.shape:
+        return Cell(_uri(picture))
+    return Cell(_uri(picture), _uri(difference(base, picture, GAIN)), np.array_equal(base, picture))
+
+
+def _uri(picture: Picture) -> str:
+    """A PNG in words; a large picture is reduced by a whole number, so that the page stays light."""
+    factor = math.ceil(max(picture.shape[:2]) / _LARGEST)
+    small = picture if factor == 1 else np.array(Image.fromarray(picture).reduce(factor))
+    return f"data:image/png;base64,{base64.b64encode(encode_png(small)).decode()}"

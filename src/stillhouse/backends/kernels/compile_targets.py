@@ -1,0 +1,76 @@
+"""Kernels compiled for chips that are not here: what Triton's own assembler makes of them.
+
+`python -m stillhouse.backends.kernels.compile_targets 90` compiles every kernel for compute capability 9.0.
+No GPU is needed.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from stillhouse.backends.kernels import cast, geglu, group_norm, guided_step, layer_norm, silu
+from stillhouse.backends.kernels.launch import INTERPRETED, Specimen
+from stillhouse.errors import BackendFailed
+
+CAPABILITIES = (80, 90, 120)
+"""Ampere, Hopper, Blackwell."""
+_WARP = 32
+KERNELS: Mapping[str, Callable[[], Iterator[Specimen]]] = MappingProxyType(
+    {
+        "cast": cast.specimens,
+        "silu": silu.specimens,
+        "geglu": geglu.specimens,
+        "layer_norm": layer_norm.specimens,
+        "group_norm": group_norm.specimens,
+        "guided_step": guided_step.specimens,
+    }
+)
+"""Every kernel by name, with what is compiled of it."""
+
+
+def compiled(specimen: Specimen, capability: int) -> bytes:
+    """The machine code (a cubin) of a kernel.
+
+    Args:
+        specimen: kernel, dtype and shape.
+        capability: ten times the compute capability: 90.
+
+    Raises:
+        BackendFailed: Triton interprets in this process, or cannot compile it.
+    """
+    if INTERPRETED:
+        raise BackendFailed("Triton interprets kernels in this process", fix="begin one without TRITON_INTERPRET")
+    # As torch allots tensors: whole vectors of 16 bytes are read where a program can tell that they are.
+    aligned = {
+        (place,): [["tt.divisibility", 16]]
+        for place, name in enumerate(specimen.function.arg_names)
+        if specimen.signature[name].startswith("*")
+    }
+    source = ASTSource(specimen.function, dict(specimen.signature), dict(specimen.constants), aligned)
+    try:
+        made = triton.compile(source, GPUTarget("cuda", capability, _WARP), {"num_warps": specimen.warps})
+    except Exception as error:
+        raise BackendFailed(f"{specimen.name} for capability {capability}: {error}") from error
+    code: bytes = made.asm["cubin"]
+    return code
+
+
+def main() -> None:
+    """Compile all of them, and print how large each is."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("capability", type=int, nargs="*", default=CAPABILITIES, help="80, 90, 120, ...")
+    parser.add_argument("--kernel", action="append", choices=tuple(KERNELS), help="only this; repeatable")
+    arguments = parser.parse_args()
+    for capability in arguments.capability:
+        for name in arguments.kernel or KERNELS:
+            for specimen in KERNELS[name]():
+                sys.stdout.write(f"sm_{capability} {specimen.name} {len(compiled(specimen, capability))}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""A Conv, MatMul or Gemm with weights, written with small numbers by operators of the ONNX standard (opset 13).
+
+A real number r is stored as an integer q: r = scale * (q - zero) (Jacob et al. 2018, arXiv:1712.05877, equation 1); or
+as a float of eight bits, four of them an exponent (opset 19; Micikevicius et al. 2022, arXiv:2209.05433), without zero
+points, as GPUs multiply them.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stillhouse.backends.onnx_edit import Constant, Node, node_name
+from stillhouse.backends.runtime import require
+from stillhouse.core import Array
+
+Kind: TypeAlias = Literal["int8", "uint8"]
+KINDS: tuple[Kind, ...] = ("int8", "uint8")
+Ranges: TypeAlias = Mapping[str, tuple[float, float]]
+"""The least and the greatest value of a tensor, by its name."""
+
+Numbers: TypeAlias = Literal["uint8", "int8", "fp8"]
+"""What is multiplied: unsigned inputs with signed weights, as processors do; signed ones around zero, or floats of
+eight bits, as GPUs do."""
+NUMBERS: tuple[Numbers, ...] = ("uint8", "int8", "fp8")
+
+_LARGEST: Mapping[Kind, int] = {"int8": 63, "uint8": 127}
+"""What the largest weight is rounded to, counted from the zero point; see `quantize` on the missing bit."""
+_FLOAT, _E4M3 = 1, 17  # TensorProto.FLOAT and .FLOAT8E4M3FN
+_SYMMETRIC: Mapping[Numbers, int] = {"int8": 127, "fp8": 448}
+"""The same where nothing saturates, of inputs, too; of floats the largest that there is."""
+_WIDEST = 2.0**30
+"""A bias in units of its scale, at most: the sum of products is added to it in 32 bits."""
+
+
+class Rewriting:
+    """The nodes of a graph as they are written anew, and the constants that come with them.
+
+    Args:
+        constants: of the graph.
+        numbers: of `static`.
+    """
+
+    def __init__(self, constants: dict[str, Constant], numbers: Numbers = "uint8") -> None:
+        self.nodes: list[Node] = []
+        self.constants = constants
+        self._numbers = numbers
+        self._rounded: dict[str, str] = {}
+        self._taken: dict[str, tuple[str, str, str]] = {}
+
+    def static(self, node: Node, ranges: Ranges) -> None:
+        """Take the node with its input, its weights and its bias rounded."""
+        source, weights, *bias = node.input
+        step, _ = self._unit(ranges[source])
+        values = self.constants[weights].read()
+        bias = [] if self._numbers in _SYMMETRIC else bias  # it stays as it is
+        added = self.constants[bias[0]].read() if bias else np.zeros(1, np.float32)
+        axis, largest = output_axis(node), _SYMMETRIC.get(self._numbers, _LARGEST["int8"])
+        scale = _scales(values, axis, largest, least=np.abs(added) / (step * _WIDEST))
+        name, kind = node_name(node), _floats() if self._numbers == "fp8" else np.dtype(np.int8)
+        array = _small(values, scale, axis, largest, kind)
+        node.input[0] = self._rounded_tensor(source, ranges)
+        node.input[1] = self._restored(f"{name}.weights", array, scale, axis)
+        if bias:
+            whole = np.rint(added / (step * scale.astype(np.float64))).astype(np.int32)
+            node.input[2] = self._restored(f"{name}.bias", whole, np.float32(step) * scale, 0)
+        self.nodes.append(node)
+
+    def round_result(self, node: Node, name: str, ranges: Ranges) -> None:
+        """Round what the node before, which is taken already, gives under that name."""
+        exact = f"{name}.exact"
+        node.output[list(node.output).index(name)] = exact
+        self._round(exact, name, *self._unit(ranges[name]))
+        self._rounded[name] = name
+
+    def dynamic(self, node: Node, kind: Kind) -> None:
+        """Take the node as an integer one, its input's range found while it runs, and the steps back to float32."""
+        source, weights, *bias = node.input
+        name, result, axis = node_name(node), node.output[0], output_axis(node)
+        constant = self.constants[weights]
+        if node.op_type == "Gemm" and axis == 0:
+            constant, axis = constant.transposed((1, 0)), 1
+        values, zero = constant.read(), 128 if kind == "uint8" else 0
+        scale = _scales(values, axis, _LARGEST[kind])
+        channels = (-1, *[1] * (values.ndim - 2)) if node.op_type == "Conv" else (-1,)
+        whole = self._constant(f"{name}.weights", _whole(values, scale, axis, _LARGEST[kind], zero).astype(kind))
+        scales = self._constant(f"{name}.scales", scale.reshape(channels))
+        zeros = self._constant(f"{kind}.zero", np.array(zero, kind))
+        taken, step, start = self._taken_tensor(source)
+        operator = "ConvInteger" if node.op_type == "Conv" else "MatMulInteger"
+        steps = [f"{result}.{part}" for part in ("sum", "float", "unit", "product")]
+        last = steps[3] if bias else result
+        self._add(operator, [taken, whole, start, zeros], steps[0], name=name)
+        if node.op_type == "Conv":
+            self.nodes[-1].attribute.extend(node.attribute)
+        self._add("Cast", [steps[0]], steps[1], to=_FLOAT)
+        self._add("Mul", [step, scales], steps[2])
+        self._add("Mul", [steps[1], steps[2]], last)
+        if bias:
+            added = self._constant(f"{name}.bias", self.constants[bias[0]].read().reshape(channels))
+            self._add("Add", [last, added], result)
+
+    def _rounded_tensor(self, name: str, ranges: Ranges) -> str:
+        """The tensor rounded and restored, once for all who take it."""
+        if name not in self._rounded:
+            self._rounded[name] = f"{name}.rounded"
+            self._round(name, self._rounded[name], *self._unit(ranges[name]))
+        return self._rounded[name]
+
+    def _unit(self, extent: tuple[float, float]) -> tuple[float, int]:
+        """Scale and zero point of a byte for values from least to greatest; zero itself is always exact."""
+        if self._numbers in _SYMMETRIC:
+            return float(np.float32(max(map(abs, extent)) / _SYMMETRIC[self._numbers])) or 1.0, 0
+        least, greatest = min(extent[0], 0.0), max(extent[1], 0.0)
+        step = float(np.float32((greatest - least) / 255)) or 1.0
+        return step, round(-least / step)
+
+    def _round(self, source: str, target: str, step: float, zero: int) -> None:
+        whole = f"{target}.whole"
+        unit = [
+            self._constant(f"{target}.scale", np.array(step, np.float32)),
+            self._constant(f"{target}.zero", np.array(zero, _floats() if self._numbers == "fp8" else self._numbers)),
+        ]
+        self._add("QuantizeLinear", [source, *unit], whole)
+        self._add("DequantizeLinear", [whole, *unit], target)
+
+    def _restored(self, name: str, whole: NDArray[Any], scale: Array, axis: int) -> str:
+        unit = [
+            self._constant(f"{name}.scale", scale),
+            self._constant(f"{name}.zero", np.zeros(scale.shape, whole.dtype)),
+        ]
+        self._add("DequantizeLinear", [self._constant(f"{name}.whole", whole), *unit], name, axis=axis)
+        return name
+
+    def _taken_tensor(self, name: str) -> tuple[str, str, str]:
+        """The tensor rounded by its own range, once for all who take it: integers, scale, zero point."""
+        if name not in self._taken:
+            self._taken[name] = (f"{name}.taken", f"{name}.taken.scale", f"{name}.taken.zero")
+            self.nodes.append(
+                require("onnx.helper").make_node("DynamicQuantizeLinear", [name], list(self._taken[name]))
+            )
+        return self._taken[name]
+
+    def _constant(self, name: str, array: NDArray[Any]) -> str:
+        self.constants[name] = Constant.of(array)
+        return name
+
+    def _add(self, operator: str, takes: list[str], gives: str, **attributes: Any) -> None:
+        self.nodes.append(require("onnx.helper").make_node(operator, takes, [gives], **attributes))
+
+
+def output_axis(node: Node) -> int:
+    """The axis of the node's weights that counts its output channels."""
+    turned = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+    return 0 if node.op_type == "Conv" or turned else 1
+
+
+def _scales(values: Array, axis: int, largest: int, least: NDArray[Any] | float = 0.0) -> Array:
+    """A scale for each channel, by which its largest weight becomes `largest`; at least `least`."""
+    others = tuple(other for other in range(values.ndim) if other != axis)
+    scale = np.maximum(np.abs(values).max(axis=others) / largest, least)
+    return np.where(scale > 0, scale, 1).astype(np.float32)
+
+
+def _small(values: Array, scale: Array, axis: int, largest: int, kind: "np.dtype[Any]") -> NDArray[Any]:
+    """In units of the scales: whole numbers, or the nearest floats of eight bits."""
+    if kind == np.int8:
+        return _whole(values, scale, axis, largest, 0).astype(kind)
+    small: NDArray[Any] = np.clip(_in_units(values, scale, axis), -largest, largest).astype(kind)
+    return small
+
+
+def _floats() -> "np.dtype[Any]":
+    kind: np.dtype[Any] = require("onnx.helper").tensor_dtype_to_np_dtype(_E4M3)
+    return kind
+
+
+def _whole(values: Array, scale: Array, axis: int, largest: int, zero: int) -> Array:
+    whole: Array = np.clip(np.rint(_in_units(values, scale, axis)), -largest, largest) + zero
+    return whole
+
+
+def _in_units(values: Array, scale: Array, axis: int) -> Array:
+    shape = [1] * values.ndim
+    shape[axis] = -1
+    return values / scale.reshape(shape)

@@ -1,0 +1,1 @@
+"""Model files of other programs converted to pipeline directories; needs the extra `train`."""

@@ -1,0 +1,73 @@
+"""Networks read from diffusers' and transformers' files, and written as one safetensors file."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stillhouse.backends.runtime import useful_line
+from stillhouse.backends.safetensors_index import safetensors_layout
+from stillhouse.convert.source import AGAIN
+from stillhouse.errors import ImportFailed
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""In safetensors' words, widest first."""
+
+
+def load_network(folder: Path, kind: Any, dtype: str | None) -> Any:
+    """Read a network in the precision that it is stored in, or in `dtype`.
+
+    Raises:
+        ImportFailed: no weights, broken weights, or weights for another network.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise ImportFailed(f"there is no dtype {dtype!r}", allowed=", ".join(DTYPES))
+    files = _weight_files(folder)
+    variant = "fp16" if all(".fp16" in file.name for file in files) else None
+    try:
+        chosen = DTYPES[dtype] if dtype else _stored_dtype(files)
+        network, report = kind.from_pretrained(
+            folder, dtype=chosen, variant=variant, local_files_only=True, output_loading_info=True
+        )
+    except Exception as error:  # each library and file format fails with classes of its own
+        raise ImportFailed(f"{folder} cannot be read: {useful_line(str(error))}", fix=AGAIN) from error
+    wrong = sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])})
+    if wrong:
+        raise ImportFailed(
+            f"{folder} has no fitting weights for {', '.join(wrong[:3])} and {len(wrong)} in all",
+            fix=AGAIN,
+        )
+    return network
+
+
+def save_network(network: Any, folder: Path) -> Path:
+    """Write a network as one safetensors file with its config.json; returns the file."""
+    network.save_pretrained(folder, max_shard_size="10TB")
+    path = folder / "config.json"
+    config = json.loads(path.read_bytes())
+    config.pop("_name_or_path", None)  # a path on this machine
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (file,) = folder.glob("*.safetensors")
+    return file
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The safetensors files, else the .bin files."""
+    for pattern in ("*model*.safetensors", "*model*.bin"):
+        files = [file for file in sorted(folder.glob(pattern)) if "non_ema" not in file.name]
+        if files:
+            return files
+    raise ImportFailed(f"{folder} has no weights", allowed="*.safetensors or *.bin", fix=AGAIN)
+
+
+def _stored_dtype(files: list[Path]) -> torch.dtype:
+    """The widest floating type in the files."""
+    if files[0].suffix == ".safetensors":
+        names = {tensor.dtype for file in files for tensor in safetensors_layout(file).values()}
+        found = {STORED[name] for name in names & STORED.keys()}
+    else:
+        tensors = torch.load(files[0], map_location="cpu", mmap=True, weights_only=True).values()
+        found = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+    return next((dtype for dtype in STORED.values() if dtype in found), torch.float32)

@@ -1,0 +1,87 @@
+"""Factors: a file of some megabytes, by which a low-rank student differs from its teacher, is put on a teacher again.
+
+It is all that a service keeps of each of many students; a pipeline is made of it where one is to be served.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from stillhouse.diffusion import grid_at
+from stillhouse.distill.run import open_teacher
+from stillhouse.distill.student import ABOUT, TEACHER, write_student
+from stillhouse.distill.training.low_rank import factors, fused, put, with_low_rank
+from stillhouse.distill.training.networks import Denoiser, conditioned_on_guidance, taught_as
+from stillhouse.distill.training.progressive_chain import Student
+from stillhouse.errors import InvalidRequest
+from stillhouse.fit.stage import Fitted
+from stillhouse.json_decode import DecodeError, decode
+from stillhouse.pipelines.load import find
+from stillhouse.pipelines.manifest import Distilled, Manifest, files_checksum, read_manifest
+
+
+def put_on(source: str | Path, file: Path, out: Path, *, force: bool = False) -> Manifest:
+    """Write the student that a teacher becomes by these factors.
+
+    They may have been learnt from another model of the same shape, as fine-tuned models of one base are: whether they
+    serve this one is to be judged.
+
+    Args:
+        source: the teacher: a pipeline directory, or an embedded model's name.
+        file: `student_lora.safetensors`, as it lies beside a student that learnt with `--lora`.
+        out: directory of the student.
+        force: replace a pipeline that stands there.
+
+    Raises:
+        InvalidRequest: no such factors, or of a network of another shape.
+        ImportFailed: `out` is taken.
+        FitFailed: there is no room for it.
+    """
+    kept, about, prediction = _read(file)
+    directory = find(source)
+    manifest = read_manifest(directory)
+    if manifest.prediction != prediction:
+        given = f"{file} on {manifest.name}, whose network tells {manifest.prediction}"
+        raise InvalidRequest(given, allowed=f"models that tell {prediction}, as {about.teacher[0]} does")
+    teacher = open_teacher(directory, manifest)
+    rank = min(tensor.shape[0] for name, tensor in kept.items() if "lora_A" in name)
+    unet = with_low_rank(conditioned_on_guidance(teacher.unet), rank, 0)
+    own = {name: tuple(tensor.shape) for name, tensor in factors(unet).items()}
+    if own != {name: tuple(tensor.shape) for name, tensor in kept.items()}:
+        given = f"{file} on {manifest.name}, whose network has another shape"
+        raise InvalidRequest(given, allowed=f"models like {about.teacher[0]}, from which they were learnt")
+    put(unet, kept)
+    schedule, meaning = taught_as(teacher)
+    student = Student(
+        name=out.name,
+        denoiser=Denoiser(fused(unet).cpu(), schedule, meaning),
+        factors=kept,
+        grid=None if about.timesteps is None else grid_at(schedule, about.timesteps),
+        method=about.method,
+        fitted=Fitted(True, 0, 0.0, {}),
+        edits={edit.strength: grid_at(schedule, edit.timesteps) for edit in about.edits},
+    )
+    told = {
+        "factors": file.name,
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "learnt from": about.teacher[0],
+        "is their teacher": about.teacher[1] == files_checksum(manifest),
+    }
+    return write_student(directory, student, out, guidance=about.guidance, evidence=told, force=force)
+
+
+def _read(file: Path) -> tuple[Mapping[str, Tensor], Distilled, str]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            told = opened.metadata() or {}
+            kept = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            return kept, decode(Distilled, json.loads(told[ABOUT])), told[TEACHER]
+    except FileNotFoundError:
+        raise InvalidRequest(f"there is no file {file}") from None
+    except (OSError, SafetensorError, KeyError, ValueError, DecodeError) as error:
+        allowed = "student_lora.safetensors of a student that learnt with `--lora`"
+        raise InvalidRequest(f"{file} holds no factors of a student: {error}", allowed=allowed) from None

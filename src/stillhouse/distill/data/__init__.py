@@ -1,0 +1,1 @@
+"""Training data of students: captions, pictures, latents and trajectories of the teacher, kept in files."""

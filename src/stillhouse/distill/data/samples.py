@@ -1,0 +1,105 @@
+"""Items: clean latents with what is said about them, from the embedded world, from a folder, or from the teacher."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from stillhouse.core import Array, ImageRequest, Picture
+from stillhouse.distill.data.image_folder import Captioned, Skipped, read_folder
+from stillhouse.pipelines.pipeline import Draft, Pipeline
+from stillhouse.shapes.caption import sample_seen
+from stillhouse.shapes.scene import draw, sample_scene
+
+_TOGETHER = 8
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Item:
+    """Clean latents, scaled, float32 [C, h, w], and captions that are all true of them."""
+
+    latents: Array
+    captions: tuple[str, ...]
+
+
+def shapes(pipeline: Pipeline, count: int, seed: int, begin: int = 0, captions: int = 2) -> Iterator[Item]:
+    """Scenes of the embedded world, with captions that training may see.
+
+    Args:
+        pipeline: encodes.
+        count: of the scenes.
+        seed: of the scenes and of their captions.
+        begin: so many are left out, as if they had been encoded before.
+        captions: of each scene.
+    """
+    rng = np.random.default_rng((seed, 1))
+    made = 0
+    while made < count:
+        scene = sample_scene(rng)
+        said = [caption for _ in range(captions) if (caption := sample_seen(scene, rng))]
+        if said:
+            made += 1
+            if made > begin:
+                yield Item(pipeline.encode_picture(draw(scene)), tuple(map(str, said)))
+
+
+def folder(
+    pipeline: Pipeline, path: Path, count: int, skipped: Callable[[Skipped], None], begin: int = 0
+) -> Iterator[Item]:
+    """Pictures of a folder, cut in their middle to the pipeline's own size.
+
+    Args:
+        pipeline: encodes, and says what size.
+        path: of the folder; see `folder.read_folder`.
+        count: at most so many.
+        skipped: hears of each picture that cannot be learnt from.
+        begin: so many are left out, as if they had been encoded before.
+
+    Raises:
+        InvalidRequest: no folder of pictures.
+    """
+    defaults = pipeline.manifest.defaults
+    read = 0
+    for one in read_folder(path):
+        if read == count:
+            return
+        if isinstance(one, Captioned):
+            read += 1
+            if read <= begin:
+                continue
+            fitted = fit_to(one.picture, defaults.width, defaults.height)
+            yield Item(pipeline.encode_picture(fitted), (one.caption,))
+        else:
+            skipped(one)
+
+
+def drawn(pipeline: Pipeline, prompts: Sequence[str], count: int, seed: int, begin: int = 0) -> Iterator[Item]:
+    """What the teacher itself draws, for whoever has no pictures.
+
+    Args:
+        pipeline: draws as its defaults say.
+        prompts: taken in turn.
+        count: of the pictures.
+        seed: of the first; each has the next one.
+        begin: so many are left out, as if they had been drawn before.
+    """
+    for first in range(begin, count, _TOGETHER):
+        numbers = range(first, min(first + _TOGETHER, count))
+        requests = [ImageRequest(prompts[number % len(prompts)], seed=seed + number) for number in numbers]
+        drafts: list[Draft] = [pipeline.start(request) for request in requests]
+        while pending := [draft for draft in drafts if not draft.is_done]:
+            pipeline.advance(pending)
+        yield from (Item(pipeline.arrays.read(draft.latents), (draft.request.prompt,)) for draft in drafts)
+
+
+def fit_to(picture: Picture, width: int, height: int) -> Picture:
+    """The largest middle part of that shape, in that size; uint8 [height, width, 3].
+
+    >>> fit_to(np.zeros((10, 40, 3), np.uint8), 8, 8).shape
+    (8, 8, 3)
+    """
+    if picture.shape[:2] == (height, width):
+        return picture
+    return np.asarray(ImageOps.fit(Image.fromarray(picture), (width, height), Image.Resampling.LANCZOS))

@@ -1,0 +1,1 @@
+"""Students compared with their teacher on the same captions and seeds."""

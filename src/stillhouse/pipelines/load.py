@@ -1,0 +1,69 @@
+"""From a name or a directory to a pipeline."""
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from stillhouse.errors import UnknownModel
+from stillhouse.pipelines.manifest import MANIFEST
+from stillhouse.pipelines.pipeline import Pipeline
+from stillhouse.pipelines.revalidate import is_foreign, retune
+
+_SHAPES = Path(__file__).parents[1] / "shapes"
+_STUDENTS = ("shapes-3", "shapes-1")
+EMBEDDED = {"shapes": _SHAPES / "weights", **{name: _SHAPES / "students" / name for name in _STUDENTS}}
+"""The models that come with the package, by name; students were distilled from `shapes`, and take three steps, and one.
+"""
+
+
+def find(model: str | Path) -> Path:
+    """The directory of an embedded model, or the directory itself.
+
+    Raises:
+        UnknownModel: neither; the message offers the nearest name, or says how to import a diffusers directory.
+
+    >>> find("shapes").name
+    'weights'
+    """
+    if str(model) in EMBEDDED:
+        return EMBEDDED[str(model)]
+    path = Path(model)
+    if (path / MANIFEST).is_file():
+        return path
+    if (path / "model_index.json").is_file():
+        what = f"{path} is a diffusers directory, and no pipeline yet"
+        raise UnknownModel(what, fix=f"run `stillhouse import {path} -o {path}-pipeline`")
+    allowed = f"{', '.join(EMBEDDED)}, or a pipeline directory"
+    if path.is_dir():
+        raise UnknownModel(f"{path} holds no pipeline: it has no {MANIFEST}", allowed=allowed)
+    near = get_close_matches(str(model), EMBEDDED, n=1)
+    raise UnknownModel(
+        f"there is no model {str(model)!r}",
+        allowed=allowed,
+        fix=f"did you mean {near[0]!r}?" if near else "make one with `stillhouse import SOURCE -o DIR`",
+    )
+
+
+def load(
+    model: str | Path,
+    *,
+    backend: str | None = None,
+    precision: str | None = None,
+    threads: int | None = None,
+    cache: Path | None = None,
+    verify: bool = False,
+) -> Pipeline:
+    """Open a pipeline by name or directory; arguments as in `Pipeline`.
+
+    One that was tuned on another machine is verified first, which takes seconds, and runs what is best of what it
+    knows here; see `foreign.retune`. A backend that is asked for is taken as it is.
+
+    >>> load("shapes").generate("a red circle", seed=7).image.shape  # doctest: +SKIP
+    (64, 64, 3)
+    """
+    directory = find(model)
+    options: dict[str, Any] = {"backend": backend, "precision": precision, "threads": threads, "cache": cache}
+    pipeline = Pipeline(directory, verify=verify, **options)
+    if backend is None and is_foreign(pipeline.manifest):
+        return Pipeline(directory, components=retune(directory, pipeline.manifest, threads), **options)
+    return pipeline

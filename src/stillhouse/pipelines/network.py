@@ -1,0 +1,65 @@
+"""A directory that holds one network with what runs it best: what becomes of a bare ONNX file."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from stillhouse.backends.runner import Runner, RunnerOptions
+from stillhouse.errors import ManifestError
+from stillhouse.json_decode import DecodeError, decode
+from stillhouse.pipelines.manifest import Component
+from stillhouse.pipelines.runners import open_component
+
+NETWORK_MANIFEST = "network.json"
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """One network: its name, how it is opened, and the inputs' shapes it was tuned for."""
+
+    name: str
+    component: Component
+    shapes: dict[str, tuple[int, ...]]
+    version: int = VERSION
+
+
+def write_network(directory: Path, network: Network) -> None:
+    """Write `network.json`, whole or not at all."""
+    temporary = directory / f".{NETWORK_MANIFEST}.part"
+    temporary.write_text(json.dumps(asdict(network), indent=2) + "\n", encoding="utf-8")
+    temporary.replace(directory / NETWORK_MANIFEST)
+
+
+def read_network(directory: Path) -> Network:
+    """Read `network.json`.
+
+    Raises:
+        ManifestError: it is missing, broken, or of another version.
+    """
+    path = directory / NETWORK_MANIFEST
+    fix = "make it with `stillhouse accelerate FILE.onnx -o DIR`"
+    try:
+        document = json.loads(path.read_bytes())
+        network = decode(Network, document)
+    except FileNotFoundError:
+        raise ManifestError(f"{path} does not exist", fix=fix) from None
+    except (json.JSONDecodeError, UnicodeDecodeError, DecodeError) as error:
+        raise ManifestError(f"{path} is broken: {error}", fix=fix) from None
+    if network.version != VERSION:
+        raise ManifestError(f"{path} has version {network.version}", allowed=f"version {VERSION}", fix=fix)
+    return network
+
+
+def open_network(directory: Path | str, *, threads: int | None = None) -> Runner:
+    """The network of a directory that `stillhouse accelerate FILE.onnx -o DIR` made, opened as was found best.
+
+    >>> open_network("my-network")({"input": array})["output"]  # doctest: +SKIP
+
+    Raises:
+        ManifestError: the directory holds no such network.
+        RuntimeMissing, BackendFailed: see the backend.
+    """
+    directory = Path(directory)
+    network = read_network(directory)
+    return open_component(directory, network.component, network.shapes, RunnerOptions(threads=threads))

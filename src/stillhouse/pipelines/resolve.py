@@ -1,0 +1,208 @@
+"""A request measured against a manifest: every default filled in, everything impossible refused."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from stillhouse.check import check_number, check_whole
+from stillhouse.core import ImageRequest
+from stillhouse.diffusion import Course, Grid, check_refresh, find_sampler, grid, grid_at
+from stillhouse.errors import InvalidRequest
+from stillhouse.pipelines.manifest import Distilled, Manifest
+
+LARGEST_SIZE = 8192
+LARGEST_GUIDANCE = 1000
+_STUDENTS_SAMPLERS = ("ddim", "euler")
+"""They take the same step, the one that students learn."""
+_READERS = {"image": "picture", "mask": "mask"}
+IMG2IMG_STRENGTH = 0.8
+"""diffusers' default where there is an image and no mask; with a mask it is 1."""
+
+
+def resolve(manifest: Manifest, request: ImageRequest) -> ImageRequest:
+    """The request with no None left but an image, mask and strength that do not apply.
+
+    A picture takes the size of its image where it is not given another. Without an image there is no strength.
+
+    Raises:
+        InvalidRequest: anything that this pipeline cannot do; the message says what it can.
+    """
+    _check_text(request)
+    _check_image(manifest, request)
+    defaults = manifest.defaults
+    height, width = (defaults.height, defaults.width) if request.image is None else request.image.shape[:2]
+    full = replace(
+        request,
+        steps=defaults.steps if request.steps is None else request.steps,
+        guidance=defaults.guidance if request.guidance is None else request.guidance,
+        sampler=defaults.sampler if request.sampler is None else request.sampler,
+        guidance_interval=defaults.guidance_interval
+        if request.guidance_interval is None
+        else request.guidance_interval,
+        refresh=defaults.refresh if request.refresh is None else request.refresh,
+        width=width if request.width is None else request.width,
+        height=height if request.height is None else request.height,
+        strength=_strength(manifest, request),
+    )
+    _check_size(manifest, full)
+    course_of(manifest, full)
+    return full
+
+
+def course_of(manifest: Manifest, request: ImageRequest) -> Course:
+    """The walk that a resolved request asks for."""
+    assert request.steps is not None and request.guidance is not None and request.sampler is not None
+    assert request.guidance_interval is not None and request.refresh is not None
+    check_whole("steps", request.steps, 1, manifest.schedule.train_steps)
+    check_number("guidance", request.guidance, 0, LARGEST_GUIDANCE)
+    if manifest.guidance_channels and request.negative_prompt:
+        raise InvalidRequest(
+            f"a negative prompt for {manifest.name}, which was distilled with its guidance inside",
+            allowed="prompts only",
+            fix="leave the negative prompt out",
+        )
+    if manifest.distilled:
+        _check_student(manifest.name, manifest.distilled, request)
+    check_refresh(request.refresh)
+    if request.refresh > 1 and manifest.step_cache is None:
+        raise InvalidRequest(
+            f"refresh is {request.refresh} for {manifest.name}, whose U-Net is in one piece",
+            allowed="refresh 1",
+            fix="make a pipeline that keeps features with `stillhouse accelerate`",
+        )
+    return Course(
+        grid=_walk(manifest, request),
+        sampler=request.sampler,
+        prediction=manifest.prediction,
+        guidance=1.0 if manifest.guidance_channels else request.guidance,
+        guidance_rescale=request.guidance_rescale,
+        guidance_interval=request.guidance_interval,
+        eta=request.eta,
+        seed=request.seed,
+        refresh=request.refresh,
+    )
+
+
+def pictures_encoded(manifest: Manifest, request: ImageRequest) -> int:
+    """How many pictures are encoded before the first evaluation of a resolved request.
+
+    Its image, and for a network that repaints what of it stays; that alone where everything begins as noise.
+    """
+    if request.image is None:
+        return 0
+    if request.mask is None or not manifest.repaints:
+        return 1
+    return 1 if request.strength == 1 else 2
+
+
+def _walk(manifest: Manifest, request: ImageRequest) -> Grid:
+    distilled, strength = manifest.distilled, request.strength
+    if distilled and distilled.timesteps:
+        for edit in distilled.edits:
+            if edit.strength == strength:
+                return grid_at(manifest.schedule, edit.timesteps)
+        whole = grid_at(manifest.schedule, distilled.timesteps)
+    else:
+        assert request.steps is not None and request.sampler is not None
+        whole = grid(
+            manifest.schedule,
+            request.steps,
+            manifest.spacing,
+            manifest.sigmas,
+            steps_offset=manifest.steps_offset,
+            trimmed=find_sampler(request.sampler).trimmed,
+        )
+    return whole if strength is None else whole.from_strength(strength)
+
+
+def _check_student(name: str, distilled: Distilled, request: ImageRequest) -> None:
+    """A student knows its own jumps between its own levels, and no others."""
+    least, most = distilled.guidance
+    assert request.guidance is not None
+    if not least <= request.guidance <= most:
+        raise InvalidRequest(
+            f"guidance is {request.guidance:g} for {name}", allowed=f"{least:g} to {most:g}, which it was taught"
+        )
+    if distilled.timesteps is None:
+        return
+    if request.steps != len(distilled.timesteps):
+        raise InvalidRequest(
+            f"steps is {request.steps} for {name}",
+            allowed=f"{len(distilled.timesteps)}, which it was distilled to",
+            fix="leave the steps out, or use its teacher",
+        )
+    if request.sampler not in _STUDENTS_SAMPLERS:
+        raise InvalidRequest(f"sampler is {request.sampler} for {name}", allowed=", ".join(_STUDENTS_SAMPLERS))
+    if request.eta:
+        raise InvalidRequest(f"eta is {request.eta:g} for {name}", allowed="0: a student's steps have no fresh noise")
+
+
+def _strength(manifest: Manifest, request: ImageRequest) -> float | None:
+    """Of a student, the nearest that it was taught."""
+    if request.image is None:
+        return request.strength
+    usual = IMG2IMG_STRENGTH if request.mask is None else 1.0
+    strength = usual if request.strength is None else request.strength
+    if not manifest.distilled or not manifest.distilled.edits:
+        return strength
+    taught = [*(edit.strength for edit in manifest.distilled.edits), 1.0]
+    return min(taught, key=lambda one: abs(one - strength))
+
+
+def _check_text(request: ImageRequest) -> None:
+    for name in ("prompt", "negative_prompt"):
+        text = getattr(request, name)
+        if not isinstance(text, str) or (not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)):
+            raise InvalidRequest(f"{name} is {text!r}", allowed="a text, every character of which can be written")
+
+
+def _check_image(manifest: Manifest, request: ImageRequest) -> None:
+    image, mask = request.image, request.mask
+    for name, given in (("image", image), ("mask", mask)):
+        if given is not None and not isinstance(given, np.ndarray):
+            raise InvalidRequest(
+                f"{name} is {given!r}", allowed="a uint8 array", fix=f"see stillhouse.read_{_READERS[name]}"
+            )
+    for name in ("mask", "strength"):
+        if image is None and getattr(request, name) is not None:
+            raise InvalidRequest(f"{name} without an image", allowed=f"{name} with an image", fix="give an image")
+    if manifest.repaints and mask is None:
+        raise InvalidRequest(
+            f"{manifest.name} repaints parts of pictures, and was given no {'image' if image is None else 'mask'}",
+            allowed="an image and a mask",
+            fix="give both, or use a text-to-image model",
+        )
+    if image is not None and (image.dtype != "uint8" or image.ndim != 3 or image.shape[2] != 3):
+        raise InvalidRequest(f"image is {image.dtype} {list(image.shape)}", allowed="uint8 [height, width, 3]")
+    if mask is not None and (mask.dtype != "uint8" or mask.ndim != 2):
+        raise InvalidRequest(f"mask is {mask.dtype} {list(mask.shape)}", allowed="uint8 [height, width]")
+    if image is not None and mask is not None and mask.shape != image.shape[:2]:
+        raise InvalidRequest(
+            f"the mask is {_size(mask.shape)}, the image {_size(image.shape)}",
+            allowed="a mask of the image's size",
+            fix="resize the mask to the image",
+        )
+    if request.strength is not None:
+        check_number("strength", request.strength, 0, 1)
+
+
+def _check_size(manifest: Manifest, request: ImageRequest) -> None:
+    assert request.width is not None and request.height is not None
+    unit = manifest.granularity
+    for name, size in (("width", request.width), ("height", request.height)):
+        check_whole(name, size, 1, LARGEST_SIZE)
+        if size % unit:
+            below, above = size // unit * unit, (size // unit + 1) * unit
+            near = f"{below} or {above}" if below else f"{above}"
+            resize = " and resize the image" if request.image is not None else ""
+            raise InvalidRequest(f"{name} is {size}", allowed=f"multiples of {unit}", fix=f"try {near}{resize}")
+    if request.image is not None and request.image.shape[:2] != (request.height, request.width):
+        raise InvalidRequest(
+            f"the image is {_size(request.image.shape)}, the size asked for {request.width}x{request.height}",
+            allowed="the image's own size",
+            fix="leave the size out, or resize the image",
+        )
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]}x{shape[0]}"

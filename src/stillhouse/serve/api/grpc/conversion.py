@@ -1,0 +1,81 @@
+"""Tensors and parameters in the messages of inference.proto."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from stillhouse.errors import InvalidRequest
+from stillhouse.serve.api.grpc.inference_pb2 import InferParameter, ModelInferRequest, ModelInferResponse
+from stillhouse.serve.api.kserve.protocol import VERSION, check_outputs
+from stillhouse.serve.api.kserve.tensors import SHOWN, Given, Tensor
+
+_FIELDS = {"BYTES": "bytes_contents", "FP32": "fp32_contents", "INT32": "int_contents", "INT64": "int64_contents"}
+_TOLD = 2
+"""Elements that are looked at: no input has more than one, and it is enough to see that there is a second."""
+
+
+def inputs_of(request: ModelInferRequest) -> Iterator[Given]:
+    """The tensors of a request: its raw contents where it has any, else each one's own.
+
+    Raises:
+        InvalidRequest: raw contents that are not one for each input, or a parameter of an input.
+    """
+    raw = request.raw_input_contents
+    if raw and len(raw) != len(request.inputs):
+        raise InvalidRequest(
+            f"{len(raw)} raw_input_contents for {len(request.inputs)} inputs", allowed="one for each, or none at all"
+        )
+    for number, tensor in enumerate(request.inputs):
+        name, shape = tensor.name[:SHOWN], tensor.shape[:8]
+        for parameter in tensor.parameters:
+            raise InvalidRequest(f"parameter {parameter[:SHOWN]!r} of input {name}", allowed="none")
+        if raw:
+            if tensor.HasField("contents"):
+                raise InvalidRequest(f"input {name} has contents and raw_input_contents", allowed="one of them")
+            yield Given(name, tensor.datatype, shape, raw[number])
+        else:
+            field = _FIELDS.get(tensor.datatype)
+            yield Given(name, tensor.datatype, shape, getattr(tensor.contents, field)[:_TOLD] if field else ())
+
+
+def outputs_of(request: ModelInferRequest) -> Sequence[str]:
+    """The names of the outputs that are wanted; none, all.
+
+    Raises:
+        InvalidRequest: one that does not exist, or a parameter of one.
+    """
+    names = [output.name for output in request.outputs]
+    check_outputs(names)
+    for output in request.outputs:
+        for parameter in output.parameters:
+            raise InvalidRequest(f"parameter {parameter[:SHOWN]!r} of output {output.name}", allowed="none")
+    return names
+
+
+def parameters_of(request: ModelInferRequest) -> Mapping[str, object]:
+    """The values of a request's parameters."""
+    return {
+        name: getattr(parameter, parameter.WhichOneof("parameter_choice") or "bool_param")
+        for name, parameter in request.parameters.items()
+    }
+
+
+def answer_of(
+    request: ModelInferRequest, outputs: Sequence[Tensor], facts: Mapping[str, str | float | bool]
+) -> ModelInferResponse:
+    """A message with these outputs, and these parameters."""
+    return ModelInferResponse(
+        model_name=request.model_name,
+        model_version=VERSION,
+        id=request.id,
+        parameters={name: _parameter(fact) for name, fact in facts.items()},
+        outputs=[
+            ModelInferResponse.InferOutputTensor(name=output.name, datatype=output.datatype, shape=output.shape)
+            for output in outputs
+        ],
+        raw_output_contents=[output.content for output in outputs],
+    )
+
+
+def _parameter(fact: str | float | bool) -> InferParameter:
+    if isinstance(fact, bool):
+        return InferParameter(bool_param=fact)
+    return InferParameter(string_param=fact) if isinstance(fact, str) else InferParameter(double_param=fact)

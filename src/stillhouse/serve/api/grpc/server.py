@@ -1,0 +1,67 @@
+"""The second door: a gRPC server in the loop of the first."""
+
+from google.protobuf.descriptor_pool import DescriptorPool
+from grpc import aio
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from stillhouse.errors import InvalidRequest
+from stillhouse.serve.api import http
+from stillhouse.serve.api.grpc.call import handler_of
+from stillhouse.serve.api.grpc.health_service import HEALTH, INFERENCE, Health
+from stillhouse.serve.api.grpc.inference_pb2 import DESCRIPTOR
+from stillhouse.serve.api.grpc.servicer import Inference
+from stillhouse.serve.api.grpc.stream import Streaming
+from stillhouse.serve.service import Service
+from stillhouse.units import read_bytes
+
+LARGEST = 2**31 - 1
+"""Bytes of an answer, as gRPC can tell them."""
+
+
+async def open_grpc(service: Service, host: str, port: int) -> tuple[aio.Server, int]:
+    """Listen, in the loop that runs; the server, and its port. The service must be open.
+
+    Args:
+        service: behind it.
+        host, port: where; port 0 takes any that is free.
+
+    Raises:
+        InvalidRequest: nothing can listen there.
+    """
+    server = aio.server(
+        options=[
+            ("grpc.max_receive_message_length", min(read_bytes(service.settings.body), http.LARGEST)),
+            ("grpc.max_send_message_length", LARGEST),
+            # Else two servers could listen at one port, and each would get some of the calls.
+            ("grpc.so_reuseport", 0),
+        ]
+    )
+    methods = {**Inference(service).methods, "ModelStreamInfer": Streaming(service).infer}
+    server.add_generic_rpc_handlers(
+        [handler_of(INFERENCE, methods), handler_of(HEALTH, Health(service).methods)],
+    )
+    names = [INFERENCE.full_name, HEALTH.full_name, reflection.SERVICE_NAME]
+    reflection.enable_server_reflection(names, server, _everything())
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        bound = server.add_insecure_port(address)
+    except RuntimeError as error:
+        await server.stop(None)
+        fix = "choose another --grpc-port" if port else "choose another --host"
+        raise InvalidRequest(f"{address} cannot be listened at", fix=fix) from error
+    await server.start()
+    return server, bound
+
+
+async def close_grpc(server: aio.Server, patience: float = 1.0) -> None:
+    """Take no calls any more; those that are not over in so many seconds are cancelled."""
+    await server.stop(patience)
+
+
+def _everything() -> DescriptorPool:
+    """What reflection tells of: the services above are described in two pools."""
+    pool = DescriptorPool()
+    for file in (DESCRIPTOR, health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR):
+        pool.AddSerializedFile(file.serialized_pb)
+    return pool

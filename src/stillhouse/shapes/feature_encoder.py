@@ -1,0 +1,55 @@
+"""The encoder by whose features sets of pictures are compared; it learnt to read scenes from true pictures only."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from stillhouse.backends.registry import open_runner
+from stillhouse.backends.runner import Runner, RunnerOptions
+from stillhouse.core import Picture
+from stillhouse.measure.set_metrics import Features
+from stillhouse.pipelines.manifest import digest
+from stillhouse.shapes.scene import CANVAS
+
+FOLDER = Path(__file__).parent / "encoder"
+GRAPH, WEIGHTS = FOLDER / "encoder.onnx", FOLDER / "encoder.safetensors"
+_TOGETHER = 64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoder:
+    """Pictures to features.
+
+    Args:
+        runner: float32 pictures [B, 3, 64, 64] from -1 to 1, to features.
+        checksum: SHA-256 of its weights: figures of different encoders are not to be compared.
+    """
+
+    runner: Runner
+    checksum: str
+
+    def __call__(self, pictures: Sequence[Picture]) -> Features:
+        """Features of each picture, float64 [pictures, features]; of another size, it is scaled first."""
+        batches = [pictures[begin : begin + _TOGETHER] for begin in range(0, len(pictures), _TOGETHER)]
+        found = [self.runner({"pictures": _signal(batch)})["features"] for batch in batches]
+        return np.concatenate(found).astype(np.float64)
+
+
+def open_encoder(threads: int | None = None) -> Encoder:
+    """The encoder that ships with the package."""
+    runner = open_runner(GRAPH, "onnxruntime", RunnerOptions(threads=threads))
+    return Encoder(runner, digest(WEIGHTS))
+
+
+def _signal(pictures: Sequence[Picture]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    scaled = np.stack([_scaled(picture) for picture in pictures])
+    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2), np.float32) / np.float32(127.5) - np.float32(1)
+
+
+def _scaled(picture: Picture) -> Picture:
+    if picture.shape[:2] == (CANVAS, CANVAS):
+        return picture
+    return np.asarray(Image.fromarray(picture).resize((CANVAS, CANVAS), Image.Resampling.BOX))

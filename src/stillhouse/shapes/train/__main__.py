@@ -1,0 +1,129 @@
+"""`python -m stillhouse.shapes.train`: train the embedded model, or go on training it."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from stillhouse.fit.fit import fit
+from stillhouse.fit.stage import Tick
+from stillhouse.pipelines.load import EMBEDDED
+from stillhouse.shapes.train.architectures import build_scheduler
+from stillhouse.shapes.train.autoencoder import AutoencoderStage
+from stillhouse.shapes.train.denoiser import DenoiserStage
+from stillhouse.shapes.train.pictures import stream, whole
+from stillhouse.shapes.train.text import TextStage
+from stillhouse.shapes.train.tokenizer import build_tokenizer
+from stillhouse.shapes.train.training_plan import Recipe
+
+
+def main() -> None:
+    """Parse, train, save. A second run goes on from the checkpoints, a first one from the weights that ship."""
+    arguments = _arguments()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(Recipe().seed)
+    recipe = Recipe()
+    if arguments.updates:
+        recipe = replace(recipe, denoiser=replace(recipe.denoiser, updates=arguments.updates))
+    deadline = monotonic() + 60 * arguments.minutes if arguments.minutes else None
+    shipped = EMBEDDED["shapes"]
+    fresh = arguments.fresh or (arguments.checkpoints / "autoencoder.checkpoint.pt").exists() or not shipped.exists()
+    with _bar() as bar:
+        train(recipe, arguments.checkpoints, arguments.out, _reporter(bar), deadline, None if fresh else shipped)
+
+
+def train(
+    recipe: Recipe,
+    checkpoints: Path,
+    out: Path,
+    report: Callable[[Tick], None],
+    deadline: float | None = None,
+    shipped: Path | None = None,
+) -> None:
+    """All stages in order; `out` becomes a diffusers directory that holds the averaged weights.
+
+    With `shipped`, a diffusers directory, the autoencoder and the text encoder are taken from there as they are, and
+    the denoiser begins where that one left off.
+    """
+    tokenizer = CLIPTokenizer.from_pretrained(shipped / "tokenizer") if shipped else build_tokenizer()
+    if shipped:
+        encoder = CLIPTextModel.from_pretrained(shipped / "text_encoder", dtype=torch.float32)
+        autoencoder = AutoencoderKL.from_pretrained(shipped / "vae", torch_dtype=torch.float32)
+    else:
+        stages = AutoencoderStage(recipe), TextStage(recipe, tokenizer)
+        if not all(fit(stage, checkpoints, report, deadline).is_done for stage in stages):
+            sys.exit("time was up before the denoiser's turn; nothing was written; run it again to go on")
+        encoder, autoencoder = stages[1].network.encoder, stages[0].network
+        autoencoder.register_to_config(scaling_factor=_scaling_factor(autoencoder.eval(), recipe.seed))
+    for network in (encoder, autoencoder):
+        network.eval().requires_grad_(False)
+    denoiser = DenoiserStage(recipe, tokenizer, encoder, autoencoder, checkpoints)
+    if shipped:
+        denoiser.network.load_state_dict(UNet2DConditionModel.from_pretrained(shipped / "unet").state_dict())
+    fit(denoiser, checkpoints, report, deadline)
+    save(out, tokenizer, encoder, autoencoder, denoiser.network)
+
+
+def save(out: Path, tokenizer: Any, text_encoder: Any, autoencoder: Any, denoiser: Any) -> None:
+    """Write a diffusers directory, half precision, safetensors."""
+    pipeline = StableDiffusionPipeline(
+        vae=autoencoder,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=denoiser,
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.to(torch.float16).save_pretrained(out, safe_serialization=True)
+
+
+@torch.no_grad()
+def _scaling_factor(autoencoder: Any, seed: int) -> float:
+    """One over the standard deviation of latents, so that the denoiser sees unit variance."""
+    return 1 / float(autoencoder.encode(whole(stream(seed, 9), 200)).latent_dist.mode().std())
+
+
+def _reporter(bar: Progress) -> Callable[[Tick], None]:
+    tasks: dict[str, TaskID] = {}
+
+    def report(tick: Tick) -> None:
+        if tick.stage not in tasks:
+            tasks[tick.stage] = bar.add_task(tick.stage, total=tick.updates)
+        bar.update(tasks[tick.stage], completed=tick.update, description=f"{tick.stage}  loss {tick.loss:.4f}")
+        if tick.scores:
+            scores = "  ".join(f"{name} {value:.3f}" for name, value in tick.scores.items())
+            bar.console.print(f"{tick.stage} {tick.update}: {scores}")
+
+    return report
+
+
+def _bar() -> Progress:
+    left = TimeRemainingColumn(elapsed_when_finished=True)
+    return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), left)
+
+
+def _arguments() -> argparse.Namespace:
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "stillhouse", "shapes")
+    parser = argparse.ArgumentParser(prog="python -m stillhouse.shapes.train", description=main.__doc__)
+    parser.add_argument("--checkpoints", type=Path, default=cache, help="where the state of training is kept")
+    parser.add_argument("--out", type=Path, default=Path("build/shapes"), help="the diffusers directory to write")
+    parser.add_argument("--updates", type=int, help="updates of the denoiser, instead of the recipe's")
+    parser.add_argument("--minutes", type=float, help="stop after so long; the next run goes on")
+    parser.add_argument("--fresh", action="store_true", help="begin from nothing where there is no checkpoint")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""Stage one: pictures to latents and back."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from stillhouse.shapes.caption import describe
+from stillhouse.shapes.scene import draw, sample_scene
+from stillhouse.shapes.train.architectures import build_autoencoder
+from stillhouse.shapes.train.pictures import crops, mean_scores, stream, to_pictures, to_tensor, whole
+from stillhouse.shapes.train.training_plan import Recipe
+
+_JUDGED = 200
+_WHOLE_FROM, _EDGES_FROM = 0.85, 0.6
+_DIVERGENCE_WEIGHT, _EDGE_WEIGHT = 1e-4, 0.3
+
+
+class AutoencoderStage:
+    """L1 + squared error + a little divergence; edges count extra near the end, whole pictures come last."""
+
+    name = "autoencoder"
+    identity = ""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.seed, self.recipe = recipe.seed, recipe.autoencoder
+        self.network: Any = build_autoencoder()
+        rng = stream(self.seed, 1)
+        self._scenes = [sample_scene(rng) for _ in range(_JUDGED)]
+
+    def loss(self, update: int) -> torch.Tensor:
+        """The loss of a fresh batch: crops first, whole pictures last."""
+        pictures = self._batch(update)
+        posterior = self.network.encode(pictures).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(update))
+        error = self.network.decode(posterior.mean + posterior.std * noise).sample - pictures
+        divergence = posterior.kl().mean() / posterior.mean[0].numel()
+        loss: torch.Tensor = error.abs().mean() + (error**2).mean() + _DIVERGENCE_WEIGHT * divergence
+        if update > _EDGES_FROM * self.recipe.updates:
+            steps = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+            loss = loss + _EDGE_WEIGHT * steps
+        return loss
+
+    def judge(self) -> Mapping[str, float]:
+        """The oracle on reconstructions: the ceiling of everything that is drawn later."""
+        originals = [draw(scene) for scene in self._scenes]
+        decoded = [reconstruct(self.network, to_tensor(originals[i : i + 50])) for i in range(0, _JUDGED, 50)]
+        pictures = np.concatenate(decoded)
+        error = float(((pictures.astype(np.float32) - np.stack(originals)) ** 2).mean())
+        scores = mean_scores(pictures, [describe(scene) for scene in self._scenes])
+        return {**scores, "psnr": 10 * math.log10(255**2 / error)}
+
+    def _batch(self, update: int) -> torch.Tensor:
+        rng = stream(self.seed, 2, update)
+        if update >= _WHOLE_FROM * self.recipe.updates:
+            return whole(rng, self.recipe.batch // 4)
+        return crops(rng, self.recipe.batch)
+
+
+def reconstruct(autoencoder: Any, pictures: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Pictures through the autoencoder and back, at the mean of the posterior."""
+    return to_pictures(autoencoder.decode(autoencoder.encode(pictures).latent_dist.mode()).sample)

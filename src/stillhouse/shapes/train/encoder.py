@@ -1,0 +1,89 @@
+"""`python -m stillhouse.shapes.train.encoder`: train the encoder of features, and put it into the package."""
+
+import argparse
+import os
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from stillhouse.convert.export import export_encoder
+from stillhouse.fit.fit import fit
+from stillhouse.fit.stage import Tick
+from stillhouse.shapes.feature_encoder import FOLDER, GRAPH, WEIGHTS
+from stillhouse.shapes.train.features import FeaturesStage, PictureReader
+from stillhouse.shapes.train.pictures import stream, whole
+from stillhouse.shapes.train.training_plan import Recipe
+
+LAYERS = 3
+_TRUE = 5000
+"""Pictures."""
+
+
+def main() -> None:
+    """Train, or go on with it; the package's encoder is replaced at the end only."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--checkpoints", type=Path, default=Path("build/encoder"), help="where training is kept")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(Recipe().seed)
+    stage = FeaturesStage(Recipe())
+    fit(stage, arguments.checkpoints, _told)
+    ship(stage, FOLDER)
+
+
+class Statistics(nn.Module):
+    """Features [B, 112] of pictures [B, 3, 64, 64] from -1 to 1: how much every channel of three layers has to say.
+
+    Means over the picture of activations, each less its mean over true pictures and divided by its spread there. Those
+    of early layers notice blur and grain, which what the network makes of them at the end does not: that is about what
+    is in the picture.
+    """
+
+    def __init__(self, network: PictureReader) -> None:
+        super().__init__()
+        layers = list(network.trunk.children())
+        count = [place for place, layer in enumerate(layers) if isinstance(layer, nn.SiLU)][LAYERS - 1] + 1
+        self.layers = nn.ModuleList(layers[:count])
+        width = sum(layer.num_channels for layer in self.layers if isinstance(layer, nn.GroupNorm))
+        self.mean, self.scale = nn.Parameter(torch.zeros(width)), nn.Parameter(torch.ones(width))
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """See the class."""
+        means = []
+        for layer in self.layers:
+            pictures = layer(pictures)
+            if isinstance(layer, nn.SiLU):
+                means.append(pictures.mean(dim=(2, 3)))
+        features: Tensor = (torch.cat(means, dim=1) - self.mean) * self.scale
+        return features
+
+    @torch.no_grad()
+    def settle(self, seed: int) -> None:
+        """Take mean and spread from true pictures."""
+        rng = stream(seed, 13)
+        found = torch.cat([self(whole(rng, 100)) for _ in range(_TRUE // 100)])
+        self.mean.copy_(found.mean(dim=0))
+        self.scale.copy_(1 / found.std(dim=0).clamp(min=1e-6))
+
+
+def ship(stage: FeaturesStage, folder: Path) -> None:
+    """Write graph and weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    encoder = Statistics(stage.network).eval()
+    encoder.settle(stage.seed)
+    save_file({name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}, folder / WEIGHTS.name)
+    (folder / WEIGHTS.name).chmod(0o644)
+    export_encoder(encoder, folder / GRAPH.name, folder / WEIGHTS.name)
+
+
+def _told(tick: Tick) -> None:
+    if tick.scores:
+        scores = "  ".join(f"{name} {value:.3f}" for name, value in tick.scores.items())
+        print(f"{tick.stage} {tick.update}: loss {tick.loss:.4f}  {scores}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

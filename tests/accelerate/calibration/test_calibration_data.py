@@ -1,0 +1,33 @@
+"""Probes: what networks were fed, one call at a time or several together."""
+
+import numpy as np
+
+from stillhouse.accelerate.calibration.calibration_data import Probe, crowd, gathered
+
+
+def numbered(first: int, rows: int, width: int = 2) -> Probe:
+    """Rows that are all of one number, each of its own."""
+    numbers = np.arange(first, first + rows, dtype=np.float32)
+    return Probe("one", {"x": np.repeat(numbers[:, None], width, axis=1), "t": numbers})
+
+
+def test_rows_of_all_probes_go_together_in_turns() -> None:
+    probes = [numbered(0, 2), numbered(10, 2), numbered(20, 2)]
+    batch = gathered(probes, crowd(probes, 8))
+    assert batch.label == "8 rows together"
+    assert batch.feeds["t"].tolist() == [0, 10, 20, 1, 11, 21, 0, 10], "and again from the first row on"
+    assert batch.feeds["x"].shape == (8, 2) and batch.feeds["x"].dtype == np.float32
+    np.testing.assert_array_equal(batch.feeds["x"][:, 0], batch.feeds["t"])
+
+
+def test_probes_of_another_size_stay_out() -> None:
+    probes = [numbered(0, 1), numbered(10, 1, width=3), numbered(20, 1)]
+    assert gathered(probes, crowd(probes, 3)).feeds["t"].tolist() == [0, 20, 0]
+
+
+def test_answers_are_gathered_as_what_they_answer() -> None:
+    """Whatever their own sizes are."""
+    probes = [numbered(0, 2), numbered(10, 2, width=3), numbered(20, 2)]
+    answers = [Probe(one.label, {"y": 2 * one.feeds["t"]}) for one in probes]
+    places = crowd(probes, 4)
+    np.testing.assert_array_equal(gathered(answers, places).feeds["y"], 2 * gathered(probes, places).feeds["t"])

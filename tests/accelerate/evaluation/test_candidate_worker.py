@@ -1,0 +1,162 @@
+"""A candidate is timed as it will be used."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import stillhouse
+from stillhouse.accelerate.calibration.calibration_data import Probe, read_probes, write_probes
+from stillhouse.accelerate.evaluation.candidate_worker import CROWD, OUTPUTS, Child
+from stillhouse.accelerate.evaluation.task import Task
+from stillhouse.accelerate.records.candidate import Candidate
+from stillhouse.backends.runner import GraphRunner
+from stillhouse.pipelines.manifest import Component
+
+UNET = Path(stillhouse.__file__).parent / "models/shapes/weights/unet/model.onnx"
+
+pytestmark = pytest.mark.usefixtures("torch_threads")
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Task:
+    rng = np.random.default_rng(0)
+    shapes = {"sample": (2, 4, 16, 16), "encoder_hidden_states": (2, 24, 128)}
+    probes = []
+    for number in range(2):
+        feeds = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+        probes.append(Probe(f"step {number}", {**feeds, "timestep": np.array([5, 900], np.float32)}))
+    write_probes(tmp_path / "probes.npz", probes)
+    return Task(Candidate("unet", "torch"), str(UNET), str(tmp_path), "", str(tmp_path / "probes.npz"), threads=1)
+
+
+@pytest.fixture
+def stayed(monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, Any]]:
+    """What networks were run on where it lay."""
+    fed: list[Mapping[str, Any]] = []
+    stay = GraphRunner.stay
+
+    def noted(runner: GraphRunner, feeds: Mapping[str, Any]) -> Mapping[str, Any]:
+        fed.append(feeds)
+        return stay(runner, feeds)
+
+    monkeypatch.setattr(GraphRunner, "stay", noted)
+    return fed
+
+
+def test_a_u_net_is_timed_on_arrays_that_lie_where_it_runs(task: Task, stayed: list[Mapping[str, Any]]) -> None:
+    """As a walk asks it: nothing is taken to a GPU and back at each evaluation."""
+    child = Child(task)
+    child.open()
+    assert child.time(2) > 0
+    assert child.batch(3, 1) > 0
+    assert [len(feeds["sample"]) for feeds in stayed] == [2, 2, 2, 3, 3], "each once before it is timed"
+    assert all(isinstance(array, torch.Tensor) for feeds in stayed for array in feeds.values())
+    assert not torch.equal(stayed[1]["sample"], stayed[2]["sample"]), "one probe after the other"
+
+
+@pytest.mark.parametrize(("component", "backend"), [("unet", "onnxruntime"), ("network", "torch")])
+def test_others_are_timed_on_numpy_s(component: str, backend: str, task: Task, stayed: list[Mapping[str, Any]]) -> None:
+    child = Child(replace(task, candidate=Candidate(component, backend)))
+    child.open()
+    assert child.time(1) > 0
+    assert not stayed
+
+
+@pytest.mark.parametrize(
+    ("backend", "options", "torchs", "held"),
+    [
+        ("tensorrt", {"device": "cuda"}, None, 700),
+        ("torch", {"device": "cuda:1"}, 900, 900),
+        ("torch", {"device": "cuda"}, 300, 700),
+        ("onnxruntime", {"provider": "cuda"}, None, 700),
+        ("onnxruntime", {}, None, None),
+    ],
+)
+def test_what_is_held_of_a_gpu_is_what_came_to_be_in_use_or_what_torch_held_at_its_highest(
+    backend: str,
+    options: dict[str, str],
+    torchs: int | None,
+    held: int | None,
+    task: Task,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+    readings = iter([1000, 1700])
+
+    def used(index: int) -> int:
+        asked.append(index)
+        return next(readings)
+
+    def no_network(self: Child, *given: Any) -> Any:
+        raise RuntimeError("the network is of no interest here")
+
+    monkeypatch.setattr("stillhouse.accelerate.evaluation.candidate_worker.used", used)
+    monkeypatch.setattr("stillhouse.accelerate.evaluation.candidate_worker.gpu_peak", lambda: torchs)
+    monkeypatch.setattr(Child, "_network", no_network)
+    one = Child(replace(task, candidate=Candidate("unet", backend, options=options)))
+    with pytest.raises(RuntimeError, match="of no interest"):
+        one.open()
+    assert one.held() == held
+    assert asked == ([] if held is None else [int(options.get("device", "cuda:0")[5:] or 0)] * 2)
+
+
+def test_a_static_decoder_that_sees_tiles_is_opened_for_a_tile(tmp_path: Path) -> None:
+    """As an engine is built: opened for whole latents, it would refuse every tile."""
+    weights = Path(stillhouse.__file__).parent / "models/shapes/weights"
+    latents = np.random.default_rng(0).standard_normal((1, 4, 16, 16)).astype(np.float32)
+    write_probes(tmp_path / "probes.npz", [Probe("latents", {"latent_sample": latents})])
+    made = {}
+    for tile in ("32", None):
+        options = {"shapes": "static", **({"tile": tile} if tile else {})}
+        candidate = Candidate("vae_decoder", "onnxruntime", options=options)
+        folder = tmp_path / str(tile)
+        folder.mkdir()
+        graph, probes = str(weights / "vae/decoder.onnx"), str(tmp_path / "probes.npz")
+        child = Child(Task(candidate, graph, str(folder), "", probes, threads=1, pipeline=str(weights)))
+        child.open()
+        child.outputs()
+        (made[tile],) = read_probes(folder / OUTPUTS)[0].feeds.values()
+    assert made["32"].shape == made[None].shape
+    assert np.corrcoef(made["32"].ravel(), made[None].ravel())[0, 1] > 0.9
+
+
+def test_a_batch_is_brought_to_the_sizes_that_a_network_is_open_for(
+    task: Task, stayed: list[Mapping[str, Any]]
+) -> None:
+    """As a pipeline brings it: an engine has no others."""
+    static = Candidate("unet", "torch", options={"shapes": "static", "rows": "1,2"})
+    answers = {}
+    for candidate in (static, task.candidate):
+        child = Child(replace(task, candidate=candidate))
+        child.open()
+        child.crowd(5)
+        (answers[candidate.name],) = read_probes(child.folder / CROWD)[0].feeds.values()
+    ours, theirs = answers.values()
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    child = Child(replace(task, candidate=static))
+    assert child.batch(5, 1) > 0
+    assert [len(feeds["sample"]) for feeds in stayed] == [2, 2, 1] * 2
+
+
+@pytest.mark.parametrize(("rows", "opened"), [(2, [2]), (8, [2, 8])])
+def test_a_batch_that_a_network_was_not_opened_for_is_timed_on_one_that_is(
+    rows: int, opened: list[int], task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a pipeline opens it: a network for each size."""
+    sizes: list[int] = []
+    network = Child._network
+
+    def noted(child: Child, component: Component, feeds: Mapping[str, Any]) -> Any:
+        sizes.append(len(feeds["sample"]))
+        return network(child, component, feeds)
+
+    monkeypatch.setattr(Child, "_network", noted)
+    child = Child(replace(task, candidate=Candidate("unet", "openvino", options={"shapes": "static"})))
+    child.open()
+    assert child.batch(rows, 1) > 0
+    assert sizes == opened

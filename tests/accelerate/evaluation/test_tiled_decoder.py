@@ -1,0 +1,49 @@
+"""A decoder in tiles is the decoder, where what it draws depends on what is near."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from stillhouse.accelerate.evaluation.tiled_decoder import TiledDecoder
+from stillhouse.backends.runner import Runner
+from stillhouse.core import TensorSpec
+
+
+@dataclass(slots=True)
+class Enlarging:
+    """Every latent becomes a square of 8 pixels; what it was fed is kept."""
+
+    seen: list[tuple[int, ...]] = field(default_factory=list)
+    backend: str = "numpy"
+    precision: str = "f32"
+    census: Mapping[str, int] = field(default_factory=dict)
+    inputs: tuple[TensorSpec, ...] = (TensorSpec("latent_sample", "float32", (None, 4, None, None)),)
+    outputs: tuple[TensorSpec, ...] = (TensorSpec("sample", "float32", (None, 4, None, None)),)
+
+    def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        (latents,) = feeds.values()
+        self.seen.append(latents.shape)
+        return {"sample": latents.repeat(8, axis=2).repeat(8, axis=3)}
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 16, 16), (2, 4, 9, 20), (1, 4, 5, 5)])
+def test_the_same_picture_comes_from_smaller_pieces(shape: tuple[int, ...]) -> None:
+    whole, pieces = Enlarging(), Enlarging()
+    runner: Runner = TiledDecoder(pieces, tile=64, downscale=8)
+    latents = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    got, wanted = (one({"latent_sample": latents})["sample"] for one in (runner, whole))
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, wanted, atol=1e-6)
+    assert {shape[2:] for shape in pieces.seen} == {tuple(min(side, 8) for side in latents.shape[2:])}
+    assert {shape[0] for shape in pieces.seen} == {1}
+
+
+def test_it_tells_what_the_decoder_tells() -> None:
+    inner = Enlarging()
+    runner = TiledDecoder(inner, tile=64, downscale=8)
+    told = (runner.backend, runner.precision, runner.census, runner.inputs, runner.outputs)
+    assert told == (inner.backend, inner.precision, inner.census, inner.inputs, inner.outputs)

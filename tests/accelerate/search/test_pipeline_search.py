@@ -1,0 +1,149 @@
+"""A whole pipeline, swept in a minute: networks, ways to walk, and a directory that draws, chooses and travels."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from stillhouse.accelerate.evaluation.latency import Effort
+from stillhouse.accelerate.evaluation.task import read_task
+from stillhouse.accelerate.options import Asked
+from stillhouse.accelerate.records.candidate import PIPELINE, Candidate
+from stillhouse.accelerate.records.report import Bounds, Report
+from stillhouse.accelerate.records.trial import Trial
+from stillhouse.accelerate.search.pipeline_processes import CHOSEN, DEFAULT, PLAIN
+from stillhouse.accelerate.search.pipeline_search import sweep_walks
+from stillhouse.accelerate.selection.apply import apply, clear
+from stillhouse.accelerate.selection.choose import choose
+from stillhouse.accelerate.sweep import sweep
+from stillhouse.accelerate.views.write_reports import publish
+from stillhouse.accelerate.workspace import Target, original, original_manifest, settle
+from stillhouse.core import ImageRequest
+from stillhouse.images.png import read_picture
+from stillhouse.measure.clock import Timing
+from stillhouse.pipelines.load import load
+from stillhouse.pipelines.manifest import read_manifest
+from tests.accelerate.trials import report, trial
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
+    directory = tmp_path_factory.mktemp("whole") / "out"
+    asked = Asked(
+        engines=("onnxruntime", "openvino"),
+        recipes=("f32",),
+        components=("unet",),
+        effort=Effort(least=5, most=5),
+        budget=75.0,
+    )
+    return directory, sweep(settle("shapes", directory), asked)
+
+
+def test_the_plain_loops_are_measured_beside_the_chosen_networks(swept: tuple[Path, Report]) -> None:
+    _, report = swept
+    measured = {trial.candidate.key: trial for trial in report.of(PIPELINE) if trial.ratio}
+    assert {PLAIN.key, CHOSEN.key} <= set(measured)
+    if DEFAULT.key in measured:  # it comes last, where time is left
+        pictures = measured[DEFAULT.key].pictures
+        assert pictures and pictures.psnr > 30
+    assert report.baselines[PIPELINE] == PLAIN.key
+
+
+def test_every_way_to_walk_is_compared_with_the_plain_loop(swept: tuple[Path, Report]) -> None:
+    _, report = swept
+    chosen = report.trial(PIPELINE, CHOSEN.key)
+    assert chosen.status == "accepted" and chosen.pictures
+    is_other_engine = report.trial("unet", report.chosen["unet"]).candidate.backend != "onnxruntime"
+    assert chosen.pictures.count >= 8 and (chosen.pictures.psnr < 99) == is_other_engine
+    networks = {name: key for name, key in report.chosen.items() if name != PIPELINE}
+    assert report.drawn_with == networks
+
+
+def test_no_process_is_left_to_the_defaults_that_an_earlier_sweep_may_have_chosen(swept: tuple[Path, Report]) -> None:
+    directory, _ = swept
+    tasks = [read_task(path) for path in directory.glob("trials/*/*/task.json")]
+    assert {task.candidate.component for task in tasks} == {"unet", PIPELINE}
+    before = original_manifest(directory).defaults
+    assert all(task.defaults and replace(task.defaults, tile=before.tile) == before for task in tasks)
+
+
+def test_networks_that_fail_together_are_not_chosen(swept: tuple[Path, Report]) -> None:
+    _, report = swept
+    blurred = [
+        replace(one, pictures=replace(one.pictures, psnr=20.0)) if one.pictures and one.candidate == CHOSEN else one
+        for one in report.trials
+        if one.candidate.recipe != "walk" or one.candidate == CHOSEN
+    ]
+    strict = choose(replace(report, trials=tuple(blurred)), "latency", report.bounds)
+    assert "20.0 dB is below" in strict.trial(PIPELINE, CHOSEN.key).reason
+    assert not strict.chosen
+
+
+def test_the_result_draws_and_is_sealed(swept: tuple[Path, Report]) -> None:
+    directory, report = swept
+    manifest = read_manifest(directory, verify=True)
+    assert manifest.tuned and manifest.tuned.fingerprint == report.fingerprint
+    assert "accelerate" in manifest.evidence
+    chosen = report.trial("unet", report.chosen["unet"]).candidate
+    assert manifest.components["unet"].backend == chosen.backend
+    assert load(directory).generate("a red circle", seed=1).image.shape == (64, 64, 3)
+
+
+def test_choosing_again_moves_the_manifest_and_back(swept: tuple[Path, Report]) -> None:
+    directory, report = swept
+    strict = choose(report, "memory", Bounds())
+    apply(directory, strict)
+    least = min(one.peak_bytes for one in report.of("unet") if one.status == "accepted" and one.peak_bytes)
+    assert strict.trial("unet", strict.chosen["unet"]).peak_bytes == least
+    read_manifest(directory, verify=True)
+    apply(directory, report)
+    assert read_manifest(directory).components["text_encoder"] == original(directory)["text_encoder"]
+
+
+def test_what_is_shown_lies_beside_the_report(swept: tuple[Path, Report]) -> None:
+    directory, report = swept
+    publish(directory, report)
+    clear(directory, report)
+    assert (directory / "report.html").stat().st_size > 10_000
+    assert (directory / "summary.xlsx").is_file()
+    shown = [file for trial in report.trials if trial.pictures for file in trial.pictures.files]
+    assert shown and all(read_picture(directory / file).shape == (64, 64, 3) for file in shown)
+    read_manifest(directory, verify=True)
+
+
+@dataclass(slots=True)
+class Slow:
+    """A sweep of a U-Net that takes ten seconds a row."""
+
+    target: Target
+    report: Report
+    added: list[Trial] = field(default_factory=list)
+    requests: tuple[ImageRequest, ...] = ()
+    students: tuple[str, ...] = ("shapes-3",)
+    threads: int | None = None
+    memory: int | None = None
+    limit: float = 60.0
+
+    def add(self, trial: Trial) -> None:
+        self.added.append(trial)
+
+    def tell(self, what: str, done: float, total: float) -> None:
+        raise AssertionError("nothing is to be drawn")
+
+    def known(self, candidate: Candidate) -> Trial | None:
+        return None
+
+    def left(self, share: float) -> float:
+        return float("inf")
+
+    def chosen(self) -> Report:
+        return self.report
+
+
+def test_pictures_that_take_minutes_are_not_drawn_by_the_hundred(tmp_path: Path) -> None:
+    slow = trial("onnxruntime", seconds=Timing(20.0, 20.0, 20.0, 3), rows=2)
+    sweep = Slow(settle("shapes", tmp_path / "out"), report(slow))
+    sweep_walks(sweep)
+    steps = 35 * 2 * 10 / 60  # guided steps, rows of each, seconds of a row
+    assert sweep.added and {one.status for one in sweep.added} == {"skipped"}
+    assert all(f"one picture takes {steps:.0f} min" in one.reason for one in sweep.added)

@@ -1,0 +1,241 @@
+"""The page: it stands alone, tells everything, escapes everything, and can be read by everybody."""
+
+import re
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stillhouse.accelerate.records.report import GOALS, Goal, Report
+from stillhouse.accelerate.views.formatting import plain
+from stillhouse.accelerate.views.report_page import page, write_html
+from stillhouse.accelerate.views.summary import headline
+from stillhouse.errors import InvalidRequest, RuntimeMissing
+from stillhouse.html.environment import STYLES
+from tests.accelerate.views.sweeps import HOSTILE, PROMPTS, network, report
+
+VOID = {"meta", "br", "img"}
+SVG_LEAVES = {"line", "circle", "rect", "path", "polyline"}
+
+
+class Page(HTMLParser):
+    """Elements in their order; fails where tags do not match."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.open: list[str] = []
+        self.words: list[tuple[str, str]] = []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag in SVG_LEAVES, tag
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append((self.open[-1] if self.open else "", data))
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    @property
+    def text(self) -> str:
+        shown = " ".join(words for tag, words in self.words if tag != "style")
+        return " ".join(shown.replace("\N{NO-BREAK SPACE}", " ").split())
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("report")
+
+
+@pytest.fixture(scope="module")
+def text(directory: Path) -> str:
+    return page(report(directory), directory)
+
+
+def test_it_stands_alone(text: str) -> None:
+    parsed = Page(text)
+    assert not {"script", "link", "iframe", "object", "base", "form"} & {name for name, _ in parsed.elements}
+    assert all(attributes["src"].startswith("data:image/png;base64,") for attributes in parsed.all("img"))
+    assert all(attributes["href"].startswith("#") for attributes in parsed.all("a"))
+    assert not re.search(
+        r"https?://|@import|url\(|\bon\w+=", text.replace(HOSTILE, "").replace("http://example.invalid/", "")
+    )
+    policy = next(one["content"] for one in parsed.all("meta") if "http-equiv" in one)
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def test_it_begins_with_what_was_chosen_in_words(text: str) -> None:
+    told = Page(text).text
+    assert told.index(headline(report())) < told.index("Whole pictures, end to end", 200)
+    assert "14 of 23 candidates were accepted" in told
+
+
+def test_every_candidate_its_figures_and_its_reason_are_there(text: str) -> None:
+    told = Page(text).text
+    for trial in report().trials:
+        assert plain(trial.candidate.name) in told
+        assert plain(trial.reason) in told
+        for file in (trial.log, trial.reproduce) if trial.reason else ():
+            assert file is None or file in told
+    for figure in ("7.03x 6.54 to 7.45", "114.5", "41 int8, 189 f32", "0.937", "92.1 %", "1.86 GiB", "85.0 MiB"):
+        assert figure in told
+
+
+def test_machine_versions_load_and_probes_are_there(text: str) -> None:
+    told = Page(text).text
+    for fact in (
+        "AMD EPYC, 2 cores, 24.0 GiB",
+        "avx2 fma f16c",
+        "openvino 2026.4.1",
+        "0.42 at the start, 1.70 at the end",
+    ):
+        assert fact in told
+    for fact in (*report().probes.values(), report().fingerprint, "5 min 41 s of 6 min 0 s allowed"):
+        assert fact in told
+
+
+def test_words_of_strangers_are_only_words(text: str) -> None:
+    assert "<script" not in text and "<b>bold" not in text
+    told = Page(text).text
+    assert "<script>alert(1)</script>" in told and PROMPTS[2] in told
+
+
+@given(st.text(max_size=60))
+@settings(max_examples=15, deadline=None)
+def test_any_text_is_told_as_it_is(words: str) -> None:
+    plainly = network()
+    first, *rest = plainly.trials
+    odd = replace(first, status="rejected", reason=f"because {words}", log=words, executed=words)
+    sweep = replace(plainly, trials=(odd, *rest), source=f"<{words}>", versions={words: words}, currency=words)
+    parsed = Page(page(sweep, Path()))
+    assert plain(f"because {words}") in " ".join("".join(part for _, part in parsed.words).split())
+    assert {name for name, _ in parsed.elements} == {name for name, _ in Page(page(plainly, Path())).elements}
+
+
+def test_pictures_have_words_and_the_strips_their_prompts(text: str) -> None:
+    images = Page(text).all("img")
+    assert len(images) == 3 + 3 * 2 * 3  # the baseline's, then three candidates with differences
+    assert all(image["alt"] for image in images)
+    assert images[0]["alt"] == f"stillhouse walk, networks baseline: {PROMPTS[0]}"
+    assert images[6]["alt"] == "difference from the baseline, 4 times amplified"
+
+
+def test_a_missing_picture_is_told(tmp_path: Path) -> None:
+    sweep = report(tmp_path)
+    (tmp_path / "pictures/refresh/1.png").unlink()
+    assert Page(page(sweep, tmp_path)).text.count("picture missing") == 1
+
+
+def test_each_component_has_its_plot_with_a_title_for_every_mark(text: str) -> None:
+    parsed = Page(text)
+    plots = [attributes for attributes in parsed.all("svg") if attributes.get("class") == "plot"]
+    assert len(plots) == 3 and all(one["role"] == "img" and one["aria-label"] for one in plots)
+    titles = [words for tag, words in parsed.words if tag == "title"]
+    assert len(titles) == 1 + 11 + 2 + 4  # the page's own, then the marks
+    assert len([one for one in parsed.all("polyline") if one["class"] == "front"]) == 3
+    assert len([one for one in parsed.all("circle") if one["class"] == "halo"]) == 3
+
+
+def test_rejected_marks_are_hollow(text: str) -> None:
+    kinds = [re.findall(r'class="(mark[^"]*?) family', group) for group in re.findall(r"<g>.*?</g>", text, re.DOTALL)]
+    told = re.findall(r"<g><title>(.*?)</title>", text)
+    for kind, words in zip(kinds, told, strict=True):
+        assert kind == (["mark"] if ", rejected" in words else ["mark solid"])
+
+
+def test_tables_have_headers_with_a_scope_and_links_lead_somewhere(text: str) -> None:
+    parsed = Page(text)
+    assert all(one.get("scope") in ("row", "col") for one in parsed.all("th"))
+    ids = [attributes["id"] for _, attributes in parsed.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert {one["href"][1:] for one in parsed.all("a")} <= set(ids)
+    assert [name for name, _ in parsed.elements if name in ("h1", "h2", "h3")][:2] == ["h1", "h2"]
+    assert parsed.all("html")[0]["lang"] == "en"
+
+
+@pytest.mark.parametrize("goal", GOALS)
+@pytest.mark.parametrize("sweep", [report(), network()], ids=["pipeline", "network"])
+def test_every_goal_and_every_end_of_a_sweep_has_a_page(sweep: Report, goal: Goal) -> None:
+    ends = (
+        replace(sweep, goal=goal, price=0.36),
+        replace(sweep, goal=goal, finished=False, chosen={}),
+        replace(sweep, goal=goal, baselines={}, chosen={}, budget=None, load=(0.0, 0.0), versions={}),
+        replace(sweep, goal=goal, trials=sweep.trials[:1]),
+        replace(sweep, goal=goal, trials=(), baselines={}, chosen={}, probes={}),
+        replace(sweep, goal=goal, machine=replace(sweep.machine, memory=None, instructions=())),
+    )
+    for end in ends:
+        parsed = Page(page(end, Path("nowhere")))
+        assert "None" not in parsed.text
+
+
+def test_prices_are_shown_where_a_price_was_told() -> None:
+    told = Page(page(replace(report(), goal="cost", price=0.36, currency="EUR"), Path())).text
+    assert "EUR per 1,000" in told and "0.36 EUR for an hour of this machine" in told
+    assert "per 1,000" not in Page(page(report(), Path())).text
+
+
+def colours(block: str) -> dict[str, str]:
+    return dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", block))
+
+
+def luminance(colour: str) -> float:
+    """WCAG 2.2, relative luminance."""
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize("theme", [0, 1, 2], ids=["light", "dark", "print"])
+def test_words_and_marks_have_the_contrast_that_wcag_asks_for(theme: int) -> None:
+    found = [
+        colours(block) for block in re.findall(r":root \{(.*?)\}", (STYLES / "page.css.j2").read_text(), re.DOTALL)
+    ]
+    assert len(found) == 3 and all(one.keys() == found[0].keys() for one in found)
+
+    def contrast(one: str, other: str) -> float:
+        dark, light = sorted(luminance(found[theme][name]) for name in (one, other))
+        return (light + 0.05) / (dark + 0.05)
+
+    for ground in ("ground", "sheet", "tint"):
+        for ink in ("ink", "soft", "accent", "good", "doubt", "bad"):
+            assert contrast(ink, ground) >= 4.5, (ink, ground)
+        for family in (name for name in found[theme] if name.startswith("family")):
+            assert contrast(family, ground) >= 3, (family, ground)
+
+
+def test_it_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    write_html(report(tmp_path), tmp_path / "report.html")
+    (tmp_path / "taken.html").mkdir()
+    with pytest.raises(InvalidRequest, match="cannot be written"):
+        write_html(report(tmp_path), tmp_path / "taken.html")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures", "report.html", "taken.html"]
+
+
+def test_pictures_are_looked_for_beside_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/")
+    write_html(report(tmp_path), tmp_path / "report.html")
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == page(report(tmp_path), tmp_path)
+
+
+def test_without_jinja2_the_line_that_installs_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(RuntimeMissing, match=r"pip install 'stillhouse\[accelerate\]'"):
+        write_html(report(), tmp_path / "report.html")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,186 @@
+"""Plots: places that say what the figures say."""
+
+import re
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stillhouse.accelerate.records.candidate import Candidate
+from stillhouse.accelerate.records.report import Bounds, Report
+from stillhouse.accelerate.records.trial import Status
+from stillhouse.accelerate.views.axes import BOTTOM, LEFT, RIGHT, TOP, quality_axis
+from stillhouse.accelerate.views.rows import Row, rows
+from stillhouse.accelerate.views.tradeoff_plot import Mark, Plot, plot
+from stillhouse.accelerate.views.whisker import WIDTH, whiskers
+from stillhouse.measure import image_metrics
+from tests.accelerate.views.sweeps import network, report, trial
+
+STATUSES: list[Status] = ["accepted", "rejected"]
+POINTS = st.lists(
+    st.tuples(st.floats(0.05, 40), st.floats(-20, 150), st.sampled_from(STATUSES)), min_size=1, max_size=12
+)
+
+
+def sweep(points: list[tuple[float, float, Status]]) -> Report:
+    """A baseline, and candidates with these speed-ups and SQNRs."""
+    base = Candidate("unet", "onnxruntime")
+    others = [
+        trial(
+            Candidate("unet", ("openvino", "torch")[number % 2], options={"number": str(number)}),
+            status,
+            "",
+            96 / speed,
+            96,
+            sqnr,
+        )
+        for number, (speed, sqnr, status) in enumerate(points)
+    ]
+    trials = (trial(base, milliseconds=96, sqnr=999), *others)
+    return replace(report(), trials=trials, baselines={"unet": base.key}, chosen={"unet": trials[-1].candidate.key})
+
+
+def drawn(sweep: Report, component: str = "unet", bounds: Bounds | None = None) -> Plot:
+    found = plot(rows(sweep, component), sweep.bounds if bounds is None else bounds)
+    assert found is not None
+    return found
+
+
+def overlap(one: Mark, other: Mark) -> bool:
+    assert one.label and other.label
+    a, b, c, d = one.label.box
+    e, f, g, h = other.label.box
+    return a < g and e < c and b < h and f < d
+
+
+def test_networks_are_drawn_by_outputs_and_pipelines_by_pictures() -> None:
+    assert drawn(report(), "unet").measure == "SQNR"
+    assert drawn(report(), "pipeline").measure == "PSNR"
+    assert drawn(network(), "network").measure == "SQNR"
+
+
+def test_the_bound_is_drawn_where_one_was_asked() -> None:
+    found = drawn(report(), "pipeline")
+    assert found.bound is not None and found.bound[1] == "asked for: 20 dB"
+    assert drawn(report(), "pipeline", Bounds(min_sqnr=3.0)).bound is None
+    below = [mark for mark in found.marks if mark.y > found.bound[0]]
+    assert [mark.row.trial.status for mark in below] == ["rejected"]
+
+
+def test_nothing_is_drawn_of_fewer_than_two() -> None:
+    assert plot((), Bounds()) is None
+    assert plot(rows(report(), "unet")[-3:], Bounds()) is None
+
+
+def test_trials_without_figures_are_counted() -> None:
+    found = drawn(report(), "unet")
+    assert found.missing == 5 and len(found.marks) == 11
+
+
+def test_twice_as_fast_is_as_far_right_as_half_as_fast_is_left() -> None:
+    half, one, double = sorted(mark.x for mark in drawn(sweep([(0.5, 30, "accepted"), (2, 30, "accepted")])).marks)
+    assert one - half == pytest.approx(double - one)
+
+
+def test_equal_results_stand_above_all_others() -> None:
+    found = drawn(report(), "unet")
+    top = min(found.marks, key=lambda mark: mark.y)
+    assert top.row.baseline and found.qualities[-1] == (top.y, "equal")
+
+
+def test_no_level_is_written_over_the_line_of_equal_results() -> None:
+    _, ticks = quality_axis([38.0, 94.0, image_metrics.EQUAL], image_metrics.EQUAL)
+    assert [told for _, told in ticks] == [*map(str, range(30, 100, 10)), "equal"]
+    places = [place for place, _ in ticks]
+    assert min(abs(one - other) for one, other in pairwise(places)) > 20
+
+
+def test_what_a_pointer_is_told_holds_every_figure_and_the_reason() -> None:
+    told = next(mark.told for mark in drawn(report(), "pipeline").marks if mark.row.trial.status == "rejected")
+    assert told == (
+        "stillhouse walk, networks chosen, sampler dpm++, steps 12: 8.91x, PSNR 17.9 dB, rejected: "
+        "the score falls by 6.2 points, more than 1"
+    )
+
+
+def test_the_choice_is_drawn_last_and_named() -> None:
+    for component in ("unet", "vae_decoder", "pipeline"):
+        mark = drawn(report(), component).marks[-1]
+        assert mark.row.chosen and mark.label is not None and mark.row.name.startswith(mark.label.text.rstrip("…"))
+
+
+@given(POINTS)
+@settings(max_examples=60, deadline=None)
+def test_everything_stands_within_the_frame_in_the_order_of_its_figures(
+    points: list[tuple[float, float, Status]],
+) -> None:
+    found = drawn(sweep(points))
+    assert len(found.marks) == len(points) + 1
+    for mark in found.marks:
+        assert LEFT <= mark.low <= mark.x <= mark.high <= RIGHT
+        assert TOP <= mark.y <= BOTTOM
+    by_speed = sorted(found.marks, key=lambda mark: mark.row.speed or 0)
+    assert [mark.x for mark in by_speed] == sorted(mark.x for mark in by_speed)
+    by_quality = sorted(found.marks, key=lambda mark: -(mark.row.sqnr or 0))
+    assert [mark.y for mark in by_quality] == pytest.approx(sorted(mark.y for mark in by_quality))
+    assert all(LEFT <= x <= RIGHT for x, _ in found.speeds) and "1x" in [label for _, label in found.speeds]
+    assert all(TOP - 1 <= y <= BOTTOM + 1 for y, _ in found.qualities)
+    assert 2 <= len(found.qualities) <= 10
+
+
+@given(POINTS)
+@settings(max_examples=60, deadline=None)
+def test_the_front_is_what_nothing_accepted_beats(points: list[tuple[float, float, Status]]) -> None:
+    found = drawn(sweep(points))
+    accepted = [mark.row for mark in found.marks if mark.row.accepted]
+
+    def figures(row: Row) -> tuple[float, float]:
+        return row.speed or 0, row.sqnr or 0
+
+    for mark in found.marks:
+        speed, quality = figures(mark.row)
+        beaten = any(
+            other[0] >= speed and other[1] >= quality and other != (speed, quality) for other in map(figures, accepted)
+        )
+        if mark.row.accepted and [figures(row) for row in accepted].count((speed, quality)) == 1:
+            assert mark.front != beaten
+        elif not mark.row.accepted:
+            assert not mark.front
+    corners = [tuple(map(float, corner.split(","))) for corner in found.front.split()]
+    assert corners == sorted(corners) and corners[0][0] == LEFT and corners[-1][1] == BOTTOM
+
+
+@given(POINTS)
+@settings(max_examples=40, deadline=None)
+def test_no_two_labels_overlap_and_none_leaves_the_frame(points: list[tuple[float, float, Status]]) -> None:
+    named = [mark for mark in drawn(sweep(points)).marks if mark.label]
+    for number, mark in enumerate(named):
+        assert mark.label and mark.label.box[0] >= LEFT and mark.label.box[2] <= RIGHT and mark.label.box[3] <= BOTTOM
+        assert not any(overlap(mark, other) for other in named[:number])
+
+
+def test_long_names_are_cut() -> None:
+    first, *others = sweep([(3, 40, "accepted")]).trials
+    long = replace(others[0], candidate=replace(others[0].candidate, options={"number": "9" * 200}))
+    label = drawn(replace(sweep([]), trials=(first, long), chosen={"unet": long.candidate.key})).marks[-1].label
+    assert label is not None and label.text.endswith("…") and len(label.text) < 60
+
+
+def test_whiskers_share_a_scale_on_which_the_baseline_is_one() -> None:
+    found = whiskers(rows(report(), "unet"))
+    drawn = [one for one in found if one]
+    assert len(found) == 16 and len(drawn) == 11
+    assert len({one.one for one in drawn}) == 1
+    assert all(0 <= one.low <= one.value <= one.high <= WIDTH for one in drawn)
+    assert [one.value for one in drawn] == sorted((one.value for one in drawn), reverse=True)
+    assert drawn[0].told == "7.50x" and re.fullmatch(r"6\.9\d to 7\.9\d", drawn[0].spread)
+    assert all(one.value == one.one for one in whiskers(rows(sweep([(1, 20, "accepted")]), "unet")) if one)
+
+
+def test_a_row_that_was_not_paired_has_no_whisker_ends() -> None:
+    base, other = sweep([(2, 30, "accepted")]).trials
+    alone = replace(other, ratio=None)
+    found = whiskers(rows(replace(sweep([]), trials=(base, alone)), "unet"))[0]
+    assert found is not None and found.low == found.value == found.high and found.spread == ""

@@ -1,0 +1,134 @@
+"""Engines on disk: found again by graph, chip and shapes, and built anew, with a warning, where one is another."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from stillhouse.backends.signature import Signature, read_signature
+from stillhouse.backends.tensorrt_cache import (
+    Chip,
+    EngineRebuilt,
+    Shapes,
+    batches_of,
+    found_or_built,
+    graph_key,
+    shapes_of,
+)
+from stillhouse.errors import BackendFailed, InvalidRequest
+from tests.backends.networks import unet, write
+
+HERE = Chip("NVIDIA H200", "9.0", "tensorrt 11.4")
+GRAPH = Signature({"sample": ("rows", 4, "h", "w"), "timestep": ("rows",), "scale": (1,)}, ("out",), {}, "f32")
+USUAL = {"sample": (2, 4, 64, 64), "timestep": (2,)}
+
+
+class Builder:
+    """Builds engines of a few letters, and opens those that it knows."""
+
+    def __init__(self) -> None:
+        self.built = 0
+
+    def build(self, out: Path) -> None:
+        self.built += 1
+        out.write_bytes(b"engine %d" % self.built)
+
+    def opened(self, content: bytes) -> str | None:
+        return content.decode() if content.startswith(b"engine") else None
+
+    def __call__(self, folder: Path, key: str = "key", chip: Chip = HERE) -> object:
+        return found_or_built(folder, key, chip, self.build, self.opened)
+
+
+def test_shapes_are_static_unless_axes_may_change() -> None:
+    static = shapes_of(GRAPH, USUAL)
+    assert static["sample"] == Shapes(*[(2, 4, 64, 64)] * 3) and static["scale"] == Shapes((1,), (1,), (1,))
+    open_ = shapes_of(GRAPH, USUAL, {"rows": (1, 8), "w": (32, 96)})
+    assert open_["sample"] == Shapes((1, 4, 64, 32), (2, 4, 64, 64), (8, 4, 64, 96))
+    assert open_["sample"].holds((3, 4, 64, 33)) and not open_["sample"].holds((3, 4, 63, 33))
+    assert not open_["sample"].holds((3, 4, 64))
+    assert open_["timestep"] == Shapes((1,), (2,), (8,)) and open_["scale"] == static["scale"]
+
+
+@pytest.mark.parametrize(
+    ("usual", "ranges", "told"),
+    [
+        ({"sample": (2, 4, 64, 64)}, {}, "no shape for input 'timestep'"),
+        ({**USUAL, "timestep": (2, 1)}, {}, "'timestep' of rank 2; allowed: rank 1"),
+        ({**USUAL, "sample": (2, 5, 64, 64)}, {}, r"shape \[2, 5, 64, 64\]; allowed"),
+        (USUAL, {"rows": (3, 8)}, "lengths 3, 2, 8 of axis 0; allowed: 1 or more, and none less than the one before"),
+        (USUAL, {"rows": (0, 8)}, "lengths 0, 2, 8"),
+        (USUAL, {"row": (1, 8)}, "no axis 'row'; allowed: .*; did you mean 'rows'"),
+    ],
+)
+def test_shapes_that_cannot_be_are_refused(
+    usual: dict[str, tuple[int, ...]], ranges: dict[str, tuple[int, int]], told: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=told):
+        shapes_of(GRAPH, usual, ranges)
+
+
+def test_batches_are_of_one_size_each() -> None:
+    one, two = batches_of(GRAPH, USUAL, (1, 4))
+    assert one["sample"] == Shapes(*[(1, 4, 64, 64)] * 3) and two["timestep"] == Shapes(*[(4,)] * 3)
+    assert one["scale"] == two["scale"] == Shapes(*[(1,)] * 3)
+    closed = Signature({"x": (2, 3)}, ("out",), {}, "f32")
+    assert batches_of(closed, {}, (1, 4)) == [shapes_of(closed, {})], "of one size there is one"
+
+
+def test_an_engine_is_built_once(tmp_path: Path) -> None:
+    builder = Builder()
+    assert [builder(tmp_path / "engines") for _ in range(3)] == ["engine 1"] * 3
+    assert builder(tmp_path / "engines", key="another") == "engine 2"
+    told = json.loads(next((tmp_path / "engines").glob("key-*.json")).read_text())
+    assert told == {"name": "NVIDIA H200", "capability": "9.0", "builder": "tensorrt 11.4"}
+
+
+@pytest.mark.parametrize(
+    "other", [replace(HERE, name="NVIDIA A100", capability="8.0"), replace(HERE, builder="tensorrt 11.5")]
+)
+def test_one_of_another_chip_or_version_is_built_anew_and_said_so(other: Chip, tmp_path: Path) -> None:
+    builder = Builder()
+    builder(tmp_path, chip=other)
+    with pytest.warns(EngineRebuilt, match=f"built for {other.name}.*another is built for NVIDIA H200"):
+        assert builder(tmp_path) == "engine 2"
+    assert builder(tmp_path) == "engine 2" and builder(tmp_path, chip=other) == "engine 1"
+
+
+def test_one_that_cannot_be_opened_is_built_anew_and_said_so(tmp_path: Path) -> None:
+    builder = Builder()
+    builder(tmp_path)
+    next(tmp_path.glob("*.engine")).write_bytes(b"half an eng")
+    with pytest.warns(EngineRebuilt, match="cannot be opened .*, and is built anew"):
+        assert builder(tmp_path) == "engine 2"
+    assert builder(tmp_path) == "engine 2"
+
+
+def test_what_cannot_be_built_leaves_nothing(tmp_path: Path) -> None:
+    def fail(out: Path) -> None:
+        out.write_bytes(b"engi")
+        raise BackendFailed("out of memory")
+
+    with pytest.raises(BackendFailed, match="out of memory"):
+        found_or_built(tmp_path, "key", HERE, fail, lambda content: content)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_key_tells_graphs_weights_and_shapes_apart(tmp_path: Path) -> None:
+    graph = write(unet(), tmp_path / "model.onnx")
+    signature = read_signature(graph)
+    usual = {
+        name: tuple(axis if isinstance(axis, int) else 2 for axis in axes) for name, axes in signature.inputs.items()
+    }
+    shapes = [shapes_of(signature, usual)]
+    key = graph_key(graph, signature, shapes)
+    assert key == graph_key(graph, signature, shapes)
+    assert key != graph_key(graph, signature, [shapes_of(signature, usual, {"B": (1, 4)})])
+    assert key != graph_key(graph, signature, batches_of(signature, usual, (2, 4)))
+    assert key != graph_key(graph, signature, shapes, ["conv.weight"])
+    (tmp_path / "weights.bin").write_bytes(b"1234")
+    beside = replace(signature, external={"weights.bin": 4})
+    with_weights = graph_key(graph, beside, shapes)
+    (tmp_path / "weights.bin").write_bytes(b"12345")
+    assert len({key, with_weights, graph_key(graph, beside, shapes)}) == 3

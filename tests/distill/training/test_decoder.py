@@ -1,0 +1,70 @@
+"""The tiny decoder: the size of its pictures, what it costs, and that it learns what the large one draws."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stillhouse.distill.data.latent_dataset import Pair
+from stillhouse.distill.training.decoder import DecoderLesson, TinyDecoder
+from stillhouse.distill.training.networks import Inputs
+from stillhouse.fit.fit import fit
+from stillhouse.fit.recipe import StageRecipe
+from stillhouse.pipelines.manifest import Latent
+
+LATENT = Latent(channels=4, scaling_factor=0.18, shift_factor=0.1, downscale=4)
+"""As wide as those of Stable Diffusion: a standard deviation is 5.5."""
+RECIPE = StageRecipe(updates=60, batch=4, rate=3e-3, warm_up=5, decay=0.5, judge_every=60)
+
+
+class Waves:
+    """Latents that vary slowly."""
+
+    def batch(self, rng: np.random.Generator, count: int) -> Pair:
+        coarse = torch.from_numpy(rng.standard_normal((count, 4, 4, 4))).float()
+        return Pair(torch.nn.functional.interpolate(coarse, scale_factor=4, mode="bilinear"), {})
+
+    def nothing(self, count: int) -> Inputs:
+        return {}
+
+
+class Painter(torch.nn.Module):
+    """An autoencoder whose decoder enlarges three of the channels."""
+
+    def decode(self, sample: torch.Tensor, return_dict: bool) -> tuple[torch.Tensor]:
+        return (torch.nn.functional.interpolate((sample[:, :3] / 10).clamp(-1, 1), scale_factor=4),)
+
+
+def lesson(**changes: object) -> DecoderLesson:
+    torch.manual_seed(0)
+    made = DecoderLesson(
+        recipe=RECIPE, decoder=TinyDecoder(LATENT, 32), autoencoder=Painter(), latent=LATENT, pairs=Waves()
+    )
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("downscale", [1, 2, 4, 8])
+def test_pictures_are_as_much_larger_as_the_autoencoder_makes_them(downscale: int) -> None:
+    decoder = TinyDecoder(replace(LATENT, downscale=downscale), 32)
+    assert decoder(torch.zeros(2, 4, 6, 5)).shape == (2, 3, 6 * downscale, 5 * downscale)
+
+
+def test_for_stable_diffusion_it_has_a_fortieth_of_the_weights() -> None:
+    tiny = TinyDecoder(Latent(4, 0.18215, 0.0, 8), 128)
+    assert sum(parameter.numel() for parameter in tiny.parameters()) < 49.5e6 / 40
+
+
+def test_it_learns_what_the_large_one_draws(tmp_path: Path) -> None:
+    stage = lesson()
+    with torch.no_grad():
+        before = stage.judge()["psnr"]
+    assert fit(stage, tmp_path, lambda tick: None).scores["psnr"] > before + 5
+
+
+def test_the_number_decides_the_batch_and_large_pictures_are_cut() -> None:
+    one, other = lesson(crop=8), lesson(crop=8)
+    assert torch.equal(one.loss(3), other.loss(3)) and not torch.equal(one.loss(3), other.loss(4))
+    assert one._sample(np.random.default_rng(0), 2).shape == (2, 4, 8, 8)
+    assert lesson()._sample(np.random.default_rng(0), 2).shape == (2, 4, 16, 16)

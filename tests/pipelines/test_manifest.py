@@ -1,0 +1,266 @@
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stillhouse.diffusion import Schedule
+from stillhouse.errors import ManifestError, PipelineError, TamperedFile
+from stillhouse.pipelines.manifest import (
+    MANIFEST,
+    SMALL,
+    Component,
+    Defaults,
+    Latent,
+    Manifest,
+    StepCache,
+    checksum,
+    graphs,
+    needed_files,
+    read_manifest,
+    write_manifest,
+)
+
+MINIMAL = Manifest(
+    name="tiny",
+    family="stable-diffusion",
+    components={"unet": Component("unet/model.onnx", "unet/weights.safetensors")},
+    tokenizers=("tokenizer",),
+    schedule=Schedule(zero_terminal_snr=True),
+    prediction="v_prediction",
+    spacing="trailing",
+    sigmas="schedule",
+    steps_offset=0,
+    latent=Latent(channels=4, scaling_factor=0.18215, shift_factor=0.0, downscale=8),
+    unet_in_channels=4,
+    granularity=64,
+    guidance_channels=None,
+    zero_negative=False,
+    defaults=Defaults(steps=35, guidance=5.0, sampler="ddim", width=64, height=64),
+    source={"importer": "test", "loras": []},
+    evidence={"score": {"share": 0.93, "of": 1000}},
+)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A directory with every needed file; the weights are larger than what is hashed at each opening."""
+    for name in needed_files(MINIMAL):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    (tmp_path / "unet/weights.safetensors").write_bytes(bytes(SMALL + 1))
+    return tmp_path
+
+
+def edit(directory: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    document = json.loads((directory / MANIFEST).read_text())
+    change(document)
+    (directory / MANIFEST).write_text(json.dumps(document))
+
+
+def test_what_is_written_is_read_again(directory: Path) -> None:
+    written = write_manifest(directory, MINIMAL)
+    assert read_manifest(directory, verify=True) == written
+    assert replace(written, files={}) == MINIMAL
+    assert written.files["tokenizer/tokenizer.json"].bytes == len("tokenizer/tokenizer.json")
+
+
+def put(directory: Path, *names: str) -> None:
+    for name in names:
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_bytes(name.encode())
+
+
+def test_everything_that_acceleration_decides_is_read_again(directory: Path) -> None:
+    unet = Component(
+        "unet/model.onnx",
+        "unet/weights.safetensors",
+        "openvino",
+        "bf16",
+        streams=2,
+        threads=1,
+        static=True,
+        settings={"EXECUTION_MODE_HINT": "PERFORMANCE"},
+    )
+    tuned = replace(
+        MINIMAL,
+        components={"unet": unet},
+        defaults=replace(MINIMAL.defaults, guidance_interval=(0.1, 0.7), refresh=3, tile=512),
+        step_cache=StepCache("unet/full.onnx", "unet/shallow.onnx"),
+    )
+    put(directory, "unet/full.onnx", "unet/shallow.onnx")
+    written = write_manifest(directory, tuned)
+    assert read_manifest(directory, verify=True) == written == replace(tuned, files=written.files)
+    assert set(graphs(tuned)) == {"unet/model.onnx", "unet/full.onnx", "unet/shallow.onnx"} <= set(needed_files(tuned))
+
+
+@pytest.mark.parametrize("name", ["full", "shallow"])
+def test_a_step_cache_needs_both_of_its_graphs(directory: Path, name: str) -> None:
+    put(directory, f"unet/{name}.onnx")
+    with pytest.raises(PipelineError, match=r"unet/\w+.onnx is missing"):
+        write_manifest(directory, replace(MINIMAL, step_cache=StepCache("unet/full.onnx", "unet/shallow.onnx")))
+
+
+def test_a_step_cache_of_another_graph_is_refused(directory: Path) -> None:
+    put(directory, "unet/full.onnx", "unet/shallow.onnx", "trials/unet/int8/model.onnx")
+    cut = StepCache("unet/full.onnx", "unet/shallow.onnx")
+    int8 = Component("trials/unet/int8/model.onnx", "trials/unet/int8/model.onnx")
+    with pytest.raises(
+        PipelineError, match=r"unet/full.onnx was not cut from the U-Net's trials/.*leave step_cache out"
+    ):
+        write_manifest(directory, replace(MINIMAL, components={"unet": int8}, step_cache=cut))
+
+
+def test_a_manifest_from_before_acceleration_is_read(directory: Path) -> None:
+    """Fields that it does not have get what they were before they existed."""
+    write_manifest(directory, MINIMAL)
+
+    def age(document: dict[str, Any]) -> None:
+        del document["step_cache"], document["checksum"]
+        for name in ("guidance_interval", "refresh", "tile"):
+            del document["defaults"][name]
+        for name in ("threads", "static", "settings"):
+            del document["components"]["unet"][name]
+        document["checksum"] = checksum(document)
+
+    edit(directory, age)
+    assert replace(read_manifest(directory), files={}) == MINIMAL
+
+
+def test_evidence_may_change_and_what_is_needed_may_not(directory: Path) -> None:
+    """Reports are written again; but a graph out of a trial counts, and all that lies beside it."""
+    beside = "trials/unet/openvino-int8/model.bin"
+    unet = Component("trials/unet/openvino-int8/model.xml", beside)
+    weights = replace(unet, graph="unet/model.onnx", weights="trials/weights/unet.safetensors")
+    evidence = ["report.json", "report.html", "summary.xlsx", "trials/unet/onnxruntime-f32/log.txt", "trials/plan.json"]
+    needed = [unet.graph, beside, "trials/unet/openvino-int8/reproduce.py", "trials/weights/unet.safetensors"]
+    put(directory, *evidence, *needed, "trials/weights/other", "unet/report.json", "strips/0.png")
+    written = write_manifest(directory, replace(MINIMAL, components={"unet": unet, "vae_decoder": weights}))
+    assert {name for name in written.files if name.startswith("trials")} == set(needed)
+    assert not written.files.keys() & set(evidence)
+    assert {"unet/report.json", "strips/0.png", "unet/weights.safetensors"} <= written.files.keys()
+    for name in evidence:
+        (directory / name).unlink()
+    read_manifest(directory, verify=True)
+    (directory / beside).write_bytes(b"x" * len(beside))
+    with pytest.raises(TamperedFile, match=r"model.bin has other content"):
+        read_manifest(directory)
+
+
+def test_a_graph_at_the_top_leaves_the_reports_unrecorded(directory: Path) -> None:
+    put(directory, "model.onnx", "report.json")
+    written = write_manifest(directory, replace(MINIMAL, components={"unet": Component("model.onnx", "model.onnx")}))
+    assert "model.onnx" in written.files and "report.json" not in written.files
+
+
+def test_written_twice_it_is_the_same(directory: Path) -> None:
+    written = write_manifest(directory, MINIMAL)
+    text = (directory / MANIFEST).read_bytes()
+    assert write_manifest(directory, written) == written
+    assert (directory / MANIFEST).read_bytes() == text
+
+
+def test_nothing_is_written_when_a_file_is_missing(directory: Path) -> None:
+    (directory / "unet/model.onnx").unlink()
+    with pytest.raises(PipelineError, match="unet/model.onnx is missing"):
+        write_manifest(directory, MINIMAL)
+    assert not list(directory.glob("*stillhouse*"))
+
+
+def test_a_failed_write_leaves_the_old_manifest(directory: Path) -> None:
+    write_manifest(directory, MINIMAL)
+    before = (directory / MANIFEST).read_bytes()
+    with pytest.raises(TypeError):
+        write_manifest(directory, replace(MINIMAL, evidence={"no JSON": object()}))
+    assert (directory / MANIFEST).read_bytes() == before
+    assert not list(directory.glob(".*"))
+
+
+@pytest.mark.parametrize("name", ["unet/model.onnx", "tokenizer/tokenizer.json"])
+def test_a_small_file_with_other_content(directory: Path, name: str) -> None:
+    write_manifest(directory, MINIMAL)
+    (directory / name).write_bytes(name.upper().encode())
+    with pytest.raises(TamperedFile, match=f"{name} has other content"):
+        read_manifest(directory)
+
+
+def test_large_files_are_hashed_on_request(directory: Path) -> None:
+    write_manifest(directory, MINIMAL)
+    (directory / "unet/weights.safetensors").write_bytes(bytes(SMALL) + b"1")
+    read_manifest(directory)
+    with pytest.raises(TamperedFile, match=r"weights.safetensors has other content.*\(SHA-256\)"):
+        read_manifest(directory, verify=True)
+
+
+def test_a_file_of_another_size(directory: Path) -> None:
+    write_manifest(directory, MINIMAL)
+    (directory / "unet/weights.safetensors").write_bytes(bytes(SMALL))
+    with pytest.raises(TamperedFile, match=f"has {SMALL:,} bytes, its manifest says {SMALL + 1:,}"):
+        read_manifest(directory)
+
+
+def test_a_file_that_is_gone(directory: Path) -> None:
+    write_manifest(directory, MINIMAL)
+    (directory / "unet/weights.safetensors").unlink()
+    with pytest.raises(TamperedFile, match="weights.safetensors is missing"):
+        read_manifest(directory)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda document: document.update(version=2), r"version 2; allowed: version 1; import the model again"),
+        (lambda document: document.pop("version"), r"\$.version is missing"),
+        (lambda document: document.pop("latent"), r"is broken: \$.latent is missing"),
+        (lambda document: document["defaults"].update(steps="many"), r"\$.defaults.steps is 'many'"),
+        (lambda document: document["defaults"].update(steps=4), r"was edited: \$.checksum"),
+        (lambda document: document.pop("checksum"), r"was edited: \$.checksum"),
+        (lambda document: document["schedule"].update(beta_end=2.0), r"\$.schedule is refused: beta_end is 2.0"),
+        (lambda document: document["defaults"].update(refresh=0), r"\$.defaults is refused: refresh is 0"),
+        (lambda document: document["defaults"].update(tile=8), r"\$.defaults is refused: tile is 8; allowed: a whole"),
+        (
+            lambda document: document["defaults"].update(guidance_interval=[0.5]),
+            r"\$.defaults is refused: guidance_interval is \(0.5,\); allowed: two numbers",
+        ),
+        (lambda document: document["defaults"].update(guidance_interval=[0.5, 0.1]), "the beginning of guidance_in"),
+        (lambda document: document.update(step_cache={"full": "a"}), r"\$.step_cache.shallow is missing"),
+        (lambda document: document.update(family="flux"), r"\$.family is 'flux', not one of 'stable-diffusion'"),
+    ],
+)
+def test_a_broken_manifest(directory: Path, change: Callable[[dict[str, Any]], object], message: str) -> None:
+    write_manifest(directory, MINIMAL)
+    edit(directory, change)
+    with pytest.raises(ManifestError, match=message) as error:
+        read_manifest(directory)
+    assert str(directory / MANIFEST) in str(error.value)
+    assert error.value.fix
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe"])
+def test_no_manifest_at_all(directory: Path, content: bytes) -> None:
+    (directory / MANIFEST).write_bytes(content)
+    with pytest.raises(ManifestError, match=MANIFEST):
+        read_manifest(directory)
+
+
+def test_an_empty_directory(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="does not exist.*stillhouse import"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../secret", "{}/secret", "link"])
+def test_files_outside_of_the_directory(directory: Path, name: str) -> None:
+    (directory.parent / "secret").write_bytes(b"secret")
+    write_manifest(directory, MINIMAL)
+    (directory / "link").symlink_to(directory.parent / "secret")
+
+    def forge(document: dict[str, Any]) -> None:
+        document["files"][name.format(directory.parent)] = {"bytes": 6, "sha256": "0" * 64}
+        del document["checksum"]
+        document["checksum"] = checksum(document)
+
+    edit(directory, forge)
+    with pytest.raises(ManifestError, match="names a file outside of its directory"):
+        read_manifest(directory)

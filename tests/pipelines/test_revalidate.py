@@ -1,0 +1,85 @@
+"""A pipeline that was tuned elsewhere verifies itself here: what is right and fast runs, and the user is told."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stillhouse.backends.registry import open_runner
+from stillhouse.errors import StillhouseError
+from stillhouse.measure.machine import machine
+from stillhouse.pipelines.load import find, load
+from stillhouse.pipelines.manifest import Manifest, Tuned, read_manifest, write_manifest
+from stillhouse.pipelines.revalidate import ForeignMachine, is_foreign, retune
+
+ELSEWHERE = "0123456789ab"
+NAME = "vae_decoder"
+
+
+@pytest.fixture
+def tuned(tmp_path: Path) -> tuple[Path, Manifest]:
+    """The embedded model, its decoder tuned for a machine with bf16, as a sweep elsewhere leaves it."""
+    directory = tmp_path / "pipeline"
+    shutil.copytree(find("shapes"), directory)
+    manifest = read_manifest(directory)
+    plain = manifest.components[NAME]
+    feeds = {"latent_sample": np.random.default_rng(0).standard_normal((1, 4, 16, 16)).astype(np.float32)}
+    wanted = open_runner(directory / plain.graph)(feeds)
+    arrays = {f"feed/{k}": v for k, v in feeds.items()} | {f"want/{k}": v for k, v in wanted.items()}
+    (directory / "verify").mkdir()
+    np.savez(directory / "verify" / f"{NAME}.npz", allow_pickle=False, **arrays)
+    theirs = replace(plain, backend="nowhere")
+    told = Tuned(ELSEWHERE, 30.0, {NAME: f"verify/{NAME}.npz"}, {NAME: (plain,)})
+    return directory, write_manifest(
+        directory, replace(manifest, components={**manifest.components, NAME: theirs}, tuned=told)
+    )
+
+
+def test_what_was_tuned_here_is_not_verified_again(tuned: tuple[Path, Manifest]) -> None:
+    directory, manifest = tuned
+    assert manifest.tuned
+    here = replace(manifest, tuned=replace(manifest.tuned, fingerprint=machine().fingerprint()))
+    assert is_foreign(manifest) and not is_foreign(here)
+    assert not is_foreign(replace(manifest, tuned=None))
+    assert retune(directory, here) == here.components
+
+
+def test_an_engine_that_is_not_here_gives_way_to_one_that_is(tuned: tuple[Path, Manifest]) -> None:
+    directory, _ = tuned
+    with pytest.warns(ForeignMachine, match="vae_decoder is run by onnxruntime f32 .* instead of nowhere") as told:
+        pipeline = load(directory)
+    assert "was tuned on another machine" in str(told[0].message)
+    assert pipeline.generate("a red circle", steps=2, seed=1).image.shape == (64, 64, 3)
+
+
+def test_what_errs_here_is_refused_with_its_figure(tuned: tuple[Path, Manifest]) -> None:
+    directory, manifest = tuned
+    assert manifest.tuned
+    path = directory / manifest.tuned.probes[NAME]
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    arrays["want/sample"] = -arrays["want/sample"]
+    np.savez(path, allow_pickle=False, **arrays)
+    with pytest.raises(StillhouseError, match=r"runs its vae_decoder here as it should: .*SQNR -6\.0 dB"):
+        retune(directory, manifest)
+
+
+def test_the_fastest_of_those_that_are_right_runs(
+    tuned: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, manifest = tuned
+    assert manifest.tuned
+    plain = manifest.tuned.alternatives[NAME][0]
+    choices = (plain, replace(plain, backend="openvino"))
+    both = replace(manifest, tuned=replace(manifest.tuned, alternatives={NAME: choices}))
+    ticks = iter([0.0, 9.0] * 3 + [0.0, 1.0] * 3)  # three calls of each, of nine seconds and of one
+    monkeypatch.setattr("stillhouse.pipelines.revalidate.perf_counter", lambda: next(ticks))
+    with pytest.warns(ForeignMachine):
+        assert retune(directory, both)[NAME].backend == "openvino"
+
+
+def test_a_backend_that_is_asked_for_is_taken_as_it_is(tuned: tuple[Path, Manifest]) -> None:
+    directory, _ = tuned
+    assert load(directory, backend="onnxruntime").generate("a red circle", steps=1).image.shape == (64, 64, 3)

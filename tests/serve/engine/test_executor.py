@@ -1,0 +1,219 @@
+"""Drawing: a served picture is the offline one, whoever shared its batches; and what batches cost."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stillhouse.backends import openvino
+from stillhouse.convert.import_model import ImportOptions, import_model
+from stillhouse.core import ImageRequest, ImageResult
+from stillhouse.errors import BackendFailed
+from stillhouse.pipelines.load import load
+from stillhouse.pipelines.manifest import Distilled, write_manifest
+from stillhouse.pipelines.pipeline import Pipeline
+from stillhouse.serve.engine.cost import Cost, Curve
+from stillhouse.serve.engine.engine import Engine
+from stillhouse.serve.engine.executor import Drawing, group_of, measured, usual, walk_of
+from stillhouse.serve.engine.job import Group, Job, Tier
+from stillhouse.serve.engine.simulate import VirtualDevice
+from tests.checkpoints import write_checkpoint
+
+COMPOSITIONS = 200
+GROUP = Group("shapes", 64, 64)
+FREE = Tier("free")
+KINDS = (
+    ImageRequest("a small red circle", steps=3),
+    ImageRequest("a big blue square", steps=6, sampler="dpmpp_2m", guidance=5.0),
+    ImageRequest("a big green triangle on a white background", steps=5, guidance=1.0),
+    ImageRequest("a small yellow circle", negative_prompt="red", steps=4, sampler="euler_ancestral"),
+    ImageRequest("", steps=3, sampler="heun", guidance=2.0, guidance_rescale=0.7),
+    ImageRequest("a big red square", steps=6, sampler="unipc", guidance_interval=(0.2, 0.7)),
+    ImageRequest("a small blue triangle", steps=5, eta=0.5),
+)
+
+
+@dataclass
+class AtRandom:
+    """A policy that shuffles: any jobs may find themselves together."""
+
+    dice: random.Random
+
+    def order(self, jobs: Sequence[Job], now: float, cost: Cost) -> list[Job]:
+        return self.dice.sample(list(jobs), len(jobs))
+
+
+@pytest.fixture(scope="module", params=["onnxruntime", "openvino", "openvino bf16", None])
+def pipeline(request: pytest.FixtureRequest) -> Pipeline:
+    backend, _, precision = (request.param or "").partition(" ")
+    if precision and precision not in openvino.status().precisions:
+        pytest.skip(f"this processor has no {precision}")
+    return load("shapes", backend=backend or None, precision=precision or None, threads=1)
+
+
+def job(pipeline: Pipeline, name: str, request: ImageRequest) -> Job:
+    asked = pipeline.resolve(request)
+    return Job(name, FREE, "someone", group_of("shapes", asked), walk_of(pipeline.manifest, asked), asked)
+
+
+def test_no_neighbour_changes_a_picture(pipeline: Pipeline) -> None:
+    alone = [pipeline.generate(**asked_of(kind)).image for kind in KINDS]
+    cost = Cost({GROUP: Curve({1: 1.0, 8: 1.0})})
+    engine = Engine(Drawing({"shapes": pipeline}), AtRandom(random.Random(0)), cost, VirtualDevice(cost).clock)
+    compositions: set[tuple[tuple[str, int], ...]] = set()
+    number = drawn = 0
+    while len(compositions) < COMPOSITIONS or engine.jobs:
+        while len(compositions) < COMPOSITIONS and len(engine.jobs) < 10:
+            kind = number % len(KINDS)
+            engine.submit(job(pipeline, f"{number} of kind {kind}", KINDS[kind]))
+            number += 1
+        tick = engine.tick()
+        compositions.add(tuple((moved.id, moved.index) for moved in tick.moved))
+        for end in tick.ends:
+            assert end.outcome == "drawn"
+            assert isinstance(end.result, ImageResult)
+            np.testing.assert_array_equal(end.result.image, alone[int(end.job.id[-1])], err_msg=end.job.id)
+            drawn += 1
+    assert drawn == number
+
+
+def asked_of(request: ImageRequest) -> dict[str, Any]:
+    fields = ImageRequest.__dataclass_fields__
+    return {name: getattr(request, name) for name in fields}
+
+
+def test_a_walk_tells_the_rows_of_every_evaluation(pipeline: Pipeline) -> None:
+    for kind in KINDS:
+        draft = pipeline.start(kind)
+        rows = []
+        while not draft.is_done:
+            rows.append(draft.rows)
+            draft.index += 1
+        assert walk_of(pipeline.manifest, pipeline.resolve(kind)).rows == tuple(rows)
+
+
+def test_a_curve_is_measured_for_each_batch(pipeline: Pipeline) -> None:
+    curve = measured(pipeline, GROUP, batches=(1, 2), calls=2)
+    assert set(curve.seconds) == {1, 2}
+    assert min(curve.seconds.values()) > 0 and curve.begin > 0 and curve.finish > 0 and curve.encode > 0
+
+
+def test_a_batch_that_has_no_room_in_the_memory_ends_the_measurement(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advance = Pipeline.advance
+
+    def small(self: Pipeline, trajectories: Any) -> None:
+        if len(trajectories) > most:
+            raise BackendFailed("torch could not run unet/model.onnx: CUDA out of memory")
+        advance(self, trajectories)
+
+    monkeypatch.setattr(Pipeline, "advance", small)
+    most = 2
+    assert set(measured(pipeline, GROUP, batches=(1, 2, 4, 8), calls=1).seconds) == {1, 2}
+    most = 0
+    with pytest.raises(BackendFailed, match="out of memory"):
+        measured(pipeline, GROUP, batches=(1, 2), calls=1)
+
+
+def test_what_opens_a_network_is_not_counted(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first call of each kind compiles: it told that a picture takes five times as long as it does."""
+    now, opened = 0.0, set[tuple[str, int]]()
+
+    def takes(name: str, seconds: float) -> None:
+        call = getattr(Pipeline, name)
+
+        def timed(self: Pipeline, given: Any) -> Any:
+            nonlocal now
+            rows = len(given) if isinstance(given, list) else 1
+            now += seconds if (name, rows) in opened else 100.0
+            opened.add((name, rows))
+            return call(self, given)
+
+        monkeypatch.setattr(Pipeline, name, timed)
+
+    for name, seconds in {"advance": 0.5, "decode": 0.25, "encode_picture": 0.125, "encode_text": 0.0625}.items():
+        takes(name, seconds)
+    monkeypatch.setattr("stillhouse.serve.engine.executor.perf_counter", lambda: now)
+    assert measured(pipeline, GROUP, batches=(1, 2)) == Curve({1: 0.5, 2: 0.5}, 0.0625, 0.25, 0.125)
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+@pytest.mark.parametrize("kind", ["shapes", "inpaint"])
+def test_a_walk_tells_how_many_pictures_are_encoded_before_it(
+    kind: str, strength: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind == "inpaint":
+        write_checkpoint(kind, tmp_path / "checkpoint")
+        import_model(tmp_path / "checkpoint", tmp_path / "pipeline", ImportOptions("tiny"))
+    pipeline = load(tmp_path / "pipeline" if kind == "inpaint" else "shapes", threads=1)
+    ran: list[str] = []
+    run = pipeline.run
+
+    def counted(name: str, feeds: Any) -> Any:
+        ran.append(name)
+        return run(name, feeds)
+
+    monkeypatch.setattr(pipeline, "run", counted)
+    asked = usual(pipeline.manifest)
+    assert asked.width and asked.height
+    image = np.full((asked.height, asked.width, 3), 127, np.uint8)
+    edit = replace(asked, image=image, strength=strength, mask=np.full(image.shape[:2], 255, np.uint8))
+    for request in [edit] if kind == "inpaint" else [asked, replace(edit, mask=None), edit]:
+        ran.clear()
+        pipeline.start(request)
+        assert walk_of(pipeline.manifest, pipeline.resolve(request)).pictures == ran.count("vae_encoder")
+
+
+def test_what_is_timed_has_ended(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU returns before it is done: an engine waits after each tick, and a curve before and after each batch."""
+    heard: list[str] = []
+    moved = Pipeline.advance
+
+    def advance(self: Pipeline, drafts: Any) -> None:
+        heard.append("advance")
+        moved(self, drafts)
+
+    monkeypatch.setattr(Pipeline, "advance", advance)
+    monkeypatch.setattr(Pipeline, "settle", lambda self: heard.append("settle"))
+    one = job(pipeline, "one", pipeline.resolve(ImageRequest("a red circle", steps=None)))
+    drawing = Drawing({one.group.pipeline: pipeline})
+    drawing.begin(one)
+    drawing.advance([one])
+    assert heard == ["advance", "settle"]
+    heard.clear()
+    measured(pipeline, one.group, batches=(1,), calls=1)
+    assert heard == ["settle", "advance", "settle"] * 2
+
+
+def test_a_request_that_the_pipeline_cannot_meet_fails_by_itself(pipeline: Pipeline) -> None:
+    cost = Cost({GROUP: Curve({1: 1.0, 8: 1.0})})
+    engine = Engine(Drawing({"shapes": pipeline}), AtRandom(random.Random(0)), cost, VirtualDevice(cost).clock)
+    good, bad = job(pipeline, "good", KINDS[0]), job(pipeline, "bad", KINDS[0])
+    bad.request = replace(bad.request, steps=0)
+    engine.submit(good)
+    engine.submit(bad)
+    ends: dict[str, str] = {}
+    while engine.jobs:
+        ends |= {end.job.id: end.outcome for end in engine.tick().ends}
+    assert ends == {"good": "drawn", "bad": "failed"}
+
+
+@pytest.mark.parametrize("kind", ["inpaint", "student"])
+def test_pipelines_that_cannot_be_asked_for_just_anything_are_measured_as_they_draw(tmp_path: Path, kind: str) -> None:
+    """One repaints and needs a picture and a mask; the other takes three steps, at no guidance below 2."""
+    write_checkpoint("inpaint" if kind == "inpaint" else "sd2", tmp_path / "checkpoint")
+    manifest = import_model(tmp_path / "checkpoint", tmp_path / "pipeline", ImportOptions("tiny"))
+    if kind == "student":
+        taught = Distilled((999.0, 656.0, 342.0), (2.0, 8.0), "progressive", ("tiny", "0" * 64))
+        defaults = replace(manifest.defaults, steps=3, guidance=4.0, sampler="ddim")
+        write_manifest(tmp_path / "pipeline", replace(manifest, distilled=taught, defaults=defaults))
+    pipeline = load(tmp_path / "pipeline")
+    defaults = pipeline.manifest.defaults
+    curve = measured(pipeline, Group("tiny", defaults.width, defaults.height), batches=(1, 2), calls=2)
+    assert set(curve.seconds) == {1, 2} and min(curve.seconds.values()) > 0
+    assert walk_of(pipeline.manifest, pipeline.resolve(usual(pipeline.manifest))).rows

@@ -1,0 +1,83 @@
+"""Keys: shown once, never kept, and useless when revoked."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from sqlite3 import Connection
+
+import pytest
+
+from stillhouse.errors import InvalidRequest, NotAllowed
+from stillhouse.serve.settings import TierSettings
+from stillhouse.serve.store.api_keys import add_key, anybody, caller_of, find_key, keys, revoke_key
+from stillhouse.serve.store.database import FILE, connect
+
+TIERS = {"free": TierSettings("shapes", rate=10.0), "pro": TierSettings("shapes", also=("free",))}
+
+
+@pytest.fixture
+def connection(tmp_path: Path) -> Iterator[Connection]:
+    connection = connect(tmp_path)
+    yield connection
+    connection.close()
+
+
+def test_a_key_is_known_by_what_was_shown_and_only_by_that(connection: Connection) -> None:
+    shown = add_key(connection, "pro")
+    assert find_key(connection, shown).tier == "pro"
+    for wrong in ("", "x", shown[:-1], shown + "x", shown.replace("still", "sk"), shown.rpartition("-")[0], "still--"):
+        with pytest.raises(NotAllowed, match="not known here"):
+            find_key(connection, wrong)
+
+
+def test_what_is_kept_does_not_hold_the_key(tmp_path: Path, connection: Connection) -> None:
+    secret = add_key(connection, "pro").split("-", 2)[2]
+    connection.execute("pragma wal_checkpoint(truncate)")
+    assert secret.encode() not in (tmp_path / FILE).read_bytes()
+
+
+def test_a_revoked_key_counts_no_more(connection: Connection) -> None:
+    shown = add_key(connection, "pro")
+    (key,) = keys(connection)
+    revoke_key(connection, key.name)
+    with pytest.raises(NotAllowed):
+        find_key(connection, shown)
+    with pytest.raises(InvalidRequest, match="no key .* in use"):
+        revoke_key(connection, key.name)
+
+
+def test_a_key_may_ask_for_its_tier_and_for_what_that_includes(connection: Connection) -> None:
+    add_key(connection, "pro", weight=3.0)
+    add_key(connection, "free", rate=5.0)
+    add_key(connection, "free", is_admin=True)
+    pro, free, admin = (caller_of(key, TIERS) for key in keys(connection))
+    assert (pro.tiers, pro.weight, pro.rate) == (frozenset({"pro", "free"}), 3.0, None)
+    assert (free.tiers, free.weight, free.rate, free.is_admin) == (frozenset({"free"}), None, 5.0, False)
+    assert (admin.tiers, admin.rate, admin.is_admin) == (frozenset({"free", "pro"}), 10.0, True)
+    with pytest.raises(NotAllowed, match="not served here"):
+        caller_of(keys(connection)[0], {"free": TIERS["free"]})
+
+
+def test_where_no_keys_are_needed_every_address_is_a_caller_of_its_own() -> None:
+    assert anybody(TIERS, "1.2.3.4").key != anybody(TIERS, "1.2.3.5").key
+    assert anybody(TIERS).tiers == {"free", "pro"}
+
+
+@pytest.mark.parametrize(("limit", "value"), [("rate", 0.0), ("weight", -1.0), ("speed", 1.0)])
+def test_a_limit_that_makes_no_sense_is_refused(connection: Connection, limit: str, value: float) -> None:
+    with pytest.raises(InvalidRequest):
+        add_key(connection, "pro", is_admin=False, **{limit: value})
+    assert not keys(connection)
+
+
+def test_a_database_of_another_version_is_left_alone(tmp_path: Path) -> None:
+    connection = connect(tmp_path)
+    connection.execute("pragma user_version = 99")
+    connection.close()
+    with pytest.raises(InvalidRequest, match="version 99; allowed: version 1"):
+        connect(tmp_path)
+
+
+def test_a_directory_that_cannot_be_used_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InvalidRequest, match="cannot be used"):
+        connect(tmp_path / "file" / "data")

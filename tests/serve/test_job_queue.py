@@ -1,0 +1,181 @@
+"""Patient jobs: fed while there is room, ended once, and never lost to what the disk refuses."""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stillhouse.core import ImageRequest
+from stillhouse.errors import Refused
+from stillhouse.serve import job_queue as module
+from stillhouse.serve.job_queue import Patient
+from stillhouse.serve.settings import Settings
+from stillhouse.serve.store.api_keys import add_key, keys, revoke_key
+from stillhouse.serve.store.database import connect
+from stillhouse.serve.store.job_store import JobStore
+from stillhouse.serve.worker.messages import Closed, Ended
+from tests.serve.test_dispatcher import ANYBODY, TIERS, Worker, opened
+
+ASKED = ImageRequest("a red circle", seed=1)
+
+
+@asynccontextmanager
+async def patient(folder: Path, queue: int = 64) -> AsyncIterator[tuple[Patient, Worker]]:
+    front, worker, _ = opened(Settings(TIERS, queue=queue))
+    connection = await asyncio.get_running_loop().run_in_executor(None, connect, folder)
+    made = Patient(front, JobStore(connection, folder), 1e6, 1 << 30)
+    made.open()
+    try:
+        yield made, worker
+    finally:
+        await made.close()
+        connection.close()
+
+
+def run(what: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(asyncio.wait_for(what(), 20.0))
+
+
+async def until(holds: Callable[[], Any], jobs: Patient) -> None:
+    while not holds():
+        await jobs.changed(0.02)
+
+
+async def state(jobs: Patient, name: str) -> str:
+    record = await jobs.ask(jobs.store.get, name)
+    assert record is not None
+    return record.state
+
+
+def test_a_job_is_drawn_as_soon_as_there_is_room(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with patient(tmp_path) as (jobs, worker):
+            await jobs.submit("one", ANYBODY, "free", ASKED, "png")
+            await until(lambda: worker.has, jobs)
+            worker.heard(Ended("one", Closed("drawn", b"picture")))
+            await until(lambda: not jobs.tickets, jobs)
+            assert await state(jobs, "one") == "drawn"
+
+    run(body)
+
+
+def test_a_job_that_is_cancelled_while_it_is_fed_is_not_drawn(tmp_path: Path) -> None:
+    """The feeder has it in its hands already when it is cancelled."""
+
+    async def body() -> None:
+        async with patient(tmp_path) as (jobs, worker):
+            known, cancelled = jobs.store.request, asyncio.Event()
+            loop = asyncio.get_running_loop()
+
+            def slowly(record: Any) -> ImageRequest:
+                loop.call_soon_threadsafe(cancelled.set)
+                return known(record)
+
+            jobs.store = Watched(jobs.store, slowly)  # type: ignore[assignment]
+            await jobs.submit("one", ANYBODY, "free", ASKED, "png")
+            await cancelled.wait()
+            assert await jobs.cancel("one")
+            await jobs.changed(1.5 * module.SOON)
+            assert not worker.has and await state(jobs, "one") == "cancelled"
+
+    run(body)
+
+
+class Watched:
+    """A store one of whose doings is watched."""
+
+    def __init__(self, store: JobStore, request: Callable[[Any], ImageRequest]) -> None:
+        self._store, self.request = store, request
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+def test_a_job_whose_end_cannot_be_written_is_not_drawn_a_second_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "AGAIN", 0.02)
+    refusals = 3
+
+    async def body() -> None:
+        async with patient(tmp_path) as (jobs, worker):
+            await jobs.submit("one", ANYBODY, "free", ASKED, "png")
+            await until(lambda: worker.has, jobs)
+            known = JobStore.end
+
+            def end(store: JobStore, *arguments: Any) -> bool:
+                nonlocal refusals
+                if refusals:
+                    refusals -= 1
+                    raise sqlite3.OperationalError("database or disk is full")
+                return known(store, *arguments)
+
+            monkeypatch.setattr(JobStore, "end", end)
+            worker.heard(Ended("one", Closed("drawn", b"picture")))
+            worker.asked = []
+            await until(lambda: not jobs.tickets, jobs)
+            assert refusals == 0 and await state(jobs, "one") == "drawn" and not worker.has
+
+    run(body)
+
+
+def test_a_disk_that_refuses_does_not_end_the_feeding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SOON", 0.02)
+    refusals = 2
+
+    async def body() -> None:
+        nonlocal refusals
+        known = JobStore.queued
+
+        def queued(store: JobStore, *arguments: Any) -> Any:
+            nonlocal refusals
+            if refusals:
+                refusals -= 1
+                raise OSError(5, "Input/output error")
+            return known(store, *arguments)
+
+        monkeypatch.setattr(JobStore, "queued", queued)
+        async with patient(tmp_path) as (jobs, worker):
+            await jobs.submit("one", ANYBODY, "free", ASKED, "png")
+            await until(lambda: worker.has, jobs)
+            assert refusals == 0
+
+    run(body)
+
+
+def test_jobs_of_a_key_that_was_revoked_fail_and_say_so(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with patient(tmp_path) as (jobs, worker):
+            worker.die()  # nothing is fed while nobody draws
+            await jobs.ask(add_key, jobs.store.connection, "free")
+            (key,) = await jobs.ask(keys, jobs.store.connection)
+            await jobs.submit("one", replace(ANYBODY, key=key.name), "free", ASKED, "png")
+            await jobs.ask(revoke_key, jobs.store.connection, key.name)
+            worker.tell_ready()
+            while await state(jobs, "one") == "queued":
+                await jobs.changed(0.05)
+            record = await jobs.ask(jobs.store.get, "one")
+            assert record is not None and record.state == "failed" and "revoked" in record.error and not worker.has
+
+    run(body)
+
+
+def test_a_full_disk_is_told_as_such_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    async def body() -> None:
+        async with patient(tmp_path) as (jobs, _):
+            monkeypatch.setattr(JobStore, "add", full)
+            with pytest.raises(Refused, match="the server's disk takes nothing now") as told:
+                await jobs.submit("one", ANYBODY, "free", ASKED, "png")
+            assert told.value.reason == "storage"
+            counted = jobs.front.metrics.exposition().decode()
+            assert 'stillhouse_rejected_total{reason="storage",tier="free"} 1.0' in counted
+
+    run(body)

@@ -1,0 +1,60 @@
+"""The students that ship: whole, their teacher's own, true to their captions, and blind to their neighbours."""
+
+import numpy as np
+import pytest
+
+import stillhouse
+from stillhouse.core import ImageRequest
+from stillhouse.errors import InvalidRequest
+from stillhouse.pipelines.load import EMBEDDED, find
+from stillhouse.pipelines.manifest import checksum, read_manifest
+from stillhouse.pipelines.pipeline import Pipeline
+from stillhouse.shapes.score import draw_together, judge
+
+STUDENTS = [name for name in EMBEDDED if name != "shapes"]
+GUIDANCE = (1.0, 3.0, 5.0)
+
+
+@pytest.fixture(scope="module", params=STUDENTS)
+def pipeline(request: pytest.FixtureRequest) -> Pipeline:
+    return stillhouse.load(request.param)
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_each_learnt_from_the_model_that_ships_beside_it(name: str) -> None:
+    manifest = read_manifest(find(name), verify=True)
+    teacher = {file: str(record.sha256) for file, record in read_manifest(find("shapes")).files.items()}
+    assert manifest.distilled is not None and manifest.distilled.teacher == ("shapes", checksum(teacher))
+    assert manifest.distilled.timesteps is not None and manifest.name == f"shapes-{len(manifest.distilled.timesteps)}"
+    assert manifest.source["licence"] == "Apache-2.0"
+    assert {"distill", "judge"} <= set(manifest.evidence)
+
+
+def test_a_picture_takes_one_row_a_step_and_the_same_seed_is_the_same_picture_in_any_company(
+    pipeline: Pipeline,
+) -> None:
+    asked = [ImageRequest("a big red square", seed=seed, guidance=scale) for seed, scale in enumerate(GUIDANCE)]
+    draft = pipeline.start(asked[0])
+    assert draft.evaluations == pipeline.manifest.defaults.steps and draft.rows == 1
+    alone = [draw_together(pipeline, [one])[0] for one in asked]
+    for one, picture in zip(draw_together(pipeline, asked), alone, strict=True):
+        assert np.array_equal(one, picture)
+
+
+def test_the_scale_of_guidance_is_still_a_users_knob(pipeline: Pipeline) -> None:
+    low, high = (pipeline.generate("a cross", seed=1, guidance=scale).image for scale in (1.0, 5.0))
+    assert np.abs(low.astype(int) - high).mean() > 1
+    with pytest.raises(InvalidRequest, match="allowed: 1 to 5"):
+        pipeline.generate("a cross", guidance=7.0)
+
+
+def test_an_image_is_a_starting_point(pipeline: Pipeline) -> None:
+    image = pipeline.generate("a green cross", seed=2).image
+    near = pipeline.generate("a green cross", image=image, strength=0.4).image
+    assert np.abs(near.astype(int) - image).mean() < 20
+
+
+def test_pictures_show_what_captions_say(pipeline: Pipeline) -> None:
+    """A smoke test: 64 held-out captions. `stillhouse judge shapes-3 --against shapes` is the measurement."""
+    judgement = judge(pipeline, ImageRequest(""), captions=64)
+    assert judgement.scores["all_correct"].value >= 0.7
