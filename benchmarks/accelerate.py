@@ -197,10 +197,10 @@ def _judged(model: str, captions: int, *options: str) -> dict[str, Any]:
 
 
 def _steps(model: str) -> int:
-    from stillhouse.pipelines.load import find
+    from stillhouse.pipelines.load import find_pipeline
     from stillhouse.pipelines.manifest import read_manifest
 
-    return read_manifest(find(model)).defaults.steps
+    return read_manifest(find_pipeline(model)).defaults.steps
 
 
 def _slim(report: Report) -> Report:

@@ -90,7 +90,7 @@ def _prepare_sd15(is_swept: bool) -> None:
     import torch
     from diffusers import UNet2DConditionModel
 
-    from stillhouse.diffusion import grid_at
+    from stillhouse.diffusion import grid_from_timesteps
     from stillhouse.distill.student import write_student
     from stillhouse.distill.training.decoder import TinyDecoder
     from stillhouse.distill.training.networks import Denoiser, conditioned_on_guidance, taught_as
@@ -107,7 +107,7 @@ def _prepare_sd15(is_swept: bool) -> None:
         teacher = Denoiser(unet, manifest.schedule, manifest.prediction)
         schedule, prediction = taught_as(teacher)
         denoiser = frozen(Denoiser(conditioned_on_guidance(unet), schedule, prediction))
-        grid = grid_at(schedule, _PLAN)
+        grid = grid_from_timesteps(schedule, _PLAN)
         student = Student("3-steps", denoiser, {}, grid, "progressive", Fitted(True, 0, 0.0, {}))
         write_student(SD15, student, first, guidance=(1.0, 15.0), decoder=TinyDecoder(manifest.latent, WIDTH))
         made = read_manifest(first)
@@ -155,10 +155,10 @@ def _diffusers(threads: int) -> Callable[[], object]:
     from diffusers import StableDiffusionPipeline
     from diffusers.models.attention_processor import AttnProcessor
 
-    from stillhouse.pipelines.load import find
+    from stillhouse.pipelines.load import find_pipeline
 
     torch.set_num_threads(threads)
-    pipeline = StableDiffusionPipeline.from_pretrained(find("shapes"), torch_dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(find_pipeline("shapes"), torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.unet.set_attn_processor(AttnProcessor())
     return lambda: pipeline(PROMPT, num_inference_steps=STEPS, guidance_scale=GUIDANCE)

@@ -79,10 +79,10 @@ def _diffusers(threads: int) -> Callable[[], object]:
     import torch
     from diffusers import StableDiffusionPipeline
 
-    from stillhouse.pipelines.load import find
+    from stillhouse.pipelines.load import find_pipeline
 
     torch.set_num_threads(threads)
-    pipeline = StableDiffusionPipeline.from_pretrained(find("shapes"), torch_dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(find_pipeline("shapes"), torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return lambda: pipeline(PROMPT, num_inference_steps=STEPS, guidance_scale=GUIDANCE)
 

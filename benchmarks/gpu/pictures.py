@@ -8,7 +8,7 @@ from typing import Any
 from stillhouse.core import Picture
 from stillhouse.diffusion import NUMPY
 from stillhouse.measure.image_metrics import psnr
-from stillhouse.pipelines.load import find, load
+from stillhouse.pipelines.load import find_pipeline, load
 from stillhouse.pipelines.manifest import Component
 from stillhouse.pipelines.pipeline import Pipeline
 
@@ -51,7 +51,7 @@ WAYS: Mapping[str, Mapping[str, Way]] = {
 def rows(device: str) -> Iterator[dict[str, Any]]:
     """A row for each way: the PSNR of its worst picture in dB, and seconds of a picture of 35 guided steps."""
     wanted = [_drawn(load("shapes", backend="onnxruntime", precision="f32"), prompt) for prompt in _PROMPTS]
-    directory = find("shapes")
+    directory = find_pipeline("shapes")
     unet = load("shapes").manifest.components["unet"]
     for name, way in WAYS[device].items():
         told = {"device": device, **way.settings}

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel, Field
 
 import stillhouse
-from stillhouse.images.formats import encode_picture
+from stillhouse.images.formats import encode_image
 
 WAYS = ("async", "def")
 
@@ -40,7 +40,7 @@ def app_of(way: str) -> FastAPI:
     def drawn(asked: Generation) -> dict[str, Any]:
         with turn:
             result = pipeline.generate(asked.prompt, seed=asked.seed, steps=asked.steps, guidance=asked.guidance)
-        content = encode_picture(result.image, "png", result.request, "shapes")
+        content = encode_image(result.image, "png", result.request, "shapes")
         return {"created": int(time()), "data": [{"b64_json": b64encode(content).decode("ascii")}]}
 
     async def blocking(asked: Generation) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.serving.rival import Generation as PydanticGeneration
 from benchmarks.serving.ways import STEPS, WAYS, serving
 from stillhouse.core import Picture
-from stillhouse.images.formats import encode_picture
+from stillhouse.images.formats import encode_image
 from stillhouse.measure.clock import alternate, paired_ratio
 from stillhouse.serve.api.openai import Generation
 from stillhouse.serve.loadgen.http_client import Message, Reply, exchange
@@ -98,8 +98,8 @@ def encoding(runs: int = 7) -> list[dict[str, Any]]:
         rows.append(
             {
                 "size": size,
-                "png": median(_each(1, partial(encode_picture, image, "png")) for _ in range(runs)),
-                "jpeg": median(_each(1, partial(encode_picture, image, "jpeg")) for _ in range(runs)),
+                "png": median(_each(1, partial(encode_image, image, "png")) for _ in range(runs)),
+                "jpeg": median(_each(1, partial(encode_image, image, "jpeg")) for _ in range(runs)),
                 "on_loop": median(asyncio.run(_stood_still(_on_loop(image))) for _ in range(runs)),
                 "in_thread": median(asyncio.run(_stood_still(_in_thread(image))) for _ in range(runs)),
             }
@@ -109,7 +109,7 @@ def encoding(runs: int = 7) -> list[dict[str, Any]]:
 
 def _on_loop(image: Picture) -> Callable[[], Awaitable[object]]:
     async def encoded() -> object:
-        return encode_picture(image, "png")
+        return encode_image(image, "png")
 
     return encoded
 
@@ -117,7 +117,7 @@ def _on_loop(image: Picture) -> Callable[[], Awaitable[object]]:
 def _in_thread(image: Picture) -> Callable[[], Awaitable[object]]:
     async def encoded() -> object:
         with ThreadPoolExecutor(1) as pool:
-            return await asyncio.get_running_loop().run_in_executor(pool, encode_picture, image, "png")
+            return await asyncio.get_running_loop().run_in_executor(pool, encode_image, image, "png")
 
     return encoded
 

@@ -29,7 +29,7 @@ class ImageRequest:
         guidance_rescale: 0 to 1, phi of Lin et al. (arXiv 2305.08891), equation 16.
         guidance_interval: part of the walk that is guided, as shares from 0 (pure noise) to 1 (clean).
         eta: share of fresh noise in every DDIM step, 0 to 1.
-        refresh: every how many evaluations the U-Net's deep features are computed anew; 1 means always. More is
+        cache_interval: every how many evaluations the U-Net's deep features are computed anew; 1 means always. More is
             quicker and less exact, for pipelines whose U-Net `stillhouse accelerate` has cut for it.
 
     >>> ImageRequest("a red circle", seed=7).steps is None
@@ -50,7 +50,7 @@ class ImageRequest:
     guidance_rescale: float = 0.0
     guidance_interval: tuple[float, float] | None = None
     eta: float = 0.0
-    refresh: int | None = None
+    cache_interval: int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,7 +8,7 @@ import pytest
 
 from stillhouse.accelerate.workspace import original, settle
 from stillhouse.errors import InvalidRequest, PipelineError, UnknownModel
-from stillhouse.pipelines.load import find
+from stillhouse.pipelines.load import find_pipeline
 from stillhouse.pipelines.manifest import read_manifest, write_manifest
 from tests.accelerate.networks import detector, external
 
@@ -17,7 +17,7 @@ def test_an_embedded_model_becomes_a_pipeline_directory(tmp_path: Path) -> None:
     target = settle("shapes", tmp_path / "out")
     assert {part.name for part in target.parts} == {"text_encoder", "unet", "vae_encoder", "vae_decoder"}
     assert read_manifest(tmp_path / "out", verify=True).name == "shapes"
-    assert original(tmp_path / "out") == read_manifest(find("shapes")).components
+    assert original(tmp_path / "out") == read_manifest(find_pipeline("shapes")).components
     assert all(part.dynamic_rows for part in target.parts)
 
 

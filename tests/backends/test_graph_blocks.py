@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from stillhouse.backends.graph_blocks import Block, bisect, blocks
 from stillhouse.errors import PipelineError, UnsupportedPrecision
-from stillhouse.pipelines.load import find
+from stillhouse.pipelines.load import find_pipeline
 from tests.backends.networks import network, node, unet, write
 
 NAMES = tuple("abcdefghijkl")
@@ -18,7 +18,7 @@ CHOICES = st.frozensets(st.sampled_from(NAMES))
 
 
 def test_nodes_are_put_together_by_their_modules() -> None:
-    found = blocks(find("shapes") / "unet" / "model.onnx")
+    found = blocks(find_pipeline("shapes") / "unet" / "model.onnx")
     names = [block.name for block in found]
     assert {"conv_in", "conv_out", "time_embedding", "down_blocks.1.attentions.0", "up_blocks.0.resnets.1"} <= set(
         names

@@ -17,7 +17,7 @@ from stillhouse.backends.layer_precisions import read_census
 from stillhouse.backends.precision import half
 from stillhouse.backends.signature import read_signature
 from stillhouse.errors import InvalidRequest, PipelineError
-from stillhouse.pipelines.load import find
+from stillhouse.pipelines.load import find_pipeline
 from tests.backends.networks import BACKENDS, Value, network, node, unet, unet_feeds, unet_float64, unet_weights, write
 
 
@@ -207,7 +207,7 @@ def test_any_nodes_may_be_kept(tmp_path_factory: pytest.TempPathFactory, seed: i
 
 @pytest.mark.parametrize("name", ["unet/model", "text_encoder/model", "vae/decoder", "vae/encoder"])
 def test_the_shapes_networks_take_half_of_the_space(name: str, tmp_path: Path) -> None:
-    source, path = find("shapes") / f"{name}.onnx", tmp_path / "half.onnx"
+    source, path = find_pipeline("shapes") / f"{name}.onnx", tmp_path / "half.onnx"
     half(source, path)
     onnx.checker.check_model(onnx.load(path), full_check=True)
     assert read_census(path) == {"f16": read_census(source)["f32"]}

@@ -19,7 +19,7 @@ from stillhouse.backends.qdq import KINDS, Kind, Numbers
 from stillhouse.backends.quantize import dynamic, openvino_static, openvino_weights, static
 from stillhouse.backends.signature import read_signature
 from stillhouse.errors import BackendFailed, InvalidRequest, PipelineError
-from stillhouse.pipelines.load import find
+from stillhouse.pipelines.load import find_pipeline
 from tests.backends.networks import CHANNELS, Value, network, node, unet, unet_feeds, unet_float64, unet_weights, write
 
 HEAVY = ("Conv", "MatMul", "Gemm")
@@ -324,7 +324,7 @@ def _linear(directory: Path, stored: type[np.floating], width: int = 32) -> Path
 
 def test_the_shapes_u_net_keeps_its_signal(tmp_path: Path) -> None:
     """The widest ranges of real latents are asked for in the product; Gaussian ones show that every layer is taken."""
-    source = find("shapes") / "unet" / "model.onnx"
+    source = find_pipeline("shapes") / "unet" / "model.onnx"
     random = np.random.default_rng(0)
     feeds = [
         {

@@ -23,7 +23,7 @@ from stillhouse.backends import Runner, RunnerOptions, open_runner, torch_attent
 from stillhouse.backends import torch as torch_backend
 from stillhouse.backends.safetensors_index import safetensors_layout
 from stillhouse.convert.export import export_text_encoder, export_unet, export_vae
-from stillhouse.convert.weights import save_network
+from stillhouse.convert.weights import write_module
 from stillhouse.errors import BackendFailed, InvalidRequest, RuntimeMissing, UnsupportedPrecision
 from stillhouse.gpu import Gpu
 from tests.backends import networks
@@ -62,16 +62,16 @@ def export(kind: str, folder: Path) -> None:
     dtype = STORED.get(kind, torch.float32)
     if kind.startswith("vae"):
         autoencoder = vae().to(dtype)
-        weights = save_network(autoencoder, folder)
+        weights = write_module(autoencoder, folder)
         export_vae(autoencoder, folder / "encoder.onnx", folder / "decoder.onnx", weights)
     elif kind.startswith("text"):
         shape = transformers.CLIPTextModelWithProjection if "projected" in kind else transformers.CLIPTextModel
         encoder = shape(text_config("gelu", projection=16)).to(dtype)
-        weights = save_network(encoder, folder)
+        weights = write_module(encoder, folder)
         export_text_encoder(encoder, folder / "model.onnx", weights, 77, penultimate="penultimate" in kind)
     else:
         network = unet("sd1", time_cond_proj_dim=16) if kind == "lcm" else unet(kind)
-        weights = save_network(network.to(dtype), folder)
+        weights = write_module(network.to(dtype), folder)
         export_unet(network, folder / "model.onnx", weights, TOKENS)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from stillhouse.backends.kernels.guided_step import guided_step
 from stillhouse.backends.registry import own_arrays
 from stillhouse.backends.torch_arrays import KernelLeftOut, TorchArrays, fused_on
-from stillhouse.diffusion import NUMPY, START, Arrays, Keep, Trajectory, advance, gaussian
+from stillhouse.diffusion import INITIAL_STEP, NUMPY, Arrays, InpaintBlend, Trajectory, advance, gaussian
 from stillhouse.errors import InvalidRequest, RuntimeMissing
 from tests.diffusion.test_trajectory import SHAPE, courses
 
@@ -31,16 +31,16 @@ def linear(rows: Any, timesteps: Any, conditioning: Mapping[str, Any]) -> Any:
 
 def begun(course: Any, arrays: Arrays, *, keep: bool, extra: bool) -> Trajectory:
     def noise(seed: int, *shape: int) -> Any:
-        return arrays.placed(gaussian(seed, START, shape))
+        return arrays.placed(gaussian(seed, INITIAL_STEP, shape))
 
-    mask = arrays.placed((gaussian(5, START, (1, *SHAPE[1:])) > 0).astype(np.float32))
+    mask = arrays.placed((gaussian(5, INITIAL_STEP, (1, *SHAPE[1:])) > 0).astype(np.float32))
     return Trajectory(
         course,
         noise(course.seed, *SHAPE),
         {"text": noise(course.seed + 1, 3, 5)},
         {"text": noise(2, 3, 5)},
         extra_channels=noise(3, *SHAPE) if extra else None,
-        keep=Keep(noise(4, *SHAPE), mask, noise(course.seed, *SHAPE)) if keep else None,
+        blend=InpaintBlend(noise(4, *SHAPE), mask, noise(course.seed, *SHAPE)) if keep else None,
     )
 
 

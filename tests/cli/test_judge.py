@@ -8,7 +8,7 @@ import pytest
 from stillhouse.cli import main
 from stillhouse.distill.evaluation import comparison
 from stillhouse.distill.evaluation.evaluation_report import read_verdict
-from stillhouse.pipelines.load import find
+from stillhouse.pipelines.load import find_pipeline
 from stillhouse.pipelines.manifest import read_manifest, write_manifest
 from stillhouse.shapes.score import SCORES
 from tests.cli.conftest import FakePipeline, Refused
@@ -36,7 +36,7 @@ def test_mistakes_are_explained(fake: FakePipeline, refused: Refused) -> None:
 def hasty(here: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The embedded model, which takes two steps where nothing else is said."""
     monkeypatch.setattr(comparison, "SEEDS", 2)
-    shutil.copytree(find("shapes"), here / "hasty")
+    shutil.copytree(find_pipeline("shapes"), here / "hasty")
     manifest = read_manifest(here / "hasty")
     write_manifest(here / "hasty", replace(manifest, name="hasty", defaults=replace(manifest.defaults, steps=2)))
     return "hasty"

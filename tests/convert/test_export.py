@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from stillhouse.backends.registry import open_runner
 from stillhouse.backends.safetensors_index import safetensors_layout
 from stillhouse.convert.export import export_text_encoder, export_unet, export_vae
-from stillhouse.convert.weights import save_network
+from stillhouse.convert.weights import write_module
 from stillhouse.errors import ImportFailed
 from tests.checkpoints import text_config, unet, vae
 
@@ -36,7 +36,7 @@ def assert_close(one: NDArray[Any], other: torch.Tensor) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_unet(tmp_path: Path, backend: str, dtype: torch.dtype) -> None:
     network = unet("sd1").to(dtype)
-    weights = save_network(network, tmp_path)
+    weights = write_module(network, tmp_path)
     feeds = {
         "sample": torch.randn(3, 4, 10, 6),
         "timestep": torch.tensor([0.0, 17.5, 999.0]),
@@ -51,7 +51,7 @@ def test_unet(tmp_path: Path, backend: str, dtype: torch.dtype) -> None:
 
 def test_unet_that_is_told_its_guidance(tmp_path: Path) -> None:
     network = unet("sd1", time_cond_proj_dim=16)
-    weights = save_network(network, tmp_path)
+    weights = write_module(network, tmp_path)
     feeds = {
         "sample": torch.randn(2, 4, 8, 8),
         "timestep": torch.tensor([100.0, 900.0]),
@@ -69,7 +69,7 @@ def test_unet_that_is_told_its_guidance(tmp_path: Path) -> None:
 def test_text_encoder(tmp_path: Path, backend: str, projection: bool) -> None:
     kind = transformers.CLIPTextModelWithProjection if projection else transformers.CLIPTextModel
     network = kind(text_config("gelu", projection=16)).eval()
-    weights = save_network(network, tmp_path)
+    weights = write_module(network, tmp_path)
     ids = torch.randint(0, 500, (3, 77))
     ids[0, 9], ids[1, 40], ids[1, 60] = (network.config.eos_token_id,) * 3
     expected = network(ids, output_hidden_states=True)
@@ -86,7 +86,7 @@ def test_text_encoder(tmp_path: Path, backend: str, projection: bool) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_vae(tmp_path: Path, backend: str) -> None:
     network = vae().eval()
-    weights = save_network(network, tmp_path)
+    weights = write_module(network, tmp_path)
     sample, latents = torch.rand(2, 3, 24, 40), torch.randn(2, 4, 6, 10)
     spread, decoded = network.encode(sample).latent_dist, network.decode(latents).sample
     export_vae(network, tmp_path / "encoder.onnx", tmp_path / "decoder.onnx", weights)
@@ -99,7 +99,7 @@ def test_vae(tmp_path: Path, backend: str) -> None:
 
 def test_all_weights_lie_in_the_safetensors_file(tmp_path: Path) -> None:
     network = unet("sd1")
-    weights = save_network(network, tmp_path)
+    weights = write_module(network, tmp_path)
     export_unet(network, tmp_path / "model.onnx", weights, tokens=77)
     model = onnx.load(tmp_path / "model.onnx", load_external_data=False)
     places = [{entry.key: entry.value for entry in tensor.external_data} for tensor in model.graph.initializer]
@@ -118,14 +118,14 @@ def test_the_graph_does_not_depend_on_the_weights(tmp_path: Path) -> None:
         for parameter in network.parameters():
             parameter.mul_(scale)
         folder = tmp_path / str(scale)
-        weights = save_network(network, folder)
+        weights = write_module(network, folder)
         export_unet(network, folder / "model.onnx", weights, tokens=77)
         graphs.append((folder / "model.onnx").read_bytes())
     assert graphs[0] == graphs[1]
 
 
 def test_weights_of_another_network(tmp_path: Path) -> None:
-    weights = save_network(vae(), tmp_path)
+    weights = write_module(vae(), tmp_path)
     with pytest.raises(ImportFailed, match=r"diffusion_pytorch_model.safetensors has no weights for .*"):
         export_unet(unet("sd1"), tmp_path / "model.onnx", weights, tokens=77)
     assert not (tmp_path / "model.onnx").exists()

@@ -2,15 +2,15 @@ from typing import Any
 
 import pytest
 
-from stillhouse.convert.schedulers import SAMPLERS, Walk, read_walk
+from stillhouse.convert.schedulers import SAMPLERS, SamplingConfig, read_sampling_config
 from stillhouse.diffusion import Schedule
 from stillhouse.errors import ImportFailed
 
 COSINE = Schedule("squaredcos_cap_v2", 0.0001, 0.02)
 
 
-def walk(name: str, *, is_xl: bool = True, **fields: Any) -> Walk:
-    return read_walk({"_class_name": name, **fields}, name, is_xl=is_xl)
+def walk(name: str, *, is_xl: bool = True, **fields: Any) -> SamplingConfig:
+    return read_sampling_config({"_class_name": name, **fields}, name, is_xl=is_xl)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -63,9 +63,9 @@ def test_settings_without_a_counterpart(fields: dict[str, Any], message: str) ->
 
 def test_a_scheduler_that_is_not_known() -> None:
     with pytest.raises(ImportFailed, match="scheduler IPNDMScheduler is not known; allowed: DDIMScheduler"):
-        read_walk({}, "IPNDMScheduler", is_xl=True)
+        read_sampling_config({}, "IPNDMScheduler", is_xl=True)
 
 
 def test_thresholding_is_refused() -> None:
     with pytest.raises(ImportFailed, match="thresholding is true"):
-        read_walk({"thresholding": True}, "DDIMScheduler", is_xl=False)
+        read_sampling_config({"thresholding": True}, "DDIMScheduler", is_xl=False)

@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 from stillhouse.diffusion import (
     CLEAN,
     SAMPLERS,
-    Grid,
-    Past,
-    Point,
+    NoiseLevel,
     Prediction,
+    SamplerState,
     Schedule,
     Spacing,
-    denoised,
-    grid,
-    noised,
-    target,
+    TimestepGrid,
+    add_noise,
+    make_grid,
+    predict_denoised,
+    training_target,
 )
 
 Real = NDArray[np.float64]
@@ -44,44 +44,44 @@ SCHEDULES = {
 PREDICTIONS: tuple[Prediction, ...] = ("epsilon", "sample", "v_prediction", "flow")
 
 
-def exact(level: Point, deviations: Real) -> Real:
+def exact(level: NoiseLevel, deviations: Real) -> Real:
     """The ODE's solution at a level."""
     return level.alpha * MEAN + math.hypot(level.alpha * SPREAD, level.sigma) * deviations
 
 
-def perfect(prediction: Prediction, z: Real, level: Point) -> Real:
+def perfect(prediction: Prediction, z: Real, level: NoiseLevel) -> Real:
     """What a perfect network says: the posterior's mean, in its own words."""
     gain = level.alpha * SPREAD**2 / (level.alpha**2 * SPREAD**2 + level.sigma**2)
     x0 = MEAN + gain * (z - level.alpha * MEAN)
-    return target(prediction, x0, (z - level.alpha * x0) / level.sigma, level.alpha, level.sigma)
+    return training_target(prediction, x0, (z - level.alpha * x0) / level.sigma, level.alpha, level.sigma)
 
 
-def error(sampler: str, walk: Grid, prediction: Prediction = "sample", end: Point = CLEAN) -> float:
+def error(sampler: str, walk: TimestepGrid, prediction: Prediction = "sample", end: NoiseLevel = CLEAN) -> float:
     """How far three deviations end from the solution, walked from the grid's first level to `end`."""
-    z, past = exact(walk.points[0], DEVIATIONS), cast(Past[Real] | None, None)
+    z, past = exact(walk.levels[0], DEVIATIONS), cast(SamplerState[Real] | None, None)
     for evaluation in SAMPLERS[sampler].plan(walk):
         if evaluation.start == end:
             break
-        level = evaluation.at
-        clean = denoised(prediction, perfect(prediction, z, level), z, level.alpha, level.sigma)
+        level = evaluation.level
+        clean = predict_denoised(prediction, perfect(prediction, z, level), z, level.alpha, level.sigma)
         z, past = SAMPLERS[sampler].step(z, clean, evaluation, past)
     return float(np.abs(z - exact(end, DEVIATIONS)).max())
 
 
-def exponential_walks(schedule: Schedule) -> tuple[list[Grid], Point]:
+def exponential_walks(schedule: Schedule) -> tuple[list[TimestepGrid], NoiseLevel]:
     """Even in lambda; their lowest level before CLEAN is the schedule's cleanest, whatever the number of steps."""
-    walks = [grid(schedule, steps, sigmas="exponential") for steps in (40, 80, 160, 320)]
-    return walks, walks[0].points[-2]
+    walks = [make_grid(schedule, steps, sigmas="exponential") for steps in (40, 80, 160, 320)]
+    return walks, walks[0].levels[-2]
 
 
-def trailing_walks(schedule: Schedule) -> tuple[list[Grid], Point]:
+def trailing_walks(schedule: Schedule) -> tuple[list[TimestepGrid], NoiseLevel]:
     """Even in time; all of them visit the level at a fifth of the way before the end."""
-    walks = [grid(schedule, steps) for steps in (25, 50, 100, 200)]
-    return walks, walks[0].points[20]
+    walks = [make_grid(schedule, steps) for steps in (25, 50, 100, 200)]
+    return walks, walks[0].levels[20]
 
 
 def says_something(prediction: Prediction, schedule: Schedule) -> bool:
-    return prediction != "epsilon" or grid(schedule, 1).points[0].alpha > 0
+    return prediction != "epsilon" or make_grid(schedule, 1).levels[0].alpha > 0
 
 
 @pytest.mark.parametrize("walks", [exponential_walks, trailing_walks], ids=["exponential", "trailing"])
@@ -108,7 +108,7 @@ def test_order(
     most: float,
     prediction: Prediction,
     schedule: str,
-    walks: Callable[[Schedule], tuple[list[Grid], Point]],
+    walks: Callable[[Schedule], tuple[list[TimestepGrid], NoiseLevel]],
 ) -> None:
     grids, end = walks(SCHEDULES[schedule])
     errors = [error(sampler, walk, prediction, end) for walk in grids]
@@ -124,8 +124,10 @@ def test_whole_walks_end_at_the_data(sampler: str, schedule: str, spacing: Spaci
     """To the clean picture, whose last interval every sampler crosses at first order: closer with more steps."""
     if SCHEDULES[schedule].is_flow and spacing == "leading":
         spacing = "trailing"
-    trimmed = SAMPLERS[sampler].trimmed
-    errors = [error(sampler, grid(SCHEDULES[schedule], steps, spacing, trimmed=trimmed)) for steps in (5, 20, 80, 320)]
+    trimmed = SAMPLERS[sampler].drops_last_level
+    errors = [
+        error(sampler, make_grid(SCHEDULES[schedule], steps, spacing, trimmed=trimmed)) for steps in (5, 20, 80, 320)
+    ]
     assert errors[0] < 0.8
     assert errors[-1] < 0.02
     assert errors[-1] < errors[1] < errors[0]
@@ -145,9 +147,9 @@ def test_whole_walks_end_at_the_data(sampler: str, schedule: str, spacing: Spaci
 def test_contrast_that_few_steps_keep(sampler: str, spread: float, kept: dict[int, float]) -> None:
     """Measured apart from this program, with other code: zero terminal SNR, trailing, Stable Diffusion's betas."""
     for steps, share in kept.items():
-        z, past = np.array([1.0]), cast(Past[Real] | None, None)
-        for evaluation in SAMPLERS[sampler].plan(grid(Schedule(zero_terminal_snr=True), steps)):
-            alpha, sigma = evaluation.at.alpha, evaluation.at.sigma
+        z, past = np.array([1.0]), cast(SamplerState[Real] | None, None)
+        for evaluation in SAMPLERS[sampler].plan(make_grid(Schedule(zero_terminal_snr=True), steps)):
+            alpha, sigma = evaluation.level.alpha, evaluation.level.sigma
             gain = alpha * spread**2 / (alpha**2 * spread**2 + sigma**2)
             z, past = SAMPLERS[sampler].step(z, gain * z, evaluation, past)
         assert float(z[0]) / spread == pytest.approx(share, abs=1.5e-3), steps
@@ -158,15 +160,20 @@ MEAN_ERROR = SPREAD / PICTURES**0.5
 SPREAD_ERROR = SPREAD / (2 * PICTURES) ** 0.5
 
 
-def drawn(sampler: str, walk: Grid, eta: float, clean: Callable[[Real, Point], Real]) -> tuple[float, float]:
+def drawn(
+    sampler: str, walk: TimestepGrid, eta: float, clean: Callable[[Real, NoiseLevel], Real]
+) -> tuple[float, float]:
     """Mean and standard deviation of many pictures of one pixel."""
     rng = np.random.default_rng(5)
-    start = walk.points[0]
+    start = walk.levels[0]
     x0 = MEAN + SPREAD * rng.standard_normal(PICTURES)
-    z, past = noised(x0, rng.standard_normal(PICTURES), start.alpha, start.sigma), cast(Past[Real] | None, None)
+    z, past = (
+        add_noise(x0, rng.standard_normal(PICTURES), start.alpha, start.sigma),
+        cast(SamplerState[Real] | None, None),
+    )
     for evaluation in SAMPLERS[sampler].plan(walk, eta):
         noise = rng.standard_normal(PICTURES)
-        z, past = SAMPLERS[sampler].step(z, clean(z, evaluation.at), evaluation, past, noise)
+        z, past = SAMPLERS[sampler].step(z, clean(z, evaluation.level), evaluation, past, noise)
     return float(z.mean()), float(z.std())
 
 
@@ -186,7 +193,7 @@ def test_stochastic_samplers_draw_from_the_data(
 ) -> None:
     for steps, (least, most) in zip((10, 40, 160), shares, strict=True):
         mean, spread = drawn(
-            sampler, grid(SCHEDULES[schedule], steps), eta, lambda z, level: perfect("sample", z, level)
+            sampler, make_grid(SCHEDULES[schedule], steps), eta, lambda z, level: perfect("sample", z, level)
         )
         assert abs(mean - MEAN) < 4 * MEAN_ERROR
         assert least * SPREAD - 4 * SPREAD_ERROR < spread < most * SPREAD + 4 * SPREAD_ERROR
@@ -197,9 +204,9 @@ def test_stochastic_samplers_draw_from_the_data(
 def test_lcm_with_a_perfect_consistency_function_draws_exactly_the_data(schedule: str, steps: int) -> None:
     """Its network says where the ODE ends, so that each restart begins from true data."""
 
-    def end(z: Real, level: Point) -> Real:
+    def end(z: Real, level: NoiseLevel) -> Real:
         return MEAN + SPREAD * (z - level.alpha * MEAN) / math.hypot(level.alpha * SPREAD, level.sigma)
 
-    mean, spread = drawn("lcm", grid(SCHEDULES[schedule], steps), 0.0, end)
+    mean, spread = drawn("lcm", make_grid(SCHEDULES[schedule], steps), 0.0, end)
     assert abs(mean - MEAN) < 4 * MEAN_ERROR
     assert abs(spread - SPREAD) < 4 * SPREAD_ERROR

@@ -28,18 +28,18 @@ from numpy.typing import NDArray
 
 from stillhouse.diffusion import (
     SAMPLERS,
-    Grid,
-    Keep,
-    Past,
+    InpaintBlend,
     Prediction,
+    SamplerState,
     Schedule,
-    Sigmas,
+    SigmaSpacing,
     Spacing,
+    TimestepGrid,
     alphas_cumprod,
-    denoised,
-    grid,
-    grid_at,
+    grid_from_timesteps,
+    make_grid,
     noise_levels,
+    predict_denoised,
     rescale,
 )
 from stillhouse.errors import InvalidRequest
@@ -84,14 +84,14 @@ def config(schedule: Schedule, **more: object) -> dict[str, object]:
 
 
 def our_walk(
-    sampler: str, walk: Grid, prediction: Prediction, net: Network, noises: list[Real], eta: float = 0.0
+    sampler: str, walk: TimestepGrid, prediction: Prediction, net: Network, noises: list[Real], eta: float = 0.0
 ) -> Iterator[Real]:
     """z after every evaluation."""
-    z, past = noises[0], cast(Past[Real] | None, None)
+    z, past = noises[0], cast(SamplerState[Real] | None, None)
     for number, evaluation in enumerate(SAMPLERS[sampler].plan(walk, eta)):
-        level = evaluation.at
-        clean = denoised(prediction, net(z, level.timestep), z, level.alpha, level.sigma)
-        fresh = noises[number + 1] if evaluation.move.fresh else None
+        level = evaluation.level
+        clean = predict_denoised(prediction, net(z, level.timestep), z, level.alpha, level.sigma)
+        fresh = noises[number + 1] if evaluation.coefficients.noise else None
         z, past = SAMPLERS[sampler].step(z, clean, evaluation, past, fresh)
         yield z
 
@@ -123,7 +123,7 @@ def their_walk(
         yield (z / (sigmas[number + 1] ** 2 + 1) ** 0.5).numpy()
 
 
-def lend_levels(scheduler: Any, schedule: Schedule, walk: Grid) -> None:
+def lend_levels(scheduler: Any, schedule: Schedule, walk: TimestepGrid) -> None:
     """Compare the levels that both sides chose; then give the scheduler ours, which have more digits."""
     ours = alphas_cumprod(schedule)
     np.testing.assert_allclose(scheduler.alphas_cumprod.numpy(), ours, rtol=5e-5)
@@ -159,7 +159,7 @@ def test_timesteps(spacing: Spacing, steps: int, trimmed: bool) -> None:
     kind = DPMSolverMultistepScheduler if trimmed else DDIMScheduler
     scheduler = kind(**config(STABLE_DIFFUSION, timestep_spacing=spacing, steps_offset=offset))
     scheduler.set_timesteps(steps)
-    ours = grid(STABLE_DIFFUSION, steps, spacing, steps_offset=offset, trimmed=trimmed)
+    ours = make_grid(STABLE_DIFFUSION, steps, spacing, steps_offset=offset, trimmed=trimmed)
     assert ours.timesteps.tolist() == scheduler.timesteps.tolist()
 
 
@@ -176,7 +176,7 @@ def test_ddim(prediction: Prediction, eta: float, steps: int, spacing: Spacing) 
     )
     scheduler.set_timesteps(steps)
     noises = draws(steps + 1)
-    walk = grid(STABLE_DIFFUSION, steps, spacing, steps_offset=1)
+    walk = make_grid(STABLE_DIFFUSION, steps, spacing, steps_offset=1)
     lend_levels(scheduler, STABLE_DIFFUSION, walk)
     ours = our_walk("ddim", walk, prediction, network, noises, eta)
     assert_same(ours, their_walk(scheduler, network, noises, hand_over=eta > 0, eta=eta))
@@ -190,7 +190,7 @@ def test_ddim_from_pure_noise(steps: int, prediction: Prediction) -> None:
         rescale_betas_zero_snr=True,
     )
     scheduler.set_timesteps(steps)
-    walk = grid(Schedule(zero_terminal_snr=True), steps)
+    walk = make_grid(Schedule(zero_terminal_snr=True), steps)
     ours = our_walk("ddim", walk, prediction, network, draws(1))
     assert_same(ours, their_walk(scheduler, network, draws(1)))
 
@@ -208,7 +208,7 @@ def test_diffusers_ddim_leaves_its_own_trailing_grid_and_ours_does_not(steps: in
     listed = scheduler.timesteps.numpy()
     landed = listed - 1000 // steps
     assert np.count_nonzero(landed[:-1] != listed[1:]) == wrong
-    ours = SAMPLERS["ddim"].plan(grid(STABLE_DIFFUSION, steps))
+    ours = SAMPLERS["ddim"].plan(make_grid(STABLE_DIFFUSION, steps))
     assert [evaluation.end.timestep for evaluation in ours[:-1]] == listed[1:].tolist()
     assert (ours[-1].end.alpha, ours[-1].end.sigma) == (1, 0)
 
@@ -230,7 +230,7 @@ def test_ddpm(prediction: Prediction, spacing: Spacing, steps: int, monkeypatch:
     )
     scheduler.set_timesteps(steps)
     noises = draws(steps + 1)
-    walk = grid(DDPM, steps, spacing, steps_offset=1)
+    walk = make_grid(DDPM, steps, spacing, steps_offset=1)
     lend_levels(scheduler, DDPM, walk)
     ours = our_walk("ddpm", walk, prediction, network, noises)
     assert_same(ours, their_walk(scheduler, network, noises, monkeypatch))
@@ -246,7 +246,7 @@ def test_euler_and_heun(prediction: Prediction, sampler: str, schedule: Schedule
     kind = EulerDiscreteScheduler if sampler == "euler" else HeunDiscreteScheduler
     scheduler = kind(**config(schedule, prediction_type=prediction, timestep_spacing=spacing, steps_offset=1))
     scheduler.set_timesteps(steps)
-    walk = grid(schedule, steps, spacing, steps_offset=1)
+    walk = make_grid(schedule, steps, spacing, steps_offset=1)
     lend_levels(scheduler, schedule, walk)
     ours = our_walk(sampler, walk, prediction, network, draws(1))
     assert_same(ours, their_walk(scheduler, network, draws(1)))
@@ -256,7 +256,7 @@ def test_diffusers_euler_lays_linspace_out_in_fractions() -> None:
     """Ours are whole timesteps, as its DDIM has them: the same levels where 999 divides, within 0.5 elsewhere."""
     scheduler = EulerDiscreteScheduler(**config(STABLE_DIFFUSION))
     scheduler.set_timesteps(35)
-    difference = np.abs(scheduler.timesteps.numpy() - grid(STABLE_DIFFUSION, 35, "linspace").timesteps)
+    difference = np.abs(scheduler.timesteps.numpy() - make_grid(STABLE_DIFFUSION, 35, "linspace").timesteps)
     assert 0.4 < difference.max() <= 0.5
 
 
@@ -268,7 +268,7 @@ def test_euler_ancestral(prediction: Prediction, steps: int, spacing: Spacing, m
     )
     scheduler.set_timesteps(steps)
     noises = draws(steps + 1)
-    walk = grid(STABLE_DIFFUSION, steps, spacing, steps_offset=1)
+    walk = make_grid(STABLE_DIFFUSION, steps, spacing, steps_offset=1)
     lend_levels(scheduler, STABLE_DIFFUSION, walk)
     ours = our_walk("euler_ancestral", walk, prediction, network, noises)
     assert_same(ours, their_walk(scheduler, network, noises, monkeypatch))
@@ -291,7 +291,7 @@ def test_multistep(prediction: Prediction, sampler: str, spacing: Spacing, steps
     )
     scheduler.set_timesteps(steps)
     noises = draws(steps + 1)
-    walk = grid(schedule, steps, spacing, steps_offset=1, trimmed=SAMPLERS[sampler].trimmed)
+    walk = make_grid(schedule, steps, spacing, steps_offset=1, trimmed=SAMPLERS[sampler].drops_last_level)
     lend_levels(scheduler, schedule, walk)
     ours = our_walk(sampler, walk, prediction, network, noises)
     assert_same(ours, their_walk(scheduler, network, noises, hand_over=stochastic))
@@ -300,7 +300,7 @@ def test_multistep(prediction: Prediction, sampler: str, spacing: Spacing, steps
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "unipc", "euler", "heun"])
 @pytest.mark.parametrize("sigmas", ["karras", "exponential"])
 @pytest.mark.parametrize("steps", [35, 6])
-def test_ramps(sampler: str, sigmas: Sigmas, steps: int) -> None:
+def test_ramps(sampler: str, sigmas: SigmaSpacing, steps: int) -> None:
     kinds = {
         "dpmpp_2m": DPMSolverMultistepScheduler,
         "unipc": UniPCMultistepScheduler,
@@ -311,7 +311,7 @@ def test_ramps(sampler: str, sigmas: Sigmas, steps: int) -> None:
         **config(STABLE_DIFFUSION, timestep_spacing="linspace"), **{f"use_{sigmas}_sigmas": True}
     )
     scheduler.set_timesteps(steps)
-    walk = grid(STABLE_DIFFUSION, steps, sigmas=sigmas)
+    walk = make_grid(STABLE_DIFFUSION, steps, sigmas=sigmas)
     # DPM-Solver and UniPC feed these levels by the whole timestep nearby; ours are the fractions, as its Euler's are.
     fed = np.concatenate(
         [scheduler.timesteps.numpy()[:1], scheduler.timesteps.numpy()[1 :: 2 if sampler == "heun" else 1]]
@@ -324,7 +324,7 @@ def test_diffusers_euler_ramps_over_its_grid_and_ours_over_the_trained_range() -
     scheduler = EulerDiscreteScheduler(**config(STABLE_DIFFUSION, timestep_spacing="leading"), use_karras_sigmas=True)
     scheduler.set_timesteps(10)
     alphas, sigmas = noise_levels(STABLE_DIFFUSION)
-    ours = grid(STABLE_DIFFUSION, 10, "leading", "karras")
+    ours = make_grid(STABLE_DIFFUSION, 10, "leading", "karras")
     assert float(scheduler.sigmas[0]) == pytest.approx(sigmas[900] / alphas[900], rel=1e-5)
     assert ours.sigmas[0] / ours.alphas[0] == pytest.approx(sigmas[-1] / alphas[-1])
 
@@ -338,7 +338,7 @@ def test_diffusers_stops_short_of_pure_noise_where_ours_begins_at_it(steps: int,
     )
     scheduler.set_timesteps(steps)
     assert float(scheduler.alphas_cumprod[-1]) == 2**-24
-    walk = grid(Schedule(zero_terminal_snr=True), steps)
+    walk = make_grid(Schedule(zero_terminal_snr=True), steps)
     ours = our_walk("dpmpp_2m", walk, "v_prediction", network, draws(1))
     assert_same(ours, their_walk(scheduler, network, draws(1)), tolerance)
 
@@ -349,14 +349,14 @@ def test_diffusers_stops_short_of_pure_noise_where_ours_begins_at_it(steps: int,
     ("spacing", "sigmas"),
     [("linspace", "schedule"), ("trailing", "schedule"), ("linspace", "karras"), ("linspace", "exponential")],
 )
-def test_flow_euler(shift: float, steps: int, spacing: Spacing, sigmas: Sigmas) -> None:
+def test_flow_euler(shift: float, steps: int, spacing: Spacing, sigmas: SigmaSpacing) -> None:
     more = {} if sigmas == "schedule" else {f"use_{sigmas}_sigmas": True}
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift, **more)
     if spacing == "trailing":
         scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps).tolist())
     else:
         scheduler.set_timesteps(steps)
-    walk = grid(Schedule("flow", shift=shift), steps, spacing, sigmas)
+    walk = make_grid(Schedule("flow", shift=shift), steps, spacing, sigmas)
     np.testing.assert_allclose(walk.timesteps, scheduler.timesteps.numpy(), rtol=1e-5)
     ours = our_walk("flow_euler", walk, "flow", network, draws(1))
     assert_same(ours, their_walk(scheduler, network, draws(1)))
@@ -365,7 +365,7 @@ def test_flow_euler(shift: float, steps: int, spacing: Spacing, sigmas: Sigmas) 
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "unipc"])
 def test_multistep_on_flow(sampler: str) -> None:
     """On a grid that begins below pure noise, where diffusers' UniPC would divide infinities."""
-    walk = grid_at(Schedule("flow"), [980, 800, 600, 400, 200, 50])
+    walk = grid_from_timesteps(Schedule("flow"), [980, 800, 600, 400, 200, 50])
     kind = UniPCMultistepScheduler if sampler == "unipc" else DPMSolverMultistepScheduler
     scheduler = kind(use_flow_sigmas=True, prediction_type="flow_prediction")
     scheduler.set_timesteps(6)
@@ -380,7 +380,7 @@ def test_lcm(prediction: Prediction, timesteps: list[int], monkeypatch: pytest.M
     scheduler = LCMScheduler(**config(STABLE_DIFFUSION, prediction_type=prediction))
     scheduler.set_timesteps(timesteps=timesteps)
     noises = draws(len(timesteps) + 1)
-    walk = grid_at(STABLE_DIFFUSION, timesteps)
+    walk = grid_from_timesteps(STABLE_DIFFUSION, timesteps)
     lend_levels(scheduler, STABLE_DIFFUSION, walk)
     ours = our_walk("lcm", walk, prediction, network, noises)
     assert_same(ours, their_walk(scheduler, network, noises, monkeypatch))
@@ -397,7 +397,7 @@ def test_diffusers_heun_outgrows_the_picture_on_the_cosine_schedule() -> None:
     scheduler = HeunDiscreteScheduler(**config(COSINE, prediction_type="sample", timestep_spacing="trailing"))
     scheduler.set_timesteps(20)
     *_, theirs = their_walk(scheduler, perfect, draws(1))
-    *_, ours = our_walk("heun", grid(COSINE, 20), "sample", perfect, draws(1))
+    *_, ours = our_walk("heun", make_grid(COSINE, 20), "sample", perfect, draws(1))
     exact = 0.5 * draws(1)[0]
     assert np.abs(theirs / exact).mean() > 2
     np.testing.assert_allclose(ours, exact, rtol=0.05)
@@ -411,11 +411,11 @@ def test_image_to_image_enters_the_grid_at_the_same_place(steps: int, strength: 
     stand_in = SimpleNamespace(scheduler=scheduler)
     timesteps, count = StableDiffusionImg2ImgPipeline.get_timesteps(stand_in, steps, strength, "cpu")
     if count:
-        tail = grid(STABLE_DIFFUSION, steps).from_strength(strength)
+        tail = make_grid(STABLE_DIFFUSION, steps).start_at_strength(strength)
         assert (tail.timesteps.tolist(), tail.steps) == (timesteps.tolist(), count)
     else:
         with pytest.raises(InvalidRequest, match="leaves no step"):
-            grid(STABLE_DIFFUSION, steps).from_strength(strength)
+            make_grid(STABLE_DIFFUSION, steps).start_at_strength(strength)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
@@ -431,9 +431,11 @@ def test_kept_latents_are_noised_to_the_next_level() -> None:
     scheduler.set_timesteps(4)
     known, noise, z = (draw.astype(np.float32) for draw in draws(3))
     mask = (z > 0).astype(np.float32)
-    held = Keep(known, mask, noise)
-    for level, following in zip(grid(STABLE_DIFFUSION, 4).points[1:], [*scheduler.timesteps[1:], None], strict=True):
+    held = InpaintBlend(known, mask, noise)
+    for level, following in zip(
+        make_grid(STABLE_DIFFUSION, 4).levels[1:], [*scheduler.timesteps[1:], None], strict=True
+    ):
         proper = torch.from_numpy(known)
         if following is not None:
             proper = scheduler.add_noise(proper, torch.from_numpy(noise), following[None])
-        np.testing.assert_allclose(held.blend(z, level), (1 - mask) * proper.numpy() + mask * z, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(held.apply(z, level), (1 - mask) * proper.numpy() + mask * z, rtol=1e-5, atol=1e-6)

@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from stillhouse.diffusion import CLEAN, SAMPLERS, Grid, Past, Point, Schedule, find_sampler, grid
+from stillhouse.diffusion import (
+    CLEAN,
+    SAMPLERS,
+    NoiseLevel,
+    SamplerState,
+    Schedule,
+    TimestepGrid,
+    find_sampler,
+    make_grid,
+)
 from stillhouse.errors import InvalidRequest
 
 Real = NDArray[np.float64]
@@ -20,12 +29,12 @@ PURE = Schedule(zero_terminal_snr=True)
 SCHEDULES = st.sampled_from([Schedule(), PURE, Schedule("squaredcos_cap_v2"), Schedule("flow", shift=3.0)])
 
 
-def walk(sampler: str, on: Grid, eta: float = 0.0, seed: int = 1) -> Iterator[Any]:
+def walk(sampler: str, on: TimestepGrid, eta: float = 0.0, seed: int = 1) -> Iterator[Any]:
     """z after every evaluation, with a made-up clean picture that depends on z and on the level."""
     rng = np.random.default_rng(seed)
-    z, past = rng.standard_normal((3, 4)), cast(Past[Real] | None, None)
+    z, past = rng.standard_normal((3, 4)), cast(SamplerState[Real] | None, None)
     for evaluation in SAMPLERS[sampler].plan(on, eta):
-        clean = z / (1 + z**2) + evaluation.at.alpha
+        clean = z / (1 + z**2) + evaluation.level.alpha
         z, past = SAMPLERS[sampler].step(z, clean, evaluation, past, rng.standard_normal(z.shape))
         yield z
 
@@ -37,14 +46,14 @@ def assert_same_walk(left: Iterator[Real], right: Iterator[Real]) -> None:
 
 @given(schedule=SCHEDULES, steps=st.integers(1, 12))
 def test_ddim_euler_and_flow_euler_are_one_walk(schedule: Schedule, steps: int) -> None:
-    on = grid(schedule, steps)
+    on = make_grid(schedule, steps)
     assert_same_walk(walk("ddim", on), walk("euler", on))
     assert_same_walk(walk("ddim", on), walk("flow_euler", on))
 
 
 @given(schedule=SCHEDULES, steps=st.integers(1, 12))
 def test_ddpm_euler_ancestral_and_ddim_with_all_its_noise_are_one_walk(schedule: Schedule, steps: int) -> None:
-    on = grid(schedule, steps)
+    on = make_grid(schedule, steps)
     assert_same_walk(walk("ddpm", on), walk("euler_ancestral", on))
     assert_same_walk(walk("ddpm", on), walk("ddim", on, eta=1.0))
 
@@ -52,8 +61,8 @@ def test_ddpm_euler_ancestral_and_ddim_with_all_its_noise_are_one_walk(schedule:
 @pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
 def test_a_move_keeps_a_noised_picture_on_its_schedule(eta: float) -> None:
     """From alpha x0 + sigma noise with the true x0, the next z has alpha' of picture and variance sigma'^2."""
-    for evaluation in SAMPLERS["ddim"].plan(grid(Schedule(), 20), eta):
-        kept, gained, fresh = evaluation.move
+    for evaluation in SAMPLERS["ddim"].plan(make_grid(Schedule(), 20), eta):
+        kept, gained, fresh = evaluation.coefficients
         assert kept * evaluation.start.alpha + gained == pytest.approx(evaluation.end.alpha)
         assert math.hypot(kept * evaluation.start.sigma, fresh) == pytest.approx(evaluation.end.sigma)
 
@@ -61,23 +70,23 @@ def test_a_move_keeps_a_noised_picture_on_its_schedule(eta: float) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @given(steps=st.integers(1, 30), strength=st.floats(0.5, 1))
 def test_plans_cross_every_interval_in_order(name: str, steps: int, strength: float) -> None:
-    sampler, on = SAMPLERS[name], grid(Schedule(), steps * 2).from_strength(strength)
+    sampler, on = SAMPLERS[name], make_grid(Schedule(), steps * 2).start_at_strength(strength)
     plan = sampler.plan(on)
-    assert len(plan) == sampler.evaluations(on.steps)
-    assert [e.start for e in plan if e.at == e.start] == list(on.points[:-1])
-    assert [e.end for e in plan if e.at == e.start] == list(on.points[1:])
+    assert len(plan) == sampler.evaluation_count(on.steps)
+    assert [e.start for e in plan if e.level == e.start] == list(on.levels[:-1])
+    assert [e.end for e in plan if e.level == e.start] == list(on.levels[1:])
     assert plan[-1].end == CLEAN
-    assert plan[0].share == on.skipped / (steps * 2)
-    assert all(before.share <= after.share < 1 for before, after in pairwise(plan))
-    assert all(evaluation.at != CLEAN for evaluation in plan)
+    assert plan[0].progress == on.skipped_steps / (steps * 2)
+    assert all(before.progress <= after.progress < 1 for before, after in pairwise(plan))
+    assert all(evaluation.level != CLEAN for evaluation in plan)
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("schedule", [PURE, Schedule("flow"), Schedule("squaredcos_cap_v2", zero_terminal_snr=True)])
 @pytest.mark.parametrize("steps", [1, 2, 3, 20, 1000])
 def test_every_sampler_begins_at_pure_noise(name: str, schedule: Schedule, steps: int) -> None:
-    on = grid(schedule, steps)
-    assert on.points[0].alpha == 0
+    on = make_grid(schedule, steps)
+    assert on.levels[0].alpha == 0
     assert all(np.isfinite(z).all() for z in walk(name, on))
 
 
@@ -86,9 +95,9 @@ def test_every_sampler_begins_at_pure_noise(name: str, schedule: Schedule, steps
 def test_a_certain_network_is_believed(name: str, sigmas: Any) -> None:
     """Where x0 is the same at every step, every walk ends there, whatever it began with."""
     x0 = np.array([-1.0, 0.2, 3.0])
-    z, past = np.array([5.0, -2.0, 0.1]), cast(Past[Real] | None, None)
+    z, past = np.array([5.0, -2.0, 0.1]), cast(SamplerState[Real] | None, None)
     noise = np.random.default_rng(2)
-    for evaluation in SAMPLERS[name].plan(grid(PURE, 9, sigmas=sigmas)):
+    for evaluation in SAMPLERS[name].plan(make_grid(PURE, 9, sigmas=sigmas)):
         z, past = SAMPLERS[name].step(z, x0, evaluation, past, noise.standard_normal(3))
     # lcm's boundary condition keeps some of z near timestep 0, where the ramps end and trailing does not.
     near = 5e-2 if name == "lcm" and sigmas != "schedule" else 1e-5
@@ -99,8 +108,12 @@ def test_a_certain_network_is_believed(name: str, sigmas: Any) -> None:
 def test_torch_tensors_give_what_arrays_give(name: str) -> None:
     rng = np.random.default_rng(3)
     sampler, z = SAMPLERS[name], rng.standard_normal((2, 4, 4))
-    tensor, past, tensor_past = torch.from_numpy(z), cast(Past[Any] | None, None), cast(Past[Any] | None, None)
-    for evaluation in sampler.plan(grid(PURE, 6), eta=0.5):
+    tensor, past, tensor_past = (
+        torch.from_numpy(z),
+        cast(SamplerState[Any] | None, None),
+        cast(SamplerState[Any] | None, None),
+    )
+    for evaluation in sampler.plan(make_grid(PURE, 6), eta=0.5):
         noise = rng.standard_normal(z.shape)
         z, past = sampler.step(z, z / (1 + z**2), evaluation, past, noise)
         clean = tensor / (1 + tensor**2)
@@ -112,8 +125,8 @@ def test_torch_tensors_give_what_arrays_give(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_steps_are_pure_and_leave_float32_alone(name: str) -> None:
     sampler, z = SAMPLERS[name], np.ones((2, 2), np.float32)
-    clean, noise, past = z * np.float32(0.5), z * np.float32(-0.3), cast(Past[Any] | None, None)
-    for evaluation in sampler.plan(grid(PURE, 4)):
+    clean, noise, past = z * np.float32(0.5), z * np.float32(-0.3), cast(SamplerState[Any] | None, None)
+    for evaluation in sampler.plan(make_grid(PURE, 4)):
         for array in (z, clean, noise):
             array.flags.writeable = False
         (once, _), (z, past) = (sampler.step(z, clean, evaluation, past, noise) for _ in range(2))
@@ -122,24 +135,24 @@ def test_steps_are_pure_and_leave_float32_alone(name: str) -> None:
 
 
 def test_stochastic_steps_insist_on_noise() -> None:
-    first, *_, last = SAMPLERS["ddpm"].plan(grid(PURE, 3))
+    first, *_, last = SAMPLERS["ddpm"].plan(make_grid(PURE, 3))
     with pytest.raises(InvalidRequest, match="without noise"):
         SAMPLERS["ddpm"].step(1.0, 0.5, first)
     assert SAMPLERS["ddpm"].step(1.0, 0.5, last) == (0.5, None)
 
 
 def test_memory_does_not_grow() -> None:
-    z, past = np.zeros(3), cast(Past[Real] | None, None)
-    for evaluation in SAMPLERS["unipc"].plan(grid(PURE, 8)):
+    z, past = np.zeros(3), cast(SamplerState[Real] | None, None)
+    for evaluation in SAMPLERS["unipc"].plan(make_grid(PURE, 8)):
         z, past = SAMPLERS["unipc"].step(z, z, evaluation, past)
         assert past is not None
-        assert past.earlier is None or past.earlier.earlier is None
+        assert past.previous is None or past.previous.previous is None
 
 
 def test_heun_looks_at_both_ends_of_all_intervals_but_the_last() -> None:
-    on = grid(Schedule(), 3)
-    first, second, third = on.points[:3]
-    seen = [(e.at, e.start, e.end) for e in SAMPLERS["heun"].plan(on)]
+    on = make_grid(Schedule(), 3)
+    first, second, third = on.levels[:3]
+    seen = [(e.level, e.start, e.end) for e in SAMPLERS["heun"].plan(on)]
     assert seen == [
         (first, first, second),
         (second, first, second),
@@ -150,7 +163,7 @@ def test_heun_looks_at_both_ends_of_all_intervals_but_the_last() -> None:
 
 
 def test_lambda_of_the_ends() -> None:
-    assert (CLEAN.half_log_snr, Point(999, 0.0, 1.0).half_log_snr) == (math.inf, -math.inf)
+    assert (CLEAN.half_log_snr, NoiseLevel(999, 0.0, 1.0).half_log_snr) == (math.inf, -math.inf)
 
 
 def test_samplers_cannot_be_replaced_and_say_what_they_are() -> None:

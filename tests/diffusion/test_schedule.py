@@ -3,16 +3,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillhouse.diffusion import Kind, Schedule, alphas_cumprod, noise_levels
+from stillhouse.diffusion import Schedule, ScheduleKind, alphas_cumprod, noise_levels
 from stillhouse.errors import InvalidRequest
 
-BETAS: tuple[Kind, ...] = ("linear", "scaled_linear", "squaredcos_cap_v2")
+BETAS: tuple[ScheduleKind, ...] = ("linear", "scaled_linear", "squaredcos_cap_v2")
 
 
 @pytest.mark.parametrize("kind", BETAS)
 @pytest.mark.parametrize("zero", [False, True])
 @pytest.mark.parametrize("train_steps", [2, 50, 1000])
-def test_beta_schedules_preserve_variance_and_only_add_noise(kind: Kind, zero: bool, train_steps: int) -> None:
+def test_beta_schedules_preserve_variance_and_only_add_noise(kind: ScheduleKind, zero: bool, train_steps: int) -> None:
     alphas, sigmas = noise_levels(Schedule(kind, train_steps=train_steps, zero_terminal_snr=zero))
     assert alphas.shape == sigmas.shape == (train_steps,)
     np.testing.assert_allclose(alphas**2 + sigmas**2, 1, rtol=1e-12)

@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 
 from stillhouse.core import Array
 from stillhouse.diffusion import (
+    INITIAL_STEP,
     SAMPLERS,
-    START,
-    Course,
-    CutDenoiser,
+    SamplingPlan,
     Schedule,
+    SplitDenoiser,
     Trajectory,
     advance,
     gaussian,
-    grid,
+    make_grid,
 )
 from stillhouse.errors import InvalidRequest
 
@@ -46,8 +46,8 @@ class Network:
         return _each(_output, rows, timesteps, deep)
 
     @property
-    def cut(self) -> CutDenoiser:
-        return CutDenoiser(self.full, self.shallow)
+    def cut(self) -> SplitDenoiser:
+        return SplitDenoiser(self.full, self.shallow)
 
     def whole(self, rows: Array, timesteps: Array, conditioning: Inputs) -> Array:
         return self.full(rows, timesteps, conditioning)[0]
@@ -71,9 +71,11 @@ def text(seed: int) -> dict[str, NDArray[Any]]:
     return {"text": gaussian(seed, 77, (3, 5))}
 
 
-def picture(refresh: int = 1, steps: int = 6, sampler: str = "ddim", seed: int = 0, **fields: Any) -> Trajectory:
-    course = Course(grid(BETAS, steps), sampler, "v_prediction", refresh=refresh, seed=seed, **fields)
-    return Trajectory(course, gaussian(seed, START, SHAPE), text(seed + 1), text(0))
+def picture(cache_interval: int = 1, steps: int = 6, sampler: str = "ddim", seed: int = 0, **fields: Any) -> Trajectory:
+    course = SamplingPlan(
+        make_grid(BETAS, steps), sampler, "v_prediction", cache_interval=cache_interval, seed=seed, **fields
+    )
+    return Trajectory(course, gaussian(seed, INITIAL_STEP, SHAPE), text(seed + 1), text(0))
 
 
 def walked(trajectory: Trajectory, network: Network | None = None) -> Array:
@@ -87,7 +89,7 @@ def walked(trajectory: Trajectory, network: Network | None = None) -> Array:
 def pictures(draw: st.DrawFn) -> dict[str, Any]:
     begin = draw(st.floats(0, 1))
     return {
-        "refresh": draw(st.integers(1, 4)),
+        "cache_interval": draw(st.integers(1, 4)),
         "steps": draw(st.integers(1, 7)),
         "sampler": draw(st.sampled_from(sorted(SAMPLERS))),
         "guidance": draw(st.sampled_from([1.0, 4.0])),
@@ -118,23 +120,23 @@ def test_a_picture_in_any_company_is_the_picture_alone(plans: list[dict[str, Any
 @given(plan=pictures())
 @settings(max_examples=30)
 def test_refresh_of_one_is_the_network_in_one_piece(plan: dict[str, Any]) -> None:
-    trajectory = picture(**plan | {"refresh": 1})
+    trajectory = picture(**plan | {"cache_interval": 1})
     while not trajectory.is_done:
         advance([trajectory], Network().whole)
     network = Network()
-    assert walked(picture(**plan | {"refresh": 1}), network).tobytes() == trajectory.latents.tobytes()
+    assert walked(picture(**plan | {"cache_interval": 1}), network).tobytes() == trajectory.latents.tobytes()
     assert {depth for depth, _ in network.calls} == {"full"}
 
 
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({"refresh": 1}, "FFFFFF"),
-        ({"refresh": 2}, "FsFsFs"),
-        ({"refresh": 3}, "FssFss"),
-        ({"refresh": 1000}, "Fsssss"),
-        ({"refresh": 2, "sampler": "heun", "steps": 3}, "FsFsF"),
-        ({"refresh": 3, "sampler": "heun", "steps": 3}, "FssFs"),
+        ({"cache_interval": 1}, "FFFFFF"),
+        ({"cache_interval": 2}, "FsFsFs"),
+        ({"cache_interval": 3}, "FssFss"),
+        ({"cache_interval": 1000}, "Fsssss"),
+        ({"cache_interval": 2, "sampler": "heun", "steps": 3}, "FsFsF"),
+        ({"cache_interval": 3, "sampler": "heun", "steps": 3}, "FssFs"),
     ],
 )
 def test_when_the_whole_network_is_asked(fields: dict[str, Any], expected: str) -> None:
@@ -169,10 +171,10 @@ def test_each_row_goes_on_with_its_own_features() -> None:
         deep = _each(lambda row, text: np.full(SHAPE, text.mean()), rows, conditioning["text"])
         return deep, deep
 
-    cut = CutDenoiser(full, lambda rows, timesteps, conditioning, deep: deep)
+    cut = SplitDenoiser(full, lambda rows, timesteps, conditioning, deep: deep)
     trajectory = picture(2, 4, guidance=3.0, seed=5)
     for _ in range(2):
-        z, level, end = trajectory.latents, *trajectory.course.grid.points[trajectory.index : trajectory.index + 2]
+        z, level, end = trajectory.latents, *trajectory.plan.grid.levels[trajectory.index : trajectory.index + 2]
         advance([trajectory], cut)
         v = 3 * text(6)["text"].mean() - 2 * text(0)["text"].mean()
         x0, noise = level.alpha * z - level.sigma * v, level.sigma * z + level.alpha * v
@@ -210,10 +212,14 @@ def test_a_network_may_reuse_its_buffers() -> None:
         shallow[: len(rows)] = network.shallow(rows, timesteps, conditioning, kept)
         return shallow[: len(rows)]
 
-    plans: list[dict[str, Any]] = [{"refresh": 2, "guidance": 3.0}, {"refresh": 3, "seed": 1}, {"seed": 2}]
+    plans: list[dict[str, Any]] = [
+        {"cache_interval": 2, "guidance": 3.0},
+        {"cache_interval": 3, "seed": 1},
+        {"seed": 2},
+    ]
     made = [picture(**plan) for plan in plans]
     while not made[0].is_done:
-        advance(made, CutDenoiser(full, rest))
+        advance(made, SplitDenoiser(full, rest))
         for buffer in (output, deep, shallow):
             buffer[:] = np.nan
     for plan, trajectory in zip(plans, made, strict=True):
@@ -229,25 +235,27 @@ def test_nothing_moves_when_either_depth_fails(broken: str) -> None:
     made = [picture(2), picture(3, seed=1), picture(1, seed=2)]
     advance(made, network.cut)
     advance(made[1:], network.cut)
-    before = [(one.index, one.latents.tobytes(), one.past, one.features) for one in made]
+    before = [(one.index, one.latents.tobytes(), one.sampler_state, one.features) for one in made]
     with pytest.raises(RuntimeError, match="out of memory"):
         advance(made, replace(network.cut, **{broken: fail}))
     for one, (index, latents, past, features) in zip(made, before, strict=True):
         assert (one.index, one.latents.tobytes()) == (index, latents)
-        assert one.past is past and one.features is features
+        assert one.sampler_state is past and one.features is features
 
 
 def test_kept_features_need_a_network_in_two_depths() -> None:
     with pytest.raises(
-        InvalidRequest, match="refresh above 1 with a network in one piece; allowed: refresh 1, or a Cut"
+        InvalidRequest, match="cache_interval above 1 with a network in one piece; allowed: cache_interval 1, or a Cut"
     ):
         advance([picture(1), picture(2)], Network().whole)
 
 
-@pytest.mark.parametrize("refresh", [0, -1, 1001, 2.5, True])
-def test_a_refresh_without_meaning_is_refused(refresh: Any) -> None:
-    with pytest.raises(InvalidRequest, match=f"refresh is {refresh}; allowed: a whole number from 1 to 1000"):
-        picture(refresh)
+@pytest.mark.parametrize("cache_interval", [0, -1, 1001, 2.5, True])
+def test_a_refresh_without_meaning_is_refused(cache_interval: Any) -> None:
+    with pytest.raises(
+        InvalidRequest, match=f"cache_interval is {cache_interval}; allowed: a whole number from 1 to 1000"
+    ):
+        picture(cache_interval)
 
 
 def test_an_interval_that_is_no_pair_is_refused() -> None:

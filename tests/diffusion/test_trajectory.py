@@ -11,17 +11,17 @@ from numpy.typing import NDArray
 from stillhouse.core import Array
 from stillhouse.diffusion import (
     CLEAN,
+    INITIAL_STEP,
     NUMPY,
     SAMPLERS,
-    START,
-    Course,
-    Keep,
+    InpaintBlend,
+    SamplingPlan,
     Schedule,
     Trajectory,
+    add_noise,
     advance,
     gaussian,
-    grid,
-    noised,
+    make_grid,
 )
 from stillhouse.errors import InvalidRequest
 
@@ -49,8 +49,8 @@ def text(seed: int) -> dict[str, NDArray[Any]]:
     return {"text": gaussian(seed, 77, (3, 5))}
 
 
-def picture(course: Course, **more: Any) -> Trajectory:
-    return Trajectory(course, gaussian(course.seed, START, SHAPE), text(course.seed + 1), text(0), **more)
+def picture(course: SamplingPlan, **more: Any) -> Trajectory:
+    return Trajectory(course, gaussian(course.seed, INITIAL_STEP, SHAPE), text(course.seed + 1), text(0), **more)
 
 
 def finish(trajectory: Trajectory) -> Array:
@@ -77,14 +77,14 @@ class Full:
 
 
 @st.composite
-def courses(draw: st.DrawFn) -> Course:
+def courses(draw: st.DrawFn) -> SamplingPlan:
     sampler = draw(st.sampled_from(sorted(SAMPLERS)))
     schedule = draw(st.sampled_from([BETAS, FLOW, Schedule()]))
-    walk = grid(schedule, draw(st.integers(1, 6)), sigmas=draw(st.sampled_from(["schedule", "karras"])))
+    walk = make_grid(schedule, draw(st.integers(1, 6)), sigmas=draw(st.sampled_from(["schedule", "karras"])))
     if draw(st.booleans()):
-        walk = walk.from_strength(draw(st.floats(1 / walk.steps + 0.01, 1.0)) if walk.steps > 1 else 1.0)
+        walk = walk.start_at_strength(draw(st.floats(1 / walk.steps + 0.01, 1.0)) if walk.steps > 1 else 1.0)
     begin = draw(st.floats(0, 1))
-    return Course(
+    return SamplingPlan(
         walk,
         sampler,
         draw(st.sampled_from(["sample", "v_prediction", "flow"])),
@@ -96,14 +96,16 @@ def courses(draw: st.DrawFn) -> Course:
     )
 
 
-def keep(seed: int) -> Keep:
+def keep(seed: int) -> InpaintBlend:
     mask = (gaussian(seed, 5, (1, *SHAPE[1:])) > 0).astype(np.float32)
-    return Keep(gaussian(seed, 6, SHAPE), mask, gaussian(seed, START, SHAPE))
+    return InpaintBlend(gaussian(seed, 6, SHAPE), mask, gaussian(seed, INITIAL_STEP, SHAPE))
 
 
 @given(plans=st.lists(st.tuples(courses(), st.booleans()), min_size=1, max_size=7), data=st.data())
 @settings(max_examples=60)
-def test_a_picture_in_any_company_is_the_picture_alone(plans: list[tuple[Course, bool]], data: st.DataObject) -> None:
+def test_a_picture_in_any_company_is_the_picture_alone(
+    plans: list[tuple[SamplingPlan, bool]], data: st.DataObject
+) -> None:
     """Bit for bit, with pictures that come, wait and go in any order."""
     made = [picture(course, keep=keep(course.seed) if kept else None) for course, kept in plans]
     while waiting := [trajectory for trajectory in made if not trajectory.is_done]:
@@ -118,11 +120,11 @@ def test_a_picture_in_any_company_is_the_picture_alone(plans: list[tuple[Course,
 
 def test_one_call_holds_all_rows_guided_pictures_twice() -> None:
     network = Network()
-    walk = grid(BETAS, 4)
+    walk = make_grid(BETAS, 4)
     trajectories = [
-        picture(Course(walk, prediction="v_prediction", guidance=4.0, seed=1)),
-        picture(Course(grid(BETAS, 2), prediction="v_prediction", seed=2)),
-        picture(Course(walk, prediction="v_prediction", guidance=2.0, seed=3, guidance_interval=(0.5, 1.0))),
+        picture(SamplingPlan(walk, prediction="v_prediction", guidance=4.0, seed=1)),
+        picture(SamplingPlan(make_grid(BETAS, 2), prediction="v_prediction", seed=2)),
+        picture(SamplingPlan(walk, prediction="v_prediction", guidance=2.0, seed=3, guidance_interval=(0.5, 1.0))),
     ]
     assert [trajectory.rows for trajectory in trajectories] == [2, 1, 1]
     before = [trajectory.latents for trajectory in trajectories]
@@ -144,8 +146,8 @@ def test_one_call_holds_all_rows_guided_pictures_twice() -> None:
 
 def test_one_step_by_hand() -> None:
     """Half way to clean with v-prediction and guidance, against the formulas written out."""
-    walk = grid(BETAS, 2).from_strength(0.5)
-    course = Course(walk, "ddim", "v_prediction", guidance=3.0)
+    walk = make_grid(BETAS, 2).start_at_strength(0.5)
+    course = SamplingPlan(walk, "ddim", "v_prediction", guidance=3.0)
     trajectory = picture(course)
     z, alpha, sigma = trajectory.latents, walk.alphas[0], walk.sigmas[0]
     timesteps = np.array([499, 499], np.float32)
@@ -154,11 +156,13 @@ def test_one_step_by_hand() -> None:
     np.testing.assert_allclose(
         trajectory.latents, alpha * z - sigma * (uncond + 3 * (cond - uncond)), rtol=1e-5, atol=1e-6
     )
-    assert (trajectory.is_done, trajectory.progress, trajectory.evaluations) == (True, 1.0, 1)
+    assert (trajectory.is_done, trajectory.progress, trajectory.evaluation_count) == (True, 1.0, 1)
 
 
 def test_guidance_of_one_never_asks_for_the_unconditional_row() -> None:
-    trajectory = Trajectory(Course(grid(BETAS, 3), prediction="sample"), gaussian(0, START, SHAPE), text(1))
+    trajectory = Trajectory(
+        SamplingPlan(make_grid(BETAS, 3), prediction="sample"), gaussian(0, INITIAL_STEP, SHAPE), text(1)
+    )
     network = Network()
     while not trajectory.is_done:
         advance([trajectory], network)
@@ -166,7 +170,7 @@ def test_guidance_of_one_never_asks_for_the_unconditional_row() -> None:
 
 
 def test_progress_counts_evaluations() -> None:
-    trajectory = picture(Course(grid(BETAS, 3), "heun", "sample"))
+    trajectory = picture(SamplingPlan(make_grid(BETAS, 3), "heun", "sample"))
     seen = []
     while not trajectory.is_done:
         seen.append(trajectory.progress)
@@ -177,19 +181,19 @@ def test_progress_counts_evaluations() -> None:
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS))
 def test_kept_latents_are_at_the_level_of_each_step_and_come_out_clean(sampler: str) -> None:
     held = keep(9)
-    trajectory = picture(Course(grid(BETAS, 3), sampler, "v_prediction", seed=9), keep=held)
-    for evaluation in trajectory.plan:
+    trajectory = picture(SamplingPlan(make_grid(BETAS, 3), sampler, "v_prediction", seed=9), keep=held)
+    for evaluation in trajectory.evaluations:
         advance([trajectory], Network())
-        expected = noised(held.known, held.noise, evaluation.end.alpha, evaluation.end.sigma)
+        expected = add_noise(held.clean, held.noise, evaluation.end.alpha, evaluation.end.sigma)
         untouched = np.broadcast_to(held.mask == 0, SHAPE)
         np.testing.assert_array_equal(trajectory.latents[untouched], expected[untouched])
-    np.testing.assert_array_equal(trajectory.latents[untouched], held.known[untouched])
+    np.testing.assert_array_equal(trajectory.latents[untouched], held.clean[untouched])
     assert evaluation.end == CLEAN
 
 
 def test_extra_channels_are_seen_and_not_moved() -> None:
     extra = gaussian(3, 8, (5, *SHAPE[1:]))
-    course = Course(grid(BETAS, 2), prediction="sample", guidance=2.0)
+    course = SamplingPlan(make_grid(BETAS, 2), prediction="sample", guidance=2.0)
     trajectory, network = picture(course, extra_channels=extra), Network()
     z = trajectory.latents
     advance([trajectory], network)
@@ -204,7 +208,7 @@ def test_a_network_may_reuse_its_buffers() -> None:
         buffer[:] = Network()(rows, timesteps, conditioning)
         return buffer
 
-    course = Course(grid(BETAS, 5), "unipc", "sample", seed=4)
+    course = SamplingPlan(make_grid(BETAS, 5), "unipc", "sample", seed=4)
     trajectory = picture(course)
     while not trajectory.is_done:
         advance([trajectory], reusing)
@@ -214,7 +218,7 @@ def test_a_network_may_reuse_its_buffers() -> None:
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])
 def test_latents_stay_float32_whatever_the_network_answers(dtype: type[np.floating[Any]]) -> None:
-    trajectory = picture(Course(grid(BETAS, 2), "unipc", "v_prediction", guidance=2.0))
+    trajectory = picture(SamplingPlan(make_grid(BETAS, 2), "unipc", "v_prediction", guidance=2.0))
     while not trajectory.is_done:
         advance([trajectory], lambda *asked: Network()(*asked).astype(dtype))
         assert trajectory.latents.dtype == np.float32
@@ -224,7 +228,7 @@ def test_nothing_moves_when_the_network_fails() -> None:
     def broken(rows: Array, timesteps: Array, conditioning: Mapping[str, NDArray[Any]]) -> Array:
         raise RuntimeError("out of memory")
 
-    trajectory = picture(Course(grid(BETAS, 3), "dpmpp_2m", "sample"))
+    trajectory = picture(SamplingPlan(make_grid(BETAS, 3), "dpmpp_2m", "sample"))
     advance([trajectory], Network())
     before = trajectory.latents.copy()
     with pytest.raises(RuntimeError, match="out of memory"):
@@ -234,7 +238,7 @@ def test_nothing_moves_when_the_network_fails() -> None:
 
 def test_nothing_moves_where_there_is_no_room_for_what_is_added() -> None:
     """The noise of the second picture finds none; the first one would have had its own."""
-    pictures = [picture(Course(grid(FLOW, 3), "euler_ancestral", "flow", seed=seed)) for seed in (1, 2)]
+    pictures = [picture(SamplingPlan(make_grid(FLOW, 3), "euler_ancestral", "flow", seed=seed)) for seed in (1, 2)]
     before = [one.latents for one in pictures]
     with pytest.raises(MemoryError):
         advance(pictures, Network(), Full(1))
@@ -250,19 +254,23 @@ def test_an_empty_batch_asks_nothing() -> None:
 
 
 def test_batches_without_meaning_are_refused() -> None:
-    course = Course(grid(BETAS, 1), prediction="sample")
+    course = SamplingPlan(make_grid(BETAS, 1), prediction="sample")
     done = picture(course)
     finish(done)
     with pytest.raises(InvalidRequest, match="finished picture"):
         advance([picture(course), done], Network())
-    wide = Trajectory(course, gaussian(0, START, (2, 4, 8)), text(1))
+    wide = Trajectory(course, gaussian(0, INITIAL_STEP, (2, 4, 8)), text(1))
     with pytest.raises(InvalidRequest, match="batch them by size"):
         advance([picture(course), wide], Network())
     extra = picture(course, extra_channels=np.zeros((1, 4, 4), np.float32))
     with pytest.raises(InvalidRequest, match="extra channels for some"):
         advance([picture(course), extra], Network())
     with pytest.raises(InvalidRequest, match="guidance is 3 without an unconditional row"):
-        Trajectory(Course(grid(BETAS, 1), prediction="sample", guidance=3.0), gaussian(0, START, SHAPE), text(1))
+        Trajectory(
+            SamplingPlan(make_grid(BETAS, 1), prediction="sample", guidance=3.0),
+            gaussian(0, INITIAL_STEP, SHAPE),
+            text(1),
+        )
 
 
 @pytest.mark.parametrize(
@@ -286,4 +294,4 @@ def test_batches_without_meaning_are_refused() -> None:
 )
 def test_courses_without_meaning_are_refused(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(InvalidRequest, match=said):
-        Course(**{"grid": grid(BETAS, 4), "prediction": "v_prediction", **fields})
+        SamplingPlan(**{"grid": make_grid(BETAS, 4), "prediction": "v_prediction", **fields})

@@ -280,7 +280,7 @@ def test_a_student_of_edits_takes_all_of_its_steps_whatever_the_strength(
     for strength, taken in ((0.33, 0.3), (0.8, 0.8), (1.0, 1.0), (None, 0.8)):
         request = pipeline.resolve(ImageRequest("a red circle", image=image, strength=strength))
         draft = pipeline.start(request)
-        assert request.strength == taken and draft.evaluations == 3
+        assert request.strength == taken and draft.evaluation_count == 3
     other = replace(settings, task="img2img", rounds=(3, 1))
     with pytest.raises(InvalidRequest, match="allowed: a teacher that walks any number of steps"):
         distil(tmp_path / "student", tmp_path / "other", other, tmp_path / "other-work", Heard())

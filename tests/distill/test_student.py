@@ -8,7 +8,7 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
 from stillhouse.convert.import_model import ImportOptions, import_model
-from stillhouse.diffusion import grid_at
+from stillhouse.diffusion import grid_from_timesteps
 from stillhouse.distill.student import write_student
 from stillhouse.distill.training.networks import Denoiser, conditioned_on_guidance
 from stillhouse.distill.training.progressive_chain import Student, frozen
@@ -40,7 +40,7 @@ def written(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "3-steps",
         frozen(Denoiser(unet, manifest.schedule, manifest.prediction)),
         {},
-        grid_at(manifest.schedule, PLAN),
+        grid_from_timesteps(manifest.schedule, PLAN),
         "progressive",
         Fitted(True, 5, 1.0, {}),
     )
@@ -59,7 +59,7 @@ def test_the_manifest_says_the_one_way_to_run_it_and_where_it_comes_from(written
 def test_a_picture_takes_its_steps_in_one_row_each_and_other_ways_are_refused(written: Path) -> None:
     pipeline = load(written)
     draft = pipeline.start(pipeline.resolve(request := pipeline.generate("a red circle", seed=1).request))
-    assert (draft.evaluations, draft.rows) == (3, 1) and request.steps == 3
+    assert (draft.evaluation_count, draft.rows) == (3, 1) and request.steps == 3
     with pytest.raises(InvalidRequest, match="which it was distilled to"):
         pipeline.generate("a red circle", steps=35)
 

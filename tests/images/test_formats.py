@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from stillhouse.core import ImageRequest
-from stillhouse.images.formats import Format, encode_picture
+from stillhouse.images.formats import Format, encode_image
 
 IMAGE = np.zeros((8, 8, 3), np.uint8)
 
@@ -21,7 +21,7 @@ def note(content: bytes) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", ["jpeg", "webp"])
 def test_a_file_carries_its_request(kind: Format) -> None:
-    told = note(encode_picture(IMAGE, kind, ImageRequest("a red circle", seed=3), "shapes"))
+    told = note(encode_image(IMAGE, kind, ImageRequest("a red circle", seed=3), "shapes"))
     assert told["model"] == "shapes" and told["request"]["prompt"] == "a red circle"
 
 
@@ -30,6 +30,6 @@ def test_a_file_carries_its_request(kind: Format) -> None:
 def test_the_longest_prompts_fit_as_far_as_they_can(kind: Format, letter: str) -> None:
     """EXIF ends at 65,533 bytes; a letter that is no ASCII is written with six or twelve."""
     asked = ImageRequest(10_000 * letter, negative_prompt=10_000 * letter)
-    told = note(encode_picture(IMAGE, kind, asked, "shapes"))["request"]
+    told = note(encode_image(IMAGE, kind, asked, "shapes"))["request"]
     assert asked.prompt.startswith(told["prompt"]) and len(told["prompt"]) >= 2_000
     assert asked.negative_prompt.startswith(told["negative_prompt"])

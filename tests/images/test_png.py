@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from stillhouse.core import ImageRequest, Picture
 from stillhouse.errors import InvalidRequest
 from stillhouse.images.png import (
-    LARGEST,
+    MAX_PIXELS,
     describe_request,
     encode_png,
     read_mask,
@@ -37,7 +37,7 @@ REQUEST = ImageRequest(
     guidance_rescale=0.5,
     guidance_interval=(0.25, 1.0),
     eta=0.1,
-    refresh=3,
+    cache_interval=3,
 )
 
 
@@ -60,7 +60,7 @@ def same(one: ImageRequest, other: ImageRequest) -> bool:
         sampler=st.none() | st.text(),
         eta=st.floats(0, 1),
         guidance_interval=st.none() | st.tuples(st.floats(0, 1), st.floats(0, 1)),
-        refresh=st.none() | st.integers(1, 1000),
+        cache_interval=st.none() | st.integers(1, 1000),
     )
 )
 @settings(max_examples=50, deadline=None)
@@ -76,11 +76,11 @@ def test_a_png_gives_back_the_request_and_the_pixels(
 def test_a_png_from_before_step_caching_is_read(tmp_path: Path) -> None:
     """It does not say how often features were computed; the manifest does."""
     record = {"model": "fake", "request": describe_request(REQUEST)}
-    del record["request"]["refresh"]  # type: ignore[attr-defined]
+    del record["request"]["cache_interval"]  # type: ignore[attr-defined]
     text = PngInfo()
     text.add_text("stillhouse", json.dumps(record))
     Image.fromarray(picture()).save(tmp_path / "one.png", pnginfo=text)
-    assert same(read_request(tmp_path / "one.png"), replace(REQUEST, refresh=None))
+    assert same(read_request(tmp_path / "one.png"), replace(REQUEST, cache_interval=None))
 
 
 def test_equal_arguments_give_equal_bytes() -> None:
@@ -190,7 +190,7 @@ def test_what_is_no_picture_is_refused_by_name(tmp_path: Path, spoil: Callable[[
             read(path)
 
 
-@pytest.mark.parametrize("width", [LARGEST + 1, 3 * LARGEST])
+@pytest.mark.parametrize("width", [MAX_PIXELS + 1, 3 * MAX_PIXELS])
 def test_an_enormous_picture_is_refused_before_it_is_unpacked(tmp_path: Path, width: int) -> None:
     head = bytearray(encode_png(picture(1, 1)))
     head[16:20] = width.to_bytes(4, "big")  # the width of the header chunk

@@ -20,7 +20,7 @@ from stillhouse.backends.torch_weights import ModuleWeights
 from stillhouse.convert.import_model import ImportOptions, import_model
 from stillhouse.core import ImageRequest
 from stillhouse.errors import ImportFailed, InvalidRequest
-from stillhouse.pipelines.adapters import changed_by
+from stillhouse.pipelines.adapters import adapt_weights
 from stillhouse.pipelines.lora import read_adapter
 from stillhouse.pipelines.manifest import Component, StepCache
 from stillhouse.pipelines.pipeline import Pipeline
@@ -67,7 +67,7 @@ def test_what_is_worn_draws_as_what_was_fused(
     import_model(checkpoint("sd1"), tmp_path / "fused", ImportOptions("fused", loras=tuple(texts)))
     fused = drawn(Pipeline(tmp_path / "fused", backend="torch", threads=1))
     plain = drawn(pipeline)
-    pipeline.wear(texts)
+    pipeline.set_adapters(texts)
     changed = drawn(pipeline)
     assert np.abs(changed - plain).max() > 1e-2
     np.testing.assert_allclose(changed, fused, atol=1e-5 * np.abs(fused).max())
@@ -75,13 +75,13 @@ def test_what_is_worn_draws_as_what_was_fused(
 
 def test_nothing_is_left_of_what_is_taken_off(styles: dict[str, Path], pipeline: Pipeline) -> None:
     plain = drawn(pipeline)
-    pipeline.wear([str(styles["oil"]), f"{styles['ink']}:0.3"])
+    pipeline.set_adapters([str(styles["oil"]), f"{styles['ink']}:0.3"])
     drawn(pipeline)
-    pipeline.wear([f"{styles['ink']}:0.9"])
+    pipeline.set_adapters([f"{styles['ink']}:0.9"])
     one = drawn(pipeline)
-    pipeline.wear([])
+    pipeline.set_adapters([])
     assert np.array_equal(drawn(pipeline), plain)
-    pipeline.wear([f"{styles['ink']}:0.9"])
+    pipeline.set_adapters([f"{styles['ink']}:0.9"])
     assert np.array_equal(drawn(pipeline), one), "it does not matter what was worn before"
 
 
@@ -97,11 +97,11 @@ def test_layers_that_were_joined_into_one_wear_each_its_own(styles: dict[str, Pa
     plain = drawn(joined)
     for worn in (["ink"], ["oil", "ink"]):
         for one in (apart, joined):
-            one.wear([str(styles[name]) for name in worn])
+            one.set_adapters([str(styles[name]) for name in worn])
         wanted = drawn(apart)
         np.testing.assert_allclose(drawn(joined), wanted, atol=1e-5 * np.abs(wanted).max())
         assert np.abs(wanted - plain).max() > 1e-2
-    joined.wear([])
+    joined.set_adapters([])
     assert np.array_equal(drawn(joined), plain)
 
 
@@ -109,7 +109,7 @@ def test_networks_that_are_opened_later_wear_it_too(styles: dict[str, Path], imp
     early, late = (Pipeline(imported("sd1"), backend="torch", threads=1) for _ in range(2))
     drawn(early)
     for one in (early, late):
-        one.wear([str(styles["oil"])])
+        one.set_adapters([str(styles["oil"])])
     assert np.array_equal(drawn(early), drawn(late))
 
 
@@ -136,7 +136,7 @@ def test_what_was_compiled_stays_and_weights_where_they_lie(
     places = [parameter.data_ptr() for parameter in network.parameters()]
     assert graphs > 0
     for worn in (["oil"], ["ink"], []):
-        pipeline.wear([str(styles[name]) for name in worn])
+        pipeline.set_adapters([str(styles[name]) for name in worn])
         drawn(pipeline)
     assert counter.frame_count == graphs
     assert [parameter.data_ptr() for parameter in network.parameters()] == places
@@ -152,12 +152,12 @@ def test_an_engine_gets_the_weights_that_torch_gets(
     adapters = [read_adapter(f"{styles[style]}:0.7", ("unet", "text_encoder")) for style in ("ink", "oil")]
     runner = open_runner(graph, "torch", RunnerOptions(threads=1))
     assert isinstance(runner, GraphRunner) and runner.weights is not None
-    wanted = changed_by(adapters, name, runner.weights)
+    wanted = adapt_weights(adapters, name, runner.weights)
     assert wanted
     for one in (graph, tmp_path / "half.onnx"):
         weights = EngineWeights(torch, None, None, places(one), "cuda", lambda: None)
         assert set(weights.shapes) >= set(runner.weights.shapes)
-        made = changed_by(adapters, name, weights)
+        made = adapt_weights(adapters, name, weights)
         assert made.keys() == wanted.keys()
         for layer, values in made.items():
             torch.testing.assert_close(values, wanted[layer], rtol=0, atol=2e-3 * float(values.abs().max()))
@@ -166,15 +166,15 @@ def test_an_engine_gets_the_weights_that_torch_gets(
 def test_an_adapter_of_another_network_is_refused_and_what_was_worn_stays(
     styles: dict[str, Path], pipeline: Pipeline, tmp_path: Path
 ) -> None:
-    pipeline.wear([str(styles["ink"])])
+    pipeline.set_adapters([str(styles["ink"])])
     before = drawn(pipeline)
     name = "unet.down_blocks.0.resnets.0.conv1"
     foreign = {f"{name}.lora_A.weight": torch.ones(2, 7, 3, 3), f"{name}.lora_B.weight": torch.ones(9, 2, 1, 1)}
     save_file(foreign, tmp_path / "foreign.safetensors")
     with pytest.raises(ImportFailed, match="made for another unet"):
-        pipeline.wear([str(styles["oil"]), str(tmp_path / "foreign.safetensors")])
+        pipeline.set_adapters([str(styles["oil"]), str(tmp_path / "foreign.safetensors")])
     with pytest.raises(ImportFailed, match="does not exist"):
-        pipeline.wear([str(tmp_path / "nowhere.safetensors")])
+        pipeline.set_adapters([str(tmp_path / "nowhere.safetensors")])
     assert np.array_equal(drawn(pipeline), before)
 
 
@@ -182,7 +182,7 @@ def test_a_u_net_in_two_depths_wears_nothing_and_says_so(styles: dict[str, Path]
     cut = StepCache("unet/full.onnx", "unet/shallow.onnx")
     pipeline = Pipeline(imported("sd1"), step_cache=cut, threads=1)
     with pytest.raises(InvalidRequest, match="cut in two depths .*import MODEL --lora"):
-        pipeline.wear([str(styles["ink"])])
+        pipeline.set_adapters([str(styles["ink"])])
 
 
 @pytest.mark.parametrize(
@@ -204,5 +204,5 @@ def test_weights_that_cannot_be_changed_are_refused(
     unet = replace(manifest.components["unet"], backend=backend, settings=settings)
     pipeline = Pipeline(imported("sd1"), components={"unet": unet}, threads=1)
     with pytest.raises(InvalidRequest, match=told) as caught:
-        pipeline.wear([str(styles["ink"])])
+        pipeline.set_adapters([str(styles["ink"])])
     assert "import MODEL --lora" in str(caught.value)

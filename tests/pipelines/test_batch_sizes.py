@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from stillhouse.backends.torch_arrays import TorchArrays
 from stillhouse.diffusion import NUMPY, Arrays, gaussian
-from stillhouse.pipelines.batch_sizes import ROWS, parts, run_in_parts
+from stillhouse.pipelines.batch_sizes import DEFAULT_SIZES, run_split, split_batch
 
 SIZES = st.sets(st.integers(1, 12), min_size=1, max_size=4).map(sorted)
 
@@ -36,7 +36,7 @@ class Network:
 
 @given(st.integers(1, 60), SIZES)
 def test_every_row_is_run_once_in_parts_of_known_sizes(count: int, sizes: list[int]) -> None:
-    told = parts(count, sizes)
+    told = split_batch(count, sizes)
     assert sum(taken for taken, _ in told) == count
     assert all(fed in sizes and 0 < taken <= fed for taken, fed in told)
     assert all(taken == sizes[-1] for taken, _ in told[:-1]), "only the last part is filled up"
@@ -48,7 +48,7 @@ def test_every_row_is_run_once_in_parts_of_known_sizes(count: int, sizes: list[i
 def test_answers_are_those_of_one_call(arrays: Arrays, count: int, sizes: list[int]) -> None:
     feeds = {"x": arrays.placed(gaussian(0, 0, (count, 2, 3))), "t": arrays.placed(gaussian(0, 1, (count,)))}
     network = Network(arrays)
-    answers = run_in_parts(feeds, sizes, arrays, network)
+    answers = run_split(feeds, sizes, arrays, network)
     assert set(network.sizes) <= set(sizes)
     wanted = Network(arrays)(feeds)
     for name, answer in answers.items():
@@ -57,4 +57,4 @@ def test_answers_are_those_of_one_call(arrays: Arrays, count: int, sizes: list[i
 
 def test_what_fits_is_not_copied() -> None:
     feeds = {"x": gaussian(0, 0, (4, 2, 3)), "t": gaussian(0, 1, (4,))}
-    assert run_in_parts(feeds, ROWS, NUMPY, lambda fed: fed) is feeds
+    assert run_split(feeds, DEFAULT_SIZES, NUMPY, lambda fed: fed) is feeds

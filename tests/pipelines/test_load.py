@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from stillhouse.errors import ManifestError, UnknownModel
-from stillhouse.pipelines.load import EMBEDDED, find, load
+from stillhouse.pipelines.load import EMBEDDED, find_pipeline, load
 from tests.conftest import Checkpoint
 
 
 def test_a_name_of_an_embedded_model() -> None:
-    assert find("shapes") == EMBEDDED["shapes"]
+    assert find_pipeline("shapes") == EMBEDDED["shapes"]
 
 
 def test_a_pipeline_directory(imported: Checkpoint) -> None:
@@ -21,19 +21,19 @@ def test_a_pipeline_directory(imported: Checkpoint) -> None:
 
 def test_a_diffusers_directory(checkpoint: Checkpoint) -> None:
     with pytest.raises(UnknownModel, match=r"is a diffusers directory, and no pipeline yet; run `stillhouse import "):
-        find(checkpoint("sd1"))
+        find_pipeline(checkpoint("sd1"))
 
 
 def test_another_directory(tmp_path: Path) -> None:
     told = r"holds no pipeline: it has no .*json; allowed: shapes, shapes-3, shapes-1, or a"
     with pytest.raises(UnknownModel, match=told):
-        find(tmp_path)
+        find_pipeline(tmp_path)
 
 
 @pytest.mark.parametrize(("name", "fix"), [("shape", "did you mean 'shapes'"), ("xl", "make one with")])
 def test_an_unknown_name(name: str, fix: str) -> None:
     with pytest.raises(UnknownModel, match=f"there is no model '{name}'.*{fix}"):
-        find(name)
+        find_pipeline(name)
 
 
 def test_an_embedded_model_without_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from stillhouse.errors import ImportFailed
-from stillhouse.pipelines.lora import named, read_adapter, sgm_names
+from stillhouse.pipelines.lora import layer_names, read_adapter, sgm_names
 from tests.conftest import Checkpoint
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -152,11 +152,11 @@ def test_names_of_the_original_implementation(ours: str, original: str) -> None:
 def test_a_network_of_unequal_blocks_has_no_names_of_the_original_implementation() -> None:
     """Which blocks the original numbers would be of cannot be told."""
     first, second = "down_blocks.0.resnets.0.conv1", "down_blocks.1.resnets.0.conv1"
-    assert list(named([first, second])) == [
+    assert list(layer_names([first, second])) == [
         "down_blocks_0_resnets_0_conv1", "input_blocks_1_0_in_layers_2",
         "down_blocks_1_resnets_0_conv1", "input_blocks_3_0_in_layers_2",
     ]  # fmt: skip
-    assert list(named([first, second, "down_blocks.1.resnets.1.conv1"])) == [
+    assert list(layer_names([first, second, "down_blocks.1.resnets.1.conv1"])) == [
         "down_blocks_0_resnets_0_conv1", "down_blocks_1_resnets_0_conv1", "down_blocks_1_resnets_1_conv1",
     ]  # fmt: skip
 

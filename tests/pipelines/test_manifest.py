@@ -9,15 +9,15 @@ import pytest
 from stillhouse.diffusion import Schedule
 from stillhouse.errors import ManifestError, PipelineError, TamperedFile
 from stillhouse.pipelines.manifest import (
+    ALWAYS_HASHED_BYTES,
     MANIFEST,
-    SMALL,
     Component,
     Defaults,
     Latent,
     Manifest,
     StepCache,
-    checksum,
-    graphs,
+    document_checksum,
+    graph_paths,
     needed_files,
     read_manifest,
     write_manifest,
@@ -50,7 +50,7 @@ def directory(tmp_path: Path) -> Path:
     for name in needed_files(MINIMAL):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(name.encode())
-    (tmp_path / "unet/weights.safetensors").write_bytes(bytes(SMALL + 1))
+    (tmp_path / "unet/weights.safetensors").write_bytes(bytes(ALWAYS_HASHED_BYTES + 1))
     return tmp_path
 
 
@@ -87,13 +87,17 @@ def test_everything_that_acceleration_decides_is_read_again(directory: Path) -> 
     tuned = replace(
         MINIMAL,
         components={"unet": unet},
-        defaults=replace(MINIMAL.defaults, guidance_interval=(0.1, 0.7), refresh=3, tile=512),
+        defaults=replace(MINIMAL.defaults, guidance_interval=(0.1, 0.7), cache_interval=3, tile=512),
         step_cache=StepCache("unet/full.onnx", "unet/shallow.onnx"),
     )
     put(directory, "unet/full.onnx", "unet/shallow.onnx")
     written = write_manifest(directory, tuned)
     assert read_manifest(directory, verify=True) == written == replace(tuned, files=written.files)
-    assert set(graphs(tuned)) == {"unet/model.onnx", "unet/full.onnx", "unet/shallow.onnx"} <= set(needed_files(tuned))
+    assert (
+        set(graph_paths(tuned))
+        == {"unet/model.onnx", "unet/full.onnx", "unet/shallow.onnx"}
+        <= set(needed_files(tuned))
+    )
 
 
 @pytest.mark.parametrize("name", ["full", "shallow"])
@@ -119,11 +123,11 @@ def test_a_manifest_from_before_acceleration_is_read(directory: Path) -> None:
 
     def age(document: dict[str, Any]) -> None:
         del document["step_cache"], document["checksum"]
-        for name in ("guidance_interval", "refresh", "tile"):
+        for name in ("guidance_interval", "cache_interval", "tile"):
             del document["defaults"][name]
         for name in ("threads", "static", "settings"):
             del document["components"]["unet"][name]
-        document["checksum"] = checksum(document)
+        document["checksum"] = document_checksum(document)
 
     edit(directory, age)
     assert replace(read_manifest(directory), files={}) == MINIMAL
@@ -188,7 +192,7 @@ def test_a_small_file_with_other_content(directory: Path, name: str) -> None:
 
 def test_large_files_are_hashed_on_request(directory: Path) -> None:
     write_manifest(directory, MINIMAL)
-    (directory / "unet/weights.safetensors").write_bytes(bytes(SMALL) + b"1")
+    (directory / "unet/weights.safetensors").write_bytes(bytes(ALWAYS_HASHED_BYTES) + b"1")
     read_manifest(directory)
     with pytest.raises(TamperedFile, match=r"weights.safetensors has other content.*\(SHA-256\)"):
         read_manifest(directory, verify=True)
@@ -196,8 +200,10 @@ def test_large_files_are_hashed_on_request(directory: Path) -> None:
 
 def test_a_file_of_another_size(directory: Path) -> None:
     write_manifest(directory, MINIMAL)
-    (directory / "unet/weights.safetensors").write_bytes(bytes(SMALL))
-    with pytest.raises(TamperedFile, match=f"has {SMALL:,} bytes, its manifest says {SMALL + 1:,}"):
+    (directory / "unet/weights.safetensors").write_bytes(bytes(ALWAYS_HASHED_BYTES))
+    with pytest.raises(
+        TamperedFile, match=f"has {ALWAYS_HASHED_BYTES:,} bytes, its manifest says {ALWAYS_HASHED_BYTES + 1:,}"
+    ):
         read_manifest(directory)
 
 
@@ -218,7 +224,10 @@ def test_a_file_that_is_gone(directory: Path) -> None:
         (lambda document: document["defaults"].update(steps=4), r"was edited: \$.checksum"),
         (lambda document: document.pop("checksum"), r"was edited: \$.checksum"),
         (lambda document: document["schedule"].update(beta_end=2.0), r"\$.schedule is refused: beta_end is 2.0"),
-        (lambda document: document["defaults"].update(refresh=0), r"\$.defaults is refused: refresh is 0"),
+        (
+            lambda document: document["defaults"].update(cache_interval=0),
+            r"\$.defaults is refused: cache_interval is 0",
+        ),
         (lambda document: document["defaults"].update(tile=8), r"\$.defaults is refused: tile is 8; allowed: a whole"),
         (
             lambda document: document["defaults"].update(guidance_interval=[0.5]),
@@ -259,7 +268,7 @@ def test_files_outside_of_the_directory(directory: Path, name: str) -> None:
     def forge(document: dict[str, Any]) -> None:
         document["files"][name.format(directory.parent)] = {"bytes": 6, "sha256": "0" * 64}
         del document["checksum"]
-        document["checksum"] = checksum(document)
+        document["checksum"] = document_checksum(document)
 
     edit(directory, forge)
     with pytest.raises(ManifestError, match="names a file outside of its directory"):

@@ -13,7 +13,7 @@ from stillhouse.backends.registry import open_runner
 from stillhouse.core import ImageRequest
 from stillhouse.errors import BackendFailed, InvalidRequest, PipelineError, RuntimeMissing, TamperedFile
 from stillhouse.pipelines.manifest import read_manifest, write_manifest
-from stillhouse.pipelines.pipeline import Draft, Pipeline
+from stillhouse.pipelines.pipeline import ImageTrajectory, Pipeline
 from stillhouse.pipelines.tokenizers import PromptTruncated
 from tests.conftest import NEGATIVE, PROMPT, SIZE, Checkpoint, Opened, sample_picture
 
@@ -39,7 +39,7 @@ def counted(imported: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> Iterator[t
     yield Pipeline(imported("sd1"), threads=1), seen
 
 
-def finished(pipeline: Pipeline, *drafts: Draft) -> list[NDArray[np.uint8]]:
+def finished(pipeline: Pipeline, *drafts: ImageTrajectory) -> list[NDArray[np.uint8]]:
     """Advance all of them together, each until it is done."""
     while waiting := [draft for draft in drafts if not draft.is_done]:
         pipeline.advance(waiting)
@@ -85,7 +85,7 @@ def test_what_is_not_masked_stays(opened: Opened) -> None:
     draft = pipeline.start(ImageRequest(PROMPT, image=image, mask=mask, **QUICK))
     while not draft.is_done:
         pipeline.advance([draft])
-    known = pipeline.encode_picture(image)
+    known = pipeline.encode_image(image)
     half = known.shape[2] // 2
     np.testing.assert_allclose(draft.latents[:, :, :half], known[:, :, :half], atol=1e-5)
     assert np.abs(draft.latents[:, :, half:] - known[:, :, half:]).mean() > 0.1
@@ -93,7 +93,7 @@ def test_what_is_not_masked_stays(opened: Opened) -> None:
 
 def test_less_strength_stays_nearer(opened: Opened) -> None:
     pipeline, image = opened("sd1"), sample_picture()
-    still = pipeline.decode(pipeline.encode_picture(image)).astype(int)
+    still = pipeline.decode(pipeline.encode_image(image)).astype(int)
     weak, strong = (
         pipeline.generate(PROMPT, image=image, strength=strength, steps=10).image for strength in (0.1, 0.9)
     )

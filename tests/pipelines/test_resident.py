@@ -43,9 +43,9 @@ def pipeline(imported: Checkpoint) -> Pipeline:
 def test_everything_that_a_draft_holds_lies_with_the_network(pipeline: Pipeline) -> None:
     draft = pipeline.start(REQUESTS[-1])
     pipeline.advance([draft])
-    keep = draft.keep
+    keep = draft.blend
     assert keep is not None
-    held = [draft.latents, draft.denoised, keep.known, keep.mask, keep.noise]
+    held = [draft.latents, draft.denoised, keep.clean, keep.mask, keep.noise]
     held += [*draft.conditioning.values(), *draft.unconditional.values()]
     assert all(isinstance(one, torch.Tensor) for one in held)
 
@@ -128,7 +128,7 @@ def test_nothing_is_read_before_it_is_decoded(imported: Checkpoint, monkeypatch:
     monkeypatch.setattr(torch.Tensor, "__array__", refused)
     pipeline = Pipeline(imported("sd1"), backend="torch", threads=1)
     assert [image.shape for image in finished(pipeline, *map(pipeline.start, REQUESTS))] == [(SIZE, SIZE, 3)] * 5
-    assert pipeline.encode_picture(sample_picture()).shape == (4, SIZE // 4, SIZE // 4)
+    assert pipeline.encode_image(sample_picture()).shape == (4, SIZE // 4, SIZE // 4)
     assert all(row.dtype == torch.float16 for row in (*told(pipeline, PROMPT).values(), *unsaid(pipeline).values()))
 
 

@@ -10,7 +10,7 @@ from stillhouse.core import ImageRequest
 from stillhouse.diffusion import SAMPLERS
 from stillhouse.errors import InvalidRequest
 from stillhouse.pipelines.manifest import Distilled, StepCache
-from stillhouse.pipelines.resolve import course_of, resolve
+from stillhouse.pipelines.resolve import plan_request, resolve
 from tests.pipelines.test_manifest import MINIMAL
 
 MANIFEST = replace(MINIMAL, granularity=16)
@@ -23,22 +23,24 @@ def test_defaults_are_filled_in() -> None:
     full = resolve(MANIFEST, ImageRequest("a circle", seed=7))
     assert (full.steps, full.guidance, full.sampler, full.width, full.height) == (35, 5.0, "ddim", 64, 64)
     assert full.prompt == "a circle" and full.seed == 7 and full.strength is None
-    assert (full.guidance_interval, full.refresh) == ((0.0, 1.0), 1)
+    assert (full.guidance_interval, full.cache_interval) == ((0.0, 1.0), 1)
 
 
 def test_the_manifest_may_shorten_guidance_and_keep_features() -> None:
-    manifest = replace(CUT, defaults=replace(CUT.defaults, guidance_interval=(0.1, 0.7), refresh=3))
-    course = course_of(manifest, resolve(manifest, ImageRequest("")))
-    assert (course.guidance_interval, course.refresh) == ((0.1, 0.7), 3)
-    course = course_of(manifest, resolve(manifest, ImageRequest("", guidance_interval=(0.0, 1.0), refresh=1)))
-    assert (course.guidance_interval, course.refresh) == ((0.0, 1.0), 1)
+    manifest = replace(CUT, defaults=replace(CUT.defaults, guidance_interval=(0.1, 0.7), cache_interval=3))
+    course = plan_request(manifest, resolve(manifest, ImageRequest("")))
+    assert (course.guidance_interval, course.cache_interval) == ((0.1, 0.7), 3)
+    course = plan_request(manifest, resolve(manifest, ImageRequest("", guidance_interval=(0.0, 1.0), cache_interval=1)))
+    assert (course.guidance_interval, course.cache_interval) == ((0.0, 1.0), 1)
 
 
 def test_kept_features_need_a_network_that_is_cut() -> None:
-    said = "refresh is 2 for tiny, whose U-Net is in one piece; allowed: refresh 1; make a .*`stillhouse accelerate`"
+    said = (
+        "cache_interval is 2 for tiny, whose U-Net is in one piece; allowed: cache_interval 1; make a .*`stillhouse acc"
+    )
     with pytest.raises(InvalidRequest, match=said):
-        resolve(MANIFEST, ImageRequest("", refresh=2))
-    assert resolve(CUT, ImageRequest("", refresh=2)).refresh == 2
+        resolve(MANIFEST, ImageRequest("", cache_interval=2))
+    assert resolve(CUT, ImageRequest("", cache_interval=2)).cache_interval == 2
 
 
 @pytest.mark.parametrize(
@@ -63,7 +65,7 @@ def test_size_and_strength(fields: dict[str, Any], size: tuple[int, int], streng
     width=st.none() | st.integers(1, 64).map(lambda size: 16 * size),
     eta=st.just(0.0),
     interval=st.none() | st.tuples(st.floats(0, 0.5), st.floats(0.5, 1)),
-    refresh=st.none() | st.integers(1, 1000),
+    cache_interval=st.none() | st.integers(1, 1000),
 )
 def test_a_resolved_request_resolves_to_itself(**fields: Any) -> None:
     fields["guidance_interval"] = fields.pop("interval")
@@ -72,12 +74,12 @@ def test_a_resolved_request_resolves_to_itself(**fields: Any) -> None:
     full = resolve(manifest, request)
     again = resolve(manifest, full)
     assert all(getattr(full, name) == getattr(again, name) for name in ImageRequest.__dataclass_fields__)
-    assert course_of(manifest, full).grid.steps == full.steps
+    assert plan_request(manifest, full).grid.steps == full.steps
 
 
 def test_a_network_that_is_told_its_guidance_takes_one_row() -> None:
     manifest = replace(MANIFEST, guidance_channels=8)
-    assert course_of(manifest, resolve(manifest, ImageRequest("", guidance=9.0))).guidance == 1.0
+    assert plan_request(manifest, resolve(manifest, ImageRequest("", guidance=9.0))).guidance == 1.0
 
 
 @pytest.mark.parametrize(
@@ -109,8 +111,8 @@ def test_a_network_that_is_told_its_guidance_takes_one_row() -> None:
         ({"guidance_rescale": 2.0}, "guidance_rescale is 2.0"),
         ({"guidance_interval": (0.5, 0.2)}, "guidance_interval"),
         ({"guidance_interval": (0.5,)}, "guidance_interval is .*; allowed: two numbers from 0 to 1"),
-        ({"refresh": 0}, "refresh is 0; allowed: a whole number from 1 to 1000"),
-        ({"refresh": 2.5}, "refresh is 2.5"),
+        ({"cache_interval": 0}, "cache_interval is 0; allowed: a whole number from 1 to 1000"),
+        ({"cache_interval": 2.5}, "cache_interval is 2.5"),
         ({"negative_prompt": None}, "negative_prompt is None; allowed: a text"),
         ({"eta": 0.5, "sampler": "euler"}, "eta is 0.5 with sampler euler"),
     ],
@@ -136,15 +138,15 @@ STUDENT = replace(
 
 
 def test_a_student_walks_its_own_grid() -> None:
-    course = course_of(STUDENT, resolve(STUDENT, ImageRequest("")))
+    course = plan_request(STUDENT, resolve(STUDENT, ImageRequest("")))
     assert course.grid.timesteps.tolist() == [999.0, 656.0, 342.0]
-    assert course_of(STUDENT, resolve(STUDENT, ImageRequest("", sampler="euler"))).grid == course.grid
+    assert plan_request(STUDENT, resolve(STUDENT, ImageRequest("", sampler="euler"))).grid == course.grid
 
 
 def test_a_student_that_learnt_its_guidance_only_walks_any_grid() -> None:
     assert STUDENT.distilled is not None
     free = replace(STUDENT, distilled=replace(STUDENT.distilled, timesteps=None))
-    assert course_of(free, resolve(free, ImageRequest("", steps=9, sampler="dpmpp_2m"))).grid.steps == 9
+    assert plan_request(free, resolve(free, ImageRequest("", steps=9, sampler="dpmpp_2m"))).grid.steps == 9
 
 
 @pytest.mark.parametrize(

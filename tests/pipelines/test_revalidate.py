@@ -10,9 +10,9 @@ import pytest
 from stillhouse.backends.registry import open_runner
 from stillhouse.errors import StillhouseError
 from stillhouse.measure.machine import machine
-from stillhouse.pipelines.load import find, load
+from stillhouse.pipelines.load import find_pipeline, load
 from stillhouse.pipelines.manifest import Manifest, Tuned, read_manifest, write_manifest
-from stillhouse.pipelines.revalidate import ForeignMachine, is_foreign, retune
+from stillhouse.pipelines.revalidate import ForeignMachine, needs_revalidation, revalidate
 
 ELSEWHERE = "0123456789ab"
 NAME = "vae_decoder"
@@ -22,7 +22,7 @@ NAME = "vae_decoder"
 def tuned(tmp_path: Path) -> tuple[Path, Manifest]:
     """The embedded model, its decoder tuned for a machine with bf16, as a sweep elsewhere leaves it."""
     directory = tmp_path / "pipeline"
-    shutil.copytree(find("shapes"), directory)
+    shutil.copytree(find_pipeline("shapes"), directory)
     manifest = read_manifest(directory)
     plain = manifest.components[NAME]
     feeds = {"latent_sample": np.random.default_rng(0).standard_normal((1, 4, 16, 16)).astype(np.float32)}
@@ -41,9 +41,9 @@ def test_what_was_tuned_here_is_not_verified_again(tuned: tuple[Path, Manifest])
     directory, manifest = tuned
     assert manifest.tuned
     here = replace(manifest, tuned=replace(manifest.tuned, fingerprint=machine().fingerprint()))
-    assert is_foreign(manifest) and not is_foreign(here)
-    assert not is_foreign(replace(manifest, tuned=None))
-    assert retune(directory, here) == here.components
+    assert needs_revalidation(manifest) and not needs_revalidation(here)
+    assert not needs_revalidation(replace(manifest, tuned=None))
+    assert revalidate(directory, here) == here.components
 
 
 def test_an_engine_that_is_not_here_gives_way_to_one_that_is(tuned: tuple[Path, Manifest]) -> None:
@@ -63,7 +63,7 @@ def test_what_errs_here_is_refused_with_its_figure(tuned: tuple[Path, Manifest])
     arrays["want/sample"] = -arrays["want/sample"]
     np.savez(path, allow_pickle=False, **arrays)
     with pytest.raises(StillhouseError, match=r"runs its vae_decoder here as it should: .*SQNR -6\.0 dB"):
-        retune(directory, manifest)
+        revalidate(directory, manifest)
 
 
 def test_the_fastest_of_those_that_are_right_runs(
@@ -77,7 +77,7 @@ def test_the_fastest_of_those_that_are_right_runs(
     ticks = iter([0.0, 9.0] * 3 + [0.0, 1.0] * 3)  # three calls of each, of nine seconds and of one
     monkeypatch.setattr("stillhouse.pipelines.revalidate.perf_counter", lambda: next(ticks))
     with pytest.warns(ForeignMachine):
-        assert retune(directory, both)[NAME].backend == "openvino"
+        assert revalidate(directory, both)[NAME].backend == "openvino"
 
 
 def test_a_backend_that_is_asked_for_is_taken_as_it_is(tuned: tuple[Path, Manifest]) -> None:

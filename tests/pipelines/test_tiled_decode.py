@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from stillhouse.core import Array
-from stillhouse.pipelines.tiled_decode import OVERLAP, decode_tiled, starts
+from stillhouse.pipelines.tiled_decode import OVERLAP, decode_tiled, tile_starts
 
 
 def smooth(channels: int, height: int, width: int) -> Array:
@@ -45,7 +45,7 @@ def test_a_decoder_that_looks_at_single_latents_cannot_tell(height: int, width: 
 
 @given(length=st.integers(1, 500), tile=st.integers(2, 100))
 def test_tiles_reach_from_end_to_end_and_overlap(length: int, tile: int) -> None:
-    begins = starts(length, tile)
+    begins = tile_starts(length, tile)
     assert begins[0] == 0 and begins[-1] == max(length - tile, 0)
     strides = np.diff(begins)
     assert all(1 <= stride <= max(int(tile * (1 - OVERLAP)), 1) for stride in strides)

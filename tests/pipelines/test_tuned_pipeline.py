@@ -15,19 +15,19 @@ from stillhouse.backends.registry import open_runner
 from stillhouse.backends.runner import RunnerOptions
 from stillhouse.core import ImageRequest
 from stillhouse.errors import InvalidRequest
-from stillhouse.pipelines.batch_sizes import ROWS
+from stillhouse.pipelines.batch_sizes import DEFAULT_SIZES
 from stillhouse.pipelines.manifest import Component, StepCache, read_manifest, write_manifest
 from stillhouse.pipelines.pipeline import Pipeline
-from stillhouse.pipelines.runners import OPENED, overridden
+from stillhouse.pipelines.runners import MAX_OPEN, override_manifest
 from stillhouse.pipelines.tiled_decode import decode_tiled
 from tests.conftest import NEGATIVE, PROMPT, SIZE, Checkpoint
 from tests.pipelines.test_pipeline import finished
 
 CUT = StepCache("unet/model.full-0.onnx", "unet/model.shallow-0.onnx")
 REQUESTS = (
-    ImageRequest(PROMPT, steps=4, guidance=3.0, refresh=2),
-    ImageRequest(NEGATIVE, steps=5, guidance=1.0, sampler="euler_ancestral", seed=4, refresh=3),
-    ImageRequest(PROMPT, steps=3, guidance=3.0, sampler="heun", guidance_interval=(0.3, 1.0), refresh=4, seed=2),
+    ImageRequest(PROMPT, steps=4, guidance=3.0, cache_interval=2),
+    ImageRequest(NEGATIVE, steps=5, guidance=1.0, sampler="euler_ancestral", seed=4, cache_interval=3),
+    ImageRequest(PROMPT, steps=3, guidance=3.0, sampler="heun", guidance_interval=(0.3, 1.0), cache_interval=4, seed=2),
     ImageRequest(PROMPT, steps=4, guidance=3.0),
 )
 
@@ -85,10 +85,10 @@ def test_kept_features_change_a_picture_a_little(cut: Callable[[str], Path]) -> 
     pipeline = Pipeline(cut("sd1"), threads=1)
     fields: dict[str, Any] = {"steps": 12, "guidance": 2.0, "sampler": "dpmpp_2m"}
     exact, other = pipeline.generate(PROMPT, **fields), pipeline.generate(PROMPT, seed=1, **fields)
-    second, fourth = (pipeline.generate(PROMPT, refresh=refresh, **fields) for refresh in (2, 4))
+    second, fourth = (pipeline.generate(PROMPT, cache_interval=cache_interval, **fields) for cache_interval in (2, 4))
     errors = [np.abs(exact.image.astype(int) - result.image).mean() for result in (second, fourth, other)]
     assert 0 < errors[0] < errors[1] < errors[2] / 2
-    assert (exact.request.refresh, second.request.refresh) == (1, 2)
+    assert (exact.request.cache_interval, second.request.cache_interval) == (1, 2)
 
 
 def test_without_kept_features_a_cut_network_draws_what_the_whole_one_does(cut: Callable[[str], Path]) -> None:
@@ -107,13 +107,13 @@ def test_which_networks_are_opened(cut: Callable[[str], Path], imported: Checkpo
     pipeline = Pipeline(cut("sd1"), threads=1)
     pipeline.generate(PROMPT, steps=2)
     assert [graph for graph, _, _ in seen] == ["model.onnx", "model.full-0.onnx", "decoder.onnx"]
-    pipeline.generate(PROMPT, steps=2, refresh=2)
+    pipeline.generate(PROMPT, steps=2, cache_interval=2)
     assert [graph for graph, _, _ in seen][3:] == ["model.shallow-0.onnx"]
 
 
 def test_the_depths_are_run_as_the_network_is(cut: Callable[[str], Path], seen: Seen) -> None:
     pipeline = tuned(cut("sd1"), backend="openvino", streams=2, threads=1, settings={"some": "thing"})
-    pipeline.generate(PROMPT, steps=2, guidance=3.0, refresh=2)
+    pipeline.generate(PROMPT, steps=2, guidance=3.0, cache_interval=2)
     depths = [(backend, options) for graph, backend, options in seen if "-0" in graph]
     assert len(depths) == 2
     for backend, options in depths:
@@ -149,7 +149,7 @@ def test_a_batch_is_brought_to_the_sizes_that_a_static_network_is_opened_for(
 ) -> None:
     """Three rows are four where none is lacking, and two times two where no more may be."""
     static, free = tuned(imported("sd1"), static=True, rows=rows, threads=1), tuned(imported("sd1"), threads=1)
-    assert static.rows == (rows or ROWS) and free.rows == ()
+    assert static.batch_sizes == (rows or DEFAULT_SIZES) and free.batch_sizes == ()
     requests = [ImageRequest(PROMPT, steps=2, guidance=scale, seed=7) for scale in (3.0, 1.0)]
     together = finished(static, *map(static.start, requests))
     assert [options.shapes["sample"][0] for _, _, options in seen if options.shapes] == opened
@@ -172,9 +172,9 @@ def test_open_networks_are_bounded(imported: Checkpoint, monkeypatch: pytest.Mon
     openings: list[object] = []
     monkeypatch.setattr("stillhouse.pipelines.runners.open_runner", lambda *asked: openings.append(asked))
     pipeline = tuned(imported("sd1"), static=True)
-    for rows in [*range(1, OPENED + 2), OPENED + 1, 2, 1]:
+    for rows in [*range(1, MAX_OPEN + 2), MAX_OPEN + 1, 2, 1]:
         pipeline.runner("unet", {"sample": (rows, 4, 8, 8)})
-    assert len(openings) == OPENED + 2, "all but the first were still open, and then the first was opened again"
+    assert len(openings) == MAX_OPEN + 2, "all but the first were still open, and then the first was opened again"
 
 
 @pytest.mark.parametrize(("asked", "threads"), [(None, 3), (1, 1)])
@@ -228,28 +228,33 @@ def test_candidates_are_tried_without_a_manifest_of_their_own(imported: Checkpoi
     unet = Component(str(elsewhere / "model.onnx"), str(elsewhere / "diffusion_pytorch_model.safetensors"))
     moved = Pipeline(directory, threads=1, components={"unet": unet}, defaults=defaults)
     result = moved.generate(PROMPT)
-    told = (result.request.steps, result.request.sampler, result.request.guidance_interval, result.request.refresh)
+    told = (
+        result.request.steps,
+        result.request.sampler,
+        result.request.guidance_interval,
+        result.request.cache_interval,
+    )
     assert told == (3, "dpmpp_2m", (0.0, 0.5), 1)
     fields: dict[str, Any] = {"steps": 3, "guidance": 3.0, "sampler": "dpmpp_2m", "guidance_interval": (0.0, 0.5)}
     np.testing.assert_array_equal(result.image, Pipeline(directory, threads=1).generate(PROMPT, **fields).image)
 
     step_cache = StepCache(str(cut.full), str(cut.shallow))
-    caching = Pipeline(directory, threads=1, defaults=replace(defaults, refresh=2), step_cache=step_cache)
+    caching = Pipeline(directory, threads=1, defaults=replace(defaults, cache_interval=2), step_cache=step_cache)
     kept = caching.generate(PROMPT)
-    assert kept.request.refresh == 2 and not np.array_equal(kept.image, result.image)
+    assert kept.request.cache_interval == 2 and not np.array_equal(kept.image, result.image)
     assert read_manifest(directory).step_cache is None
 
 
 def test_a_step_cache_goes_with_the_network_that_it_was_cut_from(cut: Callable[[str], Path]) -> None:
     manifest = read_manifest(cut("sd1"))
     unet, other = manifest.components["unet"], StepCache("a.onnx", "b.onnx")
-    assert overridden(manifest, {"unet": replace(unet, backend="openvino")}).step_cache == CUT
-    assert overridden(manifest, {"vae_decoder": replace(unet, graph="vae.onnx")}).step_cache == CUT
-    assert overridden(manifest, {"unet": replace(unet, graph="int8.onnx")}).step_cache is None
-    cached = replace(manifest, defaults=replace(manifest.defaults, refresh=2))
-    assert overridden(cached, {}).defaults.refresh == 2
-    assert overridden(cached, {"unet": replace(unet, graph="int8.onnx")}).defaults.refresh == 1
-    assert overridden(manifest, {"unet": replace(unet, graph="int8.onnx")}, None, other).step_cache == other
+    assert override_manifest(manifest, {"unet": replace(unet, backend="openvino")}).step_cache == CUT
+    assert override_manifest(manifest, {"vae_decoder": replace(unet, graph="vae.onnx")}).step_cache == CUT
+    assert override_manifest(manifest, {"unet": replace(unet, graph="int8.onnx")}).step_cache is None
+    cached = replace(manifest, defaults=replace(manifest.defaults, cache_interval=2))
+    assert override_manifest(cached, {}).defaults.cache_interval == 2
+    assert override_manifest(cached, {"unet": replace(unet, graph="int8.onnx")}).defaults.cache_interval == 1
+    assert override_manifest(manifest, {"unet": replace(unet, graph="int8.onnx")}, None, other).step_cache == other
 
 
 def test_a_component_that_does_not_exist(imported: Checkpoint) -> None:

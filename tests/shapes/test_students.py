@@ -6,8 +6,8 @@ import pytest
 import stillhouse
 from stillhouse.core import ImageRequest
 from stillhouse.errors import InvalidRequest
-from stillhouse.pipelines.load import EMBEDDED, find
-from stillhouse.pipelines.manifest import checksum, read_manifest
+from stillhouse.pipelines.load import EMBEDDED, find_pipeline
+from stillhouse.pipelines.manifest import document_checksum, read_manifest
 from stillhouse.pipelines.pipeline import Pipeline
 from stillhouse.shapes.score import draw_together, judge
 
@@ -22,9 +22,9 @@ def pipeline(request: pytest.FixtureRequest) -> Pipeline:
 
 @pytest.mark.parametrize("name", STUDENTS)
 def test_each_learnt_from_the_model_that_ships_beside_it(name: str) -> None:
-    manifest = read_manifest(find(name), verify=True)
-    teacher = {file: str(record.sha256) for file, record in read_manifest(find("shapes")).files.items()}
-    assert manifest.distilled is not None and manifest.distilled.teacher == ("shapes", checksum(teacher))
+    manifest = read_manifest(find_pipeline(name), verify=True)
+    teacher = {file: str(record.sha256) for file, record in read_manifest(find_pipeline("shapes")).files.items()}
+    assert manifest.distilled is not None and manifest.distilled.teacher == ("shapes", document_checksum(teacher))
     assert manifest.distilled.timesteps is not None and manifest.name == f"shapes-{len(manifest.distilled.timesteps)}"
     assert manifest.source["licence"] == "Apache-2.0"
     assert {"distill", "judge"} <= set(manifest.evidence)
@@ -35,7 +35,7 @@ def test_a_picture_takes_one_row_a_step_and_the_same_seed_is_the_same_picture_in
 ) -> None:
     asked = [ImageRequest("a big red square", seed=seed, guidance=scale) for seed, scale in enumerate(GUIDANCE)]
     draft = pipeline.start(asked[0])
-    assert draft.evaluations == pipeline.manifest.defaults.steps and draft.rows == 1
+    assert draft.evaluation_count == pipeline.manifest.defaults.steps and draft.rows == 1
     alone = [draw_together(pipeline, [one])[0] for one in asked]
     for one, picture in zip(draw_together(pipeline, asked), alone, strict=True):
         assert np.array_equal(one, picture)

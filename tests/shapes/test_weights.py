@@ -8,7 +8,7 @@ import pytest
 
 import stillhouse
 from stillhouse.core import ImageRequest, Picture
-from stillhouse.pipelines.load import find
+from stillhouse.pipelines.load import find_pipeline
 from stillhouse.pipelines.manifest import read_manifest
 from stillhouse.pipelines.pipeline import Pipeline
 from stillhouse.shapes.score import draw_together, judge
@@ -34,7 +34,7 @@ def alone(pipeline: Pipeline) -> list[Picture]:
 
 
 def test_every_file_is_the_one_that_the_manifest_names() -> None:
-    manifest = read_manifest(find("shapes"), verify=True)
+    manifest = read_manifest(find_pipeline("shapes"), verify=True)
     assert manifest.prediction == "v_prediction" and manifest.schedule.zero_terminal_snr
     assert manifest.source["licence"] == "Apache-2.0"
 

@@ -10,7 +10,7 @@ import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
 
 import stillhouse
 from stillhouse.errors import StillhouseError
-from stillhouse.pipelines.pipeline import Draft, Pipeline
+from stillhouse.pipelines.pipeline import ImageTrajectory, Pipeline
 
 
 class TritonPythonModel:
@@ -23,12 +23,12 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Draw all of them, and answer all of them."""
-        drafts: list[Draft | StillhouseError] = [self._started(request) for request in requests]
-        while walking := [one for one in drafts if isinstance(one, Draft) and not one.is_done]:
+        drafts: list[ImageTrajectory | StillhouseError] = [self._started(request) for request in requests]
+        while walking := [one for one in drafts if isinstance(one, ImageTrajectory) and not one.is_done]:
             self.pipeline.advance(walking)
         return [self._answered(one) for one in drafts]
 
-    def _started(self, request: Any) -> Draft | StillhouseError:
+    def _started(self, request: Any) -> ImageTrajectory | StillhouseError:
         def told(name: str) -> Any:
             tensor = pb_utils.get_input_tensor_by_name(request, name)
             return None if tensor is None else tensor.as_numpy().reshape(-1)[0]
@@ -46,7 +46,7 @@ class TritonPythonModel:
         except StillhouseError as error:
             return error
 
-    def _answered(self, one: Draft | StillhouseError) -> Any:
+    def _answered(self, one: ImageTrajectory | StillhouseError) -> Any:
         if isinstance(one, StillhouseError):
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(one)))
         result = self.pipeline.finish(one)

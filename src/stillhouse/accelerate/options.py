@@ -14,7 +14,7 @@ from stillhouse.accelerate.workspace import Target, original_manifest
 from stillhouse.backends.signature import Axes
 from stillhouse.core import ImageRequest
 from stillhouse.measure.machine import Machine
-from stillhouse.pipelines.manifest import digest
+from stillhouse.pipelines.manifest import file_sha256
 
 _SAFE = 0.85
 """Of the machine's memory, what a candidate and its baseline may take."""
@@ -90,7 +90,7 @@ def question(asked: Asked) -> str:
         "threads": asked.threads,
         "effort": asked.effort,
         "requests": asked.requests,
-        "inputs": asked.inputs and digest(asked.inputs),
+        "inputs": asked.inputs and file_sha256(asked.inputs),
         "ones": asked.ones,
         "shapes": sorted(asked.shapes.items()),
         **({"limits": sorted(asked.limits.items())} if any(one[0] != one[1] for one in asked.limits.values()) else {}),

@@ -13,8 +13,8 @@ from stillhouse.accelerate.records.candidate import NETWORK
 from stillhouse.backends.signature import Signature, read_signature
 from stillhouse.errors import InvalidRequest, PipelineError
 from stillhouse.json_decode import decode
-from stillhouse.pipelines.load import find
-from stillhouse.pipelines.manifest import MANIFEST, TRIALS, Component, Manifest, digest, read_manifest
+from stillhouse.pipelines.load import find_pipeline
+from stillhouse.pipelines.manifest import MANIFEST, TRIALS, Component, Manifest, file_sha256, read_manifest
 
 SOURCE = "source.json"
 """The file that says of which source this is the sweep, beside the trials."""
@@ -71,7 +71,7 @@ def settle(source: str, directory: Path) -> Target:
         return _settle_network(path, directory)
     if (path / "model_index.json").is_file() and not (path / MANIFEST).is_file():
         return _settle_diffusers(path, directory)
-    return _settle_pipeline(find(source), directory)
+    return _settle_pipeline(find_pipeline(source), directory)
 
 
 def _settle_pipeline(source: Path, directory: Path) -> Target:
@@ -79,7 +79,7 @@ def _settle_pipeline(source: Path, directory: Path) -> Target:
     manifest, told = read_manifest(source), source / MANIFEST
     if is_swept(source):
         manifest, told = original_manifest(source), source / TRIALS / MANIFEST
-    identity = digest(told)
+    identity = file_sha256(told)
     if _is_new(directory, source, identity):
         with _laid(directory, manifest.name, identity) as laid:
             for name in manifest.files:
@@ -108,7 +108,7 @@ def _settle_diffusers(source: Path, directory: Path) -> Target:
 def _settle_network(source: Path, directory: Path) -> Target:
     signature = read_signature(source)
     files = [source, *(source.parent / name for name in sorted(signature.external))]
-    identity = hashlib.sha256("".join(digest(file) for file in files).encode()).hexdigest()
+    identity = hashlib.sha256("".join(file_sha256(file) for file in files).encode()).hexdigest()
     if _is_new(directory, source, identity):
         with _laid(directory, source.stem, identity) as laid:
             for name in [source.name, *signature.external]:

@@ -32,7 +32,7 @@ from stillhouse.cli.progress import progress
 from stillhouse.core import ImageRequest
 from stillhouse.errors import InvalidRequest
 from stillhouse.gpu import check_index, gpus, no_gpu
-from stillhouse.pipelines.load import find
+from stillhouse.pipelines.load import find_pipeline
 from stillhouse.pipelines.manifest import read_manifest
 
 NOTHING, INTERRUPTED = 1, 130
@@ -83,7 +83,7 @@ def run(arguments: Namespace) -> int:
     which the directory is whole, too, and chosen from what was found until then."""
     source, out, config = _where(arguments)
     asked = _asked(arguments, config)
-    students = [read_manifest(find(name)) for name in arguments.student]  # refused before anything is written
+    students = [read_manifest(find_pipeline(name)) for name in arguments.student]  # refused before anything is written
     if Path(source).suffix == ".onnx":
         if students:
             raise InvalidRequest(f"{students[0].name} as a student of {source}", allowed="students of whole pipelines")

@@ -5,7 +5,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from stillhouse.cli.arguments import engine
-from stillhouse.pipelines.load import find, load
+from stillhouse.pipelines.load import find_pipeline, load
 from stillhouse.pipelines.pipeline import Pipeline
 
 LARGEST = 64 << 20
@@ -15,7 +15,7 @@ precision, number of threads and, where it is static, size; and only of a small 
 
 def open_pipeline(model: str, arguments: Namespace) -> Pipeline:
     """The pipeline of that name or directory, opened as the options of `add_engine` say."""
-    weights = sum(path.stat().st_size for path in find(model).rglob("*.safetensors"))
+    weights = sum(path.stat().st_size for path in find_pipeline(model).rglob("*.safetensors"))
     return load(model, cache=compiled_networks() if weights <= LARGEST else None, **engine(arguments))
 
 

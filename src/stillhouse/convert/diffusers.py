@@ -16,10 +16,10 @@ import transformers
 from stillhouse.backends.torch_modules import quiet
 from stillhouse.convert.export import export_text_encoder, export_unet, export_vae
 from stillhouse.convert.options import ImportOptions, Progress
-from stillhouse.convert.schedulers import Walk, read_walk
-from stillhouse.convert.source import INDEX, LEFT_OUT, Source, open_source
+from stillhouse.convert.schedulers import SamplingConfig, read_sampling_config
+from stillhouse.convert.source import IGNORED_COMPONENTS, INDEX, Source, open_source
 from stillhouse.convert.staging import staged
-from stillhouse.convert.weights import load_network, save_network
+from stillhouse.convert.weights import read_module, write_module
 from stillhouse.errors import ImportFailed
 from stillhouse.pipelines.lora import Adapter, read_adapter
 from stillhouse.pipelines.manifest import Component, Defaults, Latent, Manifest, write_manifest
@@ -29,21 +29,21 @@ def import_diffusers(source: str | Path, target: Path, options: ImportOptions, p
     """Make a pipeline directory; see `import_model`."""
     with staged(target, force=options.force) as stage, quiet(diffusers), quiet(transformers):
         opened = open_source(source)
-        walk = read_walk(opened.config("scheduler"), opened.index["scheduler"][1], is_xl=opened.is_xl)
+        walk = read_sampling_config(opened.config("scheduler"), opened.index["scheduler"][1], is_xl=opened.is_xl)
         adapters = tuple(read_adapter(text, ("unet", *opened.text_encoders)) for text in options.loras)
-        work = _Work(opened, stage, options, adapters)
+        work = _Conversion(opened, stage, options, adapters)
         parts = (*opened.text_encoders, "unet", "vae")
         tokens, components = work.tokenizers(), dict[str, Component]()
         for done, part in enumerate(parts, 1):
             components |= work.network(part, tokens)
             gc.collect()
             progress(part, done, len(parts))
-        work.rest()
+        work.write_other_files()
         return write_manifest(stage, work.manifest(options.name or target.name, components, walk))
 
 
 @dataclass(frozen=True, slots=True)
-class _Work:
+class _Conversion:
     source: Source
     stage: Path
     options: ImportOptions
@@ -59,11 +59,11 @@ class _Work:
     def network(self, part: str, tokens: int) -> dict[str, Component]:
         """Read, fuse, write and export one network: its components."""
         kind = getattr(transformers if part in self.source.text_encoders else diffusers, self.source.index[part][1])
-        network = load_network(self.source.directory / part, kind, self.options.dtype)
+        network = read_module(self.source.directory / part, kind, self.options.dtype)
         for adapter in self.adapters:
             adapter.fuse(part, network)
         folder = self.stage / part
-        weights = save_network(network, folder)
+        weights = write_module(network, folder)
         if part == "vae":
             export_vae(network, folder / "encoder.onnx", folder / "decoder.onnx", weights)
             graphs = {"vae_encoder": "encoder.onnx", "vae_decoder": "decoder.onnx"}
@@ -78,16 +78,16 @@ class _Work:
             for name, graph in graphs.items()
         }
 
-    def rest(self) -> None:
+    def write_other_files(self) -> None:
         """Write what is no network, so that diffusers can open the directory."""
         shutil.copytree(self.source.directory / "scheduler", self.stage / "scheduler")
         index = dict(self.source.index)
-        index |= {name: [None, None] for name in LEFT_OUT if name in index}
+        index |= {name: [None, None] for name in IGNORED_COMPONENTS if name in index}
         if "safety_checker" in index:
             index["requires_safety_checker"] = False
         (self.stage / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
-    def manifest(self, name: str, components: dict[str, Component], walk: Walk) -> Manifest:
+    def manifest(self, name: str, components: dict[str, Component], walk: SamplingConfig) -> Manifest:
         """Everything that the configurations say."""
         source, unet, vae = self.source, self.source.config("unet"), self.source.config("vae")
         downscale = 2 ** (len(vae["block_out_channels"]) - 1)

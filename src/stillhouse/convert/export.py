@@ -93,7 +93,7 @@ def _export(
     graph: Path,
     weights: Path,
 ) -> None:
-    _hollow(module)
+    _drop_weights(module)
     stream = io.BytesIO()
     axes = {name: dict(axis) for name, axis in [*((n, a) for n, (_, a) in inputs.items()), *outputs.items()]}
     with warnings.catch_warnings(), torch.inference_mode():
@@ -112,18 +112,18 @@ def _export(
             do_constant_folding=False,
         )
     model = onnx.load_from_string(stream.getvalue())
-    _point(model, list(inputs), weights)
+    _link_weights(model, list(inputs), weights)
     graph.write_bytes(model.SerializeToString())
 
 
-def _hollow(module: nn.Module) -> None:
+def _drop_weights(module: nn.Module) -> None:
     """Replace every parameter by a float32 zero of the same shape that occupies no memory."""
     for parameter in module.parameters():
         parameter.requires_grad_(False)
         parameter.data = torch.zeros((), dtype=torch.float32).expand(parameter.shape)
 
 
-def _point(model: onnx.ModelProto, inputs: Sequence[str], weights: Path) -> None:
+def _link_weights(model: onnx.ModelProto, inputs: Sequence[str], weights: Path) -> None:
     """Make every other input of the graph an initializer that lies in the weights file, cast where it is a half."""
     layout = safetensors_layout(weights)
     parameters = [value.name for value in model.graph.input if value.name not in inputs]

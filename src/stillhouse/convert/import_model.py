@@ -3,7 +3,7 @@
 from importlib import import_module
 from pathlib import Path
 
-from stillhouse.convert.options import ImportOptions, Progress, silent
+from stillhouse.convert.options import ImportOptions, Progress, no_progress
 from stillhouse.errors import RuntimeMissing
 from stillhouse.pipelines.manifest import Manifest
 
@@ -13,7 +13,7 @@ NEEDED = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "on
 
 
 def import_model(
-    source: str | Path, target: Path, options: ImportOptions | None = None, progress: Progress = silent
+    source: str | Path, target: Path, options: ImportOptions | None = None, progress: Progress = no_progress
 ) -> Manifest:
     """Make a pipeline directory of a diffusers directory or a hub id.
 

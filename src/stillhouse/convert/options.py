@@ -8,7 +8,7 @@ Progress: TypeAlias = Callable[[str, int, int], None]
 """Called after each component with its name, how many are done, and how many there are."""
 
 
-def silent(component: str, done: int, total: int) -> None:
+def no_progress(component: str, done: int, total: int) -> None:
     """Show nothing."""
 
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import diffusers
 
-from stillhouse.diffusion import Prediction, Schedule, Sigmas, Spacing
+from stillhouse.diffusion import Prediction, Schedule, SigmaSpacing, Spacing
 from stillhouse.errors import ImportFailed
 
 SAMPLERS = {
@@ -24,18 +24,18 @@ SAMPLERS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Walk:
+class SamplingConfig:
     """How a model is meant to be walked; fields as in `Manifest`."""
 
     schedule: Schedule
     prediction: Prediction
     spacing: Spacing
-    sigmas: Sigmas
+    sigmas: SigmaSpacing
     steps_offset: int
     sampler: str
 
 
-def read_walk(config: Mapping[str, Any], name: str, *, is_xl: bool) -> Walk:
+def read_sampling_config(config: Mapping[str, Any], name: str, *, is_xl: bool) -> SamplingConfig:
     """Read a scheduler's configuration.
 
     Args:
@@ -66,7 +66,7 @@ def read_walk(config: Mapping[str, Any], name: str, *, is_xl: bool) -> Walk:
     prediction = config["prediction_type"]
     if prediction not in ("epsilon", "sample", "v_prediction"):
         raise ImportFailed(f"prediction_type is {prediction!r}", allowed="epsilon, sample, v_prediction")
-    return Walk(
+    return SamplingConfig(
         schedule=schedule,
         prediction=cast(Prediction, prediction),
         spacing=_spacing(config, name),
@@ -86,7 +86,7 @@ def _spacing(config: Mapping[str, Any], name: str) -> Spacing:
     return "trailing" if name == "LCMScheduler" else config.get("timestep_spacing", "leading")
 
 
-def _sigmas(config: Mapping[str, Any]) -> Sigmas:
+def _sigmas(config: Mapping[str, Any]) -> SigmaSpacing:
     for setting in ("use_beta_sigmas", "use_flow_sigmas", "use_lu_lambdas"):
         if config.get(setting):
             raise ImportFailed(f"the scheduler sets {setting}", allowed="use_karras_sigmas, use_exponential_sigmas")

@@ -14,7 +14,7 @@ from stillhouse.errors import ImportFailed, UnknownModel
 from stillhouse.pipelines.manifest import Family
 
 INDEX = "model_index.json"
-AGAIN = "download or save the model again"
+REDOWNLOAD = "download or save the model again"
 FAMILIES: Mapping[str, Family] = {
     "StableDiffusionPipeline": "stable-diffusion",
     "StableDiffusionImg2ImgPipeline": "stable-diffusion",
@@ -32,7 +32,7 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
     "unet": ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL",),
 }
-LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
+IGNORED_COMPONENTS = ("safety_checker", "feature_extractor", "image_encoder")
 """Components that are not taken over: they judge or describe pictures and draw none."""
 
 
@@ -118,11 +118,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise ImportFailed(f"{path} is missing", fix=AGAIN) from None
+        raise ImportFailed(f"{path} is missing", fix=REDOWNLOAD) from None
     except ValueError as error:
-        raise ImportFailed(f"{path} is not JSON: {error}", fix=AGAIN) from None
+        raise ImportFailed(f"{path} is not JSON: {error}", fix=REDOWNLOAD) from None
     if not isinstance(document, dict):
-        raise ImportFailed(f"{path} holds no object", fix=AGAIN)
+        raise ImportFailed(f"{path} holds no object", fix=REDOWNLOAD)
     return document
 
 
@@ -136,7 +136,7 @@ def _check_component(source: Source, component: str, known: tuple[str, ...] | No
     if not (source.directory / component).is_dir():
         raise ImportFailed(
             f"{source.directory / component} is missing, though {INDEX} names it",
-            fix=AGAIN,
+            fix=REDOWNLOAD,
         )
 
 

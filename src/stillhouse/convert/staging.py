@@ -18,7 +18,7 @@ def staged(target: Path, *, force: bool) -> Iterator[Path]:
         ImportFailed: `target` is a file, holds something that is no pipeline, or a pipeline without `force`.
     """
     target = target.resolve()
-    check_free(target, force)
+    check_target(target, force)
     if target == Path.cwd():
         raise ImportFailed(f"{target} is where you are", allowed="another directory", fix="name a directory in here")
     try:
@@ -47,7 +47,7 @@ def staged(target: Path, *, force: bool) -> Iterator[Path]:
         raise
 
 
-def check_free(target: Path, force: bool) -> None:
+def check_target(target: Path, force: bool) -> None:
     """Refuse what `staged` would refuse.
 
     Raises:

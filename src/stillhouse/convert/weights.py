@@ -8,7 +8,7 @@ import torch
 
 from stillhouse.backends.runtime import useful_line
 from stillhouse.backends.safetensors_index import safetensors_layout
-from stillhouse.convert.source import AGAIN
+from stillhouse.convert.source import REDOWNLOAD
 from stillhouse.errors import ImportFailed
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -16,7 +16,7 @@ STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """In safetensors' words, widest first."""
 
 
-def load_network(folder: Path, kind: Any, dtype: str | None) -> Any:
+def read_module(folder: Path, kind: Any, dtype: str | None) -> Any:
     """Read a network in the precision that it is stored in, or in `dtype`.
 
     Raises:
@@ -32,17 +32,17 @@ def load_network(folder: Path, kind: Any, dtype: str | None) -> Any:
             folder, dtype=chosen, variant=variant, local_files_only=True, output_loading_info=True
         )
     except Exception as error:  # each library and file format fails with classes of its own
-        raise ImportFailed(f"{folder} cannot be read: {useful_line(str(error))}", fix=AGAIN) from error
+        raise ImportFailed(f"{folder} cannot be read: {useful_line(str(error))}", fix=REDOWNLOAD) from error
     wrong = sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])})
     if wrong:
         raise ImportFailed(
             f"{folder} has no fitting weights for {', '.join(wrong[:3])} and {len(wrong)} in all",
-            fix=AGAIN,
+            fix=REDOWNLOAD,
         )
     return network
 
 
-def save_network(network: Any, folder: Path) -> Path:
+def write_module(network: Any, folder: Path) -> Path:
     """Write a network as one safetensors file with its config.json; returns the file."""
     network.save_pretrained(folder, max_shard_size="10TB")
     path = folder / "config.json"
@@ -59,7 +59,7 @@ def _weight_files(folder: Path) -> list[Path]:
         files = [file for file in sorted(folder.glob(pattern)) if "non_ema" not in file.name]
         if files:
             return files
-    raise ImportFailed(f"{folder} has no weights", allowed="*.safetensors or *.bin", fix=AGAIN)
+    raise ImportFailed(f"{folder} has no weights", allowed="*.safetensors or *.bin", fix=REDOWNLOAD)
 
 
 def _stored_dtype(files: list[Path]) -> torch.dtype:

@@ -2,55 +2,63 @@
 
 from stillhouse.diffusion.arrays import NUMPY, Arrays
 from stillhouse.diffusion.guidance import guide, is_guided, rescale
-from stillhouse.diffusion.noise import LARGEST_SEED, START, check_seed, gaussian
-from stillhouse.diffusion.prediction import Prediction, denoised, noised, predicted_noise, target
-from stillhouse.diffusion.samplers import SAMPLERS, Evaluation, Past, Sampler, find_sampler, interval
-from stillhouse.diffusion.sampling_plan import Course, check_interval, check_refresh
-from stillhouse.diffusion.schedule import Kind, Schedule, alphas_cumprod, noise_levels
-from stillhouse.diffusion.step_cache import Conditioning, CutDenoiser, Denoiser, Features
-from stillhouse.diffusion.timestep_grid import CLEAN, Grid, Point, Sigmas, Spacing, grid, grid_at
-from stillhouse.diffusion.trajectory import Keep, Trajectory, advance
+from stillhouse.diffusion.noise import INITIAL_STEP, MAX_SEED, check_seed, gaussian
+from stillhouse.diffusion.prediction import Prediction, add_noise, predict_denoised, predicted_noise, training_target
+from stillhouse.diffusion.samplers import SAMPLERS, Evaluation, Sampler, SamplerState, ddim_coefficients, find_sampler
+from stillhouse.diffusion.sampling_plan import SamplingPlan, check_cache_interval, check_guidance_interval
+from stillhouse.diffusion.schedule import Schedule, ScheduleKind, alphas_cumprod, noise_levels
+from stillhouse.diffusion.step_cache import CachedFeatures, Conditioning, Denoiser, SplitDenoiser
+from stillhouse.diffusion.timestep_grid import (
+    CLEAN,
+    NoiseLevel,
+    SigmaSpacing,
+    Spacing,
+    TimestepGrid,
+    grid_from_timesteps,
+    make_grid,
+)
+from stillhouse.diffusion.trajectory import InpaintBlend, Trajectory, advance
 
 __all__ = [
     "CLEAN",
-    "LARGEST_SEED",
+    "INITIAL_STEP",
+    "MAX_SEED",
     "NUMPY",
     "SAMPLERS",
-    "START",
     "Arrays",
+    "CachedFeatures",
     "Conditioning",
-    "Course",
-    "CutDenoiser",
     "Denoiser",
     "Evaluation",
-    "Features",
-    "Grid",
-    "Keep",
-    "Kind",
-    "Past",
-    "Point",
+    "InpaintBlend",
+    "NoiseLevel",
     "Prediction",
     "Sampler",
+    "SamplerState",
+    "SamplingPlan",
     "Schedule",
-    "Sigmas",
+    "ScheduleKind",
+    "SigmaSpacing",
     "Spacing",
+    "SplitDenoiser",
+    "TimestepGrid",
     "Trajectory",
+    "add_noise",
     "advance",
     "alphas_cumprod",
-    "check_interval",
-    "check_refresh",
+    "check_cache_interval",
+    "check_guidance_interval",
     "check_seed",
-    "denoised",
+    "ddim_coefficients",
     "find_sampler",
     "gaussian",
-    "grid",
-    "grid_at",
+    "grid_from_timesteps",
     "guide",
-    "interval",
     "is_guided",
+    "make_grid",
     "noise_levels",
-    "noised",
+    "predict_denoised",
     "predicted_noise",
     "rescale",
-    "target",
+    "training_target",
 ]

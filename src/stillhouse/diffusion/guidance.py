@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from stillhouse.diffusion.tensor import Level, Tensor
+from stillhouse.diffusion.tensor import Coefficient, Tensor
 
 
-def guide(conditional: Tensor, unconditional: Tensor, scale: Level) -> Tensor:
+def guide(conditional: Tensor, unconditional: Tensor, scale: Coefficient) -> Tensor:
     """Away from the unconditional output and past the conditional one (arXiv 2207.12598, equation 6).
 
     `scale` counts as in diffusers: 1 is the conditional output itself. The paper's w is scale - 1.
@@ -16,7 +16,7 @@ def guide(conditional: Tensor, unconditional: Tensor, scale: Level) -> Tensor:
     return unconditional + (conditional - unconditional) * scale
 
 
-def rescaling(guided: Any, conditional: Any, share: float) -> float:
+def rescale_factor(guided: Any, conditional: Any, share: float) -> float:
     """What pulls the guided output's spread back towards the conditional one's (arXiv 2305.08891, equations 15 and 16).
 
     Args:
@@ -32,7 +32,7 @@ def rescaling(guided: Any, conditional: Any, share: float) -> float:
 
 def rescale(guided: Any, conditional: Any, share: float) -> Any:
     """The guided output with its spread pulled back, see `rescaling`."""
-    return rescaling(guided, conditional, share) * guided
+    return rescale_factor(guided, conditional, share) * guided
 
 
 def is_guided(scale: float, interval: tuple[float, float], share: float) -> bool:

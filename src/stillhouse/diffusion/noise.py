@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from stillhouse.check import check_whole
 from stillhouse.core import Array
 
-LARGEST_SEED = 2**63 - 1
-START = -1
+MAX_SEED = 2**63 - 1
+INITIAL_STEP = -1
 """The step whose noise a walk begins with."""
 
 
@@ -32,21 +32,21 @@ def gaussian(seed: int, step: int, shape: Sequence[int]) -> Array:
     (True, False)
     """
     check_seed(seed)
-    check_whole("step", step, START, LARGEST_SEED)
+    check_whole("step", step, INITIAL_STEP, MAX_SEED)
     bits = Philox(_Key(seed, step))  # type: ignore[arg-type]  # NumPy's stubs leave its own interface out
     return Generator(bits).standard_normal(tuple(shape), np.float32)
 
 
 def check_seed(seed: int) -> None:
     """Refuse a seed that is not a whole number from 0 to 2**63 - 1."""
-    check_whole("seed", seed, 0, LARGEST_SEED)
+    check_whole("seed", seed, 0, MAX_SEED)
 
 
 class _Key(ISeedSequence):
     """Philox's two key words as they are: Philox(key=...) is the same, and spends most of its time on entropy."""
 
     def __init__(self, seed: int, step: int) -> None:
-        self.words = np.array([seed, step - START], np.uint64)
+        self.words = np.array([seed, step - INITIAL_STEP], np.uint64)
 
     def generate_state(self, n_words: int, dtype: Any = np.uint64) -> NDArray[np.uint64]:
         return self.words

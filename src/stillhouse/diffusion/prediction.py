@@ -12,15 +12,15 @@ variance-preserving and flow schedules alike: the norms below are 1 where they a
 from typing import Literal, TypeAlias, get_args
 
 from stillhouse.check import check_choice
-from stillhouse.diffusion.tensor import Level, Tensor
+from stillhouse.diffusion.tensor import Coefficient, Tensor
 
 Prediction = Literal["epsilon", "sample", "v_prediction", "flow"]
 
-Weights: TypeAlias = tuple[Level, Level]
+Weights: TypeAlias = tuple[Coefficient, Coefficient]
 """(a, b) of a * z + b * output."""
 
 
-def denoised_weights(prediction: Prediction, alpha: Level, sigma: Level) -> Weights:
+def denoised_weights(prediction: Prediction, alpha: Coefficient, sigma: Coefficient) -> Weights:
     """Weights of z and of the output that make the clean picture; epsilon needs alpha > 0.
 
     >>> denoised_weights("v_prediction", 0.6, 0.8)
@@ -37,7 +37,7 @@ def denoised_weights(prediction: Prediction, alpha: Level, sigma: Level) -> Weig
     return 1 / norm, -sigma / norm
 
 
-def noise_weights(prediction: Prediction, alpha: Level, sigma: Level) -> Weights:
+def noise_weights(prediction: Prediction, alpha: Coefficient, sigma: Coefficient) -> Weights:
     """Weights of z and of the output that make the noise; sample needs sigma > 0.
 
     >>> noise_weights("v_prediction", 0.6, 0.8)
@@ -54,7 +54,9 @@ def noise_weights(prediction: Prediction, alpha: Level, sigma: Level) -> Weights
     return 1 / norm, alpha / norm
 
 
-def denoised(prediction: Prediction, output: Tensor, z: Tensor, alpha: Level, sigma: Level) -> Tensor:
+def predict_denoised(
+    prediction: Prediction, output: Tensor, z: Tensor, alpha: Coefficient, sigma: Coefficient
+) -> Tensor:
     """The clean picture that the network sees in z; shapes and dtype as z.
 
     Args:
@@ -70,13 +72,17 @@ def denoised(prediction: Prediction, output: Tensor, z: Tensor, alpha: Level, si
     return z * of_z + output * of_output
 
 
-def predicted_noise(prediction: Prediction, output: Tensor, z: Tensor, alpha: Level, sigma: Level) -> Tensor:
+def predicted_noise(
+    prediction: Prediction, output: Tensor, z: Tensor, alpha: Coefficient, sigma: Coefficient
+) -> Tensor:
     """The noise that the network sees in z; arguments as in `denoised`."""
     of_z, of_output = noise_weights(prediction, alpha, sigma)
     return z * of_z + output * of_output
 
 
-def target(prediction: Prediction, x0: Tensor, noise: Tensor, alpha: Level, sigma: Level) -> Tensor:
+def training_target(
+    prediction: Prediction, x0: Tensor, noise: Tensor, alpha: Coefficient, sigma: Coefficient
+) -> Tensor:
     """What a perfect network would say about alpha * x0 + sigma * noise: the target that it is trained on.
 
     >>> target("v_prediction", 1.0, 0.0, 0.6, 0.8)
@@ -91,7 +97,7 @@ def target(prediction: Prediction, x0: Tensor, noise: Tensor, alpha: Level, sigm
     return noise - x0
 
 
-def noised(x0: Tensor, noise: Tensor, alpha: Level, sigma: Level) -> Tensor:
+def add_noise(x0: Tensor, noise: Tensor, alpha: Coefficient, sigma: Coefficient) -> Tensor:
     """The picture at a level: alpha * x0 + sigma * noise."""
     return x0 * alpha + noise * sigma
 

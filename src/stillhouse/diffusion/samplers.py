@@ -23,20 +23,20 @@ from types import MappingProxyType
 from typing import Generic, Literal, NamedTuple, Protocol, TypeAlias
 
 from stillhouse.check import check_choice
-from stillhouse.diffusion.tensor import Level, Tensor
-from stillhouse.diffusion.timestep_grid import Grid, Point
+from stillhouse.diffusion.tensor import Coefficient, Tensor
+from stillhouse.diffusion.timestep_grid import NoiseLevel, TimestepGrid
 from stillhouse.errors import InvalidRequest
 
 _NEARLY_PURE = 1000.0
 """sigma / alpha above which `heun` changes its variable: above the 157 of DDPM's linear schedule, below squaredcos."""
 
 
-class Move(NamedTuple):
+class StepCoefficients(NamedTuple):
     """Weights of where a picture is, of where it aims, and of fresh noise."""
 
-    kept: float
-    gained: float
-    fresh: float
+    z: float
+    x0: float
+    noise: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,39 +48,39 @@ class Evaluation:
     `reach` is half the interval over the one before it, in lambda: how far beyond the latest x0 its middle lies.
     """
 
-    at: Point
-    start: Point
-    end: Point
-    share: float
-    move: Move
-    reach: float
+    level: NoiseLevel
+    start: NoiseLevel
+    end: NoiseLevel
+    progress: float
+    coefficients: StepCoefficients
+    extrapolation: float
 
 
 @dataclass(frozen=True, slots=True)
-class Past(Generic[Tensor]):
+class SamplerState(Generic[Tensor]):
     """What a sampler remembers of an earlier evaluation: its level, the picture there, and its clean picture."""
 
-    point: Point
+    level: NoiseLevel
     z: Tensor
     denoised: Tensor
-    earlier: "Past[Tensor] | None" = None
+    previous: "SamplerState[Tensor] | None" = None
 
 
-Place: TypeAlias = Literal["clean", "beyond", "elsewhere"]
+Order: TypeAlias = Literal["clean", "beyond", "elsewhere"]
 """Where a move aims: at the clean picture, beyond it on the line through the last one, or in the sampler's own way."""
-Aimed: TypeAlias = tuple[Tensor, Tensor, Past[Tensor] | None]
+Estimated: TypeAlias = tuple[Tensor, Tensor, SamplerState[Tensor] | None]
 """The picture to move from, the picture to aim at, and the past for the next step."""
 
 
-class Aim(Protocol):
+class X0Estimate(Protocol):
     """What makes a sampler: given z, x0, the evaluation and the past, where to move from and where to aim."""
 
     def __call__(  # noqa: D102
-        self, z: Tensor, denoised: Tensor, evaluation: Evaluation, past: Past[Tensor] | None, /
-    ) -> Aimed[Tensor]: ...
+        self, z: Tensor, denoised: Tensor, evaluation: Evaluation, past: SamplerState[Tensor] | None, /
+    ) -> Estimated[Tensor]: ...
 
 
-def interval(start: Point, end: Point, eta: float = 0.0) -> Move:
+def ddim_coefficients(start: NoiseLevel, end: NoiseLevel, eta: float = 0.0) -> StepCoefficients:
     """The move that holds x0 still (DDIM, arXiv 2010.02502, equations 12 and 16; any alpha and sigma).
 
     eta = 0 is the first-order ODE step, eta = 1 the ancestral one: DDPM's posterior (arXiv 2006.11239, equation 7),
@@ -89,25 +89,27 @@ def interval(start: Point, end: Point, eta: float = 0.0) -> Move:
     decay = start.alpha * end.sigma / (end.alpha * start.sigma)
     fresh = eta * end.sigma * math.sqrt(1 - decay * decay)
     kept = math.sqrt(end.sigma**2 - fresh**2) / start.sigma
-    return Move(kept, end.alpha - start.alpha * kept, fresh)
+    return StepCoefficients(kept, end.alpha - start.alpha * kept, fresh)
 
 
-def restart(start: Point, end: Point, eta: float = 1.0) -> Move:
+def consistency_coefficients(start: NoiseLevel, end: NoiseLevel, eta: float = 1.0) -> StepCoefficients:
     """The move that forgets where it was: the aim, noised afresh to the next level (consistency models)."""
-    return Move(0.0, end.alpha, end.sigma)
+    return StepCoefficients(0.0, end.alpha, end.sigma)
 
 
-def crossed(origin: Tensor, aim: Tensor, kept: Level, gained: Level) -> Tensor:
+def combine(origin: Tensor, aim: Tensor, kept: Coefficient, gained: Coefficient) -> Tensor:
     """A move without its noise; the weights are floats, or arrays with one weight per picture."""
     return origin * kept + aim * gained
 
 
-def straight(z: Tensor, denoised: Tensor, evaluation: Evaluation, past: Past[Tensor] | None) -> Aimed[Tensor]:
+def first_order(
+    z: Tensor, denoised: Tensor, evaluation: Evaluation, past: SamplerState[Tensor] | None
+) -> Estimated[Tensor]:
     """From z, at x0."""
     return z, denoised, None
 
 
-def heun(z: Tensor, denoised: Tensor, evaluation: Evaluation, past: Past[Tensor] | None) -> Aimed[Tensor]:
+def heun(z: Tensor, denoised: Tensor, evaluation: Evaluation, past: SamplerState[Tensor] | None) -> Estimated[Tensor]:
     """The trapezoid of EDM (arXiv 2206.00364, algorithm 1, without churn) in sigma / alpha, whose slope is the noise.
 
     From pure noise sigma / alpha is infinite, and from nearly pure noise one step crosses so much of it that the
@@ -115,7 +117,7 @@ def heun(z: Tensor, denoised: Tensor, evaluation: Evaluation, past: Past[Tensor]
     """
     start, end = evaluation.start, evaluation.end
     if past is None:
-        return z, denoised, Past(start, z, denoised) if end.sigma > 0 else None
+        return z, denoised, SamplerState(start, z, denoised) if end.sigma > 0 else None
     if start.sigma > _NEARLY_PURE * start.alpha:
         return past.z, 0.5 * (past.denoised + denoised), None
     first = (past.z - start.alpha * past.denoised) / start.sigma
@@ -123,56 +125,58 @@ def heun(z: Tensor, denoised: Tensor, evaluation: Evaluation, past: Past[Tensor]
     return past.z, (past.z - 0.5 * start.sigma * (first + second)) / start.alpha, None
 
 
-def dpmpp_2m(z: Tensor, denoised: Tensor, evaluation: Evaluation, past: Past[Tensor] | None) -> Aimed[Tensor]:
+def dpmpp_2m(
+    z: Tensor, denoised: Tensor, evaluation: Evaluation, past: SamplerState[Tensor] | None
+) -> Estimated[Tensor]:
     """DPM-Solver++ 2M (arXiv 2211.01095, algorithm 2): x0 extrapolated half an interval along lambda."""
-    return z, _extrapolated(denoised, evaluation, past), Past(evaluation.at, z, denoised)
+    return z, _extrapolated(denoised, evaluation, past), SamplerState(evaluation.level, z, denoised)
 
 
-def unipc(z: Tensor, denoised: Tensor, evaluation: Evaluation, past: Past[Tensor] | None) -> Aimed[Tensor]:
+def unipc(z: Tensor, denoised: Tensor, evaluation: Evaluation, past: SamplerState[Tensor] | None) -> Estimated[Tensor]:
     """UniPC-2 for x0 with B2(h) = e^h - 1 (arXiv 2302.04867): correct the last move, then predict.
 
     Its predictor is DPM-Solver++ 2M; its corrector takes the last interval again, with the x0 found at its end.
     """
     earlier = None
     if past is not None:
-        move = interval(past.point, evaluation.at)
-        z = crossed(past.z, _corrected(denoised, evaluation.at, past), move.kept, move.gained)
-        earlier = replace(past, earlier=None)
-    return z, _extrapolated(denoised, evaluation, past), Past(evaluation.at, z, denoised, earlier)
+        move = ddim_coefficients(past.level, evaluation.level)
+        z = combine(past.z, _corrected(denoised, evaluation.level, past), move.z, move.x0)
+        earlier = replace(past, previous=None)
+    return z, _extrapolated(denoised, evaluation, past), SamplerState(evaluation.level, z, denoised, earlier)
 
 
-def lcm(z: Tensor, denoised: Tensor, evaluation: Evaluation, past: Past[Tensor] | None) -> Aimed[Tensor]:
+def lcm(z: Tensor, denoised: Tensor, evaluation: Evaluation, past: SamplerState[Tensor] | None) -> Estimated[Tensor]:
     """The consistency function c_skip * z + c_out * x0 (arXiv 2303.01469, equation 5) as latent models set it.
 
     At timestep 0 it is z itself, noise included: walk trailing grids, which end well above.
     """
-    data, time = 0.5, 10 * evaluation.at.timestep
+    data, time = 0.5, 10 * evaluation.level.timestep
     skip = data**2 / (time**2 + data**2)
     return z, skip * z + time / math.hypot(time, data) * denoised, None
 
 
-def _extrapolated(denoised: Tensor, evaluation: Evaluation, past: Past[Tensor] | None) -> Tensor:
+def _extrapolated(denoised: Tensor, evaluation: Evaluation, past: SamplerState[Tensor] | None) -> Tensor:
     """x0 in the middle of the interval, on the line through the latest two."""
-    if past is None or evaluation.reach == 0:
+    if past is None or evaluation.extrapolation == 0:
         return denoised
-    return denoised + evaluation.reach * (denoised - past.denoised)
+    return denoised + evaluation.extrapolation * (denoised - past.denoised)
 
 
-def _corrected(denoised: Tensor, here: Point, past: Past[Tensor]) -> Tensor:
+def _corrected(denoised: Tensor, here: NoiseLevel, past: SamplerState[Tensor]) -> Tensor:
     """UniC-2's aim for the interval from `past` to here; the first interval has no earlier x0 and takes UniC-1's."""
-    if past.earlier is None:
+    if past.previous is None:
         return 0.5 * (past.denoised + denoised)
-    h = here.half_log_snr - past.point.half_log_snr
-    ratio = (past.earlier.point.half_log_snr - past.point.half_log_snr) / h
+    h = here.half_log_snr - past.level.half_log_snr
+    ratio = (past.previous.level.half_log_snr - past.level.half_log_snr) / h
     scale = math.expm1(-h)
     phi = -scale / h - 1
     first, second = phi / scale, 2 * (-phi / h - 0.5) / scale
     before = (first - second) / (1 - ratio)
-    backward = (before / ratio) * (past.earlier.denoised - past.denoised)
+    backward = (before / ratio) * (past.previous.denoised - past.denoised)
     return past.denoised + backward + (first - before) * (denoised - past.denoised)
 
 
-def _reach(before: Point, start: Point, end: Point) -> float:
+def _extrapolation(before: NoiseLevel, start: NoiseLevel, end: NoiseLevel) -> float:
     """`Evaluation.reach`; 0 where nothing is before it, and into the clean picture, whose interval has no middle."""
     if before == start or end.sigma == 0:
         return 0.0
@@ -194,35 +198,35 @@ class Sampler:
     """
 
     summary: str
-    aim: Aim = straight
+    estimate: X0Estimate = first_order
     eta: float | None = 0.0
-    moves: Callable[[Point, Point, float], Move] = interval
-    looks_twice: bool = False
-    trimmed: bool = False
+    coefficients: Callable[[NoiseLevel, NoiseLevel, float], StepCoefficients] = ddim_coefficients
+    evaluates_twice: bool = False
+    drops_last_level: bool = False
 
     @property
-    def aims_at(self) -> Place:
+    def order(self) -> Order:
         """Where a move aims; `step.step` moves a whole batch at once where that is not elsewhere."""
-        return _PLACES.get(self.aim, "elsewhere")
+        return _ORDERS.get(self.estimate, "elsewhere")
 
-    def evaluations(self, steps: int) -> int:
+    def evaluation_count(self, steps: int) -> int:
         """How often a walk of so many steps asks the network.
 
         >>> SAMPLERS["heun"].evaluations(10), SAMPLERS["ddim"].evaluations(10)
         (19, 10)
         """
-        return 2 * steps - 1 if self.looks_twice else steps
+        return 2 * steps - 1 if self.evaluates_twice else steps
 
-    def plan(self, grid: Grid, eta: float = 0.0) -> tuple[Evaluation, ...]:
+    def plan(self, grid: TimestepGrid, eta: float = 0.0) -> tuple[Evaluation, ...]:
         """Every evaluation of a walk over the grid, in order; `eta` counts where the sampler lets the picture say."""
         eta = eta if self.eta is None else self.eta
         plan: list[Evaluation] = []
-        before = grid.points[0]
-        for step, (start, end) in enumerate(pairwise(grid.points), grid.skipped):
-            share = step / (grid.skipped + grid.steps)
-            move, reach = self.moves(start, end, eta), _reach(before, start, end)
+        before = grid.levels[0]
+        for step, (start, end) in enumerate(pairwise(grid.levels), grid.skipped_steps):
+            share = step / (grid.skipped_steps + grid.steps)
+            move, reach = self.coefficients(start, end, eta), _extrapolation(before, start, end)
             plan.append(Evaluation(start, start, end, share, move, reach))
-            if self.looks_twice and end.sigma > 0:
+            if self.evaluates_twice and end.sigma > 0:
                 plan.append(Evaluation(end, start, end, share, move, reach))
             before = start
         return tuple(plan)
@@ -232,9 +236,9 @@ class Sampler:
         z: Tensor,
         denoised: Tensor,
         evaluation: Evaluation,
-        past: Past[Tensor] | None = None,
+        past: SamplerState[Tensor] | None = None,
         noise: Tensor | None = None,
-    ) -> tuple[Tensor, Past[Tensor] | None]:
+    ) -> tuple[Tensor, SamplerState[Tensor] | None]:
         """Move one picture after one evaluation; a pure function.
 
         Args:
@@ -250,9 +254,9 @@ class Sampler:
         Raises:
             InvalidRequest: noise is needed and there is none.
         """
-        origin, aim, past = self.aim(z, denoised, evaluation, past)
-        kept, gained, fresh = evaluation.move
-        moved = crossed(origin, aim, kept, gained)
+        origin, aim, past = self.estimate(z, denoised, evaluation, past)
+        kept, gained, fresh = evaluation.coefficients
+        moved = combine(origin, aim, kept, gained)
         if fresh == 0:
             return moved, past
         if noise is None:
@@ -260,18 +264,24 @@ class Sampler:
         return moved + fresh * noise, past
 
 
-_PLACES: Mapping[Aim, Place] = {straight: "clean", dpmpp_2m: "beyond"}
+_ORDERS: Mapping[X0Estimate, Order] = {first_order: "clean", dpmpp_2m: "beyond"}
 SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
     {
         "ddim": Sampler("DDIM: first order, the same picture every time at eta 0", eta=None),
         "ddpm": Sampler("DDPM: ancestral, fresh noise in every step, for many steps", eta=1.0),
         "euler": Sampler("Euler: first order, the same walk as ddim at eta 0"),
         "euler_ancestral": Sampler("Euler ancestral: the same walk as ddpm", eta=1.0),
-        "heun": Sampler("Heun: second order, asks the network twice a step", heun, looks_twice=True),
-        "dpmpp_2m": Sampler("DPM-Solver++ 2M: second order for the price of one", dpmpp_2m, trimmed=True),
-        "dpmpp_2m_sde": Sampler("DPM-Solver++ 2M SDE: as dpmpp_2m with fresh noise", dpmpp_2m, 1.0, trimmed=True),
-        "unipc": Sampler("UniPC: second order, corrects each step at no cost; for few steps", unipc, trimmed=True),
-        "lcm": Sampler("LCM: for networks distilled to a few steps, fresh noise between them", lcm, 1.0, restart),
+        "heun": Sampler("Heun: second order, asks the network twice a step", heun, evaluates_twice=True),
+        "dpmpp_2m": Sampler("DPM-Solver++ 2M: second order for the price of one", dpmpp_2m, drops_last_level=True),
+        "dpmpp_2m_sde": Sampler(
+            "DPM-Solver++ 2M SDE: as dpmpp_2m with fresh noise", dpmpp_2m, 1.0, drops_last_level=True
+        ),
+        "unipc": Sampler(
+            "UniPC: second order, corrects each step at no cost; for few steps", unipc, drops_last_level=True
+        ),
+        "lcm": Sampler(
+            "LCM: for networks distilled to a few steps, fresh noise between them", lcm, 1.0, consistency_coefficients
+        ),
         "flow_euler": Sampler("flow Euler: first order for flow networks, the same walk as euler"),
     }
 )

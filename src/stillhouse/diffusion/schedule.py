@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from stillhouse.check import check_choice, check_number, check_whole
 from stillhouse.errors import InvalidRequest
 
-Kind = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "flow"]
+ScheduleKind = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "flow"]
 
 _LARGEST_BETA = 0.999
 
@@ -38,7 +38,7 @@ class Schedule:
     1000
     """
 
-    kind: Kind = "scaled_linear"
+    kind: ScheduleKind = "scaled_linear"
     beta_start: float = 0.00085
     beta_end: float = 0.012
     train_steps: int = 1000
@@ -46,7 +46,7 @@ class Schedule:
     shift: float = 1.0
 
     def __post_init__(self) -> None:
-        check_choice("schedule", self.kind, get_args(Kind))
+        check_choice("schedule", self.kind, get_args(ScheduleKind))
         check_whole("train_steps", self.train_steps, 1, 1_000_000)
         check_number("beta_end", self.beta_end, 1e-9, _LARGEST_BETA)
         check_number("beta_start", self.beta_start, 1e-9, self.beta_end)

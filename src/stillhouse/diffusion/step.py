@@ -18,18 +18,18 @@ import numpy as np
 from stillhouse.core import Array
 from stillhouse.diffusion.arrays import Arrays
 from stillhouse.diffusion.guidance import guide
-from stillhouse.diffusion.samplers import crossed
-from stillhouse.diffusion.tensor import Level
+from stillhouse.diffusion.samplers import combine
+from stillhouse.diffusion.tensor import Coefficient
 
 WEIGHTS = ("scale", "of_z", "of_output", "reach", "kept", "gained")
 """What each picture is told, in this order."""
 
 
-def step(
+def step_batch(
     z: Array,
     answers: Array,
     rows: Sequence[tuple[int, int]],
-    weights: Sequence[Sequence[Level]],
+    weights: Sequence[Sequence[Coefficient]],
     past: Array | None,
     arrays: Arrays,
 ) -> tuple[Array, Array]:
@@ -58,7 +58,7 @@ def step(
     without, prompted = (answers[one] for one in arrays.placed(np.ascontiguousarray(places.T)))
     clean = of_z * z + of_output * guide(prompted, without, scale)
     aim = clean if past is None else clean + reach * (clean - past)
-    return crossed(z, aim, kept, gained), clean
+    return combine(z, aim, kept, gained), clean
 
 
 def _are_pairs(rows: Sequence[tuple[int, int]]) -> bool:

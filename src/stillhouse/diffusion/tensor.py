@@ -18,5 +18,5 @@ class Arithmetic(Protocol):
 
 Tensor = TypeVar("Tensor", bound=Arithmetic)
 
-Level: TypeAlias = float | Arithmetic
+Coefficient: TypeAlias = float | Arithmetic
 """An alpha, a sigma or a weight: a Python float, which leaves float32 pictures float32, or an array that broadcasts."""

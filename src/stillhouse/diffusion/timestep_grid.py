@@ -15,7 +15,7 @@ from stillhouse.diffusion.schedule import Schedule, noise_levels, shifted
 from stillhouse.errors import InvalidRequest
 
 Spacing = Literal["trailing", "leading", "linspace"]
-Sigmas = Literal["schedule", "karras", "exponential"]
+SigmaSpacing = Literal["schedule", "karras", "exponential"]
 
 _RHO = 7.0
 _PURE_NOISE_RATIO = (2.0**24 - 1) ** 0.5
@@ -23,7 +23,7 @@ _PURE_NOISE_RATIO = (2.0**24 - 1) ** 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class NoiseLevel:
     """A noise level, z = alpha * x0 + sigma * noise, and the timestep by which the network knows it."""
 
     timestep: float
@@ -38,49 +38,49 @@ class Point:
         return math.log(self.alpha / self.sigma) if self.alpha > 0 else -math.inf
 
 
-CLEAN = Point(timestep=-1.0, alpha=1.0, sigma=0.0)
+CLEAN = NoiseLevel(timestep=-1.0, alpha=1.0, sigma=0.0)
 """The finished picture. No network is asked there, so its timestep is a mark only."""
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
+class TimestepGrid:
     """A walk's levels, noisiest first, CLEAN last; `skipped` counts the steps of the full walk before the first.
 
     >>> Grid((Point(999, 0.0, 1.0), CLEAN)).steps
     1
     """
 
-    points: tuple[Point, ...]
-    skipped: int = 0
+    levels: tuple[NoiseLevel, ...]
+    skipped_steps: int = 0
 
     def __post_init__(self) -> None:
-        if len(self.points) < 2 or self.points[-1] != CLEAN:
+        if len(self.levels) < 2 or self.levels[-1] != CLEAN:
             raise InvalidRequest("a grid that does not end at CLEAN", allowed="one or more levels, then CLEAN")
-        levels = [point.half_log_snr for point in self.points]
+        levels = [point.half_log_snr for point in self.levels]
         if any(after <= before for before, after in pairwise(levels)):
             raise InvalidRequest("a grid that goes back to more noise", allowed="levels from noisy to clean, each once")
 
     @property
     def steps(self) -> int:
         """Intervals to walk: one fewer than there are points."""
-        return len(self.points) - 1
+        return len(self.levels) - 1
 
     @property
     def timesteps(self) -> NDArray[np.float64]:
         """What the network is fed on the way, float64 [steps]; fractions where sigmas follow a ramp."""
-        return np.array([point.timestep for point in self.points[:-1]])
+        return np.array([point.timestep for point in self.levels[:-1]])
 
     @property
     def alphas(self) -> NDArray[np.float64]:
         """Alpha at every point, float64 [steps + 1]; the last is 1."""
-        return np.array([point.alpha for point in self.points])
+        return np.array([point.alpha for point in self.levels])
 
     @property
     def sigmas(self) -> NDArray[np.float64]:
         """Sigma at every point, float64 [steps + 1]; the last is 0."""
-        return np.array([point.sigma for point in self.points])
+        return np.array([point.sigma for point in self.levels])
 
-    def from_strength(self, strength: float) -> "Grid":
+    def start_at_strength(self, strength: float) -> "TimestepGrid":
         """The tail that starts from a picture noised to this strength (SDEdit, arXiv 2108.01073).
 
         It enters where diffusers' `get_timesteps` does and walks int(steps * strength) steps, so a picture of 20
@@ -105,18 +105,18 @@ class Grid:
                 fix="raise the strength, or take more steps",
             )
         skipped = self.steps - walked
-        return Grid(self.points[skipped:], self.skipped + skipped)
+        return TimestepGrid(self.levels[skipped:], self.skipped_steps + skipped)
 
 
-def grid(
+def make_grid(
     schedule: Schedule,
     steps: int,
     spacing: Spacing = "trailing",
-    sigmas: Sigmas = "schedule",
+    sigmas: SigmaSpacing = "schedule",
     *,
     steps_offset: int = 0,
     trimmed: bool = False,
-) -> Grid:
+) -> TimestepGrid:
     """Lay out a walk of so many steps.
 
     Args:
@@ -138,7 +138,7 @@ def grid(
     [999.0, 749.0, 499.0, 249.0]
     """
     check_choice("spacing", spacing, get_args(Spacing))
-    check_choice("sigmas", sigmas, get_args(Sigmas))
+    check_choice("sigmas", sigmas, get_args(SigmaSpacing))
     check_whole("steps_offset", steps_offset, 0, schedule.train_steps - 1)
     trimmed = trimmed and spacing != "trailing" and sigmas == "schedule"
     offset = steps_offset if spacing == "leading" and sigmas == "schedule" else 0
@@ -148,7 +148,7 @@ def grid(
     return _grid(schedule, steps, spacing, sigmas, steps_offset, trimmed)
 
 
-def grid_at(schedule: Schedule, timesteps: Sequence[float]) -> Grid:
+def grid_from_timesteps(schedule: Schedule, timesteps: Sequence[float]) -> TimestepGrid:
     """The walk over timesteps of your own, noisiest first, then CLEAN; for students with a grid of their own.
 
     Args:
@@ -176,7 +176,9 @@ def grid_at(schedule: Schedule, timesteps: Sequence[float]) -> Grid:
 
 
 @lru_cache(maxsize=128)
-def _grid(schedule: Schedule, steps: int, spacing: Spacing, sigmas: Sigmas, steps_offset: int, trimmed: bool) -> Grid:
+def _grid(
+    schedule: Schedule, steps: int, spacing: Spacing, sigmas: SigmaSpacing, steps_offset: int, trimmed: bool
+) -> TimestepGrid:
     if schedule.is_flow:
         levels = _flow_sigmas(schedule, steps + trimmed, spacing)[:steps]
         if sigmas != "schedule":
@@ -185,7 +187,7 @@ def _grid(schedule: Schedule, steps: int, spacing: Spacing, sigmas: Sigmas, step
     if sigmas != "schedule":
         return _ramped_grid(schedule, steps, sigmas)
     timesteps = _spaced(schedule.train_steps, steps + trimmed, spacing, steps_offset)
-    return grid_at(schedule, timesteps[:steps].tolist())
+    return grid_from_timesteps(schedule, timesteps[:steps].tolist())
 
 
 def _spaced(train_steps: int, count: int, spacing: Spacing, steps_offset: int) -> NDArray[np.float64]:
@@ -204,7 +206,7 @@ def _flow_sigmas(schedule: Schedule, steps: int, spacing: Spacing) -> NDArray[np
     return shifted(schedule, np.linspace(1, lowest, steps))
 
 
-def _ramped_grid(schedule: Schedule, steps: int, sigmas: Sigmas) -> Grid:
+def _ramped_grid(schedule: Schedule, steps: int, sigmas: SigmaSpacing) -> TimestepGrid:
     trained_alphas, trained_sigmas = noise_levels(schedule)
     ratios = np.full(schedule.train_steps, _PURE_NOISE_RATIO)
     np.divide(trained_sigmas, trained_alphas, out=ratios, where=trained_alphas > 0)
@@ -216,13 +218,13 @@ def _ramped_grid(schedule: Schedule, steps: int, sigmas: Sigmas) -> Grid:
     return _grid_of(timesteps, alphas, levels)
 
 
-def _ramp(sigmas: Sigmas, ends: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+def _ramp(sigmas: SigmaSpacing, ends: NDArray[np.float64], count: int) -> NDArray[np.float64]:
     first, last = ends
     if sigmas == "exponential":
         return np.geomspace(first, last, count)
     return np.power(np.linspace(first ** (1 / _RHO), last ** (1 / _RHO), count), _RHO)
 
 
-def _grid_of(timesteps: NDArray[np.float64], alphas: NDArray[np.float64], sigmas: NDArray[np.float64]) -> Grid:
+def _grid_of(timesteps: NDArray[np.float64], alphas: NDArray[np.float64], sigmas: NDArray[np.float64]) -> TimestepGrid:
     levels = zip(timesteps.tolist(), alphas.tolist(), sigmas.tolist(), strict=True)
-    return Grid((*(Point(*level) for level in levels), CLEAN))
+    return TimestepGrid((*(NoiseLevel(*level) for level in levels), CLEAN))

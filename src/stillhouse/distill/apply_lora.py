@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from stillhouse.diffusion import grid_at
+from stillhouse.diffusion import grid_from_timesteps
 from stillhouse.distill.run import open_teacher
 from stillhouse.distill.student import ABOUT, TEACHER, write_student
 from stillhouse.distill.training.low_rank import factors, fused, put, with_low_rank
@@ -20,7 +20,7 @@ from stillhouse.distill.training.progressive_chain import Student
 from stillhouse.errors import InvalidRequest
 from stillhouse.fit.stage import Fitted
 from stillhouse.json_decode import DecodeError, decode
-from stillhouse.pipelines.load import find
+from stillhouse.pipelines.load import find_pipeline
 from stillhouse.pipelines.manifest import Distilled, Manifest, files_checksum, read_manifest
 
 
@@ -42,7 +42,7 @@ def put_on(source: str | Path, file: Path, out: Path, *, force: bool = False) ->
         FitFailed: there is no room for it.
     """
     kept, about, prediction = _read(file)
-    directory = find(source)
+    directory = find_pipeline(source)
     manifest = read_manifest(directory)
     if manifest.prediction != prediction:
         given = f"{file} on {manifest.name}, whose network tells {manifest.prediction}"
@@ -60,10 +60,10 @@ def put_on(source: str | Path, file: Path, out: Path, *, force: bool = False) ->
         name=out.name,
         denoiser=Denoiser(fused(unet).cpu(), schedule, meaning),
         factors=kept,
-        grid=None if about.timesteps is None else grid_at(schedule, about.timesteps),
+        grid=None if about.timesteps is None else grid_from_timesteps(schedule, about.timesteps),
         method=about.method,
         fitted=Fitted(True, 0, 0.0, {}),
-        edits={edit.strength: grid_at(schedule, edit.timesteps) for edit in about.edits},
+        edits={edit.strength: grid_from_timesteps(schedule, edit.timesteps) for edit in about.edits},
     )
     told = {
         "factors": file.name,

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
-from stillhouse.convert.staging import check_free
-from stillhouse.diffusion import Grid, grid_at
+from stillhouse.convert.staging import check_target
+from stillhouse.diffusion import TimestepGrid, grid_from_timesteps
 from stillhouse.distill.data.image_folder import Skipped
 from stillhouse.distill.data.latent_dataset import KeptPairs
 from stillhouse.distill.data.shards import keep
@@ -35,7 +35,7 @@ from stillhouse.fit.processes import launched
 from stillhouse.fit.stage import Fitted, Stage, Tick
 from stillhouse.images.png import write_png
 from stillhouse.measure.machine import machine, versions
-from stillhouse.pipelines.load import find, load
+from stillhouse.pipelines.load import find_pipeline, load
 from stillhouse.pipelines.manifest import Manifest, files_checksum, read_manifest
 from stillhouse.pipelines.pipeline import Pipeline
 
@@ -99,7 +99,7 @@ def distil(
         FitFailed: learning came to an end by itself; what was learnt is kept.
     """
     deadline = None if settings.max_hours is None else monotonic() + 3600 * settings.max_hours
-    processes, directory = launched(), find(source)
+    processes, directory = launched(), find_pipeline(source)
     manifest = read_manifest(directory)
     _check_steps(manifest)
     _check_guidance(manifest, settings)
@@ -109,7 +109,7 @@ def distil(
     places = {name: out.with_name(f"{out.name}-{name.removesuffix('-steps')}") for name in names[:-1]} if every else {}
     places[names[-1]] = out
     for place in places.values():
-        check_free(place, force)
+        check_target(place, force)
     for place in (out, work):
         if Path(settings.data).is_dir() and place.resolve().is_relative_to(Path(settings.data).resolve()):
             raise InvalidRequest(f"{place} in the folder that is learnt from", allowed="a place outside of its data")
@@ -205,7 +205,7 @@ def _way(directory: Path, manifest: Manifest, teacher: Denoiser, settings: Setti
     recipe = _recipe(settings, teacher)
     if settings.method != WALKS:
         return ByChain(teacher, recipe, _only_grid(manifest))
-    begun = "" if settings.begin is None else files_checksum(read_manifest(find(settings.begin)))
+    begun = "" if settings.begin is None else files_checksum(read_manifest(find_pipeline(settings.begin)))
     return ByWalks(teacher, _first(directory, manifest, teacher, settings), recipe, begun)
 
 
@@ -220,7 +220,7 @@ def _first(directory: Path, manifest: Manifest, teacher: Denoiser, settings: Set
         raise InvalidRequest(given, allowed="its teacher, which walks any grid")
     if settings.begin is None:
         return teacher
-    place = find(settings.begin)
+    place = find_pipeline(settings.begin)
     begun = read_manifest(place)
     if begun.distilled is None or begun.distilled.teacher != (manifest.name, files_checksum(manifest)):
         given = f"{settings.begin} as a beginning, which did not learn from this {manifest.name}"
@@ -244,10 +244,10 @@ def _check_guidance(manifest: Manifest, settings: Settings) -> None:
         raise InvalidRequest(given, allowed=f"within {least:g} to {most:g}, which it was taught")
 
 
-def _only_grid(manifest: Manifest) -> Grid | None:
+def _only_grid(manifest: Manifest) -> TimestepGrid | None:
     if manifest.distilled is None or manifest.distilled.timesteps is None:
         return None
-    return grid_at(manifest.schedule, manifest.distilled.timesteps)
+    return grid_from_timesteps(manifest.schedule, manifest.distilled.timesteps)
 
 
 def _recipe(settings: Settings, teacher: Denoiser) -> ChainRecipe:
@@ -311,7 +311,7 @@ def _evidence(
     settings: Settings, items: int, skipped: int, students: Iterable[Student], processes: int
 ) -> Mapping[str, Any]:
     said = {name: value for name, value in asdict(settings).items() if name not in ("data", "prompts", "begin")}
-    begun = None if settings.begin is None else read_manifest(find(settings.begin))
+    begun = None if settings.begin is None else read_manifest(find_pipeline(settings.begin))
     return {
         "settings": {**said, "data": Path(settings.data).name},
         "begun": begun and {"name": begun.name, **begun.evidence.get("distill", {})},

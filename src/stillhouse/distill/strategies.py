@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from stillhouse.backends import backends
-from stillhouse.diffusion import Grid
+from stillhouse.diffusion import TimestepGrid
 from stillhouse.distill.data.image_folder import Skipped
 from stillhouse.distill.data.latent_dataset import KeptPairs, awaited, encoded_pairs
 from stillhouse.distill.data.sources import captions_of, items_of
@@ -94,7 +94,7 @@ class ByChain:
 
     teacher: Denoiser
     recipe: ChainRecipe
-    begin: Grid | None
+    begin: TimestepGrid | None
 
     @property
     def kind(self) -> str:

@@ -17,12 +17,12 @@ from stillhouse.backends.safetensors_index import safetensors_layout
 from stillhouse.convert.export import export_decoder
 from stillhouse.convert.import_model import ImportOptions, import_model
 from stillhouse.convert.staging import staged
-from stillhouse.diffusion import Grid, Schedule
+from stillhouse.diffusion import Schedule, TimestepGrid
 from stillhouse.distill import step_plan
 from stillhouse.distill.training.decoder import TinyDecoder
 from stillhouse.distill.training.progressive_chain import Student
 from stillhouse.errors import FitFailed
-from stillhouse.pipelines.load import find
+from stillhouse.pipelines.load import find_pipeline
 from stillhouse.pipelines.manifest import (
     MANIFEST,
     Component,
@@ -88,7 +88,7 @@ def _write(
     evidence: Mapping[str, Any],
     force: bool,
 ) -> Manifest:
-    directory = find(teacher)
+    directory = find_pipeline(teacher)
     before = read_manifest(directory)
     with staged(out, force=force) as stage, TemporaryDirectory(dir=stage.parent, prefix=".student-") as folder:
         source, made = Path(folder, "diffusers"), Path(folder, "pipeline")
@@ -157,7 +157,7 @@ def _stored(directory: Path, teacher: Manifest) -> str:
     return _DTYPES[next(iter(layout.values())).dtype]
 
 
-def _plan(directory: Path, grid: Grid, prediction: str, train_steps: int) -> None:
+def _plan(directory: Path, grid: TimestepGrid, prediction: str, train_steps: int) -> None:
     """For diffusers: a scheduler that walks the student's grid and no other."""
     levels = {"plan": grid.timesteps, "alphas": grid.alphas[:-1], "sigmas": grid.sigmas[:-1]}
     config = {

@@ -13,13 +13,13 @@ Format: TypeAlias = Literal["png", "jpeg", "webp", "raw"]
 """raw: the levels alone, [height, width, 3]."""
 QUALITY = 90
 _DESCRIPTION, _SOFTWARE = 0x010E, 0x0131
-_MOST = 60_000
+_MAX_EXIF = 60_000
 """Bytes of EXIF, which takes some more than 65,000 in all."""
-_CUT = 2_000
+_MAX_PROMPT = 2_000
 """Letters of each prompt where all of them do not fit; one that is no ASCII takes twelve bytes at most."""
 
 
-def encode_picture(
+def encode_image(
     image: Picture, kind: Format, request: ImageRequest | None = None, model: str | None = None, quality: int = QUALITY
 ) -> bytes:
     """A picture as a file.
@@ -42,17 +42,17 @@ def encode_picture(
     exif = Image.Exif()
     if request is not None:
         exif[_SOFTWARE] = "stillhouse"
-        exif[_DESCRIPTION] = _note(request, model)
+        exif[_DESCRIPTION] = _request_json(request, model)
     file = BytesIO()
     Image.fromarray(image).save(file, kind.upper(), quality=quality, exif=exif)
     return file.getvalue()
 
 
-def _note(request: ImageRequest, model: str | None) -> str:
+def _request_json(request: ImageRequest, model: str | None) -> str:
     """The request as JSON; of prompts that are too long for EXIF, the beginning."""
     told = describe_request(request)
     note = json.dumps({"model": model, "request": told})
-    if len(note) > _MOST:
-        cut = {name: told[name][:_CUT] for name in ("prompt", "negative_prompt")}
+    if len(note) > _MAX_EXIF:
+        cut = {name: told[name][:_MAX_PROMPT] for name in ("prompt", "negative_prompt")}
         note = json.dumps({"model": model, "request": {**told, **cut}})
     return note

@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 from stillhouse.core import Array, Picture
 
 
-def to_signal(picture: Picture) -> Array:
+def normalize_pixels(picture: Picture) -> Array:
     """uint8 [height, width, 3] to float32 [3, height, width], -1 to 1."""
     return np.ascontiguousarray(picture.transpose(2, 0, 1), np.float32) / np.float32(127.5) - 1
 
 
-def to_picture(signal: NDArray[Any]) -> Picture:
+def to_pixels(signal: NDArray[Any]) -> Picture:
     """float32 [3, height, width], -1 to 1 and cut off there, to uint8 [height, width, 3].
 
     >>> to_picture(np.zeros((3, 1, 1), np.float32)).tolist()

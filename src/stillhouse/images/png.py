@@ -20,7 +20,7 @@ from stillhouse.core import ImageRequest, Picture
 from stillhouse.errors import InvalidRequest
 from stillhouse.json_decode import DecodeError, decode
 
-LARGEST = 64_000_000
+MAX_PIXELS = 64_000_000
 """Pixels; a picture that unpacks to more is refused before it is unpacked."""
 
 # Named, because pillow would also try formats for which it starts other programs.
@@ -32,7 +32,7 @@ _COMPRESSION = 2
 """Of 9: the files are a fifth larger than by 6, and take a third of its time, which is that of a tick."""
 
 
-def read_picture(path: Path | str | BinaryIO, largest: int = LARGEST) -> Picture:
+def read_picture(path: Path | str | BinaryIO, largest: int = MAX_PIXELS) -> Picture:
     """Read a picture: uint8 [height, width, 3], upright, what is transparent shown on white.
 
     Args:
@@ -43,10 +43,10 @@ def read_picture(path: Path | str | BinaryIO, largest: int = LARGEST) -> Picture
         InvalidRequest: no such file, no picture, a damaged or an enormous one, or more than 8 bits per channel.
     """
     with _opened(path, largest) as picture:
-        return np.array(_flat(picture, "white").convert("RGB"))
+        return np.array(_flatten(picture, "white").convert("RGB"))
 
 
-def read_mask(path: Path | str | BinaryIO, largest: int = LARGEST) -> NDArray[np.uint8]:
+def read_mask(path: Path | str | BinaryIO, largest: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Read a mask: uint8 [height, width]; bright means repaint, what is transparent is kept.
 
     Args:
@@ -56,10 +56,10 @@ def read_mask(path: Path | str | BinaryIO, largest: int = LARGEST) -> NDArray[np
         InvalidRequest: as `read_picture`.
     """
     with _opened(path, largest) as picture:
-        return np.array(_flat(picture, "black").convert("L"))
+        return np.array(_flatten(picture, "black").convert("L"))
 
 
-def read_hole(path: Path | str | BinaryIO, largest: int = LARGEST) -> NDArray[np.uint8]:
+def read_alpha_mask(path: Path | str | BinaryIO, largest: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Read a mask as OpenAI's clients send it: uint8 [height, width]; what is transparent is repainted.
 
     One without transparency is read as by `read_mask`.
@@ -72,7 +72,7 @@ def read_hole(path: Path | str | BinaryIO, largest: int = LARGEST) -> NDArray[np
     """
     with _opened(path, largest) as picture:
         if not picture.has_transparency_data:
-            return np.array(_flat(picture, "black").convert("L"))
+            return np.array(_flatten(picture, "black").convert("L"))
         alpha = ImageOps.exif_transpose(picture).convert("RGBA").getchannel("A")
         return 255 - np.array(alpha)
 
@@ -97,7 +97,7 @@ def encode_png(image: Picture, request: ImageRequest | None = None, model: str |
     text = PngInfo()
     if request is not None:
         text.add_text(_KEY, json.dumps({"model": model, "request": describe_request(request)}))
-        text.add_text(_PARAMETERS, _for_people(request, model))
+        text.add_text(_PARAMETERS, _parameters_text(request, model))
     file = BytesIO()
     Image.fromarray(image).save(file, "PNG", pnginfo=text, compress_level=_COMPRESSION)
     return file.getvalue()
@@ -123,7 +123,7 @@ def read_request(path: Path | str, image: Picture | None = None, mask: NDArray[n
     except (DecodeError, KeyError, ValueError, RecursionError) as error:
         raise InvalidRequest(f"{path} carries no request", allowed="a PNG that Stillhouse wrote, unedited") from error
     for name, array in (("image", image), ("mask", mask)):
-        if marks[name] != _mark(array):
+        if marks[name] != _array_checksum(array):
             raise InvalidRequest(
                 f"{path} was not made with this {name}" if array is not None else f"{path} was made with {name}",
                 allowed=f"the {name} with {marks[name]}" if marks[name] else f"no {name}",
@@ -138,7 +138,7 @@ def describe_request(request: ImageRequest) -> dict[str, Any]:
     7
     """
     plain = {field.name: getattr(request, field.name) for field in fields(request)}
-    return plain | {name: _mark(plain[name]) for name in _ARRAYS}
+    return plain | {name: _array_checksum(plain[name]) for name in _ARRAYS}
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -159,14 +159,14 @@ def write_file(path: Path, content: bytes) -> None:
         raise InvalidRequest(f"{path} cannot be written: {error.strerror}", fix="choose another place") from error
 
 
-def _mark(array: NDArray[np.uint8] | None) -> dict[str, Any] | None:
+def _array_checksum(array: NDArray[np.uint8] | None) -> dict[str, Any] | None:
     if array is None:
         return None
     height, width = array.shape[:2]
     return {"width": width, "height": height, "sha256": sha256(array.tobytes()).hexdigest()}
 
 
-def _for_people(request: ImageRequest, model: str | None) -> str:
+def _parameters_text(request: ImageRequest, model: str | None) -> str:
     """The lines that other programs of this trade write, and show, under the same key."""
     facts: Mapping[str, Any] = {
         "Steps": request.steps,
@@ -183,7 +183,7 @@ def _for_people(request: ImageRequest, model: str | None) -> str:
 
 
 @contextmanager
-def _opened(path: Path | str | BinaryIO, largest: int = LARGEST) -> Iterator[Image.Image]:
+def _opened(path: Path | str | BinaryIO, largest: int = MAX_PIXELS) -> Iterator[Image.Image]:
     name = path if isinstance(path, Path | str) else "the picture"
     try:
         with warnings.catch_warnings():
@@ -200,7 +200,7 @@ def _opened(path: Path | str | BinaryIO, largest: int = LARGEST) -> Iterator[Ima
         raise _too_large(name, largest) from error
     except Exception as error:  # decoders answer damaged files with almost any exception
         raise InvalidRequest(
-            f"{name} cannot be read as a picture ({_said(error, path)})",
+            f"{name} cannot be read as a picture ({_decoder_message(error, path)})",
             allowed=f"an undamaged file: {', '.join(_FORMATS)}",
         ) from error
 
@@ -218,12 +218,12 @@ def _too_large(name: Path | str, largest: int) -> InvalidRequest:
     return InvalidRequest(f"{name} is too large", allowed=f"up to {largest / 10**6:g} megapixels", fix="scale it down")
 
 
-def _said(error: Exception, path: object) -> str:
+def _decoder_message(error: Exception, path: object) -> str:
     """What a decoder said, without an address in memory where it was given an open file."""
     return str(error).replace(repr(path), "it")
 
 
-def _flat(picture: Image.Image, ground: str) -> Image.Image:
+def _flatten(picture: Image.Image, ground: str) -> Image.Image:
     """Upright, and on a ground of one colour where it is transparent."""
     upright = ImageOps.exif_transpose(picture)
     if not upright.has_transparency_data:

@@ -15,12 +15,12 @@ from stillhouse.errors import InvalidRequest
 from stillhouse.pipelines.lora import Adapter, Delta, read_adapter
 from stillhouse.pipelines.manifest import Component
 
-CHANGED = ("unet", "text_encoder", "text_encoder_2")
+ADAPTED_COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 """Components that adapters change."""
-_USUAL = {"quantize": "none", "offload": "none", "weights": "fixed"}
+_DEFAULT_SETTINGS = {"quantize": "none", "offload": "none", "weights": "fixed"}
 _REFIT = {"weights": "refit"}
-CHANGEABLE: Mapping[str, Mapping[str, str]] = {
-    "torch": {name: _USUAL[name] for name in ("quantize", "offload")},
+ADAPTER_BACKENDS: Mapping[str, Mapping[str, str]] = {
+    "torch": {name: _DEFAULT_SETTINGS[name] for name in ("quantize", "offload")},
     "tensorrt": _REFIT,
     "tensorrt-rtx": _REFIT,
 }
@@ -28,12 +28,12 @@ CHANGEABLE: Mapping[str, Mapping[str, str]] = {
 
 
 @dataclass(slots=True)
-class Worn:
+class ActiveAdapters:
     """What a pipeline wears."""
 
     adapters: tuple[Adapter, ...] = ()
 
-    def put_on(self, name: str, runner: Runner) -> None:
+    def apply(self, name: str, runner: Runner) -> None:
         """Give a network the weights of what is worn: of its own, taken anew, so that nothing adds up.
 
         Raises:
@@ -41,13 +41,13 @@ class Worn:
             BackendFailed: the engine cannot change them.
         """
         if isinstance(runner, GraphRunner) and runner.weights is not None:
-            changed = changed_by(self.adapters, name, runner.weights)
+            changed = adapt_weights(self.adapters, name, runner.weights)
             with reported(runner.backend, runner.graph, "change the weights of"):
                 runner.weights.put(changed)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Changed(Mapping[str, Tensor]):
+class AdaptedWeights(Mapping[str, Tensor]):
     """What adapters make of a network's weights, by layer, each made when it is asked for: together they are large.
 
     Args:
@@ -72,7 +72,7 @@ class Changed(Mapping[str, Tensor]):
         return len(self.changes)
 
 
-def changed_by(adapters: Sequence[Adapter], component: str, weights: Weights) -> Changed:
+def adapt_weights(adapters: Sequence[Adapter], component: str, weights: Weights) -> AdaptedWeights:
     """What these adapters make of a network's weights; layers that none of them changes are left out.
 
     Raises:
@@ -82,7 +82,7 @@ def changed_by(adapters: Sequence[Adapter], component: str, weights: Weights) ->
     for adapter in adapters:
         for layer, delta in adapter.placed(component, weights.shapes):
             changes.setdefault(layer, []).append(delta)
-    return Changed(weights, changes)
+    return AdaptedWeights(weights, changes)
 
 
 def read_adapters(texts: Sequence[str], components: Mapping[str, Component]) -> tuple[Adapter, ...]:
@@ -92,20 +92,20 @@ def read_adapters(texts: Sequence[str], components: Mapping[str, Component]) -> 
         ImportFailed: see `read_adapter`.
         InvalidRequest: a network that they change is run by an engine, or with settings, that keeps its weights.
     """
-    read = tuple(read_adapter(text, tuple(name for name in CHANGED if name in components)) for text in texts)
+    read = tuple(read_adapter(text, tuple(name for name in ADAPTED_COMPONENTS if name in components)) for text in texts)
     for name in {name for adapter in read for name in adapter.layers}:
         component = components[name]
-        needed = CHANGEABLE.get(component.backend)
-        told = {setting: component.settings.get(setting, _USUAL[setting]) for setting in needed or ()}
+        needed = ADAPTER_BACKENDS.get(component.backend)
+        told = {setting: component.settings.get(setting, _DEFAULT_SETTINGS[setting]) for setting in needed or ()}
         if needed is None or told != dict(needed):
             how = ", ".join(f"{setting} {value}" for setting, value in told.items() if value != (needed or {})[setting])
             raise InvalidRequest(
                 f"an adapter of {name}, which runs on {component.backend}{f' with {how}' if how else ''}",
-                allowed="components on " + "; on ".join(_told(*one) for one in CHANGEABLE.items()),
+                allowed="components on " + "; on ".join(_describe(*one) for one in ADAPTER_BACKENDS.items()),
                 fix="fuse it with `stillhouse import MODEL --lora FILE:WEIGHT`",
             )
     return read
 
 
-def _told(backend: str, settings: Mapping[str, str]) -> str:
+def _describe(backend: str, settings: Mapping[str, str]) -> str:
     return f"{backend} with " + ", ".join(" ".join(pair) for pair in settings.items())

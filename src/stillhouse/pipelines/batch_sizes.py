@@ -10,13 +10,13 @@ from typing import Any, TypeAlias
 
 from stillhouse.diffusion import Arrays
 
-ROWS = (1, 2, 4, 8, 16, 32)
+DEFAULT_SIZES = (1, 2, 4, 8, 16, 32)
 """Sizes where a component names none: of a batch less than half is filled up."""
 
 Feeds: TypeAlias = Mapping[str, Any]
 
 
-def parts(count: int, rows: Sequence[int]) -> list[tuple[int, int]]:
+def split_batch(count: int, rows: Sequence[int]) -> list[tuple[int, int]]:
     """How a batch is run: of each part how many rows it has, and how many are run.
 
     Args:
@@ -32,7 +32,7 @@ def parts(count: int, rows: Sequence[int]) -> list[tuple[int, int]]:
     return [(most, most)] * whole + last
 
 
-def run_in_parts(feeds: Feeds, rows: Sequence[int], arrays: Arrays, run: Callable[[Feeds], Feeds]) -> Feeds:
+def run_split(feeds: Feeds, rows: Sequence[int], arrays: Arrays, run: Callable[[Feeds], Feeds]) -> Feeds:
     """What a network says to a batch.
 
     Args:
@@ -48,9 +48,9 @@ def run_in_parts(feeds: Feeds, rows: Sequence[int], arrays: Arrays, run: Callabl
     if count in rows:
         return run(feeds)
     answers: list[Feeds] = []
-    begin, several = 0, parts(count, rows)
+    begin, several = 0, split_batch(count, rows)
     for taken, fed in several:
-        part = {name: _filled(array[begin : begin + taken], fed - taken, arrays) for name, array in feeds.items()}
+        part = {name: _pad(array[begin : begin + taken], fed - taken, arrays) for name, array in feeds.items()}
         told = {name: answer[:taken] for name, answer in run(part).items()}
         # Joined with nothing, to be kept while the next part runs.
         answers.append(told if len(several) == 1 else {name: arrays.joined([one], 0) for name, one in told.items()})
@@ -60,5 +60,5 @@ def run_in_parts(feeds: Feeds, rows: Sequence[int], arrays: Arrays, run: Callabl
     return {name: arrays.joined([answer[name] for answer in answers], 0) for name in answers[0]}
 
 
-def _filled(array: Any, missing: int, arrays: Arrays) -> Any:
+def _pad(array: Any, missing: int, arrays: Arrays) -> Any:
     return arrays.joined([array, *[array[-1:]] * missing], 0) if missing else array

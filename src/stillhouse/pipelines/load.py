@@ -7,7 +7,7 @@ from typing import Any
 from stillhouse.errors import UnknownModel
 from stillhouse.pipelines.manifest import MANIFEST
 from stillhouse.pipelines.pipeline import Pipeline
-from stillhouse.pipelines.revalidate import is_foreign, retune
+from stillhouse.pipelines.revalidate import needs_revalidation, revalidate
 
 _SHAPES = Path(__file__).parents[1] / "shapes"
 _STUDENTS = ("shapes-3", "shapes-1")
@@ -16,7 +16,7 @@ EMBEDDED = {"shapes": _SHAPES / "weights", **{name: _SHAPES / "students" / name 
 """
 
 
-def find(model: str | Path) -> Path:
+def find_pipeline(model: str | Path) -> Path:
     """The directory of an embedded model, or the directory itself.
 
     Raises:
@@ -61,9 +61,9 @@ def load(
     >>> load("shapes").generate("a red circle", seed=7).image.shape  # doctest: +SKIP
     (64, 64, 3)
     """
-    directory = find(model)
+    directory = find_pipeline(model)
     options: dict[str, Any] = {"backend": backend, "precision": precision, "threads": threads, "cache": cache}
     pipeline = Pipeline(directory, verify=verify, **options)
-    if backend is None and is_foreign(pipeline.manifest):
-        return Pipeline(directory, components=retune(directory, pipeline.manifest, threads), **options)
+    if backend is None and needs_revalidation(pipeline.manifest):
+        return Pipeline(directory, components=revalidate(directory, pipeline.manifest, threads), **options)
     return pipeline

@@ -98,7 +98,7 @@ class Adapter:
         Raises:
             ImportFailed: a layer of the file is not among these, or has another shape there.
         """
-        places, deltas = named(shapes), self.layers.get(component, {})
+        places, deltas = layer_names(shapes), self.layers.get(component, {})
         unknown = [name for name in deltas if name not in places]
         if unknown:
             raise _refused(self.path, f"{len(unknown)} layers are not in this {component}, such as", unknown)
@@ -125,7 +125,7 @@ def read_adapter(text: str, components: tuple[str, ...]) -> Adapter:
         settings = _settings(path, file.metadata() or {})
         strange = []
         for key in file.keys():  # noqa: SIM118, the file is no mapping
-            place = _place(key)
+            place = _parse_key(key)
             if place is None or place[0] not in components:
                 strange.append(key)
             else:
@@ -201,7 +201,7 @@ def _settings(path: Path, metadata: Mapping[str, str]) -> Mapping[str, Any]:
         raise ImportFailed(f"the settings of {path} are broken: {error}") from error
 
 
-def _place(key: str) -> tuple[str, str, str] | None:
+def _parse_key(key: str) -> tuple[str, str, str] | None:
     """Component, layer and part (down, up, alpha) of a key; None where it is no LoRA's."""
     match = FACTOR.fullmatch(key)
     prefix = next((prefix for prefix in PREFIXES if key.startswith(prefix)), None)
@@ -226,7 +226,7 @@ def _delta(component: str, layer: str, parts: Mapping[str, torch.Tensor], settin
     return Delta(parts["up"], parts["down"], float(alpha) / (rank**0.5 if root else rank))
 
 
-def named(layers: Iterable[str]) -> dict[str, str]:
+def layer_names(layers: Iterable[str]) -> dict[str, str]:
     """The layers that an adapter may change, by every name that they go by: with `_` for `.`, and as in kohya's files.
 
     >>> list(named(["down_blocks.0.resnets.0.conv1"]))

@@ -11,13 +11,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stillhouse.check import check_number, check_whole
-from stillhouse.diffusion import Prediction, Schedule, Sigmas, Spacing, check_interval, check_refresh
+from stillhouse.diffusion import (
+    Prediction,
+    Schedule,
+    SigmaSpacing,
+    Spacing,
+    check_cache_interval,
+    check_guidance_interval,
+)
 from stillhouse.errors import InvalidRequest, ManifestError, PipelineError, TamperedFile
 from stillhouse.json_decode import DecodeError, decode
 
 MANIFEST = "stillhouse.json"
 VERSION = 1
-SMALL = 16 << 20
+ALWAYS_HASHED_BYTES = 16 << 20
 """Files up to this many bytes are hashed whenever a pipeline is opened; larger ones on request."""
 EVIDENCE = ("report.json", "report.html", "summary.xlsx")
 """Files at the top of a directory that tell of it and are written again: the pipeline runs without them."""
@@ -77,11 +84,11 @@ class Defaults:
     """What a request gets where it does not say; width and height in pixels.
 
     Args:
-        guidance_interval, refresh: as in `ImageRequest`; refresh above 1 needs a `StepCache`.
+        guidance_interval, cache_interval: as in `ImageRequest`; cache_interval above 1 needs a `StepCache`.
         tile: larger pictures than this many pixels a side are decoded in tiles of that size; None, all in one piece.
 
     Raises:
-        InvalidRequest: an interval, a refresh or a tile outside its range.
+        InvalidRequest: an interval, a cache_interval or a tile outside its range.
     """
 
     steps: int
@@ -90,12 +97,12 @@ class Defaults:
     width: int
     height: int
     guidance_interval: tuple[float, float] = (0.0, 1.0)
-    refresh: int = 1
+    cache_interval: int = 1
     tile: int | None = None
 
     def __post_init__(self) -> None:
-        check_interval(self.guidance_interval)
-        check_refresh(self.refresh)
+        check_guidance_interval(self.guidance_interval)
+        check_cache_interval(self.cache_interval)
         if self.tile is not None:
             check_whole("tile", self.tile, SMALLEST_TILE, LARGEST_TILE)
 
@@ -189,7 +196,7 @@ class Manifest:
     schedule: Schedule
     prediction: Prediction
     spacing: Spacing
-    sigmas: Sigmas
+    sigmas: SigmaSpacing
     steps_offset: int
     latent: Latent
     unet_in_channels: int
@@ -206,7 +213,7 @@ class Manifest:
     distilled: Distilled | None = None
 
     @property
-    def repaints(self) -> bool:
+    def is_inpainting(self) -> bool:
         """Whether the U-Net takes the mask and the masked picture as channels."""
         return self.unet_in_channels == 2 * self.latent.channels + 1
 
@@ -227,19 +234,19 @@ def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
     _check_step_cache(manifest)
     temporary = directory / f".{MANIFEST}.part"
     needed = tuple(needed_files(manifest))
-    rooms = {Path(graph).parent for graph in graphs(manifest)} - {Path()}
+    rooms = {Path(graph).parent for graph in graph_paths(manifest)} - {Path()}
     files = dict[str, FileRecord]()
     for file in sorted(file for file in directory.rglob("*") if file.is_file()):
         name = file.relative_to(directory)
         recorded = not _is_evidence(name) or name.as_posix() in needed or name.parent in rooms
         if recorded and file not in (temporary, directory / MANIFEST):
-            files[name.as_posix()] = FileRecord(file.stat().st_size, digest(file))
+            files[name.as_posix()] = FileRecord(file.stat().st_size, file_sha256(file))
     for path in needed:
         if path not in files:
             raise PipelineError(f"{directory / path} is missing", fix="make the file before the manifest")
     sealed = replace(manifest, files=files)
     body = asdict(sealed)
-    text = json.dumps({"checksum": checksum(body), **body}, indent=2)
+    text = json.dumps({"checksum": document_checksum(body), **body}, indent=2)
     temporary.write_text(text + "\n", encoding="utf-8")
     temporary.replace(directory / MANIFEST)
     return sealed
@@ -263,7 +270,7 @@ def read_manifest(directory: Path, *, verify: bool = False) -> Manifest:
     return manifest
 
 
-def graphs(manifest: Manifest) -> Iterable[str]:
+def graph_paths(manifest: Manifest) -> Iterable[str]:
     """Paths of every graph that the pipeline may open."""
     yield from (component.graph for component in manifest.components.values())
     if manifest.step_cache:
@@ -272,26 +279,26 @@ def graphs(manifest: Manifest) -> Iterable[str]:
 
 def needed_files(manifest: Manifest) -> Iterable[str]:
     """Paths without which the pipeline cannot run."""
-    yield from graphs(manifest)
+    yield from graph_paths(manifest)
     yield from (component.weights for component in manifest.components.values())
     for tokenizer in manifest.tokenizers:
         yield from (f"{tokenizer}/tokenizer.json", f"{tokenizer}/tokenizer_config.json")
 
 
-def digest(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def checksum(body: Mapping[str, Any]) -> str:
+def document_checksum(body: Mapping[str, Any]) -> str:
     """SHA-256 of a manifest without its own checksum, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def files_checksum(manifest: Manifest) -> str:
     """Of all the files that it names: what tells a pipeline from another, whatever its manifest says of them."""
-    return checksum({name: record.sha256 for name, record in manifest.files.items()})
+    return document_checksum({name: record.sha256 for name, record in manifest.files.items()})
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -318,7 +325,7 @@ def _decode(path: Path, document: dict[str, Any]) -> Manifest:
         manifest = decode(Manifest, document)
     except DecodeError as error:
         raise _broken(path, f"is broken: {error}") from None
-    if recorded != checksum(document):
+    if recorded != document_checksum(document):
         raise _broken(path, "was edited: $.checksum does not fit the rest")
     for name in needed_files(manifest):
         if name not in manifest.files:
@@ -352,7 +359,7 @@ def _check_file(directory: Path, name: str, record: FileRecord, verify: bool) ->
     size = path.stat().st_size
     if size != record.bytes:
         raise _tampered(path, f"has {size:,} bytes, its manifest says {record.bytes:,}")
-    if (verify or size <= SMALL) and digest(path) != record.sha256:
+    if (verify or size <= ALWAYS_HASHED_BYTES) and file_sha256(path) != record.sha256:
         raise _tampered(path, "has other content than its manifest says (SHA-256)")
 
 

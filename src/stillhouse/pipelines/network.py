@@ -15,7 +15,7 @@ VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Network:
+class NetworkRecord:
     """One network: its name, how it is opened, and the inputs' shapes it was tuned for."""
 
     name: str
@@ -24,14 +24,14 @@ class Network:
     version: int = VERSION
 
 
-def write_network(directory: Path, network: Network) -> None:
+def write_network(directory: Path, network: NetworkRecord) -> None:
     """Write `network.json`, whole or not at all."""
     temporary = directory / f".{NETWORK_MANIFEST}.part"
     temporary.write_text(json.dumps(asdict(network), indent=2) + "\n", encoding="utf-8")
     temporary.replace(directory / NETWORK_MANIFEST)
 
 
-def read_network(directory: Path) -> Network:
+def read_network(directory: Path) -> NetworkRecord:
     """Read `network.json`.
 
     Raises:
@@ -41,7 +41,7 @@ def read_network(directory: Path) -> Network:
     fix = "make it with `stillhouse accelerate FILE.onnx -o DIR`"
     try:
         document = json.loads(path.read_bytes())
-        network = decode(Network, document)
+        network = decode(NetworkRecord, document)
     except FileNotFoundError:
         raise ManifestError(f"{path} does not exist", fix=fix) from None
     except (json.JSONDecodeError, UnicodeDecodeError, DecodeError) as error:

@@ -16,34 +16,34 @@ from stillhouse.backends.signature import read_signature
 from stillhouse.check import check_choice
 from stillhouse.core import Array, ImageRequest, ImageResult, Picture
 from stillhouse.diffusion import (
+    INITIAL_STEP,
     NUMPY,
-    START,
     Arrays,
     Conditioning,
-    CutDenoiser,
-    Keep,
+    InpaintBlend,
+    SplitDenoiser,
     Trajectory,
+    add_noise,
     advance,
     gaussian,
-    noised,
 )
 from stillhouse.errors import BackendFailed, InvalidRequest
-from stillhouse.images.pixels import to_picture, to_signal
-from stillhouse.pipelines.batch_sizes import run_in_parts
+from stillhouse.images.pixels import normalize_pixels, to_pixels
+from stillhouse.pipelines.batch_sizes import run_split
 from stillhouse.pipelines.manifest import Component, Defaults, Manifest, StepCache, read_manifest
-from stillhouse.pipelines.resolve import course_of, resolve
-from stillhouse.pipelines.runners import FULL, SHALLOW, UNET, Runners, overridden
+from stillhouse.pipelines.resolve import plan_request, resolve
+from stillhouse.pipelines.runners import FULL, SHALLOW, UNET, Runners, override_manifest
 from stillhouse.pipelines.tiled_decode import decode_tiled
 from stillhouse.pipelines.tokenizers import Tokenizer, open_tokenizer
 
 ENCODER, DECODER = "vae_encoder", "vae_decoder"
-CACHED_TEXTS = 64
-UNMASKED = 127
+CACHED_PROMPTS = 64
+MASK_THRESHOLD = 127
 """The brightest level of a mask that leaves the picture as it is."""
 
 
 @dataclass(slots=True, kw_only=True)
-class Draft(Trajectory):
+class ImageTrajectory(Trajectory):
     """A trajectory with the request that it answers, and when it was started (`time.perf_counter`)."""
 
     request: ImageRequest
@@ -93,16 +93,16 @@ class Pipeline:
     ) -> None:
         self.directory = directory
         manifest = manifest or read_manifest(directory, verify=verify)
-        self.manifest = overridden(manifest, components or {}, defaults, step_cache)
+        self.manifest = override_manifest(manifest, components or {}, defaults, step_cache)
         options = RunnerOptions(threads=threads, cache=cache)
         self._runners = Runners(directory, self.manifest, options, backend=backend, precision=precision)
-        self._encoded = lru_cache(CACHED_TEXTS)(self._encode)
+        self._encoded = lru_cache(CACHED_PROMPTS)(self._encode)
 
     def resolve(self, request: ImageRequest) -> ImageRequest:
         """The request with every default filled in; see `request.resolve`. Raises InvalidRequest."""
         return resolve(self.manifest, request)
 
-    def start(self, request: ImageRequest, *, noise: Array | None = None) -> Draft:
+    def start(self, request: ImageRequest, *, noise: Array | None = None) -> ImageTrajectory:
         """Begin a picture: its text is encoded, its image too, and its latents are laid out, as `arrays` are.
 
         Args:
@@ -116,25 +116,25 @@ class Pipeline:
         """
         started = time.perf_counter()
         request = self.resolve(request)
-        course = course_of(self.manifest, request)
+        course = plan_request(self.manifest, request)
         noise = self._noise(request, noise)
-        conditioning = self._conditioning(request, self.encode_text(request.prompt))
+        conditioning = self._conditioning(request, self.encode_prompt(request.prompt))
         unconditional = self._unconditional(request, conditioning) if course.guidance > 1 else {}
-        draft = Draft(course, noise, conditioning, unconditional, request=request, started=started)
+        draft = ImageTrajectory(course, noise, conditioning, unconditional, request=request, started=started)
         if request.image is not None:
-            self._begin_at(draft, request.image, request.mask, noise)
-        with self._reported("begin a picture with"):
-            self._place(draft)
+            self._start_from_image(draft, request.image, request.mask, noise)
+        with self._backend_errors("begin a picture with"):
+            self._to_device(draft)
         return draft
 
     def advance(self, trajectories: Sequence[Trajectory]) -> None:
         """Move every picture of a mixed batch by one evaluation of the U-Net; see `diffusion.advance`.
 
-        Where the U-Net is cut, every picture takes its full depth or its shallow one, whatever its refresh, so that
-        it does not matter who else is in the batch. A GPU may still be at it when this returns, see `settle`.
+        Where the U-Net is cut, every picture takes its full depth or its shallow one, whatever its cache_interval, so
+        that it does not matter who else is in the batch. A GPU may still be at it when this returns, see `settle`.
         """
-        denoise = CutDenoiser(self._full, self._shallow) if self.manifest.step_cache else self.denoise
-        with self._reported("advance pictures with"):
+        denoise = SplitDenoiser(self._full, self._shallow) if self.manifest.step_cache else self.denoise
+        with self._backend_errors("advance pictures with"):
             advance(trajectories, denoise, self.arrays)
 
     def settle(self) -> None:
@@ -143,10 +143,10 @@ class Pipeline:
         Raises:
             BackendFailed: a GPU failed since; its pictures are lost, though they seem to have moved.
         """
-        with self._reported("run"):
+        with self._backend_errors("run"):
             self.arrays.settle()
 
-    def finish(self, draft: Draft) -> ImageResult:
+    def finish(self, draft: ImageTrajectory) -> ImageResult:
         """Decode a picture that is done.
 
         Raises:
@@ -155,12 +155,12 @@ class Pipeline:
         """
         if not draft.is_done:
             raise InvalidRequest(
-                f"a picture after {draft.index} of {draft.evaluations} evaluations", allowed="one that is done"
+                f"a picture after {draft.index} of {draft.evaluation_count} evaluations", allowed="one that is done"
             )
         image = self.decode(draft.latents)
         return ImageResult(image, draft.request, time.perf_counter() - draft.started)
 
-    def wear(self, adapters: Sequence[str]) -> None:
+    def set_adapters(self, adapters: Sequence[str]) -> None:
         """Draw with these LoRA from now on, `FILE` or `FILE:WEIGHT` each, and with no others; none takes all off.
 
         Nothing is compiled anew. Networks that they change have to run where weights can; see `models.adapters`.
@@ -172,7 +172,7 @@ class Pipeline:
 
         >>> pipeline.wear(["style.safetensors:0.8"])  # doctest: +SKIP
         """
-        self._runners.wear(adapters)
+        self._runners.set_adapters(adapters)
         self._encoded.cache_clear()
 
     def generate(self, prompt: str, **fields: Any) -> ImageResult:
@@ -196,19 +196,19 @@ class Pipeline:
         feeds = {"sample": rows, "timestep": timesteps, **conditioning, "deep": deep}
         return self.run(SHALLOW, {name: feeds[name] for name in self._shallow_inputs})["out_sample"]
 
-    def encode_text(self, text: str) -> Mapping[str, Array]:
+    def encode_prompt(self, text: str) -> Mapping[str, Array]:
         """What the text encoders make of a text: encoder_hidden_states [L, D], and text_embeds [E] for XL.
 
         The last `CACHED_TEXTS` are kept. Warns with `PromptTruncated` about what does not fit.
         """
         return self._encoded(*(tokenizer(text).tobytes() for tokenizer in self.tokenizers))
 
-    def encode_picture(self, picture: Picture) -> Array:
+    def encode_image(self, picture: Picture) -> Array:
         """The mean of a picture's latents, scaled: float32 [C, height / downscale, width / downscale].
 
         diffusers takes a random sample around this mean, so that its latents differ by the autoencoder's spread.
         """
-        return self._encode_signal(to_signal(picture))
+        return self._encode_signal(normalize_pixels(picture))
 
     def decode(self, latents: Array) -> Picture:
         """The picture of clean latents [C, h, w], by itself; in tiles where it is larger than the manifest's tile.
@@ -225,7 +225,7 @@ class Pipeline:
         else:
             signal = decode_tiled(self._decode_signal, sample, tile // latent.downscale, latent.downscale)
         _check_finite(DECODER, signal)
-        return to_picture(signal)
+        return to_pixels(signal)
 
     def run(self, component: str, feeds: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
         """One call of the network of that name, or several where it is opened for smaller batches; see `buckets`.
@@ -242,17 +242,17 @@ class Pipeline:
             answers: Mapping[str, Any] = runner(fed) if is_numpy else runner.stay(fed)
             return answers
 
-        rows = self._runners.rows(component)
-        return run_in_parts(feeds, rows, arrays, once) if rows else once(feeds)
+        rows = self._runners.batch_sizes(component)
+        return run_split(feeds, rows, arrays, once) if rows else once(feeds)
 
     @property
-    def rows(self) -> tuple[int, ...]:
+    def batch_sizes(self) -> tuple[int, ...]:
         """The sizes of batches that the U-Net is opened for; empty where any is as good."""
-        return self._runners.rows(FULL if self.manifest.step_cache else UNET)
+        return self._runners.batch_sizes(FULL if self.manifest.step_cache else UNET)
 
     def runner(self, component: str, shapes: Mapping[str, tuple[int, ...]]) -> Runner:
         """The network of that name, opened for these shapes where it needs to know them; see `Runners`."""
-        return self._runners.find(component, shapes)
+        return self._runners.get(component, shapes)
 
     @cached_property
     def arrays(self) -> Arrays:
@@ -303,7 +303,7 @@ class Pipeline:
         latent = self.manifest.latent
         shape = (latent.channels, request.height // latent.downscale, request.width // latent.downscale)
         if noise is None:
-            return gaussian(request.seed, START, shape)
+            return gaussian(request.seed, INITIAL_STEP, shape)
         if noise.shape != shape or noise.dtype != np.float32:
             raise InvalidRequest(f"noise is {noise.dtype} {list(noise.shape)}", allowed=f"float32 {list(shape)}")
         return noise
@@ -321,32 +321,34 @@ class Pipeline:
 
     def _unconditional(self, request: ImageRequest, conditioning: Conditioning) -> Conditioning:
         if request.negative_prompt or not self.manifest.zero_negative:
-            return self._conditioning(request, self.encode_text(request.negative_prompt))
+            return self._conditioning(request, self.encode_prompt(request.negative_prompt))
         zeros = {name: np.zeros_like(conditioning[name]) for name in ("encoder_hidden_states", "text_embeds")}
         return {**conditioning, **zeros}
 
-    def _begin_at(self, draft: Draft, image: Picture, mask: NDArray[np.uint8] | None, noise: Array) -> None:
+    def _start_from_image(
+        self, draft: ImageTrajectory, image: Picture, mask: NDArray[np.uint8] | None, noise: Array
+    ) -> None:
         """Start from the image's latents; where it is masked, show the U-Net what stays, or keep it without its help.
 
         With a mask and strength 1 nothing of the image is in the noise, as in diffusers.
         """
         from_noise = mask is not None and draft.request.strength == 1
-        if not (from_noise and self.manifest.repaints):
-            known = self.encode_picture(image)
+        if not (from_noise and self.manifest.is_inpainting):
+            known = self.encode_image(image)
             if not from_noise:
-                first = draft.course.grid.points[0]
-                draft.latents = noised(known, noise, first.alpha, first.sigma)
-            if mask is not None and not self.manifest.repaints:
-                draft.keep = Keep(known, self._latent_mask(mask), noise)
-        if mask is not None and self.manifest.repaints:
-            masked = self._encode_signal(to_signal(image) * (mask <= UNMASKED))
+                first = draft.plan.grid.levels[0]
+                draft.latents = add_noise(known, noise, first.alpha, first.sigma)
+            if mask is not None and not self.manifest.is_inpainting:
+                draft.blend = InpaintBlend(known, self._latent_mask(mask), noise)
+        if mask is not None and self.manifest.is_inpainting:
+            masked = self._encode_signal(normalize_pixels(image) * (mask <= MASK_THRESHOLD))
             draft.extra_channels = np.concatenate([self._latent_mask(mask), masked])
 
-    def _reported(self, verb: str) -> AbstractContextManager[None]:
+    def _backend_errors(self, verb: str) -> AbstractContextManager[None]:
         """Whatever an engine raises over its own arrays is told as its network's failures are."""
-        return nullcontext() if self.arrays is NUMPY else self._runners.reported(verb)
+        return nullcontext() if self.arrays is NUMPY else self._runners.backend_errors(verb)
 
-    def _place(self, draft: Draft) -> None:
+    def _to_device(self, draft: ImageTrajectory) -> None:
         """Bring everything that a draft holds to where it is drawn, once."""
         placed = self.arrays.placed
         draft.latents = placed(draft.latents)
@@ -356,13 +358,13 @@ class Pipeline:
         )
         if draft.extra_channels is not None:
             draft.extra_channels = placed(draft.extra_channels)
-        if keep := draft.keep:
-            draft.keep = Keep(placed(keep.known), placed(keep.mask), placed(keep.noise))
+        if keep := draft.blend:
+            draft.blend = InpaintBlend(placed(keep.clean), placed(keep.mask), placed(keep.noise))
 
     def _latent_mask(self, mask: NDArray[np.uint8]) -> Array:
         """1 where it is repainted, float32 [1, h, w]: the first pixel of each latent decides."""
         downscale = self.manifest.latent.downscale
-        return (mask[None, ::downscale, ::downscale] > UNMASKED).astype(np.float32)
+        return (mask[None, ::downscale, ::downscale] > MASK_THRESHOLD).astype(np.float32)
 
 
 def embed_guidance(guidance: float, channels: int) -> Array:

@@ -6,13 +6,20 @@ import numpy as np
 
 from stillhouse.check import check_number, check_whole
 from stillhouse.core import ImageRequest
-from stillhouse.diffusion import Course, Grid, check_refresh, find_sampler, grid, grid_at
+from stillhouse.diffusion import (
+    SamplingPlan,
+    TimestepGrid,
+    check_cache_interval,
+    find_sampler,
+    grid_from_timesteps,
+    make_grid,
+)
 from stillhouse.errors import InvalidRequest
 from stillhouse.pipelines.manifest import Distilled, Manifest
 
-LARGEST_SIZE = 8192
-LARGEST_GUIDANCE = 1000
-_STUDENTS_SAMPLERS = ("ddim", "euler")
+MAX_SIZE = 8192
+MAX_GUIDANCE = 1000
+_STUDENT_SAMPLERS = ("ddim", "euler")
 """They take the same step, the one that students learn."""
 _READERS = {"image": "picture", "mask": "mask"}
 IMG2IMG_STRENGTH = 0.8
@@ -39,22 +46,22 @@ def resolve(manifest: Manifest, request: ImageRequest) -> ImageRequest:
         guidance_interval=defaults.guidance_interval
         if request.guidance_interval is None
         else request.guidance_interval,
-        refresh=defaults.refresh if request.refresh is None else request.refresh,
+        cache_interval=defaults.cache_interval if request.cache_interval is None else request.cache_interval,
         width=width if request.width is None else request.width,
         height=height if request.height is None else request.height,
         strength=_strength(manifest, request),
     )
     _check_size(manifest, full)
-    course_of(manifest, full)
+    plan_request(manifest, full)
     return full
 
 
-def course_of(manifest: Manifest, request: ImageRequest) -> Course:
+def plan_request(manifest: Manifest, request: ImageRequest) -> SamplingPlan:
     """The walk that a resolved request asks for."""
     assert request.steps is not None and request.guidance is not None and request.sampler is not None
-    assert request.guidance_interval is not None and request.refresh is not None
+    assert request.guidance_interval is not None and request.cache_interval is not None
     check_whole("steps", request.steps, 1, manifest.schedule.train_steps)
-    check_number("guidance", request.guidance, 0, LARGEST_GUIDANCE)
+    check_number("guidance", request.guidance, 0, MAX_GUIDANCE)
     if manifest.guidance_channels and request.negative_prompt:
         raise InvalidRequest(
             f"a negative prompt for {manifest.name}, which was distilled with its guidance inside",
@@ -63,15 +70,15 @@ def course_of(manifest: Manifest, request: ImageRequest) -> Course:
         )
     if manifest.distilled:
         _check_student(manifest.name, manifest.distilled, request)
-    check_refresh(request.refresh)
-    if request.refresh > 1 and manifest.step_cache is None:
+    check_cache_interval(request.cache_interval)
+    if request.cache_interval > 1 and manifest.step_cache is None:
         raise InvalidRequest(
-            f"refresh is {request.refresh} for {manifest.name}, whose U-Net is in one piece",
-            allowed="refresh 1",
+            f"cache_interval is {request.cache_interval} for {manifest.name}, whose U-Net is in one piece",
+            allowed="cache_interval 1",
             fix="make a pipeline that keeps features with `stillhouse accelerate`",
         )
-    return Course(
-        grid=_walk(manifest, request),
+    return SamplingPlan(
+        grid=_timestep_grid(manifest, request),
         sampler=request.sampler,
         prediction=manifest.prediction,
         guidance=1.0 if manifest.guidance_channels else request.guidance,
@@ -79,40 +86,40 @@ def course_of(manifest: Manifest, request: ImageRequest) -> Course:
         guidance_interval=request.guidance_interval,
         eta=request.eta,
         seed=request.seed,
-        refresh=request.refresh,
+        cache_interval=request.cache_interval,
     )
 
 
-def pictures_encoded(manifest: Manifest, request: ImageRequest) -> int:
+def encoded_image_count(manifest: Manifest, request: ImageRequest) -> int:
     """How many pictures are encoded before the first evaluation of a resolved request.
 
     Its image, and for a network that repaints what of it stays; that alone where everything begins as noise.
     """
     if request.image is None:
         return 0
-    if request.mask is None or not manifest.repaints:
+    if request.mask is None or not manifest.is_inpainting:
         return 1
     return 1 if request.strength == 1 else 2
 
 
-def _walk(manifest: Manifest, request: ImageRequest) -> Grid:
+def _timestep_grid(manifest: Manifest, request: ImageRequest) -> TimestepGrid:
     distilled, strength = manifest.distilled, request.strength
     if distilled and distilled.timesteps:
         for edit in distilled.edits:
             if edit.strength == strength:
-                return grid_at(manifest.schedule, edit.timesteps)
-        whole = grid_at(manifest.schedule, distilled.timesteps)
+                return grid_from_timesteps(manifest.schedule, edit.timesteps)
+        whole = grid_from_timesteps(manifest.schedule, distilled.timesteps)
     else:
         assert request.steps is not None and request.sampler is not None
-        whole = grid(
+        whole = make_grid(
             manifest.schedule,
             request.steps,
             manifest.spacing,
             manifest.sigmas,
             steps_offset=manifest.steps_offset,
-            trimmed=find_sampler(request.sampler).trimmed,
+            trimmed=find_sampler(request.sampler).drops_last_level,
         )
-    return whole if strength is None else whole.from_strength(strength)
+    return whole if strength is None else whole.start_at_strength(strength)
 
 
 def _check_student(name: str, distilled: Distilled, request: ImageRequest) -> None:
@@ -131,8 +138,8 @@ def _check_student(name: str, distilled: Distilled, request: ImageRequest) -> No
             allowed=f"{len(distilled.timesteps)}, which it was distilled to",
             fix="leave the steps out, or use its teacher",
         )
-    if request.sampler not in _STUDENTS_SAMPLERS:
-        raise InvalidRequest(f"sampler is {request.sampler} for {name}", allowed=", ".join(_STUDENTS_SAMPLERS))
+    if request.sampler not in _STUDENT_SAMPLERS:
+        raise InvalidRequest(f"sampler is {request.sampler} for {name}", allowed=", ".join(_STUDENT_SAMPLERS))
     if request.eta:
         raise InvalidRequest(f"eta is {request.eta:g} for {name}", allowed="0: a student's steps have no fresh noise")
 
@@ -166,7 +173,7 @@ def _check_image(manifest: Manifest, request: ImageRequest) -> None:
     for name in ("mask", "strength"):
         if image is None and getattr(request, name) is not None:
             raise InvalidRequest(f"{name} without an image", allowed=f"{name} with an image", fix="give an image")
-    if manifest.repaints and mask is None:
+    if manifest.is_inpainting and mask is None:
         raise InvalidRequest(
             f"{manifest.name} repaints parts of pictures, and was given no {'image' if image is None else 'mask'}",
             allowed="an image and a mask",
@@ -190,7 +197,7 @@ def _check_size(manifest: Manifest, request: ImageRequest) -> None:
     assert request.width is not None and request.height is not None
     unit = manifest.granularity
     for name, size in (("width", request.width), ("height", request.height)):
-        check_whole(name, size, 1, LARGEST_SIZE)
+        check_whole(name, size, 1, MAX_SIZE)
         if size % unit:
             below, above = size // unit * unit, (size // unit + 1) * unit
             near = f"{below} or {above}" if below else f"{above}"

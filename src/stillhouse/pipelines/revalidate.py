@@ -19,11 +19,11 @@ from stillhouse.diffusion import NUMPY
 from stillhouse.errors import StillhouseError
 from stillhouse.measure.fidelity import compare
 from stillhouse.measure.machine import machine
-from stillhouse.pipelines.batch_sizes import run_in_parts
+from stillhouse.pipelines.batch_sizes import run_split
 from stillhouse.pipelines.manifest import Component, Manifest, Tuned
-from stillhouse.pipelines.runners import UNET, is_opened_anew, open_component, sizes_of
+from stillhouse.pipelines.runners import UNET, component_batch_sizes, open_component, reopens_per_batch_size
 
-CROWD = 8
+BATCH_ROWS = 8
 """Rows of the U-Net that are tried in one call, too: engines take other kernels for them than for one picture's."""
 CALLS = 3
 """Calls on each probe that the time is taken of, the least counts."""
@@ -34,7 +34,7 @@ class ForeignMachine(UserWarning):
 
 
 @dataclass(frozen=True, slots=True)
-class Retuned:
+class Revalidated:
     """What a component runs here: the place of the one that was taken among those there were, and why others fell."""
 
     component: Component
@@ -43,12 +43,12 @@ class Retuned:
     refused: tuple[str, ...]
 
 
-def is_foreign(manifest: Manifest) -> bool:
+def needs_revalidation(manifest: Manifest) -> bool:
     """Whether the pipeline was tuned on a machine whose figures say nothing about this one."""
     return manifest.tuned is not None and manifest.tuned.fingerprint != machine().fingerprint()
 
 
-def retune(directory: Path, manifest: Manifest, threads: int | None = None) -> dict[str, Component]:
+def revalidate(directory: Path, manifest: Manifest, threads: int | None = None) -> dict[str, Component]:
     """The components to run on this machine: of what the pipeline knows, the fastest that is right here.
 
     Warns with `ForeignMachine` about what it found.
@@ -57,12 +57,12 @@ def retune(directory: Path, manifest: Manifest, threads: int | None = None) -> d
         StillhouseError: nothing that the pipeline knows of runs here as it should.
     """
     tuned = manifest.tuned
-    if tuned is None or not is_foreign(manifest):
+    if tuned is None or not needs_revalidation(manifest):
         return dict(manifest.components)
     components, told = dict(manifest.components), []
     for name, probe in tuned.probes.items():
         found = _fastest(directory, name, [components[name], *tuned.alternatives.get(name, ())], tuned, probe, threads)
-        told.append(_told(name, components[name], found))
+        told.append(_describe(name, components[name], found))
         components[name] = found.component
     warnings.warn(
         f"{manifest.name} was tuned on another machine; verified again: {'; '.join(told)}. "
@@ -75,7 +75,7 @@ def retune(directory: Path, manifest: Manifest, threads: int | None = None) -> d
 
 def _fastest(
     directory: Path, name: str, choices: Sequence[Component], tuned: Tuned, probe: str, threads: int | None
-) -> Retuned:
+) -> Revalidated:
     feeds, wanted = _read(directory / probe)
     refused: list[str] = []
     passing: list[tuple[float, int]] = []
@@ -89,11 +89,16 @@ def _fastest(
             continue
         worst = min(_sqnr(wanted[output], outputs.get(output)) for output in wanted)
         told = ""
-        if worst >= tuned.min_sqnr and name == UNET and not is_opened_anew(component) and component.streams == 1:
-            told = f" of {CROWD} rows together"
-            sizes = sizes_of(component)
-            many = partial(run_in_parts, rows=sizes, arrays=NUMPY, run=runner) if sizes else runner
-            worst = _crowded(many, feeds, wanted)
+        if (
+            worst >= tuned.min_sqnr
+            and name == UNET
+            and not reopens_per_batch_size(component)
+            and component.streams == 1
+        ):
+            told = f" of {BATCH_ROWS} rows together"
+            sizes = component_batch_sizes(component)
+            many = partial(run_split, rows=sizes, arrays=NUMPY, run=runner) if sizes else runner
+            worst = _batch_sqnr(many, feeds, wanted)
         if worst < tuned.min_sqnr:
             given = f"{_name(component)} errs here: SQNR {worst:.1f} dB{told}, the bound is {tuned.min_sqnr:.1f}"
             refused.append(given)
@@ -105,17 +110,17 @@ def _fastest(
             fix="run `stillhouse accelerate` with its source on this machine",
         )
     seconds, place = min(passing)
-    return Retuned(choices[place], place, seconds, tuple(refused))
+    return Revalidated(choices[place], place, seconds, tuple(refused))
 
 
-def _crowded(
+def _batch_sqnr(
     runner: Callable[[Mapping[str, Any]], Mapping[str, Any]],
     feeds: Mapping[str, NDArray[Any]],
     wanted: Mapping[str, NDArray[Any]],
 ) -> float:
     """The worst SQNR of as many rows in one call as a server makes of several pictures."""
     many, more = (
-        {name: np.resize(array, (CROWD, *array.shape[1:])) for name, array in arrays.items()}
+        {name: np.resize(array, (BATCH_ROWS, *array.shape[1:])) for name, array in arrays.items()}
         for arrays in (feeds, wanted)
     )
     try:
@@ -148,7 +153,7 @@ def _name(component: Component) -> str:
     return f"{component.backend} {component.precision} of {component.graph}"
 
 
-def _told(name: str, before: Component, found: Retuned) -> str:
+def _describe(name: str, before: Component, found: Revalidated) -> str:
     why = f" ({'; '.join(found.refused)})" if found.refused else ""
     if found.component == before:
         return f"{name} runs as tuned{why}"

@@ -13,19 +13,19 @@ from stillhouse.backends.runtime import reported
 from stillhouse.check import check_choice
 from stillhouse.diffusion import NUMPY, Arrays
 from stillhouse.errors import InvalidRequest, StillhouseError
-from stillhouse.pipelines.batch_sizes import ROWS
+from stillhouse.pipelines.batch_sizes import DEFAULT_SIZES
 from stillhouse.pipelines.manifest import Component, Defaults, Manifest, StepCache
 
 if TYPE_CHECKING:
-    from stillhouse.pipelines.adapters import Worn
+    from stillhouse.pipelines.adapters import ActiveAdapters
 
-OPENED = 16
+MAX_OPEN = 16
 """Networks that are kept open: each counts once for every shape that it is opened for."""
 UNET, FULL, SHALLOW = "unet", "unet_full", "unet_shallow"
 """The U-Net, and its two depths where it is cut for step caching."""
 
 
-def overridden(
+def override_manifest(
     manifest: Manifest,
     components: Mapping[str, Component],
     defaults: Defaults | None = None,
@@ -46,7 +46,7 @@ def overridden(
         step_cache = manifest.step_cache
     defaults = defaults or manifest.defaults
     if step_cache is None:
-        defaults = replace(defaults, refresh=1)
+        defaults = replace(defaults, cache_interval=1)
     return replace(manifest, components=joined, defaults=defaults, step_cache=step_cache)
 
 
@@ -74,9 +74,9 @@ class Runners:
         self._backend, self._precision = backend, precision
         self._open: dict[tuple[str, object], Runner] = {}
         self._opening = Lock()
-        self._worn: Worn | None = None
+        self._adapters: ActiveAdapters | None = None
 
-    def find(self, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Runner:
+    def get(self, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Runner:
         """The network of that name, opened at the first call.
 
         Args:
@@ -84,21 +84,21 @@ class Runners:
             shapes: what it will be fed. It is opened for the shapes of a row where its rows run apart; where it is
                 static for these very shapes, or for these with all sizes of batches; and once for all otherwise.
         """
-        asked = self._asked(name)
-        key = (name, tuple(opened_for(asked, shapes).items()))
+        asked = self._component(name)
+        key = (name, tuple(opening_shapes(asked, shapes).items()))
         with self._opening:
             if key in self._open:
                 self._open[key] = self._open.pop(key)  # the one that was not used for longest comes first
             else:
-                while len(self._open) >= OPENED:
+                while len(self._open) >= MAX_OPEN:
                     del self._open[next(iter(self._open))]
                 runner = open_component(self._directory, asked, shapes, self._options)
-                if self._worn:
-                    self._worn.put_on(name, runner)
+                if self._adapters:
+                    self._adapters.apply(name, runner)
                 self._open[key] = runner
             return self._open[key]
 
-    def wear(self, adapters: Sequence[str]) -> None:
+    def set_adapters(self, adapters: Sequence[str]) -> None:
         """Change the networks' weights by these LoRA files and no others; see `adapters`.
 
         Raises:
@@ -113,34 +113,34 @@ class Runners:
                 fix="fuse them with `stillhouse import MODEL --lora FILE:WEIGHT`, and accelerate that",
             )
         from stillhouse.pipelines.adapters import (  # here and not above, because that file needs torch
-            Worn,
+            ActiveAdapters,
             read_adapters,
         )
 
-        worn = self._worn or Worn()
-        read = read_adapters(adapters, {name: self._asked(name) for name in self._manifest.components})
+        worn = self._adapters or ActiveAdapters()
+        read = read_adapters(adapters, {name: self._component(name) for name in self._manifest.components})
         with self._opening:
             before, worn.adapters = worn.adapters, read
             try:
-                self._put_on(worn)
+                self._apply_adapters(worn)
             except StillhouseError:
                 worn.adapters = before
                 with suppress(StillhouseError):  # the first failure is the one that tells
-                    self._put_on(worn)
+                    self._apply_adapters(worn)
                 raise
-            self._worn = worn
+            self._adapters = worn
 
-    def _put_on(self, worn: "Worn") -> None:
+    def _apply_adapters(self, worn: "ActiveAdapters") -> None:
         for (name, _), runner in self._open.items():
-            worn.put_on(name, runner)
+            worn.apply(name, runner)
 
-    def rows(self, name: str) -> tuple[int, ...]:
+    def batch_sizes(self, name: str) -> tuple[int, ...]:
         """The sizes of batches that a network of `find` is opened for; empty where any is as good."""
-        return sizes_of(self._asked(name))
+        return component_batch_sizes(self._component(name))
 
     def graph(self, name: str) -> Path:
         """The file of a network of `find`."""
-        return self._directory / self._asked(name).graph
+        return self._directory / self._component(name).graph
 
     def arrays(self) -> Arrays:
         """Where pictures lie while the U-Net looks at them: with it, where its engine has arrays of its own.
@@ -152,16 +152,16 @@ class Runners:
         """
         if self._manifest.step_cache:
             return NUMPY
-        asked = self._asked(UNET)
+        asked = self._component(UNET)
         own: Arrays | None = own_arrays(asked.backend, asked.settings)
         return own or NUMPY
 
-    def reported(self, verb: str) -> AbstractContextManager[None]:
+    def backend_errors(self, verb: str) -> AbstractContextManager[None]:
         """Tell what goes wrong inside as a failure of the U-Net's engine; see `runtime.reported`."""
-        asked = self._asked(UNET)
+        asked = self._component(UNET)
         return reported(asked.backend, self._directory / asked.graph, verb)
 
-    def _asked(self, name: str) -> Component:
+    def _component(self, name: str) -> Component:
         is_unet = name in (UNET, FULL, SHALLOW)
         asked = self._manifest.components[UNET if is_unet else name]
         if cut := self._manifest.step_cache:
@@ -172,27 +172,27 @@ class Runners:
         return replace(asked, precision=self._precision) if self._precision and is_unet else asked
 
 
-def opened_for(component: Component, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+def opening_shapes(component: Component, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """The static shapes that a component is opened for when it is fed these: of a row, of all of them, of the largest
     batch where it serves the smaller ones, too, or none."""
     if component.streams > 1:
         return {name: (1, *shape[1:]) if shape else () for name, shape in shapes.items()}
     anew = reopened_for(component.backend, component.settings) if component.static else "nothing"
     if anew == "sizes":
-        most = sizes_of(component)[-1]
+        most = component_batch_sizes(component)[-1]
         return {name: (most, *shape[1:]) if shape else () for name, shape in shapes.items()}
     return dict(shapes) if anew == "shapes" else {}
 
 
-def is_opened_anew(component: Component) -> bool:
+def reopens_per_batch_size(component: Component) -> bool:
     """Whether each size of a batch costs it as much as opening: it is opened, built or compiled for that."""
     compiles = component.settings.get("compile", "none") != "none"
     return component.static and (compiles or reopened_for(component.backend, component.settings) == "shapes")
 
 
-def sizes_of(component: Component) -> tuple[int, ...]:
+def component_batch_sizes(component: Component) -> tuple[int, ...]:
     """The sizes of batches that a component is opened for; empty where any is as good."""
-    return (component.rows or ROWS) if component.static and component.streams == 1 else ()
+    return (component.rows or DEFAULT_SIZES) if component.static and component.streams == 1 else ()
 
 
 def open_component(
@@ -203,9 +203,9 @@ def open_component(
         options,
         precision=component.precision,
         threads=options.threads or component.threads,
-        shapes=opened_for(component, shapes),
+        shapes=opening_shapes(component, shapes),
         static=component.static,
-        rows=sizes_of(component),
+        rows=component_batch_sizes(component),
         streams=component.streams,
         settings=component.settings,
     )

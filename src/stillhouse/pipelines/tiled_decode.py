@@ -48,7 +48,7 @@ def decode_tiled(decode: Callable[[Array], Array], latents: Array, tile: int, do
     return picture
 
 
-def starts(length: int, tile: int) -> list[int]:
+def tile_starts(length: int, tile: int) -> list[int]:
     """Where the tiles along one side begin: as few as overlap enough, evenly spread, the last one ending at the end.
 
     >>> starts(22, 10), starts(20, 10), starts(8, 10)
@@ -63,7 +63,7 @@ def starts(length: int, tile: int) -> list[int]:
 
 def _weights(length: int, tile: int, downscale: int) -> list[tuple[int, Array]]:
     """Each tile's start in latents and its weights in pixels; at every pixel the weights of all tiles sum to 1."""
-    begins, side = starts(length, tile), min(tile, length) * downscale
+    begins, side = tile_starts(length, tile), min(tile, length) * downscale
     blend = max((tile - max(int(tile * (1 - OVERLAP)), 1)) * downscale, 1)
     pixels = np.arange(side)
     weights = [np.ones(side, np.float32) for _ in begins]

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer as Vocabulary
 
 from stillhouse.errors import PipelineError
 
-ROLES = ("bos", "eos", "pad")
+SPECIAL_TOKENS = ("bos", "eos", "pad")
 
 
 class PromptTruncated(UserWarning):
@@ -43,7 +43,7 @@ class Tokenizer:
         ids = [self.start, *encoding.ids[:room], self.end]
         return np.array(ids + [self.padding] * (self.length - len(ids)), np.int64)
 
-    def reads_all(self, text: str) -> bool:
+    def fits(self, text: str) -> bool:
         """Whether nothing of a text is cut off."""
         room = self.length - 2
         if len(text.encode()) <= room:  # no token is shorter than a byte
@@ -60,7 +60,7 @@ def open_tokenizer(directory: Path) -> Tokenizer:
     try:
         settings = json.loads((directory / "tokenizer_config.json").read_bytes())
         vocabulary = Vocabulary.from_file(str(directory / "tokenizer.json"))
-        start, end, padding = (vocabulary.token_to_id(_text(settings[f"{role}_token"])) for role in ROLES)
+        start, end, padding = (vocabulary.token_to_id(_text(settings[f"{role}_token"])) for role in SPECIAL_TOKENS)
         length = int(settings["model_max_length"])
     except Exception as error:  # the tokenizers library raises plain Exception for every fault
         raise _unusable(directory, f"{type(error).__name__}: {error}") from error

@@ -17,7 +17,7 @@ import msgspec
 from stillhouse.check import check_choice
 from stillhouse.core import ImageRequest
 from stillhouse.errors import InvalidRequest, NotAllowed, Refused
-from stillhouse.pipelines.load import find
+from stillhouse.pipelines.load import find_pipeline
 from stillhouse.pipelines.manifest import Manifest, read_manifest
 from stillhouse.pipelines.resolve import resolve
 from stillhouse.serve.client import Caller, Meter
@@ -371,7 +371,7 @@ def front_of(settings: Settings, cache: Path | None = None, **options: Any) -> F
         UnknownModel, PipelineError: a tier's pipeline that cannot be served.
         InvalidRequest: a tier whose own steps, guidance or sampler its pipeline cannot draw with.
     """
-    places = {tier.pipeline: find(tier.pipeline) for tier in settings.tiers.values()}
+    places = {tier.pipeline: find_pipeline(tier.pipeline) for tier in settings.tiers.values()}
     read = {name: read_manifest(directory) for name, directory in places.items()}
     opening = Opening(
         {name: str(directory) for name, directory in places.items()},

@@ -11,7 +11,7 @@ from stillhouse.backends.registry import open_runner
 from stillhouse.backends.runner import Runner, RunnerOptions
 from stillhouse.core import Picture
 from stillhouse.measure.set_metrics import Features
-from stillhouse.pipelines.manifest import digest
+from stillhouse.pipelines.manifest import file_sha256
 from stillhouse.shapes.scene import CANVAS
 
 FOLDER = Path(__file__).parent / "encoder"
@@ -41,7 +41,7 @@ class Encoder:
 def open_encoder(threads: int | None = None) -> Encoder:
     """The encoder that ships with the package."""
     runner = open_runner(GRAPH, "onnxruntime", RunnerOptions(threads=threads))
-    return Encoder(runner, digest(WEIGHTS))
+    return Encoder(runner, file_sha256(WEIGHTS))
 
 
 def _signal(pictures: Sequence[Picture]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:

@@ -79,7 +79,7 @@ def judge(
         progress(len(pictures))
     seconds = (perf_counter() - began) / captions
     scores = _score(pictures, scenes)
-    ceiling = _score([pipeline.decode(pipeline.encode_picture(draw(scene))) for scene, _ in scenes], scenes)
+    ceiling = _score([pipeline.decode(pipeline.encode_image(draw(scene))) for scene, _ in scenes], scenes)
     assert resolved.steps and resolved.guidance is not None and resolved.sampler
     return Judgement(
         captions,

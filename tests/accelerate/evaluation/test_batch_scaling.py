@@ -8,7 +8,7 @@ from stillhouse.accelerate.evaluation.batch_scaling import BATCHES, curve, may_c
 from stillhouse.accelerate.evaluation.candidate_process import SubjectFailed
 from stillhouse.accelerate.records.candidate import Candidate
 from stillhouse.measure.clock import Timing
-from stillhouse.pipelines.batch_sizes import ROWS
+from stillhouse.pipelines.batch_sizes import DEFAULT_SIZES
 from tests.accelerate.trials import trial
 
 ANY = Candidate("unet", "onnxruntime")
@@ -39,7 +39,7 @@ def timed(candidate: Candidate, rows: Rows, seconds: float = 0.01, opened: float
 
 def test_a_processor_is_asked_for_few_rows_and_a_gpu_for_many() -> None:
     assert timed(ANY, Rows(0.2)) == [*BATCHES]
-    assert timed(ANY_ON_GPU, Rows(0.2)) == timed(GRAPHS, Rows(0.2)) == [*ROWS]
+    assert timed(ANY_ON_GPU, Rows(0.2)) == timed(GRAPHS, Rows(0.2)) == [*DEFAULT_SIZES]
 
 
 def test_a_gpu_that_is_full_is_asked_no_more_and_a_processor_where_it_takes_long() -> None:

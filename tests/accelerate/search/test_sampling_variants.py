@@ -6,21 +6,21 @@ import pytest
 
 from stillhouse.accelerate.records.candidate import Candidate
 from stillhouse.accelerate.search.sampling_variants import combinations, cost, ladders, request_fields, walk, walked
-from stillhouse.pipelines.load import find
+from stillhouse.pipelines.load import find_pipeline
 from stillhouse.pipelines.manifest import Distilled, Manifest, read_manifest
 
 
 @pytest.fixture(scope="module")
 def manifest() -> Manifest:
-    return read_manifest(find("shapes"))
+    return read_manifest(find_pipeline("shapes"))
 
 
 def test_every_ladder_grows_bolder(manifest: Manifest) -> None:
     found = ladders(manifest, caches=True)
-    assert [ladder.kind for ladder in found] == ["steps", "refresh", "guidance"]
+    assert [ladder.kind for ladder in found] == ["steps", "cache_interval", "guidance"]
     plain = cost(manifest, {})
     for ladder in found:
-        options = [{name: v for name, v in rung.items() if name != "refresh"} for rung in ladder.rungs]
+        options = [{name: v for name, v in rung.items() if name != "cache_interval"} for rung in ladder.rungs]
         costs = [cost(manifest, rung) for rung in options]
         assert costs == sorted(costs, reverse=True)
         assert plain >= costs[0]

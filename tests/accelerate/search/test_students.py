@@ -20,7 +20,7 @@ from stillhouse.accelerate.sweep import sweep
 from stillhouse.accelerate.workspace import Target, settle
 from stillhouse.convert.import_model import ImportOptions, import_model
 from stillhouse.core import ImageRequest
-from stillhouse.diffusion import grid_at
+from stillhouse.diffusion import grid_from_timesteps
 from stillhouse.distill.student import write_student
 from stillhouse.distill.training.decoder import TinyDecoder
 from stillhouse.distill.training.networks import Denoiser, conditioned_on_guidance
@@ -29,7 +29,7 @@ from stillhouse.errors import InvalidRequest
 from stillhouse.fit.stage import Fitted
 from stillhouse.measure.clock import Ratio
 from stillhouse.pipelines.load import load
-from stillhouse.pipelines.manifest import SMALL, read_manifest, write_manifest
+from stillhouse.pipelines.manifest import ALWAYS_HASHED_BYTES, read_manifest, write_manifest
 from tests.checkpoints import write_checkpoint
 
 PLAN = (999.0, 656.0, 342.0)
@@ -74,7 +74,7 @@ def make_student(teacher: Path, out: Path, seed: int) -> Path:
     unet = conditioned_on_guidance(UNet2DConditionModel.from_pretrained(teacher / "unet"))
     torch.nn.init.normal_(unet.time_embedding.cond_proj.weight, std=0.2)
     denoiser = frozen(Denoiser(unet, manifest.schedule, manifest.prediction))
-    walk = grid_at(manifest.schedule, PLAN)
+    walk = grid_from_timesteps(manifest.schedule, PLAN)
     made = Student("3-steps", denoiser, {}, walk, "progressive", Fitted(True, 0, 0.0, {}))
     write_student(teacher, made, out, guidance=(1.0, 8.0), decoder=TinyDecoder(manifest.latent, 8))
     return out
@@ -182,7 +182,7 @@ def test_a_student_by_itself_is_asked_for_nothing_that_it_does_not_know(taught: 
     asked = [ImageRequest("a"), ImageRequest("b")]
     assert shortened(manifest, asked) == asked
     unet = manifest.components["unet"].weights
-    heavy = {**manifest.files, unet: replace(manifest.files[unet], bytes=SMALL << 10)}
+    heavy = {**manifest.files, unet: replace(manifest.files[unet], bytes=ALWAYS_HASHED_BYTES << 10)}
     assert shortened(replace(manifest, files=heavy), asked) == asked[:1], "no other count of steps"
     assert not has_oracle(manifest)
     assert manifest.distilled is not None

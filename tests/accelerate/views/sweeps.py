@@ -155,7 +155,7 @@ def walks(files: dict[str, tuple[str, ...]] | None = None) -> tuple[Trial, ...]:
     return (
         of("plain", "accepted", "", 3600, 99, 1, 0.927, networks="baseline"),
         of("chosen", "accepted", "", 884, 33.4, 0.981, 0.925, networks="chosen"),
-        of("refresh", "accepted", "", 512, 24.1, 0.937, 0.921, networks="chosen", refresh="3"),
+        of("cache_interval", "accepted", "", 512, 24.1, 0.937, 0.921, networks="chosen", cache_interval="3"),
         of(
             "steps",
             "rejected",
@@ -224,7 +224,7 @@ def network() -> Report:
 def drawn(directory: Path) -> dict[str, tuple[str, ...]]:
     """Pictures of 64 x 64 in folders below `directory`, and where they lie."""
     files: dict[str, tuple[str, ...]] = {}
-    for name, shift, grain in (("plain", 0, 0), ("chosen", 0, 3), ("refresh", 1, 8), ("steps", 4, 40)):
+    for name, shift, grain in (("plain", 0, 0), ("chosen", 0, 3), ("cache_interval", 1, 8), ("steps", 4, 40)):
         files[name] = tuple(f"pictures/{name}/{number}.png" for number in range(3))
         for number, file in enumerate(files[name]):
             write_png(directory / file, figure(number, shift, grain))

@@ -46,15 +46,15 @@ def with_files(sweep: Report, *files: str) -> Report:
 
 def test_the_baseline_comes_first_then_the_choice_then_fastest_first(tmp_path: Path) -> None:
     names = list(found(report(tmp_path), tmp_path))
-    assert names == ["baseline", "chosen, refresh 3", "chosen, sampler dpm++, steps 12", "chosen"]
+    assert names == ["baseline", "chosen, cache_interval 3", "chosen, sampler dpm++, steps 12", "chosen"]
 
 
 def test_every_pixel_is_shown_and_what_differs_below(tmp_path: Path) -> None:
     strips = found(report(tmp_path), tmp_path)
     for number, (base, chosen) in enumerate(
-        zip(strips["baseline"].cells, strips["chosen, refresh 3"].cells, strict=True)
+        zip(strips["baseline"].cells, strips["chosen, cache_interval 3"].cells, strict=True)
     ):
-        one, two = (read_picture(tmp_path / f"pictures/{name}/{number}.png") for name in ("plain", "refresh"))
+        one, two = (read_picture(tmp_path / f"pictures/{name}/{number}.png") for name in ("plain", "cache_interval"))
         assert np.array_equal(picture(base.picture), one) and base.difference is None
         assert np.array_equal(picture(chosen.picture), two) and not chosen.equal
         assert np.array_equal(picture(chosen.difference), difference(one, two, GAIN))
@@ -62,16 +62,16 @@ def test_every_pixel_is_shown_and_what_differs_below(tmp_path: Path) -> None:
 
 def test_equal_pictures_are_known(tmp_path: Path) -> None:
     sweep = with_files(report(tmp_path), *(f"pictures/plain/{number}.png" for number in range(3)))
-    cells = found(sweep, tmp_path)["chosen, refresh 3"].cells
+    cells = found(sweep, tmp_path)["chosen, cache_interval 3"].cells
     assert all(cell.equal and not picture(cell.difference).any() for cell in cells)
 
 
 def test_a_missing_a_damaged_and_a_lacking_picture_leave_a_gap(tmp_path: Path) -> None:
-    sweep = with_files(report(tmp_path), "pictures/refresh/0.png", "damaged.png")
+    sweep = with_files(report(tmp_path), "pictures/cache_interval/0.png", "damaged.png")
     (tmp_path / "damaged.png").write_bytes(b"no picture")
     (tmp_path / "pictures/plain/0.png").unlink()
     strips = found(sweep, tmp_path)
-    first, damaged, lacking = strips["chosen, refresh 3"].cells
+    first, damaged, lacking = strips["chosen, cache_interval 3"].cells
     assert first.picture and first.difference is None
     assert damaged.picture is lacking.picture is None
     assert strips["baseline"].cells[0].picture is None
@@ -82,12 +82,12 @@ def test_nothing_outside_the_directory_is_shown(tmp_path: Path, outside: str) ->
     write_png(tmp_path / "secret.png", figure(0))
     inside = tmp_path / "report"
     sweep = with_files(report(inside), outside.format(root=tmp_path))
-    assert found(sweep, inside)["chosen, refresh 3"].cells[0].picture is None
+    assert found(sweep, inside)["chosen, cache_interval 3"].cells[0].picture is None
 
 
 def test_pictures_of_another_size_are_shown_without_a_difference(tmp_path: Path) -> None:
     write_png(tmp_path / "wide.png", np.zeros((32, 80, 3), np.uint8))
-    cell = found(with_files(report(tmp_path), "wide.png"), tmp_path)["chosen, refresh 3"].cells[0]
+    cell = found(with_files(report(tmp_path), "wide.png"), tmp_path)["chosen, cache_interval 3"].cells[0]
     assert picture(cell.picture).shape == (32, 80, 3) and cell.difference is None
 
 
@@ -97,7 +97,7 @@ def test_large_pictures_are_reduced_after_they_were_compared(tmp_path: Path) -> 
     sweep = with_files(report(tmp_path), "large.png")
     write_png(tmp_path / "pictures/plain/0.png", one)
     write_png(tmp_path / "large.png", two)
-    cell = found(sweep, tmp_path)["chosen, refresh 3"].cells[0]
+    cell = found(sweep, tmp_path)["chosen, cache_interval 3"].cells[0]
     # Pillow rounds up to whole pixels: 400 / 3 and 800 / 3.
     assert picture(cell.picture).shape == (134, 267, 3)
     assert picture(cell.difference).mean() == pytest.approx(difference(one, two, GAIN).mean(), rel=0.02)
@@ -106,7 +106,7 @@ def test_large_pictures_are_reduced_after_they_were_compared(tmp_path: Path) -> 
 def test_what_a_file_carries_besides_its_pixels_stays_out(tmp_path: Path) -> None:
     sweep = with_files(report(tmp_path), "carrier.png")
     write_png(tmp_path / "carrier.png", figure(0), ImageRequest("a secret prompt"))
-    uri = found(sweep, tmp_path)["chosen, refresh 3"].cells[0].picture
+    uri = found(sweep, tmp_path)["chosen, cache_interval 3"].cells[0].picture
     assert uri is not None and b"secret" not in base64.b64decode(uri.partition(",")[2])
 
 

@@ -138,7 +138,7 @@ def test_pictures_have_words_and_the_strips_their_prompts(text: str) -> None:
 
 def test_a_missing_picture_is_told(tmp_path: Path) -> None:
     sweep = report(tmp_path)
-    (tmp_path / "pictures/refresh/1.png").unlink()
+    (tmp_path / "pictures/cache_interval/1.png").unlink()
     assert Page(page(sweep, tmp_path)).text.count("picture missing") == 1
 
 

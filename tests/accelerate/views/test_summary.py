@@ -68,7 +68,7 @@ def test_quality_choice_networks_and_the_fastest_that_was_turned_down_are_told_i
     assert (
         "24.1 dB PSNR, SSIM 0.937" in quality and "92.1 %" in quality and "against 92.7 % of the baseline's" in quality
     )
-    assert "PSNR of at least 20 dB" in choice and "refresh 3" in choice
+    assert "PSNR of at least 20 dB" in choice and "cache_interval 3" in choice
     assert "14 of 23 candidates" in choice
     assert networks.startswith(
         "It runs unet on openvino f32, bf16, shapes static, streams 2 (4.85x) and vae_decoder on"

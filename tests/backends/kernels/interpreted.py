@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stillhouse.backends.kernels import cast, geglu, group_norm, guided_step, launch, layer_norm, silu
 from stillhouse.backends.torch_arrays import TorchArrays
-from stillhouse.diffusion import NUMPY, START, Course, Schedule, Trajectory, advance, gaussian, grid
+from stillhouse.diffusion import INITIAL_STEP, NUMPY, SamplingPlan, Schedule, Trajectory, advance, gaussian, make_grid
 from tests.backends.kernels.cases import CASES, GROUPS, TAILS, WALKS, Case
 
 EPS = 1e-5
@@ -53,7 +53,7 @@ def beyond_rounding(dtype: torch.dtype) -> float:
 
 def walked_apart() -> float:
     """How far pictures of all kinds end, moved together by the kernel, from where NumPy's arithmetic moves them."""
-    walk = grid(Schedule(), 5, sigmas="karras")
+    walk = make_grid(Schedule(), 5, sigmas="karras")
     kinds = [
         ("ddim", 7.5),
         ("dpmpp_2m", 5.0),
@@ -67,8 +67,8 @@ def walked_apart() -> float:
     for arrays in (TorchArrays("cpu", guided_step.guided_step), NUMPY):
         made = [
             Trajectory(
-                Course(walk, sampler, "v_prediction", guidance=scale, guidance_interval=(0.0, 0.7), seed=seed),
-                arrays.placed(gaussian(seed, START, (4, 6, 7))),
+                SamplingPlan(walk, sampler, "v_prediction", guidance=scale, guidance_interval=(0.0, 0.7), seed=seed),
+                arrays.placed(gaussian(seed, INITIAL_STEP, (4, 6, 7))),
                 {"text": arrays.placed(gaussian(seed, 1, (1,)))},
                 {"text": arrays.placed(gaussian(seed, 2, (1,)))},
             )

@@ -65,7 +65,7 @@ def test_nothing_is_the_negative_prompt(pipeline: Pipeline, tmp_path: Path) -> N
     keep_pairs(pipeline, lambda begin: shapes(pipeline, 1, seed=1), tmp_path / "pairs")
     pairs = awaited(tmp_path / "pairs")
     states = pairs.nothing(3)["encoder_hidden_states"]
-    wanted = torch.from_numpy(np.array(pipeline.encode_text("")["encoder_hidden_states"])).half().float()
+    wanted = torch.from_numpy(np.array(pipeline.encode_prompt("")["encoder_hidden_states"])).half().float()
     assert states.shape[0] == 3 and all(torch.equal(row, wanted) for row in states)
 
 
@@ -78,7 +78,7 @@ def test_a_folder_is_cut_to_size_and_tells_what_it_skips(pipeline: Pipeline, tmp
     skipped: list[Skipped] = []
     (item,) = folder(pipeline, tmp_path, 9, skipped.append)
     assert item.captions == ("a grey square",)
-    np.testing.assert_array_equal(item.latents, pipeline.encode_picture(picture[:, 32:96]))
+    np.testing.assert_array_equal(item.latents, pipeline.encode_image(picture[:, 32:96]))
     assert [one.name for one in skipped] == ["silent.png"]
 
 

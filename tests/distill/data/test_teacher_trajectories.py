@@ -12,7 +12,7 @@ import torch
 import stillhouse
 from stillhouse.backends import BackendStatus
 from stillhouse.core import ImageRequest
-from stillhouse.diffusion import Grid, Point, Schedule, Trajectory, grid, noise_levels
+from stillhouse.diffusion import NoiseLevel, Schedule, TimestepGrid, Trajectory, make_grid, noise_levels
 from stillhouse.distill import strategies
 from stillhouse.distill.data import shards
 from stillhouse.distill.data.shards import keep
@@ -30,7 +30,7 @@ from stillhouse.distill.training.stage import agreement
 from stillhouse.distill.training.step_grids import plan_edits, refined
 from stillhouse.errors import BackendFailed
 from stillhouse.pipelines.manifest import StepCache
-from stillhouse.pipelines.pipeline import Draft, Pipeline
+from stillhouse.pipelines.pipeline import ImageTrajectory, Pipeline
 from stillhouse.shapes.caption import is_held_out, seen_caption
 
 STEPS = 6
@@ -42,36 +42,36 @@ def pipeline() -> Pipeline:
 
 
 @pytest.fixture(scope="module")
-def served(pipeline: Pipeline) -> Grid:
-    return grid(pipeline.manifest.schedule, 3)
+def served(pipeline: Pipeline) -> TimestepGrid:
+    return make_grid(pipeline.manifest.schedule, 3)
 
 
 @pytest.fixture(scope="module")
-def walked(pipeline: Pipeline, served: Grid) -> list[Walked]:
+def walked(pipeline: Pipeline, served: TimestepGrid) -> list[Walked]:
     return list(walks_of(pipeline, seen_caption, Plan(served, STEPS, 3, (2.0, 4.0), seed=1)))
 
 
 @pytest.fixture(scope="module")
-def edited(pipeline: Pipeline, served: Grid) -> list[Walked]:
+def edited(pipeline: Pipeline, served: TimestepGrid) -> list[Walked]:
     return list(walks_of(pipeline, seen_caption, with_edits(pipeline, served)))
 
 
-def with_edits(pipeline: Pipeline, served: Grid, together: int = 8) -> Plan:
-    edits = plan_edits(pipeline.manifest.schedule, STEPS, grid(pipeline.manifest.schedule, 2), (0.3, 0.8))
+def with_edits(pipeline: Pipeline, served: TimestepGrid, together: int = 8) -> Plan:
+    edits = plan_edits(pipeline.manifest.schedule, STEPS, make_grid(pipeline.manifest.schedule, 2), (0.3, 0.8))
     grids = {strength: one.student for strength, one in edits.items()}
     return Plan(served, STEPS, 6, (2.0, 4.0), seed=1, edits=grids, together=together)
 
 
 def test_a_walk_is_the_teachers_own_at_the_students_levels(
-    pipeline: Pipeline, served: Grid, walked: list[Walked]
+    pipeline: Pipeline, served: TimestepGrid, walked: list[Walked]
 ) -> None:
     fine = refined(pipeline.manifest.schedule, served, STEPS)
     rng = np.random.default_rng((1, 6, 0))
     caption, scale, seed = seen_caption(rng), float(rng.uniform(2.0, 4.0)), int(rng.integers(2**62))
     assert (walked[0].caption, walked[0].guidance) == (caption, scale)
     draft = pipeline.start(ImageRequest(caption, guidance=scale, seed=seed, sampler=SOLVER))
-    alone = Draft(
-        replace(draft.course, grid=fine),
+    alone = ImageTrajectory(
+        replace(draft.plan, grid=fine),
         draft.latents,
         draft.conditioning,
         draft.unconditional,
@@ -81,13 +81,13 @@ def test_a_walk_is_the_teachers_own_at_the_students_levels(
     levels = [alone.latents]
     while not alone.is_done:
         pipeline.advance([alone])
-        if alone.is_done or fine.points[alone.index] in served.points:
+        if alone.is_done or fine.levels[alone.index] in served.levels:
             levels.append(alone.latents)
     np.testing.assert_array_equal(walked[0].latents, np.stack(levels))
 
 
 @pytest.mark.usefixtures("torch_threads")
-def test_walks_of_a_teacher_on_torch_are_read_as_they_pass(pipeline: Pipeline, served: Grid) -> None:
+def test_walks_of_a_teacher_on_torch_are_read_as_they_pass(pipeline: Pipeline, served: TimestepGrid) -> None:
     """Its latents lie where torch runs it. Two engines differ by 1e-6 in each evaluation, and guidance widens that."""
     there = stillhouse.load("shapes", backend="torch", precision="f32")
     ours, theirs = (list(walks_of(one, seen_caption, with_edits(one, served))) for one in (there, pipeline))
@@ -96,7 +96,9 @@ def test_walks_of_a_teacher_on_torch_are_read_as_they_pass(pipeline: Pipeline, s
         np.testing.assert_allclose(one.latents, other.latents, atol=1e-3)
 
 
-def test_walks_are_decided_by_seed_and_number_alone(pipeline: Pipeline, served: Grid, walked: list[Walked]) -> None:
+def test_walks_are_decided_by_seed_and_number_alone(
+    pipeline: Pipeline, served: TimestepGrid, walked: list[Walked]
+) -> None:
     (last,) = walks_of(pipeline, seen_caption, Plan(served, STEPS, 3, (2.0, 4.0), seed=1), begin=2)
     np.testing.assert_array_equal(last.latents, walked[2].latents)
     assert last.caption == walked[2].caption and last.guidance == walked[2].guidance
@@ -105,13 +107,13 @@ def test_walks_are_decided_by_seed_and_number_alone(pipeline: Pipeline, served: 
 
 
 def test_every_second_walk_is_an_edit_of_the_picture_before(
-    pipeline: Pipeline, served: Grid, walked: list[Walked], edited: list[Walked]
+    pipeline: Pipeline, served: TimestepGrid, walked: list[Walked], edited: list[Walked]
 ) -> None:
     plan = with_edits(pipeline, served)
     assert [walk.kind > 0 for walk in edited] == [False, True] * 3
     for one, edit, alone in zip(edited[::2], edited[1::2], walked, strict=True):
         np.testing.assert_allclose(one.latents, alone.latents, atol=1e-5)
-        first = [*plan.edits.values()][edit.kind - 1].points[0]
+        first = [*plan.edits.values()][edit.kind - 1].levels[0]
         noise = (edit.latents[0] - first.alpha * one.latents[-1]) / first.sigma
         assert abs(float(noise.mean())) < 0.1 and abs(float(noise.std()) - 1) < 0.1
         assert edit.latents.shape == one.latents.shape, "filled up, where it has fewer levels"
@@ -119,15 +121,15 @@ def test_every_second_walk_is_an_edit_of_the_picture_before(
         assert not is_held_out(edit.caption)
 
 
-def test_an_edit_walks_on_from_its_level(pipeline: Pipeline, served: Grid, edited: list[Walked]) -> None:
+def test_an_edit_walks_on_from_its_level(pipeline: Pipeline, served: TimestepGrid, edited: list[Walked]) -> None:
     edit = edited[1]
     plan = with_edits(pipeline, served)
     strength, own = [*plan.edits.items()][edit.kind - 1]
     fine = refined(pipeline.manifest.schedule, own, max(4, round(STEPS * strength)))
     draft = pipeline.start(ImageRequest(edit.caption, guidance=edit.guidance, sampler=SOLVER))
-    course = replace(draft.course, grid=fine)
+    course = replace(draft.plan, grid=fine)
     asked = (draft.conditioning, draft.unconditional)
-    alone = Draft(course, edit.latents[0], *asked, request=draft.request, started=0.0)
+    alone = ImageTrajectory(course, edit.latents[0], *asked, request=draft.request, started=0.0)
     while not alone.is_done:
         pipeline.advance([alone])
     np.testing.assert_allclose(edit.latents[-1], alone.latents, atol=1e-5)
@@ -135,7 +137,7 @@ def test_an_edit_walks_on_from_its_level(pipeline: Pipeline, served: Grid, edite
 
 @pytest.mark.parametrize("begin", [1, 3, 4])
 def test_walks_with_edits_go_on_from_any_number(
-    pipeline: Pipeline, served: Grid, edited: list[Walked], begin: int
+    pipeline: Pipeline, served: TimestepGrid, edited: list[Walked], begin: int
 ) -> None:
     rest = list(walks_of(pipeline, seen_caption, with_edits(pipeline, served, together=2), begin))
     assert [(walk.caption, walk.kind) for walk in rest] == [(walk.caption, walk.kind) for walk in edited[begin:]]
@@ -158,7 +160,7 @@ def test_what_is_kept_is_shown_again(
             (shown.reached, walk.latents[reached]),
         ):
             assert torch.equal(tensor[row], torch.from_numpy(wanted).half().float())
-        states = torch.from_numpy(np.array(pipeline.encode_text(walk.caption)["encoder_hidden_states"]))
+        states = torch.from_numpy(np.array(pipeline.encode_prompt(walk.caption)["encoder_hidden_states"]))
         assert torch.equal(shown.said["encoder_hidden_states"][row], states.half().float())
         assert float(shown.guidance[row]) == np.float32(walk.guidance)
 
@@ -174,41 +176,43 @@ def test_no_time_makes_none(pipeline: Pipeline, tmp_path: Path) -> None:
 OWN, THEIRS = Schedule(), Schedule(zero_terminal_snr=True)
 
 
-def angle(point: Point) -> float:
+def angle(point: NoiseLevel) -> float:
     return float(np.arctan2(point.sigma, point.alpha))
 
 
 @pytest.mark.parametrize("steps", [1, 4, 9, 18, 36, 128])
 def test_a_teacher_of_another_schedule_is_asked_at_its_nearest_levels(steps: int) -> None:
-    served = grid(THEIRS, steps)
+    served = make_grid(THEIRS, steps)
     route = route_of(OWN, served, steps)
-    assert route.first == served.points[0] and route.first.alpha == 0
+    assert route.first == served.levels[0] and route.first.alpha == 0
     assert route.fine.timesteps[0] == 999, "pure noise is shown to it at its noisiest level"
-    kept = [route.fine.points[place] for place in route.places[:-1]]
-    assert [*route.above, *served.points[1 + len(route.above) : -1]] == [*served.points[1:-1]]
+    kept = [route.fine.levels[place] for place in route.places[:-1]]
+    assert [*route.above, *served.levels[1 + len(route.above) : -1]] == [*served.levels[1:-1]]
     alphas, sigmas = noise_levels(OWN)
     every = np.arctan2(sigmas, alphas)
     assert all(angle(point) > (every[-1] + every[-2]) / 2 for point in route.above)
-    for point, wanted in zip(kept, served.points[1 + len(route.above) :], strict=False):
+    for point, wanted in zip(kept, served.levels[1 + len(route.above) :], strict=False):
         assert abs(angle(point) - angle(wanted)) <= np.abs(every - angle(wanted)).min() + 1e-12
 
 
 def test_a_teacher_of_the_same_schedule_is_asked_at_the_very_levels() -> None:
-    route = route_of(THEIRS, grid(THEIRS, 4), 4)
-    assert route.fine == grid(THEIRS, 4) and not route.above and route.places == (1, 2, 3, 4)
+    route = route_of(THEIRS, make_grid(THEIRS, 4), 4)
+    assert route.fine == make_grid(THEIRS, 4) and not route.above and route.places == (1, 2, 3, 4)
 
 
 def test_levels_that_a_teacher_does_not_know_lie_on_the_way_to_what_it_sees_first(pipeline: Pipeline) -> None:
     """For that the pipeline is taken for one that was never taught pure noise."""
     manifest = replace(pipeline.manifest, schedule=OWN)
     unaware = Pipeline(pipeline.directory, backend="onnxruntime", precision="f32", manifest=manifest)
-    plan = Plan(grid(THEIRS, 9), 12, 1, (2.0, 2.0), seed=0)
+    plan = Plan(make_grid(THEIRS, 9), 12, 1, (2.0, 2.0), seed=0)
     (route,) = plan.of(OWN)
     (walk,) = walks_of(unaware, seen_caption, plan)
     assert len(walk.latents) == 10 and len(route.above) == 1
     draft = unaware.start(ImageRequest(walk.caption, guidance=2.0, sampler=SOLVER))
     asked = (draft.conditioning, draft.unconditional)
-    alone = Draft(replace(draft.course, grid=route.fine), walk.latents[0], *asked, request=draft.request, started=0.0)
+    alone = ImageTrajectory(
+        replace(draft.plan, grid=route.fine), walk.latents[0], *asked, request=draft.request, started=0.0
+    )
     unaware.advance([alone])
     assert alone.denoised is not None
     wanted = route.above[0].alpha * alone.denoised + route.above[0].sigma * walk.latents[0]
@@ -217,14 +221,14 @@ def test_levels_that_a_teacher_does_not_know_lie_on_the_way_to_what_it_sees_firs
 
 def test_edits_are_laid_out_at_the_students_own_level() -> None:
     """By the strongest, the student begins at more noise than a teacher knows that was never taught pure noise."""
-    edit = plan_edits(THEIRS, 12, grid(THEIRS, 3), (0.9,))[0.9].student
+    edit = plan_edits(THEIRS, 12, make_grid(THEIRS, 3), (0.9,))[0.9].student
     route = route_of(OWN, edit, 6)
-    assert route.first == edit.points[0] and route.first.alpha < noise_levels(OWN)[0].min()
+    assert route.first == edit.levels[0] and route.first.alpha < noise_levels(OWN)[0].min()
     assert route.fine.timesteps[0] == 999
 
 
 def test_where_memory_is_too_small_fewer_are_drawn_at_once(
-    pipeline: Pipeline, served: Grid, walked: list[Walked], monkeypatch: pytest.MonkeyPatch
+    pipeline: Pipeline, served: TimestepGrid, walked: list[Walked], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[int] = []
     advance = pipeline.advance
@@ -242,7 +246,7 @@ def test_where_memory_is_too_small_fewer_are_drawn_at_once(
         np.testing.assert_allclose(one.latents, other.latents, atol=1e-5)
 
 
-def test_other_failures_are_told(pipeline: Pipeline, served: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_failures_are_told(pipeline: Pipeline, served: TimestepGrid, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(drafts: Sequence[Trajectory]) -> None:
         raise BackendFailed("torch could not run unet: no kernel")
 
@@ -265,10 +269,10 @@ def test_the_teachers_whole_network_walks_however_it_was_accelerated(
         manifest,
         components={**manifest.components, "unet": quick},
         step_cache=StepCache("unet/full.onnx", "unet/shallow.onnx"),
-        defaults=replace(manifest.defaults, refresh=2),
+        defaults=replace(manifest.defaults, cache_interval=2),
     )
     walking = moved(Pipeline(pipeline.directory, manifest=cut)).manifest
-    assert walking.step_cache is None and walking.defaults.refresh == 1
+    assert walking.step_cache is None and walking.defaults.cache_interval == 1
     unet = walking.components["unet"]
     assert (unet.graph, unet.streams) == ("unet/model.onnx", 1)
     assert (unet.backend, unet.precision, unet.settings) == runs
@@ -284,7 +288,7 @@ def test_bf16_is_taken_where_the_processor_has_it(
 
 
 @pytest.mark.skipif(not is_quick_in_halves(), reason="a processor without bf16")
-def test_walks_in_halves_come_where_others_do(pipeline: Pipeline, served: Grid) -> None:
+def test_walks_in_halves_come_where_others_do(pipeline: Pipeline, served: TimestepGrid) -> None:
     """The bound is between what bf16 costs, 66 dB on the whole of the embedded world, and the solver's own 44 dB."""
     plan = Plan(served, STEPS, 4, (2.0, 4.0), seed=1)
     ours, theirs = (list(walks_of(one, seen_caption, plan)) for one in (in_halves(pipeline), pipeline))

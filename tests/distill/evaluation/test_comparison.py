@@ -72,7 +72,7 @@ def test_the_teacher_is_hurried_as_much_as_each_student_and_by_two_samplers(pipe
     assert {"ddim 2 guided", "ddim 3 unguided", "ddim 3 guided", "dpmpp_2m 3 unguided", "ddim 1 unguided"} <= set(names)
     hurried = next(one for one in ways if one.name == "ddim 3 unguided")
     draft = pipeline.start(pipeline.resolve(hurried.asked))
-    assert (draft.evaluations, draft.rows) == (3, 1)
+    assert (draft.evaluation_count, draft.rows) == (3, 1)
 
 
 def test_a_gap_is_a_mean_of_pairs_and_its_interval_holds_it() -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stillhouse.diffusion import CLEAN, Schedule, grid
+from stillhouse.diffusion import CLEAN, Schedule, make_grid
 from stillhouse.distill.training.methods import Consistency, Guidance, Method, Progressive
 from stillhouse.distill.training.step_grids import plan_edits, plan_rounds
 from stillhouse.distill.training.targets import Levels
@@ -66,7 +66,7 @@ def test_guidance_asks_for_what_the_teacher_sees() -> None:
 
 
 def test_edits_are_taught_on_grids_of_their_own_beside_the_whole_one() -> None:
-    edits = plan_edits(SCHEDULE, 36, grid(SCHEDULE, 3), (0.3, 0.7))
+    edits = plan_edits(SCHEDULE, 36, make_grid(SCHEDULE, 3), (0.3, 0.7))
     (whole,) = plan_rounds(SCHEDULE, (36, 3))
     method = Progressive(whole, edits)
     paths = method.paths(np.random.default_rng(0), 20_000)
@@ -86,7 +86,7 @@ def test_edits_are_taught_on_grids_of_their_own_beside_the_whole_one() -> None:
 
 def test_a_perfect_teacher_of_edits_is_crossed_exactly() -> None:
     """Of data that is one picture, the clean picture is known at every level: every step of every length ends on it."""
-    edits = plan_edits(SCHEDULE, 36, grid(SCHEDULE, 3), (0.3, 0.7))
+    edits = plan_edits(SCHEDULE, 36, make_grid(SCHEDULE, 3), (0.3, 0.7))
     (whole,) = plan_rounds(SCHEDULE, (36, 3))
     method = Progressive(whole, edits)
     truth = torch.full((64, 1, 2, 2), 0.7, dtype=torch.float64)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from stillhouse.diffusion import Prediction, Schedule, grid, noise_levels
+from stillhouse.diffusion import Prediction, Schedule, make_grid, noise_levels
 from stillhouse.distill.training.networks import Asked, Denoiser, conditioned_on_guidance
 from stillhouse.distill.training.targets import Levels, walk_of
 from stillhouse.pipelines.pipeline import embed_guidance
@@ -29,7 +29,7 @@ def asked(count: int, guidance: float, width: int = 32) -> Asked:
 
 
 def levels(*places: int, steps: int = 10, schedule: Schedule = SCHEDULE) -> Levels:
-    return walk_of(grid(schedule, steps)).at(torch.tensor(places))
+    return walk_of(make_grid(schedule, steps)).at(torch.tensor(places))
 
 
 @torch.no_grad()

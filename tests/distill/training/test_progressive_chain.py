@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stillhouse.diffusion import Prediction, Schedule, grid
+from stillhouse.diffusion import Prediction, Schedule, make_grid
 from stillhouse.distill.data.latent_dataset import Pair
 from stillhouse.distill.training.networks import Asked, Denoiser, Inputs, conditioned_on_guidance, taught_as
 from stillhouse.distill.training.progressive_chain import ChainRecipe, Student, frozen, learner, lessons, teach
@@ -100,7 +100,7 @@ def test_a_round_of_equal_counts_asks_for_what_the_teacher_says(tmp_path: Path) 
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3))
     text = {"encoder_hidden_states": torch.randn(2, 7, 32, generator=torch.Generator().manual_seed(4))}
     asked = Asked(text, RandomPairs().nothing(2), torch.full((2,), 2.5))
-    walk = walk_of(grid(SCHEDULE, 2))
+    walk = walk_of(make_grid(SCHEDULE, 2))
     with torch.no_grad():
         one, other = (ended(student.denoiser.sees(asked), noise, walk) for student in (inside, same))
     assert torch.equal(one, other)
@@ -134,7 +134,7 @@ def test_a_student_is_a_teacher_that_is_not_taught_its_guidance_again(tmp_path: 
     recipe = replace(RECIPE, counts=(2, 1))
     assert [planned.name for planned in lessons(frozen(last.denoiser), recipe, last.grid)] == ["1-steps"]
     (student,) = teach(frozen(last.denoiser), RandomPairs(), recipe, tmp_path / "second", quiet, begin=last.grid)
-    assert student.grid is not None and last.grid is not None and student.grid.points[0] == last.grid.points[0]
+    assert student.grid is not None and last.grid is not None and student.grid.levels[0] == last.grid.levels[0]
     with pytest.raises(InvalidRequest, match="allowed: 2, which the teacher was distilled to"):
         lessons(frozen(last.denoiser), replace(RECIPE, counts=(3, 1), rounds={1: SHORT}), last.grid)
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillhouse.diffusion import CLEAN, Grid, Schedule, grid
+from stillhouse.diffusion import CLEAN, Schedule, TimestepGrid, make_grid
 from stillhouse.distill.training.step_grids import Round, plan_edits, plan_rounds, refined
 from stillhouse.errors import InvalidRequest
 
@@ -15,9 +15,9 @@ SCHEDULES = (Schedule(), Schedule(zero_terminal_snr=True), Schedule("flow"))
 COUNTS = st.lists(st.integers(1, 200), min_size=2, max_size=6).map(lambda counts: sorted(counts, reverse=True))
 
 
-def unevenness(schedule: Schedule, walk: Grid) -> float:
+def unevenness(schedule: Schedule, walk: TimestepGrid) -> float:
     """The farthest that a level lies from where trailing spacing would have it, in timesteps."""
-    even = grid(schedule, walk.steps)
+    even = make_grid(schedule, walk.steps)
     return float(np.abs(walk.timesteps - even.timesteps).max())
 
 
@@ -30,16 +30,16 @@ def test_every_student_walks_a_part_of_its_teachers_grid_and_the_last_one_is_eve
     assert [one.student.steps for one in rounds] == counts[1:]
     assert all(before.student == after.teacher for before, after in pairwise(rounds))
     for one in rounds:
-        assert set(one.student.points) <= set(one.teacher.points)
+        assert set(one.student.levels) <= set(one.teacher.levels)
         assert sum(one.strides) == one.teacher.steps and min(one.strides) >= 1
-    assert rounds[-1].student == grid(schedule, counts[-1])
+    assert rounds[-1].student == make_grid(schedule, counts[-1])
 
 
 @given(coarse=st.integers(1, 60), more=st.integers(0, 100))
 def test_a_refined_grid_has_no_step_that_is_longer_than_it_must_be(coarse: int, more: int) -> None:
     """However the steps are spread over the intervals, one of them is as long as the longest here, rounding aside."""
     schedule = Schedule()
-    even = grid(schedule, coarse)
+    even = make_grid(schedule, coarse)
     fine = refined(schedule, even, coarse + more)
     longest = max(before - after for before, after in pairwise([*fine.timesteps, -1.0]))
     lengths = [before - after for before, after in pairwise([*even.timesteps, -1.0])]
@@ -84,12 +84,12 @@ def test_rounds_that_cannot_be_are_refused(counts: tuple[int, ...], told: str) -
 
 def test_a_student_off_its_teachers_grid_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="levels of its teacher"):
-        Round(grid(Schedule(), 4), grid(Schedule(), 3))
+        Round(make_grid(Schedule(), 4), make_grid(Schedule(), 3))
 
 
 def test_every_grid_ends_at_the_clean_picture() -> None:
     for one in plan_rounds(Schedule(), (35, 18, 9, 3)):
-        assert one.student.points[-1] == one.teacher.points[-1] == CLEAN
+        assert one.student.levels[-1] == one.teacher.levels[-1] == CLEAN
         assert one.places[-1] == one.teacher.steps
 
 
@@ -103,8 +103,8 @@ def test_edits_of_every_strength_take_all_steps_over_levels_of_their_own(
     count: int, fine: int, strengths: list[float], flow: bool
 ) -> None:
     schedule = Schedule("flow") if flow else Schedule(zero_terminal_snr=True)
-    edits = plan_edits(schedule, fine, grid(schedule, count), strengths)
-    seen = grid(schedule, count).timesteps.tolist()
+    edits = plan_edits(schedule, fine, make_grid(schedule, count), strengths)
+    seen = make_grid(schedule, count).timesteps.tolist()
     for strength in strengths:
         one = edits[strength]
         assert one.student.steps == count and one.teacher.steps >= count
@@ -116,13 +116,13 @@ def test_edits_of_every_strength_take_all_steps_over_levels_of_their_own(
 @pytest.mark.parametrize("strengths", [(0.0,), (1.0,), (0.002,), (0.0041, 0.0042, 0.0043)])
 def test_strengths_without_levels_are_refused(strengths: tuple[float, ...]) -> None:
     with pytest.raises(InvalidRequest, match="strength"):
-        plan_edits(Schedule(), 36, grid(Schedule(), 3), strengths)
+        plan_edits(Schedule(), 36, make_grid(Schedule(), 3), strengths)
 
 
 @given(counts=COUNTS.filter(lambda counts: counts[0] > 1), schedule=st.sampled_from(SCHEDULES))
 def test_students_of_a_student_walk_parts_of_the_only_grid_that_it_knows(counts: list[int], schedule: Schedule) -> None:
-    begin = grid(schedule, counts[0])
+    begin = make_grid(schedule, counts[0])
     rounds = plan_rounds(schedule, counts, begin)
     assert rounds[0].teacher == begin
     for one in rounds:
-        assert set(one.student.points) <= set(begin.points) and one.student.points[0] == begin.points[0]
+        assert set(one.student.levels) <= set(begin.levels) and one.student.levels[0] == begin.levels[0]

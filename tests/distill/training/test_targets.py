@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stillhouse.diffusion import CLEAN, Grid, Schedule, grid
-from stillhouse.diffusion.samplers import interval
+from stillhouse.diffusion import CLEAN, Schedule, TimestepGrid, make_grid
+from stillhouse.diffusion.samplers import ddim_coefficients
 from stillhouse.distill.training.stage import ended
 from stillhouse.distill.training.step_grids import Round, plan_rounds
 from stillhouse.distill.training.targets import Levels, Sees, along, landing, step, to_edge, walk_of, walked
@@ -35,10 +35,10 @@ def perfect(spread: float) -> Sees:
     return sees
 
 
-def factor(points: Grid, places: tuple[int, ...], spread: float) -> float:
+def factor(points: TimestepGrid, places: tuple[int, ...], spread: float) -> float:
     """By how much the perfect network's walk over these places multiplies a picture, in Python floats."""
     product = 1.0
-    for before, after in pairwise(points.points[place] for place in places):
+    for before, after in pairwise(points.levels[place] for place in places):
         seen = before.alpha * spread**2 / (before.alpha**2 * spread**2 + before.sigma**2)
         kept = after.sigma / before.sigma
         product *= kept + (after.alpha - before.alpha * kept) * seen
@@ -53,11 +53,11 @@ def noise(count: int) -> Tensor:
 def test_the_target_is_the_perfect_students_in_closed_form(
     schedule: Schedule, steps: int, spread: float, data: st.DataObject
 ) -> None:
-    points = grid(schedule, steps)
+    points = make_grid(schedule, steps)
     begin = data.draw(st.integers(0, steps - 1))
     end = data.draw(st.integers(begin + 1, min(begin + 4, steps)))
     path = tuple(range(begin, end + 1))
-    first, last = points.points[begin], points.points[end]
+    first, last = points.levels[begin], points.levels[end]
     kept = last.sigma / first.sigma
     weight = (factor(points, path, spread) - kept) / (last.alpha - first.alpha * kept)
     z = noise(3)
@@ -69,7 +69,7 @@ def test_the_target_is_the_perfect_students_in_closed_form(
 def test_over_one_step_of_the_teacher_the_target_is_what_the_teacher_sees(
     schedule: Schedule, steps: int, spread: float, data: st.DataObject
 ) -> None:
-    walk = walk_of(grid(schedule, steps))
+    walk = walk_of(make_grid(schedule, steps))
     place = data.draw(st.integers(0, steps - 1))
     z, path = noise(2), torch.tensor([[place, place + 1]] * 2)
     seen = perfect(spread)(z, walk.at(path[:, 0]))
@@ -90,7 +90,7 @@ def test_a_chain_of_perfect_students_ends_where_the_first_teacher_does(counts: t
 def perfect_student(teacher: Sees, one: Round) -> Sees:
     """Sees its target, at the levels that it knows."""
     walk, places = walk_of(one.teacher), one.places
-    paths = {one.teacher.points[begin].timestep: list(range(begin, end + 1)) for begin, end in pairwise(places)}
+    paths = {one.teacher.levels[begin].timestep: list(range(begin, end + 1)) for begin, end in pairwise(places)}
 
     def sees(z: Tensor, at: Levels) -> Tensor:
         (timestep,) = set(at.timestep.tolist())
@@ -123,22 +123,22 @@ def test_a_perfect_jump_to_the_edge_is_its_own_consistency_target(
 def test_a_step_is_the_samplers_ddim_and_landing_is_its_inverse(
     schedule: Schedule, steps: int, data: st.DataObject
 ) -> None:
-    points = grid(schedule, steps)
+    points = make_grid(schedule, steps)
     begin = data.draw(st.integers(0, steps - 1))
     end = data.draw(st.integers(begin + 1, steps))
-    move = interval(points.points[begin], points.points[end])
+    move = ddim_coefficients(points.levels[begin], points.levels[end])
     walk = walk_of(points)
     start, stop = walk.at(torch.tensor([begin])), walk.at(torch.tensor([end]))
     z, clean = noise(1), noise(1).flip(-1)
     moved = step(z, clean, start, stop)
-    torch.testing.assert_close(moved, move.kept * z + move.gained * clean, rtol=EXACT, atol=EXACT)
+    torch.testing.assert_close(moved, move.z * z + move.x0 * clean, rtol=EXACT, atol=EXACT)
     torch.testing.assert_close(landing(z, moved, start, stop), clean, rtol=EXACT, atol=EXACT)
 
 
 def test_the_target_in_angles_is_the_same() -> None:
     """v = (cos(d) z - y) / sin(d), d the angle between the levels: the same rotation, derived without x."""
-    points = grid(Schedule(zero_terminal_snr=True), 12)
-    start, end = points.points[2], points.points[6]
+    points = make_grid(Schedule(zero_terminal_snr=True), 12)
+    start, end = points.levels[2], points.levels[6]
     angle = math.atan2(start.sigma, start.alpha) - math.atan2(end.sigma, end.alpha)
     z, reached = noise(1), noise(1).flip(-1)
     velocity = (math.cos(angle) * z - reached) / math.sin(angle)
@@ -148,7 +148,7 @@ def test_the_target_in_angles_is_the_same() -> None:
 
 
 def test_paths_of_several_lengths_go_together() -> None:
-    points = grid(Schedule(zero_terminal_snr=True), 6)
+    points = make_grid(Schedule(zero_terminal_snr=True), 6)
     walk, sees = walk_of(points), perfect(0.7)
     paths = torch.tensor([[0, 1, 2, 3], [3, 4, 4, 4], [4, 5, 6, 6]])
     z = noise(3)
@@ -156,4 +156,4 @@ def test_paths_of_several_lengths_go_together() -> None:
     for row, path in enumerate(([0, 1, 2, 3], [3, 4], [4, 5, 6])):
         alone = walked(sees, z[row : row + 1], walk, torch.tensor([path]))
         torch.testing.assert_close(together[row : row + 1], alone, rtol=0, atol=0)
-    assert points.points[-1] == CLEAN
+    assert points.levels[-1] == CLEAN

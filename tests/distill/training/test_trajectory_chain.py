@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stillhouse.diffusion import Schedule, grid
+from stillhouse.diffusion import Schedule, make_grid
 from stillhouse.distill.data.teacher_trajectories import KeptWalks
 from stillhouse.distill.settings import STRENGTHS
 from stillhouse.distill.training import trajectory_regression
@@ -52,7 +52,7 @@ def random_walks(levels: int = 5, kinds: int = 1) -> KeptWalks:
 
 def own_walks(denoiser: Denoiser, count: int) -> KeptWalks:
     """Walks of a network that takes so many steps: it has nothing to learn from them."""
-    walks, walk = random_walks(), walk_of(grid(SCHEDULE, count))
+    walks, walk = random_walks(), walk_of(make_grid(SCHEDULE, count))
     shown = walks.shown(
         torch.arange(WALKS), torch.zeros(WALKS, dtype=torch.int64), torch.zeros(WALKS, dtype=torch.int64)
     )
@@ -201,7 +201,7 @@ def test_counts_that_are_no_chain_are_refused() -> None:
 def test_every_student_takes_its_steps_for_edits_too(tmp_path: Path) -> None:
     recipe = replace(RECIPE, strengths=(0.4, 0.8))
     students = teach_walks(teacher(), teacher(), random_walks(kinds=3), recipe, tmp_path, quiet)
-    planned = plan_edits(SCHEDULE, 12, grid(SCHEDULE, 4), (0.4, 0.8))
+    planned = plan_edits(SCHEDULE, 12, make_grid(SCHEDULE, 4), (0.4, 0.8))
     first = {strength: one.student for strength, one in planned.items()}
     second = {strength: thinned(edit, 2) for strength, edit in first.items()}
     assert [student.edits for student in students] == [first, second]
@@ -219,7 +219,7 @@ def test_a_student_walks_parts_of_what_the_one_before_it_does() -> None:
     served = plan_walks(teacher(), replace(RECIPE, counts=(36, 18, 9, 3, 1), strengths=STRENGTHS))
     for before, after in pairwise(served):
         for fine, coarse in zip(before.every, after.every, strict=True):
-            assert coarse.points[0] == fine.points[0] and set(coarse.points) <= set(fine.points)
+            assert coarse.levels[0] == fine.levels[0] and set(coarse.levels) <= set(fine.levels)
 
 
 def test_walks_of_other_kinds_are_not_looked_at() -> None:

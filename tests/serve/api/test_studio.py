@@ -11,7 +11,7 @@ from litestar import Litestar
 from litestar.testing import TestClient
 
 from stillhouse.diffusion import SAMPLERS
-from stillhouse.pipelines.load import find
+from stillhouse.pipelines.load import find_pipeline
 from stillhouse.serve.api import studio
 from stillhouse.serve.api.app import app_of
 from stillhouse.serve.service import Service, service_of
@@ -45,7 +45,7 @@ def client(tmp_path: Path) -> Iterator[Client]:
 @pytest.fixture
 def reported(tmp_path: Path) -> Path:
     """The embedded model in a directory of its own, with a report."""
-    directory = copytree(find("shapes"), tmp_path / "pipeline")
+    directory = copytree(find_pipeline("shapes"), tmp_path / "pipeline")
     (directory / "report.html").write_bytes(REPORT)
     return directory
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from stillhouse.pipelines.load import find
+from stillhouse.pipelines.load import find_pipeline
 from tests.serve.running import Running, running
 from tests.serve.studio.browser import chromium, opened, ready
 
@@ -29,7 +29,7 @@ REPORT = """<!doctype html><title>t</title><style>h1 { color: rgb(1, 2, 3) }</st
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("studio")
     (folder / "stillhouse.toml").write_text(SETTINGS, encoding="utf-8")
-    copytree(find("shapes"), folder / "reported")
+    copytree(find_pipeline("shapes"), folder / "reported")
     (folder / "reported" / "report.html").write_text(REPORT, encoding="utf-8")
     with running("--config", "stillhouse.toml", cwd=folder) as server:
         yield server

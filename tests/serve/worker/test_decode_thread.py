@@ -12,7 +12,7 @@ from PIL import Image
 from stillhouse.core import Array, ImageRequest, Picture
 from stillhouse.diffusion import NUMPY
 from stillhouse.pipelines.load import load
-from stillhouse.pipelines.pipeline import Draft, Pipeline
+from stillhouse.pipelines.pipeline import ImageTrajectory, Pipeline
 from stillhouse.serve.worker.decode_thread import Finished, Finisher, Seen
 from stillhouse.serve.worker.traceback_summary import way_to
 
@@ -22,7 +22,7 @@ def pipeline() -> Pipeline:
     return load("shapes", threads=1)
 
 
-def drawn(pipeline: Pipeline, steps: int = 2, to: int | None = None) -> Draft:
+def drawn(pipeline: Pipeline, steps: int = 2, to: int | None = None) -> ImageTrajectory:
     draft = pipeline.start(ImageRequest("a red circle", seed=7, steps=steps))
     for _ in range(steps if to is None else to):
         pipeline.advance([draft])
@@ -107,7 +107,7 @@ class Faulty:
     def decode(self, latents: Array) -> Picture:
         raise ZeroDivisionError("a bug")
 
-    def finish(self, draft: Draft) -> None:
+    def finish(self, draft: ImageTrajectory) -> None:
         raise ZeroDivisionError("a bug")
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillhouse.pipelines.load import find
+from stillhouse.pipelines.load import find_pipeline
 from stillhouse.pipelines.pipeline import Pipeline
 from stillhouse.serve.worker.pipeline_cache import Residents
 
@@ -72,7 +72,7 @@ def test_what_is_closed_gives_its_memory_back_before_another_is_closed() -> None
     known: dict[str, weakref.ref[Pipeline]] = {}
 
     def opened(name: str) -> Pipeline:
-        pipeline = Pipeline(find("shapes"))
+        pipeline = Pipeline(find_pipeline("shapes"))
         known[name] = weakref.ref(pipeline)
         return pipeline
 

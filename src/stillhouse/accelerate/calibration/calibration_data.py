@@ -90,17 +90,17 @@ def record(pipeline: Recorder, requests: Sequence[ImageRequest], levels: int = 4
         draft = pipeline.start(request)
         pipeline.label = ""
         if number == 0:
-            wanted = set(np.linspace(0, draft.evaluations - 1, levels).round().astype(int).tolist())
+            wanted = set(np.linspace(0, draft.evaluation_count - 1, levels).round().astype(int).tolist())
         while not draft.is_done:
             if draft.index in wanted:
-                sigma = draft.plan[draft.index].at.sigma
+                sigma = draft.evaluations[draft.index].level.sigma
                 pipeline.label = f"noise {sigma:.2f}, prompt {number}"
             pipeline.advance([draft])
             pipeline.label = ""
         pipeline.label = f"prompt {number}"
         result = pipeline.finish(draft)
         if "vae_encoder" in pipeline.manifest.components:
-            pipeline.encode_picture(result.image)
+            pipeline.encode_image(result.image)
         pipeline.label = ""
     return pipeline.recorded
 

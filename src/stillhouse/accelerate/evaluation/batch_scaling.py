@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from stillhouse.accelerate.evaluation.build import component_of
 from stillhouse.accelerate.evaluation.candidate_process import SubjectFailed
 from stillhouse.accelerate.records.trial import Trial
-from stillhouse.pipelines.batch_sizes import ROWS
-from stillhouse.pipelines.runners import is_opened_anew
+from stillhouse.pipelines.batch_sizes import DEFAULT_SIZES
+from stillhouse.pipelines.runners import reopens_per_batch_size
 
 BATCHES = (1, 2, 4, 8)
 """Rows of the batches that are timed on a processor, which is soon full, and by which candidates are compared; on a GPU
@@ -46,8 +46,8 @@ def curve(trial: Trial, ask: Callable[[int, int], float]) -> dict[str, float]:
 
 def _sizes(trial: Trial) -> Sequence[int]:
     """Of what is opened or compiled anew for each the largest alone, where that is soon done."""
-    if not is_opened_anew(component_of(trial.candidate, "", "")):
-        return ROWS if trial.candidate.is_on_gpu else BATCHES
+    if not reopens_per_batch_size(component_of(trial.candidate, "", "")):
+        return DEFAULT_SIZES if trial.candidate.is_on_gpu else BATCHES
     return BATCHES[-1:] if is_soon_open(trial) else ()
 
 

@@ -31,10 +31,10 @@ from stillhouse.diffusion import NUMPY, Arrays
 from stillhouse.errors import StillhouseError
 from stillhouse.gpu import index_of, used
 from stillhouse.measure.memory import give_back
-from stillhouse.pipelines.batch_sizes import parts, run_in_parts
+from stillhouse.pipelines.batch_sizes import run_split, split_batch
 from stillhouse.pipelines.manifest import Component, Defaults, Manifest, read_manifest
-from stillhouse.pipelines.pipeline import Draft, Pipeline
-from stillhouse.pipelines.runners import UNET, is_opened_anew, open_component, sizes_of
+from stillhouse.pipelines.pipeline import ImageTrajectory, Pipeline
+from stillhouse.pipelines.runners import UNET, component_batch_sizes, open_component, reopens_per_batch_size
 from stillhouse.workers.lifetime import end_with_parent
 
 _QUICK = 3.0
@@ -111,7 +111,7 @@ class Child:
         batch = gathered(self.probes, crowd(self.probes, rows))
         component = component_of(self.task.candidate, str(self.graph), "")
         sizes, runner = self._sizes(component), self._fitting(component, batch.feeds)
-        answers = run_in_parts(batch.feeds, sizes, NUMPY, runner) if sizes else runner(batch.feeds)
+        answers = run_split(batch.feeds, sizes, NUMPY, runner) if sizes else runner(batch.feeds)
         write_probes(self.folder / CROWD, [Probe(batch.label, answers)])
 
     def time(self, calls: int) -> float:
@@ -134,7 +134,7 @@ class Child:
         component = component_of(self.task.candidate, str(self.graph), "")
         sizes = self._sizes(component)
         runs = []
-        for size in [one for _, one in parts(rows, sizes)] if sizes else [rows]:
+        for size in [one for _, one in split_batch(rows, sizes)] if sizes else [rows]:
             feeds = {n: np.resize(array, (size, *array.shape[1:])) for n, array in self.probes[0].feeds.items()}
             runs.append(self._ready(feeds, self._fitting(component, feeds)))
         taken = []
@@ -166,7 +166,11 @@ class Child:
 
     def _sizes(self, component: Component) -> tuple[int, ...]:
         """Of batches that it is open for, where these are several; empty: any."""
-        return () if is_opened_anew(component) or "axes" in component.settings else sizes_of(component)
+        return (
+            ()
+            if reopens_per_batch_size(component) or "axes" in component.settings
+            else component_batch_sizes(component)
+        )
 
     def _fitting(self, component: Component, feeds: Feeds) -> Runner:
         """The network that is open or, where that takes no batch of this size, another one, opened for these."""
@@ -194,7 +198,7 @@ class Child:
             return runner
         return TiledDecoder(runner, int(tile), self._manifest().latent.downscale)
 
-    def _made(self, request: ImageRequest) -> tuple[Draft, ImageResult]:
+    def _made(self, request: ImageRequest) -> tuple[ImageTrajectory, ImageResult]:
         pipeline = self._opened()
         draft = pipeline.start(request)
         while not draft.is_done:

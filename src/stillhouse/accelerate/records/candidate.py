@@ -34,7 +34,7 @@ class Candidate:
         options: how it is opened (threads, streams, shapes=static, attention, memory_format, compile, kernels, rows;
             on a GPU device, graphs, provider, offload, batches, axes), how much a
             decoder sees at once (tile, in pixels a side) or, for a pipeline candidate, what it changes (sampler,
-            steps, guidance_interval, refresh); whose it is, where it was distilled (student).
+            steps, guidance_interval, cache_interval); whose it is, where it was distilled (student).
         keep: names of the nodes that stay as they are while the rest is quantised.
 
     >>> Candidate("unet", "openvino", "int8-static", options={"streams": "2"}).name

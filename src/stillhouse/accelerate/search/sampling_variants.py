@@ -14,14 +14,14 @@ from stillhouse.accelerate.records.candidate import PIPELINE, Candidate
 from stillhouse.core import ImageRequest
 from stillhouse.diffusion import Trajectory
 from stillhouse.pipelines.manifest import Defaults, Manifest
-from stillhouse.pipelines.resolve import course_of, resolve
+from stillhouse.pipelines.resolve import plan_request, resolve
 
 SHALLOW = 0.2
 """What a cached step is taken to cost beside a full one, to order candidates before they are measured."""
 _FEWEST = 4
 _SHARES = (0.5, 0.35, 0.28, 0.23)
 _INTERVALS = ((0.0, 0.8), (0.0, 0.6), (0.0, 0.45))
-_REFRESH = (2, 3)
+_CACHE_INTERVALS = (2, 3)
 _BOLD_SAMPLER = "dpmpp_2m"
 _OTHER_SAMPLERS = ("unipc", "ddim")
 
@@ -50,7 +50,7 @@ def ladders(manifest: Manifest, caches: bool) -> list[Ladder]:
     counts = sorted({max(_FEWEST, round(share * steps)) for share in _SHARES} - {steps}, reverse=True)
     found = [Ladder("steps", tuple({"sampler": _BOLD_SAMPLER, "steps": str(n)} for n in counts if n < steps))]
     if caches:
-        found.append(Ladder("refresh", tuple({"refresh": str(every)} for every in _REFRESH)))
+        found.append(Ladder("cache_interval", tuple({"cache_interval": str(every)} for every in _CACHE_INTERVALS)))
     if manifest.defaults.guidance > 1 and not manifest.guidance_channels:
         found.append(Ladder("guidance", tuple({"guidance_interval": f"{a:g}-{b:g}"} for a, b in _INTERVALS)))
     return [ladder for ladder in found if ladder.rungs]
@@ -81,7 +81,7 @@ def request_fields(options: Mapping[str, str]) -> dict[str, object]:
         if name == "guidance_interval":
             begin, _, end = value.partition("-")
             fields[name] = (float(begin), float(end))
-        elif name in ("steps", "refresh"):
+        elif name in ("steps", "cache_interval"):
             fields[name] = int(value)
         elif name == "sampler":
             fields[name] = value
@@ -95,12 +95,12 @@ def walked(candidate: Candidate, defaults: Defaults) -> Defaults:
 
 def cost(manifest: Manifest, options: Mapping[str, str]) -> float:
     """Rows that the U-Net computes for one picture; cached ones count `SHALLOW`."""
-    every = int(options.get("refresh", "1"))
-    fields = request_fields({name: value for name, value in options.items() if name != "refresh"})
-    course = course_of(manifest, resolve(manifest, ImageRequest("", **fields)))  # type: ignore[arg-type]
+    every = int(options.get("cache_interval", "1"))
+    fields = request_fields({name: value for name, value in options.items() if name != "cache_interval"})
+    course = plan_request(manifest, resolve(manifest, ImageRequest("", **fields)))  # type: ignore[arg-type]
     trajectory = Trajectory(course, np.zeros((1, 1, 1), np.float32), {})
     total = 0.0
-    for index in range(trajectory.evaluations):
+    for index in range(trajectory.evaluation_count):
         trajectory.index = index
         total += trajectory.rows * (SHALLOW if index % every else 1.0)
     return total

@@ -10,13 +10,13 @@ from stillhouse.accelerate.records.candidate import DECODER, DISTILLED, PIPELINE
 from stillhouse.accelerate.workspace import Target, original_manifest, place
 from stillhouse.backends.signature import read_signature
 from stillhouse.errors import InvalidRequest
-from stillhouse.pipelines.load import find
+from stillhouse.pipelines.load import find_pipeline
 from stillhouse.pipelines.manifest import (
     MANIFEST,
     Component,
     Manifest,
     StepCache,
-    digest,
+    file_sha256,
     files_checksum,
     read_manifest,
 )
@@ -41,7 +41,7 @@ def settle_students(target: Target, sources: Sequence[str]) -> tuple[str, ...]:
     """
     names: list[str] = []
     for source in sources:
-        directory = find(source)
+        directory = find_pipeline(source)
         manifest = read_manifest(directory)
         _check(manifest, target, names)
         _lay(directory, manifest, target.directory / STUDENTS / manifest.name)
@@ -105,7 +105,7 @@ def lay_decoder(candidate: Candidate, directory: Path, made: Path) -> None:
 
 def _lay(source: Path, manifest: Manifest, home: Path) -> None:
     if home.is_dir():
-        if digest(home / MANIFEST) != digest(source / MANIFEST):
+        if file_sha256(home / MANIFEST) != file_sha256(source / MANIFEST):
             given = f"{source} is another {manifest.name} than was measured in {home.parent.parent}"
             raise InvalidRequest(given, allowed="the same students in one directory", fix="name another directory")
         return

@@ -21,7 +21,7 @@ from stillhouse.accelerate.workspace import original, original_manifest
 from stillhouse.backends.deepcache_split import cut_unet
 from stillhouse.errors import PipelineError, RuntimeMissing
 from stillhouse.pipelines.manifest import MANIFEST, TRIALS, Component, Defaults, StepCache, Tuned, write_manifest
-from stillhouse.pipelines.network import NETWORK_MANIFEST, Network, write_network
+from stillhouse.pipelines.network import NETWORK_MANIFEST, NetworkRecord, write_network
 
 VERIFY = "verify"
 """The directory of what a foreign machine verifies the choice with."""
@@ -43,9 +43,9 @@ def apply(directory: Path, report: Report) -> None:
     if walk:
         defaults = walked(report.trial(PIPELINE, walk).candidate, defaults)
     same = components.get("unet") is not None and components["unet"].graph == before.components["unet"].graph
-    cache = step_cache(directory, components) if defaults.refresh > 1 else before.step_cache if same else None
-    if defaults.refresh > 1 and cache is None:
-        defaults = replace(defaults, refresh=1)  # a network was chosen since that has not been cut
+    cache = step_cache(directory, components) if defaults.cache_interval > 1 else before.step_cache if same else None
+    if defaults.cache_interval > 1 and cache is None:
+        defaults = replace(defaults, cache_interval=1)  # a network was chosen since that has not been cut
     chosen = replace(
         before,
         components=components,
@@ -168,7 +168,7 @@ def _apply_network(directory: Path, report: Report) -> None:
     probe = read_probes(directory / TRIALS / NETWORK / PROBES)[0]
     shapes = {name: array.shape for name, array in probe.feeds.items()}
     component = _chosen(trial, Component(trial.graph, ""), report.threads)
-    write_network(directory, Network(report.source, component, shapes))
+    write_network(directory, NetworkRecord(report.source, component, shapes))
 
 
 def _evidence(report: Report) -> Mapping[str, object]:

@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from stillhouse.core import Array, ImageRequest, Picture
 from stillhouse.distill.data.image_folder import Captioned, Skipped, read_folder
-from stillhouse.pipelines.pipeline import Draft, Pipeline
+from stillhouse.pipelines.pipeline import ImageTrajectory, Pipeline
 from stillhouse.shapes.caption import sample_seen
 from stillhouse.shapes.scene import draw, sample_scene
 
@@ -42,7 +42,7 @@ def shapes(pipeline: Pipeline, count: int, seed: int, begin: int = 0, captions: 
         if said:
             made += 1
             if made > begin:
-                yield Item(pipeline.encode_picture(draw(scene)), tuple(map(str, said)))
+                yield Item(pipeline.encode_image(draw(scene)), tuple(map(str, said)))
 
 
 def folder(
@@ -70,7 +70,7 @@ def folder(
             if read <= begin:
                 continue
             fitted = fit_to(one.picture, defaults.width, defaults.height)
-            yield Item(pipeline.encode_picture(fitted), (one.caption,))
+            yield Item(pipeline.encode_image(fitted), (one.caption,))
         else:
             skipped(one)
 
@@ -88,7 +88,7 @@ def drawn(pipeline: Pipeline, prompts: Sequence[str], count: int, seed: int, beg
     for first in range(begin, count, _TOGETHER):
         numbers = range(first, min(first + _TOGETHER, count))
         requests = [ImageRequest(prompts[number % len(prompts)], seed=seed + number) for number in numbers]
-        drafts: list[Draft] = [pipeline.start(request) for request in requests]
+        drafts: list[ImageTrajectory] = [pipeline.start(request) for request in requests]
         while pending := [draft for draft in drafts if not draft.is_done]:
             pipeline.advance(pending)
         yield from (Item(pipeline.arrays.read(draft.latents), (draft.request.prompt,)) for draft in drafts)

@@ -19,13 +19,21 @@ import torch
 from torch import Tensor
 
 from stillhouse.core import Array, ImageRequest
-from stillhouse.diffusion import Grid, Point, Schedule, grid_at, interval, noise_levels, noised
+from stillhouse.diffusion import (
+    NoiseLevel,
+    Schedule,
+    TimestepGrid,
+    add_noise,
+    ddim_coefficients,
+    grid_from_timesteps,
+    noise_levels,
+)
 from stillhouse.distill.data.latent_dataset import halves, read_inputs, unsaid
 from stillhouse.distill.data.shards import awaited as awaited_parts
 from stillhouse.distill.training.networks import Inputs
 from stillhouse.distill.training.step_grids import refined
 from stillhouse.errors import BackendFailed
-from stillhouse.pipelines.pipeline import Draft, Pipeline
+from stillhouse.pipelines.pipeline import ImageTrajectory, Pipeline
 
 SOLVER = "dpmpp_2m"
 """By which the teacher walks: second order for the price of one evaluation a step."""
@@ -155,12 +163,12 @@ class Plan:
         together: walks that are made at once; fewer where a GPU's memory is too small.
     """
 
-    served: Grid
+    served: TimestepGrid
     steps: int
     count: int
     guidance: tuple[float, float]
     seed: int
-    edits: Mapping[float, Grid] = field(default_factory=dict)
+    edits: Mapping[float, TimestepGrid] = field(default_factory=dict)
     together: int = 8
 
     def of(self, schedule: Schedule) -> tuple["Route", ...]:
@@ -184,13 +192,13 @@ class Route:
         places: of the student's other levels in it, CLEAN included.
     """
 
-    first: Point
-    above: tuple[Point, ...]
-    fine: Grid
+    first: NoiseLevel
+    above: tuple[NoiseLevel, ...]
+    fine: TimestepGrid
     places: tuple[int, ...]
 
 
-def route_of(schedule: Schedule, served: Grid, steps: int) -> Route:
+def route_of(schedule: Schedule, served: TimestepGrid, steps: int) -> Route:
     """How a teacher of this schedule walks a student's grid: its levels are the nearest, by the angle atan2(sigma,
     alpha), and as many others as make so many steps.
 
@@ -199,14 +207,14 @@ def route_of(schedule: Schedule, served: Grid, steps: int) -> Route:
     >>> [point.timestep for point in route.above], route.fine.timesteps.tolist()[:3]
     ([888.0], [999.0, 924.0, 848.0])
     """
-    first, *others = served.points
+    first, *others = served.levels
     if schedule.is_flow:
         fine = refined(schedule, served, max(steps, served.steps))
-        return Route(first, (), fine, tuple(fine.points.index(point) for point in others))
+        return Route(first, (), fine, tuple(fine.levels.index(point) for point in others))
     alphas, sigmas = noise_levels(schedule)
     angles = np.arctan2(sigmas, alphas)
 
-    def nearest(point: Point) -> int:
+    def nearest(point: NoiseLevel) -> int:
         return int(np.abs(angles - np.arctan2(point.sigma, point.alpha)).argmin())
 
     levels, above = [nearest(first)], []
@@ -215,9 +223,9 @@ def route_of(schedule: Schedule, served: Grid, steps: int) -> Route:
             above.append(point)
         else:
             levels.append(min(nearest(point), levels[-1] - 1))
-    own = grid_at(schedule, [float(level) for level in levels])
+    own = grid_from_timesteps(schedule, [float(level) for level in levels])
     fine = refined(schedule, own, max(steps, own.steps))
-    return Route(first, tuple(above), fine, tuple(fine.points.index(point) for point in own.points[1:]))
+    return Route(first, tuple(above), fine, tuple(fine.levels.index(point) for point in own.levels[1:]))
 
 
 def walks_of(
@@ -261,7 +269,7 @@ class _Engine:
     pipeline: Pipeline
     most: int
 
-    def advance(self, drafts: Sequence[Draft]) -> None:
+    def advance(self, drafts: Sequence[ImageTrajectory]) -> None:
         """Move each by one evaluation."""
         done = 0
         while done < len(drafts):
@@ -277,7 +285,9 @@ class _Engine:
                 done += len(some)
 
 
-def _walked(engine: _Engine, drafts: Sequence[Draft], routes: Sequence[Route], kinds: Sequence[int]) -> list[Walked]:
+def _walked(
+    engine: _Engine, drafts: Sequence[ImageTrajectory], routes: Sequence[Route], kinds: Sequence[int]
+) -> list[Walked]:
     """Each draft from its beginning to its picture."""
     read = engine.pipeline.arrays.read
     passed = [[read(draft.latents)] for draft in drafts]
@@ -287,8 +297,8 @@ def _walked(engine: _Engine, drafts: Sequence[Draft], routes: Sequence[Route], k
             draft, route, latents = drafts[number], routes[number], passed[number]
             if draft.index == 1:
                 assert draft.denoised is not None
-                moves = [interval(route.first, point) for point in route.above]
-                latents += [move.kept * latents[0] + move.gained * read(draft.denoised) for move in moves]
+                moves = [ddim_coefficients(route.first, point) for point in route.above]
+                latents += [move.z * latents[0] + move.x0 * read(draft.denoised) for move in moves]
             if draft.index in route.places:
                 latents.append(read(draft.latents))
     made = []
@@ -312,23 +322,23 @@ def _edited(
     route: Route,
     guidance: tuple[float, float],
     rng: np.random.Generator,
-    before: Draft,
-) -> Draft:
+    before: ImageTrajectory,
+) -> ImageTrajectory:
     """A walk from a picture with noise over it."""
     caption = before.request.prompt if rng.random() < _SAME else captions(rng)
     draft = _laid_out(pipeline, route, caption, guidance, rng)
-    draft.latents = noised(before.latents, draft.latents, route.first.alpha, route.first.sigma)
+    draft.latents = add_noise(before.latents, draft.latents, route.first.alpha, route.first.sigma)
     return draft
 
 
 def _laid_out(
     pipeline: Pipeline, route: Route, caption: str, guidance: tuple[float, float], rng: np.random.Generator
-) -> Draft:
+) -> ImageTrajectory:
     """A walk from pure noise."""
     scale, seed = float(rng.uniform(*guidance)), int(rng.integers(2**62))
     draft = pipeline.start(ImageRequest(caption, guidance=scale, seed=seed, sampler=SOLVER))
-    return Draft(
-        replace(draft.course, grid=route.fine, guidance_interval=(0.0, 1.0), refresh=1),
+    return ImageTrajectory(
+        replace(draft.plan, grid=route.fine, guidance_interval=(0.0, 1.0), cache_interval=1),
         draft.latents,
         draft.conditioning,
         draft.unconditional,

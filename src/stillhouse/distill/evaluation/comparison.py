@@ -195,7 +195,7 @@ def _standing(one: _Drawn, first: _Drawn, true: Features, seen: Features | None,
     draft = way.pipeline.start(way.pipeline.resolve(way.asked))
     request = draft.request
     assert request.steps and request.sampler and request.guidance is not None
-    rows = sum(1 + draft.course.is_guided(evaluation) for evaluation in draft.plan)
+    rows = sum(1 + draft.plan.is_guided(evaluation) for evaluation in draft.evaluations)
     pairs = list(zip(first.pictures, one.pictures, strict=True))
     lying = overlap(true, one.features)
     return Standing(

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stillhouse.diffusion import noise_levels, noised
+from stillhouse.diffusion import add_noise, noise_levels
 from stillhouse.distill.training.networks import Asked, Denoiser, Inputs
 from stillhouse.distill.training.targets import Levels
 from stillhouse.distill.training.trajectory_regression import Ended, WalkLesson
@@ -105,7 +105,7 @@ class MatchLesson:
         noise = torch.from_numpy(rng.standard_normal(ours.shape, dtype=np.float32)).to(ours)
         alpha, sigma = (level.view(-1, 1, 1, 1).to(ours) for level in (at.alpha, at.sigma))
         shown = ours.detach()
-        z = noised(shown, noise, alpha, sigma)
+        z = add_noise(shown, noise, alpha, sigma)
         seen = Denoiser(self.fake, self.teacher.schedule, self.teacher.prediction).alone(asked)(z, at)
         with torch.no_grad():
             away = difference(shown, seen, self.teacher.sees(asked)(z, at))

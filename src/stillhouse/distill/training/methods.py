@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stillhouse.diffusion import Schedule, grid
+from stillhouse.diffusion import Schedule, make_grid
 from stillhouse.distill.training.step_grids import Round
 from stillhouse.distill.training.targets import Sees, Walk, along, joined, to_edge, walk_of
 
@@ -51,7 +51,7 @@ class Guidance:
     walk: Walk = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "walk", walk_of(grid(self.schedule, self.schedule.train_steps)))
+        object.__setattr__(self, "walk", walk_of(make_grid(self.schedule, self.schedule.train_steps)))
 
     @property
     def round(self) -> Round | None:
@@ -96,7 +96,7 @@ class Progressive:
         for one in rounds:
             for begin, stride in zip(one.places, one.strides, strict=False):
                 rows.append([begun + begin + min(part, stride) for part in range(longest + 1)])
-            begun += len(one.teacher.points)
+            begun += len(one.teacher.levels)
         weights = np.array([1.0 if stride > 1 else _KNOWN for one in rounds for stride in one.strides])
         object.__setattr__(self, "walk", joined([walk_of(one.teacher) for one in rounds]))
         object.__setattr__(self, "_table", torch.tensor(rows))

@@ -11,7 +11,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from stillhouse.diffusion import Prediction, Schedule, denoised, noise_levels
+from stillhouse.diffusion import Prediction, Schedule, noise_levels, predict_denoised
 from stillhouse.distill.training.targets import Levels, Sees
 
 GUIDANCE_CHANNELS = 256
@@ -99,7 +99,7 @@ class Denoiser:
     def _clean(self, output: Tensor, z: Tensor, at: Levels) -> Tensor:
         _, alpha, sigma = self._own(at)
         shaped = [level.view(-1, *[1] * (z.ndim - 1)).to(z) for level in (alpha, sigma)]
-        clean: Tensor = denoised(self.prediction, output, z, *shaped)
+        clean: Tensor = predict_denoised(self.prediction, output, z, *shaped)
         return clean
 
     def _own(self, at: Levels) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stillhouse.diffusion import Grid, Schedule
+from stillhouse.diffusion import Schedule, TimestepGrid
 from stillhouse.distill.data.latent_dataset import Pairs
 from stillhouse.distill.training.low_rank import factors, fused, with_low_rank
 from stillhouse.distill.training.methods import Consistency, Guidance, Method, Progressive
@@ -90,10 +90,10 @@ class Student:
     name: str
     denoiser: Denoiser
     factors: Mapping[str, Tensor]
-    grid: Grid | None
+    grid: TimestepGrid | None
     method: str
     fitted: Fitted
-    edits: Mapping[float, Grid] = field(default_factory=dict)
+    edits: Mapping[float, TimestepGrid] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ def teach(
     report: Callable[[Tick], None],
     deadline: float | None = None,
     watch: Callable[[Stage, Tick], None] = lambda stage, tick: None,
-    begin: Grid | None = None,
+    begin: TimestepGrid | None = None,
     origin: str = "",
     save_every: float = 120.0,
 ) -> Sequence[Student]:
@@ -173,10 +173,10 @@ def teach(
 def taught(
     name: str,
     denoiser: Denoiser,
-    grid: Grid | None,
+    grid: TimestepGrid | None,
     method: str,
     fitted: Fitted,
-    edits: Mapping[float, Grid] = MappingProxyType({}),
+    edits: Mapping[float, TimestepGrid] = MappingProxyType({}),
 ) -> Student:
     """What has learnt, on its own: a copy in the processor's memory, its factors part of the weights."""
     served = Denoiser(deepcopy(fused(denoiser.unet)).cpu(), denoiser.schedule, denoiser.prediction)
@@ -199,7 +199,7 @@ def frozen(denoiser: Denoiser) -> Denoiser:
     return denoiser
 
 
-def lessons(teacher: Denoiser, recipe: ChainRecipe, begin: Grid | None = None) -> Sequence[Planned]:
+def lessons(teacher: Denoiser, recipe: ChainRecipe, begin: TimestepGrid | None = None) -> Sequence[Planned]:
     """Every student in turn. One that takes the guidance scale already is not taught it again.
 
     Raises:
@@ -240,7 +240,7 @@ def _check_kept(chain: Sequence[Planned], recipe: ChainRecipe, origin: str, fold
         identity = f"{identity} {planned.recipe.updates}"
 
 
-def _edits(schedule: Schedule, served: Grid, recipe: ChainRecipe, begin: Grid | None) -> Planned:
+def _edits(schedule: Schedule, served: TimestepGrid, recipe: ChainRecipe, begin: TimestepGrid | None) -> Planned:
     """Pictures from noise once more, so that they are not forgotten, and edits, all from a teacher at every level.
 
     Each strength has levels of its own, which only a network that walks any grid has been at. Its steps are taught in

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stillhouse.diffusion import Prediction, Schedule, grid, noised
+from stillhouse.diffusion import Prediction, Schedule, add_noise, make_grid
 from stillhouse.distill.data.latent_dataset import Pair, Pairs
 from stillhouse.distill.training.methods import Method
 from stillhouse.distill.training.networks import Asked, Denoiser, Inputs
@@ -78,7 +78,7 @@ class Lesson:
         at = self.method.walk.at(paths[:, 0])
         noise = torch.from_numpy(rng.standard_normal(pair.latents.shape, dtype=np.float32))
         alpha, sigma = (level.view(-1, 1, 1, 1).float() for level in (at.alpha, at.sigma))
-        z = noised(pair.latents, noise, alpha, sigma).to(self._device)
+        z = add_noise(pair.latents, noise, alpha, sigma).to(self._device)
         with torch.no_grad():
             target = self.method.target(self.teacher.sees(asked), self.student.sees(asked), z, paths)
         error = (self.student.sees(asked)(z, at) - target) / sigma.to(z)
@@ -99,7 +99,7 @@ class Lesson:
         asked = self._asked(pair, torch.full((count,), sum(self.guidance) / 2))
         noise = torch.from_numpy(rng.standard_normal(pair.latents.shape, dtype=np.float32)).to(self._device)
         one = self.method.round
-        any_grid = grid(self.schedule, _ANY_STEPS)
+        any_grid = make_grid(self.schedule, _ANY_STEPS)
         ours = ended(self.student.sees(asked), noise, walk_of(one.student if one else any_grid))
         theirs = ended(self.teacher.sees(asked), noise, walk_of(one.teacher if one else any_grid))
         return ours, theirs

@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 from stillhouse.check import check_number, check_whole
-from stillhouse.diffusion import CLEAN, Grid, Point, Schedule, grid, grid_at
+from stillhouse.diffusion import CLEAN, NoiseLevel, Schedule, TimestepGrid, grid_from_timesteps, make_grid
 from stillhouse.errors import InvalidRequest
 
 MOST_STEPS = 1000
@@ -30,21 +30,21 @@ class Round:
     (2, 2)
     """
 
-    teacher: Grid
-    student: Grid
+    teacher: TimestepGrid
+    student: TimestepGrid
 
     def __post_init__(self) -> None:
-        missing = [point.timestep for point in self.student.points if point not in self.teacher.points]
-        if missing or self.student.points[0] != self.teacher.points[0]:
+        missing = [point.timestep for point in self.student.levels if point not in self.teacher.levels]
+        if missing or self.student.levels[0] != self.teacher.levels[0]:
             raise InvalidRequest(
-                f"a student that visits {[point.timestep for point in self.student.points[:-1]]}",
+                f"a student that visits {[point.timestep for point in self.student.levels[:-1]]}",
                 allowed=f"levels of its teacher, from the first on: {self.teacher.timesteps.tolist()}",
             )
 
     @property
     def places(self) -> tuple[int, ...]:
         """Where the student's points, CLEAN included, stand among the teacher's."""
-        return tuple(self.teacher.points.index(point) for point in self.student.points)
+        return tuple(self.teacher.levels.index(point) for point in self.student.levels)
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -52,7 +52,7 @@ class Round:
         return tuple(after - before for before, after in pairwise(self.places))
 
 
-def plan_rounds(schedule: Schedule, counts: Sequence[int], begin: Grid | None = None) -> tuple[Round, ...]:
+def plan_rounds(schedule: Schedule, counts: Sequence[int], begin: TimestepGrid | None = None) -> tuple[Round, ...]:
     """The rounds of a chain, the first teacher's first.
 
     Args:
@@ -81,7 +81,7 @@ def plan_rounds(schedule: Schedule, counts: Sequence[int], begin: Grid | None = 
             "a teacher that takes one step", allowed="2 steps and more", fix="there is nothing to halve"
         )
     if begin is None:
-        grids = [grid(schedule, counts[-1])]
+        grids = [make_grid(schedule, counts[-1])]
         for count in reversed(counts[:-1]):
             grids.append(refined(schedule, grids[-1], count))
         grids.reverse()
@@ -97,7 +97,7 @@ def plan_rounds(schedule: Schedule, counts: Sequence[int], begin: Grid | None = 
     return tuple(Round(teacher, student) for teacher, student in pairwise(grids))
 
 
-def refined(schedule: Schedule, coarse: Grid, steps: int) -> Grid:
+def refined(schedule: Schedule, coarse: TimestepGrid, steps: int) -> TimestepGrid:
     """A grid of so many steps that visits every level of a coarser one, its longest step as short as can be.
 
     The longest step is split until there are enough; of equal ones the cleanest first, because outlines are decided
@@ -117,16 +117,18 @@ def refined(schedule: Schedule, coarse: Grid, steps: int) -> Grid:
     for _ in range(steps - coarse.steps):
         longest = (lengths / parts)[::-1]
         parts[coarse.steps - 1 - int(np.argmax(longest.round(6)))] += 1
-    points: list[Point] = []
-    for first, (begin, after), count in zip(coarse.points, pairwise(edges), parts.tolist(), strict=False):
+    points: list[NoiseLevel] = []
+    for first, (begin, after), count in zip(coarse.levels, pairwise(edges), parts.tolist(), strict=False):
         between = [begin + (after - begin) * part / count for part in range(1, count)]
         points.append(first)
         if between:
-            points += grid_at(schedule, between if schedule.is_flow else [*map(round, between)]).points[:-1]
-    return Grid((*points, CLEAN))
+            points += grid_from_timesteps(schedule, between if schedule.is_flow else [*map(round, between)]).levels[:-1]
+    return TimestepGrid((*points, CLEAN))
 
 
-def plan_edits(schedule: Schedule, fine: int, served: Grid, strengths: Sequence[float]) -> Mapping[float, Round]:
+def plan_edits(
+    schedule: Schedule, fine: int, served: TimestepGrid, strengths: Sequence[float]
+) -> Mapping[float, Round]:
     """For pictures that begin from another one: a round by strength, of as many of the student's steps as from noise.
 
     So an edit takes the same time whatever its strength. The teacher's steps are as long as they are from noise. A
@@ -161,12 +163,12 @@ def plan_edits(schedule: Schedule, fine: int, served: Grid, strengths: Sequence[
                 raise InvalidRequest(f"strength {strength:g} in {count} steps", allowed="larger and fewer strengths")
             steps.append(level)
             used.add(level)
-        coarse = grid_at(schedule, steps)
+        coarse = grid_from_timesteps(schedule, steps)
         found[strength] = Round(refined(schedule, coarse, max(count, round(fine * strength))), coarse)
     return found
 
 
-def thinned(fine: Grid, steps: int) -> Grid:
+def thinned(fine: TimestepGrid, steps: int) -> TimestepGrid:
     """So many levels of a grid, the first among them, each the nearest to where an even one would have it.
 
     Raises:
@@ -182,4 +184,4 @@ def thinned(fine: Grid, steps: int) -> Grid:
         wanted = timesteps[0] * (1 - part / steps)
         free = np.arange(places[-1] + 1, fine.steps - (steps - 1 - part))
         places.append(int(free[np.abs(timesteps[free] - wanted).argmin()]))
-    return Grid((*(fine.points[place] for place in places), CLEAN))
+    return TimestepGrid((*(fine.levels[place] for place in places), CLEAN))

@@ -25,7 +25,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from stillhouse.diffusion import Grid
+from stillhouse.diffusion import TimestepGrid
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,9 +50,9 @@ class Walk:
         return Levels(self.timesteps[places], self.alphas[places], self.sigmas[places])
 
 
-def walk_of(grid: Grid) -> Walk:
+def walk_of(grid: TimestepGrid) -> Walk:
     """A grid as tables."""
-    timesteps = [point.timestep for point in grid.points]
+    timesteps = [point.timestep for point in grid.levels]
     return Walk(*(torch.tensor(table, dtype=torch.float64) for table in (timesteps, grid.alphas, grid.sigmas)))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stillhouse.diffusion import Grid
+from stillhouse.diffusion import TimestepGrid
 from stillhouse.distill.data.teacher_trajectories import KeptWalks
 from stillhouse.distill.training.dmd import MatchLesson
 from stillhouse.distill.training.networks import Denoiser, taught_as
@@ -24,11 +24,11 @@ WALKS = "walks"
 class Served:
     """What a student of walks is to walk: from pure noise, and by strength from another picture; of as many steps."""
 
-    grid: Grid
-    edits: Mapping[float, Grid] = field(default_factory=dict)
+    grid: TimestepGrid
+    edits: Mapping[float, TimestepGrid] = field(default_factory=dict)
 
     @property
-    def every(self) -> tuple[Grid, ...]:
+    def every(self) -> tuple[TimestepGrid, ...]:
         """By the kinds of `walks.Plan`."""
         return (self.grid, *self.edits.values())
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stillhouse.diffusion import Grid, Prediction, Schedule
+from stillhouse.diffusion import Prediction, Schedule, TimestepGrid
 from stillhouse.distill.data.teacher_trajectories import KeptWalks, Shown
 from stillhouse.distill.training.networks import Asked, Denoiser
 from stillhouse.distill.training.stage import Weighting, agreement, weighed
@@ -66,8 +66,8 @@ class WalkLesson:
     schedule: Schedule
     prediction: Prediction
     walks: KeptWalks
-    kept: Sequence[Grid]
-    served: Sequence[Grid]
+    kept: Sequence[TimestepGrid]
+    served: Sequence[TimestepGrid]
     through: float = 0.0
     weighting: Weighting = "v"
     huber: float = 0.0
@@ -186,7 +186,7 @@ class WalkLesson:
     def _places(self) -> Tensor:
         """Where the student's levels, CLEAN included, stand among those that are kept: int64 [kinds, steps + 1]."""
         pairs = zip(self.kept, self.served, strict=True)
-        return torch.tensor([[kept.points.index(point) for point in served.points] for kept, served in pairs])
+        return torch.tensor([[kept.levels.index(point) for point in served.levels] for kept, served in pairs])
 
     def _shown(self, walks: Tensor, steps: Tensor, reached: Tensor) -> Shown:
         kinds = self.walks.kinds[walks]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from stillhouse.core import Picture
 from stillhouse.errors import InvalidRequest, NotAllowed, Refused, StillhouseError
-from stillhouse.images.png import read_hole, read_picture
+from stillhouse.images.png import read_alpha_mask, read_picture
 from stillhouse.serve.client import Caller
 from stillhouse.serve.request_handle import Ticket
 from stillhouse.serve.service import Service
@@ -171,7 +171,7 @@ async def mask_of(request: Asked, content: bytes) -> NDArray[np.uint8]:
     Raises:
         InvalidRequest: it is none, or too large.
     """
-    return await asyncio.to_thread(read_hole, BytesIO(content), service_of(request).settings.pixels)
+    return await asyncio.to_thread(read_alpha_mask, BytesIO(content), service_of(request).settings.pixels)
 
 
 def status_of(error: Exception) -> int:

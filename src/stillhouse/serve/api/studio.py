@@ -18,7 +18,7 @@ from litestar.params import FromPath
 from stillhouse import __version__
 from stillhouse.diffusion import SAMPLERS
 from stillhouse.errors import NotAllowed
-from stillhouse.pipelines.load import find
+from stillhouse.pipelines.load import find_pipeline
 from stillhouse.pipelines.manifest import Manifest
 from stillhouse.serve.api.http import Asked, Missing, caller_of, service_of
 from stillhouse.serve.client import Caller
@@ -159,7 +159,7 @@ def _report_of(request: Asked, caller: Caller, name: str) -> Path:
     own = [tier for tier in tiers if tier in caller.tiers]
     if name not in own:
         raise Missing(f"there is no model {name!r}", allowed=", ".join(own))
-    return find(tiers[name].pipeline) / REPORT
+    return find_pipeline(tiers[name].pipeline) / REPORT
 
 
 def _models(service: Service, caller: Caller) -> dict[str, Any]:
@@ -167,7 +167,7 @@ def _models(service: Service, caller: Caller) -> dict[str, Any]:
     was taught, where it was distilled."""
     return {
         name: {
-            "report": (find(tier.pipeline) / REPORT).is_file(),
+            "report": (find_pipeline(tier.pipeline) / REPORT).is_file(),
             "examples": _examples(service.front.manifests[name]),
             "taught": _taught(service.front.manifests[name]),
         }

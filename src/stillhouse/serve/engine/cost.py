@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from stillhouse.errors import InvalidRequest
-from stillhouse.pipelines.batch_sizes import parts
+from stillhouse.pipelines.batch_sizes import split_batch
 from stillhouse.serve.engine.job import Group, Job, Walk
 
 NEARLY = 0.97
@@ -62,7 +62,7 @@ class Curve:
             return self.seconds[rows]
         known = sorted(self.seconds)
         if self.stepped:
-            return sum(self.seconds[fed] for _, fed in parts(rows, known))
+            return sum(self.seconds[fed] for _, fed in split_batch(rows, known))
         if len(known) == 1 or rows < known[0]:
             return self.seconds[known[0]] * (rows / known[0] if rows > known[0] else 1.0)
         place = min(max(bisect_left(known, rows), 1), len(known) - 1)

@@ -13,10 +13,10 @@ import numpy as np
 
 from stillhouse.core import Array, ImageRequest
 from stillhouse.errors import StillhouseError
-from stillhouse.images.formats import encode_picture
+from stillhouse.images.formats import encode_image
 from stillhouse.pipelines.manifest import Manifest
-from stillhouse.pipelines.pipeline import Draft, Pipeline
-from stillhouse.pipelines.resolve import course_of, pictures_encoded
+from stillhouse.pipelines.pipeline import ImageTrajectory, Pipeline
+from stillhouse.pipelines.resolve import encoded_image_count, plan_request
 from stillhouse.serve.engine.cost import Curve
 from stillhouse.serve.engine.job import Group, Job, Walk
 
@@ -36,7 +36,7 @@ class Drawing:
     """
 
     pipelines: Mapping[str, Pipeline]
-    finished: Callable[[Pipeline, Draft], Any] = Pipeline.finish
+    finished: Callable[[Pipeline, ImageTrajectory], Any] = Pipeline.finish
 
     def begin(self, job: Job) -> None:
         """Encode the prompt and what an edit begins with, lay out the latents."""
@@ -53,9 +53,9 @@ class Drawing:
         return self.finished(self.pipelines[job.group.pipeline], drafted(job))
 
 
-def drafted(job: Job) -> Draft:
+def drafted(job: Job) -> ImageTrajectory:
     """The picture of a job that has begun."""
-    assert isinstance(job.draft, Draft)
+    assert isinstance(job.draft, ImageTrajectory)
     return job.draft
 
 
@@ -71,9 +71,10 @@ def walk_of(manifest: Manifest, request: ImageRequest) -> Walk:
     Raises:
         InvalidRequest: what the pipeline cannot do.
     """
-    course = course_of(manifest, request)
+    course = plan_request(manifest, request)
     return Walk(
-        tuple(1 + course.is_guided(evaluation) for evaluation in course.plan()), pictures_encoded(manifest, request)
+        tuple(1 + course.is_guided(evaluation) for evaluation in course.evaluations()),
+        encoded_image_count(manifest, request),
     )
 
 
@@ -86,7 +87,7 @@ def usual(manifest: Manifest, width: int | None = None, height: int | None = Non
     """
     defaults = manifest.defaults
     request = ImageRequest("", width=width or defaults.width, height=height or defaults.height)
-    if not manifest.repaints:
+    if not manifest.is_inpainting:
         return request
     shape = (height or defaults.height, width or defaults.width)
     grey, all_of_it = np.full((*shape, 3), 127, np.uint8), np.full(shape, 255, np.uint8)
@@ -100,11 +101,11 @@ def measured(pipeline: Pipeline, group: Group, batches: Sequence[int] = (), call
     opened for, or of `BATCHES`; one that is no better than the one before it ends the measurement, because larger ones
     are not used then, and so does one that fails. Of what takes longer than `LONG` one call is counted.
     """
-    request = replace(usual(pipeline.manifest, group.width, group.height), refresh=1)
+    request = replace(usual(pipeline.manifest, group.width, group.height), cache_interval=1)
     if pipeline.manifest.distilled is None:
         request = replace(request, guidance=1.0)  # one row each; a student takes one whatever its guidance
     seconds: dict[int, float] = {}
-    for rows in batches or pipeline.rows or BATCHES:
+    for rows in batches or pipeline.batch_sizes or BATCHES:
         try:
             seconds[rows] = _usually(calls, partial(_advance, pipeline), partial(_drafts, pipeline, request, rows))
         except StillhouseError:
@@ -116,12 +117,12 @@ def measured(pipeline: Pipeline, group: Group, batches: Sequence[int] = (), call
     encode = 0.0
     with suppress(StillhouseError, KeyError):  # whoever asks for an edit is told why there are none
         grey = np.full((group.height, group.width, 3), 127, np.uint8)
-        encode = _usually(calls, pipeline.encode_picture, lambda: grey)
+        encode = _usually(calls, pipeline.encode_image, lambda: grey)
     texts = (replace(request, prompt=f"new {number}") for number in count())  # a text that is known costs nothing
     begin = _usually(calls, pipeline.start, partial(next, texts))
-    begin = max(0.0, begin - encode * pictures_encoded(pipeline.manifest, pipeline.resolve(request)))
+    begin = max(0.0, begin - encode * encoded_image_count(pipeline.manifest, pipeline.resolve(request)))
     finish = _usually(calls, partial(_finish, pipeline, request), partial(_latents, pipeline, group))
-    return Curve(seconds, begin, finish, encode, stepped=bool(pipeline.rows))
+    return Curve(seconds, begin, finish, encode, stepped=bool(pipeline.batch_sizes))
 
 
 def _usually(calls: int, call: Callable[[Any], object], given: Callable[[], Any]) -> float:
@@ -138,19 +139,19 @@ def _usually(calls: int, call: Callable[[Any], object], given: Callable[[], Any]
     return first if first > LONG else median([first, *(once() for _ in range(calls - 1))])
 
 
-def _drafts(pipeline: Pipeline, request: ImageRequest, rows: int) -> list[Draft]:
+def _drafts(pipeline: Pipeline, request: ImageRequest, rows: int) -> list[ImageTrajectory]:
     drafts = [pipeline.start(request) for _ in range(rows)]
     pipeline.settle()
     return drafts
 
 
-def _advance(pipeline: Pipeline, drafts: Sequence[Draft]) -> None:
+def _advance(pipeline: Pipeline, drafts: Sequence[ImageTrajectory]) -> None:
     pipeline.advance(drafts)
     pipeline.settle()
 
 
 def _finish(pipeline: Pipeline, request: ImageRequest, latents: Array) -> None:
-    encode_picture(pipeline.decode(latents), "png", request, pipeline.manifest.name)
+    encode_image(pipeline.decode(latents), "png", request, pipeline.manifest.name)
 
 
 def _latents(pipeline: Pipeline, group: Group) -> Array:

@@ -11,8 +11,8 @@ from threading import Condition, Thread
 
 from stillhouse.core import Array
 from stillhouse.errors import StillhouseError
-from stillhouse.images.formats import Format, encode_picture
-from stillhouse.pipelines.pipeline import Draft, Pipeline
+from stillhouse.images.formats import Format, encode_image
+from stillhouse.pipelines.pipeline import ImageTrajectory, Pipeline
 from stillhouse.serve.engine.engine import as_told
 
 PREVIEW_QUALITY = 80
@@ -47,7 +47,7 @@ class _Preview:
 class _Picture:
     id: str
     pipeline: Pipeline
-    draft: Draft
+    draft: ImageTrajectory
     format: Format
 
 
@@ -71,14 +71,14 @@ class Finisher:
         self._thread = Thread(target=self._run, name="finisher", daemon=True)
         self._thread.start()
 
-    def finish(self, name: str, pipeline: Pipeline, draft: Draft, kind: Format) -> None:
+    def finish(self, name: str, pipeline: Pipeline, draft: ImageTrajectory, kind: Format) -> None:
         """Decode a picture that is done; its previews are needed no more."""
         with self._news:
             self._previews.pop(name, None)
             self._pictures.append(_Picture(name, pipeline, draft, kind))
             self._news.notify()
 
-    def preview(self, name: str, pipeline: Pipeline, draft: Draft) -> None:
+    def preview(self, name: str, pipeline: Pipeline, draft: ImageTrajectory) -> None:
         """Decode what the network sees in a picture that is not done."""
         assert draft.denoised is not None
         with self._news:
@@ -116,7 +116,7 @@ def _finished(picture: _Picture) -> Finished:
     try:
         result = picture.pipeline.finish(picture.draft)
         name = picture.pipeline.manifest.name
-        return Finished(picture.id, encode_picture(result.image, picture.format, result.request, name))
+        return Finished(picture.id, encode_image(result.image, picture.format, result.request, name))
     except Exception as error:
         return Finished(picture.id, error=as_told(error, "decoding"))
 
@@ -125,6 +125,6 @@ def _seen(name: str, preview: _Preview) -> Seen:
     """A preview that cannot be decoded is an empty one: the picture itself will tell why."""
     try:
         image = preview.pipeline.decode(preview.latents)
-        return Seen(name, preview.index, encode_picture(image, "webp", quality=PREVIEW_QUALITY))
+        return Seen(name, preview.index, encode_image(image, "webp", quality=PREVIEW_QUALITY))
     except Exception:
         return Seen(name, preview.index, b"")

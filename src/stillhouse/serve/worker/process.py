@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from stillhouse.core import ImageRequest
 from stillhouse.errors import StillhouseError
 from stillhouse.pipelines.load import load
-from stillhouse.pipelines.pipeline import Draft, Pipeline
+from stillhouse.pipelines.pipeline import ImageTrajectory, Pipeline
 from stillhouse.pipelines.tokenizers import PromptTruncated
 from stillhouse.serve.engine.cost import Cost, Curve
 from stillhouse.serve.engine.engine import End, Engine, Tick
@@ -198,7 +198,7 @@ def _failed(error: StillhouseError) -> Closed:
 def reads_all(pipeline: Pipeline, request: ImageRequest) -> bool:
     """Whether nothing of the prompts is cut off."""
     texts = (request.prompt, request.negative_prompt)
-    return all(tokenizer.reads_all(text) for tokenizer in pipeline.tokenizers for text in texts)
+    return all(tokenizer.fits(text) for tokenizer in pipeline.tokenizers for text in texts)
 
 
 def previews_at(count: int, evaluations: int) -> frozenset[int]:
@@ -246,7 +246,7 @@ def main() -> None:
     Worker(connection, engine, pipelines).run()
 
 
-def _undecoded(pipeline: Pipeline, draft: Draft) -> Draft:
+def _undecoded(pipeline: Pipeline, draft: ImageTrajectory) -> ImageTrajectory:
     """What the engine hands out: the finisher decodes it, beside the ticks.
 
     It is read between two of them: later, a GPU would end the next one first.

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from stillhouse.errors import InvalidRequest, NotAllowed
-from stillhouse.pipelines.load import find
+from stillhouse.pipelines.load import find_pipeline
 from stillhouse.pipelines.manifest import Manifest, read_manifest
 from stillhouse.serve.api.http import Missing
 from stillhouse.serve.api.kserve.protocol import (
@@ -31,7 +31,7 @@ PROMPT = Given("PROMPT", "BYTES", [1], ["a red circle"])
 
 @pytest.fixture(scope="module")
 def manifest() -> Manifest:
-    return read_manifest(find("shapes"))
+    return read_manifest(find_pipeline("shapes"))
 
 
 def test_a_timeout_is_the_time_within_which_a_picture_must_begin() -> None:
