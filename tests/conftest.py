@@ -69,6 +69,8 @@ def sample_picture(seed: int = 0, height: int = SIZE, width: int = SIZE) -> NDAr
     image[height // 4 : height // 2, width // 4 : width // 2] = (250, 20, 20)
     return image
 
+import stillhouse  # noqa: F401  # first: switches off the telemetry of the others
+
 
 @pytest.fixture
 def torch_threads() -> Iterator[None]:

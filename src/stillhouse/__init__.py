@@ -9,6 +9,8 @@ The names below are loaded when they are first used, so that importing the packa
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from stillhouse.privacy import switch_off_telemetry
+
 if TYPE_CHECKING:
     from stillhouse.core import ImageRequest, ImageResult
     from stillhouse.diffusion.samplers import SAMPLERS
@@ -86,3 +88,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+switch_off_telemetry()
