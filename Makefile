@@ -9,7 +9,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-serve bench-large train students protocol constraints clean
+.PHONY: help demo test lint bench bench-serve bench-large yardstick train students protocol constraints clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -46,6 +46,9 @@ bench-large: .venv/full.stamp ## the size of Stable Diffusion 1.5: 5 GB of disk,
 	$(BIN)/python -m benchmarks.accelerate sd15
 	$(BIN)/python -m benchmarks.cost sd15
 	$(BIN)/python -m benchmarks.tables
+
+yardstick: .venv/full.stamp ## hashes of latents and pixels of this tree and of another commit (AGAINST=2859d1f), compared
+	$(BIN)/python -m benchmarks.yardstick $(if $(AGAINST),--against $(AGAINST))
 
 train: .venv/full.stamp ## train the embedded model on from where it is (UPDATES=20000), ship it and judge it
 	$(BIN)/python -m stillhouse.shapes.train $(if $(UPDATES),--updates $(UPDATES))

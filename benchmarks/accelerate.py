@@ -18,37 +18,37 @@ from pathlib import Path
 from time import perf_counter, sleep
 from typing import Any
 
-from benchmarks.record import record, recorded
-from stillhouse.accelerate.calibration.calibration_data import PROBES
-from stillhouse.accelerate.evaluation.evaluate import MADE_FOLDER, Bench, Reference, attempt
-from stillhouse.accelerate.evaluation.latency import Effort
+from benchmarks.record import read_results, write_results
+from stillhouse.accelerate.calibration.calibration_data import PROBES_FILE
+from stillhouse.accelerate.evaluation.evaluate import ARTIFACTS_FOLDER, BaselineRun, EvaluationContext, evaluate
+from stillhouse.accelerate.evaluation.latency import TimingBudget
 from stillhouse.accelerate.records.candidate import Candidate
 from stillhouse.accelerate.records.report import Report, read_report
 from stillhouse.accelerate.records.trial import Trial
-from stillhouse.accelerate.selection.choose import best_of
-from stillhouse.accelerate.selection.runoff import BASELINE, final, side_by_side
-from stillhouse.accelerate.workspace import original
+from stillhouse.accelerate.selection.choose import best_trial
+from stillhouse.accelerate.selection.runoff import BASELINE_KEY, run_final, time_side_by_side
+from stillhouse.accelerate.workspace import original_components
 from stillhouse.measure.clock import Ratio, paired_ratio
-from stillhouse.measure.memory import resident
+from stillhouse.measure.memory import resident_bytes
 from stillhouse.pipelines.manifest import TRIALS
 
 BUILD = Path("build").absolute()
-PLAIN = "plain loop, openvino defaults"
+OPENVINO_BASELINE = "plain loop, openvino defaults"
 VANILLA = Candidate("unet", "torch", options={"attention": "vanilla"})
-_WITHIN, _CONTENDS = 0.95, 0.8
-_TIMES, _ROUNDS = 2, 30
-_GLANCE = 0.5
+_WITHIN, _CONTENDER_SHARE = 0.95, 0.8
+_OPENINGS, _ROUNDS = 2, 30
+_POLL_SECONDS = 0.5
 
 
 def main() -> None:
     """Run one of the benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("which", choices=tuple(_WHICH))
+    parser.add_argument("which", choices=tuple(_BENCHMARKS))
     parser.add_argument("--captions", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--budget", default="50m", help="of sd15; a sweep that was cut off goes on")
     arguments = parser.parse_args()
-    _WHICH[arguments.which](arguments)
+    _BENCHMARKS[arguments.which](arguments)
 
 
 def _shapes(arguments: argparse.Namespace) -> None:
@@ -57,11 +57,13 @@ def _shapes(arguments: argparse.Namespace) -> None:
     _sweep("shapes", out, "--budget", "6m")
     report = read_report(out)
     judged: dict[str, Any] = {}
-    ways = {"chosen": (str(out),), PLAIN: ("shapes", "--backend", "openvino", "--precision", "auto")}
+    ways = {"chosen": (str(out),), OPENVINO_BASELINE: ("shapes", "--backend", "openvino", "--precision", "auto")}
     for name, (model, *options) in ways.items():
-        judged[name] = _judged(model, arguments.captions, *options)
+        judged[name] = _run_judge(model, arguments.captions, *options)
         # Judging takes longer than the sweep: what is known is kept on the way.
-        record("accelerate", {"seconds": report.seconds, "judged": judged, "report": asdict(_slim(report))})
+        write_results(
+            "accelerate", {"seconds": report.seconds, "judged": judged, "report": asdict(_without_paths(report))}
+        )
 
 
 def _sd15(arguments: argparse.Namespace) -> None:
@@ -71,7 +73,7 @@ def _sd15(arguments: argparse.Namespace) -> None:
     out = BUILD / "faster-sd15"
     options = ("--component", "unet", "--memory", "20GiB", "--budget", arguments.budget, "--min-sqnr", "10")
     swept = _sweep(str(folder / "pipeline"), out, *options)
-    record("accelerate_sd15", {**asdict(swept), "report": asdict(_slim(read_report(out)))})
+    write_results("accelerate_sd15", {**asdict(swept), "report": asdict(_without_paths(read_report(out)))})
     _vanilla(arguments)
 
 
@@ -81,12 +83,16 @@ def _vanilla(arguments: argparse.Namespace) -> None:
     report = read_report(out)
     rows = [report.trial("unet", VANILLA.key), report.trial("unet", report.chosen["unet"])]
     rows.insert(1, report.trial("unet", report.baselines["unet"]))
-    with _opened(out, report, Effort(least=3, most=4, seconds=300.0), VANILLA) as (bench, first, reference):
-        raced = _raced(first, bench, reference, rows)
+    with _evaluation_context(out, report, TimingBudget(min_rounds=3, max_rounds=4, seconds=300.0), VANILLA) as (
+        bench,
+        first,
+        reference,
+    ):
+        raced = _evaluate_again(first, bench, reference, rows)
     measured = {
-        name: value for name, value in recorded("accelerate_sd15").items() if name not in ("machine", "versions")
+        name: value for name, value in read_results("accelerate_sd15").items() if name not in ("machine", "versions")
     }
-    record("accelerate_sd15", {**measured, "beside_torch": [asdict(one) for one in raced]})
+    write_results("accelerate_sd15", {**measured, "beside_torch": [asdict(one) for one in raced]})
 
 
 def _choice(arguments: argparse.Namespace) -> None:
@@ -98,95 +104,97 @@ def _choice(arguments: argparse.Namespace) -> None:
     out = BUILD / "faster-shapes"
     report = read_report(out)
     fastest = report.trial("unet", report.chosen["unet"]).ratio
-    accepted = [one for one in report.of("unet") if one.status == "accepted" and _is_near(one.ratio, fastest)]
-    truth = _truth(out, report, accepted)
+    accepted = [
+        one for one in report.trials_of("unet") if one.status == "accepted" and _is_contender(one.ratio, fastest)
+    ]
+    truth = _long_run_speedups(out, report, accepted)
     best = max(truth, key=truth.__getitem__)
-    contenders = [one for one in accepted if truth.get(one.candidate.key, 0.0) >= _CONTENDS * truth[best]]
+    contenders = [one for one in accepted if truth.get(one.candidate.key, 0.0) >= _CONTENDER_SHARE * truth[best]]
     names = {one.candidate.key: one.candidate.name for one in accepted}
     for one in contenders:
         print(f"{names[one.candidate.key]}: {truth[one.candidate.key]:.3f} times the baseline", flush=True)
     shares = []
     for repeat in range(arguments.repeats):
-        with _opened(out, report, Effort()) as (bench, first, reference):
-            raced = _raced(first, bench, reference, contenders)
-            again = {one.candidate.key: one for one in final(raced, bench, reference)}
-        chosen = best_of([again.get(one.candidate.key, one) for one in raced], "latency")
+        with _evaluation_context(out, report, TimingBudget()) as (bench, first, reference):
+            raced = _evaluate_again(first, bench, reference, contenders)
+            again = {one.candidate.key: one for one in run_final(raced, bench, reference)}
+        chosen = best_trial([again.get(one.candidate.key, one) for one in raced], "latency")
         assert chosen
         shares.append(truth[chosen.candidate.key] / truth[best])
         within = sum(share >= _WITHIN for share in shares)
         told = {"candidates": len(accepted), "contenders": len(contenders), "truth": truth}
-        record("choice", {"best": names[best], "shares": shares, "within": within, **told})
+        write_results("choice", {"best": names[best], "shares": shares, "within": within, **told})
         print(f"{repeat + 1}: {chosen.candidate.name}: {shares[-1]:.3f} of the best", flush=True)
     print(f"within 5 % of the best in {within} of {len(shares)} repeats")
 
 
-def _is_near(ratio: Ratio | None, fastest: Ratio | None) -> bool:
+def _is_contender(ratio: Ratio | None, fastest: Ratio | None) -> bool:
     """Whether the sweep did not find it at least twice as slow as what it chose."""
     return ratio is not None and fastest is not None and ratio.high >= fastest.value / 2
 
 
-def _truth(out: Path, report: Report, accepted: list[Trial]) -> dict[str, float]:
+def _long_run_speedups(out: Path, report: Report, accepted: list[Trial]) -> dict[str, float]:
     """How many times as fast as the baseline, by key."""
     laps: dict[str, list[float]] = {}
-    for _ in range(_TIMES):
-        with _opened(out, report, Effort(least=1, most=1)) as (bench, first, reference):
-            rounds = Effort(least=_ROUNDS, most=_ROUNDS, seconds=600.0)
-            for key, taken in side_by_side(accepted, bench, reference, rounds).items():
+    for _ in range(_OPENINGS):
+        with _evaluation_context(out, report, TimingBudget(min_rounds=1, max_rounds=1)) as (bench, first, reference):
+            rounds = TimingBudget(min_rounds=_ROUNDS, max_rounds=_ROUNDS, seconds=600.0)
+            for key, taken in time_side_by_side(accepted, bench, reference, rounds).items():
                 laps.setdefault(key, []).extend(taken)
-    return {key: paired_ratio(laps[BASELINE], taken).value for key, taken in laps.items() if key} | {
+    return {key: paired_ratio(laps[BASELINE_KEY], taken).value for key, taken in laps.items() if key} | {
         first.candidate.key: 1.0
     }
 
 
 @contextmanager
-def _opened(
-    out: Path, report: Report, effort: Effort, baseline: Candidate | None = None
-) -> Iterator[tuple[Bench, Trial, Reference]]:
+def _evaluation_context(
+    out: Path, report: Report, effort: TimingBudget, baseline: Candidate | None = None
+) -> Iterator[tuple[EvaluationContext, Trial, BaselineRun]]:
     """The sweep's U-Net on its bench again, with the sweep's baseline or this one."""
-    bench = Bench(
+    bench = EvaluationContext(
         folder=out / TRIALS / "unet" / "again",
-        made=out / TRIALS / "unet" / MADE_FOLDER,
+        artifacts=out / TRIALS / "unet" / ARTIFACTS_FOLDER,
         root=out,
-        graph=out / original(out)["unet"].graph,
-        probes=out / TRIALS / "unet" / PROBES,
+        graph=out / original_components(out)["unet"].graph,
+        probes=out / TRIALS / "unet" / PROBES_FILE,
         bounds=replace(report.bounds, min_psnr=None, min_ssim=None),  # no pictures are drawn here
-        effort=effort,
+        timing_budget=effort,
     )
-    first, reference = attempt(baseline or report.trial("unet", report.baselines["unet"]).candidate, bench, None)
+    first, reference = evaluate(baseline or report.trial("unet", report.baselines["unet"]).candidate, bench, None)
     assert reference
     try:
         yield bench, first, reference
     finally:
-        reference.subject.kill()
+        reference.process.kill()
 
 
-def _raced(first: Trial, bench: Bench, reference: Reference, trials: list[Trial]) -> list[Trial]:
+def _evaluate_again(first: Trial, bench: EvaluationContext, reference: BaselineRun, trials: list[Trial]) -> list[Trial]:
     """The trials' candidates, built already, raced anew. The baseline's comes first."""
     others = [trial.candidate for trial in trials if trial.candidate != first.candidate]
-    return [first, *(attempt(candidate, bench, reference)[0] for candidate in others)]
+    return [first, *(evaluate(candidate, bench, reference)[0] for candidate in others)]
 
 
 @dataclass(frozen=True, slots=True)
-class Swept:
+class SweepUsage:
     """Seconds of a sweep, and the most memory that it and all its processes held at once."""
 
     seconds: float
     peak_bytes: int
 
 
-def _sweep(source: str, out: Path, *options: str) -> Swept:
+def _sweep(source: str, out: Path, *options: str) -> SweepUsage:
     command = [sys.executable, "-m", "stillhouse", "accelerate", source, "-o", str(out), *options]
     began, peak = perf_counter(), 0
     with subprocess.Popen(command) as process:
         while process.poll() is None:
-            peak = max(peak, resident(process.pid))
-            sleep(_GLANCE)
+            peak = max(peak, resident_bytes(process.pid))
+            sleep(_POLL_SECONDS)
     if process.returncode:
         sys.exit(process.returncode)
-    return Swept(perf_counter() - began, peak)
+    return SweepUsage(perf_counter() - began, peak)
 
 
-def _judged(model: str, captions: int, *options: str) -> dict[str, Any]:
+def _run_judge(model: str, captions: int, *options: str) -> dict[str, Any]:
     """What `stillhouse judge` says of a model at its own defaults."""
     file = BUILD / "judged.json"
     steps = str(_steps(model))
@@ -203,14 +211,14 @@ def _steps(model: str) -> int:
     return read_manifest(find_pipeline(model)).defaults.steps
 
 
-def _slim(report: Report) -> Report:
+def _without_paths(report: Report) -> Report:
     """The report without paths of files that are not kept."""
     slim = [
         replace(
             trial,
             log=None,
             reproduce=None,
-            artefact=None,
+            artifact=None,
             graph=None,
             pictures=replace(trial.pictures, files=()) if trial.pictures else None,
         )
@@ -219,7 +227,7 @@ def _slim(report: Report) -> Report:
     return replace(report, trials=tuple(slim))
 
 
-_WHICH: Mapping[str, Callable[[argparse.Namespace], None]] = {
+_BENCHMARKS: Mapping[str, Callable[[argparse.Namespace], None]] = {
     "shapes": _shapes,
     "sd15": _sd15,
     "vanilla": _vanilla,

@@ -8,10 +8,10 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.record import record
+from benchmarks.record import write_results
 from stillhouse.core import ImageRequest
-from stillhouse.distill.evaluation.comparison import Way, captions_of_shapes, student_of
-from stillhouse.distill.evaluation.evaluation_report import judge_students, lead
+from stillhouse.distill.evaluation.comparison import GenerationSetup, shapes_caption_set, student_setup
+from stillhouse.distill.evaluation.evaluation_report import evaluate_students, summarize_evaluation
 from stillhouse.pipelines.load import load
 
 STEPS = 35
@@ -30,12 +30,12 @@ def main() -> None:
     teacher = load("shapes")
     asked = ImageRequest("", steps=STEPS)
     opened = [load(Path(name) if Path(name).is_dir() else name) for name in arguments.students]
-    students = [student_of(pipeline, teacher.manifest.defaults.guidance) for pipeline in opened]
-    first = Way(f"teacher, {STEPS} steps", teacher, asked)
-    verdict, _ = judge_students(first, students, captions_of_shapes(arguments.captions), progress)
-    print(f"\n{lead(verdict)}", file=sys.stderr)
+    students = [student_setup(pipeline, teacher.manifest.defaults.guidance) for pipeline in opened]
+    first = GenerationSetup(f"teacher, {STEPS} steps", teacher, asked)
+    verdict, _ = evaluate_students(first, students, shapes_caption_set(arguments.captions), progress)
+    print(f"\n{summarize_evaluation(verdict)}", file=sys.stderr)
     learnt = {student.name: student.pipeline.manifest.evidence.get("distill") for student in students}
-    record("distill", {"verdict": asdict(verdict), "learnt": learnt})
+    write_results("distill", {"verdict": asdict(verdict), "learnt": learnt})
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 
-def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Lines of a table, the head first.
 
     >>> print(grid(["a", "b"], [["1", "2"]]), end="")

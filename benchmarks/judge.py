@@ -9,11 +9,11 @@ import sys
 from dataclasses import asdict, replace
 
 import stillhouse
-from benchmarks.record import record
+from benchmarks.record import write_results
 from stillhouse.core import ImageRequest
 from stillhouse.pipelines.load import EMBEDDED
 from stillhouse.pipelines.manifest import read_manifest, write_manifest
-from stillhouse.shapes.score import Judgement, judge
+from stillhouse.shapes.score import CaptionEvaluation, evaluate_captions
 
 STEPS = 35
 
@@ -25,12 +25,12 @@ def main() -> None:
     parser.add_argument("--captions", type=int, default=1000)
     arguments = parser.parse_args()
     for name in [arguments.only] if arguments.only else EMBEDDED:
-        judged = _judged(name, arguments.captions)
+        judged = _judge_model(name, arguments.captions)
         if name == "shapes":
-            record("judge", {"judgement": asdict(judged)})
+            write_results("judge", {"judgement": asdict(judged)})
 
 
-def _judged(name: str, captions: int) -> Judgement:
+def _judge_model(name: str, captions: int) -> CaptionEvaluation:
     """What is found of an embedded model, which its manifest tells from now on."""
 
     def progress(done: int) -> None:
@@ -38,7 +38,7 @@ def _judged(name: str, captions: int) -> Judgement:
 
     pipeline = stillhouse.load(name)
     steps = STEPS if pipeline.manifest.distilled is None else None
-    judged = judge(pipeline, ImageRequest("", steps=steps), captions, progress)
+    judged = evaluate_captions(pipeline, ImageRequest("", steps=steps), captions, progress)
     print(file=sys.stderr)
     manifest = read_manifest(pipeline.directory, verify=True)
     evidence = {**manifest.evidence, "judge": asdict(judged)}

@@ -10,49 +10,51 @@ from dataclasses import replace
 import numpy as np
 from scipy import ndimage
 
-from benchmarks.record import record
+from benchmarks.record import write_results
 from stillhouse.core import Picture
 from stillhouse.shapes.caption import describe
-from stillhouse.shapes.oracle import ATTRIBUTES, score
-from stillhouse.shapes.scene import PALETTE, SHAPES, Figure, Scene, draw, sample_scene
+from stillhouse.shapes.oracle import ATTRIBUTES, score_picture
+from stillhouse.shapes.scene import PALETTE, SHAPES, Figure, Scene, render_scene, sample_scene
 
 SCENES = 500
-TRUTHS = 2000
+CLEAN_SCENES = 2000
 SCORES = ("all_correct", "strict", *ATTRIBUTES)
 
 
 def main() -> None:
     """Score all rows and write them down."""
-    rows = {"nothing (2,000 truths)": _means(_truths)}
-    rows |= {name: _means(_spoilt(spoil)) for name, spoil in _SCENE_FAULTS.items()}
-    rows |= {name: _means(_spoilt(lambda scene, rng: scene, after)) for name, after in _PIXEL_FAULTS.items()}
-    record("oracle", {"scenes": SCENES, "truths": TRUTHS, "rows": rows})
+    rows = {"nothing (2,000 truths)": _mean_scores(_clean_pairs)}
+    rows |= {name: _mean_scores(_corrupted_pairs(spoil)) for name, spoil in _SCENE_FAULTS.items()}
+    rows |= {
+        name: _mean_scores(_corrupted_pairs(lambda scene, rng: scene, after)) for name, after in _PIXEL_FAULTS.items()
+    }
+    write_results("oracle", {"scenes": SCENES, "truths": CLEAN_SCENES, "rows": rows})
 
 
-def _means(pairs: "_Pairs") -> dict[str, float]:
-    scores = [score(picture, describe(scene)) for picture, scene in pairs()]
+def _mean_scores(pairs: "_PairFactory") -> dict[str, float]:
+    scores = [score_picture(picture, describe(scene)) for picture, scene in pairs()]
     return {name: float(np.mean([float(getattr(one, name)) for one in scores])) for name in SCORES}
 
 
-def _truths() -> list[tuple[Picture, Scene]]:
+def _clean_pairs() -> list[tuple[Picture, Scene]]:
     rng = np.random.default_rng(0)
-    scenes = [sample_scene(rng) for _ in range(TRUTHS)]
-    return [(draw(scene), scene) for scene in scenes]
+    scenes = [sample_scene(rng) for _ in range(CLEAN_SCENES)]
+    return [(render_scene(scene), scene) for scene in scenes]
 
 
-def _spoilt(
+def _corrupted_pairs(
     scene_fault: Callable[[Scene, np.random.Generator], Scene],
     pixel_fault: Callable[[Picture, np.random.Generator], Picture] = lambda picture, rng: picture,
-) -> "_Pairs":
+) -> "_PairFactory":
     def pairs() -> list[tuple[Picture, Scene]]:
         rng = np.random.default_rng(1)
         scenes = [sample_scene(rng, 2) for _ in range(SCENES)]
-        return [(pixel_fault(draw(scene_fault(scene, rng)), rng), scene) for scene in scenes]
+        return [(pixel_fault(render_scene(scene_fault(scene, rng)), rng), scene) for scene in scenes]
 
     return pairs
 
 
-def _other(options: tuple[str, ...], taken: set[str], rng: np.random.Generator) -> str:
+def _pick_other(options: tuple[str, ...], taken: set[str], rng: np.random.Generator) -> str:
     free = [option for option in options if option not in taken]
     return free[int(rng.integers(len(free)))]
 
@@ -63,12 +65,12 @@ def _colours(scene: Scene) -> set[str]:
 
 def _wrong_shape(scene: Scene, rng: np.random.Generator) -> Scene:
     first, second = scene.figures
-    return replace(scene, figures=(replace(first, shape=_other(SHAPES, {first.shape, second.shape}, rng)), second))
+    return replace(scene, figures=(replace(first, shape=_pick_other(SHAPES, {first.shape, second.shape}, rng)), second))
 
 
 def _wrong_colour(scene: Scene, rng: np.random.Generator) -> Scene:
     first, second = scene.figures
-    return replace(scene, figures=(replace(first, colour=_other(tuple(PALETTE), _colours(scene), rng)), second))
+    return replace(scene, figures=(replace(first, colour=_pick_other(tuple(PALETTE), _colours(scene), rng)), second))
 
 
 def _wrong_size(scene: Scene, rng: np.random.Generator) -> Scene:
@@ -78,10 +80,10 @@ def _wrong_size(scene: Scene, rng: np.random.Generator) -> Scene:
 
 
 def _wrong_background(scene: Scene, rng: np.random.Generator) -> Scene:
-    return replace(scene, background=_other(tuple(PALETTE), _colours(scene), rng))
+    return replace(scene, background=_pick_other(tuple(PALETTE), _colours(scene), rng))
 
 
-def _swapped_places(scene: Scene, rng: np.random.Generator) -> Scene:
+def _swapped_positions(scene: Scene, rng: np.random.Generator) -> Scene:
     first, second = scene.figures
     moved = (replace(first, x=second.x, y=second.y), replace(second, x=first.x, y=first.y))
     return replace(scene, figures=moved)
@@ -93,7 +95,7 @@ def _missing(scene: Scene, rng: np.random.Generator) -> Scene:
 
 def _extra(scene: Scene, rng: np.random.Generator) -> Scene:
     corner = (8.0, 8.0) if min(figure.x + figure.y for figure in scene.figures) > 45 else (56.0, 8.0)
-    third = Figure("circle", _other(tuple(PALETTE), _colours(scene), rng), "small", *corner, 6.0)
+    third = Figure("circle", _pick_other(tuple(PALETTE), _colours(scene), rng), "small", *corner, 6.0)
     return replace(scene, figures=(*scene.figures, third))
 
 
@@ -105,13 +107,13 @@ def _noise(deviation: float) -> Callable[[Picture, np.random.Generator], Picture
     return lambda picture, rng: np.clip(picture + rng.normal(0, deviation, picture.shape), 0, 255).astype(np.uint8)
 
 
-_Pairs = Callable[[], list[tuple[Picture, Scene]]]
+_PairFactory = Callable[[], list[tuple[Picture, Scene]]]
 _SCENE_FAULTS: Mapping[str, Callable[[Scene, np.random.Generator], Scene]] = {
     "one shape wrong": _wrong_shape,
     "one colour wrong": _wrong_colour,
     "one size wrong": _wrong_size,
     "background wrong": _wrong_background,
-    "figures swapped": _swapped_places,
+    "figures swapped": _swapped_positions,
     "one figure missing": _missing,
     "one figure too many": _extra,
 }

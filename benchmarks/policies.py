@@ -8,16 +8,19 @@ import argparse
 from collections.abc import Mapping, Sequence
 from statistics import quantiles
 
-from benchmarks.record import record
-from stillhouse.serve.engine.arrivals import Arrival, Kind, flood, poisson
-from stillhouse.serve.engine.cost import Cost, Curve
-from stillhouse.serve.engine.job import Group, Tier, Walk
+from benchmarks.record import write_results
+from stillhouse.serve.engine.arrivals import Arrival, ArrivalClass, add_flood, poisson_arrivals
+from stillhouse.serve.engine.cost import CostModel, LatencyCurve
+from stillhouse.serve.engine.job import BatchKey, StepPlan, Tier
 from stillhouse.serve.engine.policy import POLICIES
-from stillhouse.serve.engine.simulate import Served, simulate
+from stillhouse.serve.engine.simulate import SimulatedJob, simulate
 
-_QUICK, _FULL = Group("quick", 64, 64), Group("full", 64, 64)
-_COST = Cost({group: Curve({2: 1.0}) for group in (_QUICK, _FULL)})
-_KINDS = (Kind(0.8, Tier("free"), _QUICK, Walk((2,) * 3)), Kind(0.2, Tier("pro"), _FULL, Walk((2,) * 35)))
+_QUICK, _FULL = BatchKey("quick", 64, 64), BatchKey("full", 64, 64)
+_COST = CostModel({group: LatencyCurve({2: 1.0}) for group in (_QUICK, _FULL)})
+_KINDS = (
+    ArrivalClass(0.8, Tier("free"), _QUICK, StepPlan((2,) * 3)),
+    ArrivalClass(0.2, Tier("pro"), _FULL, StepPlan((2,) * 35)),
+)
 _LOADS = (0.55, 0.78, 0.95)
 _FLOOD = 20
 _SEEDS = 5
@@ -32,32 +35,32 @@ def main() -> None:
     for name, traces in _traces(arguments.count).items():
         for policy in POLICIES:
             served = [one for trace in traces for one in simulate(trace, POLICIES[policy], _COST)]
-            rows.append({"trace": name, "policy": policy, **_told(served)})
+            rows.append({"trace": name, "policy": policy, **_latency_percentiles(served)})
             print(rows[-1])
-    record("policies", {"count": arguments.count, "seeds": _SEEDS, "rows": rows})
+    write_results("policies", {"count": arguments.count, "seeds": _SEEDS, "rows": rows})
 
 
 def _traces(count: int) -> Mapping[str, list[list[Arrival]]]:
     found = {
-        f"{100 * load:.0f} % load": [poisson(_KINDS, load, count, _COST, seed=seed) for seed in range(_SEEDS)]
+        f"{100 * load:.0f} % load": [poisson_arrivals(_KINDS, load, count, _COST, seed=seed) for seed in range(_SEEDS)]
         for load in _LOADS
     }
     calm = found[f"{100 * _LOADS[0]:.0f} % load"]
     found[f"{100 * _LOADS[0]:.0f} % load, {_FLOOD} pro pictures at once"] = [
-        flood(trace, _KINDS[1], trace[count // 2].at, _FLOOD) for trace in calm
+        add_flood(trace, _KINDS[1], trace[count // 2].time, _FLOOD) for trace in calm
     ]
     return found
 
 
-def _told(served: Sequence[Served]) -> dict[str, float]:
-    told = {"kept": sum(one.in_time for one in served) / len(served)}
+def _latency_percentiles(served: Sequence[SimulatedJob]) -> dict[str, float]:
+    told = {"kept": sum(one.is_in_time for one in served) / len(served)}
     for kind in _KINDS:
         # The one who floods waits for itself, which tells nothing of a policy.
         own = [one for one in served if one.job.tier == kind.tier and one.job.key != "flood"]
-        percent = quantiles([one.seconds / one.job.alone for one in own], n=100)
+        percent = quantiles([one.seconds / one.job.isolated_seconds for one in own], n=100)
         name = kind.tier.name
         told |= {f"{name}_p50": percent[49], f"{name}_p99": percent[98]}
-        told[f"{name}_kept"] = sum(one.in_time for one in own) / len(own)
+        told[f"{name}_kept"] = sum(one.is_in_time for one in own) / len(own)
     return told
 
 

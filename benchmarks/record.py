@@ -6,25 +6,25 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from stillhouse.measure.machine import machine, versions
+from stillhouse.measure.machine import installed_versions, read_machine
 
 RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("stillhouse", "numpy", "onnxruntime", "openvino", "torch", "diffusers", "transformers")
 
 
-def record(name: str, measured: Mapping[str, Any]) -> Path:
+def write_results(name: str, measured: Mapping[str, Any]) -> Path:
     """Write `results/NAME.json` whole or not at all, and say where."""
     path = RESULTS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    document = {"machine": asdict(machine()), "versions": versions(_PACKAGES), **measured}
+    document = {"machine": asdict(read_machine()), "versions": installed_versions(_PACKAGES), **measured}
     partial.write_text(json.dumps(document, indent=1) + "\n")
     partial.replace(path)
     print(f"wrote {path}")
     return path
 
 
-def recorded(name: str) -> dict[str, Any]:
+def read_results(name: str) -> dict[str, Any]:
     """What `record` wrote."""
     document: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
     return document

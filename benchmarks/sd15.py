@@ -15,7 +15,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from benchmarks.record import record
+from benchmarks.record import write_results
 
 PROMPT = "a photograph of an astronaut riding a horse"
 _LIMIT = 16 * 2**30
@@ -34,7 +34,7 @@ def main() -> None:
         return
     stages = {name: _spawn(name, arguments) for name in _STAGES}
     peak = max(stage["peak_bytes"] for stage in stages.values())
-    record("sd15", {"stages": stages, "steps": arguments.steps, "peak_bytes": peak, "limit_bytes": _LIMIT})
+    write_results("sd15", {"stages": stages, "steps": arguments.steps, "peak_bytes": peak, "limit_bytes": _LIMIT})
     print(f"peak memory {peak / 2**30:.2f} GiB of {_LIMIT / 2**30:.0f} GiB allowed")
     if not arguments.keep:
         for made in ("checkpoint", "pipeline"):

@@ -14,9 +14,9 @@ from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 
-from benchmarks.record import record
-from benchmarks.subject import GUIDANCE, NAMES, PROMPT, STEPS, Subject
-from stillhouse.measure.clock import alternate, paired_ratio, summarise
+from benchmarks.record import write_results
+from benchmarks.subject import GUIDANCE, NAMES, PROMPT, STEPS, GeneratorProcess
+from stillhouse.measure.clock import paired_ratio, run_interleaved, summarise
 
 BASELINE = "diffusers, torch fp32"
 _COLD_RUNS = 5
@@ -29,8 +29,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     arguments = parser.parse_args()
     with ExitStack() as stack:
-        subjects = {name: stack.enter_context(Subject(name, arguments.threads)) for name in NAMES}
-        seconds = alternate(subjects, arguments.rounds)
+        subjects = {name: stack.enter_context(GeneratorProcess(name, arguments.threads)) for name in NAMES}
+        seconds = run_interleaved(subjects, arguments.rounds)
     rows = {
         name: {"seconds": asdict(summarise(taken)), "ratio": asdict(paired_ratio(seconds[BASELINE], taken))}
         for name, taken in seconds.items()
@@ -41,7 +41,9 @@ def main() -> None:
         "generate": _generate_seconds(kept=True),
     }
     asked = {"prompt": PROMPT, "steps": STEPS, "guidance": GUIDANCE, "threads": arguments.threads}
-    record("speed", {"asked": asked, "rows": rows, "cold": {name: asdict(summarise(s)) for name, s in cold.items()}})
+    write_results(
+        "speed", {"asked": asked, "rows": rows, "cold": {name: asdict(summarise(s)) for name, s in cold.items()}}
+    )
     for name, row in rows.items():
         ratio = "{value:.2f}x [{low:.2f}, {high:.2f}]".format(**row["ratio"])
         print(f"{name:32} {row['seconds']['median']:.3f} s  {ratio}")
@@ -61,11 +63,11 @@ def _generate_seconds(kept: bool) -> list[float]:
         command = [sys.executable, "-m", "stillhouse", "generate", PROMPT, "--out", str(Path(folder, "one.png"))]
         caches = [Path(folder, "cache" if kept else f"cache-{run}") for run in range(_COLD_RUNS)]
         if kept:
-            _wall(command, caches[0])
-        return [_wall(command, cache) for cache in caches]
+            _wall_seconds(command, caches[0])
+        return [_wall_seconds(command, cache) for cache in caches]
 
 
-def _wall(command: list[str], cache: Path) -> float:
+def _wall_seconds(command: list[str], cache: Path) -> float:
     began = perf_counter()
     subprocess.run(command, capture_output=True, check=True, env={**os.environ, "XDG_CACHE_HOME": str(cache)})
     return perf_counter() - began

@@ -16,11 +16,11 @@ STEPS = 35
 GUIDANCE = 3.0
 _WARM_UP = 2
 
-Prepare = Callable[[int], Callable[[], object]]
+GeneratorFactory = Callable[[int], Callable[[], object]]
 """From a number of threads to what makes one picture. Where that gives a float, it timed itself."""
 
 
-class Subject:
+class GeneratorProcess:
     """The process of one subject, as its parent holds it; `module` is the one that becomes it."""
 
     def __init__(self, name: str, threads: int, module: str = "benchmarks.subject") -> None:
@@ -52,10 +52,10 @@ class Subject:
         raise RuntimeError(f"subject {self.name} ended early")
 
 
-def become(subjects: Mapping[str, Prepare], warm_up: int = _WARM_UP) -> None:
+def run_child(factories: Mapping[str, GeneratorFactory], warm_up: int = _WARM_UP) -> None:
     """Become the subject that the command line names."""
     name, threads = sys.argv[1], int(sys.argv[2])
-    picture = subjects[name](threads)
+    picture = factories[name](threads)
     for _ in range(warm_up):
         picture()
     print("= ready", flush=True)
@@ -65,7 +65,7 @@ def become(subjects: Mapping[str, Prepare], warm_up: int = _WARM_UP) -> None:
         print(f"= {told if isinstance(told, float) else perf_counter() - began}", flush=True)
 
 
-def _ours(backend: str | None, precision: str | None) -> Prepare:
+def _stillhouse(backend: str | None, precision: str | None) -> GeneratorFactory:
     def prepare(threads: int) -> Callable[[], object]:
         import stillhouse
 
@@ -87,13 +87,13 @@ def _diffusers(threads: int) -> Callable[[], object]:
     return lambda: pipeline(PROMPT, num_inference_steps=STEPS, guidance_scale=GUIDANCE)
 
 
-_SUBJECTS: Mapping[str, Prepare] = {
-    "stillhouse": _ours(None, None),
-    "stillhouse, onnxruntime f32": _ours("onnxruntime", "f32"),
-    "stillhouse, openvino f32": _ours("openvino", "f32"),
+_FACTORIES: Mapping[str, GeneratorFactory] = {
+    "stillhouse": _stillhouse(None, None),
+    "stillhouse, onnxruntime f32": _stillhouse("onnxruntime", "f32"),
+    "stillhouse, openvino f32": _stillhouse("openvino", "f32"),
     "diffusers, torch fp32": _diffusers,
 }
-NAMES = tuple(_SUBJECTS)
+NAMES = tuple(_FACTORIES)
 
 if __name__ == "__main__":
-    become(_SUBJECTS)
+    run_child(_FACTORIES)

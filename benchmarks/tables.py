@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu import tables as gpu
-from benchmarks.grid import grid
-from benchmarks.record import RESULTS, recorded
+from benchmarks.grid import markdown_table
+from benchmarks.record import RESULTS, read_results
 from benchmarks.serving import tables as serving
 from stillhouse.accelerate.records.candidate import Candidate
-from stillhouse.distill.evaluation.evaluation_report import LEGEND, Verdict, head
-from stillhouse.distill.evaluation.evaluation_report import rows as table_of
+from stillhouse.distill.evaluation.evaluation_report import LEGEND, EvaluationReport, evaluation_columns
+from stillhouse.distill.evaluation.evaluation_report import evaluation_rows as table_of
 from stillhouse.json_decode import decode
 
 ROOT = Path(__file__).parent.parent
@@ -42,15 +42,15 @@ def _table(name: str) -> str:
     file = _FILES.get(name, name)
     if not (RESULTS / f"{file}.json").exists():
         return "*not measured yet*\n"
-    results = recorded(file)
-    return _TABLES[name](results) + f"\n*{_where(results)}; `{_COMMANDS[name]}`*\n"
+    results = read_results(file)
+    return _TABLES[name](results) + f"\n*{_environment_line(results)}; `{_COMMANDS[name]}`*\n"
 
 
 _INSTRUCTIONS = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "bf16", "avx512_vnni": "VNNI"}
 """Those that decide which precisions pay: machines of one name differ in them."""
 
 
-def _where(results: Mapping[str, Any]) -> str:
+def _environment_line(results: Mapping[str, Any]) -> str:
     machine, versions = results["machine"], results["versions"]
     packages = ", ".join(
         f"{name} {versions[name]}" for name in ("onnxruntime", "openvino", "torch") if name in versions
@@ -70,7 +70,7 @@ def _speed(results: Mapping[str, Any]) -> str:
         ]
         for name, row in results["rows"].items()
     ]
-    table = grid(["one picture, 35 steps, guidance", "seconds, median", "95 %", "against diffusers"], rows)
+    table = markdown_table(["one picture, 35 steps, guidance", "seconds, median", "95 %", "against diffusers"], rows)
     cold = results["cold"]
     return (
         f"{table}\n`import stillhouse` takes {cold['import']['median']:.2f} s; a cold `stillhouse generate` of one "
@@ -90,14 +90,14 @@ def _judge(results: Mapping[str, Any]) -> str:
         for name in judged["scores"]
     ]
     asked = f"{judged['captions']:,} held-out captions, {judged['steps']} {judged['sampler']} steps, guidance"
-    return grid([f"{asked} {judged['guidance']:g}", "pictures that have it (95 % interval)", "ceiling"], rows)
+    return markdown_table([f"{asked} {judged['guidance']:g}", "pictures that have it (95 % interval)", "ceiling"], rows)
 
 
 def _oracle(results: Mapping[str, Any]) -> str:
     rows = results["rows"]
     names = list(next(iter(rows.values())))
     table = [[spoilt, *(f"{100 * row[name]:.1f}" for name in names)] for spoilt, row in rows.items()]
-    return grid(["spoilt (mean score in %)", *(name.replace("_", " ") for name in names)], table)
+    return markdown_table(["spoilt (mean score in %)", *(name.replace("_", " ") for name in names)], table)
 
 
 def _sd15(results: Mapping[str, Any]) -> str:
@@ -105,7 +105,7 @@ def _sd15(results: Mapping[str, Any]) -> str:
         [name, f"{stage['seconds']:.0f}", f"{stage['peak_bytes'] / 2**30:.1f} GiB"]
         for name, stage in results["stages"].items()
     ]
-    return grid(["Stable Diffusion 1.5's shape, random weights", "seconds", "peak memory"], rows)
+    return markdown_table(["Stable Diffusion 1.5's shape, random weights", "seconds", "peak memory"], rows)
 
 
 _LOOPS = {"onnxruntime": "plain loop, onnxruntime f32", "openvino": "plain loop, OpenVINO as it comes"}
@@ -118,8 +118,8 @@ def _accelerate(results: Mapping[str, Any]) -> str:
     rows = []
     for trial in whole:
         candidate = trial["candidate"]
-        is_chosen = _key(trial) == chosen
-        if trial["ratio"] and (is_chosen or candidate["recipe"] == "loop" or not candidate["options"]):
+        is_chosen = _candidate_key(trial) == chosen
+        if trial["ratio"] and (is_chosen or candidate["recipe"] in ("loop", "baseline") or not candidate["options"]):
             name = _LOOPS.get(candidate["backend"], "plain loop, chosen networks")
             changes = [f"{option} {value}" for option, value in sorted(candidate["options"].items())]
             told = ", ".join(changes) or "the plain loop, other networks"
@@ -132,13 +132,13 @@ def _accelerate(results: Mapping[str, Any]) -> str:
     tried = sum(trial["ratio"] is not None for trial in report["trials"])
     told = f"{len(report['trials'])} candidates, {tried} of them measured, in {results['seconds']:.0f} s."
     head = ["the embedded model, one picture", "seconds", "against onnxruntime", f"all correct, {captions:,} captions"]
-    return f"{grid(head, rows)}\n{told}\n"
+    return f"{markdown_table(head, rows)}\n{told}\n"
 
 
 _JUDGED = {"openvino": "plain loop, openvino defaults"}
 
 
-def _key(trial: Mapping[str, Any]) -> str:
+def _candidate_key(trial: Mapping[str, Any]) -> str:
     return decode(Candidate, trial["candidate"]).key
 
 
@@ -161,8 +161,8 @@ def _accelerate_sd15(results: Mapping[str, Any]) -> str:
         beside.append([decode(Candidate, trial["candidate"]).name, f"{trial['seconds']['median']:.2f}", speed])
     minutes, memory = results["report"]["seconds"] / 60, results["peak_bytes"] / 2**30
     told = f"Swept in {minutes:.0f} minutes, all processes together within {memory:.1f} GiB."
-    second = grid(["timed once more in turns", "seconds", "against torch, vanilla attention"], beside)
-    return f"{grid(head, rows)}\n{told}\n\n{second}"
+    second = markdown_table(["timed once more in turns", "seconds", "against torch, vanilla attention"], beside)
+    return f"{markdown_table(head, rows)}\n{told}\n\n{second}"
 
 
 def _choice(results: Mapping[str, Any]) -> str:
@@ -170,7 +170,9 @@ def _choice(results: Mapping[str, Any]) -> str:
     raced = f"{results['candidates']}, {results['contenders']} of them in every repeat"
     told = [raced, str(len(shares)), f"{results['within']} of {len(shares)}"]
     row = [*told, f"{100 * shares[0]:.1f} %", f"{100 * shares[len(shares) // 2]:.1f} %"]
-    return grid(["candidates", "repeats", "within 5 % of the fastest", "worst choice", "median choice"], [row])
+    return markdown_table(
+        ["candidates", "repeats", "within 5 % of the fastest", "worst choice", "median choice"], [row]
+    )
 
 
 def _policies(results: Mapping[str, Any]) -> str:
@@ -181,7 +183,7 @@ def _policies(results: Mapping[str, Any]) -> str:
         kept = [f"{100 * row[f'{tier}_kept']:.0f} %" for tier in ("free", "pro")]
         rows.append([row["trace"] if row["trace"] != last else "", row["policy"], *times, *kept])
         last = row["trace"]
-    return f"{grid(head, rows)}\n{results['seeds']} traces of {results['count']:,} pictures each.\n"
+    return f"{markdown_table(head, rows)}\n{results['seeds']} traces of {results['count']:,} pictures each.\n"
 
 
 def _tick(results: Mapping[str, Any]) -> str:
@@ -189,36 +191,36 @@ def _tick(results: Mapping[str, Any]) -> str:
         [row["policy"], *(f"{row[name]:.0f}" for name in ("p50_us", "mean_us", "p99_us"))] for row in results["rows"]
     ]
     head = [f"policy, {results['waiting']} pictures waiting", "microseconds a tick, median", "mean", "99 %"]
-    return grid(head, rows)
+    return markdown_table(head, rows)
 
 
 def _distill(results: Mapping[str, Any]) -> str:
-    verdict = decode(Verdict, results["verdict"])
-    rows, told = [], lessons(results["learnt"].values())
+    verdict = decode(EvaluationReport, results["verdict"])
+    rows, told = [], training_stages(results["learnt"].values())
     for number, lesson in enumerate(told, 1):
         begun = lesson.get("begun")
-        begins = str(1 + _place(told, begun)) if begun else ""
+        begins = str(1 + _stage_index(told, begun)) if begun else ""
         for student in lesson["students"]:
             scores = ", ".join(f"{name} {value:.1f} dB" for name, value in student["scores"].items())
             steps = "any" if student["timesteps"] is None else str(len(student["timesteps"]))
             learning = [f"{lesson['items']:,}", f"{student['updates']:,}", f"{student['hours']:.2f}", scores]
             rows.append([str(number), begins, student["name"], student["method"], steps, *learning])
     of = ["lesson", "goes on from", "student", "taught by", "steps", "examples", "updates", "hours", "its latents"]
-    judged = f"{grid(head(verdict), table_of(verdict))}\n{verdict.captions:,} held-out captions. {LEGEND}\n"
+    judged = f"{markdown_table(evaluation_columns(verdict), table_of(verdict))}\n{verdict.captions:,} held-out captions. {LEGEND}\n"
     learnt = "Its latents: how close they come to its teacher's from the same noise, and for edits."
-    return f"{judged}\n{grid(of, rows)}\n{learnt}\n"
+    return f"{judged}\n{markdown_table(of, rows)}\n{learnt}\n"
 
 
-def lessons(learnt: Iterable[Mapping[str, Any] | None]) -> list[Mapping[str, Any]]:
+def training_stages(training: Iterable[Mapping[str, Any] | None]) -> list[Mapping[str, Any]]:
     """All that students were taught, those first with which others went on; of lessons that two share, the longer."""
     told: list[Mapping[str, Any]] = []
-    for last in learnt:
+    for last in training:
         line: list[Mapping[str, Any]] = []
         while last:
             line.insert(0, last)
             last = last.get("begun")
         for lesson in line:
-            place = _place(told, lesson)
+            place = _stage_index(told, lesson)
             if place == len(told):
                 told.append(lesson)
             elif len(lesson["students"]) > len(told[place]["students"]):
@@ -226,10 +228,10 @@ def lessons(learnt: Iterable[Mapping[str, Any] | None]) -> list[Mapping[str, Any
     return told
 
 
-def _place(told: Sequence[Mapping[str, Any]], lesson: Mapping[str, Any]) -> int:
+def _stage_index(stages: Sequence[Mapping[str, Any]], stage: Mapping[str, Any]) -> int:
     """Of a lesson among others, which is the same where its first student is; after all of them where it is new."""
-    same = (place for place, one in enumerate(told) if one["students"][:1] == lesson["students"][:1])
-    return next(same, len(told))
+    same = (place for place, one in enumerate(stages) if one["students"][:1] == stage["students"][:1])
+    return next(same, len(stages))
 
 
 def _cost(results: Mapping[str, Any]) -> str:
@@ -241,7 +243,7 @@ def _cost(results: Mapping[str, Any]) -> str:
         ]
         for name, row in results["rows"].items()
     ]
-    return grid(["one picture", "seconds, median", "against plain diffusers"], rows)
+    return markdown_table(["one picture", "seconds, median", "against plain diffusers"], rows)
 
 
 _TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
@@ -257,13 +259,13 @@ _TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "distill": _distill,
     "cost": _cost,
     "cost_sd15": _cost,
-    "serving": serving.serving,
-    "serving_overhead": serving.overhead,
-    "gpu_kernels": gpu.kernels,
-    "gpu_ladder": gpu.ladder,
-    "gpu_pictures": gpu.pictures,
-    "gpu_components": gpu.components,
-    "gpu_batching": gpu.batching,
+    "serving": serving.serving_table,
+    "serving_overhead": serving.overhead_table,
+    "gpu_kernels": gpu.kernels_table,
+    "gpu_ladder": gpu.variants_table,
+    "gpu_pictures": gpu.pictures_table,
+    "gpu_components": gpu.components_table,
+    "gpu_batching": gpu.batching_table,
 }
 _FILES = {name: "gpu" for name in _TABLES if name.startswith("gpu_")}
 """Tables that share a file of results."""

@@ -13,14 +13,15 @@ from tests.conftest import PROMPT, SIZE
 KINDS = ("sd1", "sd2", "inpaint", "xl")
 
 
-def write_checkpoint(kind: str, directory: Path) -> None:
+def write_checkpoint(kind: str, directory: Path, *, widths: tuple[int, int] = (32, 64), half: bool = False) -> None:
+    """Write one of `KINDS`; `widths` are the channels of the U-Net's blocks, `half` stores weights in float16."""
     torch.manual_seed(KINDS.index(kind))
     tokenizer = directory.parent / f"{kind}-tokenizer"
     write_tokenizer(tokenizer, padding="!" if kind in ("sd2", "inpaint") else "<|endoftext|>")
     parts: dict[str, Any] = {
         "tokenizer": transformers.CLIPTokenizer.from_pretrained(tokenizer),
         "text_encoder": transformers.CLIPTextModel(text_config(gelu="gelu" if kind != "sd1" else "quick_gelu")),
-        "unet": unet(kind),
+        "unet": unet(kind, widths),
         "vae": vae(),
         "scheduler": scheduler(kind),
     }
@@ -34,10 +35,12 @@ def write_checkpoint(kind: str, directory: Path) -> None:
         parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
         pipeline = shape(**parts)
     give_contrast(pipeline)
+    if half:
+        pipeline.to(torch.float16)
     pipeline.save_pretrained(directory)
 
 
-def unet(kind: str, **extra: Any) -> diffusers.UNet2DConditionModel:
+def unet(kind: str, widths: tuple[int, int] = (32, 64), **extra: Any) -> diffusers.UNet2DConditionModel:
     if kind == "xl":
         extra |= {
             "addition_embed_type": "text_time",
@@ -51,7 +54,7 @@ def unet(kind: str, **extra: Any) -> diffusers.UNet2DConditionModel:
     network = diffusers.UNet2DConditionModel(
         sample_size=SIZE // 4,
         in_channels=9 if kind == "inpaint" else 4,
-        block_out_channels=(32, 64),
+        block_out_channels=widths,
         layers_per_block=1,
         norm_num_groups=8,
         attention_head_dim=4,

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import stillhouse  # noqa: F401  # first: switches off the telemetry of the others
 from stillhouse.convert.import_model import import_model
 from stillhouse.pipelines.pipeline import Pipeline
 
@@ -68,8 +69,6 @@ def sample_picture(seed: int = 0, height: int = SIZE, width: int = SIZE) -> NDAr
     image = np.stack(levels, axis=-1).astype(np.uint8)
     image[height // 4 : height // 2, width // 4 : width // 2] = (250, 20, 20)
     return image
-
-import stillhouse  # noqa: F401  # first: switches off the telemetry of the others
 
 
 @pytest.fixture

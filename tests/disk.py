@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def files_up_to(size: int) -> Iterator[None]:
+def limit_file_size(size: int) -> Iterator[None]:
     """No file that is written meanwhile can be larger, in bytes. Compiled modules would be cut, too: none are kept."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     before, sys.dont_write_bytecode = sys.dont_write_bytecode, True

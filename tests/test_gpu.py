@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from stillhouse import gpu
-from stillhouse.gpu import Gpu, check_index, gpus, no_gpu, used
+from stillhouse.gpu import Gpu, device_error, find_gpus, no_gpu_reason, used_memory
 
 
 class Driver:
@@ -64,14 +64,14 @@ class Driver:
 @pytest.fixture(autouse=True)
 def unremembered() -> Iterator[None]:
     """What is found is found once for a process."""
-    gpus.cache_clear()
+    find_gpus.cache_clear()
     yield
-    gpus.cache_clear()
+    find_gpus.cache_clear()
 
 
 def found(driver: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[Gpu, ...]:
     monkeypatch.setattr(gpu, "_opened", lambda: driver)
-    return gpus()
+    return find_gpus()
 
 
 def test_every_gpu_of_the_driver_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,18 +79,18 @@ def test_every_gpu_of_the_driver_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
         Gpu("NVIDIA H200", 80 << 30, "9.0"),
         Gpu("NVIDIA A100", 80 << 30, "8.0"),
     )
-    assert no_gpu() is None
+    assert no_gpu_reason() is None
 
 
 def test_what_is_in_use_is_asked_of_the_driver_whoever_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = Driver()
     assert found(driver, monkeypatch)
-    assert used() == used(1) == 30 << 30 and driver.retained == 0
-    assert used(2) is None
+    assert used_memory() == used_memory(1) == 30 << 30 and driver.retained == 0
+    assert used_memory(2) is None
     driver.broken = 2  # no memory is left for a context
-    assert used() is None
+    assert used_memory() is None
     monkeypatch.setattr(gpu, "_opened", lambda: None)
-    assert used() is None
+    assert used_memory() is None
 
 
 @pytest.mark.parametrize(
@@ -102,11 +102,11 @@ def test_what_is_in_use_is_asked_of_the_driver_whoever_uses_it(monkeypatch: pyte
     ],
 )
 def test_where_there_is_none_it_is_said_why(driver: Any, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert found(driver, monkeypatch) == () and no_gpu() == reason
-    assert check_index("cuda", ()) == f"there is no GPU cuda: {reason}"
+    assert found(driver, monkeypatch) == () and no_gpu_reason() == reason
+    assert device_error("cuda", ()) == f"there is no GPU cuda: {reason}"
 
 
 def test_an_index_that_does_not_exist_is_told_with_those_that_do() -> None:
     one = Gpu("NVIDIA H200", 80 << 30, "9.0")
-    assert check_index("cuda", [one]) is None and check_index("cuda:0", [one]) is None
-    assert check_index("cuda:3", [one]) == "there is no GPU cuda:3 among cuda:0 (NVIDIA H200)"
+    assert device_error("cuda", [one]) is None and device_error("cuda:0", [one]) is None
+    assert device_error("cuda:3", [one]) == "there is no GPU cuda:3 among cuda:0 (NVIDIA H200)"

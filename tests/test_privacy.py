@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from stillhouse.privacy import REPORTER, SWITCHES, switch_off_telemetry
-from tests.serve.running import running
+from tests.serve.running import running_server
 
 TOLD = (Path(__file__).parents[1] / "docs" / "privacy.md").read_text(encoding="utf-8")
 KEPT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "OMP_NUM_THREADS")
@@ -66,7 +66,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
         for backend in ("onnxruntime", "openvino"):
             one = ("--steps", "2", "--backend", backend, "--out", f"{backend}.png")
             python("-m", "stillhouse", "generate", "a cross", *one)
-        with running("free=shapes", "--backend", "onnxruntime", cwd=here) as server:
+        with running_server("free=shapes", "--backend", "onnxruntime", cwd=here) as server:
             asked = {"prompt": "a cross", "steps": 2}
             assert server.send("POST", "/v1/images/generations", asked)[0] == 200
             assert server.stop() == 0

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.tables import DOCUMENTS, ROOT, lessons, rendered
+from benchmarks.tables import DOCUMENTS, ROOT, rendered, training_stages
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
@@ -30,6 +30,6 @@ def test_every_lesson_of_a_student_is_told_once_and_in_its_order() -> None:
     chain = lesson("guidance", "3-steps")
     walks = lesson("3-steps", updates=2, begun=chain)
     three, one = lesson("3-steps", updates=3, begun=walks), lesson("3-steps", "1-steps", updates=2, begun=chain)
-    assert lessons([three, None, one]) == [chain, one, three]
-    assert lessons([one, three]) == [chain, one, three]
-    assert lessons([None]) == []
+    assert training_stages([three, None, one]) == [chain, one, three]
+    assert training_stages([one, three]) == [chain, one, three]
+    assert training_stages([None]) == []

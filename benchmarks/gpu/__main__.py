@@ -13,16 +13,16 @@ from typing import Any, TypeAlias
 import torch
 
 from benchmarks.gpu import kernels, ladder, pictures
-from benchmarks.gpu.apart import join, run_apart
-from benchmarks.gpu.compile import PLANS, compile_all, keep_compiled, rungs_of
-from benchmarks.gpu.timing import LARGE, clocks, copied, facts
-from benchmarks.record import RESULTS, record
-from stillhouse.serve.engine.arrivals import Kind, poisson
-from stillhouse.serve.engine.cost import Cost, Curve
-from stillhouse.serve.engine.job import Group, Job, Tier, Walk
+from benchmarks.gpu.apart import merge_piece, run_part
+from benchmarks.gpu.compile import PLANS, compile_all, keep_compiled, variants_of
+from benchmarks.gpu.timing import LARGE, copy_bandwidth, gpu_clocks, gpu_info
+from benchmarks.record import RESULTS, write_results
+from stillhouse.serve.engine.arrivals import ArrivalClass, poisson_arrivals
+from stillhouse.serve.engine.cost import CostModel, LatencyCurve
+from stillhouse.serve.engine.job import BatchKey, Job, StepPlan, Tier
 from stillhouse.serve.engine.policy import POLICIES
-from stillhouse.serve.engine.simulate import Served, simulate
-from stillhouse.workers.lifetime import end_with_parent
+from stillhouse.serve.engine.simulate import SimulatedJob, simulate
+from stillhouse.workers.lifetime import die_with_parent
 
 _SHARES = {"kernels": 0.3, "sd15": 0.35, "curve": 0.05, "sdxl": 0.18, "pictures": 0.06, "fp8": 0.04, "engines": 0.02}
 """Of the time; what one leaves is the others'."""
@@ -62,11 +62,11 @@ def main() -> None:
     if arguments.only_compile:
         return
     if arguments.part:
-        end_with_parent()
+        die_with_parent()
     began = monotonic()
     parts = arguments.part or list(_SHARES)
     is_apart = not is_small and not arguments.part
-    document: dict[str, Any] = {} if is_apart else {"gpu": facts(device)}
+    document: dict[str, Any] = {} if is_apart else {"gpu": gpu_info(device)}
     for number, part in enumerate(parts):
         left = began + arguments.seconds - monotonic()
         seconds = max(0.0, left) * _SHARES[part] / sum(_SHARES[one] for one in parts[number:])
@@ -75,17 +75,17 @@ def main() -> None:
         else:
             pieces = _apart(part, seconds) if is_apart else _measured(part, device, is_small, seconds)
         for piece in pieces:
-            join(document, piece)
+            merge_piece(document, piece)
             document["seconds"] = monotonic() - began
             if not is_small:
-                record(arguments.results, document)
+                write_results(arguments.results, document)
     if is_small:
         print(json.dumps(document))
 
 
 def _measured(part: str, device: str, is_small: bool, seconds: float) -> Iterator[dict[str, Any]]:
     try:
-        yield from _WORK[part](device, is_small, partial(_is_before, monotonic() + seconds))
+        yield from _PARTS[part](device, is_small, partial(_is_before, monotonic() + seconds))
     except Exception as error:  # the other parts are measured all the same
         yield {"failed": {part: f"{type(error).__name__}: {error}".splitlines()[0]}}
 
@@ -95,7 +95,7 @@ def _apart(part: str, seconds: float) -> Iterator[dict[str, Any]]:
     results = RESULTS / "gpu-parts" / f"{part}.json"  # there still where this process is ended before it has read them
     results.unlink(missing_ok=True)
     told = [*command, "--seconds", f"{seconds:.0f}", "--results", str(results.with_suffix(""))]
-    yield run_apart(part, told, results, seconds + (_BUILDING if part == "engines" else _GRACE))
+    yield run_part(part, told, results, seconds + (_BUILDING if part == "engines" else _GRACE))
     results.unlink(missing_ok=True)
 
 
@@ -105,34 +105,34 @@ def _is_before(end: float) -> bool:
 
 def _kernels(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> Iterator[dict[str, Any]]:
     for dtype in (torch.float32,) if is_small else (torch.float16, torch.bfloat16):
-        for row in kernels.rows(device, dtype, is_small, is_in_time):
+        for row in kernels.measure_kernels(device, dtype, is_small, is_in_time):
             yield {"kernels": [row]}
-    yield {"copy_bytes_per_second": copied(1 << 20 if is_small else LARGE, device)}
+    yield {"copy_bytes_per_second": copy_bandwidth(1 << 20 if is_small else LARGE, device)}
 
 
 def _sd15(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> Iterator[dict[str, Any]]:
     model, steps = ("small", 2) if is_small else ("SD 1.5", ladder.STEPS)
     for plan in ((torch.float32, 1),) if is_small else PLANS:
-        rungs = ladder.RUNGS if is_small else rungs_of(plan)
-        for row in ladder.rows(model, device, *plan, is_in_time, steps, rungs):
+        rungs = ladder.UNET_VARIANTS if is_small else variants_of(plan)
+        for row in ladder.measure_variants(model, device, *plan, is_in_time, steps, rungs):
             yield {"sd15": [row]}
-    yield {"clocks": clocks()}  # while it is warm
-    for row in ladder.components(model, device, torch.float32 if is_small else torch.float16, is_in_time):
+    yield {"clocks": gpu_clocks()}  # while it is warm
+    for row in ladder.measure_components(model, device, torch.float32 if is_small else torch.float16, is_in_time):
         yield {"components": [row]}
 
 
 def _sdxl(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> Iterator[dict[str, Any]]:
     if not is_small:
-        rungs = (*ladder.LARGE, ladder.COMPILED)
-        for row in ladder.rows("SDXL", device, torch.float16, 1, is_in_time, rungs=rungs):
+        rungs = (*ladder.SDXL_VARIANTS, ladder.COMPILED)
+        for row in ladder.measure_variants("SDXL", device, torch.float16, 1, is_in_time, variants=rungs):
             yield {"sdxl": [row]}
-        for row in ladder.components("SDXL", device, torch.float16, is_in_time):
+        for row in ladder.measure_components("SDXL", device, torch.float16, is_in_time):
             yield {"components": [row]}
 
 
 def _fp8(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> Iterator[dict[str, Any]]:
     if not is_small:
-        for row in ladder.rows("SD 1.5", device, torch.bfloat16, 1, is_in_time, rungs=(ladder.FP8,)):
+        for row in ladder.measure_variants("SD 1.5", device, torch.bfloat16, 1, is_in_time, variants=(ladder.FP8,)):
             yield {"fp8": [row]}
 
 
@@ -142,12 +142,12 @@ def _engines(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> Ite
     told = (
         ("small", device, torch.float32, is_in_time, 2) if is_small else ("SD 1.5", device, torch.float16, is_in_time)
     )
-    for row in engines.rows(*told):
+    for row in engines.measure_engines(*told):
         yield {"engines": [row]}
 
 
 def _pictures(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> Iterator[dict[str, Any]]:
-    for row in pictures.rows(device):
+    for row in pictures.measure_pictures(device):
         yield {"pictures": [row]}
         if not is_in_time():
             return
@@ -158,7 +158,9 @@ def _curve(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> Itera
     model, dtype = ("small", torch.float32) if is_small else ("SD 1.5", torch.float16)
     taken: dict[str, float] = {}
     try:
-        for rows, seconds in ladder.curve(model, device, dtype, _CURVE[:2] if is_small else _CURVE, is_in_time):
+        for rows, seconds in ladder.measure_batch_curve(
+            model, device, dtype, _CURVE[:2] if is_small else _CURVE, is_in_time
+        ):
             taken[rows] = seconds
             yield {"curve": dict(taken)}
     finally:  # where the last rows were too many, too
@@ -166,37 +168,40 @@ def _curve(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> Itera
             yield {"batching": _batching({int(rows): seconds for rows, seconds in taken.items()})}
 
 
-class _ByRequest:
+class _RequestBatching:
     """First come, first served, and whoever began together ends together: batching by the request."""
 
-    def order(self, jobs: Sequence[Job], now: float, cost: Cost) -> list[Job]:
+    def order(self, jobs: Sequence[Job], now: float, cost: CostModel) -> list[Job]:
         """Those that have begun before those that have not; a batch that is under way takes nobody in."""
         begun = [job for job in jobs if job.index]
         return begun or list(jobs)
 
 
 def _batching(seconds: Mapping[int, float]) -> list[dict[str, Any]]:
-    group = Group("model", 512, 512)
-    cost = Cost({group: Curve(seconds)})
-    kinds = (Kind(0.8, Tier("free"), group, Walk((1,) * 3)), Kind(0.2, Tier("pro"), group, Walk((2,) * 35)))
+    group = BatchKey("model", 512, 512)
+    cost = CostModel({group: LatencyCurve(seconds)})
+    kinds = (
+        ArrivalClass(0.8, Tier("free"), group, StepPlan((1,) * 3)),
+        ArrivalClass(0.2, Tier("pro"), group, StepPlan((2,) * 35)),
+    )
     rows = []
     for load in (0.55, 0.78, 0.95):
-        trace = poisson(kinds, load, 2000, cost, seed=0)
-        for name, policy in (("by the request", _ByRequest()), ("by the step", POLICIES["slack"])):
+        trace = poisson_arrivals(kinds, load, 2000, cost, seed=0)
+        for name, policy in (("by the request", _RequestBatching()), ("by the step", POLICIES["slack"])):
             served = simulate(trace, policy, cost)
-            rows.append({"load": load, "batched": name, **_told(served)})
+            rows.append({"load": load, "batched": name, **_latency_percentiles(served)})
     return rows
 
 
-def _told(served: Sequence[Served]) -> dict[str, float]:
-    told = {"in_time": sum(one.in_time for one in served) / len(served)}
+def _latency_percentiles(served: Sequence[SimulatedJob]) -> dict[str, float]:
+    told = {"in_time": sum(one.is_in_time for one in served) / len(served)}
     for tier in ("free", "pro"):
         times = quantiles([one.seconds for one in served if one.job.tier.name == tier], n=100)
         told |= {f"{tier}_p50": times[49], f"{tier}_p99": times[98]}
     return told
 
 
-_WORK: Mapping[str, Part] = {
+_PARTS: Mapping[str, Part] = {
     "kernels": _kernels,
     "sd15": _sd15,
     "curve": _curve,

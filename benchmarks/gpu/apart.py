@@ -11,7 +11,7 @@ _OF_RECORD = ("machine", "versions", "seconds")
 """What `record` writes beside what was measured, and what counts for one part only."""
 
 
-def run_apart(part: str, command: Sequence[str], results: Path, limit: float) -> dict[str, Any]:
+def run_part(part: str, command: Sequence[str], results: Path, limit: float) -> dict[str, Any]:
     """What a command measured.
 
     Args:
@@ -39,7 +39,7 @@ def run_apart(part: str, command: Sequence[str], results: Path, limit: float) ->
     return document
 
 
-def join(document: dict[str, Any], piece: Mapping[str, Any]) -> None:
+def merge_piece(document: dict[str, Any], piece: Mapping[str, Any]) -> None:
     """Add a piece: lists to lists, reasons to reasons; the GPU is the first one's."""
     for name, value in piece.items():
         if isinstance(value, list):

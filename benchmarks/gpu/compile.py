@@ -18,7 +18,7 @@ PLANS = ((torch.float16, 1), (torch.float16, 4), (torch.bfloat16, 1), (torch.bfl
 """Dtypes and numbers of pictures of the ladder; the first takes every rung."""
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
 _THREADS = "4"
-_LATER = 10
+_LOW_PRIORITY = 10
 """How much those parts give way to the others that no bar hangs on."""
 _TUNED = "*.best_config"
 """Choices that torch's compiler has made while others used the GPU."""
@@ -49,27 +49,31 @@ def compile_all(seconds: float) -> None:
         chosen.unlink()
 
 
-def rungs_of(plan: tuple[torch.dtype, int]) -> Sequence[ladder.Rung]:
+def variants_of(plan: tuple[torch.dtype, int]) -> Sequence[ladder.UNetVariant]:
     """Of the ladder, for a dtype and a number of pictures."""
     if plan == PLANS[0]:
-        return ladder.RUNGS
-    return ladder.SHORT if plan[0] == PLANS[0][0] else [rung for rung in ladder.SHORT if not rung.compiled]
+        return ladder.UNET_VARIANTS
+    return (
+        ladder.SHORT_VARIANTS
+        if plan[0] == PLANS[0][0]
+        else [rung for rung in ladder.SHORT_VARIANTS if not rung.compiled]
+    )
 
 
 def _parts() -> Iterator[list[str]]:
     for model, dtype in (("SDXL", "float16"), ("SD 1.5", "float16"), ("SD 1.5", "bfloat16")):
         yield ["kernels", model, dtype]
     for plan in PLANS:
-        for rung in rungs_of(plan):
+        for rung in variants_of(plan):
             if rung.compiled or rung.graphs:
-                yield ["ladder", "SD 1.5", _told(plan[0]), str(plan[1]), rung.name]
+                yield ["ladder", "SD 1.5", _dtype_name(plan[0]), str(plan[1]), rung.name]
     yield ["ladder", "SD 1.5", "bfloat16", "1", ladder.FP8.name]
-    for rung in (*ladder.LARGE, ladder.COMPILED):
+    for rung in (*ladder.SDXL_VARIANTS, ladder.COMPILED):
         if rung.compiled or rung.graphs:
             yield ["ladder", "SDXL", "float16", "1", rung.name]
 
 
-def _told(dtype: torch.dtype) -> str:
+def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
@@ -77,14 +81,14 @@ def main() -> None:
     """Compile one part."""
     kind, *told = sys.argv[1:]
     if "bfloat16" in told or "4" in told:
-        os.nice(_LATER)
+        os.nice(_LOW_PRIORITY)
     if kind == "kernels":
         model, dtype = told
-        kernels.compiled("cuda", getattr(torch, dtype), model)
+        kernels.compile_kernels("cuda", getattr(torch, dtype), model)
     else:
         model, dtype, images, name = told
-        (rung,) = (one for one in (*ladder.RUNGS, ladder.FP8) if one.name == name)
-        ladder.compiled(model, "cuda", getattr(torch, dtype), int(images), rung)
+        (rung,) = (one for one in (*ladder.UNET_VARIANTS, ladder.FP8) if one.name == name)
+        ladder.compile_variant(model, "cuda", getattr(torch, dtype), int(images), rung)
 
 
 if __name__ == "__main__":

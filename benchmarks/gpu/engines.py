@@ -13,13 +13,13 @@ from torch import Tensor
 
 from benchmarks.gpu import ladder, networks
 from stillhouse.backends import RunnerOptions, backends, open_runner
-from stillhouse.backends.precision import half
+from stillhouse.backends.precision import convert_to_float16
 from stillhouse.backends.runner import GraphRunner
 from stillhouse.convert.export import export_unet
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class EngineVariant:
     """How an engine runs the U-Net.
 
     Args:
@@ -35,21 +35,24 @@ class Way:
 
 
 _GRAPHS = {"device": "cuda", "graphs": "cuda"}
-WAYS: Mapping[str, tuple[Way, ...]] = {
+ENGINES: Mapping[str, tuple[EngineVariant, ...]] = {
     "cuda": (
-        Way("onnxruntime, CUDA", "onnxruntime", "CUDA", {"provider": "cuda"}),
-        Way("onnxruntime, TensorRT", "onnxruntime", "Tensorrt", {"provider": "tensorrt"}),
-        Way("TensorRT, CUDA graphs", "tensorrt", "cuda:0", _GRAPHS),
-        Way("TensorRT for RTX, CUDA graphs", "tensorrt-rtx", "cuda:0", _GRAPHS),
+        EngineVariant("onnxruntime, CUDA", "onnxruntime", "CUDA", {"provider": "cuda"}),
+        EngineVariant("onnxruntime, TensorRT", "onnxruntime", "Tensorrt", {"provider": "tensorrt"}),
+        EngineVariant("TensorRT, CUDA graphs", "tensorrt", "cuda:0", _GRAPHS),
+        EngineVariant("TensorRT for RTX, CUDA graphs", "tensorrt-rtx", "cuda:0", _GRAPHS),
     ),
-    "cpu": (Way("onnxruntime", "onnxruntime", "CPU"), Way("TensorRT, CUDA graphs", "tensorrt", "cuda:0", _GRAPHS)),
+    "cpu": (
+        EngineVariant("onnxruntime", "onnxruntime", "CPU"),
+        EngineVariant("TensorRT, CUDA graphs", "tensorrt", "cuda:0", _GRAPHS),
+    ),
 }
 """By device; what needs a GPU is there to show that it is told."""
 _PLACE = 100
 """Of the first one among the rungs of a table."""
 
 
-def rows(
+def measure_engines(
     model: str, device: str, dtype: torch.dtype, is_in_time: Callable[[], bool], steps: int = ladder.STEPS
 ) -> Iterator[dict[str, Any]]:
     """A row for each way, as of `ladder.rows`; nothing is exported where no engine is there.
@@ -61,7 +64,7 @@ def rows(
         is_in_time: whether another row may be begun.
         steps: of a picture.
     """
-    reasons = [(way, _missing(way)) for way in WAYS[device]]
+    reasons = [(way, _missing_reason(way)) for way in ENGINES[device]]
     told = {"model": model, "dtype": str(dtype).removeprefix("torch."), "images": 1}
     with TemporaryDirectory() as folder:
         graph, exact, given, ends = None, None, None, None
@@ -72,61 +75,66 @@ def rows(
                 continue
             try:
                 if graph is None or given is None or ends is None:
-                    graph, exact, given = _exported(model, device, dtype, Path(folder))
-                    ends = ladder.Ends(model, device, dtype, 1, fast=True)
-                yield {**row, **_measured(way, graph, given, exact, ends, steps)}
+                    graph, exact, given = _export(model, device, dtype, Path(folder))
+                    ends = ladder.TextAndDecoder(model, device, dtype, 1, fast=True)
+                yield {**row, **_measure(way, graph, given, exact, ends, steps)}
             except Exception as error:  # an engine that gives up: a row all the same
                 yield {**row, "reason": f"{type(error).__name__}: {error}".splitlines()[0]}
 
 
-def _missing(way: Way) -> str:
-    (status,) = (one for one in backends() if one.name == way.backend)
+def _missing_reason(engine: EngineVariant) -> str:
+    (status,) = (one for one in backends() if one.name == engine.backend)
     if status.reason:
         return f"{status.reason}: {status.install}"
-    return "" if way.device in status.devices else f"it has {', '.join(status.devices)} only here"
+    return "" if engine.device in status.devices else f"it has {', '.join(status.devices)} only here"
 
 
-def _exported(model: str, device: str, dtype: torch.dtype, folder: Path) -> tuple[Path, Tensor, ladder.Inputs]:
+def _export(model: str, device: str, dtype: torch.dtype, folder: Path) -> tuple[Path, Tensor, ladder.Inputs]:
     """The graph, what it says in float32, and to what."""
-    shape = networks.SHAPES[model]
+    shape = networks.MODEL_SHAPES[model]
     network = networks.unet(shape, device, dtype)
     torch.manual_seed(0)
     given = networks.inputs(shape, 2, device, dtype)
-    exact = ladder.exact_of(network, given)
+    exact = ladder.float32_output(network, given)
     plain = deepcopy(network).float().cpu()
     del network
     plain.save_pretrained(folder)
     graph = folder / "model.onnx"
     export_unet(plain, graph, folder / "diffusion_pytorch_model.safetensors", networks.TOKENS)
     if dtype == torch.float16:
-        half(graph, folder / "half.onnx")
+        convert_to_float16(graph, folder / "half.onnx")
         graph = folder / "half.onnx"
     return graph, exact, given
 
 
-def _measured(
-    way: Way, graph: Path, given: ladder.Inputs, exact: Tensor | None, ends: ladder.Ends, steps: int
+def _measure(
+    engine: EngineVariant,
+    graph: Path,
+    inputs: ladder.Inputs,
+    exact: Tensor | None,
+    stages: ladder.TextAndDecoder,
+    steps: int,
 ) -> Mapping[str, Any]:
-    device = given[0].device.type
-    names = ("sample", "timestep", "encoder_hidden_states", *(given[3] or {}))
-    fed = (*given[:3], *(given[3] or {}).values())
+    device = inputs[0].device.type
+    names = ("sample", "timestep", "encoder_hidden_states", *(inputs[3] or {}))
+    fed = (*inputs[:3], *(inputs[3] or {}).values())
     shapes = {name: tuple(tensor.shape) for name, tensor in zip(names, fed, strict=True)}
-    precision = "auto" if way.backend.startswith("tensorrt") else "f32"
+    precision = "auto" if engine.backend.startswith("tensorrt") else "f32"
     runner = open_runner(
         graph,
-        way.backend,
-        RunnerOptions(precision, shapes=shapes, settings=way.settings, cache=graph.parent / "engines"),
+        engine.backend,
+        RunnerOptions(precision, shapes=shapes, settings=engine.settings, cache=graph.parent / "engines"),
     )
     assert isinstance(runner, GraphRunner)
 
     def said(*tensors: Tensor) -> Tensor:
         feeds = {name: tensor.float() for name, tensor in zip(names, tensors, strict=True)}
-        if runner.run_there is not None:
+        if runner.device_run is not None:
             there: Tensor
-            (there,) = runner.stay(feeds).values()
-            return there.to(given[0].dtype)
+            (there,) = runner.run_on_device(feeds).values()
+            return there.to(inputs[0].dtype)
         (output,) = runner({name: tensor.cpu().numpy() for name, tensor in feeds.items()}).values()
-        return torch.from_numpy(output).to(given[0])
+        return torch.from_numpy(output).to(inputs[0])
 
     with torch.inference_mode():
-        return ladder.timed(said, given, exact, ends, 1, steps, fused=device != "cpu")
+        return ladder.measure_picture(said, inputs, exact, stages, 1, steps, fused=device != "cpu")

@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.timing import ROUNDS, copies, recorded, turns
+from benchmarks.gpu.timing import ROUNDS, copy_timers, graph_timer, repeats_beyond_cache
 from stillhouse.backends.kernels import cast, geglu, group_norm, guided_step, layer_norm, silu
-from stillhouse.measure.clock import alternate, paired_ratio
+from stillhouse.measure.clock import paired_ratio, run_interleaved
 
 _GROUPS, _EPS = 32, 1e-5
 _OTHERS = ("SiLU", "cast to f32")
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class KernelCase:
     """One kernel on one shape.
 
     Args:
@@ -34,11 +34,13 @@ class Work:
     fused: Callable[..., Any]
     plain: Callable[..., Any]
     inputs: tuple[Any, ...]
-    moved: int
+    bytes_moved: int
     others: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
 
 
-def rows(device: str, dtype: torch.dtype, is_small: bool, is_in_time: Callable[[], bool]) -> Iterator[dict[str, Any]]:
+def measure_kernels(
+    device: str, dtype: torch.dtype, is_small: bool, is_in_time: Callable[[], bool]
+) -> Iterator[dict[str, Any]]:
     """A row for each kernel and shape, as long as there is time; what fails is a row with its reason.
 
     Args:
@@ -48,57 +50,60 @@ def rows(device: str, dtype: torch.dtype, is_small: bool, is_in_time: Callable[[
         is_in_time: whether another row may be begun.
     """
     # First those that must come to a share; the others' bytes are any tensor's.
-    for work in sorted(_works(device, dtype, is_small), key=lambda work: work.name in _OTHERS):
+    for work in sorted(_kernel_cases(device, dtype, is_small), key=lambda work: work.name in _OTHERS):
         told = {"kernel": work.name, "where": work.where, "dtype": str(dtype).removeprefix("torch.")}
         if not is_in_time():
             yield {**told, "reason": "the time was up"}
             continue
         try:
-            yield {**told, **_measured(work, device)}
+            yield {**told, **_measure(work, device)}
         except Exception as error:
             yield {**told, "reason": f"{type(error).__name__}: {error}".splitlines()[0]}
 
 
-def _measured(work: Work, device: str) -> dict[str, Any]:
+def _measure(case: KernelCase, device: str) -> dict[str, Any]:
     """All ways and a copy of as many bytes in turns: their ratios hold where clocks do not."""
     torch._dynamo.reset()
     ways: Mapping[str, Callable[..., Any]] = {
-        "fused": work.fused,
-        "eager": work.plain,
-        "compiled": torch.compile(work.plain, dynamic=False) if device != "cpu" else work.plain,
+        "fused": case.fused,
+        "eager": case.plain,
+        "compiled": torch.compile(case.plain, dynamic=False) if device != "cpu" else case.plain,
     }
-    several = [work.inputs, *(_like(work.inputs) for _ in range(turns(work.moved, device) - 1))]
-    clocks = copies(work.moved, device)
+    several = [
+        case.inputs,
+        *(_clone_inputs(case.inputs) for _ in range(repeats_beyond_cache(case.bytes_moved, device) - 1)),
+    ]
+    clocks = copy_timers(case.bytes_moved, device)
     named = tuple(clocks)
-    for name, way in {**ways, **work.others}.items():
-        clocks[name] = recorded([partial(way, *inputs) for inputs in several], device)
-    seconds = alternate(clocks, ROUNDS if device != "cpu" else 1)
+    for name, way in {**ways, **case.others}.items():
+        clocks[name] = graph_timer([partial(way, *inputs) for inputs in several], device)
+    seconds = run_interleaved(clocks, ROUNDS if device != "cpu" else 1)
     copy = min((seconds[name] for name in named), key=median)
-    told: dict[str, Any] = {"bytes": work.moved, "copy_bytes_per_second": work.moved / median(copy)}
+    told: dict[str, Any] = {"bytes": case.bytes_moved, "copy_bytes_per_second": case.bytes_moved / median(copy)}
     for name in ways:
         share = paired_ratio(copy, seconds[name])
         spread = [share.low, share.high]
         told[name] = {"microseconds": 1e6 * median(seconds[name]), "share": share.value, "interval": spread}
-    if work.others:
-        told["others"] = {name: 1e6 * median(seconds[name]) for name in work.others}
+    if case.others:
+        told["others"] = {name: 1e6 * median(seconds[name]) for name in case.others}
     ahead = paired_ratio(seconds["compiled"], seconds["fused"])
-    return {**told, "ahead": [ahead.value, ahead.low, ahead.high], "error": _apart(work)}
+    return {**told, "ahead": [ahead.value, ahead.low, ahead.high], "error": _relative_error(case)}
 
 
-def compiled(device: str, dtype: torch.dtype, model: str) -> None:
+def compile_kernels(device: str, dtype: torch.dtype, model: str) -> None:
     """All of a model's shapes once, and nothing measured: what is compiled for it stays on disk."""
-    for work in (one for one in _works(device, dtype, is_small=False) if one.where.startswith(model)):
+    for work in (one for one in _kernel_cases(device, dtype, is_small=False) if one.where.startswith(model)):
         work.fused(*work.inputs)
         torch._dynamo.reset()
         torch.compile(work.plain, dynamic=False)(*work.inputs)
 
 
-def _like(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def _clone_inputs(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """The same numbers somewhere else."""
     return tuple(value.clone() if isinstance(value, torch.Tensor) else value for value in inputs)
 
 
-def _apart(work: Work) -> float:
+def _relative_error(case: KernelCase) -> float:
     """The largest difference from the reference in float64, beside the largest value."""
 
     def exact(value: Any) -> Any:
@@ -107,12 +112,12 @@ def _apart(work: Work) -> float:
     def several(value: Any) -> tuple[Any, ...]:
         return value if isinstance(value, tuple) else (value,)
 
-    given = tuple(exact(value) if not isinstance(value, torch.dtype) else torch.float64 for value in work.inputs)
-    pairs = zip(several(work.fused(*work.inputs)), several(work.plain(*given)), strict=True)
+    given = tuple(exact(value) if not isinstance(value, torch.dtype) else torch.float64 for value in case.inputs)
+    pairs = zip(several(case.fused(*case.inputs)), several(case.plain(*given)), strict=True)
     return max(float((ours.double() - wanted).abs().max() / wanted.abs().max()) for ours, wanted in pairs)
 
 
-def _works(device: str, dtype: torch.dtype, is_small: bool) -> Iterator[Work]:
+def _kernel_cases(device: str, dtype: torch.dtype, is_small: bool) -> Iterator[KernelCase]:
     """Two rows, of a guided picture, at each depth of a U-Net that its norms and transformers are at."""
     depths = {
         "SD 1.5": [(64, 320, True), (32, 640, True), (16, 1280, True)],
@@ -125,58 +130,60 @@ def _works(device: str, dtype: torch.dtype, is_small: bool) -> Iterator[Work]:
     for where, sizes in depths.items():
         for side, channels, has_transformer in sizes:
             told = f"{where} {side}x{side}x{channels}"
-            picture = _drawn(device, dtype, 2, channels, side, side).contiguous(memory_format=torch.channels_last)
-            weight, bias = _drawn(device, dtype, channels), _drawn(device, dtype, channels)
+            picture = _random(device, dtype, 2, channels, side, side).contiguous(memory_format=torch.channels_last)
+            weight, bias = _random(device, dtype, channels), _random(device, dtype, channels)
             normed = (picture, weight, bias, _GROUPS, _EPS, True)
             moved = group_norm.bytes_moved(picture)
             ways = group_norm.group_norm, group_norm.reference
-            yield Work("GroupNorm + SiLU", told, *ways, normed, moved, _other_ways(picture, device))
+            yield KernelCase("GroupNorm + SiLU", told, *ways, normed, moved, _other_strategies(picture, device))
             if has_transformer:
-                yield from _of_tokens(told, device, dtype, side * side, channels)
+                yield from _token_cases(told, device, dtype, side * side, channels)
         side, channels, _ = sizes[0]
-        yield from _of_pictures(f"{where} {side}x{side}x{channels}", device, dtype, side, channels)
-        yield from _of_latents(f"{where} latents", device, dtype, side)
+        yield from _picture_cases(f"{where} {side}x{side}x{channels}", device, dtype, side, channels)
+        yield from _latent_cases(f"{where} latents", device, dtype, side)
 
 
-def _other_ways(picture: torch.Tensor, device: str) -> Mapping[str, Callable[..., Any]]:
+def _other_strategies(picture: torch.Tensor, device: str) -> Mapping[str, Callable[..., Any]]:
     """How else GroupNorm could read this picture, where a GPU can tell whether it would be quicker."""
     if device == "cpu":
         return {}
-    names: tuple[group_norm.Way, ...] = ("cached", "parts")  # what can be held, is
-    taken = group_norm.way_of(picture, _GROUPS)
-    return {name: partial(group_norm.launch, way=name) for name in names if name != taken}
+    names: tuple[group_norm.ReadStrategy, ...] = ("cached", "parts")  # what can be held, is
+    taken = group_norm.read_strategy(picture, _GROUPS)
+    return {name: partial(group_norm.launch_group_norm, strategy=name) for name in names if name != taken}
 
 
-def _of_tokens(told: str, device: str, dtype: torch.dtype, count: int, channels: int) -> Iterator[Work]:
+def _token_cases(shape: str, device: str, dtype: torch.dtype, count: int, channels: int) -> Iterator[KernelCase]:
     """What a transformer's block needs."""
-    tokens, gate = _drawn(device, dtype, 2, count, channels), _drawn(device, dtype, 2, count, 8 * channels)
-    weight, bias = _drawn(device, dtype, channels), _drawn(device, dtype, channels)
-    yield Work("GEGLU", told, geglu.geglu, geglu.reference, (gate,), geglu.bytes_moved(gate))
+    tokens, gate = _random(device, dtype, 2, count, channels), _random(device, dtype, 2, count, 8 * channels)
+    weight, bias = _random(device, dtype, channels), _random(device, dtype, channels)
+    yield KernelCase("GEGLU", shape, geglu.geglu, geglu.reference, (gate,), geglu.bytes_moved(gate))
     plain = (tokens, weight, bias, _EPS)
-    yield Work("LayerNorm", told, layer_norm.layer_norm, layer_norm.reference, plain, layer_norm.bytes_moved(tokens))
-    added = (tokens, _drawn(device, dtype, *tokens.shape), weight, bias, _EPS)
+    yield KernelCase(
+        "LayerNorm", shape, layer_norm.layer_norm, layer_norm.reference, plain, layer_norm.bytes_moved(tokens)
+    )
+    added = (tokens, _random(device, dtype, *tokens.shape), weight, bias, _EPS)
     moved = layer_norm.bytes_moved(tokens, has_residual=True)
-    yield Work("sum + LayerNorm", told, layer_norm.add_layer_norm, layer_norm.add_reference, added, moved)
+    yield KernelCase("sum + LayerNorm", shape, layer_norm.add_layer_norm, layer_norm.add_reference, added, moved)
 
 
-def _of_pictures(told: str, device: str, dtype: torch.dtype, side: int, channels: int) -> Iterator[Work]:
+def _picture_cases(shape: str, device: str, dtype: torch.dtype, side: int, channels: int) -> Iterator[KernelCase]:
     """What goes over any tensor."""
-    picture, target = _drawn(device, dtype, 2, channels, side, side), torch.float32
-    yield Work("SiLU", told, silu.silu, silu.reference, (picture,), silu.bytes_moved(picture))
+    picture, target = _random(device, dtype, 2, channels, side, side), torch.float32
+    yield KernelCase("SiLU", shape, silu.silu, silu.reference, (picture,), silu.bytes_moved(picture))
     moved = cast.bytes_moved(picture, target)
-    yield Work("cast to f32", told, cast.cast, cast.reference, (picture, target), moved)
+    yield KernelCase("cast to f32", shape, cast.cast, cast.reference, (picture, target), moved)
 
 
-def _of_latents(told: str, device: str, dtype: torch.dtype, side: int) -> Iterator[Work]:
+def _latent_cases(shape: str, device: str, dtype: torch.dtype, side: int) -> Iterator[KernelCase]:
     """A step of one picture, whose 32 KB no kernel fills a GPU with, and of as many as a busy server moves at once."""
     for count in (1, 64):
-        z, output = _drawn(device, dtype, count, 4, side, side), _drawn(device, dtype, 2 * count, 4, side, side)
-        weights = torch.rand(count, len(guided_step.WEIGHTS), device=device)
+        z, output = _random(device, dtype, count, 4, side, side), _random(device, dtype, 2 * count, 4, side, side)
+        weights = torch.rand(count, len(guided_step.STEP_WEIGHTS), device=device)
         stepped = (z, output, None, weights)
         moved = guided_step.bytes_moved(z, output)
         name = f"guidance + step, {count} pictures" if count > 1 else "guidance + step"
-        yield Work(name, told, guided_step.guided_step, guided_step.reference, stepped, moved)
+        yield KernelCase(name, shape, guided_step.guided_step, guided_step.reference, stepped, moved)
 
 
-def _drawn(device: str, dtype: torch.dtype, *shape: int) -> torch.Tensor:
+def _random(device: str, dtype: torch.dtype, *shape: int) -> torch.Tensor:
     return torch.randn(*shape, device=device, dtype=dtype)

@@ -15,11 +15,11 @@ from diffusers.models.attention import BasicTransformerBlock
 from torch import Tensor
 
 from benchmarks.gpu import networks
-from benchmarks.gpu.timing import long, taken
+from benchmarks.gpu.timing import median_seconds, run_seconds
 from stillhouse.backends.kernels.guided_step import guided_step
-from stillhouse.backends.kernels.swap import swap
-from stillhouse.backends.torch_device import place
-from stillhouse.backends.torch_graphs import Replayed, together
+from stillhouse.backends.kernels.swap import swap_modules
+from stillhouse.backends.torch_device import place_module
+from stillhouse.backends.torch_graphs import CudaGraphModule, as_tuple
 from stillhouse.backends.torch_quantize import quantize
 from stillhouse.measure.clock import summarise
 from stillhouse.pipelines.tiled_decode import decode_tiled
@@ -33,7 +33,7 @@ Inputs: TypeAlias = tuple[Tensor, Tensor, Tensor, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Rung:
+class UNetVariant:
     """One way to run a U-Net.
 
     Args:
@@ -50,50 +50,52 @@ class Rung:
 
     name: str
     attention: str = "sdpa"
-    last: bool = False
+    channels_last: bool = False
     fused: bool = False
-    joined: bool = False
+    fused_qkv: bool = False
     compiled: bool = False
     graphs: bool = False
     quantized: bool = False
     offloaded: bool = False
 
 
-RUNGS = (
-    Rung("vanilla attention", "vanilla"),
-    Rung("sliced attention", "sliced"),
-    Rung("SDPA, weights from the processor's memory", offloaded=True),
-    Rung("SDPA"),
-    Rung("SDPA, channels last", last=True),
-    Rung("+ fused kernels", last=True, fused=True),
-    Rung("+ fused QKV", last=True, fused=True, joined=True),
-    Rung("+ CUDA graphs", last=True, fused=True, joined=True, graphs=True),
-    Rung("plain torch.compile", compiled=True),
-    Rung("torch.compile, channels last", last=True, compiled=True),
-    Rung(
+UNET_VARIANTS = (
+    UNetVariant("vanilla attention", "vanilla"),
+    UNetVariant("sliced attention", "sliced"),
+    UNetVariant("SDPA, weights from the processor's memory", offloaded=True),
+    UNetVariant("SDPA"),
+    UNetVariant("SDPA, channels last", channels_last=True),
+    UNetVariant("+ fused kernels", channels_last=True, fused=True),
+    UNetVariant("+ fused QKV", channels_last=True, fused=True, fused_qkv=True),
+    UNetVariant("+ CUDA graphs", channels_last=True, fused=True, fused_qkv=True, graphs=True),
+    UNetVariant("plain torch.compile", compiled=True),
+    UNetVariant("torch.compile, channels last", channels_last=True, compiled=True),
+    UNetVariant(
         "torch.compile, channels last, fused kernels and QKV, CUDA graphs",
-        last=True,
+        channels_last=True,
         fused=True,
-        joined=True,
+        fused_qkv=True,
         compiled=True,
         graphs=True,
     ),
 )
-_PLAIN, _GRAPHS = RUNGS[3], RUNGS[7]
-COMPILED, _LAST, _ALL = RUNGS[8:]
-SHORT = (_PLAIN, _GRAPHS, _ALL)
+_PLAIN, _GRAPHS = UNET_VARIANTS[3], UNET_VARIANTS[7]
+COMPILED, _LAST, _ALL = UNET_VARIANTS[8:]
+SHORT_VARIANTS = (_PLAIN, _GRAPHS, _ALL)
 """Those that are measured for every dtype and number of pictures."""
-LARGE = (_PLAIN, _GRAPHS, _LAST, _ALL)
+SDXL_VARIANTS = (_PLAIN, _GRAPHS, _LAST, _ALL)
 """Those of XL, whose every rung takes as long as five."""
-FP8 = Rung("the same with linear layers in fp8", last=True, fused=True, compiled=True, graphs=True, quantized=True)
+FP8 = UNetVariant(
+    "the same with linear layers in fp8", channels_last=True, fused=True, compiled=True, graphs=True, quantized=True
+)
 _ORDER = (_PLAIN, COMPILED, _ALL, _GRAPHS)
 """What is measured first, and of one picture several times."""
-_TILES = "decoder, in tiles of half the side"
+_TILED_DECODER = "decoder, in tiles of half the side"
 REGIONAL = ("SDXL",)
 """Models that are compiled block by block: as a whole they take minutes."""
 
 
-class Ends:
+class TextAndDecoder:
     """What a picture takes beside its U-Net: its texts, encoded, and its latents, decoded.
 
     Args:
@@ -104,40 +106,40 @@ class Ends:
     """
 
     def __init__(self, model: str, device: str, dtype: torch.dtype, images: int, *, fast: bool) -> None:
-        shape = networks.SHAPES[model]
+        shape = networks.MODEL_SHAPES[model]
         self._ids = torch.zeros(2 * images, networks.TOKENS, dtype=torch.int64, device=device)
         self._encoders: list[Callable[..., Any]] = []
         for text in shape.texts:
-            self._encoders.append(partial(_first, networks.text_encoder(text, device, dtype)))
+            self._encoders.append(partial(_first_output, networks.text_encoder(text, device, dtype)))
         autoencoder = networks.decoder(shape, device, dtype)
-        self._decoder: Callable[..., Any] = partial(_decoded, autoencoder)
+        self._decoder: Callable[..., Any] = partial(_decode, autoencoder)
         if fast:
-            swap(autoencoder.to(memory_format=torch.channels_last))
+            swap_modules(autoencoder.to(memory_format=torch.channels_last))
         if fast and device != "cpu":
-            self._encoders = [Replayed(encoder) for encoder in self._encoders]
-            self._decoder = Replayed(self._decoder)
+            self._encoders = [CudaGraphModule(encoder) for encoder in self._encoders]
+            self._decoder = CudaGraphModule(self._decoder)
 
-    def begin(self) -> None:
+    def encode_text(self) -> None:
         """Encode the texts."""
         for encoder in self._encoders:
             encoder(self._ids)
 
-    def finish(self, latents: Tensor) -> None:
+    def decode(self, latents: Tensor) -> None:
         """Decode, one picture at a time, as a server does."""
         for number in range(len(latents)):
             self._decoder(latents[number : number + 1])
 
 
-def _first(network: Any, given: Tensor) -> Any:
-    return network(given)[0]
+def _first_output(network: Any, ids: Tensor) -> Any:
+    return network(ids)[0]
 
 
-def _decoded(autoencoder: Any, latents: Tensor) -> Any:
+def _decode(autoencoder: Any, latents: Tensor) -> Any:
     return autoencoder.decode(latents, return_dict=False)[0]
 
 
 @dataclass(slots=True)
-class Picture:
+class GuidedLoop:
     """A batch of guided pictures in the making, on one rung.
 
     Args:
@@ -165,7 +167,7 @@ class Picture:
         """One evaluation and one step."""
         _, timesteps, text, added = self.inputs
         rows = self.latents.repeat_interleave(2, dim=0)
-        output = together(self.unet(rows, timesteps, text, *(added or {}).values()))[0]
+        output = as_tuple(self.unet(rows, timesteps, text, *(added or {}).values()))[0]
         if self.fused:
             self.latents, _ = guided_step(self.latents, output, None, self._weights)
             return
@@ -174,33 +176,33 @@ class Picture:
         clean = 0.99 * self.latents + 0.01 * guided
         self.latents = 0.5 * self.latents + 0.49 * clean
 
-    def walk(self, steps: int) -> None:
+    def run_steps(self, steps: int) -> None:
         """So many steps."""
         for _ in range(steps):
             self.step()
 
 
-def rows(
+def measure_variants(
     model: str,
     device: str,
     dtype: torch.dtype,
     images: int,
     is_in_time: Callable[[], bool],
     steps: int = STEPS,
-    rungs: Sequence[Rung] = RUNGS,
+    variants: Sequence[UNetVariant] = UNET_VARIANTS,
 ) -> Iterator[dict[str, Any]]:
     """A row for each rung, as long as there is time; what fails is a row with its reason.
 
     Of one picture it is also told how far one evaluation is from the same weights in float32.
     """
-    shape = networks.SHAPES[model]
+    shape = networks.MODEL_SHAPES[model]
     network = networks.unet(shape, device, dtype)
     torch.manual_seed(0)
     given = networks.inputs(shape, 2 * images, device, dtype)
-    exact = exact_of(network, given) if images == 1 else None
-    for rung in sorted(rungs, key=_turn):
+    exact = float32_output(network, given) if images == 1 else None
+    for rung in sorted(variants, key=_measure_order):
         told = {"model": model, "rung": rung.name, "dtype": str(dtype).removeprefix("torch."), "images": images}
-        told["place"] = RUNGS.index(rung) if rung in RUNGS else len(RUNGS)
+        told["place"] = UNET_VARIANTS.index(rung) if rung in UNET_VARIANTS else len(UNET_VARIANTS)
         if device == "cpu" and (rung.graphs or rung.compiled):
             continue
         if not is_in_time():
@@ -208,8 +210,8 @@ def rows(
             continue
         began = monotonic()
         try:
-            with _lent(network, rung, device) as one:
-                row = _measured(model, one, rung, given, exact, images, steps)
+            with _borrow_network(network, rung, device) as one:
+                row = _measure(model, one, rung, given, exact, images, steps)
             yield {**told, **row, "spent": monotonic() - began}
         except Exception as error:  # out of memory, or a compiler that gives up: a row all the same
             yield {**told, "reason": f"{type(error).__name__}: {error}".splitlines()[0]}
@@ -220,54 +222,54 @@ def rows(
                 torch.cuda.empty_cache()
 
 
-def _turn(rung: Rung) -> int:
+def _measure_order(variant: UNetVariant) -> int:
     """What is measured first, should time be short; last what moves its weights at each step."""
-    return _ORDER.index(rung) if rung in _ORDER else len(_ORDER) + rung.offloaded
+    return _ORDER.index(variant) if variant in _ORDER else len(_ORDER) + variant.offloaded
 
 
 @contextmanager
-def _lent(network: Any, rung: Rung, device: str) -> Iterator[Any]:
+def _borrow_network(network: Any, variant: UNetVariant, device: str) -> Iterator[Any]:
     """The network; where a rung changes its weights, a copy, for which the network makes room on the GPU."""
-    if not (rung.quantized or rung.offloaded):
+    if not (variant.quantized or variant.offloaded):
         yield network
         return
     network.to("cpu")
     try:
         copy = deepcopy(network)
-        yield copy if rung.offloaded else copy.to(device)
+        yield copy if variant.offloaded else copy.to(device)
     finally:
         network.to(device)
 
 
-def exact_of(network: Any, given: Inputs) -> Tensor:
+def float32_output(network: Any, inputs: Inputs) -> Tensor:
     """What the same weights say in float32, by the plain attention."""
-    latents, timesteps, text, added = given
+    latents, timesteps, text, added = inputs
     told = {name: tensor.float() for name, tensor in (added or {}).items()}
     module = deepcopy(network).float()
-    _attend(module, "vanilla")
+    _set_attention(module, "vanilla")
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        exact: Tensor = _said(module, tuple(told), latents.float(), timesteps, text.float(), *told.values())
+        exact: Tensor = _run_unet(module, tuple(told), latents.float(), timesteps, text.float(), *told.values())
     return exact
 
 
-def _measured(
-    model: str, network: Any, rung: Rung, given: Inputs, exact: Tensor | None, images: int, steps: int
+def _measure(
+    model: str, network: Any, variant: UNetVariant, inputs: Inputs, exact: Tensor | None, images: int, steps: int
 ) -> Mapping[str, Any]:
-    device = given[0].device.type
-    ends = Ends(model, device, given[0].dtype, images, fast=rung.fused)
+    device = inputs[0].device.type
+    ends = TextAndDecoder(model, device, inputs[0].dtype, images, fast=variant.fused)
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
-    with _arranged(network, rung, model in REGIONAL, given) as module, _without_gradients(rung):
-        runs = _WHOLE if rung in _ORDER and images == 1 else int(device == "cpu" or not rung.offloaded)
-        row = timed(module, given, exact, ends, images, steps, fused=rung.fused, runs=runs)
+    with _configured(network, variant, model in REGIONAL, inputs) as module, _without_gradients(variant):
+        runs = _WHOLE if variant in _ORDER and images == 1 else int(device == "cpu" or not variant.offloaded)
+        row = measure_picture(module, inputs, exact, ends, images, steps, fused=variant.fused, runs=runs)
     return {**row, "gpu_bytes": 0 if device == "cpu" else torch.cuda.max_memory_allocated()}
 
 
-def timed(
+def measure_picture(
     module: Callable[..., Any],
-    given: Inputs,
+    inputs: Inputs,
     exact: Tensor | None,
-    ends: Ends,
+    stages: TextAndDecoder,
     images: int,
     steps: int,
     *,
@@ -286,80 +288,82 @@ def timed(
         fused: whether guidance and step are one kernel.
         runs: whole pictures that are timed; 0, one is put together of its ends and of few of its steps.
     """
-    device = given[0].device.type
-    picture = Picture(module, given, images, fused)
+    device = inputs[0].device.type
+    picture = GuidedLoop(module, inputs, images, fused)
 
-    def whole(steps: int) -> None:
-        ends.begin()
-        picture.walk(steps)
-        ends.finish(picture.latents)
+    def run_picture(steps: int) -> None:
+        stages.encode_text()
+        picture.run_steps(steps)
+        stages.decode(picture.latents)
 
-    steady = taken(picture.step, device, _STEPS_TIMED if runs else _FEW, _WARM if runs else 1)
+    steady = run_seconds(picture.step, device, _STEPS_TIMED if runs else _FEW, _WARM if runs else 1)
     row: dict[str, Any] = {"steps": steps, "step_seconds": median(steady), "step": asdict(summarise(steady))}
-    whole(0)
+    run_picture(0)
     if runs:
-        row["picture"] = asdict(summarise(taken(partial(whole, steps), device, runs, warm_up=0)))
+        row["picture"] = asdict(summarise(run_seconds(partial(run_picture, steps), device, runs, warm_up=0)))
         row["seconds"] = row["picture"]["median"]
     else:
-        row["seconds"] = long(partial(whole, 0), device, runs=1, warm_up=0) + steps * row["step_seconds"]
+        row["seconds"] = (
+            median_seconds(partial(run_picture, 0), device, runs=1, warm_up=0) + steps * row["step_seconds"]
+        )
     if exact is not None:
-        latents, timesteps, text, added = given
-        output = together(module(latents, timesteps, text, *(added or {}).values()))[0].float()
+        latents, timesteps, text, added = inputs
+        output = as_tuple(module(latents, timesteps, text, *(added or {}).values()))[0].float()
         row["sqnr"] = 10 * float(torch.log10(exact.square().mean() / (output - exact).square().mean()))
     return row
 
 
-def compiled(model: str, device: str, dtype: torch.dtype, images: int, rung: Rung) -> None:
+def compile_variant(model: str, device: str, dtype: torch.dtype, images: int, variant: UNetVariant) -> None:
     """One evaluation, and nothing measured: what is compiled for it stays on disk."""
-    shape = networks.SHAPES[model]
+    shape = networks.MODEL_SHAPES[model]
     network = networks.unet(shape, device, dtype)
     given = networks.inputs(shape, 2 * images, device, dtype)
-    with _arranged(network, rung, model in REGIONAL, given) as module, _without_gradients(rung):
-        Picture(module, given, images, rung.fused).step()
+    with _configured(network, variant, model in REGIONAL, given) as module, _without_gradients(variant):
+        GuidedLoop(module, given, images, variant.fused).step()
 
 
-def _without_gradients(rung: Rung) -> Any:
+def _without_gradients(variant: UNetVariant) -> Any:
     """Weights of torchao's are not for inference mode; and what is compiled in it is compiled anew for tensors that
     were made outside, as those are by which fidelity is told."""
-    return torch.no_grad() if rung.quantized or rung.compiled else torch.inference_mode()
+    return torch.no_grad() if variant.quantized or variant.compiled else torch.inference_mode()
 
 
 @contextmanager
-def _arranged(network: Any, rung: Rung, regional: bool, given: Inputs) -> Iterator[Callable[..., Any]]:
+def _configured(network: Any, variant: UNetVariant, regional: bool, inputs: Inputs) -> Iterator[Callable[..., Any]]:
     """The network as a rung runs it; afterwards it is as it was, but for its weights in fp8."""
     swapped = None
     torch.backends.cudnn.benchmark = True
-    module: Callable[..., Any] = partial(_said, network, tuple((given[3] or {}).keys()))
+    module: Callable[..., Any] = partial(_run_unet, network, tuple((inputs[3] or {}).keys()))
     try:
-        network.to(memory_format=torch.channels_last if rung.last else torch.contiguous_format)
-        _attend(network, rung.attention)
-        if rung.joined:
+        network.to(memory_format=torch.channels_last if variant.channels_last else torch.contiguous_format)
+        _set_attention(network, variant.attention)
+        if variant.fused_qkv:
             network.fuse_qkv_projections()
-        if rung.quantized:
+        if variant.quantized:
             quantize(network, "fp8", "cuda")
-        swapped = swap(network) if rung.fused else None
-        if rung.offloaded:
-            place(network.to("cpu"), given[0].device.type, "cpu" if given[0].is_cuda else "none")
-        if rung.compiled and regional:
-            for block in _blocks(network):
+        swapped = swap_modules(network) if variant.fused else None
+        if variant.offloaded:
+            place_module(network.to("cpu"), inputs[0].device.type, "cpu" if inputs[0].is_cuda else "none")
+        if variant.compiled and regional:
+            for block in _transformer_blocks(network):
                 block.compile(fullgraph=True, dynamic=False)
-        elif rung.compiled:
+        elif variant.compiled:
             module = torch.compile(module, dynamic=False)
-        yield Replayed(module) if rung.graphs else module
+        yield CudaGraphModule(module) if variant.graphs else module
     finally:
         if swapped:
             swapped.undo()
-        if rung.joined:
-            _unjoin(network)
-        for block in _blocks(network):
+        if variant.fused_qkv:
+            _unfuse_projections(network)
+        for block in _transformer_blocks(network):
             block._compiled_call_impl = None
 
 
-def _blocks(network: Any) -> list[Any]:
+def _transformer_blocks(network: Any) -> list[Any]:
     return [block for block in network.modules() if isinstance(block, BasicTransformerBlock)]
 
 
-def _unjoin(network: Any) -> None:
+def _unfuse_projections(network: Any) -> None:
     network.unfuse_qkv_projections()
     for block in network.modules():
         for name in ("to_qkv", "to_kv"):
@@ -368,14 +372,14 @@ def _unjoin(network: Any) -> None:
                 block.fused_projections = False
 
 
-def _said(
+def _run_unet(
     network: Any, names: tuple[str, ...], latents: Tensor, timesteps: Tensor, text: Tensor, *added: Tensor
 ) -> Any:
     told = dict(zip(names, added, strict=True)) or None
     return network(latents, timesteps, encoder_hidden_states=text, added_cond_kwargs=told, return_dict=False)[0]
 
 
-def _attend(network: Any, attention: str) -> None:
+def _set_attention(network: Any, attention: str) -> None:
     kinds: Mapping[str, Callable[[Any], Any]] = {
         "sdpa": lambda block: processors.AttnProcessor2_0(),
         "vanilla": lambda block: processors.AttnProcessor(),
@@ -386,21 +390,23 @@ def _attend(network: Any, attention: str) -> None:
             block.set_processor(kinds[attention](block))
 
 
-def _in_tiles(autoencoder: Any, latents: Tensor) -> Any:
+def _decode_tiled(autoencoder: Any, latents: Tensor) -> Any:
     """As a pipeline decodes what is larger than its tile, here half of the side."""
 
     def decode(tile: Any) -> Any:
-        signal: Any = _decoded(autoencoder, torch.from_numpy(tile[None]).to(latents)).float().cpu().numpy()[0]
+        signal: Any = _decode(autoencoder, torch.from_numpy(tile[None]).to(latents)).float().cpu().numpy()[0]
         return signal
 
     scale = 2 ** (len(autoencoder.config.block_out_channels) - 1)
     return decode_tiled(decode, latents[0].float().cpu().numpy(), latents.shape[-1] // 2, scale)
 
 
-def components(model: str, device: str, dtype: torch.dtype, is_in_time: Callable[[], bool]) -> Iterator[dict[str, Any]]:
+def measure_components(
+    model: str, device: str, dtype: torch.dtype, is_in_time: Callable[[], bool]
+) -> Iterator[dict[str, Any]]:
     """What each network takes for one guided picture, plain and with kernels and graphs; of the U-Net an evaluation."""
     torch.backends.cudnn.benchmark = True
-    shape = networks.SHAPES[model]
+    shape = networks.MODEL_SHAPES[model]
     ids = torch.zeros(2, networks.TOKENS, dtype=torch.int64, device=device)
     latents, timesteps, text, added = networks.inputs(shape, 2, device, dtype)
 
@@ -411,16 +417,16 @@ def components(model: str, device: str, dtype: torch.dtype, is_in_time: Callable
     def denoising() -> tuple[Any, Callable[..., Any], tuple[Tensor, ...]]:
         unet = networks.unet(shape, device, dtype).to(memory_format=torch.channels_last)
         extra = added or {}
-        return unet, partial(_said, unet, tuple(extra)), (latents, timesteps, text, *extra.values())
+        return unet, partial(_run_unet, unet, tuple(extra)), (latents, timesteps, text, *extra.values())
 
     def decoding(tiles: bool = False) -> tuple[Any, Callable[..., Any], tuple[Tensor, ...]]:
         autoencoder = networks.decoder(shape, device, dtype).to(memory_format=torch.channels_last)
-        return autoencoder, partial(_in_tiles if tiles else _decoded, autoencoder), (latents[:1],)
+        return autoencoder, partial(_decode_tiled if tiles else _decode, autoencoder), (latents[:1],)
 
     names = ("text encoder", "text encoder 2")[: len(shape.texts)]
     makers: dict[str, Callable[[], tuple[Any, Callable[..., Any], tuple[Tensor, ...]]]]
     makers = {name: partial(encoding, number) for number, name in enumerate(names)}
-    makers |= {"U-Net, an evaluation": denoising, "decoder": decoding, _TILES: partial(decoding, tiles=True)}
+    makers |= {"U-Net, an evaluation": denoising, "decoder": decoding, _TILED_DECODER: partial(decoding, tiles=True)}
     for name, maker in makers.items():
         if not is_in_time():
             return
@@ -428,30 +434,30 @@ def components(model: str, device: str, dtype: torch.dtype, is_in_time: Callable
         if device != "cpu":
             torch.cuda.reset_peak_memory_stats()
         with torch.inference_mode():
-            row = {"model": model, "component": name, "plain": long(partial(work, *given), device)}
+            row = {"model": model, "component": name, "plain": median_seconds(partial(work, *given), device)}
             row["gpu_bytes"] = 0 if device == "cpu" else torch.cuda.max_memory_allocated()
-            if device != "cpu" and name != _TILES:
-                swap(network)
-                row["fused, graphs"] = long(partial(Replayed(work), *given), device)
+            if device != "cpu" and name != _TILED_DECODER:
+                swap_modules(network)
+                row["fused, graphs"] = median_seconds(partial(CudaGraphModule(work), *given), device)
         yield row
         del network, work
 
 
-def curve(
+def measure_batch_curve(
     model: str, device: str, dtype: torch.dtype, rows: tuple[int, ...], is_in_time: Callable[[], bool]
 ) -> Iterator[tuple[str, float]]:
     """Seconds of one evaluation by its rows, with kernels and graphs where there is a GPU, as far as there is time."""
     torch.backends.cudnn.benchmark = True
-    shape = networks.SHAPES[model]
+    shape = networks.MODEL_SHAPES[model]
     network = networks.unet(shape, device, dtype).to(memory_format=torch.channels_last)
-    swap(network)
+    swap_modules(network)
     for number, count in enumerate(rows):
         if number and not is_in_time():
             return
         latents, timesteps, text, added = networks.inputs(shape, count, device, dtype)
-        module: Callable[..., Any] = partial(_said, network, tuple((added or {}).keys()))
+        module: Callable[..., Any] = partial(_run_unet, network, tuple((added or {}).keys()))
         if device != "cpu":
-            module = Replayed(module)
+            module = CudaGraphModule(module)
         with torch.inference_mode():
             work = partial(module, latents, timesteps, text, *(added or {}).values())
-            yield str(count), long(work, device)
+            yield str(count), median_seconds(work, device)

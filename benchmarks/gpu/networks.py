@@ -16,7 +16,7 @@ _CLIP_L, _CLIP_G = (768, 12, 64), (1280, 32, 64)
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class ModelShape:
     """A model's sizes.
 
     Args:
@@ -30,9 +30,9 @@ class Shape:
     texts: tuple[tuple[int, int, int], ...]
 
 
-SHAPES: Mapping[str, Shape] = MappingProxyType(
+MODEL_SHAPES: Mapping[str, ModelShape] = MappingProxyType(
     {
-        "SD 1.5": Shape(
+        "SD 1.5": ModelShape(
             {
                 "sample_size": 64,
                 "cross_attention_dim": 768,
@@ -43,7 +43,7 @@ SHAPES: Mapping[str, Shape] = MappingProxyType(
             64,
             (_CLIP_L,),
         ),
-        "SDXL": Shape(
+        "SDXL": ModelShape(
             {
                 "sample_size": 128,
                 "cross_attention_dim": 2048,
@@ -60,7 +60,7 @@ SHAPES: Mapping[str, Shape] = MappingProxyType(
             128,
             (_CLIP_L, _CLIP_G),
         ),
-        "small": Shape(
+        "small": ModelShape(
             {
                 "sample_size": 8,
                 "cross_attention_dim": 32,
@@ -76,15 +76,15 @@ SHAPES: Mapping[str, Shape] = MappingProxyType(
 )
 
 
-def unet(shape: Shape, device: str, dtype: torch.dtype) -> Any:
+def unet(shape: ModelShape, device: str, dtype: torch.dtype) -> Any:
     """The U-Net."""
-    return _made(lambda: UNet2DConditionModel(**shape.unet), device, dtype)
+    return _build(lambda: UNet2DConditionModel(**shape.unet), device, dtype)
 
 
-def decoder(shape: Shape, device: str, dtype: torch.dtype) -> Any:
+def decoder(shape: ModelShape, device: str, dtype: torch.dtype) -> Any:
     """The autoencoder, whose decoder is used."""
     widths = (128, 256, 512, 512) if shape.side > 8 else (32, 32)
-    return _made(
+    return _build(
         lambda: AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * len(widths),
             up_block_types=("UpDecoderBlock2D",) * len(widths),
@@ -105,10 +105,10 @@ def text_encoder(text: tuple[int, int, int], device: str, dtype: torch.dtype) ->
         num_hidden_layers=layers,
         num_attention_heads=width // head,
     )
-    return _made(lambda: CLIPTextModel(config), device, dtype)
+    return _build(lambda: CLIPTextModel(config), device, dtype)
 
 
-def inputs(shape: Shape, rows: int, device: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Any]:
+def inputs(shape: ModelShape, rows: int, device: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Any]:
     """Latents, timesteps, text and what XL takes besides, of so many rows."""
     text = torch.randn(rows, TOKENS, shape.unet["cross_attention_dim"], device=device, dtype=dtype)
     added = None
@@ -119,7 +119,7 @@ def inputs(shape: Shape, rows: int, device: str, dtype: torch.dtype) -> tuple[Te
     return latents, torch.full((rows,), 500.0, device=device), text, added
 
 
-def _made(build: Any, device: str, dtype: torch.dtype) -> Any:
+def _build(build: Any, device: str, dtype: torch.dtype) -> Any:
     torch.manual_seed(0)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)

@@ -22,47 +22,47 @@ _FUSED = {"memory_format": "channels_last", "kernels": "fused"}
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class TorchVariant:
     """How the torch backend runs the U-Net; `there` keeps latents on the device between evaluations, as is usual."""
 
     precision: str
     settings: Mapping[str, str] = field(default_factory=dict)
-    there: bool = True
+    keeps_on_device: bool = True
 
 
 _GRAPHS = {**_FUSED, "graphs": "cuda"}
-WAYS: Mapping[str, Mapping[str, Way]] = {
+TORCH_VARIANTS: Mapping[str, Mapping[str, TorchVariant]] = {
     "cuda": {
-        "f32": Way("f32"),
-        "f16": Way("f16"),
-        "f16, fused kernels": Way("f16", _FUSED),
-        "f16, fused kernels, CUDA graphs": Way("f16", _GRAPHS),
-        "the same, latents by way of the processor": Way("f16", _GRAPHS, there=False),
-        "bf16, fused kernels, CUDA graphs": Way("bf16", _GRAPHS),
+        "f32": TorchVariant("f32"),
+        "f16": TorchVariant("f16"),
+        "f16, fused kernels": TorchVariant("f16", _FUSED),
+        "f16, fused kernels, CUDA graphs": TorchVariant("f16", _GRAPHS),
+        "the same, latents by way of the processor": TorchVariant("f16", _GRAPHS, keeps_on_device=False),
+        "bf16, fused kernels, CUDA graphs": TorchVariant("bf16", _GRAPHS),
     },
     "cpu": {
-        "f32, fused kernels": Way("f32", _FUSED),
-        "the same, latents by way of NumPy": Way("f32", _FUSED, there=False),
+        "f32, fused kernels": TorchVariant("f32", _FUSED),
+        "the same, latents by way of NumPy": TorchVariant("f32", _FUSED, keeps_on_device=False),
     },
 }
 """By device."""
 
 
-def rows(device: str) -> Iterator[dict[str, Any]]:
+def measure_pictures(device: str) -> Iterator[dict[str, Any]]:
     """A row for each way: the PSNR of its worst picture in dB, and seconds of a picture of 35 guided steps."""
-    wanted = [_drawn(load("shapes", backend="onnxruntime", precision="f32"), prompt) for prompt in _PROMPTS]
+    wanted = [_generate(load("shapes", backend="onnxruntime", precision="f32"), prompt) for prompt in _PROMPTS]
     directory = find_pipeline("shapes")
     unet = load("shapes").manifest.components["unet"]
-    for name, way in WAYS[device].items():
+    for name, way in TORCH_VARIANTS[device].items():
         told = {"device": device, **way.settings}
         component = Component(unet.graph, unet.weights, "torch", way.precision, settings=told)
         try:
             pipeline = Pipeline(directory, components={"unet": component})
-            if not way.there:
+            if not way.keeps_on_device:
                 pipeline.arrays = NUMPY
-            _drawn(pipeline, _PROMPTS[0])
+            _generate(pipeline, _PROMPTS[0])
             began = perf_counter()
-            drawn = [_drawn(pipeline, prompt) for prompt in _PROMPTS]
+            drawn = [_generate(pipeline, prompt) for prompt in _PROMPTS]
             seconds = (perf_counter() - began) / len(_PROMPTS)
             least = min(psnr(one, other) for one, other in zip(drawn, wanted, strict=True))
             yield {"way": name, "psnr": least, "seconds": seconds}
@@ -70,5 +70,5 @@ def rows(device: str) -> Iterator[dict[str, Any]]:
             yield {"way": name, "reason": f"{type(error).__name__}: {error}".splitlines()[0]}
 
 
-def _drawn(pipeline: Pipeline, prompt: str) -> Picture:
+def _generate(pipeline: Pipeline, prompt: str) -> Picture:
     return pipeline.generate(prompt, seed=7).image

@@ -3,15 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.grid import grid
+from benchmarks.grid import markdown_table
 
-_BESIDE = ("SDPA", "plain torch.compile")
+_COMPARED_WITH = ("SDPA", "plain torch.compile")
 """Rungs that every other one is compared with."""
 _BOUND = 25.0
 """dB that same-seed pictures of an accepted candidate have at least, where nothing else was asked."""
 
 
-def kernels(results: Mapping[str, Any]) -> str:
+def kernels_table(results: Mapping[str, Any]) -> str:
     """Shares of a copy's bandwidth."""
     rows = []
     for row in results.get("kernels", ()):
@@ -26,20 +26,20 @@ def kernels(results: Mapping[str, Any]) -> str:
         rows.append([*told, f"{fused['microseconds']:.1f}", share, *others, beside, f"{row['error']:.0e}"])
     head = ["kernel", "shape", "dtype", "microseconds", "of a copy (95 %)", "eager", "torch.compile"]
     head += ["against torch.compile", "error"]
-    return f"{grid(head, rows)}\n{_gpu(results)}"
+    return f"{markdown_table(head, rows)}\n{_gpu(results)}"
 
 
-def ladder(results: Mapping[str, Any]) -> str:
+def variants_table(results: Mapping[str, Any]) -> str:
     """Pictures by every rung, and how many times as fast as SDPA."""
     rows = []
     ladders = [row for part in ("sd15", "sdxl", "fp8", "engines") for row in results.get(part, ())]
-    others = [{_kind(row): row.get("seconds") for row in ladders if row["rung"] == name} for name in _BESIDE]
-    for row in sorted(ladders, key=lambda row: (*_kind(row), row["place"])):
+    others = [{_group(row): row.get("seconds") for row in ladders if row["rung"] == name} for name in _COMPARED_WITH]
+    for row in sorted(ladders, key=lambda row: (*_group(row), row["place"])):
         told = [row["model"], row["dtype"], str(row["images"]), row["rung"]]
         if "reason" in row:
             rows.append([*told, row["reason"], *[""] * 5])
             continue
-        ratios = [f"{beside / row['seconds']:.2f}x" if (beside := other.get(_kind(row))) else "" for other in others]
+        ratios = [f"{beside / row['seconds']:.2f}x" if (beside := other.get(_group(row))) else "" for other in others]
         step, memory = _step(row.get("step", {})), f"{row['gpu_bytes'] / 2**30:.1f} GiB" if "gpu_bytes" in row else ""
         fidelity = f"{row['sqnr']:.0f} dB" if "sqnr" in row else ""
         rows.append([*told, _seconds(row), *ratios, step, memory, fidelity])
@@ -49,10 +49,10 @@ def ladder(results: Mapping[str, Any]) -> str:
         "pictures",
         "way",
         "seconds, text to pixels in 50 guided steps",
-        *(f"against {name}" for name in _BESIDE),
+        *(f"against {name}" for name in _COMPARED_WITH),
     ]
     head += ["a step, median (least to 95 %)", "GPU memory of torch's", "SQNR against float32"]
-    return f"{grid(head, rows)}\n{_gpu(results)}"
+    return f"{markdown_table(head, rows)}\n{_gpu(results)}"
 
 
 def _seconds(row: Mapping[str, Any]) -> str:
@@ -69,25 +69,25 @@ def _step(step: Mapping[str, float]) -> str:
     return f"{median} ms ({least} to {high})"
 
 
-def _kind(row: Mapping[str, Any]) -> tuple[Any, ...]:
+def _group(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return row["model"], row["dtype"], row["images"]
 
 
-def pictures(results: Mapping[str, Any]) -> str:
+def pictures_table(results: Mapping[str, Any]) -> str:
     """Pictures of the embedded model, beside onnxruntime's in float32."""
     rows = [
         [row["way"], *([row["reason"], "", ""] if "reason" in row else _picture(row))]
         for row in results.get("pictures", ())
     ]
     head = ["way", "worst picture, PSNR", f"within {_BOUND:.0f} dB", "seconds, 35 guided steps"]
-    return f"{grid(head, rows)}\n{_gpu(results)}"
+    return f"{markdown_table(head, rows)}\n{_gpu(results)}"
 
 
 def _picture(row: Mapping[str, Any]) -> list[str]:
     return [f"{row['psnr']:.1f} dB", "yes" if row["psnr"] >= _BOUND else "no", f"{row['seconds']:.2f}"]
 
 
-def components(results: Mapping[str, Any]) -> str:
+def components_table(results: Mapping[str, Any]) -> str:
     """Where the rest of a picture's time goes."""
     rows = [
         [
@@ -99,10 +99,10 @@ def components(results: Mapping[str, Any]) -> str:
         for row in results.get("components", ())
     ]
     head = ["model", "component", "milliseconds", "with kernels and graphs", "GPU memory, plain"]
-    return f"{grid(head, rows)}\n{_gpu(results)}"
+    return f"{markdown_table(head, rows)}\n{_gpu(results)}"
 
 
-def batching(results: Mapping[str, Any]) -> str:
+def batching_table(results: Mapping[str, Any]) -> str:
     """The batch curve, and what it is worth to a server."""
     curve = [
         [rows, f"{1000 * seconds:.1f}", f"{1000 * seconds / int(rows):.2f}"]
@@ -118,8 +118,8 @@ def batching(results: Mapping[str, Any]) -> str:
         for row in results.get("batching", ())
     ]
     head = ["load", "batched", "free: median, s", "99 %", "pro: median, s", "99 %", "in time"]
-    first = grid(["rows", "milliseconds of an evaluation", "of a row"], curve)
-    return f"{first}\nSimulated on that curve, 2,000 pictures each:\n\n{grid(head, served)}\n{_gpu(results)}"
+    first = markdown_table(["rows", "milliseconds of an evaluation", "of a row"], curve)
+    return f"{first}\nSimulated on that curve, 2,000 pictures each:\n\n{markdown_table(head, served)}\n{_gpu(results)}"
 
 
 def _gpu(results: Mapping[str, Any]) -> str:

@@ -4,11 +4,11 @@ import argparse
 import signal
 import sys
 
-from benchmarks.serving.compare import TRACES, compare
-from benchmarks.serving.overhead import measure
-from benchmarks.serving.prove import prove
-from benchmarks.serving.ways import WAYS
-from stillhouse.cli.progress import progress
+from benchmarks.serving.compare import TRACES, compare_servers
+from benchmarks.serving.overhead import measure_overhead
+from benchmarks.serving.prove import verify_pixels
+from benchmarks.serving.ways import SERVERS
+from stillhouse.cli.progress import show_progress
 
 
 def main() -> None:
@@ -18,22 +18,22 @@ def main() -> None:
     parser.add_argument("--parts", type=int, default=4, help="of each trace, in which servers take turns; default: 4")
     parser.add_argument("--seconds", type=float, default=30.0, help="of each part; default: 30")
     parser.add_argument("--seed", type=int, default=0, help="of the first part's moments; default: 0")
-    parser.add_argument("--server", action="append", choices=WAYS, help="only this one; repeatable")
+    parser.add_argument("--server", action="append", choices=SERVERS, help="only this one; repeatable")
     parser.add_argument("--trace", action="append", choices=[one.name for one in TRACES], help="only this; repeatable")
     parser.add_argument("--rounds", type=int, default=40, help="of each pair, for overhead; default: 40")
     parser.add_argument("--results", help="name of the file in benchmarks/results; default: serving[_overhead]")
     arguments = parser.parse_args()
     # Whoever ends this program ends the server with it.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    names = arguments.server or list(WAYS)
+    names = arguments.server or list(SERVERS)
     if arguments.what == "prove":
-        sys.exit(0 if prove(names) else 1)
+        sys.exit(0 if verify_pixels(names) else 1)
     if arguments.what == "overhead":
-        measure(arguments.rounds, arguments.results or "serving_overhead", _tell)
+        measure_overhead(arguments.rounds, arguments.results or "serving_overhead", _tell)
         return
     traces = arguments.trace or [trace.name for trace in TRACES]
-    with progress() as bar:
-        compare(
+    with show_progress() as bar:
+        compare_servers(
             names,
             traces,
             arguments.parts,

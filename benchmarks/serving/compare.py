@@ -14,21 +14,27 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from typing import Any
 
-from benchmarks.record import RESULTS, record, recorded
-from benchmarks.serving.launch import Running
-from benchmarks.serving.tables import bars, comparison
+from benchmarks.record import RESULTS, read_results, write_results
+from benchmarks.serving.launch import RunningServer
+from benchmarks.serving.tables import console_table, console_verdicts
 from benchmarks.serving.triton.environment import ROOT, TRITON
-from benchmarks.serving.ways import EVERYWHERE, SHARES, STEPS, WAYS, serving
+from benchmarks.serving.ways import ALL_TRACES_SERVERS, SERVERS, SHARES, STEPS, start_server
 from stillhouse.errors import RuntimeMissing
-from stillhouse.measure.machine import versions
-from stillhouse.serve.loadgen.benchmark import Answered, Asked, answered, in_a_row, seconds_alone
+from stillhouse.measure.machine import installed_versions
+from stillhouse.serve.loadgen.benchmark import (
+    LoadTest,
+    LoadTestResult,
+    measure_isolated_at,
+    report_load_tests,
+    run_load_test,
+)
 from stillhouse.serve.loadgen.request_class import Flood
-from stillhouse.serve.loadgen.send import Tell
+from stillhouse.serve.loadgen.send import ProgressCallback
 
 LOADS = (0.55, 0.78, 0.95)
 FLOOD = 20
 SLO = 3.0
-FIRST = "slack"
+REFERENCE_SERVER = "slack"
 """The server that is measured alone, before every trace."""
 _PACKAGES = ("fastapi", "uvicorn", "litestar", "pydantic", "msgspec")
 _SOURCES = ("src/stillhouse", "benchmarks/serving")
@@ -52,7 +58,7 @@ TRACES = (*(Trace(load) for load in LOADS), Trace(LOADS[0], FLOOD))
 BUSIEST = TRACES[len(LOADS) - 1]
 
 
-def compare(
+def compare_servers(
     names: Sequence[str],
     traces: Sequence[str],
     parts: int,
@@ -60,7 +66,7 @@ def compare(
     seed: int,
     results: str,
     tell: Callable[[str], None],
-    bar: Tell,
+    bar: ProgressCallback,
 ) -> Mapping[str, Any]:
     """Run what has not been run, and write it down after each trace.
 
@@ -74,76 +80,80 @@ def compare(
         tell: hears what is being done.
         bar: hears how far it is.
     """
-    document = _begun(parts, seconds, seed, results)
+    document = _resume_document(parts, seconds, seed, results)
     # What could not be had then may be here now.
     document["runs"] = [one for one in document["runs"] if "skipped" not in one or one["server"] not in names]
     done = {(one["trace"], one["server"]) for one in document["runs"]}
     for trace in (trace for trace in TRACES if trace.name in traces):
-        meant = [name for name in names if name in EVERYWHERE or trace == BUSIEST]
+        meant = [name for name in names if name in ALL_TRACES_SERVERS or trace == BUSIEST]
         missing = [name for name in meant if (trace.name, name) not in done]
         if missing:
             tell(f"{trace.name}: {', '.join(meant)}")
             # Turns count only beside the others' turns, so what was there is run again.
             kept = [one for one in document["runs"] if one["trace"] != trace.name]
-            document["runs"] = sorted([*kept, *_raced(meant, trace, document["settings"], tell, bar)], key=_place)
-            record(results, {**document, "rivals": {**versions(_PACKAGES), "triton": TRITON}})
-    tell(f"\n{comparison(document)}\n{bars(document)}")
+            document["runs"] = sorted(
+                [*kept, *_run_trace(meant, trace, document["settings"], tell, bar)], key=_run_order
+            )
+            write_results(results, {**document, "rivals": {**installed_versions(_PACKAGES), "triton": TRITON}})
+    tell(f"\n{console_table(document)}\n{console_verdicts(document)}")
     return document
 
 
-def _place(run: Mapping[str, Any]) -> tuple[int, int]:
-    return [trace.name for trace in TRACES].index(run["trace"]), list(WAYS).index(run["server"])
+def _run_order(run: Mapping[str, Any]) -> tuple[int, int]:
+    return [trace.name for trace in TRACES].index(run["trace"]), list(SERVERS).index(run["server"])
 
 
-def _raced(
-    names: Sequence[str], trace: Trace, settings: Mapping[str, Any], tell: Callable[[str], None], bar: Tell
+def _run_trace(
+    names: Sequence[str], trace: Trace, settings: Mapping[str, Any], tell: Callable[[str], None], bar: ProgressCallback
 ) -> list[dict[str, Any]]:
     """All servers before one trace, part by part in turns; every second time in the opposite order."""
     skipped: list[dict[str, Any]] = []
     with ExitStack() as stack:
-        servers: dict[str, Running] = {}
-        for name in (FIRST, *(name for name in names if name != FIRST)):
+        servers: dict[str, RunningServer] = {}
+        for name in (REFERENCE_SERVER, *(name for name in names if name != REFERENCE_SERVER)):
             try:
-                servers[name] = stack.enter_context(serving(name))
+                servers[name] = stack.enter_context(start_server(name))
             except RuntimeMissing as error:
-                skipped.append({**_about(name, trace), "skipped": str(error)})
+                skipped.append({**_run_labels(name, trace), "skipped": str(error)})
         for name, server in servers.items():
-            _alone(name, server, runs=3)  # the first pictures of a server take longer
-        alone = _alone(FIRST, servers[FIRST], runs=15)
+            _isolated_seconds(name, server, runs=3)  # the first pictures of a server take longer
+        alone = _isolated_seconds(REFERENCE_SERVER, servers[REFERENCE_SERVER], runs=15)
         tell(f"alone: {alone}")
         turns = [name for name in names if name in servers]
-        measured: dict[str, list[Answered]] = {name: [] for name in turns}
+        measured: dict[str, list[LoadTestResult]] = {name: [] for name in turns}
         for part in range(settings["parts"]):
             for name in turns[:: -1 if part % 2 else 1]:
-                asked = _asked(name, servers[name], trace, settings, alone, settings["seed"] + part)
-                measured[name].append(answered(asked, bar))
-        after = _alone(FIRST, servers[FIRST], runs=15)
+                asked = _load_options(name, servers[name], trace, settings, alone, settings["seed"] + part)
+                measured[name].append(run_load_test(asked, bar))
+        after = _isolated_seconds(REFERENCE_SERVER, servers[REFERENCE_SERVER], runs=15)
     return [
         *skipped,
         *(
             {
-                **_about(name, trace),
+                **_run_labels(name, trace),
                 "alone": alone,
                 "alone_after": after,
-                "report": asdict(in_a_row(_asked(name, servers[name], trace, settings, alone, 0), measured[name])),
-                "left": asdict(servers[name].left),
+                "report": asdict(
+                    report_load_tests(_load_options(name, servers[name], trace, settings, alone, 0), measured[name])
+                ),
+                "left": asdict(servers[name].leftovers),
             }
             for name in turns
         ),
     ]
 
 
-def _about(name: str, trace: Trace) -> dict[str, Any]:
-    return {"server": name, "told": WAYS[name].told, "trace": trace.name}
+def _run_labels(name: str, trace: Trace) -> dict[str, Any]:
+    return {"server": name, "told": SERVERS[name].description, "trace": trace.name}
 
 
-def _asked(
-    name: str, server: Running, trace: Trace, settings: Mapping[str, Any], alone: Mapping[str, float], seed: int
-) -> Asked:
-    return Asked(
+def _load_options(
+    name: str, server: RunningServer, trace: Trace, settings: Mapping[str, Any], alone: Mapping[str, float], seed: int
+) -> LoadTest:
+    return LoadTest(
         server.url,
-        WAYS[name].kinds(alone),
-        WAYS[name].protocol,
+        SERVERS[name].request_classes(alone),
+        SERVERS[name].protocol,
         load=trace.load,
         seconds=settings["seconds"],
         seed=seed,
@@ -152,22 +162,22 @@ def _asked(
     )
 
 
-def _alone(name: str, server: Running, runs: int) -> dict[str, float]:
-    return seconds_alone(server.url, WAYS[name].protocol, WAYS[name].kinds(), runs)
+def _isolated_seconds(name: str, server: RunningServer, runs: int) -> dict[str, float]:
+    return measure_isolated_at(server.url, SERVERS[name].protocol, SERVERS[name].request_classes(), runs)
 
 
-def _begun(parts: int, seconds: float, seed: int, results: str) -> dict[str, Any]:
+def _resume_document(parts: int, seconds: float, seed: int, results: str) -> dict[str, Any]:
     """What was measured before with this code and these settings, to go on with; else an empty document."""
     settings = {"parts": parts, "seconds": seconds, "seed": seed, "slo": SLO, "shares": SHARES, "steps": STEPS}
-    document = {"code": _code(), "commit": _commit(), "settings": settings, "runs": []}
+    document = {"code": _code_digest(), "commit": _commit(), "settings": settings, "runs": []}
     if (RESULTS / f"{results}.json").exists():
-        before = recorded(results)
+        before = read_results(results)
         if (before.get("code"), before.get("settings")) == (document["code"], document["settings"]):
             return {name: before[name] for name in document}
     return document
 
 
-def _code() -> str:
+def _code_digest() -> str:
     """Of everything that decides how a server behaves here: twelve hexadecimal digits."""
     files = sorted(
         path for source in _SOURCES for path in (ROOT / source).rglob("*.p*") if path.suffix in (".py", ".pbtxt")

@@ -15,14 +15,14 @@ from urllib.request import urlopen
 from stillhouse.errors import StillhouseError
 
 SHARED = Path("/dev/shm")
-PATIENCE = 180.0
+START_TIMEOUT = 180.0
 """Seconds until a server must be ready: where nothing is compiled yet, that is part of it."""
-_LEAVE = 20.0
+_STOP_TIMEOUT = 20.0
 _POLL = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Launch:
+class ServerCommand:
     """How a server is started.
 
     Args:
@@ -37,7 +37,7 @@ class Launch:
 
 
 @dataclass(frozen=True, slots=True)
-class Left:
+class Leftovers:
     """What a server left behind when it had ended: processes by name, and files in shared memory. All are gone now."""
 
     processes: tuple[str, ...] = ()
@@ -46,12 +46,12 @@ class Left:
 
 
 @dataclass(slots=True)
-class Running:
+class RunningServer:
     """A server that is ready; `left` is known when it has ended."""
 
     url: str
     process: subprocess.Popen[bytes]
-    left: Left = Left()
+    leftovers: Leftovers = Leftovers()
 
 
 def free_port() -> int:
@@ -63,7 +63,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(launch: Launch, port: int, ready: str, log: Path) -> Iterator[Running]:
+def run_server(launch: ServerCommand, port: int, ready: str, log: Path) -> Iterator[RunningServer]:
     """A server that is ready, and ended afterwards.
 
     Args:
@@ -86,16 +86,16 @@ def running(launch: Launch, port: int, ready: str, log: Path) -> Iterator[Runnin
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    server = Running(url, process)
+    server = RunningServer(url, process)
     try:
-        _await(server, url + ready, log)
+        _wait_until_ready(server, url + ready, log)
         yield server
     finally:
-        server.left = _end(process, launch.shared)
+        server.leftovers = _stop(process, launch.shared)
 
 
-def _await(server: Running, url: str, log: Path) -> None:
-    until = time.monotonic() + PATIENCE
+def _wait_until_ready(server: RunningServer, url: str, log: Path) -> None:
+    until = time.monotonic() + START_TIMEOUT
     while time.monotonic() < until:
         if server.process.poll() is not None:
             raise StillhouseError(f"the server ended with code {server.process.returncode}: {_tail(log)}")
@@ -103,20 +103,20 @@ def _await(server: Running, url: str, log: Path) -> None:
             if answer.status == 200:
                 return
         time.sleep(_POLL)
-    raise StillhouseError(f"the server was not ready after {PATIENCE:.0f} s: {_tail(log)}")
+    raise StillhouseError(f"the server was not ready after {START_TIMEOUT:.0f} s: {_tail(log)}")
 
 
 def _tail(log: Path) -> str:
     return log.read_text(errors="replace")[-1000:]
 
 
-def _end(process: subprocess.Popen[bytes], shared: str | None) -> Left:
+def _stop(process: subprocess.Popen[bytes], shared: str | None) -> Leftovers:
     """Ask it to leave, then make it, then clear up what is left of its session."""
     was_killed = False
     if process.poll() is None:
         process.terminate()
         try:
-            process.wait(_LEAVE)
+            process.wait(_STOP_TIMEOUT)
         except subprocess.TimeoutExpired:
             was_killed = True
             process.kill()
@@ -129,7 +129,7 @@ def _end(process: subprocess.Popen[bytes], shared: str | None) -> Left:
     files = list(SHARED.glob(f"{shared}*")) if shared else []
     for path in files:
         path.unlink(missing_ok=True)
-    return Left(tuple(others.values()), tuple(path.name for path in files), was_killed)
+    return Leftovers(tuple(others.values()), tuple(path.name for path in files), was_killed)
 
 
 def _session(leader: int) -> dict[int, str]:

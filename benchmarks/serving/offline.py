@@ -12,7 +12,7 @@ from typing import Self
 PROMPT = "a small red circle left of a big blue square on a yellow background"
 
 
-class Offline:
+class OfflineProcess:
     """That process, as its parent holds it."""
 
     def __enter__(self) -> Self:
@@ -26,7 +26,7 @@ class Offline:
     ) -> None:
         self._process.communicate()
 
-    def seconds(self, seed: int, steps: int) -> float:
+    def measure(self, seed: int, steps: int) -> float:
         """Of one more picture."""
         assert self._process.stdin
         self._process.stdin.write(f"{seed} {steps}\n")

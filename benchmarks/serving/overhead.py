@@ -14,12 +14,12 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from benchmarks.record import record
-from benchmarks.serving.offline import PROMPT, Offline
-from benchmarks.serving.tables import overhead as table
-from benchmarks.serving.traps import blocking, encoding, validation
-from benchmarks.serving.ways import STEPS, serving
-from stillhouse.measure.clock import alternate, summarise
+from benchmarks.record import write_results
+from benchmarks.serving.offline import PROMPT, OfflineProcess
+from benchmarks.serving.tables import overhead_table as table
+from benchmarks.serving.traps import measure_blocking, measure_encoding, measure_validation
+from benchmarks.serving.ways import STEPS, start_server
+from stillhouse.measure.clock import run_interleaved, summarise
 
 BAR = 0.005
 """Seconds that a served picture may take more than the offline one, at the median."""
@@ -28,7 +28,7 @@ _WARM_UP = 3
 _RESAMPLES = 2000
 
 
-def measure(rounds: int, results: str, tell: Callable[[str], None]) -> Mapping[str, Any]:
+def measure_overhead(rounds: int, results: str, tell: Callable[[str], None]) -> Mapping[str, Any]:
     """Measure everything and write it down.
 
     Args:
@@ -37,18 +37,18 @@ def measure(rounds: int, results: str, tell: Callable[[str], None]) -> Mapping[s
         tell: hears what is being done.
     """
     tell("a served picture against an offline one")
-    served = {tier: _pair(tier, steps, rounds) for tier, steps in STEPS.items()}
+    served = {tier: _measure_pair(tier, steps, rounds) for tier, steps in STEPS.items()}
     tell("health while pictures are drawn")
-    traps: dict[str, Any] = {"blocking": blocking()}
+    traps: dict[str, Any] = {"blocking": measure_blocking()}
     tell("validation, and encoding on the loop")
-    traps |= {"validation": validation(), "encoding": encoding()}
+    traps |= {"validation": measure_validation(), "encoding": measure_encoding()}
     document = {"rounds": rounds, "bar": BAR, "served": served, **traps}
-    record(results, document)
+    write_results(results, document)
     tell(table(document))
     return document
 
 
-def difference(served: Sequence[float], offline: Sequence[float]) -> dict[str, float]:
+def latency_difference(served: Sequence[float], offline: Sequence[float]) -> dict[str, float]:
     """Seconds by which the one takes longer, from runs taken in the same rounds.
 
     The median of the rounds' differences with its 95 % bootstrap interval (Efron 1979), and the difference of the
@@ -65,8 +65,8 @@ def difference(served: Sequence[float], offline: Sequence[float]) -> dict[str, f
     }
 
 
-def _pair(tier: str, steps: int, rounds: int) -> dict[str, Any]:
-    with serving(_SERVER) as server, Offline() as offline:
+def _measure_pair(tier: str, steps: int, rounds: int) -> dict[str, Any]:
+    with start_server(_SERVER) as server, OfflineProcess() as offline:
         door = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=120)
         turn = iter(range(10**9))
 
@@ -81,12 +81,12 @@ def _pair(tier: str, steps: int, rounds: int) -> dict[str, Any]:
             return taken
 
         def alone() -> float:
-            return offline.seconds(next(turn) // 2, steps)
+            return offline.measure(next(turn) // 2, steps)
 
         for _ in range(_WARM_UP):
             served()
             alone()
-        seconds = alternate({"served": served, "offline": alone}, rounds)
+        seconds = run_interleaved({"served": served, "offline": alone}, rounds)
         door.close()
     told = {name: asdict(summarise(taken)) for name, taken in seconds.items()}
-    return {"steps": steps, **told, "difference": difference(seconds["served"], seconds["offline"])}
+    return {"steps": steps, **told, "difference": latency_difference(seconds["served"], seconds["offline"])}

@@ -10,10 +10,10 @@ import numpy as np
 
 from stillhouse.core import Picture
 from stillhouse.images.png import read_picture
-from stillhouse.serve.loadgen.protocols import Name
+from stillhouse.serve.loadgen.protocols import ProtocolName
 
 
-def picture(url: str, protocol: Name, model: str, prompt: str, seed: int, steps: int) -> Picture:
+def request_picture(url: str, protocol: ProtocolName, model: str, prompt: str, seed: int, steps: int) -> Picture:
     """The pixels, [height, width, 3]."""
     if protocol == "openai":
         told = {"model": model, "prompt": prompt, "seed": seed, "steps": steps}

@@ -7,9 +7,9 @@ from functools import partial
 import numpy as np
 
 import stillhouse
-from benchmarks.serving.launch import Left
-from benchmarks.serving.picture import picture
-from benchmarks.serving.ways import STEPS, WAYS, Way, serving
+from benchmarks.serving.launch import Leftovers
+from benchmarks.serving.picture import request_picture
+from benchmarks.serving.ways import SERVERS, STEPS, ServerVariant, start_server
 from stillhouse.core import Picture
 from stillhouse.errors import RuntimeMissing
 
@@ -17,7 +17,7 @@ PROMPT = "a small red circle left of a big blue square on a yellow background"
 _TOGETHER = 6
 
 
-def prove(names: Sequence[str]) -> bool:
+def verify_pixels(names: Sequence[str]) -> bool:
     """Start each, ask for pictures one by one and many at once, stop it; whether all was as it should be."""
     pipeline = stillhouse.load("shapes")
     asked = [(tier, seed, STEPS[tier]) for seed in range(_TOGETHER // 2) for tier in STEPS]
@@ -25,8 +25,8 @@ def prove(names: Sequence[str]) -> bool:
     is_well = True
     for name in names:
         try:
-            with serving(name) as server, ThreadPoolExecutor(len(asked)) as pool:
-                drawn = partial(_drawn, WAYS[name], server.url)
+            with start_server(name) as server, ThreadPoolExecutor(len(asked)) as pool:
+                drawn = partial(_request_picture, SERVERS[name], server.url)
                 single = [np.array_equal(drawn(one), wanted[one]) for one in asked]
                 pictures = list(pool.map(drawn, asked))
                 together = [np.array_equal(got, wanted[one]) for one, got in zip(asked, pictures, strict=True)]
@@ -36,18 +36,18 @@ def prove(names: Sequence[str]) -> bool:
         same = (
             f"{sum(single)} of {len(single)} alone and {sum(together)} of {len(together)} together are the same pixels"
         )
-        print(f"{name:14} {same}; left behind: {_told(server.left)}")
-        is_well &= all([*single, *together]) and server.left == Left()
+        print(f"{name:14} {same}; left behind: {_format_leftovers(server.leftovers)}")
+        is_well &= all([*single, *together]) and server.leftovers == Leftovers()
     return is_well
 
 
-def _drawn(way: Way, url: str, one: tuple[str, int, int]) -> Picture:
-    tier, seed, steps = one
-    return picture(url, way.protocol, way.models[tier], PROMPT, seed, steps)
+def _request_picture(server: ServerVariant, url: str, request: tuple[str, int, int]) -> Picture:
+    tier, seed, steps = request
+    return request_picture(url, server.protocol, server.models[tier], PROMPT, seed, steps)
 
 
-def _told(left: Left) -> str:
-    if left == Left():
+def _format_leftovers(left: Leftovers) -> str:
+    if left == Leftovers():
         return "nothing"
     killed = ("it had to be killed",) if left.was_killed else ()
     return ", ".join((*left.processes, *left.files, *killed))

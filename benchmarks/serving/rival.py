@@ -16,10 +16,10 @@ from pydantic import BaseModel, Field
 import stillhouse
 from stillhouse.images.formats import encode_image
 
-WAYS = ("async", "def")
+HANDLERS = ("async", "def")
 
 
-class Generation(BaseModel):
+class FastApiGeneration(BaseModel):
     """A request, as the server of Stillhouse reads it, as far as both know it."""
 
     prompt: str
@@ -31,19 +31,19 @@ class Generation(BaseModel):
     guidance: float | None = Field(default=None, ge=0)
 
 
-def app_of(way: str) -> FastAPI:
+def make_app(handler: str) -> FastAPI:
     """The application: drawing blocks the loop ("async") or one of its threads ("def")."""
     pipeline = stillhouse.load("shapes")
     pipeline.generate("", steps=1)
     turn = Lock()
 
-    def drawn(asked: Generation) -> dict[str, Any]:
+    def drawn(asked: FastApiGeneration) -> dict[str, Any]:
         with turn:
             result = pipeline.generate(asked.prompt, seed=asked.seed, steps=asked.steps, guidance=asked.guidance)
         content = encode_image(result.image, "png", result.request, "shapes")
         return {"created": int(time()), "data": [{"b64_json": b64encode(content).decode("ascii")}]}
 
-    async def blocking(asked: Generation) -> dict[str, Any]:
+    async def blocking(asked: FastApiGeneration) -> dict[str, Any]:
         return drawn(asked)
 
     async def health() -> dict[str, str]:
@@ -51,17 +51,17 @@ def app_of(way: str) -> FastAPI:
 
     app = FastAPI()
     app.get("/health")(health)
-    app.post("/v1/images/generations")(blocking if way == "async" else drawn)
+    app.post("/v1/images/generations")(blocking if handler == "async" else drawn)
     return app
 
 
 def main() -> None:
     """Serve until a signal."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("way", choices=WAYS)
+    parser.add_argument("way", choices=HANDLERS)
     parser.add_argument("port", type=int)
     arguments = parser.parse_args()
-    uvicorn.run(app_of(arguments.way), host="127.0.0.1", port=arguments.port, log_level="warning", access_log=False)
+    uvicorn.run(make_app(arguments.way), host="127.0.0.1", port=arguments.port, log_level="warning", access_log=False)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from benchmarks.grid import grid
+from benchmarks.grid import markdown_table
 
 _HEAD = (
     "requests",
@@ -19,7 +19,7 @@ _HEAD = (
 _HIGH, _FULL = "78 % load", "95 % load"
 
 
-def serving(results: Mapping[str, Any]) -> str:
+def serving_table(results: Mapping[str, Any]) -> str:
     """The comparison, for a document."""
     settings = results["settings"]
     tiers = settings["shares"]
@@ -32,10 +32,10 @@ def serving(results: Mapping[str, Any]) -> str:
     told = f"{each}; {turns}. {alone}: in time is what was answered within {settings['slo']:g} times that."
     refused = "Stillhouse takes everything here, as the others do; as it comes, it refuses what would be late."
     verdicts = "\n".join(f"- {line}" for line in _verdicts(results))
-    return f"{grid(_HEAD, _rows(results))}\n{told} {refused}\n\n{verdicts}\n"
+    return f"{markdown_table(_HEAD, _rows(results))}\n{told} {refused}\n\n{verdicts}\n"
 
 
-def overhead(results: Mapping[str, Any]) -> str:
+def overhead_table(results: Mapping[str, Any]) -> str:
     """What serving costs, for a document."""
     served = [
         [
@@ -59,19 +59,21 @@ def overhead(results: Mapping[str, Any]) -> str:
     times = f"{read['msgspec']:.1f} us by msgspec, in {read['pydantic']:.1f} us by pydantic, {ratio}"
     bar = 1000 * results["bar"]
     verdicts = "; ".join(
-        f"{row['steps']} steps: {_word(row['difference']['value'] <= results['bar'])}"
+        f"{row['steps']} steps: {_format_verdict(row['difference']['value'] <= results['bar'])}"
         for row in results["served"].values()
     )
     tables = (
-        f"{grid(('one picture of 64x64', 'offline, median', 'served, median', 'more'), served)}"
+        f"{markdown_table(('one picture of 64x64', 'offline, median', 'served, median', 'more'), served)}"
         f"\nBar: at most {bar:g} ms more. {verdicts}.\n",
-        grid(("health, asked while eight pictures of 35 steps are drawn", "median", "99 %", "longest"), health),
-        grid(("one PNG", "takes", "the loop stands still, encoded on it", "in a thread"), encoded),
+        markdown_table(
+            ("health, asked while eight pictures of 35 steps are drawn", "median", "99 %", "longest"), health
+        ),
+        markdown_table(("one PNG", "takes", "the loop stands still, encoded on it", "in a thread"), encoded),
     )
     return "\n".join([*tables, f"A request is read in {times}. Stillhouse encodes in the worker's process.\n"])
 
 
-def comparison(results: Mapping[str, Any]) -> str:
+def console_table(results: Mapping[str, Any]) -> str:
     """The comparison, for the console."""
     rows = [list(_HEAD), *_rows(results)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -80,7 +82,7 @@ def comparison(results: Mapping[str, Any]) -> str:
     )
 
 
-def bars(results: Mapping[str, Any]) -> str:
+def console_verdicts(results: Mapping[str, Any]) -> str:
     """What was to be shown, and whether it is so, for the console."""
     return "\n".join(_verdicts(results))
 
@@ -115,7 +117,7 @@ def _verdicts(results: Mapping[str, Any]) -> Iterator[str]:
         if ours and theirs and ours[tier]["p99"] and theirs[tier]["p99"]:
             share = ours[tier]["p99"] / theirs[tier]["p99"]
             times = f"is {share:.2g} times that of: {told[other]} (bar: at most {most:g})"
-            yield f"At {trace} Stillhouse's 99 % of {tier} {times}: {_word(share <= most)}"
+            yield f"At {trace} Stillhouse's 99 % of {tier} {times}: {_format_verdict(share <= most)}"
 
     for other, most in (("fastapi-async", 0.1), ("fastapi-def", 0.1), ("triton", 0.2), ("triton-tiers", 0.2)):
         yield from compared(_HIGH, "free", other, most)
@@ -125,11 +127,11 @@ def _verdicts(results: Mapping[str, Any]) -> Iterator[str]:
     if "slack" in goodput and len(goodput) > 1:
         best = max(goodput, key=lambda name: goodput[name])
         values = "; ".join(f"{told[name]}: {value:.2f}" for name, value in goodput.items())
-        ours = _word(best in ("slack", "refusing"))
+        ours = _format_verdict(best in ("slack", "refusing"))
         yield f"At {_FULL} the most pictures in time a second are Stillhouse's ({values}): {ours}"
 
 
-def _word(holds: bool) -> str:
+def _format_verdict(holds: bool) -> str:
     return "holds" if holds else "**does not hold**"
 
 

@@ -13,17 +13,17 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from benchmarks.serving.rival import Generation as PydanticGeneration
-from benchmarks.serving.ways import STEPS, WAYS, serving
+from benchmarks.serving.rival import FastApiGeneration as PydanticGeneration
+from benchmarks.serving.ways import SERVERS, STEPS, start_server
 from stillhouse.core import Picture
 from stillhouse.images.formats import encode_image
-from stillhouse.measure.clock import alternate, paired_ratio
-from stillhouse.serve.api.openai import Generation
-from stillhouse.serve.loadgen.http_client import Message, Reply, exchange
-from stillhouse.serve.loadgen.load_plan import Shot
-from stillhouse.serve.loadgen.request_class import Kind
-from stillhouse.serve.loadgen.send import Answer, send
-from stillhouse.serve.loadgen.server_state import server_of
+from stillhouse.measure.clock import paired_ratio, run_interleaved
+from stillhouse.serve.api.openai import ImageGenerationRequest
+from stillhouse.serve.loadgen.http_client import HttpRequest, HttpResponse, send_request
+from stillhouse.serve.loadgen.load_plan import ScheduledRequest
+from stillhouse.serve.loadgen.request_class import RequestClass
+from stillhouse.serve.loadgen.send import RequestResult, send_requests
+from stillhouse.serve.loadgen.server_state import open_target
 
 PICTURES = 8
 """That are drawn while health is asked for."""
@@ -41,48 +41,55 @@ _BODY = {
 }
 
 
-def blocking() -> list[dict[str, Any]]:
+def measure_blocking() -> list[dict[str, Any]]:
     """Seconds until a server says that it is well, asked every 20 ms while it draws eight pictures of 35 steps."""
     rows = []
     for name in ("fastapi-async", "fastapi-def", "slack"):
-        way = WAYS[name]
-        with serving(name) as server:
-            answers = asyncio.run(_watched(server.url, name))
+        way = SERVERS[name]
+        with start_server(name) as server:
+            answers = asyncio.run(_health_answers(server.url, name))
         seconds = [one.seconds for one in answers]
         p50, p99 = (float(value) for value in np.quantile(seconds, (0.5, 0.99)))
-        row = {"server": name, "told": way.told, "asked": len(seconds), "p50": p50, "p99": p99, "most": max(seconds)}
-        rows.append({**row, "unanswered": sum(not one.is_good for one in answers)})
+        row = {
+            "server": name,
+            "told": way.description,
+            "asked": len(seconds),
+            "p50": p50,
+            "p99": p99,
+            "most": max(seconds),
+        }
+        rows.append({**row, "unanswered": sum(not one.is_success for one in answers)})
     return rows
 
 
-async def _watched(url: str, name: str) -> list[Answer]:
+async def _health_answers(url: str, name: str) -> list[RequestResult]:
     """How the server answered while it drew."""
-    way = WAYS[name]
-    pro = Kind("pro", 1.0, "pro", {"steps": STEPS["pro"]})
-    door = await server_of(url, "openai", (pro,))
+    way = SERVERS[name]
+    pro = RequestClass("pro", 1.0, "pro", {"steps": STEPS["pro"]})
+    door = await open_target(url, "openai", (pro,))
     began = perf_counter()
-    await door.ask(Shot(0.0, pro, 0, "", "pro"))
+    await door.send(ScheduledRequest(0.0, pro, 0, "", "pro"))
     # Long enough for all of them, one after the other.
     length = PICTURES * (perf_counter() - began)
-    pictures = [Shot(0.0, pro, 0, str(number), "pro") for number in range(PICTURES)]
-    health = Kind("health", 1.0, "health")
-    looks = [Shot(_EVERY * number, health, 1, "", "health") for number in range(1, int(length / _EVERY))]
+    pictures = [ScheduledRequest(0.0, pro, 0, str(number), "pro") for number in range(PICTURES)]
+    health = RequestClass("health", 1.0, "health")
+    looks = [ScheduledRequest(_EVERY * number, health, 1, "", "health") for number in range(1, int(length / _EVERY))]
 
-    async def ask(shot: Shot) -> Reply:
-        if shot.kind is health:
-            return await exchange(door.place, Message("GET", way.ready), shot.client, 60.0)
-        return await door.ask(shot)
+    async def ask(shot: ScheduledRequest) -> HttpResponse:
+        if shot.request_class is health:
+            return await send_request(door.endpoint, HttpRequest("GET", way.ready), shot.client, 60.0)
+        return await door.send(shot)
 
-    return [one for one in await send([*pictures, *looks], ask) if one.shot.kind is health]
+    return [one for one in await send_requests([*pictures, *looks], ask) if one.request.request_class is health]
 
 
-def validation(calls: int = 2000, rounds: int = 15) -> dict[str, Any]:
+def measure_validation(calls: int = 2000, rounds: int = 15) -> dict[str, Any]:
     """Microseconds to read one request out of its JSON, by pydantic and by msgspec."""
     body = json.dumps(_BODY).encode()
-    seconds = alternate(
+    seconds = run_interleaved(
         {
-            "pydantic": lambda: _each(calls, lambda: PydanticGeneration.model_validate_json(body)),
-            "msgspec": lambda: _each(calls, lambda: msgspec.json.decode(body, type=Generation)),
+            "pydantic": lambda: _seconds_per_call(calls, lambda: PydanticGeneration.model_validate_json(body)),
+            "msgspec": lambda: _seconds_per_call(calls, lambda: msgspec.json.decode(body, type=ImageGenerationRequest)),
         },
         rounds,
     )
@@ -90,7 +97,7 @@ def validation(calls: int = 2000, rounds: int = 15) -> dict[str, Any]:
     return {**{name: 1e6 * median(taken) for name, taken in seconds.items()}, "ratio": asdict(ratio)}
 
 
-def encoding(runs: int = 7) -> list[dict[str, Any]]:
+def measure_encoding(runs: int = 7) -> list[dict[str, Any]]:
     """By size: seconds to encode one PNG, and how long a loop stands still where that is done on it, or beside it."""
     rows = []
     for size in SIZES:
@@ -98,10 +105,10 @@ def encoding(runs: int = 7) -> list[dict[str, Any]]:
         rows.append(
             {
                 "size": size,
-                "png": median(_each(1, partial(encode_image, image, "png")) for _ in range(runs)),
-                "jpeg": median(_each(1, partial(encode_image, image, "jpeg")) for _ in range(runs)),
-                "on_loop": median(asyncio.run(_stood_still(_on_loop(image))) for _ in range(runs)),
-                "in_thread": median(asyncio.run(_stood_still(_in_thread(image))) for _ in range(runs)),
+                "png": median(_seconds_per_call(1, partial(encode_image, image, "png")) for _ in range(runs)),
+                "jpeg": median(_seconds_per_call(1, partial(encode_image, image, "jpeg")) for _ in range(runs)),
+                "on_loop": median(asyncio.run(_longest_pause(_on_loop(image))) for _ in range(runs)),
+                "in_thread": median(asyncio.run(_longest_pause(_in_thread(image))) for _ in range(runs)),
             }
         )
     return rows
@@ -122,7 +129,7 @@ def _in_thread(image: Picture) -> Callable[[], Awaitable[object]]:
     return encoded
 
 
-async def _stood_still(work: Callable[[], Awaitable[object]]) -> float:
+async def _longest_pause(work: Callable[[], Awaitable[object]]) -> float:
     """The longest pause of a loop that has something to do every millisecond, while work is done."""
     longest = 0.0
 
@@ -154,7 +161,7 @@ def _photo(size: int) -> Picture:
     return image
 
 
-def _each(calls: int, call: Callable[[], object]) -> float:
+def _seconds_per_call(calls: int, call: Callable[[], object]) -> float:
     """Seconds of one call."""
     began = perf_counter()
     for _ in range(calls):

@@ -9,11 +9,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
 
-from benchmarks.serving.launch import Launch, Running, free_port, running
+from benchmarks.serving.launch import RunningServer, ServerCommand, free_port, run_server
 from benchmarks.serving.triton.environment import ROOT
-from benchmarks.serving.triton.launch import launch as launch_triton
-from stillhouse.serve.loadgen.protocols import Name
-from stillhouse.serve.loadgen.request_class import Kind
+from benchmarks.serving.triton.launch import triton_command as launch_triton
+from stillhouse.serve.loadgen.protocols import ProtocolName
+from stillhouse.serve.loadgen.request_class import RequestClass
 
 STEPS = {"free": 3, "pro": 35}
 SHARES = {"free": 0.8, "pro": 0.2}
@@ -21,7 +21,7 @@ _LOGS = ROOT / "build" / "serving"
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class ServerVariant:
     """A server that can be started.
 
     Args:
@@ -32,41 +32,47 @@ class Way:
         models: what it calls each tier.
     """
 
-    told: str
-    launch: Callable[[int, Path], Launch]
+    description: str
+    launch: Callable[[int, Path], ServerCommand]
     ready: str
-    protocol: Name = "openai"
+    protocol: ProtocolName = "openai"
     models: Mapping[str, str] = field(default_factory=lambda: {name: name for name in STEPS})
 
-    def kinds(self, alone: Mapping[str, float] | None = None) -> tuple[Kind, ...]:
+    def request_classes(self, isolated_seconds: Mapping[str, float] | None = None) -> tuple[RequestClass, ...]:
         """What is asked of it: the same of every server."""
         return tuple(
-            Kind(name, SHARES[name], self.models[name], {"steps": STEPS[name]}, alone[name] if alone else None)
+            RequestClass(
+                name,
+                SHARES[name],
+                self.models[name],
+                {"steps": STEPS[name]},
+                isolated_seconds[name] if isolated_seconds else None,
+            )
             for name in STEPS
         )
 
 
 @contextmanager
-def serving(name: str) -> Iterator[Running]:
+def start_server(name: str) -> Iterator[RunningServer]:
     """The server of that name, ready.
 
     Raises:
         RuntimeMissing: it cannot be had here.
         StillhouseError: it does not start.
     """
-    way, port = WAYS[name], free_port()
+    way, port = SERVERS[name], free_port()
     _LOGS.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f"{name}-", dir=_LOGS) as folder:
         workspace = Path(folder)
         launch = way.launch(port, workspace)
-        with running(launch, port, way.ready, _LOGS / f"{name}.log") as server:
+        with run_server(launch, port, way.ready, _LOGS / f"{name}.log") as server:
             yield server
 
 
-def ours(policy: str, lateness: float | None = float("inf")) -> Callable[[int, Path], Launch]:
+def stillhouse_command(policy: str, lateness: float | None = float("inf")) -> Callable[[int, Path], ServerCommand]:
     """Our own server with two tiers of the embedded model. With an infinite lateness nothing is refused."""
 
-    def launch(port: int, workspace: Path) -> Launch:
+    def launch(port: int, workspace: Path) -> ServerCommand:
         late = "" if lateness is None else f"lateness = {lateness}\n"
         tiers = [f'[tiers.{name}]\npipeline = "shapes"\nsteps = {steps}\n{late}' for name, steps in STEPS.items()]
         # The others take whatever comes, so here nothing is refused for a full queue either.
@@ -74,14 +80,14 @@ def ours(policy: str, lateness: float | None = float("inf")) -> Callable[[int, P
         config = workspace / "stillhouse.toml"
         config.write_text("\n".join([top, *tiers]))
         options = ["--config", str(config), "--port", str(port), "--grpc-port", "-1", "--log", "json"]
-        return Launch([sys.executable, "-m", "stillhouse", "serve", *options], _environment())
+        return ServerCommand([sys.executable, "-m", "stillhouse", "serve", *options], _environment())
 
     return launch
 
 
-def _rival(way: str) -> Callable[[int, Path], Launch]:
-    command = [sys.executable, "-m", "benchmarks.serving.rival", way]
-    return lambda port, workspace: Launch([*command, str(port)], _environment())
+def _fastapi_command(variant: str) -> Callable[[int, Path], ServerCommand]:
+    command = [sys.executable, "-m", "benchmarks.serving.rival", variant]
+    return lambda port, workspace: ServerCommand([*command, str(port)], _environment())
 
 
 def _environment() -> Mapping[str, str]:
@@ -89,28 +95,30 @@ def _environment() -> Mapping[str, str]:
 
 
 _ONE = MappingProxyType({"free": "shapes", "pro": "shapes"})
-WAYS: Mapping[str, Way] = MappingProxyType(
+SERVERS: Mapping[str, ServerVariant] = MappingProxyType(
     {
-        "fastapi-async": Way("FastAPI, blocking in `async def`", _rival("async"), "/health"),
-        "fastapi-def": Way("FastAPI, `def` in its thread pool", _rival("def"), "/health"),
-        "triton": Way(
+        "fastapi-async": ServerVariant("FastAPI, blocking in `async def`", _fastapi_command("async"), "/health"),
+        "fastapi-def": ServerVariant("FastAPI, `def` in its thread pool", _fastapi_command("def"), "/health"),
+        "triton": ServerVariant(
             "Triton, one model, dynamic batching",
             lambda port, workspace: launch_triton(["shapes"], port, workspace),
             "/v2/health/ready",
             "kserve",
             _ONE,
         ),
-        "triton-tiers": Way(
+        "triton-tiers": ServerVariant(
             "Triton, a model for each tier",
             lambda port, workspace: launch_triton(["free", "pro"], port, workspace),
             "/v2/health/ready",
             "kserve",
         ),
-        "fifo": Way("Stillhouse, first come first served", ours("fifo"), "/health/ready"),
-        "slack": Way("Stillhouse", ours("slack"), "/health/ready"),
-        "refusing": Way("Stillhouse, which refuses what would be late", ours("slack", None), "/health/ready"),
+        "fifo": ServerVariant("Stillhouse, first come first served", stillhouse_command("fifo"), "/health/ready"),
+        "slack": ServerVariant("Stillhouse", stillhouse_command("slack"), "/health/ready"),
+        "refusing": ServerVariant(
+            "Stillhouse, which refuses what would be late", stillhouse_command("slack", None), "/health/ready"
+        ),
     }
 )
 """Every way by name."""
-EVERYWHERE = tuple(name for name in WAYS if name != "refusing")
+ALL_TRACES_SERVERS = tuple(name for name in SERVERS if name != "refusing")
 """Those that are loaded with every trace."""

@@ -6,11 +6,11 @@ from numbers import Integral
 
 from stillhouse.errors import InvalidRequest
 
-LONGEST = 80
+MAX_SHOWN = 80
 """Letters of a name that are told back, and looked for among the allowed ones: comparing takes their square."""
 
 
-def check_choice(word: str, given: object, allowed: Iterable[str]) -> None:
+def check_choice(label: str, value: object, allowed: Iterable[str]) -> None:
     """Refuse a name that is not among the allowed ones, and offer the nearest of them.
 
     >>> check_choice("sampler", "dim", ("ddim", "heun"))
@@ -19,21 +19,21 @@ def check_choice(word: str, given: object, allowed: Iterable[str]) -> None:
     stillhouse.errors.InvalidRequest: there is no sampler 'dim'; allowed: ddim, heun; did you mean 'ddim'?
     """
     names = tuple(allowed)
-    if given in names:
+    if value in names:
         return
-    shown = given[:LONGEST] if isinstance(given, str) else given
+    shown = value[:MAX_SHOWN] if isinstance(value, str) else value
     near = get_close_matches(str(shown).lower(), names, n=1, cutoff=0.5)
     fix = f"did you mean {near[0]!r}?" if near else None
-    raise InvalidRequest(f"there is no {word} {shown!r}", allowed=", ".join(names), fix=fix)
+    raise InvalidRequest(f"there is no {label} {shown!r}", allowed=", ".join(names), fix=fix)
 
 
-def check_whole(word: str, given: object, least: int, most: int) -> None:
+def check_integer(label: str, value: object, minimum: int, maximum: int) -> None:
     """Refuse what is not a whole number from least to most."""
-    if isinstance(given, bool) or not isinstance(given, Integral) or not least <= int(given) <= most:
-        raise InvalidRequest(f"{word} is {given!r}", allowed=f"a whole number from {least} to {most}")
+    if isinstance(value, bool) or not isinstance(value, Integral) or not minimum <= int(value) <= maximum:
+        raise InvalidRequest(f"{label} is {value!r}", allowed=f"a whole number from {minimum} to {maximum}")
 
 
-def check_number(word: str, given: object, least: float, most: float) -> None:
+def check_number(label: str, value: object, minimum: float, maximum: float) -> None:
     """Refuse a number that is not from least to most, and anything that is no number."""
-    if not isinstance(given, int | float) or not least <= given <= most:
-        raise InvalidRequest(f"{word} is {given!r}", allowed=f"a number from {least:g} to {most:g}")
+    if not isinstance(value, int | float) or not minimum <= value <= maximum:
+        raise InvalidRequest(f"{label} is {value!r}", allowed=f"a number from {minimum:g} to {maximum:g}")

@@ -12,7 +12,7 @@ _NAME_LENGTH = 256
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of cuda.h
 
 
-FP8 = (8, 9)
+FP8_CAPABILITY = (8, 9)
 """The least compute capability with products in fp8."""
 
 
@@ -34,28 +34,28 @@ class Gpu:
     def has_fp8(self) -> bool:
         """Whether its matrix units multiply numbers of eight bits with a point: from Ada Lovelace on."""
         major, minor = map(int, self.capability.split("."))
-        return (major, minor) >= FP8
+        return (major, minor) >= FP8_CAPABILITY
 
 
 @lru_cache(maxsize=1)
-def gpus() -> tuple[Gpu, ...]:
+def find_gpus() -> tuple[Gpu, ...]:
     """All that CUDA_VISIBLE_DEVICES lets this process see; none where there is no driver.
 
     >>> isinstance(gpus(), tuple)
     True
     """
-    driver = _opened()
-    return () if driver is None else _found(driver)
+    driver = _load_driver()
+    return () if driver is None else _query_gpus(driver)
 
 
-def no_gpu() -> str | None:
+def no_gpu_reason() -> str | None:
     """Why there is none; None where there is one."""
-    if gpus():
+    if find_gpus():
         return None
-    return "no driver of NVIDIA's is installed" if _opened() is None else "the driver finds no GPU"
+    return "no driver of NVIDIA's is installed" if _load_driver() is None else "the driver finds no GPU"
 
 
-def index_of(device: str) -> int:
+def device_index(device: str) -> int:
     """Which GPU a device's name means.
 
     >>> index_of("cuda"), index_of("cuda:1")
@@ -64,27 +64,27 @@ def index_of(device: str) -> int:
     return int(device.partition(":")[2] or 0)
 
 
-def check_index(device: str, found: Sequence[Gpu]) -> str | None:
+def device_error(device: str, available: Sequence[Gpu]) -> str | None:
     """What is wrong with a device's name, "cuda" or "cuda:1"; None where it is one of these.
 
     >>> check_index("cuda:1", [Gpu("One", 1 << 30, "9.0")])
     'there is no GPU cuda:1 among cuda:0 (One)'
     """
-    index = index_of(device)
-    if index < len(found):
+    index = device_index(device)
+    if index < len(available):
         return None
-    told = ", ".join(f"cuda:{number} ({one.name})" for number, one in enumerate(found))
-    return f"there is no GPU {device} among {told}" if told else f"there is no GPU {device}: {no_gpu()}"
+    told = ", ".join(f"cuda:{number} ({one.name})" for number, one in enumerate(available))
+    return f"there is no GPU {device} among {told}" if told else f"there is no GPU {device}: {no_gpu_reason()}"
 
 
-def used(index: int = 0) -> int | None:
+def used_memory(index: int = 0) -> int | None:
     """Bytes of a GPU's memory that are in use, by whatever process; None where there is no such GPU.
 
     The driver is asked in this process's own context of the GPU, the one that every runtime shares, and which takes
     some of that memory itself.
     """
-    driver = _opened()
-    if driver is None or index >= len(gpus()):
+    driver = _load_driver()
+    if driver is None or index >= len(find_gpus()):
         return None
     device, context, free, whole = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_size_t()
     driver.cuDeviceGet(ctypes.byref(device), index)
@@ -100,20 +100,20 @@ def used(index: int = 0) -> int | None:
     return None if failed else whole.value - free.value
 
 
-def _opened() -> Any:
+def _load_driver() -> Any:
     with suppress(OSError):
         return ctypes.CDLL(_DRIVER)
     return None
 
 
-def _found(driver: Any) -> tuple[Gpu, ...]:
+def _query_gpus(driver: Any) -> tuple[Gpu, ...]:
     count = ctypes.c_int()
     if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
         return ()
-    return tuple(_gpu(driver, index) for index in range(count.value))
+    return tuple(_query_gpu(driver, index) for index in range(count.value))
 
 
-def _gpu(driver: Any, index: int) -> Gpu:
+def _query_gpu(driver: Any, index: int) -> Gpu:
     device, memory = ctypes.c_int(), ctypes.c_size_t()
     name = ctypes.create_string_buffer(_NAME_LENGTH)
     driver.cuDeviceGet(ctypes.byref(device), index)

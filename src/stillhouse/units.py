@@ -9,7 +9,7 @@ _BYTES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 2
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Z]*)")
 
 
-def read_seconds(text: str) -> float:
+def parse_duration(text: str) -> float:
     """Seconds out of 90, 90s, 10m, 1h, 2d.
 
     Raises:
@@ -24,7 +24,7 @@ def read_seconds(text: str) -> float:
     return float(found[1]) * _SECONDS[found[2]]
 
 
-def read_bytes(text: str) -> int:
+def parse_size(text: str) -> int:
     """Bytes out of 4GiB, 500MiB, 1000.
 
     Raises:

@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 
 from stillhouse.accelerate.calibration.calibration_data import Probe, write_probes
-from stillhouse.accelerate.evaluation.evaluate import Bench, attempt
-from stillhouse.accelerate.evaluation.latency import Effort
-from stillhouse.accelerate.options import Asked
+from stillhouse.accelerate.evaluation.evaluate import EvaluationContext, evaluate
+from stillhouse.accelerate.evaluation.latency import TimingBudget
+from stillhouse.accelerate.options import AccelerateOptions
 from stillhouse.accelerate.records.candidate import Candidate
 from stillhouse.accelerate.records.report import Bounds, Report, read_report
-from stillhouse.accelerate.sweep import sweep
-from stillhouse.accelerate.workspace import settle
+from stillhouse.accelerate.sweep import run_sweep
+from stillhouse.accelerate.workspace import prepare_workspace
 from stillhouse.pipelines.network import open_network
 from tests.accelerate.networks import detector
 
 FAULTY = Path(__file__).parent / "faulty"
-FAULTS = ("nan", "noise", "ones", "crowd", "hang", "hoard", "crash")
+FAULTS = ("nan", "noise", "ones", "large_batch_nan", "hang", "memory_hog", "crash")
 
 
 @pytest.fixture(scope="module")
@@ -28,15 +28,15 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(FAULTY))
         patch.setenv("PYTHONPATH", str(FAULTY) + os.pathsep + os.environ.get("PYTHONPATH", ""))
-        target = settle(str(detector(folder / "detector.onnx")), folder / "faster")
-        report = sweep(
+        target = prepare_workspace(str(detector(folder / "detector.onnx")), folder / "faster")
+        report = run_sweep(
             target,
-            Asked(
-                limit=12.0,
-                memory=1 << 30,
-                engines=("onnxruntime", *FAULTS),
+            AccelerateOptions(
+                timeout=12.0,
+                memory_limit=1 << 30,
+                backends=("onnxruntime", *FAULTS),
                 recipes=("f32",),
-                effort=Effort(least=5, most=5),
+                timing_budget=TimingBudget(min_rounds=5, max_rounds=5),
             ),
         )
     return folder / "faster", report
@@ -48,9 +48,9 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
         ("nan", "rejected", "NaN or infinite"),
         ("noise", "rejected", "below the bound"),
         ("ones", "rejected", "below the bound"),
-        ("crowd", "rejected", "at 8 rows together, boxes are NaN or infinite"),
+        ("large_batch_nan", "rejected", "at 8 rows together, boxes are NaN or infinite"),
         ("hang", "failed", "took more than 12 s"),
-        ("hoard", "failed", "more than the 1.0 GiB allowed"),
+        ("memory_hog", "failed", "more than the 1.0 GiB allowed"),
         ("crash", "failed", "SIGSEGV"),
     ],
 )
@@ -76,9 +76,13 @@ def test_a_batch_that_an_engine_cannot_run_ends_its_curve_and_nothing_else(
 ) -> None:
     monkeypatch.syspath_prepend(str(FAULTY))
     monkeypatch.setenv("PYTHONPATH", str(FAULTY) + os.pathsep + os.environ.get("PYTHONPATH", ""))
-    target = settle(str(detector(tmp_path / "detector.onnx")), tmp_path / "faster")
-    asked = Asked(engines=("onnxruntime", "shy"), recipes=("f32",), effort=Effort(least=5, most=5))
-    (trial,) = (one for one in sweep(target, asked).trials if one.candidate.backend == "shy")
+    target = prepare_workspace(str(detector(tmp_path / "detector.onnx")), tmp_path / "faster")
+    asked = AccelerateOptions(
+        backends=("onnxruntime", "large_batch_error"),
+        recipes=("f32",),
+        timing_budget=TimingBudget(min_rounds=5, max_rounds=5),
+    )
+    (trial,) = (one for one in run_sweep(target, asked).trials if one.candidate.backend == "large_batch_error")
     assert (trial.status, trial.reason) == ("accepted", "")
     assert set(trial.batch) <= {"1", "2"}
 
@@ -91,11 +95,20 @@ def test_an_engine_that_a_batch_is_too_much_for_is_there_again_for_what_is_left(
     monkeypatch.setenv("PYTHONPATH", str(FAULTY) + os.pathsep + os.environ.get("PYTHONPATH", ""))
     graph, probes = detector(tmp_path / "detector.onnx"), tmp_path / "probes.npz"
     write_probes(probes, [Probe("ones", {"images": np.ones((2, 3, 64, 64), np.float32)})])
-    bench = Bench(tmp_path / "trials", tmp_path, graph, probes, Bounds(), 2, effort=Effort(2, 2), batches=True)
-    trial, reference = attempt(Candidate("network", "frail"), bench, None)
+    bench = EvaluationContext(
+        tmp_path / "trials",
+        tmp_path,
+        graph,
+        probes,
+        Bounds(),
+        2,
+        timing_budget=TimingBudget(2, 2),
+        measure_batches=True,
+    )
+    trial, reference = evaluate(Candidate("network", "large_batch_crash"), bench, None)
     assert trial.status == "accepted" and set(trial.batch) == {"1", "2"}
-    assert reference and reference.subject.is_alive
+    assert reference and reference.process.is_alive
     try:
-        assert float(reference.subject.ask("time", 1, limit=60.0)) > 0
+        assert float(reference.process.call("time_calls", 1, timeout=60.0)) > 0
     finally:
-        reference.subject.kill()
+        reference.process.kill()

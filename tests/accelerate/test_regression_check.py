@@ -9,28 +9,28 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from stillhouse.accelerate.calibration.calibration_data import PROBES
-from stillhouse.accelerate.calibration.record_calibration import probe_pipeline
-from stillhouse.accelerate.evaluation.evaluate import MADE_FOLDER
-from stillhouse.accelerate.evaluation.latency import Effort
-from stillhouse.accelerate.options import Asked
+from stillhouse.accelerate.calibration.calibration_data import PROBES_FILE
+from stillhouse.accelerate.calibration.record_calibration import record_pipeline_probes
+from stillhouse.accelerate.evaluation.evaluate import ARTIFACTS_FOLDER
+from stillhouse.accelerate.evaluation.latency import TimingBudget
+from stillhouse.accelerate.options import AccelerateOptions
 from stillhouse.accelerate.records.candidate import DECODER, NETWORK, PIPELINE, Candidate
 from stillhouse.accelerate.records.report import Bounds, Report, write_report
 from stillhouse.accelerate.records.trial import Trial
-from stillhouse.accelerate.regression_check import RECHECKED, Finding, recheck
-from stillhouse.accelerate.search.pipeline_processes import CHOSEN
-from stillhouse.accelerate.sweep import sweep
-from stillhouse.accelerate.workspace import original, settle
+from stillhouse.accelerate.regression_check import RECHECK_FOLDER, RegressionResult, check_regression
+from stillhouse.accelerate.search.pipeline_processes import CHOSEN_PIPELINE
+from stillhouse.accelerate.sweep import run_sweep
+from stillhouse.accelerate.workspace import original_components, prepare_workspace
 from stillhouse.cli import main
 from stillhouse.errors import PipelineError
 from stillhouse.measure.clock import Ratio
 from stillhouse.pipelines.manifest import MANIFEST, TRIALS, read_manifest, write_manifest
 from tests.accelerate.networks import detector
-from tests.accelerate.trials import report, trial
+from tests.accelerate.trials import make_report, make_trial
 
 WIDE, FAST = Ratio(1.0, 0.0, 1e6), Ratio(1000.0, 900.0, 1100.0)
 """An interval that any machine keeps, and one that none does."""
-QUICK = Effort(least=3, most=3)
+QUICK = TimingBudget(min_rounds=3, max_rounds=3)
 STEPS = 2
 Swept = tuple[Path, Report]
 
@@ -39,9 +39,11 @@ Swept = tuple[Path, Report]
 def original_sweep(tmp_path_factory: pytest.TempPathFactory) -> Swept:
     """A sweep of the detector, of which int8 is chosen, whatever was the fastest."""
     folder = tmp_path_factory.mktemp("recheck")
-    asked = Asked(engines=("onnxruntime",), recipes=("int8-static",), threads=1, limit=120.0, effort=QUICK)
-    found = sweep(settle(str(detector(folder / "detector.onnx")), folder / "out"), asked)
-    (made,) = [one for one in found.trials if one.artefact]
+    asked = AccelerateOptions(
+        backends=("onnxruntime",), recipes=("int8-static",), threads=1, timeout=120.0, timing_budget=QUICK
+    )
+    found = run_sweep(prepare_workspace(str(detector(folder / "detector.onnx")), folder / "out"), asked)
+    (made,) = [one for one in found.trials if one.artifact]
     assert made.status == "accepted", made.reason
     return folder / "out", replace(found, chosen={NETWORK: made.candidate.key})
 
@@ -55,7 +57,7 @@ def swept(original_sweep: Swept, tmp_path: Path) -> Swept:
 
 def few_rounds(patch: pytest.MonkeyPatch) -> None:
     """No figure matters here: intervals are as wide, or as far away, as a test needs them."""
-    patch.setattr("stillhouse.accelerate.regression_check.Effort", lambda **_: QUICK)
+    patch.setattr("stillhouse.accelerate.regression_check.TimingBudget", lambda **_: QUICK)
     patch.setattr("stillhouse.accelerate.regression_check._ROUNDS", 3)
 
 
@@ -89,32 +91,32 @@ def spoil(graph: Path) -> None:
 
 def test_what_is_deployed_is_opened_and_not_made_again(swept: Swept) -> None:
     directory, found = swept
-    made = directory / TRIALS / NETWORK / MADE_FOLDER
+    made = directory / TRIALS / NETWORK / ARTIFACTS_FOLDER
     before = times(made)
-    (finding,) = recheck(directory, timed(found, WIDE))
-    assert (finding.component, finding.wrong) == (NETWORK, "")
-    assert (finding.today.status, finding.today.candidate) == ("accepted", chosen(found).candidate)
-    assert (finding.today.graph, finding.today.artefact) == (chosen(found).graph, chosen(found).artefact)
-    assert finding.today.worst and finding.today.worst == chosen(found).worst
-    assert finding.today.ratio and finding.today.ratio.value != 1.0
+    (finding,) = check_regression(directory, timed(found, WIDE))
+    assert (finding.component, finding.problem) == (NETWORK, "")
+    assert (finding.measured.status, finding.measured.candidate) == ("accepted", chosen(found).candidate)
+    assert (finding.measured.graph, finding.measured.artifact) == (chosen(found).graph, chosen(found).artifact)
+    assert finding.measured.worst_fidelity and finding.measured.worst_fidelity == chosen(found).worst_fidelity
+    assert finding.measured.ratio and finding.measured.ratio.value != 1.0
     assert times(made) == before
-    assert list(directory.rglob(MADE_FOLDER)) == [made]
+    assert list(directory.rglob(ARTIFACTS_FOLDER)) == [made]
 
 
 def test_a_chosen_baseline_is_as_fast_as_itself(swept: Swept) -> None:
     directory, found = swept
-    (finding,) = recheck(directory, replace(found, chosen=found.baselines))
-    assert finding.wrong == "" and finding.today.ratio and finding.today.ratio.value == 1.0
-    assert len(list((directory / TRIALS / NETWORK / RECHECKED).iterdir())) == 1
+    (finding,) = check_regression(directory, replace(found, chosen=found.baselines))
+    assert finding.problem == "" and finding.measured.ratio and finding.measured.ratio.value == 1.0
+    assert len(list((directory / TRIALS / NETWORK / RECHECK_FOLDER).iterdir())) == 1
 
 
 def test_what_was_faster_is_found_slower(swept: Swept) -> None:
     directory, found = swept
-    (finding,) = recheck(directory, timed(found, FAST))
-    assert finding.today.ratio and finding.today.ratio.high < FAST.low
-    assert finding.today.status == "accepted"
-    assert finding.wrong == (
-        f"it is {finding.today.ratio.value:.2f} ({finding.today.ratio.low:.2f} to {finding.today.ratio.high:.2f}) "
+    (finding,) = check_regression(directory, timed(found, FAST))
+    assert finding.measured.ratio and finding.measured.ratio.high < FAST.low
+    assert finding.measured.status == "accepted"
+    assert finding.problem == (
+        f"it is {finding.measured.ratio.value:.2f} ({finding.measured.ratio.low:.2f} to {finding.measured.ratio.high:.2f}) "
         "times as fast as the baseline, and was 1000.00 (900.00 to 1100.00)"
     )
 
@@ -122,9 +124,9 @@ def test_what_was_faster_is_found_slower(swept: Swept) -> None:
 def test_spoilt_weights_are_found_worse(swept: Swept) -> None:
     directory, found = swept
     spoil(directory / (chosen(found).graph or ""))
-    (finding,) = recheck(directory, timed(found, WIDE))
-    assert "below the bound of 20.0 dB" in finding.wrong
-    assert finding.today.status == "rejected"
+    (finding,) = check_regression(directory, timed(found, WIDE))
+    assert "below the bound of 20.0 dB" in finding.problem
+    assert finding.measured.status == "rejected"
 
 
 @pytest.mark.parametrize(("which", "told"), [("baseline", "the baseline does not run: "), ("chosen", "")])
@@ -132,31 +134,31 @@ def test_a_graph_that_is_none_any_more_is_found(swept: Swept, which: str, told: 
     directory, found = swept
     spoilt = chosen(found) if which == "chosen" else found.trial(NETWORK, found.baselines[NETWORK])
     (directory / (spoilt.graph or "")).write_bytes(b"no graph")
-    (finding,) = recheck(directory, timed(found, WIDE))
-    assert finding.today.status == "failed"
-    assert finding.today.candidate == spoilt.candidate
-    assert finding.wrong == told + finding.today.reason and finding.today.reason
+    (finding,) = check_regression(directory, timed(found, WIDE))
+    assert finding.measured.status == "failed"
+    assert finding.measured.candidate == spoilt.candidate
+    assert finding.problem == told + finding.measured.reason and finding.measured.reason
 
 
 @pytest.mark.parametrize("which", ["probes", "chosen", "baseline"])
 def test_what_is_missing_is_named(swept: Swept, which: str) -> None:
     directory, found = swept
     files = {
-        "probes": f"{TRIALS}/{NETWORK}/{PROBES}",
+        "probes": f"{TRIALS}/{NETWORK}/{PROBES_FILE}",
         "chosen": chosen(found).graph,
         "baseline": found.trial(NETWORK, found.baselines[NETWORK]).graph,
     }
     missing = directory / (files[which] or "")
     missing.unlink()
     with pytest.raises(PipelineError, match=f"{missing} is missing; run the sweep again"):
-        next(recheck(directory, found))
-    assert not (directory / TRIALS / NETWORK / RECHECKED).exists()
+        next(check_regression(directory, found))
+    assert not (directory / TRIALS / NETWORK / RECHECK_FOLDER).exists()
 
 
 def test_where_nothing_was_chosen_there_is_nothing_to_check(swept: Swept) -> None:
     directory, found = swept
     with pytest.raises(PipelineError, match="nothing was chosen"):
-        next(recheck(directory, replace(found, chosen={})))
+        next(check_regression(directory, replace(found, chosen={})))
 
 
 @pytest.mark.parametrize(
@@ -174,14 +176,14 @@ def test_the_exit_code_says_whether_all_is_well(
     assert line.endswith(verdict)
 
 
-@pytest.mark.parametrize(("lack", "told"), [("probes", f"{PROBES} is missing"), ("choice", "nothing was chosen")])
+@pytest.mark.parametrize(("lack", "told"), [("probes", f"{PROBES_FILE} is missing"), ("choice", "nothing was chosen")])
 def test_what_cannot_be_checked_is_explained(
     swept: Swept, capsys: pytest.CaptureFixture[str], lack: str, told: str
 ) -> None:
     directory, found = swept
     write_report(directory, replace(found, chosen={}) if lack == "choice" else found)
     if lack == "probes":
-        (directory / TRIALS / NETWORK / PROBES).unlink()
+        (directory / TRIALS / NETWORK / PROBES_FILE).unlink()
     assert main(["check", str(directory)]) == 2
     said = capsys.readouterr()
     assert said.out == ""
@@ -196,45 +198,47 @@ def test_a_directory_may_be_named_from_where_one_is(swept: Swept, monkeypatch: p
 
 
 @pytest.fixture(scope="module")
-def findings(tmp_path_factory: pytest.TempPathFactory) -> list[Finding]:
+def findings(tmp_path_factory: pytest.TempPathFactory) -> list[RegressionResult]:
     """Of the Shapes model with few steps, as if a sweep had chosen OpenVINO, a decoder that sees tiles, and its own
     way to walk, which was far faster once."""
-    directory = settle("shapes", tmp_path_factory.mktemp("pictures") / "out").directory
+    directory = prepare_workspace("shapes", tmp_path_factory.mktemp("pictures") / "out").directory
     manifest = read_manifest(directory)
     write_manifest(directory, replace(manifest, defaults=replace(manifest.defaults, steps=STEPS)))
     shutil.copyfile(directory / MANIFEST, directory / TRIALS / MANIFEST)
-    probe_pipeline(directory, {name: directory / TRIALS / name / PROBES for name in ("unet", DECODER)}, (), None)
+    record_pipeline_probes(
+        directory, {name: directory / TRIALS / name / PROBES_FILE for name in ("unet", DECODER)}, (), None
+    )
     networks = (Candidate("unet", "openvino"), Candidate(DECODER, "openvino", options={"tile": "32"}))
     baselines = [Candidate(one.component, "onnxruntime") for one in networks]
     tried = [
-        replace(trial("", candidate=one, graph=original(directory)[one.component].graph), ratio=WIDE)
+        replace(make_trial("", candidate=one, graph=original_components(directory)[one.component].graph), ratio=WIDE)
         for one in (*networks, *baselines)
     ]
-    found = report(
+    found = make_report(
         *tried,
-        replace(trial("", candidate=CHOSEN), ratio=FAST),
+        replace(make_trial("", candidate=CHOSEN_PIPELINE), ratio=FAST),
         bounds=Bounds(min_sqnr=10.0, min_psnr=20.0),
         baselines={one.component: one.key for one in baselines},
-        chosen={one.component: one.key for one in (*networks, CHOSEN)},
+        chosen={one.component: one.key for one in (*networks, CHOSEN_PIPELINE)},
     )
     with pytest.MonkeyPatch.context() as patch:
         few_rounds(patch)
-        return list(recheck(directory, found))
+        return list(check_regression(directory, found))
 
 
-def test_whole_pictures_are_checked_after_the_networks(findings: list[Finding]) -> None:
+def test_whole_pictures_are_checked_after_the_networks(findings: list[RegressionResult]) -> None:
     assert [one.component for one in findings] == ["unet", DECODER, PIPELINE]
     unet, decoder, whole = findings
-    assert (unet.wrong, decoder.wrong) == ("", "")
-    assert whole.today.candidate == CHOSEN and whole.today.status == "accepted"
-    assert whole.today.pictures and whole.today.pictures.count == 24
-    assert whole.today.ratio and whole.today.ratio.high < FAST.low
-    assert whole.wrong.endswith("and was 1000.00 (900.00 to 1100.00)")
+    assert (unet.problem, decoder.problem) == ("", "")
+    assert whole.measured.candidate == CHOSEN_PIPELINE and whole.measured.status == "accepted"
+    assert whole.measured.pictures and whole.measured.pictures.count == 24
+    assert whole.measured.ratio and whole.measured.ratio.high < FAST.low
+    assert whole.problem.endswith("and was 1000.00 (900.00 to 1100.00)")
 
 
-def test_a_decoder_that_saw_tiles_sees_tiles_again(findings: list[Finding]) -> None:
+def test_a_decoder_that_saw_tiles_sees_tiles_again(findings: list[RegressionResult]) -> None:
     unet, decoder, whole = findings
-    assert unet.today.worst and unet.today.worst.sqnr > 60.0
+    assert unet.measured.worst_fidelity and unet.measured.worst_fidelity.sqnr > 60.0
     # Networks that see whole pictures err by rounding only, which leaves them far above 50 dB.
-    assert decoder.today.worst and decoder.today.worst.sqnr < 40.0
-    assert whole.today.pictures and whole.today.pictures.psnr < 50.0
+    assert decoder.measured.worst_fidelity and decoder.measured.worst_fidelity.sqnr < 40.0
+    assert whole.measured.pictures and whole.measured.pictures.psnr < 50.0

@@ -16,21 +16,21 @@ from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 from openpyxl import load_workbook
 
-from stillhouse.accelerate.calibration.calibration_data import PROBES, Probe, read_probes
-from stillhouse.accelerate.evaluation.candidate_process import Subject
-from stillhouse.accelerate.evaluation.candidate_worker import OUTPUTS
-from stillhouse.accelerate.evaluation.task import TASK, read_task
+from stillhouse.accelerate.calibration.calibration_data import PROBES_FILE, Probe, read_probes
+from stillhouse.accelerate.evaluation.candidate_process import CandidateProcess
+from stillhouse.accelerate.evaluation.candidate_worker import OUTPUTS_FILE
+from stillhouse.accelerate.evaluation.task import TASK_FILE, read_task
 from stillhouse.accelerate.records.candidate import NETWORK
 from stillhouse.accelerate.records.report import Report, read_report
 from stillhouse.accelerate.records.trial import Trial
-from stillhouse.accelerate.workspace import settle
-from stillhouse.backends.precision import half
+from stillhouse.accelerate.workspace import prepare_workspace
+from stillhouse.backends.precision import convert_to_float16
 from stillhouse.backends.registry import open_runner
 from stillhouse.cli import main
-from stillhouse.measure.fidelity import compare
+from stillhouse.measure.fidelity import compare_tensors
 from stillhouse.pipelines.manifest import TRIALS
 from stillhouse.pipelines.network import open_network
-from tests.accelerate.networks import BIG, FLOAT, INT64, Draft, Value
+from tests.accelerate.networks import EXTERNAL_BYTES, FLOAT, INT64, GraphBuilder, ValueInfo
 
 FAULTY = Path(__file__).parent / "faulty"
 RUNTIMES = ("onnxruntime", "openvino")
@@ -70,7 +70,7 @@ iterations: {ITERATIONS}
 COLD = f"""
 from time import perf_counter
 
-from faulty_backend import Engine
+from faulty_backend import FaultyBackend
 
 calls = 0
 
@@ -84,7 +84,7 @@ def _slow_at_first(feeds, results):
     return results
 
 
-cold = Engine("cold", _slow_at_first)
+cold = FaultyBackend("cold", _slow_at_first)
 """
 """An engine that is right, and slow at first, as one that makes its kernels when they are needed."""
 
@@ -126,7 +126,7 @@ class Swept:
 
     @property
     def probes(self) -> list[Probe]:
-        return read_probes(self.out / TRIALS / NETWORK / PROBES)
+        return read_probes(self.out / TRIALS / NETWORK / PROBES_FILE)
 
     def only(self, backend: str, recipe: str = "f32") -> Trial:
         """The one trial of that engine and recipe."""
@@ -143,14 +143,14 @@ class Swept:
         return line
 
 
-class Halves(Draft):
+class Halves(GraphBuilder):
     """A draft whose weights are float16 in the file, each behind a Cast, as in a model that was stored in halves."""
 
     def constant(self, value: NDArray[Any] | Sequence[Any]) -> str:
         array = np.asarray(value)
         if array.dtype != np.float32:
             return super().constant(array)
-        return self.add("Cast", super().constant(array.astype(np.float16)), to=FLOAT)
+        return self.add_node("Cast", super().constant(array.astype(np.float16)), to=FLOAT)
 
 
 def two_headed(path: Path, seed: int = 0) -> Path:
@@ -160,25 +160,33 @@ def two_headed(path: Path, seed: int = 0) -> Path:
     features [batch, FEATURES].
     """
     net = Halves(seed)
-    x = net.add("Gelu", net.convolution("sample", CHANNELS, WIDTH))
-    gate = net.add("Sigmoid", net.convolution("condition", CHANNELS, WIDTH))
-    angles = net.add(
+    x = net.add_node("Gelu", net.convolution("sample", CHANNELS, WIDTH))
+    gate = net.add_node("Sigmoid", net.convolution("condition", CHANNELS, WIDTH))
+    angles = net.add_node(
         "Mul",
-        net.add("Unsqueeze", net.add("Cast", "timestep", to=FLOAT), net.constant(np.array([1]))),
+        net.add_node("Unsqueeze", net.add_node("Cast", "timestep", to=FLOAT), net.constant(np.array([1]))),
         net.constant((1000.0 ** -(np.arange(WIDTH // 2) / (WIDTH // 2))).astype(np.float32)),
     )
-    waves = net.add("Concat", net.add("Sin", angles), net.add("Cos", angles), axis=1)
-    time = net.add("Unsqueeze", net.linear(waves, WIDTH, WIDTH), net.constant(np.array([2, 3])))
-    x = net.add("Add", net.add("Mul", x, gate), time)
-    net.add("Identity", net.convolution(x, WIDTH, CHANNELS), out="noise")
-    pooled = net.add("Reshape", net.add("GlobalAveragePool", x), net.constant(np.array([0, WIDTH])))
+    waves = net.add_node("Concat", net.add_node("Sin", angles), net.add_node("Cos", angles), axis=1)
+    time = net.add_node("Unsqueeze", net.linear(waves, WIDTH, WIDTH), net.constant(np.array([2, 3])))
+    x = net.add_node("Add", net.add_node("Mul", x, gate), time)
+    net.add_node("Identity", net.convolution(x, WIDTH, CHANNELS), out="noise")
+    pooled = net.add_node("Reshape", net.add_node("GlobalAveragePool", x), net.constant(np.array([0, WIDTH])))
     wide = net.norm(net.linear(pooled, WIDTH, INSIDE), INSIDE)
-    net.add("MatMul", net.add("Gelu", net.linear(wide, INSIDE, INSIDE)), net.weight(INSIDE, FEATURES), out="features")
+    net.add_node(
+        "MatMul", net.add_node("Gelu", net.linear(wide, INSIDE, INSIDE)), net.weight(INSIDE, FEATURES), out="features"
+    )
     picture: Sequence[int | str | None] = ["batch", CHANNELS, "height", "width"]
-    inputs: list[Value] = [("sample", picture, FLOAT), ("timestep", ["batch"], INT64), ("condition", picture, FLOAT)]
-    outputs: list[Value] = [("noise", picture, FLOAT), ("features", ["batch", FEATURES], FLOAT)]
-    model = onnx.load(net.write(path, inputs, outputs, opset=OPSET))
-    onnx.save_model(model, path, save_as_external_data=True, all_tensors_to_one_file=False, size_threshold=BIG)
+    inputs: list[ValueInfo] = [
+        ("sample", picture, FLOAT),
+        ("timestep", ["batch"], INT64),
+        ("condition", picture, FLOAT),
+    ]
+    outputs: list[ValueInfo] = [("noise", picture, FLOAT), ("features", ["batch", FEATURES], FLOAT)]
+    model = onnx.load(net.write_model(path, inputs, outputs, opset=OPSET))
+    onnx.save_model(
+        model, path, save_as_external_data=True, all_tensors_to_one_file=False, size_threshold=EXTERNAL_BYTES
+    )
     return path
 
 
@@ -274,9 +282,9 @@ def _made(swept: Swept, trial: Trial, folder: Path) -> Path:
     assert trial.graph and trial.reproduce, trial.reason
     if (swept.out / trial.graph).is_file():
         return swept.out / trial.graph
-    task = read_task((swept.out / trial.reproduce).parent / TASK)
-    with Subject(replace(task, folder=str(folder), artefact=str(folder / "made"))) as subject:
-        return Path(subject.ask("build", limit=60.0)["graph"])
+    task = read_task((swept.out / trial.reproduce).parent / TASK_FILE)
+    with CandidateProcess(replace(task, folder=str(folder), artifact=str(folder / "made"))) as subject:
+        return Path(subject.call("build", timeout=60.0)["graph"])
 
 
 def answers(graph: Path, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -287,7 +295,7 @@ def answers(graph: Path, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray
 
 
 def sqnr(wanted: ArrayLike, got: ArrayLike) -> float:
-    return compare(np.asarray(wanted), np.asarray(got)).sqnr
+    return compare_tensors(np.asarray(wanted), np.asarray(got)).sqnr
 
 
 def files_of(graph: Path) -> set[Path]:
@@ -308,7 +316,7 @@ def test_fault_01_a_cpu_needs_no_driver_of_a_gpu(swept: Swept, traps: Path) -> N
 def test_fault_02_an_engine_that_is_right_on_ones_only_is_found_out(swept: Swept) -> None:
     """Its only probe was ones, for every input."""
     ones = swept.only("ones")
-    assert ones.status == "rejected" and ones.worst and ones.worst.sqnr < MIN_SQNR
+    assert ones.status == "rejected" and ones.worst_fidelity and ones.worst_fidelity.sqnr < MIN_SQNR
     assert len(swept.probes) > 1
     for probe in swept.probes:
         assert all(probe.feeds[name].std() > 0.5 for name in ("sample", "condition"))
@@ -345,8 +353,8 @@ def test_fault_04_halves_lie_outside_of_the_graph_where_no_limit_of_protobuf_con
 
 def test_fault_04_weights_that_are_laid_out_as_links_become_halves_too(tmp_path: Path) -> None:
     """The same where weights are so large that the result holds them by a link, and not by a copy."""
-    graph = settle(str(stack(tmp_path / "stack.onnx", layers=2)), tmp_path / "out").parts[0].graph
-    half(graph, tmp_path / "half.onnx")
+    graph = prepare_workspace(str(stack(tmp_path / "stack.onnx", layers=2)), tmp_path / "out").components[0].graph
+    convert_to_float16(graph, tmp_path / "half.onnx")
     feeds = {"h0": np.random.default_rng(1).standard_normal((BATCH, STACKED)).astype(np.float32)}
     assert sqnr(open_runner(graph)(feeds)["h2"], open_runner(tmp_path / "half.onnx")(feeds)["h2"]) > 50
 
@@ -363,7 +371,7 @@ def test_fault_04_more_than_two_gigabytes_have_their_row_in_halves(tmp_path: Pat
     halves = (one for one in report.trials if one.candidate.recipe == "f16")
     (trial,) = (one for one in halves if not one.candidate.is_on_gpu)
     assert trial.status == "accepted", trial.reason
-    assert trial.worst and trial.worst.sqnr > 50
+    assert trial.worst_fidelity and trial.worst_fidelity.sqnr > 50
     assert trial.seconds and trial.file_bytes and 0.49 * source < trial.file_bytes < 0.51 * source
     assert "onnx_fp16" in sheet(tmp_path / "output" / "summary.xlsx", "Sheet1")
 
@@ -412,7 +420,7 @@ def test_fault_08_no_two_rows_are_the_same_thing_and_each_says_what_it_computed_
         assert swept.line(trial)["executed precision"] == trial.executed
         if trial.executed == "f32" and trial.graph == swept.baseline.graph:
             # Halves and bf16 err by 40 to 70 dB: who says f32 and errs as they do has not computed in f32.
-            assert trial.worst and trial.worst.sqnr > 90
+            assert trial.worst_fidelity and trial.worst_fidelity.sqnr > 90
     # A precision that the processor lacks is no row of figures that are those of another.
     own = [one for one in swept.report.trials if not one.candidate.is_on_gpu]
     (asked,) = (one for one in own if one.candidate.precision == "f16")
@@ -504,7 +512,7 @@ def test_fault_14_inputs_and_outputs_are_bound_by_name(swept: Swept) -> None:
     order = [value.name for value in graph.input]
     assert order != sorted(order, key=CONFIG.index)
     wanted = [answers(swept.model, probe.feeds) for probe in swept.probes]
-    given = read_probes(swept.out / TRIALS / NETWORK / swept.baseline.candidate.key / OUTPUTS)
+    given = read_probes(swept.out / TRIALS / NETWORK / swept.baseline.candidate.key / OUTPUTS_FILE)
     for right, got in zip(wanted, given, strict=True):
         assert {name: sqnr(array, got.feeds[name]) > 90 for name, array in right.items()} == dict.fromkeys(right, True)
 
@@ -541,7 +549,7 @@ def test_fault_16_weights_in_halves_give_no_nan(swept: Swept, made: Mapping[str,
     for trial in swept.accepted:
         assert not any(one.nonfinite for one in trial.fidelity.values())
     trial = swept.only("onnxruntime", "f16")
-    assert trial.status == "accepted" and trial.worst and trial.worst.sqnr > 40
+    assert trial.status == "accepted" and trial.worst_fidelity and trial.worst_fidelity.sqnr > 40
     for probe in swept.probes:
         wanted, got = answers(swept.model, probe.feeds), open_network(swept.out)(probe.feeds)
         for name, array in wanted.items():

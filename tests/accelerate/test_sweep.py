@@ -12,22 +12,22 @@ import numpy as np
 import pytest
 
 from stillhouse.accelerate.calibration.calibration_data import Probe, write_probes
-from stillhouse.accelerate.calibration.inputs import guess_shapes, plausible_inputs
-from stillhouse.accelerate.evaluation.latency import Effort
-from stillhouse.accelerate.options import Asked
+from stillhouse.accelerate.calibration.inputs import infer_shapes, plausible_inputs
+from stillhouse.accelerate.evaluation.latency import TimingBudget
+from stillhouse.accelerate.options import AccelerateOptions
 from stillhouse.accelerate.records.report import Bounds, Report, read_report, write_report
-from stillhouse.accelerate.search.candidates import BASELINE
-from stillhouse.accelerate.sweep import rows_of, sweep
-from stillhouse.accelerate.workspace import settle
+from stillhouse.accelerate.search.candidates import BASELINE_BACKEND
+from stillhouse.accelerate.sweep import probe_batch_size, run_sweep
+from stillhouse.accelerate.workspace import prepare_workspace
 from stillhouse.backends.registry import open_runner
 from stillhouse.errors import InvalidRequest
 from stillhouse.pipelines.network import open_network
 from tests.accelerate.networks import NETWORKS
 
 ENGINES = ("onnxruntime", "openvino")
-QUICK = Effort(least=5, most=5)
-FEW = Asked(engines=(BASELINE,), recipes=("f32",), threads=1, limit=120.0, effort=QUICK)
-BOTH = replace(FEW, engines=ENGINES)
+QUICK = TimingBudget(min_rounds=5, max_rounds=5)
+FEW = AccelerateOptions(backends=(BASELINE_BACKEND,), recipes=("f32",), threads=1, timeout=120.0, timing_budget=QUICK)
+BOTH = replace(FEW, backends=ENGINES)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,10 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
     """A whole sweep of the detector, with every recipe."""
     folder = tmp_path_factory.mktemp("sweep")
     graph = NETWORKS["detector"](folder / "detector.onnx")
-    report = sweep(settle(str(graph), folder / "out"), Asked(engines=ENGINES, limit=120.0, effort=QUICK))
+    report = run_sweep(
+        prepare_workspace(str(graph), folder / "out"),
+        AccelerateOptions(backends=ENGINES, timeout=120.0, timing_budget=QUICK),
+    )
     return folder, report
 
 
@@ -68,7 +71,7 @@ def test_the_baseline_is_once_as_fast_as_itself_whatever_the_noise(swept: tuple[
 def test_the_result_answers_as_the_source_does(swept: tuple[Path, Report]) -> None:
     folder, report = swept
     graph = folder / "detector.onnx"
-    (feeds,) = plausible_inputs(graph, guess_shapes(graph), 1, seed=9)
+    (feeds,) = plausible_inputs(graph, infer_shapes(graph), 1, seed=9)
     wanted = open_runner(graph)(feeds)
     for name, array in open_network(folder / "out")(feeds).items():
         noise = float(np.square(array - wanted[name]).sum() / np.square(wanted[name]).sum())
@@ -77,17 +80,21 @@ def test_the_result_answers_as_the_source_does(swept: tuple[Path, Report]) -> No
 
 def test_a_second_run_measures_nothing_again(swept: tuple[Path, Report]) -> None:
     folder, report = swept
-    target = settle(str(folder / "detector.onnx"), folder / "out")
-    again = sweep(target, Asked(engines=ENGINES, limit=120.0, effort=QUICK))
-    before = {trial.candidate.key: trial.seconds for trial in report.trials if trial.candidate.backend != BASELINE}
-    after = {trial.candidate.key: trial.seconds for trial in again.trials if trial.candidate.backend != BASELINE}
+    target = prepare_workspace(str(folder / "detector.onnx"), folder / "out")
+    again = run_sweep(target, AccelerateOptions(backends=ENGINES, timeout=120.0, timing_budget=QUICK))
+    before = {
+        trial.candidate.key: trial.seconds for trial in report.trials if trial.candidate.backend != BASELINE_BACKEND
+    }
+    after = {
+        trial.candidate.key: trial.seconds for trial in again.trials if trial.candidate.backend != BASELINE_BACKEND
+    }
     unchanged = [key for key in before if before[key] == after[key]]
     assert len(unchanged) >= len(before) - 4  # the finalists are timed side by side once more
 
 
 @pytest.mark.parametrize("name", sorted(NETWORKS))
 def test_any_onnx_file_can_be_swept(tmp_path: Path, name: str) -> None:
-    report = sweep(settle(str(NETWORKS[name](tmp_path / "model.onnx")), tmp_path / "out"), BOTH)
+    report = run_sweep(prepare_workspace(str(NETWORKS[name](tmp_path / "model.onnx")), tmp_path / "out"), BOTH)
     assert report.chosen, [trial.reason for trial in report.trials]
     assert {trial.candidate.backend for trial in report.trials if trial.status == "accepted"} == set(ENGINES)
     assert open_network(tmp_path / "out").inputs
@@ -95,50 +102,50 @@ def test_any_onnx_file_can_be_swept(tmp_path: Path, name: str) -> None:
 
 def test_a_bound_that_nothing_keeps_leaves_the_baseline(tmp_path: Path) -> None:
     graph = NETWORKS["detector"](tmp_path / "model.onnx")
-    report = sweep(settle(str(graph), tmp_path / "out"), replace(FEW, bounds=Bounds(min_sqnr=500.0)))
-    assert report.trial("network", report.chosen["network"]).candidate.backend == BASELINE
+    report = run_sweep(prepare_workspace(str(graph), tmp_path / "out"), replace(FEW, bounds=Bounds(min_sqnr=500.0)))
+    assert report.trial("network", report.chosen["network"]).candidate.backend == BASELINE_BACKEND
 
 
 def test_a_budget_that_is_over_skips_and_says_so(tmp_path: Path) -> None:
     graph = NETWORKS["detector"](tmp_path / "model.onnx")
-    report = sweep(settle(str(graph), tmp_path / "out"), replace(FEW, budget=0.001))
+    report = run_sweep(prepare_workspace(str(graph), tmp_path / "out"), replace(FEW, budget=0.001))
     skipped = [trial for trial in report.trials if trial.status == "skipped"]
     assert skipped and all("budget" in trial.reason for trial in skipped)
     assert report.chosen
-    more = sweep(settle(str(graph), tmp_path / "out"), FEW)
+    more = run_sweep(prepare_workspace(str(graph), tmp_path / "out"), FEW)
     assert not [trial for trial in more.trials if trial.status == "skipped"]
 
 
 def test_a_mistyped_engine_is_refused_and_loses_nothing(tmp_path: Path) -> None:
-    target = settle(str(NETWORKS["detector"](tmp_path / "model.onnx")), tmp_path / "out")
+    target = prepare_workspace(str(NETWORKS["detector"](tmp_path / "model.onnx")), tmp_path / "out")
     with pytest.raises(InvalidRequest, match="onnxruntime"):
-        sweep(target, replace(FEW, engines=("onnxruntim",)))
-    assert settle(str(tmp_path / "model.onnx"), tmp_path / "out") == target
+        run_sweep(target, replace(FEW, backends=("onnxruntim",)))
+    assert prepare_workspace(str(tmp_path / "model.onnx"), tmp_path / "out") == target
 
 
 def test_a_bound_that_even_the_baseline_misses_leaves_rows_that_are_compared_with_it(tmp_path: Path) -> None:
     graph = NETWORKS["detector"](tmp_path / "model.onnx")
-    report = sweep(settle(str(graph), tmp_path / "out"), replace(FEW, bounds=Bounds(max_memory=1)))
+    report = run_sweep(prepare_workspace(str(graph), tmp_path / "out"), replace(FEW, bounds=Bounds(max_memory=1)))
     assert {trial.status for trial in report.trials if trial.ratio} == {"rejected"}
     assert all(trial.fidelity for trial in report.trials if trial.ratio)
     assert not report.chosen and report.baselines
-    assert open_network(tmp_path / "out").backend == BASELINE
+    assert open_network(tmp_path / "out").backend == BASELINE_BACKEND
 
 
 def test_what_failed_is_tried_again_where_it_may_take_longer(tmp_path: Path) -> None:
-    target = settle(str(NETWORKS["detector"](tmp_path / "model.onnx")), tmp_path / "out")
-    report = sweep(target, FEW)
+    target = prepare_workspace(str(NETWORKS["detector"](tmp_path / "model.onnx")), tmp_path / "out")
+    report = run_sweep(target, FEW)
     lost = replace(report.trials[-1], status="failed", reason="it took more than 120 s", ratio=None)
     write_report(tmp_path / "out", replace(report, trials=(*report.trials[:-1], lost)))
     key = lost.candidate.key
-    assert sweep(target, FEW).trial("network", key).status == "failed"
-    assert sweep(target, replace(FEW, limit=240.0)).trial("network", key).status == "accepted"
+    assert run_sweep(target, FEW).trial("network", key).status == "failed"
+    assert run_sweep(target, replace(FEW, timeout=240.0)).trial("network", key).status == "accepted"
 
 
 def test_without_its_baseline_nothing_counts_that_was_compared_with_it(tmp_path: Path) -> None:
-    target = settle(str(NETWORKS["detector"](tmp_path / "model.onnx")), tmp_path / "out")
-    before = sweep(target, BOTH)
-    after = sweep(target, replace(BOTH, engines=("openvino",)))
+    target = prepare_workspace(str(NETWORKS["detector"](tmp_path / "model.onnx")), tmp_path / "out")
+    before = run_sweep(target, BOTH)
+    after = run_sweep(target, replace(BOTH, backends=("openvino",)))
     assert {trial.candidate.backend for trial in after.trials if trial.ratio} == {"openvino"}
     assert (
         after.trial("network", after.baselines["network"]).ratio
@@ -147,10 +154,10 @@ def test_without_its_baseline_nothing_counts_that_was_compared_with_it(tmp_path:
 
 
 def test_another_question_is_not_answered_with_what_was_measured_before(tmp_path: Path) -> None:
-    target = settle(str(NETWORKS["detector"](tmp_path / "model.onnx")), tmp_path / "out")
-    before = sweep(target, FEW)
+    target = prepare_workspace(str(NETWORKS["detector"](tmp_path / "model.onnx")), tmp_path / "out")
+    before = run_sweep(target, FEW)
     with pytest.warns(UserWarning, match="asked differently"):
-        after = sweep(target, replace(FEW, ones=True))
+        after = run_sweep(target, replace(FEW, all_ones=True))
     assert "nothing but ones" in after.probes["network"]
     assert not {one.seconds for one in before.trials if one.seconds} & {one.seconds for one in after.trials}
 
@@ -163,7 +170,7 @@ def test_samples_of_a_call_are_counted_along_the_largest_input(
 ) -> None:
     probe = Probe("input 0", {name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
     write_probes(tmp_path / "probes.npz", [probe])
-    assert rows_of(tmp_path / "probes.npz") == rows
+    assert probe_batch_size(tmp_path / "probes.npz") == rows
 
 
 def test_an_interruption_leaves_a_choice(tmp_path: Path) -> None:
@@ -175,11 +182,11 @@ def test_an_interruption_leaves_a_choice(tmp_path: Path) -> None:
         if len(told) == 4:
             raise KeyboardInterrupt
 
-    report = sweep(settle(str(graph), tmp_path / "out"), FEW, tell)
+    report = run_sweep(prepare_workspace(str(graph), tmp_path / "out"), FEW, tell)
     assert not report.finished
     assert report.chosen
     assert open_network(tmp_path / "out").inputs
-    assert sweep(settle(str(graph), tmp_path / "out"), FEW).finished
+    assert run_sweep(prepare_workspace(str(graph), tmp_path / "out"), FEW).finished
 
 
 def test_a_killed_sweep_leaves_a_valid_directory_and_no_children(tmp_path: Path) -> None:
@@ -200,7 +207,7 @@ def test_a_killed_sweep_leaves_a_valid_directory_and_no_children(tmp_path: Path)
     while _children_of(tmp_path) and time.monotonic() < deadline:
         os.sched_yield()
     assert not _children_of(tmp_path)
-    whole = sweep(settle(str(graph), tmp_path / "out"), replace(FEW, effort=None, threads=None))
+    whole = run_sweep(prepare_workspace(str(graph), tmp_path / "out"), replace(FEW, timing_budget=None, threads=None))
     assert whole.finished and whole.chosen
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stillhouse.accelerate.workspace import original, settle
+from stillhouse.accelerate.workspace import original_components, prepare_workspace
 from stillhouse.errors import InvalidRequest, PipelineError, UnknownModel
 from stillhouse.pipelines.load import find_pipeline
 from stillhouse.pipelines.manifest import read_manifest, write_manifest
@@ -14,49 +14,49 @@ from tests.accelerate.networks import detector, external
 
 
 def test_an_embedded_model_becomes_a_pipeline_directory(tmp_path: Path) -> None:
-    target = settle("shapes", tmp_path / "out")
-    assert {part.name for part in target.parts} == {"text_encoder", "unet", "vae_encoder", "vae_decoder"}
+    target = prepare_workspace("shapes", tmp_path / "out")
+    assert {part.name for part in target.components} == {"text_encoder", "unet", "vae_encoder", "vae_decoder"}
     assert read_manifest(tmp_path / "out", verify=True).name == "shapes"
-    assert original(tmp_path / "out") == read_manifest(find_pipeline("shapes")).components
-    assert all(part.dynamic_rows for part in target.parts)
+    assert original_components(tmp_path / "out") == read_manifest(find_pipeline("shapes")).components
+    assert all(part.has_dynamic_batch for part in target.components)
 
 
 def test_a_relative_directory_means_the_same_to_every_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    target = settle(str(detector(Path("detector.onnx"))), Path("out"))
+    target = prepare_workspace(str(detector(Path("detector.onnx"))), Path("out"))
     assert target.directory == tmp_path / "out"
-    assert target.parts[0].graph.is_absolute()
+    assert target.components[0].graph.is_absolute()
 
 
 def test_an_onnx_file_brings_its_external_data_along(tmp_path: Path) -> None:
-    target = settle(str(external(tmp_path / "model.onnx")), tmp_path / "out")
-    (part,) = target.parts
+    target = prepare_workspace(str(external(tmp_path / "model.onnx")), tmp_path / "out")
+    (part,) = target.components
     assert not target.is_pipeline
     assert sorted(path.name for path in part.graph.parent.iterdir()) == sorted(["model.onnx", *part.signature.external])
 
 
 def test_a_sweep_is_found_again_by_its_source(tmp_path: Path) -> None:
     graph = str(detector(tmp_path / "detector.onnx"))
-    target = settle(graph, tmp_path / "out")
-    assert settle(graph, tmp_path / "out") == target
+    target = prepare_workspace(graph, tmp_path / "out")
+    assert prepare_workspace(graph, tmp_path / "out") == target
 
 
 def test_a_directory_of_another_model_is_left_alone(tmp_path: Path) -> None:
-    settle("shapes", tmp_path / "out")
+    prepare_workspace("shapes", tmp_path / "out")
     before = sorted((tmp_path / "out").rglob("*"))
     with pytest.raises(InvalidRequest, match="holds a sweep of shapes"):
-        settle(str(detector(tmp_path / "detector.onnx")), tmp_path / "out")
+        prepare_workspace(str(detector(tmp_path / "detector.onnx")), tmp_path / "out")
     assert sorted((tmp_path / "out").rglob("*")) == before
 
 
 def test_a_faster_pipeline_is_accelerated_from_what_it_was_before(tmp_path: Path) -> None:
-    faster = settle("shapes", tmp_path / "faster").directory
+    faster = prepare_workspace("shapes", tmp_path / "faster").directory
     manifest = read_manifest(faster)
     (faster / "trials" / "unet").mkdir()
     (faster / "trials" / "unet" / "made.onnx").write_bytes((faster / manifest.components["unet"].graph).read_bytes())
     unet = replace(manifest.components["unet"], graph="trials/unet/made.onnx")
     write_manifest(faster, replace(manifest, components={**manifest.components, "unet": unet}))
-    again = settle(str(faster), tmp_path / "again").directory
+    again = prepare_workspace(str(faster), tmp_path / "again").directory
     assert read_manifest(again, verify=True).components == manifest.components
     assert not (again / "trials" / "unet").exists()
 
@@ -64,23 +64,23 @@ def test_a_faster_pipeline_is_accelerated_from_what_it_was_before(tmp_path: Path
 def test_a_directory_with_other_things_in_it_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "letters.txt").touch()
     with pytest.raises(InvalidRequest, match="is not empty"):
-        settle("shapes", tmp_path)
+        prepare_workspace("shapes", tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(InvalidRequest, match="is a file"):
-        settle("shapes", tmp_path / "file")
+        prepare_workspace("shapes", tmp_path / "file")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_where_nothing_can_be_written_nothing_is(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(InvalidRequest, match="cannot be written"):
-        settle("shapes", tmp_path / "out")
+        prepare_workspace("shapes", tmp_path / "out")
 
 
 def test_a_place_below_a_file_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InvalidRequest, match="cannot be written"):
-        settle("shapes", tmp_path / "file" / "out")
+        prepare_workspace("shapes", tmp_path / "file" / "out")
 
 
 @pytest.mark.parametrize("bytes_left", [0, 100])
@@ -88,7 +88,7 @@ def test_a_truncated_graph_is_named(tmp_path: Path, bytes_left: int) -> None:
     graph = detector(tmp_path / "detector.onnx")
     graph.write_bytes(graph.read_bytes()[:bytes_left])
     with pytest.raises(PipelineError, match=r"detector\.onnx is no ONNX graph"):
-        settle(str(graph), tmp_path / "out")
+        prepare_workspace(str(graph), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -98,12 +98,12 @@ def test_missing_weights_are_named(tmp_path: Path) -> None:
         if beside != graph:
             beside.unlink()
     with pytest.raises(PipelineError, match="is missing"):
-        settle(str(graph), tmp_path / "out")
+        prepare_workspace(str(graph), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_source_that_does_not_exist_is_named(tmp_path: Path) -> None:
     with pytest.raises(UnknownModel, match="shapes"):
-        settle("shape", tmp_path / "out")
+        prepare_workspace("shape", tmp_path / "out")
     with pytest.raises(PipelineError, match="there is no file"):
-        settle(str(tmp_path / "none.onnx"), tmp_path / "out")
+        prepare_workspace(str(tmp_path / "none.onnx"), tmp_path / "out")

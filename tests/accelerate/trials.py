@@ -12,7 +12,7 @@ from stillhouse.measure.machine import Machine
 MACHINE = Machine("Some Processor", 2, 24 << 30, ("avx2",), "Linux x86_64", "3.11")
 
 
-def trial(name: str, ratio: float = 1.0, sqnr: float = 60.0, status: Status = "accepted", **fields: Any) -> Trial:
+def make_trial(name: str, ratio: float = 1.0, sqnr: float = 60.0, status: Status = "accepted", **fields: Any) -> Trial:
     """A trial of the candidate `name`, which is its backend, so many times as fast as the baseline."""
     component = fields.pop("component", "unet")
     candidate = fields.pop("candidate", Candidate(component, name))
@@ -24,7 +24,7 @@ def trial(name: str, ratio: float = 1.0, sqnr: float = 60.0, status: Status = "a
     return Trial(candidate, status, **{**told, **fields})
 
 
-def report(*trials: Trial, **fields: Any) -> Report:
+def make_report(*trials: Trial, **fields: Any) -> Report:
     """A report of these trials."""
     told: dict[str, Any] = {
         "source": "shapes",

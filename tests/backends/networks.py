@@ -15,7 +15,7 @@ Value: TypeAlias = tuple[str, Sequence[Any]] | tuple[str, Sequence[Any], int]  #
 BACKENDS = ("onnxruntime", "openvino")
 
 
-def network(
+def make_model(
     nodes: Sequence[onnx.NodeProto],
     inputs: Sequence[Value],
     outputs: Sequence[Value],
@@ -33,7 +33,7 @@ def _values(values: Sequence[Value]) -> list[onnx.ValueInfoProto]:
     return [helper.make_tensor_value_info(name, (*kind, TensorProto.FLOAT)[0], axes) for name, axes, *kind in values]
 
 
-def write(model: onnx.ModelProto, path: Path) -> Path:
+def write_model(model: onnx.ModelProto, path: Path) -> Path:
     path.write_bytes(model.SerializeToString())
     return path
 
@@ -94,7 +94,7 @@ def unet(weights: Mapping[str, NDArray[Any]] | None = None) -> onnx.ModelProto:
     ]
     inputs: list[Value] = [("sample", ["B", CHANNELS, "h", "w"]), ("timestep", ["B"])]
     outputs: list[Value] = [("out_sample", ["B", CHANNELS, "h", "w"])]
-    return network(nodes, inputs, outputs, {**constants, **(weights or unet_weights())})
+    return make_model(nodes, inputs, outputs, {**constants, **(weights or unet_weights())})
 
 
 def unet_float64(feeds: Mapping[str, Array], weights: Mapping[str, Array]) -> NDArray[np.float64]:
@@ -127,6 +127,6 @@ def unet_feeds(rows: int, height: int = 8, width: int = 8, seed: int = 0) -> dic
     }
 
 
-def apart(got: NDArray[Any], want: NDArray[Any]) -> float:
+def relative_error(actual: NDArray[Any], expected: NDArray[Any]) -> float:
     """The largest difference, as a part of the largest value."""
-    return float(np.abs(got - want).max() / np.abs(want).max())
+    return float(np.abs(actual - expected).max() / np.abs(expected).max())

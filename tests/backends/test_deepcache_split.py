@@ -13,28 +13,28 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from stillhouse.backends import RunnerOptions, open_runner
-from stillhouse.backends.deepcache_split import DEEP, Cut, cut_unet
+from stillhouse.backends.deepcache_split import DEEP_TENSOR, DeepCacheSplit, split_unet
 from stillhouse.backends.signature import read_signature
 from stillhouse.errors import InvalidRequest, PipelineError
-from tests.backends.networks import BACKENDS, network, node, unet, write
+from tests.backends.networks import BACKENDS, make_model, node, unet, write_model
 
 EMBEDDED = Path(__file__).parents[2] / "src/stillhouse/shapes/weights/unet"
 KINDS = ("sd1", "sd2", "xl", "inpaint", "embedded")
 
-CutOf = Callable[..., tuple[Path, Cut]]
+CutOf = Callable[..., tuple[Path, DeepCacheSplit]]
 
 
 @pytest.fixture(scope="module")
 def cut_of(tmp_path_factory: pytest.TempPathFactory) -> CutOf:
     """A graph and what it was cut into, by kind and layer; made at the first call."""
-    root, made = tmp_path_factory.mktemp("cuts"), dict[tuple[str, int], Cut]()
+    root, made = tmp_path_factory.mktemp("cuts"), dict[tuple[str, int], DeepCacheSplit]()
 
-    def find(kind: str, layer: int = 0) -> tuple[Path, Cut]:
+    def find(kind: str, layer: int = 0) -> tuple[Path, DeepCacheSplit]:
         graph = root / kind / "model.onnx"
         if not graph.exists():
             _write_unet(kind, graph.parent)
         if (kind, layer) not in made:
-            made[kind, layer] = cut_unet(graph, layer)
+            made[kind, layer] = split_unet(graph, layer)
         return graph, made[kind, layer]
 
     return find
@@ -61,8 +61,8 @@ def feeds(graph: Path, rows: int = 2, height: int = 8, width: int = 12, seed: in
     return arrays | {"timestep": draw.uniform(0, 999, rows).astype(np.float32)}
 
 
-def picked(given: dict[str, NDArray[Any]], graph: Path) -> dict[str, NDArray[Any]]:
-    return {name: given[name] for name in read_signature(graph).inputs}
+def select_inputs(feeds: dict[str, NDArray[Any]], graph: Path) -> dict[str, NDArray[Any]]:
+    return {name: feeds[name] for name in read_signature(graph).inputs}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -75,7 +75,9 @@ def test_shallow_on_the_full_ones_features_is_the_whole_network(
     given = feeds(graph)
     whole = open_runner(graph, backend)(given)["out_sample"]
     full = open_runner(cut.full, backend)(given)
-    shallow = open_runner(cut.shallow, backend)(picked(given | {DEEP: full[DEEP]}, cut.shallow))["out_sample"]
+    shallow = open_runner(cut.shallow, backend)(select_inputs(given | {DEEP_TENSOR: full[DEEP_TENSOR]}, cut.shallow))[
+        "out_sample"
+    ]
     largest = np.abs(whole).max()
     assert largest > 0.1
     np.testing.assert_allclose(full["out_sample"], whole, atol=1e-6 * largest)
@@ -106,21 +108,21 @@ def test_the_shallow_graph_is_much_smaller(kind: str, layer: int, share: float, 
 @pytest.mark.parametrize(
     ("kind", "inputs"),
     [
-        ("sd1", {"sample", "timestep", "encoder_hidden_states", DEEP}),
-        ("xl", {"sample", "timestep", "text_embeds", "time_ids", DEEP}),
-        ("embedded", {"sample", "timestep", DEEP}),
+        ("sd1", {"sample", "timestep", "encoder_hidden_states", DEEP_TENSOR}),
+        ("xl", {"sample", "timestep", "text_embeds", "time_ids", DEEP_TENSOR}),
+        ("embedded", {"sample", "timestep", DEEP_TENSOR}),
     ],
 )
 def test_it_takes_only_what_it_still_needs(kind: str, inputs: set[str], cut_of: CutOf) -> None:
     """The first and last block of SD 1.5 attend to the text; those of XL and of the embedded network do not."""
     _, cut = cut_of(kind)
     assert set(read_signature(cut.shallow).inputs) == inputs
-    assert read_signature(cut.full).outputs == ("out_sample", DEEP)
+    assert read_signature(cut.full).outputs == ("out_sample", DEEP_TENSOR)
 
 
 def test_the_features_have_the_axes_of_the_picture(cut_of: CutOf) -> None:
     _, cut = cut_of("embedded")
-    assert read_signature(cut.shallow).inputs[DEEP] == ("batch", 64, "height", "width")
+    assert read_signature(cut.shallow).inputs[DEEP_TENSOR] == ("batch", 64, "height", "width")
     assert cut.tensor == "/network/up_blocks.1/upsamplers.0/conv/Conv_output_0"
 
 
@@ -140,7 +142,7 @@ def test_static_shapes_fit_both(streams: int, cut_of: CutOf) -> None:
     graph, cut = cut_of("embedded")
     given = feeds(graph)
     full = _static(cut.full, given, streams)(given)
-    rest = picked(given | {DEEP: full[DEEP]}, cut.shallow)
+    rest = select_inputs(given | {DEEP_TENSOR: full[DEEP_TENSOR]}, cut.shallow)
     np.testing.assert_array_equal(_static(cut.shallow, rest, streams)(rest)["out_sample"], full["out_sample"])
 
 
@@ -159,7 +161,9 @@ def _joined(names: list[str], inputs: list[str], depth: str = "/network/mid_bloc
     ]
     last = nodes[-1].output[0]
     out = node("ReduceMean", [last], ["out_sample"], name="/network/conv_out", keepdims=1)
-    return network([*nodes, out], [("sample", ["b", 2, "h", "w"])], [("out_sample", ["b", None, None, None])], weights)
+    return make_model(
+        [*nodes, out], [("sample", ["b", 2, "h", "w"])], [("out_sample", ["b", None, None, None])], weights
+    )
 
 
 @pytest.mark.parametrize(
@@ -173,9 +177,9 @@ def _joined(names: list[str], inputs: list[str], depth: str = "/network/mid_bloc
     ],
 )
 def test_a_graph_of_another_shape_is_refused(model: onnx.ModelProto, said: str, tmp_path: Path) -> None:
-    graph = write(model, tmp_path / "model.onnx")
+    graph = write_model(model, tmp_path / "model.onnx")
     with pytest.raises(PipelineError, match=f"cannot be cut for step caching: .*{said}.*; allowed: a U-Net exported"):
-        cut_unet(graph)
+        split_unet(graph)
     assert list(tmp_path.iterdir()) == [graph]
 
 
@@ -192,12 +196,12 @@ def test_a_second_way_up_is_refused(tmp_path: Path) -> None:
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     with pytest.raises(PipelineError, match="reached from below on more than one way"):
-        cut_unet(write(model, tmp_path / "model.onnx"))
+        split_unet(write_model(model, tmp_path / "model.onnx"))
 
 
 def test_the_smallest_graph_that_can_be_cut(tmp_path: Path) -> None:
     model = _joined(["/network/up_blocks.0/Concat", "/network/up_blocks.1/Concat"], ["low", "skip"])
-    cut = cut_unet(write(model, tmp_path / "model.onnx"))
+    cut = split_unet(write_model(model, tmp_path / "model.onnx"))
     assert (cut.tensor, cut.layers, cut.full_nodes, cut.shallow_nodes) == ("low", 1, 5, 3)
 
 
@@ -210,12 +214,12 @@ def test_a_layer_that_the_block_does_not_have(layer: int, cut_of: CutOf) -> None
 def test_a_graph_that_was_cut_is_not_cut_again(cut_of: CutOf) -> None:
     _, cut = cut_of("embedded")
     with pytest.raises(PipelineError, match="it was cut"):
-        cut_unet(cut.full)
+        split_unet(cut.full)
 
 
 def test_no_file_and_no_graph(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="there is no file"):
-        cut_unet(tmp_path / "model.onnx")
+        split_unet(tmp_path / "model.onnx")
     (tmp_path / "model.onnx").write_bytes(b"no graph")
     with pytest.raises(PipelineError, match="is no ONNX graph"):
-        cut_unet(tmp_path / "model.onnx")
+        split_unet(tmp_path / "model.onnx")

@@ -17,10 +17,20 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from stillhouse.backends import open_runner
-from stillhouse.backends.graph import bring_in, load_graph, point_into, save_graph
-from stillhouse.backends.safetensors_index import safetensors_layout
+from stillhouse.backends.graph import link_weights, load_external_data, load_graph, save_graph
+from stillhouse.backends.safetensors_index import read_safetensors_index
 from stillhouse.errors import PipelineError
-from tests.backends.networks import BACKENDS, apart, network, node, unet, unet_feeds, unet_float64, unet_weights, write
+from tests.backends.networks import (
+    BACKENDS,
+    make_model,
+    node,
+    relative_error,
+    unet,
+    unet_feeds,
+    unet_float64,
+    unet_weights,
+    write_model,
+)
 
 both = pytest.mark.parametrize("backend", BACKENDS)
 LINEAR = np.random.default_rng(0).standard_normal((24, 16)).astype(np.float32)
@@ -28,7 +38,9 @@ LINEAR = np.random.default_rng(0).standard_normal((24, 16)).astype(np.float32)
 
 def linear(weight: NDArray[Any], name: str = "linear.weight") -> onnx.ModelProto:
     rows, columns = weight.shape
-    return network([node("MatMul", ["x", name], ["y"])], [("x", ["n", rows])], [("y", ["n", columns])], {name: weight})
+    return make_model(
+        [node("MatMul", ["x", name], ["y"])], [("x", ["n", rows])], [("y", ["n", columns])], {name: weight}
+    )
 
 
 def rounded(dtype: type) -> dict[str, NDArray[np.float32]]:
@@ -41,14 +53,14 @@ def test_a_weightless_graph_computes_what_the_full_one_does(backend: str, dtype:
     weights, path, file = rounded(dtype), tmp_path / "model.onnx", tmp_path / "weights.safetensors"
     save_file({name: array.astype(dtype) for name, array in weights.items()}, file)
     placement = save_graph(unet(weights), path, file)
-    assert placement.mapped == sum(tensor.length for tensor in safetensors_layout(file).values())
-    assert not set(placement.strays) & set(weights)
+    assert placement.mapped_bytes == sum(tensor.length for tensor in read_safetensors_index(file).values())
+    assert not set(placement.unmapped) & set(weights)
     assert path.stat().st_size < 4000
     feeds = unet_feeds(2)
     runner = open_runner(path, backend)
-    whole = open_runner(write(unet(weights), tmp_path / "whole.onnx"), backend)
+    whole = open_runner(write_model(unet(weights), tmp_path / "whole.onnx"), backend)
     assert runner.precision == "f32"
-    assert apart(runner(feeds)["out_sample"], unet_float64(feeds, weights)) < 1e-5
+    assert relative_error(runner(feeds)["out_sample"], unet_float64(feeds, weights)) < 1e-5
     np.testing.assert_array_equal(runner(feeds)["out_sample"], whole(feeds)["out_sample"])
 
 
@@ -64,7 +76,7 @@ def test_tensors_may_lie_at_any_byte(
     save_graph(unet(weights), room / "model.onnx", room / "w.safetensors")
     feeds = unet_feeds(1, seed=seed)
     got = open_runner(room / "model.onnx", backend)(feeds)["out_sample"]
-    assert apart(got, unet_float64(feeds, weights)) < 1e-5
+    assert relative_error(got, unet_float64(feeds, weights)) < 1e-5
 
 
 @both
@@ -73,7 +85,10 @@ def test_tensors_may_lie_beyond_two_gibibytes(backend: str, tmp_path: Path) -> N
     _write_far(file, LINEAR, gap=(2 << 30) + 12345)
     save_graph(linear(LINEAR), tmp_path / "model.onnx", file)
     x = np.ones((2, 24), np.float32)
-    assert apart(open_runner(tmp_path / "model.onnx", backend)({"x": x})["y"], x.astype(np.float64) @ LINEAR) < 1e-5
+    assert (
+        relative_error(open_runner(tmp_path / "model.onnx", backend)({"x": x})["y"], x.astype(np.float64) @ LINEAR)
+        < 1e-5
+    )
 
 
 @both
@@ -87,18 +102,18 @@ def test_graphs_may_have_more_than_two_gibibytes_of_weights(backend: str, tmp_pa
     with file.open("r+b") as stream:
         stream.seek((rows - 1) * columns * 4, os.SEEK_END)
         stream.write(last.tobytes())
-    model = network(
+    model = make_model(
         [node("Gather", ["table", "ids"], ["y"])],
         [("ids", ["n"], onnx.TensorProto.INT64)],
         [("y", ["n", columns])],
         {"table": np.zeros((1, columns), np.float32)},
     )
-    stored = safetensors_layout(file)["table"]
+    stored = read_safetensors_index(file)["table"]
     table = onnx.TensorProto(name="table", data_type=1, dims=stored.shape, data_location="EXTERNAL")
     for key, value in (("location", file.name), ("offset", stored.offset), ("length", stored.length)):
         table.external_data.add(key=key, value=str(value))
     model.graph.initializer[0].CopyFrom(table)
-    runner = open_runner(write(model, tmp_path / "model.onnx"), backend)
+    runner = open_runner(write_model(model, tmp_path / "model.onnx"), backend)
     np.testing.assert_array_equal(runner({"ids": np.array([0, rows - 1])})["y"], [np.zeros(columns), last])
 
 
@@ -124,10 +139,10 @@ def test_weights_elsewhere_are_refused_since_no_runtime_reads_them(tmp_path: Pat
 def test_a_graph_that_points_out_of_its_directory_is_refused(backend: str, tmp_path: Path) -> None:
     model = linear(LINEAR)
     save_file({"linear.weight": LINEAR}, tmp_path / "w.safetensors")
-    point_into(model, tmp_path / "w.safetensors", location="../w.safetensors")
+    link_weights(model, tmp_path / "w.safetensors", location="../w.safetensors")
     (tmp_path / "unet").mkdir()
     with pytest.raises(PipelineError, match=r"w\.safetensors', outside its own directory"):
-        open_runner(write(model, tmp_path / "unet/model.onnx"), backend)
+        open_runner(write_model(model, tmp_path / "unet/model.onnx"), backend)
 
 
 @both
@@ -137,25 +152,28 @@ def test_a_weight_that_is_stored_transposed_is_found(backend: str, dtype: type, 
     weight, file = LINEAR.astype(dtype).astype(np.float32), tmp_path / "w.safetensors"
     save_file({"proj.weight": np.ascontiguousarray(weight.T, dtype)}, file)
     placement = save_graph(linear(weight, "onnx::MatMul_17"), tmp_path / "model.onnx", file)
-    assert (placement.strays, placement.share) == ((), 1.0)
+    assert (placement.unmapped, placement.mapped_fraction) == ((), 1.0)
     x = np.ones((3, 24), np.float32)
-    assert apart(open_runner(tmp_path / "model.onnx", backend)({"x": x})["y"], x.astype(np.float64) @ weight) < 1e-5
+    assert (
+        relative_error(open_runner(tmp_path / "model.onnx", backend)({"x": x})["y"], x.astype(np.float64) @ weight)
+        < 1e-5
+    )
 
 
 def test_names_are_tried_before_values(tmp_path: Path) -> None:
     file = tmp_path / "w.safetensors"
     save_file({"a.weight": LINEAR, "b.weight": LINEAR}, file)
-    layout = safetensors_layout(file)
+    layout = read_safetensors_index(file)
     for name, prefix, names in (
         ("b.weight", "", {}),
         ("wrapped.b.weight", "wrapped.", {}),
         ("val_3", "", {"val_3": "b.weight"}),
     ):
         model = linear(LINEAR, name)
-        point_into(model, file, location=file.name, prefix=prefix, names=names)
+        link_weights(model, file, location=file.name, prefix=prefix, names=names)
         assert _offset(model) == layout["b.weight"].offset
     model = linear(LINEAR, "val_3")
-    point_into(model, file, location=file.name)
+    link_weights(model, file, location=file.name)
     assert _offset(model) == layout["a.weight"].offset
 
 
@@ -171,29 +189,29 @@ def test_other_values_small_coincidences_and_integers_stay_inside(tmp_path: Path
     del model.graph.initializer[:]
     model.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in inside.items())
     before = model.SerializeToString()
-    placement = point_into(model, file, location=file.name)
-    assert (placement.mapped, placement.share, set(placement.strays)) == (0, 0.0, set(inside))
+    placement = link_weights(model, file, location=file.name)
+    assert (placement.mapped_bytes, placement.mapped_fraction, set(placement.unmapped)) == (0, 0.0, set(inside))
     assert model.SerializeToString() == before
 
 
 def test_a_cast_is_used_only_where_it_gives_the_very_values(tmp_path: Path) -> None:
     file = tmp_path / "w.safetensors"
     save_file({"linear.weight": LINEAR.astype(np.float16)}, file)
-    assert point_into(linear(LINEAR), file, location=file.name).mapped == 0
+    assert link_weights(linear(LINEAR), file, location=file.name).mapped_bytes == 0
     half = linear(LINEAR)
     half.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(LINEAR.astype(np.float16), "linear.weight"))
-    assert point_into(half, file, location=file.name).share == 1.0
+    assert link_weights(half, file, location=file.name).mapped_fraction == 1.0
     assert [step.op_type for step in half.graph.node] == ["MatMul"]
     save_file({"linear.weight": LINEAR.astype(np.float16).astype(np.float32)}, file)
     half.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(LINEAR.astype(np.float16), "linear.weight"))
-    assert point_into(half, file, location=file.name).mapped == 0
+    assert link_weights(half, file, location=file.name).mapped_bytes == 0
 
 
 def test_a_weight_that_is_an_input_too_is_left_alone(tmp_path: Path) -> None:
     file, model = tmp_path / "w.safetensors", linear(LINEAR)
     save_file({"linear.weight": LINEAR}, file)
     model.graph.input.append(onnx.helper.make_tensor_value_info("linear.weight", 1, LINEAR.shape))
-    assert point_into(model, file, location=file.name).mapped == 0
+    assert link_weights(model, file, location=file.name).mapped_bytes == 0
 
 
 @both
@@ -202,11 +220,11 @@ def test_what_is_large_and_not_mapped_goes_to_a_second_file(backend: str, tmp_pa
     file, path = tmp_path / "w.safetensors", tmp_path / "model.onnx"
     save_file({"other": LINEAR}, file)
     placement = save_graph(linear(large), path, file)
-    assert (placement.mapped, placement.strays) == (0, ("linear.weight",))
+    assert (placement.mapped_bytes, placement.unmapped) == (0, ("linear.weight",))
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data", "w.safetensors"]
     assert path.stat().st_size < 1000
     x = np.ones((1, 24), np.float32)
-    assert apart(open_runner(path, backend)({"x": x})["y"], x.astype(np.float64) @ large) < 1e-5
+    assert relative_error(open_runner(path, backend)({"x": x})["y"], x.astype(np.float64) @ large) < 1e-5
 
 
 def test_a_model_whose_weights_lie_in_another_file_is_moved_one_tensor_at_a_time(tmp_path: Path) -> None:
@@ -218,10 +236,10 @@ def test_a_model_whose_weights_lie_in_another_file_is_moved_one_tensor_at_a_time
     save_file(unet_weights(), home / "w.safetensors")
     model = load_graph(exported / "model.onnx")
     placement = save_graph(model, home / "model.onnx", home / "w.safetensors", base=exported)
-    assert not set(placement.strays) & set(unet_weights())
+    assert not set(placement.unmapped) & set(unet_weights())
     feeds = unet_feeds(1)
     got = open_runner(home / "model.onnx")(feeds)["out_sample"]
-    assert apart(got, unet_float64(feeds, unet_weights())) < 1e-5
+    assert relative_error(got, unet_float64(feeds, unet_weights())) < 1e-5
 
 
 def test_what_was_saved_is_loaded_with_its_values(tmp_path: Path) -> None:
@@ -232,7 +250,7 @@ def test_what_was_saved_is_loaded_with_its_values(tmp_path: Path) -> None:
     loaded = {tensor.name: tensor for tensor in load_graph(tmp_path / "model.onnx").graph.initializer}
     for name, array in weights.items():
         tensor = loaded[f"{name}.stored"]
-        bring_in(tensor, tmp_path)
+        load_external_data(tensor, tmp_path)
         np.testing.assert_array_equal(onnx.numpy_helper.to_array(tensor), array.astype(np.float16))
     (tmp_path / "w.safetensors").unlink()
     assert load_graph(tmp_path / "model.onnx").graph.node

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillhouse.backends.graph_blocks import Block, bisect, blocks
+from stillhouse.backends.graph_blocks import Block, list_blocks, minimal_exact_blocks
 from stillhouse.errors import PipelineError, UnsupportedPrecision
 from stillhouse.pipelines.load import find_pipeline
-from tests.backends.networks import network, node, unet, write
+from tests.backends.networks import make_model, node, unet, write_model
 
 NAMES = tuple("abcdefghijkl")
 ALL = tuple(Block(name, (name,)) for name in NAMES)
@@ -18,7 +18,7 @@ CHOICES = st.frozensets(st.sampled_from(NAMES))
 
 
 def test_nodes_are_put_together_by_their_modules() -> None:
-    found = blocks(find_pipeline("shapes") / "unet" / "model.onnx")
+    found = list_blocks(find_pipeline("shapes") / "unet" / "model.onnx")
     names = [block.name for block in found]
     assert {"conv_in", "conv_out", "time_embedding", "down_blocks.1.attentions.0", "up_blocks.0.resnets.1"} <= set(
         names
@@ -34,25 +34,25 @@ def test_nodes_are_put_together_by_their_modules() -> None:
 @pytest.mark.parametrize(("length", "runs", "longest"), [(1, 1, 1), (3, 3, 1), (16, 16, 1), (17, 9, 2), (40, 14, 3)])
 def test_nodes_without_modules_are_cut_into_runs(length: int, runs: int, longest: int, tmp_path: Path) -> None:
     layers = [node("MatMul", [f"v{at}", f"v{at}"], [f"v{at + 1}"], name=f"product{at}") for at in range(length)]
-    path = write(network(layers, [("v0", [2, 2])], [(f"v{length}", [2, 2])]), tmp_path / "model.onnx")
-    found = blocks(path)
+    path = write_model(make_model(layers, [("v0", [2, 2])], [(f"v{length}", [2, 2])]), tmp_path / "model.onnx")
+    found = list_blocks(path)
     assert [block.name for block in found] == [f"{at} of {runs}" for at in range(1, runs + 1)]
     assert [name for block in found for name in block.nodes] == [f"product{at}" for at in range(length)]
     assert max(len(block.nodes) for block in found) == longest
 
 
 def test_a_node_without_a_name_goes_by_its_output(tmp_path: Path) -> None:
-    found = blocks(write(unet(), tmp_path / "model.onnx"))
+    found = list_blocks(write_model(unet(), tmp_path / "model.onnx"))
     assert [block.nodes for block in found] == [
         (name,) for name in ("a", "embedded", "q", "k", "products", "mixed", "out_sample")
     ]
 
 
 def test_a_network_without_heavy_nodes_has_no_blocks(tmp_path: Path) -> None:
-    path = write(network([node("Relu", ["x"], ["y"])], [("x", [1])], [("y", [1])]), tmp_path / "relu.onnx")
-    assert blocks(path) == []
+    path = write_model(make_model([node("Relu", ["x"], ["y"])], [("x", [1])], [("y", [1])]), tmp_path / "relu.onnx")
+    assert list_blocks(path) == []
     with pytest.raises(PipelineError, match="absent"):
-        blocks(tmp_path / "absent.onnx")
+        list_blocks(tmp_path / "absent.onnx")
 
 
 @given(needed=st.lists(CHOICES, min_size=1, max_size=4))
@@ -64,13 +64,13 @@ def test_what_is_found_passes_and_no_block_of_it_is_idle(needed: list[frozenset[
         asked.append(kept)
         return any(one <= kept for one in needed)
 
-    found = bisect(ALL, passes)
+    found = minimal_exact_blocks(ALL, passes)
     questions = len(asked)
     assert passes(found)
     assert not any(passes(found - {name}) for name in found)
     assert questions <= len(NAMES) ** 2 + 3 * len(NAMES)
     assert len(set(asked[:questions])) == questions
-    assert bisect(ALL, passes) == found
+    assert minimal_exact_blocks(ALL, passes) == found
 
 
 @given(needed=CHOICES, answers=st.lists(st.booleans(), min_size=400, max_size=400))
@@ -82,7 +82,7 @@ def test_what_is_found_passes_where_the_answers_have_no_order(needed: frozenset[
         said[kept] = answers[next(numbers)] or len(kept) == len(NAMES)
         return said[kept]
 
-    found = bisect(ALL, passes)
+    found = minimal_exact_blocks(ALL, passes)
     assert said[found]
     assert not any(said.get(found - {name}, False) for name in found)
 
@@ -95,23 +95,23 @@ def test_one_block_to_blame_is_found_with_few_questions(guilty: str) -> None:
         asked.append(kept)
         return guilty in kept
 
-    assert bisect(ALL, passes) == {guilty}
+    assert minimal_exact_blocks(ALL, passes) == {guilty}
     assert len(asked) <= 2 * 4 + 1  # two halves at each of ceil(log2 12) levels, and the empty choice
 
 
 def test_nothing_is_kept_where_nothing_needs_to_be() -> None:
-    assert bisect(ALL, lambda _: True) == frozenset()
+    assert minimal_exact_blocks(ALL, lambda _: True) == frozenset()
 
 
 @pytest.mark.parametrize("choice", [ALL, ALL[:1], ()])
 def test_what_never_passes_is_said(choice: tuple[Block, ...]) -> None:
     with pytest.raises(UnsupportedPrecision, match=f"no choice of {len(choice)} blocks to keep passes"):
-        bisect(choice, lambda _: False)
+        minimal_exact_blocks(choice, lambda _: False)
 
 
 def test_with_few_questions_the_best_so_far_is_given() -> None:
     needed = {"a", "l"}
-    found = bisect(ALL, lambda kept: needed <= kept, most=12)
+    found = minimal_exact_blocks(ALL, lambda kept: needed <= kept, max_calls=12)
     assert needed < found < set(NAMES)
     with pytest.raises(UnsupportedPrecision):
-        bisect(ALL, lambda kept: needed <= kept, most=2)
+        minimal_exact_blocks(ALL, lambda kept: needed <= kept, max_calls=2)

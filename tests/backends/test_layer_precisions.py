@@ -12,9 +12,9 @@ import pytest
 from onnx import TensorProto
 
 from stillhouse.backends import RunnerOptions, open_runner, quantize
-from stillhouse.backends.layer_precisions import read_census
-from stillhouse.backends.precision import half
-from tests.backends.networks import network, node, unet, unet_feeds, write
+from stillhouse.backends.layer_precisions import read_layer_precisions
+from stillhouse.backends.precision import convert_to_float16
+from tests.backends.networks import make_model, node, unet, unet_feeds, write_model
 
 HALF = TensorProto.FLOAT16
 INTEGER = {"QLinearConv", "ConvInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QGemm", "MatMulInteger"}
@@ -63,35 +63,35 @@ def test_precisions_follow_the_casts(nodes: list[onnx.NodeProto], census: dict[s
         [onnx.helper.make_tensor_value_info("x", 1, [2, 2]), onnx.helper.make_tensor_value_info("h", HALF, [2, 2])],
         [onnx.helper.make_tensor_value_info("y", 1, [2, 2])],
     )
-    assert read_census(write(onnx.helper.make_model(graph), tmp_path / "model.onnx")) == census
+    assert read_layer_precisions(write_model(onnx.helper.make_model(graph), tmp_path / "model.onnx")) == census
 
 
 @pytest.mark.parametrize(("level", "census"), [(0, {"f32": 1}), (4, {"int8": 1})])
 def test_packed_weights_are_multiplied_as_their_accuracy_level_says(
     level: int, census: dict[str, int], tmp_path: Path
 ) -> None:
-    model = network([node("Relu", ["x"], ["y"])], [("x", ["n", 32])], [("y", ["n", 32])])
+    model = make_model([node("Relu", ["x"], ["y"])], [("x", ["n", 32])], [("y", ["n", 32])])
     packed: dict[str, Any] = {"K": 32, "N": 32, "bits": 4, "block_size": 32, "accuracy_level": level}
     model.graph.node[0].CopyFrom(node("MatMulNBits", ["x", "w", "s"], ["y"], domain="com.microsoft", **packed))
-    assert read_census(write(model, tmp_path / "model.onnx")) == census
+    assert read_layer_precisions(write_model(model, tmp_path / "model.onnx")) == census
 
 
 @pytest.mark.parametrize("recipe", ["f32", "f16", "static", "dynamic"])
 def test_agrees_with_the_kernels_that_ran(recipe: str, tmp_path: Path) -> None:
     """The profile of a run names every kernel and the types that it was given."""
-    source, graph = write(unet(), tmp_path / "source.onnx"), tmp_path / "model.onnx"
+    source, graph = write_model(unet(), tmp_path / "source.onnx"), tmp_path / "model.onnx"
     if recipe == "f32":
         graph = source
     elif recipe == "f16":
-        half(source, graph)
+        convert_to_float16(source, graph)
     elif recipe == "static":
-        quantize.static(source, graph, [unet_feeds(2)])
+        quantize.quantize_static(source, graph, [unet_feeds(2)])
     else:
-        quantize.dynamic(source, graph, operators=("Conv", "MatMul", "Gemm"))
+        quantize.quantize_dynamic(source, graph, operators=("Conv", "MatMul", "Gemm"))
     runner = open_runner(graph, options=RunnerOptions(settings={"census": "1"}))
-    assert runner.census == _profiled(graph, tmp_path)
-    assert sum(runner.census.values()) == 7
-    assert set(runner.census) == ({"f32", "int8"} if recipe in ("static", "dynamic") else {"f32"})
+    assert runner.layer_precisions == _profiled(graph, tmp_path)
+    assert sum(runner.layer_precisions.values()) == 7
+    assert set(runner.layer_precisions) == ({"f32", "int8"} if recipe in ("static", "dynamic") else {"f32"})
 
 
 def _profiled(graph: Path, directory: Path) -> dict[str, int]:
@@ -115,5 +115,5 @@ def _profiled(graph: Path, directory: Path) -> dict[str, int]:
 
 def test_the_types_of_inputs_and_weights_count(tmp_path: Path) -> None:
     weights = {"w": np.eye(2, dtype=np.float16)}
-    model = network([node("MatMul", ["w", "w"], ["y"])], [], [("y", [2, 2], HALF)], weights)
-    assert read_census(write(model, tmp_path / "model.onnx")) == {"f16": 1}
+    model = make_model([node("MatMul", ["w", "w"], ["y"])], [], [("y", [2, 2], HALF)], weights)
+    assert read_layer_precisions(write_model(model, tmp_path / "model.onnx")) == {"f16": 1}

@@ -9,9 +9,18 @@ from onnx import TensorProto, numpy_helper
 
 from stillhouse.backends import open_runner
 from stillhouse.backends.graph import save_graph
-from stillhouse.backends.onnx_edit import Constant, check_names, open_plain, save_plain
+from stillhouse.backends.onnx_edit import Constant, check_node_names, load_with_constants, save_with_constants
 from stillhouse.errors import InvalidRequest, PipelineError
-from tests.backends.networks import apart, network, node, unet, unet_feeds, unet_float64, unet_weights, write
+from tests.backends.networks import (
+    make_model,
+    node,
+    relative_error,
+    unet,
+    unet_feeds,
+    unet_float64,
+    unet_weights,
+    write_model,
+)
 
 stnp = pytest.importorskip("safetensors.numpy")
 
@@ -22,16 +31,16 @@ def test_stored_weights_become_the_graphs_own(dtype: type[np.floating], tmp_path
     weights = {name: array.astype(dtype).astype(np.float32) for name, array in unet_weights().items()}
     stnp.save_file({name: array.astype(dtype) for name, array in weights.items()}, tmp_path / "w.safetensors")
     save_graph(unet(weights), tmp_path / "model.onnx", tmp_path / "w.safetensors")
-    model, constants = open_plain(tmp_path / "model.onnx")
+    model, constants = load_with_constants(tmp_path / "model.onnx")
     assert not any(one.op_type == "Cast" for one in model.graph.node)
     for name, array in weights.items():
         np.testing.assert_array_equal(constants[name].read(), array)
         assert (constants[name].dtype.name, constants[name].shape) == ("float32", array.shape)
     (tmp_path / "own").mkdir()
-    save_plain(model, constants, tmp_path / "own" / "model.onnx")
+    save_with_constants(model, constants, tmp_path / "own" / "model.onnx")
     feeds = unet_feeds(2)
     result = open_runner(tmp_path / "own" / "model.onnx")(feeds)["out_sample"]
-    assert apart(result, unet_float64(feeds, weights)) < 1e-5
+    assert relative_error(result, unet_float64(feeds, weights)) < 1e-5
 
 
 def test_constant_nodes_and_weights_behind_a_transpose_are_constants(tmp_path: Path) -> None:
@@ -44,13 +53,13 @@ def test_constant_nodes_and_weights_behind_a_transpose_are_constants(tmp_path: P
         node("Transpose", ["w"], ["result"], perm=[1, 0]),
     ]
     path = tmp_path / "model.onnx"
-    write(network(nodes, [("x", ["n", 3])], [("z", ["n", 2]), ("result", [3, 2])], {"w": weights}), path)
-    model, constants = open_plain(path)
+    write_model(make_model(nodes, [("x", ["n", 3])], [("z", ["n", 2]), ("result", [3, 2])], {"w": weights}), path)
+    model, constants = load_with_constants(path)
     assert [one.op_type for one in model.graph.node] == ["MatMul", "Mul", "Transpose"]
     np.testing.assert_array_equal(constants["t"].read(), weights.T)
     assert constants["t"].shape == (3, 2)
     assert constants["c"].read().shape == ()
-    save_plain(model, constants, path)  # in place
+    save_with_constants(model, constants, path)  # in place
     results = open_runner(path)({"x": np.ones((1, 3), np.float32)})
     np.testing.assert_array_equal(results["z"], [[6, 24]])
     np.testing.assert_array_equal(results["result"], weights.T)
@@ -63,14 +72,14 @@ def test_what_no_node_takes_is_left_out_and_what_an_inner_graph_takes_is_not(tmp
     otherwise = onnx.helper.make_graph(
         [node("Identity", ["x"], ["b"])], "otherwise", [], [onnx.helper.make_tensor_value_info("b", 1, [1])]
     )
-    model = network(
+    model = make_model(
         [node("If", ["c"], ["y"], then_branch=then, else_branch=otherwise)],
         [("x", [1]), ("c", [], TensorProto.BOOL)],
         [("y", [1])],
         {"inner": np.array([3], np.float32), "idle": np.ones(9, np.float32)},
     )
-    plain, constants = open_plain(write(model, tmp_path / "model.onnx"))
-    save_plain(plain, constants, tmp_path / "model.onnx")
+    plain, constants = load_with_constants(write_model(model, tmp_path / "model.onnx"))
+    save_with_constants(plain, constants, tmp_path / "model.onnx")
     assert [tensor.name for tensor in onnx.load(tmp_path / "model.onnx").graph.initializer] == ["inner"]
     runner = open_runner(tmp_path / "model.onnx")
     assert runner({"x": np.ones(1, np.float32), "c": np.array(True)})["y"] == 3
@@ -80,15 +89,15 @@ def test_large_weights_lie_beside_the_graph_and_small_ones_leave_no_file(tmp_pat
     path, data = tmp_path / "model.onnx", tmp_path / "model.onnx.data"
     large = np.random.default_rng(0).standard_normal((3000, 1500)).astype(np.float32)  # 18 MB
     nodes = [node("MatMul", ["x", "w"], ["m"]), node("Add", ["m", "b"], ["y"])]
-    write(network(nodes, [("x", ["n", 3000])], [("y", ["n", 1500])], {"w": large, "b": large[0]}), path)
-    model, constants = open_plain(path)
-    save_plain(model, constants, path)
+    write_model(make_model(nodes, [("x", ["n", 3000])], [("y", ["n", 1500])], {"w": large, "b": large[0]}), path)
+    model, constants = load_with_constants(path)
+    save_with_constants(model, constants, path)
     assert path.stat().st_size < 10_000
     assert data.stat().st_size >= large.nbytes
     assert sorted(tmp_path.iterdir()) == [path, data]
     x = np.eye(1, 3000, dtype=np.float32)
     np.testing.assert_array_equal(open_runner(path)({"x": x})["y"], large[:1] * 2)
-    save_plain(model, {**constants, "w": constants["w"].cast(np.dtype(np.float16))}, path)
+    save_with_constants(model, {**constants, "w": constants["w"].cast(np.dtype(np.float16))}, path)
     assert sorted(tmp_path.iterdir()) == [path]
 
 
@@ -99,28 +108,28 @@ def test_a_constant_beyond_a_narrower_type_is_infinite_and_read_when_it_is_neede
         reads.append(1)
         return np.array([[1, 7e4], [-1e30, 6e-8]], np.float32)
 
-    half = Constant(np.dtype(np.float32), (2, 2), read).cast(np.dtype(np.float16)).transposed((1, 0))
+    half = Constant(np.dtype(np.float32), (2, 2), read).cast(np.dtype(np.float16)).transpose((1, 0))
     assert not reads
     np.testing.assert_array_equal(half.read(), np.array([[1, -np.inf], [np.inf, 6e-8]], np.float16))
 
 
 def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
-    path = write(unet(), tmp_path / "model.onnx")
+    path = write_model(unet(), tmp_path / "model.onnx")
     before = path.read_bytes()
-    model, constants = open_plain(path)
+    model, constants = load_with_constants(path)
 
     def fail() -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
         raise PipelineError("the disk is gone")
 
     broken = Constant(np.dtype(np.float32), (3000, 3000), fail)
     with pytest.raises(PipelineError, match="the disk is gone"):
-        save_plain(model, {**constants, "conv.weight": broken}, path)
+        save_with_constants(model, {**constants, "conv.weight": broken}, path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_node_that_is_not_there_is_refused_with_the_nearest(tmp_path: Path) -> None:
-    model, _ = open_plain(write(unet(), tmp_path / "model.onnx"))
-    assert check_names(["a", "mixed"], model) == {"a", "mixed"}
+    model, _ = load_with_constants(write_model(unet(), tmp_path / "model.onnx"))
+    assert check_node_names(["a", "mixed"], model) == {"a", "mixed"}
     with pytest.raises(InvalidRequest, match=r"no node 'embeded'; .* did you mean 'embedded'"):
-        check_names(["embeded"], model)
+        check_node_names(["embeded"], model)

@@ -9,10 +9,19 @@ import pytest
 
 from stillhouse.backends import RunnerOptions, backends, open_runner
 from stillhouse.backends.graph import save_graph
-from stillhouse.backends.openvino import offered, read_network, save_network
+from stillhouse.backends.openvino import read_openvino_model, save_openvino_model, supported_precisions
 from stillhouse.backends.signature import read_signature
 from stillhouse.errors import BackendFailed, InvalidRequest, UnsupportedPrecision
-from tests.backends.networks import apart, network, node, unet, unet_feeds, unet_float64, unet_weights, write
+from tests.backends.networks import (
+    make_model,
+    node,
+    relative_error,
+    unet,
+    unet_feeds,
+    unet_float64,
+    unet_weights,
+    write_model,
+)
 
 stnp = pytest.importorskip("safetensors.numpy")
 
@@ -26,7 +35,7 @@ stnp = pytest.importorskip("safetensors.numpy")
     ],
 )
 def test_offers_what_the_processor_has(capabilities: list[str], precisions: tuple[str, ...]) -> None:
-    assert offered(capabilities) == precisions
+    assert supported_precisions(capabilities) == precisions
 
 
 @pytest.mark.parametrize("precision", ["bf16", "f16", "f64", "int8"])
@@ -36,19 +45,19 @@ def test_refuses_what_the_processor_has_not(precision: str, tmp_path: Path) -> N
     if precision in precisions:
         pytest.skip(f"this processor has {precision}")
     with pytest.raises(UnsupportedPrecision, match=f"'{precision}' on openvino .*; allowed: {', '.join(precisions)}"):
-        open_runner(write(unet(), tmp_path / "model.onnx"), "openvino", RunnerOptions(precision))
+        open_runner(write_model(unet(), tmp_path / "model.onnx"), "openvino", RunnerOptions(precision))
 
 
 def test_its_own_choice_is_read_back(tmp_path: Path) -> None:
-    runner = open_runner(write(unet(), tmp_path / "model.onnx"), "openvino", RunnerOptions("auto"))
+    runner = open_runner(write_model(unet(), tmp_path / "model.onnx"), "openvino", RunnerOptions("auto"))
     assert runner.precision in next(row.precisions for row in backends() if row.name == "openvino")
     feeds = unet_feeds(2)
-    assert apart(runner(feeds)["out_sample"], unet_float64(feeds, unet_weights())) < 3e-2
+    assert relative_error(runner(feeds)["out_sample"], unet_float64(feeds, unet_weights())) < 3e-2
 
 
 def test_a_network_without_heavy_layers_has_a_precision_too(tmp_path: Path) -> None:
-    model = network([node("Relu", ["x"], ["y"])], [("x", ["n"])], [("y", ["n"])])
-    assert open_runner(write(model, tmp_path / "relu.onnx"), "openvino").precision == "f32"
+    model = make_model([node("Relu", ["x"], ["y"])], [("x", ["n"])], [("y", ["n"])])
+    assert open_runner(write_model(model, tmp_path / "relu.onnx"), "openvino").precision == "f32"
 
 
 def test_the_cache_is_used_and_sees_changed_weights(tmp_path: Path) -> None:
@@ -64,13 +73,13 @@ def test_the_cache_is_used_and_sees_changed_weights(tmp_path: Path) -> None:
         blobs.append(len(list(cache.rglob("*.blob"))))
     assert blobs == [1, 1, 2]
     np.testing.assert_array_equal(results[0], results[1])
-    assert apart(results[2], unet_float64(feeds, unet_weights(2))) < 1e-5
+    assert relative_error(results[2], unet_float64(feeds, unet_weights(2))) < 1e-5
 
 
 @pytest.mark.parametrize("asked", [{"threads": 1}, {"streams": 2, "shapes": {"sample": (1, 4, 8, 8)}}])
 def test_what_was_compiled_for_other_options_is_not_taken_from_the_cache(asked: dict[str, Any], tmp_path: Path) -> None:
     """OpenVINO's own key tells no precision: a U-Net that was kept in f32 drew NaN in f16."""
-    graph, cache, feeds = write(unet(), tmp_path / "model.onnx"), tmp_path / "cache", unet_feeds(2)
+    graph, cache, feeds = write_model(unet(), tmp_path / "model.onnx"), tmp_path / "cache", unet_feeds(2)
     precisions = next(row.precisions for row in backends() if row.name == "openvino")
     for one in (options := [RunnerOptions(), *(RunnerOptions(name, **asked) for name in precisions)]):
         kept = open_runner(graph, "openvino", replace(one, cache=cache))
@@ -82,28 +91,28 @@ def test_what_was_compiled_for_other_options_is_not_taken_from_the_cache(asked: 
 
 def test_there_are_no_settings(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="no setting 'spinning' of openvino; allowed: no settings"):
-        open_runner(write(unet(), tmp_path / "model.onnx"), "openvino", RunnerOptions(settings={"spinning": "1"}))
+        open_runner(write_model(unet(), tmp_path / "model.onnx"), "openvino", RunnerOptions(settings={"spinning": "1"}))
 
 
 @pytest.mark.parametrize("options", [RunnerOptions(), RunnerOptions(shapes={"sample": (2, 4, 8, 8)})])
 def test_heavy_layers_are_counted_also_where_they_are_fused(options: RunnerOptions, tmp_path: Path) -> None:
     """Two convolutions, a Gemm, two layers, and the two products of attention, which become one kernel."""
-    graph = write(unet(), tmp_path / "model.onnx")
+    graph = write_model(unet(), tmp_path / "model.onnx")
     for _ in range(2):  # compiled, and from the cache
         cached = replace(options, cache=tmp_path / "cache")
-        assert open_runner(graph, "openvino", cached).census == {"f32": 7}
+        assert open_runner(graph, "openvino", cached).layer_precisions == {"f32": 7}
 
 
 @pytest.fixture
 def ir(tmp_path: Path) -> Path:
-    graph = write(unet(), tmp_path / "model.onnx")
-    save_network(read_network(graph, read_signature(graph)), tmp_path / "ir" / "model.xml")
+    graph = write_model(unet(), tmp_path / "model.onnx")
+    save_openvino_model(read_openvino_model(graph, read_signature(graph)), tmp_path / "ir" / "model.xml")
     return tmp_path / "ir" / "model.xml"
 
 
 def test_its_own_graphs_compute_as_the_onnx_file_that_they_come_from(ir: Path) -> None:
     runner, feeds = open_runner(ir, "openvino"), unet_feeds(3)
-    assert apart(runner(feeds)["out_sample"], unet_float64(feeds, unet_weights())) < 1e-5
+    assert relative_error(runner(feeds)["out_sample"], unet_float64(feeds, unet_weights())) < 1e-5
     assert (runner.precision, [spec.name for spec in runner.inputs]) == ("f32", ["sample", "timestep"])
     assert sorted(ir.parent.iterdir()) == [ir.with_suffix(".bin"), ir]
 
@@ -127,10 +136,10 @@ def test_onnxruntime_refuses_its_graphs(ir: Path) -> None:
 def test_the_cache_sees_changed_weights_of_its_own_graphs(tmp_path: Path) -> None:
     options, feeds = RunnerOptions(cache=tmp_path / "cache"), unet_feeds(2)
     for seed in (1, 2):
-        graph = write(unet(unet_weights(seed)), tmp_path / "model.onnx")
-        save_network(read_network(graph, read_signature(graph)), tmp_path / "model.xml")
+        graph = write_model(unet(unet_weights(seed)), tmp_path / "model.onnx")
+        save_openvino_model(read_openvino_model(graph, read_signature(graph)), tmp_path / "model.xml")
         result = open_runner(tmp_path / "model.xml", "openvino", options)(feeds)["out_sample"]
-        assert apart(result, unet_float64(feeds, unet_weights(seed))) < 1e-5
+        assert relative_error(result, unet_float64(feeds, unet_weights(seed))) < 1e-5
 
 
 def test_weights_behind_a_transpose_become_weights(tmp_path: Path) -> None:
@@ -142,13 +151,13 @@ def test_weights_behind_a_transpose_become_weights(tmp_path: Path) -> None:
         node("MatMul", ["h", "same"], ["y"], name="/plain/MatMul"),
     ]
     square = np.array([[1, 2], [3, 4]], np.float32)
-    model = network(nodes, [("x", ["n", 3])], [("y", ["n", 2])], {"w": weights, "square": square})
-    graph = write(model, tmp_path / "model.onnx")
-    network_of = read_network(graph, read_signature(graph))
+    model = make_model(nodes, [("x", ["n", 3])], [("y", ["n", 2])], {"w": weights, "square": square})
+    graph = write_model(model, tmp_path / "model.onnx")
+    network_of = read_openvino_model(graph, read_signature(graph))
     products = {one.get_friendly_name(): one for one in network_of.get_ops() if one.get_type_name() == "MatMul"}
     assert products.keys() == {"/linear/MatMul", "y"}  # a node that gives a result goes by the result's name
     assert products["/linear/MatMul"].input_value(1).get_node().get_type_name() == "Constant"
-    save_network(network_of, tmp_path / "model.xml")
+    save_openvino_model(network_of, tmp_path / "model.xml")
     x = np.array([[1, 2, 3]], np.float32)
     np.testing.assert_array_equal(
         open_runner(tmp_path / "model.xml", "openvino")({"x": x})["y"], x @ weights.T @ square
@@ -157,9 +166,9 @@ def test_weights_behind_a_transpose_become_weights(tmp_path: Path) -> None:
 
 def test_a_failure_leaves_no_part_of_its_own_graph(ir: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="a name that ends in .xml"):
-        save_network(object(), tmp_path / "model.onnx")
+        save_openvino_model(object(), tmp_path / "model.onnx")
     before = ir.read_bytes()
     with pytest.raises(BackendFailed, match="openvino could not write"):
-        save_network(object(), ir)
+        save_openvino_model(object(), ir)
     assert ir.read_bytes() == before
     assert len(list(ir.parent.iterdir())) == 2

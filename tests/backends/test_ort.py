@@ -12,54 +12,54 @@ from onnx import TensorProto
 
 from stillhouse.backends import RunnerOptions, open_runner, ort
 from stillhouse.errors import BackendFailed, InvalidRequest, RuntimeMissing, UnsupportedPrecision
-from tests.backends.networks import network, node, unet, unet_feeds, write
+from tests.backends.networks import make_model, node, unet, unet_feeds, write_model
 
 
 @pytest.mark.parametrize("precision", ["bf16", "f16", "auto", "int8"])
 def test_float32_is_all_it_offers(precision: str, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedPrecision, match=f"'{precision}' on onnxruntime; allowed: f32"):
-        open_runner(write(unet(), tmp_path / "model.onnx"), options=RunnerOptions(precision))
+        open_runner(write_model(unet(), tmp_path / "model.onnx"), options=RunnerOptions(precision))
 
 
 def test_a_graph_of_halves_is_called_by_what_it_is_computed_in(tmp_path: Path) -> None:
     """On x86 the runtime has no product of halves: it casts to float32 and back, and that is what is told."""
-    model = network(
+    model = make_model(
         [node("Cast", ["x"], ["h"], to=TensorProto.FLOAT16), node("MatMul", ["h", "w"], ["y"])],
         [("x", ["n", 2])],
         [("y", ["n", 2], TensorProto.FLOAT16)],
         {"w": np.eye(2, dtype=np.float16)},
     )
-    runner = open_runner(write(model, tmp_path / "half.onnx"))
-    assert (runner.precision, runner.census, runner.outputs[0].dtype) == ("f32", {"f32": 1}, "float16")
+    runner = open_runner(write_model(model, tmp_path / "half.onnx"))
+    assert (runner.precision, runner.layer_precisions, runner.outputs[0].dtype) == ("f32", {"f32": 1}, "float16")
     np.testing.assert_array_equal(runner({"x": np.ones((1, 2), np.float32)})["y"], [[1, 1]])
 
 
 def test_halves_without_a_heavy_operation_are_mixed(tmp_path: Path) -> None:
-    model = network(
+    model = make_model(
         [node("Cast", ["x"], ["h"], to=TensorProto.FLOAT16), node("Neg", ["h"], ["y"])],
         [("x", ["n"])],
         [("y", ["n"], TensorProto.FLOAT16)],
     )
-    runner = open_runner(write(model, tmp_path / "half.onnx"))
-    assert (runner.precision, runner.census) == ("mixed", {})
+    runner = open_runner(write_model(model, tmp_path / "half.onnx"))
+    assert (runner.precision, runner.layer_precisions) == ("mixed", {})
 
 
 def test_a_float32_graph_is_counted_when_it_is_asked_for(tmp_path: Path) -> None:
-    graph = write(unet(), tmp_path / "model.onnx")
-    assert open_runner(graph).census == {}
-    assert open_runner(graph, options=RunnerOptions(settings={"census": "1"})).census == {"f32": 7}
+    graph = write_model(unet(), tmp_path / "model.onnx")
+    assert open_runner(graph).layer_precisions == {}
+    assert open_runner(graph, options=RunnerOptions(settings={"census": "1"})).layer_precisions == {"f32": 7}
     assert list(tmp_path.iterdir()) == [graph]
 
 
 @pytest.mark.parametrize("spinning", ["0", "1"])
 def test_spinning_does_not_change_the_result(spinning: str, tmp_path: Path) -> None:
-    graph, feeds = write(unet(), tmp_path / "model.onnx"), unet_feeds(2)
+    graph, feeds = write_model(unet(), tmp_path / "model.onnx"), unet_feeds(2)
     runner = open_runner(graph, options=RunnerOptions(threads=2, settings={"spinning": spinning}))
     np.testing.assert_array_equal(runner(feeds)["out_sample"], open_runner(graph)(feeds)["out_sample"])
 
 
 def test_unknown_settings_are_refused(tmp_path: Path) -> None:
-    graph = write(unet(), tmp_path / "model.onnx")
+    graph = write_model(unet(), tmp_path / "model.onnx")
     match = "no setting of onnxruntime 'spining'; allowed: spinning, census, provider; did you mean 'spinning'"
     with pytest.raises(InvalidRequest, match=match):
         open_runner(graph, options=RunnerOptions(settings={"spining": "1"}))
@@ -67,7 +67,7 @@ def test_unknown_settings_are_refused(tmp_path: Path) -> None:
         open_runner(graph, options=RunnerOptions(settings={"spinning": "yes"}))
 
 
-class Runtime:
+class FakeRuntime:
     """onnxruntime with providers of which some do not start: the session then says so in no way but this."""
 
     def __init__(self, available: tuple[str, ...], started: tuple[str, ...]) -> None:
@@ -92,7 +92,7 @@ class Runtime:
 
 
 def test_a_provider_that_is_not_in_this_build_is_told_with_the_one_that_has_it(tmp_path: Path) -> None:
-    graph = write(unet(), tmp_path / "model.onnx")
+    graph = write_model(unet(), tmp_path / "model.onnx")
     for provider in ("cuda", "tensorrt"):
         with pytest.raises(RuntimeMissing, match=f"no provider {provider}; pip install onnxruntime-gpu"):
             open_runner(graph, options=RunnerOptions(settings={"provider": provider}))
@@ -102,53 +102,53 @@ def test_a_provider_that_is_not_in_this_build_is_told_with_the_one_that_has_it(t
 def test_a_provider_that_does_not_start_is_an_error_and_not_another_one(
     provider: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    graph = write(unet(), tmp_path / "model.onnx")
+    graph = write_model(unet(), tmp_path / "model.onnx")
     every = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider")
     options = RunnerOptions(settings={"provider": provider})
-    works = Runtime(every, every)
+    works = FakeRuntime(every, every)
     monkeypatch.setattr(ort, "require", lambda name: works)
     assert open_runner(graph, options=options)(unet_feeds(1))["out_sample"].shape[0] == 1
     assert works.asked["CUDAExecutionProvider"] == {"use_tf32": "0"}, "float32 is float32 to this one"
     assert not works.session._enable_fallback, "nor is it another one later"
-    monkeypatch.setattr(ort, "require", lambda name: Runtime(every, ("CPUExecutionProvider",)))
+    monkeypatch.setattr(ort, "require", lambda name: FakeRuntime(every, ("CPUExecutionProvider",)))
     with pytest.raises(BackendFailed, match="opened the graph on CPUExecutionProvider in place of"):
         open_runner(graph, options=options)
 
 
 def test_halves_are_not_counted_where_tensorrt_compiles_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It cannot write them down, and refused to be opened at all."""
-    model = network(
+    model = make_model(
         [node("Cast", ["x"], ["h"], to=TensorProto.FLOAT16), node("MatMul", ["h", "w"], ["y"])],
         [("x", ["n", 2])],
         [("y", ["n", 2], TensorProto.FLOAT16)],
         {"w": np.eye(2, dtype=np.float16)},
     )
     every = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider")
-    monkeypatch.setattr(ort, "require", lambda name: Runtime(every, every))
-    graph = write(model, tmp_path / "half.onnx")
-    assert open_runner(graph, options=RunnerOptions(settings={"provider": "tensorrt"})).census == {}
-    assert open_runner(graph, options=RunnerOptions(settings={"provider": "cuda"})).census == {"f32": 1}
+    monkeypatch.setattr(ort, "require", lambda name: FakeRuntime(every, every))
+    graph = write_model(model, tmp_path / "half.onnx")
+    assert open_runner(graph, options=RunnerOptions(settings={"provider": "tensorrt"})).layer_precisions == {}
+    assert open_runner(graph, options=RunnerOptions(settings={"provider": "cuda"})).layer_precisions == {"f32": 1}
 
 
 def test_a_graph_that_is_no_file_reads_weights_from_a_directory(tmp_path: Path) -> None:
     model, feeds = unet(), unet_feeds(2)
-    graph = write(model, tmp_path / "model.onnx")
+    graph = write_model(model, tmp_path / "model.onnx")
     (tmp_path / "apart").mkdir()
     onnx.save(model, tmp_path / "apart" / "m.onnx", save_as_external_data=True, location="w.bin", size_threshold=512)
     (tmp_path / "apart" / "m.onnx").rename(tmp_path / "m.onnx")
-    evaluate = ort.evaluator((tmp_path / "m.onnx").read_bytes(), tmp_path / "apart")
+    evaluate = ort.make_evaluator((tmp_path / "m.onnx").read_bytes(), tmp_path / "apart")
     np.testing.assert_array_equal(evaluate(dict(feeds))["out_sample"], open_runner(graph)(feeds)["out_sample"])
     with pytest.raises(BackendFailed, match=f"could not open a graph of {tmp_path}"):
-        ort.evaluator((tmp_path / "m.onnx").read_bytes(), tmp_path)
+        ort.make_evaluator((tmp_path / "m.onnx").read_bytes(), tmp_path)
 
 
 def test_what_it_refuses_to_run_is_said_in_one_line(tmp_path: Path) -> None:
-    model = network(
+    model = make_model(
         [node("Reshape", ["x", "to"], ["y"])],
         [("x", ["n"]), ("to", [2], TensorProto.INT64)],
         [("y", ["a", "b"])],
     )
-    runner = open_runner(write(model, tmp_path / "reshape.onnx"))
+    runner = open_runner(write_model(model, tmp_path / "reshape.onnx"))
     with pytest.raises(BackendFailed, match=r"could not run .*reshape.onnx: .*Reshape.*requested shape:\{4,2\}$"):
         runner({"x": np.ones(6, np.float32), "to": np.array([4, 2])})
 

@@ -14,13 +14,23 @@ from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
 
 from stillhouse.backends import RunnerOptions, open_runner
-from stillhouse.backends.precision import half
-from stillhouse.backends.qdq import KINDS, Kind, Numbers
-from stillhouse.backends.quantize import dynamic, openvino_static, openvino_weights, static
+from stillhouse.backends.precision import convert_to_float16
+from stillhouse.backends.qdq import WEIGHT_TYPES, QuantType, WeightType
+from stillhouse.backends.quantize import compress_openvino_weights, quantize_dynamic, quantize_openvino, quantize_static
 from stillhouse.backends.signature import read_signature
 from stillhouse.errors import BackendFailed, InvalidRequest, PipelineError
 from stillhouse.pipelines.load import find_pipeline
-from tests.backends.networks import CHANNELS, Value, network, node, unet, unet_feeds, unet_float64, unet_weights, write
+from tests.backends.networks import (
+    CHANNELS,
+    Value,
+    make_model,
+    node,
+    unet,
+    unet_feeds,
+    unet_float64,
+    unet_weights,
+    write_model,
+)
 
 HEAVY = ("Conv", "MatMul", "Gemm")
 FEEDS = [unet_feeds(2, seed=seed) for seed in range(4)]
@@ -31,7 +41,7 @@ def sqnr(got: NDArray[Any], want: NDArray[Any]) -> float:
     return float(10 * np.log10((np.float64(want) ** 2).sum() / ((np.float64(want) - got) ** 2).sum()))
 
 
-def referred(graph: Path, feeds: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+def run_dequantized(graph: Path, feeds: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
     """What the standard's own evaluator makes of a graph."""
     (result,) = ReferenceEvaluator(str(graph)).run(None, dict(feeds))
     return np.asarray(result)
@@ -39,14 +49,17 @@ def referred(graph: Path, feeds: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
 
 @pytest.fixture
 def graph(tmp_path: Path) -> Path:
-    return write(unet(), tmp_path / "model.onnx")
+    return write_model(unet(), tmp_path / "model.onnx")
 
 
 def test_static_integers_run_and_come_close(graph: Path, tmp_path: Path) -> None:
     """Five layers round their inputs to 8 bits: each 6.02 * 8 - 7 = 41 dB for Gaussian inputs with 4 sigma of range."""
-    static(graph, tmp_path / "static.onnx", FEEDS)
+    quantize_static(graph, tmp_path / "static.onnx", FEEDS)
     runner = open_runner(tmp_path / "static.onnx")
-    assert (runner.precision, runner.census) == ("mixed", {"f32": 2, "int8": 5})  # the products of attention stay
+    assert (runner.precision, runner.layer_precisions) == (
+        "mixed",
+        {"f32": 2, "int8": 5},
+    )  # the products of attention stay
     assert sqnr(runner(PROBE)["out_sample"], unet_float64(PROBE, unet_weights())) > 28
     assert read_signature(tmp_path / "static.onnx").inputs == read_signature(graph).inputs
     onnx.checker.check_model(onnx.load(tmp_path / "static.onnx"), full_check=True)
@@ -54,12 +67,12 @@ def test_static_integers_run_and_come_close(graph: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize(("numbers", "decibels"), [("int8", 28), ("fp8", 18)])
 def test_what_gpus_multiply_comes_close_and_has_no_zero_points(
-    numbers: Numbers, decibels: float, graph: Path, tmp_path: Path
+    numbers: QuantType, decibels: float, graph: Path, tmp_path: Path
 ) -> None:
     """Floats of eight bits have three behind the point: inputs and weights lose 31 dB each, five layers 7 more."""
-    static(graph, tmp_path / "static.onnx", FEEDS, numbers=numbers)
+    quantize_static(graph, tmp_path / "static.onnx", FEEDS, quant_type=numbers)
     if numbers == "fp8":  # of which onnxruntime has no kernels that it would not fuse wrongly
-        result = referred(tmp_path / "static.onnx", PROBE)
+        result = run_dequantized(tmp_path / "static.onnx", PROBE)
     else:
         result = open_runner(tmp_path / "static.onnx")(PROBE)["out_sample"]
     assert sqnr(result, unet_float64(PROBE, unet_weights())) > decibels
@@ -74,31 +87,34 @@ def test_floats_of_eight_bits_that_are_exact_stay_exact(tmp_path: Path) -> None:
     """Powers of two, and the largest is one that the scale leaves as it is."""
     weights = (448 * 2.0 ** -np.random.default_rng(3).integers(0, 8, (16, 8))).astype(np.float32)
     weights[0] = 448
-    model = network([node("MatMul", ["x", "w"], ["y"])], [("x", ["n", 16])], [("y", ["n", 8])], {"w": weights})
+    model = make_model([node("MatMul", ["x", "w"], ["y"])], [("x", ["n", 16])], [("y", ["n", 8])], {"w": weights})
     x = (448 * 2.0 ** -np.random.default_rng(4).integers(0, 8, (3, 16))).astype(np.float32)
     x[0, 0] = -448
-    static(write(model, tmp_path / "model.onnx"), tmp_path / "fp8.onnx", [{"x": x}], numbers="fp8")
-    np.testing.assert_allclose(referred(tmp_path / "fp8.onnx", {"x": x}), x @ weights, rtol=1e-6)
+    quantize_static(write_model(model, tmp_path / "model.onnx"), tmp_path / "fp8.onnx", [{"x": x}], quant_type="fp8")
+    np.testing.assert_allclose(run_dequantized(tmp_path / "fp8.onnx", {"x": x}), x @ weights, rtol=1e-6)
 
 
 def test_an_operator_that_means_another_thing_in_a_later_opset_is_refused(tmp_path: Path) -> None:
     nodes = [node("MatMul", ["x", "w"], ["p"]), node("ReduceMean", ["p"], ["y"])]
-    model = network(nodes, [("x", ["n", 2])], [("y", ["n", 1])], {"w": np.eye(2, dtype=np.float32)})
+    model = make_model(nodes, [("x", ["n", 2])], [("y", ["n", 1])], {"w": np.eye(2, dtype=np.float32)})
     model.graph.node[1].attribute.append(onnx.helper.make_attribute("axes", [1]))
     model.opset_import[0].version = 17
-    graph = write(model, tmp_path / "model.onnx")
+    graph = write_model(model, tmp_path / "model.onnx")
     with pytest.raises(InvalidRequest, match=r"ReduceMean y of opset \d+ in .*; allowed: opset 19; export it anew"):
-        static(graph, tmp_path / "fp8.onnx", [{"x": np.ones((1, 2), np.float32)}], numbers="fp8")
+        quantize_static(graph, tmp_path / "fp8.onnx", [{"x": np.ones((1, 2), np.float32)}], quant_type="fp8")
 
 
-@pytest.mark.parametrize("weights", KINDS)
+@pytest.mark.parametrize("weights", WEIGHT_TYPES)
 @pytest.mark.parametrize("operators", [("MatMul", "Gemm"), HEAVY])
 def test_dynamic_integers_run_and_come_close(
-    weights: Kind, operators: tuple[str, ...], graph: Path, tmp_path: Path
+    weights: WeightType, operators: tuple[str, ...], graph: Path, tmp_path: Path
 ) -> None:
-    dynamic(graph, tmp_path / "dynamic.onnx", weights=weights, operators=operators)
+    quantize_dynamic(graph, tmp_path / "dynamic.onnx", weights=weights, operators=operators)
     runner = open_runner(tmp_path / "dynamic.onnx")
-    assert runner.census == {"f32": 7 - (5 if "Conv" in operators else 3), "int8": 5 if "Conv" in operators else 3}
+    assert runner.layer_precisions == {
+        "f32": 7 - (5 if "Conv" in operators else 3),
+        "int8": 5 if "Conv" in operators else 3,
+    }
     assert sqnr(runner(PROBE)["out_sample"], unet_float64(PROBE, unet_weights())) > 28
     stored = {tensor.name: tensor.data_type for tensor in onnx.load(tmp_path / "dynamic.onnx").graph.initializer}
     assert stored["q.weights"] == {"int8": TensorProto.INT8, "uint8": TensorProto.UINT8}[weights]
@@ -110,12 +126,12 @@ def test_what_is_kept_is_exact(form: str, graph: Path, tmp_path: Path) -> None:
 
     def write_it(keep: list[str]) -> None:
         if form == "static":
-            static(graph, path, FEEDS, keep=keep)
+            quantize_static(graph, path, FEEDS, keep=keep)
         else:
-            dynamic(graph, path, keep=keep, operators=HEAVY)
+            quantize_dynamic(graph, path, keep=keep, operators=HEAVY)
 
     write_it(["a", "out_sample"])
-    assert open_runner(path).census == {"f32": 4, "int8": 3}
+    assert open_runner(path).layer_precisions == {"f32": 4, "int8": 3}
     assert sqnr(open_runner(path)(PROBE)["out_sample"], unet_float64(PROBE, unet_weights())) > 40
     with pytest.raises(InvalidRequest, match="no node 'out_samples'; .* did you mean 'out_sample'"):
         write_it(["out_samples"])
@@ -142,13 +158,13 @@ def test_a_product_is_off_by_no_more_than_rounding(
     layer = node("Gemm", ["x", "w", "b"][: 2 + biased], ["y"], transB=int(turned))
     weights = {"w": w.T if turned else w, "b": b}
     path = tmp_path_factory.mktemp("product") / "model.onnx"
-    write(network([layer], [("x", ["n", inner])], [("y", ["n", columns])], weights), path)
+    write_model(make_model([layer], [("x", ["n", inner])], [("y", ["n", columns])], weights), path)
     if form == "static":
-        static(path, path, [{"x": x}])
+        quantize_static(path, path, [{"x": x}])
     else:
-        dynamic(path, path, weights="int8" if form == "int8" else "uint8")
+        quantize_dynamic(path, path, weights="int8" if form == "int8" else "uint8")
     runner = open_runner(path)
-    assert runner.census == {"int8": 1}
+    assert runner.layer_precisions == {"int8": 1}
     wide, narrow = x.astype(np.float64), w.astype(np.float64)
     want = wide @ narrow + (b if biased else 0)
     dx = (max(x.max(), 0) - min(x.min(), 0)) / 255  # half a step of rounding, and half of a zero point that is moved
@@ -162,20 +178,20 @@ def test_a_product_is_off_by_no_more_than_rounding(
 def test_the_largest_sums_do_not_saturate(tmp_path: Path) -> None:
     """Without VNNI, 255 * 127 + 255 * 127 does not fit into the 16 bits that x86 adds two products in."""
     weights = {"w": np.ones((64, 4), np.float32)}
-    graph = write(
-        network([node("MatMul", ["x", "w"], ["y"])], [("x", ["n", 64])], [("y", ["n", 4])], weights),
+    graph = write_model(
+        make_model([node("MatMul", ["x", "w"], ["y"])], [("x", ["n", 64])], [("y", ["n", 4])], weights),
         tmp_path / "m.onnx",
     )
     x = np.ones((3, 64), np.float32)
-    for kind in KINDS:
-        dynamic(graph, tmp_path / "d.onnx", weights=kind)
+    for kind in WEIGHT_TYPES:
+        quantize_dynamic(graph, tmp_path / "d.onnx", weights=kind)
         np.testing.assert_allclose(open_runner(tmp_path / "d.onnx")({"x": x})["y"], 64, rtol=1e-5)
-    static(graph, tmp_path / "s.onnx", [{"x": x}])
+    quantize_static(graph, tmp_path / "s.onnx", [{"x": x}])
     np.testing.assert_allclose(open_runner(tmp_path / "s.onnx")({"x": x})["y"], 64, rtol=1e-5)
 
 
 def test_a_row_of_static_integers_does_not_know_its_neighbours(graph: Path, tmp_path: Path) -> None:
-    static(graph, tmp_path / "static.onnx", FEEDS)
+    quantize_static(graph, tmp_path / "static.onnx", FEEDS)
     runner = open_runner(tmp_path / "static.onnx")
     together = runner(PROBE)["out_sample"]
     alone = runner({name: array[1:] for name, array in PROBE.items()})["out_sample"]
@@ -193,13 +209,13 @@ def test_an_activation_behind_a_convolution_is_part_of_it(tmp_path: Path) -> Non
     weights = {name: random.standard_normal((8, 8, 3, 3)).astype(np.float32) / 8 for name in "wv"}
     weights["b"] = random.standard_normal(8).astype(np.float32)
     shape = ["n", 8, 8, 8]
-    source = write(network(nodes, [("x", shape)], [("y", shape), ("d", shape)], weights), tmp_path / "m.onnx")
+    source = write_model(make_model(nodes, [("x", shape)], [("y", shape), ("d", shape)], weights), tmp_path / "m.onnx")
     x = random.standard_normal((2, 8, 8, 8)).astype(np.float32)
-    static(source, tmp_path / "s.onnx", [{"x": x}])
+    quantize_static(source, tmp_path / "s.onnx", [{"x": x}])
     kinds = [one.op_type for one in onnx.load(tmp_path / "s.onnx").graph.node]
     assert kinds.index("Relu") == kinds.index("Conv") + 1
     runner = open_runner(tmp_path / "s.onnx")
-    assert runner.census == {"int8": 2}
+    assert runner.layer_precisions == {"int8": 2}
     for name, want in open_runner(source)({"x": x}).items():
         assert sqnr(runner({"x": x})[name], want) > 30
 
@@ -220,10 +236,10 @@ def test_weights_that_are_no_plain_matrix_stay(tmp_path: Path) -> None:
     weights["axes"] = np.array([0, 1])
     nodes[5] = node("Reshape", ["e", "flat"], ["bias"])
     weights["flat"] = np.array([1])
-    source = write(network(nodes, [("x", [2, 2, 2])], [("y", [1, 1])], weights), tmp_path / "m.onnx")
-    dynamic(source, tmp_path / "d.onnx")
+    source = write_model(make_model(nodes, [("x", [2, 2, 2])], [("y", [1, 1])], weights), tmp_path / "m.onnx")
+    quantize_dynamic(source, tmp_path / "d.onnx")
     x = np.ones((2, 2, 2), np.float32)
-    assert open_runner(tmp_path / "d.onnx").census == {"f32": 4, "int8": 1}
+    assert open_runner(tmp_path / "d.onnx").layer_precisions == {"f32": 4, "int8": 1}
     np.testing.assert_allclose(
         open_runner(tmp_path / "d.onnx")({"x": x})["y"], open_runner(source)({"x": x})["y"], rtol=0.02
     )
@@ -232,17 +248,17 @@ def test_weights_that_are_no_plain_matrix_stay(tmp_path: Path) -> None:
 def test_feeds_are_asked_for_and_must_make_sense(graph: Path, tmp_path: Path) -> None:
     out = tmp_path / "static.onnx"
     with pytest.raises(InvalidRequest, match="no feeds to calibrate with"):
-        static(graph, out, [])
+        quantize_static(graph, out, [])
     with pytest.raises(BackendFailed, match="not finite"):
-        static(graph, out, [{**PROBE, "sample": np.full((2, CHANNELS, 8, 8), np.inf, np.float32)}])
+        quantize_static(graph, out, [{**PROBE, "sample": np.full((2, CHANNELS, 8, 8), np.inf, np.float32)}])
     with pytest.raises(BackendFailed, match="could not run"):
-        static(graph, out, [{"sample": PROBE["sample"]}])
+        quantize_static(graph, out, [{"sample": PROBE["sample"]}])
     with pytest.raises(PipelineError, match="absent.onnx"):
-        static(tmp_path / "absent.onnx", out, FEEDS)
+        quantize_static(tmp_path / "absent.onnx", out, FEEDS)
     with pytest.raises(InvalidRequest, match="no kind of weights 'int4'; allowed: int8, uint8"):
-        dynamic(graph, out, weights="int4")  # type: ignore[arg-type]
+        quantize_dynamic(graph, out, weights="int4")  # type: ignore[arg-type]
     with pytest.raises(InvalidRequest, match="no operator 'Convolution'"):
-        dynamic(graph, out, operators=["Convolution"])
+        quantize_dynamic(graph, out, operators=["Convolution"])
     assert not out.exists()
 
 
@@ -250,25 +266,25 @@ def test_an_old_opset_is_refused(tmp_path: Path) -> None:
     model = unet()
     model.opset_import[0].version = 12
     with pytest.raises(InvalidRequest, match="is of opset 12; allowed: 13 and later"):
-        static(write(model, tmp_path / "old.onnx"), tmp_path / "out.onnx", FEEDS)
+        quantize_static(write_model(model, tmp_path / "old.onnx"), tmp_path / "out.onnx", FEEDS)
 
 
 @pytest.mark.parametrize("stored", [np.float32, np.float16])
 def test_openvinos_static_integers_run_come_close_and_keep(stored: type[np.floating], tmp_path: Path) -> None:
     graph, out = _linear(tmp_path, stored), tmp_path / "int8.xml"
     feeds = [{"x": np.random.default_rng(seed).standard_normal((2, 6, 32)).astype(np.float32)} for seed in range(5)]
-    openvino_static(graph, out, feeds[:4])
+    quantize_openvino(graph, out, feeds[:4])
     runner, want = open_runner(out, "openvino"), open_runner(graph)(feeds[4])["y"]
-    assert (runner.precision, runner.census) == ("int8", {"int8": 4})
+    assert (runner.precision, runner.layer_precisions) == ("int8", {"int8": 4})
     assert sqnr(runner(feeds[4])["y"], want) > 25
-    openvino_static(graph, out, feeds[:4], keep=["/gemm/Gemm", "/last/MatMul"])
+    quantize_openvino(graph, out, feeds[:4], keep=["/gemm/Gemm", "/last/MatMul"])
     kept = open_runner(out, "openvino")
-    assert (kept.precision, kept.census) == ("mixed", {"f32": 2, "int8": 2})
+    assert (kept.precision, kept.layer_precisions) == ("mixed", {"f32": 2, "int8": 2})
     assert sqnr(kept(feeds[4])["y"], want) > 30
     with pytest.raises(InvalidRequest, match="no feeds"):
-        openvino_static(graph, out, [])
+        quantize_openvino(graph, out, [])
     with pytest.raises(InvalidRequest, match=r"int8.onnx as the name .*; allowed: a name that ends in .xml"):
-        openvino_static(graph, tmp_path / "int8.onnx", feeds)
+        quantize_openvino(graph, tmp_path / "int8.onnx", feeds)
 
 
 def test_openvinos_small_weights_are_small_and_keep(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -277,19 +293,19 @@ def test_openvinos_small_weights_are_small_and_keep(tmp_path: Path, capfd: pytes
     want, sizes = open_runner(graph)(x)["y"], {}
     for bits, close in ((8, 40), (4, 15)):
         out = tmp_path / f"{bits}.xml"
-        openvino_weights(graph, out, bits=8 if bits == 8 else 4)
+        compress_openvino_weights(graph, out, bits=8 if bits == 8 else 4)
         runner = open_runner(out, "openvino")
-        assert (runner.precision, runner.census) == ("f32", {"f32": 4})  # expanded, then multiplied as before
+        assert (runner.precision, runner.layer_precisions) == ("f32", {"f32": 4})  # expanded, then multiplied as before
         assert sqnr(runner(x)["y"], want) > close
         sizes[bits] = out.with_suffix(".bin").stat().st_size
-    openvino_weights(
+    compress_openvino_weights(
         graph, tmp_path / "kept.xml", keep=["/first/MatMul", "/middle/MatMul", "/gemm/Gemm", "/last/MatMul"]
     )
     assert sqnr(open_runner(tmp_path / "kept.xml", "openvino")(x)["y"], want) > 100
     sizes[32] = (tmp_path / "kept.xml").with_suffix(".bin").stat().st_size
     assert sizes[4] < sizes[8] < 0.3 * sizes[32]
     with pytest.raises(InvalidRequest, match="weights of 2 bits; allowed: 8, 4"):
-        openvino_weights(graph, out, bits=2)  # type: ignore[arg-type]
+        compress_openvino_weights(graph, out, bits=2)  # type: ignore[arg-type]
     assert capfd.readouterr() == ("", "")
     assert read_signature(tmp_path / "8.xml").inputs == read_signature(graph).inputs
 
@@ -319,7 +335,7 @@ def _linear(directory: Path, stored: type[np.floating], width: int = 32) -> Path
     ]
     shape: list[Any] = ["batch", "tokens", width]
     values: list[Value] = [("x", shape)]
-    return write(network(layers, values, [("y", [2, "tokens", width])], weights), directory / "linear.onnx")
+    return write_model(make_model(layers, values, [("y", [2, "tokens", width])], weights), directory / "linear.onnx")
 
 
 def test_the_shapes_u_net_keeps_its_signal(tmp_path: Path) -> None:
@@ -334,9 +350,9 @@ def test_the_shapes_u_net_keeps_its_signal(tmp_path: Path) -> None:
         }
         for level in (50, 500, 950)
     ]
-    static(source, tmp_path / "static.onnx", feeds)
+    quantize_static(source, tmp_path / "static.onnx", feeds)
     runner = open_runner(tmp_path / "static.onnx", options=RunnerOptions(threads=1))
-    assert runner.census == {"f32": 28, "int8": 133}
+    assert runner.layer_precisions == {"f32": 28, "int8": 133}
     want = open_runner(source)
     assert all(sqnr(runner(each)["out_sample"], want(each)["out_sample"]) > 20 for each in feeds)
 
@@ -363,21 +379,21 @@ def test_more_than_two_gigabytes_of_weights(recipe: str, tmp_path: Path) -> None
     ends = [onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", width]) for name in ("h0", f"h{layers}")]
     stack = onnx.helper.make_graph(nodes, "stack", ends[:1], ends[1:], tensors)
     model = onnx.helper.make_model(stack, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
-    graph, out = write(model, tmp_path / "model.onnx"), tmp_path / "out" / "model.onnx"
+    graph, out = write_model(model, tmp_path / "model.onnx"), tmp_path / "out" / "model.onnx"
     out.parent.mkdir()
     feeds = {"h0": np.random.default_rng(1).standard_normal((2, width)).astype(np.float32)}
     (want,) = open_runner(graph)(feeds).values()
     if recipe == "openvino":
         out = out.with_suffix(".xml")
-        openvino_weights(graph, out)
+        compress_openvino_weights(graph, out)
     elif recipe == "static":
-        static(graph, out, [feeds])
+        quantize_static(graph, out, [feeds])
     elif recipe == "dynamic":
-        dynamic(graph, out)
+        quantize_dynamic(graph, out)
     else:
-        half(graph, out)
+        convert_to_float16(graph, out)
     runner = open_runner(out, "openvino" if recipe == "openvino" else "onnxruntime")
-    assert runner.census == {"int8" if recipe in ("static", "dynamic") else "f32": layers}
+    assert runner.layer_precisions == {"int8" if recipe in ("static", "dynamic") else "f32": layers}
     (got,) = runner(feeds).values()
     assert sqnr(got, want) > (50 if recipe == "half" else 17)
     size = sum(file.stat().st_size for file in out.parent.iterdir())

@@ -10,7 +10,7 @@ import pytest
 import stillhouse
 from stillhouse.backends import backends, open_runner
 from stillhouse.errors import InvalidRequest, RuntimeMissing
-from tests.backends.networks import BACKENDS, unet, write
+from tests.backends.networks import BACKENDS, unet, write_model
 
 
 def test_importing_the_room_imports_no_runtime() -> None:
@@ -59,7 +59,7 @@ def test_torch_is_ready_with_all_that_it_needs_only(package: str, reason: str, m
 def test_a_missing_runtime_costs_a_reason_and_the_line_that_installs_it(
     backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    graph = write(unet(), tmp_path / "model.onnx")
+    graph = write_model(unet(), tmp_path / "model.onnx")
     monkeypatch.setitem(sys.modules, backend, None)
     with pytest.raises(RuntimeMissing, match=f"{backend} cannot be used here.*; pip install {backend}"):
         open_runner(graph, backend)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from stillhouse.backends import Runner, RunnerOptions, backends, open_runner
 from stillhouse.core import Array
 from stillhouse.errors import InvalidRequest
-from tests.backends.networks import BACKENDS, apart, unet, unet_feeds, unet_float64, unet_weights, write
+from tests.backends.networks import BACKENDS, relative_error, unet, unet_feeds, unet_float64, unet_weights, write_model
 
 ROWS = 8
 FEEDS = unet_feeds(ROWS, 8, 12)
@@ -18,14 +18,14 @@ FEEDS = unet_feeds(ROWS, 8, 12)
 
 @pytest.fixture(scope="module", params=BACKENDS)
 def runner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Runner:
-    return open_runner(write(unet(), tmp_path_factory.mktemp("rows") / "model.onnx"), request.param)
+    return open_runner(write_model(unet(), tmp_path_factory.mktemp("rows") / "model.onnx"), request.param)
 
 
 @pytest.fixture(scope="module")
 def both_ways(tmp_path_factory: pytest.TempPathFactory) -> tuple[Runner, Runner]:
     """The same network with its rows apart, and together."""
     shapes = {name: (1, *array.shape[1:]) for name, array in FEEDS.items()}
-    path = write(unet(), tmp_path_factory.mktemp("apart") / "model.onnx")
+    path = write_model(unet(), tmp_path_factory.mktemp("apart") / "model.onnx")
     return open_runner(path, "openvino", RunnerOptions(shapes=shapes, streams=3)), open_runner(path, "openvino")
 
 
@@ -39,7 +39,7 @@ def test_float32_rows_are_equal_to_the_last_bit_in_any_company(runner: Runner, p
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_float32_rows_are_equal_whether_shapes_are_static_or_not(backend: str, tmp_path: Path) -> None:
-    path = write(unet(), tmp_path / "model.onnx")
+    path = write_model(unet(), tmp_path / "model.onnx")
     shapes = {name: (2, *array.shape[1:]) for name, array in FEEDS.items()}
     fixed, free = open_runner(path, backend, RunnerOptions(shapes=shapes)), open_runner(path, backend)
     np.testing.assert_array_equal(_rows(fixed, [3, 5]), np.concatenate([_rows(free, [3]), _rows(free, [5])]))
@@ -64,11 +64,11 @@ def test_half_precisions_are_executed_where_the_processor_has_them(precision: st
     offered = {status.name: status.precisions for status in backends()}["openvino"]
     if precision not in offered:
         pytest.skip(f"this processor has no {precision}; refusing it is tested in test_openvino.py")
-    runner = open_runner(write(unet(), tmp_path / "model.onnx"), "openvino", RunnerOptions(precision=precision))
+    runner = open_runner(write_model(unet(), tmp_path / "model.onnx"), "openvino", RunnerOptions(precision=precision))
     assert runner.precision in (precision, "mixed")
     want = unet_float64(FEEDS, unet_weights())
     for company in ([0], [0, 3], list(range(ROWS))):
-        assert apart(_rows(runner, company), want[company]) < 3e-2
+        assert relative_error(_rows(runner, company), want[company]) < 3e-2
 
 
 def _rows(runner: Runner, picked: list[int]) -> Array:

@@ -17,14 +17,14 @@ from stillhouse.core import TensorSpec
 from stillhouse.errors import BackendFailed, InvalidRequest, PipelineError, UnsupportedPrecision
 from tests.backends.networks import (
     BACKENDS,
-    apart,
-    network,
+    make_model,
     node,
+    relative_error,
     unet,
     unet_feeds,
     unet_float64,
     unet_weights,
-    write,
+    write_model,
 )
 
 EXACT = 1e-5
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.parametrize("backend", BACKENDS)
 
 @pytest.fixture
 def graph(tmp_path: Path) -> Path:
-    return write(unet(), tmp_path / "model.onnx")
+    return write_model(unet(), tmp_path / "model.onnx")
 
 
 @pytest.mark.parametrize(("rows", "height", "width"), [(1, 8, 8), (3, 8, 8), (2, 5, 9)])
@@ -44,7 +44,7 @@ def test_computes_what_the_definitions_say_at_every_size(
 ) -> None:
     runner = open_runner(graph, backend)
     feeds = unet_feeds(rows, height, width)
-    assert apart(runner(feeds)["out_sample"], unet_float64(feeds, unet_weights())) < EXACT
+    assert relative_error(runner(feeds)["out_sample"], unet_float64(feeds, unet_weights())) < EXACT
 
 
 def test_says_what_it_is(backend: str, graph: Path) -> None:
@@ -63,7 +63,7 @@ def test_static_shapes_are_kept_and_shown(backend: str, graph: Path) -> None:
     feeds = unet_feeds(2)
     assert {spec.name: spec.shape for spec in runner.inputs} == shapes
     assert runner.outputs[0].shape == (2, 4, 8, 8)
-    assert apart(runner(feeds)["out_sample"], unet_float64(feeds, unet_weights())) < EXACT
+    assert relative_error(runner(feeds)["out_sample"], unet_float64(feeds, unet_weights())) < EXACT
     with pytest.raises(InvalidRequest, match=r"shape \[3, 4, 8, 8\] .* allowed: \[2, 4, 8, 8\]"):
         runner(unet_feeds(3))
 
@@ -74,8 +74,8 @@ def test_a_static_shape_fixes_an_axis_wherever_its_name_stands(backend: str, gra
 
 
 def test_a_static_shape_holds_on_an_axis_without_a_name(backend: str, tmp_path: Path) -> None:
-    model = network([node("Relu", ["x"], ["y"])], [("x", [None, 3])], [("y", [None, 3])])
-    runner = open_runner(write(model, tmp_path / "relu.onnx"), backend, RunnerOptions(shapes={"x": (2, 3)}))
+    model = make_model([node("Relu", ["x"], ["y"])], [("x", [None, 3])], [("y", [None, 3])])
+    runner = open_runner(write_model(model, tmp_path / "relu.onnx"), backend, RunnerOptions(shapes={"x": (2, 3)}))
     assert runner({"x": np.ones((2, 3), np.float32)})["y"].shape == (2, 3)
     with pytest.raises(InvalidRequest, match=r"\[4, 3\]"):
         runner({"x": np.ones((4, 3), np.float32)})
@@ -100,13 +100,13 @@ def test_static_shapes_that_do_not_fit_are_refused(
 
 def test_two_outputs_integers_and_an_input_that_nothing_reads(backend: str, tmp_path: Path) -> None:
     table = np.arange(12, dtype=np.float32).reshape(4, 3)
-    model = network(
+    model = make_model(
         [node("Gather", ["table", "ids"], ["rows"]), node("ReduceSum", ["rows"], ["sum"], keepdims=0)],
         [("ids", ["n"], TensorProto.INT64), ("idle", ["n"])],
         [("sum", []), ("rows", ["n", 3])],
         {"table": table},
     )
-    runner = open_runner(write(model, tmp_path / "text.onnx"), backend)
+    runner = open_runner(write_model(model, tmp_path / "text.onnx"), backend)
     ids = np.array([2, 0], np.int64)
     results = runner({"idle": np.zeros(2, np.float32), "ids": ids})
     assert [spec.dtype for spec in runner.inputs] == ["int64", "float32"]
@@ -116,12 +116,12 @@ def test_two_outputs_integers_and_an_input_that_nothing_reads(backend: str, tmp_
 
 
 def test_results_belong_to_the_caller(backend: str, tmp_path: Path) -> None:
-    model = network(
+    model = make_model(
         [node("Identity", ["x"], ["same"]), node("Neg", ["x"], ["y"])],
         [("x", ["n"])],
         [("same", ["n"]), ("y", ["n"])],
     )
-    runner = open_runner(write(model, tmp_path / "neg.onnx"), backend)
+    runner = open_runner(write_model(model, tmp_path / "neg.onnx"), backend)
     x = np.array([1, 2], np.float32)
     first = runner({"x": x})
     runner({"x": x * 5})
@@ -140,8 +140,8 @@ def test_results_belong_to_the_caller(backend: str, tmp_path: Path) -> None:
 def test_how_a_feed_lies_in_memory_does_not_matter(
     backend: str, tmp_path_factory: pytest.TempPathFactory, layout: str, seed: int
 ) -> None:
-    model = network([node("Neg", ["x"], ["y"])], [("x", ["n", 3])], [("y", ["n", 3])])
-    runner = open_runner(write(model, tmp_path_factory.mktemp("layout") / "neg.onnx"), backend)
+    model = make_model([node("Neg", ["x"], ["y"])], [("x", ["n", 3])], [("y", ["n", 3])])
+    runner = open_runner(write_model(model, tmp_path_factory.mktemp("layout") / "neg.onnx"), backend)
     x = np.random.default_rng(seed).standard_normal((4, 3)).astype(np.float32)
     unaligned = np.frombuffer(b"0" + x.tobytes(), np.uint8)[1:].view(np.float32).reshape(x.shape)
     fixed = x.copy()
@@ -176,10 +176,10 @@ def test_feeds_that_do_not_fit_are_refused(backend: str, graph: Path) -> None:
 
 
 def test_an_operator_that_no_runtime_knows_is_named(backend: str, tmp_path: Path) -> None:
-    model = network([node("Relu", ["x"], ["y"])], [("x", [1])], [("y", [1])])
+    model = make_model([node("Relu", ["x"], ["y"])], [("x", [1])], [("y", [1])])
     model.graph.node[0].op_type = "Distil"
     with pytest.raises(BackendFailed, match="Distil"):
-        open_runner(write(model, tmp_path / "odd.onnx"), backend)
+        open_runner(write_model(model, tmp_path / "odd.onnx"), backend)
 
 
 @pytest.mark.parametrize("part", [0.0, 0.001, 0.5, 0.99])
@@ -200,7 +200,7 @@ def test_a_directory_and_nothing_are_refused_by_name(backend: str, tmp_path: Pat
 def test_threads_do_not_change_the_result(backend: str, graph: Path, threads: int) -> None:
     feeds = unet_feeds(2)
     runner = open_runner(graph, backend, RunnerOptions(threads=threads))
-    assert apart(runner(feeds)["out_sample"], unet_float64(feeds, unet_weights())) < EXACT
+    assert relative_error(runner(feeds)["out_sample"], unet_float64(feeds, unet_weights())) < EXACT
 
 
 def test_no_threads_and_unknown_precisions_are_refused(backend: str, graph: Path) -> None:
@@ -224,7 +224,7 @@ def test_several_runners_live_side_by_side(backend: str, tmp_path: Path) -> None
     feeds = unet_feeds(1)
     runners = []
     for seed in (1, 2):
-        path = write(unet(unet_weights(seed)), tmp_path / f"{seed}.onnx")
+        path = write_model(unet(unet_weights(seed)), tmp_path / f"{seed}.onnx")
         runners.append((open_runner(path, backend), unet_weights(seed)))
     for runner, weights in runners * 2:
-        assert apart(runner(feeds)["out_sample"], unet_float64(feeds, weights)) < EXACT
+        assert relative_error(runner(feeds)["out_sample"], unet_float64(feeds, weights)) < EXACT

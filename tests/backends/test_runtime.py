@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from stillhouse.backends.runtime import reported
+from stillhouse.backends.runtime import translate_errors
 from stillhouse.errors import BackendFailed
 
 
@@ -12,12 +12,12 @@ from stillhouse.errors import BackendFailed
 def test_too_little_memory_is_told_with_what_takes_less(error: str) -> None:
     with (
         pytest.raises(BackendFailed, match="could not run model.onnx: .*; smaller pictures, .* take less"),
-        reported("torch", Path("model.onnx"), "run"),
+        translate_errors("torch", Path("model.onnx"), "run"),
     ):
         raise RuntimeError(error)
 
 
 def test_other_failures_are_told_by_their_first_useful_line() -> None:
-    with pytest.raises(BackendFailed) as caught, reported("torch", Path("model.onnx"), "open"):
+    with pytest.raises(BackendFailed) as caught, translate_errors("torch", Path("model.onnx"), "open"):
         raise ValueError("no such layer\nand a long explanation")
     assert str(caught.value) == "torch could not open model.onnx: no such layer"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from safetensors.numpy import save_file
 
-from stillhouse.backends.safetensors_index import read_stored, safetensors_layout
+from stillhouse.backends.safetensors_index import read_safetensors_index, read_tensor
 from stillhouse.errors import PipelineError
 
 DTYPES = st.sampled_from(
@@ -29,10 +29,10 @@ def test_reads_what_the_library_wrote(
 ) -> None:
     path = tmp_path_factory.mktemp("weights") / "w.safetensors"
     save_file(tensors, path, metadata={"format": "pt"})
-    layout = safetensors_layout(path)
+    layout = read_safetensors_index(path)
     assert layout.keys() == tensors.keys()
     for name, array in tensors.items():
-        read = read_stored(path, layout[name])
+        read = read_tensor(path, layout[name])
         assert (read.dtype, read.tobytes()) == (array.dtype, array.tobytes())
         stored = layout[name]
         assert path.read_bytes()[stored.offset : stored.offset + stored.length] == array.tobytes()
@@ -41,7 +41,7 @@ def test_reads_what_the_library_wrote(
 def test_bfloat16_is_the_upper_half_of_float32(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     _write(path, {"w": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}, struct.pack("<HH", 0x3F80, 0xC040))
-    np.testing.assert_array_equal(read_stored(path, safetensors_layout(path)["w"]), np.array([1, -3], np.float32))
+    np.testing.assert_array_equal(read_tensor(path, read_safetensors_index(path)["w"]), np.array([1, -3], np.float32))
 
 
 ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
@@ -64,7 +64,7 @@ def test_headers_that_do_not_describe_the_file_are_refused(header: object, tmp_p
     path = tmp_path / "w.safetensors"
     _write(path, header, bytes(8))
     with pytest.raises(PipelineError, match=path.name):
-        safetensors_layout(path)
+        read_safetensors_index(path)
 
 
 @pytest.mark.parametrize("keep", [0, 7, 8, 40, -1])
@@ -73,16 +73,16 @@ def test_a_part_of_a_file_is_refused(keep: int, tmp_path: Path) -> None:
     save_file({"w": np.ones(3, np.float32)}, path)
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(PipelineError, match=path.name):
-        safetensors_layout(path)
+        read_safetensors_index(path)
 
 
 def test_no_file_and_types_without_a_plain_form_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     with pytest.raises(PipelineError, match="there is no file"):
-        safetensors_layout(path)
+        read_safetensors_index(path)
     _write(path, {"w": {"dtype": "F8_E4M3", "shape": [8], "data_offsets": [0, 8]}}, bytes(8))
     with pytest.raises(PipelineError, match="type F8_E4M3; allowed: F64, F32"):
-        read_stored(path, safetensors_layout(path)["w"])
+        read_tensor(path, read_safetensors_index(path)["w"])
 
 
 def _write(path: Path, header: object, buffer: bytes) -> None:

@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
 
-from stillhouse.backends.openvino import read_network, save_network
+from stillhouse.backends.openvino import read_openvino_model, save_openvino_model
 from stillhouse.backends.signature import read_signature
 from stillhouse.errors import PipelineError
-from tests.backends.networks import network, node, unet, write
+from tests.backends.networks import make_model, node, unet, write_model
 
 AXES = st.lists(st.one_of(st.integers(1, 2**40), st.sampled_from(["batch", "höhe"]), st.none()), max_size=4)
 
@@ -23,8 +23,8 @@ def test_reads_what_the_library_wrote(
 ) -> None:
     inputs = [(f"in{place}", shape) for place, shape in enumerate(axes)]
     nodes = [node("Identity", [name], [name.replace("in", "out")]) for name, _ in inputs]
-    model = network(nodes, inputs, [(name.replace("in", "out"), shape) for name, shape in inputs])
-    signature = read_signature(write(model, tmp_path_factory.mktemp("signature") / "model.onnx"))
+    model = make_model(nodes, inputs, [(name.replace("in", "out"), shape) for name, shape in inputs])
+    signature = read_signature(write_model(model, tmp_path_factory.mktemp("signature") / "model.onnx"))
     assert signature.inputs == {name: tuple(shape) for name, shape in inputs}
     assert signature.outputs == tuple(f"out{place}" for place in range(len(axes)))
     assert (signature.external, signature.arithmetic) == ({}, "f32")
@@ -35,7 +35,7 @@ def test_reads_what_the_library_wrote(
 def test_a_part_of_a_file_is_read_whole_or_refused(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    path = write(unet(), tmp_path_factory.mktemp("part") / "model.onnx")
+    path = write_model(unet(), tmp_path_factory.mktemp("part") / "model.onnx")
     whole, content = read_signature(path), path.read_bytes()
     path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
     try:
@@ -54,9 +54,9 @@ def test_anything_else_is_refused(tmp_path_factory: pytest.TempPathFactory, cont
 
 
 def test_initializers_that_are_listed_as_inputs_are_not_fed(tmp_path: Path) -> None:
-    model = network([node("Add", ["x", "w"], ["y"])], [("x", [2])], [("y", [2])], {"w": np.ones(2, np.float32)})
+    model = make_model([node("Add", ["x", "w"], ["y"])], [("x", [2])], [("y", [2])], {"w": np.ones(2, np.float32)})
     model.graph.input.append(onnx.helper.make_tensor_value_info("w", TensorProto.FLOAT, [2]))
-    assert list(read_signature(write(model, tmp_path / "old.onnx")).inputs) == ["x"]
+    assert list(read_signature(write_model(model, tmp_path / "old.onnx")).inputs) == ["x"]
 
 
 def test_files_beside_the_graph_are_found_whole(tmp_path: Path) -> None:
@@ -113,8 +113,8 @@ def test_files_beside_the_graph_are_found_whole(tmp_path: Path) -> None:
 def test_halves_that_are_stored_are_told_from_halves_that_are_computed_with(
     nodes: list[onnx.NodeProto], arithmetic: str, tmp_path: Path
 ) -> None:
-    model = network(nodes, [("x", ["n", 2])], [("y", ["n", 2])], {"h": np.eye(2, dtype=np.float16)})
-    assert read_signature(write(model, tmp_path / "model.onnx")).arithmetic == arithmetic
+    model = make_model(nodes, [("x", ["n", 2])], [("y", ["n", 2])], {"h": np.eye(2, dtype=np.float16)})
+    assert read_signature(write_model(model, tmp_path / "model.onnx")).arithmetic == arithmetic
 
 
 @given(axes=st.lists(AXES, min_size=1, max_size=3))
@@ -125,10 +125,10 @@ def test_a_graph_of_openvinos_says_the_same(
     """As long as it is ours; axes of others have no names. Its lengths have 63 bits."""
     inputs = [(f"in{place}", shape) for place, shape in enumerate(axes)]
     nodes = [node("Neg", [name], [name.replace("in", "out")]) for name, _ in inputs]
-    model = network(nodes, inputs, [(name.replace("in", "out"), shape) for name, shape in inputs])
-    path = write(model, tmp_path_factory.mktemp("ir") / "model.onnx")
+    model = make_model(nodes, inputs, [(name.replace("in", "out"), shape) for name, shape in inputs])
+    path = write_model(model, tmp_path_factory.mktemp("ir") / "model.onnx")
     want, ir = read_signature(path), path.with_suffix(".xml")
-    save_network(read_network(path, want), ir)
+    save_openvino_model(read_openvino_model(path, want), ir)
     assert read_signature(ir) == want
     ir.write_text(ir.read_text().replace("<stillhouse>", "<others>").replace("</stillhouse>", "</others>"))
     unnamed = {name: tuple(a if isinstance(a, int) else None for a in shape) for name, shape in want.inputs.items()}
@@ -137,8 +137,8 @@ def test_a_graph_of_openvinos_says_the_same(
 
 @pytest.fixture
 def ir(tmp_path: Path) -> Path:
-    graph = write(unet(), tmp_path / "model.onnx")
-    save_network(read_network(graph, read_signature(graph)), tmp_path / "ir.xml")
+    graph = write_model(unet(), tmp_path / "model.onnx")
+    save_openvino_model(read_openvino_model(graph, read_signature(graph)), tmp_path / "ir.xml")
     return tmp_path / "ir.xml"
 
 

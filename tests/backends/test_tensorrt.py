@@ -14,23 +14,23 @@ from onnx import TensorProto, helper
 
 import stillhouse
 from stillhouse.backends import RunnerOptions, open_runner, tensorrt
-from stillhouse.backends.precision import half
-from stillhouse.backends.quantize import static
+from stillhouse.backends.precision import convert_to_float16
+from stillhouse.backends.quantize import quantize_static
 from stillhouse.backends.runner import GraphRunner
 from stillhouse.backends.signature import Signature, read_signature
 from stillhouse.backends.tensorrt import build_engine
-from stillhouse.backends.tensorrt_cache import Shape, batches_of, shapes_of
-from stillhouse.backends.tensorrt_weights import places
+from stillhouse.backends.tensorrt_cache import Shape, batch_profiles, shape_ranges
+from stillhouse.backends.tensorrt_weights import find_refittable
 from stillhouse.errors import BackendFailed, InvalidRequest, RuntimeMissing, UnsupportedPrecision
-from stillhouse.gpu import Gpu, gpus
-from tests.backends.networks import network, node, unet, write
+from stillhouse.gpu import Gpu, find_gpus
+from tests.backends.networks import make_model, node, unet, write_model
 
 RTX = "tensorrt-rtx"
 SHAPES_UNET = Path(stillhouse.__file__).parent / "models/shapes/weights/unet/model.onnx"
 USUAL: dict[str, Shape] = {"sample": (2, 4, 16, 16), "timestep": (2,), "encoder_hidden_states": (2, 24, 128)}
 
 
-def built(graph: Path, out: Path, rows: Sequence[int] = (), **options: Any) -> bytes:
+def build(graph: Path, out: Path, rows: Sequence[int] = (), **options: Any) -> bytes:
     """The engine of a graph for a chip of the Ada generation, at the usual shapes, or for batches of some sizes."""
     signature = read_signature(graph)
     usual = {
@@ -39,7 +39,7 @@ def built(graph: Path, out: Path, rows: Sequence[int] = (), **options: Any) -> b
     }
     options.setdefault("capability", "8.9")
     ranges = options.pop("ranges", {})
-    profiles = batches_of(signature, usual, rows) if rows else [shapes_of(signature, usual, ranges)]
+    profiles = batch_profiles(signature, usual, rows) if rows else [shape_ranges(signature, usual, ranges)]
     build_engine(graph, out, profiles=profiles, name=RTX, **options)
     return out.read_bytes()
 
@@ -50,7 +50,7 @@ def built(graph: Path, out: Path, rows: Sequence[int] = (), **options: Any) -> b
 def test_a_network_whose_weights_lie_beside_it_becomes_an_engine(tmp_path: Path, options: dict[str, Any]) -> None:
     """It holds the weights, which are halves on disk and float32 to the graph, as the graph has them: once, for however
     many sizes of batches it is tuned."""
-    engine = built(SHAPES_UNET, tmp_path / "engine", timings=tmp_path / "timings", **options)
+    engine = build(SHAPES_UNET, tmp_path / "engine", timings=tmp_path / "timings", **options)
     weights = (SHAPES_UNET.parent / "diffusion_pytorch_model.safetensors").stat().st_size
     assert 1.5 * weights < len(engine) < 6 * weights
     assert (tmp_path / "timings").stat().st_size > 0
@@ -59,25 +59,27 @@ def test_a_network_whose_weights_lie_beside_it_becomes_an_engine(tmp_path: Path,
 
 def test_every_layer_may_be_marked_as_one_that_is_changed(tmp_path: Path) -> None:
     """As imported, and in halves. What is no weight of the graph's is told before anything is built."""
-    half(SHAPES_UNET, tmp_path / "half.onnx")
-    log = tensorrt._log(tensorrt_rtx)
+    convert_to_float16(SHAPES_UNET, tmp_path / "half.onnx")
+    log = tensorrt._make_logger(tensorrt_rtx)
     for graph in (SHAPES_UNET, tmp_path / "half.onnx"):
-        parsed, parser = tensorrt._parsed(tensorrt_rtx, tensorrt_rtx.Builder(log), graph, log)
-        assert all(parsed.mark_weights_refittable(place.name) for place in places(graph).values())
+        parsed, parser = tensorrt._parse_graph(tensorrt_rtx, tensorrt_rtx.Builder(log), graph, log)
+        assert all(parsed.mark_weights_refittable(place.name) for place in find_refittable(graph).values())
         del parser
     with pytest.raises(BackendFailed, match="so that nobody.weight may be changed"):
-        built(SHAPES_UNET, tmp_path / "engine", refitted=["nobody.weight"])
+        build(SHAPES_UNET, tmp_path / "engine", refitted=["nobody.weight"])
 
 
-@pytest.mark.skipif(bool(gpus()), reason="there is a GPU")
+@pytest.mark.skipif(bool(find_gpus()), reason="there is a GPU")
 def test_such_an_engine_is_built_where_there_is_a_gpu_only(tmp_path: Path) -> None:
     """Another engine can be built without: how its weights lie is then known for good."""
     with pytest.raises(BackendFailed, match="could not build .*CUDA"):
-        built(SHAPES_UNET, tmp_path / "engine", refitted=[place.name for place in places(SHAPES_UNET).values()])
+        build(
+            SHAPES_UNET, tmp_path / "engine", refitted=[place.name for place in find_refittable(SHAPES_UNET).values()]
+        )
     assert not (tmp_path / "engine").exists()
 
 
-@pytest.mark.skipif(not gpus(), reason="an engine runs on a GPU only")
+@pytest.mark.skipif(not find_gpus(), reason="an engine runs on a GPU only")
 @pytest.mark.parametrize("graphs", ["none", "cuda"])
 @pytest.mark.parametrize("name", ["tensorrt", RTX])
 def test_a_refitted_engine_answers_as_torch_does_with_those_weights(tmp_path: Path, name: str, graphs: str) -> None:
@@ -91,17 +93,17 @@ def test_a_refitted_engine_answers_as_torch_does_with_those_weights(tmp_path: Pa
     feeds["timestep"] = np.array([5, 900], np.float32)
     for kinds in (("to_q", "to_out.0", "conv1"), ("to_k", "conv2"), ()):
         layers = [layer for layer in torch.weights.shapes if kinds and layer.endswith(kinds)]
-        changed = {layer: torch.weights.plain(layer) * 1.3 for layer in layers}
+        changed = {layer: torch.weights.original(layer) * 1.3 for layer in layers}
         for one in (engine, torch):
             assert one.weights
-            one.weights.put(changed)
+            one.weights.update(changed)
         (ours,), (theirs,) = engine(feeds).values(), torch(feeds).values()
         np.testing.assert_allclose(ours, theirs, atol=5e-3 * np.abs(theirs).max())
 
 
 def test_a_graph_without_weights_of_layers_is_not_refitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorrt, "gpus", lambda: (Gpu("One", 1 << 30, "8.9"),))
-    graph = write(unet(), tmp_path / "model.onnx")
+    graph = write_model(unet(), tmp_path / "model.onnx")
     usual = {
         name: tuple(axis if isinstance(axis, int) else 2 for axis in axes)
         for name, axes in read_signature(graph).inputs.items()
@@ -113,12 +115,12 @@ def test_a_graph_without_weights_of_layers_is_not_refitted(tmp_path: Path, monke
 
 @pytest.mark.parametrize("capability", ["8.0", "8.6", "12.0"])
 def test_engines_are_built_for_chips_that_are_not_here(tmp_path: Path, capability: str) -> None:
-    assert built(write(unet(), tmp_path / "model.onnx"), tmp_path / "engine", capability=capability)
+    assert build(write_model(unet(), tmp_path / "model.onnx"), tmp_path / "engine", capability=capability)
 
 
 def test_what_a_chip_cannot_compute_is_told(tmp_path: Path) -> None:
     with pytest.raises(BackendFailed, match="could not build .*FP32 GEMM is not supported"):
-        built(write(unet(), tmp_path / "model.onnx"), tmp_path / "engine", capability="7.5")
+        build(write_model(unet(), tmp_path / "model.onnx"), tmp_path / "engine", capability="7.5")
     assert not (tmp_path / "engine").exists()
 
 
@@ -130,34 +132,34 @@ def test_precision_stands_in_the_graph(tmp_path: Path) -> None:
         drawn = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in USUAL.items()}
         return {**drawn, "timestep": np.array([5, 900], np.float32)}
 
-    whole = built(SHAPES_UNET, tmp_path / "whole")
-    half(SHAPES_UNET, tmp_path / "half.onnx")
-    assert len(built(tmp_path / "half.onnx", tmp_path / "half")) < 0.8 * len(whole)
-    static(SHAPES_UNET, tmp_path / "integers.onnx", [feeds() for _ in range(2)], numbers="int8")
-    assert len(built(tmp_path / "integers.onnx", tmp_path / "integers")) < len(whole)
-    static(SHAPES_UNET, tmp_path / "unsigned.onnx", [feeds()])
+    whole = build(SHAPES_UNET, tmp_path / "whole")
+    convert_to_float16(SHAPES_UNET, tmp_path / "half.onnx")
+    assert len(build(tmp_path / "half.onnx", tmp_path / "half")) < 0.8 * len(whole)
+    quantize_static(SHAPES_UNET, tmp_path / "integers.onnx", [feeds() for _ in range(2)], quant_type="int8")
+    assert len(build(tmp_path / "integers.onnx", tmp_path / "integers")) < len(whole)
+    quantize_static(SHAPES_UNET, tmp_path / "unsigned.onnx", [feeds()])
     with pytest.raises(BackendFailed, match="is not understood: .*[Nn]on-zero zero point is not supported"):
-        built(tmp_path / "unsigned.onnx", tmp_path / "unsigned")
+        build(tmp_path / "unsigned.onnx", tmp_path / "unsigned")
     assert not (tmp_path / "unsigned").exists()
 
 
 def test_an_operator_that_nobody_knows_is_told(tmp_path: Path) -> None:
-    model = network([node("Abs", ["x"], ["y"])], [("x", ["n", 2])], [("y", ["n", 2], TensorProto.FLOAT)], {})
+    model = make_model([node("Abs", ["x"], ["y"])], [("x", ["n", 2])], [("y", ["n", 2], TensorProto.FLOAT)], {})
     model.graph.node[0].op_type = "Distil"
     (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(BackendFailed, match="is not understood: .*Distil"):
-        built(tmp_path / "model.onnx", tmp_path / "engine")
+        build(tmp_path / "model.onnx", tmp_path / "engine")
     assert not (tmp_path / "engine").exists()
 
 
 def test_a_chip_that_nobody_knows_is_told_with_those_that_are(tmp_path: Path) -> None:
-    graph = write(unet(), tmp_path / "model.onnx")
+    graph = write_model(unet(), tmp_path / "model.onnx")
     with pytest.raises(InvalidRequest, match=r"compute capability 9.0; allowed: .*8.9"):
-        built(graph, tmp_path / "engine", capability="9.0")
+        build(graph, tmp_path / "engine", capability="9.0")
 
 
 def test_settings_that_are_not_known_are_refused(tmp_path: Path) -> None:
-    graph = write(unet(), tmp_path / "model.onnx")
+    graph = write_model(unet(), tmp_path / "model.onnx")
     for settings, told in (
         ({"axis": "rows=1-8"}, "did you mean 'axes'"),
         (
@@ -181,7 +183,7 @@ def test_settings_that_are_not_known_are_refused(tmp_path: Path) -> None:
         open_runner(graph, RTX, RunnerOptions("auto"))
 
 
-@pytest.mark.skipif(bool(gpus()), reason="there is a GPU")
+@pytest.mark.skipif(bool(find_gpus()), reason="there is a GPU")
 def test_without_a_gpu_nothing_is_opened_and_the_reason_is_told() -> None:
     with pytest.raises(RuntimeMissing, match="tensorrt-rtx needs a GPU: "):
         open_runner(SHAPES_UNET, RTX, RunnerOptions("auto", shapes=USUAL))
@@ -220,8 +222,8 @@ def _huge(folder: Path) -> Path:
 
 def test_weights_beyond_two_gigabytes_are_understood(tmp_path: Path) -> None:
     """More than a message of protobuf may have."""
-    graph, log = _huge(tmp_path), tensorrt._log(tensorrt_rtx)
-    parsed, parser = tensorrt._parsed(tensorrt_rtx, tensorrt_rtx.Builder(log), graph, log)
+    graph, log = _huge(tmp_path), tensorrt._make_logger(tensorrt_rtx)
+    parsed, parser = tensorrt._parse_graph(tensorrt_rtx, tensorrt_rtx.Builder(log), graph, log)
     assert parsed.num_inputs == 1 and tuple(parsed.get_output(0).shape) == (1, 140_000)
     del parser
 
@@ -232,7 +234,7 @@ def test_they_become_an_engine_that_holds_them(tmp_path: Path) -> None:
     build_engine(
         _huge(tmp_path),
         tmp_path / "engine",
-        profiles=[shapes_of(read_signature(tmp_path / "model.onnx"), {})],
+        profiles=[shape_ranges(read_signature(tmp_path / "model.onnx"), {})],
         name=RTX,
         capability="8.9",
     )
@@ -241,21 +243,21 @@ def test_they_become_an_engine_that_holds_them(tmp_path: Path) -> None:
 
 def test_times_that_cannot_be_read_are_measured_anew(tmp_path: Path) -> None:
     (tmp_path / "timings").write_bytes(content := b"what another build has written, or half of it")
-    assert built(SHAPES_UNET, tmp_path / "engine", timings=tmp_path / "timings")
+    assert build(SHAPES_UNET, tmp_path / "engine", timings=tmp_path / "timings")
     assert (tmp_path / "timings").read_bytes() != content
 
 
 def test_lengths_that_all_profiles_have_are_fixed() -> None:
     signature = Signature({"x": ("rows", 4, "height"), "t": ("rows",)}, ("out",), {}, "f32")
     usual = {"x": (2, 4, 16), "t": (2,)}
-    assert tensorrt._axes(signature, [shapes_of(signature, usual)]) == {"x": (2, 4, 16), "t": (2,)}
-    ranged = [shapes_of(signature, usual, {"height": (8, 16)})]
+    assert tensorrt._axes(signature, [shape_ranges(signature, usual)]) == {"x": (2, 4, 16), "t": (2,)}
+    ranged = [shape_ranges(signature, usual, {"height": (8, 16)})]
     assert tensorrt._axes(signature, ranged) == {"x": (2, 4, "height"), "t": (2,)}
-    together = batches_of(signature, usual, (1, 2, 4))
+    together = batch_profiles(signature, usual, (1, 2, 4))
     assert tensorrt._axes(signature, together) == {"x": ("rows", 4, 16), "t": ("rows",)}
 
 
-class _Context:
+class _FakeContext:
     """Of an engine that no GPU is here to run: it notes what it is told, and answers with nothing."""
 
     def __init__(self) -> None:
@@ -278,15 +280,15 @@ class _Context:
         return True
 
 
-class _Opened:
+class _FakeEngine:
     def __init__(self, most: int) -> None:
-        self.contexts, self.most, self.memory = list[_Context](), most, set[Any]()
+        self.contexts, self.most, self.memory = list[_FakeContext](), most, set[Any]()
 
-    def create_execution_context(self, memory: Any) -> _Context | None:
+    def create_execution_context(self, memory: Any) -> _FakeContext | None:
         self.memory.add(memory)
         if len(self.contexts) == self.most:
             return None
-        self.contexts.append(_Context())
+        self.contexts.append(_FakeContext())
         return self.contexts[-1]
 
     def get_tensor_dtype(self, name: str) -> Any:
@@ -297,9 +299,9 @@ def test_each_size_of_a_batch_is_run_by_its_own_profile(monkeypatch: pytest.Monk
     """In a context of its own, made when it is first needed: recordings of several are replayed in turns."""
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0))
     signature = Signature({"x": ("rows", 3), "t": ("rows",)}, ("out",), {}, "f32")
-    profiles = batches_of(signature, {"x": (2, 3), "t": (2,)}, (1, 2, 4))
-    opened = _Opened(most=2)
-    engine = tensorrt.Engine(torch, tensorrt_rtx, opened, ("x", "t"), ("out",), profiles)
+    profiles = batch_profiles(signature, {"x": (2, 3), "t": (2,)}, (1, 2, 4))
+    opened = _FakeEngine(most=2)
+    engine = tensorrt.TensorRTEngine(torch, tensorrt_rtx, opened, ("x", "t"), ("out",), profiles)
     assert len(opened.contexts) == 1, "too little memory is told at the opening"
     for rows in (4, 1, 4):
         (answer,) = engine(torch.ones(rows, 3), torch.ones(rows))
@@ -315,9 +317,11 @@ def test_each_size_of_a_batch_is_run_by_its_own_profile(monkeypatch: pytest.Monk
 def test_floats_of_eight_bits_are_built_for_chips_that_have_them(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     drawn = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in USUAL.items()}
-    static(SHAPES_UNET, tmp_path / "fp8.onnx", [{**drawn, "timestep": np.array([5, 900], np.float32)}], numbers="fp8")
-    whole = built(SHAPES_UNET, tmp_path / "whole", capability="8.9")
-    small = built(tmp_path / "fp8.onnx", tmp_path / "fp8", capability="8.9")
+    quantize_static(
+        SHAPES_UNET, tmp_path / "fp8.onnx", [{**drawn, "timestep": np.array([5, 900], np.float32)}], quant_type="fp8"
+    )
+    whole = build(SHAPES_UNET, tmp_path / "whole", capability="8.9")
+    small = build(tmp_path / "fp8.onnx", tmp_path / "fp8", capability="8.9")
     assert len(small) < 0.9 * len(whole)
     with pytest.raises(BackendFailed, match="could not build|is not understood"):
-        built(tmp_path / "fp8.onnx", tmp_path / "old", capability="8.0")
+        build(tmp_path / "fp8.onnx", tmp_path / "old", capability="8.0")

@@ -8,18 +8,18 @@ import pytest
 
 from stillhouse.backends.signature import Signature, read_signature
 from stillhouse.backends.tensorrt_cache import (
-    Chip,
     EngineRebuilt,
-    Shapes,
-    batches_of,
-    found_or_built,
+    EngineTarget,
+    ShapeRange,
+    batch_profiles,
     graph_key,
-    shapes_of,
+    load_or_build,
+    shape_ranges,
 )
 from stillhouse.errors import BackendFailed, InvalidRequest
-from tests.backends.networks import unet, write
+from tests.backends.networks import unet, write_model
 
-HERE = Chip("NVIDIA H200", "9.0", "tensorrt 11.4")
+HERE = EngineTarget("NVIDIA H200", "9.0", "tensorrt 11.4")
 GRAPH = Signature({"sample": ("rows", 4, "h", "w"), "timestep": ("rows",), "scale": (1,)}, ("out",), {}, "f32")
 USUAL = {"sample": (2, 4, 64, 64), "timestep": (2,)}
 
@@ -34,21 +34,21 @@ class Builder:
         self.built += 1
         out.write_bytes(b"engine %d" % self.built)
 
-    def opened(self, content: bytes) -> str | None:
+    def open_engine(self, content: bytes) -> str | None:
         return content.decode() if content.startswith(b"engine") else None
 
-    def __call__(self, folder: Path, key: str = "key", chip: Chip = HERE) -> object:
-        return found_or_built(folder, key, chip, self.build, self.opened)
+    def __call__(self, folder: Path, key: str = "key", chip: EngineTarget = HERE) -> object:
+        return load_or_build(folder, key, chip, self.build, self.open_engine)
 
 
 def test_shapes_are_static_unless_axes_may_change() -> None:
-    static = shapes_of(GRAPH, USUAL)
-    assert static["sample"] == Shapes(*[(2, 4, 64, 64)] * 3) and static["scale"] == Shapes((1,), (1,), (1,))
-    open_ = shapes_of(GRAPH, USUAL, {"rows": (1, 8), "w": (32, 96)})
-    assert open_["sample"] == Shapes((1, 4, 64, 32), (2, 4, 64, 64), (8, 4, 64, 96))
-    assert open_["sample"].holds((3, 4, 64, 33)) and not open_["sample"].holds((3, 4, 63, 33))
-    assert not open_["sample"].holds((3, 4, 64))
-    assert open_["timestep"] == Shapes((1,), (2,), (8,)) and open_["scale"] == static["scale"]
+    static = shape_ranges(GRAPH, USUAL)
+    assert static["sample"] == ShapeRange(*[(2, 4, 64, 64)] * 3) and static["scale"] == ShapeRange((1,), (1,), (1,))
+    open_ = shape_ranges(GRAPH, USUAL, {"rows": (1, 8), "w": (32, 96)})
+    assert open_["sample"] == ShapeRange((1, 4, 64, 32), (2, 4, 64, 64), (8, 4, 64, 96))
+    assert open_["sample"].contains((3, 4, 64, 33)) and not open_["sample"].contains((3, 4, 63, 33))
+    assert not open_["sample"].contains((3, 4, 64))
+    assert open_["timestep"] == ShapeRange((1,), (2,), (8,)) and open_["scale"] == static["scale"]
 
 
 @pytest.mark.parametrize(
@@ -66,15 +66,15 @@ def test_shapes_that_cannot_be_are_refused(
     usual: dict[str, tuple[int, ...]], ranges: dict[str, tuple[int, int]], told: str
 ) -> None:
     with pytest.raises(InvalidRequest, match=told):
-        shapes_of(GRAPH, usual, ranges)
+        shape_ranges(GRAPH, usual, ranges)
 
 
 def test_batches_are_of_one_size_each() -> None:
-    one, two = batches_of(GRAPH, USUAL, (1, 4))
-    assert one["sample"] == Shapes(*[(1, 4, 64, 64)] * 3) and two["timestep"] == Shapes(*[(4,)] * 3)
-    assert one["scale"] == two["scale"] == Shapes(*[(1,)] * 3)
+    one, two = batch_profiles(GRAPH, USUAL, (1, 4))
+    assert one["sample"] == ShapeRange(*[(1, 4, 64, 64)] * 3) and two["timestep"] == ShapeRange(*[(4,)] * 3)
+    assert one["scale"] == two["scale"] == ShapeRange(*[(1,)] * 3)
     closed = Signature({"x": (2, 3)}, ("out",), {}, "f32")
-    assert batches_of(closed, {}, (1, 4)) == [shapes_of(closed, {})], "of one size there is one"
+    assert batch_profiles(closed, {}, (1, 4)) == [shape_ranges(closed, {})], "of one size there is one"
 
 
 def test_an_engine_is_built_once(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_an_engine_is_built_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "other", [replace(HERE, name="NVIDIA A100", capability="8.0"), replace(HERE, builder="tensorrt 11.5")]
 )
-def test_one_of_another_chip_or_version_is_built_anew_and_said_so(other: Chip, tmp_path: Path) -> None:
+def test_one_of_another_chip_or_version_is_built_anew_and_said_so(other: EngineTarget, tmp_path: Path) -> None:
     builder = Builder()
     builder(tmp_path, chip=other)
     with pytest.warns(EngineRebuilt, match=f"built for {other.name}.*another is built for NVIDIA H200"):
@@ -111,21 +111,21 @@ def test_what_cannot_be_built_leaves_nothing(tmp_path: Path) -> None:
         raise BackendFailed("out of memory")
 
     with pytest.raises(BackendFailed, match="out of memory"):
-        found_or_built(tmp_path, "key", HERE, fail, lambda content: content)
+        load_or_build(tmp_path, "key", HERE, fail, lambda content: content)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_key_tells_graphs_weights_and_shapes_apart(tmp_path: Path) -> None:
-    graph = write(unet(), tmp_path / "model.onnx")
+    graph = write_model(unet(), tmp_path / "model.onnx")
     signature = read_signature(graph)
     usual = {
         name: tuple(axis if isinstance(axis, int) else 2 for axis in axes) for name, axes in signature.inputs.items()
     }
-    shapes = [shapes_of(signature, usual)]
+    shapes = [shape_ranges(signature, usual)]
     key = graph_key(graph, signature, shapes)
     assert key == graph_key(graph, signature, shapes)
-    assert key != graph_key(graph, signature, [shapes_of(signature, usual, {"B": (1, 4)})])
-    assert key != graph_key(graph, signature, batches_of(signature, usual, (2, 4)))
+    assert key != graph_key(graph, signature, [shape_ranges(signature, usual, {"B": (1, 4)})])
+    assert key != graph_key(graph, signature, batch_profiles(signature, usual, (2, 4)))
     assert key != graph_key(graph, signature, shapes, ["conv.weight"])
     (tmp_path / "weights.bin").write_bytes(b"1234")
     beside = replace(signature, external={"weights.bin": 4})

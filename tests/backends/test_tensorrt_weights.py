@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 import stillhouse
-from stillhouse.backends.precision import half
-from stillhouse.backends.quantize import dynamic
-from stillhouse.backends.tensorrt_weights import EngineWeights, places
+from stillhouse.backends.precision import convert_to_float16
+from stillhouse.backends.quantize import quantize_dynamic
+from stillhouse.backends.tensorrt_weights import EngineWeights, find_refittable
 from stillhouse.errors import BackendFailed
 
 SHIPPED = Path(stillhouse.__file__).parent / "models/shapes/weights"
@@ -32,7 +32,7 @@ def network() -> Any:
 def graph(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     whole = SHIPPED / "unet/model.onnx"
     if request.param == "halves":
-        half(whole, tmp_path / "half.onnx")
+        convert_to_float16(whole, tmp_path / "half.onnx")
         return tmp_path / "half.onnx"
     return whole
 
@@ -82,10 +82,10 @@ class Device:
         pass
 
 
-def opened(graph: Path, refitter: Refitter, renewed: Callable[[], None] = lambda: None) -> EngineWeights:
+def open_weights(graph: Path, refitter: Refitter, renewed: Callable[[], None] = lambda: None) -> EngineWeights:
     cuda = SimpleNamespace(device=Device, synchronize=lambda: None)
     here = SimpleNamespace(cuda=cuda, from_numpy=torch.from_numpy, **{str(kind)[6:]: kind for kind in FLOATS.values()})
-    return EngineWeights(here, tensorrt_rtx, refitter, places(graph), "cuda:0", renewed)
+    return EngineWeights(here, tensorrt_rtx, refitter, find_refittable(graph), "cuda:0", renewed)
 
 
 def layers_of(network: Any) -> Mapping[str, torch.Tensor]:
@@ -95,35 +95,35 @@ def layers_of(network: Any) -> Mapping[str, torch.Tensor]:
 
 def test_every_layer_has_its_place_and_its_weights(graph: Path, network: Any) -> None:
     """They are halves on disk, so that a graph of halves has them to the bit, too."""
-    weights, layers = opened(graph, Refitter()), layers_of(network)
+    weights, layers = open_weights(graph, Refitter()), layers_of(network)
     assert weights.shapes == {name: tuple(weight.shape) for name, weight in layers.items()}
     for name, weight in layers.items():
-        assert weights.plain(name).dtype == torch.float32
-        assert torch.equal(weights.plain(name), weight), name
+        assert weights.original(name).dtype == torch.float32
+        assert torch.equal(weights.original(name), weight), name
 
 
 def test_text_encoders_have_theirs(tmp_path: Path) -> None:
-    half(SHIPPED / "text_encoder/model.onnx", tmp_path / "half.onnx")
-    whole, halves = (places(one) for one in (SHIPPED / "text_encoder/model.onnx", tmp_path / "half.onnx"))
+    convert_to_float16(SHIPPED / "text_encoder/model.onnx", tmp_path / "half.onnx")
+    whole, halves = (find_refittable(one) for one in (SHIPPED / "text_encoder/model.onnx", tmp_path / "half.onnx"))
     assert set(whole) == set(halves)
     assert any(name.endswith("self_attn.q_proj") for name in whole)
 
 
 def test_integers_have_none(tmp_path: Path) -> None:
     """Even where some layers are still floats: what adapters change would be told to be missing."""
-    dynamic(SHIPPED / "unet/model.onnx", tmp_path / "integers.onnx", keep=["/network/conv_in/Conv"])
-    assert not places(tmp_path / "integers.onnx")
+    quantize_dynamic(SHIPPED / "unet/model.onnx", tmp_path / "integers.onnx", keep=["/network/conv_in/Conv"])
+    assert not find_refittable(tmp_path / "integers.onnx")
 
 
 def test_what_is_put_lies_as_the_graph_has_it(graph: Path) -> None:
     refitter, renewals = Refitter(), list[int]()
-    weights = opened(graph, refitter, lambda: renewals.append(1))
-    changed = {name: weights.plain(name) + 1 for name in (LINEAR, CONVOLUTION)}
-    weights.put(changed)
+    weights = open_weights(graph, refitter, lambda: renewals.append(1))
+    changed = {name: weights.original(name) + 1 for name in (LINEAR, CONVOLUTION)}
+    weights.update(changed)
     (refitted,) = refitter.refitted
     assert len(renewals) == 1, "what was recorded is thrown away"
     for name, values in changed.items():
-        place = places(graph)[name]
+        place = find_refittable(graph)[name]
         laid = values.T if place.is_transposed else values
         assert torch.equal(refitted[place.name].float(), laid.half().float().flatten())
     assert len(refitted) == len(changed)
@@ -131,15 +131,15 @@ def test_what_is_put_lies_as_the_graph_has_it(graph: Path) -> None:
 
 def test_what_is_left_out_is_put_back_once(graph: Path) -> None:
     refitter = Refitter()
-    weights = opened(graph, refitter)
-    places_ = places(graph)
-    weights.put({LINEAR: weights.plain(LINEAR) + 1})
-    weights.put({CONVOLUTION: weights.plain(CONVOLUTION) - 1})
-    weights.put({})
-    weights.put({})
+    weights = open_weights(graph, refitter)
+    places_ = find_refittable(graph)
+    weights.update({LINEAR: weights.original(LINEAR) + 1})
+    weights.update({CONVOLUTION: weights.original(CONVOLUTION) - 1})
+    weights.update({})
+    weights.update({})
     linear, convolution = places_[LINEAR].name, places_[CONVOLUTION].name
     assert [set(one) for one in refitter.refitted] == [{linear}, {linear, convolution}, {convolution}]
-    plain = weights.plain(LINEAR)
+    plain = weights.original(LINEAR)
     laid = plain.T if places_[LINEAR].is_transposed else plain
     assert torch.equal(refitter.refitted[1][linear].float(), laid.flatten())
 
@@ -147,12 +147,12 @@ def test_what_is_left_out_is_put_back_once(graph: Path) -> None:
 def test_layers_that_became_one_are_refitted_together(graph: Path) -> None:
     """What is missing gets what it was opened with."""
     other = LINEAR.replace("to_q", "to_k")
-    place = places(graph)[other]
+    place = find_refittable(graph)[other]
     refitter = Refitter((place.name,))
-    weights = opened(graph, refitter)
-    weights.put({LINEAR: weights.plain(LINEAR) + 1})
-    assert set(refitter.refitted[0]) == {places(graph)[LINEAR].name, place.name}
-    plain = weights.plain(other)
+    weights = open_weights(graph, refitter)
+    weights.update({LINEAR: weights.original(LINEAR) + 1})
+    assert set(refitter.refitted[0]) == {find_refittable(graph)[LINEAR].name, place.name}
+    plain = weights.original(other)
     laid = plain.T if place.is_transposed else plain
     assert torch.equal(refitter.refitted[0][place.name].float(), laid.flatten())
     assert not refitter.given, "no address is left behind"
@@ -160,21 +160,23 @@ def test_layers_that_became_one_are_refitted_together(graph: Path) -> None:
 
 def test_a_layer_that_the_engine_does_not_take_changes_none() -> None:
     refitter = Refitter()
-    weights = opened(SHIPPED / "unet/model.onnx", refitter)
+    weights = open_weights(SHIPPED / "unet/model.onnx", refitter)
     with pytest.raises(BackendFailed, match="does not take other weights for conv_out: no room"):
-        weights.put({name: weights.plain(name) + 1 for name in (CONVOLUTION, "conv_out")})
+        weights.update({name: weights.original(name) + 1 for name in (CONVOLUTION, "conv_out")})
     assert not refitter.given and not refitter.refitted
-    weights.put({})
-    weights.put({LINEAR: weights.plain(LINEAR)})
-    assert [list(one) for one in refitter.refitted] == [[places(SHIPPED / "unet/model.onnx")[LINEAR].name]]
+    weights.update({})
+    weights.update({LINEAR: weights.original(LINEAR)})
+    assert [list(one) for one in refitter.refitted] == [[find_refittable(SHIPPED / "unet/model.onnx")[LINEAR].name]]
 
 
 def test_what_may_have_been_changed_by_a_refit_that_failed_is_put_back() -> None:
     graph, refitter = SHIPPED / "unet/model.onnx", Refitter()
-    weights = opened(graph, refitter)
+    weights = open_weights(graph, refitter)
     refitter.works = False
     with pytest.raises(BackendFailed, match="could not be refitted: no room"):
-        weights.put({LINEAR: weights.plain(LINEAR) + 1})
+        weights.update({LINEAR: weights.original(LINEAR) + 1})
     refitter.works = True
-    weights.put({})
-    assert torch.equal(refitter.refitted[1][places(graph)[LINEAR].name].float(), weights.plain(LINEAR).flatten())
+    weights.update({})
+    assert torch.equal(
+        refitter.refitted[1][find_refittable(graph)[LINEAR].name].float(), weights.original(LINEAR).flatten()
+    )

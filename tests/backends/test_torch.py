@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import stillhouse
 from stillhouse.backends import Runner, RunnerOptions, open_runner, torch_attention, torch_device
 from stillhouse.backends import torch as torch_backend
-from stillhouse.backends.safetensors_index import safetensors_layout
+from stillhouse.backends.safetensors_index import read_safetensors_index
 from stillhouse.convert.export import export_text_encoder, export_unet, export_vae
 from stillhouse.convert.weights import write_module
 from stillhouse.errors import BackendFailed, InvalidRequest, RuntimeMissing, UnsupportedPrecision
@@ -100,7 +100,7 @@ def feeds_of(kind: str, rows: int = 2, height: int = 8, width: int = 12) -> Feed
     return {**feeds, "timestep_cond": normal(16)} if kind == "lcm" else feeds
 
 
-def opened(graph: Path, precision: str = "f32", **settings: str) -> Runner:
+def open_torch(graph: Path, precision: str = "f32", **settings: str) -> Runner:
     return open_runner(graph, "torch", RunnerOptions(precision, settings=settings))
 
 
@@ -112,8 +112,8 @@ def sqnr(other: NDArray[Any], reference: NDArray[Any]) -> float:
 @pytest.mark.parametrize("kind", [*UNETS, "vae/encoder.onnx", "vae/decoder.onnx", *TEXTS])
 def test_comes_to_what_the_graph_says(exported: Exported, kind: str) -> None:
     """Of a text encoder, also which layer's states: the wrong ones, without the norm, would be far out of tolerance."""
-    graph, runner = open_runner(exported(kind)), opened(exported(kind))
-    assert (runner.backend, runner.precision, set(runner.census)) == ("torch", "f32", {"f32"})
+    graph, runner = open_runner(exported(kind)), open_torch(exported(kind))
+    assert (runner.backend, runner.precision, set(runner.layer_precisions)) == ("torch", "f32", {"f32"})
     assert [(spec.name, spec.dtype) for spec in runner.inputs] == [(spec.name, spec.dtype) for spec in graph.inputs]
     assert [spec.shape for spec in runner.inputs] == [spec.shape for spec in graph.inputs]
     for rows, height, width in ((2, 8, 12), (3, 12, 8)):
@@ -123,7 +123,7 @@ def test_comes_to_what_the_graph_says(exported: Exported, kind: str) -> None:
         for name, array in want.items():
             assert got[name].dtype == np.float32
             assert got[name].flags.c_contiguous
-            assert networks.apart(got[name], array) < EXACT
+            assert networks.relative_error(got[name], array) < EXACT
 
 
 @pytest.mark.parametrize(
@@ -142,10 +142,10 @@ def test_comes_to_what_the_graph_says(exported: Exported, kind: str) -> None:
 )  # fmt: skip
 def test_no_setting_changes_the_result(exported: Exported, kind: str, settings: dict[str, str]) -> None:
     feeds = feeds_of(kind)
-    want, got = opened(exported(kind))(feeds), opened(exported(kind), **settings)(feeds)
+    want, got = open_torch(exported(kind))(feeds), open_torch(exported(kind), **settings)(feeds)
     for name, array in want.items():
         assert got[name].flags.c_contiguous
-        assert networks.apart(got[name], array) < EXACT
+        assert networks.relative_error(got[name], array) < EXACT
 
 
 def test_attention_is_computed_as_asked(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,12 +155,12 @@ def test_attention_is_computed_as_asked(exported: Exported, monkeypatch: pytest.
         monkeypatch.setattr(module, name, _counting(getattr(module, name), name, axis, calls))
     heads = {}
     for how in ("sdpa", "vanilla", "sliced"):
-        runner = opened(exported("sd1"), attention=how)
+        runner = open_torch(exported("sd1"), attention=how)
         calls.clear()
         runner(feeds_of("sd1", rows=1))
         assert {name for name, _ in calls} == {"scaled_dot_product_attention" if how == "sdpa" else "bmm"}
         heads[how] = [taken for _, taken in calls]
-    assert len(heads["sdpa"]) == runner.census["f32"] - _layers(exported("sd1"))
+    assert len(heads["sdpa"]) == runner.layer_precisions["f32"] - _layers(exported("sd1"))
     assert heads["vanilla"] == heads["sdpa"]
     assert heads["sliced"] == [half for taken in heads["vanilla"] for half in (taken // 2, taken - taken // 2)]
 
@@ -171,22 +171,22 @@ def test_a_kernel_that_was_asked_for_computes_every_attention(
     """And torch's choice among them, which is of the whole process, is left alone."""
     graph = exported("sd1")
     calls: list[Any] = []
-    flash = torch_attention.KERNELS["flash"]
+    flash = torch_attention.ATTENTION_KERNELS["flash"]
 
     def noting(*heads: torch.Tensor) -> torch.Tensor:
         calls.append(heads)
         return flash(*heads)
 
-    monkeypatch.setattr(torch_attention, "KERNELS", {**torch_attention.KERNELS, "flash": noting})
+    monkeypatch.setattr(torch_attention, "KERNELS", {**torch_attention.ATTENTION_KERNELS, "flash": noting})
     fused = torch.nn.functional.scaled_dot_product_attention
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", None)
-    runner = opened(graph, attention="flash")
+    runner = open_torch(graph, attention="flash")
     runner(feeds_of("sd1", rows=1))
-    assert len(calls) == runner.census["f32"] - _layers(graph)
+    assert len(calls) == runner.layer_precisions["f32"] - _layers(graph)
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", fused)
     for name, kind in (("flash", "vae/encoder.onnx"), ("flash", "text")):
         with pytest.raises(InvalidRequest, match="attention is 'flash' in a network that is no U-Net"):
-            opened(exported(kind), attention=name)
+            open_torch(exported(kind), attention=name)
 
 
 @pytest.mark.parametrize("name", ["flash", "cudnn", "efficient"])
@@ -194,13 +194,13 @@ def test_kernels_are_called_as_torch_declares_them(name: str) -> None:
     """Without numbers, on the GPU that is not here: shapes and dtypes come out as they would there."""
     with FakeTensorMode():
         query, text = (torch.empty(2, 8, tokens, 40, dtype=torch.float16, device="cuda") for tokens in (4096, 77))
-        mixed = torch_attention.KERNELS[name](query, text, text)
+        mixed = torch_attention.ATTENTION_KERNELS[name](query, text, text)
     assert mixed.shape == query.shape and mixed.dtype == torch.float16 and mixed.device.type == "cuda"
 
 
 def _layers(graph: Path) -> int:
     """Convolutions and linear layers, counted as kernels and matrices in the weights file."""
-    layout = safetensors_layout(graph.with_name("diffusion_pytorch_model.safetensors"))
+    layout = read_safetensors_index(graph.with_name("diffusion_pytorch_model.safetensors"))
     return sum(len(tensor.shape) in (2, 4) for tensor in layout.values())
 
 
@@ -215,9 +215,9 @@ def _counting(function: Callable[..., Any], name: str, axis: int, calls: list[tu
 @pytest.mark.parametrize("kind", [*UNETS, "vae/encoder.onnx", "vae/decoder.onnx", "text-projected"])
 def test_bfloat16_is_executed_and_close(exported: Exported, kind: str) -> None:
     """bfloat16 keeps 8 bits: one rounding is 2e-3, 57 dB; a few dozen that add up in squares cost 15 to 20 dB."""
-    runner, feeds = opened(exported(kind), "bf16"), feeds_of(kind)
-    assert (runner.precision, set(runner.census)) == ("bf16", {"bf16"})
-    want = opened(exported(kind))(feeds)
+    runner, feeds = open_torch(exported(kind), "bf16"), feeds_of(kind)
+    assert (runner.precision, set(runner.layer_precisions)) == ("bf16", {"bf16"})
+    want = open_torch(exported(kind))(feeds)
     for name, array in runner(feeds).items():
         assert array.dtype == np.float32
         assert 30 < sqnr(array, want[name]) < 70
@@ -225,28 +225,28 @@ def test_bfloat16_is_executed_and_close(exported: Exported, kind: str) -> None:
 
 def test_bfloat16_does_not_reach_timesteps(exported: Exported) -> None:
     """To it, 998 and 999 are the same number."""
-    runner, feeds = opened(exported("sd1"), "bf16"), feeds_of("sd1", rows=1)
+    runner, feeds = open_torch(exported("sd1"), "bf16"), feeds_of("sd1", rows=1)
     one, other = (runner({**feeds, "timestep": np.array([t], np.float32)})["out_sample"] for t in (998, 999))
-    assert networks.apart(one, other) > 1e-3
+    assert networks.relative_error(one, other) > 1e-3
 
 
 def test_auto_is_bfloat16_where_the_processor_has_it(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     capabilities = torch.cpu.get_capabilities()
     has = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    assert opened(exported("sd1"), "auto").precision == ("bf16" if has else "f32")
+    assert open_torch(exported("sd1"), "auto").precision == ("bf16" if has else "f32")
     for found, precision in (({"avx512_f": True, "avx512_bf16": False}, "f32"), ({"amx_bf16": True}, "bf16")):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found)
-        assert opened(exported("sd1"), "auto").precision == precision
+        assert open_torch(exported("sd1"), "auto").precision == precision
 
 
 def test_the_census_counts_what_runs(exported: Exported) -> None:
     """By hand, of the text encoder: two layers with four projections, an attention and two linear layers each."""
-    assert opened(exported("text")).census == {"f32": 2 * (4 + 1 + 2)}
-    assert opened(exported("text-projected"), "bf16").census == {"bf16": 2 * (4 + 1 + 2) + 1}
+    assert open_torch(exported("text")).layer_precisions == {"f32": 2 * (4 + 1 + 2)}
+    assert open_torch(exported("text-projected"), "bf16").layer_precisions == {"bf16": 2 * (4 + 1 + 2) + 1}
 
 
 def test_the_other_half_of_an_autoencoder_is_not_kept(exported: Exported) -> None:
-    halves = [opened(exported(f"vae/{half}.onnx")).census["f32"] for half in ("encoder", "decoder")]
+    halves = [open_torch(exported(f"vae/{half}.onnx")).layer_precisions["f32"] for half in ("encoder", "decoder")]
     whole = vae()
     heavy = [part for part in whole.modules() if isinstance(part, torch.nn.Conv2d | torch.nn.Linear)]
     assert sum(halves) == len(heavy) + 2  # and one attention each
@@ -272,13 +272,13 @@ def test_static_shapes_are_kept_and_shown(exported: Exported, kind: str, shapes:
 
 @pytest.mark.parametrize("kind", ["sd1", "vae/encoder.onnx", "text-projected"])
 def test_shapes_that_are_not_known_are_none(exported: Exported, kind: str) -> None:
-    for spec in opened(exported(kind)).outputs:
+    for spec in open_torch(exported(kind)).outputs:
         assert spec.shape[0] is None
         assert spec.shape[2:] in ((None, None), (), (32,))
 
 
 def test_feeds_that_do_not_fit_are_refused(exported: Exported) -> None:
-    runner, feeds = opened(exported("sd1")), feeds_of("sd1")
+    runner, feeds = open_torch(exported("sd1")), feeds_of("sd1")
     with pytest.raises(InvalidRequest, match="nothing was fed to timestep"):
         runner({name: array for name, array in feeds.items() if name != "timestep"})
     with pytest.raises(InvalidRequest, match=r"fed float64; allowed: float32"):
@@ -291,12 +291,12 @@ def test_what_torch_gives_up_on_is_said_in_one_line(exported: Exported) -> None:
     feeds = feeds_of("vae/encoder.onnx", height=1, width=1)
     feeds["sample"] = feeds["sample"][:, :, :1, :1]
     with pytest.raises(BackendFailed, match=r"torch could not run .*encoder.onnx: [^\n]+$"):
-        opened(exported("vae/encoder.onnx"))(feeds)
+        open_torch(exported("vae/encoder.onnx"))(feeds)
 
 
 @pytest.mark.parametrize("kind", ["sd1", "vae/encoder.onnx", "text-projected"])
 def test_results_belong_to_the_caller(exported: Exported, kind: str) -> None:
-    runner, feeds = opened(exported(kind)), feeds_of(kind, rows=1)
+    runner, feeds = open_torch(exported(kind)), feeds_of(kind, rows=1)
     first = runner(feeds)
     kept = {name: array.copy() for name, array in first.items()}
     runner({name: array[::-1] * 2 if array.dtype == np.float32 else array for name, array in feeds.items()})
@@ -311,22 +311,22 @@ def test_results_belong_to_the_caller(exported: Exported, kind: str) -> None:
 
 def test_a_row_hardly_depends_on_its_neighbours(exported: Exported) -> None:
     """Not to the last bit, as on the other engines: torch cuts matrix products by their size."""
-    runner, feeds = opened(exported("sd1")), feeds_of("sd1", rows=4)
+    runner, feeds = open_torch(exported("sd1")), feeds_of("sd1", rows=4)
     together = runner(feeds)["out_sample"]
     for row in range(4):
         alone = runner({name: array[row : row + 1] for name, array in feeds.items()})["out_sample"]
-        assert networks.apart(alone, together[row : row + 1]) < EXACT
+        assert networks.relative_error(alone, together[row : row + 1]) < EXACT
 
 
 def test_threads_are_set_for_the_process_at_every_call(exported: Exported) -> None:
     feeds = feeds_of("text")
     one, two = (open_runner(exported("text"), "torch", RunnerOptions(threads=n)) for n in (1, 2))
-    free = opened(exported("text"))
+    free = open_torch(exported("text"))
     results = []
     for runner, expected in ((one, 1), (two, 2), (free, 2), (one, 1)):
         results.append(runner(feeds)["last_hidden_state"])
         assert torch.get_num_threads() == expected
-    assert all(networks.apart(result, results[0]) < EXACT for result in results)
+    assert all(networks.relative_error(result, results[0]) < EXACT for result in results)
 
 
 def test_threads_wait_asleep(exported: Exported) -> None:
@@ -362,19 +362,19 @@ def test_threads_wait_asleep(exported: Exported) -> None:
 )
 def test_settings_that_are_not_known_are_refused(exported: Exported, settings: dict[str, str], told: str) -> None:
     with pytest.raises(InvalidRequest, match=told):
-        opened(exported("sd1"), **settings)
+        open_torch(exported("sd1"), **settings)
 
 
 def test_settings_that_would_change_nothing_are_refused(exported: Exported) -> None:
     with pytest.raises(InvalidRequest, match="attention is 'sliced' in a text encoder; allowed: any other"):
-        opened(exported("text"), attention="sliced")
+        open_torch(exported("text"), attention="sliced")
     with pytest.raises(InvalidRequest, match="'channels_last' in a network without convolutions"):
-        opened(exported("text"), memory_format="channels_last")
+        open_torch(exported("text"), memory_format="channels_last")
     plain = Path(stillhouse.__file__).parent / "models/shapes/weights/vae/decoder.onnx"  # it has no attention
-    assert opened(plain, attention="sdpa").census.keys() == {"f32"}
+    assert open_torch(plain, attention="sdpa").layer_precisions.keys() == {"f32"}
     for how in ("vanilla", "sliced"):
         with pytest.raises(InvalidRequest, match=f"attention is '{how}' in a network that has none"):
-            opened(plain, attention=how)
+            open_torch(plain, attention=how)
 
 
 def test_transformers_in_eight_bits_are_close_and_counted(exported: Exported) -> None:
@@ -383,9 +383,9 @@ def test_transformers_in_eight_bits_are_close_and_counted(exported: Exported) ->
     torchao is in the extra `gpu` only: where it is installed, diffusers remarks on it whenever it is imported.
     """
     pytest.importorskip("torchao")
-    runner, feeds = opened(exported("sd1"), quantize="int8"), feeds_of("sd1")
-    assert runner.precision == "mixed" and runner.census["int8"] >= 10
-    want = opened(exported("sd1"))(feeds)
+    runner, feeds = open_torch(exported("sd1"), quantize="int8"), feeds_of("sd1")
+    assert runner.precision == "mixed" and runner.layer_precisions["int8"] >= 10
+    want = open_torch(exported("sd1"))(feeds)
     for name, array in runner(feeds).items():
         assert 20 < sqnr(array, want[name]) < 60
 
@@ -393,49 +393,49 @@ def test_transformers_in_eight_bits_are_close_and_counted(exported: Exported) ->
 def test_no_row_in_eight_bits_knows_its_neighbours(exported: Exported) -> None:
     """Were there one scale over a batch, a loud neighbour would cost a quiet row its last bits."""
     pytest.importorskip("torchao")
-    runner, feeds = opened(exported("sd1"), quantize="int8"), feeds_of("sd1", rows=2)
+    runner, feeds = open_torch(exported("sd1"), quantize="int8"), feeds_of("sd1", rows=2)
     loud = {**feeds, "sample": np.stack([feeds["sample"][0], 100 * feeds["sample"][1]])}
     quiet, beside = (runner(fed)["out_sample"][0] for fed in (feeds, loud))
-    assert networks.apart(beside, quiet) < 3e-5
+    assert networks.relative_error(beside, quiet) < 3e-5
 
 
 def test_what_cannot_be_put_into_eight_bits_is_refused(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stillhouse.backends.torch.find_spec", lambda name: object())
     with pytest.raises(InvalidRequest, match="quantize is 'int8' in a network without transformer blocks"):
-        opened(exported("text"), quantize="int8")
+        open_torch(exported("text"), quantize="int8")
     with pytest.raises(UnsupportedPrecision, match="fp8 with device cpu; allowed: a GPU of compute capability 8.9"):
-        opened(exported("sd1"), quantize="fp8")
+        open_torch(exported("sd1"), quantize="fp8")
     with pytest.raises(InvalidRequest, match="qkv is 'joined' in a network that is no U-Net"):
-        opened(exported("vae/decoder.onnx"), qkv="joined")
+        open_torch(exported("vae/decoder.onnx"), qkv="joined")
     monkeypatch.setattr("stillhouse.backends.torch.find_spec", lambda name: None if name == "torchao" else object())
     with pytest.raises(RuntimeMissing, match="torchao"):
-        opened(exported("sd1"), quantize="int8")
+        open_torch(exported("sd1"), quantize="int8")
 
 
 def test_a_network_without_parts_that_kernels_know_is_refused(exported: Exported) -> None:
     with pytest.raises(InvalidRequest, match="kernels is 'fused' in a network that has nothing to fuse"):
-        opened(exported("text"), kernels="fused")
+        open_torch(exported("text"), kernels="fused")
 
 
 def test_a_gpu_that_cannot_be_used_is_told_with_what_is_missing(
     exported: Exported, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UnsupportedPrecision, match="'int8' on torch with device cuda; allowed: f32, f16, bf16, auto"):
-        opened(exported("sd1"), "int8", device="cuda")
+        open_torch(exported("sd1"), "int8", device="cuda")
     monkeypatch.setattr(torch_device, "built_for", lambda: None)
     with pytest.raises(RuntimeMissing, match="was built without CUDA; install the build of torch"):
-        opened(exported("sd1"), "f16", device="cuda")
+        open_torch(exported("sd1"), "f16", device="cuda")
     monkeypatch.setattr(torch_device, "built_for", lambda: "13.0")
     monkeypatch.setattr(torch_device, "gpus", lambda: (Gpu("NVIDIA H200", 141 << 30, "9.0"),))
     with pytest.raises(InvalidRequest, match=r"no GPU cuda:4 among cuda:0 \(NVIDIA H200\)"):
-        opened(exported("sd1"), "f16", device="cuda:4")
+        open_torch(exported("sd1"), "f16", device="cuda:4")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RuntimeMissing, match="for CUDA 13.0 finds no GPU here"):
-        opened(exported("sd1"), "f16", device="cuda")
+        open_torch(exported("sd1"), "f16", device="cuda")
 
 
 def test_what_torch_was_built_for_is_read_without_importing_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert torch_device.built_for() == torch.version.cuda
+    assert torch_device.cuda_build_version() == torch.version.cuda
     for text, wanted in (
         ("cuda: Optional[str] = '13.0'\n", "13.0"),
         ("cuda = '12.8'\n", "12.8"),
@@ -445,16 +445,16 @@ def test_what_torch_was_built_for_is_read_without_importing_it(tmp_path: Path, m
         monkeypatch.setattr(
             torch_device, "find_spec", lambda name: ModuleSpec(name, None, origin=str(tmp_path / "__init__.py"))
         )
-        assert torch_device.built_for() == wanted
+        assert torch_device.cuda_build_version() == wanted
 
 
 def test_no_gpu_memory_is_held_where_nothing_ran_there() -> None:
-    assert torch_device.gpu_peak() is None or torch.cuda.is_available()
+    assert torch_device.peak_gpu_memory() is None or torch.cuda.is_available()
 
 
 def test_other_options_are_refused(exported: Exported) -> None:
     with pytest.raises(UnsupportedPrecision, match="precision 'f16' on torch; allowed: f32, bf16, auto"):
-        opened(exported("sd1"), "f16")
+        open_torch(exported("sd1"), "f16")
     with pytest.raises(InvalidRequest, match="streams is 2 on torch"):
         open_runner(exported("sd1"), "torch", RunnerOptions(streams=2))
     with pytest.raises(InvalidRequest, match=r"shape \[2, 5, 8, 8\]"):
@@ -465,7 +465,7 @@ NOT_ONNX = r"allowed: .*torch runs diffusers' networks, not ONNX files; open it 
 
 
 def test_a_bare_onnx_file_is_refused(tmp_path: Path) -> None:
-    graph = networks.write(networks.unet(), tmp_path / "model.onnx")
+    graph = networks.write_model(networks.unet(), tmp_path / "model.onnx")
     with pytest.raises(BackendFailed, match=rf"model.onnx has no config.json beside it; {NOT_ONNX}"):
         open_runner(graph, "torch")
     (tmp_path / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
@@ -485,14 +485,14 @@ def test_a_bare_onnx_file_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_another_network_is_refused(exported: Exported, tmp_path: Path, config: str, told: str) -> None:
-    graph = copied(exported("text"), tmp_path)
+    graph = copy_pipeline(exported("text"), tmp_path)
     (tmp_path / "config.json").write_text(config)
     with pytest.raises(BackendFailed, match=f"config.json {told}; {NOT_ONNX}"):
         open_runner(graph, "torch")
 
 
 def test_a_graph_that_was_quantised_since_is_refused(exported: Exported, tmp_path: Path) -> None:
-    graph = copied(exported("text"), tmp_path)
+    graph = copy_pipeline(exported("text"), tmp_path)
     model = onnx.load(graph, load_external_data=False)
     model.graph.node.add(op_type="DynamicQuantizeLinear", input=["last_hidden_state"], output=["q", "s", "z"])
     graph.write_bytes(model.SerializeToString())
@@ -501,11 +501,11 @@ def test_a_graph_that_was_quantised_since_is_refused(exported: Exported, tmp_pat
 
 
 def test_a_graph_of_another_network_is_refused(exported: Exported, tmp_path: Path) -> None:
-    graph = copied(exported("sd1"), tmp_path)
+    graph = copy_pipeline(exported("sd1"), tmp_path)
     (tmp_path / "config.json").write_bytes(exported("vae/encoder.onnx").with_name("config.json").read_bytes())
     with pytest.raises(BackendFailed, match="has no fitting weights for|could not open"):
         open_runner(graph, "torch")
-    graph = copied(exported("vae/encoder.onnx"), tmp_path / "vae")
+    graph = copy_pipeline(exported("vae/encoder.onnx"), tmp_path / "vae")
     model = onnx.load(graph, load_external_data=False)
     model.graph.output.pop()
     graph.write_bytes(model.SerializeToString())
@@ -514,7 +514,7 @@ def test_a_graph_of_another_network_is_refused(exported: Exported, tmp_path: Pat
 
 
 def test_a_text_graph_that_does_not_tell_its_layer_is_refused(exported: Exported, tmp_path: Path) -> None:
-    graph = copied(exported("text"), tmp_path)
+    graph = copy_pipeline(exported("text"), tmp_path)
     model = onnx.load(graph, load_external_data=False)
     model.graph.node[-1].op_type = "RMSNormalization"
     graph.write_bytes(model.SerializeToString())
@@ -524,7 +524,7 @@ def test_a_text_graph_that_does_not_tell_its_layer_is_refused(exported: Exported
 
 def test_opening_says_nothing(exported: Exported, capfd: pytest.CaptureFixture[str]) -> None:
     for kind in ("text", "sd1"):
-        opened(exported(kind))
+        open_torch(exported(kind))
     assert capfd.readouterr() == ("", "")
 
 
@@ -542,13 +542,13 @@ def test_compiling_does_not_change_the_result(exported: Exported, kind: str, how
     feeds = feeds_of(kind)
     shapes = {name: array.shape for name, array in feeds.items()}
     runner = open_runner(exported(kind), "torch", RunnerOptions(shapes=shapes, settings={"compile": how}))
-    want = opened(exported(kind))(feeds)
+    want = open_torch(exported(kind))(feeds)
     for name, array in runner(feeds).items():
-        assert networks.apart(array, want[name]) < EXACT
+        assert networks.relative_error(array, want[name]) < EXACT
     assert torch._dynamo.utils.counters["frames"]["ok"] > 0
 
 
-def copied(graph: Path, folder: Path) -> Path:
+def copy_pipeline(graph: Path, folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
     for path in graph.parent.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
@@ -564,7 +564,7 @@ def test_weights_in_eight_bits_are_not_run_as_for_inference_only(
     seen: list[tuple[bool, bool]] = []
     monkeypatch.setattr(torch_backend, "_quantize", lambda module, how, device: None)
     monkeypatch.setattr(torch_backend, "_is_quantized", lambda part: True)
-    network = opened(exported("sd1"), quantize=quantize)
+    network = open_torch(exported("sd1"), quantize=quantize)
     forward = diffusers.UNet2DConditionModel.forward
 
     def watched(self: Any, *given: Any, **named: Any) -> Any:

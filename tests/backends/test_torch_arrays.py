@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from stillhouse.backends.kernels.guided_step import guided_step
-from stillhouse.backends.registry import own_arrays
-from stillhouse.backends.torch_arrays import KernelLeftOut, TorchArrays, fused_on
+from stillhouse.backends.registry import device_arrays
+from stillhouse.backends.torch_arrays import KernelUnavailable, TorchArrays, load_fused_step
 from stillhouse.diffusion import INITIAL_STEP, NUMPY, Arrays, InpaintBlend, Trajectory, advance, gaussian
 from stillhouse.errors import InvalidRequest, RuntimeMissing
 from tests.diffusion.test_trajectory import SHAPE, courses
@@ -29,11 +29,11 @@ def linear(rows: Any, timesteps: Any, conditioning: Mapping[str, Any]) -> Any:
     return rows[:, : SHAPE[0]] * 0.375 + rows[:, -1:] * 0.125 + column
 
 
-def begun(course: Any, arrays: Arrays, *, keep: bool, extra: bool) -> Trajectory:
+def make_trajectory(course: Any, arrays: Arrays, *, keep: bool, extra: bool) -> Trajectory:
     def noise(seed: int, *shape: int) -> Any:
-        return arrays.placed(gaussian(seed, INITIAL_STEP, shape))
+        return arrays.to_device(gaussian(seed, INITIAL_STEP, shape))
 
-    mask = arrays.placed((gaussian(5, INITIAL_STEP, (1, *SHAPE[1:])) > 0).astype(np.float32))
+    mask = arrays.to_device((gaussian(5, INITIAL_STEP, (1, *SHAPE[1:])) > 0).astype(np.float32))
     return Trajectory(
         course,
         noise(course.seed, *SHAPE),
@@ -52,69 +52,73 @@ def test_every_sampler_walks_on_tensors_as_on_arrays(
 ) -> None:
     """All but the rescaling of guidance, whose standard deviations are sums in another order."""
     these = [replace(course, guidance_rescale=0.0) for course in these]
-    ours, theirs = ([begun(one, arrays, keep=keep, extra=extra) for one in these] for arrays in (tensors, NUMPY))
+    ours, theirs = (
+        [make_trajectory(one, arrays, keep=keep, extra=extra) for one in these] for arrays in (tensors, NUMPY)
+    )
     for some, arrays in ((ours, tensors), (theirs, NUMPY)):
         while waiting := [one for one in some if not one.is_done]:
             advance(waiting, linear, arrays)
     for one, other in zip(ours, theirs, strict=True):
         assert isinstance(one.latents, Tensor) and isinstance(one.denoised, Tensor)
-        np.testing.assert_array_equal(HERE.read(one.latents), other.latents)
-        np.testing.assert_array_equal(HERE.read(one.denoised), other.denoised)
+        np.testing.assert_array_equal(HERE.to_numpy(one.latents), other.latents)
+        np.testing.assert_array_equal(HERE.to_numpy(one.denoised), other.denoised)
 
 
 @given(courses())
 @settings(max_examples=30)
 def test_rescaled_guidance_differs_by_rounding(course: Any) -> None:
     course = replace(course, guidance=3.5, guidance_rescale=0.7, guidance_interval=(0.0, 1.0))
-    one, other = (begun(course, arrays, keep=False, extra=False) for arrays in (HERE, NUMPY))
+    one, other = (make_trajectory(course, arrays, keep=False, extra=False) for arrays in (HERE, NUMPY))
     while not one.is_done:
         advance([one], linear, HERE)
         advance([other], linear)
     scale = max(1.0, float(np.abs(other.latents).max()))
-    np.testing.assert_allclose(HERE.read(one.latents), other.latents, atol=1e-4 * scale)
+    np.testing.assert_allclose(HERE.to_numpy(one.latents), other.latents, atol=1e-4 * scale)
 
 
 @pytest.mark.parametrize("array", [np.arange(6, dtype=np.float32).reshape(2, 3), np.ones((1, 2), np.int64)])
 @pytest.mark.parametrize("arrays", [HERE, NUMPY])
 def test_what_is_placed_is_read(arrays: Arrays, array: Any) -> None:
     array.flags.writeable = False
-    there = arrays.placed(array)
-    read = arrays.read(there)
+    there = arrays.to_device(array)
+    read = arrays.to_numpy(there)
     assert isinstance(read, np.ndarray) and read.dtype == array.dtype
     np.testing.assert_array_equal(read, array)
-    np.testing.assert_array_equal(arrays.read(arrays.stacked([there, there])), np.stack([array, array]))
-    np.testing.assert_array_equal(arrays.read(arrays.joined([there, there], 1)), np.concatenate([array, array], 1))
-    assert arrays.read(array) is array
-    arrays.settle()
+    np.testing.assert_array_equal(arrays.to_numpy(arrays.stack([there, there])), np.stack([array, array]))
+    np.testing.assert_array_equal(
+        arrays.to_numpy(arrays.concatenate([there, there], 1)), np.concatenate([array, array], 1)
+    )
+    assert arrays.to_numpy(array) is array
+    arrays.synchronize()
 
 
 def test_what_is_read_stays_as_it_is() -> None:
-    there = HERE.placed(np.ones(3, np.float32))
-    read = HERE.read(there)
+    there = HERE.to_device(np.ones(3, np.float32))
+    read = HERE.to_numpy(there)
     there.fill_(5)
     np.testing.assert_array_equal(read, np.ones(3, np.float32))
 
 
 def test_only_engines_with_arrays_of_their_own_have_them() -> None:
-    assert own_arrays("torch", {}) == HERE == own_arrays("torch", {"device": "cpu", "compile": "full"})
-    assert own_arrays("onnxruntime", {}) is None and own_arrays("openvino", {}) is None
+    assert device_arrays("torch", {}) == HERE == device_arrays("torch", {"device": "cpu", "compile": "full"})
+    assert device_arrays("onnxruntime", {}) is None and device_arrays("openvino", {}) is None
     with pytest.raises(InvalidRequest, match="allowed: cpu, cuda"):
-        own_arrays("torch", {"device": "tpu"})
+        device_arrays("torch", {"device": "tpu"})
 
 
 def test_a_kernel_that_does_not_run_is_left_out_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     """Here there is no GPU to run it on; elsewhere there may be no compiler of C."""
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    with pytest.warns(KernelLeftOut, match="a dozen launches, and not one"):
-        assert fused_on("cuda:0") is None
-    assert fused_on("cpu") is None
+    with pytest.warns(KernelUnavailable, match="a dozen launches, and not one"):
+        assert load_fused_step("cuda:0") is None
+    assert load_fused_step("cpu") is None
     monkeypatch.setattr("stillhouse.backends.torch_arrays.find_spec", lambda name: None)
-    assert fused_on("cuda:0") is None
+    assert load_fused_step("cuda:0") is None
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize("engine", ["torch", "tensorrt", "tensorrt-rtx"])
 def test_a_gpu_that_is_not_here_is_refused_before_anything_is_brought_to_it(engine: str) -> None:
     with pytest.raises((RuntimeMissing, InvalidRequest)):
-        own_arrays(engine, {"device": "cuda"})
+        device_arrays(engine, {"device": "cuda"})

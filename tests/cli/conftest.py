@@ -36,7 +36,7 @@ MANIFEST = Manifest(
 
 
 @dataclass(slots=True)
-class FakeDraft:
+class FakeTrajectory:
     request: ImageRequest
     index: int = 0
 
@@ -65,13 +65,13 @@ class FakePipeline:
     def resolve(self, request: ImageRequest) -> ImageRequest:
         return resolve(self.manifest, request)
 
-    def start(self, request: ImageRequest) -> FakeDraft:
+    def start(self, request: ImageRequest) -> FakeTrajectory:
         if len(request.prompt) > 200:
             warnings.warn("this part was cut off: 'end'", UserWarning, stacklevel=2)
-        return FakeDraft(self.resolve(request))
+        return FakeTrajectory(self.resolve(request))
 
-    def advance(self, drafts: Sequence[FakeDraft]) -> None:
-        for draft in drafts:
+    def advance(self, trajectories: Sequence[FakeTrajectory]) -> None:
+        for draft in trajectories:
             draft.index += 1
             self.advanced += 1
         if self.advanced == self.interrupt_after:
@@ -80,12 +80,12 @@ class FakePipeline:
     def settle(self) -> None:
         pass
 
-    def finish(self, draft: FakeDraft) -> ImageResult:
-        assert draft.is_done
-        assert draft.request.width and draft.request.height
-        level = draft.request.seed % 256
-        image: Picture = np.full((draft.request.height, draft.request.width, 3), level, np.uint8)
-        return ImageResult(image, draft.request, 0.25)
+    def finish(self, trajectory: FakeTrajectory) -> ImageResult:
+        assert trajectory.is_done
+        assert trajectory.request.width and trajectory.request.height
+        level = trajectory.request.seed % 256
+        image: Picture = np.full((trajectory.request.height, trajectory.request.width, 3), level, np.uint8)
+        return ImageResult(image, trajectory.request, 0.25)
 
     def encode_picture(self, picture: Picture) -> Picture:
         return picture

@@ -8,8 +8,8 @@ from openpyxl import load_workbook
 
 from stillhouse.accelerate.records.report import read_report
 from stillhouse.cli import main
-from stillhouse.cli.accelerate import device_named, device_of, named_shape, sizes
-from stillhouse.cli.arguments import duration, size_in_bytes
+from stillhouse.cli.accelerate import parse_batch_sizes, parse_device, parse_named_shape, resolve_config_device
+from stillhouse.cli.arguments import byte_size, duration
 from stillhouse.errors import InvalidRequest
 from stillhouse.gpu import Gpu
 from stillhouse.pipelines.network import read_network
@@ -141,29 +141,35 @@ def test_a_directory_without_a_report_is_refused(refused: Refused, command: str)
 
 def test_units() -> None:
     assert [duration(text) for text in ("90", "90s", "1.5m", "1h")] == [90.0, 90.0, 90.0, 3600.0]
-    assert [size_in_bytes(text) for text in ("1000", "4GiB", "500 MiB", "2GB")] == [1000, 4 << 30, 500 << 20, 2 * 10**9]
-    assert named_shape("a=b=1x2") == ("a=b", (1, 2))
-    assert sizes("16,4") == (1, 2, 4, 16)
+    assert [byte_size(text) for text in ("1000", "4GiB", "500 MiB", "2GB")] == [1000, 4 << 30, 500 << 20, 2 * 10**9]
+    assert parse_named_shape("a=b=1x2") == ("a=b", (1, 2))
+    assert parse_batch_sizes("16,4") == (1, 2, 4, 16)
     for wrong in ("0,2", "2,", "2-4"):
         with pytest.raises(ArgumentTypeError, match="allowed: rows of a batch from 1 to 9999"):
-            sizes(wrong)
+            parse_batch_sizes(wrong)
     with pytest.raises(ArgumentTypeError, match="allowed: auto, cpu, gpu, or the index of a GPU"):
-        device_named("tpu")
+        parse_device("tpu")
 
 
 def test_a_config_names_a_gpu_by_its_index(monkeypatch: pytest.MonkeyPatch) -> None:
     found = tuple(Gpu(f"NVIDIA H{number}00", 80 << 30, "9.0") for number in (1, 2))
     monkeypatch.setattr("stillhouse.cli.accelerate.gpus", lambda: found)
     monkeypatch.setattr("stillhouse.cli.accelerate.no_gpu", lambda: None)
-    assert [device_of(told) for told in ("auto", "cpu", "gpu", 0, 1)] == ["auto", "cpu", "cuda", "cuda:0", "cuda:1"]
+    assert [resolve_config_device(told) for told in ("auto", "cpu", "gpu", 0, 1)] == [
+        "auto",
+        "cpu",
+        "cuda",
+        "cuda:0",
+        "cuda:1",
+    ]
     with pytest.raises(InvalidRequest, match=r"there is no GPU cuda:2 among cuda:0 \(NVIDIA H100\), .*; allowed: auto"):
-        device_of(2)
+        resolve_config_device(2)
 
 
 def test_a_gpu_that_a_config_names_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stillhouse.cli.accelerate.no_gpu", lambda: "the driver finds no GPU")
     with pytest.warns(UserWarning, match="asks for device 3, and the driver finds no GPU: the CPU is measured"):
-        assert device_of(3) == "auto"
+        assert resolve_config_device(3) == "auto"
 
 
 @pytest.mark.parametrize("told", ["3", "cuda:1", "gpu"])

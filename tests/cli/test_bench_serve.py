@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from stillhouse.cli import main
-from stillhouse.cli.bench_serve import told
-from stillhouse.serve.loadgen.load_report import Report, Row
+from stillhouse.cli.bench_serve import format_load_report
+from stillhouse.serve.loadgen.load_report import LoadReport, LoadReportRow
 from tests.cli.conftest import Refused
-from tests.serve.loadgen.fake import PICTURE, Fake, framed
+from tests.serve.loadgen.fake import PICTURE, FakeServer, format_response
 
 KINDS = ("--kind", "free=0.8:steps=3:alone=0.5", "--kind", "pro=0.2:steps=35:alone=5")
 
@@ -18,7 +18,7 @@ def test_the_table_has_a_line_for_each_kind_and_the_file_every_figure(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     few = ("--rate", "200", "--count", "40", "--flood", "3@0.05:pro", "--json", "load.json")
-    with Fake() as server:
+    with FakeServer() as server:
         assert main(["bench-serve", "--url", server.url, *KINDS, *few]) == 0
     said = capsys.readouterr().out
     assert said.startswith(f"{server.url}: 200 requests a second, ")
@@ -34,23 +34,23 @@ def test_the_table_has_a_line_for_each_kind_and_the_file_every_figure(
 def test_the_default_kinds_are_the_default_servers_and_their_seconds_are_measured(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with Fake() as server:
+    with FakeServer() as server:
         assert main(["bench-serve", "--url", server.url, "--rate", "200", "--count", "5"]) == 0
-        assert {call.told["model"] for call in server.calls} == {"free", "pro"}
+        assert {call.json_body["model"] for call in server.calls} == {"free", "pro"}
 
 
 def test_a_server_that_answers_nobody_is_a_no(capsys: pytest.CaptureFixture[str]) -> None:
-    with Fake(lambda call: framed(503, b"the queue is full")) as server:
+    with FakeServer(lambda call: format_response(503, b"the queue is full")) as server:
         assert main(["bench-serve", "--url", server.url, *KINDS, "--rate", "200", "--count", "5"]) == 1
     assert "answer 503: the queue is full" in capsys.readouterr().out
 
 
 def test_doubts_and_what_is_not_known_are_told() -> None:
-    row = Row("all", 2, 0, 1, {"503": 1, "cut off": 1}, None, None, None, None, None, 0.0, 0.0)
-    report = Report(
+    row = LoadReportRow("all", 2, 0, 1, {"503": 1, "cut off": 1}, None, None, None, None, None, 0.0, 0.0)
+    report = LoadReport(
         "http://here", "openai", 2.0, 0.5, {"free": 0.05}, 9.0, (row,), {}, 0.02, 0.5, 0.01, ("it was late",)
     )
-    lines = told(report, 3.0).splitlines()
+    lines = format_load_report(report, 3.0).splitlines()
     assert lines[4].split() == [
         "all",
         "2",
@@ -83,6 +83,6 @@ def test_mistakes_are_explained(refused: Refused) -> None:
     assert "not allowed with" in refused("bench-serve", "--load", "0.5", "--rate", "3")
     assert "http://HOST:PORT" in refused("bench-serve", "--url", "localhost")
     assert "up to" not in refused("bench-serve", "--rate", "1e9")
-    with Fake(lambda call: framed(200, PICTURE)) as server:
+    with FakeServer(lambda call: format_response(200, PICTURE)) as server:
         pass
     assert "nobody answers" in refused("bench-serve", "--url", server.url)

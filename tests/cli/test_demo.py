@@ -5,13 +5,13 @@ import pytest
 from stillhouse.cli import main
 from stillhouse.cli.demo import PROMPTS, SUGGESTION
 from stillhouse.images.png import read_picture
-from stillhouse.shapes.caption import is_held_out, read_caption
+from stillhouse.shapes.caption import is_held_out, parse_caption
 from tests.cli.conftest import FakePipeline
 
 
 @pytest.mark.parametrize("prompt", [*PROMPTS, SUGGESTION])
 def test_the_prompts_are_captions_that_training_never_saw(prompt: str) -> None:
-    assert str(read_caption(prompt)) == prompt
+    assert str(parse_caption(prompt)) == prompt
     assert is_held_out(prompt)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stillhouse.cli import main, parse
-from stillhouse.cli.distill import settings_of
+from stillhouse.cli.distill import make_distill_settings
 from stillhouse.convert.import_model import ImportOptions, import_model
 from stillhouse.images.png import write_png
 from stillhouse.pipelines.manifest import read_manifest
@@ -108,9 +108,9 @@ def test_what_is_said_on_the_command_line_wins_over_every_student_of_the_file(te
     file = tmp_path / "distill.toml"
     file.write_text('rounds = [4, 2]\ndata = "shapes"\n[students.2]\nupdates = 99\nbatch = 3\n')
     arguments = parse(["distill", teacher, "-o", "x", "--config", str(file), "--updates", "5", *prompts(teacher)])
-    settings = settings_of(arguments)
+    settings = make_distill_settings(arguments)
     assert settings.recipe("2", 0).updates == settings.recipe("guidance", 0).updates == 5
-    assert settings.recipe("2", 0).batch == 3 and settings.data == "teacher"
+    assert settings.recipe("2", 0).batch_size == 3 and settings.data == "teacher"
 
 
 def test_what_is_skipped_is_named_and_counted(teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from stillhouse.cli import main
 from stillhouse.distill.evaluation import comparison
-from stillhouse.distill.evaluation.evaluation_report import read_verdict
+from stillhouse.distill.evaluation.evaluation_report import read_evaluation
 from stillhouse.pipelines.load import find_pipeline
 from stillhouse.pipelines.manifest import read_manifest, write_manifest
 from stillhouse.shapes.score import SCORES
@@ -47,7 +47,7 @@ def test_a_pipeline_is_compared_with_its_teacher_on_a_page(hasty: str, capsys: p
     assert main([*words, "-o", "verdict.html", "--json", "verdict.json"]) == 0
     told = capsys.readouterr().out
     assert "teacher, 3 steps" in told and "dpmpp_2m 2 unguided" in told and "verdict.html" in told
-    verdict = read_verdict(Path("verdict.json"))
+    verdict = read_evaluation(Path("verdict.json"))
     assert verdict.captions == 8 and verdict.students == ("hasty, 2 steps",)
     assert "<!doctype html>" in Path("verdict.html").read_text()
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from stillhouse.cli import main
-from stillhouse.cli.opening import LARGEST, compiled_networks, open_pipeline
+from stillhouse.cli.opening import MAX_CACHED_WEIGHTS, compile_cache, open_pipeline
 from stillhouse.images.png import read_picture
 from tests.cli.conftest import FakePipeline
 
@@ -16,19 +16,19 @@ ENGINE = Namespace(backend=None, precision=None, threads=None, verify=False)
 
 def test_the_cache_is_where_the_user_keeps_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert compiled_networks() == tmp_path / "stillhouse" / "compiled"
+    assert compile_cache() == tmp_path / "stillhouse" / "compiled"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert compiled_networks() == tmp_path / "home" / ".cache" / "stillhouse" / "compiled"
+    assert compile_cache() == tmp_path / "home" / ".cache" / "stillhouse" / "compiled"
 
 
 def test_without_a_place_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert compiled_networks() is None
+    assert compile_cache() is None
 
 
-@pytest.mark.parametrize(("size", "kept"), [(LARGEST, True), (LARGEST + 1, False)])
+@pytest.mark.parametrize(("size", "kept"), [(MAX_CACHED_WEIGHTS, True), (MAX_CACHED_WEIGHTS + 1, False)])
 def test_only_small_networks_are_kept(here: Path, fake: FakePipeline, size: int, kept: bool) -> None:
     (here / "fake" / "unet").mkdir(parents=True)
     with (here / "fake" / "unet" / "weights.safetensors").open("wb") as file:

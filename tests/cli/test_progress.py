@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from stillhouse.cli.progress import progress
+from stillhouse.cli.progress import show_progress
 
 
 class Terminal(io.StringIO):
@@ -12,7 +12,7 @@ class Terminal(io.StringIO):
 
 
 def test_nobody_watching_means_silence(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress() as report:
+    with show_progress() as report:
         report("a circle", 0.5, 2)
     assert capsys.readouterr() == ("", "")
 
@@ -23,7 +23,7 @@ def test_the_bar_is_on_stderr_and_lines_keep_their_way(monkeypatch: pytest.Monke
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setattr(sys, "stdout", lines)
     monkeypatch.setenv("TERM", "xterm")
-    with progress() as report:
+    with show_progress() as report:
         report("[a circle]", 1, 2)
         print("a-circle-0.png")
         report("[a circle]", 2, 2)

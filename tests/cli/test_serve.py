@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from stillhouse.cli import main
-from stillhouse.cli.serve import declare, settings_of
-from stillhouse.serve.settings import Settings, embedded
+from stillhouse.cli.serve import declare, make_server_settings
+from stillhouse.serve.settings import ServerSettings, default_tiers
 
 
 def parsed(*words: str) -> Namespace:
@@ -20,14 +20,14 @@ def parsed(*words: str) -> Namespace:
 
 
 def test_without_arguments_the_embedded_model_is_served_here_only() -> None:
-    assert settings_of(parsed()) == Settings(embedded())
-    assert settings_of(parsed()).host == "127.0.0.1"
+    assert make_server_settings(parsed()) == ServerSettings(default_tiers())
+    assert make_server_settings(parsed()).host == "127.0.0.1"
 
 
 def test_the_command_line_goes_before_the_file(tmp_path: Path) -> None:
     path = tmp_path / "stillhouse.toml"
     path.write_text('port = 9000\npolicy = "fifo"\n[tiers.pro]\npipeline = "shapes"\nweight = 3\n')
-    settings = settings_of(
+    settings = make_server_settings(
         parsed("pro=mine", "free=yours", "--config", str(path), "--port", "9001", "--keys", "--grpc-port", "-1")
     )
     assert (settings.port, settings.policy, settings.keys, settings.grpc_port) == (9001, "fifo", True, None)

@@ -12,7 +12,7 @@ import transformers
 from numpy.typing import NDArray
 
 from stillhouse.backends.registry import open_runner
-from stillhouse.backends.safetensors_index import safetensors_layout
+from stillhouse.backends.safetensors_index import read_safetensors_index
 from stillhouse.convert.export import export_text_encoder, export_unet, export_vae
 from stillhouse.convert.weights import write_module
 from stillhouse.errors import ImportFailed
@@ -104,9 +104,9 @@ def test_all_weights_lie_in_the_safetensors_file(tmp_path: Path) -> None:
     model = onnx.load(tmp_path / "model.onnx", load_external_data=False)
     places = [{entry.key: entry.value for entry in tensor.external_data} for tensor in model.graph.initializer]
     assert {place["location"] for place in places} == {weights.name}
-    assert len({place["offset"] for place in places}) == len(places) == len(safetensors_layout(weights))
+    assert len({place["offset"] for place in places}) == len(places) == len(read_safetensors_index(weights))
     mapped = sum(int(place["length"]) for place in places)
-    assert mapped == sum(tensor.length for tensor in safetensors_layout(weights).values())
+    assert mapped == sum(tensor.length for tensor in read_safetensors_index(weights).values())
     constants = [node.attribute[0].t for node in model.graph.node if node.op_type == "Constant"]
     assert sum(onnx.numpy_helper.to_array(constant).nbytes for constant in constants) < 0.01 * mapped
 

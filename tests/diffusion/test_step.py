@@ -36,16 +36,16 @@ class Told:
     calls: list[tuple[Any, ...]]
 
     @property
-    def fused(self) -> Any:
+    def fused_step(self) -> Any:
         def kernel(*given: Any) -> tuple[Array, Array]:
             self.calls.append(given)
             return given[0] + 1, given[0] + 2
 
         return kernel
 
-    placed = NUMPY.placed
-    stacked, joined = NUMPY.stacked, NUMPY.joined
-    read, settle = NUMPY.read, NUMPY.settle
+    to_device = NUMPY.to_device
+    stack, concatenate = NUMPY.stack, NUMPY.concatenate
+    to_numpy, synchronize = NUMPY.to_numpy, NUMPY.synchronize
 
 
 def weights(scale: float, evaluation: Evaluation, *, has_past: bool) -> tuple[Any, ...]:

@@ -65,15 +65,15 @@ class Full:
 
     left: int
 
-    def placed(self, array: NDArray[Any]) -> NDArray[Any]:
+    def to_device(self, array: NDArray[Any]) -> NDArray[Any]:
         self.left -= array.shape == SHAPE
         if self.left < 0:
             raise MemoryError
         return array
 
-    fused = None
-    stacked, joined = NUMPY.stacked, NUMPY.joined
-    read, settle = NUMPY.read, NUMPY.settle
+    fused_step = None
+    stack, concatenate = NUMPY.stack, NUMPY.concatenate
+    to_numpy, synchronize = NUMPY.to_numpy, NUMPY.synchronize
 
 
 @st.composite

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from stillhouse.distill.settings import Learning, Settings, read_settings
+from stillhouse.distill.settings import DistillSettings, LearningOverrides, read_distill_settings
 from stillhouse.errors import InvalidRequest
 
 SMALL, LARGE = 3_000_000, 860_000_000
@@ -17,17 +17,17 @@ def test_what_is_said_of_one_student_wins_over_what_is_said_of_all(tmp_path: Pat
         'rounds = [36, 18, 3]\nguidance = [1, 5]\ndata = "pictures"\n'
         "[learning]\nupdates = 100\nbatch = 8\n[students.3]\nupdates = 500\n[students.guidance]\nrate = 0.5\n"
     )
-    settings = read_settings(file)
+    settings = read_distill_settings(file)
     assert settings.data == str(tmp_path / "pictures") and settings.guidance == (1, 5)
     recipes = [settings.recipe(name, SMALL) for name in ("guidance", "18", "3")]
     assert [recipe.updates for recipe in recipes] == [100, 100, 500]
-    assert [recipe.batch for recipe in recipes] == [8, 8, 8] and recipes[0].rate == 0.5
+    assert [recipe.batch_size for recipe in recipes] == [8, 8, 8] and recipes[0].learning_rate == 0.5
 
 
 def test_where_nothing_is_said_large_networks_and_factors_take_their_own_rates() -> None:
-    full, low = Settings(), Settings(rank=16)
-    assert [full.recipe("9", size).rate for size in (SMALL, LARGE)] == [2e-4, 1e-5]
-    assert low.recipe("9", LARGE).rate == 1e-4
+    full, low = DistillSettings(), DistillSettings(lora_rank=16)
+    assert [full.recipe("9", size).learning_rate for size in (SMALL, LARGE)] == [2e-4, 1e-5]
+    assert low.recipe("9", LARGE).learning_rate == 1e-4
     updates = [full.recipe(name, SMALL).updates for name in ("guidance", "18", "3")]
     assert updates == [3000, 2000, 5000]
 
@@ -59,15 +59,15 @@ def test_a_file_that_says_what_cannot_be_is_refused_with_the_place(tmp_path: Pat
     file = tmp_path / "distill.toml"
     file.write_text(text)
     with pytest.raises(InvalidRequest, match=told):
-        read_settings(file)
+        read_distill_settings(file)
 
 
 def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="there is no file"):
-        read_settings(tmp_path / "none.toml")
+        read_distill_settings(tmp_path / "none.toml")
 
 
 def test_learning_over_a_recipe_changes_what_is_said_only() -> None:
-    usual = Settings().recipe("9", SMALL)
-    changed = Learning(batch=3).over(usual)
-    assert (changed.batch, changed.rate, changed.updates) == (3, usual.rate, usual.updates)
+    usual = DistillSettings().recipe("9", SMALL)
+    changed = LearningOverrides(batch_size=3).apply_to(usual)
+    assert (changed.batch_size, changed.learning_rate, changed.updates) == (3, usual.learning_rate, usual.updates)

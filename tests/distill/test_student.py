@@ -10,14 +10,14 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from stillhouse.convert.import_model import ImportOptions, import_model
 from stillhouse.diffusion import grid_from_timesteps
 from stillhouse.distill.student import write_student
-from stillhouse.distill.training.networks import Denoiser, conditioned_on_guidance
-from stillhouse.distill.training.progressive_chain import Student, frozen
+from stillhouse.distill.training.networks import Denoiser, add_guidance_embedding
+from stillhouse.distill.training.progressive_chain import Student, freeze
 from stillhouse.errors import FitFailed, ImportFailed, InvalidRequest
-from stillhouse.fit.stage import Fitted
+from stillhouse.fit.stage import FitResult
 from stillhouse.pipelines.load import load
 from stillhouse.pipelines.manifest import read_manifest
 from tests.checkpoints import write_checkpoint
-from tests.disk import files_up_to
+from tests.disk import limit_file_size
 
 PLAN = (999.0, 656.0, 342.0)
 
@@ -33,16 +33,16 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def written(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     manifest = read_manifest(teacher)
-    unet = conditioned_on_guidance(UNet2DConditionModel.from_pretrained(teacher / "unet"))
+    unet = add_guidance_embedding(UNet2DConditionModel.from_pretrained(teacher / "unet"))
     torch.manual_seed(3)
     torch.nn.init.normal_(unet.time_embedding.cond_proj.weight, std=0.2)
     student = Student(
         "3-steps",
-        frozen(Denoiser(unet, manifest.schedule, manifest.prediction)),
+        freeze(Denoiser(unet, manifest.schedule, manifest.prediction)),
         {},
         grid_from_timesteps(manifest.schedule, PLAN),
         "progressive",
-        Fitted(True, 5, 1.0, {}),
+        FitResult(True, 5, 1.0, {}),
     )
     out = tmp_path_factory.mktemp("student") / "tiny-3"
     write_student(teacher, student, out, guidance=(1.0, 8.0), evidence={"rounds": [35, 3]})
@@ -88,9 +88,9 @@ def test_diffusers_draws_the_same_picture(written: Path, guidance: float) -> Non
 @pytest.fixture
 def first(teacher: Path) -> Student:
     manifest = read_manifest(teacher)
-    unet = conditioned_on_guidance(UNet2DConditionModel.from_pretrained(teacher / "unet"))
+    unet = add_guidance_embedding(UNet2DConditionModel.from_pretrained(teacher / "unet"))
     denoiser = Denoiser(unet, manifest.schedule, manifest.prediction)
-    return Student("guidance", denoiser, {}, None, "guidance", Fitted(True, 5, 1.0, {}))
+    return Student("guidance", denoiser, {}, None, "guidance", FitResult(True, 5, 1.0, {}))
 
 
 def test_nothing_is_written_where_something_stands(teacher: Path, written: Path, first: Student) -> None:
@@ -103,7 +103,7 @@ def test_nothing_is_written_where_something_stands(teacher: Path, written: Path,
 @pytest.mark.parametrize("size", [1 << 10, 1 << 15, 1 << 18])
 def test_a_full_disk_is_told_and_leaves_nothing(teacher: Path, first: Student, tmp_path: Path, size: int) -> None:
     with (
-        files_up_to(size),
+        limit_file_size(size),
         pytest.raises(FitFailed, match=r"student cannot be written: .*; make room; what was learnt"),
     ):
         write_student(teacher, first, tmp_path / "student", guidance=(1.0, 8.0))

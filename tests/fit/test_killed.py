@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-LINE = """
+LINE_PROGRAM = """
 import os, signal, sys
 from pathlib import Path
 import torch
@@ -40,7 +40,7 @@ stage = Killed()
 fit(stage, folder, lambda tick: None, save_every=0.0)
 save(weights(stage), folder / "weights.pt")
 """
-CHAIN = """
+CHAIN_PROGRAM = """
 import os, signal, sys
 from pathlib import Path
 import torch
@@ -61,7 +61,7 @@ torch.save([weights(student) for student in students], folder / "weights.pt")
 """
 
 
-def learnt(program: str, folder: Path, where: str = "nowhere", at: int = -1) -> int:
+def run_training(program: str, folder: Path, where: str = "nowhere", at: int = -1) -> int:
     """The exit code of a process that learns, and is killed there."""
     folder.mkdir(exist_ok=True)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
@@ -72,22 +72,23 @@ def learnt(program: str, folder: Path, where: str = "nowhere", at: int = -1) -> 
 
 
 @pytest.mark.parametrize(
-    ("program", "where", "moments"), [(LINE, "learning", 39), (LINE, "writing", 39), (CHAIN, "learning", 9)]
+    ("program", "where", "moments"),
+    [(LINE_PROGRAM, "learning", 39), (LINE_PROGRAM, "writing", 39), (CHAIN_PROGRAM, "learning", 9)],
 )
 def test_who_is_killed_goes_on_to_the_same_bits(program: str, where: str, moments: int, tmp_path: Path) -> None:
     at = random.randint(1, moments)
     print(f"killed at {at}")
-    assert learnt(program, tmp_path / "whole") == 0
-    assert learnt(program, tmp_path / "parts", where, at) == -signal.SIGKILL
-    assert learnt(program, tmp_path / "parts") == 0
+    assert run_training(program, tmp_path / "whole") == 0
+    assert run_training(program, tmp_path / "parts", where, at) == -signal.SIGKILL
+    assert run_training(program, tmp_path / "parts") == 0
     whole, parts = ((tmp_path / name / "weights.pt") for name in ("whole", "parts"))
-    assert _same(torch.load(whole, weights_only=True), torch.load(parts, weights_only=True))
+    assert _is_equal(torch.load(whole, weights_only=True), torch.load(parts, weights_only=True))
     assert not list((tmp_path / "parts").glob("*.partial"))
 
 
-def _same(one: object, other: object) -> bool:
+def _is_equal(one: object, other: object) -> bool:
     if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(_same, one, other))
+        return len(one) == len(other) and all(map(_is_equal, one, other))
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         return torch.equal(one, other)
     return one == other

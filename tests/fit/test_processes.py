@@ -31,11 +31,11 @@ if sys.argv[2] == "together":
 """
 
 
-def learnt(folder: Path, how: str, launch: list[str]) -> str:
+def run_training(folder: Path, mode: str, launch: list[str]) -> str:
     folder.mkdir()
     program = folder / "learn.py"
     program.write_text(PROGRAM)
-    command = [sys.executable, *launch, str(program), str(folder), how]
+    command = [sys.executable, *launch, str(program), str(folder), mode]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
     assert done.returncode == 0, done.stderr
@@ -43,9 +43,9 @@ def learnt(folder: Path, how: str, launch: list[str]) -> str:
 
 
 def test_two_processes_end_with_the_weights_of_one_that_sees_both_batches(tmp_path: Path) -> None:
-    learnt(tmp_path / "alone", "alone", [])
+    run_training(tmp_path / "alone", "alone", [])
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    told = learnt(tmp_path / "together", "together", launch)
+    told = run_training(tmp_path / "together", "together", launch)
     one = torch.load(tmp_path / "alone" / "weights-0.pt")
     both = [torch.load(tmp_path / "together" / f"weights-{rank}.pt") for rank in (0, 1)]
     assert both[0] == both[1] == pytest.approx(one, abs=1e-6)

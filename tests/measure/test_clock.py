@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillhouse.measure.clock import alternate, paired_ratio, summarise
+from stillhouse.measure.clock import paired_ratio, run_interleaved, summarise
 
 
 def test_subjects_take_turns_and_the_order_turns_round() -> None:
@@ -20,7 +20,7 @@ def test_subjects_take_turns_and_the_order_turns_round() -> None:
 
         return run
 
-    seconds = alternate({"a": subject("a"), "b": subject("b")}, rounds=3)
+    seconds = run_interleaved({"a": subject("a"), "b": subject("b")}, rounds=3)
     assert order == ["a", "b", "b", "a", "a", "b"]
     assert seconds == {"a": [1, 4, 5], "b": [2, 3, 6]}
 

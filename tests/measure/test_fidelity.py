@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
 from stillhouse.json_decode import decode
-from stillhouse.measure.fidelity import Fidelity, compare, compare_outputs, worst
+from stillhouse.measure.fidelity import Fidelity, compare_outputs, compare_tensors, worst_fidelity
 
 EQUAL = Fidelity(999.0, 1.0, 0.0, 0.0)
 UNUSABLE = (-999.0, 0.0, float_info.max, float_info.max)
@@ -30,12 +30,12 @@ def test_noise_of_known_power_is_told_in_decibels(decibels: float) -> None:
     rng = np.random.default_rng(0)
     signal, noise = rng.normal(size=(2, 3, 64, 64))
     noise *= np.linalg.norm(signal) / np.linalg.norm(noise) * 10 ** (-decibels / 20)
-    assert compare(signal, signal + noise).sqnr == pytest.approx(decibels, abs=1e-6)
+    assert compare_tensors(signal, signal + noise).sqnr == pytest.approx(decibels, abs=1e-6)
 
 
 def test_a_scaled_tensor_keeps_its_direction() -> None:
     signal = np.random.default_rng(0).normal(size=100)
-    found = compare(signal, 1.1 * signal)
+    found = compare_tensors(signal, 1.1 * signal)
     assert found.sqnr == pytest.approx(20)  # the error is a tenth of the signal
     assert found.cosine == pytest.approx(1)
     assert found.mae == pytest.approx(0.1 * np.abs(signal).mean())
@@ -43,42 +43,42 @@ def test_a_scaled_tensor_keeps_its_direction() -> None:
 
 
 def test_orthogonal_and_opposite_tensors() -> None:
-    right = compare(np.array([1.0, 0.0]), np.array([0.0, 1.0]))
+    right = compare_tensors(np.array([1.0, 0.0]), np.array([0.0, 1.0]))
     assert (right.cosine, right.mae, right.largest) == (0, 1, 1)
     assert right.sqnr == pytest.approx(10 * math.log10(1 / 2))
-    assert compare(np.array([2.0, 1.0]), np.array([-2.0, -1.0])).cosine == pytest.approx(-1)
+    assert compare_tensors(np.array([2.0, 1.0]), np.array([-2.0, -1.0])).cosine == pytest.approx(-1)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int8, np.uint8, np.int64, np.bool_])
 def test_every_dtype_is_compared_in_float64(dtype: Any) -> None:
-    found = compare(np.array([1, 0, 1, 1], dtype), np.array([1, 1, 1, 1], dtype))
+    found = compare_tensors(np.array([1, 0, 1, 1], dtype), np.array([1, 1, 1, 1], dtype))
     assert (found.mae, found.largest) == (0.25, 1)
     assert found.sqnr == pytest.approx(10 * math.log10(3))
 
 
 def test_half_precision_sums_do_not_overflow() -> None:
     reference = np.full(100, 60000, np.float16)
-    assert compare(reference, -reference).sqnr == pytest.approx(-20 * math.log10(2))
+    assert compare_tensors(reference, -reference).sqnr == pytest.approx(-20 * math.log10(2))
 
 
 def test_dtypes_may_differ() -> None:
     reference = np.random.default_rng(0).normal(size=1000).astype(np.float32)
     # Rounding to 11 bits: an error of at most 2^-11 of each element, so 66 dB at least.
-    assert 66 < compare(reference, reference.astype(np.float16)).sqnr < 90
+    assert 66 < compare_tensors(reference, reference.astype(np.float16)).sqnr < 90
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (4, 4)])
 def test_equal_tensors_are_equal_whatever_they_hold(shape: tuple[int, ...]) -> None:
-    assert compare(np.zeros(shape), np.zeros(shape)) == EQUAL
-    assert compare(np.full(shape, 7.0), np.full(shape, 7.0)) == EQUAL
+    assert compare_tensors(np.zeros(shape), np.zeros(shape)) == EQUAL
+    assert compare_tensors(np.full(shape, 7.0), np.full(shape, 7.0)) == EQUAL
 
 
 def test_against_nothing_but_zeros_any_error_is_endless() -> None:
-    assert compare(np.zeros(4), np.array([0, 0, 0, 2.0])) == Fidelity(-999.0, 0.0, 0.5, 2.0)
+    assert compare_tensors(np.zeros(4), np.array([0, 0, 0, 2.0])) == Fidelity(-999.0, 0.0, 0.5, 2.0)
 
 
 def test_silence_loses_the_whole_signal() -> None:
-    found = compare(np.array([3.0, 4.0]), np.zeros(2))
+    found = compare_tensors(np.array([3.0, 4.0]), np.zeros(2))
     assert (found.sqnr, found.cosine, found.largest) == (0, 0, 4)
 
 
@@ -87,24 +87,24 @@ def test_what_is_not_finite_is_counted_and_makes_the_tensor_unusable(fault: floa
     reference = np.ones((2, 3))
     other = reference.copy()
     other[0, 1:] = fault
-    assert compare(reference, other) == Fidelity(*UNUSABLE, nonfinite=2)
+    assert compare_tensors(reference, other) == Fidelity(*UNUSABLE, nonfinite=2)
 
 
 def test_where_the_reference_is_not_finite_nothing_is_asked() -> None:
     reference = np.array([1.0, -np.inf, np.nan, 2.0])
-    assert compare(reference, reference) == EQUAL
-    assert compare(reference, np.array([1.0, -65504, 0.0, 2.0])) == EQUAL
-    assert compare(reference, np.array([1.0, -np.inf, 0.0, np.nan])).nonfinite == 1
+    assert compare_tensors(reference, reference) == EQUAL
+    assert compare_tensors(reference, np.array([1.0, -65504, 0.0, 2.0])) == EQUAL
+    assert compare_tensors(reference, np.array([1.0, -np.inf, 0.0, np.nan])).nonfinite == 1
 
 
 def test_different_shapes_are_refused_even_where_they_would_broadcast() -> None:
     with pytest.raises(ValueError, match=r"\[2, 1\] and \[2, 2\]"):
-        compare(np.ones((2, 1)), np.ones((2, 2)))
+        compare_tensors(np.ones((2, 1)), np.ones((2, 2)))
 
 
 @given(ANYTHING)
 def test_every_figure_is_finite_and_within_its_range(pair: tuple[NDArray[Any], NDArray[Any]]) -> None:
-    found = compare(*pair)
+    found = compare_tensors(*pair)
     assert -999 <= found.sqnr <= 999
     assert -1 <= found.cosine <= 1
     assert 0 <= found.mae <= float_info.max
@@ -115,7 +115,10 @@ def test_every_figure_is_finite_and_within_its_range(pair: tuple[NDArray[Any], N
 @given(MODEST, st.integers(-1000, 900))
 def test_the_unit_does_not_matter(reference: NDArray[np.float64], power: int) -> None:
     other = reference + np.sin(np.arange(reference.size)).reshape(reference.shape)
-    plain, scaled = compare(reference, other), compare(np.ldexp(reference, power), np.ldexp(other, power))
+    plain, scaled = (
+        compare_tensors(reference, other),
+        compare_tensors(np.ldexp(reference, power), np.ldexp(other, power)),
+    )
     assert (scaled.sqnr, scaled.cosine) == pytest.approx((plain.sqnr, plain.cosine), rel=1e-9)
     assert scaled.largest == pytest.approx(plain.largest * 2.0**power, rel=1e-9)
 
@@ -124,7 +127,7 @@ def test_the_unit_does_not_matter(reference: NDArray[np.float64], power: int) ->
 def test_figures_are_those_of_the_textbook(reference: NDArray[np.float64]) -> None:
     other = 0.9 * reference + 1
     error = reference - other
-    found = compare(reference, other)
+    found = compare_tensors(reference, other)
     assert found.sqnr == pytest.approx(10 * np.log10(np.sum(reference**2) / np.sum(error**2)), abs=1e-6)
     cosine = np.sum(reference * other) / np.sqrt(np.sum(reference**2) * np.sum(other**2))
     assert found.cosine == pytest.approx(cosine, abs=1e-9)
@@ -147,8 +150,8 @@ def test_a_missing_or_misshapen_output_is_refused_by_name() -> None:
 
 def test_the_worst_has_the_least_sqnr_and_what_is_not_finite_is_worse_than_all() -> None:
     near, far = Fidelity(60.0, 1, 0, 0), Fidelity(-3.0, 0, 0, 0)
-    assert worst([near, far]) is far
-    broken = compare(np.ones(2), np.array([1, np.nan]))
-    assert worst(iter([near, broken, far])) is broken
+    assert worst_fidelity([near, far]) is far
+    broken = compare_tensors(np.ones(2), np.array([1, np.nan]))
+    assert worst_fidelity(iter([near, broken, far])) is broken
     with pytest.raises(ValueError):
-        worst([])
+        worst_fidelity([])

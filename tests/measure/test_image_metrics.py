@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillhouse.core import Picture
-from stillhouse.measure.image_metrics import difference, psnr, ssim
+from stillhouse.measure.image_metrics import difference_image, psnr, ssim
 
 SIDES = st.integers(1, 14)
 
@@ -104,12 +104,12 @@ def test_pictures_of_any_size_are_measured_the_same_from_both_sides(height: int,
     assert -1 <= ssim(x, y) <= 1
     assert ssim(x, y) == pytest.approx(ssim(y, x))
     assert psnr(x, y) == psnr(y, x)
-    assert np.array_equal(difference(x, y), difference(y, x))
+    assert np.array_equal(difference_image(x, y), difference_image(y, x))
 
 
 @given(st.integers(0, 255), st.integers(0, 255), st.floats(0, 20))
 def test_a_difference_is_amplified_up_to_white(one: int, two: int, gain: float) -> None:
-    found = difference(flat(one, 2, 3), flat(two, 2, 3), gain)
+    found = difference_image(flat(one, 2, 3), flat(two, 2, 3), gain)
     assert found.shape == (2, 3, 3) and found.dtype == np.uint8
     assert (found == round(min(255, gain * abs(one - two)))).all()
 
@@ -119,11 +119,11 @@ def test_a_difference_shows_where_it_is_and_in_which_colour() -> None:
     other[2, 5] = (50, 40, 50)
     expected = np.zeros((16, 16, 3), np.uint8)
     expected[2, 5, 1] = 40
-    assert np.array_equal(difference(flat(50), other), expected)
+    assert np.array_equal(difference_image(flat(50), other), expected)
 
 
 def test_pictures_of_different_sizes_or_none_are_refused() -> None:
-    for measure in (psnr, ssim, difference):
+    for measure in (psnr, ssim, difference_image):
         with pytest.raises(ValueError, match=r"\[4, 4, 3\] and \[4, 5, 3\]"):
             measure(flat(0, 4, 4), flat(0, 4, 5))
         with pytest.raises(ValueError, match="without pixels"):

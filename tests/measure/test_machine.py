@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stillhouse.gpu import Gpu
-from stillhouse.measure.machine import Machine, machine
+from stillhouse.measure.machine import Machine, read_machine
 
 XEON = """processor\t: {n}
 model name\t: Intel(R) Xeon(R) Platinum 8488C
@@ -41,7 +41,7 @@ def affinity(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_reads_processor_memory_and_instructions(linux: Path) -> None:
-    here = machine(linux)
+    here = read_machine(linux)
     assert here.processor == "Intel(R) Xeon(R) Platinum 8488C"
     assert here.memory == 16 * GIB
     assert here.instructions == (
@@ -58,7 +58,7 @@ def test_counts_the_physical_cores_that_affinity_leaves(
     linux: Path, allowed: set[int], cores: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: allowed)
-    assert machine(linux).cores == cores
+    assert read_machine(linux).cores == cores
 
 
 @pytest.mark.parametrize(
@@ -66,18 +66,18 @@ def test_counts_the_physical_cores_that_affinity_leaves(
 )
 def test_a_container_has_no_more_cores_than_its_quota(linux: Path, quota: str, cores: int) -> None:
     (linux / "sys/fs/cgroup/cpu.max").write_text(f"{quota}\n")
-    assert machine(linux).cores == cores
+    assert read_machine(linux).cores == cores
 
 
 @pytest.mark.parametrize(("limit", "memory"), [("max", 16 * GIB), (str(2 * GIB), 2 * GIB), (str(99 * GIB), 16 * GIB)])
 def test_a_container_has_no_more_memory_than_its_limit(linux: Path, limit: str, memory: int) -> None:
     (linux / "sys/fs/cgroup/memory.max").write_text(f"{limit}\n")
-    assert machine(linux).memory == memory
+    assert read_machine(linux).memory == memory
 
 
 def test_reads_arm(linux: Path) -> None:
     (linux / "proc/cpuinfo").write_text("".join(GRAVITON.format(n=n) for n in range(4)))
-    here = machine(linux)
+    here = read_machine(linux)
     assert (here.cores, here.instructions) == (4, ("asimd", "asimddp", "i8mm", "bf16", "sve"))
     assert here.processor
 
@@ -86,7 +86,7 @@ def test_a_system_without_these_files_still_has_a_record(tmp_path: Path, monkeyp
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.delattr(os, "sysconf", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 3)
-    here = machine(tmp_path)
+    here = read_machine(tmp_path)
     assert (here.cores, here.memory, here.instructions) == (3, None, ())
     assert here.processor and here.system and here.python.count(".") == 1
 
@@ -95,8 +95,8 @@ H200 = Gpu("NVIDIA H200", 141 * GIB, "9.0")
 
 
 def test_the_fingerprint_is_stable_and_sees_what_changes_figures(linux: Path) -> None:
-    here = machine(linux)
-    assert here.fingerprint() == machine(linux).fingerprint()
+    here = read_machine(linux)
+    assert here.fingerprint() == read_machine(linux).fingerprint()
     assert len(here.fingerprint()) == 12 and int(here.fingerprint(), 16) >= 0
     assert replace(here, memory=16 * GIB - 5_000_000).fingerprint() == here.fingerprint()
     others = [

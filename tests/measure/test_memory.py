@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stillhouse.measure.memory import peak, resident
+from stillhouse.measure.memory import peak_resident_bytes, resident_bytes
 
 KIB, MIB = 1 << 10, 1 << 20
 CHILD = """
@@ -34,22 +34,22 @@ def test_a_tree_is_summed_and_strangers_are_left_out(tmp_path: Path) -> None:
     process(tmp_path, 13, 12, 1)
     process(tmp_path, 99, 1, 7000)
     (tmp_path / "proc/meminfo").touch()
-    assert resident(10, tmp_path) == 124 * KIB
-    assert resident(12, tmp_path) == 4 * KIB
-    assert peak(10, tmp_path) == 200 * KIB
+    assert resident_bytes(10, tmp_path) == 124 * KIB
+    assert resident_bytes(12, tmp_path) == 4 * KIB
+    assert peak_resident_bytes(10, tmp_path) == 200 * KIB
 
 
 def test_a_process_may_have_any_name(tmp_path: Path) -> None:
     process(tmp_path, 10, 1, 100, "a) S 99 (b c")
     process(tmp_path, 11, 10, 20, "VmRSS: 5 kB) (")
-    assert resident(10, tmp_path) == 120 * KIB
+    assert resident_bytes(10, tmp_path) == 120 * KIB
 
 
 def test_a_zombie_holds_nothing(tmp_path: Path) -> None:
     process(tmp_path, 10, 1, 100)
     process(tmp_path, 11, 10, None)
-    assert resident(10, tmp_path) == 100 * KIB
-    assert peak(11, tmp_path) is None
+    assert resident_bytes(10, tmp_path) == 100 * KIB
+    assert peak_resident_bytes(11, tmp_path) is None
 
 
 def test_a_process_that_ends_while_we_look_counts_nothing(tmp_path: Path) -> None:
@@ -57,12 +57,12 @@ def test_a_process_that_ends_while_we_look_counts_nothing(tmp_path: Path) -> Non
     process(tmp_path, 11, 10, 20)
     (tmp_path / "proc/11/status").unlink()
     (tmp_path / "proc/12").mkdir()
-    assert resident(10, tmp_path) == 100 * KIB
+    assert resident_bytes(10, tmp_path) == 100 * KIB
 
 
 @pytest.mark.parametrize("pid", [10, 2**30])
 def test_a_dead_process_or_another_system_is_no_error(tmp_path: Path, pid: int) -> None:
-    assert (resident(pid, tmp_path), peak(pid, tmp_path)) == (0, None)
+    assert (resident_bytes(pid, tmp_path), peak_resident_bytes(pid, tmp_path)) == (0, None)
 
 
 def test_parents_that_go_round_in_a_ring_end(tmp_path: Path) -> None:
@@ -70,19 +70,19 @@ def test_parents_that_go_round_in_a_ring_end(tmp_path: Path) -> None:
     process(tmp_path, 10, 12, 1)
     process(tmp_path, 11, 10, 2)
     process(tmp_path, 12, 11, 4)
-    assert resident(10, tmp_path) == 7 * KIB
+    assert resident_bytes(10, tmp_path) == 7 * KIB
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="a system without /proc")
 def test_a_real_child_and_its_memory_are_seen() -> None:
-    before = resident(os.getpid())
+    before = resident_bytes(os.getpid())
     with subprocess.Popen(
         [sys.executable, "-c", CHILD.format(size=64 * MIB)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as child:
         assert child.stdout is not None and child.stdout.readline() == b"ready\n"
-        held, most = resident(child.pid), peak(child.pid)
+        held, most = resident_bytes(child.pid), peak_resident_bytes(child.pid)
         assert 64 * MIB < held < 128 * MIB
         assert most is not None and 64 * MIB < most < 128 * MIB
-        assert resident(os.getpid()) > before + 60 * MIB
+        assert resident_bytes(os.getpid()) > before + 60 * MIB
         child.communicate()
-    assert (resident(child.pid), peak(child.pid)) == (0, None)
+    assert (resident_bytes(child.pid), peak_resident_bytes(child.pid)) == (0, None)

@@ -6,7 +6,7 @@ import scipy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillhouse.measure.set_metrics import frechet, overlap, spread
+from stillhouse.measure.set_metrics import frechet_distance, precision_recall, prompt_diversity
 
 
 def normal(count: int, features: int, seed: int = 0) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
@@ -21,7 +21,7 @@ def test_a_set_that_is_moved_and_stretched_is_as_far_as_the_formula_says(
     own = normal(50, features)
     own = own - own.mean(0)
     wanted = features * shift**2 + (1 - stretch) ** 2 * np.trace(np.atleast_2d(np.cov(own, rowvar=False)))
-    assert frechet(own, stretch * own + shift) == pytest.approx(wanted, rel=1e-9, abs=1e-9)
+    assert frechet_distance(own, stretch * own + shift) == pytest.approx(wanted, rel=1e-9, abs=1e-9)
 
 
 def test_the_root_of_a_product_of_covariances_is_scipys() -> None:
@@ -29,17 +29,17 @@ def test_the_root_of_a_product_of_covariances_is_scipys() -> None:
     first, second = np.cov(one, rowvar=False), np.cov(other, rowvar=False)
     means = one.mean(0) - other.mean(0)
     wanted = means @ means + np.trace(first + second - 2 * scipy.linalg.sqrtm(first @ second).real)
-    assert frechet(one, other) == pytest.approx(wanted, rel=1e-9)
-    assert frechet(one, other) == pytest.approx(frechet(other, one), rel=1e-9)
+    assert frechet_distance(one, other) == pytest.approx(wanted, rel=1e-9)
+    assert frechet_distance(one, other) == pytest.approx(frechet_distance(other, one), rel=1e-9)
 
 
 def test_fewer_pictures_than_features_are_no_error() -> None:
-    assert frechet(normal(5, 20), normal(5, 20)) == pytest.approx(0, abs=1e-6)
+    assert frechet_distance(normal(5, 20), normal(5, 20)) == pytest.approx(0, abs=1e-6)
 
 
 def test_equal_sets_overlap_and_distant_ones_do_not() -> None:
     own = normal(100, 4)
-    same, far = overlap(own, own), overlap(own, own + 100)
+    same, far = precision_recall(own, own), precision_recall(own, own + 100)
     assert (same.precision, same.recall, far.precision, far.recall) == (1, 1, 0, 0)
 
 
@@ -47,24 +47,24 @@ def test_a_collapsed_set_is_precise_and_recalls_little() -> None:
     """One picture again and again: it lies among the others, and they do not lie around it."""
     own = normal(200, 4)
     collapsed = np.repeat(own[:1], 200, axis=0)
-    found = overlap(own, collapsed)
+    found = precision_recall(own, collapsed)
     assert found.precision == 1 and found.recall <= 0.02
 
 
 def test_the_spread_of_equal_pictures_is_nothing_and_doubles_with_their_distances() -> None:
     groups = np.random.default_rng(0).normal(size=(10, 6, 3))
-    assert spread(np.zeros((3, 4, 2))) == 0
-    assert spread(2 * groups) == pytest.approx(2 * spread(groups))
+    assert prompt_diversity(np.zeros((3, 4, 2))) == 0
+    assert prompt_diversity(2 * groups) == pytest.approx(2 * prompt_diversity(groups))
 
 
 @pytest.mark.parametrize(
     ("found", "told"),
     [
-        (lambda: frechet(normal(5, 2), normal(5, 3)), "as many for each"),
-        (lambda: frechet(normal(1, 2), normal(5, 2)), "two and more"),
-        (lambda: overlap(normal(5, 2), normal(5, 2)), "more than 5"),
-        (lambda: overlap(normal(9, 2), normal(8, 2)), "as many of both"),
-        (lambda: spread(np.zeros((3, 1, 2))), "two pictures or more"),
+        (lambda: frechet_distance(normal(5, 2), normal(5, 3)), "as many for each"),
+        (lambda: frechet_distance(normal(1, 2), normal(5, 2)), "two and more"),
+        (lambda: precision_recall(normal(5, 2), normal(5, 2)), "more than 5"),
+        (lambda: precision_recall(normal(9, 2), normal(8, 2)), "as many of both"),
+        (lambda: prompt_diversity(np.zeros((3, 1, 2))), "two pictures or more"),
     ],
 )
 def test_sets_that_cannot_be_compared_are_refused(found: object, told: str) -> None:

@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from torch._dynamo.testing import CompileCounter
 
 from stillhouse.backends import RunnerOptions, open_runner
-from stillhouse.backends.precision import half
+from stillhouse.backends.precision import convert_to_float16
 from stillhouse.backends.runner import GraphRunner
-from stillhouse.backends.tensorrt_weights import EngineWeights, places
+from stillhouse.backends.tensorrt_weights import EngineWeights, find_refittable
 from stillhouse.backends.torch_weights import ModuleWeights
 from stillhouse.convert.import_model import ImportOptions, import_model
 from stillhouse.core import ImageRequest
@@ -56,7 +56,7 @@ def drawn(pipeline: Pipeline) -> NDArray[Any]:
     draft = pipeline.start(ImageRequest(PROMPT, seed=3, steps=STEPS, width=SIZE, height=SIZE))
     while not draft.is_done:
         pipeline.advance([draft])
-    return pipeline.arrays.read(draft.latents)
+    return pipeline.arrays.to_numpy(draft.latents)
 
 
 @pytest.mark.parametrize("worn", [["ink:0.7"], ["oil"], ["ink:0.7", "oil:-0.5"]], ids=" and ".join)
@@ -148,14 +148,14 @@ def test_an_engine_gets_the_weights_that_torch_gets(
 ) -> None:
     """By the names of its graph: as it was imported, and where halves were made of it. No engine is refitted here."""
     graph = imported("sd1") / name / "model.onnx"
-    half(graph, tmp_path / "half.onnx")
+    convert_to_float16(graph, tmp_path / "half.onnx")
     adapters = [read_adapter(f"{styles[style]}:0.7", ("unet", "text_encoder")) for style in ("ink", "oil")]
     runner = open_runner(graph, "torch", RunnerOptions(threads=1))
     assert isinstance(runner, GraphRunner) and runner.weights is not None
     wanted = adapt_weights(adapters, name, runner.weights)
     assert wanted
     for one in (graph, tmp_path / "half.onnx"):
-        weights = EngineWeights(torch, None, None, places(one), "cuda", lambda: None)
+        weights = EngineWeights(torch, None, None, find_refittable(one), "cuda", lambda: None)
         assert set(weights.shapes) >= set(runner.weights.shapes)
         made = adapt_weights(adapters, name, weights)
         assert made.keys() == wanted.keys()

@@ -29,7 +29,7 @@ class Network:
         assert len(feeds["t"]) == count
         self.sizes.append(count)
         answer = feeds["x"] * 2 + feeds["t"].reshape(-1, 1, 1)
-        kept = self.place.setdefault(count, self.arrays.stacked([answer])[0])
+        kept = self.place.setdefault(count, self.arrays.stack([answer])[0])
         kept[:] = answer
         return {"out": kept, "sum": kept.sum(-1)}
 
@@ -46,13 +46,13 @@ def test_every_row_is_run_once_in_parts_of_known_sizes(count: int, sizes: list[i
 @pytest.mark.parametrize("arrays", [NUMPY, TorchArrays("cpu")], ids=["numpy", "torch"])
 @given(st.integers(1, 30), SIZES)
 def test_answers_are_those_of_one_call(arrays: Arrays, count: int, sizes: list[int]) -> None:
-    feeds = {"x": arrays.placed(gaussian(0, 0, (count, 2, 3))), "t": arrays.placed(gaussian(0, 1, (count,)))}
+    feeds = {"x": arrays.to_device(gaussian(0, 0, (count, 2, 3))), "t": arrays.to_device(gaussian(0, 1, (count,)))}
     network = Network(arrays)
     answers = run_split(feeds, sizes, arrays, network)
     assert set(network.sizes) <= set(sizes)
     wanted = Network(arrays)(feeds)
     for name, answer in answers.items():
-        np.testing.assert_array_equal(arrays.read(answer), arrays.read(wanted[name]))
+        np.testing.assert_array_equal(arrays.to_numpy(answer), arrays.to_numpy(wanted[name]))
 
 
 def test_what_fits_is_not_copied() -> None:

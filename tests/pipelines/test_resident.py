@@ -15,7 +15,7 @@ from stillhouse.backends.runner import GraphRunner
 from stillhouse.backends.torch_arrays import TorchArrays
 from stillhouse.core import ImageRequest
 from stillhouse.diffusion import NUMPY
-from stillhouse.distill.data.latent_dataset import told, unsaid
+from stillhouse.distill.data.latent_dataset import encode_caption, encode_negative_prompt
 from stillhouse.errors import BackendFailed, InvalidRequest
 from stillhouse.pipelines.manifest import StepCache, read_manifest
 from stillhouse.pipelines.pipeline import Pipeline
@@ -80,11 +80,11 @@ def test_a_network_for_inpainting_sees_its_channels_there(imported: Checkpoint) 
 def test_what_is_seen_on_the_way_can_be_decoded(pipeline: Pipeline) -> None:
     draft = pipeline.start(REQUESTS[0])
     pipeline.advance([draft])
-    pipeline.settle()
+    pipeline.synchronize()
     assert draft.denoised is not None
     assert pipeline.decode(draft.denoised).shape == (SIZE, SIZE, 3)
     np.testing.assert_array_equal(
-        pipeline.decode(pipeline.arrays.read(draft.denoised)), pipeline.decode(draft.denoised)
+        pipeline.decode(pipeline.arrays.to_numpy(draft.denoised)), pipeline.decode(draft.denoised)
     )
 
 
@@ -92,8 +92,8 @@ def test_networks_are_fed_arrays_still(pipeline: Pipeline) -> None:
     """For whoever calls them one by one: what comes back is of the kind that was fed."""
     draft = pipeline.start(REQUESTS[0])
     rows: Mapping[str, Any] = {name: tensor[None] for name, tensor in draft.conditioning.items()}
-    there = pipeline.denoise(draft.latents[None], pipeline.arrays.placed(np.array([7.0], np.float32)), rows)
-    read = pipeline.arrays.read
+    there = pipeline.denoise(draft.latents[None], pipeline.arrays.to_device(np.array([7.0], np.float32)), rows)
+    read = pipeline.arrays.to_numpy
     fed: Mapping[str, NDArray[Any]] = {name: read(tensor) for name, tensor in rows.items()}
     here = pipeline.denoise(read(draft.latents)[None], np.array([7.0], np.float32), fed)
     assert isinstance(there, torch.Tensor) and isinstance(here, np.ndarray)
@@ -104,13 +104,13 @@ def test_only_what_fits_the_network_is_run(pipeline: Pipeline, imported: Checkpo
     runner = pipeline.runner("unet", {})
     assert isinstance(runner, GraphRunner)
     with pytest.raises(InvalidRequest, match="nothing was fed to timestep, encoder_hidden_states"):
-        runner.stay({"sample": torch.zeros(1, 4, 8, 8)})
+        runner.run_on_device({"sample": torch.zeros(1, 4, 8, 8)})
     with pytest.raises(InvalidRequest, match="the shape"):
-        runner.stay({"sample": torch.zeros(1, 3, 8, 8)})
+        runner.run_on_device({"sample": torch.zeros(1, 3, 8, 8)})
     other = Pipeline(imported("sd1"), threads=1).runner("unet", {})
     assert isinstance(other, GraphRunner)
     with pytest.raises(BackendFailed, match=f"{Path('unet/model.onnx')} on onnxruntime takes NumPy's arrays only"):
-        other.stay({})
+        other.run_on_device({})
 
 
 def test_kept_features_are_numpys(imported: Checkpoint) -> None:
@@ -129,7 +129,10 @@ def test_nothing_is_read_before_it_is_decoded(imported: Checkpoint, monkeypatch:
     pipeline = Pipeline(imported("sd1"), backend="torch", threads=1)
     assert [image.shape for image in finished(pipeline, *map(pipeline.start, REQUESTS))] == [(SIZE, SIZE, 3)] * 5
     assert pipeline.encode_image(sample_picture()).shape == (4, SIZE // 4, SIZE // 4)
-    assert all(row.dtype == torch.float16 for row in (*told(pipeline, PROMPT).values(), *unsaid(pipeline).values()))
+    assert all(
+        row.dtype == torch.float16
+        for row in (*encode_caption(pipeline, PROMPT).values(), *encode_negative_prompt(pipeline).values())
+    )
 
 
 def test_what_goes_wrong_on_the_way_is_told_as_the_networks_failures_are(

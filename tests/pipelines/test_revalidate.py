@@ -9,7 +9,7 @@ import pytest
 
 from stillhouse.backends.registry import open_runner
 from stillhouse.errors import StillhouseError
-from stillhouse.measure.machine import machine
+from stillhouse.measure.machine import read_machine
 from stillhouse.pipelines.load import find_pipeline, load
 from stillhouse.pipelines.manifest import Manifest, Tuned, read_manifest, write_manifest
 from stillhouse.pipelines.revalidate import ForeignMachine, needs_revalidation, revalidate
@@ -40,7 +40,7 @@ def tuned(tmp_path: Path) -> tuple[Path, Manifest]:
 def test_what_was_tuned_here_is_not_verified_again(tuned: tuple[Path, Manifest]) -> None:
     directory, manifest = tuned
     assert manifest.tuned
-    here = replace(manifest, tuned=replace(manifest.tuned, fingerprint=machine().fingerprint()))
+    here = replace(manifest, tuned=replace(manifest.tuned, fingerprint=read_machine().fingerprint()))
     assert needs_revalidation(manifest) and not needs_revalidation(here)
     assert not needs_revalidation(replace(manifest, tuned=None))
     assert revalidate(directory, here) == here.components

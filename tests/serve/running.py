@@ -90,7 +90,7 @@ class Running:
         self.process.stdout.close()
 
 
-def start(*arguments: str, cwd: Path, **environment: str) -> Running:
+def start_server(*arguments: str, cwd: Path, **environment: str) -> Running:
     """Start `stillhouse serve` on free ports, in a directory; it may not be ready yet."""
     command = [sys.executable, "-m", "stillhouse", "serve", "--port", "0", "--grpc-port", "0", "--log", "json"]
     process = subprocess.Popen(
@@ -116,9 +116,9 @@ def start(*arguments: str, cwd: Path, **environment: str) -> Running:
 
 
 @contextmanager
-def running(*arguments: str, cwd: Path, **environment: str) -> Iterator[Running]:
+def running_server(*arguments: str, cwd: Path, **environment: str) -> Iterator[Running]:
     """A server that is ready, and ended afterwards with all of its workers."""
-    server = start(*arguments, cwd=cwd, **environment)
+    server = start_server(*arguments, cwd=cwd, **environment)
     try:
         wait_until(server.is_ready)
         yield server
@@ -128,11 +128,11 @@ def running(*arguments: str, cwd: Path, **environment: str) -> Iterator[Running]
         server.close()
 
 
-def wait_until(what: Any, patience: float = PATIENCE) -> None:
+def wait_until(condition: Any, patience: float = PATIENCE) -> None:
     """Ask again and again until it is so."""
     until = time.monotonic() + patience
-    while not what():
-        assert time.monotonic() < until, f"{what} is still not so after {patience} s"
+    while not condition():
+        assert time.monotonic() < until, f"{condition} is still not so after {patience} s"
         time.sleep(POLL)
 
 

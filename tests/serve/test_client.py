@@ -5,12 +5,12 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillhouse.serve.client import DAY, Caller, Meter, Short
+from stillhouse.serve.client import DAY, Client, LimitExceeded, RateLimiter
 
-SLOW = Caller("k", "free", frozenset({"free"}), rate=10.0, burst=100.0)
+SLOW = Client("k", "free", frozenset({"free"}), rate=10.0, burst=100.0)
 
 
-class Time:
+class FakeClock:
     now = 0.0
 
     def __call__(self) -> float:
@@ -19,8 +19,8 @@ class Time:
 
 @given(st.lists(st.tuples(st.floats(0, 30), st.floats(1, 100)), max_size=60))
 def test_no_stretch_of_time_gets_more_than_the_bucket_and_what_flowed_in(asked: list[tuple[float, float]]) -> None:
-    time = Time()
-    meter = Meter(time)
+    time = FakeClock()
+    meter = RateLimiter(time)
     taken: list[tuple[float, float]] = []
     for pause, amount in asked:
         time.now += pause
@@ -28,7 +28,7 @@ def test_no_stretch_of_time_gets_more_than_the_bucket_and_what_flowed_in(asked: 
         if short is None:
             taken.append((time.now, amount))
         else:
-            assert short.reason == "rate" and 0 < short.seconds <= 10.0
+            assert short.reason == "rate" and 0 < short.retry_after <= 10.0
     for first, (begin, _) in enumerate(taken):
         for last in range(first, len(taken)):
             assert sum(amount for _, amount in taken[first : last + 1]) <= 100 + 10 * (taken[last][0] - begin) + 1e-6
@@ -36,69 +36,69 @@ def test_no_stretch_of_time_gets_more_than_the_bucket_and_what_flowed_in(asked: 
 
 @given(st.floats(1, 100), st.floats(1, 100))
 def test_whoever_comes_back_when_told_is_served(first: float, second: float) -> None:
-    time = Time()
-    meter = Meter(time)
+    time = FakeClock()
+    meter = RateLimiter(time)
     assert meter.charge(SLOW, first) is None
     if short := meter.charge(SLOW, second):
-        time.now += short.seconds * (1 + 1e-9)
+        time.now += short.retry_after * (1 + 1e-9)
         assert meter.charge(SLOW, second) is None
 
 
 def test_a_picture_larger_than_the_bucket_needs_a_full_one_and_leaves_a_debt() -> None:
-    time = Time()
-    meter = Meter(time)
+    time = FakeClock()
+    meter = RateLimiter(time)
     assert meter.charge(SLOW, 300.0) is None
-    assert meter.charge(SLOW, 1.0) == Short("rate", 20.1)
+    assert meter.charge(SLOW, 1.0) == LimitExceeded("rate", 20.1)
 
 
 def test_a_day_ends_at_midnight() -> None:
-    time = Time()
-    meter = Meter(time)
+    time = FakeClock()
+    meter = RateLimiter(time)
     daily = replace(SLOW, rate=None, burst=None, daily=50.0)
     time.now = DAY - 60
     assert meter.charge(daily, 40.0) is None
-    assert meter.charge(daily, 20.0) == Short("quota", 60.0)
+    assert meter.charge(daily, 20.0) == LimitExceeded("quota", 60.0)
     time.now = DAY
     assert meter.charge(daily, 50.0) is None
 
 
 def test_what_is_given_back_may_be_asked_for_again() -> None:
-    meter = Meter(Time())
+    meter = RateLimiter(FakeClock())
     assert meter.charge(SLOW, 100.0) is None
-    meter.give_back(SLOW, 100.0)
+    meter.refund(SLOW, 100.0)
     assert meter.charge(SLOW, 100.0) is None
 
 
 def test_a_key_without_limits_is_never_refused() -> None:
-    meter = Meter(Time())
-    assert all(meter.charge(Caller("k", "free", frozenset()), 1e12) is None for _ in range(10))
+    meter = RateLimiter(FakeClock())
+    assert all(meter.charge(Client("k", "free", frozenset()), 1e12) is None for _ in range(10))
 
 
 def test_another_meter_goes_on_with_the_day_and_forgets_yesterday() -> None:
-    time = Time()
+    time = FakeClock()
     time.now = 3 * DAY + 1
     daily = replace(SLOW, rate=None, burst=None, daily=50.0)
-    first, second = Meter(time), Meter(time)
+    first, second = RateLimiter(time), RateLimiter(time)
     first.charge(daily, 30.0)
-    assert first.used == {"k": (3, 30.0)}
-    second.resume(first.used)
-    assert second.charge(daily, 20.0) is None and second.charge(daily, 1.0) == Short("quota", DAY - 1)
+    assert first.daily_usage == {"k": (3, 30.0)}
+    second.restore(first.daily_usage)
+    assert second.charge(daily, 20.0) is None and second.charge(daily, 1.0) == LimitExceeded("quota", DAY - 1)
     time.now += DAY
-    third = Meter(time)
-    third.resume(second.used)
+    third = RateLimiter(time)
+    third.restore(second.daily_usage)
     assert third.charge(daily, 50.0) is None
 
 
 def test_after_a_restart_a_bucket_is_full_and_no_more() -> None:
-    meter = Meter(Time())
-    meter.resume({"k": (0, 30.0)})
+    meter = RateLimiter(FakeClock())
+    meter.restore({"k": (0, 30.0)})
     assert meter.charge(SLOW, 100.0) is None
-    assert meter.charge(SLOW, 10.0) == Short("rate", 1.0)
+    assert meter.charge(SLOW, 10.0) == LimitExceeded("rate", 1.0)
 
 
 def test_buckets_that_tell_nothing_any_more_are_forgotten_and_no_others() -> None:
-    time = Time()
-    meter = Meter(time)
+    time = FakeClock()
+    meter = RateLimiter(time)
     for number in range(5000):
         meter.charge(replace(SLOW, key=f"address {number}"), 10.0)
         time.now += 0.1
@@ -112,6 +112,6 @@ def test_buckets_that_tell_nothing_any_more_are_forgotten_and_no_others() -> Non
 
 
 def test_whoever_has_no_limits_is_not_counted() -> None:
-    meter = Meter(Time())
+    meter = RateLimiter(FakeClock())
     assert meter.charge(replace(SLOW, rate=None, burst=None), 1e9) is None
     assert not meter.buckets

@@ -13,22 +13,22 @@ import pytest
 from stillhouse.core import ImageRequest
 from stillhouse.errors import Refused
 from stillhouse.serve import job_queue as module
-from stillhouse.serve.job_queue import Patient
-from stillhouse.serve.settings import Settings
-from stillhouse.serve.store.api_keys import add_key, keys, revoke_key
+from stillhouse.serve.job_queue import JobQueue
+from stillhouse.serve.settings import ServerSettings
+from stillhouse.serve.store.api_keys import add_key, list_keys, revoke_key
 from stillhouse.serve.store.database import connect
 from stillhouse.serve.store.job_store import JobStore
-from stillhouse.serve.worker.messages import Closed, Ended
-from tests.serve.test_dispatcher import ANYBODY, TIERS, Worker, opened
+from stillhouse.serve.worker.messages import OutputEvent, RequestOutput
+from tests.serve.test_dispatcher import ANYBODY, TIERS, FakeWorker, make_dispatcher_with_worker
 
 ASKED = ImageRequest("a red circle", seed=1)
 
 
 @asynccontextmanager
-async def patient(folder: Path, queue: int = 64) -> AsyncIterator[tuple[Patient, Worker]]:
-    front, worker, _ = opened(Settings(TIERS, queue=queue))
+async def open_job_queue(folder: Path, queue: int = 64) -> AsyncIterator[tuple[JobQueue, FakeWorker]]:
+    front, worker, _ = make_dispatcher_with_worker(ServerSettings(TIERS, queue=queue))
     connection = await asyncio.get_running_loop().run_in_executor(None, connect, folder)
-    made = Patient(front, JobStore(connection, folder), 1e6, 1 << 30)
+    made = JobQueue(front, JobStore(connection, folder), 1e6, 1 << 30)
     made.open()
     try:
         yield made, worker
@@ -41,24 +41,24 @@ def run(what: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(asyncio.wait_for(what(), 20.0))
 
 
-async def until(holds: Callable[[], Any], jobs: Patient) -> None:
+async def until(holds: Callable[[], Any], jobs: JobQueue) -> None:
     while not holds():
-        await jobs.changed(0.02)
+        await jobs.wait_for_change(0.02)
 
 
-async def state(jobs: Patient, name: str) -> str:
-    record = await jobs.ask(jobs.store.get, name)
+async def state(jobs: JobQueue, name: str) -> str:
+    record = await jobs.run_in_store(jobs.store.get, name)
     assert record is not None
     return record.state
 
 
 def test_a_job_is_drawn_as_soon_as_there_is_room(tmp_path: Path) -> None:
     async def body() -> None:
-        async with patient(tmp_path) as (jobs, worker):
+        async with open_job_queue(tmp_path) as (jobs, worker):
             await jobs.submit("one", ANYBODY, "free", ASKED, "png")
-            await until(lambda: worker.has, jobs)
-            worker.heard(Ended("one", Closed("drawn", b"picture")))
-            await until(lambda: not jobs.tickets, jobs)
+            await until(lambda: worker.submitted, jobs)
+            worker.on_event(OutputEvent("one", RequestOutput("drawn", b"picture")))
+            await until(lambda: not jobs.handles, jobs)
             assert await state(jobs, "one") == "drawn"
 
     run(body)
@@ -68,29 +68,29 @@ def test_a_job_that_is_cancelled_while_it_is_fed_is_not_drawn(tmp_path: Path) ->
     """The feeder has it in its hands already when it is cancelled."""
 
     async def body() -> None:
-        async with patient(tmp_path) as (jobs, worker):
-            known, cancelled = jobs.store.request, asyncio.Event()
+        async with open_job_queue(tmp_path) as (jobs, worker):
+            known, cancelled = jobs.store.load_request, asyncio.Event()
             loop = asyncio.get_running_loop()
 
             def slowly(record: Any) -> ImageRequest:
                 loop.call_soon_threadsafe(cancelled.set)
                 return known(record)
 
-            jobs.store = Watched(jobs.store, slowly)  # type: ignore[assignment]
+            jobs.store = WatchedStore(jobs.store, slowly)  # type: ignore[assignment]
             await jobs.submit("one", ANYBODY, "free", ASKED, "png")
             await cancelled.wait()
             assert await jobs.cancel("one")
-            await jobs.changed(1.5 * module.SOON)
-            assert not worker.has and await state(jobs, "one") == "cancelled"
+            await jobs.wait_for_change(1.5 * module.POLL_SECONDS)
+            assert not worker.submitted and await state(jobs, "one") == "cancelled"
 
     run(body)
 
 
-class Watched:
+class WatchedStore:
     """A store one of whose doings is watched."""
 
     def __init__(self, store: JobStore, request: Callable[[Any], ImageRequest]) -> None:
-        self._store, self.request = store, request
+        self._store, self.load_request = store, request
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
@@ -103,10 +103,10 @@ def test_a_job_whose_end_cannot_be_written_is_not_drawn_a_second_time(
     refusals = 3
 
     async def body() -> None:
-        async with patient(tmp_path) as (jobs, worker):
+        async with open_job_queue(tmp_path) as (jobs, worker):
             await jobs.submit("one", ANYBODY, "free", ASKED, "png")
-            await until(lambda: worker.has, jobs)
-            known = JobStore.end
+            await until(lambda: worker.submitted, jobs)
+            known = JobStore.finish
 
             def end(store: JobStore, *arguments: Any) -> bool:
                 nonlocal refusals
@@ -116,10 +116,10 @@ def test_a_job_whose_end_cannot_be_written_is_not_drawn_a_second_time(
                 return known(store, *arguments)
 
             monkeypatch.setattr(JobStore, "end", end)
-            worker.heard(Ended("one", Closed("drawn", b"picture")))
-            worker.asked = []
-            await until(lambda: not jobs.tickets, jobs)
-            assert refusals == 0 and await state(jobs, "one") == "drawn" and not worker.has
+            worker.on_event(OutputEvent("one", RequestOutput("drawn", b"picture")))
+            worker.commands = []
+            await until(lambda: not jobs.handles, jobs)
+            assert refusals == 0 and await state(jobs, "one") == "drawn" and not worker.submitted
 
     run(body)
 
@@ -130,7 +130,7 @@ def test_a_disk_that_refuses_does_not_end_the_feeding(tmp_path: Path, monkeypatc
 
     async def body() -> None:
         nonlocal refusals
-        known = JobStore.queued
+        known = JobStore.list_queued
 
         def queued(store: JobStore, *arguments: Any) -> Any:
             nonlocal refusals
@@ -140,9 +140,9 @@ def test_a_disk_that_refuses_does_not_end_the_feeding(tmp_path: Path, monkeypatc
             return known(store, *arguments)
 
         monkeypatch.setattr(JobStore, "queued", queued)
-        async with patient(tmp_path) as (jobs, worker):
+        async with open_job_queue(tmp_path) as (jobs, worker):
             await jobs.submit("one", ANYBODY, "free", ASKED, "png")
-            await until(lambda: worker.has, jobs)
+            await until(lambda: worker.submitted, jobs)
             assert refusals == 0
 
     run(body)
@@ -150,17 +150,19 @@ def test_a_disk_that_refuses_does_not_end_the_feeding(tmp_path: Path, monkeypatc
 
 def test_jobs_of_a_key_that_was_revoked_fail_and_say_so(tmp_path: Path) -> None:
     async def body() -> None:
-        async with patient(tmp_path) as (jobs, worker):
+        async with open_job_queue(tmp_path) as (jobs, worker):
             worker.die()  # nothing is fed while nobody draws
-            await jobs.ask(add_key, jobs.store.connection, "free")
-            (key,) = await jobs.ask(keys, jobs.store.connection)
+            await jobs.run_in_store(add_key, jobs.store.connection, "free")
+            (key,) = await jobs.run_in_store(list_keys, jobs.store.connection)
             await jobs.submit("one", replace(ANYBODY, key=key.name), "free", ASKED, "png")
-            await jobs.ask(revoke_key, jobs.store.connection, key.name)
-            worker.tell_ready()
+            await jobs.run_in_store(revoke_key, jobs.store.connection, key.name)
+            worker.report_ready()
             while await state(jobs, "one") == "queued":
-                await jobs.changed(0.05)
-            record = await jobs.ask(jobs.store.get, "one")
-            assert record is not None and record.state == "failed" and "revoked" in record.error and not worker.has
+                await jobs.wait_for_change(0.05)
+            record = await jobs.run_in_store(jobs.store.get, "one")
+            assert (
+                record is not None and record.state == "failed" and "revoked" in record.error and not worker.submitted
+            )
 
     run(body)
 
@@ -170,12 +172,12 @@ def test_a_full_disk_is_told_as_such_and_counted(tmp_path: Path, monkeypatch: py
         raise sqlite3.OperationalError("database or disk is full")
 
     async def body() -> None:
-        async with patient(tmp_path) as (jobs, _):
+        async with open_job_queue(tmp_path) as (jobs, _):
             monkeypatch.setattr(JobStore, "add", full)
             with pytest.raises(Refused, match="the server's disk takes nothing now") as told:
                 await jobs.submit("one", ANYBODY, "free", ASKED, "png")
             assert told.value.reason == "storage"
-            counted = jobs.front.metrics.exposition().decode()
+            counted = jobs.dispatcher.metrics.exposition().decode()
             assert 'stillhouse_rejected_total{reason="storage",tier="free"} 1.0' in counted
 
     run(body)

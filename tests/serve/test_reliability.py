@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stillhouse.pipelines.load import load
-from stillhouse.serve.settings import Settings
+from stillhouse.serve.settings import ServerSettings
 from stillhouse.serve.store.api_keys import add_key
 from stillhouse.serve.store.database import connect
-from tests.serve.running import Running, running, start, wait_until
+from tests.serve.running import Running, running_server, start_server, wait_until
 
 KINDS = ("application/json", "multipart/form-data", "multipart/form-data; boundary=x", "text/plain")
 PROMPT = "a small red circle left of a big blue square"
@@ -88,7 +88,7 @@ def is_alive(pid: int) -> bool:
 
 def test_a_worker_may_be_killed_at_any_moment(folder: Path, alone: NDArray[np.uint8]) -> None:
     dice = random.Random(0)
-    with running("--config", "stillhouse.toml", cwd=folder) as server, ThreadPoolExecutor(8) as pool:
+    with running_server("--config", "stillhouse.toml", cwd=folder) as server, ThreadPoolExecutor(8) as pool:
         answers: list[Future[tuple[int, bytes]]] = []
         for _ in range(4):
             answers += [pool.submit(draw, server) for _ in range(6)]
@@ -110,7 +110,7 @@ def test_a_worker_may_be_killed_at_any_moment(folder: Path, alone: NDArray[np.ui
 
 
 def test_a_picture_whose_worker_died_is_drawn_again_and_is_the_same(folder: Path) -> None:
-    with running("--config", "stillhouse.toml", cwd=folder) as server, ThreadPoolExecutor(1) as pool:
+    with running_server("--config", "stillhouse.toml", cwd=folder) as server, ThreadPoolExecutor(1) as pool:
         answer = pool.submit(draw, server, model="pro", steps=100)
         wait_until(lambda: json.loads(server.get("/v1/state")[1])["running"] == 1)
         (worker,) = server.workers()
@@ -129,7 +129,7 @@ def test_accepted_jobs_survive_the_death_of_everything_and_are_drawn_once(folder
     names: list[str] = []
     drawn, pipeline = 0, load("shapes")
     for round_ in range(3):
-        with running("--config", "stillhouse.toml", cwd=folder) as server:
+        with running_server("--config", "stillhouse.toml", cwd=folder) as server:
             for _ in range(8):
                 status, content = server.send("POST", "/v1/jobs", asked(seed=len(names)))
                 assert status == 202
@@ -140,7 +140,7 @@ def test_accepted_jobs_survive_the_death_of_everything_and_are_drawn_once(folder
                 server.process.kill()
                 server.process.wait()
                 wait_until(lambda workers=workers: not any(map(is_alive, workers)))
-                connection = connect(folder / Settings().data)
+                connection = connect(folder / ServerSettings().data)
                 (drawn,) = connection.execute("select count(*) from jobs where state = 'drawn'").fetchone()
                 connection.close()
                 continue
@@ -161,7 +161,7 @@ def state(server: Running, name: str) -> str:
 
 
 def test_who_leaves_is_drawn_no_further(folder: Path) -> None:
-    with running("--config", "stillhouse.toml", cwd=folder) as server:
+    with running_server("--config", "stillhouse.toml", cwd=folder) as server:
         host, port = server.url.removeprefix("http://").split(":")
         body = json.dumps(asked(model="pro", steps=150)).encode()
         lines = ("POST /v1/images/generations HTTP/1.1", "Host: x", "Content-Type: application/json")
@@ -179,7 +179,7 @@ def test_who_leaves_is_drawn_no_further(folder: Path) -> None:
 
 def test_who_leaves_finds_the_picture_later_where_the_settings_say_so(folder: Path) -> None:
     (folder / "stillhouse.toml").write_text(f'on_disconnect = "finish"\n{SETTINGS}', encoding="utf-8")
-    with running("--config", "stillhouse.toml", cwd=folder) as server:
+    with running_server("--config", "stillhouse.toml", cwd=folder) as server:
         host, port = server.url.removeprefix("http://").split(":")
         body = json.dumps(asked(stream=True, steps=150, model="pro")).encode()
         lines = ("POST /v1/images/generations HTTP/1.1", "Host: x", "Content-Type: application/json")
@@ -199,7 +199,7 @@ def test_who_leaves_finds_the_picture_later_where_the_settings_say_so(folder: Pa
 
 
 def test_a_cancelled_job_frees_its_place_within_one_tick(folder: Path) -> None:
-    with running("--config", "stillhouse.toml", cwd=folder) as server:
+    with running_server("--config", "stillhouse.toml", cwd=folder) as server:
         name = json.loads(server.send("POST", "/v1/jobs", asked(model="pro", steps=150))[1])["id"]
         wait_until(lambda: state(server, name) == "running")
         status, content = server.send("DELETE", f"/v1/jobs/{name}")
@@ -213,7 +213,7 @@ def test_a_cancelled_job_frees_its_place_within_one_tick(folder: Path) -> None:
 
 
 def test_a_server_that_leaves_ends_what_it_began_and_takes_nothing_more(folder: Path) -> None:
-    with running("--config", "stillhouse.toml", cwd=folder) as server, ThreadPoolExecutor(2) as pool:
+    with running_server("--config", "stillhouse.toml", cwd=folder) as server, ThreadPoolExecutor(2) as pool:
         answers = [pool.submit(draw, server, model="pro", steps=60) for _ in range(2)]
         wait_until(lambda: json.loads(server.get("/v1/state")[1])["running"] >= 1)
         workers = server.workers()
@@ -227,7 +227,7 @@ def test_a_server_that_leaves_ends_what_it_began_and_takes_nothing_more(folder: 
 
 
 def test_no_worker_outlives_its_server(folder: Path) -> None:
-    server = start("--config", "stillhouse.toml", cwd=folder)
+    server = start_server("--config", "stillhouse.toml", cwd=folder)
     wait_until(server.workers)
     workers = server.workers()
     server.process.kill()
@@ -242,7 +242,7 @@ def test_keys_are_needed_where_the_settings_say_so_and_are_never_written(folder:
     connection = connect(folder / "stillhouse-data")
     free, admin = add_key(connection, "free"), add_key(connection, "pro", is_admin=True)
     connection.close()
-    with running("--config", "stillhouse.toml", cwd=folder) as server:
+    with running_server("--config", "stillhouse.toml", cwd=folder) as server:
 
         def status(key: str | None, method: str, path: str, body: object = None) -> int:
             headers = {"authorization": f"Bearer {key}"} if key else {}
@@ -275,7 +275,7 @@ def test_keys_are_needed_where_the_settings_say_so_and_are_never_written(folder:
 
 def test_overload_is_refused_and_the_server_stays_as_it_was(folder: Path) -> None:
     (folder / "stillhouse.toml").write_text(SETTINGS.replace("10000", "2"), encoding="utf-8")
-    with running("--config", "stillhouse.toml", cwd=folder) as server, ThreadPoolExecutor(32) as pool:
+    with running_server("--config", "stillhouse.toml", cwd=folder) as server, ThreadPoolExecutor(32) as pool:
         answers = [answer.result() for answer in [pool.submit(tried, server) for _ in range(200)]]
         statuses = [status for status, _ in answers]
         waits = [wait for _, wait in answers if wait is not None]
@@ -290,7 +290,7 @@ def test_overload_is_refused_and_the_server_stays_as_it_was(folder: Path) -> Non
 
 
 def test_what_nobody_would_send_is_answered(folder: Path) -> None:
-    with running("--config", "stillhouse.toml", cwd=folder) as server:
+    with running_server("--config", "stillhouse.toml", cwd=folder) as server:
         bodies = [
             b"",
             b"{",

@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 
 from stillhouse.errors import InvalidRequest
-from stillhouse.serve.settings import EMBEDDED, Settings, TierSettings, embedded, read_settings, with_pipelines
+from stillhouse.serve.settings import (
+    EMBEDDED,
+    ServerSettings,
+    TierSettings,
+    default_tiers,
+    read_server_settings,
+    replace_pipelines,
+)
 
 
 def write(folder: Path, text: str) -> Path:
@@ -15,20 +22,20 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_a_file_says_what_differs_and_the_rest_is_as_it_comes(tmp_path: Path) -> None:
-    read = read_settings(
+    read = read_server_settings(
         write(tmp_path, 'port = 9000\n[tiers.free]\npipeline = "shapes"\nsteps = 3\n[tiers.pro]\npipeline = "shapes"\n')
     )
-    assert (read.port, read.host, read.first, list(read.tiers)) == (9000, "127.0.0.1", "free", ["free", "pro"])
+    assert (read.port, read.host, read.default_tier, list(read.tiers)) == (9000, "127.0.0.1", "free", ["free", "pro"])
     assert read.tiers["free"] == TierSettings("shapes", steps=3)
 
 
 def test_a_file_without_tiers_serves_the_embedded_model(tmp_path: Path) -> None:
-    assert read_settings(write(tmp_path, "port = 9000")).tiers == embedded()
+    assert read_server_settings(write(tmp_path, "port = 9000")).tiers == default_tiers()
 
 
 def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
-    read = read_settings(write(tmp_path, 'data = "kept"\n[tiers.free]\npipeline = "mine"'))
+    read = read_server_settings(write(tmp_path, 'data = "kept"\n[tiers.free]\npipeline = "mine"'))
     assert (read.tiers["free"].pipeline, read.data) == (str(tmp_path / "mine"), str(tmp_path / "kept"))
 
 
@@ -51,18 +58,18 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
 )
 def test_a_mistake_is_told_with_what_is_allowed(tmp_path: Path, text: str, told: str) -> None:
     with pytest.raises(InvalidRequest, match=told):
-        read_settings(write(tmp_path, text))
+        read_server_settings(write(tmp_path, text))
 
 
 def test_there_is_no_such_file(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match=r"there is no file .*; leave --config out"):
-        read_settings(tmp_path / "none.toml")
+        read_server_settings(tmp_path / "none.toml")
 
 
 def test_pipelines_of_the_command_line_replace_those_of_the_file_and_keep_their_tiers() -> None:
-    settings = with_pipelines(Settings(embedded()), {"pro": "mine"})
+    settings = replace_pipelines(ServerSettings(default_tiers()), {"pro": "mine"})
     assert list(settings.tiers) == ["pro"]
     assert settings.tiers["pro"].pipeline == "mine"
-    assert settings.tiers["pro"].weight == embedded()["pro"].weight
+    assert settings.tiers["pro"].weight == default_tiers()["pro"].weight
     assert settings.tiers["pro"].also == ()
-    assert with_pipelines(settings, {"new": EMBEDDED}).tiers == {"new": TierSettings(EMBEDDED)}
+    assert replace_pipelines(settings, {"new": EMBEDDED}).tiers == {"new": TierSettings(EMBEDDED)}

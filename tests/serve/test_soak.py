@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stillhouse.measure.memory import resident
-from tests.serve.running import Running, running
+from stillhouse.measure.memory import resident_bytes
+from tests.serve.running import Running, running_server
 
 pytestmark = pytest.mark.large
 
@@ -33,7 +33,7 @@ def ask(server: Running, number: int) -> int:
 def used(server: Running) -> dict[str, int]:
     folder = Path(f"/proc/{server.process.pid}")
     return {
-        "bytes": resident(server.process.pid),
+        "bytes": resident_bytes(server.process.pid),
         "descriptors": len(list((folder / "fd").iterdir())),
         "threads": len(list((folder / "task").iterdir())),
     }
@@ -42,7 +42,7 @@ def used(server: Running) -> dict[str, int]:
 def test_ten_thousand_requests_leave_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "stillhouse.toml").write_text('kept = "1MiB"\n' + SETTINGS.format(lateness=1000))
     looks: list[dict[str, int]] = []
-    with running("--config", "stillhouse.toml", cwd=tmp_path) as server, ThreadPoolExecutor(4) as pool:
+    with running_server("--config", "stillhouse.toml", cwd=tmp_path) as server, ThreadPoolExecutor(4) as pool:
         for part in range(10):
             numbers = range(part * REQUESTS // 10, (part + 1) * REQUESTS // 10)
             statuses = set(pool.map(lambda number: ask(server, number), numbers))
@@ -60,7 +60,7 @@ def test_three_times_what_it_can_do_for_a_minute_costs_a_tenth_of_its_best(tmp_p
     """The machine drifts by a quarter within minutes: the best is measured before and after, and what is promised
     follows from what a picture takes alone just then."""
     (tmp_path / "stillhouse.toml").write_text(SETTINGS.format(lateness=1).replace("steps = 1", "steps = 8"))
-    with running("--config", "stillhouse.toml", cwd=tmp_path) as server:
+    with running_server("--config", "stillhouse.toml", cwd=tmp_path) as server:
         before = {load: served(server, load, 15.0, alone(server)) for load in (0.7, 0.9, 1.0)}
         load = max(before, key=lambda load: before[load])
         least = used(server)

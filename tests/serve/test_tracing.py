@@ -9,23 +9,23 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from stillhouse.core import ImageRequest
-from stillhouse.serve.client import Caller
-from stillhouse.serve.engine.job import Group, Job, Tier, Walk
-from stillhouse.serve.request_handle import Order, Ticket
-from stillhouse.serve.tracing import tracing
-from stillhouse.serve.worker.messages import Closed
+from stillhouse.serve.client import Client
+from stillhouse.serve.engine.job import BatchKey, Job, StepPlan, Tier
+from stillhouse.serve.request_handle import GenerationRequest, RequestHandle
+from stillhouse.serve.tracing import make_tracer
+from stillhouse.serve.worker.messages import RequestOutput
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = f"00-{TRACE}-b7ad6b7169203331-01"
 
 
-def spans(trace: str | None, closed: Closed) -> dict[str, ReadableSpan]:
+def spans(trace: str | None, closed: RequestOutput) -> dict[str, ReadableSpan]:
     exporter = InMemorySpanExporter()
-    told = tracing(SimpleSpanProcessor(exporter))
+    told = make_tracer(SimpleSpanProcessor(exporter))
     request = ImageRequest("a red circle", steps=3, width=64, height=64)
-    order = Order(request, Caller("k", "free", frozenset()), trace=trace)
-    job = Job("id", Tier("free"), "k", Group("shapes", 64, 64), Walk((2, 2, 2)), request)
-    told.picture(Ticket(order, job, "free", 1000.0), closed, 1006.0)
+    order = GenerationRequest(request, Client("k", "free", frozenset()), traceparent=trace)
+    job = Job("id", Tier("free"), "k", BatchKey("shapes", 64, 64), StepPlan((2, 2, 2)), request)
+    told.record_request(RequestHandle(order, job, "free", 1000.0), closed, 1006.0)
     told.close()
     return {span.name.removeprefix("stillhouse."): span for span in exporter.get_finished_spans()}
 
@@ -36,7 +36,7 @@ def seconds(span: ReadableSpan) -> tuple[float, float]:
 
 
 def test_a_picture_tells_what_it_waited_for() -> None:
-    found = spans(PARENT, Closed("drawn", waited=1.0, denoised=3.0, finished=2.0))
+    found = spans(PARENT, RequestOutput("drawn", queue_seconds=1.0, denoise_seconds=3.0, decode_seconds=2.0))
     assert {name: seconds(span) for name, span in found.items()} == {
         "picture": (1000.0, 1006.0),
         "queue": (1000.0, 1001.0),
@@ -52,5 +52,5 @@ def test_a_picture_tells_what_it_waited_for() -> None:
 
 
 def test_a_failed_one_is_an_error_and_without_a_client_s_span_it_has_no_parent() -> None:
-    picture = spans(None, Closed("failed", fault="WorkerDied"))["picture"]
+    picture = spans(None, RequestOutput("failed", error_type="WorkerDied"))["picture"]
     assert picture.parent is None and not picture.status.is_ok and picture.status.description == "WorkerDied"

@@ -10,11 +10,11 @@ from stillhouse.shapes.caption import (
     Description,
     Phrase,
     describe,
+    drop_words,
     is_held_out,
-    leave_out,
-    read_caption,
+    parse_caption,
     sample_held_out,
-    sample_seen,
+    sample_training_caption,
 )
 from stillhouse.shapes.scene import sample_scene
 
@@ -23,14 +23,14 @@ generators = st.integers(0, 2**32).map(np.random.default_rng)
 
 @given(generators)
 def test_every_caption_reads_back(rng: np.random.Generator) -> None:
-    caption = leave_out(describe(sample_scene(rng)), rng)
-    assert read_caption(str(caption)) == caption
+    caption = drop_words(describe(sample_scene(rng)), rng)
+    assert parse_caption(str(caption)) == caption
 
 
 @given(generators)
 def test_leaving_out_never_changes_what_is_said(rng: np.random.Generator) -> None:
     full = describe(sample_scene(rng))
-    said = leave_out(full, rng)
+    said = drop_words(full, rng)
     assert said.relation == full.relation and said.background in (None, full.background)
     for part, whole in zip(said.phrases, full.phrases, strict=True):
         assert part.shape == whole.shape
@@ -39,22 +39,22 @@ def test_leaving_out_never_changes_what_is_said(rng: np.random.Generator) -> Non
 
 def test_about_a_quarter_of_sizes_and_a_tenth_of_colours_are_left_out() -> None:
     rng = np.random.default_rng(0)
-    phrases = [phrase for _ in range(4000) for phrase in leave_out(describe(sample_scene(rng)), rng).phrases]
+    phrases = [phrase for _ in range(4000) for phrase in drop_words(describe(sample_scene(rng)), rng).phrases]
     assert np.mean([phrase.size is None for phrase in phrases]) == pytest.approx(0.25, abs=0.03)
     assert np.mean([phrase.colour is None for phrase in phrases]) == pytest.approx(0.10, abs=0.02)
 
 
 def test_a_tenth_of_all_captions_is_held_out_and_training_never_says_them() -> None:
     rng = np.random.default_rng(1)
-    texts = {str(leave_out(describe(sample_scene(rng)), rng)) for _ in range(4000)}
+    texts = {str(drop_words(describe(sample_scene(rng)), rng)) for _ in range(4000)}
     assert np.mean([is_held_out(text) for text in texts]) == pytest.approx(0.1, abs=0.02)
-    seen = [sample_seen(sample_scene(rng), rng) for _ in range(500)]
+    seen = [sample_training_caption(sample_scene(rng), rng) for _ in range(500)]
     assert not any(is_held_out(str(caption)) for caption in seen if caption)
     assert all(is_held_out(str(sample_held_out(rng)[1])) for _ in range(50))
 
 
 def test_case_spaces_and_articles_do_not_matter() -> None:
-    assert read_caption("  An Red circle  above a  CROSS ") == Description(
+    assert parse_caption("  An Red circle  above a  CROSS ") == Description(
         (Phrase("circle", "red"), Phrase("cross")), "above"
     )
 
@@ -65,4 +65,4 @@ def test_case_spaces_and_articles_do_not_matter() -> None:
 )
 def test_text_outside_the_grammar_is_refused_with_the_grammar(text: str) -> None:
     with pytest.raises(InvalidRequest, match="shapes circle, square, triangle, cross"):
-        read_caption(text)
+        parse_caption(text)

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from stillhouse.shapes.caption import Description, Phrase, describe, leave_out, read_caption
-from stillhouse.shapes.oracle import Score, read, redraw, score
-from stillhouse.shapes.scene import PALETTE, SHAPES, Figure, Scene, draw, sample_scene
+from stillhouse.shapes.caption import Description, Phrase, describe, drop_words, parse_caption
+from stillhouse.shapes.oracle import CaptionScore, read_scene, render_reading, score_picture
+from stillhouse.shapes.scene import PALETTE, SHAPES, Figure, Scene, render_scene, sample_scene
 
 LEFT = Figure("circle", "red", "small", 16, 30, 7.5)
 RIGHT = Figure("square", "blue", "big", 48, 34, 12.5)
@@ -20,8 +20,8 @@ SCENE = Scene((LEFT, RIGHT), "yellow", "left of")
 CAPTION = describe(SCENE)
 
 
-def scored(*figures: Figure, background: str = "yellow") -> Score:
-    return score(draw(Scene(figures, background)), CAPTION)
+def score_figures(*figures: Figure, background: str = "yellow") -> CaptionScore:
+    return score_picture(render_scene(Scene(figures, background)), CAPTION)
 
 
 def test_two_thousand_truths_are_read_without_a_mistake() -> None:
@@ -29,7 +29,7 @@ def test_two_thousand_truths_are_read_without_a_mistake() -> None:
     results = []
     for _ in range(2000):
         scene = sample_scene(rng)
-        results.append(score(draw(scene), leave_out(describe(scene), rng)))
+        results.append(score_picture(render_scene(scene), drop_words(describe(scene), rng)))
     assert np.mean([result.all_correct for result in results]) >= 0.995
     assert np.mean([result.strict for result in results]) >= 0.995
     assert min(result.rerender for result in results) > 45
@@ -39,55 +39,55 @@ def test_two_thousand_truths_are_read_without_a_mistake() -> None:
 @given(st.integers(0, 2**32))
 def test_places_and_radii_are_read_to_a_tenth_of_a_pixel(seed: int) -> None:
     scene = sample_scene(np.random.default_rng(seed))
-    seen = sorted(read(draw(scene)).figures, key=lambda figure: (round(figure.x), figure.y))
+    seen = sorted(read_scene(render_scene(scene)).figures, key=lambda figure: (round(figure.x), figure.y))
     for truth in scene.figures:
         nearest = min(seen, key=lambda figure: abs(figure.x - truth.x) + abs(figure.y - truth.y))
         assert (nearest.x, nearest.y, nearest.radius) == pytest.approx((truth.x, truth.y, truth.radius), abs=0.1)
 
 
 def test_what_is_left_out_is_free() -> None:
-    assert score(draw(SCENE), read_caption("a circle left of a square")).strict
-    assert score(draw(SCENE), read_caption("a square right of a small circle")).strict
+    assert score_picture(render_scene(SCENE), parse_caption("a circle left of a square")).strict
+    assert score_picture(render_scene(SCENE), parse_caption("a square right of a small circle")).strict
 
 
 @pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape != "circle"])
 def test_a_wrong_shape_costs_the_shape_alone(shape: str) -> None:
-    result = scored(replace(LEFT, shape=shape), RIGHT)
+    result = score_figures(replace(LEFT, shape=shape), RIGHT)
     assert (result.shape, result.colour, result.size, result.relation, result.count) == (0.5, 1, 1, 1, 1)
     assert not result.all_correct
 
 
 @pytest.mark.parametrize("colour", [colour for colour in PALETTE if colour not in ("red", "yellow", "blue")])
 def test_a_wrong_colour_costs_the_colour_alone(colour: str) -> None:
-    result = scored(replace(LEFT, colour=colour), RIGHT)
+    result = score_figures(replace(LEFT, colour=colour), RIGHT)
     assert (result.shape, result.colour, result.size, result.relation) == (1, 0.5, 1, 1)
 
 
 def test_a_wrong_size_costs_the_size_alone() -> None:
-    result = scored(replace(LEFT, size="big", radius=12.0), RIGHT)
+    result = score_figures(replace(LEFT, size="big", radius=12.0), RIGHT)
     assert (result.shape, result.colour, result.size, result.relation) == (1, 1, 0.5, 1)
 
 
 def test_a_swapped_relation_costs_the_relation_alone() -> None:
-    result = scored(replace(LEFT, x=48), replace(RIGHT, x=16))
+    result = score_figures(replace(LEFT, x=48), replace(RIGHT, x=16))
     assert (result.shape, result.colour, result.size, result.relation) == (1, 1, 1, 0)
 
 
 def test_a_wrong_background_costs_the_background_alone() -> None:
-    result = scored(LEFT, RIGHT, background="white")
+    result = score_figures(LEFT, RIGHT, background="white")
     assert result.background == 0 and result.shape == result.colour == result.relation == 1
 
 
 def test_a_missing_figure_is_counted() -> None:
-    assert scored(LEFT).count == 0 and not scored(LEFT).all_correct
+    assert score_figures(LEFT).count == 0 and not score_figures(LEFT).all_correct
 
 
 def test_an_extra_figure_is_counted() -> None:
-    assert scored(LEFT, RIGHT, Figure("cross", "green", "small", 16, 54, 7.5)).count == 0
+    assert score_figures(LEFT, RIGHT, Figure("cross", "green", "small", 16, 54, 7.5)).count == 0
 
 
 def test_swapped_colours_are_noticed() -> None:
-    assert scored(replace(LEFT, colour="blue"), replace(RIGHT, colour="red")).colour == 0
+    assert score_figures(replace(LEFT, colour="blue"), replace(RIGHT, colour="red")).colour == 0
 
 
 @pytest.mark.parametrize(
@@ -102,13 +102,13 @@ def test_swapped_colours_are_noticed() -> None:
 def test_an_unclean_picture_is_correct_but_not_strict(
     spoil: Callable[[NDArray[np.uint8]], NDArray[np.uint8]],
 ) -> None:
-    result = score(spoil(draw(SCENE)), CAPTION)
+    result = score_picture(spoil(render_scene(SCENE)), CAPTION)
     assert result.all_correct and not result.strict
 
 
 def test_noise_alone_shows_nothing_that_was_asked_for() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
-    assert not score(noise, CAPTION).all_correct
+    assert not score_picture(noise, CAPTION).all_correct
 
 
 @settings(max_examples=40)
@@ -117,31 +117,31 @@ def test_anything_can_be_read(seed: int, grain: int) -> None:
     rng = np.random.default_rng(seed)
     coarse = rng.choice(np.array([0, 255], np.uint8), (64 // grain + 1, 64 // grain + 1, 3))
     picture = coarse.repeat(grain, 0).repeat(grain, 1)[:64, :64]
-    assert not score(np.ascontiguousarray(picture), CAPTION).strict
+    assert not score_picture(np.ascontiguousarray(picture), CAPTION).strict
 
 
 def test_a_figure_whose_colours_cancel_out_is_still_read() -> None:
     picture = np.full((64, 64, 3), 20, np.uint8)
     for row in range(20, 40):
         picture[row, 20:40] = np.eye(3, dtype=np.uint8)[row % 3] * 235 + 20
-    assert len(read(picture).figures) == 1
+    assert len(read_scene(picture).figures) == 1
 
 
 def test_an_empty_picture_has_no_figures() -> None:
-    reading = read(np.full((64, 64, 3), 20, np.uint8))
-    assert reading.figures == () and reading.background == "black" and reading.clean
+    reading = read_scene(np.full((64, 64, 3), 20, np.uint8))
+    assert reading.figures == () and reading.background == "black" and reading.is_clean
 
 
 def test_redrawing_what_was_read_gives_the_picture_back() -> None:
-    picture = draw(SCENE)
-    assert np.abs(redraw(read(picture)).astype(int) - picture).max() <= 24
+    picture = render_scene(SCENE)
+    assert np.abs(render_reading(read_scene(picture)).astype(int) - picture).max() <= 24
 
 
 def test_the_best_assignment_of_figures_to_phrases_counts() -> None:
     """Two red circles of different size, sizes left out of one phrase: either order may be meant."""
     twins = Scene((replace(LEFT, size="small"), replace(RIGHT, shape="circle", colour="red")), "yellow", "left of")
     caption = Description((Phrase("circle", "red"), Phrase("circle", "red", "big")), "left of")
-    assert score(draw(twins), caption).all_correct
+    assert score_picture(render_scene(twins), caption).all_correct
 
 
 def _noisy(picture: NDArray[np.uint8], deviation: float) -> NDArray[np.uint8]:

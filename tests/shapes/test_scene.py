@@ -16,7 +16,7 @@ from stillhouse.shapes.scene import (
     Figure,
     Scene,
     coverage,
-    draw,
+    render_scene,
     sample_scene,
 )
 
@@ -64,9 +64,9 @@ def test_the_relation_is_true_of_the_places(scene: Scene) -> None:
 
 @given(scenes)
 def test_drawing_is_deterministic(scene: Scene) -> None:
-    picture = draw(scene)
+    picture = render_scene(scene)
     assert picture.dtype == np.uint8 and picture.shape == (CANVAS, CANVAS, 3)
-    assert np.array_equal(picture, draw(scene))
+    assert np.array_equal(picture, render_scene(scene))
 
 
 @pytest.mark.parametrize(("shape", "area"), [("circle", np.pi), ("square", 1.76**2), ("triangle", 1.9**2 / 2)])
@@ -76,8 +76,8 @@ def test_covered_area_is_the_shape_s_own(shape: str, area: float) -> None:
 
 
 def test_moving_a_figure_by_whole_pixels_moves_its_pixels() -> None:
-    here = draw(Scene((Figure("cross", "red", "small", 20.25, 30.5, 7.5),), "white"))
-    there = draw(Scene((Figure("cross", "red", "small", 25.25, 27.5, 7.5),), "white"))
+    here = render_scene(Scene((Figure("cross", "red", "small", 20.25, 30.5, 7.5),), "white"))
+    there = render_scene(Scene((Figure("cross", "red", "small", 25.25, 27.5, 7.5),), "white"))
     assert np.array_equal(np.roll(here, (-3, 5), (0, 1)), there)
 
 

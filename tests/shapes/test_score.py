@@ -14,43 +14,43 @@ from stillhouse.core import ImageRequest, ImageResult, Picture
 from stillhouse.errors import InvalidRequest
 from stillhouse.pipelines.pipeline import Pipeline
 from stillhouse.shapes.caption import is_held_out
-from stillhouse.shapes.scene import draw
-from stillhouse.shapes.score import held_out, judge, wilson
+from stillhouse.shapes.scene import render_scene
+from stillhouse.shapes.score import evaluate_captions, held_out_captions, wilson_interval
 
 
-class Walk:
+class FakeTrajectory:
     """A picture that is done after two moves."""
 
     def __init__(self, request: ImageRequest) -> None:
-        self.request, self.moves = request, 0
+        self.request, self.steps = request, 0
 
     @property
     def is_done(self) -> bool:
-        return self.moves == 2
+        return self.steps == 2
 
 
-class Painter:
+class TruthPipeline:
     """Draws the truth for every caption, except for every `wrong`-th, which stays empty."""
 
     def __init__(self, wrong: int) -> None:
         self.wrong, self.width = wrong, 64
         self.manifest = SimpleNamespace(name="painter")
-        self.truths = {str(caption): draw(scene) for scene, caption in held_out(24)}
+        self.truths = {str(caption): render_scene(scene) for scene, caption in held_out_captions(24)}
 
     def resolve(self, request: ImageRequest) -> ImageRequest:
         return replace(request, steps=2, guidance=1.0, sampler="ddim", width=self.width, height=64)
 
-    def start(self, request: ImageRequest) -> Walk:
-        return Walk(request)
+    def start(self, request: ImageRequest) -> FakeTrajectory:
+        return FakeTrajectory(request)
 
-    def advance(self, walks: Sequence[Walk]) -> None:
-        for walk in walks:
-            walk.moves += 1
+    def advance(self, trajectories: Sequence[FakeTrajectory]) -> None:
+        for walk in trajectories:
+            walk.steps += 1
 
-    def finish(self, walk: Walk) -> ImageResult:
+    def finish(self, trajectory: FakeTrajectory) -> ImageResult:
         empty = np.zeros((64, 64, 3), np.uint8)
-        picture = empty if walk.request.seed % self.wrong == 0 else self.truths[walk.request.prompt]
-        return ImageResult(picture, walk.request, 0.0)
+        picture = empty if trajectory.request.seed % self.wrong == 0 else self.truths[trajectory.request.prompt]
+        return ImageResult(picture, trajectory.request, 0.0)
 
     def encode_picture(self, picture: Picture) -> Picture:
         return picture
@@ -59,19 +59,19 @@ class Painter:
         return latents
 
 
-def painter(wrong: int) -> Pipeline:
-    return cast(Pipeline, cast(Any, Painter(wrong)))
+def truth_pipeline(wrong: int) -> Pipeline:
+    return cast(Pipeline, cast(Any, TruthPipeline(wrong)))
 
 
 def test_the_thousand_captions_are_held_out_and_always_the_same() -> None:
-    first, again = held_out(1000), held_out(1000)
+    first, again = held_out_captions(1000), held_out_captions(1000)
     assert first == again
     assert all(is_held_out(str(caption)) for _, caption in first)
 
 
 def test_scores_count_what_was_drawn_right() -> None:
     seen: list[int] = []
-    judgement = judge(painter(wrong=4), ImageRequest(""), captions=24, progress=seen.append)
+    judgement = evaluate_captions(truth_pipeline(wrong=4), ImageRequest(""), captions=24, progress=seen.append)
     assert judgement.scores["all_correct"].value == pytest.approx(18 / 24)
     assert judgement.scores["count"].value == pytest.approx(18 / 24)
     assert judgement.ceiling["all_correct"].value == judgement.ceiling["strict"].value == 1.0
@@ -79,20 +79,20 @@ def test_scores_count_what_was_drawn_right() -> None:
 
 
 def test_a_model_of_another_size_is_refused_before_it_draws() -> None:
-    wide = Painter(wrong=4)
+    wide = TruthPipeline(wrong=4)
     wide.manifest = SimpleNamespace(name="wide")
     wide.width = 512
     with pytest.raises(InvalidRequest, match="wide draws 512x64"):
-        judge(cast(Pipeline, cast(Any, wide)), ImageRequest(""), captions=24)
+        evaluate_captions(cast(Pipeline, cast(Any, wide)), ImageRequest(""), captions=24)
 
 
 @given(st.integers(1, 2000).flatmap(lambda tries: st.tuples(st.integers(0, tries), st.just(tries))))
 def test_an_interval_holds_its_share_and_stays_within_zero_and_one(pair: tuple[int, int]) -> None:
-    share = wilson(*pair)
+    share = wilson_interval(*pair)
     assert -1e-12 <= share.low <= share.value + 1e-12 and share.value - 1e-12 <= share.high <= 1 + 1e-12
 
 
 def test_the_interval_covers_the_true_share_about_as_often_as_it_says() -> None:
     draws = np.random.default_rng(0).binomial(200, 0.9, size=2000)
-    covered = [share.low <= 0.9 <= share.high for share in (wilson(int(hits), 200) for hits in draws)]
+    covered = [share.low <= 0.9 <= share.high for share in (wilson_interval(int(hits), 200) for hits in draws)]
     assert 0.93 <= np.mean(covered) <= 0.975

@@ -9,7 +9,7 @@ from stillhouse.errors import InvalidRequest
 from stillhouse.pipelines.load import EMBEDDED, find_pipeline
 from stillhouse.pipelines.manifest import document_checksum, read_manifest
 from stillhouse.pipelines.pipeline import Pipeline
-from stillhouse.shapes.score import draw_together, judge
+from stillhouse.shapes.score import evaluate_captions, generate_batch
 
 STUDENTS = [name for name in EMBEDDED if name != "shapes"]
 GUIDANCE = (1.0, 3.0, 5.0)
@@ -36,8 +36,8 @@ def test_a_picture_takes_one_row_a_step_and_the_same_seed_is_the_same_picture_in
     asked = [ImageRequest("a big red square", seed=seed, guidance=scale) for seed, scale in enumerate(GUIDANCE)]
     draft = pipeline.start(asked[0])
     assert draft.evaluation_count == pipeline.manifest.defaults.steps and draft.rows == 1
-    alone = [draw_together(pipeline, [one])[0] for one in asked]
-    for one, picture in zip(draw_together(pipeline, asked), alone, strict=True):
+    alone = [generate_batch(pipeline, [one])[0] for one in asked]
+    for one, picture in zip(generate_batch(pipeline, asked), alone, strict=True):
         assert np.array_equal(one, picture)
 
 
@@ -56,5 +56,5 @@ def test_an_image_is_a_starting_point(pipeline: Pipeline) -> None:
 
 def test_pictures_show_what_captions_say(pipeline: Pipeline) -> None:
     """A smoke test: 64 held-out captions. `stillhouse judge shapes-3 --against shapes` is the measurement."""
-    judgement = judge(pipeline, ImageRequest(""), captions=64)
+    judgement = evaluate_captions(pipeline, ImageRequest(""), captions=64)
     assert judgement.scores["all_correct"].value >= 0.7

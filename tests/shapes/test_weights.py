@@ -11,7 +11,7 @@ from stillhouse.core import ImageRequest, Picture
 from stillhouse.pipelines.load import find_pipeline
 from stillhouse.pipelines.manifest import read_manifest
 from stillhouse.pipelines.pipeline import Pipeline
-from stillhouse.shapes.score import draw_together, judge
+from stillhouse.shapes.score import evaluate_captions, generate_batch
 
 LARGEST_PACKAGE = 40 * 10**6
 REQUESTS = (
@@ -30,7 +30,7 @@ def pipeline(request: pytest.FixtureRequest) -> Iterator[Pipeline]:
 
 @pytest.fixture(scope="module")
 def alone(pipeline: Pipeline) -> list[Picture]:
-    return [draw_together(pipeline, [request])[0] for request in REQUESTS]
+    return [generate_batch(pipeline, [request])[0] for request in REQUESTS]
 
 
 def test_every_file_is_the_one_that_the_manifest_names() -> None:
@@ -49,14 +49,14 @@ def test_the_whole_package_stays_small() -> None:
 def test_a_picture_is_the_same_in_any_company(
     pipeline: Pipeline, alone: Sequence[Picture], company: Sequence[int]
 ) -> None:
-    together = draw_together(pipeline, [REQUESTS[index] for index in company])
+    together = generate_batch(pipeline, [REQUESTS[index] for index in company])
     for index, picture in zip(company, together, strict=True):
         assert np.array_equal(picture, alone[index])
 
 
 def test_pictures_show_what_captions_say() -> None:
     """A smoke test: 32 held-out captions at 16 steps. `stillhouse judge shapes` is the measurement."""
-    judgement = judge(stillhouse.load("shapes"), ImageRequest("", steps=16), captions=32)
+    judgement = evaluate_captions(stillhouse.load("shapes"), ImageRequest("", steps=16), captions=32)
     assert judgement.scores["all_correct"].value >= 0.7
     assert judgement.ceiling["all_correct"].value >= 0.95
 

@@ -16,16 +16,16 @@ TRITON = "nvidia-pytriton==0.7.0"
 _NUMPY = "numpy==1.26.4"
 _PIPELINE = ("onnxruntime", "openvino", "tokenizers", "pillow")
 """What `stillhouse.load` needs beside numpy; versions as this project pins them."""
-_MADE = VENV / "made"
+_MARKER = VENV / "made"
 
 
-def made() -> Path:
+def ensure_environment() -> Path:
     """The environment, made now where it is not there yet.
 
     Raises:
         RuntimeMissing: it cannot be made here.
     """
-    if _MADE.exists() and _MADE.read_text() == TRITON:
+    if _MARKER.exists() and _MARKER.read_text() == TRITON:
         return VENV
     system = f"{platform.system()} {platform.machine()}"
     if system != "Linux x86_64":
@@ -43,7 +43,7 @@ def made() -> Path:
     except (OSError, subprocess.CalledProcessError) as error:
         said = getattr(error, "stderr", None) or str(error)
         raise RuntimeMissing(f"no environment for Triton: {said.strip()[-500:]}") from error
-    _MADE.write_text(TRITON)
+    _MARKER.write_text(TRITON)
     return VENV
 
 
@@ -57,4 +57,4 @@ def _run(command: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    print(made())
+    print(ensure_environment())

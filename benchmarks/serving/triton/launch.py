@@ -6,24 +6,24 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.serving.launch import Launch
-from benchmarks.serving.triton.environment import made
+from benchmarks.serving.launch import ServerCommand
+from benchmarks.serving.triton.environment import ensure_environment
 
 _HERE = Path(__file__).parent
-_ASK = """
+_PATHS_SCRIPT = """
 import sys, sysconfig
 print(sysconfig.get_path("purelib"), sysconfig.get_config_var("LIBDIR"), "%d.%d" % sys.version_info[:2], sep="\\n")
 """
 
 
-def launch(models: Sequence[str], port: int, workspace: Path) -> Launch:
+def triton_command(models: Sequence[str], port: int, workspace: Path) -> ServerCommand:
     """A server of these models, each the embedded one in a process of its own.
 
     Raises:
         RuntimeMissing: there is no environment for it, and none can be made.
     """
-    venv = made()
-    site, lib, minor = _told(venv)
+    venv = ensure_environment()
+    site, lib, minor = _python_paths(venv)
     bundle = Path(site, "pytriton", "tritonserver")
     backends = workspace / "backends"
     shutil.copytree(bundle / "backends", backends)
@@ -55,9 +55,9 @@ def launch(models: Sequence[str], port: int, workspace: Path) -> Launch:
         # This project counts on numpy 2's rules for the type of a result; numpy 1.26 knows them under this name.
         "NPY_PROMOTION_STATE": "weak",
     }
-    return Launch(command, environment, shared=region)
+    return ServerCommand(command, environment, shared=region)
 
 
-def _told(venv: Path) -> list[str]:
-    asked = [str(venv / "bin" / "python"), "-c", _ASK]
+def _python_paths(venv: Path) -> list[str]:
+    asked = [str(venv / "bin" / "python"), "-c", _PATHS_SCRIPT]
     return subprocess.run(asked, check=True, capture_output=True, text=True).stdout.splitlines()

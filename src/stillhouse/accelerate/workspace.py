@@ -16,15 +16,15 @@ from stillhouse.json_decode import decode
 from stillhouse.pipelines.load import find_pipeline
 from stillhouse.pipelines.manifest import MANIFEST, TRIALS, Component, Manifest, file_sha256, read_manifest
 
-SOURCE = "source.json"
+SOURCE_FILE = "source.json"
 """The file that says of which source this is the sweep, beside the trials."""
-_LAYING, _MADE = ".laying.", "made"
-_LINKED = 64 << 20
+_STAGING, _IMPORTED = ".staging.", "imported"
+_LINK_BYTES = 64 << 20
 """Bytes from which a file is linked and not copied, where the file system can: weights are never written in place."""
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class WorkspaceComponent:
     """One network of what is accelerated.
 
     Args:
@@ -40,22 +40,22 @@ class Part:
     signature: Signature
 
     @property
-    def dynamic_rows(self) -> bool:
+    def has_dynamic_batch(self) -> bool:
         """Whether it takes batches of any size."""
         return all(axes and not isinstance(axes[0], int) for axes in self.signature.inputs.values())
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class Workspace:
     """What is accelerated: its name, its directory, its networks, and whether they make a pipeline."""
 
     name: str
     directory: Path
-    parts: tuple[Part, ...]
+    components: tuple[WorkspaceComponent, ...]
     is_pipeline: bool
 
 
-def settle(source: str, directory: Path) -> Target:
+def prepare_workspace(source: str, directory: Path) -> Workspace:
     """Lay `source` out in `directory`, or find it there from a sweep before.
 
     Args:
@@ -68,66 +68,66 @@ def settle(source: str, directory: Path) -> Target:
     """
     path, directory = Path(source), directory.absolute()
     if path.suffix == ".onnx":
-        return _settle_network(path, directory)
+        return _prepare_network(path, directory)
     if (path / "model_index.json").is_file() and not (path / MANIFEST).is_file():
-        return _settle_diffusers(path, directory)
-    return _settle_pipeline(find_pipeline(source), directory)
+        return _prepare_diffusers(path, directory)
+    return _prepare_pipeline(find_pipeline(source), directory)
 
 
-def _settle_pipeline(source: Path, directory: Path) -> Target:
+def _prepare_pipeline(source: Path, directory: Path) -> Workspace:
     """Of a pipeline that was accelerated before, what it was before that."""
     manifest, told = read_manifest(source), source / MANIFEST
-    if is_swept(source):
+    if is_sweep_directory(source):
         manifest, told = original_manifest(source), source / TRIALS / MANIFEST
     identity = file_sha256(told)
-    if _is_new(directory, source, identity):
-        with _laid(directory, manifest.name, identity) as laid:
+    if _needs_copy(directory, source, identity):
+        with _staging_folder(directory, manifest.name, identity) as laid:
             for name in manifest.files:
-                place(source / name, laid / name)
+                link_or_copy(source / name, laid / name)
             for copy in (laid / MANIFEST, laid / TRIALS / MANIFEST):
                 shutil.copyfile(told, copy)
-    return _pipeline(directory)
+    return _read_workspace(directory)
 
 
-def _settle_diffusers(source: Path, directory: Path) -> Target:
+def _prepare_diffusers(source: Path, directory: Path) -> Workspace:
     identity = hashlib.sha256(
         repr([(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(source.rglob("*.*"))]).encode()
     ).hexdigest()
-    if _is_new(directory, source, identity):
+    if _needs_copy(directory, source, identity):
         from stillhouse.convert.import_model import ImportOptions, import_model
 
-        with _laid(directory, source.name, identity) as laid:
-            import_model(source, laid / _MADE, ImportOptions(force=True))
-            for entry in (laid / _MADE).iterdir():
+        with _staging_folder(directory, source.name, identity) as laid:
+            import_model(source, laid / _IMPORTED, ImportOptions(force=True))
+            for entry in (laid / _IMPORTED).iterdir():
                 entry.rename(laid / entry.name)
-            (laid / _MADE).rmdir()
+            (laid / _IMPORTED).rmdir()
             shutil.copyfile(laid / MANIFEST, laid / TRIALS / MANIFEST)
-    return _pipeline(directory)
+    return _read_workspace(directory)
 
 
-def _settle_network(source: Path, directory: Path) -> Target:
+def _prepare_network(source: Path, directory: Path) -> Workspace:
     signature = read_signature(source)
     files = [source, *(source.parent / name for name in sorted(signature.external))]
     identity = hashlib.sha256("".join(file_sha256(file) for file in files).encode()).hexdigest()
-    if _is_new(directory, source, identity):
-        with _laid(directory, source.stem, identity) as laid:
+    if _needs_copy(directory, source, identity):
+        with _staging_folder(directory, source.stem, identity) as laid:
             for name in [source.name, *signature.external]:
-                place(source.parent / name, laid / NETWORK / name)
+                link_or_copy(source.parent / name, laid / NETWORK / name)
     graph = directory / NETWORK / source.name
-    part = Part(NETWORK, graph, Component(f"{NETWORK}/{source.name}", ""), read_signature(graph))
-    return Target(source.stem, directory, (part,), is_pipeline=False)
+    part = WorkspaceComponent(NETWORK, graph, Component(f"{NETWORK}/{source.name}", ""), read_signature(graph))
+    return Workspace(source.stem, directory, (part,), is_pipeline=False)
 
 
-def _pipeline(directory: Path) -> Target:
+def _read_workspace(directory: Path) -> Workspace:
     read_manifest(directory)  # refused where it is not whole
     parts = []
-    for name, component in original(directory).items():
+    for name, component in original_components(directory).items():
         graph = directory / component.graph
-        parts.append(Part(name, graph, component, read_signature(graph)))
-    return Target(original_manifest(directory).name, directory, tuple(parts), is_pipeline=True)
+        parts.append(WorkspaceComponent(name, graph, component, read_signature(graph)))
+    return Workspace(original_manifest(directory).name, directory, tuple(parts), is_pipeline=True)
 
 
-def is_swept(directory: Path) -> bool:
+def is_sweep_directory(directory: Path) -> bool:
     """Whether it is the directory of a pipeline's sweep."""
     return (directory / TRIALS / MANIFEST).is_file()
 
@@ -139,26 +139,26 @@ def original_manifest(directory: Path) -> Manifest:
     return decode(Manifest, document)
 
 
-def original(directory: Path) -> dict[str, Component]:
+def original_components(directory: Path) -> dict[str, Component]:
     """The components as they were before anything was chosen."""
     return dict(original_manifest(directory).components)
 
 
-def plain(directory: Path) -> dict[str, Component]:
+def f32_components(directory: Path) -> dict[str, Component]:
     """The original graphs as nothing but onnxruntime in float32 runs them: what everything is compared with."""
-    return {name: Component(one.graph, one.weights) for name, one in original(directory).items()}
+    return {name: Component(one.graph, one.weights) for name, one in original_components(directory).items()}
 
 
-def _is_new(directory: Path, source: Path, identity: str) -> bool:
+def _needs_copy(directory: Path, source: Path, identity: str) -> bool:
     if directory.exists() and not directory.is_dir():
         raise InvalidRequest(f"{directory} is a file", allowed="a new or empty directory")
-    if not directory.is_dir() or not any(directory.iterdir()) or any(directory.glob(f"{_LAYING}*")):
+    if not directory.is_dir() or not any(directory.iterdir()) or any(directory.glob(f"{_STAGING}*")):
         return True
     if directory.resolve() == source.resolve():
         raise InvalidRequest(f"{directory} is the source itself", allowed="another directory")
     allowed = "a new or empty directory, or one of an earlier sweep of the same model"
     try:
-        earlier: dict[str, str] = json.loads((directory / TRIALS / SOURCE).read_bytes())
+        earlier: dict[str, str] = json.loads((directory / TRIALS / SOURCE_FILE).read_bytes())
     except (OSError, ValueError):
         raise InvalidRequest(f"{directory} is not empty, and holds no sweep", allowed=allowed) from None
     if earlier["identity"] != identity:
@@ -168,21 +168,21 @@ def _is_new(directory: Path, source: Path, identity: str) -> bool:
 
 
 @contextmanager
-def _laid(directory: Path, name: str, identity: str) -> Iterator[Path]:
+def _staging_folder(directory: Path, name: str, identity: str) -> Iterator[Path]:
     """A folder inside `directory`, whose content moves up if all goes well and is removed otherwise. It says whose
     sweep this is.
 
     Inside, because `directory` may be a mount, whose parent cannot be written. While the folder is there everything
     beside it comes from a layout that was cut off: it is begun in an empty directory only.
     """
-    laying = directory / f"{_LAYING}{os.getpid()}"
+    laying = directory / f"{_STAGING}{os.getpid()}"
     was_there = directory.is_dir()
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for rest in directory.iterdir():
             shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
         (laying / TRIALS).mkdir(parents=True)
-        (laying / TRIALS / SOURCE).write_text(json.dumps({"name": name, "identity": identity}) + "\n")
+        (laying / TRIALS / SOURCE_FILE).write_text(json.dumps({"name": name, "identity": identity}) + "\n")
     except OSError as error:
         given = f"{directory} cannot be written: {error.strerror or error}"
         raise InvalidRequest(given, allowed="a directory that can be written") from None
@@ -201,14 +201,14 @@ def _laid(directory: Path, name: str, identity: str) -> Iterator[Path]:
         raise
 
 
-def place(source: Path, target: Path) -> None:
+def link_or_copy(source: Path, destination: Path) -> None:
     """Copy a file; a large one is linked, where it can be."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if source.stat().st_size >= _LINKED:
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    if source.stat().st_size >= _LINK_BYTES:
         try:
-            os.link(source.resolve(), target)
+            os.link(source.resolve(), destination)
         except OSError:
             pass
         else:
             return
-    shutil.copyfile(source, target)
+    shutil.copyfile(source, destination)

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.backends.graph import load_graph
-from stillhouse.backends.runtime import reported, require
-from stillhouse.check import check_whole
+from stillhouse.backends.runtime import require, translate_errors
+from stillhouse.check import check_integer
 from stillhouse.errors import PipelineError
 
-DEEP = "deep"
+DEEP_TENSOR = "deep"
 """The name of the tensor at the cut: an output of the full graph, an input of the shallow one."""
 
 # Scopes as torch.onnx.export writes them into the names of nodes: /network/up_blocks.3/Concat
@@ -26,11 +26,11 @@ _JOIN = re.compile(r".*/up_blocks\.(\d+)/[^/]+")
 _BELOW = re.compile(r".*/(?:mid_block|up_blocks\.(\d+))/.*")
 _HEAVY = {"Conv", "Gemm", "MatMul"}
 _GRAPH = 5  # AttributeProto.GRAPH
-_SHOWN = "a U-Net exported by `stillhouse import`, whose node names tell its blocks"
+_ALLOWED = "a U-Net exported by `stillhouse import`, whose node names tell its blocks"
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class DeepCacheSplit:
     """The two graphs, the name that the tensor between them has in the original, and how many nodes each has.
 
     `layers` says how many layers the last up block has, before each of which it can be cut.
@@ -44,7 +44,7 @@ class Cut:
     shallow_nodes: int
 
 
-def cut_unet(graph: Path, layer: int = 0) -> Cut:
+def split_unet(graph: Path, layer: int = 0) -> DeepCacheSplit:
     """Write `<stem>.full-<layer>.onnx` and `<stem>.shallow-<layer>.onnx` beside a U-Net's graph.
 
     `full` has one output more than the graph, `deep` [rows, c, h, w]: what enters the layer from below.
@@ -65,22 +65,22 @@ def cut_unet(graph: Path, layer: int = 0) -> Cut:
     ('model.shallow-0.onnx', True)
     """
     full = load_graph(graph)
-    joins, last = _joins(full, graph)
-    check_whole("layer", layer, -len(joins), len(joins) - 1)
+    joins, last = _skip_concats(full, graph)
+    check_integer("layer", layer, -len(joins), len(joins) - 1)
     layer %= len(joins)
-    tensor = _from_below(full, joins[layer], last, graph)
-    value = _value(full, tensor, graph)
-    _rename(full.graph.node, tensor)
+    tensor = _deep_input(full, joins[layer], last, graph)
+    value = _deep_value_info(full, tensor, graph)
+    _rename_tensor(full.graph.node, tensor)
     shallow = type(full)()
     shallow.CopyFrom(full)
     full.graph.output.append(value)
     shallow.graph.input.append(value)
     _prune(shallow.graph)
     if any(node.op_type in _HEAVY and _is_below(node, last) for node in shallow.graph.node):
-        raise _refused(graph, f"layer {layer} of its last up block is reached from below on more than one way")
+        raise _cannot_split(graph, f"layer {layer} of its last up block is reached from below on more than one way")
     if any(attribute.type == _GRAPH for node in shallow.graph.node for attribute in node.attribute):
-        raise _refused(graph, "it branches")
-    cut = Cut(
+        raise _cannot_split(graph, "it branches")
+    cut = DeepCacheSplit(
         graph.with_name(f"{graph.stem}.full-{layer}.onnx"),
         graph.with_name(f"{graph.stem}.shallow-{layer}.onnx"),
         tensor,
@@ -93,26 +93,26 @@ def cut_unet(graph: Path, layer: int = 0) -> Cut:
     return cut
 
 
-def _joins(model: Any, graph: Path) -> tuple[list[Any], int]:
+def _skip_concats(model: Any, graph: Path) -> tuple[list[Any], int]:
     """The nodes that join a skip connection before each layer of the last up block, and that block's number."""
     joins: dict[int, list[Any]] = {}
     for node in model.graph.node:
         if node.op_type == "Concat" and (match := _JOIN.fullmatch(node.name)):
             joins.setdefault(int(match[1]), []).append(node)
     if not joins:
-        raise _refused(graph, "no node of it joins a skip connection in a scope up_blocks.N")
+        raise _cannot_split(graph, "no node of it joins a skip connection in a scope up_blocks.N")
     last = max(joins)
     return joins[last], last
 
 
-def _from_below(model: Any, join: Any, last: int, graph: Path) -> str:
+def _deep_input(model: Any, join: Any, last: int, graph: Path) -> str:
     """Which of the two tensors that the node joins comes from below; the skip comes past everything there."""
     makers = {output: node for node in model.graph.node for output in node.output}
-    if DEEP in makers:
-        raise _refused(graph, "it was cut")
-    below = [name for name in join.input if any(_is_below(node, last) for node in _needed([name], makers))]
+    if DEEP_TENSOR in makers:
+        raise _cannot_split(graph, "it was cut")
+    below = [name for name in join.input if any(_is_below(node, last) for node in _ancestors([name], makers))]
     if len(join.input) != 2 or len(below) != 1:
-        raise _refused(graph, f"{join.name} does not join one tensor from below with one skip connection")
+        raise _cannot_split(graph, f"{join.name} does not join one tensor from below with one skip connection")
     return str(below[0])
 
 
@@ -122,7 +122,7 @@ def _is_below(node: Any, last: int) -> bool:
     return match is not None and (match[1] is None or int(match[1]) < last)
 
 
-def _needed(names: Iterable[str], makers: dict[str, Any]) -> list[Any]:
+def _ancestors(names: Iterable[str], makers: dict[str, Any]) -> list[Any]:
     """The nodes that these tensors are made by, directly or not; in no order."""
     found: list[Any] = []
     seen: set[str] = set()
@@ -137,31 +137,31 @@ def _needed(names: Iterable[str], makers: dict[str, Any]) -> list[Any]:
     return found
 
 
-def _value(model: Any, tensor: str, graph: Path) -> Any:
+def _deep_value_info(model: Any, tensor: str, graph: Path) -> Any:
     """The tensor's type; it has the rows and the size of the first input, the picture, and so the names of its axes."""
     onnx = require("onnx")
-    with reported("onnx", graph, "read"):
+    with translate_errors("onnx", graph, "read"):
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
     kind = next((value.type.tensor_type for value in inferred.graph.value_info if value.name == tensor), None)
     picture = [axis.dim_value or axis.dim_param or None for axis in model.graph.input[0].type.tensor_type.shape.dim]
     if kind is None or len(picture) != 4 or len(kind.shape.dim) != 4 or not kind.shape.dim[1].dim_value:
-        raise _refused(graph, f"the shape of {tensor} cannot be told")
+        raise _cannot_split(graph, f"the shape of {tensor} cannot be told")
     axes = [axis.dim_value or name for axis, name in zip(kind.shape.dim, picture, strict=True)]
-    return onnx.helper.make_tensor_value_info(DEEP, kind.elem_type, axes)
+    return onnx.helper.make_tensor_value_info(DEEP_TENSOR, kind.elem_type, axes)
 
 
-def _rename(nodes: Iterable[Any], tensor: str) -> None:
+def _rename_tensor(nodes: Iterable[Any], tensor: str) -> None:
     for node in nodes:
         for names in (node.input, node.output):
             for place, name in enumerate(names):
                 if name == tensor:
-                    names[place] = DEEP
+                    names[place] = DEEP_TENSOR
 
 
 def _prune(graph: Any) -> None:
     """Leave out every node, initializer and input that no output needs once `deep` is fed."""
-    makers = {output: node for node in graph.node for output in node.output if DEEP not in node.output}
-    needed = _needed([value.name for value in graph.output], makers)
+    makers = {output: node for node in graph.node for output in node.output if DEEP_TENSOR not in node.output}
+    needed = _ancestors([value.name for value in graph.output], makers)
     made = {output for node in needed for output in node.output}
     read = {name for node in needed for name in node.input}
     for field, kept in (
@@ -183,5 +183,5 @@ def _write(model: Any, path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _refused(graph: Path, reason: str) -> PipelineError:
-    return PipelineError(f"{graph} cannot be cut for step caching: {reason}", allowed=_SHOWN)
+def _cannot_split(graph: Path, reason: str) -> PipelineError:
+    return PipelineError(f"{graph} cannot be cut for step caching: {reason}", allowed=_ALLOWED)

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stillhouse.backends.runtime import reported, require
-from stillhouse.backends.safetensors_index import StoredTensor, read_stored, safetensors_layout
+from stillhouse.backends.runtime import require, translate_errors
+from stillhouse.backends.safetensors_index import StoredTensor, read_safetensors_index, read_tensor
 from stillhouse.backends.signature import read_signature
 from stillhouse.core import Array
 from stillhouse.errors import PipelineError
@@ -36,17 +36,17 @@ _ALIGNMENT = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
+class WeightMapping:
     """Where a graph's initializers lie: bytes in the weights file, bytes elsewhere, and the names of the latter."""
 
-    mapped: int
-    inline: int
-    strays: tuple[str, ...]
+    mapped_bytes: int
+    inline_bytes: int
+    unmapped: tuple[str, ...]
 
     @property
-    def share(self) -> float:
+    def mapped_fraction(self) -> float:
         """The part of the bytes that is mapped, from 0 to 1."""
-        return self.mapped / max(self.mapped + self.inline, 1)
+        return self.mapped_bytes / max(self.mapped_bytes + self.inline_bytes, 1)
 
 
 def save_graph(
@@ -57,7 +57,7 @@ def save_graph(
     prefix: str = "",
     names: Mapping[str, str] | None = None,
     base: Path | None = None,
-) -> Placement:
+) -> WeightMapping:
     """Point the model into `weights` (see `point_into`) and write it, whole or not at all.
 
     What cannot be mapped stays in the .onnx or, above 16 MiB, goes to `<path>.data` as external data of its own.
@@ -70,10 +70,10 @@ def save_graph(
     except ValueError:
         given = f"{weights} lies outside {path.parent}, where no runtime reads it"
         raise PipelineError(given, fix="put the weights beside the graph") from None
-    placement = point_into(model, weights, location=location, prefix=prefix, names=names, base=base)
+    placement = link_weights(model, weights, location=location, prefix=prefix, names=names, base=base)
     if sum(len(tensor.raw_data) for tensor in model.graph.initializer) > _INLINE:
         _spill(model, path.with_name(f"{path.name}.data"))
-    with _replacing(path) as temporary:
+    with _atomic_replace(path) as temporary:
         temporary.write_bytes(model.SerializeToString())
     return placement
 
@@ -86,12 +86,12 @@ def load_graph(path: Path) -> "ModelProto":
     """
     read_signature(path, external=False)
     onnx = require("onnx")
-    with reported("onnx", path, "read"):
+    with translate_errors("onnx", path, "read"):
         model: ModelProto = onnx.load(str(path), load_external_data=False)
     return model
 
 
-def bring_in(tensor: "TensorProto", folder: Path) -> None:
+def load_external_data(tensor: "TensorProto", folder: Path) -> None:
     """Bring a tensor's values in from the file of `folder` that they lie in, if they do.
 
     onnx's own reader refuses a file that has a second hard link, as a large one of a sweep's directory has.
@@ -107,7 +107,7 @@ def bring_in(tensor: "TensorProto", folder: Path) -> None:
     tensor.raw_data = values
 
 
-def point_into(
+def link_weights(
     model: "ModelProto",
     weights: Path,
     *,
@@ -115,7 +115,7 @@ def point_into(
     prefix: str = "",
     names: Mapping[str, str] | None = None,
     base: Path | None = None,
-) -> Placement:
+) -> WeightMapping:
     """Replace each floating initializer whose values `weights` holds by a pointer into that file, in place.
 
     A stored tensor is looked up by the initializer's name, through `names` or without `prefix`, then by its values;
@@ -133,27 +133,29 @@ def point_into(
     Raises:
         PipelineError: `weights` is missing, cut short or no safetensors file.
     """
-    shelf = _Shelf(weights)
+    shelf = _StoredTensors(weights)
     fed = {value.name for value in model.graph.input}
     links: list[NodeProto] = []
     mapped, strays = 0, dict[str, int]()
     for tensor in model.graph.initializer:
-        bring_in(tensor, base or Path())
+        load_external_data(tensor, base or Path())
         name = (names or {}).get(tensor.name, tensor.name.removeprefix(prefix))
         match = None if tensor.name in fed else shelf.find(name, tensor)
         if match:
             stored, transposed = match
-            links += link(tensor, stored, location, transposed=transposed)
+            links += link_tensor(tensor, stored, location, transposed=transposed)
             mapped += stored.length
         else:
             strays[tensor.name] = tensor.ByteSize()
     nodes = [*links, *model.graph.node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    return Placement(mapped, sum(strays.values()), tuple(strays))
+    return WeightMapping(mapped, sum(strays.values()), tuple(strays))
 
 
-def link(tensor: "TensorProto", stored: StoredTensor, location: str, *, transposed: bool = False) -> "list[NodeProto]":
+def link_tensor(
+    tensor: "TensorProto", stored: StoredTensor, location: str, *, transposed: bool = False
+) -> "list[NodeProto]":
     """Point a floating initializer at what is stored, and return the nodes that make its values of that.
 
     The nodes, none where the stored type is the initializer's own, end in the initializer's old name; they belong
@@ -167,7 +169,7 @@ def link(tensor: "TensorProto", stored: StoredTensor, location: str, *, transpos
         steps.append(("Transpose", {"perm": [1, 0]}))
     values = [*(f"{name}.stored{place or ''}" for place in range(len(steps))), name]
     tensor.CopyFrom(type(tensor)(name=values[0], data_type=_KINDS[stored.dtype], dims=stored.shape))
-    _point(tensor, location, stored.offset, stored.length)
+    _set_external(tensor, location, stored.offset, stored.length)
     make = require("onnx.helper").make_node
     return [
         make(step, [before], [after], **attributes)
@@ -175,12 +177,12 @@ def link(tensor: "TensorProto", stored: StoredTensor, location: str, *, transpos
     ]
 
 
-class _Shelf:
+class _StoredTensors:
     """The floating tensors of a weights file, found by name or by what they hold."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.layout = {n: stored for n, stored in safetensors_layout(path).items() if stored.dtype in _KINDS}
+        self.layout = {n: stored for n, stored in read_safetensors_index(path).items() if stored.dtype in _KINDS}
         self._by_value: dict[tuple[int, ...], dict[bytes, StoredTensor]] = {}
 
     def find(self, name: str, tensor: "TensorProto") -> tuple[StoredTensor, bool] | None:
@@ -189,19 +191,19 @@ class _Shelf:
             return None
         array = require("onnx.numpy_helper").to_array(tensor).astype(np.float32, copy=False)
         views = ((array, False), (array.T, True)) if array.ndim == 2 else ((array, False),)
-        for search in (partial(self._named, name), self._alike):
+        for search in (partial(self._by_name, name), self._by_content):
             for view, transposed in views:
                 stored = search(view)
                 if stored and (tensor.data_type == _FLOAT or stored.dtype == _STORED[tensor.data_type]):
                     return stored, transposed
         return None
 
-    def _named(self, name: str, array: Array) -> StoredTensor | None:
+    def _by_name(self, name: str, array: Array) -> StoredTensor | None:
         stored = self.layout.get(name)
         same = stored and stored.shape == array.shape and np.array_equal(_bits(self._values(stored)), _bits(array))
         return stored if same else None
 
-    def _alike(self, array: Array) -> StoredTensor | None:
+    def _by_content(self, array: Array) -> StoredTensor | None:
         if array.nbytes < _SMALL:
             return None
         if array.shape not in self._by_value:
@@ -210,7 +212,7 @@ class _Shelf:
         return self._by_value[array.shape].get(_digest(array))
 
     def _values(self, stored: StoredTensor) -> Array:
-        return read_stored(self.path, stored).astype(np.float32, copy=False)
+        return read_tensor(self.path, stored).astype(np.float32, copy=False)
 
 
 def _bits(array: Array) -> NDArray[np.uint32]:
@@ -221,7 +223,7 @@ def _digest(array: Array) -> bytes:
     return blake2b(np.ascontiguousarray(array).data, digest_size=16).digest()
 
 
-def _point(tensor: "TensorProto", location: str, offset: int, length: int) -> None:
+def _set_external(tensor: "TensorProto", location: str, offset: int, length: int) -> None:
     tensor.ClearField("raw_data")
     tensor.data_location = type(tensor).EXTERNAL
     for key, value in (("location", location), ("offset", offset), ("length", length)):
@@ -230,16 +232,16 @@ def _point(tensor: "TensorProto", location: str, offset: int, length: int) -> No
 
 def _spill(model: "ModelProto", path: Path) -> None:
     """Move every initializer that is not small out of the model, to a file of its own."""
-    with _replacing(path) as temporary, temporary.open("wb") as file:
+    with _atomic_replace(path) as temporary, temporary.open("wb") as file:
         for tensor in model.graph.initializer:
             if len(tensor.raw_data) >= _SMALL:
                 file.write(bytes(-file.tell() % _ALIGNMENT))
                 offset = file.tell()
-                _point(tensor, path.name, offset, file.write(tensor.raw_data))
+                _set_external(tensor, path.name, offset, file.write(tensor.raw_data))
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def _atomic_replace(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`, which takes its place if all goes well and is removed otherwise."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:

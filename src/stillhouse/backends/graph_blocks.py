@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TypeAlias
 
 from stillhouse.backends.graph import load_graph
-from stillhouse.backends.onnx_edit import HEAVY, node_name
+from stillhouse.backends.onnx_edit import COMPUTE_OPS, node_name
 from stillhouse.backends.signature import read_signature
 from stillhouse.errors import UnsupportedPrecision
 
-_LARGEST = 16
+_MAX_BLOCK_NODES = 16
 """Nodes of a block that is not divided further; an attention layer of a U-Net has 12."""
-_RUNS = 16
+_MAX_RUNS = 16
 
 _Scoped: TypeAlias = tuple[tuple[str, ...], str]  # the modules around a node, and its name
 
@@ -30,7 +30,7 @@ class Block:
     nodes: tuple[str, ...]
 
 
-def blocks(graph: Path) -> list[Block]:
+def list_blocks(graph: Path) -> list[Block]:
     """Every convolution and matrix product of an ONNX graph, in blocks and in the order in which they run.
 
     Nodes that torch's exporter named are put together by the modules they are in: a module with more than 16 of them
@@ -45,19 +45,19 @@ def blocks(graph: Path) -> list[Block]:
     """
     read_signature(graph)
     nodes = load_graph(graph).graph.node
-    names = [node_name(node) for node in nodes if node.op_type in HEAVY and node.domain in ("", "ai.onnx")]
+    names = [node_name(node) for node in nodes if node.op_type in COMPUTE_OPS and node.domain in ("", "ai.onnx")]
     scoped = [(tuple(name.split("/")[1:-1]), name) for name in names]
     if names and all(scope for scope, _ in scoped):
-        divided = list(_divided(scoped, _shared([scope for scope, _ in scoped])))
+        divided = list(_split_by_module(scoped, _common_depth([scope for scope, _ in scoped])))
         if len(divided) > 1:
             return divided
-    length = -(-len(names) // _RUNS)
+    length = -(-len(names) // _MAX_RUNS)
     runs = [tuple(names[start : start + length]) for start in range(0, len(names), length or 1)]
     return [Block(f"{place} of {len(runs)}", run) for place, run in enumerate(runs, 1)]
 
 
-def bisect(
-    blocks: Iterable[Block], passes: Callable[[frozenset[str]], bool], *, most: int | None = None
+def minimal_exact_blocks(
+    blocks: Iterable[Block], passes: Callable[[frozenset[str]], bool], *, max_calls: int | None = None
 ) -> frozenset[str]:
     """A small set of blocks that passes if they are kept exact: delta debugging (ddmin; Zeller and Hildebrandt 2002).
 
@@ -81,14 +81,14 @@ def bisect(
     ['first', 'last']
     """
     names = [block.name for block in blocks]
-    asked = _Asked(passes, most)
+    asked = _CachedPredicate(passes, max_calls)
     found: Collection[str] = names
     try:
         if asked([]):
             return frozenset()
-        found = _smallest(names, asked)
+        found = _ddmin(names, asked)
         asked(found)
-    except _Enough:
+    except _BudgetExhausted:
         found = min(asked.passed, key=len, default=frozenset(names))
     if frozenset(found) not in asked.passed:
         raise UnsupportedPrecision(
@@ -97,7 +97,7 @@ def bisect(
     return frozenset(found)
 
 
-def _smallest(names: Sequence[str], passes: Callable[[Sequence[str]], bool]) -> Sequence[str]:
+def _ddmin(names: Sequence[str], passes: Callable[[Sequence[str]], bool]) -> Sequence[str]:
     """ddmin: the whole is taken to pass, and parts of it and all but parts of it are tried, ever finer."""
     kept, pieces = list(names), 2
     while len(kept) > 1:
@@ -114,43 +114,43 @@ def _smallest(names: Sequence[str], passes: Callable[[Sequence[str]], bool]) -> 
     return kept
 
 
-class _Enough(Exception):
+class _BudgetExhausted(Exception):
     """The last question was asked."""
 
 
-class _Asked:
+class _CachedPredicate:
     """Asks about a set once, and remembers those that passed."""
 
-    def __init__(self, passes: Callable[[frozenset[str]], bool], most: int | None) -> None:
-        self._passes, self._most = passes, most
-        self._answers: dict[frozenset[str], bool] = {}
+    def __init__(self, passes: Callable[[frozenset[str]], bool], max_calls: int | None) -> None:
+        self._passes, self._max_calls = passes, max_calls
+        self._results: dict[frozenset[str], bool] = {}
 
     def __call__(self, names: Iterable[str]) -> bool:
         kept = frozenset(names)
-        if kept not in self._answers:
-            if len(self._answers) == self._most:
-                raise _Enough
-            self._answers[kept] = self._passes(kept)
-        return self._answers[kept]
+        if kept not in self._results:
+            if len(self._results) == self._max_calls:
+                raise _BudgetExhausted
+            self._results[kept] = self._passes(kept)
+        return self._results[kept]
 
     @property
     def passed(self) -> list[frozenset[str]]:
-        return [kept for kept, answer in self._answers.items() if answer]
+        return [kept for kept, answer in self._results.items() if answer]
 
 
-def _divided(nodes: Sequence[_Scoped], depth: int, inside: tuple[str, ...] = ()) -> Iterator[Block]:
+def _split_by_module(nodes: Sequence[_Scoped], depth: int, inside: tuple[str, ...] = ()) -> Iterator[Block]:
     """The nodes by the module at that depth of their scope, and deeper where that has too many."""
     groups: dict[tuple[str, ...], list[_Scoped]] = {}
     for scope, name in nodes:
         groups.setdefault(scope[depth : depth + 1], []).append((scope, name))
     for module, group in groups.items():
-        if module and len(group) > _LARGEST:
-            yield from _divided(group, depth + 1, inside + module)
+        if module and len(group) > _MAX_BLOCK_NODES:
+            yield from _split_by_module(group, depth + 1, inside + module)
         else:
             yield Block(".".join(inside + module) or "rest", tuple(name for _, name in group))
 
 
-def _shared(scopes: Sequence[tuple[str, ...]]) -> int:
+def _common_depth(scopes: Sequence[tuple[str, ...]]) -> int:
     """How many modules at the start are the same for all, and say nothing."""
     columns = zip(*scopes, strict=False)
     same = (len(set(column)) == 1 for column in columns)

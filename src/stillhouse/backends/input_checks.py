@@ -15,7 +15,7 @@ from stillhouse.core import TensorSpec
 from stillhouse.errors import InvalidRequest
 
 
-def fitted(
+def prepare_feeds(
     feeds: Mapping[str, NDArray[Any]], inputs: Sequence[TensorSpec], axes: Mapping[str, Axes]
 ) -> dict[str, NDArray[Any]]:
     """The feeds as runtimes read them, in the order of `inputs`: contiguous, aligned, in this processor's byte order.
@@ -24,19 +24,19 @@ def fitted(
         InvalidRequest: an input is missing or unknown, or an array has another dtype or does not fit the axes.
     """
     arrays = {name: np.asarray(array) for name, array in feeds.items()}
-    bound({name: array.shape for name, array in arrays.items()}, axes)
-    ordered = given(arrays, inputs)
-    return {spec.name: _fitted(ordered[spec.name], spec) for spec in inputs}
+    bind_axes({name: array.shape for name, array in arrays.items()}, axes)
+    ordered = order_feeds(arrays, inputs)
+    return {spec.name: _prepare_array(ordered[spec.name], spec) for spec in inputs}
 
 
-def given(feeds: Mapping[str, Any], inputs: Sequence[TensorSpec]) -> dict[str, Any]:
+def order_feeds(feeds: Mapping[str, Any], inputs: Sequence[TensorSpec]) -> dict[str, Any]:
     """The feeds in the order of `inputs`. InvalidRequest where one of them is missing."""
     if missing := [spec.name for spec in inputs if spec.name not in feeds]:
         raise InvalidRequest(f"nothing was fed to {', '.join(missing)}", allowed="an array for each input")
     return {spec.name: feeds[spec.name] for spec in inputs}
 
 
-def bound(shapes: Mapping[str, Sequence[int]], axes: Mapping[str, Axes]) -> dict[str, int]:
+def bind_axes(shapes: Mapping[str, Sequence[int]], axes: Mapping[str, Axes]) -> dict[str, int]:
     """The length that each named axis gets from these shapes.
 
     >>> bound({"sample": (2, 4, 64, 64)}, {"sample": ("batch", 4, "height", "width"), "timestep": ("batch",)})
@@ -49,42 +49,42 @@ def bound(shapes: Mapping[str, Sequence[int]], axes: Mapping[str, Axes]) -> dict
     lengths: dict[str, int] = {}
     for name, shape in shapes.items():
         check_choice("input", name, axes)
-        if len(shape) != len(axes[name]) or not all(map(_holds, axes[name], shape, [lengths] * len(shape))):
+        if len(shape) != len(axes[name]) or not all(map(_axis_fits, axes[name], shape, [lengths] * len(shape))):
             raise InvalidRequest(
-                f"the shape {_shown(shape)} for input {name!r}",
-                allowed=f"{_shown(axes[name])}, no length of 0, and one length for each name in all inputs",
+                f"the shape {_format_shape(shape)} for input {name!r}",
+                allowed=f"{_format_shape(axes[name])}, no length of 0, and one length for each name in all inputs",
             )
     return lengths
 
 
-def fixed(shapes: Mapping[str, tuple[int, ...]], axes: Mapping[str, Axes]) -> dict[str, Axes]:
+def fix_axes(shapes: Mapping[str, tuple[int, ...]], axes: Mapping[str, Axes]) -> dict[str, Axes]:
     """The axes with these static shapes; a named axis is fixed in every input that has it. Raises as `bound` does.
 
     >>> fixed({"sample": (2, 4)}, {"sample": ("batch", 4), "timestep": ("batch",), "text": ("tokens",)})
     {'sample': (2, 4), 'timestep': (2,), 'text': ('tokens',)}
     """
-    lengths = bound(shapes, axes)
+    lengths = bind_axes(shapes, axes)
     return {name: shapes.get(name) or tuple(lengths.get(str(axis), axis) for axis in old) for name, old in axes.items()}
 
 
-def _holds(axis: int | str | None, length: int, lengths: dict[str, int]) -> bool:
+def _axis_fits(axis: int | str | None, length: int, lengths: dict[str, int]) -> bool:
     """Whether the axis may be that long. The first length of a named axis is written to `lengths`."""
     want = lengths.setdefault(axis, length) if isinstance(axis, str) else axis
     return length > 0 and want in (None, length)
 
 
-def _fitted(array: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
+def _prepare_array(array: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
     check_dtype(spec, array.dtype.name)
     return np.require(array, array.dtype.newbyteorder("="), ("C", "A"))
 
 
-def check_dtype(spec: TensorSpec, fed: str) -> None:
+def check_dtype(spec: TensorSpec, dtype: str) -> None:
     """Refuse another dtype than an input's own, told by its name."""
-    if fed != spec.dtype:
+    if dtype != spec.dtype:
         raise InvalidRequest(
-            f"input {spec.name!r} was fed {fed}", allowed=spec.dtype, fix=f"use .astype({spec.dtype!r})"
+            f"input {spec.name!r} was fed {dtype}", allowed=spec.dtype, fix=f"use .astype({spec.dtype!r})"
         )
 
 
-def _shown(shape: Sequence[int | str | None]) -> str:
+def _format_shape(shape: Sequence[int | str | None]) -> str:
     return f"[{', '.join('any' if axis is None else str(axis) for axis in shape)}]"

@@ -17,8 +17,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from stillhouse.backends.graph import bring_in, load_graph
-from stillhouse.backends.runtime import reported, require
+from stillhouse.backends.graph import load_external_data, load_graph
+from stillhouse.backends.runtime import require, translate_errors
 from stillhouse.backends.signature import read_signature
 from stillhouse.check import check_choice
 
@@ -27,9 +27,9 @@ Model: TypeAlias = Any
 Node: TypeAlias = Any
 """An onnx.NodeProto."""
 
-HEAVY = ("Conv", "MatMul", "Gemm")
+COMPUTE_OPS = ("Conv", "MatMul", "Gemm")
 """The operations that do the work of a network, and that are worth another precision."""
-FLOATS = ("float16", "float32", "float64", "bfloat16")
+FLOAT_TYPES = ("float16", "float32", "float64", "bfloat16")
 _INLINE = 16 << 20
 """Bytes of weights that may stay in the .onnx itself; protobuf's own limit is 2 GiB."""
 _SMALL = 1024
@@ -46,7 +46,7 @@ class Constant:
     read: Callable[[], NDArray[Any]]
 
     @classmethod
-    def of(cls, array: NDArray[Any]) -> "Constant":
+    def from_array(cls, array: NDArray[Any]) -> "Constant":
         """One whose values are here already."""
         return cls(array.dtype, array.shape, lambda: array)
 
@@ -54,14 +54,14 @@ class Constant:
         """The same in another type. What is too large for it becomes infinite."""
         return Constant(dtype, self.shape, partial(_cast, self.read, dtype))
 
-    def transposed(self, axes: Iterable[int]) -> "Constant":
+    def transpose(self, axes: Iterable[int]) -> "Constant":
         """The same with its axes in another order."""
         order = tuple(axes)
         shape = tuple(self.shape[axis] for axis in order)
         return Constant(self.dtype, shape, lambda: self.read().transpose(order))
 
 
-def open_plain(graph: Path) -> tuple[Model, dict[str, Constant]]:
+def load_with_constants(graph: Path) -> tuple[Model, dict[str, Constant]]:
     """The graph without its constants, and the constants by name.
 
     Raises:
@@ -80,17 +80,17 @@ def open_plain(graph: Path) -> tuple[Model, dict[str, Constant]]:
         if node.domain or node.output[0] in results:
             nodes.append(node)
         elif node.op_type == "Constant" and "value" in attributes:
-            constants[node.output[0]] = Constant.of(to_array(attributes["value"].t))
-        elif source and node.op_type == "Cast" and _float_cast(source, kind(attributes["to"].i)):
+            constants[node.output[0]] = Constant.from_array(to_array(attributes["value"].t))
+        elif source and node.op_type == "Cast" and _is_float_cast(source, kind(attributes["to"].i)):
             constants[node.output[0]] = source.cast(np.dtype(kind(attributes["to"].i)))
         elif source and node.op_type == "Transpose" and "perm" in attributes:
-            constants[node.output[0]] = source.transposed(attributes["perm"].ints)
+            constants[node.output[0]] = source.transpose(attributes["perm"].ints)
         else:
             nodes.append(node)
     # Before version 4 of the format, initializers were listed among the inputs as well.
     inputs = [value for value in model.graph.input if value.name not in constants]
-    refill(model.graph.input, inputs)
-    refill(model.graph.node, nodes)
+    set_repeated(model.graph.input, inputs)
+    set_repeated(model.graph.node, nodes)
     del model.graph.initializer[:]
     return model, constants
 
@@ -99,21 +99,23 @@ def initializers(model: Model, graph: Path) -> dict[str, Constant]:
     """The initializers of a model by name, which was loaded from `graph`, as they are stored."""
     kind = require("onnx.helper").tensor_dtype_to_np_dtype
     return {
-        tensor.name: Constant(np.dtype(kind(tensor.data_type)), tuple(tensor.dims), partial(_stored, tensor, graph))
+        tensor.name: Constant(
+            np.dtype(kind(tensor.data_type)), tuple(tensor.dims), partial(_read_initializer, tensor, graph)
+        )
         for tensor in model.graph.initializer
     }
 
 
-def save_plain(model: Model, constants: Mapping[str, Constant], out: Path) -> None:
+def save_with_constants(model: Model, constants: Mapping[str, Constant], out: Path) -> None:
     """Write the nodes with those constants that they use, whole or not at all.
 
     Weights lie in the .onnx itself or, above 16 MiB, in `<out>.data` beside it. At no time are two of them in memory.
     """
-    used = _used(model.graph)
+    used = _used_names(model.graph)
     needed = {name: constants[name] for name in sorted(used & constants.keys())}
     large = sum(constant.dtype.itemsize * math.prod(constant.shape) for constant in needed.values()) > _INLINE
     data = out.with_name(f"{out.name}.data")
-    with replacing(out) as temporary, replacing(data) as heap, reported("onnx", out, "write"):
+    with atomic_replace(out) as temporary, atomic_replace(data) as heap, translate_errors("onnx", out, "write"):
         for name, constant in needed.items():
             tensor = require("onnx.numpy_helper").from_array(constant.read(), name)
             if large and len(tensor.raw_data) >= _SMALL:
@@ -138,7 +140,7 @@ def inner_graphs(node: Node) -> Iterator[Any]:
             yield attribute.g
 
 
-def check_names(keep: Iterable[str], model: Model) -> frozenset[str]:
+def check_node_names(keep: Iterable[str], model: Model) -> frozenset[str]:
     """Refuse, with InvalidRequest, a name that no node of the graph has."""
     names = {node_name(node) for node in model.graph.node}
     kept = frozenset(keep)
@@ -147,7 +149,7 @@ def check_names(keep: Iterable[str], model: Model) -> frozenset[str]:
     return kept
 
 
-def refill(field: Any, items: Iterable[Any]) -> None:
+def set_repeated(field: Any, items: Iterable[Any]) -> None:
     """Make a repeated field of protobuf hold these items."""
     items = list(items)
     del field[:]
@@ -155,7 +157,7 @@ def refill(field: Any, items: Iterable[Any]) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_replace(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`, which takes its place if it was written, and is removed if anything failed."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -166,16 +168,16 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _float_cast(source: Constant, kind: Any) -> bool:
-    return {source.dtype.name, np.dtype(kind).name} <= set(FLOATS)
+def _is_float_cast(source: Constant, kind: Any) -> bool:
+    return {source.dtype.name, np.dtype(kind).name} <= set(FLOAT_TYPES)
 
 
-def _stored(tensor: Any, graph: Path) -> NDArray[Any]:
+def _read_initializer(tensor: Any, graph: Path) -> NDArray[Any]:
     """The values of an initializer, which lie in the graph or in a file beside it."""
     if tensor.external_data:
         loaded = type(tensor)()
         loaded.CopyFrom(tensor)
-        bring_in(loaded, graph.parent)
+        load_external_data(loaded, graph.parent)
         tensor = loaded
     array: NDArray[Any] = require("onnx.numpy_helper").to_array(tensor)
     return array
@@ -197,11 +199,11 @@ def _spill(tensor: Any, heap: Path, location: str) -> None:
         tensor.external_data.add(key=key, value=str(value))
 
 
-def _used(graph: Any) -> set[str]:
+def _used_names(graph: Any) -> set[str]:
     """Every name that a node of the graph, or of a graph inside a node, takes, and the results."""
     names = {value.name for value in graph.output}
     for node in graph.node:
         names.update(node.input)
         for inner in inner_graphs(node):
-            names |= _used(inner)
+            names |= _used_names(inner)
     return names

@@ -11,22 +11,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stillhouse.backends.input_checks import fixed
+from stillhouse.backends.input_checks import fix_axes
 from stillhouse.backends.runner import GraphRunner, RunnerOptions, Tensors
-from stillhouse.backends.runtime import INSTALL, BackendStatus, reported, require
-from stillhouse.backends.signature import AXES, IR, Axes, Signature
+from stillhouse.backends.runtime import INSTALL_COMMANDS, BackendStatus, require, translate_errors
+from stillhouse.backends.signature import AXES_KEY, OPENVINO_SUFFIX, Axes, Signature
 from stillhouse.core import TensorSpec
 from stillhouse.errors import InvalidRequest, UnsupportedPrecision
 
-UNBIASED = "/WithoutBiases"
+WITHOUT_BIAS_SUFFIX = "/WithoutBiases"
 """What OpenVINO puts behind a node's name where it splits a bias off."""
 _NAME = "openvino"
 _DEVICE = "CPU"
 _CAPABILITIES = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}  # our name: the device's
 _HEAVY = {"Convolution", "Deconvolution", "FullyConnected", "MatMul", "ScaledDotProductAttention"}
 _FUSED = "Subgraph"
-_TOLD = {"layerType", "originalLayersNames", "primitiveType", "runtimePrecision"}
-_COMPUTED = {"f32": "f32", "bf16": "bf16", "f16": "f16", "i8": "int8", "u8": "int8", "I8": "int8"}
+_RUNTIME_KEYS = {"layerType", "originalLayersNames", "primitiveType", "runtimePrecision"}
+_PRECISION_NAMES = {"f32": "f32", "bf16": "bf16", "f16": "f16", "i8": "int8", "u8": "int8", "I8": "int8"}
 
 
 def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> GraphRunner:
@@ -42,25 +42,25 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
     for name in options.settings:
         raise InvalidRequest(f"there is no setting {name!r} of {_NAME}", allowed="no settings")
     core = require(_NAME).Core()
-    precisions = offered(core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES"))
+    precisions = supported_precisions(core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES"))
     if options.precision not in precisions:
         given = f"precision {options.precision!r} on {_NAME} with this processor"
         raise UnsupportedPrecision(given, allowed=", ".join(precisions))
-    axes = fixed(options.shapes, signature.inputs)
-    with reported(_NAME, graph, "open"):
-        model = _read(core, graph, axes, options)
+    axes = fix_axes(options.shapes, signature.inputs)
+    with translate_errors(_NAME, graph, "open"):
+        model = _read_model(core, graph, axes, options)
         compiled = core.compile_model(model, _DEVICE, _config(options))
         apart = options.streams > 1
         inputs = tuple(_spec(name, compiled.input(name), apart) for name in signature.inputs)
         outputs = tuple(_spec(name, compiled.output(name), apart) for name in signature.outputs)
         requests = [compiled.create_infer_request() for _ in range(options.streams)]
-        census = _census(compiled, model)
+        census = _layer_precisions(compiled, model)
     # A network without heavy layers computes in what was asked for, as the runtime took it.
     executed = set(census) or {compiled.get_property("INFERENCE_PRECISION_HINT").to_string()}
     precision = executed.pop() if len(executed) == 1 else "mixed"
     if apart:
         axes = {name: (signature.inputs[name][0], *shape[1:]) for name, shape in axes.items()}
-    run = partial(_run_apart if apart else _run_together, requests, [spec.name for spec in outputs])
+    run = partial(_run_rows if apart else _run_batch, requests, [spec.name for spec in outputs])
     return GraphRunner(graph, _NAME, precision, inputs, outputs, axes, run, census)
 
 
@@ -68,12 +68,12 @@ def status() -> BackendStatus:
     """What OpenVINO can do on this machine."""
     runtime = require(_NAME)
     core = runtime.Core()
-    precisions = offered(core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES"))
+    precisions = supported_precisions(core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES"))
     version = runtime.__version__.partition("-")[0]
-    return BackendStatus(_NAME, version, tuple(core.available_devices), precisions, None, INSTALL[_NAME])
+    return BackendStatus(_NAME, version, tuple(core.available_devices), precisions, None, INSTALL_COMMANDS[_NAME])
 
 
-def offered(capabilities: Collection[str]) -> tuple[str, ...]:
+def supported_precisions(capabilities: Collection[str]) -> tuple[str, ...]:
     """The precisions that can be asked for on a device with these OPTIMIZATION_CAPABILITIES.
 
     >>> offered(["FP32", "INT8", "BF16"])
@@ -82,7 +82,7 @@ def offered(capabilities: Collection[str]) -> tuple[str, ...]:
     return (*(name for name, capability in _CAPABILITIES.items() if capability in capabilities), "auto")
 
 
-def read_network(graph: Path, signature: Signature) -> Any:
+def read_openvino_model(graph: Path, signature: Signature) -> Any:
     """An ONNX file as a model of OpenVINO's, for other tools to change; weights stay on disk until they are read.
 
     Nodes keep their names, with `UNBIASED` behind where OpenVINO splits a bias off. The weights of linear layers,
@@ -93,36 +93,38 @@ def read_network(graph: Path, signature: Signature) -> Any:
         RuntimeMissing, BackendFailed: as `open_graph`.
     """
     core = require(_NAME).Core()
-    with reported(_NAME, graph, "read"):
+    with translate_errors(_NAME, graph, "read"):
         model = core.read_model(graph)
         for node in model.get_ordered_ops():
             if node.get_type_name() == "MatMul":
-                _take_transposed(node)
+                _fold_transpose(node)
         model.validate_nodes_and_infer_types()
-    model.set_rt_info(json.dumps({name: list(axes) for name, axes in signature.inputs.items()}), list(AXES))
+    model.set_rt_info(json.dumps({name: list(axes) for name, axes in signature.inputs.items()}), list(AXES_KEY))
     return model
 
 
-def save_network(model: Any, out: Path) -> None:
+def save_openvino_model(model: Any, out: Path) -> None:
     """Write a model of OpenVINO's to `out` and its weights to the .bin beside it, whole or not at all.
 
     Raises:
         InvalidRequest: `out` does not end in .xml.
     """
-    if out.suffix != IR:
-        raise InvalidRequest(f"{out} as the name of a graph of OpenVINO's", allowed=f"a name that ends in {IR}")
-    temporary = out.with_name(f".{out.stem}.{os.getpid()}{IR}")
+    if out.suffix != OPENVINO_SUFFIX:
+        raise InvalidRequest(
+            f"{out} as the name of a graph of OpenVINO's", allowed=f"a name that ends in {OPENVINO_SUFFIX}"
+        )
+    temporary = out.with_name(f".{out.stem}.{os.getpid()}{OPENVINO_SUFFIX}")
     try:
-        with reported(_NAME, out, "write"):
+        with translate_errors(_NAME, out, "write"):
             require(_NAME).save_model(model, temporary, compress_to_fp16=False)
-        for suffix in (".bin", IR):
+        for suffix in (".bin", OPENVINO_SUFFIX):
             temporary.with_suffix(suffix).replace(out.with_suffix(suffix))
     finally:
-        for suffix in (".bin", IR):
+        for suffix in (".bin", OPENVINO_SUFFIX):
             temporary.with_suffix(suffix).unlink(missing_ok=True)
 
 
-def _take_transposed(product: Any) -> None:
+def _fold_transpose(product: Any) -> None:
     """Turn x @ transpose(W), W a constant matrix, into a product that is told of W's order."""
     transpose = product.input_value(1).get_node()
     if transpose.get_type_name() != "Transpose" or product.get_attributes()["transpose_b"]:
@@ -137,13 +139,13 @@ def _take_transposed(product: Any) -> None:
         require("openvino.utils").replace_node(product, same)
 
 
-def _run_together(requests: list[Any], names: list[str], feeds: Tensors) -> list[NDArray[Any]]:
+def _run_batch(requests: list[Any], names: list[str], feeds: Tensors) -> list[NDArray[Any]]:
     # The request's output buffers are overwritten by its next run, so they are copied out of it.
     results = requests[0].infer(feeds, share_inputs=True, share_outputs=False)
     return [results[name] for name in names]
 
 
-def _run_apart(requests: list[Any], names: list[str], feeds: Tensors) -> list[NDArray[Any]]:
+def _run_rows(requests: list[Any], names: list[str], feeds: Tensors) -> list[NDArray[Any]]:
     """Every row by itself, as many at a time as there are requests."""
     rows = [{name: array[row : row + 1] for name, array in feeds.items()} for row in range(_row_count(feeds))]
     results: list[list[NDArray[Any]]] = []
@@ -163,7 +165,7 @@ def _row_count(feeds: Tensors) -> int:
     return len(next(iter(feeds.values())))
 
 
-def _read(core: Any, graph: Path, axes: Mapping[str, Axes], options: RunnerOptions) -> Any:
+def _read_model(core: Any, graph: Path, axes: Mapping[str, Axes], options: RunnerOptions) -> Any:
     # Not compile_model(path): its cache key knows the .onnx file only, so changed weights beside it would go unseen.
     model = core.read_model(graph)
     shapes = {name: [axis if isinstance(axis, int) else -1 for axis in shape] for name, shape in axes.items()}
@@ -186,7 +188,7 @@ def _config(options: RunnerOptions) -> dict[str, Any]:
     return config
 
 
-def _census(compiled: Any, model: Any) -> dict[str, int]:
+def _layer_precisions(compiled: Any, model: Any) -> dict[str, int]:
     """How many of the operations that do the work compute in each precision.
 
     A layer is a heavy one, or has taken up some of the model's matrix products (attention becomes a "Subgraph"). A
@@ -196,7 +198,7 @@ def _census(compiled: Any, model: Any) -> dict[str, int]:
     products = {node.get_friendly_name() for node in model.get_ops() if node.get_type_name() == "MatMul"}
     counts: Counter[str] = Counter()
     for node in compiled.get_runtime_model().get_ops():
-        layer = {key: value.astype(str) for key, value in node.get_rt_info().items() if key in _TOLD}
+        layer = {key: value.astype(str) for key, value in node.get_rt_info().items() if key in _RUNTIME_KEYS}
         taken = products.intersection(layer.get("originalLayersNames", "").split(","))
         if heavy := 1 if layer["layerType"] in _HEAVY else len(taken) if layer["layerType"] == _FUSED else 0:
             counts[_precision(layer["primitiveType"], layer["runtimePrecision"])] += heavy
@@ -204,10 +206,10 @@ def _census(compiled: Any, model: Any) -> dict[str, int]:
 
 
 def _precision(kernel: str, layer: str) -> str:
-    return _COMPUTED.get(kernel.rpartition("_")[2]) or _COMPUTED.get(layer, layer)
+    return _PRECISION_NAMES.get(kernel.rpartition("_")[2]) or _PRECISION_NAMES.get(layer, layer)
 
 
-def _spec(name: str, port: Any, apart: bool) -> TensorSpec:
+def _spec(name: str, port: Any, per_row: bool) -> TensorSpec:
     lengths = [axis.get_length() if axis.is_static else None for axis in port.partial_shape]
-    shape = (None, *lengths[1:]) if apart else tuple(lengths)
+    shape = (None, *lengths[1:]) if per_row else tuple(lengths)
     return TensorSpec(name, port.element_type.to_dtype().name, shape)

@@ -14,21 +14,21 @@ import numpy as np
 
 from stillhouse.backends.graph import load_graph
 from stillhouse.backends.onnx_edit import (
-    HEAVY,
+    COMPUTE_OPS,
     Constant,
     Node,
-    check_names,
+    check_node_names,
     inner_graphs,
+    load_with_constants,
     node_name,
-    open_plain,
-    refill,
-    save_plain,
+    save_with_constants,
+    set_repeated,
 )
-from stillhouse.backends.runtime import reported, require
+from stillhouse.backends.runtime import require, translate_errors
 
 _FLOAT, _HALF = 1, 10  # TensorProto.FLOAT, FLOAT16
 _HALVES = "tensor(float16)"
-_BEGIN = {*HEAVY, "ConvTranspose", "Attention", "Einsum"}
+_HALF_STARTS = {*COMPUTE_OPS, "ConvTranspose", "Attention", "Einsum"}
 _ANGULAR = {"Sin", "Cos", "Tan"}
 # The type of what they give is an attribute, not the type of what they take.
 _TYPED = {
@@ -37,7 +37,7 @@ _TYPED = {
 }
 
 
-def half(graph: Path, out: Path, *, keep: Collection[str] = ()) -> None:
+def convert_to_float16(graph: Path, out: Path, *, keep: Collection[str] = ()) -> None:
     """Write `out`: the graph with float16 weights and arithmetic, its inputs and outputs as they were.
 
     Halves begin at convolutions, matrix products and embedding tables, and go on through everything that takes their
@@ -62,18 +62,20 @@ def half(graph: Path, out: Path, *, keep: Collection[str] = ()) -> None:
 
     >>> half(Path("unet/model.onnx"), Path("f16/model.onnx"))  # doctest: +SKIP
     """
-    model, constants = open_plain(graph)
-    kept = check_names(keep, model) | _angles(model.graph.node, constants)
+    model, constants = load_with_constants(graph)
+    kept = check_node_names(keep, model) | _angle_nodes(model.graph.node, constants)
     versions = {entry.domain: entry.version for entry in model.opset_import}
-    rewriting = _Halving(constants, _kinds(graph), versions, {value.name for value in model.graph.output})
+    rewriting = _Float16Rewriter(
+        constants, _infer_element_types(graph), versions, {value.name for value in model.graph.output}
+    )
     for node in list(model.graph.node):
-        rewriting.take(node, kept=node_name(node) in kept)
-    refill(model.graph.node, rewriting.nodes)
+        rewriting.add_node(node, stays_float32=node_name(node) in kept)
+    set_repeated(model.graph.node, rewriting.nodes)
     del model.graph.value_info[:]
-    save_plain(model, constants, out)
+    save_with_constants(model, constants, out)
 
 
-class _Halving:
+class _Float16Rewriter:
     """The nodes of a graph as they are written anew. Values that are halves keep their names, unless they are results.
 
     Args:
@@ -84,28 +86,37 @@ class _Halving:
     """
 
     def __init__(
-        self, constants: dict[str, Constant], kinds: Mapping[str, int], versions: Mapping[str, int], results: set[str]
+        self,
+        constants: dict[str, Constant],
+        element_types: Mapping[str, int],
+        versions: Mapping[str, int],
+        results: set[str],
     ) -> None:
         self.nodes: list[Node] = []
-        self._constants, self._kinds, self._versions, self._results = constants, kinds, versions, results
-        self._given: set[str] = set()
+        self._constants, self._element_types, self._versions, self._results = (
+            constants,
+            element_types,
+            versions,
+            results,
+        )
+        self._float16_outputs: set[str] = set()
         self._halves: dict[str, str] = {}
         self._floats: dict[str, str] = {}
 
-    def take(self, node: Node, *, kept: bool) -> None:
+    def add_node(self, node: Node, *, stays_float32: bool) -> None:
         """Add a node, with the casts that it needs."""
-        schema = None if kept else self._schema(node)
+        schema = None if stays_float32 else self._schema(node)
         if schema is None:
-            self._exactly(node)
+            self._add_float32(node)
         elif node.op_type == "Cast":
-            self._cast(node)
+            self._add_cast(node)
         else:
-            self._halved(node, schema)
+            self._add_float16(node, schema)
 
     def _schema(self, node: Node) -> Any:
         """The node's schema; None where it has none, or is to stay in float32."""
-        known = all(name in self._kinds or name in self._constants for name in node.input if name)
-        if not known or node.op_type in _TYPED or any(inner_graphs(node)) or not self._concerns(node):
+        known = all(name in self._element_types or name in self._constants for name in node.input if name)
+        if not known or node.op_type in _TYPED or any(inner_graphs(node)) or not self._reaches_or_starts(node):
             return None
         definitions = require("onnx.defs")
         domain = "" if node.domain == "ai.onnx" else node.domain
@@ -113,15 +124,15 @@ class _Halving:
             return None
         return definitions.get_schema(node.op_type, self._versions[domain], domain)
 
-    def _concerns(self, node: Node) -> bool:
+    def _reaches_or_starts(self, node: Node) -> bool:
         """Whether halves reach this node or begin here."""
         if node.op_type == "Gather":
             table = self._constants.get(node.input[0])
             if table and table.dtype == np.float32 and len(table.shape) > 1:
                 return True
-        return node.op_type in _BEGIN or not self._given.isdisjoint(node.input)
+        return node.op_type in _HALF_STARTS or not self._float16_outputs.isdisjoint(node.input)
 
-    def _halved(self, node: Node, schema: Any) -> None:
+    def _add_float16(self, node: Node, schema: Any) -> None:
         allowed = {one.type_param_str: one.allowed_type_strs for one in schema.type_constraints}
         halved = set()
         for place, name in enumerate(node.input):
@@ -136,35 +147,35 @@ class _Halving:
         self.nodes.append(node)
         for place, name in enumerate(node.output):
             if name and schema.outputs[min(place, len(schema.outputs) - 1)].type_str in halved:
-                self._give(node, place)
+                self._mark_output(node, place)
 
-    def _cast(self, node: Node) -> None:
+    def _add_cast(self, node: Node) -> None:
         """Between floats it goes on in halves; from halves to anything else, it stays."""
         (target,) = (attribute for attribute in node.attribute if attribute.name == "to")
         node.input[0] = self._halves.get(node.input[0], node.input[0])
         self.nodes.append(node)
         if target.i == _FLOAT:
             target.i = _HALF
-            self._give(node, 0)
+            self._mark_output(node, 0)
 
-    def _exactly(self, node: Node) -> None:
+    def _add_float32(self, node: Node) -> None:
         for place, name in enumerate(node.input):
             node.input[place] = self._float(name)
         for inner in inner_graphs(node):
-            self._exactly_inside(inner)
+            self._restore_inner_inputs(inner)
         self.nodes.append(node)
 
-    def _exactly_inside(self, graph: Any) -> None:
+    def _restore_inner_inputs(self, graph: Any) -> None:
         """A graph inside a node sees the values around it by name."""
         for node in graph.node:
             for place, name in enumerate(node.input):
                 node.input[place] = self._float(name)
             for inner in inner_graphs(node):
-                self._exactly_inside(inner)
+                self._restore_inner_inputs(inner)
 
     def _is_float(self, name: str) -> bool:
         constant = self._constants.get(name)
-        return constant.dtype == np.float32 if constant else self._kinds[name] == _FLOAT
+        return constant.dtype == np.float32 if constant else self._element_types[name] == _FLOAT
 
     def _half(self, name: str) -> str:
         if name not in self._halves:
@@ -183,10 +194,10 @@ class _Halving:
             self._convert(name, self._floats[name], _FLOAT)
         return self._floats[name]
 
-    def _give(self, node: Node, place: int) -> None:
+    def _mark_output(self, node: Node, place: int) -> None:
         """What the node gives there is a half from here on, and a float again where it is a result of the graph."""
         name = node.output[place]
-        self._given.add(name)
+        self._float16_outputs.add(name)
         self._halves[name] = name
         if name in self._results:
             self._halves[name] = node.output[place] = f"{name}.half"
@@ -196,21 +207,21 @@ class _Halving:
         self.nodes.append(require("onnx.helper").make_node("Cast", [source], [target], name=target, to=kind))
 
 
-def _kinds(graph: Path) -> dict[str, int]:
+def _infer_element_types(graph: Path) -> dict[str, int]:
     """The element type of each value that the schemas tell."""
-    with reported("onnx", graph, "infer the types of"):
+    with translate_errors("onnx", graph, "infer the types of"):
         model: Any = require("onnx.shape_inference").infer_shapes(load_graph(graph))
     values = (*model.graph.input, *model.graph.value_info, *model.graph.output)
     kinds = {value.name: value.type.tensor_type.elem_type for value in values if value.type.HasField("tensor_type")}
     return {name: kind for name, kind in kinds.items() if kind}
 
 
-def _angles(nodes: Iterable[Node], constants: Collection[str]) -> set[str]:
+def _angle_nodes(nodes: Iterable[Node], constants: Collection[str]) -> set[str]:
     """The nodes that lead to a sine, back to the last layer with weights: in 11 bits, 900 radians are any angle."""
     wanted: set[str] = set()
     names = set()
     for node in reversed(list(nodes)):
-        weighed = node.op_type in HEAVY and any(name in constants for name in node.input)
+        weighed = node.op_type in COMPUTE_OPS and any(name in constants for name in node.input)
         if node.op_type in _ANGULAR or (wanted.intersection(node.output) and not weighed):
             wanted.update(node.input)
             names.add(node_name(node))

@@ -8,24 +8,24 @@ Fields: TypeAlias = Mapping[int, list[Any]]
 """Every field's values by its number; a number without values gives an empty list."""
 
 
-def text(values: list[Any]) -> str:
+def first_text(values: list[Any]) -> str:
     """The first of a field's values as text; "" where it has none."""
     return str(values[0], "utf-8") if values else ""
 
 
-def fields(message: memoryview) -> Fields:
+def parse_fields(message: memoryview) -> Fields:
     """A message taken apart, one level deep: numbers, and the bytes of strings and of messages inside.
 
     Raises:
         ValueError, KeyError, IndexError: it is none, or a part of one.
     """
     found: defaultdict[int, list[Any]] = defaultdict(list)
-    for number, value in _walk(message):
+    for number, value in _iterate_fields(message):
         found[number].append(value)
     return found
 
 
-def _walk(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+def _iterate_fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     """Each field of a message: its number and its value, an int or the bytes of what is inside."""
     at, end = 0, len(message)
     while at < end:

@@ -15,26 +15,26 @@ from stillhouse.backends.onnx_edit import Constant, Node, node_name
 from stillhouse.backends.runtime import require
 from stillhouse.core import Array
 
-Kind: TypeAlias = Literal["int8", "uint8"]
-KINDS: tuple[Kind, ...] = ("int8", "uint8")
+WeightType: TypeAlias = Literal["int8", "uint8"]
+WEIGHT_TYPES: tuple[WeightType, ...] = ("int8", "uint8")
 Ranges: TypeAlias = Mapping[str, tuple[float, float]]
 """The least and the greatest value of a tensor, by its name."""
 
-Numbers: TypeAlias = Literal["uint8", "int8", "fp8"]
+QuantType: TypeAlias = Literal["uint8", "int8", "fp8"]
 """What is multiplied: unsigned inputs with signed weights, as processors do; signed ones around zero, or floats of
 eight bits, as GPUs do."""
-NUMBERS: tuple[Numbers, ...] = ("uint8", "int8", "fp8")
+QUANT_TYPES: tuple[QuantType, ...] = ("uint8", "int8", "fp8")
 
-_LARGEST: Mapping[Kind, int] = {"int8": 63, "uint8": 127}
+_LARGEST: Mapping[WeightType, int] = {"int8": 63, "uint8": 127}
 """What the largest weight is rounded to, counted from the zero point; see `quantize` on the missing bit."""
 _FLOAT, _E4M3 = 1, 17  # TensorProto.FLOAT and .FLOAT8E4M3FN
-_SYMMETRIC: Mapping[Numbers, int] = {"int8": 127, "fp8": 448}
+_SYMMETRIC: Mapping[QuantType, int] = {"int8": 127, "fp8": 448}
 """The same where nothing saturates, of inputs, too; of floats the largest that there is."""
 _WIDEST = 2.0**30
 """A bias in units of its scale, at most: the sum of products is added to it in 32 bits."""
 
 
-class Rewriting:
+class QdqRewriter:
     """The nodes of a graph as they are written anew, and the constants that come with them.
 
     Args:
@@ -42,52 +42,54 @@ class Rewriting:
         numbers: of `static`.
     """
 
-    def __init__(self, constants: dict[str, Constant], numbers: Numbers = "uint8") -> None:
+    def __init__(self, constants: dict[str, Constant], quant_type: QuantType = "uint8") -> None:
         self.nodes: list[Node] = []
         self.constants = constants
-        self._numbers = numbers
+        self._quant_type = quant_type
         self._rounded: dict[str, str] = {}
-        self._taken: dict[str, tuple[str, str, str]] = {}
+        self._dynamic_inputs: dict[str, tuple[str, str, str]] = {}
 
-    def static(self, node: Node, ranges: Ranges) -> None:
+    def add_static(self, node: Node, ranges: Ranges) -> None:
         """Take the node with its input, its weights and its bias rounded."""
         source, weights, *bias = node.input
-        step, _ = self._unit(ranges[source])
+        step, _ = self._scale_and_zero(ranges[source])
         values = self.constants[weights].read()
-        bias = [] if self._numbers in _SYMMETRIC else bias  # it stays as it is
+        bias = [] if self._quant_type in _SYMMETRIC else bias  # it stays as it is
         added = self.constants[bias[0]].read() if bias else np.zeros(1, np.float32)
-        axis, largest = output_axis(node), _SYMMETRIC.get(self._numbers, _LARGEST["int8"])
+        axis, largest = output_axis(node), _SYMMETRIC.get(self._quant_type, _LARGEST["int8"])
         scale = _scales(values, axis, largest, least=np.abs(added) / (step * _WIDEST))
-        name, kind = node_name(node), _floats() if self._numbers == "fp8" else np.dtype(np.int8)
-        array = _small(values, scale, axis, largest, kind)
-        node.input[0] = self._rounded_tensor(source, ranges)
-        node.input[1] = self._restored(f"{name}.weights", array, scale, axis)
+        name, kind = node_name(node), _fp8_dtype() if self._quant_type == "fp8" else np.dtype(np.int8)
+        array = _quantize_weights(values, scale, axis, largest, kind)
+        node.input[0] = self._quantized_input(source, ranges)
+        node.input[1] = self._dequantized_constant(f"{name}.weights", array, scale, axis)
         if bias:
             whole = np.rint(added / (step * scale.astype(np.float64))).astype(np.int32)
-            node.input[2] = self._restored(f"{name}.bias", whole, np.float32(step) * scale, 0)
+            node.input[2] = self._dequantized_constant(f"{name}.bias", whole, np.float32(step) * scale, 0)
         self.nodes.append(node)
 
-    def round_result(self, node: Node, name: str, ranges: Ranges) -> None:
+    def round_output(self, node: Node, name: str, ranges: Ranges) -> None:
         """Round what the node before, which is taken already, gives under that name."""
         exact = f"{name}.exact"
         node.output[list(node.output).index(name)] = exact
-        self._round(exact, name, *self._unit(ranges[name]))
+        self._add_qdq(exact, name, *self._scale_and_zero(ranges[name]))
         self._rounded[name] = name
 
-    def dynamic(self, node: Node, kind: Kind) -> None:
+    def add_dynamic(self, node: Node, weight_type: WeightType) -> None:
         """Take the node as an integer one, its input's range found while it runs, and the steps back to float32."""
         source, weights, *bias = node.input
         name, result, axis = node_name(node), node.output[0], output_axis(node)
         constant = self.constants[weights]
         if node.op_type == "Gemm" and axis == 0:
-            constant, axis = constant.transposed((1, 0)), 1
-        values, zero = constant.read(), 128 if kind == "uint8" else 0
-        scale = _scales(values, axis, _LARGEST[kind])
+            constant, axis = constant.transpose((1, 0)), 1
+        values, zero = constant.read(), 128 if weight_type == "uint8" else 0
+        scale = _scales(values, axis, _LARGEST[weight_type])
         channels = (-1, *[1] * (values.ndim - 2)) if node.op_type == "Conv" else (-1,)
-        whole = self._constant(f"{name}.weights", _whole(values, scale, axis, _LARGEST[kind], zero).astype(kind))
+        whole = self._constant(
+            f"{name}.weights", _round_to_integers(values, scale, axis, _LARGEST[weight_type], zero).astype(weight_type)
+        )
         scales = self._constant(f"{name}.scales", scale.reshape(channels))
-        zeros = self._constant(f"{kind}.zero", np.array(zero, kind))
-        taken, step, start = self._taken_tensor(source)
+        zeros = self._constant(f"{weight_type}.zero", np.array(zero, weight_type))
+        taken, step, start = self._dynamic_input(source)
         operator = "ConvInteger" if node.op_type == "Conv" else "MatMulInteger"
         steps = [f"{result}.{part}" for part in ("sum", "float", "unit", "product")]
         last = steps[3] if bias else result
@@ -101,31 +103,33 @@ class Rewriting:
             added = self._constant(f"{name}.bias", self.constants[bias[0]].read().reshape(channels))
             self._add("Add", [last, added], result)
 
-    def _rounded_tensor(self, name: str, ranges: Ranges) -> str:
+    def _quantized_input(self, name: str, ranges: Ranges) -> str:
         """The tensor rounded and restored, once for all who take it."""
         if name not in self._rounded:
             self._rounded[name] = f"{name}.rounded"
-            self._round(name, self._rounded[name], *self._unit(ranges[name]))
+            self._add_qdq(name, self._rounded[name], *self._scale_and_zero(ranges[name]))
         return self._rounded[name]
 
-    def _unit(self, extent: tuple[float, float]) -> tuple[float, int]:
+    def _scale_and_zero(self, extent: tuple[float, float]) -> tuple[float, int]:
         """Scale and zero point of a byte for values from least to greatest; zero itself is always exact."""
-        if self._numbers in _SYMMETRIC:
-            return float(np.float32(max(map(abs, extent)) / _SYMMETRIC[self._numbers])) or 1.0, 0
+        if self._quant_type in _SYMMETRIC:
+            return float(np.float32(max(map(abs, extent)) / _SYMMETRIC[self._quant_type])) or 1.0, 0
         least, greatest = min(extent[0], 0.0), max(extent[1], 0.0)
         step = float(np.float32((greatest - least) / 255)) or 1.0
         return step, round(-least / step)
 
-    def _round(self, source: str, target: str, step: float, zero: int) -> None:
+    def _add_qdq(self, source: str, target: str, step: float, zero: int) -> None:
         whole = f"{target}.whole"
         unit = [
             self._constant(f"{target}.scale", np.array(step, np.float32)),
-            self._constant(f"{target}.zero", np.array(zero, _floats() if self._numbers == "fp8" else self._numbers)),
+            self._constant(
+                f"{target}.zero", np.array(zero, _fp8_dtype() if self._quant_type == "fp8" else self._quant_type)
+            ),
         ]
         self._add("QuantizeLinear", [source, *unit], whole)
         self._add("DequantizeLinear", [whole, *unit], target)
 
-    def _restored(self, name: str, whole: NDArray[Any], scale: Array, axis: int) -> str:
+    def _dequantized_constant(self, name: str, whole: NDArray[Any], scale: Array, axis: int) -> str:
         unit = [
             self._constant(f"{name}.scale", scale),
             self._constant(f"{name}.zero", np.zeros(scale.shape, whole.dtype)),
@@ -133,17 +137,17 @@ class Rewriting:
         self._add("DequantizeLinear", [self._constant(f"{name}.whole", whole), *unit], name, axis=axis)
         return name
 
-    def _taken_tensor(self, name: str) -> tuple[str, str, str]:
+    def _dynamic_input(self, name: str) -> tuple[str, str, str]:
         """The tensor rounded by its own range, once for all who take it: integers, scale, zero point."""
-        if name not in self._taken:
-            self._taken[name] = (f"{name}.taken", f"{name}.taken.scale", f"{name}.taken.zero")
+        if name not in self._dynamic_inputs:
+            self._dynamic_inputs[name] = (f"{name}.taken", f"{name}.taken.scale", f"{name}.taken.zero")
             self.nodes.append(
-                require("onnx.helper").make_node("DynamicQuantizeLinear", [name], list(self._taken[name]))
+                require("onnx.helper").make_node("DynamicQuantizeLinear", [name], list(self._dynamic_inputs[name]))
             )
-        return self._taken[name]
+        return self._dynamic_inputs[name]
 
     def _constant(self, name: str, array: NDArray[Any]) -> str:
-        self.constants[name] = Constant.of(array)
+        self.constants[name] = Constant.from_array(array)
         return name
 
     def _add(self, operator: str, takes: list[str], gives: str, **attributes: Any) -> None:
@@ -163,20 +167,20 @@ def _scales(values: Array, axis: int, largest: int, least: NDArray[Any] | float 
     return np.where(scale > 0, scale, 1).astype(np.float32)
 
 
-def _small(values: Array, scale: Array, axis: int, largest: int, kind: "np.dtype[Any]") -> NDArray[Any]:
+def _quantize_weights(values: Array, scale: Array, axis: int, largest: int, kind: "np.dtype[Any]") -> NDArray[Any]:
     """In units of the scales: whole numbers, or the nearest floats of eight bits."""
     if kind == np.int8:
-        return _whole(values, scale, axis, largest, 0).astype(kind)
+        return _round_to_integers(values, scale, axis, largest, 0).astype(kind)
     small: NDArray[Any] = np.clip(_in_units(values, scale, axis), -largest, largest).astype(kind)
     return small
 
 
-def _floats() -> "np.dtype[Any]":
+def _fp8_dtype() -> "np.dtype[Any]":
     kind: np.dtype[Any] = require("onnx.helper").tensor_dtype_to_np_dtype(_E4M3)
     return kind
 
 
-def _whole(values: Array, scale: Array, axis: int, largest: int, zero: int) -> Array:
+def _round_to_integers(values: Array, scale: Array, axis: int, largest: int, zero: int) -> Array:
     whole: Array = np.clip(np.rint(_in_units(values, scale, axis)), -largest, largest) + zero
     return whole
 

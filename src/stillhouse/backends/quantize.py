@@ -25,20 +25,20 @@ from numpy.typing import NDArray
 from stillhouse.backends import openvino, ort
 from stillhouse.backends.graph import load_graph
 from stillhouse.backends.onnx_edit import (
-    HEAVY,
+    COMPUTE_OPS,
     Constant,
     Model,
     Node,
-    check_names,
+    check_node_names,
     inner_graphs,
+    load_with_constants,
     node_name,
-    open_plain,
-    refill,
-    save_plain,
+    save_with_constants,
+    set_repeated,
 )
-from stillhouse.backends.qdq import KINDS, NUMBERS, Kind, Numbers, Ranges, Rewriting, output_axis
-from stillhouse.backends.runtime import reported, require
-from stillhouse.backends.signature import IR, read_signature
+from stillhouse.backends.qdq import QUANT_TYPES, WEIGHT_TYPES, QdqRewriter, QuantType, Ranges, WeightType, output_axis
+from stillhouse.backends.runtime import require, translate_errors
+from stillhouse.backends.signature import OPENVINO_SUFFIX, read_signature
 from stillhouse.check import check_choice
 from stillhouse.errors import BackendFailed, InvalidRequest
 
@@ -51,7 +51,9 @@ _ACTIVATIONS = ("Relu", "Clip")
 _FLOAT = 1  # TensorProto.FLOAT
 
 
-def static(graph: Path, out: Path, feeds: Feeds, *, keep: Collection[str] = (), numbers: Numbers = "uint8") -> None:
+def quantize_static(
+    graph: Path, out: Path, feeds: Feeds, *, keep: Collection[str] = (), quant_type: QuantType = "uint8"
+) -> None:
     """Write `out`: QuantizeLinear and DequantizeLinear around every Conv, MatMul and Gemm that has weights.
 
     Inputs are unsigned with one range for a tensor, the widest that the feeds show (of the Shapes U-Net, nine tenths
@@ -74,30 +76,30 @@ def static(graph: Path, out: Path, feeds: Feeds, *, keep: Collection[str] = (), 
     >>> static(Path("unet/model.onnx"), Path("int8/model.onnx"), feeds, keep=["/conv_in/Conv"])  # doctest: +SKIP
     """
     _check_feeds(feeds)
-    check_choice("kind of numbers", numbers, NUMBERS)
-    model, constants = open_plain(graph)
-    heavy = _heavy(graph, model, constants, keep)
-    if numbers == "fp8":
+    check_choice("kind of numbers", quant_type, QUANT_TYPES)
+    model, constants = load_with_constants(graph)
+    heavy = _quantizable_nodes(graph, model, constants, keep)
+    if quant_type == "fp8":
         _raise_opset(graph, model)
-    places = _places(model, heavy)
+    places = _rounded_outputs(model, heavy)
     ranges = _ranges(graph, sorted({node.input[0] for node in heavy} | places), feeds)
-    rewriting, quantised = Rewriting(constants, numbers), {node_name(node) for node in heavy}
+    rewriting, quantised = QdqRewriter(constants, quant_type), {node_name(node) for node in heavy}
     for node in list(model.graph.node):
         if node_name(node) in quantised:
-            rewriting.static(node, ranges)
+            rewriting.add_static(node, ranges)
         else:
             rewriting.nodes.append(node)
         for name in places.intersection(node.output):
-            rewriting.round_result(node, name, ranges)
-    refill(model.graph.node, rewriting.nodes)
-    save_plain(model, constants, out)
+            rewriting.round_output(node, name, ranges)
+    set_repeated(model.graph.node, rewriting.nodes)
+    save_with_constants(model, constants, out)
 
 
-def dynamic(
+def quantize_dynamic(
     graph: Path,
     out: Path,
     *,
-    weights: Kind = "uint8",
+    weights: WeightType = "uint8",
     keep: Collection[str] = (),
     operators: Collection[str] = ("MatMul", "Gemm"),
 ) -> None:
@@ -115,21 +117,21 @@ def dynamic(
         InvalidRequest, PipelineError, BackendFailed: as `static`.
     """
     for name in operators:
-        check_choice("operator", name, HEAVY)
-    check_choice("kind of weights", weights, KINDS)
-    model, constants = open_plain(graph)
-    heavy = _heavy(graph, model, constants, keep, operators)
-    rewriting, quantised = Rewriting(constants), {node_name(node) for node in heavy}
+        check_choice("operator", name, COMPUTE_OPS)
+    check_choice("kind of weights", weights, WEIGHT_TYPES)
+    model, constants = load_with_constants(graph)
+    heavy = _quantizable_nodes(graph, model, constants, keep, operators)
+    rewriting, quantised = QdqRewriter(constants), {node_name(node) for node in heavy}
     for node in list(model.graph.node):
         if node_name(node) in quantised:
-            rewriting.dynamic(node, weights)
+            rewriting.add_dynamic(node, weights)
         else:
             rewriting.nodes.append(node)
-    refill(model.graph.node, rewriting.nodes)
-    save_plain(model, constants, out)
+    set_repeated(model.graph.node, rewriting.nodes)
+    save_with_constants(model, constants, out)
 
 
-def openvino_static(graph: Path, out: Path, feeds: Feeds, *, keep: Collection[str] = ()) -> None:
+def quantize_openvino(graph: Path, out: Path, feeds: Feeds, *, keep: Collection[str] = ()) -> None:
     """Write `out`, an OpenVINO graph in static int8 with SmoothQuant (Xiao et al. 2022, arXiv:2211.10438) by NNCF.
 
     Half of each channel's range moves from the inputs to the weights, of convolutions too: alpha 0.5, the paper's own.
@@ -161,10 +163,10 @@ def openvino_static(graph: Path, out: Path, feeds: Feeds, *, keep: Collection[st
                 smooth_quant_alphas=advanced.AdvancedSmoothQuantParameters(convolution=0.5, matmul=0.5),
             ),
         )
-    openvino.save_network(quantised, out)
+    openvino.save_openvino_model(quantised, out)
 
 
-def openvino_weights(graph: Path, out: Path, *, bits: Literal[8, 4] = 8, keep: Collection[str] = ()) -> None:
+def compress_openvino_weights(graph: Path, out: Path, *, bits: Literal[8, 4] = 8, keep: Collection[str] = ()) -> None:
     """Write `out`, an OpenVINO graph whose weights are stored in integers and expanded where they are used, by NNCF.
 
     It saves memory, and time where a network waits for its weights; arithmetic stays as it was. With 4 bits,
@@ -184,17 +186,19 @@ def openvino_weights(graph: Path, out: Path, *, bits: Literal[8, 4] = 8, keep: C
             )
             options = {"mode": nncf.CompressWeightsMode.INT4_SYM, "group_size": 64, "advanced_parameters": adjust}
         compressed = nncf.compress_weights(model, ignored_scope=ignored, **options)
-    openvino.save_network(compressed, out)
+    openvino.save_openvino_model(compressed, out)
 
 
 @contextmanager
 def _nncf(graph: Path, out: Path, keep: Collection[str]) -> Iterator[tuple[Any, Any, Any]]:
     """NNCF, the graph as it takes it, and what it must not touch. It says nothing, draws no bars, fails as we do."""
-    if out.suffix != IR:
-        raise InvalidRequest(f"{out} as the name of an OpenVINO graph", allowed=f"a name that ends in {IR}")
+    if out.suffix != OPENVINO_SUFFIX:
+        raise InvalidRequest(
+            f"{out} as the name of an OpenVINO graph", allowed=f"a name that ends in {OPENVINO_SUFFIX}"
+        )
     signature = read_signature(graph)
     skeleton = load_graph(graph)
-    kept = check_names(keep, skeleton)
+    kept = check_node_names(keep, skeleton)
     # OpenVINO calls a node whose result is the graph's by the result's name.
     named = {
         name for node in skeleton.graph.node if node_name(node) in kept for name in (node_name(node), *node.output)
@@ -209,21 +213,21 @@ def _nncf(graph: Path, out: Path, keep: Collection[str]) -> Iterator[tuple[Any, 
         os.environ.setdefault("NNCF_CI", "1")  # its own switch; without it, it reports its use to its makers
         nncf = require("nncf")
         nncf.set_log_level(logging.CRITICAL)
-        model = openvino.read_network(graph, signature)
-        names = [f"{name}{suffix}" for name in sorted(named) for suffix in ("", openvino.UNBIASED)]
-        with reported("nncf", graph, "quantise"):
+        model = openvino.read_openvino_model(graph, signature)
+        names = [f"{name}{suffix}" for name in sorted(named) for suffix in ("", openvino.WITHOUT_BIAS_SUFFIX)]
+        with translate_errors("nncf", graph, "quantise"):
             yield nncf, model, nncf.IgnoredScope(names=names, validate=False)
 
 
-def _heavy(
+def _quantizable_nodes(
     graph: Path,
     model: Model,
     constants: Mapping[str, Constant],
     keep: Collection[str],
-    operators: Collection[str] = HEAVY,
+    operators: Collection[str] = COMPUTE_OPS,
 ) -> list[Node]:
     """The nodes to quantise."""
-    kept = check_names(keep, model)
+    kept = check_node_names(keep, model)
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
     if opset < _OPSET:
         raise InvalidRequest(f"{graph} is of opset {opset}", allowed=f"{_OPSET} and later", fix="export it anew")
@@ -241,7 +245,7 @@ def _raise_opset(graph: Path, model: Model) -> None:
     (opset,) = (entry for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     if opset.version >= _WITH_FP8:
         return
-    for node in _every(model.graph):
+    for node in _iterate_nodes(model.graph):
         names = {attribute.name for attribute in node.attribute}
         means_another = (
             (node.op_type.startswith("Reduce") and "axes" in names)
@@ -255,12 +259,12 @@ def _raise_opset(graph: Path, model: Model) -> None:
     model.ir_version = max(model.ir_version, _IR_WITH_FP8)
 
 
-def _every(graph: Any) -> Iterator[Node]:
+def _iterate_nodes(graph: Any) -> Iterator[Node]:
     """Its nodes, and those of the graphs inside them."""
     for node in graph.node:
         yield node
         for inner in inner_graphs(node):
-            yield from _every(inner)
+            yield from _iterate_nodes(inner)
 
 
 def _has_weights(node: Node, constants: Mapping[str, Constant]) -> bool:
@@ -279,7 +283,7 @@ def _has_weights(node: Node, constants: Mapping[str, Constant]) -> bool:
     return flat and plain and all(one.shape == (weights.shape[output_axis(node)],) for one in bias if one)
 
 
-def _places(model: Model, heavy: Sequence[Node]) -> set[str]:
+def _rounded_outputs(model: Model, heavy: Sequence[Node]) -> set[str]:
     """The tensors behind convolutions that are rounded too, as a fused convolution gives integers.
 
     Where nothing but an activation takes a convolution's result, that is part of it, and what it gives is rounded.
@@ -313,7 +317,7 @@ def _ranges(graph: Path, names: Sequence[str], feeds: Feeds) -> Ranges:
         for operator in ("ReduceMin", "ReduceMax"):
             model.graph.node.append(helper.make_node(operator, [name], [f"{operator}.{place}"], keepdims=0))
             model.graph.output.append(helper.make_tensor_value_info(f"{operator}.{place}", _FLOAT, []))
-    evaluate = ort.evaluator(model.SerializeToString(), graph.parent)
+    evaluate = ort.make_evaluator(model.SerializeToString(), graph.parent)
     found = np.array([list(evaluate(dict(each)).values()) for each in feeds])
     if not np.isfinite(found).all():
         raise BackendFailed(f"{graph} gives values that are not finite", fix="look at what it is fed")

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 from stillhouse.backends import openvino, ort, tensorrt, torch
 from stillhouse.backends.runner import Runner, RunnerOptions
-from stillhouse.backends.runtime import INSTALL, BackendStatus, useful_line
+from stillhouse.backends.runtime import INSTALL_COMMANDS, BackendStatus, first_error_line
 from stillhouse.backends.signature import Signature, read_signature
 from stillhouse.check import check_choice
 from stillhouse.errors import InvalidRequest, RuntimeMissing
@@ -30,9 +30,9 @@ _STATUS: Mapping[str, Callable[[], BackendStatus]] = {
     "tensorrt-rtx": partial(tensorrt.status, "tensorrt-rtx"),
 }
 _ARRAYS: Mapping[str, Callable[[Mapping[str, str]], Any]] = {
-    "torch": torch.arrays,
-    "tensorrt": tensorrt.arrays,
-    "tensorrt-rtx": partial(tensorrt.arrays, name="tensorrt-rtx"),
+    "torch": torch.torch_device_arrays,
+    "tensorrt": tensorrt.tensorrt_device_arrays,
+    "tensorrt-rtx": partial(tensorrt.tensorrt_device_arrays, name="tensorrt-rtx"),
 }
 PLUGINS = "stillhouse.backends"
 """The entry points by which an installed package adds an engine: by its name, an object with the functions
@@ -51,7 +51,7 @@ def open_runner(graph: Path, backend: str = "onnxruntime", options: RunnerOption
         PipelineError: the file or its weights are missing or cut short.
         RuntimeMissing, UnsupportedPrecision, BackendFailed: see the backend.
     """
-    openers = _OPENERS if backend in _OPENERS else {**_OPENERS, **_added("open_graph")}
+    openers = _OPENERS if backend in _OPENERS else {**_OPENERS, **_plugins("open_graph")}
     check_choice("backend", backend, openers)
     if options.streams < 1 or (options.streams > 1 and backend in _OPENERS and backend != "openvino"):
         raise InvalidRequest(f"streams is {options.streams} on {backend}", allowed="1, and more on openvino")
@@ -61,7 +61,7 @@ def open_runner(graph: Path, backend: str = "onnxruntime", options: RunnerOption
     return runner
 
 
-def reopened_for(backend: str, settings: Mapping[str, str]) -> Literal["shapes", "sizes", "nothing"]:
+def reopen_scope(backend: str, settings: Mapping[str, str]) -> Literal["shapes", "sizes", "nothing"]:
     """What a static network is to be opened anew for: each shape, or each size of picture with all batches of it, or
     nothing, where the backend compiles for each shape by itself.
 
@@ -73,7 +73,7 @@ def reopened_for(backend: str, settings: Mapping[str, str]) -> Literal["shapes",
     return "sizes" if settings.get("batches") == "together" else "shapes"
 
 
-def own_arrays(backend: str, settings: Mapping[str, str]) -> Any | None:
+def device_arrays(backend: str, settings: Mapping[str, str]) -> Any | None:
     """The arrays that networks of a backend take and leave where they run, see `diffusion.arrays`; None: NumPy's only.
 
     Raises:
@@ -84,30 +84,30 @@ def own_arrays(backend: str, settings: Mapping[str, str]) -> Any | None:
 
 def backends() -> tuple[BackendStatus, ...]:
     """Every backend that this program knows, whether it is installed or not. torch is not imported."""
-    return tuple(_ready(name, status) for name, status in {**_STATUS, **_added("status")}.items())
+    return tuple(_status_or_reason(name, status) for name, status in {**_STATUS, **_plugins("status")}.items())
 
 
-def _added(function: str) -> dict[str, Callable[..., Any]]:
+def _plugins(function: str) -> dict[str, Callable[..., Any]]:
     """That function of every engine that another package brings; a name of ours is not given away."""
     return {
-        point.name: partial(_call, point, function)
+        point.name: partial(_call_plugin, point, function)
         for point in entry_points(group=PLUGINS)
         if point.name not in _OPENERS
     }
 
 
-def _call(point: EntryPoint, function: str, *arguments: Any) -> Any:
+def _call_plugin(point: EntryPoint, function: str, *arguments: Any) -> Any:
     return getattr(point.load(), function)(*arguments)
 
 
-def _ready(name: str, status: Callable[[], BackendStatus]) -> BackendStatus:
+def _status_or_reason(name: str, status: Callable[[], BackendStatus]) -> BackendStatus:
     try:
         return status()
     except RuntimeMissing as error:
         reason = error.given
     except Exception as error:  # a broken installation fails in its own way, and its row says so
-        reason = f"it is installed but broken: {useful_line(str(error))}"
-    return BackendStatus(name, _version(name), (), (), reason, INSTALL.get(name, f"reinstall {name}"))
+        reason = f"it is installed but broken: {first_error_line(str(error))}"
+    return BackendStatus(name, _version(name), (), (), reason, INSTALL_COMMANDS.get(name, f"reinstall {name}"))
 
 
 def _version(name: str) -> str | None:

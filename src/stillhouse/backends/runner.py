@@ -7,8 +7,8 @@ from typing import Any, Protocol, TypeAlias
 
 from numpy.typing import NDArray
 
-from stillhouse.backends.input_checks import bound, check_dtype, fitted, given
-from stillhouse.backends.runtime import reported
+from stillhouse.backends.input_checks import bind_axes, check_dtype, order_feeds, prepare_feeds
+from stillhouse.backends.runtime import translate_errors
 from stillhouse.backends.signature import Axes
 from stillhouse.core import TensorSpec
 from stillhouse.errors import BackendFailed
@@ -28,7 +28,7 @@ class Runner(Protocol):
         """What the heavy layers compute in, as read back from the runtime: f32, bf16, f16, int8 or mixed."""
 
     @property
-    def census(self) -> Mapping[str, int]:
+    def layer_precisions(self) -> Mapping[str, int]:
         """How many heavy operations (convolutions, matrix products, attention) run in each precision, read back."""
 
     @property
@@ -43,17 +43,17 @@ class Runner(Protocol):
         """Run once. The arrays that come back belong to the caller: a later run does not touch them."""
 
 
-class Weights(Protocol):
+class EditableWeights(Protocol):
     """Weights of an open network that may be changed, while all that was compiled for it stays."""
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """[out, in, ...] of linear layers and convolutions, maybe of embeddings, named as in torch: mid_block.conv."""
 
-    def plain(self, layer: str) -> Any:
+    def original(self, layer: str) -> Any:
         """What a layer was opened with: a tensor of torch's, float32 [out, in, ...], in the processor's memory."""
 
-    def put(self, changed: Mapping[str, Any]) -> None:
+    def update(self, changed: Mapping[str, Any]) -> None:
         """Give these layers these weights, as `plain` has them, and all others what they were opened with.
 
         Each is asked for once, when it is needed. Nothing may be running. Raises whatever the runtime does.
@@ -82,7 +82,7 @@ class RunnerOptions:
     threads: int | None = None
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     static: bool = False
-    rows: tuple[int, ...] = ()
+    batch_sizes: tuple[int, ...] = ()
     cache: Path | None = None
     streams: int = 1
     settings: Mapping[str, str] = field(default_factory=dict)
@@ -104,9 +104,9 @@ class GraphRunner:
     outputs: tuple[TensorSpec, ...]
     axes: Mapping[str, Axes]
     run: Callable[[Tensors], Sequence[NDArray[Any]]]
-    census: Mapping[str, int] = field(default_factory=dict)
-    weights: Weights | None = None
-    run_there: Callable[[Mapping[str, Any]], Sequence[Any]] | None = None
+    layer_precisions: Mapping[str, int] = field(default_factory=dict)
+    weights: EditableWeights | None = None
+    device_run: Callable[[Mapping[str, Any]], Sequence[Any]] | None = None
 
     def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> Tensors:
         """Run once.
@@ -116,12 +116,12 @@ class GraphRunner:
                 inputs differ in an axis that has the same name in the graph.
             BackendFailed: the runtime gave up.
         """
-        arrays = fitted(feeds, self.inputs, self.axes)
-        with reported(self.backend, self.graph, "run"):
+        arrays = prepare_feeds(feeds, self.inputs, self.axes)
+        with translate_errors(self.backend, self.graph, "run"):
             results = self.run(arrays)
         return {spec.name: result for spec, result in zip(self.outputs, results, strict=True)}
 
-    def stay(self, feeds: Mapping[str, Any]) -> Mapping[str, Any]:
+    def run_on_device(self, feeds: Mapping[str, Any]) -> Mapping[str, Any]:
         """Run once on arrays that lie where the network does, see `diffusion.arrays`, and leave there what it answers.
 
         The next run may overwrite that.
@@ -130,12 +130,12 @@ class GraphRunner:
             InvalidRequest: as a call.
             BackendFailed: as a call, and where the runtime has no arrays of its own.
         """
-        if self.run_there is None:
+        if self.device_run is None:
             raise BackendFailed(f"{self.graph} on {self.backend} takes NumPy's arrays only")
-        bound({name: tuple(array.shape) for name, array in feeds.items()}, self.axes)
-        ordered = given(feeds, self.inputs)
+        bind_axes({name: tuple(array.shape) for name, array in feeds.items()}, self.axes)
+        ordered = order_feeds(feeds, self.inputs)
         for spec in self.inputs:
             check_dtype(spec, str(ordered[spec.name].dtype).removeprefix("torch."))
-        with reported(self.backend, self.graph, "run"):
-            results = self.run_there(ordered)
+        with translate_errors(self.backend, self.graph, "run"):
+            results = self.device_run(ordered)
         return {spec.name: result for spec, result in zip(self.outputs, results, strict=True)}

@@ -10,7 +10,7 @@ from typing import Any
 
 from stillhouse.errors import BackendFailed, RuntimeMissing, StillhouseError
 
-INSTALL = {
+INSTALL_COMMANDS = {
     "onnxruntime": "pip install onnxruntime",
     "openvino": "pip install openvino",
     "onnx": "pip install 'stillhouse[accelerate]'",
@@ -23,7 +23,9 @@ INSTALL = {
     "tensorrt_rtx": "pip install tensorrt-rtx",
     "accelerate": "pip install 'stillhouse[train]'",
 }
-LESS = "smaller pictures, fewer together, a decoder in tiles, or weights in the processor's memory take less"
+OUT_OF_MEMORY_FIX = (
+    "smaller pictures, fewer together, a decoder in tiles, or weights in the processor's memory take less"
+)
 """What helps where a GPU's memory is too small."""
 # OpenVINO puts the sources and checks that an exception passed through above what went wrong.
 _PREAMBLE = re.compile(
@@ -58,23 +60,25 @@ def require(name: str) -> Any:
     try:
         return import_module(name)
     except (ImportError, OSError) as error:
-        raise RuntimeMissing(f"{name} cannot be used here: {error}", fix=INSTALL[name.partition(".")[0]]) from error
+        raise RuntimeMissing(
+            f"{name} cannot be used here: {error}", fix=INSTALL_COMMANDS[name.partition(".")[0]]
+        ) from error
 
 
 @contextmanager
-def reported(backend: str, graph: Path, verb: str) -> Iterator[None]:
+def translate_errors(backend: str, graph: Path, action: str) -> Iterator[None]:
     """Turn whatever the runtime raises inside into BackendFailed with the first useful line of its message."""
     try:
         yield
     except StillhouseError:
         raise
     except Exception as error:
-        told = useful_line(str(error))
-        fix = LESS if "out of memory" in told.lower() else None
-        raise BackendFailed(f"{backend} could not {verb} {graph}: {told}", fix=fix) from error
+        told = first_error_line(str(error))
+        fix = OUT_OF_MEMORY_FIX if "out of memory" in told.lower() else None
+        raise BackendFailed(f"{backend} could not {action} {graph}: {told}", fix=fix) from error
 
 
-def useful_line(message: str) -> str:
+def first_error_line(message: str) -> str:
     """The first line that says what went wrong.
 
     >>> useful_line("Exception from src/core.cpp:132:\\nCheck 'false' failed at a.cpp:4:\\nNo such port")

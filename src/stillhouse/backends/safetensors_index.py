@@ -28,7 +28,7 @@ class StoredTensor:
     length: int
 
 
-def safetensors_layout(path: Path) -> dict[str, StoredTensor]:
+def read_safetensors_index(path: Path) -> dict[str, StoredTensor]:
     """Every tensor of the file by name.
 
     Raises:
@@ -42,7 +42,7 @@ def safetensors_layout(path: Path) -> dict[str, StoredTensor]:
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(min(length, size)))
         start = 8 + length
-        layout = {name: _stored(entry, start) for name, entry in header.items() if name != "__metadata__"}
+        layout = {name: _stored_tensor(entry, start) for name, entry in header.items() if name != "__metadata__"}
     except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
         raise PipelineError(f"{path} is no safetensors file, or a part of one") from error
     for name, tensor in layout.items():
@@ -51,7 +51,7 @@ def safetensors_layout(path: Path) -> dict[str, StoredTensor]:
     return layout
 
 
-def read_stored(path: Path, tensor: StoredTensor) -> NDArray[Any]:
+def read_tensor(path: Path, tensor: StoredTensor) -> NDArray[Any]:
     """The tensor's values; bfloat16, which numpy does not have, comes as float32.
 
     Raises:
@@ -65,7 +65,7 @@ def read_stored(path: Path, tensor: StoredTensor) -> NDArray[Any]:
     return flat.reshape(tensor.shape)
 
 
-def _stored(entry: dict[str, Any], start: int) -> StoredTensor:
+def _stored_tensor(entry: dict[str, Any], start: int) -> StoredTensor:
     begin, end = entry["data_offsets"]
     dtype, shape = entry["dtype"], tuple(entry["shape"])
     if dtype in _DTYPES and end - begin != math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize:

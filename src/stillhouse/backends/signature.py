@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import TypeAlias
 from xml.etree import ElementTree
 
-from stillhouse.backends.protobuf import Fields, fields, text
+from stillhouse.backends.protobuf import Fields, first_text, parse_fields
 from stillhouse.errors import PipelineError
 
 Axes: TypeAlias = tuple[int | str | None, ...]
 _HALVES = {10, 16}  # TensorProto.FLOAT16, BFLOAT16
 _EXTERNAL = 1  # TensorProto.DataLocation
 # These hand numbers on without computing with them, so weights stored as halves may pass through.
-_CARRIERS = {"Cast", "Identity", "Transpose", "Reshape", "Gather"}
+_PASS_THROUGH = {"Cast", "Identity", "Transpose", "Reshape", "Gather"}
 _FIX = "restore the file, or export or import the model again"
-IR = ".xml"
+OPENVINO_SUFFIX = ".xml"
 """The ending of an OpenVINO graph. Its weights lie in a .bin of the same name."""
-AXES = ("stillhouse", "axes")
+AXES_KEY = ("stillhouse", "axes")
 """Where an OpenVINO graph of ours notes the names of its axes: JSON, by input."""
 _INTEGER = ("QLinear", "Quantize", "Dequantize", "DynamicQuantize", "ConvInteger", "MatMulInteger", "MatMulNBits")
 
@@ -55,7 +55,7 @@ def read_signature(path: Path, *, external: bool = True) -> Signature:
     """
     if not path.is_file():
         raise PipelineError(f"there is no file {path}", fix=_FIX)
-    kind, read = ("OpenVINO", _ir_signature) if path.suffix == IR else ("ONNX", _signature)
+    kind, read = ("OpenVINO", _ir_signature) if path.suffix == OPENVINO_SUFFIX else ("ONNX", _signature)
     try:
         signature = read(path)
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, ElementTree.ParseError) as error:
@@ -76,64 +76,64 @@ def _check_external(path: Path, name: str, size: int) -> None:
         raise PipelineError(given, fix=_FIX)
 
 
-def read_graph(path: Path) -> Fields:
+def read_graph_fields(path: Path) -> Fields:
     """The GraphProto of an ONNX file, taken apart one level deep. Raises ValueError, IndexError, KeyError."""
     with path.open("rb") as file:
         data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    return fields(fields(data)[7][0])
+    return parse_fields(parse_fields(data)[7][0])
 
 
 def _signature(path: Path) -> Signature:
-    graph = read_graph(path)
-    tensors = [fields(tensor) for tensor in graph[5]]
-    weights = {text(tensor[8]): tensor[2][0] for tensor in tensors}
+    graph = read_graph_fields(path)
+    tensors = [parse_fields(tensor) for tensor in graph[5]]
+    weights = {first_text(tensor[8]): tensor[2][0] for tensor in tensors}
     # Before version 4 of the format, initializers were listed among the inputs as well.
-    inputs = {name: kind for name, kind in map(_value, graph[11]) if name not in weights}
+    inputs = {name: kind for name, kind in map(_read_value, graph[11]) if name not in weights}
     halves = {name for name, kind in weights.items() if kind in _HALVES}
     halves |= {name for name, kind in inputs.items() if kind[1][0] in _HALVES}
     return Signature(
         inputs={name: _axes(kind) for name, kind in inputs.items()},
-        outputs=tuple(name for name, _ in map(_value, graph[12])),
+        outputs=tuple(name for name, _ in map(_read_value, graph[12])),
         external=_external(tensors),
-        arithmetic="mixed" if any(_reduced(fields(node), halves) for node in graph[1]) else "f32",
+        arithmetic="mixed" if any(_is_reduced(parse_fields(node), halves) for node in graph[1]) else "f32",
     )
 
 
-def _reduced(node: Fields, halves: set[str]) -> bool:
+def _is_reduced(node: Fields, halves: set[str]) -> bool:
     """Whether the node computes in less than float32. Adds to `halves` the halves that it hands on."""
-    kind = text(node[4])
-    takes = _target(node) in _HALVES if kind == "Cast" else any(str(name, "utf-8") in halves for name in node[1])
-    if takes and kind in _CARRIERS:
+    kind = first_text(node[4])
+    takes = _cast_type(node) in _HALVES if kind == "Cast" else any(str(name, "utf-8") in halves for name in node[1])
+    if takes and kind in _PASS_THROUGH:
         halves.update(str(name, "utf-8") for name in node[2])
-    return kind.startswith(_INTEGER) or (takes and kind not in _CARRIERS)
+    return kind.startswith(_INTEGER) or (takes and kind not in _PASS_THROUGH)
 
 
-def _target(cast: Fields) -> int | None:
+def _cast_type(cast: Fields) -> int | None:
     """The element type that a Cast makes."""
-    attributes = map(fields, cast[5])
-    return next((attribute[3][0] for attribute in attributes if text(attribute[1]) == "to"), None)
+    attributes = map(parse_fields, cast[5])
+    return next((attribute[3][0] for attribute in attributes if first_text(attribute[1]) == "to"), None)
 
 
 def _external(tensors: list[Fields]) -> dict[str, int]:
     ends: dict[str, int] = {}
     for tensor in tensors:
         if tensor[14] == [_EXTERNAL]:
-            entries = [fields(entry) for entry in tensor[13]]
-            place = {text(entry[1]): text(entry[2]) for entry in entries}
+            entries = [parse_fields(entry) for entry in tensor[13]]
+            place = {first_text(entry[1]): first_text(entry[2]) for entry in entries}
             end = int(place.get("offset", 0)) + int(place.get("length", 0))
             ends[place["location"]] = max(end, ends.get(place["location"], 0))
     return ends
 
 
-def _value(value: memoryview) -> tuple[str, Fields]:
+def _read_value(value: memoryview) -> tuple[str, Fields]:
     """A graph's input or output: its name, and its tensor type as fields (1: element type, 2: shape)."""
-    info = fields(value)
-    return text(info[1]), fields(fields(info[2][0])[1][0])
+    info = parse_fields(value)
+    return first_text(info[1]), parse_fields(parse_fields(info[2][0])[1][0])
 
 
 def _axes(kind: Fields) -> Axes:
-    dimensions = [fields(dimension) for dimension in fields(kind[2][0])[1]] if kind[2] else []
-    return tuple(axis[1][0] if axis[1] else text(axis[2]) if axis[2] else None for axis in dimensions)
+    dimensions = [parse_fields(dimension) for dimension in parse_fields(kind[2][0])[1]] if kind[2] else []
+    return tuple(axis[1][0] if axis[1] else first_text(axis[2]) if axis[2] else None for axis in dimensions)
 
 
 def _ir_signature(path: Path) -> Signature:
@@ -141,7 +141,7 @@ def _ir_signature(path: Path) -> Signature:
     layers = root.findall("layers")[0].findall("layer")
     kinds = {layer.attrib["type"] for layer in layers}
     inputs = {_tensor_name(layer): _ir_axes(layer) for layer in layers if layer.attrib["type"] == "Parameter"}
-    note = root.find("/".join(("./rt_info", *AXES)))
+    note = root.find("/".join(("./rt_info", *AXES_KEY)))
     if note is not None:
         inputs |= {name: tuple(axes) for name, axes in json.loads(note.attrib["value"]).items() if name in inputs}
     stored = [layer.findall("data")[0].attrib for layer in layers if layer.attrib["type"] == "Const"]

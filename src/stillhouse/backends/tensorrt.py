@@ -19,24 +19,24 @@ from typing import Any
 from numpy.typing import NDArray
 
 from stillhouse.backends.runner import GraphRunner, RunnerOptions, Tensors
-from stillhouse.backends.runtime import INSTALL, LESS, BackendStatus, reported, require
-from stillhouse.backends.signature import IR, Axes, Signature
+from stillhouse.backends.runtime import INSTALL_COMMANDS, OUT_OF_MEMORY_FIX, BackendStatus, require, translate_errors
+from stillhouse.backends.signature import OPENVINO_SUFFIX, Axes, Signature
 from stillhouse.backends.tensorrt_cache import (
-    Chip,
+    EngineTarget,
     Profile,
     Shape,
-    Shapes,
-    batches_of,
-    found_or_built,
+    ShapeRange,
+    batch_profiles,
     graph_key,
-    shapes_of,
+    load_or_build,
+    shape_ranges,
 )
-from stillhouse.backends.tensorrt_weights import EngineWeights, Place, places
-from stillhouse.backends.torch_device import CUDA, EXCLUSIVE, imported, kind_of
+from stillhouse.backends.tensorrt_weights import EngineWeights, RefittableWeight, find_refittable
+from stillhouse.backends.torch_device import CUDA, GPU_LOCK, device_kind, import_torch
 from stillhouse.check import check_choice
 from stillhouse.core import TensorSpec
 from stillhouse.errors import BackendFailed, InvalidRequest, RuntimeMissing, UnsupportedPrecision
-from stillhouse.gpu import Gpu, check_index, gpus, index_of, no_gpu
+from stillhouse.gpu import Gpu, device_error, device_index, find_gpus, no_gpu_reason
 
 MODULES: Mapping[str, str] = MappingProxyType({"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"})
 """The Python module of each backend of this file."""
@@ -78,27 +78,27 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions, name: 
         UnsupportedPrecision: anything but auto and f32 of a graph that computes in f32.
         BackendFailed: TensorRT refuses the graph.
     """
-    if graph.suffix == IR:
+    if graph.suffix == OPENVINO_SUFFIX:
         raise InvalidRequest(f"{graph} is a graph of OpenVINO's", allowed="an ONNX file", fix="open it on openvino")
     if options.precision not in (_AS_WRITTEN, signature.arithmetic):
         given = f"precision {options.precision!r} of a graph that computes in {signature.arithmetic}"
         raise UnsupportedPrecision(given, allowed=_AS_WRITTEN, fix="make a graph in that precision")
     asked = _settings(options.settings)
     device = asked.device
-    profiles: list[dict[str, Shapes]] = [shapes_of(signature, options.shapes, asked.ranges)]
+    profiles: list[dict[str, ShapeRange]] = [shape_ranges(signature, options.shapes, asked.ranges)]
     if asked.batches == "together":
-        if not options.rows:
+        if not options.batch_sizes:
             raise InvalidRequest("batches 'together' of no sizes", allowed="the sizes, as `rows` of the options")
-        profiles = batches_of(signature, options.shapes, options.rows)
+        profiles = batch_profiles(signature, options.shapes, options.batch_sizes)
     axes = _axes(signature, profiles)
     runtime = require(MODULES[name])
     gpu = _gpu(name, device)
-    torch = imported()
-    refitted = _refitted(graph) if asked.weights == "refit" else {}
-    folder = options.cache or _cache()
-    with reported(name, graph, "open"), torch.cuda.device(device):
-        chip = Chip(gpu.name, gpu.capability, f"{name} {runtime.__version__}")
-        log = _log(runtime)
+    torch = import_torch()
+    refitted = _require_refittable(graph) if asked.weights == "refit" else {}
+    folder = options.cache or _cache_folder()
+    with translate_errors(name, graph, "open"), torch.cuda.device(device):
+        chip = EngineTarget(gpu.name, gpu.capability, f"{name} {runtime.__version__}")
+        log = _make_logger(runtime)
         opener = runtime.Runtime(log)
         build = partial(
             build_engine,
@@ -106,31 +106,31 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions, name: 
             profiles=profiles,
             name=name,
             timings=folder / f"{MODULES[name]}-{runtime.__version__}-{gpu.capability}.timings",
-            refitted=[place.name for place in refitted.values()],
+            refittable=[place.name for place in refitted.values()],
         )
         key = graph_key(graph, signature, profiles, [place.name for place in refitted.values()])
-        with EXCLUSIVE:
-            engine: Any = found_or_built(folder, key, chip, build, opener.deserialize_cuda_engine)
+        with GPU_LOCK:
+            engine: Any = load_or_build(folder, key, chip, build, opener.deserialize_cuda_engine)
         if engine is None:
             raise BackendFailed(f"{name} could not open the engine of {graph}: {log.last}")
-        called: Callable[..., Any] = Engine(
+        called: Callable[..., Any] = TensorRTEngine(
             torch, runtime, engine, tuple(signature.inputs), signature.outputs, profiles
         )
         inputs = tuple(_spec(engine, runtime, name, axes[name]) for name in signature.inputs)
         outputs = tuple(_spec(engine, runtime, name, engine.get_tensor_shape(name)) for name in signature.outputs)
-        renewed: Callable[[], None] = _nothing
+        renewed: Callable[[], None] = _do_nothing
         if asked.graphs == "cuda":
-            from stillhouse.backends.torch_graphs import Replayed
+            from stillhouse.backends.torch_graphs import CudaGraphModule
 
-            called = replayed = Replayed(called)
-            renewed = replayed.forget
+            called = replayed = CudaGraphModule(called)
+            renewed = replayed.reset
         changeable = None
         if refitted:
             changeable = EngineWeights(torch, runtime, runtime.Refitter(engine, log), refitted, device, renewed)
     run = partial(_run, torch, called, device)
-    read, there = partial(_read, run), partial(_float32, run)
+    read, there = partial(_run_to_numpy, run), partial(_run_to_float32, run)
     return GraphRunner(
-        graph, name, signature.arithmetic, inputs, outputs, axes, read, weights=changeable, run_there=there
+        graph, name, signature.arithmetic, inputs, outputs, axes, read, weights=changeable, device_run=there
     )
 
 
@@ -142,7 +142,7 @@ def build_engine(
     name: str = "tensorrt",
     capability: str | None = None,
     timings: Path | None = None,
-    refitted: Sequence[str] = (),
+    refittable: Sequence[str] = (),
 ) -> None:
     """Write the engine of a graph.
 
@@ -161,14 +161,14 @@ def build_engine(
         BackendFailed: it does not understand the graph, or cannot build it.
     """
     runtime = require(MODULES[name])
-    log = _log(runtime)
+    log = _make_logger(runtime)
     builder = runtime.Builder(log)
-    network, parser = _parsed(runtime, builder, graph, log)
+    network, parser = _parse_graph(runtime, builder, graph, log)
     config = builder.create_builder_config()
     config.set_memory_pool_limit(runtime.MemoryPoolType.WORKSPACE, _WORKSPACE)
-    if refitted:
+    if refittable:
         config.set_flag(runtime.BuilderFlag.REFIT_INDIVIDUAL)
-    for weights in refitted:
+    for weights in refittable:
         if not network.mark_weights_refittable(weights):
             raise BackendFailed(f"{name} cannot build {graph} so that {weights} may be changed")
     if hasattr(runtime.BuilderFlag, "TF32"):
@@ -178,10 +178,10 @@ def build_engine(
         for index in range(network.num_inputs):
             tensor = network.get_input(index)
             one = shapes[tensor.name]
-            profile.set_shape(tensor.name, one.least, one.usual, one.most)
+            profile.set_shape(tensor.name, one.minimum, one.optimum, one.maximum)
         config.add_optimization_profile(profile)
     if capability is not None:
-        _build_for(runtime, config, capability)
+        _set_capability(runtime, config, capability)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TensorRT for RTX deprecates the cache that TensorRT itself needs
         kept = config.create_timing_cache(timings.read_bytes() if timings and timings.is_file() else b"")
@@ -199,7 +199,7 @@ def build_engine(
     del parser  # it owns the weights until here
 
 
-def arrays(settings: Mapping[str, str], name: str = "tensorrt") -> Any:
+def tensorrt_device_arrays(settings: Mapping[str, str], name: str = "tensorrt") -> Any:
     """Torch's tensors on the GPU of these settings, see `torch_arrays`.
 
     Raises:
@@ -207,10 +207,12 @@ def arrays(settings: Mapping[str, str], name: str = "tensorrt") -> Any:
     """
     device = _settings(settings).device
     _gpu(name, device)
-    imported()
-    from stillhouse.backends.torch_arrays import arrays_on  # here and not above, because that file imports torch
+    import_torch()
+    from stillhouse.backends.torch_arrays import (
+        arrays_for_device,  # here and not above, because that file imports torch
+    )
 
-    return arrays_on(f"{CUDA}:{index_of(device)}")
+    return arrays_for_device(f"{CUDA}:{device_index(device)}")
 
 
 def status(name: str = "tensorrt") -> BackendStatus:
@@ -220,14 +222,16 @@ def status(name: str = "tensorrt") -> BackendStatus:
         RuntimeMissing: it is not installed.
     """
     if find_spec(MODULES[name]) is None:
-        raise RuntimeMissing("not installed", fix=INSTALL[name])
-    devices = tuple(f"cuda:{index}" for index in range(len(gpus())))
-    reason = None if devices else f"there is no GPU: {no_gpu()}"
-    return BackendStatus(name, version(name), devices, (_AS_WRITTEN,) if devices else (), reason, INSTALL[name])
+        raise RuntimeMissing("not installed", fix=INSTALL_COMMANDS[name])
+    devices = tuple(f"cuda:{index}" for index in range(len(find_gpus())))
+    reason = None if devices else f"there is no GPU: {no_gpu_reason()}"
+    return BackendStatus(
+        name, version(name), devices, (_AS_WRITTEN,) if devices else (), reason, INSTALL_COMMANDS[name]
+    )
 
 
 @dataclass(frozen=True, slots=True)
-class _Settings:
+class _TensorRTSettings:
     """See `open_graph`."""
 
     graphs: str
@@ -237,29 +241,29 @@ class _Settings:
     ranges: Mapping[str, tuple[int, int]]
 
 
-def _settings(given: Mapping[str, str]) -> _Settings:
-    for name, value in given.items():
+def _settings(settings: Mapping[str, str]) -> _TensorRTSettings:
+    for name, value in settings.items():
         check_choice("setting of tensorrt", name, (*SETTINGS, "device", "axes"))
         if name in SETTINGS:
             check_choice(name, value, SETTINGS[name])
-    chosen = {name: given.get(name, allowed[0]) for name, allowed in SETTINGS.items()}
-    ranges = _ranges(given["axes"]) if "axes" in given else {}
+    chosen = {name: settings.get(name, allowed[0]) for name, allowed in SETTINGS.items()}
+    ranges = _parse_ranges(settings["axes"]) if "axes" in settings else {}
     if ranges and chosen["graphs"] != "none":  # each graph would need a context of the engine's of its own
         raise InvalidRequest("graphs of an engine whose axes may change", allowed="graphs, or axes")
     if ranges and chosen["batches"] != "apart":
         raise InvalidRequest("batches 'together' in an engine whose axes may change", allowed="batches, or axes")
-    device = given.get("device", CUDA)
-    if kind_of(device) != CUDA:
+    device = settings.get("device", CUDA)
+    if device_kind(device) != CUDA:
         raise InvalidRequest(f"device is {device!r}", allowed="cuda, cuda:1")
-    return _Settings(**chosen, device=device, ranges=ranges)
+    return _TensorRTSettings(**chosen, device=device, ranges=ranges)
 
 
-def _ranges(told: str) -> dict[str, tuple[int, int]]:
-    matches = [_RANGE.fullmatch(one) for one in told.split(",")]
+def _parse_ranges(text: str) -> dict[str, tuple[int, int]]:
+    matches = [_RANGE.fullmatch(one) for one in text.split(",")]
     ranges = {one[1].strip(): (int(one[2]), int(one[3])) for one in matches if one}
     if len(ranges) < len(matches) or not all(1 <= least <= most for least, most in ranges.values()):
         raise InvalidRequest(
-            f"axes is {told!r}", allowed="for each axis the least and the most: rows=1-8, height=32-64"
+            f"axes is {text!r}", allowed="for each axis the least and the most: rows=1-8, height=32-64"
         )
     return ranges
 
@@ -268,7 +272,7 @@ def _axes(signature: Signature, profiles: Sequence[Profile]) -> dict[str, Axes]:
     """The graph's axes, fixed where all profiles have one length."""
 
     def length(name: str, place: int) -> int | None:
-        lengths = {end[place] for one in profiles for end in (one[name].least, one[name].most)}
+        lengths = {end[place] for one in profiles for end in (one[name].minimum, one[name].maximum)}
         return lengths.pop() if len(lengths) == 1 else None
 
     return {
@@ -277,8 +281,8 @@ def _axes(signature: Signature, profiles: Sequence[Profile]) -> dict[str, Axes]:
     }
 
 
-def _refitted(graph: Path) -> Mapping[str, Place]:
-    found = places(graph)
+def _require_refittable(graph: Path) -> Mapping[str, RefittableWeight]:
+    found = find_refittable(graph)
     if not found:
         raise InvalidRequest(
             f"weights is 'refit' of {graph}, whose weights are no floats, or not called by the names of layers",
@@ -287,23 +291,23 @@ def _refitted(graph: Path) -> Mapping[str, Place]:
     return found
 
 
-def _nothing() -> None:
+def _do_nothing() -> None:
     pass
 
 
 def _gpu(name: str, device: str) -> Gpu:
-    if not gpus():
-        raise RuntimeMissing(f"{name} needs a GPU: {no_gpu()}")
-    if wrong := check_index(device, gpus()):
+    if not find_gpus():
+        raise RuntimeMissing(f"{name} needs a GPU: {no_gpu_reason()}")
+    if wrong := device_error(device, find_gpus()):
         raise InvalidRequest(wrong)
-    return gpus()[index_of(device)]
+    return find_gpus()[device_index(device)]
 
 
-def _cache() -> Path:
+def _cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stillhouse" / "engines"
 
 
-def _log(runtime: Any) -> Any:
+def _make_logger(runtime: Any) -> Any:
     """Keeps the last complaint, and shows none: each comes back as an error."""
 
     class Log(runtime.ILogger):  # type: ignore[misc]
@@ -319,22 +323,22 @@ def _log(runtime: Any) -> Any:
     return Log()
 
 
-def _parsed(runtime: Any, builder: Any, graph: Path, log: Any) -> tuple[Any, Any]:
+def _parse_graph(runtime: Any, builder: Any, graph: Path, log: Any) -> tuple[Any, Any]:
     strongly = getattr(runtime.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if strongly is None else 1 << int(strongly))
     parser = runtime.OnnxParser(network, log)
     if not parser.parse_from_file(str(graph)):
-        told = _complaint(parser.get_error(0)) if parser.num_errors else log.last
+        told = _parser_error(parser.get_error(0)) if parser.num_errors else log.last
         raise BackendFailed(f"{graph} is not understood: {told}", fix="see the operators that TensorRT knows")
     return network, parser
 
 
-def _complaint(error: Any) -> str:
+def _parser_error(error: Any) -> str:
     node = " ".join(filter(None, (error.node_operator(), error.node_name())))
     return f"{node}: {error.desc()}" if node else str(error.desc())
 
 
-def _build_for(runtime: Any, config: Any, capability: str) -> None:
+def _set_capability(runtime: Any, config: Any, capability: str) -> None:
     known = getattr(runtime, "ComputeCapability", None)
     names = [] if known is None else [name for name in dir(known) if name.startswith("SM")]
     wanted = f"SM{capability.replace('.', '')}"
@@ -345,7 +349,7 @@ def _build_for(runtime: Any, config: Any, capability: str) -> None:
     config.set_compute_capability(getattr(known, wanted), 0)
 
 
-class Engine:
+class TensorRTEngine:
     """An engine as a module: tensors by position in, tensors out, on torch's current stream.
 
     Args:
@@ -392,7 +396,7 @@ class Engine:
     def _profile(self, shapes: Sequence[Shape]) -> int:
         """The first that has room for these shapes."""
         for index, profile in enumerate(self._profiles):
-            if all(profile[name].holds(shape) for name, shape in zip(self._inputs, shapes, strict=True)):
+            if all(profile[name].contains(shape) for name, shape in zip(self._inputs, shapes, strict=True)):
                 return index
         raise BackendFailed(f"the engine was built for no shapes like {', '.join(map(str, shapes))}")
 
@@ -405,7 +409,9 @@ class Engine:
                 self._memory.STATIC if is_one else self._memory.ON_PROFILE_CHANGE
             )
             if context is None:
-                raise BackendFailed("there is too little GPU memory for the engine's activations", fix=LESS)
+                raise BackendFailed(
+                    "there is too little GPU memory for the engine's activations", fix=OUT_OF_MEMORY_FIX
+                )
             if not is_one and not context.set_optimization_profile_async(profile, self._stream()):
                 raise BackendFailed(
                     f"the engine does not take its profile {profile}, or there is too little GPU memory"
@@ -420,16 +426,16 @@ class Engine:
 
 def _run(torch: Any, called: Callable[..., Any], device: str, feeds: Mapping[str, Any]) -> Sequence[Any]:
     """What the engine answers, where it lies."""
-    with EXCLUSIVE, torch.inference_mode(), torch.cuda.device(device):
+    with GPU_LOCK, torch.inference_mode(), torch.cuda.device(device):
         tensors = (one if isinstance(one, torch.Tensor) else torch.tensor(one) for one in feeds.values())
         return tuple(called(*(tensor.cuda() for tensor in tensors)))
 
 
-def _read(run: Callable[[Mapping[str, Any]], Sequence[Any]], feeds: Tensors) -> list[NDArray[Any]]:
+def _run_to_numpy(run: Callable[[Mapping[str, Any]], Sequence[Any]], feeds: Tensors) -> list[NDArray[Any]]:
     return [output.cpu().numpy() for output in run(feeds)]
 
 
-def _float32(run: Callable[[Mapping[str, Any]], Sequence[Any]], feeds: Mapping[str, Any]) -> list[Any]:
+def _run_to_float32(run: Callable[[Mapping[str, Any]], Sequence[Any]], feeds: Mapping[str, Any]) -> list[Any]:
     """As a walk adds it up, whatever the engine's own outputs are."""
     return [output.float() for output in run(feeds)]
 

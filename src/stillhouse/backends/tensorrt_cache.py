@@ -26,7 +26,7 @@ class EngineRebuilt(UserWarning):
 
 
 @dataclass(frozen=True, slots=True)
-class Shapes:
+class ShapeRange:
     """The shapes that an input may have.
 
     Args:
@@ -36,31 +36,31 @@ class Shapes:
         InvalidRequest: ranks that differ, or lengths that fall.
     """
 
-    least: Shape
-    usual: Shape
-    most: Shape
+    minimum: Shape
+    optimum: Shape
+    maximum: Shape
 
     def __post_init__(self) -> None:
-        if not len(self.least) == len(self.usual) == len(self.most):
-            raise InvalidRequest(f"shapes {self.least}, {self.usual}, {self.most}", allowed="one rank")
-        for axis, (least, usual, most) in enumerate(zip(self.least, self.usual, self.most, strict=True)):
+        if not len(self.minimum) == len(self.optimum) == len(self.maximum):
+            raise InvalidRequest(f"shapes {self.minimum}, {self.optimum}, {self.maximum}", allowed="one rank")
+        for axis, (least, usual, most) in enumerate(zip(self.minimum, self.optimum, self.maximum, strict=True)):
             if not 1 <= least <= usual <= most:
                 given = f"lengths {least}, {usual}, {most} of axis {axis}"
                 raise InvalidRequest(given, allowed="1 or more, and none less than the one before")
 
-    def holds(self, shape: Shape) -> bool:
+    def contains(self, shape: Shape) -> bool:
         """Whether the input may have this shape."""
-        return len(shape) == len(self.least) and all(
-            least <= length <= most for least, length, most in zip(self.least, shape, self.most, strict=True)
+        return len(shape) == len(self.minimum) and all(
+            least <= length <= most for least, length, most in zip(self.minimum, shape, self.maximum, strict=True)
         )
 
 
-Profile: TypeAlias = Mapping[str, Shapes]
+Profile: TypeAlias = Mapping[str, ShapeRange]
 """The shapes of every input that an engine is tuned for together."""
 
 
 @dataclass(frozen=True, slots=True)
-class Chip:
+class EngineTarget:
     """What an engine is built for and by.
 
     Args:
@@ -78,9 +78,9 @@ class Chip:
         return f"{self.name} (compute capability {self.capability}) by {self.builder}"
 
 
-def shapes_of(
-    signature: Signature, usual: Mapping[str, Shape], ranges: Mapping[str, tuple[int, int]] = MappingProxyType({})
-) -> dict[str, Shapes]:
+def shape_ranges(
+    signature: Signature, optimum: Mapping[str, Shape], ranges: Mapping[str, tuple[int, int]] = MappingProxyType({})
+) -> dict[str, ShapeRange]:
     """The shapes of every input of a graph.
 
     Args:
@@ -102,7 +102,7 @@ def shapes_of(
         check_choice("axis", named, names)
     for name, axes in signature.inputs.items():
         fixed = tuple(axis for axis in axes if isinstance(axis, int))
-        shape = usual.get(name, fixed if len(fixed) == len(axes) else None)
+        shape = optimum.get(name, fixed if len(fixed) == len(axes) else None)
         if shape is None:
             raise InvalidRequest(f"no shape for input {name!r}", allowed="a shape for each input with open axes")
         if len(shape) != len(axes):
@@ -114,11 +114,13 @@ def shapes_of(
             tuple(ranges.get(str(axis), (length, length))[end] for axis, length in zip(axes, shape, strict=True))
             for end in (0, 1)
         )
-        found[name] = Shapes(least, tuple(shape), most)
+        found[name] = ShapeRange(least, tuple(shape), most)
     return found
 
 
-def batches_of(signature: Signature, usual: Mapping[str, Shape], rows: Sequence[int]) -> list[dict[str, Shapes]]:
+def batch_profiles(
+    signature: Signature, optimum: Mapping[str, Shape], rows: Sequence[int]
+) -> list[dict[str, ShapeRange]]:
     """The shapes of every input for each of several sizes of a batch, which is the first axis where that is open.
 
     >>> graph = Signature({"x": ("n", 3)}, ("y",), {}, "f32")
@@ -127,14 +129,14 @@ def batches_of(signature: Signature, usual: Mapping[str, Shape], rows: Sequence[
     """
     is_open = {name: bool(axes) and not isinstance(axes[0], int) for name, axes in signature.inputs.items()}
     if not any(is_open.values()):
-        return [shapes_of(signature, usual)]
+        return [shape_ranges(signature, optimum)]
     return [
-        shapes_of(signature, {n: (count, *shape[1:]) if is_open.get(n) else shape for n, shape in usual.items()})
+        shape_ranges(signature, {n: (count, *shape[1:]) if is_open.get(n) else shape for n, shape in optimum.items()})
         for count in rows
     ]
 
 
-def graph_key(graph: Path, signature: Signature, profiles: Sequence[Profile], refitted: Sequence[str] = ()) -> str:
+def graph_key(graph: Path, signature: Signature, profiles: Sequence[Profile], refittable: Sequence[str] = ()) -> str:
     """Of a graph, its weights, its shapes, and which of the weights may be changed: sixteen hexadecimal digits."""
     weights = [(name, (graph.parent / name).stat()) for name in sorted(signature.external)]
     shapes = [{name: asdict(one) for name, one in sorted(profile.items())} for profile in profiles]
@@ -142,13 +144,13 @@ def graph_key(graph: Path, signature: Signature, profiles: Sequence[Profile], re
         "graph": hashlib.sha256(graph.read_bytes()).hexdigest(),
         "weights": [(name, stat.st_size, stat.st_mtime_ns) for name, stat in weights],
         "shapes": shapes[0] if len(shapes) == 1 else shapes,
-        **({"refitted": sorted(refitted)} if refitted else {}),
+        **({"refitted": sorted(refittable)} if refittable else {}),
     }
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
-def found_or_built(
-    folder: Path, key: str, chip: Chip, build: Callable[[Path], None], opened: Callable[[bytes], object]
+def load_or_build(
+    folder: Path, key: str, target: EngineTarget, build: Callable[[Path], None], open_engine: Callable[[bytes], object]
 ) -> object:
     """What `opened` makes of the engine for this graph and this chip.
 
@@ -162,10 +164,10 @@ def found_or_built(
     Warns:
         EngineRebuilt: there is one of another chip or version, or one that cannot be opened.
     """
-    mark = hashlib.sha256(repr(chip).encode()).hexdigest()[:8]
+    mark = hashlib.sha256(repr(target).encode()).hexdigest()[:8]
     engine = folder / f"{key}-{mark}.engine"
     if engine.is_file():
-        found = opened(engine.read_bytes())
+        found = open_engine(engine.read_bytes())
         if found is not None:
             return found
         warnings.warn(
@@ -175,15 +177,15 @@ def found_or_built(
             stacklevel=2,
         )
     elif others := sorted(folder.glob(f"{key}-*.json")):
-        before = Chip(**json.loads(others[0].read_text(encoding="utf-8")))
-        warnings.warn(EngineRebuilt(f"an engine was built for {before}; another is built for {chip}"), stacklevel=2)
+        before = EngineTarget(**json.loads(others[0].read_text(encoding="utf-8")))
+        warnings.warn(EngineRebuilt(f"an engine was built for {before}; another is built for {target}"), stacklevel=2)
     folder.mkdir(parents=True, exist_ok=True)
     temporary = engine.with_name(f".{engine.name}.{os.getpid()}")
     try:
         build(temporary)
-        found = opened(temporary.read_bytes())
+        found = open_engine(temporary.read_bytes())
         temporary.replace(engine)
     finally:
         temporary.unlink(missing_ok=True)
-    engine.with_suffix(".json").write_text(json.dumps(asdict(chip)) + "\n", encoding="utf-8")
+    engine.with_suffix(".json").write_text(json.dumps(asdict(target)) + "\n", encoding="utf-8")
     return found

@@ -15,7 +15,7 @@ import numpy as np
 
 from stillhouse.backends.graph import load_graph
 from stillhouse.backends.onnx_edit import Constant, initializers
-from stillhouse.backends.torch_device import EXCLUSIVE
+from stillhouse.backends.torch_device import GPU_LOCK
 from stillhouse.errors import BackendFailed
 
 _AS_STORED = re.compile(r"network\.(?P<layer>.+)\.weight(\.stored)?(\.half)?")
@@ -27,7 +27,7 @@ _LEAST_RANK = 2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Place:
+class RefittableWeight:
     """A layer's weights in a graph.
 
     Args:
@@ -41,7 +41,7 @@ class Place:
     is_transposed: bool
 
 
-def places(graph: Path) -> dict[str, Place]:
+def find_refittable(graph: Path) -> dict[str, RefittableWeight]:
     """The weights of a graph that a refit may change, by their layers: floats of two axes or more.
 
     There are none where others are integers: a graph can be refitted as a whole, or not at all.
@@ -53,7 +53,7 @@ def places(graph: Path) -> dict[str, Place]:
     for name, constant in initializers(load_graph(graph), graph).items():
         match = _AS_STORED.fullmatch(name) or _TRANSPOSED.fullmatch(name)
         if match and constant.dtype.name in _KINDS and len(constant.shape) >= _LEAST_RANK:
-            found[match["layer"].replace("/", ".")] = Place(name, constant, match.re is _TRANSPOSED)
+            found[match["layer"].replace("/", ".")] = RefittableWeight(name, constant, match.re is _TRANSPOSED)
         elif len(constant.shape) >= _LEAST_RANK and constant.dtype.itemsize == 1:
             return {}
     return found
@@ -74,38 +74,38 @@ class EngineWeights:
     torch: Any
     runtime: Any
     refitter: Any
-    places: Mapping[str, Place]
+    layers: Mapping[str, RefittableWeight]
     device: str
-    renewed: Callable[[], None]
+    on_refit: Callable[[], None]
     _changed: set[str] = field(default_factory=set)
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """See `Weights`."""
-        return {layer: one.constant.shape[:: -1 if one.is_transposed else 1] for layer, one in self.places.items()}
+        return {layer: one.constant.shape[:: -1 if one.is_transposed else 1] for layer, one in self.layers.items()}
 
-    def plain(self, layer: str) -> Any:
+    def original(self, layer: str) -> Any:
         """See `Weights`."""
-        place = self.places[layer]
+        place = self.layers[layer]
         values = self.torch.from_numpy(np.array(place.constant.read(), np.float32))
         return values.T if place.is_transposed else values
 
-    def put(self, changed: Mapping[str, Any]) -> None:
+    def update(self, changed: Mapping[str, Any]) -> None:
         """See `Weights`. A layer that the engine does not take leaves all of them as they were."""
         if not changed and not self._changed:
             return
         held: dict[str, Any] = {}  # TensorRT keeps addresses, until it is told to forget them
         try:
-            with EXCLUSIVE, self.torch.cuda.device(self.device):
+            with GPU_LOCK, self.torch.cuda.device(self.device):
                 for layer in sorted(self._changed | changed.keys()):
-                    self._give(layer, changed[layer] if layer in changed else self.plain(layer), held)
+                    self._set_layer(layer, changed[layer] if layer in changed else self.original(layer), held)
                 # Layers that became one, as queries with keys and values, are refitted together.
                 missing = set(self.refitter.get_missing_weights())
-                for layer in [layer for layer, place in self.places.items() if place.name in missing]:
-                    self._give(layer, self.plain(layer), held)
+                for layer in [layer for layer, place in self.layers.items() if place.name in missing]:
+                    self._set_layer(layer, self.original(layer), held)
                 self._changed.update(changed)
                 self.torch.cuda.synchronize()
-                self.renewed()
+                self.on_refit()
                 if not self.refitter.refit_cuda_engine():
                     raise BackendFailed(f"the engine could not be refitted: {self.refitter.logger.last}")
                 self._changed.intersection_update(changed)
@@ -113,9 +113,9 @@ class EngineWeights:
             for name in held:
                 self.refitter.unset_named_weights(name)
 
-    def _give(self, layer: str, values: Any, held: dict[str, Any]) -> None:
+    def _set_layer(self, layer: str, values: Any, held: dict[str, Any]) -> None:
         """Tell the refitter where a layer's weights lie, and hold them there."""
-        place = self.places[layer]
+        place = self.layers[layer]
         dtype = place.constant.dtype.name
         laid = (values.T if place.is_transposed else values).to(getattr(self.torch, dtype)).contiguous()
         weights = self.runtime.Weights(getattr(self.runtime.DataType, _KINDS[dtype]), laid.data_ptr(), laid.numel())

@@ -18,15 +18,24 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from stillhouse.backends.input_checks import fixed
+from stillhouse.backends.input_checks import fix_axes
 from stillhouse.backends.runner import GraphRunner, RunnerOptions, Tensors
-from stillhouse.backends.runtime import INSTALL, BackendStatus, reported
+from stillhouse.backends.runtime import INSTALL_COMMANDS, BackendStatus, translate_errors
 from stillhouse.backends.signature import Axes, Signature
-from stillhouse.backends.torch_device import CPU, CUDA, EXCLUSIVE, built_for, found, imported, kind_of, place
+from stillhouse.backends.torch_device import (
+    CPU,
+    CUDA,
+    GPU_LOCK,
+    cuda_build_version,
+    device_kind,
+    import_torch,
+    place_module,
+    resolve_device,
+)
 from stillhouse.check import check_choice
 from stillhouse.core import TensorSpec
 from stillhouse.errors import BackendFailed, InvalidRequest, RuntimeMissing, UnsupportedPrecision
-from stillhouse.gpu import gpus
+from stillhouse.gpu import find_gpus
 
 SETTINGS: Mapping[str, tuple[str, ...]] = {
     "attention": ("sdpa", "vanilla", "sliced", "flash", "cudnn", "efficient"),
@@ -41,10 +50,10 @@ SETTINGS: Mapping[str, tuple[str, ...]] = {
 """Allowed values by name; the first is the default. Beside these there is `device`: cpu, cuda, cuda:1."""
 
 _NAME = "torch"
-_NEEDED = (_NAME, "diffusers", "transformers", "accelerate", "safetensors", "onnx")
+_REQUIRED_PACKAGES = (_NAME, "diffusers", "transformers", "accelerate", "safetensors", "onnx")
 _PRECISIONS = {CPU: ("f32", "bf16", "auto"), CUDA: ("f32", "f16", "bf16", "auto")}
 _DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
-_BF16 = ("avx512_bf16", "amx_bf16", "bf16")  # torch's names for the instructions of x86 and of ARM
+_BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")  # torch's names for the instructions of x86 and of ARM
 _WEIGHTS = {
     "UNet2DConditionModel": "diffusion_pytorch_model.safetensors",
     "AutoencoderKL": "diffusion_pytorch_model.safetensors",
@@ -53,7 +62,10 @@ _WEIGHTS = {
 }
 _KERNELS = ("flash", "cudnn", "efficient")
 """Of fused attention, see `torch_attention`."""
-_EXACT = ("timestep", "time_ids")  # embedded in float32 always: to bfloat16, with 8 bits, steps 998 and 999 are one
+_FLOAT32_INPUTS = (
+    "timestep",
+    "time_ids",
+)  # embedded in float32 always: to bfloat16, with 8 bits, steps 998 and 999 are one
 # Of a U-Net the blocks that diffusers' compile_repeated_blocks takes: with the residual blocks, which come in many more
 # sizes, the embedded U-Net was slower than uncompiled.
 _REGIONS = {
@@ -64,7 +76,7 @@ _REGIONS = {
 }
 # A block is compiled anew for each combination of channels and sizes; those beyond torch's own limit, 8, would stay
 # uncompiled without a word.
-_COMPILED_KINDS = 64
+_RECOMPILE_LIMIT = 64
 
 
 def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> GraphRunner:
@@ -106,54 +118,54 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
     ('bf16', {'bf16': 147})
     """
     settings = _settings(options.settings)
-    on = kind_of(settings["device"])
+    on = device_kind(settings["device"])
     if options.precision not in _PRECISIONS[on]:
         where = "" if on == CPU else f" with device {on}"
         given = f"precision {options.precision!r} on {_NAME}{where}"
         raise UnsupportedPrecision(given, allowed=", ".join(_PRECISIONS[on]))
-    axes = fixed(options.shapes, signature.inputs)
-    kind = _kind(graph, signature)
-    if missing := _missing():
-        raise RuntimeMissing(f"{_NAME} cannot be used here: no {', '.join(missing)}", fix=INSTALL[_NAME])
-    torch = imported()
-    device = found(torch, settings["device"])
-    asked = options.precision if options.precision != "auto" else _preferred(torch, on)
+    axes = fix_axes(options.shapes, signature.inputs)
+    kind = _network_class(graph, signature)
+    if missing := _missing_packages():
+        raise RuntimeMissing(f"{_NAME} cannot be used here: no {', '.join(missing)}", fix=INSTALL_COMMANDS[_NAME])
+    torch = import_torch()
+    device = resolve_device(torch, settings["device"])
+    asked = options.precision if options.precision != "auto" else _preferred_precision(torch, on)
     dtype = getattr(torch, _DTYPES[asked])
-    with reported(_NAME, graph, "open"), warnings.catch_warnings():
+    with translate_errors(_NAME, graph, "open"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's compiler, when imported, calls what torch deprecates
         # Here and not above, because that file imports torch.
-        from stillhouse.backends.torch_modules import join_projections, load, module_of, use_attention
+        from stillhouse.backends.torch_modules import fuse_projections, load_module, set_attention, wrap_network
         from stillhouse.backends.torch_weights import ModuleWeights
 
-        network = load(graph.parent, kind, dtype)
-        module = module_of(network, graph, signature)
-        use_attention(module, settings["attention"])
+        network = load_module(graph.parent, kind, dtype)
+        module = wrap_network(network, graph, signature)
+        set_attention(module, settings["attention"])
         if settings["qkv"] == "joined":
-            join_projections(module)
+            fuse_projections(module)
         if settings["attention"] in _KERNELS:
-            from stillhouse.backends.torch_attention import use_kernel
+            from stillhouse.backends.torch_attention import set_attention_kernel
 
-            use_kernel(module, settings["attention"])
-        _arrange(torch, module, settings["memory_format"])
+            set_attention_kernel(module, settings["attention"])
+        _set_memory_format(torch, module, settings["memory_format"])
         if settings["kernels"] == "fused":
-            _fuse(module)
-        place(module, device, settings["offload"])
+            _fuse_kernels(module)
+        place_module(module, device, settings["offload"])
         if settings["quantize"] != "none":
             _quantize(module, settings["quantize"], device)
         static = options.static or all(isinstance(axis, int) for shape in axes.values() for axis in shape)
-        for part in _compiled(module, kind, settings["compile"]):
-            part.compile(dynamic=False if static else None, **_unlimited(torch))
-    census = _census(torch, module, settings["quantize"])
+        for part in _modules_to_compile(module, kind, settings["compile"]):
+            part.compile(dynamic=False if static else None, **_compile_options(torch))
+    census = _layer_precisions(torch, module, settings["quantize"])
     inputs = tuple(_spec(name, "int64" if name == "input_ids" else "float32", axes[name]) for name in signature.inputs)
-    outputs = tuple(_spec(name, "float32", _shape(name, axes, network.config)) for name in signature.outputs)
+    outputs = tuple(_spec(name, "float32", _output_shape(name, axes, network.config)) for name in signature.outputs)
     executed = next(iter(census)) if len(census) == 1 else "mixed"
     last = settings["memory_format"] == "channels_last"
     memory_format = torch.channels_last if last else torch.contiguous_format
     called: Any = module
     if settings["graphs"] == "cuda":
-        from stillhouse.backends.torch_graphs import Replayed
+        from stillhouse.backends.torch_graphs import CudaGraphModule
 
-        called = Replayed(module)
+        called = CudaGraphModule(module)
     # In float32 convolutions would otherwise keep ten bits of each number; what is replayed ten thousand times may be
     # chosen by trying.
     flags = {"allow_tf32": asked != "f32", "benchmark": settings["graphs"] == "cuda"} if on == CUDA else {}
@@ -161,21 +173,25 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
     mode = torch.inference_mode if settings["quantize"] == "none" else torch.no_grad
     there = partial(_run, torch, mode, called, device, dtype, memory_format, options.threads, flags)
     weights = ModuleWeights(network)
-    return GraphRunner(graph, _NAME, executed, inputs, outputs, axes, partial(_read, there), census, weights, there)
+    return GraphRunner(
+        graph, _NAME, executed, inputs, outputs, axes, partial(_run_to_numpy, there), census, weights, there
+    )
 
 
-def arrays(settings: Mapping[str, str]) -> Any:
+def torch_device_arrays(settings: Mapping[str, str]) -> Any:
     """Tensors on the device of these settings, see `torch_arrays`.
 
     Raises:
         RuntimeMissing, InvalidRequest: torch or the device is not here.
     """
     device = settings.get("device", CPU)
-    kind_of(device)
-    torch = imported()
-    from stillhouse.backends.torch_arrays import arrays_on  # here and not above, because that file imports torch
+    device_kind(device)
+    torch = import_torch()
+    from stillhouse.backends.torch_arrays import (
+        arrays_for_device,  # here and not above, because that file imports torch
+    )
 
-    return arrays_on(found(torch, device))
+    return arrays_for_device(resolve_device(torch, device))
 
 
 def status() -> BackendStatus:
@@ -185,25 +201,25 @@ def status() -> BackendStatus:
     Raises:
         RuntimeMissing: torch, diffusers or one of what they need is not installed.
     """
-    if _NAME in (missing := _missing()):
-        raise RuntimeMissing("not installed", fix=INSTALL[_NAME])
+    if _NAME in (missing := _missing_packages()):
+        raise RuntimeMissing("not installed", fix=INSTALL_COMMANDS[_NAME])
     if missing:
-        raise RuntimeMissing(f"it needs {', '.join(missing)}: {INSTALL[_NAME]}")
-    devices = (CPU, *(f"{CUDA}:{index}" for index in range(len(gpus()) if built_for() else 0)))
-    return BackendStatus(_NAME, version(_NAME), devices, _PRECISIONS[CPU], None, INSTALL[_NAME])
+        raise RuntimeMissing(f"it needs {', '.join(missing)}: {INSTALL_COMMANDS[_NAME]}")
+    devices = (CPU, *(f"{CUDA}:{index}" for index in range(len(find_gpus()) if cuda_build_version() else 0)))
+    return BackendStatus(_NAME, version(_NAME), devices, _PRECISIONS[CPU], None, INSTALL_COMMANDS[_NAME])
 
 
-def _missing() -> list[str]:
-    return [name for name in _NEEDED if find_spec(name) is None]
+def _missing_packages() -> list[str]:
+    return [name for name in _REQUIRED_PACKAGES if find_spec(name) is None]
 
 
-def _settings(given: Mapping[str, str]) -> dict[str, str]:
-    device = given.get("device", CPU)
-    for name, value in given.items():
+def _settings(settings: Mapping[str, str]) -> dict[str, str]:
+    device = settings.get("device", CPU)
+    for name, value in settings.items():
         if name != "device":
             check_choice(f"setting of {_NAME}", name, (*SETTINGS, "device"))
             check_choice(name, value, SETTINGS[name])
-    chosen = {name: given.get(name, allowed[0]) for name, allowed in SETTINGS.items()}
+    chosen = {name: settings.get(name, allowed[0]) for name, allowed in SETTINGS.items()}
     for name in ("graphs", "offload"):
         if device == CPU and chosen[name] != "none":
             raise InvalidRequest(f"{name} is {chosen[name]!r} with device cpu", allowed="none there")
@@ -222,68 +238,68 @@ def _settings(given: Mapping[str, str]) -> dict[str, str]:
     return {**chosen, "device": device}
 
 
-def _fuse(module: Any) -> None:
+def _fuse_kernels(module: Any) -> None:
     """Put the fused kernels into a network."""
     if find_spec("triton") is None:
-        raise RuntimeMissing("fused kernels need triton, which is not installed", fix=INSTALL["triton"])
-    from stillhouse.backends.kernels.swap import swap
+        raise RuntimeMissing("fused kernels need triton, which is not installed", fix=INSTALL_COMMANDS["triton"])
+    from stillhouse.backends.kernels.swap import swap_modules
 
-    if not len(swap(module)):
+    if not len(swap_modules(module)):
         raise InvalidRequest("kernels is 'fused' in a network that has nothing to fuse")
 
 
-def _quantize(module: Any, how: str, device: str) -> None:
+def _quantize(module: Any, scheme: str, device: str) -> None:
     if find_spec("torchao") is None:
-        raise RuntimeMissing("quantize needs torchao, which is not installed", fix=INSTALL["torchao"])
+        raise RuntimeMissing("quantize needs torchao, which is not installed", fix=INSTALL_COMMANDS["torchao"])
     from stillhouse.backends.torch_quantize import quantize
 
-    quantize(module, how, device)
+    quantize(module, scheme, device)
 
 
-def _kind(graph: Path, signature: Signature) -> str:
+def _network_class(graph: Path, signature: Signature) -> str:
     """The class of the network beside the graph."""
     beside = graph.with_name("config.json")
     if not beside.is_file():
-        raise _refused(f"{graph} has no config.json beside it")
+        raise _unsupported_graph(f"{graph} has no config.json beside it")
     try:
         config = json.loads(beside.read_bytes())
         kind = str(config.get("_class_name") or config["architectures"][0])
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        raise _refused(f"{beside} names no class of network") from None
+        raise _unsupported_graph(f"{beside} names no class of network") from None
     if kind not in _WEIGHTS:
-        raise _refused(f"{beside} is of a {kind}")
+        raise _unsupported_graph(f"{beside} is of a {kind}")
     if signature.arithmetic != "f32" or list(signature.external) != [_WEIGHTS[kind]]:
-        raise _refused(f"{graph} is not as it was exported: float32 arithmetic over {_WEIGHTS[kind]}")
+        raise _unsupported_graph(f"{graph} is not as it was exported: float32 arithmetic over {_WEIGHTS[kind]}")
     return kind
 
 
-def _refused(given: str) -> BackendFailed:
+def _unsupported_graph(reason: str) -> BackendFailed:
     allowed = f"graphs beside a {', '.join(_WEIGHTS)}: torch runs diffusers' networks, not ONNX files"
-    return BackendFailed(given, allowed=allowed, fix="open it with onnxruntime or openvino")
+    return BackendFailed(reason, allowed=allowed, fix="open it with onnxruntime or openvino")
 
 
-def _preferred(torch: Any, on: str) -> str:
-    if on == CUDA:
+def _preferred_precision(torch: Any, device_kind: str) -> str:
+    if device_kind == CUDA:
         return "f16"
     capabilities = torch.cpu.get_capabilities()
-    return "bf16" if any(capabilities.get(name) for name in _BF16) else "f32"
+    return "bf16" if any(capabilities.get(name) for name in _BF16_INSTRUCTIONS) else "f32"
 
 
-def _arrange(torch: Any, module: Any, memory_format: str) -> None:
+def _set_memory_format(torch: Any, module: Any, memory_format: str) -> None:
     if memory_format == "channels_last":
         if not any(isinstance(part, torch.nn.Conv2d) for part in module.modules()):
             raise InvalidRequest("memory_format is 'channels_last' in a network without convolutions")
         module.to(memory_format=torch.channels_last)
 
 
-def _compiled(module: Any, kind: str, how: str) -> list[Any]:
+def _modules_to_compile(module: Any, kind: str, mode: str) -> list[Any]:
     """The parts that are compiled, each by itself."""
     # A block with fused kernels is a class of its own, derived from the one that is looked for.
     blocks = [part for part in module.modules() if _REGIONS[kind] in {one.__name__ for one in type(part).__mro__}]
-    return {"none": [], "full": [module], "regional": blocks}[how]
+    return {"none": [], "full": [module], "regional": blocks}[mode]
 
 
-def _census(torch: Any, module: Any, quantized: str) -> dict[str, int]:
+def _layer_precisions(torch: Any, module: Any, quantized: str) -> dict[str, int]:
     """Convolutions, linear layers and attentions by what they compute in. In torch that is the type of their weights:
     it refuses to mix two."""
     kinds = {getattr(torch, dtype): name for name, dtype in _DTYPES.items()}
@@ -293,12 +309,12 @@ def _census(torch: Any, module: Any, quantized: str) -> dict[str, int]:
         if isinstance(part, torch.nn.Conv2d | torch.nn.Linear) or type(part).__name__.endswith("Attention")
     ]
 
-    def told(part: Any) -> str:
+    def precision_of(part: Any) -> str:
         weight = next(part.parameters())
         in_eight_bits = quantized != "none" and type(part) is torch.nn.Linear and _is_quantized(part)
         return quantized if in_eight_bits else kinds.get(weight.dtype, str(weight.dtype))
 
-    return dict(Counter(map(told, heavy)))
+    return dict(Counter(map(precision_of, heavy)))
 
 
 def _is_quantized(part: Any) -> bool:
@@ -307,11 +323,11 @@ def _is_quantized(part: Any) -> bool:
     return is_quantized(part)
 
 
-def _unlimited(torch: Any) -> dict[str, int]:
+def _compile_options(torch: Any) -> dict[str, int]:
     """Of torch's compiler: as many kinds of one block as there are; before 2.12 for the whole process."""
     if "recompile_limit" in inspect_signature(torch.compile).parameters:
-        return {"recompile_limit": _COMPILED_KINDS}
-    torch._dynamo.config.recompile_limit = _COMPILED_KINDS
+        return {"recompile_limit": _RECOMPILE_LIMIT}
+    torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
     return {}
 
 
@@ -329,22 +345,22 @@ def _run(
     """What the network answers, float32, where it lies."""
     if threads and torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
-    tensors = [_tensor(torch, name, array, device, dtype, memory_format) for name, array in feeds.items()]
-    alone = nullcontext() if device == CPU else EXCLUSIVE
+    tensors = [_to_tensor(torch, name, array, device, dtype, memory_format) for name, array in feeds.items()]
+    alone = nullcontext() if device == CPU else GPU_LOCK
     with alone, mode(), torch.backends.cudnn.flags(enabled=True, **flags) if flags else nullcontext():
         results = module(*tensors)
     results = results if isinstance(results, tuple) else (results,)
     return [result.float().contiguous() for result in results]
 
 
-def _read(there: Callable[[Mapping[str, Any]], Sequence[Any]], feeds: Tensors) -> list[NDArray[Any]]:
-    return [result.cpu().numpy() for result in there(feeds)]
+def _run_to_numpy(run: Callable[[Mapping[str, Any]], Sequence[Any]], feeds: Tensors) -> list[NDArray[Any]]:
+    return [result.cpu().numpy() for result in run(feeds)]
 
 
-def _tensor(torch: Any, name: str, array: Any, device: str, dtype: Any, memory_format: Any) -> Any:
+def _to_tensor(torch: Any, name: str, array: Any, device: str, dtype: Any, memory_format: Any) -> Any:
     # A copy of NumPy's arrays: torch warns of those that may not be written to.
     tensor = array if isinstance(array, torch.Tensor) else torch.tensor(array)
-    if not tensor.is_floating_point() or name in _EXACT:
+    if not tensor.is_floating_point() or name in _FLOAT32_INPUTS:
         return tensor.to(device)
     last = memory_format if tensor.ndim == 4 else torch.contiguous_format
     return tensor.to(device=device, dtype=dtype, memory_format=last)
@@ -354,7 +370,7 @@ def _spec(name: str, dtype: str, axes: Sequence[int | str | None]) -> TensorSpec
     return TensorSpec(name, dtype, tuple(axis if isinstance(axis, int) else None for axis in axes))
 
 
-def _shape(name: str, axes: Mapping[str, Axes], config: Any) -> tuple[int | None, ...]:
+def _output_shape(name: str, axes: Mapping[str, Axes], config: Any) -> tuple[int | None, ...]:
     """The shape of an output, as far as it is known before the network runs."""
     rows, *lengths = (axis if isinstance(axis, int) else None for axis in next(iter(axes.values())))
     if name == "last_hidden_state":

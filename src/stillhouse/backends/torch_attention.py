@@ -35,13 +35,13 @@ def _efficient(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return out
 
 
-KERNELS: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = MappingProxyType(
+ATTENTION_KERNELS: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = MappingProxyType(
     {"flash": _flash, "cudnn": _cudnn, "efficient": _efficient, "sdpa": nn.functional.scaled_dot_product_attention}
 )
 """Softmax of queries and keys times values, all [B, H, N, d], by name."""
 
 
-class KernelAttention:
+class KernelAttnProcessor:
     """A processor of diffusers' attention, of the kind that U-Nets have: tokens in, tokens out, no mask.
 
     diffusers' own divides what comes out by one, which is a launch and a tensor read and written.
@@ -51,8 +51,8 @@ class KernelAttention:
         masked: the processor for calls with a mask; None, there are none.
     """
 
-    def __init__(self, kernel: str, masked: Callable[..., Any] | None = None) -> None:
-        self.kernel, self.masked = KERNELS[kernel], masked
+    def __init__(self, kernel: str, masked_processor: Callable[..., Any] | None = None) -> None:
+        self.kernel, self.masked_processor = ATTENTION_KERNELS[kernel], masked_processor
 
     def __call__(
         self,
@@ -63,46 +63,46 @@ class KernelAttention:
         **unused: Any,
     ) -> Tensor:
         """Tokens [B, N, D] of tokens [B, N, D] and, of a text, [B, M, E]. InvalidRequest: a mask, and no `masked`."""
-        if attention_mask is not None and self.masked:
-            masked: Tensor = self.masked(attn, hidden_states, encoder_hidden_states, attention_mask, **unused)
+        if attention_mask is not None and self.masked_processor:
+            masked: Tensor = self.masked_processor(attn, hidden_states, encoder_hidden_states, attention_mask, **unused)
             return masked
         if attention_mask is not None:
             raise InvalidRequest("a mask for attention by one kernel", allowed="none, as U-Nets have it")
         heads = (
             part.reshape(*part.shape[:-1], attn.heads, -1).transpose(1, 2)
-            for part in _projected(attn, hidden_states, encoder_hidden_states)
+            for part in _project(attn, hidden_states, encoder_hidden_states)
         )
         mixed = self.kernel(*heads).transpose(1, 2).flatten(2)
         out: Tensor = attn.to_out[1](attn.to_out[0](mixed))
         return out
 
 
-def _projected(attn: Any, tokens: Tensor, others: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _project(attn: Any, tokens: Tensor, text: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values, by two or three products, or where they were joined, by one."""
     if not attn.fused_projections:
-        seen = tokens if others is None else others
+        seen = tokens if text is None else text
         return attn.to_q(tokens), attn.to_k(seen), attn.to_v(seen)
-    if others is None:
+    if text is None:
         query, key, value = attn.to_qkv(tokens).chunk(3, dim=-1)
         return query, key, value
-    key, value = attn.to_kv(others).chunk(2, dim=-1)
+    key, value = attn.to_kv(text).chunk(2, dim=-1)
     return attn.to_q(tokens), key, value
 
 
-def use_kernel(module: nn.Module, kernel: str) -> None:
+def set_attention_kernel(module: nn.Module, kernel: str) -> None:
     """Compute every attention of a U-Net by this kernel.
 
     Raises:
         InvalidRequest: attention of another kind, as autoencoders have it.
     """
     blocks = [part for part in module.modules() if isinstance(part, Attention)]
-    if not blocks or not all(map(is_plain, blocks)):
+    if not blocks or not all(map(is_plain_attention, blocks)):
         raise InvalidRequest(f"attention is {kernel!r} in a network that is no U-Net", allowed="sdpa, vanilla, sliced")
     for block in blocks:
-        block.set_processor(KernelAttention(kernel))
+        block.set_processor(KernelAttnProcessor(kernel))
 
 
-def is_plain(block: Any) -> bool:
+def is_plain_attention(block: Any) -> bool:
     """Whether attention is all that there is: no norms of its own, no sum, no factor."""
     norms = (block.group_norm, block.spatial_norm, block.norm_q, block.norm_k, block.norm_cross)
     return not any(norms) and not block.residual_connection and block.rescale_output_factor == 1

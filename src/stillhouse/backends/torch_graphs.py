@@ -11,9 +11,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from stillhouse.backends.torch_device import EXCLUSIVE
+from stillhouse.backends.torch_device import GPU_LOCK
 
-MOST = 64
+MAX_GRAPHS = 64
 """Recordings that are kept, the one not used for longest is the first to go: six sizes of batches of ten pictures."""
 _WARM_UP = 3
 
@@ -21,7 +21,7 @@ Outputs: TypeAlias = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Captured:
+class CapturedGraph:
     """One recording: where it reads, where it writes, and how it is run."""
 
     inputs: Sequence[Tensor]
@@ -29,7 +29,7 @@ class Captured:
     replay: Callable[[], object]
 
 
-def capture(module: Callable[..., Any], inputs: Sequence[Tensor], pool: Any) -> Captured:
+def capture_graph(module: Callable[..., Any], inputs: Sequence[Tensor], pool: Any) -> CapturedGraph:
     """Record a module on these inputs, on their GPU. The first runs are not recorded: they choose algorithms.
 
     Args:
@@ -37,7 +37,7 @@ def capture(module: Callable[..., Any], inputs: Sequence[Tensor], pool: Any) -> 
         inputs: of this kind.
         pool: where its activations lie, see `new_pool`; other recordings may have theirs there, too.
     """
-    with EXCLUSIVE, torch.cuda.device_of(inputs[0]):  # type: ignore[no-untyped-call]
+    with GPU_LOCK, torch.cuda.device_of(inputs[0]):  # type: ignore[no-untyped-call]
         own = [tensor.clone() for tensor in inputs]
         stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
@@ -46,11 +46,11 @@ def capture(module: Callable[..., Any], inputs: Sequence[Tensor], pool: Any) -> 
                 module(*own)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        outputs = _recorded(graph, module, own, pool)
-    return Captured(own, outputs, graph.replay)
+        outputs = _record(graph, module, own, pool)
+    return CapturedGraph(own, outputs, graph.replay)
 
 
-def _recorded(graph: Any, module: Callable[..., Any], own: Sequence[Tensor], pool: Any) -> Outputs:
+def _record(graph: Any, module: Callable[..., Any], own: Sequence[Tensor], pool: Any) -> Outputs:
     """What a module answers into this recording. Where that fails the thread is on its stream again, and is told why:
     torch would leave it on the one that it records, and tell that a recording was spoilt."""
     stream, failed = torch.cuda.current_stream(), list[Exception]()
@@ -58,7 +58,7 @@ def _recorded(graph: Any, module: Callable[..., Any], own: Sequence[Tensor], poo
         # Whatever another thread asks of the GPU meanwhile, to read a picture, is no matter of this recording.
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             try:
-                return together(module(*own))
+                return as_tuple(module(*own))
             except Exception as error:
                 failed.append(error)
                 raise
@@ -75,7 +75,7 @@ def new_pool() -> Any:
 
 
 @dataclass(slots=True)
-class Replayed:
+class CudaGraphModule:
     """A module that is recorded once for each kind of inputs. Recordings share their memory, so that all of them take
     little more than the largest.
 
@@ -87,33 +87,33 @@ class Replayed:
     """
 
     module: Callable[..., Any]
-    capture: Callable[[Callable[..., Any], Sequence[Tensor], Any], Captured] = capture
-    pooled: Callable[[], Any] = new_pool
-    most: int = MOST
-    _kinds: dict[Any, Captured] = field(default_factory=dict)
+    capture: Callable[[Callable[..., Any], Sequence[Tensor], Any], CapturedGraph] = capture_graph
+    make_pool: Callable[[], Any] = new_pool
+    max_graphs: int = MAX_GRAPHS
+    _graphs: dict[Any, CapturedGraph] = field(default_factory=dict)
     _pool: Any = None
 
     def __call__(self, *inputs: Tensor) -> Outputs:
         """What the module says; the next call overwrites it, whatever kind that is of."""
         kind = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
-        captured = self._kinds.pop(kind, None)
+        captured = self._graphs.pop(kind, None)
         if captured is None:
-            while len(self._kinds) >= self.most:
-                del self._kinds[next(iter(self._kinds))]
-            if self._pool is None or not self._kinds:  # torch gives up a memory in which no recording lies
-                self._pool = self.pooled()
+            while len(self._graphs) >= self.max_graphs:
+                del self._graphs[next(iter(self._graphs))]
+            if self._pool is None or not self._graphs:  # torch gives up a memory in which no recording lies
+                self._pool = self.make_pool()
             captured = self.capture(self.module, inputs, self._pool)
-        self._kinds[kind] = captured  # at the end: the one that was not used for longest comes first
+        self._graphs[kind] = captured  # at the end: the one that was not used for longest comes first
         for own, fresh in zip(captured.inputs, inputs, strict=True):
             own.copy_(fresh)
         captured.replay()
         return captured.outputs
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Record anew at the next call: what the module runs lies elsewhere."""
-        self._kinds.clear()
+        self._graphs.clear()
 
 
-def together(outputs: Any) -> Outputs:
+def as_tuple(outputs: Any) -> Outputs:
     """One tensor, or several, as several."""
     return outputs if isinstance(outputs, tuple) else (outputs,)

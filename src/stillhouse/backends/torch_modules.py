@@ -18,7 +18,7 @@ from stillhouse.backends.signature import Signature
 from stillhouse.errors import BackendFailed, InvalidRequest
 
 
-class UNet(nn.Module):
+class UNetModule(nn.Module):
     """A UNet2DConditionModel that takes its inputs by position, in the order of `names`.
 
     Args:
@@ -39,7 +39,7 @@ class UNet(nn.Module):
         return output
 
 
-class TextEncoder(nn.Module):
+class TextEncoderModule(nn.Module):
     """A CLIPTextModel, or a CLIPTextModelWithProjection.
 
     Args:
@@ -59,7 +59,7 @@ class TextEncoder(nn.Module):
         return (states, output.text_embeds) if "text_embeds" in self.names else (states,)
 
 
-class Encoder(nn.Module):
+class VaeEncoderModule(nn.Module):
     """The encoding half of an AutoencoderKL."""
 
     def __init__(self, network: Any) -> None:
@@ -72,7 +72,7 @@ class Encoder(nn.Module):
         return latents.mean, latents.std
 
 
-class Decoder(nn.Module):
+class VaeDecoderModule(nn.Module):
     """The decoding half of an AutoencoderKL."""
 
     def __init__(self, network: Any) -> None:
@@ -85,7 +85,7 @@ class Decoder(nn.Module):
         return output
 
 
-def load(folder: Path, kind: str, dtype: torch.dtype) -> Any:
+def load_module(folder: Path, kind: str, dtype: torch.dtype) -> Any:
     """Read a network from a directory with config.json and one .safetensors file, each tensor cast as it is read.
 
     Args:
@@ -97,7 +97,7 @@ def load(folder: Path, kind: str, dtype: torch.dtype) -> Any:
         BackendFailed: weights are missing, or are of another network.
     """
     library = import_module("transformers" if kind.startswith("CLIP") else "diffusers")
-    with quiet(library):
+    with quiet_library(library):
         network, report = getattr(library, kind).from_pretrained(
             folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
@@ -107,7 +107,7 @@ def load(folder: Path, kind: str, dtype: torch.dtype) -> Any:
 
 
 @contextmanager
-def quiet(library: Any) -> Iterator[None]:
+def quiet_library(library: Any) -> Iterator[None]:
     """Keep the remarks and progress bars of diffusers or transformers off the screen."""
     logging = library.utils.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -121,7 +121,7 @@ def quiet(library: Any) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def module_of(network: Any, graph: Path, signature: Signature) -> nn.Module:
+def wrap_network(network: Any, graph: Path, signature: Signature) -> nn.Module:
     """The module with the graph's inputs and outputs. Of an autoencoder, the half that is not asked for is dropped.
 
     Raises:
@@ -131,27 +131,27 @@ def module_of(network: Any, graph: Path, signature: Signature) -> nn.Module:
     kind = type(network).__name__
     module: nn.Module
     if kind == "UNet2DConditionModel" and outputs == ("out_sample",):
-        module = UNet(network, inputs)
+        module = UNetModule(network, inputs)
     elif kind == "AutoencoderKL" and (inputs, outputs) == (("sample",), ("mean", "std")):
         network.decoder = network.post_quant_conv = None
-        module = Encoder(network)
+        module = VaeEncoderModule(network)
     elif kind == "AutoencoderKL" and (inputs, outputs) == (("latent_sample",), ("sample",)):
         network.encoder = network.quant_conv = None
-        module = Decoder(network)
+        module = VaeDecoderModule(network)
     elif kind.startswith("CLIPText") and inputs == ("input_ids",):
-        module = TextEncoder(network, outputs, penultimate=_is_penultimate(graph))
+        module = TextEncoderModule(network, outputs, penultimate=_is_penultimate(graph))
     else:
         raise BackendFailed(f"{graph} takes {', '.join(inputs)} and gives {', '.join(outputs)}, which no {kind} does")
     return module.eval()
 
 
-def use_attention(module: nn.Module, attention: str) -> None:
+def set_attention(module: nn.Module, attention: str) -> None:
     """Choose how attention is computed: vanilla, sliced (half of the heads at a time), or fused: sdpa and all others.
 
     Raises:
         InvalidRequest: the network cannot do this, or has no attention.
     """
-    if isinstance(module, TextEncoder):
+    if isinstance(module, TextEncoderModule):
         if attention == "sliced":
             raise InvalidRequest("attention is 'sliced' in a text encoder", allowed="any other")
         module.network.set_attn_implementation("eager" if attention == "vanilla" else "sdpa")
@@ -169,22 +169,22 @@ def use_attention(module: nn.Module, attention: str) -> None:
             block.set_processor(processors.AttnProcessor2_0() if fused else processors.AttnProcessor())
 
 
-JOINED = {"to_qkv": ("to_q", "to_k", "to_v"), "to_kv": ("to_k", "to_v")}
+FUSED_PROJECTIONS = {"to_qkv": ("to_q", "to_k", "to_v"), "to_kv": ("to_k", "to_v")}
 """Of an attention, the layers that one takes the place of, in the order of its rows."""
 
 
-def join_projections(module: nn.Module) -> None:
+def fuse_projections(module: nn.Module) -> None:
     """Of each attention of a U-Net, compute queries, keys and values by one product; of a cross-attention, keys and
     values. What is replaced is dropped.
 
     Raises:
         InvalidRequest: no U-Net.
     """
-    if not isinstance(module, UNet):
+    if not isinstance(module, UNetModule):
         raise InvalidRequest("qkv is 'joined' in a network that is no U-Net", allowed="apart")
     module.network.fuse_qkv_projections()
     for block in module.modules():
-        for joined, replaced in JOINED.items():
+        for joined, replaced in FUSED_PROJECTIONS.items():
             for name in replaced if hasattr(block, joined) else ():
                 setattr(block, name, None)
 

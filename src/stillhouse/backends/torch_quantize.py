@@ -13,14 +13,14 @@ import torch
 from torch import nn
 
 from stillhouse.errors import InvalidRequest, UnsupportedPrecision
-from stillhouse.gpu import FP8
+from stillhouse.gpu import FP8_CAPABILITY
 
 _BLOCKS = "transformer_blocks."
-_DIVISOR = 16
+_MULTIPLE_OF = 16
 """Of rows and columns that the matrix units take."""
 
 
-def quantize(module: nn.Module, how: str, device: str) -> None:
+def quantize(module: nn.Module, scheme: str, device: str) -> None:
     """Put the weights of a network's transformers into eight bits.
 
     Args:
@@ -32,9 +32,11 @@ def quantize(module: nn.Module, how: str, device: str) -> None:
         InvalidRequest: a network without transformer blocks.
         UnsupportedPrecision: fp8 on a device without it, or beside other weights than bfloat16, as torchao asks.
     """
-    if not any(_fits(part, name) for name, part in module.named_modules()):
-        raise InvalidRequest(f"quantize is {how!r} in a network without transformer blocks that divide by {_DIVISOR}")
-    if how == "fp8":
+    if not any(_is_quantizable(part, name) for name, part in module.named_modules()):
+        raise InvalidRequest(
+            f"quantize is {scheme!r} in a network without transformer blocks that divide by {_MULTIPLE_OF}"
+        )
+    if scheme == "fp8":
         _check_fp8(module, device)
     from torchao import quantization
 
@@ -43,7 +45,7 @@ def quantize(module: nn.Module, how: str, device: str) -> None:
         "fp8": partial(quantization.Float8DynamicActivationFloat8WeightConfig, granularity=quantization.PerRow()),
     }
     # torchao would have everything that this process compiles tuned for minutes.
-    quantization.quantize_(module, configs[how](set_inductor_config=False), filter_fn=_fits)
+    quantization.quantize_(module, configs[scheme](set_inductor_config=False), filter_fn=_is_quantizable)
 
 
 def is_quantized(part: nn.Module) -> bool:
@@ -53,17 +55,17 @@ def is_quantized(part: nn.Module) -> bool:
     )
 
 
-def _fits(part: nn.Module, name: str) -> bool:
-    divides = isinstance(part, nn.Linear) and not (part.in_features % _DIVISOR or part.out_features % _DIVISOR)
+def _is_quantizable(part: nn.Module, name: str) -> bool:
+    divides = isinstance(part, nn.Linear) and not (part.in_features % _MULTIPLE_OF or part.out_features % _MULTIPLE_OF)
     return divides and _BLOCKS in name
 
 
 def _check_fp8(module: nn.Module, device: str) -> None:
-    allowed = f"a GPU of compute capability {FP8[0]}.{FP8[1]} or higher"
+    allowed = f"a GPU of compute capability {FP8_CAPABILITY[0]}.{FP8_CAPABILITY[1]} or higher"
     if not device.startswith("cuda"):
         raise UnsupportedPrecision(f"fp8 with device {device}", allowed=allowed)
     found = torch.cuda.get_device_capability(device)
-    if found < FP8:
+    if found < FP8_CAPABILITY:
         raise UnsupportedPrecision(f"fp8 on a GPU of {found[0]}.{found[1]}", allowed=allowed)
     if (dtype := next(module.parameters()).dtype) != torch.bfloat16:
         raise UnsupportedPrecision(f"fp8 beside {str(dtype).removeprefix('torch.')}", allowed="precision bf16")

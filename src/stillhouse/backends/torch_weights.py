@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from stillhouse.backends.torch_modules import JOINED
+from stillhouse.backends.torch_modules import FUSED_PROJECTIONS
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -21,7 +21,7 @@ class ModuleWeights:
     """
 
     network: nn.Module
-    _plain: dict[str, Tensor] = field(default_factory=dict)
+    _originals: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -29,26 +29,28 @@ class ModuleWeights:
         found: dict[str, tuple[int, ...]] = {}
         for layer, one in self.network.named_modules():
             block, _, name = layer.rpartition(".")
-            if name in JOINED:
-                found |= {f"{block}.{part}": tuple(self._weight(f"{block}.{part}").shape) for part in JOINED[name]}
+            if name in FUSED_PROJECTIONS:
+                found |= {
+                    f"{block}.{part}": tuple(self._weight(f"{block}.{part}").shape) for part in FUSED_PROJECTIONS[name]
+                }
             elif isinstance(one, nn.Linear | nn.Conv2d):
                 found[layer] = tuple(one.weight.shape)
         return found
 
-    def plain(self, layer: str) -> Tensor:
+    def original(self, layer: str) -> Tensor:
         """See `Weights`."""
-        kept = self._plain.get(layer)
+        kept = self._originals.get(layer)
         return (self._weight(layer).detach().cpu() if kept is None else kept).float()
 
-    def put(self, changed: Mapping[str, Tensor]) -> None:
+    def update(self, changed: Mapping[str, Tensor]) -> None:
         """See `Weights`."""
-        for layer in changed.keys() - self._plain.keys():
-            self._plain[layer] = self._weight(layer).detach().cpu().clone()
-        for layer in list(self._plain):
+        for layer in changed.keys() - self._originals.keys():
+            self._originals[layer] = self._weight(layer).detach().cpu().clone()
+        for layer in list(self._originals):
             if layer in changed:
                 self._weight(layer).data.copy_(changed[layer])
             else:
-                self._weight(layer).data.copy_(self._plain.pop(layer))
+                self._weight(layer).data.copy_(self._originals.pop(layer))
 
     def _weight(self, layer: str) -> Tensor:
         """A layer's own, or its part of what it was joined into, where that lies."""
@@ -58,7 +60,7 @@ class ModuleWeights:
         if own is not None:
             weight: Tensor = own.weight
             return weight
-        joined = next(one for one, parts in JOINED.items() if name in parts and hasattr(holder, one))
-        parts = JOINED[joined]
+        joined = next(one for one, parts in FUSED_PROJECTIONS.items() if name in parts and hasattr(holder, one))
+        parts = FUSED_PROJECTIONS[joined]
         part: Tensor = getattr(holder, joined).weight.chunk(len(parts))[parts.index(name)]
         return part

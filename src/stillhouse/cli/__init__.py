@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             return code
         except StillhouseError as error:
-            return _explain(error)
+            return _print_error(error)
         except KeyboardInterrupt:
             return INTERRUPTED
         except BrokenPipeError:
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return BROKEN_PIPE
         except OSError as error:
-            return _explain(StillhouseError(f"{error.filename or 'the system'}: {error.strerror or error}"))
+            return _print_error(StillhouseError(f"{error.filename or 'the system'}: {error.strerror or error}"))
 
 
 def parse(argv: Sequence[str]) -> Namespace:
@@ -79,7 +79,7 @@ def parse(argv: Sequence[str]) -> Namespace:
     return parser.parse_args(argv)
 
 
-def _explain(error: StillhouseError) -> int:
+def _print_error(error: StillhouseError) -> int:
     parts = (f"error: {error.given}", f"  allowed: {error.allowed}" if error.allowed else "", f"  {error.fix or ''}")
     print("\n".join(part for part in parts if part.strip()), file=sys.stderr)
     return error.exit_code

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from stillhouse.errors import InvalidRequest
-from stillhouse.units import read_bytes, read_seconds
+from stillhouse.units import parse_duration, parse_size
 
 T = TypeVar("T")
 
@@ -25,38 +25,38 @@ class Parser(ArgumentParser):
         raise InvalidRequest(given, allowed=allowed or None, fix=f"see {self.prog} --help")
 
 
-def whole(text: str) -> int:
+def integer(text: str) -> int:
     """A whole number."""
-    return _read(int, text, "a whole number")
+    return _parse_number(int, text, "a whole number")
 
 
-def positive(text: str) -> int:
+def positive_integer(text: str) -> int:
     """A whole number from 1."""
-    number = _read(int, text, "a whole number from 1")
+    number = _parse_number(int, text, "a whole number from 1")
     if number < 1:
-        raise _refused(text, "a whole number from 1")
+        raise _argument_error(text, "a whole number from 1")
     return number
 
 
 def number(text: str) -> float:
     """A number."""
-    return _read(float, text, "a number")
+    return _parse_number(float, text, "a number")
 
 
-def size(text: str) -> tuple[int, int]:
+def parse_dimensions(text: str) -> tuple[int, int]:
     """Width and height in pixels out of `WIDTHxHEIGHT`.
 
-    >>> size("512x768")
+    >>> parse_dimensions("512x768")
     (512, 768)
     """
     width, _, height = text.lower().partition("x")
     allowed = "WIDTHxHEIGHT in pixels, for example 512x512"
     if not (width.isdecimal() and height.isdecimal()):
-        raise _refused(text, allowed)
+        raise _argument_error(text, allowed)
     return int(width), int(height)
 
 
-def argument(read: Callable[[str], T]) -> Callable[[str], T]:
+def as_argument(read: Callable[[str], T]) -> Callable[[str], T]:
     """A reader that refuses with `InvalidRequest`, as argparse wants it."""
 
     def told(text: str) -> T:
@@ -68,32 +68,34 @@ def argument(read: Callable[[str], T]) -> Callable[[str], T]:
     return told
 
 
-duration = argument(read_seconds)
+duration = as_argument(parse_duration)
 """Seconds out of 90, 90s, 10m, 1h."""
-size_in_bytes = argument(read_bytes)
+byte_size = as_argument(parse_size)
 """Bytes out of 4GiB, 500MiB, 1000."""
 
 
-def add_opening(parser: ArgumentParser) -> None:
+def add_model_options(parser: ArgumentParser) -> None:
     """The options that say which pipeline to open, and how: model, backend, precision, threads."""
     parser.add_argument("--model", default="shapes", metavar="NAME_OR_DIR", help="embedded model or pipeline directory")
-    add_engine(parser)
+    add_engine_options(parser)
 
 
-def add_engine(parser: ArgumentParser) -> None:
+def add_engine_options(parser: ArgumentParser) -> None:
     """The options that say how to open and run a pipeline: backend, precision, threads, verify."""
     parser.add_argument("--backend", metavar="NAME", help="engine, see stillhouse doctor; default: the model's own")
     parser.add_argument("--precision", metavar="NAME", help="of the U-Net: f32, bf16, ...; default: the model's own")
-    parser.add_argument("--threads", type=positive, metavar="N", help="at most so many; default: the engine decides")
+    parser.add_argument(
+        "--threads", type=positive_integer, metavar="N", help="at most so many; default: the engine decides"
+    )
     parser.add_argument("--verify", action="store_true", help="first check the SHA-256 of every file, large ones too")
 
 
-def engine(arguments: Namespace) -> dict[str, Any]:
+def engine_options(arguments: Namespace) -> dict[str, Any]:
     """What `load` takes of the options of `add_engine`."""
     return {name: getattr(arguments, name) for name in ("backend", "precision", "threads", "verify")}
 
 
-def file_or_directory(text: str) -> Path:
+def png_or_directory(text: str) -> Path:
     """Where pictures go: a `.png` file, or a directory.
 
     >>> file_or_directory("stills/one.png").name
@@ -101,24 +103,24 @@ def file_or_directory(text: str) -> Path:
     """
     path = Path(text)
     if path.suffix.lower() not in ("", ".png") and not text.endswith("/") and not path.is_dir():
-        raise _refused(text, "a .png file or a directory")
+        raise _argument_error(text, "a .png file or a directory")
     return path
 
 
-def picture_file(text: str) -> Path:
+def png_file(text: str) -> Path:
     """Where one picture goes: a `.png` file."""
     path = Path(text)
     if path.suffix.lower() != ".png" or path.is_dir():
-        raise _refused(text, "a .png file")
+        raise _argument_error(text, "a .png file")
     return path
 
 
-def _read(kind: Callable[[str], T], text: str, allowed: str) -> T:
+def _parse_number(parse: Callable[[str], T], text: str, allowed: str) -> T:
     try:
-        return kind(text)
+        return parse(text)
     except ValueError as error:
-        raise _refused(text, allowed) from error
+        raise _argument_error(text, allowed) from error
 
 
-def _refused(text: str, allowed: str) -> ArgumentTypeError:
+def _argument_error(text: str, allowed: str) -> ArgumentTypeError:
     return ArgumentTypeError(f"{text!r}{_ALLOWED}{allowed}")

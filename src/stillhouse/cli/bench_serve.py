@@ -5,18 +5,18 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 from pathlib import Path
 
-from stillhouse.cli.arguments import argument, duration, number, positive, whole
-from stillhouse.cli.progress import progress
-from stillhouse.cli.table import table
+from stillhouse.cli.arguments import as_argument, duration, integer, number, positive_integer
+from stillhouse.cli.progress import show_progress
+from stillhouse.cli.table import format_table
 from stillhouse.images.png import write_file
-from stillhouse.serve.loadgen.benchmark import PROTOCOLS, Asked
-from stillhouse.serve.loadgen.benchmark import run as load
-from stillhouse.serve.loadgen.load_report import Report, Row
-from stillhouse.serve.loadgen.request_class import Kind, read_flood, read_kind
+from stillhouse.serve.loadgen.benchmark import PROTOCOLS, LoadTest
+from stillhouse.serve.loadgen.benchmark import run_benchmark as load
+from stillhouse.serve.loadgen.load_report import LoadReport, LoadReportRow
+from stillhouse.serve.loadgen.request_class import RequestClass, parse_flood, parse_request_class
 
-KINDS = (Kind("free", 0.8, "free"), Kind("pro", 0.2, "pro"))
+DEFAULT_CLASSES = (RequestClass("free", 0.8, "free"), RequestClass("pro", 0.2, "pro"))
 """What `stillhouse serve` serves where it is told nothing."""
-NOTHING = 1
+NONE_ANSWERED = 1
 _HEADINGS = ("kind", "sent", "answered", "rejected", "p50", "p90", "p99", "within", "kept", "good/s", "errors")
 
 
@@ -29,7 +29,7 @@ def declare(parser: ArgumentParser) -> None:
         "--kind",
         action="append",
         default=[],
-        type=argument(read_kind),
+        type=as_argument(parse_request_class),
         metavar="NAME=SHARE[:FIELD=VALUE...]",
         help="repeatable, for example pro=0.2:steps=35; fields: steps, guidance, sampler, size, seed, model (default: "
         "the name), alone (its seconds alone, where they need not be measured); default: free=0.8 and pro=0.2",
@@ -41,18 +41,20 @@ def declare(parser: ArgumentParser) -> None:
     much.add_argument("--rate", type=number, metavar="X", help="requests in a second")
     long = parser.add_mutually_exclusive_group()
     long.add_argument("--seconds", type=duration, default=60.0, metavar="TIME", help="default: 60s")
-    long.add_argument("--count", type=positive, metavar="N", help="of requests")
-    parser.add_argument("--burst", type=positive, default=1, metavar="N", help="so many come at one moment; default: 1")
+    long.add_argument("--count", type=positive_integer, metavar="N", help="of requests")
     parser.add_argument(
-        "--flood", type=argument(read_flood), metavar="N@TIME:KIND", help="so many more, all at one moment"
+        "--burst", type=positive_integer, default=1, metavar="N", help="so many come at one moment; default: 1"
     )
     parser.add_argument(
-        "--clients", type=positive, default=20, metavar="N", help="ask, the flood one more; default: 20"
+        "--flood", type=as_argument(parse_flood), metavar="N@TIME:KIND", help="so many more, all at one moment"
+    )
+    parser.add_argument(
+        "--clients", type=positive_integer, default=20, metavar="N", help="ask, the flood one more; default: 20"
     )
     parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="repeatable; default: captions")
     parser.add_argument("--slo", type=number, default=3.0, metavar="X", help="times the seconds alone; default: 3")
     parser.add_argument("--timeout", type=duration, default=300.0, metavar="TIME", help="of a request; default: 5m")
-    parser.add_argument("--seed", type=whole, default=0, metavar="S", help="of the requests' times; default: 0")
+    parser.add_argument("--seed", type=integer, default=0, metavar="S", help="of the requests' times; default: 0")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there, too")
 
 
@@ -61,20 +63,20 @@ def run(arguments: Namespace) -> int:
 
     Exit code 1 where none was answered.
     """
-    asked = asked_of(arguments)
-    with progress() as tell:
+    asked = make_load_test(arguments)
+    with show_progress() as tell:
         report = load(asked, tell)
-    print(told(report, asked.slo))
+    print(format_load_report(report, asked.slo))
     if arguments.json:
         write_file(arguments.json, (json.dumps(asdict(report), indent=1) + "\n").encode())
-    return 0 if report.rows[-1].answered else NOTHING
+    return 0 if report.rows[-1].answered else NONE_ANSWERED
 
 
-def asked_of(arguments: Namespace) -> Asked:
+def make_load_test(arguments: Namespace) -> LoadTest:
     """What the options say."""
-    return Asked(
+    return LoadTest(
         url=arguments.url,
-        kinds=tuple(arguments.kind) or KINDS,
+        classes=tuple(arguments.kind) or DEFAULT_CLASSES,
         protocol=arguments.protocol,
         keys=tuple(arguments.key),
         load=arguments.load,
@@ -87,19 +89,19 @@ def asked_of(arguments: Namespace) -> Asked:
         flood=arguments.flood,
         prompts=tuple(arguments.prompt),
         slo=arguments.slo,
-        patience=arguments.timeout,
+        timeout=arguments.timeout,
     )
 
 
-def told(report: Report, slo: float) -> str:
+def format_load_report(report: LoadReport, slo: float) -> str:
     """The report for people."""
-    alone = ", ".join(f"{name} {_seconds(seconds)}" for name, seconds in report.alone.items())
+    alone = ", ".join(f"{name} {_format_seconds(seconds)}" for name, seconds in report.alone.items())
     lines = [
         f"{report.url}: {report.rate:.3g} requests a second, {report.load:.0%} of what it does one by one; "
         f"over after {report.seconds:.1f} s",
         f"alone: {alone}; kept: answered within {slo:g} times as long",
         "",
-        table(_HEADINGS, [_cells(row) for row in report.rows]),
+        format_table(_HEADINGS, [_format_row(row) for row in report.rows]),
         "",
         f"sent {1000 * report.late_mean:.1f} ms late in the mean, {1000 * report.late_most:.0f} ms at most; "
         f"sending took {report.processor:.1%} of a core",
@@ -109,20 +111,20 @@ def told(report: Report, slo: float) -> str:
     return "\n".join(lines)
 
 
-def _cells(row: Row) -> list[str]:
+def _format_row(row: LoadReportRow) -> list[str]:
     return [
         row.kind,
         str(row.sent),
         str(row.answered),
         str(row.rejected),
-        *(_seconds(value) for value in (row.p50, row.p90, row.p99, row.promise)),
+        *(_format_seconds(value) for value in (row.p50, row.p90, row.p99, row.promise)),
         f"{row.goodput:.1%}",
         f"{row.good_per_second:.2f}",
         ", ".join(f"{status}: {count}" for status, count in row.errors.items()),
     ]
 
 
-def _seconds(value: float | None) -> str:
+def _format_seconds(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{1000 * value:.0f} ms" if value < 1 else f"{value:.2f} s"

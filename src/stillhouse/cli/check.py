@@ -4,26 +4,28 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from stillhouse.accelerate.records.report import read_report
-from stillhouse.accelerate.regression_check import recheck
-from stillhouse.cli.arguments import positive
+from stillhouse.accelerate.regression_check import check_regression
+from stillhouse.cli.arguments import positive_integer
 
-WORSE = 1
+REGRESSED = 1
 
 
 def declare(parser: ArgumentParser) -> None:
     """The options of `check`."""
     parser.add_argument("directory", type=Path, metavar="DIR", help="what `stillhouse accelerate` made")
-    parser.add_argument("--threads", type=positive, metavar="N", help="at most so many; default: the engine decides")
+    parser.add_argument(
+        "--threads", type=positive_integer, metavar="N", help="at most so many; default: the engine decides"
+    )
 
 
 def run(arguments: Namespace) -> int:
     """Measure, print a line for each network, and say by the exit code whether all is well."""
     report = read_report(arguments.directory)
     worse = False
-    for finding in recheck(arguments.directory, report, arguments.threads):
-        ratio = finding.today.ratio
+    for finding in check_regression(arguments.directory, report, arguments.threads):
+        ratio = finding.measured.ratio
         speed = f"{ratio.value:.2f}x ({ratio.low:.2f} to {ratio.high:.2f})" if ratio else "no time"
-        verdict = finding.wrong or "as measured before"
-        print(f"{finding.component}: {finding.before.candidate.name}: {speed}: {verdict}", flush=True)
-        worse = worse or bool(finding.wrong)
-    return WORSE if worse else 0
+        verdict = finding.problem or "as measured before"
+        print(f"{finding.component}: {finding.recorded.candidate.name}: {speed}: {verdict}", flush=True)
+        worse = worse or bool(finding.problem)
+    return REGRESSED if worse else 0

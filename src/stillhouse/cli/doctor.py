@@ -7,9 +7,9 @@ from dataclasses import asdict
 
 from stillhouse import __version__
 from stillhouse.backends import BackendStatus, backends
-from stillhouse.cli.table import table
-from stillhouse.gpu import Gpu, no_gpu
-from stillhouse.measure.machine import Machine, machine
+from stillhouse.cli.table import format_table
+from stillhouse.gpu import Gpu, no_gpu_reason
+from stillhouse.measure.machine import Machine, read_machine
 
 
 def declare(parser: ArgumentParser) -> None:
@@ -19,44 +19,44 @@ def declare(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> int:
     """Look, and tell."""
-    here, found = machine(), backends()
+    here, found = read_machine(), backends()
     if arguments.json:
         told = {"stillhouse": __version__, "machine": asdict(here), "backends": [asdict(status) for status in found]}
         print(json.dumps(told))
     else:
-        print(f"{_machine(here)}\n\n{_backends(found)}")
+        print(f"{_format_machine(here)}\n\n{_format_backends(found)}")
     return 0
 
 
-def _machine(here: Machine) -> str:
-    memory = "unknown" if here.memory is None else f"{here.memory / (1 << 30):.1f} GiB"
+def _format_machine(host: Machine) -> str:
+    memory = "unknown" if host.memory is None else f"{host.memory / (1 << 30):.1f} GiB"
     facts = {
-        "stillhouse": f"{__version__} on Python {here.python}, {here.system}",
-        "processor": f"{here.processor}, {here.cores} cores",
+        "stillhouse": f"{__version__} on Python {host.python}, {host.system}",
+        "processor": f"{host.processor}, {host.cores} cores",
         "memory": memory,
-        "instructions": " ".join(here.instructions) or "none of interest",
-        "gpu": "; ".join(map(_gpu, here.gpus)) or str(no_gpu()),
+        "instructions": " ".join(host.instructions) or "none of interest",
+        "gpu": "; ".join(map(_format_gpu, host.gpus)) or str(no_gpu_reason()),
     }
     return "\n".join(f"{name:<13} {fact}" for name, fact in facts.items())
 
 
-def _gpu(one: Gpu) -> str:
-    return f"{one.name}, {one.memory / (1 << 30):.0f} GiB, compute capability {one.capability}"
+def _format_gpu(gpu: Gpu) -> str:
+    return f"{gpu.name}, {gpu.memory / (1 << 30):.0f} GiB, compute capability {gpu.capability}"
 
 
-def _backends(found: Sequence[BackendStatus]) -> str:
+def _format_backends(statuses: Sequence[BackendStatus]) -> str:
     rows = [
-        [status.name, status.version or "-", _list(status.devices), _list(status.precisions), _state(status)]
-        for status in found
+        [status.name, status.version or "-", _join(status.devices), _join(status.precisions), _format_state(status)]
+        for status in statuses
     ]
-    return table(["backend", "version", "devices", "precisions", "state"], rows)
+    return format_table(["backend", "version", "devices", "precisions", "state"], rows)
 
 
-def _list(words: Sequence[str]) -> str:
+def _join(words: Sequence[str]) -> str:
     return ", ".join(words) or "-"
 
 
-def _state(status: BackendStatus) -> str:
+def _format_state(status: BackendStatus) -> str:
     if status.reason is None:
         return "ready"
     return status.reason if status.version else f"{status.reason}: {status.install}"

@@ -6,33 +6,36 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from stillhouse.cli.progress import Report
+from stillhouse.cli.progress import ProgressCallback
 from stillhouse.core import ImageRequest, ImageResult
 from stillhouse.pipelines.pipeline import Pipeline
+from stillhouse.pipelines.resolve import Resolved
 
-_LONGEST_STEM = 48
+_MAX_STEM = 48
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class OutputPaths:
     """Where each picture goes, and the contact sheet where there are several."""
 
-    pictures: tuple[Path, ...]
+    images: tuple[Path, ...]
     sheet: Path | None
 
 
-def draw(pipeline: Pipeline, requests: Sequence[ImageRequest], report: Report) -> Iterator[ImageResult]:
-    """The requests' pictures, one after the other."""
-    for number, request in enumerate(requests):
-        draft = pipeline.start(request)
-        while not draft.is_done:
-            report(request.prompt, number + draft.progress, len(requests))
-            pipeline.advance([draft])
-            pipeline.settle()
-        yield pipeline.finish(draft)
+def generate_images(
+    pipeline: Pipeline, requests: Sequence[Resolved], report: ProgressCallback
+) -> Iterator[ImageResult]:
+    """Generate the requests' pictures, one after the other."""
+    for number, resolved in enumerate(requests):
+        trajectory = pipeline.start(resolved)
+        report(resolved.request.prompt, number, len(requests))
+        for _ in pipeline.steps([trajectory]):
+            pipeline.synchronize()
+            report(resolved.request.prompt, number + trajectory.progress, len(requests))
+        yield pipeline.finish(trajectory)
 
 
-def places(out: Path, requests: Sequence[ImageRequest]) -> Places:
+def resolve_output_paths(out: Path, requests: Sequence[ImageRequest]) -> OutputPaths:
     """A place for every picture.
 
     A directory gets files named after prompt and seed, and never loses one that is there. A file `one.png` is the
@@ -41,18 +44,18 @@ def places(out: Path, requests: Sequence[ImageRequest]) -> Places:
     several = len(requests) > 1
     if out.suffix.lower() == ".png" and not out.is_dir():
         numbered = tuple(out.with_stem(f"{out.stem}-{number + 1}") for number in range(len(requests)))
-        return Places(numbered, out) if several else Places((out,), None)
+        return OutputPaths(numbered, out) if several else OutputPaths((out,), None)
     taken: list[Path] = []
     for request in requests:
-        taken.append(_free(out, f"{_stem(request.prompt)}-{request.seed}", taken))
-    return Places(tuple(taken), _free(out, "sheet", taken) if several else None)
+        taken.append(_unused_path(out, f"{_stem(request.prompt)}-{request.seed}", taken))
+    return OutputPaths(tuple(taken), _unused_path(out, "sheet", taken) if several else None)
 
 
 def _stem(prompt: str) -> str:
-    return re.sub(r"[\W_]+", "-", prompt.lower())[:_LONGEST_STEM].strip("-") or "picture"
+    return re.sub(r"[\W_]+", "-", prompt.lower())[:_MAX_STEM].strip("-") or "picture"
 
 
-def _free(directory: Path, stem: str, taken: Sequence[Path]) -> Path:
+def _unused_path(directory: Path, stem: str, taken: Sequence[Path]) -> Path:
     stems = (stem if number == 1 else f"{stem}-{number}" for number in count(1))
     paths = (directory / f"{stem}.png" for stem in stems)
     return next(path for path in paths if path not in taken and not path.exists())

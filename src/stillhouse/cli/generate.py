@@ -5,38 +5,45 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
-from stillhouse.cli.arguments import add_opening, file_or_directory, number, positive, size, whole
-from stillhouse.cli.draw import draw, places
+from stillhouse.cli.arguments import (
+    add_model_options,
+    integer,
+    number,
+    parse_dimensions,
+    png_or_directory,
+    positive_integer,
+)
+from stillhouse.cli.draw import generate_images, resolve_output_paths
 from stillhouse.cli.opening import open_pipeline
-from stillhouse.cli.progress import progress
+from stillhouse.cli.progress import show_progress
 from stillhouse.core import ImageRequest, ImageResult
 from stillhouse.images.contact_sheet import contact_sheet
 from stillhouse.images.png import describe_request, read_mask, read_picture, write_png
 
-_FIRST = ("prompt", "seed", "steps")
+_FIRST_FIELDS = ("prompt", "seed", "steps")
 
 
 def declare(parser: ArgumentParser) -> None:
     """The options of `generate`; what is left out is as the model's manifest says."""
     parser.add_argument("prompts", nargs="+", metavar="PROMPT", help="what to draw; several give several pictures")
-    add_opening(parser)
-    parser.add_argument("--steps", type=whole, metavar="N", help="sampler steps")
+    add_model_options(parser)
+    parser.add_argument("--steps", type=integer, metavar="N", help="sampler steps")
     parser.add_argument(
         "--guidance", type=number, metavar="W", help="how strictly to follow the prompt; 1: no guidance"
     )
-    parser.add_argument("--seed", type=whole, default=0, metavar="S", help="of the first picture; default: 0")
+    parser.add_argument("--seed", type=integer, default=0, metavar="S", help="of the first picture; default: 0")
     parser.add_argument(
-        "--count", type=positive, default=1, metavar="N", help="pictures of each prompt, seeds S, S+1..."
+        "--count", type=positive_integer, default=1, metavar="N", help="pictures of each prompt, seeds S, S+1..."
     )
     parser.add_argument("--sampler", metavar="NAME", help="ddim, euler, dpmpp_2m, ...")
     parser.add_argument("--negative", default="", metavar="TEXT", help="what to stay away from")
-    parser.add_argument("--size", type=size, default=(None, None), metavar="WxH", help="in pixels")
+    parser.add_argument("--size", type=parse_dimensions, default=(None, None), metavar="WxH", help="in pixels")
     parser.add_argument("--image", type=Path, metavar="FILE", help="picture to start from")
     parser.add_argument("--mask", type=Path, metavar="FILE", help="where to repaint the image: where this is bright")
     parser.add_argument("--strength", type=number, metavar="X", help="how far to leave the image, above 0 up to 1")
     parser.add_argument(
         "--out",
-        type=file_or_directory,
+        type=png_or_directory,
         default=Path(),
         metavar="FILE_OR_DIR",
         help="a .png file, or a directory; of several pictures the file is the contact sheet; default: here",
@@ -47,13 +54,13 @@ def declare(parser: ArgumentParser) -> None:
 def run(arguments: Namespace) -> int:
     """Draw every picture, write it, and say where it is."""
     pipeline = open_pipeline(arguments.model, arguments)
-    requests = [pipeline.resolve(request) for request in _requests(arguments)]
-    where = places(arguments.out, requests)
+    requests = [pipeline.resolve(request) for request in _image_requests(arguments)]
+    where = resolve_output_paths(arguments.out, [resolved.request for resolved in requests])
     results = []
-    with progress() as report:
-        for path, result in zip(where.pictures, draw(pipeline, requests, report), strict=True):
+    with show_progress() as report:
+        for path, result in zip(where.images, generate_images(pipeline, requests, report), strict=True):
             write_png(path, result.image, result.request, pipeline.manifest.name)
-            print(_as_json(path, result) if arguments.json else _as_line(path, result), flush=True)
+            print(_format_json(path, result) if arguments.json else _format_line(path, result), flush=True)
             results.append(result)
     if where.sheet:
         labels = [_label(result.request, arguments.count) for result in results]
@@ -63,7 +70,7 @@ def run(arguments: Namespace) -> int:
     return 0
 
 
-def _requests(arguments: Namespace) -> Iterator[ImageRequest]:
+def _image_requests(arguments: Namespace) -> Iterator[ImageRequest]:
     width, height = arguments.size
     image = read_picture(arguments.image) if arguments.image else None
     mask = read_mask(arguments.mask) if arguments.mask else None
@@ -84,13 +91,13 @@ def _requests(arguments: Namespace) -> Iterator[ImageRequest]:
             )
 
 
-def _as_json(path: Path, result: ImageResult) -> str:
+def _format_json(path: Path, result: ImageResult) -> str:
     told = describe_request(result.request)
-    first = {name: told.pop(name) for name in _FIRST}
+    first = {name: told.pop(name) for name in _FIRST_FIELDS}
     return json.dumps({"file": str(path), **first, "seconds": round(result.seconds, 4), **told})
 
 
-def _as_line(path: Path, result: ImageResult) -> str:
+def _format_line(path: Path, result: ImageResult) -> str:
     return f"{path}  seed {result.request.seed}, {result.request.steps} steps, {result.seconds:.2f} s"
 
 

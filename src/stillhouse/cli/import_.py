@@ -3,7 +3,7 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from stillhouse.cli.progress import progress
+from stillhouse.cli.progress import show_progress
 from stillhouse.convert.import_model import ImportOptions, import_model
 
 
@@ -24,7 +24,7 @@ def run(arguments: Namespace) -> int:
     options = ImportOptions(
         name=arguments.name, loras=tuple(arguments.lora), dtype=arguments.dtype, force=arguments.force
     )
-    with progress() as report:
+    with show_progress() as report:
         manifest = import_model(arguments.source, arguments.out, options, report)
     size = sum(record.bytes for record in manifest.files.values())
     print(f"{arguments.out}  {manifest.family}, {size / 1e6:.0f} MB")

@@ -5,24 +5,30 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 from pathlib import Path
 
-from stillhouse.cli.arguments import add_engine, number, positive, whole
+from stillhouse.cli.arguments import add_engine_options, integer, number, positive_integer
 from stillhouse.cli.opening import open_pipeline
-from stillhouse.cli.progress import progress
-from stillhouse.cli.table import table
+from stillhouse.cli.progress import show_progress
+from stillhouse.cli.table import format_table
 from stillhouse.core import ImageRequest
 from stillhouse.distill.data.prompt_file import read_prompts
-from stillhouse.distill.evaluation.comparison import Subject, Way, captions_of_shapes, student_of
-from stillhouse.distill.evaluation.evaluation_report import head, judge_students, lead, rows, verdict_as_json
-from stillhouse.distill.evaluation.metric_encoders import Brought, open_clip, open_inception
-from stillhouse.distill.views.evaluation_page import page
+from stillhouse.distill.evaluation.comparison import CaptionSet, GenerationSetup, shapes_caption_set, student_setup
+from stillhouse.distill.evaluation.evaluation_report import (
+    evaluate_students,
+    evaluation_columns,
+    evaluation_rows,
+    evaluation_to_json,
+    summarize_evaluation,
+)
+from stillhouse.distill.evaluation.metric_encoders import MetricEncoders, open_clip, open_inception
+from stillhouse.distill.views.evaluation_page import render_evaluation_page
 from stillhouse.errors import InvalidRequest
 from stillhouse.images.png import write_file
 from stillhouse.measure.set_metrics import NEIGHBOURS
 from stillhouse.pipelines.pipeline import Pipeline
 from stillhouse.shapes.scene import CANVAS
-from stillhouse.shapes.score import Judgement, Share, judge
+from stillhouse.shapes.score import CaptionEvaluation, Share, evaluate_captions
 
-TEACHERS_STEPS = 35
+TEACHER_STEPS = 35
 
 
 def declare(parser: ArgumentParser) -> None:
@@ -35,9 +41,11 @@ def declare(parser: ArgumentParser) -> None:
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="a prompt a line, for models of other things")
     parser.add_argument("--clip", type=Path, metavar="DIR", help="a CLIP model of yours: adds the CLIP score")
     parser.add_argument("--inception", type=Path, metavar="FILE", help="Inception in TorchScript, of yours: adds FID")
-    add_engine(parser)
-    parser.add_argument("--captions", type=positive, default=1000, metavar="N", help="held-out captions; default: 1000")
-    parser.add_argument("--steps", type=whole, metavar="N", help="of the teacher, or of the only one; default: 35")
+    add_engine_options(parser)
+    parser.add_argument(
+        "--captions", type=positive_integer, default=1000, metavar="N", help="held-out captions; default: 1000"
+    )
+    parser.add_argument("--steps", type=integer, metavar="N", help="of the teacher, or of the only one; default: 35")
     parser.add_argument("--guidance", type=number, metavar="W", help="default: the model's own")
     parser.add_argument("--sampler", metavar="NAME", help="default: the model's own")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
@@ -45,83 +53,85 @@ def declare(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> int:
     """Judge, print the table, and keep the figures where that was asked for."""
-    return _compared(arguments) if arguments.against else _alone(arguments)
+    return _compare_with_teacher(arguments) if arguments.against else _score_alone(arguments)
 
 
-def _alone(arguments: Namespace) -> int:
+def _score_alone(arguments: Namespace) -> int:
     if len(arguments.names) > 1 or any((arguments.out, arguments.prompts, arguments.clip, arguments.inception)):
         given = "several pipelines, a page, prompts, CLIP or Inception without --against"
         raise InvalidRequest(given, fix="say which one is the teacher")
     pipeline = open_pipeline(arguments.names[0], arguments)
     distilled = pipeline.manifest.distilled
-    own = None if distilled and distilled.timesteps else TEACHERS_STEPS
+    own = None if distilled and distilled.timesteps else TEACHER_STEPS
     asked = ImageRequest(
         "",
         steps=own if arguments.steps is None else arguments.steps,
         guidance=arguments.guidance,
         sampler=arguments.sampler,
     )
-    with progress() as report:
-        judgement = judge(pipeline, asked, arguments.captions, lambda done: report("judging", done, arguments.captions))
-    print(_told(judgement))
+    with show_progress() as report:
+        judgement = evaluate_captions(
+            pipeline, asked, arguments.captions, lambda done: report("judging", done, arguments.captions)
+        )
+    print(_format_judgement(judgement))
     if arguments.json:
         write_file(arguments.json, (json.dumps(asdict(judgement), indent=2) + "\n").encode())
     return 0
 
 
-def _compared(arguments: Namespace) -> int:
+def _compare_with_teacher(arguments: Namespace) -> int:
     if arguments.captions <= NEIGHBOURS:
         raise InvalidRequest(f"{arguments.captions} captions", allowed=f"{NEIGHBOURS + 1} and more, to compare sets")
-    teacher = _teacher(arguments)
+    teacher = _teacher_variant(arguments)
     own = teacher.pipeline.manifest.defaults.guidance
     guidance = own if arguments.guidance is None else arguments.guidance
-    students = [student_of(open_pipeline(name, arguments), guidance) for name in arguments.names]
-    subject = _subject(arguments, teacher.pipeline)
-    brought = Brought(
+    students = [student_setup(open_pipeline(name, arguments), guidance) for name in arguments.names]
+    subject = _evaluation_prompts(arguments, teacher.pipeline)
+    brought = MetricEncoders(
         arguments.clip and open_clip(arguments.clip), arguments.inception and open_inception(arguments.inception)
     )
-    with progress() as report:
-        verdict, found = judge_students(teacher, students, subject, report, brought)
-    print(f"{table(head(verdict), rows(verdict))}\n\n{lead(verdict)}")
+    with show_progress() as report:
+        verdict, found = evaluate_students(teacher, students, subject, report, brought)
+    print(f"{format_table(evaluation_columns(verdict), evaluation_rows(verdict))}\n\n{summarize_evaluation(verdict)}")
     if arguments.json:
-        write_file(arguments.json, verdict_as_json(verdict).encode())
+        write_file(arguments.json, evaluation_to_json(verdict).encode())
     if arguments.out:
-        write_file(arguments.out, page(verdict, found.prompts, found.pictures).encode())
+        write_file(arguments.out, render_evaluation_page(verdict, found.prompts, found.pictures).encode())
         print(f"{arguments.out}: the same with plots and pictures")
     return 0
 
 
-def _teacher(arguments: Namespace) -> Way:
+def _teacher_variant(arguments: Namespace) -> GenerationSetup:
     pipeline = open_pipeline(arguments.against, arguments)
-    steps = TEACHERS_STEPS if arguments.steps is None else arguments.steps
+    steps = TEACHER_STEPS if arguments.steps is None else arguments.steps
     asked = ImageRequest("", steps=steps, guidance=arguments.guidance, sampler=arguments.sampler)
-    return Way(f"teacher, {steps} steps", pipeline, asked)
+    return GenerationSetup(f"teacher, {steps} steps", pipeline, asked)
 
 
-def _subject(arguments: Namespace, teacher: Pipeline) -> Subject:
+def _evaluation_prompts(arguments: Namespace, teacher: Pipeline) -> CaptionSet:
     if arguments.prompts is None:
         size = teacher.manifest.defaults.width, teacher.manifest.defaults.height
         if size != (CANVAS, CANVAS):
             given = f"{teacher.manifest.name} draws {size[0]}x{size[1]}, which the oracle of Shapes cannot read"
             raise InvalidRequest(given, fix="give it prompts of its own world: --prompts FILE")
-        return captions_of_shapes(arguments.captions)
+        return shapes_caption_set(arguments.captions)
     prompts = read_prompts(arguments.prompts)
     # Each prompt again from other seeds, until there are as many pictures as were asked for.
-    return Subject(tuple(prompts[number % len(prompts)] for number in range(arguments.captions)))
+    return CaptionSet(tuple(prompts[number % len(prompts)] for number in range(arguments.captions)))
 
 
-def _told(judgement: Judgement) -> str:
+def _format_judgement(judgement: CaptionEvaluation) -> str:
     found = [
-        [name.replace("_", " "), *_share(share), _share(judgement.ceiling[name])[0]]
+        [name.replace("_", " "), *_format_share(share), _format_share(judgement.ceiling[name])[0]]
         for name, share in judgement.scores.items()
     ]
     course = f"{judgement.captions} captions, {judgement.steps} {judgement.sampler} steps"
     return (
         f"{course}, guidance {judgement.guidance:g}, {judgement.seconds:.3f} s per picture\n\n"
-        f"{table(['', 'share', '95 % interval', 'autoencoder alone'], found)}\n\n"
+        f"{format_table(['', 'share', '95 % interval', 'autoencoder alone'], found)}\n\n"
         f"picture against its clean redrawing: {judgement.rerender:.1f} dB"
     )
 
 
-def _share(share: Share) -> tuple[str, str]:
+def _format_share(share: Share) -> tuple[str, str]:
     return f"{share.value:.1%}", f"{share.low:.1%} to {share.high:.1%}"

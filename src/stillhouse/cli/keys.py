@@ -6,10 +6,10 @@ from pathlib import Path
 
 from stillhouse.check import check_choice
 from stillhouse.cli.arguments import number
-from stillhouse.cli.table import table
+from stillhouse.cli.table import format_table
 from stillhouse.errors import InvalidRequest
-from stillhouse.serve.settings import Settings, read_settings
-from stillhouse.serve.store.api_keys import LIMITS, Key, add_key, keys, revoke_key
+from stillhouse.serve.settings import ServerSettings, read_server_settings
+from stillhouse.serve.store.api_keys import LIMITS, ApiKey, add_key, list_keys, revoke_key
 from stillhouse.serve.store.database import connect
 
 
@@ -33,11 +33,11 @@ def run(arguments: Namespace) -> int:
         raise InvalidRequest(
             f"{arguments.action} {arguments.name}", allowed=arguments.action, fix="names of keys are not chosen"
         )
-    settings = read_settings(arguments.config) if arguments.config else Settings()
+    settings = read_server_settings(arguments.config) if arguments.config else ServerSettings()
     connection = connect(Path(arguments.data or settings.data))
     try:
         if arguments.action == "add":
-            tier = arguments.tier or settings.first
+            tier = arguments.tier or settings.default_tier
             check_choice("tier", tier, settings.tiers)
             limits = {name: getattr(arguments, name) for name in LIMITS}
             print(add_key(connection, tier, is_admin=arguments.admin, **limits))
@@ -47,13 +47,13 @@ def run(arguments: Namespace) -> int:
             revoke_key(connection, arguments.name)
         else:
             head = ["key", "tier", "made", "state", *LIMITS]
-            print(table(head, [_row(key) for key in keys(connection)]))
+            print(format_table(head, [_format_key(key) for key in list_keys(connection)]))
     finally:
         connection.close()
     return 0
 
 
-def _row(key: Key) -> list[str]:
+def _format_key(key: ApiKey) -> list[str]:
     made = datetime.fromtimestamp(key.created, UTC).strftime("%Y-%m-%d")
     state = "revoked" if key.revoked else "admin" if key.is_admin else "in use"
     limits = [getattr(key, name) for name in LIMITS]

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stillhouse.backends.safetensors_index import safetensors_layout
-from stillhouse.cli.table import table
+from stillhouse.backends.safetensors_index import read_safetensors_index
+from stillhouse.cli.table import format_table
 from stillhouse.pipelines.load import EMBEDDED
 from stillhouse.pipelines.manifest import Manifest, read_manifest
 
@@ -20,7 +20,7 @@ def declare(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> int:
     """A row for each model, out of its manifest and its weight files."""
-    print(table(_HEADINGS, [_row(name, directory) for name, directory in EMBEDDED.items()]))
+    print(format_table(_HEADINGS, [_row(name, directory) for name, directory in EMBEDDED.items()]))
     return 0
 
 
@@ -29,22 +29,22 @@ def _row(name: str, directory: Path) -> list[str]:
     defaults = manifest.defaults
     return [
         name,
-        f"{_parameters(directory, manifest) / 1e6:.1f} M",
+        f"{_count_parameters(directory, manifest) / 1e6:.1f} M",
         f"{sum(record.bytes for record in manifest.files.values()) / 1e6:.1f} MB",
         f"{defaults.width}x{defaults.height}",
         f"{defaults.steps} {defaults.sampler}",
         manifest.source.get("licence", "unknown"),
-        _score(manifest.evidence),
+        _format_score(manifest.evidence),
     ]
 
 
-def _parameters(directory: Path, manifest: Manifest) -> int:
+def _count_parameters(directory: Path, manifest: Manifest) -> int:
     files = {component.weights for component in manifest.components.values()}
-    tensors = [tensor for file in files for tensor in safetensors_layout(directory / file).values()]
+    tensors = [tensor for file in files for tensor in read_safetensors_index(directory / file).values()]
     return sum(math.prod(tensor.shape) for tensor in tensors)
 
 
-def _score(evidence: Mapping[str, Any]) -> str:
+def _format_score(evidence: Mapping[str, Any]) -> str:
     """What `stillhouse judge` measured when the model was made."""
     if "judge" not in evidence:
         return "not measured"

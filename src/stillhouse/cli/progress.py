@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeAlias
 
-Report: TypeAlias = Callable[[str, float, float], None]
+ProgressCallback: TypeAlias = Callable[[str, float, float], None]
 """Called with what is being done, how much is done, and how much there is."""
 
 
 @contextmanager
-def progress() -> Iterator[Report]:
+def show_progress() -> Iterator[ProgressCallback]:
     """A function to report to; the bar that it moves, with the time left, disappears at the end."""
     if not sys.stderr.isatty():
         yield lambda what, done, total: None

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 
-def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def format_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns as wide as their widest cell, two spaces apart.
 
     >>> print(table(["name", "seconds"], [["ddim", "1.2"]]))

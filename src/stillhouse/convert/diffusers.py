@@ -13,7 +13,7 @@ from typing import Any
 import diffusers
 import transformers
 
-from stillhouse.backends.torch_modules import quiet
+from stillhouse.backends.torch_modules import quiet_library
 from stillhouse.convert.export import export_text_encoder, export_unet, export_vae
 from stillhouse.convert.options import ImportOptions, Progress
 from stillhouse.convert.schedulers import SamplingConfig, read_sampling_config
@@ -27,7 +27,7 @@ from stillhouse.pipelines.manifest import Component, Defaults, Latent, Manifest,
 
 def import_diffusers(source: str | Path, target: Path, options: ImportOptions, progress: Progress) -> Manifest:
     """Make a pipeline directory; see `import_model`."""
-    with staged(target, force=options.force) as stage, quiet(diffusers), quiet(transformers):
+    with staged(target, force=options.force) as stage, quiet_library(diffusers), quiet_library(transformers):
         opened = open_source(source)
         walk = read_sampling_config(opened.config("scheduler"), opened.index["scheduler"][1], is_xl=opened.is_xl)
         adapters = tuple(read_adapter(text, ("unet", *opened.text_encoders)) for text in options.loras)

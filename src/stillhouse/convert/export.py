@@ -18,9 +18,9 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from stillhouse.backends.graph import link
-from stillhouse.backends.safetensors_index import StoredTensor, safetensors_layout
-from stillhouse.backends.torch_modules import Decoder, Encoder, TextEncoder, UNet
+from stillhouse.backends.graph import link_tensor
+from stillhouse.backends.safetensors_index import StoredTensor, read_safetensors_index
+from stillhouse.backends.torch_modules import TextEncoderModule, UNetModule, VaeDecoderModule, VaeEncoderModule
 from stillhouse.errors import ImportFailed
 
 OPSET = 17
@@ -46,7 +46,7 @@ def export_unet(unet: Any, graph: Path, weights: Path, tokens: int) -> None:
         inputs["time_ids"] = (torch.zeros(2, 6), ROWS)
     if config.time_cond_proj_dim:
         inputs["timestep_cond"] = (torch.zeros(2, config.time_cond_proj_dim), ROWS)
-    _export(UNet(unet, list(inputs)), inputs, {"out_sample": PICTURE}, graph, weights)
+    _export(UNetModule(unet, list(inputs)), inputs, {"out_sample": PICTURE}, graph, weights)
 
 
 def export_text_encoder(encoder: Any, graph: Path, weights: Path, tokens: int, *, penultimate: bool) -> None:
@@ -58,7 +58,7 @@ def export_text_encoder(encoder: Any, graph: Path, weights: Path, tokens: int, *
     outputs = {"last_hidden_state": ROWS}
     if hasattr(encoder, "text_projection"):
         outputs["text_embeds"] = ROWS
-    _export(TextEncoder(encoder, list(outputs), penultimate), inputs, outputs, graph, weights)
+    _export(TextEncoderModule(encoder, list(outputs), penultimate), inputs, outputs, graph, weights)
 
 
 def export_vae(vae: Any, encoder: Path, decoder: Path, weights: Path) -> None:
@@ -70,8 +70,8 @@ def export_vae(vae: Any, encoder: Path, decoder: Path, weights: Path) -> None:
     size = 2 ** (len(config.block_out_channels) - 1)
     sample = torch.zeros(1, config.in_channels, 4 * size, 2 * size)
     latents = torch.zeros(1, config.latent_channels, 4, 2)
-    _export(Encoder(vae), {"sample": (sample, PICTURE)}, {"mean": PICTURE, "std": PICTURE}, encoder, weights)
-    _export(Decoder(vae), {"latent_sample": (latents, PICTURE)}, {"sample": PICTURE}, decoder, weights)
+    _export(VaeEncoderModule(vae), {"sample": (sample, PICTURE)}, {"mean": PICTURE, "std": PICTURE}, encoder, weights)
+    _export(VaeDecoderModule(vae), {"latent_sample": (latents, PICTURE)}, {"sample": PICTURE}, decoder, weights)
 
 
 def export_decoder(decoder: Any, latents: int, graph: Path, weights: Path) -> None:
@@ -125,13 +125,13 @@ def _drop_weights(module: nn.Module) -> None:
 
 def _link_weights(model: onnx.ModelProto, inputs: Sequence[str], weights: Path) -> None:
     """Make every other input of the graph an initializer that lies in the weights file, cast where it is a half."""
-    layout = safetensors_layout(weights)
+    layout = read_safetensors_index(weights)
     parameters = [value.name for value in model.graph.input if value.name not in inputs]
     kept = [value for value in model.graph.input if value.name in inputs]
     casts = []
     for name in parameters:
         tensor = model.graph.initializer.add(name=name, data_type=onnx.TensorProto.FLOAT)
-        casts += link(tensor, _find(name, layout, weights), weights.name)
+        casts += link_tensor(tensor, _find(name, layout, weights), weights.name)
     nodes = [*casts, *model.graph.node]
     del model.graph.input[:], model.graph.node[:]
     model.graph.input.extend(kept)

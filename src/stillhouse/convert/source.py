@@ -9,7 +9,7 @@ from typing import Any
 
 import diffusers
 
-from stillhouse.backends.runtime import useful_line
+from stillhouse.backends.runtime import first_error_line
 from stillhouse.errors import ImportFailed, UnknownModel
 from stillhouse.pipelines.manifest import Family
 
@@ -109,7 +109,7 @@ def _download(hub_id: str) -> Path:
         return Path(diffusers.DiffusionPipeline.download(hub_id))
     except Exception as error:  # the hub's client has a class for each way of failing, and changes them
         raise UnknownModel(
-            f"there is no directory {hub_id}, and the hub gave no such model ({useful_line(str(error))})",
+            f"there is no directory {hub_id}, and the hub gave no such model ({first_error_line(str(error))})",
             fix="check the name and the network; or download it elsewhere and give the directory",
         ) from error
 

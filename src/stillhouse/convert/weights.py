@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from stillhouse.backends.runtime import useful_line
-from stillhouse.backends.safetensors_index import safetensors_layout
+from stillhouse.backends.runtime import first_error_line
+from stillhouse.backends.safetensors_index import read_safetensors_index
 from stillhouse.convert.source import REDOWNLOAD
 from stillhouse.errors import ImportFailed
 
@@ -32,7 +32,7 @@ def read_module(folder: Path, kind: Any, dtype: str | None) -> Any:
             folder, dtype=chosen, variant=variant, local_files_only=True, output_loading_info=True
         )
     except Exception as error:  # each library and file format fails with classes of its own
-        raise ImportFailed(f"{folder} cannot be read: {useful_line(str(error))}", fix=REDOWNLOAD) from error
+        raise ImportFailed(f"{folder} cannot be read: {first_error_line(str(error))}", fix=REDOWNLOAD) from error
     wrong = sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])})
     if wrong:
         raise ImportFailed(
@@ -65,7 +65,7 @@ def _weight_files(folder: Path) -> list[Path]:
 def _stored_dtype(files: list[Path]) -> torch.dtype:
     """The widest floating type in the files."""
     if files[0].suffix == ".safetensors":
-        names = {tensor.dtype for file in files for tensor in safetensors_layout(file).values()}
+        names = {tensor.dtype for file in files for tensor in read_safetensors_index(file).values()}
         found = {STORED[name] for name in names & STORED.keys()}
     else:
         tensors = torch.load(files[0], map_location="cpu", mmap=True, weights_only=True).values()

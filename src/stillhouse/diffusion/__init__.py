@@ -1,13 +1,21 @@
-"""The mathematics of a walk from noise to picture: levels, predictions, samplers, guidance, noise, trajectories."""
+"""The mathematics of diffusion on NumPy-like arrays: noise levels, predictions, samplers, guidance, trajectories."""
 
 from stillhouse.diffusion.arrays import NUMPY, Arrays
-from stillhouse.diffusion.guidance import guide, is_guided, rescale
+from stillhouse.diffusion.denoiser import Conditioning, Denoiser, SplitDenoiser
+from stillhouse.diffusion.effects import Effect, FeatureCache, InpaintBlend
+from stillhouse.diffusion.guidance import (
+    CONDITIONAL,
+    UNCONDITIONAL,
+    Guidance,
+    check_guidance_interval,
+    classifier_free,
+    guide,
+)
 from stillhouse.diffusion.noise import INITIAL_STEP, MAX_SEED, check_seed, gaussian
 from stillhouse.diffusion.prediction import Prediction, add_noise, predict_denoised, predicted_noise, training_target
 from stillhouse.diffusion.samplers import SAMPLERS, Evaluation, Sampler, SamplerState, ddim_coefficients, find_sampler
-from stillhouse.diffusion.sampling_plan import SamplingPlan, check_cache_interval, check_guidance_interval
+from stillhouse.diffusion.sampling_plan import SamplingPlan, check_cache_interval
 from stillhouse.diffusion.schedule import Schedule, ScheduleKind, alphas_cumprod, noise_levels
-from stillhouse.diffusion.step_cache import CachedFeatures, Conditioning, Denoiser, SplitDenoiser
 from stillhouse.diffusion.timestep_grid import (
     CLEAN,
     NoiseLevel,
@@ -17,19 +25,24 @@ from stillhouse.diffusion.timestep_grid import (
     grid_from_timesteps,
     make_grid,
 )
-from stillhouse.diffusion.trajectory import InpaintBlend, Trajectory, advance
+from stillhouse.diffusion.trajectory import Branch, Trajectory, advance
 
 __all__ = [
     "CLEAN",
+    "CONDITIONAL",
     "INITIAL_STEP",
     "MAX_SEED",
     "NUMPY",
     "SAMPLERS",
+    "UNCONDITIONAL",
     "Arrays",
-    "CachedFeatures",
+    "Branch",
     "Conditioning",
     "Denoiser",
+    "Effect",
     "Evaluation",
+    "FeatureCache",
+    "Guidance",
     "InpaintBlend",
     "NoiseLevel",
     "Prediction",
@@ -49,16 +62,15 @@ __all__ = [
     "check_cache_interval",
     "check_guidance_interval",
     "check_seed",
+    "classifier_free",
     "ddim_coefficients",
     "find_sampler",
     "gaussian",
     "grid_from_timesteps",
     "guide",
-    "is_guided",
     "make_grid",
     "noise_levels",
     "predict_denoised",
     "predicted_noise",
-    "rescale",
     "training_target",
 ]

@@ -15,44 +15,44 @@ class Arrays(Protocol):
     """A kind of arrays in one place. All pictures of a batch are of one kind."""
 
     @property
-    def fused(self) -> Callable[[Any, Any, Any, Any, Any], tuple[Any, Any]] | None:
+    def fused_step(self) -> Callable[[Any, Any, Any, Any, Any], tuple[Any, Any]] | None:
         """Guidance and move of a batch in one pass, where there is a kernel for it: `step.step`'s first five arguments,
         rows as int32 [P, 2], or None where they are pairs in order, and weights as float32 [P, 6], there."""
 
-    def placed(self, array: NDArray[Any], /) -> Any:
+    def to_device(self, array: NDArray[Any], /) -> Any:
         """The same numbers there; of the same dtype."""
 
-    def stacked(self, parts: Sequence[Any], /) -> Any:
+    def stack(self, parts: Sequence[Any], /) -> Any:
         """One array of several of one shape, along a new first axis; a copy."""
 
-    def joined(self, parts: Sequence[Any], axis: int, /) -> Any:
+    def concatenate(self, parts: Sequence[Any], axis: int, /) -> Any:
         """One array of several, along one of their axes."""
 
-    def read(self, array: Any, /) -> NDArray[Any]:
+    def to_numpy(self, array: Any, /) -> NDArray[Any]:
         """The same numbers as a NumPy array; NumPy's pass."""
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         """Return when everything that was asked for there is done."""
 
 
-class _Numpy:
-    fused = None
+class _NumpyArrays:
+    fused_step = None
 
-    def placed(self, array: NDArray[Any]) -> NDArray[Any]:
+    def to_device(self, array: NDArray[Any]) -> NDArray[Any]:
         return array
 
-    def stacked(self, parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    def stack(self, parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
         return np.array(parts)
 
-    def joined(self, parts: Sequence[NDArray[Any]], axis: int) -> NDArray[Any]:
+    def concatenate(self, parts: Sequence[NDArray[Any]], axis: int) -> NDArray[Any]:
         return np.concatenate(parts, axis)
 
-    def read(self, array: NDArray[Any]) -> NDArray[Any]:
+    def to_numpy(self, array: NDArray[Any]) -> NDArray[Any]:
         return array
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         pass
 
 
-NUMPY: Arrays = _Numpy()
+NUMPY: Arrays = _NumpyArrays()
 """NumPy's own, in the processor's memory."""

@@ -1,48 +1,123 @@
-"""Classifier-free guidance, with a scale, an interval and a rescale for every picture of its own."""
+"""Guidance: which branches of a network are evaluated at a step, and how their outputs are combined.
 
+A branch is one set of conditioning inputs of a picture: with its prompt, without it, with its source image only. The
+guided output is a base branch plus weighted differences of other branches from it:
+
+    guided = base + sum of weight * (branch - base)
+
+Classifier-free guidance (arXiv 2207.12598, equation 6) has the unconditional branch as base and one difference.
+InstructPix2Pix (arXiv 2211.09800, equation 3) has two: the image branch weighs s_image - s_text, the conditional
+branch s_text. A network that takes its scale as an input has no base.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from stillhouse.check import check_number
 from stillhouse.diffusion.tensor import Coefficient, Tensor
+from stillhouse.errors import InvalidRequest
+
+CONDITIONAL, UNCONDITIONAL = "conditional", "unconditional"
+MAX_GUIDANCE = 1000
 
 
-def guide(conditional: Tensor, unconditional: Tensor, scale: Coefficient) -> Tensor:
-    """Away from the unconditional output and past the conditional one (arXiv 2207.12598, equation 6).
-
-    `scale` counts as in diffusers: 1 is the conditional output itself. The paper's w is scale - 1.
-
-    >>> guide(1.0, 0.5, 3.0)
-    2.0
-    """
-    return unconditional + (conditional - unconditional) * scale
-
-
-def rescale_factor(guided: Any, conditional: Any, share: float) -> float:
-    """What pulls the guided output's spread back towards the conditional one's (arXiv 2305.08891, equations 15 and 16).
+@dataclass(frozen=True, slots=True)
+class Guidance:
+    """The combination of branches of one picture.
 
     Args:
-        guided, conditional: outputs of one picture, any array or tensor with `std`.
-        share: phi of the paper, 0 (leave it) to 1 (the same standard deviation).
+        main: the branch that is evaluated alone where guidance does not act.
+        base: the branch from which differences are taken; None: guidance never acts.
+        terms: (branch, weight) of each difference; the last one is the main branch's.
+        interval: shares of the trajectory, 0 (pure noise) to 1 (clean), between which guidance acts; half open,
+            [start, end) (arXiv 2404.07724).
+        rescale: phi of arXiv 2305.08891, equation 16, 0 to 1: how far the guided output's standard deviation is
+            brought back to the main branch's.
 
-    Returns:
-        what the guided output is to be multiplied by.
+    Raises:
+        InvalidRequest: an interval that is not two rising shares, a rescale outside 0 to 1, terms without a base, or a
+            last term that is not the main branch.
+
+    >>> classifier_free(7.5, interval=(0.0, 0.5)).active_branches(0.25)
+    ('unconditional', 'conditional')
+    >>> classifier_free(7.5, interval=(0.0, 0.5)).active_branches(0.5)
+    ('conditional',)
+    """
+
+    main: str = CONDITIONAL
+    base: str | None = None
+    terms: tuple[tuple[str, float], ...] = ()
+    interval: tuple[float, float] = (0.0, 1.0)
+    rescale: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_guidance_interval(self.interval)
+        check_number("guidance_rescale", self.rescale, 0, 1)
+        if (self.base is None) != (not self.terms) or (self.terms and self.terms[-1][0] != self.main):
+            raise InvalidRequest(
+                f"guidance with the base {self.base!r}, the terms {self.terms} and the main branch {self.main!r}",
+                allowed="no base and no terms, or a base and terms of which the main branch is the last",
+            )
+
+    def acts(self, progress: float) -> bool:
+        """Return whether differences count once `progress`, 0 to 1, of the trajectory is done."""
+        start, end = self.interval
+        return self.base is not None and start <= progress < end
+
+    def active_branches(self, progress: float) -> tuple[str, ...]:
+        """Return the branches that the network evaluates at `progress`: the base and the terms, or the main one."""
+        if self.base is None or not self.acts(progress):
+            return (self.main,)
+        return (self.base, *(branch for branch, _ in self.terms))
+
+    def weights(self, progress: float) -> tuple[float, ...]:
+        """Return the weight of each difference at `progress`; a single 0 where guidance does not act."""
+        return tuple(weight for _, weight in self.terms) if self.acts(progress) else (0.0,)
+
+
+def classifier_free(scale: float, interval: tuple[float, float] = (0.0, 1.0), rescale: float = 0.0) -> Guidance:
+    """Return classifier-free guidance: the unconditional branch, and the conditional one `scale` times as far away.
+
+    Args:
+        scale: as in diffusers, 0 to 1000; up to 1 means no guidance. The w of the paper is scale - 1.
+        interval, rescale: as in `Guidance`.
+    """
+    check_number("guidance", scale, 0, MAX_GUIDANCE)
+    if scale <= 1:
+        return Guidance(interval=interval, rescale=rescale)
+    return Guidance(CONDITIONAL, UNCONDITIONAL, ((CONDITIONAL, scale),), interval, rescale)
+
+
+def guide(base: Tensor, branches: Sequence[Tensor], weights: Sequence[Coefficient]) -> Tensor:
+    """Return the base plus the weighted difference of each branch from it.
+
+    >>> guide(0.5, [1.0], [3.0])
+    2.0
+    """
+    guided = base
+    for branch, weight in zip(branches, weights, strict=True):
+        guided = guided + (branch - base) * weight
+    return guided
+
+
+def rescale_factor(guided: Any, main: Any, share: float) -> float:
+    """Return the factor that brings the guided output's spread back to the main branch's.
+
+    arXiv 2305.08891, equations 15 and 16.
+
+    Args:
+        guided, main: outputs of one picture, any array or tensor with `std`.
+        share: phi of the paper, 0 (the factor is 1) to 1 (the same standard deviation).
     """
     spread = float(guided.std())
-    return share * float(conditional.std()) / spread + (1 - share) if spread else 1.0
+    return share * float(main.std()) / spread + (1 - share) if spread else 1.0
 
 
-def rescale(guided: Any, conditional: Any, share: float) -> Any:
-    """The guided output with its spread pulled back, see `rescaling`."""
-    return rescale_factor(guided, conditional, share) * guided
-
-
-def is_guided(scale: float, interval: tuple[float, float], share: float) -> bool:
-    """Whether guidance acts once this share of the walk is done; where it does not, one row is enough.
-
-    A scale up to 1 means no guidance, as in diffusers. The interval (arXiv 2404.07724) is half open, [from, to):
-    (0, 0.5) guides 2 of 4 steps.
-
-    >>> [is_guided(7.5, (0.0, 0.5), step / 4) for step in range(4)]
-    [True, True, False, False]
-    """
-    begin, end = interval
-    return scale > 1 and begin <= share < end
+def check_guidance_interval(interval: tuple[float, float]) -> None:
+    """Refuse a guidance interval that is not two shares of the trajectory, the earlier one first."""
+    if len(interval) != 2:
+        raise InvalidRequest(f"guidance_interval is {interval}", allowed="two numbers from 0 to 1")
+    start, end = interval
+    check_number("the end of guidance_interval", end, 0, 1)
+    check_number("the beginning of guidance_interval", start, 0, end)

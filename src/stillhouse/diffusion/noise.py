@@ -8,7 +8,7 @@ from numpy.random import Generator, Philox
 from numpy.random.bit_generator import ISeedSequence
 from numpy.typing import NDArray
 
-from stillhouse.check import check_whole
+from stillhouse.check import check_integer
 from stillhouse.core import Array
 
 MAX_SEED = 2**63 - 1
@@ -32,14 +32,14 @@ def gaussian(seed: int, step: int, shape: Sequence[int]) -> Array:
     (True, False)
     """
     check_seed(seed)
-    check_whole("step", step, INITIAL_STEP, MAX_SEED)
+    check_integer("step", step, INITIAL_STEP, MAX_SEED)
     bits = Philox(_Key(seed, step))  # type: ignore[arg-type]  # NumPy's stubs leave its own interface out
     return Generator(bits).standard_normal(tuple(shape), np.float32)
 
 
 def check_seed(seed: int) -> None:
     """Refuse a seed that is not a whole number from 0 to 2**63 - 1."""
-    check_whole("seed", seed, 0, MAX_SEED)
+    check_integer("seed", seed, 0, MAX_SEED)
 
 
 class _Key(ISeedSequence):

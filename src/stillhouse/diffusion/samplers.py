@@ -66,7 +66,7 @@ class SamplerState(Generic[Tensor]):
     previous: "SamplerState[Tensor] | None" = None
 
 
-Order: TypeAlias = Literal["clean", "beyond", "elsewhere"]
+Order: TypeAlias = Literal["first", "second", "custom"]
 """Where a move aims: at the clean picture, beyond it on the line through the last one, or in the sampler's own way."""
 Estimated: TypeAlias = tuple[Tensor, Tensor, SamplerState[Tensor] | None]
 """The picture to move from, the picture to aim at, and the past for the next step."""
@@ -207,7 +207,7 @@ class Sampler:
     @property
     def order(self) -> Order:
         """Where a move aims; `step.step` moves a whole batch at once where that is not elsewhere."""
-        return _ORDERS.get(self.estimate, "elsewhere")
+        return _ORDERS.get(self.estimate, "custom")
 
     def evaluation_count(self, steps: int) -> int:
         """How often a walk of so many steps asks the network.
@@ -264,7 +264,7 @@ class Sampler:
         return moved + fresh * noise, past
 
 
-_ORDERS: Mapping[X0Estimate, Order] = {first_order: "clean", dpmpp_2m: "beyond"}
+_ORDERS: Mapping[X0Estimate, Order] = {first_order: "first", dpmpp_2m: "second"}
 SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
     {
         "ddim": Sampler("DDIM: first order, the same picture every time at eta 0", eta=None),

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from stillhouse.check import check_choice, check_number, check_whole
+from stillhouse.check import check_choice, check_integer, check_number
 from stillhouse.errors import InvalidRequest
 
 ScheduleKind = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "flow"]
@@ -47,7 +47,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         check_choice("schedule", self.kind, get_args(ScheduleKind))
-        check_whole("train_steps", self.train_steps, 1, 1_000_000)
+        check_integer("train_steps", self.train_steps, 1, 1_000_000)
         check_number("beta_end", self.beta_end, 1e-9, _LARGEST_BETA)
         check_number("beta_start", self.beta_start, 1e-9, self.beta_end)
         check_number("shift", self.shift, 1e-3, 1e3)

@@ -1,65 +1,101 @@
-"""A step of a batch in plain arithmetic: guidance, the clean picture, where to aim, and the move.
+"""One step of a batch in plain arithmetic: guidance, the denoised picture, extrapolation, and the sampler's step.
 
-Of a network's two rows for a picture, without the prompt and with it, and of the picture z itself:
+Of the network's outputs of a picture's branches, the base b first, and of its latents z:
 
-    guided = u + scale * (c - u)                            see `guidance.guide`
-    clean  = of_z * z + of_output * guided                  see `prediction.denoised_weights`
-    aim    = clean + reach * (clean - past)                 DPM-Solver++ 2M; reach is 0 elsewhere
-    moved  = kept * z + gained * aim                        see `samplers.crossed`
+    guided   = b + sum of weight * (branch - b)                  see `guidance`
+    denoised = of_z * z + of_output * guided                     see `prediction.denoised_weights`
+    x0       = denoised + extrapolation * (denoised - previous)  DPM-Solver++ 2M; extrapolation is 0 elsewhere
+    stepped  = z_weight * z + x0_weight * x0                     see `samplers.combine`
 
-Samplers that aim in another way take the clean picture from here, and move by themselves.
+Samplers that estimate x0 in another way take the denoised picture from here, and step by themselves.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stillhouse.core import Array
 from stillhouse.diffusion.arrays import Arrays
-from stillhouse.diffusion.guidance import guide
 from stillhouse.diffusion.samplers import combine
-from stillhouse.diffusion.tensor import Coefficient
 
-WEIGHTS = ("scale", "of_z", "of_output", "reach", "kept", "gained")
-"""What each picture is told, in this order."""
+STEP_WEIGHTS = ("of_z", "of_output", "extrapolation", "z_weight", "x0_weight")
+"""The weights of each picture, in this order; the weights of its branches' differences follow."""
+
+
+@dataclass(frozen=True, slots=True)
+class PictureStep:
+    """The step of one picture of a batch.
+
+    Args:
+        rows: of the network's output: the base branch's, then one for each difference. A picture that is not guided
+            names its only row twice, with weight 0.
+        guidance: weight of each difference.
+        weights: see `STEP_WEIGHTS`.
+    """
+
+    rows: tuple[int, ...]
+    guidance: tuple[float, ...]
+    weights: tuple[float, ...]
 
 
 def step_batch(
-    z: Array,
-    answers: Array,
-    rows: Sequence[tuple[int, int]],
-    weights: Sequence[Sequence[Coefficient]],
-    past: Array | None,
-    arrays: Arrays,
+    z: Array, outputs: Array, steps: Sequence[PictureStep], previous: Array | None, arrays: Arrays
 ) -> tuple[Array, Array]:
-    """Move each picture of a batch by one evaluation; in one pass, where `arrays` has a kernel for it.
+    """Step each picture of a batch by one evaluation; in one pass where `arrays` has a kernel for it.
 
     Args:
-        z: pictures, float32 [P, C, h, w].
-        answers: of the network, [R, C, h, w].
-        rows: of each picture the row without its prompt, and the one with it; the same one twice where it is not
-            guided.
-        weights: of each picture, see `WEIGHTS`.
-        past: the clean pictures of the evaluation before, as z; None where none counts.
-        arrays: where all of it lies.
+        z: latents, float32 [P, C, h, w].
+        outputs: of the network, [R, C, h, w].
+        steps: of each picture.
+        previous: the denoised pictures of the evaluation before, as z; None where none counts.
+        arrays: where all of it is.
 
     Returns:
-        the moved pictures and the clean ones, as z.
+        the stepped and the denoised pictures, as z.
     """
-    told = np.array(weights, np.float32)
-    if arrays.fused is not None:
-        places = None if _are_pairs(rows) else arrays.placed(np.array(rows, np.int32))
-        moved, clean = arrays.fused(z, answers, places, arrays.placed(told), past)
-        return moved, clean
-    places = np.array(rows, np.int32)
-    columns: Any = arrays.placed(told.T[..., None, None, None])
-    scale, of_z, of_output, reach, kept, gained = columns
-    without, prompted = (answers[one] for one in arrays.placed(np.ascontiguousarray(places.T)))
-    clean = of_z * z + of_output * guide(prompted, without, scale)
-    aim = clean if past is None else clean + reach * (clean - past)
-    return combine(z, aim, kept, gained), clean
+    rows, weights = _row_table(steps), _weight_table(steps)
+    if arrays.fused_step is not None:
+        pairs = None if _are_pairs(rows) else arrays.to_device(rows)
+        stepped, denoised = arrays.fused_step(z, outputs, pairs, arrays.to_device(weights), previous)
+        return stepped, denoised
+    columns: Any = arrays.to_device(np.ascontiguousarray(weights.T)[..., None, None, None])
+    of_z, of_output, extrapolation, z_weight, x0_weight = columns[: len(STEP_WEIGHTS)]
+    guided = _guide_batch(outputs, steps, columns[len(STEP_WEIGHTS) :], rows, arrays)
+    denoised = of_z * z + of_output * guided
+    x0 = denoised if previous is None else denoised + extrapolation * (denoised - previous)
+    return combine(z, x0, z_weight, x0_weight), denoised
 
 
-def _are_pairs(rows: Sequence[tuple[int, int]]) -> bool:
-    return all(both == (2 * picture, 2 * picture + 1) for picture, both in enumerate(rows))
+def _guide_batch(
+    outputs: Array, steps: Sequence[PictureStep], weights: Any, rows: NDArray[np.int32], arrays: Arrays
+) -> Array:
+    """Return the guided outputs, [P, C, h, w]; a picture's are the same whichever others have more branches."""
+    base, first = (outputs[places] for places in arrays.to_device(np.ascontiguousarray(rows.T[:2])))
+    guided = base + (first - base) * weights[0]
+    for term in range(1, len(weights)):
+        pictures = np.array([index for index, step in enumerate(steps) if len(step.guidance) > term])
+        places, branch = arrays.to_device(pictures), arrays.to_device(rows[pictures, term + 1])
+        guided[places] = guided[places] + (outputs[branch] - base[places]) * weights[term][places]
+    return guided
+
+
+def _row_table(steps: Sequence[PictureStep]) -> NDArray[np.int32]:
+    """Return the rows of each picture, int32 [P, 1 + T]; a picture with fewer differences repeats its base."""
+    longest = max(len(step.rows) for step in steps)
+    return np.array([step.rows + step.rows[:1] * (longest - len(step.rows)) for step in steps], np.int32)
+
+
+def _weight_table(steps: Sequence[PictureStep]) -> NDArray[np.float32]:
+    """Return the weights of each picture, float32 [P, 5 + T]; 0 for differences that it does not have."""
+    longest = max(len(step.guidance) for step in steps)
+    return np.array(
+        [step.weights + step.guidance + (0.0,) * (longest - len(step.guidance)) for step in steps], np.float32
+    )
+
+
+def _are_pairs(rows: NDArray[np.int32]) -> bool:
+    """Return whether every picture has two rows of its own, in order."""
+    return rows.shape[1] == 2 and bool((rows.ravel() == np.arange(rows.size)).all())

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from stillhouse.check import check_choice, check_number, check_whole
+from stillhouse.check import check_choice, check_integer, check_number
 from stillhouse.diffusion.schedule import Schedule, noise_levels, shifted
 from stillhouse.errors import InvalidRequest
 
@@ -139,10 +139,10 @@ def make_grid(
     """
     check_choice("spacing", spacing, get_args(Spacing))
     check_choice("sigmas", sigmas, get_args(SigmaSpacing))
-    check_whole("steps_offset", steps_offset, 0, schedule.train_steps - 1)
+    check_integer("steps_offset", steps_offset, 0, schedule.train_steps - 1)
     trimmed = trimmed and spacing != "trailing" and sigmas == "schedule"
     offset = steps_offset if spacing == "leading" and sigmas == "schedule" else 0
-    check_whole("steps", steps, 1, schedule.train_steps - trimmed - offset)
+    check_integer("steps", steps, 1, schedule.train_steps - trimmed - offset)
     if schedule.is_flow and spacing == "leading":
         raise InvalidRequest("leading spacing of a flow schedule", allowed="trailing, linspace")
     return _grid(schedule, steps, spacing, sigmas, steps_offset, trimmed)

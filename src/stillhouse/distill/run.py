@@ -13,39 +13,39 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from stillhouse.convert.staging import check_target
 from stillhouse.diffusion import TimestepGrid, grid_from_timesteps
-from stillhouse.distill.data.image_folder import Skipped
-from stillhouse.distill.data.latent_dataset import KeptPairs
-from stillhouse.distill.data.shards import keep
-from stillhouse.distill.data.sources import expected, key_of
-from stillhouse.distill.settings import DECODER, EDITING, STRENGTHS, Settings
-from stillhouse.distill.strategies import ByChain, ByWalks, Learning, Way
+from stillhouse.distill.data.image_folder import SkippedImage
+from stillhouse.distill.data.latent_dataset import CachedLatents
+from stillhouse.distill.data.shards import write_shards
+from stillhouse.distill.data.sources import dataset_key, expected_samples
+from stillhouse.distill.settings import DECODER, EDIT_STRENGTHS, IMG2IMG, DistillSettings
+from stillhouse.distill.strategies import ProgressiveChain, Strategy, TrainingRun, TrajectoryRegression
 from stillhouse.distill.student import write_student
-from stillhouse.distill.training.decoder import DecoderLesson, TinyDecoder
-from stillhouse.distill.training.dmd import MatchLesson
+from stillhouse.distill.training.decoder import DecoderStage, TinyDecoder
+from stillhouse.distill.training.dmd import DistributionMatching
 from stillhouse.distill.training.networks import Denoiser
-from stillhouse.distill.training.preview_grid import strip
-from stillhouse.distill.training.progressive_chain import EDITS, ChainRecipe, Student, frozen
-from stillhouse.distill.training.stage import Lesson
-from stillhouse.distill.training.trajectory_chain import WALKS
-from stillhouse.distill.training.trajectory_regression import WalkLesson
+from stillhouse.distill.training.preview_grid import render_preview_grid
+from stillhouse.distill.training.progressive_chain import EDITS, ChainRecipe, Student, freeze
+from stillhouse.distill.training.stage import DistillationStage
+from stillhouse.distill.training.trajectory_chain import TRAJECTORY
+from stillhouse.distill.training.trajectory_regression import TrajectoryRegressionStage
 from stillhouse.errors import InvalidRequest
 from stillhouse.fit.checkpoint import write_atomically
 from stillhouse.fit.fit import fit
-from stillhouse.fit.processes import launched
-from stillhouse.fit.stage import Fitted, Stage, Tick
+from stillhouse.fit.processes import current_process_group
+from stillhouse.fit.stage import FitResult, Stage, UpdateLog
 from stillhouse.images.png import write_png
-from stillhouse.measure.machine import machine, versions
+from stillhouse.measure.machine import installed_versions, read_machine
 from stillhouse.pipelines.load import find_pipeline, load
 from stillhouse.pipelines.manifest import Manifest, files_checksum, read_manifest
 from stillhouse.pipelines.pipeline import Pipeline
 
-STRIPS = "strips"
-SKIPPED = "skipped.csv"
+PREVIEWS = "strips"
+SKIPPED_FILE = "skipped.csv"
 _PACKAGES = ("torch", "diffusers", "transformers", "peft")
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class DistillResult:
     """What became of it.
 
     Args:
@@ -55,33 +55,33 @@ class Made:
     """
 
     is_done: bool
-    is_first: bool
-    written: tuple[Path, ...] = ()
+    is_main_process: bool
+    directories: tuple[Path, ...] = ()
 
 
-class Told(Protocol):
+class DistillProgress(Protocol):
     """Who hears what is being done."""
 
-    def items(self, done: int, total: int) -> None:
+    def on_samples(self, done: int, total: int) -> None:
         """So many pictures are encoded."""
 
-    def skipped(self, one: Skipped) -> None:
+    def on_skipped(self, image: SkippedImage) -> None:
         """A picture that cannot be learnt from."""
 
-    def tick(self, tick: Tick) -> None:
+    def on_update(self, update_log: UpdateLog) -> None:
         """Some updates are made."""
 
 
-def distil(
+def distill(
     source: str | Path,
     out: Path,
-    settings: Settings,
+    settings: DistillSettings,
     work: Path,
-    told: Told,
+    progress: DistillProgress,
     *,
-    every: bool = False,
+    all_students: bool = False,
     force: bool = False,
-) -> Made:
+) -> DistillResult:
     """Make the student's pipeline directory; what was learnt in an earlier run is not learnt again.
 
     Args:
@@ -99,14 +99,18 @@ def distil(
         FitFailed: learning came to an end by itself; what was learnt is kept.
     """
     deadline = None if settings.max_hours is None else monotonic() + 3600 * settings.max_hours
-    processes, directory = launched(), find_pipeline(source)
+    processes, directory = current_process_group(), find_pipeline(source)
     manifest = read_manifest(directory)
-    _check_steps(manifest)
+    _check_teacher_steps(manifest)
     _check_guidance(manifest, settings)
     teacher = open_teacher(directory, manifest)
-    way = _way(directory, manifest, teacher, settings)
-    names = way.names
-    places = {name: out.with_name(f"{out.name}-{name.removesuffix('-steps')}") for name in names[:-1]} if every else {}
+    way = _select_strategy(directory, manifest, teacher, settings)
+    names = way.student_names
+    places = (
+        {name: out.with_name(f"{out.name}-{name.removesuffix('-steps')}") for name in names[:-1]}
+        if all_students
+        else {}
+    )
     places[names[-1]] = out
     for place in places.values():
         check_target(place, force)
@@ -114,23 +118,23 @@ def distil(
         if Path(settings.data).is_dir() and place.resolve().is_relative_to(Path(settings.data).resolve()):
             raise InvalidRequest(f"{place} in the folder that is learnt from", allowed="a place outside of its data")
     pipeline = load(directory)
-    folder = work / f"{way.kind}-{key_of(pipeline.manifest, settings)}"
-    if processes.is_first and not _kept(way, pipeline, settings, folder, told, deadline):
-        return Made(False, True)
-    watch = _strips(pipeline, work / STRIPS) if processes.is_first else _nobody
-    learnt = way.learn(Learning(folder, work, told.tick, watch, deadline))
+    folder = work / f"{way.data_kind}-{dataset_key(pipeline.manifest, settings)}"
+    if processes.is_main_process and not _write_data(way, pipeline, settings, folder, progress, deadline):
+        return DistillResult(False, True)
+    watch = _preview_writer(pipeline, work / PREVIEWS) if processes.is_main_process else _ignore_update
+    learnt = way.train(TrainingRun(folder, work, progress.on_update, watch, deadline))
     students = learnt.students
     if len(students) < len(names):
-        return Made(False, processes.is_first)
-    evidence = _evidence(settings, learnt.items, _count_skipped(folder), students, processes.count)
+        return DistillResult(False, processes.is_main_process)
+    evidence = _build_evidence(settings, learnt.sample_count, _count_skipped(folder), students, processes.count)
     decoder = None
-    if settings.decoder:
-        lesson = _decoder(directory, manifest, settings, learnt.pictures, folder.stem)
-        fitted = fit(lesson, work, told.tick, deadline)
+    if settings.decoder_width:
+        lesson = _decoder_stage(directory, manifest, settings, learnt.latents, folder.stem)
+        fitted = fit(lesson, work, progress.on_update, deadline)
         if not fitted.is_done:
-            return Made(False, processes.is_first)
-        decoder, evidence = lesson.decoder.eval(), {**evidence, "decoder": _taken(fitted)}
-    for student in students if processes.is_first else ():
+            return DistillResult(False, processes.is_main_process)
+        decoder, evidence = lesson.decoder.eval(), {**evidence, "decoder": _training_summary(fitted)}
+    for student in students if processes.is_main_process else ():
         if student.name in places:
             write_student(
                 directory,
@@ -141,38 +145,45 @@ def distil(
                 evidence=evidence,
                 force=force,
             )
-    processes.agreed(True)  # nobody leaves before it is written: launchers end all when one does
-    return Made(True, processes.is_first, tuple(places.values()))
+    processes.broadcast_flag(True)  # nobody leaves before it is written: launchers end all when one does
+    return DistillResult(True, processes.is_main_process, tuple(places.values()))
 
 
-def _kept(way: Way, pipeline: Pipeline, settings: Settings, folder: Path, told: Told, deadline: float | None) -> bool:
+def _write_data(
+    strategy: Strategy,
+    pipeline: Pipeline,
+    settings: DistillSettings,
+    folder: Path,
+    progress: DistillProgress,
+    deadline: float | None,
+) -> bool:
     """Whether all of what is learnt from is made. What cannot be learnt from is named in `SKIPPED` beside it."""
-    left: list[Skipped] = []
+    left: list[SkippedImage] = []
 
-    def skipped(one: Skipped) -> None:
+    def skipped(one: SkippedImage) -> None:
         left.append(one)
-        told.skipped(one)
+        progress.on_skipped(one)
 
-    total = expected(settings)
-    items, encoded = way.items(pipeline, settings, skipped), way.encoded(pipeline)
+    total = expected_samples(settings)
+    items, encoded = strategy.sample_source(pipeline, settings, skipped), strategy.shard_encoder(pipeline)
     try:
-        return keep(items, encoded, folder, lambda done: told.items(done, max(done, total)), deadline)
+        return write_shards(items, encoded, folder, lambda done: progress.on_samples(done, max(done, total)), deadline)
     finally:
         if left:
             folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder / SKIPPED, partial(_write_skipped, left))
+            write_atomically(folder / SKIPPED_FILE, partial(_write_skipped, left))
 
 
-def _write_skipped(left: Iterable[Skipped], path: Path) -> None:
+def _write_skipped(skipped: Iterable[SkippedImage], path: Path) -> None:
     with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-        csv.writer(file).writerows([("picture", "reason"), *((one.name, one.reason) for one in left)])
+        csv.writer(file).writerows([("picture", "reason"), *((one.name, one.reason) for one in skipped)])
 
 
 def _count_skipped(folder: Path) -> int:
     """Pictures that could not be learnt from, whichever run found that."""
-    if not (folder / SKIPPED).exists():
+    if not (folder / SKIPPED_FILE).exists():
         return 0
-    with (folder / SKIPPED).open(encoding="utf-8", newline="") as file:
+    with (folder / SKIPPED_FILE).open(encoding="utf-8", newline="") as file:
         return len(list(csv.reader(file))) - 1
 
 
@@ -198,44 +209,44 @@ def open_teacher(directory: Path, manifest: Manifest) -> Denoiser:
             allowed="as many as it tells: networks for inpainting are not distilled yet",
         )
     unet = unet.to(device="cuda" if torch.cuda.is_available() else "cpu", memory_format=torch.channels_last)
-    return frozen(Denoiser(unet, manifest.schedule, manifest.prediction))
+    return freeze(Denoiser(unet, manifest.schedule, manifest.prediction))
 
 
-def _way(directory: Path, manifest: Manifest, teacher: Denoiser, settings: Settings) -> Way:
-    recipe = _recipe(settings, teacher)
-    if settings.method != WALKS:
-        return ByChain(teacher, recipe, _only_grid(manifest))
-    begun = "" if settings.begin is None else files_checksum(read_manifest(find_pipeline(settings.begin)))
-    return ByWalks(teacher, _first(directory, manifest, teacher, settings), recipe, begun)
+def _select_strategy(directory: Path, manifest: Manifest, teacher: Denoiser, settings: DistillSettings) -> Strategy:
+    recipe = _chain_recipe(settings, teacher)
+    if settings.method != TRAJECTORY:
+        return ProgressiveChain(teacher, recipe, _teacher_grid(manifest))
+    begun = "" if settings.init_from is None else files_checksum(read_manifest(find_pipeline(settings.init_from)))
+    return TrajectoryRegression(teacher, _initial_student(directory, manifest, teacher, settings), recipe, begun)
 
 
-def _first(directory: Path, manifest: Manifest, teacher: Denoiser, settings: Settings) -> Denoiser:
+def _initial_student(directory: Path, manifest: Manifest, teacher: Denoiser, settings: DistillSettings) -> Denoiser:
     """What the first student of walks begins as.
 
     Raises:
         InvalidRequest: what walks do not teach, or a beginning that learnt from another teacher.
     """
     if manifest.distilled is not None:
-        given = f"method {WALKS} of {manifest.name}, which was distilled itself"
+        given = f"method {TRAJECTORY} of {manifest.name}, which was distilled itself"
         raise InvalidRequest(given, allowed="its teacher, which walks any grid")
-    if settings.begin is None:
+    if settings.init_from is None:
         return teacher
-    place = find_pipeline(settings.begin)
+    place = find_pipeline(settings.init_from)
     begun = read_manifest(place)
     if begun.distilled is None or begun.distilled.teacher != (manifest.name, files_checksum(manifest)):
-        given = f"{settings.begin} as a beginning, which did not learn from this {manifest.name}"
+        given = f"{settings.init_from} as a beginning, which did not learn from this {manifest.name}"
         raise InvalidRequest(given, allowed=f"students of {directory}")
     _check_guidance(begun, settings)
     return open_teacher(place, begun)
 
 
-def _check_steps(manifest: Manifest) -> None:
+def _check_teacher_steps(manifest: Manifest) -> None:
     if manifest.distilled is not None and len(manifest.distilled.timesteps or (0, 0)) == 1:
         given = f"{manifest.name} as a teacher, which takes one step already"
         raise InvalidRequest(given, allowed="pipelines of two steps or more: the one that it learnt from")
 
 
-def _check_guidance(manifest: Manifest, settings: Settings) -> None:
+def _check_guidance(manifest: Manifest, settings: DistillSettings) -> None:
     if manifest.distilled is None:
         return
     least, most = manifest.distilled.guidance
@@ -244,88 +255,90 @@ def _check_guidance(manifest: Manifest, settings: Settings) -> None:
         raise InvalidRequest(given, allowed=f"within {least:g} to {most:g}, which it was taught")
 
 
-def _only_grid(manifest: Manifest) -> TimestepGrid | None:
+def _teacher_grid(manifest: Manifest) -> TimestepGrid | None:
     if manifest.distilled is None or manifest.distilled.timesteps is None:
         return None
     return grid_from_timesteps(manifest.schedule, manifest.distilled.timesteps)
 
 
-def _recipe(settings: Settings, teacher: Denoiser) -> ChainRecipe:
+def _chain_recipe(settings: DistillSettings, teacher: Denoiser) -> ChainRecipe:
     parameters = sum(parameter.numel() for parameter in teacher.unet.parameters())
     least, most = settings.guidance
     return ChainRecipe(
-        counts=settings.rounds,
+        step_counts=settings.step_counts,
         method=settings.method,
         guidance=(least, most),
-        inside=settings.recipe("guidance", parameters),
-        rounds={count: settings.recipe(str(count), parameters) for count in settings.rounds[1:]},
-        rank=settings.rank,
+        guidance_recipe=settings.recipe("guidance", parameters),
+        step_recipes={count: settings.recipe(str(count), parameters) for count in settings.step_counts[1:]},
+        lora_rank=settings.lora_rank,
         weighting=settings.weighting,  # type: ignore[arg-type]
         huber=settings.huber,
-        through=settings.through,
-        match={int(steps): weight for steps, weight in settings.match.items()},
-        judged=settings.judged,
-        checkpointing=settings.checkpointing,
-        strengths=STRENGTHS if settings.task == EDITING else (),
-        edits=settings.recipe(EDITS, parameters) if settings.task == EDITING else None,
+        end_to_end_fraction=settings.end_to_end_fraction,
+        dmd_weights={int(steps): weight for steps, weight in settings.dmd_weights.items()},
+        eval_samples=settings.eval_samples,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        edit_strengths=EDIT_STRENGTHS if settings.task == IMG2IMG else (),
+        edit_recipe=settings.recipe(EDITS, parameters) if settings.task == IMG2IMG else None,
         seed=settings.seed,
     )
 
 
-def _decoder(directory: Path, manifest: Manifest, settings: Settings, pairs: KeptPairs, origin: str) -> DecoderLesson:
+def _decoder_stage(
+    directory: Path, manifest: Manifest, settings: DistillSettings, dataset: CachedLatents, origin: str
+) -> DecoderStage:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
-        decoder = TinyDecoder(manifest.latent, settings.decoder)
+        decoder = TinyDecoder(manifest.latent, settings.decoder_width)
     autoencoder = AutoencoderKL.from_pretrained(directory / "vae", torch_dtype=torch.float32)
-    return DecoderLesson(
+    return DecoderStage(
         recipe=settings.recipe(DECODER, 0),
         decoder=decoder.to(device),
         autoencoder=autoencoder.eval().requires_grad_(False).to(device=device, memory_format=torch.channels_last),
         latent=manifest.latent,
-        pairs=pairs,
+        dataset=dataset,
         seed=settings.seed,
-        identity=f"{origin} {settings.decoder} {settings.seed}",
+        fingerprint=f"{origin} {settings.decoder_width} {settings.seed}",
     )
 
 
-def _strips(pipeline: Pipeline, where: Path) -> Callable[[Stage, Tick], None]:
-    def watch(stage: Stage, tick: Tick) -> None:
-        if tick.scores and isinstance(stage, Lesson | WalkLesson | MatchLesson):
-            where.mkdir(parents=True, exist_ok=True)
-            write_png(where / f"{tick.stage}-{tick.update:06d}.png", strip(stage, pipeline))
+def _preview_writer(pipeline: Pipeline, folder: Path) -> Callable[[Stage, UpdateLog], None]:
+    def watch(stage: Stage, tick: UpdateLog) -> None:
+        if tick.scores and isinstance(stage, DistillationStage | TrajectoryRegressionStage | DistributionMatching):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_png(folder / f"{tick.stage}-{tick.update:06d}.png", render_preview_grid(stage, pipeline))
 
     return watch
 
 
-def _nobody(stage: Stage, tick: Tick) -> None:
+def _ignore_update(stage: Stage, update_log: UpdateLog) -> None:
     pass
 
 
-def _taken(fitted: Fitted) -> dict[str, Any]:
-    taken = {"updates": fitted.updates, "hours": round(fitted.seconds / 3600, 4), "scores": dict(fitted.scores)}
-    return {**taken, "recipe": None if fitted.recipe is None else asdict(fitted.recipe)}
+def _training_summary(result: FitResult) -> dict[str, Any]:
+    taken = {"updates": result.updates, "hours": round(result.seconds / 3600, 4), "scores": dict(result.scores)}
+    return {**taken, "recipe": None if result.recipe is None else asdict(result.recipe)}
 
 
-def _evidence(
-    settings: Settings, items: int, skipped: int, students: Iterable[Student], processes: int
+def _build_evidence(
+    settings: DistillSettings, sample_count: int, skipped: int, students: Iterable[Student], processes: int
 ) -> Mapping[str, Any]:
     said = {name: value for name, value in asdict(settings).items() if name not in ("data", "prompts", "begin")}
-    begun = None if settings.begin is None else read_manifest(find_pipeline(settings.begin))
+    begun = None if settings.init_from is None else read_manifest(find_pipeline(settings.init_from))
     return {
         "settings": {**said, "data": Path(settings.data).name},
         "begun": begun and {"name": begun.name, **begun.evidence.get("distill", {})},
-        "items": items,
+        "items": sample_count,
         "skipped": skipped,
-        "machine": machine(),
-        "versions": versions(_PACKAGES),
+        "machine": read_machine(),
+        "versions": installed_versions(_PACKAGES),
         "processes": processes,
         "students": [
             {
                 "name": student.name,
                 "method": student.method,
                 "timesteps": None if student.grid is None else student.grid.timesteps.tolist(),
-                **_taken(student.fitted),
+                **_training_summary(student.fitted),
             }
             for student in students
         ],

@@ -10,30 +10,35 @@ import torch
 
 from stillhouse.backends import backends
 from stillhouse.diffusion import TimestepGrid
-from stillhouse.distill.data.image_folder import Skipped
-from stillhouse.distill.data.latent_dataset import KeptPairs, awaited, encoded_pairs
-from stillhouse.distill.data.sources import captions_of, items_of
-from stillhouse.distill.data.teacher_trajectories import Plan, awaited_walks, encoded_walks, walks_of
-from stillhouse.distill.settings import Settings
+from stillhouse.distill.data.image_folder import SkippedImage
+from stillhouse.distill.data.latent_dataset import CachedLatents, encode_samples, wait_for_latents
+from stillhouse.distill.data.sources import caption_sampler, open_samples
+from stillhouse.distill.data.teacher_trajectories import (
+    TrajectoryPlan,
+    encode_trajectories,
+    generate_trajectories,
+    wait_for_trajectories,
+)
+from stillhouse.distill.settings import DistillSettings
 from stillhouse.distill.training.networks import Denoiser
-from stillhouse.distill.training.progressive_chain import ChainRecipe, Student, lessons, teach
-from stillhouse.distill.training.trajectory_chain import WALKS, plan_walks, teach_walks
-from stillhouse.fit.stage import Stage, Tick
+from stillhouse.distill.training.progressive_chain import ChainRecipe, Student, plan_stages, train_chain
+from stillhouse.distill.training.trajectory_chain import TRAJECTORY, plan_student_grids, train_on_trajectories
+from stillhouse.fit.stage import Stage, UpdateLog
 from stillhouse.pipelines.manifest import Component
 from stillhouse.pipelines.pipeline import Pipeline
 
-_GRAPH = "unet/model.onnx"
+_UNET_GRAPH = "unet/model.onnx"
 """As it was imported, with its network beside it."""
-_MANY = 256
+_GPU_BATCH = 256
 """Walks that are made at once on a GPU."""
-_HALVES = "openvino"
+_BF16_BACKEND = "openvino"
 """What computes in bf16 on a processor that has it."""
-_SOME = 64
+_BF16_BATCH = 64
 """Walks that are made at once there."""
 
 
 @dataclass(frozen=True, slots=True)
-class Learning:
+class TrainingRun:
     """How a run learns, whatever it learns.
 
     Args:
@@ -43,47 +48,47 @@ class Learning:
         deadline: seconds of `time.monotonic` after which no update is begun.
     """
 
-    kept: Path
-    work: Path
-    report: Callable[[Tick], None]
-    watch: Callable[[Stage, Tick], None]
+    data_folder: Path
+    work_folder: Path
+    report: Callable[[UpdateLog], None]
+    observer: Callable[[Stage, UpdateLog], None]
     deadline: float | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Learnt:
+class TrainingOutcome:
     """Those that have learnt, in turn; what they learnt from, as pictures, and how many there were."""
 
     students: Sequence[Student]
-    pictures: KeptPairs
-    items: int
+    latents: CachedLatents
+    sample_count: int
 
 
-class Way(Protocol):
+class Strategy(Protocol):
     """From a teacher to students."""
 
     @property
-    def kind(self) -> str:
+    def data_kind(self) -> str:
         """Of what is learnt from."""
 
     @property
-    def names(self) -> Sequence[str]:
+    def student_names(self) -> Sequence[str]:
         """Of the students to come, in turn."""
 
-    def items(
-        self, pipeline: Pipeline, settings: Settings, skipped: Callable[[Skipped], None]
+    def sample_source(
+        self, pipeline: Pipeline, settings: DistillSettings, on_skipped: Callable[[SkippedImage], None]
     ) -> Callable[[int], Iterable[Any]]:
         """What is learnt from, from a number on, as it is made."""
 
-    def encoded(self, pipeline: Pipeline) -> Callable[[Sequence[Any]], dict[str, Any]]:
+    def shard_encoder(self, pipeline: Pipeline) -> Callable[[Sequence[Any]], dict[str, Any]]:
         """A part of it, as it is kept."""
 
-    def learn(self, learning: Learning) -> Learnt:
+    def train(self, run: TrainingRun) -> TrainingOutcome:
         """Teach every student; fewer are there where time was up."""
 
 
 @dataclass(frozen=True, slots=True)
-class ByChain:
+class ProgressiveChain:
     """Each student is the next one's teacher, see `chain`.
 
     Args:
@@ -94,47 +99,47 @@ class ByChain:
 
     teacher: Denoiser
     recipe: ChainRecipe
-    begin: TimestepGrid | None
+    teacher_grid: TimestepGrid | None
 
     @property
-    def kind(self) -> str:
+    def data_kind(self) -> str:
         """See `Way`."""
         return "pairs"
 
     @property
-    def names(self) -> Sequence[str]:
+    def student_names(self) -> Sequence[str]:
         """See `Way`."""
-        return [planned.name for planned in lessons(self.teacher, self.recipe, self.begin)]
+        return [planned.name for planned in plan_stages(self.teacher, self.recipe, self.teacher_grid)]
 
-    def items(
-        self, pipeline: Pipeline, settings: Settings, skipped: Callable[[Skipped], None]
+    def sample_source(
+        self, pipeline: Pipeline, settings: DistillSettings, on_skipped: Callable[[SkippedImage], None]
     ) -> Callable[[int], Iterable[Any]]:
         """See `Way`."""
-        return items_of(pipeline, settings, skipped)
+        return open_samples(pipeline, settings, on_skipped)
 
-    def encoded(self, pipeline: Pipeline) -> Callable[[Sequence[Any]], dict[str, Any]]:
+    def shard_encoder(self, pipeline: Pipeline) -> Callable[[Sequence[Any]], dict[str, Any]]:
         """See `Way`."""
-        return partial(encoded_pairs, pipeline)
+        return partial(encode_samples, pipeline)
 
-    def learn(self, learning: Learning) -> Learnt:
+    def train(self, run: TrainingRun) -> TrainingOutcome:
         """See `Way`."""
-        pairs = awaited(learning.kept)
-        students = teach(
+        pairs = wait_for_latents(run.data_folder)
+        students = train_chain(
             self.teacher,
             pairs,
             self.recipe,
-            learning.work,
-            learning.report,
-            learning.deadline,
-            learning.watch,
-            self.begin,
-            learning.kept.stem,
+            run.work_folder,
+            run.report,
+            run.deadline,
+            run.observer,
+            self.teacher_grid,
+            run.data_folder.stem,
         )
-        return Learnt(students, pairs, len(pairs.latents))
+        return TrainingOutcome(students, pairs, len(pairs.latents))
 
 
 @dataclass(frozen=True, slots=True)
-class ByWalks:
+class TrajectoryRegression:
     """All students look at the teacher's own walks, see `walk_chain`.
 
     Args:
@@ -145,81 +150,81 @@ class ByWalks:
     """
 
     teacher: Denoiser
-    first: Denoiser
+    initial: Denoiser
     recipe: ChainRecipe
-    begun: str
+    initial_checksum: str
 
     @property
-    def kind(self) -> str:
+    def data_kind(self) -> str:
         """See `Way`."""
-        return WALKS
+        return TRAJECTORY
 
     @property
-    def names(self) -> Sequence[str]:
+    def student_names(self) -> Sequence[str]:
         """See `Way`."""
-        return [f"{one.grid.steps}-steps" for one in plan_walks(self.first, self.recipe)]
+        return [f"{one.grid.steps}-steps" for one in plan_student_grids(self.initial, self.recipe)]
 
-    def items(
-        self, pipeline: Pipeline, settings: Settings, skipped: Callable[[Skipped], None]
+    def sample_source(
+        self, pipeline: Pipeline, settings: DistillSettings, on_skipped: Callable[[SkippedImage], None]
     ) -> Callable[[int], Iterable[Any]]:
         """See `Way`."""
-        served = plan_walks(self.first, self.recipe)[0]
-        plan = Plan(
-            served=served.grid,
-            steps=self.recipe.counts[0],
-            count=settings.items,
+        served = plan_student_grids(self.initial, self.recipe)[0]
+        plan = TrajectoryPlan(
+            student_grid=served.grid,
+            teacher_steps=self.recipe.step_counts[0],
+            count=settings.samples,
             guidance=self.recipe.guidance,
             seed=settings.seed,
-            edits=served.edits,
+            edit_grids=served.edit_grids,
         )
         if torch.cuda.is_available():
-            pipeline, plan = on_gpu(pipeline), replace(plan, together=_MANY)
-        elif is_quick_in_halves():
-            pipeline, plan = in_halves(pipeline), replace(plan, together=_SOME)
-        return lambda begin: walks_of(pipeline, captions_of(settings, skipped), plan, begin)
+            pipeline, plan = with_unet_on_gpu(pipeline), replace(plan, batch_size=_GPU_BATCH)
+        elif supports_openvino_bf16():
+            pipeline, plan = with_unet_in_bf16(pipeline), replace(plan, batch_size=_BF16_BATCH)
+        return lambda begin: generate_trajectories(pipeline, caption_sampler(settings, on_skipped), plan, begin)
 
-    def encoded(self, pipeline: Pipeline) -> Callable[[Sequence[Any]], dict[str, Any]]:
+    def shard_encoder(self, pipeline: Pipeline) -> Callable[[Sequence[Any]], dict[str, Any]]:
         """See `Way`."""
-        return partial(encoded_walks, pipeline)
+        return partial(encode_trajectories, pipeline)
 
-    def learn(self, learning: Learning) -> Learnt:
+    def train(self, run: TrainingRun) -> TrainingOutcome:
         """See `Way`."""
-        walks = awaited_walks(learning.kept)
-        students = teach_walks(
+        walks = wait_for_trajectories(run.data_folder)
+        students = train_on_trajectories(
             self.teacher,
-            self.first,
+            self.initial,
             walks,
             self.recipe,
-            learning.work,
-            learning.report,
-            learning.deadline,
-            learning.watch,
-            f"{learning.kept.stem} {self.begun}",
+            run.work_folder,
+            run.report,
+            run.deadline,
+            run.observer,
+            f"{run.data_folder.stem} {self.initial_checksum}",
         )
-        endings = KeptPairs(walks.latents[:, -1], walks.captions[:, None], walks.texts, {})
-        return Learnt(students, endings, len(walks))
+        endings = CachedLatents(walks.latents[:, -1], walks.caption_rows[:, None], walks.text_inputs, {})
+        return TrainingOutcome(students, endings, len(walks))
 
 
-def on_gpu(pipeline: Pipeline) -> Pipeline:
+def with_unet_on_gpu(pipeline: Pipeline) -> Pipeline:
     """The same, its U-Net run whole by torch on the GPU, in float32; however it was accelerated for the processor."""
-    return _walking(pipeline, "torch", "f32", {"device": "cuda"})
+    return _with_unet(pipeline, "torch", "f32", {"device": "cuda"})
 
 
-def in_halves(pipeline: Pipeline) -> Pipeline:
+def with_unet_in_bf16(pipeline: Pipeline) -> Pipeline:
     """The same, its U-Net run whole by OpenVINO in bf16, half the time of float32.
 
     Walks of the embedded teacher's come within 66 dB of those in float32, whose solver is 44 dB from an exact one.
     """
-    return _walking(pipeline, _HALVES, "bf16", {})
+    return _with_unet(pipeline, _BF16_BACKEND, "bf16", {})
 
 
-def is_quick_in_halves() -> bool:
+def supports_openvino_bf16() -> bool:
     """Whether OpenVINO is installed, and computes in bf16 on this processor."""
-    return any(one.name == _HALVES and "bf16" in one.precisions for one in backends())
+    return any(one.name == _BF16_BACKEND and "bf16" in one.precisions for one in backends())
 
 
-def _walking(pipeline: Pipeline, backend: str, precision: str, settings: Mapping[str, str]) -> Pipeline:
+def _with_unet(pipeline: Pipeline, backend: str, precision: str, settings: Mapping[str, str]) -> Pipeline:
     weights = pipeline.manifest.components["unet"].weights
-    moved = Component(_GRAPH, weights, backend, precision, settings=settings)
+    moved = Component(_UNET_GRAPH, weights, backend, precision, settings=settings)
     whole = replace(pipeline.manifest, step_cache=None)
     return Pipeline(pipeline.directory, manifest=whole, components={"unet": moved})

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from stillhouse.backends.safetensors_index import safetensors_layout
+from stillhouse.backends.safetensors_index import read_safetensors_index
 from stillhouse.convert.export import export_decoder
 from stillhouse.convert.import_model import ImportOptions, import_model
 from stillhouse.convert.staging import staged
@@ -35,15 +35,15 @@ from stillhouse.pipelines.manifest import (
 )
 
 _INDEX, _SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
-FACTORS = "student_lora.safetensors"
+LORA_FILE = "student_lora.safetensors"
 """What a low-rank student differs by from its teacher; the pipeline itself needs no such file, see `factors`."""
-ABOUT = "stillhouse.distilled"
+DISTILLED_KEY = "stillhouse.distilled"
 """In its metadata: `manifest.Distilled` as JSON."""
-TEACHER = "stillhouse.teacher"
+TEACHER_PREDICTION_KEY = "stillhouse.teacher"
 """In its metadata: what the output of the teacher's network means."""
-DECODER = "tiny_decoder"
+DECODER_FOLDER = "tiny_decoder"
 _GRAPH, _WEIGHTS = "model.onnx", "model.safetensors"
-_LEFT = ("unet", "trials", FACTORS, DECODER)
+_NOT_COPIED = ("unet", "trials", LORA_FILE, DECODER_FOLDER)
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -92,16 +92,16 @@ def _write(
     before = read_manifest(directory)
     with staged(out, force=force) as stage, TemporaryDirectory(dir=stage.parent, prefix=".student-") as folder:
         source, made = Path(folder, "diffusers"), Path(folder, "pipeline")
-        _as_diffusers(directory, before, student, source)
-        manifest = import_model(source, made, ImportOptions(out.name, dtype=_stored(directory, before)))
+        _write_diffusers(directory, before, student, source)
+        manifest = import_model(source, made, ImportOptions(out.name, dtype=_unet_dtype(directory, before)))
         if student.grid is not None:
-            _plan(made, student.grid, student.denoiser.prediction, before.schedule.train_steps)
-        written = _manifest(manifest, before, student, guidance, evidence)
-        if student.factors:
+            _write_scheduler(made, student.grid, student.denoiser.prediction, before.schedule.train_steps)
+        written = _student_manifest(manifest, before, student, guidance, evidence)
+        if student.lora_weights:
             assert written.distilled is not None
-            kept = {name: tensor.contiguous() for name, tensor in student.factors.items()}
-            about = {ABOUT: json.dumps(asdict(written.distilled)), TEACHER: before.prediction}
-            save_file(kept, made / FACTORS, about)
+            kept = {name: tensor.contiguous() for name, tensor in student.lora_weights.items()}
+            about = {DISTILLED_KEY: json.dumps(asdict(written.distilled)), TEACHER_PREDICTION_KEY: before.prediction}
+            save_file(kept, made / LORA_FILE, about)
         if decoder is not None:
             tiny = _write_decoder(decoder, manifest.latent.channels, made)
             written = replace(written, components={**written.components, "vae_decoder": tiny})
@@ -110,15 +110,15 @@ def _write(
     return read_manifest(out)
 
 
-def _as_diffusers(directory: Path, teacher: Manifest, student: Student, target: Path) -> None:
+def _write_diffusers(directory: Path, teacher: Manifest, student: Student, target: Path) -> None:
     """The teacher's files, the student's U-Net, and a scheduler that says what that predicts."""
-    ignored = shutil.ignore_patterns(*_LEFT, MANIFEST, "*.onnx", "*.html", "*.xlsx")
+    ignored = shutil.ignore_patterns(*_NOT_COPIED, MANIFEST, "*.onnx", "*.html", "*.xlsx")
     shutil.copytree(directory, target, ignore=ignored)
     unet = student.denoiser.unet
     unet.to(memory_format=torch.contiguous_format).save_pretrained(target / "unet")
     config = json.loads((target / _SCHEDULER).read_text())
     if config["_class_name"] == step_plan.StepPlanScheduler.__name__:  # a student's, which tells no schedule
-        config = _ddim(teacher.schedule)
+        config = _ddim_config(teacher.schedule)
         index = json.loads((target / _INDEX).read_text())
         (target / _INDEX).write_text(json.dumps({**index, "scheduler": ["diffusers", config["_class_name"]]}))
     config |= {
@@ -129,7 +129,7 @@ def _as_diffusers(directory: Path, teacher: Manifest, student: Student, target: 
     (target / _SCHEDULER).write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _ddim(schedule: Schedule) -> dict[str, Any]:
+def _ddim_config(schedule: Schedule) -> dict[str, Any]:
     return {
         "_class_name": "DDIMScheduler",
         "beta_schedule": schedule.kind,
@@ -143,21 +143,21 @@ def _ddim(schedule: Schedule) -> dict[str, Any]:
 
 
 def _write_decoder(decoder: TinyDecoder, channels: int, directory: Path) -> Component:
-    folder = directory / DECODER
+    folder = directory / DECODER_FOLDER
     folder.mkdir()
     copy = deepcopy(decoder).cpu()
     save_file({name: tensor.half().contiguous() for name, tensor in copy.state_dict().items()}, folder / _WEIGHTS)
     export_decoder(copy, channels, folder / _GRAPH, folder / _WEIGHTS)
-    return Component(f"{DECODER}/{_GRAPH}", f"{DECODER}/{_WEIGHTS}")
+    return Component(f"{DECODER_FOLDER}/{_GRAPH}", f"{DECODER_FOLDER}/{_WEIGHTS}")
 
 
-def _stored(directory: Path, teacher: Manifest) -> str:
+def _unet_dtype(directory: Path, teacher: Manifest) -> str:
     """The dtype of the teacher's U-Net on disk."""
-    layout = safetensors_layout(directory / teacher.components["unet"].weights)
+    layout = read_safetensors_index(directory / teacher.components["unet"].weights)
     return _DTYPES[next(iter(layout.values())).dtype]
 
 
-def _plan(directory: Path, grid: TimestepGrid, prediction: str, train_steps: int) -> None:
+def _write_scheduler(directory: Path, grid: TimestepGrid, prediction: str, train_steps: int) -> None:
     """For diffusers: a scheduler that walks the student's grid and no other."""
     levels = {"plan": grid.timesteps, "alphas": grid.alphas[:-1], "sigmas": grid.sigmas[:-1]}
     config = {
@@ -173,7 +173,7 @@ def _plan(directory: Path, grid: TimestepGrid, prediction: str, train_steps: int
     (directory / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _manifest(
+def _student_manifest(
     manifest: Manifest,
     teacher: Manifest,
     student: Student,
@@ -181,7 +181,7 @@ def _manifest(
     evidence: Mapping[str, Any],
 ) -> Manifest:
     timesteps = None if student.grid is None else tuple(student.grid.timesteps.tolist())
-    edits = tuple(Edit(strength, tuple(one.timesteps.tolist())) for strength, one in student.edits.items())
+    edits = tuple(Edit(strength, tuple(one.timesteps.tolist())) for strength, one in student.edit_grids.items())
     steps = teacher.defaults.steps if timesteps is None else len(timesteps)
     scale = min(max(teacher.defaults.guidance, guidance[0]), guidance[1])
     return replace(
@@ -190,11 +190,13 @@ def _manifest(
         distilled=Distilled(timesteps, guidance, student.method, (teacher.name, files_checksum(teacher)), edits),
         source={**teacher.source, "made by": "stillhouse distill"},
         evidence={"distill": dict(evidence)},
-        components={name: _as_before(name, component, teacher) for name, component in manifest.components.items()},
+        components={
+            name: _with_teacher_backend(name, component, teacher) for name, component in manifest.components.items()
+        },
     )
 
 
-def _as_before(name: str, component: Component, teacher: Manifest) -> Component:
+def _with_teacher_backend(name: str, component: Component, teacher: Manifest) -> Component:
     """Run by the engine that runs the teacher's, as it is run there."""
     known = teacher.components[name]
     return replace(component, backend=known.backend, streams=known.streams)

@@ -13,16 +13,16 @@ from torch import Tensor, nn
 
 from stillhouse.errors import FitFailed
 from stillhouse.fit.checkpoint import write_atomically
-from stillhouse.fit.processes import Processes
-from stillhouse.fit.rate import fall_begins, learning_rate
+from stillhouse.fit.processes import ProcessGroup
+from stillhouse.fit.rate import decay_start, learning_rate
 from stillhouse.fit.recipe import StageRecipe
 from stillhouse.fit.stage import Stage
 
-_CLIP = 1.0
+_MAX_GRAD_NORM = 1.0
 _CHECKPOINT = "checkpoint"
 
 
-class Learner:
+class Trainer:
     """Moves a stage by one update, judges it, saves it; goes on from its checkpoint.
 
     Args:
@@ -41,18 +41,18 @@ class Learner:
         FitFailed: fewer updates are planned than lie behind.
     """
 
-    def __init__(self, stage: Stage, folder: Path, processes: Processes) -> None:
+    def __init__(self, stage: Stage, folder: Path, processes: ProcessGroup) -> None:
         self.stage, self.folder, self.processes = stage, folder, processes
-        self.update, self.seconds, self.fell = 0, 0.0, False
+        self.update, self.seconds, self.resumed_in_decay = 0, 0.0, False
         self.scores: Mapping[str, float] = {}
         self._best: dict[str, Any] | None = None
-        self._retired: Path | None = None
+        self._archive_path: Path | None = None
         self.recipe = recipe = stage.recipe
         self._parameters = [parameter for parameter in stage.network.parameters() if parameter.requires_grad]
         self._optimiser = torch.optim.AdamW(
-            self._parameters, lr=recipe.rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay
+            self._parameters, lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay
         )
-        self._average = [parameter.detach().clone() for parameter in self._parameters]
+        self._ema = [parameter.detach().clone() for parameter in self._parameters]
         self._resume()
 
     @property
@@ -69,87 +69,87 @@ class Learner:
             group["lr"] = learning_rate(recipe, self.update)
         self._optimiser.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self._parameters[0].device)
-        for part in range(recipe.accumulate):
-            loss = self._loss(part) / recipe.accumulate
+        for part in range(recipe.accumulation_steps):
+            loss = self._loss(part) / recipe.accumulation_steps
             total += loss.detach()
             if torch.isfinite(loss):
                 loss.backward()  # type: ignore[no-untyped-call]
-        self.processes.average([total])
-        self._check("loss", total)
-        self.processes.average([one.grad for one in self._parameters if one.grad is not None])
-        self._check("gradient", nn.utils.clip_grad_norm_(self._parameters, _CLIP))
+        self.processes.all_reduce_mean([total])
+        self._check_finite("loss", total)
+        self.processes.all_reduce_mean([one.grad for one in self._parameters if one.grad is not None])
+        self._check_finite("gradient", nn.utils.clip_grad_norm_(self._parameters, _MAX_GRAD_NORM))
         self._optimiser.step()
         # Early averages forget quickly, or the start would weigh on them for thousands of updates.
-        keep = min(recipe.average, (1 + self.update) / (10 + self.update))
+        keep = min(recipe.ema_decay, (1 + self.update) / (10 + self.update))
         with torch.no_grad():
-            torch._foreach_lerp_(self._average, [one.detach() for one in self._parameters], 1 - keep)
+            torch._foreach_lerp_(self._ema, [one.detach() for one in self._parameters], 1 - keep)
         self.update += 1
         self.seconds += monotonic() - began
         return total.item()
 
-    def judge(self) -> Mapping[str, float]:
+    def evaluate(self) -> Mapping[str, float]:
         """What the stage says of its averaged weights."""
         raw = [parameter.detach().clone() for parameter in self._parameters]
-        self._fill(self._average)
+        self._copy_weights(self._ema)
         self.stage.network.eval()
         with torch.no_grad():
-            self.scores = self.stage.judge()
+            self.scores = self.stage.evaluate()
         self.stage.network.train()
-        self._fill(raw)
+        self._copy_weights(raw)
         if self.stage.recipe.patience:
-            self._remember(next(iter(self.scores.values())))
+            self._track_best(next(iter(self.scores.values())))
         return self.scores
 
-    def adopt_average(self) -> None:
+    def load_ema_weights(self) -> None:
         """The stage's network takes the averaged weights, or those of the best judgement if it ended early."""
-        self._fill(self._best["average"] if self._best else self._average)
+        self._copy_weights(self._best["average"] if self._best else self._ema)
 
     def save(self, kind: str = _CHECKPOINT) -> None:
         """Keep everything that another process needs to go on to the same bits."""
-        if not self.processes.is_first:
+        if not self.processes.is_main_process:
             return
         state = {
             "update": self.update,
             "planned": self.stage.recipe.updates,
             "recipe": asdict(self.recipe),
-            "identity": self.stage.identity,
+            "identity": self.stage.fingerprint,
             "seconds": self.seconds,
             "scores": dict(self.scores),
             "network": self.stage.network.state_dict(),
-            "average": self._average,
+            "average": self._ema,
             "optimiser": self._optimiser.state_dict(),
             "best": self._best,
         }
-        if self._retired is not None and kind == _CHECKPOINT:  # what was learnt during the fall is not lost
-            write_atomically(self._retired, partial(shutil.copyfile, self._path(_CHECKPOINT)))
-            self._retired = None
+        if self._archive_path is not None and kind == _CHECKPOINT:  # what was learnt during the fall is not lost
+            write_atomically(self._archive_path, partial(shutil.copyfile, self._path(_CHECKPOINT)))
+            self._archive_path = None
         write_atomically(self._path(kind), lambda path: torch.save(state, path))
 
-    def _check(self, what: str, number: Tensor) -> None:
+    def _check_finite(self, what: str, value: Tensor) -> None:
         """Refuse an update by what is no number: it would be in every weight, and in the next checkpoint."""
-        if not torch.isfinite(number):
+        if not torch.isfinite(value):
             raise FitFailed(
-                f"{self.stage.name}: the {what} of update {self.update} is {number.item()}",
+                f"{self.stage.name}: the {what} of update {self.update} is {value.item()}",
                 fix="go on from the last checkpoint with a smaller rate",
             )
 
-    def _loss(self, part: int) -> Tensor:
+    def _loss(self, index: int) -> Tensor:
         recipe, processes = self.stage.recipe, self.processes
-        number = (self.update * recipe.accumulate + part) * processes.count + processes.rank
+        number = (self.update * recipe.accumulation_steps + index) * processes.count + processes.rank
         kind = self._parameters[0].device.type
         with torch.autocast(kind, torch.bfloat16, enabled=recipe.precision == "bf16"):
             return self.stage.loss(number)
 
-    def _remember(self, score: float) -> None:
+    def _track_best(self, score: float) -> None:
         if self._best is None or score > self._best["score"]:
-            self._best = {"score": score, "misses": 0, "average": [one.clone() for one in self._average]}
+            self._best = {"score": score, "misses": 0, "average": [one.clone() for one in self._ema]}
         else:
             self._best = {**self._best, "misses": self._best["misses"] + 1}
 
     def _resume(self) -> None:
         planned, state = self.stage.recipe.updates, self._load(_CHECKPOINT)
-        if state is not None and self._has_fallen(state) and state["planned"] != planned:
-            self._retired = self._path(f"{_CHECKPOINT}-of-{state['planned']}")
+        if state is not None and self._is_in_decay(state) and state["planned"] != planned:
+            self._archive_path = self._path(f"{_CHECKPOINT}-of-{state['planned']}")
             state = self._load(f"{_CHECKPOINT}-of-{planned}") or self._load("stable")
             if state is None:
                 raise FitFailed(f"{self._path('stable')} is missing: nothing is left from before the fall")
@@ -160,16 +160,16 @@ class Learner:
             raise FitFailed(f"{self.stage.name} has {done} updates behind it, {planned} are planned", fix="plan more")
         self.stage.network.load_state_dict(state["network"])
         self._optimiser.load_state_dict(state["optimiser"])
-        self._average = [one.to(own) for one, own in zip(state["average"], self._parameters, strict=True)]
-        self.update, self.fell = state["update"], self._has_fallen(state)
+        self._ema = [one.to(own) for one, own in zip(state["average"], self._parameters, strict=True)]
+        self.update, self.resumed_in_decay = state["update"], self._is_in_decay(state)
         self.seconds, self.scores = state.get("seconds", 0.0), state.get("scores", {})
         self._best = state.get("best") if self.stage.recipe.patience else None
         if self.is_done and "recipe" in state:
             self.recipe = StageRecipe(**state["recipe"])
 
-    def _has_fallen(self, state: dict[str, Any]) -> bool:
+    def _is_in_decay(self, state: dict[str, Any]) -> bool:
         planned: int = state["planned"]
-        fell: bool = state["update"] > fall_begins(replace(self.stage.recipe, updates=planned))
+        fell: bool = state["update"] > decay_start(replace(self.stage.recipe, updates=planned))
         return fell
 
     def _load(self, kind: str) -> dict[str, Any] | None:
@@ -177,10 +177,10 @@ class Learner:
         if not path.exists():
             return None
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location=self._parameters[0].device)
-        _check(path, state, self.stage.identity)
+        _check_state(path, state, self.stage.fingerprint)
         return state
 
-    def _fill(self, values: list[Tensor]) -> None:
+    def _copy_weights(self, values: list[Tensor]) -> None:
         with torch.no_grad():
             for parameter, value in zip(self._parameters, values, strict=True):
                 parameter.copy_(value)
@@ -189,7 +189,7 @@ class Learner:
         return _path(self.folder, self.stage.name, kind)
 
 
-def check_identity(folder: Path, name: str, identity: str) -> None:
+def check_fingerprint(folder: Path, name: str, fingerprint: str) -> None:
     """Refuse a stage whose checkpoint in `folder` is of another identity; nothing where there is none.
 
     Raises:
@@ -197,11 +197,11 @@ def check_identity(folder: Path, name: str, identity: str) -> None:
     """
     path = _path(folder, name, _CHECKPOINT)
     if path.exists():
-        _check(path, torch.load(path, weights_only=True, mmap=True), identity)
+        _check_state(path, torch.load(path, weights_only=True, mmap=True), fingerprint)
 
 
-def _check(path: Path, state: Mapping[str, Any], identity: str) -> None:
-    if state.get("identity", "") != identity:
+def _check_state(path: Path, state: Mapping[str, Any], fingerprint: str) -> None:
+    if state.get("identity", "") != fingerprint:
         raise FitFailed(
             f"{path} was learnt from something else",
             fix="go on with the settings of that time, or learn in another directory",

@@ -6,10 +6,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from stillhouse.fit.stage import Tick
+from stillhouse.fit.stage import UpdateLog
 
 
-class Log:
+class TrainingLog:
     """One CSV file a stage, and events in `tensorboard/STAGE`; a second run goes on in the same.
 
     Args:
@@ -26,7 +26,7 @@ class Log:
 
             self._events = SummaryWriter(str(folder / "tensorboard" / stage))
 
-    def write(self, tick: Tick) -> None:
+    def write(self, update_log: UpdateLog) -> None:
         """One line, and the same as events."""
         if not self._writes:
             return
@@ -35,13 +35,13 @@ class Log:
             writer = csv.writer(file)
             if fresh:
                 writer.writerow(["update", "loss", "scores"])
-            scores = " ".join(f"{name}={value:.4f}" for name, value in tick.scores.items())
-            writer.writerow([tick.update, f"{tick.loss:.5f}", scores])
+            scores = " ".join(f"{name}={value:.4f}" for name, value in update_log.scores.items())
+            writer.writerow([update_log.update, f"{update_log.loss:.5f}", scores])
         if self._events is not None:
-            for name, value in {"loss": tick.loss, **tick.scores}.items():
-                self._events.add_scalar(name, value, tick.update)
+            for name, value in {"loss": update_log.loss, **update_log.scores}.items():
+                self._events.add_scalar(name, value, update_log.update)
 
-    def __enter__(self) -> "Log":
+    def __enter__(self) -> "TrainingLog":
         return self
 
     def __exit__(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Processes:
+class ProcessGroup:
     """Which of them this one is.
 
     Args:
@@ -24,11 +24,11 @@ class Processes:
     count: int = 1
 
     @property
-    def is_first(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this one writes and tells."""
         return self.rank == 0
 
-    def average(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce_mean(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its mean over all processes."""
         if self.count == 1 or not tensors:
             return
@@ -40,23 +40,23 @@ class Processes:
             tensor.detach().copy_(together[begin : begin + tensor.numel()].view_as(tensor))
             begin += tensor.numel()
 
-    def agreed(self, value: bool) -> bool:
+    def broadcast_flag(self, value: bool) -> bool:
         """What the first one says."""
         if self.count == 1:
             return value
-        told = torch.tensor([float(value and self.is_first)], device=_device())
+        told = torch.tensor([float(value and self.is_main_process)], device=_device())
         torch.distributed.all_reduce(told)
         return bool(told.item())
 
 
-def launched() -> Processes:
+def current_process_group() -> ProcessGroup:
     """The processes that were started together, of which this is one; or this one alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return Processes()
+        return ProcessGroup()
     from accelerate import PartialState  # type: ignore[import-untyped]
 
     state = PartialState(cpu=not torch.cuda.is_available())
-    return Processes(state.process_index, state.num_processes)
+    return ProcessGroup(state.process_index, state.num_processes)
 
 
 def _device() -> torch.device:

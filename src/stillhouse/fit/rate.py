@@ -10,12 +10,12 @@ def learning_rate(recipe: StageRecipe, update: int) -> float:
     >>> [round(learning_rate(recipe, update), 2) for update in (0, 9, 30, 75, 99)]
     [0.1, 1.0, 1.0, 0.5, 0.02]
     """
-    warm = min(1.0, (update + 1) / recipe.warm_up)
-    falling = recipe.updates - fall_begins(recipe)
+    warm = min(1.0, (update + 1) / recipe.warmup_updates)
+    falling = recipe.updates - decay_start(recipe)
     fall = min(1.0, (recipe.updates - update) / falling) if falling else 1.0
-    return recipe.rate * warm * fall
+    return recipe.learning_rate * warm * fall
 
 
-def fall_begins(recipe: StageRecipe) -> int:
+def decay_start(recipe: StageRecipe) -> int:
     """The update at which the learning rate starts to fall."""
-    return round(recipe.updates * (1 - recipe.decay))
+    return round(recipe.updates * (1 - recipe.decay_fraction))

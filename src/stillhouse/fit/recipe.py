@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from stillhouse.check import check_choice, check_number, check_whole
+from stillhouse.check import check_choice, check_integer, check_number
 
 Precision = Literal["f32", "bf16"]
 
@@ -35,25 +35,25 @@ class StageRecipe:
     """
 
     updates: int
-    batch: int
-    rate: float
-    warm_up: int
-    decay: float
+    batch_size: int
+    learning_rate: float
+    warmup_updates: int
+    decay_fraction: float
     weight_decay: float = 0.0
-    average: float = 0.99
-    accumulate: int = 1
+    ema_decay: float = 0.99
+    accumulation_steps: int = 1
     precision: Precision = "f32"
     patience: int = 0
     report_every: int = 25
-    judge_every: int = 500
+    eval_every: int = 500
 
     def __post_init__(self) -> None:
         for name, least in (("updates", 1), ("batch", 1), ("warm_up", 1), ("accumulate", 1), ("patience", 0)):
-            check_whole(name, getattr(self, name), least, 10**9)
+            check_integer(name, getattr(self, name), least, 10**9)
         for name in ("report_every", "judge_every"):
-            check_whole(name, getattr(self, name), 1, 10**9)
-        check_number("rate", self.rate, 1e-12, 10)
-        check_number("decay", self.decay, 0, 1)
-        check_number("average", self.average, 0, 0.999999)
+            check_integer(name, getattr(self, name), 1, 10**9)
+        check_number("rate", self.learning_rate, 1e-12, 10)
+        check_number("decay", self.decay_fraction, 0, 1)
+        check_number("average", self.ema_decay, 0, 0.999999)
         check_number("weight_decay", self.weight_decay, 0, 10)
         check_choice("precision", self.precision, ("f32", "bf16"))

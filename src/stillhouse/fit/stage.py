@@ -21,7 +21,7 @@ class Stage(Protocol):
         """Of its checkpoints, and of what is told of it."""
 
     @property
-    def identity(self) -> str:
+    def fingerprint(self) -> str:
         """Of everything that decides what is learnt, beside the recipe: a checkpoint of another one is refused."""
 
     @property
@@ -35,12 +35,12 @@ class Stage(Protocol):
     def loss(self, number: int) -> torch.Tensor:
         """The loss of the batch of that number, a scalar with gradients."""
 
-    def judge(self) -> Mapping[str, float]:
+    def evaluate(self) -> Mapping[str, float]:
         """Named scores of the network as it stands; the first is the one that should rise."""
 
 
 @dataclass(frozen=True, slots=True)
-class Tick:
+class UpdateLog:
     """One report of progress."""
 
     stage: str
@@ -51,7 +51,7 @@ class Tick:
 
 
 @dataclass(frozen=True, slots=True)
-class Fitted:
+class FitResult:
     """What became of a stage.
 
     Args:

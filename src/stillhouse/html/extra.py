@@ -6,7 +6,7 @@ from typing import Any
 from stillhouse.errors import RuntimeMissing
 
 
-def extra(name: str) -> Any:
+def require_extra(name: str) -> Any:
     """The module of that name. RuntimeMissing, with the line that installs it, where it cannot be imported."""
     try:
         return import_module(name)

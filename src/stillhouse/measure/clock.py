@@ -30,7 +30,7 @@ class Ratio:
     high: float
 
 
-def alternate(subjects: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+def run_interleaved(timers: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
     """Run every subject once a round, `rounds` times.
 
     Each subject returns the seconds of its own run. The order turns round with every round, so that no subject
@@ -39,10 +39,10 @@ def alternate(subjects: Mapping[str, Callable[[], float]], rounds: int) -> dict[
     >>> alternate({"one": lambda: 1.0, "two": lambda: 2.0}, rounds=2)
     {'one': [1.0, 1.0], 'two': [2.0, 2.0]}
     """
-    seconds: dict[str, list[float]] = {name: [] for name in subjects}
+    seconds: dict[str, list[float]] = {name: [] for name in timers}
     for turn in range(rounds):
-        for name in list(subjects)[:: -1 if turn % 2 else 1]:
-            seconds[name].append(subjects[name]())
+        for name in list(timers)[:: -1 if turn % 2 else 1]:
+            seconds[name].append(timers[name]())
     return seconds
 
 
@@ -65,11 +65,11 @@ def paired_ratio(slow: Sequence[float], fast: Sequence[float], resamples: int = 
     """
     ratios = np.log2(np.asarray(slow, np.float64) / np.asarray(fast, np.float64))
     drawn = np.random.default_rng(0).choice(ratios, size=(resamples, len(ratios)))
-    low, high = np.quantile(_trimmed(drawn), (0.025, 0.975))
-    return Ratio(float(np.exp2(_trimmed(ratios))), float(np.exp2(low)), float(np.exp2(high)))
+    low, high = np.quantile(_trimmed_mean(drawn), (0.025, 0.975))
+    return Ratio(float(np.exp2(_trimmed_mean(ratios))), float(np.exp2(low)), float(np.exp2(high)))
 
 
-def _trimmed(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def _trimmed_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """The mean along the last axis without the lowest and the highest fifth."""
     cut = values.shape[-1] // 5
     middle: NDArray[np.float64] = np.sort(values)[..., cut : values.shape[-1] - cut].mean(axis=-1)

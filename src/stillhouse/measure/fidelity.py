@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-EQUAL, NOTHING = 999.0, -999.0
+MAX_SQNR, MIN_SQNR = 999.0, -999.0
 """dB: the SQNR of equal tensors, and of a tensor with which nothing can be done. No measured one lies outside."""
 
 
@@ -32,7 +32,7 @@ class Fidelity:
     nonfinite: int = 0
 
 
-def compare(reference: NDArray[Any], other: NDArray[Any]) -> Fidelity:
+def compare_tensors(reference: NDArray[Any], other: NDArray[Any]) -> Fidelity:
     """How far `other` lies from `reference`, computed in float64.
 
     Elements whose reference is not finite say nothing, and are left out. Tensors without elements are equal.
@@ -53,9 +53,9 @@ def compare(reference: NDArray[Any], other: NDArray[Any]) -> Fidelity:
     ref, oth = wide[known], wide_other[known]
     nonfinite = int(ref.size - np.isfinite(oth).sum())
     if nonfinite:
-        return Fidelity(NOTHING, 0.0, float_info.max, float_info.max, nonfinite)
+        return Fidelity(MIN_SQNR, 0.0, float_info.max, float_info.max, nonfinite)
     if np.array_equal(ref, oth):
-        return Fidelity(EQUAL, 1.0, 0.0, 0.0)
+        return Fidelity(MAX_SQNR, 1.0, 0.0, 0.0)
     # A power of two takes the largest element to at most one half: exact, and neither squares nor differences overflow.
     exponent = int(np.frexp(max(np.abs(ref).max(), np.abs(oth).max()))[1]) + 1
     ref, oth = np.ldexp(ref, -exponent), np.ldexp(oth, -exponent)
@@ -63,8 +63,8 @@ def compare(reference: NDArray[Any], other: NDArray[Any]) -> Fidelity:
     return Fidelity(
         sqnr=_decibels(float(ref @ ref), float(error @ error)),
         cosine=_cosine(ref, oth),
-        mae=_back(error.mean(), exponent),
-        largest=_back(error.max(), exponent),
+        mae=_unscale(error.mean(), exponent),
+        largest=_unscale(error.max(), exponent),
     )
 
 
@@ -79,25 +79,25 @@ def compare_outputs(references: Mapping[str, NDArray[Any]], others: Mapping[str,
     """
     if references.keys() != others.keys():
         raise ValueError(f"outputs differ: {', '.join(references)} and {', '.join(others)}")
-    return {name: _named(name, reference, others[name]) for name, reference in references.items()}
+    return {name: _compare_named(name, reference, others[name]) for name, reference in references.items()}
 
 
-def worst(found: Iterable[Fidelity]) -> Fidelity:
+def worst_fidelity(fidelities: Iterable[Fidelity]) -> Fidelity:
     """The one with the least SQNR; the first of several. ValueError where there is none."""
-    return min(found, key=lambda one: one.sqnr)
+    return min(fidelities, key=lambda one: one.sqnr)
 
 
-def _named(name: str, reference: NDArray[Any], other: NDArray[Any]) -> Fidelity:
+def _compare_named(name: str, reference: NDArray[Any], other: NDArray[Any]) -> Fidelity:
     try:
-        return compare(reference, other)
+        return compare_tensors(reference, other)
     except ValueError as error:
         raise ValueError(f"output {name}: {error}") from error
 
 
 def _decibels(signal: float, noise: float) -> float:
     if not signal or not noise:
-        return EQUAL if signal else NOTHING
-    return float(np.clip(10 * (np.log10(signal) - np.log10(noise)), NOTHING, EQUAL))
+        return MAX_SQNR if signal else MIN_SQNR
+    return float(np.clip(10 * (np.log10(signal) - np.log10(noise)), MIN_SQNR, MAX_SQNR))
 
 
 def _cosine(ref: NDArray[np.float64], oth: NDArray[np.float64]) -> float:
@@ -105,6 +105,6 @@ def _cosine(ref: NDArray[np.float64], oth: NDArray[np.float64]) -> float:
     return float(np.clip(ref @ oth / lengths, -1, 1)) if lengths else 0.0
 
 
-def _back(scaled: float, exponent: int) -> float:
+def _unscale(scaled: float, exponent: int) -> float:
     with np.errstate(over="ignore"):
         return min(float(np.ldexp(scaled, exponent)), float_info.max)

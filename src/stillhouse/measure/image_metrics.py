@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from stillhouse.core import Picture
 
-EQUAL = 99.0
+MAX_PSNR = 99.0
 """dB: the PSNR of equal pictures; no pair is given more."""
 
 _WHITE = 255.0
@@ -28,7 +28,7 @@ def psnr(reference: Picture, other: Picture) -> float:
     """
     _check(reference, other)
     error = float(np.mean(np.square(reference.astype(np.float64) - other)))
-    return min(EQUAL, 10 * math.log10(_WHITE**2 / error)) if error else EQUAL
+    return min(MAX_PSNR, 10 * math.log10(_WHITE**2 / error)) if error else MAX_PSNR
 
 
 def ssim(reference: Picture, other: Picture) -> float:
@@ -49,19 +49,19 @@ def ssim(reference: Picture, other: Picture) -> float:
     1.0
     """
     _check(reference, other)
-    window = _gaussian(min(_WINDOW, *reference.shape[:2]))
+    window = _gaussian_window(min(_WINDOW, *reference.shape[:2]))
     x, y = reference.astype(np.float64), other.astype(np.float64)
-    mean_x, mean_y = _filtered(x, window), _filtered(y, window)
-    var_x = _filtered(x * x, window) - mean_x**2
-    var_y = _filtered(y * y, window) - mean_y**2
-    both = _filtered(x * y, window) - mean_x * mean_y
+    mean_x, mean_y = _filter(x, window), _filter(y, window)
+    var_x = _filter(x * x, window) - mean_x**2
+    var_y = _filter(y * y, window) - mean_y**2
+    both = _filter(x * y, window) - mean_x * mean_y
     c1, c2 = (_K1 * _WHITE) ** 2, (_K2 * _WHITE) ** 2
     above = (2 * mean_x * mean_y + c1) * (2 * both + c2)
     below = (mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2)
     return float(np.mean(above / below))
 
 
-def difference(reference: Picture, other: Picture, gain: float = 4) -> Picture:
+def difference_image(reference: Picture, other: Picture, gain: float = 4) -> Picture:
     """Where two pictures differ: the absolute difference of each channel times `gain`, white at most.
 
     Args:
@@ -86,13 +86,13 @@ def _check(reference: Picture, other: Picture) -> None:
         raise ValueError(f"a picture without pixels: {list(reference.shape)}")
 
 
-def _gaussian(length: int) -> NDArray[np.float64]:
+def _gaussian_window(length: int) -> NDArray[np.float64]:
     places = np.arange(length) - (length - 1) / 2
     weights = np.exp(-(places**2) / (2 * _SIGMA**2))
     return np.asarray(weights / weights.sum(), np.float64)
 
 
-def _filtered(plane: NDArray[np.float64], window: NDArray[np.float64]) -> NDArray[np.float64]:
+def _filter(plane: NDArray[np.float64], window: NDArray[np.float64]) -> NDArray[np.float64]:
     """Weighted means over height and width, where the window lies whole within the picture."""
     from scipy.ndimage import correlate1d
 

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from stillhouse.gpu import Gpu, gpus
+from stillhouse.gpu import Gpu, find_gpus
 
 # The instructions that decide which precisions are fast, as Linux spells them on x86 and on ARM.
 _INSTRUCTIONS = (
@@ -57,7 +57,7 @@ class Machine:
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
 
 
-def machine(root: Path = Path("/")) -> Machine:
+def read_machine(root: Path = Path("/")) -> Machine:
     """This machine. On Linux it is read from the files below `root`; elsewhere from what Python knows.
 
     >>> machine().cores >= 1
@@ -73,11 +73,11 @@ def machine(root: Path = Path("/")) -> Machine:
         instructions=tuple(name for name in _INSTRUCTIONS if name in flags),
         system=f"{platform.system()} {platform.machine()}",
         python=".".join(platform.python_version_tuple()[:2]),
-        gpus=gpus(),
+        gpus=find_gpus(),
     )
 
 
-def versions(packages: Iterable[str]) -> dict[str, str]:
+def installed_versions(packages: Iterable[str]) -> dict[str, str]:
     """The versions of those of these packages that are installed.
 
     >>> versions(["no-such-package"])
@@ -92,7 +92,7 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 
 def _processors(root: Path) -> list[dict[str, str]]:
     """The blocks of /proc/cpuinfo, one for each logical processor."""
-    blocks = re.split(r"\n\s*\n", _text(root / "proc/cpuinfo"))
+    blocks = re.split(r"\n\s*\n", _read_text(root / "proc/cpuinfo"))
     pairs = [[line.partition(":") for line in block.splitlines()] for block in blocks]
     fields = [{key.strip(): value.strip() for key, _, value in block} for block in pairs]
     return [block for block in fields if "processor" in block]
@@ -102,26 +102,26 @@ def _cores(processors: list[dict[str, str]], root: Path) -> int:
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     mine = [block for block in processors if block["processor"] in map(str, allowed)]
     cores = {(block.get("physical id"), block.get("core id", block["processor"])) for block in mine}
-    quota, period = [*_text(root / "sys/fs/cgroup/cpu.max").split(), "", ""][:2]
+    quota, period = [*_read_text(root / "sys/fs/cgroup/cpu.max").split(), "", ""][:2]
     share = math.ceil(int(quota) / int(period)) if quota.isdigit() and period.isdigit() else len(allowed)
     return max(1, min(len(cores) or len(allowed), share))
 
 
 def _memory(root: Path) -> int | None:
-    total = re.search(r"^MemTotal:\s+(\d+) kB", _text(root / "proc/meminfo"), re.MULTILINE)
-    limit = _text(root / "sys/fs/cgroup/memory.max").strip()
-    sizes = [int(total[1]) * 1024] if total else _pages()
+    total = re.search(r"^MemTotal:\s+(\d+) kB", _read_text(root / "proc/meminfo"), re.MULTILINE)
+    limit = _read_text(root / "sys/fs/cgroup/memory.max").strip()
+    sizes = [int(total[1]) * 1024] if total else _sysconf_memory()
     return min([*sizes, int(limit)] if limit.isdigit() else sizes, default=None)
 
 
-def _pages() -> list[int]:
+def _sysconf_memory() -> list[int]:
     try:
         return [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     except (AttributeError, OSError, ValueError):
         return []
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:

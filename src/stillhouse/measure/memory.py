@@ -9,7 +9,7 @@ from pathlib import Path
 _ROOT = Path("/")
 
 
-def resident(pid: int, root: Path = _ROOT) -> int:
+def resident_bytes(pid: int, root: Path = _ROOT) -> int:
     """Bytes in memory at this moment, of a process and all of its descendants.
 
     Pages that processes share count once for each. 0 where there is no such process, or the system does not say.
@@ -22,20 +22,20 @@ def resident(pid: int, root: Path = _ROOT) -> int:
     >>> resident(os.getpid()) > 0
     True
     """
-    return sum(resident_alone(each, root) for each in (pid, *_descendants(pid, root)))
+    return sum(own_resident_bytes(each, root) for each in (pid, *_descendants(pid, root)))
 
 
-def resident_alone(pid: int, root: Path = _ROOT) -> int:
+def own_resident_bytes(pid: int, root: Path = _ROOT) -> int:
     """As `resident`, without descendants: one file is read, where looking for children reads one of each process.
 
     >>> import os
     >>> resident_alone(os.getpid()) > 0
     True
     """
-    return _field(pid, "VmRSS", root) or 0
+    return _status_bytes(pid, "VmRSS", root) or 0
 
 
-def give_back() -> None:
+def release_memory() -> None:
     """Give the system what nothing in this process refers to any more: closed pipelines refer to themselves, and the C
     library keeps what it was given back.
 
@@ -46,7 +46,7 @@ def give_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def peak(pid: int, root: Path = _ROOT) -> int | None:
+def peak_resident_bytes(pid: int, root: Path = _ROOT) -> int | None:
     """Bytes in memory of one process when it had most. None where there is none, or the system does not say.
 
     Args:
@@ -57,7 +57,7 @@ def peak(pid: int, root: Path = _ROOT) -> int | None:
     >>> (peak(os.getpid()) or 0) > 0
     True
     """
-    return _field(pid, "VmHWM", root)
+    return _status_bytes(pid, "VmHWM", root)
 
 
 def _descendants(pid: int, root: Path) -> list[int]:
@@ -65,7 +65,7 @@ def _descendants(pid: int, root: Path) -> list[int]:
     children: dict[int, list[int]] = {}
     for folder in (root / "proc").glob("[0-9]*"):
         # "pid (name) state parent ...", where the name may hold anything.
-        words = _text(folder / "stat").rpartition(")")[2].split()
+        words = _read_text(folder / "stat").rpartition(")")[2].split()
         if len(words) > 1:
             children.setdefault(int(words[1]), []).append(int(folder.name))
     found, ahead = [], [pid]
@@ -76,12 +76,12 @@ def _descendants(pid: int, root: Path) -> list[int]:
     return found
 
 
-def _field(pid: int, name: str, root: Path) -> int | None:
-    line = re.search(rf"^{name}:\s+(\d+) kB", _text(root / f"proc/{pid}/status"), re.MULTILINE)
+def _status_bytes(pid: int, name: str, root: Path) -> int | None:
+    line = re.search(rf"^{name}:\s+(\d+) kB", _read_text(root / f"proc/{pid}/status"), re.MULTILINE)
     return int(line[1]) * 1024 if line else None
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:  # it ended in the meantime, or there is no such file on this system

@@ -10,7 +10,7 @@ Features = NDArray[np.float64]
 NEIGHBOURS = 5
 
 
-def frechet(reference: Features, other: Features) -> float:
+def frechet_distance(reference: Features, other: Features) -> float:
     """The squared Frechet distance of two normal distributions that have the sets' means and covariances.
 
     |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), Heusel et al. (arXiv 1706.08500), equation 6; the trace of the root is
@@ -27,24 +27,24 @@ def frechet(reference: Features, other: Features) -> float:
     >>> round(frechet(sets, sets + [3.0, 4.0]), 6)
     25.0
     """
-    _check(reference, other)
+    _check_features(reference, other)
     means = reference.mean(0) - other.mean(0)
     first, second = (np.atleast_2d(np.cov(one, rowvar=False)) for one in (reference, other))
-    root = _root(first)
+    root = _matrix_sqrt(first)
     shared = np.linalg.eigvalsh(root @ second @ root).clip(min=0)
     found = means @ means + np.trace(first) + np.trace(second) - 2 * np.sqrt(shared).sum()
     return max(0.0, float(found))  # of equal sets, rounding may leave a little less
 
 
 @dataclass(frozen=True, slots=True)
-class Overlap:
+class PrecisionRecall:
     """Shares of pictures: of the other set's that lie among the reference's, and of the reference's among those."""
 
     precision: float
     recall: float
 
 
-def overlap(reference: Features, other: Features, neighbours: int = NEIGHBOURS) -> Overlap:
+def precision_recall(reference: Features, other: Features, neighbours: int = NEIGHBOURS) -> PrecisionRecall:
     """Precision and recall of Kynkaanniemi et al. (arXiv 1904.06991), section 3.
 
     A picture lies among a set where it is within the distance of some picture of that set to its `neighbours`th
@@ -57,7 +57,7 @@ def overlap(reference: Features, other: Features, neighbours: int = NEIGHBOURS) 
     Raises:
         ValueError: sets of different sizes, or too small.
     """
-    _check(reference, other)
+    _check_features(reference, other)
     if len(reference) != len(other) or len(reference) <= neighbours:
         raise ValueError(f"{len(reference)} and {len(other)} pictures; as many of both, more than {neighbours}")
     between = _distances(reference, other)
@@ -66,10 +66,10 @@ def overlap(reference: Features, other: Features, neighbours: int = NEIGHBOURS) 
         reach = np.partition(_distances(own, own), neighbours, axis=1)[:, neighbours]
         return float((distances <= reach[:, None]).any(axis=0).mean())
 
-    return Overlap(among(reference, between), among(other, between.T))
+    return PrecisionRecall(among(reference, between), among(other, between.T))
 
 
-def spread(groups: NDArray[np.float64]) -> float:
+def prompt_diversity(groups: NDArray[np.float64]) -> float:
     """Mean distance between pictures of the same prompt: what is left of diversity.
 
     Args:
@@ -88,19 +88,19 @@ def spread(groups: NDArray[np.float64]) -> float:
     return float(np.mean(sums))
 
 
-def _distances(one: Features, other: Features) -> NDArray[np.float64]:
-    squares = (one**2).sum(1)[:, None] + (other**2).sum(1)[None] - 2 * one @ other.T
+def _distances(features: Features, other: Features) -> NDArray[np.float64]:
+    squares = (features**2).sum(1)[:, None] + (other**2).sum(1)[None] - 2 * features @ other.T
     found: NDArray[np.float64] = np.sqrt(squares.clip(min=0))
     return found
 
 
-def _root(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
+def _matrix_sqrt(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
     values, vectors = np.linalg.eigh(covariance)
     found: NDArray[np.float64] = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
     return found
 
 
-def _check(reference: Features, other: Features) -> None:
+def _check_features(reference: Features, other: Features) -> None:
     if reference.ndim != 2 or other.ndim != 2 or reference.shape[1] != other.shape[1]:
         raise ValueError(f"features of shapes {list(reference.shape)} and {list(other.shape)}; as many for each")
     if min(len(reference), len(other)) < 2:

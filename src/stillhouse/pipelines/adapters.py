@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from stillhouse.backends.runner import GraphRunner, Runner, Weights
-from stillhouse.backends.runtime import reported
+from stillhouse.backends.runner import EditableWeights, GraphRunner, Runner
+from stillhouse.backends.runtime import translate_errors
 from stillhouse.errors import InvalidRequest
 from stillhouse.pipelines.lora import Adapter, Delta, read_adapter
 from stillhouse.pipelines.manifest import Component
@@ -42,8 +42,8 @@ class ActiveAdapters:
         """
         if isinstance(runner, GraphRunner) and runner.weights is not None:
             changed = adapt_weights(self.adapters, name, runner.weights)
-            with reported(runner.backend, runner.graph, "change the weights of"):
-                runner.weights.put(changed)
+            with translate_errors(runner.backend, runner.graph, "change the weights of"):
+                runner.weights.update(changed)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,12 +55,12 @@ class AdaptedWeights(Mapping[str, Tensor]):
         changes: of each layer, what is added to it.
     """
 
-    weights: Weights
+    weights: EditableWeights
     changes: Mapping[str, Sequence[Delta]]
 
     def __getitem__(self, layer: str) -> Tensor:
         """Float32 [out, in, ...]."""
-        weight: Tensor = self.weights.plain(layer)
+        weight: Tensor = self.weights.original(layer)
         for delta in self.changes[layer]:
             weight = weight + delta.of_shape(weight.shape)
         return weight
@@ -72,7 +72,7 @@ class AdaptedWeights(Mapping[str, Tensor]):
         return len(self.changes)
 
 
-def adapt_weights(adapters: Sequence[Adapter], component: str, weights: Weights) -> AdaptedWeights:
+def adapt_weights(adapters: Sequence[Adapter], component: str, weights: EditableWeights) -> AdaptedWeights:
     """What these adapters make of a network's weights; layers that none of them changes are left out.
 
     Raises:

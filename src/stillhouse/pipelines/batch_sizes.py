@@ -53,12 +53,14 @@ def run_split(feeds: Feeds, rows: Sequence[int], arrays: Arrays, run: Callable[[
         part = {name: _pad(array[begin : begin + taken], fed - taken, arrays) for name, array in feeds.items()}
         told = {name: answer[:taken] for name, answer in run(part).items()}
         # Joined with nothing, to be kept while the next part runs.
-        answers.append(told if len(several) == 1 else {name: arrays.joined([one], 0) for name, one in told.items()})
+        answers.append(
+            told if len(several) == 1 else {name: arrays.concatenate([one], 0) for name, one in told.items()}
+        )
         begin += taken
     if len(answers) == 1:
         return answers[0]
-    return {name: arrays.joined([answer[name] for answer in answers], 0) for name in answers[0]}
+    return {name: arrays.concatenate([answer[name] for answer in answers], 0) for name in answers[0]}
 
 
 def _pad(array: Any, missing: int, arrays: Arrays) -> Any:
-    return arrays.joined([array, *[array[-1:]] * missing], 0) if missing else array
+    return arrays.concatenate([array, *[array[-1:]] * missing], 0) if missing else array

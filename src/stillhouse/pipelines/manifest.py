@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from stillhouse.check import check_number, check_whole
+from stillhouse.check import check_integer, check_number
 from stillhouse.diffusion import (
     Prediction,
     Schedule,
@@ -104,7 +104,7 @@ class Defaults:
         check_guidance_interval(self.guidance_interval)
         check_cache_interval(self.cache_interval)
         if self.tile is not None:
-            check_whole("tile", self.tile, SMALLEST_TILE, LARGEST_TILE)
+            check_integer("tile", self.tile, SMALLEST_TILE, LARGEST_TILE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,10 @@
 """A pipeline in memory: it starts, advances and finishes pictures. Nothing here needs torch."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +19,27 @@ from stillhouse.diffusion import (
     INITIAL_STEP,
     NUMPY,
     Arrays,
+    Branch,
     Conditioning,
-    InpaintBlend,
     SplitDenoiser,
     Trajectory,
-    add_noise,
     advance,
     gaussian,
 )
 from stillhouse.errors import BackendFailed, InvalidRequest
-from stillhouse.images.pixels import normalize_pixels, to_pixels
+from stillhouse.images.pixels import to_pixels
 from stillhouse.pipelines.batch_sizes import run_split
+from stillhouse.pipelines.families import find_family
+from stillhouse.pipelines.families.base import Context, Family, Tensors, denormalize_latents, latent_shape
 from stillhouse.pipelines.manifest import Component, Defaults, Manifest, StepCache, read_manifest
-from stillhouse.pipelines.resolve import plan_request, resolve
-from stillhouse.pipelines.runners import FULL, SHALLOW, UNET, Runners, override_manifest
+from stillhouse.pipelines.resolve import Resolved, resolve
+from stillhouse.pipelines.roles import DENOISER, DENOISER_FULL, DENOISER_SHALLOW, TEXT_ENCODERS
+from stillhouse.pipelines.runners import Runners, override_manifest
 from stillhouse.pipelines.tiled_decode import decode_tiled
 from stillhouse.pipelines.tokenizers import Tokenizer, open_tokenizer
 
-ENCODER, DECODER = "vae_encoder", "vae_decoder"
 CACHED_PROMPTS = 64
-MASK_THRESHOLD = 127
-"""The brightest level of a mask that leaves the picture as it is."""
+"""Encoded prompts that an open pipeline keeps."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -98,15 +98,15 @@ class Pipeline:
         self._runners = Runners(directory, self.manifest, options, backend=backend, precision=precision)
         self._encoded = lru_cache(CACHED_PROMPTS)(self._encode)
 
-    def resolve(self, request: ImageRequest) -> ImageRequest:
-        """The request with every default filled in; see `request.resolve`. Raises InvalidRequest."""
+    def resolve(self, request: ImageRequest) -> Resolved:
+        """Fill in every default and plan the trajectory; see `resolve.resolve`. Raises InvalidRequest."""
         return resolve(self.manifest, request)
 
-    def start(self, request: ImageRequest, *, noise: Array | None = None) -> ImageTrajectory:
-        """Begin a picture: its text is encoded, its image too, and its latents are laid out, as `arrays` are.
+    def start(self, request: ImageRequest | Resolved, *, noise: Array | None = None) -> ImageTrajectory:
+        """Start a picture: encode its prompt and its image, and lay out its latents, on the pipeline's device.
 
         Args:
-            request: resolved or not.
+            request: one that is resolved is taken as it is.
             noise: standard normal, float32 [channels, height / downscale, width / downscale]; None draws it from
                 the request's seed.
 
@@ -115,17 +115,22 @@ class Pipeline:
             RuntimeMissing, BackendFailed: a network cannot be run here, or there is no memory for the picture.
         """
         started = time.perf_counter()
-        request = self.resolve(request)
-        course = plan_request(self.manifest, request)
-        noise = self._noise(request, noise)
-        conditioning = self._conditioning(request, self.encode_prompt(request.prompt))
-        unconditional = self._unconditional(request, conditioning) if course.guidance > 1 else {}
-        draft = ImageTrajectory(course, noise, conditioning, unconditional, request=request, started=started)
-        if request.image is not None:
-            self._start_from_image(draft, request.image, request.mask, noise)
+        resolved = request if isinstance(request, Resolved) else self.resolve(request)
+        start = self._family.prepare(
+            self._context(resolved), resolved.request, self._noise(resolved.request, noise), resolved.plan
+        )
         with self._backend_errors("begin a picture with"):
-            self._to_device(draft)
-        return draft
+            to_device = self.arrays.to_device
+            branches = {
+                name: Branch(
+                    {key: to_device(array) for key, array in branch.inputs.items()},
+                    None if branch.channels is None else to_device(branch.channels),
+                )
+                for name, branch in start.branches.items()
+            }
+            effects = tuple(effect.to_device(self.arrays) for effect in start.effects)
+            latents = to_device(start.latents)
+        return ImageTrajectory(resolved.plan, latents, branches, effects, request=resolved.request, started=started)
 
     def advance(self, trajectories: Sequence[Trajectory]) -> None:
         """Move every picture of a mixed batch by one evaluation of the U-Net; see `diffusion.advance`.
@@ -137,28 +142,29 @@ class Pipeline:
         with self._backend_errors("advance pictures with"):
             advance(trajectories, denoise, self.arrays)
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         """Return when every `advance` so far is done: for whoever measures, or must know.
 
         Raises:
             BackendFailed: a GPU failed since; its pictures are lost, though they seem to have moved.
         """
         with self._backend_errors("run"):
-            self.arrays.settle()
+            self.arrays.synchronize()
 
-    def finish(self, draft: ImageTrajectory) -> ImageResult:
+    def finish(self, trajectory: ImageTrajectory) -> ImageResult:
         """Decode a picture that is done.
 
         Raises:
             InvalidRequest: the picture is not done.
             BackendFailed: as `decode`.
         """
-        if not draft.is_done:
+        if not trajectory.is_done:
             raise InvalidRequest(
-                f"a picture after {draft.index} of {draft.evaluation_count} evaluations", allowed="one that is done"
+                f"a picture after {trajectory.index} of {trajectory.evaluation_count} evaluations",
+                allowed="one that is done",
             )
-        image = self.decode(draft.latents)
-        return ImageResult(image, draft.request, time.perf_counter() - draft.started)
+        image = self.decode(trajectory.latents)
+        return ImageResult(image, trajectory.request, time.perf_counter() - trajectory.started)
 
     def set_adapters(self, adapters: Sequence[str]) -> None:
         """Draw with these LoRA from now on, `FILE` or `FILE:WEIGHT` each, and with no others; none takes all off.
@@ -176,56 +182,73 @@ class Pipeline:
         self._encoded.cache_clear()
 
     def generate(self, prompt: str, **fields: Any) -> ImageResult:
-        """One picture from start to finish; `fields` are those of `ImageRequest`."""
+        """Generate one picture; `fields` are those of `ImageRequest`."""
         for name in fields:
             check_choice("request field", name, ImageRequest.__dataclass_fields__)
-        draft = self.start(ImageRequest(prompt, **fields))
-        while not draft.is_done:
-            self.advance([draft])
-        return self.finish(draft)
+        trajectory = self.start(ImageRequest(prompt, **fields))
+        for _ in self.steps([trajectory]):
+            pass
+        return self.finish(trajectory)
 
-    def denoise(self, rows: Array, timesteps: Array, conditioning: Conditioning) -> Array:
-        """The U-Net: rows [R, C, h, w], timesteps [R] and the conditioning's [R, ...] to its output [R, c, h, w]."""
-        return self.run("unet", {"sample": rows, "timestep": timesteps, **conditioning})["out_sample"]
+    def steps(self, trajectories: Sequence[Trajectory]) -> Iterator[Sequence[Trajectory]]:
+        """Advance pictures until all are done, and give after each evaluation those that moved."""
+        while moving := [trajectory for trajectory in trajectories if not trajectory.is_done]:
+            self.advance(moving)
+            yield moving
 
-    def _full(self, rows: Array, timesteps: Array, conditioning: Conditioning) -> tuple[Array, NDArray[Any]]:
-        outputs = self.run(FULL, {"sample": rows, "timestep": timesteps, **conditioning})
-        return outputs["out_sample"], outputs["deep"]
+    def denoise(self, latents: Array, timesteps: Array, conditioning: Conditioning) -> Array:
+        """Return the denoiser's prediction [R, C, h, w] for latents [R, C, h, w] at timesteps [R].
 
-    def _shallow(self, rows: Array, timesteps: Array, conditioning: Conditioning, deep: NDArray[Any]) -> Array:
-        feeds = {"sample": rows, "timestep": timesteps, **conditioning, "deep": deep}
-        return self.run(SHALLOW, {name: feeds[name] for name in self._shallow_inputs})["out_sample"]
-
-    def encode_prompt(self, text: str) -> Mapping[str, Array]:
-        """What the text encoders make of a text: encoder_hidden_states [L, D], and text_embeds [E] for XL.
-
-        The last `CACHED_TEXTS` are kept. Warns with `PromptTruncated` about what does not fit.
+        `conditioning` holds the other inputs by name, [R, ...].
         """
-        return self._encoded(*(tokenizer(text).tobytes() for tokenizer in self.tokenizers))
+        outputs = self._run_calls(DENOISER, self._family.feeds(latents, timesteps, conditioning))
+        return self._family.read(outputs, latents)
+
+    def _full(self, latents: Array, timesteps: Array, conditioning: Conditioning) -> tuple[Array, NDArray[Any]]:
+        outputs = self._run_calls(DENOISER_FULL, self._family.feeds(latents, timesteps, conditioning))
+        return self._family.read(outputs, latents), outputs["deep"]
+
+    def _shallow(self, latents: Array, timesteps: Array, conditioning: Conditioning, deep: NDArray[Any]) -> Array:
+        feeds = {**self._family.feeds(latents, timesteps, conditioning), "deep": deep}
+        return self._family.read(
+            self.run(DENOISER_SHALLOW, {name: feeds[name] for name in self._shallow_inputs}), latents
+        )
+
+    def _run_calls(self, denoiser: str, feeds: Tensors) -> Tensors:
+        """Run the networks of an evaluation in order, the last one as `denoiser`; return its outputs."""
+        available = dict(feeds)
+        *earlier, last = self._family.calls(self.manifest)
+        for call in earlier:
+            outputs = self.run(call.role, {name: available[name] for name in call.inputs or feeds})
+            available |= {call.outputs[name]: outputs[name] for name in call.outputs}
+        return self.run(denoiser, {name: available[name] for name in last.inputs or available})
+
+    def encode_prompt(self, text: str, key: tuple[int, ...] = ()) -> Conditioning:
+        """Return the denoiser's inputs that follow from a text, without batch axis.
+
+        The last `CACHED_PROMPTS` are kept. Warns with `PromptTruncated` about what does not fit. `key` is what the
+        family adds to a batch key.
+        """
+        return self._encoded(_freeze(self._family.tokenize(self.tokenizers, text, key)))
 
     def encode_image(self, picture: Picture) -> Array:
-        """The mean of a picture's latents, scaled: float32 [C, height / downscale, width / downscale].
-
-        diffusers takes a random sample around this mean, so that its latents differ by the autoencoder's spread.
-        """
-        return self._encode_signal(normalize_pixels(picture))
+        """Return a picture's latents, normalised: float32 [C, height / downscale, width / downscale]."""
+        return self._family.encode_image(self._context(), picture)
 
     def decode(self, latents: Array) -> Picture:
-        """The picture of clean latents [C, h, w], by itself; in tiles where it is larger than the manifest's tile.
+        """Return the picture of clean latents [C, h, w]; in tiles where it is larger than the manifest's tile.
 
         Raises:
             BackendFailed: a network answered with NaN or infinity, as some do in half precision.
         """
         latent, tile = self.manifest.latent, self.manifest.defaults.tile
-        clean: Array = latents if isinstance(latents, np.ndarray) else self.arrays.read(latents)
-        _check_finite(UNET, clean)
-        sample = clean / latent.scaling_factor + latent.shift_factor
+        clean: Array = latents if isinstance(latents, np.ndarray) else self.arrays.to_numpy(latents)
+        _check_finite(DENOISER, clean)
+        sample = denormalize_latents(latent, clean)
+        decode = partial(self._family.decode, self._context())
         if tile is None or max(sample.shape[1:]) * latent.downscale <= tile:
-            signal = self._decode_signal(sample)
-        else:
-            signal = decode_tiled(self._decode_signal, sample, tile // latent.downscale, latent.downscale)
-        _check_finite(DECODER, signal)
-        return to_pixels(signal)
+            return to_pixels(decode(sample))
+        return to_pixels(decode_tiled(decode, sample, tile // latent.downscale, latent.downscale))
 
     def run(self, component: str, feeds: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
         """One call of the network of that name, or several where it is opened for smaller batches; see `buckets`.
@@ -235,11 +258,11 @@ class Pipeline:
         is_numpy = all(isinstance(array, np.ndarray) for array in feeds.values()) or self.arrays is NUMPY
         arrays = NUMPY if is_numpy else self.arrays
         if not is_numpy:
-            feeds = {name: arrays.placed(fed) if isinstance(fed, np.ndarray) else fed for name, fed in feeds.items()}
+            feeds = {name: arrays.to_device(fed) if isinstance(fed, np.ndarray) else fed for name, fed in feeds.items()}
 
         def once(fed: Mapping[str, Any]) -> Mapping[str, Any]:
             runner: Any = self.runner(component, {name: tuple(array.shape) for name, array in fed.items()})
-            answers: Mapping[str, Any] = runner(fed) if is_numpy else runner.stay(fed)
+            answers: Mapping[str, Any] = runner(fed) if is_numpy else runner.run_on_device(fed)
             return answers
 
         rows = self._runners.batch_sizes(component)
@@ -247,8 +270,8 @@ class Pipeline:
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
-        """The sizes of batches that the U-Net is opened for; empty where any is as good."""
-        return self._runners.batch_sizes(FULL if self.manifest.step_cache else UNET)
+        """Batch sizes that the denoiser is opened for; empty where any size is as good."""
+        return self._runners.batch_sizes(DENOISER_FULL if self.manifest.step_cache else DENOISER)
 
     def runner(self, component: str, shapes: Mapping[str, tuple[int, ...]]) -> Runner:
         """The network of that name, opened for these shapes where it needs to know them; see `Runners`."""
@@ -263,126 +286,78 @@ class Pipeline:
         return self._runners.arrays()
 
     @cached_property
-    def tokenizers(self) -> tuple[Tokenizer, ...]:
-        """One for each text encoder."""
-        return tuple(open_tokenizer(self.directory / name) for name in self.manifest.tokenizers)
+    def tokenizers(self) -> Mapping[str, Tokenizer]:
+        """The tokenizer of each text encoder, by role."""
+        roles = [role for role in TEXT_ENCODERS if role in self.manifest.components]
+        folders = self.manifest.tokenizers
+        return {role: open_tokenizer(self.directory / name) for role, name in zip(roles, folders, strict=True)}
+
+    @cached_property
+    def _family(self) -> Family:
+        return find_family(self.manifest.family)
 
     @cached_property
     def _shallow_inputs(self) -> tuple[str, ...]:
-        return tuple(read_signature(self._runners.graph(SHALLOW), external=False).inputs)
+        return tuple(read_signature(self._runners.graph(DENOISER_SHALLOW), external=False).inputs)
 
-    def _encode(self, *texts: bytes) -> Mapping[str, Array]:
-        encoders = [name for name in ("text_encoder", "text_encoder_2") if name in self.manifest.components]
-        outputs = [
-            self.run(name, {"input_ids": np.frombuffer(ids, np.int64)[None]})
-            for name, ids in zip(encoders, texts, strict=True)
-        ]
-        for name, output in zip(encoders, outputs, strict=True):
-            for array in output.values():
-                _check_finite(name, array)
-        states = np.concatenate([output["last_hidden_state"][0] for output in outputs], axis=-1)
-        encoded = {"encoder_hidden_states": states}
-        if "text_embeds" in outputs[-1]:
-            encoded["text_embeds"] = outputs[-1]["text_embeds"][0]
+    def _context(self, resolved: Resolved | None = None) -> Context:
+        key = resolved.batch_key[2:] if resolved else ()
+        return Context(self.manifest, self._run_finite, partial(self.encode_prompt, key=key))
+
+    def _run_finite(self, component: str, feeds: Tensors) -> Tensors:
+        outputs = self.run(component, feeds)
+        for array in outputs.values():
+            _check_finite(component, array)
+        return outputs
+
+    def _encode(self, tokens: "_Tokens") -> Conditioning:
+        encoded = self._family.encode_prompt(self._run_finite, tokens.thaw())
         for array in encoded.values():
             array.flags.writeable = False
         return encoded
 
-    def _decode_signal(self, sample: Array) -> Array:
-        signal: Array = self.run(DECODER, {"latent_sample": sample[None]})["sample"][0]
-        return signal
-
-    def _encode_signal(self, signal: Array) -> Array:
-        latent = self.manifest.latent
-        mean: Array = self.run(ENCODER, {"sample": signal[None]})["mean"][0]
-        _check_finite(ENCODER, mean)
-        return (mean - latent.shift_factor) * latent.scaling_factor
-
     def _noise(self, request: ImageRequest, noise: Array | None) -> Array:
         assert request.width is not None and request.height is not None
-        latent = self.manifest.latent
-        shape = (latent.channels, request.height // latent.downscale, request.width // latent.downscale)
+        shape = latent_shape(self.manifest.latent, request.width, request.height)
         if noise is None:
             return gaussian(request.seed, INITIAL_STEP, shape)
         if noise.shape != shape or noise.dtype != np.float32:
             raise InvalidRequest(f"noise is {noise.dtype} {list(noise.shape)}", allowed=f"float32 {list(shape)}")
         return noise
 
-    def _conditioning(self, request: ImageRequest, encoded: Mapping[str, Array]) -> Conditioning:
-        """The U-Net's inputs beside latents and timestep."""
-        conditioning: dict[str, NDArray[Any]] = dict(encoded)
-        if self.manifest.family == "stable-diffusion-xl":
-            size = (request.height, request.width)
-            conditioning["time_ids"] = np.array([*size, 0, 0, *size], np.float32)
-        if channels := self.manifest.guidance_channels:
-            assert request.guidance is not None
-            conditioning["timestep_cond"] = embed_guidance(request.guidance, channels)
-        return conditioning
-
-    def _unconditional(self, request: ImageRequest, conditioning: Conditioning) -> Conditioning:
-        if request.negative_prompt or not self.manifest.zero_negative:
-            return self._conditioning(request, self.encode_prompt(request.negative_prompt))
-        zeros = {name: np.zeros_like(conditioning[name]) for name in ("encoder_hidden_states", "text_embeds")}
-        return {**conditioning, **zeros}
-
-    def _start_from_image(
-        self, draft: ImageTrajectory, image: Picture, mask: NDArray[np.uint8] | None, noise: Array
-    ) -> None:
-        """Start from the image's latents; where it is masked, show the U-Net what stays, or keep it without its help.
-
-        With a mask and strength 1 nothing of the image is in the noise, as in diffusers.
-        """
-        from_noise = mask is not None and draft.request.strength == 1
-        if not (from_noise and self.manifest.is_inpainting):
-            known = self.encode_image(image)
-            if not from_noise:
-                first = draft.plan.grid.levels[0]
-                draft.latents = add_noise(known, noise, first.alpha, first.sigma)
-            if mask is not None and not self.manifest.is_inpainting:
-                draft.blend = InpaintBlend(known, self._latent_mask(mask), noise)
-        if mask is not None and self.manifest.is_inpainting:
-            masked = self._encode_signal(normalize_pixels(image) * (mask <= MASK_THRESHOLD))
-            draft.extra_channels = np.concatenate([self._latent_mask(mask), masked])
-
     def _backend_errors(self, verb: str) -> AbstractContextManager[None]:
-        """Whatever an engine raises over its own arrays is told as its network's failures are."""
+        """Report what a backend raises over its own arrays as its network's failures are reported."""
         return nullcontext() if self.arrays is NUMPY else self._runners.backend_errors(verb)
 
-    def _to_device(self, draft: ImageTrajectory) -> None:
-        """Bring everything that a draft holds to where it is drawn, once."""
-        placed = self.arrays.placed
-        draft.latents = placed(draft.latents)
-        draft.conditioning, draft.unconditional = (
-            {name: placed(array) for name, array in inputs.items()}
-            for inputs in (draft.conditioning, draft.unconditional)
+
+@dataclass(frozen=True, slots=True)
+class _Tokens:
+    """Inputs of text encoders as a key of a cache: (role, input, dtype, shape, bytes) of each."""
+
+    inputs: tuple[tuple[str, str, str, tuple[int, ...], bytes], ...]
+
+    def thaw(self) -> Mapping[str, Tensors]:
+        """Return the inputs by role and name."""
+        tokens: dict[str, dict[str, NDArray[Any]]] = {}
+        for role, name, dtype, shape, content in self.inputs:
+            tokens.setdefault(role, {})[name] = np.frombuffer(content, dtype).reshape(shape)
+        return tokens
+
+
+def _freeze(tokens: Mapping[str, Tensors]) -> _Tokens:
+    return _Tokens(
+        tuple(
+            (role, name, array.dtype.str, array.shape, array.tobytes())
+            for role, feeds in tokens.items()
+            for name, array in feeds.items()
         )
-        if draft.extra_channels is not None:
-            draft.extra_channels = placed(draft.extra_channels)
-        if keep := draft.blend:
-            draft.blend = InpaintBlend(placed(keep.clean), placed(keep.mask), placed(keep.noise))
-
-    def _latent_mask(self, mask: NDArray[np.uint8]) -> Array:
-        """1 where it is repainted, float32 [1, h, w]: the first pixel of each latent decides."""
-        downscale = self.manifest.latent.downscale
-        return (mask[None, ::downscale, ::downscale] > MASK_THRESHOLD).astype(np.float32)
+    )
 
 
-def embed_guidance(guidance: float, channels: int) -> Array:
-    """The sinusoid by which a guidance-distilled network is told its scale, float32 [channels] (arXiv 2310.04378).
-
-    As diffusers' `get_guidance_scale_embedding` of guidance - 1.
-    """
-    half = channels // 2
-    frequencies = np.exp(np.arange(half) * -(np.log(10_000.0) / (half - 1)))
-    angles = 1000 * (guidance - 1) * frequencies
-    embedded = np.concatenate([np.sin(angles), np.cos(angles), np.zeros(channels % 2)])
-    return embedded.astype(np.float32)
-
-
-def _check_finite(network: str, answer: Array) -> None:
-    if not np.isfinite(answer).all():
-        precision = "`--precision f32`, " if network == UNET else ""
+def _check_finite(component: str, output: NDArray[Any]) -> None:
+    if not np.isfinite(output).all():
+        precision = "`--precision f32`, " if component == DENOISER else ""
         raise BackendFailed(
-            f"{network} answered with NaN or infinity, of which no picture can be made",
+            f"{component} answered with NaN or infinity, of which no picture can be made",
             fix=f"try {precision}another `--backend`, or the pipeline before it was accelerated",
         )

@@ -1,10 +1,11 @@
-"""A request measured against a manifest: every default filled in, everything impossible refused."""
+"""Requests resolved against a manifest: defaults filled in, impossible ones refused, the trajectory planned."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
-from stillhouse.check import check_number, check_whole
+from stillhouse.check import check_integer, check_number
 from stillhouse.core import ImageRequest
 from stillhouse.diffusion import (
     SamplingPlan,
@@ -15,7 +16,11 @@ from stillhouse.diffusion import (
     make_grid,
 )
 from stillhouse.errors import InvalidRequest
+from stillhouse.pipelines.families import find_family
+from stillhouse.pipelines.families.base import Family
 from stillhouse.pipelines.manifest import Distilled, Manifest
+
+T = TypeVar("T")
 
 MAX_SIZE = 8192
 MAX_GUIDANCE = 1000
@@ -26,8 +31,23 @@ IMG2IMG_STRENGTH = 0.8
 """diffusers' default where there is an image and no mask; with a mask it is 1."""
 
 
-def resolve(manifest: Manifest, request: ImageRequest) -> ImageRequest:
-    """The request with no None left but an image, mask and strength that do not apply.
+@dataclass(frozen=True, slots=True, eq=False)
+class Resolved:
+    """A request as a pipeline will meet it; made once, where the request is admitted.
+
+    Args:
+        request: with every default filled in; None is left only of an image, mask and strength that do not apply.
+        plan: the trajectory's plan.
+        batch_key: what pictures must share to share a batch: width and height in pixels, then what the family adds.
+    """
+
+    request: ImageRequest
+    plan: SamplingPlan
+    batch_key: tuple[int, ...]
+
+
+def resolve(manifest: Manifest, request: ImageRequest) -> Resolved:
+    """Fill in every default, check the request against the pipeline, and plan its trajectory.
 
     A picture takes the size of its image where it is not given another. Without an image there is no strength.
 
@@ -40,34 +60,33 @@ def resolve(manifest: Manifest, request: ImageRequest) -> ImageRequest:
     height, width = (defaults.height, defaults.width) if request.image is None else request.image.shape[:2]
     full = replace(
         request,
-        steps=defaults.steps if request.steps is None else request.steps,
-        guidance=defaults.guidance if request.guidance is None else request.guidance,
-        sampler=defaults.sampler if request.sampler is None else request.sampler,
-        guidance_interval=defaults.guidance_interval
-        if request.guidance_interval is None
-        else request.guidance_interval,
-        cache_interval=defaults.cache_interval if request.cache_interval is None else request.cache_interval,
-        width=width if request.width is None else request.width,
-        height=height if request.height is None else request.height,
+        steps=_or(request.steps, defaults.steps),
+        guidance=_or(request.guidance, defaults.guidance),
+        sampler=_or(request.sampler, defaults.sampler),
+        guidance_interval=_or(request.guidance_interval, defaults.guidance_interval),
+        cache_interval=_or(request.cache_interval, defaults.cache_interval),
+        width=_or(request.width, width),
+        height=_or(request.height, height),
         strength=_strength(manifest, request),
     )
     _check_size(manifest, full)
-    plan_request(manifest, full)
-    return full
+    assert full.width is not None and full.height is not None
+    family = find_family(manifest.family)
+    batch_key = (full.width, full.height, *family.batch_key(manifest, full))
+    return Resolved(full, _plan(manifest, family, full), batch_key)
 
 
-def plan_request(manifest: Manifest, request: ImageRequest) -> SamplingPlan:
-    """The walk that a resolved request asks for."""
+def _or(value: T | None, default: T) -> T:
+    return default if value is None else value
+
+
+def _plan(manifest: Manifest, family: Family, request: ImageRequest) -> SamplingPlan:
+    """Return the plan of a request without None, or refuse what the pipeline cannot do."""
     assert request.steps is not None and request.guidance is not None and request.sampler is not None
-    assert request.guidance_interval is not None and request.cache_interval is not None
-    check_whole("steps", request.steps, 1, manifest.schedule.train_steps)
+    assert request.cache_interval is not None
+    check_integer("steps", request.steps, 1, manifest.schedule.train_steps)
     check_number("guidance", request.guidance, 0, MAX_GUIDANCE)
-    if manifest.guidance_channels and request.negative_prompt:
-        raise InvalidRequest(
-            f"a negative prompt for {manifest.name}, which was distilled with its guidance inside",
-            allowed="prompts only",
-            fix="leave the negative prompt out",
-        )
+    guidance = family.guidance(manifest, request)
     if manifest.distilled:
         _check_student(manifest.name, manifest.distilled, request)
     check_cache_interval(request.cache_interval)
@@ -78,12 +97,10 @@ def plan_request(manifest: Manifest, request: ImageRequest) -> SamplingPlan:
             fix="make a pipeline that keeps features with `stillhouse accelerate`",
         )
     return SamplingPlan(
-        grid=_timestep_grid(manifest, request),
+        grid=_timestep_grid(manifest, family, request),
         sampler=request.sampler,
         prediction=manifest.prediction,
-        guidance=1.0 if manifest.guidance_channels else request.guidance,
-        guidance_rescale=request.guidance_rescale,
-        guidance_interval=request.guidance_interval,
+        guidance=guidance,
         eta=request.eta,
         seed=request.seed,
         cache_interval=request.cache_interval,
@@ -91,9 +108,10 @@ def plan_request(manifest: Manifest, request: ImageRequest) -> SamplingPlan:
 
 
 def encoded_image_count(manifest: Manifest, request: ImageRequest) -> int:
-    """How many pictures are encoded before the first evaluation of a resolved request.
+    """Return how many pictures are encoded before the first evaluation of a resolved request.
 
-    Its image, and for a network that repaints what of it stays; that alone where everything begins as noise.
+    The image, and for an inpainting network the part outside of the mask; that part alone where the trajectory starts
+    at pure noise.
     """
     if request.image is None:
         return 0
@@ -102,24 +120,26 @@ def encoded_image_count(manifest: Manifest, request: ImageRequest) -> int:
     return 1 if request.strength == 1 else 2
 
 
-def _timestep_grid(manifest: Manifest, request: ImageRequest) -> TimestepGrid:
+def _timestep_grid(manifest: Manifest, family: Family, request: ImageRequest) -> TimestepGrid:
+    assert request.steps is not None and request.sampler is not None
+    assert request.width is not None and request.height is not None
     distilled, strength = manifest.distilled, request.strength
+    schedule = family.schedule(manifest, request.width, request.height)
     if distilled and distilled.timesteps:
         for edit in distilled.edits:
             if edit.strength == strength:
-                return grid_from_timesteps(manifest.schedule, edit.timesteps)
-        whole = grid_from_timesteps(manifest.schedule, distilled.timesteps)
+                return grid_from_timesteps(schedule, edit.timesteps)
+        grid = grid_from_timesteps(schedule, distilled.timesteps)
     else:
-        assert request.steps is not None and request.sampler is not None
-        whole = make_grid(
-            manifest.schedule,
+        grid = make_grid(
+            schedule,
             request.steps,
             manifest.spacing,
             manifest.sigmas,
             steps_offset=manifest.steps_offset,
             trimmed=find_sampler(request.sampler).drops_last_level,
         )
-    return whole if strength is None else whole.start_at_strength(strength)
+    return grid if strength is None else grid.start_at_strength(strength)
 
 
 def _check_student(name: str, distilled: Distilled, request: ImageRequest) -> None:
@@ -197,7 +217,7 @@ def _check_size(manifest: Manifest, request: ImageRequest) -> None:
     assert request.width is not None and request.height is not None
     unit = manifest.granularity
     for name, size in (("width", request.width), ("height", request.height)):
-        check_whole(name, size, 1, MAX_SIZE)
+        check_integer(name, size, 1, MAX_SIZE)
         if size % unit:
             below, above = size // unit * unit, (size // unit + 1) * unit
             near = f"{below} or {above}" if below else f"{above}"

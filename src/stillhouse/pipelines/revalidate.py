@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from stillhouse.backends.runner import Runner, RunnerOptions
 from stillhouse.diffusion import NUMPY
 from stillhouse.errors import StillhouseError
-from stillhouse.measure.fidelity import compare
-from stillhouse.measure.machine import machine
+from stillhouse.measure.fidelity import compare_tensors
+from stillhouse.measure.machine import read_machine
 from stillhouse.pipelines.batch_sizes import run_split
 from stillhouse.pipelines.manifest import Component, Manifest, Tuned
 from stillhouse.pipelines.runners import UNET, component_batch_sizes, open_component, reopens_per_batch_size
@@ -45,7 +45,7 @@ class Revalidated:
 
 def needs_revalidation(manifest: Manifest) -> bool:
     """Whether the pipeline was tuned on a machine whose figures say nothing about this one."""
-    return manifest.tuned is not None and manifest.tuned.fingerprint != machine().fingerprint()
+    return manifest.tuned is not None and manifest.tuned.fingerprint != read_machine().fingerprint()
 
 
 def revalidate(directory: Path, manifest: Manifest, threads: int | None = None) -> dict[str, Component]:
@@ -133,7 +133,7 @@ def _batch_sqnr(
 def _sqnr(wanted: NDArray[Any], got: NDArray[Any] | None) -> float:
     if got is None or got.shape != wanted.shape or not np.isfinite(got).all():
         return float("-inf")
-    return compare(wanted, got).sqnr
+    return compare_tensors(wanted, got).sqnr
 
 
 def _seconds(runner: Runner, feeds: Mapping[str, NDArray[Any]]) -> float:

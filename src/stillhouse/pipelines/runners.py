@@ -7,9 +7,9 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from stillhouse.backends.registry import open_runner, own_arrays, reopened_for
+from stillhouse.backends.registry import device_arrays, open_runner, reopen_scope
 from stillhouse.backends.runner import Runner, RunnerOptions
-from stillhouse.backends.runtime import reported
+from stillhouse.backends.runtime import translate_errors
 from stillhouse.check import check_choice
 from stillhouse.diffusion import NUMPY, Arrays
 from stillhouse.errors import InvalidRequest, StillhouseError
@@ -153,13 +153,13 @@ class Runners:
         if self._manifest.step_cache:
             return NUMPY
         asked = self._component(UNET)
-        own: Arrays | None = own_arrays(asked.backend, asked.settings)
+        own: Arrays | None = device_arrays(asked.backend, asked.settings)
         return own or NUMPY
 
     def backend_errors(self, verb: str) -> AbstractContextManager[None]:
         """Tell what goes wrong inside as a failure of the U-Net's engine; see `runtime.reported`."""
         asked = self._component(UNET)
-        return reported(asked.backend, self._directory / asked.graph, verb)
+        return translate_errors(asked.backend, self._directory / asked.graph, verb)
 
     def _component(self, name: str) -> Component:
         is_unet = name in (UNET, FULL, SHALLOW)
@@ -177,7 +177,7 @@ def opening_shapes(component: Component, shapes: Mapping[str, tuple[int, ...]]) 
     batch where it serves the smaller ones, too, or none."""
     if component.streams > 1:
         return {name: (1, *shape[1:]) if shape else () for name, shape in shapes.items()}
-    anew = reopened_for(component.backend, component.settings) if component.static else "nothing"
+    anew = reopen_scope(component.backend, component.settings) if component.static else "nothing"
     if anew == "sizes":
         most = component_batch_sizes(component)[-1]
         return {name: (most, *shape[1:]) if shape else () for name, shape in shapes.items()}
@@ -187,7 +187,7 @@ def opening_shapes(component: Component, shapes: Mapping[str, tuple[int, ...]]) 
 def reopens_per_batch_size(component: Component) -> bool:
     """Whether each size of a batch costs it as much as opening: it is opened, built or compiled for that."""
     compiles = component.settings.get("compile", "none") != "none"
-    return component.static and (compiles or reopened_for(component.backend, component.settings) == "shapes")
+    return component.static and (compiles or reopen_scope(component.backend, component.settings) == "shapes")
 
 
 def component_batch_sizes(component: Component) -> tuple[int, ...]:
@@ -205,7 +205,7 @@ def open_component(
         threads=options.threads or component.threads,
         shapes=opening_shapes(component, shapes),
         static=component.static,
-        rows=component_batch_sizes(component),
+        batch_sizes=component_batch_sizes(component),
         streams=component.streams,
         settings=component.settings,
     )

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 DAY = 86400.0
-_FEW = 1024
+_MIN_BUCKETS = 1024
 """Buckets that are kept without looking whether they are needed still."""
 
 
 @dataclass(frozen=True, slots=True)
-class Caller:
+class Client:
     """Whoever stands behind a request.
 
     Args:
@@ -34,7 +34,7 @@ class Caller:
 
 
 @dataclass(slots=True)
-class Bucket:
+class TokenBucket:
     """What one key may still ask for: a bucket that fills with time, and a day's portion.
 
     Args:
@@ -44,14 +44,14 @@ class Bucket:
     """
 
     level: float
-    looked: float
+    updated: float
     day: int = 0
     used: float = 0.0
-    needed: float = 0.0
+    keep_until: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
-class Short:
+class LimitExceeded:
     """Why a key may not ask for so much now, and after how many seconds it may.
 
     Args:
@@ -60,11 +60,11 @@ class Short:
     """
 
     reason: Literal["rate", "quota"]
-    seconds: float
+    retry_after: float
 
 
 @dataclass(slots=True)
-class Meter:
+class RateLimiter:
     """Pixel-steps of every key that has a rate or a day's portion. One loop owns it.
 
     Args:
@@ -77,66 +77,66 @@ class Meter:
     """
 
     clock: Callable[[], float] = time.time
-    buckets: dict[str, Bucket] = field(default_factory=dict)
-    _most: int = _FEW
+    buckets: dict[str, TokenBucket] = field(default_factory=dict)
+    _max_buckets: int = _MIN_BUCKETS
 
-    def charge(self, caller: Caller, amount: float) -> Short | None:
+    def charge(self, client: Client, amount: float) -> LimitExceeded | None:
         """Take so many pixel-steps; where there are not enough, nothing is taken.
 
         More than a whole bucket is allowed where the bucket is full, and leaves a debt: else a picture that is larger
         than the bucket could never be asked for.
         """
-        if caller.rate is None and caller.daily is None:
+        if client.rate is None and client.daily is None:
             return None
         now = self.clock()
-        bucket = self._bucket(caller, now)
-        if caller.daily is not None and bucket.used + amount > caller.daily:
-            return Short("quota", (bucket.day + 1) * DAY - now)
-        if caller.rate is not None:
-            enough = min(amount, _size(caller))
+        bucket = self._bucket(client, now)
+        if client.daily is not None and bucket.used + amount > client.daily:
+            return LimitExceeded("quota", (bucket.day + 1) * DAY - now)
+        if client.rate is not None:
+            enough = min(amount, _capacity(client))
             if bucket.level < enough:
-                return Short("rate", (enough - bucket.level) / caller.rate)
+                return LimitExceeded("rate", (enough - bucket.level) / client.rate)
         bucket.level -= amount
         bucket.used += amount
-        full = now + (_size(caller) - bucket.level) / caller.rate if caller.rate is not None else now
-        bucket.needed = full if caller.daily is None else max(full, (bucket.day + 1) * DAY)
+        full = now + (_capacity(client) - bucket.level) / client.rate if client.rate is not None else now
+        bucket.keep_until = full if client.daily is None else max(full, (bucket.day + 1) * DAY)
         return None
 
-    def give_back(self, caller: Caller, amount: float) -> None:
+    def refund(self, client: Client, amount: float) -> None:
         """What was charged for a picture that was not taken after all."""
-        if caller.key not in self.buckets:
+        if client.key not in self.buckets:
             return
-        bucket = self._bucket(caller, self.clock())
+        bucket = self._bucket(client, self.clock())
         bucket.level += amount
         bucket.used = max(0.0, bucket.used - amount)
 
     @property
-    def used(self) -> dict[str, tuple[int, float]]:
+    def daily_usage(self) -> dict[str, tuple[int, float]]:
         """By key, the day's number and its pixel-steps."""
         return {key: (bucket.day, bucket.used) for key, bucket in self.buckets.items()}
 
-    def resume(self, used: Mapping[str, tuple[int, float]]) -> None:
+    def restore(self, usage: Mapping[str, tuple[int, float]]) -> None:
         """Go on with what an earlier meter told by `used`. Buckets begin empty of debts, and full."""
         now = self.clock()
-        for key, (day, amount) in used.items():
-            self.buckets[key] = Bucket(float("inf"), now, day, amount, (day + 1) * DAY)
+        for key, (day, amount) in usage.items():
+            self.buckets[key] = TokenBucket(float("inf"), now, day, amount, (day + 1) * DAY)
 
-    def _bucket(self, caller: Caller, now: float) -> Bucket:
+    def _bucket(self, client: Client, now: float) -> TokenBucket:
         day = int(now // DAY)
-        if len(self.buckets) >= self._most:
+        if len(self.buckets) >= self._max_buckets:
             # Where no keys are needed, every address is one.
-            self.buckets = {key: bucket for key, bucket in self.buckets.items() if bucket.needed > now}
-            self._most = max(_FEW, 2 * len(self.buckets))
-        bucket = self.buckets.setdefault(caller.key, Bucket(_size(caller), now, day))
+            self.buckets = {key: bucket for key, bucket in self.buckets.items() if bucket.keep_until > now}
+            self._max_buckets = max(_MIN_BUCKETS, 2 * len(self.buckets))
+        bucket = self.buckets.setdefault(client.key, TokenBucket(_capacity(client), now, day))
         if bucket.day != day:
             bucket.day, bucket.used = day, 0.0
-        filled = bucket.level + (now - bucket.looked) * (caller.rate or 0.0)
-        bucket.level, bucket.looked = min(filled, _size(caller)), now
+        filled = bucket.level + (now - bucket.updated) * (client.rate or 0.0)
+        bucket.level, bucket.updated = min(filled, _capacity(client)), now
         return bucket
 
 
-def _size(caller: Caller) -> float:
+def _capacity(client: Client) -> float:
     """Pixel-steps of a full bucket: a minute's portion where nothing else is said."""
-    if caller.burst is not None:
-        return caller.burst
-    return 60.0 * caller.rate if caller.rate is not None else 0.0
+    if client.burst is not None:
+        return client.burst
+    return 60.0 * client.rate if client.rate is not None else 0.0

@@ -13,29 +13,29 @@ from typing import Any, TypeVar
 from stillhouse.core import ImageRequest
 from stillhouse.errors import NotAllowed, Refused, StillhouseError
 from stillhouse.images.formats import Format
-from stillhouse.serve.client import Caller
-from stillhouse.serve.dispatcher import Front
-from stillhouse.serve.request_handle import Order, Ticket
+from stillhouse.serve.client import Client
+from stillhouse.serve.dispatcher import Dispatcher
+from stillhouse.serve.request_handle import GenerationRequest, RequestHandle
 from stillhouse.serve.settings import TierSettings
-from stillhouse.serve.store.api_keys import anybody, caller_of, keys
-from stillhouse.serve.store.job_store import JobStore, Record, State
-from stillhouse.serve.worker.messages import Closed
+from stillhouse.serve.store.api_keys import list_keys, make_anonymous_client, make_client
+from stillhouse.serve.store.job_store import JobRecord, JobState, JobStore
+from stillhouse.serve.worker.messages import RequestOutput
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-SOON = 0.5
+POLL_SECONDS = 0.5
 """Seconds after which it is looked again whether there is room."""
-AGAIN = 5.0
+RETRY_SECONDS = 5.0
 """Seconds after which the store is asked again for what it could not do."""
-FULL = 60.0
+DISK_RETRY_SECONDS = 60.0
 """Seconds after which a full disk may have room again."""
-SWEEP = 60.0
+CLEANUP_SECONDS = 60.0
 """Seconds between two looks at what may be forgotten."""
 
 
 @dataclass(slots=True)
-class Patient:
+class JobQueue:
     """Jobs of the store, fed to the front. One loop owns it; the store has a thread of its own.
 
     Args:
@@ -44,62 +44,64 @@ class Patient:
         keep, kept: as in `JobStore.forget`.
     """
 
-    front: Front
+    dispatcher: Dispatcher
     store: JobStore
-    keep: float
-    kept: int
-    tickets: dict[str, Ticket] = field(default_factory=dict)
+    keep_seconds: float
+    keep_bytes: int
+    handles: dict[str, RequestHandle] = field(default_factory=dict)
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "store"))
-    _news: asyncio.Event = field(default_factory=asyncio.Event)
-    _changes: asyncio.Condition = field(default_factory=asyncio.Condition)
+    _wakeup: asyncio.Event = field(default_factory=asyncio.Event)
+    _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _cancelled: set[str] = field(default_factory=set)
     """Since the store was asked last what waits: some of these may be in its answer."""
 
-    async def ask(self, what: Callable[..., T], *arguments: Any) -> T:
+    async def run_in_store(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call something of the store in its thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, partial(what, *arguments))
+        return await asyncio.get_running_loop().run_in_executor(self._thread, partial(function, *arguments))
 
-    async def submit(self, name: str, caller: Caller, tier: str, request: ImageRequest, kind: Format) -> Record:
+    async def submit(
+        self, job_id: str, client: Client, tier: str, request: ImageRequest, image_format: Format
+    ) -> JobRecord:
         """Accept a job.
 
         Raises:
             InvalidRequest, NotAllowed: as `Front.place`, and what is more than the key may ask for in a day.
             Refused: too many wait, or the disk is full.
         """
-        self.front.review(Order(request, caller, tier))
+        self.dispatcher.validate(GenerationRequest(request, client, tier))
         try:
-            with storing():
-                record = await self.ask(self.store.add, name, caller.key, tier, request, kind)
+            with refuse_on_store_error():
+                record = await self.run_in_store(self.store.add, job_id, client.key, tier, request, image_format)
         except Refused as refused:
-            self.front.metrics.rejected.labels(refused.reason, tier).inc()
+            self.dispatcher.metrics.rejected.labels(refused.reason, tier).inc()
             raise
-        await self._tell()
+        await self._notify()
         return record
 
-    async def cancel(self, name: str) -> bool:
+    async def cancel(self, job_id: str) -> bool:
         """Draw that job no further; False where it has ended already."""
-        if self.front.cancel(name):
-            await self.tickets[name].end()
-            while name in self.tickets:
-                await self.changed(SOON)
+        if self.dispatcher.cancel(job_id):
+            await self.handles[job_id].result()
+            while job_id in self.handles:
+                await self.wait_for_change(POLL_SECONDS)
             return True
-        self._cancelled.add(name)
-        is_over = await self.ask(self.store.end, name, "cancelled")
-        await self._tell()
+        self._cancelled.add(job_id)
+        is_over = await self.run_in_store(self.store.finish, job_id, "cancelled")
+        await self._notify()
         return is_over
 
-    async def changed(self, patience: float) -> None:
+    async def wait_for_change(self, timeout: float) -> None:
         """Wait until some job was taken, placed or ended, or so many seconds."""
-        async with self._changes:
+        async with self._changed:
             with suppress(TimeoutError):
-                async with asyncio.timeout(patience):
-                    await self._changes.wait()
+                async with asyncio.timeout(timeout):
+                    await self._changed.wait()
 
     def open(self) -> None:
         """Begin to feed."""
-        for life in (self._feed(), self._forget()):
-            self._hold(life)
+        for life in (self._feed(), self._delete_old()):
+            self._start_task(life)
 
     async def close(self) -> None:
         """Feed no more. What is not done stays queued, for the next server."""
@@ -110,73 +112,77 @@ class Patient:
 
     async def _feed(self) -> None:
         while True:
-            self._news.clear()
-            with going_on("waiting jobs are not fed"):
+            self._wakeup.clear()
+            with log_store_errors("waiting jobs are not fed"):
                 await self._feed_once()
             # Not wait_for, which swallows a cancellation that comes together with the news (Python issue 37658).
             with suppress(TimeoutError):
-                async with asyncio.timeout(SOON):
-                    await self._news.wait()
+                async with asyncio.timeout(POLL_SECONDS):
+                    await self._wakeup.wait()
 
     async def _feed_once(self) -> None:
-        if not self.front.is_ready or not (room := self.front.room):
+        if not self.dispatcher.is_ready or not (room := self.dispatcher.background_capacity):
             return
         self._cancelled.clear()
-        for record in await self.ask(self.store.queued, room, list(self.tickets)):
-            await self._place(record)
+        for record in await self.run_in_store(self.store.list_queued, room, list(self.handles)):
+            await self._dispatch(record)
 
-    async def _place(self, record: Record) -> None:
+    async def _dispatch(self, record: JobRecord) -> None:
         try:
-            request = await self.ask(self.store.request, record)
-            caller = await self.ask(behind, self.store.connection, record, self.front.settings.tiers)
-            order = Order(request, caller, record.tier, record.format, is_patient=True, id=record.id)
+            request = await self.run_in_store(self.store.load_request, record)
+            caller = await self.run_in_store(
+                resolve_job_client, self.store.connection, record, self.dispatcher.settings.tiers
+            )
+            order = GenerationRequest(request, caller, record.tier, record.format, is_background=True, id=record.id)
             if record.id in self._cancelled:
                 return
-            ticket = self.front.place(order)
+            ticket = self.dispatcher.submit(order)
         except Refused:
             return
         except StillhouseError as error:
-            await self.ask(self.store.end, record.id, "failed", b"", str(error))
+            await self.run_in_store(self.store.finish, record.id, "failed", b"", str(error))
             return
-        self.tickets[record.id] = ticket
-        self._hold(self._end(ticket))
-        await self._tell()
+        self.handles[record.id] = ticket
+        self._start_task(self._store_result(ticket))
+        await self._notify()
 
-    async def _end(self, ticket: Ticket) -> None:
-        closed = await ticket.end()
-        state: State = "failed" if closed.outcome == "expired" else closed.outcome
+    async def _store_result(self, handle: RequestHandle) -> None:
+        closed = await handle.result()
+        state: JobState = "failed" if closed.finish_reason == "expired" else closed.finish_reason
         # A server that is being shut down leaves the job to the next one.
-        is_kept = closed.fault == "Drained"
+        is_kept = closed.error_type == "Drained"
         while not is_kept:
             # As long as its ticket is here, it is not drawn a second time.
-            with going_on(f"job {ticket.id} cannot be ended"):
-                await self.ask(self.store.end, ticket.id, state, closed.content, closed.error, told_of(ticket, closed))
+            with log_store_errors(f"job {handle.id} cannot be ended"):
+                await self.run_in_store(
+                    self.store.finish, handle.id, state, closed.content, closed.error, result_fields(handle, closed)
+                )
                 is_kept = True
             if not is_kept:
-                await asyncio.sleep(AGAIN)
-        del self.tickets[ticket.id]
-        await self._tell()
+                await asyncio.sleep(RETRY_SECONDS)
+        del self.handles[handle.id]
+        await self._notify()
 
-    async def _tell(self) -> None:
-        self._news.set()
-        async with self._changes:
-            self._changes.notify_all()
+    async def _notify(self) -> None:
+        self._wakeup.set()
+        async with self._changed:
+            self._changed.notify_all()
 
-    async def _forget(self) -> None:
+    async def _delete_old(self) -> None:
         while True:
-            with going_on("old jobs are not deleted"):
-                if gone := await self.ask(self.store.forget, self.keep, self.kept):
+            with log_store_errors("old jobs are not deleted"):
+                if gone := await self.run_in_store(self.store.delete_old, self.keep_seconds, self.keep_bytes):
                     log.info("old jobs were deleted", extra={"count": gone})
-            await asyncio.sleep(SWEEP)
+            await asyncio.sleep(CLEANUP_SECONDS)
 
-    def _hold(self, life: Any) -> None:
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(life)
+    def _start_task(self, coroutine: Any) -> None:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
 
 @contextmanager
-def storing() -> Iterator[None]:
+def refuse_on_store_error() -> Iterator[None]:
     """Something is written into the store; where it cannot be, whoever asked is told to come back.
 
     Raises:
@@ -186,42 +192,42 @@ def storing() -> Iterator[None]:
         yield
     except (OSError, sqlite3.Error) as error:
         log.exception("the store cannot be written")
-        raise Refused("the server's disk takes nothing now", "storage", FULL) from error
+        raise Refused("the server's disk takes nothing now", "storage", DISK_RETRY_SECONDS) from error
 
 
 @contextmanager
-def going_on(what: str) -> Iterator[None]:
+def log_store_errors(message: str) -> Iterator[None]:
     """What the disk or the store refuses is logged, and tried again later: a full one may have room again."""
     try:
         yield
     except (OSError, sqlite3.Error, Refused) as error:
-        log.error(what, extra={"error": str(error)})
+        log.error(message, extra={"error": str(error)})
 
 
-def behind(connection: sqlite3.Connection, record: Record, tiers: Mapping[str, TierSettings]) -> Caller:
+def resolve_job_client(connection: sqlite3.Connection, record: JobRecord, tiers: Mapping[str, TierSettings]) -> Client:
     """Who stood behind a job when it was accepted, with what the key may ask for now.
 
     Raises:
         NotAllowed: the key was revoked, or its tier is not served any more.
     """
-    key = next((key for key in keys(connection) if key.name == record.key), None)
+    key = next((key for key in list_keys(connection) if key.name == record.key), None)
     if key and key.revoked:
         raise NotAllowed(f"key {record.key}, which was revoked since", allowed="keys in use")
-    return caller_of(key, tiers) if key else replace(anybody(tiers), key=record.key)
+    return make_client(key, tiers) if key else replace(make_anonymous_client(tiers), key=record.key)
 
 
-def told_of(ticket: Ticket, closed: Closed) -> dict[str, Any]:
+def result_fields(handle: RequestHandle, output: RequestOutput) -> dict[str, Any]:
     """What a response tells of a picture beside the picture itself; seconds."""
     return {
-        "seed": ticket.request.seed,
-        "model": ticket.job.tier.name,
-        "drawn_as": ticket.drawn_as,
-        "steps": ticket.request.steps,
-        "sampler": ticket.request.sampler,
-        "guidance": ticket.request.guidance,
-        "queue_seconds": closed.waited,
-        "denoise_seconds": closed.denoised,
-        "finish_seconds": closed.finished,
-        "batch_peers": closed.peers,
-        "prompt_cut": closed.is_cut,
+        "seed": handle.request.seed,
+        "model": handle.job.tier.name,
+        "drawn_as": handle.effective_tier,
+        "steps": handle.request.steps,
+        "sampler": handle.request.sampler,
+        "guidance": handle.request.guidance,
+        "queue_seconds": output.queue_seconds,
+        "denoise_seconds": output.denoise_seconds,
+        "finish_seconds": output.decode_seconds,
+        "batch_peers": output.batch_peers,
+        "prompt_cut": output.is_prompt_truncated,
     }

@@ -4,11 +4,11 @@ from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-_STEP = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-_WAIT = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+_STEP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_QUEUE_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 
-class State(Protocol):
+class ServerState(Protocol):
     """What is asked of a server whenever somebody looks."""
 
     @property
@@ -33,7 +33,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._drawn: dict[str, tuple[int, int]] = {}
+        self._in_time_counts: dict[str, tuple[int, int]] = {}
 
         def counter(name: str, what: str, *labels: str) -> Counter:
             return Counter(f"stillhouse_{name}", what, labels, registry=self.registry)
@@ -41,9 +41,11 @@ class Metrics:
         def histogram(name: str, what: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
             return Histogram(f"stillhouse_{name}", what, labels, buckets=buckets, registry=self.registry)
 
-        self.queue = histogram("queue_seconds", "Seconds before a picture's first evaluation.", _WAIT, "tier")
-        self.denoise = histogram("denoise_seconds", "Seconds from the first evaluation to the last.", _WAIT, "tier")
-        self.step = histogram("step_seconds", "Seconds of one evaluation of a batch.", _STEP, "batch", "shape")
+        self.queue = histogram("queue_seconds", "Seconds before a picture's first evaluation.", _QUEUE_BUCKETS, "tier")
+        self.denoise = histogram(
+            "denoise_seconds", "Seconds from the first evaluation to the last.", _QUEUE_BUCKETS, "tier"
+        )
+        self.step = histogram("step_seconds", "Seconds of one evaluation of a batch.", _STEP_BUCKETS, "batch", "shape")
         self.rows = histogram("batch_rows", "Rows of a batch.", (1, 2, 4, 8, 16, 32), "shape")
         self.images = counter("images", "Pictures that were drawn.", "tier", "pipeline")
         kept = "Of these, those within their tier's promise; patient ones are left out."
@@ -57,7 +59,7 @@ class Metrics:
         self.deaths = counter("worker_deaths", "Worker processes that died.")
         self.pixel_steps = counter("pixel_steps", "Pixels times evaluations that were asked for.", "tier")
 
-    def watch(self, state: State) -> None:
+    def watch_state(self, state: ServerState) -> None:
         """Show this server's state, as it is whenever somebody looks."""
         gauges = {
             "requests_running": ("Pictures that have begun.", lambda: state.running),
@@ -68,14 +70,14 @@ class Metrics:
         for name, (what, told) in gauges.items():
             Gauge(f"stillhouse_{name}", what, registry=self.registry).set_function(told)
 
-    def drawn(self, tier: str, pipeline: str, in_time: bool | None) -> None:
+    def record_finished(self, tier: str, pipeline: str, in_time: bool | None) -> None:
         """A picture was drawn, within its tier's promise or not; None, nobody waited for it."""
         self.images.labels(tier, pipeline).inc()
         if in_time is None:
             return
         self.in_time.labels(tier).inc(in_time)
-        every, kept = self._drawn.get(tier, (0, 0))
-        self._drawn[tier] = every, kept = every + 1, kept + in_time
+        every, kept = self._in_time_counts.get(tier, (0, 0))
+        self._in_time_counts[tier] = every, kept = every + 1, kept + in_time
         self.goodput.labels(tier).set(kept / every)
 
     def exposition(self) -> bytes:

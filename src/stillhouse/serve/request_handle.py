@@ -7,13 +7,13 @@ from typing import TypeAlias
 
 from stillhouse.core import ImageRequest
 from stillhouse.images.formats import Format
-from stillhouse.serve.client import Caller
+from stillhouse.serve.client import Client
 from stillhouse.serve.engine.job import Job
-from stillhouse.serve.worker.messages import Closed
+from stillhouse.serve.worker.messages import RequestOutput
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Order:
+class GenerationRequest:
     """One picture as a client asks for it, whichever door it came through.
 
     Args:
@@ -29,14 +29,14 @@ class Order:
     """
 
     request: ImageRequest
-    caller: Caller
+    client: Client
     tier: str | None = None
     format: Format = "png"
     previews: int = 0
-    patience: float | None = None
-    is_patient: bool = False
+    queue_timeout: float | None = None
+    is_background: bool = False
     id: str | None = None
-    trace: str | None = None
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class PreviewImage:
     """A preview, a WebP file; number 0 is the first."""
 
     number: int
@@ -56,11 +56,11 @@ class Shown:
     content: bytes
 
 
-Event: TypeAlias = Progress | Shown | Closed
+StreamEvent: TypeAlias = Progress | PreviewImage | RequestOutput
 
 
 @dataclass(slots=True, eq=False)
-class Ticket:
+class RequestHandle:
     """One accepted order. The server's loop owns it.
 
     Args:
@@ -74,17 +74,17 @@ class Ticket:
         closed: its end, once it has one.
     """
 
-    order: Order
+    generation_request: GenerationRequest
     job: Job
-    drawn_as: str
-    wall: float
-    runs: int = 0
+    effective_tier: str
+    created: float
+    attempts: int = 0
     is_cancelled: bool = False
-    shown: int = 0
-    closed: Closed | None = None
-    last: Shown | None = None
-    _over: asyncio.Event = field(default_factory=asyncio.Event)
-    _listeners: list[asyncio.Queue[Event]] = field(default_factory=list)
+    preview_count: int = 0
+    output: RequestOutput | None = None
+    last_preview: PreviewImage | None = None
+    _finished: asyncio.Event = field(default_factory=asyncio.Event)
+    _subscribers: list[asyncio.Queue[StreamEvent]] = field(default_factory=list)
 
     @property
     def id(self) -> str:
@@ -99,42 +99,42 @@ class Ticket:
     @property
     def degraded_to(self) -> str | None:
         """The tier as which it is drawn instead of its own; None, its own."""
-        return self.drawn_as if self.drawn_as != self.job.tier.name else None
+        return self.effective_tier if self.effective_tier != self.job.tier.name else None
 
     @property
     def progress(self) -> Progress:
         """How far it is."""
-        return Progress(self.job.index, len(self.job.walk.rows))
+        return Progress(self.job.index, len(self.job.step_plan.rows))
 
-    def tell(self, event: Event) -> None:
+    def publish(self, event: StreamEvent) -> None:
         """Let every listener know."""
-        if isinstance(event, Closed):
-            self.closed = event
-            self._over.set()
-        elif isinstance(event, Shown):
-            self.last = event
-        for listener in self._listeners:
+        if isinstance(event, RequestOutput):
+            self.output = event
+            self._finished.set()
+        elif isinstance(event, PreviewImage):
+            self.last_preview = event
+        for listener in self._subscribers:
             listener.put_nowait(event)
 
-    async def events(self) -> AsyncIterator[Event]:
+    async def stream(self) -> AsyncIterator[StreamEvent]:
         """What happens from now on, up to the end: first where it stands, last its `Closed`."""
-        listener: asyncio.Queue[Event] = asyncio.Queue()
-        if self.closed:
-            yield self.closed
+        listener: asyncio.Queue[StreamEvent] = asyncio.Queue()
+        if self.output:
+            yield self.output
             return
-        self._listeners.append(listener)
+        self._subscribers.append(listener)
         try:
             yield self.progress
             while True:
                 event = await listener.get()
                 yield event
-                if isinstance(event, Closed):
+                if isinstance(event, RequestOutput):
                     return
         finally:
-            self._listeners.remove(listener)
+            self._subscribers.remove(listener)
 
-    async def end(self) -> Closed:
+    async def result(self) -> RequestOutput:
         """Its end, as soon as it has one."""
-        await self._over.wait()
-        assert self.closed is not None
-        return self.closed
+        await self._finished.wait()
+        assert self.output is not None
+        return self.output

@@ -16,17 +16,17 @@ from litestar import Litestar
 
 from stillhouse.errors import InvalidRequest, PipelineError, StillhouseError
 from stillhouse.serve.api import studio
-from stillhouse.serve.api.app import app_of
+from stillhouse.serve.api.app import make_app
 from stillhouse.serve.api.grpc.server import close_grpc, open_grpc
 from stillhouse.serve.api.kserve import routes
-from stillhouse.serve.service import Service, service_of
-from stillhouse.serve.settings import Settings
-from stillhouse.units import read_seconds
+from stillhouse.serve.service import Service, make_service
+from stillhouse.serve.settings import ServerSettings
+from stillhouse.units import parse_duration
 
 log = logging.getLogger(__name__)
 
 BACKLOG = 1024
-_LAST = 3.0
+_SHUTDOWN_SECONDS = 3.0
 """Seconds that open connections have once everything is drawn."""
 
 
@@ -38,7 +38,7 @@ class Addresses:
     grpc: str | None
 
 
-class _Server(uvicorn.Server):
+class _UvicornServer(uvicorn.Server):
     """uvicorn, whose signals are taken by `run`: it would close its doors before the pictures are done."""
 
     @contextlib.contextmanager
@@ -46,8 +46,10 @@ class _Server(uvicorn.Server):
         yield
 
 
-def run(
-    settings: Settings, cache: Path | None = None, started: Callable[[Addresses], None] = lambda addresses: None
+def run_server(
+    settings: ServerSettings,
+    cache: Path | None = None,
+    on_started: Callable[[Addresses], None] = lambda addresses: None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; then take nothing more, end what was begun, and return. A second one ends at once.
 
@@ -61,26 +63,26 @@ def run(
         UnknownModel, PipelineError: a pipeline that cannot be served.
     """
     with (
-        _bound(settings.host, settings.port) as listening,
+        _listening_socket(settings.host, settings.port) as listening,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
-        runner.run(_served(settings, cache, listening, started))
+        runner.run(_serve(settings, cache, listening, on_started))
 
 
-async def _served(
-    settings: Settings, cache: Path | None, listening: socket.socket, started: Callable[[Addresses], None]
+async def _serve(
+    settings: ServerSettings, cache: Path | None, listening: socket.socket, on_started: Callable[[Addresses], None]
 ) -> None:
     failures: list[StillhouseError] = []
-    service = service_of(settings, cache, lambda error: _fail(failures, PipelineError(error), server))
-    app = app_of(service, [*routes.HANDLERS, *studio.HANDLERS])
-    server = _Server(_config(app))
-    leaving = asyncio.create_task(_leave_on_signal(service, server))
+    service = make_service(settings, cache, lambda error: _fail(failures, PipelineError(error), server))
+    app = make_app(service, [*routes.HANDLERS, *studio.HANDLERS])
+    server = _UvicornServer(_config(app))
+    leaving = asyncio.create_task(_drain_on_signal(service, server))
     try:
-        address = f"http://{_host(settings.host)}:{listening.getsockname()[1]}"
+        address = f"http://{_url_host(settings.host)}:{listening.getsockname()[1]}"
         app.on_startup.append(
-            partial(_open_second, app, service, address, started, partial(_fail, failures, server=server))
+            partial(_start_grpc, app, service, address, on_started, partial(_fail, failures, server=server))
         )
-        app.on_shutdown.insert(0, partial(_close_second, app))
+        app.on_shutdown.insert(0, partial(_stop_grpc, app))
         await server.serve([listening])
     finally:
         leaving.cancel()
@@ -90,11 +92,11 @@ async def _served(
         raise StillhouseError("the server could not be started", fix="its log tells why")
 
 
-async def _open_second(
+async def _start_grpc(
     app: Litestar,
     service: Service,
     address: str,
-    started: Callable[[Addresses], None],
+    on_started: Callable[[Addresses], None],
     fail: Callable[[StillhouseError], None],
 ) -> None:
     """The second door, where there is to be one."""
@@ -106,35 +108,35 @@ async def _open_second(
         except StillhouseError as error:
             fail(error)
             return
-        second = f"{_host(settings.host)}:{port}"
-    started(Addresses(address, second))
+        second = f"{_url_host(settings.host)}:{port}"
+    on_started(Addresses(address, second))
 
 
-async def _close_second(app: Litestar) -> None:
+async def _stop_grpc(app: Litestar) -> None:
     if app.state.grpc is not None:
         await close_grpc(app.state.grpc)
 
 
-async def _leave_on_signal(service: Service, server: _Server) -> None:
+async def _drain_on_signal(service: Service, server: _UvicornServer) -> None:
     """Wait for a signal, drain, and let the server leave; the second signal does not wait."""
     asked = asyncio.Queue[int]()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked.put_nowait, number)
     await asked.get()
-    log.info("draining", extra={"pictures": service.front.running + service.front.waiting})
-    draining = asyncio.create_task(service.front.drain(read_seconds(service.settings.drain)))
+    log.info("draining", extra={"pictures": service.dispatcher.running + service.dispatcher.waiting})
+    draining = asyncio.create_task(service.dispatcher.drain(parse_duration(service.settings.drain)))
     again = asyncio.create_task(asked.get())
     await asyncio.wait({draining, again}, return_when=asyncio.FIRST_COMPLETED)
     if again.done():
         draining.cancel()
-        await service.front.drain(0.0)
+        await service.dispatcher.drain(0.0)
         server.force_exit = True
     again.cancel()
     server.should_exit = True
 
 
-def _fail(failures: list[StillhouseError], error: StillhouseError, server: _Server) -> None:
+def _fail(failures: list[StillhouseError], error: StillhouseError, server: _UvicornServer) -> None:
     failures.append(error)
     server.should_exit = True
 
@@ -148,14 +150,14 @@ def _config(app: Litestar) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=int(_LAST),
+        timeout_graceful_shutdown=int(_SHUTDOWN_SECONDS),
         timeout_keep_alive=30,
         backlog=BACKLOG,
     )
 
 
 @contextlib.contextmanager
-def _bound(host: str, port: int) -> Iterator[socket.socket]:
+def _listening_socket(host: str, port: int) -> Iterator[socket.socket]:
     """A socket that listens, before anything else is opened: what is wrong with an address is told at once."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as listening:
@@ -170,5 +172,5 @@ def _bound(host: str, port: int) -> Iterator[socket.socket]:
         yield listening
 
 
-def _host(host: str) -> str:
+def _url_host(host: str) -> str:
     return f"[{host}]" if ":" in host else host

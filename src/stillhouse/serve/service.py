@@ -10,23 +10,23 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from stillhouse.errors import NotAllowed, RuntimeMissing
-from stillhouse.serve.client import Caller
-from stillhouse.serve.dispatcher import Front, front_of
-from stillhouse.serve.job_queue import Patient, going_on, storing, told_of
-from stillhouse.serve.request_handle import Ticket
-from stillhouse.serve.settings import Settings
-from stillhouse.serve.store.api_keys import anybody, caller_of, find_key
+from stillhouse.serve.client import Client
+from stillhouse.serve.dispatcher import Dispatcher, make_dispatcher
+from stillhouse.serve.job_queue import JobQueue, log_store_errors, refuse_on_store_error, result_fields
+from stillhouse.serve.request_handle import RequestHandle
+from stillhouse.serve.settings import ServerSettings
+from stillhouse.serve.store.api_keys import find_key, make_anonymous_client, make_client
 from stillhouse.serve.store.database import connect
-from stillhouse.serve.store.job_store import BY_ADDRESS, JobStore
+from stillhouse.serve.store.job_store import HAS_PUBLIC_URL, JobStore
 from stillhouse.serve.store.usage import read_usage, write_usage
-from stillhouse.serve.worker.messages import Closed
-from stillhouse.units import read_bytes, read_seconds
+from stillhouse.serve.worker.messages import RequestOutput
+from stillhouse.units import parse_duration, parse_size
 
 if TYPE_CHECKING:
-    from stillhouse.serve.tracing import Tracing
+    from stillhouse.serve.tracing import RequestTracer
 
 
-COUNTED = 5.0
+USAGE_SECONDS = 5.0
 """Seconds between two times that what keys have used is kept: a server that is killed forgets no more."""
 
 
@@ -44,15 +44,15 @@ class Service:
         keeping: pictures whose clients have gone.
     """
 
-    settings: Settings
-    front: Front
-    patient: Patient
+    settings: ServerSettings
+    dispatcher: Dispatcher
+    job_queue: JobQueue
     connection: sqlite3.Connection
-    untraced: Callable[[], None]
-    counting: asyncio.Task[None] | None = None
-    keeping: set[asyncio.Task[None]] = field(default_factory=set)
+    close_tracing: Callable[[], None]
+    usage_task: asyncio.Task[None] | None = None
+    store_tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
-    async def caller(self, token: str | None, address: str) -> Caller:
+    async def authenticate(self, token: str | None, address: str) -> Client:
         """Who asks.
 
         Args:
@@ -63,13 +63,13 @@ class Service:
             NotAllowed: a key is needed and there is none, or it is not known.
         """
         if not self.settings.keys:
-            return anybody(self.settings.tiers, address)
+            return make_anonymous_client(self.settings.tiers, address)
         if not token:
             raise NotAllowed("a request without a key", allowed="Authorization: Bearer KEY", is_known=False)
-        key = await self.patient.ask(find_key, self.connection, token)
-        return caller_of(key, self.settings.tiers)
+        key = await self.job_queue.run_in_store(find_key, self.connection, token)
+        return make_client(key, self.settings.tiers)
 
-    async def keep(self, ticket: Ticket, closed: Closed) -> str:
+    async def store_image(self, handle: RequestHandle, output: RequestOutput) -> str:
         """Keep a picture that was drawn at the door; the name under which whoever knows it may see it.
 
         It is no request's id: those stand in logs.
@@ -78,52 +78,54 @@ class Service:
             Refused: it cannot be written.
         """
         name = uuid4().hex
-        with storing():
-            await self.patient.ask(_keep, self.patient.store, name, ticket, closed, True)
+        with refuse_on_store_error():
+            await self.job_queue.run_in_store(_store_image, self.job_queue.store, name, handle, output, True)
         return name
 
-    def keep_later(self, ticket: Ticket) -> None:
+    def store_when_finished(self, handle: RequestHandle) -> None:
         """Keep a picture whose client has gone, once it is drawn: as a job of the same key, under the request's id."""
-        task = asyncio.get_running_loop().create_task(self._kept(ticket))
-        self.keeping.add(task)
-        task.add_done_callback(self.keeping.discard)
+        task = asyncio.get_running_loop().create_task(self._store_when_finished(handle))
+        self.store_tasks.add(task)
+        task.add_done_callback(self.store_tasks.discard)
 
     def open(self) -> None:
         """Start the workers, and go on with the jobs that were left."""
-        self.front.meter.resume(read_usage(self.connection))
-        self.front.open()
-        self.patient.open()
-        self.counting = asyncio.get_running_loop().create_task(self._count())
+        self.dispatcher.rate_limiter.restore(read_usage(self.connection))
+        self.dispatcher.open()
+        self.job_queue.open()
+        self.usage_task = asyncio.get_running_loop().create_task(self._save_usage())
 
     async def close(self) -> None:
         """Take nothing more, end what was begun, and leave."""
-        await self.front.drain(read_seconds(self.settings.drain))
-        await asyncio.gather(*self.keeping, return_exceptions=True)
-        if self.counting:
-            self.counting.cancel()
-            await self.patient.ask(write_usage, self.connection, self.front.meter.used)
-        await self.patient.close()
-        self.front.close()
+        await self.dispatcher.drain(parse_duration(self.settings.drain))
+        await asyncio.gather(*self.store_tasks, return_exceptions=True)
+        if self.usage_task:
+            self.usage_task.cancel()
+            await self.job_queue.run_in_store(write_usage, self.connection, self.dispatcher.rate_limiter.daily_usage)
+        await self.job_queue.close()
+        self.dispatcher.close()
         self.connection.close()
-        self.untraced()
+        self.close_tracing()
 
-    async def _kept(self, ticket: Ticket) -> None:
-        closed = await ticket.end()
-        if closed.outcome == "drawn":
-            with going_on(f"picture {ticket.id} is not kept"):
-                await self.patient.ask(_keep, self.patient.store, ticket.id, ticket, closed, False)
+    async def _store_when_finished(self, handle: RequestHandle) -> None:
+        closed = await handle.result()
+        if closed.finish_reason == "drawn":
+            with log_store_errors(f"picture {handle.id} is not kept"):
+                await self.job_queue.run_in_store(_store_image, self.job_queue.store, handle.id, handle, closed, False)
 
-    async def _count(self) -> None:
-        kept = self.front.meter.used
+    async def _save_usage(self) -> None:
+        kept = self.dispatcher.rate_limiter.daily_usage
         while True:
-            await asyncio.sleep(COUNTED)
-            if (used := self.front.meter.used) != kept:
-                with going_on("what keys have used is not kept"):
-                    await self.patient.ask(write_usage, self.connection, used)
+            await asyncio.sleep(USAGE_SECONDS)
+            if (used := self.dispatcher.rate_limiter.daily_usage) != kept:
+                with log_store_errors("what keys have used is not kept"):
+                    await self.job_queue.run_in_store(write_usage, self.connection, used)
                     kept = used
 
 
-def service_of(settings: Settings, cache: Path | None = None, broken: Callable[[str], None] | None = None) -> Service:
+def make_service(
+    settings: ServerSettings, cache: Path | None = None, on_broken: Callable[[str], None] | None = None
+) -> Service:
     """A service that was told this, not yet open.
 
     Args:
@@ -136,30 +138,34 @@ def service_of(settings: Settings, cache: Path | None = None, broken: Callable[[
         InvalidRequest: the data directory cannot be used.
         RuntimeMissing: spans are wanted, and nothing is installed that sends them.
     """
-    front = front_of(settings, cache, **({"broken": broken} if broken else {}))
-    spans = _spans() if settings.tracing else None
+    front = make_dispatcher(settings, cache, **({"broken": on_broken} if on_broken else {}))
+    spans = _load_tracer() if settings.tracing else None
     if spans:
-        front.traced = spans.picture
+        front.trace_request = spans.record_request
     data = Path(settings.data)
     connection = connect(data)
     store = JobStore(connection, data)
-    store.sweep()
-    keep, kept = read_seconds(settings.keep), read_bytes(settings.kept)
-    patient = Patient(front, store, keep, kept)
+    store.delete_orphans()
+    keep, kept = parse_duration(settings.keep), parse_size(settings.keep_bytes)
+    patient = JobQueue(front, store, keep, kept)
     return Service(settings, front, patient, connection, spans.close if spans else lambda: None)
 
 
-def _keep(store: JobStore, name: str, ticket: Ticket, closed: Closed, by_address: bool) -> None:
+def _store_image(
+    store: JobStore, job_id: str, handle: RequestHandle, output: RequestOutput, has_public_url: bool
+) -> None:
     """In one go, so that nobody finds it waiting in between, and draws it again."""
-    order = ticket.order
-    store.add(name, order.caller.key, ticket.job.tier.name, ticket.request, order.format)
-    store.end(name, "drawn", closed.content, told={**told_of(ticket, closed), BY_ADDRESS: by_address})
+    order = handle.generation_request
+    store.add(job_id, order.client.key, handle.job.tier.name, handle.request, order.format)
+    store.finish(
+        job_id, "drawn", output.content, result={**result_fields(handle, output), HAS_PUBLIC_URL: has_public_url}
+    )
 
 
-def _spans() -> "Tracing":
+def _load_tracer() -> "RequestTracer":
     try:
         module = import_module("stillhouse.serve.tracing")
     except ModuleNotFoundError as error:
         raise RuntimeMissing(f"{error.name} is not installed", fix="pip install 'stillhouse[telemetry]'") from error
-    found: Tracing = module.tracing()
+    found: RequestTracer = module.tracing()
     return found

@@ -5,15 +5,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from stillhouse.check import check_choice, check_number, check_whole
+from stillhouse.check import check_choice, check_integer, check_number
 from stillhouse.errors import InvalidRequest
 from stillhouse.json_decode import read_toml
-from stillhouse.serve.engine.admission import Limits
+from stillhouse.serve.engine.admission import AdmissionLimits
 from stillhouse.serve.engine.job import Tier
 from stillhouse.serve.engine.policy import POLICIES
-from stillhouse.units import read_bytes, read_seconds
+from stillhouse.units import parse_duration, parse_size
 
-MARGIN = 0.5
+ADMISSION_MARGIN = 0.5
 """See `Limits`."""
 EMBEDDED, STUDENT = "shapes", "shapes-3"
 
@@ -43,7 +43,7 @@ class TierSettings:
     steps: int | None = None
     guidance: float | None = None
     sampler: str | None = None
-    most_steps: int = 150
+    max_steps: int = 150
     rate: float | None = None
     burst: float | None = None
     daily: float | None = None
@@ -54,17 +54,17 @@ class TierSettings:
         check_number("weight", self.weight, 1e-3, 1e3)
         check_number("slo", self.slo, 1, 1e6)
         check_number("lateness", self.lateness, 1, float("inf"))
-        check_whole("most_steps", self.most_steps, 1, 1000)
+        check_integer("most_steps", self.max_steps, 1, 1000)
         for name in ("rate", "burst", "daily"):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), 1, float("inf"))
 
-    def tier(self, name: str) -> Tier:
+    def make_tier(self, name: str) -> Tier:
         """What the engine knows of it."""
         return Tier(name, self.weight, self.slo)
 
 
-def embedded() -> Mapping[str, TierSettings]:
+def default_tiers() -> Mapping[str, TierSettings]:
     """The tiers of a server that is told nothing: the embedded model, and its student of few steps for everybody."""
     return {
         "free": TierSettings(STUDENT),
@@ -73,7 +73,7 @@ def embedded() -> Mapping[str, TierSettings]:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class ServerSettings:
     """Everything that a server is told.
 
     Args:
@@ -97,7 +97,7 @@ class Settings:
         tracing: whether spans are sent to OpenTelemetry, see `tracing`.
     """
 
-    tiers: Mapping[str, TierSettings] = field(default_factory=embedded)
+    tiers: Mapping[str, TierSettings] = field(default_factory=default_tiers)
     host: str = "127.0.0.1"
     port: int = 8000
     grpc_port: int | None = 8001
@@ -117,7 +117,7 @@ class Settings:
     drain: str = "30s"
     stall: str = "120s"
     keep: str = "24h"
-    kept: str = "1GiB"
+    keep_bytes: str = "1GiB"
     tracing: bool = False
 
     def __post_init__(self) -> None:
@@ -131,27 +131,27 @@ class Settings:
         if len(set(self.devices)) < len(self.devices):
             raise InvalidRequest(f"devices {', '.join(self.devices)}", allowed="each once")
         check_choice("policy", self.policy, POLICIES)
-        check_whole("queue", self.queue, 1, 100_000)
-        check_whole("pixels", self.pixels, 1, 8192 * 8192)
-        check_whole("count", self.count, 1, 100)
+        check_integer("queue", self.queue, 1, 100_000)
+        check_integer("pixels", self.pixels, 1, 8192 * 8192)
+        check_integer("count", self.count, 1, 100)
         for port in (self.port, self.grpc_port or 0):
-            check_whole("port", port, 0, 65535)
-        for size in (self.memory, self.body, self.kept):
-            read_bytes(size)
+            check_integer("port", port, 0, 65535)
+        for size in (self.memory, self.body, self.keep_bytes):
+            parse_size(size)
         for time in (self.drain, self.stall, self.keep):
-            read_seconds(time)
+            parse_duration(time)
 
     @property
-    def first(self) -> str:
+    def default_tier(self) -> str:
         """The tier of whoever has no key."""
         return next(iter(self.tiers))
 
-    def limits(self, tier: str) -> Limits:
+    def admission_limits(self, tier: str) -> AdmissionLimits:
         """How much may wait, as far as this tier is concerned."""
-        return Limits(self.queue, self.tiers[tier].lateness, MARGIN)
+        return AdmissionLimits(self.queue, self.tiers[tier].lateness, ADMISSION_MARGIN)
 
 
-def read_settings(path: Path) -> Settings:
+def read_server_settings(path: Path) -> ServerSettings:
     """Settings out of a TOML file.
 
     Paths of pipelines and of `data` are relative to the file's directory.
@@ -159,10 +159,12 @@ def read_settings(path: Path) -> Settings:
     Raises:
         InvalidRequest: no such file, no TOML, or a setting that does not exist or is out of its range.
     """
-    return _based(read_toml(Settings, path, "leave --config out to serve the embedded model"), path.parent)
+    return _resolve_paths(
+        read_toml(ServerSettings, path, "leave --config out to serve the embedded model"), path.parent
+    )
 
 
-def with_pipelines(settings: Settings, pipelines: Mapping[str, str]) -> Settings:
+def replace_pipelines(settings: ServerSettings, pipelines: Mapping[str, str]) -> ServerSettings:
     """The settings with these pipelines for these tiers; the tiers of the file that are not among them are left out.
 
     A tier that the file does not know gets every default.
@@ -182,7 +184,7 @@ def with_pipelines(settings: Settings, pipelines: Mapping[str, str]) -> Settings
     return replace(settings, tiers=kept)
 
 
-def _based(settings: Settings, base: Path) -> Settings:
+def _resolve_paths(settings: ServerSettings, base: Path) -> ServerSettings:
     def placed(name: str) -> str:
         inside = base / name
         return str(inside) if inside.is_dir() else name

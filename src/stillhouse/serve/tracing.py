@@ -14,15 +14,15 @@ from opentelemetry.trace import Status, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from stillhouse import __version__
-from stillhouse.serve.request_handle import Ticket
-from stillhouse.serve.worker.messages import Closed
+from stillhouse.serve.request_handle import RequestHandle
+from stillhouse.serve.worker.messages import RequestOutput
 
 _NANOSECONDS = 1_000_000_000
 _STAGES = (("queue", "waited"), ("denoise", "denoised"), ("finish", "finished"))
 
 
 @dataclass(slots=True)
-class Tracing:
+class RequestTracer:
     """Where spans go.
 
     Args:
@@ -31,37 +31,39 @@ class Tracing:
 
     provider: TracerProvider
 
-    def picture(self, ticket: Ticket, closed: Closed, now: float) -> None:
+    def record_request(self, handle: RequestHandle, output: RequestOutput, now: float) -> None:
         """A job has ended, at so many seconds since the epoch."""
         tracer = self.provider.get_tracer("stillhouse", __version__)
-        carrier = {"traceparent": ticket.order.trace} if ticket.order.trace else {}
+        carrier = (
+            {"traceparent": handle.generation_request.traceparent} if handle.generation_request.traceparent else {}
+        )
         parent = TraceContextTextMapPropagator().extract(carrier)
-        request = ticket.request
+        request = handle.request
         span = tracer.start_span(
             "stillhouse.picture",
             parent,
-            start_time=int(ticket.wall * _NANOSECONDS),
+            start_time=int(handle.created * _NANOSECONDS),
             attributes={
-                "stillhouse.request_id": ticket.id,
-                "stillhouse.tier": ticket.job.tier.name,
-                "stillhouse.drawn_as": ticket.drawn_as,
-                "stillhouse.pipeline": ticket.job.group.pipeline,
+                "stillhouse.request_id": handle.id,
+                "stillhouse.tier": handle.job.tier.name,
+                "stillhouse.drawn_as": handle.effective_tier,
+                "stillhouse.pipeline": handle.job.batch_key.pipeline,
                 "stillhouse.size": f"{request.width}x{request.height}",
                 "stillhouse.steps": request.steps or 0,
-                "stillhouse.outcome": closed.outcome,
-                "stillhouse.batch_peers": closed.peers,
+                "stillhouse.outcome": output.finish_reason,
+                "stillhouse.batch_peers": output.batch_peers,
             },
         )
-        at = ticket.wall
+        at = handle.created
         for name, field in _STAGES:
-            seconds = getattr(closed, field)
+            seconds = getattr(output, field)
             stage = tracer.start_span(
                 f"stillhouse.{name}", set_span_in_context(span), start_time=int(at * _NANOSECONDS)
             )
             at += seconds
             stage.end(int(at * _NANOSECONDS))
-        if closed.outcome == "failed":
-            span.set_status(Status(StatusCode.ERROR, closed.fault))
+        if output.finish_reason == "failed":
+            span.set_status(Status(StatusCode.ERROR, output.error_type))
         span.end(int(now * _NANOSECONDS))
 
     def close(self) -> None:
@@ -69,8 +71,8 @@ class Tracing:
         self.provider.shutdown()
 
 
-def tracing(processor: SpanProcessor | None = None) -> Tracing:
+def make_tracer(processor: SpanProcessor | None = None) -> RequestTracer:
     """Spans to wherever the environment says, or to this processor."""
     provider = TracerProvider(resource=Resource.create({"service.name": "stillhouse"}))
     provider.add_span_processor(processor or BatchSpanProcessor(OTLPSpanExporter()))
-    return Tracing(provider)
+    return RequestTracer(provider)

@@ -10,26 +10,37 @@ from dataclasses import dataclass, field, replace
 import msgspec
 
 from stillhouse.errors import Refused
-from stillhouse.serve.engine.cost import Cost
-from stillhouse.serve.engine.job import Group, Job
-from stillhouse.serve.engine.request_pool import Roster
+from stillhouse.serve.engine.cost import CostModel
+from stillhouse.serve.engine.job import BatchKey, Job
+from stillhouse.serve.engine.request_pool import RequestPool
 from stillhouse.serve.metrics import Metrics
-from stillhouse.serve.request_handle import Shown, Ticket
-from stillhouse.serve.worker.messages import Cancel, Closed, Draw, Ended, Moved, Opening, Preview, Ready, Ticked, Told
-from stillhouse.serve.worker.supervisor import Supervision, Supervisor
+from stillhouse.serve.request_handle import PreviewImage, RequestHandle
+from stillhouse.serve.worker.messages import (
+    Cancel,
+    Event,
+    OutputEvent,
+    Preview,
+    Ready,
+    RequestOutput,
+    StepReport,
+    StepStats,
+    Submit,
+    WorkerConfig,
+)
+from stillhouse.serve.worker.supervisor import ProcessSupervisor, WorkerSupervisor
 
 log = logging.getLogger(__name__)
 
-RUNS = 2
+MAX_ATTEMPTS = 2
 """How often a picture is begun at most: workers that died are to blame, not the picture, but who knows."""
-MOST_SHAPES = 64
+MAX_SHAPE_LABELS = 64
 """Sizes of pictures that metrics tell one by one."""
-FIRST_START = 10.0
+DEFAULT_STARTUP_SECONDS = 10.0
 """Seconds that a worker is expected to need before it is ready, until one was."""
 
 
 @dataclass(slots=True)
-class Station:
+class WorkerHandle:
     """One worker. The server's loop owns it.
 
     Args:
@@ -47,27 +58,29 @@ class Station:
         lost: since when it is not ready.
     """
 
-    opening: Opening
+    config: WorkerConfig
     clock: Callable[[], float]
     metrics: Metrics
-    ended: Callable[[Ticket, Closed], None]
-    broken: Callable[[str], None] = lambda error: None
-    supervise: Callable[[Opening, Callable[[Told], None], Callable[[], None]], Supervision] = Supervisor
-    roster: Roster = field(default_factory=Roster)
-    cost: Cost | None = None
-    tickets: dict[str, Ticket] = field(default_factory=dict)
+    on_finished: Callable[[RequestHandle, RequestOutput], None]
+    on_broken: Callable[[str], None] = lambda error: None
+    make_supervisor: Callable[[WorkerConfig, Callable[[Event], None], Callable[[], None]], WorkerSupervisor] = (
+        ProcessSupervisor
+    )
+    pool: RequestPool = field(default_factory=RequestPool)
+    cost_model: CostModel | None = None
+    handles: dict[str, RequestHandle] = field(default_factory=dict)
     is_ready: bool = False
-    heard: float = 0.0
+    last_seen: float = 0.0
     started: float = 0.0
-    starting: float = FIRST_START
-    lost: float = 0.0
-    supervisor: Supervision = field(init=False)
+    startup_seconds: float = DEFAULT_STARTUP_SECONDS
+    unavailable_since: float = 0.0
+    supervisor: WorkerSupervisor = field(init=False)
     _shapes: set[str] = field(default_factory=set)
 
     def open(self) -> None:
         """Start the worker."""
-        self.heard = self.started = self.lost = self.clock()
-        self.supervisor = self.supervise(self.opening, self._hear, self._died)
+        self.last_seen = self.started = self.unavailable_since = self.clock()
+        self.supervisor = self.make_supervisor(self.config, self._handle_event, self._handle_death)
         self.supervisor.start()
 
     def close(self) -> None:
@@ -76,134 +89,136 @@ class Station:
         self.supervisor.close()
 
     @property
-    def pending(self) -> float:
+    def pending_seconds(self) -> float:
         """Seconds that its work will still take."""
-        return sum(self.cost.share(job) for job in self.roster.jobs.values()) if self.cost else 0.0
+        return sum(self.cost_model.device_seconds(job) for job in self.pool.jobs.values()) if self.cost_model else 0.0
 
     @property
-    def due(self) -> float:
+    def ready_in(self) -> float:
         """Seconds until it is expected to be ready."""
-        return max(1.0, self.started + self.starting - self.clock())
+        return max(1.0, self.started + self.startup_seconds - self.clock())
 
-    def expect(self, job: Job) -> Cost:
+    def estimate(self, job: Job) -> CostModel:
         """What a job would find if it were taken now, which is set in it; and what everything costs.
 
         Raises:
             Refused: the worker was never ready.
         """
-        if self.cost is None:
-            raise Refused("no worker is ready", "starting", self.due)
-        cost = self.cost.knowing(job.group)
-        self.roster.expect(job, self.clock(), cost)
+        if self.cost_model is None:
+            raise Refused("no worker is ready", "starting", self.ready_in)
+        cost = self.cost_model.with_batch_key(job.batch_key)
+        self.pool.estimate(job, self.clock(), cost)
         return cost
 
-    def take(self, ticket: Ticket) -> None:
+    def submit(self, handle: RequestHandle) -> None:
         """Have a picture drawn."""
-        if not self.tickets:
-            self.heard = self.clock()  # who had nothing to do had nothing to tell
-        self._enter(ticket, self.clock())
+        if not self.handles:
+            self.last_seen = self.clock()  # who had nothing to do had nothing to tell
+        self._send(handle, self.clock())
 
-    def cancel(self, ticket: Ticket) -> None:
+    def cancel(self, handle: RequestHandle) -> None:
         """Have it drawn no further. It ends when the worker says so, within a tick."""
-        ticket.is_cancelled = True
+        handle.is_cancelled = True
         if self.is_ready:
-            self.supervisor.ask(Cancel(ticket.id))
+            self.supervisor.send(Cancel(handle.id))
         else:
-            self.end(ticket, Closed("cancelled"))
+            self.finish(handle, RequestOutput("cancelled"))
 
-    def end(self, ticket: Ticket, closed: Closed) -> None:
+    def finish(self, handle: RequestHandle, output: RequestOutput) -> None:
         """The one place where a ticket ends."""
-        del self.tickets[ticket.id]
-        self.roster.leave(ticket.id)
-        ticket.tell(closed)
-        self.ended(ticket, closed)
+        del self.handles[handle.id]
+        self.pool.remove(handle.id)
+        handle.publish(output)
+        self.on_finished(handle, output)
 
-    def look_after(self, stall: float) -> None:
+    def check_health(self, stall_timeout: float) -> None:
         """End a worker that has work and gives no sign of life; answer those who wait for one that does not return."""
-        if self.is_ready and self.tickets and self.clock() - self.heard > stall:
-            log.error("a worker gives no sign of life", extra={"seconds": stall})
+        if self.is_ready and self.handles and self.clock() - self.last_seen > stall_timeout:
+            log.error("a worker gives no sign of life", extra={"seconds": stall_timeout})
             self.supervisor.kill()
-        if not self.is_ready and self.clock() - self.lost > stall:
-            for ticket in list(self.tickets.values()):
-                error = f"the worker died and was not back after {stall:g} s"
-                self.end(ticket, Closed("failed", error=error, fault="WorkerDied"))
+        if not self.is_ready and self.clock() - self.unavailable_since > stall_timeout:
+            for ticket in list(self.handles.values()):
+                error = f"the worker died and was not back after {stall_timeout:g} s"
+                self.finish(ticket, RequestOutput("failed", error=error, error_type="WorkerDied"))
 
-    def _enter(self, ticket: Ticket, arrived: float) -> None:
-        job, order = ticket.job, ticket.order
-        assert self.cost is not None
-        self.cost = self.cost.knowing(job.group)
-        self.roster.enter(job, arrived, self.cost)
-        self.tickets[job.id] = ticket
-        ticket.runs += 1
+    def _send(self, handle: RequestHandle, arrived: float) -> None:
+        job, order = handle.job, handle.generation_request
+        assert self.cost_model is not None
+        self.cost_model = self.cost_model.with_batch_key(job.batch_key)
+        self.pool.add(job, arrived, self.cost_model)
+        self.handles[job.id] = handle
+        handle.attempts += 1
         expires = None if job.expires == float("inf") else job.expires
-        self.supervisor.ask(
-            Draw(job.id, job.tier, job.key, job.group.pipeline, job.request, expires, order.format, order.previews)
+        self.supervisor.send(
+            Submit(
+                job.id, job.tier, job.key, job.batch_key.pipeline, job.resolved, expires, order.format, order.previews
+            )
         )
 
-    def _hear(self, told: Told) -> None:
-        self.heard = self.clock()
-        if isinstance(told, Ticked):
-            for moved in told.moves:
-                self._moved(moved)
-        elif isinstance(told, Ended):
-            if ticket := self.tickets.get(told.id):
-                self.end(ticket, told.closed)
-        elif isinstance(told, Preview):
-            self._shown(told)
-        elif isinstance(told, Ready):
-            self._ready(told)
+    def _handle_event(self, event: Event) -> None:
+        self.last_seen = self.clock()
+        if isinstance(event, StepReport):
+            for moved in event.steps:
+                self._handle_step(moved)
+        elif isinstance(event, OutputEvent):
+            if ticket := self.handles.get(event.id):
+                self.finish(ticket, event.output)
+        elif isinstance(event, Preview):
+            self._handle_preview(event)
+        elif isinstance(event, Ready):
+            self._handle_ready(event)
         else:
-            self.broken(told.error)
+            self.on_broken(event.error)
 
-    def _died(self) -> None:
+    def _handle_death(self) -> None:
         self.metrics.deaths.inc()
         self.started = self.clock()
         if self.is_ready:
-            self.lost = self.started
+            self.unavailable_since = self.started
         self.is_ready = False
-        for ticket in list(self.tickets.values()):
+        for ticket in list(self.handles.values()):
             if ticket.is_cancelled:
-                self.end(ticket, Closed("cancelled"))
-            elif ticket.runs >= RUNS:
-                error = f"the worker died {ticket.runs} times while this picture was drawn"
-                self.end(ticket, Closed("failed", error=error, fault="WorkerDied"))
+                self.finish(ticket, RequestOutput("cancelled"))
+            elif ticket.attempts >= MAX_ATTEMPTS:
+                error = f"the worker died {ticket.attempts} times while this picture was drawn"
+                self.finish(ticket, RequestOutput("failed", error=error, error_type="WorkerDied"))
 
-    def _ready(self, told: Ready) -> None:
+    def _handle_ready(self, event: Ready) -> None:
         """What was not ended is drawn again from its beginning: the same seed, the same picture."""
-        self.supervisor.opened()
-        self.supervisor.opening = msgspec.structs.replace(self.opening, curves=told.curves)
-        self.starting = max(0.1, self.clock() - self.started)
-        curves = dict(told.curves)
-        self.cost = Cost(curves) if self.cost is None else replace(self.cost, curves=curves)
+        self.supervisor.mark_ready()
+        self.supervisor.config = msgspec.structs.replace(self.config, curves=event.curves)
+        self.startup_seconds = max(0.1, self.clock() - self.started)
+        curves = dict(event.curves)
+        self.cost_model = CostModel(curves) if self.cost_model is None else replace(self.cost_model, curves=curves)
         self.is_ready = True
-        for name in list(self.roster.jobs):
-            self.roster.leave(name)
-        for ticket in self.tickets.values():
-            ticket.job.index = ticket.job.passed = 0
-            self._enter(ticket, ticket.job.arrived)
-        log.info("a worker is ready", extra={"seconds": round(self.starting, 2), "again": len(self.tickets)})
+        for name in list(self.pool.jobs):
+            self.pool.remove(name)
+        for ticket in self.handles.values():
+            ticket.job.index = ticket.job.steps_skipped = 0
+            self._send(ticket, ticket.job.arrived)
+        log.info("a worker is ready", extra={"seconds": round(self.startup_seconds, 2), "again": len(self.handles)})
 
-    def _moved(self, told: Moved) -> None:
-        jobs = [self.roster.jobs[name] for name in told.jobs if name in self.roster.jobs]
-        self.roster.moved(jobs)
-        assert self.cost is not None
-        self.cost = self.cost.knowing(told.group).paced(told.group, told.pace)
+    def _handle_step(self, stats: StepStats) -> None:
+        jobs = [self.pool.jobs[name] for name in stats.jobs if name in self.pool.jobs]
+        self.pool.record_step(jobs)
+        assert self.cost_model is not None
+        self.cost_model = self.cost_model.with_batch_key(stats.batch_key).with_slowdown(stats.batch_key, stats.slowdown)
         for job in jobs:
-            self.tickets[job.id].tell(self.tickets[job.id].progress)
+            self.handles[job.id].publish(self.handles[job.id].progress)
             if job.is_done:
-                self.roster.leave(job.id)
-        shape = self._shape(told.group)
-        self.metrics.step.labels(str(told.rows), shape).observe(told.seconds)
-        self.metrics.rows.labels(shape).observe(told.rows)
+                self.pool.remove(job.id)
+        shape = self._shape_label(stats.batch_key)
+        self.metrics.step.labels(str(stats.rows), shape).observe(stats.seconds)
+        self.metrics.rows.labels(shape).observe(stats.rows)
 
-    def _shape(self, group: Group) -> str:
+    def _shape_label(self, batch_key: BatchKey) -> str:
         """As metrics call it; they keep every name for ever, and clients choose sizes."""
-        shape = f"{group.width}x{group.height}"
-        if len(self._shapes) < MOST_SHAPES:
+        shape = f"{batch_key.width}x{batch_key.height}"
+        if len(self._shapes) < MAX_SHAPE_LABELS:
             self._shapes.add(shape)
         return shape if shape in self._shapes else "other"
 
-    def _shown(self, told: Preview) -> None:
-        if (ticket := self.tickets.get(told.id)) and told.content:
-            ticket.tell(Shown(ticket.shown, told.index, told.content))
-            ticket.shown += 1
+    def _handle_preview(self, preview: Preview) -> None:
+        if (ticket := self.handles.get(preview.id)) and preview.content:
+            ticket.publish(PreviewImage(ticket.preview_count, preview.index, preview.content))
+            ticket.preview_count += 1

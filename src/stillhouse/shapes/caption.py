@@ -48,14 +48,16 @@ def describe(scene: Scene) -> Description:
     return Description(phrases, scene.relation, scene.background)
 
 
-def leave_out(full: Description, rng: np.random.Generator) -> Description:
+def drop_words(description: Description, rng: np.random.Generator) -> Description:
     """The same caption with words left out at random: sizes and background with 25 %, colours with 10 %."""
 
     def kept(word: str | None, share: float) -> str | None:
         return word if rng.random() < share else None
 
-    phrases = tuple(Phrase(p.shape, kept(p.colour, _KEEP_COLOUR), kept(p.size, _KEEP_SIZE)) for p in full.phrases)
-    return Description(phrases, full.relation, kept(full.background, _KEEP_BACKGROUND))
+    phrases = tuple(
+        Phrase(p.shape, kept(p.colour, _KEEP_COLOUR), kept(p.size, _KEEP_SIZE)) for p in description.phrases
+    )
+    return Description(phrases, description.relation, kept(description.background, _KEEP_BACKGROUND))
 
 
 def is_held_out(text: str) -> bool:
@@ -63,16 +65,16 @@ def is_held_out(text: str) -> bool:
     return crc32(text.encode()) % _HELD_OUT_SHARE == 0
 
 
-def sample_seen(scene: Scene, rng: np.random.Generator) -> Description | None:
+def sample_training_caption(scene: Scene, rng: np.random.Generator) -> Description | None:
     """A caption of the scene that may be trained on, or None where eight tries are all held out."""
-    tries = (leave_out(describe(scene), rng) for _ in range(8))
+    tries = (drop_words(describe(scene), rng) for _ in range(8))
     return next((caption for caption in tries if not is_held_out(str(caption))), None)
 
 
-def seen_caption(rng: np.random.Generator) -> str:
+def random_training_caption(rng: np.random.Generator) -> str:
     """A caption of a random scene that training may see."""
     while True:
-        caption = sample_seen(sample_scene(rng), rng)
+        caption = sample_training_caption(sample_scene(rng), rng)
         if caption is not None:
             return str(caption)
 
@@ -81,18 +83,18 @@ def sample_held_out(rng: np.random.Generator) -> tuple[Scene, Description]:
     """A random scene with a caption of it that training never sees."""
     while True:
         scene = sample_scene(rng)
-        caption = leave_out(describe(scene), rng)
+        caption = drop_words(describe(scene), rng)
         if is_held_out(str(caption)):
             return scene, caption
 
 
-def captions(count: int, seed: int) -> list[str]:
+def random_captions(count: int, seed: int) -> list[str]:
     """Captions of random scenes, held out or not; the same for a seed."""
     rng = np.random.default_rng(seed)
     return [str(describe(sample_scene(rng))) for _ in range(count)]
 
 
-def read_caption(text: str) -> Description:
+def parse_caption(text: str) -> Description:
     """The description that a caption's text stands for.
 
     Raises:

@@ -16,11 +16,11 @@ from stillhouse.shapes.scene import CANVAS
 
 FOLDER = Path(__file__).parent / "encoder"
 GRAPH, WEIGHTS = FOLDER / "encoder.onnx", FOLDER / "encoder.safetensors"
-_TOGETHER = 64
+_BATCH = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Encoder:
+class FeatureEncoder:
     """Pictures to features.
 
     Args:
@@ -33,23 +33,23 @@ class Encoder:
 
     def __call__(self, pictures: Sequence[Picture]) -> Features:
         """Features of each picture, float64 [pictures, features]; of another size, it is scaled first."""
-        batches = [pictures[begin : begin + _TOGETHER] for begin in range(0, len(pictures), _TOGETHER)]
-        found = [self.runner({"pictures": _signal(batch)})["features"] for batch in batches]
+        batches = [pictures[begin : begin + _BATCH] for begin in range(0, len(pictures), _BATCH)]
+        found = [self.runner({"pictures": _to_signal(batch)})["features"] for batch in batches]
         return np.concatenate(found).astype(np.float64)
 
 
-def open_encoder(threads: int | None = None) -> Encoder:
+def open_feature_encoder(threads: int | None = None) -> FeatureEncoder:
     """The encoder that ships with the package."""
     runner = open_runner(GRAPH, "onnxruntime", RunnerOptions(threads=threads))
-    return Encoder(runner, file_sha256(WEIGHTS))
+    return FeatureEncoder(runner, file_sha256(WEIGHTS))
 
 
-def _signal(pictures: Sequence[Picture]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    scaled = np.stack([_scaled(picture) for picture in pictures])
+def _to_signal(pictures: Sequence[Picture]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    scaled = np.stack([_resize(picture) for picture in pictures])
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2), np.float32) / np.float32(127.5) - np.float32(1)
 
 
-def _scaled(picture: Picture) -> Picture:
+def _resize(picture: Picture) -> Picture:
     if picture.shape[:2] == (CANVAS, CANVAS):
         return picture
     return np.asarray(Image.fromarray(picture).resize((CANVAS, CANVAS), Image.Resampling.BOX))

@@ -17,7 +17,16 @@ from scipy import ndimage
 
 from stillhouse.core import Picture
 from stillhouse.shapes.caption import Description
-from stillhouse.shapes.scene import CANVAS, PALETTE, SHAPES, SIZE_BOUNDARY, Field, coverage, distance, paint
+from stillhouse.shapes.scene import (
+    CANVAS,
+    PALETTE,
+    SHAPES,
+    SIZE_BOUNDARY,
+    PixelMap,
+    composite,
+    coverage,
+    signed_distance,
+)
 
 ATTRIBUTES = ("count", "background", "shape", "colour", "size", "relation")
 
@@ -31,7 +40,7 @@ _COLOURS = np.array([PALETTE[name] for name in _NAMES], np.float32)
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class DetectedFigure:
     """A figure read from pixels, with how far it is from a clean one.
 
     `matte_error` is the share of its area by which the matte differs from the named shape; `colour_error` the RGB
@@ -51,20 +60,20 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class SceneReading:
     """A whole picture as read. `stray` counts pixels that are neither background nor part of a figure."""
 
-    figures: tuple[Seen, ...]
+    figures: tuple[DetectedFigure, ...]
     background: str
-    rgb: tuple[float, float, float]
+    background_rgb: tuple[float, float, float]
     background_error: float
-    stray: int
+    stray_pixels: int
 
     @property
-    def clean(self) -> bool:
+    def is_clean(self) -> bool:
         """No stray blobs, sharp edges, flat colours."""
         return (
-            self.stray <= _STRAY_PIXELS
+            self.stray_pixels <= _STRAY_PIXELS
             and self.background_error < _COLOUR_ERROR
             and all(
                 f.matte_error < _MATTE_ERROR and f.colour_error < _COLOUR_ERROR and f.spread < _COLOUR_SPREAD
@@ -74,7 +83,7 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
+class CaptionScore:
     """How well a picture meets a caption. Each attribute is a share of the caption's phrases, 0 to 1.
 
     `rerender` is the PSNR in dB between the picture and a clean drawing of what was read in it.
@@ -100,7 +109,7 @@ class Score:
         return self.all_correct and self.clean
 
 
-def read(picture: Picture) -> Reading:
+def read_scene(picture: Picture) -> SceneReading:
     """Read a picture, uint8 [64, 64, 3].
 
     >>> from stillhouse.shapes.scene import Figure, Scene, draw
@@ -119,31 +128,31 @@ def read(picture: Picture) -> Reading:
         if areas[label - 1] >= _SMALLEST_FIGURE
     )
     stray = int(areas[areas < _SMALLEST_FIGURE].sum())
-    return Reading(figures, name, _triple(background), error, stray)
+    return SceneReading(figures, name, _rgb_tuple(background), error, stray)
 
 
-def score(picture: Picture, caption: Description) -> Score:
+def score_picture(picture: Picture, caption: Description) -> CaptionScore:
     """Score a picture against what a caption says. A wrong number of figures scores zero on what is said of them."""
-    return score_reading(read(picture), caption, picture)
+    return score_reading(read_scene(picture), caption, picture)
 
 
-def score_reading(reading: Reading, caption: Description, picture: Picture) -> Score:
+def score_reading(reading: SceneReading, caption: Description, picture: Picture) -> CaptionScore:
     """`score` for a picture that was read already."""
-    rerender = _psnr(picture, redraw(reading))
+    rerender = _psnr(picture, render_reading(reading))
     background = float(caption.background in (None, reading.background))
     if len(reading.figures) != len(caption.phrases):
-        return Score(0.0, background, 0.0, 0.0, 0.0, 0.0, reading.clean, rerender)
+        return CaptionScore(0.0, background, 0.0, 0.0, 0.0, 0.0, reading.is_clean, rerender)
     orders = (_match(caption, order) for order in permutations(reading.figures))
     shape, colour, size, relation = max(orders, key=sum)
-    return Score(1.0, background, shape, colour, size, relation, reading.clean, rerender)
+    return CaptionScore(1.0, background, shape, colour, size, relation, reading.is_clean, rerender)
 
 
-def redraw(reading: Reading) -> Picture:
+def render_reading(reading: SceneReading) -> Picture:
     """A clean drawing of what was read, in the colours that were read."""
-    return paint([(coverage(f.shape, f.x, f.y, f.radius), f.rgb) for f in reading.figures], reading.rgb)
+    return composite([(coverage(f.shape, f.x, f.y, f.radius), f.rgb) for f in reading.figures], reading.background_rgb)
 
 
-def _match(caption: Description, order: tuple[Seen, ...]) -> tuple[float, float, float, float]:
+def _match(caption: Description, order: tuple[DetectedFigure, ...]) -> tuple[float, float, float, float]:
     pairs = list(zip(caption.phrases, order, strict=True))
 
     def share(hits: Iterable[bool]) -> float:
@@ -158,7 +167,7 @@ def _match(caption: Description, order: tuple[Seen, ...]) -> tuple[float, float,
     )
 
 
-def _relation(first: Seen, second: Seen) -> str:
+def _relation(first: DetectedFigure, second: DetectedFigure) -> str:
     dx, dy = second.x - first.x, second.y - first.y
     if abs(dx) > abs(dy):
         return "left of" if dx > 0 else "right of"
@@ -167,7 +176,7 @@ def _relation(first: Seen, second: Seen) -> str:
 
 def _read_figure(
     pixels: NDArray[np.float32], background: NDArray[np.float32], labels: NDArray[np.signedinteger], label: int
-) -> Seen:
+) -> DetectedFigure:
     region = labels == label
     core = ndimage.binary_erosion(region, iterations=2)
     inside = pixels[core if core.sum() >= 9 else region]
@@ -179,22 +188,22 @@ def _read_figure(
     matte = np.where(near & ((labels == label) | (labels == 0)), matte, 0).astype(np.float32)
     if matte.sum() < 1:  # a figure whose colours cancel out has no direction away from the background
         matte = region.astype(np.float32)
-    shape, matte_error, x, y, radius = min((_fit(shape, matte) for shape in SHAPES), key=lambda fit: fit[1])
-    return Seen(
+    shape, matte_error, x, y, radius = min((_fit_shape(shape, matte) for shape in SHAPES), key=lambda fit: fit[1])
+    return DetectedFigure(
         shape,
         name,
         "small" if radius < SIZE_BOUNDARY else "big",
         x,
         y,
         radius,
-        _triple(colour),
+        _rgb_tuple(colour),
         matte_error,
         error,
         float(np.abs(inside - colour).mean()),
     )
 
 
-def _fit(shape: str, matte: Field) -> tuple[str, float, float, float, float]:
+def _fit_shape(shape: str, matte: PixelMap) -> tuple[str, float, float, float, float]:
     """(shape, error, x, y, radius) of the figure with the matte's own area and centroid."""
     area = float(matte.sum())
     centres = np.arange(CANVAS, dtype=np.float32) + np.float32(0.5)
@@ -210,7 +219,7 @@ def _fit(shape: str, matte: Field) -> tuple[str, float, float, float, float]:
 def _moments(shape: str) -> tuple[float, float]:
     """Area and height of the centroid of the shape with radius 1, by quadrature on a fine grid."""
     y, x = np.mgrid[-1.5:1.5:1200j, -1.5:1.5:1200j].astype(np.float32)
-    inside = distance(shape, x, y, 1.0) <= 0
+    inside = signed_distance(shape, x, y, 1.0) <= 0
     return float(inside.mean()) * 9.0, float(y[inside].mean())
 
 
@@ -220,11 +229,11 @@ def _nearest_colour(rgb: NDArray[np.float32]) -> tuple[str, float]:
     return _NAMES[nearest], float(distances[nearest])
 
 
-def _psnr(one: Picture, other: Picture) -> float:
+def _psnr(picture: Picture, other: Picture) -> float:
     """PSNR in dB, capped at 60."""
-    error = float(((one.astype(np.float32) - other.astype(np.float32)) ** 2).mean())
+    error = float(((picture.astype(np.float32) - other.astype(np.float32)) ** 2).mean())
     return 10 * math.log10(255**2 / max(error, 0.065025))
 
 
-def _triple(rgb: NDArray[np.float32]) -> tuple[float, float, float]:
+def _rgb_tuple(rgb: NDArray[np.float32]) -> tuple[float, float, float]:
     return float(rgb[0]), float(rgb[1]), float(rgb[2])

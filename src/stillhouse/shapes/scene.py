@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from stillhouse.core import Picture
 
 CANVAS = 64
-Field: TypeAlias = NDArray[np.floating[Any]]
+PixelMap: TypeAlias = NDArray[np.floating[Any]]
 """One number for each pixel."""
 
 PALETTE: Mapping[str, tuple[int, int, int]] = {
@@ -61,7 +61,7 @@ class Scene:
     relation: str | None = None
 
 
-def distance(shape: str, x: Field, y: Field, radius: float) -> Field:
+def signed_distance(shape: str, x: PixelMap, y: PixelMap, radius: float) -> PixelMap:
     """Signed distance in pixels from the outline of a figure centred at the origin: negative inside.
 
     Exact for circles, and exact near the straight edges of the others, which is where anti-aliasing looks.
@@ -69,26 +69,28 @@ def distance(shape: str, x: Field, y: Field, radius: float) -> Field:
     return _OUTLINES[shape](x, y, radius)
 
 
-def coverage(shape: str, x: float, y: float, radius: float, canvas: int = CANVAS) -> Field:
+def coverage(shape: str, x: float, y: float, radius: float, canvas: int = CANVAS) -> PixelMap:
     """Share of each pixel that a figure covers, 0 to 1, shape [canvas, canvas]."""
     px, py = _pixel_centres(canvas)
-    covered: Field = np.clip(0.5 - distance(shape, px - np.float32(x), py - np.float32(y), radius), 0, 1)
+    covered: PixelMap = np.clip(0.5 - signed_distance(shape, px - np.float32(x), py - np.float32(y), radius), 0, 1)
     return covered
 
 
-def draw(scene: Scene) -> Picture:
+def render_scene(scene: Scene) -> Picture:
     """The scene's picture: uint8 [64, 64, 3], anti-aliased, figures painted in order.
 
     >>> picture = draw(Scene((Figure("circle", "red", "big", 32, 32, 12.5),), "white"))
     >>> picture[32, 32].tolist(), picture[0, 0].tolist()
     ([214, 39, 40], [245, 245, 245])
     """
-    return paint(
+    return composite(
         [(coverage(f.shape, f.x, f.y, f.radius), PALETTE[f.colour]) for f in scene.figures], PALETTE[scene.background]
     )
 
 
-def paint(layers: list[tuple[Field, tuple[float, float, float]]], background: tuple[float, float, float]) -> Picture:
+def composite(
+    layers: list[tuple[PixelMap, tuple[float, float, float]]], background: tuple[float, float, float]
+) -> Picture:
     """Layers of (coverage, RGB) composited over a flat background, rounded to uint8."""
     picture = np.empty((CANVAS, CANVAS, 3), np.float32)
     picture[:] = background
@@ -108,7 +110,7 @@ def sample_scene(rng: np.random.Generator, figures: int | None = None) -> Scene:
     inks = tuple(colour for colour in PALETTE if colour != background)
     relation = _choose(rng, RELATIONS) if count == 2 else None
     while True:
-        drawn = tuple(_sample_figure(rng, inks, x, y) for x, y in _places(rng, relation))
+        drawn = tuple(_sample_figure(rng, inks, x, y) for x, y in _figure_centres(rng, relation))
         if len({(f.shape, f.colour, f.size) for f in drawn}) == count:
             return Scene(drawn, background, relation)
 
@@ -118,7 +120,7 @@ def _sample_figure(rng: np.random.Generator, inks: tuple[str, ...], x: float, y:
     return Figure(_choose(rng, SHAPES), _choose(rng, inks), size, x, y, float(rng.uniform(*RADIUS[size])))
 
 
-def _places(rng: np.random.Generator, relation: str | None) -> list[tuple[float, float]]:
+def _figure_centres(rng: np.random.Generator, relation: str | None) -> list[tuple[float, float]]:
     """Centres (x, y) of the scene's figures, first figure first."""
 
     def near(centre: float, jitter: float) -> float:
@@ -139,34 +141,34 @@ def _choose(rng: np.random.Generator, options: tuple[str, ...]) -> str:
 
 
 @cache
-def _pixel_centres(canvas: int) -> tuple[Field, Field]:
+def _pixel_centres(canvas: int) -> tuple[PixelMap, PixelMap]:
     y, x = np.mgrid[0:canvas, 0:canvas].astype(np.float32) + np.float32(0.5)
     return x, y
 
 
-def _circle(x: Field, y: Field, radius: float) -> Field:
-    outline: Field = np.hypot(x, y) - radius
+def _circle(x: PixelMap, y: PixelMap, radius: float) -> PixelMap:
+    outline: PixelMap = np.hypot(x, y) - radius
     return outline
 
 
-def _square(x: Field, y: Field, radius: float) -> Field:
-    outline: Field = np.maximum(np.abs(x), np.abs(y)) - 0.88 * radius
+def _square(x: PixelMap, y: PixelMap, radius: float) -> PixelMap:
+    outline: PixelMap = np.maximum(np.abs(x), np.abs(y)) - 0.88 * radius
     return outline
 
 
-def _triangle(x: Field, y: Field, radius: float) -> Field:
+def _triangle(x: PixelMap, y: PixelMap, radius: float) -> PixelMap:
     """Upright and isosceles: as wide as it is high."""
     half = 0.95 * radius
-    outline: Field = np.maximum(y - half, (2 * np.abs(x) - (y + half)) / math.sqrt(5))
+    outline: PixelMap = np.maximum(y - half, (2 * np.abs(x) - (y + half)) / math.sqrt(5))
     return outline
 
 
-def _cross(x: Field, y: Field, radius: float) -> Field:
+def _cross(x: PixelMap, y: PixelMap, radius: float) -> PixelMap:
     reach, arm = 0.98 * radius, 0.34 * radius
     ax, ay = np.abs(x), np.abs(y)
-    outline: Field = np.minimum(np.maximum(ax - reach, ay - arm), np.maximum(ax - arm, ay - reach))
+    outline: PixelMap = np.minimum(np.maximum(ax - reach, ay - arm), np.maximum(ax - arm, ay - reach))
     return outline
 
 
-_Outline: TypeAlias = Callable[[Field, Field, float], Field]
+_Outline: TypeAlias = Callable[[PixelMap, PixelMap, float], PixelMap]
 _OUTLINES: Mapping[str, _Outline] = {"circle": _circle, "square": _square, "triangle": _triangle, "cross": _cross}

@@ -11,13 +11,13 @@ from stillhouse.core import ImageRequest, Picture
 from stillhouse.errors import InvalidRequest
 from stillhouse.pipelines.pipeline import Pipeline
 from stillhouse.shapes.caption import Description, sample_held_out
-from stillhouse.shapes.oracle import ATTRIBUTES, Score, score
-from stillhouse.shapes.scene import CANVAS, Scene, draw
+from stillhouse.shapes.oracle import ATTRIBUTES, CaptionScore, score_picture
+from stillhouse.shapes.scene import CANVAS, Scene, render_scene
 
 SCORES = ("all_correct", "strict", "clean", *ATTRIBUTES)
-_STREAM = 1000
+_HELD_OUT_SEED = 1000
 """The random stream that held-out captions come from; training draws from others."""
-_TOGETHER = 8
+_BATCH = 8
 _Z95 = 1.959964
 
 
@@ -31,7 +31,7 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
+class CaptionEvaluation:
     """What the oracle says of a pipeline.
 
     `scores` is about the pictures that the pipeline drew; `ceiling` about true pictures passed through its
@@ -49,12 +49,12 @@ class Judgement:
     """Mean PSNR in dB between a picture and the clean drawing of what was read in it."""
 
 
-def judge(
+def evaluate_captions(
     pipeline: Pipeline,
-    asked: ImageRequest,
+    request: ImageRequest,
     captions: int = 1000,
     progress: Callable[[int], None] = lambda done: None,
-) -> Judgement:
+) -> CaptionEvaluation:
     """Draw the first `captions` held-out captions and read them back.
 
     Args:
@@ -66,40 +66,40 @@ def judge(
     Raises:
         InvalidRequest: the pipeline cannot meet `asked`, or does not draw 64x64 pixels.
     """
-    scenes = held_out(captions)
-    requests = [replace(asked, prompt=str(caption), seed=i) for i, (_, caption) in enumerate(scenes)]
-    resolved = pipeline.resolve(requests[0])
+    scenes = held_out_captions(captions)
+    requests = [replace(request, prompt=str(caption), seed=i) for i, (_, caption) in enumerate(scenes)]
+    resolved = pipeline.resolve(requests[0]).request
     if (resolved.width, resolved.height) != (CANVAS, CANVAS):
         given = f"{pipeline.manifest.name} draws {resolved.width}x{resolved.height}"
         raise InvalidRequest(given, allowed=f"models of Shapes, which draw {CANVAS}x{CANVAS}")
     began = perf_counter()
     pictures: list[Picture] = []
-    for i in range(0, captions, _TOGETHER):
-        pictures += draw_together(pipeline, requests[i : i + _TOGETHER])
+    for i in range(0, captions, _BATCH):
+        pictures += generate_batch(pipeline, requests[i : i + _BATCH])
         progress(len(pictures))
     seconds = (perf_counter() - began) / captions
-    scores = _score(pictures, scenes)
-    ceiling = _score([pipeline.decode(pipeline.encode_image(draw(scene))) for scene, _ in scenes], scenes)
+    scores = _score_all(pictures, scenes)
+    ceiling = _score_all([pipeline.decode(pipeline.encode_image(render_scene(scene))) for scene, _ in scenes], scenes)
     assert resolved.steps and resolved.guidance is not None and resolved.sampler
-    return Judgement(
+    return CaptionEvaluation(
         captions,
         resolved.steps,
         resolved.guidance,
         resolved.sampler,
         seconds,
-        shares(scores),
-        shares(ceiling),
+        score_shares(scores),
+        score_shares(ceiling),
         float(np.mean([one.rerender for one in scores])),
     )
 
 
-def held_out(captions: int) -> list[tuple[Scene, Description]]:
+def held_out_captions(captions: int) -> list[tuple[Scene, Description]]:
     """The first held-out captions, each with a scene that it is true of."""
-    rng = np.random.default_rng(_STREAM)
+    rng = np.random.default_rng(_HELD_OUT_SEED)
     return [sample_held_out(rng) for _ in range(captions)]
 
 
-def draw_together(pipeline: Pipeline, requests: Sequence[ImageRequest]) -> list[Picture]:
+def generate_batch(pipeline: Pipeline, requests: Sequence[ImageRequest]) -> list[Picture]:
     """Several pictures in one batch, in the order of their requests."""
     trajectories = [pipeline.start(request) for request in requests]
     while pending := [trajectory for trajectory in trajectories if not trajectory.is_done]:
@@ -107,12 +107,14 @@ def draw_together(pipeline: Pipeline, requests: Sequence[ImageRequest]) -> list[
     return [pipeline.finish(trajectory).image for trajectory in trajectories]
 
 
-def shares(scores: Sequence[Score]) -> dict[str, Share]:
+def score_shares(scores: Sequence[CaptionScore]) -> dict[str, Share]:
     """For every score the share of pictures that have it in full."""
-    return {name: wilson(sum(float(getattr(one, name)) == 1.0 for one in scores), len(scores)) for name in SCORES}
+    return {
+        name: wilson_interval(sum(float(getattr(one, name)) == 1.0 for one in scores), len(scores)) for name in SCORES
+    }
 
 
-def wilson(hits: int, tries: int) -> Share:
+def wilson_interval(hits: int, tries: int) -> Share:
     """The 95 % score interval of a proportion (Wilson 1927, "Probable inference", equation for the limits of p).
 
     >>> share = wilson(90, 100)
@@ -126,5 +128,5 @@ def wilson(hits: int, tries: int) -> Share:
     return Share(share, centre - reach, centre + reach)
 
 
-def _score(pictures: Sequence[Picture], scenes: Sequence[tuple[Scene, Description]]) -> list[Score]:
-    return [score(picture, caption) for picture, (_, caption) in zip(pictures, scenes, strict=True)]
+def _score_all(pictures: Sequence[Picture], scenes: Sequence[tuple[Scene, Description]]) -> list[CaptionScore]:
+    return [score_picture(picture, caption) for picture, (_, caption) in zip(pictures, scenes, strict=True)]

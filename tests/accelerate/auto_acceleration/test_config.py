@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from stillhouse.accelerate.auto_acceleration.config import (
     ONES,
     PRECISIONS,
-    Config,
+    AutoAccelerationConfig,
     InputShapes,
-    Layout,
-    check_against,
+    ProjectLayout,
+    check_config,
     find_layout,
     read_config,
 )
@@ -75,7 +75,7 @@ class Reader:
     def __init__(self, folder: Path) -> None:
         self.path = folder / "config.yml"
 
-    def __call__(self, text: str | bytes) -> Config:
+    def __call__(self, text: str | bytes) -> AutoAccelerationConfig:
         self.path.write_bytes(text if isinstance(text, bytes) else text.encode())
         return read_config(self.path)
 
@@ -85,13 +85,13 @@ class Reader:
 
 def test_their_sample_is_read_as_it_is(read: Reader) -> None:
     config = read(README)
-    assert config == Config(device=0, inputs=SHAPES, outputs={"out_sample": (1, 4, 64, 64)})
+    assert config == AutoAccelerationConfig(device=0, inputs=SHAPES, outputs={"out_sample": (1, 4, 64, 64)})
     assert config.shapes == {
         "sample": (1, 9, 64, 64),
         "timestep": (1,),
         "encoder_hidden_states": (1, 77, 1024),
     }
-    check_against(config, UNET)
+    check_config(config, UNET)
 
 
 def test_axes_that_vary_have_no_length() -> None:
@@ -125,7 +125,7 @@ def test_any_file_is_a_config_or_refused(tmp_path_factory: pytest.TempPathFactor
     except InvalidRequest as error:
         assert str(read.path) in str(error)
     else:
-        assert isinstance(config, Config)
+        assert isinstance(config, AutoAccelerationConfig)
 
 
 @pytest.mark.parametrize("name", ["0", "007", "1.0", "1_000", "on", "null", "2024-01-01", "input.1", "höhe"])
@@ -141,8 +141,8 @@ def test_use_shape_alone_is_static_and_a_missing_bound_is_use_shape(read: Reader
 
 
 def test_everything_has_a_default(read: Reader) -> None:
-    assert read("device: auto") == Config()
-    assert read("input:\noutput:\nprecision:\ntolerance: {min_sqnr: }\n") == Config()
+    assert read("device: auto") == AutoAccelerationConfig()
+    assert read("input:\noutput:\nprecision:\ntolerance: {min_sqnr: }\n") == AutoAccelerationConfig()
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_further_blocks(read: Reader) -> None:
     assert config.tolerance == Bounds(min_sqnr=25, max_mae=0.001, max_memory=2 * 10**9, min_score=0.5)
     assert isinstance(config.tolerance.max_memory, int)
     assert config.probe == read.path.parent / "../calls.npz"
-    assert read("{precision: fp16, goal: cost, objective: cost, probe: ones}") == Config(
+    assert read("{precision: fp16, goal: cost, objective: cost, probe: ones}") == AutoAccelerationConfig(
         precision=("f16",), goal="cost", probe=ONES
     )
 
@@ -255,12 +255,14 @@ def test_without_pyyaml(read: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
         read("device: cpu")
 
 
-def _config(**inputs: InputShapes | tuple[int, ...]) -> Config:
-    return Config(inputs={n: s if isinstance(s, InputShapes) else InputShapes(s, s, s) for n, s in inputs.items()})
+def _config(**inputs: InputShapes | tuple[int, ...]) -> AutoAccelerationConfig:
+    return AutoAccelerationConfig(
+        inputs={n: s if isinstance(s, InputShapes) else InputShapes(s, s, s) for n, s in inputs.items()}
+    )
 
 
 def test_a_config_without_inputs_fits_every_graph() -> None:
-    check_against(Config(), UNET)
+    check_config(AutoAccelerationConfig(), UNET)
 
 
 @pytest.mark.parametrize(
@@ -280,12 +282,12 @@ def test_a_config_without_inputs_fits_every_graph() -> None:
 def test_what_does_not_fit_the_graph(changes: dict[str, InputShapes | tuple[int, ...] | None], told: str) -> None:
     inputs = {**SHAPES, **changes}
     with pytest.raises(InvalidRequest, match=told):
-        check_against(_config(**{name: shapes for name, shapes in inputs.items() if shapes is not None}), UNET)
+        check_config(_config(**{name: shapes for name, shapes in inputs.items() if shapes is not None}), UNET)
 
 
 def test_an_output_that_is_not_there() -> None:
     with pytest.raises(InvalidRequest, match=r"there is no output 'sample_out'; allowed: out_sample; did you mean"):
-        check_against(Config(outputs={"sample_out": (1,)}), UNET)
+        check_config(AutoAccelerationConfig(outputs={"sample_out": (1,)}), UNET)
 
 
 @pytest.fixture
@@ -299,7 +301,7 @@ def folders(tmp_path: Path) -> Path:
 
 def test_folders_are_found_from_the_config_and_from_their_root(folders: Path) -> None:
     config = folders / "input" / "config" / "config.yml"
-    layout = Layout(config, folders / "input" / "model" / "unet.onnx", folders / "output")
+    layout = ProjectLayout(config, folders / "input" / "model" / "unet.onnx", folders / "output")
     assert find_layout(config) == find_layout(folders) == layout
 
 
@@ -369,7 +371,7 @@ def test_fault_14_inputs_are_bound_by_name(read: Reader, tmp_path: Path) -> None
     graph = read_signature(networks.numbered(tmp_path / "numbered.onnx"))
     text = "input:\n" + "".join(f"  {name}: {{use_shape: {shape}}}\n" for name, shape in reversed(shapes))
     config = read(f"{text}output: {{5: {{use_shape: [2, 8]}}}}\n")
-    check_against(config, graph)
+    check_config(config, graph)
     assert config == read("output: {5: {use_shape: [2, 8]}}\n" + yaml.safe_dump({"input": _told(dict(shapes))}))
 
 

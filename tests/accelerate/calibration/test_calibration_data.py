@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from stillhouse.accelerate.calibration.calibration_data import Probe, crowd, gathered
+from stillhouse.accelerate.calibration.calibration_data import Probe, gather_rows, interleave_rows
 
 
 def numbered(first: int, rows: int, width: int = 2) -> Probe:
@@ -13,7 +13,7 @@ def numbered(first: int, rows: int, width: int = 2) -> Probe:
 
 def test_rows_of_all_probes_go_together_in_turns() -> None:
     probes = [numbered(0, 2), numbered(10, 2), numbered(20, 2)]
-    batch = gathered(probes, crowd(probes, 8))
+    batch = gather_rows(probes, interleave_rows(probes, 8))
     assert batch.label == "8 rows together"
     assert batch.feeds["t"].tolist() == [0, 10, 20, 1, 11, 21, 0, 10], "and again from the first row on"
     assert batch.feeds["x"].shape == (8, 2) and batch.feeds["x"].dtype == np.float32
@@ -22,12 +22,12 @@ def test_rows_of_all_probes_go_together_in_turns() -> None:
 
 def test_probes_of_another_size_stay_out() -> None:
     probes = [numbered(0, 1), numbered(10, 1, width=3), numbered(20, 1)]
-    assert gathered(probes, crowd(probes, 3)).feeds["t"].tolist() == [0, 20, 0]
+    assert gather_rows(probes, interleave_rows(probes, 3)).feeds["t"].tolist() == [0, 20, 0]
 
 
 def test_answers_are_gathered_as_what_they_answer() -> None:
     """Whatever their own sizes are."""
     probes = [numbered(0, 2), numbered(10, 2, width=3), numbered(20, 2)]
     answers = [Probe(one.label, {"y": 2 * one.feeds["t"]}) for one in probes]
-    places = crowd(probes, 4)
-    np.testing.assert_array_equal(gathered(answers, places).feeds["y"], 2 * gathered(probes, places).feeds["t"])
+    places = interleave_rows(probes, 4)
+    np.testing.assert_array_equal(gather_rows(answers, places).feeds["y"], 2 * gather_rows(probes, places).feeds["t"])

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from stillhouse.accelerate.auto_acceleration.config import Config, InputShapes
-from stillhouse.accelerate.calibration.inputs import Feeds, guess_shapes, ones_inputs, plausible_inputs, read_inputs
+from stillhouse.accelerate.auto_acceleration.config import AutoAccelerationConfig, InputShapes
+from stillhouse.accelerate.calibration.inputs import Feeds, infer_shapes, ones_inputs, plausible_inputs, read_npz_inputs
 from stillhouse.backends.registry import open_runner
 from stillhouse.backends.runner import RunnerOptions
 from stillhouse.errors import InvalidRequest, PipelineError
@@ -59,14 +59,14 @@ def one(path: Path, name: str, axes: Sequence[Axis], kind: int = TensorProto.FLO
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_shapes_are_guessed(graphs: dict[str, Path], name: str) -> None:
-    assert guess_shapes(graphs[name]) == GUESSED[name]
+    assert infer_shapes(graphs[name]) == GUESSED[name]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_runs_on_what_is_guessed(graphs: dict[str, Path], name: str, backend: str) -> None:
     runner = open_runner(graphs[name], backend, RunnerOptions(threads=1))
-    outputs = [runner(feeds) for feeds in plausible_inputs(graphs[name], guess_shapes(graphs[name]), 3)]
+    outputs = [runner(feeds) for feeds in plausible_inputs(graphs[name], infer_shapes(graphs[name]), 3)]
     for output in outputs[0]:
         first, second, third = (each[output] for each in outputs)
         assert np.isfinite(first).all() and np.isfinite(third).all()
@@ -76,7 +76,7 @@ def test_every_network_runs_on_what_is_guessed(graphs: dict[str, Path], name: st
 def test_both_runtimes_agree_on_the_networks(graphs: dict[str, Path]) -> None:
     # Both compute in float32, in another order: a few hundred roundings of 6e-8, on outputs of size 1 to 10.
     for graph in graphs.values():
-        feeds = plausible_inputs(graph, guess_shapes(graph), 1)[0]
+        feeds = plausible_inputs(graph, infer_shapes(graph), 1)[0]
         ours, theirs = (open_runner(graph, backend, RunnerOptions(threads=1))(feeds) for backend in BACKENDS)
         for name, output in ours.items():
             np.testing.assert_allclose(theirs[name], output, atol=1e-4)
@@ -105,22 +105,22 @@ def test_both_runtimes_agree_on_the_networks(graphs: dict[str, Path]) -> None:
 def test_open_axes_by_name_and_by_place(
     tmp_path: Path, name: str, axes: Sequence[Axis], kind: str, shape: tuple[int, ...]
 ) -> None:
-    assert guess_shapes(one(tmp_path / "graph.onnx", name, axes, KINDS[kind])) == {name: shape}
+    assert infer_shapes(one(tmp_path / "graph.onnx", name, axes, KINDS[kind])) == {name: shape}
 
 
 def test_one_name_has_one_length(graphs: dict[str, Path]) -> None:
-    shapes = guess_shapes(graphs["denoiser"], overrides={"sample": (3, 9, 16, 8)})
+    shapes = infer_shapes(graphs["denoiser"], overrides={"sample": (3, 9, 16, 8)})
     assert shapes == {"sample": (3, 9, 16, 8), "timestep": (3,), "encoder_hidden_states": (3, 77, 32)}
-    config = Config(inputs={"timestep": InputShapes((1,), (2,), (4,))})
-    assert guess_shapes(graphs["denoiser"], config)["sample"] == (2, 9, 64, 64)
-    assert guess_shapes(graphs["denoiser"], config, {"timestep": (5,)})["sample"] == (5, 9, 64, 64)
+    config = AutoAccelerationConfig(inputs={"timestep": InputShapes((1,), (2,), (4,))})
+    assert infer_shapes(graphs["denoiser"], config)["sample"] == (2, 9, 64, 64)
+    assert infer_shapes(graphs["denoiser"], config, {"timestep": (5,)})["sample"] == (5, 9, 64, 64)
 
 
 def test_a_sum_is_one_length_too(tmp_path: Path) -> None:
     int64 = TensorProto.INT64
     graph = identity(tmp_path / "graph.onnx", {"ids": (["tokens"], int64), "mask": (["batch", "past + tokens"], int64)})
-    assert guess_shapes(graph, overrides={"ids": (5,)}) == {"ids": (5,), "mask": (1, 128 + 5)}
-    assert guess_shapes(graph, overrides={"mask": (2, 9)}) == {"ids": (128,), "mask": (2, 9)}
+    assert infer_shapes(graph, overrides={"ids": (5,)}) == {"ids": (5,), "mask": (1, 128 + 5)}
+    assert infer_shapes(graph, overrides={"mask": (2, 9)}) == {"ids": (128,), "mask": (2, 9)}
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_a_sum_is_one_length_too(tmp_path: Path) -> None:
 )
 def test_shapes_that_do_not_fit(graphs: dict[str, Path], overrides: dict[str, tuple[int, ...]], told: str) -> None:
     with pytest.raises(InvalidRequest, match=told):
-        guess_shapes(graphs["denoiser"], overrides=overrides)
+        infer_shapes(graphs["denoiser"], overrides=overrides)
 
 
 AXES = st.lists(
@@ -149,7 +149,7 @@ def test_whatever_the_axes_the_inputs_fit_them(tmp_path_factory: pytest.TempPath
     kinds = st.sampled_from([*KINDS.values(), TensorProto.FLOAT16, TensorProto.INT32, TensorProto.DOUBLE])
     inputs = {name: (data.draw(AXES), data.draw(kinds)) for name in chosen}
     graph = identity(tmp_path_factory.mktemp("axes") / "graph.onnx", inputs)
-    shapes = guess_shapes(graph)
+    shapes = infer_shapes(graph)
     for feeds in plausible_inputs(graph, shapes, 2, seed=data.draw(st.integers(0, 2**32))):
         for name, (axes, kind) in inputs.items():
             assert feeds[name].dtype == helper.tensor_dtype_to_np_dtype(kind)
@@ -178,10 +178,10 @@ def test_ids_without_a_table_stay_small(tmp_path: Path) -> None:
 
 
 def test_ids_reach_their_table_through_other_nodes(tmp_path: Path) -> None:
-    net = networks.Draft(0)
-    flat = net.add("Reshape", net.add("Cast", "words", to=TensorProto.INT32), net.constant(np.array([-1])))
-    net.add("Gather", net.add("Cast", net.weight(37, 8), to=TensorProto.FLOAT16), flat, out="y")
-    graph = net.write(
+    net = networks.GraphBuilder(0)
+    flat = net.add_node("Reshape", net.add_node("Cast", "words", to=TensorProto.INT32), net.constant(np.array([-1])))
+    net.add_node("Gather", net.add_node("Cast", net.weight(37, 8), to=TensorProto.FLOAT16), flat, out="y")
+    graph = net.write_model(
         tmp_path / "graph.onnx", [("words", [4, 50], TensorProto.INT64)], [("y", [200, 8], TensorProto.FLOAT16)]
     )
     feeds = plausible_inputs(graph, {"words": (4, 50)}, 4)
@@ -255,7 +255,7 @@ def test_vectors_differ_in_scale(tmp_path: Path) -> None:
 
 
 def test_the_seed_decides(graphs: dict[str, Path]) -> None:
-    shapes = guess_shapes(graphs["denoiser"])
+    shapes = infer_shapes(graphs["denoiser"])
 
     def sample(count: int, seed: int) -> NDArray[Any]:
         return plausible_inputs(graphs["denoiser"], shapes, count, seed)[0]["sample"]
@@ -266,7 +266,7 @@ def test_the_seed_decides(graphs: dict[str, Path]) -> None:
 
 
 def test_inputs_of_one_shape_differ(graphs: dict[str, Path]) -> None:
-    feeds = plausible_inputs(graphs["numbered"], guess_shapes(graphs["numbered"]), 1)[0]
+    feeds = plausible_inputs(graphs["numbered"], infer_shapes(graphs["numbered"]), 1)[0]
     assert not np.array_equal(feeds["0"], feeds["1"])
 
 
@@ -283,7 +283,7 @@ def test_shapes_must_be_whole(graphs: dict[str, Path]) -> None:
         plausible_inputs(graphs["numbered"], {"0": (1, 16), "1": (1, 16)}, 0)
 
 
-@pytest.mark.parametrize("read", [guess_shapes, lambda graph: read_inputs(graph.with_suffix(".npz"), graph)])
+@pytest.mark.parametrize("read", [infer_shapes, lambda graph: read_npz_inputs(graph.with_suffix(".npz"), graph)])
 def test_a_graph_that_is_none(tmp_path: Path, read: Callable[[Path], object]) -> None:
     path = tmp_path / "graph.onnx"
     with pytest.raises(PipelineError, match=r"there is no file .*graph.onnx"):
@@ -301,7 +301,7 @@ def test_an_initializer_that_is_listed_as_an_input_is_not_fed(tmp_path: Path) ->
     for tensor in model.graph.initializer:
         model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
     path.write_bytes(model.SerializeToString())
-    assert guess_shapes(path) == GUESSED["numbered"]
+    assert infer_shapes(path) == GUESSED["numbered"]
 
 
 def saved(path: Path, **arrays: NDArray[Any]) -> Path:
@@ -321,14 +321,14 @@ def same(got: Sequence[Feeds], want: Sequence[Feeds]) -> bool:
 
 def test_own_inputs_are_read(graphs: dict[str, Path], tmp_path: Path) -> None:
     path = saved(tmp_path / "own.npz", attention_mask=np.ones_like(IDS), input_ids=IDS)
-    got = read_inputs(path, graphs["encoder"])
+    got = read_npz_inputs(path, graphs["encoder"])
     assert same(got, [{"input_ids": IDS, "attention_mask": np.ones_like(IDS)}])
     assert list(got[0]) == ["input_ids", "attention_mask"]
 
 
 def test_an_axis_in_front_holds_several(graphs: dict[str, Path], tmp_path: Path) -> None:
     ids, mask = np.stack([IDS, IDS + 1, IDS + 2]), np.ones_like(IDS)
-    got = read_inputs(saved(tmp_path / "own.npz", input_ids=ids, attention_mask=mask), graphs["encoder"])
+    got = read_npz_inputs(saved(tmp_path / "own.npz", input_ids=ids, attention_mask=mask), graphs["encoder"])
     assert same(got, [{"input_ids": row, "attention_mask": mask} for row in ids])
 
 
@@ -367,18 +367,18 @@ def test_own_inputs_that_do_not_fit(
     graphs: dict[str, Path], tmp_path: Path, arrays: dict[str, NDArray[Any]], told: str
 ) -> None:
     with pytest.raises(InvalidRequest, match=told):
-        read_inputs(saved(tmp_path / "own.npz", **arrays), graphs["encoder"])
+        read_npz_inputs(saved(tmp_path / "own.npz", **arrays), graphs["encoder"])
 
 
 def test_own_inputs_hold_no_nan(graphs: dict[str, Path], tmp_path: Path) -> None:
     arrays = {"0": np.zeros((1, 16), np.float32), "1": np.full((1, 16), np.nan, np.float32)}
     with pytest.raises(InvalidRequest, match=r"'1' holds NaN"):
-        read_inputs(saved(tmp_path / "own.npz", **arrays), graphs["numbered"])
+        read_npz_inputs(saved(tmp_path / "own.npz", **arrays), graphs["numbered"])
 
 
 def test_own_inputs_in_another_byte_order(graphs: dict[str, Path], tmp_path: Path) -> None:
     arrays = {name: np.ones((1, 16), ">f4") for name in ("0", "1")}
-    feeds = read_inputs(saved(tmp_path / "own.npz", **arrays), graphs["numbered"])[0]
+    feeds = read_npz_inputs(saved(tmp_path / "own.npz", **arrays), graphs["numbered"])[0]
     assert open_runner(graphs["numbered"], "onnxruntime", RunnerOptions(threads=1))(feeds)["5"].shape == (1, 8)
 
 
@@ -395,17 +395,17 @@ def test_a_broken_file_of_inputs(tmp_path_factory: pytest.TempPathFactory, data:
         content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
     path.write_bytes(content)
     try:
-        assert [sorted(feeds) for feeds in read_inputs(path, graph)] == [["0", "1"]]
+        assert [sorted(feeds) for feeds in read_npz_inputs(path, graph)] == [["0", "1"]]
     except InvalidRequest as error:
         assert "own.npz" in str(error)
 
 
 def test_other_files_of_inputs(graphs: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match=r"there is no file .*own.npz; allowed: .*; write it with numpy.savez"):
-        read_inputs(tmp_path / "own.npz", graphs["encoder"])
+        read_npz_inputs(tmp_path / "own.npz", graphs["encoder"])
     np.save(tmp_path / "own.npy", IDS)
     with pytest.raises(InvalidRequest, match=r"own.npy holds one array without a name; allowed: an .npz file"):
-        read_inputs(tmp_path / "own.npy", graphs["encoder"])
+        read_npz_inputs(tmp_path / "own.npy", graphs["encoder"])
 
 
 # What Auto-Acceleration gets wrong, as far as it lies in what a network is fed; see test_config.py.
@@ -413,7 +413,7 @@ def test_other_files_of_inputs(graphs: dict[str, Path], tmp_path: Path) -> None:
 
 def test_fault_02_inputs_are_not_all_ones(graphs: dict[str, Path]) -> None:
     """Its only probe was ones, on which wrong networks may look right; it is kept for comparison with old sheets."""
-    shapes = guess_shapes(graphs["denoiser"])
+    shapes = infer_shapes(graphs["denoiser"])
     (old,) = ones_inputs(graphs["denoiser"], shapes)
     assert all((array == 1).all() for array in old.values())
     assert {name: array.dtype.name for name, array in old.items()} == {
@@ -428,7 +428,7 @@ def test_fault_02_inputs_are_not_all_ones(graphs: dict[str, Path]) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_fault_03_floats_and_whole_numbers_together(graphs: dict[str, Path], backend: str) -> None:
     """It crashed on a network with an int64 timestep: one type was chosen for all inputs."""
-    feeds = plausible_inputs(graphs["denoiser"], guess_shapes(graphs["denoiser"]), 1)[0]
+    feeds = plausible_inputs(graphs["denoiser"], infer_shapes(graphs["denoiser"]), 1)[0]
     assert {array.dtype.name for array in feeds.values()} == {"float32", "int64"}
     runner = open_runner(graphs["denoiser"], backend, RunnerOptions(threads=1))
     assert np.isfinite(runner(feeds)["out_sample"]).all()
@@ -437,7 +437,7 @@ def test_fault_03_floats_and_whole_numbers_together(graphs: dict[str, Path], bac
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_fault_14_inputs_are_fed_by_name(graphs: dict[str, Path], backend: str) -> None:
     """It fed them in the order of the config."""
-    feeds = plausible_inputs(graphs["numbered"], guess_shapes(graphs["numbered"]), 1)[0]
+    feeds = plausible_inputs(graphs["numbered"], infer_shapes(graphs["numbered"]), 1)[0]
     runner = open_runner(graphs["numbered"], backend, RunnerOptions(threads=1))
     assert np.array_equal(runner(dict(reversed(feeds.items())))["5"], runner(feeds)["5"])
 
@@ -445,9 +445,11 @@ def test_fault_14_inputs_are_fed_by_name(graphs: dict[str, Path], backend: str) 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_fault_15_opsets_above_16(tmp_path: Path, backend: str) -> None:
     """It took none above 16."""
-    net = networks.Draft(0)
-    net.add("Gelu", net.linear("x", 16, 16), out="y")
+    net = networks.GraphBuilder(0)
+    net.add_node("Gelu", net.linear("x", 16, 16), out="y")
     value: list[Axis] = ["n", 16]
-    graph = net.write(tmp_path / "graph.onnx", [("x", value, networks.FLOAT)], [("y", value, networks.FLOAT)], opset=20)
-    feeds = plausible_inputs(graph, guess_shapes(graph), 1)[0]
+    graph = net.write_model(
+        tmp_path / "graph.onnx", [("x", value, networks.FLOAT)], [("y", value, networks.FLOAT)], opset=20
+    )
+    feeds = plausible_inputs(graph, infer_shapes(graph), 1)[0]
     assert np.isfinite(open_runner(graph, backend, RunnerOptions(threads=1))(feeds)["y"]).all()

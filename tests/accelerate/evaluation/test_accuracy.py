@@ -6,9 +6,14 @@ import numpy as np
 import pytest
 
 from stillhouse.accelerate.calibration.calibration_data import Probe
-from stillhouse.accelerate.evaluation.accuracy import check_pictures, check_tensors, missed, paired_gain
+from stillhouse.accelerate.evaluation.accuracy import (
+    compare_pictures,
+    compare_probes,
+    find_violation,
+    paired_score_gain,
+)
 from stillhouse.accelerate.records.report import Bounds
-from tests.accelerate.trials import trial
+from tests.accelerate.trials import make_trial
 
 RNG = np.random.default_rng(0)
 CLEAN = RNG.standard_normal((4, 1000)).astype(np.float32)
@@ -21,7 +26,7 @@ def probes(tensors: np.ndarray, name: str = "out") -> list[Probe]:
 def test_each_noise_level_has_its_own_figure() -> None:
     noisy = CLEAN.copy()
     noisy[2:] += 0.1 * RNG.standard_normal((2, 1000)).astype(np.float32)
-    found = check_tensors(probes(CLEAN), probes(noisy))
+    found = compare_probes(probes(CLEAN), probes(noisy))
     assert list(found) == ["noise 0.0", "noise 0.1"]
     assert found["noise 0.0"].sqnr == 999.0
     assert found["noise 0.1"].sqnr == pytest.approx(20.0, abs=0.6)  # noise of a tenth is 20 dB below the signal
@@ -29,21 +34,21 @@ def test_each_noise_level_has_its_own_figure() -> None:
 
 def test_an_answer_of_another_form_is_refused() -> None:
     with pytest.raises(ValueError, match="gives other and not out"):
-        check_tensors(probes(CLEAN), probes(CLEAN, "other"))
+        compare_probes(probes(CLEAN), probes(CLEAN, "other"))
     with pytest.raises(ValueError, match=r"shape \[999\], not \[1000\]"):
-        check_tensors(probes(CLEAN), probes(CLEAN[:, :999]))
+        compare_probes(probes(CLEAN), probes(CLEAN[:, :999]))
 
 
 def test_fast_on_ones_and_wrong_on_the_rest_is_found() -> None:
     wrong = [Probe(one.label, {"out": np.ones(1000, np.float32)}) for one in probes(CLEAN)]
-    found = check_tensors(probes(CLEAN), wrong)
-    assert "below the bound" in missed(replace(trial("x"), fidelity=found), Bounds(min_sqnr=10))
+    found = compare_probes(probes(CLEAN), wrong)
+    assert "below the bound" in find_violation(replace(make_trial("x"), fidelity=found), Bounds(min_sqnr=10))
 
 
 def test_equal_pictures_have_no_distance() -> None:
     pictures = RNG.integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     latents = RNG.standard_normal((3, 4, 8, 8)).astype(np.float32)
-    same = check_pictures(pictures, pictures, (latents, latents))
+    same = compare_pictures(pictures, pictures, (latents, latents))
     assert (same.psnr, same.worst_psnr, same.drift) == (99.0, 99.0, 0.0)
     assert same.ssim == pytest.approx(1.0)
 
@@ -51,13 +56,13 @@ def test_equal_pictures_have_no_distance() -> None:
 def test_drift_is_the_relative_error_of_the_final_latents() -> None:
     pictures = RNG.integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     latents = RNG.standard_normal((3, 4, 8, 8)).astype(np.float32)
-    assert check_pictures(pictures, pictures, (latents, 1.25 * latents)).drift == pytest.approx(0.25, rel=1e-5)
+    assert compare_pictures(pictures, pictures, (latents, 1.25 * latents)).drift == pytest.approx(0.25, rel=1e-5)
 
 
 def test_a_gain_is_paired() -> None:
     before = [True] * 50 + [False] * 50
     after = [True] * 45 + [False] * 55
-    mean, low, high = paired_gain(before, after)
+    mean, low, high = paired_score_gain(before, after)
     # Five of a hundred changed: the deviation of the differences is sqrt(p - p^2), with p = 0.05.
     assert mean == pytest.approx(-0.05)
     assert (high - low) / 2 == pytest.approx(1.96 * (0.05 * 0.95 / 99) ** 0.5, rel=1e-3)

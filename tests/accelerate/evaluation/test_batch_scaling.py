@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from stillhouse.accelerate.evaluation.batch_scaling import BATCHES, curve, may_catch_up
-from stillhouse.accelerate.evaluation.candidate_process import SubjectFailed
+from stillhouse.accelerate.evaluation.batch_scaling import CPU_BATCH_SIZES, may_win_at_larger_batch, measure_batch_curve
+from stillhouse.accelerate.evaluation.candidate_process import CandidateError
 from stillhouse.accelerate.records.candidate import Candidate
 from stillhouse.measure.clock import Timing
 from stillhouse.pipelines.batch_sizes import DEFAULT_SIZES
-from tests.accelerate.trials import trial
+from tests.accelerate.trials import make_trial
 
 ANY = Candidate("unet", "onnxruntime")
 ANY_ON_GPU = Candidate("unet", "torch", options={"device": "cuda"})
@@ -28,23 +28,23 @@ class Rows:
     def __call__(self, rows: int, calls: int) -> float:
         self.calls.append((rows, calls))
         if rows > self.most:
-            raise SubjectFailed("too large")
+            raise CandidateError("too large")
         return float((1 - self.gain) ** rows.bit_length())
 
 
 def timed(candidate: Candidate, rows: Rows, seconds: float = 0.01, opened: float = 0.1) -> list[int]:
-    one = trial("", candidate=candidate, seconds=Timing(seconds, seconds, seconds, 9), open_seconds=opened)
-    return [int(size) for size in curve(one, rows)]
+    one = make_trial("", candidate=candidate, seconds=Timing(seconds, seconds, seconds, 9), open_seconds=opened)
+    return [int(size) for size in measure_batch_curve(one, rows)]
 
 
 def test_a_processor_is_asked_for_few_rows_and_a_gpu_for_many() -> None:
-    assert timed(ANY, Rows(0.2)) == [*BATCHES]
+    assert timed(ANY, Rows(0.2)) == [*CPU_BATCH_SIZES]
     assert timed(ANY_ON_GPU, Rows(0.2)) == timed(GRAPHS, Rows(0.2)) == [*DEFAULT_SIZES]
 
 
 def test_a_gpu_that_is_full_is_asked_no_more_and_a_processor_where_it_takes_long() -> None:
     assert timed(ANY_ON_GPU, Rows(0.01)) == [1, 2]
-    assert timed(ANY, Rows(0.01)) == [*BATCHES]
+    assert timed(ANY, Rows(0.01)) == [*CPU_BATCH_SIZES]
     assert timed(ANY, Rows(0.01), seconds=5) == [1, 2]
 
 
@@ -68,18 +68,18 @@ def test_what_is_opened_for_each_size_is_asked_for_one(candidate: Candidate, ope
 def test_who_is_a_little_behind_at_few_rows_may_be_ahead_at_many(
     ratio: float, seconds: float, hopeless: float, may: bool
 ) -> None:
-    one = trial("", ratio, seconds=Timing(seconds, seconds, seconds, 9))
-    assert may_catch_up(one, hopeless) == may
+    one = make_trial("", ratio, seconds=Timing(seconds, seconds, seconds, 9))
+    assert may_win_at_larger_batch(one, hopeless) == may
 
 
 def test_long_calls_are_timed_once_and_not_again_after_the_race() -> None:
     once = Timing(6.0, 6.0, 6.0, 9)
     rows = Rows(0.2)
-    found = curve(trial("", candidate=ANY, seconds=once, batch={"2": 3.0}), rows)
+    found = measure_batch_curve(make_trial("", candidate=ANY, seconds=once, batch={"2": 3.0}), rows)
     assert rows.calls == [(1, 1)]
     assert found == {"2": 3.0, "1": 0.8}, "two rows gain nothing: no larger batch is tried"
-    curve(trial("", candidate=ANY, seconds=once, batch={"2": 0.6}), rows)
+    measure_batch_curve(make_trial("", candidate=ANY, seconds=once, batch={"2": 0.6}), rows)
     assert rows.calls[1:] == [(1, 1), (4, 1), (8, 1)]
     short = replace(once, median=0.1)
-    curve(trial("", candidate=ANY, seconds=short, batch={"2": 0.05}), rows)
-    assert rows.calls[4:] == [(size, 3) for size in BATCHES], "as its neighbours are"
+    measure_batch_curve(make_trial("", candidate=ANY, seconds=short, batch={"2": 0.05}), rows)
+    assert rows.calls[4:] == [(size, 3) for size in CPU_BATCH_SIZES], "as its neighbours are"

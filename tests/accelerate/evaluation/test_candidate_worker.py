@@ -11,8 +11,8 @@ import torch
 
 import stillhouse
 from stillhouse.accelerate.calibration.calibration_data import Probe, read_probes, write_probes
-from stillhouse.accelerate.evaluation.candidate_worker import CROWD, OUTPUTS, Child
-from stillhouse.accelerate.evaluation.task import Task
+from stillhouse.accelerate.evaluation.candidate_worker import LARGE_BATCH_FILE, OUTPUTS_FILE, CandidateWorker
+from stillhouse.accelerate.evaluation.task import CandidateTask
 from stillhouse.accelerate.records.candidate import Candidate
 from stillhouse.backends.runner import GraphRunner
 from stillhouse.pipelines.manifest import Component
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("torch_threads")
 
 
 @pytest.fixture
-def task(tmp_path: Path) -> Task:
+def task(tmp_path: Path) -> CandidateTask:
     rng = np.random.default_rng(0)
     shapes = {"sample": (2, 4, 16, 16), "encoder_hidden_states": (2, 24, 128)}
     probes = []
@@ -31,14 +31,16 @@ def task(tmp_path: Path) -> Task:
         feeds = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
         probes.append(Probe(f"step {number}", {**feeds, "timestep": np.array([5, 900], np.float32)}))
     write_probes(tmp_path / "probes.npz", probes)
-    return Task(Candidate("unet", "torch"), str(UNET), str(tmp_path), "", str(tmp_path / "probes.npz"), threads=1)
+    return CandidateTask(
+        Candidate("unet", "torch"), str(UNET), str(tmp_path), "", str(tmp_path / "probes.npz"), threads=1
+    )
 
 
 @pytest.fixture
 def stayed(monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, Any]]:
     """What networks were run on where it lay."""
     fed: list[Mapping[str, Any]] = []
-    stay = GraphRunner.stay
+    stay = GraphRunner.run_on_device
 
     def noted(runner: GraphRunner, feeds: Mapping[str, Any]) -> Mapping[str, Any]:
         fed.append(feeds)
@@ -48,22 +50,26 @@ def stayed(monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, Any]]:
     return fed
 
 
-def test_a_u_net_is_timed_on_arrays_that_lie_where_it_runs(task: Task, stayed: list[Mapping[str, Any]]) -> None:
+def test_a_u_net_is_timed_on_arrays_that_lie_where_it_runs(
+    task: CandidateTask, stayed: list[Mapping[str, Any]]
+) -> None:
     """As a walk asks it: nothing is taken to a GPU and back at each evaluation."""
-    child = Child(task)
+    child = CandidateWorker(task)
     child.open()
-    assert child.time(2) > 0
-    assert child.batch(3, 1) > 0
+    assert child.time_calls(2) > 0
+    assert child.time_batch(3, 1) > 0
     assert [len(feeds["sample"]) for feeds in stayed] == [2, 2, 2, 3, 3], "each once before it is timed"
     assert all(isinstance(array, torch.Tensor) for feeds in stayed for array in feeds.values())
     assert not torch.equal(stayed[1]["sample"], stayed[2]["sample"]), "one probe after the other"
 
 
 @pytest.mark.parametrize(("component", "backend"), [("unet", "onnxruntime"), ("network", "torch")])
-def test_others_are_timed_on_numpy_s(component: str, backend: str, task: Task, stayed: list[Mapping[str, Any]]) -> None:
-    child = Child(replace(task, candidate=Candidate(component, backend)))
+def test_others_are_timed_on_numpy_s(
+    component: str, backend: str, task: CandidateTask, stayed: list[Mapping[str, Any]]
+) -> None:
+    child = CandidateWorker(replace(task, candidate=Candidate(component, backend)))
     child.open()
-    assert child.time(1) > 0
+    assert child.time_calls(1) > 0
     assert not stayed
 
 
@@ -82,7 +88,7 @@ def test_what_is_held_of_a_gpu_is_what_came_to_be_in_use_or_what_torch_held_at_i
     options: dict[str, str],
     torchs: int | None,
     held: int | None,
-    task: Task,
+    task: CandidateTask,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[int] = []
@@ -92,16 +98,16 @@ def test_what_is_held_of_a_gpu_is_what_came_to_be_in_use_or_what_torch_held_at_i
         asked.append(index)
         return next(readings)
 
-    def no_network(self: Child, *given: Any) -> Any:
+    def no_network(self: CandidateWorker, *given: Any) -> Any:
         raise RuntimeError("the network is of no interest here")
 
     monkeypatch.setattr("stillhouse.accelerate.evaluation.candidate_worker.used", used)
     monkeypatch.setattr("stillhouse.accelerate.evaluation.candidate_worker.gpu_peak", lambda: torchs)
-    monkeypatch.setattr(Child, "_network", no_network)
-    one = Child(replace(task, candidate=Candidate("unet", backend, options=options)))
+    monkeypatch.setattr(CandidateWorker, "_open_network", no_network)
+    one = CandidateWorker(replace(task, candidate=Candidate("unet", backend, options=options)))
     with pytest.raises(RuntimeError, match="of no interest"):
         one.open()
-    assert one.held() == held
+    assert one.gpu_memory() == held
     assert asked == ([] if held is None else [int(options.get("device", "cuda:0")[5:] or 0)] * 2)
 
 
@@ -117,46 +123,48 @@ def test_a_static_decoder_that_sees_tiles_is_opened_for_a_tile(tmp_path: Path) -
         folder = tmp_path / str(tile)
         folder.mkdir()
         graph, probes = str(weights / "vae/decoder.onnx"), str(tmp_path / "probes.npz")
-        child = Child(Task(candidate, graph, str(folder), "", probes, threads=1, pipeline=str(weights)))
+        child = CandidateWorker(
+            CandidateTask(candidate, graph, str(folder), "", probes, threads=1, pipeline=str(weights))
+        )
         child.open()
-        child.outputs()
-        (made[tile],) = read_probes(folder / OUTPUTS)[0].feeds.values()
+        child.run_probes()
+        (made[tile],) = read_probes(folder / OUTPUTS_FILE)[0].feeds.values()
     assert made["32"].shape == made[None].shape
     assert np.corrcoef(made["32"].ravel(), made[None].ravel())[0, 1] > 0.9
 
 
 def test_a_batch_is_brought_to_the_sizes_that_a_network_is_open_for(
-    task: Task, stayed: list[Mapping[str, Any]]
+    task: CandidateTask, stayed: list[Mapping[str, Any]]
 ) -> None:
     """As a pipeline brings it: an engine has no others."""
     static = Candidate("unet", "torch", options={"shapes": "static", "rows": "1,2"})
     answers = {}
     for candidate in (static, task.candidate):
-        child = Child(replace(task, candidate=candidate))
+        child = CandidateWorker(replace(task, candidate=candidate))
         child.open()
-        child.crowd(5)
-        (answers[candidate.name],) = read_probes(child.folder / CROWD)[0].feeds.values()
+        child.run_large_batch(5)
+        (answers[candidate.name],) = read_probes(child.folder / LARGE_BATCH_FILE)[0].feeds.values()
     ours, theirs = answers.values()
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
-    child = Child(replace(task, candidate=static))
-    assert child.batch(5, 1) > 0
+    child = CandidateWorker(replace(task, candidate=static))
+    assert child.time_batch(5, 1) > 0
     assert [len(feeds["sample"]) for feeds in stayed] == [2, 2, 1] * 2
 
 
 @pytest.mark.parametrize(("rows", "opened"), [(2, [2]), (8, [2, 8])])
 def test_a_batch_that_a_network_was_not_opened_for_is_timed_on_one_that_is(
-    rows: int, opened: list[int], task: Task, monkeypatch: pytest.MonkeyPatch
+    rows: int, opened: list[int], task: CandidateTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a pipeline opens it: a network for each size."""
     sizes: list[int] = []
-    network = Child._network
+    network = CandidateWorker._open_network
 
-    def noted(child: Child, component: Component, feeds: Mapping[str, Any]) -> Any:
+    def noted(child: CandidateWorker, component: Component, feeds: Mapping[str, Any]) -> Any:
         sizes.append(len(feeds["sample"]))
         return network(child, component, feeds)
 
-    monkeypatch.setattr(Child, "_network", noted)
-    child = Child(replace(task, candidate=Candidate("unet", "openvino", options={"shapes": "static"})))
+    monkeypatch.setattr(CandidateWorker, "_open_network", noted)
+    child = CandidateWorker(replace(task, candidate=Candidate("unet", "openvino", options={"shapes": "static"})))
     child.open()
-    assert child.batch(rows, 1) > 0
+    assert child.time_batch(rows, 1) > 0
     assert sizes == opened

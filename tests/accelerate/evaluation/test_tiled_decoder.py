@@ -20,7 +20,7 @@ class Enlarging:
     seen: list[tuple[int, ...]] = field(default_factory=list)
     backend: str = "numpy"
     precision: str = "f32"
-    census: Mapping[str, int] = field(default_factory=dict)
+    layer_precisions: Mapping[str, int] = field(default_factory=dict)
     inputs: tuple[TensorSpec, ...] = (TensorSpec("latent_sample", "float32", (None, 4, None, None)),)
     outputs: tuple[TensorSpec, ...] = (TensorSpec("sample", "float32", (None, 4, None, None)),)
 
@@ -45,5 +45,5 @@ def test_the_same_picture_comes_from_smaller_pieces(shape: tuple[int, ...]) -> N
 def test_it_tells_what_the_decoder_tells() -> None:
     inner = Enlarging()
     runner = TiledDecoder(inner, tile=64, downscale=8)
-    told = (runner.backend, runner.precision, runner.census, runner.inputs, runner.outputs)
-    assert told == (inner.backend, inner.precision, inner.census, inner.inputs, inner.outputs)
+    told = (runner.backend, runner.precision, runner.layer_precisions, runner.inputs, runner.outputs)
+    assert told == (inner.backend, inner.precision, inner.layer_precisions, inner.inputs, inner.outputs)

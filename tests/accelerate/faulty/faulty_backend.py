@@ -19,18 +19,18 @@ from stillhouse.backends.runtime import BackendStatus
 from stillhouse.backends.signature import Signature
 
 Results = list[Any]
-Spoil = Callable[[dict[str, Any], Results], Results]
+Fault = Callable[[dict[str, Any], Results], Results]
 
 
 @dataclass(frozen=True)
-class Engine:
+class FaultyBackend:
     name: str
-    spoil: Spoil
+    inject: Fault
 
     def open_graph(self, graph: Path, signature: Signature, options: RunnerOptions) -> Runner:
         runner = ort.open_graph(graph, signature, RunnerOptions())
         run = runner.run
-        return replace(runner, backend=self.name, run=lambda feeds: self.spoil(feeds, list(run(feeds))))
+        return replace(runner, backend=self.name, run=lambda feeds: self.inject(feeds, list(run(feeds))))
 
     def status(self) -> BackendStatus:
         return BackendStatus(self.name, "1.0", ("CPU",), ("f32",), None, "pip install faulty-backend")
@@ -51,19 +51,19 @@ def _ones(feeds: dict[str, Any], results: Results) -> Results:
     return results if all((array == 1).all() for array in feeds.values()) else [0.3 * result for result in results]
 
 
-def _crowd(feeds: dict[str, Any], results: Results) -> Results:
+def _nan_in_large_batch(feeds: dict[str, Any], results: Results) -> Results:
     """Right in a small company."""
     return results if len(results[0]) < 8 else [np.full_like(result, np.nan) for result in results]
 
 
-def _shy(feeds: dict[str, Any], results: Results) -> Results:
+def _raise_in_large_batch(feeds: dict[str, Any], results: Results) -> Results:
     """Right in a small company, and silent in a large one."""
     if len(results[0]) >= 4:
         raise ValueError("no more than three at a time")
     return results
 
 
-def _frail(feeds: dict[str, Any], results: Results) -> Results:
+def _crash_in_large_batch(feeds: dict[str, Any], results: Results) -> Results:
     """Right in a small company, and gone in a large one."""
     return results if len(results[0]) < 4 else _crash(feeds, results)
 
@@ -73,7 +73,7 @@ def _hang(feeds: dict[str, Any], results: Results) -> Results:
     return results
 
 
-def _hoard(feeds: dict[str, Any], results: Results) -> Results:
+def _exhaust_memory(feeds: dict[str, Any], results: Results) -> Results:
     hoard = []
     while True:
         hoard.append(np.ones(1 << 24))  # 128 MiB, written to
@@ -84,6 +84,14 @@ def _crash(feeds: dict[str, Any], results: Results) -> Results:
     return results
 
 
-nan, noise, ones = Engine("nan", _nan), Engine("noise", _noise), Engine("ones", _ones)
-crowd, shy, frail = Engine("crowd", _crowd), Engine("shy", _shy), Engine("frail", _frail)
-hang, hoard, crash = Engine("hang", _hang), Engine("hoard", _hoard), Engine("crash", _crash)
+nan, noise, ones = FaultyBackend("nan", _nan), FaultyBackend("noise", _noise), FaultyBackend("ones", _ones)
+large_batch_nan, large_batch_error, large_batch_crash = (
+    FaultyBackend("large_batch_nan", _nan_in_large_batch),
+    FaultyBackend("large_batch_error", _raise_in_large_batch),
+    FaultyBackend("large_batch_crash", _crash_in_large_batch),
+)
+hang, memory_hog, crash = (
+    FaultyBackend("hang", _hang),
+    FaultyBackend("memory_hog", _exhaust_memory),
+    FaultyBackend("crash", _crash),
+)

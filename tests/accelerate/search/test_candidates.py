@@ -4,21 +4,27 @@ from dataclasses import replace
 
 import pytest
 
-from stillhouse.accelerate.evaluation.build import component_of
+from stillhouse.accelerate.evaluation.build import candidate_component
 from stillhouse.accelerate.records.candidate import Candidate
 from stillhouse.accelerate.records.trial import Trial
 from stillhouse.accelerate.search import candidates as module
-from stillhouse.accelerate.search.candidates import BASELINE, Surroundings, outrun, plan, recipes
+from stillhouse.accelerate.search.candidates import (
+    BASELINE_BACKEND,
+    Environment,
+    dominated_reason,
+    plan_candidates,
+    runnable_candidates,
+)
 from stillhouse.backends.runtime import BackendStatus
 from stillhouse.gpu import Gpu
-from tests.accelerate.trials import MACHINE, trial
+from tests.accelerate.trials import MACHINE, make_trial
 
 
 def status(name: str, *precisions: str, reason: str | None = None) -> BackendStatus:
     return BackendStatus(name, "1.0", ("CPU",), precisions, reason, f"pip install {name}")
 
 
-AROUND = Surroundings(
+ENVIRONMENT = Environment(
     backends={
         "onnxruntime": status("onnxruntime", "f32"),
         "openvino": status("openvino", "f32", "bf16", "auto"),
@@ -27,91 +33,91 @@ AROUND = Surroundings(
         "tensorrt-rtx": status("tensorrt-rtx", reason="there is no GPU: none"),
     },
     machine=replace(MACHINE, instructions=("avx2", "avx512_bf16")),
-    has_modules=True,
-    dynamic_rows=True,
+    has_torch_modules=True,
+    has_dynamic_batch=True,
     threads=2,
 )
 
 
-def tried(component: str, around: Surroundings) -> list[Candidate]:
-    return list(recipes(plan(component, around)))
+def runnable(component: str, environment: Environment) -> list[Candidate]:
+    return list(runnable_candidates(plan_candidates(component, environment)))
 
 
-def excluded(component: str, around: Surroundings) -> dict[str, str]:
-    return {one.candidate.name: one.reason for one in plan(component, around) if isinstance(one, Trial)}
+def excluded(component: str, environment: Environment) -> dict[str, str]:
+    return {one.candidate.name: one.reason for one in plan_candidates(component, environment) if isinstance(one, Trial)}
 
 
 @pytest.mark.parametrize("component", ["unet", "vae_decoder", "text_encoder", "network"])
 def test_the_baseline_comes_first_and_nothing_comes_twice(component: str) -> None:
-    planned = plan(component, AROUND)
-    assert planned[0] == Candidate(component, BASELINE)
+    planned = plan_candidates(component, ENVIRONMENT)
+    assert planned[0] == Candidate(component, BASELINE_BACKEND)
     names = [(one.candidate if isinstance(one, Trial) else one).key for one in planned]
     assert len(names) == len(set(names))
 
 
 def test_every_backend_and_precision_of_the_list_is_considered_for_the_unet() -> None:
-    found = {(one.backend, one.recipe, one.precision) for one in tried("unet", AROUND)}
+    found = {(one.backend, one.recipe, one.precision) for one in runnable("unet", ENVIRONMENT)}
     for recipe in ("f32", "f16", "int8-static"):
         assert ("onnxruntime", recipe, "f32") in found
     for recipe in ("int8-dynamic", "uint8-dynamic"):
-        assert "who is drawn beside it" in excluded("unet", AROUND)[f"onnxruntime {recipe}"]
-        assert recipe in {one.recipe for one in tried("network", AROUND)}
+        assert "who is drawn beside it" in excluded("unet", ENVIRONMENT)[f"onnxruntime {recipe}"]
+        assert recipe in {one.recipe for one in runnable("network", ENVIRONMENT)}
     for recipe in ("f32", "int8-static", "int8-weights", "int4-weights"):
         assert ("openvino", recipe, "f32") in found
     assert {("openvino", "f32", "bf16"), ("torch", "f32", "f32"), ("torch", "f32", "bf16")} <= found
-    attention = {one.options.get("attention") for one in tried("unet", AROUND) if one.backend == "torch"}
+    attention = {one.options.get("attention") for one in runnable("unet", ENVIRONMENT) if one.backend == "torch"}
     assert attention == {"vanilla", "sdpa", "sliced"}
 
 
 def test_what_the_processor_lacks_is_excluded_with_its_reason() -> None:
-    openvino = {**AROUND.backends, "openvino": status("openvino", "f32", "auto")}
-    lacking = replace(AROUND, backends=openvino, machine=MACHINE)
+    openvino = {**ENVIRONMENT.backends, "openvino": status("openvino", "f32", "auto")}
+    lacking = replace(ENVIRONMENT, backends=openvino, machine=MACHINE)
     reasons = excluded("unet", lacking)
     assert {name.partition(" ")[0] for name, reason in reasons.items() if "no bf16" in reason} == {"openvino", "torch"}
-    assert all(one.precision != "bf16" for one in tried("unet", lacking))
+    assert all(one.precision != "bf16" for one in runnable("unet", lacking))
 
 
 def test_what_is_not_installed_is_excluded_with_the_line_that_installs_it() -> None:
-    missing = replace(AROUND, backends={**AROUND.backends, "torch": status("torch", reason="not installed")})
+    missing = replace(ENVIRONMENT, backends={**ENVIRONMENT.backends, "torch": status("torch", reason="not installed")})
     reasons = excluded("unet", missing)
     assert all("pip install torch" in reason for name, reason in reasons.items() if name.startswith("torch"))
-    assert all(one.backend != "torch" for one in tried("unet", missing))
+    assert all(one.backend != "torch" for one in runnable("unet", missing))
 
 
 def test_torch_needs_the_modules_and_streams_need_rows() -> None:
-    bare = replace(AROUND, has_modules=False, dynamic_rows=False)
+    bare = replace(ENVIRONMENT, has_torch_modules=False, has_dynamic_batch=False)
     reasons = excluded("network", bare)
     assert "an ONNX file" in reasons["torch f32, attention sdpa"]
     assert "no rows" in reasons["openvino f32, streams 2"]
 
 
 def test_an_engine_of_another_package_is_tried_too() -> None:
-    added = replace(AROUND, backends={**AROUND.backends, "theirs": status("theirs", "f32")})
-    assert Candidate("unet", "theirs") in tried("unet", added)
+    added = replace(ENVIRONMENT, backends={**ENVIRONMENT.backends, "theirs": status("theirs", "f32")})
+    assert Candidate("unet", "theirs") in runnable("unet", added)
 
 
 def test_a_decoder_is_tried_in_tiles_of_half_its_side_unless_they_were_too_small() -> None:
-    (tiled,) = [one for one in tried("vae_decoder", replace(AROUND, side=512)) if "tile" in one.options]
+    (tiled,) = [one for one in runnable("vae_decoder", replace(ENVIRONMENT, decoder_side=512)) if "tile" in one.options]
     assert tiled.options["tile"] == "256"
-    assert "smallest tile" in excluded("vae_decoder", replace(AROUND, side=48))["openvino f32, tile 24"]
+    assert "smallest tile" in excluded("vae_decoder", replace(ENVIRONMENT, decoder_side=48))["openvino f32, tile 24"]
 
 
 def test_there_is_nothing_to_offload_to_on_a_processor() -> None:
-    assert "the very memory" in excluded("unet", AROUND)["torch f32, attention sdpa, offload cpu"]
+    assert "the very memory" in excluded("unet", ENVIRONMENT)["torch f32, attention sdpa, offload cpu"]
 
 
 GPU = Gpu("NVIDIA H200", 141 << 30, "9.0")
 
 
-def on_gpu(around: Surroundings, component: str = "unet") -> dict[str, str]:
+def on_gpu(environment: Environment, component: str = "unet") -> dict[str, str]:
     """Of everything that runs on a GPU, why it is not tried; empty where it is."""
-    planned = plan(component, around)
+    planned = plan_candidates(component, environment)
     found = {one.candidate.name: one.reason for one in planned if isinstance(one, Trial) and one.candidate.is_on_gpu}
     return found | {one.name: "" for one in planned if isinstance(one, Candidate) and one.is_on_gpu}
 
 
 def test_without_a_gpu_everything_for_one_has_a_row_with_the_reason() -> None:
-    reasons = on_gpu(AROUND)
+    reasons = on_gpu(ENVIRONMENT)
     assert len(reasons) > 20
     for name, reason in reasons.items():
         missing = "tensorrt is not ready: not installed; pip install tensorrt"
@@ -128,21 +134,21 @@ def test_without_a_gpu_everything_for_one_has_a_row_with_the_reason() -> None:
         "provider cuda",
     ):
         assert any(option in name for name in reasons)
-    (first,) = on_gpu(AROUND, "text_encoder")
+    (first,) = on_gpu(ENVIRONMENT, "text_encoder")
     assert first == "torch f32, f16, attention sdpa, device cuda, graphs cuda, shapes static"
 
 
 @pytest.mark.usefixtures("every_package")
 def test_with_a_gpu_what_its_builds_can_do_is_tried_and_before_the_processor() -> None:
     backends = {
-        **AROUND.backends,
+        **ENVIRONMENT.backends,
         "torch": replace(status("torch", "f32", "bf16"), devices=("cpu", "cuda:0")),
         "onnxruntime": replace(status("onnxruntime", "f32"), devices=("Tensorrt", "CUDA", "CPU")),
         "tensorrt": replace(status("tensorrt", "auto"), devices=("cuda:0",)),
         "tensorrt-rtx": replace(status("tensorrt-rtx", "auto"), devices=("cuda:0",)),
     }
-    around = replace(AROUND, backends=backends, machine=replace(AROUND.machine, gpus=(GPU,)))
-    names = [one.name for one in tried("unet", around)]
+    around = replace(ENVIRONMENT, backends=backends, machine=replace(ENVIRONMENT.machine, gpus=(GPU,)))
+    names = [one.name for one in runnable("unet", around)]
     assert names[1] == "torch f32, f16, attention sdpa, device cuda, graphs cuda, shapes static"
     assert [name for name in names[1:] if "cuda" in name or "provider" in name] == names[1 : 1 + len(on_gpu(around))]
     assert set(on_gpu(around).values()) == {""}
@@ -151,36 +157,36 @@ def test_with_a_gpu_what_its_builds_can_do_is_tried_and_before_the_processor() -
 def test_what_is_recorded_or_built_is_for_a_few_sizes_of_batches() -> None:
     """See `models.buckets`: where sizes came as they may, each new one would be recorded or built while others wait."""
     for component in ("unet", "vae_decoder", "text_encoder"):
-        for name in on_gpu(AROUND, component):
+        for name in on_gpu(ENVIRONMENT, component):
             assert "shapes static" in name or not ("graphs" in name or "tensorrt " in name.partition(",")[0])
 
 
 def test_engines_take_what_a_graphs_axes_may_have() -> None:
-    around = replace(AROUND, ranges="rows=1-8,height=32-64")
+    around = replace(ENVIRONMENT, axis_ranges="rows=1-8,height=32-64")
     names = [name for name in on_gpu(around, "network") if name.startswith("tensorrt")]
     assert names and all("axes rows=1-8,height=32-64" in name and "graphs" not in name for name in names)
 
 
 def test_sizes_of_batches_are_every_static_unets_and_one_engines() -> None:
-    around = replace(AROUND, rows=(1, 2, 8))
+    around = replace(ENVIRONMENT, rows=(1, 2, 8))
     options = {
         one.name: one.options
-        for planned in plan("unet", around)
+        for planned in plan_candidates("unet", around)
         for one in [planned.candidate if isinstance(planned, Trial) else planned]
     }
     for name, told in options.items():
         assert (told.get("rows") == "1,2,8") == (told.get("shapes") == "static")
         assert (told.get("batches") == "together") == name.startswith("tensorrt")
     engine = next(one for one in options.values() if "batches" in one)
-    component = component_of(Candidate("unet", "tensorrt", "f16", "auto", engine), "unet.onnx", "")
+    component = candidate_component(Candidate("unet", "tensorrt", "f16", "auto", engine), "unet.onnx", "")
     assert component.rows == (1, 2, 8) and component.settings["batches"] == "together" and component.static
     assert not any("rows" in name for name in on_gpu(around, "vae_decoder"))
 
 
 def test_a_decoder_on_a_gpu_may_see_a_part_of_a_picture_at_once() -> None:
-    tiled = [name for name in on_gpu(replace(AROUND, side=512), "vae_decoder") if "tile 256" in name]
+    tiled = [name for name in on_gpu(replace(ENVIRONMENT, decoder_side=512), "vae_decoder") if "tile 256" in name]
     assert {name.partition(" ")[0] for name in tiled} == {"torch", "tensorrt"}
-    assert not [name for name in on_gpu(AROUND, "vae_decoder") if "tile" in name]
+    assert not [name for name in on_gpu(ENVIRONMENT, "vae_decoder") if "tile" in name]
 
 
 @pytest.fixture
@@ -190,8 +196,10 @@ def every_package(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("every_package")
 def test_fp8_is_left_out_where_the_chip_has_none() -> None:
-    backends = {**AROUND.backends, "torch": replace(status("torch", "f32"), devices=("cpu", "cuda:0"))}
-    old = replace(AROUND, backends=backends, machine=replace(AROUND.machine, gpus=(replace(GPU, capability="8.0"),)))
+    backends = {**ENVIRONMENT.backends, "torch": replace(status("torch", "f32"), devices=("cpu", "cuda:0"))}
+    old = replace(
+        ENVIRONMENT, backends=backends, machine=replace(ENVIRONMENT.machine, gpus=(replace(GPU, capability="8.0"),))
+    )
     reasons = {name: reason for name, reason in on_gpu(old).items() if "quantize" in name}
     assert [reason for name, reason in reasons.items() if "quantize int8" in name] == [""]
     (reason,) = (reason for name, reason in reasons.items() if "quantize fp8" in name)
@@ -202,7 +210,7 @@ def test_fp8_is_left_out_where_the_chip_has_none() -> None:
 
 
 def test_builds_that_know_no_gpu_are_told_apart_from_machines_that_have_none() -> None:
-    reasons = on_gpu(replace(AROUND, machine=replace(AROUND.machine, gpus=(GPU,))))
+    reasons = on_gpu(replace(ENVIRONMENT, machine=replace(ENVIRONMENT.machine, gpus=(GPU,))))
     assert "built without CUDA" in reasons["torch f32, f16, attention sdpa, device cuda"]
     assert "no provider tensorrt: pip install onnxruntime-gpu" in reasons["onnxruntime f16, provider tensorrt"]
 
@@ -210,19 +218,19 @@ def test_builds_that_know_no_gpu_are_told_apart_from_machines_that_have_none() -
 def test_a_slow_torch_on_the_processor_says_nothing_of_the_one_on_the_gpu() -> None:
     plain = Candidate("unet", "torch", options={"attention": "sdpa"})
     fast = Candidate("unet", "torch", "f32", "f16", {"device": "cuda", "attention": "sdpa"})
-    found = [trial("", 9.0, candidate=fast), trial("", 0.4, candidate=plain)]
-    assert outrun(Candidate("unet", "torch", options={"attention": "vanilla"}), found)
-    assert not outrun(replace(fast, options={**fast.options, "attention": "vanilla"}), found)
+    found = [make_trial("", 9.0, candidate=fast), make_trial("", 0.4, candidate=plain)]
+    assert dominated_reason(Candidate("unet", "torch", options={"attention": "vanilla"}), found)
+    assert not dominated_reason(replace(fast, options={**fast.options, "attention": "vanilla"}), found)
 
 
 def test_the_gpu_that_is_asked_for_is_the_one_that_is_tried_and_none_beside_the_processor() -> None:
     backends = {
-        **AROUND.backends,
+        **ENVIRONMENT.backends,
         "torch": replace(status("torch", "f32"), devices=("cpu", "cuda:0", "cuda:1")),
         "onnxruntime": replace(status("onnxruntime", "f32"), devices=("CUDA", "CPU")),
     }
-    around = replace(AROUND, backends=backends, machine=replace(AROUND.machine, gpus=(GPU, GPU)))
-    devices = {one.options.get("device") for one in tried("unet", replace(around, device="cuda:1"))}
+    around = replace(ENVIRONMENT, backends=backends, machine=replace(ENVIRONMENT.machine, gpus=(GPU, GPU)))
+    devices = {one.options.get("device") for one in runnable("unet", replace(around, device="cuda:1"))}
     assert devices == {None, "cuda:1"}
     second = on_gpu(replace(around, device="cuda:1"))
     assert second["onnxruntime f32, provider cuda"] == "onnxruntime runs on the first GPU here"

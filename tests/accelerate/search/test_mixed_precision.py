@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from stillhouse.accelerate.calibration.calibration_data import PROBES, Probe, write_probes
-from stillhouse.accelerate.evaluation.evaluate import Bench, Reference, attempt
-from stillhouse.accelerate.evaluation.latency import Effort
+from stillhouse.accelerate.calibration.calibration_data import PROBES_FILE, Probe, write_probes
+from stillhouse.accelerate.evaluation.evaluate import BaselineRun, EvaluationContext, evaluate
+from stillhouse.accelerate.evaluation.latency import TimingBudget
 from stillhouse.accelerate.records.candidate import NETWORK, Candidate
 from stillhouse.accelerate.records.report import Bounds
 from stillhouse.accelerate.records.trial import Trial
-from stillhouse.accelerate.search.mixed_precision import rescue
-from stillhouse.backends.graph_blocks import blocks
+from stillhouse.accelerate.search.mixed_precision import search_mixed_precision
+from stillhouse.backends.graph_blocks import list_blocks
 from stillhouse.measure.clock import Ratio
-from tests.accelerate.networks import FLOAT, INT64, Draft
-from tests.accelerate.trials import trial
+from tests.accelerate.networks import FLOAT, INT64, GraphBuilder
+from tests.accelerate.trials import make_trial
 
 WIDTH, ROWS, WORDS, LOUD = 32, 8, 50, 5000.0
 BOUND = 20.0
@@ -27,62 +27,62 @@ INT8 = Candidate(NETWORK, "onnxruntime", "int8-static")
 
 
 @dataclass
-class Opened:
+class OpenNetwork:
     """A network with its bench, the baseline's trial and its open process."""
 
-    bench: Bench
+    context: EvaluationContext
     baseline: Trial
-    reference: Reference
+    baseline_run: BaselineRun
 
-    def rescued(self, *trials: Trial, left: Callable[[], float] = lambda: 1.0) -> list[Trial]:
-        return list(rescue([self.baseline, *trials], self.bench, self.reference, left))
+    def search(self, *trials: Trial, left: Callable[[], float] = lambda: 1.0) -> list[Trial]:
+        return list(search_mixed_precision([self.baseline, *trials], self.context, self.baseline_run, left))
 
 
 def uneven(path: Path) -> Path:
     """Four layers; before the third one channel is thousands of times as loud as the others, and its weights quiet."""
-    net = Draft(7)
+    net = GraphBuilder(7)
     x = "x"
     for _ in range(2):
-        x = net.add("Relu", net.linear(x, WIDTH, WIDTH, gain=2**0.5))
+        x = net.add_node("Relu", net.linear(x, WIDTH, WIDTH, gain=2**0.5))
     loud = np.ones(WIDTH, np.float32)
     loud[0] = LOUD
-    weights = net.draw.standard_normal((WIDTH, WIDTH)) * (2 / WIDTH) ** 0.5 / loud[:, None]
-    x = net.add("Mul", x, net.constant(loud))
-    x = net.add("Relu", net.add("MatMul", x, net.constant(weights.astype(np.float32)), out="uneven"))
-    net.add("Add", net.add("MatMul", x, net.weight(WIDTH, WIDTH)), net.vector(WIDTH), out="y")
-    return net.write(path, [("x", ["n", WIDTH], FLOAT)], [("y", ["n", WIDTH], FLOAT)])
+    weights = net.rng.standard_normal((WIDTH, WIDTH)) * (2 / WIDTH) ** 0.5 / loud[:, None]
+    x = net.add_node("Mul", x, net.constant(loud))
+    x = net.add_node("Relu", net.add_node("MatMul", x, net.constant(weights.astype(np.float32)), out="uneven"))
+    net.add_node("Add", net.add_node("MatMul", x, net.weight(WIDTH, WIDTH)), net.vector(WIDTH), out="y")
+    return net.write_model(path, [("x", ["n", WIDTH], FLOAT)], [("y", ["n", WIDTH], FLOAT)])
 
 
 def plain(path: Path) -> Path:
     """One layer."""
-    net = Draft(8)
-    net.add("Add", net.add("MatMul", "x", net.weight(WIDTH, WIDTH)), net.vector(WIDTH), out="y")
-    return net.write(path, [("x", ["n", WIDTH], FLOAT)], [("y", ["n", WIDTH], FLOAT)])
+    net = GraphBuilder(8)
+    net.add_node("Add", net.add_node("MatMul", "x", net.weight(WIDTH, WIDTH)), net.vector(WIDTH), out="y")
+    return net.write_model(path, [("x", ["n", WIDTH], FLOAT)], [("y", ["n", WIDTH], FLOAT)])
 
 
 def table(path: Path) -> Path:
     """A table of words that halves cannot hold, which is no layer to be kept, and one layer behind it."""
-    net = Draft(9)
-    words = net.constant((1e6 * net.draw.standard_normal((WORDS, WIDTH))).astype(np.float32))
-    net.add("MatMul", net.add("Gather", words, "ids"), net.weight(WIDTH, WIDTH), out="y")
-    return net.write(path, [("ids", ["n"], INT64)], [("y", ["n", WIDTH], FLOAT)])
+    net = GraphBuilder(9)
+    words = net.constant((1e6 * net.rng.standard_normal((WORDS, WIDTH))).astype(np.float32))
+    net.add_node("MatMul", net.add_node("Gather", words, "ids"), net.weight(WIDTH, WIDTH), out="y")
+    return net.write_model(path, [("ids", ["n"], INT64)], [("y", ["n", WIDTH], FLOAT)])
 
 
-def opened(folder: Path, graph: Path, feeds: list[dict[str, NDArray[Any]]], bounds: Bounds) -> Opened:
-    write_probes(folder / PROBES, [Probe(f"input {number}", one) for number, one in enumerate(feeds)])
-    bench = Bench(
+def open_network(folder: Path, graph: Path, feeds: list[dict[str, NDArray[Any]]], bounds: Bounds) -> OpenNetwork:
+    write_probes(folder / PROBES_FILE, [Probe(f"input {number}", one) for number, one in enumerate(feeds)])
+    bench = EvaluationContext(
         folder=folder / "trials",
         root=folder,
         graph=graph,
-        probes=folder / PROBES,
+        probes=folder / PROBES_FILE,
         bounds=bounds,
         rows=ROWS,
-        limit=120.0,
-        effort=Effort(least=2, most=2),
+        timeout=120.0,
+        timing_budget=TimingBudget(min_rounds=2, max_rounds=2),
     )
-    baseline, reference = attempt(Candidate(NETWORK, "onnxruntime"), bench, None)
+    baseline, reference = evaluate(Candidate(NETWORK, "onnxruntime"), bench, None)
     assert reference, baseline.reason
-    return Opened(bench, baseline, reference)
+    return OpenNetwork(bench, baseline, reference)
 
 
 def floats() -> list[dict[str, NDArray[Any]]]:
@@ -91,35 +91,35 @@ def floats() -> list[dict[str, NDArray[Any]]]:
 
 
 @pytest.fixture(scope="module")
-def spoilt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Opened]:
+def spoilt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenNetwork]:
     folder = tmp_path_factory.mktemp("bisect")
-    network = opened(folder, uneven(folder / "model.onnx"), floats(), Bounds(min_sqnr=BOUND))
+    network = open_network(folder, uneven(folder / "model.onnx"), floats(), Bounds(min_sqnr=BOUND))
     yield network
-    network.reference.subject.kill()
+    network.baseline_run.process.kill()
 
 
 @pytest.fixture(scope="module")
-def rejected(spoilt: Opened) -> Trial:
+def rejected(spoilt: OpenNetwork) -> Trial:
     """Of int8 as it was really measured, but for its ratio: here it is always worth to be rescued."""
-    tried, _ = attempt(INT8, spoilt.bench, spoilt.reference)
+    tried, _ = evaluate(INT8, spoilt.context, spoilt.baseline_run)
     assert tried.status == "rejected" and "below the bound" in tried.reason
     return replace(tried, ratio=Ratio(5.0, 4.9, 5.1))
 
 
-def test_the_part_that_spoils_it_is_kept_and_nothing_else(spoilt: Opened, rejected: Trial) -> None:
-    (rescued,) = spoilt.rescued(rejected)
-    nodes = [name for block in blocks(spoilt.bench.graph) for name in block.nodes]
+def test_the_part_that_spoils_it_is_kept_and_nothing_else(spoilt: OpenNetwork, rejected: Trial) -> None:
+    (rescued,) = spoilt.search(rejected)
+    nodes = [name for block in list_blocks(spoilt.context.graph) for name in block.nodes]
     assert rescued.status == "accepted"
-    assert rescued.worst and rescued.worst.sqnr >= BOUND
+    assert rescued.worst_fidelity and rescued.worst_fidelity.sqnr >= BOUND
     assert rescued.candidate == replace(INT8, keep=rescued.candidate.keep)
     assert len(nodes) == 4 and rescued.candidate.keep == (nodes[2],)
-    assert rescued.artefact and (spoilt.bench.root / rescued.artefact).is_dir()
+    assert rescued.artifact and (spoilt.context.root / rescued.artifact).is_dir()
     assert rescued.ratio and rescued.ratio != rejected.ratio
 
 
-def test_what_is_kept_is_looked_for_once_for_a_recipe(spoilt: Opened, rejected: Trial) -> None:
+def test_what_is_kept_is_looked_for_once_for_a_recipe(spoilt: OpenNetwork, rejected: Trial) -> None:
     before = replace(rejected, candidate=replace(INT8, keep=("some node",)))
-    assert spoilt.rescued(rejected, before, left=never) == []
+    assert spoilt.search(rejected, before, left=never) == []
 
 
 def never() -> float:
@@ -138,36 +138,36 @@ def never() -> float:
     ids=["accepted", "int8-dynamic", "uint8-dynamic", "f32", "slow"],
 )
 def test_what_is_not_worth_it_or_errs_otherwise_is_left_alone(
-    spoilt: Opened, rejected: Trial, other: dict[str, Any]
+    spoilt: OpenNetwork, rejected: Trial, other: dict[str, Any]
 ) -> None:
-    assert spoilt.rescued(replace(rejected, **other), left=never) == []
+    assert spoilt.search(replace(rejected, **other), left=never) == []
 
 
-def test_what_took_too_much_memory_only_is_left_alone(spoilt: Opened) -> None:
-    large = replace(trial("", 5.0, status="rejected", candidate=INT8), peak_bytes=2 << 30)
-    bench = replace(spoilt.bench, bounds=Bounds(min_sqnr=BOUND, max_memory=1 << 30))
-    assert list(rescue([spoilt.baseline, large], bench, spoilt.reference, never)) == []
+def test_what_took_too_much_memory_only_is_left_alone(spoilt: OpenNetwork) -> None:
+    large = replace(make_trial("", 5.0, status="rejected", candidate=INT8), peak_bytes=2 << 30)
+    bench = replace(spoilt.context, bounds=Bounds(min_sqnr=BOUND, max_memory=1 << 30))
+    assert list(search_mixed_precision([spoilt.baseline, large], bench, spoilt.baseline_run, never)) == []
 
 
 @pytest.mark.parametrize("looks", [1, 2])
-def test_where_the_time_ends_the_rejected_trial_says_so(spoilt: Opened, rejected: Trial, looks: int) -> None:
+def test_where_the_time_ends_the_rejected_trial_says_so(spoilt: OpenNetwork, rejected: Trial, looks: int) -> None:
     seconds = iter([1.0] * looks + [0.0])
-    (same,) = spoilt.rescued(rejected, left=lambda: next(seconds))
+    (same,) = spoilt.search(rejected, left=lambda: next(seconds))
     assert same == replace(rejected, reason=same.reason)
     assert same.reason == f"{rejected.reason}; no blocks were found to be kept: the time budget ended first"
 
 
-def test_without_any_time_nothing_is_said_anew(spoilt: Opened, rejected: Trial) -> None:
-    assert spoilt.rescued(rejected, left=lambda: 0.0) == []
+def test_without_any_time_nothing_is_said_anew(spoilt: OpenNetwork, rejected: Trial) -> None:
+    assert spoilt.search(rejected, left=lambda: 0.0) == []
 
 
 def test_where_int8_of_nothing_is_left_the_rejected_trial_says_so(tmp_path: Path) -> None:
-    network = opened(tmp_path, plain(tmp_path / "model.onnx"), floats(), Bounds(min_sqnr=500.0))
-    too_strict = trial("", 5.0, sqnr=40.0, status="rejected", candidate=INT8, reason="below the bound")
+    network = open_network(tmp_path, plain(tmp_path / "model.onnx"), floats(), Bounds(min_sqnr=500.0))
+    too_strict = make_trial("", 5.0, sqnr=40.0, status="rejected", candidate=INT8, reason="below the bound")
     try:
-        (same,) = network.rescued(too_strict)
+        (same,) = network.search(too_strict)
     finally:
-        network.reference.subject.kill()
+        network.baseline_run.process.kill()
     assert (same.status, same.candidate) == ("rejected", INT8)
     assert same.reason.startswith("below the bound; no blocks were found to be kept: ")
     assert "has nothing to quantise" in same.reason
@@ -175,13 +175,13 @@ def test_where_int8_of_nothing_is_left_the_rejected_trial_says_so(tmp_path: Path
 
 def test_where_nothing_that_can_be_kept_helps_the_rejected_trial_says_so(tmp_path: Path) -> None:
     ids: list[dict[str, NDArray[Any]]] = [{"ids": np.arange(ROWS) + 9 * number} for number in range(4)]
-    network = opened(tmp_path, table(tmp_path / "model.onnx"), ids, Bounds(min_sqnr=BOUND))
+    network = open_network(tmp_path, table(tmp_path / "model.onnx"), ids, Bounds(min_sqnr=BOUND))
     half = Candidate(NETWORK, "onnxruntime", "f16")
     try:
-        tried, _ = attempt(half, network.bench, network.reference)
+        tried, _ = evaluate(half, network.context, network.baseline_run)
         assert tried.status == "rejected" and "NaN or infinite" in tried.reason
-        (same,) = network.rescued(replace(tried, ratio=Ratio(5.0, 4.9, 5.1)))
+        (same,) = network.search(replace(tried, ratio=Ratio(5.0, 4.9, 5.1)))
     finally:
-        network.reference.subject.kill()
+        network.baseline_run.process.kill()
     assert (same.status, same.candidate) == ("rejected", half)
     assert "no choice of 1 blocks to keep passes" in same.reason

@@ -5,58 +5,58 @@ from pathlib import Path
 
 import pytest
 
-from stillhouse.accelerate.evaluation.latency import Effort
+from stillhouse.accelerate.evaluation.latency import TimingBudget
 from stillhouse.accelerate.evaluation.task import read_task
-from stillhouse.accelerate.options import Asked
+from stillhouse.accelerate.options import AccelerateOptions
 from stillhouse.accelerate.records.candidate import PIPELINE, Candidate
 from stillhouse.accelerate.records.report import Bounds, Report
 from stillhouse.accelerate.records.trial import Trial
-from stillhouse.accelerate.search.pipeline_processes import CHOSEN, DEFAULT, PLAIN
-from stillhouse.accelerate.search.pipeline_search import sweep_walks
-from stillhouse.accelerate.selection.apply import apply, clear
-from stillhouse.accelerate.selection.choose import choose
-from stillhouse.accelerate.sweep import sweep
-from stillhouse.accelerate.views.write_reports import publish
-from stillhouse.accelerate.workspace import Target, original, original_manifest, settle
+from stillhouse.accelerate.search.pipeline_processes import BASELINE_PIPELINE, CHOSEN_PIPELINE, OPENVINO_PIPELINE
+from stillhouse.accelerate.search.pipeline_search import search_pipelines
+from stillhouse.accelerate.selection.apply import apply_choice, remove_leftovers
+from stillhouse.accelerate.selection.choose import choose_trials
+from stillhouse.accelerate.sweep import run_sweep
+from stillhouse.accelerate.views.write_reports import write_reports
+from stillhouse.accelerate.workspace import Workspace, original_components, original_manifest, prepare_workspace
 from stillhouse.core import ImageRequest
 from stillhouse.images.png import read_picture
 from stillhouse.measure.clock import Timing
 from stillhouse.pipelines.load import load
 from stillhouse.pipelines.manifest import read_manifest
-from tests.accelerate.trials import report, trial
+from tests.accelerate.trials import make_report, make_trial
 
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
     directory = tmp_path_factory.mktemp("whole") / "out"
-    asked = Asked(
-        engines=("onnxruntime", "openvino"),
+    asked = AccelerateOptions(
+        backends=("onnxruntime", "openvino"),
         recipes=("f32",),
         components=("unet",),
-        effort=Effort(least=5, most=5),
+        timing_budget=TimingBudget(min_rounds=5, max_rounds=5),
         budget=75.0,
     )
-    return directory, sweep(settle("shapes", directory), asked)
+    return directory, run_sweep(prepare_workspace("shapes", directory), asked)
 
 
 def test_the_plain_loops_are_measured_beside_the_chosen_networks(swept: tuple[Path, Report]) -> None:
     _, report = swept
-    measured = {trial.candidate.key: trial for trial in report.of(PIPELINE) if trial.ratio}
-    assert {PLAIN.key, CHOSEN.key} <= set(measured)
-    if DEFAULT.key in measured:  # it comes last, where time is left
-        pictures = measured[DEFAULT.key].pictures
+    measured = {trial.candidate.key: trial for trial in report.trials_of(PIPELINE) if trial.ratio}
+    assert {BASELINE_PIPELINE.key, CHOSEN_PIPELINE.key} <= set(measured)
+    if OPENVINO_PIPELINE.key in measured:  # it comes last, where time is left
+        pictures = measured[OPENVINO_PIPELINE.key].pictures
         assert pictures and pictures.psnr > 30
-    assert report.baselines[PIPELINE] == PLAIN.key
+    assert report.baselines[PIPELINE] == BASELINE_PIPELINE.key
 
 
 def test_every_way_to_walk_is_compared_with_the_plain_loop(swept: tuple[Path, Report]) -> None:
     _, report = swept
-    chosen = report.trial(PIPELINE, CHOSEN.key)
+    chosen = report.trial(PIPELINE, CHOSEN_PIPELINE.key)
     assert chosen.status == "accepted" and chosen.pictures
     is_other_engine = report.trial("unet", report.chosen["unet"]).candidate.backend != "onnxruntime"
     assert chosen.pictures.count >= 8 and (chosen.pictures.psnr < 99) == is_other_engine
     networks = {name: key for name, key in report.chosen.items() if name != PIPELINE}
-    assert report.drawn_with == networks
+    assert report.evaluated_with == networks
 
 
 def test_no_process_is_left_to_the_defaults_that_an_earlier_sweep_may_have_chosen(swept: tuple[Path, Report]) -> None:
@@ -70,12 +70,14 @@ def test_no_process_is_left_to_the_defaults_that_an_earlier_sweep_may_have_chose
 def test_networks_that_fail_together_are_not_chosen(swept: tuple[Path, Report]) -> None:
     _, report = swept
     blurred = [
-        replace(one, pictures=replace(one.pictures, psnr=20.0)) if one.pictures and one.candidate == CHOSEN else one
+        replace(one, pictures=replace(one.pictures, psnr=20.0))
+        if one.pictures and one.candidate == CHOSEN_PIPELINE
+        else one
         for one in report.trials
-        if one.candidate.recipe != "walk" or one.candidate == CHOSEN
+        if one.candidate.recipe != "sampling" or one.candidate == CHOSEN_PIPELINE
     ]
-    strict = choose(replace(report, trials=tuple(blurred)), "latency", report.bounds)
-    assert "20.0 dB is below" in strict.trial(PIPELINE, CHOSEN.key).reason
+    strict = choose_trials(replace(report, trials=tuple(blurred)), "latency", report.bounds)
+    assert "20.0 dB is below" in strict.trial(PIPELINE, CHOSEN_PIPELINE.key).reason
     assert not strict.chosen
 
 
@@ -91,19 +93,19 @@ def test_the_result_draws_and_is_sealed(swept: tuple[Path, Report]) -> None:
 
 def test_choosing_again_moves_the_manifest_and_back(swept: tuple[Path, Report]) -> None:
     directory, report = swept
-    strict = choose(report, "memory", Bounds())
-    apply(directory, strict)
-    least = min(one.peak_bytes for one in report.of("unet") if one.status == "accepted" and one.peak_bytes)
+    strict = choose_trials(report, "memory", Bounds())
+    apply_choice(directory, strict)
+    least = min(one.peak_bytes for one in report.trials_of("unet") if one.status == "accepted" and one.peak_bytes)
     assert strict.trial("unet", strict.chosen["unet"]).peak_bytes == least
     read_manifest(directory, verify=True)
-    apply(directory, report)
-    assert read_manifest(directory).components["text_encoder"] == original(directory)["text_encoder"]
+    apply_choice(directory, report)
+    assert read_manifest(directory).components["text_encoder"] == original_components(directory)["text_encoder"]
 
 
 def test_what_is_shown_lies_beside_the_report(swept: tuple[Path, Report]) -> None:
     directory, report = swept
-    publish(directory, report)
-    clear(directory, report)
+    write_reports(directory, report)
+    remove_leftovers(directory, report)
     assert (directory / "report.html").stat().st_size > 10_000
     assert (directory / "summary.xlsx").is_file()
     shown = [file for trial in report.trials if trial.pictures for file in trial.pictures.files]
@@ -112,38 +114,38 @@ def test_what_is_shown_lies_beside_the_report(swept: tuple[Path, Report]) -> Non
 
 
 @dataclass(slots=True)
-class Slow:
+class SlowSweep:
     """A sweep of a U-Net that takes ten seconds a row."""
 
-    target: Target
+    workspace: Workspace
     report: Report
     added: list[Trial] = field(default_factory=list)
     requests: tuple[ImageRequest, ...] = ()
     students: tuple[str, ...] = ("shapes-3",)
     threads: int | None = None
-    memory: int | None = None
-    limit: float = 60.0
+    memory_limit: int | None = None
+    timeout: float = 60.0
 
-    def add(self, trial: Trial) -> None:
+    def add_trial(self, trial: Trial) -> None:
         self.added.append(trial)
 
-    def tell(self, what: str, done: float, total: float) -> None:
+    def on_progress(self, what: str, done: float, total: float) -> None:
         raise AssertionError("nothing is to be drawn")
 
-    def known(self, candidate: Candidate) -> Trial | None:
+    def find_trial(self, candidate: Candidate) -> Trial | None:
         return None
 
-    def left(self, share: float) -> float:
+    def seconds_left(self, share: float) -> float:
         return float("inf")
 
-    def chosen(self) -> Report:
+    def chosen_report(self) -> Report:
         return self.report
 
 
 def test_pictures_that_take_minutes_are_not_drawn_by_the_hundred(tmp_path: Path) -> None:
-    slow = trial("onnxruntime", seconds=Timing(20.0, 20.0, 20.0, 3), rows=2)
-    sweep = Slow(settle("shapes", tmp_path / "out"), report(slow))
-    sweep_walks(sweep)
+    slow = make_trial("onnxruntime", seconds=Timing(20.0, 20.0, 20.0, 3), rows=2)
+    sweep = SlowSweep(prepare_workspace("shapes", tmp_path / "out"), make_report(slow))
+    search_pipelines(sweep)
     steps = 35 * 2 * 10 / 60  # guided steps, rows of each, seconds of a row
     assert sweep.added and {one.status for one in sweep.added} == {"skipped"}
     assert all(f"one picture takes {steps:.0f} min" in one.reason for one in sweep.added)

@@ -8,95 +8,97 @@ from hypothesis import strategies as st
 
 from stillhouse.accelerate.records.candidate import PIPELINE, Candidate
 from stillhouse.accelerate.records.report import GOALS, Bounds, Goal
-from stillhouse.accelerate.records.trial import Pictures, Trial
-from stillhouse.accelerate.search.sampling_variants import walk
-from stillhouse.accelerate.selection.choose import best_of, choose, decide, front
+from stillhouse.accelerate.records.trial import PictureFidelity, Trial
+from stillhouse.accelerate.search.sampling_variants import variant_candidate
+from stillhouse.accelerate.selection.choose import best_trial, choose_trials, judge_trials, pareto_front
 from stillhouse.measure.fidelity import Fidelity
-from tests.accelerate.trials import report, trial
+from tests.accelerate.trials import make_report, make_trial
 
 RATIOS = st.floats(0.1, 20)
 QUALITIES = st.floats(-10, 120)
 MEMORIES = st.integers(1, 1 << 34)
 TRIALS = st.lists(st.tuples(RATIOS, QUALITIES, MEMORIES), min_size=1, max_size=12).map(
-    lambda rows: [trial(f"b{i}", ratio, sqnr, peak_bytes=peak) for i, (ratio, sqnr, peak) in enumerate(rows)]
+    lambda rows: [make_trial(f"b{i}", ratio, sqnr, peak_bytes=peak) for i, (ratio, sqnr, peak) in enumerate(rows)]
 )
 
 
 def test_the_fastest_that_keeps_its_bounds_is_chosen() -> None:
-    found = report(trial("slow", 1.0, 90), trial("fast", 3.0, 30), trial("wild", 9.0, 5))
-    chosen = choose(found, "latency", Bounds(min_sqnr=20))
+    found = make_report(make_trial("slow", 1.0, 90), make_trial("fast", 3.0, 30), make_trial("wild", 9.0, 5))
+    chosen = choose_trials(found, "latency", Bounds(min_sqnr=20))
     assert chosen.chosen == {"unet": Candidate("unet", "fast").key}
     assert chosen.trial("unet", Candidate("unet", "wild").key).status == "rejected"
     assert "5.0 dB is below the bound of 20.0" in chosen.trial("unet", Candidate("unet", "wild").key).reason
 
 
 def test_looser_bounds_accept_again_what_was_rejected() -> None:
-    strict = choose(report(trial("slow"), trial("wild", 9.0, 5)), "latency", Bounds(min_sqnr=20))
-    loose = choose(strict, "latency", Bounds(min_sqnr=0))
+    strict = choose_trials(make_report(make_trial("slow"), make_trial("wild", 9.0, 5)), "latency", Bounds(min_sqnr=20))
+    loose = choose_trials(strict, "latency", Bounds(min_sqnr=0))
     assert loose.chosen == {"unet": Candidate("unet", "wild").key}
 
 
 @pytest.mark.parametrize(("count", "status"), [(24, "skipped"), (64, "skipped"), (128, "accepted")])
 def test_few_pictures_can_reject_a_way_to_walk_and_looser_bounds_cannot_make_them_many(count: int, status: str) -> None:
-    pictures = Pictures(count, 40.0, 30.0, 0.99, score=0.8, baseline_score=0.9, score_gain=(-0.1, -0.2, 0.0))
-    bold = trial("bold", 9.0, candidate=walk({"steps": "4"}), pictures=pictures)
-    (strict,) = decide([bold], Bounds(max_score_drop=1.0))
+    pictures = PictureFidelity(count, 40.0, 30.0, 0.99, score=0.8, baseline_score=0.9, score_gain=(-0.1, -0.2, 0.0))
+    bold = make_trial("bold", 9.0, candidate=variant_candidate({"steps": "4"}), pictures=pictures)
+    (strict,) = judge_trials([bold], Bounds(max_score_drop=1.0))
     assert strict.status == "rejected"
-    (loose,) = decide([strict], Bounds(max_score_drop=20.0))
+    (loose,) = judge_trials([strict], Bounds(max_score_drop=20.0))
     assert loose.status == status
 
 
 @pytest.mark.parametrize("status", ["failed", "excluded", "skipped"])
 def test_what_did_not_run_is_never_chosen(status: str) -> None:
     gone = Trial(Candidate("unet", "gone"), status, "it does not work here")  # type: ignore[arg-type]
-    decided = choose(report(gone, trial("slow")), "latency", Bounds())
+    decided = choose_trials(make_report(gone, make_trial("slow")), "latency", Bounds())
     assert decided.chosen == {"unet": Candidate("unet", "slow").key}
     assert decided.trials[0] == gone
 
 
 def test_numbers_that_are_not_finite_are_rejected_whatever_the_bounds() -> None:
-    broken = replace(trial("broken", 9.0), fidelity={"noise 0.1": Fidelity(200.0, 1.0, 0.0, 0.0, nonfinite=1)})
-    (decided,) = decide([broken], Bounds())
+    broken = replace(make_trial("broken", 9.0), fidelity={"noise 0.1": Fidelity(200.0, 1.0, 0.0, 0.0, nonfinite=1)})
+    (decided,) = judge_trials([broken], Bounds())
     assert (decided.status, "NaN" in decided.reason) == ("rejected", True)
 
 
 def test_a_memory_bound_is_kept() -> None:
-    found = report(trial("big", 9.0, peak_bytes=8 << 30), trial("small", 2.0, peak_bytes=1 << 30))
-    assert choose(found, "latency", Bounds(max_memory=4 << 30)).chosen == {"unet": Candidate("unet", "small").key}
+    found = make_report(make_trial("big", 9.0, peak_bytes=8 << 30), make_trial("small", 2.0, peak_bytes=1 << 30))
+    assert choose_trials(found, "latency", Bounds(max_memory=4 << 30)).chosen == {
+        "unet": Candidate("unet", "small").key
+    }
 
 
 def test_each_goal_has_its_own_winner() -> None:
-    quick = trial("quick", 4.0, peak_bytes=4 << 30, batch={"1": 0.25, "8": 0.2})
-    batched = trial("batched", 3.0, peak_bytes=5 << 30, batch={"1": 0.33, "8": 0.1})
-    small = trial("small", 1.0, peak_bytes=1 << 30, batch={"1": 1.0, "8": 1.0})
+    quick = make_trial("quick", 4.0, peak_bytes=4 << 30, batch={"1": 0.25, "8": 0.2})
+    batched = make_trial("batched", 3.0, peak_bytes=5 << 30, batch={"1": 0.33, "8": 0.1})
+    small = make_trial("small", 1.0, peak_bytes=1 << 30, batch={"1": 1.0, "8": 1.0})
     winners: dict[Goal, str] = {"latency": "quick", "throughput": "batched", "memory": "small", "cost": "batched"}
     for goal in GOALS:
-        chosen = choose(report(quick, batched, small), goal, Bounds())
+        chosen = choose_trials(make_report(quick, batched, small), goal, Bounds())
         assert chosen.chosen == {"unet": Candidate("unet", winners[goal]).key}, goal
 
 
 def test_the_plain_loop_is_no_choice_of_its_own() -> None:
-    loop = trial("", 5.0, candidate=Candidate(PIPELINE, "openvino", "loop"))
-    walk = trial("", 2.0, candidate=Candidate(PIPELINE, "stillhouse", "walk"))
-    assert choose(report(loop, walk), "latency", Bounds()).chosen == {PIPELINE: walk.candidate.key}
+    loop = make_trial("", 5.0, candidate=Candidate(PIPELINE, "openvino", "baseline"))
+    walk = make_trial("", 2.0, candidate=Candidate(PIPELINE, "stillhouse", "sampling"))
+    assert choose_trials(make_report(loop, walk), "latency", Bounds()).chosen == {PIPELINE: walk.candidate.key}
 
 
 def test_pictures_must_be_alike_and_where_an_oracle_reads_them_as_right() -> None:
-    alike = Pictures(192, 32.0, 28.0, 0.95, score=0.93, baseline_score=0.93, score_gain=(0.0, -0.02, 0.02))
+    alike = PictureFidelity(192, 32.0, 28.0, 0.95, score=0.93, baseline_score=0.93, score_gain=(0.0, -0.02, 0.02))
     others = replace(alike, psnr=12.0, ssim=0.4)
     worse = replace(alike, score=0.90, score_gain=(-0.03, -0.05, -0.01))
     bounds = Bounds(min_psnr=25, min_ssim=0.9, max_score_drop=1.0)
-    trials = [trial(name, pictures=one) for name, one in (("alike", alike), ("others", others), ("worse", worse))]
-    assert [one.status for one in decide(trials, bounds)] == ["accepted", "rejected", "rejected"]
+    trials = [make_trial(name, pictures=one) for name, one in (("alike", alike), ("others", others), ("worse", worse))]
+    assert [one.status for one in judge_trials(trials, bounds)] == ["accepted", "rejected", "rejected"]
 
 
 @given(TRIALS)
 def test_nothing_on_the_front_is_beaten_and_everything_off_it_is(trials: list[Trial]) -> None:
     def merits(one: Trial) -> tuple[float, float, float]:
-        assert one.ratio is not None and one.worst is not None and one.peak_bytes is not None
-        return one.ratio.value, one.worst.sqnr, -one.peak_bytes
+        assert one.ratio is not None and one.worst_fidelity is not None and one.peak_bytes is not None
+        return one.ratio.value, one.worst_fidelity.sqnr, -one.peak_bytes
 
-    kept = front(trials)
+    kept = pareto_front(trials)
     for one in trials:
         beaten = any(
             merits(other) != merits(one) and all(a >= b for a, b in zip(merits(other), merits(one), strict=True))
@@ -107,17 +109,17 @@ def test_nothing_on_the_front_is_beaten_and_everything_off_it_is(trials: list[Tr
 
 @given(TRIALS, st.floats(-10, 120))
 def test_the_choice_keeps_its_bound_and_no_accepted_one_is_faster(trials: list[Trial], least: float) -> None:
-    decided = choose(report(*trials), "latency", Bounds(min_sqnr=least))
+    decided = choose_trials(make_report(*trials), "latency", Bounds(min_sqnr=least))
     accepted = [one for one in decided.trials if one.status == "accepted"]
-    best = best_of(accepted, "latency")
+    best = best_trial(accepted, "latency")
     if best is None:
         assert not decided.chosen
         return
-    assert best.worst is not None and best.worst.sqnr >= least
+    assert best.worst_fidelity is not None and best.worst_fidelity.sqnr >= least
     assert best.ratio
     assert all(0.97 * one.ratio.value <= best.ratio.value for one in accepted if one.ratio)
 
 
 def test_of_two_that_no_race_can_tell_apart_the_better_is_chosen() -> None:
-    even = report(trial("rough", 2.00, 21), trial("exact", 1.96, 119), trial("slower", 1.90, 999))
-    assert choose(even, "latency", Bounds()).chosen == {"unet": Candidate("unet", "exact").key}
+    even = make_report(make_trial("rough", 2.00, 21), make_trial("exact", 1.96, 119), make_trial("slower", 1.90, 999))
+    assert choose_trials(even, "latency", Bounds()).chosen == {"unet": Candidate("unet", "exact").key}

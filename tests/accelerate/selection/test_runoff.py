@@ -8,12 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillhouse.accelerate.evaluation.latency import Effort
+from stillhouse.accelerate.evaluation.latency import TimingBudget
 from stillhouse.accelerate.records.trial import Status, Trial
-from stillhouse.accelerate.selection.choose import best_of
-from stillhouse.accelerate.selection.runoff import BASELINE, FINAL, MOST, contest, finalists, finals
+from stillhouse.accelerate.selection.choose import best_trial
+from stillhouse.accelerate.selection.runoff import (
+    BASELINE_KEY,
+    FINAL_BUDGET,
+    MAX_FINALISTS,
+    repeat_finals,
+    select_finalists,
+    time_rounds,
+)
 from stillhouse.measure.clock import Ratio
-from tests.accelerate.trials import trial
+from tests.accelerate.trials import make_trial
 
 STATUSES: tuple[Status, ...] = ("accepted", "rejected", "failed", "excluded", "skipped")
 MIB = 1 << 20
@@ -25,7 +32,7 @@ def measured(draw: st.DrawFn) -> list[Trial]:
     made = []
     for number in range(draw(st.integers(0, 8))):
         ratio, spread = draw(st.floats(0.8, 1.6)), draw(st.floats(0.0, 0.2))
-        one = trial(
+        one = make_trial(
             f"engine {number}",
             sqnr=draw(st.floats(20, 99)),
             status=draw(st.sampled_from((*STATUSES, "accepted", "accepted"))),
@@ -43,7 +50,7 @@ def value(one: Trial) -> float:
 
 def reaching(trials: list[Trial]) -> list[Trial]:
     """The accepted ones whose intervals end no lower than the fastest one's begins, or within a twentieth of it."""
-    best = best_of(trials, "latency")
+    best = best_trial(trials, "latency")
     if best is None or best.ratio is None:
         return []
     least = min(best.ratio.low, 0.95 * best.ratio.value)
@@ -56,11 +63,11 @@ def together(trials: list[Trial]) -> int:
 
 @given(trials=measured(), memory=st.none() | st.integers(-100, 1500))
 def test_finalists_are_accepted_near_the_fastest_and_few(trials: list[Trial], memory: int | None) -> None:
-    found = finalists(trials, memory)
+    found = select_finalists(trials, memory)
     near = reaching(trials)
     assert bool(found) == any(one.status == "accepted" and one.ratio for one in trials)
     assert all(one in near for one in found)
-    assert len(found) <= MOST
+    assert len(found) <= MAX_FINALISTS
     assert memory is None or len(found) <= 1 or together(found) <= memory
     assert [value(one) for one in found] == sorted((value(one) for one in near), reverse=True)[: len(found)]
 
@@ -69,9 +76,9 @@ def test_finalists_are_accepted_near_the_fastest_and_few(trials: list[Trial], me
 def test_who_may_be_the_fastest_is_left_out_only_for_the_number_or_the_memory(
     trials: list[Trial], memory: int | None
 ) -> None:
-    found = finalists(trials, memory)
+    found = select_finalists(trials, memory)
     out = [one for one in reaching(trials) if one not in found]
-    if out and len(found) < MOST:
+    if out and len(found) < MAX_FINALISTS:
         assert memory is not None
         assert together([*found, max(out, key=value)]) > memory
 
@@ -90,15 +97,15 @@ def test_who_may_be_the_fastest_is_left_out_only_for_the_number_or_the_memory(
 def test_the_slowest_give_way_where_memory_is_short(memory: int | None, names: list[str]) -> None:
     peaks = {"third": 300, "first": 100, "fifth": 1, "fourth": 1, "second": 200}
     speeds = {"first": 1.5, "second": 1.48, "third": 1.46, "fourth": 1.45, "fifth": 1.44}
-    trials = [trial(name, speeds[name], peak_bytes=peak * MIB) for name, peak in peaks.items()]
-    assert [one.candidate.backend for one in finalists(trials, memory)] == names
+    trials = [make_trial(name, speeds[name], peak_bytes=peak * MIB) for name, peak in peaks.items()]
+    assert [one.candidate.backend for one in select_finalists(trials, memory)] == names
 
 
 def test_who_is_clearly_slower_or_not_accepted_is_no_finalist() -> None:
-    near, far = trial("near", 1.9), trial("far", 1.5)
-    faster = [trial(status, 5.0, status=status) for status in STATUSES if status != "accepted"]
-    assert finalists([far, *faster, near, trial("fast", 2.0)]) == [trial("fast", 2.0), near]
-    assert finalists(faster) == []
+    near, far = make_trial("near", 1.9), make_trial("far", 1.5)
+    faster = [make_trial(status, 5.0, status=status) for status in STATUSES if status != "accepted"]
+    assert select_finalists([far, *faster, near, make_trial("fast", 2.0)]) == [make_trial("fast", 2.0), near]
+    assert select_finalists(faster) == []
 
 
 def compared(truth: dict[str, float], contests: list[list[str]]) -> Callable[[Sequence[Trial]], dict[str, list[float]]]:
@@ -107,7 +114,7 @@ def compared(truth: dict[str, float], contests: list[list[str]]) -> Callable[[Se
     def compare(near: Sequence[Trial]) -> dict[str, list[float]]:
         contests.append([one.candidate.backend for one in near])
         told = {one.candidate.key: [1 / truth[one.candidate.backend]] * 3 for one in near}
-        return {BASELINE: [1.0] * 3, **told}
+        return {BASELINE_KEY: [1.0] * 3, **told}
 
     return compare
 
@@ -116,7 +123,7 @@ def test_who_leads_because_the_finalists_fell_back_has_a_final_too() -> None:
     seen = {"lucky": 2.2, "b": 2.15, "c": 2.14, "d": 2.13, "fifth": 2.05}
     truth = {"lucky": 1.7, "b": 1.9, "c": 2.0, "d": 1.95, "fifth": 1.8}
     contests: list[list[str]] = []
-    timed = finals([trial(name, ratio) for name, ratio in seen.items()], compared(truth, contests))
+    timed = repeat_finals([make_trial(name, ratio) for name, ratio in seen.items()], compared(truth, contests))
     assert contests == [["lucky", "b", "c", "d"], ["fifth", "c", "d"]]
     assert {one.candidate.backend: round(value(one), 9) for one in timed} == truth
     assert max(timed, key=value).candidate.backend == "c"
@@ -125,15 +132,17 @@ def test_who_leads_because_the_finalists_fell_back_has_a_final_too() -> None:
 def test_one_final_is_enough_where_its_winner_leads_everyone() -> None:
     seen = {"a": 2.2, "b": 2.1, "slow": 1.2}
     contests: list[list[str]] = []
-    timed = finals([trial(name, ratio) for name, ratio in seen.items()], compared({"a": 2.0, "b": 1.5}, contests))
+    timed = repeat_finals(
+        [make_trial(name, ratio) for name, ratio in seen.items()], compared({"a": 2.0, "b": 1.5}, contests)
+    )
     assert contests == [["a", "b"]]
     assert [round(value(one), 9) for one in timed] == [2.0, 1.5]
 
 
 def test_nothing_to_decide_means_no_final() -> None:
     contests: list[list[str]] = []
-    assert finals([trial("a", 2.0), trial("slow", 1.0)], compared({}, contests)) == []
-    assert finals([], compared({}, contests)) == []
+    assert repeat_finals([make_trial("a", 2.0), make_trial("slow", 1.0)], compared({}, contests)) == []
+    assert repeat_finals([], compared({}, contests)) == []
     assert contests == []
 
 
@@ -145,7 +154,7 @@ def test_without_time_for_another_final_the_first_one_counts() -> None:
         return {} if contests else first(near)
 
     seen = {"lucky": 2.2, "b": 2.15, "c": 2.14, "d": 2.13, "fifth": 2.05}
-    timed = finals([trial(name, ratio) for name, ratio in seen.items()], compare)
+    timed = repeat_finals([make_trial(name, ratio) for name, ratio in seen.items()], compare)
     assert {one.candidate.backend for one in timed} == {"lucky", "b", "c", "d"}
 
 
@@ -154,9 +163,9 @@ def test_who_could_not_be_opened_is_not_tried_again() -> None:
 
     def compare(near: Sequence[Trial]) -> dict[str, list[float]]:
         contests.append([one.candidate.backend for one in near])
-        return {BASELINE: [1.0], **{one.candidate.key: [0.5] for one in near if one.candidate.backend != "gone"}}
+        return {BASELINE_KEY: [1.0], **{one.candidate.key: [0.5] for one in near if one.candidate.backend != "gone"}}
 
-    timed = finals([trial("gone", 2.2), trial("a", 2.1)], compare)
+    timed = repeat_finals([make_trial("gone", 2.2), make_trial("a", 2.1)], compare)
     assert contests == [["gone", "a"]]
     assert [one.candidate.backend for one in timed] == ["a"]
 
@@ -192,16 +201,22 @@ class Clock:
 
 def test_a_contest_ends_as_soon_as_the_fastest_is_known() -> None:
     clock = Clock()
-    laps = {name: clock.lap(name, partial(steadily, s)) for name, s in {BASELINE: 2.0, "one": 1.0, "two": 1.5}.items()}
-    seconds = contest(laps, FINAL, clock)
-    assert seconds == {BASELINE: [2.0] * FINAL.least, "one": [1.0] * FINAL.least, "two": [1.5] * FINAL.least}
+    laps = {
+        name: clock.lap(name, partial(steadily, s)) for name, s in {BASELINE_KEY: 2.0, "one": 1.0, "two": 1.5}.items()
+    }
+    seconds = time_rounds(laps, FINAL_BUDGET, clock)
+    assert seconds == {
+        BASELINE_KEY: [2.0] * FINAL_BUDGET.min_rounds,
+        "one": [1.0] * FINAL_BUDGET.min_rounds,
+        "two": [1.5] * FINAL_BUDGET.min_rounds,
+    }
 
 
 def test_each_round_has_everyone_once_and_the_next_one_turns_round() -> None:
     clock = Clock()
-    laps = {name: clock.lap(name, lambda lap: 1.0) for name in (BASELINE, "one", "two")}
-    contest(laps, Effort(least=3, most=3, seconds=1000.0), clock)
-    there, back = [BASELINE, "one", "two"], ["two", "one", BASELINE]
+    laps = {name: clock.lap(name, lambda lap: 1.0) for name in (BASELINE_KEY, "one", "two")}
+    time_rounds(laps, TimingBudget(min_rounds=3, max_rounds=3, seconds=1000.0), clock)
+    there, back = [BASELINE_KEY, "one", "two"], ["two", "one", BASELINE_KEY]
     assert clock.order[6:] == [*there, *back, *there]
 
 
@@ -209,15 +224,15 @@ def test_each_round_has_everyone_once_and_the_next_one_turns_round() -> None:
 def test_it_goes_on_while_a_rival_may_be_faster_by_more_than_the_width(width: float, rounds: int) -> None:
     clock = Clock()
     laps = {
-        BASELINE: clock.lap(BASELINE, lambda lap: 2.0),
+        BASELINE_KEY: clock.lap(BASELINE_KEY, lambda lap: 2.0),
         "steady": clock.lap("steady", lambda lap: 1.0),
         "unsteady": clock.lap("unsteady", lambda lap: 1.1 if lap % 2 else 0.9),
     }
-    seconds = contest(laps, Effort(least=4, most=9, width=width, seconds=1000.0), clock)
+    seconds = time_rounds(laps, TimingBudget(min_rounds=4, max_rounds=9, interval_width=width, seconds=1000.0), clock)
     assert {len(taken) for taken in seconds.values()} == {rounds}
 
 
 def test_a_contest_that_is_late_still_has_three_rounds() -> None:
     clock = Clock()
-    laps = {name: clock.lap(name, lambda lap: 60.0 + lap) for name in (BASELINE, "one")}
-    assert len(contest(laps, replace(FINAL, seconds=1.0), clock)["one"]) == 3
+    laps = {name: clock.lap(name, lambda lap: 60.0 + lap) for name in (BASELINE_KEY, "one")}
+    assert len(time_rounds(laps, replace(FINAL_BUDGET, seconds=1.0), clock)["one"]) == 3

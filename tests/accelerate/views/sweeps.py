@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 
 from stillhouse.accelerate.records.candidate import Candidate
 from stillhouse.accelerate.records.report import Bounds, Report
-from stillhouse.accelerate.records.trial import Pictures, Status, Trial
+from stillhouse.accelerate.records.trial import PictureFidelity, Status, Trial
 from stillhouse.core import Picture
 from stillhouse.images.png import write_png
 from stillhouse.measure.clock import Ratio, Timing
@@ -21,11 +21,11 @@ HOSTILE = '=HYPERLINK("http://example.invalid/")'
 PROMPTS = ("a small red circle left of a big blue square", "two green triangles", 'a <b>bold</b> & "quoted" star')
 
 
-def timing(milliseconds: float) -> Timing:
+def example_timing(milliseconds: float) -> Timing:
     return Timing(milliseconds / 1e3, 1.17e-3 * milliseconds, 0.96e-3 * milliseconds, 30)
 
 
-def faithful(sqnr: float, mae: float = 0.01, nonfinite: int = 0) -> dict[str, Fidelity]:
+def example_fidelity(sqnr: float, mae: float = 0.01, nonfinite: int = 0) -> dict[str, Fidelity]:
     cosine = 1 - 10 ** (-sqnr / 10) / 2 if sqnr > 0 else 0.1
     return {
         f"noise {level}": Fidelity(sqnr + gain, cosine, mae, 9 * mae, nonfinite)
@@ -33,7 +33,7 @@ def faithful(sqnr: float, mae: float = 0.01, nonfinite: int = 0) -> dict[str, Fi
     }
 
 
-def trial(
+def example_trial(
     candidate: Candidate,
     status: Status = "accepted",
     reason: str = "",
@@ -41,7 +41,7 @@ def trial(
     base: float = 96.0,
     sqnr: float | None = None,
     peak: int = 400,
-    pictures: Pictures | None = None,
+    pictures: PictureFidelity | None = None,
 ) -> Trial:
     """A trial as a race leaves it, where it came that far."""
     raced = milliseconds is not None
@@ -53,9 +53,9 @@ def trial(
         reason,
         executed=None if sqnr is None else "int8" if "int8" in candidate.recipe else candidate.precision,
         census={"int8": 41, "f32": 189} if "int8" in candidate.recipe and sqnr is not None else {},
-        fidelity=faithful(sqnr) if sqnr is not None else {},
+        fidelity=example_fidelity(sqnr) if sqnr is not None else {},
         pictures=pictures,
-        seconds=timing(milliseconds) if milliseconds is not None else None,
+        seconds=example_timing(milliseconds) if milliseconds is not None else None,
         ratio=Ratio(speed, 0.93 * speed, 1.06 * speed) if raced else None,
         batch={count: (milliseconds or 0) * share / 1e3 for count, share in rows.items()} if raced else {},
         build_seconds=3.2 if status != "excluded" and candidate.recipe != "f32" else None,
@@ -63,70 +63,74 @@ def trial(
         first_seconds=0.2 if raced else None,
         peak_bytes=peak * MIB if raced else None,
         file_bytes=85 * MIB if raced else None,
-        artefact=f"artefacts/{candidate.component}/{candidate.key}" if candidate.recipe != "f32" else None,
+        artifact=f"artefacts/{candidate.component}/{candidate.key}" if candidate.recipe != "f32" else None,
         log=f"logs/{candidate.key}.txt" if status != "excluded" else None,
         reproduce=f"logs/{candidate.key}.py" if status != "excluded" else None,
     )
 
 
-def pictures(psnr: float, ssim: float, score: float | None = None, files: tuple[str, ...] = ()) -> Pictures:
-    return Pictures(48, psnr, psnr - 5, ssim, 0.1, score, None if score is None else 0.927, None, files)
+def example_picture_fidelity(
+    psnr: float, ssim: float, score: float | None = None, files: tuple[str, ...] = ()
+) -> PictureFidelity:
+    return PictureFidelity(48, psnr, psnr - 5, ssim, 0.1, score, None if score is None else 0.927, None, files)
 
 
-def unet() -> tuple[Trial, ...]:
+def unet_trials() -> tuple[Trial, ...]:
     def of(backend: str, recipe: str, precision: str = "f32", **options: str) -> Candidate:
         return Candidate("unet", backend, recipe, precision, options)
 
     ort, ov, torch = "onnxruntime", "openvino", "torch"
     return (
-        trial(of(ort, "f32"), milliseconds=96, sqnr=999, peak=610),
-        trial(of(ov, "f32"), milliseconds=44.3, sqnr=114.5, peak=540),
-        trial(of(ov, "f32", "bf16"), milliseconds=22.3, sqnr=37.1, peak=470),
-        trial(of(ov, "f32", "bf16", streams="2", shapes="static"), milliseconds=19.8, sqnr=37.1, peak=480),
-        trial(of(ov, "f16"), milliseconds=45.1, sqnr=61.2, peak=430),
-        trial(of(ort, "f16"), milliseconds=92, sqnr=59.9, peak=700),
-        trial(of(ort, "uint8-dynamic"), milliseconds=56.5, sqnr=25.2),
-        trial(
+        example_trial(of(ort, "f32"), milliseconds=96, sqnr=999, peak=610),
+        example_trial(of(ov, "f32"), milliseconds=44.3, sqnr=114.5, peak=540),
+        example_trial(of(ov, "f32", "bf16"), milliseconds=22.3, sqnr=37.1, peak=470),
+        example_trial(of(ov, "f32", "bf16", streams="2", shapes="static"), milliseconds=19.8, sqnr=37.1, peak=480),
+        example_trial(of(ov, "f16"), milliseconds=45.1, sqnr=61.2, peak=430),
+        example_trial(of(ort, "f16"), milliseconds=92, sqnr=59.9, peak=700),
+        example_trial(of(ort, "uint8-dynamic"), milliseconds=56.5, sqnr=25.2),
+        example_trial(
             of(ort, "int8-dynamic"),
             "rejected",
             "SQNR 9.7 dB is below 20 dB: ConvInteger rounds every row by itself",
             milliseconds=151,
             sqnr=9.7,
         ),
-        trial(
+        example_trial(
             of(ov, "int8-static"),
             "rejected",
             "SQNR 14.2 dB is below 20 dB; 4 blocks in f32 mend it, see the row that keeps them",
             milliseconds=12.8,
             sqnr=14.2,
         ),
-        trial(replace(of(ov, "int8-static"), keep=("down.0", "up.3", "mid", "conv_out")), milliseconds=20.4, sqnr=23.5),
-        trial(of(torch, "f32", attention="sdpa"), milliseconds=131, sqnr=121.0, peak=1900),
-        trial(
+        example_trial(
+            replace(of(ov, "int8-static"), keep=("down.0", "up.3", "mid", "conv_out")), milliseconds=20.4, sqnr=23.5
+        ),
+        example_trial(of(torch, "f32", attention="sdpa"), milliseconds=131, sqnr=121.0, peak=1900),
+        example_trial(
             of(torch, "f32", compile="true"),
             "failed",
             "torch compiles with a C++ compiler, and there is none: install g++",
         ),
-        trial(
+        example_trial(
             of(ov, "int4-weights"),
             "failed",
             "it was killed by signal 9 after it took 8.00 GiB: raise --max-memory or leave it out",
         ),
-        trial(of("tensorrt", "f16"), "excluded", "tensorrt is not installed: pip install tensorrt"),
-        trial(of(ov, "int8-weights"), "skipped", "the budget of 6 min ended before its turn: --budget 10m"),
+        example_trial(of("tensorrt", "f16"), "excluded", "tensorrt is not installed: pip install tensorrt"),
+        example_trial(of(ov, "int8-weights"), "skipped", "the budget of 6 min ended before its turn: --budget 10m"),
         replace(
-            trial(of(ort, "int8-static"), "rejected", "7 elements of the output are NaN"),
+            example_trial(of(ort, "int8-static"), "rejected", "7 elements of the output are NaN"),
             fidelity={"noise 0.9": Fidelity(-999.0, 0.0, 1.7e308, 1.7e308, 7)},
         ),
     )
 
 
-def decoder() -> tuple[Trial, ...]:
+def decoder_trials() -> tuple[Trial, ...]:
     base = Candidate("vae_decoder", "onnxruntime")
     return (
-        trial(base, milliseconds=18.2, base=18.2, sqnr=999),
-        trial(Candidate("vae_decoder", "openvino"), milliseconds=9.1, base=18.2, sqnr=118),
-        trial(
+        example_trial(base, milliseconds=18.2, base=18.2, sqnr=999),
+        example_trial(Candidate("vae_decoder", "openvino"), milliseconds=9.1, base=18.2, sqnr=118),
+        example_trial(
             Candidate("vae_decoder", "openvino", "f32", HOSTILE),
             "failed",
             f"{HOSTILE} <script>alert(1)</script> [red]no[/red]",
@@ -134,7 +138,7 @@ def decoder() -> tuple[Trial, ...]:
     )
 
 
-def walks(files: dict[str, tuple[str, ...]] | None = None) -> tuple[Trial, ...]:
+def pipeline_trials(files: dict[str, tuple[str, ...]] | None = None) -> tuple[Trial, ...]:
     files = files or {}
 
     def of(
@@ -147,10 +151,12 @@ def walks(files: dict[str, tuple[str, ...]] | None = None) -> tuple[Trial, ...]:
         score: float,
         **options: str,
     ) -> Trial:
-        candidate = Candidate("pipeline", "stillhouse", "walk", options=options)
-        seen = pictures(psnr, ssim, score, files.get(name, ()))
-        found = trial(candidate, status, reason, milliseconds, 3600.0, None, 720 if name == "plain" else 590, seen)
-        return replace(found, executed=None, build_seconds=None, open_seconds=None, artefact=None, file_bytes=None)
+        candidate = Candidate("pipeline", "stillhouse", "sampling", options=options)
+        seen = example_picture_fidelity(psnr, ssim, score, files.get(name, ()))
+        found = example_trial(
+            candidate, status, reason, milliseconds, 3600.0, None, 720 if name == "plain" else 590, seen
+        )
+        return replace(found, executed=None, build_seconds=None, open_seconds=None, artifact=None, file_bytes=None)
 
     return (
         of("plain", "accepted", "", 3600, 99, 1, 0.927, networks="baseline"),
@@ -171,10 +177,10 @@ def walks(files: dict[str, tuple[str, ...]] | None = None) -> tuple[Trial, ...]:
     )
 
 
-def report(directory: Path | None = None) -> Report:
+def pipeline_report(directory: Path | None = None) -> Report:
     """A whole sweep of the embedded pipeline; its pictures lie in `directory`, where one is given."""
-    files = drawn(directory) if directory else {}
-    trials = (*unet(), *decoder(), *walks(files))
+    files = write_example_pictures(directory) if directory else {}
+    trials = (*unet_trials(), *decoder_trials(), *pipeline_trials(files))
     return Report(
         source="shapes",
         goal="latency",
@@ -188,14 +194,14 @@ def report(directory: Path | None = None) -> Report:
         budget=360.0,
         baselines={
             "unet": trials[0].candidate.key,
-            "vae_decoder": decoder()[0].candidate.key,
-            "pipeline": walks()[0].candidate.key,
+            "vae_decoder": decoder_trials()[0].candidate.key,
+            "pipeline": pipeline_trials()[0].candidate.key,
         },
         trials=trials,
         chosen={
             "unet": trials[3].candidate.key,
-            "vae_decoder": decoder()[1].candidate.key,
-            "pipeline": walks()[2].candidate.key,
+            "vae_decoder": decoder_trials()[1].candidate.key,
+            "pipeline": pipeline_trials()[2].candidate.key,
         },
         probes={
             "unet": "4 prompts x 2 seeds at noise 0.9, 0.5 and 0.1",
@@ -207,11 +213,11 @@ def report(directory: Path | None = None) -> Report:
     )
 
 
-def network() -> Report:
+def network_report() -> Report:
     """A sweep of a bare ONNX file."""
-    trials = tuple(replace(one, candidate=replace(one.candidate, component="network")) for one in unet())
+    trials = tuple(replace(one, candidate=replace(one.candidate, component="network")) for one in unet_trials())
     return replace(
-        report(),
+        pipeline_report(),
         source="detector.onnx",
         trials=trials,
         baselines={"network": trials[0].candidate.key},
@@ -221,17 +227,17 @@ def network() -> Report:
     )
 
 
-def drawn(directory: Path) -> dict[str, tuple[str, ...]]:
+def write_example_pictures(directory: Path) -> dict[str, tuple[str, ...]]:
     """Pictures of 64 x 64 in folders below `directory`, and where they lie."""
     files: dict[str, tuple[str, ...]] = {}
     for name, shift, grain in (("plain", 0, 0), ("chosen", 0, 3), ("cache_interval", 1, 8), ("steps", 4, 40)):
         files[name] = tuple(f"pictures/{name}/{number}.png" for number in range(3))
         for number, file in enumerate(files[name]):
-            write_png(directory / file, figure(number, shift, grain))
+            write_png(directory / file, example_picture(number, shift, grain))
     return files
 
 
-def figure(number: int, shift: int = 0, grain: int = 0) -> Picture:
+def example_picture(number: int, shift: int = 0, grain: int = 0) -> Picture:
     """Two figures on a ground, moved a little, with a little noise."""
     image = Image.new("RGB", (64, 64), ((240, 238, 230), (28, 30, 40), (250, 222, 120))[number % 3])
     pen = ImageDraw.Draw(image)

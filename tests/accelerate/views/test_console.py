@@ -6,9 +6,9 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from stillhouse.accelerate.views.console import print_report, table
+from stillhouse.accelerate.views.console import format_report, print_report
 from stillhouse.accelerate.views.summary import headline
-from tests.accelerate.views.sweeps import HOSTILE, network, report
+from tests.accelerate.views.sweeps import HOSTILE, network_report, pipeline_report
 
 
 def flat(text: str) -> str:
@@ -17,20 +17,20 @@ def flat(text: str) -> str:
 
 @pytest.mark.parametrize("width", [32, 40, 60, 80, 100, 120, 160, 300])
 def test_no_line_is_wider_than_the_terminal(width: int) -> None:
-    assert max(map(len, table(report(), width).splitlines())) <= width
+    assert max(map(len, format_report(pipeline_report(), width).splitlines())) <= width
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_every_candidate_that_was_not_accepted_has_its_reason(width: int) -> None:
     # Folding breaks long words anywhere, so spaces say nothing.
-    told = "".join(table(report(), width).split())
-    for trial in report().trials:
+    told = "".join(format_report(pipeline_report(), width).split())
+    for trial in pipeline_report().trials:
         assert "".join(trial.reason.split()) in told
         assert width == 40 or trial.status in told
 
 
 def test_rows_are_sorted_fastest_first_and_the_choice_is_marked() -> None:
-    lines = table(network(), 200).splitlines()
+    lines = format_report(network_report(), 200).splitlines()
     speeds = [float(word[:-1]) for line in lines for word in line.split() if word.endswith("x") and word[0].isdigit()]
     assert speeds[:11] == sorted(speeds[:11], reverse=True)
     marked = [line for line in lines if line.startswith(">")]
@@ -38,7 +38,7 @@ def test_rows_are_sorted_fastest_first_and_the_choice_is_marked() -> None:
 
 
 def test_a_wide_terminal_shows_every_figure() -> None:
-    line = next(line for line in table(report(), 200).splitlines() if line.startswith(">"))
+    line = next(line for line in format_report(pipeline_report(), 200).splitlines() if line.startswith(">"))
     assert line.split()[-11:] == [
         "accepted",
         "bf16",
@@ -52,33 +52,35 @@ def test_a_wide_terminal_shows_every_figure() -> None:
         "480",
         "MiB",
     ]
-    assert "no room" not in table(report(), 200)
+    assert "no room" not in format_report(pipeline_report(), 200)
 
 
 def test_a_narrow_terminal_keeps_speed_and_says_what_it_leaves_out() -> None:
-    told = table(network(), 60)
+    told = format_report(network_report(), 60)
     assert "speed-up" in told and "p50 ms" in told
     missing = flat(told[told.index("no room for") :])
     assert missing.startswith("no room for runs in, p95 ms, 95 % interval, SQNR dB, peak memory")
 
 
 def test_networks_come_first_then_the_pipeline_then_what_was_chosen() -> None:
-    told = table(report(), 300)
-    places = [told.index(word) for word in ("unet against", "vae_decoder against", "end to end", headline(report()))]
+    told = format_report(pipeline_report(), 300)
+    places = [
+        told.index(word) for word in ("unet against", "vae_decoder against", "end to end", headline(pipeline_report()))
+    ]
     assert places == sorted(places)
     assert told.rstrip().endswith("the score falls by 6.2 points, more than 1.")
 
 
 def test_brackets_and_formulas_of_strangers_are_words() -> None:
-    told = table(report(), 300)
+    told = format_report(pipeline_report(), 300)
     assert f"{HOSTILE} <script>alert(1)</script> [red]no[/red]" in told
 
 
 def test_escape_sequences_of_strangers_do_not_reach_the_terminal() -> None:
-    first, *rest = report().trials
+    first, *rest = pipeline_report().trials
     evil = replace(first, status="failed", reason="\x1b[2J\x1b]0;title\x07 two\nlines")
     file = StringIO()
-    sweep = replace(report(), trials=(evil, *rest), source="\x1b[31m")
+    sweep = replace(pipeline_report(), trials=(evil, *rest), source="\x1b[31m")
     print_report(sweep, Console(file=file, width=100, color_system=None))
     assert "\x1b" not in file.getvalue() and "\x07" not in file.getvalue()
     assert "[2J]0;title two lines" in file.getvalue()
@@ -86,19 +88,21 @@ def test_escape_sequences_of_strangers_do_not_reach_the_terminal() -> None:
 
 def test_colours_only_where_there_are_some() -> None:
     file = StringIO()
-    print_report(report(), Console(file=file, width=100, force_terminal=True, color_system="standard"))
+    print_report(pipeline_report(), Console(file=file, width=100, force_terminal=True, color_system="standard"))
     assert "\x1b[32maccepted" in file.getvalue()
-    assert "\x1b" not in table(report())
+    assert "\x1b" not in format_report(pipeline_report())
 
 
 def test_a_terminal_tells_its_width(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "50")
-    assert max(map(len, table(report()).splitlines())) <= 50
+    assert max(map(len, format_report(pipeline_report()).splitlines())) <= 50
 
 
 def test_a_terminal_that_knows_ascii_only_can_print_it() -> None:
-    table(report(), 80).encode("ascii")
+    format_report(pipeline_report(), 80).encode("ascii")
 
 
 def test_an_empty_report_is_told_too() -> None:
-    assert table(replace(report(), trials=(), baselines={}, chosen={}), 80).startswith("Nothing was chosen.")
+    assert format_report(replace(pipeline_report(), trials=(), baselines={}, chosen={}), 80).startswith(
+        "Nothing was chosen."
+    )

@@ -11,18 +11,18 @@ from PIL import Image
 
 from stillhouse.accelerate.records.report import Report
 from stillhouse.accelerate.records.trial import Trial
-from stillhouse.accelerate.views.image_strips import GAIN, Strip, strips
-from stillhouse.accelerate.views.rows import rows
+from stillhouse.accelerate.views.image_strips import DIFFERENCE_GAIN, ImageStrip, build_strips
+from stillhouse.accelerate.views.rows import report_rows
 from stillhouse.core import ImageRequest, Picture
 from stillhouse.images.png import read_picture, write_png
-from stillhouse.measure.image_metrics import difference
-from tests.accelerate.views.sweeps import figure, report
+from stillhouse.measure.image_metrics import difference_image
+from tests.accelerate.views.sweeps import example_picture, pipeline_report
 
 
-def found(sweep: Report, directory: Path) -> dict[str, Strip]:
+def found(sweep: Report, directory: Path) -> dict[str, ImageStrip]:
     return {
-        strip.row.name.removeprefix("stillhouse walk, networks "): strip
-        for strip in strips(rows(sweep, "pipeline"), directory)
+        strip.row.name.removeprefix("stillhouse sampling, networks "): strip
+        for strip in build_strips(report_rows(sweep, "pipeline"), directory)
     }
 
 
@@ -45,29 +45,29 @@ def with_files(sweep: Report, *files: str) -> Report:
 
 
 def test_the_baseline_comes_first_then_the_choice_then_fastest_first(tmp_path: Path) -> None:
-    names = list(found(report(tmp_path), tmp_path))
+    names = list(found(pipeline_report(tmp_path), tmp_path))
     assert names == ["baseline", "chosen, cache_interval 3", "chosen, sampler dpm++, steps 12", "chosen"]
 
 
 def test_every_pixel_is_shown_and_what_differs_below(tmp_path: Path) -> None:
-    strips = found(report(tmp_path), tmp_path)
+    strips = found(pipeline_report(tmp_path), tmp_path)
     for number, (base, chosen) in enumerate(
         zip(strips["baseline"].cells, strips["chosen, cache_interval 3"].cells, strict=True)
     ):
         one, two = (read_picture(tmp_path / f"pictures/{name}/{number}.png") for name in ("plain", "cache_interval"))
         assert np.array_equal(picture(base.picture), one) and base.difference is None
         assert np.array_equal(picture(chosen.picture), two) and not chosen.equal
-        assert np.array_equal(picture(chosen.difference), difference(one, two, GAIN))
+        assert np.array_equal(picture(chosen.difference), difference_image(one, two, DIFFERENCE_GAIN))
 
 
 def test_equal_pictures_are_known(tmp_path: Path) -> None:
-    sweep = with_files(report(tmp_path), *(f"pictures/plain/{number}.png" for number in range(3)))
+    sweep = with_files(pipeline_report(tmp_path), *(f"pictures/plain/{number}.png" for number in range(3)))
     cells = found(sweep, tmp_path)["chosen, cache_interval 3"].cells
     assert all(cell.equal and not picture(cell.difference).any() for cell in cells)
 
 
 def test_a_missing_a_damaged_and_a_lacking_picture_leave_a_gap(tmp_path: Path) -> None:
-    sweep = with_files(report(tmp_path), "pictures/cache_interval/0.png", "damaged.png")
+    sweep = with_files(pipeline_report(tmp_path), "pictures/cache_interval/0.png", "damaged.png")
     (tmp_path / "damaged.png").write_bytes(b"no picture")
     (tmp_path / "pictures/plain/0.png").unlink()
     strips = found(sweep, tmp_path)
@@ -79,37 +79,39 @@ def test_a_missing_a_damaged_and_a_lacking_picture_leave_a_gap(tmp_path: Path) -
 
 @pytest.mark.parametrize("outside", ["../secret.png", "pictures/../../secret.png", "{root}/secret.png"])
 def test_nothing_outside_the_directory_is_shown(tmp_path: Path, outside: str) -> None:
-    write_png(tmp_path / "secret.png", figure(0))
+    write_png(tmp_path / "secret.png", example_picture(0))
     inside = tmp_path / "report"
-    sweep = with_files(report(inside), outside.format(root=tmp_path))
+    sweep = with_files(pipeline_report(inside), outside.format(root=tmp_path))
     assert found(sweep, inside)["chosen, cache_interval 3"].cells[0].picture is None
 
 
 def test_pictures_of_another_size_are_shown_without_a_difference(tmp_path: Path) -> None:
     write_png(tmp_path / "wide.png", np.zeros((32, 80, 3), np.uint8))
-    cell = found(with_files(report(tmp_path), "wide.png"), tmp_path)["chosen, cache_interval 3"].cells[0]
+    cell = found(with_files(pipeline_report(tmp_path), "wide.png"), tmp_path)["chosen, cache_interval 3"].cells[0]
     assert picture(cell.picture).shape == (32, 80, 3) and cell.difference is None
 
 
 def test_large_pictures_are_reduced_after_they_were_compared(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     one, two = rng.integers(0, 256, (2, 400, 800, 3), np.uint8)
-    sweep = with_files(report(tmp_path), "large.png")
+    sweep = with_files(pipeline_report(tmp_path), "large.png")
     write_png(tmp_path / "pictures/plain/0.png", one)
     write_png(tmp_path / "large.png", two)
     cell = found(sweep, tmp_path)["chosen, cache_interval 3"].cells[0]
     # Pillow rounds up to whole pixels: 400 / 3 and 800 / 3.
     assert picture(cell.picture).shape == (134, 267, 3)
-    assert picture(cell.difference).mean() == pytest.approx(difference(one, two, GAIN).mean(), rel=0.02)
+    assert picture(cell.difference).mean() == pytest.approx(
+        difference_image(one, two, DIFFERENCE_GAIN).mean(), rel=0.02
+    )
 
 
 def test_what_a_file_carries_besides_its_pixels_stays_out(tmp_path: Path) -> None:
-    sweep = with_files(report(tmp_path), "carrier.png")
-    write_png(tmp_path / "carrier.png", figure(0), ImageRequest("a secret prompt"))
+    sweep = with_files(pipeline_report(tmp_path), "carrier.png")
+    write_png(tmp_path / "carrier.png", example_picture(0), ImageRequest("a secret prompt"))
     uri = found(sweep, tmp_path)["chosen, cache_interval 3"].cells[0].picture
     assert uri is not None and b"secret" not in base64.b64decode(uri.partition(",")[2])
 
 
 def test_trials_without_pictures_have_no_strip(tmp_path: Path) -> None:
-    assert strips(rows(report(tmp_path), "unet"), tmp_path) == ()
-    assert strips(rows(report(), "pipeline"), tmp_path) == ()
+    assert build_strips(report_rows(pipeline_report(tmp_path), "unet"), tmp_path) == ()
+    assert build_strips(report_rows(pipeline_report(), "pipeline"), tmp_path) == ()

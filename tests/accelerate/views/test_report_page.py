@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillhouse.accelerate.records.report import GOALS, Goal, Report
-from stillhouse.accelerate.views.formatting import plain
-from stillhouse.accelerate.views.report_page import page, write_html
+from stillhouse.accelerate.views.formatting import printable
+from stillhouse.accelerate.views.report_page import render_report, write_report_page
 from stillhouse.accelerate.views.summary import headline
 from stillhouse.errors import InvalidRequest, RuntimeMissing
 from stillhouse.html.environment import STYLES
-from tests.accelerate.views.sweeps import HOSTILE, PROMPTS, network, report
+from tests.accelerate.views.sweeps import HOSTILE, PROMPTS, network_report, pipeline_report
 
 VOID = {"meta", "br", "img"}
 SVG_LEAVES = {"line", "circle", "rect", "path", "polyline"}
@@ -65,7 +65,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def text(directory: Path) -> str:
-    return page(report(directory), directory)
+    return render_report(pipeline_report(directory), directory)
 
 
 def test_it_stands_alone(text: str) -> None:
@@ -82,15 +82,15 @@ def test_it_stands_alone(text: str) -> None:
 
 def test_it_begins_with_what_was_chosen_in_words(text: str) -> None:
     told = Page(text).text
-    assert told.index(headline(report())) < told.index("Whole pictures, end to end", 200)
+    assert told.index(headline(pipeline_report())) < told.index("Whole pictures, end to end", 200)
     assert "14 of 23 candidates were accepted" in told
 
 
 def test_every_candidate_its_figures_and_its_reason_are_there(text: str) -> None:
     told = Page(text).text
-    for trial in report().trials:
-        assert plain(trial.candidate.name) in told
-        assert plain(trial.reason) in told
+    for trial in pipeline_report().trials:
+        assert printable(trial.candidate.name) in told
+        assert printable(trial.reason) in told
         for file in (trial.log, trial.reproduce) if trial.reason else ():
             assert file is None or file in told
     for figure in ("7.03x 6.54 to 7.45", "114.5", "41 int8, 189 f32", "0.937", "92.1 %", "1.86 GiB", "85.0 MiB"):
@@ -106,7 +106,7 @@ def test_machine_versions_load_and_probes_are_there(text: str) -> None:
         "0.42 at the start, 1.70 at the end",
     ):
         assert fact in told
-    for fact in (*report().probes.values(), report().fingerprint, "5 min 41 s of 6 min 0 s allowed"):
+    for fact in (*pipeline_report().probes.values(), pipeline_report().fingerprint, "5 min 41 s of 6 min 0 s allowed"):
         assert fact in told
 
 
@@ -119,13 +119,13 @@ def test_words_of_strangers_are_only_words(text: str) -> None:
 @given(st.text(max_size=60))
 @settings(max_examples=15, deadline=None)
 def test_any_text_is_told_as_it_is(words: str) -> None:
-    plainly = network()
+    plainly = network_report()
     first, *rest = plainly.trials
     odd = replace(first, status="rejected", reason=f"because {words}", log=words, executed=words)
     sweep = replace(plainly, trials=(odd, *rest), source=f"<{words}>", versions={words: words}, currency=words)
-    parsed = Page(page(sweep, Path()))
-    assert plain(f"because {words}") in " ".join("".join(part for _, part in parsed.words).split())
-    assert {name for name, _ in parsed.elements} == {name for name, _ in Page(page(plainly, Path())).elements}
+    parsed = Page(render_report(sweep, Path()))
+    assert printable(f"because {words}") in " ".join("".join(part for _, part in parsed.words).split())
+    assert {name for name, _ in parsed.elements} == {name for name, _ in Page(render_report(plainly, Path())).elements}
 
 
 def test_pictures_have_words_and_the_strips_their_prompts(text: str) -> None:
@@ -137,9 +137,9 @@ def test_pictures_have_words_and_the_strips_their_prompts(text: str) -> None:
 
 
 def test_a_missing_picture_is_told(tmp_path: Path) -> None:
-    sweep = report(tmp_path)
+    sweep = pipeline_report(tmp_path)
     (tmp_path / "pictures/cache_interval/1.png").unlink()
-    assert Page(page(sweep, tmp_path)).text.count("picture missing") == 1
+    assert Page(render_report(sweep, tmp_path)).text.count("picture missing") == 1
 
 
 def test_each_component_has_its_plot_with_a_title_for_every_mark(text: str) -> None:
@@ -170,7 +170,7 @@ def test_tables_have_headers_with_a_scope_and_links_lead_somewhere(text: str) ->
 
 
 @pytest.mark.parametrize("goal", GOALS)
-@pytest.mark.parametrize("sweep", [report(), network()], ids=["pipeline", "network"])
+@pytest.mark.parametrize("sweep", [pipeline_report(), network_report()], ids=["pipeline", "network"])
 def test_every_goal_and_every_end_of_a_sweep_has_a_page(sweep: Report, goal: Goal) -> None:
     ends = (
         replace(sweep, goal=goal, price=0.36),
@@ -181,14 +181,14 @@ def test_every_goal_and_every_end_of_a_sweep_has_a_page(sweep: Report, goal: Goa
         replace(sweep, goal=goal, machine=replace(sweep.machine, memory=None, instructions=())),
     )
     for end in ends:
-        parsed = Page(page(end, Path("nowhere")))
+        parsed = Page(render_report(end, Path("nowhere")))
         assert "None" not in parsed.text
 
 
 def test_prices_are_shown_where_a_price_was_told() -> None:
-    told = Page(page(replace(report(), goal="cost", price=0.36, currency="EUR"), Path())).text
+    told = Page(render_report(replace(pipeline_report(), goal="cost", price=0.36, currency="EUR"), Path())).text
     assert "EUR per 1,000" in told and "0.36 EUR for an hour of this machine" in told
-    assert "per 1,000" not in Page(page(report(), Path())).text
+    assert "per 1,000" not in Page(render_report(pipeline_report(), Path())).text
 
 
 def colours(block: str) -> dict[str, str]:
@@ -221,21 +221,21 @@ def test_words_and_marks_have_the_contrast_that_wcag_asks_for(theme: int) -> Non
 
 
 def test_it_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    write_html(report(tmp_path), tmp_path / "report.html")
+    write_report_page(pipeline_report(tmp_path), tmp_path / "report.html")
     (tmp_path / "taken.html").mkdir()
     with pytest.raises(InvalidRequest, match="cannot be written"):
-        write_html(report(tmp_path), tmp_path / "taken.html")
+        write_report_page(pipeline_report(tmp_path), tmp_path / "taken.html")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures", "report.html", "taken.html"]
 
 
 def test_pictures_are_looked_for_beside_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir("/")
-    write_html(report(tmp_path), tmp_path / "report.html")
-    assert (tmp_path / "report.html").read_text(encoding="utf-8") == page(report(tmp_path), tmp_path)
+    write_report_page(pipeline_report(tmp_path), tmp_path / "report.html")
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == render_report(pipeline_report(tmp_path), tmp_path)
 
 
 def test_without_jinja2_the_line_that_installs_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(RuntimeMissing, match=r"pip install 'stillhouse\[accelerate\]'"):
-        write_html(report(), tmp_path / "report.html")
+        write_report_page(pipeline_report(), tmp_path / "report.html")
     assert not list(tmp_path.iterdir())

@@ -8,8 +8,8 @@ import pytest
 from stillhouse.accelerate.records.candidate import PIPELINE, Candidate
 from stillhouse.accelerate.records.report import GOALS, Bounds, Report
 from stillhouse.accelerate.records.trial import Trial
-from stillhouse.accelerate.views.summary import headline, price, story, subject
-from tests.accelerate.views.sweeps import network, report
+from stillhouse.accelerate.views.summary import headline, price_per_thousand, summary_component, summary_sentences
+from tests.accelerate.views.sweeps import network_report, pipeline_report
 
 
 def changed(sweep: Report, component: str, **changes: Any) -> Report:
@@ -23,26 +23,26 @@ def changed(sweep: Report, component: str, **changes: Any) -> Report:
 
 
 def test_a_pipeline_is_told_by_its_pictures() -> None:
-    assert subject(report()) == "pipeline"
+    assert summary_component(pipeline_report()) == "pipeline"
     told = "A picture takes 512 ms instead of 3.60 s: 7.03 times as fast (95 % interval 6.54 to 7.45)."
-    assert headline(report()) == told
+    assert headline(pipeline_report()) == told
 
 
 def test_a_network_is_told_by_its_calls() -> None:
-    assert subject(network()) == "network"
+    assert summary_component(network_report()) == "network"
     told = "One call takes 19.8 ms instead of 96.0 ms: 4.85 times as fast (95 % interval 4.51 to 5.14)."
-    assert headline(network()) == told
+    assert headline(network_report()) == told
 
 
 def test_each_goal_is_told_by_what_it_wants() -> None:
-    memory = replace(report(), goal="memory")
+    memory = replace(pipeline_report(), goal="memory")
     assert headline(memory).startswith(
         "A picture takes 590 MiB of memory instead of 720 MiB, and is 7.03 times as fast"
     )
-    cost = replace(report(), goal="cost", price=0.36, currency="EUR")
+    cost = replace(pipeline_report(), goal="cost", price=0.36, currency="EUR")
     assert headline(cost).startswith("A thousand pictures cost 0.051 EUR instead of 0.36: 7.03 times as fast")
     # 3.6 s x 0.7 a picture against 0.512 s x 0.7, both at eight at a time
-    throughput = replace(report(), goal="throughput")
+    throughput = replace(pipeline_report(), goal="throughput")
     told = "It makes 2.79 pictures a second, 8 at a time, instead of 0.40: 7.03 times as many."
     assert headline(throughput) == told
 
@@ -50,21 +50,21 @@ def test_each_goal_is_told_by_what_it_wants() -> None:
 @pytest.mark.parametrize("goal", ["throughput", "cost"])
 def test_networks_are_told_by_their_batches_where_these_were_aimed_at(goal: Any) -> None:
     """Who makes the most in a batch need not be the fastest at two rows."""
-    sweep = changed(replace(report(), goal=goal), "unet", batch={"2": 0.02, "8": 0.01})
+    sweep = changed(replace(pipeline_report(), goal=goal), "unet", batch={"2": 0.02, "8": 0.01})
     base = sweep.trial("unet", sweep.baselines["unet"])
     slow = replace(base, batch={"2": 0.05, "8": 0.04})
     sweep = replace(sweep, trials=tuple(slow if trial is base else trial for trial in sweep.trials))
-    told = " ".join(story(sweep))
+    told = " ".join(summary_sentences(sweep))
     assert "unet on openvino f32, bf16, shapes static, streams 2 (4.00x the samples a second, 8 at a time)" in told
 
 
 def test_the_price_of_a_thousand() -> None:
-    assert price(replace(report(), price=7.2), 0.5) == pytest.approx(1)  # 500 s of 3600
-    assert price(report(), 0.5) is None
+    assert price_per_thousand(replace(pipeline_report(), price=7.2), 0.5) == pytest.approx(1)  # 500 s of 3600
+    assert price_per_thousand(pipeline_report(), 0.5) is None
 
 
 def test_quality_choice_networks_and_the_fastest_that_was_turned_down_are_told_in_this_order() -> None:
-    quality, choice, networks, lost = story(report())
+    quality, choice, networks, lost = summary_sentences(pipeline_report())
     assert (
         "24.1 dB PSNR, SSIM 0.937" in quality and "92.1 %" in quality and "against 92.7 % of the baseline's" in quality
     )
@@ -77,69 +77,71 @@ def test_quality_choice_networks_and_the_fastest_that_was_turned_down_are_told_i
 
 
 def test_a_network_without_pictures_is_told_by_its_outputs() -> None:
-    assert story(network())[0] == "Its outputs lie at 37.1 dB SQNR from the baseline's."
+    assert summary_sentences(network_report())[0] == "Its outputs lie at 37.1 dB SQNR from the baseline's."
 
 
 def test_equal_results_are_told_as_equal() -> None:
-    pictures = report().trial("pipeline", report().chosen["pipeline"]).pictures
+    pictures = pipeline_report().trial("pipeline", pipeline_report().chosen["pipeline"]).pictures
     assert pictures is not None
     same = replace(pictures, psnr=99.0, worst_psnr=99.0, score=None)
-    assert story(changed(report(), "pipeline", pictures=same))[0] == (
+    assert summary_sentences(changed(pipeline_report(), "pipeline", pictures=same))[0] == (
         "Its pictures, same prompts and seeds, are equal to the baseline's."
     )
 
 
 def test_where_the_baseline_stays_nothing_is_claimed() -> None:
-    sweep = replace(report(), chosen=report().baselines)
+    sweep = replace(pipeline_report(), chosen=pipeline_report().baselines)
     assert headline(sweep).startswith("The baseline stays, stillhouse walk, networks baseline: nothing")
-    assert not any("PSNR," in sentence and "lie at" in sentence for sentence in story(sweep))
+    assert not any("PSNR," in sentence and "lie at" in sentence for sentence in summary_sentences(sweep))
 
 
 def test_where_nothing_was_chosen_nothing_is_claimed() -> None:
-    assert headline(replace(report(), chosen={})) == "Nothing was chosen."
-    empty = replace(report(), trials=(), chosen={}, baselines={}, bounds=Bounds())
+    assert headline(replace(pipeline_report(), chosen={})) == "Nothing was chosen."
+    empty = replace(pipeline_report(), trials=(), chosen={}, baselines={}, bounds=Bounds())
     assert headline(empty) == "Nothing was chosen."
     told = "Asked for the shortest time, without any bound. 0 of 0 candidates were accepted."
-    assert story(empty) == (told,)
+    assert summary_sentences(empty) == (told,)
 
 
 def test_several_networks_without_a_pipeline_are_told_one_by_one() -> None:
-    networks = tuple(trial for trial in report().trials if trial.candidate.component != "pipeline")
-    sweep = replace(report(), trials=networks)
-    assert subject(sweep) is None
+    networks = tuple(trial for trial in pipeline_report().trials if trial.candidate.component != "pipeline")
+    sweep = replace(pipeline_report(), trials=networks)
+    assert summary_component(sweep) is None
     assert headline(sweep).startswith("It runs unet on openvino f32, bf16") and "vae_decoder" in headline(sweep)
 
 
 def test_a_sweep_that_was_cut_off_says_so() -> None:
-    assert story(replace(report(), finished=False))[-1].startswith("The sweep was cut off after 5 min 41 s")
-    assert not any("cut off" in sentence for sentence in story(report()))
+    assert summary_sentences(replace(pipeline_report(), finished=False))[-1].startswith(
+        "The sweep was cut off after 5 min 41 s"
+    )
+    assert not any("cut off" in sentence for sentence in summary_sentences(pipeline_report()))
 
 
 def test_a_choice_without_bounds_says_that() -> None:
-    assert "without any bound" in " ".join(story(replace(report(), bounds=Bounds())))
+    assert "without any bound" in " ".join(summary_sentences(replace(pipeline_report(), bounds=Bounds())))
 
 
 @pytest.mark.parametrize("goal", GOALS)
 @pytest.mark.parametrize("gone", ["seconds", "ratio", "peak_bytes", "pictures", "fidelity", "batch"])
 def test_what_was_not_measured_is_not_told(goal: Any, gone: str) -> None:
     missing: Any = {} if gone in ("batch", "fidelity") else None
-    for component, sweep in (("pipeline", report()), ("network", network())):
+    for component, sweep in (("pipeline", pipeline_report()), ("network", network_report())):
         bare = changed(replace(sweep, goal=goal), component, **{gone: missing})
-        told = " ".join([headline(bare), *story(bare)])
+        told = " ".join([headline(bare), *summary_sentences(bare)])
         assert "None" not in told and "nan" not in told
 
 
 def test_pictures_of_other_networks_than_the_chosen_are_named() -> None:
-    sweep = report()
-    assert not any("Whole pictures were measured with" in one for one in story(sweep))
-    same = replace(sweep, drawn_with={"unet": sweep.chosen["unet"]})
-    assert story(same) == story(sweep)
-    other = replace(sweep, drawn_with={"unet": sweep.baselines["unet"]})
-    assert any("Whole pictures were measured with unet on" in one for one in story(other))
+    sweep = pipeline_report()
+    assert not any("Whole pictures were measured with" in one for one in summary_sentences(sweep))
+    same = replace(sweep, evaluated_with={"unet": sweep.chosen["unet"]})
+    assert summary_sentences(same) == summary_sentences(sweep)
+    other = replace(sweep, evaluated_with={"unet": sweep.baselines["unet"]})
+    assert any("Whole pictures were measured with unet on" in one for one in summary_sentences(other))
 
 
 def test_where_whole_pictures_take_too_long_the_network_is_told() -> None:
-    sweep = network()
-    walk = Trial(Candidate(PIPELINE, "stillhouse", "walk", options={"steps": "12"}), "skipped", "15 min a picture")
+    sweep = network_report()
+    walk = Trial(Candidate(PIPELINE, "stillhouse", "sampling", options={"steps": "12"}), "skipped", "15 min a picture")
     told = replace(sweep, trials=(*sweep.trials, walk))
-    assert subject(told) == "network" and headline(told) == headline(sweep)
+    assert summary_component(told) == "network" and headline(told) == headline(sweep)

@@ -12,11 +12,11 @@ from stillhouse.accelerate.records.candidate import Candidate
 from stillhouse.accelerate.records.report import Bounds, Report
 from stillhouse.accelerate.records.trial import Status
 from stillhouse.accelerate.views.axes import BOTTOM, LEFT, RIGHT, TOP, quality_axis
-from stillhouse.accelerate.views.rows import Row, rows
-from stillhouse.accelerate.views.tradeoff_plot import Mark, Plot, plot
-from stillhouse.accelerate.views.whisker import WIDTH, whiskers
+from stillhouse.accelerate.views.rows import ReportRow, report_rows
+from stillhouse.accelerate.views.tradeoff_plot import TradeoffMark, TradeoffPlot, build_tradeoff_plot
+from stillhouse.accelerate.views.whisker import WIDTH, build_whiskers
 from stillhouse.measure import image_metrics
-from tests.accelerate.views.sweeps import network, report, trial
+from tests.accelerate.views.sweeps import example_trial, network_report, pipeline_report
 
 STATUSES: list[Status] = ["accepted", "rejected"]
 POINTS = st.lists(
@@ -28,7 +28,7 @@ def sweep(points: list[tuple[float, float, Status]]) -> Report:
     """A baseline, and candidates with these speed-ups and SQNRs."""
     base = Candidate("unet", "onnxruntime")
     others = [
-        trial(
+        example_trial(
             Candidate("unet", ("openvino", "torch")[number % 2], options={"number": str(number)}),
             status,
             "",
@@ -38,17 +38,19 @@ def sweep(points: list[tuple[float, float, Status]]) -> Report:
         )
         for number, (speed, sqnr, status) in enumerate(points)
     ]
-    trials = (trial(base, milliseconds=96, sqnr=999), *others)
-    return replace(report(), trials=trials, baselines={"unet": base.key}, chosen={"unet": trials[-1].candidate.key})
+    trials = (example_trial(base, milliseconds=96, sqnr=999), *others)
+    return replace(
+        pipeline_report(), trials=trials, baselines={"unet": base.key}, chosen={"unet": trials[-1].candidate.key}
+    )
 
 
-def drawn(sweep: Report, component: str = "unet", bounds: Bounds | None = None) -> Plot:
-    found = plot(rows(sweep, component), sweep.bounds if bounds is None else bounds)
+def drawn(sweep: Report, component: str = "unet", bounds: Bounds | None = None) -> TradeoffPlot:
+    found = build_tradeoff_plot(report_rows(sweep, component), sweep.bounds if bounds is None else bounds)
     assert found is not None
     return found
 
 
-def overlap(one: Mark, other: Mark) -> bool:
+def overlap(one: TradeoffMark, other: TradeoffMark) -> bool:
     assert one.label and other.label
     a, b, c, d = one.label.box
     e, f, g, h = other.label.box
@@ -56,26 +58,26 @@ def overlap(one: Mark, other: Mark) -> bool:
 
 
 def test_networks_are_drawn_by_outputs_and_pipelines_by_pictures() -> None:
-    assert drawn(report(), "unet").measure == "SQNR"
-    assert drawn(report(), "pipeline").measure == "PSNR"
-    assert drawn(network(), "network").measure == "SQNR"
+    assert drawn(pipeline_report(), "unet").quality_name == "SQNR"
+    assert drawn(pipeline_report(), "pipeline").quality_name == "PSNR"
+    assert drawn(network_report(), "network").quality_name == "SQNR"
 
 
 def test_the_bound_is_drawn_where_one_was_asked() -> None:
-    found = drawn(report(), "pipeline")
-    assert found.bound is not None and found.bound[1] == "asked for: 20 dB"
-    assert drawn(report(), "pipeline", Bounds(min_sqnr=3.0)).bound is None
-    below = [mark for mark in found.marks if mark.y > found.bound[0]]
+    found = drawn(pipeline_report(), "pipeline")
+    assert found.bound_tick is not None and found.bound_tick[1] == "asked for: 20 dB"
+    assert drawn(pipeline_report(), "pipeline", Bounds(min_sqnr=3.0)).bound_tick is None
+    below = [mark for mark in found.marks if mark.y > found.bound_tick[0]]
     assert [mark.row.trial.status for mark in below] == ["rejected"]
 
 
 def test_nothing_is_drawn_of_fewer_than_two() -> None:
-    assert plot((), Bounds()) is None
-    assert plot(rows(report(), "unet")[-3:], Bounds()) is None
+    assert build_tradeoff_plot((), Bounds()) is None
+    assert build_tradeoff_plot(report_rows(pipeline_report(), "unet")[-3:], Bounds()) is None
 
 
 def test_trials_without_figures_are_counted() -> None:
-    found = drawn(report(), "unet")
+    found = drawn(pipeline_report(), "unet")
     assert found.missing == 5 and len(found.marks) == 11
 
 
@@ -85,20 +87,22 @@ def test_twice_as_fast_is_as_far_right_as_half_as_fast_is_left() -> None:
 
 
 def test_equal_results_stand_above_all_others() -> None:
-    found = drawn(report(), "unet")
+    found = drawn(pipeline_report(), "unet")
     top = min(found.marks, key=lambda mark: mark.y)
-    assert top.row.baseline and found.qualities[-1] == (top.y, "equal")
+    assert top.row.baseline and found.quality_ticks[-1] == (top.y, "equal")
 
 
 def test_no_level_is_written_over_the_line_of_equal_results() -> None:
-    _, ticks = quality_axis([38.0, 94.0, image_metrics.EQUAL], image_metrics.EQUAL)
+    _, ticks = quality_axis([38.0, 94.0, image_metrics.MAX_PSNR], image_metrics.MAX_PSNR)
     assert [told for _, told in ticks] == [*map(str, range(30, 100, 10)), "equal"]
     places = [place for place, _ in ticks]
     assert min(abs(one - other) for one, other in pairwise(places)) > 20
 
 
 def test_what_a_pointer_is_told_holds_every_figure_and_the_reason() -> None:
-    told = next(mark.told for mark in drawn(report(), "pipeline").marks if mark.row.trial.status == "rejected")
+    told = next(
+        mark.tooltip for mark in drawn(pipeline_report(), "pipeline").marks if mark.row.trial.status == "rejected"
+    )
     assert told == (
         "stillhouse walk, networks chosen, sampler dpm++, steps 12: 8.91x, PSNR 17.9 dB, rejected: "
         "the score falls by 6.2 points, more than 1"
@@ -107,7 +111,7 @@ def test_what_a_pointer_is_told_holds_every_figure_and_the_reason() -> None:
 
 def test_the_choice_is_drawn_last_and_named() -> None:
     for component in ("unet", "vae_decoder", "pipeline"):
-        mark = drawn(report(), component).marks[-1]
+        mark = drawn(pipeline_report(), component).marks[-1]
         assert mark.row.chosen and mark.label is not None and mark.row.name.startswith(mark.label.text.rstrip("…"))
 
 
@@ -125,9 +129,9 @@ def test_everything_stands_within_the_frame_in_the_order_of_its_figures(
     assert [mark.x for mark in by_speed] == sorted(mark.x for mark in by_speed)
     by_quality = sorted(found.marks, key=lambda mark: -(mark.row.sqnr or 0))
     assert [mark.y for mark in by_quality] == pytest.approx(sorted(mark.y for mark in by_quality))
-    assert all(LEFT <= x <= RIGHT for x, _ in found.speeds) and "1x" in [label for _, label in found.speeds]
-    assert all(TOP - 1 <= y <= BOTTOM + 1 for y, _ in found.qualities)
-    assert 2 <= len(found.qualities) <= 10
+    assert all(LEFT <= x <= RIGHT for x, _ in found.speed_ticks) and "1x" in [label for _, label in found.speed_ticks]
+    assert all(TOP - 1 <= y <= BOTTOM + 1 for y, _ in found.quality_ticks)
+    assert 2 <= len(found.quality_ticks) <= 10
 
 
 @given(POINTS)
@@ -136,7 +140,7 @@ def test_the_front_is_what_nothing_accepted_beats(points: list[tuple[float, floa
     found = drawn(sweep(points))
     accepted = [mark.row for mark in found.marks if mark.row.accepted]
 
-    def figures(row: Row) -> tuple[float, float]:
+    def figures(row: ReportRow) -> tuple[float, float]:
         return row.speed or 0, row.sqnr or 0
 
     for mark in found.marks:
@@ -145,10 +149,10 @@ def test_the_front_is_what_nothing_accepted_beats(points: list[tuple[float, floa
             other[0] >= speed and other[1] >= quality and other != (speed, quality) for other in map(figures, accepted)
         )
         if mark.row.accepted and [figures(row) for row in accepted].count((speed, quality)) == 1:
-            assert mark.front != beaten
+            assert mark.on_front != beaten
         elif not mark.row.accepted:
-            assert not mark.front
-    corners = [tuple(map(float, corner.split(","))) for corner in found.front.split()]
+            assert not mark.on_front
+    corners = [tuple(map(float, corner.split(","))) for corner in found.front_line.split()]
     assert corners == sorted(corners) and corners[0][0] == LEFT and corners[-1][1] == BOTTOM
 
 
@@ -169,18 +173,20 @@ def test_long_names_are_cut() -> None:
 
 
 def test_whiskers_share_a_scale_on_which_the_baseline_is_one() -> None:
-    found = whiskers(rows(report(), "unet"))
+    found = build_whiskers(report_rows(pipeline_report(), "unet"))
     drawn = [one for one in found if one]
     assert len(found) == 16 and len(drawn) == 11
-    assert len({one.one for one in drawn}) == 1
+    assert len({one.baseline for one in drawn}) == 1
     assert all(0 <= one.low <= one.value <= one.high <= WIDTH for one in drawn)
     assert [one.value for one in drawn] == sorted((one.value for one in drawn), reverse=True)
-    assert drawn[0].told == "7.50x" and re.fullmatch(r"6\.9\d to 7\.9\d", drawn[0].spread)
-    assert all(one.value == one.one for one in whiskers(rows(sweep([(1, 20, "accepted")]), "unet")) if one)
+    assert drawn[0].label == "7.50x" and re.fullmatch(r"6\.9\d to 7\.9\d", drawn[0].interval_label)
+    assert all(
+        one.value == one.baseline for one in build_whiskers(report_rows(sweep([(1, 20, "accepted")]), "unet")) if one
+    )
 
 
 def test_a_row_that_was_not_paired_has_no_whisker_ends() -> None:
     base, other = sweep([(2, 30, "accepted")]).trials
     alone = replace(other, ratio=None)
-    found = whiskers(rows(replace(sweep([]), trials=(base, alone)), "unet"))[0]
-    assert found is not None and found.low == found.value == found.high and found.spread == ""
+    found = build_whiskers(report_rows(replace(sweep([]), trials=(base, alone)), "unet"))[0]
+    assert found is not None and found.low == found.value == found.high and found.interval_label == ""

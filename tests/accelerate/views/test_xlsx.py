@@ -14,10 +14,10 @@ from openpyxl import Workbook, load_workbook
 from stillhouse.accelerate.records.candidate import Candidate
 from stillhouse.accelerate.records.report import Report
 from stillhouse.accelerate.records.trial import Trial
-from stillhouse.accelerate.views.formatting import plain
-from stillhouse.accelerate.views.xlsx import write_summary
+from stillhouse.accelerate.views.formatting import printable
+from stillhouse.accelerate.views.xlsx import write_spreadsheet
 from stillhouse.errors import InvalidRequest, RuntimeMissing
-from tests.accelerate.views.sweeps import HOSTILE, MIB, decoder, network, report
+from tests.accelerate.views.sweeps import HOSTILE, MIB, decoder_trials, network_report, pipeline_report
 
 THEIRS = ["task", "file size(MB)", "throughput(samples/second)", "mae"]
 OURS = (
@@ -30,7 +30,7 @@ WORDS = {"task", "status", "reason", "component", "executed precision", "backend
 
 
 def book(sweep: Report, tmp_path: Path) -> Workbook:
-    write_summary(sweep, tmp_path / "summary.xlsx")
+    write_spreadsheet(sweep, tmp_path / "summary.xlsx")
     return load_workbook(tmp_path / "summary.xlsx")
 
 
@@ -44,11 +44,11 @@ def by_task(book: Workbook) -> dict[str, dict[str, Any]]:
 
 
 def only(trials: Sequence[Trial]) -> Report:
-    return replace(report(), trials=tuple(trials), baselines={}, chosen={})
+    return replace(pipeline_report(), trials=tuple(trials), baselines={}, chosen={})
 
 
 def test_their_four_columns_come_first_in_the_sheet_that_they_know(tmp_path: Path) -> None:
-    summary = book(network(), tmp_path)
+    summary = book(network_report(), tmp_path)
     assert summary.sheetnames == ["Sheet1", "environment", "rejected"]
     headings = [cell.value for cell in summary["Sheet1"][1]]
     assert headings[:4] == THEIRS
@@ -57,7 +57,7 @@ def test_their_four_columns_come_first_in_the_sheet_that_they_know(tmp_path: Pat
 
 
 def test_their_row_names_where_they_have_one_and_the_original_first(tmp_path: Path) -> None:
-    found = by_task(book(network(), tmp_path))
+    found = by_task(book(network_report(), tmp_path))
     assert next(iter(found)) == "onnx"
     for task, candidate in {
         "onnx": "onnxruntime f32",
@@ -72,9 +72,9 @@ def test_their_row_names_where_they_have_one_and_the_original_first(tmp_path: Pa
 
 
 def test_several_networks_are_told_apart_by_their_names(tmp_path: Path) -> None:
-    found = by_task(book(report(), tmp_path))
+    found = by_task(book(pipeline_report(), tmp_path))
     assert {"unet_onnx", "vae_decoder_onnx", "pipeline_walk_networks_baseline"} <= found.keys()
-    assert len(found) == len(report().trials)
+    assert len(found) == len(pipeline_report().trials)
 
 
 @given(
@@ -96,7 +96,7 @@ def test_no_task_has_two_rows(tmp_path: Path, candidates: list[Candidate]) -> No
 
 
 def test_figures_are_exact_numbers_that_only_their_format_rounds(tmp_path: Path) -> None:
-    summary = book(network(), tmp_path)
+    summary = book(network_report(), tmp_path)
     line = by_task(summary)["openvino_fp32_bf16"]
     assert line["file size(MB)"] == 85
     assert line["throughput(samples/second)"] == pytest.approx(1 / 0.0223, rel=1e-12)
@@ -109,20 +109,20 @@ def test_figures_are_exact_numbers_that_only_their_format_rounds(tmp_path: Path)
 
 
 def test_every_cell_of_a_figure_is_a_number_or_empty(tmp_path: Path) -> None:
-    for line in lines(book(report(), tmp_path)):
+    for line in lines(book(pipeline_report(), tmp_path)):
         for heading, value in line.items():
             assert value is None or isinstance(value, str if heading in WORDS else int | float), heading
 
 
 def test_samples_a_second_count_the_batch(tmp_path: Path) -> None:
-    first, *rest = network().trials
-    sweep = replace(network(), trials=(replace(first, rows=4), *rest))
+    first, *rest = network_report().trials
+    sweep = replace(network_report(), trials=(replace(first, rows=4), *rest))
     line = by_task(book(sweep, tmp_path))["onnx"]
     assert line["batch"] == 4 and line["throughput(samples/second)"] == pytest.approx(4 / 0.096)
 
 
 def test_the_error_of_the_baseline_is_zero_and_that_of_nan_is_no_number(tmp_path: Path) -> None:
-    found = by_task(book(network(), tmp_path))
+    found = by_task(book(network_report(), tmp_path))
     assert found["onnx"]["mae"] == 0
     broken = found["onnx_int8_static"]
     assert broken["mae"] is None and broken["max abs error"] is None and broken["non-finite"] == 7
@@ -131,21 +131,23 @@ def test_the_error_of_the_baseline_is_zero_and_that_of_nan_is_no_number(tmp_path
 
 
 def test_every_candidate_has_a_row_and_every_one_not_accepted_its_reason(tmp_path: Path) -> None:
-    summary = book(report(), tmp_path)
-    assert len(lines(summary)) == len(report().trials)
+    summary = book(pipeline_report(), tmp_path)
+    assert len(lines(summary)) == len(pipeline_report().trials)
     lost = {(line["candidate"], line["status"], line["reason"]) for line in lines(summary, "rejected")}
-    assert lost == {(one.candidate.name, one.status, one.reason) for one in report().trials if one.reason}
+    assert lost == {(one.candidate.name, one.status, one.reason) for one in pipeline_report().trials if one.reason}
     assert {line["status"] for line in lines(summary, "rejected")} == {"rejected", "failed", "excluded", "skipped"}
 
 
 def test_the_choice_of_each_component_is_marked(tmp_path: Path) -> None:
-    summary = book(report(), tmp_path)
+    summary = book(pipeline_report(), tmp_path)
     chosen = {line["component"]: line["candidate"] for line in lines(summary) if line["chosen"] == "yes"}
-    assert chosen == {name: report().trial(name, key).candidate.name for name, key in report().chosen.items()}
+    assert chosen == {
+        name: pipeline_report().trial(name, key).candidate.name for name, key in pipeline_report().chosen.items()
+    }
 
 
 def test_the_environment_tells_the_machine_and_defines_every_column(tmp_path: Path) -> None:
-    summary = book(replace(report(), price=0.36), tmp_path)
+    summary = book(replace(pipeline_report(), price=0.36), tmp_path)
     facts = {line["name"]: line["value"] for line in lines(summary, "environment")}
     assert (facts["processor"], facts["cores"], facts["memory (GB)"]) == ("AMD EPYC", 2, 24)
     assert (facts["version: openvino"], facts["load average at the end"]) == ("2026.4.1", 1.7)
@@ -158,7 +160,7 @@ def test_the_environment_tells_the_machine_and_defines_every_column(tmp_path: Pa
 
 
 def test_words_of_strangers_never_become_formulas(tmp_path: Path) -> None:
-    summary = book(report(), tmp_path)
+    summary = book(pipeline_report(), tmp_path)
     assert not [cell for sheet in summary for line in sheet.iter_rows() for cell in line if cell.data_type == "f"]
     line = next(line for line in lines(summary) if HOSTILE in line["candidate"])
     assert line["reason"].startswith(HOSTILE)
@@ -167,11 +169,11 @@ def test_words_of_strangers_never_become_formulas(tmp_path: Path) -> None:
 @given(st.tuples(st.sampled_from("=+-@\t\r#"), st.text()).map("".join))
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_text_stays_text(tmp_path: Path, text: str) -> None:
-    sweep = replace(only([replace(decoder()[2], reason=text, log=text)]), source=text, versions={text: text})
+    sweep = replace(only([replace(decoder_trials()[2], reason=text, log=text)]), source=text, versions={text: text})
     summary = book(sweep, tmp_path)
     cell = summary["Sheet1"].cell(2, 6)
-    assert cell.data_type == "s" or plain(text) == ""
-    assert str(cell.value or "").replace("_x005F_", "_") == plain(text).replace("_x005F_", "_")
+    assert cell.data_type == "s" or printable(text) == ""
+    assert str(cell.value or "").replace("_x005F_", "_") == printable(text).replace("_x005F_", "_")
     assert not [cell for sheet in summary for line in sheet.iter_rows() for cell in line if cell.data_type == "f"]
 
 
@@ -183,14 +185,14 @@ def test_an_empty_report_has_its_headings(tmp_path: Path) -> None:
 def test_a_failed_writing_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "summary.xlsx").mkdir()
     with pytest.raises(InvalidRequest, match="cannot be written"):
-        write_summary(report(), tmp_path / "summary.xlsx")
+        write_spreadsheet(pipeline_report(), tmp_path / "summary.xlsx")
     assert [path.name for path in tmp_path.iterdir()] == ["summary.xlsx"]
 
 
 def test_without_openpyxl_the_line_that_installs_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openpyxl", None)
     with pytest.raises(RuntimeMissing, match=r"pip install 'stillhouse\[accelerate\]'"):
-        write_summary(report(), tmp_path / "summary.xlsx")
+        write_spreadsheet(pipeline_report(), tmp_path / "summary.xlsx")
     assert not list(tmp_path.iterdir())
 
 

@@ -31,19 +31,23 @@ class Case:
         return f"{self.kernel}-{self.dtype}-{'x'.join(map(str, self.shape))}{told}"
 
 
-def _each(kernel: str, shapes: list[tuple[int, ...]], *options: Mapping[str, Any]) -> list[Case]:
+def _cases(kernel: str, shapes: list[tuple[int, ...]], *options: Mapping[str, Any]) -> list[Case]:
     return [Case(kernel, dtype, shape, told) for dtype, shape, told in product(DTYPES, shapes, options or ({},))]
 
 
 CASES = [
-    *_each("cast", [(3, 5, 7), (2, 3, 5, 9)], *({"to": name} for name in DTYPES)),
-    *_each("silu", [(1,), (3, 5, 7), (2, 6, 5, 9)]),
-    *_each("geglu", [(2,), (5, 6), (2, 7, 130)], {"tanh": False}, {"tanh": True}),
-    *_each("layer_norm", [(1, 3), (2, 5, 20), (3, 320)]),
-    *_each("add_layer_norm", [(1, 3), (2, 5, 20), (3, 320)]),
-    *_each("group_norm", [(1, 4, 3, 1), (2, 30, 7, 5), (2, 320, 9, 8)], {"silu": False}, {"silu": True}),
-    *_each("group_norm", [(2, 30, 7, 5), (2, 320, 9, 8)], *({"silu": True, "way": way} for way in ("cached", "parts"))),
-    *_each("guided_step", [(1, 1, 1, 1), (3, 4, 5, 7)], {"past": False}, {"past": True}, {"past": True, "pairs": True}),
+    *_cases("cast", [(3, 5, 7), (2, 3, 5, 9)], *({"to": name} for name in DTYPES)),
+    *_cases("silu", [(1,), (3, 5, 7), (2, 6, 5, 9)]),
+    *_cases("geglu", [(2,), (5, 6), (2, 7, 130)], {"tanh": False}, {"tanh": True}),
+    *_cases("layer_norm", [(1, 3), (2, 5, 20), (3, 320)]),
+    *_cases("add_layer_norm", [(1, 3), (2, 5, 20), (3, 320)]),
+    *_cases("group_norm", [(1, 4, 3, 1), (2, 30, 7, 5), (2, 320, 9, 8)], {"silu": False}, {"silu": True}),
+    *_cases(
+        "group_norm", [(2, 30, 7, 5), (2, 320, 9, 8)], *({"silu": True, "way": way} for way in ("cached", "parts"))
+    ),
+    *_cases(
+        "guided_step", [(1, 1, 1, 1), (3, 4, 5, 7)], {"past": False}, {"past": True}, {"past": True, "pairs": True}
+    ),
     # More pixels than one part has, the last one shorter; and numbers far from zero, of which a sum of squares would
     # leave nothing.
     *(
@@ -59,5 +63,5 @@ CASES = [
 ]
 GROUPS = {1: 1, 4: 2, 8: 2, 30: 3, 320: 32}
 """Of a GroupNorm, by its channels."""
-WALKS = "walks of several samplers, together"
+TRAJECTORIES = "walks of several samplers, together"
 TAILS = "gelu of gates from -6 to 6 in"

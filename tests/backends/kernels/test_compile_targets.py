@@ -8,10 +8,10 @@ import sys
 import pytest
 
 from stillhouse.backends.kernels.compile_targets import CAPABILITIES, KERNELS
-from stillhouse.backends.kernels.launch import Specimen
+from stillhouse.backends.kernels.launch import CompileCase
 
 
-def specimens() -> list[Specimen]:
+def specimens() -> list[CompileCase]:
     return [specimen for find in KERNELS.values() for specimen in find()]
 
 

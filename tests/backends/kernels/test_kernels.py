@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from stillhouse.backends.kernels import cast, geglu, group_norm, guided_step, layer_norm, silu
-from stillhouse.backends.kernels.group_norm import layout_of
+from stillhouse.backends.kernels.group_norm import channel_layout
 from stillhouse.diffusion import step
 from stillhouse.errors import InvalidRequest, UnsupportedPrecision
-from tests.backends.kernels.cases import CASES, TAILS, WALKS, Case
+from tests.backends.kernels.cases import CASES, TAILS, TRAJECTORIES, Case
 
 TOLERANCE = {"float32": 2e-6, "float16": 1e-3, "bfloat16": 8e-3}
 """Beside the largest value: sums of a few hundred terms in float32, of which each rounds at 6e-8; then one rounding to
@@ -56,7 +56,7 @@ def test_of_halves_gelu_errs_by_their_rounding(dtype: str, interpreted: dict[str
 
 def test_pictures_of_every_kind_are_moved_by_one_kernel(interpreted: dict[str, Any]) -> None:
     """As on a GPU `diffusion.advance` moves a mixed batch; five steps of float32 round differently by little."""
-    assert interpreted[WALKS]["error"] <= 1e-5
+    assert interpreted[TRAJECTORIES]["error"] <= 1e-5
 
 
 def test_on_a_processor_an_op_is_its_reference() -> None:
@@ -125,7 +125,7 @@ def test_what_no_kernel_computes_in_is_refused_with_what_they_do() -> None:
 
 
 def test_a_step_is_told_in_the_order_that_walks_tell_it_in() -> None:
-    assert guided_step.WEIGHTS == step.WEIGHTS
+    assert guided_step.STEP_WEIGHTS == step.WEIGHTS
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:
@@ -155,10 +155,10 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
 @pytest.mark.parametrize("channels", [32, 128, 256, 320, 512, 640, 960, 1280, 1920, 2560, 4096, 8192])
 def test_a_program_takes_whole_groups_and_all_channels_are_taken(channels: int) -> None:
     """Of Stable Diffusion's widths none wastes more than three lanes of eight."""
-    layout = layout_of(channels, 32)
-    assert layout.taken % (channels // 32) == 0 and layout.taken <= layout.lanes
-    assert (layout.blocks - 1) * layout.taken < channels <= layout.blocks * layout.taken
-    assert layout.taken >= 0.6 * layout.lanes
+    layout = channel_layout(channels, 32)
+    assert layout.used % (channels // 32) == 0 and layout.used <= layout.lanes
+    assert (layout.blocks - 1) * layout.used < channels <= layout.blocks * layout.used
+    assert layout.used >= 0.6 * layout.lanes
 
 
 @pytest.mark.parametrize(
@@ -177,14 +177,14 @@ def test_a_program_takes_whole_groups_and_all_channels_are_taken(channels: int) 
 def test_a_strip_that_one_multiprocessor_holds_is_read_by_one_program(
     shape: tuple[int, ...], dtype: torch.dtype, way: str
 ) -> None:
-    assert group_norm.way_of(torch.empty(shape, dtype=dtype, device="meta"), 32) == way
+    assert group_norm.read_strategy(torch.empty(shape, dtype=dtype, device="meta"), 32) == way
 
 
 @pytest.mark.parametrize("side", [8, 64, 128, 129, 256, 512, 1024])
 @pytest.mark.parametrize("channels", [128, 256, 320, 512, 1280])
 def test_a_pictures_parts_give_a_gpu_enough_to_do_and_none_of_them_is_empty(side: int, channels: int) -> None:
-    pixels, blocks = side * side, layout_of(channels, 32).blocks
-    part_pixels, parts = group_norm._parts(pixels, blocks)
+    pixels, blocks = side * side, channel_layout(channels, 32).blocks
+    part_pixels, parts = group_norm._split_pixels(pixels, blocks)
     assert (parts - 1) * part_pixels < pixels <= parts * part_pixels and parts <= 512
     if side > 128:
         assert parts * blocks > 400

@@ -8,8 +8,8 @@ from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import Tensor
 
 from stillhouse.backends.kernels.group_norm import group_norm
-from stillhouse.backends.kernels.swap import swap
-from stillhouse.backends.torch_attention import KernelAttention
+from stillhouse.backends.kernels.swap import swap_modules
+from stillhouse.backends.torch_attention import KernelAttnProcessor
 from tests.checkpoints import unet, vae
 
 EXACT = 1e-5
@@ -49,7 +49,7 @@ def test_a_network_with_kernels_says_what_it_said(kind: str) -> None:
     own = network(kind)
     before, names = output(own), list(own.state_dict())
     classes = {name: type(module) for name, module in own.named_modules()}
-    swapped = swap(own)
+    swapped = swap_modules(own)
     assert len(swapped) > 4
     after = output(own)
     assert float((after - before).abs().max() / before.abs().max()) < EXACT
@@ -62,7 +62,7 @@ def test_a_network_with_kernels_says_what_it_said(kind: str) -> None:
 
 def test_every_norm_and_gate_of_a_unet_is_swapped() -> None:
     own = network("sd1")
-    swap(own)
+    swap_modules(own)
     left = {type(module).__name__ for module in own.modules()} & {"GroupNorm", "GEGLU", "BasicTransformerBlock", "SiLU"}
     # What is left of SiLU is the time embedding's own, once a step and a thousand numbers long.
     assert left <= {"SiLU"}
@@ -80,16 +80,16 @@ def test_pictures_stay_channels_last_from_norm_to_norm(monkeypatch: pytest.Monke
     monkeypatch.setattr("stillhouse.backends.kernels.swap.group_norm", noted)
     for kind in ("sd1", "sd2", "xl"):
         own = network(kind)
-        swap(own)
+        swap_modules(own)
         output(own)
     assert len(seen) > 10 and all(seen)
 
 
 def test_attention_is_taken_over_where_it_is_torch_s_choice_and_nothing_else() -> None:
     own = network("sd1")
-    swapped = swap(own)
+    swapped = swap_modules(own)
     blocks = [module for module in own.modules() if isinstance(module, Attention)]
-    assert blocks and all(isinstance(block.processor, KernelAttention) for block in blocks)
+    assert blocks and all(isinstance(block.processor, KernelAttnProcessor) for block in blocks)
     tokens, mask = torch.randn(2, 6, blocks[0].query_dim), torch.zeros(2, 1, 6)
     mask[..., 3:] = -10000.0
     with torch.no_grad():
@@ -97,7 +97,7 @@ def test_attention_is_taken_over_where_it_is_torch_s_choice_and_nothing_else() -
         swapped.undo()
         assert torch.equal(ours, blocks[0](tokens, attention_mask=mask)), "a mask is diffusers' own matter"
     own.set_attn_processor(AttnProcessor())
-    swap(own)
+    swap_modules(own)
     assert all(isinstance(block.processor, AttnProcessor) for block in blocks)
 
 
@@ -106,8 +106,8 @@ def test_projections_may_be_joined_before_and_parted_afterwards() -> None:
     before = output(own)
     own.fuse_qkv_projections()
     joined = [module.processor for module in own.modules() if isinstance(module, Attention)]
-    swapped = swap(own)
-    assert all(isinstance(one.processor, KernelAttention) for one in own.modules() if isinstance(one, Attention))
+    swapped = swap_modules(own)
+    assert all(isinstance(one.processor, KernelAttnProcessor) for one in own.modules() if isinstance(one, Attention))
     assert float((output(own) - before).abs().max() / before.abs().max()) < EXACT
     swapped.undo()
     assert [module.processor for module in own.modules() if isinstance(module, Attention)] == joined
@@ -117,7 +117,7 @@ def test_projections_may_be_joined_before_and_parted_afterwards() -> None:
 
 def test_the_compiler_keeps_the_kernels_as_they_are() -> None:
     own = network("sd1")
-    swap(own)
+    swap_modules(own)
     seen: list[str] = []
 
     def look(module: torch.fx.GraphModule, inputs: Any) -> Any:

@@ -10,17 +10,17 @@ import torch
 import transformers
 
 from stillhouse.core import ImageRequest, Picture
-from stillhouse.distill.evaluation.comparison import Subject, Way, compare
-from stillhouse.distill.evaluation.metric_encoders import Brought, open_clip, open_inception
+from stillhouse.distill.evaluation.comparison import CaptionSet, GenerationSetup, compare_setups
+from stillhouse.distill.evaluation.metric_encoders import MetricEncoders, open_clip, open_inception
 from stillhouse.errors import InvalidRequest
-from stillhouse.measure.set_metrics import frechet
+from stillhouse.measure.set_metrics import frechet_distance
 from stillhouse.pipelines.load import load
 from tests.checkpoints import vocabulary, write_tokenizer
 
 PROMPTS = ("a red circle", "a blue circle", "a circle")
 
 
-class Means(torch.nn.Module):
+class MeanColours(torch.nn.Module):
     """Stands for Inception: the mean levels of the four quarters."""
 
     def forward(self, images: torch.Tensor, return_features: bool = False) -> torch.Tensor:
@@ -57,7 +57,7 @@ def inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("inception") / "inception.pt"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of a format in which others publish
-        torch.jit.script(Means()).save(str(file))  # type: ignore[no-untyped-call]
+        torch.jit.script(MeanColours()).save(str(file))  # type: ignore[no-untyped-call]
     return file
 
 
@@ -86,19 +86,19 @@ def test_fid_is_the_frechet_distance_of_its_features(inception: Path) -> None:
     encoder, drawn = open_inception(inception), pictures(6)
     wanted = np.stack([one.reshape(2, 32, 2, 32, 3).mean(axis=(1, 3)).transpose(2, 0, 1).ravel() for one in drawn])
     assert encoder(drawn) == pytest.approx(wanted, abs=1e-3)
-    assert frechet(encoder(drawn), encoder(drawn)) == pytest.approx(0.0, abs=1e-6)
+    assert frechet_distance(encoder(drawn), encoder(drawn)) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_the_judge_tells_both(clip: Path, inception: Path) -> None:
     pipeline = load("shapes")
-    ways = [Way(name, pipeline, ImageRequest("", steps=steps)) for name, steps in (("two", 2), ("one", 1))]
-    brought = Brought(open_clip(clip), open_inception(inception))
+    ways = [GenerationSetup(name, pipeline, ImageRequest("", steps=steps)) for name, steps in (("two", 2), ("one", 1))]
+    brought = MetricEncoders(open_clip(clip), open_inception(inception))
 
     def few(shown: list[Picture]) -> np.ndarray:
         return np.array([one.reshape(-1, 3).mean(0) for one in shown])
 
-    subject = Subject(tuple(f"a circle {number}" for number in range(8)))
-    first, other = compare(ways, subject, few, brought=brought).standings  # type: ignore[arg-type]
+    subject = CaptionSet(tuple(f"a circle {number}" for number in range(8)))
+    first, other = compare_setups(ways, subject, few, encoders=brought).results  # type: ignore[arg-type]
     assert first.clip is not None and other.clip is not None and first.clip != other.clip
     assert first.fid == pytest.approx(0.0, abs=1e-3) and other.fid and other.fid > 1
 

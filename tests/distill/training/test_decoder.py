@@ -7,40 +7,44 @@ import numpy as np
 import pytest
 import torch
 
-from stillhouse.distill.data.latent_dataset import Pair
-from stillhouse.distill.training.decoder import DecoderLesson, TinyDecoder
-from stillhouse.distill.training.networks import Inputs
+from stillhouse.distill.data.latent_dataset import LatentBatch
+from stillhouse.distill.training.decoder import DecoderStage, TinyDecoder
+from stillhouse.distill.training.networks import UNetInputs
 from stillhouse.fit.fit import fit
 from stillhouse.fit.recipe import StageRecipe
 from stillhouse.pipelines.manifest import Latent
 
 LATENT = Latent(channels=4, scaling_factor=0.18, shift_factor=0.1, downscale=4)
 """As wide as those of Stable Diffusion: a standard deviation is 5.5."""
-RECIPE = StageRecipe(updates=60, batch=4, rate=3e-3, warm_up=5, decay=0.5, judge_every=60)
+RECIPE = StageRecipe(updates=60, batch_size=4, learning_rate=3e-3, warmup_updates=5, decay_fraction=0.5, eval_every=60)
 
 
-class Waves:
+class SmoothLatents:
     """Latents that vary slowly."""
 
-    def batch(self, rng: np.random.Generator, count: int) -> Pair:
+    def batch(self, rng: np.random.Generator, count: int) -> LatentBatch:
         coarse = torch.from_numpy(rng.standard_normal((count, 4, 4, 4))).float()
-        return Pair(torch.nn.functional.interpolate(coarse, scale_factor=4, mode="bilinear"), {})
+        return LatentBatch(torch.nn.functional.interpolate(coarse, scale_factor=4, mode="bilinear"), {})
 
-    def nothing(self, count: int) -> Inputs:
+    def negative_inputs(self, count: int) -> UNetInputs:
         return {}
 
 
-class Painter(torch.nn.Module):
+class UpsamplingAutoencoder(torch.nn.Module):
     """An autoencoder whose decoder enlarges three of the channels."""
 
     def decode(self, sample: torch.Tensor, return_dict: bool) -> tuple[torch.Tensor]:
         return (torch.nn.functional.interpolate((sample[:, :3] / 10).clamp(-1, 1), scale_factor=4),)
 
 
-def lesson(**changes: object) -> DecoderLesson:
+def decoder_stage(**changes: object) -> DecoderStage:
     torch.manual_seed(0)
-    made = DecoderLesson(
-        recipe=RECIPE, decoder=TinyDecoder(LATENT, 32), autoencoder=Painter(), latent=LATENT, pairs=Waves()
+    made = DecoderStage(
+        recipe=RECIPE,
+        decoder=TinyDecoder(LATENT, 32),
+        autoencoder=UpsamplingAutoencoder(),
+        latent=LATENT,
+        dataset=SmoothLatents(),
     )
     return replace(made, **changes)  # type: ignore[arg-type]
 
@@ -57,14 +61,14 @@ def test_for_stable_diffusion_it_has_a_fortieth_of_the_weights() -> None:
 
 
 def test_it_learns_what_the_large_one_draws(tmp_path: Path) -> None:
-    stage = lesson()
+    stage = decoder_stage()
     with torch.no_grad():
-        before = stage.judge()["psnr"]
+        before = stage.evaluate()["psnr"]
     assert fit(stage, tmp_path, lambda tick: None).scores["psnr"] > before + 5
 
 
 def test_the_number_decides_the_batch_and_large_pictures_are_cut() -> None:
-    one, other = lesson(crop=8), lesson(crop=8)
+    one, other = decoder_stage(crop=8), decoder_stage(crop=8)
     assert torch.equal(one.loss(3), other.loss(3)) and not torch.equal(one.loss(3), other.loss(4))
-    assert one._sample(np.random.default_rng(0), 2).shape == (2, 4, 8, 8)
-    assert lesson()._sample(np.random.default_rng(0), 2).shape == (2, 4, 16, 16)
+    assert one._sample_latents(np.random.default_rng(0), 2).shape == (2, 4, 8, 8)
+    assert decoder_stage()._sample_latents(np.random.default_rng(0), 2).shape == (2, 4, 16, 16)

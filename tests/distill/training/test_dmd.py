@@ -9,20 +9,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stillhouse.distill.training.dmd import MatchLesson, difference
+from stillhouse.distill.training.dmd import DistributionMatching, score_difference
 from stillhouse.distill.training.networks import Denoiser
-from tests.distill.training.test_trajectory_chain import SCHEDULE, lesson, random_walks, teacher
+from tests.distill.training.test_trajectory_chain import SCHEDULE, random_trajectories, regression_stage, teacher
 
 MEANS = st.floats(-3, 3)
 
 
-def matched(student: Denoiser, fake: Denoiser, weight: float = 1.0, kinds: int = 1) -> MatchLesson:
-    walks = random_walks(kinds=kinds)
-    return MatchLesson(
-        walks=lesson(walks, student),
+def matching_stage(
+    student: Denoiser, fake_score: Denoiser, weight: float = 1.0, kinds: int = 1
+) -> DistributionMatching:
+    walks = random_trajectories(kinds=kinds)
+    return DistributionMatching(
+        regression=regression_stage(walks, student),
         teacher=teacher(),
-        fake=fake.unet,
-        unsaid={name: row.float() for name, row in walks.unsaid.items()},
+        fake_score=fake_score.unet,
+        uncond={name: row.float() for name, row in walks.uncond.items()},
         weight=weight,
     )
 
@@ -33,7 +35,7 @@ def gradients(network: Denoiser, loss: Tensor) -> list[Tensor]:
     return [torch.zeros_like(one) if grad is None else grad for one, grad in zip(parameters, found, strict=True)]
 
 
-def learning() -> Denoiser:
+def trainable_denoiser() -> Denoiser:
     denoiser = teacher()
     return replace(denoiser, unet=denoiser.unet.requires_grad_(True).train())
 
@@ -56,20 +58,20 @@ def test_of_gaussians_it_points_from_one_mean_to_the_other(
 
     away = (x - sees(theirs)).abs().mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-3)
     wanted = (ours - theirs) * variance / (alpha**2 * spread**2 + variance) / away
-    torch.testing.assert_close(difference(x, sees(ours), sees(theirs)), wanted.expand_as(x), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(score_difference(x, sees(ours), sees(theirs)), wanted.expand_as(x), rtol=1e-9, atol=1e-9)
 
 
 def test_where_the_fake_sees_what_the_teacher_sees_nothing_is_matched() -> None:
     """The student's gradient is then that of its walks alone; with guidance 1 a teacher sees in one row what it does in
     two."""
-    student, fake = learning(), learning()
-    one = matched(student, fake)
-    walks = replace(one.walks, walks=replace(one.walks.walks, guidance=torch.ones(12)))
-    one = replace(one, walks=walks)
-    alone = replace(walks, through=1.0)
+    student, fake = trainable_denoiser(), trainable_denoiser()
+    one = matching_stage(student, fake)
+    walks = replace(one.regression, dataset=replace(one.regression.dataset, guidance=torch.ones(12)))
+    one = replace(one, regression=walks)
+    alone = replace(walks, end_to_end_fraction=1.0)
     rng = np.random.default_rng((0, 8, 5))
-    ended = alone.ended(alone.drawn(rng, 4))
-    wanted = gradients(student, alone.error(ended.ours, ended.theirs, ended.at))
+    ended = alone.rollout(alone.sample_indices(rng, 4))
+    wanted = gradients(student, alone.weighted_error(ended.student, ended.teacher, ended.levels))
     found = gradients(student, one.loss(5))
     assert any(bool(grad.abs().sum() > 0) for grad in wanted)
     for ours, theirs in zip(found, wanted, strict=True):
@@ -77,12 +79,12 @@ def test_where_the_fake_sees_what_the_teacher_sees_nothing_is_matched() -> None:
 
 
 def test_the_fake_learns_from_pictures_and_leaves_the_student_alone() -> None:
-    student, fake = learning(), learning()
+    student, fake = trainable_denoiser(), trainable_denoiser()
     with torch.no_grad():
         fake.unet.conv_out.weight.mul_(1.5)
-    one = matched(student, fake, weight=0.0)
-    ended = one.walks.ended(one.walks.drawn(np.random.default_rng((0, 8, 2)), 4))
-    wanted = gradients(student, one.walks.error(ended.ours, ended.theirs, ended.at))
+    one = matching_stage(student, fake, weight=0.0)
+    ended = one.regression.rollout(one.regression.sample_indices(np.random.default_rng((0, 8, 2)), 4))
+    wanted = gradients(student, one.regression.weighted_error(ended.student, ended.teacher, ended.levels))
     for ours, theirs in zip(gradients(student, one.loss(2)), wanted, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-8)
     assert any(bool(grad.abs().sum() > 0) for grad in gradients(fake, one.loss(2)))
@@ -94,14 +96,14 @@ def test_the_fake_learns_from_pictures_and_leaves_the_student_alone() -> None:
 
 
 def test_a_checkpoint_holds_both_networks() -> None:
-    one = matched(learning(), learning())
+    one = matching_stage(trainable_denoiser(), trainable_denoiser())
     names = {name.partition(".")[0] for name in one.network.state_dict()}
-    assert names == {"student", "fake"} and one.student.unet is one.walks.unet
-    assert one.judge() == one.walks.judge()
+    assert names == {"student", "fake"} and one.student.unet is one.regression.unet
+    assert one.evaluate() == one.regression.evaluate()
 
 
 def test_levels_are_those_of_the_teachers_schedule() -> None:
-    at = matched(learning(), learning())._levels(np.random.default_rng(0), 500)
+    at = matching_stage(trainable_denoiser(), trainable_denoiser())._sample_levels(np.random.default_rng(0), 500)
     assert at.timestep.min() >= 0.02 * SCHEDULE.train_steps and at.timestep.max() < 0.98 * SCHEDULE.train_steps
     torch.testing.assert_close(at.alpha**2 + at.sigma**2, torch.ones(500, dtype=torch.float64), rtol=1e-6, atol=1e-6)
 
@@ -109,11 +111,15 @@ def test_levels_are_those_of_the_teachers_schedule() -> None:
 @pytest.mark.parametrize("number", range(3))
 def test_edits_are_not_matched(number: int) -> None:
     """A batch of nothing else has the loss of its walks."""
-    student = learning()
-    one = matched(student, learning())
+    student = trainable_denoiser()
+    one = matching_stage(student, trainable_denoiser())
     kinds = torch.ones(12, dtype=torch.int64)
-    walks = replace(one.walks, walks=replace(one.walks.walks, kinds=kinds), served=[*one.walks.served] * 2)
-    walks = replace(walks, kept=walks.served)
-    ended = walks.ended(walks.drawn(np.random.default_rng((0, 8, number)), 4))
-    wanted = float(walks.error(ended.ours, ended.theirs, ended.at).detach())
-    assert float(replace(one, walks=walks).loss(number).detach()) == pytest.approx(wanted, rel=1e-6)
+    walks = replace(
+        one.regression,
+        dataset=replace(one.regression.dataset, kinds=kinds),
+        student_grids=[*one.regression.student_grids] * 2,
+    )
+    walks = replace(walks, stored_grids=walks.student_grids)
+    ended = walks.rollout(walks.sample_indices(np.random.default_rng((0, 8, number)), 4))
+    wanted = float(walks.weighted_error(ended.student, ended.teacher, ended.levels).detach())
+    assert float(replace(one, regression=walks).loss(number).detach()) == pytest.approx(wanted, rel=1e-6)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from stillhouse.distill.training.low_rank import factors, fused, with_low_rank
-from stillhouse.distill.training.networks import conditioned_on_guidance
+from stillhouse.distill.training.low_rank import add_lora, fused_copy, lora_state_dict
+from stillhouse.distill.training.networks import add_guidance_embedding
 from tests.checkpoints import unet
 
 RANK = 4
@@ -13,11 +13,11 @@ RANK = 4
 @pytest.fixture
 def student() -> torch.nn.Module:
     torch.manual_seed(0)
-    network: torch.nn.Module = with_low_rank(conditioned_on_guidance(unet("sd2")), RANK, seed=0).eval()
+    network: torch.nn.Module = add_lora(add_guidance_embedding(unet("sd2")), RANK, seed=0).eval()
     return network
 
 
-def said(network: torch.nn.Module) -> torch.Tensor:
+def predict(network: torch.nn.Module) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     z, text = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, 7, 32, generator=generator)
     with torch.no_grad():
@@ -25,12 +25,12 @@ def said(network: torch.nn.Module) -> torch.Tensor:
     return output
 
 
-def same(one: torch.Tensor, other: torch.Tensor) -> None:
+def assert_same(one: torch.Tensor, other: torch.Tensor) -> None:
     """Up to the order of sums in matrix products, which depends on where a copy's weights lie in memory."""
     torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)
 
 
-def learn(network: torch.nn.Module) -> None:
+def perturb(network: torch.nn.Module) -> None:
     with torch.no_grad():
         for parameter in network.parameters():
             if parameter.requires_grad:
@@ -39,46 +39,46 @@ def learn(network: torch.nn.Module) -> None:
 
 def test_at_first_nothing_is_changed_and_factors_alone_learn(student: torch.nn.Module) -> None:
     torch.manual_seed(0)
-    assert torch.equal(said(student), said(conditioned_on_guidance(unet("sd2")).eval()))
+    assert torch.equal(predict(student), predict(add_guidance_embedding(unet("sd2")).eval()))
     learning = [name for name, parameter in student.named_parameters() if parameter.requires_grad]
     assert learning and all("lora_" in name or name.startswith("time_embedding.cond_proj") for name in learning)
 
 
 def test_fused_it_says_the_same_and_has_no_factors(student: torch.nn.Module) -> None:
-    learn(student)
-    before = said(student)
-    one = fused(student)
+    perturb(student)
+    before = predict(student)
+    one = fused_copy(student)
     assert not [name for name in one.state_dict() if "lora_" in name]
-    same(said(one), before)
-    assert torch.equal(said(student), before)
-    plain = conditioned_on_guidance(unet("sd2"))
+    assert_same(predict(one), before)
+    assert torch.equal(predict(student), before)
+    plain = add_guidance_embedding(unet("sd2"))
     assert one.state_dict().keys() == plain.state_dict().keys()
 
 
 def test_a_student_of_a_student_goes_on_with_the_same_factors(student: torch.nn.Module) -> None:
-    learn(student)
+    perturb(student)
     student.requires_grad_(False)
-    following = with_low_rank(conditioned_on_guidance(student), RANK, seed=9).eval()
-    same(said(following), said(student))
-    assert factors(following).keys() == factors(student).keys()
+    following = add_lora(add_guidance_embedding(student), RANK, seed=9).eval()
+    assert_same(predict(following), predict(student))
+    assert lora_state_dict(following).keys() == lora_state_dict(student).keys()
     learning = [name for name, parameter in following.named_parameters() if parameter.requires_grad]
-    assert set(factors(following)) == {name.replace(".student.", ".") for name in learning}
+    assert set(lora_state_dict(following)) == {name.replace(".student.", ".") for name in learning}
 
 
 def test_factors_are_all_that_it_differs_by(student: torch.nn.Module) -> None:
-    learn(student)
-    kept = factors(student)
+    perturb(student)
+    kept = lora_state_dict(student)
     small = sum(tensor.numel() for tensor in kept.values())
     assert small < sum(parameter.numel() for parameter in student.parameters()) / 2
     torch.manual_seed(0)
-    other = with_low_rank(conditioned_on_guidance(unet("sd2")), RANK, seed=5).eval()
+    other = add_lora(add_guidance_embedding(unet("sd2")), RANK, seed=5).eval()
     named = {name.replace(".student.", "."): parameter for name, parameter in other.named_parameters()}
     with torch.no_grad():
         for name, tensor in kept.items():
             named[name].copy_(tensor)
-    same(said(other), said(student))
+    assert_same(predict(other), predict(student))
 
 
 def test_without_factors_there_is_nothing_to_fuse() -> None:
     network = unet("sd2")
-    assert fused(network) is network and not factors(network)
+    assert fused_copy(network) is network and not lora_state_dict(network)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from stillhouse.distill.training.stage import weighed
+from stillhouse.distill.training.stage import weighted_loss
 from stillhouse.distill.training.targets import Levels
 
 ANGLES = np.array([0.05, 0.6, 1.2, np.pi / 2])
@@ -22,7 +22,7 @@ def test_the_error_of_v_is_snr_and_one_times_the_clean_pictures() -> None:
     velocity = clean / np.sin(ANGLES)[:, None, None, None]
     snr = (np.cos(ANGLES) / np.sin(ANGLES)) ** 2
     wanted = np.mean((1 + snr) * (clean**2).mean(axis=(1, 2, 3)))
-    found = weighed(torch.from_numpy(velocity), LEVELS, "v", 0.0).item()
+    found = weighted_loss(torch.from_numpy(velocity), LEVELS, "v", 0.0).item()
     assert found == pytest.approx(wanted, rel=1e-12)
 
 
@@ -31,7 +31,7 @@ def test_truncated_snr_is_the_larger_of_the_errors_of_the_clean_picture_and_of_t
     noise = clean * (np.cos(ANGLES) / np.sin(ANGLES))[:, None, None, None]
     each = np.maximum((clean**2).mean(axis=(1, 2, 3)), (noise**2).mean(axis=(1, 2, 3)))
     velocity = torch.from_numpy(clean / np.sin(ANGLES)[:, None, None, None])
-    assert weighed(velocity, LEVELS, "snr_trunc", 0.0).item() == pytest.approx(each.mean(), rel=1e-12)
+    assert weighted_loss(velocity, LEVELS, "snr_trunc", 0.0).item() == pytest.approx(each.mean(), rel=1e-12)
 
 
 @pytest.mark.parametrize("width", [1e-3, 0.1, 10.0])
@@ -39,4 +39,4 @@ def test_the_pseudo_huber_loss_is_that_of_each_examples_error(width: float) -> N
     """sqrt(e^2 + c^2) - c (Song and Dhariwal, arXiv 2310.14189, equation 8), of the root mean square of an example."""
     square = (errors() ** 2).mean(axis=(1, 2, 3))
     wanted = np.mean(np.sqrt(square + width**2) - width)
-    assert weighed(torch.from_numpy(errors()), LEVELS, "v", width).item() == pytest.approx(wanted, rel=1e-9)
+    assert weighted_loss(torch.from_numpy(errors()), LEVELS, "v", width).item() == pytest.approx(wanted, rel=1e-9)

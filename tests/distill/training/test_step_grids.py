@@ -8,24 +8,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stillhouse.diffusion import CLEAN, Schedule, TimestepGrid, make_grid
-from stillhouse.distill.training.step_grids import Round, plan_edits, plan_rounds, refined
+from stillhouse.distill.training.step_grids import GridPair, plan_edit_grids, plan_grid_pairs, refine
 from stillhouse.errors import InvalidRequest
 
 SCHEDULES = (Schedule(), Schedule(zero_terminal_snr=True), Schedule("flow"))
 COUNTS = st.lists(st.integers(1, 200), min_size=2, max_size=6).map(lambda counts: sorted(counts, reverse=True))
 
 
-def unevenness(schedule: Schedule, walk: TimestepGrid) -> float:
+def unevenness(schedule: Schedule, grid_: TimestepGrid) -> float:
     """The farthest that a level lies from where trailing spacing would have it, in timesteps."""
-    even = make_grid(schedule, walk.steps)
-    return float(np.abs(walk.timesteps - even.timesteps).max())
+    even = make_grid(schedule, grid_.steps)
+    return float(np.abs(grid_.timesteps - even.timesteps).max())
 
 
 @given(counts=COUNTS.filter(lambda counts: counts[0] > 1), schedule=st.sampled_from(SCHEDULES))
 def test_every_student_walks_a_part_of_its_teachers_grid_and_the_last_one_is_even(
     counts: list[int], schedule: Schedule
 ) -> None:
-    rounds = plan_rounds(schedule, counts)
+    rounds = plan_grid_pairs(schedule, counts)
     assert [one.teacher.steps for one in rounds] == counts[:-1]
     assert [one.student.steps for one in rounds] == counts[1:]
     assert all(before.student == after.teacher for before, after in pairwise(rounds))
@@ -40,7 +40,7 @@ def test_a_refined_grid_has_no_step_that_is_longer_than_it_must_be(coarse: int, 
     """However the steps are spread over the intervals, one of them is as long as the longest here, rounding aside."""
     schedule = Schedule()
     even = make_grid(schedule, coarse)
-    fine = refined(schedule, even, coarse + more)
+    fine = refine(schedule, even, coarse + more)
     longest = max(before - after for before, after in pairwise([*fine.timesteps, -1.0]))
     lengths = [before - after for before, after in pairwise([*even.timesteps, -1.0])]
 
@@ -57,13 +57,13 @@ def test_a_refined_grid_has_no_step_that_is_longer_than_it_must_be(coarse: int, 
 def test_grids_of_usual_chains_are_nearly_even(counts: tuple[int, ...], most: float) -> None:
     """To whole timesteps. 35 steps that hold 18 even ones leave one of those undivided: half of 1000 / 18 from even."""
     schedule = Schedule()
-    for one in plan_rounds(schedule, counts):
+    for one in plan_grid_pairs(schedule, counts):
         assert unevenness(schedule, one.teacher) <= (most if one.teacher.steps == counts[0] else 1)
         assert unevenness(schedule, one.student) <= 1
 
 
 def test_a_round_of_equal_counts_has_one_grid() -> None:
-    (one,) = plan_rounds(Schedule(), (9, 9))
+    (one,) = plan_grid_pairs(Schedule(), (9, 9))
     assert one.teacher == one.student and set(one.strides) == {1}
 
 
@@ -79,18 +79,18 @@ def test_a_round_of_equal_counts_has_one_grid() -> None:
 )
 def test_rounds_that_cannot_be_are_refused(counts: tuple[int, ...], told: str) -> None:
     with pytest.raises(InvalidRequest, match=told):
-        plan_rounds(Schedule(), counts)
+        plan_grid_pairs(Schedule(), counts)
 
 
 def test_a_student_off_its_teachers_grid_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="levels of its teacher"):
-        Round(make_grid(Schedule(), 4), make_grid(Schedule(), 3))
+        GridPair(make_grid(Schedule(), 4), make_grid(Schedule(), 3))
 
 
 def test_every_grid_ends_at_the_clean_picture() -> None:
-    for one in plan_rounds(Schedule(), (35, 18, 9, 3)):
+    for one in plan_grid_pairs(Schedule(), (35, 18, 9, 3)):
         assert one.student.levels[-1] == one.teacher.levels[-1] == CLEAN
-        assert one.places[-1] == one.teacher.steps
+        assert one.positions[-1] == one.teacher.steps
 
 
 @given(
@@ -103,7 +103,7 @@ def test_edits_of_every_strength_take_all_steps_over_levels_of_their_own(
     count: int, fine: int, strengths: list[float], flow: bool
 ) -> None:
     schedule = Schedule("flow") if flow else Schedule(zero_terminal_snr=True)
-    edits = plan_edits(schedule, fine, make_grid(schedule, count), strengths)
+    edits = plan_edit_grids(schedule, fine, make_grid(schedule, count), strengths)
     seen = make_grid(schedule, count).timesteps.tolist()
     for strength in strengths:
         one = edits[strength]
@@ -116,13 +116,13 @@ def test_edits_of_every_strength_take_all_steps_over_levels_of_their_own(
 @pytest.mark.parametrize("strengths", [(0.0,), (1.0,), (0.002,), (0.0041, 0.0042, 0.0043)])
 def test_strengths_without_levels_are_refused(strengths: tuple[float, ...]) -> None:
     with pytest.raises(InvalidRequest, match="strength"):
-        plan_edits(Schedule(), 36, make_grid(Schedule(), 3), strengths)
+        plan_edit_grids(Schedule(), 36, make_grid(Schedule(), 3), strengths)
 
 
 @given(counts=COUNTS.filter(lambda counts: counts[0] > 1), schedule=st.sampled_from(SCHEDULES))
 def test_students_of_a_student_walk_parts_of_the_only_grid_that_it_knows(counts: list[int], schedule: Schedule) -> None:
     begin = make_grid(schedule, counts[0])
-    rounds = plan_rounds(schedule, counts, begin)
+    rounds = plan_grid_pairs(schedule, counts, begin)
     assert rounds[0].teacher == begin
     for one in rounds:
         assert set(one.student.levels) <= set(begin.levels) and one.student.levels[0] == begin.levels[0]

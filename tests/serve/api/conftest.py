@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.serve.running import Running, running
+from tests.serve.running import Running, running_server
 
 SETTINGS = """
 queue = 64
@@ -26,5 +26,5 @@ lateness = 1000
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("server")
     (folder / "stillhouse.toml").write_text(SETTINGS, encoding="utf-8")
-    with running("--config", "stillhouse.toml", cwd=folder) as server:
+    with running_server("--config", "stillhouse.toml", cwd=folder) as server:
         yield server

@@ -13,11 +13,11 @@ from litestar.testing import TestClient
 from stillhouse.diffusion import SAMPLERS
 from stillhouse.pipelines.load import find_pipeline
 from stillhouse.serve.api import studio
-from stillhouse.serve.api.app import app_of
-from stillhouse.serve.service import Service, service_of
-from stillhouse.serve.settings import Settings, TierSettings
+from stillhouse.serve.api.app import make_app
+from stillhouse.serve.service import Service, make_service
+from stillhouse.serve.settings import ServerSettings, TierSettings
 from stillhouse.serve.store.api_keys import add_key
-from stillhouse.shapes.caption import read_caption
+from stillhouse.shapes.caption import parse_caption
 
 Client = TestClient[Litestar]
 REPORT = b"<!doctype html><title>a report</title><style>p { color: red }</style><p>2x as fast</p>"
@@ -28,11 +28,11 @@ ADDRESSES = re.compile(r"""(?:src|href)="([^"]+)"|from "([^"]+)"|import "([^"]+)
 def door(data: Path, **options: object) -> Iterator[tuple[Client, Service]]:
     """The application without its workers."""
     tiers = options.pop("tiers", {"free": TierSettings("shapes"), "pro": TierSettings("shapes", also=("free",))})
-    service = service_of(Settings(tiers, data=str(data), **options))  # type: ignore[arg-type]
+    service = make_service(ServerSettings(tiers, data=str(data), **options))  # type: ignore[arg-type]
     try:
-        yield TestClient(app_of(service, studio.HANDLERS)), service
+        yield TestClient(make_app(service, studio.HANDLERS)), service
     finally:
-        service.patient._thread.shutdown()
+        service.job_queue._thread.shutdown()
         service.connection.close()
 
 
@@ -55,7 +55,7 @@ def test_each_file_is_served_with_its_type_and_a_strict_policy(client: Client, n
     answer = client.get(f"/studio/{name}")
     assert answer.status_code == 200
     assert answer.content == (studio.FILES / name).read_bytes()
-    media = studio.MEDIA[Path(name).suffix]
+    media = studio.ASSET_MEDIA_TYPES[Path(name).suffix]
     assert answer.headers["content-type"] == (f"{media}; charset=utf-8" if media.startswith("text/") else media)
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert answer.headers["cache-control"] == "no-cache"
@@ -130,12 +130,12 @@ def test_facts_tell_what_the_models_do_not(client: Client) -> None:
     assert set(facts["models"]) == {"free", "pro"}
     assert not facts["models"]["pro"]["report"]
     for prompt in facts["models"]["pro"]["examples"]:
-        assert str(read_caption(prompt)) == prompt
+        assert str(parse_caption(prompt)) == prompt
 
 
 def test_facts_are_told_to_whoever_has_no_key_as_far_as_they_are_no_secret(tmp_path: Path) -> None:
     with door(tmp_path, keys=True) as (client, service):
-        key = service.patient._thread.submit(add_key, service.connection, "free").result()
+        key = service.job_queue._thread.submit(add_key, service.connection, "free").result()
         nobody = client.get("/v1/studio").json()
         assert nobody["needs_key"] and not nobody["is_known"]
         assert nobody["models"] == {} and nobody["why"] == ""

@@ -4,29 +4,29 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from stillhouse.serve.engine.admission import Limits, forecast, refusal
+from stillhouse.serve.engine.admission import AdmissionLimits, check_admission, predict_finish_times
 from stillhouse.serve.engine.arrivals import Arrival
-from stillhouse.serve.engine.cost import Cost
+from stillhouse.serve.engine.cost import CostModel
 from stillhouse.serve.engine.engine import Engine
 from stillhouse.serve.engine.job import Job
 from stillhouse.serve.engine.policy import POLICIES
-from stillhouse.serve.engine.simulate import NO_REQUEST, VirtualDevice, virtual_engine
-from tests.serve.engine.arrivals import FLAT, FREE, GAINING, PRO, SERIAL, arrival, arrivals
+from stillhouse.serve.engine.simulate import NO_REQUEST, VirtualExecutor, make_virtual_engine
+from tests.serve.engine.arrivals import FLAT, FREE, GAINING, PRO, SERIAL, arrivals, make_arrival
 
 FIFO, SLACK = POLICIES["fifo"], POLICIES["slack"]
 
 
-def engine_with(asked: list[Arrival], cost: Cost = FLAT, policy: str = "slack") -> tuple[Engine, VirtualDevice]:
+def engine_with(asked: list[Arrival], cost: CostModel = FLAT, policy: str = "slack") -> tuple[Engine, VirtualExecutor]:
     """An engine to which all of these have come at once."""
-    engine, device = virtual_engine(POLICIES[policy], cost)
+    engine, device = make_virtual_engine(POLICIES[policy], cost)
     for number, one in enumerate(asked):
         engine.submit(job_of(one, str(number)))
     return engine, device
 
 
 def job_of(asked: Arrival, name: str = "new") -> Job:
-    job = Job(name, asked.tier, asked.key, asked.group, asked.walk, NO_REQUEST)
-    job.alone = FLAT.alone(asked.group, asked.walk)
+    job = Job(name, asked.tier, asked.key, asked.batch_key, asked.step_plan, NO_REQUEST)
+    job.isolated_seconds = FLAT.isolated_seconds(asked.batch_key, asked.step_plan)
     return job
 
 
@@ -36,13 +36,13 @@ def test_first_come_first_served_ends_exactly_when_it_was_forecast(
 ) -> None:
     engine, device = engine_with(asked, SERIAL, "fifo")
     for _ in range(ticks):
-        engine.tick()
+        engine.step()
     jobs = list(engine.jobs.values())
     assume(jobs)
     job = jobs[number % len(jobs)]
-    told = device.now + forecast(jobs, FIFO, device.now, SERIAL)[job]
+    told = device.now + predict_finish_times(jobs, FIFO, device.now, SERIAL)[job]
     while job.id in engine.jobs:
-        engine.tick()
+        engine.step()
     assert device.now == pytest.approx(told)
 
 
@@ -50,49 +50,54 @@ def test_first_come_first_served_ends_exactly_when_it_was_forecast(
 def test_a_forecast_is_no_less_than_what_it_takes_alone(asked: list[Arrival], policy: str) -> None:
     engine, device = engine_with(asked, GAINING, policy)
     jobs = list(engine.jobs.values())
-    told = forecast(jobs, POLICIES[policy], device.now, GAINING)
+    told = predict_finish_times(jobs, POLICIES[policy], device.now, GAINING)
     assert list(told) == POLICIES[policy].order(jobs, device.now, GAINING)
-    assert all(seconds >= GAINING.left(job) * (1 - 1e-9) for job, seconds in told.items())
+    assert all(seconds >= GAINING.remaining_seconds(job) * (1 - 1e-9) for job, seconds in told.items())
 
 
 @pytest.mark.parametrize("waiting", range(5))
 def test_a_tier_is_refused_when_its_promise_cannot_be_kept_and_told_when_it_could(waiting: int) -> None:
-    engine, device = engine_with([arrival(0.0, PRO, f"key {number}") for number in range(waiting)])
+    engine, device = engine_with([make_arrival(0.0, PRO, f"key {number}") for number in range(waiting)])
     jobs = list(engine.jobs.values())
-    new = job_of(arrival(0.0, PRO, "new"))
-    refused = refusal(new, jobs, SLACK, device.now, FLAT)
+    new = job_of(make_arrival(0.0, PRO, "new"))
+    refused = check_admission(new, jobs, SLACK, device.now, FLAT)
     if waiting < 3:  # it may take three times its 35 seconds
         assert refused is None
         return
     assert refused is not None and refused.reason == "deadline"
     assert refused.retry_after == pytest.approx(35.0 * (waiting - 2))
     while device.now < refused.retry_after:
-        engine.tick()
+        engine.step()
     new.arrived = device.now
-    assert refusal(new, list(engine.jobs.values()), SLACK, device.now, FLAT) is None
+    assert check_admission(new, list(engine.jobs.values()), SLACK, device.now, FLAT) is None
 
 
 def test_a_margin_is_held_back_of_what_is_promised() -> None:
-    engine, device = engine_with([arrival(0.0, PRO, f"key {number}") for number in range(2)])
-    jobs, new = list(engine.jobs.values()), job_of(arrival(0.0, PRO, "new"))
-    assert refusal(new, jobs, SLACK, device.now, FLAT, Limits()) is None
-    refused = refusal(new, jobs, SLACK, device.now, FLAT, Limits(margin=0.5))
+    engine, device = engine_with([make_arrival(0.0, PRO, f"key {number}") for number in range(2)])
+    jobs, new = list(engine.jobs.values()), job_of(make_arrival(0.0, PRO, "new"))
+    assert check_admission(new, jobs, SLACK, device.now, FLAT, AdmissionLimits()) is None
+    refused = check_admission(new, jobs, SLACK, device.now, FLAT, AdmissionLimits(margin=0.5))
     assert refused is not None and refused.retry_after == pytest.approx(0.5 * 35.0)
-    assert refusal(new, [], SLACK, device.now, FLAT, Limits(lateness=1 / 3, margin=0.5)) is None, "nobody waits"
+    assert check_admission(new, [], SLACK, device.now, FLAT, AdmissionLimits(lateness=1 / 3, margin=0.5)) is None, (
+        "nobody waits"
+    )
 
 
 def test_a_short_job_is_taken_where_a_long_one_is_not() -> None:
-    engine, device = engine_with([arrival(0.0, PRO, f"key {number}") for number in range(4)])
+    engine, device = engine_with([make_arrival(0.0, PRO, f"key {number}") for number in range(4)])
     jobs = list(engine.jobs.values())
-    assert refusal(job_of(arrival(0.0, FREE)), jobs, SLACK, device.now, FLAT) is None
-    assert refusal(job_of(arrival(0.0, PRO, "new")), jobs, SLACK, device.now, FLAT) is not None
+    assert check_admission(job_of(make_arrival(0.0, FREE)), jobs, SLACK, device.now, FLAT) is None
+    assert check_admission(job_of(make_arrival(0.0, PRO, "new")), jobs, SLACK, device.now, FLAT) is not None
 
 
 def test_a_full_queue_refuses_everyone_until_the_first_has_ended() -> None:
-    engine, device = engine_with([arrival(0.0, FREE, steps=steps) for steps in (7, 4, 9)])
-    jobs, limits = list(engine.jobs.values()), Limits(jobs=3, lateness=float("inf"))
-    refused = refusal(job_of(arrival(0.0, FREE)), jobs, FIFO, device.now, FLAT, limits)
+    engine, device = engine_with([make_arrival(0.0, FREE, steps=steps) for steps in (7, 4, 9)])
+    jobs, limits = list(engine.jobs.values()), AdmissionLimits(max_jobs=3, lateness=float("inf"))
+    refused = check_admission(job_of(make_arrival(0.0, FREE)), jobs, FIFO, device.now, FLAT, limits)
     assert refused is not None and (refused.reason, refused.retry_after) == ("queue", 7.0)
     for _ in range(7):
-        engine.tick()
-    assert refusal(job_of(arrival(0.0, FREE)), list(engine.jobs.values()), FIFO, device.now, FLAT, limits) is None
+        engine.step()
+    assert (
+        check_admission(job_of(make_arrival(0.0, FREE)), list(engine.jobs.values()), FIFO, device.now, FLAT, limits)
+        is None
+    )

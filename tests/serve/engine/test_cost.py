@@ -5,19 +5,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stillhouse.errors import InvalidRequest
-from stillhouse.serve.engine.cost import MOST_SIZES, NEARLY, Cost, Curve
-from stillhouse.serve.engine.job import Group, Job, Tier, Walk
+from stillhouse.serve.engine.cost import MAX_CURVES, MIN_THROUGHPUT_SHARE, CostModel, LatencyCurve
+from stillhouse.serve.engine.job import BatchKey, Job, StepPlan, Tier
 from stillhouse.serve.engine.simulate import NO_REQUEST
 
 SECONDS = st.dictionaries(st.integers(1, 32), st.floats(1e-4, 100.0), min_size=1, max_size=6)
 ROWS = st.lists(st.sampled_from((1, 2)), min_size=1, max_size=50)
-GROUP = Group("model", 64, 64)
+GROUP = BatchKey("model", 64, 64)
 
 
 @given(SECONDS)
 def test_what_was_measured_is_told_as_it_was(seconds: dict[int, float]) -> None:
-    curve = Curve(seconds)
-    assert {rows: curve.of(rows) for rows in seconds} == seconds
+    curve = LatencyCurve(seconds)
+    assert {rows: curve.step_seconds(rows) for rows in seconds} == seconds
 
 
 @given(SECONDS, st.integers(1, 100))
@@ -26,7 +26,7 @@ def test_between_and_beyond_it_lies_on_lines_that_never_fall_below_what_fewer_ro
 ) -> None:
     fewer = [count for count in seconds if count <= rows] or [min(seconds)]
     more = [count for count in seconds if count >= rows]
-    told = Curve(seconds).of(rows)
+    told = LatencyCurve(seconds).step_seconds(rows)
     assert told >= min(seconds[max(fewer)], *(seconds[min(more)],) if more else (told,)) * (1 - 1e-9)
     if more:
         assert told <= max(seconds[max(fewer)], seconds[min(more)]) * (1 + 1e-9)
@@ -34,35 +34,35 @@ def test_between_and_beyond_it_lies_on_lines_that_never_fall_below_what_fewer_ro
 
 @given(SECONDS)
 def test_the_cap_is_the_smallest_batch_that_is_nearly_as_good_as_the_best(seconds: dict[int, float]) -> None:
-    cap = Curve(seconds).cap
+    cap = LatencyCurve(seconds).saturation_rows
     best = max(rows / taken for rows, taken in seconds.items())
-    assert cap / seconds[cap] >= NEARLY * best
-    assert all(rows / seconds[rows] < NEARLY * best for rows in seconds if rows < cap)
+    assert cap / seconds[cap] >= MIN_THROUGHPUT_SHARE * best
+    assert all(rows / seconds[rows] < MIN_THROUGHPUT_SHARE * best for rows in seconds if rows < cap)
 
 
 @given(st.integers(1, 40))
 def test_batches_that_are_brought_to_known_sizes_take_as_long_as_those(rows: int) -> None:
-    curve = Curve({1: 1.0, 2: 1.25, 4: 2.0, 8: 3.0}, stepped=True)
+    curve = LatencyCurve({1: 1.0, 2: 1.25, 4: 2.0, 8: 3.0}, is_bucketed=True)
     whole, rest = divmod(rows, 8)
     last = 0.0 if not rest else next(curve.seconds[size] for size in (1, 2, 4, 8) if size >= rest)
-    assert curve.of(rows) == 3 * whole + last
-    assert curve.times(2.0).of(rows) == 2 * curve.of(rows)
+    assert curve.step_seconds(rows) == 3 * whole + last
+    assert curve.scale(2.0).step_seconds(rows) == 2 * curve.step_seconds(rows)
 
 
 def test_a_device_without_gain_is_given_one_row_at_a_time() -> None:
-    assert Curve({1: 1.0, 2: 2.0, 4: 4.1}).cap == 1
+    assert LatencyCurve({1: 1.0, 2: 2.0, 4: 4.1}).saturation_rows == 1
 
 
 @pytest.mark.parametrize("seconds", [{}, {0: 1.0}, {1: 0.0}, {1: -1.0}])
 def test_a_curve_that_was_not_measured_is_refused(seconds: dict[int, float]) -> None:
     with pytest.raises(InvalidRequest, match="seconds above 0"):
-        Curve(seconds)
+        LatencyCurve(seconds)
 
 
 @given(ROWS, st.data())
 def test_what_is_left_of_a_walk_is_what_it_has_not_walked(rows: list[int], data: st.DataObject) -> None:
     index = data.draw(st.integers(0, len(rows)))
-    single, paired = Walk(tuple(rows)).left(index)
+    single, paired = StepPlan(tuple(rows)).remaining(index)
     assert (single, paired) == (rows[index:].count(1), rows[index:].count(2))
 
 
@@ -70,53 +70,68 @@ def test_what_is_left_of_a_walk_is_what_it_has_not_walked(rows: list[int], data:
 def test_a_job_has_left_what_it_takes_alone_less_what_was_done(
     rows: list[int], pictures: int, data: st.DataObject
 ) -> None:
-    curve = Curve({1: 2.0, 2: 3.0}, begin=0.5, finish=0.25, encode=0.125)
-    cost, walk = Cost({GROUP: curve}), Walk(tuple(rows), pictures)
+    curve = LatencyCurve({1: 2.0, 2: 3.0}, encode_text=0.5, decode=0.25, encode_image=0.125)
+    cost, walk = CostModel({GROUP: curve}), StepPlan(tuple(rows), pictures)
     index = data.draw(st.integers(0, len(rows)))
-    job = Job("id", Tier("free"), "key", GROUP, walk, NO_REQUEST, alone=cost.alone(GROUP, walk), index=index)
+    job = Job(
+        "id",
+        Tier("free"),
+        "key",
+        GROUP,
+        walk,
+        NO_REQUEST,
+        isolated_seconds=cost.isolated_seconds(GROUP, walk),
+        index=index,
+    )
     done = sum({1: 2.0, 2: 3.0}[count] for count in rows[:index])
     begun = 0.5 + 0.125 * pictures if index else 0.0
-    assert job.alone == pytest.approx(sum({1: 2.0, 2: 3.0}[count] for count in rows) + 0.75 + 0.125 * pictures)
-    assert cost.left(job) == pytest.approx(job.alone - done - begun)
+    assert job.isolated_seconds == pytest.approx(
+        sum({1: 2.0, 2: 3.0}[count] for count in rows) + 0.75 + 0.125 * pictures
+    )
+    assert cost.remaining_seconds(job) == pytest.approx(job.isolated_seconds - done - begun)
 
 
 @given(st.lists(st.tuples(st.integers(1, 8), st.floats(0.2, 5.0)), max_size=50))
 def test_the_pace_stays_within_what_was_seen(seen: list[tuple[int, float]]) -> None:
-    cost = Cost({GROUP: Curve({1: 1.0, 2: 1.5})})
+    cost = CostModel({GROUP: LatencyCurve({1: 1.0, 2: 1.5})})
     for rows, pace in seen:
-        cost = cost.seen(GROUP, rows, pace * cost.curves[GROUP].of(rows))
+        cost = cost.with_measurement(GROUP, rows, pace * cost.curves[GROUP].step_seconds(rows))
     paces = [1.0, *(pace for _, pace in seen)]
-    assert min(paces) * (1 - 1e-9) <= cost.tick(GROUP, 1) <= max(paces) * (1 + 1e-9)
-    assert cost.cap(GROUP) == Cost(cost.curves).cap(GROUP)
+    assert min(paces) * (1 - 1e-9) <= cost.step_seconds(GROUP, 1) <= max(paces) * (1 + 1e-9)
+    assert cost.saturation_rows(GROUP) == CostModel(cost.curves).saturation_rows(GROUP)
 
 
 def test_a_machine_that_became_slower_is_believed_and_one_strange_tick_is_not() -> None:
-    cost = Cost({GROUP: Curve({1: 1.0})})
-    assert cost.seen(GROUP, 1, 1000.0).tick(GROUP, 1) == pytest.approx(1.15)
+    cost = CostModel({GROUP: LatencyCurve({1: 1.0})})
+    assert cost.with_measurement(GROUP, 1, 1000.0).step_seconds(GROUP, 1) == pytest.approx(1.15)
     for _ in range(100):
-        cost = cost.seen(GROUP, 1, 2.0)
-    assert cost.tick(GROUP, 1) == pytest.approx(2.0, rel=0.01)
-    assert cost.alone(GROUP, Walk((1, 1))) == pytest.approx(4.0, rel=0.01)
+        cost = cost.with_measurement(GROUP, 1, 2.0)
+    assert cost.step_seconds(GROUP, 1) == pytest.approx(2.0, rel=0.01)
+    assert cost.isolated_seconds(GROUP, StepPlan((1, 1))) == pytest.approx(4.0, rel=0.01)
 
 
 def test_another_size_costs_as_many_times_as_it_has_pixels_of_the_nearest_that_is_known() -> None:
-    large = Group("model", 128, 128)
-    cost = Cost({GROUP: Curve({1: 1.0, 2: 2.0}, 0.5, 0.25, 0.125), large: Curve({1: 8.0})}, {GROUP: 2.0})
-    wide = Group("model", 128, 64)
-    known = cost.knowing(wide)
-    assert known.curves[wide] == Curve({1: 2.0, 2: 4.0}, 0.5, 0.5, 0.25) and known.tick(wide, 1) == 4.0
-    assert cost.knowing(Group("model", 256, 128)).tick(Group("model", 256, 128), 1) == 16.0
-    assert cost.knowing(GROUP) is cost
+    large = BatchKey("model", 128, 128)
+    cost = CostModel(
+        {GROUP: LatencyCurve({1: 1.0, 2: 2.0}, 0.5, 0.25, 0.125), large: LatencyCurve({1: 8.0})}, {GROUP: 2.0}
+    )
+    wide = BatchKey("model", 128, 64)
+    known = cost.with_batch_key(wide)
+    assert known.curves[wide] == LatencyCurve({1: 2.0, 2: 4.0}, 0.5, 0.5, 0.25) and known.step_seconds(wide, 1) == 4.0
+    assert cost.with_batch_key(BatchKey("model", 256, 128)).step_seconds(BatchKey("model", 256, 128), 1) == 16.0
+    assert cost.with_batch_key(GROUP) is cost
     with pytest.raises(InvalidRequest, match="other"):
-        cost.knowing(Group("other", 64, 64))
+        cost.with_batch_key(BatchKey("other", 64, 64))
 
 
 def test_sizes_that_nobody_measured_do_not_fill_the_memory_and_cost_the_same_when_they_are_forgotten() -> None:
-    measured = Group("model", 64, 64)
-    cost = Cost({measured: Curve({1: 1.0})})
-    groups = [Group("model", 64 + 8 * number, 64) for number in range(1, 1000)]
+    measured = BatchKey("model", 64, 64)
+    cost = CostModel({measured: LatencyCurve({1: 1.0})})
+    groups = [BatchKey("model", 64 + 8 * number, 64) for number in range(1, 1000)]
     for group in groups:
-        cost = cost.knowing(group).paced(group, 2.0)
-    assert len(cost.curves) <= MOST_SIZES and len(cost.pace) <= MOST_SIZES and measured in cost.curves
+        cost = cost.with_batch_key(group).with_slowdown(group, 2.0)
+    assert len(cost.curves) <= MAX_CURVES and len(cost.slowdowns) <= MAX_CURVES and measured in cost.curves
     assert groups[0] not in cost.curves
-    assert cost.tick(groups[0], 1) == pytest.approx(cost.curves[measured].of(1) * groups[0].pixels / measured.pixels)
+    assert cost.step_seconds(groups[0], 1) == pytest.approx(
+        cost.curves[measured].step_seconds(1) * groups[0].pixels / measured.pixels
+    )

@@ -10,17 +10,17 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from stillhouse.core import ImageRequest
 from stillhouse.errors import BackendFailed, InvalidRequest
-from stillhouse.serve.engine.engine import End, Engine, Tick
-from stillhouse.serve.engine.job import Group, Job, Walk
+from stillhouse.serve.engine.engine import Engine, FinishedJob, StepOutput
+from stillhouse.serve.engine.job import BatchKey, Job, StepPlan
 from stillhouse.serve.engine.policy import POLICIES
-from stillhouse.serve.engine.simulate import VirtualDevice
+from stillhouse.serve.engine.simulate import VirtualExecutor
 from tests.serve.engine.arrivals import FLAT, FREE, FULL, GAINING, PRO, QUICK, SERIAL
 
 FAULTS = ("begin", "advance", "finish")
 
 
 @dataclass
-class Device(VirtualDevice):
+class FaultyExecutor(VirtualExecutor):
     """A virtual device that refuses some jobs, at some stage, and writes down whose pictures it began and moved."""
 
     faulty: dict[str, str] = field(default_factory=dict)
@@ -35,16 +35,16 @@ class Device(VirtualDevice):
     def begin(self, job: Job) -> None:
         self.refuse("begin", [job])
         self.begun.append(job.id)
-        VirtualDevice.begin(self, job)
+        VirtualExecutor.begin(self, job)
 
     def advance(self, jobs: Sequence[Job]) -> None:
         self.refuse("advance", jobs)
         self.moved.update(job.id for job in jobs)
-        VirtualDevice.advance(self, jobs)
+        VirtualExecutor.advance(self, jobs)
 
     def finish(self, job: Job) -> float:
         self.refuse("finish", [job])
-        return VirtualDevice.finish(self, job)
+        return VirtualExecutor.finish(self, job)
 
 
 class EngineMachine(RuleBasedStateMachine):
@@ -52,10 +52,10 @@ class EngineMachine(RuleBasedStateMachine):
 
     @initialize(policy=st.sampled_from(sorted(POLICIES)), cost=st.sampled_from((FLAT, GAINING)))
     def start(self, policy: str, cost: object) -> None:
-        self.device = Device(cost)  # type: ignore[arg-type]
-        self.engine = Engine(self.device, POLICIES[policy], self.device.cost, self.device.clock)
+        self.device = FaultyExecutor(cost)  # type: ignore[arg-type]
+        self.engine = Engine(self.device, POLICIES[policy], self.device.cost_model, self.device.clock)
         self.taken: list[Job] = []
-        self.ends: list[End] = []
+        self.ends: list[FinishedJob] = []
 
     @rule(
         tier=st.sampled_from((FREE, PRO)),
@@ -65,11 +65,13 @@ class EngineMachine(RuleBasedStateMachine):
         patience=st.sampled_from((0.0, 3.0, float("inf"))),
         fault=st.sampled_from((None, None, None, *FAULTS)),
     )
-    def submit(self, tier: object, group: Group, key: str, rows: list[int], patience: float, fault: str | None) -> None:
+    def submit(
+        self, tier: object, group: BatchKey, key: str, rows: list[int], patience: float, fault: str | None
+    ) -> None:
         name = f"job {len(self.taken)}"
         if fault:
             self.device.faulty[name] = fault
-        job = Job(name, tier, key, group, Walk(tuple(rows)), ImageRequest(name))  # type: ignore[arg-type]
+        job = Job(name, tier, key, group, StepPlan(tuple(rows)), ImageRequest(name))  # type: ignore[arg-type]
         job.expires = self.device.now + patience
         self.engine.submit(job)
         self.taken.append(job)
@@ -84,17 +86,17 @@ class EngineMachine(RuleBasedStateMachine):
             self.ends += [end] if end else []
 
     @rule()
-    def tick(self) -> None:
-        self.note(self.engine.tick())
+    def step(self) -> None:
+        self.note(self.engine.step())
 
     @rule(seconds=st.floats(0, 10))
     def wait(self, seconds: float) -> None:
         self.device.now += seconds
 
-    def note(self, tick: Tick) -> None:
+    def note(self, tick: StepOutput) -> None:
         over = {end.job.id for end in self.ends}
-        assert not over & {job.id for job in tick.moved}
-        self.ends += tick.ends
+        assert not over & {job.id for job in tick.jobs}
+        self.ends += tick.finished
 
     @invariant()
     def each_job_waits_or_has_one_end(self) -> None:
@@ -106,20 +108,20 @@ class EngineMachine(RuleBasedStateMachine):
     def an_end_is_what_happened(self) -> None:
         for end in self.ends:
             job, fault = end.job, self.device.faulty.get(end.job.id)
-            if end.outcome == "drawn":
-                assert fault is None and self.device.moved[job.id] == len(job.walk.rows) and end.result is not None
-            elif end.outcome == "failed":
+            if end.finish_reason == "drawn":
+                assert fault is None and self.device.moved[job.id] == len(job.step_plan.rows) and end.result is not None
+            elif end.finish_reason == "failed":
                 assert fault is not None and end.error is not None
-            elif end.outcome == "expired":
+            elif end.finish_reason == "expired":
                 assert job.id not in self.device.begun
 
     def teardown(self) -> None:
         if not hasattr(self, "engine"):
             return
-        for _ in range(10 * sum(len(job.walk.rows) for job in self.taken) + 1):
+        for _ in range(10 * sum(len(job.step_plan.rows) for job in self.taken) + 1):
             if not self.engine.jobs:
                 break
-            self.note(self.engine.tick())
+            self.note(self.engine.step())
         assert not self.engine.jobs
         self.each_job_waits_or_has_one_end()
         self.an_end_is_what_happened()
@@ -128,60 +130,60 @@ class EngineMachine(RuleBasedStateMachine):
 TestEngine = EngineMachine.TestCase
 
 
-def job(name: str, group: Group = FULL, steps: int = 2) -> Job:
-    return Job(name, PRO, "someone", group, Walk((1,) * steps), ImageRequest(name))
+def job(name: str, group: BatchKey = FULL, steps: int = 2) -> Job:
+    return Job(name, PRO, "someone", group, StepPlan((1,) * steps), ImageRequest(name))
 
 
-def engine_of(device: Device) -> Engine:
-    return Engine(device, POLICIES["fifo"], device.cost, device.clock)
+def engine_of(device: FaultyExecutor) -> Engine:
+    return Engine(device, POLICIES["fifo"], device.cost_model, device.clock)
 
 
 def test_who_breaks_a_batch_fails_and_the_others_of_it_go_on() -> None:
-    device = Device(GAINING, faulty={"two": "advance"})
+    device = FaultyExecutor(GAINING, faulty={"two": "advance"})
     engine = engine_of(device)
     for name in ("one", "two", "three"):
         engine.submit(job(name))
-    tick = engine.tick()
-    assert [moved.id for moved in tick.moved] == ["one", "three"]
-    (end,) = tick.ends
-    assert (end.job.id, end.outcome) == ("two", "failed")
+    tick = engine.step()
+    assert [moved.id for moved in tick.jobs] == ["one", "three"]
+    (end,) = tick.finished
+    assert (end.job.id, end.finish_reason) == ("two", "failed")
     assert end.error and "ZeroDivisionError: a bug" in str(end.error)
     assert isinstance(end.error.__cause__, ZeroDivisionError), "whoever logs it can tell where it was"
 
 
 def test_a_cancelled_job_is_in_no_later_batch() -> None:
-    engine = engine_of(Device(GAINING))
+    engine = engine_of(FaultyExecutor(GAINING))
     engine.submit(job("one"))
     engine.submit(job("two"))
-    engine.tick()
+    engine.step()
     end = engine.cancel("one")
-    assert end and end.outcome == "cancelled"
-    assert [moved.id for moved in engine.tick().moved] == ["two"]
+    assert end and end.finish_reason == "cancelled"
+    assert [moved.id for moved in engine.step().jobs] == ["two"]
     assert engine.cancel("one") is None
 
 
 def test_what_has_expired_is_never_begun_and_what_has_begun_does_not_expire() -> None:
-    device = Device(SERIAL)
+    device = FaultyExecutor(SERIAL)
     engine = engine_of(device)
     begun, late = job("begun", steps=3), job("late")
     begun.expires = late.expires = 0.5
     engine.submit(begun)
     engine.submit(late)
-    engine.tick()
-    (end,) = engine.tick().ends
-    assert (end.job.id, end.outcome) == ("late", "expired")
+    engine.step()
+    (end,) = engine.step().finished
+    assert (end.job.id, end.finish_reason) == ("late", "expired")
     assert device.begun == ["begun"]
-    assert [end.outcome for end in engine.tick().ends] == ["drawn"]
+    assert [end.finish_reason for end in engine.step().finished] == ["drawn"]
 
 
 def test_a_tick_without_jobs_does_nothing() -> None:
-    assert engine_of(Device(FLAT)).tick() == Tick()
+    assert engine_of(FaultyExecutor(FLAT)).step() == StepOutput()
 
 
 def test_a_job_is_taken_once_and_only_where_its_cost_is_known() -> None:
-    engine = engine_of(Device(FLAT))
+    engine = engine_of(FaultyExecutor(FLAT))
     engine.submit(job("one"))
     with pytest.raises(InvalidRequest, match="second job 'one'"):
         engine.submit(job("one"))
     with pytest.raises(InvalidRequest, match="unknown"):
-        engine.submit(job("two", Group("unknown", 64, 64)))
+        engine.submit(job("two", BatchKey("unknown", 64, 64)))

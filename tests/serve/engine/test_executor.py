@@ -16,15 +16,21 @@ from stillhouse.errors import BackendFailed
 from stillhouse.pipelines.load import load
 from stillhouse.pipelines.manifest import Distilled, write_manifest
 from stillhouse.pipelines.pipeline import Pipeline
-from stillhouse.serve.engine.cost import Cost, Curve
+from stillhouse.serve.engine.cost import CostModel, LatencyCurve
 from stillhouse.serve.engine.engine import Engine
-from stillhouse.serve.engine.executor import Drawing, group_of, measured, usual, walk_of
-from stillhouse.serve.engine.job import Group, Job, Tier
-from stillhouse.serve.engine.simulate import VirtualDevice
+from stillhouse.serve.engine.executor import (
+    PipelineExecutor,
+    default_request,
+    make_batch_key,
+    measure_latency_curve,
+    plan_steps,
+)
+from stillhouse.serve.engine.job import BatchKey, Job, Tier
+from stillhouse.serve.engine.simulate import VirtualExecutor
 from tests.checkpoints import write_checkpoint
 
 COMPOSITIONS = 200
-GROUP = Group("shapes", 64, 64)
+GROUP = BatchKey("shapes", 64, 64)
 FREE = Tier("free")
 KINDS = (
     ImageRequest("a small red circle", steps=3),
@@ -38,12 +44,12 @@ KINDS = (
 
 
 @dataclass
-class AtRandom:
+class RandomPolicy:
     """A policy that shuffles: any jobs may find themselves together."""
 
     dice: random.Random
 
-    def order(self, jobs: Sequence[Job], now: float, cost: Cost) -> list[Job]:
+    def order(self, jobs: Sequence[Job], now: float, cost: CostModel) -> list[Job]:
         return self.dice.sample(list(jobs), len(jobs))
 
 
@@ -57,13 +63,15 @@ def pipeline(request: pytest.FixtureRequest) -> Pipeline:
 
 def job(pipeline: Pipeline, name: str, request: ImageRequest) -> Job:
     asked = pipeline.resolve(request)
-    return Job(name, FREE, "someone", group_of("shapes", asked), walk_of(pipeline.manifest, asked), asked)
+    return Job(name, FREE, "someone", make_batch_key("shapes", asked), plan_steps(pipeline.manifest, asked), asked)
 
 
 def test_no_neighbour_changes_a_picture(pipeline: Pipeline) -> None:
     alone = [pipeline.generate(**asked_of(kind)).image for kind in KINDS]
-    cost = Cost({GROUP: Curve({1: 1.0, 8: 1.0})})
-    engine = Engine(Drawing({"shapes": pipeline}), AtRandom(random.Random(0)), cost, VirtualDevice(cost).clock)
+    cost = CostModel({GROUP: LatencyCurve({1: 1.0, 8: 1.0})})
+    engine = Engine(
+        PipelineExecutor({"shapes": pipeline}), RandomPolicy(random.Random(0)), cost, VirtualExecutor(cost).clock
+    )
     compositions: set[tuple[tuple[str, int], ...]] = set()
     number = drawn = 0
     while len(compositions) < COMPOSITIONS or engine.jobs:
@@ -71,10 +79,10 @@ def test_no_neighbour_changes_a_picture(pipeline: Pipeline) -> None:
             kind = number % len(KINDS)
             engine.submit(job(pipeline, f"{number} of kind {kind}", KINDS[kind]))
             number += 1
-        tick = engine.tick()
-        compositions.add(tuple((moved.id, moved.index) for moved in tick.moved))
-        for end in tick.ends:
-            assert end.outcome == "drawn"
+        tick = engine.step()
+        compositions.add(tuple((moved.id, moved.index) for moved in tick.jobs))
+        for end in tick.finished:
+            assert end.finish_reason == "drawn"
             assert isinstance(end.result, ImageResult)
             np.testing.assert_array_equal(end.result.image, alone[int(end.job.id[-1])], err_msg=end.job.id)
             drawn += 1
@@ -93,13 +101,13 @@ def test_a_walk_tells_the_rows_of_every_evaluation(pipeline: Pipeline) -> None:
         while not draft.is_done:
             rows.append(draft.rows)
             draft.index += 1
-        assert walk_of(pipeline.manifest, pipeline.resolve(kind)).rows == tuple(rows)
+        assert plan_steps(pipeline.manifest, pipeline.resolve(kind)).rows == tuple(rows)
 
 
 def test_a_curve_is_measured_for_each_batch(pipeline: Pipeline) -> None:
-    curve = measured(pipeline, GROUP, batches=(1, 2), calls=2)
+    curve = measure_latency_curve(pipeline, GROUP, batches=(1, 2), calls=2)
     assert set(curve.seconds) == {1, 2}
-    assert min(curve.seconds.values()) > 0 and curve.begin > 0 and curve.finish > 0 and curve.encode > 0
+    assert min(curve.seconds.values()) > 0 and curve.encode_text > 0 and curve.decode > 0 and curve.encode_image > 0
 
 
 def test_a_batch_that_has_no_room_in_the_memory_ends_the_measurement(
@@ -114,10 +122,10 @@ def test_a_batch_that_has_no_room_in_the_memory_ends_the_measurement(
 
     monkeypatch.setattr(Pipeline, "advance", small)
     most = 2
-    assert set(measured(pipeline, GROUP, batches=(1, 2, 4, 8), calls=1).seconds) == {1, 2}
+    assert set(measure_latency_curve(pipeline, GROUP, batches=(1, 2, 4, 8), calls=1).seconds) == {1, 2}
     most = 0
     with pytest.raises(BackendFailed, match="out of memory"):
-        measured(pipeline, GROUP, batches=(1, 2), calls=1)
+        measure_latency_curve(pipeline, GROUP, batches=(1, 2), calls=1)
 
 
 def test_what_opens_a_network_is_not_counted(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +147,7 @@ def test_what_opens_a_network_is_not_counted(pipeline: Pipeline, monkeypatch: py
     for name, seconds in {"advance": 0.5, "decode": 0.25, "encode_picture": 0.125, "encode_text": 0.0625}.items():
         takes(name, seconds)
     monkeypatch.setattr("stillhouse.serve.engine.executor.perf_counter", lambda: now)
-    assert measured(pipeline, GROUP, batches=(1, 2)) == Curve({1: 0.5, 2: 0.5}, 0.0625, 0.25, 0.125)
+    assert measure_latency_curve(pipeline, GROUP, batches=(1, 2)) == LatencyCurve({1: 0.5, 2: 0.5}, 0.0625, 0.25, 0.125)
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])
@@ -159,14 +167,14 @@ def test_a_walk_tells_how_many_pictures_are_encoded_before_it(
         return run(name, feeds)
 
     monkeypatch.setattr(pipeline, "run", counted)
-    asked = usual(pipeline.manifest)
+    asked = default_request(pipeline.manifest)
     assert asked.width and asked.height
     image = np.full((asked.height, asked.width, 3), 127, np.uint8)
     edit = replace(asked, image=image, strength=strength, mask=np.full(image.shape[:2], 255, np.uint8))
     for request in [edit] if kind == "inpaint" else [asked, replace(edit, mask=None), edit]:
         ran.clear()
         pipeline.start(request)
-        assert walk_of(pipeline.manifest, pipeline.resolve(request)).pictures == ran.count("vae_encoder")
+        assert plan_steps(pipeline.manifest, pipeline.resolve(request)).encoded_images == ran.count("vae_encoder")
 
 
 def test_what_is_timed_has_ended(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,25 +189,27 @@ def test_what_is_timed_has_ended(pipeline: Pipeline, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Pipeline, "advance", advance)
     monkeypatch.setattr(Pipeline, "settle", lambda self: heard.append("settle"))
     one = job(pipeline, "one", pipeline.resolve(ImageRequest("a red circle", steps=None)))
-    drawing = Drawing({one.group.pipeline: pipeline})
+    drawing = PipelineExecutor({one.batch_key.pipeline: pipeline})
     drawing.begin(one)
     drawing.advance([one])
     assert heard == ["advance", "settle"]
     heard.clear()
-    measured(pipeline, one.group, batches=(1,), calls=1)
+    measure_latency_curve(pipeline, one.batch_key, batches=(1,), calls=1)
     assert heard == ["settle", "advance", "settle"] * 2
 
 
 def test_a_request_that_the_pipeline_cannot_meet_fails_by_itself(pipeline: Pipeline) -> None:
-    cost = Cost({GROUP: Curve({1: 1.0, 8: 1.0})})
-    engine = Engine(Drawing({"shapes": pipeline}), AtRandom(random.Random(0)), cost, VirtualDevice(cost).clock)
+    cost = CostModel({GROUP: LatencyCurve({1: 1.0, 8: 1.0})})
+    engine = Engine(
+        PipelineExecutor({"shapes": pipeline}), RandomPolicy(random.Random(0)), cost, VirtualExecutor(cost).clock
+    )
     good, bad = job(pipeline, "good", KINDS[0]), job(pipeline, "bad", KINDS[0])
     bad.request = replace(bad.request, steps=0)
     engine.submit(good)
     engine.submit(bad)
     ends: dict[str, str] = {}
     while engine.jobs:
-        ends |= {end.job.id: end.outcome for end in engine.tick().ends}
+        ends |= {end.job.id: end.finish_reason for end in engine.step().finished}
     assert ends == {"good": "drawn", "bad": "failed"}
 
 
@@ -214,6 +224,6 @@ def test_pipelines_that_cannot_be_asked_for_just_anything_are_measured_as_they_d
         write_manifest(tmp_path / "pipeline", replace(manifest, distilled=taught, defaults=defaults))
     pipeline = load(tmp_path / "pipeline")
     defaults = pipeline.manifest.defaults
-    curve = measured(pipeline, Group("tiny", defaults.width, defaults.height), batches=(1, 2), calls=2)
+    curve = measure_latency_curve(pipeline, BatchKey("tiny", defaults.width, defaults.height), batches=(1, 2), calls=2)
     assert set(curve.seconds) == {1, 2} and min(curve.seconds.values()) > 0
-    assert walk_of(pipeline.manifest, pipeline.resolve(usual(pipeline.manifest))).rows
+    assert plan_steps(pipeline.manifest, pipeline.resolve(default_request(pipeline.manifest))).rows

@@ -12,7 +12,7 @@ PICTURE = json.dumps({"data": [{"b64_json": "AAAA"}]}).encode()
 
 
 @dataclass(frozen=True)
-class Call:
+class ReceivedRequest:
     """One request as it came in."""
 
     method: str
@@ -22,26 +22,26 @@ class Call:
     address: str
 
     @property
-    def told(self) -> dict[str, Any]:
+    def json_body(self) -> dict[str, Any]:
         document: dict[str, Any] = json.loads(self.body)
         return document
 
 
-def framed(status: int, body: bytes, *headers: str) -> bytes:
+def format_response(status: int, body: bytes, *headers: str) -> bytes:
     """A whole answer."""
     lines = [f"HTTP/1.1 {status} X", f"content-length: {len(body)}", *headers, "", ""]
     return "\r\n".join(lines).encode() + body
 
 
 @dataclass
-class Fake:
+class FakeServer:
     """The server; `answer` makes bytes out of a call, None to close the connection without a word.
 
     `calls` are those that came, in their order.
     """
 
-    answer: Callable[[Call], bytes | None] = lambda call: framed(200, PICTURE)
-    calls: list[Call] = field(default_factory=list)
+    answer: Callable[[ReceivedRequest], bytes | None] = lambda call: format_response(200, PICTURE)
+    calls: list[ReceivedRequest] = field(default_factory=list)
     url: str = ""
 
     def __enter__(self) -> Self:
@@ -76,7 +76,7 @@ class Fake:
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         body = await reader.readexactly(int(headers.get("content-length", 0)))
         method, path, _ = first.split()
-        call = Call(method, path, headers, body, writer.get_extra_info("peername")[0])
+        call = ReceivedRequest(method, path, headers, body, writer.get_extra_info("peername")[0])
         self.calls.append(call)
         content = self.answer(call)
         if content is not None:

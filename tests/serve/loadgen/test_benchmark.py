@@ -6,88 +6,88 @@ from dataclasses import replace
 import pytest
 
 from stillhouse.errors import InvalidRequest, StillhouseError
-from stillhouse.serve.loadgen.benchmark import Asked, run
+from stillhouse.serve.loadgen.benchmark import LoadTest, run_benchmark
 from stillhouse.serve.loadgen.isolated_latency import RUNS
-from stillhouse.serve.loadgen.request_class import Flood, Kind
-from tests.serve.loadgen.fake import PICTURE, Call, Fake, framed
+from stillhouse.serve.loadgen.request_class import Flood, RequestClass
+from tests.serve.loadgen.fake import PICTURE, FakeServer, ReceivedRequest, format_response
 from tests.serve.loadgen.test_protocols import INPUTS
 
-KINDS = (Kind("free", 0.8, "free", {"steps": 3}, 0.01), Kind("pro", 0.2, "pro", {"steps": 35}, 0.1))
-QUICK = Asked("", KINDS, rate=400.0, count=60, seconds=None, prompts=("a circle",), clients=3)
+KINDS = (RequestClass("free", 0.8, "free", {"steps": 3}, 0.01), RequestClass("pro", 0.2, "pro", {"steps": 35}, 0.1))
+QUICK = LoadTest("", KINDS, rate=400.0, count=60, seconds=None, prompts=("a circle",), clients=3)
 
 
 def test_every_request_is_answered_and_counted() -> None:
-    with Fake() as server:
-        report = run(replace(QUICK, url=server.url))
+    with FakeServer() as server:
+        report = run_benchmark(replace(QUICK, url=server.url))
     free, pro, everything = report.rows
     assert (free.kind, pro.kind, everything.sent) == ("free", "pro", 60)
     assert free.answered + pro.answered == everything.answered == 60
     assert everything.errors == {}
     assert [report.rate, report.load] == pytest.approx([400.0, 400.0 * 0.028])
     assert [free.promise, pro.promise] == pytest.approx([0.03, 0.3])
-    asked = [call.told for call in server.calls]
+    asked = [call.json_body for call in server.calls]
     assert [one["steps"] for one in asked] == [{"free": 3, "pro": 35}[one["model"]] for one in asked]
     assert len({call.address for call in server.calls}) == 3
 
 
 def test_a_load_is_a_rate_by_what_is_alone() -> None:
-    with Fake() as server:
-        report = run(replace(QUICK, url=server.url, load=2.8, rate=None, count=5))
+    with FakeServer() as server:
+        report = run_benchmark(replace(QUICK, url=server.url, load=2.8, rate=None, count=5))
     assert [report.rate, report.load] == pytest.approx([100.0, 2.8])
 
 
 def test_what_is_not_told_is_measured_first() -> None:
-    kinds = (replace(KINDS[0], alone=None), KINDS[1])
-    with Fake() as server:
-        report = run(replace(QUICK, url=server.url, kinds=kinds, count=5))
+    kinds = (replace(KINDS[0], isolated_seconds=None), KINDS[1])
+    with FakeServer() as server:
+        report = run_benchmark(replace(QUICK, url=server.url, classes=kinds, count=5))
         assert len(server.calls) == 1 + RUNS + 5
     assert report.alone["pro"] == 0.1
     assert 0 < report.alone["free"] < 1
 
 
 def test_the_one_who_floods_has_a_key_and_an_address_of_its_own() -> None:
-    with Fake() as server:
+    with FakeServer() as server:
         flooded = replace(QUICK, url=server.url, clients=1, keys=("one", "two"), flood=Flood(4, 0.01, "pro"))
-        report = run(flooded)
+        report = run_benchmark(flooded)
     who = {(call.address, call.headers["authorization"]) for call in server.calls}
     assert who == {("127.1.0.1", "Bearer one"), ("127.1.0.2", "Bearer two")}
     assert {row.kind: row.sent for row in report.rows}["pro, flood"] == 4
 
 
-def refusing(call: Call) -> bytes:
-    return framed(429, b"too much") if call.told["model"] == "pro" else framed(200, PICTURE)
+def refusing(call: ReceivedRequest) -> bytes:
+    return format_response(429, b"too much") if call.json_body["model"] == "pro" else format_response(200, PICTURE)
 
 
 def test_refusals_are_told_apart() -> None:
-    with Fake(refusing) as server:
-        report = run(replace(QUICK, url=server.url))
+    with FakeServer(refusing) as server:
+        report = run_benchmark(replace(QUICK, url=server.url))
     free, pro, _ = report.rows
     assert (free.rejected, pro.rejected, pro.answered) == (0, pro.sent, 0)
     assert report.said == {"429": "too much"}
 
 
-def triton(call: Call) -> bytes:
+def triton(call: ReceivedRequest) -> bytes:
     told: object = {"outputs": []}
     if call.method == "GET":
         told = {"name": "any", "extensions": ["binary_tensor_data"], "inputs": INPUTS}
-    return framed(200, json.dumps(told).encode())
+    return format_response(200, json.dumps(told).encode())
 
 
 def test_kserve_is_asked_for_its_models_first() -> None:
-    with Fake(triton) as server:
-        report = run(replace(QUICK, url=server.url, protocol="kserve"))
+    with FakeServer(triton) as server:
+        report = run_benchmark(replace(QUICK, url=server.url, protocol="kserve"))
     assert report.rows[-1].answered == 60
     assert sorted(call.path for call in server.calls[:3]) == ["/v2", "/v2/models/free", "/v2/models/pro"]
     assert {call.path for call in server.calls[3:]} == {"/v2/models/free/infer", "/v2/models/pro/infer"}
 
 
 def test_nobody_there_is_told_and_impossible_wishes_are_refused_before_anybody_is_asked() -> None:
-    with Fake() as server:
+    with FakeServer() as server:
         pass
     with pytest.raises(StillhouseError, match="nobody answers"):
-        run(replace(QUICK, url=server.url, kinds=(Kind("free", 1.0, "free"),)))
+        run_benchmark(replace(QUICK, url=server.url, classes=(RequestClass("free", 1.0, "free"),)))
     with pytest.raises(StillhouseError, match="nobody answers"):
-        run(replace(QUICK, url=server.url, protocol="kserve"))
+        run_benchmark(replace(QUICK, url=server.url, protocol="kserve"))
     with pytest.raises(InvalidRequest, match="load"):
         replace(QUICK, rate=None, load=0.0)
     with pytest.raises(InvalidRequest, match="protocol"):
@@ -95,4 +95,4 @@ def test_nobody_there_is_told_and_impossible_wishes_are_refused_before_anybody_i
     with pytest.raises(InvalidRequest, match="slo"):
         replace(QUICK, slo=0.5)
     with pytest.raises(InvalidRequest, match="patience"):
-        replace(QUICK, patience=0.0)
+        replace(QUICK, timeout=0.0)

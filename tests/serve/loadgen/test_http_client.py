@@ -11,32 +11,32 @@ from stillhouse.serve.loadgen.http_client import (
     NO_HTTP,
     REFUSED,
     TIMED_OUT,
-    Message,
-    Place,
-    Reply,
-    exchange,
-    place_of,
+    Endpoint,
+    HttpRequest,
+    HttpResponse,
+    resolve_endpoint,
+    send_request,
 )
-from tests.serve.loadgen.fake import Call, Fake, framed
+from tests.serve.loadgen.fake import FakeServer, ReceivedRequest, format_response
 
-FIRST = Message("GET", "/")
+FIRST = HttpRequest("GET", "/")
 
 
-def sent(server: Fake, message: Message = FIRST, client: int = 0, patience: float = 10.0) -> Reply:
-    return asyncio.run(exchange(place_of(server.url), message, client, patience))
+def sent(server: FakeServer, message: HttpRequest = FIRST, client: int = 0, patience: float = 10.0) -> HttpResponse:
+    return asyncio.run(send_request(resolve_endpoint(server.url), message, client, patience))
 
 
 def test_a_reply_is_a_status_and_a_body() -> None:
-    with Fake(lambda call: framed(404, b"nothing here")) as server:
-        assert sent(server) == Reply(404, b"nothing here")
-    assert not Reply(404).is_good
-    assert Reply(204).is_good
+    with FakeServer(lambda call: format_response(404, b"nothing here")) as server:
+        assert sent(server) == HttpResponse(404, b"nothing here")
+    assert not HttpResponse(404).is_success
+    assert HttpResponse(204).is_success
 
 
 def test_what_is_sent_arrives() -> None:
-    with Fake() as server:
-        place = place_of(server.url + "/below/")
-        asyncio.run(exchange(place, Message("POST", "/v1", b"{}", {"authorization": "Bearer k"}), 0, 10.0))
+    with FakeServer() as server:
+        place = resolve_endpoint(server.url + "/below/")
+        asyncio.run(send_request(place, HttpRequest("POST", "/v1", b"{}", {"authorization": "Bearer k"}), 0, 10.0))
         (call,) = server.calls
     assert (call.method, call.path, call.body) == ("POST", "/below/v1", b"{}")
     assert (call.headers["authorization"], call.headers["connection"]) == ("Bearer k", "close")
@@ -44,22 +44,22 @@ def test_what_is_sent_arrives() -> None:
 
 
 def test_clients_of_this_machine_ask_from_addresses_of_their_own() -> None:
-    with Fake() as server:
+    with FakeServer() as server:
         for client in (0, 1, 249, 250):
             sent(server, client=client)
         assert [call.address for call in server.calls] == ["127.1.0.1", "127.1.0.2", "127.1.0.250", "127.1.1.1"]
-    assert Place("http://192.0.2.1", "192.0.2.1", "192.0.2.1", 80).local(3) is None
+    assert Endpoint("http://192.0.2.1", "192.0.2.1", "192.0.2.1", 80).local_address(3) is None
 
 
-def chunked(call: Call) -> bytes:
+def chunked(call: ReceivedRequest) -> bytes:
     return b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
 
 
 def test_bodies_may_come_in_chunks_or_end_with_the_connection() -> None:
-    with Fake(chunked) as server:
-        assert sent(server) == Reply(200, b"abcde")
-    with Fake(lambda call: b"HTTP/1.1 200 OK\r\n\r\nabc") as server:
-        assert sent(server) == Reply(200, b"abc")
+    with FakeServer(chunked) as server:
+        assert sent(server) == HttpResponse(200, b"abcde")
+    with FakeServer(lambda call: b"HTTP/1.1 200 OK\r\n\r\nabc") as server:
+        assert sent(server) == HttpResponse(200, b"abc")
 
 
 @pytest.mark.parametrize(
@@ -72,27 +72,27 @@ def test_bodies_may_come_in_chunks_or_end_with_the_connection() -> None:
     ],
 )
 def test_whatever_goes_wrong_has_a_name(answer: bytes | None, status: str) -> None:
-    with Fake(lambda call: answer) as server:
+    with FakeServer(lambda call: answer) as server:
         assert sent(server).status == status
 
 
 def test_nobody_there_and_nobody_who_answers_in_time() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        place = place_of(f"http://127.0.0.1:{silent.getsockname()[1]}")
-        assert asyncio.run(exchange(place, Message("GET", "/"), 0, 0.02)).status == TIMED_OUT
-    assert asyncio.run(exchange(place, Message("GET", "/"), 0, 10.0)).status == REFUSED
+        place = resolve_endpoint(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        assert asyncio.run(send_request(place, HttpRequest("GET", "/"), 0, 0.02)).status == TIMED_OUT
+    assert asyncio.run(send_request(place, HttpRequest("GET", "/"), 0, 10.0)).status == REFUSED
 
 
 def test_a_place_is_read_out_of_a_url() -> None:
-    place = place_of("http://127.0.0.1:81/below/")
-    assert (place.url, place.name, place.port, place.path) == (
+    place = resolve_endpoint("http://127.0.0.1:81/below/")
+    assert (place.url, place.host_header, place.port, place.path) == (
         "http://127.0.0.1:81/below",
         "127.0.0.1:81",
         81,
         "/below",
     )
     assert place.tls is None
-    secure = place_of("https://127.0.0.1")
+    secure = resolve_endpoint("https://127.0.0.1")
     assert secure.port == 443
     assert secure.tls is not None
 
@@ -100,7 +100,7 @@ def test_a_place_is_read_out_of_a_url() -> None:
 @pytest.mark.parametrize("url", ["", "127.0.0.1:8000", "ftp://127.0.0.1", "http://", "http://h:x", "http://h/?a=b"])
 def test_what_is_no_address_is_refused(url: str) -> None:
     with pytest.raises(InvalidRequest, match="http://HOST:PORT"):
-        place_of(url)
+        resolve_endpoint(url)
 
 
 def test_a_host_that_nobody_knows_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,4 +109,4 @@ def test_a_host_that_nobody_knows_is_told(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     with pytest.raises(StillhouseError, match=r"nowhere\.example: Name or service not known"):
-        place_of("http://nowhere.example")
+        resolve_endpoint("http://nowhere.example")

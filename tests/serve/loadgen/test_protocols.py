@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import pytest
 
 from stillhouse.errors import InvalidRequest, StillhouseError
-from stillhouse.serve.loadgen.http_client import Message, Reply
-from stillhouse.serve.loadgen.protocols import Dialect, Name, OpenAI, dialect_of
-from stillhouse.serve.loadgen.request_class import Kind, Value
+from stillhouse.serve.loadgen.http_client import HttpRequest, HttpResponse
+from stillhouse.serve.loadgen.protocols import ImageProtocol, OpenAIProtocol, ProtocolName, open_protocol
+from stillhouse.serve.loadgen.request_class import FieldValue, RequestClass
 
 INPUTS = [
     {"name": "PROMPT", "datatype": "BYTES", "shape": [1]},
@@ -19,19 +19,19 @@ INPUTS = [
 ]
 
 
-def opened(name: Name, kinds: tuple[Kind, ...], answers: Mapping[str, object]) -> Dialect:
-    async def ask(message: Message) -> Reply:
+def opened(name: ProtocolName, kinds: tuple[RequestClass, ...], answers: Mapping[str, object]) -> ImageProtocol:
+    async def ask(message: HttpRequest) -> HttpResponse:
         told = answers.get(message.path)
-        return Reply(404, b"no such thing") if told is None else Reply(200, json.dumps(told).encode())
+        return HttpResponse(404, b"no such thing") if told is None else HttpResponse(200, json.dumps(told).encode())
 
-    return asyncio.run(dialect_of(name, kinds, ask))
-
-
-def kind(**fields: Value) -> Kind:
-    return Kind("pro", 1.0, "shapes", fields)
+    return asyncio.run(open_protocol(name, kinds, ask))
 
 
-def kserve(asked: Kind, extensions: tuple[str, ...] = (), batched: bool = False) -> Dialect:
+def kind(**fields: FieldValue) -> RequestClass:
+    return RequestClass("pro", 1.0, "shapes", fields)
+
+
+def kserve(asked: RequestClass, extensions: tuple[str, ...] = (), batched: bool = False) -> ImageProtocol:
     inputs = [{**one, "shape": [-1, 1] if batched else [1]} for one in INPUTS]
     answers = {
         "/v2": {"name": "s", "extensions": extensions},
@@ -41,7 +41,7 @@ def kserve(asked: Kind, extensions: tuple[str, ...] = (), batched: bool = False)
 
 
 def test_openai_is_told_what_the_kind_says_and_nothing_else() -> None:
-    message = opened("openai", (), {}).message(kind(steps=35, size="64x64"), "a circle")
+    message = opened("openai", (), {}).make_request(kind(steps=35, size="64x64"), "a circle")
     assert (message.method, message.path) == ("POST", "/v1/images/generations")
     told = {"model": "shapes", "prompt": "a circle", "n": 1, "steps": 35, "size": "64x64"}
     assert json.loads(message.body) == told
@@ -52,13 +52,13 @@ def test_openai_is_told_what_the_kind_says_and_nothing_else() -> None:
     [(b'{"data":[{"b64_json":"AA"}]}', True), (b'{"data":[{"url":"http://x"}]}', True), (b"<html>", False)],
 )
 def test_an_openai_answer_holds_a_picture_or_its_address(body: bytes, holds: bool) -> None:
-    assert OpenAI().has_picture(body) is holds
+    assert OpenAIProtocol().has_image(body) is holds
 
 
 @pytest.mark.parametrize("batched", [False, True])
 def test_kserve_is_told_the_inputs_in_the_types_and_shapes_that_the_model_declares(batched: bool) -> None:
     asked = kind(steps=35, guidance=2, seed=7)
-    message = kserve(asked, batched=batched).message(asked, "a circle")
+    message = kserve(asked, batched=batched).make_request(asked, "a circle")
     assert (message.method, message.path) == ("POST", "/v2/models/shapes/infer")
     shape = [1, 1] if batched else [1]
     assert json.loads(message.body) == {
@@ -72,10 +72,10 @@ def test_kserve_is_told_the_inputs_in_the_types_and_shapes_that_the_model_declar
 
 
 def test_pictures_come_as_bytes_where_the_server_can_send_them_so() -> None:
-    message = kserve(kind(), ("binary_tensor_data",)).message(kind(), "a circle")
+    message = kserve(kind(), ("binary_tensor_data",)).make_request(kind(), "a circle")
     assert json.loads(message.body)["parameters"] == {"binary_data_output": True}
-    assert kserve(kind()).has_picture(b'{"outputs":[]}')
-    assert not kserve(kind()).has_picture(b'{"error":""}')
+    assert kserve(kind()).has_image(b'{"outputs":[]}')
+    assert not kserve(kind()).has_image(b'{"error":""}')
 
 
 def test_inputs_that_a_model_does_not_have_are_refused() -> None:

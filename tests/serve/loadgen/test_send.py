@@ -5,92 +5,92 @@ import resource
 
 import pytest
 
-from stillhouse.serve.loadgen.http_client import Reply
-from stillhouse.serve.loadgen.load_plan import Shot
-from stillhouse.serve.loadgen.request_class import Kind
-from stillhouse.serve.loadgen.send import Answer, allow_files, send
+from stillhouse.serve.loadgen.http_client import HttpResponse
+from stillhouse.serve.loadgen.load_plan import ScheduledRequest
+from stillhouse.serve.loadgen.request_class import RequestClass
+from stillhouse.serve.loadgen.send import RequestResult, raise_file_limit, send_requests
 from tests.serve.loadgen.virtual import clock, pass_time, run
 
-KIND = Kind("free", 1.0, "free")
-GOOD = Reply(200, b"a picture")
+KIND = RequestClass("free", 1.0, "free")
+GOOD = HttpResponse(200, b"a picture")
 
 
-def shots(*moments: float) -> list[Shot]:
-    return [Shot(at, KIND, 0, str(number), "free") for number, at in enumerate(moments)]
+def shots(*moments: float) -> list[ScheduledRequest]:
+    return [ScheduledRequest(at, KIND, 0, str(number), "free") for number, at in enumerate(moments)]
 
 
 def test_every_request_is_sent_at_its_moment_although_none_was_answered() -> None:
-    async def ask(shot: Shot) -> Reply:
+    async def ask(shot: ScheduledRequest) -> HttpResponse:
         await asyncio.sleep(100.0 - clock())
         return GOOD
 
     moments = (0.0, 0.25, 0.25, 1.0, 7.5)
-    answers = run(send(shots(*moments), ask, clock))
+    answers = run(send_requests(shots(*moments), ask, clock))
     assert sorted(answer.sent for answer in answers) == pytest.approx(moments)
-    assert [answer.late for answer in answers] == pytest.approx([0.0] * 5)
+    assert [answer.send_delay for answer in answers] == pytest.approx([0.0] * 5)
     assert [answer.ended for answer in answers] == pytest.approx([100.0] * 5)
 
 
 def test_a_server_that_draws_one_after_the_other_lets_requests_wait_as_arithmetic_says() -> None:
-    async def measured() -> list[Answer]:
+    async def measured() -> list[RequestResult]:
         device = asyncio.Lock()
 
-        async def ask(shot: Shot) -> Reply:
+        async def ask(shot: ScheduledRequest) -> HttpResponse:
             async with device:
                 await asyncio.sleep(2.0)
             return GOOD
 
-        return await send(shots(0.0, 1.0, 1.5, 20.0), ask, clock)
+        return await send_requests(shots(0.0, 1.0, 1.5, 20.0), ask, clock)
 
     assert [answer.seconds for answer in run(measured())] == pytest.approx([2.0, 3.0, 4.5, 2.0])
 
 
 def test_seconds_count_from_the_moment_when_a_request_was_due() -> None:
-    async def ask(shot: Shot) -> Reply:
+    async def ask(shot: ScheduledRequest) -> HttpResponse:
         pass_time(0.5)  # the processor is busy, and the next request cannot be sent
         return GOOD
 
-    answers = run(send(shots(1.0, 1.1), ask, clock))
-    assert [answer.late for answer in answers] == pytest.approx([0.0, 0.4])
+    answers = run(send_requests(shots(1.0, 1.1), ask, clock))
+    assert [answer.send_delay for answer in answers] == pytest.approx([0.0, 0.4])
     assert [answer.seconds for answer in answers] == pytest.approx([0.5, 0.9])
 
 
 def test_answers_that_are_no_good_ones_tell_why() -> None:
-    async def ask(shot: Shot) -> Reply:
-        return Reply(429, b"come back later" * 1000)
+    async def ask(shot: ScheduledRequest) -> HttpResponse:
+        return HttpResponse(429, b"come back later" * 1000)
 
-    (answer,) = run(send(shots(0.0), ask, clock))
-    assert (answer.status, answer.is_good) == (429, False)
-    assert answer.said.startswith("come back later")
-    assert len(answer.said) == 200
+    (answer,) = run(send_requests(shots(0.0), ask, clock))
+    assert (answer.status, answer.is_success) == (429, False)
+    assert answer.error_body.startswith("come back later")
+    assert len(answer.error_body) == 200
 
 
 def test_whoever_looks_hears_how_far_it_is() -> None:
     heard: list[tuple[str, float, float]] = []
 
-    async def ask(shot: Shot) -> Reply:
+    async def ask(shot: ScheduledRequest) -> HttpResponse:
         await asyncio.sleep(1.0)
         return GOOD
 
-    run(send(shots(0.0, 4.0), ask, clock, lambda *told: heard.append(told)))
+    run(send_requests(shots(0.0, 4.0), ask, clock, lambda *told: heard.append(told)))
     assert len(heard) > 8, "although nothing happened for four seconds"
     assert heard[-1] == ("2 of 2 answered", 4.0, 4.0)
     assert [done for _, done, _ in heard] == sorted(done for _, done, _ in heard)
 
 
 def test_no_requests_are_no_answers() -> None:
-    async def ask(shot: Shot) -> Reply:
+    async def ask(shot: ScheduledRequest) -> HttpResponse:
         raise AssertionError("nobody was to be asked")
 
-    assert run(send([], ask, clock)) == []
+    assert run(send_requests([], ask, clock)) == []
 
 
 def test_as_many_connections_are_allowed_as_the_system_allows() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
-        allow_files(10)
+        raise_file_limit(10)
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == max(soft, min(266, hard if hard > 0 else 266))
-        allow_files(10**9)
+        raise_file_limit(10**9)
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[1] == hard
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

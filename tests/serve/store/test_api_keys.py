@@ -8,7 +8,7 @@ import pytest
 
 from stillhouse.errors import InvalidRequest, NotAllowed
 from stillhouse.serve.settings import TierSettings
-from stillhouse.serve.store.api_keys import add_key, anybody, caller_of, find_key, keys, revoke_key
+from stillhouse.serve.store.api_keys import add_key, find_key, list_keys, make_anonymous_client, make_client, revoke_key
 from stillhouse.serve.store.database import FILE, connect
 
 TIERS = {"free": TierSettings("shapes", rate=10.0), "pro": TierSettings("shapes", also=("free",))}
@@ -37,7 +37,7 @@ def test_what_is_kept_does_not_hold_the_key(tmp_path: Path, connection: Connecti
 
 def test_a_revoked_key_counts_no_more(connection: Connection) -> None:
     shown = add_key(connection, "pro")
-    (key,) = keys(connection)
+    (key,) = list_keys(connection)
     revoke_key(connection, key.name)
     with pytest.raises(NotAllowed):
         find_key(connection, shown)
@@ -49,24 +49,24 @@ def test_a_key_may_ask_for_its_tier_and_for_what_that_includes(connection: Conne
     add_key(connection, "pro", weight=3.0)
     add_key(connection, "free", rate=5.0)
     add_key(connection, "free", is_admin=True)
-    pro, free, admin = (caller_of(key, TIERS) for key in keys(connection))
+    pro, free, admin = (make_client(key, TIERS) for key in list_keys(connection))
     assert (pro.tiers, pro.weight, pro.rate) == (frozenset({"pro", "free"}), 3.0, None)
     assert (free.tiers, free.weight, free.rate, free.is_admin) == (frozenset({"free"}), None, 5.0, False)
     assert (admin.tiers, admin.rate, admin.is_admin) == (frozenset({"free", "pro"}), 10.0, True)
     with pytest.raises(NotAllowed, match="not served here"):
-        caller_of(keys(connection)[0], {"free": TIERS["free"]})
+        make_client(list_keys(connection)[0], {"free": TIERS["free"]})
 
 
 def test_where_no_keys_are_needed_every_address_is_a_caller_of_its_own() -> None:
-    assert anybody(TIERS, "1.2.3.4").key != anybody(TIERS, "1.2.3.5").key
-    assert anybody(TIERS).tiers == {"free", "pro"}
+    assert make_anonymous_client(TIERS, "1.2.3.4").key != make_anonymous_client(TIERS, "1.2.3.5").key
+    assert make_anonymous_client(TIERS).tiers == {"free", "pro"}
 
 
 @pytest.mark.parametrize(("limit", "value"), [("rate", 0.0), ("weight", -1.0), ("speed", 1.0)])
 def test_a_limit_that_makes_no_sense_is_refused(connection: Connection, limit: str, value: float) -> None:
     with pytest.raises(InvalidRequest):
         add_key(connection, "pro", is_admin=False, **{limit: value})
-    assert not keys(connection)
+    assert not list_keys(connection)
 
 
 def test_a_database_of_another_version_is_left_alone(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from stillhouse.serve.store.job_store import JobStore
 ASKED = ImageRequest("a red circle", seed=2**63 - 1, steps=3, guidance_interval=(0.2, 0.8))
 
 
-class Time:
+class FakeClock:
     now = 1000.0
 
     def __call__(self) -> float:
@@ -26,7 +26,7 @@ class Time:
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[JobStore]:
     connection = connect(tmp_path)
-    yield JobStore(connection, tmp_path, Time())
+    yield JobStore(connection, tmp_path, FakeClock())
     connection.close()
 
 
@@ -37,8 +37,8 @@ def fields(request: ImageRequest) -> dict[str, object]:
 def test_a_job_is_read_back_as_it_was_asked_for_by_another_server(store: JobStore) -> None:
     store.add("one", "key", "free", ASKED, "png")
     again = JobStore(connect(store.directory), store.directory)
-    (record,) = again.queued(10)
-    assert fields(again.request(record)) == fields(ASKED)
+    (record,) = again.list_queued(10)
+    assert fields(again.load_request(record)) == fields(ASKED)
     again.connection.close()
 
 
@@ -46,38 +46,38 @@ def test_images_are_kept_until_the_end_and_no_longer(store: JobStore) -> None:
     image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     mask = np.full((64, 64), 255, np.uint8)
     record = store.add("one", "key", "free", ImageRequest("", image=image, mask=mask), "png")
-    request = store.request(record)
+    request = store.load_request(record)
     assert request.image is not None and request.mask is not None
     np.testing.assert_array_equal(request.image, image)
     np.testing.assert_array_equal(request.mask, mask)
     assert len(list((store.directory / "inputs").iterdir())) == 2
-    store.end("one", "cancelled")
+    store.finish("one", "cancelled")
     assert not list((store.directory / "inputs").iterdir())
 
 
 def test_a_job_has_one_end(store: JobStore) -> None:
     record = store.add("one", "key", "free", ASKED, "png")
-    assert store.end("one", "drawn", b"picture", told={"seed": 7})
-    assert not store.end("one", "failed", error="late")
+    assert store.finish("one", "drawn", b"picture", result={"seed": 7})
+    assert not store.finish("one", "failed", error="late")
     found = store.get("one")
-    assert found and (found.state, found.error, found.told, found.bytes) == ("drawn", "", {"seed": 7}, 7)
-    assert store.picture(record).read_bytes() == b"picture"
-    assert not store.end("none", "drawn")
+    assert found and (found.state, found.error, found.result, found.bytes) == ("drawn", "", {"seed": 7}, 7)
+    assert store.image_path(record).read_bytes() == b"picture"
+    assert not store.finish("none", "drawn")
 
 
 def test_the_same_job_asked_for_twice_is_one_job(store: JobStore) -> None:
     first = store.add("one", "key", "free", ASKED, "png")
-    store.end("one", "drawn", b"picture")
+    store.finish("one", "drawn", b"picture")
     again = store.add("one", "key", "free", ASKED, "png")
     assert (again.state, again.created) == ("drawn", first.created)
-    assert not store.queued(10)
+    assert not store.list_queued(10)
 
 
 def test_the_first_of_every_key_goes_before_the_second_of_any(store: JobStore) -> None:
     for name, key in (("a1", "a"), ("a2", "a"), ("a3", "a"), ("b1", "b"), ("c1", "c"), ("b2", "b")):
         store.add(name, key, "free", ASKED, "png")
-    assert [record.id for record in store.queued(10)] == ["a1", "b1", "c1", "a2", "b2", "a3"]
-    assert [record.id for record in store.queued(2, ["a1", "c1"])] == ["b1", "a2"]
+    assert [record.id for record in store.list_queued(10)] == ["a1", "b1", "c1", "a2", "b2", "a3"]
+    assert [record.id for record in store.list_queued(2, ["a1", "c1"])] == ["b1", "a2"]
 
 
 def test_a_key_sees_its_own_the_latest_first(store: JobStore) -> None:
@@ -95,7 +95,7 @@ def test_only_so_many_wait(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(Refused) as refused:
         store.add("two", "key", "free", ASKED, "png")
     assert refused.value.reason == "jobs"
-    store.end("one", "failed", error="no")
+    store.finish("one", "failed", error="no")
     store.add("two", "key", "free", ASKED, "png")
 
 
@@ -103,11 +103,11 @@ def test_what_ended_is_forgotten_when_it_is_old_or_there_is_too_much_of_it(store
     for number in range(4):
         store.add(f"{number}", "key", "free", ASKED, "png")
     for number in range(3):
-        store.end(f"{number}", "drawn", b"x" * 100)
-    assert store.forget(keep=1e9, kept=1000) == 0
-    assert store.forget(keep=1e9, kept=250) == 1
+        store.finish(f"{number}", "drawn", b"x" * 100)
+    assert store.delete_old(keep_seconds=1e9, keep_bytes=1000) == 0
+    assert store.delete_old(keep_seconds=1e9, keep_bytes=250) == 1
     assert [record.id for record in store.list(None)] == ["3", "2", "1"]
-    assert store.forget(keep=0.5, kept=1000) == 2
+    assert store.delete_old(keep_seconds=0.5, keep_bytes=1000) == 2
     assert [record.id for record in store.list(None)] == ["3"]
     assert not list((store.directory / "pictures").iterdir())
 
@@ -116,10 +116,10 @@ def test_asking_twice_with_another_image_changes_nothing(store: JobStore) -> Non
     first, second = (np.full((64, 64, 3), level, np.uint8) for level in (10, 200))
     store.add("one", "key", "free", ImageRequest("", image=first), "png")
     record = store.add("one", "key", "free", ImageRequest("", image=second), "png")
-    kept = store.request(record).image
+    kept = store.load_request(record).image
     assert kept is not None
     np.testing.assert_array_equal(kept, first)
-    store.end("one", "drawn", b"picture")
+    store.finish("one", "drawn", b"picture")
     store.add("one", "key", "free", ImageRequest("", image=second), "png")
     assert not list((store.directory / "inputs").iterdir())
 
@@ -140,11 +140,11 @@ def test_files_that_a_killed_server_left_are_swept_and_no_others(store: JobStore
     image = np.zeros((64, 64, 3), np.uint8)
     store.add("waits", "key", "free", ImageRequest("", image=image), "png")
     store.add("drawn", "key", "free", ASKED, "png")
-    store.end("drawn", "drawn", b"picture")
+    store.finish("drawn", "drawn", b"picture")
     kept = {path for path in store.directory.rglob("*") if path.is_file() and path.parent != store.directory}
     for name in ("inputs/gone.image.png", "pictures/gone.png", "pictures/.half.png.part", "inputs/drawn.image.png"):
         (store.directory / name).write_bytes(b"left")
-    assert store.sweep() == 4 and store.sweep() == 0
+    assert store.delete_orphans() == 4 and store.delete_orphans() == 0
     assert {path for path in store.directory.rglob("*") if path.is_file() and path.parent != store.directory} == kept
 
 
@@ -152,7 +152,7 @@ def test_what_the_disk_refuses_is_not_accepted_and_leaves_nothing(
     store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[Path] = []
-    known = job_store._write
+    known = job_store._write_atomic
 
     def write(path: Path, content: bytes) -> None:
         if written:

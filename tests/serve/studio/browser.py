@@ -49,7 +49,7 @@ def expect(what: Any) -> Any:
 
 
 @contextmanager
-def opened(browser: Any, url: str, *, expected: str = "", **options: Any) -> Iterator[Any]:
+def open_page(browser: Any, url: str, *, expected: str = "", **options: Any) -> Iterator[Any]:
     """A page in a profile of its own; afterwards, its console has no errors but those that hold the expected text."""
     context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
     context.set_default_timeout(PATIENCE)
@@ -65,12 +65,12 @@ def opened(browser: Any, url: str, *, expected: str = "", **options: Any) -> Ite
         context.close()
 
 
-def ready(page: Any) -> None:
+def wait_for_models(page: Any) -> None:
     """Wait until the models are there."""
     page.locator("#models input").first.wait_for(state="attached")
 
 
-def ask(page: Any, prompt: str, **fields: str) -> None:
+def submit_prompt(page: Any, prompt: str, **fields: str) -> None:
     """Fill in the form, and draw."""
     if set(fields) - {"seed"}:
         page.locator(".more").evaluate("(more) => (more.open = true)")
@@ -80,28 +80,28 @@ def ask(page: Any, prompt: str, **fields: str) -> None:
     page.locator("#draw").click()
 
 
-def done(page: Any, count: int = 1) -> Any:
+def wait_for_frames(page: Any, count: int = 1) -> Any:
     """The frames of the stage, once so many pictures are done."""
     frames = page.locator('.frame[data-state="done"]')
     expect(frames).to_have_count(count)
     for number in range(count):
-        picture(frames.nth(number)).wait_for()
+        frame_image(frames.nth(number)).wait_for()
     return frames
 
 
-def picture(frame: Any) -> Any:
+def frame_image(frame: Any) -> Any:
     """The picture in a frame, when nothing else is left in it."""
     expect(frame.locator(".looks img")).to_have_count(1)
     return frame.locator('.looks img[src^="blob:"]')
 
 
-def pixels(frame: Any) -> dict[str, Any]:
+def frame_pixels(frame: Any) -> dict[str, Any]:
     """Width, height and levels (RGBA, row by row) of the picture in a frame."""
-    told: dict[str, Any] = picture(frame).evaluate(PIXELS)
+    told: dict[str, Any] = frame_image(frame).evaluate(PIXELS)
     return told
 
 
-def told(frame: Any, term: str) -> str:
+def read_request_field(frame: Any, term: str) -> str:
     """What a frame tells of its request."""
     find = "(rows, term) => [...rows.children].find((one) => one.textContent === term)?.nextSibling.textContent"
     return str(frame.locator(".request").evaluate(find, term))

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from stillhouse.pipelines.load import find_pipeline
-from tests.serve.running import Running, running
-from tests.serve.studio.browser import chromium, opened, ready
+from tests.serve.running import Running, running_server
+from tests.serve.studio.browser import chromium, open_page, wait_for_models
 
 SETTINGS = """
 queue = 64
@@ -31,7 +31,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     (folder / "stillhouse.toml").write_text(SETTINGS, encoding="utf-8")
     copytree(find_pipeline("shapes"), folder / "reported")
     (folder / "reported" / "report.html").write_text(REPORT, encoding="utf-8")
-    with running("--config", "stillhouse.toml", cwd=folder) as server:
+    with running_server("--config", "stillhouse.toml", cwd=folder) as server:
         yield server
 
 
@@ -43,6 +43,6 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def page(browser: Any, server: Running) -> Iterator[Any]:
-    with opened(browser, server.url) as page:
-        ready(page)
+    with open_page(browser, server.url) as page:
+        wait_for_models(page)
         yield page

@@ -5,20 +5,27 @@ from typing import Any
 
 import pytest
 
-from tests.serve.running import Running, running
-from tests.serve.studio.browser import ask, done, expect, opened, ready, told
+from tests.serve.running import Running, running_server
+from tests.serve.studio.browser import (
+    expect,
+    open_page,
+    read_request_field,
+    submit_prompt,
+    wait_for_frames,
+    wait_for_models,
+)
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running(cwd=tmp_path_factory.mktemp("distilled")) as server:
+    with running_server(cwd=tmp_path_factory.mktemp("distilled")) as server:
         yield server
 
 
 @pytest.fixture
 def page(browser: Any, server: Running) -> Iterator[Any]:
-    with opened(browser, server.url) as page:
-        ready(page)
+    with open_page(browser, server.url) as page:
+        wait_for_models(page)
         page.locator(".more").evaluate("(more) => (more.open = true)")
         yield page
 
@@ -42,13 +49,13 @@ def test_what_was_typed_for_the_teacher_is_not_sent_to_the_student(page: Any) ->
     page.locator("#steps").fill("5")
     page.locator("#negative_prompt").fill("a circle")
     page.get_by_role("radio", name="free").check()
-    ask(page, "a big red square", seed="3")
-    assert told(done(page), "Steps") == "3"
+    submit_prompt(page, "a big red square", seed="3")
+    assert read_request_field(wait_for_frames(page), "Steps") == "3"
 
 
 def test_both_are_compared_by_one_seed_each_with_its_own_steps(page: Any) -> None:
     page.get_by_role("radio", name="Compare").check()
     page.locator("#steps").fill("6")
-    ask(page, "a big blue circle", seed="4")
-    frames = done(page, 2)
-    assert [told(frames.nth(number), "Steps") for number in range(2)] == ["3", "6"]
+    submit_prompt(page, "a big blue circle", seed="4")
+    frames = wait_for_frames(page, 2)
+    assert [read_request_field(frames.nth(number), "Steps") for number in range(2)] == ["3", "6"]

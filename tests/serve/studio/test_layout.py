@@ -8,13 +8,13 @@ import pytest
 
 from tests.serve.running import Running
 from tests.serve.studio.browser import (
-    ask,
-    done,
     expect,
     is_focused,
-    opened,
+    open_page,
     overflow,
-    ready,
+    submit_prompt,
+    wait_for_frames,
+    wait_for_models,
 )
 
 
@@ -26,18 +26,18 @@ def test_everything_can_be_done_from_the_keyboard(page: Any) -> None:
     page.keyboard.type("a big green square")
     _tab_to(page, "#draw")
     page.keyboard.press("Enter")
-    done(page)
+    wait_for_frames(page)
     _tab_to(page, ".frame .actions button")
     assert page.evaluate("document.activeElement.textContent") == "Again"
     page.keyboard.press("Enter")
     expect(page.locator("#cards .card")).to_have_count(2)
-    done(page)
+    wait_for_frames(page)
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
 
 
 def test_every_control_has_a_name(page: Any) -> None:
-    ask(page, "a circle")
-    done(page)
+    submit_prompt(page, "a circle")
+    wait_for_frames(page)
     nameless = page.evaluate("""() => [...document.querySelectorAll("button, input, textarea, select, a, progress")]
       .filter((one) => !(one.textContent.trim() || one.getAttribute("aria-label") || one.labels?.length || one.title))
       .map((one) => one.outerHTML)""")
@@ -47,14 +47,14 @@ def test_every_control_has_a_name(page: Any) -> None:
 
 @pytest.mark.parametrize("width", [360, 768, 1280])
 def test_nothing_is_wider_than_the_window(browser: Any, server: Running, width: int) -> None:
-    with opened(browser, server.url, viewport={"width": width, "height": 740}) as page:
-        ready(page)
+    with open_page(browser, server.url, viewport={"width": width, "height": 740}) as page:
+        wait_for_models(page)
         page.locator(".more").evaluate("(more) => (more.open = true)")
         assert overflow(page) == 0
         if width < 700:
             page.get_by_label("Compare").check()
-        ask(page, "a very long prompt about aVeryLongWordThatDoesNotEndAndGoesOnAndOnAndOnAndOnAndOn " * 3)
-        done(page, 2 if width < 700 else 1)
+        submit_prompt(page, "a very long prompt about aVeryLongWordThatDoesNotEndAndGoesOnAndOnAndOnAndOnAndOn " * 3)
+        wait_for_frames(page, 2 if width < 700 else 1)
         page.locator("details summary").last.click()
         assert overflow(page) == 0
         page.locator("#engine").click()
@@ -65,8 +65,8 @@ def test_nothing_is_wider_than_the_window(browser: Any, server: Running, width: 
 
 
 def test_dark_follows_the_system_until_the_switch_says_otherwise(browser: Any, server: Running) -> None:
-    with opened(browser, server.url, color_scheme="dark") as page:
-        ready(page)
+    with open_page(browser, server.url, color_scheme="dark") as page:
+        wait_for_models(page)
         assert _brightness(page) < 60
         switch = page.get_by_role("switch", name="Dark")
         expect(switch).to_have_attribute("aria-checked", "true")
@@ -82,7 +82,7 @@ def test_dark_follows_the_system_until_the_switch_says_otherwise(browser: Any, s
 def test_the_page_of_the_api_lists_every_operation(browser: Any, server: Running) -> None:
     document = json.loads(server.get("/docs/openapi.json")[1])
     operations = sum(len(item) for item in document["paths"].values())
-    with opened(browser, f"{server.url}/docs") as page:
+    with open_page(browser, f"{server.url}/docs") as page:
         page.locator(".operation").first.wait_for()
         assert page.locator(".operation").count() == operations
         drawing = page.locator("#post-v1-images-generations")

@@ -8,20 +8,20 @@ from PIL import Image
 from tests.serve.running import Running
 from tests.serve.studio.browser import (
     TIMES,
-    ask,
-    done,
     expect,
-    opened,
+    frame_pixels,
+    open_page,
     overflow,
-    pixels,
-    ready,
-    told,
+    read_request_field,
+    submit_prompt,
+    wait_for_frames,
+    wait_for_models,
 )
 
 
 def test_a_painted_mask_is_sent_and_only_what_is_painted_changes(page: Any) -> None:
-    ask(page, "a big red circle on a white background", seed="3", steps="12")
-    before = pixels(done(page))
+    submit_prompt(page, "a big red circle on a white background", seed="3", steps="12")
+    before = frame_pixels(wait_for_frames(page))
     page.get_by_role("button", name="Start from it").click()
     expect(page.locator("#start-size")).to_have_text(f"64 {TIMES} 64")
     page.get_by_role("button", name="Paint a mask").click()
@@ -40,9 +40,9 @@ def test_a_painted_mask_is_sent_and_only_what_is_painted_changes(page: Any) -> N
         return send(path, options);
       };
     }""")
-    ask(page, "a big blue square on a black background", seed="4")
+    submit_prompt(page, "a big blue square on a black background", seed="4")
     expect(page.locator("#cards .card")).to_have_count(2)
-    after = pixels(done(page))
+    after = frame_pixels(wait_for_frames(page))
     sent = page.evaluate("window.sent")
     assert sent[0] == "/v1/images/edits" and {"image", "mask", "strength", "prompt", "seed"} <= set(sent)
     above, within = _changed(before, after, 0, 16), _changed(before, after, 32, 58)
@@ -50,8 +50,8 @@ def test_a_painted_mask_is_sent_and_only_what_is_painted_changes(page: Any) -> N
 
 
 def test_a_mask_is_erased_undone_cleared_and_painted_by_keyboard(page: Any) -> None:
-    ask(page, "a circle")
-    done(page)
+    submit_prompt(page, "a circle")
+    wait_for_frames(page)
     page.get_by_role("button", name="Start from it").click()
     expect(page.locator("#start-size")).to_have_text(f"64 {TIMES} 64")
     page.locator("#start-mask").focus()
@@ -77,10 +77,10 @@ def test_a_mask_is_erased_undone_cleared_and_painted_by_keyboard(page: Any) -> N
 
 def test_a_finger_paints_a_mask(browser: Any, server: Running) -> None:
     phone: dict[str, Any] = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
-    with opened(browser, server.url, **phone) as page:
-        ready(page)
-        ask(page, "a circle")
-        done(page)
+    with open_page(browser, server.url, **phone) as page:
+        wait_for_models(page)
+        submit_prompt(page, "a circle")
+        wait_for_frames(page)
         page.get_by_role("button", name="Start from it").tap()
         page.get_by_role("button", name="Paint a mask").tap()
         box = page.locator("#mask-canvas").bounding_box()
@@ -99,8 +99,8 @@ def test_a_file_is_fitted_to_the_model_and_drawn_from(page: Any, tmp_path: Path)
     Image.new("RGB", (600, 400), (200, 30, 30)).save(tmp_path / "photo.jpg")
     page.locator("#start-file").set_input_files(tmp_path / "photo.jpg")
     expect(page.locator("#start-size")).to_have_text(f"80 {TIMES} 48")
-    ask(page, "a circle", seed="1")
-    assert told(done(page), "Size") == f"80 {TIMES} 48"
+    submit_prompt(page, "a circle", seed="1")
+    assert read_request_field(wait_for_frames(page), "Size") == f"80 {TIMES} 48"
     (tmp_path / "text.png").write_text("no picture", encoding="utf-8")
     page.get_by_role("button", name="Remove", exact=True).click()
     page.locator("#start-file").set_input_files(tmp_path / "text.png")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from stillhouse.pipelines.load import find_pipeline
 from stillhouse.pipelines.pipeline import Pipeline
-from stillhouse.serve.worker.pipeline_cache import Residents
+from stillhouse.serve.worker.pipeline_cache import PipelineCache
 
 NAMES = ("a", "b", "c", "d")
 
@@ -22,49 +22,49 @@ class Memory:
     budget: int
     opened: list[str] = field(default_factory=list)
 
-    def residents(self) -> Residents:
+    def make_cache(self) -> PipelineCache:
         def open_(name: str) -> Any:
             self.opened.append(name)
             return name.upper()
 
-        residents = Residents(open_, NAMES, self.budget, lambda: len(residents.open))
+        residents = PipelineCache(open_, NAMES, self.budget, lambda: len(residents.loaded))
         return residents
 
 
 def test_each_is_opened_once_while_there_is_room() -> None:
     memory = Memory(4)
-    residents = memory.residents()
+    residents = memory.make_cache()
     assert [residents[name] for name in "abcabd"] == list("ABCABD")  # type: ignore[comparison-overlap]
     assert memory.opened == list("abcd")
 
 
 def test_the_one_not_used_for_longest_is_closed_first() -> None:
     memory = Memory(2)
-    residents = memory.residents()
+    residents = memory.make_cache()
     for name in "abac":
         residents[name]
-        residents.fit()
-    assert residents.open == ("a", "c")
+        residents.evict()
+    assert residents.loaded == ("a", "c")
     residents["b"]
     assert memory.opened == list("abcb")
 
 
 def test_one_alone_stays_open_whatever_it_needs() -> None:
     memory = Memory(0)
-    residents = memory.residents()
+    residents = memory.make_cache()
     assert residents["a"] == "A"  # type: ignore[comparison-overlap]
-    assert residents.fit() == []
+    assert residents.evict() == []
     residents["b"]
-    assert residents.fit() == ["a"]
+    assert residents.evict() == ["a"]
 
 
 @given(st.lists(st.sampled_from(NAMES), max_size=30), st.integers(1, 4))
 def test_never_more_than_fit_after_a_look(asked: list[str], budget: int) -> None:
-    residents = Memory(budget).residents()
+    residents = Memory(budget).make_cache()
     for name in asked:
         assert residents[name] == name.upper()  # type: ignore[comparison-overlap]
-        residents.fit()
-        assert len(residents.open) <= budget and residents.open[-1] == name
+        residents.evict()
+        assert len(residents.loaded) <= budget and residents.loaded[-1] == name
 
 
 def test_what_is_closed_gives_its_memory_back_before_another_is_closed() -> None:
@@ -76,15 +76,15 @@ def test_what_is_closed_gives_its_memory_back_before_another_is_closed() -> None
         known[name] = weakref.ref(pipeline)
         return pipeline
 
-    residents = Residents(opened, ("a", "b", "c"), 2, lambda: sum(one() is not None for one in known.values()))
+    residents = PipelineCache(opened, ("a", "b", "c"), 2, lambda: sum(one() is not None for one in known.values()))
     for name in ("a", "b", "c"):
         assert residents[name]
-    assert residents.fit() == ["a"] and residents.open == ("b", "c")
+    assert residents.evict() == ["a"] and residents.loaded == ("b", "c")
     assert known["a"]() is None
 
 
 def test_there_is_no_other() -> None:
-    residents = Memory(2).residents()
+    residents = Memory(2).make_cache()
     with pytest.raises(KeyError):
         residents["z"]
     assert list(residents) == list(NAMES) and len(residents) == 4

@@ -3,7 +3,7 @@
 import pytest
 
 from stillhouse.errors import BackendFailed
-from stillhouse.serve.worker.traceback_summary import way_to
+from stillhouse.serve.worker.traceback_summary import traceback_summary
 
 
 def inner(prompt: str) -> None:
@@ -26,7 +26,7 @@ def deep(left: int) -> None:
 def test_places_come_from_the_inside_out_and_tell_no_prompt() -> None:
     with pytest.raises(BackendFailed) as caught:
         outer("my secret")
-    way = way_to(caught.value)
+    way = traceback_summary(caught.value)
     names = [place.split()[1] for place in way.split(" < ")]
     assert names[:2] == ["inner", "outer"]
     assert way.startswith("worker/test_way.py:")
@@ -38,11 +38,11 @@ def test_an_error_that_was_told_but_not_raised_leads_to_its_cause() -> None:
         deep(3)
     told = BackendFailed("drawing failed")
     told.__cause__ = caught.value
-    assert way_to(told) == way_to(caught.value) != ""
-    assert way_to(BackendFailed("never raised")) == ""
+    assert traceback_summary(told) == traceback_summary(caught.value) != ""
+    assert traceback_summary(BackendFailed("never raised")) == ""
 
 
 def test_only_so_many_places_are_told() -> None:
     with pytest.raises(ValueError, match="deep") as caught:
         deep(100)
-    assert way_to(caught.value).count(" < ") == 23
+    assert traceback_summary(caught.value).count(" < ") == 23

@@ -10,21 +10,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stillhouse.accelerate.auto_acceleration.layout import Layout, find_layout
-from stillhouse.accelerate.auto_acceleration.yaml_strict import read_document
-from stillhouse.accelerate.records.candidate import MADE
+from stillhouse.accelerate.auto_acceleration.layout import ProjectLayout, find_layout
+from stillhouse.accelerate.auto_acceleration.yaml_strict import read_yaml
+from stillhouse.accelerate.records.candidate import GRAPH_RECIPES
 from stillhouse.accelerate.records.report import GOALS, Bounds, Goal
-from stillhouse.backends.input_checks import bound
+from stillhouse.backends.input_checks import bind_axes
 from stillhouse.backends.signature import Axes, Signature
-from stillhouse.check import check_choice, check_whole
+from stillhouse.check import check_choice, check_integer
 from stillhouse.errors import InvalidRequest
 
-__all__ = ["ONES", "PRECISIONS", "Config", "InputShapes", "Layout", "check_against", "find_layout", "read_config"]
+__all__ = [
+    "ONES",
+    "PRECISIONS",
+    "AutoAccelerationConfig",
+    "InputShapes",
+    "ProjectLayout",
+    "check_config",
+    "find_layout",
+    "read_config",
+]
 
 ONES = "ones"
 """The probe that Auto-Acceleration used: every input filled with ones."""
 DEVICES = ("auto", "cpu", "gpu")
-PRECISIONS = ("f32", "bf16", *MADE)
+PRECISIONS = ("f32", "bf16", *GRAPH_RECIPES)
 _ALIASES: Mapping[str, tuple[str, ...]] = {
     "fp32": ("f32",),
     "fp16": ("f16",),
@@ -34,8 +43,8 @@ _ALIASES: Mapping[str, tuple[str, ...]] = {
     "fp8": ("fp8-static",),
 }
 _KEYS = ("device", "input", "output", "precision", "goal", "objective", "tolerance", "iterations", "probe")
-_SHAPES = ("min_shape", "max_shape", "use_shape")
-_TOLERANCE: Mapping[str, tuple[float, float]] = {
+_SHAPE_KEYS = ("min_shape", "max_shape", "use_shape")
+_TOLERANCE_RANGES: Mapping[str, tuple[float, float]] = {
     "min_sqnr": (-math.inf, 999.0),
     "max_mae": (0.0, math.inf),
     "min_psnr": (0.0, 99.0),
@@ -44,8 +53,8 @@ _TOLERANCE: Mapping[str, tuple[float, float]] = {
     "min_score": (0.0, 1.0),
     "max_memory": (1, 2**63),
 }
-_MOST_GPUS, _MOST_ITERATIONS = 1023, 1_000_000
-_LENGTH = 2**31 - 1
+_MAX_GPU_INDEX, _MAX_ITERATIONS = 1023, 1_000_000
+_MAX_AXIS_LENGTH = 2**31 - 1
 _EXAMPLE = "[1, 3, 224, 224]"
 
 
@@ -68,7 +77,7 @@ class InputShapes:
 
 
 @dataclass(frozen=True, slots=True)
-class Config:
+class AutoAccelerationConfig:
     """A config.yml.
 
     Args:
@@ -96,12 +105,12 @@ class Config:
         return {name: shapes.use for name, shapes in self.inputs.items()}
 
     @property
-    def limits(self) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+    def shape_ranges(self) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
         """The least and the most of each axis, by input."""
         return {name: (one.min, one.max) for name, one in self.inputs.items()}
 
 
-def read_config(path: Path) -> Config:
+def read_config(path: Path) -> AutoAccelerationConfig:
     """Read a config.yml of Auto-Acceleration, unchanged or with our further keys.
 
     Names are taken as they are written: an input `0` is "0". Where `min_shape` or `max_shape` is missing, it is
@@ -114,22 +123,22 @@ def read_config(path: Path) -> Config:
     >>> read_config(Path("input/config/config.yml")).device  # doctest: +SKIP
     'cpu'
     """
-    given = {key: told for key, told in _mapping(f"{path}", read_document(path), _KEYS).items() if told is not None}
-    inputs = _mapping(f"{path}: input", given.get("input", {}))
-    outputs = _mapping(f"{path}: output", given.get("output", {}))
-    return Config(
-        device=_device(f"{path}", given.get("device", "auto")),
-        inputs={name: _shapes(f"{path}: input {name!r}", told) for name, told in inputs.items()},
-        outputs={name: _shapes(f"{path}: output {name!r}", told).use for name, told in outputs.items()},
-        precision=_precision(f"{path}", given.get("precision", [])),
-        goal=_goal(f"{path}", [given[key] for key in ("goal", "objective") if key in given]),
-        tolerance=_tolerance(f"{path}: tolerance", given.get("tolerance", {})),
-        iterations=_iterations(f"{path}: iterations", given.get("iterations")),
-        probe=_probe(path, given.get("probe")),
+    given = {key: told for key, told in _read_mapping(f"{path}", read_yaml(path), _KEYS).items() if told is not None}
+    inputs = _read_mapping(f"{path}: input", given.get("input", {}))
+    outputs = _read_mapping(f"{path}: output", given.get("output", {}))
+    return AutoAccelerationConfig(
+        device=_read_device(f"{path}", given.get("device", "auto")),
+        inputs={name: _read_shapes(f"{path}: input {name!r}", told) for name, told in inputs.items()},
+        outputs={name: _read_shapes(f"{path}: output {name!r}", told).use for name, told in outputs.items()},
+        precision=_read_precision(f"{path}", given.get("precision", [])),
+        goal=_read_goal(f"{path}", [given[key] for key in ("goal", "objective") if key in given]),
+        tolerance=_read_tolerance(f"{path}: tolerance", given.get("tolerance", {})),
+        iterations=_read_iterations(f"{path}: iterations", given.get("iterations")),
+        probe=_read_probe(path, given.get("probe")),
     )
 
 
-def check_against(config: Config, signature: Signature) -> None:
+def check_config(config: AutoAccelerationConfig, signature: Signature) -> None:
     """Refuse a config that does not fit the graph. One without inputs fits every graph.
 
     Raises:
@@ -145,17 +154,17 @@ def check_against(config: Config, signature: Signature) -> None:
         raise InvalidRequest(
             f"the config says nothing of input {', '.join(map(repr, missing))}",
             allowed=f"a shape for each of {', '.join(signature.inputs)}, or no `input` at all to have them guessed",
-            fix=f"add under `input`:  {missing[0]}: {{use_shape: {_shown(axes)}}}",
+            fix=f"add under `input`:  {missing[0]}: {{use_shape: {_format_axes(axes)}}}",
         )
     for name, shapes in config.inputs.items():
         _check_axes(name, shapes, signature.inputs[name])
-    bound(config.shapes, signature.inputs)
+    bind_axes(config.shapes, signature.inputs)
 
 
 def _check_axes(name: str, shapes: InputShapes, axes: Axes) -> None:
     if len(shapes.use) != len(axes):
-        given = f"the shapes of input {name!r} have {len(shapes.use)} axes, like {_shown(shapes.use)}"
-        raise InvalidRequest(given, allowed=f"{len(axes)} axes, as the graph has: {_shown(axes)}")
+        given = f"the shapes of input {name!r} have {len(shapes.use)} axes, like {_format_axes(shapes.use)}"
+        raise InvalidRequest(given, allowed=f"{len(axes)} axes, as the graph has: {_format_axes(axes)}")
     for place, axis in enumerate(axes):
         least, most = shapes.min[place], shapes.max[place]
         if isinstance(axis, int) and (least, most) != (axis, axis):
@@ -167,34 +176,36 @@ def _check_axes(name: str, shapes: InputShapes, axes: Axes) -> None:
             )
 
 
-def _mapping(where: str, value: object, keys: Sequence[str] = ()) -> dict[str, Any]:
+def _read_mapping(where: str, value: object, keys: Sequence[str] = ()) -> dict[str, Any]:
     """The value as a mapping, with `keys` of no other ones."""
     if not isinstance(value, dict):
-        raise InvalidRequest(f"{where} is {_brief(value)}", allowed="a mapping: `name:` and, below it, what it has")
+        raise InvalidRequest(f"{where} is {_shorten(value)}", allowed="a mapping: `name:` and, below it, what it has")
     for key in value if keys else ():
-        _choice(where, "key", key, keys)
+        _check_choice_in(where, "key", key, keys)
     return value
 
 
-def _choice(where: str, word: str, given: object, allowed: Iterable[str]) -> None:
+def _check_choice_in(where: str, what: str, value: object, allowed: Iterable[str]) -> None:
     """`check_choice`, saying where."""
     try:
-        check_choice(word, given, allowed)
+        check_choice(what, value, allowed)
     except InvalidRequest as error:
         raise InvalidRequest(f"{where}: {error.given}", allowed=error.allowed, fix=error.fix) from None
 
 
-def _shapes(where: str, told: object) -> InputShapes:
-    given = _mapping(where, told, _SHAPES)
+def _read_shapes(where: str, value: object) -> InputShapes:
+    given = _read_mapping(where, value, _SHAPE_KEYS)
     if given.get("use_shape") is None:
         allowed = f"the shape that is to be measured, such as use_shape: {_EXAMPLE}"
         raise InvalidRequest(f"{where} has no use_shape", allowed=allowed)
-    use, least, most = (_shape(f"{where}: {key}", given.get(key)) for key in ("use_shape", "min_shape", "max_shape"))
+    use, least, most = (
+        _read_shape(f"{where}: {key}", given.get(key)) for key in ("use_shape", "min_shape", "max_shape")
+    )
     assert use is not None
     shapes = InputShapes(use if least is None else least, use, use if most is None else most)
     for key, shape in (("min_shape", shapes.min), ("max_shape", shapes.max)):
         if len(shape) != len(use):
-            given_ranks = f"{where}: {key} {_shown(shape)} and use_shape {_shown(use)} differ in rank"
+            given_ranks = f"{where}: {key} {_format_axes(shape)} and use_shape {_format_axes(use)} differ in rank"
             raise InvalidRequest(given_ranks, allowed="as many axes in each")
     for place, (low, used, high) in enumerate(zip(shapes.min, use, shapes.max, strict=True)):
         if low > high:
@@ -206,51 +217,53 @@ def _shapes(where: str, told: object) -> InputShapes:
     return shapes
 
 
-def _shape(where: str, value: object) -> tuple[int, ...] | None:
+def _read_shape(where: str, value: object) -> tuple[int, ...] | None:
     if value is None:
         return None
-    if not isinstance(value, list) or not all(type(axis) is int and 0 < axis <= _LENGTH for axis in value):
+    if not isinstance(value, list) or not all(type(axis) is int and 0 < axis <= _MAX_AXIS_LENGTH for axis in value):
         allowed = f"a list of whole numbers from 1, such as {_EXAMPLE}; [] where it has no axes"
-        raise InvalidRequest(f"{where} is {_brief(value)}", allowed=allowed)
+        raise InvalidRequest(f"{where} is {_shorten(value)}", allowed=allowed)
     return tuple(value)
 
 
-def _device(where: str, value: object) -> str | int:
+def _read_device(where: str, value: object) -> str | int:
     if isinstance(value, str) and value.isascii() and value.isdigit():
         value = int(value)
-    if type(value) is int and 0 <= value <= _MOST_GPUS:
+    if type(value) is int and 0 <= value <= _MAX_GPU_INDEX:
         return value
-    _choice(where, "device", value, (*DEVICES, "0", "1", "2"))
+    _check_choice_in(where, "device", value, (*DEVICES, "0", "1", "2"))
     return str(value)
 
 
-def _precision(where: str, value: object) -> tuple[str, ...]:
+def _read_precision(where: str, value: object) -> tuple[str, ...]:
     chosen: list[str] = []
     for name in value if isinstance(value, list) else [value]:
-        _choice(where, "precision", name, (*PRECISIONS, *_ALIASES))
+        _check_choice_in(where, "precision", name, (*PRECISIONS, *_ALIASES))
         chosen += _ALIASES.get(str(name), (str(name),))
     return tuple(dict.fromkeys(chosen))
 
 
-def _goal(where: str, told: Sequence[object]) -> Goal | None:
-    for name in told:
-        _choice(where, "goal", name, GOALS)
-    if len(set(told)) > 1:
-        raise InvalidRequest(f"{where} has the goal {told[0]!r} and the objective {told[1]!r}", allowed="one of them")
-    return next((goal for goal in GOALS if goal in told), None)
+def _read_goal(where: str, values: Sequence[object]) -> Goal | None:
+    for name in values:
+        _check_choice_in(where, "goal", name, GOALS)
+    if len(set(values)) > 1:
+        raise InvalidRequest(
+            f"{where} has the goal {values[0]!r} and the objective {values[1]!r}", allowed="one of them"
+        )
+    return next((goal for goal in GOALS if goal in values), None)
 
 
-def _tolerance(where: str, value: object) -> Bounds:
+def _read_tolerance(where: str, value: object) -> Bounds:
     numbers: dict[str, Any] = {}
-    for key, told in _mapping(where, value, tuple(_TOLERANCE)).items():
+    for key, told in _read_mapping(where, value, tuple(_TOLERANCE_RANGES)).items():
         if told is not None:
-            numbers[key] = _number(f"{where}: {key}", told, *_TOLERANCE[key])
+            numbers[key] = _read_number(f"{where}: {key}", told, *_TOLERANCE_RANGES[key])
     if "max_memory" in numbers:
         numbers["max_memory"] = int(numbers["max_memory"])
     return Bounds(**numbers)
 
 
-def _number(where: str, value: object, least: float, most: float) -> float:
+def _read_number(where: str, value: object, least: float, most: float) -> float:
     # YAML 1.1 takes 1e-3, which lacks a dot, for text.
     try:
         number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
@@ -261,26 +274,26 @@ def _number(where: str, value: object, least: float, most: float) -> float:
     return number
 
 
-def _iterations(where: str, value: object) -> int | None:
+def _read_iterations(where: str, value: object) -> int | None:
     if value is None:
         return None
-    check_whole(where, value, 1, _MOST_ITERATIONS)
+    check_integer(where, value, 1, _MAX_ITERATIONS)
     assert isinstance(value, int)
     return value
 
 
-def _probe(path: Path, value: object) -> Path | str | None:
+def _read_probe(path: Path, value: object) -> Path | str | None:
     if value is None:
         return None
     if not isinstance(value, str) or not value:
-        raise InvalidRequest(f"{path}: probe is {_brief(value)}", allowed=f"the name of an .npz file, or {ONES}")
+        raise InvalidRequest(f"{path}: probe is {_shorten(value)}", allowed=f"the name of an .npz file, or {ONES}")
     return value if value == ONES else path.parent / value
 
 
-def _shown(axes: Iterable[int | str | None]) -> str:
+def _format_axes(axes: Iterable[int | str | None]) -> str:
     return f"[{', '.join('any' if axis is None else str(axis) for axis in axes)}]"
 
 
-def _brief(value: object, most: int = 60) -> str:
+def _shorten(value: object, most: int = 60) -> str:
     text = "empty" if value is None else repr(value)
     return text if len(text) <= most else f"{text[:most]}..."

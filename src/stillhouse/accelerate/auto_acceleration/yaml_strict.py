@@ -9,7 +9,7 @@ from stillhouse.errors import InvalidRequest, RuntimeMissing
 _TEXT, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 
 
-def read_document(path: Path) -> Any:
+def read_yaml(path: Path) -> Any:
     """Read one YAML document: dicts with str keys, lists, and scalars.
 
     YAML 1.1 reads the keys 007, on and 1.0 as 7, True and a float; here they are "007", "on" and "1.0".
@@ -18,7 +18,7 @@ def read_document(path: Path) -> Any:
         InvalidRequest: there is no such file, or it is no YAML, or a key in it stands twice or is no scalar.
         RuntimeMissing: PyYAML is not installed.
     """
-    yaml = _yaml()
+    yaml = _import_yaml()
     try:
         node = yaml.compose(path.read_bytes(), Loader=yaml.SafeLoader)
         if node is None:
@@ -28,14 +28,14 @@ def read_document(path: Path) -> Any:
     except OSError as error:
         raise InvalidRequest(f"{path} cannot be read: {error.strerror or error}", allowed="a config.yml") from None
     except yaml.YAMLError as error:
-        raise InvalidRequest(f"{path} is no YAML: {_told(error)}", fix=_fix(error)) from None
+        raise InvalidRequest(f"{path} is no YAML: {_format_error(error)}", fix=_suggest_fix(error)) from None
     except InvalidRequest:
         raise
     except (ValueError, OverflowError, RecursionError) as error:
         raise InvalidRequest(f"{path} cannot be understood: {error}", allowed="plain YAML") from None
 
 
-def _yaml() -> Any:
+def _import_yaml() -> Any:
     try:
         return import_module("yaml")
     except ImportError as error:
@@ -73,12 +73,12 @@ def _check_mapping(yaml: Any, node: Any, path: Path) -> None:
         key.tag = _TEXT
 
 
-def _told(error: Any) -> str:
+def _format_error(error: Any) -> str:
     """What is wrong, and on which line."""
     mark = getattr(error, "problem_mark", None)
     told = getattr(error, "problem", None) or str(error).splitlines()[0]
     return f"{told} (line {mark.line + 1})" if mark else told
 
 
-def _fix(error: Any) -> str | None:
+def _suggest_fix(error: Any) -> str | None:
     return "indent with spaces; YAML takes no tabs" if "\\t" in str(error) else None

@@ -16,9 +16,9 @@ from stillhouse.core import ImageRequest
 from stillhouse.pipelines.pipeline import Pipeline
 from stillhouse.pipelines.runners import FULL, SHALLOW, UNET
 
-PROBES = "probes.npz"
+PROBES_FILE = "probes.npz"
 """The file of a component's probes, in the folder of its trials."""
-TOGETHER = "rows together"
+LARGE_BATCH_LABEL = "rows together"
 """In the label of a probe that several others were gathered to."""
 _LABELS = "labels"
 
@@ -33,31 +33,31 @@ class Probe:
     feeds: Feeds
 
 
-def crowd(probes: Sequence[Probe], rows: int) -> list[tuple[int, int]]:
+def interleave_rows(probes: Sequence[Probe], rows: int) -> list[tuple[int, int]]:
     """So many rows out of all probes, in turns, as a server makes one call of several pictures: (probe, row) each.
 
     Probes of other sizes than the first are left out. The first axis of every tensor counts rows.
 
     >>> pair = Probe("of two rows", {"x": np.zeros((2, 4))})
-    >>> crowd([pair, pair, Probe("larger", {"x": np.zeros((2, 5))})], 5)
+    >>> interleave_rows([pair, pair, Probe("larger", {"x": np.zeros((2, 5))})], 5)
     [(0, 0), (1, 0), (0, 1), (1, 1), (0, 0)]
     """
-    alike = [number for number, one in enumerate(probes) if _sizes(one.feeds) == _sizes(probes[0].feeds)]
+    alike = [number for number, one in enumerate(probes) if _shapes(one.feeds) == _shapes(probes[0].feeds)]
     count = min(len(array) for array in probes[0].feeds.values())
     return [(alike[row % len(alike)], row // len(alike) % count) for row in range(rows)]
 
 
-def gathered(probes: Sequence[Probe], places: Sequence[tuple[int, int]]) -> Probe:
+def gather_rows(probes: Sequence[Probe], places: Sequence[tuple[int, int]]) -> Probe:
     """Rows of probes, or of what was answered to them, as one."""
     feeds = {name: np.array([probes[probe].feeds[name][row] for probe, row in places]) for name in probes[0].feeds}
-    return Probe(f"{len(places)} {TOGETHER}", feeds)
+    return Probe(f"{len(places)} {LARGE_BATCH_LABEL}", feeds)
 
 
-def _sizes(feeds: Feeds) -> dict[str, tuple[int, ...]]:
+def _shapes(feeds: Feeds) -> dict[str, tuple[int, ...]]:
     return {name: array.shape for name, array in feeds.items()}
 
 
-class Recorder(Pipeline):
+class RecordingPipeline(Pipeline):
     """A pipeline that keeps what its networks are fed while `label` is set."""
 
     label = ""
@@ -69,12 +69,14 @@ class Recorder(Pipeline):
     def run(self, component: str, feeds: Feeds) -> Mapping[str, NDArray[Any]]:
         """One call of the network of that name, kept."""
         if self.label and component != SHALLOW:
-            kept = Probe(self.label, {name: self.arrays.read(array).copy() for name, array in feeds.items()})
+            kept = Probe(self.label, {name: self.arrays.to_numpy(array).copy() for name, array in feeds.items()})
             self.recorded[UNET if component == FULL else component].append(kept)
         return super().run(component, feeds)
 
 
-def record(pipeline: Recorder, requests: Sequence[ImageRequest], levels: int = 4) -> dict[str, list[Probe]]:
+def record_probes(
+    pipeline: RecordingPipeline, requests: Sequence[ImageRequest], levels: int = 4
+) -> dict[str, list[Probe]]:
     """Make a picture of each request and keep what its networks were fed.
 
     Args:
@@ -108,7 +110,7 @@ def record(pipeline: Recorder, requests: Sequence[ImageRequest], levels: int = 4
 def write_probes(path: Path, probes: Sequence[Probe]) -> None:
     """Write probes as one .npz: arrays `<number>/<input>`, and the labels."""
     arrays = {f"{number}/{name}": array for number, probe in enumerate(probes) for name, array in probe.feeds.items()}
-    _write(path, [probe.label for probe in probes], arrays)
+    _write_npz(path, [probe.label for probe in probes], arrays)
 
 
 def read_probes(path: Path) -> list[Probe]:
@@ -123,7 +125,7 @@ def read_probes(path: Path) -> list[Probe]:
     return [Probe(label, tensors) for label, tensors in zip(labels, feeds, strict=True)]
 
 
-def _write(path: Path, labels: Sequence[str], arrays: Mapping[str, NDArray[Any]]) -> None:
+def _write_npz(path: Path, labels: Sequence[str], arrays: Mapping[str, NDArray[Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".part.npz")
     np.savez(temporary, allow_pickle=False, **{_LABELS: np.array(json.dumps(list(labels)))}, **arrays)

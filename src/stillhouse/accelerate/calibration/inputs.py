@@ -10,25 +10,25 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from stillhouse.accelerate.calibration.graph_inputs import Wiring, read_wiring
-from stillhouse.accelerate.calibration.infer_shapes import guess_shapes
-from stillhouse.backends.input_checks import bound
-from stillhouse.check import check_choice, check_whole
+from stillhouse.accelerate.calibration.graph_inputs import GraphInputs, read_graph_inputs
+from stillhouse.accelerate.calibration.infer_shapes import infer_shapes
+from stillhouse.backends.input_checks import bind_axes
+from stillhouse.check import check_choice, check_integer
 from stillhouse.errors import InvalidRequest
 
-__all__ = ["Feeds", "guess_shapes", "ones_inputs", "plausible_inputs", "read_inputs"]
+__all__ = ["Feeds", "infer_shapes", "ones_inputs", "plausible_inputs", "read_npz_inputs"]
 
 Feeds: TypeAlias = dict[str, NDArray[Any]]
 _Shape: TypeAlias = tuple[int, ...]
 
-_SMALL = 8
+_MAX_UNKNOWN_INT = 8
 """Whole numbers that are not known to index a table stay below it."""
 _LAST_TIMESTEP = 999
 _WAVES = 6
-_MASKED = -1e4
+_MASK_BIAS = -1e4
 """What is added to the scores of tokens that are not to be seen; float16 holds it."""
-_COLOURS = (1, 3, 4)
-_MOST = 10_000
+_COLOUR_CHANNELS = (1, 3, 4)
+_MAX_COUNT = 10_000
 
 
 def plausible_inputs(graph: Path, shapes: Mapping[str, _Shape], count: int, seed: int = 0) -> list[Feeds]:
@@ -58,10 +58,10 @@ def plausible_inputs(graph: Path, shapes: Mapping[str, _Shape], count: int, seed
 
     >>> feeds = plausible_inputs(Path("bert.onnx"), {"input_ids": (1, 128)}, 4)  # doctest: +SKIP
     """
-    wiring = _wiring_for(graph, shapes)
-    check_whole("the number of inputs", count, 1, _MOST)
+    wiring = _check_shapes(graph, shapes)
+    check_integer("the number of inputs", count, 1, _MAX_COUNT)
     return [
-        {name: _plausible(wiring, name, tuple(shapes[name]), probe, count, seed) for name in wiring.axes}
+        {name: _make_input(wiring, name, tuple(shapes[name]), probe, count, seed) for name in wiring.axes}
         for probe in range(count)
     ]
 
@@ -71,13 +71,13 @@ def ones_inputs(graph: Path, shapes: Mapping[str, _Shape]) -> list[Feeds]:
 
     It hides errors: a network that is wrong on real inputs may be right on these. Raises as `plausible_inputs`.
     """
-    wiring = _wiring_for(graph, shapes)
+    wiring = _check_shapes(graph, shapes)
     return [{name: np.ones(shapes[name], wiring.dtypes[name]) for name in wiring.axes}]
 
 
-def _wiring_for(graph: Path, shapes: Mapping[str, _Shape]) -> Wiring:
-    wiring = read_wiring(graph)
-    bound(shapes, wiring.axes)
+def _check_shapes(graph: Path, shapes: Mapping[str, _Shape]) -> GraphInputs:
+    wiring = read_graph_inputs(graph)
+    bind_axes(shapes, wiring.axes)
     if missing := [name for name in wiring.axes if name not in shapes]:
         raise InvalidRequest(f"no shape was given for {', '.join(missing)}", allowed="a shape for each input")
     for name, dtype in wiring.dtypes.items():
@@ -87,85 +87,85 @@ def _wiring_for(graph: Path, shapes: Mapping[str, _Shape]) -> Wiring:
     return wiring
 
 
-def _plausible(wiring: Wiring, name: str, shape: _Shape, probe: int, count: int, seed: int) -> NDArray[Any]:
-    dtype, low = wiring.dtypes[name], name.lower()
+def _make_input(inputs: GraphInputs, name: str, shape: _Shape, probe: int, count: int, seed: int) -> NDArray[Any]:
+    dtype, low = inputs.dtypes[name], name.lower()
     draw = np.random.default_rng([seed, probe, zlib.crc32(name.encode())])
     values: NDArray[Any]
     if "mask" in low:
         if _is_float(dtype) and len(shape) == 4 and not re.search("att|causal|padding", low):
-            values = _rectangle(draw, shape)
+            values = _make_rectangle(draw, shape)
         else:
-            values = _mask(draw, shape, probe, dtype)
+            values = _make_mask(draw, shape, probe, dtype)
     elif dtype.kind == "b":
         values = np.asarray(draw.random(shape) < 0.5)
     elif re.search("token_type|segment", low) and dtype.kind in "iu":
         values = np.zeros(shape)
     elif "position" in low and dtype.kind in "iu" and shape:
-        values = np.broadcast_to(np.arange(shape[-1]) % wiring.rows.get(name, shape[-1]), shape)
-    elif name in wiring.rows and dtype.kind in "iu":
-        values = draw.integers(0, wiring.rows[name], shape)
+        values = np.broadcast_to(np.arange(shape[-1]) % inputs.table_rows.get(name, shape[-1]), shape)
+    elif name in inputs.table_rows and dtype.kind in "iu":
+        values = draw.integers(0, inputs.table_rows[name], shape)
     elif re.search(r"time_?step|^t(ime)?$", low):
-        values = _timesteps(shape, probe, count)
+        values = _make_timesteps(shape, probe, count)
     elif "sigma" in low:
         values = np.exp(draw.normal(-1.2, 1.2, shape))
     elif "time_ids" in low and shape:
         values = np.broadcast_to(np.resize([1024, 1024, 0, 0, 1024, 1024], shape[-1]), shape)
     elif dtype == np.uint8 and len(shape) >= 3:
-        values = _bytes(_smooth(draw, shape))
+        values = _to_uint8(_make_smooth_picture(draw, shape))
     elif dtype.kind in "iu":
-        values = draw.integers(0, _SMALL, shape)
+        values = draw.integers(0, _MAX_UNKNOWN_INT, shape)
     elif len(shape) >= 4:
-        values = _noisy(draw, shape, probe, count)
+        values = _make_noisy_picture(draw, shape, probe, count)
     else:
         values = draw.standard_normal(shape) * 2 ** (draw.uniform(-1, 1) if probe else 0)
     return np.ascontiguousarray(values.astype(dtype)).reshape(shape)
 
 
-def _mask(draw: Generator, shape: _Shape, probe: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+def _make_mask(rng: Generator, shape: _Shape, probe: int, dtype: np.dtype[Any]) -> NDArray[Any]:
     """All seen at first; later, each row ends somewhere in its second half."""
     *rows, length = shape or (1,)
-    ends = draw.integers((length + 1) // 2, length + 1, rows[:1]) if probe else np.full(rows[:1], length)
+    ends = rng.integers((length + 1) // 2, length + 1, rows[:1]) if probe else np.full(rows[:1], length)
     seen = np.arange(length) < np.reshape(ends, (*rows[:1], *[1] * len(rows)))
     seen = np.broadcast_to(seen, shape or (1,)).reshape(shape)
-    return np.where(seen, 0.0, _MASKED) if _is_float(dtype) and len(shape) > 2 else seen
+    return np.where(seen, 0.0, _MASK_BIAS) if _is_float(dtype) and len(shape) > 2 else seen
 
 
-def _rectangle(draw: Generator, shape: _Shape) -> NDArray[Any]:
+def _make_rectangle(rng: Generator, shape: _Shape) -> NDArray[Any]:
     mask = np.zeros(shape)
-    top, left = (draw.integers(0, side // 2) for side in shape[-2:])
+    top, left = (rng.integers(0, side // 2) for side in shape[-2:])
     mask[..., top : top + shape[-2] // 2, left : left + shape[-1] // 2] = 1
     return mask
 
 
-def _timesteps(shape: _Shape, probe: int, count: int) -> NDArray[Any]:
+def _make_timesteps(shape: _Shape, probe: int, count: int) -> NDArray[Any]:
     size = int(np.prod(shape))
     if count * size == 1:
         return np.full(shape, _LAST_TIMESTEP // 2)
     return np.linspace(_LAST_TIMESTEP, 0, count * size).round().reshape(size, count)[:, probe].reshape(shape)
 
 
-def _noisy(draw: Generator, shape: _Shape, probe: int, count: int) -> NDArray[Any]:
+def _make_noisy_picture(rng: Generator, shape: _Shape, probe: int, count: int) -> NDArray[Any]:
     """A picture on its way, by how much of it there is: noise alone at first, 0.95 of it at last."""
     share = 0.95 * probe / max(count - 1, 1)
-    return np.asarray(share * _smooth(draw, shape) + (1 - share**2) ** 0.5 * draw.standard_normal(shape))
+    return np.asarray(share * _make_smooth_picture(rng, shape) + (1 - share**2) ** 0.5 * rng.standard_normal(shape))
 
 
-def _smooth(draw: Generator, shape: _Shape) -> NDArray[Any]:
+def _make_smooth_picture(rng: Generator, shape: _Shape) -> NDArray[Any]:
     """A few long waves over the two axes of space, others in each row and channel; mean 0, variance 1."""
-    last = shape[-1] in _COLOURS
+    last = shape[-1] in _COLOUR_CHANNELS
     height, width = shape[-3:-1] if last else shape[-2:]
     outer = (*shape[:-3], shape[-1]) if last else shape[:-2]
     y, x = np.meshgrid(np.linspace(0, 1, height), np.linspace(0, 1, width), indexing="ij")
     field = np.zeros((*outer, height, width))
     for _ in range(_WAVES):
-        down, right, phase = (draw.uniform(least, most, (*outer, 1, 1)) for least, most in ((-3, 3), (-3, 3), (0, 1)))
+        down, right, phase = (rng.uniform(least, most, (*outer, 1, 1)) for least, most in ((-3, 3), (-3, 3), (0, 1)))
         field += np.cos(2 * np.pi * (down * y + right * x + phase))
     field -= field.mean((-2, -1), keepdims=True)
     field /= np.maximum(field.std((-2, -1), keepdims=True), 1e-6)
     return np.moveaxis(field, -3, -1) if last else field
 
 
-def _bytes(field: NDArray[Any]) -> NDArray[Any]:
+def _to_uint8(field: NDArray[Any]) -> NDArray[Any]:
     least, most = field.min(), field.max()
     return np.asarray(np.round(255 * (field - least) / max(most - least, 1e-6)))
 
@@ -174,7 +174,7 @@ def _is_float(dtype: np.dtype[Any]) -> bool:
     return dtype.kind == "f" or dtype.name == "bfloat16"
 
 
-def read_inputs(path: Path, graph: Path) -> list[Feeds]:
+def read_npz_inputs(path: Path, graph: Path) -> list[Feeds]:
     """Read the user's own inputs: an .npz file with an array for each input of the graph, under its name.
 
     An array may have one axis more in front, with one entry for each set of inputs; arrays without it are in each.
@@ -189,8 +189,8 @@ def read_inputs(path: Path, graph: Path) -> list[Feeds]:
         PipelineError: the graph is missing, or no ONNX graph.
         RuntimeMissing: onnx is not installed.
     """
-    wiring = read_wiring(graph)
-    arrays = _load(path)
+    wiring = read_graph_inputs(graph)
+    arrays = _load_npz(path)
     for name in arrays:
         check_choice(f"input (in {path.name})", name, wiring.axes)
     if missing := [name for name in wiring.axes if name not in arrays]:
@@ -207,11 +207,11 @@ def read_inputs(path: Path, graph: Path) -> list[Feeds]:
         {name: arrays[name][number] if name in sets else arrays[name] for name in wiring.axes}
         for number in range(next(iter(sets.values()), 1))
     ]
-    bound({name: array.shape for name, array in found[0].items()}, wiring.axes)
+    bind_axes({name: array.shape for name, array in found[0].items()}, wiring.axes)
     return found
 
 
-def _load(path: Path) -> Feeds:
+def _load_npz(path: Path) -> Feeds:
     make = "write it with numpy.savez(FILE, NAME=array, ...)"
     try:
         with path.open("rb") as file:
@@ -230,8 +230,8 @@ def _load(path: Path) -> Feeds:
         ) from None
 
 
-def _check_array(path: Path, name: str, array: NDArray[Any], wiring: Wiring) -> None:
-    axes, dtype = wiring.axes[name], wiring.dtypes[name]
+def _check_array(path: Path, name: str, array: NDArray[Any], inputs: GraphInputs) -> None:
+    axes, dtype = inputs.axes[name], inputs.dtypes[name]
     if array.dtype.name != dtype.name:
         fix = f"use .astype({dtype.name!r})"
         raise InvalidRequest(f"{path}: {name!r} is {array.dtype.name}", allowed=dtype.name, fix=fix)

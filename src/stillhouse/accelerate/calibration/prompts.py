@@ -18,10 +18,10 @@ PROMPTS = (
 )
 HEAVY_BYTES = 256 << 20
 """Bytes of the U-Net's weights from which a step takes seconds on a few cores."""
-_HEAVY_STEPS = 4
-_STREAM = 2000
+_SHORTENED_STEPS = 4
+_CAPTION_SEED = 2000
 """The random stream that captions are drawn from; judging and training draw from others."""
-_PROBED, _COMPARED = 3, 4
+_CALIBRATION_COUNT, _COMPARISON_COUNT = 3, 4
 
 
 def has_oracle(manifest: Manifest) -> bool:
@@ -30,31 +30,31 @@ def has_oracle(manifest: Manifest) -> bool:
     return learnt or "judge" in manifest.evidence
 
 
-def captions(count: int, stream: int = _STREAM) -> list[tuple[Description, ImageRequest]]:
+def held_out_captions(count: int, seed: int = _CAPTION_SEED) -> list[tuple[Description, ImageRequest]]:
     """Captions of Shapes that training never saw, each with the description that its picture is read against."""
-    rng = np.random.default_rng(stream)
+    rng = np.random.default_rng(seed)
     described = [sample_held_out(rng)[1] for _ in range(count)]
     return [(one, ImageRequest(str(one), seed=number)) for number, one in enumerate(described)]
 
 
-def probed(manifest: Manifest, given: Sequence[ImageRequest]) -> list[ImageRequest]:
+def calibration_requests(manifest: Manifest, user_requests: Sequence[ImageRequest]) -> list[ImageRequest]:
     """The requests at which networks are recorded."""
-    return shortened(manifest, _requests(manifest, given, _PROBED))
+    return shorten_requests(manifest, _resolve_requests(manifest, user_requests, _CALIBRATION_COUNT))
 
 
-def compared(manifest: Manifest, given: Sequence[ImageRequest]) -> list[ImageRequest]:
+def comparison_requests(manifest: Manifest, user_requests: Sequence[ImageRequest]) -> list[ImageRequest]:
     """The requests whose pictures are compared."""
-    return _requests(manifest, given, _COMPARED)
+    return _resolve_requests(manifest, user_requests, _COMPARISON_COUNT)
 
 
-def shortened(manifest: Manifest, requests: Sequence[ImageRequest]) -> list[ImageRequest]:
+def shorten_requests(manifest: Manifest, requests: Sequence[ImageRequest]) -> list[ImageRequest]:
     """The requests; of a network that takes seconds a step the first one only, in few steps: it tells two networks
     apart as well as a whole walk does."""
     if not is_heavy(manifest):
         return list(requests)
     if manifest.distilled and manifest.distilled.timesteps:  # it takes few, and can take no others
         return list(requests[:1])
-    return [replace(request, steps=request.steps or _HEAVY_STEPS) for request in requests[:1]]
+    return [replace(request, steps=request.steps or _SHORTENED_STEPS) for request in requests[:1]]
 
 
 def is_heavy(manifest: Manifest) -> bool:
@@ -63,9 +63,9 @@ def is_heavy(manifest: Manifest) -> bool:
     return bool(unet and manifest.files[unet.weights].bytes > HEAVY_BYTES)
 
 
-def _requests(manifest: Manifest, given: Sequence[ImageRequest], count: int) -> list[ImageRequest]:
-    if given:
-        return list(given)
+def _resolve_requests(manifest: Manifest, user_requests: Sequence[ImageRequest], count: int) -> list[ImageRequest]:
+    if user_requests:
+        return list(user_requests)
     if has_oracle(manifest):
-        return [request for _, request in captions(count)]
+        return [request for _, request in held_out_captions(count)]
     return [ImageRequest(prompt, seed=number) for number, prompt in enumerate(PROMPTS[:count])]

@@ -7,56 +7,56 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from stillhouse.accelerate.calibration.calibration_data import Probe, Recorder, record, write_probes
-from stillhouse.accelerate.calibration.inputs import guess_shapes, ones_inputs, plausible_inputs, read_inputs
-from stillhouse.accelerate.calibration.prompts import probed
-from stillhouse.accelerate.evaluation.evaluate import asked
-from stillhouse.accelerate.workspace import original_manifest, plain
+from stillhouse.accelerate.calibration.calibration_data import Probe, RecordingPipeline, record_probes, write_probes
+from stillhouse.accelerate.calibration.inputs import infer_shapes, ones_inputs, plausible_inputs, read_npz_inputs
+from stillhouse.accelerate.calibration.prompts import calibration_requests
+from stillhouse.accelerate.evaluation.evaluate import request_to_json
+from stillhouse.accelerate.workspace import f32_components, original_manifest
 from stillhouse.core import ImageRequest
 from stillhouse.errors import BackendFailed
 
-COUNT = 4
+PROBE_COUNT = 4
 """Probes of a bare ONNX file where the user gives none."""
 
 
-def probe_network(
+def record_network_probes(
     graph: Path,
     files: Mapping[str, Path],
     inputs: Path | None,
     shapes: Mapping[str, tuple[int, ...]],
     *,
-    ones: bool = False,
+    all_ones: bool = False,
 ) -> dict[str, str]:
     """Write the probes of a bare ONNX file, and say what they are."""
     if inputs:
-        feeds = read_inputs(inputs, graph)
+        feeds = read_npz_inputs(inputs, graph)
         told = f"{len(feeds)} recorded inputs of {inputs.name}"
-    elif ones:
-        feeds = ones_inputs(graph, guess_shapes(graph, overrides=shapes))
+    elif all_ones:
+        feeds = ones_inputs(graph, infer_shapes(graph, overrides=shapes))
         told = "nothing but ones, as Auto-Acceleration did: the verdicts say little about real inputs"
     else:
-        guessed = guess_shapes(graph, overrides=shapes)
-        feeds = plausible_inputs(graph, guessed, COUNT)
+        guessed = infer_shapes(graph, overrides=shapes)
+        feeds = plausible_inputs(graph, guessed, PROBE_COUNT)
         sizes = ", ".join(f"{name} {list(shape)}" for name, shape in guessed.items())
-        told = f"{COUNT} plausible inputs, made by name and type: {sizes}; --inputs gives real ones"
+        told = f"{PROBE_COUNT} plausible inputs, made by name and type: {sizes}; --inputs gives real ones"
     ((name, path),) = files.items()
     write_probes(path, [Probe(f"input {number}", feed) for number, feed in enumerate(feeds)])
     return {name: told}
 
 
-def probe_pipeline(
-    directory: Path, files: Mapping[str, Path], given: Sequence[ImageRequest], threads: int | None
+def record_pipeline_probes(
+    directory: Path, files: Mapping[str, Path], user_requests: Sequence[ImageRequest], threads: int | None
 ) -> dict[str, str]:
     """Draw a few pictures on the float32 baseline and write what each component was fed; say what that was.
 
     Raises:
         BackendFailed: the pipeline as it is draws no picture.
     """
-    requests = probed(original_manifest(directory), given)
+    requests = calibration_requests(original_manifest(directory), user_requests)
     task = {
         "directory": str(directory),
         "files": {name: str(path) for name, path in files.items()},
-        "requests": [asked(request) for request in requests],
+        "requests": [request_to_json(request) for request in requests],
         "threads": threads,
     }
     command = [sys.executable, "-m", "stillhouse.accelerate.calibration.record_calibration"]
@@ -72,7 +72,7 @@ def main() -> None:
     """Record what the task on standard input asks for; print how much it was."""
     task = json.load(sys.stdin)
     requests = [ImageRequest(**request) for request in task["requests"]]
-    recorded = record(_opened(Path(task["directory"]), task["threads"]), requests)
+    recorded = record_probes(_open_recorder(Path(task["directory"]), task["threads"]), requests)
     counts = {}
     for name, path in task["files"].items():
         write_probes(Path(path), recorded[name])
@@ -80,11 +80,13 @@ def main() -> None:
     print(json.dumps(counts))
 
 
-def _opened(directory: Path, threads: int | None) -> Recorder:
+def _open_recorder(directory: Path, threads: int | None) -> RecordingPipeline:
     """The pipeline as it was before anything was chosen, on onnxruntime; on its own engines where that is missing."""
     before = original_manifest(directory)
-    components = plain(directory) if find_spec("onnxruntime") else before.components
-    return Recorder(directory, threads=threads, manifest=before, components=components, defaults=before.defaults)
+    components = f32_components(directory) if find_spec("onnxruntime") else before.components
+    return RecordingPipeline(
+        directory, threads=threads, manifest=before, components=components, defaults=before.defaults
+    )
 
 
 if __name__ == "__main__":

@@ -7,18 +7,18 @@ from time import perf_counter
 from typing import Any, Literal
 
 from stillhouse.accelerate.calibration.calibration_data import Probe
-from stillhouse.accelerate.records.candidate import DISTILLED, MADE, Candidate
+from stillhouse.accelerate.records.candidate import DISTILLED, GRAPH_RECIPES, Candidate
 from stillhouse.errors import InvalidRequest
 from stillhouse.pipelines.manifest import Component
 
-DISTILLED_GRAPH = "model.onnx"
+DISTILLED_GRAPH_FILE = "model.onnx"
 """The file, in the folder of what its recipe makes, of a network that was distilled; see `students.lay_decoder`."""
-_TOOK = "seconds.txt"
+_BUILD_SECONDS_FILE = "seconds.txt"
 # What makes a graph is loaded when one is made: most candidates need none of it.
-_Recipe = Callable[[Path, Path, Sequence[Probe], Sequence[str]], None]
+_BuildFunction = Callable[[Path, Path, Sequence[Probe], Sequence[str]], None]
 
 
-def build(candidate: Candidate, graph: Path, folder: Path, probes: Sequence[Probe]) -> tuple[Path, float]:
+def build_graph(candidate: Candidate, graph: Path, folder: Path, probes: Sequence[Probe]) -> tuple[Path, float]:
     """Make the candidate's graph in `folder`, or find it there; what is to be opened, and the seconds it took to make.
 
     Nothing else is written into `folder`, because a pipeline that runs the graph seals every file beside it.
@@ -29,28 +29,28 @@ def build(candidate: Candidate, graph: Path, folder: Path, probes: Sequence[Prob
         BackendFailed: it could not be made.
     """
     if candidate.recipe == DISTILLED:
-        return folder / DISTILLED_GRAPH, 0.0
-    if candidate.recipe not in MADE:
+        return folder / DISTILLED_GRAPH_FILE, 0.0
+    if candidate.recipe not in GRAPH_RECIPES:
         return graph, 0.0
     recipe = _RECIPES.get((candidate.backend, candidate.recipe))
     if recipe is None:
         known = ", ".join(f"{backend} {name}" for backend, name in _RECIPES)
         raise InvalidRequest(f"there is no recipe {candidate.backend} {candidate.recipe}", allowed=known)
     name = "model.xml" if candidate.backend == "openvino" else "model.onnx"
-    took = folder / _TOOK
+    took = folder / _BUILD_SECONDS_FILE
     if not took.is_file():
         making = folder.with_name(f".{folder.name}.part")
         shutil.rmtree(making, ignore_errors=True)
         making.mkdir(parents=True)
         began = perf_counter()
         recipe(graph, making / name, probes, candidate.keep)
-        (making / _TOOK).write_text(f"{perf_counter() - began:.3f}\n")
+        (making / _BUILD_SECONDS_FILE).write_text(f"{perf_counter() - began:.3f}\n")
         shutil.rmtree(folder, ignore_errors=True)
         making.rename(folder)
     return folder / name, float(took.read_text())
 
 
-def component_of(candidate: Candidate, graph: str, weights: str) -> Component:
+def candidate_component(candidate: Candidate, graph: str, weights: str) -> Component:
     """The candidate as a manifest names it."""
     options = dict(candidate.options)
     threads = options.pop("threads", None)
@@ -74,63 +74,63 @@ def _feeds(probes: Sequence[Probe]) -> list[dict[str, Any]]:
     return [dict(probe.feeds) for probe in probes]
 
 
-def _half(graph: Path, out: Path, probes: Sequence[Probe], keep: Sequence[str]) -> None:
-    from stillhouse.backends.precision import half
+def _build_f16(graph: Path, out: Path, probes: Sequence[Probe], keep: Sequence[str]) -> None:
+    from stillhouse.backends.precision import convert_to_float16
 
-    half(graph, out, keep=keep)
-
-
-def _static(graph: Path, out: Path, probes: Sequence[Probe], keep: Sequence[str]) -> None:
-    from stillhouse.backends.quantize import static
-
-    static(graph, out, _feeds(probes), keep=keep)
+    convert_to_float16(graph, out, keep=keep)
 
 
-def _symmetric(numbers: Literal["int8", "fp8"]) -> _Recipe:
-    def make(graph: Path, out: Path, probes: Sequence[Probe], keep: Sequence[str]) -> None:
-        from stillhouse.backends.quantize import static
+def _build_int8_static(graph: Path, out: Path, probes: Sequence[Probe], keep: Sequence[str]) -> None:
+    from stillhouse.backends.quantize import quantize_static
 
-        static(graph, out, _feeds(probes), keep=keep, numbers=numbers)
-
-    return make
+    quantize_static(graph, out, _feeds(probes), keep=keep)
 
 
-def _dynamic(weights: Literal["int8", "uint8"]) -> _Recipe:
-    def make(graph: Path, out: Path, probes: Sequence[Probe], keep: Sequence[str]) -> None:
-        from stillhouse.backends.quantize import dynamic
+def _symmetric_builder(number_format: Literal["int8", "fp8"]) -> _BuildFunction:
+    def build(graph: Path, out: Path, probes: Sequence[Probe], keep: Sequence[str]) -> None:
+        from stillhouse.backends.quantize import quantize_static
 
-        dynamic(graph, out, weights=weights, keep=keep)
+        quantize_static(graph, out, _feeds(probes), keep=keep, quant_type=number_format)
 
-    return make
-
-
-def _openvino_static(graph: Path, out: Path, probes: Sequence[Probe], keep: Sequence[str]) -> None:
-    from stillhouse.backends.quantize import openvino_static
-
-    openvino_static(graph, out, _feeds(probes), keep=keep)
+    return build
 
 
-def _openvino_weights(bits: Literal[4, 8]) -> _Recipe:
-    def make(graph: Path, out: Path, probes: Sequence[Probe], keep: Sequence[str]) -> None:
-        from stillhouse.backends.quantize import openvino_weights
+def _dynamic_builder(weights: Literal["int8", "uint8"]) -> _BuildFunction:
+    def build(graph: Path, out: Path, probes: Sequence[Probe], keep: Sequence[str]) -> None:
+        from stillhouse.backends.quantize import quantize_dynamic
 
-        openvino_weights(graph, out, bits=bits, keep=keep)
+        quantize_dynamic(graph, out, weights=weights, keep=keep)
 
-    return make
+    return build
 
 
-_RECIPES: Mapping[tuple[str, str], _Recipe] = {
-    ("onnxruntime", "f16"): _half,
-    ("onnxruntime", "int8-static"): _static,
-    ("onnxruntime", "int8-dynamic"): _dynamic("int8"),
-    ("onnxruntime", "uint8-dynamic"): _dynamic("uint8"),
-    ("tensorrt", "f16"): _half,
-    ("tensorrt", "int8-static"): _symmetric("int8"),
-    ("tensorrt", "fp8-static"): _symmetric("fp8"),
-    ("tensorrt-rtx", "f16"): _half,
-    ("tensorrt-rtx", "int8-static"): _symmetric("int8"),
-    ("tensorrt-rtx", "fp8-static"): _symmetric("fp8"),
-    ("openvino", "int8-static"): _openvino_static,
-    ("openvino", "int8-weights"): _openvino_weights(8),
-    ("openvino", "int4-weights"): _openvino_weights(4),
+def _build_openvino_int8(graph: Path, out: Path, probes: Sequence[Probe], keep: Sequence[str]) -> None:
+    from stillhouse.backends.quantize import quantize_openvino
+
+    quantize_openvino(graph, out, _feeds(probes), keep=keep)
+
+
+def _openvino_weights_builder(bits: Literal[4, 8]) -> _BuildFunction:
+    def build(graph: Path, out: Path, probes: Sequence[Probe], keep: Sequence[str]) -> None:
+        from stillhouse.backends.quantize import compress_openvino_weights
+
+        compress_openvino_weights(graph, out, bits=bits, keep=keep)
+
+    return build
+
+
+_RECIPES: Mapping[tuple[str, str], _BuildFunction] = {
+    ("onnxruntime", "f16"): _build_f16,
+    ("onnxruntime", "int8-static"): _build_int8_static,
+    ("onnxruntime", "int8-dynamic"): _dynamic_builder("int8"),
+    ("onnxruntime", "uint8-dynamic"): _dynamic_builder("uint8"),
+    ("tensorrt", "f16"): _build_f16,
+    ("tensorrt", "int8-static"): _symmetric_builder("int8"),
+    ("tensorrt", "fp8-static"): _symmetric_builder("fp8"),
+    ("tensorrt-rtx", "f16"): _build_f16,
+    ("tensorrt-rtx", "int8-static"): _symmetric_builder("int8"),
+    ("tensorrt-rtx", "fp8-static"): _symmetric_builder("fp8"),
+    ("openvino", "int8-static"): _build_openvino_int8,
+    ("openvino", "int8-weights"): _openvino_weights_builder(8),
+    ("openvino", "int4-weights"): _openvino_weights_builder(4),
 }

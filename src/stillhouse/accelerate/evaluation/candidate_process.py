@@ -13,19 +13,19 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
-from stillhouse.accelerate.evaluation.task import Task, write_task
-from stillhouse.measure.memory import peak, resident
+from stillhouse.accelerate.evaluation.task import CandidateTask, write_task
+from stillhouse.measure.memory import peak_resident_bytes, resident_bytes
 
-LOG = "log.txt"
-_GLANCE = 0.2
+LOG_FILE = "log.txt"
+_POLL_SECONDS = 0.2
 """Seconds between two looks at a child's memory."""
 
 
-class SubjectFailed(Exception):
+class CandidateError(Exception):
     """A child that could not do what it was asked; the message is a sentence for the report."""
 
 
-class Subject:
+class CandidateProcess:
     """A candidate's process.
 
     Args:
@@ -33,14 +33,16 @@ class Subject:
         memory: bytes above which it is killed; None: no limit.
         beside: other processes that take of the same memory.
 
-    >>> with Subject(task) as subject:  # doctest: +SKIP
-    ...     subject.ask("build", limit=60)
+    >>> with CandidateProcess(task) as process:  # doctest: +SKIP
+    ...     process.call("build", timeout=60)
     """
 
-    def __init__(self, task: Task, memory: int | None = None, beside: "Sequence[Subject]" = ()) -> None:
-        self.task, self.memory, self.beside = task, memory, beside
+    def __init__(
+        self, task: CandidateTask, memory_limit: int | None = None, other_processes: "Sequence[CandidateProcess]" = ()
+    ) -> None:
+        self.task, self.memory_limit, self.other_processes = task, memory_limit, other_processes
         self.folder = Path(task.folder)
-        self.peak = 0
+        self.observed_peak = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._selector = selectors.DefaultSelector()
         self._buffer = b""
@@ -59,7 +61,7 @@ class Subject:
             str(write_task(self.task)),
         ]
         try:
-            with (self.folder / LOG).open("ab") as log:
+            with (self.folder / LOG_FILE).open("ab") as log:
                 # A group of its own: a Ctrl-C of the terminal is the parent's to answer.
                 self._process = subprocess.Popen(
                     command,
@@ -70,7 +72,7 @@ class Subject:
                     cwd=self.folder,
                 )
         except OSError as error:
-            raise SubjectFailed(f"its process could not be started: {error.strerror or error}") from None
+            raise CandidateError(f"its process could not be started: {error.strerror or error}") from None
         assert self._process.stdout
         self._selector.register(self._process.stdout, selectors.EVENT_READ)
         return self
@@ -95,16 +97,16 @@ class Subject:
         return self._process is not None and self._process.poll() is None
 
     @property
-    def taken(self) -> int:
+    def memory_bytes(self) -> int:
         """Bytes of memory that it takes at this moment."""
-        return resident(self.pid) if self.is_alive else 0
+        return resident_bytes(self.pid) if self.is_alive else 0
 
     @property
-    def highest(self) -> int:
+    def peak_bytes(self) -> int:
         """Bytes of memory that it took when it had most, as the system counted, or as far as it was looked at."""
-        return max(self.peak, peak(self.pid) or 0)
+        return max(self.observed_peak, peak_resident_bytes(self.pid) or 0)
 
-    def ask(self, command: str, *arguments: Any, limit: float) -> Any:
+    def call(self, command: str, *arguments: Any, timeout: float) -> Any:
         """The child's answer.
 
         Raises:
@@ -116,11 +118,11 @@ class Subject:
             self._process.stdin.write(line)
             self._process.stdin.flush()
         except (OSError, ValueError):  # it died, or was ended
-            raise SubjectFailed(self._death()) from None
-        answer = self._answer(command, monotonic() + limit, limit)
+            raise CandidateError(self._exit_reason()) from None
+        answer = self._read_reply(command, monotonic() + timeout, timeout)
         if answer.startswith(b"! "):
             given, allowed, fix = json.loads(answer[2:])
-            raise SubjectFailed("; ".join(part for part in (given, allowed and f"allowed: {allowed}", fix) if part))
+            raise CandidateError("; ".join(part for part in (given, allowed and f"allowed: {allowed}", fix) if part))
         return json.loads(answer[2:])
 
     def kill(self) -> None:
@@ -136,38 +138,38 @@ class Subject:
                     stream.close()
         self._process.wait()
 
-    def _answer(self, command: str, deadline: float, limit: float) -> bytes:
+    def _read_reply(self, command: str, deadline: float, timeout: float) -> bytes:
         assert self._process is not None
         while b"\n" not in self._buffer:
             remaining = deadline - monotonic()
             if remaining <= 0:
                 self.kill()
-                raise SubjectFailed(f"{command} took more than {limit:.0f} s and was ended; give it more time")
-            ready = self._selector.select(min(_GLANCE, remaining))
-            self._watch()
+                raise CandidateError(f"{command} took more than {timeout:.0f} s and was ended; give it more time")
+            ready = self._selector.select(min(_POLL_SECONDS, remaining))
+            self._check_memory()
             if ready:
                 assert self._process.stdout
                 got = os.read(self._process.stdout.fileno(), 1 << 16)
                 if not got:
-                    raise SubjectFailed(self._death())
+                    raise CandidateError(self._exit_reason())
                 self._buffer += got
         line, _, self._buffer = self._buffer.partition(b"\n")
         return line
 
-    def _watch(self) -> None:
-        used = self.taken
-        self.peak = max(self.peak, used)
-        taken = sum(other.taken for other in self.beside)
-        if self.memory is not None and used + taken > self.memory:
+    def _check_memory(self) -> None:
+        used = self.memory_bytes
+        self.observed_peak = max(self.observed_peak, used)
+        taken = sum(other.memory_bytes for other in self.other_processes)
+        if self.memory_limit is not None and used + taken > self.memory_limit:
             self.kill()
-            told = [f"{count / 2**30:.1f} GiB" for count in (used, taken, self.memory)]
-            beside = f" beside {told[1]} of what it is compared with" if self.beside else ""
-            raise SubjectFailed(f"it took {told[0]} of memory{beside}, more than the {told[2]} allowed")
+            told = [f"{count / 2**30:.1f} GiB" for count in (used, taken, self.memory_limit)]
+            beside = f" beside {told[1]} of what it is compared with" if self.other_processes else ""
+            raise CandidateError(f"it took {told[0]} of memory{beside}, more than the {told[2]} allowed")
 
-    def _death(self) -> str:
+    def _exit_reason(self) -> str:
         assert self._process is not None
         code = self._process.wait()
-        last = _last_line(self.folder / LOG)
+        last = _last_line(self.folder / LOG_FILE)
         if code < 0:
             return f"its process was ended by {signal.Signals(-code).name}" + (f" after: {last}" if last else "")
         return f"its process ended with exit code {code}" + (f": {last}" if last else "")

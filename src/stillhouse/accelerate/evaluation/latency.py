@@ -6,18 +6,18 @@ from time import monotonic
 
 from stillhouse.measure.clock import Ratio, Timing, paired_ratio, summarise
 
-Lap = Callable[[int], float]
+Timer = Callable[[int], float]
 """Runs so many calls, and returns their seconds."""
 
-LAP_SECONDS = 0.1
+MIN_ROUND_SECONDS = 0.1
 """A lap lasts at least this long, so that the clock and a stray interruption do not decide."""
-LONG = 5.0
+LONG_ROUND_SECONDS = 5.0
 """Seconds from which a round is its own average: three tell what twenty short ones do."""
-_FEW = 3
+_LONG_ROUNDS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Effort:
+class TimingBudget:
     """How hard to try.
 
     Args:
@@ -27,15 +27,15 @@ class Effort:
         hopeless: a ratio; a candidate whose interval ends below it is not timed any further.
     """
 
-    least: int = 5
-    most: int = 20
-    width: float = 0.03
+    min_rounds: int = 5
+    max_rounds: int = 20
+    interval_width: float = 0.03
     seconds: float = 2.5
-    hopeless: float = 0.0
+    early_stop_ratio: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class LatencyComparison:
     """Seconds of one call of both, and how many times faster the candidate is."""
 
     baseline: Timing
@@ -43,33 +43,35 @@ class Outcome:
     ratio: Ratio
 
 
-def calls_for(lap: Lap) -> int:
+def calibrate_calls(timer: Timer) -> int:
     """So many calls that a lap lasts `LAP_SECONDS`; runs one to warm up and, where that was quick, one to tell."""
-    if lap(1) > LONG:
+    if timer(1) > LONG_ROUND_SECONDS:
         return 1
-    return max(1, round(LAP_SECONDS / max(lap(1), 1e-6)))
+    return max(1, round(MIN_ROUND_SECONDS / max(timer(1), 1e-6)))
 
 
-def race(baseline: Lap, candidate: Lap, effort: Effort = Effort(), clock: Callable[[], float] = monotonic) -> Outcome:
+def compare_latency(
+    baseline: Timer, candidate: Timer, budget: TimingBudget = TimingBudget(), clock: Callable[[], float] = monotonic
+) -> LatencyComparison:
     """Time both in turns; who goes first changes from round to round.
 
-    >>> race(lambda calls: 2.0 * calls, lambda calls: 1.0 * calls, Effort(least=3, most=3)).ratio.value
+    >>> compare_latency(lambda calls: 2.0 * calls, lambda calls: 1.0 * calls, TimingBudget(min_rounds=3, max_rounds=3)).ratio.value
     2.0
     """
     began = clock()
-    calls = (calls_for(baseline), calls_for(candidate))
+    calls = (calibrate_calls(baseline), calibrate_calls(candidate))
     slow: list[float] = []
     fast: list[float] = []
-    while len(slow) < effort.most:
+    while len(slow) < budget.max_rounds:
         pair = [(baseline, calls[0], slow), (candidate, calls[1], fast)]
         for lap, count, taken in pair if len(slow) % 2 else pair[::-1]:
             taken.append(lap(count) / count)
-        is_long = calls[0] * slow[0] + calls[1] * fast[0] >= LONG
-        if is_long and slow[-1] < fast[-1] * effort.hopeless / 2:
+        is_long = calls[0] * slow[0] + calls[1] * fast[0] >= LONG_ROUND_SECONDS
+        if is_long and slow[-1] < fast[-1] * budget.early_stop_ratio / 2:
             break
-        if len(slow) >= (min(_FEW, effort.least) if is_long else effort.least):
+        if len(slow) >= (min(_LONG_ROUNDS, budget.min_rounds) if is_long else budget.min_rounds):
             ratio = paired_ratio(slow, fast, resamples=500)
-            known = (ratio.high - ratio.low) / 2 <= effort.width * ratio.value
-            if known or ratio.high < effort.hopeless or clock() - began > effort.seconds:
+            known = (ratio.high - ratio.low) / 2 <= budget.interval_width * ratio.value
+            if known or ratio.high < budget.early_stop_ratio or clock() - began > budget.seconds:
                 break
-    return Outcome(summarise(slow), summarise(fast), paired_ratio(slow, fast))
+    return LatencyComparison(summarise(slow), summarise(fast), paired_ratio(slow, fast))

@@ -4,8 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from stillhouse.accelerate.evaluation.candidate_worker import Child
-from stillhouse.accelerate.evaluation.latency import calls_for
+from stillhouse.accelerate.evaluation.candidate_worker import CandidateWorker
+from stillhouse.accelerate.evaluation.latency import calibrate_calls
 from stillhouse.accelerate.evaluation.task import read_task
 from stillhouse.accelerate.records.candidate import DISTILLED
 
@@ -18,10 +18,10 @@ def reproduce(path: Path) -> None:
     """
     task = read_task(path)
     with TemporaryDirectory() as folder:
-        artefact = task.artefact if task.candidate.recipe == DISTILLED else str(Path(folder, "made"))
-        child = Child(replace(task, folder=folder, artefact=artefact))
+        artefact = task.artifact if task.candidate.recipe == DISTILLED else str(Path(folder, "artifact"))
+        child = CandidateWorker(replace(task, folder=folder, artifact=artefact))
         print(task.candidate.name)
         print("build", child.build())
         print("open", child.open())
-        calls = calls_for(child.time)
-        print(f"{1000 * child.time(calls) / calls:.2f} ms a call, mean of {calls}")
+        calls = calibrate_calls(child.time_calls)
+        print(f"{1000 * child.time_calls(calls) / calls:.2f} ms a call, mean of {calls}")

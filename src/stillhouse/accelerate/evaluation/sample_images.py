@@ -6,34 +6,34 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from stillhouse.accelerate.evaluation.candidate_worker import PICTURES
-from stillhouse.accelerate.records.report import relative
+from stillhouse.accelerate.evaluation.candidate_worker import PICTURES_FILE
+from stillhouse.accelerate.records.report import relative_path
 from stillhouse.core import Array
 from stillhouse.images.png import write_png
 
-SHOWN = 4
+SAMPLE_COUNT = 4
 """Pictures of a strip."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Drawn:
+class CandidateSamples:
     """What a candidate drew: pictures uint8 [P, H, W, 3], and their final latents float32 [P, C, h, w]."""
 
     pictures: NDArray[np.uint8]
     latents: Array
 
 
-def read_drawn(folder: Path) -> Drawn:
+def read_candidate_samples(folder: Path) -> CandidateSamples:
     """What the child in this folder drew last."""
-    with np.load(folder / PICTURES, allow_pickle=False) as stored:
-        return Drawn(stored["pictures"], stored["latents"])
+    with np.load(folder / PICTURES_FILE, allow_pickle=False) as stored:
+        return CandidateSamples(stored["pictures"], stored["latents"])
 
 
-def write_strip(folder: Path, drawn: Drawn, root: Path) -> tuple[str, ...]:
+def write_sample_images(folder: Path, samples: CandidateSamples, root: Path) -> tuple[str, ...]:
     """Write the first pictures as PNGs; their paths relative to `root`."""
     files = []
-    for number, picture in enumerate(drawn.pictures[:SHOWN]):
+    for number, picture in enumerate(samples.pictures[:SAMPLE_COUNT]):
         path = folder / f"picture-{number}.png"
         write_png(path, picture)
-        files.append(relative(path, root))
+        files.append(relative_path(path, root))
     return tuple(files)

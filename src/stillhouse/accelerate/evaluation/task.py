@@ -9,11 +9,11 @@ from stillhouse.accelerate.records.candidate import Candidate
 from stillhouse.json_decode import decode
 from stillhouse.pipelines.manifest import Component, Defaults, StepCache
 
-TASK = "task.json"
+TASK_FILE = "task.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class CandidateTask:
     """One candidate's work. Paths are absolute.
 
     Args:
@@ -32,7 +32,7 @@ class Task:
     candidate: Candidate
     graph: str
     folder: str
-    artefact: str
+    artifact: str
     probes: str = ""
     threads: int | None = None
     pipeline: str = ""
@@ -41,15 +41,15 @@ class Task:
     step_cache: StepCache | None = None
 
 
-def write_task(task: Task) -> Path:
+def write_task(task: CandidateTask) -> Path:
     """Write the task into its folder; see `read_task`."""
-    path = Path(task.folder) / TASK
+    path = Path(task.folder) / TASK_FILE
     temporary = path.with_suffix(".part")
     temporary.write_text(json.dumps(asdict(task), indent=1) + "\n", encoding="utf-8")
     temporary.replace(path)
     return path
 
 
-def read_task(path: Path) -> Task:
+def read_task(path: Path) -> CandidateTask:
     """Read what `write_task` wrote. Raises DecodeError where it was spoilt."""
-    return decode(Task, json.loads(path.read_bytes()))
+    return decode(CandidateTask, json.loads(path.read_bytes()))

@@ -37,9 +37,9 @@ class TiledDecoder:
         return self.runner.precision
 
     @property
-    def census(self) -> Mapping[str, int]:
+    def layer_precisions(self) -> Mapping[str, int]:
         """The decoder's."""
-        return self.runner.census
+        return self.runner.layer_precisions
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:

@@ -9,14 +9,14 @@ NETWORK = "network"
 """The component that a bare ONNX file is."""
 PIPELINE = "pipeline"
 """The component of candidates that change how a whole picture is made, and no single network."""
-MADE = ("f16", "fp8-static", "int8-static", "int8-dynamic", "uint8-dynamic", "int8-weights", "int4-weights")
+GRAPH_RECIPES = ("f16", "fp8-static", "int8-static", "int8-dynamic", "uint8-dynamic", "int8-weights", "int4-weights")
 """Recipes that make a graph of the component's own; with any other that one is opened as it is."""
 DISTILLED = "distilled"
 """The recipe of what a student has in its teacher's place: its decoder, or itself where the whole picture is made."""
 
-NEIGHBOURLY = "it takes one scale over a whole batch, so that a picture would depend on who is drawn beside it"
+BATCH_DEPENDENT = "it takes one scale over a whole batch, so that a picture would depend on who is drawn beside it"
 """What is wrong with a network in a pipeline whose rows are not independent of each other."""
-_NEIGHBOURLY = ("int8-dynamic", "uint8-dynamic")
+_BATCH_DEPENDENT_RECIPES = ("int8-dynamic", "uint8-dynamic")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +28,8 @@ class Candidate:
             which a whole picture is made.
         backend: onnxruntime, openvino, torch; for a pipeline candidate `stillhouse`.
         recipe: what is made of the graph: `f32` (as it is), `f16`, `fp8-static`, `int8-static`, `int8-dynamic`,
-            `uint8-dynamic`, `int8-weights`, `int4-weights`, `distilled`; for a pipeline candidate `walk` or
-            `distilled`, or `loop` where it is only compared with.
+            `uint8-dynamic`, `int8-weights`, `int4-weights`, `distilled`; for a pipeline candidate `sampling` or
+            `distilled`, or `baseline` where it is only compared with.
         precision: what the runtime is asked to compute in: f32, bf16, f16, auto.
         options: how it is opened (threads, streams, shapes=static, attention, memory_format, compile, kernels, rows;
             on a GPU device, graphs, provider, offload, batches, axes), how much a
@@ -62,21 +62,21 @@ class Candidate:
         return "provider" in self.options or self.options.get("device", "cpu") != "cpu"
 
     @property
-    def is_neighbourly(self) -> bool:
+    def is_batch_dependent(self) -> bool:
         """Whether a picture would depend on the others in its batch."""
-        return self.recipe in _NEIGHBOURLY and self.component != NETWORK
+        return self.recipe in _BATCH_DEPENDENT_RECIPES and self.component != NETWORK
 
     @property
     def key(self) -> str:
         """A name for its folder: letters, digits and dashes; differs where candidates differ."""
-        return self._named((self.precision, sorted(self.options.items()), self.keep))
+        return self._folder_name((self.precision, sorted(self.options.items()), self.keep))
 
     @property
-    def made(self) -> str:
+    def artifact_key(self) -> str:
         """A name for the folder of the graph that its recipe makes; candidates that open it differently share it."""
-        return self._named((self.keep, self.options["student"]) if self.recipe == DISTILLED else self.keep)
+        return self._folder_name((self.keep, self.options["student"]) if self.recipe == DISTILLED else self.keep)
 
-    def _named(self, facts: object) -> str:
+    def _folder_name(self, facts: object) -> str:
         told = repr((self.backend, self.recipe, facts))
         stem = "".join(letter if letter.isalnum() else "-" for letter in f"{self.backend}-{self.recipe}")
         return f"{stem}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"

@@ -12,8 +12,8 @@ from stillhouse.errors import PipelineError
 from stillhouse.json_decode import DecodeError, decode
 from stillhouse.measure.machine import Machine
 
-REPORT = "report.json"
-VERSION = 1
+REPORT_FILE = "report.json"
+REPORT_VERSION = 1
 
 Goal = Literal["latency", "throughput", "memory", "cost"]
 GOALS: tuple[Goal, ...] = ("latency", "throughput", "memory", "cost")
@@ -81,52 +81,52 @@ class Report:
     baselines: Mapping[str, str] = field(default_factory=dict)
     trials: tuple[Trial, ...] = ()
     chosen: Mapping[str, str] = field(default_factory=dict)
-    drawn_with: Mapping[str, str] = field(default_factory=dict)
+    evaluated_with: Mapping[str, str] = field(default_factory=dict)
     probes: Mapping[str, str] = field(default_factory=dict)
     prompts: tuple[str, ...] = ()
     price: float | None = None
     currency: str = "USD"
     finished: bool = False
-    question: str = ""
+    options_checksum: str = ""
     threads: int | None = None
-    limit: float | None = None
-    memory: int | None = None
-    exact: bool = False
-    version: int = VERSION
+    timeout: float | None = None
+    memory_limit: int | None = None
+    exact_only: bool = False
+    version: int = REPORT_VERSION
 
     @property
-    def goes_on(self) -> bool:
+    def is_resumable(self) -> bool:
         """Whether another run would try more: this one was cut off, or its time was over."""
         return not self.finished or any(trial.reason == BUDGET_ENDED for trial in self.trials)
 
-    def of(self, component: str) -> tuple[Trial, ...]:
+    def trials_of(self, component: str) -> tuple[Trial, ...]:
         """The trials of one component, in their order."""
         return tuple(trial for trial in self.trials if trial.candidate.component == component)
 
     @property
-    def student(self) -> str | None:
+    def chosen_student(self) -> str | None:
         """The name of the student that was chosen to make whole pictures; the chosen networks do not run then."""
-        chosen = [one.candidate for one in self.of(PIPELINE) if one.candidate.key == self.chosen.get(PIPELINE)]
+        chosen = [one.candidate for one in self.trials_of(PIPELINE) if one.candidate.key == self.chosen.get(PIPELINE)]
         return chosen[0].options.get("student") if chosen else None
 
     def trial(self, component: str, key: str) -> Trial:
         """The trial with that key. KeyError where there is none."""
-        found = [trial for trial in self.of(component) if trial.candidate.key == key]
+        found = [trial for trial in self.trials_of(component) if trial.candidate.key == key]
         if not found:
             raise KeyError(f"{component} {key}")
         return found[0]
 
 
-def relative(path: Path, root: Path) -> str:
+def relative_path(path: Path, root: Path) -> str:
     """A file as a report in the directory `root` names it."""
     return path.resolve().relative_to(root.resolve()).as_posix()
 
 
 def write_report(directory: Path, report: Report) -> None:
     """Write `report.json`, whole or not at all."""
-    temporary = directory / f".{REPORT}.part"
+    temporary = directory / f".{REPORT_FILE}.part"
     temporary.write_text(json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8")
-    temporary.replace(directory / REPORT)
+    temporary.replace(directory / REPORT_FILE)
 
 
 def read_report(directory: Path) -> Report:
@@ -135,16 +135,16 @@ def read_report(directory: Path) -> Report:
     Raises:
         PipelineError: there is none, or it is broken, or of another version.
     """
-    path = directory / REPORT
+    path = directory / REPORT_FILE
     fix = "make it with `stillhouse accelerate SOURCE -o DIR`"
     try:
         document = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise PipelineError(f"{directory} holds no {REPORT}", fix=fix) from None
+        raise PipelineError(f"{directory} holds no {REPORT_FILE}", fix=fix) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise PipelineError(f"{path} is not JSON: {error}", fix=fix) from None
-    if not isinstance(document, dict) or document.get("version") != VERSION:
-        raise PipelineError(f"{path} has another version than {VERSION}", fix=fix)
+    if not isinstance(document, dict) or document.get("version") != REPORT_VERSION:
+        raise PipelineError(f"{path} has another version than {REPORT_VERSION}", fix=fix)
     try:
         return decode(Report, document)
     except DecodeError as error:

@@ -16,7 +16,7 @@ BUDGET_ENDED = "the time budget ended first; run again to go on"
 
 
 @dataclass(frozen=True, slots=True)
-class Pictures:
+class PictureFidelity:
     """How far the pictures of a candidate lie from the baseline's, same prompts and seeds.
 
     Args:
@@ -71,7 +71,7 @@ class Trial:
     executed: str | None = None
     census: Mapping[str, int] = field(default_factory=dict)
     fidelity: Mapping[str, Fidelity] = field(default_factory=dict)
-    pictures: Pictures | None = None
+    pictures: PictureFidelity | None = None
     seconds: Timing | None = None
     ratio: Ratio | None = None
     batch: Mapping[str, float] = field(default_factory=dict)
@@ -81,17 +81,17 @@ class Trial:
     peak_bytes: int | None = None
     gpu_bytes: int | None = None
     file_bytes: int | None = None
-    artefact: str | None = None
+    artifact: str | None = None
     graph: str | None = None
     log: str | None = None
     reproduce: str | None = None
     rows: int = 1
 
     @property
-    def worst(self) -> Fidelity | None:
+    def worst_fidelity(self) -> Fidelity | None:
         """The fidelity of the probe with the least SQNR."""
         return min(self.fidelity.values(), key=lambda one: one.sqnr, default=None)
 
-    def timed(self, taken: Sequence[float], beside: Sequence[float]) -> "Trial":
+    def with_timings(self, seconds: Sequence[float], baseline_seconds: Sequence[float]) -> "Trial":
         """The trial with the seconds of its calls, and their ratio to the baseline's of the same rounds."""
-        return replace(self, seconds=summarise(taken), ratio=paired_ratio(beside, taken))
+        return replace(self, seconds=summarise(seconds), ratio=paired_ratio(baseline_seconds, seconds))

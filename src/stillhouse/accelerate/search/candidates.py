@@ -4,29 +4,29 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
-from stillhouse.accelerate.records.candidate import DECODER, MADE, NEIGHBOURLY, Candidate
+from stillhouse.accelerate.records.candidate import BATCH_DEPENDENT, DECODER, GRAPH_RECIPES, Candidate
 from stillhouse.accelerate.records.trial import Trial
-from stillhouse.backends.runtime import INSTALL, BackendStatus
+from stillhouse.backends.runtime import INSTALL_COMMANDS, BackendStatus
 from stillhouse.backends.torch_device import CUDA
-from stillhouse.gpu import index_of, no_gpu
+from stillhouse.gpu import device_index, no_gpu_reason
 from stillhouse.measure.machine import Machine
 from stillhouse.pipelines.manifest import SMALLEST_TILE
 
-BASELINE = "onnxruntime"
-HEAVY = ("unet", "network")
+BASELINE_BACKEND = "onnxruntime"
+HEAVY_COMPONENTS = ("unet", "network")
 """Components that a picture's time is spent in; the others get the candidates that can pay for themselves."""
-LIGHT = ("text_encoder", "text_encoder_2", "vae_encoder")
+LIGHT_COMPONENTS = ("text_encoder", "text_encoder_2", "vae_encoder")
 """Components that run once for a picture, or not at all when their answer is still kept."""
-_KNOWN = ("onnxruntime", "openvino", "torch", "tensorrt", "tensorrt-rtx")
+_BUILTIN_BACKENDS = ("onnxruntime", "openvino", "torch", "tensorrt", "tensorrt-rtx")
 _PROVIDERS = {"cuda": "CUDA", "tensorrt": "Tensorrt"}
 """What onnxruntime's providers on a GPU are called in its status."""
-_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
-_FAR_BEHIND = 0.3
+_BF16_INSTRUCTIONS = {"avx512_bf16", "amx_bf16", "bf16"}
+_DOMINATED_RATIO = 0.3
 """Of the fastest candidate's speed: what torch's variants have been seen to gain at most, and more."""
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class Environment:
     """What decides which candidates make sense.
 
     Args:
@@ -43,16 +43,18 @@ class Surroundings:
 
     backends: Mapping[str, BackendStatus]
     machine: Machine
-    has_modules: bool
-    dynamic_rows: bool
+    has_torch_modules: bool
+    has_dynamic_batch: bool
     threads: int
-    side: int | None = None
+    decoder_side: int | None = None
     device: str = "auto"
-    ranges: str = ""
+    axis_ranges: str = ""
     rows: tuple[int, ...] = ()
 
 
-def plan(component: str, around: Surroundings, others: Iterable[Candidate] = ()) -> list[Trial | Candidate]:
+def plan_candidates(
+    component: str, environment: Environment, extra_candidates: Iterable[Candidate] = ()
+) -> list[Trial | Candidate]:
     """Candidates in the order in which they are to be tried, the baseline first; excluded ones as trials.
 
     Short on purpose: a lattice of under a hundred points, ordered by what was fastest where it was measured.
@@ -63,24 +65,24 @@ def plan(component: str, around: Surroundings, others: Iterable[Candidate] = ())
         others: candidates that only the caller can know, to be tried after the baseline.
     """
     considered = [
-        Candidate(component, BASELINE),
-        *others,
-        *_gpu(component, around),
-        *_openvino(component, around),
-        *_onnxruntime(component, around),
-        *_torch(component, around),
-        *(Candidate(component, name) for name in around.backends if name not in _KNOWN),
+        Candidate(component, BASELINE_BACKEND),
+        *extra_candidates,
+        *_gpu_candidates(component, environment),
+        *_openvino_candidates(component, environment),
+        *_onnxruntime_candidates(component, environment),
+        *_torch_candidates(component, environment),
+        *(Candidate(component, name) for name in environment.backends if name not in _BUILTIN_BACKENDS),
     ]
-    if around.rows and component == "unet":
-        considered = [_for_rows(candidate, around.rows) for candidate in considered]
+    if environment.rows and component == "unet":
+        considered = [_with_batch_sizes(candidate, environment.rows) for candidate in considered]
     planned: list[Trial | Candidate] = []
     for candidate in considered:
-        reason = _excluded(candidate, around)
+        reason = _exclusion_reason(candidate, environment)
         planned.append(Trial(candidate, "excluded", reason) if reason else candidate)
     return planned
 
 
-def _for_rows(candidate: Candidate, rows: Sequence[int]) -> Candidate:
+def _with_batch_sizes(candidate: Candidate, rows: Sequence[int]) -> Candidate:
     """What is static, for these sizes of batches; an engine of TensorRT's for all of them at once."""
     if candidate.options.get("shapes") != "static":
         return candidate
@@ -88,13 +90,13 @@ def _for_rows(candidate: Candidate, rows: Sequence[int]) -> Candidate:
     return replace(candidate, options={**candidate.options, **together, "rows": ",".join(map(str, rows))})
 
 
-def recipes(planned: Sequence[Trial | Candidate]) -> Iterator[Candidate]:
+def runnable_candidates(planned: Sequence[Trial | Candidate]) -> Iterator[Candidate]:
     """Those of the plan that are to be tried."""
     return (one for one in planned if isinstance(one, Candidate))
 
 
-def _gpu(component: str, around: Surroundings) -> Iterator[Candidate]:
-    device = CUDA if around.device in ("auto", "cpu") else around.device
+def _gpu_candidates(component: str, environment: Environment) -> Iterator[Candidate]:
+    device = CUDA if environment.device in ("auto", "cpu") else environment.device
 
     def torch(precision: str = "f16", **options: str) -> Candidate:
         return Candidate(component, "torch", "f32", precision, {"device": device, "attention": "sdpa", **options})
@@ -103,11 +105,11 @@ def _gpu(component: str, around: Surroundings) -> Iterator[Candidate]:
         return Candidate(component, "onnxruntime", recipe, "f32", {"provider": name})
 
     def engine(backend: str, recipe: str, **options: str) -> Candidate:
-        how = {"axes": around.ranges} if around.ranges else {"graphs": "cuda"}
+        how = {"axes": environment.axis_ranges} if environment.axis_ranges else {"graphs": "cuda"}
         return Candidate(component, backend, recipe, "auto", {"device": device, "shapes": "static", **how, **options})
 
     yield torch(graphs="cuda", shapes="static")
-    if component in LIGHT:
+    if component in LIGHT_COMPONENTS:
         return
     for backend in ("tensorrt", "tensorrt-rtx"):
         yield engine(backend, "f16")
@@ -136,8 +138,8 @@ def _gpu(component: str, around: Surroundings) -> Iterator[Candidate]:
     yield provider("f16", "tensorrt")
     yield provider("f16", "cuda")
     yield provider("f32", "cuda")
-    if component == DECODER and around.side:
-        tile = str(around.side // 2)  # of large pictures, a decoder's activations are most of the memory
+    if component == DECODER and environment.decoder_side:
+        tile = str(environment.decoder_side // 2)  # of large pictures, a decoder's activations are most of the memory
         yield torch(**last, kernels="fused", graphs="cuda", shapes="static", tile=tile)
         yield engine("tensorrt", "f16", tile=tile)
     if component == "unet":
@@ -147,125 +149,131 @@ def _gpu(component: str, around: Surroundings) -> Iterator[Candidate]:
         yield torch(offload="cpu")
 
 
-def _openvino(component: str, around: Surroundings) -> Iterator[Candidate]:
-    def one(recipe: str = "f32", precision: str = "f32", **options: str) -> Candidate:
+def _openvino_candidates(component: str, environment: Environment) -> Iterator[Candidate]:
+    def make(recipe: str = "f32", precision: str = "f32", **options: str) -> Candidate:
         return Candidate(component, "openvino", recipe, precision, options)
 
-    apart = {"streams": str(max(2, around.threads))}
-    if component in LIGHT:
-        yield one(shapes="static")
+    apart = {"streams": str(max(2, environment.threads))}
+    if component in LIGHT_COMPONENTS:
+        yield make(shapes="static")
         return
-    yield one(**apart)
-    yield one(precision="bf16", **apart)
-    yield one(precision="bf16", shapes="static")
-    if component in HEAVY:
-        yield one("int8-static", precision="bf16", **apart)
-        yield one("int8-static", **apart)
-        yield one("int8-static", shapes="static")
-        yield one("int8-static", precision="bf16", shapes="static")
-        yield one("int8-weights", shapes="static")
-    yield one(shapes="static")
-    yield one()
-    if component in HEAVY:
-        yield one("int4-weights", shapes="static")
-        yield one(precision="f16", shapes="static")
-        if around.threads > 1:
-            yield one(shapes="static", threads="1")
+    yield make(**apart)
+    yield make(precision="bf16", **apart)
+    yield make(precision="bf16", shapes="static")
+    if component in HEAVY_COMPONENTS:
+        yield make("int8-static", precision="bf16", **apart)
+        yield make("int8-static", **apart)
+        yield make("int8-static", shapes="static")
+        yield make("int8-static", precision="bf16", shapes="static")
+        yield make("int8-weights", shapes="static")
+    yield make(shapes="static")
+    yield make()
+    if component in HEAVY_COMPONENTS:
+        yield make("int4-weights", shapes="static")
+        yield make(precision="f16", shapes="static")
+        if environment.threads > 1:
+            yield make(shapes="static", threads="1")
     if component == DECODER:
-        yield one("int8-static", shapes="static")
-        if around.side:
-            yield one(tile=str(around.side // 2))
+        yield make("int8-static", shapes="static")
+        if environment.decoder_side:
+            yield make(tile=str(environment.decoder_side // 2))
 
 
-def _onnxruntime(component: str, around: Surroundings) -> Iterator[Candidate]:
-    def one(recipe: str = "f32", **options: str) -> Candidate:
+def _onnxruntime_candidates(component: str, environment: Environment) -> Iterator[Candidate]:
+    def make(recipe: str = "f32", **options: str) -> Candidate:
         return Candidate(component, "onnxruntime", recipe, "f32", options)
 
-    if component in LIGHT:
+    if component in LIGHT_COMPONENTS:
         return
-    yield one("f16")
-    if component in HEAVY:
-        yield one(spinning="1")
-        yield one("int8-static")
-        yield one("uint8-dynamic")
-        yield one("int8-dynamic")
-        yield one(shapes="static")
-        if around.threads > 1:
-            yield one(threads="1")
+    yield make("f16")
+    if component in HEAVY_COMPONENTS:
+        yield make(spinning="1")
+        yield make("int8-static")
+        yield make("uint8-dynamic")
+        yield make("int8-dynamic")
+        yield make(shapes="static")
+        if environment.threads > 1:
+            yield make(threads="1")
 
 
-def _torch(component: str, around: Surroundings) -> Iterator[Candidate]:
-    def one(precision: str = "f32", **options: str) -> Candidate:
+def _torch_candidates(component: str, environment: Environment) -> Iterator[Candidate]:
+    def make(precision: str = "f32", **options: str) -> Candidate:
         return Candidate(component, "torch", "f32", precision, options)
 
     if component in ("unet", "network"):
-        yield one(attention="sdpa")
+        yield make(attention="sdpa")
     if component == "unet":
-        yield one(attention="vanilla")
-        yield one(attention="sdpa", memory_format="channels_last")
-        yield one("bf16", attention="sdpa", memory_format="channels_last")
-        yield one(attention="sdpa", compile="regional", shapes="static")
-        yield one(attention="sdpa", compile="full", memory_format="channels_last", shapes="static")
-        yield one(attention="sliced")
-        yield one(attention="sdpa", offload="cpu")
+        yield make(attention="vanilla")
+        yield make(attention="sdpa", memory_format="channels_last")
+        yield make("bf16", attention="sdpa", memory_format="channels_last")
+        yield make(attention="sdpa", compile="regional", shapes="static")
+        yield make(attention="sdpa", compile="full", memory_format="channels_last", shapes="static")
+        yield make(attention="sliced")
+        yield make(attention="sdpa", offload="cpu")
 
 
-def _excluded(candidate: Candidate, around: Surroundings) -> str:
+def _exclusion_reason(candidate: Candidate, environment: Environment) -> str:
     """Why the candidate makes no sense here; empty where it does."""
-    status = around.backends.get(candidate.backend)
+    status = environment.backends.get(candidate.backend)
     if status is None or status.reason:
         why = status.reason if status else "it was not asked for"
         return f"{candidate.backend} is not ready: {why}; {status.install if status else 'see --engine'}"
-    if candidate.backend == "torch" and not around.has_modules:
+    if candidate.backend == "torch" and not environment.has_torch_modules:
         return "torch runs diffusers networks, and this is an ONNX file without one"
     if int(candidate.options.get("tile", SMALLEST_TILE)) < SMALLEST_TILE:
         return f"half of what it decodes is less than the smallest tile, {SMALLEST_TILE} pixels"
     if candidate.is_on_gpu:
-        return _excluded_on_gpu(candidate, status, around)
+        return _gpu_exclusion_reason(candidate, status, environment)
     if "offload" in candidate.options:
         return "networks run on the processor, in the very memory that they would be sent to from an accelerator's"
-    if candidate.is_neighbourly:
-        return NEIGHBOURLY
+    if candidate.is_batch_dependent:
+        return BATCH_DEPENDENT
     asked = candidate.precision
-    if candidate.backend == "torch" and asked == "bf16" and not _BF16.intersection(around.machine.instructions):
+    if (
+        candidate.backend == "torch"
+        and asked == "bf16"
+        and not _BF16_INSTRUCTIONS.intersection(environment.machine.instructions)
+    ):
         return "this processor has no bf16 instructions, and torch would compute every step of it by conversion"
     if asked not in status.precisions and asked != "f32":
         return f"this processor has no {asked} that {candidate.backend} could use: {', '.join(status.precisions)}"
     needed = "nncf" if candidate.backend == "openvino" else "onnx"
-    if candidate.recipe in MADE and not find_spec(needed):
+    if candidate.recipe in GRAPH_RECIPES and not find_spec(needed):
         return f"{needed}, which makes it, is not installed: pip install 'stillhouse[accelerate]'"
-    if "streams" in candidate.options and not around.dynamic_rows:
+    if "streams" in candidate.options and not environment.has_dynamic_batch:
         return "the graph takes no batches, so there are no rows to run apart"
     return ""
 
 
-def _excluded_on_gpu(candidate: Candidate, status: BackendStatus, around: Surroundings) -> str:
+def _gpu_exclusion_reason(candidate: Candidate, status: BackendStatus, environment: Environment) -> str:
     """The same of what runs on a GPU."""
-    if not around.machine.gpus:
-        return f"there is no GPU: {no_gpu() or 'none was there when the sweep began'}"
-    if around.device == "cpu":
+    if not environment.machine.gpus:
+        return f"there is no GPU: {no_gpu_reason() or 'none was there when the sweep began'}"
+    if environment.device == "cpu":
         return "the processor is asked for"
     provider = candidate.options.get("provider")
-    if provider and around.device not in ("auto", CUDA, f"{CUDA}:0"):
+    if provider and environment.device not in ("auto", CUDA, f"{CUDA}:0"):
         return "onnxruntime runs on the first GPU here"
     if provider and _PROVIDERS[provider] not in status.devices:
         return f"this build of onnxruntime has no provider {provider}: pip install onnxruntime-gpu in place of it"
     if candidate.backend == "torch" and not any(device.startswith("cuda") for device in status.devices):
         return f"torch {status.version} was built without CUDA"
     if candidate.options.get("kernels") == "fused" and not find_spec("triton"):
-        return f"triton, which the fused kernels are written in, is not installed: {INSTALL['triton']}"
+        return f"triton, which the fused kernels are written in, is not installed: {INSTALL_COMMANDS['triton']}"
     asked = candidate.options.get("quantize")
     if asked and not find_spec("torchao"):
-        return f"torchao, which quantises it, is not installed: {INSTALL['torchao']}"
-    gpu = around.machine.gpus[min(index_of(candidate.options.get("device", CUDA)), len(around.machine.gpus) - 1)]
+        return f"torchao, which quantises it, is not installed: {INSTALL_COMMANDS['torchao']}"
+    gpu = environment.machine.gpus[
+        min(device_index(candidate.options.get("device", CUDA)), len(environment.machine.gpus) - 1)
+    ]
     if (asked == "fp8" or candidate.recipe == "fp8-static") and not gpu.has_fp8:
         return f"{gpu.name} has no fp8: compute capability {gpu.capability}"
-    if candidate.recipe in MADE and not find_spec("onnx"):
-        return f"onnx, which makes it, is not installed: {INSTALL['onnx']}"
+    if candidate.recipe in GRAPH_RECIPES and not find_spec("onnx"):
+        return f"onnx, which makes it, is not installed: {INSTALL_COMMANDS['onnx']}"
     return ""
 
 
-def outrun(candidate: Candidate, trials: Sequence[Trial]) -> str:
+def dominated_reason(candidate: Candidate, trials: Sequence[Trial]) -> str:
     """Why a variant of torch is not worth its seconds: its plain form is far behind already. Empty where it may be."""
     if candidate.backend != "torch":
         return ""
@@ -273,6 +281,6 @@ def outrun(candidate: Candidate, trials: Sequence[Trial]) -> str:
     own = [one for one in trials if one.candidate.backend == "torch" and one.candidate.is_on_gpu == candidate.is_on_gpu]
     plain = next((one.ratio for one in own if one.ratio), None)
     fastest = max((ratio.value for ratio in ratios.values()), default=0.0)
-    if plain is None or plain.high >= _FAR_BEHIND * fastest:
+    if plain is None or plain.high >= _DOMINATED_RATIO * fastest:
         return ""
     return f"plain torch runs at {plain.value:.2f} of the baseline, the fastest at {fastest:.2f}: too far"

@@ -4,52 +4,58 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from stillhouse.accelerate.calibration.calibration_data import TOGETHER, read_probes
-from stillhouse.accelerate.evaluation.accuracy import check_tensors, missed
-from stillhouse.accelerate.evaluation.candidate_process import Subject, SubjectFailed
-from stillhouse.accelerate.evaluation.candidate_worker import OUTPUTS
-from stillhouse.accelerate.evaluation.evaluate import Bench, Reference, attempt, make
-from stillhouse.accelerate.records.candidate import MADE, Candidate
+from stillhouse.accelerate.calibration.calibration_data import LARGE_BATCH_LABEL, read_probes
+from stillhouse.accelerate.evaluation.accuracy import compare_probes, find_violation
+from stillhouse.accelerate.evaluation.candidate_process import CandidateError, CandidateProcess
+from stillhouse.accelerate.evaluation.candidate_worker import OUTPUTS_FILE
+from stillhouse.accelerate.evaluation.evaluate import BaselineRun, EvaluationContext, build_artifact, evaluate
+from stillhouse.accelerate.records.candidate import GRAPH_RECIPES, Candidate
 from stillhouse.accelerate.records.trial import Trial
-from stillhouse.accelerate.selection.choose import best_of
+from stillhouse.accelerate.selection.choose import best_trial
 from stillhouse.errors import StillhouseError
 
-_MARGIN = 5.0
+_SQNR_MARGIN = 5.0
 """dB that a keep-list must gain over a missed picture bound, since only tensors are looked at on the way."""
 
 
-def rescue(trials: Sequence[Trial], bench: Bench, reference: Reference, left: Callable[[], float]) -> Iterator[Trial]:
+def search_mixed_precision(
+    trials: Sequence[Trial], context: EvaluationContext, baseline: BaselineRun, seconds_left: Callable[[], float]
+) -> Iterator[Trial]:
     """Trials with a keep-list, of those that were rejected for their precision and were fast enough to be worth it;
     where no keep-list is found, the rejected trial with what became of the search."""
-    best = best_of(trials, "latency")
+    best = best_trial(trials, "latency")
     fastest = best.ratio.value if best and best.ratio else 1.0
     tried = {trial.candidate.recipe for trial in trials if trial.candidate.keep}
     for trial in sorted(trials, key=lambda one: -(one.ratio.value if one.ratio else 0.0)):
         candidate = trial.candidate
         worth = trial.status == "rejected" and trial.ratio is not None and trial.ratio.high > fastest
-        if worth and _erred(trial, bench) and candidate.recipe not in tried and left() > 0:
+        if worth and _failed_for_precision(trial, context) and candidate.recipe not in tried and seconds_left() > 0:
             tried.add(candidate.recipe)
             try:
-                keep = _least(candidate, trial, bench, reference, left)
-            except (TimeoutError, StillhouseError, SubjectFailed) as failure:
+                keep = _find_nodes_to_keep(candidate, trial, context, baseline, seconds_left)
+            except (TimeoutError, StillhouseError, CandidateError) as failure:
                 why = str(failure) or "the time budget ended first"
                 yield replace(trial, reason=f"{trial.reason}; no blocks were found to be kept: {why}")
             else:
-                yield attempt(replace(candidate, keep=tuple(sorted(keep))), bench, reference)[0]
+                yield evaluate(replace(candidate, keep=tuple(sorted(keep))), context, baseline)[0]
 
 
-def _erred(trial: Trial, bench: Bench) -> bool:
+def _failed_for_precision(trial: Trial, context: EvaluationContext) -> bool:
     """Whether it was rejected for what its own precision did, so that keeping some of it back may help.
 
     What errs only with many rows together does so for the engine's kernels, and is not looked at on the way.
     """
-    own = trial.candidate.recipe in MADE and not trial.candidate.is_neighbourly
-    apart = {label: one for label, one in trial.fidelity.items() if TOGETHER not in label}
-    return own and bool(missed(replace(trial, fidelity=apart), replace(bench.bounds, max_memory=None)))
+    own = trial.candidate.recipe in GRAPH_RECIPES and not trial.candidate.is_batch_dependent
+    apart = {label: one for label, one in trial.fidelity.items() if LARGE_BATCH_LABEL not in label}
+    return own and bool(find_violation(replace(trial, fidelity=apart), replace(context.bounds, max_memory=None)))
 
 
-def _least(
-    candidate: Candidate, trial: Trial, bench: Bench, reference: Reference, left: Callable[[], float]
+def _find_nodes_to_keep(
+    candidate: Candidate,
+    trial: Trial,
+    context: EvaluationContext,
+    baseline: BaselineRun,
+    seconds_left: Callable[[], float],
 ) -> list[str]:
     """Names of the nodes to keep.
 
@@ -58,30 +64,30 @@ def _least(
         TimeoutError: the time ended first.
         SubjectFailed: a graph could not be made or run.
     """
-    from stillhouse.backends.graph_blocks import bisect, blocks
+    from stillhouse.backends.graph_blocks import list_blocks, minimal_exact_blocks
 
-    found = blocks(bench.graph)
+    found = list_blocks(context.graph)
     nodes = {block.name: block.nodes for block in found}
-    bound = bench.bounds.min_sqnr or 0.0
-    if trial.worst and trial.worst.sqnr >= bound:
-        bound = trial.worst.sqnr + _MARGIN
+    bound = context.bounds.min_sqnr or 0.0
+    if trial.worst_fidelity and trial.worst_fidelity.sqnr >= bound:
+        bound = trial.worst_fidelity.sqnr + _SQNR_MARGIN
 
-    def passes(kept: frozenset[str]) -> bool:
-        if left() <= 0:
+    def passes(block_names: frozenset[str]) -> bool:
+        if seconds_left() <= 0:
             raise TimeoutError
-        asked = replace(candidate, keep=tuple(sorted(node for name in kept for node in nodes[name])))
-        return _sqnr(asked, bench, reference) >= bound
+        asked = replace(candidate, keep=tuple(sorted(node for name in block_names for node in nodes[name])))
+        return _measure_sqnr(asked, context, baseline) >= bound
 
-    return [node for name in bisect(found, passes) for node in nodes[name]]
+    return [node for name in minimal_exact_blocks(found, passes) for node in nodes[name]]
 
 
-def _sqnr(candidate: Candidate, bench: Bench, reference: Reference) -> float:
-    make(candidate, bench, reference)
-    with Subject(bench.task(candidate), bench.memory, (reference.subject,)) as subject:
-        for command in ("build", "open", "outputs"):
-            subject.ask(command, limit=bench.limit)
-        fidelity = check_tensors(reference.outputs, read_probes(subject.folder / OUTPUTS))
+def _measure_sqnr(candidate: Candidate, context: EvaluationContext, baseline: BaselineRun) -> float:
+    build_artifact(candidate, context, baseline)
+    with CandidateProcess(context.make_task(candidate), context.memory_limit, (baseline.process,)) as subject:
+        for command in ("build", "open", "run_probes"):
+            subject.call(command, timeout=context.timeout)
+        fidelity = compare_probes(baseline.outputs, read_probes(subject.folder / OUTPUTS_FILE))
     shutil.rmtree(subject.folder)
     trial = Trial(candidate, "accepted", fidelity=fidelity)
-    broken = missed(trial, replace(bench.bounds, min_sqnr=None))
-    return float("-inf") if broken or trial.worst is None else trial.worst.sqnr
+    broken = find_violation(trial, replace(context.bounds, min_sqnr=None))
+    return float("-inf") if broken or trial.worst_fidelity is None else trial.worst_fidelity.sqnr

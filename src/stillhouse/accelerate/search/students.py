@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from stillhouse.accelerate.evaluation.build import DISTILLED_GRAPH
+from stillhouse.accelerate.evaluation.build import DISTILLED_GRAPH_FILE
 from stillhouse.accelerate.records.candidate import DECODER, DISTILLED, PIPELINE, Candidate
-from stillhouse.accelerate.workspace import Target, original_manifest, place
+from stillhouse.accelerate.workspace import Workspace, link_or_copy, original_manifest
 from stillhouse.backends.signature import read_signature
 from stillhouse.errors import InvalidRequest
 from stillhouse.pipelines.load import find_pipeline
@@ -21,12 +21,12 @@ from stillhouse.pipelines.manifest import (
     read_manifest,
 )
 
-STUDENTS = "students"
+STUDENTS_FOLDER = "students"
 """The folder, in the result's directory, of the students' own directories."""
-_ENGINES = ("openvino", "onnxruntime")
+_BACKENDS = ("openvino", "onnxruntime")
 
 
-def settle_students(target: Target, sources: Sequence[str]) -> tuple[str, ...]:
+def add_students(workspace: Workspace, sources: Sequence[str]) -> tuple[str, ...]:
     """Lay students out beside their teacher; their names.
 
     Args:
@@ -43,23 +43,23 @@ def settle_students(target: Target, sources: Sequence[str]) -> tuple[str, ...]:
     for source in sources:
         directory = find_pipeline(source)
         manifest = read_manifest(directory)
-        _check(manifest, target, names)
-        _lay(directory, manifest, target.directory / STUDENTS / manifest.name)
+        _check_student(manifest, workspace, names)
+        _copy_student(directory, manifest, workspace.directory / STUDENTS_FOLDER / manifest.name)
         names.append(manifest.name)
     return tuple(names)
 
 
-def student(name: str) -> Candidate:
+def student_candidate(name: str) -> Candidate:
     """The candidate of drawing whole pictures with this student."""
     return Candidate(PIPELINE, "stillhouse", DISTILLED, options={"student": name})
 
 
-def student_manifest(directory: Path, name: str) -> Manifest:
+def read_student_manifest(directory: Path, name: str) -> Manifest:
     """The manifest of a student that `settle_students` laid out in the result's `directory`."""
-    return read_manifest(directory / STUDENTS / name)
+    return read_manifest(directory / STUDENTS_FOLDER / name)
 
 
-def moved(manifest: Manifest, folder: str) -> Manifest:
+def prefix_paths(manifest: Manifest, folder: str) -> Manifest:
     """The manifest with every path below `folder`, as the directory above it has to name them.
 
     The files' own records are left out; `write_manifest` makes them.
@@ -84,58 +84,62 @@ def moved(manifest: Manifest, folder: str) -> Manifest:
     )
 
 
-def decoders(directory: Path, names: Sequence[str]) -> list[Candidate]:
+def student_decoders(directory: Path, names: Sequence[str]) -> list[Candidate]:
     """Candidates for the teacher's own decoder: those of the students that are other networks."""
-    own = _decoder(original_manifest(directory), directory)
-    others = [name for name in names if _decoder(student_manifest(directory, name), directory / STUDENTS / name) != own]
-    return [Candidate(DECODER, engine, DISTILLED, options={"student": name}) for name in others for engine in _ENGINES]
+    own = _decoder_checksums(original_manifest(directory), directory)
+    others = [
+        name
+        for name in names
+        if _decoder_checksums(read_student_manifest(directory, name), directory / STUDENTS_FOLDER / name) != own
+    ]
+    return [Candidate(DECODER, engine, DISTILLED, options={"student": name}) for name in others for engine in _BACKENDS]
 
 
-def lay_decoder(candidate: Candidate, directory: Path, made: Path) -> None:
+def copy_student_decoder(candidate: Candidate, directory: Path, artifacts: Path) -> None:
     """Put the student's decoder where `build` looks for what a candidate's recipe makes, if it is not there."""
-    folder = made / candidate.made
+    folder = artifacts / candidate.artifact_key
     if folder.is_dir():
         return
     name = candidate.options["student"]
-    home = directory / STUDENTS / name
-    graph = home / student_manifest(directory, name).components[DECODER].graph
+    home = directory / STUDENTS_FOLDER / name
+    graph = home / read_student_manifest(directory, name).components[DECODER].graph
     external = read_signature(graph).external
-    _appear(folder, {DISTILLED_GRAPH: graph, **{file: graph.parent / file for file in external}})
+    _copy_files(folder, {DISTILLED_GRAPH_FILE: graph, **{file: graph.parent / file for file in external}})
 
 
-def _lay(source: Path, manifest: Manifest, home: Path) -> None:
+def _copy_student(source: Path, manifest: Manifest, home: Path) -> None:
     if home.is_dir():
         if file_sha256(home / MANIFEST) != file_sha256(source / MANIFEST):
             given = f"{source} is another {manifest.name} than was measured in {home.parent.parent}"
             raise InvalidRequest(given, allowed="the same students in one directory", fix="name another directory")
         return
-    _appear(home, {file: source / file for file in (*manifest.files, MANIFEST)})
+    _copy_files(home, {file: source / file for file in (*manifest.files, MANIFEST)})
 
 
-def _appear(folder: Path, files: Mapping[str, Path]) -> None:
+def _copy_files(folder: Path, files: Mapping[str, Path]) -> None:
     """Copy files, by their names in the folder, which is there whole or not at all."""
     laying = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(laying, ignore_errors=True)
     for name, file in files.items():
-        place(file, laying / name)
+        link_or_copy(file, laying / name)
     laying.rename(folder)
 
 
-def _decoder(manifest: Manifest, directory: Path) -> Mapping[str, str]:
+def _decoder_checksums(manifest: Manifest, directory: Path) -> Mapping[str, str]:
     """What tells one decoder from another: the checksums of its weights, by file."""
     graph = directory / manifest.components[DECODER].graph
     names = [(graph.parent / file).relative_to(directory).as_posix() for file in read_signature(graph).external]
     return {Path(name).name: manifest.files[name].sha256 for name in names}
 
 
-def _check(manifest: Manifest, target: Target, names: Sequence[str]) -> None:
+def _check_student(manifest: Manifest, workspace: Workspace, names: Sequence[str]) -> None:
     if manifest.name in names:
         raise InvalidRequest(f"two students are called {manifest.name}", allowed="names of their own")
-    teacher = files_checksum(original_manifest(target.directory))
+    teacher = files_checksum(original_manifest(workspace.directory))
     if manifest.distilled is None or manifest.distilled.teacher[1] != teacher:
         learnt = manifest.distilled and f"which learnt from {manifest.distilled.teacher[0]}"
         raise InvalidRequest(
             f"{manifest.name}, {learnt or 'which is no student'}",
-            allowed=f"students of {target.name} as it is now",
-            fix=f"make one with `stillhouse distill {target.name} -o DIR`",
+            allowed=f"students of {workspace.name} as it is now",
+            fix=f"make one with `stillhouse distill {workspace.name} -o DIR`",
         )

@@ -6,32 +6,32 @@ from contextlib import ExitStack
 from dataclasses import replace
 from time import monotonic
 
-from stillhouse.accelerate.evaluation.candidate_process import Subject, SubjectFailed
-from stillhouse.accelerate.evaluation.evaluate import Bench, Reference, lap_of
-from stillhouse.accelerate.evaluation.latency import Effort, Lap, calls_for
+from stillhouse.accelerate.evaluation.candidate_process import CandidateError, CandidateProcess
+from stillhouse.accelerate.evaluation.evaluate import BaselineRun, EvaluationContext, process_timer
+from stillhouse.accelerate.evaluation.latency import Timer, TimingBudget, calibrate_calls
 from stillhouse.accelerate.records.trial import Trial
-from stillhouse.accelerate.selection.choose import best_of
+from stillhouse.accelerate.selection.choose import best_trial
 from stillhouse.measure.clock import paired_ratio
 
-MOST = 4
-_FINALS = 3
-BASELINE = ""
+MAX_FINALISTS = 4
+_MAX_FINALS = 3
+BASELINE_KEY = ""
 """The reference's key among the seconds of a contest."""
-FINAL = Effort(least=18, most=48, width=0.02, seconds=120.0)
+FINAL_BUDGET = TimingBudget(min_rounds=18, max_rounds=48, interval_width=0.02, seconds=120.0)
 _OPENINGS = 3
-_SLOW = 5.0
+_SLOW_OPEN_SECONDS = 5.0
 """Seconds of an opening that is not repeated."""
-_FEWEST = 3
+_MIN_ROUNDS = 3
 """Rounds of networks so slow that no more fit into the time."""
 
-Compare = Callable[[Sequence[Trial]], Mapping[str, Sequence[float]]]
+CompareFunction = Callable[[Sequence[Trial]], Mapping[str, Sequence[float]]]
 """Seconds of one call of the baseline and of each trial's candidate that could be opened, by key; nothing where there
 is no time for it."""
 
 
-def finalists(trials: Sequence[Trial], memory: int | None = None) -> list[Trial]:
+def select_finalists(trials: Sequence[Trial], memory_limit: int | None = None) -> list[Trial]:
     """Accepted trials that may be the fastest, as far as their intervals tell; no more than fit into the memory."""
-    best = best_of(trials, "latency")
+    best = best_trial(trials, "latency")
     if best is None or best.ratio is None:
         return []
     near = [
@@ -41,26 +41,28 @@ def finalists(trials: Sequence[Trial], memory: int | None = None) -> list[Trial]
         and trial.ratio
         and trial.ratio.high >= min(best.ratio.low, 0.95 * best.ratio.value)
     ]
-    near = sorted(near, key=lambda trial: -(trial.ratio.value if trial.ratio else 0.0))[:MOST]
-    if memory is not None:
-        while len(near) > 1 and sum(trial.peak_bytes or 0 for trial in near) > memory:
+    near = sorted(near, key=lambda trial: -(trial.ratio.value if trial.ratio else 0.0))[:MAX_FINALISTS]
+    if memory_limit is not None:
+        while len(near) > 1 and sum(trial.peak_bytes or 0 for trial in near) > memory_limit:
             near.pop()
     return near
 
 
-def final(trials: Sequence[Trial], bench: Bench, reference: Reference, effort: Effort = FINAL) -> list[Trial]:
+def run_final(
+    trials: Sequence[Trial], context: EvaluationContext, baseline: BaselineRun, budget: TimingBudget = FINAL_BUDGET
+) -> list[Trial]:
     """The finalists' trials with ratios that were taken side by side; none where there is nothing to decide."""
-    memory = None if bench.memory is None else bench.memory - reference.subject.taken
+    memory = None if context.memory_limit is None else context.memory_limit - baseline.process.memory_bytes
     began = monotonic()
 
-    def compare(near: Sequence[Trial]) -> Mapping[str, Sequence[float]]:
-        left = effort.seconds - (monotonic() - began)
-        return side_by_side(near, bench, reference, replace(effort, seconds=left)) if left > 0 else {}
+    def compare(finalists: Sequence[Trial]) -> Mapping[str, Sequence[float]]:
+        left = budget.seconds - (monotonic() - began)
+        return time_side_by_side(finalists, context, baseline, replace(budget, seconds=left)) if left > 0 else {}
 
-    return finals(trials, compare, memory)
+    return repeat_finals(trials, compare, memory)
 
 
-def finals(trials: Sequence[Trial], compare: Compare, memory: int | None = None) -> list[Trial]:
+def repeat_finals(trials: Sequence[Trial], compare: CompareFunction, memory_limit: int | None = None) -> list[Trial]:
     """Finals until the fastest was in one: the trials that were, with the ratios of their last.
 
     The fastest of many short races is not as fast as it looked (the winner's curse), and falls back in its final.
@@ -69,26 +71,26 @@ def finals(trials: Sequence[Trial], compare: Compare, memory: int | None = None)
     standing = {trial.candidate.key: trial for trial in trials}
     timed: dict[str, Trial] = {}
     seen: set[str] = set()
-    for _ in range(_FINALS):
-        near = finalists(list(standing.values()), memory)
+    for _ in range(_MAX_FINALS):
+        near = select_finalists(list(standing.values()), memory_limit)
         if len(near) < 2 or near[0].candidate.key in seen:
             break
         seen.update(trial.candidate.key for trial in near)
         try:
             seconds = compare(near)
-        except SubjectFailed:
+        except CandidateError:
             break
         if not seconds:
             break
         for trial in near:
             if taken := seconds.get(trial.candidate.key):
-                timed[trial.candidate.key] = trial.timed(taken, beside=seconds[BASELINE])
+                timed[trial.candidate.key] = trial.with_timings(taken, baseline_seconds=seconds[BASELINE_KEY])
         standing |= timed
     return list(timed.values())
 
 
-def side_by_side(
-    trials: Sequence[Trial], bench: Bench, reference: Reference, effort: Effort = FINAL
+def time_side_by_side(
+    trials: Sequence[Trial], context: EvaluationContext, baseline: BaselineRun, budget: TimingBudget = FINAL_BUDGET
 ) -> dict[str, list[float]]:
     """Seconds of one call, by candidate key and of the baseline, all taken in the same rounds; each in its own process.
 
@@ -98,50 +100,58 @@ def side_by_side(
     Raises:
         SubjectFailed: one that was opened did not answer. What cannot be opened is left out.
     """
-    is_slow = any((trial.open_seconds or 0) + (trial.first_seconds or 0) > _SLOW for trial in trials)
+    is_slow = any((trial.open_seconds or 0) + (trial.first_seconds or 0) > _SLOW_OPEN_SECONDS for trial in trials)
     openings = 1 if is_slow else _OPENINGS
-    least, most = (math.ceil(rounds / openings) for rounds in (effort.least, effort.most))
-    share = replace(effort, least=least, most=most, seconds=effort.seconds / openings)
-    parts = [_opened(trials, bench, reference, share) for _ in range(openings)]
+    least, most = (math.ceil(rounds / openings) for rounds in (budget.min_rounds, budget.max_rounds))
+    share = replace(budget, min_rounds=least, max_rounds=most, seconds=budget.seconds / openings)
+    parts = [_time_in_processes(trials, context, baseline, share) for _ in range(openings)]
     return {key: [lap for part in parts for lap in part[key]] for key in parts[0] if all(key in part for part in parts)}
 
 
-def _opened(trials: Sequence[Trial], bench: Bench, reference: Reference, effort: Effort) -> dict[str, list[float]]:
+def _time_in_processes(
+    trials: Sequence[Trial], context: EvaluationContext, baseline: BaselineRun, budget: TimingBudget
+) -> dict[str, list[float]]:
     with ExitStack() as stack:
-        laps = {BASELINE: lap_of(reference.subject, bench.limit)}
+        laps = {BASELINE_KEY: process_timer(baseline.process, context.timeout)}
         for trial in trials:
-            if trial.candidate == reference.subject.task.candidate:
+            if trial.candidate == baseline.process.task.candidate:
                 continue
             try:
-                subject = stack.enter_context(Subject(bench.task(trial.candidate), bench.memory, (reference.subject,)))
-                if trial.artefact and trial.graph:
-                    subject.ask("use", str(bench.root / trial.graph), limit=bench.limit)
-                subject.ask("open", limit=bench.limit)
-            except SubjectFailed:
+                subject = stack.enter_context(
+                    CandidateProcess(context.make_task(trial.candidate), context.memory_limit, (baseline.process,))
+                )
+                if trial.artifact and trial.graph:
+                    subject.call("use_graph", str(context.root / trial.graph), timeout=context.timeout)
+                subject.call("open", timeout=context.timeout)
+            except CandidateError:
                 continue
-            laps[trial.candidate.key] = lap_of(subject, bench.limit)
-        return contest(laps, effort)
+            laps[trial.candidate.key] = process_timer(subject, context.timeout)
+        return time_rounds(laps, budget)
 
 
-def contest(laps: Mapping[str, Lap], effort: Effort, clock: Callable[[], float] = monotonic) -> dict[str, list[float]]:
+def time_rounds(
+    timers: Mapping[str, Timer], budget: TimingBudget, clock: Callable[[], float] = monotonic
+) -> dict[str, list[float]]:
     """Seconds of one call of each, in rounds, until no rival of the fastest can be faster by more than `effort.width`.
 
-    >>> contest({"": lambda calls: 2.0 * calls, "one": lambda calls: 1.0 * calls}, Effort(least=2, most=8))
+    >>> time_rounds({"": lambda calls: 2.0 * calls, "one": lambda calls: 1.0 * calls}, TimingBudget(min_rounds=2, max_rounds=8))
     {'': [2.0, 2.0], 'one': [1.0, 1.0]}
     """
     began = clock()
-    calls = {key: calls_for(lap) for key, lap in laps.items()}
-    seconds: dict[str, list[float]] = {key: [] for key in laps}
-    while (rounds := len(seconds[BASELINE])) < effort.most:
-        for key in list(laps)[:: -1 if rounds % 2 else 1]:
-            seconds[key].append(laps[key](calls[key]) / calls[key])
-        late = clock() - began > effort.seconds
-        if (rounds + 1 >= effort.least and _is_known(seconds, effort.width)) or (late and rounds + 1 >= _FEWEST):
+    calls = {key: calibrate_calls(lap) for key, lap in timers.items()}
+    seconds: dict[str, list[float]] = {key: [] for key in timers}
+    while (rounds := len(seconds[BASELINE_KEY])) < budget.max_rounds:
+        for key in list(timers)[:: -1 if rounds % 2 else 1]:
+            seconds[key].append(timers[key](calls[key]) / calls[key])
+        late = clock() - began > budget.seconds
+        if (rounds + 1 >= budget.min_rounds and _is_decided(seconds, budget.interval_width)) or (
+            late and rounds + 1 >= _MIN_ROUNDS
+        ):
             break
     return seconds
 
 
-def _is_known(seconds: Mapping[str, list[float]], width: float) -> bool:
+def _is_decided(seconds: Mapping[str, list[float]], width: float) -> bool:
     """Whether no rival of the fastest is faster by more than `width`, with 95 % certainty."""
-    fastest = max(seconds, key=lambda key: paired_ratio(seconds[BASELINE], seconds[key]).value)
+    fastest = max(seconds, key=lambda key: paired_ratio(seconds[BASELINE_KEY], seconds[key]).value)
     return all(paired_ratio(taken, seconds[fastest]).low >= 1 - width for taken in seconds.values())

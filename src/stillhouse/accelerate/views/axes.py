@@ -8,9 +8,9 @@ WIDTH, HEIGHT = 1120, 460
 LEFT, RIGHT, TOP, BOTTOM = 60, 1100, 26, 408
 """The drawing, and the frame of the marks in it. Units are those of the drawing, downwards from its upper left."""
 
-_EQUAL, _BELOW_EQUAL = TOP + 14, TOP + 40
-_SPEEDS = (1, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1.5, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 70, 100, 300, 1000)
-_STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
+_EQUAL_Y, _TOP_BELOW_EQUAL = TOP + 14, TOP + 40
+_SPEED_TICKS = (1, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1.5, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 70, 100, 300, 1000)
+_QUALITY_STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 
 Tick: TypeAlias = tuple[float, str]
 
@@ -25,7 +25,7 @@ def speed_axis(values: Sequence[float]) -> tuple[Callable[[float], float], tuple
         return LEFT + (math.log(speed) - low) / (high - low) * (RIGHT - LEFT)
 
     ticks: list[Tick] = []
-    for speed in _SPEEDS:
+    for speed in _SPEED_TICKS:
         x = across(speed)
         if LEFT <= x <= RIGHT and all(abs(x - other) > 46 for other, _ in ticks):
             ticks.append((x, f"{speed:g}x"))
@@ -35,14 +35,14 @@ def speed_axis(values: Sequence[float]) -> tuple[Callable[[float], float], tuple
 def quality_axis(values: Sequence[float], equal: float) -> tuple[Callable[[float], float], tuple[Tick, ...]]:
     """A linear scale in dB, above which equal results have a line of their own."""
     finite = [value for value in values if value < equal]
-    top = _BELOW_EQUAL if len(finite) < len(values) else TOP
+    top = _TOP_BELOW_EQUAL if len(finite) < len(values) else TOP
     low, high = (min(finite), max(finite)) if finite else (0.0, 0.0)
-    step = next((step for step in _STEPS if (high - low) / step <= 6), _STEPS[-1])
+    step = next((step for step in _QUALITY_STEPS if (high - low) / step <= 6), _QUALITY_STEPS[-1])
     low, high = step * math.floor(low / step - 0.05), step * math.ceil(high / step + 0.05)
 
     def up(quality: float) -> float:
-        return _EQUAL if quality >= equal else BOTTOM - (quality - low) / (high - low) * (BOTTOM - top)
+        return _EQUAL_Y if quality >= equal else BOTTOM - (quality - low) / (high - low) * (BOTTOM - top)
 
     levels = [low + step * number for number in range(round((high - low) / step) + 1)] if finite else []
     levels = [level for level in levels if level < equal]
-    return up, (*((up(level), f"{level:g}") for level in levels), *([(_EQUAL, "equal")] if top != TOP else []))
+    return up, (*((up(level), f"{level:g}") for level in levels), *([(_EQUAL_Y, "equal")] if top != TOP else []))

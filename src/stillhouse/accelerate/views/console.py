@@ -9,39 +9,47 @@ from typing import TYPE_CHECKING
 from stillhouse.accelerate.records.candidate import PIPELINE
 from stillhouse.accelerate.records.report import Report
 from stillhouse.accelerate.records.trial import Trial
-from stillhouse.accelerate.views.formatting import interval, plain, psnr, significant, size, sqnr, times
-from stillhouse.accelerate.views.rows import Row, components, marked, rows
-from stillhouse.accelerate.views.summary import headline, story
+from stillhouse.accelerate.views.formatting import (
+    format_bytes,
+    format_interval,
+    format_psnr,
+    format_significant,
+    format_speedup,
+    format_sqnr,
+    printable,
+)
+from stillhouse.accelerate.views.rows import ReportRow, baseline_and_chosen, report_components, report_rows
+from stillhouse.accelerate.views.summary import headline, summary_sentences
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-STYLES = {"accepted": "green", "rejected": "yellow", "failed": "red", "excluded": "dim", "skipped": "dim"}
+STATUS_STYLES = {"accepted": "green", "rejected": "yellow", "failed": "red", "excluded": "dim", "skipped": "dim"}
 _GAP, _NARROWEST_NAME = 2, 22
 
 
 @dataclass(frozen=True, slots=True)
-class _Column:
+class _TerminalColumn:
     """A heading, what stands below it, and how early it goes where there is no room: the highest `spare` first."""
 
     heading: str
-    cell: Callable[[Row], str]
-    spare: int
-    right: bool = True
+    cell: Callable[[ReportRow], str]
+    drop_order: int
+    align_right: bool = True
 
 
 _COLUMNS = (
-    _Column("status", lambda row: row.trial.status, 1, right=False),
-    _Column("runs in", lambda row: plain(row.trial.executed or ""), 5, right=False),
-    _Column("p50 ms", lambda row: _milliseconds(row.trial, "median"), 0),
-    _Column("p95 ms", lambda row: _milliseconds(row.trial, "p95"), 8),
-    _Column("speed-up", lambda row: times(row.speed) if row.speed else "", 0),
-    _Column("95 % interval", lambda row: interval(row.trial.ratio) if row.trial.ratio else "", 4),
-    _Column("SQNR dB", lambda row: "" if row.sqnr is None else sqnr(row.sqnr), 2),
-    _Column("PSNR dB", lambda row: "" if row.psnr is None else psnr(row.psnr), 3),
-    _Column("peak memory", lambda row: size(row.trial.peak_bytes) if row.trial.peak_bytes else "", 6),
+    _TerminalColumn("status", lambda row: row.trial.status, 1, align_right=False),
+    _TerminalColumn("runs in", lambda row: printable(row.trial.executed or ""), 5, align_right=False),
+    _TerminalColumn("p50 ms", lambda row: _format_milliseconds(row.trial, "median"), 0),
+    _TerminalColumn("p95 ms", lambda row: _format_milliseconds(row.trial, "p95"), 8),
+    _TerminalColumn("speed-up", lambda row: format_speedup(row.speed) if row.speed else "", 0),
+    _TerminalColumn("95 % interval", lambda row: format_interval(row.trial.ratio) if row.trial.ratio else "", 4),
+    _TerminalColumn("SQNR dB", lambda row: "" if row.sqnr is None else format_sqnr(row.sqnr), 2),
+    _TerminalColumn("PSNR dB", lambda row: "" if row.psnr is None else format_psnr(row.psnr), 3),
+    _TerminalColumn("peak memory", lambda row: format_bytes(row.trial.peak_bytes) if row.trial.peak_bytes else "", 6),
 )
 
 
@@ -50,14 +58,14 @@ def print_report(report: Report, console: "Console") -> None:
 
     Tables are sorted, fastest first; `>` marks the choice. Columns that find no room are left out and named.
     """
-    for component in components(report):
+    for component in report_components(report):
         _print_component(report, component, console)
     console.print(_text(headline(report), "bold"))
-    for sentence in story(report):
+    for sentence in summary_sentences(report):
         console.print(_text(sentence))
 
 
-def table(report: Report, width: int | None = None) -> str:
+def format_report(report: Report, width: int | None = None) -> str:
     """What `print_report` prints, as plain text.
 
     Args:
@@ -73,60 +81,60 @@ def table(report: Report, width: int | None = None) -> str:
 
 
 def _print_component(report: Report, component: str, console: "Console") -> None:
-    found = rows(report, component)
-    base = marked(report, component)[0]
-    title = "the whole picture, end to end" if component == PIPELINE else plain(component)
+    found = report_rows(report, component)
+    base = baseline_and_chosen(report, component)[0]
+    title = "the whole picture, end to end" if component == PIPELINE else printable(component)
     console.print(_text(title, "bold"), _text(f"against {base.name}" if base else "", "dim"))
     measured = tuple(row for row in found if row.accepted or row.trial.seconds or row.trial.fidelity)
     if measured:
-        shown, missing = _fitting(measured, console.width)
-        console.print(_drawn(measured, shown))
+        shown, missing = _fit_columns(measured, console.width)
+        console.print(_build_table(measured, shown))
         if missing:
             console.print(_text(f"  no room for {', '.join(missing)}", "dim"))
     if lost := [row for row in found if not row.accepted]:
         console.print(_text("not accepted"))
-        console.print(_reasons(lost))
+        console.print(_build_reasons_table(lost))
     console.print()
 
 
-def _fitting(found: Sequence[Row], width: int) -> tuple[list[_Column], list[str]]:
+def _fit_columns(table_rows: Sequence[ReportRow], width: int) -> tuple[list[_TerminalColumn], list[str]]:
     """The columns that have something to show and room to show it, and the headings of those that lack the room."""
-    told = [column for column in _COLUMNS if any(column.cell(row) for row in found)]
-    longest = max(len(row.name) for row in found)
+    told = [column for column in _COLUMNS if any(column.cell(row) for row in table_rows)]
+    longest = max(len(row.name) for row in table_rows)
     shown = list(told)
     while len(shown) > 1:
-        taken = sum(_GAP + max(len(column.heading), *(len(column.cell(row)) for row in found)) for column in shown)
+        taken = sum(_GAP + max(len(column.heading), *(len(column.cell(row)) for row in table_rows)) for column in shown)
         if taken + _GAP + min(longest, _NARROWEST_NAME) <= width:
             break
-        shown.remove(max(shown, key=lambda column: column.spare))
+        shown.remove(max(shown, key=lambda column: column.drop_order))
     return shown, [column.heading for column in told if column not in shown]
 
 
-def _drawn(found: Sequence[Row], shown: Sequence[_Column]) -> "Table":
+def _build_table(table_rows: Sequence[ReportRow], columns: Sequence[_TerminalColumn]) -> "Table":
     from rich.table import Table
 
     drawn = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="dim")
     drawn.add_column("")
     drawn.add_column("candidate", overflow="fold")
-    for column in shown:
-        drawn.add_column(column.heading, justify="right" if column.right else "left", no_wrap=True)
-    for row in found:
+    for column in columns:
+        drawn.add_column(column.heading, justify="right" if column.align_right else "left", no_wrap=True)
+    for row in table_rows:
         style = "bold" if row.chosen else ""
-        cells = [_text(column.cell(row), STYLES.get(column.cell(row), "")) for column in shown]
+        cells = [_text(column.cell(row), STATUS_STYLES.get(column.cell(row), "")) for column in columns]
         drawn.add_row(_text(">" if row.chosen else ""), _text(row.name), *cells, style=style)
     return drawn
 
 
-def _reasons(lost: Sequence[Row]) -> "Table":
+def _build_reasons_table(not_accepted: Sequence[ReportRow]) -> "Table":
     from rich.table import Table
 
     drawn = Table(box=None, show_header=False, padding=(0, _GAP, 0, 0), pad_edge=False)
     drawn.add_column("", width=0)
     drawn.add_column("", no_wrap=True)
     drawn.add_column("", ratio=1, overflow="fold")
-    for row in lost:
+    for row in not_accepted:
         status = row.trial.status
-        drawn.add_row("", _text(status, STYLES[status]), _text(f"{row.name}: {row.reason}"))
+        drawn.add_row("", _text(status, STATUS_STYLES[status]), _text(f"{row.name}: {row.reason}"))
     return drawn
 
 
@@ -137,5 +145,5 @@ def _text(words: str, style: str = "") -> "Text":
     return Text(words, style)
 
 
-def _milliseconds(trial: Trial, which: str) -> str:
-    return "" if trial.seconds is None else significant(1000 * getattr(trial.seconds, which))
+def _format_milliseconds(trial: Trial, statistic: str) -> str:
+    return "" if trial.seconds is None else format_significant(1000 * getattr(trial.seconds, statistic))

@@ -7,19 +7,19 @@ from stillhouse.measure.clock import Ratio
 _UNITS = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
 
 
-def plain(text: str) -> str:
+def printable(text: str) -> str:
     """One line of what can be printed: logs and names of strangers may hold anything.
 
-    >>> plain("two\\nlines \\x1b[31m")
+    >>> printable("two\\nlines \\x1b[31m")
     'two lines [31m'
     """
     return " ".join("".join(letter for letter in text if letter.isprintable() or letter.isspace()).split())
 
 
-def significant(value: float) -> str:
+def format_significant(value: float) -> str:
     """Two or three digits: no more behind the point than help.
 
-    >>> significant(0.00431), significant(7.304), significant(51.26), significant(1234.5)
+    >>> format_significant(0.00431), format_significant(7.304), format_significant(51.26), format_significant(1234.5)
     ('0.0043', '7.30', '51.3', '1,234')
     """
     if 0 < abs(value) < 0.0995:
@@ -28,80 +28,80 @@ def significant(value: float) -> str:
     return f"{value:,.{digits}f}"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds in the unit that suits them.
 
-    >>> duration(0.0123), duration(2.5), duration(250), duration(7320)
+    >>> format_duration(0.0123), format_duration(2.5), format_duration(250), format_duration(7320)
     ('12.3 ms', '2.50 s', '4 min 10 s', '2 h 2 min')
     """
     if seconds < 0.9995:
-        return f"{significant(seconds * 1000)} ms"
+        return f"{format_significant(seconds * 1000)} ms"
     if seconds < 99.95:
-        return f"{significant(seconds)} s"
+        return f"{format_significant(seconds)} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def size(count: int) -> str:
+def format_bytes(count: int) -> str:
     """Bytes in the unit that suits them.
 
-    >>> size(3 << 29), size(500)
+    >>> format_bytes(3 << 29), format_bytes(500)
     ('1.50 GiB', '500 B')
     """
     unit, step = next((pair for pair in _UNITS if count >= pair[1]), ("B", 1))
-    return f"{count} B" if step == 1 else f"{significant(count / step)} {unit}"
+    return f"{count} B" if step == 1 else f"{format_significant(count / step)} {unit}"
 
 
-def times(value: float) -> str:
+def format_speedup(value: float) -> str:
     """A speed-up.
 
-    >>> times(3.417)
+    >>> format_speedup(3.417)
     '3.42x'
     """
-    return f"{significant(value)}x"
+    return f"{format_significant(value)}x"
 
 
-def interval(ratio: Ratio) -> str:
+def format_interval(ratio: Ratio) -> str:
     """The interval of a speed-up.
 
-    >>> interval(Ratio(3.4, 3.1, 3.7))
+    >>> format_interval(Ratio(3.4, 3.1, 3.7))
     '3.10 to 3.70'
     """
-    return f"{significant(ratio.low)} to {significant(ratio.high)}"
+    return f"{format_significant(ratio.low)} to {format_significant(ratio.high)}"
 
 
-def sqnr(decibels: float) -> str:
+def format_sqnr(decibels: float) -> str:
     """A signal to noise ratio of tensors, without its unit.
 
-    >>> sqnr(37.14), sqnr(999.0), sqnr(-999.0)
+    >>> format_sqnr(37.14), format_sqnr(999.0), format_sqnr(-999.0)
     ('37.1', 'equal', 'none')
     """
-    ends = {fidelity.EQUAL: "equal", fidelity.NOTHING: "none"}
+    ends = {fidelity.MAX_SQNR: "equal", fidelity.MIN_SQNR: "none"}
     return ends.get(decibels, f"{decibels:.1f}")
 
 
-def psnr(decibels: float) -> str:
+def format_psnr(decibels: float) -> str:
     """A signal to noise ratio of pictures, without its unit.
 
-    >>> psnr(24.06), psnr(99.0)
+    >>> format_psnr(24.06), format_psnr(99.0)
     ('24.1', 'equal')
     """
-    return "equal" if decibels >= image_metrics.EQUAL else f"{decibels:.1f}"
+    return "equal" if decibels >= image_metrics.MAX_PSNR else f"{decibels:.1f}"
 
 
-def share(value: float) -> str:
+def format_percent(value: float) -> str:
     """A part of the whole.
 
-    >>> share(0.9274)
+    >>> format_percent(0.9274)
     '92.7 %'
     """
     return f"{value:.1%}".replace("%", " %")
 
 
-def promises(bounds: Bounds) -> tuple[str, ...]:
+def describe_bounds(bounds: Bounds) -> tuple[str, ...]:
     """What the bounds ask of a candidate, in the order of the fields.
 
-    >>> promises(Bounds(min_psnr=20.0, max_memory=1 << 31))
+    >>> describe_bounds(Bounds(min_psnr=20.0, max_memory=1 << 31))
     ('PSNR of at least 20 dB', 'at most 2.00 GiB of memory')
     """
     asked = (
@@ -110,16 +110,16 @@ def promises(bounds: Bounds) -> tuple[str, ...]:
         (bounds.min_ssim, "SSIM of at least {:g}"),
         (bounds.max_score_drop, f"score at most {{:g}} point{'' if bounds.max_score_drop == 1 else 's'} lower"),
         (None if bounds.min_score is None else 100 * bounds.min_score, "score of at least {:g} %"),
-        (None if bounds.max_memory is None else size(bounds.max_memory), "at most {} of memory"),
+        (None if bounds.max_memory is None else format_bytes(bounds.max_memory), "at most {} of memory"),
         (bounds.max_mae, "a mean absolute error of at most {:g}"),
     )
     return tuple(words.format(value) for value, words in asked if value is not None)
 
 
-def listed(words: tuple[str, ...]) -> str:
+def join_words(words: tuple[str, ...]) -> str:
     """Words as a sentence lists them.
 
-    >>> listed(("one", "two", "three"))
+    >>> join_words(("one", "two", "three"))
     'one, two and three'
     """
     return " and ".join(part for part in (", ".join(words[:-1]), *words[-1:]) if part)

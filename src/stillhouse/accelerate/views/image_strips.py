@@ -9,20 +9,20 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from stillhouse.accelerate.views.rows import Row
+from stillhouse.accelerate.views.rows import ReportRow
 from stillhouse.core import Picture
 from stillhouse.errors import StillhouseError
 from stillhouse.images.png import encode_png, read_picture
-from stillhouse.measure.image_metrics import difference
+from stillhouse.measure.image_metrics import difference_image
 
-GAIN = 4
+DIFFERENCE_GAIN = 4
 """How many times differences are amplified."""
 
-_LARGEST = 384
+_MAX_SIDE = 384
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class StripCell:
     """One picture of a strip.
 
     Args:
@@ -37,40 +37,42 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
-class Strip:
+class ImageStrip:
     """The pictures of one candidate."""
 
-    row: Row
-    cells: tuple[Cell, ...]
+    row: ReportRow
+    cells: tuple[StripCell, ...]
 
 
-def strips(found: Sequence[Row], directory: Path) -> tuple[Strip, ...]:
+def build_strips(rows: Sequence[ReportRow], directory: Path) -> tuple[ImageStrip, ...]:
     """The strips of one component, the baseline's first, then the choice, then fastest first.
 
     Args:
         found: its rows.
         directory: what the files of `Pictures` are relative to.
     """
-    shown = sorted((row for row in found if _files(row)), key=lambda row: (not row.baseline, not row.chosen))
+    shown = sorted((row for row in rows if _files(row)), key=lambda row: (not row.baseline, not row.chosen))
     width = max((len(_files(row)) for row in shown), default=0)
     base = next((_pictures(row, directory, width) for row in shown if row.baseline), [None] * width)
     return tuple(
-        Strip(row, tuple(_cell(own, None if row.baseline else one) for own, one in zip(pictures, base, strict=True)))
+        ImageStrip(
+            row, tuple(_build_cell(own, None if row.baseline else one) for own, one in zip(pictures, base, strict=True))
+        )
         for row in shown
         for pictures in [_pictures(row, directory, width)]
     )
 
 
-def _files(row: Row) -> tuple[str, ...]:
+def _files(row: ReportRow) -> tuple[str, ...]:
     return row.trial.pictures.files if row.trial.pictures else ()
 
 
-def _pictures(row: Row, directory: Path, width: int) -> list[Picture | None]:
-    found = [_read(directory, file) for file in _files(row)]
+def _pictures(row: ReportRow, directory: Path, width: int) -> list[Picture | None]:
+    found = [_read_picture(directory, file) for file in _files(row)]
     return [*found, *([None] * (width - len(found)))]
 
 
-def _read(directory: Path, file: str) -> Picture | None:
+def _read_picture(directory: Path, file: str) -> Picture | None:
     """A report may come from a stranger: what lies outside its directory is not shown."""
     path = PurePosixPath(file)
     if path.is_absolute() or ".." in path.parts:
@@ -81,16 +83,18 @@ def _read(directory: Path, file: str) -> Picture | None:
         return None
 
 
-def _cell(picture: Picture | None, base: Picture | None) -> Cell:
+def _build_cell(picture: Picture | None, base: Picture | None) -> StripCell:
     if picture is None:
-        return Cell(None)
+        return StripCell(None)
     if base is None or base.shape != picture.shape:
-        return Cell(_uri(picture))
-    return Cell(_uri(picture), _uri(difference(base, picture, GAIN)), np.array_equal(base, picture))
+        return StripCell(_data_uri(picture))
+    return StripCell(
+        _data_uri(picture), _data_uri(difference_image(base, picture, DIFFERENCE_GAIN)), np.array_equal(base, picture)
+    )
 
 
-def _uri(picture: Picture) -> str:
+def _data_uri(picture: Picture) -> str:
     """A PNG in words; a large picture is reduced by a whole number, so that the page stays light."""
-    factor = math.ceil(max(picture.shape[:2]) / _LARGEST)
+    factor = math.ceil(max(picture.shape[:2]) / _MAX_SIDE)
     small = picture if factor == 1 else np.array(Image.fromarray(picture).reduce(factor))
     return f"data:image/png;base64,{base64.b64encode(encode_png(small)).decode()}"

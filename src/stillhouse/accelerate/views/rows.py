@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from stillhouse.accelerate.records.candidate import PIPELINE
 from stillhouse.accelerate.records.report import Report
 from stillhouse.accelerate.records.trial import Trial
-from stillhouse.accelerate.views.formatting import plain
+from stillhouse.accelerate.views.formatting import printable
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ReportRow:
     """A trial in its table.
 
     Args:
@@ -27,17 +27,17 @@ class Row:
     @property
     def name(self) -> str:
         """The candidate's name, fit to print."""
-        return plain(self.trial.candidate.name)
+        return printable(self.trial.candidate.name)
 
     @property
     def reason(self) -> str:
         """Why it was not accepted, fit to print."""
-        return plain(self.trial.reason)
+        return printable(self.trial.reason)
 
     @property
     def sqnr(self) -> float | None:
         """dB, of the worst probe."""
-        return None if self.trial.worst is None else self.trial.worst.sqnr
+        return None if self.trial.worst_fidelity is None else self.trial.worst_fidelity.sqnr
 
     @property
     def psnr(self) -> float | None:
@@ -50,31 +50,33 @@ class Row:
         return self.trial.status == "accepted"
 
 
-def components(report: Report) -> tuple[str, ...]:
+def report_components(report: Report) -> tuple[str, ...]:
     """The networks in the order of the plan, the whole pipeline last."""
     names = dict.fromkeys(trial.candidate.component for trial in report.trials)
     return tuple(sorted(names, key=lambda name: name == PIPELINE))
 
 
-def rows(report: Report, component: str) -> tuple[Row, ...]:
+def report_rows(report: Report, component: str) -> tuple[ReportRow, ...]:
     """The trials of one component, fastest first; those that were not timed last, in the order of the plan."""
-    base = _found(report, component, report.baselines.get(component))
-    chosen = _found(report, component, report.chosen.get(component))
-    found = [Row(trial, trial is base, trial is chosen, _speed(trial, base)) for trial in report.of(component)]
+    base = _find_trial(report, component, report.baselines.get(component))
+    chosen = _find_trial(report, component, report.chosen.get(component))
+    found = [
+        ReportRow(trial, trial is base, trial is chosen, _speedup(trial, base)) for trial in report.trials_of(component)
+    ]
     return tuple(sorted(found, key=lambda row: -(row.speed or 0)))
 
 
-def marked(report: Report, component: str) -> tuple[Row | None, Row | None]:
+def baseline_and_chosen(report: Report, component: str) -> tuple[ReportRow | None, ReportRow | None]:
     """The baseline's row and the chosen one's, None where there is none."""
-    found = rows(report, component)
+    found = report_rows(report, component)
     return next((row for row in found if row.baseline), None), next((row for row in found if row.chosen), None)
 
 
-def _found(report: Report, component: str, key: str | None) -> Trial | None:
-    return next((trial for trial in report.of(component) if trial.candidate.key == key), None)
+def _find_trial(report: Report, component: str, key: str | None) -> Trial | None:
+    return next((trial for trial in report.trials_of(component) if trial.candidate.key == key), None)
 
 
-def _speed(trial: Trial, base: Trial | None) -> float | None:
+def _speedup(trial: Trial, base: Trial | None) -> float | None:
     if trial is base:
         return 1.0
     if trial.ratio is not None:

@@ -7,18 +7,18 @@ from typing import TypeAlias
 
 from stillhouse.accelerate.records.report import Bounds
 from stillhouse.accelerate.views.axes import BOTTOM, LEFT, RIGHT, Tick, quality_axis, speed_axis
-from stillhouse.accelerate.views.formatting import psnr, sqnr, times
-from stillhouse.accelerate.views.rows import Row
+from stillhouse.accelerate.views.formatting import format_psnr, format_speedup, format_sqnr
+from stillhouse.accelerate.views.rows import ReportRow
 from stillhouse.measure import fidelity, image_metrics
 
-_LETTER, _LINE, _MARK, _LONGEST = 7.6, 17, 10, 56  # of the labels: no font that is likely takes more
+_LETTER, _LINE, _MARK_RADIUS, _MAX_LABEL = 7.6, 17, 10, 56  # of the labels: no font that is likely takes more
 
-_Place: TypeAlias = tuple[float, float]
+_Coordinate: TypeAlias = tuple[float, float]
 _Box: TypeAlias = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Label:
+class MarkLabel:
     """A name beside a mark, with `anchor` as in SVG: start, middle or end."""
 
     text: str
@@ -35,7 +35,7 @@ class Label:
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class TradeoffMark:
     """A trial in the plot.
 
     Args:
@@ -48,19 +48,19 @@ class Mark:
         label: its name, where it is worth one and there is room.
     """
 
-    row: Row
+    row: ReportRow
     x: float
     y: float
     low: float
     high: float
     family: int
-    front: bool
-    told: str
-    label: Label | None = None
+    on_front: bool
+    tooltip: str
+    label: MarkLabel | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Plot:
+class TradeoffPlot:
     """Speed-up against quality.
 
     Args:
@@ -73,99 +73,103 @@ class Plot:
         missing: trials that have no figures to be drawn by.
     """
 
-    measure: str
-    marks: tuple[Mark, ...]
-    speeds: tuple[Tick, ...]
-    qualities: tuple[Tick, ...]
-    bound: Tick | None
-    front: str
-    families: tuple[str, ...]
+    quality_name: str
+    marks: tuple[TradeoffMark, ...]
+    speed_ticks: tuple[Tick, ...]
+    quality_ticks: tuple[Tick, ...]
+    bound_tick: Tick | None
+    front_line: str
+    backends: tuple[str, ...]
     missing: int
 
 
 @dataclass(frozen=True, slots=True)
-class _Point:
-    row: Row
+class _TradeoffPoint:
+    row: ReportRow
     speed: float
     quality: float
 
 
-def plot(found: Sequence[Row], bounds: Bounds) -> Plot | None:
+def build_tradeoff_plot(rows: Sequence[ReportRow], bounds: Bounds) -> TradeoffPlot | None:
     """The plot of one component; None where fewer than two trials have figures to be drawn by.
 
     Quality is what more trials have of the two: the SQNR of outputs, or the PSNR of pictures.
     """
-    pictures = sum(row.psnr is not None for row in found) > sum(row.sqnr is not None for row in found)
-    points = _points(found, pictures)
+    pictures = sum(row.psnr is not None for row in rows) > sum(row.sqnr is not None for row in rows)
+    points = _collect_points(rows, pictures)
     if len(points) < 2:
         return None
-    equal, asked = (image_metrics.EQUAL, bounds.min_psnr) if pictures else (fidelity.EQUAL, bounds.min_sqnr)
-    across, speeds = speed_axis([end for point in points for end in (point.speed, *_ends(point))])
+    equal, asked = (image_metrics.MAX_PSNR, bounds.min_psnr) if pictures else (fidelity.MAX_SQNR, bounds.min_sqnr)
+    across, speeds = speed_axis([end for point in points for end in (point.speed, *_interval_ends(point))])
     up, qualities = quality_axis([point.quality for point in points] + ([] if asked is None else [asked]), equal)
-    front = _front(points)
+    front = _find_front(points)
     families = tuple(dict.fromkeys(point.row.trial.candidate.backend for point in points))
-    measure, told = ("PSNR", psnr) if pictures else ("SQNR", sqnr)
+    measure, told = ("PSNR", format_psnr) if pictures else ("SQNR", format_sqnr)
 
-    def mark(point: _Point) -> Mark:
-        row, (low, high) = point.row, _ends(point)
+    def make_mark(point: _TradeoffPoint) -> TradeoffMark:
+        row, (low, high) = point.row, _interval_ends(point)
         quality = f"{measure} {told(point.quality)}{'' if point.quality >= equal else ' dB'}"
-        return Mark(
+        return TradeoffMark(
             row=row,
             x=across(point.speed),
             y=up(point.quality),
             low=across(low),
             high=across(high),
             family=families.index(row.trial.candidate.backend),
-            front=point in front,
-            told=": ".join(
-                [row.name, f"{times(point.speed)}, {quality}, {row.trial.status}", *([row.reason] * bool(row.reason))]
+            on_front=point in front,
+            tooltip=": ".join(
+                [
+                    row.name,
+                    f"{format_speedup(point.speed)}, {quality}, {row.trial.status}",
+                    *([row.reason] * bool(row.reason)),
+                ]
             ),
         )
 
-    corners = _staircase([(across(point.speed), up(point.quality)) for point in front])
-    lines = [_box(*ends) for ends in pairwise(corners)] + (
+    corners = _front_corners([(across(point.speed), up(point.quality)) for point in front])
+    lines = [_bounding_box(*ends) for ends in pairwise(corners)] + (
         [] if asked is None else [(LEFT, up(asked), RIGHT, up(asked))]
     )
-    return Plot(
-        measure=measure,
-        marks=_labelled([mark(point) for point in sorted(points, key=lambda point: point.row.chosen)], lines),
-        speeds=speeds,
-        qualities=qualities,
-        bound=None if asked is None else (up(asked), f"asked for: {asked:g} dB"),
-        front=" ".join(f"{x:.1f},{y:.1f}" for x, y in corners),
-        families=families,
-        missing=len(found) - len(points),
+    return TradeoffPlot(
+        quality_name=measure,
+        marks=_place_labels([make_mark(point) for point in sorted(points, key=lambda point: point.row.chosen)], lines),
+        speed_ticks=speeds,
+        quality_ticks=qualities,
+        bound_tick=None if asked is None else (up(asked), f"asked for: {asked:g} dB"),
+        front_line=" ".join(f"{x:.1f},{y:.1f}" for x, y in corners),
+        backends=families,
+        missing=len(rows) - len(points),
     )
 
 
-def _points(found: Sequence[Row], pictures: bool) -> list[_Point]:
+def _collect_points(rows: Sequence[ReportRow], pictures: bool) -> list[_TradeoffPoint]:
     points = []
-    for row in found:
+    for row in rows:
         quality = row.psnr if pictures else row.sqnr
         if quality is None and row.baseline:
-            quality = image_metrics.EQUAL if pictures else fidelity.EQUAL
-        if row.speed and quality is not None and quality > fidelity.NOTHING:
-            points.append(_Point(row, row.speed, quality))
+            quality = image_metrics.MAX_PSNR if pictures else fidelity.MAX_SQNR
+        if row.speed and quality is not None and quality > fidelity.MIN_SQNR:
+            points.append(_TradeoffPoint(row, row.speed, quality))
     return points
 
 
-def _ends(point: _Point) -> tuple[float, float]:
+def _interval_ends(point: _TradeoffPoint) -> tuple[float, float]:
     ratio = point.row.trial.ratio
     return (ratio.low, ratio.high) if ratio else (point.speed, point.speed)
 
 
-def _front(points: Sequence[_Point]) -> list[_Point]:
+def _find_front(points: Sequence[_TradeoffPoint]) -> list[_TradeoffPoint]:
     """Accepted points, slowest first, that no accepted one beats in one figure without losing in the other."""
-    front: list[_Point] = []
+    front: list[_TradeoffPoint] = []
     for point in sorted(points, key=lambda point: (-point.speed, -point.quality)):
         if point.row.accepted and (not front or point.quality > front[-1].quality):
             front.append(point)
     return front[::-1]
 
 
-def _staircase(steps: Sequence[_Place]) -> list[_Place]:
+def _front_corners(steps: Sequence[_Coordinate]) -> list[_Coordinate]:
     """The border of what the front beats, from the left edge of the frame to its bottom."""
-    corners: list[_Place] = []
+    corners: list[_Coordinate] = []
     x = float(LEFT)
     for right, y in steps:
         corners += [(x, y), (right, y)]
@@ -173,41 +177,44 @@ def _staircase(steps: Sequence[_Place]) -> list[_Place]:
     return [*corners, (x, float(BOTTOM))] if corners else []
 
 
-def _box(one: _Place, other: _Place) -> _Box:
-    return min(one[0], other[0]), min(one[1], other[1]), max(one[0], other[0]), max(one[1], other[1])
+def _bounding_box(first: _Coordinate, second: _Coordinate) -> _Box:
+    return min(first[0], second[0]), min(first[1], second[1]), max(first[0], second[0]), max(first[1], second[1])
 
 
-def _labelled(marks: Sequence[Mark], lines: Sequence[_Box]) -> tuple[Mark, ...]:
+def _place_labels(marks: Sequence[TradeoffMark], lines: Sequence[_Box]) -> tuple[TradeoffMark, ...]:
     """Names beside the choice, the baseline and the front, in this order, as far as they find room."""
-    taken = [(min(m.low, m.x - _MARK), m.y - _MARK, max(m.high, m.x + _MARK), m.y + _MARK) for m in marks]
-    labels: dict[int, Label] = {}
-    worth = [number for number, mark in enumerate(marks) if mark.row.chosen or mark.row.baseline or mark.front]
+    taken = [
+        (min(m.low, m.x - _MARK_RADIUS), m.y - _MARK_RADIUS, max(m.high, m.x + _MARK_RADIUS), m.y + _MARK_RADIUS)
+        for m in marks
+    ]
+    labels: dict[int, MarkLabel] = {}
+    worth = [number for number, mark in enumerate(marks) if mark.row.chosen or mark.row.baseline or mark.on_front]
     for number in sorted(worth, key=lambda number: (not marks[number].row.chosen, not marks[number].row.baseline)):
         # Better across a line than nowhere.
-        free = [one for one in _beside(marks[number]) if _free(one.box, taken)]
-        label = next((one for one in free if _free(one.box, lines)), free[0] if free else None)
+        free = [one for one in _label_positions(marks[number]) if _is_free(one.box, taken)]
+        label = next((one for one in free if _is_free(one.box, lines)), free[0] if free else None)
         if label:
             labels[number] = label
             taken.append(label.box)
     return tuple(replace(mark, label=labels.get(number)) for number, mark in enumerate(marks))
 
 
-def _beside(mark: Mark) -> list[Label]:
+def _label_positions(mark: TradeoffMark) -> list[MarkLabel]:
     name = mark.row.name
-    text = name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1].rstrip()}…"
+    text = name if len(name) <= _MAX_LABEL else f"{name[: _MAX_LABEL - 1].rstrip()}…"
     return [
-        Label(text, max(mark.high, mark.x + _MARK) + 5, mark.y + 4, "start"),
-        Label(text, mark.x + 5, mark.y - _MARK - 6, "start"),
-        Label(text, min(mark.low, mark.x - _MARK) - 5, mark.y + 4, "end"),
-        Label(text, mark.x - 5, mark.y + _MARK + 16, "end"),
-        Label(text, mark.x, mark.y - _MARK - 6, "middle"),
-        Label(text, mark.x - 5, mark.y - _MARK - 6, "end"),
-        Label(text, mark.x, mark.y + _MARK + 16, "middle"),
-        Label(text, mark.x + 5, mark.y + _MARK + 16, "start"),
+        MarkLabel(text, max(mark.high, mark.x + _MARK_RADIUS) + 5, mark.y + 4, "start"),
+        MarkLabel(text, mark.x + 5, mark.y - _MARK_RADIUS - 6, "start"),
+        MarkLabel(text, min(mark.low, mark.x - _MARK_RADIUS) - 5, mark.y + 4, "end"),
+        MarkLabel(text, mark.x - 5, mark.y + _MARK_RADIUS + 16, "end"),
+        MarkLabel(text, mark.x, mark.y - _MARK_RADIUS - 6, "middle"),
+        MarkLabel(text, mark.x - 5, mark.y - _MARK_RADIUS - 6, "end"),
+        MarkLabel(text, mark.x, mark.y + _MARK_RADIUS + 16, "middle"),
+        MarkLabel(text, mark.x + 5, mark.y + _MARK_RADIUS + 16, "start"),
     ]
 
 
-def _free(box: _Box, taken: Sequence[_Box]) -> bool:
+def _is_free(box: _Box, occupied: Sequence[_Box]) -> bool:
     left, top, right, bottom = box
     within = left >= LEFT and right <= RIGHT and top >= 0 and bottom <= BOTTOM
-    return within and all(right < a or left > c or bottom < b or top > d for a, b, c, d in taken)
+    return within and all(right < a or left > c or bottom < b or top > d for a, b, c, d in occupied)

@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stillhouse.accelerate.views.formatting import interval, times
-from stillhouse.accelerate.views.rows import Row
+from stillhouse.accelerate.views.formatting import format_interval, format_speedup
+from stillhouse.accelerate.views.rows import ReportRow
 
 WIDTH = 120
 _MARGIN = 6
@@ -21,17 +21,17 @@ class Whisker:
         told, spread: both in words; no spread where none was measured.
     """
 
-    one: float
+    baseline: float
     low: float
     value: float
     high: float
-    told: str
-    spread: str
+    label: str
+    interval_label: str
 
 
-def whiskers(found: Sequence[Row]) -> tuple[Whisker | None, ...]:
+def build_whiskers(rows: Sequence[ReportRow]) -> tuple[Whisker | None, ...]:
     """One for each row, None where it was not timed."""
-    ends = [_ends(row) for row in found]
+    ends = [_interval_ends(row) for row in rows]
     values = [math.log(value) for three in ends if three for value in three] + [0.0]
     low, high = min(values), max(values)
 
@@ -41,20 +41,20 @@ def whiskers(found: Sequence[Row]) -> tuple[Whisker | None, ...]:
 
     return tuple(
         Whisker(
-            one=place(1.0),
+            baseline=place(1.0),
             low=place(three[0]),
             value=place(three[1]),
             high=place(three[2]),
-            told=times(three[1]),
-            spread=interval(row.trial.ratio) if row.trial.ratio else "",
+            label=format_speedup(three[1]),
+            interval_label=format_interval(row.trial.ratio) if row.trial.ratio else "",
         )
         if three
         else None
-        for row, three in zip(found, ends, strict=True)
+        for row, three in zip(rows, ends, strict=True)
     )
 
 
-def _ends(row: Row) -> tuple[float, float, float] | None:
+def _interval_ends(row: ReportRow) -> tuple[float, float, float] | None:
     if not row.speed:
         return None
     ratio = row.trial.ratio

@@ -4,18 +4,18 @@ import warnings
 from pathlib import Path
 
 from stillhouse.accelerate.records.report import Report
-from stillhouse.accelerate.views.report_page import write_html
-from stillhouse.accelerate.views.xlsx import write_summary
+from stillhouse.accelerate.views.report_page import write_report_page
+from stillhouse.accelerate.views.xlsx import write_spreadsheet
 from stillhouse.errors import RuntimeMissing
 
-HTML, SUMMARY = "report.html", "summary.xlsx"
+REPORT_PAGE_FILE, SPREADSHEET_FILE = "report.html", "summary.xlsx"
 
 
-def publish(directory: Path, report: Report) -> list[str]:
+def write_reports(directory: Path, report: Report) -> list[str]:
     """Write every view; the names of the files. What makes one may not be installed: then it is left out, with a
     warning that says so."""
     written = []
-    for name, write in ((HTML, write_html), (SUMMARY, write_summary)):
+    for name, write in ((REPORT_PAGE_FILE, write_report_page), (SPREADSHEET_FILE, write_spreadsheet)):
         try:
             write(report, directory / name)
             written.append(name)

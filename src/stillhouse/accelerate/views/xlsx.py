@@ -8,23 +8,23 @@ from typing import TYPE_CHECKING
 
 from stillhouse.accelerate.records.candidate import PIPELINE, Candidate
 from stillhouse.accelerate.records.report import Report
-from stillhouse.accelerate.views.columns import COLUMNS, Value
-from stillhouse.accelerate.views.formatting import plain, promises
-from stillhouse.accelerate.views.rows import Row, components, marked, rows
-from stillhouse.html.extra import extra
+from stillhouse.accelerate.views.columns import SPREADSHEET_COLUMNS, CellValue
+from stillhouse.accelerate.views.formatting import describe_bounds, printable
+from stillhouse.accelerate.views.rows import ReportRow, baseline_and_chosen, report_components, report_rows
+from stillhouse.html.extra import require_extra
 from stillhouse.images.png import write_file
 
 if TYPE_CHECKING:
     from openpyxl.cell.cell import Cell, MergedCell
     from openpyxl.worksheet.worksheet import Worksheet
 
-_WIDEST = 60
-_TASK = ("task", "what was measured; `onnx` is the model as it was given")
+_MAX_WIDTH = 60
+_TASK_COLUMN = ("task", "what was measured; `onnx` is the model as it was given")
 # As Auto-Acceleration names its rows: by its files, with the name of the model replaced.
-_SPELLED = {"onnxruntime": "onnx", "f32": "fp32", "f16": "fp16"}
+_AUTO_ACCELERATION_NAMES = {"onnxruntime": "onnx", "f32": "fp32", "f16": "fp16"}
 
 
-def write_summary(report: Report, path: Path) -> None:
+def write_spreadsheet(report: Report, path: Path) -> None:
     """Write every candidate into `Sheet1`, what was measured how into `environment`, the reasons into `rejected`.
 
     Figures are numbers, as exact as they were measured; only their format rounds. Words are never formulas.
@@ -33,23 +33,32 @@ def write_summary(report: Report, path: Path) -> None:
         InvalidRequest: it cannot be written there.
         RuntimeMissing: openpyxl is not installed.
     """
-    book = extra("openpyxl").Workbook()
-    found = [row for component in components(report) for row in _baseline_first(report, component)]
-    tasks = _tasks([row.trial.candidate for row in found])
+    book = require_extra("openpyxl").Workbook()
+    found = [row for component in report_components(report) for row in _baseline_first(report, component)]
+    tasks = _task_names([row.trial.candidate for row in found])
 
     sheet = book.active
     sheet.title = "Sheet1"
-    lines = [[task, *(column.value(row) for column in COLUMNS)] for task, row in zip(tasks, found, strict=True)]
-    _fill(sheet, [_TASK[0], *(column.heading for column in COLUMNS)], lines, ["@", *(one.layout for one in COLUMNS)])
+    lines = [
+        [task, *(column.value(row) for column in SPREADSHEET_COLUMNS)] for task, row in zip(tasks, found, strict=True)
+    ]
+    _fill_sheet(
+        sheet,
+        [_TASK_COLUMN[0], *(column.heading for column in SPREADSHEET_COLUMNS)],
+        lines,
+        ["@", *(one.number_format for one in SPREADSHEET_COLUMNS)],
+    )
     for number, row in enumerate(found, 2):
         if row.chosen:
-            _embolden(sheet[number])
+            _set_bold(sheet[number])
 
-    meanings = [_TASK, *((column.heading, column.meaning) for column in COLUMNS)]
-    _fill(book.create_sheet("environment"), ["name", "value"], [*_facts(report).items(), ("", ""), *meanings])
+    meanings = [_TASK_COLUMN, *((column.heading, column.meaning) for column in SPREADSHEET_COLUMNS)]
+    _fill_sheet(
+        book.create_sheet("environment"), ["name", "value"], [*_environment_facts(report).items(), ("", ""), *meanings]
+    )
 
-    lost = [_reason(task, row) for task, row in zip(tasks, found, strict=True) if not row.accepted]
-    _fill(
+    lost = [_rejected_row(task, row) for task, row in zip(tasks, found, strict=True) if not row.accepted]
+    _fill_sheet(
         book.create_sheet("rejected"), ["task", "component", "candidate", "status", "reason", "log", "reproduce"], lost
     )
 
@@ -58,42 +67,52 @@ def write_summary(report: Report, path: Path) -> None:
     write_file(path, file.getvalue())
 
 
-def _baseline_first(report: Report, component: str) -> list[Row]:
+def _baseline_first(report: Report, component: str) -> list[ReportRow]:
     """In the order of the plan, as Auto-Acceleration lists the original before what it made of it."""
-    order = {trial.candidate.key: place for place, trial in enumerate(report.of(component))}
-    return sorted(rows(report, component), key=lambda row: (not row.baseline, order[row.trial.candidate.key]))
+    order = {trial.candidate.key: place for place, trial in enumerate(report.trials_of(component))}
+    return sorted(report_rows(report, component), key=lambda row: (not row.baseline, order[row.trial.candidate.key]))
 
 
-def _tasks(candidates: Sequence[Candidate]) -> list[str]:
+def _task_names(candidates: Sequence[Candidate]) -> list[str]:
     """A name for each, Auto-Acceleration's where it has one, and no name twice."""
     several = len({one.component for one in candidates} - {PIPELINE}) > 1
     names: dict[str, None] = {}
     for one in candidates:
-        name = _task(one, several or one.component == PIPELINE)
+        name = _task_name(one, several or one.component == PIPELINE)
         again = (f"{name}_{number}" for number in count(2))
         names[name if name not in names else next(other for other in again if other not in names)] = None
     return list(names)
 
 
-def _task(candidate: Candidate, with_component: bool) -> str:
+def _task_name(candidate: Candidate, with_component: bool) -> str:
     """Such as onnx, onnx_fp16, openvino_fp32; more words where it is nothing that Auto-Acceleration makes."""
     recipe = "" if (candidate.backend, candidate.recipe) == ("onnxruntime", "f32") else candidate.recipe
     rest = candidate.name.removeprefix(f"{candidate.backend} {candidate.recipe}")
     backend = "" if candidate.component == PIPELINE else candidate.backend
-    words = [_SPELLED.get(word, word) for word in (candidate.component * with_component, backend, recipe)]
+    words = [
+        _AUTO_ACCELERATION_NAMES.get(word, word) for word in (candidate.component * with_component, backend, recipe)
+    ]
     letters = "_".join([*words, rest]).lower()
     return "_".join("".join(one if one.isalnum() else " " for one in letters).split())
 
 
-def _reason(task: str, row: Row) -> Sequence[Value]:
+def _rejected_row(task: str, row: ReportRow) -> Sequence[CellValue]:
     trial = row.trial
     return (task, trial.candidate.component, row.name, trial.status, row.reason, trial.log, trial.reproduce)
 
 
-def _facts(report: Report) -> Mapping[str, Value]:
-    here, asked = report.machine, promises(report.bounds)
-    chosen = {f"chosen: {name}": row.name for name in components(report) if (row := marked(report, name)[1])}
-    against = {f"baseline: {name}": row.name for name in components(report) if (row := marked(report, name)[0])}
+def _environment_facts(report: Report) -> Mapping[str, CellValue]:
+    here, asked = report.machine, describe_bounds(report.bounds)
+    chosen = {
+        f"chosen: {name}": row.name
+        for name in report_components(report)
+        if (row := baseline_and_chosen(report, name)[1])
+    }
+    against = {
+        f"baseline: {name}": row.name
+        for name in report_components(report)
+        if (row := baseline_and_chosen(report, name)[0])
+    }
     return {
         "source": report.source,
         "goal": report.goal,
@@ -120,36 +139,39 @@ def _facts(report: Report) -> Mapping[str, Value]:
     }
 
 
-def _fill(
-    sheet: "Worksheet", headings: Sequence[str], lines: Iterable[Sequence[Value]], layouts: Sequence[str] = ()
+def _fill_sheet(
+    sheet: "Worksheet",
+    headings: Sequence[str],
+    lines: Iterable[Sequence[CellValue]],
+    number_formats: Sequence[str] = (),
 ) -> None:
     for column, heading in enumerate(headings, 1):
         sheet.cell(1, column, heading)
-    _embolden(sheet[1])
+    _set_bold(sheet[1])
     for number, line in enumerate(lines, 2):
         for column, value in enumerate(line, 1):
             cell = sheet.cell(number, column)
-            _put(cell, value)
-            if layouts:
-                cell.number_format = layouts[column - 1]
+            _set_cell(cell, value)
+            if number_formats:
+                cell.number_format = number_formats[column - 1]
     sheet.freeze_panes = "B2"
-    get_column_letter = extra("openpyxl.utils").get_column_letter
+    get_column_letter = require_extra("openpyxl.utils").get_column_letter
     for cells in sheet.iter_cols():
         longest = max(len(str(cell.value)) for cell in cells if cell.value is not None)
-        sheet.column_dimensions[get_column_letter(cells[0].column)].width = min(longest + 2, _WIDEST)
+        sheet.column_dimensions[get_column_letter(cells[0].column)].width = min(longest + 2, _MAX_WIDTH)
 
 
-def _put(cell: "Cell | MergedCell", value: Value) -> None:
+def _set_cell(cell: "Cell | MergedCell", value: CellValue) -> None:
     if not isinstance(value, str):
         cell.value = value
         return
-    cell.value = words = plain(value)
+    cell.value = words = printable(value)
     # Words of others may begin as a formula does. They stay words, when somebody edits the cell, too.
     cell.data_type = "s"
     cell.quotePrefix = words[:1] in ("=", "+", "-", "@")
 
 
-def _embolden(cells: Iterable["Cell | MergedCell"]) -> None:
-    font = extra("openpyxl.styles").Font(bold=True)
+def _set_bold(cells: Iterable["Cell | MergedCell"]) -> None:
+    font = require_extra("openpyxl.styles").Font(bold=True)
     for cell in cells:
         cell.font = font

@@ -11,10 +11,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stillhouse.backends.kernels.launch import DTYPES, Specimen, bucket, dense, launches, over, specimens_of, tuned
+from stillhouse.backends.kernels.launch import (
+    DTYPES,
+    CompileCase,
+    autotune,
+    block_grid,
+    compile_cases,
+    size_bucket,
+    to_dense,
+    uses_kernel,
+)
 
 
-@tuned(["bucket"], warps=(4,), BLOCK=(1024, 2048))
+@autotune(["bucket"], warps=(4,), BLOCK=(1024, 2048))
 @triton.jit
 def _cast(x, out, count, bucket, BLOCK: tl.constexpr):  # noqa: N803
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -33,19 +42,19 @@ def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     Raises:
         UnsupportedPrecision: another dtype.
     """
-    x = dense(x)
+    x = to_dense(x)
     out = torch.empty_like(x, dtype=dtype)
-    if not launches(x, out):
+    if not uses_kernel(x, out):
         return out.copy_(x)
     if x.numel():
         with torch.cuda.device_of(x):
-            _cast[over(x.numel())](x, out, x.numel(), bucket(x.numel()))
+            _cast[block_grid(x.numel())](x, out, x.numel(), size_bucket(x.numel()))
     return out
 
 
 @cast.register_fake
 def _(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.empty_like(dense(x), dtype=dtype)
+    return torch.empty_like(to_dense(x), dtype=dtype)
 
 
 def reference(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -58,8 +67,8 @@ def bytes_moved(x: Tensor, dtype: torch.dtype) -> int:
     return x.numel() * (x.element_size() + dtype.itemsize)
 
 
-def specimens() -> Iterator[Specimen]:
+def cases() -> Iterator[CompileCase]:
     """From each dtype to each other one."""
     for source, target in permutations(DTYPES.values(), 2):
         kinds = {"x": f"*{source}", "out": f"*{target}", "count": "i32", "bucket": "i32"}
-        yield from specimens_of(_cast, f"cast {source} {target}", kinds, {})
+        yield from compile_cases(_cast, f"cast {source} {target}", kinds, {})

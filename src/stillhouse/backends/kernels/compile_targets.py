@@ -14,26 +14,26 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from stillhouse.backends.kernels import cast, geglu, group_norm, guided_step, layer_norm, silu
-from stillhouse.backends.kernels.launch import INTERPRETED, Specimen
+from stillhouse.backends.kernels.launch import INTERPRETED, CompileCase
 from stillhouse.errors import BackendFailed
 
 CAPABILITIES = (80, 90, 120)
 """Ampere, Hopper, Blackwell."""
 _WARP = 32
-KERNELS: Mapping[str, Callable[[], Iterator[Specimen]]] = MappingProxyType(
+KERNELS: Mapping[str, Callable[[], Iterator[CompileCase]]] = MappingProxyType(
     {
-        "cast": cast.specimens,
-        "silu": silu.specimens,
-        "geglu": geglu.specimens,
-        "layer_norm": layer_norm.specimens,
-        "group_norm": group_norm.specimens,
-        "guided_step": guided_step.specimens,
+        "cast": cast.cases,
+        "silu": silu.cases,
+        "geglu": geglu.cases,
+        "layer_norm": layer_norm.cases,
+        "group_norm": group_norm.cases,
+        "guided_step": guided_step.cases,
     }
 )
 """Every kernel by name, with what is compiled of it."""
 
 
-def compiled(specimen: Specimen, capability: int) -> bytes:
+def compile_kernel(case: CompileCase, capability: int) -> bytes:
     """The machine code (a cubin) of a kernel.
 
     Args:
@@ -48,14 +48,14 @@ def compiled(specimen: Specimen, capability: int) -> bytes:
     # As torch allots tensors: whole vectors of 16 bytes are read where a program can tell that they are.
     aligned = {
         (place,): [["tt.divisibility", 16]]
-        for place, name in enumerate(specimen.function.arg_names)
-        if specimen.signature[name].startswith("*")
+        for place, name in enumerate(case.function.arg_names)
+        if case.signature[name].startswith("*")
     }
-    source = ASTSource(specimen.function, dict(specimen.signature), dict(specimen.constants), aligned)
+    source = ASTSource(case.function, dict(case.signature), dict(case.constants), aligned)
     try:
-        made = triton.compile(source, GPUTarget("cuda", capability, _WARP), {"num_warps": specimen.warps})
+        made = triton.compile(source, GPUTarget("cuda", capability, _WARP), {"num_warps": case.warps})
     except Exception as error:
-        raise BackendFailed(f"{specimen.name} for capability {capability}: {error}") from error
+        raise BackendFailed(f"{case.name} for capability {capability}: {error}") from error
     code: bytes = made.asm["cubin"]
     return code
 
@@ -69,7 +69,7 @@ def main() -> None:
     for capability in arguments.capability:
         for name in arguments.kernel or KERNELS:
             for specimen in KERNELS[name]():
-                sys.stdout.write(f"sm_{capability} {specimen.name} {len(compiled(specimen, capability))}\n")
+                sys.stdout.write(f"sm_{capability} {specimen.name} {len(compile_kernel(specimen, capability))}\n")
 
 
 if __name__ == "__main__":

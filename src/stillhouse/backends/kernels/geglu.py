@@ -18,14 +18,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stillhouse.backends.kernels.launch import DTYPES, Specimen, bucket, launches, over, specimens_of, tuned
+from stillhouse.backends.kernels.launch import (
+    DTYPES,
+    CompileCase,
+    autotune,
+    block_grid,
+    compile_cases,
+    size_bucket,
+    uses_kernel,
+)
 from stillhouse.errors import InvalidRequest
 
 _WIDE = 2**31
 """Elements from which 32 bits do not count them."""
 
 
-@tuned(["columns", "bucket"], BLOCK=(1024, 2048))
+@autotune(["columns", "bucket"], BLOCK=(1024, 2048))
 @triton.jit
 def _geglu(
     x,
@@ -50,14 +58,14 @@ def _geglu(
         # gelu(g) = g (1 + tanh(y)) / 2 with y = sqrt(2 / pi) (g + 0.044715 g^3), and (1 + tanh(y)) / 2 = sigmoid(2 y).
         gelu = gate * tl.sigmoid(1.5957691216057308 * (gate + 0.044715 * gate * gate * gate))
     elif HALF:
-        gelu = gate * _below(gate)
+        gelu = gate * _normal_cdf(gate)
     else:
         gelu = 0.5 * gate * (1.0 + tl.erf(gate * 0.7071067811865476))
     tl.store(out + at, value * gelu, mask=inside)
 
 
 @triton.jit
-def _below(x):
+def _normal_cdf(x):
     """The normal distribution's share below x; beyond -x where that is the smaller one, so that nothing cancels."""
     t = 1.0 / (1.0 + 0.23164188911 * tl.abs(x))  # 0.3275911 of |x| / sqrt(2)
     rest = 1.421413741 + t * (-1.453152027 + t * 1.061405429)
@@ -80,21 +88,21 @@ def geglu(x: Tensor, tanh: bool = False) -> Tensor:
         InvalidRequest: a last axis that is odd.
         UnsupportedPrecision: another dtype.
     """
-    columns = _half(x)
+    columns = _output_columns(x)
     x = x.contiguous()
-    if not launches(x):
+    if not uses_kernel(x):
         return reference(x, tanh)
     out = x.new_empty(*x.shape[:-1], columns)
     if out.numel():
         told = (tanh, x.dtype != torch.float32, x.numel() >= _WIDE)
         with torch.cuda.device_of(x):
-            _geglu[over(out.numel())](x, out, out.numel(), bucket(out.numel()), columns, *told)
+            _geglu[block_grid(out.numel())](x, out, out.numel(), size_bucket(out.numel()), columns, *told)
     return out
 
 
 @geglu.register_fake
 def _(x: Tensor, tanh: bool = False) -> Tensor:
-    return x.new_empty(*x.shape[:-1], _half(x))
+    return x.new_empty(*x.shape[:-1], _output_columns(x))
 
 
 def reference(x: Tensor, tanh: bool = False) -> Tensor:
@@ -108,7 +116,7 @@ def bytes_moved(x: Tensor, tanh: bool = False) -> int:
     return x.numel() * x.element_size() * 3 // 2
 
 
-def specimens() -> Iterator[Specimen]:
+def cases() -> Iterator[CompileCase]:
     """Exact and by tanh in each dtype, in Stable Diffusion's widest layer; and of more elements than 32 bits count."""
     for name in DTYPES.values():
         for tanh, wide in ((False, False), (True, False), (False, True)):
@@ -116,10 +124,10 @@ def specimens() -> Iterator[Specimen]:
             kinds = {"x": f"*{name}", "out": f"*{name}", "count": count, "bucket": "i32"}
             called = f"geglu {name}{' tanh' if tanh else ''}{' wide' if wide else ''}"
             constants = {"columns": 5120, "TANH": tanh, "HALF": name != "fp32", "WIDE": wide}
-            yield from specimens_of(_geglu, called, kinds, constants)
+            yield from compile_cases(_geglu, called, kinds, constants)
 
 
-def _half(x: Tensor) -> int:
+def _output_columns(x: Tensor) -> int:
     if not x.ndim or x.shape[-1] % 2:
         raise InvalidRequest(f"GEGLU of {list(x.shape)}", allowed="an even last axis: values, then gates")
     return x.shape[-1] // 2

@@ -29,17 +29,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stillhouse.backends.kernels.launch import DTYPES, Specimen, bucket, launches, specimens_of, tuned
+from stillhouse.backends.kernels.launch import DTYPES, CompileCase, autotune, compile_cases, size_bucket, uses_kernel
 from stillhouse.errors import InvalidRequest
 
-_HELD = 32768
+_MAX_HELD_ELEMENTS = 32768
 """Elements of a strip, rounded up to powers of two, that the registers of one program hold."""
-_CACHED, _LINE = 192 << 10, 128
+_CACHE_BYTES, _CACHE_LINE_BYTES = 192 << 10, 128
 """Bytes that the cache of one multiprocessor holds, and of one of its lines: each pixel of a strip takes one at least,
 whatever is of others in it."""
-_STRETCH = 8192
+_STRIP_ELEMENTS = 8192
 """Elements of a strip that are read at a time where it is not held."""
-_FEWEST_WARPS, _MOST_WARPS, _OF_A_WARP = 4, 32, 512
+_FEWEST_WARPS, _MOST_WARPS, _WARP_ELEMENTS = 4, 32, 512
 """Of the program that reads a strip, and elements that each of them has."""
 _PARTS, _MOST_PARTS = 64, 512
 """Of a picture's pixels, at most, where every program of the last pass reads the moments of all; and where they are
@@ -54,21 +54,21 @@ _PROGRAMS, _MOST_PROGRAMS = 256, 528
 """Of one picture, about as many as a large GPU runs at once, or several on each of its multiprocessors where moments
 are joined; more of them would read more moments than pixels."""
 _LANES = 128
-_TOGETHER = 8
+_JOINED_GROUPS = 8
 """Groups whose moments a program joins: their bytes are one read."""
 
 
-def _fitting_strips(every: Sequence[Any], told: Mapping[str, Any], **constants: Any) -> Sequence[Any]:
+def _prune_configs(configs: Sequence[Any], named_args: Mapping[str, Any], **constants: Any) -> Sequence[Any]:
     """The configuration by which a thread has sixteen elements, or the nearest. Not the quickest of several: sums would
     be added up in another order, and a picture differ from one process to the next."""
-    given = {**told, **constants}
-    warps = min(_MOST_WARPS, max(_FEWEST_WARPS, given["ROWS"] * given["WIDE"] // _OF_A_WARP))
-    return [one for one in every if one.num_warps == warps] or every[:1]
+    given = {**named_args, **constants}
+    warps = min(_MOST_WARPS, max(_FEWEST_WARPS, given["ROWS"] * given["WIDE"] // _WARP_ELEMENTS))
+    return [one for one in configs if one.num_warps == warps] or configs[:1]
 
 
-@tuned(["channels", "bucket", "HELD", "WIDE", "ROWS"], warps=(4, 8, 16, 32), prune=_fitting_strips)
+@autotune(["channels", "bucket", "HELD", "WIDE", "ROWS"], warps=(4, 8, 16, 32), prune=_prune_configs)
 @triton.jit
-def _strip(
+def _normalize_strip(
     x,
     weight,
     bias,
@@ -99,19 +99,19 @@ def _strip(
         apart = tl.where(inside, tile - mean, 0.0)
         variance = tl.sum(tl.sum(apart * apart, axis=0), axis=0) / (pixels * group)
         gain = weights * tl.rsqrt(variance + eps)
-        tl.store(out + place, _shaped(tile, mean, gain, shift, SILU), mask=inside)
+        tl.store(out + place, _scale_shift(tile, mean, gain, shift, SILU), mask=inside)
     else:
-        means, spreads = _around(x, base, 0, pixels, channel, known, channels, LANES=WIDE, ROWS=ROWS)
+        means, spreads = _channel_moments(x, base, 0, pixels, channel, known, channels, LANES=WIDE, ROWS=ROWS)
         mean = tl.sum(tl.where(known, means, 0.0), axis=0) / group
         beside = tl.where(known, means - mean, 0.0)
         around = tl.sum(tl.where(known, spreads, 0.0) + pixels * beside * beside, axis=0)
         gain = weights * tl.rsqrt(around / (pixels * group) + eps)
-        _shape(x, out, base, 0, pixels, channel, known, channels, mean, gain, shift, SILU=SILU, ROWS=ROWS)
+        _normalize_rows(x, out, base, 0, pixels, channel, known, channels, mean, gain, shift, SILU=SILU, ROWS=ROWS)
 
 
-@tuned(["channels", "bucket"], warps=(4,))
+@autotune(["channels", "bucket"], warps=(4,))
 @triton.jit
-def _moments(
+def _part_moments(
     x,
     means,
     squares,
@@ -133,7 +133,7 @@ def _moments(
     lane = tl.arange(0, LANES)
     channel = tl.program_id(1) * taken + lane
     known = (lane < taken) & (channel < channels)
-    mean, spread = _around(x, base, begin, end, channel, known, channels, LANES=LANES, ROWS=ROWS)
+    mean, spread = _channel_moments(x, base, begin, end, channel, known, channels, LANES=LANES, ROWS=ROWS)
 
     count = (end - begin) * 1.0
     one = tl.arange(0, GROUPS)
@@ -148,9 +148,9 @@ def _moments(
     tl.store(squares + at, around, mask=real)
 
 
-@tuned(["groups", "bucket"], warps=(4,))
+@autotune(["groups", "bucket"], warps=(4,))
 @triton.jit
-def _joined(
+def _join_moments(
     means,
     squares,
     mean,
@@ -168,14 +168,16 @@ def _joined(
     number = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
     real = number < groups
     base = picture * parts * groups
-    centre, around = _all_parts(means, squares, base, number, real, pixels, parts, part_pixels, groups, group, PARTS)
+    centre, around = _combine_parts(
+        means, squares, base, number, real, pixels, parts, part_pixels, groups, group, PARTS
+    )
     tl.store(mean + picture * groups + number, centre, mask=real)
     tl.store(square + picture * groups + number, around, mask=real)
 
 
-@tuned(["channels", "bucket"], warps=(4,))
+@autotune(["channels", "bucket"], warps=(4,))
 @triton.jit
-def _normalised(
+def _normalize_tiles(
     x,
     weight,
     bias,
@@ -220,18 +222,22 @@ def _normalised(
     real = (one < taken // group) & (number < channels // group)
     groups: tl.constexpr = channels // group
     first = picture * parts * groups
-    centres, around = _all_parts(means, squares, first, number, real, pixels, parts, part_pixels, groups, group, PARTS)
+    centres, around = _combine_parts(
+        means, squares, first, number, real, pixels, parts, part_pixels, groups, group, PARTS
+    )
     scales = tl.rsqrt(around / (pixels * group) + eps)
 
     belongs = lane[None, :] // group == one[:, None]
     centre = tl.sum(tl.where(belongs, centres[:, None], 0.0), axis=0)[None, :]
     gain = weights * tl.sum(tl.where(belongs, scales[:, None], 0.0), axis=0)
-    tl.store(out + place, _shaped(tile, centre, gain, shift, SILU), mask=inside)
-    _shape(x, out, base, begin + ROWS, end, channel, known, channels, centre, gain, shift, SILU=SILU, ROWS=ROWS)
+    tl.store(out + place, _scale_shift(tile, centre, gain, shift, SILU), mask=inside)
+    _normalize_rows(
+        x, out, base, begin + ROWS, end, channel, known, channels, centre, gain, shift, SILU=SILU, ROWS=ROWS
+    )
 
 
 @triton.jit
-def _around(x, base, begin, end, channel, known, channels, LANES: tl.constexpr, ROWS: tl.constexpr):  # noqa: N803
+def _channel_moments(x, base, begin, end, channel, known, channels, LANES: tl.constexpr, ROWS: tl.constexpr):  # noqa: N803
     """Of the pixels from begin to end each channel's mean, and its sum of squares around that."""
     origin = tl.load(x + (base + begin) * channels + channel, mask=known, other=0.0).to(tl.float32)
     total = tl.zeros((ROWS, LANES), tl.float32)
@@ -250,7 +256,7 @@ def _around(x, base, begin, end, channel, known, channels, LANES: tl.constexpr, 
 
 
 @triton.jit
-def _all_parts(
+def _combine_parts(
     means,
     squares,
     base,
@@ -277,7 +283,7 @@ def _all_parts(
 
 
 @triton.jit
-def _shape(
+def _normalize_rows(
     x,
     out,
     base,
@@ -298,11 +304,11 @@ def _shape(
         inside = (row < end)[:, None] & known[None, :]
         place = (base + row)[:, None] * channels + channel[None, :]
         tile = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
-        tl.store(out + place, _shaped(tile, centre, gain, shift, SILU), mask=inside)
+        tl.store(out + place, _scale_shift(tile, centre, gain, shift, SILU), mask=inside)
 
 
 @triton.jit
-def _shaped(tile, centre, gain, shift, SILU: tl.constexpr):  # noqa: N803
+def _scale_shift(tile, centre, gain, shift, SILU: tl.constexpr):  # noqa: N803
     value = (tile - centre) * gain[None, :] + shift[None, :]
     if SILU:
         value = value * tl.sigmoid(value)
@@ -327,78 +333,80 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float,
         InvalidRequest: channels that do not divide into groups, or weights of another length.
         UnsupportedPrecision: another dtype.
     """
-    x = _fitting(x, weight, bias, groups)
-    if not launches(x, weight, bias):
+    x = _check_weights(x, weight, bias, groups)
+    if not uses_kernel(x, weight, bias):
         return reference(x, weight, bias, groups, eps, silu)
-    return launch(x, weight, bias, groups, eps, silu, way_of(x, groups))
+    return launch_group_norm(x, weight, bias, groups, eps, silu, read_strategy(x, groups))
 
 
-Way: TypeAlias = Literal["held", "cached", "parts"]
+ReadStrategy: TypeAlias = Literal["held", "cached", "parts"]
 """How a strip is read: once, into registers; twice, by one program; or in parts, by many."""
 
 
-def way_of(x: Tensor, groups: int) -> Way:
+def read_strategy(x: Tensor, groups: int) -> ReadStrategy:
     """How this picture's strips are read best.
 
     >>> way_of(torch.empty(2, 640, 32, 32), 32), way_of(torch.empty(2, 320, 64, 64, dtype=torch.float16), 32)
     ('held', 'parts')
     """
     group, pixels = x.shape[1] // groups, x.shape[2] * x.shape[3]
-    if math.prod(_tile(pixels, group, is_held=True)) <= _HELD:
+    if math.prod(_tile(pixels, group, is_held=True)) <= _MAX_HELD_ELEMENTS:
         return "held"
-    lines = triton.cdiv(group * x.element_size(), _LINE)
-    return "cached" if pixels * lines * _LINE <= _CACHED else "parts"
+    lines = triton.cdiv(group * x.element_size(), _CACHE_LINE_BYTES)
+    return "cached" if pixels * lines * _CACHE_LINE_BYTES <= _CACHE_BYTES else "parts"
 
 
-def launch(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool, way: Way) -> Tensor:
+def launch_group_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool, strategy: ReadStrategy
+) -> Tensor:
     """`group_norm` by its kernels, in one of their ways."""
     out = torch.empty_like(x)
     if not x.numel():
         return out
     known = (x, weight.contiguous(), bias.contiguous())
     with torch.cuda.device_of(x):
-        if way == "parts":
-            _in_parts(*known, out, groups, eps, silu)
+        if strategy == "parts":
+            _launch_parts(*known, out, groups, eps, silu)
         else:
-            _in_strips(*known, out, groups, eps, silu, way == "held")
+            _launch_strip(*known, out, groups, eps, silu, strategy == "held")
     return out
 
 
 def _tile(pixels: int, group: int, *, is_held: bool) -> tuple[int, int]:
     """Lanes and pixels of a strip that are read at a time: all that there are, or a stretch of them."""
     wide, high = triton.next_power_of_2(group), triton.next_power_of_2(pixels)
-    return wide, high if is_held else min(high, max(1, _STRETCH // wide))
+    return wide, high if is_held else min(high, max(1, _STRIP_ELEMENTS // wide))
 
 
-def _in_strips(
+def _launch_strip(
     x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, groups: int, eps: float, silu: bool, is_held: bool
 ) -> None:
     batch, channels, height, width = x.shape
     pixels, group = height * width, channels // groups
-    told = (pixels, bucket(pixels), eps, channels, group, silu, is_held, *_tile(pixels, group, is_held=is_held))
-    _strip[(batch * groups,)](x, weight, bias, out, *told)
+    told = (pixels, size_bucket(pixels), eps, channels, group, silu, is_held, *_tile(pixels, group, is_held=is_held))
+    _normalize_strip[(batch * groups,)](x, weight, bias, out, *told)
 
 
-def _in_parts(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, groups: int, eps: float, silu: bool) -> None:
+def _launch_parts(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, groups: int, eps: float, silu: bool) -> None:
     batch, channels, height, width = x.shape
-    pixels, group, layout = height * width, channels // groups, layout_of(channels, groups)
-    part_pixels, parts = _parts(pixels, layout.blocks)
+    pixels, group, layout = height * width, channels // groups, channel_layout(channels, groups)
+    part_pixels, parts = _split_pixels(pixels, layout.blocks)
     means = x.new_empty(batch, parts, groups, dtype=torch.float32)
     squares = torch.empty_like(means)
-    within = (channels, group, layout.taken)
+    within = (channels, group, layout.used)
     tile = (layout.groups, layout.lanes, min(_ROWS, triton.next_power_of_2(part_pixels)))
-    programs, size = (batch * parts, layout.blocks), bucket(pixels)
+    programs, size = (batch * parts, layout.blocks), size_bucket(pixels)
     divided = (parts, part_pixels)
-    _moments[programs](x, means, squares, pixels, *divided, size, *within, *tile)
+    _part_moments[programs](x, means, squares, pixels, *divided, size, *within, *tile)
     if parts > _PARTS:
         mean, square = (means.new_empty(batch, 1, groups) for _ in range(2))
-        shape = (groups, group, triton.next_power_of_2(parts), min(_TOGETHER, triton.next_power_of_2(groups)))
+        shape = (groups, group, triton.next_power_of_2(parts), min(_JOINED_GROUPS, triton.next_power_of_2(groups)))
         by = (batch, triton.cdiv(groups, shape[-1]))
-        _joined[by](means, squares, mean, square, pixels, *divided, size, *shape)
+        _join_moments[by](means, squares, mean, square, pixels, *divided, size, *shape)
         means, squares, divided = mean, square, (1, pixels)
     several = triton.next_power_of_2(divided[0])
     told = (pixels, *divided, parts, part_pixels, size, eps, *within, silu, several, *tile)
-    _normalised[programs](x, weight, bias, means, squares, out, *told)
+    _normalize_tiles[programs](x, weight, bias, means, squares, out, *told)
 
 
 @group_norm.register_fake
@@ -419,7 +427,7 @@ def bytes_moved(x: Tensor) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class ChannelLayout:
     """How channels lie on lanes.
 
     Args:
@@ -430,12 +438,12 @@ class Layout:
     """
 
     lanes: int
-    taken: int
+    used: int
     groups: int
     blocks: int
 
 
-def layout_of(channels: int, groups: int) -> Layout:
+def channel_layout(channels: int, groups: int) -> ChannelLayout:
     """As many whole groups as fit into a stretch of lanes.
 
     >>> layout_of(320, 32)
@@ -444,45 +452,45 @@ def layout_of(channels: int, groups: int) -> Layout:
     group = channels // groups
     lanes = max(_LANES, triton.next_power_of_2(group))
     taken = lanes // group * group
-    return Layout(lanes, taken, triton.next_power_of_2(taken // group), triton.cdiv(channels, taken))
+    return ChannelLayout(lanes, taken, triton.next_power_of_2(taken // group), triton.cdiv(channels, taken))
 
 
-def specimens() -> Iterator[Specimen]:
+def cases() -> Iterator[CompileCase]:
     """Every kernel in each dtype, in the narrowest and widest blocks, by few and by many rows."""
     for name in DTYPES.values():
         tensors = dict.fromkeys(("x", "weight", "bias", "out"), f"*{name}")
         kept = {"means": "*fp32", "squares": "*fp32"}
         of_parts = dict.fromkeys(("pixels", "parts", "part_pixels", "bucket"), "i32")
         for channels, rows in ((320, 32), (2560, 16)):
-            layout, group = layout_of(channels, 32), channels // 32
-            moments = {"channels": channels, "group": group, "taken": layout.taken}
+            layout, group = channel_layout(channels, 32), channels // 32
+            moments = {"channels": channels, "group": group, "taken": layout.used}
             moments |= {"GROUPS": layout.groups, "LANES": layout.lanes, "ROWS": rows}
             told = {"x": f"*{name}", **kept, **of_parts}
-            yield from specimens_of(_moments, f"group_norm moments {name} {channels}", told, moments)
+            yield from compile_cases(_part_moments, f"group_norm moments {name} {channels}", told, moments)
             for silu in (False, True):
                 constants = {**moments, "SILU": silu, "PARTS": _PARTS}
                 told = {**tensors, **kept, **of_parts, "tiles": "i32", "tile_pixels": "i32", "eps": "fp32"}
                 called = f"group_norm {name} {channels}{' silu' if silu else ''}"
-                yield from specimens_of(_normalised, called, told, constants)
+                yield from compile_cases(_normalize_tiles, called, told, constants)
             # Behind `_joined`, whose one part Triton knows as a constant.
             constants = {**moments, "SILU": True, "PARTS": 1, "parts": 1}
             told = {argument: kind for argument, kind in told.items() if argument != "parts"}
-            yield from specimens_of(_normalised, f"group_norm {name} {channels} of one part", told, constants)
+            yield from compile_cases(_normalize_tiles, f"group_norm {name} {channels} of one part", told, constants)
         told = {**kept, "mean": "*fp32", "square": "*fp32", **of_parts}
-        joined = {"groups": 32, "group": 4, "PARTS": _MOST_PARTS, "GROUPS": _TOGETHER}
+        joined = {"groups": 32, "group": 4, "PARTS": _MOST_PARTS, "GROUPS": _JOINED_GROUPS}
         if name == "fp32":  # whatever pictures are, their moments are
-            yield from specimens_of(_joined, "group_norm joined", told, joined)
+            yield from compile_cases(_join_moments, "group_norm joined", told, joined)
         for channels, pixels in ((1280, 64), (640, 1024), (1280, 1024)):
             group = channels // 32
-            is_held = math.prod(_tile(pixels, group, is_held=True)) <= _HELD
+            is_held = math.prod(_tile(pixels, group, is_held=True)) <= _MAX_HELD_ELEMENTS
             wide, rows = _tile(pixels, group, is_held=is_held)
             sizes = {"HELD": is_held, "WIDE": wide, "ROWS": rows}
             told = {**tensors, "pixels": "i32", "bucket": "i32", "eps": "fp32"}
             constants = {"channels": channels, "group": group, "SILU": True, **sizes}
-            yield from specimens_of(_strip, f"group_norm strip {name} {channels} {pixels}", told, constants)
+            yield from compile_cases(_normalize_strip, f"group_norm strip {name} {channels} {pixels}", told, constants)
 
 
-def _parts(pixels: int, blocks: int) -> tuple[int, int]:
+def _split_pixels(pixels: int, blocks: int) -> tuple[int, int]:
     """Pixels of each part, and how many parts there are, of a picture whose channels take so many programs.
 
     No part is empty: a loop that is unrolled would not see that it has nothing to do.
@@ -494,7 +502,7 @@ def _parts(pixels: int, blocks: int) -> tuple[int, int]:
     return part_pixels, triton.cdiv(pixels, part_pixels)
 
 
-def _fitting(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
+def _check_weights(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
     if x.ndim != 4 or groups < 1 or x.shape[1] % groups:
         raise InvalidRequest(f"{groups} groups of {list(x.shape)}", allowed="[B, C, h, w], whose C divides into groups")
     if weight.shape != (x.shape[1],) or bias.shape != (x.shape[1],):

@@ -21,14 +21,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stillhouse.backends.kernels.launch import DTYPES, Specimen, bucket, launches, specimens_of, tuned
+from stillhouse.backends.kernels.launch import DTYPES, CompileCase, autotune, compile_cases, size_bucket, uses_kernel
 from stillhouse.errors import InvalidRequest
 
-WEIGHTS = ("scale", "of_z", "of_output", "reach", "kept", "gained")
+STEP_WEIGHTS = ("scale", "of_z", "of_output", "reach", "kept", "gained")
 """The columns of what each picture is told."""
 
 
-@tuned(["bucket", "PAST", "PAIRED"], warps=(1, 4), BLOCK=(256, 1024))
+@autotune(["bucket", "PAST", "PAIRED"], warps=(1, 4), BLOCK=(256, 1024))
 @triton.jit
 def _guided_step(
     z,
@@ -99,14 +99,14 @@ def guided_step(
     """
     _check(z, output, rows, weights, past)
     z, output, weights = (tensor.contiguous() for tensor in (z, output, weights))
-    if not launches(z, output, *(() if past is None else (past,))):
+    if not uses_kernel(z, output, *(() if past is None else (past,))):
         return reference(z, output, rows, weights, past)
     moved, clean = torch.empty_like(z), torch.empty_like(z)
     size = z[0].numel() if len(z) else 0
     if size:
         before = z if past is None else past.contiguous()
         places = weights if rows is None else rows.contiguous()
-        told = (size, bucket(size * len(z)), past is not None, rows is None)
+        told = (size, size_bucket(size * len(z)), past is not None, rows is None)
         with torch.cuda.device_of(z):
             _guided_step[lambda meta: (triton.cdiv(size, meta["BLOCK"]), len(z))](
                 z, output, before, places, weights, moved, clean, *told
@@ -140,14 +140,14 @@ def bytes_moved(z: Tensor, output: Tensor, past: Tensor | None = None) -> int:
     return pictures * z.numel() * z.element_size() + output.numel() * output.element_size()
 
 
-def specimens() -> Iterator[Specimen]:
+def cases() -> Iterator[CompileCase]:
     """With and without a past in each dtype, of rows that are pairs and of any."""
     for name in DTYPES.values():
         for past, paired in product((False, True), repeat=2):
             tensors = dict.fromkeys(("z", "output", "past", "moved", "clean"), f"*{name}")
             others = {"rows": "*i32", "weights": "*fp32", "size": "i32", "bucket": "i32"}
             called = f"guided_step {name}{' past' if past else ''}{' paired' if paired else ''}"
-            yield from specimens_of(_guided_step, called, {**tensors, **others}, {"PAST": past, "PAIRED": paired})
+            yield from compile_cases(_guided_step, called, {**tensors, **others}, {"PAST": past, "PAIRED": paired})
 
 
 def _check(z: Tensor, output: Tensor, rows: Tensor | None, weights: Tensor, past: Tensor | None) -> None:
@@ -156,11 +156,11 @@ def _check(z: Tensor, output: Tensor, rows: Tensor | None, weights: Tensor, past
     if rows is None and len(output) != 2 * len(z):
         raise InvalidRequest(f"{len(output)} rows of pairs for {len(z)} pictures", allowed=f"{2 * len(z)}, or `rows`")
     is_told = rows is None or (rows.shape == (len(z), 2) and rows.dtype == torch.int32)
-    if not is_told or weights.shape != (len(z), len(WEIGHTS)):
+    if not is_told or weights.shape != (len(z), len(STEP_WEIGHTS)):
         told = "pairs" if rows is None else f"{list(rows.shape)}"
         raise InvalidRequest(
             f"rows {told} and weights {list(weights.shape)} for {len(z)} pictures",
-            allowed=f"int32 [{len(z)}, 2] and [{len(z)}, {len(WEIGHTS)}]",
+            allowed=f"int32 [{len(z)}, 2] and [{len(z)}, {len(STEP_WEIGHTS)}]",
         )
     if past is not None and past.shape != z.shape:
         raise InvalidRequest(f"a past of {list(past.shape)} for {list(z.shape)}", allowed="the same shape")

@@ -10,7 +10,7 @@ import torch
 import triton
 from torch import Tensor
 
-from stillhouse.backends.torch_device import EXCLUSIVE
+from stillhouse.backends.torch_device import GPU_LOCK
 from stillhouse.errors import UnsupportedPrecision
 
 # Products are added without rounding in between, as until Triton 3.9 by default; that warns where nothing is said.
@@ -27,7 +27,7 @@ Grid: TypeAlias = Callable[[Mapping[str, Any]], tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
-class Specimen:
+class CompileCase:
     """A kernel as a compiler sees it, for one dtype and one shape.
 
     Args:
@@ -45,9 +45,9 @@ class Specimen:
     warps: int = 4
 
 
-def specimens_of(
+def compile_cases(
     kernel: Any, name: str, signature: Mapping[str, str], constants: Mapping[str, Any]
-) -> Iterator[Specimen]:
+) -> Iterator[CompileCase]:
     """A kernel of `tuned` as it is compiled for these constants: for halves by every configuration that is tried then,
     for other dtypes, which differ in how they are read and written only, by the first.
 
@@ -63,10 +63,10 @@ def specimens_of(
         every = {**constants, **one.kwargs}
         how = [*(f"{constant} {value}" for constant, value in one.kwargs.items()), f"{one.num_warps} warps"]
         told = {**signature, **dict.fromkeys(every, "constexpr")}
-        yield Specimen(f"{name}, {', '.join(how)}", kernel.fn, told, every, one.num_warps)
+        yield CompileCase(f"{name}, {', '.join(how)}", kernel.fn, told, every, one.num_warps)
 
 
-def launches(*tensors: Tensor) -> bool:
+def uses_kernel(*tensors: Tensor) -> bool:
     """Whether a kernel is launched for these, and not its reference computed.
 
     Raises:
@@ -81,7 +81,7 @@ def launches(*tensors: Tensor) -> bool:
     return INTERPRETED or all(tensor.is_cuda for tensor in tensors)
 
 
-def tuned(key: Sequence[str], warps: Sequence[int] = (4, 8), prune: Any = None, **choices: Sequence[int]) -> Any:
+def autotune(key: Sequence[str], warps: Sequence[int] = (4, 8), prune: Any = None, **choices: Sequence[int]) -> Any:
     """Like `triton.autotune`: for each new key the quickest configuration is found, in some milliseconds each.
 
     Args:
@@ -95,26 +95,26 @@ def tuned(key: Sequence[str], warps: Sequence[int] = (4, 8), prune: Any = None, 
         for *chosen, count in product(*choices.values(), warps)
     ]
     left = {"early_config_prune": prune} if prune else None
-    return triton.autotune(every[:1] if INTERPRETED else every, list(key), left, do_bench=_brief)
+    return triton.autotune(every[:1] if INTERPRETED else every, list(key), left, do_bench=_do_bench)
 
 
-def _brief(call: Callable[[], object], quantiles: Sequence[float]) -> Any:
-    with EXCLUSIVE:
+def _do_bench(call: Callable[[], object], quantiles: Sequence[float]) -> Any:
+    with GPU_LOCK:
         return triton.testing.do_bench(call, warmup=_WARM_UP, rep=_REPEATED, quantiles=quantiles)
 
 
-def bucket(count: int) -> int:
+def size_bucket(count: int) -> int:
     """Sizes that are tuned together: those between the same two powers of two."""
     return count.bit_length()
 
 
-def dense(x: Tensor) -> Tensor:
+def to_dense(x: Tensor) -> Tensor:
     """The tensor, or a copy whose elements lie one behind the other in some order of its axes."""
     if x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)):
         return x
     return x.contiguous()
 
 
-def over(count: int) -> Grid:
+def block_grid(count: int) -> Grid:
     """A program for every BLOCK of so many elements."""
     return lambda meta: (triton.cdiv(count, meta["BLOCK"]),)

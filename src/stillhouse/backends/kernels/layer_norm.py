@@ -19,22 +19,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stillhouse.backends.kernels.launch import DTYPES, Specimen, bucket, launches, specimens_of, tuned
+from stillhouse.backends.kernels.launch import DTYPES, CompileCase, autotune, compile_cases, size_bucket, uses_kernel
 from stillhouse.errors import InvalidRequest
 
 _FEWEST, _MOST = 1024, 4096
 """Elements of a program."""
 
 
-def _fitting_rows(every: Sequence[Any], told: Mapping[str, Any], **constants: Any) -> Sequence[Any]:
+def _prune_configs(configs: Sequence[Any], named_args: Mapping[str, Any], **constants: Any) -> Sequence[Any]:
     """Of the configurations those by which a program has enough elements, and not too many to hold."""
-    wide = {**told, **constants}["COLUMNS"]
-    fit = [one for one in every if _FEWEST <= one.kwargs["ROWS"] * wide <= _MOST]
+    wide = {**named_args, **constants}["COLUMNS"]
+    fit = [one for one in configs if _FEWEST <= one.kwargs["ROWS"] * wide <= _MOST]
     rows, warps = (1, 4) if wide > _MOST else (8, 1)
-    return fit or [one for one in every if (one.kwargs["ROWS"], one.num_warps) == (rows, warps)] or every[:1]
+    return fit or [one for one in configs if (one.kwargs["ROWS"], one.num_warps) == (rows, warps)] or configs[:1]
 
 
-@tuned(["columns", "bucket", "RESIDUAL"], warps=(1, 4), prune=_fitting_rows, ROWS=(1, 2, 4, 8))
+@autotune(["columns", "bucket", "RESIDUAL"], warps=(1, 4), prune=_prune_configs, ROWS=(1, 2, 4, 8))
 @triton.jit
 def _layer_norm(
     x,
@@ -82,8 +82,8 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         InvalidRequest: weights of another length.
         UnsupportedPrecision: another dtype.
     """
-    x = _fitting(x, weight, bias)
-    if not launches(x, weight, bias):
+    x = _check_weights(x, weight, bias)
+    if not uses_kernel(x, weight, bias):
         return reference(x, weight, bias, eps)
     out = torch.empty_like(x)
     _launch(x, x, weight, bias, out, out, eps, has_residual=False)
@@ -107,10 +107,10 @@ def add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, ep
     Returns:
         the norm, and the sum.
     """
-    x, residual = _fitting(x, weight, bias), residual.contiguous()
+    x, residual = _check_weights(x, weight, bias), residual.contiguous()
     if residual.shape != x.shape or residual.dtype != x.dtype:
         raise InvalidRequest(f"a residual of {list(residual.shape)} to {list(x.shape)}", allowed="the same shape")
-    if not launches(x, weight, bias):
+    if not uses_kernel(x, weight, bias):
         return add_reference(x, residual, weight, bias, eps)
     out, added = torch.empty_like(x), torch.empty_like(x)
     _launch(x, residual, weight, bias, out, added, eps, has_residual=True)
@@ -139,7 +139,7 @@ def bytes_moved(x: Tensor, has_residual: bool = False) -> int:
     return (4 if has_residual else 2) * x.numel() * x.element_size()
 
 
-def specimens() -> Iterator[Specimen]:
+def cases() -> Iterator[CompileCase]:
     """With and without a residual in each dtype, as wide as Stable Diffusion's narrowest and widest blocks."""
     for name in DTYPES.values():
         for columns in (320, 1280):
@@ -149,10 +149,10 @@ def specimens() -> Iterator[Specimen]:
                 constants = {"columns": columns, "COLUMNS": wide, "RESIDUAL": residual}
                 numbers = {"rows": "i32", "bucket": "i32", "eps": "fp32"}
                 called = f"layer_norm {name} {columns}{' residual' if residual else ''}"
-                yield from specimens_of(_layer_norm, called, {**tensors, **numbers}, constants)
+                yield from compile_cases(_layer_norm, called, {**tensors, **numbers}, constants)
 
 
-def _fitting(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _check_weights(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     if weight.shape != x.shape[-1:] or bias.shape != x.shape[-1:]:
         raise InvalidRequest(
             f"weights of {list(weight.shape)} and {list(bias.shape)} for {list(x.shape)}",
@@ -183,7 +183,7 @@ def _launch(
                 out,
                 added,
                 rows,
-                bucket(rows),
+                size_bucket(rows),
                 eps,
                 columns,
                 triton.next_power_of_2(columns),

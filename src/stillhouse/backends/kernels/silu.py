@@ -10,10 +10,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stillhouse.backends.kernels.launch import DTYPES, Specimen, bucket, dense, launches, over, specimens_of, tuned
+from stillhouse.backends.kernels.launch import (
+    DTYPES,
+    CompileCase,
+    autotune,
+    block_grid,
+    compile_cases,
+    size_bucket,
+    to_dense,
+    uses_kernel,
+)
 
 
-@tuned(["bucket"], warps=(4,), BLOCK=(1024, 2048))
+@autotune(["bucket"], warps=(4,), BLOCK=(1024, 2048))
 @triton.jit
 def _silu(x, out, count, bucket, BLOCK: tl.constexpr):  # noqa: N803
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -32,19 +41,19 @@ def silu(x: Tensor) -> Tensor:
     Raises:
         UnsupportedPrecision: another dtype.
     """
-    x = dense(x)
-    if not launches(x):
+    x = to_dense(x)
+    if not uses_kernel(x):
         return reference(x)
     out = torch.empty_like(x)
     if x.numel():
         with torch.cuda.device_of(x):
-            _silu[over(x.numel())](x, out, x.numel(), bucket(x.numel()))
+            _silu[block_grid(x.numel())](x, out, x.numel(), size_bucket(x.numel()))
     return out
 
 
 @silu.register_fake
 def _(x: Tensor) -> Tensor:
-    return torch.empty_like(dense(x))
+    return torch.empty_like(to_dense(x))
 
 
 def reference(x: Tensor) -> Tensor:
@@ -57,8 +66,8 @@ def bytes_moved(x: Tensor) -> int:
     return 2 * x.numel() * x.element_size()
 
 
-def specimens() -> Iterator[Specimen]:
+def cases() -> Iterator[CompileCase]:
     """In each dtype."""
     for name in DTYPES.values():
         kinds = {"x": f"*{name}", "out": f"*{name}", "count": "i32", "bucket": "i32"}
-        yield from specimens_of(_silu, f"silu {name}", kinds, {})
+        yield from compile_cases(_silu, f"silu {name}", kinds, {})

@@ -28,7 +28,7 @@ from stillhouse.backends.kernels.geglu import geglu
 from stillhouse.backends.kernels.group_norm import group_norm
 from stillhouse.backends.kernels.layer_norm import add_layer_norm, layer_norm
 from stillhouse.backends.kernels.silu import silu
-from stillhouse.backends.torch_attention import KernelAttention, is_plain
+from stillhouse.backends.torch_attention import KernelAttnProcessor, is_plain_attention
 
 _PLAIN = (AttnProcessor2_0, FusedAttnProcessor2_0)
 """diffusers' processors whose kernel is the one that torch prefers."""
@@ -52,7 +52,7 @@ class FusedGroupNormSiLU(nn.GroupNorm):
         return out
 
 
-class LinearOfSiLU(nn.Linear):
+class SiLULinear(nn.Linear):
     """A layer whose input went through SiLU before, in a module of its own that now does nothing."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
@@ -107,7 +107,7 @@ class FusedTransformer(Transformer2DModel):  # type: ignore[misc]
 
 
 @dataclass(frozen=True, slots=True)
-class Swapped:
+class ModuleSwap:
     """What was changed in a network."""
 
     _changes: list[tuple[nn.Module, str, Any]] = field(default_factory=list)
@@ -127,7 +127,7 @@ class Swapped:
         setattr(module, name, value)
 
 
-def swap(network: nn.Module) -> Swapped:
+def swap_modules(network: nn.Module) -> ModuleSwap:
     """Put kernels wherever the network has what they compute. It is to be used without gradients from then on.
 
     Networks should be channels last: others are copied at each GroupNorm.
@@ -135,42 +135,42 @@ def swap(network: nn.Module) -> Swapped:
     >>> swapped = swap(unet)  # doctest: +SKIP
     >>> swapped.undo()  # doctest: +SKIP
     """
-    swapped = Swapped()
+    swapped = ModuleSwap()
     for module in network.modules():
         if type(module) is GEGLU:
             swapped._set(module, "__class__", FusedGEGLU)
-        elif type(module) is ResnetBlock2D and _is_plain(module):
+        elif type(module) is ResnetBlock2D and _is_plain_resnet(module):
             _swap_block(swapped, module)
-        elif type(module) is BasicTransformerBlock and _is_usual(module):
+        elif type(module) is BasicTransformerBlock and _is_standard_block(module):
             swapped._set(module, "__class__", FusedTransformerBlock)
         elif type(module) is Transformer2DModel and type(module.norm) is nn.GroupNorm:
             swapped._set(module, "__class__", FusedTransformer)
             swapped._set(module.norm, "__class__", FusedGroupNorm)
-        elif type(module) is Attention and is_plain(module) and type(module.processor) in _PLAIN:
-            swapped._set(module, "processor", KernelAttention("sdpa", masked=cast(Any, module.processor)))
-    for last in _last(network):
+        elif type(module) is Attention and is_plain_attention(module) and type(module.processor) in _PLAIN:
+            swapped._set(module, "processor", KernelAttnProcessor("sdpa", masked_processor=cast(Any, module.processor)))
+    for last in _final_norm_owners(network):
         if type(last.conv_norm_out) is nn.GroupNorm and isinstance(last.conv_act, nn.SiLU):
             swapped._set(last.conv_norm_out, "__class__", FusedGroupNormSiLU)
             swapped._set(last, "conv_act", nn.Identity())
     return swapped
 
 
-def _swap_block(swapped: Swapped, block: Any) -> None:
+def _swap_block(swapped: ModuleSwap, block: Any) -> None:
     swapped._set(block.norm1, "__class__", FusedGroupNormSiLU)
     swapped._set(block.norm2, "__class__", FusedGroupNormSiLU)
     if block.time_emb_proj is not None and not block.skip_time_act:
-        swapped._set(block.time_emb_proj, "__class__", LinearOfSiLU)
+        swapped._set(block.time_emb_proj, "__class__", SiLULinear)
     swapped._set(block, "nonlinearity", nn.Identity())
 
 
-def _is_plain(block: Any) -> bool:
+def _is_plain_resnet(block: Any) -> bool:
     """Whether SiLU follows each of its norms at once."""
     norms = (type(block.norm1), type(block.norm2)) == (nn.GroupNorm, nn.GroupNorm)
     projection = block.time_emb_proj is None or type(block.time_emb_proj) is nn.Linear
     return norms and projection and isinstance(block.nonlinearity, nn.SiLU) and block.time_embedding_norm == "default"
 
 
-def _is_usual(block: Any) -> bool:
+def _is_standard_block(block: Any) -> bool:
     """Whether it is a block of Stable Diffusion's, without what other networks add."""
     norms = all(
         isinstance(norm, nn.LayerNorm) and norm.bias is not None for norm in (block.norm1, block.norm2, block.norm3)
@@ -179,7 +179,7 @@ def _is_usual(block: Any) -> bool:
     return norms and usual and block.attn2 is not None and getattr(block, "fuser", None) is None
 
 
-def _last(network: nn.Module) -> Iterator[Any]:
+def _final_norm_owners(network: nn.Module) -> Iterator[Any]:
     for module in network.modules():
         if isinstance(module, UNet2DConditionModel):
             yield module

@@ -11,14 +11,14 @@ from stillhouse.core import Picture
 from stillhouse.errors import InvalidRequest
 from stillhouse.images.png import read_picture
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-TABLES = ("metadata.jsonl", "captions.jsonl")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+METADATA_FILES = ("metadata.jsonl", "captions.jsonl")
 """A JSON object a line: `file_name`, and `text` or `caption`."""
-_TOLD = ("text", "caption", "prompt")
+_CAPTION_KEYS = ("text", "caption", "prompt")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Captioned:
+class CaptionedImage:
     """One picture, uint8 [height, width, 3], and what is said about it."""
 
     name: str
@@ -27,14 +27,14 @@ class Captioned:
 
 
 @dataclass(frozen=True, slots=True)
-class Skipped:
+class SkippedImage:
     """One that cannot be learnt from, and why."""
 
     name: str
     reason: str
 
 
-def read_folder(folder: Path) -> Iterator[Captioned | Skipped]:
+def read_image_folder(folder: Path) -> Iterator[CaptionedImage | SkippedImage]:
     """Every picture of a folder and of those below it, in the order of their names.
 
     A caption is the text of NAME.txt beside NAME.png, or a line of `TABLES` in the same directory. In a tar file it is
@@ -46,29 +46,31 @@ def read_folder(folder: Path) -> Iterator[Captioned | Skipped]:
     if not folder.is_dir():
         raise InvalidRequest(f"{folder} is no folder", allowed="a folder of pictures with captions")
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    pictures = [path for path in files if path.suffix.lower() in PICTURES]
+    pictures = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     tars = [path for path in files if path.suffix.lower() == ".tar"]
     if not pictures and not tars:
-        raise InvalidRequest(f"{folder} holds no pictures", allowed=f"files that end in {', '.join(PICTURES)}, or .tar")
-    tables = {path.parent: _table(path) for path in files if path.name in TABLES}
+        raise InvalidRequest(
+            f"{folder} holds no pictures", allowed=f"files that end in {', '.join(IMAGE_SUFFIXES)}, or .tar"
+        )
+    tables = {path.parent: _read_metadata(path) for path in files if path.name in METADATA_FILES}
     for path in pictures:
         name = path.relative_to(folder).as_posix()
         beside = path.with_suffix(".txt")
         caption = tables.get(path.parent, {}).get(path.name)
         if beside.is_file():
             caption = beside.read_text(encoding="utf-8", errors="replace")
-        yield _read(name, path.read_bytes(), caption)
+        yield _read_image(name, path.read_bytes(), caption)
     for path in tars:
-        yield from _tar(path, path.relative_to(folder).as_posix())
+        yield from _read_tar(path, path.relative_to(folder).as_posix())
 
 
-def count_pictures(folder: Path) -> int | None:
+def count_images(folder: Path) -> int | None:
     """How many there are, with captions or without; None where some lie in tar files, which would have to be read."""
     kinds = [path.suffix.lower() for path in folder.rglob("*") if path.is_file()]
-    return None if ".tar" in kinds else sum(kind in PICTURES for kind in kinds)
+    return None if ".tar" in kinds else sum(kind in IMAGE_SUFFIXES for kind in kinds)
 
 
-def _table(path: Path) -> Mapping[str, str]:
+def _read_metadata(path: Path) -> Mapping[str, str]:
     found = {}
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         if line.strip():
@@ -81,7 +83,7 @@ def _table(path: Path) -> Mapping[str, str]:
     return found
 
 
-def _tar(path: Path, name: str) -> Iterator[Captioned | Skipped]:
+def _read_tar(path: Path, name: str) -> Iterator[CaptionedImage | SkippedImage]:
     """Members of one key stand beside each other; a tar that is cut short tells so after what could be read."""
     group: dict[str, bytes] = {}
     key = ""
@@ -94,40 +96,40 @@ def _tar(path: Path, name: str) -> Iterator[Captioned | Skipped]:
                 if not member.isfile():
                     continue
                 if stem != key and group:
-                    yield from _sample(f"{name}/{key}", group)
+                    yield from _read_tar_sample(f"{name}/{key}", group)
                     group = {}
                 content = stream.extractfile(member)
                 key = stem
                 group[f".{kind.lower()}"] = content.read() if content else b""
     except (tarfile.TarError, OSError, EOFError) as error:
-        yield Skipped(name, f"cannot be read any further: {error}")
+        yield SkippedImage(name, f"cannot be read any further: {error}")
     if group:
-        yield from _sample(f"{name}/{key}", group)
+        yield from _read_tar_sample(f"{name}/{key}", group)
 
 
-def _sample(name: str, group: Mapping[str, bytes]) -> Iterator[Captioned | Skipped]:
+def _read_tar_sample(name: str, group: Mapping[str, bytes]) -> Iterator[CaptionedImage | SkippedImage]:
     caption = group[".txt"].decode("utf-8", "replace") if ".txt" in group else None
     if caption is None and ".json" in group:
         try:
             caption = _caption(json.loads(group[".json"]))
         except ValueError:
-            yield Skipped(name, "its .json is no JSON")
+            yield SkippedImage(name, "its .json is no JSON")
             return
     for kind, content in group.items():
-        if kind in PICTURES:
-            yield _read(str(PurePosixPath(name + kind)), content, caption)
+        if kind in IMAGE_SUFFIXES:
+            yield _read_image(str(PurePosixPath(name + kind)), content, caption)
 
 
 def _caption(row: object) -> str | None:
     if not isinstance(row, Mapping):
         return None
-    return next((str(row[name]) for name in _TOLD if row.get(name)), None)
+    return next((str(row[name]) for name in _CAPTION_KEYS if row.get(name)), None)
 
 
-def _read(name: str, content: bytes, caption: str | None) -> Captioned | Skipped:
+def _read_image(name: str, content: bytes, caption: str | None) -> CaptionedImage | SkippedImage:
     if caption is None or not caption.strip():
-        return Skipped(name, "has no caption")
+        return SkippedImage(name, "has no caption")
     try:
-        return Captioned(name, read_picture(BytesIO(content)), " ".join(caption.split()))
+        return CaptionedImage(name, read_picture(BytesIO(content)), " ".join(caption.split()))
     except InvalidRequest as error:
-        return Skipped(name, error.given)
+        return SkippedImage(name, error.given)

@@ -14,34 +14,35 @@ import torch
 from torch import Tensor
 
 from stillhouse.core import ImageRequest
-from stillhouse.distill.data.samples import Item
-from stillhouse.distill.data.shards import awaited as awaited_parts
-from stillhouse.distill.training.networks import Inputs
+from stillhouse.diffusion import CONDITIONAL, UNCONDITIONAL
+from stillhouse.distill.data.samples import LatentSample
+from stillhouse.distill.data.shards import wait_for_shards as awaited_parts
+from stillhouse.distill.training.networks import UNetInputs
 from stillhouse.pipelines.pipeline import Pipeline
 
 _GUIDANCE_INPUT = "timestep_cond"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Pair:
+class LatentBatch:
     """A batch: clean and scaled latents, float32 [B, C, h, w], and what is said about them."""
 
     latents: Tensor
-    said: Inputs
+    cond: UNetInputs
 
 
-class Pairs(Protocol):
+class LatentDataset(Protocol):
     """Where batches come from."""
 
-    def batch(self, rng: np.random.Generator, count: int) -> Pair:
+    def batch(self, rng: np.random.Generator, count: int) -> LatentBatch:
         """So many, decided by the generator alone."""
 
-    def nothing(self, count: int) -> Inputs:
+    def negative_inputs(self, count: int) -> UNetInputs:
         """So many rows of the negative prompt."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class KeptPairs:
+class CachedLatents:
     """Pairs that were encoded before.
 
     Args:
@@ -52,23 +53,25 @@ class KeptPairs:
     """
 
     latents: Tensor
-    captions: Tensor
-    texts: Inputs
-    unsaid: Inputs
+    caption_rows: Tensor
+    text_inputs: UNetInputs
+    uncond: UNetInputs
 
-    def batch(self, rng: np.random.Generator, count: int) -> Pair:
+    def batch(self, rng: np.random.Generator, count: int) -> LatentBatch:
         """See `Pairs`."""
         items = torch.from_numpy(rng.integers(len(self.latents), size=count))
-        chosen = torch.from_numpy(rng.integers(self.captions.shape[1], size=count))
-        rows = self.captions[items, chosen]
-        return Pair(self.latents[items].float(), {name: kept[rows].float() for name, kept in self.texts.items()})
+        chosen = torch.from_numpy(rng.integers(self.caption_rows.shape[1], size=count))
+        rows = self.caption_rows[items, chosen]
+        return LatentBatch(
+            self.latents[items].float(), {name: kept[rows].float() for name, kept in self.text_inputs.items()}
+        )
 
-    def nothing(self, count: int) -> Inputs:
+    def negative_inputs(self, count: int) -> UNetInputs:
         """See `Pairs`."""
-        return {name: row.float().expand(count, *row.shape[1:]) for name, row in self.unsaid.items()}
+        return {name: row.float().expand(count, *row.shape[1:]) for name, row in self.uncond.items()}
 
 
-def awaited(folder: Path) -> KeptPairs:
+def wait_for_latents(folder: Path) -> CachedLatents:
     """Those of a folder, as soon as the process that encodes is done."""
     parts = awaited_parts(folder)
     most = max(part["captions"].shape[1] for part in parts)
@@ -77,25 +80,25 @@ def awaited(folder: Path) -> KeptPairs:
         own = part["captions"] + rows
         captions.append(torch.cat([own, own[:, :1].expand(-1, most - own.shape[1])], dim=1))
         rows += len(next(iter(part["texts"].values())))
-    return KeptPairs(
+    return CachedLatents(
         latents=torch.cat([part["latents"] for part in parts]),
-        captions=torch.cat(captions),
-        texts={name: torch.cat([part["texts"][name] for part in parts]) for name in parts[0]["texts"]},
-        unsaid=parts[0]["unsaid"],
+        caption_rows=torch.cat(captions),
+        text_inputs={name: torch.cat([part["texts"][name] for part in parts]) for name in parts[0]["texts"]},
+        uncond=parts[0]["unsaid"],
     )
 
 
-def encoded_pairs(pipeline: Pipeline, items: Iterable[Item]) -> dict[str, Any]:
+def encode_samples(pipeline: Pipeline, samples: Iterable[LatentSample]) -> dict[str, Any]:
     """A part of them, as `parts.keep` writes it."""
     latents: list[Tensor] = []
     captions: list[list[int]] = []
     rows: dict[str, int] = {}
-    texts: list[Inputs] = []
-    for item in items:
+    texts: list[UNetInputs] = []
+    for item in samples:
         for text in item.captions:
             if text not in rows:
                 rows[text] = len(rows)
-                texts.append(told(pipeline, text))
+                texts.append(encode_caption(pipeline, text))
         latents.append(torch.from_numpy(item.latents).half())
         captions.append([rows[text] for text in item.captions])
     most = max(map(len, captions))
@@ -103,28 +106,29 @@ def encoded_pairs(pipeline: Pipeline, items: Iterable[Item]) -> dict[str, Any]:
         "latents": torch.stack(latents),
         "captions": torch.tensor([[*some, *[some[0]] * (most - len(some))] for some in captions]),
         "texts": {name: torch.stack([text[name] for text in texts]) for name in texts[0]},
-        "unsaid": unsaid(pipeline),
+        "unsaid": encode_negative_prompt(pipeline),
     }
 
 
-def told(pipeline: Pipeline, text: str) -> Inputs:
+def encode_caption(pipeline: Pipeline, text: str) -> UNetInputs:
     """What the U-Net is told by a text, float16, without the guidance scale."""
     unguided = None if pipeline.manifest.distilled else 1.0  # a student may know no such scale
-    return halves(read_inputs(pipeline, pipeline.start(ImageRequest(text, guidance=unguided)).conditioning))
+    trajectory = pipeline.start(ImageRequest(text, guidance=unguided))
+    return inputs_to_f16(inputs_to_numpy(pipeline, trajectory.branches[CONDITIONAL].inputs))
 
 
-def unsaid(pipeline: Pipeline) -> Inputs:
+def encode_negative_prompt(pipeline: Pipeline) -> UNetInputs:
     """What the U-Net is told by the negative prompt, float16, in one row."""
-    draft = pipeline.start(ImageRequest(""))
-    said = read_inputs(pipeline, draft.unconditional or draft.conditioning)
-    return {name: row[None] for name, row in halves(said).items()}
+    branches = pipeline.start(ImageRequest("")).branches
+    said = inputs_to_numpy(pipeline, branches.get(UNCONDITIONAL, branches[CONDITIONAL]).inputs)
+    return {name: row[None] for name, row in inputs_to_f16(said).items()}
 
 
-def read_inputs(pipeline: Pipeline, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+def inputs_to_numpy(pipeline: Pipeline, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
     """What the U-Net of a draft is told, as NumPy's arrays."""
-    return {name: pipeline.arrays.read(row) for name, row in inputs.items()}
+    return {name: pipeline.arrays.to_numpy(row) for name, row in inputs.items()}
 
 
-def halves(inputs: Mapping[str, Any]) -> Inputs:
+def inputs_to_f16(inputs: Mapping[str, Any]) -> UNetInputs:
     """What the U-Net is told, float16, without the guidance scale."""
     return {name: torch.from_numpy(np.array(row)).half() for name, row in inputs.items() if name != _GUIDANCE_INPUT}

@@ -8,23 +8,25 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from stillhouse.core import Array, ImageRequest, Picture
-from stillhouse.distill.data.image_folder import Captioned, Skipped, read_folder
+from stillhouse.distill.data.image_folder import CaptionedImage, SkippedImage, read_image_folder
 from stillhouse.pipelines.pipeline import ImageTrajectory, Pipeline
-from stillhouse.shapes.caption import sample_seen
-from stillhouse.shapes.scene import draw, sample_scene
+from stillhouse.shapes.caption import sample_training_caption
+from stillhouse.shapes.scene import render_scene, sample_scene
 
-_TOGETHER = 8
+_BATCH = 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Item:
+class LatentSample:
     """Clean latents, scaled, float32 [C, h, w], and captions that are all true of them."""
 
     latents: Array
     captions: tuple[str, ...]
 
 
-def shapes(pipeline: Pipeline, count: int, seed: int, begin: int = 0, captions: int = 2) -> Iterator[Item]:
+def shapes_samples(
+    pipeline: Pipeline, count: int, seed: int, start: int = 0, captions: int = 2
+) -> Iterator[LatentSample]:
     """Scenes of the embedded world, with captions that training may see.
 
     Args:
@@ -38,16 +40,16 @@ def shapes(pipeline: Pipeline, count: int, seed: int, begin: int = 0, captions: 
     made = 0
     while made < count:
         scene = sample_scene(rng)
-        said = [caption for _ in range(captions) if (caption := sample_seen(scene, rng))]
+        said = [caption for _ in range(captions) if (caption := sample_training_caption(scene, rng))]
         if said:
             made += 1
-            if made > begin:
-                yield Item(pipeline.encode_image(draw(scene)), tuple(map(str, said)))
+            if made > start:
+                yield LatentSample(pipeline.encode_image(render_scene(scene)), tuple(map(str, said)))
 
 
-def folder(
-    pipeline: Pipeline, path: Path, count: int, skipped: Callable[[Skipped], None], begin: int = 0
-) -> Iterator[Item]:
+def folder_samples(
+    pipeline: Pipeline, path: Path, count: int, on_skipped: Callable[[SkippedImage], None], start: int = 0
+) -> Iterator[LatentSample]:
     """Pictures of a folder, cut in their middle to the pipeline's own size.
 
     Args:
@@ -62,20 +64,22 @@ def folder(
     """
     defaults = pipeline.manifest.defaults
     read = 0
-    for one in read_folder(path):
+    for one in read_image_folder(path):
         if read == count:
             return
-        if isinstance(one, Captioned):
+        if isinstance(one, CaptionedImage):
             read += 1
-            if read <= begin:
+            if read <= start:
                 continue
-            fitted = fit_to(one.picture, defaults.width, defaults.height)
-            yield Item(pipeline.encode_image(fitted), (one.caption,))
+            fitted = resize_and_crop(one.picture, defaults.width, defaults.height)
+            yield LatentSample(pipeline.encode_image(fitted), (one.caption,))
         else:
-            skipped(one)
+            on_skipped(one)
 
 
-def drawn(pipeline: Pipeline, prompts: Sequence[str], count: int, seed: int, begin: int = 0) -> Iterator[Item]:
+def generated_samples(
+    pipeline: Pipeline, prompts: Sequence[str], count: int, seed: int, start: int = 0
+) -> Iterator[LatentSample]:
     """What the teacher itself draws, for whoever has no pictures.
 
     Args:
@@ -85,16 +89,16 @@ def drawn(pipeline: Pipeline, prompts: Sequence[str], count: int, seed: int, beg
         seed: of the first; each has the next one.
         begin: so many are left out, as if they had been drawn before.
     """
-    for first in range(begin, count, _TOGETHER):
-        numbers = range(first, min(first + _TOGETHER, count))
+    for first in range(start, count, _BATCH):
+        numbers = range(first, min(first + _BATCH, count))
         requests = [ImageRequest(prompts[number % len(prompts)], seed=seed + number) for number in numbers]
         drafts: list[ImageTrajectory] = [pipeline.start(request) for request in requests]
         while pending := [draft for draft in drafts if not draft.is_done]:
             pipeline.advance(pending)
-        yield from (Item(pipeline.arrays.read(draft.latents), (draft.request.prompt,)) for draft in drafts)
+        yield from (LatentSample(pipeline.arrays.to_numpy(draft.latents), (draft.request.prompt,)) for draft in drafts)
 
 
-def fit_to(picture: Picture, width: int, height: int) -> Picture:
+def resize_and_crop(picture: Picture, width: int, height: int) -> Picture:
     """The largest middle part of that shape, in that size; uint8 [height, width, 3].
 
     >>> fit_to(np.zeros((10, 40, 3), np.uint8), 8, 8).shape

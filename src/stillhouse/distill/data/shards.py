@@ -13,16 +13,16 @@ from stillhouse.fit.checkpoint import write_atomically
 
 Item = TypeVar("Item")
 
-PART = 512
+SHARD_SIZE = 512
 """Items of one file."""
-_ALL = "all"
-_LOOK = 0.5
+_COMPLETE = "all"
+_POLL_SECONDS = 0.5
 """Seconds between two looks for a file that another process makes."""
 
 
-def keep(
+def write_shards(
     items: Callable[[int], Iterable[Item]],
-    encoded: Callable[[Sequence[Item]], Mapping[str, Any]],
+    encode: Callable[[Sequence[Item]], Mapping[str, Any]],
     folder: Path,
     progress: Callable[[int], None] = lambda done: None,
     deadline: float | None = None,
@@ -43,44 +43,44 @@ def keep(
         InvalidRequest: no items.
         FitFailed: no room for a part.
     """
-    if (folder / _ALL).exists():
+    if (folder / _COMPLETE).exists():
         return True
-    lengths = [len(torch.load(path, weights_only=True)["latents"]) for path in _files(folder)]
+    lengths = [len(torch.load(path, weights_only=True)["latents"]) for path in _shard_files(folder)]
     done, number = sum(lengths), len(lengths)
     part: list[Item] = []
-    for item in _in_time(iter(items(done)), deadline):
+    for item in _until_deadline(iter(items(done)), deadline):
         part.append(item)
         progress(done + len(part))
-        if len(part) == PART:
-            _write(encoded(part), folder / f"{number:05d}.pt")
+        if len(part) == SHARD_SIZE:
+            _write_shard(encode(part), folder / f"{number:05d}.pt")
             done, number, part = done + len(part), number + 1, []
     if part:
-        _write(encoded(part), folder / f"{number:05d}.pt")
+        _write_shard(encode(part), folder / f"{number:05d}.pt")
         done += len(part)
     if deadline is not None and time.monotonic() > deadline:
         return False
     if not done:
         raise InvalidRequest("nothing to learn from", allowed="one picture with a caption, or more")
-    write_atomically(folder / _ALL, lambda path: path.write_text(f"{done}\n"))
+    write_atomically(folder / _COMPLETE, lambda path: path.write_text(f"{done}\n"))
     return True
 
 
-def awaited(folder: Path) -> list[dict[str, Any]]:
+def wait_for_shards(folder: Path) -> list[dict[str, Any]]:
     """All parts of a folder in their order, as soon as the process that makes them is done."""
-    while not (folder / _ALL).exists():
-        time.sleep(_LOOK)
-    return [torch.load(path, weights_only=True) for path in _files(folder)]
+    while not (folder / _COMPLETE).exists():
+        time.sleep(_POLL_SECONDS)
+    return [torch.load(path, weights_only=True) for path in _shard_files(folder)]
 
 
-def _files(folder: Path) -> list[Path]:
+def _shard_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.pt"))
 
 
-def _in_time(items: Iterator[Item], deadline: float | None) -> Iterator[Item]:
+def _until_deadline(items: Iterator[Item], deadline: float | None) -> Iterator[Item]:
     while (deadline is None or time.monotonic() < deadline) and (item := next(items, None)) is not None:
         yield item
 
 
-def _write(part: Mapping[str, Any], path: Path) -> None:
+def _write_shard(shard: Mapping[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, partial(torch.save, part))
+    write_atomically(path, partial(torch.save, shard))

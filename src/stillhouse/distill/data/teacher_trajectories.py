@@ -20,6 +20,7 @@ from torch import Tensor
 
 from stillhouse.core import Array, ImageRequest
 from stillhouse.diffusion import (
+    CONDITIONAL,
     NoiseLevel,
     Schedule,
     TimestepGrid,
@@ -28,24 +29,24 @@ from stillhouse.diffusion import (
     grid_from_timesteps,
     noise_levels,
 )
-from stillhouse.distill.data.latent_dataset import halves, read_inputs, unsaid
-from stillhouse.distill.data.shards import awaited as awaited_parts
-from stillhouse.distill.training.networks import Inputs
-from stillhouse.distill.training.step_grids import refined
+from stillhouse.distill.data.latent_dataset import encode_negative_prompt, inputs_to_f16, inputs_to_numpy
+from stillhouse.distill.data.shards import wait_for_shards as awaited_parts
+from stillhouse.distill.training.networks import UNetInputs
+from stillhouse.distill.training.step_grids import refine
 from stillhouse.errors import BackendFailed
 from stillhouse.pipelines.pipeline import ImageTrajectory, Pipeline
 
 SOLVER = "dpmpp_2m"
 """By which the teacher walks: second order for the price of one evaluation a step."""
-_SAME = 0.5
+_SAME_CAPTION_SHARE = 0.5
 """Of the edits, those that keep the caption of their picture."""
-_FULL = "out of memory"
-_FEWEST = 4
+_OUT_OF_MEMORY = "out of memory"
+_MIN_TEACHER_STEPS = 4
 """Steps of the teacher's, however short its walk is."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Walked:
+class TeacherTrajectory:
     """One walk.
 
     Args:
@@ -61,11 +62,11 @@ class Walked:
     caption: str
     guidance: float
     kind: int = 0
-    said: Mapping[str, Array] = field(default_factory=dict)
+    cond: Mapping[str, Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Shown:
+class TrajectoryBatch:
     """A batch of places on walks.
 
     Args:
@@ -76,15 +77,15 @@ class Shown:
         guidance: scales, float32 [B].
     """
 
-    begun: Tensor
-    here: Tensor
-    reached: Tensor
-    said: Inputs
+    start: Tensor
+    current: Tensor
+    end: Tensor
+    cond: UNetInputs
     guidance: Tensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class KeptWalks:
+class TrajectoryDataset:
     """Walks that were made before.
 
     Args:
@@ -98,57 +99,59 @@ class KeptWalks:
     """
 
     latents: Tensor
-    captions: Tensor
+    caption_rows: Tensor
     guidance: Tensor
-    texts: Inputs
+    text_inputs: UNetInputs
     kinds: Tensor
-    unsaid: Inputs
+    uncond: UNetInputs
 
     def __len__(self) -> int:
         """How many."""
         return len(self.latents)
 
-    def on(self, device: torch.device) -> "KeptWalks":
+    def to(self, device: torch.device) -> "TrajectoryDataset":
         """The same in a GPU's memory, where it takes half of what is free there at most; else as they are."""
         if device.type != "cuda":
             return self
         torch.cuda.empty_cache()  # what making them took is free again
-        held = sum(tensor.numel() * tensor.element_size() for tensor in (self.latents, *self.texts.values()))
+        held = sum(tensor.numel() * tensor.element_size() for tensor in (self.latents, *self.text_inputs.values()))
         if 2 * held > torch.cuda.mem_get_info(device)[0]:
             return self
-        texts = {name: kept.to(device) for name, kept in self.texts.items()}
+        texts = {name: kept.to(device) for name, kept in self.text_inputs.items()}
         moved = {name: getattr(self, name).to(device) for name in ("latents", "captions", "guidance")}
-        return replace(self, **moved, texts=texts)
+        return replace(self, **moved, text_inputs=texts)
 
-    def shown(self, walks: Tensor, places: Tensor, reached: Tensor) -> Shown:
+    def gather(self, indices: Tensor, positions: Tensor, end_positions: Tensor) -> TrajectoryBatch:
         """Of these walks, int64 [B], what is at these levels and at those that are reached next, int64 [B] both."""
-        walks, places, reached = (index.to(self.latents.device) for index in (walks, places, reached))
-        rows = self.captions[walks]
-        return Shown(
-            self.latents[walks, 0].float(),
-            self.latents[walks, places].float(),
-            self.latents[walks, reached].float(),
-            {name: kept[rows].float() for name, kept in self.texts.items()},
-            self.guidance[walks],
+        indices, positions, end_positions = (
+            index.to(self.latents.device) for index in (indices, positions, end_positions)
+        )
+        rows = self.caption_rows[indices]
+        return TrajectoryBatch(
+            self.latents[indices, 0].float(),
+            self.latents[indices, positions].float(),
+            self.latents[indices, end_positions].float(),
+            {name: kept[rows].float() for name, kept in self.text_inputs.items()},
+            self.guidance[indices],
         )
 
 
-def awaited_walks(folder: Path) -> KeptWalks:
+def wait_for_trajectories(folder: Path) -> TrajectoryDataset:
     """Those of a folder, as soon as the process that makes them is done."""
     parts = awaited_parts(folder)
     begins = np.cumsum([0, *(len(next(iter(part["texts"].values()))) for part in parts)])
-    return KeptWalks(
+    return TrajectoryDataset(
         latents=torch.cat([part["latents"] for part in parts]),
-        captions=torch.cat([part["captions"] + int(begin) for part, begin in zip(parts, begins, strict=False)]),
+        caption_rows=torch.cat([part["captions"] + int(begin) for part, begin in zip(parts, begins, strict=False)]),
         guidance=torch.cat([part["guidance"] for part in parts]),
-        texts={name: torch.cat([part["texts"][name] for part in parts]) for name in parts[0]["texts"]},
+        text_inputs={name: torch.cat([part["texts"][name] for part in parts]) for name in parts[0]["texts"]},
         kinds=torch.cat([part["kinds"] for part in parts]),
-        unsaid=parts[0]["unsaid"],
+        uncond=parts[0]["unsaid"],
     )
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class TrajectoryPlan:
     """Walks that a teacher is to make.
 
     Args:
@@ -163,25 +166,25 @@ class Plan:
         together: walks that are made at once; fewer where a GPU's memory is too small.
     """
 
-    served: TimestepGrid
-    steps: int
+    student_grid: TimestepGrid
+    teacher_steps: int
     count: int
     guidance: tuple[float, float]
     seed: int
-    edits: Mapping[float, TimestepGrid] = field(default_factory=dict)
-    together: int = 8
+    edit_grids: Mapping[float, TimestepGrid] = field(default_factory=dict)
+    batch_size: int = 8
 
-    def of(self, schedule: Schedule) -> tuple["Route", ...]:
+    def routes(self, schedule: Schedule) -> tuple["TrajectoryRoute", ...]:
         """Each kind of walks, as a teacher of this schedule walks it."""
         edits = (
-            route_of(schedule, edit, max(_FEWEST, 2 * edit.steps, round(self.steps * strength)))
-            for strength, edit in self.edits.items()
+            plan_route(schedule, edit, max(_MIN_TEACHER_STEPS, 2 * edit.steps, round(self.teacher_steps * strength)))
+            for strength, edit in self.edit_grids.items()
         )
-        return (route_of(schedule, self.served, self.steps), *edits)
+        return (plan_route(schedule, self.student_grid, self.teacher_steps), *edits)
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
+class TrajectoryRoute:
     """What a teacher walks, and where it is kept.
 
     Args:
@@ -192,13 +195,13 @@ class Route:
         places: of the student's other levels in it, CLEAN included.
     """
 
-    first: NoiseLevel
-    above: tuple[NoiseLevel, ...]
-    fine: TimestepGrid
-    places: tuple[int, ...]
+    start: NoiseLevel
+    noisier_levels: tuple[NoiseLevel, ...]
+    teacher_grid: TimestepGrid
+    stored_positions: tuple[int, ...]
 
 
-def route_of(schedule: Schedule, served: TimestepGrid, steps: int) -> Route:
+def plan_route(schedule: Schedule, student_grid: TimestepGrid, steps: int) -> TrajectoryRoute:
     """How a teacher of this schedule walks a student's grid: its levels are the nearest, by the angle atan2(sigma,
     alpha), and as many others as make so many steps.
 
@@ -207,10 +210,10 @@ def route_of(schedule: Schedule, served: TimestepGrid, steps: int) -> Route:
     >>> [point.timestep for point in route.above], route.fine.timesteps.tolist()[:3]
     ([888.0], [999.0, 924.0, 848.0])
     """
-    first, *others = served.levels
+    first, *others = student_grid.levels
     if schedule.is_flow:
-        fine = refined(schedule, served, max(steps, served.steps))
-        return Route(first, (), fine, tuple(fine.levels.index(point) for point in others))
+        fine = refine(schedule, student_grid, max(steps, student_grid.steps))
+        return TrajectoryRoute(first, (), fine, tuple(fine.levels.index(point) for point in others))
     alphas, sigmas = noise_levels(schedule)
     angles = np.arctan2(sigmas, alphas)
 
@@ -224,13 +227,13 @@ def route_of(schedule: Schedule, served: TimestepGrid, steps: int) -> Route:
         else:
             levels.append(min(nearest(point), levels[-1] - 1))
     own = grid_from_timesteps(schedule, [float(level) for level in levels])
-    fine = refined(schedule, own, max(steps, own.steps))
-    return Route(first, tuple(above), fine, tuple(fine.levels.index(point) for point in own.levels[1:]))
+    fine = refine(schedule, own, max(steps, own.steps))
+    return TrajectoryRoute(first, tuple(above), fine, tuple(fine.levels.index(point) for point in own.levels[1:]))
 
 
-def walks_of(
-    pipeline: Pipeline, captions: Callable[[np.random.Generator], str], plan: Plan, begin: int = 0
-) -> Iterator[Walked]:
+def generate_trajectories(
+    pipeline: Pipeline, sample_caption: Callable[[np.random.Generator], str], plan: TrajectoryPlan, start: int = 0
+) -> Iterator[TeacherTrajectory]:
     """The teacher's walks, each decided by the seed and its number alone.
 
     Where there are edits, every second walk is one, of the picture before it.
@@ -241,125 +244,131 @@ def walks_of(
         plan: which walks.
         begin: so many are left out, as if they had been made before.
     """
-    routes = plan.of(pipeline.manifest.schedule)
-    each = 2 if plan.edits else 1
+    routes = plan.routes(pipeline.manifest.schedule)
+    each = 2 if plan.edit_grids else 1
     last = -(-plan.count // each)
-    engine = _Engine(pipeline, plan.together)
+    engine = _BatchedTeacher(pipeline, plan.batch_size)
     # Cut as they would be from the first one on: engines round differently where rows lie differently.
-    for number in range(begin // each // plan.together * plan.together, last, plan.together):
-        rngs = [np.random.default_rng((plan.seed, 6, one)) for one in range(number, min(number + plan.together, last))]
-        drafts = [_laid_out(pipeline, routes[0], captions(rng), plan.guidance, rng) for rng in rngs]
-        made = [_walked(engine, drafts, [routes[0]] * len(drafts), [0] * len(drafts))]
-        if plan.edits:
-            kinds = [1 + int(rng.integers(len(plan.edits))) for rng in rngs]
+    for number in range(start // each // plan.batch_size * plan.batch_size, last, plan.batch_size):
+        rngs = [
+            np.random.default_rng((plan.seed, 6, one)) for one in range(number, min(number + plan.batch_size, last))
+        ]
+        drafts = [_start_trajectory(pipeline, routes[0], sample_caption(rng), plan.guidance, rng) for rng in rngs]
+        made = [_run_trajectories(engine, drafts, [routes[0]] * len(drafts), [0] * len(drafts))]
+        if plan.edit_grids:
+            kinds = [1 + int(rng.integers(len(plan.edit_grids))) for rng in rngs]
             taken = [routes[kind] for kind in kinds]
             edited = [
-                _edited(pipeline, captions, route, plan.guidance, rng, draft)
+                _start_edit(pipeline, sample_caption, route, plan.guidance, rng, draft)
                 for route, rng, draft in zip(taken, rngs, drafts, strict=True)
             ]
-            made.append([_padded(walk, plan.served.steps) for walk in _walked(engine, edited, taken, kinds)])
+            made.append(
+                [_pad(walk, plan.student_grid.steps) for walk in _run_trajectories(engine, edited, taken, kinds)]
+            )
         every = [walk for one in zip(*made, strict=True) for walk in one]
-        yield from every[max(0, begin - number * each) : plan.count - number * each]
+        yield from every[max(0, start - number * each) : plan.count - number * each]
 
 
 @dataclass(slots=True)
-class _Engine:
+class _BatchedTeacher:
     """A pipeline, and how many pictures it takes at once: half as many from the moment on when memory is too small."""
 
     pipeline: Pipeline
-    most: int
+    max_batch: int
 
-    def advance(self, drafts: Sequence[ImageTrajectory]) -> None:
+    def advance(self, trajectories: Sequence[ImageTrajectory]) -> None:
         """Move each by one evaluation."""
         done = 0
-        while done < len(drafts):
-            some = drafts[done : done + self.most]
+        while done < len(trajectories):
+            some = trajectories[done : done + self.max_batch]
             try:
                 self.pipeline.advance(some)
             except BackendFailed as error:
-                if _FULL not in str(error) or self.most == 1:
+                if _OUT_OF_MEMORY not in str(error) or self.max_batch == 1:
                     raise
-                self.most = -(-len(some) // 2)
+                self.max_batch = -(-len(some) // 2)
                 torch.cuda.empty_cache()
             else:
                 done += len(some)
 
 
-def _walked(
-    engine: _Engine, drafts: Sequence[ImageTrajectory], routes: Sequence[Route], kinds: Sequence[int]
-) -> list[Walked]:
+def _run_trajectories(
+    teacher: _BatchedTeacher,
+    trajectories: Sequence[ImageTrajectory],
+    routes: Sequence[TrajectoryRoute],
+    kinds: Sequence[int],
+) -> list[TeacherTrajectory]:
     """Each draft from its beginning to its picture."""
-    read = engine.pipeline.arrays.read
-    passed = [[read(draft.latents)] for draft in drafts]
-    while moving := [number for number, draft in enumerate(drafts) if not draft.is_done]:
-        engine.advance([drafts[number] for number in moving])
+    read = teacher.pipeline.arrays.to_numpy
+    passed = [[read(draft.latents)] for draft in trajectories]
+    while moving := [number for number, draft in enumerate(trajectories) if not draft.is_done]:
+        teacher.advance([trajectories[number] for number in moving])
         for number in moving:
-            draft, route, latents = drafts[number], routes[number], passed[number]
+            draft, route, latents = trajectories[number], routes[number], passed[number]
             if draft.index == 1:
                 assert draft.denoised is not None
-                moves = [ddim_coefficients(route.first, point) for point in route.above]
+                moves = [ddim_coefficients(route.start, point) for point in route.noisier_levels]
                 latents += [move.z * latents[0] + move.x0 * read(draft.denoised) for move in moves]
-            if draft.index in route.places:
+            if draft.index in route.stored_positions:
                 latents.append(read(draft.latents))
     made = []
-    for draft, latents, kind in zip(drafts, passed, kinds, strict=True):
+    for draft, latents, kind in zip(trajectories, passed, kinds, strict=True):
         scale = draft.request.guidance
         assert scale is not None
-        said = read_inputs(engine.pipeline, draft.conditioning)
-        made.append(Walked(np.stack(latents), draft.request.prompt, scale, kind, said))
+        said = inputs_to_numpy(teacher.pipeline, draft.branches[CONDITIONAL].inputs)
+        made.append(TeacherTrajectory(np.stack(latents), draft.request.prompt, scale, kind, said))
     return made
 
 
-def _padded(walk: Walked, steps: int) -> Walked:
+def _pad(trajectory: TeacherTrajectory, steps: int) -> TeacherTrajectory:
     """As long as one of so many steps."""
-    missing = steps + 1 - len(walk.latents)
-    return replace(walk, latents=np.concatenate([walk.latents, *[walk.latents[-1:]] * missing]))
+    missing = steps + 1 - len(trajectory.latents)
+    return replace(trajectory, latents=np.concatenate([trajectory.latents, *[trajectory.latents[-1:]] * missing]))
 
 
-def _edited(
+def _start_edit(
     pipeline: Pipeline,
-    captions: Callable[[np.random.Generator], str],
-    route: Route,
+    sample_caption: Callable[[np.random.Generator], str],
+    route: TrajectoryRoute,
     guidance: tuple[float, float],
     rng: np.random.Generator,
-    before: ImageTrajectory,
+    source: ImageTrajectory,
 ) -> ImageTrajectory:
     """A walk from a picture with noise over it."""
-    caption = before.request.prompt if rng.random() < _SAME else captions(rng)
-    draft = _laid_out(pipeline, route, caption, guidance, rng)
-    draft.latents = add_noise(before.latents, draft.latents, route.first.alpha, route.first.sigma)
+    caption = source.request.prompt if rng.random() < _SAME_CAPTION_SHARE else sample_caption(rng)
+    draft = _start_trajectory(pipeline, route, caption, guidance, rng)
+    draft.latents = add_noise(source.latents, draft.latents, route.start.alpha, route.start.sigma)
     return draft
 
 
-def _laid_out(
-    pipeline: Pipeline, route: Route, caption: str, guidance: tuple[float, float], rng: np.random.Generator
+def _start_trajectory(
+    pipeline: Pipeline, route: TrajectoryRoute, caption: str, guidance: tuple[float, float], rng: np.random.Generator
 ) -> ImageTrajectory:
     """A walk from pure noise."""
     scale, seed = float(rng.uniform(*guidance)), int(rng.integers(2**62))
     draft = pipeline.start(ImageRequest(caption, guidance=scale, seed=seed, sampler=SOLVER))
     return ImageTrajectory(
-        replace(draft.plan, grid=route.fine, guidance_interval=(0.0, 1.0), cache_interval=1),
+        draft.plan.with_grid(route.teacher_grid, replace(draft.plan.guidance, interval=(0.0, 1.0))),
         draft.latents,
-        draft.conditioning,
-        draft.unconditional,
+        draft.branches,
         request=draft.request,
         started=draft.started,
     )
 
 
-def encoded_walks(pipeline: Pipeline, walks: Sequence[Walked]) -> dict[str, Any]:
+def encode_trajectories(pipeline: Pipeline, trajectories: Sequence[TeacherTrajectory]) -> dict[str, Any]:
     """A part of them, as `parts.keep` writes it."""
     rows: dict[str, int] = {}
-    texts: list[Inputs] = []
-    for walk in walks:
+    texts: list[UNetInputs] = []
+    for walk in trajectories:
         if walk.caption not in rows:
             rows[walk.caption] = len(rows)
-            texts.append(halves(walk.said))
+            texts.append(inputs_to_f16(walk.cond))
     return {
-        "latents": torch.from_numpy(np.stack([walk.latents for walk in walks])).half(),
-        "captions": torch.tensor([rows[walk.caption] for walk in walks]),
-        "guidance": torch.tensor([walk.guidance for walk in walks], dtype=torch.float32),
+        "latents": torch.from_numpy(np.stack([walk.latents for walk in trajectories])).half(),
+        "captions": torch.tensor([rows[walk.caption] for walk in trajectories]),
+        "guidance": torch.tensor([walk.guidance for walk in trajectories], dtype=torch.float32),
         "texts": {name: torch.stack([text[name] for text in texts]) for name in texts[0]},
-        "kinds": torch.tensor([walk.kind for walk in walks]),
-        "unsaid": unsaid(pipeline),
+        "kinds": torch.tensor([walk.kind for walk in trajectories]),
+        "unsaid": encode_negative_prompt(pipeline),
     }

@@ -12,42 +12,42 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillhouse.core import ImageRequest, Picture
-from stillhouse.distill.evaluation.metric_encoders import Brought
-from stillhouse.measure.clock import Timing, alternate, summarise
+from stillhouse.distill.evaluation.metric_encoders import MetricEncoders
+from stillhouse.measure.clock import Timing, run_interleaved, summarise
 from stillhouse.measure.image_metrics import psnr, ssim
-from stillhouse.measure.set_metrics import Features, frechet, overlap, spread
+from stillhouse.measure.set_metrics import Features, frechet_distance, precision_recall, prompt_diversity
 from stillhouse.pipelines.pipeline import Pipeline
 from stillhouse.shapes.caption import Description
-from stillhouse.shapes.oracle import Score, score
-from stillhouse.shapes.scene import Scene, draw
-from stillhouse.shapes.score import SCORES, Share, draw_together, held_out, shares
+from stillhouse.shapes.oracle import CaptionScore, score_picture
+from stillhouse.shapes.scene import Scene, render_scene
+from stillhouse.shapes.score import SCORES, Share, generate_batch, held_out_captions, score_shares
 
-PROMPTS, SEEDS = 32, 16
+DIVERSITY_PROMPTS, DIVERSITY_SEEDS = 32, 16
 """Of the pictures by which diversity is judged: so many captions, each drawn from so many seeds."""
-GAPS = ("all_correct", "strict", "clean")
-HURRIED = ("ddim", "dpmpp_2m")
+DELTA_SCORES = ("all_correct", "strict", "clean")
+FEW_STEP_BASELINES = ("ddim", "dpmpp_2m")
 """Samplers by which a teacher is hurried."""
-SHOWN = 8
+SHOWN_PICTURES = 8
 """Pictures of each way that are kept to be looked at."""
-_TOGETHER, _RESAMPLES, _ROUNDS = 8, 2000, 7
+_BATCH, _RESAMPLES, _ROUNDS = 8, 2000, 7
 
-NOTHING = Brought()
-Encoder = Callable[[Sequence[Picture]], Features]
+NO_ENCODERS = MetricEncoders()
+FeatureFn = Callable[[Sequence[Picture]], Features]
 """Features of pictures."""
-Progress = Callable[[str, int, int], None]
+ProgressFn = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Way:
+class GenerationSetup:
     """A pipeline, and what is asked of it: steps, sampler and guidance; prompt and seed are replaced."""
 
     name: str
     pipeline: Pipeline
-    asked: ImageRequest
+    request: ImageRequest
 
 
 @dataclass(frozen=True, slots=True)
-class Gap:
+class ScoreDelta:
     """By how much a mean over captions lies above the teacher's, with its 95 % interval (paired bootstrap)."""
 
     value: float
@@ -56,7 +56,7 @@ class Gap:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class EvaluationResult:
     """What was measured of one way.
 
     Args:
@@ -81,7 +81,7 @@ class Standing:
     rows: int
     alone: Timing
     scores: Mapping[str, Share]
-    gaps: Mapping[str, Gap]
+    gaps: Mapping[str, ScoreDelta]
     rerender: float | None
     psnr: float
     ssim: float
@@ -94,7 +94,7 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Subject:
+class CaptionSet:
     """What is drawn.
 
     Args:
@@ -107,7 +107,7 @@ class Subject:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Compared:
+class Comparison:
     """What was found.
 
     Args:
@@ -116,35 +116,35 @@ class Compared:
         pictures: by way, of the first prompts.
     """
 
-    standings: tuple[Standing, ...]
+    results: tuple[EvaluationResult, ...]
     prompts: tuple[str, ...]
     pictures: Mapping[str, tuple[Picture, ...]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Drawn:
-    way: Way
+class _GeneratedSet:
+    setup: GenerationSetup
     pictures: Sequence[Picture]
-    scores: Sequence[Score]
+    scores: Sequence[CaptionScore]
     features: Features
     spread: float
     clip: float | None
     inception: Features | None
 
 
-def captions_of_shapes(count: int) -> Subject:
+def shapes_caption_set(count: int) -> CaptionSet:
     """The first captions that no training has seen."""
-    scenes = tuple(held_out(count))
-    return Subject(tuple(str(caption) for _, caption in scenes), scenes)
+    scenes = tuple(held_out_captions(count))
+    return CaptionSet(tuple(str(caption) for _, caption in scenes), scenes)
 
 
-def compare(
-    ways: Sequence[Way],
-    subject: Subject,
-    encoder: Encoder,
-    progress: Progress = lambda name, done, total: None,
-    brought: Brought = NOTHING,
-) -> Compared:
+def compare_setups(
+    setups: Sequence[GenerationSetup],
+    captions: CaptionSet,
+    encoder: FeatureFn,
+    progress: ProgressFn = lambda name, done, total: None,
+    encoders: MetricEncoders = NO_ENCODERS,
+) -> Comparison:
     """Draw everything in every way, and compare all with the first.
 
     Args:
@@ -157,28 +157,36 @@ def compare(
     Raises:
         InvalidRequest: a pipeline that cannot do what is asked of it.
     """
-    texts = subject.prompts
-    scenes = [draw(scene) for scene, _ in subject.scenes]
+    texts = captions.prompts
+    scenes = [render_scene(scene) for scene, _ in captions.scenes]
     true = encoder(scenes) if scenes else None
-    timings = _alone(ways, texts[0])
-    drawn: list[_Drawn] = []
-    for way in ways:
-        requests = [replace(way.asked, prompt=text, seed=number) for number, text in enumerate(texts)]
-        several = [replace(way.asked, prompt=text, seed=seed) for text in texts[:PROMPTS] for seed in range(SEEDS)]
-        pictures = _pictures(way, [*requests, *several], progress)
+    timings = _time_setups(setups, texts[0])
+    drawn: list[_GeneratedSet] = []
+    for way in setups:
+        requests = [replace(way.request, prompt=text, seed=number) for number, text in enumerate(texts)]
+        several = [
+            replace(way.request, prompt=text, seed=seed)
+            for text in texts[:DIVERSITY_PROMPTS]
+            for seed in range(DIVERSITY_SEEDS)
+        ]
+        pictures = _generate(way, [*requests, *several], progress)
         own, others = pictures[: len(texts)], encoder(pictures[len(texts) :])
-        groups = others.reshape(-1, SEEDS, others.shape[1])
-        scores = [score(picture, caption) for picture, (_, caption) in zip(own, subject.scenes, strict=False)]
-        clip = float(brought.clip(own, texts).mean()) if brought.clip else None
-        inception = brought.inception(own) if brought.inception else None
-        drawn.append(_Drawn(way, own, scores, encoder(own), spread(groups), clip, inception))
+        groups = others.reshape(-1, DIVERSITY_SEEDS, others.shape[1])
+        scores = [score_picture(picture, caption) for picture, (_, caption) in zip(own, captions.scenes, strict=False)]
+        clip = float(encoders.clip(own, texts).mean()) if encoders.clip else None
+        inception = encoders.inception(own) if encoders.inception else None
+        drawn.append(_GeneratedSet(way, own, scores, encoder(own), prompt_diversity(groups), clip, inception))
     reference = drawn[0].features if true is None else true
-    seen = brought.inception(scenes) if brought.inception and scenes else drawn[0].inception
-    standings = tuple(_standing(one, drawn[0], reference, seen, summarise(timings[one.way.name])) for one in drawn)
-    return Compared(standings, texts[:SHOWN], {one.way.name: tuple(one.pictures[:SHOWN]) for one in drawn})
+    seen = encoders.inception(scenes) if encoders.inception and scenes else drawn[0].inception
+    standings = tuple(
+        _evaluate_set(one, drawn[0], reference, seen, summarise(timings[one.setup.name])) for one in drawn
+    )
+    return Comparison(
+        standings, texts[:SHOWN_PICTURES], {one.setup.name: tuple(one.pictures[:SHOWN_PICTURES]) for one in drawn}
+    )
 
 
-def gap(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> Gap:
+def paired_delta(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> ScoreDelta:
     """The mean of paired differences, with its percentile bootstrap interval over pairs (Efron 1979), seeded.
 
     >>> gap(np.array([1.0, 1.0]), np.array([0.0, 0.0]))
@@ -187,72 +195,80 @@ def gap(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> Gap:
     differences = ours - theirs
     drawn = np.random.default_rng(0).choice(differences, size=(_RESAMPLES, len(differences)))
     low, high = np.quantile(drawn.mean(axis=1), (0.025, 0.975))
-    return Gap(float(differences.mean()), float(low), float(high))
+    return ScoreDelta(float(differences.mean()), float(low), float(high))
 
 
-def _standing(one: _Drawn, first: _Drawn, true: Features, seen: Features | None, alone: Timing) -> Standing:
-    way = one.way
-    draft = way.pipeline.start(way.pipeline.resolve(way.asked))
-    request = draft.request
+def _evaluate_set(
+    generated: _GeneratedSet, baseline: _GeneratedSet, true: Features, true_inception: Features | None, alone: Timing
+) -> EvaluationResult:
+    way = generated.setup
+    resolved = way.pipeline.resolve(way.request)
+    request = resolved.request
     assert request.steps and request.sampler and request.guidance is not None
-    rows = sum(1 + draft.plan.is_guided(evaluation) for evaluation in draft.evaluations)
-    pairs = list(zip(first.pictures, one.pictures, strict=True))
-    lying = overlap(true, one.features)
-    return Standing(
+    rows = sum(resolved.plan.rows)
+    pairs = list(zip(baseline.pictures, generated.pictures, strict=True))
+    lying = precision_recall(true, generated.features)
+    return EvaluationResult(
         name=way.name,
         steps=request.steps,
         sampler=request.sampler,
         guidance=request.guidance,
         rows=rows,
         alone=alone,
-        scores=shares(one.scores) if one.scores else {},
-        gaps={name: gap(_values(one.scores, name), _values(first.scores, name)) for name in GAPS if one.scores},
-        rerender=float(np.mean([each.rerender for each in one.scores])) if one.scores else None,
+        scores=score_shares(generated.scores) if generated.scores else {},
+        gaps={
+            name: paired_delta(_score_values(generated.scores, name), _score_values(baseline.scores, name))
+            for name in DELTA_SCORES
+            if generated.scores
+        },
+        rerender=float(np.mean([each.rerender for each in generated.scores])) if generated.scores else None,
         psnr=float(np.mean([psnr(*pair) for pair in pairs])),
         ssim=float(np.mean([ssim(*pair) for pair in pairs])),
-        frechet=frechet(true, one.features),
+        frechet=frechet_distance(true, generated.features),
         precision=lying.precision,
         recall=lying.recall,
-        diversity=one.spread / first.spread,
-        clip=one.clip,
-        fid=None if seen is None or one.inception is None else frechet(seen, one.inception),
+        diversity=generated.spread / baseline.spread,
+        clip=generated.clip,
+        fid=None
+        if true_inception is None or generated.inception is None
+        else frechet_distance(true_inception, generated.inception),
     )
 
 
-def _values(scores: Sequence[Score], name: str) -> NDArray[np.float64]:
+def _score_values(scores: Sequence[CaptionScore], name: str) -> NDArray[np.float64]:
     assert name in SCORES
     return np.array([float(getattr(one, name)) for one in scores])
 
 
-def _pictures(way: Way, requests: Sequence[ImageRequest], progress: Progress) -> list[Picture]:
+def _generate(setup: GenerationSetup, requests: Sequence[ImageRequest], progress: ProgressFn) -> list[Picture]:
     pictures: list[Picture] = []
-    for begin in range(0, len(requests), _TOGETHER):
-        pictures += draw_together(way.pipeline, requests[begin : begin + _TOGETHER])
-        progress(way.name, len(pictures), len(requests))
+    for begin in range(0, len(requests), _BATCH):
+        pictures += generate_batch(setup.pipeline, requests[begin : begin + _BATCH])
+        progress(setup.name, len(pictures), len(requests))
     return pictures
 
 
-def _alone(ways: Sequence[Way], text: str) -> dict[str, list[float]]:
+def _time_setups(setups: Sequence[GenerationSetup], text: str) -> dict[str, list[float]]:
     """Seconds of one picture at a time, every way once a round."""
 
-    def timed(way: Way) -> float:
+    def timed(way: GenerationSetup) -> float:
         began = perf_counter()
-        draw_together(way.pipeline, [replace(way.asked, prompt=text)])
+        generate_batch(way.pipeline, [replace(way.request, prompt=text)])
         return perf_counter() - began
 
-    for way in ways:
+    for way in setups:
         timed(way)
-    return alternate({way.name: lambda way=way: timed(way) for way in ways}, _ROUNDS)  # type: ignore[misc]
+    return run_interleaved({way.name: lambda way=way: timed(way) for way in setups}, _ROUNDS)  # type: ignore[misc]
 
 
-def student_of(pipeline: Pipeline, guidance: float) -> Way:
+def student_setup(pipeline: Pipeline, guidance: float) -> GenerationSetup:
     """A student as it draws by default, by this guidance; its name says how many steps it takes."""
     asked = ImageRequest("", guidance=guidance)
-    steps = pipeline.resolve(asked).steps
-    return Way(f"{pipeline.manifest.name}, {steps} step{'s' if steps != 1 else ''}", pipeline, asked)
+    steps = pipeline.resolve(asked).request.steps
+    return GenerationSetup(f"{pipeline.manifest.name}, {steps} step{'s' if steps != 1 else ''}", pipeline, asked)
 
 
-def ways_of(teacher: Way, students: Sequence[Way]) -> list[Way]:
+def comparison_setups(teacher: GenerationSetup, students: Sequence[GenerationSetup]) -> list[GenerationSetup]:
     """The teacher, its students, and the teacher hurried: as few evaluations as each student, by other samplers.
 
     Guidance counts twice. So for a student of three steps the teacher is asked for two guided ones, for three without
@@ -268,21 +284,21 @@ def ways_of(teacher: Way, students: Sequence[Way]) -> list[Way]:
         for place, student in enumerate(students, 1)
     ]
     ways = [teacher, *numbered]
-    for steps in dict.fromkeys(_steps(student) for student in students):
-        for sampler in HURRIED:
+    for steps in dict.fromkeys(_resolved_steps(student) for student in students):
+        for sampler in FEW_STEP_BASELINES:
             for count, guidance, told in (
                 (max(1, -(-steps // 2)), None, "guided"),
                 (steps, 1.0, "unguided"),
                 (steps, None, "guided"),
             ):
                 name = f"{sampler} {count} {told}"
-                asked = replace(teacher.asked, steps=count, guidance=guidance, sampler=sampler)
+                asked = replace(teacher.request, steps=count, guidance=guidance, sampler=sampler)
                 if name not in {way.name for way in ways}:
-                    ways.append(Way(name, teacher.pipeline, asked))
+                    ways.append(GenerationSetup(name, teacher.pipeline, asked))
     return ways
 
 
-def _steps(way: Way) -> int:
-    steps = way.pipeline.resolve(way.asked).steps
+def _resolved_steps(setup: GenerationSetup) -> int:
+    steps = setup.pipeline.resolve(setup.request).request.steps
     assert steps is not None
     return steps

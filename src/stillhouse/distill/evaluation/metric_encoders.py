@@ -17,13 +17,13 @@ from stillhouse.errors import InvalidRequest
 from stillhouse.measure.set_metrics import Features
 from stillhouse.pipelines.tokenizers import open_tokenizer
 
-_TOGETHER = 32
+_BATCH = 32
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """Of the pictures that CLIP was trained with, where its directory does not say."""
 
 
 @dataclass(frozen=True, slots=True)
-class Brought:
+class MetricEncoders:
     """What a user has; None: not that.
 
     Args:
@@ -56,12 +56,15 @@ def open_clip(directory: Path) -> Callable[[Sequence[Picture], Sequence[str]], N
     except Exception as error:
         given = f"{directory} cannot be opened as CLIP: {str(error).splitlines()[0]}"
         raise InvalidRequest(given, allowed="what transformers' CLIPModel saved") from error
-    tokenizer, seen = open_tokenizer(directory), _Seen.read(directory, model.config.vision_config.image_size)
+    tokenizer, seen = (
+        open_tokenizer(directory),
+        _ClipPreprocessor.from_directory(directory, model.config.vision_config.image_size),
+    )
 
     def score(pictures: Sequence[Picture], prompts: Sequence[str]) -> NDArray[np.float64]:
         found = []
-        for begin in range(0, len(pictures), _TOGETHER):
-            part = slice(begin, begin + _TOGETHER)
+        for begin in range(0, len(pictures), _BATCH):
+            part = slice(begin, begin + _BATCH)
             ids = torch.from_numpy(np.stack([tokenizer(prompt) for prompt in prompts[part]]))
             pixels = torch.from_numpy(np.stack([seen(picture) for picture in pictures[part]]))
             with torch.inference_mode():
@@ -100,8 +103,8 @@ def open_inception(file: Path) -> Callable[[Sequence[Picture]], Features]:
 
     def features(pictures: Sequence[Picture]) -> Features:
         found = []
-        for begin in range(0, len(pictures), _TOGETHER):
-            batch = np.stack(pictures[begin : begin + _TOGETHER]).transpose(0, 3, 1, 2)
+        for begin in range(0, len(pictures), _BATCH):
+            batch = np.stack(pictures[begin : begin + _BATCH]).transpose(0, 3, 1, 2)
             with torch.inference_mode():
                 answer = network(torch.from_numpy(np.ascontiguousarray(batch)), return_features=True)
             found.append(answer.double().numpy())
@@ -111,7 +114,7 @@ def open_inception(file: Path) -> Callable[[Sequence[Picture]], Features]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
+class _ClipPreprocessor:
     """A picture as CLIP sees it: its shorter side scaled to `size`, the middle cut out, its levels normalised."""
 
     size: int
@@ -119,7 +122,7 @@ class _Seen:
     std: tuple[float, ...]
 
     @classmethod
-    def read(cls, directory: Path, size: int) -> "_Seen":
+    def from_directory(cls, directory: Path, size: int) -> "_ClipPreprocessor":
         file = directory / "preprocessor_config.json"
         told: dict[str, Any] = json.loads(file.read_bytes()) if file.is_file() else {}
         return cls(size, tuple(told.get("image_mean", _MEAN)), tuple(told.get("image_std", _STD)))

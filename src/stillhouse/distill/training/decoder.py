@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stillhouse.distill.data.latent_dataset import Pairs
+from stillhouse.distill.data.latent_dataset import LatentDataset
 from stillhouse.fit.recipe import StageRecipe
 from stillhouse.pipelines.manifest import Latent
 
-BLOCKS = 2
+BLOCKS_PER_LEVEL = 2
 """Residual blocks at every size."""
-_EDGES = 1.0
+_EDGE_WEIGHT = 1.0
 """Of the error of differences between neighbours, beside the error of pixels: edges are what the eye misses first."""
-_GRAIN = 0.1
+_MAX_NOISE = 0.1
 """The most noise on latents, in their standard deviations: those of few steps are not as clean as the autoencoder's."""
 
 
@@ -40,7 +40,7 @@ class TinyDecoder(nn.Module):
         widths = [max(16, width >> number) for number in range(max(1, doublings))]
         layers: list[nn.Module] = [nn.Conv2d(latent.channels, widths[0], 3, padding=1)]
         for number, channels in enumerate(widths):
-            layers += [_Block(channels) for _ in range(BLOCKS)]
+            layers += [_DecoderBlock(channels) for _ in range(BLOCKS_PER_LEVEL)]
             if number + 1 < len(widths):
                 layers += [
                     nn.Upsample(scale_factor=2, mode="nearest"),
@@ -58,7 +58,7 @@ class TinyDecoder(nn.Module):
         return output
 
 
-class _Block(nn.Module):
+class _DecoderBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.first = nn.Conv2d(channels, channels, 3, padding=1)
@@ -70,7 +70,7 @@ class _Block(nn.Module):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DecoderLesson:
+class DecoderStage:
     """A stage of `fit`: draw what the autoencoder's decoder draws.
 
     Args:
@@ -90,12 +90,12 @@ class DecoderLesson:
     decoder: TinyDecoder
     autoencoder: Any
     latent: Latent
-    pairs: Pairs
+    dataset: LatentDataset
     crop: int = 24
     seed: int = 0
-    judged: int = 32
+    eval_samples: int = 32
     name: str = "decoder"
-    identity: str = ""
+    fingerprint: str = ""
 
     @property
     def network(self) -> nn.Module:
@@ -105,30 +105,30 @@ class DecoderLesson:
     def loss(self, number: int) -> Tensor:
         """Mean absolute error of pixels, and of differences between neighbours."""
         rng = np.random.default_rng((self.seed, 4, number))
-        sample = self._sample(rng, self.recipe.batch)
-        spread = torch.from_numpy(rng.uniform(0, _GRAIN, len(sample)).astype(np.float32)).view(-1, 1, 1, 1)
+        sample = self._sample_latents(rng, self.recipe.batch_size)
+        spread = torch.from_numpy(rng.uniform(0, _MAX_NOISE, len(sample)).astype(np.float32)).view(-1, 1, 1, 1)
         sample = sample + spread.to(sample) / self.latent.scaling_factor * torch.from_numpy(
             rng.standard_normal(sample.shape, dtype=np.float32)
         ).to(sample)
         with torch.no_grad():
-            target = self._theirs(sample)
+            target = self._decode_reference(sample)
         error = self.decoder(sample) - target
         edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
-        total: Tensor = error.abs().mean() + _EDGES * edges
+        total: Tensor = error.abs().mean() + _EDGE_WEIGHT * edges
         return total
 
-    def judge(self) -> Mapping[str, float]:
+    def evaluate(self) -> Mapping[str, float]:
         """PSNR in dB between the two decoders' pictures."""
-        sample = self._sample(np.random.default_rng((self.seed, 5)), self.judged)
-        ours, theirs = (one.clamp(-1, 1) for one in (self.decoder(sample), self._theirs(sample)))
+        sample = self._sample_latents(np.random.default_rng((self.seed, 5)), self.eval_samples)
+        ours, theirs = (one.clamp(-1, 1) for one in (self.decoder(sample), self._decode_reference(sample)))
         return {"psnr": 10 * float(torch.log10(4 / functional.mse_loss(ours, theirs).clamp(min=1e-12)))}
 
-    def _sample(self, rng: np.random.Generator, count: int) -> Tensor:
-        latents = self.pairs.batch(rng, count).latents / self.latent.scaling_factor + self.latent.shift_factor
+    def _sample_latents(self, rng: np.random.Generator, count: int) -> Tensor:
+        latents = self.dataset.batch(rng, count).latents / self.latent.scaling_factor + self.latent.shift_factor
         top, left = (int(rng.integers(max(1, size - self.crop + 1))) for size in latents.shape[2:])
         device = next(self.decoder.parameters()).device
         return latents[:, :, top : top + self.crop, left : left + self.crop].to(device)
 
-    def _theirs(self, sample: Tensor) -> Tensor:
+    def _decode_reference(self, sample: Tensor) -> Tensor:
         decoded: Tensor = self.autoencoder.decode(sample, return_dict=False)[0]
         return decoded

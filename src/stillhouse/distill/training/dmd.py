@@ -19,19 +19,19 @@ import torch
 from torch import Tensor, nn
 
 from stillhouse.diffusion import add_noise, noise_levels
-from stillhouse.distill.training.networks import Asked, Denoiser, Inputs
+from stillhouse.distill.training.networks import Denoiser, GuidedInputs, UNetInputs
 from stillhouse.distill.training.targets import Levels
-from stillhouse.distill.training.trajectory_regression import Ended, WalkLesson
+from stillhouse.distill.training.trajectory_regression import RolloutBatch, TrajectoryRegressionStage
 from stillhouse.fit.recipe import StageRecipe
 
-_FROM, _TO = 0.02, 0.98
+_MIN_NOISE, _MAX_NOISE = 0.02, 0.98
 """Of the schedule, where pictures are shown with noise over them."""
-_LEAST = 1e-3
+_MIN_DISTANCE = 1e-3
 """Of the distance by which a difference is divided."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class MatchLesson:
+class DistributionMatching:
     """A stage of `fit`. What it fits are two networks: a checkpoint holds both, and a student is made of one.
 
     Args:
@@ -42,98 +42,98 @@ class MatchLesson:
         weight: of the matching beside the walks.
     """
 
-    walks: WalkLesson
+    regression: TrajectoryRegressionStage
     teacher: Denoiser
-    fake: Any
-    unsaid: Inputs
+    fake_score: Any
+    uncond: UNetInputs
     weight: float
 
     @property
     def name(self) -> str:
         """Of its checkpoints."""
-        return self.walks.name
+        return self.regression.name
 
     @property
-    def identity(self) -> str:
+    def fingerprint(self) -> str:
         """See `fit.stage.Stage`."""
-        return self.walks.identity
+        return self.regression.fingerprint
 
     @property
     def recipe(self) -> StageRecipe:
         """How long and how fast."""
-        return self.walks.recipe
+        return self.regression.recipe
 
     @cached_property
     def network(self) -> nn.Module:
         """What learns: the student, and the fake."""
-        return nn.ModuleDict({"student": self.walks.unet, "fake": self.fake})
+        return nn.ModuleDict({"student": self.regression.unet, "fake": self.fake_score})
 
     @property
     def student(self) -> Denoiser:
         """The student, as it is asked."""
-        return self.walks.student
+        return self.regression.student
 
     @property
-    def judged(self) -> int:
+    def eval_samples(self) -> int:
         """See `WalkLesson`."""
-        return self.walks.judged
+        return self.regression.eval_samples
 
     def loss(self, number: int) -> Tensor:
         """Of a fresh batch, decided by its number alone: the student's on its walks, its matching, and the fake's.
 
         Edits are not matched: a teacher who is told their prompt knows nothing of the picture that they begin at.
         """
-        rng = np.random.default_rng((self.walks.seed, 8, number))
-        ended = self.walks.ended(self.walks.drawn(rng, self.recipe.batch))
-        loss = self.walks.error(ended.ours, ended.theirs, ended.at)
+        rng = np.random.default_rng((self.regression.seed, 8, number))
+        ended = self.regression.rollout(self.regression.sample_indices(rng, self.recipe.batch_size))
+        loss = self.regression.weighted_error(ended.student, ended.teacher, ended.levels)
         matched = ended.kinds == 0
-        return loss + self._matched(rng, ended, matched) if bool(matched.any()) else loss
+        return loss + self._matching_loss(rng, ended, matched) if bool(matched.any()) else loss
 
-    def judge(self) -> Mapping[str, float]:
+    def evaluate(self) -> Mapping[str, float]:
         """See `WalkLesson`."""
-        return self.walks.judge()
+        return self.regression.evaluate()
 
-    def endings(self, count: int) -> tuple[Tensor, Tensor]:
+    def rollouts(self, count: int) -> tuple[Tensor, Tensor]:
         """See `WalkLesson`."""
-        return self.walks.endings(count)
+        return self.regression.rollouts(count)
 
-    def _matched(self, rng: np.random.Generator, ended: Ended, matched: Tensor) -> Tensor:
+    def _matching_loss(self, rng: np.random.Generator, rollout: RolloutBatch, mask: Tensor) -> Tensor:
         """The rest of the loss, of those pictures of a batch."""
-        ours = ended.ours[matched.to(ended.ours.device)]
-        asked = _of(ended.asked, matched, self.unsaid)
-        at = self._levels(rng, len(ours))
+        ours = rollout.student[mask.to(rollout.student.device)]
+        asked = _select_inputs(rollout.inputs, mask, self.uncond)
+        at = self._sample_levels(rng, len(ours))
         noise = torch.from_numpy(rng.standard_normal(ours.shape, dtype=np.float32)).to(ours)
         alpha, sigma = (level.view(-1, 1, 1, 1).to(ours) for level in (at.alpha, at.sigma))
         shown = ours.detach()
         z = add_noise(shown, noise, alpha, sigma)
-        seen = Denoiser(self.fake, self.teacher.schedule, self.teacher.prediction).alone(asked)(z, at)
+        seen = Denoiser(self.fake_score, self.teacher.schedule, self.teacher.prediction).single_row_fn(asked)(z, at)
         with torch.no_grad():
-            away = difference(shown, seen, self.teacher.sees(asked)(z, at))
+            away = score_difference(shown, seen, self.teacher.denoise_fn(asked)(z, at))
         matching = 0.5 * (ours - (shown - away)).square().mean()
         learning = ((seen - shown) / sigma).square().mean()
         return self.weight * matching + learning
 
-    def _levels(self, rng: np.random.Generator, count: int) -> Levels:
+    def _sample_levels(self, rng: np.random.Generator, count: int) -> Levels:
         alphas, sigmas = (torch.from_numpy(np.array(level)) for level in noise_levels(self.teacher.schedule))
-        low, high = (round(share * len(alphas)) for share in (_FROM, _TO))
+        low, high = (round(share * len(alphas)) for share in (_MIN_NOISE, _MAX_NOISE))
         timesteps = torch.from_numpy(rng.integers(low, high, size=count))
         return Levels(timesteps.double(), alphas[timesteps], sigmas[timesteps])
 
 
-def difference(ours: Tensor, fake: Tensor, teacher: Tensor) -> Tensor:
+def score_difference(student: Tensor, fake_score: Tensor, teacher: Tensor) -> Tensor:
     """How much what the fake sees differs from what the teacher sees, in parts of the picture's distance from that.
 
     Args:
         ours: the student's pictures, [B, C, h, w].
         fake, teacher: what both see in them with noise over them.
     """
-    away = (ours - teacher).abs().mean(dim=(1, 2, 3), keepdim=True)
-    return (fake - teacher) / away.clamp(min=_LEAST)
+    away = (student - teacher).abs().mean(dim=(1, 2, 3), keepdim=True)
+    return (fake_score - teacher) / away.clamp(min=_MIN_DISTANCE)
 
 
-def _of(asked: Asked, some: Tensor, unsaid: Inputs) -> Asked:
+def _select_inputs(inputs: GuidedInputs, mask: Tensor, uncond: UNetInputs) -> GuidedInputs:
     """Of a batch what some are asked, with the negative prompt."""
-    count = int(some.sum())
-    said = {name: tensor[some.to(tensor.device)] for name, tensor in asked.said.items()}
-    nothing = {name: row.to(said[name]).expand(count, *row.shape[1:]) for name, row in unsaid.items()}
-    return Asked(said, nothing, asked.guidance[some.to(asked.guidance.device)])
+    count = int(mask.sum())
+    said = {name: tensor[mask.to(tensor.device)] for name, tensor in inputs.cond.items()}
+    nothing = {name: row.to(said[name]).expand(count, *row.shape[1:]) for name, row in uncond.items()}
+    return GuidedInputs(said, nothing, inputs.guidance[mask.to(inputs.guidance.device)])

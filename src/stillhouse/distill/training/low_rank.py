@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dic
 from torch import Tensor
 
 ADAPTER = "student"
-TARGETS = (
+LORA_TARGETS = (
     *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
     *("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj"),
 )
@@ -21,7 +21,7 @@ TARGETS = (
 _PROJECTION = "time_embedding.cond_proj"
 
 
-def with_low_rank(unet: Any, rank: int, seed: int) -> Any:
+def add_lora(unet: Any, rank: int, seed: int) -> Any:
     """The same network, of which only low-rank factors learn, and the projection of the guidance scale.
 
     Args:
@@ -32,13 +32,13 @@ def with_low_rank(unet: Any, rank: int, seed: int) -> Any:
     if ADAPTER not in getattr(unet, "peft_config", {}):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(TARGETS)), ADAPTER)
+            unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(LORA_TARGETS)), ADAPTER)
     for name, parameter in unet.named_parameters():
         parameter.requires_grad_("lora_" in name or name.startswith(_PROJECTION))
     return unet
 
 
-def fused(unet: Any) -> Any:
+def fused_copy(unet: Any) -> Any:
     """A copy whose factors are part of its weights; the same network where there are none."""
     if ADAPTER not in getattr(unet, "peft_config", {}):
         return unet
@@ -48,7 +48,7 @@ def fused(unet: Any) -> Any:
     return copy
 
 
-def factors(unet: Any) -> Mapping[str, Tensor]:
+def lora_state_dict(unet: Any) -> Mapping[str, Tensor]:
     """What a student differs by from its first teacher: factors by their names, and the projection of the scale.
 
     Nothing where every weight may differ.
@@ -62,10 +62,10 @@ def factors(unet: Any) -> Mapping[str, Tensor]:
     return {**found, **projection}
 
 
-def put(unet: Any, kept: Mapping[str, Tensor]) -> None:
+def load_lora(unet: Any, weights: Mapping[str, Tensor]) -> None:
     """Into a network of `with_low_rank`: factors that another one had, and its projection of the scale."""
-    projection = {name: tensor for name, tensor in kept.items() if name.startswith(_PROJECTION)}
-    set_peft_model_state_dict(unet, {name: kept[name] for name in kept.keys() - projection.keys()}, ADAPTER)
+    projection = {name: tensor for name, tensor in weights.items() if name.startswith(_PROJECTION)}
+    set_peft_model_state_dict(unet, {name: weights[name] for name in weights.keys() - projection.keys()}, ADAPTER)
     with torch.no_grad():
         for name, tensor in projection.items():
             unet.get_parameter(name).copy_(tensor)

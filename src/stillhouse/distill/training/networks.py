@@ -12,20 +12,20 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from stillhouse.diffusion import Prediction, Schedule, noise_levels, predict_denoised
-from stillhouse.distill.training.targets import Levels, Sees
+from stillhouse.distill.training.targets import DenoiseFn, Levels
 
 GUIDANCE_CHANNELS = 256
 """Of the embedded guidance scale; diffusers' pipelines embed with as many as the U-Net's `time_cond_proj_dim`."""
-_LEFT_OUT = "_use_default_values"
+_DIFFUSERS_DEFAULTS = "_use_default_values"
 """Names of a configuration's entries that diffusers would set back to their defaults."""
 _PROJECTION = "time_embedding.cond_proj.weight"
 
-Inputs = Mapping[str, Tensor]
+UNetInputs = Mapping[str, Tensor]
 """A U-Net's inputs beside pictures and timesteps: encoder_hidden_states [B, L, D], for XL text_embeds and time_ids."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Asked:
+class GuidedInputs:
     """What each picture of a batch is to show.
 
     Args:
@@ -34,8 +34,8 @@ class Asked:
         guidance: scales as in diffusers, float32 [B]; 1 is none.
     """
 
-    said: Inputs
-    unsaid: Inputs
+    cond: UNetInputs
+    uncond: UNetInputs
     guidance: Tensor
 
 
@@ -58,51 +58,51 @@ class Denoiser:
         """Whether it was distilled with its guidance inside, and takes the scale as an input."""
         return self.unet.config.time_cond_proj_dim is not None
 
-    def sees(self, asked: Asked) -> Sees:
+    def denoise_fn(self, inputs: GuidedInputs) -> DenoiseFn:
         """The network guided as a batch asks: in one row where it takes the scale as an input, else in two."""
-        return self.alone(asked) if self.is_conditioned else self.guided(asked)
+        return self.single_row_fn(inputs) if self.is_conditioned else self.cfg_fn(inputs)
 
-    def alone(self, asked: Asked) -> Sees:
+    def single_row_fn(self, inputs: GuidedInputs) -> DenoiseFn:
         """The network in one row for each picture: what it sees by the prompt, told the scale if it takes one."""
 
         def clean(z: Tensor, at: Levels) -> Tensor:
-            return self._clean(self._said(z, at, asked.said, asked.guidance), z, at)
+            return self._to_clean(self._predict(z, at, inputs.cond, inputs.guidance), z, at)
 
         return clean
 
-    def guided(self, asked: Asked) -> Sees:
+    def cfg_fn(self, inputs: GuidedInputs) -> DenoiseFn:
         """Classifier-free guidance (arXiv 2207.12598): away from the negative prompt, in two rows for each picture."""
 
         def clean(z: Tensor, at: Levels) -> Tensor:
             twice = Levels(*(torch.cat([part, part]) for part in (at.timestep, at.alpha, at.sigma)))
-            rows = {name: torch.cat([asked.unsaid[name], said]) for name, said in asked.said.items()}
-            unsaid, said = self._said(torch.cat([z, z]), twice, rows, None).chunk(2)
-            scale = asked.guidance.view(-1, *[1] * (z.ndim - 1))
-            return self._clean(unsaid + scale * (said - unsaid), z, at)
+            rows = {name: torch.cat([inputs.uncond[name], said]) for name, said in inputs.cond.items()}
+            unsaid, said = self._predict(torch.cat([z, z]), twice, rows, None).chunk(2)
+            scale = inputs.guidance.view(-1, *[1] * (z.ndim - 1))
+            return self._to_clean(unsaid + scale * (said - unsaid), z, at)
 
         return clean
 
-    def _said(self, z: Tensor, at: Levels, inputs: Inputs, guidance: Tensor | None) -> Tensor:
+    def _predict(self, z: Tensor, at: Levels, inputs: UNetInputs, guidance: Tensor | None) -> Tensor:
         """The output itself."""
-        timesteps, _, _ = self._own(at)
+        timesteps, _, _ = self._nearest_levels(at)
         added = {name: inputs[name] for name in ("text_embeds", "time_ids") if name in inputs}
         output: Tensor = self.unet(
             z,
             timesteps.to(z.device),
             encoder_hidden_states=inputs["encoder_hidden_states"],
-            timestep_cond=self._told(guidance, z) if self.is_conditioned and guidance is not None else None,
+            timestep_cond=self._embed_guidance(guidance, z) if self.is_conditioned and guidance is not None else None,
             added_cond_kwargs=added or None,
             return_dict=False,
         )[0]
         return output
 
-    def _clean(self, output: Tensor, z: Tensor, at: Levels) -> Tensor:
-        _, alpha, sigma = self._own(at)
+    def _to_clean(self, output: Tensor, z: Tensor, at: Levels) -> Tensor:
+        _, alpha, sigma = self._nearest_levels(at)
         shaped = [level.view(-1, *[1] * (z.ndim - 1)).to(z) for level in (alpha, sigma)]
         clean: Tensor = predict_denoised(self.prediction, output, z, *shaped)
         return clean
 
-    def _own(self, at: Levels) -> tuple[Tensor, Tensor, Tensor]:
+    def _nearest_levels(self, at: Levels) -> tuple[Tensor, Tensor, Tensor]:
         """The levels of its own schedule that are nearest, by the angle atan2(sigma, alpha)."""
         alphas, sigmas = (torch.from_numpy(np.array(level)) for level in noise_levels(self.schedule))
         angles = torch.atan2(sigmas, alphas)
@@ -110,7 +110,7 @@ class Denoiser:
         nearest = (angles[None] - wanted[:, None]).abs().argmin(1)
         return nearest, alphas[nearest], sigmas[nearest]
 
-    def _told(self, guidance: Tensor, z: Tensor) -> Tensor:
+    def _embed_guidance(self, guidance: Tensor, z: Tensor) -> Tensor:
         """As `embed_guidance`, of a whole batch and where it lies."""
         channels = self.unet.config.time_cond_proj_dim
         half = channels // 2
@@ -121,7 +121,7 @@ class Denoiser:
         return torch.cat([angles.sin(), angles.cos(), odd], dim=1).to(z)
 
 
-def taught_as(teacher: Denoiser) -> tuple[Schedule, Prediction]:
+def student_parameterization(teacher: Denoiser) -> tuple[Schedule, Prediction]:
     """The schedule of this teacher's students, and what their output means.
 
     One that tells noise gets students that tell velocity, on its own schedule with a zero terminal SNR. The clean
@@ -142,14 +142,14 @@ def taught_as(teacher: Denoiser) -> tuple[Schedule, Prediction]:
     return replace(teacher.schedule, zero_terminal_snr=True), prediction
 
 
-def conditioned_on_guidance(unet: Any) -> Any:
+def add_guidance_embedding(unet: Any) -> Any:
     """A copy that takes the guidance scale as an input, and at first says what the original does, whatever the scale.
 
     The new projection starts at zero; diffusers would leave it random. One that takes the scale already is copied.
     """
     if unet.config.time_cond_proj_dim:
         return deepcopy(unet)
-    config = {name: value for name, value in unet.config.items() if name != _LEFT_OUT}
+    config = {name: value for name, value in unet.config.items() if name != _DIFFUSERS_DEFAULTS}
     copy = UNet2DConditionModel.from_config({**config, "time_cond_proj_dim": GUIDANCE_CHANNELS})
     weights = {**unet.state_dict(), _PROJECTION: torch.zeros_like(copy.state_dict()[_PROJECTION])}
     copy.load_state_dict(weights)

@@ -3,22 +3,24 @@
 import numpy as np
 
 from stillhouse.core import Picture
-from stillhouse.distill.training.dmd import MatchLesson
-from stillhouse.distill.training.stage import Lesson
-from stillhouse.distill.training.trajectory_regression import WalkLesson
+from stillhouse.distill.training.dmd import DistributionMatching
+from stillhouse.distill.training.stage import DistillationStage
+from stillhouse.distill.training.trajectory_regression import TrajectoryRegressionStage
 from stillhouse.pipelines.pipeline import Pipeline
 
-SHOWN = 8
+PREVIEW_COUNT = 8
 
 
-def strip(lesson: Lesson | WalkLesson | MatchLesson, pipeline: Pipeline) -> Picture:
+def render_preview_grid(
+    stage: DistillationStage | TrajectoryRegressionStage | DistributionMatching, pipeline: Pipeline
+) -> Picture:
     """The teacher's pictures, and the student's below them: uint8 [2 * height, SHOWN * width, 3].
 
     Args:
         lesson: whose student, with the weights of the moment, and teacher; the first pictures that it is judged by.
         pipeline: decodes.
     """
-    ours, theirs = (latents[:SHOWN] for latents in lesson.endings(max(SHOWN, lesson.judged)))
+    ours, theirs = (latents[:PREVIEW_COUNT] for latents in stage.rollouts(max(PREVIEW_COUNT, stage.eval_samples)))
     rows = [
         np.concatenate([pipeline.decode(one.numpy()) for one in latents.cpu()], axis=1) for latents in (theirs, ours)
     ]

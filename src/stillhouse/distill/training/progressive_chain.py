@@ -13,20 +13,25 @@ import torch
 from torch import Tensor
 
 from stillhouse.diffusion import Schedule, TimestepGrid
-from stillhouse.distill.data.latent_dataset import Pairs
-from stillhouse.distill.training.low_rank import factors, fused, with_low_rank
-from stillhouse.distill.training.methods import Consistency, Guidance, Method, Progressive
-from stillhouse.distill.training.networks import Denoiser, conditioned_on_guidance, taught_as
-from stillhouse.distill.training.stage import Lesson, Weighting
-from stillhouse.distill.training.step_grids import Round, plan_edits, plan_rounds, refined
+from stillhouse.distill.data.latent_dataset import LatentDataset
+from stillhouse.distill.training.low_rank import add_lora, fused_copy, lora_state_dict
+from stillhouse.distill.training.methods import (
+    DistillationMethod,
+    GuidanceDistillation,
+    PhasedConsistency,
+    ProgressiveDistillation,
+)
+from stillhouse.distill.training.networks import Denoiser, add_guidance_embedding, student_parameterization
+from stillhouse.distill.training.stage import DistillationStage, Weighting
+from stillhouse.distill.training.step_grids import GridPair, plan_edit_grids, plan_grid_pairs, refine
 from stillhouse.errors import InvalidRequest
 from stillhouse.fit.fit import fit
-from stillhouse.fit.learner import check_identity
+from stillhouse.fit.learner import check_fingerprint
 from stillhouse.fit.recipe import StageRecipe
-from stillhouse.fit.stage import Fitted, Stage, Tick
+from stillhouse.fit.stage import FitResult, Stage, UpdateLog
 
-METHODS: Mapping[str, Callable[[Round], Method]] = MappingProxyType(
-    {"progressive": Progressive, "consistency": Consistency}
+METHODS: Mapping[str, Callable[[GridPair], DistillationMethod]] = MappingProxyType(
+    {"progressive": ProgressiveDistillation, "consistency": PhasedConsistency}
 )
 """What a round can be taught by."""
 GUIDANCE = "guidance"
@@ -56,20 +61,20 @@ class ChainRecipe:
         seed: of everything that is drawn.
     """
 
-    counts: tuple[int, ...]
+    step_counts: tuple[int, ...]
     method: str
     guidance: tuple[float, float]
-    inside: StageRecipe
-    rounds: Mapping[int, StageRecipe]
-    rank: int = 0
-    through: float = 0.0
-    match: Mapping[int, float] = field(default_factory=dict)
+    guidance_recipe: StageRecipe
+    step_recipes: Mapping[int, StageRecipe]
+    lora_rank: int = 0
+    end_to_end_fraction: float = 0.0
+    dmd_weights: Mapping[int, float] = field(default_factory=dict)
     weighting: Weighting = "v"
     huber: float = 0.0
-    checkpointing: bool = False
-    strengths: tuple[float, ...] = ()
-    edits: StageRecipe | None = None
-    judged: int = 16
+    gradient_checkpointing: bool = False
+    edit_strengths: tuple[float, ...] = ()
+    edit_recipe: StageRecipe | None = None
+    eval_samples: int = 16
     seed: int = 0
 
 
@@ -89,15 +94,15 @@ class Student:
 
     name: str
     denoiser: Denoiser
-    factors: Mapping[str, Tensor]
+    lora_weights: Mapping[str, Tensor]
     grid: TimestepGrid | None
     method: str
-    fitted: Fitted
-    edits: Mapping[float, TimestepGrid] = field(default_factory=dict)
+    fitted: FitResult
+    edit_grids: Mapping[float, TimestepGrid] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
+class StagePlan:
     """A student to come.
 
     Args:
@@ -108,21 +113,21 @@ class Planned:
     """
 
     name: str
-    method: Method
+    method: DistillationMethod
     recipe: StageRecipe
-    called: str
-    by_walker: bool = False
+    method_name: str
+    taught_by_first: bool = False
 
 
-def teach(
+def train_chain(
     teacher: Denoiser,
-    pairs: Pairs,
+    dataset: LatentDataset,
     recipe: ChainRecipe,
     folder: Path,
-    report: Callable[[Tick], None],
+    report: Callable[[UpdateLog], None],
     deadline: float | None = None,
-    watch: Callable[[Stage, Tick], None] = lambda stage, tick: None,
-    begin: TimestepGrid | None = None,
+    observer: Callable[[Stage, UpdateLog], None] = lambda stage, tick: None,
+    teacher_grid: TimestepGrid | None = None,
     origin: str = "",
     save_every: float = 120.0,
 ) -> Sequence[Student]:
@@ -149,137 +154,148 @@ def teach(
     """
     students: list[Student] = []
     identity, before, walker = origin, teacher, teacher
-    chain = lessons(teacher, recipe, begin)
-    _check_kept(chain, recipe, origin, folder)
+    chain = plan_stages(teacher, recipe, teacher_grid)
+    _check_checkpoints(chain, recipe, origin, folder)
     for planned in chain:
         method = planned.method
-        identity = _identity(identity, planned.name, method, recipe)
-        lesson = _lesson(planned, before, walker if planned.by_walker else before, pairs, recipe)
-        lesson = replace(lesson, identity=identity)
-        fitted = fit(lesson, folder, _both(report, watch, lesson), deadline, save_every)
+        identity = _fingerprint(identity, planned.name, method, recipe)
+        lesson = _build_stage(planned, before, walker if planned.taught_by_first else before, dataset, recipe)
+        lesson = replace(lesson, fingerprint=identity)
+        fitted = fit(lesson, folder, _notify(report, observer, lesson), deadline, save_every)
         if not fitted.is_done:
             break
         # The next student goes on with the same factors, so that they alone tell the last one from the first teacher.
-        before = frozen(lesson.student)
+        before = freeze(lesson.student)
         if planned.name == GUIDANCE:
             walker = before
         identity = f"{identity} {fitted.updates}"
-        grids = {strength: one.student for strength, one in method.edits.items()}
-        walked = method.round.student if method.round else None
-        students.append(taught(planned.name, before, walked, planned.called, fitted, grids))
+        grids = {strength: one.student for strength, one in method.edit_pairs.items()}
+        walked = method.grid_pair.student if method.grid_pair else None
+        students.append(make_student(planned.name, before, walked, planned.method_name, fitted, grids))
     return students
 
 
-def taught(
+def make_student(
     name: str,
     denoiser: Denoiser,
     grid: TimestepGrid | None,
     method: str,
-    fitted: Fitted,
-    edits: Mapping[float, TimestepGrid] = MappingProxyType({}),
+    fitted: FitResult,
+    edit_grids: Mapping[float, TimestepGrid] = MappingProxyType({}),
 ) -> Student:
     """What has learnt, on its own: a copy in the processor's memory, its factors part of the weights."""
-    served = Denoiser(deepcopy(fused(denoiser.unet)).cpu(), denoiser.schedule, denoiser.prediction)
-    return Student(name, served, factors(denoiser.unet), grid, method, fitted, edits)
+    served = Denoiser(deepcopy(fused_copy(denoiser.unet)).cpu(), denoiser.schedule, denoiser.prediction)
+    return Student(name, served, lora_state_dict(denoiser.unet), grid, method, fitted, edit_grids)
 
 
-def learner(before: Denoiser, recipe: ChainRecipe) -> Any:
+def build_student_unet(denoiser: Denoiser, recipe: ChainRecipe) -> Any:
     """The U-Net that is to learn: a copy of that one, with a place for the guidance scale."""
-    unet = conditioned_on_guidance(before.unet)
-    unet = with_low_rank(unet, recipe.rank, recipe.seed) if recipe.rank else unet.requires_grad_(True)
-    if recipe.checkpointing:
+    unet = add_guidance_embedding(denoiser.unet)
+    unet = add_lora(unet, recipe.lora_rank, recipe.seed) if recipe.lora_rank else unet.requires_grad_(True)
+    if recipe.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     return unet.train().to(memory_format=torch.channels_last)
 
 
-def frozen(denoiser: Denoiser) -> Denoiser:
+def freeze(denoiser: Denoiser) -> Denoiser:
     """The same, for others to learn from."""
     denoiser.unet.zero_grad(set_to_none=True)
     denoiser.unet.eval().requires_grad_(False)
     return denoiser
 
 
-def lessons(teacher: Denoiser, recipe: ChainRecipe, begin: TimestepGrid | None = None) -> Sequence[Planned]:
+def plan_stages(
+    teacher: Denoiser, recipe: ChainRecipe, teacher_grid: TimestepGrid | None = None
+) -> Sequence[StagePlan]:
     """Every student in turn. One that takes the guidance scale already is not taught it again.
 
     Raises:
         InvalidRequest: counts that are no chain, or edits of a teacher that walks one grid only.
     """
-    schedule, _ = taught_as(teacher)
-    rounds = plan_rounds(schedule, recipe.counts, begin)
+    schedule, _ = student_parameterization(teacher)
+    rounds = plan_grid_pairs(schedule, recipe.step_counts, teacher_grid)
     planned = []
     for one in rounds:
         steps = one.student.steps
-        planned.append(Planned(f"{steps}-steps", METHODS[recipe.method](one), recipe.rounds[steps], recipe.method))
+        planned.append(
+            StagePlan(f"{steps}-steps", METHODS[recipe.method](one), recipe.step_recipes[steps], recipe.method)
+        )
     if not teacher.is_conditioned:
-        planned.insert(0, Planned(GUIDANCE, Guidance(schedule), recipe.inside, GUIDANCE))
-    if recipe.strengths:
-        planned.append(_edits(schedule, rounds[-1].student, recipe, begin))
+        planned.insert(0, StagePlan(GUIDANCE, GuidanceDistillation(schedule), recipe.guidance_recipe, GUIDANCE))
+    if recipe.edit_strengths:
+        planned.append(_plan_edits(schedule, rounds[-1].student, recipe, teacher_grid))
     return planned
 
 
-def _identity(before: str, name: str, method: Method, recipe: ChainRecipe) -> str:
+def _fingerprint(previous: str, name: str, method: DistillationMethod, recipe: ChainRecipe) -> str:
     """Of everything that decides what this student learns, its teachers included."""
-    served = method.round.student.timesteps.tolist() if method.round else None
-    told = [before, name, type(method).__name__, method.walk.timesteps.tolist(), served, recipe.guidance]
-    told += [recipe.rank, recipe.weighting, recipe.huber, recipe.seed]
+    served = method.grid_pair.student.timesteps.tolist() if method.grid_pair else None
+    told = [previous, name, type(method).__name__, method.level_table.timesteps.tolist(), served, recipe.guidance]
+    told += [recipe.lora_rank, recipe.weighting, recipe.huber, recipe.seed]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
-def _check_kept(chain: Sequence[Planned], recipe: ChainRecipe, origin: str, folder: Path) -> None:
+def _check_checkpoints(stages: Sequence[StagePlan], recipe: ChainRecipe, origin: str, folder: Path) -> None:
     """Refuse at once what would be refused after hours: a later student that learnt from another one than is planned.
 
     As far as can be told beforehand: one that may end early decides by that who the next one's teacher is.
     """
     identity = origin
-    for planned in chain:
-        identity = _identity(identity, planned.name, planned.method, recipe)
-        check_identity(folder, planned.name, identity)
+    for planned in stages:
+        identity = _fingerprint(identity, planned.name, planned.method, recipe)
+        check_fingerprint(folder, planned.name, identity)
         if planned.recipe.patience:
             return
         identity = f"{identity} {planned.recipe.updates}"
 
 
-def _edits(schedule: Schedule, served: TimestepGrid, recipe: ChainRecipe, begin: TimestepGrid | None) -> Planned:
+def _plan_edits(
+    schedule: Schedule, student_grid: TimestepGrid, recipe: ChainRecipe, teacher_grid: TimestepGrid | None
+) -> StagePlan:
     """Pictures from noise once more, so that they are not forgotten, and edits, all from a teacher at every level.
 
     Each strength has levels of its own, which only a network that walks any grid has been at. Its steps are taught in
     one go, because a student between would have to know all those levels, too.
     """
-    if begin is not None:
+    if teacher_grid is not None:
         raise InvalidRequest(
-            f"edits taught by a student of {begin.steps} steps", allowed="a teacher that walks any number of steps"
+            f"edits taught by a student of {teacher_grid.steps} steps",
+            allowed="a teacher that walks any number of steps",
         )
-    fine, count = recipe.counts[0], served.steps
-    from_noise = Round(refined(schedule, served, max(fine, count)), served)
-    method = Progressive(from_noise, plan_edits(schedule, fine, served, recipe.strengths))
-    assert recipe.edits is not None
-    return Planned(EDITS, method, recipe.edits, Progressive.__name__.lower(), by_walker=True)
+    fine, count = recipe.step_counts[0], student_grid.steps
+    from_noise = GridPair(refine(schedule, student_grid, max(fine, count)), student_grid)
+    method = ProgressiveDistillation(from_noise, plan_edit_grids(schedule, fine, student_grid, recipe.edit_strengths))
+    assert recipe.edit_recipe is not None
+    return StagePlan(EDITS, method, recipe.edit_recipe, ProgressiveDistillation.__name__.lower(), taught_by_first=True)
 
 
-def _both(report: Callable[[Tick], None], watch: Callable[[Stage, Tick], None], stage: Stage) -> Callable[[Tick], None]:
-    def told(tick: Tick) -> None:
+def _notify(
+    report: Callable[[UpdateLog], None], observer: Callable[[Stage, UpdateLog], None], stage: Stage
+) -> Callable[[UpdateLog], None]:
+    def told(tick: UpdateLog) -> None:
         report(tick)
-        watch(stage, tick)
+        observer(stage, tick)
 
     return told
 
 
-def _lesson(planned: Planned, before: Denoiser, teacher: Denoiser, pairs: Pairs, recipe: ChainRecipe) -> Lesson:
+def _build_stage(
+    plan: StagePlan, initial: Denoiser, teacher: Denoiser, dataset: LatentDataset, recipe: ChainRecipe
+) -> DistillationStage:
     """`before` is what the student begins as; `teacher` is asked."""
-    schedule, prediction = taught_as(before)
-    return Lesson(
-        name=planned.name,
-        recipe=planned.recipe,
-        method=planned.method,
+    schedule, prediction = student_parameterization(initial)
+    return DistillationStage(
+        name=plan.name,
+        recipe=plan.recipe,
+        method=plan.method,
         teacher=teacher,
-        unet=learner(before, recipe),
+        unet=build_student_unet(initial, recipe),
         schedule=schedule,
         prediction=prediction,
-        pairs=pairs,
+        dataset=dataset,
         guidance=recipe.guidance,
         weighting=recipe.weighting,
         huber=recipe.huber,
-        judged=recipe.judged,
+        eval_samples=recipe.eval_samples,
         seed=recipe.seed,
     )

@@ -12,15 +12,15 @@ from itertools import pairwise
 
 import numpy as np
 
-from stillhouse.check import check_number, check_whole
+from stillhouse.check import check_integer, check_number
 from stillhouse.diffusion import CLEAN, NoiseLevel, Schedule, TimestepGrid, grid_from_timesteps, make_grid
 from stillhouse.errors import InvalidRequest
 
-MOST_STEPS = 1000
+MAX_STEPS = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Round:
+class GridPair:
     """One student and its teacher, by the grids that they walk; the student's is a part of the teacher's.
 
     Raises:
@@ -42,17 +42,19 @@ class Round:
             )
 
     @property
-    def places(self) -> tuple[int, ...]:
+    def positions(self) -> tuple[int, ...]:
         """Where the student's points, CLEAN included, stand among the teacher's."""
         return tuple(self.teacher.levels.index(point) for point in self.student.levels)
 
     @property
     def strides(self) -> tuple[int, ...]:
         """The teacher's steps in each of the student's."""
-        return tuple(after - before for before, after in pairwise(self.places))
+        return tuple(after - before for before, after in pairwise(self.positions))
 
 
-def plan_rounds(schedule: Schedule, counts: Sequence[int], begin: TimestepGrid | None = None) -> tuple[Round, ...]:
+def plan_grid_pairs(
+    schedule: Schedule, counts: Sequence[int], teacher_grid: TimestepGrid | None = None
+) -> tuple[GridPair, ...]:
     """The rounds of a chain, the first teacher's first.
 
     Args:
@@ -70,7 +72,7 @@ def plan_rounds(schedule: Schedule, counts: Sequence[int], begin: TimestepGrid |
     (True, [999.0, 666.0, 332.0])
     """
     for count in counts:
-        check_whole("a count of steps", count, 1, min(MOST_STEPS, schedule.train_steps))
+        check_integer("a count of steps", count, 1, min(MAX_STEPS, schedule.train_steps))
     if len(counts) < 2 or any(after > before for before, after in pairwise(counts)):
         raise InvalidRequest(
             f"rounds {', '.join(map(str, counts))}",
@@ -80,24 +82,24 @@ def plan_rounds(schedule: Schedule, counts: Sequence[int], begin: TimestepGrid |
         raise InvalidRequest(
             "a teacher that takes one step", allowed="2 steps and more", fix="there is nothing to halve"
         )
-    if begin is None:
+    if teacher_grid is None:
         grids = [make_grid(schedule, counts[-1])]
         for count in reversed(counts[:-1]):
-            grids.append(refined(schedule, grids[-1], count))
+            grids.append(refine(schedule, grids[-1], count))
         grids.reverse()
     else:
-        if begin.steps != counts[0]:
+        if teacher_grid.steps != counts[0]:
             raise InvalidRequest(
                 f"rounds that begin with {counts[0]} steps",
-                allowed=f"{begin.steps}, which the teacher was distilled to",
+                allowed=f"{teacher_grid.steps}, which the teacher was distilled to",
             )
-        grids = [begin]
+        grids = [teacher_grid]
         for count in counts[1:]:
-            grids.append(thinned(grids[-1], count))
-    return tuple(Round(teacher, student) for teacher, student in pairwise(grids))
+            grids.append(coarsen(grids[-1], count))
+    return tuple(GridPair(teacher, student) for teacher, student in pairwise(grids))
 
 
-def refined(schedule: Schedule, coarse: TimestepGrid, steps: int) -> TimestepGrid:
+def refine(schedule: Schedule, coarse: TimestepGrid, steps: int) -> TimestepGrid:
     """A grid of so many steps that visits every level of a coarser one, its longest step as short as can be.
 
     The longest step is split until there are enough; of equal ones the cleanest first, because outlines are decided
@@ -109,7 +111,7 @@ def refined(schedule: Schedule, coarse: TimestepGrid, steps: int) -> TimestepGri
     >>> refined(Schedule(), grid(Schedule(), 2), 3).timesteps.tolist()
     [999.0, 499.0, 249.0]
     """
-    check_whole("steps", steps, coarse.steps, schedule.train_steps)
+    check_integer("steps", steps, coarse.steps, schedule.train_steps)
     end = 0.0 if schedule.is_flow else -1.0
     edges = [*coarse.timesteps.tolist(), end]
     lengths = np.array([before - after for before, after in pairwise(edges)])
@@ -126,9 +128,9 @@ def refined(schedule: Schedule, coarse: TimestepGrid, steps: int) -> TimestepGri
     return TimestepGrid((*points, CLEAN))
 
 
-def plan_edits(
-    schedule: Schedule, fine: int, served: TimestepGrid, strengths: Sequence[float]
-) -> Mapping[float, Round]:
+def plan_edit_grids(
+    schedule: Schedule, teacher_steps: int, student_grid: TimestepGrid, strengths: Sequence[float]
+) -> Mapping[float, GridPair]:
     """For pictures that begin from another one: a round by strength, of as many of the student's steps as from noise.
 
     So an edit takes the same time whatever its strength. The teacher's steps are as long as they are from noise. A
@@ -148,8 +150,8 @@ def plan_edits(
     >>> edits[0.5].student.timesteps.tolist()
     [499.0, 331.0, 166.0]
     """
-    count, used = served.steps, set(served.timesteps.tolist())
-    found: dict[float, Round] = {}
+    count, used = student_grid.steps, set(student_grid.timesteps.tolist())
+    found: dict[float, GridPair] = {}
     for strength in strengths:
         check_number("strength", strength, 1e-6, 1 - 1e-6)
         length = schedule.train_steps * strength
@@ -164,11 +166,11 @@ def plan_edits(
             steps.append(level)
             used.add(level)
         coarse = grid_from_timesteps(schedule, steps)
-        found[strength] = Round(refined(schedule, coarse, max(count, round(fine * strength))), coarse)
+        found[strength] = GridPair(refine(schedule, coarse, max(count, round(teacher_steps * strength))), coarse)
     return found
 
 
-def thinned(fine: TimestepGrid, steps: int) -> TimestepGrid:
+def coarsen(fine: TimestepGrid, steps: int) -> TimestepGrid:
     """So many levels of a grid, the first among them, each the nearest to where an even one would have it.
 
     Raises:
@@ -177,7 +179,7 @@ def thinned(fine: TimestepGrid, steps: int) -> TimestepGrid:
     >>> thinned(grid(Schedule(), 9), 3).timesteps.tolist()
     [999.0, 666.0, 332.0]
     """
-    check_whole("steps", steps, 1, fine.steps)
+    check_integer("steps", steps, 1, fine.steps)
     timesteps = fine.timesteps
     places = [0]
     for part in range(1, steps):

@@ -38,40 +38,42 @@ class Levels:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Walk:
+class LevelTable:
     """A grid's levels as tables: float64 [steps + 1], CLEAN last; see also `joined`."""
 
     timesteps: Tensor
     alphas: Tensor
     sigmas: Tensor
 
-    def at(self, places: Tensor) -> Levels:
+    def at(self, indices: Tensor) -> Levels:
         """The levels at these places of the grid, int64 [B]."""
-        return Levels(self.timesteps[places], self.alphas[places], self.sigmas[places])
+        return Levels(self.timesteps[indices], self.alphas[indices], self.sigmas[indices])
 
 
-def walk_of(grid: TimestepGrid) -> Walk:
+def make_level_table(grid: TimestepGrid) -> LevelTable:
     """A grid as tables."""
     timesteps = [point.timestep for point in grid.levels]
-    return Walk(*(torch.tensor(table, dtype=torch.float64) for table in (timesteps, grid.alphas, grid.sigmas)))
+    return LevelTable(*(torch.tensor(table, dtype=torch.float64) for table in (timesteps, grid.alphas, grid.sigmas)))
 
 
-def joined(walks: Sequence[Walk]) -> Walk:
+def concat_level_tables(tables: Sequence[LevelTable]) -> LevelTable:
     """Several walks as one table, one after the other; each ends at CLEAN."""
-    return Walk(*(torch.cat([getattr(walk, name) for walk in walks]) for name in ("timesteps", "alphas", "sigmas")))
+    return LevelTable(
+        *(torch.cat([getattr(walk, name) for walk in tables]) for name in ("timesteps", "alphas", "sigmas"))
+    )
 
 
-Sees: TypeAlias = Callable[[Tensor, Levels], Tensor]
+DenoiseFn: TypeAlias = Callable[[Tensor, Levels], Tensor]
 """A network together with what its batch is asked: the clean pictures that it sees in z [B, C, h, w]; shaped as z."""
 
 
-def step(z: Tensor, clean: Tensor, start: Levels, end: Levels) -> Tensor:
+def ddim_step(z: Tensor, clean: Tensor, start: Levels, end: Levels) -> Tensor:
     """A DDIM step of each picture of a batch towards its clean one."""
-    kept, gained = _move(start, end)
-    return _per(kept, z) * z + _per(gained, z) * clean
+    kept, gained = _ddim_coefficients(start, end)
+    return _broadcast(kept, z) * z + _broadcast(gained, z) * clean
 
 
-def landing(z: Tensor, reached: Tensor, start: Levels, end: Levels) -> Tensor:
+def invert_ddim(z: Tensor, z_end: Tensor, start: Levels, end: Levels) -> Tensor:
     """The clean picture for which one DDIM step from `z` lands on `reached`; `end` is cleaner than `start`.
 
     >>> level = lambda alpha, sigma: Levels(*(torch.tensor([x], dtype=torch.float64) for x in (0.0, alpha, sigma)))
@@ -80,11 +82,11 @@ def landing(z: Tensor, reached: Tensor, start: Levels, end: Levels) -> Tensor:
     >>> round(landing(z, step(z, clean, start, end), start, end).item(), 12)
     0.5
     """
-    kept, gained = _move(start, end)
-    return (reached - _per(kept, z) * z) / _per(gained, z)
+    kept, gained = _ddim_coefficients(start, end)
+    return (z_end - _broadcast(kept, z) * z) / _broadcast(gained, z)
 
 
-def walked(sees: Sees, z: Tensor, walk: Walk, path: Tensor) -> Tensor:
+def ddim_rollout(denoise: DenoiseFn, z: Tensor, table: LevelTable, path: Tensor) -> Tensor:
     """Where a network comes that walks from place to place, one DDIM step each.
 
     Args:
@@ -94,18 +96,18 @@ def walked(sees: Sees, z: Tensor, walk: Walk, path: Tensor) -> Tensor:
         path: int64 [B, places]; a place that is repeated is left at once, so paths of several lengths go together.
     """
     for before, after in zip(path.unbind(1)[:-1], path.unbind(1)[1:], strict=True):
-        start, end = walk.at(before), walk.at(after)
+        start, end = table.at(before), table.at(after)
         stays = before == after
         if bool(stays.all()):
             continue
         # A picture that stays is shown all the same, at a level that exists: CLEAN is none.
         shown = torch.where(start.sigma == 0, torch.zeros_like(before), before)
-        moved = step(z, sees(z, walk.at(shown)), start, end)
-        z = torch.where(_per(stays, z), z, moved)
+        moved = ddim_step(z, denoise(z, table.at(shown)), start, end)
+        z = torch.where(_broadcast(stays, z), z, moved)
     return z
 
 
-def along(sees: Sees, z: Tensor, walk: Walk, path: Tensor) -> Tensor:
+def progressive_target(denoise: DenoiseFn, z: Tensor, table: LevelTable, path: Tensor) -> Tensor:
     """The target of progressive distillation: a step to the end of the path, that lands where the teacher comes.
 
     With paths of two places it is what the teacher sees: a round of equal grids teaches nothing new.
@@ -114,15 +116,15 @@ def along(sees: Sees, z: Tensor, walk: Walk, path: Tensor) -> Tensor:
         sees: the teacher.
         z, walk, path: as in `walked`.
     """
-    start, end = walk.at(path[:, 0]), walk.at(path[:, -1])
-    seen = sees(z, start)
-    reached = walked(sees, step(z, seen, start, walk.at(path[:, 1])), walk, path[:, 1:])
+    start, end = table.at(path[:, 0]), table.at(path[:, -1])
+    seen = denoise(z, start)
+    reached = ddim_rollout(denoise, ddim_step(z, seen, start, table.at(path[:, 1])), table, path[:, 1:])
     # Said outright, and not found again through two roundings: optimisers that scale by the gradient's own size would
     # make steps of such a difference.
-    return torch.where(_per(path[:, 1] == path[:, -1], z), seen, landing(z, reached, start, end))
+    return torch.where(_broadcast(path[:, 1] == path[:, -1], z), seen, invert_ddim(z, reached, start, end))
 
 
-def to_edge(teacher: Sees, student: Sees, z: Tensor, walk: Walk, path: Tensor) -> Tensor:
+def consistency_target(teacher: DenoiseFn, student: DenoiseFn, z: Tensor, table: LevelTable, path: Tensor) -> Tensor:
     """The target of phased consistency: the teacher takes one step, and the student jumps from there to the edge.
 
     Args:
@@ -131,17 +133,17 @@ def to_edge(teacher: Sees, student: Sees, z: Tensor, walk: Walk, path: Tensor) -
         path: int64 [B, 3]: a place, the one after it, and the edge of its phase, which may be the same as that.
     """
     place, after, edge = path.unbind(1)
-    between = walked(teacher, z, walk, torch.stack([place, after], 1))
-    reached = walked(student, between, walk, torch.stack([after, edge], 1))
-    return landing(z, reached, walk.at(place), walk.at(edge))
+    between = ddim_rollout(teacher, z, table, torch.stack([place, after], 1))
+    reached = ddim_rollout(student, between, table, torch.stack([after, edge], 1))
+    return invert_ddim(z, reached, table.at(place), table.at(edge))
 
 
-def _move(start: Levels, end: Levels) -> tuple[Tensor, Tensor]:
+def _ddim_coefficients(start: Levels, end: Levels) -> tuple[Tensor, Tensor]:
     kept = end.sigma / start.sigma
     return kept, end.alpha - start.alpha * kept
 
 
-def _per(weights: Tensor, z: Tensor) -> Tensor:
+def _broadcast(weights: Tensor, z: Tensor) -> Tensor:
     """One weight for each picture of z, in its dtype where they are numbers."""
     shaped = weights.view(-1, *[1] * (z.ndim - 1))
     return shaped.to(z.device) if weights.dtype == torch.bool else shaped.to(z)

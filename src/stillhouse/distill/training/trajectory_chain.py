@@ -7,57 +7,57 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from stillhouse.diffusion import TimestepGrid
-from stillhouse.distill.data.teacher_trajectories import KeptWalks
-from stillhouse.distill.training.dmd import MatchLesson
-from stillhouse.distill.training.networks import Denoiser, taught_as
-from stillhouse.distill.training.progressive_chain import ChainRecipe, Student, frozen, learner, taught
-from stillhouse.distill.training.step_grids import plan_edits, plan_rounds, thinned
-from stillhouse.distill.training.trajectory_regression import WalkLesson
+from stillhouse.distill.data.teacher_trajectories import TrajectoryDataset
+from stillhouse.distill.training.dmd import DistributionMatching
+from stillhouse.distill.training.networks import Denoiser, student_parameterization
+from stillhouse.distill.training.progressive_chain import ChainRecipe, Student, build_student_unet, freeze, make_student
+from stillhouse.distill.training.step_grids import coarsen, plan_edit_grids, plan_grid_pairs
+from stillhouse.distill.training.trajectory_regression import TrajectoryRegressionStage
 from stillhouse.fit.fit import fit
-from stillhouse.fit.stage import Stage, Tick
+from stillhouse.fit.stage import Stage, UpdateLog
 
-WALKS = "walks"
+TRAJECTORY = "walks"
 """The method's name."""
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class StudentGrids:
     """What a student of walks is to walk: from pure noise, and by strength from another picture; of as many steps."""
 
     grid: TimestepGrid
-    edits: Mapping[float, TimestepGrid] = field(default_factory=dict)
+    edit_grids: Mapping[float, TimestepGrid] = field(default_factory=dict)
 
     @property
-    def every(self) -> tuple[TimestepGrid, ...]:
+    def all_grids(self) -> tuple[TimestepGrid, ...]:
         """By the kinds of `walks.Plan`."""
-        return (self.grid, *self.edits.values())
+        return (self.grid, *self.edit_grids.values())
 
 
-def plan_walks(begin: Denoiser, recipe: ChainRecipe) -> tuple[Served, ...]:
+def plan_student_grids(initial: Denoiser, recipe: ChainRecipe) -> tuple[StudentGrids, ...]:
     """What each student walks: parts of what the one before it does, from noise and from other pictures.
 
     Raises:
         InvalidRequest: counts that are no chain.
     """
-    schedule, _ = taught_as(begin)
-    first, *others = (one.student for one in plan_rounds(schedule, recipe.counts))
-    rounds = plan_edits(schedule, recipe.counts[0], first, recipe.strengths)
-    served = [Served(first, {strength: one.student for strength, one in rounds.items()})]
+    schedule, _ = student_parameterization(initial)
+    first, *others = (one.student for one in plan_grid_pairs(schedule, recipe.step_counts))
+    rounds = plan_edit_grids(schedule, recipe.step_counts[0], first, recipe.edit_strengths)
+    served = [StudentGrids(first, {strength: one.student for strength, one in rounds.items()})]
     for grid in others:
-        edits = {strength: thinned(edit, grid.steps) for strength, edit in served[-1].edits.items()}
-        served.append(Served(grid, edits))
+        edits = {strength: coarsen(edit, grid.steps) for strength, edit in served[-1].edit_grids.items()}
+        served.append(StudentGrids(grid, edits))
     return tuple(served)
 
 
-def teach_walks(
+def train_on_trajectories(
     teacher: Denoiser,
-    begin: Denoiser,
-    walks: KeptWalks,
+    initial: Denoiser,
+    dataset: TrajectoryDataset,
     recipe: ChainRecipe,
     folder: Path,
-    report: Callable[[Tick], None],
+    report: Callable[[UpdateLog], None],
     deadline: float | None = None,
-    watch: Callable[[Stage, Tick], None] = lambda stage, tick: None,
+    observer: Callable[[Stage, UpdateLog], None] = lambda stage, tick: None,
     origin: str = "",
     save_every: float = 120.0,
 ) -> Sequence[Student]:
@@ -79,52 +79,54 @@ def teach_walks(
         FitFailed: see `fit`.
     """
     students: list[Student] = []
-    served, identity, before = plan_walks(begin, recipe), origin, begin
-    kept, walks = served[0].every, walks.on(next(begin.unet.parameters()).device)
+    served, identity, before = plan_student_grids(initial, recipe), origin, initial
+    kept, dataset = served[0].all_grids, dataset.to(next(initial.unet.parameters()).device)
     for one in served:
-        identity = _identity(identity, one, recipe)
-        schedule, prediction = taught_as(before)
-        walked = WalkLesson(
+        identity = _fingerprint(identity, one, recipe)
+        schedule, prediction = student_parameterization(before)
+        walked = TrajectoryRegressionStage(
             name=f"{one.grid.steps}-steps",
-            recipe=recipe.rounds[one.grid.steps],
-            unet=learner(before, recipe),
+            recipe=recipe.step_recipes[one.grid.steps],
+            unet=build_student_unet(before, recipe),
             schedule=schedule,
             prediction=prediction,
-            walks=walks,
-            kept=kept,
-            served=one.every,
-            through=recipe.through,
+            dataset=dataset,
+            stored_grids=kept,
+            student_grids=one.all_grids,
+            end_to_end_fraction=recipe.end_to_end_fraction,
             weighting=recipe.weighting,
             huber=recipe.huber,
             seed=recipe.seed,
-            judged=recipe.judged,
-            identity=identity,
+            eval_samples=recipe.eval_samples,
+            fingerprint=identity,
         )
 
-        weight = recipe.match.get(one.grid.steps, 0.0)
-        lesson = _matching(walked, teacher, recipe, weight) if weight else walked
+        weight = recipe.dmd_weights.get(one.grid.steps, 0.0)
+        lesson = _distribution_matching(walked, teacher, recipe, weight) if weight else walked
 
-        def told(tick: Tick, lesson: WalkLesson | MatchLesson = lesson) -> None:
+        def told(tick: UpdateLog, lesson: TrajectoryRegressionStage | DistributionMatching = lesson) -> None:
             report(tick)
-            watch(lesson, tick)
+            observer(lesson, tick)
 
         fitted = fit(lesson, folder, told, deadline, save_every)
         if not fitted.is_done:
             break
-        before = frozen(lesson.student)
+        before = freeze(lesson.student)
         identity = f"{identity} {fitted.updates}"
-        students.append(taught(lesson.name, before, one.grid, WALKS, fitted, one.edits))
+        students.append(make_student(lesson.name, before, one.grid, TRAJECTORY, fitted, one.edit_grids))
     return students
 
 
-def _matching(walked: WalkLesson, teacher: Denoiser, recipe: ChainRecipe, weight: float) -> MatchLesson:
-    fake = learner(teacher, recipe)
-    unsaid = {name: row.float() for name, row in walked.walks.unsaid.items()}
-    return MatchLesson(walks=walked, teacher=teacher, fake=fake, unsaid=unsaid, weight=weight)
+def _distribution_matching(
+    regression: TrajectoryRegressionStage, teacher: Denoiser, recipe: ChainRecipe, weight: float
+) -> DistributionMatching:
+    fake = build_student_unet(teacher, recipe)
+    unsaid = {name: row.float() for name, row in regression.dataset.uncond.items()}
+    return DistributionMatching(regression=regression, teacher=teacher, fake_score=fake, uncond=unsaid, weight=weight)
 
 
-def _identity(before: str, served: Served, recipe: ChainRecipe) -> str:
-    told = [before, WALKS, *(one.timesteps.tolist() for one in served.every)]
-    told += [recipe.rank, recipe.through, recipe.match.get(served.grid.steps, 0.0)]
-    told += [recipe.weighting, recipe.huber, recipe.seed, recipe.judged]
+def _fingerprint(previous: str, student_grids: StudentGrids, recipe: ChainRecipe) -> str:
+    told = [previous, TRAJECTORY, *(one.timesteps.tolist() for one in student_grids.all_grids)]
+    told += [recipe.lora_rank, recipe.end_to_end_fraction, recipe.dmd_weights.get(student_grids.grid.steps, 0.0)]
+    told += [recipe.weighting, recipe.huber, recipe.seed, recipe.eval_samples]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]

@@ -10,21 +10,28 @@ import torch
 from torch import Tensor
 
 from stillhouse.diffusion import Prediction, Schedule, TimestepGrid
-from stillhouse.distill.data.teacher_trajectories import KeptWalks, Shown
-from stillhouse.distill.training.networks import Asked, Denoiser
-from stillhouse.distill.training.stage import Weighting, agreement, weighed
-from stillhouse.distill.training.targets import Levels, Walk, joined, landing, walk_of, walked
+from stillhouse.distill.data.teacher_trajectories import TrajectoryBatch, TrajectoryDataset
+from stillhouse.distill.training.networks import Denoiser, GuidedInputs
+from stillhouse.distill.training.stage import Weighting, latent_psnr, weighted_loss
+from stillhouse.distill.training.targets import (
+    Levels,
+    LevelTable,
+    concat_level_tables,
+    ddim_rollout,
+    invert_ddim,
+    make_level_table,
+)
 from stillhouse.fit.recipe import StageRecipe
 
-OWN = 0.5
+ON_POLICY_SHARE = 0.5
 """Of the examples that are not where their walk begins, those where the student itself comes. It is then told the way
 back to its teacher's walk: where it is served, its own steps are all that it sees."""
-EDITED = 0.25
+EDIT_SHARE = 0.25
 """Of the examples, edits, where walks are some: they are the shorter walks, and the easier ones."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Ended:
+class RolloutBatch:
     """Where student and teacher come from the same beginnings, [B, C, h, w] both.
 
     Args:
@@ -34,15 +41,15 @@ class Ended:
         kinds: of their grids, int64 [B], on the processor.
     """
 
-    ours: Tensor
-    theirs: Tensor
-    asked: Asked
-    at: Levels
+    student: Tensor
+    teacher: Tensor
+    inputs: GuidedInputs
+    levels: Levels
     kinds: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class WalkLesson:
+class TrajectoryRegressionStage:
     """A stage of `fit`.
 
     Args:
@@ -65,15 +72,15 @@ class WalkLesson:
     unet: Any
     schedule: Schedule
     prediction: Prediction
-    walks: KeptWalks
-    kept: Sequence[TimestepGrid]
-    served: Sequence[TimestepGrid]
-    through: float = 0.0
+    dataset: TrajectoryDataset
+    stored_grids: Sequence[TimestepGrid]
+    student_grids: Sequence[TimestepGrid]
+    end_to_end_fraction: float = 0.0
     weighting: Weighting = "v"
     huber: float = 0.0
     seed: int = 0
-    judged: int = 16
-    identity: str = ""
+    eval_samples: int = 16
+    fingerprint: str = ""
 
     @property
     def network(self) -> Any:
@@ -88,20 +95,20 @@ class WalkLesson:
     def loss(self, number: int) -> Tensor:
         """Of a fresh batch, decided by its number alone."""
         rng = np.random.default_rng((self.seed, 7, number))
-        count = self.recipe.batch
-        chosen, through = self.drawn(rng, count), round(self.through * count)
+        count = self.recipe.batch_size
+        chosen, through = self.sample_indices(rng, count), round(self.end_to_end_fraction * count)
         total = torch.zeros((), device=next(self.unet.parameters()).device)
         if through:
-            ended = self.ended(chosen[:through])
-            total = total + self.error(ended.ours, ended.theirs, ended.at) * (through / count)
+            ended = self.rollout(chosen[:through])
+            total = total + self.weighted_error(ended.student, ended.teacher, ended.levels) * (through / count)
         if through < count:
-            total = total + self._of_steps(rng, chosen[through:]) * (1 - through / count)
+            total = total + self._single_step_loss(rng, chosen[through:]) * (1 - through / count)
         return total
 
-    def drawn(self, rng: np.random.Generator, count: int) -> Tensor:
+    def sample_indices(self, rng: np.random.Generator, count: int) -> Tensor:
         """So many walks to learn from, int64 [count]."""
         sizes = np.array([len(pool) for pool in self._pools])
-        edits = rng.random(count) < (EDITED if sizes.all() else float(sizes[0] == 0))
+        edits = rng.random(count) < (EDIT_SHARE if sizes.all() else float(sizes[0] == 0))
         pool = edits.astype(np.int64)
         places = sizes[0] * pool + (rng.random(count) * sizes[pool]).astype(np.int64)
         return torch.cat(self._pools)[torch.from_numpy(places)]
@@ -109,103 +116,111 @@ class WalkLesson:
     @cached_property
     def _pools(self) -> tuple[Tensor, Tensor]:
         """What is learnt from: walks from pure noise, and edits."""
-        from_noise = self.walks.kinds[self._learnt] == 0
-        return self._learnt[from_noise], self._learnt[~from_noise]
+        from_noise = self.dataset.kinds[self._train_indices] == 0
+        return self._train_indices[from_noise], self._train_indices[~from_noise]
 
-    def _of_steps(self, rng: np.random.Generator, chosen: Tensor) -> Tensor:
+    def _single_step_loss(self, rng: np.random.Generator, indices: Tensor) -> Tensor:
         """The loss of one step of each of these walks."""
-        count, walk = len(chosen), self._walk
-        steps = torch.from_numpy(rng.integers(self._steps, size=count))
-        shown, begins = self._shown(chosen, steps, steps + 1), self._begins(chosen)
-        here = self._placed(shown.here)
-        own = (torch.from_numpy(rng.random(count) < OWN) & (steps > 0)).nonzero().squeeze(1)
+        count, walk = len(indices), self._level_table
+        steps = torch.from_numpy(rng.integers(self._student_steps, size=count))
+        shown, begins = self._gather(indices, steps, steps + 1), self._table_offsets(indices)
+        here = self._to_device(shown.current)
+        own = (torch.from_numpy(rng.random(count) < ON_POLICY_SHARE) & (steps > 0)).nonzero().squeeze(1)
         if len(own):
-            here[own.to(here.device)] = self._mine(chosen[own], steps[own])
+            here[own.to(here.device)] = self._on_policy_latents(indices[own], steps[own])
         at, after = walk.at(begins + steps), walk.at(begins + steps + 1)
-        target = landing(here, self._placed(shown.reached), at, after)
-        return self.error(self.student.sees(self._asked(shown))(here, at), target, at)
+        target = invert_ddim(here, self._to_device(shown.end), at, after)
+        return self.weighted_error(self.student.denoise_fn(self._guided_inputs(shown))(here, at), target, at)
 
-    def ended(self, walks: Tensor) -> Ended:
+    def rollout(self, indices: Tensor) -> RolloutBatch:
         """Where the student comes that walks all of its steps where these walks begin, int64 [B]."""
-        steps = torch.full((len(walks),), self._steps)
-        shown = self._shown(walks, torch.zeros_like(steps), steps)
-        ours, at = self._walked(shown, walks, steps), self._walk.at(self._begins(walks))
-        return Ended(ours, self._placed(shown.reached), self._asked(shown), at, self.walks.kinds[walks])
+        steps = torch.full((len(indices),), self._student_steps)
+        shown = self._gather(indices, torch.zeros_like(steps), steps)
+        ours, at = self._student_rollout(shown, indices, steps), self._level_table.at(self._table_offsets(indices))
+        return RolloutBatch(
+            ours, self._to_device(shown.end), self._guided_inputs(shown), at, self.dataset.kinds[indices]
+        )
 
-    def error(self, seen: Tensor, target: Tensor, at: Levels) -> Tensor:
+    def weighted_error(self, predicted: Tensor, target: Tensor, levels: Levels) -> Tensor:
         """The loss of clean pictures that are seen at these levels."""
-        away = (seen - target) / at.sigma.view(-1, 1, 1, 1).to(seen)
-        return weighed(away, at, self.weighting, self.huber)
+        away = (predicted - target) / levels.sigma.view(-1, 1, 1, 1).to(predicted)
+        return weighted_loss(away, levels, self.weighting, self.huber)
 
-    def judge(self) -> Mapping[str, float]:
+    def evaluate(self) -> Mapping[str, float]:
         """How close it comes to its teacher from the same beginnings, see `lesson.agreement`: noise, and pictures."""
-        held_out = self._held_out[: self.judged]
-        from_noise = self.walks.kinds[held_out] == 0
+        held_out = self._eval_indices[: self.eval_samples]
+        from_noise = self.dataset.kinds[held_out] == 0
         parts = {"agreement": held_out[from_noise], "edits": held_out[~from_noise]}
-        return {name: agreement(*self._endings(walks)) for name, walks in parts.items() if len(walks)}
+        return {name: latent_psnr(*self._rollouts(walks)) for name, walks in parts.items() if len(walks)}
 
-    def endings(self, count: int) -> tuple[Tensor, Tensor]:
+    def rollouts(self, count: int) -> tuple[Tensor, Tensor]:
         """Where student and teacher come from the same beginnings, on walks that are not learnt from; see `Lesson`."""
-        return self._endings(self._held_out[torch.arange(count) % len(self._held_out)])
+        return self._rollouts(self._eval_indices[torch.arange(count) % len(self._eval_indices)])
 
     @torch.no_grad()
-    def _endings(self, walks: Tensor) -> tuple[Tensor, Tensor]:
-        ended = self.ended(walks)
-        return ended.ours, ended.theirs
+    def _rollouts(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        ended = self.rollout(indices)
+        return ended.student, ended.teacher
 
     @cached_property
-    def _own(self) -> Tensor:
+    def _usable(self) -> Tensor:
         """The walks of kinds that the student walks, int64."""
-        return (self.walks.kinds < len(self.served)).nonzero().squeeze(1)
+        return (self.dataset.kinds < len(self.student_grids)).nonzero().squeeze(1)
 
     @property
-    def _learnt(self) -> Tensor:
+    def _train_indices(self) -> Tensor:
         """Those that are learnt from: at least half of them; an edit together with the walk that it begins at."""
-        learnt = max(len(self._own) - self.judged, (len(self._own) + 1) // 2)
-        return self._own[: learnt - learnt % 2 if len(self.served) > 1 and learnt > 1 else learnt]
+        learnt = max(len(self._usable) - self.eval_samples, (len(self._usable) + 1) // 2)
+        return self._usable[: learnt - learnt % 2 if len(self.student_grids) > 1 and learnt > 1 else learnt]
 
     @property
-    def _held_out(self) -> Tensor:
-        return self._own[len(self._learnt) :]
+    def _eval_indices(self) -> Tensor:
+        return self._usable[len(self._train_indices) :]
 
     @property
-    def _steps(self) -> int:
-        return self.served[0].steps
+    def _student_steps(self) -> int:
+        return self.student_grids[0].steps
 
     @cached_property
-    def _walk(self) -> Walk:
+    def _level_table(self) -> LevelTable:
         """The levels of every kind, one after the other."""
-        return joined([walk_of(one) for one in self.served])
+        return concat_level_tables([make_level_table(one) for one in self.student_grids])
 
-    def _begins(self, walks: Tensor) -> Tensor:
+    def _table_offsets(self, indices: Tensor) -> Tensor:
         """Where the levels of these walks begin among them."""
-        begins: Tensor = self.walks.kinds[walks] * (self._steps + 1)
+        begins: Tensor = self.dataset.kinds[indices] * (self._student_steps + 1)
         return begins
 
     @cached_property
-    def _places(self) -> Tensor:
+    def _stored_positions(self) -> Tensor:
         """Where the student's levels, CLEAN included, stand among those that are kept: int64 [kinds, steps + 1]."""
-        pairs = zip(self.kept, self.served, strict=True)
+        pairs = zip(self.stored_grids, self.student_grids, strict=True)
         return torch.tensor([[kept.levels.index(point) for point in served.levels] for kept, served in pairs])
 
-    def _shown(self, walks: Tensor, steps: Tensor, reached: Tensor) -> Shown:
-        kinds = self.walks.kinds[walks]
-        return self.walks.shown(walks, self._places[kinds, steps], self._places[kinds, reached])
+    def _gather(self, indices: Tensor, steps: Tensor, end_steps: Tensor) -> TrajectoryBatch:
+        kinds = self.dataset.kinds[indices]
+        return self.dataset.gather(
+            indices, self._stored_positions[kinds, steps], self._stored_positions[kinds, end_steps]
+        )
 
     @torch.no_grad()
-    def _mine(self, walks: Tensor, steps: Tensor) -> Tensor:
+    def _on_policy_latents(self, indices: Tensor, steps: Tensor) -> Tensor:
         nowhere = torch.zeros_like(steps)
-        return self._walked(self._shown(walks, nowhere, nowhere), walks, steps)
+        return self._student_rollout(self._gather(indices, nowhere, nowhere), indices, steps)
 
-    def _walked(self, shown: Shown, walks: Tensor, steps: Tensor) -> Tensor:
+    def _student_rollout(self, batch: TrajectoryBatch, indices: Tensor, steps: Tensor) -> Tensor:
         """Where the student comes by itself, after so many steps of each of these walks, int64 [B]."""
-        path = self._begins(walks)[:, None] + torch.minimum(torch.arange(self._steps + 1)[None], steps[:, None])
-        return walked(self.student.sees(self._asked(shown)), self._placed(shown.begun), self._walk, path)
+        path = self._table_offsets(indices)[:, None] + torch.minimum(
+            torch.arange(self._student_steps + 1)[None], steps[:, None]
+        )
+        return ddim_rollout(
+            self.student.denoise_fn(self._guided_inputs(batch)), self._to_device(batch.start), self._level_table, path
+        )
 
-    def _asked(self, shown: Shown) -> Asked:
-        said = {name: self._placed(tensor) for name, tensor in shown.said.items()}
-        return Asked(said, {}, self._placed(shown.guidance))
+    def _guided_inputs(self, batch: TrajectoryBatch) -> GuidedInputs:
+        said = {name: self._to_device(tensor) for name, tensor in batch.cond.items()}
+        return GuidedInputs(said, {}, self._to_device(batch.guidance))
 
-    def _placed(self, tensor: Tensor) -> Tensor:
+    def _to_device(self, tensor: Tensor) -> Tensor:
         device: torch.device = next(self.unet.parameters()).device
         return tensor.to(device)

@@ -13,14 +13,14 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from stillhouse import __version__
 from stillhouse.errors import InvalidRequest, StillhouseError
 from stillhouse.serve.api import health, jobs, openai, studio
-from stillhouse.serve.api.http import GONE, Asked, Gone, explained
+from stillhouse.serve.api.http import CLIENT_CLOSED_REQUEST, ApiRequest, ClientDisconnected, error_response
 from stillhouse.serve.service import Service
-from stillhouse.units import read_bytes
+from stillhouse.units import parse_size
 
 log = logging.getLogger(__name__)
 
 
-def app_of(service: Service, more: Sequence[Any] = ()) -> Litestar:
+def make_app(service: Service, extra_handlers: Sequence[Any] = ()) -> Litestar:
     """The application of a service; it opens the service when it starts, and closes it when it stops.
 
     Args:
@@ -36,30 +36,30 @@ def app_of(service: Service, more: Sequence[Any] = ()) -> Litestar:
 
     return Litestar(
         route_handlers=[
-            openai.generations,
-            openai.edits,
-            openai.models,
-            openai.model,
-            jobs.submit,
-            jobs.listing,
-            jobs.show,
-            jobs.watch,
-            jobs.picture,
-            jobs.pictures,
-            jobs.cancel,
-            health.live,
-            health.ready,
-            health.metrics,
-            health.state,
-            *more,
+            openai.create_images,
+            openai.edit_images,
+            openai.list_models,
+            openai.get_model,
+            jobs.create_job,
+            jobs.list_jobs,
+            jobs.get_job,
+            jobs.stream_job,
+            jobs.get_job_image,
+            jobs.get_image,
+            jobs.cancel_job,
+            health.get_liveness,
+            health.get_readiness,
+            health.get_metrics,
+            health.get_state,
+            *extra_handlers,
         ],
         state=State({"service": service}),
         on_startup=[opened],
         on_shutdown=[closed],
         exception_handlers={
-            StillhouseError: explained,
-            HTTPException: explained,
-            Gone: _gone,
+            StillhouseError: error_response,
+            HTTPException: error_response,
+            ClientDisconnected: _client_disconnected,
             RecursionError: _too_deep,
             Exception: _unexpected,
         },
@@ -70,22 +70,24 @@ def app_of(service: Service, more: Sequence[Any] = ()) -> Litestar:
             use_handler_docstrings=True,
             render_plugins=[studio.DocsPage(), JsonRenderPlugin(path="/openapi.json")],
         ),
-        request_max_body_size=read_bytes(service.settings.body),
+        request_max_body_size=parse_size(service.settings.body),
         multipart_form_part_limit=64,
         logging_config=None,
     )
 
 
-def _gone(request: Asked, error: Gone) -> Response[None]:
+def _client_disconnected(request: ApiRequest, error: ClientDisconnected) -> Response[None]:
     """Nobody reads this answer."""
-    return Response(None, status_code=GONE)
+    return Response(None, status_code=CLIENT_CLOSED_REQUEST)
 
 
-def _too_deep(request: Asked, error: RecursionError) -> Response[Any]:
+def _too_deep(request: ApiRequest, error: RecursionError) -> Response[Any]:
     """Bodies that are nested deeper than anything that is asked for: nothing of ours recurses over a request."""
-    return explained(request, InvalidRequest("a body that is nested too deeply", allowed="an object of plain values"))
+    return error_response(
+        request, InvalidRequest("a body that is nested too deeply", allowed="an object of plain values")
+    )
 
 
-def _unexpected(request: Asked, error: Exception) -> Response[Any]:
+def _unexpected(request: ApiRequest, error: Exception) -> Response[Any]:
     log.error("an error of the server", exc_info=error, extra={"path": request.url.path})
-    return explained(request, error)
+    return error_response(request, error)

@@ -1,7 +1,7 @@
 """Server-sent events, as the HTML standard writes them."""
 
 
-def event(name: str, data: str) -> bytes:
+def format_event(name: str, data: str) -> bytes:
     r"""One event; the data has no line breaks, as JSON has none.
 
     >>> event("done", "{}")
@@ -12,5 +12,5 @@ def event(name: str, data: str) -> bytes:
 
 KEEP_ALIVE = b": still there\n\n"
 """A comment, so that nothing between server and client takes the silence for an end."""
-SILENCE = 15.0
+KEEP_ALIVE_SECONDS = 15.0
 """Seconds after which whoever listens is told so."""

@@ -2,14 +2,14 @@
 
 import secrets
 
-LARGEST_DRAWN = 2**32 - 1
+MAX_RANDOM_SEED = 2**32 - 1
 """Small enough to be read, typed, and kept exactly by every program that knows numbers as doubles."""
 
 
-def new_seed() -> int:
+def random_seed() -> int:
     """Any seed.
 
     >>> 0 <= new_seed() <= LARGEST_DRAWN
     True
     """
-    return secrets.randbelow(LARGEST_DRAWN + 1)
+    return secrets.randbelow(MAX_RANDOM_SEED + 1)

@@ -20,29 +20,29 @@ from stillhouse.diffusion import SAMPLERS
 from stillhouse.errors import NotAllowed
 from stillhouse.pipelines.load import find_pipeline
 from stillhouse.pipelines.manifest import Manifest
-from stillhouse.serve.api.http import Asked, Missing, caller_of, service_of
-from stillhouse.serve.client import Caller
+from stillhouse.serve.api.http import ApiRequest, NotFound, authenticate_request, get_service
+from stillhouse.serve.client import Client
 from stillhouse.serve.service import Service
-from stillhouse.shapes.caption import captions
+from stillhouse.shapes.caption import random_captions
 
 FILES = Path(__file__).parents[1] / "studio"
-MEDIA = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+ASSET_MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 """Kinds of files that are served; others in the directory are not."""
 REPORT = "report.html"
 EXAMPLES = 24
 """Prompts that are suggested for a model that draws shapes."""
 
 _SELF = "base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
-POLICY = f"default-src 'self'; img-src 'self' blob: data:; object-src 'none'; {_SELF}"
+PAGE_POLICY = f"default-src 'self'; img-src 'self' blob: data:; object-src 'none'; {_SELF}"
 """Nothing from elsewhere, nothing inline."""
-FRAME = (
+FRAME_POLICY = (
     "default-src 'none'; script-src 'self'; connect-src 'self'; style-src 'self' 'unsafe-inline'; "
     f"img-src 'self' data:; {_SELF}"
 )
 """Of the page that shows a report: reports bring their own styles, and no scripts of theirs run."""
-REPORTED = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox; {_SELF}"
+REPORT_POLICY = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox; {_SELF}"
 """Of a report by itself."""
-_ALWAYS = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer", "cache-control": "no-cache"}
+_COMMON_HEADERS = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer", "cache-control": "no-cache"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,26 +56,28 @@ class Asset:
     """
 
     content: bytes
-    media: str
-    policy: str = POLICY
+    media_type: str
+    policy: str = PAGE_POLICY
 
     @property
-    def tag(self) -> str:
+    def etag(self) -> str:
         """Another one for other bytes."""
         return f'"{sha256(self.content).hexdigest()[:32]}"'
 
     @property
     def headers(self) -> dict[str, str]:
         """What is sent with it. Browsers keep it, and ask each time whether it is still the same."""
-        return {**_ALWAYS, "etag": self.tag, "content-security-policy": self.policy}
+        return {**_COMMON_HEADERS, "etag": self.etag, "content-security-policy": self.policy}
 
 
 def read_assets(directory: Path) -> Mapping[str, Asset]:
     """Every file that is served, by its name."""
     return {
-        path.name: Asset(path.read_bytes(), MEDIA[path.suffix], FRAME if path.name == REPORT else POLICY)
+        path.name: Asset(
+            path.read_bytes(), ASSET_MEDIA_TYPES[path.suffix], FRAME_POLICY if path.name == REPORT else PAGE_POLICY
+        )
         for path in sorted(directory.iterdir())
-        if path.suffix in MEDIA
+        if path.suffix in ASSET_MEDIA_TYPES
     }
 
 
@@ -83,52 +85,52 @@ ASSETS = read_assets(FILES)
 
 
 @get("/", include_in_schema=False)
-async def index(request: Asked) -> Response[bytes]:
+async def get_page(request: ApiRequest) -> Response[bytes]:
     """The studio."""
-    return _sent(request, ASSETS["index.html"])
+    return _asset_response(request, ASSETS["index.html"])
 
 
 @get("/studio/{name:str}", include_in_schema=False)
-async def asset(request: Asked, name: FromPath[str]) -> Response[bytes]:
+async def get_asset(request: ApiRequest, name: FromPath[str]) -> Response[bytes]:
     """One of its files."""
     if name not in ASSETS:
-        raise Missing(f"there is no file {name!r} in the studio")
-    return _sent(request, ASSETS[name])
+        raise NotFound(f"there is no file {name!r} in the studio")
+    return _asset_response(request, ASSETS[name])
 
 
 @get("/v1/studio", tags=["Studio"], summary="What a page should know before it asks for pictures")
-async def facts(request: Asked) -> dict[str, Any]:
+async def get_facts(request: ApiRequest) -> dict[str, Any]:
     """Whether keys are needed and this one is known, all samplers, and of each model what `/v1/models` does not tell.
 
     It is never refused: `is_known` is false where everything else would be.
     """
-    service = service_of(request)
+    service = get_service(request)
     told: dict[str, Any] = {
         "version": __version__,
         "needs_key": service.settings.keys,
         "samplers": {name: sampler.summary for name, sampler in SAMPLERS.items()},
     }
     try:
-        caller = await caller_of(request)
+        caller = await authenticate_request(request)
     except NotAllowed as error:
         has_sent = "authorization" in request.headers
         return {**told, "is_known": False, "why": str(error) if has_sent else "", "models": {}}
-    return {**told, "is_known": True, "models": await asyncio.to_thread(_models, service, caller)}
+    return {**told, "is_known": True, "models": await asyncio.to_thread(_model_facts, service, caller)}
 
 
 @get("/v1/models/{name:str}/report", tags=["Studio"], summary="How a model was accelerated", media_type="text/html")
-async def report(request: Asked, name: FromPath[str]) -> Response[bytes]:
+async def get_report(request: ApiRequest, name: FromPath[str]) -> Response[bytes]:
     """The report of its pipeline, a page of HTML; 404 where there is none."""
-    path = _report_of(request, await caller_of(request), name)
+    path = _report_path(request, await authenticate_request(request), name)
     try:
         content = await asyncio.to_thread(path.read_bytes)
     except OSError:
         fix = "`stillhouse accelerate` makes a pipeline with one"
-        raise Missing(f"the pipeline of model {name!r} has no report", fix=fix) from None
-    return _sent(request, Asset(content, MEDIA[".html"], REPORTED))
+        raise NotFound(f"the pipeline of model {name!r} has no report", fix=fix) from None
+    return _asset_response(request, Asset(content, ASSET_MEDIA_TYPES[".html"], REPORT_POLICY))
 
 
-HANDLERS = (index, asset, facts, report)
+HANDLERS = (get_page, get_asset, get_facts, get_report)
 """For `app_of(service, HANDLERS)`."""
 
 
@@ -136,7 +138,7 @@ class DocsPage(OpenAPIRenderPlugin):
     """`/docs`: the operations of `/docs/openapi.json` for people; for `OpenAPIConfig(render_plugins=...)`."""
 
     def __init__(self) -> None:
-        super().__init__(path="/", media_type=MEDIA[".html"])  # type: ignore[arg-type]
+        super().__init__(path="/", media_type=ASSET_MEDIA_TYPES[".html"])  # type: ignore[arg-type]
 
     def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
         """The page, which fetches the schema by itself."""
@@ -144,44 +146,44 @@ class DocsPage(OpenAPIRenderPlugin):
 
     def receive_router(self, router: Router) -> None:
         """Send with the page what is sent with all of them."""
-        router.response_headers = {**_ALWAYS, "content-security-policy": POLICY}  # type: ignore[assignment]
+        router.response_headers = {**_COMMON_HEADERS, "content-security-policy": PAGE_POLICY}  # type: ignore[assignment]
 
 
-def _sent(request: Asked, one: Asset) -> Response[bytes]:
+def _asset_response(request: ApiRequest, asset: Asset) -> Response[bytes]:
     known = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
-    if one.tag in known:
-        return Response(b"", status_code=304, headers=one.headers)
-    return Response(one.content, media_type=one.media, headers=one.headers)
+    if asset.etag in known:
+        return Response(b"", status_code=304, headers=asset.headers)
+    return Response(asset.content, media_type=asset.media_type, headers=asset.headers)
 
 
-def _report_of(request: Asked, caller: Caller, name: str) -> Path:
-    tiers = service_of(request).settings.tiers
-    own = [tier for tier in tiers if tier in caller.tiers]
+def _report_path(request: ApiRequest, client: Client, name: str) -> Path:
+    tiers = get_service(request).settings.tiers
+    own = [tier for tier in tiers if tier in client.tiers]
     if name not in own:
-        raise Missing(f"there is no model {name!r}", allowed=", ".join(own))
+        raise NotFound(f"there is no model {name!r}", allowed=", ".join(own))
     return find_pipeline(tiers[name].pipeline) / REPORT
 
 
-def _models(service: Service, caller: Caller) -> dict[str, Any]:
+def _model_facts(service: Service, client: Client) -> dict[str, Any]:
     """Of each model that the caller may ask for: whether its pipeline has a report, prompts to begin with, and what it
     was taught, where it was distilled."""
     return {
         name: {
             "report": (find_pipeline(tier.pipeline) / REPORT).is_file(),
-            "examples": _examples(service.front.manifests[name]),
-            "taught": _taught(service.front.manifests[name]),
+            "examples": _examples(service.dispatcher.manifests[name]),
+            "taught": _distilled_limits(service.dispatcher.manifests[name]),
         }
         for name, tier in service.settings.tiers.items()
-        if name in caller.tiers
+        if name in client.tiers
     }
 
 
 def _examples(manifest: Manifest) -> tuple[str, ...]:
     """Prompts of a kind that the model was trained with; none where that is not known."""
-    return tuple(_shapes()) if manifest.name.partition("-")[0] == "shapes" else ()
+    return tuple(_shapes_captions()) if manifest.name.partition("-")[0] == "shapes" else ()
 
 
-def _taught(manifest: Manifest) -> Mapping[str, Any] | None:
+def _distilled_limits(manifest: Manifest) -> Mapping[str, Any] | None:
     """Of a model that was distilled: which fields it has no choice of, and the least and the most guidance."""
     learnt = manifest.distilled
     if learnt is None:
@@ -191,5 +193,5 @@ def _taught(manifest: Manifest) -> Mapping[str, Any] | None:
 
 
 @cache
-def _shapes() -> list[str]:
-    return captions(EXAMPLES, seed=1)
+def _shapes_captions() -> list[str]:
+    return random_captions(EXAMPLES, seed=1)

@@ -4,18 +4,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from stillhouse.serve.engine.cost import Cost
+from stillhouse.serve.engine.cost import CostModel
 from stillhouse.serve.engine.job import Job
 from stillhouse.serve.engine.policy import Policy
 
-SOON = 1.0
+RETRY_SECONDS = 1.0
 """Seconds after which to ask again where nobody waits for a tick, but pictures are being decoded."""
 Reason = Literal["queue", "deadline"]
 """queue: as many wait as may. deadline: it would end later than its tier promises."""
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class Rejection:
     """Why a job is not admitted, and after how many seconds it would be if nobody else came."""
 
     reason: Reason
@@ -23,7 +23,7 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class AdmissionLimits:
     """How much may wait.
 
     Args:
@@ -35,18 +35,23 @@ class Limits:
             otherwise come at the very last moment, or right after it.
     """
 
-    jobs: int = 256
+    max_jobs: int = 256
     lateness: float = 1.0
     margin: float = 0.0
 
-    def allowed(self, job: Job) -> float:
+    def allowed_seconds(self, job: Job) -> float:
         """Seconds that a job may take as predicted; what it takes alone is always allowed."""
-        return max(job.alone, self.lateness * job.promise - self.margin * job.alone)
+        return max(job.isolated_seconds, self.lateness * job.latency_target - self.margin * job.isolated_seconds)
 
 
-def refusal(
-    job: Job, jobs: Sequence[Job], policy: Policy, now: float, cost: Cost, limits: Limits = Limits()
-) -> Refusal | None:
+def check_admission(
+    job: Job,
+    jobs: Sequence[Job],
+    policy: Policy,
+    now: float,
+    cost: CostModel,
+    limits: AdmissionLimits = AdmissionLimits(),
+) -> Rejection | None:
     """Whether a job is refused; None admits it. Pure.
 
     Args:
@@ -55,17 +60,17 @@ def refusal(
         policy, now, cost: as in `Policy.order`.
         limits: how much may wait.
     """
-    if len(jobs) >= limits.jobs:
-        return Refusal("queue", min(forecast(jobs, policy, now, cost).values(), default=SOON))
-    late = forecast([*jobs, job], policy, now, cost)[job] - limits.allowed(job)
-    return Refusal("deadline", late) if late > 0 else None
+    if len(jobs) >= limits.max_jobs:
+        return Rejection("queue", min(predict_finish_times(jobs, policy, now, cost).values(), default=RETRY_SECONDS))
+    late = predict_finish_times([*jobs, job], policy, now, cost)[job] - limits.allowed_seconds(job)
+    return Rejection("deadline", late) if late > 0 else None
 
 
-def forecast(jobs: Sequence[Job], policy: Policy, now: float, cost: Cost) -> dict[Job, float]:
+def predict_finish_times(jobs: Sequence[Job], policy: Policy, now: float, cost: CostModel) -> dict[Job, float]:
     """Seconds until each job ends if nobody else comes: what goes first, as quick as in full batches, and itself."""
     told: dict[Job, float] = {}
     before = 0.0
     for job in policy.order(jobs, now, cost):
-        told[job] = before + cost.left(job)
-        before += cost.share(job)
+        told[job] = before + cost.remaining_seconds(job)
+        before += cost.device_seconds(job)
     return told

@@ -6,33 +6,40 @@ from dataclasses import dataclass
 from heapq import merge
 
 from stillhouse.check import check_number
-from stillhouse.serve.engine.cost import Cost
-from stillhouse.serve.engine.job import Group, Tier, Walk
+from stillhouse.serve.engine.cost import CostModel
+from stillhouse.serve.engine.job import BatchKey, StepPlan, Tier
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
     """A request, at a moment: seconds from the beginning."""
 
-    at: float
+    time: float
     tier: Tier
     key: str
-    group: Group
-    walk: Walk
+    batch_key: BatchKey
+    step_plan: StepPlan
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class ArrivalClass:
     """A kind of picture, and how many in all are of it: a share from 0 to 1."""
 
     share: float
     tier: Tier
-    group: Group
-    walk: Walk
+    batch_key: BatchKey
+    step_plan: StepPlan
 
 
-def poisson(
-    kinds: Sequence[Kind], load: float, count: int, cost: Cost, *, seed: int = 0, keys: int = 20, burst: int = 1
+def poisson_arrivals(
+    classes: Sequence[ArrivalClass],
+    load: float,
+    count: int,
+    cost_model: CostModel,
+    *,
+    seed: int = 0,
+    keys: int = 20,
+    burst: int = 1,
 ) -> list[Arrival]:
     """Requests that come whether or not earlier ones were answered, at exponentially distributed distances.
 
@@ -49,19 +56,27 @@ def poisson(
         InvalidRequest: a load or shares outside their ranges.
     """
     check_number("load", load, 1e-6, 1e6)
-    check_number("the sum of all shares", sum(kind.share for kind in kinds), 1 - 1e-9, 1 + 1e-9)
+    check_number("the sum of all shares", sum(kind.share for kind in classes), 1 - 1e-9, 1 + 1e-9)
     dice = random.Random(seed)
-    mean = sum(kind.share * cost.alone(kind.group, kind.walk) for kind in kinds)
-    shares = [kind.share for kind in kinds]
+    mean = sum(kind.share * cost_model.isolated_seconds(kind.batch_key, kind.step_plan) for kind in classes)
+    shares = [kind.share for kind in classes]
     at, arrivals = 0.0, []
     for number in range(count):
         if number % burst == 0:
             at += dice.expovariate(load / mean / burst)
-        (kind,) = dice.choices(kinds, shares)
-        arrivals.append(Arrival(at, kind.tier, f"key {dice.randrange(keys)}", kind.group, kind.walk))
+        (kind,) = dice.choices(classes, shares)
+        arrivals.append(Arrival(at, kind.tier, f"key {dice.randrange(keys)}", kind.batch_key, kind.step_plan))
     return arrivals
 
 
-def flood(trace: Iterable[Arrival], kind: Kind, at: float, count: int, key: str = "flood") -> list[Arrival]:
+def add_flood(
+    arrivals: Iterable[Arrival], arrival_class: ArrivalClass, at: float, count: int, key: str = "flood"
+) -> list[Arrival]:
     """The trace with so many pictures of one kind more, all asked for by one key at one moment."""
-    return list(merge(trace, [Arrival(at, kind.tier, key, kind.group, kind.walk)] * count, key=lambda one: one.at))
+    return list(
+        merge(
+            arrivals,
+            [Arrival(at, arrival_class.tier, key, arrival_class.batch_key, arrival_class.step_plan)] * count,
+            key=lambda one: one.time,
+        )
+    )

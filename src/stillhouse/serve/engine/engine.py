@@ -5,36 +5,36 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from stillhouse.errors import BackendFailed, StillhouseError
-from stillhouse.serve.engine.cost import Cost
+from stillhouse.serve.engine.cost import CostModel
 from stillhouse.serve.engine.job import Job
-from stillhouse.serve.engine.policy import Policy, pick
-from stillhouse.serve.engine.request_pool import Roster
+from stillhouse.serve.engine.policy import Policy, select_batch
+from stillhouse.serve.engine.request_pool import RequestPool
 
-Outcome = Literal["drawn", "failed", "cancelled", "expired"]
+FinishReason = Literal["drawn", "failed", "cancelled", "expired"]
 """drawn: every evaluation is done. failed: the device refused it, or broke on it. expired: its time was over before it
 began."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class End:
+class FinishedJob:
     """The one end of a job; of a drawn one with what the device made of it, of a failed one with the reason."""
 
     job: Job
-    outcome: Outcome
+    finish_reason: FinishReason
     result: Any = None
     error: StillhouseError | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Tick:
+class StepOutput:
     """What one tick did: who was moved, how long the device took for all of it, and whose end it was."""
 
-    moved: tuple[Job, ...] = ()
+    jobs: tuple[Job, ...] = ()
     seconds: float = 0.0
-    ends: tuple[End, ...] = ()
+    finished: tuple[FinishedJob, ...] = ()
 
 
-class Device(Protocol):
+class Executor(Protocol):
     """What draws. Where it raises, no picture has moved."""
 
     def begin(self, job: Job) -> None:
@@ -58,16 +58,16 @@ class Engine:
         clock: seconds; time.monotonic in a server, a virtual one elsewhere.
     """
 
-    device: Device
+    executor: Executor
     policy: Policy
-    cost: Cost
+    cost_model: CostModel
     clock: Callable[[], float]
-    roster: Roster = field(default_factory=Roster)
+    pool: RequestPool = field(default_factory=RequestPool)
 
     @property
     def jobs(self) -> Mapping[str, Job]:
         """Everything that has not ended, by id, in the order of arrival."""
-        return self.roster.jobs
+        return self.pool.jobs
 
     def submit(self, job: Job) -> None:
         """Take a job.
@@ -75,68 +75,72 @@ class Engine:
         Raises:
             InvalidRequest: there is one of that id, or nobody measured what its pipeline costs.
         """
-        self.cost = self.cost.knowing(job.group)
-        self.roster.enter(job, self.clock(), self.cost)
+        self.cost_model = self.cost_model.with_batch_key(job.batch_key)
+        self.pool.add(job, self.clock(), self.cost_model)
 
-    def cancel(self, name: str) -> End | None:
+    def cancel(self, job_id: str) -> FinishedJob | None:
         """Drop a job before the next tick; None where it has ended already."""
-        job = self.jobs.get(name)
-        return self._end(job, "cancelled") if job else None
+        job = self.jobs.get(job_id)
+        return self._remove(job, "cancelled") if job else None
 
-    def tick(self) -> Tick:
+    def step(self) -> StepOutput:
         """Move one batch by one evaluation; nothing where nobody waits."""
         began = self.clock()
-        ends = [self._end(job, "expired") for job in [*self.jobs.values()] if not job.index and job.expires <= began]
-        picked = pick(self.policy, list(self.jobs.values()), began, self.cost)
-        moved = [job for job in picked if self._begun(job, ends)]
-        if not self._advanced(moved, ends):
-            moved = [job for job in moved if self._advanced([job], ends, alone=True)]
-        self.roster.moved(moved)
+        ends = [self._remove(job, "expired") for job in [*self.jobs.values()] if not job.index and job.expires <= began]
+        picked = select_batch(self.policy, list(self.jobs.values()), began, self.cost_model)
+        moved = [job for job in picked if self._start(job, ends)]
+        if not self._advance(moved, ends):
+            moved = [job for job in moved if self._advance([job], ends, is_single=True)]
+        self.pool.record_step(moved)
         for job in moved:
             if job.is_done:
                 self._finish(job, ends)
-        return Tick(tuple(moved), self.clock() - began, tuple(ends))
+        return StepOutput(tuple(moved), self.clock() - began, tuple(ends))
 
-    def _begun(self, job: Job, ends: list[End]) -> bool:
+    def _start(self, job: Job, finished: list[FinishedJob]) -> bool:
         try:
             if job.index == 0:
-                self.device.begin(job)
+                self.executor.begin(job)
         except Exception as error:
-            ends.append(self._end(job, "failed", error=as_told(error)))
+            finished.append(self._remove(job, "failed", error=wrap_error(error)))
             return False
         return True
 
-    def _advanced(self, jobs: Sequence[Job], ends: list[End], alone: bool = False) -> bool:
+    def _advance(self, jobs: Sequence[Job], finished: list[FinishedJob], is_single: bool = False) -> bool:
         """Whether the pictures moved. Where several did not, each is tried alone, and only who is to blame fails."""
         if not jobs:
             return True
         began = self.clock()
         try:
-            self.device.advance(jobs)
+            self.executor.advance(jobs)
         except Exception as error:
-            if alone:
-                ends.append(self._end(jobs[0], "failed", error=as_told(error)))
+            if is_single:
+                finished.append(self._remove(jobs[0], "failed", error=wrap_error(error)))
             return False
-        self.cost = self.cost.seen(jobs[0].group, sum(job.rows for job in jobs), self.clock() - began)
+        self.cost_model = self.cost_model.with_measurement(
+            jobs[0].batch_key, sum(job.rows for job in jobs), self.clock() - began
+        )
         return True
 
-    def _finish(self, job: Job, ends: list[End]) -> None:
+    def _finish(self, job: Job, finished: list[FinishedJob]) -> None:
         try:
-            result = self.device.finish(job)
+            result = self.executor.finish(job)
         except Exception as error:
-            ends.append(self._end(job, "failed", error=as_told(error)))
+            finished.append(self._remove(job, "failed", error=wrap_error(error)))
         else:
-            ends.append(self._end(job, "drawn", result))
+            finished.append(self._remove(job, "drawn", result))
 
-    def _end(self, job: Job, outcome: Outcome, result: Any = None, error: StillhouseError | None = None) -> End:
-        self.roster.leave(job.id)
-        return End(job, outcome, result, error)
+    def _remove(
+        self, job: Job, finish_reason: FinishReason, result: Any = None, error: StillhouseError | None = None
+    ) -> FinishedJob:
+        self.pool.remove(job.id)
+        return FinishedJob(job, finish_reason, result, error)
 
 
-def as_told(error: Exception, doing: str = "drawing") -> StillhouseError:
+def wrap_error(error: Exception, action: str = "drawing") -> StillhouseError:
     """The error as a person is told it: one picture's fault must not end the others'."""
     if isinstance(error, StillhouseError):
         return error
-    told = BackendFailed(f"{doing} failed with {type(error).__name__}: {error}")
+    told = BackendFailed(f"{action} failed with {type(error).__name__}: {error}")
     told.__cause__ = error
     return told

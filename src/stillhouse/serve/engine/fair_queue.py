@@ -10,28 +10,28 @@ from dataclasses import dataclass, field
 
 
 @dataclass(slots=True)
-class Line:
+class FairQueue:
     """Tags of one tier. Seconds throughout."""
 
-    now: float = 0.0
-    ends: dict[str, float] = field(default_factory=dict)
+    virtual_time: float = 0.0
+    finish_tags: dict[str, float] = field(default_factory=dict)
 
-    def tag(self, key: str, seconds: float) -> float:
+    def assign_tag(self, key: str, seconds: float) -> float:
         """The tag of a job that just arrived and takes so many seconds alone.
 
         >>> line = Line()
         >>> [line.tag("many", 5.0), line.tag("many", 5.0), line.tag("few", 5.0)]
         [0.0, 5.0, 0.0]
         """
-        self.ends = {name: end for name, end in self.ends.items() if end > self.now}
-        tag = self.next(key)
-        self.ends[key] = tag + seconds
+        self.finish_tags = {name: end for name, end in self.finish_tags.items() if end > self.virtual_time}
+        tag = self.peek_tag(key)
+        self.finish_tags[key] = tag + seconds
         return tag
 
-    def next(self, key: str) -> float:
+    def peek_tag(self, key: str) -> float:
         """The tag that a job of that key would get if it arrived now."""
-        return max(self.now, self.ends.get(key, self.now))
+        return max(self.virtual_time, self.finish_tags.get(key, self.virtual_time))
 
-    def picked(self, tag: float) -> None:
+    def advance(self, tag: float) -> None:
         """A job with that tag was picked."""
-        self.now = max(self.now, tag)
+        self.virtual_time = max(self.virtual_time, tag)

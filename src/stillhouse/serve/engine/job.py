@@ -1,18 +1,21 @@
 """A job: one picture that was asked for, from its admission to its one end."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from stillhouse.core import ImageRequest
 from stillhouse.diffusion import Trajectory
+from stillhouse.pipelines.resolve import Resolved
 
 
-class Group(NamedTuple):
-    """What jobs must share to be in one batch: the pipeline, and the size of the picture in pixels."""
+class BatchKey(NamedTuple):
+    """What jobs must share to be in one batch: the pipeline, the picture's size in pixels, and what its family adds."""
 
     pipeline: str
     width: int
     height: int
+    extra: tuple[int, ...] = ()
 
     @property
     def pixels(self) -> int:
@@ -37,31 +40,31 @@ class Tier:
 
 
 @dataclass(frozen=True, slots=True)
-class Walk:
+class StepPlan:
     """The evaluations of a picture.
 
     Args:
-        rows: of each: 2 where it is guided, 1 where not.
-        pictures: how many are encoded before the first: what an edit begins with.
+        rows: of a batch that each evaluation takes: one for each branch of guidance, from 1.
+        encoded_images: images that are encoded before the first evaluation.
 
-    >>> Walk((2, 2, 1)).left(1)
-    (1, 1)
+    >>> StepPlan((2, 2, 1)).remaining(1)
+    {1: 1, 2: 1}
     """
 
     rows: tuple[int, ...]
-    pictures: int = 0
-    _pairs: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    encoded_images: int = 0
+    _remaining: tuple[dict[int, int], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        pairs = [0]
+        remaining = [dict[int, int]()]
         for rows in self.rows[::-1]:
-            pairs.append(pairs[-1] + (rows > 1))
-        object.__setattr__(self, "_pairs", tuple(pairs[::-1]))
+            counts = {**remaining[-1], rows: remaining[-1].get(rows, 0) + 1}
+            remaining.append(dict(sorted(counts.items())))
+        object.__setattr__(self, "_remaining", tuple(remaining[::-1]))
 
-    def left(self, index: int) -> tuple[int, int]:
-        """Evaluations from `index` on that take one row, and those that take two."""
-        pairs = self._pairs[index]
-        return len(self.rows) - index - pairs, pairs
+    def remaining(self, index: int) -> Mapping[int, int]:
+        """Return how many evaluations from `index` on take each number of rows, by rows in rising order."""
+        return self._remaining[index]
 
 
 @dataclass(slots=True, eq=False)
@@ -74,7 +77,7 @@ class Job:
         key: who asked; fairness is between keys.
         group: which other jobs may share its batch.
         walk: its evaluations.
-        request: what was asked for, with every default filled in.
+        resolved: the request, and the plan of its trajectory.
         expires: if it has not begun by then, it is not begun at all; seconds on the engine's clock.
         arrived: when the engine took it.
         alone: seconds that it would take from start to end with nobody else there, as predicted on arrival.
@@ -87,33 +90,38 @@ class Job:
     id: str
     tier: Tier
     key: str
-    group: Group
-    walk: Walk
-    request: ImageRequest
+    batch_key: BatchKey
+    step_plan: StepPlan
+    resolved: Resolved
     expires: float = float("inf")
     arrived: float = 0.0
-    alone: float = 0.0
+    isolated_seconds: float = 0.0
     tag: float = 0.0
     index: int = 0
-    passed: int = 0
-    draft: Trajectory | None = None
+    steps_skipped: int = 0
+    trajectory: Trajectory | None = None
+
+    @property
+    def request(self) -> ImageRequest:
+        """The request, with every default filled in."""
+        return self.resolved.request
 
     @property
     def rows(self) -> int:
         """Rows of its next evaluation."""
-        return self.walk.rows[self.index]
+        return self.step_plan.rows[self.index]
 
     @property
     def is_done(self) -> bool:
         """Whether every evaluation is done."""
-        return self.index == len(self.walk.rows)
+        return self.index == len(self.step_plan.rows)
 
     @property
-    def promise(self) -> float:
+    def latency_target(self) -> float:
         """Seconds that it may take, waiting included."""
-        return self.tier.slo * self.alone
+        return self.tier.slo * self.isolated_seconds
 
     @property
     def deadline(self) -> float:
         """By when it should end, as its tier promises."""
-        return self.arrived + self.promise
+        return self.arrived + self.latency_target

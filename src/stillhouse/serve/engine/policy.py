@@ -9,14 +9,14 @@ from itertools import accumulate
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from stillhouse.serve.engine.cost import Cost
+from stillhouse.serve.engine.cost import CostModel
 from stillhouse.serve.engine.job import Job
 
 
 class Policy(Protocol):
     """Says who goes first."""
 
-    def order(self, jobs: Sequence[Job], now: float, cost: Cost) -> list[Job]:
+    def order(self, jobs: Sequence[Job], now: float, cost: CostModel) -> list[Job]:
         """All jobs, the one that matters most first.
 
         Args:
@@ -26,7 +26,7 @@ class Policy(Protocol):
         """
 
 
-def pick(policy: Policy, jobs: Sequence[Job], now: float, cost: Cost) -> list[Job]:
+def select_batch(policy: Policy, jobs: Sequence[Job], now: float, cost: CostModel) -> list[Job]:
     """The jobs to move by one evaluation: the first in the policy's order, and whoever of its group still fits in.
 
     Their rows together are no more than the group's cap, unless one job alone has more. Where a batch is filled up to a
@@ -36,36 +36,36 @@ def pick(policy: Policy, jobs: Sequence[Job], now: float, cost: Cost) -> list[Jo
     if not jobs:
         return []
     lead, *others = policy.order(jobs, now, cost)
-    picked, room = [lead], cost.cap(lead.group) - lead.rows
+    picked, room = [lead], cost.saturation_rows(lead.batch_key) - lead.rows
     for job in others:
         if room <= 0:
             break
-        if job.group == lead.group and job.rows <= room:
+        if job.batch_key == lead.batch_key and job.rows <= room:
             picked.append(job)
             room -= job.rows
-    return picked[: _worth_taking(picked, cost)] if cost.is_stepped(lead.group) else picked
+    return picked[: _best_batch_size(picked, cost)] if cost.is_bucketed(lead.batch_key) else picked
 
 
-def _worth_taking(picked: Sequence[Job], cost: Cost) -> int:
+def _best_batch_size(picked: Sequence[Job], cost: CostModel) -> int:
     """How many of these, from the first, make the most rows in a second."""
     sums = accumulate(job.rows for job in picked)
-    rates = [(rows / cost.tick(picked[0].group, rows), count) for count, rows in enumerate(sums, 1)]
+    rates = [(rows / cost.step_seconds(picked[0].batch_key, rows), count) for count, rows in enumerate(sums, 1)]
     return max(rates)[1]
 
 
 @dataclass(frozen=True, slots=True)
-class Ordered:
+class SortedPolicy:
     """First in some order goes first; nothing else counts."""
 
-    by: Callable[[Job, float, Cost], Any]
+    sort_key: Callable[[Job, float, CostModel], Any]
 
-    def order(self, jobs: Sequence[Job], now: float, cost: Cost) -> list[Job]:
+    def order(self, jobs: Sequence[Job], now: float, cost: CostModel) -> list[Job]:
         """See `Policy`."""
-        return sorted(jobs, key=lambda job: self.by(job, now, cost))
+        return sorted(jobs, key=lambda job: self.sort_key(job, now, cost))
 
 
 @dataclass(frozen=True, slots=True)
-class Slack:
+class SlackPolicy:
     """The default: the shortest job first, as long as it can keep its promise, and nobody for ever behind the others.
 
     Whoever can still end in time goes before whoever cannot, since the promise to the second is broken whatever is
@@ -90,45 +90,49 @@ class Slack:
         turn: 2 and more; the smaller, the less may be delayed, and the more promises do long jobs break.
     """
 
-    overdue: float = 4 / 3
-    spare: int = 2
+    overdue_factor: float = 4 / 3
+    late_interval: int = 2
     margin: float = 0.5
-    turn: int = 8
+    overdue_interval: int = 8
 
-    def order(self, jobs: Sequence[Job], now: float, cost: Cost) -> list[Job]:
+    def order(self, jobs: Sequence[Job], now: float, cost: CostModel) -> list[Job]:
         """See `Policy`."""
         first: dict[str, float] = {}
         for job in jobs:
             first[job.tier.name] = min(job.tag, first.get(job.tier.name, job.tag))
         ranked, late = [], []
         for job in jobs:
-            left = cost.left(job)
-            is_late = job.promise < now - job.arrived + left
+            left = cost.remaining_seconds(job)
+            is_late = job.latency_target < now - job.arrived + left
             if is_late:
                 late.append(job)
             is_lost = is_late and not self._is_overdue(job, now)
             ranked.append((is_lost, (job.tag - first[job.tier.name] + left) / job.tier.weight, job.arrived, job))
         ranked.sort(key=lambda one: one[:3])
         order = [job for *_, job in ranked]
-        chosen = self._before_all(order, late, now, cost)
+        chosen = self._select_late(order, late, now, cost)
         if chosen is not None:
             order.remove(chosen)
             order.insert(0, chosen)
         return order
 
-    def _before_all(self, order: Sequence[Job], late: Sequence[Job], now: float, cost: Cost) -> Job | None:
+    def _select_late(self, order: Sequence[Job], late: Sequence[Job], now: float, cost: CostModel) -> Job | None:
         overdue = next((job for job in late if self._is_overdue(job, now)), None)
-        if overdue is not None and overdue.passed >= self.turn - 1:
+        if overdue is not None and overdue.steps_skipped >= self.overdue_interval - 1:
             return overdue
-        if late and late[0].passed >= self.spare - 1 and spares(order, late[0], now, cost, self.margin):
+        if (
+            late
+            and late[0].steps_skipped >= self.late_interval - 1
+            and can_yield_step(order, late[0], now, cost, self.margin)
+        ):
             return late[0]
         return None
 
     def _is_overdue(self, job: Job, now: float) -> bool:
-        return now - job.arrived > self.overdue * job.promise
+        return now - job.arrived > self.overdue_factor * job.latency_target
 
 
-def spares(order: Sequence[Job], one: Job, now: float, cost: Cost, margin: float = 0.0) -> bool:
+def can_yield_step(order: Sequence[Job], candidate: Job, now: float, cost: CostModel, margin: float = 0.0) -> bool:
     """Whether a tick for this one breaks no promise that is kept where the others go one after the other in this order.
 
     Args:
@@ -137,22 +141,22 @@ def spares(order: Sequence[Job], one: Job, now: float, cost: Cost, margin: float
         now, cost: as in `Policy.order`.
         margin: see `Slack`.
     """
-    tick = cost.tick(one.group, one.rows)
+    tick = cost.step_seconds(candidate.batch_key, candidate.rows)
     ends = now
     for job in order:
-        if job is not one:
-            ends += cost.left(job)
-            if ends <= job.deadline < ends + tick + margin * job.alone:
+        if job is not candidate:
+            ends += cost.remaining_seconds(job)
+            if ends <= job.deadline < ends + tick + margin * job.isolated_seconds:
                 return False
     return True
 
 
 POLICIES: Mapping[str, Policy] = MappingProxyType(
     {
-        "slack": Slack(),
-        "fifo": Ordered(lambda job, now, cost: job.arrived),
-        "shortest": Ordered(lambda job, now, cost: (cost.left(job), job.arrived)),
-        "deadline": Ordered(lambda job, now, cost: (job.deadline, job.arrived)),
+        "slack": SlackPolicy(),
+        "fifo": SortedPolicy(lambda job, now, cost: job.arrived),
+        "shortest": SortedPolicy(lambda job, now, cost: (cost.remaining_seconds(job), job.arrived)),
+        "deadline": SortedPolicy(lambda job, now, cost: (job.deadline, job.arrived)),
     }
 )
 """Every policy by name."""

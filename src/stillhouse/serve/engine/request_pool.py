@@ -9,24 +9,24 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from stillhouse.errors import InvalidRequest
-from stillhouse.serve.engine.cost import Cost
-from stillhouse.serve.engine.fair_queue import Line
+from stillhouse.serve.engine.cost import CostModel
+from stillhouse.serve.engine.fair_queue import FairQueue
 from stillhouse.serve.engine.job import Job
 
 
 @dataclass(slots=True)
-class Roster:
+class RequestPool:
     """Jobs by id, in the order of their arrival, and the lines of their tiers. One loop owns it."""
 
     _jobs: dict[str, Job] = field(default_factory=dict)
-    _lines: dict[str, Line] = field(default_factory=dict)
+    _queues: dict[str, FairQueue] = field(default_factory=dict)
 
     @property
     def jobs(self) -> Mapping[str, Job]:
         """All of them."""
         return MappingProxyType(self._jobs)
 
-    def enter(self, job: Job, now: float, cost: Cost) -> None:
+    def add(self, job: Job, now: float, cost: CostModel) -> None:
         """Take a job: its arrival, its seconds alone and its place in line are set.
 
         Raises:
@@ -34,28 +34,28 @@ class Roster:
         """
         if job.id in self._jobs:
             raise InvalidRequest(f"a second job {job.id!r}", allowed="an id of its own for each job")
-        self.expect(job, now, cost)
-        self._line(job).tag(job.key, job.alone)
+        self.estimate(job, now, cost)
+        self._queue(job).assign_tag(job.key, job.isolated_seconds)
         self._jobs[job.id] = job
 
-    def expect(self, job: Job, now: float, cost: Cost) -> None:
+    def estimate(self, job: Job, now: float, cost: CostModel) -> None:
         """Set the same, without taking it."""
         job.arrived = now
-        job.alone = cost.alone(job.group, job.walk)
-        job.tag = self._line(job).next(job.key)
+        job.isolated_seconds = cost.isolated_seconds(job.batch_key, job.step_plan)
+        job.tag = self._queue(job).peek_tag(job.key)
 
-    def moved(self, jobs: Iterable[Job]) -> None:
+    def record_step(self, jobs: Iterable[Job]) -> None:
         """These moved by one evaluation, and all others stood by."""
         for job in self._jobs.values():
-            job.passed += 1
+            job.steps_skipped += 1
         for job in jobs:
             job.index += 1
-            job.passed = 0
-            self._line(job).picked(job.tag)
+            job.steps_skipped = 0
+            self._queue(job).advance(job.tag)
 
-    def leave(self, name: str) -> Job | None:
+    def remove(self, job_id: str) -> Job | None:
         """The job of that id, which is over now; None where there is none."""
-        return self._jobs.pop(name, None)
+        return self._jobs.pop(job_id, None)
 
-    def _line(self, job: Job) -> Line:
-        return self._lines.setdefault(job.tier.name, Line())
+    def _queue(self, job: Job) -> FairQueue:
+        return self._queues.setdefault(job.tier.name, FairQueue())

@@ -9,20 +9,20 @@ from typing import Any, TypeVar
 import uvloop
 
 from stillhouse.check import check_choice, check_number
-from stillhouse.serve.loadgen.isolated_latency import alone
-from stillhouse.serve.loadgen.load_plan import Course, mean_seconds, plan
-from stillhouse.serve.loadgen.load_report import Report, report_of
-from stillhouse.serve.loadgen.protocols import Name
-from stillhouse.serve.loadgen.request_class import Flood, Kind, check_kinds
-from stillhouse.serve.loadgen.send import Answer, Tell, allow_files, send
-from stillhouse.serve.loadgen.server_state import server_of
+from stillhouse.serve.loadgen.isolated_latency import measure_isolated_latency
+from stillhouse.serve.loadgen.load_plan import LoadPlan, mean_seconds, schedule_requests
+from stillhouse.serve.loadgen.load_report import LoadReport, make_load_report
+from stillhouse.serve.loadgen.protocols import ProtocolName
+from stillhouse.serve.loadgen.request_class import Flood, RequestClass, check_request_classes
+from stillhouse.serve.loadgen.send import ProgressCallback, RequestResult, raise_file_limit, send_requests
+from stillhouse.serve.loadgen.server_state import open_target
 
 T = TypeVar("T")
-PROTOCOLS: tuple[Name, ...] = ("openai", "kserve")
+PROTOCOLS: tuple[ProtocolName, ...] = ("openai", "kserve")
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class LoadTest:
     """What is to be measured, of which server.
 
     Args:
@@ -43,8 +43,8 @@ class Asked:
     """
 
     url: str
-    kinds: tuple[Kind, ...]
-    protocol: Name = "openai"
+    classes: tuple[RequestClass, ...]
+    protocol: ProtocolName = "openai"
     keys: tuple[str, ...] = ()
     load: float | None = 0.7
     rate: float | None = None
@@ -56,94 +56,98 @@ class Asked:
     flood: Flood | None = None
     prompts: tuple[str, ...] = ()
     slo: float = 3.0
-    patience: float = 300.0
+    timeout: float = 300.0
 
     def __post_init__(self) -> None:
         check_choice("protocol", self.protocol, PROTOCOLS)
-        check_kinds(self.kinds, self.flood)
+        check_request_classes(self.classes, self.flood)
         if self.rate is None:
             check_number("load", self.load, 1e-3, 1e3)
         check_number("slo", self.slo, 1, 1e6)
-        check_number("patience", self.patience, 1e-3, 1e5)
+        check_number("patience", self.timeout, 1e-3, 1e5)
         # Everything else is refused here, and not after the pictures that are alone were measured.
-        self.course(1.0 if self.rate is None else self.rate)
+        self.plan_at_rate(1.0 if self.rate is None else self.rate)
 
-    def course(self, rate: float) -> Course:
+    def plan_at_rate(self, rate: float) -> LoadPlan:
         """How requests come at that rate."""
-        return Course(rate, self.count, self.seconds, self.burst, self.clients, self.seed)
+        return LoadPlan(rate, self.count, self.seconds, self.burst, self.clients, self.seed)
 
 
-def run(asked: Asked, tell: Tell = lambda what, done, total: None) -> Report:
+def run_benchmark(test: LoadTest, on_progress: ProgressCallback = lambda what, done, total: None) -> LoadReport:
     """Measure.
 
     Raises:
         StillhouseError: nobody answers, or not as the protocol wants it.
         InvalidRequest: the server refuses what is asked for, or the plan has too many requests.
     """
-    return _done(measured(asked, tell))
+    return _run_in_uvloop(benchmark_server(test, on_progress))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Answered:
+class LoadTestResult:
     """What became of every request, and what else is needed to report it; as in `report.Report`.
 
     `processor` is in seconds.
     """
 
-    answers: Sequence[Answer]
+    results: Sequence[RequestResult]
     rate: float
     load: float
-    alone: Mapping[str, float]
-    processor: float
+    isolated_seconds: Mapping[str, float]
+    cpu_seconds: float
 
 
-def answered(asked: Asked, tell: Tell = lambda what, done, total: None) -> Answered:
+def run_load_test(test: LoadTest, on_progress: ProgressCallback = lambda what, done, total: None) -> LoadTestResult:
     """Measure, and report nothing yet: several measurements of a server can be reported as one, see `in_a_row`.
 
     Raises:
         StillhouseError, InvalidRequest: as `run`.
     """
-    return _done(_answered(asked, tell))
+    return _run_in_uvloop(_load_server(test, on_progress))
 
 
-def in_a_row(asked: Asked, measured: Sequence[Answered]) -> Report:
+def report_load_tests(test: LoadTest, results: Sequence[LoadTestResult]) -> LoadReport:
     """The report of several measurements of the same server, as if each had begun when the one before had ended."""
-    answers: list[Answer] = []
+    answers: list[RequestResult] = []
     began = 0.0
-    for one in measured:
-        answers += [each.later(began) for each in one.answers]
+    for one in results:
+        answers += [each.shift(began) for each in one.results]
         began = max((each.ended for each in answers), default=0.0)
-    first = measured[0]
-    return report_of(
+    first = results[0]
+    return make_load_report(
         answers,
-        url=asked.url,
-        protocol=asked.protocol,
+        url=test.url,
+        protocol=test.protocol,
         rate=first.rate,
         load=first.load,
-        alone=first.alone,
-        slo=asked.slo,
-        processor=sum(one.processor for one in measured),
+        isolated_seconds=first.isolated_seconds,
+        slo=test.slo,
+        cpu_seconds=sum(one.cpu_seconds for one in results),
     )
 
 
-async def measured(asked: Asked, tell: Tell = lambda what, done, total: None) -> Report:
+async def benchmark_server(
+    test: LoadTest, on_progress: ProgressCallback = lambda what, done, total: None
+) -> LoadReport:
     """As `run`, in a loop that runs already."""
-    return in_a_row(asked, [await _answered(asked, tell)])
+    return report_load_tests(test, [await _load_server(test, on_progress)])
 
 
-async def _answered(asked: Asked, tell: Tell) -> Answered:
-    server = await server_of(asked.url, asked.protocol, asked.kinds, asked.keys, asked.patience)
-    seconds = await alone(asked.kinds, server, asked.prompts, tell=tell)
-    mean = mean_seconds(asked.kinds, seconds)
-    rate = (asked.load or 0.0) / mean if asked.rate is None else asked.rate
-    shots = plan(asked.kinds, seconds, asked.course(rate), asked.flood, asked.prompts)
-    allow_files(len(shots))
+async def _load_server(test: LoadTest, on_progress: ProgressCallback) -> LoadTestResult:
+    server = await open_target(test.url, test.protocol, test.classes, test.keys, test.timeout)
+    seconds = await measure_isolated_latency(test.classes, server, test.prompts, on_progress=on_progress)
+    mean = mean_seconds(test.classes, seconds)
+    rate = (test.load or 0.0) / mean if test.rate is None else test.rate
+    shots = schedule_requests(test.classes, seconds, test.plan_at_rate(rate), test.flood, test.prompts)
+    raise_file_limit(len(shots))
     before = process_time()
-    answers = await send(shots, server.ask, tell=tell)
-    return Answered(answers, rate, rate * mean, seconds, process_time() - before)
+    answers = await send_requests(shots, server.send, on_progress=on_progress)
+    return LoadTestResult(answers, rate, rate * mean, seconds, process_time() - before)
 
 
-def seconds_alone(url: str, protocol: Name, kinds: Sequence[Kind], runs: int) -> dict[str, float]:
+def measure_isolated_at(
+    url: str, protocol: ProtocolName, classes: Sequence[RequestClass], runs: int
+) -> dict[str, float]:
     """Seconds of each kind alone at that server; see `alone.alone`.
 
     Raises:
@@ -151,12 +155,12 @@ def seconds_alone(url: str, protocol: Name, kinds: Sequence[Kind], runs: int) ->
     """
 
     async def asked() -> dict[str, float]:
-        return await alone(kinds, await server_of(url, protocol, kinds), runs=runs)
+        return await measure_isolated_latency(classes, await open_target(url, protocol, classes), runs=runs)
 
-    return _done(asked())
+    return _run_in_uvloop(asked())
 
 
-def _done(work: Coroutine[Any, Any, T]) -> T:
+def _run_in_uvloop(coroutine: Coroutine[Any, Any, T]) -> T:
     """Its result. This loop spends a quarter less of the processor on a request than asyncio's own."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(work)
+        return runner.run(coroutine)

@@ -16,14 +16,14 @@ import httptools
 
 from stillhouse.errors import InvalidRequest, StillhouseError
 
-Status: TypeAlias = int | str
+ResponseStatus: TypeAlias = int | str
 """HTTP's status, or what happened instead: one of the names below."""
 REFUSED, CUT_OFF, TIMED_OUT, NO_HTTP = "no connection", "cut off", "timed out", "no HTTP"
 _PER_NETWORK = 250
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Endpoint:
     """Where a server is.
 
     Args:
@@ -35,13 +35,13 @@ class Place:
     """
 
     url: str
-    name: str
+    host_header: str
     address: str
     port: int
     path: str = ""
     tls: ssl.SSLContext | None = None
 
-    def local(self, client: int) -> tuple[str, int] | None:
+    def local_address(self, client: int) -> tuple[str, int] | None:
         """From where a client asks: on this machine each from an address of its own; elsewhere the system decides."""
         if not self.address.startswith("127."):
             return None
@@ -50,7 +50,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class HttpRequest:
     """What is sent: a method, a path, and a body with headers of its own."""
 
     method: str
@@ -60,19 +60,19 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class HttpResponse:
     """What came back."""
 
-    status: Status
+    status: ResponseStatus
     body: bytes = b""
 
     @property
-    def is_good(self) -> bool:
+    def is_success(self) -> bool:
         """Whether it is what was asked for: a status from 200 to 299."""
         return isinstance(self.status, int) and 200 <= self.status < 300
 
 
-def place_of(url: str) -> Place:
+def resolve_endpoint(url: str) -> Endpoint:
     """Where a URL leads.
 
     Raises:
@@ -94,10 +94,10 @@ def place_of(url: str) -> Place:
     except OSError as error:
         raise StillhouseError(f"{parts.hostname}: {error.strerror}", fix="is the name right?") from error
     tls = ssl.create_default_context() if parts.scheme == "https" else None
-    return Place(url.rstrip("/"), parts.netloc, str(found[0][4][0]), port, parts.path.rstrip("/"), tls)
+    return Endpoint(url.rstrip("/"), parts.netloc, str(found[0][4][0]), port, parts.path.rstrip("/"), tls)
 
 
-async def exchange(place: Place, message: Message, client: int, patience: float) -> Reply:
+async def send_request(endpoint: Endpoint, request: HttpRequest, client: int, timeout: float) -> HttpResponse:
     """Send a message and take the reply; whatever goes wrong becomes a `Status`.
 
     Args:
@@ -107,49 +107,52 @@ async def exchange(place: Place, message: Message, client: int, patience: float)
         patience: seconds for all of it.
     """
     loop = asyncio.get_running_loop()
-    reply: asyncio.Future[Reply] = loop.create_future()
-    content = _content(place, message)
+    reply: asyncio.Future[HttpResponse] = loop.create_future()
+    content = _encode_request(endpoint, request)
     connection: asyncio.Transport | None = None
     try:
-        async with asyncio.timeout(patience):
+        async with asyncio.timeout(timeout):
             connection, _ = await loop.create_connection(
                 lambda: _Exchange(content, reply),
-                place.address,
-                place.port,
-                ssl=place.tls,
-                server_hostname=_server_name(place),
-                local_addr=place.local(client),
+                endpoint.address,
+                endpoint.port,
+                ssl=endpoint.tls,
+                server_hostname=_server_name(endpoint),
+                local_addr=endpoint.local_address(client),
             )
             return await reply
     except TimeoutError:
-        return Reply(TIMED_OUT)
+        return HttpResponse(TIMED_OUT)
     except OSError as error:
-        return Reply(REFUSED, str(error).encode())
+        return HttpResponse(REFUSED, str(error).encode())
     finally:
         if connection:
             connection.abort()
 
 
-def _server_name(place: Place) -> str | None:
-    return urlsplit(place.url).hostname if place.tls else None
+def _server_name(endpoint: Endpoint) -> str | None:
+    return urlsplit(endpoint.url).hostname if endpoint.tls else None
 
 
-def _content(place: Place, message: Message) -> bytes:
+def _encode_request(endpoint: Endpoint, request: HttpRequest) -> bytes:
     headers = {
-        "host": place.name,
+        "host": endpoint.host_header,
         "connection": "close",
         "accept-encoding": "identity",
-        "content-length": str(len(message.body)),
-        **message.headers,
+        "content-length": str(len(request.body)),
+        **request.headers,
     }
-    lines = [f"{message.method} {place.path}{message.path} HTTP/1.1", *(f"{name}: {headers[name]}" for name in headers)]
-    return "\r\n".join([*lines, "", ""]).encode() + message.body
+    lines = [
+        f"{request.method} {endpoint.path}{request.path} HTTP/1.1",
+        *(f"{name}: {headers[name]}" for name in headers),
+    ]
+    return "\r\n".join([*lines, "", ""]).encode() + request.body
 
 
 class _Exchange(asyncio.Protocol):
     """One request and its reply; the methods that begin with `on_` are called by the parser."""
 
-    def __init__(self, content: bytes, reply: asyncio.Future[Reply]) -> None:
+    def __init__(self, content: bytes, reply: asyncio.Future[HttpResponse]) -> None:
         self._content, self._reply = content, reply
         self._parser = httptools.HttpResponseParser(self)
         self._body: list[bytes] = []
@@ -183,6 +186,6 @@ class _Exchange(asyncio.Protocol):
     def on_message_complete(self) -> None:
         self._end(self._parser.get_status_code())
 
-    def _end(self, status: Status) -> None:
+    def _end(self, status: ResponseStatus) -> None:
         if not self._reply.done():
-            self._reply.set_result(Reply(status, b"".join(self._body)))
+            self._reply.set_result(HttpResponse(status, b"".join(self._body)))

@@ -4,24 +4,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, sqrt
 
-from stillhouse.check import check_number, check_whole
-from stillhouse.serve.engine.arrivals import Arrival, flood, poisson
-from stillhouse.serve.engine.arrivals import Kind as Drawn
-from stillhouse.serve.engine.cost import Cost, Curve
-from stillhouse.serve.engine.job import Group, Tier, Walk
-from stillhouse.serve.loadgen.request_class import Flood, Kind
-from stillhouse.shapes.caption import captions
+from stillhouse.check import check_integer, check_number
+from stillhouse.serve.engine.arrivals import Arrival, add_flood, poisson_arrivals
+from stillhouse.serve.engine.arrivals import ArrivalClass as Drawn
+from stillhouse.serve.engine.cost import CostModel, LatencyCurve
+from stillhouse.serve.engine.job import BatchKey, StepPlan, Tier
+from stillhouse.serve.loadgen.request_class import Flood, RequestClass
+from stillhouse.shapes.caption import random_captions
 
-MOST = 100_000
+MAX_REQUESTS = 100_000
 """Requests of one plan."""
-LONGEST = 86_400.0
+MAX_SECONDS = 86_400.0
 """Seconds of one plan."""
 _FLOOD = "flood"
-_ONE = Walk((1,))
+_SINGLE_STEP = StepPlan((1,))
 
 
 @dataclass(frozen=True, slots=True)
-class Shot:
+class ScheduledRequest:
     """A request, at a moment.
 
     Args:
@@ -32,15 +32,15 @@ class Shot:
         row: of the report.
     """
 
-    at: float
-    kind: Kind
+    time: float
+    request_class: RequestClass
     client: int
     prompt: str
-    row: str
+    report_row: str
 
 
 @dataclass(frozen=True, slots=True)
-class Course:
+class LoadPlan:
     """How requests come.
 
     Args:
@@ -64,17 +64,17 @@ class Course:
 
     def __post_init__(self) -> None:
         check_number("the rate", self.rate, 1e-6, 10_000)
-        check_whole("burst", self.burst, 1, 10_000)
-        check_whole("clients", self.clients, 1, 10_000)
-        check_whole("seed", self.seed, 0, 2**63 - 1)
+        check_integer("burst", self.burst, 1, 10_000)
+        check_integer("clients", self.clients, 1, 10_000)
+        check_integer("seed", self.seed, 0, 2**63 - 1)
         if self.count is not None:
-            check_whole("count", self.count, 1, MOST)
+            check_integer("count", self.count, 1, MAX_REQUESTS)
         if self.seconds is not None or self.count is None:
-            check_number("seconds", self.seconds, 1e-3, LONGEST)
-        check_number("the number of requests", self.most, 1, MOST)
+            check_number("seconds", self.seconds, 1e-3, MAX_SECONDS)
+        check_number("the number of requests", self.max_requests, 1, MAX_REQUESTS)
 
     @property
-    def most(self) -> int:
+    def max_requests(self) -> int:
         """No more requests than that come, however the dice fall: six standard deviations above the mean."""
         if self.seconds is None:
             assert self.count is not None
@@ -84,13 +84,13 @@ class Course:
         return likely if self.count is None else min(likely, self.count)
 
 
-def plan(
-    kinds: Sequence[Kind],
-    alone: Mapping[str, float],
-    course: Course,
-    flooded: Flood | None = None,
+def schedule_requests(
+    classes: Sequence[RequestClass],
+    isolated_seconds: Mapping[str, float],
+    load_plan: LoadPlan,
+    flood: Flood | None = None,
     prompts: Sequence[str] = (),
-) -> list[Shot]:
+) -> list[ScheduledRequest]:
     """Every request, in the order of time; open-loop: none waits for the answer to another.
 
     Args:
@@ -103,31 +103,39 @@ def plan(
     Raises:
         InvalidRequest: shares that do not add up to 1.
     """
-    by_name = {kind.name: kind for kind in kinds}
-    drawn = {kind.name: _drawn(kind) for kind in kinds}
-    cost = Cost({one.group: Curve({1: alone[name]}) for name, one in drawn.items()})
-    load = course.rate * mean_seconds(kinds, alone)
-    trace = poisson(
-        list(drawn.values()), load, course.most, cost, seed=course.seed, keys=course.clients, burst=course.burst
+    by_name = {kind.name: kind for kind in classes}
+    drawn = {kind.name: _arrival_class(kind) for kind in classes}
+    cost = CostModel({one.batch_key: LatencyCurve({1: isolated_seconds[name]}) for name, one in drawn.items()})
+    load = load_plan.rate * mean_seconds(classes, isolated_seconds)
+    trace = poisson_arrivals(
+        list(drawn.values()),
+        load,
+        load_plan.max_requests,
+        cost,
+        seed=load_plan.seed,
+        keys=load_plan.clients,
+        burst=load_plan.burst,
     )
-    trace = [arrival for arrival in trace if course.seconds is None or arrival.at <= course.seconds]
-    if flooded:
-        trace = flood(trace, drawn[flooded.kind], flooded.at, flooded.count, _FLOOD)
-    texts = prompts or captions(min(len(trace), 1000), course.seed)
-    return [_shot(arrival, by_name, course, texts[number % len(texts)]) for number, arrival in enumerate(trace)]
+    trace = [arrival for arrival in trace if load_plan.seconds is None or arrival.time <= load_plan.seconds]
+    if flood:
+        trace = add_flood(trace, drawn[flood.request_class], flood.time, flood.count, _FLOOD)
+    texts = prompts or random_captions(min(len(trace), 1000), load_plan.seed)
+    return [_schedule(arrival, by_name, load_plan, texts[number % len(texts)]) for number, arrival in enumerate(trace)]
 
 
-def mean_seconds(kinds: Sequence[Kind], alone: Mapping[str, float]) -> float:
+def mean_seconds(classes: Sequence[RequestClass], isolated_seconds: Mapping[str, float]) -> float:
     """Of a request alone, over all kinds: how many of them a second holds is its reciprocal."""
-    return sum(kind.share * alone[kind.name] for kind in kinds)
+    return sum(kind.share * isolated_seconds[kind.name] for kind in classes)
 
 
-def _drawn(kind: Kind) -> Drawn:
-    return Drawn(kind.share, Tier(kind.name), Group(kind.name, 1, 1), _ONE)
+def _arrival_class(request_class: RequestClass) -> Drawn:
+    return Drawn(request_class.share, Tier(request_class.name), BatchKey(request_class.name, 1, 1), _SINGLE_STEP)
 
 
-def _shot(arrival: Arrival, kinds: Mapping[str, Kind], course: Course, prompt: str) -> Shot:
-    kind = kinds[arrival.tier.name]
+def _schedule(
+    arrival: Arrival, classes: Mapping[str, RequestClass], load_plan: LoadPlan, prompt: str
+) -> ScheduledRequest:
+    kind = classes[arrival.tier.name]
     if arrival.key == _FLOOD:
-        return Shot(arrival.at, kind, course.clients, prompt, f"{kind.name}, {_FLOOD}")
-    return Shot(arrival.at, kind, int(arrival.key.split()[-1]), prompt, kind.name)
+        return ScheduledRequest(arrival.time, kind, load_plan.clients, prompt, f"{kind.name}, {_FLOOD}")
+    return ScheduledRequest(arrival.time, kind, int(arrival.key.split()[-1]), prompt, kind.name)

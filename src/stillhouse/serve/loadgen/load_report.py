@@ -6,20 +6,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stillhouse.serve.loadgen.http_client import Status
-from stillhouse.serve.loadgen.load_plan import Shot
-from stillhouse.serve.loadgen.send import Answer
+from stillhouse.serve.loadgen.http_client import ResponseStatus
+from stillhouse.serve.loadgen.load_plan import ScheduledRequest
+from stillhouse.serve.loadgen.send import RequestResult
 
 ALL = "all"
 REJECTED = (429, 503)
-LATE = 0.010
+MAX_SEND_DELAY = 0.010
 """Seconds that requests may be sent late in the mean before the measurement is in doubt."""
-BUSY = 0.5
+MAX_CPU_SHARE = 0.5
 """Of a core, what whoever sends may use before the measurement is in doubt."""
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class LoadReportRow:
     """What became of the requests of one kind.
 
     Args:
@@ -48,7 +48,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class LoadReport:
     """What a server made of a plan.
 
     Args:
@@ -70,7 +70,7 @@ class Report:
     load: float
     alone: Mapping[str, float]
     seconds: float
-    rows: tuple[Row, ...]
+    rows: tuple[LoadReportRow, ...]
     said: Mapping[str, str]
     late_mean: float
     late_most: float
@@ -78,7 +78,9 @@ class Report:
     doubts: tuple[str, ...]
 
 
-def rows_of(answers: Sequence[Answer], alone: Mapping[str, float], slo: float) -> tuple[Row, ...]:
+def summarize_by_class(
+    results: Sequence[RequestResult], isolated_seconds: Mapping[str, float], slo: float
+) -> tuple[LoadReportRow, ...]:
     """A row for each kind in the order of names, and one of all.
 
     Args:
@@ -86,56 +88,65 @@ def rows_of(answers: Sequence[Answer], alone: Mapping[str, float], slo: float) -
         alone: seconds of each kind alone.
         slo: times those seconds, within which an answer is a good one.
     """
-    seconds = max((answer.ended for answer in answers), default=0.0)
-    names = sorted({answer.shot.row for answer in answers})
-    rows = [_row(name, [one for one in answers if one.shot.row == name], alone, slo, seconds) for name in names]
-    return (*rows, _row(ALL, answers, alone, slo, seconds))
+    seconds = max((answer.ended for answer in results), default=0.0)
+    names = sorted({answer.request.report_row for answer in results})
+    rows = [
+        _summarize(name, [one for one in results if one.request.report_row == name], isolated_seconds, slo, seconds)
+        for name in names
+    ]
+    return (*rows, _summarize(ALL, results, isolated_seconds, slo, seconds))
 
 
-def doubts_of(late: float, processor: float) -> tuple[str, ...]:
+def find_doubts(send_delay: float, cpu_share: float) -> tuple[str, ...]:
     """What is wrong with a measurement whose requests were that late in the mean, and took so much of a core."""
     found = []
-    if late > LATE:
-        found.append(f"requests were sent {1000 * late:.0f} ms late in the mean: the waits are longer than they show")
-    if processor > BUSY:
-        found.append(f"sending took {processor:.0%} of a core, which the server may have lacked")
+    if send_delay > MAX_SEND_DELAY:
+        found.append(
+            f"requests were sent {1000 * send_delay:.0f} ms late in the mean: the waits are longer than they show"
+        )
+    if cpu_share > MAX_CPU_SHARE:
+        found.append(f"sending took {cpu_share:.0%} of a core, which the server may have lacked")
     return tuple(found)
 
 
-def report_of(
-    answers: Sequence[Answer],
+def make_load_report(
+    results: Sequence[RequestResult],
     *,
     url: str,
     protocol: str,
     rate: float,
     load: float,
-    alone: Mapping[str, float],
+    isolated_seconds: Mapping[str, float],
     slo: float,
-    processor: float,
-) -> Report:
+    cpu_seconds: float,
+) -> LoadReport:
     """Everything about these answers; arguments as in `Report`, `processor` in seconds."""
-    rows = rows_of(answers, alone, slo)
-    seconds = max((answer.ended for answer in answers), default=0.0)
-    late = [answer.late for answer in answers] or [0.0]
-    share = processor / seconds if seconds else 0.0
+    rows = summarize_by_class(results, isolated_seconds, slo)
+    seconds = max((answer.ended for answer in results), default=0.0)
+    late = [answer.send_delay for answer in results] or [0.0]
+    share = cpu_seconds / seconds if seconds else 0.0
     said: dict[str, str] = {}
-    for answer in sorted(answers, key=lambda one: one.ended):
-        if not answer.is_good:
-            said.setdefault(str(answer.status), answer.said)
+    for answer in sorted(results, key=lambda one: one.ended):
+        if not answer.is_success:
+            said.setdefault(str(answer.status), answer.error_body)
     mean = float(np.mean(late))
-    doubts = doubts_of(mean, share)
-    return Report(url, protocol, rate, load, alone, seconds, rows, said, mean, max(late), share, doubts)
+    doubts = find_doubts(mean, share)
+    return LoadReport(url, protocol, rate, load, isolated_seconds, seconds, rows, said, mean, max(late), share, doubts)
 
 
-def _row(name: str, answers: Sequence[Answer], alone: Mapping[str, float], slo: float, seconds: float) -> Row:
-    taken = [answer.seconds for answer in answers if answer.is_good]
-    good = sum(one.is_good and one.seconds <= slo * _alone(one.shot, alone) for one in answers)
-    errors: Counter[Status] = Counter(answer.status for answer in answers if not answer.is_good)
+def _summarize(
+    name: str, results: Sequence[RequestResult], isolated_seconds: Mapping[str, float], slo: float, seconds: float
+) -> LoadReportRow:
+    taken = [answer.seconds for answer in results if answer.is_success]
+    good = sum(
+        one.is_success and one.seconds <= slo * _isolated_seconds(one.request, isolated_seconds) for one in results
+    )
+    errors: Counter[ResponseStatus] = Counter(answer.status for answer in results if not answer.is_success)
     p50, p90, p99 = (float(value) for value in np.quantile(taken, (0.5, 0.9, 0.99))) if taken else (None,) * 3
-    promises = {slo * _alone(answer.shot, alone) for answer in answers}
-    return Row(
+    promises = {slo * _isolated_seconds(answer.request, isolated_seconds) for answer in results}
+    return LoadReportRow(
         kind=name,
-        sent=len(answers),
+        sent=len(results),
         answered=len(taken),
         rejected=sum(errors[status] for status in REJECTED),
         errors={str(status): count for status, count in sorted(errors.items(), key=str)},
@@ -144,10 +155,10 @@ def _row(name: str, answers: Sequence[Answer], alone: Mapping[str, float], slo: 
         p99=p99,
         mean=float(np.mean(taken)) if taken else None,
         promise=promises.pop() if len(promises) == 1 else None,
-        goodput=good / len(answers) if answers else 0.0,
+        goodput=good / len(results) if results else 0.0,
         good_per_second=good / seconds if seconds else 0.0,
     )
 
 
-def _alone(shot: Shot, alone: Mapping[str, float]) -> float:
-    return alone[shot.kind.name]
+def _isolated_seconds(request: ScheduledRequest, isolated_seconds: Mapping[str, float]) -> float:
+    return isolated_seconds[request.request_class.name]

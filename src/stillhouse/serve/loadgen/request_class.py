@@ -6,10 +6,10 @@ from typing import TypeAlias
 
 from stillhouse.check import check_choice, check_number
 from stillhouse.errors import InvalidRequest
-from stillhouse.units import read_seconds
+from stillhouse.units import parse_duration
 
-Value: TypeAlias = str | int | float
-FIELDS: Mapping[str, Callable[[str], Value]] = {
+FieldValue: TypeAlias = str | int | float
+FIELD_TYPES: Mapping[str, Callable[[str], FieldValue]] = {
     "steps": int,
     "guidance": float,
     "sampler": str,
@@ -17,11 +17,11 @@ FIELDS: Mapping[str, Callable[[str], Value]] = {
     "size": str,
 }
 """What a kind may ask for, and how it is read."""
-_FORM = "NAME=SHARE[:FIELD=VALUE...], for example pro=0.2:steps=35"
+_SYNTAX = "NAME=SHARE[:FIELD=VALUE...], for example pro=0.2:steps=35"
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class RequestClass:
     """Requests that are alike.
 
     Args:
@@ -35,8 +35,8 @@ class Kind:
     name: str
     share: float
     model: str
-    fields: Mapping[str, Value] = field(default_factory=dict)
-    alone: float | None = None
+    fields: Mapping[str, FieldValue] = field(default_factory=dict)
+    isolated_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +44,11 @@ class Flood:
     """So many requests of one kind, all at one moment: seconds from the beginning."""
 
     count: int
-    at: float
-    kind: str
+    time: float
+    request_class: str
 
 
-def read_kind(text: str) -> Kind:
+def parse_request_class(text: str) -> RequestClass:
     """A kind out of `free=0.8:steps=3`.
 
     The fields are those of `FIELDS`, `model` where it is not the name, and `alone` where its seconds are known.
@@ -61,19 +61,21 @@ def read_kind(text: str) -> Kind:
     """
     first, *rest = text.split(":")
     name, _, share = first.partition("=")
-    told: dict[str, Value] = {}
+    told: dict[str, FieldValue] = {}
     for part in rest:
         known, _, value = part.partition("=")
-        check_choice("field of a kind", known, (*FIELDS, "model", "alone"))
-        told[known] = _read(FIELDS.get(known, float if known == "alone" else str), value, text)
-    kind = Kind(name, float(_read(float, share, text)), str(told.pop("model", name)), told, _seconds(told))
+        check_choice("field of a kind", known, (*FIELD_TYPES, "model", "alone"))
+        told[known] = _parse_value(FIELD_TYPES.get(known, float if known == "alone" else str), value, text)
+    kind = RequestClass(
+        name, float(_parse_value(float, share, text)), str(told.pop("model", name)), told, _pop_isolated_seconds(told)
+    )
     if not name:
-        raise InvalidRequest(f"a kind {text!r}", allowed=_FORM)
+        raise InvalidRequest(f"a kind {text!r}", allowed=_SYNTAX)
     check_number(f"the share of {name!r}", kind.share, 1e-6, 1)
     return kind
 
 
-def read_flood(text: str) -> Flood:
+def parse_flood(text: str) -> Flood:
     """A flood out of `20@30s:pro`.
 
     Raises:
@@ -86,31 +88,31 @@ def read_flood(text: str) -> Flood:
     at, _, kind = rest.partition(":")
     if not (count.isascii() and count.isdecimal()) or not 1 <= int(count) <= 10_000 or not kind:
         raise InvalidRequest(f"a flood {text!r}", allowed="N@SECONDS:KIND with N up to 10000, for example 20@30:pro")
-    return Flood(int(count), read_seconds(at), kind)
+    return Flood(int(count), parse_duration(at), kind)
 
 
-def check_kinds(kinds: tuple[Kind, ...], flood: Flood | None) -> None:
+def check_request_classes(classes: tuple[RequestClass, ...], flood: Flood | None) -> None:
     """Refuse kinds whose shares are not of one whole, two of one name, and a flood of none of them."""
-    names = [kind.name for kind in kinds]
+    names = [kind.name for kind in classes]
     if len(set(names)) < len(names):
         raise InvalidRequest(f"kinds {', '.join(names)}", allowed="a name of its own for each")
-    check_number("the sum of all shares", sum(kind.share for kind in kinds), 1 - 1e-9, 1 + 1e-9)
+    check_number("the sum of all shares", sum(kind.share for kind in classes), 1 - 1e-9, 1 + 1e-9)
     if flood:
-        check_choice("kind", flood.kind, names)
+        check_choice("kind", flood.request_class, names)
 
 
-def _seconds(told: dict[str, Value]) -> float | None:
-    if "alone" not in told:
+def _pop_isolated_seconds(fields: dict[str, FieldValue]) -> float | None:
+    if "alone" not in fields:
         return None
-    alone = told.pop("alone")
+    alone = fields.pop("alone")
     check_number("alone", alone, 1e-6, 1e6)
     return float(alone)
 
 
-def _read(kind: Callable[[str], Value], value: str, text: str) -> Value:
+def _parse_value(parse: Callable[[str], FieldValue], value: str, text: str) -> FieldValue:
     try:
         if value:
-            return kind(value)
+            return parse(value)
     except ValueError:
         pass
-    raise InvalidRequest(f"a kind {text!r}", allowed=_FORM)
+    raise InvalidRequest(f"a kind {text!r}", allowed=_SYNTAX)

@@ -7,19 +7,19 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import TypeAlias
 
-from stillhouse.serve.loadgen.http_client import Reply, Status
-from stillhouse.serve.loadgen.load_plan import Shot
+from stillhouse.serve.loadgen.http_client import HttpResponse, ResponseStatus
+from stillhouse.serve.loadgen.load_plan import ScheduledRequest
 
-Tell: TypeAlias = Callable[[str, float, float], None]
+ProgressCallback: TypeAlias = Callable[[str, float, float], None]
 """Called with what is being done, how much is done, and how much there is."""
-_SAID = 200
-_OWN_FILES = 256
-_OFTEN = 0.5
+_MAX_BODY_CHARS = 200
+_SPARE_FILES = 256
+_PROGRESS_SECONDS = 0.5
 """Seconds after which whoever looks hears something, though nothing happened."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class RequestResult:
     """What became of a request; seconds from the beginning of the plan.
 
     Args:
@@ -30,35 +30,35 @@ class Answer:
         said: the beginning of the reply, where it is not a good one.
     """
 
-    shot: Shot
+    request: ScheduledRequest
     sent: float
     ended: float
-    status: Status
-    is_good: bool = True
-    said: str = ""
+    status: ResponseStatus
+    is_success: bool = True
+    error_body: str = ""
 
     @property
     def seconds(self) -> float:
         """From the moment when the request was due: what it waited to be sent, it has waited, too."""
-        return self.ended - self.shot.at
+        return self.ended - self.request.time
 
-    def later(self, seconds: float) -> "Answer":
+    def shift(self, seconds: float) -> "RequestResult":
         """The same, if everything had happened so much later."""
-        shot = replace(self.shot, at=self.shot.at + seconds)
-        return replace(self, shot=shot, sent=self.sent + seconds, ended=self.ended + seconds)
+        shot = replace(self.request, time=self.request.time + seconds)
+        return replace(self, request=shot, sent=self.sent + seconds, ended=self.ended + seconds)
 
     @property
-    def late(self) -> float:
+    def send_delay(self) -> float:
         """Seconds between the moment when it was due and the one when it was sent."""
-        return self.sent - self.shot.at
+        return self.sent - self.request.time
 
 
-async def send(
-    shots: Sequence[Shot],
-    ask: Callable[[Shot], Awaitable[Reply]],
+async def send_requests(
+    requests: Sequence[ScheduledRequest],
+    send_request: Callable[[ScheduledRequest], Awaitable[HttpResponse]],
     clock: Callable[[], float] = perf_counter,
-    tell: Tell = lambda what, done, total: None,
-) -> list[Answer]:
+    on_progress: ProgressCallback = lambda what, done, total: None,
+) -> list[RequestResult]:
     """Send all of them and wait for all replies; the answers in the order in which they came.
 
     Args:
@@ -67,34 +67,34 @@ async def send(
         clock: seconds.
         tell: hears how far it is.
     """
-    answers: list[Answer] = []
-    last = shots[-1].at if shots else 0.0
+    answers: list[RequestResult] = []
+    last = requests[-1].time if requests else 0.0
     began = clock()
 
-    async def one(shot: Shot) -> None:
+    async def one(shot: ScheduledRequest) -> None:
         sent = clock() - began
-        reply = await ask(shot)
-        said = "" if reply.is_good else reply.body[:_SAID].decode(errors="replace")
-        answers.append(Answer(shot, sent, clock() - began, reply.status, reply.is_good, said))
+        reply = await send_request(shot)
+        said = "" if reply.is_success else reply.body[:_MAX_BODY_CHARS].decode(errors="replace")
+        answers.append(RequestResult(shot, sent, clock() - began, reply.status, reply.is_success, said))
         told()
 
     def told() -> None:
-        tell(f"{len(answers)} of {len(shots)} answered", min(clock() - began, last), last)
+        on_progress(f"{len(answers)} of {len(requests)} answered", min(clock() - began, last), last)
 
     async with asyncio.TaskGroup() as group:
-        for shot in shots:
+        for shot in requests:
             # Some loops know milliseconds only, and may wake too early.
-            while (wait := shot.at - (clock() - began)) > 0:
-                await asyncio.sleep(min(wait, _OFTEN))
+            while (wait := shot.time - (clock() - began)) > 0:
+                await asyncio.sleep(min(wait, _PROGRESS_SECONDS))
                 told()
             group.create_task(one(shot))
     return answers
 
 
-def allow_files(count: int) -> None:
+def raise_file_limit(count: int) -> None:
     """As many open connections as that, or as many as the system lets this process have."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count + _OWN_FILES
+    wanted = count + _SPARE_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:
         most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))

@@ -4,14 +4,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from stillhouse.errors import StillhouseError
-from stillhouse.serve.loadgen.http_client import REFUSED, Message, Place, Reply, exchange, place_of
-from stillhouse.serve.loadgen.load_plan import Shot
-from stillhouse.serve.loadgen.protocols import Dialect, Name, dialect_of
-from stillhouse.serve.loadgen.request_class import Kind
+from stillhouse.serve.loadgen.http_client import (
+    REFUSED,
+    Endpoint,
+    HttpRequest,
+    HttpResponse,
+    resolve_endpoint,
+    send_request,
+)
+from stillhouse.serve.loadgen.load_plan import ScheduledRequest
+from stillhouse.serve.loadgen.protocols import ImageProtocol, ProtocolName, open_protocol
+from stillhouse.serve.loadgen.request_class import RequestClass
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
+class TargetServer:
     """Who is asked, and how.
 
     Args:
@@ -21,48 +28,56 @@ class Server:
         patience: seconds that one request may take.
     """
 
-    place: Place
-    dialect: Dialect
+    endpoint: Endpoint
+    protocol: ImageProtocol
     keys: tuple[str, ...] = ()
-    patience: float = 300.0
+    timeout: float = 300.0
 
-    async def ask(self, shot: Shot) -> Reply:
+    async def send(self, request: ScheduledRequest) -> HttpResponse:
         """Send one request and wait for its reply."""
-        message = self.dialect.message(shot.kind, shot.prompt)
-        return await _sent(self.place, message, self.keys, shot.client, self.patience)
+        message = self.protocol.make_request(request.request_class, request.prompt)
+        return await _send_with_key(self.endpoint, message, self.keys, request.client, self.timeout)
 
 
-async def server_of(
-    url: str, protocol: Name, kinds: Sequence[Kind], keys: tuple[str, ...] = (), patience: float = 300.0
-) -> Server:
+async def open_target(
+    url: str,
+    protocol: ProtocolName,
+    classes: Sequence[RequestClass],
+    keys: tuple[str, ...] = (),
+    timeout: float = 300.0,
+) -> TargetServer:
     """The server at a URL, after what must be known of it was asked; see `dialect_of`.
 
     Raises:
         InvalidRequest: no URL of HTTP, or a model that does not take what a kind asks for.
         StillhouseError: a host that nobody knows, or a server that does not answer as its protocol wants it.
     """
-    place = place_of(url)
+    place = resolve_endpoint(url)
 
-    async def ask(message: Message) -> Reply:
-        return reached(place, await _sent(place, message, keys, 0, patience))
+    async def ask(message: HttpRequest) -> HttpResponse:
+        return check_reachable(place, await _send_with_key(place, message, keys, 0, timeout))
 
-    return Server(place, await dialect_of(protocol, kinds, ask), keys, patience)
+    return TargetServer(place, await open_protocol(protocol, classes, ask), keys, timeout)
 
 
-def reached(place: Place, reply: Reply) -> Reply:
+def check_reachable(endpoint: Endpoint, response: HttpResponse) -> HttpResponse:
     """The reply, if there is somebody at that place.
 
     Raises:
         StillhouseError: there is nobody.
     """
-    if reply.status == REFUSED:
-        said = reply.body.decode(errors="replace")
-        raise StillhouseError(f"nobody answers at {place.url}: {said}", fix="does the server run, and is --url right?")
-    return reply
+    if response.status == REFUSED:
+        said = response.body.decode(errors="replace")
+        raise StillhouseError(
+            f"nobody answers at {endpoint.url}: {said}", fix="does the server run, and is --url right?"
+        )
+    return response
 
 
-async def _sent(place: Place, message: Message, keys: Sequence[str], client: int, patience: float) -> Reply:
+async def _send_with_key(
+    endpoint: Endpoint, request: HttpRequest, keys: Sequence[str], client: int, timeout: float
+) -> HttpResponse:
     if keys:
-        headers = {**message.headers, "authorization": f"Bearer {keys[client % len(keys)]}"}
-        message = replace(message, headers=headers)
-    return await exchange(place, message, client, patience)
+        headers = {**request.headers, "authorization": f"Bearer {keys[client % len(keys)]}"}
+        request = replace(request, headers=headers)
+    return await send_request(endpoint, request, client, timeout)

@@ -14,17 +14,17 @@ from hashlib import sha256
 
 from stillhouse.check import check_choice, check_number
 from stillhouse.errors import InvalidRequest, NotAllowed
-from stillhouse.serve.client import Caller
+from stillhouse.serve.client import Client
 from stillhouse.serve.settings import TierSettings
 
 PREFIX = "still"
-ANYBODY = "anybody"
+ANONYMOUS = "anybody"
 """The name of the only caller where no keys are needed."""
 LIMITS = ("weight", "rate", "burst", "daily")
 
 
 @dataclass(frozen=True, slots=True)
-class Key:
+class ApiKey:
     """What is known of a key; arguments as in `caller.Caller`, None where its tier's settings count."""
 
     name: str
@@ -74,28 +74,28 @@ def revoke_key(connection: sqlite3.Connection, name: str) -> None:
         raise InvalidRequest(f"there is no key {name!r} in use", fix="see stillhouse keys list")
 
 
-def keys(connection: sqlite3.Connection) -> Sequence[Key]:
+def list_keys(connection: sqlite3.Connection) -> Sequence[ApiKey]:
     """All of them, the oldest first."""
-    return [_read(row) for row in connection.execute("select * from keys order by created")]
+    return [_read_key(row) for row in connection.execute("select * from keys order by created")]
 
 
-def find_key(connection: sqlite3.Connection, given: str) -> Key:
+def find_key(connection: sqlite3.Connection, token: str) -> ApiKey:
     """The key that was sent.
 
     Raises:
         NotAllowed: there is no such key, or it was revoked.
     """
-    prefix, _, rest = given.partition("-")
+    prefix, _, rest = token.partition("-")
     name, _, secret = rest.partition("-")
     row = connection.execute("select * from keys where name = ?", (name,)).fetchone()
     # Where there is none, something is compared as well: how long it takes tells nothing.
     is_right = hmac.compare_digest(_hash(secret), bytes(row["hash"]) if row else _hash(""))
     if prefix != PREFIX or row is None or not is_right or row["revoked"] is not None:
         raise NotAllowed("a key that is not known here", allowed="a key of `stillhouse keys add`", is_known=False)
-    return _read(row)
+    return _read_key(row)
 
 
-def caller_of(key: Key, tiers: Mapping[str, TierSettings]) -> Caller:
+def make_client(key: ApiKey, tiers: Mapping[str, TierSettings]) -> Client:
     """What a key may ask for.
 
     Raises:
@@ -109,7 +109,7 @@ def caller_of(key: Key, tiers: Mapping[str, TierSettings]) -> Caller:
         set_for_key: float | None = getattr(key, name)
         return set_for_key if set_for_key is not None else getattr(own, name)
 
-    return Caller(
+    return Client(
         key.name,
         key.tier,
         frozenset(tiers) if key.is_admin else frozenset((key.tier, *own.also)),
@@ -121,18 +121,18 @@ def caller_of(key: Key, tiers: Mapping[str, TierSettings]) -> Caller:
     )
 
 
-def anybody(tiers: Mapping[str, TierSettings], address: str = "") -> Caller:
+def make_anonymous_client(tiers: Mapping[str, TierSettings], address: str = "") -> Client:
     """The caller where no keys are needed: everything may be asked for, and every address is a key of its own."""
     first = next(iter(tiers))
     own = tiers[first]
-    name = f"{ANYBODY}@{address}" if address else ANYBODY
-    return Caller(name, first, frozenset(tiers), None, own.rate, own.burst, own.daily)
+    name = f"{ANONYMOUS}@{address}" if address else ANONYMOUS
+    return Client(name, first, frozenset(tiers), None, own.rate, own.burst, own.daily)
 
 
 def _hash(secret: str) -> bytes:
     return sha256(secret.encode()).digest()
 
 
-def _read(row: sqlite3.Row) -> Key:
-    fields = {name: row[name] for name in Key.__dataclass_fields__}
-    return Key(**{**fields, "is_admin": bool(fields["is_admin"])})
+def _read_key(row: sqlite3.Row) -> ApiKey:
+    fields = {name: row[name] for name in ApiKey.__dataclass_fields__}
+    return ApiKey(**{**fields, "is_admin": bool(fields["is_admin"])})

@@ -13,13 +13,13 @@ from stillhouse.core import Array
 from stillhouse.errors import StillhouseError
 from stillhouse.images.formats import Format, encode_image
 from stillhouse.pipelines.pipeline import ImageTrajectory, Pipeline
-from stillhouse.serve.engine.engine import as_told
+from stillhouse.serve.engine.engine import wrap_error
 
 PREVIEW_QUALITY = 80
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
+class DecodedImage:
     """A picture, or why there is none."""
 
     id: str
@@ -28,7 +28,7 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class DecodedPreview:
     """A preview, after so many evaluations."""
 
     id: str
@@ -37,32 +37,32 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Preview:
+class _PreviewTask:
     pipeline: Pipeline
     latents: Array
     index: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Picture:
+class _ImageTask:
     id: str
     pipeline: Pipeline
-    draft: ImageTrajectory
+    trajectory: ImageTrajectory
     format: Format
 
 
 @dataclass(slots=True)
-class Finisher:
+class DecodeThread:
     """Takes what is to be decoded, and hands out what was; `tell` is called from its thread.
 
     Args:
         tell: takes every `Finished` and `Seen`.
     """
 
-    tell: Callable[[Finished | Seen], None]
-    _pictures: deque[_Picture] = field(default_factory=deque)
-    _previews: OrderedDict[str, _Preview] = field(default_factory=OrderedDict)
-    _news: Condition = field(default_factory=Condition)
+    on_decoded: Callable[[DecodedImage | DecodedPreview], None]
+    _images: deque[_ImageTask] = field(default_factory=deque)
+    _previews: OrderedDict[str, _PreviewTask] = field(default_factory=OrderedDict)
+    _work: Condition = field(default_factory=Condition)
     _is_open: bool = True
     _thread: Thread | None = None
 
@@ -71,60 +71,62 @@ class Finisher:
         self._thread = Thread(target=self._run, name="finisher", daemon=True)
         self._thread.start()
 
-    def finish(self, name: str, pipeline: Pipeline, draft: ImageTrajectory, kind: Format) -> None:
+    def submit(self, job_id: str, pipeline: Pipeline, trajectory: ImageTrajectory, image_format: Format) -> None:
         """Decode a picture that is done; its previews are needed no more."""
-        with self._news:
-            self._previews.pop(name, None)
-            self._pictures.append(_Picture(name, pipeline, draft, kind))
-            self._news.notify()
+        with self._work:
+            self._previews.pop(job_id, None)
+            self._images.append(_ImageTask(job_id, pipeline, trajectory, image_format))
+            self._work.notify()
 
-    def preview(self, name: str, pipeline: Pipeline, draft: ImageTrajectory) -> None:
+    def submit_preview(self, job_id: str, pipeline: Pipeline, trajectory: ImageTrajectory) -> None:
         """Decode what the network sees in a picture that is not done."""
-        assert draft.denoised is not None
-        with self._news:
-            self._previews.pop(name, None)
-            self._previews[name] = _Preview(pipeline, pipeline.arrays.read(draft.denoised), draft.index)
-            self._news.notify()
+        assert trajectory.denoised is not None
+        with self._work:
+            self._previews.pop(job_id, None)
+            self._previews[job_id] = _PreviewTask(
+                pipeline, pipeline.arrays.to_numpy(trajectory.denoised), trajectory.index
+            )
+            self._work.notify()
 
-    def forget(self, name: str) -> None:
+    def drop_preview(self, job_id: str) -> None:
         """Nobody waits for this picture's previews any more."""
-        with self._news:
-            self._previews.pop(name, None)
+        with self._work:
+            self._previews.pop(job_id, None)
 
     def close(self) -> None:
         """Decode what is there, and end."""
-        with self._news:
+        with self._work:
             self._is_open = False
-            self._news.notify()
+            self._work.notify()
         if self._thread:
             self._thread.join()
 
     def _run(self) -> None:
         while True:
-            with self._news:
-                self._news.wait_for(lambda: self._pictures or self._previews or not self._is_open)
-                if self._pictures:
-                    task: _Picture | tuple[str, _Preview] = self._pictures.popleft()
+            with self._work:
+                self._work.wait_for(lambda: self._images or self._previews or not self._is_open)
+                if self._images:
+                    task: _ImageTask | tuple[str, _PreviewTask] = self._images.popleft()
                 elif self._previews:
                     task = self._previews.popitem(last=False)
                 else:
                     return
-            self.tell(_finished(task) if isinstance(task, _Picture) else _seen(*task))
+            self.on_decoded(_decode_final(task) if isinstance(task, _ImageTask) else _decode_preview(*task))
 
 
-def _finished(picture: _Picture) -> Finished:
+def _decode_final(task: _ImageTask) -> DecodedImage:
     try:
-        result = picture.pipeline.finish(picture.draft)
-        name = picture.pipeline.manifest.name
-        return Finished(picture.id, encode_image(result.image, picture.format, result.request, name))
+        result = task.pipeline.finish(task.trajectory)
+        name = task.pipeline.manifest.name
+        return DecodedImage(task.id, encode_image(result.image, task.format, result.request, name))
     except Exception as error:
-        return Finished(picture.id, error=as_told(error, "decoding"))
+        return DecodedImage(task.id, error=wrap_error(error, "decoding"))
 
 
-def _seen(name: str, preview: _Preview) -> Seen:
+def _decode_preview(job_id: str, task: _PreviewTask) -> DecodedPreview:
     """A preview that cannot be decoded is an empty one: the picture itself will tell why."""
     try:
-        image = preview.pipeline.decode(preview.latents)
-        return Seen(name, preview.index, encode_image(image, "webp", quality=PREVIEW_QUALITY))
+        image = task.pipeline.decode(task.latents)
+        return DecodedPreview(job_id, task.index, encode_image(image, "webp", quality=PREVIEW_QUALITY))
     except Exception:
-        return Seen(name, preview.index, b"")
+        return DecodedPreview(job_id, task.index, b"")

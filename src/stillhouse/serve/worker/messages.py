@@ -6,14 +6,14 @@ from typing import Any, TypeAlias
 import msgspec
 import numpy as np
 
-from stillhouse.core import ImageRequest
 from stillhouse.images.formats import Format
-from stillhouse.serve.engine.cost import Curve
-from stillhouse.serve.engine.engine import Outcome
-from stillhouse.serve.engine.job import Group, Tier
+from stillhouse.pipelines.resolve import Resolved
+from stillhouse.serve.engine.cost import LatencyCurve
+from stillhouse.serve.engine.engine import FinishReason
+from stillhouse.serve.engine.job import BatchKey, Tier
 
 
-class Opening(msgspec.Struct, frozen=True):
+class WorkerConfig(msgspec.Struct, frozen=True):
     """The first thing that a worker is told.
 
     Args:
@@ -33,18 +33,18 @@ class Opening(msgspec.Struct, frozen=True):
     precision: str | None = None
     threads: int | None = None
     cache: str | None = None
-    curves: list[tuple[Group, Curve]] = []
+    curves: list[tuple[BatchKey, LatencyCurve]] = []
     device: str | None = None
 
 
-class Draw(msgspec.Struct, frozen=True, tag=True):
+class Submit(msgspec.Struct, frozen=True, tag=True):
     """Draw this picture.
 
     Args:
         id: of the job.
         tier, key: whose it is.
         pipeline: by name.
-        request: resolved.
+        resolved: the request with its plan, which is not computed again.
         expires: `time.monotonic` after which it is not begun; None, never.
         format: of the picture that is sent back.
         previews: so many on the way.
@@ -54,7 +54,7 @@ class Draw(msgspec.Struct, frozen=True, tag=True):
     tier: Tier
     key: str
     pipeline: str
-    request: ImageRequest
+    resolved: Resolved
     expires: float | None = None
     format: Format = "png"
     previews: int = 0
@@ -69,30 +69,30 @@ class Cancel(msgspec.Struct, frozen=True, tag=True):
 class Ready(msgspec.Struct, frozen=True, tag=True):
     """Everything is open and measured."""
 
-    curves: list[tuple[Group, Curve]]
+    curves: list[tuple[BatchKey, LatencyCurve]]
 
 
-class Broken(msgspec.Struct, frozen=True, tag=True):
+class WorkerFailed(msgspec.Struct, frozen=True, tag=True):
     """A pipeline cannot be opened; the worker ends."""
 
     error: str
 
 
-class Moved(msgspec.Struct, frozen=True):
+class StepStats(msgspec.Struct, frozen=True):
     """One tick: whose pictures moved by one evaluation, how long that took, and the pace of their group since."""
 
     jobs: list[str]
-    group: Group
+    batch_key: BatchKey
     rows: int
     seconds: float
-    pace: float
+    slowdown: float
 
 
-class Ticked(msgspec.Struct, frozen=True, tag=True):
+class StepReport(msgspec.Struct, frozen=True, tag=True):
     """What the latest ticks moved, in their order. Several are told at once: each message wakes the server, which takes
     a core from the runtime."""
 
-    moves: list[Moved]
+    steps: list[StepStats]
 
 
 class Preview(msgspec.Struct, frozen=True, tag=True):
@@ -103,7 +103,7 @@ class Preview(msgspec.Struct, frozen=True, tag=True):
     content: bytes
 
 
-class Closed(msgspec.Struct, frozen=True):
+class RequestOutput(msgspec.Struct, frozen=True):
     """The one end of a job.
 
     Args:
@@ -117,62 +117,62 @@ class Closed(msgspec.Struct, frozen=True):
         is_cut: whether its prompt was longer than the model reads, so that its end had no effect.
     """
 
-    outcome: Outcome
+    finish_reason: FinishReason
     content: bytes = b""
     error: str = ""
-    fault: str = ""
-    way: str = ""
-    waited: float = 0.0
-    denoised: float = 0.0
-    finished: float = 0.0
-    peers: float = 0.0
-    is_cut: bool = False
+    error_type: str = ""
+    traceback_summary: str = ""
+    queue_seconds: float = 0.0
+    denoise_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    batch_peers: float = 0.0
+    is_prompt_truncated: bool = False
 
 
-class Ended(msgspec.Struct, frozen=True, tag=True):
+class OutputEvent(msgspec.Struct, frozen=True, tag=True):
     """That job has ended."""
 
     id: str
-    closed: Closed
+    output: RequestOutput
 
 
-Asked: TypeAlias = Draw | Cancel
-Told: TypeAlias = Ready | Broken | Ticked | Preview | Ended
+Command: TypeAlias = Submit | Cancel
+Event: TypeAlias = Ready | WorkerFailed | StepReport | Preview | OutputEvent
 
 
-def encode(message: Opening | Asked | Told) -> bytes:
+def encode_message(message: WorkerConfig | Command | Event) -> bytes:
     """A message as bytes."""
     return _ENCODER.encode(message)
 
 
-def decode_opening(content: bytes) -> Opening:
+def decode_config(content: bytes) -> WorkerConfig:
     """The first message to a worker."""
-    return msgspec.msgpack.decode(content, type=Opening)
+    return msgspec.msgpack.decode(content, type=WorkerConfig)
 
 
-def decode_asked(content: bytes) -> Asked:
+def decode_command(content: bytes) -> Command:
     """A message to a worker."""
-    asked: Asked = _ASKED.decode(content)
+    asked: Command = _COMMANDS.decode(content)
     return asked
 
 
-def decode_told(content: bytes) -> Told:
+def decode_event(content: bytes) -> Event:
     """A message from a worker."""
-    told: Told = _TOLD.decode(content)
+    told: Event = _EVENTS.decode(content)
     return told
 
 
-def _plain(array: object) -> tuple[str, Sequence[int], bytes]:
+def _encode_array(array: object) -> tuple[str, Sequence[int], bytes]:
     if not isinstance(array, np.ndarray):
         raise NotImplementedError(f"{type(array).__name__} in a message")
     return array.dtype.str, array.shape, array.tobytes()
 
 
-def _array(kind: object, plain: Any) -> Any:
-    name, shape, content = plain
+def _decode_array(kind: object, encoded: Any) -> Any:
+    name, shape, content = encoded
     return np.frombuffer(content, name).reshape(shape)
 
 
-_ENCODER = msgspec.msgpack.Encoder(enc_hook=_plain)
-_ASKED = msgspec.msgpack.Decoder(Asked, dec_hook=_array)
-_TOLD = msgspec.msgpack.Decoder(Told, dec_hook=_array)
+_ENCODER = msgspec.msgpack.Encoder(enc_hook=_encode_array)
+_COMMANDS = msgspec.msgpack.Decoder(Command, dec_hook=_decode_array)
+_EVENTS = msgspec.msgpack.Decoder(Event, dec_hook=_decode_array)

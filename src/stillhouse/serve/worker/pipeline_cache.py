@@ -5,12 +5,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from stillhouse.measure.memory import give_back, resident_alone
+from stillhouse.measure.memory import own_resident_bytes, release_memory
 from stillhouse.pipelines.pipeline import Pipeline
 
 
 @dataclass(slots=True)
-class Residents(Mapping[str, Pipeline]):
+class PipelineCache(Mapping[str, Pipeline]):
     """Pipelines by name, opened when they are first asked for. To be used from one thread.
 
     Args:
@@ -21,20 +21,20 @@ class Residents(Mapping[str, Pipeline]):
         freed: gives back what a closed one has held, before it is looked whether that was enough.
     """
 
-    opened: Callable[[str], Pipeline]
+    open_pipeline: Callable[[str], Pipeline]
     names: tuple[str, ...]
     budget: int
-    used: Callable[[], int] = lambda: resident_alone(os.getpid())
-    freed: Callable[[], None] = give_back
-    _open: OrderedDict[str, Pipeline] = field(default_factory=OrderedDict)
+    memory_used: Callable[[], int] = lambda: own_resident_bytes(os.getpid())
+    free_memory: Callable[[], None] = release_memory
+    _loaded: OrderedDict[str, Pipeline] = field(default_factory=OrderedDict)
 
     def __getitem__(self, name: str) -> Pipeline:
-        if name in self._open:
-            self._open.move_to_end(name)
+        if name in self._loaded:
+            self._loaded.move_to_end(name)
         elif name in self.names:
-            self.fit()
-            self._open[name] = self.opened(name)
-        return self._open[name]
+            self.evict()
+            self._loaded[name] = self.open_pipeline(name)
+        return self._loaded[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
@@ -42,17 +42,17 @@ class Residents(Mapping[str, Pipeline]):
     def __len__(self) -> int:
         return len(self.names)
 
-    def fit(self) -> list[str]:
+    def evict(self) -> list[str]:
         """Close what does not fit; the names of what was closed."""
         closed = []
-        while len(self._open) > 1 and self.used() > self.budget:
-            name = next(iter(self._open))
-            del self._open[name]  # and not popitem, which would hold it while it is looked at what is free
+        while len(self._loaded) > 1 and self.memory_used() > self.budget:
+            name = next(iter(self._loaded))
+            del self._loaded[name]  # and not popitem, which would hold it while it is looked at what is free
             closed.append(name)
-            self.freed()
+            self.free_memory()
         return closed
 
     @property
-    def open(self) -> tuple[str, ...]:
+    def loaded(self) -> tuple[str, ...]:
         """Names of those in memory, the one not used for longest first."""
-        return tuple(self._open)
+        return tuple(self._loaded)

@@ -22,49 +22,55 @@ from stillhouse.errors import StillhouseError
 from stillhouse.pipelines.load import load
 from stillhouse.pipelines.pipeline import ImageTrajectory, Pipeline
 from stillhouse.pipelines.tokenizers import PromptTruncated
-from stillhouse.serve.engine.cost import Cost, Curve
-from stillhouse.serve.engine.engine import End, Engine, Tick
-from stillhouse.serve.engine.executor import Drawing, drafted, group_of, measured, walk_of
-from stillhouse.serve.engine.job import Group, Job
+from stillhouse.serve.engine.cost import CostModel, LatencyCurve
+from stillhouse.serve.engine.engine import Engine, FinishedJob, StepOutput
+from stillhouse.serve.engine.executor import (
+    PipelineExecutor,
+    make_batch_key,
+    measure_latency_curve,
+    plan_steps,
+    trajectory_of,
+)
+from stillhouse.serve.engine.job import BatchKey, Job
 from stillhouse.serve.engine.policy import POLICIES
-from stillhouse.serve.worker.decode_thread import Finished, Finisher, Seen
+from stillhouse.serve.worker.decode_thread import DecodedImage, DecodedPreview, DecodeThread
 from stillhouse.serve.worker.messages import (
-    Asked,
-    Broken,
     Cancel,
-    Closed,
-    Draw,
-    Ended,
-    Moved,
-    Opening,
+    Command,
+    Event,
+    OutputEvent,
     Preview,
     Ready,
-    Ticked,
-    Told,
-    decode_asked,
-    decode_opening,
-    encode,
+    RequestOutput,
+    StepReport,
+    StepStats,
+    Submit,
+    WorkerConfig,
+    WorkerFailed,
+    decode_command,
+    decode_config,
+    encode_message,
 )
-from stillhouse.serve.worker.pipeline_cache import Residents
-from stillhouse.serve.worker.traceback_summary import way_to
-from stillhouse.workers.lifetime import end_with_parent
+from stillhouse.serve.worker.pipeline_cache import PipelineCache
+from stillhouse.serve.worker.traceback_summary import traceback_summary
+from stillhouse.workers.lifetime import die_with_parent
 
-OFTEN = 0.1
+REPORT_SECONDS = 0.1
 """Seconds after which the server hears of a tick; it also does whenever it hears of anything else. A picture's last
 tick is thus told with the picture: told before, it would wake the server while the picture is decoded."""
 
 
 @dataclass(slots=True)
-class _Told:
+class _RequestState:
     """What is known of a job beside what the engine knows."""
 
-    asked: Draw
+    command: Submit
     previews: frozenset[int]
-    is_cut: bool
-    begun: float = 0.0
-    denoised: float = 0.0
-    peers: int = 0
-    ticks: int = 0
+    is_prompt_truncated: bool
+    started: float = 0.0
+    last_step: float = 0.0
+    batch_peers: int = 0
+    steps: int = 0
 
 
 @dataclass(slots=True)
@@ -79,129 +85,135 @@ class Worker:
 
     connection: Connection
     engine: Engine
-    pipelines: Residents
-    _jobs: dict[str, tuple[Job, _Told]] = field(default_factory=dict)
-    _moves: list[Moved] = field(default_factory=list)
-    _untold: float = 0.0
-    _finisher: Finisher = field(init=False)
-    _sending: Lock = field(default_factory=Lock)
-    _news: select.poll = field(default_factory=select.poll)
+    pipelines: PipelineCache
+    _jobs: dict[str, tuple[Job, _RequestState]] = field(default_factory=dict)
+    _steps: list[StepStats] = field(default_factory=list)
+    _unreported_since: float = 0.0
+    _decoder: DecodeThread = field(init=False)
+    _send_lock: Lock = field(default_factory=Lock)
+    _poll: select.poll = field(default_factory=select.poll)
 
     def __post_init__(self) -> None:
-        self._news.register(self.connection, select.POLLIN)  # Connection.poll would do this anew for each tick
-        self._finisher = Finisher(self._decoded)
+        self._poll.register(self.connection, select.POLLIN)  # Connection.poll would do this anew for each tick
+        self._decoder = DecodeThread(self._on_decoded)
 
     def run(self) -> None:
         """Draw until the server is gone."""
-        self._finisher.start()
+        self._decoder.start()
         try:
             while True:
-                self._listen()
+                self._receive()
                 if self.engine.jobs:
-                    self._tick()
+                    self._step()
         except (EOFError, ConnectionError):
             return
 
-    def _listen(self) -> None:
+    def _receive(self) -> None:
         """Take everything that was asked; wait where there is nothing else to do."""
-        while self._news.poll(0 if self.engine.jobs else None):
-            self._take(decode_asked(self.connection.recv_bytes()))
+        while self._poll.poll(0 if self.engine.jobs else None):
+            self._handle_command(decode_command(self.connection.recv_bytes()))
 
-    def _take(self, asked: Asked) -> None:
-        if isinstance(asked, Cancel):
-            self._finisher.forget(asked.id)
-            if end := self.engine.cancel(asked.id):
-                self._end(end)
+    def _handle_command(self, command: Command) -> None:
+        if isinstance(command, Cancel):
+            self._decoder.drop_preview(command.id)
+            if end := self.engine.cancel(command.id):
+                self._finish(end)
             return
         try:
-            pipeline = self.pipelines[asked.pipeline]
-            walk = walk_of(pipeline.manifest, asked.request)
-            group = group_of(asked.pipeline, asked.request)
-            expires = float("inf") if asked.expires is None else asked.expires
-            job = Job(asked.id, asked.tier, asked.key, group, walk, asked.request, expires)
-            is_cut = not reads_all(pipeline, asked.request)
+            pipeline = self.pipelines[command.pipeline]
+            walk = plan_steps(pipeline.manifest, command.resolved)
+            group = make_batch_key(command.pipeline, command.resolved)
+            expires = float("inf") if command.expires is None else command.expires
+            job = Job(command.id, command.tier, command.key, group, walk, command.resolved, expires)
+            is_cut = not fits_tokenizers(pipeline, command.resolved.request)
             self.engine.submit(job)
         except StillhouseError as error:
-            self._tell(Ended(asked.id, _failed(error)))
+            self._send(OutputEvent(command.id, _failed_output(error)))
             return
-        self._jobs[asked.id] = job, _Told(asked, previews_at(asked.previews, len(walk.rows)), is_cut)
+        self._jobs[command.id] = job, _RequestState(command, preview_steps(command.previews, len(walk.rows)), is_cut)
 
-    def _tick(self) -> None:
+    def _step(self) -> None:
         began = time.monotonic()
-        tick = self.engine.tick()
-        if tick.moved:
-            moved = self._moved(tick)
-            with self._sending:
-                self._untold = self._untold if self._moves else began
-                self._moves.append(moved)
-        for job in tick.moved:
+        tick = self.engine.step()
+        if tick.jobs:
+            moved = self._step_stats(tick)
+            with self._send_lock:
+                self._unreported_since = self._unreported_since if self._steps else began
+                self._steps.append(moved)
+        for job in tick.jobs:
             told = self._jobs[job.id][1]
-            told.begun = told.begun or began
-            told.ticks += 1
-            told.peers += len(tick.moved) - 1
-            told.denoised = time.monotonic()
+            told.started = told.started or began
+            told.steps += 1
+            told.batch_peers += len(tick.jobs) - 1
+            told.last_step = time.monotonic()
             if job.index in told.previews and not job.is_done:
-                self._finisher.preview(job.id, self.pipelines[job.group.pipeline], drafted(job))
-        for end in tick.ends:
-            self._end(end)
-        if self._moves and began - self._untold >= OFTEN:
-            self._tell()
-        if any(job.index == 1 for job in tick.moved):
-            self.pipelines.fit()  # networks are opened when they are first fed
+                self._decoder.submit_preview(job.id, self.pipelines[job.batch_key.pipeline], trajectory_of(job))
+        for end in tick.finished:
+            self._finish(end)
+        if self._steps and began - self._unreported_since >= REPORT_SECONDS:
+            self._send()
+        if any(job.index == 1 for job in tick.jobs):
+            self.pipelines.evict()  # networks are opened when they are first fed
 
-    def _moved(self, tick: Tick) -> Moved:
-        group = tick.moved[0].group
-        rows = sum(job.walk.rows[job.index - 1] for job in tick.moved)
-        pace = self.engine.cost.pace.get(group, 1.0)
-        return Moved([job.id for job in tick.moved], group, rows, tick.seconds, pace)
+    def _step_stats(self, step: StepOutput) -> StepStats:
+        group = step.jobs[0].batch_key
+        rows = sum(job.step_plan.rows[job.index - 1] for job in step.jobs)
+        pace = self.engine.cost_model.slowdowns.get(group, 1.0)
+        return StepStats([job.id for job in step.jobs], group, rows, step.seconds, pace)
 
-    def _end(self, end: End) -> None:
-        job, told = self._jobs[end.job.id]
-        if end.outcome == "drawn":
-            self._finisher.finish(job.id, self.pipelines[job.group.pipeline], end.result, told.asked.format)
+    def _finish(self, finished: FinishedJob) -> None:
+        job, told = self._jobs[finished.job.id]
+        if finished.finish_reason == "drawn":
+            self._decoder.submit(job.id, self.pipelines[job.batch_key.pipeline], finished.result, told.command.format)
             return
         del self._jobs[job.id]
-        self._finisher.forget(job.id)
-        self._tell(Ended(job.id, _failed(end.error) if end.error else Closed(end.outcome)))
-
-    def _decoded(self, one: Finished | Seen) -> None:
-        """In the finisher's thread."""
-        if isinstance(one, Seen):
-            self._tell(Preview(one.id, one.index, one.content))
-            return
-        job, told = self._jobs.pop(one.id)
-        closed = replace(
-            _failed(one.error) if one.error else Closed("drawn", one.content),
-            waited=told.begun - job.arrived,
-            denoised=told.denoised - told.begun,
-            finished=time.monotonic() - told.denoised,
-            peers=told.peers / told.ticks,
-            is_cut=told.is_cut,
+        self._decoder.drop_preview(job.id)
+        self._send(
+            OutputEvent(
+                job.id, _failed_output(finished.error) if finished.error else RequestOutput(finished.finish_reason)
+            )
         )
-        self._tell(Ended(one.id, closed))
 
-    def _tell(self, *news: Told) -> None:
+    def _on_decoded(self, decoded: DecodedImage | DecodedPreview) -> None:
+        """In the finisher's thread."""
+        if isinstance(decoded, DecodedPreview):
+            self._send(Preview(decoded.id, decoded.index, decoded.content))
+            return
+        job, told = self._jobs.pop(decoded.id)
+        closed = replace(
+            _failed_output(decoded.error) if decoded.error else RequestOutput("drawn", decoded.content),
+            waited=told.started - job.arrived,
+            denoised=told.last_step - told.started,
+            finished=time.monotonic() - told.last_step,
+            peers=told.batch_peers / told.steps,
+            is_cut=told.is_prompt_truncated,
+        )
+        self._send(OutputEvent(decoded.id, closed))
+
+    def _send(self, *news: Event) -> None:
         """Tell the ticks that were not told yet, and then the news."""
-        with self._sending:
-            moves, self._moves = self._moves, []
-            for told in (Ticked(moves), *news) if moves else news:
-                self.connection.send_bytes(encode(told))
+        with self._send_lock:
+            moves, self._steps = self._steps, []
+            for told in (StepReport(moves), *news) if moves else news:
+                self.connection.send_bytes(encode_message(told))
 
 
-def _failed(error: StillhouseError) -> Closed:
-    closed = Closed("failed", error=str(error), fault=type(error).__name__, way=way_to(error))
+def _failed_output(error: StillhouseError) -> RequestOutput:
+    closed = RequestOutput(
+        "failed", error=str(error), error_type=type(error).__name__, traceback_summary=traceback_summary(error)
+    )
     # The frames on the way hold arrays, and the error.
     error.__traceback__ = error.__cause__ = error.__context__ = None
     return closed
 
 
-def reads_all(pipeline: Pipeline, request: ImageRequest) -> bool:
+def fits_tokenizers(pipeline: Pipeline, request: ImageRequest) -> bool:
     """Whether nothing of the prompts is cut off."""
     texts = (request.prompt, request.negative_prompt)
-    return all(tokenizer.fits(text) for tokenizer in pipeline.tokenizers for text in texts)
+    return all(tokenizer.fits(text) for tokenizer in pipeline.tokenizers.values() for text in texts)
 
 
-def previews_at(count: int, evaluations: int) -> frozenset[int]:
+def preview_steps(count: int, evaluations: int) -> frozenset[int]:
     """After which evaluations a picture is shown, if it is shown so many times before it is done.
 
     >>> sorted(previews_at(3, 8)), sorted(previews_at(3, 2))
@@ -210,20 +222,20 @@ def previews_at(count: int, evaluations: int) -> frozenset[int]:
     return frozenset(part * evaluations // (count + 1) for part in range(1, count + 1)) - {0}
 
 
-def curves(pipelines: Residents) -> dict[Group, Curve]:
+def measure_curves(pipelines: PipelineCache) -> dict[BatchKey, LatencyCurve]:
     """What pictures of every pipeline's own size cost here and now."""
     found = {}
     for name in pipelines:
         pipeline = pipelines[name]
         defaults = pipeline.manifest.defaults
-        group = Group(name, defaults.width, defaults.height)
-        found[group] = measured(pipeline, group)
+        group = BatchKey(name, defaults.width, defaults.height)
+        found[group] = measure_latency_curve(pipeline, group)
     return found
 
 
 def main() -> None:
     """Open, measure, and draw until the server is gone."""
-    end_with_parent()
+    die_with_parent()
     # Ctrl-C reaches the whole group of processes, and so does what service managers send; the server decides when a
     # worker ends.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -232,36 +244,38 @@ def main() -> None:
     warnings.simplefilter("ignore", PromptTruncated)
     connection = Connection(int(sys.argv[1]))
     try:
-        opening = decode_opening(connection.recv_bytes())
+        opening = decode_config(connection.recv_bytes())
     except EOFError:
         return
-    pipelines = Residents(lambda name: _opened(opening, name), tuple(opening.pipelines), opening.memory)
+    pipelines = PipelineCache(lambda name: _open_pipeline(opening, name), tuple(opening.pipelines), opening.memory)
     try:
-        found = dict(opening.curves) or curves(pipelines)
+        found = dict(opening.curves) or measure_curves(pipelines)
     except StillhouseError as error:
-        connection.send_bytes(encode(Broken(str(error))))
+        connection.send_bytes(encode_message(WorkerFailed(str(error))))
         return
-    connection.send_bytes(encode(Ready(list(found.items()))))
-    engine = Engine(Drawing(pipelines, _undecoded), POLICIES[opening.policy], Cost(found), time.monotonic)
+    connection.send_bytes(encode_message(Ready(list(found.items()))))
+    engine = Engine(
+        PipelineExecutor(pipelines, _read_latents), POLICIES[opening.policy], CostModel(found), time.monotonic
+    )
     Worker(connection, engine, pipelines).run()
 
 
-def _undecoded(pipeline: Pipeline, draft: ImageTrajectory) -> ImageTrajectory:
+def _read_latents(pipeline: Pipeline, trajectory: ImageTrajectory) -> ImageTrajectory:
     """What the engine hands out: the finisher decodes it, beside the ticks.
 
     It is read between two of them: later, a GPU would end the next one first.
     """
-    draft.latents = pipeline.arrays.read(draft.latents)
-    return draft
+    trajectory.latents = pipeline.arrays.to_numpy(trajectory.latents)
+    return trajectory
 
 
-def _opened(opening: Opening, name: str) -> Pipeline:
+def _open_pipeline(config: WorkerConfig, name: str) -> Pipeline:
     return load(
-        opening.pipelines[name],
-        backend=opening.backend,
-        precision=opening.precision,
-        threads=opening.threads,
-        cache=Path(opening.cache) if opening.cache else None,
+        config.pipelines[name],
+        backend=config.backend,
+        precision=config.precision,
+        threads=config.threads,
+        cache=Path(config.cache) if config.cache else None,
     )
 
 

@@ -3,11 +3,11 @@
 import traceback
 from pathlib import Path
 
-_MOST = 24
+_MAX_FRAMES = 24
 """Places that are told, those where it happened first."""
 
 
-def way_to(error: BaseException) -> str:
+def traceback_summary(error: BaseException) -> str:
     """Where an error and its causes were raised, the innermost place first: `models/png.py:80 read_png < ...`.
 
     >>> try:
@@ -24,4 +24,4 @@ def way_to(error: BaseException) -> str:
         frames = reversed(traceback.extract_tb(cause.__traceback__))
         places[:0] = ["/".join(Path(one.filename).parts[-2:]) + f":{one.lineno} {one.name}" for one in frames]
         cause = cause.__cause__ or cause.__context__
-    return " < ".join(places[:_MOST])
+    return " < ".join(places[:_MAX_FRAMES])

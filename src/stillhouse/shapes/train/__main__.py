@@ -15,23 +15,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from stillhouse.fit.fit import fit
-from stillhouse.fit.stage import Tick
+from stillhouse.fit.stage import UpdateLog
 from stillhouse.pipelines.load import EMBEDDED
 from stillhouse.shapes.train.architectures import build_scheduler
 from stillhouse.shapes.train.autoencoder import AutoencoderStage
 from stillhouse.shapes.train.denoiser import DenoiserStage
-from stillhouse.shapes.train.pictures import stream, whole
+from stillhouse.shapes.train.pictures import full_pictures, seeded_rng
 from stillhouse.shapes.train.text import TextStage
 from stillhouse.shapes.train.tokenizer import build_tokenizer
-from stillhouse.shapes.train.training_plan import Recipe
+from stillhouse.shapes.train.training_plan import TrainingPlan
 
 
 def main() -> None:
     """Parse, train, save. A second run goes on from the checkpoints, a first one from the weights that ship."""
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
-    torch.manual_seed(Recipe().seed)
-    recipe = Recipe()
+    torch.manual_seed(TrainingPlan().seed)
+    recipe = TrainingPlan()
     if arguments.updates:
         recipe = replace(recipe, denoiser=replace(recipe.denoiser, updates=arguments.updates))
     deadline = monotonic() + 60 * arguments.minutes if arguments.minutes else None
@@ -42,10 +42,10 @@ def main() -> None:
 
 
 def train(
-    recipe: Recipe,
+    plan: TrainingPlan,
     checkpoints: Path,
     out: Path,
-    report: Callable[[Tick], None],
+    report: Callable[[UpdateLog], None],
     deadline: float | None = None,
     shipped: Path | None = None,
 ) -> None:
@@ -59,14 +59,14 @@ def train(
         encoder = CLIPTextModel.from_pretrained(shipped / "text_encoder", dtype=torch.float32)
         autoencoder = AutoencoderKL.from_pretrained(shipped / "vae", torch_dtype=torch.float32)
     else:
-        stages = AutoencoderStage(recipe), TextStage(recipe, tokenizer)
+        stages = AutoencoderStage(plan), TextStage(plan, tokenizer)
         if not all(fit(stage, checkpoints, report, deadline).is_done for stage in stages):
             sys.exit("time was up before the denoiser's turn; nothing was written; run it again to go on")
         encoder, autoencoder = stages[1].network.encoder, stages[0].network
-        autoencoder.register_to_config(scaling_factor=_scaling_factor(autoencoder.eval(), recipe.seed))
+        autoencoder.register_to_config(scaling_factor=_scaling_factor(autoencoder.eval(), plan.seed))
     for network in (encoder, autoencoder):
         network.eval().requires_grad_(False)
-    denoiser = DenoiserStage(recipe, tokenizer, encoder, autoencoder, checkpoints)
+    denoiser = DenoiserStage(plan, tokenizer, encoder, autoencoder, checkpoints)
     if shipped:
         denoiser.network.load_state_dict(UNet2DConditionModel.from_pretrained(shipped / "unet").state_dict())
     fit(denoiser, checkpoints, report, deadline)
@@ -91,13 +91,13 @@ def save(out: Path, tokenizer: Any, text_encoder: Any, autoencoder: Any, denoise
 @torch.no_grad()
 def _scaling_factor(autoencoder: Any, seed: int) -> float:
     """One over the standard deviation of latents, so that the denoiser sees unit variance."""
-    return 1 / float(autoencoder.encode(whole(stream(seed, 9), 200)).latent_dist.mode().std())
+    return 1 / float(autoencoder.encode(full_pictures(seeded_rng(seed, 9), 200)).latent_dist.mode().std())
 
 
-def _reporter(bar: Progress) -> Callable[[Tick], None]:
+def _reporter(bar: Progress) -> Callable[[UpdateLog], None]:
     tasks: dict[str, TaskID] = {}
 
-    def report(tick: Tick) -> None:
+    def report(tick: UpdateLog) -> None:
         if tick.stage not in tasks:
             tasks[tick.stage] = bar.add_task(tick.stage, total=tick.updates)
         bar.update(tasks[tick.stage], completed=tick.update, description=f"{tick.stage}  loss {tick.loss:.4f}")

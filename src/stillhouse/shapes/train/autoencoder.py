@@ -8,13 +8,20 @@ import numpy as np
 import torch
 
 from stillhouse.shapes.caption import describe
-from stillhouse.shapes.scene import draw, sample_scene
+from stillhouse.shapes.scene import render_scene, sample_scene
 from stillhouse.shapes.train.architectures import build_autoencoder
-from stillhouse.shapes.train.pictures import crops, mean_scores, stream, to_pictures, to_tensor, whole
-from stillhouse.shapes.train.training_plan import Recipe
+from stillhouse.shapes.train.pictures import (
+    full_pictures,
+    mean_scores,
+    outline_crops,
+    seeded_rng,
+    to_pictures,
+    to_tensor,
+)
+from stillhouse.shapes.train.training_plan import TrainingPlan
 
-_JUDGED = 200
-_WHOLE_FROM, _EDGES_FROM = 0.85, 0.6
+_EVAL_SAMPLES = 200
+_FULL_PICTURES_FROM, _EDGES_FROM = 0.85, 0.6
 _DIVERGENCE_WEIGHT, _EDGE_WEIGHT = 1e-4, 0.3
 
 
@@ -22,13 +29,13 @@ class AutoencoderStage:
     """L1 + squared error + a little divergence; edges count extra near the end, whole pictures come last."""
 
     name = "autoencoder"
-    identity = ""
+    fingerprint = ""
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.seed, self.recipe = recipe.seed, recipe.autoencoder
+    def __init__(self, plan: TrainingPlan) -> None:
+        self.seed, self.recipe = plan.seed, plan.autoencoder
         self.network: Any = build_autoencoder()
-        rng = stream(self.seed, 1)
-        self._scenes = [sample_scene(rng) for _ in range(_JUDGED)]
+        rng = seeded_rng(self.seed, 1)
+        self._scenes = [sample_scene(rng) for _ in range(_EVAL_SAMPLES)]
 
     def loss(self, update: int) -> torch.Tensor:
         """The loss of a fresh batch: crops first, whole pictures last."""
@@ -43,20 +50,20 @@ class AutoencoderStage:
             loss = loss + _EDGE_WEIGHT * steps
         return loss
 
-    def judge(self) -> Mapping[str, float]:
+    def evaluate(self) -> Mapping[str, float]:
         """The oracle on reconstructions: the ceiling of everything that is drawn later."""
-        originals = [draw(scene) for scene in self._scenes]
-        decoded = [reconstruct(self.network, to_tensor(originals[i : i + 50])) for i in range(0, _JUDGED, 50)]
+        originals = [render_scene(scene) for scene in self._scenes]
+        decoded = [reconstruct(self.network, to_tensor(originals[i : i + 50])) for i in range(0, _EVAL_SAMPLES, 50)]
         pictures = np.concatenate(decoded)
         error = float(((pictures.astype(np.float32) - np.stack(originals)) ** 2).mean())
         scores = mean_scores(pictures, [describe(scene) for scene in self._scenes])
         return {**scores, "psnr": 10 * math.log10(255**2 / error)}
 
     def _batch(self, update: int) -> torch.Tensor:
-        rng = stream(self.seed, 2, update)
-        if update >= _WHOLE_FROM * self.recipe.updates:
-            return whole(rng, self.recipe.batch // 4)
-        return crops(rng, self.recipe.batch)
+        rng = seeded_rng(self.seed, 2, update)
+        if update >= _FULL_PICTURES_FROM * self.recipe.updates:
+            return full_pictures(rng, self.recipe.batch_size // 4)
+        return outline_crops(rng, self.recipe.batch_size)
 
 
 def reconstruct(autoencoder: Any, pictures: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:

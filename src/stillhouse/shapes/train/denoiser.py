@@ -9,94 +9,94 @@ import torch
 from torch.nn import functional
 
 from stillhouse.fit.checkpoint import write_atomically
-from stillhouse.shapes.caption import sample_held_out, sample_seen
-from stillhouse.shapes.scene import Scene, draw, sample_scene
+from stillhouse.shapes.caption import sample_held_out, sample_training_caption
+from stillhouse.shapes.scene import Scene, render_scene, sample_scene
 from stillhouse.shapes.train.architectures import LATENT_CHANNELS, LATENT_SIZE, build_denoiser, build_scheduler
 from stillhouse.shapes.train.pictures import (
     mean_scores,
-    stream,
+    seeded_rng,
     to_pictures,
     to_tensor,
 )
-from stillhouse.shapes.train.text import tokens
-from stillhouse.shapes.train.training_plan import Recipe
+from stillhouse.shapes.train.text import tokenize
+from stillhouse.shapes.train.training_plan import TrainingPlan
 
-_JUDGED, _JUDGE_STEPS, _JUDGE_GUIDANCE = 100, 25, 2.5
-_ENCODED_AT_ONCE = 100
+_EVAL_SAMPLES, _EVAL_STEPS, _EVAL_GUIDANCE = 100, 25, 2.5
+_ENCODE_BATCH = 100
 
 
 class DenoiserStage:
     """Mean squared error of the velocity v (Salimans and Ho, arXiv 2202.00512, appendix D)."""
 
     name = "denoiser"
-    identity = ""
+    fingerprint = ""
 
-    def __init__(self, recipe: Recipe, tokenizer: Any, text_encoder: Any, autoencoder: Any, folder: Path) -> None:
-        self.seed, self.shared, self.recipe = recipe.seed, recipe, recipe.denoiser
+    def __init__(self, plan: TrainingPlan, tokenizer: Any, text_encoder: Any, autoencoder: Any, folder: Path) -> None:
+        self.seed, self.plan, self.recipe = plan.seed, plan, plan.denoiser
         self.tokenizer, self.text_encoder, self.autoencoder = tokenizer, text_encoder, autoencoder
         # Channels last is an eighth faster on CPUs without wide vector units, and no slower elsewhere.
         self.network: Any = build_denoiser().to(memory_format=torch.channels_last)
-        rng = stream(self.seed, 5)
-        self._scenes = [sample_scene(rng) for _ in range(recipe.latents)]
+        rng = seeded_rng(self.seed, 5)
+        self._scenes = [sample_scene(rng) for _ in range(plan.latent_count)]
         self._latents = _cached_latents(folder / "latents.pt", autoencoder, self._scenes)
         self._latents *= autoencoder.config.scaling_factor
         alphas = build_scheduler().alphas_cumprod.double()
         self._alpha, self._sigma = alphas.sqrt().float(), (1 - alphas).sqrt().float()
         self._log_snr = (alphas.clamp(min=1e-12).log() - (1 - alphas).log()).float()
-        rng = stream(self.seed, 6)
-        self._unseen = [sample_held_out(rng)[1] for _ in range(_JUDGED)]
+        rng = seeded_rng(self.seed, 6)
+        self._held_out = [sample_held_out(rng)[1] for _ in range(_EVAL_SAMPLES)]
 
     def loss(self, update: int) -> torch.Tensor:
         """The loss of a fresh batch of latents, captions and noise levels."""
-        rng = stream(self.seed, 7, update)
+        rng = seeded_rng(self.seed, 7, update)
         clean, states = self._batch(rng)
-        timesteps = self._timesteps(rng)
+        timesteps = self._sample_timesteps(rng)
         alpha, sigma = (table[timesteps].view(-1, 1, 1, 1) for table in (self._alpha, self._sigma))
         noise = torch.from_numpy(rng.standard_normal(clean.shape, dtype=np.float32))
         noisy = (alpha * clean + sigma * noise).contiguous(memory_format=torch.channels_last)
         predicted = self.network(noisy, timesteps, states, return_dict=False)[0]
         return functional.mse_loss(predicted, alpha * noise - sigma * clean)
 
-    def judge(self) -> Mapping[str, float]:
+    def evaluate(self) -> Mapping[str, float]:
         """The oracle on captions that training never sees, drawn by diffusers' own sampler."""
         scheduler = build_scheduler()
-        scheduler.set_timesteps(_JUDGE_STEPS)
-        texts = [str(caption) for caption in self._unseen]
-        states = self.encode(texts + [""] * len(texts))
+        scheduler.set_timesteps(_EVAL_STEPS)
+        texts = [str(caption) for caption in self._held_out]
+        states = self.encode_captions(texts + [""] * len(texts))
         shape = (len(texts), LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE)
-        latents = torch.from_numpy(stream(self.seed, 8).standard_normal(shape, dtype=np.float32))
+        latents = torch.from_numpy(seeded_rng(self.seed, 8).standard_normal(shape, dtype=np.float32))
         for timestep in scheduler.timesteps:
             velocity = self.network(torch.cat([latents, latents]), timestep, states, return_dict=False)[0]
             said, unsaid = velocity.chunk(2)
-            velocity = unsaid + _JUDGE_GUIDANCE * (said - unsaid)
+            velocity = unsaid + _EVAL_GUIDANCE * (said - unsaid)
             latents = scheduler.step(velocity, timestep, latents).prev_sample
         decoded = self.autoencoder.decode(latents / self.autoencoder.config.scaling_factor).sample
-        return mean_scores(to_pictures(decoded), self._unseen)
+        return mean_scores(to_pictures(decoded), self._held_out)
 
     @torch.no_grad()
-    def encode(self, texts: list[str]) -> torch.Tensor:
+    def encode_captions(self, texts: list[str]) -> torch.Tensor:
         """float32 [captions, 24, 128]."""
-        states: torch.Tensor = self.text_encoder(tokens(self.tokenizer, texts)).last_hidden_state
+        states: torch.Tensor = self.text_encoder(tokenize(self.tokenizer, texts)).last_hidden_state
         return states
 
     def _batch(self, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         chosen: list[int] = []
         texts: list[str] = []
-        while len(chosen) < self.recipe.batch:
+        while len(chosen) < self.recipe.batch_size:
             index = int(rng.integers(len(self._scenes)))
-            caption = sample_seen(self._scenes[index], rng)
+            caption = sample_training_caption(self._scenes[index], rng)
             if caption is not None:
                 chosen.append(index)
-                texts.append("" if rng.random() < self.shared.empty_caption else str(caption))
-        return self._latents[chosen].float(), self.encode(texts)
+                texts.append("" if rng.random() < self.plan.empty_caption_share else str(caption))
+        return self._latents[chosen].float(), self.encode_captions(texts)
 
-    def _timesteps(self, rng: np.random.Generator) -> torch.Tensor:
-        count = self.recipe.batch
+    def _sample_timesteps(self, rng: np.random.Generator) -> torch.Tensor:
+        count = self.recipe.batch_size
         even = rng.integers(len(self._alpha), size=count)
         wanted = torch.from_numpy(rng.normal(0.5, 2.0, size=count).astype(np.float32))
         aimed = (self._log_snr[None] - wanted[:, None]).abs().argmin(1)
         return torch.where(
-            torch.from_numpy(rng.random(count) < self.shared.uniform_noise_levels), torch.from_numpy(even), aimed
+            torch.from_numpy(rng.random(count) < self.plan.uniform_level_share), torch.from_numpy(even), aimed
         )
 
 
@@ -106,14 +106,16 @@ def _cached_latents(path: Path, autoencoder: Any, scenes: list[Scene]) -> torch.
 
     Kept ones count if they are as many, and if the first few are what this autoencoder makes of the scenes.
     """
-    probe = autoencoder.encode(to_tensor([draw(scene) for scene in scenes[:8]])).latent_dist.mode()
+    probe = autoencoder.encode(to_tensor([render_scene(scene) for scene in scenes[:8]])).latent_dist.mode()
     if path.exists():
         kept: torch.Tensor = torch.load(path, weights_only=True)
         if len(kept) == len(scenes) and torch.allclose(kept[:8].float(), probe, atol=0.02, rtol=0.01):
             return kept
     parts = [
-        autoencoder.encode(to_tensor([draw(scene) for scene in scenes[i : i + _ENCODED_AT_ONCE]])).latent_dist.mode()
-        for i in range(0, len(scenes), _ENCODED_AT_ONCE)
+        autoencoder.encode(
+            to_tensor([render_scene(scene) for scene in scenes[i : i + _ENCODE_BATCH]])
+        ).latent_dist.mode()
+        for i in range(0, len(scenes), _ENCODE_BATCH)
     ]
     latents = torch.cat(parts).half()
     write_atomically(path, lambda partial: torch.save(latents, partial))

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from stillhouse.convert.export import export_encoder
 from stillhouse.fit.fit import fit
-from stillhouse.fit.stage import Tick
+from stillhouse.fit.stage import UpdateLog
 from stillhouse.shapes.feature_encoder import FOLDER, GRAPH, WEIGHTS
-from stillhouse.shapes.train.features import FeaturesStage, PictureReader
-from stillhouse.shapes.train.pictures import stream, whole
-from stillhouse.shapes.train.training_plan import Recipe
+from stillhouse.shapes.train.features import FeaturesStage, SceneClassifier
+from stillhouse.shapes.train.pictures import full_pictures, seeded_rng
+from stillhouse.shapes.train.training_plan import TrainingPlan
 
 LAYERS = 3
-_TRUE = 5000
+_CALIBRATION_PICTURES = 5000
 """Pictures."""
 
 
@@ -28,13 +28,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    torch.manual_seed(Recipe().seed)
-    stage = FeaturesStage(Recipe())
-    fit(stage, arguments.checkpoints, _told)
-    ship(stage, FOLDER)
+    torch.manual_seed(TrainingPlan().seed)
+    stage = FeaturesStage(TrainingPlan())
+    fit(stage, arguments.checkpoints, _print_update)
+    write_encoder(stage, FOLDER)
 
 
-class Statistics(nn.Module):
+class ChannelStatistics(nn.Module):
     """Features [B, 112] of pictures [B, 3, 64, 64] from -1 to 1: how much every channel of three layers has to say.
 
     Means over the picture of activations, each less its mean over true pictures and divided by its spread there. Those
@@ -42,7 +42,7 @@ class Statistics(nn.Module):
     is in the picture.
     """
 
-    def __init__(self, network: PictureReader) -> None:
+    def __init__(self, network: SceneClassifier) -> None:
         super().__init__()
         layers = list(network.trunk.children())
         count = [place for place, layer in enumerate(layers) if isinstance(layer, nn.SiLU)][LAYERS - 1] + 1
@@ -61,28 +61,28 @@ class Statistics(nn.Module):
         return features
 
     @torch.no_grad()
-    def settle(self, seed: int) -> None:
+    def calibrate(self, seed: int) -> None:
         """Take mean and spread from true pictures."""
-        rng = stream(seed, 13)
-        found = torch.cat([self(whole(rng, 100)) for _ in range(_TRUE // 100)])
+        rng = seeded_rng(seed, 13)
+        found = torch.cat([self(full_pictures(rng, 100)) for _ in range(_CALIBRATION_PICTURES // 100)])
         self.mean.copy_(found.mean(dim=0))
         self.scale.copy_(1 / found.std(dim=0).clamp(min=1e-6))
 
 
-def ship(stage: FeaturesStage, folder: Path) -> None:
+def write_encoder(stage: FeaturesStage, folder: Path) -> None:
     """Write graph and weights."""
     folder.mkdir(parents=True, exist_ok=True)
-    encoder = Statistics(stage.network).eval()
-    encoder.settle(stage.seed)
+    encoder = ChannelStatistics(stage.network).eval()
+    encoder.calibrate(stage.seed)
     save_file({name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}, folder / WEIGHTS.name)
     (folder / WEIGHTS.name).chmod(0o644)
     export_encoder(encoder, folder / GRAPH.name, folder / WEIGHTS.name)
 
 
-def _told(tick: Tick) -> None:
-    if tick.scores:
-        scores = "  ".join(f"{name} {value:.3f}" for name, value in tick.scores.items())
-        print(f"{tick.stage} {tick.update}: loss {tick.loss:.4f}  {scores}", flush=True)
+def _print_update(update_log: UpdateLog) -> None:
+    if update_log.scores:
+        scores = "  ".join(f"{name} {value:.3f}" for name, value in update_log.scores.items())
+        print(f"{update_log.stage} {update_log.update}: loss {update_log.loss:.4f}  {scores}", flush=True)
 
 
 if __name__ == "__main__":

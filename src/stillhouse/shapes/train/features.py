@@ -10,19 +10,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stillhouse.shapes.caption import describe
-from stillhouse.shapes.scene import draw, sample_scene
-from stillhouse.shapes.train.pictures import stream, to_tensor
-from stillhouse.shapes.train.slots import SLOTS, slots
-from stillhouse.shapes.train.training_plan import Recipe
+from stillhouse.shapes.scene import render_scene, sample_scene
+from stillhouse.shapes.train.pictures import seeded_rng, to_tensor
+from stillhouse.shapes.train.slots import SLOTS, encode_slots
+from stillhouse.shapes.train.training_plan import TrainingPlan
 
 FEATURES = 128
 _WIDTHS = (16, 32, 64, 96)
-_JUDGED = 512
-_GRAIN = 0.1
+_EVAL_SAMPLES = 512
+_NOISE = 0.1
 """Of noise on the pictures, so that features are no matter of single levels."""
 
 
-class PictureReader(nn.Module):
+class SceneClassifier(nn.Module):
     """0.3 M parameters: four halving convolutions, features, and a linear reader for each slot."""
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class PictureReader(nn.Module):
         features: Tensor = self.trunk(pictures)
         return features
 
-    def read(self, pictures: Tensor) -> list[Tensor]:
+    def slot_logits(self, pictures: Tensor) -> list[Tensor]:
         """Logits for each slot."""
         features = functional.silu(self(pictures))
         return [reader(features) for reader in self.readers]
@@ -48,28 +48,28 @@ class FeaturesStage:
     """The mean cross-entropy of every slot."""
 
     name = "features"
-    identity = ""
+    fingerprint = ""
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.seed, self.recipe = recipe.seed, recipe.features
-        self.network = PictureReader()
-        rng = stream(self.seed, 11)
-        self._unseen = [sample_scene(rng) for _ in range(_JUDGED)]
+    def __init__(self, plan: TrainingPlan) -> None:
+        self.seed, self.recipe = plan.seed, plan.features
+        self.network = SceneClassifier()
+        rng = seeded_rng(self.seed, 11)
+        self._held_out = [sample_scene(rng) for _ in range(_EVAL_SAMPLES)]
 
     def loss(self, update: int) -> Tensor:
         """Of a fresh batch of true pictures."""
-        rng = stream(self.seed, 12, update)
-        scenes = [sample_scene(rng) for _ in range(self.recipe.batch)]
-        pictures = to_tensor([draw(scene) for scene in scenes])
+        rng = seeded_rng(self.seed, 12, update)
+        scenes = [sample_scene(rng) for _ in range(self.recipe.batch_size)]
+        pictures = to_tensor([render_scene(scene) for scene in scenes])
         grain = torch.from_numpy(rng.standard_normal(pictures.shape, dtype="float32"))
-        answers = self.network.read(pictures + _GRAIN * grain)
-        truth = torch.tensor([slots(describe(scene)) for scene in scenes])
+        answers = self.network.slot_logits(pictures + _NOISE * grain)
+        truth = torch.tensor([encode_slots(describe(scene)) for scene in scenes])
         losses = [functional.cross_entropy(answer, truth[:, slot]) for slot, answer in enumerate(answers)]
         return torch.stack(losses).mean()
 
-    def judge(self) -> Mapping[str, float]:
+    def evaluate(self) -> Mapping[str, float]:
         """Shares of slots, and of whole scenes, that are read right."""
-        answers = self.network.read(to_tensor([draw(scene) for scene in self._unseen]))
-        truth = torch.tensor([slots(describe(scene)) for scene in self._unseen])
+        answers = self.network.slot_logits(to_tensor([render_scene(scene) for scene in self._held_out]))
+        truth = torch.tensor([encode_slots(describe(scene)) for scene in self._held_out])
         right = torch.stack([answer.argmax(1) == truth[:, slot] for slot, answer in enumerate(answers)], dim=1)
         return {"slots": right.float().mean().item(), "scenes": right.all(1).float().mean().item()}

@@ -8,28 +8,28 @@ import torch
 from numpy.typing import NDArray
 
 from stillhouse.shapes.caption import Description
-from stillhouse.shapes.oracle import ATTRIBUTES, Score, score
-from stillhouse.shapes.scene import CANVAS, Scene, draw, sample_scene
+from stillhouse.shapes.oracle import ATTRIBUTES, CaptionScore, score_picture
+from stillhouse.shapes.scene import CANVAS, Scene, render_scene, sample_scene
 
 CROP = CANVAS // 2
 
 
-def stream(*numbers: int) -> np.random.Generator:
+def seeded_rng(*numbers: int) -> np.random.Generator:
     """A generator that depends on these numbers only."""
     return np.random.default_rng(numbers)
 
 
-def crops(rng: np.random.Generator, count: int) -> torch.Tensor:
+def outline_crops(rng: np.random.Generator, count: int) -> torch.Tensor:
     """Windows of half the canvas around figures' outlines, where an autoencoder has something to learn.
 
     float32 [count, 3, 32, 32], -1 to 1.
     """
-    return to_tensor([_crop(sample_scene(rng), rng) for _ in range(count)])
+    return to_tensor([_outline_crop(sample_scene(rng), rng) for _ in range(count)])
 
 
-def whole(rng: np.random.Generator, count: int) -> torch.Tensor:
+def full_pictures(rng: np.random.Generator, count: int) -> torch.Tensor:
     """Whole pictures, float32 [count, 3, 64, 64], -1 to 1."""
-    return to_tensor([draw(sample_scene(rng)) for _ in range(count)])
+    return to_tensor([render_scene(sample_scene(rng)) for _ in range(count)])
 
 
 def to_tensor(pictures: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
@@ -45,20 +45,20 @@ def to_pictures(samples: torch.Tensor) -> NDArray[np.uint8]:
 
 def mean_scores(pictures: NDArray[np.uint8], captions: Sequence[Description]) -> dict[str, float]:
     """Means of the oracle's scores over pictures and their captions."""
-    scores = [score(picture, caption) for picture, caption in zip(pictures, captions, strict=True)]
+    scores = [score_picture(picture, caption) for picture, caption in zip(pictures, captions, strict=True)]
     names = ("all_correct", "strict", *ATTRIBUTES, "rerender")
     return {name: float(np.mean([_value(one, name) for one in scores])) for name in names}
 
 
-def _value(one: Score, name: str) -> float:
-    return float(getattr(one, name))
+def _value(score: CaptionScore, name: str) -> float:
+    return float(getattr(score, name))
 
 
-def _crop(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
+def _outline_crop(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
     figure = scene.figures[int(rng.integers(len(scene.figures)))]
     angle = rng.uniform(0, 2 * math.pi)
     corner = [
         int(np.clip(centre + side * figure.radius - CROP / 2 + rng.uniform(-8, 8), 0, CANVAS - CROP))
         for centre, side in ((figure.x, math.cos(angle)), (figure.y, math.sin(angle)))
     ]
-    return draw(scene)[corner[1] : corner[1] + CROP, corner[0] : corner[0] + CROP]
+    return render_scene(scene)[corner[1] : corner[1] + CROP, corner[0] : corner[0] + CROP]

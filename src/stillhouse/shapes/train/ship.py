@@ -11,10 +11,10 @@ from stillhouse.convert.staging import staged
 from stillhouse.core import ImageRequest
 from stillhouse.pipelines.load import EMBEDDED, load
 from stillhouse.pipelines.manifest import Component, Manifest, read_manifest, write_manifest
-from stillhouse.shapes.score import judge
+from stillhouse.shapes.score import evaluate_captions
 
 STEPS, GUIDANCE = 35, 3.0
-_PARALLEL = 2
+_STREAMS = 2
 """A guided picture has two rows."""
 
 
@@ -31,9 +31,11 @@ def main() -> None:
     if arguments.student:
         return
     candidate, directory = arguments.trained.with_name("candidate"), EMBEDDED["shapes"]
-    write_manifest(candidate, _ours(import_model(arguments.trained, candidate, ImportOptions("shapes", force=True))))
+    write_manifest(
+        candidate, _shipped_manifest(import_model(arguments.trained, candidate, ImportOptions("shapes", force=True)))
+    )
     if directory.exists() and not arguments.anyway:
-        new, old = (_all_correct(place, arguments.captions) for place in (candidate, directory))
+        new, old = (_accuracy(place, arguments.captions) for place in (candidate, directory))
         print(f"all correct: {new:.1%}, the one that ships {old:.1%}")
         if new < old:
             sys.exit("the one that ships stays; --anyway puts the other in its place")
@@ -50,24 +52,24 @@ def _ship_student(source: Path) -> None:
         write_manifest(stage, replace(manifest, components=components))
 
 
-def _all_correct(directory: Path, captions: int) -> float:
-    return judge(load(directory), ImageRequest("", steps=STEPS), captions).scores["all_correct"].value
+def _accuracy(directory: Path, captions: int) -> float:
+    return evaluate_captions(load(directory), ImageRequest("", steps=STEPS), captions).scores["all_correct"].value
 
 
-def _ours(manifest: Manifest) -> Manifest:
+def _shipped_manifest(manifest: Manifest) -> Manifest:
     return replace(
         manifest,
-        components={name: _fastest(name, component) for name, component in manifest.components.items()},
+        components={name: _with_backend(name, component) for name, component in manifest.components.items()},
         defaults=replace(manifest.defaults, steps=STEPS, guidance=GUIDANCE, sampler="ddim"),
         source={"made by": "python -m stillhouse.shapes.train", "licence": "Apache-2.0"},
     )
 
 
-def _fastest(name: str, component: Component) -> Component:
+def _with_backend(name: str, component: Component) -> Component:
     """OpenVINO for what runs at every step; the rest is over before OpenVINO would have compiled it."""
     if name != "unet":
         return component
-    return replace(component, backend="openvino", precision="f32", streams=_PARALLEL)
+    return replace(component, backend="openvino", precision="f32", streams=_STREAMS)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ SLOTS: tuple[tuple[str, ...], ...] = (SHAPES, _COLOURS, SIZES, SHAPES, _COLOURS,
 """The words of each slot: of the first figure, of the second, how they lie, and the background."""
 
 
-def slots(caption: Description) -> list[int]:
+def encode_slots(caption: Description) -> list[int]:
     """One number for each slot: 0 where nothing is said, else 1 and more, the word's place.
 
     >>> from stillhouse.shapes.caption import read_caption
@@ -16,9 +16,9 @@ def slots(caption: Description) -> list[int]:
     [True, False, False, False, False, False, False, True]
     """
     first, second = (*caption.phrases, None)[:2]
-    words = (*_words(first), *_words(second), caption.relation, caption.background)
+    words = (*_phrase_words(first), *_phrase_words(second), caption.relation, caption.background)
     return [0 if word is None else 1 + slot.index(word) for word, slot in zip(words, SLOTS, strict=True)]
 
 
-def _words(phrase: Phrase | None) -> tuple[str | None, str | None, str | None]:
+def _phrase_words(phrase: Phrase | None) -> tuple[str | None, str | None, str | None]:
     return (phrase.shape, phrase.colour, phrase.size) if phrase else (None, None, None)

@@ -12,42 +12,44 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from stillhouse.shapes.caption import sample_held_out, sample_seen
+from stillhouse.shapes.caption import sample_held_out, sample_training_caption
 from stillhouse.shapes.scene import sample_scene
 from stillhouse.shapes.train.architectures import TEXT_WIDTH, build_text_encoder
-from stillhouse.shapes.train.pictures import stream
-from stillhouse.shapes.train.slots import SLOTS, slots
-from stillhouse.shapes.train.training_plan import Recipe
+from stillhouse.shapes.train.pictures import seeded_rng
+from stillhouse.shapes.train.slots import SLOTS, encode_slots
+from stillhouse.shapes.train.training_plan import TrainingPlan
 
-_JUDGED = 512
+_EVAL_SAMPLES = 512
 
 
 class TextStage:
     """Cross-entropy of every slot, read from the token vectors by learnt attention."""
 
     name = "text_encoder"
-    identity = ""
+    fingerprint = ""
 
-    def __init__(self, recipe: Recipe, tokenizer: Any) -> None:
-        self.seed, self.recipe, self.tokenizer = recipe.seed, recipe.text_encoder, tokenizer
+    def __init__(self, plan: TrainingPlan, tokenizer: Any) -> None:
+        self.seed, self.recipe, self.tokenizer = plan.seed, plan.text_encoder, tokenizer
         self.network = SlotReader(build_text_encoder(tokenizer))
-        rng = stream(self.seed, 3)
-        self._unseen = [sample_held_out(rng)[1] for _ in range(_JUDGED)]
+        rng = seeded_rng(self.seed, 3)
+        self._held_out = [sample_held_out(rng)[1] for _ in range(_EVAL_SAMPLES)]
 
     def loss(self, update: int) -> torch.Tensor:
         """The mean cross-entropy over a fresh batch of captions and all slots."""
-        rng = stream(self.seed, 4, update)
-        scenes = (sample_scene(rng) for _ in range(2 * self.recipe.batch))
-        captions = [caption for scene in scenes if (caption := sample_seen(scene, rng))][: self.recipe.batch]
-        answers = self.network(tokens(self.tokenizer, [str(caption) for caption in captions]))
-        truth = torch.tensor([slots(caption) for caption in captions])
+        rng = seeded_rng(self.seed, 4, update)
+        scenes = (sample_scene(rng) for _ in range(2 * self.recipe.batch_size))
+        captions = [caption for scene in scenes if (caption := sample_training_caption(scene, rng))][
+            : self.recipe.batch_size
+        ]
+        answers = self.network(tokenize(self.tokenizer, [str(caption) for caption in captions]))
+        truth = torch.tensor([encode_slots(caption) for caption in captions])
         losses = [functional.cross_entropy(answer, truth[:, slot]) for slot, answer in enumerate(answers)]
         return torch.stack(losses).mean()
 
-    def judge(self) -> Mapping[str, float]:
+    def evaluate(self) -> Mapping[str, float]:
         """Shares of slots, and of whole captions, that are read right; on captions that training never sees."""
-        answers = self.network(tokens(self.tokenizer, [str(caption) for caption in self._unseen]))
-        truth = torch.tensor([slots(caption) for caption in self._unseen])
+        answers = self.network(tokenize(self.tokenizer, [str(caption) for caption in self._held_out]))
+        truth = torch.tensor([encode_slots(caption) for caption in self._held_out])
         right = torch.stack([answer.argmax(1) == truth[:, slot] for slot, answer in enumerate(answers)], dim=1)
         return {"slots": right.float().mean().item(), "captions": right.all(1).float().mean().item()}
 
@@ -70,7 +72,7 @@ class SlotReader(nn.Module):
         return [reader(read[:, slot]) for slot, reader in enumerate(self.readers)]
 
 
-def tokens(tokenizer: Any, texts: list[str]) -> torch.Tensor:
+def tokenize(tokenizer: Any, texts: list[str]) -> torch.Tensor:
     """int64 [captions, 24]."""
     ids: torch.Tensor = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
     return ids

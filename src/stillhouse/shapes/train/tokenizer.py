@@ -9,13 +9,15 @@ from typing import Any
 from stillhouse.shapes.scene import PALETTE, RELATIONS, SHAPES, SIZES
 
 LENGTH = 24
-_LATER = (
+_RESERVED_WORDS = (
     "orange pink star ring striped sks make the bigger smaller remove add with in center top bottom corner to and "
     "recolour turn it into photo drawing an"
 )
 """Words that the world does not have yet: fine-tuned models may need them, and a token cannot be added later."""
 WORDS = tuple(
-    sorted({*SIZES, *PALETTE, *SHAPES, *" ".join(RELATIONS).split(), *["a", "on", "background"], *_LATER.split()})
+    sorted(
+        {*SIZES, *PALETTE, *SHAPES, *" ".join(RELATIONS).split(), *["a", "on", "background"], *_RESERVED_WORDS.split()}
+    )
 )
 
 

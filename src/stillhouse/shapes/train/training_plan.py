@@ -6,52 +6,52 @@ from stillhouse.fit.recipe import StageRecipe
 
 _AUTOENCODER = StageRecipe(
     updates=2500,
-    batch=64,
-    rate=2e-3,
-    warm_up=50,
-    decay=0.6,
+    batch_size=64,
+    learning_rate=2e-3,
+    warmup_updates=50,
+    decay_fraction=0.6,
     weight_decay=1e-5,
-    average=0.99,
+    ema_decay=0.99,
     report_every=25,
-    judge_every=500,
+    eval_every=500,
 )
 _TEXT_ENCODER = StageRecipe(
     updates=1200,
-    batch=128,
-    rate=1e-3,
-    warm_up=50,
-    decay=0.6,
+    batch_size=128,
+    learning_rate=1e-3,
+    warmup_updates=50,
+    decay_fraction=0.6,
     weight_decay=1e-2,
-    average=0.99,
+    ema_decay=0.99,
     report_every=50,
-    judge_every=400,
+    eval_every=400,
 )
 _DENOISER = StageRecipe(
     updates=7000,
-    batch=64,
-    rate=1e-3,
-    warm_up=200,
-    decay=0.3,
+    batch_size=64,
+    learning_rate=1e-3,
+    warmup_updates=200,
+    decay_fraction=0.3,
     weight_decay=1e-2,
-    average=0.999,
+    ema_decay=0.999,
     report_every=25,
-    judge_every=1000,
+    eval_every=1000,
 )
 _FEATURES = StageRecipe(
     updates=3000,
-    batch=64,
-    rate=1e-3,
-    warm_up=50,
-    decay=0.7,
+    batch_size=64,
+    learning_rate=1e-3,
+    warmup_updates=50,
+    decay_fraction=0.7,
     weight_decay=1e-2,
-    average=0.99,
+    ema_decay=0.99,
     report_every=50,
-    judge_every=500,
+    eval_every=500,
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class TrainingPlan:
     """The learning stages and what they share."""
 
     seed: int = 20261121
@@ -59,10 +59,10 @@ class Recipe:
     text_encoder: StageRecipe = _TEXT_ENCODER
     denoiser: StageRecipe = _DENOISER
     features: StageRecipe = _FEATURES
-    latents: int = 60_000
+    latent_count: int = 60_000
     """Scenes that the denoiser learns from; their latents are made once."""
-    empty_caption: float = 0.1
+    empty_caption_share: float = 0.1
     """Share of examples without a caption, which classifier-free guidance needs."""
-    uniform_noise_levels: float = 0.25
+    uniform_level_share: float = 0.25
     """Share of noise levels drawn evenly over the schedule; the rest are drawn so that log SNR ~ N(0.5, 2), where
     outlines are decided."""

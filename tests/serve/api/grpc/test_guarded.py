@@ -14,7 +14,7 @@ from tritonclient.utils import InferenceServerException
 from stillhouse.serve.store.api_keys import add_key
 from stillhouse.serve.store.database import connect
 from tests.serve.api.grpc.grpc_requests import LONG, inputs, is_idle, message, refusal
-from tests.serve.running import PATIENCE, Running, running, wait_until
+from tests.serve.running import PATIENCE, Running, running_server, wait_until
 
 GUARDED = """
 keys = true
@@ -36,7 +36,7 @@ def test_keys_quotas_and_the_end_of_a_server(tmp_path: Path) -> None:
     free, pro = add_key(connection, "free", rate=1.0, burst=one_picture), add_key(connection, "pro")
     connection.close()
     with (
-        running("--config", "stillhouse.toml", cwd=tmp_path) as server,
+        running_server("--config", "stillhouse.toml", cwd=tmp_path) as server,
         grpc.insecure_channel(str(server.grpc)) as wire,
         triton.InferenceServerClient(server.grpc) as client,
     ):

@@ -11,10 +11,10 @@ from tritonclient.http import InferenceServerClient, InferInput, InferRequestedO
 
 from stillhouse.core import ImageRequest
 from stillhouse.errors import InvalidRequest
-from stillhouse.serve.api.kserve.http_body import Reading, read, write
-from stillhouse.serve.api.kserve.tensors import picture_of, request_of
+from stillhouse.serve.api.kserve.http_body import ParsedBody, format_body, parse_body
+from stillhouse.serve.api.kserve.tensors import image_tensors, parse_inputs
 
-NOTHING = Reading([], {}, None, {}, False)
+NOTHING = ParsedBody([], {}, None, {}, False)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
@@ -39,25 +39,25 @@ def body(*tensors: InferInput, **options: Any) -> tuple[bytes, str | None]:
 
 @given(st.booleans(), st.text(), st.integers(0, 2**63 - 1))
 def test_what_tritons_client_writes_is_read(is_binary: bool, prompt: str, seed: int) -> None:
-    reading = read(*body(*inputs(is_binary, PROMPT=prompt, SEED=seed, GUIDANCE=7.3), request_id="one"))
-    request = request_of(reading.inputs, seed=0)
+    reading = parse_body(*body(*inputs(is_binary, PROMPT=prompt, SEED=seed, GUIDANCE=7.3), request_id="one"))
+    request = parse_inputs(reading.inputs, seed=0)
     assert (request.prompt, request.seed, request.guidance, reading.id) == (prompt, seed, 7.3, "one")
-    assert reading.is_binary and not reading.wanted and not reading.parameters
+    assert reading.is_binary and not reading.requested and not reading.parameters
 
 
 def test_outputs_are_wanted_one_by_one_as_bytes_or_as_json() -> None:
     wanted = [InferRequestedOutput("SEED", binary_data=False), InferRequestedOutput("IMAGE")]
-    reading = read(*body(*inputs(True, PROMPT="a"), outputs=wanted, timeout=5))
-    assert list(reading.wanted.items()) == [("SEED", False), ("IMAGE", True)]
+    reading = parse_body(*body(*inputs(True, PROMPT="a"), outputs=wanted, timeout=5))
+    assert list(reading.requested.items()) == [("SEED", False), ("IMAGE", True)]
     assert reading.parameters == {"timeout": 5}
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.data())
 def test_tritons_client_reads_what_is_written(height: int, width: int, data: st.DataObject) -> None:
     content = data.draw(st.binary(min_size=height * width * 3, max_size=height * width * 3))
-    outputs = picture_of(ImageRequest("", seed=2**63 - 1, width=width, height=height), content)
+    outputs = image_tensors(ImageRequest("", seed=2**63 - 1, width=width, height=height), content)
     wanted = {output.name: data.draw(st.booleans()) for output in outputs}
-    written, length = write({"model_name": "free"}, outputs, NOTHING._replace(wanted=wanted))
+    written, length = format_body({"model_name": "free"}, outputs, NOTHING._replace(requested=wanted))
     assert (length is None) == (not any(wanted.values()))
     result = InferResult.from_response_body(written, header_length=length)
     image = np.frombuffer(content, np.uint8).reshape(height, width, 3)
@@ -68,14 +68,14 @@ def test_tritons_client_reads_what_is_written(height: int, width: int, data: st.
 @given(st.binary(), st.none() | st.text() | st.integers().map(str))
 def test_any_bytes_are_read_or_refused(content: bytes, length: str | None) -> None:
     with pytest.raises(InvalidRequest):
-        read(content, length)
+        parse_body(content, length)
 
 
 @given(JSON, st.binary(max_size=20), st.booleans())
 def test_any_json_is_read_or_refused(document: Any, tail: bytes, is_told: bool) -> None:
     head = json.dumps({"inputs": [{"name": "PROMPT", "datatype": "BYTES", "shape": [1], "parameters": document}]})
     try:
-        read(head.encode() + tail, str(len(head)) if is_told else None)
+        parse_body(head.encode() + tail, str(len(head)) if is_told else None)
     except InvalidRequest as error:
         assert len(str(error)) < 400
 
@@ -110,15 +110,15 @@ def seed(**parameters: Any) -> dict[str, Any]:
 def test_a_refusal_says_where(document: dict[str, Any], tail: bytes, told: str) -> None:
     head = json.dumps(document).encode()
     with pytest.raises(InvalidRequest, match=told):
-        read(head + tail, str(len(head)))
+        parse_body(head + tail, str(len(head)))
 
 
 @pytest.mark.parametrize("length", ["0", "-1", "99", "many", "", "1" * 10**4, "\u0661", "1_0"])
 def test_a_length_that_cannot_be_is_refused(length: str) -> None:
     with pytest.raises(InvalidRequest, match="Inference-Header-Content-Length is .*allowed: a number from 1 to 13"):
-        read(b'{"inputs":[]}', length)
+        parse_body(b'{"inputs":[]}', length)
 
 
 def test_a_document_of_any_depth_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="the body"):
-        read(b'{"inputs":[{"name":"PROMPT","datatype":"BYTES","shape":[1],"data":' + b"[" * 10**5, None)
+        parse_body(b'{"inputs":[{"name":"PROMPT","datatype":"BYTES","shape":[1],"data":' + b"[" * 10**5, None)

@@ -8,25 +8,25 @@ import pytest
 from stillhouse.errors import InvalidRequest, NotAllowed
 from stillhouse.pipelines.load import find_pipeline
 from stillhouse.pipelines.manifest import Manifest, read_manifest
-from stillhouse.serve.api.http import Missing
+from stillhouse.serve.api.http import NotFound
 from stillhouse.serve.api.kserve.protocol import (
-    MOST_PREVIEWS,
-    Terms,
+    MAX_PREVIEWS,
+    RequestOptions,
     check_model,
     check_outputs,
-    described,
-    facts_of,
-    order_of,
-    terms_of,
+    describe_model,
+    make_generation_request,
+    parse_parameters,
+    response_parameters,
 )
-from stillhouse.serve.api.kserve.tensors import Given
-from stillhouse.serve.client import Caller
-from stillhouse.serve.engine.job import Group, Job, Tier, Walk
-from stillhouse.serve.request_handle import Ticket
-from stillhouse.serve.worker.messages import Closed
+from stillhouse.serve.api.kserve.tensors import InputTensor
+from stillhouse.serve.client import Client
+from stillhouse.serve.engine.job import BatchKey, Job, StepPlan, Tier
+from stillhouse.serve.request_handle import RequestHandle
+from stillhouse.serve.worker.messages import RequestOutput
 
-CALLER = Caller("key", "free", frozenset(["free"]))
-PROMPT = Given("PROMPT", "BYTES", [1], ["a red circle"])
+CALLER = Client("key", "free", frozenset(["free"]))
+PROMPT = InputTensor("PROMPT", "BYTES", [1], ["a red circle"])
 
 
 @pytest.fixture(scope="module")
@@ -35,15 +35,15 @@ def manifest() -> Manifest:
 
 
 def test_a_timeout_is_the_time_within_which_a_picture_must_begin() -> None:
-    assert terms_of({"timeout": 2_500_000}) == Terms(patience=2.5)
-    assert terms_of({"timeout": 0}) == terms_of({}) == Terms(patience=None)
+    assert parse_parameters({"timeout": 2_500_000}) == RequestOptions(queue_timeout=2.5)
+    assert parse_parameters({"timeout": 0}) == parse_parameters({}) == RequestOptions(queue_timeout=None)
 
 
 def test_a_stream_has_previews_and_a_single_answer_has_none() -> None:
-    assert terms_of({"previews": 3}, is_stream=True).previews == 3
-    assert terms_of({"previews": 0}).previews == 0
+    assert parse_parameters({"previews": 3}, is_stream=True).previews == 3
+    assert parse_parameters({"previews": 0}).previews == 0
     with pytest.raises(InvalidRequest, match="previews of a single answer; allowed: previews with ModelStreamInfer"):
-        terms_of({"previews": 3})
+        parse_parameters({"previews": 3})
 
 
 @pytest.mark.parametrize(
@@ -57,41 +57,41 @@ def test_a_stream_has_previews_and_a_single_answer_has_none() -> None:
         ({"timeout": "1 s"}, "timeout is '1 s'"),
         ({"timeout": 10**400}, "timeout is 'a number with too many digits'"),
         ({"timeout": [1]}, "timeout is 'list'"),
-        ({"previews": MOST_PREVIEWS + 1}, f"previews is 11; allowed: a whole number from 0 to {MOST_PREVIEWS}"),
+        ({"previews": MAX_PREVIEWS + 1}, f"previews is 11; allowed: a whole number from 0 to {MAX_PREVIEWS}"),
         ({"preview": 1}, "there is no parameter 'preview'; .*did you mean 'previews'"),
         ({"x" * 10**6: 1}, "there is no parameter 'x{64}'"),
     ],
 )
 def test_a_parameter_without_a_meaning_is_refused(parameters: dict[str, Any], told: str) -> None:
     with pytest.raises(InvalidRequest, match=told) as caught:
-        terms_of(parameters, is_stream=True)
+        parse_parameters(parameters, is_stream=True)
     assert len(str(caught.value)) < 400
 
 
 def test_what_tritons_clients_send_of_themselves_means_nothing_and_is_taken() -> None:
     neutral = {"priority": 0, "sequence_id": 0, "sequence_start": False, "triton_enable_empty_final_response": True}
-    assert terms_of(neutral) == Terms()
+    assert parse_parameters(neutral) == RequestOptions()
 
 
 def test_an_order_is_of_levels_and_of_the_model_that_was_named() -> None:
-    order = order_of([PROMPT], {"timeout": 10**6, "previews": 2}, "free", CALLER, is_stream=True)
-    assert (order.request.prompt, order.caller, order.tier, order.format) == ("a red circle", CALLER, "free", "raw")
-    assert (order.patience, order.previews) == (1.0, 2)
+    order = make_generation_request([PROMPT], {"timeout": 10**6, "previews": 2}, "free", CALLER, is_stream=True)
+    assert (order.request.prompt, order.client, order.tier, order.format) == ("a red circle", CALLER, "free", "raw")
+    assert (order.queue_timeout, order.previews) == (1.0, 2)
 
 
 def test_without_a_seed_every_order_has_another() -> None:
-    assert len({order_of([PROMPT], {}, "free", CALLER).request.seed for _ in range(8)}) > 1
+    assert len({make_generation_request([PROMPT], {}, "free", CALLER).request.seed for _ in range(8)}) > 1
 
 
 def test_a_model_has_one_version() -> None:
     for version in ("", "1"):
         check_model(["free"], "free", version, CALLER)
-    with pytest.raises(Missing, match="model 'free' has no version '2'; allowed: 1"):
+    with pytest.raises(NotFound, match="model 'free' has no version '2'; allowed: 1"):
         check_model(["free"], "free", "2", CALLER)
 
 
 def test_a_model_that_is_not_there_is_missing_and_one_of_other_people_not_allowed() -> None:
-    with pytest.raises(Missing, match="there is no model 'fre'; allowed: free$"):
+    with pytest.raises(NotFound, match="there is no model 'fre'; allowed: free$"):
         check_model(["free", "pro"], "fre", "", CALLER)
     with pytest.raises(NotAllowed, match="model 'pro' with this key; allowed: free"):
         check_model(["free", "pro"], "pro", "", CALLER)
@@ -112,19 +112,19 @@ def test_outputs_that_do_not_exist_are_refused(names: list[str], told: str) -> N
 
 
 def test_metadata_names_the_inputs_that_a_pipeline_takes(manifest: Manifest) -> None:
-    told = described("free", manifest)
+    told = describe_model("free", manifest)
     assert (told["name"], told["versions"], told["platform"]) == ("free", ["1"], "stillhouse")
     names = [tensor["name"] for tensor in told["inputs"]]
     assert names == ["PROMPT", "NEGATIVE_PROMPT", "SEED", "STEPS", "GUIDANCE"]
     assert told["outputs"][0] == {"name": "IMAGE", "datatype": "UINT8", "shape": [-1, -1, 3]}
-    guided = described("free", replace(manifest, guidance_channels=256))
+    guided = describe_model("free", replace(manifest, guidance_channels=256))
     assert "NEGATIVE_PROMPT" not in [tensor["name"] for tensor in guided["inputs"]]
 
 
 def test_an_answer_tells_how_it_went_and_never_hides_that_another_tier_drew_it() -> None:
-    order = order_of([PROMPT], {}, "pro", CALLER)
-    job = Job("one", Tier("pro"), "key", Group("shapes", 64, 64), Walk((2, 2)), order.request)
-    closed = Closed("drawn", waited=0.25, denoised=1.5, peers=0.5)
+    order = make_generation_request([PROMPT], {}, "pro", CALLER)
+    job = Job("one", Tier("pro"), "key", BatchKey("shapes", 64, 64), StepPlan((2, 2)), order.request)
+    closed = RequestOutput("drawn", queue_seconds=0.25, denoise_seconds=1.5, batch_peers=0.5)
     told = {"request_id": "one", "queue_ms": 250.0, "denoise_ms": 1500.0, "batch_peers": 0.5}
-    assert facts_of(Ticket(order, job, "pro", 0.0), closed) == told
-    assert facts_of(Ticket(order, job, "free", 0.0), closed) == {**told, "degraded_to": "free"}
+    assert response_parameters(RequestHandle(order, job, "pro", 0.0), closed) == told
+    assert response_parameters(RequestHandle(order, job, "free", 0.0), closed) == {**told, "degraded_to": "free"}

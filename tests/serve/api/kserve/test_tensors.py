@@ -12,8 +12,16 @@ from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
 from stillhouse.core import ImageRequest
 from stillhouse.errors import InvalidRequest
-from stillhouse.serve.api.kserve.tensors import INPUTS, Given, Tensor, chosen, picture_of, preview_of, request_of
-from stillhouse.serve.request_handle import Shown
+from stillhouse.serve.api.kserve.tensors import (
+    INPUTS,
+    InputTensor,
+    OutputTensor,
+    image_tensors,
+    parse_inputs,
+    preview_tensors,
+    select_outputs,
+)
+from stillhouse.serve.request_handle import PreviewImage
 
 SEEDS = st.integers(-(2**63), 2**63 - 1)
 COUNTS = st.integers(-(2**31), 2**31 - 1)
@@ -21,17 +29,19 @@ SINGLES = st.floats(width=32)
 PICTURES = st.tuples(st.integers(1, 5), st.integers(1, 5), st.randoms(use_true_random=False))
 
 
-def raw(name: str, value: Any) -> Given:
+def raw(name: str, value: Any) -> InputTensor:
     """As a client sends it that packs bytes."""
     kind = INPUTS[name].datatype
     if kind == "BYTES":
-        return Given(name, kind, [1], serialize_byte_tensor(np.array([value.encode()], np.object_)).item())
-    return Given(name, kind, [1], np.array([value], {"INT64": "<i8", "INT32": "<i4", "FP32": "<f4"}[kind]).tobytes())
+        return InputTensor(name, kind, [1], serialize_byte_tensor(np.array([value.encode()], np.object_)).item())
+    return InputTensor(
+        name, kind, [1], np.array([value], {"INT64": "<i8", "INT32": "<i4", "FP32": "<f4"}[kind]).tobytes()
+    )
 
 
-def plain(name: str, value: Any) -> Given:
+def plain(name: str, value: Any) -> InputTensor:
     """As a client sends it that writes elements."""
-    return Given(name, INPUTS[name].datatype, [1], [value])
+    return InputTensor(name, INPUTS[name].datatype, [1], [value])
 
 
 def same(one: object, other: object) -> bool:
@@ -44,7 +54,7 @@ def test_bytes_and_elements_say_what_was_meant(
 ) -> None:
     meant = {"PROMPT": prompt, "NEGATIVE_PROMPT": negative, "SEED": seed, "STEPS": steps, "GUIDANCE": guidance}
     for pack in (raw, plain):
-        request = request_of([pack(name, value) for name, value in meant.items()], seed=0)
+        request = parse_inputs([pack(name, value) for name, value in meant.items()], seed=0)
         assert (request.prompt, request.negative_prompt) == (prompt, negative)
         assert (request.seed, request.steps) == (seed, steps)
         assert same(np.float32(request.guidance or 0.0), np.float32(guidance))
@@ -53,11 +63,11 @@ def test_bytes_and_elements_say_what_was_meant(
 @given(st.integers(-999_999, 999_999), st.integers(0, 5))
 def test_a_decimal_number_comes_out_of_an_fp32_as_it_went_in(digits: int, places: int) -> None:
     meant = digits / 10**places
-    assert request_of([plain("PROMPT", ""), raw("GUIDANCE", meant)], seed=0).guidance == meant
+    assert parse_inputs([plain("PROMPT", ""), raw("GUIDANCE", meant)], seed=0).guidance == meant
 
 
 def test_what_is_left_out_is_as_the_tier_says_and_the_seed_as_it_was_drawn() -> None:
-    request = request_of([plain("PROMPT", "a red circle")], seed=7)
+    request = parse_inputs([plain("PROMPT", "a red circle")], seed=7)
     assert (request.seed, request.steps, request.guidance, request.negative_prompt) == (7, None, None, "")
 
 
@@ -66,57 +76,60 @@ def test_what_is_left_out_is_as_the_tier_says_and_the_seed_as_it_was_drawn() -> 
 def test_whatever_is_sent_is_understood_or_refused(name: str, content: Any) -> None:
     others = [] if name == "PROMPT" else [plain("PROMPT", "")]
     try:
-        request_of([*others, Given(name, INPUTS[name].datatype, [1], content)], seed=0)
+        parse_inputs([*others, InputTensor(name, INPUTS[name].datatype, [1], content)], seed=0)
     except InvalidRequest as error:
         assert name in str(error) and "allowed: " in str(error)
 
 
 REFUSED = [
-    (Given("PROMT", "BYTES", [1], ["a"]), "there is no input 'PROMT'; allowed: PROMPT, NEGATIVE_PROMPT, SEED"),
-    (Given("IMAGE", "UINT8", [1], [1]), "there is no input 'IMAGE'"),
-    (Given("P" * 10**6, "BYTES", [1], ["a"]), "there is no input 'P{64}'"),
-    (Given("SEED", "INT32", [1], [1]), r"input SEED is INT32 \[1\]; allowed: INT64 \[1\]"),
-    (Given("SEED", "INT64", [1, 1], [1]), r"input SEED is INT64 \[1, 1\]; allowed: INT64 \[1\]"),
-    (Given("SEED", "INT64", [], [1]), r"input SEED is INT64 \[\]"),
-    (Given("SEED", "INT64", [1] * 10**6, [1]), "input SEED is INT64"),
-    (Given("SEED", "INT64", [1], [1, 2]), "input SEED has 2 elements; allowed: 1"),
-    (Given("SEED", "INT64", [1], []), "input SEED has 0 elements"),
-    (Given("SEED", "INT64", [1], bytes(7)), r"input SEED has 7 bytes; allowed: 8 for INT64 \[1\]"),
-    (Given("SEED", "INT64", [1], [2**63]), "input SEED holds 'a number with too many digits'; allowed: an INT64"),
-    (Given("SEED", "INT64", [1], [7.0]), "input SEED holds 7.0; allowed: an INT64"),
-    (Given("SEED", "INT64", [1], [True]), "input SEED holds True"),
-    (Given("STEPS", "INT32", [1], [2**31]), "input STEPS holds 2147483648; allowed: an INT32"),
-    (Given("STEPS", "INT32", [1], ["3"]), "input STEPS holds '3'"),
-    (Given("GUIDANCE", "FP32", [1], [1e39]), r"input GUIDANCE holds 1e\+39; allowed: an FP32"),
-    (Given("GUIDANCE", "FP32", [1], [10**400]), "input GUIDANCE holds 'a number with too many digits'"),
+    (InputTensor("PROMT", "BYTES", [1], ["a"]), "there is no input 'PROMT'; allowed: PROMPT, NEGATIVE_PROMPT, SEED"),
+    (InputTensor("IMAGE", "UINT8", [1], [1]), "there is no input 'IMAGE'"),
+    (InputTensor("P" * 10**6, "BYTES", [1], ["a"]), "there is no input 'P{64}'"),
+    (InputTensor("SEED", "INT32", [1], [1]), r"input SEED is INT32 \[1\]; allowed: INT64 \[1\]"),
+    (InputTensor("SEED", "INT64", [1, 1], [1]), r"input SEED is INT64 \[1, 1\]; allowed: INT64 \[1\]"),
+    (InputTensor("SEED", "INT64", [], [1]), r"input SEED is INT64 \[\]"),
+    (InputTensor("SEED", "INT64", [1] * 10**6, [1]), "input SEED is INT64"),
+    (InputTensor("SEED", "INT64", [1], [1, 2]), "input SEED has 2 elements; allowed: 1"),
+    (InputTensor("SEED", "INT64", [1], []), "input SEED has 0 elements"),
+    (InputTensor("SEED", "INT64", [1], bytes(7)), r"input SEED has 7 bytes; allowed: 8 for INT64 \[1\]"),
+    (InputTensor("SEED", "INT64", [1], [2**63]), "input SEED holds 'a number with too many digits'; allowed: an INT64"),
+    (InputTensor("SEED", "INT64", [1], [7.0]), "input SEED holds 7.0; allowed: an INT64"),
+    (InputTensor("SEED", "INT64", [1], [True]), "input SEED holds True"),
+    (InputTensor("STEPS", "INT32", [1], [2**31]), "input STEPS holds 2147483648; allowed: an INT32"),
+    (InputTensor("STEPS", "INT32", [1], ["3"]), "input STEPS holds '3'"),
+    (InputTensor("GUIDANCE", "FP32", [1], [1e39]), r"input GUIDANCE holds 1e\+39; allowed: an FP32"),
+    (InputTensor("GUIDANCE", "FP32", [1], [10**400]), "input GUIDANCE holds 'a number with too many digits'"),
     (
-        Given("NEGATIVE_PROMPT", "BYTES", [1], b"abc"),
+        InputTensor("NEGATIVE_PROMPT", "BYTES", [1], b"abc"),
         "input NEGATIVE_PROMPT has 3 bytes that are no text; all",
     ),
-    (Given("NEGATIVE_PROMPT", "BYTES", [1], b"\x03\0\0\0ab"), "input NEGATIVE_PROMPT has 6 bytes that are no text"),
-    (Given("NEGATIVE_PROMPT", "BYTES", [1], b"\x01\0\0\0\xff"), "input NEGATIVE_PROMPT is not UTF-8"),
-    (Given("NEGATIVE_PROMPT", "BYTES", [1], [7]), "input NEGATIVE_PROMPT holds 7; allowed: a text"),
-    (Given("PROMPT", "BYTES", [1], ["b"]), "two inputs named PROMPT; allowed: one of each"),
+    (
+        InputTensor("NEGATIVE_PROMPT", "BYTES", [1], b"\x03\0\0\0ab"),
+        "input NEGATIVE_PROMPT has 6 bytes that are no text",
+    ),
+    (InputTensor("NEGATIVE_PROMPT", "BYTES", [1], b"\x01\0\0\0\xff"), "input NEGATIVE_PROMPT is not UTF-8"),
+    (InputTensor("NEGATIVE_PROMPT", "BYTES", [1], [7]), "input NEGATIVE_PROMPT holds 7; allowed: a text"),
+    (InputTensor("PROMPT", "BYTES", [1], ["b"]), "two inputs named PROMPT; allowed: one of each"),
 ]
 
 
 @pytest.mark.parametrize(("tensor", "told"), REFUSED)
-def test_a_refusal_says_what_is_allowed(tensor: Given, told: str) -> None:
+def test_a_refusal_says_what_is_allowed(tensor: InputTensor, told: str) -> None:
     with pytest.raises(InvalidRequest, match=told) as caught:
-        request_of([plain("PROMPT", "a"), tensor], seed=0)
+        parse_inputs([plain("PROMPT", "a"), tensor], seed=0)
     assert len(str(caught.value)) < 400
 
 
 def test_only_the_prompt_must_be_there() -> None:
     with pytest.raises(InvalidRequest, match=r"without a prompt; allowed: the input PROMPT, BYTES \[1\]"):
-        request_of([plain("SEED", 7)], seed=0)
+        parse_inputs([plain("SEED", 7)], seed=0)
 
 
 @given(PICTURES, st.integers(0, 2**63 - 1))
 def test_a_picture_is_its_levels_and_its_seed(drawn: Any, seed: int) -> None:
     height, width, random = drawn
     content = random.randbytes(height * width * 3)
-    image, told = picture_of(ImageRequest("", seed=seed, width=width, height=height), content)
+    image, told = image_tensors(ImageRequest("", seed=seed, width=width, height=height), content)
     assert (image.name, image.datatype, image.shape, image.content) == ("IMAGE", "UINT8", (height, width, 3), content)
     assert math.prod(image.shape) == len(image.content)
     assert (told.name, told.datatype, told.shape, struct.unpack("<q", told.content)) == ("SEED", "INT64", (1,), (seed,))
@@ -124,14 +137,14 @@ def test_a_picture_is_its_levels_and_its_seed(drawn: Any, seed: int) -> None:
 
 @given(st.binary(), COUNTS)
 def test_a_preview_is_a_file_and_a_step(content: bytes, index: int) -> None:
-    preview, step = preview_of(Shown(0, index, content))
+    preview, step = preview_tensors(PreviewImage(0, index, content))
     assert (preview.name, preview.datatype, preview.shape) == ("PREVIEW", "BYTES", (1,))
     assert deserialize_bytes_tensor(preview.content).tolist() == [content]
     assert (step.name, step.datatype, struct.unpack("<i", step.content)) == ("STEP", "INT32", (index,))
 
 
 def test_outputs_come_in_the_order_in_which_they_are_named_or_all_of_them() -> None:
-    outputs = [Tensor("IMAGE", "UINT8", (1, 1, 3), b"abc"), Tensor("SEED", "INT64", (1,), bytes(8))]
-    assert [one.name for one in chosen(outputs, ["SEED", "IMAGE"])] == ["SEED", "IMAGE"]
-    assert [one.name for one in chosen(outputs, ["SEED"])] == ["SEED"]
-    assert chosen(outputs, []) == outputs
+    outputs = [OutputTensor("IMAGE", "UINT8", (1, 1, 3), b"abc"), OutputTensor("SEED", "INT64", (1,), bytes(8))]
+    assert [one.name for one in select_outputs(outputs, ["SEED", "IMAGE"])] == ["SEED", "IMAGE"]
+    assert [one.name for one in select_outputs(outputs, ["SEED"])] == ["SEED"]
+    assert select_outputs(outputs, []) == outputs

@@ -5,14 +5,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from stillhouse.errors import InvalidRequest
 from stillhouse.serve.api.grpc.inference_pb2 import InferParameter, ModelInferRequest, ModelInferResponse
 from stillhouse.serve.api.kserve.protocol import VERSION, check_outputs
-from stillhouse.serve.api.kserve.tensors import SHOWN, Given, Tensor
+from stillhouse.serve.api.kserve.tensors import MAX_ECHO, InputTensor, OutputTensor
 
 _FIELDS = {"BYTES": "bytes_contents", "FP32": "fp32_contents", "INT32": "int_contents", "INT64": "int64_contents"}
-_TOLD = 2
+_MAX_ELEMENTS = 2
 """Elements that are looked at: no input has more than one, and it is enough to see that there is a second."""
 
 
-def inputs_of(request: ModelInferRequest) -> Iterator[Given]:
+def unpack_inputs(request: ModelInferRequest) -> Iterator[InputTensor]:
     """The tensors of a request: its raw contents where it has any, else each one's own.
 
     Raises:
@@ -24,19 +24,21 @@ def inputs_of(request: ModelInferRequest) -> Iterator[Given]:
             f"{len(raw)} raw_input_contents for {len(request.inputs)} inputs", allowed="one for each, or none at all"
         )
     for number, tensor in enumerate(request.inputs):
-        name, shape = tensor.name[:SHOWN], tensor.shape[:8]
+        name, shape = tensor.name[:MAX_ECHO], tensor.shape[:8]
         for parameter in tensor.parameters:
-            raise InvalidRequest(f"parameter {parameter[:SHOWN]!r} of input {name}", allowed="none")
+            raise InvalidRequest(f"parameter {parameter[:MAX_ECHO]!r} of input {name}", allowed="none")
         if raw:
             if tensor.HasField("contents"):
                 raise InvalidRequest(f"input {name} has contents and raw_input_contents", allowed="one of them")
-            yield Given(name, tensor.datatype, shape, raw[number])
+            yield InputTensor(name, tensor.datatype, shape, raw[number])
         else:
             field = _FIELDS.get(tensor.datatype)
-            yield Given(name, tensor.datatype, shape, getattr(tensor.contents, field)[:_TOLD] if field else ())
+            yield InputTensor(
+                name, tensor.datatype, shape, getattr(tensor.contents, field)[:_MAX_ELEMENTS] if field else ()
+            )
 
 
-def outputs_of(request: ModelInferRequest) -> Sequence[str]:
+def unpack_output_names(request: ModelInferRequest) -> Sequence[str]:
     """The names of the outputs that are wanted; none, all.
 
     Raises:
@@ -46,11 +48,11 @@ def outputs_of(request: ModelInferRequest) -> Sequence[str]:
     check_outputs(names)
     for output in request.outputs:
         for parameter in output.parameters:
-            raise InvalidRequest(f"parameter {parameter[:SHOWN]!r} of output {output.name}", allowed="none")
+            raise InvalidRequest(f"parameter {parameter[:MAX_ECHO]!r} of output {output.name}", allowed="none")
     return names
 
 
-def parameters_of(request: ModelInferRequest) -> Mapping[str, object]:
+def unpack_parameters(request: ModelInferRequest) -> Mapping[str, object]:
     """The values of a request's parameters."""
     return {
         name: getattr(parameter, parameter.WhichOneof("parameter_choice") or "bool_param")
@@ -58,15 +60,15 @@ def parameters_of(request: ModelInferRequest) -> Mapping[str, object]:
     }
 
 
-def answer_of(
-    request: ModelInferRequest, outputs: Sequence[Tensor], facts: Mapping[str, str | float | bool]
+def make_infer_response(
+    request: ModelInferRequest, outputs: Sequence[OutputTensor], parameters: Mapping[str, str | float | bool]
 ) -> ModelInferResponse:
     """A message with these outputs, and these parameters."""
     return ModelInferResponse(
         model_name=request.model_name,
         model_version=VERSION,
         id=request.id,
-        parameters={name: _parameter(fact) for name, fact in facts.items()},
+        parameters={name: _parameter(fact) for name, fact in parameters.items()},
         outputs=[
             ModelInferResponse.InferOutputTensor(name=output.name, datatype=output.datatype, shape=output.shape)
             for output in outputs
@@ -75,7 +77,7 @@ def answer_of(
     )
 
 
-def _parameter(fact: str | float | bool) -> InferParameter:
-    if isinstance(fact, bool):
-        return InferParameter(bool_param=fact)
-    return InferParameter(string_param=fact) if isinstance(fact, str) else InferParameter(double_param=fact)
+def _parameter(value: str | float | bool) -> InferParameter:
+    if isinstance(value, bool):
+        return InferParameter(bool_param=value)
+    return InferParameter(string_param=value) if isinstance(value, str) else InferParameter(double_param=value)

@@ -7,27 +7,27 @@ from typing import Any
 
 from grpc_health.v1 import health_pb2 as pb
 
-from stillhouse.serve.api.grpc.call import Context, Method
+from stillhouse.serve.api.grpc.call import Context, RpcMethod
 from stillhouse.serve.api.grpc.inference_pb2 import DESCRIPTOR
-from stillhouse.serve.api.http import Missing
+from stillhouse.serve.api.http import NotFound
 from stillhouse.serve.service import Service
 
 HEALTH = pb.DESCRIPTOR.services_by_name["Health"]
 INFERENCE = DESCRIPTOR.services_by_name["GRPCInferenceService"]
-KNOWN = ("", INFERENCE.full_name)
+SERVICE_NAMES = ("", INFERENCE.full_name)
 """The whole server, and the only service that can be more or less healthy."""
-POLL = 0.25
+WATCH_SECONDS = 0.25
 """Seconds between two looks at what a client watches."""
 
 
 @dataclass(frozen=True, slots=True)
-class Health:
+class HealthServicer:
     """Answers for a service."""
 
     service: Service
 
     @property
-    def methods(self) -> Mapping[str, Method]:
+    def methods(self) -> Mapping[str, RpcMethod]:
         """By name."""
         return {"Check": self.check, "Watch": self.watch}
 
@@ -37,22 +37,24 @@ class Health:
         Raises:
             Missing: no such service.
         """
-        if request.service not in KNOWN:
-            raise Missing(f"there is no service {request.service[:64]!r}", allowed=f"nothing, or {INFERENCE.full_name}")
-        return self._now(request)
+        if request.service not in SERVICE_NAMES:
+            raise NotFound(
+                f"there is no service {request.service[:64]!r}", allowed=f"nothing, or {INFERENCE.full_name}"
+            )
+        return self._status(request)
 
     async def watch(self, request: Any, context: Context) -> None:
         """How it is, and how it is whenever that changes."""
         last = None
         while True:
-            now = self._now(request)
+            now = self._status(request)
             if now != last:
                 await context.write(now)
             last = now
-            await asyncio.sleep(POLL)
+            await asyncio.sleep(WATCH_SECONDS)
 
-    def _now(self, request: Any) -> Any:
+    def _status(self, request: Any) -> Any:
         states = pb.HealthCheckResponse
-        if request.service not in KNOWN:
+        if request.service not in SERVICE_NAMES:
             return pb.HealthCheckResponse(status=states.SERVICE_UNKNOWN)
-        return pb.HealthCheckResponse(status=states.SERVING if self.service.front.is_ready else states.NOT_SERVING)
+        return pb.HealthCheckResponse(status=states.SERVING if self.service.dispatcher.is_ready else states.NOT_SERVING)

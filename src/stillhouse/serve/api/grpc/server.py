@@ -7,15 +7,15 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from stillhouse.errors import InvalidRequest
 from stillhouse.serve.api import http
-from stillhouse.serve.api.grpc.call import handler_of
-from stillhouse.serve.api.grpc.health_service import HEALTH, INFERENCE, Health
+from stillhouse.serve.api.grpc.call import make_handler
+from stillhouse.serve.api.grpc.health_service import HEALTH, INFERENCE, HealthServicer
 from stillhouse.serve.api.grpc.inference_pb2 import DESCRIPTOR
-from stillhouse.serve.api.grpc.servicer import Inference
-from stillhouse.serve.api.grpc.stream import Streaming
+from stillhouse.serve.api.grpc.servicer import InferenceServicer
+from stillhouse.serve.api.grpc.stream import StreamServicer
 from stillhouse.serve.service import Service
-from stillhouse.units import read_bytes
+from stillhouse.units import parse_size
 
-LARGEST = 2**31 - 1
+MAX_RESPONSE_BYTES = 2**31 - 1
 """Bytes of an answer, as gRPC can tell them."""
 
 
@@ -31,18 +31,18 @@ async def open_grpc(service: Service, host: str, port: int) -> tuple[aio.Server,
     """
     server = aio.server(
         options=[
-            ("grpc.max_receive_message_length", min(read_bytes(service.settings.body), http.LARGEST)),
-            ("grpc.max_send_message_length", LARGEST),
+            ("grpc.max_receive_message_length", min(parse_size(service.settings.body), http.MAX_JSON_BODY)),
+            ("grpc.max_send_message_length", MAX_RESPONSE_BYTES),
             # Else two servers could listen at one port, and each would get some of the calls.
             ("grpc.so_reuseport", 0),
         ]
     )
-    methods = {**Inference(service).methods, "ModelStreamInfer": Streaming(service).infer}
+    methods = {**InferenceServicer(service).methods, "ModelStreamInfer": StreamServicer(service).infer}
     server.add_generic_rpc_handlers(
-        [handler_of(INFERENCE, methods), handler_of(HEALTH, Health(service).methods)],
+        [make_handler(INFERENCE, methods), make_handler(HEALTH, HealthServicer(service).methods)],
     )
     names = [INFERENCE.full_name, HEALTH.full_name, reflection.SERVICE_NAME]
-    reflection.enable_server_reflection(names, server, _everything())
+    reflection.enable_server_reflection(names, server, _descriptor_pool())
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         bound = server.add_insecure_port(address)
@@ -54,12 +54,12 @@ async def open_grpc(service: Service, host: str, port: int) -> tuple[aio.Server,
     return server, bound
 
 
-async def close_grpc(server: aio.Server, patience: float = 1.0) -> None:
+async def close_grpc(server: aio.Server, grace: float = 1.0) -> None:
     """Take no calls any more; those that are not over in so many seconds are cancelled."""
-    await server.stop(patience)
+    await server.stop(grace)
 
 
-def _everything() -> DescriptorPool:
+def _descriptor_pool() -> DescriptorPool:
     """What reflection tells of: the services above are described in two pools."""
     pool = DescriptorPool()
     for file in (DESCRIPTOR, health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR):

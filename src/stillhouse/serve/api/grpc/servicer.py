@@ -6,23 +6,36 @@ from dataclasses import dataclass
 
 from stillhouse import __version__
 from stillhouse.serve.api.grpc import inference_pb2 as pb
-from stillhouse.serve.api.grpc.call import Context, Method, caller_of, trace_of
-from stillhouse.serve.api.grpc.conversion import answer_of, inputs_of, outputs_of, parameters_of
-from stillhouse.serve.api.http import leave, raise_for
-from stillhouse.serve.api.kserve.protocol import EXTENSIONS, SERVER, VERSION, check_model, described, facts_of, order_of
-from stillhouse.serve.api.kserve.tensors import chosen, picture_of
-from stillhouse.serve.client import Caller
+from stillhouse.serve.api.grpc.call import Context, RpcMethod, authenticate_call, get_traceparent
+from stillhouse.serve.api.grpc.conversion import (
+    make_infer_response,
+    unpack_inputs,
+    unpack_output_names,
+    unpack_parameters,
+)
+from stillhouse.serve.api.http import handle_disconnect, raise_for_failure
+from stillhouse.serve.api.kserve.protocol import (
+    EXTENSIONS,
+    SERVER,
+    VERSION,
+    check_model,
+    describe_model,
+    make_generation_request,
+    response_parameters,
+)
+from stillhouse.serve.api.kserve.tensors import image_tensors, select_outputs
+from stillhouse.serve.client import Client
 from stillhouse.serve.service import Service
 
 
 @dataclass(frozen=True, slots=True)
-class Inference:
+class InferenceServicer:
     """Answers for a service."""
 
     service: Service
 
     @property
-    def methods(self) -> Mapping[str, Method]:
+    def methods(self) -> Mapping[str, RpcMethod]:
         """By name."""
         return {
             "ServerLive": self.server_live,
@@ -40,12 +53,12 @@ class Inference:
 
     async def server_ready(self, request: pb.ServerReadyRequest, context: Context) -> pb.ServerReadyResponse:
         """Whether a worker is ready and the server is not being shut down."""
-        return pb.ServerReadyResponse(ready=self.service.front.is_ready)
+        return pb.ServerReadyResponse(ready=self.service.dispatcher.is_ready)
 
     async def model_ready(self, request: pb.ModelReadyRequest, context: Context) -> pb.ModelReadyResponse:
         """As the server is; not, where there is no such model, as Triton answers. No key is needed."""
         is_known = request.name in self.service.settings.tiers and request.version in ("", VERSION)
-        return pb.ModelReadyResponse(ready=is_known and self.service.front.is_ready)
+        return pb.ModelReadyResponse(ready=is_known and self.service.dispatcher.is_ready)
 
     async def server_metadata(self, request: pb.ServerMetadataRequest, context: Context) -> pb.ServerMetadataResponse:
         """Name and version."""
@@ -53,13 +66,13 @@ class Inference:
 
     async def model_metadata(self, request: pb.ModelMetadataRequest, context: Context) -> pb.ModelMetadataResponse:
         """Inputs and outputs."""
-        await self._caller(request.name, request.version, context)
-        return pb.ModelMetadataResponse(**described(request.name, self.service.front.manifests[request.name]))
+        await self._authenticate_for_model(request.name, request.version, context)
+        return pb.ModelMetadataResponse(**describe_model(request.name, self.service.dispatcher.manifests[request.name]))
 
     async def index(self, request: pb.RepositoryIndexRequest, context: Context) -> pb.RepositoryIndexResponse:
         """All models of the caller's key, or those that are ready."""
-        caller = await caller_of(self.service, context)
-        is_ready = self.service.front.is_ready
+        caller = await authenticate_call(self.service, context)
+        is_ready = self.service.dispatcher.is_ready
         if request.ready and not is_ready:
             return pb.RepositoryIndexResponse()
         state = "READY" if is_ready else "UNAVAILABLE"
@@ -69,20 +82,22 @@ class Inference:
 
     async def infer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         """A picture; a call that is cancelled cancels it, unless the settings say otherwise."""
-        caller = await self._caller(request.model_name, request.model_version, context)
-        wanted = outputs_of(request)
-        told, trace = parameters_of(request), trace_of(context)
-        ticket = self.service.front.place(order_of(inputs_of(request), told, request.model_name, caller, trace=trace))
+        caller = await self._authenticate_for_model(request.model_name, request.model_version, context)
+        wanted = unpack_output_names(request)
+        told, trace = unpack_parameters(request), get_traceparent(context)
+        ticket = self.service.dispatcher.submit(
+            make_generation_request(unpack_inputs(request), told, request.model_name, caller, traceparent=trace)
+        )
         try:
-            closed = await ticket.end()
+            closed = await ticket.result()
         except asyncio.CancelledError:
-            leave(self.service, [ticket])
+            handle_disconnect(self.service, [ticket])
             raise
-        raise_for(closed, ticket)
-        outputs = chosen(picture_of(ticket.request, closed.content), wanted)
-        return answer_of(request, outputs, facts_of(ticket, closed))
+        raise_for_failure(closed, ticket)
+        outputs = select_outputs(image_tensors(ticket.request, closed.content), wanted)
+        return make_infer_response(request, outputs, response_parameters(ticket, closed))
 
-    async def _caller(self, name: str, version: str, context: Context) -> Caller:
-        caller = await caller_of(self.service, context)
+    async def _authenticate_for_model(self, name: str, version: str, context: Context) -> Client:
+        caller = await authenticate_call(self.service, context)
         check_model(self.service.settings.tiers, name, version, caller)
         return caller

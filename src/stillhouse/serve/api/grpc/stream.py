@@ -10,35 +10,40 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from stillhouse.serve.api.grpc.call import Context, caller_of, problem_of, trace_of
-from stillhouse.serve.api.grpc.conversion import answer_of, inputs_of, outputs_of, parameters_of
+from stillhouse.serve.api.grpc.call import Context, authenticate_call, get_traceparent, to_rpc_error
+from stillhouse.serve.api.grpc.conversion import (
+    make_infer_response,
+    unpack_inputs,
+    unpack_output_names,
+    unpack_parameters,
+)
 from stillhouse.serve.api.grpc.inference_pb2 import ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
-from stillhouse.serve.api.http import leave, raise_for
-from stillhouse.serve.api.kserve.protocol import check_model, facts_of, order_of
-from stillhouse.serve.api.kserve.tensors import chosen, picture_of, preview_of
-from stillhouse.serve.client import Caller
-from stillhouse.serve.request_handle import Shown, Ticket
+from stillhouse.serve.api.http import handle_disconnect, raise_for_failure
+from stillhouse.serve.api.kserve.protocol import check_model, make_generation_request, response_parameters
+from stillhouse.serve.api.kserve.tensors import image_tensors, preview_tensors, select_outputs
+from stillhouse.serve.client import Client
+from stillhouse.serve.request_handle import PreviewImage, RequestHandle
 from stillhouse.serve.service import Service
-from stillhouse.serve.worker.messages import Closed
+from stillhouse.serve.worker.messages import RequestOutput
 
-Write: TypeAlias = Callable[[ModelStreamInferResponse], Awaitable[None]]
+WriteResponse: TypeAlias = Callable[[ModelStreamInferResponse], Awaitable[None]]
 
-MOST_AT_ONCE = 64
+MAX_CONCURRENT = 64
 """Requests of one stream that are not answered yet; the next is read when one of them is. So a client that does not
 read its answers does not fill the memory with them."""
-_LAST = "triton_final_response"
+_FINAL_RESPONSE = "triton_final_response"
 
 
 @dataclass(frozen=True, slots=True)
-class Streaming:
+class StreamServicer:
     """Answers streams for a service."""
 
     service: Service
 
     async def infer(self, requests: AsyncIterator[ModelInferRequest], context: Context) -> None:
         """Answer all of them, several at once. When the stream is cancelled, so are its pictures."""
-        caller, trace = await caller_of(self.service, context), trace_of(context)
-        room, turn = asyncio.Semaphore(MOST_AT_ONCE), asyncio.Lock()
+        caller, trace = await authenticate_call(self.service, context), get_traceparent(context)
+        room, turn = asyncio.Semaphore(MAX_CONCURRENT), asyncio.Lock()
 
         async def write(answer: ModelStreamInferResponse) -> None:
             async with turn:
@@ -46,7 +51,7 @@ class Streaming:
 
         async def answer(request: ModelInferRequest) -> None:
             try:
-                await self._answer(request, caller, trace, write)
+                await self._respond(request, caller, trace, write)
             finally:
                 room.release()
 
@@ -55,38 +60,46 @@ class Streaming:
                 await room.acquire()
                 tasks.create_task(answer(request))
 
-    async def _answer(self, request: ModelInferRequest, caller: Caller, trace: str | None, write: Write) -> None:
+    async def _respond(
+        self, request: ModelInferRequest, client: Client, traceparent: str | None, write: WriteResponse
+    ) -> None:
         try:
-            await self._draw(request, caller, trace, write)
+            await self._generate(request, client, traceparent, write)
         except Exception as error:
             told = ModelInferResponse(id=request.id, model_name=request.model_name)
-            told.parameters[_LAST].bool_param = True
-            await write(ModelStreamInferResponse(error_message=problem_of(error).message, infer_response=told))
+            told.parameters[_FINAL_RESPONSE].bool_param = True
+            await write(ModelStreamInferResponse(error_message=to_rpc_error(error).message, infer_response=told))
 
-    async def _draw(self, request: ModelInferRequest, caller: Caller, trace: str | None, write: Write) -> None:
-        check_model(self.service.settings.tiers, request.model_name, request.model_version, caller)
-        wanted = outputs_of(request)
-        told = parameters_of(request)
-        order = order_of(inputs_of(request), told, request.model_name, caller, is_stream=True, trace=trace)
-        ticket, is_answered = self.service.front.place(order), False
+    async def _generate(
+        self, request: ModelInferRequest, client: Client, traceparent: str | None, write: WriteResponse
+    ) -> None:
+        check_model(self.service.settings.tiers, request.model_name, request.model_version, client)
+        wanted = unpack_output_names(request)
+        told = unpack_parameters(request)
+        order = make_generation_request(
+            unpack_inputs(request), told, request.model_name, client, is_stream=True, traceparent=traceparent
+        )
+        ticket, is_answered = self.service.dispatcher.submit(order), False
         try:
-            async with aclosing(ticket.events()) as happening:  # type: ignore[type-var]
+            async with aclosing(ticket.stream()) as happening:  # type: ignore[type-var]
                 async for one in happening:
-                    if isinstance(one, Shown):
-                        answer = answer_of(request, preview_of(one), {_LAST: False})
+                    if isinstance(one, PreviewImage):
+                        answer = make_infer_response(request, preview_tensors(one), {_FINAL_RESPONSE: False})
                         await write(ModelStreamInferResponse(infer_response=answer))
-                    elif isinstance(one, Closed):
-                        await write(_last(request, wanted, ticket, one))
+                    elif isinstance(one, RequestOutput):
+                        await write(_final_response(request, wanted, ticket, one))
                         is_answered = True
         finally:
             if not is_answered:
-                leave(self.service, [ticket])
+                handle_disconnect(self.service, [ticket])
 
 
-def _last(
-    request: ModelInferRequest, wanted: Sequence[str], ticket: Ticket, closed: Closed
+def _final_response(
+    request: ModelInferRequest, output_names: Sequence[str], handle: RequestHandle, output: RequestOutput
 ) -> ModelStreamInferResponse:
-    raise_for(closed, ticket)
-    outputs = chosen(picture_of(ticket.request, closed.content), wanted)
-    facts = facts_of(ticket, closed)
-    return ModelStreamInferResponse(infer_response=answer_of(request, outputs, {**facts, _LAST: True}))
+    raise_for_failure(output, handle)
+    outputs = select_outputs(image_tensors(handle.request, output.content), output_names)
+    facts = response_parameters(handle, output)
+    return ModelStreamInferResponse(
+        infer_response=make_infer_response(request, outputs, {**facts, _FINAL_RESPONSE: True})
+    )

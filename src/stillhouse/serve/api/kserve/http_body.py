@@ -8,13 +8,13 @@ import numpy as np
 
 from stillhouse.errors import InvalidRequest
 from stillhouse.serve.api.kserve.protocol import check_outputs
-from stillhouse.serve.api.kserve.tensors import SHOWN, Given, Tensor
+from stillhouse.serve.api.kserve.tensors import MAX_ECHO, InputTensor, OutputTensor
 
 T = TypeVar("T")
 _CODES = {"UINT8": "u1", "INT64": "<i8"}
 
 
-class Input(msgspec.Struct, forbid_unknown_fields=True):
+class RequestInput(msgspec.Struct, forbid_unknown_fields=True):
     """A tensor of a request; its content is `data`, or so many bytes behind the JSON as its parameters say."""
 
     name: str
@@ -24,23 +24,23 @@ class Input(msgspec.Struct, forbid_unknown_fields=True):
     data: list[Any] | None = None
 
 
-class Output(msgspec.Struct, forbid_unknown_fields=True):
+class RequestedOutput(msgspec.Struct, forbid_unknown_fields=True):
     """A tensor that is wanted."""
 
     name: str
     parameters: dict[str, Any] = {}
 
 
-class Inference(msgspec.Struct, forbid_unknown_fields=True):
+class InferenceRequest(msgspec.Struct, forbid_unknown_fields=True):
     """A request of one picture."""
 
-    inputs: list[Input]
+    inputs: list[RequestInput]
     id: str | None = None
     parameters: dict[str, Any] = {}
-    outputs: list[Output] = []
+    outputs: list[RequestedOutput] = []
 
 
-class Reading(NamedTuple):
+class ParsedBody(NamedTuple):
     """What a body says.
 
     Args:
@@ -49,14 +49,14 @@ class Reading(NamedTuple):
         is_binary: whether outputs that are not named come as bytes.
     """
 
-    inputs: Sequence[Given]
+    inputs: Sequence[InputTensor]
     parameters: Mapping[str, Any]
     id: str | None
-    wanted: Mapping[str, bool]
+    requested: Mapping[str, bool]
     is_binary: bool
 
 
-def read(body: bytes, header_length: str | None) -> Reading:
+def parse_body(body: bytes, header_length: str | None) -> ParsedBody:
     """Take a body apart: JSON, and behind it the bytes of those inputs that say so.
 
     Args:
@@ -67,50 +67,52 @@ def read(body: bytes, header_length: str | None) -> Reading:
         InvalidRequest: a body that is not as the protocol has it.
     """
     end = _header_end(body, header_length)
-    asked = decoded(body[:end], Inference)
+    asked = decode_json(body[:end], InferenceRequest)
     inputs = []
     for tensor in asked.inputs:
         size = _binary_size(tensor)
         if size is None:
-            inputs.append(Given(tensor.name, tensor.datatype, tensor.shape, tensor.data or []))
+            inputs.append(InputTensor(tensor.name, tensor.datatype, tensor.shape, tensor.data or []))
             continue
         if size > len(body) - end:
             left = f"{len(body) - end} bytes are left of the body"
-            raise InvalidRequest(f"binary_data_size of input {tensor.name[:SHOWN]} is {size}, and {left}")
-        inputs.append(Given(tensor.name, tensor.datatype, tensor.shape, body[end : end + size]))
+            raise InvalidRequest(f"binary_data_size of input {tensor.name[:MAX_ECHO]} is {size}, and {left}")
+        inputs.append(InputTensor(tensor.name, tensor.datatype, tensor.shape, body[end : end + size]))
         end += size
     if end < len(body):
         raise InvalidRequest(f"{len(body) - end} bytes of the body are no input's", allowed="as many as inputs say")
     parameters = dict(asked.parameters)
-    is_binary = _flag("binary_data_output", parameters.pop("binary_data_output", False))
+    is_binary = _check_bool("binary_data_output", parameters.pop("binary_data_output", False))
     check_outputs([output.name for output in asked.outputs])
     wanted = {output.name: _is_binary(output, is_binary) for output in asked.outputs}
-    return Reading(inputs, parameters, asked.id, wanted, is_binary)
+    return ParsedBody(inputs, parameters, asked.id, wanted, is_binary)
 
 
-def write(told: Mapping[str, Any], outputs: Sequence[Tensor], reading: Reading) -> tuple[bytes, int | None]:
+def format_body(
+    fields: Mapping[str, Any], outputs: Sequence[OutputTensor], parsed: ParsedBody
+) -> tuple[bytes, int | None]:
     """A body: JSON, and behind it the outputs that are wanted as bytes; and how many bytes are JSON, None where all."""
     heads, tail = [], []
     for output in outputs:
         head: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": output.shape}
-        if reading.wanted.get(output.name, reading.is_binary):
+        if parsed.requested.get(output.name, parsed.is_binary):
             head["parameters"] = {"binary_data_size": len(output.content)}
             tail.append(output.content)
         else:
-            head["data"] = msgspec.Raw(_elements(output))
+            head["data"] = msgspec.Raw(_encode_elements(output))
         heads.append(head)
-    header = msgspec.json.encode({**told, "outputs": heads})
+    header = msgspec.json.encode({**fields, "outputs": heads})
     return (b"".join([header, *tail]), len(header)) if tail else (header, None)
 
 
-def decoded(content: bytes, kind: type[T]) -> T:
+def decode_json(content: bytes, schema: type[T]) -> T:
     """JSON of a kind.
 
     Raises:
         InvalidRequest: it is none, or another.
     """
     try:
-        return msgspec.json.decode(content, type=kind)
+        return msgspec.json.decode(content, type=schema)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRequest(f"the body: {error}") from None
 
@@ -121,41 +123,41 @@ def _header_end(body: bytes, header_length: str | None) -> int:
     is_number = header_length.isascii() and header_length.isdecimal() and len(header_length) < 20
     if not is_number or not 0 < int(header_length) <= len(body):
         allowed = f"a number from 1 to {len(body)}, which is the length of the body"
-        raise InvalidRequest(f"Inference-Header-Content-Length is {header_length[:SHOWN]!r}", allowed=allowed)
+        raise InvalidRequest(f"Inference-Header-Content-Length is {header_length[:MAX_ECHO]!r}", allowed=allowed)
     return int(header_length)
 
 
-def _binary_size(tensor: Input) -> int | None:
+def _binary_size(tensor: RequestInput) -> int | None:
     """Bytes of an input behind the JSON; None where its elements are in it."""
-    _check_parameters(f"input {tensor.name[:SHOWN]}", tensor.parameters, "binary_data_size")
+    _check_parameters(f"input {tensor.name[:MAX_ECHO]}", tensor.parameters, "binary_data_size")
     if "binary_data_size" not in tensor.parameters:
         return None
     size = tensor.parameters["binary_data_size"]
     if isinstance(size, bool) or not isinstance(size, int) or size < 0:
-        raise InvalidRequest(f"binary_data_size of input {tensor.name[:SHOWN]}", allowed="a number of bytes")
+        raise InvalidRequest(f"binary_data_size of input {tensor.name[:MAX_ECHO]}", allowed="a number of bytes")
     if tensor.data is not None:
-        raise InvalidRequest(f"input {tensor.name[:SHOWN]} has data and binary_data_size", allowed="one of them")
+        raise InvalidRequest(f"input {tensor.name[:MAX_ECHO]} has data and binary_data_size", allowed="one of them")
     return size
 
 
-def _is_binary(output: Output, otherwise: bool) -> bool:
+def _is_binary(output: RequestedOutput, default: bool) -> bool:
     _check_parameters(f"output {output.name}", output.parameters, "binary_data")
-    return _flag("binary_data", output.parameters.get("binary_data", otherwise))
+    return _check_bool("binary_data", output.parameters.get("binary_data", default))
 
 
-def _check_parameters(whose: str, parameters: Mapping[str, Any], allowed: str) -> None:
+def _check_parameters(owner: str, parameters: Mapping[str, Any], allowed: str) -> None:
     other = next((name for name in parameters if name != allowed), None)
     if other is not None:
-        raise InvalidRequest(f"parameter {other[:SHOWN]!r} of {whose}", allowed=allowed)
+        raise InvalidRequest(f"parameter {other[:MAX_ECHO]!r} of {owner}", allowed=allowed)
 
 
-def _flag(name: str, given: object) -> bool:
-    if not isinstance(given, bool):
+def _check_bool(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
         raise InvalidRequest(f"{name} is no boolean", allowed="true or false")
-    return given
+    return value
 
 
-def _elements(output: Tensor) -> bytes:
+def _encode_elements(output: OutputTensor) -> bytes:
     """The elements as a JSON list, row after row.
 
     Row by row, because while one call encodes all of a large picture nothing else in this process can run.

@@ -12,58 +12,75 @@ from litestar.status_codes import HTTP_413_REQUEST_ENTITY_TOO_LARGE
 
 from stillhouse import __version__
 from stillhouse.errors import InvalidRequest
-from stillhouse.serve.api.http import LARGEST, Asked, caller_of, ends, headers_of, service_of
-from stillhouse.serve.api.kserve.http_body import decoded, read, write
-from stillhouse.serve.api.kserve.protocol import EXTENSIONS, SERVER, VERSION, check_model, described, facts_of, order_of
-from stillhouse.serve.api.kserve.tensors import INPUTS, OUTPUTS, SHOWN, chosen, picture_of
-from stillhouse.serve.client import Caller
-from stillhouse.units import read_bytes
+from stillhouse.serve.api.http import (
+    MAX_JSON_BODY,
+    ApiRequest,
+    authenticate_request,
+    get_service,
+    response_headers,
+    wait_for_outputs,
+)
+from stillhouse.serve.api.kserve.http_body import decode_json, format_body, parse_body
+from stillhouse.serve.api.kserve.protocol import (
+    EXTENSIONS,
+    SERVER,
+    VERSION,
+    check_model,
+    describe_model,
+    make_generation_request,
+    response_parameters,
+)
+from stillhouse.serve.api.kserve.tensors import INPUTS, MAX_ECHO, OUTPUTS, image_tensors, select_outputs
+from stillhouse.serve.client import Client
+from stillhouse.units import parse_size
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 _MODEL = ["/v2/models/{name:str}", "/v2/models/{name:str}/versions/{version:str}"]
 
 
-class Index(msgspec.Struct, forbid_unknown_fields=True):
+class IndexRequest(msgspec.Struct, forbid_unknown_fields=True):
     """A request of the list of models: of those that are ready, or of all."""
 
     ready: bool = False
 
 
 @get("/v2", tags=["KServe"], summary="What this server is")
-async def server() -> dict[str, Any]:
+async def get_server_metadata() -> dict[str, Any]:
     """Its name, version and extensions of the protocol."""
     return {"name": SERVER, "version": __version__, "extensions": list(EXTENSIONS)}
 
 
 @get("/v2/health/live", tags=["KServe"], summary="Whether the process answers")
-async def live() -> dict[str, bool]:
+async def get_server_live() -> dict[str, bool]:
     """It does."""
     return {"live": True}
 
 
 @get("/v2/health/ready", tags=["KServe"], summary="Whether requests are taken")
-async def ready(request: Asked) -> Response[dict[str, bool]]:
+async def get_server_ready(request: ApiRequest) -> Response[dict[str, bool]]:
     """200 where a worker is ready and the server is not being shut down; 503 otherwise."""
-    is_ready = service_of(request).front.is_ready
+    is_ready = get_service(request).dispatcher.is_ready
     return Response({"ready": is_ready}, status_code=200 if is_ready else 503)
 
 
 @get([f"{path}/ready" for path in _MODEL], tags=["KServe"], summary="Whether a model is ready")
-async def model_ready(
-    request: Asked, name: FromPath[str], version: FromPath[str] = VERSION
+async def get_model_ready(
+    request: ApiRequest, name: FromPath[str], version: FromPath[str] = VERSION
 ) -> Response[dict[str, Any]]:
     """As the server is; 404 where there is no such model. Probes have no key, so none is asked for."""
-    service = service_of(request)
+    service = get_service(request)
     check_model(service.settings.tiers, name, version)
-    is_ready = service.front.is_ready
+    is_ready = service.dispatcher.is_ready
     return Response({"name": name, "ready": is_ready}, status_code=200 if is_ready else 503)
 
 
 @get(_MODEL, tags=["KServe"], summary="Inputs and outputs of a model")
-async def model(request: Asked, name: FromPath[str], version: FromPath[str] = VERSION) -> dict[str, Any]:
+async def get_model_metadata(
+    request: ApiRequest, name: FromPath[str], version: FromPath[str] = VERSION
+) -> dict[str, Any]:
     """Its metadata."""
-    await _caller(request, name, version)
-    return described(name, service_of(request).front.manifests[name])
+    await _authenticate_for_model(request, name, version)
+    return describe_model(name, get_service(request).dispatcher.manifests[name])
 
 
 @post(
@@ -71,16 +88,16 @@ async def model(request: Asked, name: FromPath[str], version: FromPath[str] = VE
     status_code=200,
     tags=["KServe"],
     summary="Models that can be asked for",
-    request_max_body_size=LARGEST,
+    request_max_body_size=MAX_JSON_BODY,
 )
-async def index(request: Asked) -> list[dict[str, str]]:
+async def repository_index(request: ApiRequest) -> list[dict[str, str]]:
     """All models of the caller's key, or those that are ready."""
-    caller = await caller_of(request)
-    asked = decoded(await request.body() or b"{}", Index)
-    service = service_of(request)
-    if asked.ready and not service.front.is_ready:
+    caller = await authenticate_request(request)
+    asked = decode_json(await request.body() or b"{}", IndexRequest)
+    service = get_service(request)
+    if asked.ready and not service.dispatcher.is_ready:
         return []
-    state = "READY" if service.front.is_ready else "UNAVAILABLE"
+    state = "READY" if service.dispatcher.is_ready else "UNAVAILABLE"
     names = [name for name in service.settings.tiers if name in caller.tiers]
     return [{"name": name, "version": VERSION, "state": state, "reason": ""} for name in names]
 
@@ -134,40 +151,50 @@ class InferOperation(Operation):
     tags=["KServe"],
     summary="Draw a picture",
     operation_class=InferOperation,
-    request_max_body_size=LARGEST,
+    request_max_body_size=MAX_JSON_BODY,
 )
-async def infer(request: Asked, name: FromPath[str], version: FromPath[str] = VERSION) -> Response[bytes]:
+async def infer(request: ApiRequest, name: FromPath[str], version: FromPath[str] = VERSION) -> Response[bytes]:
     """Inputs PROMPT, NEGATIVE_PROMPT, SEED, STEPS, GUIDANCE; outputs IMAGE and SEED."""
-    caller = await _caller(request, name, version)
-    service = service_of(request)
-    reading = read(await _body(request), request.headers.get(HEADER_LENGTH))
+    caller = await _authenticate_for_model(request, name, version)
+    service = get_service(request)
+    reading = parse_body(await _read_body(request), request.headers.get(HEADER_LENGTH))
     trace = request.headers.get("traceparent")
-    ticket = service.front.place(order_of(reading.inputs, reading.parameters, name, caller, trace=trace))
-    closed = await ends(request, [ticket])
-    outputs = chosen(picture_of(ticket.request, closed[0].content), list(reading.wanted))
-    told = {"model_name": name, "model_version": VERSION, "parameters": facts_of(ticket, closed[0])}
+    ticket = service.dispatcher.submit(
+        make_generation_request(reading.inputs, reading.parameters, name, caller, traceparent=trace)
+    )
+    closed = await wait_for_outputs(request, [ticket])
+    outputs = select_outputs(image_tensors(ticket.request, closed[0].content), list(reading.requested))
+    told = {"model_name": name, "model_version": VERSION, "parameters": response_parameters(ticket, closed[0])}
     told |= {} if reading.id is None else {"id": reading.id}
-    content, length = await asyncio.to_thread(write, told, outputs, reading)
-    headers = headers_of([ticket], closed)
+    content, length = await asyncio.to_thread(format_body, told, outputs, reading)
+    headers = response_headers([ticket], closed)
     if length is None:
         return Response(content, headers=headers, media_type="application/json")
     return Response(content, headers=headers | {HEADER_LENGTH: str(length)}, media_type="application/octet-stream")
 
 
-HANDLERS = [server, live, ready, model_ready, model, index, infer]
+HANDLERS = [
+    get_server_metadata,
+    get_server_live,
+    get_server_ready,
+    get_model_ready,
+    get_model_metadata,
+    repository_index,
+    infer,
+]
 
 
-async def _caller(request: Asked, name: str, version: str) -> Caller:
-    caller = await caller_of(request)
-    check_model(service_of(request).settings.tiers, name, version, caller)
+async def _authenticate_for_model(request: ApiRequest, name: str, version: str) -> Client:
+    caller = await authenticate_request(request)
+    check_model(get_service(request).settings.tiers, name, version, caller)
     return caller
 
 
-async def _body(request: Asked) -> bytes:
+async def _read_body(request: ApiRequest) -> bytes:
     encoding = request.headers.get("content-encoding", "identity")
     if encoding != "identity":
-        raise InvalidRequest(f"a body in {encoding[:SHOWN]}", allowed="a body that is not compressed")
+        raise InvalidRequest(f"a body in {encoding[:MAX_ECHO]}", allowed="a body that is not compressed")
     body = await request.body()
-    if len(body) > read_bytes(service_of(request).settings.body):
+    if len(body) > parse_size(get_service(request).settings.body):
         raise ClientException("Request Entity Too Large", status_code=HTTP_413_REQUEST_ENTITY_TOO_LARGE)
     return body

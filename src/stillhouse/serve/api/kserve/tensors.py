@@ -12,18 +12,18 @@ import numpy as np
 from stillhouse.check import check_choice
 from stillhouse.core import ImageRequest
 from stillhouse.errors import InvalidRequest
-from stillhouse.serve.request_handle import Shown
+from stillhouse.serve.request_handle import PreviewImage
 
 Datatype: TypeAlias = Literal["BYTES", "FP32", "INT32", "INT64", "UINT8"]
 
-SHOWN = 64
+MAX_ECHO = 64
 """Letters of a name that nobody knows that are told back."""
 _LARGE = 10**18
 _CODES = {"INT64": "<q", "INT32": "<i", "FP32": "<f"}
 _LENGTH = struct.Struct("<I")
 
 
-class Spec(NamedTuple):
+class ModelTensor(NamedTuple):
     """A tensor of a model; a size of its shape is -1 where the request decides it."""
 
     name: str
@@ -34,7 +34,7 @@ class Spec(NamedTuple):
         return f"{self.name}, {self.datatype} {list(self.shape)}"
 
 
-class Given(NamedTuple):
+class InputTensor(NamedTuple):
     """A tensor as a client sent it, not looked at yet.
 
     Args:
@@ -48,7 +48,7 @@ class Given(NamedTuple):
     content: bytes | Sequence[object]
 
 
-class Tensor(NamedTuple):
+class OutputTensor(NamedTuple):
     """A tensor for a client; its content is bytes as in `Given`."""
 
     name: str
@@ -57,19 +57,19 @@ class Tensor(NamedTuple):
     content: bytes
 
 
-PROMPT = Spec("PROMPT", "BYTES", (1,))
-NEGATIVE_PROMPT = Spec("NEGATIVE_PROMPT", "BYTES", (1,))
-SEED = Spec("SEED", "INT64", (1,))
-STEPS = Spec("STEPS", "INT32", (1,))
-GUIDANCE = Spec("GUIDANCE", "FP32", (1,))
-IMAGE = Spec("IMAGE", "UINT8", (-1, -1, 3))
-PREVIEW = Spec("PREVIEW", "BYTES", (1,))
-STEP = Spec("STEP", "INT32", (1,))
-INPUTS: Mapping[str, Spec] = {spec.name: spec for spec in (PROMPT, NEGATIVE_PROMPT, SEED, STEPS, GUIDANCE)}
-OUTPUTS: Mapping[str, Spec] = {spec.name: spec for spec in (IMAGE, SEED)}
+PROMPT = ModelTensor("PROMPT", "BYTES", (1,))
+NEGATIVE_PROMPT = ModelTensor("NEGATIVE_PROMPT", "BYTES", (1,))
+SEED = ModelTensor("SEED", "INT64", (1,))
+STEPS = ModelTensor("STEPS", "INT32", (1,))
+GUIDANCE = ModelTensor("GUIDANCE", "FP32", (1,))
+IMAGE = ModelTensor("IMAGE", "UINT8", (-1, -1, 3))
+PREVIEW = ModelTensor("PREVIEW", "BYTES", (1,))
+STEP = ModelTensor("STEP", "INT32", (1,))
+INPUTS: Mapping[str, ModelTensor] = {spec.name: spec for spec in (PROMPT, NEGATIVE_PROMPT, SEED, STEPS, GUIDANCE)}
+OUTPUTS: Mapping[str, ModelTensor] = {spec.name: spec for spec in (IMAGE, SEED)}
 
 
-def request_of(inputs: Iterable[Given], seed: int) -> ImageRequest:
+def parse_inputs(inputs: Iterable[InputTensor], seed: int) -> ImageRequest:
     """What the inputs ask for.
 
     Args:
@@ -84,10 +84,10 @@ def request_of(inputs: Iterable[Given], seed: int) -> ImageRequest:
     """
     values: dict[str, Any] = {}
     for given in inputs:
-        check_choice("input", given.name[:SHOWN], INPUTS)
+        check_choice("input", given.name[:MAX_ECHO], INPUTS)
         if given.name in values:
             raise InvalidRequest(f"two inputs named {given.name}", allowed="one of each")
-        values[given.name] = _element(given, INPUTS[given.name])
+        values[given.name] = _parse_element(given, INPUTS[given.name])
     if "PROMPT" not in values:
         raise InvalidRequest("a request without a prompt", allowed=f"the input {PROMPT}")
     return ImageRequest(
@@ -99,30 +99,30 @@ def request_of(inputs: Iterable[Given], seed: int) -> ImageRequest:
     )
 
 
-def picture_of(request: ImageRequest, content: bytes) -> tuple[Tensor, ...]:
+def image_tensors(request: ImageRequest, content: bytes) -> tuple[OutputTensor, ...]:
     """The outputs of a resolved request whose picture is `content`, the levels of [height, width, 3]."""
     assert request.height is not None and request.width is not None
     return (
-        Tensor(IMAGE.name, IMAGE.datatype, (request.height, request.width, 3), content),
-        Tensor(SEED.name, SEED.datatype, SEED.shape, struct.pack("<q", request.seed)),
+        OutputTensor(IMAGE.name, IMAGE.datatype, (request.height, request.width, 3), content),
+        OutputTensor(SEED.name, SEED.datatype, SEED.shape, struct.pack("<q", request.seed)),
     )
 
 
-def preview_of(shown: Shown) -> tuple[Tensor, ...]:
+def preview_tensors(preview: PreviewImage) -> tuple[OutputTensor, ...]:
     """A preview, a WebP file, and after how many evaluations it was seen."""
     return (
-        Tensor(PREVIEW.name, PREVIEW.datatype, PREVIEW.shape, packed_text(shown.content)),
-        Tensor(STEP.name, STEP.datatype, STEP.shape, struct.pack("<i", shown.index)),
+        OutputTensor(PREVIEW.name, PREVIEW.datatype, PREVIEW.shape, pack_bytes(preview.content)),
+        OutputTensor(STEP.name, STEP.datatype, STEP.shape, struct.pack("<i", preview.index)),
     )
 
 
-def chosen(outputs: Sequence[Tensor], names: Sequence[str]) -> Sequence[Tensor]:
+def select_outputs(outputs: Sequence[OutputTensor], names: Sequence[str]) -> Sequence[OutputTensor]:
     """These of the outputs, in this order; all of them where none is named."""
     by_name = {output.name: output for output in outputs}
     return [by_name[name] for name in names] if names else outputs
 
 
-def packed_text(content: bytes) -> bytes:
+def pack_bytes(content: bytes) -> bytes:
     r"""An element of a BYTES tensor, behind its length.
 
     >>> packed_text(b"abc")
@@ -131,22 +131,22 @@ def packed_text(content: bytes) -> bytes:
     return _LENGTH.pack(len(content)) + content
 
 
-def _element(given: Given, spec: Spec) -> str | int | float:
+def _parse_element(tensor: InputTensor, spec: ModelTensor) -> str | int | float:
     """The only element of an input.
 
     Raises:
         InvalidRequest: it is not the only one, or not of the input's type.
     """
-    if given.datatype != spec.datatype or tuple(given.shape) != spec.shape:
-        told = f"{given.datatype[:SHOWN]} {list(given.shape[:8])}"
+    if tensor.datatype != spec.datatype or tuple(tensor.shape) != spec.shape:
+        told = f"{tensor.datatype[:MAX_ECHO]} {list(tensor.shape[:8])}"
         raise InvalidRequest(f"input {spec.name} is {told}", allowed=f"{spec.datatype} {list(spec.shape)}")
-    elements = _unpacked(given.content, spec) if isinstance(given.content, bytes) else given.content
+    elements = _unpack(tensor.content, spec) if isinstance(tensor.content, bytes) else tensor.content
     if len(elements) != 1:
         raise InvalidRequest(f"input {spec.name} has {len(elements)} elements", allowed="1")
     return _text(spec, elements[0]) if spec.datatype == "BYTES" else _number(spec, elements[0])
 
 
-def _unpacked(content: bytes, spec: Spec) -> Sequence[object]:
+def _unpack(content: bytes, spec: ModelTensor) -> Sequence[object]:
     if spec.datatype == "BYTES":
         head = _LENGTH.size
         if len(content) < head or _LENGTH.unpack_from(content)[0] != len(content) - head:
@@ -160,7 +160,7 @@ def _unpacked(content: bytes, spec: Spec) -> Sequence[object]:
     return struct.unpack(code, content)
 
 
-def _text(spec: Spec, element: object) -> str:
+def _text(spec: ModelTensor, element: object) -> str:
     if isinstance(element, bytes):
         try:
             return element.decode()
@@ -168,10 +168,10 @@ def _text(spec: Spec, element: object) -> str:
             raise InvalidRequest(f"input {spec.name} is not UTF-8", allowed="a text in UTF-8") from None
     if isinstance(element, str):
         return element
-    raise InvalidRequest(f"input {spec.name} holds {short(element)!r}", allowed="a text")
+    raise InvalidRequest(f"input {spec.name} holds {shorten(element)!r}", allowed="a text")
 
 
-def _number(spec: Spec, element: object) -> int | float:
+def _number(spec: ModelTensor, element: object) -> int | float:
     """An INT64 or INT32 as it is, and of an FP32 the shortest decimal number that it stands for.
 
     A client that means 7.3 can only send the FP32 next to it. As 7.3 it draws what every other door draws for 7.3.
@@ -186,13 +186,13 @@ def _number(spec: Spec, element: object) -> int | float:
             return element
         raise TypeError
     except (TypeError, OverflowError, struct.error):
-        raise InvalidRequest(f"input {spec.name} holds {short(element)!r}", allowed=f"an {spec.datatype}") from None
+        raise InvalidRequest(f"input {spec.name} holds {shorten(element)!r}", allowed=f"an {spec.datatype}") from None
 
 
-def short(given: object) -> object:
+def shorten(value: object) -> object:
     """A value that can be told back: of a long text its beginning, of an enormous number none of its digits."""
-    if isinstance(given, str):
-        return given[:SHOWN]
-    if isinstance(given, int) and abs(given) > _LARGE:
+    if isinstance(value, str):
+        return value[:MAX_ECHO]
+    if isinstance(value, int) and abs(value) > _LARGE:
         return "a number with too many digits"
-    return given if given is None or isinstance(given, bool | int | float) else type(given).__name__
+    return value if value is None or isinstance(value, bool | int | float) else type(value).__name__

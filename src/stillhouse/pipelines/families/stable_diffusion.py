@@ -1,0 +1,153 @@
+"""Stable Diffusion 1.x, 2.x and 2-inpainting: CLIP, a U-Net over latents, an autoencoder with one scale."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from stillhouse.core import Array, ImageRequest, Picture
+from stillhouse.diffusion import (
+    CONDITIONAL,
+    UNCONDITIONAL,
+    Branch,
+    Conditioning,
+    Guidance,
+    InpaintBlend,
+    SamplingPlan,
+    Schedule,
+    add_noise,
+    classifier_free,
+)
+from stillhouse.errors import InvalidRequest
+from stillhouse.images.pixels import normalize_pixels
+from stillhouse.pipelines.families.base import (
+    MASK_THRESHOLD,
+    Context,
+    NetworkCall,
+    Start,
+    Tensors,
+    latent_mask,
+    normalize_latents,
+)
+from stillhouse.pipelines.manifest import Manifest
+from stillhouse.pipelines.roles import DECODER, DENOISER, ENCODER
+from stillhouse.pipelines.tokenizers import Tokenizer
+
+
+class StableDiffusion:
+    """See `base.Family`."""
+
+    name = "stable-diffusion"
+
+    def schedule(self, manifest: Manifest, width: int, height: int) -> Schedule:
+        """Return the manifest's schedule, whatever the size."""
+        return manifest.schedule
+
+    def guidance(self, manifest: Manifest, request: ImageRequest) -> Guidance:
+        """Return classifier-free guidance, or none for a network that takes the scale as an input."""
+        assert request.guidance is not None and request.guidance_interval is not None
+        if manifest.guidance_channels and request.negative_prompt:
+            raise InvalidRequest(
+                f"a negative prompt for {manifest.name}, which was distilled with its guidance inside",
+                allowed="prompts only",
+                fix="leave the negative prompt out",
+            )
+        scale = 1.0 if manifest.guidance_channels else request.guidance
+        return classifier_free(scale, request.guidance_interval, request.guidance_rescale)
+
+    def batch_key(self, manifest: Manifest, request: ImageRequest) -> tuple[int, ...]:
+        """Return nothing: CLIP pads every text to one length."""
+        return ()
+
+    def tokenize(self, tokenizers: Mapping[str, Tokenizer], text: str, key: tuple[int, ...]) -> Mapping[str, Tensors]:
+        """Return the token ids of each text encoder, int64 [1, 77]."""
+        return {role: {"input_ids": tokenizer(text)[None]} for role, tokenizer in tokenizers.items()}
+
+    def encode_prompt(self, run: Callable[[str, Tensors], Tensors], tokens: Mapping[str, Tensors]) -> Conditioning:
+        """Return encoder_hidden_states [L, D], and text_embeds [E] where the last text encoder gives them."""
+        outputs = [run(role, feeds) for role, feeds in tokens.items()]
+        states = np.concatenate([output["last_hidden_state"][0] for output in outputs], axis=-1)
+        encoded = {"encoder_hidden_states": states}
+        if "text_embeds" in outputs[-1]:
+            encoded["text_embeds"] = outputs[-1]["text_embeds"][0]
+        return encoded
+
+    def prepare(self, context: Context, request: ImageRequest, noise: Array, plan: SamplingPlan) -> Start:
+        """Return latents of noise, or of the source image and noise; its mask blends, or adds channels."""
+        inputs = self.inputs(context.manifest, request, context.encode_prompt(request.prompt))
+        branches = {CONDITIONAL: Branch(inputs)}
+        if plan.guidance.base is not None:
+            branches[UNCONDITIONAL] = Branch(self.negative_inputs(context, request, inputs))
+        if request.image is None:
+            return Start(noise, branches)
+        return self._start_from_image(context, request, noise, plan, branches)
+
+    def inputs(self, manifest: Manifest, request: ImageRequest, encoded: Conditioning) -> Conditioning:
+        """Return the denoiser's inputs besides latents and timestep, of one row."""
+        if not manifest.guidance_channels:
+            return encoded
+        assert request.guidance is not None
+        return {**encoded, "timestep_cond": embed_guidance(request.guidance, manifest.guidance_channels)}
+
+    def negative_inputs(self, context: Context, request: ImageRequest, inputs: Conditioning) -> Conditioning:
+        """Return the same for the negative prompt."""
+        return self.inputs(context.manifest, request, context.encode_prompt(request.negative_prompt))
+
+    def calls(self, manifest: Manifest) -> Sequence[NetworkCall]:
+        """Return the U-Net's call."""
+        return (NetworkCall(DENOISER),)
+
+    def feeds(self, latents: Array, timesteps: Array, conditioning: Conditioning) -> Tensors:
+        """Return the U-Net's inputs under diffusers' names."""
+        return {"sample": latents, "timestep": timesteps, **conditioning}
+
+    def read(self, outputs: Tensors, latents: Array) -> Array:
+        """Return the U-Net's output as it is."""
+        return outputs["out_sample"]
+
+    def encode_image(self, context: Context, picture: Picture) -> Array:
+        """Return the mean of the autoencoder's latents; diffusers takes a random sample around it."""
+        return self._encode_signal(context, normalize_pixels(picture))
+
+    def decode(self, context: Context, latents: Array) -> Array:
+        """Return the autoencoder's signal of one picture."""
+        signal: Array = context.run(DECODER, {"latent_sample": latents[None]})["sample"][0]
+        return signal
+
+    def _encode_signal(self, context: Context, signal: Array) -> Array:
+        mean: Array = context.run(ENCODER, {"sample": signal[None]})["mean"][0]
+        return normalize_latents(context.manifest.latent, mean)
+
+    def _start_from_image(
+        self, context: Context, request: ImageRequest, noise: Array, plan: SamplingPlan, branches: Mapping[str, Branch]
+    ) -> Start:
+        """Return the start of an edit; with a mask and strength 1 the latents are pure noise, as in diffusers."""
+        manifest, mask = context.manifest, request.mask
+        assert request.image is not None
+        latents, effects = noise, tuple[InpaintBlend, ...]()
+        is_pure_noise = mask is not None and request.strength == 1
+        if not (is_pure_noise and manifest.is_inpainting):
+            clean, level = self.encode_image(context, request.image), plan.grid.levels[0]
+            if not is_pure_noise:
+                latents = add_noise(clean, noise, level.alpha, level.sigma)
+            if mask is not None and not manifest.is_inpainting:
+                effects = (InpaintBlend(clean, latent_mask(mask, manifest.latent.downscale), noise),)
+        if mask is not None and manifest.is_inpainting:
+            masked = self._encode_signal(context, normalize_pixels(request.image) * (mask <= MASK_THRESHOLD))
+            channels = np.concatenate([latent_mask(mask, manifest.latent.downscale), masked])
+            branches = {name: Branch(branch.inputs, channels) for name, branch in branches.items()}
+        return Start(latents, branches, effects)
+
+
+def embed_guidance(guidance: float, channels: int) -> Array:
+    """Return the sinusoid that tells a guidance-distilled network its scale, float32 [channels] (arXiv 2310.04378).
+
+    As diffusers' `get_guidance_scale_embedding` of guidance - 1.
+    """
+    half = channels // 2
+    frequencies = np.exp(np.arange(half) * -(np.log(10_000.0) / (half - 1)))
+    angles = 1000 * (guidance - 1) * frequencies
+    embedded = np.concatenate([np.sin(angles), np.cos(angles), np.zeros(channels % 2)])
+    return embedded.astype(np.float32)
+
+
+STABLE_DIFFUSION = StableDiffusion()
