@@ -9,7 +9,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-serve bench-large yardstick train students protocol constraints clean
+.PHONY: help demo test lint docs bench bench-serve bench-large yardstick train students protocol constraints clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -21,11 +21,16 @@ demo: .venv/core.stamp ## draw twelve pictures with the embedded model, then ser
 test: lint ## lint, then run every test that is not marked large
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not large" -n $(TESTERS) --dist loadfile
 
-lint: .venv/full.stamp ## style, format, types, layers
+lint: .venv/full.stamp ## style, format, types, layers, names, generated documents
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tools.vocabulary
+	$(BIN)/python -m tools.docs --check
+
+docs: .venv/full.stamp ## write the documents that are generated from the code
+	$(BIN)/python -m tools.docs
 
 bench: .venv/full.stamp ## measure against diffusers, and write the tables of the documents anew
 	$(BIN)/python -m benchmarks.oracle
@@ -56,17 +61,17 @@ train: .venv/full.stamp ## train the embedded model on from where it is (UPDATES
 	$(BIN)/python -m benchmarks.judge
 	$(BIN)/python -m benchmarks.tables
 
-students: .venv/full.stamp ## distil the embedded model to three steps and to one, and compare them with it; hours
+students: .venv/full.stamp ## distil the embedded model to 3 steps and to 1, and evaluate both against it; hours
 	$(BIN)/stillhouse distill shapes -o build/students/chain-3 --work build/students/work --force \
 		--config src/stillhouse/shapes/train/students.toml
-	$(BIN)/stillhouse distill shapes -o build/students/walks-3 --work build/students/walks --force \
-		--config src/stillhouse/shapes/train/walks.toml --begin build/students/chain-3
-	$(BIN)/stillhouse distill shapes -o build/students/again-3 --work build/students/again --force \
-		--config src/stillhouse/shapes/train/again.toml --begin build/students/walks-3
+	$(BIN)/stillhouse distill shapes -o build/students/trajectories-3 --work build/students/trajectories --force \
+		--config src/stillhouse/shapes/train/trajectories.toml --init-from build/students/chain-3
+	$(BIN)/stillhouse distill shapes -o build/students/finetuned-3 --work build/students/finetune --force \
+		--config src/stillhouse/shapes/train/finetune.toml --init-from build/students/trajectories-3
 	$(BIN)/stillhouse distill shapes -o build/students/shapes-3 --work build/students/fresh --force \
-		--config src/stillhouse/shapes/train/again.toml --begin build/students/again-3 --seed 2
-	$(BIN)/stillhouse distill shapes -o build/students/shapes-1 --work build/students/again --force \
-		--config src/stillhouse/shapes/train/one_step.toml --begin build/students/walks-3
+		--config src/stillhouse/shapes/train/finetune.toml --init-from build/students/finetuned-3 --seed 2
+	$(BIN)/stillhouse distill shapes -o build/students/shapes-1 --work build/students/finetune --force \
+		--config src/stillhouse/shapes/train/one_step.toml --init-from build/students/trajectories-3
 	$(BIN)/python -m stillhouse.shapes.train.ship --student build/students/shapes-3 \
 		--student build/students/shapes-1
 	$(BIN)/python -m benchmarks.judge
@@ -74,10 +79,12 @@ students: .venv/full.stamp ## distil the embedded model to three steps and to on
 	$(BIN)/python -m benchmarks.cost shapes
 	$(BIN)/python -m benchmarks.tables
 
-protocol: .venv/full.stamp ## make the messages of gRPC from their .proto
+protocol: .venv/full.stamp ## make the messages of gRPC and of ONNX from their .proto
 	$(BIN)/python -m grpc_tools.protoc -I src/stillhouse/serve/api/grpc \
 		--descriptor_set_out=src/stillhouse/serve/api/grpc/inference.binpb \
 		--pyi_out=src/stillhouse/serve/api/grpc inference.proto
+	$(BIN)/python -m grpc_tools.protoc -I src/stillhouse/backends \
+		--descriptor_set_out=src/stillhouse/backends/onnx.binpb --pyi_out=src/stillhouse/backends onnx.proto
 
 constraints: .venv/full.stamp ## pin what is installed now
 	$(BIN)/python -m pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//' > constraints.txt

@@ -1,9 +1,9 @@
-"""What `stillhouse accelerate` gains, on the embedded model and on the real shape, and how reliably it chooses.
+"""Gains of `stillhouse accelerate` on the embedded model and on a model of real size, and reliability of its choice.
 
-`python -m benchmarks.accelerate shapes` sweeps the embedded model with the very command that users type, then judges
-the result and the plain loop on OpenVINO's defaults on a thousand captions. `sd15` sweeps the U-Net of Stable
-Diffusion 1.5 with random weights; `vanilla`, its last part, times the winner beside torch. `choice` races the same
-candidates twenty times and compares what is chosen with what long rounds of all of them say.
+`python -m benchmarks.accelerate shapes` sweeps the embedded model with the user's command, then scores the result and
+the baseline pipeline on OpenVINO's defaults on a thousand captions. `sd15` sweeps the denoiser of Stable Diffusion 1.5
+with random weights; `vanilla`, its last part, times the fastest candidate side by side with torch. `choice` times the
+same candidates twenty times and compares each choice with long measurements of all of them.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from stillhouse.pipelines.manifest import TRIALS
 
 BUILD = Path("build").absolute()
 OPENVINO_BASELINE = "plain loop, openvino defaults"
-VANILLA = Candidate("unet", "torch", options={"attention": "vanilla"})
+VANILLA = Candidate("denoiser", "torch", options={"attention": "vanilla"})
 _WITHIN, _CONTENDER_SHARE = 0.95, 0.8
 _OPENINGS, _ROUNDS = 2, 30
 _POLL_SECONDS = 0.5
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("which", choices=tuple(_BENCHMARKS))
     parser.add_argument("--captions", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--budget", default="50m", help="of sd15; a sweep that was cut off goes on")
+    parser.add_argument("--budget", default="50m", help="of sd15; an interrupted sweep resumes")
     arguments = parser.parse_args()
     _BENCHMARKS[arguments.which](arguments)
 
@@ -57,10 +57,10 @@ def _shapes(arguments: argparse.Namespace) -> None:
     _sweep("shapes", out, "--budget", "6m")
     report = read_report(out)
     judged: dict[str, Any] = {}
-    ways = {"chosen": (str(out),), OPENVINO_BASELINE: ("shapes", "--backend", "openvino", "--precision", "auto")}
-    for name, (model, *options) in ways.items():
+    pipelines = {"chosen": (str(out),), OPENVINO_BASELINE: ("shapes", "--backend", "openvino", "--precision", "auto")}
+    for name, (model, *options) in pipelines.items():
         judged[name] = _run_judge(model, arguments.captions, *options)
-        # Judging takes longer than the sweep: what is known is kept on the way.
+        # Scoring takes longer than the sweep, so intermediate results are written.
         write_results(
             "accelerate", {"seconds": report.seconds, "judged": judged, "report": asdict(_without_paths(report))}
         )
@@ -71,112 +71,123 @@ def _sd15(arguments: argparse.Namespace) -> None:
     if not (folder / "pipeline").is_dir():
         subprocess.run([sys.executable, "-m", "benchmarks.sd15", "--keep"], check=True)
     out = BUILD / "faster-sd15"
-    options = ("--component", "unet", "--memory", "20GiB", "--budget", arguments.budget, "--min-sqnr", "10")
+    options = ("--component", "denoiser", "--memory", "20GiB", "--budget", arguments.budget, "--min-sqnr", "10")
     swept = _sweep(str(folder / "pipeline"), out, *options)
     write_results("accelerate_sd15", {**asdict(swept), "report": asdict(_without_paths(read_report(out)))})
     _vanilla(arguments)
 
 
 def _vanilla(arguments: argparse.Namespace) -> None:
-    """The sweep relates everything to onnxruntime; the bar is about torch, so its winner is timed beside torch, too."""
+    """Time the fastest candidate with torch as the baseline; the sweep's baseline is onnxruntime."""
     out = BUILD / "faster-sd15"
     report = read_report(out)
-    rows = [report.trial("unet", VANILLA.key), report.trial("unet", report.chosen["unet"])]
-    rows.insert(1, report.trial("unet", report.baselines["unet"]))
+    recorded = [report.trial("denoiser", VANILLA.key), report.trial("denoiser", report.chosen["denoiser"])]
+    recorded.insert(1, report.trial("denoiser", report.baselines["denoiser"]))
     with _evaluation_context(out, report, TimingBudget(min_rounds=3, max_rounds=4, seconds=300.0), VANILLA) as (
-        bench,
+        context,
         first,
-        reference,
+        baseline_run,
     ):
-        raced = _evaluate_again(first, bench, reference, rows)
+        trials = _evaluate_again(first, context, baseline_run, recorded)
     measured = {
         name: value for name, value in read_results("accelerate_sd15").items() if name not in ("machine", "versions")
     }
-    write_results("accelerate_sd15", {**measured, "beside_torch": [asdict(one) for one in raced]})
+    write_results("accelerate_sd15", {**measured, "beside_torch": [asdict(trial) for trial in trials]})
 
 
 def _choice(arguments: argparse.Namespace) -> None:
-    """Twenty short races, as a sweep has them, against long rounds of all that was accepted, side by side.
+    """Compare the choices of repeated short comparisons, as in a sweep, with long measurements of all accepted
+    candidates.
 
-    The long rounds are many more than a final has, and so are the openings. What is slower there than `_CONTENDS` of
-    the fastest is left out of the short races, where it would seldom get into the final.
+    The long measurements have more rounds and openings than a sweep's final. Candidates below `_CONTENDER_SHARE` of the
+    fastest are left out of the short comparisons, because they would rarely reach the final.
     """
     out = BUILD / "faster-shapes"
     report = read_report(out)
-    fastest = report.trial("unet", report.chosen["unet"]).ratio
+    fastest = report.trial("denoiser", report.chosen["denoiser"]).ratio
     accepted = [
-        one for one in report.trials_of("unet") if one.status == "accepted" and _is_contender(one.ratio, fastest)
+        trial
+        for trial in report.trials_of("denoiser")
+        if trial.status == "accepted" and _is_contender(trial.ratio, fastest)
     ]
     truth = _long_run_speedups(out, report, accepted)
     best = max(truth, key=truth.__getitem__)
-    contenders = [one for one in accepted if truth.get(one.candidate.key, 0.0) >= _CONTENDER_SHARE * truth[best]]
-    names = {one.candidate.key: one.candidate.name for one in accepted}
-    for one in contenders:
-        print(f"{names[one.candidate.key]}: {truth[one.candidate.key]:.3f} times the baseline", flush=True)
+    contenders = [trial for trial in accepted if truth.get(trial.candidate.key, 0.0) >= _CONTENDER_SHARE * truth[best]]
+    names = {trial.candidate.key: trial.candidate.name for trial in accepted}
+    for trial in contenders:
+        print(f"{names[trial.candidate.key]}: {truth[trial.candidate.key]:.3f} times the baseline", flush=True)
     shares = []
     for repeat in range(arguments.repeats):
-        with _evaluation_context(out, report, TimingBudget()) as (bench, first, reference):
-            raced = _evaluate_again(first, bench, reference, contenders)
-            again = {one.candidate.key: one for one in run_final(raced, bench, reference)}
-        chosen = best_trial([again.get(one.candidate.key, one) for one in raced], "latency")
+        with _evaluation_context(out, report, TimingBudget()) as (context, first, baseline_run):
+            trials = _evaluate_again(first, context, baseline_run, contenders)
+            finalists = {trial.candidate.key: trial for trial in run_final(trials, context, baseline_run)}
+        chosen = best_trial([finalists.get(trial.candidate.key, trial) for trial in trials], "latency")
         assert chosen
         shares.append(truth[chosen.candidate.key] / truth[best])
         within = sum(share >= _WITHIN for share in shares)
-        told = {"candidates": len(accepted), "contenders": len(contenders), "truth": truth}
-        write_results("choice", {"best": names[best], "shares": shares, "within": within, **told})
+        counts = {"candidates": len(accepted), "contenders": len(contenders), "truth": truth}
+        write_results("choice", {"best": names[best], "shares": shares, "within": within, **counts})
         print(f"{repeat + 1}: {chosen.candidate.name}: {shares[-1]:.3f} of the best", flush=True)
     print(f"within 5 % of the best in {within} of {len(shares)} repeats")
 
 
 def _is_contender(ratio: Ratio | None, fastest: Ratio | None) -> bool:
-    """Whether the sweep did not find it at least twice as slow as what it chose."""
+    """Return whether the candidate was at most twice as slow as the sweep's choice."""
     return ratio is not None and fastest is not None and ratio.high >= fastest.value / 2
 
 
 def _long_run_speedups(out: Path, report: Report, accepted: list[Trial]) -> dict[str, float]:
-    """How many times as fast as the baseline, by key."""
-    laps: dict[str, list[float]] = {}
+    """Return the speed-up over the baseline by key, from long measurements."""
+    seconds: dict[str, list[float]] = {}
     for _ in range(_OPENINGS):
-        with _evaluation_context(out, report, TimingBudget(min_rounds=1, max_rounds=1)) as (bench, first, reference):
+        with _evaluation_context(out, report, TimingBudget(min_rounds=1, max_rounds=1)) as (
+            context,
+            first,
+            baseline_run,
+        ):
             rounds = TimingBudget(min_rounds=_ROUNDS, max_rounds=_ROUNDS, seconds=600.0)
-            for key, taken in time_side_by_side(accepted, bench, reference, rounds).items():
-                laps.setdefault(key, []).extend(taken)
-    return {key: paired_ratio(laps[BASELINE_KEY], taken).value for key, taken in laps.items() if key} | {
+            for key, timings in time_side_by_side(accepted, context, baseline_run, rounds).items():
+                seconds.setdefault(key, []).extend(timings)
+    return {key: paired_ratio(seconds[BASELINE_KEY], timings).value for key, timings in seconds.items() if key} | {
         first.candidate.key: 1.0
     }
 
 
 @contextmanager
 def _evaluation_context(
-    out: Path, report: Report, effort: TimingBudget, baseline: Candidate | None = None
+    out: Path, report: Report, timing_budget: TimingBudget, baseline: Candidate | None = None
 ) -> Iterator[tuple[EvaluationContext, Trial, BaselineRun]]:
-    """The sweep's U-Net on its bench again, with the sweep's baseline or this one."""
-    bench = EvaluationContext(
-        folder=out / TRIALS / "unet" / "again",
-        artifacts=out / TRIALS / "unet" / ARTIFACTS_FOLDER,
+    """Yield the evaluation context of the sweep's denoiser, the baseline's trial and its open run."""
+    context = EvaluationContext(
+        folder=out / TRIALS / "denoiser" / "again",
+        artifacts=out / TRIALS / "denoiser" / ARTIFACTS_FOLDER,
         root=out,
-        graph=out / original_components(out)["unet"].graph,
-        probes=out / TRIALS / "unet" / PROBES_FILE,
-        bounds=replace(report.bounds, min_psnr=None, min_ssim=None),  # no pictures are drawn here
-        timing_budget=effort,
+        graph=out / original_components(out)["denoiser"].graph,
+        probes=out / TRIALS / "denoiser" / PROBES_FILE,
+        bounds=replace(report.bounds, min_psnr=None, min_ssim=None),  # pictures are not compared here
+        timing_budget=timing_budget,
     )
-    first, reference = evaluate(baseline or report.trial("unet", report.baselines["unet"]).candidate, bench, None)
-    assert reference
+    first, baseline_run = evaluate(
+        baseline or report.trial("denoiser", report.baselines["denoiser"]).candidate, context, None
+    )
+    assert baseline_run
     try:
-        yield bench, first, reference
+        yield context, first, baseline_run
     finally:
-        reference.process.kill()
+        baseline_run.process.kill()
 
 
-def _evaluate_again(first: Trial, bench: EvaluationContext, reference: BaselineRun, trials: list[Trial]) -> list[Trial]:
-    """The trials' candidates, built already, raced anew. The baseline's comes first."""
+def _evaluate_again(
+    first: Trial, context: EvaluationContext, baseline_run: BaselineRun, trials: list[Trial]
+) -> list[Trial]:
+    """Evaluate the trials' candidates again, with graphs that are already built. The baseline's trial comes first."""
     others = [trial.candidate for trial in trials if trial.candidate != first.candidate]
-    return [first, *(evaluate(candidate, bench, reference)[0] for candidate in others)]
+    return [first, *(evaluate(candidate, context, baseline_run)[0] for candidate in others)]
 
 
 @dataclass(frozen=True, slots=True)
 class SweepUsage:
-    """Seconds of a sweep, and the most memory that it and all its processes held at once."""
+    """Duration of a sweep in seconds, and the peak memory of all its processes together in bytes."""
 
     seconds: float
     peak_bytes: int
@@ -184,18 +195,18 @@ class SweepUsage:
 
 def _sweep(source: str, out: Path, *options: str) -> SweepUsage:
     command = [sys.executable, "-m", "stillhouse", "accelerate", source, "-o", str(out), *options]
-    began, peak = perf_counter(), 0
+    start, peak = perf_counter(), 0
     with subprocess.Popen(command) as process:
         while process.poll() is None:
             peak = max(peak, resident_bytes(process.pid))
             sleep(_POLL_SECONDS)
     if process.returncode:
         sys.exit(process.returncode)
-    return SweepUsage(perf_counter() - began, peak)
+    return SweepUsage(perf_counter() - start, peak)
 
 
 def _run_judge(model: str, captions: int, *options: str) -> dict[str, Any]:
-    """What `stillhouse judge` says of a model at its own defaults."""
+    """Return the scores of a model with its own defaults, from `stillhouse judge`."""
     file = BUILD / "judged.json"
     steps = str(_steps(model))
     command = [sys.executable, "-m", "stillhouse", "judge", model, "--captions", str(captions), "--steps", steps]
@@ -212,7 +223,7 @@ def _steps(model: str) -> int:
 
 
 def _without_paths(report: Report) -> Report:
-    """The report without paths of files that are not kept."""
+    """Return the report without paths of files that are not committed."""
     slim = [
         replace(
             trial,

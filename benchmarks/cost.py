@@ -1,10 +1,10 @@
-"""What a picture costs, from plain diffusers to a student: `python -m benchmarks.cost shapes` (or `sd15`).
+"""Seconds of a picture, from plain diffusers to a student: `python -m benchmarks.cost shapes` (or `sd15`).
 
-Every way is a process of its own that takes turns with plain diffusers. `shapes`: the embedded model and its students,
-as they come and as `stillhouse accelerate` left them. `sd15`: the size of Stable Diffusion 1.5 with random weights and
-a tiny decoder, for speed alone: what a network draws does not change how long it takes. There, too, students are
-measured as they come and accelerated, within a quarter of an hour; a plain picture is put together of its text, 35
-guided evaluations, of which one is timed in each round, and its decoding.
+Every variant runs in its own process, in interleaved rounds with plain diffusers. `shapes`: the embedded model and its
+students, as shipped and as `stillhouse accelerate` left them. `sd15`: the sizes of Stable Diffusion 1.5 with random
+weights and a tiny decoder, for speed only. There, too, students are measured as shipped and accelerated (within 15
+minutes). The seconds of a plain picture are computed from its text encoding, 35 guided evaluations, of which one is
+timed in each round, and its decoding.
 """
 
 import argparse
@@ -18,62 +18,66 @@ from functools import partial
 from pathlib import Path
 from time import perf_counter
 
+from benchmarks.generator_process import GUIDANCE, PROMPT, STEPS, GeneratorFactory, GeneratorProcess, run_child
 from benchmarks.record import write_results
-from benchmarks.subject import GUIDANCE, PROMPT, STEPS, GeneratorFactory, GeneratorProcess, run_child
 from stillhouse.measure.clock import Ratio, paired_ratio, run_interleaved, summarise
 from stillhouse.pipelines.load import EMBEDDED
 
 BUILD = Path("build")
 SD15, STUDENTS = BUILD / "sd15" / "pipeline", BUILD / "sd15-students"
 WIDTH = 64
-"""Of the tiny decoder at the size of Stable Diffusion."""
+"""Width of the tiny decoder at the sizes of Stable Diffusion."""
 STUDENTS_STEPS = (3, 1)
 DIFFUSERS_BASELINE = "diffusers, torch fp32, vanilla attention"
 _DEFAULT_VARIANT = "OpenVINO"
 """In bf16 where the processor has it."""
 _TIMESTEPS = (999.0, 666.0, 332.0)
-_SWEEP = ("--component", "unet", "--memory", "20GiB", "--budget", "15m", "--min-sqnr", "10")
-"""Of the student: its network alone, since random weights draw nothing by which pictures could be compared."""
+_SWEEP = ("--component", "denoiser", "--memory", "20GiB", "--budget", "15m", "--min-sqnr", "10")
+"""Options for accelerating the student: only its network, since pictures of random weights cannot be compared."""
 _NAMES = tuple(EMBEDDED)
 
 
 def main() -> None:
-    """Prepare what is missing, measure in turns, write the figures down."""
+    """Prepare what is missing, measure in interleaved rounds, write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("which", choices=("shapes", "sd15"))
     parser.add_argument("--rounds", type=int)
-    parser.add_argument("--as-they-come", action="store_true", help="of sd15: leave the sweep out")
-    parser.add_argument("--prepare", action="store_true", help="only make what is measured")
+    parser.add_argument("--as-they-come", action="store_true", help="sd15: do not accelerate the students")
+    parser.add_argument("--prepare", action="store_true", help="only make the pipelines that are measured")
     arguments = parser.parse_args()
     is_small, is_swept = arguments.which == "shapes", not arguments.as_they_come
     if arguments.prepare:
         _prepare_shapes() if is_small else _prepare_sd15(is_swept)
         return
-    # In a process that gives its memory back: at the size of Stable Diffusion it holds three networks.
+    # In a process of its own, whose memory is freed: at the sizes of Stable Diffusion it holds three networks.
     subprocess.run([sys.executable, "-m", "benchmarks.cost", *sys.argv[1:], "--prepare"], check=True)
     if is_small:
         _measure("cost", [_shapes_variants()], arguments.rounds or 15)
     else:
-        # In pairs, since more of them at once do not fit beside each other into 24 GiB.
-        _measure("cost_sd15", [(_BASELINE_SD15, way) for way in _sd15_variants(is_swept)], arguments.rounds or 3)
+        # In pairs, since more processes at once do not fit into 24 GiB.
+        _measure(
+            "cost_sd15", [(_BASELINE_SD15, variant) for variant in _sd15_variants(is_swept)], arguments.rounds or 3
+        )
 
 
 def _measure(name: str, groups: Sequence[Sequence[str]], rounds: int) -> None:
-    """All ways of a group take turns; every group has the plain one, which their ratios refer to."""
-    threads, plain = len(os.sched_getaffinity(0)), BASELINES[name]
-    taken: dict[str, list[float]] = {}
+    """Measure the groups one after the other. Every group has the baseline, to which its ratios refer."""
+    threads, baseline = len(os.sched_getaffinity(0)), BASELINES[name]
+    times: dict[str, list[float]] = {}
     ratios: dict[str, Ratio] = {}
-    for ways in groups:
+    for variants in groups:
         with ExitStack() as stack:
-            subjects = {way: stack.enter_context(GeneratorProcess(way, threads, "benchmarks.cost")) for way in ways}
-            seconds = run_interleaved(subjects, rounds)
-        for way, own in seconds.items():
-            taken.setdefault(way, []).extend(own)
-            ratios[way] = paired_ratio(seconds[plain], own)
-    rows = {way: {"seconds": asdict(summarise(own)), "ratio": asdict(ratios[way])} for way, own in taken.items()}
+            generators = {
+                name: stack.enter_context(GeneratorProcess(name, threads, "benchmarks.cost")) for name in variants
+            }
+            seconds = run_interleaved(generators, rounds)
+        for variant, own in seconds.items():
+            times.setdefault(variant, []).extend(own)
+            ratios[variant] = paired_ratio(seconds[baseline], own)
+    rows = {key: {"seconds": asdict(summarise(own)), "ratio": asdict(ratios[key])} for key, own in times.items()}
     write_results(name, {"steps": STEPS, "threads": threads, "rounds": rounds, "rows": rows})
-    for way, row in rows.items():
-        print(f"{way:60} {row['seconds']['median']:8.3f} s  {row['ratio']['value']:.1f}x")
+    for key, row in rows.items():
+        print(f"{key:60} {row['seconds']['median']:8.3f} s  {row['ratio']['value']:.1f}x")
 
 
 def _prepare_shapes() -> None:
@@ -84,7 +88,7 @@ def _prepare_shapes() -> None:
 
 
 def _prepare_sd15(is_swept: bool) -> None:
-    """Students with the guidance inside and a tiny decoder, untrained: they are as quick as trained ones."""
+    """Make students with embedded guidance and a tiny decoder, untrained: they are as fast as trained ones."""
     if not SD15.is_dir():
         subprocess.run([sys.executable, "-m", "benchmarks.sd15", "--keep"], check=True)
     import torch
@@ -104,18 +108,18 @@ def _prepare_sd15(is_swept: bool) -> None:
         manifest = read_manifest(SD15)
         torch.manual_seed(0)
         unet = UNet2DConditionModel.from_pretrained(SD15 / "unet", torch_dtype=torch.float32)
-        teacher = Denoiser(unet, manifest.schedule, manifest.prediction)
+        teacher = Denoiser(unet, manifest.sampling.schedule, manifest.sampling.prediction)
         schedule, prediction = student_parameterization(teacher)
         denoiser = freeze(Denoiser(add_guidance_embedding(unet), schedule, prediction))
         grid = grid_from_timesteps(schedule, _TIMESTEPS)
         student = Student("3-steps", denoiser, {}, grid, "progressive", FitResult(True, 0, 0.0, {}))
         write_student(SD15, student, first, guidance=(1.0, 15.0), decoder=TinyDecoder(manifest.latent, WIDTH))
-        made = read_manifest(first)
-        quick = {
-            name: replace(one, backend="openvino", precision="auto", static=True)
-            for name, one in made.components.items()
+        manifest = read_manifest(first)
+        components = {
+            name: replace(component, backend="openvino", precision="auto", static=True)
+            for name, component in manifest.components.items()
         }
-        write_manifest(first, replace(made, components=quick))
+        write_manifest(first, replace(manifest, components=components))
     faster = _student_folder(STUDENTS_STEPS[0], "faster")
     if is_swept and not (faster / "report.json").is_file():
         command = [sys.executable, "-m", "stillhouse", "accelerate", str(first), "-o", str(faster)]
@@ -125,11 +129,12 @@ def _prepare_sd15(is_swept: bool) -> None:
             other = _student_folder(steps, kind)
             if not other.is_dir():
                 subprocess.run(["cp", "-al", str(_student_folder(STUDENTS_STEPS[0], kind)), str(other)], check=True)
-                made = read_manifest(other)
-                assert made.distilled is not None
-                learnt = replace(made.distilled, timesteps=_TIMESTEPS[:steps])
-                (other / "stillhouse.json").unlink()  # a link to the other's
-                write_manifest(other, replace(made, distilled=learnt, defaults=replace(made.defaults, steps=steps)))
+                manifest = read_manifest(other)
+                assert manifest.distilled is not None
+                distilled = replace(manifest.distilled, timesteps=_TIMESTEPS[:steps])
+                (other / "stillhouse.json").unlink()  # a hard link to the first one's
+                defaults = replace(manifest.defaults, steps=steps)
+                write_manifest(other, replace(manifest, distilled=distilled, defaults=defaults))
 
 
 def _student_folder(steps: int, kind: str = "") -> Path:
@@ -165,7 +170,9 @@ def _diffusers(threads: int) -> Callable[[], object]:
 
 
 def _diffusers_sd15(threads: int) -> Callable[[], object]:
-    """Seconds of a picture: text, as many guided evaluations as it takes, of which one is timed, and decoding."""
+    """Return a function that measures text encoding, one guided evaluation and decoding, and returns a picture's
+    seconds.
+    """
     import torch
     from diffusers import StableDiffusionPipeline
     from diffusers.models.attention_processor import AttnProcessor
@@ -175,9 +182,9 @@ def _diffusers_sd15(threads: int) -> Callable[[], object]:
     pipeline.unet.set_attn_processor(AttnProcessor())
     latents = torch.zeros(2, 4, 64, 64)
 
-    def timed(work: Callable[[], object]) -> float:
+    def timed(call: Callable[[], object]) -> float:
         began = perf_counter()
-        work()
+        call()
         return perf_counter() - began
 
     def picture() -> float:
@@ -195,28 +202,28 @@ def _diffusers_sd15(threads: int) -> Callable[[], object]:
 _BASELINE_SD15 = f"{DIFFUSERS_BASELINE}, {STEPS} guided steps of 512x512"
 _BASELINE_SHAPES = f"{DIFFUSERS_BASELINE}, {STEPS} guided steps"
 BASELINES = {"cost": _BASELINE_SHAPES, "cost_sd15": _BASELINE_SD15}
-"""By table, the way that ratios refer to."""
+"""The variant that ratios refer to, by table."""
 _FACTORIES: Mapping[str, GeneratorFactory] = {
     _BASELINE_SHAPES: _diffusers,
     **{name: _stillhouse(name) for name in _NAMES},
     **{f"{name}, accelerated": _stillhouse(_accelerated_folder(name)) for name in _NAMES},
     _BASELINE_SD15: _diffusers_sd15,
     **{
-        f"student of {steps} step{'s' if steps > 1 else ''}, tiny decoder, {told}": _stillhouse(
+        f"student of {steps} step{'s' if steps > 1 else ''}, tiny decoder, {label}": _stillhouse(
             _student_folder(steps, kind), width=512, height=512
         )
         for steps in STUDENTS_STEPS
-        for kind, told in (("", _DEFAULT_VARIANT), ("faster", "accelerated"))
+        for kind, label in (("", _DEFAULT_VARIANT), ("faster", "accelerated"))
     },
 }
 
 
 def _shapes_variants() -> list[str]:
-    return [way for way in _FACTORIES if way == _BASELINE_SHAPES or way.startswith("shapes")]
+    return [name for name in _FACTORIES if name == _BASELINE_SHAPES or name.startswith("shapes")]
 
 
 def _sd15_variants(is_swept: bool) -> list[str]:
-    return [way for way in _FACTORIES if way.startswith("student") and (is_swept or way.endswith(_DEFAULT_VARIANT))]
+    return [name for name in _FACTORIES if name.startswith("student") and (is_swept or name.endswith(_DEFAULT_VARIANT))]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""What distillation cost and gained: `python -m benchmarks.distill STUDENT...` writes results/distill.json.
+"""Cost and quality of distillation: `python -m benchmarks.distill STUDENT...` writes results/distill.json.
 
-The same as `stillhouse judge STUDENT... --against shapes`, beside what learning took, out of the students' manifests.
+The evaluation is that of `stillhouse judge STUDENT... --against shapes`; the training cost is read from the students'
+manifests.
 """
 
 import argparse
@@ -18,7 +19,7 @@ STEPS = 35
 
 
 def main() -> None:
-    """Compare, and write the figures down."""
+    """Evaluate students against the embedded teacher and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("students", nargs="+", help="names of embedded students, or pipeline directories")
     parser.add_argument("--captions", type=int, default=1000)
@@ -28,14 +29,14 @@ def main() -> None:
         print(f"\r{name}: {done} of {total}", end="", file=sys.stderr, flush=True)
 
     teacher = load("shapes")
-    asked = ImageRequest("", steps=STEPS)
+    request = ImageRequest("", steps=STEPS)
     opened = [load(Path(name) if Path(name).is_dir() else name) for name in arguments.students]
     students = [student_setup(pipeline, teacher.manifest.defaults.guidance) for pipeline in opened]
-    first = GenerationSetup(f"teacher, {STEPS} steps", teacher, asked)
-    verdict, _ = evaluate_students(first, students, shapes_caption_set(arguments.captions), progress)
-    print(f"\n{summarize_evaluation(verdict)}", file=sys.stderr)
-    learnt = {student.name: student.pipeline.manifest.evidence.get("distill") for student in students}
-    write_results("distill", {"verdict": asdict(verdict), "learnt": learnt})
+    first = GenerationSetup(f"teacher, {STEPS} steps", teacher, request)
+    report, _ = evaluate_students(first, students, shapes_caption_set(arguments.captions), progress)
+    print(f"\n{summarize_evaluation(report)}", file=sys.stderr)
+    training = {student.name: student.pipeline.manifest.evidence.get("distill") for student in students}
+    write_results("distill", {"report": asdict(report), "training": training})
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""A table in Markdown."""
+"""Markdown tables."""
 
 from collections.abc import Sequence
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lines of a table, the head first.
+    """Return the lines of a table.
 
-    >>> print(grid(["a", "b"], [["1", "2"]]), end="")
+    >>> print(markdown_table(["a", "b"], [["1", "2"]]), end="")
     | a | b |
     | --- | --- |
     | 1 | 2 |

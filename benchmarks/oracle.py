@@ -1,7 +1,7 @@
-"""How the oracle fails: `python -m benchmarks.oracle` writes results/oracle.json.
+"""Sensitivity of the oracle to single faults: `python -m benchmarks.oracle` writes results/oracle.json.
 
-Every row spoils 500 freshly drawn two-figure scenes in one way and scores them against their full captions. An
-exact oracle loses just the attribute that was spoilt, and blur or noise cost cleanliness long before correctness.
+Each row applies one fault to 500 random scenes of two figures and scores them against their full captions. An exact
+oracle lowers only the score of the changed attribute; blur and noise lower the strict score long before the others.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,18 +22,18 @@ SCORES = ("all_correct", "strict", *ATTRIBUTES)
 
 
 def main() -> None:
-    """Score all rows and write them down."""
+    """Score every fault and write the results."""
     rows = {"nothing (2,000 truths)": _mean_scores(_clean_pairs)}
-    rows |= {name: _mean_scores(_corrupted_pairs(spoil)) for name, spoil in _SCENE_FAULTS.items()}
+    rows |= {name: _mean_scores(_corrupted_pairs(fault)) for name, fault in _SCENE_FAULTS.items()}
     rows |= {
-        name: _mean_scores(_corrupted_pairs(lambda scene, rng: scene, after)) for name, after in _PIXEL_FAULTS.items()
+        name: _mean_scores(_corrupted_pairs(lambda scene, rng: scene, fault)) for name, fault in _PIXEL_FAULTS.items()
     }
     write_results("oracle", {"scenes": SCENES, "truths": CLEAN_SCENES, "rows": rows})
 
 
 def _mean_scores(pairs: "_PairFactory") -> dict[str, float]:
     scores = [score_picture(picture, describe(scene)) for picture, scene in pairs()]
-    return {name: float(np.mean([float(getattr(one, name)) for one in scores])) for name in SCORES}
+    return {name: float(np.mean([float(getattr(score, name)) for score in scores])) for name in SCORES}
 
 
 def _clean_pairs() -> list[tuple[Picture, Scene]]:
@@ -54,9 +54,9 @@ def _corrupted_pairs(
     return pairs
 
 
-def _pick_other(options: tuple[str, ...], taken: set[str], rng: np.random.Generator) -> str:
-    free = [option for option in options if option not in taken]
-    return free[int(rng.integers(len(free)))]
+def _pick_other(options: tuple[str, ...], excluded: set[str], rng: np.random.Generator) -> str:
+    allowed = [option for option in options if option not in excluded]
+    return allowed[int(rng.integers(len(allowed)))]
 
 
 def _colours(scene: Scene) -> set[str]:

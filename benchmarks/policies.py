@@ -1,7 +1,8 @@
-"""What policies make of the same requests: `python -m benchmarks.policies` writes results/policies.json.
+"""Simulation of all policies on the same arrivals: `python -m benchmarks.policies` writes results/policies.json.
 
-Nothing is drawn: the engine of the server runs on a virtual clock. Four of five pictures take 3 evaluations, the others
-35; an evaluation takes a second and shares its batch with nobody, as on a processor that gains nothing from batches.
+No images are generated: the server's engine runs on a virtual clock. Four of five requests take 3 evaluations, the
+others 35. An evaluation takes a second and has a batch of one request, as on a processor that gains nothing from
+batching.
 """
 
 import argparse
@@ -27,41 +28,41 @@ _SEEDS = 5
 
 
 def main() -> None:
-    """Serve the same traces by every policy."""
+    """Serve the same arrivals by every policy."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--count", type=int, default=1000, help="pictures in each of the traces")
+    parser.add_argument("--count", type=int, default=1000, help="requests per trace")
     arguments = parser.parse_args()
     rows = []
     for name, traces in _traces(arguments.count).items():
         for policy in POLICIES:
-            served = [one for trace in traces for one in simulate(trace, POLICIES[policy], _COST)]
-            rows.append({"trace": name, "policy": policy, **_latency_percentiles(served)})
+            jobs = [job for trace in traces for job in simulate(trace, POLICIES[policy], _COST)]
+            rows.append({"trace": name, "policy": policy, **_latency_percentiles(jobs)})
             print(rows[-1])
     write_results("policies", {"count": arguments.count, "seeds": _SEEDS, "rows": rows})
 
 
 def _traces(count: int) -> Mapping[str, list[list[Arrival]]]:
-    found = {
+    traces = {
         f"{100 * load:.0f} % load": [poisson_arrivals(_KINDS, load, count, _COST, seed=seed) for seed in range(_SEEDS)]
         for load in _LOADS
     }
-    calm = found[f"{100 * _LOADS[0]:.0f} % load"]
-    found[f"{100 * _LOADS[0]:.0f} % load, {_FLOOD} pro pictures at once"] = [
+    calm = traces[f"{100 * _LOADS[0]:.0f} % load"]
+    traces[f"{100 * _LOADS[0]:.0f} % load, {_FLOOD} pro pictures at once"] = [
         add_flood(trace, _KINDS[1], trace[count // 2].time, _FLOOD) for trace in calm
     ]
-    return found
+    return traces
 
 
-def _latency_percentiles(served: Sequence[SimulatedJob]) -> dict[str, float]:
-    told = {"kept": sum(one.is_in_time for one in served) / len(served)}
-    for kind in _KINDS:
-        # The one who floods waits for itself, which tells nothing of a policy.
-        own = [one for one in served if one.job.tier == kind.tier and one.job.key != "flood"]
-        percent = quantiles([one.seconds / one.job.isolated_seconds for one in own], n=100)
-        name = kind.tier.name
-        told |= {f"{name}_p50": percent[49], f"{name}_p99": percent[98]}
-        told[f"{name}_kept"] = sum(one.is_in_time for one in own) / len(own)
-    return told
+def _latency_percentiles(jobs: Sequence[SimulatedJob]) -> dict[str, float]:
+    metrics = {"kept": sum(job.is_in_time for job in jobs) / len(jobs)}
+    for arrival_class in _KINDS:
+        # The flooding client waits for its own requests, which says nothing about a policy.
+        tier_jobs = [job for job in jobs if job.job.tier == arrival_class.tier and job.job.key != "flood"]
+        percent = quantiles([job.seconds / job.job.isolated_seconds for job in tier_jobs], n=100)
+        name = arrival_class.tier.name
+        metrics |= {f"{name}_p50": percent[49], f"{name}_p99": percent[98]}
+        metrics[f"{name}_kept"] = sum(job.is_in_time for job in tier_jobs) / len(tier_jobs)
+    return metrics
 
 
 if __name__ == "__main__":

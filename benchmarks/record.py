@@ -1,4 +1,4 @@
-"""Where measurements are kept: one JSON file each, with the machine and the versions that they were taken on."""
+"""Results of the benchmarks: one JSON file each, with the machine and the versions of packages."""
 
 import json
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ _PACKAGES = ("stillhouse", "numpy", "onnxruntime", "openvino", "torch", "diffuse
 
 
 def write_results(name: str, measured: Mapping[str, Any]) -> Path:
-    """Write `results/NAME.json` whole or not at all, and say where."""
+    """Write `results/NAME.json` atomically, print and return its path."""
     path = RESULTS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
@@ -25,6 +25,6 @@ def write_results(name: str, measured: Mapping[str, Any]) -> Path:
 
 
 def read_results(name: str) -> dict[str, Any]:
-    """What `record` wrote."""
+    """Read what `write_results` wrote."""
     document: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
     return document

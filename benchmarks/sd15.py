@@ -1,7 +1,7 @@
-"""The real shape: Stable Diffusion 1.5 with random weights, from checkpoint to picture, and what it takes.
+"""Stable Diffusion 1.5's sizes with random weights, from checkpoint to picture: seconds and peak memory.
 
-`python -m benchmarks.sd15` writes an 860 M-parameter checkpoint in half precision, imports it, makes one 512x512
-picture, and prints seconds and peak memory of each stage. Every stage is a process of its own.
+`python -m benchmarks.sd15` writes an 860 M-parameter checkpoint in half precision, imports it, generates one 512x512
+picture, and prints seconds and peak memory of each stage. Every stage runs in its own process.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("build/sd15"))
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--keep", action="store_true", help="leave the checkpoint and the pipeline where they are")
+    parser.add_argument("--keep", action="store_true", help="do not delete the checkpoint and the pipeline")
     parser.add_argument("--stage", choices=tuple(_STAGES), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.stage:
@@ -37,8 +37,8 @@ def main() -> None:
     write_results("sd15", {"stages": stages, "steps": arguments.steps, "peak_bytes": peak, "limit_bytes": _LIMIT})
     print(f"peak memory {peak / 2**30:.2f} GiB of {_LIMIT / 2**30:.0f} GiB allowed")
     if not arguments.keep:
-        for made in ("checkpoint", "pipeline"):
-            shutil.rmtree(arguments.folder / made)
+        for folder in ("checkpoint", "pipeline"):
+            shutil.rmtree(arguments.folder / folder)
     sys.exit(peak > _LIMIT)
 
 
@@ -58,7 +58,7 @@ def _run(stage: str, folder: Path, steps: int) -> None:
 
 
 def _write(folder: Path, steps: int) -> dict[str, Any]:
-    """A whole checkpoint in the layout and the sizes of Stable Diffusion 1.5, weights at random."""
+    """Write a checkpoint with the layout and the sizes of Stable Diffusion 1.5 and random weights."""
     import torch
     from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -67,13 +67,13 @@ def _write(folder: Path, steps: int) -> dict[str, Any]:
 
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float16)
-    cross, plain = "CrossAttnDownBlock2D", "DownBlock2D"
+    cross, no_cross = "CrossAttnDownBlock2D", "DownBlock2D"
     unet = UNet2DConditionModel(
         sample_size=64,
         cross_attention_dim=768,
         attention_head_dim=8,
         block_out_channels=(320, 640, 1280, 1280),
-        down_block_types=(cross, cross, cross, plain),
+        down_block_types=(cross, cross, cross, no_cross),
     )
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -90,7 +90,7 @@ def _write(folder: Path, steps: int) -> dict[str, Any]:
         num_attention_heads=12,
         projection_dim=768,
     )
-    # Its words are the embedded model's: no vocabulary can be fetched, and random weights understand none.
+    # The tokenizer is the embedded model's: no vocabulary can be downloaded, and random weights need none.
     tokenizer = build_tokenizer(length=77)
     scheduler = PNDMScheduler(
         beta_start=0.00085,

@@ -1,6 +1,6 @@
-"""Every table in the documents, made from results/*.json: `python -m benchmarks.tables` (`--check` changes nothing).
+"""Tables of the documents, made from results/*.json: `python -m benchmarks.tables` (`--check` changes nothing).
 
-A document marks a place with `<!-- table: NAME -->` ... `<!-- end -->`; what stands between is replaced.
+A document marks a table by `<!-- table: NAME -->` ... `<!-- end -->`; the text between them is replaced.
 """
 
 import re
@@ -14,9 +14,13 @@ from benchmarks.grid import markdown_table
 from benchmarks.record import RESULTS, read_results
 from benchmarks.serving import tables as serving
 from stillhouse.accelerate.records.candidate import Candidate
-from stillhouse.distill.evaluation.evaluation_report import LEGEND, EvaluationReport, evaluation_columns
-from stillhouse.distill.evaluation.evaluation_report import evaluation_rows as table_of
-from stillhouse.json_decode import decode
+from stillhouse.distill.evaluation.evaluation_report import (
+    LEGEND,
+    EvaluationReport,
+    evaluation_columns,
+    evaluation_rows,
+)
+from stillhouse.validation import convert
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ("README.md", "docs/measurements.md", "docs/gpu.md")
@@ -24,7 +28,7 @@ _MARK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def main() -> None:
-    """Rewrite the documents, or with --check exit 1 where one would change."""
+    """Rewrite the documents, or with --check exit with 1 where one would change."""
     stale = [name for name in DOCUMENTS if (ROOT / name).read_text() != rendered(ROOT / name)]
     if "--check" in sys.argv[1:]:
         sys.exit(f"stale tables in {', '.join(stale)}; run python -m benchmarks.tables" if stale else 0)
@@ -34,7 +38,7 @@ def main() -> None:
 
 
 def rendered(document: Path) -> str:
-    """The document with its tables made anew; a table without results says so."""
+    """Return the document with its tables made anew; a table without results is marked as not measured."""
     return _MARK.sub(lambda mark: mark[1] + _table(mark[2]) + mark[3], document.read_text())
 
 
@@ -47,7 +51,7 @@ def _table(name: str) -> str:
 
 
 _INSTRUCTIONS = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "bf16", "avx512_vnni": "VNNI"}
-"""Those that decide which precisions pay: machines of one name differ in them."""
+"""Instruction set extensions that decide which precisions are fast: machines of one name differ in them."""
 
 
 def _environment_line(results: Mapping[str, Any]) -> str:
@@ -56,8 +60,8 @@ def _environment_line(results: Mapping[str, Any]) -> str:
         f"{name} {versions[name]}" for name in ("onnxruntime", "openvino", "torch") if name in versions
     )
     memory = f"{machine['memory'] / 2**30:.0f} GiB"
-    has = [told for name, told in _INSTRUCTIONS.items() if name in machine["instructions"]]
-    return f"{machine['processor']}, {machine['cores']} cores, {memory}, {', '.join(has)}; {packages}"
+    extensions = [label for name, label in _INSTRUCTIONS.items() if name in machine["instructions"]]
+    return f"{machine['processor']}, {machine['cores']} cores, {memory}, {', '.join(extensions)}; {packages}"
 
 
 def _speed(results: Mapping[str, Any]) -> str:
@@ -82,15 +86,17 @@ def _speed(results: Mapping[str, Any]) -> str:
 def _judge(results: Mapping[str, Any]) -> str:
     judged = results["judgement"]
 
-    def share(one: Mapping[str, float]) -> str:
-        return f"{100 * one['value']:.1f} % ({100 * one['low']:.1f} to {100 * one['high']:.1f})"
+    def share(score: Mapping[str, float]) -> str:
+        return f"{100 * score['value']:.1f} % ({100 * score['low']:.1f} to {100 * score['high']:.1f})"
 
     rows = [
         [name.replace("_", " "), share(judged["scores"][name]), f"{100 * judged['ceiling'][name]['value']:.1f} %"]
         for name in judged["scores"]
     ]
-    asked = f"{judged['captions']:,} held-out captions, {judged['steps']} {judged['sampler']} steps, guidance"
-    return markdown_table([f"{asked} {judged['guidance']:g}", "pictures that have it (95 % interval)", "ceiling"], rows)
+    request = f"{judged['captions']:,} held-out captions, {judged['steps']} {judged['sampler']} steps, guidance"
+    return markdown_table(
+        [f"{request} {judged['guidance']:g}", "pictures that have it (95 % interval)", "ceiling"], rows
+    )
 
 
 def _oracle(results: Mapping[str, Any]) -> str:
@@ -119,57 +125,57 @@ def _accelerate(results: Mapping[str, Any]) -> str:
     for trial in whole:
         candidate = trial["candidate"]
         is_chosen = _candidate_key(trial) == chosen
-        if trial["ratio"] and (is_chosen or candidate["recipe"] in ("loop", "baseline") or not candidate["options"]):
+        if trial["ratio"] and (is_chosen or candidate["recipe"] == "baseline" or not candidate["options"]):
             name = _LOOPS.get(candidate["backend"], "plain loop, chosen networks")
             changes = [f"{option} {value}" for option, value in sorted(candidate["options"].items())]
-            told = ", ".join(changes) or "the plain loop, other networks"
+            label = ", ".join(changes) or "the plain loop, other networks"
             seconds, ratio = trial["seconds"], trial["ratio"]
             speed = f"**{ratio['value']:.1f}x** ({ratio['low']:.1f} to {ratio['high']:.1f})"
             score = results["judged"].get("chosen" if is_chosen else _JUDGED.get(candidate["backend"], ""))
-            right = f"{100 * score['scores']['all_correct']['value']:.1f} %" if score else ""
-            rows.append([f"chosen: {told}" if is_chosen else name, f"{seconds['median']:.3f}", speed, right])
+            correct = f"{100 * score['scores']['all_correct']['value']:.1f} %" if score else ""
+            rows.append([f"chosen: {label}" if is_chosen else name, f"{seconds['median']:.3f}", speed, correct])
     captions = results["judged"]["chosen"]["captions"]
     tried = sum(trial["ratio"] is not None for trial in report["trials"])
-    told = f"{len(report['trials'])} candidates, {tried} of them measured, in {results['seconds']:.0f} s."
+    summary = f"{len(report['trials'])} candidates, {tried} of them measured, in {results['seconds']:.0f} s."
     head = ["the embedded model, one picture", "seconds", "against onnxruntime", f"all correct, {captions:,} captions"]
-    return f"{markdown_table(head, rows)}\n{told}\n"
+    return f"{markdown_table(head, rows)}\n{summary}\n"
 
 
 _JUDGED = {"openvino": "plain loop, openvino defaults"}
 
 
 def _candidate_key(trial: Mapping[str, Any]) -> str:
-    return decode(Candidate, trial["candidate"]).key
+    return convert(Candidate, trial["candidate"]).key
 
 
 def _accelerate_sd15(results: Mapping[str, Any]) -> str:
     rows = []
-    for trial in sorted(results["report"]["trials"], key=lambda one: -(one["ratio"] or {"value": 0})["value"]):
+    for trial in sorted(results["report"]["trials"], key=lambda trial: -(trial["ratio"] or {"value": 0})["value"]):
         seconds, ratio = trial["seconds"], trial["ratio"]
         if ratio:
-            sqnr = min(one["sqnr"] for one in trial["fidelity"].values())
+            sqnr = min(fidelity["sqnr"] for fidelity in trial["fidelity"].values())
             peak = f"{trial['peak_bytes'] / 2**30:.1f} GiB"
             speed = f"{ratio['value']:.2f}x ({ratio['low']:.2f} to {ratio['high']:.2f})"
-            name = decode(Candidate, trial["candidate"]).name
-            told = "exact" if sqnr >= 900 else f"{sqnr:.0f} dB"
-            rows.append([name, trial["executed"], f"{seconds['median']:.2f}", speed, told, peak, trial["status"]])
+            name = convert(Candidate, trial["candidate"]).name
+            accuracy = "exact" if sqnr >= 900 else f"{sqnr:.0f} dB"
+            rows.append([name, trial["executed"], f"{seconds['median']:.2f}", speed, accuracy, peak, trial["status"]])
     head = ["U-Net of Stable Diffusion 1.5", "ran in", "seconds", "against onnxruntime", "SQNR", "peak memory", ""]
-    beside = []
+    torch_rows = []
     for trial in results.get("beside_torch", []):
         ratio = trial["ratio"]
         speed = f"{ratio['value']:.2f}x ({ratio['low']:.2f} to {ratio['high']:.2f})"
-        beside.append([decode(Candidate, trial["candidate"]).name, f"{trial['seconds']['median']:.2f}", speed])
+        torch_rows.append([convert(Candidate, trial["candidate"]).name, f"{trial['seconds']['median']:.2f}", speed])
     minutes, memory = results["report"]["seconds"] / 60, results["peak_bytes"] / 2**30
-    told = f"Swept in {minutes:.0f} minutes, all processes together within {memory:.1f} GiB."
-    second = markdown_table(["timed once more in turns", "seconds", "against torch, vanilla attention"], beside)
-    return f"{markdown_table(head, rows)}\n{told}\n\n{second}"
+    summary = f"Swept in {minutes:.0f} minutes, all processes together within {memory:.1f} GiB."
+    second = markdown_table(["timed once more in turns", "seconds", "against torch, vanilla attention"], torch_rows)
+    return f"{markdown_table(head, rows)}\n{summary}\n\n{second}"
 
 
 def _choice(results: Mapping[str, Any]) -> str:
     shares = sorted(results["shares"])
     raced = f"{results['candidates']}, {results['contenders']} of them in every repeat"
-    told = [raced, str(len(shares)), f"{results['within']} of {len(shares)}"]
-    row = [*told, f"{100 * shares[0]:.1f} %", f"{100 * shares[len(shares) // 2]:.1f} %"]
+    counts = [raced, str(len(shares)), f"{results['within']} of {len(shares)}"]
+    row = [*counts, f"{100 * shares[0]:.1f} %", f"{100 * shares[len(shares) // 2]:.1f} %"]
     return markdown_table(
         ["candidates", "repeats", "within 5 % of the fastest", "worst choice", "median choice"], [row]
     )
@@ -180,8 +186,8 @@ def _policies(results: Mapping[str, Any]) -> str:
     rows, last = [], ""
     for row in results["rows"]:
         times = [f"{row[f'{tier}_{percent}']:.1f}x" for tier in ("free", "pro") for percent in ("p50", "p99")]
-        kept = [f"{100 * row[f'{tier}_kept']:.0f} %" for tier in ("free", "pro")]
-        rows.append([row["trace"] if row["trace"] != last else "", row["policy"], *times, *kept])
+        in_time = [f"{100 * row[f'{tier}_kept']:.0f} %" for tier in ("free", "pro")]
+        rows.append([row["trace"] if row["trace"] != last else "", row["policy"], *times, *in_time])
         last = row["trace"]
     return f"{markdown_table(head, rows)}\n{results['seeds']} traces of {results['count']:,} pictures each.\n"
 
@@ -195,42 +201,59 @@ def _tick(results: Mapping[str, Any]) -> str:
 
 
 def _distill(results: Mapping[str, Any]) -> str:
-    verdict = decode(EvaluationReport, results["verdict"])
-    rows, told = [], training_stages(results["learnt"].values())
-    for number, lesson in enumerate(told, 1):
-        begun = lesson.get("begun")
-        begins = str(1 + _stage_index(told, begun)) if begun else ""
-        for student in lesson["students"]:
-            scores = ", ".join(f"{name} {value:.1f} dB" for name, value in student["scores"].items())
+    report = convert(EvaluationReport, results["report"])
+    rows, runs = [], training_stages(results["training"].values())
+    for number, run in enumerate(runs, 1):
+        initial = run.get("begun")
+        initial_number = str(1 + _stage_index(runs, initial)) if initial else ""
+        for student in run["students"]:
+            scores = ", ".join(f"{_SCORE_NAMES[name]} {value:.1f} dB" for name, value in student["scores"].items())
             steps = "any" if student["timesteps"] is None else str(len(student["timesteps"]))
-            learning = [f"{lesson['items']:,}", f"{student['updates']:,}", f"{student['hours']:.2f}", scores]
-            rows.append([str(number), begins, student["name"], student["method"], steps, *learning])
-    of = ["lesson", "goes on from", "student", "taught by", "steps", "examples", "updates", "hours", "its latents"]
-    judged = f"{markdown_table(evaluation_columns(verdict), table_of(verdict))}\n{verdict.captions:,} held-out captions. {LEGEND}\n"
-    learnt = "Its latents: how close they come to its teacher's from the same noise, and for edits."
-    return f"{judged}\n{markdown_table(of, rows)}\n{learnt}\n"
+            cost = [f"{run['items']:,}", f"{student['updates']:,}", f"{student['hours']:.2f}", scores]
+            rows.append(
+                [
+                    str(number),
+                    initial_number,
+                    student["name"],
+                    _METHOD_NAMES.get(student["method"], student["method"]),
+                    steps,
+                    *cost,
+                ]
+            )
+    columns = ["run", "initialised from", "student", "method", "steps", "samples", "updates", "hours", "latent PSNR"]
+    quality = markdown_table(evaluation_columns(report), evaluation_rows(report))
+    legend = "Latent PSNR: of the student's final latents against its teacher's, from the same noise and of edits."
+    captions = f"{report.caption_count:,} held-out captions. {LEGEND}"
+    return f"{quality}\n{captions}\n\n{markdown_table(columns, rows)}\n{legend}\n"
+
+
+_SCORE_NAMES = {"agreement": "noise", "latent_psnr": "noise", "edits": "edits"}
+_METHOD_NAMES = {"walks": "trajectories"}
+"""The evidence of the shipped students has former names."""
 
 
 def training_stages(training: Iterable[Mapping[str, Any] | None]) -> list[Mapping[str, Any]]:
-    """All that students were taught, those first with which others went on; of lessons that two share, the longer."""
-    told: list[Mapping[str, Any]] = []
+    """Return all stages of training, each after the one that it continues; of stages that two runs share, the longer
+    one.
+    """
+    stages: list[Mapping[str, Any]] = []
     for last in training:
         line: list[Mapping[str, Any]] = []
         while last:
             line.insert(0, last)
             last = last.get("begun")
-        for lesson in line:
-            place = _stage_index(told, lesson)
-            if place == len(told):
-                told.append(lesson)
-            elif len(lesson["students"]) > len(told[place]["students"]):
-                told[place] = lesson
-    return told
+        for stage in line:
+            place = _stage_index(stages, stage)
+            if place == len(stages):
+                stages.append(stage)
+            elif len(stage["students"]) > len(stages[place]["students"]):
+                stages[place] = stage
+    return stages
 
 
 def _stage_index(stages: Sequence[Mapping[str, Any]], stage: Mapping[str, Any]) -> int:
-    """Of a lesson among others, which is the same where its first student is; after all of them where it is new."""
-    same = (place for place, one in enumerate(stages) if one["students"][:1] == stage["students"][:1])
+    """Return the index of the stage with the same first student; the number of stages where there is none."""
+    same = (place for place, other in enumerate(stages) if other["students"][:1] == stage["students"][:1])
     return next(same, len(stages))
 
 
@@ -268,7 +291,7 @@ _TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "gpu_batching": gpu.batching_table,
 }
 _FILES = {name: "gpu" for name in _TABLES if name.startswith("gpu_")}
-"""Tables that share a file of results."""
+"""Tables whose results are in a file of another name."""
 _COMMANDS: Mapping[str, str] = {
     "speed": "python -m benchmarks.speed",
     "judge": "python -m benchmarks.judge",

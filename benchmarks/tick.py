@@ -1,7 +1,7 @@
-"""What the engine itself costs: `python -m benchmarks.tick` writes results/tick.json.
+"""Overhead of an engine step: `python -m benchmarks.tick` writes results/tick.json.
 
-Sixteen pictures of all ages and of two tiers wait; the device takes no time. What is left is picking, bookkeeping and
-learning. The bar is 200 microseconds a tick.
+Sixteen requests of two tiers and all ages wait; the executor takes no time. The rest is batch selection, bookkeeping
+and the latency model. The target is 200 microseconds per step.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ _TICKS = 20_000
 
 @dataclass
 class _NullDevice:
-    """A device that takes no time."""
+    """Executor that takes no time."""
 
     def begin(self, job: Job) -> None: ...
 
@@ -36,7 +36,7 @@ class _NullDevice:
 
 
 def main() -> None:
-    """Tick, with sixteen waiting at every moment, by every policy."""
+    """Measure a step with sixteen waiting requests by every policy."""
     rows = [{"policy": name, **_percentiles(_tick_seconds(name))} for name in POLICIES]
     for row in rows:
         print(row)
@@ -44,9 +44,9 @@ def main() -> None:
 
 
 def _tick_seconds(policy: str) -> list[float]:
-    """Seconds of each tick."""
+    """Return the seconds of each step."""
     engine = Engine(_NullDevice(), POLICIES[policy], _COST, perf_counter)
-    taken, number = [], 0
+    seconds, number = [], 0
     for _ in range(_TICKS):
         while len(engine.jobs) < _WAITING:
             steps = 3 + number % 33
@@ -55,13 +55,13 @@ def _tick_seconds(policy: str) -> list[float]:
             number += 1
         began = perf_counter()
         engine.step()
-        taken.append(perf_counter() - began)
-    return taken
+        seconds.append(perf_counter() - began)
+    return seconds
 
 
-def _percentiles(taken: Sequence[float]) -> dict[str, Any]:
-    percent = quantiles(taken, n=100)
-    return {"p50_us": 1e6 * percent[49], "p99_us": 1e6 * percent[98], "mean_us": 1e6 * sum(taken) / len(taken)}
+def _percentiles(seconds: Sequence[float]) -> dict[str, Any]:
+    percent = quantiles(seconds, n=100)
+    return {"p50_us": 1e6 * percent[49], "p99_us": 1e6 * percent[98], "mean_us": 1e6 * sum(seconds) / len(seconds)}
 
 
 if __name__ == "__main__":

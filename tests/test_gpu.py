@@ -70,7 +70,7 @@ def unremembered() -> Iterator[None]:
 
 
 def found(driver: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[Gpu, ...]:
-    monkeypatch.setattr(gpu, "_opened", lambda: driver)
+    monkeypatch.setattr(gpu, "_load_driver", lambda: driver)
     return find_gpus()
 
 
@@ -89,7 +89,7 @@ def test_what_is_in_use_is_asked_of_the_driver_whoever_uses_it(monkeypatch: pyte
     assert used_memory(2) is None
     driver.broken = 2  # no memory is left for a context
     assert used_memory() is None
-    monkeypatch.setattr(gpu, "_opened", lambda: None)
+    monkeypatch.setattr(gpu, "_load_driver", lambda: None)
     assert used_memory() is None
 
 

@@ -12,8 +12,8 @@ import pytest
 from benchmarks.gpu import tables
 from benchmarks.gpu.apart import merge_piece, run_part
 from benchmarks.gpu.ladder import FP8, SDXL_VARIANTS, UNET_VARIANTS, UNetVariant
-from stillhouse.accelerate.search.candidates import _gpu_candidates
-from tests.accelerate.search.test_candidates import ENVIRONMENT
+from stillhouse.backends import BackendStatus, torch_candidates
+from stillhouse.backends.backend import CandidateContext
 
 
 def test_everything_runs_on_a_processor_and_becomes_tables() -> None:
@@ -110,4 +110,5 @@ def test_what_wins_on_the_ladder_is_a_candidate(rung: UNetVariant) -> None:
         "shapes": (rung.compiled or rung.graphs) and "static",
     }
     wanted = {"device": "cuda", "attention": rung.attention, **{name: value for name, value in has.items() if value}}
-    assert wanted in [dict(one.options) for one in _gpu_candidates("unet", ENVIRONMENT) if one.backend == "torch"]
+    context = CandidateContext("denoiser", "high", BackendStatus("torch", "2", ("cuda:0",), (), None, ""))
+    assert wanted in [spec.options for spec in torch_candidates.candidates(context)]

@@ -1,1 +1,1 @@
-"""What a GPU makes of it: `python -m benchmarks.gpu`, with torch, Triton, diffusers and CUDA, and no network."""
+"""The benchmark of a GPU: `python -m benchmarks.gpu`, with torch, Triton, diffusers and CUDA, offline."""

@@ -25,31 +25,32 @@ from stillhouse.serve.engine.simulate import SimulatedJob, simulate
 from stillhouse.workers.lifetime import die_with_parent
 
 _SHARES = {"kernels": 0.3, "sd15": 0.35, "curve": 0.05, "sdxl": 0.18, "pictures": 0.06, "fp8": 0.04, "engines": 0.02}
-"""Of the time; what one leaves is the others'."""
+"""Shares of the time. What a part does not use goes to the later ones."""
 _CURVE = (1, 2, 4, 8, 16)
 _BUILD = Path("build") / "inductor"
 _LEAST = 10.0
-"""Seconds that a part is worth beginning for: it loads torch and makes its networks first."""
+"""Seconds below which a part is not started: it loads torch and builds its networks first."""
 _GRACE = 60.0
-"""Seconds beyond its own that a part may take to begin, and for what it has begun when its time is over."""
+"""Seconds beyond its share in which a part may start, and finish the row that it has begun."""
 _BUILDING = 300.0
-"""The same where engines are built, which takes them minutes; where there is none, that part takes no time."""
+"""The same where engines are built, which takes minutes. Without an engine that part takes no time."""
 
 Part: TypeAlias = Callable[[str, bool, Callable[[], bool]], Iterator[dict[str, Any]]]
-"""Of the benchmark, on a device, small or not, while there is time: pieces of the document, lists to be joined."""
+"""A part of the benchmark: takes a device, whether sizes are small, and whether there is time left; gives pieces of the
+document, whose lists are joined.
+"""
 
 
 def main() -> None:
-    """Measure part by part, and write down what there is after each row of a part, and after each part.
+    """Measure part by part, and write the document after each row and each part.
 
-    On a GPU every part has a process of its own: a kernel that reads what is not its own spoils all that comes later in
-    the same one.
+    On a GPU every part has its own process: an illegal memory access of one kernel fails all later work of its process.
     """
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--seconds", type=float, default=300.0, help="for measuring; default: 300")
-    parser.add_argument("--compile", type=float, default=150.0, help="seconds for compiling before; default: 150")
-    parser.add_argument("--only-compile", action="store_true", help="and measure nothing")
+    parser.add_argument("--compile", type=float, default=150.0, help="seconds for compiling first; default: 150")
+    parser.add_argument("--only-compile", action="store_true", help="measure nothing")
     parser.add_argument(
         "--part", action="append", choices=tuple(_SHARES), help="only this, in this process; repeatable"
     )
@@ -69,7 +70,7 @@ def main() -> None:
     document: dict[str, Any] = {} if is_apart else {"gpu": gpu_info(device)}
     for number, part in enumerate(parts):
         left = began + arguments.seconds - monotonic()
-        seconds = max(0.0, left) * _SHARES[part] / sum(_SHARES[one] for one in parts[number:])
+        seconds = max(0.0, left) * _SHARES[part] / sum(_SHARES[later] for later in parts[number:])
         if is_apart and left < _LEAST:
             pieces: Iterable[dict[str, Any]] = [{"failed": {part: "the time was up"}}]
         else:
@@ -86,16 +87,16 @@ def main() -> None:
 def _measured(part: str, device: str, is_small: bool, seconds: float) -> Iterator[dict[str, Any]]:
     try:
         yield from _PARTS[part](device, is_small, partial(_is_before, monotonic() + seconds))
-    except Exception as error:  # the other parts are measured all the same
+    except Exception as error:  # the other parts are still measured
         yield {"failed": {part: f"{type(error).__name__}: {error}".splitlines()[0]}}
 
 
 def _apart(part: str, seconds: float) -> Iterator[dict[str, Any]]:
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.gpu", "--part", part, "--compile", "0"]
-    results = RESULTS / "gpu-parts" / f"{part}.json"  # there still where this process is ended before it has read them
+    results = RESULTS / "gpu-parts" / f"{part}.json"  # they remain where this process ends before it has read them
     results.unlink(missing_ok=True)
-    told = [*command, "--seconds", f"{seconds:.0f}", "--results", str(results.with_suffix(""))]
-    yield run_part(part, told, results, seconds + (_BUILDING if part == "engines" else _GRACE))
+    command = [*command, "--seconds", f"{seconds:.0f}", "--results", str(results.with_suffix(""))]
+    yield run_part(part, command, results, seconds + (_BUILDING if part == "engines" else _GRACE))
     results.unlink(missing_ok=True)
 
 
@@ -113,18 +114,18 @@ def _kernels(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> Ite
 def _sd15(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> Iterator[dict[str, Any]]:
     model, steps = ("small", 2) if is_small else ("SD 1.5", ladder.STEPS)
     for plan in ((torch.float32, 1),) if is_small else PLANS:
-        rungs = ladder.UNET_VARIANTS if is_small else variants_of(plan)
-        for row in ladder.measure_variants(model, device, *plan, is_in_time, steps, rungs):
+        variants = ladder.UNET_VARIANTS if is_small else variants_of(plan)
+        for row in ladder.measure_variants(model, device, *plan, is_in_time, steps, variants):
             yield {"sd15": [row]}
-    yield {"clocks": gpu_clocks()}  # while it is warm
+    yield {"clocks": gpu_clocks()}  # under load
     for row in ladder.measure_components(model, device, torch.float32 if is_small else torch.float16, is_in_time):
         yield {"components": [row]}
 
 
 def _sdxl(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> Iterator[dict[str, Any]]:
     if not is_small:
-        rungs = (*ladder.SDXL_VARIANTS, ladder.COMPILED)
-        for row in ladder.measure_variants("SDXL", device, torch.float16, 1, is_in_time, variants=rungs):
+        variants = (*ladder.SDXL_VARIANTS, ladder.COMPILED)
+        for row in ladder.measure_variants("SDXL", device, torch.float16, 1, is_in_time, variants=variants):
             yield {"sdxl": [row]}
         for row in ladder.measure_components("SDXL", device, torch.float16, is_in_time):
             yield {"components": [row]}
@@ -137,12 +138,12 @@ def _fp8(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> Iterato
 
 
 def _engines(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> Iterator[dict[str, Any]]:
-    from benchmarks.gpu import engines  # here and not above: it exports, and needs onnx, which no other part does
+    from benchmarks.gpu import engines  # it needs onnx, which the other parts do not
 
-    told = (
+    arguments = (
         ("small", device, torch.float32, is_in_time, 2) if is_small else ("SD 1.5", device, torch.float16, is_in_time)
     )
-    for row in engines.measure_engines(*told):
+    for row in engines.measure_engines(*arguments):
         yield {"engines": [row]}
 
 
@@ -154,25 +155,25 @@ def _pictures(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> It
 
 
 def _curve(device: str, is_small: bool, is_in_time: Callable[[], bool]) -> Iterator[dict[str, Any]]:
-    """The batch curve, and what it is worth to a server: the same requests, batched by the step and by the request."""
+    """Measure the batch curve, and simulate a server on it that batches by step and by request."""
     model, dtype = ("small", torch.float32) if is_small else ("SD 1.5", torch.float16)
-    taken: dict[str, float] = {}
+    curve: dict[str, float] = {}
     try:
         for rows, seconds in ladder.measure_batch_curve(
             model, device, dtype, _CURVE[:2] if is_small else _CURVE, is_in_time
         ):
-            taken[rows] = seconds
-            yield {"curve": dict(taken)}
-    finally:  # where the last rows were too many, too
-        if taken:
-            yield {"batching": _batching({int(rows): seconds for rows, seconds in taken.items()})}
+            curve[rows] = seconds
+            yield {"curve": dict(curve)}
+    finally:  # also where the largest batch did not fit
+        if curve:
+            yield {"batching": _batching({int(rows): seconds for rows, seconds in curve.items()})}
 
 
 class _RequestBatching:
-    """First come, first served, and whoever began together ends together: batching by the request."""
+    """Batching by the request, first come, first served: requests that start together end together."""
 
     def order(self, jobs: Sequence[Job], now: float, cost: CostModel) -> list[Job]:
-        """Those that have begun before those that have not; a batch that is under way takes nobody in."""
+        """Return the started jobs, or all where none has started: a running batch admits no job."""
         begun = [job for job in jobs if job.index]
         return begun or list(jobs)
 
@@ -194,11 +195,11 @@ def _batching(seconds: Mapping[int, float]) -> list[dict[str, Any]]:
 
 
 def _latency_percentiles(served: Sequence[SimulatedJob]) -> dict[str, float]:
-    told = {"in_time": sum(one.is_in_time for one in served) / len(served)}
+    row = {"in_time": sum(job.is_in_time for job in served) / len(served)}
     for tier in ("free", "pro"):
-        times = quantiles([one.seconds for one in served if one.job.tier.name == tier], n=100)
-        told |= {f"{tier}_p50": times[49], f"{tier}_p99": times[98]}
-    return told
+        times = quantiles([job.seconds for job in served if job.job.tier.name == tier], n=100)
+        row |= {f"{tier}_p50": times[49], f"{tier}_p99": times[98]}
+    return row
 
 
 _PARTS: Mapping[str, Part] = {

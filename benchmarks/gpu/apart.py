@@ -1,4 +1,4 @@
-"""Parts of the benchmark, each in a process of its own; what one has written down is there, however it ends."""
+"""Parts of the benchmark in processes of their own. What a part has written is used however it ends."""
 
 import json
 import signal
@@ -8,39 +8,39 @@ from pathlib import Path
 from typing import Any
 
 _OF_RECORD = ("machine", "versions", "seconds")
-"""What `record` writes beside what was measured, and what counts for one part only."""
+"""Fields of `write_results` that are not measurements, or count for one part only."""
 
 
 def run_part(part: str, command: Sequence[str], results: Path, limit: float) -> dict[str, Any]:
-    """What a command measured.
+    """Run a command and return what it measured.
 
     Args:
         part: its name.
         command: writes a document to `results` after each row.
-        results: file.
-        limit: seconds after which it is killed.
+        results: the file.
+        limit: seconds after which the process is killed.
 
     Returns:
-        the document, as far as it came; under `failed` why it came no further.
+        The document as far as it was written, with the reason under `failed` where the command failed.
     """
     reason = ""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
         if done.returncode:
-            code, said = done.returncode, done.stderr.strip().splitlines()
-            how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-            reason = ": ".join([how, *said[-1:]])
+            code, errors = done.returncode, done.stderr.strip().splitlines()
+            end = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            reason = ": ".join([end, *errors[-1:]])
     except subprocess.TimeoutExpired:
         reason = f"it did not end within {limit:.0f} s"
-    told = json.loads(results.read_text()) if results.exists() else {}
-    document: dict[str, Any] = {name: value for name, value in told.items() if name not in _OF_RECORD}
+    written = json.loads(results.read_text()) if results.exists() else {}
+    document: dict[str, Any] = {name: value for name, value in written.items() if name not in _OF_RECORD}
     if reason:
         document["failed"] = {**document.get("failed", {}), part: reason}
     return document
 
 
 def merge_piece(document: dict[str, Any], piece: Mapping[str, Any]) -> None:
-    """Add a piece: lists to lists, reasons to reasons; the GPU is the first one's."""
+    """Add a piece to a document: lists are joined, so are reasons; the GPU of the first piece stays."""
     for name, value in piece.items():
         if isinstance(value, list):
             document[name] = [*document.get(name, ()), *value]

@@ -1,5 +1,7 @@
-"""The same network as other engines run it: exported, in halves, and opened as `stillhouse` opens it; where one is
-missing, a row that says so."""
+"""The same network on other engines: exported, in half precision, and opened as `stillhouse` opens it.
+
+An engine that is missing has a row that says so.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
@@ -23,9 +25,9 @@ class EngineVariant:
     """How an engine runs the U-Net.
 
     Args:
-        name: as tables call it.
+        name: in tables.
         backend, settings: of `open_runner`.
-        device: among those that the backend must have here.
+        device: that the backend's status must list.
     """
 
     name: str
@@ -47,55 +49,55 @@ ENGINES: Mapping[str, tuple[EngineVariant, ...]] = {
         EngineVariant("TensorRT, CUDA graphs", "tensorrt", "cuda:0", _GRAPHS),
     ),
 }
-"""By device; what needs a GPU is there to show that it is told."""
+"""By device. On the CPU, TensorRT shows the row of a missing engine."""
 _PLACE = 100
-"""Of the first one among the rungs of a table."""
+"""Position of the first engine among the variants of a table."""
 
 
 def measure_engines(
     model: str, device: str, dtype: torch.dtype, is_in_time: Callable[[], bool], steps: int = ladder.STEPS
 ) -> Iterator[dict[str, Any]]:
-    """A row for each way, as of `ladder.rows`; nothing is exported where no engine is there.
+    """Return a row for each engine, as `ladder.measure_variants`. Without an engine nothing is exported.
 
     Args:
         model: name of its shape.
         device: cuda or cpu.
         dtype: float16, or float32.
-        is_in_time: whether another row may be begun.
+        is_in_time: whether another row may be started.
         steps: of a picture.
     """
-    reasons = [(way, _missing_reason(way)) for way in ENGINES[device]]
-    told = {"model": model, "dtype": str(dtype).removeprefix("torch."), "images": 1}
+    reasons = [(engine, _missing_reason(engine)) for engine in ENGINES[device]]
+    common = {"model": model, "dtype": str(dtype).removeprefix("torch."), "images": 1}
     with TemporaryDirectory() as folder:
-        graph, exact, given, ends = None, None, None, None
-        for place, (way, reason) in enumerate(reasons, _PLACE):
-            row = {**told, "rung": way.name, "place": place}
+        graph, exact, inputs, stages = None, None, None, None
+        for place, (engine, reason) in enumerate(reasons, _PLACE):
+            row = {**common, "rung": engine.name, "place": place}
             if reason or not is_in_time():
                 yield {**row, "reason": reason or "the time was up"}
                 continue
             try:
-                if graph is None or given is None or ends is None:
-                    graph, exact, given = _export(model, device, dtype, Path(folder))
-                    ends = ladder.TextAndDecoder(model, device, dtype, 1, fast=True)
-                yield {**row, **_measure(way, graph, given, exact, ends, steps)}
-            except Exception as error:  # an engine that gives up: a row all the same
+                if graph is None or inputs is None or stages is None:
+                    graph, exact, inputs = _export(model, device, dtype, Path(folder))
+                    stages = ladder.TextAndDecoder(model, device, dtype, 1, fast=True)
+                yield {**row, **_measure(engine, graph, inputs, exact, stages, steps)}
+            except Exception as error:  # a failing engine is a row too
                 yield {**row, "reason": f"{type(error).__name__}: {error}".splitlines()[0]}
 
 
 def _missing_reason(engine: EngineVariant) -> str:
-    (status,) = (one for one in backends() if one.name == engine.backend)
+    (status,) = (row for row in backends() if row.name == engine.backend)
     if status.reason:
         return f"{status.reason}: {status.install}"
     return "" if engine.device in status.devices else f"it has {', '.join(status.devices)} only here"
 
 
 def _export(model: str, device: str, dtype: torch.dtype, folder: Path) -> tuple[Path, Tensor, ladder.Inputs]:
-    """The graph, what it says in float32, and to what."""
+    """Return the graph, its float32 output, and the inputs of that."""
     shape = networks.MODEL_SHAPES[model]
     network = networks.unet(shape, device, dtype)
     torch.manual_seed(0)
-    given = networks.inputs(shape, 2, device, dtype)
-    exact = ladder.float32_output(network, given)
+    inputs = networks.inputs(shape, 2, device, dtype)
+    exact = ladder.float32_output(network, inputs)
     plain = deepcopy(network).float().cpu()
     del network
     plain.save_pretrained(folder)
@@ -104,7 +106,7 @@ def _export(model: str, device: str, dtype: torch.dtype, folder: Path) -> tuple[
     if dtype == torch.float16:
         convert_to_float16(graph, folder / "half.onnx")
         graph = folder / "half.onnx"
-    return graph, exact, given
+    return graph, exact, inputs
 
 
 def _measure(
@@ -117,8 +119,8 @@ def _measure(
 ) -> Mapping[str, Any]:
     device = inputs[0].device.type
     names = ("sample", "timestep", "encoder_hidden_states", *(inputs[3] or {}))
-    fed = (*inputs[:3], *(inputs[3] or {}).values())
-    shapes = {name: tuple(tensor.shape) for name, tensor in zip(names, fed, strict=True)}
+    tensors = (*inputs[:3], *(inputs[3] or {}).values())
+    shapes = {name: tuple(tensor.shape) for name, tensor in zip(names, tensors, strict=True)}
     precision = "auto" if engine.backend.startswith("tensorrt") else "f32"
     runner = open_runner(
         graph,
@@ -127,14 +129,14 @@ def _measure(
     )
     assert isinstance(runner, GraphRunner)
 
-    def said(*tensors: Tensor) -> Tensor:
+    def run(*tensors: Tensor) -> Tensor:
         feeds = {name: tensor.float() for name, tensor in zip(names, tensors, strict=True)}
         if runner.device_run is not None:
-            there: Tensor
-            (there,) = runner.run_on_device(feeds).values()
-            return there.to(inputs[0].dtype)
+            on_device: Tensor
+            (on_device,) = runner.run_on_device(feeds).values()
+            return on_device.to(inputs[0].dtype)
         (output,) = runner({name: tensor.cpu().numpy() for name, tensor in feeds.items()}).values()
         return torch.from_numpy(output).to(inputs[0])
 
     with torch.inference_mode():
-        return ladder.measure_picture(said, inputs, exact, stages, 1, steps, fused=device != "cpu")
+        return ladder.measure_picture(run, inputs, exact, stages, 1, steps, fused=device != "cpu")

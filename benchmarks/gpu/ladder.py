@@ -1,4 +1,4 @@
-"""The ladder: one picture by one way after the other, each a rung faster, and where its time goes."""
+"""Seconds of a picture by variants of the U-Net, each faster than the one before, and the time of its components."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -26,26 +26,26 @@ from stillhouse.pipelines.tiled_decode import decode_tiled
 
 STEPS = 50
 _STEPS_TIMED, _FEW, _WHOLE, _WARM = 20, 3, 3, 3
-"""Steps that are timed one by one, and of a rung that takes a second for each; whole pictures, of the rungs that are
-measured first; and steps to warm up."""
+"""Steps that are timed one by one; the same of variants that take a second for each; whole pictures of the variants
+that are measured first; and warm-up steps."""
 Inputs: TypeAlias = tuple[Tensor, Tensor, Tensor, Any]
 """See `networks.inputs`."""
 
 
 @dataclass(frozen=True, slots=True)
 class UNetVariant:
-    """One way to run a U-Net.
+    """A way to run a U-Net.
 
     Args:
-        name: as tables call it.
+        name: in tables.
         attention: of diffusers' processors.
-        last: channels last.
+        channels_last: memory format.
         fused: with the fused kernels, the sampler's step included.
-        joined: queries, keys and values of an attention by one product.
+        fused_qkv: queries, keys and values of an attention by one product.
         compiled: by torch.compile.
         graphs: replayed as a CUDA graph.
         quantized: linear layers in fp8, by torchao.
-        offloaded: weights stay in the processor's memory, and come part by part.
+        offloaded: weights stay in the processor's memory, and are copied layer by layer.
     """
 
     name: str
@@ -82,27 +82,27 @@ UNET_VARIANTS = (
 _PLAIN, _GRAPHS = UNET_VARIANTS[3], UNET_VARIANTS[7]
 COMPILED, _LAST, _ALL = UNET_VARIANTS[8:]
 SHORT_VARIANTS = (_PLAIN, _GRAPHS, _ALL)
-"""Those that are measured for every dtype and number of pictures."""
+"""Variants that are measured for every dtype and number of pictures."""
 SDXL_VARIANTS = (_PLAIN, _GRAPHS, _LAST, _ALL)
-"""Those of XL, whose every rung takes as long as five."""
+"""Variants of XL, each of which takes as long as five of SD 1.5."""
 FP8 = UNetVariant(
     "the same with linear layers in fp8", channels_last=True, fused=True, compiled=True, graphs=True, quantized=True
 )
 _ORDER = (_PLAIN, COMPILED, _ALL, _GRAPHS)
-"""What is measured first, and of one picture several times."""
+"""Variants that are measured first, and several times for one picture."""
 _TILED_DECODER = "decoder, in tiles of half the side"
 REGIONAL = ("SDXL",)
 """Models that are compiled block by block: as a whole they take minutes."""
 
 
 class TextAndDecoder:
-    """What a picture takes beside its U-Net: its texts, encoded, and its latents, decoded.
+    """The text encoders and the decoder of a picture.
 
     Args:
         model: name of its shape.
-        device, dtype: of all of it.
+        device, dtype: of all networks.
         images: pictures.
-        fast: with kernels and graphs, as the U-Net of a fast rung.
+        fast: with kernels and graphs.
     """
 
     def __init__(self, model: str, device: str, dtype: torch.dtype, images: int, *, fast: bool) -> None:
@@ -125,7 +125,7 @@ class TextAndDecoder:
             encoder(self._ids)
 
     def decode(self, latents: Tensor) -> None:
-        """Decode, one picture at a time, as a server does."""
+        """Decode one picture at a time, as a server does."""
         for number in range(len(latents)):
             self._decoder(latents[number : number + 1])
 
@@ -140,11 +140,11 @@ def _decode(autoencoder: Any, latents: Tensor) -> Any:
 
 @dataclass(slots=True)
 class GuidedLoop:
-    """A batch of guided pictures in the making, on one rung.
+    """The denoising loop of a batch of guided pictures.
 
     Args:
-        unet: as the rung runs it.
-        inputs: of its rows, the unconditional ones and the others in turns.
+        unet: of a variant.
+        inputs: of its rows, unconditional and conditional ones alternating.
         images: pictures.
         fused: whether guidance and step are one kernel.
     """
@@ -159,25 +159,25 @@ class GuidedLoop:
     def __post_init__(self) -> None:
         self.latents = self.inputs[0][: self.images].clone()
         device = self.latents.device
-        # Guidance 7.5 and a step of DDIM; the numbers keep latents finite, whatever the random network says.
-        told = torch.tensor([7.5, 0.99, 0.01, 0.0, 0.5, 0.49], device=device)
-        self._weights = told.expand(self.images, -1).contiguous()
+        # Guidance 7.5 and a DDIM step; these numbers keep latents finite for any output.
+        weights = torch.tensor([0.99, 0.01, 0.0, 0.5, 0.49, 7.5], device=device)
+        self._weights = weights.expand(self.images, -1).contiguous()
 
     def step(self) -> None:
-        """One evaluation and one step."""
+        """Run one evaluation and one step."""
         _, timesteps, text, added = self.inputs
         rows = self.latents.repeat_interleave(2, dim=0)
         output = as_tuple(self.unet(rows, timesteps, text, *(added or {}).values()))[0]
         if self.fused:
             self.latents, _ = guided_step(self.latents, output, None, self._weights)
             return
-        without, prompted = output.view(self.images, 2, *output.shape[1:]).unbind(1)
-        guided = without + 7.5 * (prompted - without)
+        unconditional, conditional = output.view(self.images, 2, *output.shape[1:]).unbind(1)
+        guided = unconditional + 7.5 * (conditional - unconditional)
         clean = 0.99 * self.latents + 0.01 * guided
         self.latents = 0.5 * self.latents + 0.49 * clean
 
     def run_steps(self, steps: int) -> None:
-        """So many steps."""
+        """Run so many steps."""
         for _ in range(steps):
             self.step()
 
@@ -191,45 +191,45 @@ def measure_variants(
     steps: int = STEPS,
     variants: Sequence[UNetVariant] = UNET_VARIANTS,
 ) -> Iterator[dict[str, Any]]:
-    """A row for each rung, as long as there is time; what fails is a row with its reason.
+    """Return a row for each variant while there is time; a failure is a row with its reason.
 
-    Of one picture it is also told how far one evaluation is from the same weights in float32.
+    For one picture the row has the SQNR of an evaluation against the same weights in float32.
     """
     shape = networks.MODEL_SHAPES[model]
     network = networks.unet(shape, device, dtype)
     torch.manual_seed(0)
-    given = networks.inputs(shape, 2 * images, device, dtype)
-    exact = float32_output(network, given) if images == 1 else None
-    for rung in sorted(variants, key=_measure_order):
-        told = {"model": model, "rung": rung.name, "dtype": str(dtype).removeprefix("torch."), "images": images}
-        told["place"] = UNET_VARIANTS.index(rung) if rung in UNET_VARIANTS else len(UNET_VARIANTS)
-        if device == "cpu" and (rung.graphs or rung.compiled):
+    inputs = networks.inputs(shape, 2 * images, device, dtype)
+    exact = float32_output(network, inputs) if images == 1 else None
+    for variant in sorted(variants, key=_measure_order):
+        row = {"model": model, "rung": variant.name, "dtype": str(dtype).removeprefix("torch."), "images": images}
+        row["place"] = UNET_VARIANTS.index(variant) if variant in UNET_VARIANTS else len(UNET_VARIANTS)
+        if device == "cpu" and (variant.graphs or variant.compiled):
             continue
         if not is_in_time():
-            yield {**told, "reason": "the time was up"}
+            yield {**row, "reason": "the time was up"}
             continue
         began = monotonic()
         try:
-            with _borrow_network(network, rung, device) as one:
-                row = _measure(model, one, rung, given, exact, images, steps)
-            yield {**told, **row, "spent": monotonic() - began}
-        except Exception as error:  # out of memory, or a compiler that gives up: a row all the same
-            yield {**told, "reason": f"{type(error).__name__}: {error}".splitlines()[0]}
-        one = None  # a copy of a rung that failed
+            with _borrow_network(network, variant, device) as borrowed:
+                measured = _measure(model, borrowed, variant, inputs, exact, images, steps)
+            yield {**row, **measured, "spent": monotonic() - began}
+        except Exception as error:  # out of memory, or a compiler error: a row too
+            yield {**row, "reason": f"{type(error).__name__}: {error}".splitlines()[0]}
+        borrowed = None  # frees the copy of a failed variant
         torch._dynamo.reset()
         if device != "cpu":
-            with suppress(RuntimeError):  # of a recording that broke
+            with suppress(RuntimeError):  # of a broken capture
                 torch.cuda.empty_cache()
 
 
 def _measure_order(variant: UNetVariant) -> int:
-    """What is measured first, should time be short; last what moves its weights at each step."""
+    """Return the order of measuring, should time be short. Offloaded variants are last."""
     return _ORDER.index(variant) if variant in _ORDER else len(_ORDER) + variant.offloaded
 
 
 @contextmanager
 def _borrow_network(network: Any, variant: UNetVariant, device: str) -> Iterator[Any]:
-    """The network; where a rung changes its weights, a copy, for which the network makes room on the GPU."""
+    """Yield the network, or for variants that change its weights a copy, for which it leaves the GPU."""
     if not (variant.quantized or variant.offloaded):
         yield network
         return
@@ -242,13 +242,15 @@ def _borrow_network(network: Any, variant: UNetVariant, device: str) -> Iterator
 
 
 def float32_output(network: Any, inputs: Inputs) -> Tensor:
-    """What the same weights say in float32, by the plain attention."""
+    """Return the output of the same weights in float32 with plain attention."""
     latents, timesteps, text, added = inputs
-    told = {name: tensor.float() for name, tensor in (added or {}).items()}
+    conditions = {name: tensor.float() for name, tensor in (added or {}).items()}
     module = deepcopy(network).float()
     _set_attention(module, "vanilla")
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        exact: Tensor = _run_unet(module, tuple(told), latents.float(), timesteps, text.float(), *told.values())
+        exact: Tensor = _run_unet(
+            module, tuple(conditions), latents.float(), timesteps, text.float(), *conditions.values()
+        )
     return exact
 
 
@@ -256,12 +258,12 @@ def _measure(
     model: str, network: Any, variant: UNetVariant, inputs: Inputs, exact: Tensor | None, images: int, steps: int
 ) -> Mapping[str, Any]:
     device = inputs[0].device.type
-    ends = TextAndDecoder(model, device, inputs[0].dtype, images, fast=variant.fused)
+    stages = TextAndDecoder(model, device, inputs[0].dtype, images, fast=variant.fused)
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
     with _configured(network, variant, model in REGIONAL, inputs) as module, _without_gradients(variant):
         runs = _WHOLE if variant in _ORDER and images == 1 else int(device == "cpu" or not variant.offloaded)
-        row = measure_picture(module, inputs, exact, ends, images, steps, fused=variant.fused, runs=runs)
+        row = measure_picture(module, inputs, exact, stages, images, steps, fused=variant.fused, runs=runs)
     return {**row, "gpu_bytes": 0 if device == "cpu" else torch.cuda.max_memory_allocated()}
 
 
@@ -276,17 +278,17 @@ def measure_picture(
     fused: bool,
     runs: int = 1,
 ) -> dict[str, Any]:
-    """Seconds of a step and of a picture from its text to its pixels, and how far the network is from `exact`.
+    """Measure the seconds of a step and of a picture from text to pixels, and the SQNR against `exact`.
 
     Args:
-        module: takes latents, timesteps, text and what XL takes besides, and says what the U-Net says.
-        given: two rows for each picture.
-        exact: what it should say to these; None, it is not compared.
-        ends: what is before the walk, and after it.
+        module: takes latents, timesteps, text and XL's added conditions, and returns the U-Net's output.
+        inputs: two rows for each picture.
+        exact: expected output for these; None: it is not compared.
+        stages: text encoders and decoder.
         images: pictures.
         steps: of a picture.
         fused: whether guidance and step are one kernel.
-        runs: whole pictures that are timed; 0, one is put together of its ends and of few of its steps.
+        runs: whole pictures that are timed; 0: the seconds are computed from the stages and a few steps.
     """
     device = inputs[0].device.type
     picture = GuidedLoop(module, inputs, images, fused)
@@ -314,23 +316,26 @@ def measure_picture(
 
 
 def compile_variant(model: str, device: str, dtype: torch.dtype, images: int, variant: UNetVariant) -> None:
-    """One evaluation, and nothing measured: what is compiled for it stays on disk."""
+    """Run one evaluation of a variant, so that its compiled code is on disk."""
     shape = networks.MODEL_SHAPES[model]
     network = networks.unet(shape, device, dtype)
-    given = networks.inputs(shape, 2 * images, device, dtype)
-    with _configured(network, variant, model in REGIONAL, given) as module, _without_gradients(variant):
-        GuidedLoop(module, given, images, variant.fused).step()
+    inputs = networks.inputs(shape, 2 * images, device, dtype)
+    with _configured(network, variant, model in REGIONAL, inputs) as module, _without_gradients(variant):
+        GuidedLoop(module, inputs, images, variant.fused).step()
 
 
 def _without_gradients(variant: UNetVariant) -> Any:
-    """Weights of torchao's are not for inference mode; and what is compiled in it is compiled anew for tensors that
-    were made outside, as those are by which fidelity is told."""
+    """Return a context without gradients. torchao's weights do not work in inference mode.
+
+    Code that is compiled in inference mode is compiled again for tensors made outside of it, as those of the comparison
+    are.
+    """
     return torch.no_grad() if variant.quantized or variant.compiled else torch.inference_mode()
 
 
 @contextmanager
 def _configured(network: Any, variant: UNetVariant, regional: bool, inputs: Inputs) -> Iterator[Callable[..., Any]]:
-    """The network as a rung runs it; afterwards it is as it was, but for its weights in fp8."""
+    """Yield the network as a variant runs it, and restore it afterwards, except for weights in fp8."""
     swapped = None
     torch.backends.cudnn.benchmark = True
     module: Callable[..., Any] = partial(_run_unet, network, tuple((inputs[3] or {}).keys()))
@@ -375,8 +380,8 @@ def _unfuse_projections(network: Any) -> None:
 def _run_unet(
     network: Any, names: tuple[str, ...], latents: Tensor, timesteps: Tensor, text: Tensor, *added: Tensor
 ) -> Any:
-    told = dict(zip(names, added, strict=True)) or None
-    return network(latents, timesteps, encoder_hidden_states=text, added_cond_kwargs=told, return_dict=False)[0]
+    conditions = dict(zip(names, added, strict=True)) or None
+    return network(latents, timesteps, encoder_hidden_states=text, added_cond_kwargs=conditions, return_dict=False)[0]
 
 
 def _set_attention(network: Any, attention: str) -> None:
@@ -391,7 +396,7 @@ def _set_attention(network: Any, attention: str) -> None:
 
 
 def _decode_tiled(autoencoder: Any, latents: Tensor) -> Any:
-    """As a pipeline decodes what is larger than its tile, here half of the side."""
+    """Decode in tiles of half the side, as a pipeline decodes pictures above its tile size."""
 
     def decode(tile: Any) -> Any:
         signal: Any = _decode(autoencoder, torch.from_numpy(tile[None]).to(latents)).float().cpu().numpy()[0]
@@ -404,7 +409,7 @@ def _decode_tiled(autoencoder: Any, latents: Tensor) -> Any:
 def measure_components(
     model: str, device: str, dtype: torch.dtype, is_in_time: Callable[[], bool]
 ) -> Iterator[dict[str, Any]]:
-    """What each network takes for one guided picture, plain and with kernels and graphs; of the U-Net an evaluation."""
+    """Measure each network for one guided picture, plain and with kernels and graphs; one evaluation of the U-Net."""
     torch.backends.cudnn.benchmark = True
     shape = networks.MODEL_SHAPES[model]
     ids = torch.zeros(2, networks.TOKENS, dtype=torch.int64, device=device)
@@ -412,7 +417,7 @@ def measure_components(
 
     def encoding(number: int) -> tuple[Any, Callable[..., Any], tuple[Tensor, ...]]:
         encoder = networks.text_encoder(shape.texts[number], device, dtype)
-        return encoder, lambda given: encoder(given)[0], (ids,)
+        return encoder, lambda tokens: encoder(tokens)[0], (ids,)
 
     def denoising() -> tuple[Any, Callable[..., Any], tuple[Tensor, ...]]:
         unet = networks.unet(shape, device, dtype).to(memory_format=torch.channels_last)
@@ -430,15 +435,15 @@ def measure_components(
     for name, maker in makers.items():
         if not is_in_time():
             return
-        network, work, given = maker()
+        network, work, arguments = maker()
         if device != "cpu":
             torch.cuda.reset_peak_memory_stats()
         with torch.inference_mode():
-            row = {"model": model, "component": name, "plain": median_seconds(partial(work, *given), device)}
+            row = {"model": model, "component": name, "plain": median_seconds(partial(work, *arguments), device)}
             row["gpu_bytes"] = 0 if device == "cpu" else torch.cuda.max_memory_allocated()
             if device != "cpu" and name != _TILED_DECODER:
                 swap_modules(network)
-                row["fused, graphs"] = median_seconds(partial(CudaGraphModule(work), *given), device)
+                row["fused, graphs"] = median_seconds(partial(CudaGraphModule(work), *arguments), device)
         yield row
         del network, work
 
@@ -446,7 +451,7 @@ def measure_components(
 def measure_batch_curve(
     model: str, device: str, dtype: torch.dtype, rows: tuple[int, ...], is_in_time: Callable[[], bool]
 ) -> Iterator[tuple[str, float]]:
-    """Seconds of one evaluation by its rows, with kernels and graphs where there is a GPU, as far as there is time."""
+    """Yield the seconds of one evaluation by its rows, while there is time; on a GPU with kernels and graphs."""
     torch.backends.cudnn.benchmark = True
     shape = networks.MODEL_SHAPES[model]
     network = networks.unet(shape, device, dtype).to(memory_format=torch.channels_last)

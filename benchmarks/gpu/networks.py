@@ -1,4 +1,4 @@
-"""The shapes of Stable Diffusion 1.5 and XL with random weights, made on the GPU in seconds."""
+"""Stable Diffusion 1.5's and XL's networks with random weights, made on the GPU in seconds."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ _CLIP_L, _CLIP_G = (768, 12, 64), (1280, 32, 64)
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """A model's sizes.
+    """The sizes of a model.
 
     Args:
-        unet: of diffusers' UNet2DConditionModel.
+        unet: arguments of diffusers' UNet2DConditionModel.
         side: of the latents.
-        texts: of each text encoder its width, its layers, and the width of its heads.
+        texts: width, layers and head width of each text encoder.
     """
 
     unet: Mapping[str, Any]
@@ -77,12 +77,12 @@ MODEL_SHAPES: Mapping[str, ModelShape] = MappingProxyType(
 
 
 def unet(shape: ModelShape, device: str, dtype: torch.dtype) -> Any:
-    """The U-Net."""
+    """Return the U-Net."""
     return _build(lambda: UNet2DConditionModel(**shape.unet), device, dtype)
 
 
 def decoder(shape: ModelShape, device: str, dtype: torch.dtype) -> Any:
-    """The autoencoder, whose decoder is used."""
+    """Return the autoencoder, whose decoder is used."""
     widths = (128, 256, 512, 512) if shape.side > 8 else (32, 32)
     return _build(
         lambda: AutoencoderKL(
@@ -97,7 +97,7 @@ def decoder(shape: ModelShape, device: str, dtype: torch.dtype) -> Any:
 
 
 def text_encoder(text: tuple[int, int, int], device: str, dtype: torch.dtype) -> Any:
-    """CLIP's text encoder, one of `Shape.texts`."""
+    """Return a CLIP text encoder of the sizes of `ModelShape.texts`."""
     width, layers, head = text
     config = CLIPTextConfig(
         hidden_size=width,
@@ -109,7 +109,7 @@ def text_encoder(text: tuple[int, int, int], device: str, dtype: torch.dtype) ->
 
 
 def inputs(shape: ModelShape, rows: int, device: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Any]:
-    """Latents, timesteps, text and what XL takes besides, of so many rows."""
+    """Return latents, timesteps, text, and XL's added conditions (None otherwise), of so many rows."""
     text = torch.randn(rows, TOKENS, shape.unet["cross_attention_dim"], device=device, dtype=dtype)
     added = None
     if "addition_embed_type" in shape.unet:
@@ -125,7 +125,7 @@ def _build(build: Any, device: str, dtype: torch.dtype) -> Any:
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            made = build()
+            network = build()
     finally:
         torch.set_default_dtype(before)
-    return made.eval().requires_grad_(False).to(dtype)
+    return network.eval().requires_grad_(False).to(dtype)

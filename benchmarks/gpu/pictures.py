@@ -1,4 +1,4 @@
-"""Pictures of the embedded model by torch on a GPU, beside those that onnxruntime draws in float32."""
+"""Pictures of the embedded model by torch on a GPU, against those of onnxruntime in float32."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ _FUSED = {"memory_format": "channels_last", "kernels": "fused"}
 
 @dataclass(frozen=True, slots=True)
 class TorchVariant:
-    """How the torch backend runs the U-Net; `there` keeps latents on the device between evaluations, as is usual."""
+    """How the torch backend runs the U-Net. `keeps_on_device`: latents stay on the device between evaluations."""
 
     precision: str
     settings: Mapping[str, str] = field(default_factory=dict)
@@ -49,23 +49,23 @@ TORCH_VARIANTS: Mapping[str, Mapping[str, TorchVariant]] = {
 
 
 def measure_pictures(device: str) -> Iterator[dict[str, Any]]:
-    """A row for each way: the PSNR of its worst picture in dB, and seconds of a picture of 35 guided steps."""
-    wanted = [_generate(load("shapes", backend="onnxruntime", precision="f32"), prompt) for prompt in _PROMPTS]
+    """Return a row for each variant: PSNR of its worst picture in dB, and seconds of a picture of 35 guided steps."""
+    references = [_generate(load("shapes", backend="onnxruntime", precision="f32"), prompt) for prompt in _PROMPTS]
     directory = find_pipeline("shapes")
-    unet = load("shapes").manifest.components["unet"]
-    for name, way in TORCH_VARIANTS[device].items():
-        told = {"device": device, **way.settings}
-        component = Component(unet.graph, unet.weights, "torch", way.precision, settings=told)
+    unet = load("shapes").manifest.components["denoiser"]
+    for name, variant in TORCH_VARIANTS[device].items():
+        settings = {"device": device, **variant.settings}
+        component = Component(unet.graph, unet.weights, "torch", variant.precision, settings=settings)
         try:
-            pipeline = Pipeline(directory, components={"unet": component})
-            if not way.keeps_on_device:
+            pipeline = Pipeline(directory, components={"denoiser": component})
+            if not variant.keeps_on_device:
                 pipeline.arrays = NUMPY
             _generate(pipeline, _PROMPTS[0])
             began = perf_counter()
-            drawn = [_generate(pipeline, prompt) for prompt in _PROMPTS]
+            images = [_generate(pipeline, prompt) for prompt in _PROMPTS]
             seconds = (perf_counter() - began) / len(_PROMPTS)
-            least = min(psnr(one, other) for one, other in zip(drawn, wanted, strict=True))
-            yield {"way": name, "psnr": least, "seconds": seconds}
+            worst = min(psnr(image, reference) for image, reference in zip(images, references, strict=True))
+            yield {"way": name, "psnr": worst, "seconds": seconds}
         except Exception as error:
             yield {"way": name, "reason": f"{type(error).__name__}: {error}".splitlines()[0]}
 

@@ -6,43 +6,43 @@ from typing import Any
 from benchmarks.grid import markdown_table
 
 _COMPARED_WITH = ("SDPA", "plain torch.compile")
-"""Rungs that every other one is compared with."""
+"""Variants that every other one is compared with."""
 _BOUND = 25.0
-"""dB that same-seed pictures of an accepted candidate have at least, where nothing else was asked."""
+"""Lowest PSNR in dB of same-seed pictures of an accepted candidate, by default."""
 
 
 def kernels_table(results: Mapping[str, Any]) -> str:
-    """Shares of a copy's bandwidth."""
+    """Return the kernels' shares of a copy's bandwidth."""
     rows = []
     for row in results.get("kernels", ()):
-        told = [row["kernel"], row["where"], row["dtype"]]
+        labels = [row["kernel"], row["where"], row["dtype"]]
         if "reason" in row:
-            rows.append([*told, row["reason"], *[""] * 5])
+            rows.append([*labels, row["reason"], *[""] * 5])
             continue
         fused, others = row["fused"], (f"{100 * row[way]['share']:.0f} %" for way in ("eager", "compiled"))
         low, high = (100 * end for end in fused["interval"])
         share, ahead = f"{100 * fused['share']:.0f} % ({low:.0f} to {high:.0f})", row["ahead"]
-        beside = f"{ahead[0]:.2f}x ({ahead[1]:.2f} to {ahead[2]:.2f})"
-        rows.append([*told, f"{fused['microseconds']:.1f}", share, *others, beside, f"{row['error']:.0e}"])
+        against = f"{ahead[0]:.2f}x ({ahead[1]:.2f} to {ahead[2]:.2f})"
+        rows.append([*labels, f"{fused['microseconds']:.1f}", share, *others, against, f"{row['error']:.0e}"])
     head = ["kernel", "shape", "dtype", "microseconds", "of a copy (95 %)", "eager", "torch.compile"]
     head += ["against torch.compile", "error"]
     return f"{markdown_table(head, rows)}\n{_gpu(results)}"
 
 
 def variants_table(results: Mapping[str, Any]) -> str:
-    """Pictures by every rung, and how many times as fast as SDPA."""
+    """Return the seconds of pictures of every variant, and the speed relative to SDPA."""
     rows = []
     ladders = [row for part in ("sd15", "sdxl", "fp8", "engines") for row in results.get(part, ())]
     others = [{_group(row): row.get("seconds") for row in ladders if row["rung"] == name} for name in _COMPARED_WITH]
     for row in sorted(ladders, key=lambda row: (*_group(row), row["place"])):
-        told = [row["model"], row["dtype"], str(row["images"]), row["rung"]]
+        labels = [row["model"], row["dtype"], str(row["images"]), row["rung"]]
         if "reason" in row:
-            rows.append([*told, row["reason"], *[""] * 5])
+            rows.append([*labels, row["reason"], *[""] * 5])
             continue
-        ratios = [f"{beside / row['seconds']:.2f}x" if (beside := other.get(_group(row))) else "" for other in others]
+        ratios = [f"{seconds / row['seconds']:.2f}x" if (seconds := other.get(_group(row))) else "" for other in others]
         step, memory = _step(row.get("step", {})), f"{row['gpu_bytes'] / 2**30:.1f} GiB" if "gpu_bytes" in row else ""
         fidelity = f"{row['sqnr']:.0f} dB" if "sqnr" in row else ""
-        rows.append([*told, _seconds(row), *ratios, step, memory, fidelity])
+        rows.append([*labels, _seconds(row), *ratios, step, memory, fidelity])
     head = [
         "model",
         "dtype",
@@ -56,10 +56,10 @@ def variants_table(results: Mapping[str, Any]) -> str:
 
 
 def _seconds(row: Mapping[str, Any]) -> str:
-    picture, told = row.get("picture"), f"{row['seconds']:.2f}"
+    picture, seconds = row.get("picture"), f"{row['seconds']:.2f}"
     if picture is None:
-        return f"about {told}"
-    return f"{told} ({picture['least']:.2f} to {picture['p95']:.2f})" if picture["runs"] > 1 else told
+        return f"about {seconds}"
+    return f"{seconds} ({picture['least']:.2f} to {picture['p95']:.2f})" if picture["runs"] > 1 else seconds
 
 
 def _step(step: Mapping[str, float]) -> str:
@@ -74,7 +74,7 @@ def _group(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def pictures_table(results: Mapping[str, Any]) -> str:
-    """Pictures of the embedded model, beside onnxruntime's in float32."""
+    """Return the pictures of the embedded model, compared with onnxruntime's in float32."""
     rows = [
         [row["way"], *([row["reason"], "", ""] if "reason" in row else _picture(row))]
         for row in results.get("pictures", ())
@@ -88,7 +88,7 @@ def _picture(row: Mapping[str, Any]) -> list[str]:
 
 
 def components_table(results: Mapping[str, Any]) -> str:
-    """Where the rest of a picture's time goes."""
+    """Return the time of each component of a picture."""
     rows = [
         [
             row["model"],
@@ -103,7 +103,7 @@ def components_table(results: Mapping[str, Any]) -> str:
 
 
 def batching_table(results: Mapping[str, Any]) -> str:
-    """The batch curve, and what it is worth to a server."""
+    """Return the batch curve, and what batching is worth to a server."""
     curve = [
         [rows, f"{1000 * seconds:.1f}", f"{1000 * seconds / int(rows):.2f}"]
         for rows, seconds in results.get("curve", {}).items()
@@ -123,9 +123,9 @@ def batching_table(results: Mapping[str, Any]) -> str:
 
 
 def _gpu(results: Mapping[str, Any]) -> str:
-    gpu = {"name": "no GPU told its name", "driver": "unknown", "cuda": "unknown", **results.get("gpu", {})}
+    gpu = {"name": "unknown GPU", "driver": "unknown", "cuda": "unknown", **results.get("gpu", {})}
     clock = results.get("clocks", {}).get("sm_clock") or gpu.get("sm_clock")
     clocks = f", {clock} MHz" if clock else ""
-    told = f"{gpu['name']}, driver {gpu['driver']}, CUDA {gpu['cuda']}{clocks}; {results['seconds']:.0f} s in all.\n"
+    line = f"{gpu['name']}, driver {gpu['driver']}, CUDA {gpu['cuda']}{clocks}; {results['seconds']:.0f} s in all.\n"
     failed = "".join(f"\nOf {part} the rest is missing: {why}\n" for part, why in results.get("failed", {}).items())
-    return told + failed
+    return line + failed

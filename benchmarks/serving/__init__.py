@@ -1,1 +1,1 @@
-"""Servers of every make before the same requests, and what serving costs."""
+"""Comparison of image servers under the same load, and the overhead of serving."""

@@ -12,18 +12,20 @@ from stillhouse.cli.progress import show_progress
 
 
 def main() -> None:
-    """Compare servers, measure what serving costs, or prove that all of them draw the same."""
+    """Compare servers, measure the overhead of serving, or check that all servers generate the same pixels."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("what", nargs="?", choices=("compare", "overhead", "prove"), default="compare")
-    parser.add_argument("--parts", type=int, default=4, help="of each trace, in which servers take turns; default: 4")
-    parser.add_argument("--seconds", type=float, default=30.0, help="of each part; default: 30")
-    parser.add_argument("--seed", type=int, default=0, help="of the first part's moments; default: 0")
-    parser.add_argument("--server", action="append", choices=SERVERS, help="only this one; repeatable")
-    parser.add_argument("--trace", action="append", choices=[one.name for one in TRACES], help="only this; repeatable")
-    parser.add_argument("--rounds", type=int, default=40, help="of each pair, for overhead; default: 40")
+    parser.add_argument("--parts", type=int, default=4, help="parts per trace; servers take turns; default: 4")
+    parser.add_argument("--seconds", type=float, default=30.0, help="duration of a part; default: 30")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first part; default: 0")
+    parser.add_argument("--server", action="append", choices=SERVERS, help="only this server; repeatable")
+    parser.add_argument(
+        "--trace", action="append", choices=[one.name for one in TRACES], help="only this trace; repeatable"
+    )
+    parser.add_argument("--rounds", type=int, default=40, help="rounds per pair of overhead; default: 40")
     parser.add_argument("--results", help="name of the file in benchmarks/results; default: serving[_overhead]")
     arguments = parser.parse_args()
-    # Whoever ends this program ends the server with it.
+    # SIGTERM must raise, so that the servers are stopped.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     names = arguments.server or list(SERVERS)
     if arguments.what == "prove":

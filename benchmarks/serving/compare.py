@@ -1,10 +1,10 @@
-"""The same requests for every server: `python -m benchmarks.serving` writes results/serving.json.
+"""Comparison of servers under the same requests: `python -m benchmarks.serving` writes results/serving.json.
 
-Four of five pictures take 3 steps, the others 35. A machine's speed drifts within minutes by more than servers differ,
-and near full load a little speed is much waiting. So all servers of a trace are up at once and take turns, a part of
-the trace each; what two cores do is measured before each trace, on our own server with one picture at a time, and gives
-the loads and the promises for all. After each trace the file is written; what is there for the same code and settings
-is not run again.
+Four of five requests take 3 steps, the others 35. The speed of a machine drifts within minutes by more than servers
+differ, and near full load a small change of speed changes the waiting time a lot. Therefore all servers of a trace run
+at once and take turns with a part of the trace each. The isolated latency is measured before each trace on our own
+server, and sets the loads and latency targets of all. The file is written after each trace; results of the same code
+and settings are not measured again.
 """
 
 import subprocess
@@ -35,21 +35,26 @@ LOADS = (0.55, 0.78, 0.95)
 FLOOD = 20
 SLO = 3.0
 REFERENCE_SERVER = "slack"
-"""The server that is measured alone, before every trace."""
+"""Server whose isolated latency is measured before every trace."""
 _PACKAGES = ("fastapi", "uvicorn", "litestar", "pydantic", "msgspec")
 _SOURCES = ("src/stillhouse", "benchmarks/serving")
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """How requests come: a load, and perhaps a flood in the middle."""
+    """A load, optionally with a flood.
+
+    Args:
+        load: seconds of work per second.
+        flood: number of additional requests at one time.
+    """
 
     load: float
     flood: int = 0
 
     @property
     def name(self) -> str:
-        """As tables call it."""
+        """Return the name in tables."""
         flood = f", {self.flood} pro pictures at once" if self.flood else ""
         return f"{100 * self.load:.0f} % load{flood}"
 
@@ -65,37 +70,37 @@ def compare_servers(
     seconds: float,
     seed: int,
     results: str,
-    tell: Callable[[str], None],
-    bar: ProgressCallback,
+    log: Callable[[str], None],
+    on_progress: ProgressCallback,
 ) -> Mapping[str, Any]:
-    """Run what has not been run, and write it down after each trace.
+    """Run missing traces and write the results after each.
 
     Args:
-        names: of `WAYS`; "refusing" is loaded with the busiest trace only.
+        names: names of `SERVERS`; "refusing" runs the busiest trace only.
         traces: names of `TRACES`.
-        parts: that each trace has, each with other moments.
-        seconds: of each part.
-        seed: of the first part.
-        results: name of the file.
-        tell: hears what is being done.
-        bar: hears how far it is.
+        parts: parts per trace, each with other arrivals.
+        seconds: duration of a part.
+        seed: seed of the first part.
+        results: name of the results file.
+        log: called with messages.
+        on_progress: called with a description, the completed amount and the total.
     """
     document = _resume_document(parts, seconds, seed, results)
-    # What could not be had then may be here now.
-    document["runs"] = [one for one in document["runs"] if "skipped" not in one or one["server"] not in names]
-    done = {(one["trace"], one["server"]) for one in document["runs"]}
+    # Servers that were not available before may be now.
+    document["runs"] = [run for run in document["runs"] if "skipped" not in run or run["server"] not in names]
+    done = {(run["trace"], run["server"]) for run in document["runs"]}
     for trace in (trace for trace in TRACES if trace.name in traces):
-        meant = [name for name in names if name in ALL_TRACES_SERVERS or trace == BUSIEST]
-        missing = [name for name in meant if (trace.name, name) not in done]
+        selected = [name for name in names if name in ALL_TRACES_SERVERS or trace == BUSIEST]
+        missing = [name for name in selected if (trace.name, name) not in done]
         if missing:
-            tell(f"{trace.name}: {', '.join(meant)}")
-            # Turns count only beside the others' turns, so what was there is run again.
-            kept = [one for one in document["runs"] if one["trace"] != trace.name]
+            log(f"{trace.name}: {', '.join(selected)}")
+            # Servers of a trace are only comparable if they take turns, so all of them run again.
+            others = [run for run in document["runs"] if run["trace"] != trace.name]
             document["runs"] = sorted(
-                [*kept, *_run_trace(meant, trace, document["settings"], tell, bar)], key=_run_order
+                [*others, *_run_trace(selected, trace, document["settings"], log, on_progress)], key=_run_order
             )
             write_results(results, {**document, "rivals": {**installed_versions(_PACKAGES), "triton": TRITON}})
-    tell(f"\n{console_table(document)}\n{console_verdicts(document)}")
+    log(f"\n{console_table(document)}\n{console_verdicts(document)}")
     return document
 
 
@@ -104,9 +109,13 @@ def _run_order(run: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _run_trace(
-    names: Sequence[str], trace: Trace, settings: Mapping[str, Any], tell: Callable[[str], None], bar: ProgressCallback
+    names: Sequence[str],
+    trace: Trace,
+    settings: Mapping[str, Any],
+    log: Callable[[str], None],
+    on_progress: ProgressCallback,
 ) -> list[dict[str, Any]]:
-    """All servers before one trace, part by part in turns; every second time in the opposite order."""
+    """Run one trace on all servers, part by part in turns, with alternating order."""
     skipped: list[dict[str, Any]] = []
     with ExitStack() as stack:
         servers: dict[str, RunningServer] = {}
@@ -116,27 +125,27 @@ def _run_trace(
             except RuntimeMissing as error:
                 skipped.append({**_run_labels(name, trace), "skipped": str(error)})
         for name, server in servers.items():
-            _isolated_seconds(name, server, runs=3)  # the first pictures of a server take longer
-        alone = _isolated_seconds(REFERENCE_SERVER, servers[REFERENCE_SERVER], runs=15)
-        tell(f"alone: {alone}")
+            _isolated_seconds(name, server, runs=3)  # warm-up
+        isolated = _isolated_seconds(REFERENCE_SERVER, servers[REFERENCE_SERVER], runs=15)
+        log(f"alone: {isolated}")
         turns = [name for name in names if name in servers]
         measured: dict[str, list[LoadTestResult]] = {name: [] for name in turns}
         for part in range(settings["parts"]):
             for name in turns[:: -1 if part % 2 else 1]:
-                asked = _load_options(name, servers[name], trace, settings, alone, settings["seed"] + part)
-                measured[name].append(run_load_test(asked, bar))
+                test = _load_options(name, servers[name], trace, settings, isolated, settings["seed"] + part)
+                measured[name].append(run_load_test(test, on_progress))
         after = _isolated_seconds(REFERENCE_SERVER, servers[REFERENCE_SERVER], runs=15)
     return [
         *skipped,
         *(
             {
                 **_run_labels(name, trace),
-                "alone": alone,
-                "alone_after": after,
+                "isolated_seconds": isolated,
+                "isolated_seconds_after": after,
                 "report": asdict(
-                    report_load_tests(_load_options(name, servers[name], trace, settings, alone, 0), measured[name])
+                    report_load_tests(_load_options(name, servers[name], trace, settings, isolated, 0), measured[name])
                 ),
-                "left": asdict(servers[name].leftovers),
+                "leftovers": asdict(servers[name].leftovers),
             }
             for name in turns
         ),
@@ -144,15 +153,20 @@ def _run_trace(
 
 
 def _run_labels(name: str, trace: Trace) -> dict[str, Any]:
-    return {"server": name, "told": SERVERS[name].description, "trace": trace.name}
+    return {"server": name, "description": SERVERS[name].description, "trace": trace.name}
 
 
 def _load_options(
-    name: str, server: RunningServer, trace: Trace, settings: Mapping[str, Any], alone: Mapping[str, float], seed: int
+    name: str,
+    server: RunningServer,
+    trace: Trace,
+    settings: Mapping[str, Any],
+    isolated: Mapping[str, float],
+    seed: int,
 ) -> LoadTest:
     return LoadTest(
         server.url,
-        SERVERS[name].request_classes(alone),
+        SERVERS[name].request_classes(isolated),
         SERVERS[name].protocol,
         load=trace.load,
         seconds=settings["seconds"],
@@ -167,7 +181,7 @@ def _isolated_seconds(name: str, server: RunningServer, runs: int) -> dict[str, 
 
 
 def _resume_document(parts: int, seconds: float, seed: int, results: str) -> dict[str, Any]:
-    """What was measured before with this code and these settings, to go on with; else an empty document."""
+    """Return the results file of the same code and settings, else an empty document."""
     settings = {"parts": parts, "seconds": seconds, "seed": seed, "slo": SLO, "shares": SHARES, "steps": STEPS}
     document = {"code": _code_digest(), "commit": _commit(), "settings": settings, "runs": []}
     if (RESULTS / f"{results}.json").exists():
@@ -178,7 +192,7 @@ def _resume_document(parts: int, seconds: float, seed: int, results: str) -> dic
 
 
 def _code_digest() -> str:
-    """Of everything that decides how a server behaves here: twelve hexadecimal digits."""
+    """Return a digest of all source files that affect the measurement: twelve hexadecimal digits."""
     files = sorted(
         path for source in _SOURCES for path in (ROOT / source).rglob("*.p*") if path.suffix in (".py", ".pbtxt")
     )
@@ -189,5 +203,5 @@ def _code_digest() -> str:
 
 
 def _commit() -> str:
-    asked = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    return asked.stdout.strip()
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    return git.stdout.strip()

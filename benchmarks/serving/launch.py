@@ -1,4 +1,4 @@
-"""A server as a process of its own: started, waited for, and ended with everything that it left behind."""
+"""Server processes: start, wait until ready, stop, and report leftovers."""
 
 import os
 import signal
@@ -16,19 +16,19 @@ from stillhouse.errors import StillhouseError
 
 SHARED = Path("/dev/shm")
 START_TIMEOUT = 180.0
-"""Seconds until a server must be ready: where nothing is compiled yet, that is part of it."""
+"""Seconds until a server must be ready, compilation included."""
 _STOP_TIMEOUT = 20.0
 _POLL = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class ServerCommand:
-    """How a server is started.
+    """Command of a server.
 
     Args:
-        command: its program and arguments.
-        environment: of the process.
-        shared: how the names of its files in shared memory begin; None, it has none.
+        command: program and arguments.
+        environment: environment of the process.
+        shared: prefix of its files in shared memory; None if it has none.
     """
 
     command: Sequence[str]
@@ -38,7 +38,13 @@ class ServerCommand:
 
 @dataclass(frozen=True, slots=True)
 class Leftovers:
-    """What a server left behind when it had ended: processes by name, and files in shared memory. All are gone now."""
+    """What a stopped server left behind, removed since.
+
+    Args:
+        processes: names of remaining processes.
+        files: names of files in shared memory.
+        was_killed: whether the server ignored SIGTERM.
+    """
 
     processes: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
@@ -47,7 +53,13 @@ class Leftovers:
 
 @dataclass(slots=True)
 class RunningServer:
-    """A server that is ready; `left` is known when it has ended."""
+    """A server that is ready.
+
+    Args:
+        url: URL of the server.
+        process: the process.
+        leftovers: what it left behind; set after it was stopped.
+    """
 
     url: str
     process: subprocess.Popen[bytes]
@@ -55,7 +67,7 @@ class RunningServer:
 
 
 def free_port() -> int:
-    """A port that nobody listens at."""
+    """Return a free TCP port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -64,25 +76,25 @@ def free_port() -> int:
 
 @contextmanager
 def run_server(launch: ServerCommand, port: int, ready: str, log: Path) -> Iterator[RunningServer]:
-    """A server that is ready, and ended afterwards.
+    """Start a server, yield it when it is ready, and stop it.
 
     Args:
-        launch: how it is started.
-        port: where it will listen.
-        ready: path that answers with 200 when it is ready.
-        log: file that takes what it says.
+        launch: command of the server.
+        port: port of the server.
+        ready: path that returns 200 when the server is ready.
+        log: file for its output.
 
     Raises:
-        StillhouseError: it ended, or was not ready in time.
+        StillhouseError: the server ended, or was not ready in time.
     """
     url = f"http://127.0.0.1:{port}"
-    with log.open("wb") as said:
+    with log.open("wb") as output:
         process = subprocess.Popen(
             launch.command,
             env=launch.environment,
             cwd=log.parent,
             stdin=subprocess.DEVNULL,
-            stdout=said,
+            stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
@@ -99,8 +111,8 @@ def _wait_until_ready(server: RunningServer, url: str, log: Path) -> None:
     while time.monotonic() < until:
         if server.process.poll() is not None:
             raise StillhouseError(f"the server ended with code {server.process.returncode}: {_tail(log)}")
-        with suppress(URLError, OSError), urlopen(url, timeout=5.0) as answer:
-            if answer.status == 200:
+        with suppress(URLError, OSError), urlopen(url, timeout=5.0) as response:
+            if response.status == 200:
                 return
         time.sleep(_POLL)
     raise StillhouseError(f"the server was not ready after {START_TIMEOUT:.0f} s: {_tail(log)}")
@@ -111,7 +123,7 @@ def _tail(log: Path) -> str:
 
 
 def _stop(process: subprocess.Popen[bytes], shared: str | None) -> Leftovers:
-    """Ask it to leave, then make it, then clear up what is left of its session."""
+    """Terminate a process, kill it after a timeout, and remove the rest of its session."""
     was_killed = False
     if process.poll() is None:
         process.terminate()
@@ -133,8 +145,8 @@ def _stop(process: subprocess.Popen[bytes], shared: str | None) -> Leftovers:
 
 
 def _session(leader: int) -> dict[int, str]:
-    """Processes of a session that live, by id: their names."""
-    found = {}
+    """Return the processes of a session: names by id."""
+    processes = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             head, _, rest = stat.read_text().rpartition(")")
@@ -143,5 +155,5 @@ def _session(leader: int) -> dict[int, str]:
         state, _, _, session, *_ = rest.split()
         if int(session) == leader and state != "Z":
             pid, _, name = head.partition(" (")
-            found[int(pid)] = name
-    return found
+            processes[int(pid)] = name
+    return processes

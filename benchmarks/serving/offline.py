@@ -1,6 +1,6 @@
-"""Pictures without a server, in a process of their own: `python -m benchmarks.serving.offline`.
+"""Image generation without a server in a separate process: `python -m benchmarks.serving.offline`.
 
-It says `ready`, then answers every line with a seed and steps by the seconds of that picture.
+The process prints `ready`, then answers each line with a seed and steps by the seconds of that image.
 """
 
 import subprocess
@@ -13,7 +13,7 @@ PROMPT = "a small red circle left of a big blue square on a yellow background"
 
 
 class OfflineProcess:
-    """That process, as its parent holds it."""
+    """Handle of the process."""
 
     def __enter__(self) -> Self:
         command = [sys.executable, "-m", "benchmarks.serving.offline"]
@@ -27,7 +27,7 @@ class OfflineProcess:
         self._process.communicate()
 
     def measure(self, seed: int, steps: int) -> float:
-        """Of one more picture."""
+        """Return the seconds of one image."""
         assert self._process.stdin
         self._process.stdin.write(f"{seed} {steps}\n")
         self._process.stdin.flush()
@@ -42,7 +42,7 @@ class OfflineProcess:
 
 
 def main() -> None:
-    """Draw whatever is asked for."""
+    """Generate the images that standard input requests."""
     import stillhouse
 
     pipeline = stillhouse.load("shapes")

@@ -1,7 +1,7 @@
-"""What serving costs: `python -m benchmarks.serving overhead` writes results/serving_overhead.json.
+"""Overhead of serving: `python -m benchmarks.serving overhead` writes results/serving_overhead.json.
 
-A picture through our server against the same picture without one, in turns, each in a process of its own; then three
-ways in which servers of this kind waste their time, see `traps`.
+Served and offline images alternate, each in a separate process. Then three common performance faults of image servers
+are measured, see `traps`.
 """
 
 import http.client
@@ -22,71 +22,71 @@ from benchmarks.serving.ways import STEPS, start_server
 from stillhouse.measure.clock import run_interleaved, summarise
 
 BAR = 0.005
-"""Seconds that a served picture may take more than the offline one, at the median."""
+"""Largest median overhead of a served image in seconds."""
 _SERVER = "slack"
 _WARM_UP = 3
 _RESAMPLES = 2000
 
 
-def measure_overhead(rounds: int, results: str, tell: Callable[[str], None]) -> Mapping[str, Any]:
-    """Measure everything and write it down.
+def measure_overhead(rounds: int, results: str, log: Callable[[str], None]) -> Mapping[str, Any]:
+    """Measure everything and write the results.
 
     Args:
-        rounds: of each pair.
-        results: name of the file.
-        tell: hears what is being done.
+        rounds: rounds of each pair.
+        results: name of the results file.
+        log: called with messages.
     """
-    tell("a served picture against an offline one")
+    log("served and offline images")
     served = {tier: _measure_pair(tier, steps, rounds) for tier, steps in STEPS.items()}
-    tell("health while pictures are drawn")
+    log("health checks during generation")
     traps: dict[str, Any] = {"blocking": measure_blocking()}
-    tell("validation, and encoding on the loop")
+    log("validation and encoding")
     traps |= {"validation": measure_validation(), "encoding": measure_encoding()}
     document = {"rounds": rounds, "bar": BAR, "served": served, **traps}
     write_results(results, document)
-    tell(table(document))
+    log(table(document))
     return document
 
 
 def latency_difference(served: Sequence[float], offline: Sequence[float]) -> dict[str, float]:
-    """Seconds by which the one takes longer, from runs taken in the same rounds.
+    """Return the difference of two latencies in seconds, from runs in the same rounds.
 
-    The median of the rounds' differences with its 95 % bootstrap interval (Efron 1979), and the difference of the
+    The result has the median of the differences with its 95 % bootstrap interval (Efron 1979) and the difference of the
     medians.
     """
-    one, other = np.asarray(served), np.asarray(offline)
-    drawn = np.random.default_rng(0).choice(one - other, size=(_RESAMPLES, len(one)))
-    low, high = np.quantile(np.median(drawn, axis=1), (0.025, 0.975))
+    first, second = np.asarray(served), np.asarray(offline)
+    resampled = np.random.default_rng(0).choice(first - second, size=(_RESAMPLES, len(first)))
+    low, high = np.quantile(np.median(resampled, axis=1), (0.025, 0.975))
     return {
-        "value": float(np.median(one - other)),
+        "value": float(np.median(first - second)),
         "low": float(low),
         "high": float(high),
-        "medians": float(np.median(one) - np.median(other)),
+        "medians": float(np.median(first) - np.median(second)),
     }
 
 
 def _measure_pair(tier: str, steps: int, rounds: int) -> dict[str, Any]:
     with start_server(_SERVER) as server, OfflineProcess() as offline:
-        door = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=120)
+        connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=120)
         turn = iter(range(10**9))
 
         def served() -> float:
-            asked = json.dumps({"model": tier, "prompt": PROMPT, "seed": next(turn) // 2, "steps": steps})
+            body = json.dumps({"model": tier, "prompt": PROMPT, "seed": next(turn) // 2, "steps": steps})
             began = perf_counter()
-            door.request("POST", "/v1/images/generations", asked, {"content-type": "application/json"})
-            answer = door.getresponse()
-            answer.read()
-            taken = perf_counter() - began
-            assert answer.status == 200, answer.status
-            return taken
+            connection.request("POST", "/v1/images/generations", body, {"content-type": "application/json"})
+            response = connection.getresponse()
+            response.read()
+            duration = perf_counter() - began
+            assert response.status == 200, response.status
+            return duration
 
-        def alone() -> float:
+        def generate_offline() -> float:
             return offline.measure(next(turn) // 2, steps)
 
         for _ in range(_WARM_UP):
             served()
-            alone()
-        seconds = run_interleaved({"served": served, "offline": alone}, rounds)
-        door.close()
-    told = {name: asdict(summarise(taken)) for name, taken in seconds.items()}
-    return {"steps": steps, **told, "difference": latency_difference(seconds["served"], seconds["offline"])}
+            generate_offline()
+        seconds = run_interleaved({"served": served, "offline": generate_offline}, rounds)
+        connection.close()
+    summaries = {name: asdict(summarise(duration)) for name, duration in seconds.items()}
+    return {"steps": steps, **summaries, "difference": latency_difference(seconds["served"], seconds["offline"])}

@@ -1,4 +1,4 @@
-"""That all servers draw the same picture: `python -m benchmarks.serving prove`."""
+"""Check that all servers generate the same pixels: `python -m benchmarks.serving prove`."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,18 +18,21 @@ _TOGETHER = 6
 
 
 def verify_pixels(names: Sequence[str]) -> bool:
-    """Start each, ask for pictures one by one and many at once, stop it; whether all was as it should be."""
+    """Start each server, request images one by one and concurrently, and return whether all pixels and the shutdown are
+    correct."""
     pipeline = stillhouse.load("shapes")
-    asked = [(tier, seed, STEPS[tier]) for seed in range(_TOGETHER // 2) for tier in STEPS]
-    wanted = {one: pipeline.generate(PROMPT, seed=one[1], steps=one[2]).image for one in asked}
-    is_well = True
+    requests = [(tier, seed, STEPS[tier]) for seed in range(_TOGETHER // 2) for tier in STEPS]
+    expected = {request: pipeline.generate(PROMPT, seed=request[1], steps=request[2]).image for request in requests}
+    is_correct = True
     for name in names:
         try:
-            with start_server(name) as server, ThreadPoolExecutor(len(asked)) as pool:
-                drawn = partial(_request_picture, SERVERS[name], server.url)
-                single = [np.array_equal(drawn(one), wanted[one]) for one in asked]
-                pictures = list(pool.map(drawn, asked))
-                together = [np.array_equal(got, wanted[one]) for one, got in zip(asked, pictures, strict=True)]
+            with start_server(name) as server, ThreadPoolExecutor(len(requests)) as pool:
+                generate = partial(_request_picture, SERVERS[name], server.url)
+                single = [np.array_equal(generate(request), expected[request]) for request in requests]
+                pictures = list(pool.map(generate, requests))
+                together = [
+                    np.array_equal(image, expected[request]) for request, image in zip(requests, pictures, strict=True)
+                ]
         except RuntimeMissing as error:
             print(f"{name:14} skipped: {error}")
             continue
@@ -37,8 +40,8 @@ def verify_pixels(names: Sequence[str]) -> bool:
             f"{sum(single)} of {len(single)} alone and {sum(together)} of {len(together)} together are the same pixels"
         )
         print(f"{name:14} {same}; left behind: {_format_leftovers(server.leftovers)}")
-        is_well &= all([*single, *together]) and server.leftovers == Leftovers()
-    return is_well
+        is_correct &= all([*single, *together]) and server.leftovers == Leftovers()
+    return is_correct
 
 
 def _request_picture(server: ServerVariant, url: str, request: tuple[str, int, int]) -> Picture:
@@ -46,8 +49,8 @@ def _request_picture(server: ServerVariant, url: str, request: tuple[str, int, i
     return request_picture(url, server.protocol, server.models[tier], PROMPT, seed, steps)
 
 
-def _format_leftovers(left: Leftovers) -> str:
-    if left == Leftovers():
+def _format_leftovers(leftovers: Leftovers) -> str:
+    if leftovers == Leftovers():
         return "nothing"
-    killed = ("it had to be killed",) if left.was_killed else ()
-    return ", ".join((*left.processes, *left.files, *killed))
+    killed = ("it had to be killed",) if leftovers.was_killed else ()
+    return ", ".join((*leftovers.processes, *leftovers.files, *killed))

@@ -1,6 +1,6 @@
-"""What one writes first: FastAPI around a pipeline. `python -m benchmarks.serving.rival async|def PORT`.
+"""Baseline: FastAPI around a pipeline. `python -m benchmarks.serving.rival async|def PORT`.
 
-One worker, one picture for each request, a lock around the pipeline; it speaks OpenAI's images.
+One worker, one image per request, a lock around the pipeline, OpenAI's Images API.
 """
 
 import argparse
@@ -20,7 +20,7 @@ HANDLERS = ("async", "def")
 
 
 class FastApiGeneration(BaseModel):
-    """A request, as the server of Stillhouse reads it, as far as both know it."""
+    """Request body, as far as it equals that of Stillhouse."""
 
     prompt: str
     model: str | None = None
@@ -32,26 +32,28 @@ class FastApiGeneration(BaseModel):
 
 
 def make_app(handler: str) -> FastAPI:
-    """The application: drawing blocks the loop ("async") or one of its threads ("def")."""
+    """Return the application. Generation blocks the event loop ("async") or a thread of its pool ("def")."""
     pipeline = stillhouse.load("shapes")
     pipeline.generate("", steps=1)
-    turn = Lock()
+    lock = Lock()
 
-    def drawn(asked: FastApiGeneration) -> dict[str, Any]:
-        with turn:
-            result = pipeline.generate(asked.prompt, seed=asked.seed, steps=asked.steps, guidance=asked.guidance)
+    def generate(request: FastApiGeneration) -> dict[str, Any]:
+        with lock:
+            result = pipeline.generate(
+                request.prompt, seed=request.seed, steps=request.steps, guidance=request.guidance
+            )
         content = encode_image(result.image, "png", result.request, "shapes")
         return {"created": int(time()), "data": [{"b64_json": b64encode(content).decode("ascii")}]}
 
-    async def blocking(asked: FastApiGeneration) -> dict[str, Any]:
-        return drawn(asked)
+    async def blocking(request: FastApiGeneration) -> dict[str, Any]:
+        return generate(request)
 
     async def health() -> dict[str, str]:
         return {"status": "ready"}
 
     app = FastAPI()
     app.get("/health")(health)
-    app.post("/v1/images/generations")(blocking if handler == "async" else drawn)
+    app.post("/v1/images/generations")(blocking if handler == "async" else generate)
     return app
 
 

@@ -1,4 +1,4 @@
-"""Three ways in which servers of pictures waste their time, measured on one that falls into them and on ours."""
+"""Three performance faults of image servers, measured on a server that has them and on ours."""
 
 import asyncio
 import json
@@ -26,9 +26,9 @@ from stillhouse.serve.loadgen.send import RequestResult, send_requests
 from stillhouse.serve.loadgen.server_state import open_target
 
 PICTURES = 8
-"""That are drawn while health is asked for."""
+"""Number of images generated during the health checks."""
 SIZES = (64, 512, 1024)
-"""Of the pictures that are encoded, in pixels."""
+"""Sizes of encoded images in pixels."""
 _EVERY = 0.02
 _BODY = {
     "prompt": "a small red circle left of a big blue square on a yellow background",
@@ -42,49 +42,51 @@ _BODY = {
 
 
 def measure_blocking() -> list[dict[str, Any]]:
-    """Seconds until a server says that it is well, asked every 20 ms while it draws eight pictures of 35 steps."""
+    """Measure the latency of health checks every 20 ms while eight images of 35 steps are generated."""
     rows = []
     for name in ("fastapi-async", "fastapi-def", "slack"):
-        way = SERVERS[name]
+        variant = SERVERS[name]
         with start_server(name) as server:
-            answers = asyncio.run(_health_answers(server.url, name))
-        seconds = [one.seconds for one in answers]
+            results = asyncio.run(_health_answers(server.url, name))
+        seconds = [result.seconds for result in results]
         p50, p99 = (float(value) for value in np.quantile(seconds, (0.5, 0.99)))
         row = {
             "server": name,
-            "told": way.description,
-            "asked": len(seconds),
+            "description": variant.description,
+            "requests": len(seconds),
             "p50": p50,
             "p99": p99,
-            "most": max(seconds),
+            "max": max(seconds),
         }
-        rows.append({**row, "unanswered": sum(not one.is_success for one in answers)})
+        rows.append({**row, "unanswered": sum(not result.is_success for result in results)})
     return rows
 
 
 async def _health_answers(url: str, name: str) -> list[RequestResult]:
-    """How the server answered while it drew."""
-    way = SERVERS[name]
+    """Return the results of the health checks."""
+    variant = SERVERS[name]
     pro = RequestClass("pro", 1.0, "pro", {"steps": STEPS["pro"]})
-    door = await open_target(url, "openai", (pro,))
+    target = await open_target(url, "openai", (pro,))
     began = perf_counter()
-    await door.send(ScheduledRequest(0.0, pro, 0, "", "pro"))
-    # Long enough for all of them, one after the other.
+    await target.send(ScheduledRequest(0.0, pro, 0, "", "pro"))
+    # Long enough for all images in sequence.
     length = PICTURES * (perf_counter() - began)
     pictures = [ScheduledRequest(0.0, pro, 0, str(number), "pro") for number in range(PICTURES)]
     health = RequestClass("health", 1.0, "health")
-    looks = [ScheduledRequest(_EVERY * number, health, 1, "", "health") for number in range(1, int(length / _EVERY))]
+    checks = [ScheduledRequest(_EVERY * number, health, 1, "", "health") for number in range(1, int(length / _EVERY))]
 
-    async def ask(shot: ScheduledRequest) -> HttpResponse:
-        if shot.request_class is health:
-            return await send_request(door.endpoint, HttpRequest("GET", way.ready), shot.client, 60.0)
-        return await door.send(shot)
+    async def ask(request: ScheduledRequest) -> HttpResponse:
+        if request.request_class is health:
+            return await send_request(target.endpoint, HttpRequest("GET", variant.ready), request.client, 60.0)
+        return await target.send(request)
 
-    return [one for one in await send_requests([*pictures, *looks], ask) if one.request.request_class is health]
+    return [
+        result for result in await send_requests([*pictures, *checks], ask) if result.request.request_class is health
+    ]
 
 
 def measure_validation(calls: int = 2000, rounds: int = 15) -> dict[str, Any]:
-    """Microseconds to read one request out of its JSON, by pydantic and by msgspec."""
+    """Measure the microseconds to decode one JSON request by pydantic and by msgspec."""
     body = json.dumps(_BODY).encode()
     seconds = run_interleaved(
         {
@@ -94,11 +96,14 @@ def measure_validation(calls: int = 2000, rounds: int = 15) -> dict[str, Any]:
         rounds,
     )
     ratio = paired_ratio(seconds["pydantic"], seconds["msgspec"])
-    return {**{name: 1e6 * median(taken) for name, taken in seconds.items()}, "ratio": asdict(ratio)}
+    return {**{name: 1e6 * median(durations) for name, durations in seconds.items()}, "ratio": asdict(ratio)}
 
 
 def measure_encoding(runs: int = 7) -> list[dict[str, Any]]:
-    """By size: seconds to encode one PNG, and how long a loop stands still where that is done on it, or beside it."""
+    """Measure the seconds to encode one image by size, and the longest pause of the event loop.
+
+    Encoding runs on the event loop and in a thread.
+    """
     rows = []
     for size in SIZES:
         image = _photo(size)
@@ -115,22 +120,22 @@ def measure_encoding(runs: int = 7) -> list[dict[str, Any]]:
 
 
 def _on_loop(image: Picture) -> Callable[[], Awaitable[object]]:
-    async def encoded() -> object:
+    async def encode() -> object:
         return encode_image(image, "png")
 
-    return encoded
+    return encode
 
 
 def _in_thread(image: Picture) -> Callable[[], Awaitable[object]]:
-    async def encoded() -> object:
+    async def encode() -> object:
         with ThreadPoolExecutor(1) as pool:
             return await asyncio.get_running_loop().run_in_executor(pool, encode_image, image, "png")
 
-    return encoded
+    return encode
 
 
 async def _longest_pause(work: Callable[[], Awaitable[object]]) -> float:
-    """The longest pause of a loop that has something to do every millisecond, while work is done."""
+    """Return the longest pause in seconds of an event loop with a task every millisecond, while `work` runs."""
     longest = 0.0
 
     async def tick() -> None:
@@ -152,7 +157,7 @@ async def _longest_pause(work: Callable[[], Awaitable[object]]) -> float:
 
 
 def _photo(size: int) -> Picture:
-    """A picture that is as hard to compress as a photograph is: smooth, with some noise."""
+    """Return an image that compresses like a photograph: smooth with noise."""
     rng = np.random.default_rng(0)
     slope = np.linspace(0, 200, size)
     smooth = (slope[:, None, None] + slope[None, :, None]) / 2 + np.array([0.0, 20.0, 40.0])
@@ -162,7 +167,7 @@ def _photo(size: int) -> Picture:
 
 
 def _seconds_per_call(calls: int, call: Callable[[], object]) -> float:
-    """Seconds of one call."""
+    """Return the seconds of one call."""
     began = perf_counter()
     for _ in range(calls):
         call()

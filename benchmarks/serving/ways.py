@@ -1,4 +1,4 @@
-"""Every way to serve the same model: who is compared with whom."""
+"""All compared servers."""
 
 import os
 import sys
@@ -22,14 +22,14 @@ _LOGS = ROOT / "build" / "serving"
 
 @dataclass(frozen=True, slots=True)
 class ServerVariant:
-    """A server that can be started.
+    """A server of the comparison.
 
     Args:
-        told: what it is, for people.
-        launch: how, at a port, with a directory of its own.
-        ready: path that answers with 200 when it is ready.
-        protocol: that it speaks.
-        models: what it calls each tier.
+        description: description for tables.
+        launch: returns the command for a port and a working directory.
+        ready: path that returns 200 when the server is ready.
+        protocol: protocol of the server.
+        models: model name of each tier.
     """
 
     description: str
@@ -39,7 +39,7 @@ class ServerVariant:
     models: Mapping[str, str] = field(default_factory=lambda: {name: name for name in STEPS})
 
     def request_classes(self, isolated_seconds: Mapping[str, float] | None = None) -> tuple[RequestClass, ...]:
-        """What is asked of it: the same of every server."""
+        """Return the request classes, equal for every server."""
         return tuple(
             RequestClass(
                 name,
@@ -54,29 +54,29 @@ class ServerVariant:
 
 @contextmanager
 def start_server(name: str) -> Iterator[RunningServer]:
-    """The server of that name, ready.
+    """Start a server by name and yield it when it is ready.
 
     Raises:
-        RuntimeMissing: it cannot be had here.
-        StillhouseError: it does not start.
+        RuntimeMissing: the server is not available on this machine.
+        StillhouseError: the server does not start.
     """
-    way, port = SERVERS[name], free_port()
+    variant, port = SERVERS[name], free_port()
     _LOGS.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f"{name}-", dir=_LOGS) as folder:
         workspace = Path(folder)
-        launch = way.launch(port, workspace)
-        with run_server(launch, port, way.ready, _LOGS / f"{name}.log") as server:
+        launch = variant.launch(port, workspace)
+        with run_server(launch, port, variant.ready, _LOGS / f"{name}.log") as server:
             yield server
 
 
-def stillhouse_command(policy: str, lateness: float | None = float("inf")) -> Callable[[int, Path], ServerCommand]:
-    """Our own server with two tiers of the embedded model. With an infinite lateness nothing is refused."""
+def stillhouse_command(policy: str, max_lateness: float | None = float("inf")) -> Callable[[int, Path], ServerCommand]:
+    """Return the command of our server with two tiers. With an infinite `max_lateness` no request is rejected."""
 
     def launch(port: int, workspace: Path) -> ServerCommand:
-        late = "" if lateness is None else f"lateness = {lateness}\n"
+        late = "" if max_lateness is None else f"max_lateness = {max_lateness}\n"
         tiers = [f'[tiers.{name}]\npipeline = "shapes"\nsteps = {steps}\n{late}' for name, steps in STEPS.items()]
-        # The others take whatever comes, so here nothing is refused for a full queue either.
-        top = f'policy = "{policy}"\ndata = "data"\n' + ("queue = 100000\n" if lateness == float("inf") else "")
+        # The other servers reject nothing, so the queue must not be full here either.
+        top = f'policy = "{policy}"\ndata = "data"\n' + ("max_queue = 100000\n" if max_lateness == float("inf") else "")
         config = workspace / "stillhouse.toml"
         config.write_text("\n".join([top, *tiers]))
         options = ["--config", str(config), "--port", str(port), "--grpc-port", "-1", "--log", "json"]
@@ -112,13 +112,13 @@ SERVERS: Mapping[str, ServerVariant] = MappingProxyType(
             "/v2/health/ready",
             "kserve",
         ),
-        "fifo": ServerVariant("Stillhouse, first come first served", stillhouse_command("fifo"), "/health/ready"),
+        "fcfs": ServerVariant("Stillhouse, first come first served", stillhouse_command("fcfs"), "/health/ready"),
         "slack": ServerVariant("Stillhouse", stillhouse_command("slack"), "/health/ready"),
         "refusing": ServerVariant(
             "Stillhouse, which refuses what would be late", stillhouse_command("slack", None), "/health/ready"
         ),
     }
 )
-"""Every way by name."""
+"""All servers by name."""
 ALL_TRACES_SERVERS = tuple(name for name in SERVERS if name != "refusing")
-"""Those that are loaded with every trace."""
+"""Servers that run every trace."""

@@ -19,7 +19,11 @@ PLACES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "ImageRequest": ("stillhouse:ImageRequest",),
         "import_model": ("stillhouse.convert.import_model:import_model", "stillhouse.models.importers:import_model"),
         "ImportOptions": ("stillhouse.convert.options:ImportOptions", "stillhouse.models.importers:ImportOptions"),
-        "cut_unet": ("stillhouse.backends.deepcache_split:split_unet", "stillhouse.backends.deepcache_split:cut_unet", "stillhouse.backends.cut:cut_unet"),
+        "cut_unet": (
+            "stillhouse.backends.deepcache_split:split_unet",
+            "stillhouse.backends.deepcache_split:cut_unet",
+            "stillhouse.backends.cut:cut_unet",
+        ),
         "read_manifest": ("stillhouse.pipelines.manifest:read_manifest", "stillhouse.models.manifest:read_manifest"),
         "StepCache": ("stillhouse.pipelines.manifest:StepCache", "stillhouse.models.manifest:StepCache"),
         "Distilled": ("stillhouse.pipelines.manifest:Distilled", "stillhouse.models.manifest:Distilled"),
@@ -30,6 +34,8 @@ PLACES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 """By today's name, where it may be: MODULE:NAME."""
 FIELDS: Mapping[str, tuple[str, ...]] = MappingProxyType({"refresh": ("cache_interval", "refresh")})
 """By today's name, what a field of a dataclass may be called."""
+SAMPLING = ("schedule", "prediction", "spacing", "sigmas", "steps_offset")
+"""Fields of a manifest that are its sampling's since version 2."""
 ATTRIBUTES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"latents": ("latents",), "denoised": ("denoised",), "is_done": ("is_done",), "conditioning": ("conditioning",)}
 )
@@ -103,6 +109,10 @@ def opened(directory: Path, changes: Mapping[str, Any] | None = None) -> Any:
     if not changes:
         return named("load")(directory, **OPENED)
     manifest = named("read_manifest")(directory)
+    if hasattr(manifest, "sampling"):
+        sampling = {name: changes[name] for name in SAMPLING if name in changes}
+        rest = {name: value for name, value in changes.items() if name not in SAMPLING}
+        changes = {**rest, "sampling": replaced(manifest.sampling, sampling)}
     return named("Pipeline")(directory, manifest=replaced(manifest, changes), **OPENED)
 
 
@@ -136,8 +146,9 @@ def _student(directory: Path, scratch: Path) -> Any:
 def _static(directory: Path, scratch: Path) -> Any:
     """Batches brought to one, two or four rows, for each of which the U-Net is opened."""
     components = named("read_manifest")(directory).components
-    unet = replaced(components["unet"], {"static": True, "rows": (1, 2, 4)})
-    return opened(directory, {"components": {**components, "unet": unet}})
+    role = "denoiser" if "denoiser" in components else "unet"
+    network = replaced(components[role], {"static": True, "rows": (1, 2, 4)})
+    return opened(directory, {"components": {**components, role: network}})
 
 
 def _with(**changes: Any) -> Callable[[Path, Path], Any]:

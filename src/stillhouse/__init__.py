@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from stillhouse.pipelines.pipeline import Pipeline
 
 __version__ = "0.1.0"
+"""Version of the package."""
 
 _HOMES = {
     "ImageRequest": "core",

@@ -1,4 +1,4 @@
-"""Refusals: each says what was given, what is allowed, and what to do about it."""
+"""Checks of arguments. Each raises InvalidRequest with the given value and the allowed ones."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -7,11 +7,12 @@ from numbers import Integral
 from stillhouse.errors import InvalidRequest
 
 MAX_SHOWN = 80
-"""Letters of a name that are told back, and looked for among the allowed ones: comparing takes their square."""
+"""Characters of a name that an error message shows and that are compared with the allowed names. Comparing takes time
+quadratic in the length."""
 
 
 def check_choice(label: str, value: object, allowed: Iterable[str]) -> None:
-    """Refuse a name that is not among the allowed ones, and offer the nearest of them.
+    """Raise InvalidRequest where a name is not one of the allowed ones, with the most similar of them.
 
     >>> check_choice("sampler", "dim", ("ddim", "heun"))
     Traceback (most recent call last):
@@ -28,12 +29,12 @@ def check_choice(label: str, value: object, allowed: Iterable[str]) -> None:
 
 
 def check_integer(label: str, value: object, minimum: int, maximum: int) -> None:
-    """Refuse what is not a whole number from least to most."""
+    """Raise InvalidRequest where a value is not an integer between minimum and maximum, both included."""
     if isinstance(value, bool) or not isinstance(value, Integral) or not minimum <= int(value) <= maximum:
         raise InvalidRequest(f"{label} is {value!r}", allowed=f"a whole number from {minimum} to {maximum}")
 
 
 def check_number(label: str, value: object, minimum: float, maximum: float) -> None:
-    """Refuse a number that is not from least to most, and anything that is no number."""
+    """Raise InvalidRequest where a value is not a number between minimum and maximum, both included."""
     if not isinstance(value, int | float) or not minimum <= value <= maximum:
         raise InvalidRequest(f"{label} is {value!r}", allowed=f"a number from {minimum:g} to {maximum:g}")

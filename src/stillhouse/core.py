@@ -29,8 +29,8 @@ class ImageRequest:
         guidance_rescale: 0 to 1, phi of Lin et al. (arXiv 2305.08891), equation 16.
         guidance_interval: part of the walk that is guided, as shares from 0 (pure noise) to 1 (clean).
         eta: share of fresh noise in every DDIM step, 0 to 1.
-        cache_interval: every how many evaluations the U-Net's deep features are computed anew; 1 means always. More is
-            quicker and less exact, for pipelines whose U-Net `stillhouse accelerate` has cut for it.
+        cache_interval: every how many evaluations the denoiser's deep features are computed anew; 1 means always. More
+            is quicker and less exact, for pipelines whose denoiser `stillhouse accelerate` has split for it.
 
     >>> ImageRequest("a red circle", seed=7).steps is None
     True

@@ -1,4 +1,4 @@
-"""The GPUs of this machine, as NVIDIA's driver tells; no runtime is imported for that."""
+"""The GPUs of this machine, read from NVIDIA's driver library without importing a runtime."""
 
 import ctypes
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MIN
 
 
 FP8_CAPABILITY = (8, 9)
-"""The least compute capability with products in fp8."""
+"""Lowest compute capability whose matrix units multiply fp8 numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +21,9 @@ class Gpu:
     """One GPU.
 
     Args:
-        name: as the driver calls it.
+        name: as the driver gives it.
         memory: bytes.
-        capability: of its kind, "9.0".
+        capability: compute capability, "9.0".
     """
 
     name: str
@@ -32,16 +32,16 @@ class Gpu:
 
     @property
     def has_fp8(self) -> bool:
-        """Whether its matrix units multiply numbers of eight bits with a point: from Ada Lovelace on."""
+        """Whether the matrix units multiply fp8 numbers: Ada Lovelace and later."""
         major, minor = map(int, self.capability.split("."))
         return (major, minor) >= FP8_CAPABILITY
 
 
 @lru_cache(maxsize=1)
 def find_gpus() -> tuple[Gpu, ...]:
-    """All that CUDA_VISIBLE_DEVICES lets this process see; none where there is no driver.
+    """Return the GPUs that CUDA_VISIBLE_DEVICES lets this process use; none without a driver.
 
-    >>> isinstance(gpus(), tuple)
+    >>> isinstance(find_gpus(), tuple)
     True
     """
     driver = _load_driver()
@@ -49,55 +49,55 @@ def find_gpus() -> tuple[Gpu, ...]:
 
 
 def no_gpu_reason() -> str | None:
-    """Why there is none; None where there is one."""
+    """Return why there is no GPU; None where there is one."""
     if find_gpus():
         return None
     return "no driver of NVIDIA's is installed" if _load_driver() is None else "the driver finds no GPU"
 
 
 def device_index(device: str) -> int:
-    """Which GPU a device's name means.
+    """Return the index of the GPU that a device name means.
 
-    >>> index_of("cuda"), index_of("cuda:1")
+    >>> device_index("cuda"), device_index("cuda:1")
     (0, 1)
     """
     return int(device.partition(":")[2] or 0)
 
 
 def device_error(device: str, available: Sequence[Gpu]) -> str | None:
-    """What is wrong with a device's name, "cuda" or "cuda:1"; None where it is one of these.
+    """Return why a device name, "cuda" or "cuda:1", is not one of these GPUs; None where it is.
 
-    >>> check_index("cuda:1", [Gpu("One", 1 << 30, "9.0")])
+    >>> device_error("cuda:1", [Gpu("One", 1 << 30, "9.0")])
     'there is no GPU cuda:1 among cuda:0 (One)'
     """
     index = device_index(device)
     if index < len(available):
         return None
-    told = ", ".join(f"cuda:{number} ({one.name})" for number, one in enumerate(available))
-    return f"there is no GPU {device} among {told}" if told else f"there is no GPU {device}: {no_gpu_reason()}"
+    names = ", ".join(f"cuda:{number} ({gpu.name})" for number, gpu in enumerate(available))
+    return f"there is no GPU {device} among {names}" if names else f"there is no GPU {device}: {no_gpu_reason()}"
 
 
 def used_memory(index: int = 0) -> int | None:
-    """Bytes of a GPU's memory that are in use, by whatever process; None where there is no such GPU.
+    """Return the bytes of a GPU's memory that all processes use; None where there is no such GPU.
 
-    The driver is asked in this process's own context of the GPU, the one that every runtime shares, and which takes
-    some of that memory itself.
+    The driver answers in the primary context of the GPU, which every runtime of this process shares. The context itself
+    takes some of that memory.
     """
     driver = _load_driver()
     if driver is None or index >= len(find_gpus()):
         return None
-    device, context, free, whole = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_size_t()
+    device, context, free, total = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_size_t()
     driver.cuDeviceGet(ctypes.byref(device), index)
     if driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device):
         return None
     try:
         if driver.cuCtxPushCurrent_v2(context):
             return None
-        failed = driver.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(whole))
+        failed = driver.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
         driver.cuCtxPopCurrent_v2(ctypes.byref(context))
     finally:
         driver.cuDevicePrimaryCtxRelease_v2(device)
-    return None if failed else whole.value - free.value
+    return None if failed else total.value - free.value
 
 
 def _load_driver() -> Any:

@@ -17,10 +17,10 @@ def switch_off_telemetry() -> None:
 
     Loads no library. A variable that is set already keeps its value, and a package that is loaded already stays.
     """
-    was_asked = "ORT_DISABLE_TELEMETRY" in os.environ
+    was_set = "ORT_DISABLE_TELEMETRY" in os.environ
     for name, value in SWITCHES.items():
         os.environ.setdefault(name, value)
     sys.modules.setdefault(REPORTER, None)  # type: ignore[arg-type] # None: its import fails
     # onnxruntime reads the variable once, when imported; from then on, only events after the first can be stopped.
-    if not was_asked and (loaded := sys.modules.get("onnxruntime")):
+    if not was_set and (loaded := sys.modules.get("onnxruntime")):
         loaded.disable_telemetry_events()

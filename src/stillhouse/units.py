@@ -1,4 +1,4 @@
-"""Times and sizes as people write them."""
+"""Durations and sizes as command lines and settings write them."""
 
 import re
 
@@ -10,31 +10,31 @@ _NUMBER = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Z]*)")
 
 
 def parse_duration(text: str) -> float:
-    """Seconds out of 90, 90s, 10m, 1h, 2d.
+    """Return the seconds of a duration: 90, 90s, 10m, 1h, 2d.
 
     Raises:
-        InvalidRequest: anything else, and no time at all.
+        InvalidRequest: the text is no duration, or a duration of 0.
 
-    >>> read_seconds("10m")
+    >>> parse_duration("10m")
     600.0
     """
-    found = _NUMBER.fullmatch(text.strip().upper())
-    if not found or found[2] not in _SECONDS or float(found[1]) == 0:
-        raise InvalidRequest(f"{text!r} is no time", allowed="a time such as 90s, 10m or 1h")
-    return float(found[1]) * _SECONDS[found[2]]
+    match = _NUMBER.fullmatch(text.strip().upper())
+    if not match or match[2] not in _SECONDS or float(match[1]) == 0:
+        raise InvalidRequest(f"{text!r} is no duration", allowed="a duration such as 90s, 10m or 1h")
+    return float(match[1]) * _SECONDS[match[2]]
 
 
 def parse_size(text: str) -> int:
-    """Bytes out of 4GiB, 500MiB, 1000.
+    """Return the bytes of a size: 4GiB, 500MiB, 1000.
 
     Raises:
-        InvalidRequest: anything else, and nothing at all.
+        InvalidRequest: the text is no size, or a size of 0.
 
-    >>> read_bytes("4GiB")
+    >>> parse_size("4GiB")
     4294967296
     """
-    found = _NUMBER.fullmatch(text.strip().upper())
-    unit = found[2].removesuffix("B") if found else "?"
-    if not found or unit not in _BYTES or float(found[1]) == 0:
+    match = _NUMBER.fullmatch(text.strip().upper())
+    unit = match[2].removesuffix("B") if match else "?"
+    if not match or unit not in _BYTES or float(match[1]) == 0:
         raise InvalidRequest(f"{text!r} is no size", allowed="a size such as 4GiB or 500MiB")
-    return int(float(found[1]) * _BYTES[unit])
+    return int(float(match[1]) * _BYTES[unit])

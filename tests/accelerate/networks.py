@@ -1,6 +1,6 @@
-"""ONNX files such as users bring: random weights of realistic scale, under a megabyte, for onnxruntime and openvino.
+"""ONNX files such as users have: random weights of realistic scale, under a megabyte, for onnxruntime and openvino.
 
-Each builder writes a file at `path` and returns `path`; the same call writes the same bytes.
+Each builder writes a file to `path` and returns `path`; equal calls write equal bytes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,13 +18,13 @@ ANCHORS, CLASSES = 3, 10
 LATENT_CHANNELS, TEXT_WIDTH = 9, 32
 FLOAT, INT64, UINT8 = TensorProto.FLOAT, TensorProto.INT64, TensorProto.UINT8
 EXTERNAL_BYTES = 1024
-"""Bytes from which a tensor lies outside the graph of `external`."""
+"""Size in bytes from which `external` stores a tensor outside the graph."""
 
 ValueInfo = tuple[str, Sequence[int | str | None], int]
 
 
 class GraphBuilder:
-    """A graph being written: each call of `add` is a node, each of `weight` an initializer; both return a name."""
+    """Builds a graph: `add_node` adds a node, `weight` an initializer; both return a name."""
 
     def __init__(self, seed: int) -> None:
         self.rng: Generator = np.random.default_rng(seed)
@@ -42,7 +42,7 @@ class GraphBuilder:
         return name
 
     def weight(self, *shape: int, gain: float = 1.0) -> str:
-        """Gaussian, with the variance that keeps the scale of what it is multiplied with (He et al. 2015)."""
+        """Gaussian, with the variance that preserves the scale of activations (He et al. 2015)."""
         fan = int(np.prod(shape[1:])) if len(shape) == 4 else shape[0]
         return self.constant((self.rng.standard_normal(shape) * gain / np.sqrt(fan)).astype(np.float32))
 
@@ -67,8 +67,8 @@ class GraphBuilder:
         return self.add_node("Mul", x, self.add_node("Sigmoid", x))
 
     def gelu(self, x: str) -> str:
-        half, one, root = (self.constant(np.array(value, np.float32)) for value in (0.5, 1.0, 2**-0.5))
-        share = self.add_node("Add", self.add_node("Erf", self.add_node("Mul", x, root)), one)
+        half, unit, root = (self.constant(np.array(value, np.float32)) for value in (0.5, 1.0, 2**-0.5))
+        share = self.add_node("Add", self.add_node("Erf", self.add_node("Mul", x, root)), unit)
         return self.add_node("Mul", self.add_node("Mul", x, half), share)
 
     def attention(self, x: str, context: str, width: int, context_width: int, bias: str = "") -> str:
@@ -80,8 +80,8 @@ class GraphBuilder:
             (context, context_width, [0, 2, 1, 3]),
         )
         q, k, v = (
-            self.add_node("Transpose", self.add_node("Reshape", self.linear(one, size, width), split), perm=order)
-            for one, size, order in sides
+            self.add_node("Transpose", self.add_node("Reshape", self.linear(source, size, width), split), perm=order)
+            for source, size, order in sides
         )
         scale = self.constant(np.array((width // HEADS) ** -0.5, np.float32))
         scores = self.add_node("Mul", self.add_node("MatMul", q, k), scale)
@@ -93,8 +93,10 @@ class GraphBuilder:
         self, path: Path, inputs: Sequence[ValueInfo], outputs: Sequence[ValueInfo], opset: int = 18
     ) -> Path:
         initializers = [numpy_helper.from_array(array, name) for name, array in self.weights.items()]
-        fed, given = ([helper.make_tensor_value_info(n, kind, axes) for n, axes, kind in v] for v in (inputs, outputs))
-        graph = helper.make_graph(self.nodes, "network", fed, given, initializers)
+        input_values, output_values = (
+            [helper.make_tensor_value_info(n, kind, axes) for n, axes, kind in v] for v in (inputs, outputs)
+        )
+        graph = helper.make_graph(self.nodes, "network", input_values, output_values, initializers)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
         onnx.checker.check_model(model)
         path.write_bytes(model.SerializeToString(deterministic=True))
@@ -114,9 +116,11 @@ def encoder(path: Path) -> Path:
     x = net.norm(
         net.add_node("Add", words, net.add_node("Gather", net.weight(POSITIONS, WIDTH, gain=2.0), places)), WIDTH
     )
-    seen = net.add_node("Unsqueeze", net.add_node("Cast", "attention_mask", to=FLOAT), net.constant(np.array([1, 2])))
-    unseen = net.add_node("Sub", net.constant(np.array(1, np.float32)), seen)
-    bias = net.add_node("Mul", unseen, net.constant(np.array(-1e4, np.float32)))
+    visible = net.add_node(
+        "Unsqueeze", net.add_node("Cast", "attention_mask", to=FLOAT), net.constant(np.array([1, 2]))
+    )
+    masked = net.add_node("Sub", net.constant(np.array(1, np.float32)), visible)
+    bias = net.add_node("Mul", masked, net.constant(np.array(-1e4, np.float32)))
     for _ in range(BLOCKS):
         y = net.norm(x, WIDTH)
         x = net.add_node("Add", x, net.attention(y, y, WIDTH, WIDTH, bias))
@@ -164,9 +168,9 @@ def _detector(net: GraphBuilder, path: Path) -> Path:
 
 
 def denoiser(path: Path) -> Path:
-    """A diffusion network as Auto-Acceleration's tutorial exports one: every axis open, floats and an int64 together.
+    """A diffusion network as Auto-Acceleration's tutorial exports one: all axes dynamic, floats and an int64 input.
 
-    sample [batch, channels, height, width] (LATENT_CHANNELS of them, sides even), timestep int64 [batch],
+    sample [batch, channels, height, width] (LATENT_CHANNELS of them, even sides), timestep int64 [batch],
     encoder_hidden_states [batch, sequence, TEXT_WIDTH] to out_sample [batch, 4, height, width].
     """
     net, width = GraphBuilder(3), 32
@@ -206,7 +210,7 @@ def _group_norm(net: GraphBuilder, x: str, width: int, groups: int = 8) -> str:
 
 
 def classifier(path: Path) -> Path:
-    """A classifier of pictures as they lie in memory: picture uint8 [batch, height, width, 3] to logits [batch, 10]."""
+    """A classifier of NHWC pictures: picture uint8 [batch, height, width, 3] to logits [batch, 10]."""
     net = GraphBuilder(4)
     scaled = net.add_node(
         "Mul", net.add_node("Cast", "picture", to=FLOAT), net.constant(np.array(1 / 127.5, np.float32))
@@ -223,7 +227,7 @@ def classifier(path: Path) -> Path:
 
 
 def external(path: Path) -> Path:
-    """The detector with its weights in a file beside it, `<path>.data`."""
+    """The detector with external weights in `<path>.data`."""
     detector(path)
     model = onnx.load(path)
     data = path.with_name(f"{path.name}.data")
@@ -233,7 +237,7 @@ def external(path: Path) -> Path:
 
 
 def numbered(path: Path) -> Path:
-    """Names that are numbers, as an exporter gives them that was told none: "0" and "1" [n, 16] to "5" [n, 8]."""
+    """Names that are numbers, as exporters generate them: "0" and "1" [n, 16] to "5" [n, 8]."""
     net = GraphBuilder(5)
     both = net.add_node("Concat", "0", "1", axis=1)
     inside = net.add_node("Relu", net.linear(both, 32, 64, gain=2**0.5))

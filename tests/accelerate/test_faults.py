@@ -1,4 +1,4 @@
-"""Engines that fail: whatever one does, it becomes a row with a reason, nothing of it is chosen, and the sweep ends."""
+"""Faulty backends: every failure becomes a trial with a reason, none is chosen, and the sweep finishes."""
 
 import os
 from pathlib import Path
@@ -9,6 +9,7 @@ import pytest
 from stillhouse.accelerate.calibration.calibration_data import Probe, write_probes
 from stillhouse.accelerate.evaluation.evaluate import EvaluationContext, evaluate
 from stillhouse.accelerate.evaluation.latency import TimingBudget
+from stillhouse.accelerate.evaluation.messages import TimeCalls
 from stillhouse.accelerate.options import AccelerateOptions
 from stillhouse.accelerate.records.candidate import Candidate
 from stillhouse.accelerate.records.report import Bounds, Report, read_report
@@ -23,14 +24,14 @@ FAULTS = ("nan", "noise", "ones", "large_batch_nan", "hang", "memory_hog", "cras
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
-    """A sweep with every faulty engine installed, for its children too."""
+    """A sweep with all faulty backends installed, also for its child processes."""
     folder = tmp_path_factory.mktemp("faults")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(FAULTY))
         patch.setenv("PYTHONPATH", str(FAULTY) + os.pathsep + os.environ.get("PYTHONPATH", ""))
-        target = prepare_workspace(str(detector(folder / "detector.onnx")), folder / "faster")
+        workspace = prepare_workspace(str(detector(folder / "detector.onnx")), folder / "faster")
         report = run_sweep(
-            target,
+            workspace,
             AccelerateOptions(
                 timeout=12.0,
                 memory_limit=1 << 30,
@@ -58,7 +59,7 @@ def test_a_fault_becomes_a_row_with_its_reason(
     swept: tuple[Path, Report], fault: str, status: str, reason: str
 ) -> None:
     directory, report = swept
-    (trial,) = [one for one in report.trials if one.candidate.backend == fault]
+    (trial,) = [trial for trial in report.trials if trial.candidate.backend == fault]
     assert (trial.status, reason in trial.reason) == (status, True), trial.reason
     assert trial.log and (directory / trial.log).is_file()
 
@@ -76,13 +77,15 @@ def test_a_batch_that_an_engine_cannot_run_ends_its_curve_and_nothing_else(
 ) -> None:
     monkeypatch.syspath_prepend(str(FAULTY))
     monkeypatch.setenv("PYTHONPATH", str(FAULTY) + os.pathsep + os.environ.get("PYTHONPATH", ""))
-    target = prepare_workspace(str(detector(tmp_path / "detector.onnx")), tmp_path / "faster")
-    asked = AccelerateOptions(
+    workspace = prepare_workspace(str(detector(tmp_path / "detector.onnx")), tmp_path / "faster")
+    options = AccelerateOptions(
         backends=("onnxruntime", "large_batch_error"),
         recipes=("f32",),
         timing_budget=TimingBudget(min_rounds=5, max_rounds=5),
     )
-    (trial,) = (one for one in run_sweep(target, asked).trials if one.candidate.backend == "large_batch_error")
+    (trial,) = (
+        trial for trial in run_sweep(workspace, options).trials if trial.candidate.backend == "large_batch_error"
+    )
     assert (trial.status, trial.reason) == ("accepted", "")
     assert set(trial.batch) <= {"1", "2"}
 
@@ -90,12 +93,12 @@ def test_a_batch_that_an_engine_cannot_run_ends_its_curve_and_nothing_else(
 def test_an_engine_that_a_batch_is_too_much_for_is_there_again_for_what_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its pictures, above all: it would else be told to have failed at those."""
+    """Otherwise its pictures would be reported as failed."""
     monkeypatch.syspath_prepend(str(FAULTY))
     monkeypatch.setenv("PYTHONPATH", str(FAULTY) + os.pathsep + os.environ.get("PYTHONPATH", ""))
     graph, probes = detector(tmp_path / "detector.onnx"), tmp_path / "probes.npz"
     write_probes(probes, [Probe("ones", {"images": np.ones((2, 3, 64, 64), np.float32)})])
-    bench = EvaluationContext(
+    context = EvaluationContext(
         tmp_path / "trials",
         tmp_path,
         graph,
@@ -105,10 +108,10 @@ def test_an_engine_that_a_batch_is_too_much_for_is_there_again_for_what_is_left(
         timing_budget=TimingBudget(2, 2),
         measure_batches=True,
     )
-    trial, reference = evaluate(Candidate("network", "large_batch_crash"), bench, None)
+    trial, baseline = evaluate(Candidate("network", "large_batch_crash"), context, None)
     assert trial.status == "accepted" and set(trial.batch) == {"1", "2"}
-    assert reference and reference.process.is_alive
+    assert baseline and baseline.process.is_alive
     try:
-        assert float(reference.process.call("time_calls", 1, timeout=60.0)) > 0
+        assert baseline.process.call(TimeCalls(1), timeout=60.0) > 0
     finally:
-        reference.process.kill()
+        baseline.process.kill()

@@ -1,4 +1,4 @@
-"""A sweep of bare ONNX files: every candidate has a row, the best is kept, and what was cut off goes on."""
+"""Sweeps of bare ONNX files: a trial for every candidate, a choice, and resuming after an interruption."""
 
 import os
 import signal
@@ -32,7 +32,7 @@ BOTH = replace(FEW, backends=ENGINES)
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
-    """A whole sweep of the detector, with every recipe."""
+    """A complete sweep of the detector with all recipes."""
     folder = tmp_path_factory.mktemp("sweep")
     graph = NETWORKS["detector"](folder / "detector.onnx")
     report = run_sweep(
@@ -72,21 +72,23 @@ def test_the_result_answers_as_the_source_does(swept: tuple[Path, Report]) -> No
     folder, report = swept
     graph = folder / "detector.onnx"
     (feeds,) = plausible_inputs(graph, infer_shapes(graph), 1, seed=9)
-    wanted = open_runner(graph)(feeds)
+    expected = open_runner(graph)(feeds)
     for name, array in open_network(folder / "out")(feeds).items():
-        noise = float(np.square(array - wanted[name]).sum() / np.square(wanted[name]).sum())
+        noise = float(np.square(array - expected[name]).sum() / np.square(expected[name]).sum())
         assert noise <= 10 ** (-(report.bounds.min_sqnr or 0) / 10) * 2  # other inputs may err a little more
 
 
 def test_a_second_run_measures_nothing_again(swept: tuple[Path, Report]) -> None:
     folder, report = swept
-    target = prepare_workspace(str(folder / "detector.onnx"), folder / "out")
-    again = run_sweep(target, AccelerateOptions(backends=ENGINES, timeout=120.0, timing_budget=QUICK))
+    workspace = prepare_workspace(str(folder / "detector.onnx"), folder / "out")
+    second_report = run_sweep(workspace, AccelerateOptions(backends=ENGINES, timeout=120.0, timing_budget=QUICK))
     before = {
         trial.candidate.key: trial.seconds for trial in report.trials if trial.candidate.backend != BASELINE_BACKEND
     }
     after = {
-        trial.candidate.key: trial.seconds for trial in again.trials if trial.candidate.backend != BASELINE_BACKEND
+        trial.candidate.key: trial.seconds
+        for trial in second_report.trials
+        if trial.candidate.backend != BASELINE_BACKEND
     }
     unchanged = [key for key in before if before[key] == after[key]]
     assert len(unchanged) >= len(before) - 4  # the finalists are timed side by side once more
@@ -117,10 +119,10 @@ def test_a_budget_that_is_over_skips_and_says_so(tmp_path: Path) -> None:
 
 
 def test_a_mistyped_engine_is_refused_and_loses_nothing(tmp_path: Path) -> None:
-    target = prepare_workspace(str(NETWORKS["detector"](tmp_path / "model.onnx")), tmp_path / "out")
+    workspace = prepare_workspace(str(NETWORKS["detector"](tmp_path / "model.onnx")), tmp_path / "out")
     with pytest.raises(InvalidRequest, match="onnxruntime"):
-        run_sweep(target, replace(FEW, backends=("onnxruntim",)))
-    assert prepare_workspace(str(tmp_path / "model.onnx"), tmp_path / "out") == target
+        run_sweep(workspace, replace(FEW, backends=("onnxruntim",)))
+    assert prepare_workspace(str(tmp_path / "model.onnx"), tmp_path / "out") == workspace
 
 
 def test_a_bound_that_even_the_baseline_misses_leaves_rows_that_are_compared_with_it(tmp_path: Path) -> None:
@@ -133,19 +135,19 @@ def test_a_bound_that_even_the_baseline_misses_leaves_rows_that_are_compared_wit
 
 
 def test_what_failed_is_tried_again_where_it_may_take_longer(tmp_path: Path) -> None:
-    target = prepare_workspace(str(NETWORKS["detector"](tmp_path / "model.onnx")), tmp_path / "out")
-    report = run_sweep(target, FEW)
-    lost = replace(report.trials[-1], status="failed", reason="it took more than 120 s", ratio=None)
-    write_report(tmp_path / "out", replace(report, trials=(*report.trials[:-1], lost)))
-    key = lost.candidate.key
-    assert run_sweep(target, FEW).trial("network", key).status == "failed"
-    assert run_sweep(target, replace(FEW, timeout=240.0)).trial("network", key).status == "accepted"
+    workspace = prepare_workspace(str(NETWORKS["detector"](tmp_path / "model.onnx")), tmp_path / "out")
+    report = run_sweep(workspace, FEW)
+    failed = replace(report.trials[-1], status="failed", reason="it took more than 120 s", ratio=None)
+    write_report(tmp_path / "out", replace(report, trials=(*report.trials[:-1], failed)))
+    key = failed.candidate.key
+    assert run_sweep(workspace, FEW).trial("network", key).status == "failed"
+    assert run_sweep(workspace, replace(FEW, timeout=240.0)).trial("network", key).status == "accepted"
 
 
 def test_without_its_baseline_nothing_counts_that_was_compared_with_it(tmp_path: Path) -> None:
-    target = prepare_workspace(str(NETWORKS["detector"](tmp_path / "model.onnx")), tmp_path / "out")
-    before = run_sweep(target, BOTH)
-    after = run_sweep(target, replace(BOTH, backends=("openvino",)))
+    workspace = prepare_workspace(str(NETWORKS["detector"](tmp_path / "model.onnx")), tmp_path / "out")
+    before = run_sweep(workspace, BOTH)
+    after = run_sweep(workspace, replace(BOTH, backends=("openvino",)))
     assert {trial.candidate.backend for trial in after.trials if trial.ratio} == {"openvino"}
     assert (
         after.trial("network", after.baselines["network"]).ratio
@@ -154,12 +156,12 @@ def test_without_its_baseline_nothing_counts_that_was_compared_with_it(tmp_path:
 
 
 def test_another_question_is_not_answered_with_what_was_measured_before(tmp_path: Path) -> None:
-    target = prepare_workspace(str(NETWORKS["detector"](tmp_path / "model.onnx")), tmp_path / "out")
-    before = run_sweep(target, FEW)
-    with pytest.warns(UserWarning, match="asked differently"):
-        after = run_sweep(target, replace(FEW, all_ones=True))
-    assert "nothing but ones" in after.probes["network"]
-    assert not {one.seconds for one in before.trials if one.seconds} & {one.seconds for one in after.trials}
+    workspace = prepare_workspace(str(NETWORKS["detector"](tmp_path / "model.onnx")), tmp_path / "out")
+    before = run_sweep(workspace, FEW)
+    with pytest.warns(UserWarning, match="options, machine or runtime versions have changed"):
+        after = run_sweep(workspace, replace(FEW, all_ones=True))
+    assert "filled with ones" in after.probes["network"]
+    assert not {trial.seconds for trial in before.trials if trial.seconds} & {trial.seconds for trial in after.trials}
 
 
 @pytest.mark.parametrize(
@@ -175,14 +177,14 @@ def test_samples_of_a_call_are_counted_along_the_largest_input(
 
 def test_an_interruption_leaves_a_choice(tmp_path: Path) -> None:
     graph = NETWORKS["detector"](tmp_path / "model.onnx")
-    told: list[str] = []
+    activities: list[str] = []
 
-    def tell(what: str, done: float, total: float) -> None:
-        told.append(what)
-        if len(told) == 4:
+    def on_progress(activity: str, done: float, total: float) -> None:
+        activities.append(activity)
+        if len(activities) == 4:
             raise KeyboardInterrupt
 
-    report = run_sweep(prepare_workspace(str(graph), tmp_path / "out"), FEW, tell)
+    report = run_sweep(prepare_workspace(str(graph), tmp_path / "out"), FEW, on_progress)
     assert not report.finished
     assert report.chosen
     assert open_network(tmp_path / "out").inputs
@@ -212,14 +214,14 @@ def test_a_killed_sweep_leaves_a_valid_directory_and_no_children(tmp_path: Path)
 
 
 def _children_of(folder: Path) -> list[str]:
-    """Command lines of living processes that mention the folder."""
-    found = []
+    """Return the command lines of running processes that contain the folder."""
+    lines = []
     for process in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             line = process.read_bytes().replace(b"\0", b" ").decode()
             state = (process.parent / "stat").read_text().rpartition(")")[2].split()[0]
         except (OSError, UnicodeDecodeError):
             continue
-        if str(folder) in line and "accelerate.child" in line and state != "Z":
-            found.append(line)
-    return found
+        if str(folder) in line and "candidate_worker" in line and state != "Z":
+            lines.append(line)
+    return lines

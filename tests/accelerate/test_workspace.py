@@ -1,4 +1,4 @@
-"""What is accelerated is laid out whole or not at all, and never over something else."""
+"""A workspace is prepared completely or not at all, and never overwrites other files."""
 
 import os
 from dataclasses import replace
@@ -14,37 +14,44 @@ from tests.accelerate.networks import detector, external
 
 
 def test_an_embedded_model_becomes_a_pipeline_directory(tmp_path: Path) -> None:
-    target = prepare_workspace("shapes", tmp_path / "out")
-    assert {part.name for part in target.components} == {"text_encoder", "unet", "vae_encoder", "vae_decoder"}
+    workspace = prepare_workspace("shapes", tmp_path / "out")
+    assert {component.name for component in workspace.components} == {
+        "text_encoder",
+        "denoiser",
+        "encoder",
+        "decoder",
+    }
     assert read_manifest(tmp_path / "out", verify=True).name == "shapes"
     assert original_components(tmp_path / "out") == read_manifest(find_pipeline("shapes")).components
-    assert all(part.has_dynamic_batch for part in target.components)
+    assert all(component.has_dynamic_batch for component in workspace.components)
 
 
 def test_a_relative_directory_means_the_same_to_every_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    target = prepare_workspace(str(detector(Path("detector.onnx"))), Path("out"))
-    assert target.directory == tmp_path / "out"
-    assert target.components[0].graph.is_absolute()
+    workspace = prepare_workspace(str(detector(Path("detector.onnx"))), Path("out"))
+    assert workspace.directory == tmp_path / "out"
+    assert workspace.components[0].graph.is_absolute()
 
 
 def test_an_onnx_file_brings_its_external_data_along(tmp_path: Path) -> None:
-    target = prepare_workspace(str(external(tmp_path / "model.onnx")), tmp_path / "out")
-    (part,) = target.components
-    assert not target.is_pipeline
-    assert sorted(path.name for path in part.graph.parent.iterdir()) == sorted(["model.onnx", *part.signature.external])
+    workspace = prepare_workspace(str(external(tmp_path / "model.onnx")), tmp_path / "out")
+    (component,) = workspace.components
+    assert not workspace.is_pipeline
+    assert sorted(path.name for path in component.graph.parent.iterdir()) == sorted(
+        ["model.onnx", *component.signature.external]
+    )
 
 
 def test_a_sweep_is_found_again_by_its_source(tmp_path: Path) -> None:
     graph = str(detector(tmp_path / "detector.onnx"))
-    target = prepare_workspace(graph, tmp_path / "out")
-    assert prepare_workspace(graph, tmp_path / "out") == target
+    workspace = prepare_workspace(graph, tmp_path / "out")
+    assert prepare_workspace(graph, tmp_path / "out") == workspace
 
 
 def test_a_directory_of_another_model_is_left_alone(tmp_path: Path) -> None:
     prepare_workspace("shapes", tmp_path / "out")
     before = sorted((tmp_path / "out").rglob("*"))
-    with pytest.raises(InvalidRequest, match="holds a sweep of shapes"):
+    with pytest.raises(InvalidRequest, match="contains a sweep of shapes"):
         prepare_workspace(str(detector(tmp_path / "detector.onnx")), tmp_path / "out")
     assert sorted((tmp_path / "out").rglob("*")) == before
 
@@ -52,13 +59,15 @@ def test_a_directory_of_another_model_is_left_alone(tmp_path: Path) -> None:
 def test_a_faster_pipeline_is_accelerated_from_what_it_was_before(tmp_path: Path) -> None:
     faster = prepare_workspace("shapes", tmp_path / "faster").directory
     manifest = read_manifest(faster)
-    (faster / "trials" / "unet").mkdir()
-    (faster / "trials" / "unet" / "made.onnx").write_bytes((faster / manifest.components["unet"].graph).read_bytes())
-    unet = replace(manifest.components["unet"], graph="trials/unet/made.onnx")
-    write_manifest(faster, replace(manifest, components={**manifest.components, "unet": unet}))
+    (faster / "trials" / "denoiser").mkdir()
+    (faster / "trials" / "denoiser" / "made.onnx").write_bytes(
+        (faster / manifest.components["denoiser"].graph).read_bytes()
+    )
+    unet = replace(manifest.components["denoiser"], graph="trials/denoiser/made.onnx")
+    write_manifest(faster, replace(manifest, components={**manifest.components, "denoiser": unet}))
     again = prepare_workspace(str(faster), tmp_path / "again").directory
     assert read_manifest(again, verify=True).components == manifest.components
-    assert not (again / "trials" / "unet").exists()
+    assert not (again / "trials" / "denoiser").exists()
 
 
 def test_a_directory_with_other_things_in_it_is_left_alone(tmp_path: Path) -> None:
@@ -94,9 +103,9 @@ def test_a_truncated_graph_is_named(tmp_path: Path, bytes_left: int) -> None:
 
 def test_missing_weights_are_named(tmp_path: Path) -> None:
     graph = external(tmp_path / "model.onnx")
-    for beside in tmp_path.iterdir():
-        if beside != graph:
-            beside.unlink()
+    for file in tmp_path.iterdir():
+        if file != graph:
+            file.unlink()
     with pytest.raises(PipelineError, match="is missing"):
         prepare_workspace(str(graph), tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""Trials for tests of what is pure: a ratio, and whatever else matters."""
+"""Trials and reports for tests of pure functions."""
 
 from typing import Any
 
@@ -13,20 +13,20 @@ MACHINE = Machine("Some Processor", 2, 24 << 30, ("avx2",), "Linux x86_64", "3.1
 
 
 def make_trial(name: str, ratio: float = 1.0, sqnr: float = 60.0, status: Status = "accepted", **fields: Any) -> Trial:
-    """A trial of the candidate `name`, which is its backend, so many times as fast as the baseline."""
-    component = fields.pop("component", "unet")
+    """Return a trial whose candidate has the backend `name` and the speed-up `ratio`."""
+    component = fields.pop("component", "denoiser")
     candidate = fields.pop("candidate", Candidate(component, name))
-    told: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "fidelity": {"noise 0.9": Fidelity(sqnr, 1.0, 0.0, 0.0)},
         "ratio": Ratio(ratio, 0.95 * ratio, 1.05 * ratio),
         "seconds": Timing(1 / ratio, 1.2 / ratio, 0.9 / ratio, 10),
     }
-    return Trial(candidate, status, **{**told, **fields})
+    return Trial(candidate, status, **{**defaults, **fields})
 
 
 def make_report(*trials: Trial, **fields: Any) -> Report:
-    """A report of these trials."""
-    told: dict[str, Any] = {
+    """Return a report of these trials."""
+    defaults: dict[str, Any] = {
         "source": "shapes",
         "goal": "latency",
         "bounds": Bounds(),
@@ -38,4 +38,4 @@ def make_report(*trials: Trial, **fields: Any) -> Report:
         "seconds": 1.0,
         "budget": None,
     }
-    return Report(trials=trials, **{**told, **fields})
+    return Report(trials=trials, **{**defaults, **fields})

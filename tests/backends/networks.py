@@ -9,6 +9,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from stillhouse.backends.graph import link_tensor
+from stillhouse.backends.safetensors_index import read_safetensors_index
 from stillhouse.core import Array
 
 Value: TypeAlias = tuple[str, Sequence[Any]] | tuple[str, Sequence[Any], int]  # axes: int, str or None
@@ -56,6 +58,19 @@ def unet_weights(seed: int = 0) -> dict[str, Array]:
     weights = {name: draw(shape) / np.sqrt(np.prod(shape[1:])) for name, shape in shapes.items()}
     weights["conv.bias"] = draw(HIDDEN)
     return {name: array.astype(np.float32) for name, array in weights.items()}
+
+
+def write_linked(model: onnx.ModelProto, path: Path, weights: Path, location: str | None = None) -> Path:
+    """Write a model whose initializers of the names in a safetensors file are pointers into that file."""
+    index, casts = read_safetensors_index(weights), list[onnx.NodeProto]()
+    place = location or weights.relative_to(path.parent).as_posix()
+    for tensor in model.graph.initializer:
+        if tensor.name in index:
+            casts += link_tensor(tensor, index[tensor.name], place)
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return write_model(model, path)
 
 
 def unet(weights: Mapping[str, NDArray[Any]] | None = None) -> onnx.ModelProto:

@@ -169,16 +169,16 @@ def _joined(names: list[str], inputs: list[str], depth: str = "/network/mid_bloc
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        (unet(), "no node of it joins a skip connection in a scope up_blocks.N"),
-        (_joined(["/network/decoder/Concat"], ["low", "skip"]), "no node of it joins a skip connection"),
-        (_joined(["/network/up_blocks.0/Concat"], ["skip", "sample"]), "does not join one tensor from below"),
-        (_joined(["/network/up_blocks.0/Concat"], ["low", "skip", "skip"]), "does not join one tensor from below"),
-        (_joined(["/network/up_blocks.0/Concat"], ["low", "skip"], "/network/elsewhere"), "does not join one tensor"),
+        (unet(), "no node that concatenates a skip connection in a scope up_blocks.N"),
+        (_joined(["/network/decoder/Concat"], ["low", "skip"]), "no node that concatenates a skip connection"),
+        (_joined(["/network/up_blocks.0/Concat"], ["skip", "sample"]), "does not concatenate one deeper tensor"),
+        (_joined(["/network/up_blocks.0/Concat"], ["low", "skip", "skip"]), "does not concatenate one deeper tensor"),
+        (_joined(["/network/up_blocks.0/Concat"], ["low", "skip"], "/network/elsewhere"), "does not concatenate"),
     ],
 )
 def test_a_graph_of_another_shape_is_refused(model: onnx.ModelProto, said: str, tmp_path: Path) -> None:
     graph = write_model(model, tmp_path / "model.onnx")
-    with pytest.raises(PipelineError, match=f"cannot be cut for step caching: .*{said}.*; allowed: a U-Net exported"):
+    with pytest.raises(PipelineError, match=f"cannot be split for step caching: .*{said}.*; allowed: a U-Net exported"):
         split_unet(graph)
     assert list(tmp_path.iterdir()) == [graph]
 
@@ -195,7 +195,7 @@ def test_a_second_way_up_is_refused(tmp_path: Path) -> None:
     nodes[-1].input[0] = "both"
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    with pytest.raises(PipelineError, match="reached from below on more than one way"):
+    with pytest.raises(PipelineError, match="depends on the deeper blocks by more than one tensor"):
         split_unet(write_model(model, tmp_path / "model.onnx"))
 
 
@@ -213,7 +213,7 @@ def test_a_layer_that_the_block_does_not_have(layer: int, cut_of: CutOf) -> None
 
 def test_a_graph_that_was_cut_is_not_cut_again(cut_of: CutOf) -> None:
     _, cut = cut_of("embedded")
-    with pytest.raises(PipelineError, match="it was cut"):
+    with pytest.raises(PipelineError, match="it is split already"):
         split_unet(cut.full)
 
 

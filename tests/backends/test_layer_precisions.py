@@ -88,7 +88,7 @@ def test_agrees_with_the_kernels_that_ran(recipe: str, tmp_path: Path) -> None:
         quantize.quantize_static(source, graph, [unet_feeds(2)])
     else:
         quantize.quantize_dynamic(source, graph, operators=("Conv", "MatMul", "Gemm"))
-    runner = open_runner(graph, options=RunnerOptions(settings={"census": "1"}))
+    runner = open_runner(graph, options=RunnerOptions(settings={"count_layers": "1"}))
     assert runner.layer_precisions == _profiled(graph, tmp_path)
     assert sum(runner.layer_precisions.values()) == 7
     assert set(runner.layer_precisions) == ({"f32", "int8"} if recipe in ("static", "dynamic") else {"f32"})

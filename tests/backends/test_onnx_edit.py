@@ -8,7 +8,6 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from stillhouse.backends import open_runner
-from stillhouse.backends.graph import save_graph
 from stillhouse.backends.onnx_edit import Constant, check_node_names, load_with_constants, save_with_constants
 from stillhouse.errors import InvalidRequest, PipelineError
 from tests.backends.networks import (
@@ -19,6 +18,7 @@ from tests.backends.networks import (
     unet_feeds,
     unet_float64,
     unet_weights,
+    write_linked,
     write_model,
 )
 
@@ -30,7 +30,7 @@ def test_stored_weights_become_the_graphs_own(dtype: type[np.floating], tmp_path
     """Halves that are cast to float32, as an import writes them, are float32 constants."""
     weights = {name: array.astype(dtype).astype(np.float32) for name, array in unet_weights().items()}
     stnp.save_file({name: array.astype(dtype) for name, array in weights.items()}, tmp_path / "w.safetensors")
-    save_graph(unet(weights), tmp_path / "model.onnx", tmp_path / "w.safetensors")
+    write_linked(unet(weights), tmp_path / "model.onnx", tmp_path / "w.safetensors")
     model, constants = load_with_constants(tmp_path / "model.onnx")
     assert not any(one.op_type == "Cast" for one in model.graph.node)
     for name, array in weights.items():

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from stillhouse.backends import RunnerOptions, backends, open_runner
-from stillhouse.backends.graph import save_graph
 from stillhouse.backends.openvino import read_openvino_model, save_openvino_model, supported_precisions
 from stillhouse.backends.signature import read_signature
 from stillhouse.errors import BackendFailed, InvalidRequest, UnsupportedPrecision
@@ -20,6 +19,7 @@ from tests.backends.networks import (
     unet_feeds,
     unet_float64,
     unet_weights,
+    write_linked,
     write_model,
 )
 
@@ -66,7 +66,7 @@ def test_the_cache_is_used_and_sees_changed_weights(tmp_path: Path) -> None:
     results, blobs = [], []
     for seed in (1, 1, 2):
         stnp.save_file(unet_weights(seed), weights)
-        save_graph(unet(unet_weights(seed)), tmp_path / "model.onnx", weights)
+        write_linked(unet(unet_weights(seed)), tmp_path / "model.onnx", weights)
         runner = open_runner(tmp_path / "model.onnx", "openvino", options)
         assert runner.precision == "f32"
         results.append(runner(feeds)["out_sample"])
@@ -129,7 +129,7 @@ def test_its_own_graphs_hold_to_the_names_of_axes(ir: Path) -> None:
 
 
 def test_onnxruntime_refuses_its_graphs(ir: Path) -> None:
-    with pytest.raises(InvalidRequest, match="is a graph of OpenVINO's; allowed: an ONNX file; open it on openvino"):
+    with pytest.raises(InvalidRequest, match="is an OpenVINO graph; allowed: an ONNX file; open it on openvino"):
         open_runner(ir, "onnxruntime")
 
 

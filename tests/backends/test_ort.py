@@ -47,7 +47,7 @@ def test_halves_without_a_heavy_operation_are_mixed(tmp_path: Path) -> None:
 def test_a_float32_graph_is_counted_when_it_is_asked_for(tmp_path: Path) -> None:
     graph = write_model(unet(), tmp_path / "model.onnx")
     assert open_runner(graph).layer_precisions == {}
-    assert open_runner(graph, options=RunnerOptions(settings={"census": "1"})).layer_precisions == {"f32": 7}
+    assert open_runner(graph, options=RunnerOptions(settings={"count_layers": "1"})).layer_precisions == {"f32": 7}
     assert list(tmp_path.iterdir()) == [graph]
 
 
@@ -60,7 +60,7 @@ def test_spinning_does_not_change_the_result(spinning: str, tmp_path: Path) -> N
 
 def test_unknown_settings_are_refused(tmp_path: Path) -> None:
     graph = write_model(unet(), tmp_path / "model.onnx")
-    match = "no setting of onnxruntime 'spining'; allowed: spinning, census, provider; did you mean 'spinning'"
+    match = "no setting of onnxruntime 'spining'; allowed: spinning, count_layers, provider; did you mean 'spinning'"
     with pytest.raises(InvalidRequest, match=match):
         open_runner(graph, options=RunnerOptions(settings={"spining": "1"}))
     with pytest.raises(InvalidRequest, match="no spinning 'yes'; allowed: 0, 1"):

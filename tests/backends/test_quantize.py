@@ -100,7 +100,7 @@ def test_an_operator_that_means_another_thing_in_a_later_opset_is_refused(tmp_pa
     model.graph.node[1].attribute.append(onnx.helper.make_attribute("axes", [1]))
     model.opset_import[0].version = 17
     graph = write_model(model, tmp_path / "model.onnx")
-    with pytest.raises(InvalidRequest, match=r"ReduceMean y of opset \d+ in .*; allowed: opset 19; export it anew"):
+    with pytest.raises(InvalidRequest, match=r"ReduceMean y of opset \d+ in .*; allowed: opset 19; export it again"):
         quantize_static(graph, tmp_path / "fp8.onnx", [{"x": np.ones((1, 2), np.float32)}], quant_type="fp8")
 
 

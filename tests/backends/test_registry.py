@@ -47,7 +47,7 @@ def test_torch_is_described_without_being_imported() -> None:
     [("torch", "not installed"), ("diffusers", "it needs diffusers: pip install 'stillhouse[train]'")],
 )
 def test_torch_is_ready_with_all_that_it_needs_only(package: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    unet = Path(stillhouse.__file__).parent / "models/shapes/weights/unet/model.onnx"
+    unet = Path(stillhouse.__file__).parent / "shapes/weights/unet/model.onnx"
     monkeypatch.setitem(sys.modules, package, None)
     row = next(row for row in backends() if row.name == "torch")
     assert (row.reason, row.devices, row.precisions) == (reason, (), ())

@@ -189,3 +189,19 @@ def test_weights_outside_of_the_graphs_directory_are_refused(location: str, tmp_
     (tmp_path / "model.onnx").write_bytes(onnx.helper.make_model(graph).SerializeToString())
     with pytest.raises(PipelineError, match="outside its own directory"):
         read_signature(tmp_path / "model.onnx")
+
+
+def test_a_file_larger_than_a_message_may_be_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "large.onnx"
+    with path.open("wb") as file:
+        file.truncate(1 << 31)  # takes no room on the disk
+    with pytest.raises(PipelineError, match="2147483648 bytes; allowed: ONNX files below 2 GiB.*external data"):
+        read_signature(path)
+
+
+def test_an_input_that_is_no_tensor_is_refused(tmp_path: Path) -> None:
+    model = make_model([node("Identity", ["x"], ["y"])], [("x", [2])], [("y", [2])])
+    model.graph.input[0].CopyFrom(onnx.helper.make_tensor_sequence_value_info("x", TensorProto.FLOAT, [2]))
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(PipelineError, match=r"model.onnx is no ONNX graph"):
+        read_signature(tmp_path / "model.onnx")

@@ -18,7 +18,7 @@ from stillhouse.backends.quantize import quantize_dynamic
 from stillhouse.backends.tensorrt_weights import EngineWeights, find_refittable
 from stillhouse.errors import BackendFailed
 
-SHIPPED = Path(stillhouse.__file__).parent / "models/shapes/weights"
+SHIPPED = Path(stillhouse.__file__).parent / "shapes/weights"
 FLOATS = {tensorrt_rtx.float32: torch.float32, tensorrt_rtx.float16: torch.float16}
 LINEAR, CONVOLUTION = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q", "conv_in"
 
@@ -161,7 +161,7 @@ def test_layers_that_became_one_are_refitted_together(graph: Path) -> None:
 def test_a_layer_that_the_engine_does_not_take_changes_none() -> None:
     refitter = Refitter()
     weights = open_weights(SHIPPED / "unet/model.onnx", refitter)
-    with pytest.raises(BackendFailed, match="does not take other weights for conv_out: no room"):
+    with pytest.raises(BackendFailed, match="does not accept weights for conv_out: no room"):
         weights.update({name: weights.original(name) + 1 for name in (CONVOLUTION, "conv_out")})
     assert not refitter.given and not refitter.refitted
     weights.update({})

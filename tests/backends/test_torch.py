@@ -177,7 +177,7 @@ def test_a_kernel_that_was_asked_for_computes_every_attention(
         calls.append(heads)
         return flash(*heads)
 
-    monkeypatch.setattr(torch_attention, "KERNELS", {**torch_attention.ATTENTION_KERNELS, "flash": noting})
+    monkeypatch.setattr(torch_attention, "ATTENTION_KERNELS", {**torch_attention.ATTENTION_KERNELS, "flash": noting})
     fused = torch.nn.functional.scaled_dot_product_attention
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", None)
     runner = open_torch(graph, attention="flash")
@@ -239,7 +239,7 @@ def test_auto_is_bfloat16_where_the_processor_has_it(exported: Exported, monkeyp
         assert open_torch(exported("sd1"), "auto").precision == precision
 
 
-def test_the_census_counts_what_runs(exported: Exported) -> None:
+def test_layer_precisions_count_what_runs(exported: Exported) -> None:
     """By hand, of the text encoder: two layers with four projections, an attention and two linear layers each."""
     assert open_torch(exported("text")).layer_precisions == {"f32": 2 * (4 + 1 + 2)}
     assert open_torch(exported("text-projected"), "bf16").layer_precisions == {"bf16": 2 * (4 + 1 + 2) + 1}
@@ -279,7 +279,7 @@ def test_shapes_that_are_not_known_are_none(exported: Exported, kind: str) -> No
 
 def test_feeds_that_do_not_fit_are_refused(exported: Exported) -> None:
     runner, feeds = open_torch(exported("sd1")), feeds_of("sd1")
-    with pytest.raises(InvalidRequest, match="nothing was fed to timestep"):
+    with pytest.raises(InvalidRequest, match="no array for input timestep"):
         runner({name: array for name, array in feeds.items() if name != "timestep"})
     with pytest.raises(InvalidRequest, match=r"fed float64; allowed: float32"):
         runner({**feeds, "sample": feeds["sample"].astype(np.float64)})
@@ -351,9 +351,9 @@ def test_threads_wait_asleep(exported: Exported) -> None:
         ({"device": "gpu"}, "device is 'gpu'; allowed: cpu, cuda, cuda:1"),
         ({"graphs": "cuda"}, "graphs is 'cuda' with device cpu; allowed: none there"),
         ({"offload": "cpu"}, "offload is 'cpu' with device cpu"),
-        ({"device": "cuda", "graphs": "cuda", "offload": "cpu"}, "whose weights come and go"),
-        ({"device": "cuda", "quantize": "int8", "offload": "cpu"}, "eight bits that come and go"),
-        ({"device": "cuda", "kernels": "fused", "offload": "cpu"}, "read weights themselves, of weights that come"),
+        ({"device": "cuda", "graphs": "cuda", "offload": "cpu"}, "graphs with offload, which moves the weights"),
+        ({"device": "cuda", "quantize": "int8", "offload": "cpu"}, "quantize with offload"),
+        ({"device": "cuda", "kernels": "fused", "offload": "cpu"}, "which read the weights, with offload"),
         (
             {"qkv": "joined", "attention": "vanilla"},
             "qkv is 'joined' with attention vanilla; allowed: sdpa, flash, cudnn, efficient",
@@ -370,7 +370,7 @@ def test_settings_that_would_change_nothing_are_refused(exported: Exported) -> N
         open_torch(exported("text"), attention="sliced")
     with pytest.raises(InvalidRequest, match="'channels_last' in a network without convolutions"):
         open_torch(exported("text"), memory_format="channels_last")
-    plain = Path(stillhouse.__file__).parent / "models/shapes/weights/vae/decoder.onnx"  # it has no attention
+    plain = Path(stillhouse.__file__).parent / "shapes/weights/vae/decoder.onnx"  # it has no attention
     assert open_torch(plain, attention="sdpa").layer_precisions.keys() == {"f32"}
     for how in ("vanilla", "sliced"):
         with pytest.raises(InvalidRequest, match=f"attention is '{how}' in a network that has none"):
@@ -422,11 +422,11 @@ def test_a_gpu_that_cannot_be_used_is_told_with_what_is_missing(
 ) -> None:
     with pytest.raises(UnsupportedPrecision, match="'int8' on torch with device cuda; allowed: f32, f16, bf16, auto"):
         open_torch(exported("sd1"), "int8", device="cuda")
-    monkeypatch.setattr(torch_device, "built_for", lambda: None)
+    monkeypatch.setattr(torch_device, "cuda_build_version", lambda: None)
     with pytest.raises(RuntimeMissing, match="was built without CUDA; install the build of torch"):
         open_torch(exported("sd1"), "f16", device="cuda")
-    monkeypatch.setattr(torch_device, "built_for", lambda: "13.0")
-    monkeypatch.setattr(torch_device, "gpus", lambda: (Gpu("NVIDIA H200", 141 << 30, "9.0"),))
+    monkeypatch.setattr(torch_device, "cuda_build_version", lambda: "13.0")
+    monkeypatch.setattr(torch_device, "find_gpus", lambda: (Gpu("NVIDIA H200", 141 << 30, "9.0"),))
     with pytest.raises(InvalidRequest, match=r"no GPU cuda:4 among cuda:0 \(NVIDIA H200\)"):
         open_torch(exported("sd1"), "f16", device="cuda:4")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -469,7 +469,7 @@ def test_a_bare_onnx_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BackendFailed, match=rf"model.onnx has no config.json beside it; {NOT_ONNX}"):
         open_runner(graph, "torch")
     (tmp_path / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
-    with pytest.raises(BackendFailed, match=rf"model.onnx is not as it was exported: .*; {NOT_ONNX}"):
+    with pytest.raises(BackendFailed, match=rf"model.onnx is not as exported: .*; {NOT_ONNX}"):
         open_runner(graph, "torch")
 
 
@@ -496,7 +496,7 @@ def test_a_graph_that_was_quantised_since_is_refused(exported: Exported, tmp_pat
     model = onnx.load(graph, load_external_data=False)
     model.graph.node.add(op_type="DynamicQuantizeLinear", input=["last_hidden_state"], output=["q", "s", "z"])
     graph.write_bytes(model.SerializeToString())
-    with pytest.raises(BackendFailed, match="is not as it was exported: float32 arithmetic over model.safetensors"):
+    with pytest.raises(BackendFailed, match="is not as exported: float32 arithmetic over model.safetensors"):
         open_runner(graph, "torch")
 
 
@@ -509,7 +509,7 @@ def test_a_graph_of_another_network_is_refused(exported: Exported, tmp_path: Pat
     model = onnx.load(graph, load_external_data=False)
     model.graph.output.pop()
     graph.write_bytes(model.SerializeToString())
-    with pytest.raises(BackendFailed, match="takes sample and gives mean, which no AutoencoderKL does"):
+    with pytest.raises(BackendFailed, match="has inputs sample and outputs mean, which no AutoencoderKL has"):
         open_runner(graph, "torch")
 
 
@@ -518,7 +518,7 @@ def test_a_text_graph_that_does_not_tell_its_layer_is_refused(exported: Exported
     model = onnx.load(graph, load_external_data=False)
     model.graph.node[-1].op_type = "RMSNormalization"
     graph.write_bytes(model.SerializeToString())
-    with pytest.raises(BackendFailed, match="does not tell which layer its states are of; import the pipeline again"):
+    with pytest.raises(BackendFailed, match="does not show which layer its states come from; import"):
         open_runner(graph, "torch")
 
 

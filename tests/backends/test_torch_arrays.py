@@ -1,4 +1,4 @@
-"""A walk on torch's tensors is the walk on NumPy's arrays, to the bit."""
+"""A trajectory on torch's tensors is the trajectory on NumPy's arrays, to the bit."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,9 +14,24 @@ from torch import Tensor
 from stillhouse.backends.kernels.guided_step import guided_step
 from stillhouse.backends.registry import device_arrays
 from stillhouse.backends.torch_arrays import KernelUnavailable, TorchArrays, load_fused_step
-from stillhouse.diffusion import INITIAL_STEP, NUMPY, Arrays, InpaintBlend, Trajectory, advance, gaussian
+from stillhouse.diffusion import (
+    CONDITIONAL,
+    INITIAL_STEP,
+    NUMPY,
+    UNCONDITIONAL,
+    Arrays,
+    Branch,
+    Guidance,
+    InpaintBlend,
+    SamplingPlan,
+    Trajectory,
+    advance,
+    classifier_free,
+    gaussian,
+)
 from stillhouse.errors import InvalidRequest, RuntimeMissing
-from tests.diffusion.test_trajectory import SHAPE, courses
+from tests.diffusion.plans import PIX2PIX
+from tests.diffusion.test_trajectory import SHAPE, plans
 
 HERE: Arrays = TorchArrays("cpu")
 FUSED: Arrays = TorchArrays("cpu", guided_step)
@@ -29,51 +44,80 @@ def linear(rows: Any, timesteps: Any, conditioning: Mapping[str, Any]) -> Any:
     return rows[:, : SHAPE[0]] * 0.375 + rows[:, -1:] * 0.125 + column
 
 
-def make_trajectory(course: Any, arrays: Arrays, *, keep: bool, extra: bool) -> Trajectory:
+def make_trajectory(plan: SamplingPlan, arrays: Arrays, *, blends: bool, extra: bool) -> Trajectory:
     def noise(seed: int, *shape: int) -> Any:
         return arrays.to_device(gaussian(seed, INITIAL_STEP, shape))
 
     mask = arrays.to_device((gaussian(5, INITIAL_STEP, (1, *SHAPE[1:])) > 0).astype(np.float32))
+    channels = noise(3, *SHAPE) if extra else None
+    seeds = {CONDITIONAL: plan.seed + 1, UNCONDITIONAL: 2, "image": 6}
     return Trajectory(
-        course,
-        noise(course.seed, *SHAPE),
-        {"text": noise(course.seed + 1, 3, 5)},
-        {"text": noise(2, 3, 5)},
-        extra_channels=noise(3, *SHAPE) if extra else None,
-        blend=InpaintBlend(noise(4, *SHAPE), mask, noise(course.seed, *SHAPE)) if keep else None,
+        plan,
+        noise(plan.seed, *SHAPE),
+        {name: Branch({"text": noise(seed, 3, 5)}, channels) for name, seed in seeds.items()},
+        (InpaintBlend(noise(4, *SHAPE), mask, noise(plan.seed, *SHAPE)),) if blends else (),
     )
+
+
+def guided_by(plan: SamplingPlan, guidance: Guidance) -> SamplingPlan:
+    """The plan with other guidance in its own interval."""
+    return replace(plan, guidance=replace(guidance, interval=plan.guidance.interval))
+
+
+@st.composite
+def unscaled_plans(draw: st.DrawFn) -> SamplingPlan:
+    """Plans of one to three rows, without rescaled guidance, whose standard deviations are sums in another order."""
+    plan = draw(plans())
+    return guided_by(plan, draw(st.sampled_from([replace(plan.guidance, rescale=0.0), PIX2PIX])))
 
 
 @pytest.mark.parametrize("tensors", [HERE, FUSED], ids=["plain", "fused"])
-@given(st.lists(courses(), min_size=1, max_size=3), st.booleans(), st.booleans())
-@settings(max_examples=100)
-def test_every_sampler_walks_on_tensors_as_on_arrays(
-    tensors: Arrays, these: list[Any], keep: bool, extra: bool
+@given(st.lists(unscaled_plans(), min_size=1, max_size=3), st.booleans(), st.booleans())
+@settings(max_examples=100, deadline=None)  # the first call of an op registers it
+def test_every_sampler_moves_tensors_as_arrays(
+    tensors: Arrays, batch: list[SamplingPlan], blends: bool, extra: bool
 ) -> None:
     """All but the rescaling of guidance, whose standard deviations are sums in another order."""
-    these = [replace(course, guidance_rescale=0.0) for course in these]
     ours, theirs = (
-        [make_trajectory(one, arrays, keep=keep, extra=extra) for one in these] for arrays in (tensors, NUMPY)
+        [make_trajectory(plan, arrays, blends=blends, extra=extra) for plan in batch] for arrays in (tensors, NUMPY)
     )
-    for some, arrays in ((ours, tensors), (theirs, NUMPY)):
-        while waiting := [one for one in some if not one.is_done]:
+    for trajectories, arrays in ((ours, tensors), (theirs, NUMPY)):
+        while waiting := [trajectory for trajectory in trajectories if not trajectory.is_done]:
             advance(waiting, linear, arrays)
-    for one, other in zip(ours, theirs, strict=True):
-        assert isinstance(one.latents, Tensor) and isinstance(one.denoised, Tensor)
-        np.testing.assert_array_equal(HERE.to_numpy(one.latents), other.latents)
-        np.testing.assert_array_equal(HERE.to_numpy(one.denoised), other.denoised)
+    for trajectory, other in zip(ours, theirs, strict=True):
+        assert isinstance(trajectory.latents, Tensor) and isinstance(trajectory.denoised, Tensor)
+        np.testing.assert_array_equal(HERE.to_numpy(trajectory.latents), other.latents)
+        np.testing.assert_array_equal(HERE.to_numpy(trajectory.denoised), other.denoised)
 
 
-@given(courses())
+@pytest.mark.parametrize("tensors", [HERE, FUSED], ids=["plain", "fused"])
+@given(plans(), st.permutations([Guidance(), classifier_free(3.5), PIX2PIX]), st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_a_batch_of_one_two_and_three_rows_is_each_picture_alone(
+    tensors: Arrays, plan: SamplingPlan, kinds: list[Guidance], rescales: bool
+) -> None:
+    """Bit for bit, at every evaluation, whichever picture comes first."""
+    kinds = [replace(guidance, rescale=0.7 * rescales) for guidance in kinds]
+    batch = [guided_by(replace(plan, seed=seed), guidance) for seed, guidance in enumerate(kinds)]
+    together, alone = ([make_trajectory(plan, tensors, blends=False, extra=False) for plan in batch] for _ in range(2))
+    while not together[0].is_done:
+        advance(together, linear, tensors)
+        for trajectory, other in zip(together, alone, strict=True):
+            advance([other], linear, tensors)
+            assert torch.equal(trajectory.latents, other.latents)  # type: ignore[arg-type]
+            assert torch.equal(trajectory.denoised, other.denoised)  # type: ignore[arg-type]
+
+
+@given(plans(), st.sampled_from([classifier_free(3.5), PIX2PIX]))
 @settings(max_examples=30)
-def test_rescaled_guidance_differs_by_rounding(course: Any) -> None:
-    course = replace(course, guidance=3.5, guidance_rescale=0.7, guidance_interval=(0.0, 1.0))
-    one, other = (make_trajectory(course, arrays, keep=False, extra=False) for arrays in (HERE, NUMPY))
-    while not one.is_done:
-        advance([one], linear, HERE)
+def test_rescaled_guidance_differs_by_rounding(plan: SamplingPlan, guidance: Guidance) -> None:
+    plan = replace(plan, guidance=replace(guidance, rescale=0.7))
+    trajectory, other = (make_trajectory(plan, arrays, blends=False, extra=False) for arrays in (HERE, NUMPY))
+    while not trajectory.is_done:
+        advance([trajectory], linear, HERE)
         advance([other], linear)
     scale = max(1.0, float(np.abs(other.latents).max()))
-    np.testing.assert_allclose(HERE.to_numpy(one.latents), other.latents, atol=1e-4 * scale)
+    np.testing.assert_allclose(HERE.to_numpy(trajectory.latents), other.latents, atol=1e-4 * scale)
 
 
 @pytest.mark.parametrize("array", [np.arange(6, dtype=np.float32).reshape(2, 3), np.ones((1, 2), np.int64)])

@@ -70,7 +70,7 @@ def test_what_is_forgotten_is_recorded_anew() -> None:
 
 def test_of_more_than_are_kept_the_one_not_used_for_longest_is_recorded_anew() -> None:
     recorder = Recorder()
-    replayed = make_module(scaled, recorder, most=2)
+    replayed = make_module(scaled, recorder, max_graphs=2)
     for rows, recorded in ((1, 1), (2, 2), (1, 2), (3, 3), (1, 3), (2, 4), (3, 5)):
         (output,) = replayed(torch.ones(rows), torch.full((1,), 2.0))
         assert torch.equal(output, torch.full((rows,), 2.0))

@@ -13,24 +13,18 @@ from stillhouse.cli import main
 from stillhouse.core import ImageRequest, ImageResult, Picture
 from stillhouse.diffusion import Schedule
 from stillhouse.errors import UnknownModel
-from stillhouse.pipelines.manifest import Defaults, Latent, Manifest
-from stillhouse.pipelines.resolve import resolve
+from stillhouse.pipelines.manifest import Defaults, Latent, Manifest, Sampling
+from stillhouse.pipelines.resolve import Resolved, resolve
 
 MANIFEST = Manifest(
     name="fake",
     family="stable-diffusion",
     components={},
-    tokenizers=(),
-    schedule=Schedule(zero_terminal_snr=True),
-    prediction="v_prediction",
-    spacing="trailing",
-    sigmas="schedule",
-    steps_offset=0,
+    tokenizers={},
+    sampling=Sampling(Schedule(zero_terminal_snr=True), "v_prediction", "trailing"),
     latent=Latent(4, 1.0, 0.0, 4),
-    unet_in_channels=4,
     granularity=8,
-    guidance_channels=None,
-    zero_negative=False,
+    family_options={"in_channels": 4},
     defaults=Defaults(steps=3, guidance=2.0, sampler="ddim", width=64, height=64),
 )
 
@@ -62,13 +56,14 @@ class FakePipeline:
         self.advanced = 0
         self.interrupt_after: int | None = None
 
-    def resolve(self, request: ImageRequest) -> ImageRequest:
+    def resolve(self, request: ImageRequest) -> Resolved:
         return resolve(self.manifest, request)
 
-    def start(self, request: ImageRequest) -> FakeTrajectory:
-        if len(request.prompt) > 200:
+    def start(self, request: ImageRequest | Resolved) -> FakeTrajectory:
+        full = (request if isinstance(request, Resolved) else self.resolve(request)).request
+        if len(full.prompt) > 200:
             warnings.warn("this part was cut off: 'end'", UserWarning, stacklevel=2)
-        return FakeTrajectory(self.resolve(request))
+        return FakeTrajectory(full)
 
     def advance(self, trajectories: Sequence[FakeTrajectory]) -> None:
         for draft in trajectories:
@@ -77,7 +72,7 @@ class FakePipeline:
         if self.advanced == self.interrupt_after:
             raise KeyboardInterrupt
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         pass
 
     def finish(self, trajectory: FakeTrajectory) -> ImageResult:
@@ -87,7 +82,7 @@ class FakePipeline:
         image: Picture = np.full((trajectory.request.height, trajectory.request.width, 3), level, np.uint8)
         return ImageResult(image, trajectory.request, 0.25)
 
-    def encode_picture(self, picture: Picture) -> Picture:
+    def encode_image(self, picture: Picture) -> Picture:
         return picture
 
     def decode(self, latents: Picture) -> Picture:
@@ -104,7 +99,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
         pipeline.opened = {"model": name, **options}
         return pipeline
 
-    monkeypatch.setattr("stillhouse.cli.opening.find", lambda name: Path(name))
+    monkeypatch.setattr("stillhouse.cli.opening.find_pipeline", lambda name: Path(name))
     monkeypatch.setattr("stillhouse.cli.opening.load", load)
     return pipeline
 

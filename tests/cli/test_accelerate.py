@@ -1,4 +1,4 @@
-"""`stillhouse accelerate`, `choose` and `check` on a small ONNX file; every mistake is explained and loses nothing."""
+"""`stillhouse accelerate`, `choose` and `check` on a small ONNX file; every mistake is explained, nothing is lost."""
 
 from argparse import ArgumentTypeError
 from pathlib import Path
@@ -31,7 +31,7 @@ SHAPE = "[1, 3, 64, 64]"
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Auto-Acceleration's folders, swept by their config."""
+    """Auto-Acceleration's folders, swept with its config."""
     root = tmp_path_factory.mktemp("layout")
     for folder in ("input/config", "input/model"):
         (root / folder).mkdir(parents=True)
@@ -63,8 +63,8 @@ def test_choosing_again_measures_nothing(swept: Path, capsys: pytest.CaptureFixt
     after = read_report(swept / "output")
     assert [trial.seconds for trial in after.trials] == [trial.seconds for trial in before.trials]
     assert after.goal == "memory"
-    least = min(t.peak_bytes for t in after.trials if t.status == "accepted" and t.peak_bytes)
-    assert after.trial("network", after.chosen["network"]).peak_bytes == least
+    minimum = min(t.peak_bytes for t in after.trials if t.status == "accepted" and t.peak_bytes)
+    assert after.trial("network", after.chosen["network"]).peak_bytes == minimum
     assert read_network(swept / "output").component.backend == "onnxruntime"
     capsys.readouterr()
 
@@ -87,10 +87,10 @@ def test_a_check_fails_where_the_bound_is_missed(swept: Path, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize(
-    ("argv", "given", "allowed"),
+    ("argv", "message", "allowed"),
     [
         ("", "no source", "SOURCE -o DIR"),
-        ("model.onnx", "no source or no directory", "SOURCE -o DIR"),
+        ("model.onnx", "no source or no output directory", "SOURCE -o DIR"),
         ("none.onnx -o out", "there is no file none.onnx", None),
         ("shape -o out", "'shape'", "shapes"),
         ("model.onnx -o file.txt", "file.txt is a file", "empty directory"),
@@ -106,7 +106,7 @@ def test_a_check_fails_where_the_bound_is_missed(swept: Path, capsys: pytest.Cap
         ("model.onnx -o out --inputs file.txt", "file.txt", None),
         ("model.onnx -o out --shape images=1x3", "images", None),
         ("model.onnx -o out --shape other=1x3", "other", "images"),
-        ("model.onnx -o out --rows 2,4", "--rows of model.onnx", "the U-Net of a pipeline"),
+        ("model.onnx -o out --rows 2,4", "--rows of model.onnx", "the denoiser of a pipeline"),
         ("model.onnx -o out --shape wide", "'wide'", "NAME=1x3x224x224"),
         ("model.onnx -o out --budget soon", "'soon'", "10m"),
         ("model.onnx -o out --student nothing", "no model 'nothing'", "shapes"),
@@ -115,11 +115,11 @@ def test_a_check_fails_where_the_bound_is_missed(swept: Path, capsys: pytest.Cap
         ("model.onnx -o out --goal beauty", "beauty", "latency"),
     ],
 )
-def test_a_mistake_is_explained(here: Path, refused: Refused, argv: str, given: str, allowed: str | None) -> None:
+def test_a_mistake_is_explained(here: Path, refused: Refused, argv: str, message: str, allowed: str | None) -> None:
     detector(here / "model.onnx")
     (here / "broken.onnx").write_bytes((here / "model.onnx").read_bytes()[:200])
-    for beside in external(here / "lost.onnx").parent.glob("lost.onnx?*"):
-        beside.unlink()
+    for file in external(here / "lost.onnx").parent.glob("lost.onnx?*"):
+        file.unlink()
     (here / "file.txt").write_text("no npz")
     (here / "full").mkdir()
     (here / "full" / "letters.txt").touch()
@@ -129,14 +129,14 @@ def test_a_mistake_is_explained(here: Path, refused: Refused, argv: str, given: 
     (here / "wrong_rank.yml").write_text(CONFIG.format(name=name, shape="[3, 64, 64]"))
     upside_down = CONFIG.format(name=name, shape=SHAPE).replace("min_shape: [1", "min_shape: [2")
     (here / "upside_down.yml").write_text(upside_down)
-    said = refused("accelerate", *argv.split())
-    assert given in said
-    assert allowed is None or allowed in said
+    output = refused("accelerate", *argv.split())
+    assert message in output
+    assert allowed is None or allowed in output
 
 
 @pytest.mark.parametrize("command", ["choose", "check"])
 def test_a_directory_without_a_report_is_refused(refused: Refused, command: str) -> None:
-    assert "holds no report.json" in refused(command, ".")
+    assert "contains no report.json" in refused(command, ".")
 
 
 def test_units() -> None:
@@ -145,17 +145,17 @@ def test_units() -> None:
     assert parse_named_shape("a=b=1x2") == ("a=b", (1, 2))
     assert parse_batch_sizes("16,4") == (1, 2, 4, 16)
     for wrong in ("0,2", "2,", "2-4"):
-        with pytest.raises(ArgumentTypeError, match="allowed: rows of a batch from 1 to 9999"):
+        with pytest.raises(ArgumentTypeError, match="allowed: batch sizes from 1 to 9999"):
             parse_batch_sizes(wrong)
     with pytest.raises(ArgumentTypeError, match="allowed: auto, cpu, gpu, or the index of a GPU"):
         parse_device("tpu")
 
 
 def test_a_config_names_a_gpu_by_its_index(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = tuple(Gpu(f"NVIDIA H{number}00", 80 << 30, "9.0") for number in (1, 2))
-    monkeypatch.setattr("stillhouse.cli.accelerate.gpus", lambda: found)
-    monkeypatch.setattr("stillhouse.cli.accelerate.no_gpu", lambda: None)
-    assert [resolve_config_device(told) for told in ("auto", "cpu", "gpu", 0, 1)] == [
+    gpus = tuple(Gpu(f"NVIDIA H{number}00", 80 << 30, "9.0") for number in (1, 2))
+    monkeypatch.setattr("stillhouse.cli.accelerate.find_gpus", lambda: gpus)
+    monkeypatch.setattr("stillhouse.cli.accelerate.no_gpu_reason", lambda: None)
+    assert [resolve_config_device(device) for device in ("auto", "cpu", "gpu", 0, 1)] == [
         "auto",
         "cpu",
         "cuda",
@@ -167,16 +167,16 @@ def test_a_config_names_a_gpu_by_its_index(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_gpu_that_a_config_names_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stillhouse.cli.accelerate.no_gpu", lambda: "the driver finds no GPU")
-    with pytest.warns(UserWarning, match="asks for device 3, and the driver finds no GPU: the CPU is measured"):
+    monkeypatch.setattr("stillhouse.cli.accelerate.no_gpu_reason", lambda: "the driver finds no GPU")
+    with pytest.warns(UserWarning, match="requests device 3, but the driver finds no GPU: measuring on the CPU"):
         assert resolve_config_device(3) == "auto"
 
 
-@pytest.mark.parametrize("told", ["3", "cuda:1", "gpu"])
+@pytest.mark.parametrize("device", ["3", "cuda:1", "gpu"])
 def test_a_gpu_that_a_flag_names_must_be_there(
-    told: str, refused: Refused, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    device: str, refused: Refused, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("stillhouse.cli.accelerate.no_gpu", lambda: "the driver finds no GPU")
-    said = refused("accelerate", "shapes", "-o", str(tmp_path / "out"), "--device", told)
-    assert "and the driver finds no GPU" in said and "allowed: auto, cpu" in said
+    monkeypatch.setattr("stillhouse.cli.accelerate.no_gpu_reason", lambda: "the driver finds no GPU")
+    output = refused("accelerate", "shapes", "-o", str(tmp_path / "out"), "--device", device)
+    assert "but the driver finds no GPU" in output and "allowed: auto, cpu" in output
     assert not (tmp_path / "out").exists()

@@ -5,7 +5,8 @@ import pytest
 from stillhouse.cli import main
 from stillhouse.cli.demo import PROMPTS, SUGGESTION
 from stillhouse.images.png import read_picture
-from stillhouse.shapes.caption import is_held_out, parse_caption
+from stillhouse.shapes.caption import is_held_out
+from tests.captions import parse_caption
 from tests.cli.conftest import FakePipeline
 
 
@@ -21,7 +22,7 @@ def test_the_demo_ends_with_the_line_that_draws_your_own(
     monkeypatch.setattr("sys.argv", [".venv/bin/stillhouse"])
     assert main(["demo"]) == 0
     first, last = capsys.readouterr().out.splitlines()
-    assert first.startswith("demo.png: 12 prompts, by shapes in ") and "by shapes-3 in " in first
-    assert last == f'now yours: .venv/bin/stillhouse generate "{SUGGESTION}"'
+    assert first.startswith("demo.png: 12 prompts; left: shapes in ") and "right: shapes-3 in " in first
+    assert last == f'try: .venv/bin/stillhouse generate "{SUGGESTION}"'
     assert read_picture(here / "demo.png").shape[1] == 2 * 32 + 4 * (2 * 3 * 64 + 6) + 3 * 24
     assert fake.advanced == 2 * 13 * 3

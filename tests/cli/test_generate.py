@@ -77,7 +77,7 @@ def test_json_is_one_object_per_picture(here: Path, capsys: pytest.CaptureFixtur
 def test_every_option_reaches_the_request(here: Path) -> None:
     grey(here / "image.png", 72, 80)
     grey(here / "mask.png", 72, 80)
-    asked = "--steps 9 --guidance 4.5 --seed 3 --sampler heun --negative blur --size 72x80 --strength 0.5"
+    asked = "--steps 9 --guidance 4.5 --seed 3 --sampler heun --negative-prompt blur --size 72x80 --strength 0.5"
     files = "--image image.png --mask mask.png --out one.png"
     assert main(["generate", "a circle", *asked.split(), *files.split()]) == 0
     image, mask = read_picture(here / "image.png"), np.full((80, 72), 255, np.uint8)

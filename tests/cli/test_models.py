@@ -23,7 +23,7 @@ def told(directory: Path, capsys: pytest.CaptureFixture[str], **fields: Any) -> 
     """The row of a model of 1,200,000 parameters in half precision."""
     header = json.dumps({"w": {"dtype": "F16", "shape": [1000, 1200], "data_offsets": [0, 2_400_000]}}).encode()
     (directory / "unet.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(2_400_000))
-    networks = {name: Component("unet.onnx", "unet.safetensors") for name in ("unet", "same_file_again")}
+    networks = {name: Component("unet.onnx", "unet.safetensors") for name in ("denoiser", "same_file_again")}
     write_manifest(directory, replace(MANIFEST, components=networks, **fields))
     assert main(["models"]) == 0
     return " ".join(capsys.readouterr().out.splitlines()[1].split())

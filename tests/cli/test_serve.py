@@ -26,11 +26,11 @@ def test_without_arguments_the_embedded_model_is_served_here_only() -> None:
 
 def test_the_command_line_goes_before_the_file(tmp_path: Path) -> None:
     path = tmp_path / "stillhouse.toml"
-    path.write_text('port = 9000\npolicy = "fifo"\n[tiers.pro]\npipeline = "shapes"\nweight = 3\n')
+    path.write_text('port = 9000\npolicy = "fcfs"\n[tiers.pro]\npipeline = "shapes"\nweight = 3\n')
     settings = make_server_settings(
         parsed("pro=mine", "free=yours", "--config", str(path), "--port", "9001", "--keys", "--grpc-port", "-1")
     )
-    assert (settings.port, settings.policy, settings.keys, settings.grpc_port) == (9001, "fifo", True, None)
+    assert (settings.port, settings.policy, settings.keys, settings.grpc_port) == (9001, "fcfs", True, None)
     assert (settings.tiers["pro"].pipeline, settings.tiers["pro"].weight) == ("mine", 3)
     assert settings.tiers["free"].pipeline == "yours"
 
@@ -41,14 +41,14 @@ def test_the_command_line_goes_before_the_file(tmp_path: Path) -> None:
         (["serve", "pro="], "allowed: TIER=PIPELINE"),
         (["serve", "pro=nowhere"], "there is no model 'nowhere'"),
         (["serve", "--config", "none.toml"], "there is no file none.toml"),
-        (["serve", "--policy", "fiffo"], "fifo"),
+        (["serve", "--policy", "fcffs"], "fcfs"),
         (["serve", "--port", "70000"], "port is 70000"),
         (["serve", "--memory", "much"], "allowed: a size"),
         (["keys", "add", "--tier", "por"], "did you mean 'pro'"),
         (["keys", "add", "--rate", "0"], "rate is 0"),
-        (["keys", "revoke"], "without a name"),
-        (["keys", "add", "alice"], "names of keys are not chosen"),
-        (["serve", "--host", "a..b"], "a..b:8000 cannot be listened at"),
+        (["keys", "revoke"], "without the name"),
+        (["keys", "add", "alice"], "key names are generated"),
+        (["serve", "--host", "a..b"], "a..b:8000 cannot be used as a listening address"),
         (["keys", "revoke", "none"], "no key 'none' in use"),
     ],
 )
@@ -73,7 +73,7 @@ def test_an_address_in_use_is_told_before_anything_is_opened(
         other.listen()
         port = other.getsockname()[1]
         assert main(["serve", "--port", str(port)]) == 2
-    assert f"127.0.0.1:{port} cannot be listened at" in capsys.readouterr().err
+    assert f"127.0.0.1:{port} cannot be used as a listening address" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
@@ -85,7 +85,7 @@ def test_so_is_one_of_the_second_door(tmp_path: Path) -> None:
         command = [sys.executable, "-m", "stillhouse", "serve", "--port", "0", "--grpc-port", str(port)]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 2
-    assert f"127.0.0.1:{port} cannot be listened at" in done.stderr and "Traceback" not in done.stderr
+    assert f"127.0.0.1:{port} cannot be used as a listening address" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_keys_are_added_listed_and_revoked(

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from stillhouse.convert.import_model import ImportOptions, import_model
 from stillhouse.core import ImageRequest
-from stillhouse.diffusion import Schedule
+from stillhouse.diffusion import CONDITIONAL, Schedule
 from stillhouse.errors import ImportFailed, RuntimeMissing, UnknownModel
 from stillhouse.pipelines.manifest import MANIFEST, Manifest, read_manifest
 from stillhouse.pipelines.pipeline import Pipeline
@@ -43,16 +44,20 @@ def edit(path: Path, **fields: Any) -> None:
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
-        ("sd1", {"prediction": "epsilon", "spacing": "leading", "unet_in_channels": 4, "zero_negative": False}),
+        ("sd1", {"prediction": "epsilon", "spacing": "leading", "in_channels": 4, "zero_negative": False}),
         ("sd2", {"prediction": "v_prediction", "spacing": "trailing"}),
         ("sd2", {"schedule": Schedule("scaled_linear", 0.00085, 0.012, zero_terminal_snr=True)}),
-        ("inpaint", {"unet_in_channels": 9, "repaints": True, "family": "stable-diffusion"}),
-        ("xl", {"family": "stable-diffusion-xl", "tokenizers": ("tokenizer", "tokenizer_2"), "zero_negative": True}),
+        ("inpaint", {"in_channels": 9, "is_inpainting": True, "family": "stable-diffusion"}),
+        ("xl", {"family": "stable-diffusion-xl", "zero_negative": True}),
+        ("xl", {"tokenizers": {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}}),
     ],
 )
 def test_the_manifest(imported: Checkpoint, kind: str, expected: dict[str, Any]) -> None:
     manifest = read_manifest(imported(kind), verify=True)
-    assert {name: getattr(manifest, name) for name in expected} == expected
+    flat = {name: getattr(manifest, name) for name in Manifest.__dataclass_fields__}
+    flat |= {"is_inpainting": manifest.is_inpainting, **asdict(manifest.sampling), **manifest.family_options}
+    flat["schedule"] = manifest.sampling.schedule
+    assert {name: flat[name] for name in expected} == expected
     assert manifest.granularity == 8 and manifest.latent.downscale == 4
     assert (manifest.defaults.width, manifest.defaults.height) == (64, 64)
     assert manifest.source["importer"] == "diffusers" and manifest.source["from"] == kind
@@ -167,13 +172,13 @@ def test_latent_consistency_models(copy: Callable[[str], Path], tmp_path: Path) 
     torch.manual_seed(0)
     diffusers.UNet2DConditionModel.from_config(config).save_pretrained(source / "unet")
     manifest = import_model(source, tmp_path / "out")
-    assert manifest.guidance_channels == 16 and manifest.spacing == "trailing"
+    assert manifest.guidance_channels == 16 and manifest.sampling.spacing == "trailing"
     assert (manifest.defaults.sampler, manifest.defaults.steps, manifest.defaults.guidance) == ("lcm", 4, 8.5)
     reference = diffusers.LatentConsistencyModelPipeline.from_pretrained(source)
     embedded = reference.get_guidance_scale_embedding(torch.tensor([7.5]), embedding_dim=16)[0]
     pipeline = Pipeline(tmp_path / "out", threads=1)
     draft = pipeline.start(ImageRequest(PROMPT))
-    np.testing.assert_allclose(draft.conditioning["timestep_cond"], embedded, atol=1e-3)
+    np.testing.assert_allclose(draft.branches[CONDITIONAL].inputs["timestep_cond"], embedded, atol=1e-3)
     assert draft.rows == 1
     pipeline.advance([draft])
 
@@ -211,7 +216,7 @@ FAULTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a mask of tokens": (
         "sd1",
         lambda d: edit(d / "text_encoder/config.json", use_attention_mask=True),
-        "wants an attention mask",
+        "takes an attention mask",
     ),
     "few embeddings": ("sd1", lambda d: edit(d / "text_encoder/config.json", vocab_size=9), "tokens; allowed: 9"),
 }

@@ -16,8 +16,8 @@ def walk(name: str, *, is_xl: bool = True, **fields: Any) -> SamplingConfig:
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_scheduler_with_stable_diffusion_s_settings(name: str) -> None:
     found = walk(name, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
-    assert found.schedule == Schedule()
-    assert found.prediction == "epsilon" and found.sigmas == "schedule"
+    assert found.sampling.schedule == Schedule()
+    assert found.sampling.prediction == "epsilon" and found.sampling.sigmas == "schedule"
     assert found.sampler == SAMPLERS[name]
 
 
@@ -37,17 +37,17 @@ def test_every_scheduler_with_stable_diffusion_s_settings(name: str) -> None:
 )
 def test_settings(name: str, fields: dict[str, Any], expected: dict[str, Any]) -> None:
     found = walk(name, **fields)
-    assert {field: getattr(found, field) for field in expected} == expected
+    assert {field: getattr(found if field == "sampler" else found.sampling, field) for field in expected} == expected
 
 
 def test_the_older_pipelines_offset_their_steps_by_one() -> None:
-    assert walk("DDIMScheduler", is_xl=False, steps_offset=0).steps_offset == 1
+    assert walk("DDIMScheduler", is_xl=False, steps_offset=0).sampling.steps_offset == 1
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"trained_betas": [0.1, 0.2]}, "betas of its own"),
+        ({"trained_betas": [0.1, 0.2]}, "its own betas"),
         ({"beta_schedule": "sigmoid"}, "configuration cannot be used: there is no schedule 'sigmoid'"),
         ({"use_beta_sigmas": True}, "sets use_beta_sigmas; allowed: use_karras_sigmas"),
         (

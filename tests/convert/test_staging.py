@@ -49,7 +49,7 @@ def test_the_old_pipeline_comes_back_when_the_new_one_cannot_take_its_place(
 
 def test_the_place_where_one_stands_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ImportFailed, match="is where you are"), staged(Path(), force=False):
+    with pytest.raises(ImportFailed, match="is the current directory"), staged(Path(), force=False):
         raise AssertionError("nothing may be begun")
 
 

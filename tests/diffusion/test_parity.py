@@ -40,8 +40,8 @@ from stillhouse.diffusion import (
     make_grid,
     noise_levels,
     predict_denoised,
-    rescale,
 )
+from stillhouse.diffusion.guidance import rescale_factor
 from stillhouse.errors import InvalidRequest
 
 # diffusers reads torch tensors with np.array(...), whose new keyword torch 2.13 does not know.
@@ -422,7 +422,7 @@ def test_image_to_image_enters_the_grid_at_the_same_place(steps: int, strength: 
 def test_guidance_rescale(share: float) -> None:
     guided, conditional = draws(2)
     theirs = rescale_noise_cfg(torch.from_numpy(guided), torch.from_numpy(conditional), share).numpy()
-    np.testing.assert_allclose(rescale(guided, conditional, share), theirs, rtol=1e-12)
+    np.testing.assert_allclose(rescale_factor(guided, conditional, share) * guided, theirs, rtol=1e-12)
 
 
 def test_kept_latents_are_noised_to_the_next_level() -> None:
@@ -438,4 +438,6 @@ def test_kept_latents_are_noised_to_the_next_level() -> None:
         proper = torch.from_numpy(known)
         if following is not None:
             proper = scheduler.add_noise(proper, torch.from_numpy(noise), following[None])
-        np.testing.assert_allclose(held.apply(z, level), (1 - mask) * proper.numpy() + mask * z, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            held.after_step(z, level), (1 - mask) * proper.numpy() + mask * z, rtol=1e-5, atol=1e-6
+        )

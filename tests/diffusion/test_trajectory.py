@@ -1,5 +1,5 @@
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,19 +11,25 @@ from numpy.typing import NDArray
 from stillhouse.core import Array
 from stillhouse.diffusion import (
     CLEAN,
+    CONDITIONAL,
     INITIAL_STEP,
     NUMPY,
     SAMPLERS,
+    Branch,
+    Effect,
+    Guidance,
     InpaintBlend,
     SamplingPlan,
     Schedule,
     Trajectory,
     add_noise,
     advance,
+    classifier_free,
     gaussian,
     make_grid,
 )
 from stillhouse.errors import InvalidRequest
+from tests.diffusion.plans import PIX2PIX, branches, sampling_plan, text
 
 SHAPE = (2, 4, 4)
 FLOW = Schedule("flow", shift=2.0)
@@ -45,12 +51,8 @@ class Network:
         return np.stack(answers).astype(np.float32)
 
 
-def text(seed: int) -> dict[str, NDArray[Any]]:
-    return {"text": gaussian(seed, 77, (3, 5))}
-
-
-def picture(course: SamplingPlan, **more: Any) -> Trajectory:
-    return Trajectory(course, gaussian(course.seed, INITIAL_STEP, SHAPE), text(course.seed + 1), text(0), **more)
+def picture(plan: SamplingPlan, *effects: Effect, channels: Array | None = None) -> Trajectory:
+    return Trajectory(plan, gaussian(plan.seed, INITIAL_STEP, SHAPE), branches(plan.seed + 1, channels), effects)
 
 
 def finish(trajectory: Trajectory) -> Array:
@@ -77,14 +79,14 @@ class Full:
 
 
 @st.composite
-def courses(draw: st.DrawFn) -> SamplingPlan:
+def plans(draw: st.DrawFn) -> SamplingPlan:
     sampler = draw(st.sampled_from(sorted(SAMPLERS)))
     schedule = draw(st.sampled_from([BETAS, FLOW, Schedule()]))
     walk = make_grid(schedule, draw(st.integers(1, 6)), sigmas=draw(st.sampled_from(["schedule", "karras"])))
     if draw(st.booleans()):
         walk = walk.start_at_strength(draw(st.floats(1 / walk.steps + 0.01, 1.0)) if walk.steps > 1 else 1.0)
     begin = draw(st.floats(0, 1))
-    return SamplingPlan(
+    plan = sampling_plan(
         walk,
         sampler,
         draw(st.sampled_from(["sample", "v_prediction", "flow"])),
@@ -94,37 +96,59 @@ def courses(draw: st.DrawFn) -> SamplingPlan:
         eta=draw(st.floats(0, 1)) if sampler == "ddim" else 0.0,
         seed=draw(st.integers(0, 50)),
     )
+    if draw(st.booleans()):
+        return plan
+    three = replace(PIX2PIX, interval=plan.guidance.interval, rescale=plan.guidance.rescale)
+    return replace(plan, guidance=three)
 
 
-def keep(seed: int) -> InpaintBlend:
+def blend(seed: int) -> InpaintBlend:
     mask = (gaussian(seed, 5, (1, *SHAPE[1:])) > 0).astype(np.float32)
     return InpaintBlend(gaussian(seed, 6, SHAPE), mask, gaussian(seed, INITIAL_STEP, SHAPE))
 
 
-@given(plans=st.lists(st.tuples(courses(), st.booleans()), min_size=1, max_size=7), data=st.data())
+@given(pictures=st.lists(st.tuples(plans(), st.booleans()), min_size=1, max_size=7), data=st.data())
 @settings(max_examples=60)
 def test_a_picture_in_any_company_is_the_picture_alone(
-    plans: list[tuple[SamplingPlan, bool]], data: st.DataObject
+    pictures: list[tuple[SamplingPlan, bool]], data: st.DataObject
 ) -> None:
     """Bit for bit, with pictures that come, wait and go in any order."""
-    made = [picture(course, keep=keep(course.seed) if kept else None) for course, kept in plans]
+    made = [picture(plan, *([blend(plan.seed)] if blends else [])) for plan, blends in pictures]
     while waiting := [trajectory for trajectory in made if not trajectory.is_done]:
         batch = data.draw(st.permutations(waiting))[: data.draw(st.integers(1, len(waiting)))]
         advance(batch, Network())
-    for (course, kept), together in zip(plans, made, strict=True):
-        alone = finish(picture(course, keep=keep(course.seed) if kept else None))
+    for (plan, blends), together in zip(pictures, made, strict=True):
+        alone = finish(picture(plan, *([blend(plan.seed)] if blends else [])))
         assert together.latents.tobytes() == alone.tobytes()
         assert together.latents.dtype == np.float32
         assert np.isfinite(alone).all()
+
+
+@given(plans(), st.permutations([Guidance(), classifier_free(3.5), PIX2PIX]), st.sampled_from([0.0, 0.7]))
+@settings(max_examples=40)
+def test_a_batch_of_one_two_and_three_rows_is_each_picture_alone(
+    plan: SamplingPlan, kinds: list[Guidance], rescale: float
+) -> None:
+    """Bit for bit, at every evaluation, whichever picture comes first; six rows in one call of the network."""
+    batch = [replace(plan, seed=seed, guidance=replace(kind, rescale=rescale)) for seed, kind in enumerate(kinds)]
+    together, alone, network = list(map(picture, batch)), list(map(picture, batch)), Network()
+    while not together[0].is_done:
+        advance(together, network)
+        for trajectory, other in zip(together, alone, strict=True):
+            advance([other], Network())
+            assert trajectory.latents.tobytes() == other.latents.tobytes()
+            assert trajectory.denoised is not None and other.denoised is not None
+            assert trajectory.denoised.tobytes() == other.denoised.tobytes()
+    assert [len(rows) for rows, _, _ in network.calls] == [6] * len(plan.evaluations)
 
 
 def test_one_call_holds_all_rows_guided_pictures_twice() -> None:
     network = Network()
     walk = make_grid(BETAS, 4)
     trajectories = [
-        picture(SamplingPlan(walk, prediction="v_prediction", guidance=4.0, seed=1)),
-        picture(SamplingPlan(make_grid(BETAS, 2), prediction="v_prediction", seed=2)),
-        picture(SamplingPlan(walk, prediction="v_prediction", guidance=2.0, seed=3, guidance_interval=(0.5, 1.0))),
+        picture(sampling_plan(walk, prediction="v_prediction", guidance=4.0, seed=1)),
+        picture(sampling_plan(make_grid(BETAS, 2), prediction="v_prediction", seed=2)),
+        picture(sampling_plan(walk, prediction="v_prediction", guidance=2.0, seed=3, guidance_interval=(0.5, 1.0))),
     ]
     assert [trajectory.rows for trajectory in trajectories] == [2, 1, 1]
     before = [trajectory.latents for trajectory in trajectories]
@@ -147,8 +171,8 @@ def test_one_call_holds_all_rows_guided_pictures_twice() -> None:
 def test_one_step_by_hand() -> None:
     """Half way to clean with v-prediction and guidance, against the formulas written out."""
     walk = make_grid(BETAS, 2).start_at_strength(0.5)
-    course = SamplingPlan(walk, "ddim", "v_prediction", guidance=3.0)
-    trajectory = picture(course)
+    plan = sampling_plan(walk, "ddim", "v_prediction", guidance=3.0)
+    trajectory = picture(plan)
     z, alpha, sigma = trajectory.latents, walk.alphas[0], walk.sigmas[0]
     timesteps = np.array([499, 499], np.float32)
     uncond, cond = Network()(np.stack([z, z]), timesteps, {"text": np.stack([text(0)["text"], text(1)["text"]])})
@@ -161,7 +185,9 @@ def test_one_step_by_hand() -> None:
 
 def test_guidance_of_one_never_asks_for_the_unconditional_row() -> None:
     trajectory = Trajectory(
-        SamplingPlan(make_grid(BETAS, 3), prediction="sample"), gaussian(0, INITIAL_STEP, SHAPE), text(1)
+        sampling_plan(make_grid(BETAS, 3), prediction="sample"),
+        gaussian(0, INITIAL_STEP, SHAPE),
+        {CONDITIONAL: Branch(text(1))},
     )
     network = Network()
     while not trajectory.is_done:
@@ -170,7 +196,7 @@ def test_guidance_of_one_never_asks_for_the_unconditional_row() -> None:
 
 
 def test_progress_counts_evaluations() -> None:
-    trajectory = picture(SamplingPlan(make_grid(BETAS, 3), "heun", "sample"))
+    trajectory = picture(sampling_plan(make_grid(BETAS, 3), "heun", "sample"))
     seen = []
     while not trajectory.is_done:
         seen.append(trajectory.progress)
@@ -180,21 +206,21 @@ def test_progress_counts_evaluations() -> None:
 
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS))
 def test_kept_latents_are_at_the_level_of_each_step_and_come_out_clean(sampler: str) -> None:
-    held = keep(9)
-    trajectory = picture(SamplingPlan(make_grid(BETAS, 3), sampler, "v_prediction", seed=9), keep=held)
-    for evaluation in trajectory.evaluations:
+    source = blend(9)
+    trajectory = picture(sampling_plan(make_grid(BETAS, 3), sampler, "v_prediction", seed=9), source)
+    for evaluation in trajectory.plan.evaluations:
         advance([trajectory], Network())
-        expected = add_noise(held.clean, held.noise, evaluation.end.alpha, evaluation.end.sigma)
-        untouched = np.broadcast_to(held.mask == 0, SHAPE)
+        expected = add_noise(source.clean, source.noise, evaluation.end.alpha, evaluation.end.sigma)
+        untouched = np.broadcast_to(source.mask == 0, SHAPE)
         np.testing.assert_array_equal(trajectory.latents[untouched], expected[untouched])
-    np.testing.assert_array_equal(trajectory.latents[untouched], held.clean[untouched])
+    np.testing.assert_array_equal(trajectory.latents[untouched], source.clean[untouched])
     assert evaluation.end == CLEAN
 
 
 def test_extra_channels_are_seen_and_not_moved() -> None:
     extra = gaussian(3, 8, (5, *SHAPE[1:]))
-    course = SamplingPlan(make_grid(BETAS, 2), prediction="sample", guidance=2.0)
-    trajectory, network = picture(course, extra_channels=extra), Network()
+    plan = sampling_plan(make_grid(BETAS, 2), prediction="sample", guidance=2.0)
+    trajectory, network = picture(plan, channels=extra), Network()
     z = trajectory.latents
     advance([trajectory], network)
     np.testing.assert_array_equal(network.calls[0][0], np.stack([np.concatenate([z, extra])] * 2))
@@ -208,17 +234,17 @@ def test_a_network_may_reuse_its_buffers() -> None:
         buffer[:] = Network()(rows, timesteps, conditioning)
         return buffer
 
-    course = SamplingPlan(make_grid(BETAS, 5), "unipc", "sample", seed=4)
-    trajectory = picture(course)
+    plan = sampling_plan(make_grid(BETAS, 5), "unipc", "sample", seed=4)
+    trajectory = picture(plan)
     while not trajectory.is_done:
         advance([trajectory], reusing)
         buffer[:] = np.nan
-    assert trajectory.latents.tobytes() == finish(picture(course)).tobytes()
+    assert trajectory.latents.tobytes() == finish(picture(plan)).tobytes()
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])
 def test_latents_stay_float32_whatever_the_network_answers(dtype: type[np.floating[Any]]) -> None:
-    trajectory = picture(SamplingPlan(make_grid(BETAS, 2), "unipc", "v_prediction", guidance=2.0))
+    trajectory = picture(sampling_plan(make_grid(BETAS, 2), "unipc", "v_prediction", guidance=2.0))
     while not trajectory.is_done:
         advance([trajectory], lambda *asked: Network()(*asked).astype(dtype))
         assert trajectory.latents.dtype == np.float32
@@ -228,7 +254,7 @@ def test_nothing_moves_when_the_network_fails() -> None:
     def broken(rows: Array, timesteps: Array, conditioning: Mapping[str, NDArray[Any]]) -> Array:
         raise RuntimeError("out of memory")
 
-    trajectory = picture(SamplingPlan(make_grid(BETAS, 3), "dpmpp_2m", "sample"))
+    trajectory = picture(sampling_plan(make_grid(BETAS, 3), "dpmpp_2m", "sample"))
     advance([trajectory], Network())
     before = trajectory.latents.copy()
     with pytest.raises(RuntimeError, match="out of memory"):
@@ -238,7 +264,7 @@ def test_nothing_moves_when_the_network_fails() -> None:
 
 def test_nothing_moves_where_there_is_no_room_for_what_is_added() -> None:
     """The noise of the second picture finds none; the first one would have had its own."""
-    pictures = [picture(SamplingPlan(make_grid(FLOW, 3), "euler_ancestral", "flow", seed=seed)) for seed in (1, 2)]
+    pictures = [picture(sampling_plan(make_grid(FLOW, 3), "euler_ancestral", "flow", seed=seed)) for seed in (1, 2)]
     before = [one.latents for one in pictures]
     with pytest.raises(MemoryError):
         advance(pictures, Network(), Full(1))
@@ -254,22 +280,25 @@ def test_an_empty_batch_asks_nothing() -> None:
 
 
 def test_batches_without_meaning_are_refused() -> None:
-    course = SamplingPlan(make_grid(BETAS, 1), prediction="sample")
-    done = picture(course)
+    plan = sampling_plan(make_grid(BETAS, 1), prediction="sample")
+    done = picture(plan)
     finish(done)
     with pytest.raises(InvalidRequest, match="finished picture"):
-        advance([picture(course), done], Network())
-    wide = Trajectory(course, gaussian(0, INITIAL_STEP, (2, 4, 8)), text(1))
+        advance([picture(plan), done], Network())
+    wide = Trajectory(plan, gaussian(0, INITIAL_STEP, (2, 4, 8)), branches(1))
     with pytest.raises(InvalidRequest, match="batch them by size"):
-        advance([picture(course), wide], Network())
-    extra = picture(course, extra_channels=np.zeros((1, 4, 4), np.float32))
+        advance([picture(plan), wide], Network())
+    extra = picture(plan, channels=np.zeros((1, 4, 4), np.float32))
     with pytest.raises(InvalidRequest, match="extra channels for some"):
-        advance([picture(course), extra], Network())
-    with pytest.raises(InvalidRequest, match="guidance is 3 without an unconditional row"):
+        advance([picture(plan), extra], Network())
+    longer = Trajectory(plan, gaussian(0, INITIAL_STEP, SHAPE), {CONDITIONAL: Branch({"text": np.zeros((4, 5))})})
+    with pytest.raises(InvalidRequest, match=r"input text has the shapes \[3, 5\], \[4, 5\]; allowed: inputs of one"):
+        advance([picture(plan), longer], Network())
+    with pytest.raises(InvalidRequest, match="guidance without a branch 'unconditional' that has the inputs text"):
         Trajectory(
-            SamplingPlan(make_grid(BETAS, 1), prediction="sample", guidance=3.0),
+            sampling_plan(make_grid(BETAS, 1), prediction="sample", guidance=3.0),
             gaussian(0, INITIAL_STEP, SHAPE),
-            text(1),
+            {CONDITIONAL: Branch(text(1))},
         )
 
 
@@ -292,6 +321,6 @@ def test_batches_without_meaning_are_refused() -> None:
         ({"prediction": "epsilon"}, "an epsilon network at pure noise"),
     ],
 )
-def test_courses_without_meaning_are_refused(fields: dict[str, Any], said: str) -> None:
+def test_plans_without_meaning_are_refused(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(InvalidRequest, match=said):
-        SamplingPlan(**{"grid": make_grid(BETAS, 4), "prediction": "v_prediction", **fields})
+        sampling_plan(**{"grid": make_grid(BETAS, 4), "prediction": "v_prediction", **fields})

@@ -1,4 +1,4 @@
-"""What a low-rank student learnt is a small file, and makes the same student of the same teacher again."""
+"""A LoRA file gives the same student from the same teacher, and students of other fine-tuned models."""
 
 import shutil
 from dataclasses import replace
@@ -25,9 +25,9 @@ LORA_FILE = "student_lora.safetensors"
 
 
 @pytest.fixture(scope="module", params=["sd1", "sd2"])
-def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a teacher, its low-rank student, and one that was tuned on from the same teacher."""
-    folder = tmp_path_factory.mktemp("made")
+def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a teacher, its low-rank student, a fine-tuned copy of the teacher, and an SDXL model."""
+    folder = tmp_path_factory.mktemp("models")
     for name, kind in (("teacher", request.param), ("tuned", request.param), ("large", "xl")):
         write_checkpoint(kind, folder / f"{name}-checkpoint")
         if name == "tuned":
@@ -58,57 +58,60 @@ def generate_picture(directory: Path) -> np.ndarray:
     return load(directory).generate("a red circle", seed=3, guidance=4.0).image
 
 
-def test_the_same_teacher_becomes_the_same_student_to_the_bit(made: Path, tmp_path: Path) -> None:
-    student = read_manifest(made / "student")
-    again = apply_lora(made / "teacher", made / "student" / LORA_FILE, tmp_path / "again")
-    assert again.distilled == student.distilled and again.schedule == student.schedule
-    assert again.defaults == student.defaults and again.prediction == student.prediction
-    assert again.evidence["distill"]["is their teacher"] and again.evidence["distill"]["learnt from"] == "teacher"
-    assert np.array_equal(generate_picture(tmp_path / "again"), generate_picture(made / "student"))
-    assert not np.array_equal(generate_picture(tmp_path / "again"), generate_picture(made / "teacher"))
-    one, other = (load_file(folder / LORA_FILE) for folder in (made / "student", tmp_path / "again"))
-    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+def test_the_same_teacher_becomes_the_same_student_to_the_bit(models: Path, tmp_path: Path) -> None:
+    student = read_manifest(models / "student")
+    again = apply_lora(models / "teacher", models / "student" / LORA_FILE, tmp_path / "again")
+    assert again.distilled == student.distilled and again.sampling.schedule == student.sampling.schedule
+    assert again.defaults == student.defaults and again.sampling.prediction == student.sampling.prediction
+    assert again.evidence["distill"]["is_own_teacher"] and again.evidence["distill"]["trained_on"] == "teacher"
+    assert np.array_equal(generate_picture(tmp_path / "again"), generate_picture(models / "student"))
+    assert not np.array_equal(generate_picture(tmp_path / "again"), generate_picture(models / "teacher"))
+    first, second = (load_file(folder / LORA_FILE) for folder in (models / "student", tmp_path / "again"))
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_model_that_was_tuned_on_from_it_becomes_one_too(made: Path, tmp_path: Path) -> None:
-    told = apply_lora(made / "tuned", made / "student" / LORA_FILE, tmp_path / "tuned-3").evidence["distill"]
-    assert not told["is their teacher"] and told["learnt from"] == "teacher"
-    assert not np.array_equal(generate_picture(tmp_path / "tuned-3"), generate_picture(made / "student"))
+def test_a_fine_tuned_copy_of_the_teacher_becomes_a_student(models: Path, tmp_path: Path) -> None:
+    student = apply_lora(models / "tuned", models / "student" / LORA_FILE, tmp_path / "tuned-3")
+    evidence = student.evidence["distill"]
+    assert not evidence["is_own_teacher"] and evidence["trained_on"] == "teacher"
+    assert not np.array_equal(generate_picture(tmp_path / "tuned-3"), generate_picture(models / "student"))
 
 
-def test_a_network_of_another_shape_is_refused(made: Path, tmp_path: Path) -> None:
-    told = "on large, whose network (has another shape; allowed: models like teacher|tells epsilon; allowed: models)"
-    with pytest.raises(InvalidRequest, match=told):
-        apply_lora(made / "large", made / "student" / LORA_FILE, tmp_path / "out")
+def test_a_network_of_another_shape_is_refused(models: Path, tmp_path: Path) -> None:
+    message = "for large, whose network (has another shape; allowed: models of the|predicts epsilon; allowed: models)"
+    with pytest.raises(InvalidRequest, match=message):
+        apply_lora(models / "large", models / "student" / LORA_FILE, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_network_that_tells_another_thing_is_refused(made: Path, tmp_path: Path) -> None:
-    """Of one shape are Stable Diffusion 2's two kinds: one tells noise, the other velocity."""
-    teacher = read_manifest(made / "teacher")
-    other: Prediction = "epsilon" if teacher.prediction == "v_prediction" else "v_prediction"
-    shutil.copytree(made / "teacher", tmp_path / "other")
-    write_manifest(tmp_path / "other", replace(teacher, prediction=other))
-    told = f"whose network tells {other}; allowed: models that tell {teacher.prediction}, as teacher does"
-    with pytest.raises(InvalidRequest, match=told):
-        apply_lora(tmp_path / "other", made / "student" / LORA_FILE, tmp_path / "out")
+def test_a_network_of_another_prediction_type_is_refused(models: Path, tmp_path: Path) -> None:
+    """Stable Diffusion 2 has networks of one shape that predict epsilon and velocity."""
+    teacher = read_manifest(models / "teacher")
+    other: Prediction = "epsilon" if teacher.sampling.prediction == "v_prediction" else "v_prediction"
+    shutil.copytree(models / "teacher", tmp_path / "other")
+    write_manifest(tmp_path / "other", replace(teacher, sampling=replace(teacher.sampling, prediction=other)))
+    message = (
+        f"whose network predicts {other}; allowed: models that predict {teacher.sampling.prediction}, as teacher does"
+    )
+    with pytest.raises(InvalidRequest, match=message):
+        apply_lora(tmp_path / "other", models / "student" / LORA_FILE, tmp_path / "out")
 
 
-@pytest.mark.parametrize("content", [None, b"", b"no factors"])
-def test_what_holds_no_factors_is_refused(made: Path, tmp_path: Path, content: bytes | None) -> None:
+@pytest.mark.parametrize("content", [None, b"", b"no weights"])
+def test_a_file_without_lora_weights_is_refused(models: Path, tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
-        (tmp_path / "factors").write_bytes(content)
-    told = "there is no file" if content is None else "holds no factors of a student"
-    with pytest.raises(InvalidRequest, match=told):
-        apply_lora(made / "teacher", tmp_path / "factors", tmp_path / "out")
-    with pytest.raises(InvalidRequest, match="holds no factors of a student"):
-        apply_lora(made / "teacher", next((made / "student" / "unet").glob("*.safetensors")), tmp_path / "out")
+        (tmp_path / "lora").write_bytes(content)
+    message = "there is no file" if content is None else "has no LoRA weights of a student"
+    with pytest.raises(InvalidRequest, match=message):
+        apply_lora(models / "teacher", tmp_path / "lora", tmp_path / "out")
+    with pytest.raises(InvalidRequest, match="has no LoRA weights of a student"):
+        apply_lora(models / "teacher", next((models / "student" / "unet").glob("*.safetensors")), tmp_path / "out")
 
 
-def test_on_the_command_line(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["distill", str(made / "teacher"), "-o", str(tmp_path / "out")]
-    assert main([*command, "--factors", str(made / "student" / LORA_FILE)]) == 0
-    assert f"stillhouse judge {tmp_path / 'out'} --against {made / 'teacher'}" in capsys.readouterr().out
-    for words in (["--updates", "3"], ["--rounds", "4,2"], ["--all"], ["--work", "x"]):
-        assert main([*command, "--factors", str(made / "student" / LORA_FILE), *words]) == 2
-        assert "options of learning beside --factors\n  allowed: -o and --force" in capsys.readouterr().err
+def test_on_the_command_line(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["distill", str(models / "teacher"), "-o", str(tmp_path / "out")]
+    assert main([*command, "--apply-lora", str(models / "student" / LORA_FILE)]) == 0
+    assert f"stillhouse judge {tmp_path / 'out'} --against {models / 'teacher'}" in capsys.readouterr().out
+    for words in (["--updates", "3"], ["--step-counts", "4,2"], ["--all"], ["--work", "x"]):
+        assert main([*command, "--apply-lora", str(models / "student" / LORA_FILE), *words]) == 2
+        assert "training options with --apply-lora\n  allowed: -o and --force" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""From a teacher's directory to a student's: on networks of every kind that people have."""
+"""Distillation from the teacher's directory to the student's, for each kind of network."""
 
 import json
 from dataclasses import replace
@@ -26,7 +26,7 @@ PROMPTS = "a red circle\na blue square\n\nthree green stars\n"
 
 
 class RecordingProgress:
-    """What was told."""
+    """Records progress reports."""
 
     def __init__(self) -> None:
         self.updates: list[UpdateLog] = []
@@ -46,7 +46,7 @@ class RecordingProgress:
 
 
 class InterruptingProgress(RecordingProgress):
-    """Interrupts as soon as something was learnt."""
+    """Interrupts at the first update."""
 
     def on_update(self, update_log: UpdateLog) -> None:
         raise KeyboardInterrupt
@@ -54,7 +54,7 @@ class InterruptingProgress(RecordingProgress):
 
 @pytest.fixture(scope="module")
 def teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """By kind: sd1 tells noise, sd2 velocity, xl has two text encoders; sd21 is sd2 that never saw pure noise."""
+    """Teachers by kind: sd1 predicts epsilon, sd2 velocity, xl has two text encoders; sd21 is sd2 without zero SNR."""
     folder = tmp_path_factory.mktemp("teachers")
     kinds = ("sd1", "sd2", "sd21", "xl", "inpaint")
     for kind in kinds:
@@ -85,7 +85,7 @@ def settings(tmp_path: Path) -> DistillSettings:
         ("xl", StableDiffusionXLPipeline),
     ],
 )
-def test_a_student_of_any_of_them_draws_here_and_in_diffusers(
+def test_a_student_of_each_kind_generates_the_same_here_and_in_diffusers(
     teachers: dict[str, Path],
     settings: DistillSettings,
     tmp_path: Path,
@@ -96,8 +96,8 @@ def test_a_student_of_any_of_them_draws_here_and_in_diffusers(
     assert distill(teachers[kind], out, settings, tmp_path / "work", RecordingProgress()).directories == (out,)
     manifest = read_manifest(out, verify=True)
     assert manifest.distilled is not None and len(manifest.distilled.timesteps or ()) == 2
-    assert manifest.prediction == "v_prediction" and manifest.distilled.guidance == (1.0, 6.0)
-    assert manifest.schedule.zero_terminal_snr, "a student of few steps begins at pure noise"
+    assert manifest.sampling.prediction == "v_prediction" and manifest.distilled.guidance == (1.0, 6.0)
+    assert manifest.sampling.schedule.zero_terminal_snr, "a student of few steps starts at pure noise"
     pipeline = load(out)
     result = pipeline.generate("a red circle", seed=3)
     assert result.request.steps == 2 and np.ptp(result.image) > 0
@@ -106,44 +106,44 @@ def test_a_student_of_any_of_them_draws_here_and_in_diffusers(
     noise = torch.randn(
         (1, 4, *pipeline.start(result.request).latents.shape[1:]), generator=torch.Generator().manual_seed(5)
     )
-    drawn = theirs(
+    reference = theirs(
         "a red circle", num_inference_steps=2, guidance_scale=3.0, latents=noise.clone(), output_type="np"
     ).images[0]
-    draft = pipeline.start(pipeline.resolve(replace(result.request, guidance=3.0)), noise=noise[0].numpy())
-    while not draft.is_done:
-        pipeline.advance([draft])
-    ours = pipeline.finish(draft).image
-    assert np.abs(ours.astype(int) - np.round(drawn * 255).astype(int)).max() <= 1
+    trajectory = pipeline.start(pipeline.resolve(replace(result.request, guidance=3.0)), noise=noise[0].numpy())
+    while not trajectory.is_done:
+        pipeline.advance([trajectory])
+    picture = pipeline.finish(trajectory).image
+    assert np.abs(picture.astype(int) - np.round(reference * 255).astype(int)).max() <= 1
 
 
-def test_the_evidence_says_what_was_done_and_a_second_run_learns_nothing_anew(
+def test_the_evidence_is_complete_and_a_second_run_trains_nothing(
     teachers: dict[str, Path], settings: DistillSettings, tmp_path: Path
 ) -> None:
-    heard, again = RecordingProgress(), RecordingProgress()
-    distill(teachers["sd2"], tmp_path / "one", settings, tmp_path / "work", heard)
+    progress, again = RecordingProgress(), RecordingProgress()
+    distill(teachers["sd2"], tmp_path / "one", settings, tmp_path / "work", progress)
     evidence = read_manifest(tmp_path / "one").evidence["distill"]
     assert [one["name"] for one in evidence["students"]] == ["guidance", "2-steps"]
     assert all(one["updates"] == 2 and one["hours"] >= 0 and one["scores"] for one in evidence["students"])
-    assert evidence["items"] == 3 and evidence["settings"]["rounds"] == [4, 2]
-    assert str(tmp_path) not in json.dumps(evidence), "paths of whoever made it are nobody's business"
-    assert heard.encoded == [1, 2, 3] and [tick.update for tick in heard.updates] == [1, 2, 1, 2]
-    strips = sorted(path.name for path in (tmp_path / "work" / "strips").iterdir())
-    assert strips == ["2-steps-000002.png", "guidance-000002.png"]
+    assert evidence["items"] == 3 and evidence["settings"]["step_counts"] == [4, 2]
+    assert str(tmp_path) not in json.dumps(evidence), "the evidence has no paths of this machine"
+    assert progress.encoded == [1, 2, 3] and [log.update for log in progress.updates] == [1, 2, 1, 2]
+    previews = sorted(path.name for path in (tmp_path / "work" / "previews").iterdir())
+    assert previews == ["2-steps-000002.png", "guidance-000002.png"]
     assert (tmp_path / "work" / "2-steps.csv").exists()
     distill(teachers["sd2"], tmp_path / "two", settings, tmp_path / "work", again)
     assert not again.updates and not again.encoded
     weights = [next((tmp_path / name / "unet").glob("*.safetensors")).read_bytes() for name in ("one", "two")]
     assert weights[0] == weights[1]
-    with pytest.raises(FitFailed, match="was learnt from something else"):
+    with pytest.raises(FitFailed, match="was trained with another teacher"):
         distill(teachers["sd2"], tmp_path / "three", replace(settings, guidance=(2.0, 6.0)), tmp_path / "work", again)
     assert not again.encoded
     Path(str(settings.prompts)).write_text("something else\n")
-    with pytest.raises(FitFailed, match="was learnt from something else"):
+    with pytest.raises(FitFailed, match="was trained with another teacher"):
         distill(teachers["sd2"], tmp_path / "three", settings, tmp_path / "work", again)
     assert again.encoded == [1, 2, 3] and not (tmp_path / "three").exists()
 
 
-def test_every_student_of_the_chain_is_kept_where_that_is_asked_for(
+def test_all_students_of_a_chain_are_written_on_request(
     teachers: dict[str, Path], settings: DistillSettings, tmp_path: Path
 ) -> None:
     chain = replace(settings, step_counts=(4, 2, 1))
@@ -157,16 +157,16 @@ def test_every_student_of_the_chain_is_kept_where_that_is_asked_for(
     assert load(written[0]).generate("a red circle", steps=5, guidance=2.0).request.steps == 5
 
 
-def test_no_time_writes_nothing_and_the_next_run_goes_on(
+def test_a_passed_time_limit_writes_nothing_and_the_next_run_resumes(
     teachers: dict[str, Path], settings: DistillSettings, tmp_path: Path
 ) -> None:
-    hurried = replace(settings, max_hours=1e-6)
-    assert not distill(teachers["sd2"], tmp_path / "student", hurried, tmp_path / "work", RecordingProgress()).is_done
+    limited = replace(settings, max_hours=1e-6)
+    assert not distill(teachers["sd2"], tmp_path / "student", limited, tmp_path / "work", RecordingProgress()).is_done
     assert not (tmp_path / "student").exists()
     assert distill(teachers["sd2"], tmp_path / "student", settings, tmp_path / "work", RecordingProgress()).is_done
 
 
-def test_factors_lie_beside_a_low_rank_student_and_are_small(
+def test_the_lora_file_of_a_low_rank_student_is_small(
     teachers: dict[str, Path], settings: DistillSettings, tmp_path: Path
 ) -> None:
     distill(
@@ -178,7 +178,7 @@ def test_factors_lie_beside_a_low_rank_student_and_are_small(
     assert "student_lora.safetensors" in read_manifest(tmp_path / "student").files
 
 
-def test_a_folder_is_learnt_from_and_what_is_broken_in_it_is_told(
+def test_a_folder_is_trained_on_and_broken_pictures_are_reported(
     teachers: dict[str, Path], settings: DistillSettings, tmp_path: Path
 ) -> None:
     pictures = tmp_path / "pictures"
@@ -189,36 +189,36 @@ def test_a_folder_is_learnt_from_and_what_is_broken_in_it_is_told(
     (pictures / "broken.png").write_bytes(b"no picture")
     (pictures / "broken.txt").write_text("what it would have been")
     write_png(pictures / "silent.png", np.zeros((8, 8, 3), np.uint8))
-    heard = RecordingProgress()
-    asked = replace(settings, data=str(pictures), prompts=None, samples=50)
-    distill(teachers["sd2"], tmp_path / "student", asked, tmp_path / "work", heard)
-    assert heard.skipped == ["broken.png", "silent.png"]
-    assert heard.totals == {5}, "there are five pictures, and fifty were allowed"
+    progress = RecordingProgress()
+    changed_settings = replace(settings, data=str(pictures), prompts=None, samples=50)
+    distill(teachers["sd2"], tmp_path / "student", changed_settings, tmp_path / "work", progress)
+    assert progress.skipped == ["broken.png", "silent.png"]
+    assert progress.totals == {5}, "there are five pictures of fifty at most"
     evidence = read_manifest(tmp_path / "student").evidence["distill"]
     assert evidence["items"] == 3 and evidence["skipped"] == 2 and evidence["settings"]["data"] == "pictures"
-    (named,) = (tmp_path / "work").glob("*/skipped.csv")
-    lines = named.read_text().splitlines()
+    (file,) = (tmp_path / "work").glob("*/skipped.csv")
+    lines = file.read_text().splitlines()
     assert [line.partition(",")[0] for line in lines] == ["picture", "broken.png", "silent.png"]
     again = RecordingProgress()
-    distill(teachers["sd2"], tmp_path / "again", asked, tmp_path / "work", again)
+    distill(teachers["sd2"], tmp_path / "again", changed_settings, tmp_path / "work", again)
     assert not again.skipped and read_manifest(tmp_path / "again").evidence["distill"]["skipped"] == 2
 
 
-def test_a_folder_in_which_nothing_has_a_caption_is_refused(
+def test_a_folder_without_captions_is_refused(
     teachers: dict[str, Path], settings: DistillSettings, tmp_path: Path
 ) -> None:
     (tmp_path / "pictures").mkdir()
     write_png(tmp_path / "pictures" / "silent.png", np.zeros((8, 8, 3), np.uint8))
-    heard = RecordingProgress()
-    asked = replace(settings, data=str(tmp_path / "pictures"), prompts=None)
-    with pytest.raises(InvalidRequest, match="nothing to learn from; allowed: one picture with a caption, or more"):
-        distill(teachers["sd2"], tmp_path / "student", asked, tmp_path / "work", heard)
-    assert heard.skipped == ["silent.png"]
-    (named,) = (tmp_path / "work").glob("*/skipped.csv")
-    assert named.read_text().splitlines() == ["picture,reason", "silent.png,has no caption"]
+    progress = RecordingProgress()
+    changed_settings = replace(settings, data=str(tmp_path / "pictures"), prompts=None)
+    with pytest.raises(InvalidRequest, match="a dataset without samples; allowed: one picture with a caption, or more"):
+        distill(teachers["sd2"], tmp_path / "student", changed_settings, tmp_path / "work", progress)
+    assert progress.skipped == ["silent.png"]
+    (file,) = (tmp_path / "work").glob("*/skipped.csv")
+    assert file.read_text().splitlines() == ["picture,reason", "silent.png,has no caption"]
 
 
-def test_a_student_may_teach_and_its_grid_is_kept(
+def test_a_student_may_be_a_teacher_and_its_levels_are_kept(
     teachers: dict[str, Path], settings: DistillSettings, tmp_path: Path
 ) -> None:
     distill(
@@ -240,10 +240,8 @@ def test_a_student_may_teach_and_its_grid_is_kept(
     assert set(second.timesteps) < set(first.timesteps) and second.teacher[0] == "first"
 
 
-def test_a_teacher_that_takes_one_step_already_is_told_before_anything_else(
-    settings: DistillSettings, tmp_path: Path
-) -> None:
-    with pytest.raises(InvalidRequest, match="shapes-1 as a teacher, which takes one step already; allowed: .* two"):
+def test_a_teacher_of_one_step_is_refused_first(settings: DistillSettings, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="the teacher shapes-1, which has one step; allowed: .* two"):
         distill(
             "shapes-1", tmp_path / "student", DistillSettings(data="shapes"), tmp_path / "work", RecordingProgress()
         )
@@ -251,73 +249,72 @@ def test_a_teacher_that_takes_one_step_already_is_told_before_anything_else(
 
 
 @pytest.mark.parametrize(
-    ("kind", "changed", "told"),
+    ("kind", "changed", "message"),
     [
-        ("sd2", {"rounds": (1, 1)}, "a teacher that takes one step"),
-        ("sd2", {"rounds": (3, 9)}, "none larger than the one before"),
-        ("sd2", {"rounds": (4,)}, "two counts of steps or more"),
-        ("sd2", {"prompts": None}, "no data and no prompts"),
-        ("sd2", {"data": "nowhere", "prompts": None}, "nowhere is no folder"),
-        ("inpaint", {}, "networks for inpainting are not distilled yet"),
+        ("sd2", {"step_counts": (1, 1)}, "a teacher of one step"),
+        ("sd2", {"step_counts": (3, 9)}, "none larger than the one before"),
+        ("sd2", {"step_counts": (4,)}, "two step counts or more"),
+        ("sd2", {"prompts": None}, "neither data nor prompts"),
+        ("sd2", {"data": "nowhere", "prompts": None}, "nowhere is not a folder"),
+        ("inpaint", {}, "inpainting networks cannot be distilled yet"),
     ],
 )
-def test_what_cannot_be_done_is_said_before_anything_is_learnt(
+def test_invalid_settings_are_refused_before_training(
     teachers: dict[str, Path],
     settings: DistillSettings,
     tmp_path: Path,
     kind: str,
     changed: dict[str, object],
-    told: str,
+    message: str,
 ) -> None:
-    heard = RecordingProgress()
-    with pytest.raises(InvalidRequest, match=told):
-        distill(teachers[kind], tmp_path / "student", replace(settings, **changed), tmp_path / "work", heard)  # type: ignore[arg-type]
-    assert not heard.updates and not (tmp_path / "student").exists()
+    progress = RecordingProgress()
+    with pytest.raises(InvalidRequest, match=message):
+        distill(teachers[kind], tmp_path / "student", replace(settings, **changed), tmp_path / "work", progress)  # type: ignore[arg-type]
+    assert not progress.updates and not (tmp_path / "student").exists()
 
 
-def test_a_place_that_is_taken_is_said_before_anything_is_learnt(
+def test_an_existing_pipeline_is_refused_before_training(
     teachers: dict[str, Path], settings: DistillSettings, tmp_path: Path
 ) -> None:
-    heard = RecordingProgress()
+    progress = RecordingProgress()
     with pytest.raises(ImportFailed, match="holds a pipeline already"):
-        distill(teachers["sd2"], teachers["sd1"], settings, tmp_path / "work", heard)
-    assert not heard.encoded
+        distill(teachers["sd2"], teachers["sd1"], settings, tmp_path / "work", progress)
+    assert not progress.encoded
 
 
-def test_numbers_that_are_none_stop_and_say_at_which_update(
+def test_a_loss_that_is_not_finite_raises_with_its_update(
     teachers: dict[str, Path], settings: DistillSettings, tmp_path: Path
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
         distill(teachers["sd2"], tmp_path / "student", settings, tmp_path / "work", InterruptingProgress())
-    (pairs,) = (tmp_path / "work").glob("pairs-*/*.pt")
-    kept = torch.load(pairs, weights_only=True)
-    torch.save({**kept, "latents": kept["latents"] * float("nan")}, pairs)
-    with pytest.raises(FitFailed, match="guidance: the loss of update 0 is nan; go on from the last checkpoint"):
+    (shard,) = (tmp_path / "work").glob("latents-*/*.pt")
+    content = torch.load(shard, weights_only=True)
+    torch.save({**content, "latents": content["latents"] * float("nan")}, shard)
+    with pytest.raises(FitFailed, match="guidance: the loss of update 0 is nan; resume from the last checkpoint"):
         distill(teachers["sd2"], tmp_path / "student", settings, tmp_path / "work", RecordingProgress())
     assert not (tmp_path / "student").exists()
 
 
 @pytest.mark.parametrize("method", ["progressive", "consistency"])
-def test_a_student_of_edits_takes_all_of_its_steps_whatever_the_strength(
+def test_a_student_of_edits_takes_all_of_its_steps_at_any_strength(
     teachers: dict[str, Path], settings: DistillSettings, tmp_path: Path, method: str
 ) -> None:
-    asked = replace(settings, task="img2img", step_counts=(12, 6, 3), method=method)
-    heard = RecordingProgress()
-    distill(teachers["sd2"], tmp_path / "student", asked, tmp_path / "work", heard)
-    assert [tick.stage for tick in heard.updates][-1] == "edits"
+    changed_settings = replace(settings, task="img2img", step_counts=(12, 6, 3), method=method)
+    progress = RecordingProgress()
+    distill(teachers["sd2"], tmp_path / "student", changed_settings, tmp_path / "work", progress)
+    assert [log.stage for log in progress.updates][-1] == "edits"
     pipeline = load(tmp_path / "student")
     defaults = pipeline.manifest.defaults
     image = np.full((defaults.height, defaults.width, 3), 90, np.uint8)
-    for strength, taken in ((0.33, 0.3), (0.8, 0.8), (1.0, 1.0), (None, 0.8)):
-        request = pipeline.resolve(ImageRequest("a red circle", image=image, strength=strength))
-        draft = pipeline.start(request)
-        assert request.strength == taken and draft.evaluation_count == 3
+    for strength, resolved in ((0.33, 0.3), (0.8, 0.8), (1.0, 1.0), (None, 0.8)):
+        trajectory = pipeline.start(ImageRequest("a red circle", image=image, strength=strength))
+        assert trajectory.request.strength == resolved and trajectory.evaluation_count == 3
     other = replace(settings, task="img2img", step_counts=(3, 1))
-    with pytest.raises(InvalidRequest, match="allowed: a teacher that walks any number of steps"):
+    with pytest.raises(InvalidRequest, match="allowed: a teacher that takes any number of steps"):
         distill(tmp_path / "student", tmp_path / "other", other, tmp_path / "other-work", RecordingProgress())
 
 
-def test_a_tiny_decoder_draws_instead_of_the_autoencoders(
+def test_a_tiny_decoder_replaces_the_autoencoders(
     teachers: dict[str, Path], settings: DistillSettings, tmp_path: Path
 ) -> None:
     distill(
@@ -328,15 +325,15 @@ def test_a_tiny_decoder_draws_instead_of_the_autoencoders(
         RecordingProgress(),
     )
     manifest = read_manifest(tmp_path / "student", verify=True)
-    assert manifest.components["vae_decoder"].graph == "tiny_decoder/model.onnx"
+    assert manifest.components["decoder"].graph == "tiny_decoder/model.onnx"
     assert manifest.evidence["distill"]["decoder"]["updates"] == 2
     image = load(tmp_path / "student").generate("a red circle").image
     assert image.shape == (manifest.defaults.height, manifest.defaults.width, 3)
     theirs = StableDiffusionPipeline.from_pretrained(tmp_path / "student", trust_remote_code=True)
-    assert theirs.vae.config.latent_channels == 4, "diffusers opens it all the same"
+    assert theirs.vae.config.latent_channels == 4, "diffusers opens the autoencoder"
 
 
-def test_a_student_may_not_teach_what_it_was_not_taught(
+def test_a_teachers_range_of_guidance_cannot_be_exceeded(
     teachers: dict[str, Path], settings: DistillSettings, tmp_path: Path
 ) -> None:
     distill(
@@ -346,46 +343,48 @@ def test_a_student_may_not_teach_what_it_was_not_taught(
         tmp_path / "one",
         RecordingProgress(),
     )
-    asked = replace(settings, step_counts=(4, 2), guidance=(1.0, 9.0))
-    with pytest.raises(InvalidRequest, match="allowed: within 1 to 6, which it was taught"):
-        distill(tmp_path / "first", tmp_path / "second", asked, tmp_path / "two", RecordingProgress())
+    changed_settings = replace(settings, step_counts=(4, 2), guidance=(1.0, 9.0))
+    with pytest.raises(InvalidRequest, match="allowed: within 1 to 6, the range of its own training"):
+        distill(tmp_path / "first", tmp_path / "second", changed_settings, tmp_path / "two", RecordingProgress())
 
 
 @pytest.mark.parametrize("kind", ["sd1", "sd2", "xl"])
-def test_a_student_of_walks_draws_and_goes_on_from_there(
+def test_a_student_of_trajectories_generates_and_can_be_continued(
     teachers: dict[str, Path], settings: DistillSettings, tmp_path: Path, kind: str
 ) -> None:
-    walks = replace(settings, method="walks", step_counts=(6, 3, 1), samples=5, dmd_weights={"1": 1.0})
-    heard, again = RecordingProgress(), RecordingProgress()
-    made = distill(teachers[kind], tmp_path / "one", walks, tmp_path / "work", heard, all_students=True)
-    assert [place.name for place in made.directories] == ["one-3", "one"] and heard.encoded == [1, 2, 3, 4, 5]
+    regression = replace(settings, method="trajectories", step_counts=(6, 3, 1), samples=5, dmd_weights={"1": 1.0})
+    progress, again = RecordingProgress(), RecordingProgress()
+    result = distill(teachers[kind], tmp_path / "one", regression, tmp_path / "work", progress, all_students=True)
+    assert [place.name for place in result.directories] == ["one-3", "one"] and progress.encoded == [1, 2, 3, 4, 5]
     manifest = read_manifest(tmp_path / "one-3", verify=True)
-    assert manifest.distilled is not None and manifest.distilled.method == "walks"
+    assert manifest.distilled is not None and manifest.distilled.method == "trajectories"
     assert len(manifest.distilled.timesteps or ()) == 3
-    result = load(tmp_path / "one-3").generate("a red circle", seed=3)
-    assert result.request.steps == 3 and np.ptp(result.image) > 0
-    distill(teachers[kind], tmp_path / "two", walks, tmp_path / "work", again)
+    image = load(tmp_path / "one-3").generate("a red circle", seed=3)
+    assert image.request.steps == 3 and np.ptp(image.image) > 0
+    distill(teachers[kind], tmp_path / "two", regression, tmp_path / "work", again)
     assert not again.updates and not again.encoded
     if kind == "sd2":
-        onwards = replace(walks, step_counts=(6, 3), init_from=str(tmp_path / "one-3"), seed=1, dmd_weights={})
-        distill(teachers[kind], tmp_path / "three", onwards, tmp_path / "more", RecordingProgress())
+        continued = replace(regression, step_counts=(6, 3), init_from=str(tmp_path / "one-3"), seed=1, dmd_weights={})
+        distill(teachers[kind], tmp_path / "three", continued, tmp_path / "more", RecordingProgress())
         evidence = read_manifest(tmp_path / "three").evidence["distill"]
         assert evidence["begun"]["name"] == "one-3" and [one["name"] for one in evidence["students"]] == ["3-steps"]
         assert [one["name"] for one in evidence["begun"]["students"]] == ["3-steps", "1-steps"]
         assert str(tmp_path) not in json.dumps(evidence)
-        steered = replace(onwards, guidance=(1.0, 7.0))
-        with pytest.raises(InvalidRequest, match="within 1 to 6, which it was taught"):
-            distill(teachers[kind], tmp_path / "four", steered, tmp_path / "more", RecordingProgress())
+        wider = replace(continued, guidance=(1.0, 7.0))
+        with pytest.raises(InvalidRequest, match="within 1 to 6, the range of its own training"):
+            distill(teachers[kind], tmp_path / "four", wider, tmp_path / "more", RecordingProgress())
 
 
 @pytest.mark.parametrize("kind", ["sd1", "xl"])
-def test_a_student_of_walks_takes_its_steps_for_edits_too(
+def test_a_student_of_trajectories_takes_its_steps_for_edits_too(
     teachers: dict[str, Path], settings: DistillSettings, tmp_path: Path, kind: str
 ) -> None:
-    """Of twelve steps, so that its first levels are such as its teacher, which tells noise, does not know."""
-    walks = replace(settings, method="walks", task="img2img", step_counts=(12, 12, 2), samples=7)
-    made = distill(teachers[kind], tmp_path / "one", walks, tmp_path / "work", RecordingProgress(), all_students=True)
-    for place, steps in zip(made.directories, (12, 2), strict=True):
+    """With twelve steps, the first levels are noisier than those of an epsilon-prediction teacher."""
+    regression = replace(settings, method="trajectories", task="img2img", step_counts=(12, 12, 2), samples=7)
+    result = distill(
+        teachers[kind], tmp_path / "one", regression, tmp_path / "work", RecordingProgress(), all_students=True
+    )
+    for place, steps in zip(result.directories, (12, 2), strict=True):
         distilled = read_manifest(place).distilled
         assert distilled is not None
         assert [(edit.strength, len(edit.timesteps)) for edit in distilled.edits] == [
@@ -397,19 +396,23 @@ def test_a_student_of_walks_takes_its_steps_for_edits_too(
     assert edited.request.steps == 2 and edited.image.shape == picture.shape
 
 
-def test_walks_are_of_teachers_that_walk_any_grid(
+def test_trajectories_need_a_teacher_without_a_grid(
     teachers: dict[str, Path], settings: DistillSettings, tmp_path: Path
 ) -> None:
-    walks, empty = replace(settings, method="walks", step_counts=(4, 2)), tmp_path / "empty"
+    regression, empty = replace(settings, method="trajectories", step_counts=(4, 2)), tmp_path / "empty"
     empty.mkdir()
     Image.new("RGB", (8, 8)).save(empty / "one.png")
-    distill(teachers["sd2"], tmp_path / "student", walks, tmp_path / "work", RecordingProgress())
-    for source, asked, told in (
-        (tmp_path / "student", walks, "which was distilled itself"),
-        (teachers["sd1"], replace(walks, init_from=str(tmp_path / "student")), "did not learn from this sd1"),
-        (teachers["sd2"], replace(walks, init_from=str(teachers["sd2"])), "did not learn from this sd2"),
-        (teachers["sd2"], replace(walks, data=str(empty)), f"no picture with a caption in {empty}"),
+    distill(teachers["sd2"], tmp_path / "student", regression, tmp_path / "work", RecordingProgress())
+    for source, changed_settings, message in (
+        (tmp_path / "student", regression, "which is distilled itself"),
+        (
+            teachers["sd1"],
+            replace(regression, init_from=str(tmp_path / "student")),
+            "was not distilled from this sd1",
+        ),
+        (teachers["sd2"], replace(regression, init_from=str(teachers["sd2"])), "was not distilled from this sd2"),
+        (teachers["sd2"], replace(regression, data=str(empty)), f"{empty} has no picture with a caption"),
     ):
-        with pytest.raises(InvalidRequest, match=told):
-            distill(source, tmp_path / "none", asked, tmp_path / "work", RecordingProgress())
+        with pytest.raises(InvalidRequest, match=message):
+            distill(source, tmp_path / "none", changed_settings, tmp_path / "work", RecordingProgress())
     assert not (tmp_path / "none").exists()

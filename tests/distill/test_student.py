@@ -1,4 +1,4 @@
-"""Students as directories: they walk their own grid here and in diffusers, and refuse any other."""
+"""Student directories: the same pictures here and in diffusers, on the student's grid only."""
 
 from pathlib import Path
 
@@ -38,9 +38,9 @@ def written(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.nn.init.normal_(unet.time_embedding.cond_proj.weight, std=0.2)
     student = Student(
         "3-steps",
-        freeze(Denoiser(unet, manifest.schedule, manifest.prediction)),
+        freeze(Denoiser(unet, manifest.sampling.schedule, manifest.sampling.prediction)),
         {},
-        grid_from_timesteps(manifest.schedule, PLAN),
+        grid_from_timesteps(manifest.sampling.schedule, PLAN),
         "progressive",
         FitResult(True, 5, 1.0, {}),
     )
@@ -49,38 +49,38 @@ def written(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_the_manifest_says_the_one_way_to_run_it_and_where_it_comes_from(written: Path) -> None:
+def test_the_manifest_has_the_grid_and_the_teacher(written: Path) -> None:
     manifest = read_manifest(written, verify=True)
     assert manifest.distilled is not None and manifest.distilled.timesteps == PLAN
     assert manifest.distilled.teacher[0] == "tiny" and manifest.guidance_channels == 256
     assert (manifest.defaults.steps, manifest.evidence["distill"]) == (3, {"rounds": [35, 3]})
 
 
-def test_a_picture_takes_its_steps_in_one_row_each_and_other_ways_are_refused(written: Path) -> None:
+def test_a_picture_has_one_row_a_step_and_other_step_counts_are_refused(written: Path) -> None:
     pipeline = load(written)
-    draft = pipeline.start(pipeline.resolve(request := pipeline.generate("a red circle", seed=1).request))
-    assert (draft.evaluation_count, draft.rows) == (3, 1) and request.steps == 3
+    trajectory = pipeline.start(pipeline.resolve(request := pipeline.generate("a red circle", seed=1).request))
+    assert (trajectory.evaluation_count, trajectory.rows) == (3, 1) and request.steps == 3
     with pytest.raises(InvalidRequest, match="which it was distilled to"):
         pipeline.generate("a red circle", steps=35)
 
 
 @pytest.mark.parametrize("guidance", [1.5, 6.0])
-def test_diffusers_draws_the_same_picture(written: Path, guidance: float) -> None:
-    """Through the scheduler that lies beside the weights."""
-    ours = load(written)
-    shape = (1, 4, ours.manifest.defaults.height // 4, ours.manifest.defaults.width // 4)
+def test_diffusers_generates_the_same_picture(written: Path, guidance: float) -> None:
+    """diffusers uses the scheduler in the student's directory."""
+    pipeline = load(written)
+    shape = (1, 4, pipeline.manifest.defaults.height // 4, pipeline.manifest.defaults.width // 4)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(5))
     theirs = StableDiffusionPipeline.from_pretrained(written, trust_remote_code=True)
     theirs.set_progress_bar_config(disable=True)
-    wanted = theirs(
+    expected = theirs(
         "a red circle", num_inference_steps=3, guidance_scale=guidance, latents=noise.clone(), output_type="np"
     ).images[0]
-    request = ours.resolve(ours.generate("a red circle", guidance=guidance).request)
-    draft = ours.start(request, noise=noise[0].numpy())
-    while not draft.is_done:
-        ours.advance([draft])
-    found = ours.finish(draft).image
-    assert np.abs(found.astype(int) - np.round(wanted * 255).astype(int)).max() <= 1
+    request = pipeline.resolve(pipeline.generate("a red circle", guidance=guidance).request)
+    trajectory = pipeline.start(request, noise=noise[0].numpy())
+    while not trajectory.is_done:
+        pipeline.advance([trajectory])
+    picture = pipeline.finish(trajectory).image
+    assert np.abs(picture.astype(int) - np.round(expected * 255).astype(int)).max() <= 1
     with pytest.raises(ValueError, match="which this network was distilled to"):
         theirs("a red circle", num_inference_steps=10)
 
@@ -89,11 +89,11 @@ def test_diffusers_draws_the_same_picture(written: Path, guidance: float) -> Non
 def first(teacher: Path) -> Student:
     manifest = read_manifest(teacher)
     unet = add_guidance_embedding(UNet2DConditionModel.from_pretrained(teacher / "unet"))
-    denoiser = Denoiser(unet, manifest.schedule, manifest.prediction)
+    denoiser = Denoiser(unet, manifest.sampling.schedule, manifest.sampling.prediction)
     return Student("guidance", denoiser, {}, None, "guidance", FitResult(True, 5, 1.0, {}))
 
 
-def test_nothing_is_written_where_something_stands(teacher: Path, written: Path, first: Student) -> None:
+def test_an_existing_pipeline_is_not_replaced(teacher: Path, written: Path, first: Student) -> None:
     before = read_manifest(written)
     with pytest.raises(ImportFailed, match="holds a pipeline already"):
         write_student(teacher, first, written, guidance=(1.0, 8.0))
@@ -101,10 +101,10 @@ def test_nothing_is_written_where_something_stands(teacher: Path, written: Path,
 
 
 @pytest.mark.parametrize("size", [1 << 10, 1 << 15, 1 << 18])
-def test_a_full_disk_is_told_and_leaves_nothing(teacher: Path, first: Student, tmp_path: Path, size: int) -> None:
+def test_a_full_disk_raises_and_leaves_nothing(teacher: Path, first: Student, tmp_path: Path, size: int) -> None:
     with (
         limit_file_size(size),
-        pytest.raises(FitFailed, match=r"student cannot be written: .*; make room; what was learnt"),
+        pytest.raises(FitFailed, match=r"student cannot be written: .*; make room, then run the same command"),
     ):
         write_student(teacher, first, tmp_path / "student", guidance=(1.0, 8.0))
     assert not list(tmp_path.iterdir())

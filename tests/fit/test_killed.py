@@ -1,4 +1,4 @@
-"""`kill -9`: whoever learns is killed at a random update, or while it writes, and goes on to the same bits."""
+"""`kill -9` at a random update or during a checkpoint's write: training resumes bit-exactly."""
 
 import os
 import random
@@ -37,34 +37,38 @@ def cut(state, path):
 if where == "writing":
     torch.save = cut
 stage = Killed()
-fit(stage, folder, lambda tick: None, save_every=0.0)
+fit(stage, folder, lambda log: None, save_every=0.0)
 save(weights(stage), folder / "weights.pt")
 """
 CHAIN_PROGRAM = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from stillhouse.distill.training.progressive_chain import teach
-from tests.distill.test_chain import RECIPE, RandomPairs, teacher, weights
+from stillhouse.distill.training.progressive_chain import TrainingRun, train_chain
+from tests.distill.training.test_progressive_chain import RECIPE, RandomLatents, teacher, weights
 
 folder, at = Path(sys.argv[1]), int(sys.argv[3])
-seen = 0
+reports = 0
 
-def report(tick):
-    global seen
-    seen += 1
-    if seen == at:
+def report(log):
+    global reports
+    reports += 1
+    if reports == at:
         os.kill(os.getpid(), signal.SIGKILL)
 
-students = teach(teacher(), RandomPairs(), RECIPE, folder, report, save_every=0.0)
+students = train_chain(teacher(), RandomLatents(), RECIPE, TrainingRun(folder, report, save_every=0.0))
 torch.save([weights(student) for student in students], folder / "weights.pt")
 """
 
 
 def run_training(program: str, folder: Path, where: str = "nowhere", at: int = -1) -> int:
-    """The exit code of a process that learns, and is killed there."""
+    """Run a training process that kills itself at a point, and return its exit code."""
     folder.mkdir(exist_ok=True)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{Path(__file__).parents[2]}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, "-W", "ignore", "-c", program, str(folder), where, str(at)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)
     assert done.returncode in (0, -signal.SIGKILL), done.stderr
@@ -75,7 +79,7 @@ def run_training(program: str, folder: Path, where: str = "nowhere", at: int = -
     ("program", "where", "moments"),
     [(LINE_PROGRAM, "learning", 39), (LINE_PROGRAM, "writing", 39), (CHAIN_PROGRAM, "learning", 9)],
 )
-def test_who_is_killed_goes_on_to_the_same_bits(program: str, where: str, moments: int, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_bit_exactly(program: str, where: str, moments: int, tmp_path: Path) -> None:
     at = random.randint(1, moments)
     print(f"killed at {at}")
     assert run_training(program, tmp_path / "whole") == 0

@@ -12,8 +12,8 @@ import diffusers
 import peft
 import torch
 
+from tests.checkpoints import KINDS, write_checkpoint
 from tests.golden.pictures import ADAPTER, CHECKPOINTS
-from tests.models.checkpoints import KINDS, write_checkpoint
 
 WIDTHS = (16, 32)
 """Channels of the U-Net's blocks: with float16 weights the four checkpoints and the adapter take 3.2 MB."""

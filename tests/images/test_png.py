@@ -2,6 +2,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -81,6 +82,15 @@ def test_a_png_from_before_step_caching_is_read(tmp_path: Path) -> None:
     text.add_text("stillhouse", json.dumps(record))
     Image.fromarray(picture()).save(tmp_path / "one.png", pnginfo=text)
     assert same(read_request(tmp_path / "one.png"), replace(REQUEST, cache_interval=None))
+
+
+def test_a_png_with_the_old_name_of_cache_interval_is_read(tmp_path: Path) -> None:
+    record: dict[str, Any] = {"model": "fake", "request": describe_request(REQUEST)}
+    record["request"]["refresh"] = record["request"].pop("cache_interval")
+    text = PngInfo()
+    text.add_text("stillhouse", json.dumps(record))
+    Image.fromarray(picture()).save(tmp_path / "one.png", pnginfo=text)
+    assert same(read_request(tmp_path / "one.png"), REQUEST)
 
 
 def test_equal_arguments_give_equal_bytes() -> None:

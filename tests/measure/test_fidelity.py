@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
-from stillhouse.json_decode import decode
-from stillhouse.measure.fidelity import Fidelity, compare_outputs, compare_tensors, worst_fidelity
+from stillhouse.measure.fidelity import Fidelity, compare_tensors, worst_fidelity
+from stillhouse.validation import convert
 
 EQUAL = Fidelity(999.0, 1.0, 0.0, 0.0)
 UNUSABLE = (-999.0, 0.0, float_info.max, float_info.max)
@@ -109,7 +109,7 @@ def test_every_figure_is_finite_and_within_its_range(pair: tuple[NDArray[Any], N
     assert -1 <= found.cosine <= 1
     assert 0 <= found.mae <= float_info.max
     assert found.mae <= found.largest * (1 + 1e-12) <= float_info.max * 2
-    assert decode(Fidelity, json.loads(json.dumps(asdict(found), allow_nan=False))) == found
+    assert convert(Fidelity, json.loads(json.dumps(asdict(found), allow_nan=False))) == found
 
 
 @given(MODEST, st.integers(-1000, 900))
@@ -132,20 +132,6 @@ def test_figures_are_those_of_the_textbook(reference: NDArray[np.float64]) -> No
     cosine = np.sum(reference * other) / np.sqrt(np.sum(reference**2) * np.sum(other**2))
     assert found.cosine == pytest.approx(cosine, abs=1e-9)
     assert (found.mae, found.largest) == pytest.approx((np.abs(error).mean(), np.abs(error).max()))
-
-
-def test_outputs_are_compared_by_name() -> None:
-    boxes, scores = np.ones((4, 4)), np.arange(3)
-    found = compare_outputs({"boxes": boxes, "scores": scores}, {"scores": scores, "boxes": 2 * boxes})
-    assert list(found) == ["boxes", "scores"]
-    assert (found["boxes"].sqnr, found["scores"]) == (0, EQUAL)
-
-
-def test_a_missing_or_misshapen_output_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="boxes, scores and boxes"):
-        compare_outputs({"boxes": np.ones(1), "scores": np.ones(1)}, {"boxes": np.ones(1)})
-    with pytest.raises(ValueError, match=r"output boxes: shapes differ: \[1\] and \[2\]"):
-        compare_outputs({"boxes": np.ones(1)}, {"boxes": np.ones(2)})
 
 
 def test_the_worst_has_the_least_sqnr_and_what_is_not_finite_is_worse_than_all() -> None:

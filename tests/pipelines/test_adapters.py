@@ -22,7 +22,7 @@ from stillhouse.core import ImageRequest
 from stillhouse.errors import ImportFailed, InvalidRequest
 from stillhouse.pipelines.adapters import adapt_weights
 from stillhouse.pipelines.lora import read_adapter
-from stillhouse.pipelines.manifest import Component, StepCache
+from stillhouse.pipelines.manifest import Component, StepCache, read_manifest
 from stillhouse.pipelines.pipeline import Pipeline
 from tests.conftest import PROMPT, SIZE, Checkpoint
 from tests.pipelines.test_lora import trained
@@ -88,11 +88,11 @@ def test_nothing_is_left_of_what_is_taken_off(styles: dict[str, Path], pipeline:
 def test_layers_that_were_joined_into_one_wear_each_its_own(styles: dict[str, Path], imported: Checkpoint) -> None:
     manifest = Pipeline(imported("sd1")).manifest
     unets = [
-        replace(manifest.components["unet"], backend="torch", settings={"qkv": qkv}) for qkv in ("apart", "joined")
+        replace(manifest.components["denoiser"], backend="torch", settings={"qkv": qkv}) for qkv in ("apart", "joined")
     ]
     text = replace(manifest.components["text_encoder"], backend="torch")
     apart, joined = (
-        Pipeline(imported("sd1"), components={"unet": one, "text_encoder": text}, threads=1) for one in unets
+        Pipeline(imported("sd1"), components={"denoiser": one, "text_encoder": text}, threads=1) for one in unets
     )
     plain = drawn(joined)
     for worn in (["ink"], ["oil", "ink"]):
@@ -124,12 +124,12 @@ def test_what_was_compiled_stays_and_weights_where_they_lie(
 
     monkeypatch.setattr(torch.nn.Module, "compile", compiled)
     manifest = Pipeline(imported("sd1")).manifest
-    unet = Component("unet/model.onnx", manifest.components["unet"].weights, "torch", settings={"compile": "full"})
+    unet = Component("unet/model.onnx", manifest.components["denoiser"].weights, "torch", settings={"compile": "full"})
     text = replace(manifest.components["text_encoder"], backend="torch")
-    pipeline = Pipeline(imported("sd1"), components={"unet": unet, "text_encoder": text}, threads=1)
+    pipeline = Pipeline(imported("sd1"), components={"denoiser": unet, "text_encoder": text}, threads=1)
     drawn(pipeline)
     graphs = counter.frame_count
-    runners = [runner for (name, _), runner in pipeline._runners._open.items() if name == "unet"]
+    runners = [runner for (name, _), runner in pipeline._runners._open.items() if name == "denoiser"]
     weights = runners[0].weights if isinstance(runners[0], GraphRunner) else None
     assert isinstance(weights, ModuleWeights) and len(runners) == 1
     network = weights.network
@@ -142,14 +142,14 @@ def test_what_was_compiled_stays_and_weights_where_they_lie(
     assert [parameter.data_ptr() for parameter in network.parameters()] == places
 
 
-@pytest.mark.parametrize("name", ["unet", "text_encoder"])
+@pytest.mark.parametrize("name", ["denoiser", "text_encoder"])
 def test_an_engine_gets_the_weights_that_torch_gets(
     name: str, styles: dict[str, Path], imported: Checkpoint, tmp_path: Path
 ) -> None:
     """By the names of its graph: as it was imported, and where halves were made of it. No engine is refitted here."""
-    graph = imported("sd1") / name / "model.onnx"
+    graph = imported("sd1") / read_manifest(imported("sd1")).components[name].graph
     convert_to_float16(graph, tmp_path / "half.onnx")
-    adapters = [read_adapter(f"{styles[style]}:0.7", ("unet", "text_encoder")) for style in ("ink", "oil")]
+    adapters = [read_adapter(f"{styles[style]}:0.7", ("denoiser", "text_encoder")) for style in ("ink", "oil")]
     runner = open_runner(graph, "torch", RunnerOptions(threads=1))
     assert isinstance(runner, GraphRunner) and runner.weights is not None
     wanted = adapt_weights(adapters, name, runner.weights)
@@ -171,7 +171,7 @@ def test_an_adapter_of_another_network_is_refused_and_what_was_worn_stays(
     name = "unet.down_blocks.0.resnets.0.conv1"
     foreign = {f"{name}.lora_A.weight": torch.ones(2, 7, 3, 3), f"{name}.lora_B.weight": torch.ones(9, 2, 1, 1)}
     save_file(foreign, tmp_path / "foreign.safetensors")
-    with pytest.raises(ImportFailed, match="made for another unet"):
+    with pytest.raises(ImportFailed, match="made for another denoiser"):
         pipeline.set_adapters([str(styles["oil"]), str(tmp_path / "foreign.safetensors")])
     with pytest.raises(ImportFailed, match="does not exist"):
         pipeline.set_adapters([str(tmp_path / "nowhere.safetensors")])
@@ -181,14 +181,14 @@ def test_an_adapter_of_another_network_is_refused_and_what_was_worn_stays(
 def test_a_u_net_in_two_depths_wears_nothing_and_says_so(styles: dict[str, Path], imported: Checkpoint) -> None:
     cut = StepCache("unet/full.onnx", "unet/shallow.onnx")
     pipeline = Pipeline(imported("sd1"), step_cache=cut, threads=1)
-    with pytest.raises(InvalidRequest, match="cut in two depths .*import MODEL --lora"):
+    with pytest.raises(InvalidRequest, match="split in two depths .*import MODEL --lora"):
         pipeline.set_adapters([str(styles["ink"])])
 
 
 @pytest.mark.parametrize(
     ("backend", "settings", "told"),
     [
-        ("onnxruntime", {}, "an adapter of unet, which runs on onnxruntime; allowed"),
+        ("onnxruntime", {}, "an adapter of denoiser, which runs on onnxruntime; allowed"),
         (
             "tensorrt",
             {"graphs": "cuda"},
@@ -201,8 +201,8 @@ def test_weights_that_cannot_be_changed_are_refused(
     backend: str, settings: dict[str, str], told: str, styles: dict[str, Path], imported: Checkpoint
 ) -> None:
     manifest = Pipeline(imported("sd1")).manifest
-    unet = replace(manifest.components["unet"], backend=backend, settings=settings)
-    pipeline = Pipeline(imported("sd1"), components={"unet": unet}, threads=1)
+    unet = replace(manifest.components["denoiser"], backend=backend, settings=settings)
+    pipeline = Pipeline(imported("sd1"), components={"denoiser": unet}, threads=1)
     with pytest.raises(InvalidRequest, match=told) as caught:
         pipeline.set_adapters([str(styles["ink"])])
     assert "import MODEL --lora" in str(caught.value)

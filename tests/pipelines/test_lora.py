@@ -52,9 +52,10 @@ def fused_by_diffusers(kind: str, checkpoint: Path, file: Path, weight: float) -
 def fused_by_us(kind: str, checkpoint: Path, text: str) -> dict[str, Weights]:
     pipeline = kind_of(kind).from_pretrained(checkpoint)
     parts = tuple(part for part in XL_PARTS if hasattr(pipeline, part))
-    adapter = read_adapter(text, parts)
-    for part in parts:
-        adapter.fuse(part, getattr(pipeline, part))
+    roles = {part: "denoiser" if part == "unet" else part for part in parts}
+    adapter = read_adapter(text, tuple(roles.values()))
+    for part, role in roles.items():
+        adapter.fuse(role, getattr(pipeline, part))
     return {part: getattr(pipeline, part).state_dict() for part in parts}
 
 
@@ -171,7 +172,7 @@ def test_old_diffusers_names(checkpoint: Checkpoint, tmp_path: Path) -> None:
     }
     save_file(file, tmp_path / "old.safetensors")
     before = pipeline.unet.get_submodule(f"{layer}.to_k").weight.clone()
-    assert read_adapter(str(tmp_path / "old.safetensors"), ("unet",)).fuse("unet", pipeline.unet) == 1
+    assert read_adapter(str(tmp_path / "old.safetensors"), ("denoiser",)).fuse("denoiser", pipeline.unet) == 1
     after = pipeline.unet.get_submodule(f"{layer}.to_k").weight
     torch.testing.assert_close(after, before + up @ down)
 
@@ -181,7 +182,7 @@ def test_peft_s_own_files(checkpoint: Checkpoint, tmp_path: Path) -> None:
     adapted = peft.get_peft_model(diffusers.UNet2DConditionModel.from_pretrained(checkpoint("sd1") / "unet"), config)
     adapted.save_pretrained(tmp_path)
     unet = diffusers.UNet2DConditionModel.from_pretrained(checkpoint("sd1") / "unet")
-    read_adapter(str(tmp_path / "adapter_model.safetensors"), ("unet",)).fuse("unet", unet)
+    read_adapter(str(tmp_path / "adapter_model.safetensors"), ("denoiser",)).fuse("denoiser", unet)
     for name, tensor in adapted.merge_and_unload().state_dict().items():
         torch.testing.assert_close(unet.state_dict()[name], tensor, rtol=1e-5, atol=1e-6)
 
@@ -193,11 +194,11 @@ LAYER = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
     ("file", "message"),
     [
         ({"unet.mid_block.no_such_layer.lora_A.weight": (4, 32), "unet.mid_block.no_such_layer.lora_B.weight": (64, 4)},
-         "1 layers are not in this unet, such as mid_block_no_such_layer"),
-        ({f"{LAYER}.lora_A.weight": (4, 33), f"{LAYER}.lora_B.weight": (64, 4)}, r"made for another unet: \[64, 32\]"),
+         "1 layers are not in this denoiser, such as mid_block_no_such_layer"),
+        ({f"{LAYER}.lora_A.weight": (4, 33), f"{LAYER}.lora_B.weight": (64, 4)}, r"for another denoiser: \[64, 32\]"),
         ({f"{LAYER}.lora_A.weight": (4, 32)}, "1 keys are no LoRA"),
-        ({f"{LAYER}.hada_w1_a": (4, 32)}, "1 keys are no LoRA of unet, such as .*hada_w1_a"),
-        ({"text_encoder_2.layer.lora_A.weight": (4, 32)}, "1 keys are no LoRA of unet, such as text_encoder_2"),
+        ({f"{LAYER}.hada_w1_a": (4, 32)}, "1 keys are no LoRA of denoiser, such as .*hada_w1_a"),
+        ({"text_encoder_2.layer.lora_A.weight": (4, 32)}, "1 keys are no LoRA of denoiser, such as text_encoder_2"),
         ({}, "none at all"),
     ],
 )  # fmt: skip
@@ -207,7 +208,7 @@ def test_files_that_cannot_be_fused(
     save_file({name: torch.zeros(shape) for name, shape in file.items()}, tmp_path / "lora.safetensors")
     unet = diffusers.UNet2DConditionModel.from_pretrained(checkpoint("sd1") / "unet")
     with pytest.raises(ImportFailed, match=message):
-        read_adapter(str(tmp_path / "lora.safetensors"), ("unet",)).fuse("unet", unet)
+        read_adapter(str(tmp_path / "lora.safetensors"), ("denoiser",)).fuse("denoiser", unet)
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
@@ -222,4 +223,4 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         (f"{tmp_path / 'text.safetensors'}:nan", "allowed: FILE or FILE:WEIGHT"),
     ):
         with pytest.raises(ImportFailed, match=message):
-            read_adapter(text, ("unet",))
+            read_adapter(text, ("denoiser",))

@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from stillhouse.diffusion import Schedule
 from stillhouse.errors import ManifestError, PipelineError, TamperedFile
+from stillhouse.pipelines.load import find_pipeline
 from stillhouse.pipelines.manifest import (
     ALWAYS_HASHED_BYTES,
     MANIFEST,
@@ -15,7 +17,10 @@ from stillhouse.pipelines.manifest import (
     Defaults,
     Latent,
     Manifest,
+    Sampling,
     StepCache,
+    Tuned,
+    convert_manifest,
     document_checksum,
     graph_paths,
     needed_files,
@@ -26,18 +31,12 @@ from stillhouse.pipelines.manifest import (
 MINIMAL = Manifest(
     name="tiny",
     family="stable-diffusion",
-    components={"unet": Component("unet/model.onnx", "unet/weights.safetensors")},
-    tokenizers=("tokenizer",),
-    schedule=Schedule(zero_terminal_snr=True),
-    prediction="v_prediction",
-    spacing="trailing",
-    sigmas="schedule",
-    steps_offset=0,
+    components={"denoiser": Component("unet/model.onnx", "unet/weights.safetensors")},
+    tokenizers={"text_encoder": "tokenizer"},
+    sampling=Sampling(Schedule(zero_terminal_snr=True), "v_prediction", "trailing"),
     latent=Latent(channels=4, scaling_factor=0.18215, shift_factor=0.0, downscale=8),
-    unet_in_channels=4,
     granularity=64,
-    guidance_channels=None,
-    zero_negative=False,
+    family_options={"in_channels": 4},
     defaults=Defaults(steps=35, guidance=5.0, sampler="ddim", width=64, height=64),
     source={"importer": "test", "loras": []},
     evidence={"score": {"share": 0.93, "of": 1000}},
@@ -86,7 +85,7 @@ def test_everything_that_acceleration_decides_is_read_again(directory: Path) -> 
     )
     tuned = replace(
         MINIMAL,
-        components={"unet": unet},
+        components={"denoiser": unet},
         defaults=replace(MINIMAL.defaults, guidance_interval=(0.1, 0.7), cache_interval=3, tile=512),
         step_cache=StepCache("unet/full.onnx", "unet/shallow.onnx"),
     )
@@ -112,9 +111,9 @@ def test_a_step_cache_of_another_graph_is_refused(directory: Path) -> None:
     cut = StepCache("unet/full.onnx", "unet/shallow.onnx")
     int8 = Component("trials/unet/int8/model.onnx", "trials/unet/int8/model.onnx")
     with pytest.raises(
-        PipelineError, match=r"unet/full.onnx was not cut from the U-Net's trials/.*leave step_cache out"
+        PipelineError, match=r"unet/full.onnx was not split from the denoiser's trials/.*leave step_cache out"
     ):
-        write_manifest(directory, replace(MINIMAL, components={"unet": int8}, step_cache=cut))
+        write_manifest(directory, replace(MINIMAL, components={"denoiser": int8}, step_cache=cut))
 
 
 def test_a_manifest_from_before_acceleration_is_read(directory: Path) -> None:
@@ -126,7 +125,7 @@ def test_a_manifest_from_before_acceleration_is_read(directory: Path) -> None:
         for name in ("guidance_interval", "cache_interval", "tile"):
             del document["defaults"][name]
         for name in ("threads", "static", "settings"):
-            del document["components"]["unet"][name]
+            del document["components"]["denoiser"][name]
         document["checksum"] = document_checksum(document)
 
     edit(directory, age)
@@ -141,7 +140,7 @@ def test_evidence_may_change_and_what_is_needed_may_not(directory: Path) -> None
     evidence = ["report.json", "report.html", "summary.xlsx", "trials/unet/onnxruntime-f32/log.txt", "trials/plan.json"]
     needed = [unet.graph, beside, "trials/unet/openvino-int8/reproduce.py", "trials/weights/unet.safetensors"]
     put(directory, *evidence, *needed, "trials/weights/other", "unet/report.json", "strips/0.png")
-    written = write_manifest(directory, replace(MINIMAL, components={"unet": unet, "vae_decoder": weights}))
+    written = write_manifest(directory, replace(MINIMAL, components={"denoiser": unet, "decoder": weights}))
     assert {name for name in written.files if name.startswith("trials")} == set(needed)
     assert not written.files.keys() & set(evidence)
     assert {"unet/report.json", "strips/0.png", "unet/weights.safetensors"} <= written.files.keys()
@@ -155,7 +154,9 @@ def test_evidence_may_change_and_what_is_needed_may_not(directory: Path) -> None
 
 def test_a_graph_at_the_top_leaves_the_reports_unrecorded(directory: Path) -> None:
     put(directory, "model.onnx", "report.json")
-    written = write_manifest(directory, replace(MINIMAL, components={"unet": Component("model.onnx", "model.onnx")}))
+    written = write_manifest(
+        directory, replace(MINIMAL, components={"denoiser": Component("model.onnx", "model.onnx")})
+    )
     assert "model.onnx" in written.files and "report.json" not in written.files
 
 
@@ -217,13 +218,16 @@ def test_a_file_that_is_gone(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda document: document.update(version=2), r"version 2; allowed: version 1; import the model again"),
+        (lambda document: document.update(version=3), r"version 3; allowed: versions 1 to 2; import the model again"),
         (lambda document: document.pop("version"), r"\$.version is missing"),
         (lambda document: document.pop("latent"), r"is broken: \$.latent is missing"),
         (lambda document: document["defaults"].update(steps="many"), r"\$.defaults.steps is 'many'"),
         (lambda document: document["defaults"].update(steps=4), r"was edited: \$.checksum"),
         (lambda document: document.pop("checksum"), r"was edited: \$.checksum"),
-        (lambda document: document["schedule"].update(beta_end=2.0), r"\$.schedule is refused: beta_end is 2.0"),
+        (
+            lambda document: document["sampling"]["schedule"].update(beta_end=2.0),
+            r"\$.sampling.schedule is refused: beta_end is 2.0",
+        ),
         (
             lambda document: document["defaults"].update(cache_interval=0),
             r"\$.defaults is refused: cache_interval is 0",
@@ -231,11 +235,16 @@ def test_a_file_that_is_gone(directory: Path) -> None:
         (lambda document: document["defaults"].update(tile=8), r"\$.defaults is refused: tile is 8; allowed: a whole"),
         (
             lambda document: document["defaults"].update(guidance_interval=[0.5]),
-            r"\$.defaults is refused: guidance_interval is \(0.5,\); allowed: two numbers",
+            r"\$.defaults.guidance_interval is \[0.5\]; allowed: array of length 2",
         ),
         (lambda document: document["defaults"].update(guidance_interval=[0.5, 0.1]), "the beginning of guidance_in"),
         (lambda document: document.update(step_cache={"full": "a"}), r"\$.step_cache.shallow is missing"),
-        (lambda document: document.update(family="flux"), r"\$.family is 'flux', not one of 'stable-diffusion'"),
+        (lambda document: document.update(sampler="ddim"), r"\$.sampler is not known here; allowed: name, family, "),
+        (
+            lambda document: document["components"]["denoiser"].update(stream=2),
+            r"\$.components.denoiser.stream is not known here; allowed: graph, weights, backend",
+        ),
+        (lambda document: document.update(family="flux"), r"\$.family is 'flux'; allowed: stable-diffusion, stable-d"),
     ],
 )
 def test_a_broken_manifest(directory: Path, change: Callable[[dict[str, Any]], object], message: str) -> None:
@@ -272,4 +281,73 @@ def test_files_outside_of_the_directory(directory: Path, name: str) -> None:
 
     edit(directory, forge)
     with pytest.raises(ManifestError, match="names a file outside of its directory"):
+        read_manifest(directory)
+
+
+VERSION_1 = json.loads((Path(__file__).parent / "manifests" / "version_1.json").read_text())
+"""The manifest of the embedded model, as it was written before version 2."""
+
+
+def test_a_manifest_of_version_1_is_read(tmp_path: Path) -> None:
+    shutil.copytree(find_pipeline("shapes"), tmp_path / "shapes")
+    today = read_manifest(tmp_path / "shapes")
+    (tmp_path / "shapes" / MANIFEST).write_text(json.dumps(VERSION_1))
+    assert read_manifest(tmp_path / "shapes", verify=True) == today
+
+
+def test_every_field_of_version_1_is_read() -> None:
+    """Those that acceleration and distillation set, and one that has another name."""
+    document = {name: value for name, value in VERSION_1.items() if name != "checksum"}
+    decoder = {"graph": "trials/a.onnx", "weights": "w", "backend": "openvino", "rows": [1, 2]}
+    document["defaults"] = {**document["defaults"], "refresh": 3, "guidance_interval": [0, 0.5]}
+    document["step_cache"] = {"full": "unet/full.onnx", "shallow": "unet/shallow.onnx"}
+    document["tuned"] = {
+        "fingerprint": "f",
+        "min_sqnr": 30,
+        "probes": {"unet": "u.npz", "text_encoder": "t.npz"},
+        "alternatives": {"vae_decoder": [decoder]},
+    }
+    document |= {"guidance_channels": 256, "zero_negative": True, "unet_in_channels": 9}
+    manifest = convert_manifest(document)
+    assert manifest == replace(
+        convert_manifest({name: value for name, value in VERSION_1.items() if name != "checksum"}),
+        defaults=Defaults(35, 3.0, "ddim", 64, 64, guidance_interval=(0.0, 0.5), cache_interval=3),
+        step_cache=StepCache("unet/full.onnx", "unet/shallow.onnx"),
+        tuned=Tuned(
+            "f",
+            30.0,
+            {"denoiser": "u.npz", "text_encoder": "t.npz"},
+            {"decoder": (Component("trials/a.onnx", "w", "openvino", rows=(1, 2)),)},
+        ),
+        family_options={"in_channels": 9, "guidance_channels": 256, "zero_negative": True},
+    )
+    assert manifest.guidance_channels == 256 and manifest.is_inpainting
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"defaults": {**VERSION_1["defaults"], "steps": 4}}, r"was edited: \$.checksum"),
+        ({"defaults": {**VERSION_1["defaults"], "step": 4}}, r"\$.defaults.step is not known here; allowed: steps"),
+        ({"components": []}, r"is broken: \$ cannot be read as version 1"),
+        ({"tokenizers": []}, r"is broken: \$ cannot be read as version 1"),
+    ],
+)
+def test_a_broken_manifest_of_version_1(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    (tmp_path / MANIFEST).write_text(json.dumps({**VERSION_1, **change}))
+    with pytest.raises(ManifestError, match=message):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"in_channels": "4"}, r"\$.family_options.in_channels is '4'; allowed: int"),
+        ({"in_channels": 4, "channels": 4}, r"\$.family_options.channels is not known here; allowed: in_channels"),
+        ({}, r"\$.family_options.in_channels is missing"),
+    ],
+)
+def test_options_are_those_of_the_family(directory: Path, options: dict[str, Any], message: str) -> None:
+    write_manifest(directory, replace(MINIMAL, family_options=options))
+    with pytest.raises(ManifestError, match=message):
         read_manifest(directory)

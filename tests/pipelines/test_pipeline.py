@@ -117,8 +117,8 @@ def test_rows_that_run_apart_draw_the_same(imported: Checkpoint, opened: Opened,
     directory = tmp_path / "apart"
     shutil.copytree(imported("sd1"), directory)
     manifest = read_manifest(directory)
-    unet = replace(manifest.components["unet"], backend="openvino", streams=2)
-    write_manifest(directory, replace(manifest, components={**manifest.components, "unet": unet}))
+    unet = replace(manifest.components["denoiser"], backend="openvino", streams=2)
+    write_manifest(directory, replace(manifest, components={**manifest.components, "denoiser": unet}))
     apart = Pipeline(directory, threads=1)
     requests = [ImageRequest(PROMPT, **QUICK), ImageRequest(NEGATIVE, steps=4, guidance=1.0)]
     together = finished(apart, *map(apart.start, requests))
@@ -132,7 +132,7 @@ def test_rows_that_run_apart_draw_the_same(imported: Checkpoint, opened: Opened,
 
 def test_one_row_without_guidance(opened: Opened) -> None:
     draft = opened("sd1").start(ImageRequest(PROMPT, guidance=1.0))
-    assert draft.rows == 1 and not draft.unconditional
+    assert draft.rows == 1 and list(draft.branches) == ["conditional"]
 
 
 def test_a_long_prompt_warns_each_time(opened: Opened) -> None:
@@ -145,7 +145,7 @@ def test_both_backends_draw_the_same(imported: Checkpoint, opened: Opened) -> No
     other = Pipeline(imported("xl"), backend="openvino", precision="f32", threads=1)
     one, two = (pipeline.generate(PROMPT, **QUICK).image for pipeline in (opened("xl"), other))
     assert np.abs(one.astype(int) - two).max() <= 2
-    runner = other.runner("unet", {})
+    runner = other.runner("denoiser", {})
     assert runner.backend == "openvino" and runner.precision == "f32"
 
 
@@ -155,7 +155,7 @@ def test_a_picture_that_is_not_done(opened: Opened) -> None:
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf])
-@pytest.mark.parametrize("network", ["text_encoder", "vae_encoder", "unet", "vae_decoder"])
+@pytest.mark.parametrize("network", ["text_encoder", "encoder", "denoiser", "decoder"])
 def test_what_is_no_number_is_no_picture(
     network: str, number: float, opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,7 +163,7 @@ def test_what_is_no_number_is_no_picture(
     pipeline, asked = opened("sd1"), {**QUICK, "image": sample_picture()}
     pipeline._encoded.cache_clear()
     run = pipeline.run
-    if network == "unet" and np.isinf(number):
+    if network == "denoiser" and np.isinf(number):
         pytest.skip("guidance makes NaN of it, and NumPy warns")
 
     def broken(name: str, feeds: Any) -> Any:
@@ -173,7 +173,7 @@ def test_what_is_no_number_is_no_picture(
         return answers
 
     monkeypatch.setattr(pipeline, "run", broken)
-    fix = "try `--precision f32`, another" if network == "unet" else "try another"
+    fix = "try `--precision f32`, another" if network == "denoiser" else "try another"
     with pytest.raises(BackendFailed, match=f"^{network} answered with NaN or infinity, .*; {fix} `--backend`"):
         pipeline.generate(PROMPT, **asked)
 

@@ -14,7 +14,7 @@ from stillhouse.backends.kernels.guided_step import guided_step
 from stillhouse.backends.runner import GraphRunner
 from stillhouse.backends.torch_arrays import TorchArrays
 from stillhouse.core import ImageRequest
-from stillhouse.diffusion import NUMPY
+from stillhouse.diffusion import NUMPY, InpaintBlend
 from stillhouse.distill.data.latent_dataset import encode_caption, encode_negative_prompt
 from stillhouse.errors import BackendFailed, InvalidRequest
 from stillhouse.pipelines.manifest import StepCache, read_manifest
@@ -43,11 +43,11 @@ def pipeline(imported: Checkpoint) -> Pipeline:
 def test_everything_that_a_draft_holds_lies_with_the_network(pipeline: Pipeline) -> None:
     draft = pipeline.start(REQUESTS[-1])
     pipeline.advance([draft])
-    keep = draft.blend
-    assert keep is not None
-    held = [draft.latents, draft.denoised, keep.clean, keep.mask, keep.noise]
-    held += [*draft.conditioning.values(), *draft.unconditional.values()]
-    assert all(isinstance(one, torch.Tensor) for one in held)
+    (blend,) = draft.effects
+    assert isinstance(blend, InpaintBlend)
+    held = [draft.latents, draft.denoised, blend.clean, blend.mask, blend.noise]
+    held += [tensor for branch in draft.branches.values() for tensor in branch.inputs.values()]
+    assert len(held) == 7 and all(isinstance(tensor, torch.Tensor) for tensor in held)
 
 
 @pytest.mark.parametrize("kind", ["sd1", "xl"])
@@ -91,7 +91,7 @@ def test_what_is_seen_on_the_way_can_be_decoded(pipeline: Pipeline) -> None:
 def test_networks_are_fed_arrays_still(pipeline: Pipeline) -> None:
     """For whoever calls them one by one: what comes back is of the kind that was fed."""
     draft = pipeline.start(REQUESTS[0])
-    rows: Mapping[str, Any] = {name: tensor[None] for name, tensor in draft.conditioning.items()}
+    rows: Mapping[str, Any] = {name: tensor[None] for name, tensor in draft.branches["conditional"].inputs.items()}
     there = pipeline.denoise(draft.latents[None], pipeline.arrays.to_device(np.array([7.0], np.float32)), rows)
     read = pipeline.arrays.to_numpy
     fed: Mapping[str, NDArray[Any]] = {name: read(tensor) for name, tensor in rows.items()}
@@ -101,15 +101,15 @@ def test_networks_are_fed_arrays_still(pipeline: Pipeline) -> None:
 
 
 def test_only_what_fits_the_network_is_run(pipeline: Pipeline, imported: Checkpoint) -> None:
-    runner = pipeline.runner("unet", {})
+    runner = pipeline.runner("denoiser", {})
     assert isinstance(runner, GraphRunner)
-    with pytest.raises(InvalidRequest, match="nothing was fed to timestep, encoder_hidden_states"):
+    with pytest.raises(InvalidRequest, match="no array for input timestep, encoder_hidden_states"):
         runner.run_on_device({"sample": torch.zeros(1, 4, 8, 8)})
     with pytest.raises(InvalidRequest, match="the shape"):
         runner.run_on_device({"sample": torch.zeros(1, 3, 8, 8)})
-    other = Pipeline(imported("sd1"), threads=1).runner("unet", {})
+    other = Pipeline(imported("sd1"), threads=1).runner("denoiser", {})
     assert isinstance(other, GraphRunner)
-    with pytest.raises(BackendFailed, match=f"{Path('unet/model.onnx')} on onnxruntime takes NumPy's arrays only"):
+    with pytest.raises(BackendFailed, match=f"{Path('unet/model.onnx')} on onnxruntime takes NumPy arrays only"):
         other.run_on_device({})
 
 

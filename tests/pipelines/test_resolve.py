@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stillhouse.core import ImageRequest
-from stillhouse.diffusion import SAMPLERS
+from stillhouse.diffusion import SAMPLERS, classifier_free
 from stillhouse.errors import InvalidRequest
 from stillhouse.pipelines.manifest import Distilled, StepCache
-from stillhouse.pipelines.resolve import plan_request, resolve
+from stillhouse.pipelines.resolve import resolve
 from tests.pipelines.test_manifest import MINIMAL
 
 MANIFEST = replace(MINIMAL, granularity=16)
@@ -20,7 +20,7 @@ MASK = np.zeros((48, 32), np.uint8)
 
 
 def test_defaults_are_filled_in() -> None:
-    full = resolve(MANIFEST, ImageRequest("a circle", seed=7))
+    full = resolve(MANIFEST, ImageRequest("a circle", seed=7)).request
     assert (full.steps, full.guidance, full.sampler, full.width, full.height) == (35, 5.0, "ddim", 64, 64)
     assert full.prompt == "a circle" and full.seed == 7 and full.strength is None
     assert (full.guidance_interval, full.cache_interval) == ((0.0, 1.0), 1)
@@ -28,19 +28,17 @@ def test_defaults_are_filled_in() -> None:
 
 def test_the_manifest_may_shorten_guidance_and_keep_features() -> None:
     manifest = replace(CUT, defaults=replace(CUT.defaults, guidance_interval=(0.1, 0.7), cache_interval=3))
-    course = plan_request(manifest, resolve(manifest, ImageRequest("")))
-    assert (course.guidance_interval, course.cache_interval) == ((0.1, 0.7), 3)
-    course = plan_request(manifest, resolve(manifest, ImageRequest("", guidance_interval=(0.0, 1.0), cache_interval=1)))
-    assert (course.guidance_interval, course.cache_interval) == ((0.0, 1.0), 1)
+    plan = resolve(manifest, ImageRequest("")).plan
+    assert (plan.guidance.interval, plan.cache_interval) == ((0.1, 0.7), 3)
+    plan = resolve(manifest, ImageRequest("", guidance_interval=(0.0, 1.0), cache_interval=1)).plan
+    assert (plan.guidance.interval, plan.cache_interval) == ((0.0, 1.0), 1)
 
 
 def test_kept_features_need_a_network_that_is_cut() -> None:
-    said = (
-        "cache_interval is 2 for tiny, whose U-Net is in one piece; allowed: cache_interval 1; make a .*`stillhouse acc"
-    )
+    said = "cache_interval is 2 for tiny, whose denoiser is in one piece; allowed: cache_interval 1; .*`stillhouse acc"
     with pytest.raises(InvalidRequest, match=said):
         resolve(MANIFEST, ImageRequest("", cache_interval=2))
-    assert resolve(CUT, ImageRequest("", cache_interval=2)).cache_interval == 2
+    assert resolve(CUT, ImageRequest("", cache_interval=2)).plan.cache_interval == 2
 
 
 @pytest.mark.parametrize(
@@ -53,7 +51,7 @@ def test_kept_features_need_a_network_that_is_cut() -> None:
     ],
 )
 def test_size_and_strength(fields: dict[str, Any], size: tuple[int, int], strength: float | None) -> None:
-    full = resolve(MANIFEST, ImageRequest("", **fields))
+    full = resolve(MANIFEST, ImageRequest("", **fields)).request
     assert (full.width, full.height) == size
     assert full.strength == strength
 
@@ -69,17 +67,20 @@ def test_size_and_strength(fields: dict[str, Any], size: tuple[int, int], streng
 )
 def test_a_resolved_request_resolves_to_itself(**fields: Any) -> None:
     fields["guidance_interval"] = fields.pop("interval")
-    manifest = replace(CUT, spacing="trailing")
+    manifest = CUT
     request = ImageRequest("", **fields)
-    full = resolve(manifest, request)
-    again = resolve(manifest, full)
-    assert all(getattr(full, name) == getattr(again, name) for name in ImageRequest.__dataclass_fields__)
-    assert plan_request(manifest, full).grid.steps == full.steps
+    resolved = resolve(manifest, request)
+    again = resolve(manifest, resolved.request)
+    full = resolved.request
+    assert all(getattr(full, name) == getattr(again.request, name) for name in ImageRequest.__dataclass_fields__)
+    assert (resolved.plan, resolved.batch_key) == (again.plan, again.batch_key)
+    assert resolved.plan.grid.steps == full.steps
+    assert resolved.batch_key == (full.width, full.height)
 
 
 def test_a_network_that_is_told_its_guidance_takes_one_row() -> None:
-    manifest = replace(MANIFEST, guidance_channels=8)
-    assert plan_request(manifest, resolve(manifest, ImageRequest("", guidance=9.0))).guidance == 1.0
+    manifest = replace(MANIFEST, family_options={"in_channels": 4, "guidance_channels": 8})
+    assert resolve(manifest, ImageRequest("", guidance=9.0)).plan.guidance == classifier_free(1.0)
 
 
 @pytest.mark.parametrize(
@@ -125,28 +126,27 @@ def test_what_cannot_be_done(fields: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(("fields", "missing"), [({}, "no image"), ({"image": IMAGE}, "no mask")])
 def test_a_repainting_pipeline_needs_both(fields: dict[str, Any], missing: str) -> None:
     with pytest.raises(InvalidRequest, match=f"tiny repaints parts of pictures, and was given {missing}"):
-        resolve(replace(MANIFEST, unet_in_channels=9), ImageRequest("", **fields))
+        resolve(replace(MANIFEST, family_options={"in_channels": 9}), ImageRequest("", **fields))
 
 
 STUDENT = replace(
     MANIFEST,
-    spacing="trailing",
-    guidance_channels=8,
+    family_options={"in_channels": 4, "guidance_channels": 8},
     distilled=Distilled((999.0, 656.0, 342.0), (1.0, 6.0), "progressive", ("tiny", "0" * 64)),
     defaults=replace(MANIFEST.defaults, steps=3, guidance=3.0),
 )
 
 
 def test_a_student_walks_its_own_grid() -> None:
-    course = plan_request(STUDENT, resolve(STUDENT, ImageRequest("")))
-    assert course.grid.timesteps.tolist() == [999.0, 656.0, 342.0]
-    assert plan_request(STUDENT, resolve(STUDENT, ImageRequest("", sampler="euler"))).grid == course.grid
+    plan = resolve(STUDENT, ImageRequest("")).plan
+    assert plan.grid.timesteps.tolist() == [999.0, 656.0, 342.0]
+    assert resolve(STUDENT, ImageRequest("", sampler="euler")).plan.grid == plan.grid
 
 
 def test_a_student_that_learnt_its_guidance_only_walks_any_grid() -> None:
     assert STUDENT.distilled is not None
     free = replace(STUDENT, distilled=replace(STUDENT.distilled, timesteps=None))
-    assert plan_request(free, resolve(free, ImageRequest("", steps=9, sampler="dpmpp_2m"))).grid.steps == 9
+    assert resolve(free, ImageRequest("", steps=9, sampler="dpmpp_2m")).plan.grid.steps == 9
 
 
 @pytest.mark.parametrize(

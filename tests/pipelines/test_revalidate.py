@@ -15,7 +15,7 @@ from stillhouse.pipelines.manifest import Manifest, Tuned, read_manifest, write_
 from stillhouse.pipelines.revalidate import ForeignMachine, needs_revalidation, revalidate
 
 ELSEWHERE = "0123456789ab"
-NAME = "vae_decoder"
+NAME = "decoder"
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_what_was_tuned_here_is_not_verified_again(tuned: tuple[Path, Manifest])
 
 def test_an_engine_that_is_not_here_gives_way_to_one_that_is(tuned: tuple[Path, Manifest]) -> None:
     directory, _ = tuned
-    with pytest.warns(ForeignMachine, match="vae_decoder is run by onnxruntime f32 .* instead of nowhere") as told:
+    with pytest.warns(ForeignMachine, match="decoder is run by onnxruntime f32 .* instead of nowhere") as told:
         pipeline = load(directory)
     assert "was tuned on another machine" in str(told[0].message)
     assert pipeline.generate("a red circle", steps=2, seed=1).image.shape == (64, 64, 3)
@@ -62,7 +62,7 @@ def test_what_errs_here_is_refused_with_its_figure(tuned: tuple[Path, Manifest])
         arrays = dict(stored)
     arrays["want/sample"] = -arrays["want/sample"]
     np.savez(path, allow_pickle=False, **arrays)
-    with pytest.raises(StillhouseError, match=r"runs its vae_decoder here as it should: .*SQNR -6\.0 dB"):
+    with pytest.raises(StillhouseError, match=r"runs its decoder here as it should: .*SQNR -6\.0 dB"):
         revalidate(directory, manifest)
 
 

@@ -64,8 +64,8 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
 
 def tuned(directory: Path, **changes: Any) -> Pipeline:
     """Opened with a changed U-Net."""
-    unet = read_manifest(directory).components["unet"]
-    return Pipeline(directory, components={"unet": replace(unet, **changes)})
+    unet = read_manifest(directory).components["denoiser"]
+    return Pipeline(directory, components={"denoiser": replace(unet, **changes)})
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_open_networks_are_bounded(imported: Checkpoint, monkeypatch: pytest.Mon
     monkeypatch.setattr("stillhouse.pipelines.runners.open_runner", lambda *asked: openings.append(asked))
     pipeline = tuned(imported("sd1"), static=True)
     for rows in [*range(1, MAX_OPEN + 2), MAX_OPEN + 1, 2, 1]:
-        pipeline.runner("unet", {"sample": (rows, 4, 8, 8)})
+        pipeline.runner("denoiser", {"sample": (rows, 4, 8, 8)})
     assert len(openings) == MAX_OPEN + 2, "all but the first were still open, and then the first was opened again"
 
 
@@ -185,8 +185,8 @@ def test_the_callers_threads_go_before_the_manifests(
     monkeypatch.setattr(
         "stillhouse.pipelines.runners.open_runner", lambda graph, backend, options: seen.append(options)
     )
-    unet = replace(read_manifest(imported("sd1")).components["unet"], threads=3)
-    Pipeline(imported("sd1"), threads=asked, components={"unet": unet}).runner("unet", {})
+    unet = replace(read_manifest(imported("sd1")).components["denoiser"], threads=3)
+    Pipeline(imported("sd1"), threads=asked, components={"denoiser": unet}).runner("denoiser", {})
     assert seen[0].threads == threads
 
 
@@ -194,11 +194,13 @@ def test_another_backend_leaves_the_tuning_behind(imported: Checkpoint, monkeypa
     seen: list[tuple[str, RunnerOptions]] = []
     monkeypatch.setattr("stillhouse.pipelines.runners.open_runner", lambda graph, *rest: seen.append(rest))
     unet = replace(
-        read_manifest(imported("sd1")).components["unet"],
+        read_manifest(imported("sd1")).components["denoiser"],
         backend="openvino", precision="bf16", streams=2, threads=3, static=True, settings={"some": "thing"},
     )  # fmt: skip
     for backend in ("onnxruntime", "openvino"):
-        Pipeline(imported("sd1"), backend=backend, components={"unet": unet}).runner("unet", {"sample": (2, 4, 8, 8)})
+        Pipeline(imported("sd1"), backend=backend, components={"denoiser": unet}).runner(
+            "denoiser", {"sample": (2, 4, 8, 8)}
+        )
     assert seen[0] == ("onnxruntime", RunnerOptions())
     tuned = RunnerOptions("bf16", 3, {"sample": (1, 4, 8, 8)}, True, streams=2, settings={"some": "thing"})
     assert seen[1] == ("openvino", tuned)
@@ -212,7 +214,7 @@ def test_precision_is_asked_of_every_depth_of_the_unet(
         "stillhouse.pipelines.runners.open_runner", lambda graph, backend, options: seen.append(options.precision)
     )
     pipeline = Pipeline(cut("sd1"), precision="bf16")
-    for name in ("unet", "unet_full", "unet_shallow", "vae_decoder"):
+    for name in ("denoiser", "denoiser_full", "denoiser_shallow", "decoder"):
         pipeline.runner(name, {})
     assert seen == ["bf16", "bf16", "bf16", "f32"]
 
@@ -226,7 +228,7 @@ def test_candidates_are_tried_without_a_manifest_of_their_own(imported: Checkpoi
         read_manifest(directory).defaults, steps=3, guidance=3.0, sampler="dpmpp_2m", guidance_interval=(0.0, 0.5)
     )
     unet = Component(str(elsewhere / "model.onnx"), str(elsewhere / "diffusion_pytorch_model.safetensors"))
-    moved = Pipeline(directory, threads=1, components={"unet": unet}, defaults=defaults)
+    moved = Pipeline(directory, threads=1, components={"denoiser": unet}, defaults=defaults)
     result = moved.generate(PROMPT)
     told = (
         result.request.steps,
@@ -247,19 +249,19 @@ def test_candidates_are_tried_without_a_manifest_of_their_own(imported: Checkpoi
 
 def test_a_step_cache_goes_with_the_network_that_it_was_cut_from(cut: Callable[[str], Path]) -> None:
     manifest = read_manifest(cut("sd1"))
-    unet, other = manifest.components["unet"], StepCache("a.onnx", "b.onnx")
-    assert override_manifest(manifest, {"unet": replace(unet, backend="openvino")}).step_cache == CUT
-    assert override_manifest(manifest, {"vae_decoder": replace(unet, graph="vae.onnx")}).step_cache == CUT
-    assert override_manifest(manifest, {"unet": replace(unet, graph="int8.onnx")}).step_cache is None
+    unet, other = manifest.components["denoiser"], StepCache("a.onnx", "b.onnx")
+    assert override_manifest(manifest, {"denoiser": replace(unet, backend="openvino")}).step_cache == CUT
+    assert override_manifest(manifest, {"decoder": replace(unet, graph="vae.onnx")}).step_cache == CUT
+    assert override_manifest(manifest, {"denoiser": replace(unet, graph="int8.onnx")}).step_cache is None
     cached = replace(manifest, defaults=replace(manifest.defaults, cache_interval=2))
     assert override_manifest(cached, {}).defaults.cache_interval == 2
-    assert override_manifest(cached, {"unet": replace(unet, graph="int8.onnx")}).defaults.cache_interval == 1
-    assert override_manifest(manifest, {"unet": replace(unet, graph="int8.onnx")}, None, other).step_cache == other
+    assert override_manifest(cached, {"denoiser": replace(unet, graph="int8.onnx")}).defaults.cache_interval == 1
+    assert override_manifest(manifest, {"denoiser": replace(unet, graph="int8.onnx")}, None, other).step_cache == other
 
 
 def test_a_component_that_does_not_exist(imported: Checkpoint) -> None:
-    with pytest.raises(InvalidRequest, match="there is no component 'unett'; allowed: .*did you mean 'unet'"):
-        Pipeline(imported("sd1"), components={"unett": Component("a", "b")})
+    with pytest.raises(InvalidRequest, match="there is no component 'denoisr'; allowed: .*did you mean 'denoiser'"):
+        Pipeline(imported("sd1"), components={"denoisr": Component("a", "b")})
 
 
 def test_only_pictures_larger_than_a_tile_are_decoded_in_tiles(
@@ -292,7 +294,7 @@ def test_tiles_of_a_picture_are_those_of_its_scaled_latents(imported: Checkpoint
     latents, latent = _latents(pipeline, 16, 24), pipeline.manifest.latent
 
     def decode(part: NDArray[Any]) -> NDArray[Any]:
-        signal: NDArray[Any] = pipeline.run("vae_decoder", {"latent_sample": part[None]})["sample"][0]
+        signal: NDArray[Any] = pipeline.run("decoder", {"latent_sample": part[None]})["sample"][0]
         return signal
 
     signal = decode_tiled(decode, latents / latent.scaling_factor + latent.shift_factor, 12, 4)

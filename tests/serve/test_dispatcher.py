@@ -38,7 +38,7 @@ TIERS = {
     "free": TierSettings("shapes", steps=3),
     "pro": TierSettings("shapes", steps=10, also=("free",), degrade=("free",)),
 }
-ANYBODY = Client("anybody", "free", frozenset(TIERS))
+ANYBODY = Client("anonymous", "free", frozenset(TIERS))
 
 
 @dataclass
@@ -94,7 +94,7 @@ class FakeClock:
 def make_dispatcher_with_worker(settings: ServerSettings | None = None) -> tuple[Dispatcher, FakeWorker, FakeClock]:
     """A front with a worker that is ready; in a loop that is running."""
     time = FakeClock()
-    front = make_dispatcher(settings or ServerSettings(TIERS), clock=time, supervise=FakeWorker)
+    front = make_dispatcher(settings or ServerSettings(TIERS), clock=time, make_supervisor=FakeWorker)
     worker = front.add_worker().supervisor
     assert isinstance(worker, FakeWorker)
     worker.report_ready()
@@ -102,9 +102,9 @@ def make_dispatcher_with_worker(settings: ServerSettings | None = None) -> tuple
 
 
 def make_request(tier: str | None = None, **fields: Any) -> GenerationRequest:
-    known = {name: fields.pop(name) for name in ("caller", "patience", "is_patient", "id") if name in fields}
+    known = {name: fields.pop(name) for name in ("client", "queue_timeout", "is_background", "id") if name in fields}
     return GenerationRequest(
-        ImageRequest(fields.pop("prompt", "a red circle"), **fields), known.pop("caller", ANYBODY), tier, **known
+        ImageRequest(fields.pop("prompt", "a red circle"), **fields), known.pop("client", ANYBODY), tier, **known
     )
 
 
@@ -122,7 +122,7 @@ class DispatcherMachine(RuleBasedStateMachine):
     @rule(tier=st.sampled_from(("free", "pro")), key=st.sampled_from("ab"))
     def submit(self, tier: str, key: str) -> None:
         try:
-            ticket = self.front.submit(make_request(tier, caller=replace(ANYBODY, key=key)))
+            ticket = self.front.submit(make_request(tier, client=replace(ANYBODY, key=key)))
         except Refused:
             return
         self.tickets.append(ticket)
@@ -146,7 +146,7 @@ class DispatcherMachine(RuleBasedStateMachine):
         for name in self.worker.submitted:
             ticket = next(ticket for ticket in self.tickets if ticket.id == name)
             if ticket.job.is_done:
-                self.worker.on_event(OutputEvent(name, RequestOutput("drawn", b"picture")))
+                self.worker.on_event(OutputEvent(name, RequestOutput("finished", b"picture")))
                 self.forget(name)
             else:
                 self.time.now += 1.0
@@ -214,8 +214,8 @@ def test_the_log_tells_where_a_job_failed(caplog: pytest.LogCaptureFixture) -> N
             RequestOutput("failed", error="no", error_type="BackendFailed", traceback_summary="models/png.py:7 read"),
         )
     )
-    (told,) = (record for record in caplog.records if record.getMessage() == "a job failed")
-    assert extra_fields(told)["way"] == "models/png.py:7 read"
+    (told,) = (record for record in caplog.records if record.getMessage() == "request failed")
+    assert extra_fields(told)["traceback_summary"] == "models/png.py:7 read"
 
 
 COUNTED = replace(ANYBODY, daily=1e9)
@@ -223,31 +223,31 @@ COUNTED = replace(ANYBODY, daily=1e9)
 
 def test_a_picture_that_failed_or_never_began_is_paid_back_and_one_of_fewer_steps_costs_less() -> None:
     front, worker, _ = make_dispatcher_with_worker()
-    ticket = front.submit(make_request(caller=COUNTED))
+    ticket = front.submit(make_request(client=COUNTED))
     assert charged_pixel_steps(front) == 64 * 64 * 3
     worker.on_event(OutputEvent(ticket.id, RequestOutput("failed", error="no", error_type="BackendFailed")))
     assert charged_pixel_steps(front) == 0
-    worker.on_event(OutputEvent(front.submit(make_request(caller=COUNTED)).id, RequestOutput("expired")))
+    worker.on_event(OutputEvent(front.submit(make_request(client=COUNTED)).id, RequestOutput("expired")))
     assert charged_pixel_steps(front) == 0
-    late = {**TIERS, "pro": replace(TIERS["pro"], lateness=1.0)}
+    late = {**TIERS, "pro": replace(TIERS["pro"], max_lateness=1.0)}
     front, worker, _ = make_dispatcher_with_worker(ServerSettings(late))
     for key in "ab":
-        front.submit(make_request("pro", caller=replace(ANYBODY, key=key)))
-    ticket = front.submit(make_request("pro", caller=replace(COUNTED, key="c")))
+        front.submit(make_request("pro", client=replace(ANYBODY, key=key)))
+    ticket = front.submit(make_request("pro", client=replace(COUNTED, key="c")))
     assert ticket.degraded_to == "free" and charged_pixel_steps(front) == 64 * 64 * 3, (
         "and not for the ten that it asked for"
     )
 
 
 def test_every_device_has_a_worker_that_sees_no_other_and_a_picture_goes_to_the_one_with_less_to_do() -> None:
-    front = make_dispatcher(ServerSettings(TIERS, devices=("0", "3")), clock=FakeClock(), supervise=FakeWorker)
+    front = make_dispatcher(ServerSettings(TIERS, devices=("0", "3")), clock=FakeClock(), make_supervisor=FakeWorker)
 
     async def life() -> list[FakeWorker]:
         front.open()
         workers = [station.supervisor for station in front.workers]
         assert all(isinstance(worker, FakeWorker) for worker in workers)
         for worker in workers:
-            worker.tell_ready()  # type: ignore[attr-defined]
+            worker.report_ready()  # type: ignore[attr-defined]
         for _ in range(4):
             front.submit(make_request())
         front.close()
@@ -263,9 +263,9 @@ def test_every_device_has_a_worker_that_sees_no_other_and_a_picture_goes_to_the_
 def test_patient_pictures_do_not_count_for_promises() -> None:
     front, worker, time = make_dispatcher_with_worker()
     for is_patient in (True, False, False):
-        ticket = front.submit(make_request(is_patient=is_patient))
+        ticket = front.submit(make_request(is_background=is_patient))
         time.now += 1000.0 * is_patient
-        worker.on_event(OutputEvent(ticket.id, RequestOutput("drawn", b"picture")))
+        worker.on_event(OutputEvent(ticket.id, RequestOutput("finished", b"picture")))
     told = front.metrics.exposition().decode()
     assert 'stillhouse_images_total{pipeline="shapes",tier="free"} 3.0' in told
     assert 'stillhouse_images_in_time_total{tier="free"} 2.0' in told
@@ -294,15 +294,15 @@ def test_what_a_pipeline_cannot_do_or_the_settings_forbid_is_refused_at_the_door
     with pytest.raises(InvalidRequest, match="did you mean 'free'"):
         front[0].submit(make_request("fre"))
     with pytest.raises(NotAllowed, match="allowed: free"):
-        front[0].submit(make_request("pro", caller=replace(ANYBODY, tiers=frozenset({"free"}))))
-    limited, _, _ = make_dispatcher_with_worker(ServerSettings(TIERS, pixels=64 * 64))
+        front[0].submit(make_request("pro", client=replace(ANYBODY, tiers=frozenset({"free"}))))
+    limited, _, _ = make_dispatcher_with_worker(ServerSettings(TIERS, max_pixels=64 * 64))
     with pytest.raises(InvalidRequest, match="up to 4,096 pixels"):
         limited.submit(make_request(width=128, height=64))
     assert not list(front[0].handles)
 
 
 def test_a_full_queue_says_when_to_come_back() -> None:
-    front, _, _ = make_dispatcher_with_worker(ServerSettings(TIERS, queue=2))
+    front, _, _ = make_dispatcher_with_worker(ServerSettings(TIERS, max_queue=2))
     front.submit(make_request())
     front.submit(make_request())
     with pytest.raises(Refused) as refused:
@@ -311,11 +311,11 @@ def test_a_full_queue_says_when_to_come_back() -> None:
 
 
 def test_who_would_be_too_late_is_refused_or_drawn_with_less_where_the_tier_allows_it() -> None:
-    tiers = {name: replace(tier, lateness=1.0) for name, tier in TIERS.items()}
+    tiers = {name: replace(tier, max_lateness=1.0) for name, tier in TIERS.items()}
     front, _, _ = make_dispatcher_with_worker(ServerSettings(tiers))
     for key in "ab":
-        assert front.submit(make_request("pro", caller=replace(ANYBODY, key=key))).effective_tier == "pro"
-    less = front.submit(make_request("pro", caller=replace(ANYBODY, key="c")))  # it would end when its promise does
+        assert front.submit(make_request("pro", client=replace(ANYBODY, key=key))).effective_tier == "pro"
+    less = front.submit(make_request("pro", client=replace(ANYBODY, key="c")))  # it would end when its promise does
     assert (less.effective_tier, less.request.steps, less.job.tier.name) == ("free", 3, "pro")
     with pytest.raises(Refused) as refused:
         for _ in range(50):
@@ -324,7 +324,7 @@ def test_who_would_be_too_late_is_refused_or_drawn_with_less_where_the_tier_allo
 
 
 def test_several_pictures_are_taken_together_or_not_at_all() -> None:
-    front, worker, _ = make_dispatcher_with_worker(ServerSettings(TIERS, queue=2))
+    front, worker, _ = make_dispatcher_with_worker(ServerSettings(TIERS, max_queue=2))
     with pytest.raises(Refused):
         front.submit_all([make_request() for _ in range(3)])
     assert {one.id for one in worker.commands if isinstance(one, Cancel)} == set(worker.submitted)
@@ -334,12 +334,12 @@ def test_a_key_that_has_used_its_portion_is_refused_and_loses_nothing_by_being_r
     slow = replace(ANYBODY, rate=3 * 64 * 64.0, burst=3 * 64 * 64.0)
     front, _, _ = make_dispatcher_with_worker()
     front.rate_limiter.clock = lambda: 0.0
-    front.submit(make_request(caller=slow))
+    front.submit(make_request(client=slow))
     with pytest.raises(Refused) as refused:
-        front.submit(make_request(caller=slow))
+        front.submit(make_request(client=slow))
     assert (refused.value.reason, refused.value.retry_after) == ("rate", 1.0)
     front.rate_limiter.clock = lambda: 1.0
-    front.submit(make_request(caller=slow))
+    front.submit(make_request(client=slow))
 
 
 def test_nothing_is_taken_before_a_worker_is_ready_and_while_the_server_leaves() -> None:
@@ -367,9 +367,19 @@ def test_a_picture_is_drawn_again_once_from_its_beginning_with_the_same_seed(
     assert ticket.job.index == 1
     worker.die()
     worker.report_ready()
-    assert ticket.job.index == 0 and worker.submitted[ticket.id].request.seed == 7
+    assert ticket.job.index == 0 and worker.submitted[ticket.id].resolved.request.seed == 7
     worker.die()
     assert ticket.output and ticket.output.error_type == "WorkerDied"
+
+
+def test_deadlines_are_sent_as_seconds_left(front: tuple[Dispatcher, FakeWorker, FakeClock]) -> None:
+    dispatcher, worker, time = front
+    handle = dispatcher.submit(make_request(queue_timeout=10.0))
+    assert worker.submitted[handle.id].expires_in == 10.0
+    time.now += 4.0
+    worker.die()
+    worker.report_ready()
+    assert worker.submitted[handle.id].expires_in == 6.0
 
 
 def test_what_a_worker_measured_is_not_measured_again_by_the_next(
@@ -398,7 +408,7 @@ def test_a_worker_that_gives_no_sign_of_life_is_ended_and_who_waits_too_long_is_
     assert not front_.is_ready and worker.starts == 2 and ticket.output is None
     time.now += 121
     station.check_health(120.0)
-    assert ticket.output and ticket.output.fault == "WorkerDied"
+    assert ticket.output and ticket.output.error_type == "WorkerDied"
     worker.report_ready()
     assert not worker.submitted
 
@@ -418,7 +428,7 @@ def test_a_worker_that_had_nothing_to_do_for_long_is_not_ended_when_it_has(
 
 
 def test_pictures_that_are_being_decoded_fill_the_queue_as_well() -> None:
-    front, worker, _ = make_dispatcher_with_worker(ServerSettings(TIERS, queue=2))
+    front, worker, _ = make_dispatcher_with_worker(ServerSettings(TIERS, max_queue=2))
     for _ in range(2):
         ticket = front.submit(make_request(steps=1))
         worker.on_event(StepReport([StepStats([ticket.id], GROUP, 2, 1.0, 1.0)]))
@@ -431,17 +441,17 @@ def test_pictures_that_are_being_decoded_fill_the_queue_as_well() -> None:
 def test_several_pictures_are_charged_together_and_cost_nothing_where_they_are_refused() -> None:
     step = 64 * 64.0
     slow = replace(ANYBODY, rate=step, burst=6 * step)
-    front, worker, _ = make_dispatcher_with_worker(ServerSettings(TIERS, queue=3))
+    front, worker, _ = make_dispatcher_with_worker(ServerSettings(TIERS, max_queue=3))
     now = 0.0
     front.rate_limiter.clock = lambda: now
     with pytest.raises(Refused) as refused:
-        front.submit_all([make_request(caller=slow) for _ in range(4)])
+        front.submit_all([make_request(client=slow) for _ in range(4)])
     assert refused.value.reason == "queue"
     for name in worker.submitted:
         worker.on_event(OutputEvent(name, RequestOutput("cancelled")))
-    front.submit_all([make_request(caller=slow, steps=1) for _ in range(3)])
+    front.submit_all([make_request(client=slow, steps=1) for _ in range(3)])
     with pytest.raises(Refused) as refused:
-        front.submit_all([make_request(caller=slow) for _ in range(3)])
+        front.submit_all([make_request(client=slow) for _ in range(3)])
     assert (refused.value.reason, refused.value.retry_after) == ("rate", 3.0)
 
 
@@ -451,15 +461,15 @@ def test_more_than_a_bucket_at_once_is_drawn_when_the_server_said_that_it_would_
     front, _, _ = make_dispatcher_with_worker()
     now = 0.0
     front.rate_limiter.clock = lambda: now
-    front.submit(make_request(caller=slow, steps=2))
+    front.submit(make_request(client=slow, steps=2))
     with pytest.raises(Refused) as refused:
-        front.submit_all([make_request(caller=slow) for _ in range(3)])
+        front.submit_all([make_request(client=slow) for _ in range(3)])
     now = refused.value.retry_after
-    assert len(front.submit_all([make_request(caller=slow) for _ in range(3)])) == 3
+    assert len(front.submit_all([make_request(client=slow) for _ in range(3)])) == 3
 
 
 def test_a_tier_that_cannot_draw_what_is_asked_for_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    tiers = {name: replace(tier, lateness=1.0) for name, tier in TIERS.items()}
+    tiers = {name: replace(tier, max_lateness=1.0) for name, tier in TIERS.items()}
     front, _, _ = make_dispatcher_with_worker(ServerSettings(tiers))
     known = front._make_job
 
@@ -468,25 +478,25 @@ def test_a_tier_that_cannot_draw_what_is_asked_for_is_passed_over(monkeypatch: p
             raise InvalidRequest("guidance is 9 for a student")
         return known(asked, tier, drawn_as)
 
-    monkeypatch.setattr(Dispatcher, "_job", lambda self, *asked: picky(*asked))
+    monkeypatch.setattr(Dispatcher, "_make_job", lambda self, *asked: picky(*asked))
     slow = replace(ANYBODY, rate=1e9, burst=1e9)
     with pytest.raises(Refused) as refused:
         for number in range(9):
-            front.submit(make_request("pro", caller=replace(slow, key=str(number))))
+            front.submit(make_request("pro", client=replace(slow, key=str(number))))
     assert refused.value.reason == "deadline"
 
 
 def test_a_prompt_that_is_a_book_is_refused_before_it_is_read(front: tuple[Dispatcher, FakeWorker, FakeClock]) -> None:
-    with pytest.raises(InvalidRequest, match="the prompt has 10,001 letters; allowed: up to 10,000"):
+    with pytest.raises(InvalidRequest, match="the prompt has 10,001 characters; allowed: up to 10,000"):
         front[0].submit(make_request(prompt="a" * 10_001))
 
 
 def test_a_patient_order_that_finds_no_room_is_not_counted_as_refused() -> None:
-    front, _, _ = make_dispatcher_with_worker(ServerSettings(TIERS, queue=1))
+    front, _, _ = make_dispatcher_with_worker(ServerSettings(TIERS, max_queue=1))
     front.submit(make_request())
     for is_patient in (True, False):
         with pytest.raises(Refused):
-            front.submit(make_request(is_patient=is_patient))
+            front.submit(make_request(is_background=is_patient))
     samples = [one for metric in front.metrics.rejected.collect() for one in metric.samples]
     assert [one.value for one in samples if one.name.endswith("_total")] == [1.0]
 
@@ -495,12 +505,12 @@ def test_a_job_larger_than_a_whole_day_is_refused_and_not_kept_for_ever(
     front: tuple[Dispatcher, FakeWorker, FakeClock],
 ) -> None:
     poor = replace(ANYBODY, daily=2 * 64 * 64.0)
-    front[0].validate(make_request(caller=poor, steps=2))
+    front[0].validate(make_request(client=poor, steps=2))
     with pytest.raises(InvalidRequest, match="12,288 pixel-steps; allowed: 8,192 pixel-steps a day"):
-        front[0].validate(make_request(caller=poor))
+        front[0].validate(make_request(client=poor))
 
 
 @pytest.mark.parametrize("wrong", [{"sampler": "dpmpp"}, {"steps": 2000}, {"guidance": -3.0}])
 def test_a_tier_that_could_never_draw_is_told_before_the_server_starts(wrong: dict[str, Any]) -> None:
-    with pytest.raises(InvalidRequest, match="tier 'free' cannot draw"):
+    with pytest.raises(InvalidRequest, match="tier 'free' is invalid"):
         make_dispatcher(ServerSettings({"free": TierSettings("shapes", **wrong)}))

@@ -26,7 +26,7 @@ ASKED = ImageRequest("a red circle", seed=1)
 
 @asynccontextmanager
 async def open_job_queue(folder: Path, queue: int = 64) -> AsyncIterator[tuple[JobQueue, FakeWorker]]:
-    front, worker, _ = make_dispatcher_with_worker(ServerSettings(TIERS, queue=queue))
+    front, worker, _ = make_dispatcher_with_worker(ServerSettings(TIERS, max_queue=queue))
     connection = await asyncio.get_running_loop().run_in_executor(None, connect, folder)
     made = JobQueue(front, JobStore(connection, folder), 1e6, 1 << 30)
     made.open()
@@ -57,9 +57,9 @@ def test_a_job_is_drawn_as_soon_as_there_is_room(tmp_path: Path) -> None:
         async with open_job_queue(tmp_path) as (jobs, worker):
             await jobs.submit("one", ANYBODY, "free", ASKED, "png")
             await until(lambda: worker.submitted, jobs)
-            worker.on_event(OutputEvent("one", RequestOutput("drawn", b"picture")))
+            worker.on_event(OutputEvent("one", RequestOutput("finished", b"picture")))
             await until(lambda: not jobs.handles, jobs)
-            assert await state(jobs, "one") == "drawn"
+            assert await state(jobs, "one") == "completed"
 
     run(body)
 
@@ -99,7 +99,7 @@ class WatchedStore:
 def test_a_job_whose_end_cannot_be_written_is_not_drawn_a_second_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "AGAIN", 0.02)
+    monkeypatch.setattr(module, "RETRY_SECONDS", 0.02)
     refusals = 3
 
     async def body() -> None:
@@ -115,17 +115,17 @@ def test_a_job_whose_end_cannot_be_written_is_not_drawn_a_second_time(
                     raise sqlite3.OperationalError("database or disk is full")
                 return known(store, *arguments)
 
-            monkeypatch.setattr(JobStore, "end", end)
-            worker.on_event(OutputEvent("one", RequestOutput("drawn", b"picture")))
+            monkeypatch.setattr(JobStore, "finish", end)
+            worker.on_event(OutputEvent("one", RequestOutput("finished", b"picture")))
             worker.commands = []
             await until(lambda: not jobs.handles, jobs)
-            assert refusals == 0 and await state(jobs, "one") == "drawn" and not worker.submitted
+            assert refusals == 0 and await state(jobs, "one") == "completed" and not worker.submitted
 
     run(body)
 
 
 def test_a_disk_that_refuses_does_not_end_the_feeding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SOON", 0.02)
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.02)
     refusals = 2
 
     async def body() -> None:
@@ -139,7 +139,7 @@ def test_a_disk_that_refuses_does_not_end_the_feeding(tmp_path: Path, monkeypatc
                 raise OSError(5, "Input/output error")
             return known(store, *arguments)
 
-        monkeypatch.setattr(JobStore, "queued", queued)
+        monkeypatch.setattr(JobStore, "list_queued", queued)
         async with open_job_queue(tmp_path) as (jobs, worker):
             await jobs.submit("one", ANYBODY, "free", ASKED, "png")
             await until(lambda: worker.submitted, jobs)
@@ -174,7 +174,7 @@ def test_a_full_disk_is_told_as_such_and_counted(tmp_path: Path, monkeypatch: py
     async def body() -> None:
         async with open_job_queue(tmp_path) as (jobs, _):
             monkeypatch.setattr(JobStore, "add", full)
-            with pytest.raises(Refused, match="the server's disk takes nothing now") as told:
+            with pytest.raises(Refused, match="the job store is not writable") as told:
                 await jobs.submit("one", ANYBODY, "free", ASKED, "png")
             assert told.value.reason == "storage"
             counted = jobs.dispatcher.metrics.exposition().decode()

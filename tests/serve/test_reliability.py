@@ -31,11 +31,11 @@ SETTINGS = """
 [tiers.free]
 pipeline = "shapes"
 steps = 3
-lateness = 10000
+max_lateness = 10000
 [tiers.pro]
 pipeline = "shapes"
 steps = 35
-lateness = 10000
+max_lateness = 10000
 """
 
 
@@ -136,17 +136,17 @@ def test_accepted_jobs_survive_the_death_of_everything_and_are_drawn_once(folder
                 names.append(json.loads(content)["id"])
             workers = server.workers()
             if round_ < 2:
-                wait_until(lambda: any(state(server, name) == "drawn" for name in names[-8:]))
+                wait_until(lambda: any(state(server, name) == "completed" for name in names[-8:]))
                 server.process.kill()
                 server.process.wait()
                 wait_until(lambda workers=workers: not any(map(is_alive, workers)))
                 connection = connect(folder / ServerSettings().data)
-                (drawn,) = connection.execute("select count(*) from jobs where state = 'drawn'").fetchone()
+                (drawn,) = connection.execute("select count(*) from jobs where state = 'completed'").fetchone()
                 connection.close()
                 continue
-            wait_until(lambda: all(state(server, name) == "drawn" for name in names))
+            wait_until(lambda: all(state(server, name) == "completed" for name in names))
             for seed, name in enumerate(names):
-                status, content = server.get(f"/v1/jobs/{name}/picture")
+                status, content = server.get(f"/v1/jobs/{name}/image")
                 assert status == 200
                 wanted = pipeline.generate(PROMPT, seed=seed, steps=3).image
                 np.testing.assert_array_equal(np.array(Image.open(BytesIO(content))), wanted)
@@ -169,7 +169,7 @@ def test_who_leaves_is_drawn_no_further(folder: Path) -> None:
         with socket.create_connection((host, int(port))) as connection:
             connection.sendall(head.encode() + body)
             wait_until(lambda: json.loads(server.get("/v1/state")[1])["running"] == 1)
-        wait_until(lambda: not json.loads(server.get("/v1/state")[1])["pictures"])
+        wait_until(lambda: not json.loads(server.get("/v1/state")[1])["requests"])
         assert counted(server, "cancelled_total") == 1
         evaluations = counted(server, "step_seconds_count")
         assert draw(server)[0] == 200
@@ -189,11 +189,11 @@ def test_who_leaves_finds_the_picture_later_where_the_settings_say_so(folder: Pa
             told = connection.recv(4096).decode()
         found = re.search(r"x-request-id: ([0-9a-f]+)", told)
         assert found is not None
-        wait_until(lambda: server.get(f"/v1/jobs/{found[1]}/picture")[0] == 200)
-        picture = np.array(Image.open(BytesIO(server.get(f"/v1/jobs/{found[1]}/picture")[1])))
+        wait_until(lambda: server.get(f"/v1/jobs/{found[1]}/image")[0] == 200)
+        picture = np.array(Image.open(BytesIO(server.get(f"/v1/jobs/{found[1]}/image")[1])))
         np.testing.assert_array_equal(picture, load("shapes").generate(PROMPT, seed=7, steps=150).image)
         assert counted(server, "cancelled_total") == 0
-        assert server.get(f"/v1/pictures/{found[1]}")[0] == 404, "nobody asked for an address"
+        assert server.get(f"/v1/images/{found[1]}")[0] == 404, "nobody asked for an address"
         assert draw(server)[0] == 200
         assert len(json.loads(server.get("/v1/jobs")[1])["data"]) == 1, "what was answered is not kept"
 
@@ -201,15 +201,15 @@ def test_who_leaves_finds_the_picture_later_where_the_settings_say_so(folder: Pa
 def test_a_cancelled_job_frees_its_place_within_one_tick(folder: Path) -> None:
     with running_server("--config", "stillhouse.toml", cwd=folder) as server:
         name = json.loads(server.send("POST", "/v1/jobs", asked(model="pro", steps=150))[1])["id"]
-        wait_until(lambda: state(server, name) == "running")
+        wait_until(lambda: state(server, name) == "in_progress")
         status, content = server.send("DELETE", f"/v1/jobs/{name}")
         assert (status, json.loads(content)["state"]) == (200, "cancelled")
         done = counted(server, "step_seconds_count")
-        assert json.loads(server.get("/v1/state")[1])["pictures"] == []
+        assert json.loads(server.get("/v1/state")[1])["requests"] == []
         # Another picture is drawn meanwhile: had the cancelled one gone on, its evaluations would be counted, too.
         assert draw(server)[0] == 200
         assert counted(server, "step_seconds_count") <= done + 4
-        assert server.get(f"/v1/jobs/{name}/picture")[0] == 409
+        assert server.get(f"/v1/jobs/{name}/image")[0] == 409
 
 
 def test_a_server_that_leaves_ends_what_it_began_and_takes_nothing_more(folder: Path) -> None:
@@ -255,7 +255,7 @@ def test_keys_are_needed_where_the_settings_say_so_and_are_never_written(folder:
         assert status(free, "POST", path, asked(model="pro")) == 403
         assert status(admin, "POST", path, asked(model="pro", steps=3)) == 200
         name = json.loads(server.send("POST", "/v1/jobs", asked(), authorization=f"Bearer {admin}")[1])["id"]
-        for method, place in (("GET", ""), ("GET", "/events"), ("GET", "/picture"), ("DELETE", "")):
+        for method, place in (("GET", ""), ("GET", "/events"), ("GET", "/image"), ("DELETE", "")):
             assert status(free, method, f"/v1/jobs/{name}{place}") == 404
             assert status(None, method, f"/v1/jobs/{name}{place}") == 401
         assert json.loads(server.send("GET", "/v1/jobs", authorization=f"Bearer {free}")[1])["data"] == []
@@ -264,7 +264,7 @@ def test_keys_are_needed_where_the_settings_say_so_and_are_never_written(folder:
         assert {one["id"] for one in seen} == {name, theirs}, "an admin sees everybody's"
         assert status(admin, "DELETE", f"/v1/jobs/{theirs}") == 200
         log = json.dumps(server.log)
-        assert "a job ended" in log
+        assert "request finished" in log
         for key in (free, admin):
             assert key not in log and key.split("-", 2)[2] not in log
         assert PROMPT not in log
@@ -284,7 +284,7 @@ def test_overload_is_refused_and_the_server_stays_as_it_was(folder: Path) -> Non
         assert counted(server, "rejected_total") == statuses.count(429)
         assert all(int(told) >= 1 for told in waits) and len(waits) == statuses.count(429)
         refused = statuses.count(429)
-        wait_until(lambda: sum(line.get("event") == "a request was refused" for line in server.log) >= refused)
+        wait_until(lambda: sum(line.get("event") == "request rejected" for line in server.log) >= refused)
         assert {line["reason"] for line in server.log if "reason" in line} == {"deadline"}
         assert draw(server)[0] == 200
 
@@ -307,7 +307,7 @@ def test_what_nobody_would_send_is_answered(folder: Path) -> None:
                 for kind in KINDS:
                     status, content = server.send("POST", path, body, content_type=kind)
                     assert 400 <= status < 500, (path, body, kind, status, content)
-        for path in ("/v1/jobs/../../etc/passwd", "/v1/pictures/..%2f..%2fstillhouse.sqlite3", "/v1/jobs/%00", "/x"):
+        for path in ("/v1/jobs/../../etc/passwd", "/v1/images/..%2f..%2fstillhouse.sqlite3", "/v1/jobs/%00", "/x"):
             assert server.get(path)[0] == 404
         host, port = server.url.removeprefix("http://").split(":")
         for raw in (b"\0" * 100, b"GET / HTTP/9.9\r\n\r\n", b"POST /v1/jobs HTTP/1.1\r\nContent-Length: -1\r\n\r\n"):

@@ -17,7 +17,7 @@ from tests.serve.running import Running, running_server
 pytestmark = pytest.mark.large
 
 REQUESTS = 10_000
-SETTINGS = '[tiers.free]\npipeline = "shapes"\nsteps = 1\nlateness = {lateness}\n'
+SETTINGS = '[tiers.free]\npipeline = "shapes"\nsteps = 1\nmax_lateness = {max_lateness}\n'
 ASKED = {"prompt": "a red circle", "steps": 1, "guidance": 1.0}
 MEGABYTE = 1 << 20
 
@@ -40,7 +40,7 @@ def used(server: Running) -> dict[str, int]:
 
 
 def test_ten_thousand_requests_leave_nothing_behind(tmp_path: Path) -> None:
-    (tmp_path / "stillhouse.toml").write_text('kept = "1MiB"\n' + SETTINGS.format(lateness=1000))
+    (tmp_path / "stillhouse.toml").write_text('keep_bytes = "1MiB"\n' + SETTINGS.format(max_lateness=1000))
     looks: list[dict[str, int]] = []
     with running_server("--config", "stillhouse.toml", cwd=tmp_path) as server, ThreadPoolExecutor(4) as pool:
         for part in range(10):
@@ -59,7 +59,7 @@ def test_ten_thousand_requests_leave_nothing_behind(tmp_path: Path) -> None:
 def test_three_times_what_it_can_do_for_a_minute_costs_a_tenth_of_its_best(tmp_path: Path) -> None:
     """The machine drifts by a quarter within minutes: the best is measured before and after, and what is promised
     follows from what a picture takes alone just then."""
-    (tmp_path / "stillhouse.toml").write_text(SETTINGS.format(lateness=1).replace("steps = 1", "steps = 8"))
+    (tmp_path / "stillhouse.toml").write_text(SETTINGS.format(max_lateness=1).replace("steps = 1", "steps = 8"))
     with running_server("--config", "stillhouse.toml", cwd=tmp_path) as server:
         before = {load: served(server, load, 15.0, alone(server)) for load in (0.7, 0.9, 1.0)}
         load = max(before, key=lambda load: before[load])

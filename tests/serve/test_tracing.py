@@ -4,6 +4,8 @@ import pytest
 
 pytest.importorskip("opentelemetry.sdk")
 
+from dataclasses import replace
+
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -11,6 +13,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from stillhouse.core import ImageRequest
 from stillhouse.serve.client import Client
 from stillhouse.serve.engine.job import BatchKey, Job, StepPlan, Tier
+from stillhouse.serve.engine.simulate import NO_REQUEST
 from stillhouse.serve.request_handle import GenerationRequest, RequestHandle
 from stillhouse.serve.tracing import make_tracer
 from stillhouse.serve.worker.messages import RequestOutput
@@ -24,7 +27,9 @@ def spans(trace: str | None, closed: RequestOutput) -> dict[str, ReadableSpan]:
     told = make_tracer(SimpleSpanProcessor(exporter))
     request = ImageRequest("a red circle", steps=3, width=64, height=64)
     order = GenerationRequest(request, Client("k", "free", frozenset()), traceparent=trace)
-    job = Job("id", Tier("free"), "k", BatchKey("shapes", 64, 64), StepPlan((2, 2, 2)), request)
+    job = Job(
+        "id", Tier("free"), "k", BatchKey("shapes", 64, 64), StepPlan((2, 2, 2)), replace(NO_REQUEST, request=request)
+    )
     told.record_request(RequestHandle(order, job, "free", 1000.0), closed, 1006.0)
     told.close()
     return {span.name.removeprefix("stillhouse."): span for span in exporter.get_finished_spans()}
@@ -36,21 +41,21 @@ def seconds(span: ReadableSpan) -> tuple[float, float]:
 
 
 def test_a_picture_tells_what_it_waited_for() -> None:
-    found = spans(PARENT, RequestOutput("drawn", queue_seconds=1.0, denoise_seconds=3.0, decode_seconds=2.0))
+    found = spans(PARENT, RequestOutput("finished", queue_seconds=1.0, denoise_seconds=3.0, decode_seconds=2.0))
     assert {name: seconds(span) for name, span in found.items()} == {
-        "picture": (1000.0, 1006.0),
+        "request": (1000.0, 1006.0),
         "queue": (1000.0, 1001.0),
         "denoise": (1001.0, 1004.0),
-        "finish": (1004.0, 1006.0),
+        "decode": (1004.0, 1006.0),
     }
-    picture = found["picture"]
+    picture = found["request"]
     assert picture.context is not None and f"{picture.context.trace_id:032x}" == TRACE
-    for name in ("queue", "denoise", "finish"):
+    for name in ("queue", "denoise", "decode"):
         parent = found[name].parent
         assert parent is not None and parent.span_id == picture.context.span_id
     assert picture.attributes is not None and picture.attributes["stillhouse.steps"] == 3
 
 
 def test_a_failed_one_is_an_error_and_without_a_client_s_span_it_has_no_parent() -> None:
-    picture = spans(None, RequestOutput("failed", error_type="WorkerDied"))["picture"]
+    picture = spans(None, RequestOutput("failed", error_type="WorkerDied"))["request"]
     assert picture.parent is None and not picture.status.is_ok and picture.status.description == "WorkerDied"

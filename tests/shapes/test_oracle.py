@@ -1,4 +1,4 @@
-"""The oracle: right about truths, and wrong exactly where a picture is wrong."""
+"""The oracle: exact on rendered scenes, and lower scores for the wrong attribute alone."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from stillhouse.shapes.caption import Description, Phrase, describe, drop_words, parse_caption
+from stillhouse.shapes.caption import Description, Phrase, describe, drop_words
 from stillhouse.shapes.oracle import CaptionScore, read_scene, render_reading, score_picture
 from stillhouse.shapes.scene import PALETTE, SHAPES, Figure, Scene, render_scene, sample_scene
+from tests.captions import parse_caption
 
 LEFT = Figure("circle", "red", "small", 16, 30, 7.5)
 RIGHT = Figure("square", "blue", "big", 48, 34, 12.5)
@@ -24,7 +25,7 @@ def score_figures(*figures: Figure, background: str = "yellow") -> CaptionScore:
     return score_picture(render_scene(Scene(figures, background)), CAPTION)
 
 
-def test_two_thousand_truths_are_read_without_a_mistake() -> None:
+def test_two_thousand_rendered_scenes_are_recognised() -> None:
     rng = np.random.default_rng(20)
     results = []
     for _ in range(2000):
@@ -37,15 +38,15 @@ def test_two_thousand_truths_are_read_without_a_mistake() -> None:
 
 @settings(max_examples=40)
 @given(st.integers(0, 2**32))
-def test_places_and_radii_are_read_to_a_tenth_of_a_pixel(seed: int) -> None:
+def test_centres_and_radii_are_exact_to_a_tenth_of_a_pixel(seed: int) -> None:
     scene = sample_scene(np.random.default_rng(seed))
-    seen = sorted(read_scene(render_scene(scene)).figures, key=lambda figure: (round(figure.x), figure.y))
+    figures = sorted(read_scene(render_scene(scene)).figures, key=lambda figure: (round(figure.x), figure.y))
     for truth in scene.figures:
-        nearest = min(seen, key=lambda figure: abs(figure.x - truth.x) + abs(figure.y - truth.y))
+        nearest = min(figures, key=lambda figure: abs(figure.x - truth.x) + abs(figure.y - truth.y))
         assert (nearest.x, nearest.y, nearest.radius) == pytest.approx((truth.x, truth.y, truth.radius), abs=0.1)
 
 
-def test_what_is_left_out_is_free() -> None:
+def test_attributes_without_mention_are_free() -> None:
     assert score_picture(render_scene(SCENE), parse_caption("a circle left of a square")).strict
     assert score_picture(render_scene(SCENE), parse_caption("a square right of a small circle")).strict
 
@@ -106,21 +107,21 @@ def test_an_unclean_picture_is_correct_but_not_strict(
     assert result.all_correct and not result.strict
 
 
-def test_noise_alone_shows_nothing_that_was_asked_for() -> None:
+def test_noise_meets_no_caption() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
     assert not score_picture(noise, CAPTION).all_correct
 
 
 @settings(max_examples=40)
 @given(st.integers(0, 2**32), st.integers(1, 16))
-def test_anything_can_be_read(seed: int, grain: int) -> None:
+def test_any_picture_can_be_scored(seed: int, grain: int) -> None:
     rng = np.random.default_rng(seed)
     coarse = rng.choice(np.array([0, 255], np.uint8), (64 // grain + 1, 64 // grain + 1, 3))
     picture = coarse.repeat(grain, 0).repeat(grain, 1)[:64, :64]
     assert not score_picture(np.ascontiguousarray(picture), CAPTION).strict
 
 
-def test_a_figure_whose_colours_cancel_out_is_still_read() -> None:
+def test_a_figure_with_the_background_as_median_colour_is_recognised() -> None:
     picture = np.full((64, 64, 3), 20, np.uint8)
     for row in range(20, 40):
         picture[row, 20:40] = np.eye(3, dtype=np.uint8)[row % 3] * 235 + 20
@@ -132,13 +133,13 @@ def test_an_empty_picture_has_no_figures() -> None:
     assert reading.figures == () and reading.background == "black" and reading.is_clean
 
 
-def test_redrawing_what_was_read_gives_the_picture_back() -> None:
+def test_rendering_a_recognised_scene_reproduces_the_picture() -> None:
     picture = render_scene(SCENE)
     assert np.abs(render_reading(read_scene(picture)).astype(int) - picture).max() <= 24
 
 
 def test_the_best_assignment_of_figures_to_phrases_counts() -> None:
-    """Two red circles of different size, sizes left out of one phrase: either order may be meant."""
+    """Two red circles of different size, and a phrase without a size: either order may be meant."""
     twins = Scene((replace(LEFT, size="small"), replace(RIGHT, shape="circle", colour="red")), "yellow", "left of")
     caption = Description((Phrase("circle", "red"), Phrase("circle", "red", "big")), "left of")
     assert score_picture(render_scene(twins), caption).all_correct

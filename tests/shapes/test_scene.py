@@ -1,4 +1,4 @@
-"""The world: complete, within its own rules, and drawn the same every time."""
+"""Scenes: their rules, and deterministic rendering."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ from stillhouse.shapes.scene import (
 scenes = st.integers(0, 2**32).map(lambda seed: sample_scene(np.random.default_rng(seed)))
 
 
-def test_the_world_is_at_least_as_rich_as_promised() -> None:
+def test_the_vocabulary_is_large_enough() -> None:
     assert len(SHAPES) >= 3 and len(PALETTE) >= 6 and len(SIZES) == 2 and len(RELATIONS) == 4
 
 
@@ -52,7 +52,7 @@ def test_figures_differ_from_each_other_and_from_the_background(scene: Scene) ->
 
 
 @given(scenes)
-def test_the_relation_is_true_of_the_places(scene: Scene) -> None:
+def test_the_relation_agrees_with_the_centres(scene: Scene) -> None:
     if scene.relation is None:
         assert len(scene.figures) == 1
         return
@@ -63,7 +63,7 @@ def test_the_relation_is_true_of_the_places(scene: Scene) -> None:
 
 
 @given(scenes)
-def test_drawing_is_deterministic(scene: Scene) -> None:
+def test_rendering_is_deterministic(scene: Scene) -> None:
     picture = render_scene(scene)
     assert picture.dtype == np.uint8 and picture.shape == (CANVAS, CANVAS, 3)
     assert np.array_equal(picture, render_scene(scene))
@@ -81,6 +81,6 @@ def test_moving_a_figure_by_whole_pixels_moves_its_pixels() -> None:
     assert np.array_equal(np.roll(here, (-3, 5), (0, 1)), there)
 
 
-def test_one_figure_or_two_can_be_asked_for() -> None:
+def test_the_number_of_figures_can_be_given() -> None:
     rng = np.random.default_rng(0)
     assert [len(sample_scene(rng, count).figures) for count in (1, 2, 1, 2)] == [1, 2, 1, 2]

@@ -1,4 +1,4 @@
-"""The students that ship: whole, their teacher's own, true to their captions, and blind to their neighbours."""
+"""The shipped students: integrity, teacher, prompt alignment, and independence of the batch."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def pipeline(request: pytest.FixtureRequest) -> Pipeline:
 
 
 @pytest.mark.parametrize("name", STUDENTS)
-def test_each_learnt_from_the_model_that_ships_beside_it(name: str) -> None:
+def test_each_was_distilled_from_the_shipped_model(name: str) -> None:
     manifest = read_manifest(find_pipeline(name), verify=True)
     teacher = {file: str(record.sha256) for file, record in read_manifest(find_pipeline("shapes")).files.items()}
     assert manifest.distilled is not None and manifest.distilled.teacher == ("shapes", document_checksum(teacher))
@@ -30,31 +30,31 @@ def test_each_learnt_from_the_model_that_ships_beside_it(name: str) -> None:
     assert {"distill", "judge"} <= set(manifest.evidence)
 
 
-def test_a_picture_takes_one_row_a_step_and_the_same_seed_is_the_same_picture_in_any_company(
+def test_a_picture_has_one_row_a_step_and_does_not_depend_on_its_batch(
     pipeline: Pipeline,
 ) -> None:
-    asked = [ImageRequest("a big red square", seed=seed, guidance=scale) for seed, scale in enumerate(GUIDANCE)]
-    draft = pipeline.start(asked[0])
-    assert draft.evaluation_count == pipeline.manifest.defaults.steps and draft.rows == 1
-    alone = [generate_batch(pipeline, [one])[0] for one in asked]
-    for one, picture in zip(generate_batch(pipeline, asked), alone, strict=True):
-        assert np.array_equal(one, picture)
+    requests = [ImageRequest("a big red square", seed=seed, guidance=scale) for seed, scale in enumerate(GUIDANCE)]
+    trajectory = pipeline.start(requests[0])
+    assert trajectory.evaluation_count == pipeline.manifest.defaults.steps and trajectory.rows == 1
+    alone = [generate_batch(pipeline, [request])[0] for request in requests]
+    for batched, picture in zip(generate_batch(pipeline, requests), alone, strict=True):
+        assert np.array_equal(batched, picture)
 
 
-def test_the_scale_of_guidance_is_still_a_users_knob(pipeline: Pipeline) -> None:
+def test_the_guidance_scale_changes_the_picture_within_its_range(pipeline: Pipeline) -> None:
     low, high = (pipeline.generate("a cross", seed=1, guidance=scale).image for scale in (1.0, 5.0))
     assert np.abs(low.astype(int) - high).mean() > 1
     with pytest.raises(InvalidRequest, match="allowed: 1 to 5"):
         pipeline.generate("a cross", guidance=7.0)
 
 
-def test_an_image_is_a_starting_point(pipeline: Pipeline) -> None:
+def test_image_to_image_stays_near_its_picture(pipeline: Pipeline) -> None:
     image = pipeline.generate("a green cross", seed=2).image
     near = pipeline.generate("a green cross", image=image, strength=0.4).image
     assert np.abs(near.astype(int) - image).mean() < 20
 
 
-def test_pictures_show_what_captions_say(pipeline: Pipeline) -> None:
+def test_pictures_meet_their_captions(pipeline: Pipeline) -> None:
     """A smoke test: 64 held-out captions. `stillhouse judge shapes-3 --against shapes` is the measurement."""
-    judgement = evaluate_captions(pipeline, ImageRequest(""), captions=64)
-    assert judgement.scores["all_correct"].value >= 0.7
+    evaluation = evaluate_captions(pipeline, ImageRequest(""), captions=64)
+    assert evaluation.scores["all_correct"].value >= 0.7

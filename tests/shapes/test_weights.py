@@ -1,4 +1,4 @@
-"""The embedded model as it ships: whole, small, true to its captions, and blind to its neighbours."""
+"""The shipped model: integrity, size, prompt alignment, and independence of the batch."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -33,9 +33,9 @@ def alone(pipeline: Pipeline) -> list[Picture]:
     return [generate_batch(pipeline, [request])[0] for request in REQUESTS]
 
 
-def test_every_file_is_the_one_that_the_manifest_names() -> None:
+def test_every_file_has_the_checksum_of_the_manifest() -> None:
     manifest = read_manifest(find_pipeline("shapes"), verify=True)
-    assert manifest.prediction == "v_prediction" and manifest.schedule.zero_terminal_snr
+    assert manifest.sampling.prediction == "v_prediction" and manifest.sampling.schedule.zero_terminal_snr
     assert manifest.source["licence"] == "Apache-2.0"
 
 
@@ -45,22 +45,22 @@ def test_the_whole_package_stays_small() -> None:
     assert sum(path.stat().st_size for path in files) <= LARGEST_PACKAGE
 
 
-@pytest.mark.parametrize("company", [(0, 1), (4, 2, 0), (3, 3, 1), (1, 4, 3, 2, 0)])
-def test_a_picture_is_the_same_in_any_company(
-    pipeline: Pipeline, alone: Sequence[Picture], company: Sequence[int]
+@pytest.mark.parametrize("batch", [(0, 1), (4, 2, 0), (3, 3, 1), (1, 4, 3, 2, 0)])
+def test_a_picture_does_not_depend_on_its_batch(
+    pipeline: Pipeline, alone: Sequence[Picture], batch: Sequence[int]
 ) -> None:
-    together = generate_batch(pipeline, [REQUESTS[index] for index in company])
-    for index, picture in zip(company, together, strict=True):
+    together = generate_batch(pipeline, [REQUESTS[index] for index in batch])
+    for index, picture in zip(batch, together, strict=True):
         assert np.array_equal(picture, alone[index])
 
 
-def test_pictures_show_what_captions_say() -> None:
+def test_pictures_meet_their_captions() -> None:
     """A smoke test: 32 held-out captions at 16 steps. `stillhouse judge shapes` is the measurement."""
-    judgement = evaluate_captions(stillhouse.load("shapes"), ImageRequest("", steps=16), captions=32)
-    assert judgement.scores["all_correct"].value >= 0.7
-    assert judgement.ceiling["all_correct"].value >= 0.95
+    evaluation = evaluate_captions(stillhouse.load("shapes"), ImageRequest("", steps=16), captions=32)
+    assert evaluation.scores["all_correct"].value >= 0.7
+    assert evaluation.ceiling["all_correct"].value >= 0.95
 
 
-def test_an_image_is_a_starting_point(pipeline: Pipeline, alone: Sequence[Picture]) -> None:
+def test_image_to_image_stays_near_its_picture(pipeline: Pipeline, alone: Sequence[Picture]) -> None:
     near = pipeline.generate("a green cross", image=alone[1], strength=0.2, steps=10).image
     assert np.abs(near.astype(int) - alone[1]).mean() < 20

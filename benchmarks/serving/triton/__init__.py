@@ -1,1 +1,1 @@
-"""Triton Inference Server, the real one, out of the wheel nvidia-pytriton."""
+"""Triton Inference Server from the wheel nvidia-pytriton."""

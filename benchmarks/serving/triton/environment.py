@@ -1,6 +1,6 @@
-"""An environment for Triton: `python -m benchmarks.serving.triton.environment` makes build/triton.
+"""Virtual environment for Triton: `python -m benchmarks.serving.triton.environment` creates build/triton.
 
-It is one of its own, because the Python stub in that wheel reads arrays of numpy 2 as zeros, without a word.
+A separate environment, because the Python stub of the wheel silently reads numpy 2 arrays as zeros.
 """
 
 import platform
@@ -15,15 +15,15 @@ VENV = ROOT / "build" / "triton"
 TRITON = "nvidia-pytriton==0.7.0"
 _NUMPY = "numpy==1.26.4"
 _PIPELINE = ("onnxruntime", "openvino", "tokenizers", "pillow")
-"""What `stillhouse.load` needs beside numpy; versions as this project pins them."""
+"""Packages that `stillhouse.load` needs besides numpy, at the pinned versions."""
 _MARKER = VENV / "made"
 
 
 def ensure_environment() -> Path:
-    """The environment, made now where it is not there yet.
+    """Return the environment and create it if needed.
 
     Raises:
-        RuntimeMissing: it cannot be made here.
+        RuntimeMissing: it cannot be created on this machine.
     """
     if _MARKER.exists() and _MARKER.read_text() == TRITON:
         return VENV
@@ -41,8 +41,8 @@ def ensure_environment() -> Path:
         (packages,) = VENV.glob("lib/python3*/site-packages")
         (packages / "stillhouse.pth").write_text(f"{ROOT / 'src'}\n")
     except (OSError, subprocess.CalledProcessError) as error:
-        said = getattr(error, "stderr", None) or str(error)
-        raise RuntimeMissing(f"no environment for Triton: {said.strip()[-500:]}") from error
+        message = getattr(error, "stderr", None) or str(error)
+        raise RuntimeMissing(f"no environment for Triton: {message.strip()[-500:]}") from error
     _MARKER.write_text(TRITON)
     return VENV
 

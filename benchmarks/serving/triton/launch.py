@@ -1,4 +1,4 @@
-"""How Triton is started over a repository of our own; pytriton's own machinery is not involved."""
+"""Start of Triton with a model repository, without pytriton."""
 
 import os
 import shutil
@@ -17,10 +17,10 @@ print(sysconfig.get_path("purelib"), sysconfig.get_config_var("LIBDIR"), "%d.%d"
 
 
 def triton_command(models: Sequence[str], port: int, workspace: Path) -> ServerCommand:
-    """A server of these models, each the embedded one in a process of its own.
+    """Return the command of a server with these models, each the embedded model in a separate process.
 
     Raises:
-        RuntimeMissing: there is no environment for it, and none can be made.
+        RuntimeMissing: there is no environment and it cannot be created.
     """
     venv = ensure_environment()
     site, lib, minor = _python_paths(venv)
@@ -59,5 +59,5 @@ def triton_command(models: Sequence[str], port: int, workspace: Path) -> ServerC
 
 
 def _python_paths(venv: Path) -> list[str]:
-    asked = [str(venv / "bin" / "python"), "-c", _PATHS_SCRIPT]
-    return subprocess.run(asked, check=True, capture_output=True, text=True).stdout.splitlines()
+    command = [str(venv / "bin" / "python"), "-c", _PATHS_SCRIPT]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()

@@ -1,6 +1,6 @@
-"""A model of Triton's Python backend: a batch of requests is drawn together, to its end, and then answered.
+"""Model of Triton's Python backend. A batch of requests is generated to its end and then answered.
 
-That is dynamic batching at the level of requests: whoever has few steps waits for whoever has many.
+This is request-level dynamic batching: requests with few steps wait for those with many.
 """
 
 from typing import Any
@@ -14,31 +14,35 @@ from stillhouse.pipelines.pipeline import ImageTrajectory, Pipeline
 
 
 class TritonPythonModel:
-    """The embedded model; named as the backend wants it."""
+    """The embedded model; the class name is fixed by the backend."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Open the pipeline, and draw once so that nothing is left to be compiled."""
+        """Load the pipeline and generate once, so that everything is compiled."""
         self.pipeline: Pipeline = stillhouse.load("shapes")
         self.pipeline.generate("", steps=1)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Draw all of them, and answer all of them."""
-        drafts: list[ImageTrajectory | StillhouseError] = [self._started(request) for request in requests]
-        while walking := [one for one in drafts if isinstance(one, ImageTrajectory) and not one.is_done]:
-            self.pipeline.advance(walking)
-        return [self._answered(one) for one in drafts]
+        """Generate and answer a batch of requests."""
+        trajectories: list[ImageTrajectory | StillhouseError] = [self._started(request) for request in requests]
+        while active := [
+            trajectory
+            for trajectory in trajectories
+            if isinstance(trajectory, ImageTrajectory) and not trajectory.is_done
+        ]:
+            self.pipeline.advance(active)
+        return [self._answered(trajectory) for trajectory in trajectories]
 
     def _started(self, request: Any) -> ImageTrajectory | StillhouseError:
-        def told(name: str) -> Any:
+        def read_input(name: str) -> Any:
             tensor = pb_utils.get_input_tensor_by_name(request, name)
             return None if tensor is None else tensor.as_numpy().reshape(-1)[0]
 
-        steps, guidance = told("STEPS"), told("GUIDANCE")
+        steps, guidance = read_input("STEPS"), read_input("GUIDANCE")
         try:
             return self.pipeline.start(
                 stillhouse.ImageRequest(
-                    told("PROMPT").decode(),
-                    seed=int(told("SEED") or 0),
+                    read_input("PROMPT").decode(),
+                    seed=int(read_input("SEED") or 0),
                     steps=None if steps is None else int(steps),
                     guidance=None if guidance is None else float(guidance),
                 )
@@ -46,10 +50,10 @@ class TritonPythonModel:
         except StillhouseError as error:
             return error
 
-    def _answered(self, one: ImageTrajectory | StillhouseError) -> Any:
-        if isinstance(one, StillhouseError):
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(one)))
-        result = self.pipeline.finish(one)
+    def _answered(self, trajectory: ImageTrajectory | StillhouseError) -> Any:
+        if isinstance(trajectory, StillhouseError):
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(trajectory)))
+        result = self.pipeline.finish(trajectory)
         image = pb_utils.Tensor("IMAGE", np.ascontiguousarray(result.image[None]))
         seed = pb_utils.Tensor("SEED", np.array([[result.request.seed]], np.int64))
         return pb_utils.InferenceResponse(output_tensors=[image, seed])

@@ -1,4 +1,8 @@
-"""The verb `accelerate`: every way that this machine has to run a pipeline, measured, checked on real pictures, chosen.
+"""`stillhouse accelerate`: search the fastest accurate configuration of a pipeline for this machine.
 
-It reads in order: plan, probe, build, check, race, choose, report.
+Candidates (backend, graph recipe, precision, sampling variant) are built, measured and compared with the f32 baseline
+on recorded inputs and on generated pictures. The best accepted candidates are written into the manifest.
+
+Stages, in order: `calibration` (record inputs), `search` (list candidates), `evaluation` (build, run, compare, time),
+`selection` (choose, apply), `views` (reports).
 """

@@ -1,4 +1,4 @@
-"""What a user asks of a sweep, and what is usual where nothing was asked."""
+"""Options of a sweep, their defaults, and a checksum that tells whether measured trials can be reused."""
 
 import hashlib
 from collections.abc import Mapping
@@ -17,34 +17,38 @@ from stillhouse.measure.machine import Machine
 from stillhouse.pipelines.manifest import file_sha256
 
 _MEMORY_SHARE = 0.85
-"""Of the machine's memory, what a candidate and its baseline may take."""
+"""Default memory limit of a candidate and its baseline, as a share of the machine's memory."""
 _KILL_SHARE = 0.97
-"""Of what they may take, where they are ended: what loads weights takes more between two looks at it."""
+"""Share of the memory limit at which processes are killed. Memory is polled, and a process that loads weights allocates
+between two polls.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class AccelerateOptions:
-    """What the user wants of a sweep.
+    """Options of one sweep.
 
     Args:
-        goal, bounds: what the choice is about.
-        budget: seconds that the sweep may take; None: as long as it takes.
-        memory: bytes that a candidate and its baseline may take; None: most of what the machine has.
-        limit: seconds after which a candidate that does not answer is ended.
-        threads: at most so many for each network.
-        components: only these; empty: all.
-        engines: only these backends; empty: all.
-        recipes: only these; empty: all. The baseline is always there.
-        effort: of the races of heavy networks; None: the usual.
-        requests: what is drawn to probe and to compare; empty: what the model has, or general prompts.
-        inputs: of a bare ONNX file, an .npz; None: plausible ones.
-        students: names of the students that are candidates, as `students.settle_students` laid them out.
-        ones: feed a bare ONNX file nothing but ones, as Auto-Acceleration did.
-        shapes: of a bare ONNX file's inputs where they are dynamic.
-        limits: of such an input the least and the most of each axis.
-        rows: sizes of batches that a static U-Net is opened for; empty: `models.buckets.ROWS`.
-        price: of an hour of this machine.
-        device: auto; cpu, for candidates of the processor only; or the GPU that is meant: cuda, cuda:1.
+        goal, bounds: objective and constraints of the choice.
+        budget: seconds that the sweep may take; None: no limit.
+        memory_limit: bytes that a candidate and its baseline may use together; None: `_MEMORY_SHARE` of the machine's
+            memory.
+        timeout: seconds after which a candidate that does not reply is killed.
+        threads: maximum number of threads of each component; None: the backend's default.
+        components: names of the components to sweep; empty: all.
+        backends: names of the backends to try; empty: all.
+        recipes: names of recipes or precisions to try; empty: all. The f32 baseline is always tried.
+        timing_budget: number of rounds and seconds of each latency comparison; None: a default for each component.
+        requests: requests to generate for calibration and comparison; empty: the embedded model's captions or general
+            prompts.
+        students: names of distilled students that are candidates, as `students.add_students` returns them.
+        inputs: for a bare ONNX file, an .npz file of inputs; None: generated inputs.
+        all_ones: for a bare ONNX file, use inputs filled with ones, as Auto-Acceleration did.
+        shapes: for a bare ONNX file, shapes by input name where the graph's axes are dynamic.
+        shape_ranges: for a bare ONNX file, (minimum, maximum) of each axis by input name.
+        rows: batch sizes for which a static denoiser is opened; empty: `batch_sizes.DEFAULT_SIZES`.
+        price: price of one hour of this machine, in `currency`; None: unknown.
+        device: "auto"; "cpu" for CPU candidates only; or the GPU to use: "cuda", "cuda:1".
     """
 
     goal: Goal = "latency"
@@ -70,65 +74,73 @@ class AccelerateOptions:
 
 
 def resolve_memory_limit(requested: int | None, machine: Machine) -> int | None:
-    """Bytes at which a candidate and its baseline are ended: what was asked for, or most of what the machine has."""
-    most = requested or (int(_MEMORY_SHARE * machine.memory) if machine.memory else None)
-    return None if most is None else int(_KILL_SHARE * most)
+    """Return the bytes at which a candidate and its baseline are killed.
+
+    Args:
+        requested: limit of the user in bytes; None: `_MEMORY_SHARE` of the machine's memory.
+        machine: provides the memory size; where that is unknown too, the result is None.
+    """
+    limit = requested or (int(_MEMORY_SHARE * machine.memory) if machine.memory else None)
+    return None if limit is None else int(_KILL_SHARE * limit)
 
 
 def is_selected(planned: Trial | Candidate, options: AccelerateOptions) -> bool:
-    """Whether the recipes that were asked for name it. A plain f32 always is, for others are compared with it, and
-    so is what is a student's, which was asked for by name."""
+    """Return whether `options.recipes` select the candidate.
+
+    The f32 baseline and candidates of students (requested by name) are always selected.
+    """
     candidate = planned.candidate if isinstance(planned, Trial) else planned
-    told = (candidate.recipe, candidate.precision)
-    plain = candidate.recipe in ("f32", DISTILLED) and candidate.precision == "f32"
-    return not options.recipes or plain or any(name in options.recipes for name in told if name != "f32")
+    names = (candidate.recipe, candidate.precision)
+    is_unchanged = candidate.recipe in ("f32", DISTILLED) and candidate.precision == "f32"
+    return not options.recipes or is_unchanged or any(name in options.recipes for name in names if name != "f32")
 
 
 def checksum_options(options: AccelerateOptions) -> str:
-    """A checksum of what the trials of a sweep depend on: two sweeps that differ in it cannot share them."""
-    told = {
+    """Return a SHA-256 of the options that measurements depend on. Only sweeps of the same checksum share trials."""
+    facts = {
         "threads": options.threads,
-        "effort": options.timing_budget,
+        "timing_budget": options.timing_budget,
         "requests": options.requests,
         "inputs": options.inputs and file_sha256(options.inputs),
-        "ones": options.all_ones,
+        "all_ones": options.all_ones,
         "shapes": sorted(options.shapes.items()),
         **(
-            {"limits": sorted(options.shape_ranges.items())}
-            if any(one[0] != one[1] for one in options.shape_ranges.values())
+            {"shape_ranges": sorted(options.shape_ranges.items())}
+            if any(axis_range[0] != axis_range[1] for axis_range in options.shape_ranges.values())
             else {}
         ),
         **({"rows": options.rows} if options.rows else {}),
         **({} if options.device == "auto" else {"device": options.device}),
     }
-    return hashlib.sha256(repr(told).encode()).hexdigest()
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
 def format_axis_ranges(
     shape_ranges: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]], axes: Mapping[str, Axes]
 ) -> str:
-    """Which of a graph's named axes may have which lengths, as TensorRT's engines are told it; empty: each has one.
+    """Return the ranges of a graph's named axes in the format of TensorRT's optimization profiles.
 
-    Where inputs share an axis it may have what all of them allow. An axis without a name has one length.
+    Where inputs share an axis, its range is the intersection of theirs. Axes without a name or with one allowed length
+    are left out; the result is empty where no axis varies.
 
     >>> format_axis_ranges({"x": ((1, 3, 32), (8, 3, 64))}, {"x": ("rows", 3, "width")})
     'rows=1-8,width=32-64'
     """
-    found: dict[str, tuple[int, int]] = {}
-    for name, (least, most) in shape_ranges.items():
-        for axis, low, high in zip(axes[name], least, most, strict=True):
+    ranges: dict[str, tuple[int, int]] = {}
+    for name, (minimum, maximum) in shape_ranges.items():
+        for axis, low, high in zip(axes[name], minimum, maximum, strict=True):
             if isinstance(axis, str):
-                before = found.get(axis, (low, high))
-                found[axis] = max(before[0], low), min(before[1], high)
-    return ",".join(f"{axis}={low}-{high}" for axis, (low, high) in found.items() if low < high)
+                previous = ranges.get(axis, (low, high))
+                ranges[axis] = max(previous[0], low), min(previous[1], high)
+    return ",".join(f"{axis}={low}-{high}" for axis, (low, high) in ranges.items() if low < high)
 
 
 def fill_default_bounds(bounds: Bounds, workspace: Workspace) -> Bounds:
-    """The bounds with what is usual where nothing was asked.
+    """Return the bounds with defaults where they are None.
 
-    A network may err by 20 dB in a bare file; in a pipeline, where whole pictures are compared too, by 10 dB at any
-    noise level. Same-seed pictures must be the same to the eye: 25 dB and 0.9; where an oracle reads them, its score
-    may fall by one point.
+    Defaults: 20 dB SQNR for a bare ONNX file; for a pipeline, whose pictures are compared too, 10 dB SQNR at every
+    noise level, 25 dB PSNR and 0.9 SSIM of same-seed pictures (no visible difference), and a score drop of at most one
+    point where an oracle scores the pictures.
     """
     if not workspace.is_pipeline:
         return replace(bounds, min_sqnr=20.0 if bounds.min_sqnr is None else bounds.min_sqnr)

@@ -1,6 +1,6 @@
-"""A sweep's result, measured again: is it still as fast, and as good, as its report says?"""
+"""Regression check: measure an applied choice again and compare it with the recorded report."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -11,14 +11,14 @@ from stillhouse.accelerate.evaluation.accuracy import SCREENING_PICTURES, find_v
 from stillhouse.accelerate.evaluation.candidate_process import CandidateError
 from stillhouse.accelerate.evaluation.evaluate import ARTIFACTS_FOLDER, EvaluationContext, evaluate
 from stillhouse.accelerate.evaluation.latency import TimingBudget
-from stillhouse.accelerate.options import resolve_memory_limit
+from stillhouse.accelerate.options import AccelerateOptions, resolve_memory_limit
 from stillhouse.accelerate.records.candidate import DISTILLED, NETWORK, PIPELINE, Candidate
 from stillhouse.accelerate.records.report import Report
 from stillhouse.accelerate.records.trial import Trial
 from stillhouse.accelerate.search.pipeline_processes import BASELINE_PIPELINE, CHOSEN_PIPELINE, PipelineProcesses
 from stillhouse.accelerate.selection.apply import chosen_components, chosen_defaults, make_step_cache
+from stillhouse.accelerate.state import SweepState
 from stillhouse.accelerate.workspace import Workspace, f32_components, original_components, original_manifest
-from stillhouse.core import ImageRequest
 from stillhouse.errors import PipelineError
 from stillhouse.measure.clock import Ratio, run_interleaved
 from stillhouse.pipelines.manifest import TRIALS
@@ -29,7 +29,14 @@ _ROUNDS = 10
 
 @dataclass(frozen=True, slots=True)
 class RegressionResult:
-    """What was found of one component: the trial of the report, today's, and what is wrong, empty if nothing."""
+    """Result of one component.
+
+    Args:
+        component: name of the component.
+        recorded: trial of the report.
+        measured: trial measured now.
+        problem: description of the regression; empty: none.
+    """
 
     component: str
     recorded: Trial
@@ -38,35 +45,47 @@ class RegressionResult:
 
 
 def check_regression(directory: Path, report: Report, threads: int | None = None) -> Iterator[RegressionResult]:
-    """Measure every chosen network beside its baseline again, on the probes of the sweep; then whole pictures.
+    """Measure the chosen candidate of every component next to its baseline, then whole pictures.
 
-    Where a student makes these, it alone.
+    Components use the recorded probes of the sweep. Where a distilled student was chosen, only whole pictures are
+    measured.
 
     Args:
-        directory: of the sweep.
-        report: its report.
-        threads: at most so many for each network; None: as many as the sweep had.
+        directory: the sweep's directory.
+        report: the sweep's report.
+        threads: maximum number of threads of each component; None: as in the sweep.
+
+    Yields:
+        one result for each component, the whole pipeline last.
 
     Raises:
-        PipelineError: nothing was chosen, or the directory lacks the probes or a graph that the report names.
+        PipelineError: nothing was chosen, or the directory lacks the probes or a graph of the report.
     """
     if not report.chosen:
-        raise PipelineError(f"nothing was chosen in {directory}", fix="choose with other bounds, or sweep again")
+        raise PipelineError(
+            f"nothing was chosen in {directory}", fix="choose with other bounds, or run the sweep again"
+        )
     directory, threads = directory.absolute(), threads or report.threads
     for component, key in report.chosen.items():
         if component not in report.baselines or component == PIPELINE or report.chosen_student:
             continue
-        before, baseline = report.trial(component, key), report.trial(component, report.baselines[component])
-        bench = _evaluation_context(directory, report, component, before, threads)
-        first, reference = evaluate(baseline.candidate, bench, None)
-        if reference is None:
-            yield RegressionResult(component, before, first, f"the baseline does not run: {first.reason}")
+        recorded, baseline = report.trial(component, key), report.trial(component, report.baselines[component])
+        context = _evaluation_context(directory, report, component, recorded, threads)
+        baseline_trial, baseline_run = evaluate(baseline.candidate, context, None)
+        if baseline_run is None:
+            yield RegressionResult(
+                component, recorded, baseline_trial, f"the baseline does not run: {baseline_trial.reason}"
+            )
             continue
         try:
-            today = first if before.candidate == baseline.candidate else evaluate(before.candidate, bench, reference)[0]
+            measured = (
+                baseline_trial
+                if recorded.candidate == baseline.candidate
+                else evaluate(recorded.candidate, context, baseline_run)[0]
+            )
         finally:
-            reference.process.kill()
-        yield RegressionResult(component, before, today, _find_problem(before, today, report))
+            baseline_run.process.kill()
+        yield RegressionResult(component, recorded, measured, _find_problem(recorded, measured, report))
     if PIPELINE in report.chosen:
         yield _check_pipeline(directory, report, threads)
 
@@ -102,15 +121,15 @@ def _evaluation_context(
 def _find_problem(recorded: Trial, measured: Trial, report: Report) -> str:
     if measured.status == "failed":
         return measured.reason
-    if reason := find_violation(measured, report.bounds):
-        return reason
+    if violation := find_violation(measured, report.bounds):
+        return violation
     return _find_slowdown(recorded, measured)
 
 
 def _find_slowdown(recorded: Trial, measured: Trial) -> str:
     assert recorded.ratio is not None and measured.ratio is not None
     if measured.ratio.high < recorded.ratio.low:
-        return f"it is {_format_ratio(measured.ratio)} times as fast as the baseline, and was {_format_ratio(recorded.ratio)}"
+        return f"speed-up over the baseline is {_format_ratio(measured.ratio)}, was {_format_ratio(recorded.ratio)}"
     return ""
 
 
@@ -118,61 +137,40 @@ def _format_ratio(ratio: Ratio) -> str:
     return f"{ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
 
 
-@dataclass(slots=True)
-class _CheckContext:
-    """What `Loops` needs of a sweep, where there is none."""
-
-    workspace: Workspace
-    report: Report
-    threads: int | None
-    requests: Sequence[ImageRequest] = ()
-    timeout: float = 900.0
-    failure_reason: str = ""
-
-    @property
-    def memory_limit(self) -> int | None:
-        """As of the sweep."""
-        return resolve_memory_limit(self.report.memory_limit, self.report.machine)
-
-    def add_trial(self, trial: Trial) -> None:
-        """Keep what went wrong."""
-        if trial.status == "failed":
-            self.failure_reason = trial.reason
-
-
 def _check_pipeline(directory: Path, report: Report, threads: int | None) -> RegressionResult:
-    """The chosen way to walk with the chosen networks, beside the plain loop."""
-    before = report.trial(PIPELINE, report.chosen[PIPELINE])
+    """Compare whole pictures of the chosen pipeline with the baseline pipeline."""
+    recorded = report.trial(PIPELINE, report.chosen[PIPELINE])
     manifest = original_manifest(directory)
-    state = _CheckContext(Workspace(report.source, directory, (), is_pipeline=True), report, threads)
+    options = AccelerateOptions(memory_limit=report.memory_limit, threads=threads)
+    state = SweepState(Workspace(report.source, directory, (), is_pipeline=True), options, report)
     chosen = chosen_components(directory, report)
     defaults = chosen_defaults(directory, report)
     with ExitStack() as stack:
-        loops = PipelineProcesses(state, manifest, directory / TRIALS / PIPELINE / RECHECK_FOLDER, stack)
+        processes = PipelineProcesses(state, manifest, directory / TRIALS / PIPELINE / RECHECK_FOLDER, stack)
         try:
-            cache = make_step_cache(directory, chosen)
-            opened = loops.open(BASELINE_PIPELINE, f32_components(directory), manifest.defaults) and (
-                loops.open_student(before.candidate)
-                if before.candidate.recipe == DISTILLED
-                else loops.open(CHOSEN_PIPELINE, chosen, defaults, cache)
+            step_cache = make_step_cache(directory, chosen)
+            is_open = processes.open(BASELINE_PIPELINE, f32_components(directory), manifest.defaults) and (
+                processes.open_student(recorded.candidate)
+                if recorded.candidate.recipe == DISTILLED
+                else processes.open(CHOSEN_PIPELINE, chosen, defaults, step_cache)
             )
-            if opened:
-                today = _time_against_baseline(
-                    loops, before.candidate, loops.evaluate(before.candidate, SCREENING_PICTURES)
+            if is_open:
+                measured = _time_against_baseline(
+                    processes, recorded.candidate, processes.evaluate(recorded.candidate, SCREENING_PICTURES)
                 )
             else:
-                today = Trial(before.candidate, "failed", state.failure_reason)
+                measured = Trial(recorded.candidate, "failed", state.report.trials[-1].reason)
         except CandidateError as failure:
-            today = Trial(before.candidate, "failed", str(failure))
-    if today.status == "failed":
-        return RegressionResult(PIPELINE, before, today, today.reason)
-    verdict = judge_trial(today, report.bounds)
-    wrong = verdict.reason if verdict.status == "rejected" else _find_slowdown(before, today)
-    return RegressionResult(PIPELINE, before, today, wrong)
+            measured = Trial(recorded.candidate, "failed", str(failure))
+    if measured.status == "failed":
+        return RegressionResult(PIPELINE, recorded, measured, measured.reason)
+    verdict = judge_trial(measured, report.bounds)
+    problem = verdict.reason if verdict.status == "rejected" else _find_slowdown(recorded, measured)
+    return RegressionResult(PIPELINE, recorded, measured, problem)
 
 
 def _time_against_baseline(processes: PipelineProcesses, candidate: Candidate, trial: Trial) -> Trial:
     seconds = run_interleaved(
-        {one.key: partial(processes.timer(one), 1) for one in (BASELINE_PIPELINE, candidate)}, _ROUNDS
+        {pipeline.key: partial(processes.timer(pipeline), 1) for pipeline in (BASELINE_PIPELINE, candidate)}, _ROUNDS
     )
     return trial.with_timings(seconds[candidate.key], baseline_seconds=seconds[BASELINE_PIPELINE.key])

@@ -1,4 +1,4 @@
-"""The report that a sweep begins with: what an earlier run in its directory found, or an empty one."""
+"""The initial report of a sweep: the valid trials of an earlier run in the same directory, or an empty report."""
 
 import os
 import warnings
@@ -12,21 +12,22 @@ from stillhouse.accelerate.records.report import REPORT_FILE, Bounds, Report, re
 from stillhouse.accelerate.records.trial import Trial
 from stillhouse.accelerate.selection.apply import restore_original
 from stillhouse.accelerate.workspace import Workspace
+from stillhouse.backends.registry import backend_names, find_backend
 from stillhouse.errors import StillhouseError
 from stillhouse.measure.machine import installed_versions, read_machine
 
-_PACKAGES = ("stillhouse", "numpy", "onnxruntime", "openvino", "nncf", "onnx", "torch", "diffusers")
+_PACKAGES = ("stillhouse", "numpy", "onnx")
 
 
 def load_or_create_report(workspace: Workspace, options: AccelerateOptions) -> Report:
-    """What an earlier run found, as far as it answers what is asked now; an empty report where there is none."""
+    """Return the report of an earlier run with the trials that are still valid, or a new report."""
     return _load_report(workspace, options) or _create_report(workspace, options)
 
 
 def _load_report(workspace: Workspace, options: AccelerateOptions) -> Report | None:
-    """What an earlier run in this directory found, as far as it answers what is asked now; None where it does not.
+    """Return the report of an earlier run with the trials that are still valid; None where they cannot be reused.
 
-    Where the baseline itself does not count any more, nothing does that was compared with it.
+    A component whose baseline is no longer valid loses all its trials, because they were compared with that baseline.
     """
     if not (workspace.directory / REPORT_FILE).is_file():
         return None
@@ -34,21 +35,23 @@ def _load_report(workspace: Workspace, options: AccelerateOptions) -> Report | N
         earlier = read_report(workspace.directory)
     except StillhouseError:
         earlier = None
-    here = (read_machine().fingerprint(), installed_versions(_PACKAGES), checksum_options(options))
-    if earlier is None or (earlier.fingerprint, earlier.versions, earlier.options_checksum) != here:
-        why = "it was asked differently, or this machine or its runtimes have changed"
-        warnings.warn(f"what was measured in {workspace.directory} before is measured again: {why}", stacklevel=2)
+    identity = (read_machine().fingerprint(), package_versions(), checksum_options(options))
+    if earlier is None or (earlier.fingerprint, earlier.versions, earlier.options_checksum) != identity:
+        cause = "options, machine or runtime versions have changed"
+        warnings.warn(f"earlier measurements in {workspace.directory} are discarded: {cause}", stacklevel=2)
         restore_original(workspace.directory)
         return None
     bounds = fill_default_bounds(options.bounds, workspace)
-    patient = (earlier.timeout, earlier.memory_limit) == (options.timeout, options.memory_limit)
-    trials = [trial for trial in earlier.trials if _is_still_valid(trial, workspace, options, bounds, patient)]
-    kept = {(trial.candidate.component, trial.candidate.key) for trial in trials}
-    lost = {name for name, key in earlier.baselines.items() if name != PIPELINE and (name, key) not in kept}
+    same_limits = (earlier.timeout, earlier.memory_limit) == (options.timeout, options.memory_limit)
+    trials = [trial for trial in earlier.trials if _is_still_valid(trial, workspace, options, bounds, same_limits)]
+    valid = {(trial.candidate.component, trial.candidate.key) for trial in trials}
+    invalid_components = {
+        name for name, key in earlier.baselines.items() if name != PIPELINE and (name, key) not in valid
+    }
     return replace(
         earlier,
-        trials=tuple(trial for trial in trials if trial.candidate.component not in lost),
-        baselines={name: key for name, key in earlier.baselines.items() if name not in lost},
+        trials=tuple(trial for trial in trials if trial.candidate.component not in invalid_components),
+        baselines={name: key for name, key in earlier.baselines.items() if name not in invalid_components},
         chosen={},
         goal=options.goal,
         bounds=bounds,
@@ -64,7 +67,7 @@ def _load_report(workspace: Workspace, options: AccelerateOptions) -> Report | N
 def _is_still_valid(
     trial: Trial, workspace: Workspace, options: AccelerateOptions, bounds: Bounds, same_limits: bool
 ) -> bool:
-    """Whether a trial of an earlier run need not be made again."""
+    """Return whether a trial of an earlier run can be reused."""
     candidate = trial.candidate
     if trial.artifact and not (workspace.directory / trial.artifact).is_dir():
         return False
@@ -79,16 +82,22 @@ def _is_still_valid(
     return trial.ratio is not None and judge_trial(trial, bounds).status != "skipped"
 
 
+def package_versions() -> dict[str, str]:
+    """Return the versions of the installed packages that decide what a sweep measures."""
+    packages = [package for name in backend_names() for package in find_backend(name).packages]
+    return installed_versions([*_PACKAGES, *packages])
+
+
 def _create_report(workspace: Workspace, options: AccelerateOptions) -> Report:
-    here = read_machine()
+    machine = read_machine()
     load = os.getloadavg()[0]
     return Report(
         source=workspace.name,
         goal=options.goal,
         bounds=fill_default_bounds(options.bounds, workspace),
-        machine=here,
-        fingerprint=here.fingerprint(),
-        versions=installed_versions(_PACKAGES),
+        machine=machine,
+        fingerprint=machine.fingerprint(),
+        versions=package_versions(),
         load=(load, load),
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=0.0,

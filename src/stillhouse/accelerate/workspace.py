@@ -1,4 +1,4 @@
-"""What is accelerated, laid out in the directory that the result goes to."""
+"""The working directory of a sweep: a copy of the source pipeline or ONNX file, with its components."""
 
 import hashlib
 import json
@@ -12,26 +12,35 @@ from pathlib import Path
 from stillhouse.accelerate.records.candidate import NETWORK
 from stillhouse.backends.signature import Signature, read_signature
 from stillhouse.errors import InvalidRequest, PipelineError
-from stillhouse.json_decode import decode
 from stillhouse.pipelines.load import find_pipeline
-from stillhouse.pipelines.manifest import MANIFEST, TRIALS, Component, Manifest, file_sha256, read_manifest
+from stillhouse.pipelines.manifest import (
+    MANIFEST,
+    TRIALS,
+    Component,
+    Manifest,
+    convert_manifest,
+    file_sha256,
+    read_manifest,
+)
 
 SOURCE_FILE = "source.json"
-"""The file that says of which source this is the sweep, beside the trials."""
+"""Name of the file, in the folder of trials, that records which source the directory belongs to."""
 _STAGING, _IMPORTED = ".staging.", "imported"
 _LINK_BYTES = 64 << 20
-"""Bytes from which a file is linked and not copied, where the file system can: weights are never written in place."""
+"""File size in bytes from which files are hard-linked instead of copied, if the file system allows. Weights are never
+modified in place.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkspaceComponent:
-    """One network of what is accelerated.
+    """One component of the source.
 
     Args:
-        name: of the component; `network` for a bare ONNX file.
-        graph: absolute.
-        component: as the manifest has it; for a bare ONNX file how it is run before anything is known.
-        signature: of the graph.
+        name: component name; "network" for a bare ONNX file.
+        graph: absolute path of the ONNX graph.
+        component: the manifest's entry; for a bare ONNX file an entry with default settings.
+        signature: inputs and outputs of the graph.
     """
 
     name: str
@@ -41,13 +50,15 @@ class WorkspaceComponent:
 
     @property
     def has_dynamic_batch(self) -> bool:
-        """Whether it takes batches of any size."""
+        """Return whether every input has a dynamic first axis."""
         return all(axes and not isinstance(axes[0], int) for axes in self.signature.inputs.values())
 
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """What is accelerated: its name, its directory, its networks, and whether they make a pipeline."""
+    """A prepared directory: name of the source, path, components, and whether they form a pipeline (False: a bare ONNX
+    file).
+    """
 
     name: str
     directory: Path
@@ -56,15 +67,15 @@ class Workspace:
 
 
 def prepare_workspace(source: str, directory: Path) -> Workspace:
-    """Lay `source` out in `directory`, or find it there from a sweep before.
+    """Copy `source` into `directory`, or reuse the copy of an earlier sweep.
 
     Args:
-        source: an embedded model's name, a pipeline directory, a diffusers directory, or an ONNX file.
-        directory: new, empty, or of an earlier sweep of the same source.
+        source: name of an embedded model, a pipeline directory, a diffusers directory, or an ONNX file.
+        directory: a new or empty directory, or one of an earlier sweep of the same source.
 
     Raises:
-        UnknownModel, PipelineError, ImportFailed: a source that cannot be used.
-        InvalidRequest: a directory that holds something else, or cannot be written.
+        UnknownModel, PipelineError, ImportFailed: the source cannot be used.
+        InvalidRequest: the directory holds something else or cannot be written.
     """
     path, directory = Path(source), directory.absolute()
     if path.suffix == ".onnx":
@@ -75,17 +86,17 @@ def prepare_workspace(source: str, directory: Path) -> Workspace:
 
 
 def _prepare_pipeline(source: Path, directory: Path) -> Workspace:
-    """Of a pipeline that was accelerated before, what it was before that."""
-    manifest, told = read_manifest(source), source / MANIFEST
+    """Copy a pipeline directory. Of an accelerated pipeline, copy the original manifest."""
+    manifest, manifest_file = read_manifest(source), source / MANIFEST
     if is_sweep_directory(source):
-        manifest, told = original_manifest(source), source / TRIALS / MANIFEST
-    identity = file_sha256(told)
+        manifest, manifest_file = original_manifest(source), source / TRIALS / MANIFEST
+    identity = file_sha256(manifest_file)
     if _needs_copy(directory, source, identity):
-        with _staging_folder(directory, manifest.name, identity) as laid:
+        with _staging_folder(directory, manifest.name, identity) as staging:
             for name in manifest.files:
-                link_or_copy(source / name, laid / name)
-            for copy in (laid / MANIFEST, laid / TRIALS / MANIFEST):
-                shutil.copyfile(told, copy)
+                link_or_copy(source / name, staging / name)
+            for copy in (staging / MANIFEST, staging / TRIALS / MANIFEST):
+                shutil.copyfile(manifest_file, copy)
     return _read_workspace(directory)
 
 
@@ -96,12 +107,12 @@ def _prepare_diffusers(source: Path, directory: Path) -> Workspace:
     if _needs_copy(directory, source, identity):
         from stillhouse.convert.import_model import ImportOptions, import_model
 
-        with _staging_folder(directory, source.name, identity) as laid:
-            import_model(source, laid / _IMPORTED, ImportOptions(force=True))
-            for entry in (laid / _IMPORTED).iterdir():
-                entry.rename(laid / entry.name)
-            (laid / _IMPORTED).rmdir()
-            shutil.copyfile(laid / MANIFEST, laid / TRIALS / MANIFEST)
+        with _staging_folder(directory, source.name, identity) as staging:
+            import_model(source, staging / _IMPORTED, ImportOptions(force=True))
+            for entry in (staging / _IMPORTED).iterdir():
+                entry.rename(staging / entry.name)
+            (staging / _IMPORTED).rmdir()
+            shutil.copyfile(staging / MANIFEST, staging / TRIALS / MANIFEST)
     return _read_workspace(directory)
 
 
@@ -110,43 +121,46 @@ def _prepare_network(source: Path, directory: Path) -> Workspace:
     files = [source, *(source.parent / name for name in sorted(signature.external))]
     identity = hashlib.sha256("".join(file_sha256(file) for file in files).encode()).hexdigest()
     if _needs_copy(directory, source, identity):
-        with _staging_folder(directory, source.stem, identity) as laid:
+        with _staging_folder(directory, source.stem, identity) as staging:
             for name in [source.name, *signature.external]:
-                link_or_copy(source.parent / name, laid / NETWORK / name)
+                link_or_copy(source.parent / name, staging / NETWORK / name)
     graph = directory / NETWORK / source.name
-    part = WorkspaceComponent(NETWORK, graph, Component(f"{NETWORK}/{source.name}", ""), read_signature(graph))
-    return Workspace(source.stem, directory, (part,), is_pipeline=False)
+    component = WorkspaceComponent(NETWORK, graph, Component(f"{NETWORK}/{source.name}", ""), read_signature(graph))
+    return Workspace(source.stem, directory, (component,), is_pipeline=False)
 
 
 def _read_workspace(directory: Path) -> Workspace:
-    read_manifest(directory)  # refused where it is not whole
-    parts = []
+    read_manifest(directory)  # verifies the files' checksums
+    components = []
     for name, component in original_components(directory).items():
         graph = directory / component.graph
-        parts.append(WorkspaceComponent(name, graph, component, read_signature(graph)))
-    return Workspace(original_manifest(directory).name, directory, tuple(parts), is_pipeline=True)
+        components.append(WorkspaceComponent(name, graph, component, read_signature(graph)))
+    return Workspace(original_manifest(directory).name, directory, tuple(components), is_pipeline=True)
 
 
 def is_sweep_directory(directory: Path) -> bool:
-    """Whether it is the directory of a pipeline's sweep."""
+    """Return whether the directory is the workspace of a pipeline's sweep."""
     return (directory / TRIALS / MANIFEST).is_file()
 
 
 def original_manifest(directory: Path) -> Manifest:
-    """The manifest as it was before anything was chosen."""
+    """Return the manifest as it was before a choice was applied."""
     document = json.loads((directory / TRIALS / MANIFEST).read_bytes())
     document.pop("checksum", None)
-    return decode(Manifest, document)
+    return convert_manifest(document)
 
 
 def original_components(directory: Path) -> dict[str, Component]:
-    """The components as they were before anything was chosen."""
+    """Return the components, by name, as they were before a choice was applied."""
     return dict(original_manifest(directory).components)
 
 
 def f32_components(directory: Path) -> dict[str, Component]:
-    """The original graphs as nothing but onnxruntime in float32 runs them: what everything is compared with."""
-    return {name: Component(one.graph, one.weights) for name, one in original_components(directory).items()}
+    """Return the original components with default settings: onnxruntime in float32. They form the baseline."""
+    return {
+        name: Component(component.graph, component.weights)
+        for name, component in original_components(directory).items()
+    }
 
 
 def _needs_copy(directory: Path, source: Path, identity: str) -> bool:
@@ -156,53 +170,53 @@ def _needs_copy(directory: Path, source: Path, identity: str) -> bool:
         return True
     if directory.resolve() == source.resolve():
         raise InvalidRequest(f"{directory} is the source itself", allowed="another directory")
-    allowed = "a new or empty directory, or one of an earlier sweep of the same model"
+    allowed = "a new or empty directory, or the directory of an earlier sweep of the same model"
     try:
         earlier: dict[str, str] = json.loads((directory / TRIALS / SOURCE_FILE).read_bytes())
     except (OSError, ValueError):
-        raise InvalidRequest(f"{directory} is not empty, and holds no sweep", allowed=allowed) from None
+        raise InvalidRequest(f"{directory} is not empty and contains no sweep", allowed=allowed) from None
     if earlier["identity"] != identity:
-        given = f"{directory} holds a sweep of {earlier['name']}, and not of this {source}"
-        raise InvalidRequest(given, allowed=allowed, fix="name another directory")
+        message = f"{directory} contains a sweep of {earlier['name']}, not of {source}"
+        raise InvalidRequest(message, allowed=allowed, fix="use another directory")
     return False
 
 
 @contextmanager
 def _staging_folder(directory: Path, name: str, identity: str) -> Iterator[Path]:
-    """A folder inside `directory`, whose content moves up if all goes well and is removed otherwise. It says whose
-    sweep this is.
+    """Yield a folder inside `directory` whose content is moved into `directory` on success and removed on failure.
 
-    Inside, because `directory` may be a mount, whose parent cannot be written. While the folder is there everything
-    beside it comes from a layout that was cut off: it is begun in an empty directory only.
+    The folder is inside `directory` because the parent of a mount point may be read-only. A leftover staging folder
+    marks an interrupted copy, so everything in `directory` is then removed. Writes SOURCE_FILE with `name` and
+    `identity`.
     """
-    laying = directory / f"{_STAGING}{os.getpid()}"
-    was_there = directory.is_dir()
+    staging = directory / f"{_STAGING}{os.getpid()}"
+    existed = directory.is_dir()
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        for rest in directory.iterdir():
-            shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
-        (laying / TRIALS).mkdir(parents=True)
-        (laying / TRIALS / SOURCE_FILE).write_text(json.dumps({"name": name, "identity": identity}) + "\n")
+        for entry in directory.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        (staging / TRIALS).mkdir(parents=True)
+        (staging / TRIALS / SOURCE_FILE).write_text(json.dumps({"name": name, "identity": identity}) + "\n")
     except OSError as error:
-        given = f"{directory} cannot be written: {error.strerror or error}"
-        raise InvalidRequest(given, allowed="a directory that can be written") from None
+        message = f"{directory} cannot be written: {error.strerror or error}"
+        raise InvalidRequest(message, allowed="a directory that can be written") from None
     try:
-        yield laying
-        for entry in laying.iterdir():
+        yield staging
+        for entry in staging.iterdir():
             entry.rename(directory / entry.name)
-        laying.rmdir()
+        staging.rmdir()
     except BaseException as error:
-        for rest in directory.iterdir():
-            shutil.rmtree(rest, ignore_errors=True) if rest.is_dir() else rest.unlink(missing_ok=True)
-        if not was_there:
+        for entry in directory.iterdir():
+            shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
+        if not existed:
             directory.rmdir()
         if isinstance(error, OSError):
-            raise PipelineError(f"{directory} could not be laid out: {error.strerror or error}") from error
+            raise PipelineError(f"{directory} could not be prepared: {error.strerror or error}") from error
         raise
 
 
 def link_or_copy(source: Path, destination: Path) -> None:
-    """Copy a file; a large one is linked, where it can be."""
+    """Copy a file, creating parent folders. Hard-link files of at least `_LINK_BYTES` where the file system allows."""
     destination.parent.mkdir(parents=True, exist_ok=True)
     if source.stat().st_size >= _LINK_BYTES:
         try:

@@ -1,4 +1,4 @@
-"""Engines: an ONNX file and a backend's name in, a Runner out. No runtime is imported before one is opened."""
+"""Backends: open an ONNX file on a runtime, by its name, as a Runner. Runtimes are imported when they are opened."""
 
 from stillhouse.backends.registry import backends, open_runner
 from stillhouse.backends.runner import Runner, RunnerOptions

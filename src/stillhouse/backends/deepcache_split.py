@@ -1,9 +1,10 @@
-"""A U-Net's graph in two depths, for step caching in the manner of DeepCache (Ma et al., arXiv 2312.00858).
+"""Split of a U-Net's graph for DeepCache (Ma et al., arXiv 2312.00858): a full graph, and a shallow one.
 
-The cut lies in the last up block, before one of its layers: what comes up from below there is `deep`, and the rest of
-the network needs that layer, those after it, and of the first down block what is handed across to them. Weights are
-not copied: the new graphs point where the old one does, and so have to lie beside it, since no runtime follows a
-pointer out of a graph's own directory.
+The U-Net is split in the last up block, before one of its layers. The tensor that enters this layer from the deeper
+blocks is `deep`: the full graph returns it, and the shallow graph takes it as a cached input. The shallow graph needs
+that layer, the ones after it, and the part of the first down block that the skip connections come from. Weights are
+not copied: the new graphs have the pointers of the old one, and must lie beside it, since no runtime follows a pointer
+out of a graph's own directory.
 """
 
 import os
@@ -19,21 +20,25 @@ from stillhouse.check import check_integer
 from stillhouse.errors import PipelineError
 
 DEEP_TENSOR = "deep"
-"""The name of the tensor at the cut: an output of the full graph, an input of the shallow one."""
+"""Name of the tensor at the split: an output of the full graph, an input of the shallow one."""
 
 # Scopes as torch.onnx.export writes them into the names of nodes: /network/up_blocks.3/Concat
 _JOIN = re.compile(r".*/up_blocks\.(\d+)/[^/]+")
 _BELOW = re.compile(r".*/(?:mid_block|up_blocks\.(\d+))/.*")
 _HEAVY = {"Conv", "Gemm", "MatMul"}
 _GRAPH = 5  # AttributeProto.GRAPH
-_ALLOWED = "a U-Net exported by `stillhouse import`, whose node names tell its blocks"
+_ALLOWED = "a U-Net exported by `stillhouse import`, whose node names show its blocks"
 
 
 @dataclass(frozen=True, slots=True)
 class DeepCacheSplit:
-    """The two graphs, the name that the tensor between them has in the original, and how many nodes each has.
+    """The two graphs of a split.
 
-    `layers` says how many layers the last up block has, before each of which it can be cut.
+    Args:
+        full, shallow: the files.
+        tensor: name of the tensor at the split in the original graph.
+        layers: of the last up block, before each of which the graph can be split.
+        full_nodes, shallow_nodes: number of nodes.
     """
 
     full: Path
@@ -47,21 +52,21 @@ class DeepCacheSplit:
 def split_unet(graph: Path, layer: int = 0) -> DeepCacheSplit:
     """Write `<stem>.full-<layer>.onnx` and `<stem>.shallow-<layer>.onnx` beside a U-Net's graph.
 
-    `full` has one output more than the graph, `deep` [rows, c, h, w]: what enters the layer from below.
-    `shallow` takes `deep` and those of the graph's inputs that it still needs, and gives the graph's outputs.
+    `full` has one more output, `deep` [rows, c, h, w]: the tensor that enters the layer from the deeper blocks.
+    `shallow` has the input `deep` and the graph's inputs that it needs, and the graph's outputs.
 
     Args:
         graph: an .onnx file; its weights may be inside or beside it, and are not read.
-        layer: of the last up block, 0 its first, which leaves the most to the shallow graph; -1 its last, which is
-            the cut of the paper.
+        layer: of the last up block: 0, the first, leaves most nodes in the shallow graph; -1, the last, is the split of
+            the paper.
 
     Raises:
-        InvalidRequest: a layer that the block does not have.
-        PipelineError: the file is missing or no graph, or its nodes do not tell what its blocks are.
+        InvalidRequest: the block has no such layer.
+        PipelineError: the file is missing or no graph, or the names of its nodes do not show its blocks.
         RuntimeMissing: onnx is not installed.
 
-    >>> cut = cut_unet(Path("my-model/unet/model.onnx"))  # doctest: +SKIP
-    >>> cut.shallow.name, cut.shallow_nodes < cut.full_nodes  # doctest: +SKIP
+    >>> split = split_unet(Path("my-model/unet/model.onnx"))  # doctest: +SKIP
+    >>> split.shallow.name, split.shallow_nodes < split.full_nodes  # doctest: +SKIP
     ('model.shallow-0.onnx', True)
     """
     full = load_graph(graph)
@@ -77,10 +82,11 @@ def split_unet(graph: Path, layer: int = 0) -> DeepCacheSplit:
     shallow.graph.input.append(value)
     _prune(shallow.graph)
     if any(node.op_type in _HEAVY and _is_below(node, last) for node in shallow.graph.node):
-        raise _cannot_split(graph, f"layer {layer} of its last up block is reached from below on more than one way")
+        message = f"layer {layer} of its last up block depends on the deeper blocks by more than one tensor"
+        raise _cannot_split(graph, message)
     if any(attribute.type == _GRAPH for node in shallow.graph.node for attribute in node.attribute):
-        raise _cannot_split(graph, "it branches")
-    cut = DeepCacheSplit(
+        raise _cannot_split(graph, "it has branches")
+    split = DeepCacheSplit(
         graph.with_name(f"{graph.stem}.full-{layer}.onnx"),
         graph.with_name(f"{graph.stem}.shallow-{layer}.onnx"),
         tensor,
@@ -88,64 +94,64 @@ def split_unet(graph: Path, layer: int = 0) -> DeepCacheSplit:
         len(full.graph.node),
         len(shallow.graph.node),
     )
-    _write(full, cut.full)
-    _write(shallow, cut.shallow)
-    return cut
+    _write(full, split.full)
+    _write(shallow, split.shallow)
+    return split
 
 
 def _skip_concats(model: Any, graph: Path) -> tuple[list[Any], int]:
-    """The nodes that join a skip connection before each layer of the last up block, and that block's number."""
+    """Return the nodes that concatenate a skip connection in the last up block, and the block's number."""
     joins: dict[int, list[Any]] = {}
     for node in model.graph.node:
         if node.op_type == "Concat" and (match := _JOIN.fullmatch(node.name)):
             joins.setdefault(int(match[1]), []).append(node)
     if not joins:
-        raise _cannot_split(graph, "no node of it joins a skip connection in a scope up_blocks.N")
+        raise _cannot_split(graph, "it has no node that concatenates a skip connection in a scope up_blocks.N")
     last = max(joins)
     return joins[last], last
 
 
 def _deep_input(model: Any, join: Any, last: int, graph: Path) -> str:
-    """Which of the two tensors that the node joins comes from below; the skip comes past everything there."""
+    """Return the input of a concatenation that comes from the deeper blocks; the other one is the skip connection."""
     makers = {output: node for node in model.graph.node for output in node.output}
     if DEEP_TENSOR in makers:
-        raise _cannot_split(graph, "it was cut")
+        raise _cannot_split(graph, "it is split already")
     below = [name for name in join.input if any(_is_below(node, last) for node in _ancestors([name], makers))]
     if len(join.input) != 2 or len(below) != 1:
-        raise _cannot_split(graph, f"{join.name} does not join one tensor from below with one skip connection")
+        raise _cannot_split(graph, f"{join.name} does not concatenate one deeper tensor and one skip connection")
     return str(below[0])
 
 
 def _is_below(node: Any, last: int) -> bool:
-    """Whether the node lies in the middle block or in an up block before the last."""
+    """Whether a node lies in the middle block or in an up block before the last."""
     match = _BELOW.fullmatch(node.name)
     return match is not None and (match[1] is None or int(match[1]) < last)
 
 
 def _ancestors(names: Iterable[str], makers: dict[str, Any]) -> list[Any]:
-    """The nodes that these tensors are made by, directly or not; in no order."""
-    found: list[Any] = []
-    seen: set[str] = set()
-    waiting = list(names)
-    while waiting:
-        name = waiting.pop()
-        if name not in seen and name in makers:
-            found.append(makers[name])
-            waiting += makers[name].input
-            seen.update(makers[name].output)
-        seen.add(name)
-    return found
+    """Return the nodes that these tensors depend on, directly or not, in no order."""
+    ancestors: list[Any] = []
+    visited: set[str] = set()
+    queue = list(names)
+    while queue:
+        name = queue.pop()
+        if name not in visited and name in makers:
+            ancestors.append(makers[name])
+            queue += makers[name].input
+            visited.update(makers[name].output)
+        visited.add(name)
+    return ancestors
 
 
 def _deep_value_info(model: Any, tensor: str, graph: Path) -> Any:
-    """The tensor's type; it has the rows and the size of the first input, the picture, and so the names of its axes."""
+    """Return the type of the tensor. Its rows, height and width are named as the axes of the graph's first input."""
     onnx = require("onnx")
     with translate_errors("onnx", graph, "read"):
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
     kind = next((value.type.tensor_type for value in inferred.graph.value_info if value.name == tensor), None)
     picture = [axis.dim_value or axis.dim_param or None for axis in model.graph.input[0].type.tensor_type.shape.dim]
     if kind is None or len(picture) != 4 or len(kind.shape.dim) != 4 or not kind.shape.dim[1].dim_value:
-        raise _cannot_split(graph, f"the shape of {tensor} cannot be told")
+        raise _cannot_split(graph, f"the shape of {tensor} is unknown")
     axes = [axis.dim_value or name for axis, name in zip(kind.shape.dim, picture, strict=True)]
     return onnx.helper.make_tensor_value_info(DEEP_TENSOR, kind.elem_type, axes)
 
@@ -159,19 +165,19 @@ def _rename_tensor(nodes: Iterable[Any], tensor: str) -> None:
 
 
 def _prune(graph: Any) -> None:
-    """Leave out every node, initializer and input that no output needs once `deep` is fed."""
+    """Remove every node, initializer and input that no output needs once `deep` is an input."""
     makers = {output: node for node in graph.node for output in node.output if DEEP_TENSOR not in node.output}
     needed = _ancestors([value.name for value in graph.output], makers)
     made = {output for node in needed for output in node.output}
     read = {name for node in needed for name in node.input}
-    for field, kept in (
+    for field, items in (
         (graph.node, [node for node in graph.node if made.intersection(node.output)]),
         (graph.initializer, [tensor for tensor in graph.initializer if tensor.name in read]),
         (graph.input, [value for value in graph.input if value.name in read]),
         (graph.value_info, [value for value in graph.value_info if value.name in made]),
     ):
         del field[:]
-        field.extend(kept)
+        field.extend(items)
 
 
 def _write(model: Any, path: Path) -> None:
@@ -184,4 +190,4 @@ def _write(model: Any, path: Path) -> None:
 
 
 def _cannot_split(graph: Path, reason: str) -> PipelineError:
-    return PipelineError(f"{graph} cannot be cut for step caching: {reason}", allowed=_ALLOWED)
+    return PipelineError(f"{graph} cannot be split for step caching: {reason}", allowed=_ALLOWED)

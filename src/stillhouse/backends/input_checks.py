@@ -1,6 +1,6 @@
-"""Checks what a caller feeds to a network, and the static shapes asked of it, before a runtime sees either.
+"""Checks of feeds and static shapes before a runtime sees them.
 
-OpenVINO does not: fed three rows to one input and two to another, it reads past the end of the second.
+OpenVINO does not check: with three rows of one input and two of another, it reads past the end of the second.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from stillhouse.errors import InvalidRequest
 def prepare_feeds(
     feeds: Mapping[str, NDArray[Any]], inputs: Sequence[TensorSpec], axes: Mapping[str, Axes]
 ) -> dict[str, NDArray[Any]]:
-    """The feeds as runtimes read them, in the order of `inputs`: contiguous, aligned, in this processor's byte order.
+    """Return the feeds in the order of `inputs`: contiguous, aligned, in native byte order.
 
     Raises:
         InvalidRequest: an input is missing or unknown, or an array has another dtype or does not fit the axes.
@@ -30,21 +30,21 @@ def prepare_feeds(
 
 
 def order_feeds(feeds: Mapping[str, Any], inputs: Sequence[TensorSpec]) -> dict[str, Any]:
-    """The feeds in the order of `inputs`. InvalidRequest where one of them is missing."""
+    """Return the feeds in the order of `inputs`. InvalidRequest where one is missing."""
     if missing := [spec.name for spec in inputs if spec.name not in feeds]:
-        raise InvalidRequest(f"nothing was fed to {', '.join(missing)}", allowed="an array for each input")
+        raise InvalidRequest(f"no array for input {', '.join(missing)}", allowed="an array for each input")
     return {spec.name: feeds[spec.name] for spec in inputs}
 
 
 def bind_axes(shapes: Mapping[str, Sequence[int]], axes: Mapping[str, Axes]) -> dict[str, int]:
-    """The length that each named axis gets from these shapes.
+    """Return the length of each named axis in these shapes.
 
-    >>> bound({"sample": (2, 4, 64, 64)}, {"sample": ("batch", 4, "height", "width"), "timestep": ("batch",)})
+    >>> bind_axes({"sample": (2, 4, 64, 64)}, {"sample": ("batch", 4, "height", "width"), "timestep": ("batch",)})
     {'batch': 2, 'height': 64, 'width': 64}
 
     Raises:
-        InvalidRequest: no such input, or a shape of another rank, with another length than an axis has, with a length
-            of 0, or with two lengths for one name.
+        InvalidRequest: an unknown input, or a shape of another rank, with another length than a fixed axis, with a
+            length of 0, or with two lengths for one name.
     """
     lengths: dict[str, int] = {}
     for name, shape in shapes.items():
@@ -58,9 +58,11 @@ def bind_axes(shapes: Mapping[str, Sequence[int]], axes: Mapping[str, Axes]) -> 
 
 
 def fix_axes(shapes: Mapping[str, tuple[int, ...]], axes: Mapping[str, Axes]) -> dict[str, Axes]:
-    """The axes with these static shapes; a named axis is fixed in every input that has it. Raises as `bound` does.
+    """Return the axes of all inputs with these static shapes.
 
-    >>> fixed({"sample": (2, 4)}, {"sample": ("batch", 4), "timestep": ("batch",), "text": ("tokens",)})
+    A named axis is fixed in every input that has it. Raises as `bind_axes`.
+
+    >>> fix_axes({"sample": (2, 4)}, {"sample": ("batch", 4), "timestep": ("batch",), "text": ("tokens",)})
     {'sample': (2, 4), 'timestep': (2,), 'text': ('tokens',)}
     """
     lengths = bind_axes(shapes, axes)
@@ -68,9 +70,9 @@ def fix_axes(shapes: Mapping[str, tuple[int, ...]], axes: Mapping[str, Axes]) ->
 
 
 def _axis_fits(axis: int | str | None, length: int, lengths: dict[str, int]) -> bool:
-    """Whether the axis may be that long. The first length of a named axis is written to `lengths`."""
-    want = lengths.setdefault(axis, length) if isinstance(axis, str) else axis
-    return length > 0 and want in (None, length)
+    """Return whether an axis may have this length. The first length of a named axis is added to `lengths`."""
+    expected = lengths.setdefault(axis, length) if isinstance(axis, str) else axis
+    return length > 0 and expected in (None, length)
 
 
 def _prepare_array(array: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
@@ -79,10 +81,10 @@ def _prepare_array(array: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
 
 
 def check_dtype(spec: TensorSpec, dtype: str) -> None:
-    """Refuse another dtype than an input's own, told by its name."""
+    """Raise InvalidRequest where the dtype of a feed is not that of the input."""
     if dtype != spec.dtype:
         raise InvalidRequest(
-            f"input {spec.name!r} was fed {dtype}", allowed=spec.dtype, fix=f"use .astype({spec.dtype!r})"
+            f"input {spec.name!r} got an array of {dtype}", allowed=spec.dtype, fix=f"use .astype({spec.dtype!r})"
         )
 
 

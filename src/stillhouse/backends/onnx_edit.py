@@ -1,8 +1,8 @@
-"""An ONNX graph taken apart for rewriting: nodes here, constants there, each read from disk only when it is needed.
+"""An ONNX graph split into nodes and constants for rewriting. Constants are read from disk one at a time, when needed.
 
-What is rewritten may be larger than memory, so no constant is read before it is written, and one at a time. Weights
-that a graph makes on its way (a Cast behind stored halves, a Transpose behind a linear layer) count as constants,
-under the name that the layers know them by.
+A graph may be larger than memory, so no constant is read before it is written. Weights that the graph computes from
+initializers (a Cast of stored half precision, a Transpose of a linear layer's weights) count as constants under the
+name that the layers use.
 """
 
 import math
@@ -28,18 +28,24 @@ Node: TypeAlias = Any
 """An onnx.NodeProto."""
 
 COMPUTE_OPS = ("Conv", "MatMul", "Gemm")
-"""The operations that do the work of a network, and that are worth another precision."""
+"""The operators that take most of a network's time, and that are converted to other precisions."""
 FLOAT_TYPES = ("float16", "float32", "float64", "bfloat16")
 _INLINE = 16 << 20
-"""Bytes of weights that may stay in the .onnx itself; protobuf's own limit is 2 GiB."""
+"""Largest number of bytes of weights in the .onnx itself; the limit of protobuf is 2 GiB."""
 _SMALL = 1024
-"""Bytes. Shape inference wants what is smaller inline."""
+"""Bytes from which a constant goes to the data file. Shape inference needs smaller ones inline."""
 _ALIGNMENT = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Constant:
-    """A tensor that is read when it is needed: its numpy type and shape, and how to get at its values."""
+    """A tensor that is read when it is needed.
+
+    Args:
+        dtype: NumPy type.
+        shape: of the values.
+        read: returns the values.
+    """
 
     dtype: "np.dtype[Any]"
     shape: tuple[int, ...]
@@ -47,22 +53,25 @@ class Constant:
 
     @classmethod
     def from_array(cls, array: NDArray[Any]) -> "Constant":
-        """One whose values are here already."""
+        """Return a constant of values in memory."""
         return cls(array.dtype, array.shape, lambda: array)
 
     def cast(self, dtype: "np.dtype[Any]") -> "Constant":
-        """The same in another type. What is too large for it becomes infinite."""
+        """Return the constant in another type. Values beyond its range become infinite."""
         return Constant(dtype, self.shape, partial(_cast, self.read, dtype))
 
     def transpose(self, axes: Iterable[int]) -> "Constant":
-        """The same with its axes in another order."""
+        """Return the constant with its axes in this order."""
         order = tuple(axes)
         shape = tuple(self.shape[axis] for axis in order)
         return Constant(self.dtype, shape, lambda: self.read().transpose(order))
 
 
 def load_with_constants(graph: Path) -> tuple[Model, dict[str, Constant]]:
-    """The graph without its constants, and the constants by name.
+    """Return a graph without its constants, and the constants by name.
+
+    Args:
+        graph: an ONNX file.
 
     Raises:
         PipelineError: the file is missing or no ONNX graph, or its weights are missing or cut short.
@@ -96,7 +105,12 @@ def load_with_constants(graph: Path) -> tuple[Model, dict[str, Constant]]:
 
 
 def initializers(model: Model, graph: Path) -> dict[str, Constant]:
-    """The initializers of a model by name, which was loaded from `graph`, as they are stored."""
+    """Return the initializers of a model by name, as they are stored.
+
+    Args:
+        model: loaded from `graph`.
+        graph: its file.
+    """
     kind = require("onnx.helper").tensor_dtype_to_np_dtype
     return {
         tensor.name: Constant(
@@ -107,19 +121,25 @@ def initializers(model: Model, graph: Path) -> dict[str, Constant]:
 
 
 def save_with_constants(model: Model, constants: Mapping[str, Constant], out: Path) -> None:
-    """Write the nodes with those constants that they use, whole or not at all.
+    """Write the nodes with the constants that they use, atomically.
 
-    Weights lie in the .onnx itself or, above 16 MiB, in `<out>.data` beside it. At no time are two of them in memory.
+    Weights are written to the .onnx itself or, above 16 MiB, to `<out>.data` beside it. One constant is in memory at a
+    time.
+
+    Args:
+        model: without initializers.
+        constants: by name; unused ones are left out.
+        out: the .onnx file.
     """
     used = _used_names(model.graph)
     needed = {name: constants[name] for name in sorted(used & constants.keys())}
     large = sum(constant.dtype.itemsize * math.prod(constant.shape) for constant in needed.values()) > _INLINE
     data = out.with_name(f"{out.name}.data")
-    with atomic_replace(out) as temporary, atomic_replace(data) as heap, translate_errors("onnx", out, "write"):
+    with atomic_replace(out) as temporary, atomic_replace(data) as data_file, translate_errors("onnx", out, "write"):
         for name, constant in needed.items():
             tensor = require("onnx.numpy_helper").from_array(constant.read(), name)
             if large and len(tensor.raw_data) >= _SMALL:
-                _spill(tensor, heap, data.name)
+                _spill(tensor, data_file, data.name)
             model.graph.initializer.append(tensor)
         temporary.write_bytes(model.SerializeToString())
     if not large:
@@ -128,12 +148,12 @@ def save_with_constants(model: Model, constants: Mapping[str, Constant], out: Pa
 
 
 def node_name(node: Node) -> str:
-    """What a node is called: its name or, where it has none, that of its first output, as OpenVINO has it."""
+    """Return the name of a node or, where it has none, that of its first output, as OpenVINO does."""
     return str(node.name or node.output[0])
 
 
 def inner_graphs(node: Node) -> Iterator[Any]:
-    """The graphs inside a node: branches and loop bodies."""
+    """Iterate over the graphs inside a node: branches and loop bodies."""
     for attribute in node.attribute:
         yield from attribute.graphs
         if attribute.HasField("g"):
@@ -141,16 +161,16 @@ def inner_graphs(node: Node) -> Iterator[Any]:
 
 
 def check_node_names(keep: Iterable[str], model: Model) -> frozenset[str]:
-    """Refuse, with InvalidRequest, a name that no node of the graph has."""
+    """Return these node names as a set. InvalidRequest where the graph has no node of a name."""
     names = {node_name(node) for node in model.graph.node}
-    kept = frozenset(keep)
-    for name in sorted(kept):
+    nodes = frozenset(keep)
+    for name in sorted(nodes):
         check_choice("node", name, names)
-    return kept
+    return nodes
 
 
 def set_repeated(field: Any, items: Iterable[Any]) -> None:
-    """Make a repeated field of protobuf hold these items."""
+    """Replace the items of a repeated protobuf field."""
     items = list(items)
     del field[:]
     field.extend(items)
@@ -158,7 +178,7 @@ def set_repeated(field: Any, items: Iterable[Any]) -> None:
 
 @contextmanager
 def atomic_replace(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, which takes its place if it was written, and is removed if anything failed."""
+    """Yield a temporary path beside `path`. If it was written, it replaces `path`; on an error it is removed."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
@@ -173,7 +193,7 @@ def _is_float_cast(source: Constant, kind: Any) -> bool:
 
 
 def _read_initializer(tensor: Any, graph: Path) -> NDArray[Any]:
-    """The values of an initializer, which lie in the graph or in a file beside it."""
+    """Read the values of an initializer from the graph or from its external file."""
     if tensor.external_data:
         loaded = type(tensor)()
         loaded.CopyFrom(tensor)
@@ -188,9 +208,9 @@ def _cast(read: Callable[[], NDArray[Any]], dtype: "np.dtype[Any]") -> NDArray[A
         return read().astype(dtype, copy=False)
 
 
-def _spill(tensor: Any, heap: Path, location: str) -> None:
-    """Move a tensor's values to the end of a file of their own."""
-    with heap.open("ab") as file:
+def _spill(tensor: Any, data_file: Path, location: str) -> None:
+    """Append a tensor's values to a data file, and point the tensor there."""
+    with data_file.open("ab") as file:
         file.write(bytes(-file.tell() % _ALIGNMENT))
         place = {"location": location, "offset": file.tell(), "length": file.write(tensor.raw_data)}
     tensor.ClearField("raw_data")
@@ -200,7 +220,7 @@ def _spill(tensor: Any, heap: Path, location: str) -> None:
 
 
 def _used_names(graph: Any) -> set[str]:
-    """Every name that a node of the graph, or of a graph inside a node, takes, and the results."""
+    """Return the names of all inputs of nodes, inner graphs included, and of the graph's outputs."""
     names = {value.name for value in graph.output}
     for node in graph.node:
         names.update(node.input)

@@ -1,27 +1,29 @@
-"""The OpenVINO backend: f32, and bf16 or f16 where the processor has them. The only file that names this runtime."""
+"""The OpenVINO backend: f32, and bf16 or f16 where the processor has them. Only this module imports openvino."""
 
 import json
 import os
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stillhouse.backends.backend import Backend, BuildGraph, CandidateContext, CandidateSpec, Recipe
 from stillhouse.backends.input_checks import fix_axes
 from stillhouse.backends.runner import GraphRunner, RunnerOptions, Tensors
-from stillhouse.backends.runtime import INSTALL_COMMANDS, BackendStatus, require, translate_errors
+from stillhouse.backends.runtime import BackendStatus, install_command, require, translate_errors
 from stillhouse.backends.signature import AXES_KEY, OPENVINO_SUFFIX, Axes, Signature
 from stillhouse.core import TensorSpec
 from stillhouse.errors import InvalidRequest, UnsupportedPrecision
 
 WITHOUT_BIAS_SUFFIX = "/WithoutBiases"
-"""What OpenVINO puts behind a node's name where it splits a bias off."""
+"""Suffix that OpenVINO adds to a node's name where it splits off the bias."""
 _NAME = "openvino"
 _DEVICE = "CPU"
+_RANK = 50
 _CAPABILITIES = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}  # our name: the device's
 _HEAVY = {"Convolution", "Deconvolution", "FullyConnected", "MatMul", "ScaledDotProductAttention"}
 _FUSED = "Subgraph"
@@ -30,13 +32,13 @@ _PRECISION_NAMES = {"f32": "f32", "bf16": "bf16", "f16": "f16", "i8": "int8", "u
 
 
 def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> GraphRunner:
-    """Open an ONNX file, or a graph of OpenVINO's own.
+    """Open an ONNX file, or an OpenVINO graph.
 
     Raises:
-        InvalidRequest: a setting was asked for; there are none.
+        InvalidRequest: a setting; there are none.
         RuntimeMissing: openvino is not installed.
-        UnsupportedPrecision: the processor does not have what was asked for. OpenVINO itself would not say so: it
-            takes the hint and computes in f32.
+        UnsupportedPrecision: the processor does not have the precision. OpenVINO itself would compute in f32 without a
+            message.
         BackendFailed: openvino refuses the graph.
     """
     for name in options.settings:
@@ -44,53 +46,52 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
     core = require(_NAME).Core()
     precisions = supported_precisions(core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES"))
     if options.precision not in precisions:
-        given = f"precision {options.precision!r} on {_NAME} with this processor"
-        raise UnsupportedPrecision(given, allowed=", ".join(precisions))
+        message = f"precision {options.precision!r} on {_NAME} with this processor"
+        raise UnsupportedPrecision(message, allowed=", ".join(precisions))
     axes = fix_axes(options.shapes, signature.inputs)
     with translate_errors(_NAME, graph, "open"):
         model = _read_model(core, graph, axes, options)
         compiled = core.compile_model(model, _DEVICE, _config(options))
-        apart = options.streams > 1
-        inputs = tuple(_spec(name, compiled.input(name), apart) for name in signature.inputs)
-        outputs = tuple(_spec(name, compiled.output(name), apart) for name in signature.outputs)
+        per_row = options.streams > 1
+        inputs = tuple(_spec(name, compiled.input(name), per_row) for name in signature.inputs)
+        outputs = tuple(_spec(name, compiled.output(name), per_row) for name in signature.outputs)
         requests = [compiled.create_infer_request() for _ in range(options.streams)]
-        census = _layer_precisions(compiled, model)
-    # A network without heavy layers computes in what was asked for, as the runtime took it.
-    executed = set(census) or {compiled.get_property("INFERENCE_PRECISION_HINT").to_string()}
+        layers = _layer_precisions(compiled, model)
+    # A network without heavy layers computes in the precision that the runtime has set.
+    executed = set(layers) or {compiled.get_property("INFERENCE_PRECISION_HINT").to_string()}
     precision = executed.pop() if len(executed) == 1 else "mixed"
-    if apart:
+    if per_row:
         axes = {name: (signature.inputs[name][0], *shape[1:]) for name, shape in axes.items()}
-    run = partial(_run_rows if apart else _run_batch, requests, [spec.name for spec in outputs])
-    return GraphRunner(graph, _NAME, precision, inputs, outputs, axes, run, census)
+    run = partial(_run_rows if per_row else _run_batch, requests, [spec.name for spec in outputs])
+    return GraphRunner(graph, _NAME, precision, inputs, outputs, axes, run, layers)
 
 
 def status() -> BackendStatus:
-    """What OpenVINO can do on this machine."""
+    """Describe OpenVINO on this machine."""
     runtime = require(_NAME)
     core = runtime.Core()
     precisions = supported_precisions(core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES"))
     version = runtime.__version__.partition("-")[0]
-    return BackendStatus(_NAME, version, tuple(core.available_devices), precisions, None, INSTALL_COMMANDS[_NAME])
+    return BackendStatus(_NAME, version, tuple(core.available_devices), precisions, None, install_command(_NAME))
 
 
 def supported_precisions(capabilities: Collection[str]) -> tuple[str, ...]:
-    """The precisions that can be asked for on a device with these OPTIMIZATION_CAPABILITIES.
+    """Return the precisions that a device with these OPTIMIZATION_CAPABILITIES accepts.
 
-    >>> offered(["FP32", "INT8", "BF16"])
+    >>> supported_precisions(["FP32", "INT8", "BF16"])
     ('f32', 'bf16', 'auto')
     """
     return (*(name for name, capability in _CAPABILITIES.items() if capability in capabilities), "auto")
 
 
 def read_openvino_model(graph: Path, signature: Signature) -> Any:
-    """An ONNX file as a model of OpenVINO's, for other tools to change; weights stay on disk until they are read.
+    """Read an ONNX file as an OpenVINO model for other tools to change; weights are read from disk when needed.
 
-    Nodes keep their names, with `UNBIASED` behind where OpenVINO splits a bias off. The weights of linear layers,
-    which stand behind a Transpose in graphs that torch exports, are taken as they lie, so that other tools see that
-    they are weights.
+    Nodes keep their names, with `WITHOUT_BIAS_SUFFIX` where OpenVINO splits off a bias. Torch's exporter puts a
+    Transpose before the weights of linear layers; it is folded into the product, so that tools recognise the weights.
 
     Raises:
-        RuntimeMissing, BackendFailed: as `open_graph`.
+        RuntimeMissing, BackendFailed: as of `open_graph`.
     """
     core = require(_NAME).Core()
     with translate_errors(_NAME, graph, "read"):
@@ -104,14 +105,14 @@ def read_openvino_model(graph: Path, signature: Signature) -> Any:
 
 
 def save_openvino_model(model: Any, out: Path) -> None:
-    """Write a model of OpenVINO's to `out` and its weights to the .bin beside it, whole or not at all.
+    """Write an OpenVINO model to `out` and its weights to the .bin file beside it, atomically.
 
     Raises:
         InvalidRequest: `out` does not end in .xml.
     """
     if out.suffix != OPENVINO_SUFFIX:
         raise InvalidRequest(
-            f"{out} as the name of a graph of OpenVINO's", allowed=f"a name that ends in {OPENVINO_SUFFIX}"
+            f"{out} as the name of an OpenVINO graph", allowed=f"a name that ends in {OPENVINO_SUFFIX}"
         )
     temporary = out.with_name(f".{out.stem}.{os.getpid()}{OPENVINO_SUFFIX}")
     try:
@@ -125,7 +126,7 @@ def save_openvino_model(model: Any, out: Path) -> None:
 
 
 def _fold_transpose(product: Any) -> None:
-    """Turn x @ transpose(W), W a constant matrix, into a product that is told of W's order."""
+    """Replace x @ transpose(W), W a constant matrix, by one product with the transposition as its attribute."""
     transpose = product.input_value(1).get_node()
     if transpose.get_type_name() != "Transpose" or product.get_attributes()["transpose_b"]:
         return
@@ -133,10 +134,10 @@ def _fold_transpose(product: Any) -> None:
     source = weights.input_value(0).get_node() if weights.get_type_name() == "Convert" else weights
     order = transpose.input_value(1).get_node()
     if source.get_type_name() == order.get_type_name() == "Constant" and order.get_data().tolist() == [1, 0]:
-        first, turned = product.input_value(0), product.get_attributes()["transpose_a"]
-        same = require("openvino.opset13").matmul(first, transpose.input_value(0), turned, True)
-        same.set_friendly_name(product.get_friendly_name())
-        require("openvino.utils").replace_node(product, same)
+        first, transpose_a = product.input_value(0), product.get_attributes()["transpose_a"]
+        folded = require("openvino.opset13").matmul(first, transpose.input_value(0), transpose_a, True)
+        folded.set_friendly_name(product.get_friendly_name())
+        require("openvino.utils").replace_node(product, folded)
 
 
 def _run_batch(requests: list[Any], names: list[str], feeds: Tensors) -> list[NDArray[Any]]:
@@ -146,18 +147,18 @@ def _run_batch(requests: list[Any], names: list[str], feeds: Tensors) -> list[ND
 
 
 def _run_rows(requests: list[Any], names: list[str], feeds: Tensors) -> list[NDArray[Any]]:
-    """Every row by itself, as many at a time as there are requests."""
+    """Run every row by itself, as many at a time as there are requests."""
     rows = [{name: array[row : row + 1] for name, array in feeds.items()} for row in range(_row_count(feeds))]
     results: list[list[NDArray[Any]]] = []
     for first in range(0, len(rows), len(requests)):
-        wave = list(zip(requests, rows[first:], strict=False))
+        batch = list(zip(requests, rows[first:], strict=False))
         try:
-            for request, row in wave:
+            for request, row in batch:
                 request.start_async(row, share_inputs=True)
-        finally:  # a request reads its row until it is done, whatever became of the others
-            for request, _ in wave:
+        finally:  # a request reads its row until it is done, also where another one failed
+            for request, _ in batch:
                 request.wait()
-        results += [[request.get_tensor(name).data.copy() for name in names] for request, _ in wave]
+        results += [[request.get_tensor(name).data.copy() for name in names] for request, _ in batch]
     return [np.concatenate(column) for column in zip(*results, strict=True)]
 
 
@@ -166,7 +167,7 @@ def _row_count(feeds: Tensors) -> int:
 
 
 def _read_model(core: Any, graph: Path, axes: Mapping[str, Axes], options: RunnerOptions) -> Any:
-    # Not compile_model(path): its cache key knows the .onnx file only, so changed weights beside it would go unseen.
+    # Not compile_model(path): its cache key covers the .onnx file only, not the weights beside it.
     model = core.read_model(graph)
     shapes = {name: [axis if isinstance(axis, int) else -1 for axis in shape] for name, shape in axes.items()}
     if options.streams > 1:
@@ -183,24 +184,24 @@ def _config(options: RunnerOptions) -> dict[str, Any]:
     if options.threads:
         config["INFERENCE_NUM_THREADS"] = options.threads
     if options.cache:
-        # Its cache's key does not know these. What was compiled for float32 would be taken for f16, and drew NaN.
+        # The key of OpenVINO's cache lacks these: a network compiled for f32 was loaded for f16 and gave NaN.
         config["CACHE_DIR"] = str(options.cache / f"{options.precision}-{options.threads or 'all'}-{options.streams}")
     return config
 
 
 def _layer_precisions(compiled: Any, model: Any) -> dict[str, int]:
-    """How many of the operations that do the work compute in each precision.
+    """Count the heavy operations by the precision that they compute in.
 
-    A layer is a heavy one, or has taken up some of the model's matrix products (attention becomes a "Subgraph"). A
-    kernel's name ends in the type of its first input. "runtimePrecision" would not do: of a layer whose weights are
-    stored as integers it names the weights, also where they are expanded and multiplied in f32.
+    Counted are heavy layers, and the matrix products of the model that a layer has fused (attention becomes a
+    "Subgraph"). A kernel's name ends in the type of its first input. "runtimePrecision" is no substitute: of a layer
+    whose weights are stored as integers it names the weights' type, also where they are expanded and multiplied in f32.
     """
     products = {node.get_friendly_name() for node in model.get_ops() if node.get_type_name() == "MatMul"}
     counts: Counter[str] = Counter()
     for node in compiled.get_runtime_model().get_ops():
         layer = {key: value.astype(str) for key, value in node.get_rt_info().items() if key in _RUNTIME_KEYS}
-        taken = products.intersection(layer.get("originalLayersNames", "").split(","))
-        if heavy := 1 if layer["layerType"] in _HEAVY else len(taken) if layer["layerType"] == _FUSED else 0:
+        fused = products.intersection(layer.get("originalLayersNames", "").split(","))
+        if heavy := 1 if layer["layerType"] in _HEAVY else len(fused) if layer["layerType"] == _FUSED else 0:
             counts[_precision(layer["primitiveType"], layer["runtimePrecision"])] += heavy
     return dict(sorted(counts.items()))
 
@@ -213,3 +214,71 @@ def _spec(name: str, port: Any, per_row: bool) -> TensorSpec:
     lengths = [axis.get_length() if axis.is_static else None for axis in port.partial_shape]
     shape = (None, *lengths[1:]) if per_row else tuple(lengths)
     return TensorSpec(name, port.element_type.to_dtype().name, shape)
+
+
+def candidates(context: CandidateContext) -> Iterator[CandidateSpec]:
+    """List the configurations of OpenVINO to measure."""
+
+    def spec(recipe: str = "f32", precision: str = "f32", **options: str) -> CandidateSpec:
+        return CandidateSpec(recipe, precision, options, _RANK)
+
+    streams = {"streams": str(max(2, context.threads))}
+    if context.cost == "low":
+        yield spec(shapes="static")
+        return
+    yield spec(**streams)
+    yield spec(precision="bf16", **streams)
+    yield spec(precision="bf16", shapes="static")
+    if context.cost == "high":
+        yield spec("int8-static", precision="bf16", **streams)
+        yield spec("int8-static", **streams)
+        yield spec("int8-static", shapes="static")
+        yield spec("int8-static", precision="bf16", shapes="static")
+        yield spec("int8-weights", shapes="static")
+    yield spec(shapes="static")
+    yield spec()
+    if context.cost == "high":
+        yield spec("int4-weights", shapes="static")
+        yield spec(precision="f16", shapes="static")
+        if context.threads > 1:
+            yield spec(shapes="static", threads="1")
+    if context.role == "decoder":
+        yield spec("int8-static", shapes="static")
+        if context.decoder_side:
+            yield spec(tile=str(context.decoder_side // 2))
+
+
+def _build_int8(graph: Path, out: Path, feeds: Sequence[Mapping[str, NDArray[Any]]], keep: Sequence[str]) -> None:
+    # Imported here: that module imports this one.
+    from stillhouse.backends.quantize import quantize_openvino
+
+    quantize_openvino(graph, out, feeds, keep=keep)
+
+
+def _weights_builder(bits: Literal[4, 8]) -> BuildGraph:
+    def build(graph: Path, out: Path, feeds: Sequence[Mapping[str, NDArray[Any]]], keep: Sequence[str]) -> None:
+        from stillhouse.backends.quantize import compress_openvino_weights
+
+        compress_openvino_weights(graph, out, bits=bits, keep=keep)
+
+    return build
+
+
+def _recipe(build: BuildGraph) -> Recipe:
+    return Recipe(build, f"model{OPENVINO_SUFFIX}", requires=("nncf",))
+
+
+BACKEND = Backend(
+    _NAME,
+    open_graph,
+    status,
+    install_command(_NAME),
+    supports_streams=True,
+    packages=(_NAME, "nncf"),
+    recipes={
+        "int8-static": _recipe(_build_int8),
+        "int8-weights": _recipe(_weights_builder(8)),
+        "int4-weights": _recipe(_weights_builder(4)),
+    },
+    candidates=candidates,
+)

@@ -1,8 +1,7 @@
-"""The onnxruntime backend: what a graph names, float32 or small integers, by one of its providers. The only file that
-names it."""
+"""The onnxruntime backend, on the processor and by its GPU providers. Only this module imports onnxruntime."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -11,19 +10,21 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from stillhouse.backends.backend import Backend, CandidateContext, CandidateSpec
 from stillhouse.backends.input_checks import bind_axes, fix_axes
 from stillhouse.backends.layer_precisions import read_layer_precisions
+from stillhouse.backends.recipes import FLOAT16, dynamic_recipe, static_recipe
 from stillhouse.backends.runner import GraphRunner, RunnerOptions, Tensors
-from stillhouse.backends.runtime import INSTALL_COMMANDS, BackendStatus, require, translate_errors
+from stillhouse.backends.runtime import BackendStatus, install_command, require, translate_errors
 from stillhouse.backends.signature import OPENVINO_SUFFIX, Signature
-from stillhouse.backends.torch_device import GPU_LOCK
+from stillhouse.backends.torch_device import CUDA, GPU_LOCK
 from stillhouse.check import check_choice
 from stillhouse.core import TensorSpec
 from stillhouse.errors import BackendFailed, InvalidRequest, RuntimeMissing, UnsupportedPrecision
 
 SETTINGS: Mapping[str, tuple[str, ...]] = {
     "spinning": ("0", "1"),
-    "census": ("0", "1"),
+    "count_layers": ("0", "1"),
     "provider": ("cpu", "cuda", "tensorrt"),
 }
 """Allowed values by name; the first is the default."""
@@ -32,33 +33,34 @@ _NAME = "onnxruntime"
 _PRECISIONS = ("f32",)
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 _CUDA_OPTIONS = {"use_tf32": "0"}
-"""Of the CUDA provider, which would compute in ten bits what a graph names float32."""
+"""Options of the CUDA provider, which would otherwise compute float32 in TF32."""
 _INSTALL_GPU_BUILD = "pip install onnxruntime-gpu, in place of onnxruntime"
 _DTYPES = {"float": "float32", "double": "float64", "string": "object"}
 _MIN_EXTERNAL_BYTES = "256"
+_GPU_RANK, _CPU_RANK = 30, 60
 _LOG_FATAL = 4  # severity "fatal": everything milder also arrives as an exception
 
 
 def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> GraphRunner:
-    """Open an ONNX file.
+    """Open an ONNX file. It computes in the types of the graph: float32, or small integers.
 
     Settings:
-        spinning: 1 lets threads burn time while they wait for work: sooner there, and in everybody else's way.
-        census: 1 counts the heavy operations, which costs a fifth of the time to open a small network, and a second
-            for a gigabyte of weights. With halves or integers in the graph they are always counted, since nothing
-            else tells what those are computed in; what the provider tensorrt compiles is not counted.
-        provider: cpu; or cuda or tensorrt, in a build of onnxruntime that has it. What the provider cannot run falls
-            to the next one, cuda and then cpu; a session that got none of the provider's is refused. TensorRT's
-            computes float32 in TF32, against which onnxruntime has no option.
+        spinning: 1 lets waiting threads spin: faster, and it slows other processes and runtimes down.
+        count_layers: 1 counts the heavy operations by precision. This takes a fifth of the time that opening a small
+            network takes, and a second per gigabyte of weights. Graphs with half precision or integers are always
+            counted, since nothing else says what they compute in; graphs that TensorRT compiles are not.
+        provider: cpu; or cuda or tensorrt, in a build of onnxruntime that has it. Operations that a provider cannot run
+            go to the next one, cuda and then cpu; a session without any operation on the provider is refused.
+            TensorRT's provider computes float32 in TF32, which onnxruntime cannot switch off.
 
     Raises:
-        InvalidRequest: an unknown setting, or a graph of OpenVINO's.
+        InvalidRequest: an unknown setting, or an OpenVINO graph.
         RuntimeMissing: onnxruntime is not installed, or is a build without the provider.
-        UnsupportedPrecision: anything but f32 was asked for.
+        UnsupportedPrecision: any other precision than f32.
         BackendFailed: onnxruntime refuses the graph.
     """
     if graph.suffix == OPENVINO_SUFFIX:
-        raise InvalidRequest(f"{graph} is a graph of OpenVINO's", allowed="an ONNX file", fix="open it on openvino")
+        raise InvalidRequest(f"{graph} is an OpenVINO graph", allowed="an ONNX file", fix="open it on openvino")
     if options.precision not in _PRECISIONS:
         raise UnsupportedPrecision(f"precision {options.precision!r} on {_NAME}", allowed=", ".join(_PRECISIONS))
     for name, value in options.settings.items():
@@ -67,34 +69,39 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
     axes = fix_axes(options.shapes, signature.inputs)
     runtime = require(_NAME)
     providers = _providers(runtime, options.settings.get("provider", "cpu"))
-    # What TensorRT has compiled cannot be written down as a graph.
-    is_legible = _PROVIDERS["tensorrt"] not in providers
-    counted = is_legible and (signature.arithmetic != "f32" or options.settings.get("census") == "1")
+    # What TensorRT has compiled cannot be saved as a graph.
+    count_layers = _PROVIDERS["tensorrt"] not in providers and (
+        signature.arithmetic != "f32" or options.settings.get("count_layers") == "1"
+    )
     with translate_errors(_NAME, graph, "open"):
         settings = _settings(runtime, options, bind_axes(options.shapes, signature.inputs))
-        given = [(name, _CUDA_OPTIONS) if name == _PROVIDERS["cuda"] else name for name in providers]
-        session, census = _open_session(runtime, str(graph), settings, given, counted)
+        options_of = [(name, _CUDA_OPTIONS) if name == _PROVIDERS["cuda"] else name for name in providers]
+        session, layers = _open_session(runtime, str(graph), settings, options_of, count_layers)
         _check_provider(session, providers)
-        session.disable_fallback()  # or a provider that fails later is another one from then on, and only prints that
-    # An axis without a name stays dynamic in the runtime; it is held to its length by the check of the feeds.
+        session.disable_fallback()  # otherwise a failing provider is replaced by another with a printed remark only
+    # An axis without a name stays dynamic in the runtime; the check of the feeds enforces its length.
     inputs = tuple(_spec(node, axes[node.name]) for node in session.get_inputs())
     outputs = tuple(_spec(node, node.shape) for node in session.get_outputs())
     names = [spec.name for spec in outputs]
-    alone = nullcontext() if providers == [_PROVIDERS["cpu"]] else GPU_LOCK
+    lock = nullcontext() if providers == [_PROVIDERS["cpu"]] else GPU_LOCK
 
     def run(feeds: Tensors) -> list[NDArray[Any]]:
-        with alone:
-            answers: list[NDArray[Any]] = session.run(names, feeds)
-        return answers
+        with lock:
+            results: list[NDArray[Any]] = session.run(names, feeds)
+        return results
 
-    # A network without heavy operations computes in the types that its graph names.
-    executed = set(census) or {signature.arithmetic}
+    # A network without heavy operations computes in the types of its graph.
+    executed = set(layers) or {signature.arithmetic}
     precision = executed.pop() if len(executed) == 1 else "mixed"
-    return GraphRunner(graph, _NAME, precision, inputs, outputs, axes, run, layer_precisions=census)
+    return GraphRunner(graph, _NAME, precision, inputs, outputs, axes, run, layer_precisions=layers)
 
 
 def make_evaluator(model: bytes, directory: Path) -> Callable[[Tensors], dict[str, NDArray[Any]]]:
-    """A function that runs a graph which is no file, and whose weights lie in files of `directory`.
+    """Return a function that runs a serialized graph whose weights lie in files of `directory`.
+
+    Args:
+        model: the ModelProto.
+        directory: of its external data.
 
     Raises:
         BackendFailed: onnxruntime refuses the graph.
@@ -114,30 +121,31 @@ def make_evaluator(model: bytes, directory: Path) -> Callable[[Tensors], dict[st
 
 
 def status() -> BackendStatus:
-    """What onnxruntime can do on this machine."""
-    devices = [name.removesuffix("ExecutionProvider") for name in require(_NAME).get_available_providers()]
+    """Describe onnxruntime on this machine."""
+    devices = map(_short_name, require(_NAME).get_available_providers())
     usable = tuple(device for device in devices if device != "Azure")  # a client of a remote service
-    return BackendStatus(_NAME, require(_NAME).__version__, usable, _PRECISIONS, None, INSTALL_COMMANDS[_NAME])
+    return BackendStatus(_NAME, require(_NAME).__version__, usable, _PRECISIONS, None, install_command(_NAME))
 
 
 def _providers(runtime: Any, requested: str) -> list[str]:
-    """The one that is asked for, and those that what it cannot run falls to."""
-    wanted = [_PROVIDERS[name] for name in {"tensorrt": ("tensorrt", "cuda", "cpu")}.get(requested, (requested, "cpu"))]
-    if wanted[0] not in runtime.get_available_providers():
+    """Return the names of the requested provider and of those that its unsupported operations go to."""
+    names = {"tensorrt": ("tensorrt", "cuda", "cpu")}.get(requested, (requested, "cpu"))
+    providers = [_PROVIDERS[name] for name in names]
+    if providers[0] not in runtime.get_available_providers():
         raise RuntimeMissing(f"this build of {_NAME} has no provider {requested}", fix=_INSTALL_GPU_BUILD)
     if requested != "cpu" and hasattr(runtime, "preload_dlls"):
-        with redirect_stdout(StringIO()):  # it prints what it does
-            runtime.preload_dlls()  # CUDA's libraries as pip installs them lie where no loader looks
-    return list(dict.fromkeys(wanted))
+        with redirect_stdout(StringIO()):  # it prints
+            runtime.preload_dlls()  # pip installs CUDA's libraries outside the loader's path
+    return list(dict.fromkeys(providers))
 
 
 def _check_provider(session: Any, expected: Sequence[str]) -> None:
-    """onnxruntime opens a session on the CPU where the provider cannot start, and says so in its log only."""
-    got = session.get_providers()
-    if got[0] != expected[0]:
+    """Raise BackendFailed where a session is on another provider: onnxruntime only logs that it fell back."""
+    actual = session.get_providers()
+    if actual[0] != expected[0]:
         raise BackendFailed(
-            f"{_NAME} opened the graph on {got[0]} in place of {expected[0]}",
-            fix="see that the driver and the libraries of CUDA fit the build of onnxruntime",
+            f"{_NAME} opened the graph on {actual[0]} in place of {expected[0]}",
+            fix="check that the driver and CUDA's libraries fit the build of onnxruntime",
         )
 
 
@@ -146,8 +154,8 @@ def _settings(runtime: Any, options: RunnerOptions, lengths: Mapping[str, int]) 
     settings.log_severity_level = _LOG_FATAL
     settings.intra_op_num_threads = options.threads or _default_threads()
     settings.inter_op_num_threads = 1
-    # A pipeline holds several sessions, and often a second runtime. Threads that spin after their work is done take
-    # the cores from whichever runs next (onnxruntime issues 13808 and 17011); to sleep costs microseconds per layer.
+    # A pipeline holds several sessions, and often a second runtime. Threads that spin after their work take the cores
+    # from the next one (onnxruntime issues 13808 and 17011); sleeping costs microseconds per layer.
     settings.add_session_config_entry("session.intra_op.allow_spinning", options.settings.get("spinning", "0"))
     for axis, length in lengths.items():
         settings.add_free_dimension_override_by_name(axis, length)
@@ -157,9 +165,9 @@ def _settings(runtime: Any, options: RunnerOptions, lengths: Mapping[str, int]) 
 def _open_session(
     runtime: Any, graph: str, settings: Any, providers: Sequence[Any], count_layers: bool
 ) -> tuple[Any, dict[str, int]]:
-    """A session and, where it is asked for, the census of the graph that the runtime made of this one.
+    """Open a session and, with `count_layers`, count the layers of the graph that the runtime optimised.
 
-    The runtime writes that graph, and its weights to nowhere; that costs a second for a gigabyte of them.
+    The runtime writes that graph, and its weights to the null device. This takes a second per gigabyte of weights.
     """
     if not count_layers:
         return runtime.InferenceSession(graph, settings, providers=providers), {}
@@ -175,7 +183,10 @@ def _open_session(
 
 
 def _default_threads() -> int:
-    """0, the runtime's own default, counts the whole machine's cores, also where this process may use only some."""
+    """Return 0 for the runtime's own default, or the cores that this process may use where these are fewer.
+
+    The default counts the cores of the whole machine.
+    """
     if not hasattr(os, "sched_getaffinity"):
         return 0
     allowed = len(os.sched_getaffinity(0))
@@ -185,3 +196,54 @@ def _default_threads() -> int:
 def _spec(node: Any, axes: Sequence[int | str | None]) -> TensorSpec:
     kind = node.type.removeprefix("tensor(").removesuffix(")")
     return TensorSpec(node.name, _DTYPES.get(kind, kind), tuple(a if isinstance(a, int) else None for a in axes))
+
+
+def candidates(context: CandidateContext) -> Iterator[CandidateSpec]:
+    """List the configurations of onnxruntime to measure, on a GPU and on the processor."""
+    if context.cost == "low":
+        return
+    for recipe, provider in (("f16", "tensorrt"), ("f16", "cuda"), ("f32", "cuda")):
+        yield CandidateSpec(recipe, options={"provider": provider}, rank=_GPU_RANK)
+    yield CandidateSpec("f16", rank=_CPU_RANK)
+    if context.cost == "high":
+        yield CandidateSpec(options={"spinning": "1"}, rank=_CPU_RANK)
+        for recipe in ("int8-static", "uint8-dynamic", "int8-dynamic"):
+            yield CandidateSpec(recipe, rank=_CPU_RANK)
+        yield CandidateSpec(options={"shapes": "static"}, rank=_CPU_RANK)
+        if context.threads > 1:
+            yield CandidateSpec(options={"threads": "1"}, rank=_CPU_RANK)
+
+
+def exclusion(spec: CandidateSpec, context: CandidateContext) -> str:
+    """Return why a provider cannot run here; "" where it can."""
+    provider = spec.options.get("provider", "cpu")
+    if provider == "cpu":
+        return ""
+    if context.device not in ("auto", CUDA, f"{CUDA}:0"):
+        return f"{_NAME} runs on the first GPU here"
+    if _short_name(_PROVIDERS[provider]) not in context.status.devices:
+        return f"this build of {_NAME} has no provider {provider}: pip install onnxruntime-gpu in place of it"
+    return ""
+
+
+def _short_name(provider: str) -> str:
+    return provider.removesuffix("ExecutionProvider")
+
+
+BACKEND = Backend(
+    _NAME,
+    open_graph,
+    status,
+    install_command(_NAME),
+    settings=SETTINGS,
+    count_settings={"count_layers": "1"},
+    packages=(_NAME,),
+    recipes={
+        "f16": FLOAT16,
+        "int8-static": static_recipe("uint8"),
+        "int8-dynamic": dynamic_recipe("int8"),
+        "uint8-dynamic": dynamic_recipe("uint8"),
+    },
+    candidates=candidates,
+    exclusion=exclusion,
+)

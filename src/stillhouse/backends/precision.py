@@ -1,9 +1,8 @@
-"""A graph that computes in half precision.
+"""Conversion of a graph to half precision, by the schemas of the ONNX operators.
 
-A pass of our own over ONNX operator schemas, not `onnxruntime.transformers.float16`: that one moves weights beyond
-65504 and values below 6e-8 to the nearest half without a word, takes the angle of a timestep embedding in 11 bits
-(hundreds of radians, so that its sine is noise), casts by a list of operators instead of by their schemas, and holds
-the whole model in memory.
+`onnxruntime.transformers.float16` is not used. It clamps weights beyond 65504 and values below 6e-8 without a message,
+computes the angle of a timestep embedding in 11 bits (hundreds of radians, so that its sine is noise), casts by a list
+of operators instead of by their schemas, and holds the whole model in memory.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -30,7 +29,7 @@ _FLOAT, _HALF = 1, 10  # TensorProto.FLOAT, FLOAT16
 _HALVES = "tensor(float16)"
 _HALF_STARTS = {*COMPUTE_OPS, "ConvTranspose", "Attention", "Einsum"}
 _ANGULAR = {"Sin", "Cos", "Tan"}
-# The type of what they give is an attribute, not the type of what they take.
+# The type of their outputs is an attribute, not the type of their inputs.
 _TYPED = {
     *("EyeLike", "RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"),
     *("Constant", "ConstantOfShape", "SequenceEmpty", "QuantizeLinear", "DequantizeLinear"),
@@ -38,21 +37,21 @@ _TYPED = {
 
 
 def convert_to_float16(graph: Path, out: Path, *, keep: Collection[str] = ()) -> None:
-    """Write `out`: the graph with float16 weights and arithmetic, its inputs and outputs as they were.
+    """Write a graph with float16 weights and arithmetic. Its inputs and outputs keep their types.
 
-    Halves begin at convolutions, matrix products and embedding tables, and go on through everything that takes their
-    results. So what is computed of shapes, positions, masks and timesteps stays in float32, and so does what leads to
-    a sine, back to the last layer with weights; and any node whose schema knows no halves or that has a graph inside.
+    Half precision begins at convolutions, matrix products and embedding tables, and continues through the nodes that
+    read their results. Shapes, positions, masks and timesteps therefore stay in float32. So do nodes that lead to a
+    sine, back to the last layer with weights, nodes whose schema has no half precision, and nodes with inner graphs.
 
-    Nothing is clamped: weights beyond 65504 become infinite, and so do activations where the runtime computes in
-    halves. An overflow shows as inf or nan in the result, never as a value that looks right.
+    Nothing is clamped: weights beyond 65504 become infinite, and so do activations where the runtime computes in half
+    precision. An overflow gives inf or nan in the result.
 
-    What runs in halves is up to the runtime: on x86 onnxruntime casts back to float32 around nearly everything, and
-    `Runner.census` says so. The weights take half of the space in any case.
+    The runtime decides what runs in half precision: on x86 onnxruntime casts back to float32 around nearly everything,
+    which `Runner.layer_precisions` shows. The weights take half of the space in any case.
 
     Args:
         graph: an ONNX file of any size.
-        out: carries its own weights, above 16 MiB in `<out>.data` beside it.
+        out: the file to write, with its own weights, above 16 MiB in `<out>.data` beside it.
         keep: names of nodes that stay in float32.
 
     Raises:
@@ -60,28 +59,28 @@ def convert_to_float16(graph: Path, out: Path, *, keep: Collection[str] = ()) ->
         PipelineError: the graph cannot be read.
         RuntimeMissing: onnx is not installed.
 
-    >>> half(Path("unet/model.onnx"), Path("f16/model.onnx"))  # doctest: +SKIP
+    >>> convert_to_float16(Path("unet/model.onnx"), Path("f16/model.onnx"))  # doctest: +SKIP
     """
     model, constants = load_with_constants(graph)
-    kept = check_node_names(keep, model) | _angle_nodes(model.graph.node, constants)
+    float32_nodes = check_node_names(keep, model) | _angle_nodes(model.graph.node, constants)
     versions = {entry.domain: entry.version for entry in model.opset_import}
-    rewriting = _Float16Rewriter(
+    rewriter = _Float16Rewriter(
         constants, _infer_element_types(graph), versions, {value.name for value in model.graph.output}
     )
     for node in list(model.graph.node):
-        rewriting.add_node(node, stays_float32=node_name(node) in kept)
-    set_repeated(model.graph.node, rewriting.nodes)
+        rewriter.add_node(node, stays_float32=node_name(node) in float32_nodes)
+    set_repeated(model.graph.node, rewriter.nodes)
     del model.graph.value_info[:]
     save_with_constants(model, constants, out)
 
 
 class _Float16Rewriter:
-    """The nodes of a graph as they are written anew. Values that are halves keep their names, unless they are results.
+    """Rewrites the nodes of a graph. Values in half precision keep their names, unless they are outputs of the graph.
 
     Args:
-        constants: gets the halves of those that are taken as halves.
-        kinds: the element type of every value in the graph as it was, as far as it is known.
-        versions: of the operators, by domain.
+        constants: of the graph; half precision copies are added.
+        element_types: of every value in the original graph, as far as they are known.
+        versions: opset by domain.
         results: names of the graph's outputs.
     """
 
@@ -114,9 +113,9 @@ class _Float16Rewriter:
             self._add_float16(node, schema)
 
     def _schema(self, node: Node) -> Any:
-        """The node's schema; None where it has none, or is to stay in float32."""
-        known = all(name in self._element_types or name in self._constants for name in node.input if name)
-        if not known or node.op_type in _TYPED or any(inner_graphs(node)) or not self._reaches_or_starts(node):
+        """Return the node's schema; None where it has none, or must stay in float32."""
+        has_types = all(name in self._element_types or name in self._constants for name in node.input if name)
+        if not has_types or node.op_type in _TYPED or any(inner_graphs(node)) or not self._reaches_or_starts(node):
             return None
         definitions = require("onnx.defs")
         domain = "" if node.domain == "ai.onnx" else node.domain
@@ -125,7 +124,7 @@ class _Float16Rewriter:
         return definitions.get_schema(node.op_type, self._versions[domain], domain)
 
     def _reaches_or_starts(self, node: Node) -> bool:
-        """Whether halves reach this node or begin here."""
+        """Whether a node reads half precision, or half precision begins at it."""
         if node.op_type == "Gather":
             table = self._constants.get(node.input[0])
             if table and table.dtype == np.float32 and len(table.shape) > 1:
@@ -133,7 +132,7 @@ class _Float16Rewriter:
         return node.op_type in _HALF_STARTS or not self._float16_outputs.isdisjoint(node.input)
 
     def _add_float16(self, node: Node, schema: Any) -> None:
-        allowed = {one.type_param_str: one.allowed_type_strs for one in schema.type_constraints}
+        allowed = {each.type_param_str: each.allowed_type_strs for each in schema.type_constraints}
         halved = set()
         for place, name in enumerate(node.input):
             if not name or not self._is_float(name):
@@ -150,7 +149,7 @@ class _Float16Rewriter:
                 self._mark_output(node, place)
 
     def _add_cast(self, node: Node) -> None:
-        """Between floats it goes on in halves; from halves to anything else, it stays."""
+        """Add a Cast: one to float32 becomes one to float16; any other keeps its target."""
         (target,) = (attribute for attribute in node.attribute if attribute.name == "to")
         node.input[0] = self._halves.get(node.input[0], node.input[0])
         self.nodes.append(node)
@@ -166,7 +165,7 @@ class _Float16Rewriter:
         self.nodes.append(node)
 
     def _restore_inner_inputs(self, graph: Any) -> None:
-        """A graph inside a node sees the values around it by name."""
+        """Give the nodes of an inner graph, which read outer values by name, their float32 values."""
         for node in graph.node:
             for place, name in enumerate(node.input):
                 node.input[place] = self._float(name)
@@ -195,7 +194,7 @@ class _Float16Rewriter:
         return self._floats[name]
 
     def _mark_output(self, node: Node, place: int) -> None:
-        """What the node gives there is a half from here on, and a float again where it is a result of the graph."""
+        """Mark an output as half precision, and cast it back where it is an output of the graph."""
         name = node.output[place]
         self._float16_outputs.add(name)
         self._halves[name] = name
@@ -208,7 +207,7 @@ class _Float16Rewriter:
 
 
 def _infer_element_types(graph: Path) -> dict[str, int]:
-    """The element type of each value that the schemas tell."""
+    """Return the element type of each value, as far as shape inference knows it."""
     with translate_errors("onnx", graph, "infer the types of"):
         model: Any = require("onnx.shape_inference").infer_shapes(load_graph(graph))
     values = (*model.graph.input, *model.graph.value_info, *model.graph.output)
@@ -217,12 +216,15 @@ def _infer_element_types(graph: Path) -> dict[str, int]:
 
 
 def _angle_nodes(nodes: Iterable[Node], constants: Collection[str]) -> set[str]:
-    """The nodes that lead to a sine, back to the last layer with weights: in 11 bits, 900 radians are any angle."""
-    wanted: set[str] = set()
+    """Return the names of nodes that lead to a sine, back to the last layer with weights.
+
+    Half precision has 11 bits, too few for an angle of 900 radians.
+    """
+    sources: set[str] = set()
     names = set()
     for node in reversed(list(nodes)):
-        weighed = node.op_type in COMPUTE_OPS and any(name in constants for name in node.input)
-        if node.op_type in _ANGULAR or (wanted.intersection(node.output) and not weighed):
-            wanted.update(node.input)
+        has_weights = node.op_type in COMPUTE_OPS and any(name in constants for name in node.input)
+        if node.op_type in _ANGULAR or (sources.intersection(node.output) and not has_weights):
+            sources.update(node.input)
             names.add(node_name(node))
     return names

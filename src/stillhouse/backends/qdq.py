@@ -1,8 +1,8 @@
-"""A Conv, MatMul or Gemm with weights, written with small numbers by operators of the ONNX standard (opset 13).
+"""Rewriting of Conv, MatMul and Gemm with weights to eight-bit operands, by operators of the ONNX standard (opset 13).
 
-A real number r is stored as an integer q: r = scale * (q - zero) (Jacob et al. 2018, arXiv:1712.05877, equation 1); or
-as a float of eight bits, four of them an exponent (opset 19; Micikevicius et al. 2022, arXiv:2209.05433), without zero
-points, as GPUs multiply them.
+A real number r is stored as an integer q with r = scale * (q - zero) (Jacob et al. 2018, arXiv:1712.05877, equation 1);
+or as an 8-bit float with a 4-bit exponent (opset 19; Micikevicius et al. 2022, arXiv:2209.05433), without zero points,
+as GPUs multiply it.
 """
 
 from collections.abc import Mapping
@@ -18,28 +18,27 @@ from stillhouse.core import Array
 WeightType: TypeAlias = Literal["int8", "uint8"]
 WEIGHT_TYPES: tuple[WeightType, ...] = ("int8", "uint8")
 Ranges: TypeAlias = Mapping[str, tuple[float, float]]
-"""The least and the greatest value of a tensor, by its name."""
+"""Minimum and maximum of a tensor, by its name."""
 
 QuantType: TypeAlias = Literal["uint8", "int8", "fp8"]
-"""What is multiplied: unsigned inputs with signed weights, as processors do; signed ones around zero, or floats of
-eight bits, as GPUs do."""
+"""Operand formats: unsigned inputs with signed weights, for processors; or symmetric int8 or fp8 of both, for GPUs."""
 QUANT_TYPES: tuple[QuantType, ...] = ("uint8", "int8", "fp8")
 
 _LARGEST: Mapping[WeightType, int] = {"int8": 63, "uint8": 127}
-"""What the largest weight is rounded to, counted from the zero point; see `quantize` on the missing bit."""
+"""Largest quantised magnitude of weights, counted from the zero point; `quantize` says why it has one bit less."""
 _FLOAT, _E4M3 = 1, 17  # TensorProto.FLOAT and .FLOAT8E4M3FN
 _SYMMETRIC: Mapping[QuantType, int] = {"int8": 127, "fp8": 448}
-"""The same where nothing saturates, of inputs, too; of floats the largest that there is."""
+"""Largest quantised magnitude of inputs and weights of the symmetric formats."""
 _WIDEST = 2.0**30
-"""A bias in units of its scale, at most: the sum of products is added to it in 32 bits."""
+"""Largest bias in units of its scale: the sum of products is added to it in 32 bits."""
 
 
 class QdqRewriter:
-    """The nodes of a graph as they are written anew, and the constants that come with them.
+    """Rewrites the nodes of a graph, and adds the constants that they need.
 
     Args:
-        constants: of the graph.
-        numbers: of `static`.
+        constants: of the graph; new ones are added.
+        quant_type: of `add_static`.
     """
 
     def __init__(self, constants: dict[str, Constant], quant_type: QuantType = "uint8") -> None:
@@ -50,11 +49,11 @@ class QdqRewriter:
         self._dynamic_inputs: dict[str, tuple[str, str, str]] = {}
 
     def add_static(self, node: Node, ranges: Ranges) -> None:
-        """Take the node with its input, its weights and its bias rounded."""
+        """Add a node with its input, weights and bias quantised and dequantised."""
         source, weights, *bias = node.input
         step, _ = self._scale_and_zero(ranges[source])
         values = self.constants[weights].read()
-        bias = [] if self._quant_type in _SYMMETRIC else bias  # it stays as it is
+        bias = [] if self._quant_type in _SYMMETRIC else bias  # symmetric formats keep the bias in float32
         added = self.constants[bias[0]].read() if bias else np.zeros(1, np.float32)
         axis, largest = output_axis(node), _SYMMETRIC.get(self._quant_type, _LARGEST["int8"])
         scale = _scales(values, axis, largest, least=np.abs(added) / (step * _WIDEST))
@@ -63,19 +62,19 @@ class QdqRewriter:
         node.input[0] = self._quantized_input(source, ranges)
         node.input[1] = self._dequantized_constant(f"{name}.weights", array, scale, axis)
         if bias:
-            whole = np.rint(added / (step * scale.astype(np.float64))).astype(np.int32)
-            node.input[2] = self._dequantized_constant(f"{name}.bias", whole, np.float32(step) * scale, 0)
+            integers = np.rint(added / (step * scale.astype(np.float64))).astype(np.int32)
+            node.input[2] = self._dequantized_constant(f"{name}.bias", integers, np.float32(step) * scale, 0)
         self.nodes.append(node)
 
     def round_output(self, node: Node, name: str, ranges: Ranges) -> None:
-        """Round what the node before, which is taken already, gives under that name."""
+        """Quantise and dequantise an output of a node that is already added."""
         exact = f"{name}.exact"
         node.output[list(node.output).index(name)] = exact
         self._add_qdq(exact, name, *self._scale_and_zero(ranges[name]))
         self._rounded[name] = name
 
     def add_dynamic(self, node: Node, weight_type: WeightType) -> None:
-        """Take the node as an integer one, its input's range found while it runs, and the steps back to float32."""
+        """Add an integer node with an input range that is measured at run time, and the steps back to float32."""
         source, weights, *bias = node.input
         name, result, axis = node_name(node), node.output[0], output_axis(node)
         constant = self.constants[weights]
@@ -84,16 +83,16 @@ class QdqRewriter:
         values, zero = constant.read(), 128 if weight_type == "uint8" else 0
         scale = _scales(values, axis, _LARGEST[weight_type])
         channels = (-1, *[1] * (values.ndim - 2)) if node.op_type == "Conv" else (-1,)
-        whole = self._constant(
+        integers = self._constant(
             f"{name}.weights", _round_to_integers(values, scale, axis, _LARGEST[weight_type], zero).astype(weight_type)
         )
         scales = self._constant(f"{name}.scales", scale.reshape(channels))
         zeros = self._constant(f"{weight_type}.zero", np.array(zero, weight_type))
-        taken, step, start = self._dynamic_input(source)
+        rounded, step, start = self._dynamic_input(source)
         operator = "ConvInteger" if node.op_type == "Conv" else "MatMulInteger"
         steps = [f"{result}.{part}" for part in ("sum", "float", "unit", "product")]
         last = steps[3] if bias else result
-        self._add(operator, [taken, whole, start, zeros], steps[0], name=name)
+        self._add(operator, [rounded, integers, start, zeros], steps[0], name=name)
         if node.op_type == "Conv":
             self.nodes[-1].attribute.extend(node.attribute)
         self._add("Cast", [steps[0]], steps[1], to=_FLOAT)
@@ -104,19 +103,19 @@ class QdqRewriter:
             self._add("Add", [last, added], result)
 
     def _quantized_input(self, name: str, ranges: Ranges) -> str:
-        """The tensor rounded and restored, once for all who take it."""
+        """Return the name of the quantised and dequantised tensor, added once for all nodes that read it."""
         if name not in self._rounded:
             self._rounded[name] = f"{name}.rounded"
             self._add_qdq(name, self._rounded[name], *self._scale_and_zero(ranges[name]))
         return self._rounded[name]
 
     def _scale_and_zero(self, extent: tuple[float, float]) -> tuple[float, int]:
-        """Scale and zero point of a byte for values from least to greatest; zero itself is always exact."""
+        """Return scale and zero point of a byte for a range (minimum, maximum). Zero is always exact."""
         if self._quant_type in _SYMMETRIC:
             return float(np.float32(max(map(abs, extent)) / _SYMMETRIC[self._quant_type])) or 1.0, 0
-        least, greatest = min(extent[0], 0.0), max(extent[1], 0.0)
-        step = float(np.float32((greatest - least) / 255)) or 1.0
-        return step, round(-least / step)
+        low, high = min(extent[0], 0.0), max(extent[1], 0.0)
+        step = float(np.float32((high - low) / 255)) or 1.0
+        return step, round(-low / step)
 
     def _add_qdq(self, source: str, target: str, step: float, zero: int) -> None:
         whole = f"{target}.whole"
@@ -129,16 +128,16 @@ class QdqRewriter:
         self._add("QuantizeLinear", [source, *unit], whole)
         self._add("DequantizeLinear", [whole, *unit], target)
 
-    def _dequantized_constant(self, name: str, whole: NDArray[Any], scale: Array, axis: int) -> str:
+    def _dequantized_constant(self, name: str, integers: NDArray[Any], scale: Array, axis: int) -> str:
         unit = [
             self._constant(f"{name}.scale", scale),
-            self._constant(f"{name}.zero", np.zeros(scale.shape, whole.dtype)),
+            self._constant(f"{name}.zero", np.zeros(scale.shape, integers.dtype)),
         ]
-        self._add("DequantizeLinear", [self._constant(f"{name}.whole", whole), *unit], name, axis=axis)
+        self._add("DequantizeLinear", [self._constant(f"{name}.whole", integers), *unit], name, axis=axis)
         return name
 
     def _dynamic_input(self, name: str) -> tuple[str, str, str]:
-        """The tensor rounded by its own range, once for all who take it: integers, scale, zero point."""
+        """Return the names of a tensor quantised by its own range (integers, scale, zero point), added once."""
         if name not in self._dynamic_inputs:
             self._dynamic_inputs[name] = (f"{name}.taken", f"{name}.taken.scale", f"{name}.taken.zero")
             self.nodes.append(
@@ -150,29 +149,29 @@ class QdqRewriter:
         self.constants[name] = Constant.from_array(array)
         return name
 
-    def _add(self, operator: str, takes: list[str], gives: str, **attributes: Any) -> None:
-        self.nodes.append(require("onnx.helper").make_node(operator, takes, [gives], **attributes))
+    def _add(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> None:
+        self.nodes.append(require("onnx.helper").make_node(operator, inputs, [output], **attributes))
 
 
 def output_axis(node: Node) -> int:
-    """The axis of the node's weights that counts its output channels."""
-    turned = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
-    return 0 if node.op_type == "Conv" or turned else 1
+    """Return the axis of a node's weights that counts its output channels."""
+    is_transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+    return 0 if node.op_type == "Conv" or is_transposed else 1
 
 
 def _scales(values: Array, axis: int, largest: int, least: NDArray[Any] | float = 0.0) -> Array:
-    """A scale for each channel, by which its largest weight becomes `largest`; at least `least`."""
+    """Return a scale for each channel that maps its largest weight to `largest`; at least `least`."""
     others = tuple(other for other in range(values.ndim) if other != axis)
     scale = np.maximum(np.abs(values).max(axis=others) / largest, least)
     return np.where(scale > 0, scale, 1).astype(np.float32)
 
 
 def _quantize_weights(values: Array, scale: Array, axis: int, largest: int, kind: "np.dtype[Any]") -> NDArray[Any]:
-    """In units of the scales: whole numbers, or the nearest floats of eight bits."""
+    """Return weights in units of the scales: rounded to integers, or to fp8."""
     if kind == np.int8:
         return _round_to_integers(values, scale, axis, largest, 0).astype(kind)
-    small: NDArray[Any] = np.clip(_in_units(values, scale, axis), -largest, largest).astype(kind)
-    return small
+    floats: NDArray[Any] = np.clip(_in_units(values, scale, axis), -largest, largest).astype(kind)
+    return floats
 
 
 def _fp8_dtype() -> "np.dtype[Any]":
@@ -181,8 +180,8 @@ def _fp8_dtype() -> "np.dtype[Any]":
 
 
 def _round_to_integers(values: Array, scale: Array, axis: int, largest: int, zero: int) -> Array:
-    whole: Array = np.clip(np.rint(_in_units(values, scale, axis)), -largest, largest) + zero
-    return whole
+    integers: Array = np.clip(np.rint(_in_units(values, scale, axis)), -largest, largest) + zero
+    return integers
 
 
 def _in_units(values: Array, scale: Array, axis: int) -> Array:

@@ -1,42 +1,24 @@
 """The backends by name: open a network on one, or ask what each can do on this machine."""
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from stillhouse.backends import openvino, ort, tensorrt, torch
+from stillhouse.backends.backend import Backend, CompileScope
 from stillhouse.backends.runner import Runner, RunnerOptions
-from stillhouse.backends.runtime import INSTALL_COMMANDS, BackendStatus, first_error_line
+from stillhouse.backends.runtime import BackendStatus, first_error_line
 from stillhouse.backends.signature import Signature, read_signature
 from stillhouse.check import check_choice
-from stillhouse.errors import InvalidRequest, RuntimeMissing
+from stillhouse.errors import BackendFailed, InvalidRequest, RuntimeMissing
 
-Opener: TypeAlias = Callable[[Path, Signature, RunnerOptions], Runner]
-
-_OPENERS: Mapping[str, Opener] = {
-    "onnxruntime": ort.open_graph,
-    "openvino": openvino.open_graph,
-    "torch": torch.open_graph,
-    "tensorrt": tensorrt.open_graph,
-    "tensorrt-rtx": partial(tensorrt.open_graph, name="tensorrt-rtx"),
+ENTRY_POINT_GROUP = "stillhouse.backends"
+"""The entry points by which an installed package adds backends. Each leads to a `Backend` of the entry point's name."""
+_BUILTIN: Mapping[str, Backend] = {
+    backend.name: backend
+    for backend in (ort.BACKEND, openvino.BACKEND, torch.BACKEND, tensorrt.BACKEND, tensorrt.RTX_BACKEND)
 }
-_STATUS: Mapping[str, Callable[[], BackendStatus]] = {
-    "onnxruntime": ort.status,
-    "openvino": openvino.status,
-    "torch": torch.status,
-    "tensorrt": tensorrt.status,
-    "tensorrt-rtx": partial(tensorrt.status, "tensorrt-rtx"),
-}
-_ARRAYS: Mapping[str, Callable[[Mapping[str, str]], Any]] = {
-    "torch": torch.torch_device_arrays,
-    "tensorrt": tensorrt.tensorrt_device_arrays,
-    "tensorrt-rtx": partial(tensorrt.tensorrt_device_arrays, name="tensorrt-rtx"),
-}
-PLUGINS = "stillhouse.backends"
-"""The entry points by which an installed package adds an engine: by its name, an object with the functions
-`open_graph(graph, signature, options)`, which gives a Runner, and `status()`, which gives a BackendStatus."""
 _DEFAULTS = RunnerOptions()
 
 
@@ -46,68 +28,112 @@ def open_runner(graph: Path, backend: str = "onnxruntime", options: RunnerOption
     >>> unet = open_runner(Path("shapes/unet/model.onnx"), "openvino", RunnerOptions(threads=2))  # doctest: +SKIP
     >>> unet({"sample": latents, "timestep": timesteps, "encoder_hidden_states": text})["out_sample"]  # doctest: +SKIP
 
+    Args:
+        graph: the ONNX file, or an OpenVINO graph on openvino.
+        backend: its name.
+        options: precision, threads, static shapes and the backend's settings.
+
     Raises:
-        InvalidRequest: an unknown backend, threads below 1, or a static shape that does not fit the graph.
+        InvalidRequest: an unknown backend, threads below 1, more streams than 1 where the backend has none, or a
+            static shape that does not fit the graph.
         PipelineError: the file or its weights are missing or cut short.
         RuntimeMissing, UnsupportedPrecision, BackendFailed: see the backend.
     """
-    openers = _OPENERS if backend in _OPENERS else {**_OPENERS, **_plugins("open_graph")}
-    check_choice("backend", backend, openers)
-    if options.streams < 1 or (options.streams > 1 and backend in _OPENERS and backend != "openvino"):
-        raise InvalidRequest(f"streams is {options.streams} on {backend}", allowed="1, and more on openvino")
+    opener = find_backend(backend)
+    if options.streams < 1 or (options.streams > 1 and not opener.supports_streams):
+        names = ", ".join(one.name for one in _BUILTIN.values() if one.supports_streams)
+        raise InvalidRequest(f"streams is {options.streams} on {backend}", allowed=f"1, and more on {names}")
     if options.threads is not None and options.threads < 1:
         raise InvalidRequest(f"threads is {options.threads}", allowed="a whole number from 1")
-    runner: Runner = openers[backend](graph, read_signature(graph), options)
-    return runner
+    return opener.open_graph(graph, read_signature(graph), options)
 
 
-def reopen_scope(backend: str, settings: Mapping[str, str]) -> Literal["shapes", "sizes", "nothing"]:
-    """What a static network is to be opened anew for: each shape, or each size of picture with all batches of it, or
-    nothing, where the backend compiles for each shape by itself.
+def find_backend(name: str) -> Backend:
+    """Return the backend of that name.
 
-    >>> [reopened_for(*one) for one in (("openvino", {}), ("tensorrt", {"batches": "together"}), ("torch", {}))]
-    ['shapes', 'sizes', 'nothing']
+    One that another package adds is imported. Where that fails, the backend has no abilities, and a status with the
+    reason.
+
+    Raises:
+        InvalidRequest: there is none.
     """
-    if backend == "torch":
-        return "nothing"
-    return "sizes" if settings.get("batches") == "together" else "shapes"
+    if name in _BUILTIN:
+        return _BUILTIN[name]
+    points = _entry_points()
+    check_choice("backend", name, (*_BUILTIN, *points))
+    return _load(points[name])
+
+
+def builtin_backends() -> tuple[Backend, ...]:
+    """Return the backends of this package."""
+    return tuple(_BUILTIN.values())
+
+
+def backend_names() -> tuple[str, ...]:
+    """Return the names of all backends, those of other packages last."""
+    return (*_BUILTIN, *_entry_points())
+
+
+def backends() -> tuple[BackendStatus, ...]:
+    """Describe every backend, whether it is installed or not. torch is not imported."""
+    return tuple(_status_or_reason(backend) for backend in (*_BUILTIN.values(), *map(_load, _entry_points().values())))
+
+
+def compiles_per(backend: str, settings: Mapping[str, str]) -> CompileScope:
+    """Return what a static network on a backend is opened anew for, see `backend.CompileScope`.
+
+    >>> [compiles_per(*one) for one in (("openvino", {}), ("tensorrt", {"batches": "together"}), ("torch", {}))]
+    ['shape', 'batch', 'never']
+    """
+    return find_backend(backend).compiles_per(settings)
 
 
 def device_arrays(backend: str, settings: Mapping[str, str]) -> Any | None:
-    """The arrays that networks of a backend take and leave where they run, see `diffusion.arrays`; None: NumPy's only.
+    """Return the arrays that networks of a backend take and return where they run, see `diffusion.arrays`.
+
+    Returns:
+        None where they take NumPy arrays only.
 
     Raises:
         RuntimeMissing, InvalidRequest: the backend or its device is not here.
     """
-    return _ARRAYS[backend](settings) if backend in _ARRAYS else None
+    make = find_backend(backend).device_arrays
+    return make(settings) if make else None
 
 
-def backends() -> tuple[BackendStatus, ...]:
-    """Every backend that this program knows, whether it is installed or not. torch is not imported."""
-    return tuple(_status_or_reason(name, status) for name, status in {**_STATUS, **_plugins("status")}.items())
+def _entry_points() -> dict[str, EntryPoint]:
+    """Return the entry points of other packages. Names of this package's backends cannot be replaced."""
+    return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP) if point.name not in _BUILTIN}
 
 
-def _plugins(function: str) -> dict[str, Callable[..., Any]]:
-    """That function of every engine that another package brings; a name of ours is not given away."""
-    return {
-        point.name: partial(_call_plugin, point, function)
-        for point in entry_points(group=PLUGINS)
-        if point.name not in _OPENERS
-    }
-
-
-def _call_plugin(point: EntryPoint, function: str, *arguments: Any) -> Any:
-    return getattr(point.load(), function)(*arguments)
-
-
-def _status_or_reason(name: str, status: Callable[[], BackendStatus]) -> BackendStatus:
+def _load(point: EntryPoint) -> Backend:
     try:
-        return status()
+        backend = point.load()
+        if isinstance(backend, Backend) and backend.name == point.name:
+            return backend
+        reason = f"its entry point {point.value} is not a Backend of that name"
+    except Exception as error:  # a broken package fails in its own way
+        reason = f"it is installed but broken: {first_error_line(str(error))}"
+    return _broken_backend(point.name, reason)
+
+
+def _broken_backend(name: str, reason: str) -> Backend:
+    install = f"reinstall {name}"
+
+    def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Runner:
+        raise BackendFailed(f"{name} cannot open {graph}: {reason}", fix=install)
+
+    return Backend(name, open_graph, lambda: BackendStatus(name, _version(name), (), (), reason, install), install)
+
+
+def _status_or_reason(backend: Backend) -> BackendStatus:
+    try:
+        return backend.status()
     except RuntimeMissing as error:
         reason = error.given
     except Exception as error:  # a broken installation fails in its own way, and its row says so
         reason = f"it is installed but broken: {first_error_line(str(error))}"
-    return BackendStatus(name, _version(name), (), (), reason, INSTALL_COMMANDS.get(name, f"reinstall {name}"))
+    return BackendStatus(backend.name, _version(backend.name), (), (), reason, backend.install)
 
 
 def _version(name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""What every backend gives back: a network that takes named arrays and returns named arrays."""
+"""Runner: an open network, called with named arrays. GraphRunner implements it for all backends of this package."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,65 +17,77 @@ Tensors: TypeAlias = dict[str, NDArray[Any]]
 
 
 class Runner(Protocol):
-    """One network, opened on one backend. To be called from one thread at a time; many may live in a process."""
+    """A network that is open on a backend. Call it from one thread at a time; a process may hold many."""
 
     @property
     def backend(self) -> str:
-        """The name that `open_runner` was given."""
+        """Name that `open_runner` was called with."""
 
     @property
     def precision(self) -> str:
-        """What the heavy layers compute in, as read back from the runtime: f32, bf16, f16, int8 or mixed."""
+        """Precision that the heavy layers compute in, read back from the runtime: f32, bf16, f16, int8 or mixed."""
 
     @property
     def layer_precisions(self) -> Mapping[str, int]:
-        """How many heavy operations (convolutions, matrix products, attention) run in each precision, read back."""
+        """Number of heavy operations (convolutions, matrix products, attention) in each precision, read back."""
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """What must be fed, with the static shapes that were asked for."""
+        """Inputs, with the static shapes of the options."""
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """What comes back."""
+        """Outputs."""
 
     def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> Tensors:
-        """Run once. The arrays that come back belong to the caller: a later run does not touch them."""
+        """Run the network once.
+
+        The returned arrays belong to the caller: later calls do not write to them.
+        """
 
 
 class EditableWeights(Protocol):
-    """Weights of an open network that may be changed, while all that was compiled for it stays."""
+    """Weights of an open network that can be replaced without compiling or opening it again."""
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """[out, in, ...] of linear layers and convolutions, maybe of embeddings, named as in torch: mid_block.conv."""
+        """Shapes [out, in, ...] of the layers whose weights can be replaced, by torch name (`mid_block.conv`).
+
+        These are linear layers and convolutions; on some backends also embeddings.
+        """
 
     def original(self, layer: str) -> Any:
-        """What a layer was opened with: a tensor of torch's, float32 [out, in, ...], in the processor's memory."""
+        """Return the weights that a layer was opened with: a float32 torch tensor [out, in, ...] on the CPU."""
 
     def update(self, changed: Mapping[str, Any]) -> None:
-        """Give these layers these weights, as `plain` has them, and all others what they were opened with.
+        """Set the weights of these layers, and restore the original weights of all others.
 
-        Each is asked for once, when it is needed. Nothing may be running. Raises whatever the runtime does.
+        Each value is read once, when it is needed. The network must not be running.
+
+        Args:
+            changed: new weights by layer, as `original` returns them.
+
+        Raises:
+            BackendFailed: the runtime does not accept them.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class RunnerOptions:
-    """How a network is opened.
+    """Options for opening a network.
 
     Args:
-        precision: asked for. onnxruntime: f32. openvino: f32, bf16, f16 as the processor has them, or auto for
-            whatever the runtime prefers. torch: f32, bf16, or auto for bf16 where the processor has it.
-        threads: at most so many; None leaves the number to the runtime. torch: of the whole process.
-        shapes: static shapes by input name; inputs that are not named keep the graph's own axes.
-        static: whether each shape that is fed may be compiled for itself, where one opening serves several (torch).
-        rows: lengths of the first axis that will be fed, where one opening serves several (tensorrt).
-        cache: directory for compiled networks, where the runtime can keep them (openvino).
-        streams: 1 runs a batch as a whole. More runs every row of the first axis apart, so many rows at a time
-            (openvino only). Small networks finish sooner so, since their layers are too short
-            to be shared between threads; and no row can tell who its neighbours are.
-        settings: further ones that a backend knows by name; an unknown one is refused.
+        precision: onnxruntime: f32. openvino: f32, bf16, f16 as the processor has them, or auto for the runtime's
+            choice. torch: f32, bf16, on a GPU f16, or auto for the fastest of them. tensorrt: auto, the graph's own.
+        threads: upper limit; None leaves the number to the runtime. torch: of the whole process.
+        shapes: static shapes by input name; other inputs keep the axes of the graph.
+        static: whether each shape may be compiled for itself, where one opening serves several (torch).
+        batch_sizes: lengths of the first axis that one opening serves (tensorrt).
+        cache: directory for compiled networks, where the runtime can store them (openvino, tensorrt).
+        streams: 1 runs a batch as a whole. More runs every row of the first axis by itself, that many at a time
+            (openvino). Small networks are faster so, since their layers are too short to be split between threads, and
+            a row's result does not depend on the other rows.
+        settings: settings of the backend, by name; an unknown one is refused.
     """
 
     precision: str = "f32"
@@ -90,11 +102,16 @@ class RunnerOptions:
 
 @dataclass(frozen=True, slots=True)
 class GraphRunner:
-    """A Runner over an ONNX file: checks the feeds, calls the runtime, and turns its failures into ours.
+    """A Runner over an ONNX file: checks the feeds, calls the runtime, and translates its exceptions.
 
     Args:
-        weights: where they may be changed in place.
-        run_there: runs it on the runtime's own arrays, where it has any.
+        graph: the file.
+        backend: name of the backend.
+        precision, inputs, outputs, layer_precisions: as of Runner.
+        axes: of the inputs, with the names that must have one length in all inputs.
+        run: calls the runtime with arrays in the order of `inputs` and returns those of `outputs`.
+        weights: where they can be replaced; None where they cannot.
+        device_run: calls the runtime with arrays on its device; None where it takes NumPy arrays only.
     """
 
     graph: Path
@@ -109,12 +126,12 @@ class GraphRunner:
     device_run: Callable[[Mapping[str, Any]], Sequence[Any]] | None = None
 
     def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> Tensors:
-        """Run once.
+        """Run the network once.
 
         Raises:
-            InvalidRequest: a feed is missing, unknown, or of another dtype or shape than `inputs` says, or two
-                inputs differ in an axis that has the same name in the graph.
-            BackendFailed: the runtime gave up.
+            InvalidRequest: a feed is missing, unknown, or of another dtype or shape than `inputs`, or an axis of one
+                name has different lengths in two inputs.
+            BackendFailed: the runtime failed.
         """
         arrays = prepare_feeds(feeds, self.inputs, self.axes)
         with translate_errors(self.backend, self.graph, "run"):
@@ -122,16 +139,16 @@ class GraphRunner:
         return {spec.name: result for spec, result in zip(self.outputs, results, strict=True)}
 
     def run_on_device(self, feeds: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Run once on arrays that lie where the network does, see `diffusion.arrays`, and leave there what it answers.
+        """Run the network once on arrays of its device, see `diffusion.arrays`, and return arrays there.
 
-        The next run may overwrite that.
+        The next call may overwrite them.
 
         Raises:
-            InvalidRequest: as a call.
-            BackendFailed: as a call, and where the runtime has no arrays of its own.
+            InvalidRequest: as of a call.
+            BackendFailed: as of a call, and where the runtime has no device arrays.
         """
         if self.device_run is None:
-            raise BackendFailed(f"{self.graph} on {self.backend} takes NumPy's arrays only")
+            raise BackendFailed(f"{self.graph} on {self.backend} takes NumPy arrays only")
         bind_axes({name: tuple(array.shape) for name, array in feeds.items()}, self.axes)
         ordered = order_feeds(feeds, self.inputs)
         for spec in self.inputs:

@@ -1,4 +1,4 @@
-"""Runtimes that may not be installed: opening one, saying what is there, and turning its failures into ours."""
+"""Optional packages: import, install command, status, and translation of their exceptions."""
 
 import re
 from collections.abc import Iterator
@@ -10,24 +10,23 @@ from typing import Any
 
 from stillhouse.errors import BackendFailed, RuntimeMissing, StillhouseError
 
-INSTALL_COMMANDS = {
-    "onnxruntime": "pip install onnxruntime",
-    "openvino": "pip install openvino",
-    "onnx": "pip install 'stillhouse[accelerate]'",
-    "nncf": "pip install 'stillhouse[accelerate]'",
-    "torch": "pip install 'stillhouse[train]'",
-    "triton": "pip install 'stillhouse[gpu]'",
-    "torchao": "pip install 'stillhouse[gpu]'",
-    "tensorrt": "pip install tensorrt",
-    "tensorrt-rtx": "pip install tensorrt-rtx",
-    "tensorrt_rtx": "pip install tensorrt-rtx",
-    "accelerate": "pip install 'stillhouse[train]'",
+_EXTRAS = {
+    "onnx": "accelerate",
+    "nncf": "accelerate",
+    "torch": "train",
+    "diffusers": "train",
+    "transformers": "train",
+    "accelerate": "train",
+    "safetensors": "train",
+    "triton": "gpu",
+    "torchao": "gpu",
 }
+"""Optional packages that an extra of Stillhouse installs, in versions that fit."""
 OUT_OF_MEMORY_FIX = (
-    "smaller pictures, fewer together, a decoder in tiles, or weights in the processor's memory take less"
+    "use smaller pictures, smaller batches, a tiled decoder, or offload the weights to the processor's memory"
 )
-"""What helps where a GPU's memory is too small."""
-# OpenVINO puts the sources and checks that an exception passed through above what went wrong.
+"""What to do where a GPU has too little memory."""
+# Lines that OpenVINO prints above the cause: source files and checks that an exception passed.
 _PREAMBLE = re.compile(
     r"Exception from |Check '.*' failed at |Loading input model|FrontEnd API failed|Model wasn't fully|Summary:|$"
 )
@@ -36,15 +35,15 @@ _ORT_CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 
 @dataclass(frozen=True, slots=True)
 class BackendStatus:
-    """A row of `stillhouse doctor`.
+    """What a backend can do on this machine: a row of `stillhouse doctor`.
 
     Args:
         name: as in `open_runner(graph, name)`.
-        version: of the installed package; None where there is none.
-        devices: what it can compute on here, as it calls them.
-        precisions: what can be asked of it on this machine.
-        reason: why no network can be run with it here; None where it is ready.
-        install: the line that installs it.
+        version: of the installed package; None where none is installed.
+        devices: that it can compute on here, by its own names.
+        precisions: that it accepts on this machine.
+        reason: why it cannot run a network here; None where it is ready.
+        install: command that installs it.
     """
 
     name: str
@@ -55,33 +54,55 @@ class BackendStatus:
     install: str
 
 
+def install_command(package: str) -> str:
+    """Return the command that installs an optional package.
+
+    >>> install_command("nncf")
+    "pip install 'stillhouse[accelerate]'"
+    """
+    extra = _EXTRAS.get(package)
+    return f"pip install 'stillhouse[{extra}]'" if extra else f"pip install {package.replace('_', '-')}"
+
+
 def require(name: str) -> Any:
-    """The module of that name. RuntimeMissing, with the line that installs it, where it cannot be imported."""
+    """Import a module of an optional package.
+
+    Raises:
+        RuntimeMissing: it cannot be imported; the message has the command that installs it.
+    """
     try:
         return import_module(name)
     except (ImportError, OSError) as error:
         raise RuntimeMissing(
-            f"{name} cannot be used here: {error}", fix=INSTALL_COMMANDS[name.partition(".")[0]]
+            f"{name} cannot be used here: {error}", fix=install_command(name.partition(".")[0])
         ) from error
 
 
 @contextmanager
 def translate_errors(backend: str, graph: Path, action: str) -> Iterator[None]:
-    """Turn whatever the runtime raises inside into BackendFailed with the first useful line of its message."""
+    """Raise BackendFailed for an exception of a runtime, with the first useful line of its message.
+
+    Errors of Stillhouse pass unchanged.
+
+    Args:
+        backend: name for the message.
+        graph: path for the message.
+        action: infinitive for the message: "open", "run".
+    """
     try:
         yield
     except StillhouseError:
         raise
     except Exception as error:
-        told = first_error_line(str(error))
-        fix = OUT_OF_MEMORY_FIX if "out of memory" in told.lower() else None
-        raise BackendFailed(f"{backend} could not {action} {graph}: {told}", fix=fix) from error
+        message = first_error_line(str(error))
+        fix = OUT_OF_MEMORY_FIX if "out of memory" in message.lower() else None
+        raise BackendFailed(f"{backend} could not {action} {graph}: {message}", fix=fix) from error
 
 
 def first_error_line(message: str) -> str:
-    """The first line that says what went wrong.
+    """Return the first line of a runtime's message that says what failed.
 
-    >>> useful_line("Exception from src/core.cpp:132:\\nCheck 'false' failed at a.cpp:4:\\nNo such port")
+    >>> first_error_line("Exception from src/core.cpp:132:\\nCheck 'false' failed at a.cpp:4:\\nNo such port")
     'No such port'
     """
     lines = [_ORT_CODE.sub("", line).strip() for line in message.splitlines()]

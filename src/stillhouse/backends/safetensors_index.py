@@ -1,4 +1,4 @@
-"""Where each tensor lies in a .safetensors file: eight bytes of length, a JSON header, then one flat buffer."""
+"""The position of each tensor in a .safetensors file: eight bytes of length, a JSON header, then one buffer."""
 
 import json
 import math
@@ -20,7 +20,14 @@ _DTYPES = {
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor in a file: its safetensors type ("F32", "BF16", ...), shape, and bytes counted from the file's start."""
+    """A tensor in a file.
+
+    Args:
+        dtype: safetensors type: "F32", "BF16", ...
+        shape: of the values.
+        offset: bytes from the start of the file.
+        length: bytes.
+    """
 
     dtype: str
     shape: tuple[int, ...]
@@ -29,10 +36,10 @@ class StoredTensor:
 
 
 def read_safetensors_index(path: Path) -> dict[str, StoredTensor]:
-    """Every tensor of the file by name.
+    """Return the position of every tensor of a file, by name.
 
     Raises:
-        PipelineError: the file is missing, or its header does not describe the bytes that follow it.
+        PipelineError: the file is missing, or its header does not fit the bytes that follow.
     """
     if not path.is_file():
         raise PipelineError(f"there is no file {path}")
@@ -52,10 +59,10 @@ def read_safetensors_index(path: Path) -> dict[str, StoredTensor]:
 
 
 def read_tensor(path: Path, tensor: StoredTensor) -> NDArray[Any]:
-    """The tensor's values; bfloat16, which numpy does not have, comes as float32.
+    """Read the values of a tensor. bfloat16, which NumPy does not have, is returned as float32.
 
     Raises:
-        PipelineError: a type that is not one of the plain ones.
+        PipelineError: a type that NumPy does not have.
     """
     if tensor.dtype not in _DTYPES:
         raise PipelineError(f"{path} holds a tensor of type {tensor.dtype}", allowed=", ".join(_DTYPES))

@@ -1,44 +1,50 @@
-"""What a graph's file says of itself, read without any runtime: inputs, outputs, files beside it, arithmetic.
+"""What a graph's file says of itself, read without a runtime: inputs, outputs, weights files, arithmetic.
 
-A file is refused here with its name, before a runtime refuses it with a stack of its own sources. The numbers of an
-ONNX file's fields are those of onnx.proto3. OpenVINO's format is XML (docs.openvino.ai, "OpenVINO IR format"); it does
-not name axes, so files of ours carry the names as a note.
+A broken file is refused here by its name, before a runtime refuses it with a trace of its own sources. ONNX files are
+protobuf messages, read by the classes of `onnx_pb2`. OpenVINO's format is XML (docs.openvino.ai, "OpenVINO IR
+format"). It does not name axes, so Stillhouse stores their names in it as runtime information.
 """
 
 import json
-import mmap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 from xml.etree import ElementTree
 
-from stillhouse.backends.protobuf import Fields, first_text, parse_fields
+from google.protobuf.message import DecodeError
+
+from stillhouse.backends.onnx_pb2 import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto
 from stillhouse.errors import PipelineError
 
 Axes: TypeAlias = tuple[int | str | None, ...]
-_HALVES = {10, 16}  # TensorProto.FLOAT16, BFLOAT16
-_EXTERNAL = 1  # TensorProto.DataLocation
-# These hand numbers on without computing with them, so weights stored as halves may pass through.
+_FLOAT16, _BFLOAT16 = TensorProto.FLOAT16, TensorProto.BFLOAT16
+HALF_TYPES: Mapping[int, str] = {_FLOAT16: "f16", _BFLOAT16: "bf16"}
+"""Half precision element types of ONNX by their number."""
+# Operators that hand numbers on without computing with them. Weights stored in half precision may pass through.
 _PASS_THROUGH = {"Cast", "Identity", "Transpose", "Reshape", "Gather"}
+_INTEGER_PREFIXES = (
+    *("QLinear", "Quantize", "Dequantize", "DynamicQuantize", "ConvInteger", "MatMulInteger", "MatMulNBits"),
+)
 _FIX = "restore the file, or export or import the model again"
+_MAX_BYTES = (2 << 30) - 1
+"""Bytes that a protobuf message may have."""
 OPENVINO_SUFFIX = ".xml"
-"""The ending of an OpenVINO graph. Its weights lie in a .bin of the same name."""
+"""The suffix of an OpenVINO graph. Its weights lie in a .bin file of the same name."""
 AXES_KEY = ("stillhouse", "axes")
-"""Where an OpenVINO graph of ours notes the names of its axes: JSON, by input."""
-_INTEGER = ("QLinear", "Quantize", "Dequantize", "DynamicQuantize", "ConvInteger", "MatMulInteger", "MatMulNBits")
+"""Where an OpenVINO graph holds the names of its axes: JSON, by input."""
 
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """An ONNX or OpenVINO file from outside.
+    """The inputs, outputs and weights files of a graph.
 
     Args:
-        inputs: axes by input name: a length, the axis's name, or None where it has neither.
+        inputs: axes by input name: a length, the name of the axis, or None where it has neither.
         outputs: names, in order.
-        external: for each file that the weights lie in, relative to the graph's directory: the bytes it must have.
-        arithmetic: "f32", or "mixed" where a node computes with halves or small integers. What an OpenVINO graph is
-            computed in depends on how it is compiled; there, "mixed" means that it carries ranges to quantise by.
+        external: bytes that each weights file must have, by its path relative to the graph's directory.
+        arithmetic: "f32", or "mixed" where a node computes in half precision or in small integers. The arithmetic of
+            an OpenVINO graph depends on how it is compiled; there "mixed" means that it holds quantisation ranges.
     """
 
     inputs: Mapping[str, Axes]
@@ -48,10 +54,15 @@ class Signature:
 
 
 def read_signature(path: Path, *, external: bool = True) -> Signature:
-    """Read the file at `path` and, with `external`, look whether the files that it points into are there, and whole.
+    """Read the signature of a graph file.
+
+    Args:
+        path: an ONNX file, or an OpenVINO graph (.xml).
+        external: also check that the weights files are there, and long enough.
 
     Raises:
-        PipelineError: the file is missing or no graph, or its weights are missing or cut short.
+        PipelineError: the file is missing, cut short, no graph, or an ONNX file above 2 GiB; or its weights are
+            missing or cut short.
     """
     if not path.is_file():
         raise PipelineError(f"there is no file {path}", fix=_FIX)
@@ -72,68 +83,85 @@ def _check_external(path: Path, name: str, size: int) -> None:
     if not file.is_file():
         raise PipelineError(f"{file}, which holds weights of {path.name}, is missing", fix=_FIX)
     if (has := file.stat().st_size) < size:
-        given = f"{file} has {has} bytes, but the weights of {path.name} end at byte {size}"
-        raise PipelineError(given, fix=_FIX)
+        message = f"{file} has {has} bytes, but the weights of {path.name} end at byte {size}"
+        raise PipelineError(message, fix=_FIX)
 
 
-def read_graph_fields(path: Path) -> Fields:
-    """The GraphProto of an ONNX file, taken apart one level deep. Raises ValueError, IndexError, KeyError."""
-    with path.open("rb") as file:
-        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    return parse_fields(parse_fields(data)[7][0])
+def read_onnx_graph(path: Path) -> GraphProto:
+    """Parse an ONNX file. Values of tensors are skipped; weights in other files are not read.
+
+    Weights inside the file are read with it, and take about twice their size in memory until this returns the graph
+    and the caller drops it.
+
+    Raises:
+        PipelineError: the file is larger than a protobuf message may be.
+        ValueError: it is no ONNX file, or a part of one.
+    """
+    if (size := path.stat().st_size) > _MAX_BYTES:
+        raise PipelineError(
+            f"{path} has {size} bytes",
+            allowed="ONNX files below 2 GiB, the limit of protobuf",
+            fix="export the model with its weights as external data",
+        )
+    try:
+        model = ModelProto.FromString(path.read_bytes())
+    except DecodeError as error:
+        raise ValueError(str(error)) from error
+    if not model.HasField("graph"):
+        raise ValueError("it has no graph")
+    return model.graph
 
 
 def _signature(path: Path) -> Signature:
-    graph = read_graph_fields(path)
-    tensors = [parse_fields(tensor) for tensor in graph[5]]
-    weights = {first_text(tensor[8]): tensor[2][0] for tensor in tensors}
+    graph = read_onnx_graph(path)
+    weights = {tensor.name: tensor.data_type for tensor in graph.initializer}
     # Before version 4 of the format, initializers were listed among the inputs as well.
-    inputs = {name: kind for name, kind in map(_read_value, graph[11]) if name not in weights}
-    halves = {name for name, kind in weights.items() if kind in _HALVES}
-    halves |= {name for name, kind in inputs.items() if kind[1][0] in _HALVES}
+    inputs = {value.name: _tensor_type(value) for value in graph.input if value.name not in weights}
+    halves = {name for name, kind in weights.items() if kind in HALF_TYPES}
+    halves |= {name for name, kind in inputs.items() if kind.elem_type in HALF_TYPES}
     return Signature(
         inputs={name: _axes(kind) for name, kind in inputs.items()},
-        outputs=tuple(name for name, _ in map(_read_value, graph[12])),
-        external=_external(tensors),
-        arithmetic="mixed" if any(_is_reduced(parse_fields(node), halves) for node in graph[1]) else "f32",
+        outputs=tuple(value.name for value in graph.output if _tensor_type(value)),
+        external=_external_files(graph.initializer),
+        arithmetic="mixed" if any(_is_reduced(node, halves) for node in graph.node) else "f32",
     )
 
 
-def _is_reduced(node: Fields, halves: set[str]) -> bool:
-    """Whether the node computes in less than float32. Adds to `halves` the halves that it hands on."""
-    kind = first_text(node[4])
-    takes = _cast_type(node) in _HALVES if kind == "Cast" else any(str(name, "utf-8") in halves for name in node[1])
-    if takes and kind in _PASS_THROUGH:
-        halves.update(str(name, "utf-8") for name in node[2])
-    return kind.startswith(_INTEGER) or (takes and kind not in _PASS_THROUGH)
+def _is_reduced(node: NodeProto, halves: set[str]) -> bool:
+    """Return whether a node computes in less than float32. Add half precision tensors that it hands on to `halves`."""
+    operator = node.op_type
+    takes = _cast_type(node) in HALF_TYPES if operator == "Cast" else not halves.isdisjoint(node.input)
+    if takes and operator in _PASS_THROUGH:
+        halves.update(node.output)
+    return operator.startswith(_INTEGER_PREFIXES) or (takes and operator not in _PASS_THROUGH)
 
 
-def _cast_type(cast: Fields) -> int | None:
-    """The element type that a Cast makes."""
-    attributes = map(parse_fields, cast[5])
-    return next((attribute[3][0] for attribute in attributes if first_text(attribute[1]) == "to"), None)
+def _cast_type(cast: NodeProto) -> int | None:
+    """Return the element type that a Cast makes."""
+    return next((attribute.i for attribute in cast.attribute if attribute.name == "to"), None)
 
 
-def _external(tensors: list[Fields]) -> dict[str, int]:
+def _external_files(tensors: Iterable[TensorProto]) -> dict[str, int]:
+    """Return the bytes that each external file must have, by its path."""
     ends: dict[str, int] = {}
     for tensor in tensors:
-        if tensor[14] == [_EXTERNAL]:
-            entries = [parse_fields(entry) for entry in tensor[13]]
-            place = {first_text(entry[1]): first_text(entry[2]) for entry in entries}
+        if tensor.data_location == TensorProto.EXTERNAL:
+            place = {entry.key: entry.value for entry in tensor.external_data}
             end = int(place.get("offset", 0)) + int(place.get("length", 0))
             ends[place["location"]] = max(end, ends.get(place["location"], 0))
     return ends
 
 
-def _read_value(value: memoryview) -> tuple[str, Fields]:
-    """A graph's input or output: its name, and its tensor type as fields (1: element type, 2: shape)."""
-    info = parse_fields(value)
-    return first_text(info[1]), parse_fields(parse_fields(info[2][0])[1][0])
+def _tensor_type(value: ValueInfoProto) -> TypeProto.Tensor:
+    """Return the element type and shape of an input or output. ValueError: it is no tensor."""
+    if not value.type.HasField("tensor_type"):
+        raise ValueError(f"{value.name} is no tensor")
+    return value.type.tensor_type
 
 
-def _axes(kind: Fields) -> Axes:
-    dimensions = [parse_fields(dimension) for dimension in parse_fields(kind[2][0])[1]] if kind[2] else []
-    return tuple(axis[1][0] if axis[1] else first_text(axis[2]) if axis[2] else None for axis in dimensions)
+def _axes(kind: TypeProto.Tensor) -> Axes:
+    axes = ((axis, axis.WhichOneof("value")) for axis in kind.shape.dim)
+    return tuple(None if field is None else getattr(axis, field) for axis, field in axes)
 
 
 def _ir_signature(path: Path) -> Signature:

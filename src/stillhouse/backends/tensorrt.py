@@ -1,14 +1,14 @@
-"""The TensorRT backend: an ONNX graph becomes an engine for one GPU. TensorRT for RTX is driven by the same code.
+"""The TensorRT backend: an ONNX graph is built into an engine for one GPU. TensorRT for RTX uses the same code.
 
-Networks are strongly typed: what is computed in which precision stands in the graph, where `precision` and `quantize`
-put it, and TensorRT 11 knows nothing else. Building needs no GPU for TensorRT for RTX; running does.
+Networks are strongly typed: the precision of each operation is in the graph, where `precision` and `quantize` write it;
+TensorRT 11 has no other way. TensorRT for RTX builds without a GPU; running needs one.
 """
 
 import os
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -18,8 +18,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from stillhouse.backends.backend import Backend, CompileScope, Settings
+from stillhouse.backends.recipes import FLOAT16, static_recipe
 from stillhouse.backends.runner import GraphRunner, RunnerOptions, Tensors
-from stillhouse.backends.runtime import INSTALL_COMMANDS, OUT_OF_MEMORY_FIX, BackendStatus, require, translate_errors
+from stillhouse.backends.runtime import OUT_OF_MEMORY_FIX, BackendStatus, install_command, require, translate_errors
 from stillhouse.backends.signature import OPENVINO_SUFFIX, Axes, Signature
 from stillhouse.backends.tensorrt_cache import (
     EngineTarget,
@@ -31,6 +33,7 @@ from stillhouse.backends.tensorrt_cache import (
     load_or_build,
     shape_ranges,
 )
+from stillhouse.backends.tensorrt_candidates import candidates, exclusion, rtx_candidates
 from stillhouse.backends.tensorrt_weights import EngineWeights, RefittableWeight, find_refittable
 from stillhouse.backends.torch_device import CUDA, GPU_LOCK, device_kind, import_torch
 from stillhouse.check import check_choice
@@ -39,65 +42,66 @@ from stillhouse.errors import BackendFailed, InvalidRequest, RuntimeMissing, Uns
 from stillhouse.gpu import Gpu, device_error, device_index, find_gpus, no_gpu_reason
 
 MODULES: Mapping[str, str] = MappingProxyType({"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"})
-"""The Python module of each backend of this file."""
+"""Python module of each backend of this file."""
 SETTINGS: Mapping[str, tuple[str, ...]] = {
     "graphs": ("none", "cuda"),
     "weights": ("fixed", "refit"),
     "batches": ("apart", "together"),
 }
-"""Allowed values by name; the first is the default. Beside these there are `device`: cuda, cuda:1, and `axes`, the
-lengths that the graph's named axes may have: rows=1-8, height=32-64."""
+"""Allowed values by setting; the first is the default. In addition there are `device` (cuda, cuda:1) and `axes`, the
+lengths that named axes of the graph may have: rows=1-8,height=32-64."""
 
 _AS_WRITTEN = "auto"
 _RANGE = re.compile(r"\s*([^=,]+)=(\d+)-(\d+)\s*")
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT64": "int64", "INT32": "int32", "BOOL": "bool", "UINT8": "uint8"}
 _WORKSPACE = 4 << 30
-"""Bytes that a layer may take while it computes, at most."""
+"""Upper limit of the bytes that a layer may take while it computes."""
 
 
 def open_graph(graph: Path, signature: Signature, options: RunnerOptions, name: str = "tensorrt") -> GraphRunner:
-    """Open an ONNX file on a GPU; its engine is built where there is none, which takes minutes.
+    """Open an ONNX file on a GPU. Its engine is built where there is none, which takes minutes.
 
-    There is one precision, auto: what the graph says. Engines are kept in `options.cache`, or else in
-    `$XDG_CACHE_HOME/stillhouse/engines`; one for another chip, version or graph is built anew, with a warning.
+    The only precision is auto: that of the graph. Engines are stored in `options.cache`, or in
+    `$XDG_CACHE_HOME/stillhouse/engines`. For another GPU, version or graph another one is built, with a warning.
 
     Settings:
-        device: cuda, cuda:1: which GPU; without it, the first.
-        axes: rows=1-8, height=32-64: these may have any length from the one to the other; an engine is fastest at that
-            of `options.shapes`. Without it, an engine is static.
-        batches: together: the first axis may have each length of `options.rows`, and the engine is as fast at each as
-            a static one, over one copy of the weights. Building takes as many times as long.
+        device: cuda, cuda:1: the GPU; the first by default.
+        axes: rows=1-8,height=32-64: ranges of lengths of named axes. An engine is fastest at the lengths of
+            `options.shapes`. Without ranges, an engine has static shapes.
+        batches: together: one engine for the batch sizes of `options.batch_sizes`, as fast at each as a static one,
+            with one copy of the weights. Building takes as many times as long.
         graphs: cuda: all launches of an evaluation at once, see `torch_graphs`.
-        weights: refit: adapters may change them, and the engine stays. It may be slower than one whose weights are
-            fixed, which TensorRT folds.
+        weights: refit: adapters can change the weights of the engine. It may be slower than one with fixed weights,
+            which TensorRT folds.
 
     Raises:
-        InvalidRequest: an unknown setting, or two that exclude each other; a GPU that is not there, a graph of
-            OpenVINO's, an input with open axes and no shape, or nothing to refit.
-        RuntimeMissing: TensorRT or torch, which holds its memory, is not installed, or there is no GPU.
-        UnsupportedPrecision: anything but auto and f32 of a graph that computes in f32.
+        InvalidRequest: an unknown setting, settings that exclude each other, a GPU that is not there, an OpenVINO
+            graph, an input with open axes and no shape, or no weights that can be refitted.
+        RuntimeMissing: TensorRT or torch, which allocates its memory, is not installed, or there is no GPU.
+        UnsupportedPrecision: any other than auto, or f32 for a graph that computes in f32.
         BackendFailed: TensorRT refuses the graph.
     """
     if graph.suffix == OPENVINO_SUFFIX:
-        raise InvalidRequest(f"{graph} is a graph of OpenVINO's", allowed="an ONNX file", fix="open it on openvino")
+        raise InvalidRequest(f"{graph} is an OpenVINO graph", allowed="an ONNX file", fix="open it on openvino")
     if options.precision not in (_AS_WRITTEN, signature.arithmetic):
-        given = f"precision {options.precision!r} of a graph that computes in {signature.arithmetic}"
-        raise UnsupportedPrecision(given, allowed=_AS_WRITTEN, fix="make a graph in that precision")
-    asked = _settings(options.settings)
-    device = asked.device
-    profiles: list[dict[str, ShapeRange]] = [shape_ranges(signature, options.shapes, asked.ranges)]
-    if asked.batches == "together":
+        message = f"precision {options.precision!r} of a graph that computes in {signature.arithmetic}"
+        raise UnsupportedPrecision(message, allowed=_AS_WRITTEN, fix="make a graph in that precision")
+    settings = _settings(options.settings)
+    device = settings.device
+    profiles: list[dict[str, ShapeRange]] = [shape_ranges(signature, options.shapes, settings.ranges)]
+    if settings.batches == "together":
         if not options.batch_sizes:
-            raise InvalidRequest("batches 'together' of no sizes", allowed="the sizes, as `rows` of the options")
+            raise InvalidRequest("batches 'together' of no sizes", allowed="sizes, as `batch_sizes` of the options")
         profiles = batch_profiles(signature, options.shapes, options.batch_sizes)
     axes = _axes(signature, profiles)
     runtime = require(MODULES[name])
     gpu = _gpu(name, device)
     torch = import_torch()
-    refitted = _require_refittable(graph) if asked.weights == "refit" else {}
+    refittable = _require_refittable(graph) if settings.weights == "refit" else {}
+    refittable_names = [weight.name for weight in refittable.values()]
     folder = options.cache or _cache_folder()
     with translate_errors(name, graph, "open"), torch.cuda.device(device):
-        chip = EngineTarget(gpu.name, gpu.capability, f"{name} {runtime.__version__}")
+        target = EngineTarget(gpu.name, gpu.capability, f"{name} {runtime.__version__}")
         log = _make_logger(runtime)
         opener = runtime.Runtime(log)
         build = partial(
@@ -106,31 +110,31 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions, name: 
             profiles=profiles,
             name=name,
             timings=folder / f"{MODULES[name]}-{runtime.__version__}-{gpu.capability}.timings",
-            refittable=[place.name for place in refitted.values()],
+            refittable=refittable_names,
         )
-        key = graph_key(graph, signature, profiles, [place.name for place in refitted.values()])
+        key = graph_key(graph, signature, profiles, refittable_names)
         with GPU_LOCK:
-            engine: Any = load_or_build(folder, key, chip, build, opener.deserialize_cuda_engine)
+            engine: Any = load_or_build(folder, key, target, build, opener.deserialize_cuda_engine)
         if engine is None:
             raise BackendFailed(f"{name} could not open the engine of {graph}: {log.last}")
-        called: Callable[..., Any] = TensorRTEngine(
+        callee: Callable[..., Any] = TensorRTEngine(
             torch, runtime, engine, tuple(signature.inputs), signature.outputs, profiles
         )
         inputs = tuple(_spec(engine, runtime, name, axes[name]) for name in signature.inputs)
         outputs = tuple(_spec(engine, runtime, name, engine.get_tensor_shape(name)) for name in signature.outputs)
-        renewed: Callable[[], None] = _do_nothing
-        if asked.graphs == "cuda":
+        on_refit: Callable[[], None] = _do_nothing
+        if settings.graphs == "cuda":
             from stillhouse.backends.torch_graphs import CudaGraphModule
 
-            called = replayed = CudaGraphModule(called)
-            renewed = replayed.reset
-        changeable = None
-        if refitted:
-            changeable = EngineWeights(torch, runtime, runtime.Refitter(engine, log), refitted, device, renewed)
-    run = partial(_run, torch, called, device)
-    read, there = partial(_run_to_numpy, run), partial(_run_to_float32, run)
+            callee = graphs = CudaGraphModule(callee)
+            on_refit = graphs.reset
+        weights = None
+        if refittable:
+            weights = EngineWeights(torch, runtime, runtime.Refitter(engine, log), refittable, device, on_refit)
+    run = partial(_run, torch, callee, device)
+    to_numpy, on_device = partial(_run_to_numpy, run), partial(_run_to_float32, run)
     return GraphRunner(
-        graph, name, signature.arithmetic, inputs, outputs, axes, read, weights=changeable, device_run=there
+        graph, name, signature.arithmetic, inputs, outputs, axes, to_numpy, weights=weights, device_run=on_device
     )
 
 
@@ -144,21 +148,21 @@ def build_engine(
     timings: Path | None = None,
     refittable: Sequence[str] = (),
 ) -> None:
-    """Write the engine of a graph.
+    """Build the engine of a graph and write it to a file.
 
     Args:
         graph: an ONNX file; weights in files beside it may be of any size.
         out: the engine.
-        profiles: shapes of every input, and once more for each further shape that the engine is to be as fast at.
+        profiles: shapes of every input, one profile for each set of shapes that the engine is optimised for.
         name: of the backend.
-        capability: of TensorRT for RTX: the compute capability to build for, "8.9"; None, for the GPU that is here.
-        timings: a file in which the times of layers are kept, so that the next engine is built sooner.
-        refitted: initializers that may be changed in the engine.
+        capability: of TensorRT for RTX: the compute capability to build for, "8.9"; None: that of the GPU here.
+        timings: a file for the measured times of layers, which make the next build faster.
+        refittable: initializers that can be changed in the engine.
 
     Raises:
-        InvalidRequest: a chip that this build knows nothing of.
+        InvalidRequest: a compute capability that this version does not build for.
         RuntimeMissing: TensorRT is not installed.
-        BackendFailed: it does not understand the graph, or cannot build it.
+        BackendFailed: TensorRT does not accept the graph, or cannot build it.
     """
     runtime = require(MODULES[name])
     log = _make_logger(runtime)
@@ -170,37 +174,37 @@ def build_engine(
         config.set_flag(runtime.BuilderFlag.REFIT_INDIVIDUAL)
     for weights in refittable:
         if not network.mark_weights_refittable(weights):
-            raise BackendFailed(f"{name} cannot build {graph} so that {weights} may be changed")
+            raise BackendFailed(f"{name} cannot make {weights} of {graph} refittable")
     if hasattr(runtime.BuilderFlag, "TF32"):
         config.clear_flag(runtime.BuilderFlag.TF32)  # float32 is float32
     for shapes in profiles:
         profile = builder.create_optimization_profile()
         for index in range(network.num_inputs):
             tensor = network.get_input(index)
-            one = shapes[tensor.name]
-            profile.set_shape(tensor.name, one.minimum, one.optimum, one.maximum)
+            shape = shapes[tensor.name]
+            profile.set_shape(tensor.name, shape.minimum, shape.optimum, shape.maximum)
         config.add_optimization_profile(profile)
     if capability is not None:
         _set_capability(runtime, config, capability)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TensorRT for RTX deprecates the cache that TensorRT itself needs
-        kept = config.create_timing_cache(timings.read_bytes() if timings and timings.is_file() else b"")
-        if kept is None or not config.set_timing_cache(kept, ignore_mismatch=False):  # of another build, or cut short
+        cache = config.create_timing_cache(timings.read_bytes() if timings and timings.is_file() else b"")
+        if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):  # another build's, or cut short
             config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
-        made = builder.build_serialized_network(network, config)
-        taken = config.get_timing_cache().serialize()
-    if made is None:
+        engine = builder.build_serialized_network(network, config)
+        measured = config.get_timing_cache().serialize()
+    if engine is None:
         raise BackendFailed(f"{name} could not build {graph}: {log.last}")
-    out.write_bytes(made)
+    out.write_bytes(engine)
     if timings:
         temporary = timings.with_name(f".{timings.name}.{os.getpid()}")
-        temporary.write_bytes(taken)
+        temporary.write_bytes(measured)
         temporary.replace(timings)
-    del parser  # it owns the weights until here
+    del parser  # it owns the weights of the network
 
 
 def tensorrt_device_arrays(settings: Mapping[str, str], name: str = "tensorrt") -> Any:
-    """Torch's tensors on the GPU of these settings, see `torch_arrays`.
+    """Return torch's tensors on the GPU of these settings as arrays, see `torch_arrays`.
 
     Raises:
         RuntimeMissing, InvalidRequest: torch or the GPU is not here.
@@ -208,31 +212,27 @@ def tensorrt_device_arrays(settings: Mapping[str, str], name: str = "tensorrt") 
     device = _settings(settings).device
     _gpu(name, device)
     import_torch()
-    from stillhouse.backends.torch_arrays import (
-        arrays_for_device,  # here and not above, because that file imports torch
-    )
+    from stillhouse.backends.torch_arrays import arrays_for_device  # imports torch
 
     return arrays_for_device(f"{CUDA}:{device_index(device)}")
 
 
 def status(name: str = "tensorrt") -> BackendStatus:
-    """What TensorRT can do on this machine. It is not imported for that.
+    """Describe TensorRT on this machine, without importing it.
 
     Raises:
         RuntimeMissing: it is not installed.
     """
     if find_spec(MODULES[name]) is None:
-        raise RuntimeMissing("not installed", fix=INSTALL_COMMANDS[name])
+        raise RuntimeMissing("not installed", fix=install_command(name))
     devices = tuple(f"cuda:{index}" for index in range(len(find_gpus())))
     reason = None if devices else f"there is no GPU: {no_gpu_reason()}"
-    return BackendStatus(
-        name, version(name), devices, (_AS_WRITTEN,) if devices else (), reason, INSTALL_COMMANDS[name]
-    )
+    return BackendStatus(name, version(name), devices, (_AS_WRITTEN,) if devices else (), reason, install_command(name))
 
 
 @dataclass(frozen=True, slots=True)
 class _TensorRTSettings:
-    """See `open_graph`."""
+    """Settings of `open_graph`."""
 
     graphs: str
     weights: str
@@ -248,10 +248,10 @@ def _settings(settings: Mapping[str, str]) -> _TensorRTSettings:
             check_choice(name, value, SETTINGS[name])
     chosen = {name: settings.get(name, allowed[0]) for name, allowed in SETTINGS.items()}
     ranges = _parse_ranges(settings["axes"]) if "axes" in settings else {}
-    if ranges and chosen["graphs"] != "none":  # each graph would need a context of the engine's of its own
-        raise InvalidRequest("graphs of an engine whose axes may change", allowed="graphs, or axes")
+    if ranges and chosen["graphs"] != "none":  # each graph would need its own context of the engine
+        raise InvalidRequest("graphs with axes that may change", allowed="graphs, or axes")
     if ranges and chosen["batches"] != "apart":
-        raise InvalidRequest("batches 'together' in an engine whose axes may change", allowed="batches, or axes")
+        raise InvalidRequest("batches 'together' with axes that may change", allowed="batches, or axes")
     device = settings.get("device", CUDA)
     if device_kind(device) != CUDA:
         raise InvalidRequest(f"device is {device!r}", allowed="cuda, cuda:1")
@@ -259,20 +259,19 @@ def _settings(settings: Mapping[str, str]) -> _TensorRTSettings:
 
 
 def _parse_ranges(text: str) -> dict[str, tuple[int, int]]:
-    matches = [_RANGE.fullmatch(one) for one in text.split(",")]
-    ranges = {one[1].strip(): (int(one[2]), int(one[3])) for one in matches if one}
-    if len(ranges) < len(matches) or not all(1 <= least <= most for least, most in ranges.values()):
-        raise InvalidRequest(
-            f"axes is {text!r}", allowed="for each axis the least and the most: rows=1-8, height=32-64"
-        )
+    matches = [_RANGE.fullmatch(part) for part in text.split(",")]
+    ranges = {match[1].strip(): (int(match[2]), int(match[3])) for match in matches if match}
+    if len(ranges) < len(matches) or not all(1 <= minimum <= maximum for minimum, maximum in ranges.values()):
+        raise InvalidRequest(f"axes is {text!r}", allowed="minimum and maximum of each axis: rows=1-8,height=32-64")
     return ranges
 
 
 def _axes(signature: Signature, profiles: Sequence[Profile]) -> dict[str, Axes]:
-    """The graph's axes, fixed where all profiles have one length."""
+    """Return the axes of the graph, fixed where all profiles have the same length."""
 
     def length(name: str, place: int) -> int | None:
-        lengths = {end[place] for one in profiles for end in (one[name].minimum, one[name].maximum)}
+        ranges = [profile[name] for profile in profiles]
+        lengths = {bound[place] for shapes in ranges for bound in (shapes.minimum, shapes.maximum)}
         return lengths.pop() if len(lengths) == 1 else None
 
     return {
@@ -282,13 +281,13 @@ def _axes(signature: Signature, profiles: Sequence[Profile]) -> dict[str, Axes]:
 
 
 def _require_refittable(graph: Path) -> Mapping[str, RefittableWeight]:
-    found = find_refittable(graph)
-    if not found:
+    weights = find_refittable(graph)
+    if not weights:
         raise InvalidRequest(
-            f"weights is 'refit' of {graph}, whose weights are no floats, or not called by the names of layers",
+            f"weights is 'refit' for {graph}, whose weights are not floats, or lack the names of layers",
             allowed="graphs that `stillhouse import` makes, in f32 or f16",
         )
-    return found
+    return weights
 
 
 def _do_nothing() -> None:
@@ -298,8 +297,8 @@ def _do_nothing() -> None:
 def _gpu(name: str, device: str) -> Gpu:
     if not find_gpus():
         raise RuntimeMissing(f"{name} needs a GPU: {no_gpu_reason()}")
-    if wrong := device_error(device, find_gpus()):
-        raise InvalidRequest(wrong)
+    if error := device_error(device, find_gpus()):
+        raise InvalidRequest(error)
     return find_gpus()[device_index(device)]
 
 
@@ -308,10 +307,10 @@ def _cache_folder() -> Path:
 
 
 def _make_logger(runtime: Any) -> Any:
-    """Keeps the last complaint, and shows none: each comes back as an error."""
+    """Return a logger that stores the last error message and prints nothing."""
 
     class Log(runtime.ILogger):  # type: ignore[misc]
-        last = "it does not say why"
+        last = "it gives no reason"
 
         def __init__(self) -> None:
             runtime.ILogger.__init__(self)
@@ -328,8 +327,8 @@ def _parse_graph(runtime: Any, builder: Any, graph: Path, log: Any) -> tuple[Any
     network = builder.create_network(0 if strongly is None else 1 << int(strongly))
     parser = runtime.OnnxParser(network, log)
     if not parser.parse_from_file(str(graph)):
-        told = _parser_error(parser.get_error(0)) if parser.num_errors else log.last
-        raise BackendFailed(f"{graph} is not understood: {told}", fix="see the operators that TensorRT knows")
+        message = _parser_error(parser.get_error(0)) if parser.num_errors else log.last
+        raise BackendFailed(f"TensorRT cannot parse {graph}: {message}", fix="see the operators that it supports")
     return network, parser
 
 
@@ -339,22 +338,22 @@ def _parser_error(error: Any) -> str:
 
 
 def _set_capability(runtime: Any, config: Any, capability: str) -> None:
-    known = getattr(runtime, "ComputeCapability", None)
-    names = [] if known is None else [name for name in dir(known) if name.startswith("SM")]
-    wanted = f"SM{capability.replace('.', '')}"
-    if wanted not in names:
+    capabilities = getattr(runtime, "ComputeCapability", None)
+    names = [] if capabilities is None else [name for name in dir(capabilities) if name.startswith("SM")]
+    target = f"SM{capability.replace('.', '')}"
+    if target not in names:
         allowed = ", ".join(f"{name[2:-1]}.{name[-1]}" for name in names) or "the GPU that is here"
         raise InvalidRequest(f"compute capability {capability}", allowed=allowed)
     config.num_compute_capabilities = 1
-    config.set_compute_capability(getattr(known, wanted), 0)
+    config.set_compute_capability(getattr(capabilities, target), 0)
 
 
 class TensorRTEngine:
-    """An engine as a module: tensors by position in, tensors out, on torch's current stream.
+    """An engine as a callable: tensors by position in, tensors out, on torch's current stream.
 
     Args:
         torch, runtime: the modules.
-        engine: TensorRT's, open.
+        engine: TensorRT's engine.
         inputs, outputs: names, in order.
         profiles: that it was built with.
 
@@ -378,33 +377,36 @@ class TensorRTEngine:
         self._context(0)
 
     def __call__(self, *inputs: Any) -> tuple[Any, ...]:
-        """What the engine answers. BackendFailed: it has no profile for these shapes, or gave up."""
-        given = [tensor.to(self._dtypes[n]).contiguous() for n, tensor in zip(self._inputs, inputs, strict=True)]
-        context = self._context(self._profile([tuple(tensor.shape) for tensor in given]))
-        for name, tensor in zip(self._inputs, given, strict=True):
+        """Return the outputs of the engine. BackendFailed: no profile has these shapes, or the engine failed."""
+        tensors = [tensor.to(self._dtypes[n]).contiguous() for n, tensor in zip(self._inputs, inputs, strict=True)]
+        context = self._context(self._profile([tuple(tensor.shape) for tensor in tensors]))
+        for name, tensor in zip(self._inputs, tensors, strict=True):
             context.set_input_shape(name, tuple(tensor.shape))
             context.set_tensor_address(name, tensor.data_ptr())
         outputs = []
         for name in self._outputs:
             shape: Shape = tuple(context.get_tensor_shape(name))
-            outputs.append(self._torch.empty(shape, dtype=self._dtypes[name], device=given[0].device))
+            outputs.append(self._torch.empty(shape, dtype=self._dtypes[name], device=tensors[0].device))
             context.set_tensor_address(name, outputs[-1].data_ptr())
         if not context.execute_async_v3(self._stream()):
-            raise BackendFailed("the engine could not be run")
+            raise BackendFailed("the engine failed to run")
         return tuple(outputs)
 
     def _profile(self, shapes: Sequence[Shape]) -> int:
-        """The first that has room for these shapes."""
+        """Return the index of the first profile that contains these shapes."""
         for index, profile in enumerate(self._profiles):
             if all(profile[name].contains(shape) for name, shape in zip(self._inputs, shapes, strict=True)):
                 return index
         raise BackendFailed(f"the engine was built for no shapes like {', '.join(map(str, shapes))}")
 
     def _context(self, profile: int) -> Any:
-        """Where that profile is run, made when it is first needed. A recording of one goes on while others are run."""
+        """Return the execution context of an optimization profile, creating it on first use.
+
+        Each profile has its own context, so that a captured CUDA graph of one stays valid while another runs.
+        """
         if profile not in self._contexts:
             is_one = len(self._profiles) == 1
-            # By itself, a context would keep as much memory as the largest of all profiles takes.
+            # A static context reserves the memory of the largest of all profiles.
             context = self._engine.create_execution_context(
                 self._memory.STATIC if is_one else self._memory.ON_PROFILE_CHANGE
             )
@@ -414,7 +416,7 @@ class TensorRTEngine:
                 )
             if not is_one and not context.set_optimization_profile_async(profile, self._stream()):
                 raise BackendFailed(
-                    f"the engine does not take its profile {profile}, or there is too little GPU memory"
+                    f"the engine cannot select its profile {profile}, or there is too little GPU memory"
                 )
             self._contexts[profile] = context
         return self._contexts[profile]
@@ -424,11 +426,11 @@ class TensorRTEngine:
         return stream
 
 
-def _run(torch: Any, called: Callable[..., Any], device: str, feeds: Mapping[str, Any]) -> Sequence[Any]:
-    """What the engine answers, where it lies."""
+def _run(torch: Any, callee: Callable[..., Any], device: str, feeds: Mapping[str, Any]) -> Sequence[Any]:
+    """Run the engine and return its outputs on their device."""
     with GPU_LOCK, torch.inference_mode(), torch.cuda.device(device):
-        tensors = (one if isinstance(one, torch.Tensor) else torch.tensor(one) for one in feeds.values())
-        return tuple(called(*(tensor.cuda() for tensor in tensors)))
+        tensors = (feed if isinstance(feed, torch.Tensor) else torch.tensor(feed) for feed in feeds.values())
+        return tuple(callee(*(tensor.cuda() for tensor in tensors)))
 
 
 def _run_to_numpy(run: Callable[[Mapping[str, Any]], Sequence[Any]], feeds: Tensors) -> list[NDArray[Any]]:
@@ -436,18 +438,49 @@ def _run_to_numpy(run: Callable[[Mapping[str, Any]], Sequence[Any]], feeds: Tens
 
 
 def _run_to_float32(run: Callable[[Mapping[str, Any]], Sequence[Any]], feeds: Mapping[str, Any]) -> list[Any]:
-    """As a walk adds it up, whatever the engine's own outputs are."""
+    """Run the engine and return float32 outputs on their device, as a sampler needs them."""
     return [output.float() for output in run(feeds)]
 
 
 def _dtype(engine: Any, runtime: Any, name: str) -> str:
     kind = engine.get_tensor_dtype(name)
-    told = next((dtype for known, dtype in _DTYPES.items() if kind == getattr(runtime.DataType, known)), None)
-    if told is None:
-        raise BackendFailed(f"tensor {name!r} is of {kind}, which numpy has no type for")
-    return told
+    dtype = next((dtype for member, dtype in _DTYPES.items() if kind == getattr(runtime.DataType, member)), None)
+    if dtype is None:
+        raise BackendFailed(f"tensor {name!r} is of {kind}, which NumPy has no type for")
+    return dtype
 
 
 def _spec(engine: Any, runtime: Any, name: str, axes: Any) -> TensorSpec:
     shape = tuple(axis if isinstance(axis, int) and axis >= 0 else None for axis in axes)
     return TensorSpec(name, _dtype(engine, runtime, name), shape)
+
+
+def _compiles_per(settings: Settings) -> CompileScope:
+    return "batch" if settings.get("batches") == "together" else "shape"
+
+
+BACKEND = Backend(
+    "tensorrt",
+    open_graph,
+    status,
+    install_command("tensorrt"),
+    settings=SETTINGS,
+    device_arrays=tensorrt_device_arrays,
+    compiles_per=_compiles_per,
+    batch_settings={"batches": "together"},
+    adapter_settings={"weights": "refit"},
+    packages=("tensorrt",),
+    recipes={"f16": FLOAT16, "int8-static": static_recipe("int8"), "fp8-static": static_recipe("fp8")},
+    candidates=candidates,
+    exclusion=exclusion,
+)
+RTX_BACKEND = replace(
+    BACKEND,
+    name="tensorrt-rtx",
+    open_graph=partial(open_graph, name="tensorrt-rtx"),
+    status=partial(status, "tensorrt-rtx"),
+    install=install_command("tensorrt-rtx"),
+    device_arrays=partial(tensorrt_device_arrays, name="tensorrt-rtx"),
+    packages=("tensorrt-rtx",),
+    candidates=rtx_candidates,
+)

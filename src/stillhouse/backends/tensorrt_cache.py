@@ -1,7 +1,6 @@
-"""Engines of TensorRT on disk: built once for a graph, a chip, a version and shapes, found again, and built anew where
-one of these is another.
+"""TensorRT engines on disk, by graph, weights, shapes, GPU and version of TensorRT.
 
-An engine is a cache, and its graph is the truth: a pipeline directory holds none.
+Engines are a cache of their graphs; a pipeline directory holds none.
 """
 
 import hashlib
@@ -22,18 +21,19 @@ Shape: TypeAlias = tuple[int, ...]
 
 
 class EngineRebuilt(UserWarning):
-    """An engine that was there is of another chip or version, or cannot be read; another one is built."""
+    """An engine on disk is of another GPU or version, or cannot be read; another one is built."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShapeRange:
-    """The shapes that an input may have.
+    """The range of shapes of an input.
 
     Args:
-        least, usual, most: of each axis; an engine is fastest at the usual ones, and static where all three are one.
+        minimum, optimum, maximum: length of each axis. An engine is fastest at the optimum, and static where all three
+            are equal.
 
     Raises:
-        InvalidRequest: ranks that differ, or lengths that fall.
+        InvalidRequest: ranks differ, or lengths decrease.
     """
 
     minimum: Shape
@@ -43,25 +43,25 @@ class ShapeRange:
     def __post_init__(self) -> None:
         if not len(self.minimum) == len(self.optimum) == len(self.maximum):
             raise InvalidRequest(f"shapes {self.minimum}, {self.optimum}, {self.maximum}", allowed="one rank")
-        for axis, (least, usual, most) in enumerate(zip(self.minimum, self.optimum, self.maximum, strict=True)):
-            if not 1 <= least <= usual <= most:
-                given = f"lengths {least}, {usual}, {most} of axis {axis}"
-                raise InvalidRequest(given, allowed="1 or more, and none less than the one before")
+        for axis, lengths in enumerate(zip(self.minimum, self.optimum, self.maximum, strict=True)):
+            if not 1 <= lengths[0] <= lengths[1] <= lengths[2]:
+                message = f"lengths {', '.join(map(str, lengths))} of axis {axis}"
+                raise InvalidRequest(message, allowed="1 or more, none below the one before")
 
     def contains(self, shape: Shape) -> bool:
-        """Whether the input may have this shape."""
+        """Whether a shape lies in the range."""
         return len(shape) == len(self.minimum) and all(
-            least <= length <= most for least, length, most in zip(self.minimum, shape, self.maximum, strict=True)
+            low <= length <= high for low, length, high in zip(self.minimum, shape, self.maximum, strict=True)
         )
 
 
 Profile: TypeAlias = Mapping[str, ShapeRange]
-"""The shapes of every input that an engine is tuned for together."""
+"""The shape range of every input, for which an engine is optimised together."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineTarget:
-    """What an engine is built for and by.
+    """The GPU that an engine is built for, and the package that builds it.
 
     Args:
         name: of the GPU.
@@ -74,29 +74,29 @@ class EngineTarget:
     builder: str
 
     def __str__(self) -> str:
-        """As a person is told it."""
+        """Return the target as messages show it."""
         return f"{self.name} (compute capability {self.capability}) by {self.builder}"
 
 
 def shape_ranges(
     signature: Signature, optimum: Mapping[str, Shape], ranges: Mapping[str, tuple[int, int]] = MappingProxyType({})
 ) -> dict[str, ShapeRange]:
-    """The shapes of every input of a graph.
+    """Return the shape range of every input of a graph.
 
     Args:
         signature: of the graph.
-        usual: by input; may leave out inputs whose axes are all fixed.
-        ranges: of named axes that may change, the least and the most.
+        optimum: shape by input; inputs whose axes are all fixed may be left out.
+        ranges: minimum and maximum length of named axes that may change.
 
     Raises:
-        InvalidRequest: an input without a shape, of another rank, or with another length than the graph fixes; or a
-            range of no axis, or that the usual length is not in.
+        InvalidRequest: an input without a shape, of another rank, or with another length than the graph fixes; a range
+            for an unknown axis, or one that does not contain the optimum.
 
     >>> graph = Signature({"x": ("n", 3)}, ("y",), {}, "f32")
-    >>> shapes_of(graph, {"x": (2, 3)}, {"n": (1, 4)})["x"]
-    Shapes(least=(1, 3), usual=(2, 3), most=(4, 3))
+    >>> shape_ranges(graph, {"x": (2, 3)}, {"n": (1, 4)})["x"]
+    ShapeRange(minimum=(1, 3), optimum=(2, 3), maximum=(4, 3))
     """
-    found = {}
+    shapes = {}
     names = {axis for axes in signature.inputs.values() for axis in axes if isinstance(axis, str)}
     for named in ranges:
         check_choice("axis", named, names)
@@ -110,21 +110,21 @@ def shape_ranges(
         for length, axis in zip(shape, axes, strict=True):
             if isinstance(axis, int) and length != axis:
                 raise InvalidRequest(f"input {name!r} of shape {list(shape)}", allowed=str(list(axes)))
-        least, most = (
-            tuple(ranges.get(str(axis), (length, length))[end] for axis, length in zip(axes, shape, strict=True))
-            for end in (0, 1)
+        minimum, maximum = (
+            tuple(ranges.get(str(axis), (length, length))[bound] for axis, length in zip(axes, shape, strict=True))
+            for bound in (0, 1)
         )
-        found[name] = ShapeRange(least, tuple(shape), most)
-    return found
+        shapes[name] = ShapeRange(minimum, tuple(shape), maximum)
+    return shapes
 
 
 def batch_profiles(
     signature: Signature, optimum: Mapping[str, Shape], rows: Sequence[int]
 ) -> list[dict[str, ShapeRange]]:
-    """The shapes of every input for each of several sizes of a batch, which is the first axis where that is open.
+    """Return a profile for each batch size. The batch is the first axis of inputs where it is open.
 
     >>> graph = Signature({"x": ("n", 3)}, ("y",), {}, "f32")
-    >>> [one["x"].usual for one in batches_of(graph, {"x": (2, 3)}, (1, 4))]
+    >>> [one["x"].optimum for one in batch_profiles(graph, {"x": (2, 3)}, (1, 4))]
     [(1, 3), (4, 3)]
     """
     is_open = {name: bool(axes) and not isinstance(axes[0], int) for name, axes in signature.inputs.items()}
@@ -137,55 +137,57 @@ def batch_profiles(
 
 
 def graph_key(graph: Path, signature: Signature, profiles: Sequence[Profile], refittable: Sequence[str] = ()) -> str:
-    """Of a graph, its weights, its shapes, and which of the weights may be changed: sixteen hexadecimal digits."""
+    """Return sixteen hexadecimal digits of a graph, its weights files, its profiles and its refittable weights."""
     weights = [(name, (graph.parent / name).stat()) for name in sorted(signature.external)]
-    shapes = [{name: asdict(one) for name, one in sorted(profile.items())} for profile in profiles]
-    told = {
+    shapes = [{name: asdict(bounds) for name, bounds in sorted(profile.items())} for profile in profiles]
+    facts = {
         "graph": hashlib.sha256(graph.read_bytes()).hexdigest(),
         "weights": [(name, stat.st_size, stat.st_mtime_ns) for name, stat in weights],
         "shapes": shapes[0] if len(shapes) == 1 else shapes,
         **({"refitted": sorted(refittable)} if refittable else {}),
     }
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
 def load_or_build(
     folder: Path, key: str, target: EngineTarget, build: Callable[[Path], None], open_engine: Callable[[bytes], object]
 ) -> object:
-    """What `opened` makes of the engine for this graph and this chip.
+    """Open the engine of a graph and a target from disk, building it first where there is none.
 
     Args:
         folder: of all engines.
         key: of the graph, see `graph_key`.
-        chip: what it is to run on.
+        target: the GPU and the builder.
         build: writes the engine to a file.
-        opened: opens its bytes; None where it cannot, so that it is built anew.
+        open_engine: opens the bytes of an engine; None where it cannot, so that the engine is built anew.
+
+    Returns:
+        The result of `open_engine`.
 
     Warns:
-        EngineRebuilt: there is one of another chip or version, or one that cannot be opened.
+        EngineRebuilt: there is an engine of another target, or one that cannot be opened.
     """
     mark = hashlib.sha256(repr(target).encode()).hexdigest()[:8]
     engine = folder / f"{key}-{mark}.engine"
     if engine.is_file():
-        found = open_engine(engine.read_bytes())
-        if found is not None:
-            return found
+        opened = open_engine(engine.read_bytes())
+        if opened is not None:
+            return opened
         warnings.warn(
-            EngineRebuilt(
-                f"{engine} cannot be opened (it is spoilt, or there is too little memory), and is built anew"
-            ),
+            EngineRebuilt(f"{engine} cannot be opened (damaged, or too little memory), and is built again"),
             stacklevel=2,
         )
     elif others := sorted(folder.glob(f"{key}-*.json")):
-        before = EngineTarget(**json.loads(others[0].read_text(encoding="utf-8")))
-        warnings.warn(EngineRebuilt(f"an engine was built for {before}; another is built for {target}"), stacklevel=2)
+        earlier = EngineTarget(**json.loads(others[0].read_text(encoding="utf-8")))
+        message = f"the stored engine is for {earlier}; another one is built for {target}"
+        warnings.warn(EngineRebuilt(message), stacklevel=2)
     folder.mkdir(parents=True, exist_ok=True)
     temporary = engine.with_name(f".{engine.name}.{os.getpid()}")
     try:
         build(temporary)
-        found = open_engine(temporary.read_bytes())
+        opened = open_engine(temporary.read_bytes())
         temporary.replace(engine)
     finally:
         temporary.unlink(missing_ok=True)
     engine.with_suffix(".json").write_text(json.dumps(asdict(target)) + "\n", encoding="utf-8")
-    return found
+    return opened

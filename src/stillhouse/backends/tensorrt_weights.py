@@ -1,8 +1,8 @@
-"""Weights of a TensorRT engine that was built to be refitted: changed in the engine, which is not built anew.
+"""Weights of a refittable TensorRT engine, changed without building it again.
 
-TensorRT knows them by the names of the graph's initializers. A convolution's has its layer's name in it; a linear
-layer's was transposed on its way into the graph where halves or integers were made of it, and is called by the place
-where that was done.
+TensorRT names weights as the graph's initializers. A convolution's initializer has the name of its layer. A linear
+layer's weights were transposed in the graph where half precision or integers were made of them, and have the name of
+that operation's output.
 """
 
 import re
@@ -21,19 +21,19 @@ from stillhouse.errors import BackendFailed
 _AS_STORED = re.compile(r"network\.(?P<layer>.+)\.weight(\.stored)?(\.half)?")
 _TRANSPOSED = re.compile(r"/network/(?P<layer>.+)/Transpose_output_0(\.half)?")
 _KINDS = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}
-"""By numpy's name, TensorRT's."""
+"""TensorRT's names of NumPy's dtypes."""
 _LEAST_RANK = 2
-"""Of a layer's weights; those of norms have one axis."""
+"""Rank from which weights belong to a layer; those of norms have one axis."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RefittableWeight:
-    """A layer's weights in a graph.
+    """The weights of a layer in a graph.
 
     Args:
         name: of the initializer.
-        constant: what it holds.
-        is_transposed: it holds [in, out], and not [out, in].
+        constant: its values.
+        is_transposed: whether they are [in, out] and not [out, in].
     """
 
     name: str
@@ -42,33 +42,33 @@ class RefittableWeight:
 
 
 def find_refittable(graph: Path) -> dict[str, RefittableWeight]:
-    """The weights of a graph that a refit may change, by their layers: floats of two axes or more.
+    """Return the weights that a refit of a graph's engine can change, by layer: floats of two axes or more.
 
-    There are none where others are integers: a graph can be refitted as a whole, or not at all.
+    The result is empty where other weights are integers: an engine is refittable as a whole, or not at all.
 
     Raises:
-        PipelineError: the graph is missing, or none.
+        PipelineError: the graph is missing, or no graph.
     """
-    found = {}
+    weights = {}
     for name, constant in initializers(load_graph(graph), graph).items():
         match = _AS_STORED.fullmatch(name) or _TRANSPOSED.fullmatch(name)
         if match and constant.dtype.name in _KINDS and len(constant.shape) >= _LEAST_RANK:
-            found[match["layer"].replace("/", ".")] = RefittableWeight(name, constant, match.re is _TRANSPOSED)
+            weights[match["layer"].replace("/", ".")] = RefittableWeight(name, constant, match.re is _TRANSPOSED)
         elif len(constant.shape) >= _LEAST_RANK and constant.dtype.itemsize == 1:
             return {}
-    return found
+    return weights
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EngineWeights:
-    """See `runner.Weights`.
+    """EditableWeights of a TensorRT engine.
 
     Args:
         torch, runtime: the modules.
-        refitter: TensorRT's, of the engine.
-        places: see there.
-        device: where the engine is.
-        renewed: is called when weights lie elsewhere.
+        refitter: TensorRT's refitter of the engine.
+        layers: from `find_refittable`.
+        device: of the engine.
+        on_refit: called when the engine's weights have moved.
     """
 
     torch: Any
@@ -81,25 +81,27 @@ class EngineWeights:
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """See `Weights`."""
-        return {layer: one.constant.shape[:: -1 if one.is_transposed else 1] for layer, one in self.layers.items()}
+        """See `EditableWeights`."""
+        return {
+            layer: weight.constant.shape[:: -1 if weight.is_transposed else 1] for layer, weight in self.layers.items()
+        }
 
     def original(self, layer: str) -> Any:
-        """See `Weights`."""
+        """See `EditableWeights`."""
         place = self.layers[layer]
         values = self.torch.from_numpy(np.array(place.constant.read(), np.float32))
         return values.T if place.is_transposed else values
 
     def update(self, changed: Mapping[str, Any]) -> None:
-        """See `Weights`. A layer that the engine does not take leaves all of them as they were."""
+        """See `EditableWeights`. A layer that the engine refuses leaves all weights unchanged."""
         if not changed and not self._changed:
             return
-        held: dict[str, Any] = {}  # TensorRT keeps addresses, until it is told to forget them
+        held: dict[str, Any] = {}  # TensorRT keeps the addresses until they are unset
         try:
             with GPU_LOCK, self.torch.cuda.device(self.device):
                 for layer in sorted(self._changed | changed.keys()):
                     self._set_layer(layer, changed[layer] if layer in changed else self.original(layer), held)
-                # Layers that became one, as queries with keys and values, are refitted together.
+                # Layers that TensorRT has fused, as queries with keys and values, are refitted together.
                 missing = set(self.refitter.get_missing_weights())
                 for layer in [layer for layer, place in self.layers.items() if place.name in missing]:
                     self._set_layer(layer, self.original(layer), held)
@@ -114,12 +116,13 @@ class EngineWeights:
                 self.refitter.unset_named_weights(name)
 
     def _set_layer(self, layer: str, values: Any, held: dict[str, Any]) -> None:
-        """Tell the refitter where a layer's weights lie, and hold them there."""
+        """Pass the weights of a layer to the refitter, and hold them until the refit."""
         place = self.layers[layer]
         dtype = place.constant.dtype.name
-        laid = (values.T if place.is_transposed else values).to(getattr(self.torch, dtype)).contiguous()
-        weights = self.runtime.Weights(getattr(self.runtime.DataType, _KINDS[dtype]), laid.data_ptr(), laid.numel())
+        ordered = (values.T if place.is_transposed else values).to(getattr(self.torch, dtype)).contiguous()
+        weights = self.runtime.Weights(
+            getattr(self.runtime.DataType, _KINDS[dtype]), ordered.data_ptr(), ordered.numel()
+        )
         if not self.refitter.set_named_weights(place.name, weights):
-            told = self.refitter.logger.last
-            raise BackendFailed(f"the engine does not take other weights for {layer}: {told}")
-        held[place.name] = laid
+            raise BackendFailed(f"the engine does not accept weights for {layer}: {self.refitter.logger.last}")
+        held[place.name] = ordered

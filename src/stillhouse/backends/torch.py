@@ -1,7 +1,7 @@
-"""The torch backend: the network that a graph was exported from, run by torch itself, on the CPU or on a GPU.
+"""The torch backend: the diffusers or transformers network of a graph, run by torch on the CPU or a GPU.
 
-The ONNX file itself is not run. It says which inputs and outputs are wanted; the network is diffusers' or
-transformers' own, opened from the config.json and the .safetensors beside it.
+The ONNX file itself is not run; it gives the inputs and outputs. The network is opened from the config.json and the
+.safetensors beside it.
 """
 
 import json
@@ -14,14 +14,16 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from inspect import signature as inspect_signature
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from numpy.typing import NDArray
 
+from stillhouse.backends.backend import Backend, Settings
 from stillhouse.backends.input_checks import fix_axes
 from stillhouse.backends.runner import GraphRunner, RunnerOptions, Tensors
-from stillhouse.backends.runtime import INSTALL_COMMANDS, BackendStatus, translate_errors
+from stillhouse.backends.runtime import BackendStatus, install_command, translate_errors
 from stillhouse.backends.signature import Axes, Signature
+from stillhouse.backends.torch_candidates import candidates, exclusion
 from stillhouse.backends.torch_device import (
     CPU,
     CUDA,
@@ -47,7 +49,7 @@ SETTINGS: Mapping[str, tuple[str, ...]] = {
     "graphs": ("none", "cuda"),
     "offload": ("none", "cpu"),
 }
-"""Allowed values by name; the first is the default. Beside these there is `device`: cpu, cuda, cuda:1."""
+"""Allowed values by setting; the first is the default. The setting `device` (cpu, cuda, cuda:1) comes in addition."""
 
 _NAME = "torch"
 _REQUIRED_PACKAGES = (_NAME, "diffusers", "transformers", "accelerate", "safetensors", "onnx")
@@ -61,83 +63,80 @@ _WEIGHTS = {
     "CLIPTextModelWithProjection": "model.safetensors",
 }
 _KERNELS = ("flash", "cudnn", "efficient")
-"""Of fused attention, see `torch_attention`."""
-_FLOAT32_INPUTS = (
-    "timestep",
-    "time_ids",
-)  # embedded in float32 always: to bfloat16, with 8 bits, steps 998 and 999 are one
-# Of a U-Net the blocks that diffusers' compile_repeated_blocks takes: with the residual blocks, which come in many more
-# sizes, the embedded U-Net was slower than uncompiled.
+"""Fused attention kernels, see `torch_attention`."""
+# Always embedded in float32: in bfloat16, which has 8 bits, steps 998 and 999 are equal.
+_FLOAT32_INPUTS = ("timestep", "time_ids")
+# Blocks of regional compilation. For U-Nets they are those of diffusers' compile_repeated_blocks: residual blocks have
+# many more sizes, and with them the embedded U-Net was slower than uncompiled.
 _REGIONS = {
     "UNet2DConditionModel": "BasicTransformerBlock",
     "AutoencoderKL": "ResnetBlock2D",
     "CLIPTextModel": "CLIPEncoderLayer",
     "CLIPTextModelWithProjection": "CLIPEncoderLayer",
 }
-# A block is compiled anew for each combination of channels and sizes; those beyond torch's own limit, 8, would stay
-# uncompiled without a word.
+# A block is compiled for each combination of channels and sizes. Beyond torch's own limit of 8, blocks silently stay
+# uncompiled.
 _RECOMPILE_LIMIT = 64
 
 
 def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> GraphRunner:
     """Open the network that an ONNX file of a pipeline directory was exported from.
 
-    Precisions are f32, bf16 and auto, which is bf16 where the processor has instructions for it. bf16 can be asked of
-    any processor; without such instructions it is slower than f32. On a GPU there is f16, too, and auto means that; f32
-    is computed as such, and not in TF32.
+    Precisions are f32, bf16 and auto. auto means bf16 where the processor has instructions for it; without them bf16 is
+    slower than f32. On a GPU there is also f16, which auto means there; f32 is not computed in TF32.
 
     Settings:
         device: cpu, or a GPU: cuda, cuda:1.
-        attention: sdpa (fused, by the kernel that torch prefers); of a U-Net flash, or on a GPU cudnn or efficient
-            (fused, by this kernel; whether it takes this precision and these heads shows when it runs); vanilla (all
-            scores at once), or sliced (half of the heads at a time, as diffusers' `enable_attention_slicing`).
+        attention: sdpa (fused, by the kernel that torch prefers); for U-Nets flash, or on a GPU cudnn or efficient
+            (fused, by this kernel, which may refuse a precision or a head size when it runs); vanilla (all scores at
+            once); or sliced (half of the heads at a time, as diffusers' `enable_attention_slicing`).
         memory_format: of convolutions: contiguous, or channels_last.
         compile: none, full (the whole network), or regional (each transformer block; of an autoencoder each residual
-            block). Compiling happens at the first call and takes from seconds to minutes, and again where other sizes
-            are fed; it needs a C++ compiler. With `options.static`, or static shapes, each kind of inputs is compiled
-            for itself, which is faster than what is compiled for several.
-        kernels: none, or fused: the kernels of `backends.kernels`, which need Triton, in place of the network's own
-            parts. On the CPU they compute what those do, in the same way.
-        qkv: apart, or joined: of a U-Net's attentions, queries, keys and values by one product.
+            block). Compiling happens at the first call and takes from seconds to minutes, and again for other sizes; it
+            needs a C++ compiler. With `options.static`, or static shapes, each kind of inputs is compiled for itself,
+            which is faster than code for several.
+        kernels: none, or fused: the Triton kernels of `backends.kernels` replace modules of the network. On the CPU
+            they compute what those modules do.
+        qkv: apart, or joined: queries, keys and values of a U-Net's attentions by one product.
         quantize: none, int8 or fp8: the linear layers of transformer blocks, by torchao; see `torch_quantize`.
         graphs: none, or cuda: on a GPU, all launches of an evaluation at once, see `torch_graphs`.
-        offload: none, or cpu: on a GPU, weights stay in the processor's memory and come part by part.
+        offload: none, or cpu: on a GPU, weights stay in the processor's memory and are copied layer by layer.
 
-    `threads` is torch's own number for the whole process; it is set at every call. Threads wait asleep unless the
+    `threads` sets torch's number of threads for the whole process, at every call. Idle threads sleep unless the
     environment's OMP_WAIT_POLICY says otherwise, or torch was imported before.
 
     Raises:
-        RuntimeMissing: torch, diffusers or one of what they need is not installed, or there is no CUDA.
-        UnsupportedPrecision: anything but f32, bf16 and auto; on a GPU f16, too.
-        InvalidRequest: a setting that is not known, or that changes nothing in this network; a GPU that is not there.
-        BackendFailed: the graph has no network beside it, or another than torch runs here, or was quantised since.
+        RuntimeMissing: torch, diffusers or a package that they need is not installed, or there is no CUDA.
+        UnsupportedPrecision: a precision that the device does not have.
+        InvalidRequest: a setting that is unknown or has no effect on this network, or a GPU that is not there.
+        BackendFailed: the graph has no network beside it, or one that torch does not run here, or was quantised since.
 
     >>> half = RunnerOptions("bf16", settings={"memory_format": "channels_last"})
     >>> unet = open_runner(Path("shapes/unet/model.onnx"), "torch", half)  # doctest: +SKIP
-    >>> unet.precision, unet.census  # doctest: +SKIP
+    >>> unet.precision, unet.layer_precisions  # doctest: +SKIP
     ('bf16', {'bf16': 147})
     """
     settings = _settings(options.settings)
-    on = device_kind(settings["device"])
-    if options.precision not in _PRECISIONS[on]:
-        where = "" if on == CPU else f" with device {on}"
-        given = f"precision {options.precision!r} on {_NAME}{where}"
-        raise UnsupportedPrecision(given, allowed=", ".join(_PRECISIONS[on]))
+    kind = device_kind(settings["device"])
+    if options.precision not in _PRECISIONS[kind]:
+        suffix = "" if kind == CPU else f" with device {kind}"
+        message = f"precision {options.precision!r} on {_NAME}{suffix}"
+        raise UnsupportedPrecision(message, allowed=", ".join(_PRECISIONS[kind]))
     axes = fix_axes(options.shapes, signature.inputs)
-    kind = _network_class(graph, signature)
+    class_name = _network_class(graph, signature)
     if missing := _missing_packages():
-        raise RuntimeMissing(f"{_NAME} cannot be used here: no {', '.join(missing)}", fix=INSTALL_COMMANDS[_NAME])
+        raise RuntimeMissing(f"{_NAME} cannot be used here: no {', '.join(missing)}", fix=install_command(_NAME))
     torch = import_torch()
     device = resolve_device(torch, settings["device"])
-    asked = options.precision if options.precision != "auto" else _preferred_precision(torch, on)
-    dtype = getattr(torch, _DTYPES[asked])
+    precision = options.precision if options.precision != "auto" else _preferred_precision(torch, kind)
+    dtype = getattr(torch, _DTYPES[precision])
     with translate_errors(_NAME, graph, "open"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's compiler, when imported, calls what torch deprecates
-        # Here and not above, because that file imports torch.
+        # Imported here, since these modules import torch.
         from stillhouse.backends.torch_modules import fuse_projections, load_module, set_attention, wrap_network
         from stillhouse.backends.torch_weights import ModuleWeights
 
-        network = load_module(graph.parent, kind, dtype)
+        network = load_module(graph.parent, class_name, dtype)
         module = wrap_network(network, graph, signature)
         set_attention(module, settings["attention"])
         if settings["qkv"] == "joined":
@@ -153,33 +152,31 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
         if settings["quantize"] != "none":
             _quantize(module, settings["quantize"], device)
         static = options.static or all(isinstance(axis, int) for shape in axes.values() for axis in shape)
-        for part in _modules_to_compile(module, kind, settings["compile"]):
+        for part in _modules_to_compile(module, class_name, settings["compile"]):
             part.compile(dynamic=False if static else None, **_compile_options(torch))
-    census = _layer_precisions(torch, module, settings["quantize"])
+    layers = _layer_precisions(torch, module, settings["quantize"])
     inputs = tuple(_spec(name, "int64" if name == "input_ids" else "float32", axes[name]) for name in signature.inputs)
     outputs = tuple(_spec(name, "float32", _output_shape(name, axes, network.config)) for name in signature.outputs)
-    executed = next(iter(census)) if len(census) == 1 else "mixed"
-    last = settings["memory_format"] == "channels_last"
-    memory_format = torch.channels_last if last else torch.contiguous_format
-    called: Any = module
+    executed = next(iter(layers)) if len(layers) == 1 else "mixed"
+    is_channels_last = settings["memory_format"] == "channels_last"
+    memory_format = torch.channels_last if is_channels_last else torch.contiguous_format
+    callee: Any = module
     if settings["graphs"] == "cuda":
         from stillhouse.backends.torch_graphs import CudaGraphModule
 
-        called = CudaGraphModule(module)
-    # In float32 convolutions would otherwise keep ten bits of each number; what is replayed ten thousand times may be
-    # chosen by trying.
-    flags = {"allow_tf32": asked != "f32", "benchmark": settings["graphs"] == "cuda"} if on == CUDA else {}
-    # torchao's weights cannot be taken for inference only.
+        callee = CudaGraphModule(module)
+    # Convolutions in float32 would otherwise use TF32. A captured graph is replayed often enough to benchmark
+    # algorithms.
+    flags = {"allow_tf32": precision != "f32", "benchmark": settings["graphs"] == "cuda"} if kind == CUDA else {}
+    # torchao's weights do not work in inference mode.
     mode = torch.inference_mode if settings["quantize"] == "none" else torch.no_grad
-    there = partial(_run, torch, mode, called, device, dtype, memory_format, options.threads, flags)
+    run = partial(_run, torch, mode, callee, device, dtype, memory_format, options.threads, flags)
     weights = ModuleWeights(network)
-    return GraphRunner(
-        graph, _NAME, executed, inputs, outputs, axes, partial(_run_to_numpy, there), census, weights, there
-    )
+    return GraphRunner(graph, _NAME, executed, inputs, outputs, axes, partial(_run_to_numpy, run), layers, weights, run)
 
 
 def torch_device_arrays(settings: Mapping[str, str]) -> Any:
-    """Tensors on the device of these settings, see `torch_arrays`.
+    """Return the tensors of the device of these settings as arrays, see `torch_arrays`.
 
     Raises:
         RuntimeMissing, InvalidRequest: torch or the device is not here.
@@ -187,26 +184,23 @@ def torch_device_arrays(settings: Mapping[str, str]) -> Any:
     device = settings.get("device", CPU)
     device_kind(device)
     torch = import_torch()
-    from stillhouse.backends.torch_arrays import (
-        arrays_for_device,  # here and not above, because that file imports torch
-    )
+    from stillhouse.backends.torch_arrays import arrays_for_device  # imports torch
 
     return arrays_for_device(resolve_device(torch, device))
 
 
 def status() -> BackendStatus:
-    """What torch can do on this machine. It is not imported for that: importing takes seconds, and all that is asked
-    here is known without.
+    """Describe torch on this machine, without importing it: that takes seconds.
 
     Raises:
-        RuntimeMissing: torch, diffusers or one of what they need is not installed.
+        RuntimeMissing: torch, diffusers or a package that they need is not installed.
     """
     if _NAME in (missing := _missing_packages()):
-        raise RuntimeMissing("not installed", fix=INSTALL_COMMANDS[_NAME])
+        raise RuntimeMissing("not installed", fix=install_command(_NAME))
     if missing:
-        raise RuntimeMissing(f"it needs {', '.join(missing)}: {INSTALL_COMMANDS[_NAME]}")
+        raise RuntimeMissing(f"it needs {', '.join(missing)}: {install_command(_NAME)}")
     devices = (CPU, *(f"{CUDA}:{index}" for index in range(len(find_gpus()) if cuda_build_version() else 0)))
-    return BackendStatus(_NAME, version(_NAME), devices, _PRECISIONS[CPU], None, INSTALL_COMMANDS[_NAME])
+    return BackendStatus(_NAME, version(_NAME), devices, _PRECISIONS[CPU], None, install_command(_NAME))
 
 
 def _missing_packages() -> list[str]:
@@ -226,11 +220,11 @@ def _settings(settings: Mapping[str, str]) -> dict[str, str]:
     if device == CPU and chosen["attention"] in ("cudnn", "efficient"):
         raise InvalidRequest(f"attention is {chosen['attention']!r} with device cpu", allowed="any other there")
     if "none" not in (chosen["graphs"], chosen["offload"]):
-        raise InvalidRequest("graphs of a network whose weights come and go", allowed="graphs, or offload")
+        raise InvalidRequest("graphs with offload, which moves the weights", allowed="graphs, or offload")
     if chosen["offload"] != "none" and chosen["kernels"] != "none":
-        raise InvalidRequest("fused kernels, which read weights themselves, of weights that come and go", allowed="one")
+        raise InvalidRequest("kernels 'fused', which read the weights, with offload", allowed="kernels, or offload")
     if chosen["offload"] != "none" and chosen["quantize"] != "none":
-        raise InvalidRequest("weights in eight bits that come and go", allowed="quantize, or offload")
+        raise InvalidRequest("quantize with offload", allowed="quantize, or offload")
     if chosen["qkv"] == "joined" and chosen["attention"] in ("vanilla", "sliced"):
         raise InvalidRequest(
             f"qkv is 'joined' with attention {chosen['attention']}", allowed=f"sdpa, {', '.join(_KERNELS)}"
@@ -239,9 +233,9 @@ def _settings(settings: Mapping[str, str]) -> dict[str, str]:
 
 
 def _fuse_kernels(module: Any) -> None:
-    """Put the fused kernels into a network."""
+    """Replace modules of a network by fused kernels."""
     if find_spec("triton") is None:
-        raise RuntimeMissing("fused kernels need triton, which is not installed", fix=INSTALL_COMMANDS["triton"])
+        raise RuntimeMissing("fused kernels need triton, which is not installed", fix=install_command("triton"))
     from stillhouse.backends.kernels.swap import swap_modules
 
     if not len(swap_modules(module)):
@@ -250,27 +244,27 @@ def _fuse_kernels(module: Any) -> None:
 
 def _quantize(module: Any, scheme: str, device: str) -> None:
     if find_spec("torchao") is None:
-        raise RuntimeMissing("quantize needs torchao, which is not installed", fix=INSTALL_COMMANDS["torchao"])
+        raise RuntimeMissing("quantize needs torchao, which is not installed", fix=install_command("torchao"))
     from stillhouse.backends.torch_quantize import quantize
 
     quantize(module, scheme, device)
 
 
 def _network_class(graph: Path, signature: Signature) -> str:
-    """The class of the network beside the graph."""
-    beside = graph.with_name("config.json")
-    if not beside.is_file():
+    """Return the class name of the network beside a graph."""
+    file = graph.with_name("config.json")
+    if not file.is_file():
         raise _unsupported_graph(f"{graph} has no config.json beside it")
     try:
-        config = json.loads(beside.read_bytes())
-        kind = str(config.get("_class_name") or config["architectures"][0])
+        config = json.loads(file.read_bytes())
+        class_name = str(config.get("_class_name") or config["architectures"][0])
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        raise _unsupported_graph(f"{beside} names no class of network") from None
-    if kind not in _WEIGHTS:
-        raise _unsupported_graph(f"{beside} is of a {kind}")
-    if signature.arithmetic != "f32" or list(signature.external) != [_WEIGHTS[kind]]:
-        raise _unsupported_graph(f"{graph} is not as it was exported: float32 arithmetic over {_WEIGHTS[kind]}")
-    return kind
+        raise _unsupported_graph(f"{file} names no class of network") from None
+    if class_name not in _WEIGHTS:
+        raise _unsupported_graph(f"{file} is of a {class_name}")
+    if signature.arithmetic != "f32" or list(signature.external) != [_WEIGHTS[class_name]]:
+        raise _unsupported_graph(f"{graph} is not as exported: float32 arithmetic over {_WEIGHTS[class_name]}")
+    return class_name
 
 
 def _unsupported_graph(reason: str) -> BackendFailed:
@@ -292,16 +286,19 @@ def _set_memory_format(torch: Any, module: Any, memory_format: str) -> None:
         module.to(memory_format=torch.channels_last)
 
 
-def _modules_to_compile(module: Any, kind: str, mode: str) -> list[Any]:
-    """The parts that are compiled, each by itself."""
-    # A block with fused kernels is a class of its own, derived from the one that is looked for.
-    blocks = [part for part in module.modules() if _REGIONS[kind] in {one.__name__ for one in type(part).__mro__}]
+def _modules_to_compile(module: Any, class_name: str, mode: str) -> list[Any]:
+    """Return the modules that are compiled, each by itself."""
+    # The class of a block with fused kernels is derived from the original one.
+    region = _REGIONS[class_name]
+    blocks = [part for part in module.modules() if region in {base.__name__ for base in type(part).__mro__}]
     return {"none": [], "full": [module], "regional": blocks}[mode]
 
 
 def _layer_precisions(torch: Any, module: Any, quantized: str) -> dict[str, int]:
-    """Convolutions, linear layers and attentions by what they compute in. In torch that is the type of their weights:
-    it refuses to mix two."""
+    """Count convolutions, linear layers and attentions by the type of their weights.
+
+    Torch computes in that type: it does not mix types.
+    """
     kinds = {getattr(torch, dtype): name for name, dtype in _DTYPES.items()}
     heavy = [
         part
@@ -324,7 +321,7 @@ def _is_quantized(part: Any) -> bool:
 
 
 def _compile_options(torch: Any) -> dict[str, int]:
-    """Of torch's compiler: as many kinds of one block as there are; before 2.12 for the whole process."""
+    """Return compiler options that allow all variants of a block; before torch 2.12 set them for the whole process."""
     if "recompile_limit" in inspect_signature(torch.compile).parameters:
         return {"recompile_limit": _RECOMPILE_LIMIT}
     torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
@@ -342,12 +339,12 @@ def _run(
     flags: Mapping[str, bool],
     feeds: Mapping[str, Any],
 ) -> list[Any]:
-    """What the network answers, float32, where it lies."""
+    """Run the network and return its outputs, float32, on their device."""
     if threads and torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
     tensors = [_to_tensor(torch, name, array, device, dtype, memory_format) for name, array in feeds.items()]
-    alone = nullcontext() if device == CPU else GPU_LOCK
-    with alone, mode(), torch.backends.cudnn.flags(enabled=True, **flags) if flags else nullcontext():
+    lock = nullcontext() if device == CPU else GPU_LOCK
+    with lock, mode(), torch.backends.cudnn.flags(enabled=True, **flags) if flags else nullcontext():
         results = module(*tensors)
     results = results if isinstance(results, tuple) else (results,)
     return [result.float().contiguous() for result in results]
@@ -358,12 +355,12 @@ def _run_to_numpy(run: Callable[[Mapping[str, Any]], Sequence[Any]], feeds: Tens
 
 
 def _to_tensor(torch: Any, name: str, array: Any, device: str, dtype: Any, memory_format: Any) -> Any:
-    # A copy of NumPy's arrays: torch warns of those that may not be written to.
+    # NumPy arrays are copied: torch warns of read-only ones.
     tensor = array if isinstance(array, torch.Tensor) else torch.tensor(array)
     if not tensor.is_floating_point() or name in _FLOAT32_INPUTS:
         return tensor.to(device)
-    last = memory_format if tensor.ndim == 4 else torch.contiguous_format
-    return tensor.to(device=device, dtype=dtype, memory_format=last)
+    memory_format = memory_format if tensor.ndim == 4 else torch.contiguous_format
+    return tensor.to(device=device, dtype=dtype, memory_format=memory_format)
 
 
 def _spec(name: str, dtype: str, axes: Sequence[int | str | None]) -> TensorSpec:
@@ -371,7 +368,7 @@ def _spec(name: str, dtype: str, axes: Sequence[int | str | None]) -> TensorSpec
 
 
 def _output_shape(name: str, axes: Mapping[str, Axes], config: Any) -> tuple[int | None, ...]:
-    """The shape of an output, as far as it is known before the network runs."""
+    """Return the shape of an output, as far as the inputs and the config give it."""
     rows, *lengths = (axis if isinstance(axis, int) else None for axis in next(iter(axes.values())))
     if name == "last_hidden_state":
         return rows, lengths[0], config.hidden_size
@@ -383,3 +380,25 @@ def _output_shape(name: str, axes: Mapping[str, Axes], config: Any) -> tuple[int
     if name == "sample":
         return rows, config.out_channels, *(n and n * scale for n in lengths[1:])
     return rows, config.latent_channels, *(n and n // scale for n in lengths[1:])
+
+
+def _compiles_per(settings: Settings) -> Literal["never"]:
+    """Torch compiles and captures each shape when it is first fed."""
+    return "never"
+
+
+BACKEND = Backend(
+    _NAME,
+    open_graph,
+    status,
+    install_command(_NAME),
+    settings=SETTINGS,
+    device_arrays=torch_device_arrays,
+    compiles_per=_compiles_per,
+    runs_modules=True,
+    adapter_settings={"quantize": "none", "offload": "none"},
+    packages=(_NAME, "diffusers"),
+    candidates=candidates,
+    exclusion=exclusion,
+    dominated_below=0.3,  # more than any candidate of torch was seen to gain over its first one
+)

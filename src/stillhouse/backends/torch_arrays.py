@@ -49,7 +49,7 @@ def load_fused_step(device: str) -> FusedStep | None:
         rows = one.new_zeros(1, 2, dtype=torch.int32)
         for past, places in product((None, one), (None, rows)):  # so that no picture waits until one is compiled
             output = one if places is not None else torch.cat([one, one])
-            guided_step(one, output, places, one.new_zeros(1, len(STEP_WEIGHTS)), past)
+            guided_step(one, output, places, one.new_zeros(1, len(STEP_WEIGHTS) + 1), past)
     except Exception as error:  # without a compiler of C, for one, Triton runs nothing
         told = first_error_line(f"{error}") or type(error).__name__
         warnings.warn(KernelUnavailable(f"guidance and step take a dozen launches, and not one: {told}"), stacklevel=3)

@@ -1,7 +1,7 @@
-"""Attention of a U-Net with nothing around it, by one of torch's fused kernels or by the one that torch prefers.
+"""Attention of a U-Net by one named kernel of torch, or by the one that torch prefers.
 
-torch's own switch between them is of the whole process, where others draw and decode meanwhile; so the kernel is called
-by its name here. torch is imported here, so this file is imported inside functions only.
+torch's own choice of kernels is a switch of the whole process, where other threads decode, so a kernel is called by its
+name here. This module imports torch: import it inside functions only.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,8 +19,8 @@ _ATEN = torch.ops.aten
 
 def _flash(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     if query.device.type == "cpu":
-        on_processor: Tensor = _ATEN._scaled_dot_product_flash_attention_for_cpu(query, key, value)[0]
-        return on_processor
+        cpu_out: Tensor = _ATEN._scaled_dot_product_flash_attention_for_cpu(query, key, value)[0]
+        return cpu_out
     out: Tensor = _ATEN._scaled_dot_product_flash_attention(query, key, value)[0]
     return out
 
@@ -38,17 +38,17 @@ def _efficient(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 ATTENTION_KERNELS: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = MappingProxyType(
     {"flash": _flash, "cudnn": _cudnn, "efficient": _efficient, "sdpa": nn.functional.scaled_dot_product_attention}
 )
-"""Softmax of queries and keys times values, all [B, H, N, d], by name."""
+"""Kernels by name: softmax of queries and keys times values, all [B, H, N, d]."""
 
 
 class KernelAttnProcessor:
-    """A processor of diffusers' attention, of the kind that U-Nets have: tokens in, tokens out, no mask.
+    """A diffusers attention processor for the attention of U-Nets, without masks.
 
-    diffusers' own divides what comes out by one, which is a launch and a tensor read and written.
+    diffusers' own processor divides its output by 1: one more launch that reads and writes a tensor.
 
     Args:
-        kernel: out of `KERNELS`.
-        masked: the processor for calls with a mask; None, there are none.
+        kernel: a name of `ATTENTION_KERNELS`.
+        masked_processor: for calls with a mask; None: they are refused.
     """
 
     def __init__(self, kernel: str, masked_processor: Callable[..., Any] | None = None) -> None:
@@ -62,12 +62,16 @@ class KernelAttnProcessor:
         attention_mask: Tensor | None = None,
         **unused: Any,
     ) -> Tensor:
-        """Tokens [B, N, D] of tokens [B, N, D] and, of a text, [B, M, E]. InvalidRequest: a mask, and no `masked`."""
+        """Attend from tokens [B, N, D] to themselves, or to the text tokens [B, M, E]. Returns [B, N, D].
+
+        Raises:
+            InvalidRequest: a mask, without `masked_processor`.
+        """
         if attention_mask is not None and self.masked_processor:
             masked: Tensor = self.masked_processor(attn, hidden_states, encoder_hidden_states, attention_mask, **unused)
             return masked
         if attention_mask is not None:
-            raise InvalidRequest("a mask for attention by one kernel", allowed="none, as U-Nets have it")
+            raise InvalidRequest("a mask for attention by one kernel", allowed="no mask, as in U-Nets")
         heads = (
             part.reshape(*part.shape[:-1], attn.heads, -1).transpose(1, 2)
             for part in _project(attn, hidden_states, encoder_hidden_states)
@@ -78,10 +82,10 @@ class KernelAttnProcessor:
 
 
 def _project(attn: Any, tokens: Tensor, text: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values, by two or three products, or where they were joined, by one."""
+    """Return queries, keys and values, by separate projections or by the fused ones."""
     if not attn.fused_projections:
-        seen = tokens if text is None else text
-        return attn.to_q(tokens), attn.to_k(seen), attn.to_v(seen)
+        context = tokens if text is None else text
+        return attn.to_q(tokens), attn.to_k(context), attn.to_v(context)
     if text is None:
         query, key, value = attn.to_qkv(tokens).chunk(3, dim=-1)
         return query, key, value
@@ -90,10 +94,14 @@ def _project(attn: Any, tokens: Tensor, text: Tensor | None) -> tuple[Tensor, Te
 
 
 def set_attention_kernel(module: nn.Module, kernel: str) -> None:
-    """Compute every attention of a U-Net by this kernel.
+    """Compute every attention of a U-Net by one kernel.
+
+    Args:
+        module: changed in place.
+        kernel: a name of `ATTENTION_KERNELS`.
 
     Raises:
-        InvalidRequest: attention of another kind, as autoencoders have it.
+        InvalidRequest: attention of another kind, as autoencoders have.
     """
     blocks = [part for part in module.modules() if isinstance(part, Attention)]
     if not blocks or not all(map(is_plain_attention, blocks)):
@@ -103,6 +111,6 @@ def set_attention_kernel(module: nn.Module, kernel: str) -> None:
 
 
 def is_plain_attention(block: Any) -> bool:
-    """Whether attention is all that there is: no norms of its own, no sum, no factor."""
+    """Whether an attention block has no norms of its own, no residual connection and no output factor."""
     norms = (block.group_norm, block.spatial_norm, block.norm_q, block.norm_k, block.norm_cross)
     return not any(norms) and not block.residual_connection and block.rescale_output_factor == 1

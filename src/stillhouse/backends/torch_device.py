@@ -1,4 +1,4 @@
-"""Where torch runs: on the processor, or on one of the machine's GPUs."""
+"""Devices of torch: names, checks, memory, and the lock of a GPU."""
 
 import os
 import re
@@ -14,33 +14,42 @@ from stillhouse.gpu import device_error, find_gpus
 
 CPU, CUDA = "cpu", "cuda"
 GPU_LOCK = RLock()
-"""Held by whoever runs, records, tunes or builds a network on a GPU, where a finisher decodes while another thread
-draws. To record, tune or build waits for all of the GPU, which spoils what another thread records meanwhile; torch
-records one thing at a time; and Triton's tuners and torch's switches, like that of TF32, know no threads. What was
-launched runs on when the lock is free again."""
+"""Lock for running, capturing, tuning or building a network on a GPU, since one thread decodes while another one runs
+the denoiser. Capturing, tuning and building need the GPU alone: work of another thread spoils them. torch captures one
+graph at a time, and Triton's tuners and torch's global switches, as that of TF32, are not thread-safe. Launched kernels
+may still run when the lock is released."""
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 _CUDA_VERSION = re.compile(r"^cuda(?:: [^=]+)? = '([^']+)'", re.MULTILINE)
 _INSTALL_CUDA_BUILD = "install the build of torch for your GPU's driver, as its website says"
 
 
-def import_torch() -> Any:
-    """torch. RuntimeMissing where it cannot be imported.
+def gpu_device(requested: str) -> str:
+    """Return the GPU of a request: the first one, unless another is named.
 
-    Its OpenMP threads spin at every barrier, and where another process or runtime wants the cores they spin away the
-    time of the very thread that they wait for: 2 threads on 2 busy cores took 60 times as long as with this. It is read
-    when torch is first imported; what the user has set stays.
+    >>> gpu_device("auto"), gpu_device("cuda:1")
+    ('cuda', 'cuda:1')
+    """
+    return CUDA if requested in ("auto", CPU) else requested
+
+
+def import_torch() -> Any:
+    """Import torch. RuntimeMissing where it cannot be imported.
+
+    OMP_WAIT_POLICY is set to PASSIVE first, unless the environment has it. torch's OpenMP threads otherwise spin at
+    every barrier; where another process needs the cores, they spin away the time of the thread that they wait for: 2
+    threads on 2 busy cores took 60 times as long.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     return require("torch")
 
 
 def device_kind(device: str) -> str:
-    """CPU or CUDA.
+    """Return "cpu" or "cuda" for a device name.
 
     Raises:
-        InvalidRequest: no device's name.
+        InvalidRequest: not a device name.
 
-    >>> kind_of("cuda:1")
+    >>> device_kind("cuda:1")
     'cuda'
     """
     if not _DEVICE.fullmatch(device):
@@ -49,20 +58,26 @@ def device_kind(device: str) -> str:
 
 
 def cuda_build_version() -> str | None:
-    """The version of CUDA that torch was built for, "13.0"; None where it was built without. It is not imported."""
+    """Return the CUDA version that the installed torch is built for, "13.0"; None for a build without CUDA.
+
+    torch is not imported.
+    """
     package = find_spec("torch")
     if package is None or package.origin is None:
         return None
     try:
-        told = Path(package.origin).with_name("version.py").read_text(encoding="utf-8")
+        source = Path(package.origin).with_name("version.py").read_text(encoding="utf-8")
     except OSError:
         return None
-    built = _CUDA_VERSION.search(told)
-    return built[1] if built else None
+    match = _CUDA_VERSION.search(source)
+    return match[1] if match else None
 
 
 def peak_gpu_memory() -> int | None:
-    """Bytes of a GPU's memory that torch held in this process when it held most; None where it held none."""
+    """Return the highest number of bytes of GPU memory that torch reserved in this process.
+
+    None where it reserved none.
+    """
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return None
@@ -70,11 +85,11 @@ def peak_gpu_memory() -> int | None:
 
 
 def resolve_device(torch: Any, requested: str) -> str:
-    """The device of that name, which is there: cpu, cuda:0.
+    """Return the device of a name with its index: cpu, cuda:0.
 
     Raises:
-        RuntimeMissing: torch was built without CUDA, or does not find it.
-        InvalidRequest: a GPU that is not there.
+        RuntimeMissing: torch is built without CUDA, or does not find it.
+        InvalidRequest: a GPU that this machine does not have.
     """
     if requested == CPU:
         return requested
@@ -90,7 +105,13 @@ def resolve_device(torch: Any, requested: str) -> str:
 
 
 def place_module(module: Any, device: str, offload: str) -> None:
-    """Put a network there; with offload cpu its weights stay in the processor's memory, and come part by part."""
+    """Move a module to a device.
+
+    Args:
+        module: torch module, changed in place.
+        device: its target.
+        offload: "none"; or "cpu": weights stay in the processor's memory and are copied to the device layer by layer.
+    """
     if offload == "none":
         module.to(device)
         return

@@ -1,7 +1,7 @@
-"""CUDA graphs: a network's launches recorded once for each kind of inputs, and replayed.
+"""CUDA graphs: the launches of a network captured once for each kind of inputs, and replayed.
 
-A U-Net launches a thousand kernels for each evaluation, and a fast GPU ends each before the processor has launched the
-next one. A replay launches all of them at once. torch is imported here, so this file is imported inside functions only.
+A U-Net launches a thousand kernels per evaluation, and a fast GPU finishes each before the processor has launched the
+next. A replay launches all of them at once. This module imports torch: import it inside functions only.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from torch import Tensor
 from stillhouse.backends.torch_device import GPU_LOCK
 
 MAX_GRAPHS = 64
-"""Recordings that are kept, the one not used for longest is the first to go: six sizes of batches of ten pictures."""
+"""Graphs that a module holds; the least recently used one is dropped. 64 is six batch sizes of ten picture sizes."""
 _WARM_UP = 3
 
 Outputs: TypeAlias = tuple[Tensor, ...]
@@ -22,7 +22,7 @@ Outputs: TypeAlias = tuple[Tensor, ...]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CapturedGraph:
-    """One recording: where it reads, where it writes, and how it is run."""
+    """A captured graph: the tensors that it reads, those that it writes, and its replay."""
 
     inputs: Sequence[Tensor]
     outputs: Outputs
@@ -30,12 +30,12 @@ class CapturedGraph:
 
 
 def capture_graph(module: Callable[..., Any], inputs: Sequence[Tensor], pool: Any) -> CapturedGraph:
-    """Record a module on these inputs, on their GPU. The first runs are not recorded: they choose algorithms.
+    """Capture a module on these inputs, on their GPU. Warm-up runs choose algorithms first.
 
     Args:
         module: takes tensors by position.
-        inputs: of this kind.
-        pool: where its activations lie, see `new_pool`; other recordings may have theirs there, too.
+        inputs: of the shapes and dtypes to capture.
+        pool: memory pool of its activations, see `new_pool`; graphs may share one.
     """
     with GPU_LOCK, torch.cuda.device_of(inputs[0]):  # type: ignore[no-untyped-call]
         own = [tensor.clone() for tensor in inputs]
@@ -51,11 +51,13 @@ def capture_graph(module: Callable[..., Any], inputs: Sequence[Tensor], pool: An
 
 
 def _record(graph: Any, module: Callable[..., Any], own: Sequence[Tensor], pool: Any) -> Outputs:
-    """What a module answers into this recording. Where that fails the thread is on its stream again, and is told why:
-    torch would leave it on the one that it records, and tell that a recording was spoilt."""
+    """Capture the module and return its outputs. On failure raise the module's own exception on the caller's stream.
+
+    torch would leave the thread on the capturing stream, and raise only that the capture was invalidated.
+    """
     stream, failed = torch.cuda.current_stream(), list[Exception]()
     try:
-        # Whatever another thread asks of the GPU meanwhile, to read a picture, is no matter of this recording.
+        # Another thread may use the GPU during the capture, to read a picture.
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             try:
                 return as_tuple(module(*own))
@@ -69,21 +71,21 @@ def _record(graph: Any, module: Callable[..., Any], own: Sequence[Tensor], pool:
 
 
 def new_pool() -> Any:
-    """A memory of the GPU's for recordings that are never replayed at once: what one keeps for itself while it runs,
-    another may use after it."""
+    """Return a memory pool for graphs that are never replayed at the same time."""
     return torch.cuda.graph_pool_handle()
 
 
 @dataclass(slots=True)
 class CudaGraphModule:
-    """A module that is recorded once for each kind of inputs. Recordings share their memory, so that all of them take
-    little more than the largest.
+    """A module that captures a graph for each kind of inputs. Its graphs share one memory pool.
+
+    All graphs together take little more memory than the largest.
 
     Args:
-        module: takes tensors by position, and gives one or a tuple.
-        capture: records it.
-        pooled: makes the memory that recordings share.
-        most: kinds of inputs, by their shapes and dtypes, that are kept.
+        module: takes tensors by position, and returns one tensor or a tuple.
+        capture: captures it.
+        make_pool: makes the memory pool.
+        max_graphs: kinds of inputs (by shapes and dtypes) whose graphs are kept.
     """
 
     module: Callable[..., Any]
@@ -94,26 +96,26 @@ class CudaGraphModule:
     _pool: Any = None
 
     def __call__(self, *inputs: Tensor) -> Outputs:
-        """What the module says; the next call overwrites it, whatever kind that is of."""
+        """Return the outputs of the module. The next call overwrites them, whatever its kind of inputs."""
         kind = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
         captured = self._graphs.pop(kind, None)
         if captured is None:
             while len(self._graphs) >= self.max_graphs:
                 del self._graphs[next(iter(self._graphs))]
-            if self._pool is None or not self._graphs:  # torch gives up a memory in which no recording lies
+            if self._pool is None or not self._graphs:  # torch frees a pool without graphs
                 self._pool = self.make_pool()
             captured = self.capture(self.module, inputs, self._pool)
-        self._graphs[kind] = captured  # at the end: the one that was not used for longest comes first
+        self._graphs[kind] = captured  # last: the least recently used comes first
         for own, fresh in zip(captured.inputs, inputs, strict=True):
             own.copy_(fresh)
         captured.replay()
         return captured.outputs
 
     def reset(self) -> None:
-        """Record anew at the next call: what the module runs lies elsewhere."""
+        """Drop all graphs: the module now runs at other addresses."""
         self._graphs.clear()
 
 
 def as_tuple(outputs: Any) -> Outputs:
-    """One tensor, or several, as several."""
+    """Return one or several outputs as a tuple."""
     return outputs if isinstance(outputs, tuple) else (outputs,)

@@ -1,8 +1,8 @@
-"""Linear layers in eight bits, by torchao: weights once, inputs at every call. torch is imported here, so this file is
-imported inside functions only.
+"""Eight-bit linear layers by torchao: weights are quantised once, inputs at every call.
 
-Only the layers of transformer blocks are taken: they are nearly all of the linear ones' work, and each of their rows, a
-token, is scaled by itself, so that no picture depends on another one.
+Only layers of transformer blocks are quantised. They are most of the work of linear layers, and each of their rows, a
+token, has its own scale, so no picture depends on another one of its batch. This module imports torch: import it
+inside functions only.
 """
 
 from collections.abc import Callable
@@ -17,20 +17,20 @@ from stillhouse.gpu import FP8_CAPABILITY
 
 _BLOCKS = "transformer_blocks."
 _MULTIPLE_OF = 16
-"""Of rows and columns that the matrix units take."""
+"""Divisor of the rows and columns that matrix units accept."""
 
 
 def quantize(module: nn.Module, scheme: str, device: str) -> None:
-    """Put the weights of a network's transformers into eight bits.
+    """Quantise the linear layers of a network's transformer blocks.
 
     Args:
-        module: on its device already.
-        how: int8, or fp8 (e4m3); each row of weights and each token of an input has a scale of its own.
+        module: on its device already; changed in place.
+        scheme: int8, or fp8 (e4m3). Each row of weights and each token of an input has its own scale.
         device: cpu, cuda:0.
 
     Raises:
         InvalidRequest: a network without transformer blocks.
-        UnsupportedPrecision: fp8 on a device without it, or beside other weights than bfloat16, as torchao asks.
+        UnsupportedPrecision: fp8 on a device without it, or with other weights than bfloat16, which torchao needs.
     """
     if not any(_is_quantizable(part, name) for name, part in module.named_modules()):
         raise InvalidRequest(
@@ -44,12 +44,12 @@ def quantize(module: nn.Module, scheme: str, device: str) -> None:
         "int8": quantization.Int8DynamicActivationInt8WeightConfig,
         "fp8": partial(quantization.Float8DynamicActivationFloat8WeightConfig, granularity=quantization.PerRow()),
     }
-    # torchao would have everything that this process compiles tuned for minutes.
+    # With set_inductor_config, torchao would make torch tune everything that this process compiles for minutes.
     quantization.quantize_(module, configs[scheme](set_inductor_config=False), filter_fn=_is_quantizable)
 
 
 def is_quantized(part: nn.Module) -> bool:
-    """Whether a layer's weights are in eight bits."""
+    """Whether the weights of a layer are quantised."""
     return type(getattr(part, "weight", None)).__module__.startswith("torchao") or any(
         type(value.data).__module__.startswith("torchao") for value in part.parameters(recurse=False)
     )
@@ -64,8 +64,8 @@ def _check_fp8(module: nn.Module, device: str) -> None:
     allowed = f"a GPU of compute capability {FP8_CAPABILITY[0]}.{FP8_CAPABILITY[1]} or higher"
     if not device.startswith("cuda"):
         raise UnsupportedPrecision(f"fp8 with device {device}", allowed=allowed)
-    found = torch.cuda.get_device_capability(device)
-    if found < FP8_CAPABILITY:
-        raise UnsupportedPrecision(f"fp8 on a GPU of {found[0]}.{found[1]}", allowed=allowed)
+    capability = torch.cuda.get_device_capability(device)
+    if capability < FP8_CAPABILITY:
+        raise UnsupportedPrecision(f"fp8 on a GPU of {capability[0]}.{capability[1]}", allowed=allowed)
     if (dtype := next(module.parameters()).dtype) != torch.bfloat16:
-        raise UnsupportedPrecision(f"fp8 beside {str(dtype).removeprefix('torch.')}", allowed="precision bf16")
+        raise UnsupportedPrecision(f"fp8 with weights of {str(dtype).removeprefix('torch.')}", allowed="precision bf16")

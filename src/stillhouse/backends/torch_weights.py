@@ -1,7 +1,6 @@
-"""A module's weights, changed where they lie: compiled code and graphs of CUDA hold their addresses. Layers that were
-joined into one are changed each in its part of that one.
+"""Weights of an open torch module, replaced in place: compiled code and CUDA graphs hold their addresses.
 
-torch is imported here, so this file is imported inside functions only.
+Layers that were fused into one are changed in their rows of it.
 """
 
 from collections.abc import Mapping
@@ -14,10 +13,10 @@ from stillhouse.backends.torch_modules import FUSED_PROJECTIONS
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ModuleWeights:
-    """See `runner.Weights`.
+    """EditableWeights of a torch module.
 
     Args:
-        network: whose weights they are.
+        network: the diffusers or transformers model.
     """
 
     network: nn.Module
@@ -25,25 +24,25 @@ class ModuleWeights:
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """See `Weights`."""
-        found: dict[str, tuple[int, ...]] = {}
-        for layer, one in self.network.named_modules():
+        """See `EditableWeights`."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for layer, module in self.network.named_modules():
             block, _, name = layer.rpartition(".")
             if name in FUSED_PROJECTIONS:
-                found |= {
+                shapes |= {
                     f"{block}.{part}": tuple(self._weight(f"{block}.{part}").shape) for part in FUSED_PROJECTIONS[name]
                 }
-            elif isinstance(one, nn.Linear | nn.Conv2d):
-                found[layer] = tuple(one.weight.shape)
-        return found
+            elif isinstance(module, nn.Linear | nn.Conv2d):
+                shapes[layer] = tuple(module.weight.shape)
+        return shapes
 
     def original(self, layer: str) -> Tensor:
-        """See `Weights`."""
-        kept = self._originals.get(layer)
-        return (self._weight(layer).detach().cpu() if kept is None else kept).float()
+        """See `EditableWeights`."""
+        original = self._originals.get(layer)
+        return (self._weight(layer).detach().cpu() if original is None else original).float()
 
     def update(self, changed: Mapping[str, Tensor]) -> None:
-        """See `Weights`."""
+        """See `EditableWeights`."""
         for layer in changed.keys() - self._originals.keys():
             self._originals[layer] = self._weight(layer).detach().cpu().clone()
         for layer in list(self._originals):
@@ -53,14 +52,14 @@ class ModuleWeights:
                 self._weight(layer).data.copy_(self._originals.pop(layer))
 
     def _weight(self, layer: str) -> Tensor:
-        """A layer's own, or its part of what it was joined into, where that lies."""
+        """Return the weight of a layer, or its rows of the fused layer that replaces it."""
         block, _, name = layer.rpartition(".")
         holder = self.network.get_submodule(block)
         own = getattr(holder, name)
         if own is not None:
             weight: Tensor = own.weight
             return weight
-        joined = next(one for one, parts in FUSED_PROJECTIONS.items() if name in parts and hasattr(holder, one))
-        parts = FUSED_PROJECTIONS[joined]
-        part: Tensor = getattr(holder, joined).weight.chunk(len(parts))[parts.index(name)]
+        fused = next(key for key, parts in FUSED_PROJECTIONS.items() if name in parts and hasattr(holder, key))
+        parts = FUSED_PROJECTIONS[fused]
+        part: Tensor = getattr(holder, fused).weight.chunk(len(parts))[parts.index(name)]
         return part

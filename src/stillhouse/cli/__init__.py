@@ -1,4 +1,4 @@
-"""The command line: one file for each command, which says what it takes (`declare`) and does it (`run`)."""
+"""Command line. Each command is a module with `declare`, which adds its options, and `run`."""
 
 import os
 import sys
@@ -12,21 +12,21 @@ from stillhouse.cli.arguments import Parser
 from stillhouse.errors import InvalidRequest, StillhouseError
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
-    "generate": ("generate", "draw pictures from prompts"),
-    "demo": ("demo", "draw twelve pictures with the embedded model, on one sheet"),
-    "import": ("import_", "turn a diffusers model into a pipeline that needs no torch"),
-    "accelerate": ("accelerate", "measure every way to run a model on this machine, and keep the best"),
-    "choose": ("choose", "decide again among what `accelerate` measured"),
-    "check": ("check", "measure again what was chosen, and say whether it is still as fast and as good"),
-    "distill": ("distill", "teach a pipeline to take fewer steps, each measured against its teacher's"),
-    "serve": ("serve", "serve pictures over HTTP and gRPC, with a page to try it on"),
-    "keys": ("keys", "say who may ask a server, and for how much"),
-    "bench-serve": ("bench_serve", "load a server with requests, and measure what it keeps of its promises"),
+    "generate": ("generate", "generate images from prompts"),
+    "demo": ("demo", "generate a contact sheet of twelve images with the embedded model"),
+    "import": ("import_", "convert a diffusers model to a pipeline that needs no torch"),
+    "accelerate": ("accelerate", "measure backends, precisions and samplers on this machine and keep the best"),
+    "choose": ("choose", "select again among the candidates that `accelerate` measured"),
+    "check": ("check", "check that an accelerated pipeline is still as fast and accurate"),
+    "distill": ("distill", "distill a pipeline to fewer steps and evaluate it against its teacher"),
+    "serve": ("serve", "serve images over HTTP and gRPC, with a web page"),
+    "keys": ("keys", "manage API keys and their limits"),
+    "bench-serve": ("bench_serve", "load-test a server and report latency and goodput"),
     "models": ("models", "list the embedded models"),
-    "doctor": ("doctor", "show what this machine can run, and what is missing"),
-    "judge": ("judge", "measure how well a model draws what it is told, alone or against its teacher"),
+    "doctor": ("doctor", "show available backends, and install commands of missing ones"),
+    "judge": ("judge", "evaluate prompt adherence of a model, alone or against its teacher"),
 }
-"""By name: the file in this room, and what the command does. Only the file of the command in use is loaded."""
+"""Module and description of each command. Only the module of the command in use is imported."""
 
 INTERRUPTED, BROKEN_PIPE = 130, 141
 
@@ -34,7 +34,7 @@ INTERRUPTED, BROKEN_PIPE = 130, 141
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    0; 1 where the answer is no; 2 for a mistake that the message explains; 130 for Ctrl-C.
+    0: success. 1: negative result. 2: error that the message explains. 130: interrupted by Ctrl-C.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     with warnings.catch_warnings():
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             return INTERRUPTED
         except BrokenPipeError:
-            # The reader has gone; without this, Python would complain once more when it flushes at exit.
+            # Python flushes stdout at exit, which would raise again on the closed pipe.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return BROKEN_PIPE
         except OSError as error:
@@ -58,21 +58,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str]) -> Namespace:
-    """The arguments of one command, with its `run`.
+    """Parse the arguments of one command; the result has its `run`.
 
     Raises:
-        InvalidRequest: no command, an unknown one, or arguments that it does not take.
+        InvalidRequest: the command is missing or unknown, or its arguments are invalid.
     """
-    asked = argv[0] if argv else ""
-    if asked not in COMMANDS and not asked.startswith("-"):
-        given = f"there is no command {asked!r}" if asked else "no command was given"
+    name = argv[0] if argv else ""
+    if name not in COMMANDS and not name.startswith("-"):
+        given = f"there is no command {name!r}" if name else "no command was given"
         raise InvalidRequest(given, allowed=", ".join(COMMANDS), fix="see stillhouse --help")
     parser = Parser(prog="stillhouse", description="Diffusion models made cheap to serve.")
     parser.add_argument("--version", action="version", version=f"stillhouse {stillhouse.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name, (file, purpose) in COMMANDS.items():
-        command = commands.add_parser(name, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}.")
-        if name == asked:
+    for command_name, (file, purpose) in COMMANDS.items():
+        command = commands.add_parser(command_name, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}.")
+        if command_name == name:
             module = import_module(f"{__name__}.{file}")
             module.declare(command)
             command.set_defaults(run=module.run)

@@ -1,4 +1,4 @@
-"""Reading the command line: mistakes become `InvalidRequest` with all three of its parts."""
+"""Parsing of command line arguments. Errors become `InvalidRequest` with given, allowed and fix."""
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable
@@ -14,24 +14,24 @@ _ALLOWED = "; allowed: "
 
 
 class Parser(ArgumentParser):
-    """argparse, which raises where it would have printed and left; options are not guessed from their beginnings."""
+    """ArgumentParser that raises InvalidRequest instead of exiting, without abbreviated options."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        """Raise InvalidRequest instead of leaving the program."""
+        """Raise InvalidRequest."""
         given, _, allowed = message.partition(_ALLOWED)
         raise InvalidRequest(given, allowed=allowed or None, fix=f"see {self.prog} --help")
 
 
 def integer(text: str) -> int:
-    """A whole number."""
+    """Parse an integer."""
     return _parse_number(int, text, "a whole number")
 
 
 def positive_integer(text: str) -> int:
-    """A whole number from 1."""
+    """Parse an integer of at least 1."""
     number = _parse_number(int, text, "a whole number from 1")
     if number < 1:
         raise _argument_error(text, "a whole number from 1")
@@ -39,12 +39,12 @@ def positive_integer(text: str) -> int:
 
 
 def number(text: str) -> float:
-    """A number."""
+    """Parse a number."""
     return _parse_number(float, text, "a number")
 
 
 def parse_dimensions(text: str) -> tuple[int, int]:
-    """Width and height in pixels out of `WIDTHxHEIGHT`.
+    """Parse `WIDTHxHEIGHT` in pixels.
 
     >>> parse_dimensions("512x768")
     (512, 768)
@@ -57,48 +57,50 @@ def parse_dimensions(text: str) -> tuple[int, int]:
 
 
 def as_argument(read: Callable[[str], T]) -> Callable[[str], T]:
-    """A reader that refuses with `InvalidRequest`, as argparse wants it."""
+    """Return a parser for argparse from a parser that raises InvalidRequest."""
 
-    def told(text: str) -> T:
+    def parse_argument(text: str) -> T:
         try:
             return read(text)
         except InvalidRequest as error:
             raise ArgumentTypeError(f"{error.given}{_ALLOWED}{error.allowed}") from error
 
-    return told
+    return parse_argument
 
 
 duration = as_argument(parse_duration)
-"""Seconds out of 90, 90s, 10m, 1h."""
+"""Parse a duration in seconds, for example 90, 90s, 10m or 1h."""
 byte_size = as_argument(parse_size)
-"""Bytes out of 4GiB, 500MiB, 1000."""
+"""Parse a size in bytes, for example 4GiB, 500MiB or 1000."""
 
 
 def add_model_options(parser: ArgumentParser) -> None:
-    """The options that say which pipeline to open, and how: model, backend, precision, threads."""
+    """Add the options that select and configure a pipeline: model, backend, precision, threads, verify."""
     parser.add_argument("--model", default="shapes", metavar="NAME_OR_DIR", help="embedded model or pipeline directory")
     add_engine_options(parser)
 
 
 def add_engine_options(parser: ArgumentParser) -> None:
-    """The options that say how to open and run a pipeline: backend, precision, threads, verify."""
-    parser.add_argument("--backend", metavar="NAME", help="engine, see stillhouse doctor; default: the model's own")
-    parser.add_argument("--precision", metavar="NAME", help="of the U-Net: f32, bf16, ...; default: the model's own")
+    """Add the options that configure a pipeline: backend, precision, threads, verify."""
+    parser.add_argument("--backend", metavar="NAME", help="see stillhouse doctor; default: the model's own")
     parser.add_argument(
-        "--threads", type=positive_integer, metavar="N", help="at most so many; default: the engine decides"
+        "--precision", metavar="NAME", help="precision of the denoiser: f32, bf16, ...; default: the model's own"
     )
-    parser.add_argument("--verify", action="store_true", help="first check the SHA-256 of every file, large ones too")
+    parser.add_argument(
+        "--threads", type=positive_integer, metavar="N", help="number of threads; default: the backend decides"
+    )
+    parser.add_argument("--verify", action="store_true", help="check the SHA-256 of every file first")
 
 
 def engine_options(arguments: Namespace) -> dict[str, Any]:
-    """What `load` takes of the options of `add_engine`."""
+    """Return the keyword arguments of `load` from the options of `add_engine_options`."""
     return {name: getattr(arguments, name) for name in ("backend", "precision", "threads", "verify")}
 
 
 def png_or_directory(text: str) -> Path:
-    """Where pictures go: a `.png` file, or a directory.
+    """Parse the path of a `.png` file or of a directory.
 
-    >>> file_or_directory("stills/one.png").name
+    >>> png_or_directory("stills/one.png").name
     'one.png'
     """
     path = Path(text)
@@ -108,7 +110,7 @@ def png_or_directory(text: str) -> Path:
 
 
 def png_file(text: str) -> Path:
-    """Where one picture goes: a `.png` file."""
+    """Parse the path of a `.png` file."""
     path = Path(text)
     if path.suffix.lower() != ".png" or path.is_dir():
         raise _argument_error(text, "a .png file")

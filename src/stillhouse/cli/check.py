@@ -1,4 +1,4 @@
-"""`stillhouse check DIR`: measure again what was chosen; exit code 1 where it is slower or worse than it was."""
+"""`stillhouse check DIR`: measure the choice again; exit code 1 where it is slower or less accurate than recorded."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -11,21 +11,21 @@ REGRESSED = 1
 
 
 def declare(parser: ArgumentParser) -> None:
-    """The options of `check`."""
-    parser.add_argument("directory", type=Path, metavar="DIR", help="what `stillhouse accelerate` made")
+    """Add the options of `check` to its parser."""
+    parser.add_argument("directory", type=Path, metavar="DIR", help="output directory of `stillhouse accelerate`")
     parser.add_argument(
-        "--threads", type=positive_integer, metavar="N", help="at most so many; default: the engine decides"
+        "--threads", type=positive_integer, metavar="N", help="maximum number; default: the backend decides"
     )
 
 
 def run(arguments: Namespace) -> int:
-    """Measure, print a line for each network, and say by the exit code whether all is well."""
+    """Measure and print a line for each component. Return 1 after a regression, else 0."""
     report = read_report(arguments.directory)
-    worse = False
-    for finding in check_regression(arguments.directory, report, arguments.threads):
-        ratio = finding.measured.ratio
-        speed = f"{ratio.value:.2f}x ({ratio.low:.2f} to {ratio.high:.2f})" if ratio else "no time"
-        verdict = finding.problem or "as measured before"
-        print(f"{finding.component}: {finding.recorded.candidate.name}: {speed}: {verdict}", flush=True)
-        worse = worse or bool(finding.problem)
-    return REGRESSED if worse else 0
+    has_regressed = False
+    for result in check_regression(arguments.directory, report, arguments.threads):
+        ratio = result.measured.ratio
+        speed = f"{ratio.value:.2f}x ({ratio.low:.2f} to {ratio.high:.2f})" if ratio else "not timed"
+        verdict = result.problem or "as measured before"
+        print(f"{result.component}: {result.recorded.candidate.name}: {speed}: {verdict}", flush=True)
+        has_regressed = has_regressed or bool(result.problem)
+    return REGRESSED if has_regressed else 0

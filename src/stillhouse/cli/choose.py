@@ -1,4 +1,4 @@
-"""`stillhouse choose DIR --goal memory`: decide again among what was measured."""
+"""`stillhouse choose DIR --goal memory`: choose again among measured candidates."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -12,13 +12,15 @@ from stillhouse.cli.accelerate import NOTHING_CHOSEN, add_choice_options, merge_
 
 
 def declare(parser: ArgumentParser) -> None:
-    """The options of `choose`."""
-    parser.add_argument("directory", type=Path, metavar="DIR", help="what `stillhouse accelerate` made")
+    """Add the options of `choose` to its parser."""
+    parser.add_argument("directory", type=Path, metavar="DIR", help="output directory of `stillhouse accelerate`")
     add_choice_options(parser)
 
 
 def run(arguments: Namespace) -> int:
-    """Choose, write it into the directory, and print it. Exit code 1 where nothing keeps the bounds."""
+    """Choose, apply the choice to the directory, and print the report. Return 1 where no candidate is within the
+    bounds, else 0.
+    """
     report = read_report(arguments.directory)
     bounds = merge_bounds(report.bounds, read_bounds(arguments))
     report = choose_trials(report, arguments.goal or report.goal, bounds)

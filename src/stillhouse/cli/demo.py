@@ -1,4 +1,4 @@
-"""`stillhouse demo`: twelve prompts that training never saw, drawn by the embedded model and by its student."""
+"""`stillhouse demo`: a contact sheet of twelve held-out prompts by the embedded model and its distilled model."""
 
 import sys
 from argparse import ArgumentParser, Namespace
@@ -37,42 +37,48 @@ _SCALE, _GAP = 3, 6
 
 
 def declare(parser: ArgumentParser) -> None:
-    """The options of `demo`."""
-    parser.add_argument("--out", type=png_file, default=Path("demo.png"), metavar="FILE", help="the sheet")
+    """Add the options of `demo`."""
+    parser.add_argument(
+        "--out",
+        type=png_file,
+        default=Path("demo.png"),
+        metavar="FILE",
+        help="contact sheet to write; default: demo.png",
+    )
     add_engine_options(parser)
 
 
 def run(arguments: Namespace) -> int:
-    """Draw the sheet, and say how long that took and how to go on."""
-    drawn = {name: _generate(name, arguments) for name in (TEACHER, STUDENT)}
-    pairs = zip(*(pictures for pictures, _ in drawn.values()), strict=True)
+    """Generate the contact sheet, print the times and suggest a command."""
+    generated = {name: _generate(name, arguments) for name in (TEACHER, STUDENT)}
+    pairs = zip(*(images for images, _ in generated.values()), strict=True)
     write_png(arguments.out, contact_sheet([_join_pair(*pair) for pair in pairs], PROMPTS))
-    left, right = (told for _, told in drawn.values())
-    print(f"{arguments.out}: {len(PROMPTS)} prompts, by {left} (left), and by {right} (right)")
-    print(f'now yours: {_program()} generate "{SUGGESTION}"')
+    left, right = (description for _, description in generated.values())
+    print(f"{arguments.out}: {len(PROMPTS)} prompts; left: {left}; right: {right}")
+    print(f'try: {_program()} generate "{SUGGESTION}"')
     return 0
 
 
 def _generate(name: str, arguments: Namespace) -> tuple[list[Picture], str]:
-    """A picture for each prompt, and how long they took."""
+    """Generate an image per prompt; return the images and a description with the seconds per image."""
     pipeline = open_pipeline(name, arguments)
     requests = [pipeline.resolve(ImageRequest(prompt, seed=seed)) for seed, prompt in enumerate(PROMPTS)]
-    list(generate_images(pipeline, requests[:1], lambda what, done, total: None))  # loaded, before the clock runs
+    list(generate_images(pipeline, requests[:1], lambda what, done, total: None))  # warm-up: loads the networks
     began = perf_counter()
-    with show_progress() as report:
-        pictures = [result.image for result in generate_images(pipeline, requests, report)]
-    seconds = (perf_counter() - began) / len(pictures)
-    return pictures, f"{name} in {requests[0].request.steps} steps, {seconds:.2f} s each"
+    with show_progress() as on_progress:
+        images = [result.image for result in generate_images(pipeline, requests, on_progress)]
+    seconds = (perf_counter() - began) / len(images)
+    return images, f"{name} in {requests[0].request.steps} steps, {seconds:.2f} s per image"
 
 
 def _join_pair(left: Picture, right: Picture) -> Picture:
-    """Both, enlarged, with a strip of white between them."""
-    first, second = (np.kron(one, np.ones((_SCALE, _SCALE, 1), np.uint8)) for one in (left, right))
+    """Enlarge two images and join them with a white gap."""
+    first, second = (np.kron(image, np.ones((_SCALE, _SCALE, 1), np.uint8)) for image in (left, right))
     strip = np.full((first.shape[0], _GAP, 3), 255, np.uint8)
     return np.concatenate([first, strip, second], axis=1)
 
 
 def _program() -> str:
-    """The command as it was typed, where that works from here; else its name."""
+    """Return the command as typed if it works from the current directory, else its name."""
     typed = Path(sys.argv[0])
     return str(typed) if typed.name == "stillhouse" and not typed.is_absolute() else "stillhouse"

@@ -1,4 +1,4 @@
-"""`stillhouse doctor`: what this machine can run, and the line that installs what is missing."""
+"""`stillhouse doctor`: available backends of this machine, and install commands of missing ones."""
 
 import json
 from argparse import ArgumentParser, Namespace
@@ -13,31 +13,35 @@ from stillhouse.measure.machine import Machine, read_machine
 
 
 def declare(parser: ArgumentParser) -> None:
-    """The options of `doctor`."""
+    """Add the options of `doctor`."""
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(arguments: Namespace) -> int:
-    """Look, and tell."""
-    here, found = read_machine(), backends()
+    """Print the machine and the status of all backends."""
+    machine, statuses = read_machine(), backends()
     if arguments.json:
-        told = {"stillhouse": __version__, "machine": asdict(here), "backends": [asdict(status) for status in found]}
-        print(json.dumps(told))
+        document = {
+            "stillhouse": __version__,
+            "machine": asdict(machine),
+            "backends": [asdict(status) for status in statuses],
+        }
+        print(json.dumps(document))
     else:
-        print(f"{_format_machine(here)}\n\n{_format_backends(found)}")
+        print(f"{_format_machine(machine)}\n\n{_format_backends(statuses)}")
     return 0
 
 
 def _format_machine(host: Machine) -> str:
     memory = "unknown" if host.memory is None else f"{host.memory / (1 << 30):.1f} GiB"
-    facts = {
+    fields = {
         "stillhouse": f"{__version__} on Python {host.python}, {host.system}",
         "processor": f"{host.processor}, {host.cores} cores",
         "memory": memory,
         "instructions": " ".join(host.instructions) or "none of interest",
         "gpu": "; ".join(map(_format_gpu, host.gpus)) or str(no_gpu_reason()),
     }
-    return "\n".join(f"{name:<13} {fact}" for name, fact in facts.items())
+    return "\n".join(f"{name:<13} {value}" for name, value in fields.items())
 
 
 def _format_gpu(gpu: Gpu) -> str:

@@ -1,4 +1,4 @@
-"""What `generate` and `demo` share: drawing one picture after the other, and where the files go."""
+"""Image generation and output paths, shared by `generate` and `demo`."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,12 @@ _MAX_STEM = 48
 
 @dataclass(frozen=True, slots=True)
 class OutputPaths:
-    """Where each picture goes, and the contact sheet where there are several."""
+    """Output paths of images.
+
+    Args:
+        images: path of each image.
+        sheet: path of the contact sheet; None for a single image.
+    """
 
     images: tuple[Path, ...]
     sheet: Path | None
@@ -25,7 +30,13 @@ class OutputPaths:
 def generate_images(
     pipeline: Pipeline, requests: Sequence[Resolved], report: ProgressCallback
 ) -> Iterator[ImageResult]:
-    """Generate the requests' pictures, one after the other."""
+    """Generate the images of all requests one after another.
+
+    Args:
+        pipeline: pipeline to run.
+        requests: resolved image requests.
+        report: called with the prompt, the completed images (fractional) and their number.
+    """
     for number, resolved in enumerate(requests):
         trajectory = pipeline.start(resolved)
         report(resolved.request.prompt, number, len(requests))
@@ -36,26 +47,27 @@ def generate_images(
 
 
 def resolve_output_paths(out: Path, requests: Sequence[ImageRequest]) -> OutputPaths:
-    """A place for every picture.
+    """Return an output path per image.
 
-    A directory gets files named after prompt and seed, and never loses one that is there. A file `one.png` is the
-    picture itself; where there are several it is their sheet, and they are `one-1.png`, `one-2.png` beside it.
+    In a directory, files are named by prompt and seed, and existing files are never overwritten. A file `one.png` is
+    the image itself; with several images it is the contact sheet, and the images are `one-1.png`, `one-2.png` and so
+    on.
     """
     several = len(requests) > 1
     if out.suffix.lower() == ".png" and not out.is_dir():
         numbered = tuple(out.with_stem(f"{out.stem}-{number + 1}") for number in range(len(requests)))
         return OutputPaths(numbered, out) if several else OutputPaths((out,), None)
-    taken: list[Path] = []
+    used: list[Path] = []
     for request in requests:
-        taken.append(_unused_path(out, f"{_stem(request.prompt)}-{request.seed}", taken))
-    return OutputPaths(tuple(taken), _unused_path(out, "sheet", taken) if several else None)
+        used.append(_unused_path(out, f"{_stem(request.prompt)}-{request.seed}", used))
+    return OutputPaths(tuple(used), _unused_path(out, "sheet", used) if several else None)
 
 
 def _stem(prompt: str) -> str:
     return re.sub(r"[\W_]+", "-", prompt.lower())[:_MAX_STEM].strip("-") or "picture"
 
 
-def _unused_path(directory: Path, stem: str, taken: Sequence[Path]) -> Path:
+def _unused_path(directory: Path, stem: str, used: Sequence[Path]) -> Path:
     stems = (stem if number == 1 else f"{stem}-{number}" for number in count(1))
     paths = (directory / f"{stem}.png" for stem in stems)
-    return next(path for path in paths if path not in taken and not path.exists())
+    return next(path for path in paths if path not in used and not path.exists())

@@ -1,4 +1,4 @@
-"""`stillhouse generate PROMPT...`: pictures from prompts."""
+"""`stillhouse generate PROMPT...`: generate images from prompts."""
 
 import json
 from argparse import ArgumentParser, Namespace
@@ -24,49 +24,55 @@ _FIRST_FIELDS = ("prompt", "seed", "steps")
 
 
 def declare(parser: ArgumentParser) -> None:
-    """The options of `generate`; what is left out is as the model's manifest says."""
-    parser.add_argument("prompts", nargs="+", metavar="PROMPT", help="what to draw; several give several pictures")
+    """Add the options of `generate`. Defaults come from the model's manifest."""
+    parser.add_argument("prompts", nargs="+", metavar="PROMPT", help="prompt; one or more")
     add_model_options(parser)
-    parser.add_argument("--steps", type=integer, metavar="N", help="sampler steps")
+    parser.add_argument("--steps", type=integer, metavar="N", help="number of sampler steps")
+    parser.add_argument("--guidance", type=number, metavar="W", help="guidance scale; 1: no guidance")
+    parser.add_argument("--seed", type=integer, default=0, metavar="S", help="seed of the first image; default: 0")
     parser.add_argument(
-        "--guidance", type=number, metavar="W", help="how strictly to follow the prompt; 1: no guidance"
+        "--count",
+        type=positive_integer,
+        default=1,
+        metavar="N",
+        help="images per prompt, with seeds S, S+1...; default: 1",
     )
-    parser.add_argument("--seed", type=integer, default=0, metavar="S", help="of the first picture; default: 0")
+    parser.add_argument("--sampler", metavar="NAME", help="sampler: ddim, euler, dpmpp_2m, ...")
+    parser.add_argument("--negative-prompt", default="", metavar="TEXT", help="negative prompt")
     parser.add_argument(
-        "--count", type=positive_integer, default=1, metavar="N", help="pictures of each prompt, seeds S, S+1..."
+        "--size", type=parse_dimensions, default=(None, None), metavar="WxH", help="image size in pixels"
     )
-    parser.add_argument("--sampler", metavar="NAME", help="ddim, euler, dpmpp_2m, ...")
-    parser.add_argument("--negative", default="", metavar="TEXT", help="what to stay away from")
-    parser.add_argument("--size", type=parse_dimensions, default=(None, None), metavar="WxH", help="in pixels")
-    parser.add_argument("--image", type=Path, metavar="FILE", help="picture to start from")
-    parser.add_argument("--mask", type=Path, metavar="FILE", help="where to repaint the image: where this is bright")
-    parser.add_argument("--strength", type=number, metavar="X", help="how far to leave the image, above 0 up to 1")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="input image")
+    parser.add_argument(
+        "--mask", type=Path, metavar="FILE", help="mask; bright pixels of the input image are repainted"
+    )
+    parser.add_argument("--strength", type=number, metavar="X", help="denoising strength, above 0 up to 1")
     parser.add_argument(
         "--out",
         type=png_or_directory,
         default=Path(),
         metavar="FILE_OR_DIR",
-        help="a .png file, or a directory; of several pictures the file is the contact sheet; default: here",
+        help="a .png file or a directory; with several images the file is the contact sheet; default: .",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object per picture")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per image")
 
 
 def run(arguments: Namespace) -> int:
-    """Draw every picture, write it, and say where it is."""
+    """Generate all images, write them and print their paths."""
     pipeline = open_pipeline(arguments.model, arguments)
     requests = [pipeline.resolve(request) for request in _image_requests(arguments)]
-    where = resolve_output_paths(arguments.out, [resolved.request for resolved in requests])
+    paths = resolve_output_paths(arguments.out, [resolved.request for resolved in requests])
     results = []
-    with show_progress() as report:
-        for path, result in zip(where.images, generate_images(pipeline, requests, report), strict=True):
+    with show_progress() as on_progress:
+        for path, result in zip(paths.images, generate_images(pipeline, requests, on_progress), strict=True):
             write_png(path, result.image, result.request, pipeline.manifest.name)
             print(_format_json(path, result) if arguments.json else _format_line(path, result), flush=True)
             results.append(result)
-    if where.sheet:
+    if paths.sheet:
         labels = [_label(result.request, arguments.count) for result in results]
-        write_png(where.sheet, contact_sheet([result.image for result in results], labels))
+        write_png(paths.sheet, contact_sheet([result.image for result in results], labels))
         if not arguments.json:
-            print(f"{where.sheet}  all {len(results)} pictures")
+            print(f"{paths.sheet}  all {len(results)} images")
     return 0
 
 
@@ -78,7 +84,7 @@ def _image_requests(arguments: Namespace) -> Iterator[ImageRequest]:
         for offset in range(arguments.count):
             yield ImageRequest(
                 prompt,
-                negative_prompt=arguments.negative,
+                negative_prompt=arguments.negative_prompt,
                 seed=arguments.seed + offset,
                 steps=arguments.steps,
                 guidance=arguments.guidance,
@@ -92,9 +98,9 @@ def _image_requests(arguments: Namespace) -> Iterator[ImageRequest]:
 
 
 def _format_json(path: Path, result: ImageResult) -> str:
-    told = describe_request(result.request)
-    first = {name: told.pop(name) for name in _FIRST_FIELDS}
-    return json.dumps({"file": str(path), **first, "seconds": round(result.seconds, 4), **told})
+    fields = describe_request(result.request)
+    first = {name: fields.pop(name) for name in _FIRST_FIELDS}
+    return json.dumps({"file": str(path), **first, "seconds": round(result.seconds, 4), **fields})
 
 
 def _format_line(path: Path, result: ImageResult) -> str:

@@ -1,4 +1,4 @@
-"""`stillhouse judge NAME...`: how well pipelines draw, alone by the oracle of Shapes, or beside their teacher."""
+"""`stillhouse judge NAME...`: evaluate a pipeline with the oracle of Shapes, or students against their teacher."""
 
 import json
 from argparse import ArgumentParser, Namespace
@@ -32,104 +32,112 @@ TEACHER_STEPS = 35
 
 
 def declare(parser: ArgumentParser) -> None:
-    """The options of `judge`."""
-    parser.add_argument("names", nargs="+", metavar="NAME_OR_DIR", help="shapes, or a pipeline that was made from it")
+    """Declare the options of `judge`."""
+    parser.add_argument("names", nargs="+", metavar="NAME_OR_DIR", help="model name or pipeline directory")
     parser.add_argument(
-        "--against", metavar="TEACHER", help="compare with this pipeline, which they were distilled from"
+        "--against", metavar="TEACHER", help="compare students with the pipeline that they were distilled from"
     )
-    parser.add_argument("-o", "--out", type=Path, metavar="FILE.html", help="the comparison as a page; with --against")
-    parser.add_argument("--prompts", type=Path, metavar="FILE", help="a prompt a line, for models of other things")
-    parser.add_argument("--clip", type=Path, metavar="DIR", help="a CLIP model of yours: adds the CLIP score")
-    parser.add_argument("--inception", type=Path, metavar="FILE", help="Inception in TorchScript, of yours: adds FID")
+    parser.add_argument("-o", "--out", type=Path, metavar="FILE.html", help="HTML report; with --against")
+    parser.add_argument(
+        "--prompts", type=Path, metavar="FILE", help="one prompt on each line, for models other than Shapes"
+    )
+    parser.add_argument("--clip", type=Path, metavar="DIR", help="CLIP model of transformers: adds the CLIP score")
+    parser.add_argument("--inception", type=Path, metavar="FILE", help="Inception network in TorchScript: adds FID")
     add_engine_options(parser)
     parser.add_argument(
-        "--captions", type=positive_integer, default=1000, metavar="N", help="held-out captions; default: 1000"
+        "--captions", type=positive_integer, default=1000, metavar="N", help="number of captions; default: 1000"
     )
-    parser.add_argument("--steps", type=integer, metavar="N", help="of the teacher, or of the only one; default: 35")
+    parser.add_argument(
+        "--steps", type=integer, metavar="N", help="steps of the teacher, or of the only pipeline; default: 35"
+    )
     parser.add_argument("--guidance", type=number, metavar="W", help="default: the model's own")
     parser.add_argument("--sampler", metavar="NAME", help="default: the model's own")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the measurements as JSON")
 
 
 def run(arguments: Namespace) -> int:
-    """Judge, print the table, and keep the figures where that was asked for."""
+    """Evaluate, print the table, and write the requested files."""
     return _compare_with_teacher(arguments) if arguments.against else _score_alone(arguments)
 
 
 def _score_alone(arguments: Namespace) -> int:
     if len(arguments.names) > 1 or any((arguments.out, arguments.prompts, arguments.clip, arguments.inception)):
-        given = "several pipelines, a page, prompts, CLIP or Inception without --against"
-        raise InvalidRequest(given, fix="say which one is the teacher")
+        given = "several pipelines, --out, --prompts, --clip or --inception without --against"
+        raise InvalidRequest(given, fix="name the teacher with --against")
     pipeline = open_pipeline(arguments.names[0], arguments)
     distilled = pipeline.manifest.distilled
-    own = None if distilled and distilled.timesteps else TEACHER_STEPS
-    asked = ImageRequest(
+    default_steps = None if distilled and distilled.timesteps else TEACHER_STEPS
+    request = ImageRequest(
         "",
-        steps=own if arguments.steps is None else arguments.steps,
+        steps=default_steps if arguments.steps is None else arguments.steps,
         guidance=arguments.guidance,
         sampler=arguments.sampler,
     )
     with show_progress() as report:
-        judgement = evaluate_captions(
-            pipeline, asked, arguments.captions, lambda done: report("judging", done, arguments.captions)
+        evaluation = evaluate_captions(
+            pipeline, request, arguments.captions, lambda done: report("evaluating", done, arguments.captions)
         )
-    print(_format_judgement(judgement))
+    print(_format_evaluation(evaluation))
     if arguments.json:
-        write_file(arguments.json, (json.dumps(asdict(judgement), indent=2) + "\n").encode())
+        write_file(arguments.json, (json.dumps(asdict(evaluation), indent=2) + "\n").encode())
     return 0
 
 
 def _compare_with_teacher(arguments: Namespace) -> int:
     if arguments.captions <= NEIGHBOURS:
-        raise InvalidRequest(f"{arguments.captions} captions", allowed=f"{NEIGHBOURS + 1} and more, to compare sets")
+        raise InvalidRequest(f"{arguments.captions} captions", allowed=f"{NEIGHBOURS + 1} or more, for set metrics")
     teacher = _teacher_variant(arguments)
-    own = teacher.pipeline.manifest.defaults.guidance
-    guidance = own if arguments.guidance is None else arguments.guidance
+    default_guidance = teacher.pipeline.manifest.defaults.guidance
+    guidance = default_guidance if arguments.guidance is None else arguments.guidance
     students = [student_setup(open_pipeline(name, arguments), guidance) for name in arguments.names]
-    subject = _evaluation_prompts(arguments, teacher.pipeline)
-    brought = MetricEncoders(
+    captions = _evaluation_prompts(arguments, teacher.pipeline)
+    encoders = MetricEncoders(
         arguments.clip and open_clip(arguments.clip), arguments.inception and open_inception(arguments.inception)
     )
     with show_progress() as report:
-        verdict, found = evaluate_students(teacher, students, subject, report, brought)
-    print(f"{format_table(evaluation_columns(verdict), evaluation_rows(verdict))}\n\n{summarize_evaluation(verdict)}")
+        evaluation, comparison = evaluate_students(teacher, students, captions, report, encoders)
+    table = format_table(evaluation_columns(evaluation), evaluation_rows(evaluation))
+    print(f"{table}\n\n{summarize_evaluation(evaluation)}")
     if arguments.json:
-        write_file(arguments.json, evaluation_to_json(verdict).encode())
+        write_file(arguments.json, evaluation_to_json(evaluation).encode())
     if arguments.out:
-        write_file(arguments.out, render_evaluation_page(verdict, found.prompts, found.pictures).encode())
-        print(f"{arguments.out}: the same with plots and pictures")
+        page = render_evaluation_page(evaluation, comparison.prompts, comparison.pictures)
+        write_file(arguments.out, page.encode())
+        print(f"{arguments.out}: report with plots and pictures")
     return 0
 
 
 def _teacher_variant(arguments: Namespace) -> GenerationSetup:
     pipeline = open_pipeline(arguments.against, arguments)
     steps = TEACHER_STEPS if arguments.steps is None else arguments.steps
-    asked = ImageRequest("", steps=steps, guidance=arguments.guidance, sampler=arguments.sampler)
-    return GenerationSetup(f"teacher, {steps} steps", pipeline, asked)
+    request = ImageRequest("", steps=steps, guidance=arguments.guidance, sampler=arguments.sampler)
+    return GenerationSetup(f"teacher, {steps} steps", pipeline, request)
 
 
 def _evaluation_prompts(arguments: Namespace, teacher: Pipeline) -> CaptionSet:
     if arguments.prompts is None:
         size = teacher.manifest.defaults.width, teacher.manifest.defaults.height
         if size != (CANVAS, CANVAS):
-            given = f"{teacher.manifest.name} draws {size[0]}x{size[1]}, which the oracle of Shapes cannot read"
-            raise InvalidRequest(given, fix="give it prompts of its own world: --prompts FILE")
+            given = (
+                f"{teacher.manifest.name} generates {size[0]}x{size[1]} pixels, which the oracle of Shapes cannot score"
+            )
+            raise InvalidRequest(given, fix="give prompts: --prompts FILE")
         return shapes_caption_set(arguments.captions)
     prompts = read_prompts(arguments.prompts)
-    # Each prompt again from other seeds, until there are as many pictures as were asked for.
+    # Prompts are repeated with other seeds up to the number of captions.
     return CaptionSet(tuple(prompts[number % len(prompts)] for number in range(arguments.captions)))
 
 
-def _format_judgement(judgement: CaptionEvaluation) -> str:
-    found = [
-        [name.replace("_", " "), *_format_share(share), _format_share(judgement.ceiling[name])[0]]
-        for name, share in judgement.scores.items()
+def _format_evaluation(evaluation: CaptionEvaluation) -> str:
+    rows = [
+        [name.replace("_", " "), *_format_share(share), _format_share(evaluation.ceiling[name])[0]]
+        for name, share in evaluation.scores.items()
     ]
-    course = f"{judgement.captions} captions, {judgement.steps} {judgement.sampler} steps"
+    settings = f"{evaluation.captions} captions, {evaluation.steps} {evaluation.sampler} steps"
     return (
-        f"{course}, guidance {judgement.guidance:g}, {judgement.seconds:.3f} s per picture\n\n"
-        f"{format_table(['', 'share', '95 % interval', 'autoencoder alone'], found)}\n\n"
-        f"picture against its clean redrawing: {judgement.rerender:.1f} dB"
+        f"{settings}, guidance {evaluation.guidance:g}, {evaluation.seconds:.3f} s per picture\n\n"
+        f"{format_table(['', 'share', '95 % interval', 'autoencoder alone'], rows)}\n\n"
+        f"PSNR to ideal renderings: {evaluation.rerender:.1f} dB"
     )
 
 

@@ -1,4 +1,4 @@
-"""`stillhouse keys add|list|revoke`: who may ask a server, and for how much."""
+"""`stillhouse keys add|list|revoke`: manage API keys and their limits."""
 
 from argparse import ArgumentParser, Namespace
 from datetime import UTC, datetime
@@ -14,24 +14,26 @@ from stillhouse.serve.store.database import connect
 
 
 def declare(parser: ArgumentParser) -> None:
-    """The options of `keys`."""
+    """Add the options of `keys`."""
     parser.add_argument("action", choices=("add", "list", "revoke"))
-    parser.add_argument("name", nargs="?", metavar="NAME", help="of the key to revoke")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="stillhouse.toml of the server")
-    parser.add_argument("--data", metavar="DIR", help="data directory of the server; default: as the file says")
-    parser.add_argument("--tier", metavar="TIER", help="of a new key")
-    parser.add_argument("--admin", action="store_true", help="may look after jobs of others")
-    parser.add_argument("--weight", type=number, metavar="X", help="instead of the tier's")
-    parser.add_argument("--rate", type=number, metavar="N", help="pixel-steps a second, instead of the tier's")
-    parser.add_argument("--burst", type=number, metavar="N", help="pixel-steps at once, instead of the tier's")
-    parser.add_argument("--daily", type=number, metavar="N", help="pixel-steps a day, instead of the tier's")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="name of the key to revoke")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="settings file of the server")
+    parser.add_argument("--data", metavar="DIR", help="data directory of the server; default: from the settings file")
+    parser.add_argument("--tier", metavar="TIER", help="tier of the new key; default: the first tier")
+    parser.add_argument("--admin", action="store_true", help="may view and cancel jobs of other keys")
+    parser.add_argument("--weight", type=number, metavar="X", help="scheduling weight, overrides the tier's")
+    parser.add_argument("--rate", type=number, metavar="N", help="pixel-steps per second, overrides the tier's")
+    parser.add_argument("--burst", type=number, metavar="N", help="pixel-steps at once, overrides the tier's")
+    parser.add_argument("--daily", type=number, metavar="N", help="pixel-steps per day, overrides the tier's")
 
 
 def run(arguments: Namespace) -> int:
-    """Add a key and show it once, list all of them, or let one count no more."""
+    """Add a key and print it once, list all keys, or revoke one."""
     if arguments.name and arguments.action != "revoke":
         raise InvalidRequest(
-            f"{arguments.action} {arguments.name}", allowed=arguments.action, fix="names of keys are not chosen"
+            f"{arguments.action} {arguments.name}",
+            allowed=arguments.action,
+            fix="key names are generated; leave the name out",
         )
     settings = read_server_settings(arguments.config) if arguments.config else ServerSettings()
     connection = connect(Path(arguments.data or settings.data))
@@ -43,10 +45,10 @@ def run(arguments: Namespace) -> int:
             print(add_key(connection, tier, is_admin=arguments.admin, **limits))
         elif arguments.action == "revoke":
             if not arguments.name:
-                raise InvalidRequest("a key to revoke without a name", fix="see stillhouse keys list")
+                raise InvalidRequest("revoke without the name of a key", fix="see stillhouse keys list")
             revoke_key(connection, arguments.name)
         else:
-            head = ["key", "tier", "made", "state", *LIMITS]
+            head = ["key", "tier", "created", "state", *LIMITS]
             print(format_table(head, [_format_key(key) for key in list_keys(connection)]))
     finally:
         connection.close()
@@ -54,7 +56,7 @@ def run(arguments: Namespace) -> int:
 
 
 def _format_key(key: ApiKey) -> list[str]:
-    made = datetime.fromtimestamp(key.created, UTC).strftime("%Y-%m-%d")
+    created = datetime.fromtimestamp(key.created, UTC).strftime("%Y-%m-%d")
     state = "revoked" if key.revoked else "admin" if key.is_admin else "in use"
     limits = [getattr(key, name) for name in LIMITS]
-    return [key.name, key.tier, made, state, *("-" if one is None else f"{one:g}" for one in limits)]
+    return [key.name, key.tier, created, state, *("-" if limit is None else f"{limit:g}" for limit in limits)]

@@ -1,4 +1,4 @@
-"""`stillhouse models`: the models that come with the package."""
+"""`stillhouse models`: list the embedded models."""
 
 import math
 from argparse import ArgumentParser, Namespace
@@ -11,15 +11,15 @@ from stillhouse.cli.table import format_table
 from stillhouse.pipelines.load import EMBEDDED
 from stillhouse.pipelines.manifest import Manifest, read_manifest
 
-_HEADINGS = ["name", "parameters", "on disk", "picture", "steps", "licence", "all correct (95 % interval)"]
+_HEADINGS = ["name", "parameters", "on disk", "image size", "steps", "licence", "all correct (95 % interval)"]
 
 
 def declare(parser: ArgumentParser) -> None:
-    """`models` takes no options."""
+    """Add no options."""
 
 
 def run(arguments: Namespace) -> int:
-    """A row for each model, out of its manifest and its weight files."""
+    """Print a row per model from its manifest and weight files."""
     print(format_table(_HEADINGS, [_row(name, directory) for name, directory in EMBEDDED.items()]))
     return 0
 
@@ -45,7 +45,7 @@ def _count_parameters(directory: Path, manifest: Manifest) -> int:
 
 
 def _format_score(evidence: Mapping[str, Any]) -> str:
-    """What `stillhouse judge` measured when the model was made."""
+    """Format the score that `stillhouse judge` measured when the model was trained."""
     if "judge" not in evidence:
         return "not measured"
     share = evidence["judge"]["scores"]["all_correct"]

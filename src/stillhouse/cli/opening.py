@@ -1,4 +1,4 @@
-"""From the command line to an open pipeline. Small networks are kept compiled from one command to the next."""
+"""Loading of pipelines for commands, with a cache of compiled networks."""
 
 import os
 from argparse import Namespace
@@ -9,18 +9,19 @@ from stillhouse.pipelines.load import find_pipeline, load
 from stillhouse.pipelines.pipeline import Pipeline
 
 MAX_CACHED_WEIGHTS = 64 << 20
-"""Bytes of weights above which nothing is kept: a compiled network is as large as its weights, once for each
-precision, number of threads and, where it is static, size; and only of a small one is compiling most of the wait."""
+"""Largest total size of weights in bytes for which compiled networks are cached. A compiled network is as large as its
+weights, for each precision, thread count and static size. Compilation dominates the load time of small networks only.
+"""
 
 
 def open_pipeline(model: str, arguments: Namespace) -> Pipeline:
-    """The pipeline of that name or directory, opened as the options of `add_engine` say."""
+    """Load a pipeline by name or directory with the options of `add_engine_options`."""
     weights = sum(path.stat().st_size for path in find_pipeline(model).rglob("*.safetensors"))
     return load(model, cache=compile_cache() if weights <= MAX_CACHED_WEIGHTS else None, **engine_options(arguments))
 
 
 def compile_cache() -> Path | None:
-    """Where compiled networks are kept, made if need be; None where nothing can be written."""
+    """Return the directory of compiled networks, created if needed; None if it is not writable."""
     base = os.environ.get("XDG_CACHE_HOME")
     directory = Path(base) if base else Path.home() / ".cache"
     directory = directory / "stillhouse" / "compiled"

@@ -1,4 +1,4 @@
-"""The progress bar: on stderr, and only where somebody watches."""
+"""Progress bar on standard error, shown only on a terminal."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -6,14 +6,14 @@ from contextlib import contextmanager
 from typing import TypeAlias
 
 ProgressCallback: TypeAlias = Callable[[str, float, float], None]
-"""Called with what is being done, how much is done, and how much there is."""
+"""Called with a description, the completed amount and the total."""
 
 
 @contextmanager
 def show_progress() -> Iterator[ProgressCallback]:
-    """A function to report to; the bar that it moves, with the time left, disappears at the end."""
+    """Yield a callback that updates a progress bar. The bar disappears at the end."""
     if not sys.stderr.isatty():
-        yield lambda what, done, total: None
+        yield lambda description, done, total: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -24,8 +24,8 @@ def show_progress() -> Iterator[ProgressCallback]:
         TaskProgressColumn(),
         TimeRemainingColumn(compact=True),
     )
-    # Lines printed meanwhile pass above the bar, unless stdout goes somewhere else, where they must arrive.
+    # Printed lines appear above the bar, unless stdout is redirected, where they must not be captured.
     above = sys.stdout.isatty()
     with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=above) as bar:
         task = bar.add_task("", total=None)
-        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
+        yield lambda description, done, total: bar.update(task, description=description, completed=done, total=total)

@@ -1,4 +1,4 @@
-"""`stillhouse serve [TIER=PIPELINE...]`: pictures over HTTP and gRPC, and a page to try it on."""
+"""`stillhouse serve [TIER=PIPELINE...]`: serve images over HTTP and gRPC, with a web page."""
 
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
@@ -10,59 +10,60 @@ from stillhouse.cli.arguments import integer, positive_integer
 from stillhouse.cli.opening import compile_cache
 from stillhouse.serve.engine.policy import POLICIES
 from stillhouse.serve.logs import configure_logging
-from stillhouse.serve.run import Addresses
-from stillhouse.serve.run import run_server as serve
+from stillhouse.serve.run import Addresses, run_server
 from stillhouse.serve.settings import ServerSettings, read_server_settings, replace_pipelines
 
 _SETTINGS_OPTIONS = ("host", "port", "data", "policy", "memory", "backend", "precision", "threads")
 
 
 def declare(parser: ArgumentParser) -> None:
-    """The options of `serve`; they go before what the file says."""
+    """Add the options of `serve`, which override the settings file."""
     parser.add_argument(
         "tiers",
         nargs="*",
         type=parse_tier,
         metavar="TIER=PIPELINE",
-        help="who is served with what; default: free=shapes-3 pro=shapes",
+        help="pipeline of each tier; default: free=shapes-3 pro=shapes",
     )
-    parser.add_argument("--config", type=Path, metavar="FILE", help="stillhouse.toml")
-    parser.add_argument("--host", metavar="ADDRESS", help="default: 127.0.0.1, this machine only")
-    parser.add_argument("--port", type=integer, metavar="N", help="of HTTP; 0: any; default: 8000")
-    parser.add_argument("--grpc-port", type=integer, metavar="N", help="0: any; -1: none; default: 8001")
-    parser.add_argument("--data", metavar="DIR", help="keys, jobs and their pictures; default: stillhouse-data")
-    parser.add_argument("--keys", action="store_true", default=None, help="only with a key, see stillhouse keys")
-    parser.add_argument("--policy", choices=sorted(POLICIES), help="who goes first; default: slack")
-    parser.add_argument("--memory", metavar="SIZE", help="for all open pipelines together; default: 8GiB")
-    parser.add_argument("--backend", metavar="NAME", help="engine, see stillhouse doctor; default: the pipelines' own")
-    parser.add_argument("--precision", metavar="NAME", help="of the U-Nets; default: the pipelines' own")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="settings file, stillhouse.toml")
+    parser.add_argument("--host", metavar="ADDRESS", help="address to listen on; default: 127.0.0.1")
+    parser.add_argument("--port", type=integer, metavar="N", help="HTTP port; 0: any free port; default: 8000")
     parser.add_argument(
-        "--threads", type=positive_integer, metavar="N", help="at most so many; default: the engine decides"
+        "--grpc-port", type=integer, metavar="N", help="gRPC port; 0: any free port; -1: no gRPC; default: 8001"
     )
-    parser.add_argument("--log", choices=("json", "text"), help="default: text at a terminal, json elsewhere")
+    parser.add_argument("--data", metavar="DIR", help="directory of keys, jobs and images; default: stillhouse-data")
+    parser.add_argument("--keys", action="store_true", default=None, help="require an API key, see stillhouse keys")
+    parser.add_argument("--policy", choices=sorted(POLICIES), help="scheduling policy; default: slack")
+    parser.add_argument("--memory", metavar="SIZE", help="memory budget of loaded pipelines; default: 8GiB")
+    parser.add_argument("--backend", metavar="NAME", help="see stillhouse doctor; default: the pipelines' own")
+    parser.add_argument("--precision", metavar="NAME", help="precision of the denoisers; default: the pipelines' own")
+    parser.add_argument(
+        "--threads", type=positive_integer, metavar="N", help="number of threads; default: the backend decides"
+    )
+    parser.add_argument("--log", choices=("json", "text"), help="log format; default: text on a terminal, else json")
 
 
 def run(arguments: Namespace) -> int:
-    """Serve until it is ended by a signal."""
+    """Serve until a signal."""
     configure_logging(arguments.log or ("text" if sys.stderr.isatty() else "json"))
-    serve(make_server_settings(arguments), compile_cache(), _print_addresses)
+    run_server(make_server_settings(arguments), compile_cache(), _print_addresses)
     return 0
 
 
 def make_server_settings(arguments: Namespace) -> ServerSettings:
-    """What the file says, and the command line before it."""
+    """Return the settings of the file, overridden by the options."""
     settings = read_server_settings(arguments.config) if arguments.config else ServerSettings()
-    said: dict[str, Any] = {name: getattr(arguments, name) for name in (*_SETTINGS_OPTIONS, "keys")}
-    settings = replace(settings, **{name: value for name, value in said.items() if value is not None})
+    options: dict[str, Any] = {name: getattr(arguments, name) for name in (*_SETTINGS_OPTIONS, "keys")}
+    settings = replace(settings, **{name: value for name, value in options.items() if value is not None})
     if arguments.grpc_port is not None:
         settings = replace(settings, grpc_port=None if arguments.grpc_port < 0 else arguments.grpc_port)
     return replace_pipelines(settings, dict(arguments.tiers)) if arguments.tiers else settings
 
 
 def parse_tier(text: str) -> tuple[str, str]:
-    """A tier and its pipeline; one that is not named is called "model".
+    """Parse a tier and its pipeline; the default tier name is "model".
 
-    >>> tier("pro=./my-model"), tier("shapes")
+    >>> parse_tier("pro=./my-model"), parse_tier("shapes")
     (('pro', './my-model'), ('model', 'shapes'))
     """
     name, equals, pipeline = text.partition("=")

@@ -1,12 +1,12 @@
-"""Tables of plain text: columns that line up, and lines that can be copied whole."""
+"""Plain-text tables."""
 
 from collections.abc import Sequence
 
 
 def format_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest cell, two spaces apart.
+    """Return a table with columns as wide as their widest cell, two spaces apart.
 
-    >>> print(table(["name", "seconds"], [["ddim", "1.2"]]))
+    >>> print(format_table(["name", "seconds"], [["ddim", "1.2"]]))
     name  seconds
     ddim  1.2
     """

@@ -1,11 +1,11 @@
-"""torch modules to ONNX graphs that hold no weights.
+"""Export of torch modules as ONNX graphs without weights.
 
-A graph depends on a network's configuration only, never on its weights: the module is hollowed out before it is
-traced, its parameters become inputs of the graph, and those are then pointed into the .safetensors file. Nothing is
-folded, so every parameter keeps its name and its bytes on disk.
+A graph depends on a network's configuration only: the module's weights are dropped before it is traced, its parameters
+become inputs of the graph, and these are then linked to tensors in the .safetensors file. Constants are not folded, so
+every parameter keeps its name and its bytes on disk.
 
-The exporter is `torch.onnx.export(dynamo=False)`: the same speed and exactness in onnxruntime and OpenVINO as with
-dynamo=True (measured on U-Nets), 14 to 30 times as quick, and it does not fold or transpose parameters.
+The exporter is `torch.onnx.export(dynamo=False)`. Its graphs are as fast and as accurate in onnxruntime and OpenVINO as
+those with dynamo=True (measured on U-Nets), it is 14 to 30 times as fast, and it does not transpose parameters.
 """
 
 import io
@@ -32,7 +32,7 @@ ROWS: Axes = {0: "batch"}
 
 
 def export_unet(unet: Any, graph: Path, weights: Path, tokens: int) -> None:
-    """Write the graph of a UNet2DConditionModel that reads `tokens` text states. The module is hollow afterwards."""
+    """Write the graph of a UNet2DConditionModel that takes `tokens` text states; drops the module's weights."""
     config = unet.config
     size = 2 ** (len(config.block_out_channels) - 1)
     inputs = {
@@ -50,9 +50,14 @@ def export_unet(unet: Any, graph: Path, weights: Path, tokens: int) -> None:
 
 
 def export_text_encoder(encoder: Any, graph: Path, weights: Path, tokens: int, *, penultimate: bool) -> None:
-    """Write the graph of a CLIPTextModel, or of a CLIPTextModelWithProjection with its text_embeds.
+    """Write the graph of a CLIPTextModel, or of a CLIPTextModelWithProjection with text_embeds as a second output.
 
-    `penultimate` takes the states before the last layer, without the final norm, as XL does.
+    Args:
+        encoder: the module; its weights are dropped.
+        graph: file to write.
+        weights: the module's .safetensors file.
+        tokens: length of a text.
+        penultimate: the states are those before the last layer, without the final norm, as in XL.
     """
     inputs = {"input_ids": (torch.zeros(2, tokens, dtype=torch.int64), ROWS)}
     outputs = {"last_hidden_state": ROWS}
@@ -62,9 +67,9 @@ def export_text_encoder(encoder: Any, graph: Path, weights: Path, tokens: int, *
 
 
 def export_vae(vae: Any, encoder: Path, decoder: Path, weights: Path) -> None:
-    """Write the two graphs of an AutoencoderKL, as the network has them: latents are not scaled in there.
+    """Write the graphs of an AutoencoderKL's encoder and decoder; drops the module's weights.
 
-    The encoder gives the mean and the standard deviation of the latents, the decoder takes latents.
+    The encoder's outputs are mean and standard deviation of the latents. Latents are not normalised in these graphs.
     """
     config = vae.config
     size = 2 ** (len(config.block_out_channels) - 1)
@@ -75,13 +80,13 @@ def export_vae(vae: Any, encoder: Path, decoder: Path, weights: Path) -> None:
 
 
 def export_decoder(decoder: Any, latents: int, graph: Path, weights: Path) -> None:
-    """Write the graph of a network from latents of so many channels to pictures. The module is hollow afterwards."""
+    """Write the graph of a decoder of latents with this many channels; drops the module's weights."""
     example = {"latent_sample": (torch.zeros(1, latents, 4, 2), PICTURE)}
     _export(decoder, example, {"sample": PICTURE}, graph, weights)
 
 
 def export_encoder(trunk: Any, graph: Path, weights: Path) -> None:
-    """Write the graph of a network from pictures of 64x64 to features. The module is hollow afterwards."""
+    """Write the graph of a feature encoder of 64x64 pictures; drops the module's weights."""
     pictures = (torch.zeros(2, 3, 64, 64), ROWS)
     _export(trunk, {"pictures": pictures}, {"features": ROWS}, graph, weights)
 
@@ -97,7 +102,7 @@ def _export(
     stream = io.BytesIO()
     axes = {name: dict(axis) for name, axis in [*((n, a) for n, (_, a) in inputs.items()), *outputs.items()]}
     with warnings.catch_warnings(), torch.inference_mode():
-        warnings.simplefilter("ignore")  # deprecations of this exporter, and a tracer's remark at every Python branch
+        warnings.simplefilter("ignore")  # the exporter's deprecations, and the tracer's warnings about Python branches
         torch.onnx.export(
             module.eval(),
             tuple(example for example, _ in inputs.values()),
@@ -117,29 +122,29 @@ def _export(
 
 
 def _drop_weights(module: nn.Module) -> None:
-    """Replace every parameter by a float32 zero of the same shape that occupies no memory."""
+    """Replace every parameter by a float32 zero that is expanded to the same shape and takes no memory."""
     for parameter in module.parameters():
         parameter.requires_grad_(False)
         parameter.data = torch.zeros((), dtype=torch.float32).expand(parameter.shape)
 
 
 def _link_weights(model: onnx.ModelProto, inputs: Sequence[str], weights: Path) -> None:
-    """Make every other input of the graph an initializer that lies in the weights file, cast where it is a half."""
+    """Turn inputs that are parameters into initializers in the weights file, with a cast where they are half floats."""
     layout = read_safetensors_index(weights)
     parameters = [value.name for value in model.graph.input if value.name not in inputs]
-    kept = [value for value in model.graph.input if value.name in inputs]
+    network_inputs = [value for value in model.graph.input if value.name in inputs]
     casts = []
     for name in parameters:
         tensor = model.graph.initializer.add(name=name, data_type=onnx.TensorProto.FLOAT)
         casts += link_tensor(tensor, _find(name, layout, weights), weights.name)
     nodes = [*casts, *model.graph.node]
     del model.graph.input[:], model.graph.node[:]
-    model.graph.input.extend(kept)
+    model.graph.input.extend(network_inputs)
     model.graph.node.extend(nodes)
 
 
 def _find(name: str, layout: Mapping[str, StoredTensor], weights: Path) -> StoredTensor:
-    """transformers 5 leaves CLIP's `text_model.` out of modules' names, and keeps it in some files."""
+    """Return a parameter's tensor; some files have CLIP's prefix `text_model.`, which transformers 5 leaves out."""
     name = name.removeprefix("network.")
     for key in (name, f"text_model.{name}", name.removeprefix("text_model.")):
         if key in layout and layout[key].dtype in STORED:

@@ -1,4 +1,4 @@
-"""Other people's model files made into pipeline directories; this needs the extra `train`."""
+"""Model files of other programs imported as pipeline directories; needs the extra `train`."""
 
 from importlib import import_module
 from pathlib import Path
@@ -15,18 +15,21 @@ NEEDED = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "on
 def import_model(
     source: str | Path, target: Path, options: ImportOptions | None = None, progress: Progress = no_progress
 ) -> Manifest:
-    """Make a pipeline directory of a diffusers directory or a hub id.
-
-    The target appears whole, or not at all.
+    """Import a diffusers directory or a hub id as a pipeline directory, which appears whole or not at all.
 
     Args:
         source: a directory with model_index.json, or `owner/name` on the hub.
-        target: directory to write. One that holds a pipeline is replaced with `options.force` only, another never.
+        target: directory to write; it must be new or empty, or hold a pipeline and `options.force` be set.
+        options: of the import.
+        progress: called after each network.
+
+    Returns:
+        the manifest of the pipeline.
 
     Raises:
         RuntimeMissing: the extra `train` is not installed.
-        UnknownModel: no such directory, and no hub id that can be reached.
-        ImportFailed: the source is incomplete, or of an architecture that is not known; or the target is taken.
+        UnknownModel: there is no such directory, and no such hub id can be reached.
+        ImportFailed: the source is incomplete or of an unsupported architecture, or the target cannot be replaced.
 
     >>> import_model("my-diffusers-model", Path("my-model"))  # doctest: +SKIP
     """

@@ -1,27 +1,27 @@
-"""What a person may say about an import."""
+"""Options of an import, and its progress callback."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
 Progress: TypeAlias = Callable[[str, int, int], None]
-"""Called after each component with its name, how many are done, and how many there are."""
+"""Called after each network with its name in the source, the number of networks done, and their total number."""
 
 
 def no_progress(component: str, done: int, total: int) -> None:
-    """Show nothing."""
+    """Report nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImportOptions:
-    """How a model is imported.
+    """Options of an import.
 
     Args:
-        name: what to call the pipeline; None takes the target directory's name.
+        name: of the pipeline; None: the target directory's name.
         loras: LoRA files to fuse, `FILE` or `FILE:WEIGHT`, in this order.
-        dtype: float32, float16 or bfloat16 for the weights on disk; None keeps what is stored.
-        backend: what runs the networks, until something faster was found.
-        force: replace a pipeline that stands in the target directory.
+        dtype: of the weights on disk: float32, float16 or bfloat16; None: as stored in the source.
+        backend: of all components, until `stillhouse accelerate` chooses others.
+        force: replace a pipeline in the target directory.
     """
 
     name: str | None = None

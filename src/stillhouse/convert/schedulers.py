@@ -1,4 +1,4 @@
-"""diffusers' scheduler configurations as schedules, predictions, spacings and samplers of ours."""
+"""Configurations of diffusers' schedulers, converted to a manifest's sampling and a sampler."""
 
 import inspect
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ import diffusers
 
 from stillhouse.diffusion import Prediction, Schedule, SigmaSpacing, Spacing
 from stillhouse.errors import ImportFailed
+from stillhouse.pipelines.manifest import Sampling
 
 SAMPLERS = {
     "DDIMScheduler": "ddim",
@@ -25,36 +26,46 @@ SAMPLERS = {
 
 @dataclass(frozen=True, slots=True)
 class SamplingConfig:
-    """How a model is meant to be walked; fields as in `Manifest`."""
+    """The sampling of a manifest, and the name of the sampler that a scheduler corresponds to."""
 
-    schedule: Schedule
-    prediction: Prediction
-    spacing: Spacing
-    sigmas: SigmaSpacing
-    steps_offset: int
+    sampling: Sampling
     sampler: str
 
 
 def read_sampling_config(config: Mapping[str, Any], name: str, *, is_xl: bool) -> SamplingConfig:
-    """Read a scheduler's configuration.
+    """Convert a scheduler's configuration.
 
     Args:
-        config: scheduler_config.json; what it leaves out is as the class has it.
-        name: the scheduler's class.
-        is_xl: diffusers' pipelines before XL take steps_offset as 1 whatever is written.
+        config: scheduler_config.json; settings that it leaves out have the class's defaults.
+        name: of the scheduler's class.
+        is_xl: diffusers' pipelines before XL use steps_offset 1 whatever the configuration says.
 
     Raises:
-        ImportFailed: a scheduler or a setting without a counterpart.
+        ImportFailed: a scheduler or a setting that Stillhouse does not have.
     """
     if name not in SAMPLERS:
         raise ImportFailed(f"the scheduler {name} is not known", allowed=", ".join(SAMPLERS))
     config = {**_defaults(name), **config}
     if config.get("trained_betas") is not None:
-        raise ImportFailed("the scheduler lists betas of its own (trained_betas)", allowed="a named beta schedule")
-    if config.get("thresholding"):  # clip_sample, its sibling: pipelines before XL switch it off
-        raise ImportFailed("the scheduler's thresholding is true", allowed="false: latents have no bounds to keep")
+        raise ImportFailed("the scheduler has its own betas (trained_betas)", allowed="a named beta schedule")
+    if config.get("thresholding"):  # clip_sample needs no check: pipelines before XL switch it off
+        raise ImportFailed("the scheduler's thresholding is true", allowed="false: latents are not bounded")
+    prediction = config["prediction_type"]
+    if prediction not in ("epsilon", "sample", "v_prediction"):
+        raise ImportFailed(f"prediction_type is {prediction!r}", allowed="epsilon, sample, v_prediction")
+    sampling = Sampling(
+        schedule=_schedule(config),
+        prediction=cast(Prediction, prediction),
+        spacing=_spacing(config, name),
+        sigmas=_sigmas(config),
+        steps_offset=config.get("steps_offset", 0) if is_xl else 1,
+    )
+    return SamplingConfig(sampling, _sampler(config, name))
+
+
+def _schedule(config: Mapping[str, Any]) -> Schedule:
     try:
-        schedule = Schedule(
+        return Schedule(
             kind=config["beta_schedule"],
             beta_start=config["beta_start"],
             beta_end=config["beta_end"],
@@ -63,17 +74,6 @@ def read_sampling_config(config: Mapping[str, Any], name: str, *, is_xl: bool) -
         )
     except ValueError as error:
         raise ImportFailed(f"the scheduler's configuration cannot be used: {error}") from error
-    prediction = config["prediction_type"]
-    if prediction not in ("epsilon", "sample", "v_prediction"):
-        raise ImportFailed(f"prediction_type is {prediction!r}", allowed="epsilon, sample, v_prediction")
-    return SamplingConfig(
-        schedule=schedule,
-        prediction=cast(Prediction, prediction),
-        spacing=_spacing(config, name),
-        sigmas=_sigmas(config),
-        steps_offset=config.get("steps_offset", 0) if is_xl else 1,
-        sampler=_sampler(config, name),
-    )
 
 
 def _defaults(name: str) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def _defaults(name: str) -> dict[str, Any]:
 
 
 def _spacing(config: Mapping[str, Any], name: str) -> Spacing:
-    """LCMScheduler has a layout of its own, whose timesteps are within 20 of trailing spacing's."""
+    """Return the spacing; LCMScheduler's own timesteps are within 20 of trailing spacing's."""
     return "trailing" if name == "LCMScheduler" else config.get("timestep_spacing", "leading")
 
 

@@ -1,4 +1,4 @@
-"""A diffusers directory as it lies on disk or in the hub's cache, checked before any weights are read."""
+"""Diffusers directories as import sources, on disk or in the hub's cache, checked before any weights are read."""
 
 import json
 import re
@@ -11,11 +11,10 @@ import diffusers
 
 from stillhouse.backends.runtime import first_error_line
 from stillhouse.errors import ImportFailed, UnknownModel
-from stillhouse.pipelines.manifest import Family
 
 INDEX = "model_index.json"
 REDOWNLOAD = "download or save the model again"
-FAMILIES: Mapping[str, Family] = {
+FAMILIES: Mapping[str, str] = {
     "StableDiffusionPipeline": "stable-diffusion",
     "StableDiffusionImg2ImgPipeline": "stable-diffusion",
     "StableDiffusionInpaintPipeline": "stable-diffusion",
@@ -33,7 +32,7 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
     "vae": ("AutoencoderKL",),
 }
 IGNORED_COMPONENTS = ("safety_checker", "feature_extractor", "image_encoder")
-"""Components that are not taken over: they judge or describe pictures and draw none."""
+"""Components that are not imported, because they check or describe pictures and generate none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,39 +40,42 @@ class Source:
     """A diffusers directory.
 
     Args:
-        name: its hub id, or its directory's name.
-        directory: where it lies.
-        index: model_index.json.
-        family: which inputs its networks take.
+        name: hub id, or name of the directory.
+        directory: on this machine.
+        index: content of model_index.json.
+        family: name of the pipeline family.
     """
 
     name: str
     directory: Path
     index: Mapping[str, Any]
-    family: Family
+    family: str
 
     @property
     def is_xl(self) -> bool:
-        """Whether there are two text encoders."""
+        """Whether the source is Stable Diffusion XL."""
         return self.family == "stable-diffusion-xl"
 
     @property
     def text_encoders(self) -> tuple[str, ...]:
-        """Their names."""
+        """Roles of the text encoders."""
         return ("text_encoder", "text_encoder_2") if self.is_xl else ("text_encoder",)
 
     def config(self, component: str) -> dict[str, Any]:
-        """A component's config.json. Raises ImportFailed where it is missing or broken."""
+        """Return a component's configuration. Raises ImportFailed where it is missing or broken."""
         path = self.directory / component / ("scheduler_config.json" if component == "scheduler" else "config.json")
         return _read_json(path)
 
 
 def open_source(source: str | Path) -> Source:
-    """Find a diffusers directory and check that it is whole and of an architecture that is known.
+    """Find a diffusers directory and check that it is complete and of a supported architecture.
+
+    Args:
+        source: a directory, or a hub id `owner/name`, which is downloaded.
 
     Raises:
-        UnknownModel: neither a directory nor a hub id that can be reached.
-        ImportFailed: something is missing or not known; the message names it.
+        UnknownModel: there is no such directory, and no such hub id can be reached.
+        ImportFailed: a component is missing or not supported; the message names it.
     """
     directory = _locate(source)
     index = _read_json(directory / INDEX)
@@ -82,10 +84,10 @@ def open_source(source: str | Path) -> Source:
         raise ImportFailed(f"{directory} is a {name}, which is not known", allowed=", ".join(FAMILIES))
     origin = Path(source).resolve().name if Path(source).is_dir() else str(source)
     opened = Source(origin, directory, index, FAMILIES[name])
-    for component, known in CLASSES.items():
+    for component, classes in CLASSES.items():
         if component.endswith("_2") and not opened.is_xl:
             continue
-        _check_component(opened, component, known)
+        _check_component(opened, component, classes)
     _check_component(opened, "scheduler", None)
     _check_unet(opened)
     _check_vae(opened.config("vae"))
@@ -97,8 +99,8 @@ def _locate(source: str | Path) -> Path:
     if (path / INDEX).is_file():
         return path
     if path.exists():
-        what = "no diffusers directory: it has no model_index.json" if path.is_dir() else "a file"
-        raise ImportFailed(f"{path} is {what}", allowed="a directory that diffusers saved, or a hub id")
+        kind = "no diffusers directory: it has no model_index.json" if path.is_dir() else "a file"
+        raise ImportFailed(f"{path} is {kind}", allowed="a directory that diffusers saved, or a hub id")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
         raise UnknownModel(f"there is no directory {path}", allowed="a diffusers directory, or a hub id owner/name")
     return _download(str(source))
@@ -107,7 +109,7 @@ def _locate(source: str | Path) -> Path:
 def _download(hub_id: str) -> Path:
     try:
         return Path(diffusers.DiffusionPipeline.download(hub_id))
-    except Exception as error:  # the hub's client has a class for each way of failing, and changes them
+    except Exception as error:  # the hub's client raises many classes, which change between versions
         raise UnknownModel(
             f"there is no directory {hub_id}, and the hub gave no such model ({first_error_line(str(error))})",
             fix="check the name and the network; or download it elsewhere and give the directory",
@@ -126,13 +128,13 @@ def _read_json(path: Path) -> dict[str, Any]:
     return document
 
 
-def _check_component(source: Source, component: str, known: tuple[str, ...] | None) -> None:
+def _check_component(source: Source, component: str, classes: tuple[str, ...] | None) -> None:
     _, name = source.index.get(component) or (None, None)
     if name is None:
-        what = f"{source.directory} has no {component}"
-        raise ImportFailed(what, allowed="whole text-to-image models; a refiner has one text encoder only")
-    if known is not None and name not in known:
-        raise ImportFailed(f"{component} is a {name}, which is not known", allowed=" or ".join(known))
+        given = f"{source.directory} has no {component}"
+        raise ImportFailed(given, allowed="whole text-to-image models; a refiner has one text encoder only")
+    if classes is not None and name not in classes:
+        raise ImportFailed(f"{component} is a {name}, which is not known", allowed=" or ".join(classes))
     if not (source.directory / component).is_dir():
         raise ImportFailed(
             f"{source.directory / component} is missing, though {INDEX} names it",
@@ -142,12 +144,12 @@ def _check_component(source: Source, component: str, known: tuple[str, ...] | No
 
 def _check_unet(source: Source) -> None:
     config = source.config("unet")
-    known = {
+    supported = {
         "addition_embed_type": (None, "text_time")[source.is_xl],
         "class_embed_type": None,
         "encoder_hid_dim_type": None,
     }
-    for setting, value in known.items():
+    for setting, value in supported.items():
         if config.get(setting) != value:
             raise ImportFailed(f"the unet has {setting} {config.get(setting)!r}", allowed=repr(value))
     latents = source.config("vae").get("latent_channels", 4)

@@ -1,4 +1,4 @@
-"""A directory that appears whole or not at all: built under another name beside its place, and renamed at the end."""
+"""Directories that appear whole or not at all: they are written under another name and renamed at the end."""
 
 import shutil
 from collections.abc import Iterator
@@ -12,15 +12,21 @@ from stillhouse.pipelines.manifest import MANIFEST
 
 @contextmanager
 def staged(target: Path, *, force: bool) -> Iterator[Path]:
-    """Give a new directory to write into; it becomes `target` if no error leaves the block, else it is removed.
+    """Yield a new directory, which is renamed to `target` when the block ends without an error, and else removed.
+
+    Args:
+        target: a new or empty directory, or with `force` one that holds a pipeline.
+        force: replace a pipeline.
 
     Raises:
-        ImportFailed: `target` is a file, holds something that is no pipeline, or a pipeline without `force`.
+        ImportFailed: `target` cannot be written or replaced.
     """
     target = target.resolve()
     check_target(target, force)
     if target == Path.cwd():
-        raise ImportFailed(f"{target} is where you are", allowed="another directory", fix="name a directory in here")
+        raise ImportFailed(
+            f"{target} is the current directory", allowed="another directory", fix="name a directory in it"
+        )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -29,7 +35,7 @@ def staged(target: Path, *, force: bool) -> Iterator[Path]:
     stage.chmod(0o755)
     try:
         yield stage
-        for path in stage.rglob("*"):  # some libraries write their files for the owner alone
+        for path in stage.rglob("*"):  # some libraries write files that their owner alone may read
             path.chmod(0o755 if path.is_dir() else 0o644)
         if target.exists():
             retired = stage.with_suffix(".old")
@@ -48,17 +54,17 @@ def staged(target: Path, *, force: bool) -> Iterator[Path]:
 
 
 def check_target(target: Path, force: bool) -> None:
-    """Refuse what `staged` would refuse.
+    """Check that a pipeline may be written to `target`.
 
     Raises:
-        ImportFailed: `target` is a file, holds something that is no pipeline, or a pipeline without `force`.
+        ImportFailed: `target` is a file, holds other files than a pipeline's, or holds a pipeline and `force` is False.
     """
     if target.is_file():
         raise ImportFailed(f"{target} is a file", allowed="a directory to write into", fix="choose another name")
     if not target.is_dir() or not any(target.iterdir()):
         return
     if not (target / MANIFEST).is_file():
-        what = f"{target} is not empty and holds no pipeline"
-        raise ImportFailed(what, allowed="a new or empty directory", fix="choose another name")
+        given = f"{target} is not empty and holds no pipeline"
+        raise ImportFailed(given, allowed="a new or empty directory", fix="choose another name")
     if not force:
         raise ImportFailed(f"{target} holds a pipeline already", fix="choose another name, or replace it with --force")

@@ -1,4 +1,4 @@
-"""Networks read from diffusers' and transformers' files, and written as one safetensors file."""
+"""Networks read from files of diffusers and transformers, and written as one safetensors file each."""
 
 import json
 from pathlib import Path
@@ -13,25 +13,30 @@ from stillhouse.errors import ImportFailed
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""In safetensors' words, widest first."""
+"""By safetensors' names, widest first."""
 
 
 def read_module(folder: Path, kind: Any, dtype: str | None) -> Any:
-    """Read a network in the precision that it is stored in, or in `dtype`.
+    """Read a network.
+
+    Args:
+        folder: with config.json and weights.
+        kind: the network's class in diffusers or transformers.
+        dtype: a name out of `DTYPES`; None: the widest stored dtype.
 
     Raises:
-        ImportFailed: no weights, broken weights, or weights for another network.
+        ImportFailed: the weights are missing, broken, or of another network; or there is no such dtype.
     """
     if dtype is not None and dtype not in DTYPES:
         raise ImportFailed(f"there is no dtype {dtype!r}", allowed=", ".join(DTYPES))
     files = _weight_files(folder)
     variant = "fp16" if all(".fp16" in file.name for file in files) else None
     try:
-        chosen = DTYPES[dtype] if dtype else _stored_dtype(files)
+        torch_dtype = DTYPES[dtype] if dtype else _stored_dtype(files)
         network, report = kind.from_pretrained(
-            folder, dtype=chosen, variant=variant, local_files_only=True, output_loading_info=True
+            folder, dtype=torch_dtype, variant=variant, local_files_only=True, output_loading_info=True
         )
-    except Exception as error:  # each library and file format fails with classes of its own
+    except Exception as error:  # libraries and file formats raise different classes
         raise ImportFailed(f"{folder} cannot be read: {first_error_line(str(error))}", fix=REDOWNLOAD) from error
     wrong = sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])})
     if wrong:
@@ -43,7 +48,7 @@ def read_module(folder: Path, kind: Any, dtype: str | None) -> Any:
 
 
 def write_module(network: Any, folder: Path) -> Path:
-    """Write a network as one safetensors file with its config.json; returns the file."""
+    """Write a network as one safetensors file with its config.json; return the file's path."""
     network.save_pretrained(folder, max_shard_size="10TB")
     path = folder / "config.json"
     config = json.loads(path.read_bytes())
@@ -54,7 +59,7 @@ def write_module(network: Any, folder: Path) -> Path:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files, else the .bin files."""
+    """Return the safetensors files, or the .bin files where there are none."""
     for pattern in ("*model*.safetensors", "*model*.bin"):
         files = [file for file in sorted(folder.glob(pattern)) if "non_ema" not in file.name]
         if files:
@@ -63,11 +68,11 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _stored_dtype(files: list[Path]) -> torch.dtype:
-    """The widest floating type in the files."""
+    """Return the widest floating-point dtype in the files."""
     if files[0].suffix == ".safetensors":
         names = {tensor.dtype for file in files for tensor in read_safetensors_index(file).values()}
-        found = {STORED[name] for name in names & STORED.keys()}
+        dtypes = {STORED[name] for name in names & STORED.keys()}
     else:
         tensors = torch.load(files[0], map_location="cpu", mmap=True, weights_only=True).values()
-        found = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
-    return next((dtype for dtype in STORED.values() if dtype in found), torch.float32)
+        dtypes = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+    return next((dtype for dtype in STORED.values() if dtype in dtypes), torch.float32)

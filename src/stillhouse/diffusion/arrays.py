@@ -16,8 +16,11 @@ class Arrays(Protocol):
 
     @property
     def fused_step(self) -> Callable[[Any, Any, Any, Any, Any], tuple[Any, Any]] | None:
-        """Guidance and move of a batch in one pass, where there is a kernel for it: `step.step`'s first five arguments,
-        rows as int32 [P, 2], or None where they are pairs in order, and weights as float32 [P, 6], there."""
+        """Guidance and step of a batch in one pass, or None where there is no kernel for it.
+
+        Takes z, outputs, rows as int32 [P, 1 + T] (None where they are pairs in order), weights as float32 [P, 5 + T],
+        and the previous denoised pictures; see `step.step_batch`.
+        """
 
     def to_device(self, array: NDArray[Any], /) -> Any:
         """The same numbers there; of the same dtype."""

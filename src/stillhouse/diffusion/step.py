@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from stillhouse.core import Array
 from stillhouse.diffusion.arrays import Arrays
 from stillhouse.diffusion.samplers import combine
+from stillhouse.diffusion.tensor import Coefficient
 
 STEP_WEIGHTS = ("of_z", "of_output", "extrapolation", "z_weight", "x0_weight")
 """The weights of each picture, in this order; the weights of its branches' differences follow."""
@@ -38,7 +39,7 @@ class PictureStep:
 
     rows: tuple[int, ...]
     guidance: tuple[float, ...]
-    weights: tuple[float, ...]
+    weights: tuple[Coefficient, ...]
 
 
 def step_batch(
@@ -74,7 +75,7 @@ def _guide_batch(
 ) -> Array:
     """Return the guided outputs, [P, C, h, w]; a picture's are the same whichever others have more branches."""
     base, first = (outputs[places] for places in arrays.to_device(np.ascontiguousarray(rows.T[:2])))
-    guided = base + (first - base) * weights[0]
+    guided: Array = base + (first - base) * weights[0]
     for term in range(1, len(weights)):
         pictures = np.array([index for index, step in enumerate(steps) if len(step.guidance) > term])
         places, branch = arrays.to_device(pictures), arrays.to_device(rows[pictures, term + 1])

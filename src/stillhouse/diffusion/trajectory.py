@@ -172,8 +172,11 @@ def _check_batch(trajectories: Sequence[Trajectory], denoise: Denoiser | SplitDe
 
 def _rows(picture: int, trajectory: Trajectory) -> list[_Row]:
     branches = trajectory.active_branches
-    features = trajectory.reuse_features() or [None] * len(branches)
-    return [_Row(picture, trajectory.branches[name], cached) for name, cached in zip(branches, features, strict=True)]
+    cached = trajectory.reuse_features()
+    return [
+        _Row(picture, trajectory.branches[name], None if cached is None else cached[row])
+        for row, name in enumerate(branches)
+    ]
 
 
 def _run_network(

@@ -1,7 +1,7 @@
-"""From a teacher's pipeline to a student's, evidence included."""
+"""Distillation of a pipeline: data, training, and the students' pipeline directories with their evidence."""
 
 import csv
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,15 +18,15 @@ from stillhouse.distill.data.latent_dataset import CachedLatents
 from stillhouse.distill.data.shards import write_shards
 from stillhouse.distill.data.sources import dataset_key, expected_samples
 from stillhouse.distill.settings import DECODER, EDIT_STRENGTHS, IMG2IMG, DistillSettings
-from stillhouse.distill.strategies import ProgressiveChain, Strategy, TrainingRun, TrajectoryRegression
+from stillhouse.distill.strategies import ProgressiveChain, Strategy, TrainingOutcome, TrajectoryRegression
 from stillhouse.distill.student import write_student
 from stillhouse.distill.training.decoder import DecoderStage, TinyDecoder
 from stillhouse.distill.training.dmd import DistributionMatching
 from stillhouse.distill.training.networks import Denoiser
 from stillhouse.distill.training.preview_grid import render_preview_grid
-from stillhouse.distill.training.progressive_chain import EDITS, ChainRecipe, Student, freeze
+from stillhouse.distill.training.progressive_chain import EDITS, ChainRecipe, TrainingRun, freeze
 from stillhouse.distill.training.stage import DistillationStage
-from stillhouse.distill.training.trajectory_chain import TRAJECTORY
+from stillhouse.distill.training.trajectory_chain import TRAJECTORIES
 from stillhouse.distill.training.trajectory_regression import TrajectoryRegressionStage
 from stillhouse.errors import InvalidRequest
 from stillhouse.fit.checkpoint import write_atomically
@@ -39,19 +39,21 @@ from stillhouse.pipelines.load import find_pipeline, load
 from stillhouse.pipelines.manifest import Manifest, files_checksum, read_manifest
 from stillhouse.pipelines.pipeline import Pipeline
 
-PREVIEWS = "strips"
+PREVIEWS = "previews"
+"""Folder of preview images in the work directory."""
 SKIPPED_FILE = "skipped.csv"
+"""File in the data folder that lists pictures that could not be used."""
 _PACKAGES = ("torch", "diffusers", "transformers", "peft")
 
 
 @dataclass(frozen=True, slots=True)
 class DistillResult:
-    """What became of it.
+    """Result of `distill`.
 
     Args:
-        is_done: whether the last student has learnt; otherwise time was up.
-        is_first: whether this process is the one of several that tells.
-        written: the directories that were made.
+        is_done: whether all students were trained; False: the time limit passed first.
+        is_main_process: whether this process reports.
+        directories: pipeline directories that were written.
     """
 
     is_done: bool
@@ -60,16 +62,16 @@ class DistillResult:
 
 
 class DistillProgress(Protocol):
-    """Who hears what is being done."""
+    """Receiver of progress reports."""
 
     def on_samples(self, done: int, total: int) -> None:
-        """So many pictures are encoded."""
+        """Report the number of encoded samples."""
 
     def on_skipped(self, image: SkippedImage) -> None:
-        """A picture that cannot be learnt from."""
+        """Report a picture that cannot be used."""
 
     def on_update(self, update_log: UpdateLog) -> None:
-        """Some updates are made."""
+        """Report the progress of a stage."""
 
 
 def distill(
@@ -82,21 +84,21 @@ def distill(
     all_students: bool = False,
     force: bool = False,
 ) -> DistillResult:
-    """Make the student's pipeline directory; what was learnt in an earlier run is not learnt again.
+    """Distil a teacher and write the student's pipeline directory; finished data and stages are not repeated.
 
     Args:
         source: the teacher: a pipeline directory, or an embedded model's name.
         out: directory of the last student.
-        settings: how.
-        work: directory of what is encoded and learnt, of logs and of strips of pictures.
-        told: hears what is being done.
-        every: write all other students, too: `OUT-guidance`, `OUT-18`.
-        force: replace pipelines that stand there.
+        settings: what is distilled, and how.
+        work: directory of cached data, checkpoints, logs and previews.
+        progress: receives progress reports.
+        all_students: write the other students, too: `OUT-guidance`, `OUT-18`.
+        force: replace existing pipelines.
 
     Raises:
-        InvalidRequest: a teacher that cannot be learnt from, rounds that are none, no data.
-        ImportFailed: `out` is taken.
-        FitFailed: learning came to an end by itself; what was learnt is kept.
+        InvalidRequest: the teacher cannot be distilled, the settings do not fit it, or there are no data.
+        ImportFailed: `out` has a pipeline already.
+        FitFailed: training cannot continue; checkpoints are kept.
     """
     deadline = None if settings.max_hours is None else monotonic() + 3600 * settings.max_hours
     processes, directory = current_process_group(), find_pipeline(source)
@@ -104,49 +106,48 @@ def distill(
     _check_teacher_steps(manifest)
     _check_guidance(manifest, settings)
     teacher = open_teacher(directory, manifest)
-    way = _select_strategy(directory, manifest, teacher, settings)
-    names = way.student_names
-    places = (
-        {name: out.with_name(f"{out.name}-{name.removesuffix('-steps')}") for name in names[:-1]}
-        if all_students
-        else {}
-    )
-    places[names[-1]] = out
-    for place in places.values():
-        check_target(place, force)
-    for place in (out, work):
-        if Path(settings.data).is_dir() and place.resolve().is_relative_to(Path(settings.data).resolve()):
-            raise InvalidRequest(f"{place} in the folder that is learnt from", allowed="a place outside of its data")
+    strategy = _select_strategy(directory, manifest, teacher, settings)
+    targets = _student_directories(out, strategy.student_names, all_students)
+    _check_directories(targets.values(), out, work, settings, force)
     pipeline = load(directory)
-    folder = work / f"{way.data_kind}-{dataset_key(pipeline.manifest, settings)}"
-    if processes.is_main_process and not _write_data(way, pipeline, settings, folder, progress, deadline):
+    folder = work / f"{strategy.data_kind}-{dataset_key(pipeline.manifest, settings)}"
+    if processes.is_main_process and not _write_data(strategy, pipeline, settings, folder, progress, deadline):
         return DistillResult(False, True)
-    watch = _preview_writer(pipeline, work / PREVIEWS) if processes.is_main_process else _ignore_update
-    learnt = way.train(TrainingRun(folder, work, progress.on_update, watch, deadline))
-    students = learnt.students
-    if len(students) < len(names):
+    observer = _preview_writer(pipeline, work / PREVIEWS) if processes.is_main_process else _ignore_update
+    outcome = strategy.train(folder, TrainingRun(work, progress.on_update, observer, deadline))
+    if len(outcome.students) < len(strategy.student_names):
         return DistillResult(False, processes.is_main_process)
-    evidence = _build_evidence(settings, learnt.sample_count, _count_skipped(folder), students, processes.count)
+    evidence = _build_evidence(settings, outcome, _count_skipped(folder), processes.count)
     decoder = None
     if settings.decoder_width:
-        lesson = _decoder_stage(directory, manifest, settings, learnt.latents, folder.stem)
-        fitted = fit(lesson, work, progress.on_update, deadline)
-        if not fitted.is_done:
+        stage = _decoder_stage(directory, manifest, settings, outcome.latents, folder.stem)
+        result = fit(stage, work, progress.on_update, deadline)
+        if not result.is_done:
             return DistillResult(False, processes.is_main_process)
-        decoder, evidence = lesson.decoder.eval(), {**evidence, "decoder": _training_summary(fitted)}
-    for student in students if processes.is_main_process else ():
-        if student.name in places:
+        decoder, evidence = stage.decoder.eval(), {**evidence, "decoder": _training_summary(result)}
+    guidance = settings.guidance[0], settings.guidance[1]
+    for student in outcome.students if processes.is_main_process else ():
+        if target := targets.get(student.name):
             write_student(
-                directory,
-                student,
-                places[student.name],
-                guidance=(settings.guidance[0], settings.guidance[1]),
-                decoder=decoder,
-                evidence=evidence,
-                force=force,
+                directory, student, target, guidance=guidance, decoder=decoder, evidence=evidence, force=force
             )
-    processes.broadcast_flag(True)  # nobody leaves before it is written: launchers end all when one does
-    return DistillResult(True, processes.is_main_process, tuple(places.values()))
+    processes.broadcast_flag(True)  # a launcher ends all processes when one exits: wait for the main process to write
+    return DistillResult(True, processes.is_main_process, tuple(targets.values()))
+
+
+def _student_directories(out: Path, names: Sequence[str], all_students: bool) -> dict[str, Path]:
+    """Return the directories of the students to write, by name; the last student's is `out`."""
+    others = names[:-1] if all_students else ()
+    return {name: out.with_name(f"{out.name}-{name.removesuffix('-steps')}") for name in others} | {names[-1]: out}
+
+
+def _check_directories(targets: Iterable[Path], out: Path, work: Path, settings: DistillSettings, force: bool) -> None:
+    """Refuse existing pipelines, and outputs in the folder of training pictures."""
+    for target in targets:
+        check_target(target, force)
+    for directory in (out, work):
+        if Path(settings.data).is_dir() and directory.resolve().is_relative_to(Path(settings.data).resolve()):
+            raise InvalidRequest(f"{directory} in the data folder", allowed="a directory outside of the data folder")
 
 
 def _write_data(
@@ -157,30 +158,33 @@ def _write_data(
     progress: DistillProgress,
     deadline: float | None,
 ) -> bool:
-    """Whether all of what is learnt from is made. What cannot be learnt from is named in `SKIPPED` beside it."""
-    left: list[SkippedImage] = []
+    """Write the missing training data and the list of skipped pictures; return whether the data are complete."""
+    skipped: list[SkippedImage] = []
 
-    def skipped(one: SkippedImage) -> None:
-        left.append(one)
-        progress.on_skipped(one)
+    def on_skipped(image: SkippedImage) -> None:
+        skipped.append(image)
+        progress.on_skipped(image)
+
+    def on_progress(done: int) -> None:
+        progress.on_samples(done, max(done, total))
 
     total = expected_samples(settings)
-    items, encoded = strategy.sample_source(pipeline, settings, skipped), strategy.shard_encoder(pipeline)
+    samples, encode = strategy.sample_source(pipeline, settings, on_skipped), strategy.shard_encoder(pipeline)
     try:
-        return write_shards(items, encoded, folder, lambda done: progress.on_samples(done, max(done, total)), deadline)
+        return write_shards(samples, encode, folder, on_progress, deadline)
     finally:
-        if left:
+        if skipped:
             folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder / SKIPPED_FILE, partial(_write_skipped, left))
+            write_atomically(folder / SKIPPED_FILE, partial(_write_skipped, skipped))
 
 
 def _write_skipped(skipped: Iterable[SkippedImage], path: Path) -> None:
     with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-        csv.writer(file).writerows([("picture", "reason"), *((one.name, one.reason) for one in skipped)])
+        csv.writer(file).writerows([("picture", "reason"), *((image.name, image.reason) for image in skipped)])
 
 
 def _count_skipped(folder: Path) -> int:
-    """Pictures that could not be learnt from, whichever run found that."""
+    """Return the number of skipped pictures of all runs."""
     if not (folder / SKIPPED_FILE).exists():
         return 0
     with (folder / SKIPPED_FILE).open(encoding="utf-8", newline="") as file:
@@ -188,86 +192,87 @@ def _count_skipped(folder: Path) -> int:
 
 
 def open_teacher(directory: Path, manifest: Manifest) -> Denoiser:
-    """Its U-Net in torch, on the GPU where there is one.
+    """Open the U-Net of a teacher in torch, frozen, on the GPU where there is one.
 
     Raises:
-        InvalidRequest: a pipeline without diffusers' own files, or of a kind that is not distilled.
+        InvalidRequest: the pipeline has no diffusers files, or its U-Net cannot be distilled.
     """
-    runs = (directory / manifest.components["unet"].weights).parent
-    if runs != directory / "unet":
-        given = f"{directory}, which has chosen its student {manifest.name}"
-        raise InvalidRequest(given, fix=f"learn from {runs.parent}, or from its teacher")
+    folder = (directory / manifest.components["denoiser"].weights).parent
+    if folder != directory / "unet":
+        given = f"{directory}, which runs its student {manifest.name}"
+        raise InvalidRequest(given, fix=f"distil {folder.parent}, or its teacher")
     if not (directory / "unet" / "config.json").is_file():
         raise InvalidRequest(
-            f"{directory} holds no unet/config.json",
-            allowed="a pipeline that `stillhouse import` made, and its weights",
+            f"{directory} has no unet/config.json",
+            allowed="a pipeline that `stillhouse import` wrote, with its weights",
         )
     unet = UNet2DConditionModel.from_pretrained(directory / "unet", torch_dtype=torch.float32)
     if unet.config.in_channels != unet.config.out_channels:
         raise InvalidRequest(
-            f"a U-Net that sees {unet.config.in_channels} channels and tells {unet.config.out_channels}",
-            allowed="as many as it tells: networks for inpainting are not distilled yet",
+            f"a U-Net with {unet.config.in_channels} input and {unet.config.out_channels} output channels",
+            allowed="equal numbers: inpainting networks cannot be distilled yet",
         )
     unet = unet.to(device="cuda" if torch.cuda.is_available() else "cpu", memory_format=torch.channels_last)
-    return freeze(Denoiser(unet, manifest.schedule, manifest.prediction))
+    return freeze(Denoiser(unet, manifest.sampling.schedule, manifest.sampling.prediction))
 
 
 def _select_strategy(directory: Path, manifest: Manifest, teacher: Denoiser, settings: DistillSettings) -> Strategy:
     recipe = _chain_recipe(settings, teacher)
-    if settings.method != TRAJECTORY:
+    if settings.method != TRAJECTORIES:
         return ProgressiveChain(teacher, recipe, _teacher_grid(manifest))
-    begun = "" if settings.init_from is None else files_checksum(read_manifest(find_pipeline(settings.init_from)))
-    return TrajectoryRegression(teacher, _initial_student(directory, manifest, teacher, settings), recipe, begun)
+    initial = _initial_student(directory, manifest, teacher, settings)
+    checksum = "" if settings.init_from is None else files_checksum(read_manifest(find_pipeline(settings.init_from)))
+    return TrajectoryRegression(teacher, initial, recipe, checksum)
 
 
 def _initial_student(directory: Path, manifest: Manifest, teacher: Denoiser, settings: DistillSettings) -> Denoiser:
-    """What the first student of walks begins as.
+    """Open the initial student of trajectory regression: `init_from`, or the teacher.
 
     Raises:
-        InvalidRequest: what walks do not teach, or a beginning that learnt from another teacher.
+        InvalidRequest: the teacher is distilled itself, or `init_from` is a student of another teacher.
     """
     if manifest.distilled is not None:
-        given = f"method {TRAJECTORY} of {manifest.name}, which was distilled itself"
-        raise InvalidRequest(given, allowed="its teacher, which walks any grid")
+        given = f"method {TRAJECTORIES} with the teacher {manifest.name}, which is distilled itself"
+        raise InvalidRequest(given, allowed="its teacher, which may be sampled on any grid")
     if settings.init_from is None:
         return teacher
-    place = find_pipeline(settings.init_from)
-    begun = read_manifest(place)
-    if begun.distilled is None or begun.distilled.teacher != (manifest.name, files_checksum(manifest)):
-        given = f"{settings.init_from} as a beginning, which did not learn from this {manifest.name}"
+    initial_directory = find_pipeline(settings.init_from)
+    initial = read_manifest(initial_directory)
+    if initial.distilled is None or initial.distilled.teacher != (manifest.name, files_checksum(manifest)):
+        given = f"init_from {settings.init_from}, which was not distilled from this {manifest.name}"
         raise InvalidRequest(given, allowed=f"students of {directory}")
-    _check_guidance(begun, settings)
-    return open_teacher(place, begun)
+    _check_guidance(initial, settings)
+    return open_teacher(initial_directory, initial)
 
 
 def _check_teacher_steps(manifest: Manifest) -> None:
     if manifest.distilled is not None and len(manifest.distilled.timesteps or (0, 0)) == 1:
-        given = f"{manifest.name} as a teacher, which takes one step already"
-        raise InvalidRequest(given, allowed="pipelines of two steps or more: the one that it learnt from")
+        given = f"the teacher {manifest.name}, which has one step"
+        raise InvalidRequest(given, allowed="pipelines of two steps or more, such as its own teacher")
 
 
 def _check_guidance(manifest: Manifest, settings: DistillSettings) -> None:
     if manifest.distilled is None:
         return
-    least, most = manifest.distilled.guidance
-    if settings.guidance[0] < least or settings.guidance[1] > most:
-        given = f"guidance of {settings.guidance[0]:g} to {settings.guidance[1]:g} from {manifest.name}"
-        raise InvalidRequest(given, allowed=f"within {least:g} to {most:g}, which it was taught")
+    smallest, largest = manifest.distilled.guidance
+    if settings.guidance[0] < smallest or settings.guidance[1] > largest:
+        given = f"guidance of {settings.guidance[0]:g} to {settings.guidance[1]:g} with {manifest.name}"
+        raise InvalidRequest(given, allowed=f"within {smallest:g} to {largest:g}, the range of its own training")
 
 
 def _teacher_grid(manifest: Manifest) -> TimestepGrid | None:
     if manifest.distilled is None or manifest.distilled.timesteps is None:
         return None
-    return grid_from_timesteps(manifest.schedule, manifest.distilled.timesteps)
+    return grid_from_timesteps(manifest.sampling.schedule, manifest.distilled.timesteps)
 
 
 def _chain_recipe(settings: DistillSettings, teacher: Denoiser) -> ChainRecipe:
     parameters = sum(parameter.numel() for parameter in teacher.unet.parameters())
-    least, most = settings.guidance
+    smallest, largest = settings.guidance
     return ChainRecipe(
         step_counts=settings.step_counts,
         method=settings.method,
-        guidance=(least, most),
+        guidance=(smallest, largest),
         guidance_recipe=settings.recipe("guidance", parameters),
         step_recipes={count: settings.recipe(str(count), parameters) for count in settings.step_counts[1:]},
         lora_rank=settings.lora_rank,
@@ -303,12 +308,12 @@ def _decoder_stage(
 
 
 def _preview_writer(pipeline: Pipeline, folder: Path) -> Callable[[Stage, UpdateLog], None]:
-    def watch(stage: Stage, tick: UpdateLog) -> None:
-        if tick.scores and isinstance(stage, DistillationStage | TrajectoryRegressionStage | DistributionMatching):
+    def write_preview(stage: Stage, log: UpdateLog) -> None:
+        if log.scores and isinstance(stage, DistillationStage | TrajectoryRegressionStage | DistributionMatching):
             folder.mkdir(parents=True, exist_ok=True)
-            write_png(folder / f"{tick.stage}-{tick.update:06d}.png", render_preview_grid(stage, pipeline))
+            write_png(folder / f"{log.stage}-{log.update:06d}.png", render_preview_grid(stage, pipeline))
 
-    return watch
+    return write_preview
 
 
 def _ignore_update(stage: Stage, update_log: UpdateLog) -> None:
@@ -316,19 +321,24 @@ def _ignore_update(stage: Stage, update_log: UpdateLog) -> None:
 
 
 def _training_summary(result: FitResult) -> dict[str, Any]:
-    taken = {"updates": result.updates, "hours": round(result.seconds / 3600, 4), "scores": dict(result.scores)}
-    return {**taken, "recipe": None if result.recipe is None else asdict(result.recipe)}
+    return {
+        "updates": result.updates,
+        "hours": round(result.seconds / 3600, 4),
+        "scores": dict(result.scores),
+        "recipe": None if result.recipe is None else asdict(result.recipe),
+    }
 
 
 def _build_evidence(
-    settings: DistillSettings, sample_count: int, skipped: int, students: Iterable[Student], processes: int
+    settings: DistillSettings, outcome: TrainingOutcome, skipped: int, processes: int
 ) -> Mapping[str, Any]:
-    said = {name: value for name, value in asdict(settings).items() if name not in ("data", "prompts", "begin")}
-    begun = None if settings.init_from is None else read_manifest(find_pipeline(settings.init_from))
+    """Return the manifest's evidence of the training, without paths of this machine."""
+    values = {name: value for name, value in asdict(settings).items() if name not in ("data", "prompts", "init_from")}
+    initial = None if settings.init_from is None else read_manifest(find_pipeline(settings.init_from))
     return {
-        "settings": {**said, "data": Path(settings.data).name},
-        "begun": begun and {"name": begun.name, **begun.evidence.get("distill", {})},
-        "items": sample_count,
+        "settings": {**values, "data": Path(settings.data).name},
+        "begun": initial and {"name": initial.name, **initial.evidence.get("distill", {})},
+        "items": outcome.sample_count,
         "skipped": skipped,
         "machine": read_machine(),
         "versions": installed_versions(_PACKAGES),
@@ -340,6 +350,6 @@ def _build_evidence(
                 "timesteps": None if student.grid is None else student.grid.timesteps.tolist(),
                 **_training_summary(student.fitted),
             }
-            for student in students
+            for student in outcome.students
         ],
     }

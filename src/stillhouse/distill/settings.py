@@ -1,4 +1,4 @@
-"""What is to be distilled, and how: `distill.toml`, the command line, and what stands where both are silent."""
+"""Settings of a distillation: fields of `distill.toml` and options of the command line, with their defaults."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -6,19 +6,19 @@ from pathlib import Path
 
 from stillhouse.check import check_choice, check_integer, check_number
 from stillhouse.distill.training.progressive_chain import EDITS, GUIDANCE, METHODS
-from stillhouse.distill.training.trajectory_chain import TRAJECTORY
+from stillhouse.distill.training.trajectory_chain import TRAJECTORIES
 from stillhouse.errors import InvalidRequest
 from stillhouse.fit.recipe import Precision, StageRecipe
-from stillhouse.json_decode import read_toml
+from stillhouse.validation import read_toml
 
 DECODER = "decoder"
-"""The name of the tiny decoder among the students."""
+"""Name of the tiny decoder in `DistillSettings.students`."""
 TEACHER = "teacher"
-"""Data that the teacher draws itself."""
+"""Value of `DistillSettings.data`: the teacher generates the data."""
 IMG2IMG = "img2img"
 TASKS = ("text2img", IMG2IMG)
 EDIT_STRENGTHS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-"""Of edits that a student is taught."""
+"""Strengths of image-to-image that a student is trained for."""
 WEIGHTINGS = ("v", "snr_trunc")
 _FEW_STEPS = 4
 _SMALL_NETWORK = 20_000_000
@@ -27,7 +27,7 @@ _MOST_HOURS = 10_000.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearningOverrides:
-    """How long and how fast, as far as it is said; see `StageRecipe`."""
+    """Fields of a `StageRecipe` that replace the defaults; None: keep the default."""
 
     updates: int | None = None
     batch_size: int | None = None
@@ -43,38 +43,38 @@ class LearningOverrides:
     eval_every: int | None = None
 
     def apply_to(self, recipe: StageRecipe) -> StageRecipe:
-        """The recipe with everything that is said here."""
-        said = {one.name: getattr(self, one.name) for one in fields(self)}
-        return replace(recipe, **{name: value for name, value in said.items() if value is not None})
+        """Return a recipe with the fields of this object that are not None."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(recipe, **{name: value for name, value in values.items() if value is not None})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistillSettings:
-    """What is to be distilled, and how.
+    """What is distilled, from which data, and by which method.
 
     Args:
-        rounds: steps of the teacher, and of each student after it.
-        method: of `chain.METHODS`, or walks, by which steps are saved.
-        task: text2img; or img2img: the student takes all of its steps for edits, too, whatever their strength.
-        guidance: scales that the students will be asked for, the least and the most.
-        data: an embedded model's name for its world, a folder of pictures with captions, or TEACHER: it draws them.
-        prompts: a file with a prompt a line, for TEACHER.
-        items: pictures to learn from; of a folder, at most so many; of walks, that the teacher makes.
-        begin: of walks: a student of this teacher, a name or a directory, from which the first one goes on.
-        rank: of low-rank factors, which are then all that learns; 0, every weight does.
-        through: of walks, see `WalkLesson`.
-        match: of walks, by the steps of a student: the weight of its `MatchLesson`; left out, it has none.
-        weighting, huber, checkpointing: see `Lesson` and `ChainRecipe`.
-        decoder: width of a tiny decoder that learns from the autoencoder's; 0, there is none.
-        judged: pictures in each judgement on the way.
-        seed: of everything that is drawn.
-        max_hours: of this run, after which it stops; the next one goes on.
-        learning: for every student.
-        students: for some of them, by their steps, "decoder" for the tiny decoder; of a chain "guidance" for the first,
-            "edits" for what img2img adds.
+        step_counts: steps of the teacher, then of each student.
+        method: progressive or consistency (a chain of students), or trajectories (regression on stored trajectories).
+        task: text2img; img2img: the student also uses all of its steps for edits of any strength.
+        guidance: smallest and largest guidance scale of the students.
+        data: an embedded model's name (scenes of Shapes), a folder of captioned pictures, or TEACHER.
+        prompts: a file with one prompt on each line, for TEACHER.
+        samples: number of pictures, of a folder at most; with method trajectories, number of trajectories.
+        init_from: of method trajectories: name or directory of a student of this teacher, the initial weights of the
+            first student. None: the teacher.
+        lora_rank: rank of LoRA weights, which are then the only trained weights; 0: all weights are trained.
+        end_to_end_fraction: of method trajectories, see `TrajectoryRegressionStage`.
+        dmd_weights: of method trajectories: weight of `DistributionMatching` by a student's number of steps.
+        weighting, huber, gradient_checkpointing: see `ChainRecipe`.
+        decoder_width: width of a tiny decoder that is trained, too; 0: none.
+        eval_samples: pictures of each evaluation during training.
+        seed: of everything random.
+        max_hours: time limit of this run; the next run resumes. None: no limit.
+        learning: overrides for the recipes of all students.
+        students: overrides for single students: a number of steps, "decoder", and of a chain "guidance" and "edits".
 
     Raises:
-        InvalidRequest: a number outside its range, or a student that is not among the rounds.
+        InvalidRequest: a number is outside its range, or a student is not among `step_counts`.
     """
 
     step_counts: tuple[int, ...] = (36, 18, 9, 3)
@@ -99,75 +99,79 @@ class DistillSettings:
     students: Mapping[str, LearningOverrides] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_choice("method", self.method, (*METHODS, TRAJECTORY))
-        if self.init_from is not None and self.method != TRAJECTORY:
-            raise InvalidRequest(f"a beginning for method {self.method}", allowed=f"method {TRAJECTORY}")
+        check_choice("method", self.method, (*METHODS, TRAJECTORIES))
+        if self.init_from is not None and self.method != TRAJECTORIES:
+            raise InvalidRequest(f"init_from with method {self.method}", allowed=f"method {TRAJECTORIES}")
         if self.init_from is not None and self.lora_rank:
-            given = "low-rank factors of one that begins as another student, by which it differs from its teacher, too"
-            raise InvalidRequest(given, allowed="a beginning, or factors")
+            given = (
+                "init_from with lora_rank: LoRA weights cannot hold the initial student's difference from its teacher"
+            )
+            raise InvalidRequest(given, allowed="one of both")
         check_choice("task", self.task, TASKS)
         check_choice("weighting", self.weighting, WEIGHTINGS)
         if len(self.guidance) != 2:
-            raise InvalidRequest(f"guidance is {list(self.guidance)}", allowed="the least and the most scale: 1, 8")
-        check_number("the least guidance", self.guidance[0], 1, 100)
-        check_number("the most guidance", self.guidance[1], self.guidance[0], 100)
-        # Of walks one is judged by.
-        check_integer("items", self.samples, 2 if self.method == TRAJECTORY else 1, 100_000_000)
-        check_integer("rank", self.lora_rank, 0, 4096)
-        check_integer("judged", self.eval_samples, 1, 10_000)
-        check_integer("decoder", self.decoder_width, 0, 4096)
+            raise InvalidRequest(
+                f"guidance is {list(self.guidance)}", allowed="the smallest and the largest scale: 1, 8"
+            )
+        check_number("the smallest guidance", self.guidance[0], 1, 100)
+        check_number("the largest guidance", self.guidance[1], self.guidance[0], 100)
+        # One trajectory is held out for evaluation.
+        check_integer("samples", self.samples, 2 if self.method == TRAJECTORIES else 1, 100_000_000)
+        check_integer("lora_rank", self.lora_rank, 0, 4096)
+        check_integer("eval_samples", self.eval_samples, 1, 10_000)
+        check_integer("decoder_width", self.decoder_width, 0, 4096)
         check_integer("seed", self.seed, 0, 2**63 - 1)
         check_number("huber", self.huber, 0, 10)
-        check_number("through", self.end_to_end_fraction, 0, 1)
-        for name, value in (("through", self.end_to_end_fraction), ("match", self.dmd_weights)):
-            if value and self.method != TRAJECTORY:
-                raise InvalidRequest(f"{name} of method {self.method}", allowed=f"method {TRAJECTORY}")
+        check_number("end_to_end_fraction", self.end_to_end_fraction, 0, 1)
+        for name, value in (("end_to_end_fraction", self.end_to_end_fraction), ("dmd_weights", self.dmd_weights)):
+            if value and self.method != TRAJECTORIES:
+                raise InvalidRequest(f"{name} with method {self.method}", allowed=f"method {TRAJECTORIES}")
         for steps, weight in self.dmd_weights.items():
-            check_choice("student to match", steps, tuple(map(str, self.step_counts[1:])))
-            check_number("weight of matching", weight, 0, 100)
+            check_choice("student in dmd_weights", steps, tuple(map(str, self.step_counts[1:])))
+            check_number("weight of dmd_weights", weight, 0, 100)
         if self.max_hours is not None:
             check_number("max_hours", self.max_hours, 1e-6, _MOST_HOURS)
-        of_a_chain = () if self.method == TRAJECTORY else (GUIDANCE, EDITS)
+        chain_students = () if self.method == TRAJECTORIES else (GUIDANCE, EDITS)
         for name in self.students:
-            check_choice("student", name, (*of_a_chain, DECODER, *map(str, self.step_counts[1:])))
+            check_choice("student", name, (*chain_students, DECODER, *map(str, self.step_counts[1:])))
 
     def recipe(self, student: str, parameters: int) -> StageRecipe:
-        """How one of the students learns.
+        """Return the recipe of a student: defaults, then `learning`, then its entry of `students`.
 
         Args:
-            student: GUIDANCE, EDITS, DECODER, or its steps.
-            parameters: of the network.
+            student: GUIDANCE, EDITS, DECODER, or a number of steps.
+            parameters: number of weights of the network.
         """
-        usual = _default_recipe(student, parameters, self.lora_rank)
-        return self.students.get(student, LearningOverrides()).apply_to(self.learning.apply_to(usual))
+        default = _default_recipe(student, parameters, self.lora_rank)
+        return self.students.get(student, LearningOverrides()).apply_to(self.learning.apply_to(default))
 
 
 def read_distill_settings(path: Path) -> DistillSettings:
-    """Settings out of a TOML file; paths in it are relative to its directory.
+    """Read settings from a TOML file; relative paths are relative to its directory.
 
     Raises:
-        InvalidRequest: no such file, no TOML, or a setting that does not exist or is out of its range.
+        InvalidRequest: the file does not exist or is not TOML, or a setting is unknown or outside its range.
     """
-    settings = read_toml(DistillSettings, path, "leave --config out, and say what matters by options")
+    settings = read_toml(DistillSettings, path, "leave out --config and use options instead")
     data, prompts = path.parent / settings.data, settings.prompts
-    begin = settings.init_from
-    if begin is not None and (path.parent / begin).is_dir():
-        begin = str(path.parent / begin)
+    init_from = settings.init_from
+    if init_from is not None and (path.parent / init_from).is_dir():
+        init_from = str(path.parent / init_from)
     return replace(
         settings,
         data=str(data) if data.is_dir() else settings.data,
         prompts=None if prompts is None else str(path.parent / prompts),
-        init_from=begin,
+        init_from=init_from,
     )
 
 
 def _default_recipe(student: str, parameters: int, rank: int) -> StageRecipe:
-    """Where nothing is said.
+    """Return the default recipe of a student.
 
-    Updates are those of Meng et al. (arXiv 2210.03142, appendix): 3,000 to 5,000 for the guidance, 2,000 to 5,000 for a
-    halving, and more for the last ones, whose jumps are the longest. Rates fall linearly to zero within each student
-    (Salimans and Ho, arXiv 2202.00512, table of hyperparameters). Small networks take larger rates than Stable
-    Diffusion does, and so do factors.
+    Numbers of updates are those of Meng et al. (arXiv 2210.03142, appendix): 3,000 to 5,000 for guidance, 2,000 to
+    5,000 for each halving, and more for the last ones, whose steps are the longest. Learning rates decay linearly to
+    zero within each student (Salimans and Ho, arXiv 2202.00512, table of hyperparameters), and are larger for small
+    networks and for LoRA weights.
     """
     if student == DECODER:
         return StageRecipe(
@@ -179,8 +183,8 @@ def _default_recipe(student: str, parameters: int, rank: int) -> StageRecipe:
             ema_decay=0.99,
             eval_every=500,
         )
-    few = student == EDITS or (student != GUIDANCE and int(student) <= _FEW_STEPS)
-    updates = 3000 if student == GUIDANCE else 5000 if few else 2000
+    is_few_steps = student == EDITS or (student != GUIDANCE and int(student) <= _FEW_STEPS)
+    updates = 3000 if student == GUIDANCE else 5000 if is_few_steps else 2000
     rate = 2e-4 if parameters < _SMALL_NETWORK else 1e-4 if rank else 1e-5
     return StageRecipe(
         updates=updates,

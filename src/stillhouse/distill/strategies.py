@@ -1,4 +1,4 @@
-"""The two ways to a student: a chain from guidance to fewer and fewer steps, or walks that the teacher made once."""
+"""The two distillation strategies: a progressive chain of students, or regression on stored teacher trajectories."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,43 +21,30 @@ from stillhouse.distill.data.teacher_trajectories import (
 )
 from stillhouse.distill.settings import DistillSettings
 from stillhouse.distill.training.networks import Denoiser
-from stillhouse.distill.training.progressive_chain import ChainRecipe, Student, plan_stages, train_chain
-from stillhouse.distill.training.trajectory_chain import TRAJECTORY, plan_student_grids, train_on_trajectories
-from stillhouse.fit.stage import Stage, UpdateLog
+from stillhouse.distill.training.progressive_chain import ChainRecipe, Student, TrainingRun, plan_stages, train_chain
+from stillhouse.distill.training.trajectory_chain import TRAJECTORIES, plan_student_grids, train_on_trajectories
 from stillhouse.pipelines.manifest import Component
 from stillhouse.pipelines.pipeline import Pipeline
 
 _UNET_GRAPH = "unet/model.onnx"
-"""As it was imported, with its network beside it."""
+"""Path of the U-Net's graph in an imported pipeline."""
 _GPU_BATCH = 256
-"""Walks that are made at once on a GPU."""
+"""Trajectories sampled at once on a GPU."""
 _BF16_BACKEND = "openvino"
-"""What computes in bf16 on a processor that has it."""
+"""Backend that computes in bf16 on CPUs with bf16 units."""
 _BF16_BATCH = 64
-"""Walks that are made at once there."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingRun:
-    """How a run learns, whatever it learns.
-
-    Args:
-        kept: folder of what is learnt from.
-        work: of the checkpoints.
-        report, watch: hear of every few updates, the second with what is learning.
-        deadline: seconds of `time.monotonic` after which no update is begun.
-    """
-
-    data_folder: Path
-    work_folder: Path
-    report: Callable[[UpdateLog], None]
-    observer: Callable[[Stage, UpdateLog], None]
-    deadline: float | None
+"""Trajectories sampled at once in bf16."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingOutcome:
-    """Those that have learnt, in turn; what they learnt from, as pictures, and how many there were."""
+    """Result of a strategy.
+
+    Args:
+        students: the trained students in order; fewer than planned where the deadline passed.
+        latents: clean latents of the training data.
+        sample_count: number of training samples.
+    """
 
     students: Sequence[Student]
     latents: CachedLatents
@@ -65,36 +52,36 @@ class TrainingOutcome:
 
 
 class Strategy(Protocol):
-    """From a teacher to students."""
+    """Data and training of the students of a teacher."""
 
     @property
     def data_kind(self) -> str:
-        """Of what is learnt from."""
+        """Prefix of the data folder's name."""
 
     @property
     def student_names(self) -> Sequence[str]:
-        """Of the students to come, in turn."""
+        """Names of the students in order of training."""
 
     def sample_source(
         self, pipeline: Pipeline, settings: DistillSettings, on_skipped: Callable[[SkippedImage], None]
     ) -> Callable[[int], Iterable[Any]]:
-        """What is learnt from, from a number on, as it is made."""
+        """Return a function from a number to the training samples from that number on."""
 
     def shard_encoder(self, pipeline: Pipeline) -> Callable[[Sequence[Any]], dict[str, Any]]:
-        """A part of it, as it is kept."""
+        """Return a function that encodes samples into a shard."""
 
-    def train(self, run: TrainingRun) -> TrainingOutcome:
-        """Teach every student; fewer are there where time was up."""
+    def train(self, data_folder: Path, run: TrainingRun) -> TrainingOutcome:
+        """Train every student on the shards of a folder."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProgressiveChain:
-    """Each student is the next one's teacher, see `chain`.
+    """Each student is the teacher of the next one; see `progressive_chain`.
 
     Args:
-        teacher: the first one.
-        recipe: how.
-        begin: the only grid that the teacher walks, if it was distilled to one.
+        teacher: of the first student.
+        recipe: hyper-parameters.
+        teacher_grid: the only grid of a distilled teacher; None: any.
     """
 
     teacher: Denoiser
@@ -103,50 +90,40 @@ class ProgressiveChain:
 
     @property
     def data_kind(self) -> str:
-        """See `Way`."""
-        return "pairs"
+        """See `Strategy`."""
+        return "latents"
 
     @property
     def student_names(self) -> Sequence[str]:
-        """See `Way`."""
-        return [planned.name for planned in plan_stages(self.teacher, self.recipe, self.teacher_grid)]
+        """See `Strategy`."""
+        return [plan.name for plan in plan_stages(self.teacher, self.recipe, self.teacher_grid)]
 
     def sample_source(
         self, pipeline: Pipeline, settings: DistillSettings, on_skipped: Callable[[SkippedImage], None]
     ) -> Callable[[int], Iterable[Any]]:
-        """See `Way`."""
+        """See `Strategy`."""
         return open_samples(pipeline, settings, on_skipped)
 
     def shard_encoder(self, pipeline: Pipeline) -> Callable[[Sequence[Any]], dict[str, Any]]:
-        """See `Way`."""
+        """See `Strategy`."""
         return partial(encode_samples, pipeline)
 
-    def train(self, run: TrainingRun) -> TrainingOutcome:
-        """See `Way`."""
-        pairs = wait_for_latents(run.data_folder)
-        students = train_chain(
-            self.teacher,
-            pairs,
-            self.recipe,
-            run.work_folder,
-            run.report,
-            run.deadline,
-            run.observer,
-            self.teacher_grid,
-            run.data_folder.stem,
-        )
-        return TrainingOutcome(students, pairs, len(pairs.latents))
+    def train(self, data_folder: Path, run: TrainingRun) -> TrainingOutcome:
+        """See `Strategy`."""
+        dataset = wait_for_latents(data_folder)
+        students = train_chain(self.teacher, dataset, self.recipe, run, self.teacher_grid, data_folder.stem)
+        return TrainingOutcome(students, dataset, len(dataset.latents))
 
 
 @dataclass(frozen=True, slots=True)
 class TrajectoryRegression:
-    """All students look at the teacher's own walks, see `walk_chain`.
+    """All students are trained on the same trajectories of the teacher; see `trajectory_chain`.
 
     Args:
-        teacher: who walks, as it is asked in torch.
-        first: what the first of them begins as.
-        recipe: how.
-        begun: tells that beginning from all others.
+        teacher: in torch, for distribution matching.
+        initial: initial weights of the first student.
+        recipe: hyper-parameters.
+        initial_checksum: checksum of the initial student's files; empty where the teacher is the initial student.
     """
 
     teacher: Denoiser
@@ -156,75 +133,66 @@ class TrajectoryRegression:
 
     @property
     def data_kind(self) -> str:
-        """See `Way`."""
-        return TRAJECTORY
+        """See `Strategy`."""
+        return TRAJECTORIES
 
     @property
     def student_names(self) -> Sequence[str]:
-        """See `Way`."""
-        return [f"{one.grid.steps}-steps" for one in plan_student_grids(self.initial, self.recipe)]
+        """See `Strategy`."""
+        return [f"{grids.grid.steps}-steps" for grids in plan_student_grids(self.initial, self.recipe)]
 
     def sample_source(
         self, pipeline: Pipeline, settings: DistillSettings, on_skipped: Callable[[SkippedImage], None]
     ) -> Callable[[int], Iterable[Any]]:
-        """See `Way`."""
-        served = plan_student_grids(self.initial, self.recipe)[0]
+        """See `Strategy`."""
+        grids = plan_student_grids(self.initial, self.recipe)[0]
         plan = TrajectoryPlan(
-            student_grid=served.grid,
+            student_grid=grids.grid,
             teacher_steps=self.recipe.step_counts[0],
             count=settings.samples,
             guidance=self.recipe.guidance,
             seed=settings.seed,
-            edit_grids=served.edit_grids,
+            edit_grids=grids.edit_grids,
         )
         if torch.cuda.is_available():
             pipeline, plan = with_unet_on_gpu(pipeline), replace(plan, batch_size=_GPU_BATCH)
         elif supports_openvino_bf16():
             pipeline, plan = with_unet_in_bf16(pipeline), replace(plan, batch_size=_BF16_BATCH)
-        return lambda begin: generate_trajectories(pipeline, caption_sampler(settings, on_skipped), plan, begin)
+        return lambda start: generate_trajectories(pipeline, caption_sampler(settings, on_skipped), plan, start)
 
     def shard_encoder(self, pipeline: Pipeline) -> Callable[[Sequence[Any]], dict[str, Any]]:
-        """See `Way`."""
+        """See `Strategy`."""
         return partial(encode_trajectories, pipeline)
 
-    def train(self, run: TrainingRun) -> TrainingOutcome:
-        """See `Way`."""
-        walks = wait_for_trajectories(run.data_folder)
-        students = train_on_trajectories(
-            self.teacher,
-            self.initial,
-            walks,
-            self.recipe,
-            run.work_folder,
-            run.report,
-            run.deadline,
-            run.observer,
-            f"{run.data_folder.stem} {self.initial_checksum}",
-        )
-        endings = CachedLatents(walks.latents[:, -1], walks.caption_rows[:, None], walks.text_inputs, {})
-        return TrainingOutcome(students, endings, len(walks))
+    def train(self, data_folder: Path, run: TrainingRun) -> TrainingOutcome:
+        """See `Strategy`."""
+        dataset = wait_for_trajectories(data_folder)
+        origin = f"{data_folder.stem} {self.initial_checksum}"
+        students = train_on_trajectories(self.teacher, self.initial, dataset, self.recipe, run, origin)
+        latents = CachedLatents(dataset.latents[:, -1], dataset.caption_rows[:, None], dataset.text_inputs, {})
+        return TrainingOutcome(students, latents, len(dataset))
 
 
 def with_unet_on_gpu(pipeline: Pipeline) -> Pipeline:
-    """The same, its U-Net run whole by torch on the GPU, in float32; however it was accelerated for the processor."""
+    """Return the pipeline with its unaccelerated U-Net in torch on the GPU, in float32."""
     return _with_unet(pipeline, "torch", "f32", {"device": "cuda"})
 
 
 def with_unet_in_bf16(pipeline: Pipeline) -> Pipeline:
-    """The same, its U-Net run whole by OpenVINO in bf16, half the time of float32.
+    """Return the pipeline with its unaccelerated U-Net in OpenVINO in bf16, which takes half the time of float32.
 
-    Walks of the embedded teacher's come within 66 dB of those in float32, whose solver is 44 dB from an exact one.
+    Trajectories of the embedded teacher differ by 66 dB (PSNR) from those in float32; the solver's own error is 44 dB.
     """
     return _with_unet(pipeline, _BF16_BACKEND, "bf16", {})
 
 
 def supports_openvino_bf16() -> bool:
-    """Whether OpenVINO is installed, and computes in bf16 on this processor."""
-    return any(one.name == _BF16_BACKEND and "bf16" in one.precisions for one in backends())
+    """Return whether OpenVINO is installed and computes in bf16 on this CPU."""
+    return any(status.name == _BF16_BACKEND and "bf16" in status.precisions for status in backends())
 
 
 def _with_unet(pipeline: Pipeline, backend: str, precision: str, settings: Mapping[str, str]) -> Pipeline:
-    weights = pipeline.manifest.components["unet"].weights
-    moved = Component(_UNET_GRAPH, weights, backend, precision, settings=settings)
-    whole = replace(pipeline.manifest, step_cache=None)
-    return Pipeline(pipeline.directory, manifest=whole, components={"unet": moved})
+    weights = pipeline.manifest.components["denoiser"].weights
+    unet = Component(_UNET_GRAPH, weights, backend, precision, settings=settings)
+    manifest = replace(pipeline.manifest, step_cache=None)
+    return Pipeline(pipeline.directory, manifest=manifest, components={"denoiser": unet})

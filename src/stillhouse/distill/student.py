@@ -1,4 +1,4 @@
-"""A student becomes a pipeline directory: its teacher's, with another U-Net, and with the one way to run it."""
+"""Writing of students: a copy of the teacher's pipeline with the student's U-Net, scheduler and manifest."""
 
 import json
 import shutil
@@ -36,11 +36,11 @@ from stillhouse.pipelines.manifest import (
 
 _INDEX, _SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
 LORA_FILE = "student_lora.safetensors"
-"""What a low-rank student differs by from its teacher; the pipeline itself needs no such file, see `factors`."""
+"""LoRA weights of a low-rank student, see `apply_lora`; the pipeline itself does not need the file."""
 DISTILLED_KEY = "stillhouse.distilled"
-"""In its metadata: `manifest.Distilled` as JSON."""
+"""Key of its metadata: `manifest.Distilled` as JSON."""
 TEACHER_PREDICTION_KEY = "stillhouse.teacher"
-"""In its metadata: what the output of the teacher's network means."""
+"""Key of its metadata: prediction type of the teacher."""
 DECODER_FOLDER = "tiny_decoder"
 _GRAPH, _WEIGHTS = "model.onnx", "model.safetensors"
 _NOT_COPIED = ("unet", "trials", LORA_FILE, DECODER_FOLDER)
@@ -57,25 +57,25 @@ def write_student(
     evidence: Mapping[str, Any] | None = None,
     force: bool = False,
 ) -> Manifest:
-    """Write a student; the directory appears whole, or not at all.
+    """Write the pipeline directory of a student, atomically.
 
     Args:
         teacher: pipeline directory, or an embedded model's name.
-        student: what learnt.
+        student: the trained student.
         out: directory to write.
-        guidance: the scales that it was taught.
-        decoder: draws instead of the autoencoder's, here; diffusers does not know it.
-        evidence: what was measured on the way; goes into the manifest under `distill`.
-        force: replace a pipeline that stands there.
+        guidance: smallest and largest guidance scale of the training.
+        decoder: tiny decoder that replaces the autoencoder's; diffusers uses the autoencoder's.
+        evidence: measurements of the training, for the manifest's `evidence["distill"]`.
+        force: replace an existing pipeline.
 
     Raises:
-        ImportFailed: `out` is taken.
-        FitFailed: there is no room for it, or no right to write it.
+        ImportFailed: `out` has a pipeline already.
+        FitFailed: the disk is full, or the directory is not writable.
     """
     try:
         return _write(teacher, student, out, guidance, decoder, evidence or {}, force)
     except (OSError, SafetensorError) as error:
-        fix = "make room; what was learnt is kept, and the same command goes on"
+        fix = "make room, then run the same command: training is not repeated"
         raise FitFailed(f"{out} cannot be written: {error}", fix=fix) from error
 
 
@@ -89,36 +89,41 @@ def _write(
     force: bool,
 ) -> Manifest:
     directory = find_pipeline(teacher)
-    before = read_manifest(directory)
+    teacher_manifest = read_manifest(directory)
     with staged(out, force=force) as stage, TemporaryDirectory(dir=stage.parent, prefix=".student-") as folder:
-        source, made = Path(folder, "diffusers"), Path(folder, "pipeline")
-        _write_diffusers(directory, before, student, source)
-        manifest = import_model(source, made, ImportOptions(out.name, dtype=_unet_dtype(directory, before)))
+        source, pipeline = Path(folder, "diffusers"), Path(folder, "pipeline")
+        _write_diffusers(directory, teacher_manifest, student, source)
+        options = ImportOptions(out.name, dtype=_unet_dtype(directory, teacher_manifest))
+        imported = import_model(source, pipeline, options)
         if student.grid is not None:
-            _write_scheduler(made, student.grid, student.denoiser.prediction, before.schedule.train_steps)
-        written = _student_manifest(manifest, before, student, guidance, evidence)
+            train_steps = teacher_manifest.sampling.schedule.train_steps
+            _write_scheduler(pipeline, student.grid, student.denoiser.prediction, train_steps)
+        manifest = _student_manifest(imported, teacher_manifest, student, guidance, evidence)
         if student.lora_weights:
-            assert written.distilled is not None
-            kept = {name: tensor.contiguous() for name, tensor in student.lora_weights.items()}
-            about = {DISTILLED_KEY: json.dumps(asdict(written.distilled)), TEACHER_PREDICTION_KEY: before.prediction}
-            save_file(kept, made / LORA_FILE, about)
+            assert manifest.distilled is not None
+            weights = {name: tensor.contiguous() for name, tensor in student.lora_weights.items()}
+            metadata = {
+                DISTILLED_KEY: json.dumps(asdict(manifest.distilled)),
+                TEACHER_PREDICTION_KEY: teacher_manifest.sampling.prediction,
+            }
+            save_file(weights, pipeline / LORA_FILE, metadata)
         if decoder is not None:
-            tiny = _write_decoder(decoder, manifest.latent.channels, made)
-            written = replace(written, components={**written.components, "vae_decoder": tiny})
-        write_manifest(made, written)
-        shutil.copytree(made, stage, dirs_exist_ok=True)
+            component = _write_decoder(decoder, manifest.latent.channels, pipeline)
+            manifest = replace(manifest, components={**manifest.components, "decoder": component})
+        write_manifest(pipeline, manifest)
+        shutil.copytree(pipeline, stage, dirs_exist_ok=True)
     return read_manifest(out)
 
 
 def _write_diffusers(directory: Path, teacher: Manifest, student: Student, target: Path) -> None:
-    """The teacher's files, the student's U-Net, and a scheduler that says what that predicts."""
+    """Write a diffusers directory: the teacher's files with the student's U-Net and prediction type."""
     ignored = shutil.ignore_patterns(*_NOT_COPIED, MANIFEST, "*.onnx", "*.html", "*.xlsx")
     shutil.copytree(directory, target, ignore=ignored)
     unet = student.denoiser.unet
     unet.to(memory_format=torch.contiguous_format).save_pretrained(target / "unet")
     config = json.loads((target / _SCHEDULER).read_text())
-    if config["_class_name"] == step_plan.StepPlanScheduler.__name__:  # a student's, which tells no schedule
-        config = _ddim_config(teacher.schedule)
+    if config["_class_name"] == step_plan.StepPlanScheduler.__name__:  # a student's, without a noise schedule
+        config = _ddim_config(teacher.sampling.schedule)
         index = json.loads((target / _INDEX).read_text())
         (target / _INDEX).write_text(json.dumps({**index, "scheduler": ["diffusers", config["_class_name"]]}))
     config |= {
@@ -152,13 +157,13 @@ def _write_decoder(decoder: TinyDecoder, channels: int, directory: Path) -> Comp
 
 
 def _unet_dtype(directory: Path, teacher: Manifest) -> str:
-    """The dtype of the teacher's U-Net on disk."""
-    layout = read_safetensors_index(directory / teacher.components["unet"].weights)
+    """Return the dtype of the teacher's U-Net on disk."""
+    layout = read_safetensors_index(directory / teacher.components["denoiser"].weights)
     return _DTYPES[next(iter(layout.values())).dtype]
 
 
 def _write_scheduler(directory: Path, grid: TimestepGrid, prediction: str, train_steps: int) -> None:
-    """For diffusers: a scheduler that walks the student's grid and no other."""
+    """Write the scheduler of the student's grid for diffusers."""
     levels = {"plan": grid.timesteps, "alphas": grid.alphas[:-1], "sigmas": grid.sigmas[:-1]}
     config = {
         "_class_name": step_plan.StepPlanScheduler.__name__,
@@ -181,7 +186,7 @@ def _student_manifest(
     evidence: Mapping[str, Any],
 ) -> Manifest:
     timesteps = None if student.grid is None else tuple(student.grid.timesteps.tolist())
-    edits = tuple(Edit(strength, tuple(one.timesteps.tolist())) for strength, one in student.edit_grids.items())
+    edits = tuple(Edit(strength, tuple(grid.timesteps.tolist())) for strength, grid in student.edit_grids.items())
     steps = teacher.defaults.steps if timesteps is None else len(timesteps)
     scale = min(max(teacher.defaults.guidance, guidance[0]), guidance[1])
     return replace(
@@ -197,6 +202,6 @@ def _student_manifest(
 
 
 def _with_teacher_backend(name: str, component: Component, teacher: Manifest) -> Component:
-    """Run by the engine that runs the teacher's, as it is run there."""
-    known = teacher.components[name]
-    return replace(component, backend=known.backend, streams=known.streams)
+    """Return a component with the backend and streams of the teacher's component."""
+    reference = teacher.components[name]
+    return replace(component, backend=reference.backend, streams=reference.streams)

@@ -1,1 +1,1 @@
-"""Learning in torch: one loop for whatever learns, resumable to the bit. It knows no pictures."""
+"""Training loop in torch, shared by the embedded model and by distilled students; resumes bit-exactly."""

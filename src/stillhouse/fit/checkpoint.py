@@ -1,4 +1,4 @@
-"""Files that are either whole, or as they were."""
+"""Atomic writing of checkpoint files."""
 
 import os
 from collections.abc import Callable
@@ -8,17 +8,21 @@ from stillhouse.errors import FitFailed
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file under a temporary name and rename it, so that it is either whole, or as it was.
+    """Write a file under a temporary name, then rename it; an interrupted write leaves the old file unchanged.
+
+    Args:
+        path: file to create or replace; its directory must exist.
+        write: writes the content to the path that it receives.
 
     Raises:
-        FitFailed: there is no room for it, or no right to write it.
+        FitFailed: the disk is full, or the directory is not writable.
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    for left in path.parent.glob(f"{path.name}.*.partial"):
-        left.unlink(missing_ok=True)  # of a process that was killed: each is as large as the file
+    for stale in path.parent.glob(f"{path.name}.*.partial"):
+        stale.unlink(missing_ok=True)  # of a killed process; as large as the file itself
     try:
         write(partial)
         partial.replace(path)
-    except (OSError, RuntimeError) as error:  # torch tells of a full disk by a RuntimeError
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         partial.unlink(missing_ok=True)
-        raise FitFailed(f"{path} cannot be written: {error}", fix="make room, and run it again to go on") from error
+        raise FitFailed(f"{path} cannot be written: {error}", fix="make room, then run the command again") from error

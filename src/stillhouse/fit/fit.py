@@ -1,14 +1,14 @@
-"""The loop that every stage shares: resumable, seeded, logged."""
+"""The training loop: run one stage with checkpoints, evaluation and logs."""
 
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
 
-from stillhouse.fit.learner import Trainer
 from stillhouse.fit.log import TrainingLog
 from stillhouse.fit.processes import current_process_group
 from stillhouse.fit.rate import decay_start
 from stillhouse.fit.stage import FitResult, Stage, UpdateLog
+from stillhouse.fit.trainer import BEFORE_DECAY, Trainer
 
 
 def fit(
@@ -18,37 +18,45 @@ def fit(
     deadline: float | None = None,
     save_every: float = 120.0,
 ) -> FitResult:
-    """Run a stage to its end, or until `deadline` (seconds of `time.monotonic`); goes on from its checkpoint.
+    """Train a stage to its last update or until the deadline, resuming from its checkpoint.
 
-    A run that is killed loses at most the last `save_every` seconds. The stage's network holds the averaged weights
-    when it returns.
+    A killed run loses at most the last `save_every` seconds. On return the stage's network holds the EMA weights, or
+    the weights of the best evaluation where the recipe has a patience.
+
+    Args:
+        stage: what is trained.
+        folder: of checkpoints, the CSV log and TensorBoard events; it is created.
+        report: receives an `UpdateLog` every `report_every` updates and after each evaluation, in the main process.
+        deadline: in seconds of `time.monotonic`; no update starts after it. None: no limit.
+        save_every: seconds between two checkpoints.
 
     Raises:
-        FitFailed: the loss or its gradient is not finite, a checkpoint cannot be written, or fewer updates are planned
-            than lie behind. The last checkpoint stays as it is.
+        FitFailed: the loss or its gradient is not finite, a checkpoint cannot be written, the checkpoint has another
+            fingerprint, or it has more updates than the recipe. The last checkpoint stays unchanged.
     """
     folder.mkdir(parents=True, exist_ok=True)
     processes = current_process_group()
-    learner = Trainer(stage, folder, processes)
+    trainer = Trainer(stage, folder, processes)
     recipe, saved, smooth = stage.recipe, monotonic(), None
-    if decay_start(recipe) <= learner.update < recipe.updates and not learner.resumed_in_decay:
-        learner.save("stable")
+    if decay_start(recipe) <= trainer.update < recipe.updates and not trainer.resumed_in_decay:
+        trainer.save(BEFORE_DECAY)
     with TrainingLog(folder, stage.name, processes.is_main_process) as log:
-        while not learner.is_done and not processes.broadcast_flag(deadline is not None and monotonic() > deadline):
-            loss = learner.step()
+        while not trainer.is_done and not processes.broadcast_flag(deadline is not None and monotonic() > deadline):
+            loss = trainer.step()
             smooth = loss if smooth is None else 0.98 * smooth + 0.02 * loss
-            done = learner.update
-            judged = done == recipe.updates or done % recipe.eval_every == 0
-            if judged or done % recipe.report_every == 0:
-                tick = UpdateLog(stage.name, done, recipe.updates, smooth, learner.evaluate() if judged else {})
-                log.write(tick)
+            update = trainer.update
+            is_evaluated = update == recipe.updates or update % recipe.eval_every == 0
+            if is_evaluated or update % recipe.report_every == 0:
+                scores = trainer.evaluate() if is_evaluated else {}
+                update_log = UpdateLog(stage.name, update, recipe.updates, smooth, scores)
+                log.write(update_log)
                 if processes.is_main_process:
-                    report(tick)
-            if done == decay_start(recipe):
-                learner.save("stable")
+                    report(update_log)
+            if update == decay_start(recipe):
+                trainer.save(BEFORE_DECAY)
             if monotonic() - saved > save_every:
-                learner.save()
+                trainer.save()
                 saved = monotonic()
-    learner.save()
-    learner.load_ema_weights()
-    return FitResult(learner.is_done, learner.update, learner.seconds, learner.scores, learner.recipe)
+    trainer.save()
+    trainer.load_ema_weights()
+    return FitResult(trainer.is_done, trainer.update, trainer.seconds, trainer.scores, trainer.recipe)

@@ -1,4 +1,4 @@
-"""What is told of a stage, for spreadsheets and, where it is installed, for TensorBoard."""
+"""Training logs: a CSV file for each stage, and TensorBoard events where TensorBoard is installed."""
 
 import csv
 from importlib.util import find_spec
@@ -10,12 +10,12 @@ from stillhouse.fit.stage import UpdateLog
 
 
 class TrainingLog:
-    """One CSV file a stage, and events in `tensorboard/STAGE`; a second run goes on in the same.
+    """Append to `STAGE.csv` and to `tensorboard/STAGE`; a resumed run continues both.
 
     Args:
-        folder: where they are.
-        stage: whose.
-        writes: only one of several processes does.
+        folder: where the files are.
+        stage: name of the stage.
+        writes: False in all processes but the main one.
     """
 
     def __init__(self, folder: Path, stage: str, writes: bool = True) -> None:
@@ -27,13 +27,13 @@ class TrainingLog:
             self._events = SummaryWriter(str(folder / "tensorboard" / stage))
 
     def write(self, update_log: UpdateLog) -> None:
-        """One line, and the same as events."""
+        """Append one CSV row, and one event for the loss and for each score."""
         if not self._writes:
             return
-        fresh = not self._path.exists()
+        is_new = not self._path.exists()
         with self._path.open("a", newline="") as file:
             writer = csv.writer(file)
-            if fresh:
+            if is_new:
                 writer.writerow(["update", "loss", "scores"])
             scores = " ".join(f"{name}={value:.4f}" for name, value in update_log.scores.items())
             writer.writerow([update_log.update, f"{update_log.loss:.5f}", scores])

@@ -1,6 +1,7 @@
-"""Several processes that learn the same, each from batches of its own, as torchrun or `accelerate launch` starts them.
+"""Data-parallel training over several processes, as torchrun or `accelerate launch` starts them.
 
-Gradients are averaged by hand, not by a wrapper around the network: a stage may then call its network as it likes.
+Each process draws batches of its own. Gradients are averaged explicitly and not by a wrapper around the network, so a
+stage can call its network in any order and any number of times.
 """
 
 import os
@@ -13,11 +14,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class ProcessGroup:
-    """Which of them this one is.
+    """This process's place among those that train together.
 
     Args:
-        rank: from 0; the first one writes and tells.
-        count: of all.
+        rank: number of this process, from 0.
+        count: number of processes.
     """
 
     rank: int = 0
@@ -25,32 +26,32 @@ class ProcessGroup:
 
     @property
     def is_main_process(self) -> bool:
-        """Whether this one writes and tells."""
+        """Whether this process writes files and reports progress: rank 0."""
         return self.rank == 0
 
     def all_reduce_mean(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor by its mean over all processes."""
+        """Replace each tensor in place by its mean over all processes."""
         if self.count == 1 or not tensors:
             return
-        together = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
-        torch.distributed.all_reduce(together)
-        together /= self.count
-        begin = 0
+        flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+        torch.distributed.all_reduce(flat)
+        flat /= self.count
+        offset = 0
         for tensor in tensors:
-            tensor.detach().copy_(together[begin : begin + tensor.numel()].view_as(tensor))
-            begin += tensor.numel()
+            tensor.detach().copy_(flat[offset : offset + tensor.numel()].view_as(tensor))
+            offset += tensor.numel()
 
     def broadcast_flag(self, value: bool) -> bool:
-        """What the first one says."""
+        """Return the main process's value in every process."""
         if self.count == 1:
             return value
-        told = torch.tensor([float(value and self.is_main_process)], device=_device())
-        torch.distributed.all_reduce(told)
-        return bool(told.item())
+        flag = torch.tensor([float(value and self.is_main_process)], device=_device())
+        torch.distributed.all_reduce(flag)
+        return bool(flag.item())
 
 
 def current_process_group() -> ProcessGroup:
-    """The processes that were started together, of which this is one; or this one alone."""
+    """Return the group that this process was started in, joining it first; a group of one without a launcher."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return ProcessGroup()
     from accelerate import PartialState  # type: ignore[import-untyped]

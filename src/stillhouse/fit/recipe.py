@@ -1,4 +1,4 @@
-"""How long and how fast something learns."""
+"""Hyper-parameters of one training stage."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,28 +10,28 @@ Precision = Literal["f32", "bf16"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageRecipe:
-    """How long and how fast one stage learns.
+    """Number of updates, batch size, learning rate schedule and evaluation of one stage.
 
-    The learning rate warms up, stays, and falls linearly to zero over the last `decay` share of the updates, so
-    that a longer run can go on from the point before the fall.
+    The learning rate warms up, stays constant, and decays linearly to zero over the last `decay_fraction` of the
+    updates. A run with more updates resumes from the checkpoint before the decay.
 
     Args:
-        updates: of the weights.
-        batch: examples at once, in each process.
-        rate: the highest learning rate.
-        warm_up: updates until it is reached.
-        decay: share of the updates over which the rate falls.
+        updates: number of optimizer steps.
+        batch_size: examples of each batch, in each process.
+        learning_rate: of the plateau.
+        warmup_updates: updates until the plateau.
+        decay_fraction: share of the updates over which the rate decays, 0 to 1.
         weight_decay: of AdamW.
-        average: how much of the weights' average each update keeps; 0, there is none but the weights.
-        accumulate: batches for each update.
-        precision: bf16 computes in bfloat16 where torch holds that to be safe; weights stay float32. On processors
-            without matrix units for it, it is slower: measure before a long run.
-        patience: judgements in a row without a better score after which a stage ends, with the weights of the best
-            one; 0, it never ends early.
-        report_every, judge_every: updates.
+        ema_decay: decay of the exponential moving average of the weights, below 1; 0: the average is the weights.
+        accumulation_steps: batches for each update.
+        precision: bf16 runs torch.autocast in bfloat16; weights stay float32. On CPUs without bf16 matrix units it is
+            slower than f32.
+        patience: evaluations in a row without a better score after which the stage ends with the weights of the best
+            one; 0: never.
+        report_every, eval_every: updates between two reports, and between two evaluations.
 
     Raises:
-        InvalidRequest: a number outside its range.
+        InvalidRequest: a number is outside its range.
     """
 
     updates: int
@@ -48,12 +48,11 @@ class StageRecipe:
     eval_every: int = 500
 
     def __post_init__(self) -> None:
-        for name, least in (("updates", 1), ("batch", 1), ("warm_up", 1), ("accumulate", 1), ("patience", 0)):
-            check_integer(name, getattr(self, name), least, 10**9)
-        for name in ("report_every", "judge_every"):
+        for name in ("updates", "batch_size", "warmup_updates", "accumulation_steps", "report_every", "eval_every"):
             check_integer(name, getattr(self, name), 1, 10**9)
-        check_number("rate", self.learning_rate, 1e-12, 10)
-        check_number("decay", self.decay_fraction, 0, 1)
-        check_number("average", self.ema_decay, 0, 0.999999)
+        check_integer("patience", self.patience, 0, 10**9)
+        check_number("learning_rate", self.learning_rate, 1e-12, 10)
+        check_number("decay_fraction", self.decay_fraction, 0, 1)
+        check_number("ema_decay", self.ema_decay, 0, 0.999999)
         check_number("weight_decay", self.weight_decay, 0, 10)
         check_choice("precision", self.precision, ("f32", "bf16"))

@@ -1,4 +1,4 @@
-"""What learns, as the loop wants it, and what the loop tells of it."""
+"""The protocol of a training stage, its progress report and its result."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,37 +11,44 @@ from stillhouse.fit.recipe import StageRecipe
 
 
 class Stage(Protocol):
-    """What the loop needs of a stage.
+    """A network, its loss and its evaluation, as `fit` trains them.
 
-    `loss` draws its own batch from a number, so that a resumed run sees what an uninterrupted one would have seen.
+    `loss` draws its batch from the number alone, so that a resumed run sees the batches of an uninterrupted one.
     """
 
     @property
     def name(self) -> str:
-        """Of its checkpoints, and of what is told of it."""
+        """File name stem of the checkpoints and logs."""
 
     @property
     def fingerprint(self) -> str:
-        """Of everything that decides what is learnt, beside the recipe: a checkpoint of another one is refused."""
+        """Hash of everything besides the recipe that decides the result; other checkpoints are refused."""
 
     @property
     def recipe(self) -> StageRecipe:
-        """How long and how fast it learns."""
+        """Hyper-parameters of the stage."""
 
     @property
     def network(self) -> nn.Module:
-        """What learns: those of its parameters that require gradients."""
+        """The trained module; parameters that do not require gradients stay unchanged."""
 
     def loss(self, number: int) -> torch.Tensor:
-        """The loss of the batch of that number, a scalar with gradients."""
+        """Return the loss of the batch of this number, a scalar with gradients."""
 
     def evaluate(self) -> Mapping[str, float]:
-        """Named scores of the network as it stands; the first is the one that should rise."""
+        """Return named scores of the network; higher is better for the first one."""
 
 
 @dataclass(frozen=True, slots=True)
 class UpdateLog:
-    """One report of progress."""
+    """Progress of a stage.
+
+    Args:
+        stage: name of the stage.
+        update, updates: the current update, from 1, and the number planned.
+        loss: exponential moving average of the loss.
+        scores: of the evaluation after this update; empty without one.
+    """
 
     stage: str
     update: int
@@ -52,14 +59,14 @@ class UpdateLog:
 
 @dataclass(frozen=True, slots=True)
 class FitResult:
-    """What became of a stage.
+    """Result of `fit`.
 
     Args:
-        is_done: it has learnt what was planned, or ended early; otherwise time was up.
-        updates: that are made.
-        seconds: that they took, in all runs together.
-        scores: of the last judgement.
-        recipe: by which the last of them were made.
+        is_done: whether the stage ended by its recipe; False: the deadline passed first.
+        updates: number of updates in all runs.
+        seconds: training time in all runs.
+        scores: of the last evaluation.
+        recipe: hyper-parameters of the last updates.
     """
 
     is_done: bool

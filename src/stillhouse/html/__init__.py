@@ -1,1 +1,1 @@
-"""Pages that stand alone: no network, no script, everything in one file."""
+"""Reports as single HTML files that load nothing from the network."""

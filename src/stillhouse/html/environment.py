@@ -1,4 +1,4 @@
-"""The templates of pages."""
+"""The Jinja environment of the HTML reports."""
 
 from functools import cache
 from pathlib import Path
@@ -10,8 +10,12 @@ STYLES = Path(__file__).parent
 
 
 def jinja_environment(templates: Path) -> Any:
-    """A directory's templates and the styles of all pages: words from outside are escaped, and a name that is not known
-    is an error.
+    """Return the Jinja environment of a template directory and the shared styles.
+
+    Values are escaped. A name that a template's context does not have is an error.
+
+    Args:
+        templates: directory of the templates.
 
     Raises:
         RuntimeMissing: jinja2 is not installed.

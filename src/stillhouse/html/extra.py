@@ -1,4 +1,4 @@
-"""What only pages and tables need: modules of the extra `accelerate`, loaded when one is made."""
+"""Import of the optional packages that reports and tables need."""
 
 from importlib import import_module
 from typing import Any
@@ -7,7 +7,11 @@ from stillhouse.errors import RuntimeMissing
 
 
 def require_extra(name: str) -> Any:
-    """The module of that name. RuntimeMissing, with the line that installs it, where it cannot be imported."""
+    """Import a module of the extra `accelerate`.
+
+    Raises:
+        RuntimeMissing: it cannot be imported; the message has the command that installs it.
+    """
     try:
         return import_module(name)
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""The contact sheet: many pictures in one, each with its words under it."""
+"""Contact sheets: many pictures in one, each with a label below."""
 
 import math
 from collections.abc import Sequence
@@ -30,11 +30,13 @@ class _Tile:
 
 
 def contact_sheet(pictures: Sequence[Picture], labels: Sequence[str]) -> Picture:
-    """Pictures in rows on a near-white ground, each enlarged or reduced by a whole number, its label wrapped below.
+    """Return a sheet of labelled pictures in rows on a near-white background.
+
+    Pictures are enlarged or reduced by a whole factor.
 
     Args:
         pictures: uint8 [height, width, 3], at least one; sizes may differ.
-        labels: one for each. The font that comes with pillow draws ASCII; longer than four lines is cut.
+        labels: of the pictures, in ASCII, the range of pillow's font; wrapped, and cut after four lines.
 
     >>> contact_sheet([np.zeros((64, 64, 3), np.uint8)] * 2, ["one", "two"]).shape
     (351, 600, 3)
@@ -46,25 +48,25 @@ def contact_sheet(pictures: Sequence[Picture], labels: Sequence[str]) -> Picture
     heights = [max(tile.height for tile in row) for row in rows]
     size = (2 * _MARGIN + columns * cell + (columns - 1) * _GAP, 2 * _MARGIN + sum(heights) + (len(rows) - 1) * _GAP)
     sheet = Image.new("RGB", size, _GROUND)
-    pen = ImageDraw.Draw(sheet)
+    canvas = ImageDraw.Draw(sheet)
     top = _MARGIN
     for row, height in zip(rows, heights, strict=True):
         for column, tile in enumerate(row):
-            _paste(sheet, pen, tile, _MARGIN + column * (cell + _GAP), top)
+            _paste(sheet, canvas, tile, _MARGIN + column * (cell + _GAP), top)
         top += height + _GAP
     return np.array(sheet)
 
 
-def _paste(sheet: Image.Image, pen: ImageDraw.ImageDraw, tile: _Tile, left: int, top: int) -> None:
+def _paste(sheet: Image.Image, canvas: ImageDraw.ImageDraw, tile: _Tile, left: int, top: int) -> None:
     right, bottom = left + tile.picture.width, top + tile.picture.height
-    pen.rectangle((left - 1, top - 1, right, bottom), outline=_RULE)
+    canvas.rectangle((left - 1, top - 1, right, bottom), outline=_RULE)
     sheet.paste(tile.picture, (left, top))
     for number, line in enumerate(tile.lines):
-        pen.text((left, bottom + _ABOVE_TEXT + number * _LEADING), line, _INK, _font())
+        canvas.text((left, bottom + _ABOVE_TEXT + number * _LEADING), line, _INK, _font())
 
 
 def _tile(picture: Picture, label: str) -> _Tile:
-    """Enlarged without smoothing, so that small pictures show their own pixels; reduced by averaging."""
+    """Return a tile: a small picture is enlarged without smoothing, a large one reduced by averaging."""
     image, longest = Image.fromarray(picture), max(picture.shape[:2])
     if longest > 2 * _CELL:
         image = image.reduce(math.ceil(longest / (2 * _CELL)))
@@ -74,7 +76,7 @@ def _tile(picture: Picture, label: str) -> _Tile:
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    """Lines of at most `width` pixels; one ends in dots where its rest is left out."""
+    """Return lines of at most `width` pixels; shortened lines end in dots."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
@@ -87,7 +89,7 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 
 def _shortened(line: str, width: int) -> str:
-    line = line[:width]  # no letter is narrower than a pixel
+    line = line[:width]  # no character is narrower than a pixel
     if _font().getlength(line) <= width:
         return line
     while line and _font().getlength(f"{line}...") > width:

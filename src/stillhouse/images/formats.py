@@ -1,4 +1,4 @@
-"""Pictures as files of several kinds, each of which carries the request that made it."""
+"""Pictures encoded in several file formats, with the request that generated them as metadata."""
 
 import json
 from io import BytesIO
@@ -10,29 +10,33 @@ from stillhouse.core import ImageRequest, Picture
 from stillhouse.images.png import describe_request, encode_png
 
 Format: TypeAlias = Literal["png", "jpeg", "webp", "raw"]
-"""raw: the levels alone, [height, width, 3]."""
+"""raw: uint8 levels [height, width, 3] without a header."""
 QUALITY = 90
 _DESCRIPTION, _SOFTWARE = 0x010E, 0x0131
 _MAX_EXIF = 60_000
-"""Bytes of EXIF, which takes some more than 65,000 in all."""
+"""Bytes of the description; EXIF has room for about 65,000 in all."""
 _MAX_PROMPT = 2_000
-"""Letters of each prompt where all of them do not fit; one that is no ASCII takes twelve bytes at most."""
+"""Characters of each prompt where whole prompts do not fit; a character takes at most twelve bytes as JSON."""
 
 
 def encode_image(
     image: Picture, kind: Format, request: ImageRequest | None = None, model: str | None = None, quality: int = QUALITY
 ) -> bytes:
-    """A picture as a file.
+    """Encode a picture.
 
     Args:
         image: uint8 [height, width, 3].
-        kind: a PNG carries its request as `png.write_png` writes it; the others in EXIF's ImageDescription, as JSON.
-        request: what made it; None says nothing.
-        model: the pipeline's name.
+        kind: file format. A PNG holds the request as `png.write_png` writes it, jpeg and webp as JSON in EXIF's
+            ImageDescription.
+        request: that generated the picture; None: no metadata.
+        model: name of the pipeline.
         quality: of jpeg and webp, 1 to 100.
 
+    Returns:
+        the file's content.
+
     >>> import numpy as np
-    >>> encode_picture(np.zeros((8, 8, 3), np.uint8), "jpeg")[:2].hex()
+    >>> encode_image(np.zeros((8, 8, 3), np.uint8), "jpeg")[:2].hex()
     'ffd8'
     """
     if kind == "png":
@@ -49,10 +53,10 @@ def encode_image(
 
 
 def _request_json(request: ImageRequest, model: str | None) -> str:
-    """The request as JSON; of prompts that are too long for EXIF, the beginning."""
-    told = describe_request(request)
-    note = json.dumps({"model": model, "request": told})
-    if len(note) > _MAX_EXIF:
-        cut = {name: told[name][:_MAX_PROMPT] for name in ("prompt", "negative_prompt")}
-        note = json.dumps({"model": model, "request": {**told, **cut}})
-    return note
+    """Return the request as JSON, with its prompts shortened where they are too long for EXIF."""
+    fields = describe_request(request)
+    text = json.dumps({"model": model, "request": fields})
+    if len(text) > _MAX_EXIF:
+        prompts = {name: fields[name][:_MAX_PROMPT] for name in ("prompt", "negative_prompt")}
+        text = json.dumps({"model": model, "request": {**fields, **prompts}})
+    return text

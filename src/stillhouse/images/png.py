@@ -1,4 +1,4 @@
-"""Picture files: reading any common kind, and writing PNGs that carry the request that made them."""
+"""Picture files: common formats are read, and PNGs are written with the request that generated them."""
 
 import json
 import os
@@ -18,36 +18,37 @@ from PIL.PngImagePlugin import PngInfo
 
 from stillhouse.core import ImageRequest, Picture
 from stillhouse.errors import InvalidRequest
-from stillhouse.json_decode import DecodeError, decode
+from stillhouse.validation import InvalidDocument, convert
 
 MAX_PIXELS = 64_000_000
-"""Pixels; a picture that unpacks to more is refused before it is unpacked."""
+"""Pixels of the largest picture that is read."""
 
-# Named, because pillow would also try formats for which it starts other programs.
+# Listed, because for other formats pillow would start other programs.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 _DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "F")
 _KEY, _PARAMETERS = "stillhouse", "parameters"
 _ARRAYS = ("image", "mask")
 _COMPRESSION = 2
-"""Of 9: the files are a fifth larger than by 6, and take a third of its time, which is that of a tick."""
+"""Of 9; against 6, files are a fifth larger and take a third of the time, about that of a step."""
 
 
 def read_picture(path: Path | str | BinaryIO, largest: int = MAX_PIXELS) -> Picture:
-    """Read a picture: uint8 [height, width, 3], upright, what is transparent shown on white.
+    """Read a picture as uint8 [height, width, 3], upright, with transparent parts on white.
 
     Args:
-        path: a file, or an open one.
-        largest: pixels; one that has more is refused before it is unpacked.
+        path: a file's path, or an open file.
+        largest: pixels; larger pictures are refused before they are decoded.
 
     Raises:
-        InvalidRequest: no such file, no picture, a damaged or an enormous one, or more than 8 bits per channel.
+        InvalidRequest: the file does not exist, is not a picture, is damaged, is too large, or has more than 8 bits per
+            channel.
     """
     with _opened(path, largest) as picture:
         return np.array(_flatten(picture, "white").convert("RGB"))
 
 
 def read_mask(path: Path | str | BinaryIO, largest: int = MAX_PIXELS) -> NDArray[np.uint8]:
-    """Read a mask: uint8 [height, width]; bright means repaint, what is transparent is kept.
+    """Read a mask as uint8 [height, width]: bright parts are inpainted, dark and transparent ones are kept.
 
     Args:
         path, largest: as in `read_picture`.
@@ -60,9 +61,9 @@ def read_mask(path: Path | str | BinaryIO, largest: int = MAX_PIXELS) -> NDArray
 
 
 def read_alpha_mask(path: Path | str | BinaryIO, largest: int = MAX_PIXELS) -> NDArray[np.uint8]:
-    """Read a mask as OpenAI's clients send it: uint8 [height, width]; what is transparent is repainted.
+    """Read a mask as OpenAI's clients send it, as uint8 [height, width]: transparent parts are inpainted.
 
-    One without transparency is read as by `read_mask`.
+    A picture without transparency is read as by `read_mask`.
 
     Args:
         path, largest: as in `read_picture`.
@@ -78,22 +79,22 @@ def read_alpha_mask(path: Path | str | BinaryIO, largest: int = MAX_PIXELS) -> N
 
 
 def write_png(path: Path | str, image: Picture, request: ImageRequest | None = None, model: str | None = None) -> None:
-    """Write a PNG that carries its whole request; an existing file is replaced, whole or not at all.
+    """Write a PNG with its request as metadata; an existing file is replaced, whole or not at all.
 
     Args:
-        path: where to; its directory is made where there is none.
+        path: of the file; its directory is made where it does not exist.
         image: uint8 [height, width, 3].
-        request: what made it; `read_request` gives it back. None writes a plain picture.
-        model: the pipeline's name.
+        request: that generated the picture, for `read_request`; None: no metadata.
+        model: name of the pipeline.
 
     Raises:
-        InvalidRequest: the file cannot be written there.
+        InvalidRequest: the file cannot be written.
     """
     write_file(Path(path), encode_png(image, request, model))
 
 
 def encode_png(image: Picture, request: ImageRequest | None = None, model: str | None = None) -> bytes:
-    """The bytes that `write_png` writes: equal arguments give equal bytes."""
+    """Return the content of the file that `write_png` writes; equal arguments give equal bytes."""
     text = PngInfo()
     if request is not None:
         text.add_text(_KEY, json.dumps({"model": model, "request": describe_request(request)}))
@@ -104,57 +105,59 @@ def encode_png(image: Picture, request: ImageRequest | None = None, model: str |
 
 
 def read_request(path: Path | str, image: Picture | None = None, mask: NDArray[np.uint8] | None = None) -> ImageRequest:
-    """The request that made a PNG of `write_png`.
+    """Return the request in the metadata of a PNG that `write_png` wrote.
 
     Args:
-        path: the PNG.
-        image, mask: those of the request, where it had any; the file holds their checksums only.
+        path: of the PNG.
+        image, mask: of the request, where it had them; the file holds their checksums only.
 
     Raises:
-        InvalidRequest: a file without a request, or an image or mask that is missing or not the one it was made from.
+        InvalidRequest: the file has no request, or `image` or `mask` is not the request's.
     """
     with _opened(path) as picture:
-        note = picture.info.get(_KEY)
+        text = picture.info.get(_KEY)
     try:
-        record = decode(dict[str, Any], json.loads(note or "null"))
-        said = decode(dict[str, Any], record["request"])
-        marks = {name: said.pop(name) for name in _ARRAYS}
-        request = decode(ImageRequest, said)
-    except (DecodeError, KeyError, ValueError, RecursionError) as error:
+        record = convert(dict[str, Any], json.loads(text or "null"))
+        values = convert(dict[str, Any], record["request"])
+        checksums = {name: values.pop(name) for name in _ARRAYS}
+        if "refresh" in values:  # the name of cache_interval in older files
+            values["cache_interval"] = values.pop("refresh")
+        request = convert(ImageRequest, values)
+    except (InvalidDocument, KeyError, ValueError, RecursionError) as error:
         raise InvalidRequest(f"{path} carries no request", allowed="a PNG that Stillhouse wrote, unedited") from error
     for name, array in (("image", image), ("mask", mask)):
-        if marks[name] != _array_checksum(array):
+        if checksums[name] != _array_checksum(array):
             raise InvalidRequest(
                 f"{path} was not made with this {name}" if array is not None else f"{path} was made with {name}",
-                allowed=f"the {name} with {marks[name]}" if marks[name] else f"no {name}",
+                allowed=f"the {name} with {checksums[name]}" if checksums[name] else f"no {name}",
             )
     return replace(request, image=image, mask=mask)
 
 
 def describe_request(request: ImageRequest) -> dict[str, Any]:
-    """A request as JSON would have it; an image or a mask is told by its size and checksum.
+    """Return a request's fields as JSON values, with size and checksum in place of an image or a mask.
 
     >>> describe_request(ImageRequest("a red circle", seed=7))["seed"]
     7
     """
-    plain = {field.name: getattr(request, field.name) for field in fields(request)}
-    return plain | {name: _array_checksum(plain[name]) for name in _ARRAYS}
+    values = {field.name: getattr(request, field.name) for field in fields(request)}
+    return values | {name: _array_checksum(values[name]) for name in _ARRAYS}
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, through a neighbour of another name; make its directory where needed.
+    """Write a file whole or not at all, through a temporary file in the same directory, which is made where needed.
 
     Raises:
-        InvalidRequest: it cannot be written there.
+        InvalidRequest: the file cannot be written.
     """
-    neighbour = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            neighbour.write_bytes(content)
-            neighbour.replace(path)
+            temporary.write_bytes(content)
+            temporary.replace(path)
         finally:
-            neighbour.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise InvalidRequest(f"{path} cannot be written: {error.strerror}", fix="choose another place") from error
 
@@ -167,8 +170,8 @@ def _array_checksum(array: NDArray[np.uint8] | None) -> dict[str, Any] | None:
 
 
 def _parameters_text(request: ImageRequest, model: str | None) -> str:
-    """The lines that other programs of this trade write, and show, under the same key."""
-    facts: Mapping[str, Any] = {
+    """Return the generation parameters in the format that other image generators write under this key."""
+    parameters: Mapping[str, Any] = {
         "Steps": request.steps,
         "Sampler": request.sampler,
         "CFG scale": request.guidance,
@@ -178,8 +181,8 @@ def _parameters_text(request: ImageRequest, model: str | None) -> str:
         "Model": model,
     }
     negative = [f"Negative prompt: {request.negative_prompt}"] if request.negative_prompt else []
-    told = ", ".join(f"{name}: {value}" for name, value in facts.items() if value is not None)
-    return "\n".join([request.prompt, *negative, told])
+    line = ", ".join(f"{name}: {value}" for name, value in parameters.items() if value is not None)
+    return "\n".join([request.prompt, *negative, line])
 
 
 @contextmanager
@@ -198,7 +201,7 @@ def _opened(path: Path | str | BinaryIO, largest: int = MAX_PIXELS) -> Iterator[
         raise InvalidRequest(f"there is no file {name}") from error
     except Image.DecompressionBombError as error:
         raise _too_large(name, largest) from error
-    except Exception as error:  # decoders answer damaged files with almost any exception
+    except Exception as error:  # decoders raise almost any exception for damaged files
         raise InvalidRequest(
             f"{name} cannot be read as a picture ({_decoder_message(error, path)})",
             allowed=f"an undamaged file: {', '.join(_FORMATS)}",
@@ -219,14 +222,14 @@ def _too_large(name: Path | str, largest: int) -> InvalidRequest:
 
 
 def _decoder_message(error: Exception, path: object) -> str:
-    """What a decoder said, without an address in memory where it was given an open file."""
+    """Return a decoder's message without the memory address of an open file."""
     return str(error).replace(repr(path), "it")
 
 
-def _flatten(picture: Image.Image, ground: str) -> Image.Image:
-    """Upright, and on a ground of one colour where it is transparent."""
+def _flatten(picture: Image.Image, background: str) -> Image.Image:
+    """Return a picture upright, with transparent parts on a background of one colour."""
     upright = ImageOps.exif_transpose(picture)
     if not upright.has_transparency_data:
         return upright
     layer = upright.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", layer.size, ground), layer)
+    return Image.alpha_composite(Image.new("RGBA", layer.size, background), layer)

@@ -1,1 +1,1 @@
-"""Instruments, never opinions: what machine this is, how long a thing takes, how far two results lie apart."""
+"""Measurements: time, memory, the machine, and the fidelity of tensors, pictures and sets of pictures."""

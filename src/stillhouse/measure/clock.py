@@ -1,7 +1,7 @@
-"""Two or more ways to do the same thing, timed fairly: in turns, and compared round by round.
+"""Timing of several implementations in interleaved rounds, and their speed ratio.
 
-A machine's speed drifts within minutes, so seconds that were taken one after the other say little; the ratio of
-two neighbours in time says much.
+The speed of a machine drifts within minutes. Times of different minutes cannot be compared; the ratio of two times of
+the same round can.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds of several runs: median, 95th percentile, and the least."""
+    """Seconds of several runs: median, 95th percentile and minimum, and the number of runs."""
 
     median: float
     p95: float
@@ -23,7 +23,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """How many times faster: the middle of paired ratios with its 95 % bootstrap interval, see `paired_ratio`."""
+    """A speed ratio with the bounds of its 95 % bootstrap interval, see `paired_ratio`."""
 
     value: float
     low: float
@@ -31,46 +31,53 @@ class Ratio:
 
 
 def run_interleaved(timers: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Run every subject once a round, `rounds` times.
+    """Call every timer once a round and return the seconds of each, round by round.
 
-    Each subject returns the seconds of its own run. The order turns round with every round, so that no subject
-    always follows the same neighbour.
+    The order is reversed in every other round, so that no timer always follows the same one.
 
-    >>> alternate({"one": lambda: 1.0, "two": lambda: 2.0}, rounds=2)
+    Args:
+        timers: each runs once and returns the seconds of its own run.
+        rounds: calls of each timer.
+
+    >>> run_interleaved({"one": lambda: 1.0, "two": lambda: 2.0}, rounds=2)
     {'one': [1.0, 1.0], 'two': [2.0, 2.0]}
     """
     seconds: dict[str, list[float]] = {name: [] for name in timers}
-    for turn in range(rounds):
-        for name in list(timers)[:: -1 if turn % 2 else 1]:
+    for round_index in range(rounds):
+        for name in list(timers)[:: -1 if round_index % 2 else 1]:
             seconds[name].append(timers[name]())
     return seconds
 
 
 def summarise(seconds: Sequence[float]) -> Timing:
-    """Median, 95th percentile and least of several runs."""
+    """Return median, 95th percentile and minimum of the seconds of several runs."""
     values = np.asarray(seconds, np.float64)
     return Timing(float(np.median(values)), float(np.quantile(values, 0.95)), float(values.min()), len(values))
 
 
 def paired_ratio(slow: Sequence[float], fast: Sequence[float], resamples: int = 2000) -> Ratio:
-    """How many times `fast` is faster than `slow`, from runs that were taken in the same rounds.
+    """Return how many times faster `fast` is than `slow`, from seconds measured in the same rounds.
 
-    The geometric mean of the rounds' ratios without the lowest and the highest fifth (the trimmed mean: Tukey 1960). A
-    shared machine has two speeds rather than one and changes between them, where the median jumps from the one to the
-    other: over the same rounds of small networks it varied by a quarter more. The interval is the percentile bootstrap
-    over rounds (Efron 1979), with a fixed seed.
+    The value is the geometric mean of the ratios of the rounds without the lowest and the highest fifth (trimmed mean:
+    Tukey 1960). Shared machines change between two speeds, and a median jumps from one to the other: over the same
+    rounds of small networks it varied by a quarter more. The interval is the percentile bootstrap over rounds (Efron
+    1979) with a fixed seed.
+
+    Args:
+        slow, fast: seconds, one of each for every round.
+        resamples: of the bootstrap.
 
     >>> paired_ratio([2.0, 4.0], [1.0, 2.0])
     Ratio(value=2.0, low=2.0, high=2.0)
     """
     ratios = np.log2(np.asarray(slow, np.float64) / np.asarray(fast, np.float64))
-    drawn = np.random.default_rng(0).choice(ratios, size=(resamples, len(ratios)))
-    low, high = np.quantile(_trimmed_mean(drawn), (0.025, 0.975))
+    samples = np.random.default_rng(0).choice(ratios, size=(resamples, len(ratios)))
+    low, high = np.quantile(_trimmed_mean(samples), (0.025, 0.975))
     return Ratio(float(np.exp2(_trimmed_mean(ratios))), float(np.exp2(low)), float(np.exp2(high)))
 
 
 def _trimmed_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The mean along the last axis without the lowest and the highest fifth."""
+    """Return the mean along the last axis without the lowest and the highest fifth."""
     cut = values.shape[-1] // 5
     middle: NDArray[np.float64] = np.sort(values)[..., cut : values.shape[-1] - cut].mean(axis=-1)
     return middle

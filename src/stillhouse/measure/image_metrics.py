@@ -1,4 +1,4 @@
-"""Picture against picture: how far apart two pictures of the same request lie, and where."""
+"""Distance of two pictures of the same request, and where they differ."""
 
 import math
 
@@ -8,14 +8,14 @@ from numpy.typing import NDArray
 from stillhouse.core import Picture
 
 MAX_PSNR = 99.0
-"""dB: the PSNR of equal pictures; no pair is given more."""
+"""dB: the PSNR of equal pictures, and the upper limit for all others."""
 
 _WHITE = 255.0
 _WINDOW, _SIGMA, _K1, _K2 = 11, 1.5, 0.01, 0.03
 
 
 def psnr(reference: Picture, other: Picture) -> float:
-    """Peak signal to noise ratio in dB, 10 log10(255^2 / mean squared error), at most 99.
+    """Return the peak signal to noise ratio in dB, 10 log10(255^2 / mean squared error), at most 99.
 
     Args:
         reference, other: uint8 [height, width, 3], of the same shape.
@@ -32,12 +32,12 @@ def psnr(reference: Picture, other: Picture) -> float:
 
 
 def ssim(reference: Picture, other: Picture) -> float:
-    """Mean structural similarity of Wang et al. (IEEE Transactions on Image Processing 13, 2004), up to 1.
+    """Return the mean structural similarity, at most 1 (Wang et al., IEEE Transactions on Image Processing 13, 2004).
 
-    As in the paper: a Gaussian window of 11 pixels with a standard deviation of 1.5, K1 0.01, K2 0.03, the mean over
-    the places where the window lies whole within the picture. It is taken on each of red, green and blue, then
-    averaged, since a wrong colour of equal brightness is no small fault. In a picture that is smaller than the window,
-    the window is as long as the shorter side.
+    As in the paper: a Gaussian window of 11 pixels with a standard deviation of 1.5, K1 0.01, K2 0.03, and the mean
+    over the positions where the window lies inside the picture. The index is computed on red, green and blue and
+    averaged, so that a wrong colour of equal brightness counts. In a picture smaller than the window, the window has
+    the length of the shorter side.
 
     Args:
         reference, other: uint8 [height, width, 3], of the same shape.
@@ -54,24 +54,24 @@ def ssim(reference: Picture, other: Picture) -> float:
     mean_x, mean_y = _filter(x, window), _filter(y, window)
     var_x = _filter(x * x, window) - mean_x**2
     var_y = _filter(y * y, window) - mean_y**2
-    both = _filter(x * y, window) - mean_x * mean_y
+    covariance = _filter(x * y, window) - mean_x * mean_y
     c1, c2 = (_K1 * _WHITE) ** 2, (_K2 * _WHITE) ** 2
-    above = (2 * mean_x * mean_y + c1) * (2 * both + c2)
-    below = (mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2)
-    return float(np.mean(above / below))
+    numerator = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    denominator = (mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2)
+    return float(np.mean(numerator / denominator))
 
 
 def difference_image(reference: Picture, other: Picture, gain: float = 4) -> Picture:
-    """Where two pictures differ: the absolute difference of each channel times `gain`, white at most.
+    """Return the absolute difference of two pictures times `gain`, clipped to white.
 
     Args:
         reference, other: uint8 [height, width, 3], of the same shape.
-        gain: how much it is amplified.
+        gain: factor.
 
     Raises:
         ValueError: the shapes differ, or there are no pixels.
 
-    >>> int(difference(np.full((1, 1, 3), 10, np.uint8), np.full((1, 1, 3), 13, np.uint8))[0, 0, 0])
+    >>> int(difference_image(np.full((1, 1, 3), 10, np.uint8), np.full((1, 1, 3), 13, np.uint8))[0, 0, 0])
     12
     """
     _check(reference, other)
@@ -87,18 +87,18 @@ def _check(reference: Picture, other: Picture) -> None:
 
 
 def _gaussian_window(length: int) -> NDArray[np.float64]:
-    places = np.arange(length) - (length - 1) / 2
-    weights = np.exp(-(places**2) / (2 * _SIGMA**2))
+    offsets = np.arange(length) - (length - 1) / 2
+    weights = np.exp(-(offsets**2) / (2 * _SIGMA**2))
     return np.asarray(weights / weights.sum(), np.float64)
 
 
 def _filter(plane: NDArray[np.float64], window: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Weighted means over height and width, where the window lies whole within the picture."""
+    """Return weighted means over height and width at the positions where the window lies inside the picture."""
     from scipy.ndimage import correlate1d
 
     length = len(window)
     for axis in (0, 1):
-        first, places = length // 2, plane.shape[axis] - length + 1
+        first, count = length // 2, plane.shape[axis] - length + 1
         plane = np.asarray(correlate1d(plane, window, axis, mode="nearest"), np.float64)
-        plane = plane.take(range(first, first + places), axis)
+        plane = plane.take(range(first, first + count), axis)
     return plane

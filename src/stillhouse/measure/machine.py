@@ -1,4 +1,4 @@
-"""The machine that a measurement was made on: what would change the figures, and nothing else."""
+"""The machine of a measurement: the facts on which measured times depend."""
 
 import hashlib
 import math
@@ -14,7 +14,7 @@ from typing import Any
 
 from stillhouse.gpu import Gpu, find_gpus
 
-# The instructions that decide which precisions are fast, as Linux spells them on x86 and on ARM.
+# Instruction set extensions that decide which precisions are fast, in Linux's spelling for x86 and ARM.
 _INSTRUCTIONS = (
     *("avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
     *("amx_tile", "amx_int8", "amx_bf16", "amx_fp16"),
@@ -28,10 +28,10 @@ class Machine:
     """A machine as this process may use it.
 
     Args:
-        processor: its name, as it gives it.
-        cores: physical ones, as far as affinity and the container's quota let this process use them.
-        memory: bytes that the machine has, or that the container may use; None where the system does not say.
-        instructions: those of interest that the processor has, in a fixed order.
+        processor: model name.
+        cores: physical cores that affinity and the container's quota allow.
+        memory: bytes of the machine, or of the container's limit; None where the system does not give them.
+        instructions: the instruction set extensions of `_INSTRUCTIONS` that the processor has, in that order.
         system: operating system and architecture, "Linux x86_64".
         python: "3.11".
         gpus: that this process may use.
@@ -46,21 +46,24 @@ class Machine:
     gpus: tuple[Gpu, ...] = ()
 
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits, equal for machines on which figures can be compared.
+        """Return twelve hexadecimal digits that are equal for machines whose measurements can be compared.
 
-        Memory counts in whole GiB, since the kernel keeps a part that changes from one start to the next.
+        Memory is rounded to GiB, since the kernel reserves a part that changes from one boot to the next.
         """
         memory = None if self.memory is None else round(self.memory / _GIB)
         facts: tuple[Any, ...] = (self.processor, self.cores, memory, self.instructions, self.system, self.python)
         if self.gpus:
-            facts = (*facts, *((one.name, round(one.memory / _GIB), one.capability) for one in self.gpus))
+            facts = (*facts, *((gpu.name, round(gpu.memory / _GIB), gpu.capability) for gpu in self.gpus))
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
 
 
 def read_machine(root: Path = Path("/")) -> Machine:
-    """This machine. On Linux it is read from the files below `root`; elsewhere from what Python knows.
+    """Describe this machine.
 
-    >>> machine().cores >= 1
+    Args:
+        root: on Linux, the root of the files that are read. Other systems are described by Python's standard library.
+
+    >>> read_machine().cores >= 1
     True
     """
     processors = _processors(root)
@@ -78,20 +81,20 @@ def read_machine(root: Path = Path("/")) -> Machine:
 
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str]:
-    """The versions of those of these packages that are installed.
+    """Return the versions of the packages that are installed, by name; others are left out.
 
-    >>> versions(["no-such-package"])
+    >>> installed_versions(["no-such-package"])
     {}
     """
-    found = {}
+    versions = {}
     for name in packages:
         with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            versions[name] = version(name)
+    return versions
 
 
 def _processors(root: Path) -> list[dict[str, str]]:
-    """The blocks of /proc/cpuinfo, one for each logical processor."""
+    """Return the fields of each logical processor in /proc/cpuinfo."""
     blocks = re.split(r"\n\s*\n", _read_text(root / "proc/cpuinfo"))
     pairs = [[line.partition(":") for line in block.splitlines()] for block in blocks]
     fields = [{key.strip(): value.strip() for key, _, value in block} for block in pairs]
@@ -100,8 +103,8 @@ def _processors(root: Path) -> list[dict[str, str]]:
 
 def _cores(processors: list[dict[str, str]], root: Path) -> int:
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    mine = [block for block in processors if block["processor"] in map(str, allowed)]
-    cores = {(block.get("physical id"), block.get("core id", block["processor"])) for block in mine}
+    usable = [block for block in processors if block["processor"] in map(str, allowed)]
+    cores = {(block.get("physical id"), block.get("core id", block["processor"])) for block in usable}
     quota, period = [*_read_text(root / "sys/fs/cgroup/cpu.max").split(), "", ""][:2]
     share = math.ceil(int(quota) / int(period)) if quota.isdigit() and period.isdigit() else len(allowed)
     return max(1, min(len(cores) or len(allowed), share))

@@ -1,4 +1,4 @@
-"""How much memory a process takes, as Linux tells it; other systems tell nothing here."""
+"""Memory of a process, read from Linux's /proc. Other systems give no values here."""
 
 import ctypes
 import gc
@@ -10,36 +10,39 @@ _ROOT = Path("/")
 
 
 def resident_bytes(pid: int, root: Path = _ROOT) -> int:
-    """Bytes in memory at this moment, of a process and all of its descendants.
+    """Return the resident bytes of a process and all its descendants.
 
-    Pages that processes share count once for each. 0 where there is no such process, or the system does not say.
+    Pages that processes share count once for each. 0 where there is no such process, or no /proc.
 
     Args:
         pid: the process.
-        root: where `proc` lies.
+        root: directory that holds `proc`.
 
     >>> import os
-    >>> resident(os.getpid()) > 0
+    >>> resident_bytes(os.getpid()) > 0
     True
     """
-    return sum(own_resident_bytes(each, root) for each in (pid, *_descendants(pid, root)))
+    return sum(own_resident_bytes(process, root) for process in (pid, *_descendants(pid, root)))
 
 
 def own_resident_bytes(pid: int, root: Path = _ROOT) -> int:
-    """As `resident`, without descendants: one file is read, where looking for children reads one of each process.
+    """Return the resident bytes of a process without its descendants, 0 as in `resident_bytes`.
+
+    It reads one file; finding descendants reads one file of each process of the machine.
 
     >>> import os
-    >>> resident_alone(os.getpid()) > 0
+    >>> own_resident_bytes(os.getpid()) > 0
     True
     """
     return _status_bytes(pid, "VmRSS", root) or 0
 
 
 def release_memory() -> None:
-    """Give the system what nothing in this process refers to any more: closed pipelines refer to themselves, and the C
-    library keeps what it was given back.
+    """Return unused memory of this process to the system.
 
-    >>> give_back()
+    It collects reference cycles, as closed pipelines are, and trims the C library's heap.
+
+    >>> release_memory()
     """
     gc.collect()
     with suppress(OSError, AttributeError):
@@ -47,33 +50,36 @@ def release_memory() -> None:
 
 
 def peak_resident_bytes(pid: int, root: Path = _ROOT) -> int | None:
-    """Bytes in memory of one process when it had most. None where there is none, or the system does not say.
+    """Return the highest resident bytes of one process so far; None where there is no such process, or no /proc.
 
     Args:
-        pid: the process, alive: nothing is known of one that ended.
-        root: where `proc` lies.
+        pid: the process; it must be alive.
+        root: directory that holds `proc`.
 
     >>> import os
-    >>> (peak(os.getpid()) or 0) > 0
+    >>> (peak_resident_bytes(os.getpid()) or 0) > 0
     True
     """
     return _status_bytes(pid, "VmHWM", root)
 
 
 def _descendants(pid: int, root: Path) -> list[int]:
-    """Children first. A parent's own list of its children is not in every kernel; each child names its parent."""
+    """Return the descendants of a process, children first.
+
+    Not every kernel lists the children of a process; each process names its parent.
+    """
     children: dict[int, list[int]] = {}
     for folder in (root / "proc").glob("[0-9]*"):
         # "pid (name) state parent ...", where the name may hold anything.
         words = _read_text(folder / "stat").rpartition(")")[2].split()
         if len(words) > 1:
             children.setdefault(int(words[1]), []).append(int(folder.name))
-    found, ahead = [], [pid]
-    while ahead:
-        born = [child for child in children.pop(ahead.pop(), []) if child != pid]
-        found += born
-        ahead += born
-    return found
+    descendants, queue = [], [pid]
+    while queue:
+        new = [child for child in children.pop(queue.pop(), []) if child != pid]
+        descendants += new
+        queue += new
+    return descendants
 
 
 def _status_bytes(pid: int, name: str, root: Path) -> int | None:
@@ -84,5 +90,5 @@ def _status_bytes(pid: int, name: str, root: Path) -> int | None:
 def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:  # it ended in the meantime, or there is no such file on this system
+    except OSError:  # the process has ended, or the system has no such file
         return ""

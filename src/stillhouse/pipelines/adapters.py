@@ -1,7 +1,7 @@
-"""Adapters on an open pipeline: LoRA put on, changed and taken off, while all that was compiled for it stays.
+"""LoRA adapters of an open pipeline, replaced without compiling its networks again.
 
-Weights are changed where they lie: torch's in its modules, TensorRT's in an engine that was built to be refitted. At
-import an adapter is fused into a copy, which is all that other engines can do.
+Weights are changed in place: in torch's modules, and in TensorRT engines that were built to be refitted. Other backends
+cannot do this; for them adapters are fused into a copy of the weights at import.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,36 +9,35 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from stillhouse.backends.backend import Backend
+from stillhouse.backends.registry import builtin_backends, find_backend
 from stillhouse.backends.runner import EditableWeights, GraphRunner, Runner
 from stillhouse.backends.runtime import translate_errors
 from stillhouse.errors import InvalidRequest
 from stillhouse.pipelines.lora import Adapter, Delta, read_adapter
 from stillhouse.pipelines.manifest import Component
+from stillhouse.pipelines.roles import DENOISER, TEXT_ENCODERS
 
-ADAPTED_COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
-"""Components that adapters change."""
-_DEFAULT_SETTINGS = {"quantize": "none", "offload": "none", "weights": "fixed"}
-_REFIT = {"weights": "refit"}
-ADAPTER_BACKENDS: Mapping[str, Mapping[str, str]] = {
-    "torch": {name: _DEFAULT_SETTINGS[name] for name in ("quantize", "offload")},
-    "tensorrt": _REFIT,
-    "tensorrt-rtx": _REFIT,
-}
-"""Engines whose weights may be changed, and the settings with which they lie as they were trained, each by itself."""
+ADAPTED_COMPONENTS = (DENOISER, *TEXT_ENCODERS)
+"""Roles of the components that adapters change."""
 
 
 @dataclass(slots=True)
 class ActiveAdapters:
-    """What a pipeline wears."""
+    """The active adapters of a pipeline."""
 
     adapters: tuple[Adapter, ...] = ()
 
     def apply(self, name: str, runner: Runner) -> None:
-        """Give a network the weights of what is worn: of its own, taken anew, so that nothing adds up.
+        """Set a network's weights to its original weights with the active adapters applied.
+
+        Args:
+            name: role of the component.
+            runner: of the network; runners without editable weights are left as they are.
 
         Raises:
-            ImportFailed: an adapter that was made for another network; its weights are then what they were.
-            BackendFailed: the engine cannot change them.
+            ImportFailed: an adapter was made for another network; the weights are not changed then.
+            BackendFailed: the backend cannot change the weights.
         """
         if isinstance(runner, GraphRunner) and runner.weights is not None:
             changed = adapt_weights(self.adapters, name, runner.weights)
@@ -48,18 +47,18 @@ class ActiveAdapters:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AdaptedWeights(Mapping[str, Tensor]):
-    """What adapters make of a network's weights, by layer, each made when it is asked for: together they are large.
+    """Adapted weights by layer, computed on access, because all together would take as much memory as the network.
 
     Args:
         weights: of the network.
-        changes: of each layer, what is added to it.
+        changes: by layer, what is added to the original weight.
     """
 
     weights: EditableWeights
     changes: Mapping[str, Sequence[Delta]]
 
     def __getitem__(self, layer: str) -> Tensor:
-        """Float32 [out, in, ...]."""
+        """Return a layer's weight, float32 [out, in, ...]."""
         weight: Tensor = self.weights.original(layer)
         for delta in self.changes[layer]:
             weight = weight + delta.of_shape(weight.shape)
@@ -73,7 +72,7 @@ class AdaptedWeights(Mapping[str, Tensor]):
 
 
 def adapt_weights(adapters: Sequence[Adapter], component: str, weights: EditableWeights) -> AdaptedWeights:
-    """What these adapters make of a network's weights; layers that none of them changes are left out.
+    """Return the weights of the layers that adapters change.
 
     Raises:
         ImportFailed: a layer of an adapter is not in the network, or has another shape there.
@@ -86,26 +85,37 @@ def adapt_weights(adapters: Sequence[Adapter], component: str, weights: Editable
 
 
 def read_adapters(texts: Sequence[str], components: Mapping[str, Component]) -> tuple[Adapter, ...]:
-    """Read LoRA files for a pipeline of these components, `FILE` or `FILE:WEIGHT` each.
+    """Read the LoRA files of a pipeline.
+
+    Args:
+        texts: `FILE` or `FILE:WEIGHT` each.
+        components: of the pipeline, by role.
 
     Raises:
         ImportFailed: see `read_adapter`.
-        InvalidRequest: a network that they change is run by an engine, or with settings, that keeps its weights.
+        InvalidRequest: a file changes a network whose backend, or its settings, cannot change weights.
     """
     read = tuple(read_adapter(text, tuple(name for name in ADAPTED_COMPONENTS if name in components)) for text in texts)
     for name in {name for adapter in read for name in adapter.layers}:
-        component = components[name]
-        needed = ADAPTER_BACKENDS.get(component.backend)
-        told = {setting: component.settings.get(setting, _DEFAULT_SETTINGS[setting]) for setting in needed or ()}
-        if needed is None or told != dict(needed):
-            how = ", ".join(f"{setting} {value}" for setting, value in told.items() if value != (needed or {})[setting])
-            raise InvalidRequest(
-                f"an adapter of {name}, which runs on {component.backend}{f' with {how}' if how else ''}",
-                allowed="components on " + "; on ".join(_describe(*one) for one in ADAPTER_BACKENDS.items()),
-                fix="fuse it with `stillhouse import MODEL --lora FILE:WEIGHT`",
-            )
+        _check_backend(name, components[name])
     return read
 
 
-def _describe(backend: str, settings: Mapping[str, str]) -> str:
-    return f"{backend} with " + ", ".join(" ".join(pair) for pair in settings.items())
+def _check_backend(name: str, component: Component) -> None:
+    """Raise InvalidRequest where the backend of a component, or its settings, fix the weights."""
+    backend = find_backend(component.backend)
+    needed = backend.adapter_settings or {}
+    actual = {setting: component.settings.get(setting, backend.settings[setting][0]) for setting in needed}
+    if backend.adapter_settings is not None and actual == dict(needed):
+        return
+    how = ", ".join(f"{setting} {value}" for setting, value in actual.items() if value != needed[setting])
+    supported = [one for one in (*builtin_backends(), backend) if one.adapter_settings is not None]
+    raise InvalidRequest(
+        f"an adapter of {name}, which runs on {component.backend}{f' with {how}' if how else ''}",
+        allowed="components on " + "; on ".join(dict.fromkeys(map(_describe, supported))),
+        fix="fuse it with `stillhouse import MODEL --lora FILE:WEIGHT`",
+    )
+
+
+def _describe(backend: Backend) -> str:
+    return f"{backend.name} with " + ", ".join(" ".join(pair) for pair in (backend.adapter_settings or {}).items())

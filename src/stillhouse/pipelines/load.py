@@ -1,4 +1,4 @@
-"""From a name or a directory to a pipeline."""
+"""Pipelines opened by name or directory."""
 
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,17 +12,16 @@ from stillhouse.pipelines.revalidate import needs_revalidation, revalidate
 _SHAPES = Path(__file__).parents[1] / "shapes"
 _STUDENTS = ("shapes-3", "shapes-1")
 EMBEDDED = {"shapes": _SHAPES / "weights", **{name: _SHAPES / "students" / name for name in _STUDENTS}}
-"""The models that come with the package, by name; students were distilled from `shapes`, and take three steps, and one.
-"""
+"""Directories of the models in the package, by name; `shapes-N` were distilled from `shapes` to N steps."""
 
 
 def find_pipeline(model: str | Path) -> Path:
-    """The directory of an embedded model, or the directory itself.
+    """Return the directory of an embedded model, or `model` itself where it is a pipeline directory.
 
     Raises:
-        UnknownModel: neither; the message offers the nearest name, or says how to import a diffusers directory.
+        UnknownModel: it is neither; the message offers the nearest name, or says how to import a diffusers directory.
 
-    >>> find("shapes").name
+    >>> find_pipeline("shapes").name
     'weights'
     """
     if str(model) in EMBEDDED:
@@ -31,8 +30,10 @@ def find_pipeline(model: str | Path) -> Path:
     if (path / MANIFEST).is_file():
         return path
     if (path / "model_index.json").is_file():
-        what = f"{path} is a diffusers directory, and no pipeline yet"
-        raise UnknownModel(what, fix=f"run `stillhouse import {path} -o {path}-pipeline`")
+        raise UnknownModel(
+            f"{path} is a diffusers directory, and no pipeline yet",
+            fix=f"run `stillhouse import {path} -o {path}-pipeline`",
+        )
     allowed = f"{', '.join(EMBEDDED)}, or a pipeline directory"
     if path.is_dir():
         raise UnknownModel(f"{path} holds no pipeline: it has no {MANIFEST}", allowed=allowed)
@@ -55,8 +56,8 @@ def load(
 ) -> Pipeline:
     """Open a pipeline by name or directory; arguments as in `Pipeline`.
 
-    One that was tuned on another machine is verified first, which takes seconds, and runs what is best of what it
-    knows here; see `foreign.retune`. A backend that is asked for is taken as it is.
+    Components that were chosen on another machine are checked first, which takes seconds, and replaced where they do
+    not fit this machine; see `revalidate`. With `backend` they are not.
 
     >>> load("shapes").generate("a red circle", seed=7).image.shape  # doctest: +SKIP
     (64, 64, 3)

@@ -1,7 +1,7 @@
-"""LoRA files fused into a module's weights: W + weight * alpha / rank * (up @ down), Hu et al., arXiv 2106.09685.
+"""LoRA files read and fused into weights: W + weight * alpha / rank * (up @ down), Hu et al., arXiv 2106.09685.
 
-Fused at import, because an adapter that stays in the graph costs time at every step. Layer names are understood as
-diffusers, peft and kohya write them; kohya's names for XL follow the original implementation's blocks.
+They are fused at import, because adapter layers in a graph cost time at every step. Layers may be named as diffusers,
+peft or kohya name them; kohya's names for XL follow the blocks of the original implementation.
 """
 
 import json
@@ -18,23 +18,24 @@ from safetensors import SafetensorError, safe_open
 
 from stillhouse.backends.torch_weights import ModuleWeights
 from stillhouse.errors import ImportFailed
+from stillhouse.pipelines.roles import DENOISER
 
 PREFIXES = {
-    "lora_unet_": "unet",
+    "lora_unet_": DENOISER,
     "lora_te_": "text_encoder",
     "lora_te1_": "text_encoder",
     "lora_te2_": "text_encoder_2",
-    "unet.": "unet",
+    "unet.": DENOISER,
     "text_encoder.": "text_encoder",
     "text_encoder_2.": "text_encoder_2",
-    "base_model.model.": "unet",
+    "base_model.model.": DENOISER,
 }
 FACTOR = re.compile(
     r"(?P<layer>.+?)[._]lora(?:_linear_layer)?[._](?P<part>down|up|A|B)(?:\.\w+)?\.weight|(?P<scaled>.+)\.alpha"
 )
 PARTS = {"A": "down", "B": "up"}
 OLD_NAMES = {
-    "unet": {"_to_out": "_to_out_0"},
+    DENOISER: {"_to_out": "_to_out_0"},
     "text_encoder": {"_to_q": "_q_proj", "_to_k": "_k_proj", "_to_v": "_v_proj", "_to_out": "_out_proj"},
 }
 SGM_RESNET = {
@@ -57,27 +58,27 @@ BLOCK = re.compile(r"(down|mid|up)_block(?:s_(\d+))?_(resnets|attentions|downsam
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Delta:
-    """One layer's change of rank `down.shape[0]`; `scale` is alpha / rank."""
+    """The change of a layer's weight, scale * (up @ down) with scale = alpha / rank and rank = down.shape[0]."""
 
     up: torch.Tensor
     down: torch.Tensor
     scale: float
 
     def of_shape(self, shape: torch.Size) -> torch.Tensor:
-        """The change in float32, for a Linear [out, in] or a convolution [out, in, height, width]."""
+        """Return the change, float32, of a Linear [out, in] or a convolution [out, in, height, width]."""
         return self.scale * (self.up.float().flatten(1) @ self.down.float().flatten(1)).reshape(shape)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Adapter:
-    """A LoRA file: for each component its layers, by name with `_` for `.`."""
+    """A LoRA file: changes by role of the component and name of the layer, with `_` for `.`."""
 
     path: Path
     weight: float
     layers: Mapping[str, Mapping[str, Delta]]
 
     def fuse(self, component: str, module: torch.nn.Module) -> int:
-        """Add this adapter's changes to `module`'s weights, in place; returns how many layers changed.
+        """Add the changes to a module's weights, in place; return the number of changed layers.
 
         Raises:
             ImportFailed: a layer of the file is not in the module, or has another shape there.
@@ -89,14 +90,14 @@ class Adapter:
         return len(placed)
 
     def placed(self, component: str, shapes: Mapping[str, tuple[int, ...]]) -> Sequence[tuple[str, Delta]]:
-        """Its changes of a component, as much of them as its weight says, with the layers that they are for.
+        """Return the changes of a component, scaled by the adapter's weight, with the torch names of their layers.
 
         Args:
-            component: of the pipeline.
-            shapes: of the weights of its layers, by their names in torch.
+            component: its role.
+            shapes: of its layers' weights, by torch name.
 
         Raises:
-            ImportFailed: a layer of the file is not among these, or has another shape there.
+            ImportFailed: a layer of the file is not in `shapes`, or has another shape there.
         """
         places, deltas = layer_names(shapes), self.layers.get(component, {})
         unknown = [name for name in deltas if name not in places]
@@ -106,34 +107,34 @@ class Adapter:
             shape = shapes[places[name]]
             if delta.up.shape[0] != shape[0] or delta.down[0].numel() != math.prod(shape[1:]):
                 raise _refused(self.path, f"made for another {component}: {list(shape)} is the shape of", [name])
-        return [(places[name], replace(one, scale=self.weight * one.scale)) for name, one in deltas.items()]
+        return [(places[name], replace(delta, scale=self.weight * delta.scale)) for name, delta in deltas.items()]
 
 
 def read_adapter(text: str, components: tuple[str, ...]) -> Adapter:
     """Read a LoRA file.
 
     Args:
-        text: `FILE` or `FILE:WEIGHT`, the weight 1 where it is not given.
-        components: those that the model has; changes for another one are refused.
+        text: `FILE` or `FILE:WEIGHT`; the default weight is 1.
+        components: roles of the model's components that a file may change.
 
     Raises:
-        ImportFailed: no such file, not safetensors, not LoRA, or layers for a component that the model has not.
+        ImportFailed: the file does not exist, is not safetensors, is not LoRA, or changes another component.
     """
     path, weight = _parse(text)
     factors: dict[tuple[str, str], dict[str, torch.Tensor]] = {}
     with _open(path) as file:
         settings = _settings(path, file.metadata() or {})
-        strange = []
+        unknown = []
         for key in file.keys():  # noqa: SIM118, the file is no mapping
             place = _parse_key(key)
             if place is None or place[0] not in components:
-                strange.append(key)
+                unknown.append(key)
             else:
                 component, layer, part = place
                 factors.setdefault((component, layer), {})[part] = file.get_tensor(key)
-    strange += ["_".join(place) for place, parts in factors.items() if not {"up", "down"} <= parts.keys()]
-    if strange or not factors:
-        raise _refused(path, f"{len(strange)} keys are no LoRA of {', '.join(components)}, such as", strange)
+    unknown += ["_".join(place) for place, parts in factors.items() if not {"up", "down"} <= parts.keys()]
+    if unknown or not factors:
+        raise _refused(path, f"{len(unknown)} keys are no LoRA of {', '.join(components)}, such as", unknown)
     layers: dict[str, dict[str, Delta]] = {}
     for (component, layer), parts in factors.items():
         layers.setdefault(component, {})[layer] = _delta(component, layer, parts, settings)
@@ -141,11 +142,11 @@ def read_adapter(text: str, components: tuple[str, ...]) -> Adapter:
 
 
 def sgm_names(name: str, depth: int) -> Iterator[str]:
-    """What the original implementation, and so kohya, calls a layer of an XL U-Net.
+    """Yield the names that the original implementation, and kohya with it, may use for a layer of XL's U-Net.
 
     Args:
         name: the layer's name in diffusers, `_` for `.`.
-        depth: layers to a block.
+        depth: layers of a block.
 
     >>> list(sgm_names("down_blocks_1_attentions_0_proj_in", depth=2))
     ['input_blocks_4_1_proj_in']
@@ -191,18 +192,22 @@ def _open(path: Path) -> Any:
 
 
 def _settings(path: Path, metadata: Mapping[str, str]) -> Mapping[str, Any]:
-    """What diffusers writes into the file, as `unet.lora_alpha`, and peft into a file beside it."""
-    beside = path.with_name("adapter_config.json")
+    """Return the LoRA settings by `role.setting`.
+
+    diffusers writes them into the file's metadata as `unet.lora_alpha`, peft into a file of the same directory.
+    """
+    peft_config = path.with_name("adapter_config.json")
     try:
-        if "lora_adapter_metadata" not in metadata and beside.is_file():
-            return {f"unet.{name}": value for name, value in json.loads(beside.read_bytes()).items()}
-        return dict(json.loads(metadata.get("lora_adapter_metadata", "{}")))
+        if "lora_adapter_metadata" not in metadata and peft_config.is_file():
+            return {f"{DENOISER}.{name}": value for name, value in json.loads(peft_config.read_bytes()).items()}
+        settings = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+        return {re.sub(r"^unet\.", f"{DENOISER}.", name): value for name, value in settings.items()}
     except (ValueError, AttributeError) as error:
         raise ImportFailed(f"the settings of {path} are broken: {error}") from error
 
 
 def _parse_key(key: str) -> tuple[str, str, str] | None:
-    """Component, layer and part (down, up, alpha) of a key; None where it is no LoRA's."""
+    """Return role, layer and part (down, up, alpha) of a key; None where it is not a LoRA's."""
     match = FACTOR.fullmatch(key)
     prefix = next((prefix for prefix in PREFIXES if key.startswith(prefix)), None)
     if match is None or prefix is None:
@@ -227,20 +232,20 @@ def _delta(component: str, layer: str, parts: Mapping[str, torch.Tensor], settin
 
 
 def layer_names(layers: Iterable[str]) -> dict[str, str]:
-    """The layers that an adapter may change, by every name that they go by: with `_` for `.`, and as in kohya's files.
+    """Return the torch names of layers by all names that LoRA files use: with `_` for `.`, and kohya's.
 
-    >>> list(named(["down_blocks.0.resnets.0.conv1"]))
+    >>> list(layer_names(["down_blocks.0.resnets.0.conv1"]))
     ['down_blocks_0_resnets_0_conv1', 'input_blocks_1_0_in_layers_2']
     """
-    found: dict[str, str] = {}
+    names: dict[str, str] = {}
     flat = {layer.replace(".", "_").removeprefix("text_model_"): layer for layer in layers}
     resnets = {match.groups() for name in flat if (match := RESNET.match(name))}
     depths = set(Counter(block for block, _ in resnets).values())
     for name, layer in flat.items():
-        found[name] = layer
+        names[name] = layer
         if len(depths) == 1:  # the original implementation has no blocks of different depths
-            found.update(dict.fromkeys(sgm_names(name, *depths), layer))
-    return found
+            names.update(dict.fromkeys(sgm_names(name, *depths), layer))
+    return names
 
 
 def _refused(path: Path, reason: str, keys: list[str]) -> ImportFailed:

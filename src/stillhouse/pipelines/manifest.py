@@ -1,6 +1,6 @@
-"""The manifest of a pipeline directory: what is in it, how its networks fit together, and every file's checksum.
+"""The manifest of a pipeline directory: its networks, how they are sampled, and the checksum of every file.
 
-The directory is a diffusers directory with `stillhouse.json` and one weightless ONNX graph per component beside it.
+A pipeline directory is a diffusers directory with `stillhouse.json` and an ONNX graph without weights for each network.
 """
 
 import hashlib
@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from stillhouse.check import check_integer, check_number
 from stillhouse.diffusion import (
@@ -20,30 +20,44 @@ from stillhouse.diffusion import (
     check_guidance_interval,
 )
 from stillhouse.errors import InvalidRequest, ManifestError, PipelineError, TamperedFile
-from stillhouse.json_decode import DecodeError, decode
+from stillhouse.pipelines.roles import DECODER, DENOISER, ENCODER, TEXT_ENCODERS
+from stillhouse.validation import InvalidDocument, convert
 
 MANIFEST = "stillhouse.json"
-VERSION = 1
+VERSION = 2
 ALWAYS_HASHED_BYTES = 16 << 20
 """Files up to this many bytes are hashed whenever a pipeline is opened; larger ones on request."""
 EVIDENCE = ("report.json", "report.html", "summary.xlsx")
-"""Files at the top of a directory that tell of it and are written again: the pipeline runs without them."""
+"""Reports at the top of a directory. The pipeline runs without them, so their checksums are not recorded."""
 TRIALS = "trials"
-"""The directory of candidates. What the pipeline needs of it is recorded, the rest is evidence."""
+"""Directory of an acceleration's candidates. Files that the pipeline runs are recorded, the rest is evidence."""
 SMALLEST_TILE = 32
 LARGEST_TILE = 8192
-
-Family = Literal["stable-diffusion", "stable-diffusion-xl"]
+_VERSION_1_ROLES = {"unet": DENOISER, "vae_encoder": ENCODER, "vae_decoder": DECODER}
+_VERSION_1_SAMPLING = ("schedule", "prediction", "spacing", "sigmas", "steps_offset")
+_VERSION_1_OPTIONS = {
+    "unet_in_channels": "in_channels",
+    "guidance_channels": "guidance_channels",
+    "zero_negative": "zero_negative",
+}
+_VERSION_1_DEFAULTS = {"refresh": "cache_interval"}
 
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """One network: its graph, the file that holds its weights, and what should run it. Paths are relative.
+    """A network: its graph, the file of its weights, and how it is run.
 
-    `backend`, `precision`, `streams`, `threads` and `settings` are as in `backends.RunnerOptions`. With more than one
-    stream the network is opened for the shapes of a row. Where `static`, batches are brought to the sizes in
-    `rows` (see `buckets`; empty: `buckets.ROWS`), and it is opened for the very shapes that it is then fed; once for
-    several where its backend can do that as well, see `registry.reopened_for`.
+    Args:
+        graph, weights: paths relative to the directory.
+        backend, precision, streams, threads, settings: as in `backends.RunnerOptions`. With more than one stream the
+            network is opened for the shapes of one row.
+        static: the network is opened for the shapes of its inputs; for several batch sizes at once where the backend
+            can do that, see `registry.compiles_per`.
+        rows: batch sizes of a static network, rising; empty: `batch_sizes.DEFAULT_SIZES`. Other batches are split and
+            padded to these.
+
+    Raises:
+        InvalidRequest: rows that do not rise from 1 or more.
     """
 
     graph: str
@@ -63,29 +77,59 @@ class Component:
 
 @dataclass(frozen=True, slots=True)
 class StepCache:
-    """The U-Net's graph in two depths (`backends.cut`), run as the component `unet` is. Paths are relative."""
+    """The denoiser's graph in two depths (`backends.deepcache_split`), run as the denoiser is. Paths are relative."""
 
     full: str
     shallow: str
 
 
 @dataclass(frozen=True, slots=True)
+class Sampling:
+    """The noise that the denoiser was trained with, and the noise levels that it is evaluated at.
+
+    Args:
+        schedule: noise level of every training timestep.
+        prediction: what the denoiser's output means.
+        spacing: how the timesteps of a trajectory are spread over the training timesteps.
+        sigmas: how noise levels are spread between the first and the last one.
+        steps_offset: added to every timestep of leading spacing.
+    """
+
+    schedule: Schedule
+    prediction: Prediction
+    spacing: Spacing
+    sigmas: SigmaSpacing = "schedule"
+    steps_offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Latent:
-    """The autoencoder's space: z = (mean - shift_factor) * scaling_factor, `downscale` pixels to one latent."""
+    """Latents of the autoencoder, normalised as z = (output - shift_factor) * scaling_factor.
+
+    Args:
+        channels: of the latents, before they are packed.
+        scaling_factor, shift_factor: as above.
+        downscale: pixels a side of one latent.
+        patch: latents a side that the denoiser takes as one token.
+        mean, std: statistics of each channel, where the family normalises by channel.
+    """
 
     channels: int
     scaling_factor: float
     shift_factor: float
     downscale: int
+    patch: int = 1
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What a request gets where it does not say; width and height in pixels.
+    """Values of a request's fields that are None; width and height in pixels.
 
     Args:
         guidance_interval, cache_interval: as in `ImageRequest`; cache_interval above 1 needs a `StepCache`.
-        tile: larger pictures than this many pixels a side are decoded in tiles of that size; None, all in one piece.
+        tile: pictures with more pixels a side are decoded in tiles of this size; None: always in one piece.
 
     Raises:
         InvalidRequest: an interval, a cache_interval or a tile outside its range.
@@ -109,13 +153,13 @@ class Defaults:
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """Where the components were chosen, and what another machine needs to verify the choice; see `models.foreign`.
+    """The machine that `stillhouse accelerate` chose the components on, and what another machine checks them with.
 
     Args:
         fingerprint: of that machine, see `measure.machine`.
-        min_sqnr: dB, what an output may err at most beside the baseline's.
-        probes: by component, an .npz of recorded inputs (`feed/NAME`) and the baseline's outputs (`want/NAME`).
-        alternatives: by component, what else was within its bounds, best first, the baseline last.
+        min_sqnr: dB, the least SQNR of an output against the baseline's.
+        probes: by role, path of an .npz with recorded inputs (`feed/NAME`) and the baseline's outputs (`want/NAME`).
+        alternatives: by role, other components within the bounds, best first, the baseline last.
     """
 
     fingerprint: str
@@ -126,7 +170,7 @@ class Tuned:
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """How a student changes pictures of one strength: the levels that it walks then, noisiest first."""
+    """Timesteps that a student takes when it edits a picture with this strength, noisiest first."""
 
     strength: float
     timesteps: tuple[float, ...]
@@ -134,14 +178,14 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class Distilled:
-    """The only way in which a student may be run, and where it comes from.
+    """What a distilled pipeline may be run with, and where it comes from.
 
     Args:
-        timesteps: of the levels that it walks, noisiest first; None, it may walk any grid.
-        guidance: the scales that it was taught, the least and the most; other scales are refused.
-        method: what taught it.
-        teacher: name and checksum of the manifest that it learnt from.
-        edits: the strengths that it has grids of their own for; where there are none, an edit walks a part of the grid.
+        timesteps: that it must be run with, noisiest first; None: any.
+        guidance: least and largest guidance scale that it was trained with; others are refused.
+        method: of distillation.
+        teacher: name of the teacher and checksum of its files.
+        edits: timesteps for edits, by strength; without any, an edit takes the last part of the usual timesteps.
 
     Raises:
         InvalidRequest: a range of guidance that falls.
@@ -159,7 +203,7 @@ class Distilled:
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
-    """A file's size and its SHA-256 in hexadecimal."""
+    """Size and SHA-256, in hexadecimal, of a file."""
 
     bytes: int
     sha256: str
@@ -167,43 +211,35 @@ class FileRecord:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Everything that is known of a pipeline without opening a network.
+    """What is known of a pipeline before any of its networks is opened.
 
     Args:
-        name: what to call it.
-        family: which inputs the networks take; XL has two text encoders, a pooled embedding and time ids.
-        components: by name: text_encoder, (text_encoder_2,) unet, vae_encoder, vae_decoder.
-        tokenizers: directories, one per text encoder, in the same order.
-        schedule, prediction, spacing, sigmas, steps_offset: the walk, as in `stillhouse.diffusion`.
-        latent: the autoencoder's space.
-        unet_in_channels: 4, or 9 where the network repaints (latents, mask, masked picture).
+        name: of the pipeline, for people.
+        family: name of its `families.Family`.
+        components: by role, see `roles`.
+        tokenizers: directories by the role of the text encoder that they tokenize for.
+        sampling: noise schedule, prediction and timesteps.
+        latent: the autoencoder's latents.
         granularity: width and height are multiples of this many pixels.
-        guidance_channels: size of the embedded guidance scale (diffusers' `time_cond_proj_dim`), None without.
-        zero_negative: an empty negative prompt is encoded as zeros (XL's `force_zeros_for_empty_prompt`).
-        defaults: what a request gets where it does not say.
-        files: path to size and checksum, for every other file of the directory; filled by `write_manifest`.
-        source: where it came from: importer, path or id, adapters.
-        evidence: measurements that were made on the way, by name.
-        step_cache: the U-Net's graph in two depths, where it was cut.
-        tuned: where its components were chosen, if `stillhouse accelerate` chose them.
-        distilled: how it must be run, if `stillhouse distill` made it.
+        defaults: values of a request's fields that are None.
+        family_options: what this family needs besides, see `Family.options`.
+        files: by path, size and checksum of every other file of the directory; filled in by `write_manifest`.
+        source: where the pipeline was imported from: importer, path or id, adapters.
+        evidence: measurements, by name.
+        step_cache: the denoiser's graph in two depths, where it was split.
+        tuned: set where `stillhouse accelerate` chose the components.
+        distilled: set where `stillhouse distill` made the pipeline.
     """
 
     name: str
-    family: Family
+    family: str
     components: Mapping[str, Component]
-    tokenizers: tuple[str, ...]
-    schedule: Schedule
-    prediction: Prediction
-    spacing: Spacing
-    sigmas: SigmaSpacing
-    steps_offset: int
+    tokenizers: Mapping[str, str]
+    sampling: Sampling
     latent: Latent
-    unet_in_channels: int
     granularity: int
-    guidance_channels: int | None
-    zero_negative: bool
     defaults: Defaults
+    family_options: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, FileRecord] = field(default_factory=dict)
     source: Mapping[str, Any] = field(default_factory=dict)
     evidence: Mapping[str, Any] = field(default_factory=dict)
@@ -213,35 +249,34 @@ class Manifest:
     distilled: Distilled | None = None
 
     @property
+    def guidance_channels(self) -> int | None:
+        """Size of the guidance scale's embedding where it is an input of the denoiser; None where it is not."""
+        channels: int | None = self.family_options.get("guidance_channels")
+        return channels
+
+    @property
     def is_inpainting(self) -> bool:
-        """Whether the U-Net takes the mask and the masked picture as channels."""
-        return self.unet_in_channels == 2 * self.latent.channels + 1
+        """Whether the denoiser takes the mask and the masked picture as further channels."""
+        return bool(self.family_options.get("in_channels") == 2 * self.latent.channels + 1)
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
     """Record every file of `directory` and write `stillhouse.json`, whole or not at all.
 
-    Evidence is not recorded: `EVIDENCE`, and what lies under `TRIALS`. But where the pipeline runs a graph from there,
-    every file of that graph's directory is, because graphs have their weights in files beside them.
+    Evidence is not recorded: `EVIDENCE`, and files under `TRIALS`. Where the pipeline runs a graph under `TRIALS`, all
+    files of that graph's directory are recorded, because the graph's weights are among them.
 
     Returns:
         the manifest as written, with `files` filled in.
 
     Raises:
-        PipelineError: a component's graph or weights, or a tokenizer, is not in the directory; or the step cache was
-            cut from another graph than the U-Net's, which would never run then.
+        PipelineError: a graph, a weights file or a tokenizer is not in the directory; or the step cache was split from
+            another graph than the denoiser's.
     """
     _check_step_cache(manifest)
     temporary = directory / f".{MANIFEST}.part"
-    needed = tuple(needed_files(manifest))
-    rooms = {Path(graph).parent for graph in graph_paths(manifest)} - {Path()}
-    files = dict[str, FileRecord]()
-    for file in sorted(file for file in directory.rglob("*") if file.is_file()):
-        name = file.relative_to(directory)
-        recorded = not _is_evidence(name) or name.as_posix() in needed or name.parent in rooms
-        if recorded and file not in (temporary, directory / MANIFEST):
-            files[name.as_posix()] = FileRecord(file.stat().st_size, file_sha256(file))
-    for path in needed:
+    files = _record_files(directory, manifest, excluded=(temporary, directory / MANIFEST))
+    for path in needed_files(manifest):
         if path not in files:
             raise PipelineError(f"{directory / path} is missing", fix="make the file before the manifest")
     sealed = replace(manifest, files=files)
@@ -253,15 +288,16 @@ def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
 
 
 def read_manifest(directory: Path, *, verify: bool = False) -> Manifest:
-    """Read `stillhouse.json` and check that the directory holds what it names.
+    """Read `stillhouse.json` and check that the directory holds the files that it lists.
 
     Args:
         directory: a pipeline directory.
-        verify: hash every file; without it sizes are compared, and files up to `SMALL` bytes are hashed.
+        verify: hash every file; otherwise sizes are compared, and files up to `ALWAYS_HASHED_BYTES` are hashed.
 
     Raises:
-        ManifestError: the manifest is missing, broken, edited, of another version, or names a file outside.
-        TamperedFile: a file is missing, or is not the one that the manifest names.
+        ManifestError: the manifest is missing, broken or edited, is of an unknown version or family, or lists a file
+            outside of the directory.
+        TamperedFile: a file is missing, or is not the one that was recorded.
     """
     path = directory / MANIFEST
     manifest = _decode(path, _load(path))
@@ -270,35 +306,62 @@ def read_manifest(directory: Path, *, verify: bool = False) -> Manifest:
     return manifest
 
 
+def convert_manifest(document: Mapping[str, Any]) -> Manifest:
+    """Convert a manifest's document, of any version and without its checksum.
+
+    Raises:
+        InvalidDocument: a field is missing, is not known, or does not fit.
+    """
+    try:
+        body = _upgrade_version_1(document) if document["version"] == 1 else document
+    except KeyError as error:
+        raise InvalidDocument(f"$.{error.args[0]} is missing") from None
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InvalidDocument(f"$ cannot be read as version 1: {error}") from None
+    return convert(Manifest, body)
+
+
 def graph_paths(manifest: Manifest) -> Iterable[str]:
-    """Paths of every graph that the pipeline may open."""
+    """Return the paths of every graph that the pipeline may open."""
     yield from (component.graph for component in manifest.components.values())
     if manifest.step_cache:
         yield from (manifest.step_cache.full, manifest.step_cache.shallow)
 
 
 def needed_files(manifest: Manifest) -> Iterable[str]:
-    """Paths without which the pipeline cannot run."""
+    """Return the paths without which the pipeline cannot run."""
     yield from graph_paths(manifest)
     yield from (component.weights for component in manifest.components.values())
-    for tokenizer in manifest.tokenizers:
+    for tokenizer in manifest.tokenizers.values():
         yield from (f"{tokenizer}/tokenizer.json", f"{tokenizer}/tokenizer_config.json")
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def document_checksum(body: Mapping[str, Any]) -> str:
-    """SHA-256 of a manifest without its own checksum, whatever the order of its keys."""
+    """Return the SHA-256 of a manifest's document without its checksum; the order of keys does not matter."""
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def files_checksum(manifest: Manifest) -> str:
-    """Of all the files that it names: what tells a pipeline from another, whatever its manifest says of them."""
+    """Return a checksum over all recorded files, which identifies a pipeline whatever its manifest says besides."""
     return document_checksum({name: record.sha256 for name, record in manifest.files.items()})
+
+
+def _record_files(directory: Path, manifest: Manifest, excluded: tuple[Path, ...]) -> dict[str, FileRecord]:
+    needed = set(needed_files(manifest))
+    graph_directories = {Path(graph).parent for graph in graph_paths(manifest)} - {Path()}
+    files = dict[str, FileRecord]()
+    for file in sorted(file for file in directory.rglob("*") if file.is_file()):
+        name = file.relative_to(directory)
+        is_recorded = not _is_evidence(name) or name.as_posix() in needed or name.parent in graph_directories
+        if is_recorded and file not in excluded:
+            files[name.as_posix()] = FileRecord(file.stat().st_size, file_sha256(file))
+    return files
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -310,10 +373,10 @@ def _load(path: Path) -> dict[str, Any]:
         raise _broken(path, f"is not JSON: {error}") from None
     if not isinstance(document, dict) or "version" not in document:
         raise _broken(path, "has no version: $.version is missing")
-    if document["version"] != VERSION:
+    if document["version"] not in range(1, VERSION + 1):
         raise ManifestError(
             f"{path} has version {document['version']!r}",
-            allowed=f"version {VERSION}",
+            allowed=f"versions 1 to {VERSION}",
             fix="import the model again with this program, or update stillhouse",
         )
     return document
@@ -322,9 +385,10 @@ def _load(path: Path) -> dict[str, Any]:
 def _decode(path: Path, document: dict[str, Any]) -> Manifest:
     recorded = document.pop("checksum", None)
     try:
-        manifest = decode(Manifest, document)
-    except DecodeError as error:
+        manifest = convert_manifest(document)
+    except InvalidDocument as error:
         raise _broken(path, f"is broken: {error}") from None
+    _check_family(path, manifest)
     if recorded != document_checksum(document):
         raise _broken(path, "was edited: $.checksum does not fit the rest")
     for name in needed_files(manifest):
@@ -333,16 +397,49 @@ def _decode(path: Path, document: dict[str, Any]) -> Manifest:
     return manifest
 
 
+def _upgrade_version_1(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the document of version 2 that says the same as one of version 1."""
+    body = {**document, "version": VERSION, "components": _by_role(document["components"])}
+    text_encoders = (role for role in TEXT_ENCODERS if role in body["components"])
+    body["tokenizers"] = dict(zip(text_encoders, document["tokenizers"], strict=True))
+    body["sampling"] = {name: body.pop(name) for name in _VERSION_1_SAMPLING}
+    body["family_options"] = {new: body.pop(old) for old, new in _VERSION_1_OPTIONS.items()}
+    body["defaults"] = {_VERSION_1_DEFAULTS.get(name, name): value for name, value in document["defaults"].items()}
+    if tuned := document.get("tuned"):
+        body["tuned"] = tuned | {name: _by_role(tuned[name]) for name in ("probes", "alternatives")}
+    return body
+
+
+def _by_role(items: Mapping[str, Any]) -> dict[str, Any]:
+    return {_VERSION_1_ROLES.get(name, name): value for name, value in items.items()}
+
+
+def _check_family(path: Path, manifest: Manifest) -> None:
+    """Refuse a family that is not registered, and options that are not of this family."""
+    from stillhouse.pipelines.families import find_family  # here and not above, because families import this module
+
+    try:
+        family = find_family(manifest.family)
+    except ManifestError as error:
+        raise ManifestError(
+            f"{path} is broken: $.family is {manifest.family!r}", allowed=error.allowed, fix=error.fix
+        ) from None
+    try:
+        convert(family.options, manifest.family_options, "$.family_options")
+    except InvalidDocument as error:
+        raise _broken(path, f"is broken: {error}") from None
+
+
 def _check_step_cache(manifest: Manifest) -> None:
     if manifest.step_cache is None:
         return
-    room = Path(manifest.components["unet"].graph).parent
+    whole = manifest.components[DENOISER].graph
     for graph in (manifest.step_cache.full, manifest.step_cache.shallow):
-        if Path(graph).parent != room:
+        if Path(graph).parent != Path(whole).parent:
             raise PipelineError(
-                f"the step cache's {graph} was not cut from the U-Net's {manifest.components['unet'].graph}",
-                allowed="graphs beside the one that they were cut from",
-                fix="cut the U-Net's graph, or leave step_cache out",
+                f"the step cache's {graph} was not split from the denoiser's {whole}",
+                allowed="graphs in the directory of the one that they were split from",
+                fix="split the denoiser's graph, or leave step_cache out",
             )
 
 

@@ -1,4 +1,4 @@
-"""A directory that holds one network with what runs it best: what becomes of a bare ONNX file."""
+"""Directories of a single network, which `stillhouse accelerate FILE.onnx` makes of an ONNX file."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -6,9 +6,9 @@ from pathlib import Path
 
 from stillhouse.backends.runner import Runner, RunnerOptions
 from stillhouse.errors import ManifestError
-from stillhouse.json_decode import DecodeError, decode
 from stillhouse.pipelines.manifest import Component
 from stillhouse.pipelines.runners import open_component
+from stillhouse.validation import InvalidDocument, convert
 
 NETWORK_MANIFEST = "network.json"
 VERSION = 1
@@ -16,7 +16,7 @@ VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class NetworkRecord:
-    """One network: its name, how it is opened, and the inputs' shapes it was tuned for."""
+    """A network: its name, how it is opened, and the shapes of its inputs that it was accelerated for."""
 
     name: str
     component: Component
@@ -35,16 +35,16 @@ def read_network(directory: Path) -> NetworkRecord:
     """Read `network.json`.
 
     Raises:
-        ManifestError: it is missing, broken, or of another version.
+        ManifestError: the file is missing, broken, or of another version.
     """
     path = directory / NETWORK_MANIFEST
     fix = "make it with `stillhouse accelerate FILE.onnx -o DIR`"
     try:
         document = json.loads(path.read_bytes())
-        network = decode(NetworkRecord, document)
+        network = convert(NetworkRecord, document)
     except FileNotFoundError:
         raise ManifestError(f"{path} does not exist", fix=fix) from None
-    except (json.JSONDecodeError, UnicodeDecodeError, DecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, InvalidDocument) as error:
         raise ManifestError(f"{path} is broken: {error}", fix=fix) from None
     if network.version != VERSION:
         raise ManifestError(f"{path} has version {network.version}", allowed=f"version {VERSION}", fix=fix)
@@ -52,13 +52,13 @@ def read_network(directory: Path) -> NetworkRecord:
 
 
 def open_network(directory: Path | str, *, threads: int | None = None) -> Runner:
-    """The network of a directory that `stillhouse accelerate FILE.onnx -o DIR` made, opened as was found best.
+    """Open the network of a directory that `stillhouse accelerate FILE.onnx -o DIR` made.
 
     >>> open_network("my-network")({"input": array})["output"]  # doctest: +SKIP
 
     Raises:
         ManifestError: the directory holds no such network.
-        RuntimeMissing, BackendFailed: see the backend.
+        RuntimeMissing, BackendFailed: the backend is not installed, or cannot open the network.
     """
     directory = Path(directory)
     network = read_network(directory)

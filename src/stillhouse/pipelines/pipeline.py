@@ -59,14 +59,14 @@ class Pipeline:
     Args:
         directory: it holds `stillhouse.json`.
         backend: for every component, instead of what the manifest says.
-        precision: for the U-Net, which does nearly all of the work, instead of what the manifest says.
+        precision: for the denoiser, which does nearly all of the work, instead of what the manifest says.
         threads: at most so many for each network, instead of what the manifest says; where neither says, the runtime.
         cache: directory for compiled networks, where the runtime keeps them.
         verify: hash every file first.
         manifest: instead of the directory's own.
         components: by name, instead of the manifest's; their graphs may lie anywhere, and then have absolute paths.
         defaults: instead of the manifest's.
-        step_cache: instead of the manifest's, which is left out where `components` has another graph for the U-Net.
+        step_cache: instead of the manifest's, which is left out where `components` has another graph for the denoiser.
 
     Raises:
         InvalidRequest: a component that the manifest does not have.
@@ -133,10 +133,10 @@ class Pipeline:
         return ImageTrajectory(resolved.plan, latents, branches, effects, request=resolved.request, started=started)
 
     def advance(self, trajectories: Sequence[Trajectory]) -> None:
-        """Move every picture of a mixed batch by one evaluation of the U-Net; see `diffusion.advance`.
+        """Move every picture of a mixed batch by one evaluation of the denoiser; see `diffusion.advance`.
 
-        Where the U-Net is cut, every picture takes its full depth or its shallow one, whatever its cache_interval, so
-        that it does not matter who else is in the batch. A GPU may still be at it when this returns, see `settle`.
+        Where the denoiser is split, every picture takes the full depth or the shallow one, whatever its cache_interval,
+        so that the other pictures of the batch do not matter. A GPU may still be at it when this returns, see `settle`.
         """
         denoise = SplitDenoiser(self._full, self._shallow) if self.manifest.step_cache else self.denoise
         with self._backend_errors("advance pictures with"):
@@ -281,16 +281,15 @@ class Pipeline:
     def arrays(self) -> Arrays:
         """Where pictures lie that are being made: everything that a draft holds is of these.
 
-        NumPy's, or where the U-Net runs on torch, its tensors on that device. `arrays.read` makes NumPy's of them.
+        NumPy's, or where the denoiser runs on torch, its tensors on that device. `arrays.read` makes NumPy's of them.
         """
         return self._runners.arrays()
 
     @cached_property
     def tokenizers(self) -> Mapping[str, Tokenizer]:
         """The tokenizer of each text encoder, by role."""
-        roles = [role for role in TEXT_ENCODERS if role in self.manifest.components]
         folders = self.manifest.tokenizers
-        return {role: open_tokenizer(self.directory / name) for role, name in zip(roles, folders, strict=True)}
+        return {role: open_tokenizer(self.directory / folders[role]) for role in TEXT_ENCODERS if role in folders}
 
     @cached_property
     def _family(self) -> Family:

@@ -84,7 +84,7 @@ def _plan(manifest: Manifest, family: Family, request: ImageRequest) -> Sampling
     """Return the plan of a request without None, or refuse what the pipeline cannot do."""
     assert request.steps is not None and request.guidance is not None and request.sampler is not None
     assert request.cache_interval is not None
-    check_integer("steps", request.steps, 1, manifest.schedule.train_steps)
+    check_integer("steps", request.steps, 1, manifest.sampling.schedule.train_steps)
     check_number("guidance", request.guidance, 0, MAX_GUIDANCE)
     guidance = family.guidance(manifest, request)
     if manifest.distilled:
@@ -92,14 +92,14 @@ def _plan(manifest: Manifest, family: Family, request: ImageRequest) -> Sampling
     check_cache_interval(request.cache_interval)
     if request.cache_interval > 1 and manifest.step_cache is None:
         raise InvalidRequest(
-            f"cache_interval is {request.cache_interval} for {manifest.name}, whose U-Net is in one piece",
+            f"cache_interval is {request.cache_interval} for {manifest.name}, whose denoiser is in one piece",
             allowed="cache_interval 1",
             fix="make a pipeline that keeps features with `stillhouse accelerate`",
         )
     return SamplingPlan(
         grid=_timestep_grid(manifest, family, request),
         sampler=request.sampler,
-        prediction=manifest.prediction,
+        prediction=manifest.sampling.prediction,
         guidance=guidance,
         eta=request.eta,
         seed=request.seed,
@@ -134,9 +134,9 @@ def _timestep_grid(manifest: Manifest, family: Family, request: ImageRequest) ->
         grid = make_grid(
             schedule,
             request.steps,
-            manifest.spacing,
-            manifest.sigmas,
-            steps_offset=manifest.steps_offset,
+            manifest.sampling.spacing,
+            manifest.sampling.sigmas,
+            steps_offset=manifest.sampling.steps_offset,
             trimmed=find_sampler(request.sampler).drops_last_level,
         )
     return grid if strength is None else grid.start_at_strength(strength)

@@ -1,6 +1,7 @@
-"""A pipeline that was tuned on another machine, opened on this one: what it should run here is found out in seconds.
+"""Checks of a pipeline that was accelerated on another machine: which of its components this machine should run.
 
-An engine that this machine does not have, or a precision that errs here, would otherwise fail late or, worse, quietly.
+A backend that is not installed here, or a precision that is not accurate here, would otherwise fail late or go
+unnoticed. The check takes seconds.
 """
 
 import warnings
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,22 +21,32 @@ from stillhouse.errors import StillhouseError
 from stillhouse.measure.fidelity import compare_tensors
 from stillhouse.measure.machine import read_machine
 from stillhouse.pipelines.batch_sizes import run_split
-from stillhouse.pipelines.manifest import Component, Manifest, Tuned
-from stillhouse.pipelines.runners import UNET, component_batch_sizes, open_component, reopens_per_batch_size
+from stillhouse.pipelines.manifest import Component, Manifest
+from stillhouse.pipelines.roles import DENOISER
+from stillhouse.pipelines.runners import component_batch_sizes, open_component, reopens_per_batch_size
 
 BATCH_ROWS = 8
-"""Rows of the U-Net that are tried in one call, too: engines take other kernels for them than for one picture's."""
+"""Rows of a second call of the denoiser: backends run other kernels for a large batch than for one picture."""
 CALLS = 3
-"""Calls on each probe that the time is taken of, the least counts."""
+"""Timed calls; the shortest counts."""
+
+Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 
 
 class ForeignMachine(UserWarning):
-    """A pipeline was tuned on another machine; the message says what was found out and changed."""
+    """A pipeline was accelerated on another machine; the message says which components were replaced, and why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Revalidated:
-    """What a component runs here: the place of the one that was taken among those there were, and why others fell."""
+    """The choice of a component on this machine.
+
+    Args:
+        component: that was chosen.
+        place: of it among the candidates, from 0.
+        seconds: of the shortest call.
+        refused: why other candidates were not chosen.
+    """
 
     component: Component
     place: int
@@ -44,28 +55,32 @@ class Revalidated:
 
 
 def needs_revalidation(manifest: Manifest) -> bool:
-    """Whether the pipeline was tuned on a machine whose figures say nothing about this one."""
+    """Return whether the pipeline's components were chosen on another machine than this one."""
     return manifest.tuned is not None and manifest.tuned.fingerprint != read_machine().fingerprint()
 
 
 def revalidate(directory: Path, manifest: Manifest, threads: int | None = None) -> dict[str, Component]:
-    """The components to run on this machine: of what the pipeline knows, the fastest that is right here.
+    """Return the components to run on this machine: of each role, the fastest that is accurate here.
 
-    Warns with `ForeignMachine` about what it found.
+    Candidates are the manifest's component and its alternatives.
+
+    Warns:
+        ForeignMachine: says which components were replaced, and why.
 
     Raises:
-        StillhouseError: nothing that the pipeline knows of runs here as it should.
+        StillhouseError: no candidate of a role is accurate here.
     """
     tuned = manifest.tuned
     if tuned is None or not needs_revalidation(manifest):
         return dict(manifest.components)
-    components, told = dict(manifest.components), []
-    for name, probe in tuned.probes.items():
-        found = _fastest(directory, name, [components[name], *tuned.alternatives.get(name, ())], tuned, probe, threads)
-        told.append(_describe(name, components[name], found))
-        components[name] = found.component
+    components, messages = dict(manifest.components), []
+    for role, probe in tuned.probes.items():
+        candidates = [components[role], *tuned.alternatives.get(role, ())]
+        choice = _choose(directory, role, candidates, tuned.min_sqnr, probe, threads)
+        messages.append(_describe(role, components[role], choice))
+        components[role] = choice.component
     warnings.warn(
-        f"{manifest.name} was tuned on another machine; verified again: {'; '.join(told)}. "
+        f"{manifest.name} was tuned on another machine; verified again: {'; '.join(messages)}. "
         "`stillhouse accelerate` on this machine settles it",
         ForeignMachine,
         stacklevel=3,
@@ -73,88 +88,93 @@ def revalidate(directory: Path, manifest: Manifest, threads: int | None = None) 
     return components
 
 
-def _fastest(
-    directory: Path, name: str, choices: Sequence[Component], tuned: Tuned, probe: str, threads: int | None
+def _choose(
+    directory: Path, role: str, candidates: Sequence[Component], min_sqnr: float, probe: str, threads: int | None
 ) -> Revalidated:
-    feeds, wanted = _read(directory / probe)
+    feeds, expected = _read_probe(directory / probe)
     refused: list[str] = []
     passing: list[tuple[float, int]] = []
-    for place, component in enumerate(choices):
+    for place, component in enumerate(candidates):
         try:
-            shapes = {name: array.shape for name, array in feeds.items()}
-            runner = open_component(directory, component, shapes, RunnerOptions(threads=threads))
-            outputs = runner(feeds)
+            runner = _open(directory, component, feeds, threads)
+            sqnr, batch = _worst_sqnr(role, component, runner, feeds, expected, min_sqnr)
         except StillhouseError as error:
             refused.append(f"{_name(component)}: {error.given}")
             continue
-        worst = min(_sqnr(wanted[output], outputs.get(output)) for output in wanted)
-        told = ""
-        if (
-            worst >= tuned.min_sqnr
-            and name == UNET
-            and not reopens_per_batch_size(component)
-            and component.streams == 1
-        ):
-            told = f" of {BATCH_ROWS} rows together"
-            sizes = component_batch_sizes(component)
-            many = partial(run_split, rows=sizes, arrays=NUMPY, run=runner) if sizes else runner
-            worst = _batch_sqnr(many, feeds, wanted)
-        if worst < tuned.min_sqnr:
-            given = f"{_name(component)} errs here: SQNR {worst:.1f} dB{told}, the bound is {tuned.min_sqnr:.1f}"
-            refused.append(given)
+        if sqnr < min_sqnr:
+            refused.append(f"{_name(component)} errs here: SQNR {sqnr:.1f} dB{batch}, the bound is {min_sqnr:.1f}")
             continue
         passing.append((min(_seconds(runner, feeds) for _ in range(CALLS)), place))
     if not passing:
         raise StillhouseError(
-            f"nothing that this pipeline knows of runs its {name} here as it should: {'; '.join(refused)}",
+            f"no component of this pipeline runs its {role} here as it should: {'; '.join(refused)}",
             fix="run `stillhouse accelerate` with its source on this machine",
         )
     seconds, place = min(passing)
-    return Revalidated(choices[place], place, seconds, tuple(refused))
+    return Revalidated(candidates[place], place, seconds, tuple(refused))
 
 
-def _batch_sqnr(
-    runner: Callable[[Mapping[str, Any]], Mapping[str, Any]],
-    feeds: Mapping[str, NDArray[Any]],
-    wanted: Mapping[str, NDArray[Any]],
-) -> float:
-    """The worst SQNR of as many rows in one call as a server makes of several pictures."""
-    many, more = (
+def _open(directory: Path, component: Component, feeds: Arrays, threads: int | None) -> Runner:
+    shapes = {name: array.shape for name, array in feeds.items()}
+    return open_component(directory, component, shapes, RunnerOptions(threads=threads))
+
+
+def _worst_sqnr(
+    role: str, component: Component, runner: Runner, feeds: Arrays, expected: Arrays, min_sqnr: float
+) -> tuple[float, str]:
+    """Return the least SQNR of an output, in dB, and which batch it was measured with, for a message.
+
+    A denoiser that passes is run with `BATCH_ROWS` rows too, unless it would be compiled for them.
+    """
+    outputs = runner(feeds)
+    worst = min(_sqnr(expected[output], outputs.get(output)) for output in expected)
+    is_batched = role == DENOISER and component.streams == 1 and not reopens_per_batch_size(component)
+    if worst < min_sqnr or not is_batched:
+        return worst, ""
+    sizes = component_batch_sizes(component)
+    run = partial(run_split, rows=sizes, arrays=NUMPY, run=runner) if sizes else runner
+    return _batch_sqnr(run, feeds, expected), f" of {BATCH_ROWS} rows together"
+
+
+def _batch_sqnr(run: Callable[[Mapping[str, Any]], Mapping[str, Any]], feeds: Arrays, expected: Arrays) -> float:
+    """Return the least SQNR of an output, in dB, where the probe's rows are repeated to `BATCH_ROWS`."""
+    batch_feeds, batch_expected = (
         {name: np.resize(array, (BATCH_ROWS, *array.shape[1:])) for name, array in arrays.items()}
-        for arrays in (feeds, wanted)
+        for arrays in (feeds, expected)
     )
     try:
-        outputs = runner(many)
+        outputs = run(batch_feeds)
     except StillhouseError:
         return float("-inf")
-    return min(_sqnr(more[output], outputs.get(output)) for output in more)
+    return min(_sqnr(batch_expected[output], outputs.get(output)) for output in batch_expected)
 
 
-def _sqnr(wanted: NDArray[Any], got: NDArray[Any] | None) -> float:
-    if got is None or got.shape != wanted.shape or not np.isfinite(got).all():
+def _sqnr(expected: NDArray[Any], actual: NDArray[Any] | None) -> float:
+    if actual is None or actual.shape != expected.shape or not np.isfinite(actual).all():
         return float("-inf")
-    return compare_tensors(wanted, got).sqnr
+    return compare_tensors(expected, actual).sqnr
 
 
-def _seconds(runner: Runner, feeds: Mapping[str, NDArray[Any]]) -> float:
-    began = perf_counter()
+def _seconds(runner: Runner, feeds: Arrays) -> float:
+    start = perf_counter()
     runner(feeds)
-    return perf_counter() - began
+    return perf_counter() - start
 
 
-def _read(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+def _read_probe(path: Path) -> tuple[Arrays, Arrays]:
+    """Return the recorded inputs of a network and the baseline's outputs."""
     with np.load(path, allow_pickle=False) as stored:
         feeds = {name.removeprefix("feed/"): stored[name] for name in stored.files if name.startswith("feed/")}
-        wanted = {name.removeprefix("want/"): stored[name] for name in stored.files if name.startswith("want/")}
-    return feeds, wanted
+        expected = {name.removeprefix("want/"): stored[name] for name in stored.files if name.startswith("want/")}
+    return feeds, expected
 
 
 def _name(component: Component) -> str:
     return f"{component.backend} {component.precision} of {component.graph}"
 
 
-def _describe(name: str, before: Component, found: Revalidated) -> str:
-    why = f" ({'; '.join(found.refused)})" if found.refused else ""
-    if found.component == before:
-        return f"{name} runs as tuned{why}"
-    return f"{name} is run by {_name(found.component)} instead of {_name(before)}{why}"
+def _describe(role: str, before: Component, choice: Revalidated) -> str:
+    reasons = f" ({'; '.join(choice.refused)})" if choice.refused else ""
+    if choice.component == before:
+        return f"{role} runs as tuned{reasons}"
+    return f"{role} is run by {_name(choice.component)} instead of {_name(before)}{reasons}"

@@ -1,10 +1,10 @@
-"""The roles that a pipeline's networks play; components of a manifest are named by them."""
+"""Roles of a pipeline's networks; the components of a manifest are keyed by them."""
 
-DENOISER = "unet"
+DENOISER = "denoiser"
 """Predicts noise, velocity or the clean picture at each evaluation."""
-DENOISER_FULL, DENOISER_SHALLOW = "unet_full", "unet_shallow"
+DENOISER_FULL, DENOISER_SHALLOW = "denoiser_full", "denoiser_shallow"
 """The denoiser's two depths, where its graph is split for feature caching."""
-ENCODER, DECODER = "vae_encoder", "vae_decoder"
+ENCODER, DECODER = "encoder", "decoder"
 """The autoencoder's two halves: pictures to latents, latents to pictures."""
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 """In the order in which their outputs are joined."""

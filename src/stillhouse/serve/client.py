@@ -1,4 +1,4 @@
-"""Who asks: a tier, and how much of it."""
+"""Clients of the server and the rate limits of their API keys."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -7,20 +7,22 @@ from typing import Literal
 
 DAY = 86400.0
 _MIN_BUCKETS = 1024
-"""Buckets that are kept without looking whether they are needed still."""
+"""Number of buckets up to which expired buckets are not removed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Whoever stands behind a request.
+    """The authenticated sender of a request.
 
     Args:
-        key: the name of the API key, or of the only caller where none are needed; fairness is between keys.
-        tier: the one that is meant where a request names none.
-        tiers: all that may be asked for.
-        weight: instead of the tier's own.
-        rate, burst, daily: pixel-steps, as in `settings.TierSettings`.
-        is_admin: may also see and cancel other people's jobs.
+        key: name of the API key, or of the anonymous client if no keys are required. Fair queueing is between keys.
+        tier: default tier of requests that name no model.
+        tiers: all tiers that the client may use.
+        weight: scheduling weight; None uses the tier's weight.
+        rate: pixel-steps per second, see `settings.TierSettings`; None is unlimited.
+        burst: capacity of the token bucket in pixel-steps; None is one minute of `rate`.
+        daily: pixel-steps per UTC day; None is unlimited.
+        is_admin: whether the client may view and cancel jobs of other keys.
     """
 
     key: str
@@ -35,12 +37,14 @@ class Client:
 
 @dataclass(slots=True)
 class TokenBucket:
-    """What one key may still ask for: a bucket that fills with time, and a day's portion.
+    """Remaining allowance of one key: a token bucket and a daily quota.
 
     Args:
-        level: pixel-steps in the bucket when it was looked at last, at `looked` seconds.
-        used: pixel-steps of the day number `day`.
-        needed: seconds until which it tells more than a new one would.
+        level: pixel-steps in the bucket at time `updated`; negative after a request larger than the bucket.
+        updated: time of `level` in seconds.
+        day: number of the UTC day that `used` belongs to.
+        used: pixel-steps used on that day.
+        keep_until: time in seconds after which the bucket equals a new one and may be deleted.
     """
 
     level: float
@@ -52,11 +56,11 @@ class TokenBucket:
 
 @dataclass(frozen=True, slots=True)
 class LimitExceeded:
-    """Why a key may not ask for so much now, and after how many seconds it may.
+    """A rejected charge.
 
     Args:
-        reason: rate, its bucket; quota, its day's portion.
-        seconds: until there is enough.
+        reason: "rate" for the token bucket, "quota" for the daily quota.
+        retry_after: seconds until the same charge would be accepted.
     """
 
     reason: Literal["rate", "quota"]
@@ -65,15 +69,16 @@ class LimitExceeded:
 
 @dataclass(slots=True)
 class RateLimiter:
-    """Pixel-steps of every key that has a rate or a day's portion. One loop owns it.
+    """Token buckets and daily quotas of all keys. Not thread-safe: use from one event loop.
 
     Args:
         clock: seconds since the epoch; days begin at midnight UTC.
+        buckets: state by key name.
 
-    >>> meter = Meter(clock=lambda: 0.0)
-    >>> slow = Caller("k", "free", frozenset(), rate=10.0, burst=100.0)
-    >>> meter.charge(slow, 100.0), meter.charge(slow, 50.0)
-    (None, Short(reason='rate', seconds=5.0))
+    >>> limiter = RateLimiter(clock=lambda: 0.0)
+    >>> slow = Client("k", "free", frozenset(), rate=10.0, burst=100.0)
+    >>> limiter.charge(slow, 100.0), limiter.charge(slow, 50.0)
+    (None, LimitExceeded(reason='rate', retry_after=5.0))
     """
 
     clock: Callable[[], float] = time.time
@@ -81,10 +86,10 @@ class RateLimiter:
     _max_buckets: int = _MIN_BUCKETS
 
     def charge(self, client: Client, amount: float) -> LimitExceeded | None:
-        """Take so many pixel-steps; where there are not enough, nothing is taken.
+        """Deduct `amount` pixel-steps from the client's key, or return why the charge is rejected.
 
-        More than a whole bucket is allowed where the bucket is full, and leaves a debt: else a picture that is larger
-        than the bucket could never be asked for.
+        A charge larger than the bucket is accepted when the bucket is full and leaves a negative level. Otherwise an
+        image larger than the bucket could never be generated. A rejected charge deducts nothing.
         """
         if client.rate is None and client.daily is None:
             return None
@@ -93,17 +98,17 @@ class RateLimiter:
         if client.daily is not None and bucket.used + amount > client.daily:
             return LimitExceeded("quota", (bucket.day + 1) * DAY - now)
         if client.rate is not None:
-            enough = min(amount, _capacity(client))
-            if bucket.level < enough:
-                return LimitExceeded("rate", (enough - bucket.level) / client.rate)
+            required = min(amount, _capacity(client))
+            if bucket.level < required:
+                return LimitExceeded("rate", (required - bucket.level) / client.rate)
         bucket.level -= amount
         bucket.used += amount
-        full = now + (_capacity(client) - bucket.level) / client.rate if client.rate is not None else now
-        bucket.keep_until = full if client.daily is None else max(full, (bucket.day + 1) * DAY)
+        full_at = now + (_capacity(client) - bucket.level) / client.rate if client.rate is not None else now
+        bucket.keep_until = full_at if client.daily is None else max(full_at, (bucket.day + 1) * DAY)
         return None
 
     def refund(self, client: Client, amount: float) -> None:
-        """What was charged for a picture that was not taken after all."""
+        """Return `amount` pixel-steps to the client's key after a request was rejected, failed or expired."""
         if client.key not in self.buckets:
             return
         bucket = self._bucket(client, self.clock())
@@ -112,11 +117,11 @@ class RateLimiter:
 
     @property
     def daily_usage(self) -> dict[str, tuple[int, float]]:
-        """By key, the day's number and its pixel-steps."""
+        """Map each key to its day number and the pixel-steps used on that day."""
         return {key: (bucket.day, bucket.used) for key, bucket in self.buckets.items()}
 
     def restore(self, usage: Mapping[str, tuple[int, float]]) -> None:
-        """Go on with what an earlier meter told by `used`. Buckets begin empty of debts, and full."""
+        """Load the `daily_usage` of an earlier process. Token buckets start full."""
         now = self.clock()
         for key, (day, amount) in usage.items():
             self.buckets[key] = TokenBucket(float("inf"), now, day, amount, (day + 1) * DAY)
@@ -124,7 +129,7 @@ class RateLimiter:
     def _bucket(self, client: Client, now: float) -> TokenBucket:
         day = int(now // DAY)
         if len(self.buckets) >= self._max_buckets:
-            # Where no keys are needed, every address is one.
+            # Without keys every client address has a bucket.
             self.buckets = {key: bucket for key, bucket in self.buckets.items() if bucket.keep_until > now}
             self._max_buckets = max(_MIN_BUCKETS, 2 * len(self.buckets))
         bucket = self.buckets.setdefault(client.key, TokenBucket(_capacity(client), now, day))
@@ -136,7 +141,7 @@ class RateLimiter:
 
 
 def _capacity(client: Client) -> float:
-    """Pixel-steps of a full bucket: a minute's portion where nothing else is said."""
+    """Return the pixel-steps of a full bucket: `burst`, or one minute of `rate`."""
     if client.burst is not None:
         return client.burst
     return 60.0 * client.rate if client.rate is not None else 0.0

@@ -1,6 +1,6 @@
-"""The front: takes orders from every door, admits them, hands them to workers, and tells how they end.
+"""Dispatcher: validates and admits requests, sends them to workers and handles their results.
 
-It lives in the server's loop, never waits there, and knows of each worker what the worker tells.
+It runs in the server's event loop and never blocks. Its view of a worker is built from the worker's messages.
 """
 
 import asyncio
@@ -23,11 +23,12 @@ from stillhouse.pipelines.resolve import resolve
 from stillhouse.serve.client import Client, RateLimiter
 from stillhouse.serve.engine.admission import check_admission
 from stillhouse.serve.engine.executor import default_request, make_batch_key, plan_steps
-from stillhouse.serve.engine.job import Job
+from stillhouse.serve.engine.job import Job, Tier
 from stillhouse.serve.engine.policy import POLICIES, Policy
 from stillhouse.serve.metrics import Metrics
 from stillhouse.serve.request_handle import GenerationRequest, RequestHandle
 from stillhouse.serve.settings import ServerSettings
+from stillhouse.serve.worker.locate_pipeline import PipelineReference, pipeline_id
 from stillhouse.serve.worker.messages import Event, RequestOutput, WorkerConfig
 from stillhouse.serve.worker.supervisor import ProcessSupervisor, WorkerSupervisor
 from stillhouse.serve.worker_handle import WorkerHandle
@@ -36,24 +37,26 @@ from stillhouse.units import parse_duration, parse_size
 log = logging.getLogger(__name__)
 
 MAX_PROMPT_CHARS = 10_000
-"""Letters of a prompt: a hundred times what text encoders read, and little work for tokenizers."""
+"""Largest number of characters of a prompt: far more than text encoders read, yet cheap to tokenize."""
 
 
 @dataclass(slots=True)
 class Dispatcher:
-    """Orders in, tickets out. To be used in one loop.
+    """Admission and worker selection of all requests. Not thread-safe: use from one event loop.
 
     Args:
-        settings: what the server was told.
-        manifests: of every tier's pipeline.
-        opening: what each worker is told first.
-        metrics: counts.
-        meter: what each key may still ask for.
-        clock: seconds, the workers' own: time.monotonic.
-        wall: seconds since the epoch.
-        broken: called when a worker cannot open a pipeline.
-        supervise: starts a worker and holds it, as `Supervisor` does.
-        traced: called with every ticket, its end, and when that was, in seconds since the epoch.
+        settings: server settings.
+        manifests: manifest of each tier's pipeline, by tier.
+        worker_config: configuration sent to each worker.
+        metrics: metrics of the server.
+        rate_limiter: rate limits of API keys.
+        clock: seconds on the workers' clock, time.monotonic.
+        wall_clock: seconds since the epoch.
+        on_broken: called with the error message when a worker cannot load a pipeline.
+        make_supervisor: starts and supervises a worker process, see `ProcessSupervisor`.
+        trace_request: called with every finished request, its result and the time since the epoch.
+        is_draining: whether new requests are rejected because the server shuts down.
+        workers: one handle per worker process.
     """
 
     settings: ServerSettings
@@ -67,7 +70,7 @@ class Dispatcher:
     make_supervisor: Callable[[WorkerConfig, Callable[[Event], None], Callable[[], None]], WorkerSupervisor] = (
         ProcessSupervisor
     )
-    trace_request: Callable[[RequestHandle, RequestOutput, float], None] = lambda ticket, closed, now: None
+    trace_request: Callable[[RequestHandle, RequestOutput, float], None] = lambda handle, output, now: None
     is_draining: bool = False
     workers: list[WorkerHandle] = field(default_factory=list)
     _policy: Policy = field(init=False)
@@ -76,146 +79,154 @@ class Dispatcher:
     def __post_init__(self) -> None:
         self._policy = POLICIES[self.settings.policy]
 
-    # What the doors ask.
+    # Called by the APIs.
 
     def submit(self, request: GenerationRequest) -> RequestHandle:
-        """Take an order.
+        """Validate, admit and dispatch a request.
 
         Raises:
-            InvalidRequest: what its pipeline cannot do, or more than the settings allow.
-            NotAllowed: a tier that the caller may not ask for.
-            Refused: not now.
+            InvalidRequest: the pipeline cannot run the request, or the request exceeds the settings' limits.
+            NotAllowed: the client may not use the tier.
+            Refused: the request is rejected for now; `retry_after` is set.
         """
-        (ticket,) = self.submit_all([request])
-        return ticket
+        (handle,) = self.submit_all([request])
+        return handle
 
     def validate(self, request: GenerationRequest) -> None:
-        """Refuse what could never be drawn, without taking it.
+        """Check a request without submitting it, including that its key's daily quota can ever cover it.
 
         Raises:
-            InvalidRequest, NotAllowed: as `place`.
+            InvalidRequest, NotAllowed: as in `submit`.
         """
         tier = self._resolve_tier(request)
         amount = _pixel_steps(self._make_job(request, tier, tier))
         daily = request.client.daily
         if daily is not None and amount > daily:
             allowed = f"{daily:,.0f} pixel-steps a day with this key"
-            raise InvalidRequest(f"a picture of {amount:,.0f} pixel-steps", allowed=allowed)
+            raise InvalidRequest(f"an image of {amount:,.0f} pixel-steps", allowed=allowed)
 
     def submit_all(self, requests: Sequence[GenerationRequest]) -> list[RequestHandle]:
-        """Take all of these, which one caller asks for at once, or none.
+        """Submit all requests of one client, or none of them.
 
         Raises:
-            StillhouseError: as `place`.
+            StillhouseError: as in `submit`.
         """
-        meant = [(order, self._resolve_tier(order)) for order in requests]
+        tiers = [self._resolve_tier(request) for request in requests]
+        pairs = list(zip(requests, tiers, strict=True))
         try:
-            return self._submit_jobs([(order, tier, self._make_job(order, tier, tier)) for order, tier in meant])
+            return self._submit_jobs([(request, tier, self._make_job(request, tier, tier)) for request, tier in pairs])
         except Refused as refused:
-            # Nobody is told of a patient one: it is tried again.
-            for order, tier in meant:
-                if not order.is_background:
+            # JobQueue retries background requests, so they are neither counted nor logged as rejected.
+            for request, tier in pairs:
+                if not request.is_background:
                     self.metrics.rejected.labels(refused.reason, tier).inc()
-                    told = {"reason": refused.reason, "key": order.client.key, "tier": tier}
-                    log.info("a request was refused", extra=told)
+                    fields = {"reason": refused.reason, "key": request.client.key, "tier": tier}
+                    log.info("request rejected", extra=fields)
             raise
 
-    def cancel(self, request_id: str, reason: str = "asked") -> bool:
-        """Draw that job no further; False where there is no such job, or it has ended.
+    def cancel(self, request_id: str, reason: str = "requested") -> bool:
+        """Cancel an unfinished request; return False if there is none with this id.
 
-        Its ticket ends when the worker says so, within a tick.
+        The request finishes when the worker confirms, within one step.
+
+        Args:
+            request_id: id of the request.
+            reason: label of the metric `cancelled`.
         """
-        for station in self.workers:
-            if ticket := station.handles.get(request_id):
-                if not ticket.is_cancelled:
+        for worker in self.workers:
+            if handle := worker.handles.get(request_id):
+                if not handle.is_cancelled:
                     self.metrics.cancelled.labels(reason).inc()
-                station.cancel(ticket)
+                worker.cancel(handle)
                 return True
         return False
 
     def get(self, request_id: str) -> RequestHandle | None:
-        """The ticket of a job that has not ended."""
-        return next((station.handles[request_id] for station in self.workers if request_id in station.handles), None)
+        """Return the handle of an unfinished request, or None."""
+        return next((worker.handles[request_id] for worker in self.workers if request_id in worker.handles), None)
 
     @property
     def handles(self) -> Iterable[RequestHandle]:
-        """Everything that has not ended."""
-        return [ticket for station in self.workers for ticket in station.handles.values()]
+        """Return the handles of all unfinished requests."""
+        return [handle for worker in self.workers for handle in worker.handles.values()]
 
     @property
     def running(self) -> int:
-        """See `metrics.State`."""
-        return sum(ticket.job.index > 0 for ticket in self.handles)
+        """Return the number of requests that have started, see `metrics.ServerState`."""
+        return sum(handle.job.index > 0 for handle in self.handles)
 
     @property
     def waiting(self) -> int:
-        """See `metrics.State`."""
-        return sum(ticket.job.index == 0 for ticket in self.handles)
+        """Return the number of requests that have not started, see `metrics.ServerState`."""
+        return sum(handle.job.index == 0 for handle in self.handles)
 
     @property
     def pending_seconds(self) -> float:
-        """See `metrics.State`."""
-        return sum(station.pending_seconds for station in self.workers)
+        """Return the predicted seconds to finish all requests, see `metrics.ServerState`."""
+        return sum(worker.pending_seconds for worker in self.workers)
 
     @property
     def is_ready(self) -> bool:
-        """See `metrics.State`."""
-        return not self.is_draining and any(station.is_ready for station in self.workers)
+        """Return whether new requests are accepted, see `metrics.ServerState`."""
+        return not self.is_draining and any(worker.is_ready for worker in self.workers)
 
     @property
     def background_capacity(self) -> int:
-        """How many orders that nobody waits for may be placed: the other half of the queue is for people."""
-        return max(0, self.settings.queue // 2 - sum(len(station.handles) for station in self.workers))
+        """Return how many background requests may be submitted.
 
-    # Its life.
+        Half of the queue is reserved for interactive requests.
+        """
+        return max(0, self.settings.max_queue // 2 - sum(len(worker.handles) for worker in self.workers))
+
+    # Lifecycle.
 
     def open(self) -> None:
-        """Start a worker for each device."""
+        """Start one worker per device."""
         for device in self.settings.devices or (None,):
             self.add_worker(device)
         self.metrics.watch_state(self)
         self._monitor_task = asyncio.get_running_loop().create_task(self._monitor_workers())
 
     async def drain(self, timeout: float) -> None:
-        """Take nothing more; wait for what was taken; what has not ended in time ends as failed."""
+        """Reject new requests, wait up to `timeout` seconds for unfinished ones, then fail the rest."""
         self.is_draining = True
-        until = self.clock() + timeout
-        while self.handles and self.clock() < until:
+        deadline = self.clock() + timeout
+        while self.handles and self.clock() < deadline:
             await asyncio.sleep(0.02)
-        for station in self.workers:
-            for ticket in list(station.handles.values()):
+        for worker in self.workers:
+            for handle in list(worker.handles.values()):
                 error = "the server is being shut down"
-                station.finish(ticket, RequestOutput("failed", error=error, error_type="Drained"))
+                worker.finish(handle, RequestOutput("failed", error=error, error_type="ServerShutdown"))
 
     def close(self) -> None:
-        """End the workers."""
+        """Stop all workers."""
         if self._monitor_task:
             self._monitor_task.cancel()
-        for station in self.workers:
-            station.close()
+        for worker in self.workers:
+            worker.close()
 
     def add_worker(self, device: str | None = None) -> WorkerHandle:
-        """Start one more worker, which sees this device only."""
-        opening = msgspec.structs.replace(self.worker_config, device=device)
-        station = WorkerHandle(
-            opening, self.clock, self.metrics, self._handle_finished, self.on_broken, self.make_supervisor
+        """Start a worker that sees only `device`; None sees all devices."""
+        config = msgspec.structs.replace(self.worker_config, device=device)
+        worker = WorkerHandle(
+            config, self.clock, self.metrics, self._handle_finished, self.on_broken, self.make_supervisor
         )
-        self.workers.append(station)
-        station.open()
-        return station
+        self.workers.append(worker)
+        worker.open()
+        return worker
 
     async def _monitor_workers(self) -> None:
-        stall = parse_duration(self.settings.stall)
+        stall_timeout = parse_duration(self.settings.stall_timeout)
         while True:
-            await asyncio.sleep(min(1.0, stall / 4))
-            for station in self.workers:
-                station.check_health(stall)
+            await asyncio.sleep(min(1.0, stall_timeout / 4))
+            for worker in self.workers:
+                worker.check_health(stall_timeout)
 
     def _handle_finished(self, handle: RequestHandle, output: RequestOutput) -> None:
         tier = handle.job.tier.name
         if output.finish_reason in ("failed", "expired"):
             self.rate_limiter.refund(handle.generation_request.client, _pixel_steps(handle.job))
-        if output.finish_reason == "drawn":
+        if output.finish_reason == "finished":
             in_time = None if handle.generation_request.is_background else self.clock() <= handle.job.deadline
             self.metrics.record_finished(tier, handle.job.batch_key.pipeline, in_time)
             self.metrics.queue.labels(tier).observe(output.queue_seconds)
@@ -225,18 +236,20 @@ class Dispatcher:
         elif output.finish_reason == "expired":
             self.metrics.rejected.labels("expired", tier).inc()
         self.trace_request(handle, output, self.wall_clock())
-        told = {
+        fields = {
             "request_id": handle.id,
             "key": handle.generation_request.client.key,
             "tier": tier,
-            "outcome": output.finish_reason,
+            "finish_reason": output.finish_reason,
             "seconds": round(self.clock() - handle.job.arrived, 4),
-            "fault": output.error_type,
+            "error_type": output.error_type,
         }
         if output.finish_reason == "failed":
-            log.warning("a job failed", extra={**told, "error": output.error, "way": output.traceback_summary})
+            log.warning(
+                "request failed", extra={**fields, "error": output.error, "traceback_summary": output.traceback_summary}
+            )
         else:
-            log.info("a job ended", extra=told)
+            log.info("request finished", extra=fields)
 
     # Admission.
 
@@ -250,145 +263,149 @@ class Dispatcher:
     def _submit_jobs(self, jobs: Sequence[tuple[GenerationRequest, str, Job]]) -> list[RequestHandle]:
         if self.is_draining:
             raise Refused("the server is being shut down", "draining", 5.0)
-        station = self._select_worker()
-        caller, amount = jobs[0][0].client, sum(_pixel_steps(job) for *_, job in jobs)
-        if short := self.rate_limiter.charge(caller, amount):
-            told = f"key {caller.key} has no {amount:,.0f} pixel-steps left"
-            raise Refused(told, short.reason, short.retry_after)
-        tickets: list[RequestHandle] = []
+        worker = self._select_worker()
+        client, amount = jobs[0][0].client, sum(_pixel_steps(job) for *_, job in jobs)
+        if exceeded := self.rate_limiter.charge(client, amount):
+            message = f"key {client.key} has no {amount:,.0f} pixel-steps left"
+            raise Refused(message, exceeded.reason, exceeded.retry_after)
+        handles: list[RequestHandle] = []
         try:
-            for order, tier, job in jobs:
-                tickets.append(self._submit_job(order, tier, job, station))
+            for request, tier, job in jobs:
+                handles.append(self._submit_job(request, tier, job, worker))
         except Exception:
-            for ticket in tickets:
-                self.cancel(ticket.id, "refused")
-            self.rate_limiter.refund(caller, amount)
+            for handle in handles:
+                self.cancel(handle.id, "rejected")
+            self.rate_limiter.refund(client, amount)
             raise
-        if less := amount - sum(_pixel_steps(ticket.job) for ticket in tickets):
-            self.rate_limiter.refund(caller, less)  # who is given less pays less
-        return tickets
+        # Degraded requests cost less than charged.
+        if excess := amount - sum(_pixel_steps(handle.job) for handle in handles):
+            self.rate_limiter.refund(client, excess)
+        return handles
 
     def _submit_job(self, request: GenerationRequest, tier: str, job: Job, worker: WorkerHandle) -> RequestHandle:
-        drawn_as, job = self._admit_or_degrade(request, tier, job, worker)
-        if drawn_as != tier:
-            self.metrics.degraded.labels(tier, drawn_as).inc()
+        effective_tier, job = self._admit_or_degrade(request, tier, job, worker)
+        if effective_tier != tier:
+            self.metrics.degraded.labels(tier, effective_tier).inc()
         self.metrics.pixel_steps.labels(tier).inc(_pixel_steps(job))
-        ticket = RequestHandle(request, job, drawn_as, self.wall_clock())
-        worker.submit(ticket)
-        return ticket
+        handle = RequestHandle(request, job, effective_tier, self.wall_clock())
+        worker.submit(handle)
+        return handle
 
     def _admit_or_degrade(
         self, request: GenerationRequest, tier: str, job: Job, worker: WorkerHandle
     ) -> tuple[str, Job]:
-        """The job as it is taken: as its tier draws, or as one of those draws to which the tier may be degraded.
+        """Admit a job, degraded if necessary, and return its effective tier and the admitted job.
+
+        The requested tier is tried first, then the tiers of its `degrade` setting.
 
         Raises:
-            Refused: none of them would be in time.
+            Refused: no tier can finish the request in time.
         """
         refused = self._check_admission(request, tier, job, worker)
         if refused is None:
             return tier, job
         for other in self.settings.tiers[tier].degrade if refused.reason == "deadline" else ():
             try:
-                less = self._make_job(request, tier, other)
-            except InvalidRequest:  # that pipeline cannot draw what is asked for
+                degraded = self._make_job(request, tier, other)
+            except InvalidRequest:  # that pipeline cannot run the request
                 continue
-            if self._check_admission(request, tier, less, worker) is None:
-                return other, less
+            if self._check_admission(request, tier, degraded, worker) is None:
+                return other, degraded
         raise refused
 
     def _check_admission(self, request: GenerationRequest, tier: str, job: Job, worker: WorkerHandle) -> Refused | None:
         cost = worker.estimate(job)
         limits = self.settings.admission_limits(tier)
-        # Those that are being decoded wait, too, though no tick is for them.
+        # Jobs in the decode thread count as unfinished, although the engine has no steps left for them.
         decoding = len(worker.handles) - len(worker.pool.jobs)
-        lateness = float("inf") if request.is_background else limits.lateness
-        limits = replace(limits, max_jobs=limits.max_jobs - decoding, lateness=lateness)
-        found = check_admission(job, list(worker.pool.jobs.values()), self._policy, job.arrived, cost, limits)
-        if found is None:
+        max_lateness = float("inf") if request.is_background else limits.max_lateness
+        limits = replace(limits, max_jobs=limits.max_jobs - decoding, max_lateness=max_lateness)
+        rejection = check_admission(job, list(worker.pool.jobs.values()), self._policy, job.arrived, cost, limits)
+        if rejection is None:
             return None
-        if found.reason == "queue":
-            return Refused(f"{len(worker.handles)} pictures wait already", "queue", found.retry_after)
-        most = limits.allowed_seconds(job)
-        late = (
-            f"a picture that takes {job.isolated_seconds:.1f} s alone would take {most + found.retry_after:.1f} s now"
-        )
-        return Refused(f"{late}, and {most:.1f} s are the most in this tier", "deadline", found.retry_after)
+        if rejection.reason == "queue":
+            return Refused(f"{len(worker.handles)} requests are queued", "queue", rejection.retry_after)
+        limit = limits.allowed_seconds(job)
+        latency = f"predicted latency {limit + rejection.retry_after:.1f} s"
+        return Refused(f"{latency} exceeds the tier's limit of {limit:.1f} s", "deadline", rejection.retry_after)
 
     def _make_job(self, generation_request: GenerationRequest, tier: str, effective_tier: str) -> Job:
-        """The job of an order that is drawn as a tier draws."""
-        way = self.settings.tiers[effective_tier]
-        manifest = self.manifests[effective_tier]
-        asked = generation_request.request
-        _check_prompt_length(asked)
+        """Return the job of a request: pipeline and defaults of `effective_tier`, latency target of `tier`."""
+        tier_settings, manifest = self.settings.tiers[effective_tier], self.manifests[effective_tier]
+        image_request = generation_request.request
+        _check_prompt_length(image_request)
+        # Explicit steps and samplers are meant for the requested tier's pipeline only.
+        is_own = effective_tier == tier
         resolved = resolve(
             manifest,
             replace(
-                asked,
-                steps=asked.steps if asked.steps is not None and effective_tier == tier else way.steps,
-                guidance=way.guidance if asked.guidance is None else asked.guidance,
-                sampler=asked.sampler if asked.sampler is not None and effective_tier == tier else way.sampler,
+                image_request,
+                steps=image_request.steps if image_request.steps is not None and is_own else tier_settings.steps,
+                guidance=tier_settings.guidance if image_request.guidance is None else image_request.guidance,
+                sampler=image_request.sampler
+                if image_request.sampler is not None and is_own
+                else tier_settings.sampler,
             ),
         )
         self._check_limits(resolved.request, tier)
-        promised = self.settings.tiers[tier].make_tier(tier)
-        if generation_request.client.weight is not None:
-            promised = replace(promised, weight=generation_request.client.weight)
-        group = make_batch_key(way.pipeline, resolved)
-        expires = (
-            float("inf")
-            if generation_request.queue_timeout is None
-            else self.clock() + generation_request.queue_timeout
-        )
-        name = generation_request.id or uuid4().hex
+        queue_timeout = generation_request.queue_timeout
         return Job(
-            name, promised, generation_request.client.key, group, plan_steps(manifest, resolved), resolved, expires
+            id=generation_request.id or uuid4().hex,
+            tier=self._scheduling_tier(tier, generation_request.client),
+            key=generation_request.client.key,
+            batch_key=make_batch_key(tier_settings.pipeline, resolved),
+            step_plan=plan_steps(manifest, resolved),
+            resolved=resolved,
+            expires=float("inf") if queue_timeout is None else self.clock() + queue_timeout,
         )
+
+    def _scheduling_tier(self, name: str, client: Client) -> Tier:
+        tier = self.settings.tiers[name].make_tier(name)
+        return tier if client.weight is None else replace(tier, weight=client.weight)
 
     def _check_limits(self, request: ImageRequest, tier: str) -> None:
         assert request.width is not None and request.height is not None and request.steps is not None
-        most = self.settings.tiers[tier].max_steps
-        if request.steps > most:
-            raise InvalidRequest(f"steps is {request.steps}", allowed=f"up to {most} for model {tier!r}")
-        if request.width * request.height > self.settings.pixels:
+        max_steps = self.settings.tiers[tier].max_steps
+        if request.steps > max_steps:
+            raise InvalidRequest(f"steps is {request.steps}", allowed=f"up to {max_steps} for model {tier!r}")
+        if request.width * request.height > self.settings.max_pixels:
             raise InvalidRequest(
-                f"a picture of {request.width}x{request.height}", allowed=f"up to {self.settings.pixels:,} pixels"
+                f"an image of {request.width}x{request.height}", allowed=f"up to {self.settings.max_pixels:,} pixels"
             )
 
     def _select_worker(self) -> WorkerHandle:
-        """The worker with the least to do.
+        """Return the ready worker with the least pending work.
 
         Raises:
-            Refused: none is ready.
+            Refused: no worker is ready.
         """
-        ready = [station for station in self.workers if station.is_ready]
+        ready = [worker for worker in self.workers if worker.is_ready]
         if not ready:
-            raise Refused("no worker is ready", "starting", min(station.ready_in for station in self.workers))
-        return min(ready, key=lambda station: station.pending_seconds)
+            raise Refused("no worker is ready", "starting", min(worker.ready_in for worker in self.workers))
+        return min(ready, key=lambda worker: worker.pending_seconds)
 
 
 def _pixel_steps(job: Job) -> float:
-    """Pixel-steps."""
+    """Return the cost of a job in pixel-steps: pixels times network evaluations."""
     return float(job.batch_key.pixels * len(job.step_plan.rows))
 
 
 def _check_prompt_length(request: ImageRequest) -> None:
     for name, text in (("the prompt", request.prompt), ("the negative prompt", request.negative_prompt)):
         if len(text) > MAX_PROMPT_CHARS:
-            raise InvalidRequest(f"{name} has {len(text):,} letters", allowed=f"up to {MAX_PROMPT_CHARS:,}")
+            raise InvalidRequest(f"{name} has {len(text):,} characters", allowed=f"up to {MAX_PROMPT_CHARS:,}")
 
 
 def make_dispatcher(settings: ServerSettings, cache: Path | None = None, **options: Any) -> Dispatcher:
-    """The front of a server that was told this; `options` are those of `Front`.
+    """Return the dispatcher of a server. `options` are further arguments of `Dispatcher`.
 
     Raises:
-        UnknownModel, PipelineError: a tier's pipeline that cannot be served.
-        InvalidRequest: a tier whose own steps, guidance or sampler its pipeline cannot draw with.
+        UnknownModel, PipelineError: a tier's pipeline cannot be served.
+        InvalidRequest: a tier's default steps, guidance or sampler are invalid for its pipeline.
     """
-    places = {tier.pipeline: find_pipeline(tier.pipeline) for tier in settings.tiers.values()}
-    read = {name: read_manifest(directory) for name, directory in places.items()}
-    opening = WorkerConfig(
-        {name: str(directory) for name, directory in places.items()},
+    by_pipeline = {tier.pipeline: read_manifest(find_pipeline(tier.pipeline)) for tier in settings.tiers.values()}
+    config = WorkerConfig(
+        {name: PipelineReference(pipeline_id(manifest), name) for name, manifest in by_pipeline.items()},
         settings.policy,
         parse_size(settings.memory),
         settings.backend,
@@ -396,13 +413,13 @@ def make_dispatcher(settings: ServerSettings, cache: Path | None = None, **optio
         settings.threads,
         str(cache) if cache else None,
     )
-    manifests = {name: read[tier.pipeline] for name, tier in settings.tiers.items()}
-    front = Dispatcher(settings, manifests, opening, **options)
+    manifests = {name: by_pipeline[tier.pipeline] for name, tier in settings.tiers.items()}
+    dispatcher = Dispatcher(settings, manifests, config, **options)
     for name in settings.tiers:
+        client = Client("", name, frozenset((name,)))
         try:
-            front.validate(GenerationRequest(default_request(manifests[name]), Client("", name, frozenset((name,)))))
+            dispatcher.validate(GenerationRequest(default_request(manifests[name]), client))
         except InvalidRequest as error:
-            raise InvalidRequest(
-                f"tier {name!r} cannot draw: {error.given}", allowed=error.allowed, fix=error.fix
-            ) from error
-    return front
+            given = f"tier {name!r} is invalid: {error.given}"
+            raise InvalidRequest(given, allowed=error.allowed, fix=error.fix) from error
+    return dispatcher

@@ -1,4 +1,4 @@
-"""Patient jobs: accepted into the store at once, and drawn as there is room; restarts do not matter to them."""
+"""Background jobs: stored on acceptance, dispatched when the queue has capacity, and resumed after a restart."""
 
 import asyncio
 import logging
@@ -15,6 +15,7 @@ from stillhouse.errors import NotAllowed, Refused, StillhouseError
 from stillhouse.images.formats import Format
 from stillhouse.serve.client import Client
 from stillhouse.serve.dispatcher import Dispatcher
+from stillhouse.serve.engine.engine import FinishReason
 from stillhouse.serve.request_handle import GenerationRequest, RequestHandle
 from stillhouse.serve.settings import TierSettings
 from stillhouse.serve.store.api_keys import list_keys, make_anonymous_client, make_client
@@ -25,23 +26,31 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
-"""Seconds after which it is looked again whether there is room."""
+"""Interval in seconds at which the capacity for background requests is checked."""
 RETRY_SECONDS = 5.0
-"""Seconds after which the store is asked again for what it could not do."""
+"""Seconds before a failed write to the store is retried."""
 DISK_RETRY_SECONDS = 60.0
-"""Seconds after which a full disk may have room again."""
+"""Retry-After in seconds when the disk is full."""
 CLEANUP_SECONDS = 60.0
-"""Seconds between two looks at what may be forgotten."""
+"""Interval in seconds at which old jobs are deleted."""
+_STATES: Mapping[FinishReason, JobState] = {
+    "finished": "completed",
+    "failed": "failed",
+    "cancelled": "cancelled",
+    "expired": "failed",
+}
 
 
 @dataclass(slots=True)
 class JobQueue:
-    """Jobs of the store, fed to the front. One loop owns it; the store has a thread of its own.
+    """Dispatches the queued jobs of a store. Not thread-safe: use from one event loop. The store has its own thread.
 
     Args:
-        front: draws.
-        store: knows of every job.
-        keep, kept: as in `JobStore.forget`.
+        dispatcher: runs the jobs.
+        store: jobs in the database.
+        keep_seconds: as in `JobStore.delete_old`.
+        keep_bytes: as in `JobStore.delete_old`.
+        handles: dispatched jobs that are not yet stored as finished, by job id.
     """
 
     dispatcher: Dispatcher
@@ -54,20 +63,20 @@ class JobQueue:
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _cancelled: set[str] = field(default_factory=set)
-    """Since the store was asked last what waits: some of these may be in its answer."""
+    """Ids of jobs cancelled since queued jobs were last listed; a dispatch in progress must skip them."""
 
     async def run_in_store(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Call something of the store in its thread."""
+        """Call a function in the store's thread and return its result."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, partial(function, *arguments))
 
     async def submit(
         self, job_id: str, client: Client, tier: str, request: ImageRequest, image_format: Format
     ) -> JobRecord:
-        """Accept a job.
+        """Store a job and return its record.
 
         Raises:
-            InvalidRequest, NotAllowed: as `Front.place`, and what is more than the key may ask for in a day.
-            Refused: too many wait, or the disk is full.
+            InvalidRequest, NotAllowed: as in `Dispatcher.validate`.
+            Refused: too many jobs are queued, or the disk is full.
         """
         self.dispatcher.validate(GenerationRequest(request, client, tier))
         try:
@@ -80,7 +89,7 @@ class JobQueue:
         return record
 
     async def cancel(self, job_id: str) -> bool:
-        """Draw that job no further; False where it has ended already."""
+        """Cancel a job; return False if it has already finished."""
         if self.dispatcher.cancel(job_id):
             await self.handles[job_id].result()
             while job_id in self.handles:
@@ -92,19 +101,19 @@ class JobQueue:
         return is_over
 
     async def wait_for_change(self, timeout: float) -> None:
-        """Wait until some job was taken, placed or ended, or so many seconds."""
+        """Wait until a job is submitted, dispatched or finished, for at most `timeout` seconds."""
         async with self._changed:
             with suppress(TimeoutError):
                 async with asyncio.timeout(timeout):
                     await self._changed.wait()
 
     def open(self) -> None:
-        """Begin to feed."""
-        for life in (self._feed(), self._delete_old()):
-            self._start_task(life)
+        """Start dispatching."""
+        for coroutine in (self._feed(), self._delete_old()):
+            self._start_task(coroutine)
 
     async def close(self) -> None:
-        """Feed no more. What is not done stays queued, for the next server."""
+        """Stop dispatching. Unfinished jobs stay queued for the next start."""
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -113,52 +122,54 @@ class JobQueue:
     async def _feed(self) -> None:
         while True:
             self._wakeup.clear()
-            with log_store_errors("waiting jobs are not fed"):
+            with log_store_errors("cannot dispatch queued jobs"):
                 await self._feed_once()
-            # Not wait_for, which swallows a cancellation that comes together with the news (Python issue 37658).
+            # Not wait_for, which can swallow a cancellation that arrives together with the event (bpo-37658).
             with suppress(TimeoutError):
                 async with asyncio.timeout(POLL_SECONDS):
                     await self._wakeup.wait()
 
     async def _feed_once(self) -> None:
-        if not self.dispatcher.is_ready or not (room := self.dispatcher.background_capacity):
+        if not self.dispatcher.is_ready or not (capacity := self.dispatcher.background_capacity):
             return
         self._cancelled.clear()
-        for record in await self.run_in_store(self.store.list_queued, room, list(self.handles)):
+        for record in await self.run_in_store(self.store.list_queued, capacity, list(self.handles)):
             await self._dispatch(record)
 
     async def _dispatch(self, record: JobRecord) -> None:
         try:
-            request = await self.run_in_store(self.store.load_request, record)
-            caller = await self.run_in_store(
+            image_request = await self.run_in_store(self.store.load_request, record)
+            client = await self.run_in_store(
                 resolve_job_client, self.store.connection, record, self.dispatcher.settings.tiers
             )
-            order = GenerationRequest(request, caller, record.tier, record.format, is_background=True, id=record.id)
+            request = GenerationRequest(
+                image_request, client, record.tier, record.format, is_background=True, id=record.id
+            )
             if record.id in self._cancelled:
                 return
-            ticket = self.dispatcher.submit(order)
+            handle = self.dispatcher.submit(request)
         except Refused:
             return
         except StillhouseError as error:
             await self.run_in_store(self.store.finish, record.id, "failed", b"", str(error))
             return
-        self.handles[record.id] = ticket
-        self._start_task(self._store_result(ticket))
+        self.handles[record.id] = handle
+        self._start_task(self._store_result(handle))
         await self._notify()
 
     async def _store_result(self, handle: RequestHandle) -> None:
-        closed = await handle.result()
-        state: JobState = "failed" if closed.finish_reason == "expired" else closed.finish_reason
-        # A server that is being shut down leaves the job to the next one.
-        is_kept = closed.error_type == "Drained"
-        while not is_kept:
-            # As long as its ticket is here, it is not drawn a second time.
-            with log_store_errors(f"job {handle.id} cannot be ended"):
+        output = await handle.result()
+        state = _STATES[output.finish_reason]
+        # A job that was interrupted by a shutdown stays queued for the next start.
+        is_stored = output.error_type == "ServerShutdown"
+        while not is_stored:
+            # The handle stays registered until the result is stored, so that the job is not dispatched twice.
+            with log_store_errors(f"cannot store the result of job {handle.id}"):
                 await self.run_in_store(
-                    self.store.finish, handle.id, state, closed.content, closed.error, result_fields(handle, closed)
+                    self.store.finish, handle.id, state, output.content, output.error, result_fields(handle, output)
                 )
-                is_kept = True
-            if not is_kept:
+                is_stored = True
+            if not is_stored:
                 await asyncio.sleep(RETRY_SECONDS)
         del self.handles[handle.id]
         await self._notify()
@@ -170,9 +181,9 @@ class JobQueue:
 
     async def _delete_old(self) -> None:
         while True:
-            with log_store_errors("old jobs are not deleted"):
-                if gone := await self.run_in_store(self.store.delete_old, self.keep_seconds, self.keep_bytes):
-                    log.info("old jobs were deleted", extra={"count": gone})
+            with log_store_errors("cannot delete old jobs"):
+                if deleted := await self.run_in_store(self.store.delete_old, self.keep_seconds, self.keep_bytes):
+                    log.info("deleted old jobs", extra={"count": deleted})
             await asyncio.sleep(CLEANUP_SECONDS)
 
     def _start_task(self, coroutine: Any) -> None:
@@ -183,21 +194,21 @@ class JobQueue:
 
 @contextmanager
 def refuse_on_store_error() -> Iterator[None]:
-    """Something is written into the store; where it cannot be, whoever asked is told to come back.
+    """Turn errors of the disk or the database into a `Refused` with reason "storage".
 
     Raises:
-        Refused: it cannot.
+        Refused: the body raised OSError or sqlite3.Error.
     """
     try:
         yield
     except (OSError, sqlite3.Error) as error:
         log.exception("the store cannot be written")
-        raise Refused("the server's disk takes nothing now", "storage", DISK_RETRY_SECONDS) from error
+        raise Refused("the job store is not writable", "storage", DISK_RETRY_SECONDS) from error
 
 
 @contextmanager
 def log_store_errors(message: str) -> Iterator[None]:
-    """What the disk or the store refuses is logged, and tried again later: a full one may have room again."""
+    """Log errors of the disk or the database as `message` and suppress them. The caller retries later."""
     try:
         yield
     except (OSError, sqlite3.Error, Refused) as error:
@@ -205,10 +216,10 @@ def log_store_errors(message: str) -> Iterator[None]:
 
 
 def resolve_job_client(connection: sqlite3.Connection, record: JobRecord, tiers: Mapping[str, TierSettings]) -> Client:
-    """Who stood behind a job when it was accepted, with what the key may ask for now.
+    """Return the client of a stored job with the current limits of its key.
 
     Raises:
-        NotAllowed: the key was revoked, or its tier is not served any more.
+        NotAllowed: the key was revoked, or its tier is no longer served.
     """
     key = next((key for key in list_keys(connection) if key.name == record.key), None)
     if key and key.revoked:
@@ -217,17 +228,17 @@ def resolve_job_client(connection: sqlite3.Connection, record: JobRecord, tiers:
 
 
 def result_fields(handle: RequestHandle, output: RequestOutput) -> dict[str, Any]:
-    """What a response tells of a picture beside the picture itself; seconds."""
+    """Return the JSON fields that describe a generated image; times are in seconds."""
     return {
         "seed": handle.request.seed,
         "model": handle.job.tier.name,
-        "drawn_as": handle.effective_tier,
+        "effective_tier": handle.effective_tier,
         "steps": handle.request.steps,
         "sampler": handle.request.sampler,
         "guidance": handle.request.guidance,
         "queue_seconds": output.queue_seconds,
         "denoise_seconds": output.denoise_seconds,
-        "finish_seconds": output.decode_seconds,
+        "decode_seconds": output.decode_seconds,
         "batch_peers": output.batch_peers,
-        "prompt_cut": output.is_prompt_truncated,
+        "prompt_truncated": output.is_prompt_truncated,
     }

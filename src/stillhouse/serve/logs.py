@@ -1,4 +1,4 @@
-"""Logs: one JSON object a line for programs, or one short line for people. Neither ever holds a key or a prompt."""
+"""Log output: one JSON object or one text line per event. Keys and prompts are never logged."""
 
 import json
 import logging
@@ -12,37 +12,37 @@ LogStyle = Literal["json", "text"]
 
 class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        told = {
+        fields = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "event": record.getMessage(),
             **extra_fields(record),
         }
         if record.exc_info:
-            told["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(told, default=str)
+            fields["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(fields, default=str)
 
 
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        facts = " ".join(f"{name}={value}" for name, value in extra_fields(record).items() if value != "")
-        moment = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
-        line = f"{moment} {record.levelname.lower():<7} {record.getMessage()}  {facts}".rstrip()
+        fields = " ".join(f"{name}={value}" for name, value in extra_fields(record).items() if value != "")
+        time = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
+        line = f"{time} {record.levelname.lower():<7} {record.getMessage()}  {fields}".rstrip()
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
 def extra_fields(record: logging.LogRecord) -> dict[str, object]:
-    """What was told beside the message.
+    """Return the `extra` fields of a log record.
 
-    >>> record = logging.makeLogRecord({"msg": "a job ended", "request_id": "7"})
-    >>> extras(record)
+    >>> record = logging.makeLogRecord({"msg": "request finished", "request_id": "7"})
+    >>> extra_fields(record)
     {'request_id': '7'}
     """
     return {name: value for name, value in record.__dict__.items() if name not in _RECORD_FIELDS}
 
 
 def configure_logging(style: LogStyle) -> None:
-    """Write what this program logs to the standard error output, and of others what is at least a warning."""
+    """Write log records to standard error: stillhouse at level INFO, all other loggers at WARNING."""
     out = logging.StreamHandler(sys.stderr)
     out.setFormatter(_Json() if style == "json" else _Text())
     logging.basicConfig(level=logging.WARNING, handlers=[out], force=True)

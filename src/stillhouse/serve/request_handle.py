@@ -1,4 +1,4 @@
-"""A ticket: what whoever asked for a picture holds until it is there."""
+"""Generation requests, and the handles that stream their progress and result."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -14,18 +14,19 @@ from stillhouse.serve.worker.messages import RequestOutput
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GenerationRequest:
-    """One picture as a client asks for it, whichever door it came through.
+    """One image requested by a client, independent of the API that received the request.
 
     Args:
-        request: not resolved.
-        tier: whose way of drawing; None, the caller's own.
-        caller: who asks.
-        format: of the picture.
-        previews: so many on the way.
-        patience: seconds within which it must begin; None, as long as it takes.
-        is_patient: it may come late: nobody waits for it at the door.
-        id: of the job; None, a new one.
-        trace: the client's `traceparent` (W3C Trace Context), where it sent one.
+        request: unresolved image request.
+        client: sender of the request.
+        tier: tier whose pipeline and defaults apply; None uses the client's default tier.
+        format: image format of the result.
+        previews: number of preview images.
+        queue_timeout: seconds after which a request that has not started expires; None never expires.
+        is_background: whether the request comes from the job queue. Background requests have no deadline for admission
+            and do not count in goodput.
+        id: request id; None generates one.
+        traceparent: `traceparent` header of the client (W3C Trace Context); None starts a new trace.
     """
 
     request: ImageRequest
@@ -41,7 +42,12 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a picture is: so many evaluations of so many."""
+    """Number of completed network evaluations of one image.
+
+    Args:
+        index: completed evaluations.
+        evaluations: all evaluations.
+    """
 
     index: int
     evaluations: int
@@ -49,7 +55,13 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class PreviewImage:
-    """A preview, a WebP file; number 0 is the first."""
+    """A preview of an unfinished image.
+
+    Args:
+        number: index of the preview, from 0.
+        index: completed evaluations.
+        content: WebP file.
+    """
 
     number: int
     index: int
@@ -61,17 +73,19 @@ StreamEvent: TypeAlias = Progress | PreviewImage | RequestOutput
 
 @dataclass(slots=True, eq=False)
 class RequestHandle:
-    """One accepted order. The server's loop owns it.
+    """State and event stream of an accepted request. Not thread-safe: use from the server's event loop.
 
     Args:
-        order: as it was asked for.
-        job: as the engine knows it, with the request resolved.
-        drawn_as: the tier whose way of drawing is used; another than the job's where it was degraded.
-        wall: seconds since the epoch at which it was accepted.
-        runs: how often it was given to a worker.
-        is_cancelled: whether somebody cancelled it, and it may be drawn no more.
-        shown: previews so far; `last` is the latest of them.
-        closed: its end, once it has one.
+        generation_request: the request as submitted.
+        job: scheduler state, with the resolved image request.
+        effective_tier: tier whose pipeline and defaults are used; differs from the job's tier if the request was
+            degraded.
+        created: time of acceptance, seconds since the epoch.
+        attempts: number of times that the request was sent to a worker.
+        is_cancelled: whether cancellation was requested.
+        preview_count: number of published previews.
+        output: final result; None while the request is unfinished.
+        last_preview: most recent preview.
     """
 
     generation_request: GenerationRequest
@@ -88,53 +102,53 @@ class RequestHandle:
 
     @property
     def id(self) -> str:
-        """Of its job."""
+        """Return the request id."""
         return self.job.id
 
     @property
     def request(self) -> ImageRequest:
-        """With every default filled in."""
+        """Return the resolved image request."""
         return self.job.request
 
     @property
     def degraded_to(self) -> str | None:
-        """The tier as which it is drawn instead of its own; None, its own."""
+        """Return the effective tier if it differs from the requested tier, else None."""
         return self.effective_tier if self.effective_tier != self.job.tier.name else None
 
     @property
     def progress(self) -> Progress:
-        """How far it is."""
+        """Return the completed and total evaluations."""
         return Progress(self.job.index, len(self.job.step_plan.rows))
 
     def publish(self, event: StreamEvent) -> None:
-        """Let every listener know."""
+        """Send an event to all subscribers and store the latest preview or the final result."""
         if isinstance(event, RequestOutput):
             self.output = event
             self._finished.set()
         elif isinstance(event, PreviewImage):
             self.last_preview = event
-        for listener in self._subscribers:
-            listener.put_nowait(event)
+        for queue in self._subscribers:
+            queue.put_nowait(event)
 
     async def stream(self) -> AsyncIterator[StreamEvent]:
-        """What happens from now on, up to the end: first where it stands, last its `Closed`."""
-        listener: asyncio.Queue[StreamEvent] = asyncio.Queue()
+        """Yield the current progress, then all later events up to and including the `RequestOutput`."""
+        queue: asyncio.Queue[StreamEvent] = asyncio.Queue()
         if self.output:
             yield self.output
             return
-        self._subscribers.append(listener)
+        self._subscribers.append(queue)
         try:
             yield self.progress
             while True:
-                event = await listener.get()
+                event = await queue.get()
                 yield event
                 if isinstance(event, RequestOutput):
                     return
         finally:
-            self._subscribers.remove(listener)
+            self._subscribers.remove(queue)
 
     async def result(self) -> RequestOutput:
-        """Its end, as soon as it has one."""
+        """Wait for the final result and return it."""
         await self._finished.wait()
         assert self.output is not None
         return self.output

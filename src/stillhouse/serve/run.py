@@ -1,4 +1,4 @@
-"""The server as a process: its sockets, its signals, its end."""
+"""The server process: sockets, signals and shutdown."""
 
 import asyncio
 import contextlib
@@ -27,19 +27,24 @@ log = logging.getLogger(__name__)
 
 BACKLOG = 1024
 _SHUTDOWN_SECONDS = 3.0
-"""Seconds that open connections have once everything is drawn."""
+"""Seconds that open connections get to close after all requests have finished."""
 
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where a server listens."""
+    """Addresses that a server listens on.
+
+    Args:
+        http: URL of the HTTP server.
+        grpc: host and port of the gRPC server; None if gRPC is disabled.
+    """
 
     http: str
     grpc: str | None
 
 
 class _UvicornServer(uvicorn.Server):
-    """uvicorn, whose signals are taken by `run`: it would close its doors before the pictures are done."""
+    """uvicorn without its signal handlers. `_drain_on_signal` keeps the sockets open until requests have finished."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -51,26 +56,26 @@ def run_server(
     cache: Path | None = None,
     on_started: Callable[[Addresses], None] = lambda addresses: None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT; then take nothing more, end what was begun, and return. A second one ends at once.
+    """Serve until SIGTERM or SIGINT, then finish started requests and return. A second signal stops immediately.
 
     Args:
-        settings: what the server is told.
-        cache: directory of compiled networks.
-        started: called when the doors are open; workers may still be opening their pipelines.
+        settings: server settings.
+        cache: directory of compiled networks; None disables the cache.
+        on_started: called when the sockets are open. Workers may still be loading their pipelines.
 
     Raises:
-        InvalidRequest: an address or a data directory that cannot be used.
-        UnknownModel, PipelineError: a pipeline that cannot be served.
+        InvalidRequest: an address or data directory cannot be used.
+        UnknownModel, PipelineError: a pipeline cannot be served.
     """
     with (
-        _listening_socket(settings.host, settings.port) as listening,
+        _listening_socket(settings.host, settings.port) as listener,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
-        runner.run(_serve(settings, cache, listening, on_started))
+        runner.run(_serve(settings, cache, listener, on_started))
 
 
 async def _serve(
-    settings: ServerSettings, cache: Path | None, listening: socket.socket, on_started: Callable[[Addresses], None]
+    settings: ServerSettings, cache: Path | None, listener: socket.socket, on_started: Callable[[Addresses], None]
 ) -> None:
     failures: list[StillhouseError] = []
     service = make_service(settings, cache, lambda error: _fail(failures, PipelineError(error), server))
@@ -78,18 +83,18 @@ async def _serve(
     server = _UvicornServer(_config(app))
     leaving = asyncio.create_task(_drain_on_signal(service, server))
     try:
-        address = f"http://{_url_host(settings.host)}:{listening.getsockname()[1]}"
+        address = f"http://{_url_host(settings.host)}:{listener.getsockname()[1]}"
         app.on_startup.append(
             partial(_start_grpc, app, service, address, on_started, partial(_fail, failures, server=server))
         )
         app.on_shutdown.insert(0, partial(_stop_grpc, app))
-        await server.serve([listening])
+        await server.serve([listener])
     finally:
         leaving.cancel()
     if failures:
         raise failures[0]
     if not server.started:
-        raise StillhouseError("the server could not be started", fix="its log tells why")
+        raise StillhouseError("the server could not be started", fix="see its log")
 
 
 async def _start_grpc(
@@ -99,17 +104,17 @@ async def _start_grpc(
     on_started: Callable[[Addresses], None],
     fail: Callable[[StillhouseError], None],
 ) -> None:
-    """The second door, where there is to be one."""
+    """Start the gRPC server if the settings enable it, then report the addresses."""
     app.state.grpc = None
-    settings, second = service.settings, None
+    settings, grpc_address = service.settings, None
     if settings.grpc_port is not None:
         try:
             app.state.grpc, port = await open_grpc(service, settings.host, settings.grpc_port)
         except StillhouseError as error:
             fail(error)
             return
-        second = f"{_url_host(settings.host)}:{port}"
-    on_started(Addresses(address, second))
+        grpc_address = f"{_url_host(settings.host)}:{port}"
+    on_started(Addresses(address, grpc_address))
 
 
 async def _stop_grpc(app: Litestar) -> None:
@@ -118,21 +123,21 @@ async def _stop_grpc(app: Litestar) -> None:
 
 
 async def _drain_on_signal(service: Service, server: _UvicornServer) -> None:
-    """Wait for a signal, drain, and let the server leave; the second signal does not wait."""
-    asked = asyncio.Queue[int]()
+    """Wait for a signal, drain the dispatcher and stop the server. A second signal skips draining."""
+    signals = asyncio.Queue[int]()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, asked.put_nowait, number)
-    await asked.get()
-    log.info("draining", extra={"pictures": service.dispatcher.running + service.dispatcher.waiting})
-    draining = asyncio.create_task(service.dispatcher.drain(parse_duration(service.settings.drain)))
-    again = asyncio.create_task(asked.get())
-    await asyncio.wait({draining, again}, return_when=asyncio.FIRST_COMPLETED)
-    if again.done():
-        draining.cancel()
+        loop.add_signal_handler(number, signals.put_nowait, number)
+    await signals.get()
+    log.info("draining", extra={"requests": service.dispatcher.running + service.dispatcher.waiting})
+    drain_task = asyncio.create_task(service.dispatcher.drain(parse_duration(service.settings.drain_timeout)))
+    second_signal = asyncio.create_task(signals.get())
+    await asyncio.wait({drain_task, second_signal}, return_when=asyncio.FIRST_COMPLETED)
+    if second_signal.done():
+        drain_task.cancel()
         await service.dispatcher.drain(0.0)
         server.force_exit = True
-    again.cancel()
+    second_signal.cancel()
     server.should_exit = True
 
 
@@ -158,18 +163,18 @@ def _config(app: Litestar) -> uvicorn.Config:
 
 @contextlib.contextmanager
 def _listening_socket(host: str, port: int) -> Iterator[socket.socket]:
-    """A socket that listens, before anything else is opened: what is wrong with an address is told at once."""
+    """Open a listening socket before the pipelines are loaded, so that a wrong address fails at once."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as listening:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with socket.socket(family) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listening.bind((host, port))
-        except (OSError, UnicodeError) as error:  # the latter where a name breaks the rules for names of hosts
+            listener.bind((host, port))
+        except (OSError, UnicodeError) as error:  # UnicodeError: invalid host name
             fix = "choose another --port" if port and isinstance(error, OSError) else "choose another --host"
-            told = getattr(error, "strerror", None) or error
-            raise InvalidRequest(f"{host}:{port} cannot be listened at: {told}", fix=fix) from error
-        listening.set_inheritable(False)
-        yield listening
+            reason = getattr(error, "strerror", None) or error
+            raise InvalidRequest(f"{host}:{port} cannot be used as a listening address: {reason}", fix=fix) from error
+        listener.set_inheritable(False)
+        yield listener
 
 
 def _url_host(host: str) -> str:

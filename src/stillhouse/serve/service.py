@@ -1,4 +1,4 @@
-"""A server without its doors: who asks, what is drawn, what is kept."""
+"""The service behind all APIs: authentication, dispatching and storage."""
 
 import asyncio
 import sqlite3
@@ -15,10 +15,9 @@ from stillhouse.serve.dispatcher import Dispatcher, make_dispatcher
 from stillhouse.serve.job_queue import JobQueue, log_store_errors, refuse_on_store_error, result_fields
 from stillhouse.serve.request_handle import RequestHandle
 from stillhouse.serve.settings import ServerSettings
-from stillhouse.serve.store.api_keys import find_key, make_anonymous_client, make_client
+from stillhouse.serve.store.api_keys import find_key, make_anonymous_client, make_client, read_usage, write_usage
 from stillhouse.serve.store.database import connect
 from stillhouse.serve.store.job_store import HAS_PUBLIC_URL, JobStore
-from stillhouse.serve.store.usage import read_usage, write_usage
 from stillhouse.serve.worker.messages import RequestOutput
 from stillhouse.units import parse_duration, parse_size
 
@@ -27,21 +26,21 @@ if TYPE_CHECKING:
 
 
 USAGE_SECONDS = 5.0
-"""Seconds between two times that what keys have used is kept: a server that is killed forgets no more."""
+"""Interval in seconds at which the usage of API keys is stored. A killed server loses at most this much usage."""
 
 
 @dataclass(slots=True)
 class Service:
-    """Everything behind the doors. One loop owns it.
+    """Shared state of all APIs. Not thread-safe: use from one event loop.
 
     Args:
-        settings: what the server was told.
-        front: takes orders.
-        patient: takes jobs.
-        connection: the database; only used in the store's thread.
-        untraced: sends the last spans.
-        counting: keeps what keys have used.
-        keeping: pictures whose clients have gone.
+        settings: server settings.
+        dispatcher: admission and scheduling of requests.
+        job_queue: background jobs.
+        connection: SQLite database; only used in the job queue's thread.
+        close_tracing: exports the remaining spans.
+        usage_task: task that stores the usage of API keys.
+        store_tasks: tasks that store images of disconnected clients.
     """
 
     settings: ServerSettings
@@ -53,14 +52,14 @@ class Service:
     store_tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def authenticate(self, token: str | None, address: str) -> Client:
-        """Who asks.
+        """Return the client that sent a request.
 
         Args:
-            token: of the Authorization header, without "Bearer".
-            address: of the client; only where no keys are needed.
+            token: token of the Authorization header without "Bearer"; None if absent.
+            address: address of the client, which identifies the client if no keys are required.
 
         Raises:
-            NotAllowed: a key is needed and there is none, or it is not known.
+            NotAllowed: a key is required and is missing or unknown.
         """
         if not self.settings.keys:
             return make_anonymous_client(self.settings.tiers, address)
@@ -70,12 +69,12 @@ class Service:
         return make_client(key, self.settings.tiers)
 
     async def store_image(self, handle: RequestHandle, output: RequestOutput) -> str:
-        """Keep a picture that was drawn at the door; the name under which whoever knows it may see it.
+        """Store an image for download by URL and return its random name.
 
-        It is no request's id: those stand in logs.
+        The name differs from the request id because request ids are logged.
 
         Raises:
-            Refused: it cannot be written.
+            Refused: the image cannot be written.
         """
         name = uuid4().hex
         with refuse_on_store_error():
@@ -83,21 +82,24 @@ class Service:
         return name
 
     def store_when_finished(self, handle: RequestHandle) -> None:
-        """Keep a picture whose client has gone, once it is drawn: as a job of the same key, under the request's id."""
+        """Store the image of a disconnected client once it is finished.
+
+        It becomes a job of the same key, with the request's id.
+        """
         task = asyncio.get_running_loop().create_task(self._store_when_finished(handle))
         self.store_tasks.add(task)
         task.add_done_callback(self.store_tasks.discard)
 
     def open(self) -> None:
-        """Start the workers, and go on with the jobs that were left."""
+        """Start the workers and resume queued jobs."""
         self.dispatcher.rate_limiter.restore(read_usage(self.connection))
         self.dispatcher.open()
         self.job_queue.open()
         self.usage_task = asyncio.get_running_loop().create_task(self._save_usage())
 
     async def close(self) -> None:
-        """Take nothing more, end what was begun, and leave."""
-        await self.dispatcher.drain(parse_duration(self.settings.drain))
+        """Drain the dispatcher, store pending results and stop the workers."""
+        await self.dispatcher.drain(parse_duration(self.settings.drain_timeout))
         await asyncio.gather(*self.store_tasks, return_exceptions=True)
         if self.usage_task:
             self.usage_task.cancel()
@@ -108,57 +110,56 @@ class Service:
         self.close_tracing()
 
     async def _store_when_finished(self, handle: RequestHandle) -> None:
-        closed = await handle.result()
-        if closed.finish_reason == "drawn":
-            with log_store_errors(f"picture {handle.id} is not kept"):
-                await self.job_queue.run_in_store(_store_image, self.job_queue.store, handle.id, handle, closed, False)
+        output = await handle.result()
+        if output.finish_reason == "finished":
+            with log_store_errors(f"image {handle.id} is not stored"):
+                await self.job_queue.run_in_store(_store_image, self.job_queue.store, handle.id, handle, output, False)
 
     async def _save_usage(self) -> None:
-        kept = self.dispatcher.rate_limiter.daily_usage
+        stored = self.dispatcher.rate_limiter.daily_usage
         while True:
             await asyncio.sleep(USAGE_SECONDS)
-            if (used := self.dispatcher.rate_limiter.daily_usage) != kept:
-                with log_store_errors("what keys have used is not kept"):
-                    await self.job_queue.run_in_store(write_usage, self.connection, used)
-                    kept = used
+            if (usage := self.dispatcher.rate_limiter.daily_usage) != stored:
+                with log_store_errors("cannot store API key usage"):
+                    await self.job_queue.run_in_store(write_usage, self.connection, usage)
+                    stored = usage
 
 
 def make_service(
     settings: ServerSettings, cache: Path | None = None, on_broken: Callable[[str], None] | None = None
 ) -> Service:
-    """A service that was told this, not yet open.
+    """Return a service that is not yet open.
 
     Args:
-        settings: what it is told.
-        cache: directory of compiled networks.
-        broken: called when a worker cannot open a pipeline.
+        settings: server settings.
+        cache: directory of compiled networks; None disables the cache.
+        on_broken: called with the error message when a worker cannot load a pipeline.
 
     Raises:
-        UnknownModel, PipelineError: a tier's pipeline that cannot be served.
+        UnknownModel, PipelineError: a tier's pipeline cannot be served.
         InvalidRequest: the data directory cannot be used.
-        RuntimeMissing: spans are wanted, and nothing is installed that sends them.
+        RuntimeMissing: tracing is enabled and OpenTelemetry is not installed.
     """
-    front = make_dispatcher(settings, cache, **({"broken": on_broken} if on_broken else {}))
-    spans = _load_tracer() if settings.tracing else None
-    if spans:
-        front.trace_request = spans.record_request
+    dispatcher = make_dispatcher(settings, cache, **({"on_broken": on_broken} if on_broken else {}))
+    tracer = _load_tracer() if settings.tracing else None
+    if tracer:
+        dispatcher.trace_request = tracer.record_request
     data = Path(settings.data)
     connection = connect(data)
     store = JobStore(connection, data)
     store.delete_orphans()
-    keep, kept = parse_duration(settings.keep), parse_size(settings.keep_bytes)
-    patient = JobQueue(front, store, keep, kept)
-    return Service(settings, front, patient, connection, spans.close if spans else lambda: None)
+    job_queue = JobQueue(dispatcher, store, parse_duration(settings.keep), parse_size(settings.keep_bytes))
+    return Service(settings, dispatcher, job_queue, connection, tracer.close if tracer else lambda: None)
 
 
 def _store_image(
     store: JobStore, job_id: str, handle: RequestHandle, output: RequestOutput, has_public_url: bool
 ) -> None:
-    """In one go, so that nobody finds it waiting in between, and draws it again."""
-    order = handle.generation_request
-    store.add(job_id, order.client.key, handle.job.tier.name, handle.request, order.format)
+    """Add and finish a job in one call, so that the job queue never sees it as queued."""
+    request = handle.generation_request
+    store.add(job_id, request.client.key, handle.job.tier.name, handle.request, request.format)
     store.finish(
-        job_id, "drawn", output.content, result={**result_fields(handle, output), HAS_PUBLIC_URL: has_public_url}
+        job_id, "completed", output.content, result={**result_fields(handle, output), HAS_PUBLIC_URL: has_public_url}
     )
 
 
@@ -167,5 +168,5 @@ def _load_tracer() -> "RequestTracer":
         module = import_module("stillhouse.serve.tracing")
     except ModuleNotFoundError as error:
         raise RuntimeMissing(f"{error.name} is not installed", fix="pip install 'stillhouse[telemetry]'") from error
-    found: RequestTracer = module.tracing()
-    return found
+    tracer: RequestTracer = module.make_tracer()
+    return tracer

@@ -1,4 +1,4 @@
-"""What a server is told before it starts: `stillhouse.toml`, or the command line alone."""
+"""Server settings, read from `stillhouse.toml` or set on the command line."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -7,39 +7,43 @@ from typing import Literal
 
 from stillhouse.check import check_choice, check_integer, check_number
 from stillhouse.errors import InvalidRequest
-from stillhouse.json_decode import read_toml
 from stillhouse.serve.engine.admission import AdmissionLimits
 from stillhouse.serve.engine.job import Tier
 from stillhouse.serve.engine.policy import POLICIES
 from stillhouse.units import parse_duration, parse_size
+from stillhouse.validation import read_toml
 
 ADMISSION_MARGIN = 0.5
-"""See `Limits`."""
+"""Margin of `AdmissionLimits` for all tiers."""
 EMBEDDED, STUDENT = "shapes", "shapes-3"
 
 
 @dataclass(frozen=True, slots=True)
 class TierSettings:
-    """A class of users: which pipeline draws for them, how, and what they are promised.
+    """Settings of one tier: its pipeline, defaults, latency target and rate limits.
 
     Args:
-        pipeline: an embedded model's name, or a pipeline directory.
-        weight: above 0, see `job.Tier`.
-        slo: above 1; times the seconds that its picture takes alone, within which a job should end.
-        lateness: times the promised seconds; a picture that would end later as predicted is refused at once.
-        steps, guidance, sampler: where a request does not say; None, as the pipeline's manifest says.
-        most_steps: that a request may ask for.
-        rate, burst: pixel-steps that each key may ask for in a second, and at once; None, as many as it likes.
-        daily: pixel-steps of each key in a day.
-        also: other tiers that its keys may ask for.
-        degrade: tiers whose way of drawing may be used where its own would come too late, best first. The answer says
-            so.
+        pipeline: name of an embedded model, or a pipeline directory.
+        weight: scheduling weight above 0, see `job.Tier`.
+        slo: latency target as a multiple of the isolated latency, at least 1.
+        max_lateness: admission limit as a multiple of the latency target. A request with a later predicted completion
+            is rejected. 1 admits only requests that can meet their target.
+        steps: default number of sampler steps; None uses the pipeline's default.
+        guidance: default guidance scale; None uses the pipeline's default.
+        sampler: default sampler; None uses the pipeline's default.
+        max_steps: largest allowed number of steps.
+        rate: pixel-steps per second of each key; None is unlimited.
+        burst: pixel-steps of each key at once; None is one minute of `rate`.
+        daily: pixel-steps of each key per UTC day; None is unlimited.
+        also: other tiers that keys of this tier may use.
+        degrade: tiers whose pipeline and defaults replace this tier's when a request would be rejected as too late, in
+            order of preference. The response names the tier used.
     """
 
     pipeline: str
     weight: float = 1.0
     slo: float = 3.0
-    lateness: float = 5.0
+    max_lateness: float = 5.0
     steps: int | None = None
     guidance: float | None = None
     sampler: str | None = None
@@ -53,19 +57,19 @@ class TierSettings:
     def __post_init__(self) -> None:
         check_number("weight", self.weight, 1e-3, 1e3)
         check_number("slo", self.slo, 1, 1e6)
-        check_number("lateness", self.lateness, 1, float("inf"))
-        check_integer("most_steps", self.max_steps, 1, 1000)
+        check_number("max_lateness", self.max_lateness, 1, float("inf"))
+        check_integer("max_steps", self.max_steps, 1, 1000)
         for name in ("rate", "burst", "daily"):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), 1, float("inf"))
 
     def make_tier(self, name: str) -> Tier:
-        """What the engine knows of it."""
+        """Return the scheduling parameters of the tier."""
         return Tier(name, self.weight, self.slo)
 
 
 def default_tiers() -> Mapping[str, TierSettings]:
-    """The tiers of a server that is told nothing: the embedded model, and its student of few steps for everybody."""
+    """Return the default tiers: the embedded distilled model as "free", the embedded model as "pro"."""
     return {
         "free": TierSettings(STUDENT),
         "pro": TierSettings(EMBEDDED, weight=2.0, also=("free",)),
@@ -74,27 +78,30 @@ def default_tiers() -> Mapping[str, TierSettings]:
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """Everything that a server is told.
+    """All settings of a server.
 
     Args:
-        tiers: by name, which is also the name of the model that clients ask for.
-        host, port, grpc_port: where it listens; port 0 takes any that is free, grpc_port None opens no second door.
-        data: the directory of keys, jobs and their pictures.
-        keys: whether a key is needed.
-        policy: a name out of `policy.POLICIES`.
-        queue: at most so many pictures wait or are being drawn.
-        memory: for all open pipelines together, as "8GiB"; the one that was not used for longest is closed first.
+        tiers: tiers by name. The name is the model name of the APIs; the first tier is the default.
+        host: address to listen on.
+        port: HTTP port; 0 selects a free port.
+        grpc_port: gRPC port; 0 selects a free port, None disables gRPC.
+        data: directory of the database and the images of jobs.
+        keys: whether requests require an API key.
+        policy: scheduling policy, a name of `policy.POLICIES`.
+        max_queue: largest number of unfinished requests.
+        memory: memory budget of all loaded pipelines, for example "8GiB". The least recently used pipeline is unloaded
+            first.
         backend, precision, threads: as in `stillhouse.load`, for every pipeline.
-        devices: GPUs, as CUDA_VISIBLE_DEVICES names them: a worker for each, which sees no other. None named, one
-            worker, which sees whatever there is.
-        body: bytes of a request, as "32MiB".
-        pixels: of one picture.
-        count: pictures of one request.
-        on_disconnect: what becomes of a picture whose client has gone.
-        drain: seconds that begun pictures have to end after SIGTERM.
-        stall: seconds without a sign of life after which a worker that has work is ended and started again.
-        keep, kept: how long jobs and their pictures are kept, as "24h", and how many bytes of them, as "1GiB".
-        tracing: whether spans are sent to OpenTelemetry, see `tracing`.
+        devices: GPUs as in CUDA_VISIBLE_DEVICES, one worker each. Empty starts one worker that sees all devices.
+        max_body: largest request body, for example "32MiB".
+        max_pixels: largest number of pixels of one image.
+        max_images: largest number of images per request.
+        on_disconnect: whether the images of a disconnected client are cancelled, or finished and stored as jobs.
+        drain_timeout: time for started requests to finish after SIGTERM.
+        stall_timeout: time without messages after which a busy worker is restarted.
+        keep: time for which finished jobs and their images are kept, for example "24h".
+        keep_bytes: total size of kept images, for example "1GiB".
+        tracing: whether spans are exported, see `tracing`.
     """
 
     tiers: Mapping[str, TierSettings] = field(default_factory=default_tiers)
@@ -104,18 +111,18 @@ class ServerSettings:
     data: str = "stillhouse-data"
     keys: bool = False
     policy: str = "slack"
-    queue: int = 256
+    max_queue: int = 256
     memory: str = "8GiB"
     backend: str | None = None
     precision: str | None = None
     threads: int | None = None
     devices: tuple[str, ...] = ()
-    body: str = "32MiB"
-    pixels: int = 2048 * 2048
-    count: int = 10
+    max_body: str = "32MiB"
+    max_pixels: int = 2048 * 2048
+    max_images: int = 10
     on_disconnect: Literal["cancel", "finish"] = "cancel"
-    drain: str = "30s"
-    stall: str = "120s"
+    drain_timeout: str = "30s"
+    stall_timeout: str = "120s"
     keep: str = "24h"
     keep_bytes: str = "1GiB"
     tracing: bool = False
@@ -131,33 +138,33 @@ class ServerSettings:
         if len(set(self.devices)) < len(self.devices):
             raise InvalidRequest(f"devices {', '.join(self.devices)}", allowed="each once")
         check_choice("policy", self.policy, POLICIES)
-        check_integer("queue", self.queue, 1, 100_000)
-        check_integer("pixels", self.pixels, 1, 8192 * 8192)
-        check_integer("count", self.count, 1, 100)
+        check_integer("max_queue", self.max_queue, 1, 100_000)
+        check_integer("max_pixels", self.max_pixels, 1, 8192 * 8192)
+        check_integer("max_images", self.max_images, 1, 100)
         for port in (self.port, self.grpc_port or 0):
             check_integer("port", port, 0, 65535)
-        for size in (self.memory, self.body, self.keep_bytes):
+        for size in (self.memory, self.max_body, self.keep_bytes):
             parse_size(size)
-        for time in (self.drain, self.stall, self.keep):
+        for time in (self.drain_timeout, self.stall_timeout, self.keep):
             parse_duration(time)
 
     @property
     def default_tier(self) -> str:
-        """The tier of whoever has no key."""
+        """Return the tier of anonymous clients and of new keys."""
         return next(iter(self.tiers))
 
     def admission_limits(self, tier: str) -> AdmissionLimits:
-        """How much may wait, as far as this tier is concerned."""
-        return AdmissionLimits(self.queue, self.tiers[tier].lateness, ADMISSION_MARGIN)
+        """Return the admission limits of a tier."""
+        return AdmissionLimits(self.max_queue, self.tiers[tier].max_lateness, ADMISSION_MARGIN)
 
 
 def read_server_settings(path: Path) -> ServerSettings:
-    """Settings out of a TOML file.
+    """Read settings from a TOML file.
 
-    Paths of pipelines and of `data` are relative to the file's directory.
+    Pipeline paths and `data` are relative to the file's directory.
 
     Raises:
-        InvalidRequest: no such file, no TOML, or a setting that does not exist or is out of its range.
+        InvalidRequest: the file is missing or not TOML, or a setting is unknown or out of range.
     """
     return _resolve_paths(
         read_toml(ServerSettings, path, "leave --config out to serve the embedded model"), path.parent
@@ -165,15 +172,15 @@ def read_server_settings(path: Path) -> ServerSettings:
 
 
 def replace_pipelines(settings: ServerSettings, pipelines: Mapping[str, str]) -> ServerSettings:
-    """The settings with these pipelines for these tiers; the tiers of the file that are not among them are left out.
+    """Return settings with exactly these tiers: `pipelines` maps tier names to pipelines.
 
-    A tier that the file does not know gets every default.
+    Tiers of `settings` keep their other values. New tiers have default values.
     """
     tiers = {
         name: replace(settings.tiers[name], pipeline=pipeline) if name in settings.tiers else TierSettings(pipeline)
         for name, pipeline in pipelines.items()
     }
-    kept = {
+    restricted = {
         name: replace(
             tier,
             also=tuple(other for other in tier.also if other in tiers),
@@ -181,13 +188,13 @@ def replace_pipelines(settings: ServerSettings, pipelines: Mapping[str, str]) ->
         )
         for name, tier in tiers.items()
     }
-    return replace(settings, tiers=kept)
+    return replace(settings, tiers=restricted)
 
 
 def _resolve_paths(settings: ServerSettings, base: Path) -> ServerSettings:
-    def placed(name: str) -> str:
-        inside = base / name
-        return str(inside) if inside.is_dir() else name
+    def resolve(name: str) -> str:
+        path = base / name
+        return str(path) if path.is_dir() else name
 
-    tiers = {name: replace(tier, pipeline=placed(tier.pipeline)) for name, tier in settings.tiers.items()}
+    tiers = {name: replace(tier, pipeline=resolve(tier.pipeline)) for name, tier in settings.tiers.items()}
     return replace(settings, tiers=tiers, data=str(base / settings.data))

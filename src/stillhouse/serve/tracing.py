@@ -1,7 +1,7 @@
-"""Spans of pictures for OpenTelemetry, an extra: `pip install 'stillhouse[telemetry]'`.
+"""OpenTelemetry spans of requests. Requires the extra `stillhouse[telemetry]`.
 
-One span a picture, and one for each thing that it waited for; a client's `traceparent` is its parent. Where they go is
-said as for every program that speaks OpenTelemetry, by OTEL_EXPORTER_OTLP_ENDPOINT and its like.
+Each request has one span with a child span per stage (queue, denoise, decode). The client's `traceparent` is the
+parent. The exporter is configured by the standard environment variables, for example OTEL_EXPORTER_OTLP_ENDPOINT.
 """
 
 from dataclasses import dataclass
@@ -18,21 +18,27 @@ from stillhouse.serve.request_handle import RequestHandle
 from stillhouse.serve.worker.messages import RequestOutput
 
 _NANOSECONDS = 1_000_000_000
-_STAGES = (("queue", "waited"), ("denoise", "denoised"), ("finish", "finished"))
+_STAGES = (("queue", "queue_seconds"), ("denoise", "denoise_seconds"), ("decode", "decode_seconds"))
 
 
 @dataclass(slots=True)
 class RequestTracer:
-    """Where spans go.
+    """Exporter of request spans.
 
     Args:
-        provider: hands them on.
+        provider: OpenTelemetry provider with a span processor.
     """
 
     provider: TracerProvider
 
     def record_request(self, handle: RequestHandle, output: RequestOutput, now: float) -> None:
-        """A job has ended, at so many seconds since the epoch."""
+        """Export the spans of a finished request.
+
+        Args:
+            handle: the request.
+            output: its result.
+            now: time of completion, seconds since the epoch.
+        """
         tracer = self.provider.get_tracer("stillhouse", __version__)
         carrier = (
             {"traceparent": handle.generation_request.traceparent} if handle.generation_request.traceparent else {}
@@ -40,39 +46,39 @@ class RequestTracer:
         parent = TraceContextTextMapPropagator().extract(carrier)
         request = handle.request
         span = tracer.start_span(
-            "stillhouse.picture",
+            "stillhouse.request",
             parent,
             start_time=int(handle.created * _NANOSECONDS),
             attributes={
                 "stillhouse.request_id": handle.id,
                 "stillhouse.tier": handle.job.tier.name,
-                "stillhouse.drawn_as": handle.effective_tier,
+                "stillhouse.effective_tier": handle.effective_tier,
                 "stillhouse.pipeline": handle.job.batch_key.pipeline,
                 "stillhouse.size": f"{request.width}x{request.height}",
                 "stillhouse.steps": request.steps or 0,
-                "stillhouse.outcome": output.finish_reason,
+                "stillhouse.finish_reason": output.finish_reason,
                 "stillhouse.batch_peers": output.batch_peers,
             },
         )
-        at = handle.created
+        start = handle.created
         for name, field in _STAGES:
             seconds = getattr(output, field)
             stage = tracer.start_span(
-                f"stillhouse.{name}", set_span_in_context(span), start_time=int(at * _NANOSECONDS)
+                f"stillhouse.{name}", set_span_in_context(span), start_time=int(start * _NANOSECONDS)
             )
-            at += seconds
-            stage.end(int(at * _NANOSECONDS))
+            start += seconds
+            stage.end(int(start * _NANOSECONDS))
         if output.finish_reason == "failed":
             span.set_status(Status(StatusCode.ERROR, output.error_type))
         span.end(int(now * _NANOSECONDS))
 
     def close(self) -> None:
-        """Send what is left."""
+        """Export the remaining spans and shut down."""
         self.provider.shutdown()
 
 
 def make_tracer(processor: SpanProcessor | None = None) -> RequestTracer:
-    """Spans to wherever the environment says, or to this processor."""
+    """Return a tracer that exports to `processor`, or over OTLP as the environment variables configure."""
     provider = TracerProvider(resource=Resource.create({"service.name": "stillhouse"}))
     provider.add_span_processor(processor or BatchSpanProcessor(OTLPSpanExporter()))
     return RequestTracer(provider)

@@ -1,6 +1,6 @@
-"""A station: one worker as the server sees it, by what the worker tells.
+"""The server's handle of one worker: its state, from the worker's events, and its requests.
 
-What the worker has to draw is kept here until it has ended; so nothing is lost with a worker.
+A request stays here until it has ended, so that no request is lost with a worker.
 """
 
 import logging
@@ -32,30 +32,32 @@ from stillhouse.serve.worker.supervisor import ProcessSupervisor, WorkerSupervis
 log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 2
-"""How often a picture is begun at most: workers that died are to blame, not the picture, but who knows."""
+"""How often a request is sent to a worker at most: it may be the cause of the worker's death."""
 MAX_SHAPE_LABELS = 64
-"""Sizes of pictures that metrics tell one by one."""
+"""Number of picture sizes that metrics distinguish."""
 DEFAULT_STARTUP_SECONDS = 10.0
-"""Seconds that a worker is expected to need before it is ready, until one was."""
+"""Expected seconds until a worker is ready, before the first worker was."""
 
 
 @dataclass(slots=True)
 class WorkerHandle:
-    """One worker. The server's loop owns it.
+    """One worker. To be used in the server's event loop.
 
     Args:
-        opening: what the worker is told first; what it has measured is told to the next.
-        clock: seconds, the worker's own.
-        metrics: counts.
-        ended: called with every ticket that has ended.
-        broken: called when the worker cannot open a pipeline.
-        supervise: starts the worker and holds it, as `Supervisor` does.
-        roster: the jobs that are being denoised.
-        cost: what its ticks cost; None until it told.
-        tickets: everything that has not ended, decoding included.
-        heard: when it last gave a sign of life.
-        started: when it was started last; `starting` seconds it took to be ready.
-        lost: since when it is not ready.
+        config: the first message to the worker; a worker that replaces it also gets the latencies that were measured.
+        clock: seconds of the server.
+        metrics: counters of the server.
+        on_finished: called with every request that has ended.
+        on_broken: called with the error when the worker cannot open a pipeline.
+        make_supervisor: makes the supervisor of the worker from its config, a callback for events and one for deaths.
+        pool: the requests that wait for steps.
+        cost_model: latencies of the worker; None before it was ready for the first time.
+        handles: requests that have not ended, those being decoded included, by id.
+        is_ready: whether the worker accepts requests.
+        last_seen: time of the worker's last event.
+        started: time of the worker's last start.
+        startup_seconds: seconds from the last start until the worker was ready.
+        unavailable_since: time since which the worker has not been ready.
     """
 
     config: WorkerConfig
@@ -84,25 +86,25 @@ class WorkerHandle:
         self.supervisor.start()
 
     def close(self) -> None:
-        """End the worker for good."""
+        """End the worker; it is not started again."""
         self.is_ready = False
         self.supervisor.close()
 
     @property
     def pending_seconds(self) -> float:
-        """Seconds that its work will still take."""
+        """Predicted seconds of the work that the worker has."""
         return sum(self.cost_model.device_seconds(job) for job in self.pool.jobs.values()) if self.cost_model else 0.0
 
     @property
     def ready_in(self) -> float:
-        """Seconds until it is expected to be ready."""
+        """Expected seconds until the worker is ready, at least 1."""
         return max(1.0, self.started + self.startup_seconds - self.clock())
 
     def estimate(self, job: Job) -> CostModel:
-        """What a job would find if it were taken now, which is set in it; and what everything costs.
+        """Set the predicted times of a job that would be submitted now, and return the cost model used.
 
         Raises:
-            Refused: the worker was never ready.
+            Refused: the worker has not been ready yet.
         """
         if self.cost_model is None:
             raise Refused("no worker is ready", "starting", self.ready_in)
@@ -111,13 +113,13 @@ class WorkerHandle:
         return cost
 
     def submit(self, handle: RequestHandle) -> None:
-        """Have a picture drawn."""
+        """Send a request to the worker."""
         if not self.handles:
-            self.last_seen = self.clock()  # who had nothing to do had nothing to tell
+            self.last_seen = self.clock()  # an idle worker sends no events
         self._send(handle, self.clock())
 
     def cancel(self, handle: RequestHandle) -> None:
-        """Have it drawn no further. It ends when the worker says so, within a tick."""
+        """Cancel a request. It ends when the worker confirms, within a step, or now where the worker is not ready."""
         handle.is_cancelled = True
         if self.is_ready:
             self.supervisor.send(Cancel(handle.id))
@@ -125,44 +127,54 @@ class WorkerHandle:
             self.finish(handle, RequestOutput("cancelled"))
 
     def finish(self, handle: RequestHandle, output: RequestOutput) -> None:
-        """The one place where a ticket ends."""
+        """End a request: publish its output and remove it. Every request ends here, once."""
         del self.handles[handle.id]
         self.pool.remove(handle.id)
         handle.publish(output)
         self.on_finished(handle, output)
 
     def check_health(self, stall_timeout: float) -> None:
-        """End a worker that has work and gives no sign of life; answer those who wait for one that does not return."""
+        """Kill a worker that has requests and is silent; fail the requests of a worker that does not become ready.
+
+        Args:
+            stall_timeout: seconds of silence, and seconds until a worker must be ready again.
+        """
         if self.is_ready and self.handles and self.clock() - self.last_seen > stall_timeout:
-            log.error("a worker gives no sign of life", extra={"seconds": stall_timeout})
+            log.error("worker stalled", extra={"seconds": stall_timeout})
             self.supervisor.kill()
         if not self.is_ready and self.clock() - self.unavailable_since > stall_timeout:
-            for ticket in list(self.handles.values()):
+            for handle in list(self.handles.values()):
                 error = f"the worker died and was not back after {stall_timeout:g} s"
-                self.finish(ticket, RequestOutput("failed", error=error, error_type="WorkerDied"))
+                self.finish(handle, RequestOutput("failed", error=error, error_type="WorkerDied"))
 
     def _send(self, handle: RequestHandle, arrived: float) -> None:
-        job, order = handle.job, handle.generation_request
+        job, request = handle.job, handle.generation_request
         assert self.cost_model is not None
         self.cost_model = self.cost_model.with_batch_key(job.batch_key)
         self.pool.add(job, arrived, self.cost_model)
         self.handles[job.id] = handle
         handle.attempts += 1
-        expires = None if job.expires == float("inf") else job.expires
         self.supervisor.send(
             Submit(
-                job.id, job.tier, job.key, job.batch_key.pipeline, job.resolved, expires, order.format, order.previews
+                job.id,
+                job.tier,
+                job.key,
+                job.batch_key.pipeline,
+                job.resolved,
+                None if job.expires == float("inf") else job.expires - self.clock(),
+                request.format,
+                request.previews,
             )
         )
 
     def _handle_event(self, event: Event) -> None:
         self.last_seen = self.clock()
         if isinstance(event, StepReport):
-            for moved in event.steps:
-                self._handle_step(moved)
+            for stats in event.steps:
+                self._handle_step(stats)
         elif isinstance(event, OutputEvent):
-            if ticket := self.handles.get(event.id):
-                self.finish(ticket, event.output)
+            if handle := self.handles.get(event.id):
+                self.finish(handle, event.output)
         elif isinstance(event, Preview):
             self._handle_preview(event)
         elif isinstance(event, Ready):
@@ -176,30 +188,30 @@ class WorkerHandle:
         if self.is_ready:
             self.unavailable_since = self.started
         self.is_ready = False
-        for ticket in list(self.handles.values()):
-            if ticket.is_cancelled:
-                self.finish(ticket, RequestOutput("cancelled"))
-            elif ticket.attempts >= MAX_ATTEMPTS:
-                error = f"the worker died {ticket.attempts} times while this picture was drawn"
-                self.finish(ticket, RequestOutput("failed", error=error, error_type="WorkerDied"))
+        for handle in list(self.handles.values()):
+            if handle.is_cancelled:
+                self.finish(handle, RequestOutput("cancelled"))
+            elif handle.attempts >= MAX_ATTEMPTS:
+                error = f"the worker died {handle.attempts} times while running this request"
+                self.finish(handle, RequestOutput("failed", error=error, error_type="WorkerDied"))
 
     def _handle_ready(self, event: Ready) -> None:
-        """What was not ended is drawn again from its beginning: the same seed, the same picture."""
+        """Send every request that has not ended again; the same seed gives the same picture."""
         self.supervisor.mark_ready()
         self.supervisor.config = msgspec.structs.replace(self.config, curves=event.curves)
         self.startup_seconds = max(0.1, self.clock() - self.started)
         curves = dict(event.curves)
         self.cost_model = CostModel(curves) if self.cost_model is None else replace(self.cost_model, curves=curves)
         self.is_ready = True
-        for name in list(self.pool.jobs):
-            self.pool.remove(name)
-        for ticket in self.handles.values():
-            ticket.job.index = ticket.job.steps_skipped = 0
-            self._send(ticket, ticket.job.arrived)
-        log.info("a worker is ready", extra={"seconds": round(self.startup_seconds, 2), "again": len(self.handles)})
+        for job_id in list(self.pool.jobs):
+            self.pool.remove(job_id)
+        for handle in self.handles.values():
+            handle.job.index = handle.job.steps_skipped = 0
+            self._send(handle, handle.job.arrived)
+        log.info("worker ready", extra={"seconds": round(self.startup_seconds, 2), "requeued": len(self.handles)})
 
     def _handle_step(self, stats: StepStats) -> None:
-        jobs = [self.pool.jobs[name] for name in stats.jobs if name in self.pool.jobs]
+        jobs = [self.pool.jobs[job_id] for job_id in stats.jobs if job_id in self.pool.jobs]
         self.pool.record_step(jobs)
         assert self.cost_model is not None
         self.cost_model = self.cost_model.with_batch_key(stats.batch_key).with_slowdown(stats.batch_key, stats.slowdown)
@@ -212,13 +224,13 @@ class WorkerHandle:
         self.metrics.rows.labels(shape).observe(stats.rows)
 
     def _shape_label(self, batch_key: BatchKey) -> str:
-        """As metrics call it; they keep every name for ever, and clients choose sizes."""
+        """Return the label of a picture size in metrics, which keep every label; clients choose sizes."""
         shape = f"{batch_key.width}x{batch_key.height}"
         if len(self._shapes) < MAX_SHAPE_LABELS:
             self._shapes.add(shape)
         return shape if shape in self._shapes else "other"
 
     def _handle_preview(self, preview: Preview) -> None:
-        if (ticket := self.handles.get(preview.id)) and preview.content:
-            ticket.publish(PreviewImage(ticket.preview_count, preview.index, preview.content))
-            ticket.preview_count += 1
+        if (handle := self.handles.get(preview.id)) and preview.content:
+            handle.publish(PreviewImage(handle.preview_count, preview.index, preview.content))
+            handle.preview_count += 1

@@ -1,4 +1,4 @@
-"""The encoder by whose features sets of pictures are compared; it learnt to read scenes from true pictures only."""
+"""Feature encoder for set metrics (Frechet distance, precision, recall), trained on rendered scenes only."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,25 +21,25 @@ _BATCH = 64
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FeatureEncoder:
-    """Pictures to features.
+    """Encode pictures into feature vectors.
 
     Args:
-        runner: float32 pictures [B, 3, 64, 64] from -1 to 1, to features.
-        checksum: SHA-256 of its weights: figures of different encoders are not to be compared.
+        runner: maps float32 `pictures` [B, 3, 64, 64] from -1 to 1 to `features` [B, features].
+        checksum: SHA-256 of the weights; metrics of different encoders are not comparable.
     """
 
     runner: Runner
     checksum: str
 
     def __call__(self, pictures: Sequence[Picture]) -> Features:
-        """Features of each picture, float64 [pictures, features]; of another size, it is scaled first."""
+        """Return float64 features [pictures, features]; pictures of another size are first scaled to 64x64."""
         batches = [pictures[begin : begin + _BATCH] for begin in range(0, len(pictures), _BATCH)]
-        found = [self.runner({"pictures": _to_signal(batch)})["features"] for batch in batches]
-        return np.concatenate(found).astype(np.float64)
+        features = [self.runner({"pictures": _to_signal(batch)})["features"] for batch in batches]
+        return np.concatenate(features).astype(np.float64)
 
 
 def open_feature_encoder(threads: int | None = None) -> FeatureEncoder:
-    """The encoder that ships with the package."""
+    """Open the encoder that ships with the package."""
     runner = open_runner(GRAPH, "onnxruntime", RunnerOptions(threads=threads))
     return FeatureEncoder(runner, file_sha256(WEIGHTS))
 

@@ -1,8 +1,8 @@
-"""The oracle: which shapes, colours, sizes, relation and background a picture shows, and whether a caption is met.
+"""The oracle: recognises the scene that a picture shows, and scores it against a caption.
 
-It reads pixels only, knows nothing of the model, and is deterministic. A picture's border gives the background;
-what differs from it falls into connected components; each component's soft matte (how much of each pixel it
-covers) gives centre and radius in closed form, and the shape whose own coverage fits the matte best names it.
+The oracle reads pixels only and is deterministic. The background colour is the median of the border; pixels that differ
+from it form connected components; each component's matte (the covered share of each pixel) gives centre and radius in
+closed form, and the shape whose coverage fits the matte best names the figure.
 """
 
 import math
@@ -31,9 +31,9 @@ from stillhouse.shapes.scene import (
 ATTRIBUTES = ("count", "background", "shape", "colour", "size", "relation")
 
 _BACKGROUND_TOLERANCE = 60.0
-"""RGB distance beyond which a pixel is no longer background; the palette's nearest colours are 109 apart."""
+"""RGB distance above which a pixel is foreground; the two nearest palette colours are 109 apart."""
 _SMALLEST_FIGURE = 40
-"""Pixels; the smallest figure drawn (a cross of radius 7) covers 108."""
+"""Pixels of a component that counts as a figure; the smallest rendered figure (a cross of radius 7) covers 108."""
 _STRAY_PIXELS, _MATTE_ERROR, _COLOUR_ERROR, _COLOUR_SPREAD = 4, 0.10, 40.0, 10.0
 _NAMES = tuple(PALETTE)
 _COLOURS = np.array([PALETTE[name] for name in _NAMES], np.float32)
@@ -41,10 +41,15 @@ _COLOURS = np.array([PALETTE[name] for name in _NAMES], np.float32)
 
 @dataclass(frozen=True, slots=True)
 class DetectedFigure:
-    """A figure read from pixels, with how far it is from a clean one.
+    """A figure recognised in a picture, with its deviations from an ideal figure.
 
-    `matte_error` is the share of its area by which the matte differs from the named shape; `colour_error` the RGB
-    distance to the named colour; `spread` the mean RGB deviation inside it.
+    Args:
+        shape, colour, size: the nearest names.
+        x, y, radius: in pixels, y downwards.
+        rgb: median colour.
+        matte_error: difference between the matte and the shape's coverage, as a share of the figure's area.
+        colour_error: RGB distance to the palette colour.
+        spread: mean absolute RGB deviation inside the figure.
     """
 
     shape: str
@@ -61,7 +66,14 @@ class DetectedFigure:
 
 @dataclass(frozen=True, slots=True)
 class SceneReading:
-    """A whole picture as read. `stray` counts pixels that are neither background nor part of a figure."""
+    """The scene recognised in a picture.
+
+    Args:
+        figures: in the order of their components.
+        background, background_rgb: palette name and median colour.
+        background_error: RGB distance of the background to its palette colour.
+        stray_pixels: number of pixels that are neither background nor part of a figure.
+    """
 
     figures: tuple[DetectedFigure, ...]
     background: str
@@ -71,7 +83,7 @@ class SceneReading:
 
     @property
     def is_clean(self) -> bool:
-        """No stray blobs, sharp edges, flat colours."""
+        """Whether the picture has no stray pixels, sharp edges and flat palette colours."""
         return (
             self.stray_pixels <= _STRAY_PIXELS
             and self.background_error < _COLOUR_ERROR
@@ -84,9 +96,15 @@ class SceneReading:
 
 @dataclass(frozen=True, slots=True)
 class CaptionScore:
-    """How well a picture meets a caption. Each attribute is a share of the caption's phrases, 0 to 1.
+    """Agreement between a picture and a caption.
 
-    `rerender` is the PSNR in dB between the picture and a clean drawing of what was read in it.
+    Args:
+        count: 1 where the number of figures is right, else 0.
+        background: 1 where the background is right or not mentioned, else 0.
+        shape, colour, size: share of the caption's phrases that are met, 0 to 1.
+        relation: 1 where it is right or not mentioned, else 0.
+        clean: see `SceneReading.is_clean`.
+        rerender: PSNR in dB between the picture and an ideal rendering of the recognised scene.
     """
 
     count: float
@@ -100,20 +118,20 @@ class CaptionScore:
 
     @property
     def all_correct(self) -> bool:
-        """Everything that the caption says is in the picture, and nothing else."""
+        """Whether the picture shows everything that the caption says, and no other figure."""
         return all(getattr(self, attribute) == 1.0 for attribute in ATTRIBUTES)
 
     @property
     def strict(self) -> bool:
-        """All correct and clean."""
+        """Whether the picture is all correct and clean."""
         return self.all_correct and self.clean
 
 
 def read_scene(picture: Picture) -> SceneReading:
-    """Read a picture, uint8 [64, 64, 3].
+    """Recognise the scene in a picture, uint8 [64, 64, 3].
 
-    >>> from stillhouse.shapes.scene import Figure, Scene, draw
-    >>> read(draw(Scene((Figure("cross", "blue", "small", 30, 35, 7.5),), "white"))).figures[0].shape
+    >>> from stillhouse.shapes.scene import Figure, Scene, render_scene
+    >>> read_scene(render_scene(Scene((Figure("cross", "blue", "small", 30, 35, 7.5),), "white"))).figures[0].shape
     'cross'
     """
     pixels = picture.astype(np.float32)
@@ -132,12 +150,12 @@ def read_scene(picture: Picture) -> SceneReading:
 
 
 def score_picture(picture: Picture, caption: Description) -> CaptionScore:
-    """Score a picture against what a caption says. A wrong number of figures scores zero on what is said of them."""
+    """Score a picture, uint8 [64, 64, 3], against a caption; a wrong number of figures scores 0 on their attributes."""
     return score_reading(read_scene(picture), caption, picture)
 
 
 def score_reading(reading: SceneReading, caption: Description, picture: Picture) -> CaptionScore:
-    """`score` for a picture that was read already."""
+    """Score a picture whose scene was recognised before; see `score_picture`."""
     rerender = _psnr(picture, render_reading(reading))
     background = float(caption.background in (None, reading.background))
     if len(reading.figures) != len(caption.phrases):
@@ -148,7 +166,7 @@ def score_reading(reading: SceneReading, caption: Description, picture: Picture)
 
 
 def render_reading(reading: SceneReading) -> Picture:
-    """A clean drawing of what was read, in the colours that were read."""
+    """Render a recognised scene, uint8 [64, 64, 3], in the colours that were measured."""
     return composite([(coverage(f.shape, f.x, f.y, f.radius), f.rgb) for f in reading.figures], reading.background_rgb)
 
 
@@ -160,9 +178,9 @@ def _match(caption: Description, order: tuple[DetectedFigure, ...]) -> tuple[flo
 
     relation = caption.relation is None or caption.relation == _relation(order[0], order[1])
     return (
-        share(seen.shape == said.shape for said, seen in pairs),
-        share(said.colour in (None, seen.colour) for said, seen in pairs),
-        share(said.size in (None, seen.size) for said, seen in pairs),
+        share(figure.shape == phrase.shape for phrase, figure in pairs),
+        share(phrase.colour in (None, figure.colour) for phrase, figure in pairs),
+        share(phrase.size in (None, figure.size) for phrase, figure in pairs),
         float(relation),
     )
 
@@ -186,7 +204,7 @@ def _read_figure(
     matte = np.clip((pixels - background) @ direction / max(float(direction @ direction), 1e-6), 0, 1)
     near = ndimage.binary_dilation(region, iterations=2)
     matte = np.where(near & ((labels == label) | (labels == 0)), matte, 0).astype(np.float32)
-    if matte.sum() < 1:  # a figure whose colours cancel out has no direction away from the background
+    if matte.sum() < 1:  # the median colour of the figure equals the background
         matte = region.astype(np.float32)
     shape, matte_error, x, y, radius = min((_fit_shape(shape, matte) for shape in SHAPES), key=lambda fit: fit[1])
     return DetectedFigure(
@@ -204,7 +222,7 @@ def _read_figure(
 
 
 def _fit_shape(shape: str, matte: PixelMap) -> tuple[str, float, float, float, float]:
-    """(shape, error, x, y, radius) of the figure with the matte's own area and centroid."""
+    """Return (shape, error, x, y, radius) of the figure of this shape with the area and centroid of the matte."""
     area = float(matte.sum())
     centres = np.arange(CANVAS, dtype=np.float32) + np.float32(0.5)
     mean_x, mean_y = float(matte.sum(0) @ centres) / area, float(matte.sum(1) @ centres) / area
@@ -217,7 +235,7 @@ def _fit_shape(shape: str, matte: PixelMap) -> tuple[str, float, float, float, f
 
 @cache
 def _moments(shape: str) -> tuple[float, float]:
-    """Area and height of the centroid of the shape with radius 1, by quadrature on a fine grid."""
+    """Return area and centroid height of a shape of radius 1, by quadrature on a fine grid."""
     y, x = np.mgrid[-1.5:1.5:1200j, -1.5:1.5:1200j].astype(np.float32)
     inside = signed_distance(shape, x, y, 1.0) <= 0
     return float(inside.mean()) * 9.0, float(y[inside].mean())
@@ -230,7 +248,7 @@ def _nearest_colour(rgb: NDArray[np.float32]) -> tuple[str, float]:
 
 
 def _psnr(picture: Picture, other: Picture) -> float:
-    """PSNR in dB, capped at 60."""
+    """Return the PSNR in dB, at most 60."""
     error = float(((picture.astype(np.float32) - other.astype(np.float32)) ** 2).mean())
     return 10 * math.log10(255**2 / max(error, 0.065025))
 

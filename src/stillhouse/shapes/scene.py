@@ -1,7 +1,7 @@
-"""The world of Shapes: one or two flat figures on a plain background, 64x64 pixels.
+"""Scenes of the embedded model: one or two flat figures on a plain background, 64x64 pixels.
 
-A `Scene` is complete: drawing it twice gives the same pixels. What a caption says about a scene, and what it
-leaves out, is in `caption.py`; reading a scene back from pixels is in `oracle.py`.
+A `Scene` decides every pixel of its picture. Captions are in `caption.py`; recognition of scenes in pictures is in
+`oracle.py`.
 """
 
 import math
@@ -17,7 +17,7 @@ from stillhouse.core import Picture
 
 CANVAS = 64
 PixelMap: TypeAlias = NDArray[np.floating[Any]]
-"""One number for each pixel."""
+"""One value for each pixel, [height, width]."""
 
 PALETTE: Mapping[str, tuple[int, int, int]] = {
     "red": (214, 39, 40),
@@ -33,7 +33,7 @@ SHAPES = ("circle", "square", "triangle", "cross")
 SIZES = ("small", "big")
 RELATIONS = ("left of", "right of", "above", "below")
 RADIUS: Mapping[str, tuple[float, float]] = {"small": (7.0, 8.0), "big": (12.0, 13.0)}
-"""Range of a figure's radius in pixels, by size; nothing lies between, so that a size is never a matter of opinion."""
+"""Range of a figure's radius in pixels, by size; the gap between the ranges makes sizes unambiguous."""
 SIZE_BOUNDARY = 10.0
 
 _INNER, _OUTER = 16.0, 48.0
@@ -42,7 +42,7 @@ _MAJOR_JITTER, _MINOR_JITTER, _SINGLE_JITTER = 1.0, 4.0, 6.0
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One figure: its name, and where it stands (centre and radius in pixels, y downwards)."""
+    """One figure: its names, and its centre and radius in pixels, y downwards."""
 
     shape: str
     colour: str
@@ -54,7 +54,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One or two figures on a background. `relation` says where the first stands as seen from the second."""
+    """One or two figures on a background; `relation` is the position of the first relative to the second."""
 
     figures: tuple[Figure, ...]
     background: str
@@ -62,24 +62,24 @@ class Scene:
 
 
 def signed_distance(shape: str, x: PixelMap, y: PixelMap, radius: float) -> PixelMap:
-    """Signed distance in pixels from the outline of a figure centred at the origin: negative inside.
+    """Return the signed distance in pixels to the outline of a figure centred at the origin; negative inside.
 
-    Exact for circles, and exact near the straight edges of the others, which is where anti-aliasing looks.
+    The distance is exact for circles, and near the straight edges of the other shapes, as anti-aliasing requires.
     """
     return _OUTLINES[shape](x, y, radius)
 
 
 def coverage(shape: str, x: float, y: float, radius: float, canvas: int = CANVAS) -> PixelMap:
-    """Share of each pixel that a figure covers, 0 to 1, shape [canvas, canvas]."""
+    """Return the share of each pixel that a figure covers, 0 to 1, [canvas, canvas]."""
     px, py = _pixel_centres(canvas)
     covered: PixelMap = np.clip(0.5 - signed_distance(shape, px - np.float32(x), py - np.float32(y), radius), 0, 1)
     return covered
 
 
 def render_scene(scene: Scene) -> Picture:
-    """The scene's picture: uint8 [64, 64, 3], anti-aliased, figures painted in order.
+    """Render a scene: uint8 [64, 64, 3], anti-aliased, figures in order.
 
-    >>> picture = draw(Scene((Figure("circle", "red", "big", 32, 32, 12.5),), "white"))
+    >>> picture = render_scene(Scene((Figure("circle", "red", "big", 32, 32, 12.5),), "white"))
     >>> picture[32, 32].tolist(), picture[0, 0].tolist()
     ([214, 39, 40], [245, 245, 245])
     """
@@ -91,7 +91,7 @@ def render_scene(scene: Scene) -> Picture:
 def composite(
     layers: list[tuple[PixelMap, tuple[float, float, float]]], background: tuple[float, float, float]
 ) -> Picture:
-    """Layers of (coverage, RGB) composited over a flat background, rounded to uint8."""
+    """Composite layers of (coverage, RGB) over a flat background and round to uint8 [64, 64, 3]."""
     picture = np.empty((CANVAS, CANVAS, 3), np.float32)
     picture[:] = background
     for cover, colour in layers:
@@ -101,18 +101,22 @@ def composite(
 
 
 def sample_scene(rng: np.random.Generator, figures: int | None = None) -> Scene:
-    """A random scene: one figure in 40 % of the draws, else two, which differ in shape, colour or size.
+    """Return a random scene: one figure with a probability of 40 %, else two that differ in shape, colour or size.
 
-    Two figures stand in opposite halves of the canvas with at least four pixels between them.
+    Two figures lie in opposite halves of the canvas, at least four pixels apart.
+
+    Args:
+        rng: source of randomness.
+        figures: number of figures, 1 or 2; None: random.
     """
     count = figures or (1 if rng.random() < 0.4 else 2)
     background = _choose(rng, tuple(PALETTE))
     inks = tuple(colour for colour in PALETTE if colour != background)
     relation = _choose(rng, RELATIONS) if count == 2 else None
     while True:
-        drawn = tuple(_sample_figure(rng, inks, x, y) for x, y in _figure_centres(rng, relation))
-        if len({(f.shape, f.colour, f.size) for f in drawn}) == count:
-            return Scene(drawn, background, relation)
+        placed = tuple(_sample_figure(rng, inks, x, y) for x, y in _figure_centres(rng, relation))
+        if len({(f.shape, f.colour, f.size) for f in placed}) == count:
+            return Scene(placed, background, relation)
 
 
 def _sample_figure(rng: np.random.Generator, inks: tuple[str, ...], x: float, y: float) -> Figure:
@@ -121,7 +125,7 @@ def _sample_figure(rng: np.random.Generator, inks: tuple[str, ...], x: float, y:
 
 
 def _figure_centres(rng: np.random.Generator, relation: str | None) -> list[tuple[float, float]]:
-    """Centres (x, y) of the scene's figures, first figure first."""
+    """Return the centres (x, y) of a scene's figures, first figure first."""
 
     def near(centre: float, jitter: float) -> float:
         return float(centre + rng.uniform(-jitter, jitter))
@@ -157,7 +161,7 @@ def _square(x: PixelMap, y: PixelMap, radius: float) -> PixelMap:
 
 
 def _triangle(x: PixelMap, y: PixelMap, radius: float) -> PixelMap:
-    """Upright and isosceles: as wide as it is high."""
+    """Return the distance to an upright isosceles triangle, as wide as it is high."""
     half = 0.95 * radius
     outline: PixelMap = np.maximum(y - half, (2 * np.abs(x) - (y + half)) / math.sqrt(5))
     return outline

@@ -1,4 +1,4 @@
-"""How well a pipeline draws what captions say: the oracle on captions that training never saw."""
+"""Prompt alignment of a pipeline: the oracle's scores of pictures generated from held-out captions."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,14 +16,14 @@ from stillhouse.shapes.scene import CANVAS, Scene, render_scene
 
 SCORES = ("all_correct", "strict", "clean", *ATTRIBUTES)
 _HELD_OUT_SEED = 1000
-"""The random stream that held-out captions come from; training draws from others."""
+"""Seed of the held-out captions; training uses other seeds."""
 _BATCH = 8
 _Z95 = 1.959964
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A share of pictures with its 95 % interval (Wilson, 1927)."""
+    """A proportion with its 95 % confidence interval (Wilson 1927)."""
 
     value: float
     low: float
@@ -32,10 +32,15 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class CaptionEvaluation:
-    """What the oracle says of a pipeline.
+    """The oracle's scores of a pipeline.
 
-    `scores` is about the pictures that the pipeline drew; `ceiling` about true pictures passed through its
-    autoencoder, which no denoiser can beat. `seconds` is per picture, `_TOGETHER` pictures in a batch.
+    Args:
+        captions: number of captions.
+        steps, guidance, sampler: as resolved.
+        seconds: for each picture, in batches of 8.
+        scores: share of the generated pictures that reach each score in full.
+        ceiling: the same for rendered scenes passed through the autoencoder: the upper bound for any denoiser.
+        rerender: mean PSNR in dB between a picture and an ideal rendering of the recognised scene.
     """
 
     captions: int
@@ -46,7 +51,6 @@ class CaptionEvaluation:
     scores: dict[str, Share]
     ceiling: dict[str, Share]
     rerender: float
-    """Mean PSNR in dB between a picture and the clean drawing of what was read in it."""
 
 
 def evaluate_captions(
@@ -55,29 +59,29 @@ def evaluate_captions(
     captions: int = 1000,
     progress: Callable[[int], None] = lambda done: None,
 ) -> CaptionEvaluation:
-    """Draw the first `captions` held-out captions and read them back.
+    """Generate one picture for each held-out caption and score it with the oracle.
 
     Args:
-        pipeline: any pipeline that knows the captions of Shapes.
-        asked: steps, guidance and sampler to judge at; its prompt and seed are replaced by each caption's.
-        captions: how many; the first thousand are the same for everybody.
-        progress: called with the number of pictures that are done.
+        pipeline: a pipeline trained on the captions of Shapes.
+        request: steps, guidance and sampler; prompt and seed are replaced for each caption.
+        captions: number of held-out captions, in a fixed order.
+        progress: called with the number of pictures generated so far.
 
     Raises:
-        InvalidRequest: the pipeline cannot meet `asked`, or does not draw 64x64 pixels.
+        InvalidRequest: the pipeline refuses the request, or does not generate 64x64 pixels.
     """
     scenes = held_out_captions(captions)
-    requests = [replace(request, prompt=str(caption), seed=i) for i, (_, caption) in enumerate(scenes)]
+    requests = [replace(request, prompt=str(caption), seed=seed) for seed, (_, caption) in enumerate(scenes)]
     resolved = pipeline.resolve(requests[0]).request
     if (resolved.width, resolved.height) != (CANVAS, CANVAS):
-        given = f"{pipeline.manifest.name} draws {resolved.width}x{resolved.height}"
-        raise InvalidRequest(given, allowed=f"models of Shapes, which draw {CANVAS}x{CANVAS}")
-    began = perf_counter()
+        size = f"{pipeline.manifest.name} generates {resolved.width}x{resolved.height} pixels"
+        raise InvalidRequest(size, allowed=f"models of Shapes, which generate {CANVAS}x{CANVAS}")
+    started = perf_counter()
     pictures: list[Picture] = []
-    for i in range(0, captions, _BATCH):
-        pictures += generate_batch(pipeline, requests[i : i + _BATCH])
+    for start in range(0, captions, _BATCH):
+        pictures += generate_batch(pipeline, requests[start : start + _BATCH])
         progress(len(pictures))
-    seconds = (perf_counter() - began) / captions
+    seconds = (perf_counter() - started) / captions
     scores = _score_all(pictures, scenes)
     ceiling = _score_all([pipeline.decode(pipeline.encode_image(render_scene(scene))) for scene, _ in scenes], scenes)
     assert resolved.steps and resolved.guidance is not None and resolved.sampler
@@ -89,18 +93,18 @@ def evaluate_captions(
         seconds,
         score_shares(scores),
         score_shares(ceiling),
-        float(np.mean([one.rerender for one in scores])),
+        float(np.mean([score.rerender for score in scores])),
     )
 
 
 def held_out_captions(captions: int) -> list[tuple[Scene, Description]]:
-    """The first held-out captions, each with a scene that it is true of."""
+    """Return the first `captions` held-out captions, each with a scene that it describes."""
     rng = np.random.default_rng(_HELD_OUT_SEED)
     return [sample_held_out(rng) for _ in range(captions)]
 
 
 def generate_batch(pipeline: Pipeline, requests: Sequence[ImageRequest]) -> list[Picture]:
-    """Several pictures in one batch, in the order of their requests."""
+    """Generate several pictures in one batch and return them in the order of the requests."""
     trajectories = [pipeline.start(request) for request in requests]
     while pending := [trajectory for trajectory in trajectories if not trajectory.is_done]:
         pipeline.advance(pending)
@@ -108,24 +112,25 @@ def generate_batch(pipeline: Pipeline, requests: Sequence[ImageRequest]) -> list
 
 
 def score_shares(scores: Sequence[CaptionScore]) -> dict[str, Share]:
-    """For every score the share of pictures that have it in full."""
+    """Return for each name in SCORES the share of pictures whose score is 1."""
     return {
-        name: wilson_interval(sum(float(getattr(one, name)) == 1.0 for one in scores), len(scores)) for name in SCORES
+        name: wilson_interval(sum(float(getattr(score, name)) == 1.0 for score in scores), len(scores))
+        for name in SCORES
     }
 
 
 def wilson_interval(hits: int, tries: int) -> Share:
-    """The 95 % score interval of a proportion (Wilson 1927, "Probable inference", equation for the limits of p).
+    """Return a proportion with its 95 % score interval (Wilson 1927, "Probable inference", limits of p).
 
-    >>> share = wilson(90, 100)
+    >>> share = wilson_interval(90, 100)
     >>> round(share.low, 3), round(share.high, 3)
     (0.826, 0.945)
     """
     share = hits / tries
     shrink = 1 + _Z95**2 / tries
     centre = (share + _Z95**2 / (2 * tries)) / shrink
-    reach = _Z95 / shrink * math.sqrt(share * (1 - share) / tries + _Z95**2 / (4 * tries**2))
-    return Share(share, centre - reach, centre + reach)
+    half_width = _Z95 / shrink * math.sqrt(share * (1 - share) / tries + _Z95**2 / (4 * tries**2))
+    return Share(share, centre - half_width, centre + half_width)
 
 
 def _score_all(pictures: Sequence[Picture], scenes: Sequence[tuple[Scene, Description]]) -> list[CaptionScore]:

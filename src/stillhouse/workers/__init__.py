@@ -1,1 +1,1 @@
-"""Processes that work for another process."""
+"""Worker processes: spawned and ended, limited in memory and time, and spoken to by typed messages."""

@@ -1,4 +1,4 @@
-"""What a process owes to the one that started it: to end with it."""
+"""The lifetime of a worker process: it ends no later than its parent."""
 
 import contextlib
 import ctypes
@@ -8,6 +8,6 @@ _PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent() -> None:
-    """On Linux, a parent that is killed takes this process with it, even in the middle of a long call (prctl(2))."""
+    """Have the system kill this process when its parent ends, even in the middle of a long call (Linux, prctl(2))."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Auto-Acceleration's config.yml and folders are read as they are, and what cannot be is refused in words."""
+"""Auto-Acceleration's config.yml and folders are read, and invalid ones are refused with an explanation."""
 
 import sys
 from pathlib import Path
@@ -46,7 +46,7 @@ README = """\
       out_sample:
          use_shape: [1, 4, 64, 64]
 """
-"""The sample of Auto-Acceleration's readme.md, indented as it stands there."""
+"""The sample of Auto-Acceleration's readme.md, with its indentation."""
 SHAPES = {
     "sample": InputShapes((1, 9, 32, 32), (1, 9, 64, 64), (4, 9, 64, 64)),
     "timestep": InputShapes((1,), (1,), (1,)),
@@ -108,12 +108,12 @@ def _shapes(draw: st.DrawFn) -> InputShapes:
 
 @given(inputs=st.dictionaries(NAMES, _shapes(), max_size=4))
 def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, inputs: dict[str, InputShapes]) -> None:
-    told = {
-        name: {"min_shape": list(one.min), "max_shape": list(one.max), "use_shape": list(one.use)}
-        for name, one in inputs.items()
+    document = {
+        name: {"min_shape": list(shapes.min), "max_shape": list(shapes.max), "use_shape": list(shapes.use)}
+        for name, shapes in inputs.items()
     }
     read = Reader(tmp_path_factory.mktemp("config"))
-    config = read(yaml.safe_dump({"device": "cpu", "input": told}, sort_keys=False))
+    config = read(yaml.safe_dump({"device": "cpu", "input": document}, sort_keys=False))
     assert config.inputs == inputs
 
 
@@ -146,10 +146,10 @@ def test_everything_has_a_default(read: Reader) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "device"), [("cpu", "cpu"), ("gpu", "gpu"), ("auto", "auto"), ("3", 3), ("'0'", 0), ("0", 0)]
+    ("text", "device"), [("cpu", "cpu"), ("gpu", "gpu"), ("auto", "auto"), ("3", 3), ("'0'", 0), ("0", 0)]
 )
-def test_devices(read: Reader, told: str, device: str | int) -> None:
-    assert read(f"device: {told}").device == device
+def test_devices(read: Reader, text: str, device: str | int) -> None:
+    assert read(f"device: {text}").device == device
 
 
 def test_further_blocks(read: Reader) -> None:
@@ -177,18 +177,18 @@ def test_merged_keys_are_no_duplicates(read: Reader) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("", r"config.yml is empty; allowed: a mapping"),
         ("[1, 2]", r"config.yml is \[1, 2\]; allowed: a mapping"),
-        ("device: [", r"config.yml is no YAML: .*line 1"),
-        ("input:\n\tsample:\n", r"no YAML: .*line 2.*; indent with spaces; YAML takes no tabs"),
-        ("a: 1\n---\nb: 2\n", r"no YAML: but found another document"),
-        ("device: !!python/name:os.system x", r"no YAML: could not determine a constructor for the tag"),
-        ("device: 2020-13-45", r"cannot be understood: month must be in 1..12"),
-        ("[" * 600, r"cannot be understood|no YAML"),
-        ("? [a]\n: 1", r"the key on line 1 is no name"),
-        ("input:\n  a: {use_shape: [1]}\n  a: {use_shape: [2]}", r"'a' stands on line 2 and again on line 3"),
+        ("device: [", r"config.yml is not YAML: .*line 1"),
+        ("input:\n\tsample:\n", r"not YAML: .*line 2.*; indent with spaces; YAML does not allow tabs"),
+        ("a: 1\n---\nb: 2\n", r"not YAML: but found another document"),
+        ("device: !!python/name:os.system x", r"not YAML: could not determine a constructor for the tag"),
+        ("device: 2020-13-45", r"cannot be parsed: month must be in 1..12"),
+        ("[" * 600, r"cannot be parsed|not YAML"),
+        ("? [a]\n: 1", r"the key on line 1 is not a scalar"),
+        ("input:\n  a: {use_shape: [1]}\n  a: {use_shape: [2]}", r"'a' is on line 2 and again on line 3"),
         ("devise: cpu", r"there is no key 'devise'; allowed: device, input, .*; did you mean 'device'\?"),
         ("device: CPU", r"there is no device 'CPU'; allowed: auto, cpu, gpu, 0, 1, 2; did you mean 'cpu'\?"),
         ("device: -1", r"there is no device -1"),
@@ -199,11 +199,11 @@ def test_merged_keys_are_no_duplicates(read: Reader) -> None:
         ("input: {x: [1, 3]}", r"input 'x' is \[1, 3\]; allowed: a mapping"),
         ("input: {x: }", r"input 'x' is empty; allowed: a mapping"),
         ("input: {x: {min_shap: [1]}}", r"input 'x': there is no key 'min_shap'; .* did you mean 'min_shape'\?"),
-        ("input: {x: {min_shape: [1]}}", r"input 'x' has no use_shape; allowed: the shape that is to be measured"),
+        ("input: {x: {min_shape: [1]}}", r"input 'x' has no use_shape; allowed: the shape to measure"),
         ("output: {y: {max_shape: [1]}}", r"output 'y' has no use_shape"),
-        ("input: {x: {use_shape: 1x3}}", r"input 'x': use_shape is '1x3'; allowed: a list of whole numbers from 1"),
+        ("input: {x: {use_shape: 1x3}}", r"input 'x': use_shape is '1x3'; allowed: a list of integers from 1"),
         ("input: {x: {use_shape: 7}}", r"use_shape is 7; allowed: a list"),
-        ("input: {x: {use_shape: [1, 0]}}", r"use_shape is \[1, 0\]; allowed: a list of whole numbers from 1"),
+        ("input: {x: {use_shape: [1, 0]}}", r"use_shape is \[1, 0\]; allowed: a list of integers from 1"),
         ("input: {x: {use_shape: [1, -1]}}", r"use_shape is \[1, -1\]; allowed"),
         ("input: {x: {use_shape: [1.0]}}", r"use_shape is \[1.0\]; allowed"),
         ("input: {x: {use_shape: [true]}}", r"use_shape is \[True\]; allowed"),
@@ -212,11 +212,11 @@ def test_merged_keys_are_no_duplicates(read: Reader) -> None:
         ("input: {x: {use_shape: [99999999999]}}", r"use_shape is \[99999999999\]; allowed"),
         (
             "input: {x: {use_shape: [1, 2], min_shape: [1]}}",
-            r"min_shape \[1\] and use_shape \[1, 2\] differ in rank; allowed: as many axes in each",
+            r"min_shape \[1\] and use_shape \[1, 2\] differ in rank; allowed: the same number of axes",
         ),
         (
             "input: {x: {use_shape: [1, 2], min_shape: [1, 4], max_shape: [1, 3]}}",
-            r"'x': on axis 1, min_shape is 4 and max_shape 3; allowed: a min_shape that is nowhere above max_shape",
+            r"'x': on axis 1, min_shape is 4 and max_shape 3; allowed: min_shape at most max_shape on every axis",
         ),
         (
             "input: {x: {use_shape: [1, 9], min_shape: [1, 1], max_shape: [1, 8]}}",
@@ -237,8 +237,8 @@ def test_merged_keys_are_no_duplicates(read: Reader) -> None:
         ("probe: 3", r"probe is 3; allowed: the name of an .npz file, or ones"),
     ],
 )
-def test_mistakes_are_refused(read: Reader, text: str, told: str) -> None:
-    with pytest.raises(InvalidRequest, match=told) as caught:
+def test_mistakes_are_refused(read: Reader, text: str, message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message) as caught:
         read(text)
     assert str(read.path) in str(caught.value)
 
@@ -266,22 +266,22 @@ def test_a_config_without_inputs_fits_every_graph() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"smaple": (1, 9, 8, 8)}, r"there is no input 'smaple'; allowed: sample, .*; did you mean 'sample'\?"),
-        ({"timestep": None}, r"nothing of input 'timestep'; .*add under `input`:  timestep: \{use_shape: \[batch\]\}"),
+        ({"timestep": None}, r"lacks input 'timestep'; .*add under `input`:  timestep: \{use_shape: \[batch\]\}"),
         ({"sample": (1, 9, 8)}, r"shapes of input 'sample' have 3 axes, like \[1, 9, 8\]; allowed: 4 axes"),
-        ({"sample": (1, 4, 8, 8)}, r"axis 1 of input 'sample' is 4, but the graph has it fixed; allowed: 9"),
+        ({"sample": (1, 4, 8, 8)}, r"axis 1 of input 'sample' is 4, but is fixed in the graph; allowed: 9"),
         (
             {"sample": InputShapes((1, 9, 8, 8), (1, 9, 8, 8), (1, 12, 8, 8))},
-            r"axis 1 of input 'sample' ranges from 9 to 12, but the graph has it fixed; allowed: 9; write 9 there, or",
+            r"axis 1 of input 'sample' ranges from 9 to 12, but is fixed in the graph; allowed: 9; write 9 there, or",
         ),
         ({"timestep": (2,)}, r"the shape \[2\] for input 'timestep'; allowed: \[batch\], .* one length for each name"),
     ],
 )
-def test_what_does_not_fit_the_graph(changes: dict[str, InputShapes | tuple[int, ...] | None], told: str) -> None:
+def test_what_does_not_fit_the_graph(changes: dict[str, InputShapes | tuple[int, ...] | None], message: str) -> None:
     inputs = {**SHAPES, **changes}
-    with pytest.raises(InvalidRequest, match=told):
+    with pytest.raises(InvalidRequest, match=message):
         check_config(_config(**{name: shapes for name, shapes in inputs.items() if shapes is not None}), UNET)
 
 
@@ -323,18 +323,22 @@ def test_no_model_and_several(folders: Path) -> None:
     model.with_name("._unet.onnx").write_bytes(b"")
     assert find_layout(folders).model == model
     model.with_name("a.onnx").write_bytes(b"")
-    with pytest.raises(InvalidRequest, match=r"model holds 2 models: a.onnx, unet.onnx; allowed: one; name the model"):
+    with pytest.raises(
+        InvalidRequest, match=r"model contains 2 models: a.onnx, unet.onnx; allowed: one model; pass the model"
+    ):
         find_layout(folders)
-    for one in model.parent.glob("*.onnx"):
-        one.unlink()
-    with pytest.raises(InvalidRequest, match=r"model holds no .onnx file; allowed: input/config/config.yml, one"):
+    for path in model.parent.glob("*.onnx"):
+        path.unlink()
+    with pytest.raises(InvalidRequest, match=r"model contains no .onnx file; allowed: input/config/config.yml, one"):
         find_layout(folders)
 
 
 def test_other_folders(tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequest, match=r"there is no directory .*input/model; allowed: .*; name the model"):
+    with pytest.raises(
+        InvalidRequest, match=r"the directory .*input/model does not exist; allowed: .*; pass the model"
+    ):
         find_layout(tmp_path)
-    with pytest.raises(InvalidRequest, match=r"there is no file .*config.yml; allowed: input/config/config.yml, one"):
+    with pytest.raises(InvalidRequest, match=r"config.yml does not exist; allowed: input/config/config.yml, one"):
         find_layout(tmp_path / "config.yml")
 
 
@@ -343,20 +347,20 @@ def test_other_folders(tmp_path: Path) -> None:
 
 
 def test_fault_01_cpu_needs_no_driver(read: Reader) -> None:
-    """It imported pycuda and tensorrt whatever the device was."""
+    """Auto-Acceleration imported pycuda and tensorrt for every device."""
     before = set(sys.modules)
     read(README.replace("device: 0", "device: cpu"))
     assert not {name.partition(".")[0] for name in set(sys.modules) - before} & {"pycuda", "tensorrt", "torch"}
 
 
 def test_fault_10_errors_have_a_bound_and_the_choice_a_goal(read: Reader) -> None:
-    """It printed an error without a scale, judged nothing and chose nothing."""
+    """Auto-Acceleration printed an error without a scale and made no choice."""
     config = read(README + "   tolerance: {min_sqnr: 20, max_mae: 0.01}\n   goal: latency\n")
     assert (config.tolerance, config.goal) == (Bounds(min_sqnr=20, max_mae=0.01), "latency")
 
 
 def test_fault_13_results_of_an_earlier_model_are_no_source(folders: Path) -> None:
-    """It took whatever lay in the output folder, and replaced a model's name wherever it met it."""
+    """Auto-Acceleration used any files in the output folder, and replaced the model's name everywhere."""
     earlier = folders / "output" / "onnx"
     earlier.mkdir(parents=True)
     networks.numbered(earlier / "earlier.onnx")
@@ -366,14 +370,14 @@ def test_fault_13_results_of_an_earlier_model_are_no_source(folders: Path) -> No
 
 
 def test_fault_14_inputs_are_bound_by_name(read: Reader, tmp_path: Path) -> None:
-    """Its config had to list inputs in the order of the model."""
+    """Auto-Acceleration's config had to list inputs in the order of the model."""
     shapes = [("0", [2, 16]), ("1", [2, 16])]
     graph = read_signature(networks.numbered(tmp_path / "numbered.onnx"))
     text = "input:\n" + "".join(f"  {name}: {{use_shape: {shape}}}\n" for name, shape in reversed(shapes))
     config = read(f"{text}output: {{5: {{use_shape: [2, 8]}}}}\n")
     check_config(config, graph)
-    assert config == read("output: {5: {use_shape: [2, 8]}}\n" + yaml.safe_dump({"input": _told(dict(shapes))}))
+    assert config == read("output: {5: {use_shape: [2, 8]}}\n" + yaml.safe_dump({"input": _use_shapes(dict(shapes))}))
 
 
-def _told(shapes: dict[str, list[int]]) -> dict[str, dict[str, list[int]]]:
+def _use_shapes(shapes: dict[str, list[int]]) -> dict[str, dict[str, list[int]]]:
     return {name: {"use_shape": shape} for name, shape in shapes.items()}

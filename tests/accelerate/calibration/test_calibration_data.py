@@ -1,4 +1,4 @@
-"""Probes: what networks were fed, one call at a time or several together."""
+"""Probes: recorded inputs, one call at a time or batched."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from stillhouse.accelerate.calibration.calibration_data import Probe, gather_row
 
 
 def numbered(first: int, rows: int, width: int = 2) -> Probe:
-    """Rows that are all of one number, each of its own."""
+    """Rows with consecutive numbers, each constant."""
     numbers = np.arange(first, first + rows, dtype=np.float32)
     return Probe("one", {"x": np.repeat(numbers[:, None], width, axis=1), "t": numbers})
 
@@ -26,8 +26,8 @@ def test_probes_of_another_size_stay_out() -> None:
 
 
 def test_answers_are_gathered_as_what_they_answer() -> None:
-    """Whatever their own sizes are."""
+    """Outputs are gathered like their inputs, whatever their sizes."""
     probes = [numbered(0, 2), numbered(10, 2, width=3), numbered(20, 2)]
-    answers = [Probe(one.label, {"y": 2 * one.feeds["t"]}) for one in probes]
-    places = interleave_rows(probes, 4)
-    np.testing.assert_array_equal(gather_rows(answers, places).feeds["y"], 2 * gather_rows(probes, places).feeds["t"])
+    answers = [Probe(probe.label, {"y": 2 * probe.feeds["t"]}) for probe in probes]
+    indices = interleave_rows(probes, 4)
+    np.testing.assert_array_equal(gather_rows(answers, indices).feeds["y"], 2 * gather_rows(probes, indices).feeds["t"])

@@ -1,4 +1,4 @@
-"""A bare ONNX file gets shapes that fit it and values that it may get in use; the user's own are checked."""
+"""Shapes and values of inputs of a bare ONNX file, generated and read."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ from tests.accelerate.networks import NETWORKS
 
 BACKENDS = ("onnxruntime", "openvino")
 GUESSED: dict[str, dict[str, tuple[int, ...]]] = {
-    "encoder": {"input_ids": (1, 64), "attention_mask": (1, 64)},  # as many as it has positions
+    "encoder": {"input_ids": (1, 64), "attention_mask": (1, 64)},  # number of positions
     "detector": {"images": (1, 3, 64, 64)},
     "denoiser": {"sample": (1, 9, 64, 64), "timestep": (1,), "encoder_hidden_states": (1, 77, 32)},
     "classifier": {"picture": (1, 224, 224, 3)},
@@ -40,7 +40,7 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def identity(path: Path, inputs: Mapping[str, tuple[Sequence[Axis], int]]) -> Path:
-    """A graph that hands its inputs on, and so says nothing about them but names, axes and types."""
+    """A graph that returns its inputs and reveals only names, axes and types."""
     values = [helper.make_tensor_value_info(name, kind, axes) for name, (axes, kind) in inputs.items()]
     outputs = [
         helper.make_tensor_value_info(f"{name}.out", kind, [None] * len(axes)) for name, (axes, kind) in inputs.items()
@@ -53,7 +53,7 @@ def identity(path: Path, inputs: Mapping[str, tuple[Sequence[Axis], int]]) -> Pa
     return path
 
 
-def one(path: Path, name: str, axes: Sequence[Axis], kind: int = TensorProto.FLOAT) -> Path:
+def single_input(path: Path, name: str, axes: Sequence[Axis], kind: int = TensorProto.FLOAT) -> Path:
     return identity(path, {name: (axes, kind)})
 
 
@@ -68,18 +68,18 @@ def test_every_network_runs_on_what_is_guessed(graphs: dict[str, Path], name: st
     runner = open_runner(graphs[name], backend, RunnerOptions(threads=1))
     outputs = [runner(feeds) for feeds in plausible_inputs(graphs[name], infer_shapes(graphs[name]), 3)]
     for output in outputs[0]:
-        first, second, third = (each[output] for each in outputs)
+        first, second, third = (tensors[output] for tensors in outputs)
         assert np.isfinite(first).all() and np.isfinite(third).all()
         assert not np.array_equal(first, second) and not np.array_equal(second, third)
 
 
 def test_both_runtimes_agree_on_the_networks(graphs: dict[str, Path]) -> None:
-    # Both compute in float32, in another order: a few hundred roundings of 6e-8, on outputs of size 1 to 10.
+    # Both compute in float32 in a different order: a few hundred roundings of 6e-8 on outputs of 1 to 10.
     for graph in graphs.values():
         feeds = plausible_inputs(graph, infer_shapes(graph), 1)[0]
-        ours, theirs = (open_runner(graph, backend, RunnerOptions(threads=1))(feeds) for backend in BACKENDS)
-        for name, output in ours.items():
-            np.testing.assert_allclose(theirs[name], output, atol=1e-4)
+        reference, actual = (open_runner(graph, backend, RunnerOptions(threads=1))(feeds) for backend in BACKENDS)
+        for name, output in reference.items():
+            np.testing.assert_allclose(actual[name], output, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_both_runtimes_agree_on_the_networks(graphs: dict[str, Path]) -> None:
 def test_open_axes_by_name_and_by_place(
     tmp_path: Path, name: str, axes: Sequence[Axis], kind: str, shape: tuple[int, ...]
 ) -> None:
-    assert infer_shapes(one(tmp_path / "graph.onnx", name, axes, KINDS[kind])) == {name: shape}
+    assert infer_shapes(single_input(tmp_path / "graph.onnx", name, axes, KINDS[kind])) == {name: shape}
 
 
 def test_one_name_has_one_length(graphs: dict[str, Path]) -> None:
@@ -124,15 +124,15 @@ def test_a_sum_is_one_length_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         ({"smaple": (1,)}, r"there is no input 'smaple'; .* did you mean 'sample'\?"),
         ({"sample": (1, 9, 8)}, r"the shape \[1, 9, 8\] for input 'sample'"),
         ({"sample": (1, 9, 8, 8), "timestep": (2,)}, r"the shape \[2\] for input 'timestep'; .* one length for each"),
     ],
 )
-def test_shapes_that_do_not_fit(graphs: dict[str, Path], overrides: dict[str, tuple[int, ...]], told: str) -> None:
-    with pytest.raises(InvalidRequest, match=told):
+def test_shapes_that_do_not_fit(graphs: dict[str, Path], overrides: dict[str, tuple[int, ...]], message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message):
         infer_shapes(graphs["denoiser"], overrides=overrides)
 
 
@@ -159,22 +159,22 @@ def test_whatever_the_axes_the_inputs_fit_them(tmp_path_factory: pytest.TempPath
             assert feeds[name].flags.c_contiguous
 
 
-def drawn(path: Path, name: str, shape: tuple[int, ...], kind: str, count: int = 8) -> list[NDArray[Any]]:
-    graph = one(path / "graph.onnx", name, shape, KINDS[kind])
+def generated(path: Path, name: str, shape: tuple[int, ...], kind: str, count: int = 8) -> list[NDArray[Any]]:
+    graph = single_input(path / "graph.onnx", name, shape, KINDS[kind])
     return [feeds[name] for feeds in plausible_inputs(graph, {name: shape}, count)]
 
 
 def test_ids_are_rows_of_their_table(graphs: dict[str, Path]) -> None:
     shapes = {"input_ids": (16, 64), "attention_mask": (16, 64)}
     ids = np.stack([feeds["input_ids"] for feeds in plausible_inputs(graphs["encoder"], shapes, 8)])
-    # 8192 draws of 1000 rows: of the top tenth, all are missed once in 0.9**-8192 times.
+    # 8192 draws of 1000 rows miss the top tenth with a probability of 0.9**8192.
     assert (
         0 <= ids.min() < networks.VOCABULARY // 10 and networks.VOCABULARY * 9 // 10 <= ids.max() < networks.VOCABULARY
     )
 
 
 def test_ids_without_a_table_stay_small(tmp_path: Path) -> None:
-    assert all(0 <= ids.min() <= ids.max() < 8 for ids in drawn(tmp_path, "input_ids", (4, 50), "int64"))
+    assert all(0 <= ids.min() <= ids.max() < 8 for ids in generated(tmp_path, "input_ids", (4, 50), "int64"))
 
 
 def test_ids_reach_their_table_through_other_nodes(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_ids_reach_their_table_through_other_nodes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["int64", "bool", "float"])
 def test_masks_end_in_tails_of_their_own(tmp_path: Path, kind: str) -> None:
-    first, *others = drawn(tmp_path, "attention_mask", (4, 64), kind)
+    first, *others = generated(tmp_path, "attention_mask", (4, 64), kind)
     assert first.all()
     for mask in others:
         assert np.isin(mask, [0, 1]).all()
@@ -201,14 +201,14 @@ def test_masks_end_in_tails_of_their_own(tmp_path: Path, kind: str) -> None:
 
 
 def test_a_mask_with_more_axes_is_added_to_scores(tmp_path: Path) -> None:
-    first, second, *_ = drawn(tmp_path, "attention_mask", (2, 1, 16, 16), "float")
+    first, second, *_ = generated(tmp_path, "attention_mask", (2, 1, 16, 16), "float")
     assert not first.any()
     assert set(np.unique(second)) == {-1e4, 0.0}
     assert np.isfinite(second.astype(np.float16)).all()
 
 
 def test_a_mask_of_a_picture_is_a_rectangle(tmp_path: Path) -> None:
-    for mask in drawn(tmp_path, "mask", (1, 1, 16, 16), "float"):
+    for mask in generated(tmp_path, "mask", (1, 1, 16, 16), "float"):
         assert mask.sum() == 64 and np.isin(mask, [0, 1]).all()
 
 
@@ -217,19 +217,19 @@ def test_a_mask_of_a_picture_is_a_rectangle(tmp_path: Path) -> None:
     [("token_type_ids", np.zeros((2, 9))), ("position_ids", np.tile(np.arange(9), (2, 1)))],
 )
 def test_ids_that_follow_from_the_shape(tmp_path: Path, name: str, want: NDArray[Any]) -> None:
-    assert all(np.array_equal(ids, want) for ids in drawn(tmp_path, name, (2, 9), "int64"))
+    assert all(np.array_equal(ids, want) for ids in generated(tmp_path, name, (2, 9), "int64"))
 
 
 @pytest.mark.parametrize("kind", ["int64", "float"])
 def test_timesteps_are_spread(tmp_path: Path, kind: str) -> None:
-    steps = np.stack(drawn(tmp_path, "timestep", (2,), kind, count=5)).ravel()
+    steps = np.stack(generated(tmp_path, "timestep", (2,), kind, count=5)).ravel()
     assert np.array_equal(np.sort(steps), np.linspace(0, 999, 10))
-    assert drawn(tmp_path, "timestep", (), kind, count=1) == [499]
+    assert generated(tmp_path, "timestep", (), kind, count=1) == [499]
 
 
 @pytest.mark.parametrize("shape", [(1, 32, 48, 3), (1, 3, 32, 48), (32, 48, 3)])
 def test_bytes_of_three_axes_are_smooth_pictures(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    for picture in drawn(tmp_path, "image", shape, "uint8"):
+    for picture in generated(tmp_path, "image", shape, "uint8"):
         assert (picture.min(), picture.max()) == (0, 255)
         moved = (
             picture.astype(float).reshape(32, 48, 3) if shape[-1] == 3 else picture[0].transpose(1, 2, 0).astype(float)
@@ -239,7 +239,7 @@ def test_bytes_of_three_axes_are_smooth_pictures(tmp_path: Path, shape: tuple[in
 
 
 def test_latents_go_from_noise_to_picture(tmp_path: Path) -> None:
-    latents = drawn(tmp_path, "sample", (1, 4, 64, 64), "float")
+    latents = generated(tmp_path, "sample", (1, 4, 64, 64), "float")
     steps = [float(np.diff(latent, axis=-1).std()) for latent in latents]
     assert steps == sorted(steps, reverse=True)
     # The difference of two independent standard normals has the deviation sqrt 2; of 16128, known to 1 percent.
@@ -249,7 +249,7 @@ def test_latents_go_from_noise_to_picture(tmp_path: Path) -> None:
 
 
 def test_vectors_differ_in_scale(tmp_path: Path) -> None:
-    scales = [vector.std() for vector in drawn(tmp_path, "hidden", (1, 77, 64), "float")]
+    scales = [vector.std() for vector in generated(tmp_path, "hidden", (1, 77, 64), "float")]
     assert scales[0] == pytest.approx(1, rel=0.05)
     assert min(scales) > 0.45 and max(scales) < 2.2 and max(scales) / min(scales) > 1.5
 
@@ -271,13 +271,15 @@ def test_inputs_of_one_shape_differ(graphs: dict[str, Path]) -> None:
 
 
 def test_no_values_for_text(tmp_path: Path) -> None:
-    graph = one(tmp_path / "graph.onnx", "words", [1], TensorProto.STRING)
-    with pytest.raises(InvalidRequest, match=r"input 'words' takes object, for which there are no plausible values"):
+    graph = single_input(tmp_path / "graph.onnx", "words", [1], TensorProto.STRING)
+    with pytest.raises(
+        InvalidRequest, match=r"input 'words' has the element type object, for which no values can be generated"
+    ):
         plausible_inputs(graph, {"words": (1,)}, 1)
 
 
 def test_shapes_must_be_whole(graphs: dict[str, Path]) -> None:
-    with pytest.raises(InvalidRequest, match=r"no shape was given for attention_mask; allowed: a shape for each input"):
+    with pytest.raises(InvalidRequest, match=r"shapes are missing for attention_mask; allowed: a shape for each input"):
         plausible_inputs(graphs["encoder"], {"input_ids": (1, 8)}, 1)
     with pytest.raises(InvalidRequest, match=r"the number of inputs is 0; allowed: a whole number from 1"):
         plausible_inputs(graphs["numbered"], {"0": (1, 16), "1": (1, 16)}, 0)
@@ -312,10 +314,10 @@ def saved(path: Path, **arrays: NDArray[Any]) -> Path:
 IDS = np.arange(12).reshape(2, 6)
 
 
-def same(got: Sequence[Feeds], want: Sequence[Feeds]) -> bool:
-    return len(got) == len(want) and all(
-        mine.keys() == yours.keys() and all(np.array_equal(mine[name], yours[name]) for name in mine)
-        for mine, yours in zip(got, want, strict=True)
+def same(actual: Sequence[Feeds], expected: Sequence[Feeds]) -> bool:
+    return len(actual) == len(expected) and all(
+        first.keys() == second.keys() and all(np.array_equal(first[name], second[name]) for name in first)
+        for first, second in zip(actual, expected, strict=True)
     )
 
 
@@ -333,9 +335,9 @@ def test_an_axis_in_front_holds_several(graphs: dict[str, Path], tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("arrays", "told"),
+    ("arrays", "message"),
     [
-        ({"input_ids": IDS}, r"has nothing for attention_mask; allowed: an array for each input"),
+        ({"input_ids": IDS}, r"lacks attention_mask; allowed: an array for each input"),
         (
             {"input_id": IDS, "attention_mask": IDS},
             r"there is no input \(in own.npz\) 'input_id'; allowed: .*; did you mean 'input_ids'\?",
@@ -344,18 +346,21 @@ def test_an_axis_in_front_holds_several(graphs: dict[str, Path], tmp_path: Path)
             {"input_ids": IDS.astype(np.int32), "attention_mask": IDS},
             r"'input_ids' is int32; allowed: int64; use .astype\('int64'\)",
         ),
-        ({"input_ids": IDS[0], "attention_mask": IDS}, r"'input_ids' has 1 axes; allowed: 2, or 3 with the sets"),
+        (
+            {"input_ids": IDS[0], "attention_mask": IDS},
+            r"'input_ids' has 1 axes; allowed: 2 axes, or 3 with an axis of input sets",
+        ),
         (
             {"input_ids": IDS, "attention_mask": IDS[:, :3]},
             r"the shape \[2, 3\] for input 'attention_mask'; allowed: \[batch, sequence\]",
         ),
         (
             {"input_ids": np.stack([IDS] * 2), "attention_mask": np.stack([IDS] * 3)},
-            r"has sets of inputs: input_ids 2, attention_mask 3; allowed: the same number in each",
+            r"has different numbers of input sets: input_ids 2, attention_mask 3; allowed: the same number in each",
         ),
         (
             {"input_ids": IDS[None][:0], "attention_mask": IDS},
-            r"has sets of inputs: input_ids 0; allowed: the same number in each, and not 0",
+            r"has different numbers of input sets: input_ids 0; allowed: the same number in each array, at least 1",
         ),
         (
             {"input_ids": np.array([[None]]), "attention_mask": IDS},
@@ -364,15 +369,15 @@ def test_an_axis_in_front_holds_several(graphs: dict[str, Path], tmp_path: Path)
     ],
 )
 def test_own_inputs_that_do_not_fit(
-    graphs: dict[str, Path], tmp_path: Path, arrays: dict[str, NDArray[Any]], told: str
+    graphs: dict[str, Path], tmp_path: Path, arrays: dict[str, NDArray[Any]], message: str
 ) -> None:
-    with pytest.raises(InvalidRequest, match=told):
+    with pytest.raises(InvalidRequest, match=message):
         read_npz_inputs(saved(tmp_path / "own.npz", **arrays), graphs["encoder"])
 
 
 def test_own_inputs_hold_no_nan(graphs: dict[str, Path], tmp_path: Path) -> None:
     arrays = {"0": np.zeros((1, 16), np.float32), "1": np.full((1, 16), np.nan, np.float32)}
-    with pytest.raises(InvalidRequest, match=r"'1' holds NaN"):
+    with pytest.raises(InvalidRequest, match=r"'1' contains NaN"):
         read_npz_inputs(saved(tmp_path / "own.npz", **arrays), graphs["numbered"])
 
 
@@ -401,18 +406,18 @@ def test_a_broken_file_of_inputs(tmp_path_factory: pytest.TempPathFactory, data:
 
 
 def test_other_files_of_inputs(graphs: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequest, match=r"there is no file .*own.npz; allowed: .*; write it with numpy.savez"):
+    with pytest.raises(InvalidRequest, match=r"own.npz does not exist; allowed: .*; write it with numpy.savez"):
         read_npz_inputs(tmp_path / "own.npz", graphs["encoder"])
     np.save(tmp_path / "own.npy", IDS)
-    with pytest.raises(InvalidRequest, match=r"own.npy holds one array without a name; allowed: an .npz file"):
+    with pytest.raises(InvalidRequest, match=r"own.npy contains one array without a name; allowed: an .npz file"):
         read_npz_inputs(tmp_path / "own.npy", graphs["encoder"])
 
 
-# What Auto-Acceleration gets wrong, as far as it lies in what a network is fed; see test_config.py.
+# Faults of Auto-Acceleration that concern the inputs of a network; see test_config.py.
 
 
 def test_fault_02_inputs_are_not_all_ones(graphs: dict[str, Path]) -> None:
-    """Its only probe was ones, on which wrong networks may look right; it is kept for comparison with old sheets."""
+    """Auto-Acceleration probed with ones only, on which wrong networks may look right."""
     shapes = infer_shapes(graphs["denoiser"])
     (old,) = ones_inputs(graphs["denoiser"], shapes)
     assert all((array == 1).all() for array in old.values())
@@ -427,7 +432,7 @@ def test_fault_02_inputs_are_not_all_ones(graphs: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_fault_03_floats_and_whole_numbers_together(graphs: dict[str, Path], backend: str) -> None:
-    """It crashed on a network with an int64 timestep: one type was chosen for all inputs."""
+    """Auto-Acceleration chose one type for all inputs and crashed on an int64 timestep."""
     feeds = plausible_inputs(graphs["denoiser"], infer_shapes(graphs["denoiser"]), 1)[0]
     assert {array.dtype.name for array in feeds.values()} == {"float32", "int64"}
     runner = open_runner(graphs["denoiser"], backend, RunnerOptions(threads=1))
@@ -436,7 +441,7 @@ def test_fault_03_floats_and_whole_numbers_together(graphs: dict[str, Path], bac
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_fault_14_inputs_are_fed_by_name(graphs: dict[str, Path], backend: str) -> None:
-    """It fed them in the order of the config."""
+    """Auto-Acceleration passed inputs in the order of the config."""
     feeds = plausible_inputs(graphs["numbered"], infer_shapes(graphs["numbered"]), 1)[0]
     runner = open_runner(graphs["numbered"], backend, RunnerOptions(threads=1))
     assert np.array_equal(runner(dict(reversed(feeds.items())))["5"], runner(feeds)["5"])
@@ -444,7 +449,7 @@ def test_fault_14_inputs_are_fed_by_name(graphs: dict[str, Path], backend: str) 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_fault_15_opsets_above_16(tmp_path: Path, backend: str) -> None:
-    """It took none above 16."""
+    """Auto-Acceleration supported no opset above 16."""
     net = networks.GraphBuilder(0)
     net.add_node("Gelu", net.linear("x", 16, 16), out="y")
     value: list[Axis] = ["n", 16]

@@ -1,4 +1,4 @@
-"""The ladder: every probe counts, noise levels are told apart, pictures are compared with their own."""
+"""Accuracy checks: per noise level, paired scores, same-seed pictures."""
 
 from dataclasses import replace
 
@@ -26,23 +26,23 @@ def probes(tensors: np.ndarray, name: str = "out") -> list[Probe]:
 def test_each_noise_level_has_its_own_figure() -> None:
     noisy = CLEAN.copy()
     noisy[2:] += 0.1 * RNG.standard_normal((2, 1000)).astype(np.float32)
-    found = compare_probes(probes(CLEAN), probes(noisy))
-    assert list(found) == ["noise 0.0", "noise 0.1"]
-    assert found["noise 0.0"].sqnr == 999.0
-    assert found["noise 0.1"].sqnr == pytest.approx(20.0, abs=0.6)  # noise of a tenth is 20 dB below the signal
+    fidelity = compare_probes(probes(CLEAN), probes(noisy))
+    assert list(fidelity) == ["noise 0.0", "noise 0.1"]
+    assert fidelity["noise 0.0"].sqnr == 999.0
+    assert fidelity["noise 0.1"].sqnr == pytest.approx(20.0, abs=0.6)  # noise of a tenth is 20 dB below the signal
 
 
 def test_an_answer_of_another_form_is_refused() -> None:
-    with pytest.raises(ValueError, match="gives other and not out"):
+    with pytest.raises(ValueError, match="its outputs are other, expected out"):
         compare_probes(probes(CLEAN), probes(CLEAN, "other"))
-    with pytest.raises(ValueError, match=r"shape \[999\], not \[1000\]"):
+    with pytest.raises(ValueError, match=r"shape \[999\], expected \[1000\]"):
         compare_probes(probes(CLEAN), probes(CLEAN[:, :999]))
 
 
 def test_fast_on_ones_and_wrong_on_the_rest_is_found() -> None:
-    wrong = [Probe(one.label, {"out": np.ones(1000, np.float32)}) for one in probes(CLEAN)]
-    found = compare_probes(probes(CLEAN), wrong)
-    assert "below the bound" in find_violation(replace(make_trial("x"), fidelity=found), Bounds(min_sqnr=10))
+    wrong = [Probe(probe.label, {"out": np.ones(1000, np.float32)}) for probe in probes(CLEAN)]
+    fidelity = compare_probes(probes(CLEAN), wrong)
+    assert "below the bound" in find_violation(replace(make_trial("x"), fidelity=fidelity), Bounds(min_sqnr=10))
 
 
 def test_equal_pictures_have_no_distance() -> None:

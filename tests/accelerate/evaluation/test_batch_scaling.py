@@ -1,4 +1,4 @@
-"""A curve of batches is as long as it is worth, and costs a sweep no more than that."""
+"""Seconds per row by batch size: which sizes are timed, and when timing ends."""
 
 from dataclasses import replace
 
@@ -11,15 +11,15 @@ from stillhouse.measure.clock import Timing
 from stillhouse.pipelines.batch_sizes import DEFAULT_SIZES
 from tests.accelerate.trials import make_trial
 
-ANY = Candidate("unet", "onnxruntime")
-ANY_ON_GPU = Candidate("unet", "torch", options={"device": "cuda"})
-FIXED = Candidate("unet", "openvino", options={"shapes": "static"})
-COMPILED = Candidate("unet", "torch", options={"device": "cuda", "compile": "regional", "shapes": "static"})
-GRAPHS = Candidate("unet", "torch", options={"device": "cuda", "graphs": "cuda", "shapes": "static"})
+ANY = Candidate("denoiser", "onnxruntime")
+ANY_ON_GPU = Candidate("denoiser", "torch", options={"device": "cuda"})
+FIXED = Candidate("denoiser", "openvino", options={"shapes": "static"})
+COMPILED = Candidate("denoiser", "torch", options={"device": "cuda", "compile": "regional", "shapes": "static"})
+GRAPHS = Candidate("denoiser", "torch", options={"device": "cuda", "graphs": "cuda", "shapes": "static"})
 
 
 class Rows:
-    """A network whose every row gains by a share when its batch doubles, up to the largest that it takes."""
+    """A component whose rows get faster by a share when the batch doubles, up to a largest batch."""
 
     def __init__(self, gain: float, most: int = 1000) -> None:
         self.gain, self.most = gain, most
@@ -33,8 +33,8 @@ class Rows:
 
 
 def timed(candidate: Candidate, rows: Rows, seconds: float = 0.01, opened: float = 0.1) -> list[int]:
-    one = make_trial("", candidate=candidate, seconds=Timing(seconds, seconds, seconds, 9), open_seconds=opened)
-    return [int(size) for size in measure_batch_curve(one, rows)]
+    trial = make_trial("", candidate=candidate, seconds=Timing(seconds, seconds, seconds, 9), open_seconds=opened)
+    return [int(size) for size in measure_batch_curve(trial, rows)]
 
 
 def test_a_processor_is_asked_for_few_rows_and_a_gpu_for_many() -> None:
@@ -63,23 +63,24 @@ def test_what_is_opened_for_each_size_is_asked_for_one(candidate: Candidate, ope
 
 
 @pytest.mark.parametrize(
-    ("ratio", "seconds", "hopeless", "may"), [(1.0, 0.1, 1.9, True), (1.0, 0.1, 2.2, False), (1.0, 5.0, 1.2, False)]
+    ("ratio", "seconds", "early_stop_ratio", "expected"),
+    [(1.0, 0.1, 1.9, True), (1.0, 0.1, 2.2, False), (1.0, 5.0, 1.2, False)],
 )
 def test_who_is_a_little_behind_at_few_rows_may_be_ahead_at_many(
-    ratio: float, seconds: float, hopeless: float, may: bool
+    ratio: float, seconds: float, early_stop_ratio: float, expected: bool
 ) -> None:
-    one = make_trial("", ratio, seconds=Timing(seconds, seconds, seconds, 9))
-    assert may_win_at_larger_batch(one, hopeless) == may
+    trial = make_trial("", ratio, seconds=Timing(seconds, seconds, seconds, 9))
+    assert may_win_at_larger_batch(trial, early_stop_ratio) == expected
 
 
 def test_long_calls_are_timed_once_and_not_again_after_the_race() -> None:
-    once = Timing(6.0, 6.0, 6.0, 9)
+    timing = Timing(6.0, 6.0, 6.0, 9)
     rows = Rows(0.2)
-    found = measure_batch_curve(make_trial("", candidate=ANY, seconds=once, batch={"2": 3.0}), rows)
+    curve = measure_batch_curve(make_trial("", candidate=ANY, seconds=timing, batch={"2": 3.0}), rows)
     assert rows.calls == [(1, 1)]
-    assert found == {"2": 3.0, "1": 0.8}, "two rows gain nothing: no larger batch is tried"
-    measure_batch_curve(make_trial("", candidate=ANY, seconds=once, batch={"2": 0.6}), rows)
+    assert curve == {"2": 3.0, "1": 0.8}, "two rows gain nothing: no larger batch is tried"
+    measure_batch_curve(make_trial("", candidate=ANY, seconds=timing, batch={"2": 0.6}), rows)
     assert rows.calls[1:] == [(1, 1), (4, 1), (8, 1)]
-    short = replace(once, median=0.1)
+    short = replace(timing, median=0.1)
     measure_batch_curve(make_trial("", candidate=ANY, seconds=short, batch={"2": 0.05}), rows)
     assert rows.calls[4:] == [(size, 3) for size in CPU_BATCH_SIZES], "as its neighbours are"

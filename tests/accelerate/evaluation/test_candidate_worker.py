@@ -1,4 +1,4 @@
-"""A candidate is timed as it will be used."""
+"""A candidate is timed in the way it will be used."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,7 +17,7 @@ from stillhouse.accelerate.records.candidate import Candidate
 from stillhouse.backends.runner import GraphRunner
 from stillhouse.pipelines.manifest import Component
 
-UNET = Path(stillhouse.__file__).parent / "models/shapes/weights/unet/model.onnx"
+UNET = Path(stillhouse.__file__).parent / "shapes/weights/unet/model.onnx"
 
 pytestmark = pytest.mark.usefixtures("torch_threads")
 
@@ -32,49 +32,49 @@ def task(tmp_path: Path) -> CandidateTask:
         probes.append(Probe(f"step {number}", {**feeds, "timestep": np.array([5, 900], np.float32)}))
     write_probes(tmp_path / "probes.npz", probes)
     return CandidateTask(
-        Candidate("unet", "torch"), str(UNET), str(tmp_path), "", str(tmp_path / "probes.npz"), threads=1
+        Candidate("denoiser", "torch"), str(UNET), str(tmp_path), "", str(tmp_path / "probes.npz"), threads=1
     )
 
 
 @pytest.fixture
 def stayed(monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, Any]]:
-    """What networks were run on where it lay."""
-    fed: list[Mapping[str, Any]] = []
-    stay = GraphRunner.run_on_device
+    """Records the device arrays with which graphs are run."""
+    calls: list[Mapping[str, Any]] = []
+    run_on_device = GraphRunner.run_on_device
 
-    def noted(runner: GraphRunner, feeds: Mapping[str, Any]) -> Mapping[str, Any]:
-        fed.append(feeds)
-        return stay(runner, feeds)
+    def record(runner: GraphRunner, feeds: Mapping[str, Any]) -> Mapping[str, Any]:
+        calls.append(feeds)
+        return run_on_device(runner, feeds)
 
-    monkeypatch.setattr(GraphRunner, "stay", noted)
-    return fed
+    monkeypatch.setattr(GraphRunner, "run_on_device", record)
+    return calls
 
 
 def test_a_u_net_is_timed_on_arrays_that_lie_where_it_runs(
     task: CandidateTask, stayed: list[Mapping[str, Any]]
 ) -> None:
-    """As a walk asks it: nothing is taken to a GPU and back at each evaluation."""
-    child = CandidateWorker(task)
-    child.open()
-    assert child.time_calls(2) > 0
-    assert child.time_batch(3, 1) > 0
+    """As in a pipeline: no array is copied between host and GPU at each evaluation."""
+    worker = CandidateWorker(task)
+    worker.open()
+    assert worker.time_calls(2) > 0
+    assert worker.time_batch(3, 1) > 0
     assert [len(feeds["sample"]) for feeds in stayed] == [2, 2, 2, 3, 3], "each once before it is timed"
     assert all(isinstance(array, torch.Tensor) for feeds in stayed for array in feeds.values())
     assert not torch.equal(stayed[1]["sample"], stayed[2]["sample"]), "one probe after the other"
 
 
-@pytest.mark.parametrize(("component", "backend"), [("unet", "onnxruntime"), ("network", "torch")])
+@pytest.mark.parametrize(("component", "backend"), [("denoiser", "onnxruntime"), ("network", "torch")])
 def test_others_are_timed_on_numpy_s(
     component: str, backend: str, task: CandidateTask, stayed: list[Mapping[str, Any]]
 ) -> None:
-    child = CandidateWorker(replace(task, candidate=Candidate(component, backend)))
-    child.open()
-    assert child.time_calls(1) > 0
+    worker = CandidateWorker(replace(task, candidate=Candidate(component, backend)))
+    worker.open()
+    assert worker.time_calls(1) > 0
     assert not stayed
 
 
 @pytest.mark.parametrize(
-    ("backend", "options", "torchs", "held"),
+    ("backend", "options", "torch_peak", "expected"),
     [
         ("tensorrt", {"device": "cuda"}, None, 700),
         ("torch", {"device": "cuda:1"}, 900, 900),
@@ -86,68 +86,68 @@ def test_others_are_timed_on_numpy_s(
 def test_what_is_held_of_a_gpu_is_what_came_to_be_in_use_or_what_torch_held_at_its_highest(
     backend: str,
     options: dict[str, str],
-    torchs: int | None,
-    held: int | None,
+    torch_peak: int | None,
+    expected: int | None,
     task: CandidateTask,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked: list[int] = []
+    indices: list[int] = []
     readings = iter([1000, 1700])
 
     def used(index: int) -> int:
-        asked.append(index)
+        indices.append(index)
         return next(readings)
 
-    def no_network(self: CandidateWorker, *given: Any) -> Any:
+    def no_network(self: CandidateWorker, *arguments: Any) -> Any:
         raise RuntimeError("the network is of no interest here")
 
-    monkeypatch.setattr("stillhouse.accelerate.evaluation.candidate_worker.used", used)
-    monkeypatch.setattr("stillhouse.accelerate.evaluation.candidate_worker.gpu_peak", lambda: torchs)
+    monkeypatch.setattr("stillhouse.accelerate.evaluation.candidate_worker.used_memory", used)
+    monkeypatch.setattr("stillhouse.accelerate.evaluation.candidate_worker.peak_gpu_memory", lambda: torch_peak)
     monkeypatch.setattr(CandidateWorker, "_open_network", no_network)
-    one = CandidateWorker(replace(task, candidate=Candidate("unet", backend, options=options)))
+    worker = CandidateWorker(replace(task, candidate=Candidate("denoiser", backend, options=options)))
     with pytest.raises(RuntimeError, match="of no interest"):
-        one.open()
-    assert one.gpu_memory() == held
-    assert asked == ([] if held is None else [int(options.get("device", "cuda:0")[5:] or 0)] * 2)
+        worker.open()
+    assert worker.gpu_memory() == expected
+    assert indices == ([] if expected is None else [int(options.get("device", "cuda:0")[5:] or 0)] * 2)
 
 
 def test_a_static_decoder_that_sees_tiles_is_opened_for_a_tile(tmp_path: Path) -> None:
-    """As an engine is built: opened for whole latents, it would refuse every tile."""
-    weights = Path(stillhouse.__file__).parent / "models/shapes/weights"
+    """An engine opened for whole latents would refuse every tile."""
+    weights = Path(stillhouse.__file__).parent / "shapes/weights"
     latents = np.random.default_rng(0).standard_normal((1, 4, 16, 16)).astype(np.float32)
     write_probes(tmp_path / "probes.npz", [Probe("latents", {"latent_sample": latents})])
-    made = {}
+    outputs = {}
     for tile in ("32", None):
         options = {"shapes": "static", **({"tile": tile} if tile else {})}
-        candidate = Candidate("vae_decoder", "onnxruntime", options=options)
+        candidate = Candidate("decoder", "onnxruntime", options=options)
         folder = tmp_path / str(tile)
         folder.mkdir()
         graph, probes = str(weights / "vae/decoder.onnx"), str(tmp_path / "probes.npz")
-        child = CandidateWorker(
+        worker = CandidateWorker(
             CandidateTask(candidate, graph, str(folder), "", probes, threads=1, pipeline=str(weights))
         )
-        child.open()
-        child.run_probes()
-        (made[tile],) = read_probes(folder / OUTPUTS_FILE)[0].feeds.values()
-    assert made["32"].shape == made[None].shape
-    assert np.corrcoef(made["32"].ravel(), made[None].ravel())[0, 1] > 0.9
+        worker.open()
+        worker.run_probes()
+        (outputs[tile],) = read_probes(folder / OUTPUTS_FILE)[0].feeds.values()
+    assert outputs["32"].shape == outputs[None].shape
+    assert np.corrcoef(outputs["32"].ravel(), outputs[None].ravel())[0, 1] > 0.9
 
 
 def test_a_batch_is_brought_to_the_sizes_that_a_network_is_open_for(
     task: CandidateTask, stayed: list[Mapping[str, Any]]
 ) -> None:
-    """As a pipeline brings it: an engine has no others."""
-    static = Candidate("unet", "torch", options={"shapes": "static", "rows": "1,2"})
+    """As in a pipeline: an engine has no other sizes."""
+    static = Candidate("denoiser", "torch", options={"shapes": "static", "rows": "1,2"})
     answers = {}
     for candidate in (static, task.candidate):
-        child = CandidateWorker(replace(task, candidate=candidate))
-        child.open()
-        child.run_large_batch(5)
-        (answers[candidate.name],) = read_probes(child.folder / LARGE_BATCH_FILE)[0].feeds.values()
-    ours, theirs = answers.values()
-    np.testing.assert_allclose(ours, theirs, atol=1e-4)
-    child = CandidateWorker(replace(task, candidate=static))
-    assert child.time_batch(5, 1) > 0
+        worker = CandidateWorker(replace(task, candidate=candidate))
+        worker.open()
+        worker.run_large_batch(5)
+        (answers[candidate.name],) = read_probes(worker.folder / LARGE_BATCH_FILE)[0].feeds.values()
+    actual, expected = answers.values()
+    np.testing.assert_allclose(actual, expected, atol=1e-4)
+    worker = CandidateWorker(replace(task, candidate=static))
+    assert worker.time_batch(5, 1) > 0
     assert [len(feeds["sample"]) for feeds in stayed] == [2, 2, 1] * 2
 
 
@@ -155,16 +155,16 @@ def test_a_batch_is_brought_to_the_sizes_that_a_network_is_open_for(
 def test_a_batch_that_a_network_was_not_opened_for_is_timed_on_one_that_is(
     rows: int, opened: list[int], task: CandidateTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a pipeline opens it: a network for each size."""
+    """As in a pipeline: one opening for each size."""
     sizes: list[int] = []
     network = CandidateWorker._open_network
 
-    def noted(child: CandidateWorker, component: Component, feeds: Mapping[str, Any]) -> Any:
+    def record(worker: CandidateWorker, component: Component, feeds: Mapping[str, Any]) -> Any:
         sizes.append(len(feeds["sample"]))
-        return network(child, component, feeds)
+        return network(worker, component, feeds)
 
-    monkeypatch.setattr(CandidateWorker, "_open_network", noted)
-    child = CandidateWorker(replace(task, candidate=Candidate("unet", "openvino", options={"shapes": "static"})))
-    child.open()
-    assert child.time_batch(rows, 1) > 0
+    monkeypatch.setattr(CandidateWorker, "_open_network", record)
+    worker = CandidateWorker(replace(task, candidate=Candidate("denoiser", "openvino", options={"shapes": "static"})))
+    worker.open()
+    assert worker.time_batch(rows, 1) > 0
     assert sizes == opened

@@ -1,4 +1,4 @@
-"""A decoder in tiles is the decoder, where what it draws depends on what is near."""
+"""The tiled decoder equals the decoder where output pixels depend on near latents only."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,9 +15,9 @@ from stillhouse.core import TensorSpec
 
 @dataclass(slots=True)
 class Enlarging:
-    """Every latent becomes a square of 8 pixels; what it was fed is kept."""
+    """A decoder that enlarges each latent to 8 x 8 pixels and records the shapes of its calls."""
 
-    seen: list[tuple[int, ...]] = field(default_factory=list)
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
     backend: str = "numpy"
     precision: str = "f32"
     layer_precisions: Mapping[str, int] = field(default_factory=dict)
@@ -26,7 +26,7 @@ class Enlarging:
 
     def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         (latents,) = feeds.values()
-        self.seen.append(latents.shape)
+        self.shapes.append(latents.shape)
         return {"sample": latents.repeat(8, axis=2).repeat(8, axis=3)}
 
 
@@ -35,15 +35,15 @@ def test_the_same_picture_comes_from_smaller_pieces(shape: tuple[int, ...]) -> N
     whole, pieces = Enlarging(), Enlarging()
     runner: Runner = TiledDecoder(pieces, tile=64, downscale=8)
     latents = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    got, wanted = (one({"latent_sample": latents})["sample"] for one in (runner, whole))
-    assert got.dtype == np.float32
-    np.testing.assert_allclose(got, wanted, atol=1e-6)
-    assert {shape[2:] for shape in pieces.seen} == {tuple(min(side, 8) for side in latents.shape[2:])}
-    assert {shape[0] for shape in pieces.seen} == {1}
+    actual, expected = (decoder({"latent_sample": latents})["sample"] for decoder in (runner, whole))
+    assert actual.dtype == np.float32
+    np.testing.assert_allclose(actual, expected, atol=1e-6)
+    assert {shape[2:] for shape in pieces.shapes} == {tuple(min(side, 8) for side in latents.shape[2:])}
+    assert {shape[0] for shape in pieces.shapes} == {1}
 
 
 def test_it_tells_what_the_decoder_tells() -> None:
     inner = Enlarging()
     runner = TiledDecoder(inner, tile=64, downscale=8)
-    told = (runner.backend, runner.precision, runner.layer_precisions, runner.inputs, runner.outputs)
-    assert told == (inner.backend, inner.precision, inner.layer_precisions, inner.inputs, inner.outputs)
+    properties = (runner.backend, runner.precision, runner.layer_precisions, runner.inputs, runner.outputs)
+    assert properties == (inner.backend, inner.precision, inner.layer_precisions, inner.inputs, inner.outputs)

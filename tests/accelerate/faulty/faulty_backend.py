@@ -1,19 +1,20 @@
-"""Engines that fail, each in its own way, installed as any package installs an engine: by an entry point.
+"""Faulty backends, installed like any other backend by an entry point.
 
-Each runs the graph on onnxruntime and spoils what comes back.
+Each runs the graph on onnxruntime and corrupts the results.
 """
 
 import os
 import signal
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from stillhouse.backends import ort
+from stillhouse.backends.backend import Backend
 from stillhouse.backends.runner import Runner, RunnerOptions
 from stillhouse.backends.runtime import BackendStatus
 from stillhouse.backends.signature import Signature
@@ -22,18 +23,16 @@ Results = list[Any]
 Fault = Callable[[dict[str, Any], Results], Results]
 
 
-@dataclass(frozen=True)
-class FaultyBackend:
-    name: str
-    inject: Fault
+def make_backend(name: str, inject: Fault) -> Backend:
+    """Return a backend that runs a graph on onnxruntime and gives what `inject` makes of the results."""
 
-    def open_graph(self, graph: Path, signature: Signature, options: RunnerOptions) -> Runner:
+    def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Runner:
         runner = ort.open_graph(graph, signature, RunnerOptions())
         run = runner.run
-        return replace(runner, backend=self.name, run=lambda feeds: self.inject(feeds, list(run(feeds))))
+        return replace(runner, backend=name, run=lambda feeds: inject(feeds, list(run(feeds))))
 
-    def status(self) -> BackendStatus:
-        return BackendStatus(self.name, "1.0", ("CPU",), ("f32",), None, "pip install faulty-backend")
+    install = "pip install faulty-backend"
+    return Backend(name, open_graph, lambda: BackendStatus(name, "1.0", ("CPU",), ("f32",), None, install), install)
 
 
 def _nan(feeds: dict[str, Any], results: Results) -> Results:
@@ -47,24 +46,24 @@ def _noise(feeds: dict[str, Any], results: Results) -> Results:
 
 
 def _ones(feeds: dict[str, Any], results: Results) -> Results:
-    """Right on inputs of nothing but ones, wrong on all others."""
+    """Correct on inputs filled with ones, wrong on all others."""
     return results if all((array == 1).all() for array in feeds.values()) else [0.3 * result for result in results]
 
 
 def _nan_in_large_batch(feeds: dict[str, Any], results: Results) -> Results:
-    """Right in a small company."""
+    """Correct on small batches."""
     return results if len(results[0]) < 8 else [np.full_like(result, np.nan) for result in results]
 
 
 def _raise_in_large_batch(feeds: dict[str, Any], results: Results) -> Results:
-    """Right in a small company, and silent in a large one."""
+    """Correct on small batches, raises on large ones."""
     if len(results[0]) >= 4:
         raise ValueError("no more than three at a time")
     return results
 
 
 def _crash_in_large_batch(feeds: dict[str, Any], results: Results) -> Results:
-    """Right in a small company, and gone in a large one."""
+    """Correct on small batches, crashes on large ones."""
     return results if len(results[0]) < 4 else _crash(feeds, results)
 
 
@@ -84,14 +83,12 @@ def _crash(feeds: dict[str, Any], results: Results) -> Results:
     return results
 
 
-nan, noise, ones = FaultyBackend("nan", _nan), FaultyBackend("noise", _noise), FaultyBackend("ones", _ones)
-large_batch_nan, large_batch_error, large_batch_crash = (
-    FaultyBackend("large_batch_nan", _nan_in_large_batch),
-    FaultyBackend("large_batch_error", _raise_in_large_batch),
-    FaultyBackend("large_batch_crash", _crash_in_large_batch),
-)
-hang, memory_hog, crash = (
-    FaultyBackend("hang", _hang),
-    FaultyBackend("memory_hog", _exhaust_memory),
-    FaultyBackend("crash", _crash),
-)
+nan = make_backend("nan", _nan)
+noise = make_backend("noise", _noise)
+ones = make_backend("ones", _ones)
+large_batch_nan = make_backend("large_batch_nan", _nan_in_large_batch)
+large_batch_error = make_backend("large_batch_error", _raise_in_large_batch)
+large_batch_crash = make_backend("large_batch_crash", _crash_in_large_batch)
+hang = make_backend("hang", _hang)
+memory_hog = make_backend("memory_hog", _exhaust_memory)
+crash = make_backend("crash", _crash)

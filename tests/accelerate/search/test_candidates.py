@@ -1,13 +1,13 @@
-"""The plan says of everything that it considers either that it is tried, or why not."""
+"""Every considered candidate is planned, or excluded with a reason."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from stillhouse.accelerate.evaluation.build import candidate_component
 from stillhouse.accelerate.records.candidate import Candidate
 from stillhouse.accelerate.records.trial import Trial
-from stillhouse.accelerate.search import candidates as module
 from stillhouse.accelerate.search.candidates import (
     BASELINE_BACKEND,
     Environment,
@@ -15,6 +15,8 @@ from stillhouse.accelerate.search.candidates import (
     plan_candidates,
     runnable_candidates,
 )
+from stillhouse.backends import ort, registry
+from stillhouse.backends.backend import Backend
 from stillhouse.backends.runtime import BackendStatus
 from stillhouse.gpu import Gpu
 from tests.accelerate.trials import MACHINE, make_trial
@@ -44,44 +46,58 @@ def runnable(component: str, environment: Environment) -> list[Candidate]:
 
 
 def excluded(component: str, environment: Environment) -> dict[str, str]:
-    return {one.candidate.name: one.reason for one in plan_candidates(component, environment) if isinstance(one, Trial)}
+    return {
+        trial.candidate.name: trial.reason
+        for trial in plan_candidates(component, environment)
+        if isinstance(trial, Trial)
+    }
 
 
-@pytest.mark.parametrize("component", ["unet", "vae_decoder", "text_encoder", "network"])
+@pytest.mark.parametrize("component", ["denoiser", "decoder", "text_encoder", "network"])
 def test_the_baseline_comes_first_and_nothing_comes_twice(component: str) -> None:
     planned = plan_candidates(component, ENVIRONMENT)
     assert planned[0] == Candidate(component, BASELINE_BACKEND)
-    names = [(one.candidate if isinstance(one, Trial) else one).key for one in planned]
+    names = [(item.candidate if isinstance(item, Trial) else item).key for item in planned]
     assert len(names) == len(set(names))
 
 
 def test_every_backend_and_precision_of_the_list_is_considered_for_the_unet() -> None:
-    found = {(one.backend, one.recipe, one.precision) for one in runnable("unet", ENVIRONMENT)}
+    combinations = {
+        (candidate.backend, candidate.recipe, candidate.precision) for candidate in runnable("denoiser", ENVIRONMENT)
+    }
     for recipe in ("f32", "f16", "int8-static"):
-        assert ("onnxruntime", recipe, "f32") in found
+        assert ("onnxruntime", recipe, "f32") in combinations
     for recipe in ("int8-dynamic", "uint8-dynamic"):
-        assert "who is drawn beside it" in excluded("unet", ENVIRONMENT)[f"onnxruntime {recipe}"]
-        assert recipe in {one.recipe for one in runnable("network", ENVIRONMENT)}
+        assert "the other pictures in the batch" in excluded("denoiser", ENVIRONMENT)[f"onnxruntime {recipe}"]
+        assert recipe in {candidate.recipe for candidate in runnable("network", ENVIRONMENT)}
     for recipe in ("f32", "int8-static", "int8-weights", "int4-weights"):
-        assert ("openvino", recipe, "f32") in found
-    assert {("openvino", "f32", "bf16"), ("torch", "f32", "f32"), ("torch", "f32", "bf16")} <= found
-    attention = {one.options.get("attention") for one in runnable("unet", ENVIRONMENT) if one.backend == "torch"}
+        assert ("openvino", recipe, "f32") in combinations
+    assert {("openvino", "f32", "bf16"), ("torch", "f32", "f32"), ("torch", "f32", "bf16")} <= combinations
+    attention = {
+        candidate.options.get("attention")
+        for candidate in runnable("denoiser", ENVIRONMENT)
+        if candidate.backend == "torch"
+    }
     assert attention == {"vanilla", "sdpa", "sliced"}
 
 
 def test_what_the_processor_lacks_is_excluded_with_its_reason() -> None:
     openvino = {**ENVIRONMENT.backends, "openvino": status("openvino", "f32", "auto")}
     lacking = replace(ENVIRONMENT, backends=openvino, machine=MACHINE)
-    reasons = excluded("unet", lacking)
-    assert {name.partition(" ")[0] for name, reason in reasons.items() if "no bf16" in reason} == {"openvino", "torch"}
-    assert all(one.precision != "bf16" for one in runnable("unet", lacking))
+    reasons = excluded("denoiser", lacking)
+    assert {
+        name.partition(" ")[0]
+        for name, reason in reasons.items()
+        if "no bf16" in reason or "not support bf16" in reason
+    } == {"openvino", "torch"}
+    assert all(candidate.precision != "bf16" for candidate in runnable("denoiser", lacking))
 
 
 def test_what_is_not_installed_is_excluded_with_the_line_that_installs_it() -> None:
     missing = replace(ENVIRONMENT, backends={**ENVIRONMENT.backends, "torch": status("torch", reason="not installed")})
-    reasons = excluded("unet", missing)
+    reasons = excluded("denoiser", missing)
     assert all("pip install torch" in reason for name, reason in reasons.items() if name.startswith("torch"))
-    assert all(one.backend != "torch" for one in runnable("unet", missing))
+    assert all(candidate.backend != "torch" for candidate in runnable("denoiser", missing))
 
 
 def test_torch_needs_the_modules_and_streams_need_rows() -> None:
@@ -91,36 +107,45 @@ def test_torch_needs_the_modules_and_streams_need_rows() -> None:
     assert "no rows" in reasons["openvino f32, streams 2"]
 
 
-def test_an_engine_of_another_package_is_tried_too() -> None:
+def test_an_engine_of_another_package_is_tried_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = Backend("theirs", ort.open_graph, lambda: status("theirs", "f32"), "pip install theirs")
+    point = SimpleNamespace(name="theirs", value="theirs:theirs", load=lambda: theirs)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point])
     added = replace(ENVIRONMENT, backends={**ENVIRONMENT.backends, "theirs": status("theirs", "f32")})
-    assert Candidate("unet", "theirs") in runnable("unet", added)
+    assert Candidate("denoiser", "theirs") in runnable("denoiser", added)
 
 
 def test_a_decoder_is_tried_in_tiles_of_half_its_side_unless_they_were_too_small() -> None:
-    (tiled,) = [one for one in runnable("vae_decoder", replace(ENVIRONMENT, decoder_side=512)) if "tile" in one.options]
+    (tiled,) = [
+        candidate
+        for candidate in runnable("decoder", replace(ENVIRONMENT, decoder_side=512))
+        if "tile" in candidate.options
+    ]
     assert tiled.options["tile"] == "256"
-    assert "smallest tile" in excluded("vae_decoder", replace(ENVIRONMENT, decoder_side=48))["openvino f32, tile 24"]
+    assert "smallest tile" in excluded("decoder", replace(ENVIRONMENT, decoder_side=48))["openvino f32, tile 24"]
 
 
 def test_there_is_nothing_to_offload_to_on_a_processor() -> None:
-    assert "the very memory" in excluded("unet", ENVIRONMENT)["torch f32, attention sdpa, offload cpu"]
+    assert "in its memory already" in excluded("denoiser", ENVIRONMENT)["torch f32, attention sdpa, offload cpu"]
 
 
 GPU = Gpu("NVIDIA H200", 141 << 30, "9.0")
 
 
-def on_gpu(environment: Environment, component: str = "unet") -> dict[str, str]:
-    """Of everything that runs on a GPU, why it is not tried; empty where it is."""
+def on_gpu(environment: Environment, component: str = "denoiser") -> dict[str, str]:
+    """Exclusion reasons of GPU candidates by name; empty for those that are planned."""
     planned = plan_candidates(component, environment)
-    found = {one.candidate.name: one.reason for one in planned if isinstance(one, Trial) and one.candidate.is_on_gpu}
-    return found | {one.name: "" for one in planned if isinstance(one, Candidate) and one.is_on_gpu}
+    excluded_names = {
+        item.candidate.name: item.reason for item in planned if isinstance(item, Trial) and item.candidate.is_on_gpu
+    }
+    return excluded_names | {item.name: "" for item in planned if isinstance(item, Candidate) and item.is_on_gpu}
 
 
 def test_without_a_gpu_everything_for_one_has_a_row_with_the_reason() -> None:
     reasons = on_gpu(ENVIRONMENT)
     assert len(reasons) > 20
     for name, reason in reasons.items():
-        missing = "tensorrt is not ready: not installed; pip install tensorrt"
+        missing = "tensorrt is not available: not installed; pip install tensorrt"
         assert missing in reason if name.startswith("tensorrt ") else "there is no GPU: " in reason
     kinds = {name.partition(" ")[0] for name in reasons}
     assert kinds == {"torch", "onnxruntime", "tensorrt", "tensorrt-rtx"}
@@ -147,51 +172,53 @@ def test_with_a_gpu_what_its_builds_can_do_is_tried_and_before_the_processor() -
         "tensorrt": replace(status("tensorrt", "auto"), devices=("cuda:0",)),
         "tensorrt-rtx": replace(status("tensorrt-rtx", "auto"), devices=("cuda:0",)),
     }
-    around = replace(ENVIRONMENT, backends=backends, machine=replace(ENVIRONMENT.machine, gpus=(GPU,)))
-    names = [one.name for one in runnable("unet", around)]
+    environment = replace(ENVIRONMENT, backends=backends, machine=replace(ENVIRONMENT.machine, gpus=(GPU,)))
+    names = [candidate.name for candidate in runnable("denoiser", environment)]
     assert names[1] == "torch f32, f16, attention sdpa, device cuda, graphs cuda, shapes static"
-    assert [name for name in names[1:] if "cuda" in name or "provider" in name] == names[1 : 1 + len(on_gpu(around))]
-    assert set(on_gpu(around).values()) == {""}
+    assert [name for name in names[1:] if "cuda" in name or "provider" in name] == names[
+        1 : 1 + len(on_gpu(environment))
+    ]
+    assert set(on_gpu(environment).values()) == {""}
 
 
 def test_what_is_recorded_or_built_is_for_a_few_sizes_of_batches() -> None:
-    """See `models.buckets`: where sizes came as they may, each new one would be recorded or built while others wait."""
-    for component in ("unet", "vae_decoder", "text_encoder"):
+    """See `pipelines.batch_sizes`: arbitrary sizes would each need a new recording or build while requests wait."""
+    for component in ("denoiser", "decoder", "text_encoder"):
         for name in on_gpu(ENVIRONMENT, component):
             assert "shapes static" in name or not ("graphs" in name or "tensorrt " in name.partition(",")[0])
 
 
 def test_engines_take_what_a_graphs_axes_may_have() -> None:
-    around = replace(ENVIRONMENT, axis_ranges="rows=1-8,height=32-64")
-    names = [name for name in on_gpu(around, "network") if name.startswith("tensorrt")]
+    environment = replace(ENVIRONMENT, axis_ranges="rows=1-8,height=32-64")
+    names = [name for name in on_gpu(environment, "network") if name.startswith("tensorrt")]
     assert names and all("axes rows=1-8,height=32-64" in name and "graphs" not in name for name in names)
 
 
 def test_sizes_of_batches_are_every_static_unets_and_one_engines() -> None:
-    around = replace(ENVIRONMENT, rows=(1, 2, 8))
+    environment = replace(ENVIRONMENT, rows=(1, 2, 8))
     options = {
-        one.name: one.options
-        for planned in plan_candidates("unet", around)
-        for one in [planned.candidate if isinstance(planned, Trial) else planned]
+        candidate.name: candidate.options
+        for planned in plan_candidates("denoiser", environment)
+        for candidate in [planned.candidate if isinstance(planned, Trial) else planned]
     }
-    for name, told in options.items():
-        assert (told.get("rows") == "1,2,8") == (told.get("shapes") == "static")
-        assert (told.get("batches") == "together") == name.startswith("tensorrt")
-    engine = next(one for one in options.values() if "batches" in one)
-    component = candidate_component(Candidate("unet", "tensorrt", "f16", "auto", engine), "unet.onnx", "")
+    for name, settings in options.items():
+        assert (settings.get("rows") == "1,2,8") == (settings.get("shapes") == "static")
+        assert (settings.get("batches") == "together") == name.startswith("tensorrt")
+    engine = next(candidate for candidate in options.values() if "batches" in candidate)
+    component = candidate_component(Candidate("denoiser", "tensorrt", "f16", "auto", engine), "unet.onnx", "")
     assert component.rows == (1, 2, 8) and component.settings["batches"] == "together" and component.static
-    assert not any("rows" in name for name in on_gpu(around, "vae_decoder"))
+    assert not any("rows" in name for name in on_gpu(environment, "decoder"))
 
 
 def test_a_decoder_on_a_gpu_may_see_a_part_of_a_picture_at_once() -> None:
-    tiled = [name for name in on_gpu(replace(ENVIRONMENT, decoder_side=512), "vae_decoder") if "tile 256" in name]
+    tiled = [name for name in on_gpu(replace(ENVIRONMENT, decoder_side=512), "decoder") if "tile 256" in name]
     assert {name.partition(" ")[0] for name in tiled} == {"torch", "tensorrt"}
-    assert not [name for name in on_gpu(ENVIRONMENT, "vae_decoder") if "tile" in name]
+    assert not [name for name in on_gpu(ENVIRONMENT, "decoder") if "tile" in name]
 
 
 @pytest.fixture
 def every_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "find_spec", lambda name: object())
+    monkeypatch.setattr("stillhouse.backends.backend.find_spec", lambda name: object())
 
 
 @pytest.mark.usefixtures("every_package")
@@ -216,11 +243,11 @@ def test_builds_that_know_no_gpu_are_told_apart_from_machines_that_have_none() -
 
 
 def test_a_slow_torch_on_the_processor_says_nothing_of_the_one_on_the_gpu() -> None:
-    plain = Candidate("unet", "torch", options={"attention": "sdpa"})
-    fast = Candidate("unet", "torch", "f32", "f16", {"device": "cuda", "attention": "sdpa"})
-    found = [make_trial("", 9.0, candidate=fast), make_trial("", 0.4, candidate=plain)]
-    assert dominated_reason(Candidate("unet", "torch", options={"attention": "vanilla"}), found)
-    assert not dominated_reason(replace(fast, options={**fast.options, "attention": "vanilla"}), found)
+    plain = Candidate("denoiser", "torch", options={"attention": "sdpa"})
+    fast = Candidate("denoiser", "torch", "f32", "f16", {"device": "cuda", "attention": "sdpa"})
+    trials = [make_trial("", 9.0, candidate=fast), make_trial("", 0.4, candidate=plain)]
+    assert dominated_reason(Candidate("denoiser", "torch", options={"attention": "vanilla"}), trials)
+    assert not dominated_reason(replace(fast, options={**fast.options, "attention": "vanilla"}), trials)
 
 
 def test_the_gpu_that_is_asked_for_is_the_one_that_is_tried_and_none_beside_the_processor() -> None:
@@ -229,11 +256,13 @@ def test_the_gpu_that_is_asked_for_is_the_one_that_is_tried_and_none_beside_the_
         "torch": replace(status("torch", "f32"), devices=("cpu", "cuda:0", "cuda:1")),
         "onnxruntime": replace(status("onnxruntime", "f32"), devices=("CUDA", "CPU")),
     }
-    around = replace(ENVIRONMENT, backends=backends, machine=replace(ENVIRONMENT.machine, gpus=(GPU, GPU)))
-    devices = {one.options.get("device") for one in runnable("unet", replace(around, device="cuda:1"))}
+    environment = replace(ENVIRONMENT, backends=backends, machine=replace(ENVIRONMENT.machine, gpus=(GPU, GPU)))
+    devices = {
+        candidate.options.get("device") for candidate in runnable("denoiser", replace(environment, device="cuda:1"))
+    }
     assert devices == {None, "cuda:1"}
-    second = on_gpu(replace(around, device="cuda:1"))
-    assert second["onnxruntime f32, provider cuda"] == "onnxruntime runs on the first GPU here"
-    beside = on_gpu(replace(around, device="cpu"))
-    assert {why for name, why in beside.items() if "tensorrt" not in name} == {"the processor is asked for"}
-    assert all(beside.values())
+    second = on_gpu(replace(environment, device="cuda:1"))
+    assert second["onnxruntime f32, provider cuda"] == "onnxruntime candidates use the first GPU only"
+    reasons = on_gpu(replace(environment, device="cpu"))
+    assert {reason for name, reason in reasons.items() if "tensorrt" not in name} == {"the device cpu was requested"}
+    assert all(reasons.values())

@@ -1,4 +1,4 @@
-"""What int8 spoils is rescued by the one part that spoils it; what cannot be helped comes back with the reason."""
+"""Mixed precision keeps only the block that int8 damages; unsolvable cases return with a reason."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ INT8 = Candidate(NETWORK, "onnxruntime", "int8-static")
 
 @dataclass
 class OpenNetwork:
-    """A network with its bench, the baseline's trial and its open process."""
+    """A network with its evaluation context, the baseline's trial and its open run."""
 
     context: EvaluationContext
     baseline: Trial
@@ -39,7 +39,9 @@ class OpenNetwork:
 
 
 def uneven(path: Path) -> Path:
-    """Four layers; before the third one channel is thousands of times as loud as the others, and its weights quiet."""
+    """Four layers. Before the third, one channel is thousands of times larger than the others, and its weights are
+    small.
+    """
     net = GraphBuilder(7)
     x = "x"
     for _ in range(2):
@@ -61,7 +63,7 @@ def plain(path: Path) -> Path:
 
 
 def table(path: Path) -> Path:
-    """A table of words that halves cannot hold, which is no layer to be kept, and one layer behind it."""
+    """An embedding table that f16 cannot represent and that is not a block, followed by one layer."""
     net = GraphBuilder(9)
     words = net.constant((1e6 * net.rng.standard_normal((WORDS, WIDTH))).astype(np.float32))
     net.add_node("MatMul", net.add_node("Gather", words, "ids"), net.weight(WIDTH, WIDTH), out="y")
@@ -69,8 +71,8 @@ def table(path: Path) -> Path:
 
 
 def open_network(folder: Path, graph: Path, feeds: list[dict[str, NDArray[Any]]], bounds: Bounds) -> OpenNetwork:
-    write_probes(folder / PROBES_FILE, [Probe(f"input {number}", one) for number, one in enumerate(feeds)])
-    bench = EvaluationContext(
+    write_probes(folder / PROBES_FILE, [Probe(f"input {number}", arrays) for number, arrays in enumerate(feeds)])
+    context = EvaluationContext(
         folder=folder / "trials",
         root=folder,
         graph=graph,
@@ -80,14 +82,14 @@ def open_network(folder: Path, graph: Path, feeds: list[dict[str, NDArray[Any]]]
         timeout=120.0,
         timing_budget=TimingBudget(min_rounds=2, max_rounds=2),
     )
-    baseline, reference = evaluate(Candidate(NETWORK, "onnxruntime"), bench, None)
-    assert reference, baseline.reason
-    return OpenNetwork(bench, baseline, reference)
+    baseline, baseline_run = evaluate(Candidate(NETWORK, "onnxruntime"), context, None)
+    assert baseline_run, baseline.reason
+    return OpenNetwork(context, baseline, baseline_run)
 
 
 def floats() -> list[dict[str, NDArray[Any]]]:
-    draw = np.random.default_rng(0).standard_normal
-    return [{"x": draw((ROWS, WIDTH)).astype(np.float32)} for _ in range(4)]
+    normal = np.random.default_rng(0).standard_normal
+    return [{"x": normal((ROWS, WIDTH)).astype(np.float32)} for _ in range(4)]
 
 
 @pytest.fixture(scope="module")
@@ -100,10 +102,10 @@ def spoilt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenNetwork]:
 
 @pytest.fixture(scope="module")
 def rejected(spoilt: OpenNetwork) -> Trial:
-    """Of int8 as it was really measured, but for its ratio: here it is always worth to be rescued."""
-    tried, _ = evaluate(INT8, spoilt.context, spoilt.baseline_run)
-    assert tried.status == "rejected" and "below the bound" in tried.reason
-    return replace(tried, ratio=Ratio(5.0, 4.9, 5.1))
+    """The measured int8 trial with a ratio that always makes mixed precision worthwhile."""
+    trial, _ = evaluate(INT8, spoilt.context, spoilt.baseline_run)
+    assert trial.status == "rejected" and "below the bound" in trial.reason
+    return replace(trial, ratio=Ratio(5.0, 4.9, 5.1))
 
 
 def test_the_part_that_spoils_it_is_kept_and_nothing_else(spoilt: OpenNetwork, rejected: Trial) -> None:
@@ -123,15 +125,15 @@ def test_what_is_kept_is_looked_for_once_for_a_recipe(spoilt: OpenNetwork, rejec
 
 
 def never() -> float:
-    raise AssertionError("no time is asked for where there is nothing to look for")
+    raise AssertionError("the remaining time must not be queried where nothing is searched")
 
 
 @pytest.mark.parametrize(
     "other",
     [
         {"status": "accepted"},
-        {"candidate": Candidate("unet", "onnxruntime", "int8-dynamic")},
-        {"candidate": Candidate("unet", "onnxruntime", "uint8-dynamic")},
+        {"candidate": Candidate("denoiser", "onnxruntime", "int8-dynamic")},
+        {"candidate": Candidate("denoiser", "onnxruntime", "uint8-dynamic")},
         {"candidate": Candidate(NETWORK, "openvino", "f32", "bf16")},
         {"ratio": Ratio(0.5, 0.4, 0.6)},
     ],
@@ -145,8 +147,8 @@ def test_what_is_not_worth_it_or_errs_otherwise_is_left_alone(
 
 def test_what_took_too_much_memory_only_is_left_alone(spoilt: OpenNetwork) -> None:
     large = replace(make_trial("", 5.0, status="rejected", candidate=INT8), peak_bytes=2 << 30)
-    bench = replace(spoilt.context, bounds=Bounds(min_sqnr=BOUND, max_memory=1 << 30))
-    assert list(search_mixed_precision([spoilt.baseline, large], bench, spoilt.baseline_run, never)) == []
+    context = replace(spoilt.context, bounds=Bounds(min_sqnr=BOUND, max_memory=1 << 30))
+    assert list(search_mixed_precision([spoilt.baseline, large], context, spoilt.baseline_run, never)) == []
 
 
 @pytest.mark.parametrize("looks", [1, 2])
@@ -154,7 +156,7 @@ def test_where_the_time_ends_the_rejected_trial_says_so(spoilt: OpenNetwork, rej
     seconds = iter([1.0] * looks + [0.0])
     (same,) = spoilt.search(rejected, left=lambda: next(seconds))
     assert same == replace(rejected, reason=same.reason)
-    assert same.reason == f"{rejected.reason}; no blocks were found to be kept: the time budget ended first"
+    assert same.reason == f"{rejected.reason}; mixed precision found no solution: the time budget ended first"
 
 
 def test_without_any_time_nothing_is_said_anew(spoilt: OpenNetwork, rejected: Trial) -> None:
@@ -169,7 +171,7 @@ def test_where_int8_of_nothing_is_left_the_rejected_trial_says_so(tmp_path: Path
     finally:
         network.baseline_run.process.kill()
     assert (same.status, same.candidate) == ("rejected", INT8)
-    assert same.reason.startswith("below the bound; no blocks were found to be kept: ")
+    assert same.reason.startswith("below the bound; mixed precision found no solution: ")
     assert "has nothing to quantise" in same.reason
 
 
@@ -178,9 +180,9 @@ def test_where_nothing_that_can_be_kept_helps_the_rejected_trial_says_so(tmp_pat
     network = open_network(tmp_path, table(tmp_path / "model.onnx"), ids, Bounds(min_sqnr=BOUND))
     half = Candidate(NETWORK, "onnxruntime", "f16")
     try:
-        tried, _ = evaluate(half, network.context, network.baseline_run)
-        assert tried.status == "rejected" and "NaN or infinite" in tried.reason
-        (same,) = network.search(replace(tried, ratio=Ratio(5.0, 4.9, 5.1)))
+        trial, _ = evaluate(half, network.context, network.baseline_run)
+        assert trial.status == "rejected" and "NaN or infinite" in trial.reason
+        (same,) = network.search(replace(trial, ratio=Ratio(5.0, 4.9, 5.1)))
     finally:
         network.baseline_run.process.kill()
     assert (same.status, same.candidate) == ("rejected", half)

@@ -1,6 +1,6 @@
-"""A whole pipeline, swept in a minute: networks, ways to walk, and a directory that draws, chooses and travels."""
+"""Sweep of a whole pipeline within a minute: components, sampling variants, and a directory that generates."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,17 +8,16 @@ import pytest
 from stillhouse.accelerate.evaluation.latency import TimingBudget
 from stillhouse.accelerate.evaluation.task import read_task
 from stillhouse.accelerate.options import AccelerateOptions
-from stillhouse.accelerate.records.candidate import PIPELINE, Candidate
+from stillhouse.accelerate.records.candidate import PIPELINE
 from stillhouse.accelerate.records.report import Bounds, Report
-from stillhouse.accelerate.records.trial import Trial
 from stillhouse.accelerate.search.pipeline_processes import BASELINE_PIPELINE, CHOSEN_PIPELINE, OPENVINO_PIPELINE
 from stillhouse.accelerate.search.pipeline_search import search_pipelines
 from stillhouse.accelerate.selection.apply import apply_choice, remove_leftovers
 from stillhouse.accelerate.selection.choose import choose_trials
+from stillhouse.accelerate.state import SweepState
 from stillhouse.accelerate.sweep import run_sweep
 from stillhouse.accelerate.views.write_reports import write_reports
-from stillhouse.accelerate.workspace import Workspace, original_components, original_manifest, prepare_workspace
-from stillhouse.core import ImageRequest
+from stillhouse.accelerate.workspace import original_components, original_manifest, prepare_workspace
 from stillhouse.images.png import read_picture
 from stillhouse.measure.clock import Timing
 from stillhouse.pipelines.load import load
@@ -29,14 +28,14 @@ from tests.accelerate.trials import make_report, make_trial
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
     directory = tmp_path_factory.mktemp("whole") / "out"
-    asked = AccelerateOptions(
+    options = AccelerateOptions(
         backends=("onnxruntime", "openvino"),
         recipes=("f32",),
-        components=("unet",),
+        components=("denoiser",),
         timing_budget=TimingBudget(min_rounds=5, max_rounds=5),
         budget=75.0,
     )
-    return directory, run_sweep(prepare_workspace("shapes", directory), asked)
+    return directory, run_sweep(prepare_workspace("shapes", directory), options)
 
 
 def test_the_plain_loops_are_measured_beside_the_chosen_networks(swept: tuple[Path, Report]) -> None:
@@ -53,7 +52,7 @@ def test_every_way_to_walk_is_compared_with_the_plain_loop(swept: tuple[Path, Re
     _, report = swept
     chosen = report.trial(PIPELINE, CHOSEN_PIPELINE.key)
     assert chosen.status == "accepted" and chosen.pictures
-    is_other_engine = report.trial("unet", report.chosen["unet"]).candidate.backend != "onnxruntime"
+    is_other_engine = report.trial("denoiser", report.chosen["denoiser"]).candidate.backend != "onnxruntime"
     assert chosen.pictures.count >= 8 and (chosen.pictures.psnr < 99) == is_other_engine
     networks = {name: key for name, key in report.chosen.items() if name != PIPELINE}
     assert report.evaluated_with == networks
@@ -62,7 +61,7 @@ def test_every_way_to_walk_is_compared_with_the_plain_loop(swept: tuple[Path, Re
 def test_no_process_is_left_to_the_defaults_that_an_earlier_sweep_may_have_chosen(swept: tuple[Path, Report]) -> None:
     directory, _ = swept
     tasks = [read_task(path) for path in directory.glob("trials/*/*/task.json")]
-    assert {task.candidate.component for task in tasks} == {"unet", PIPELINE}
+    assert {task.candidate.component for task in tasks} == {"denoiser", PIPELINE}
     before = original_manifest(directory).defaults
     assert all(task.defaults and replace(task.defaults, tile=before.tile) == before for task in tasks)
 
@@ -70,11 +69,11 @@ def test_no_process_is_left_to_the_defaults_that_an_earlier_sweep_may_have_chose
 def test_networks_that_fail_together_are_not_chosen(swept: tuple[Path, Report]) -> None:
     _, report = swept
     blurred = [
-        replace(one, pictures=replace(one.pictures, psnr=20.0))
-        if one.pictures and one.candidate == CHOSEN_PIPELINE
-        else one
-        for one in report.trials
-        if one.candidate.recipe != "sampling" or one.candidate == CHOSEN_PIPELINE
+        replace(trial, pictures=replace(trial.pictures, psnr=20.0))
+        if trial.pictures and trial.candidate == CHOSEN_PIPELINE
+        else trial
+        for trial in report.trials
+        if trial.candidate.recipe != "sampling" or trial.candidate == CHOSEN_PIPELINE
     ]
     strict = choose_trials(replace(report, trials=tuple(blurred)), "latency", report.bounds)
     assert "20.0 dB is below" in strict.trial(PIPELINE, CHOSEN_PIPELINE.key).reason
@@ -86,8 +85,8 @@ def test_the_result_draws_and_is_sealed(swept: tuple[Path, Report]) -> None:
     manifest = read_manifest(directory, verify=True)
     assert manifest.tuned and manifest.tuned.fingerprint == report.fingerprint
     assert "accelerate" in manifest.evidence
-    chosen = report.trial("unet", report.chosen["unet"]).candidate
-    assert manifest.components["unet"].backend == chosen.backend
+    chosen = report.trial("denoiser", report.chosen["denoiser"]).candidate
+    assert manifest.components["denoiser"].backend == chosen.backend
     assert load(directory).generate("a red circle", seed=1).image.shape == (64, 64, 3)
 
 
@@ -95,8 +94,10 @@ def test_choosing_again_moves_the_manifest_and_back(swept: tuple[Path, Report]) 
     directory, report = swept
     strict = choose_trials(report, "memory", Bounds())
     apply_choice(directory, strict)
-    least = min(one.peak_bytes for one in report.trials_of("unet") if one.status == "accepted" and one.peak_bytes)
-    assert strict.trial("unet", strict.chosen["unet"]).peak_bytes == least
+    minimum = min(
+        trial.peak_bytes for trial in report.trials_of("denoiser") if trial.status == "accepted" and trial.peak_bytes
+    )
+    assert strict.trial("denoiser", strict.chosen["denoiser"]).peak_bytes == minimum
     read_manifest(directory, verify=True)
     apply_choice(directory, report)
     assert read_manifest(directory).components["text_encoder"] == original_components(directory)["text_encoder"]
@@ -113,39 +114,16 @@ def test_what_is_shown_lies_beside_the_report(swept: tuple[Path, Report]) -> Non
     read_manifest(directory, verify=True)
 
 
-@dataclass(slots=True)
-class SlowSweep:
-    """A sweep of a U-Net that takes ten seconds a row."""
-
-    workspace: Workspace
-    report: Report
-    added: list[Trial] = field(default_factory=list)
-    requests: tuple[ImageRequest, ...] = ()
-    students: tuple[str, ...] = ("shapes-3",)
-    threads: int | None = None
-    memory_limit: int | None = None
-    timeout: float = 60.0
-
-    def add_trial(self, trial: Trial) -> None:
-        self.added.append(trial)
-
-    def on_progress(self, what: str, done: float, total: float) -> None:
-        raise AssertionError("nothing is to be drawn")
-
-    def find_trial(self, candidate: Candidate) -> Trial | None:
-        return None
-
-    def seconds_left(self, share: float) -> float:
-        return float("inf")
-
-    def chosen_report(self) -> Report:
-        return self.report
+def no_progress(activity: str, done: float, total: float) -> None:
+    raise AssertionError("nothing may be generated")
 
 
 def test_pictures_that_take_minutes_are_not_drawn_by_the_hundred(tmp_path: Path) -> None:
-    slow = make_trial("onnxruntime", seconds=Timing(20.0, 20.0, 20.0, 3), rows=2)
-    sweep = SlowSweep(prepare_workspace("shapes", tmp_path / "out"), make_report(slow))
+    slow = make_trial("onnxruntime", seconds=Timing(20.0, 20.0, 20.0, 3), rows=2)  # ten seconds a row
+    workspace, options = prepare_workspace("shapes", tmp_path / "out"), AccelerateOptions(students=("shapes-3",))
+    sweep = SweepState(workspace, options, make_report(slow), no_progress)
     search_pipelines(sweep)
     steps = 35 * 2 * 10 / 60  # guided steps, rows of each, seconds of a row
-    assert sweep.added and {one.status for one in sweep.added} == {"skipped"}
-    assert all(f"one picture takes {steps:.0f} min" in one.reason for one in sweep.added)
+    added = [trial for trial in sweep.report.trials if trial != slow]
+    assert added and {trial.status for trial in added} == {"skipped"}
+    assert all(f"one picture takes {steps:.0f} min" in trial.reason for trial in added)

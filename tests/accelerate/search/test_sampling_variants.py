@@ -1,4 +1,4 @@
-"""Ways to walk: ladders from gentle to bold, their combinations, and what each should cost."""
+"""Sampling variants: axes from conservative to aggressive, their combinations and estimated costs."""
 
 from dataclasses import replace
 
@@ -23,21 +23,21 @@ def manifest() -> Manifest:
 
 
 def test_every_ladder_grows_bolder(manifest: Manifest) -> None:
-    found = list_search_axes(manifest, can_cache=True)
-    assert [ladder.name for ladder in found] == ["steps", "cache_interval", "guidance"]
+    axes = list_search_axes(manifest, can_cache=True)
+    assert [axis.name for axis in axes] == ["steps", "cache_interval", "guidance"]
     plain = variant_cost(manifest, {})
-    for ladder in found:
-        options = [{name: v for name, v in rung.items() if name != "cache_interval"} for rung in ladder.levels]
-        costs = [variant_cost(manifest, rung) for rung in options]
+    for axis in axes:
+        options = [{name: v for name, v in level.items() if name != "cache_interval"} for level in axis.levels]
+        costs = [variant_cost(manifest, level) for level in options]
         assert costs == sorted(costs, reverse=True)
         assert plain >= costs[0]
 
 
 def test_a_pipeline_without_guidance_has_no_ladder_for_it(manifest: Manifest) -> None:
     unguided = replace(manifest, defaults=replace(manifest.defaults, guidance=1.0))
-    assert [ladder.name for ladder in list_search_axes(unguided, can_cache=False)] == ["steps"]
+    assert [axis.name for axis in list_search_axes(unguided, can_cache=False)] == ["steps"]
     few = replace(manifest, defaults=replace(manifest.defaults, steps=4))
-    assert all(ladder.name != "steps" for ladder in list_search_axes(few, can_cache=False))
+    assert all(axis.name != "steps" for axis in list_search_axes(few, can_cache=False))
 
 
 def test_cost_counts_rows(manifest: Manifest) -> None:
@@ -49,9 +49,9 @@ def test_cost_counts_rows(manifest: Manifest) -> None:
 
 def test_combinations_take_at_most_one_rung_of_each_ladder() -> None:
     passing = {"steps": [{"steps": "12"}, {"steps": "9"}], "guidance": [{"guidance_interval": "0-0.6"}]}
-    found = combine_levels(passing)
-    assert len(found) == 3 * 2 - 1
-    assert {"steps": "9", "guidance_interval": "0-0.6"} in found
+    combinations = combine_levels(passing)
+    assert len(combinations) == 3 * 2 - 1
+    assert {"steps": "9", "guidance_interval": "0-0.6"} in combinations
     assert combine_levels({}) == []
 
 
@@ -68,8 +68,8 @@ def test_options_become_fields_and_defaults(manifest: Manifest) -> None:
 
 
 def test_a_student_of_one_grid_has_no_ladder(manifest: Manifest) -> None:
-    learnt = Distilled((999.0, 499.0), (1.0, 5.0), "progressive", ("shapes", ""))
-    student = replace(manifest, distilled=learnt, guidance_channels=256)
+    distilled = Distilled((999.0, 499.0), (1.0, 5.0), "progressive", ("shapes", ""))
+    student = replace(manifest, distilled=distilled, family_options={"in_channels": 4, "guidance_channels": 256})
     assert list_search_axes(student, can_cache=True) == []
-    inside = replace(student, distilled=replace(learnt, timesteps=None))
-    assert [ladder.name for ladder in list_search_axes(inside, can_cache=False)] == ["steps"]
+    inside = replace(student, distilled=replace(distilled, timesteps=None))
+    assert [axis.name for axis in list_search_axes(inside, can_cache=False)] == ["steps"]

@@ -1,4 +1,4 @@
-"""Students as candidates of their teacher's sweep: laid out beside it, measured, chosen, and left again."""
+"""Distilled students as candidates of their teacher's sweep: added, measured, chosen and replaced."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -56,55 +56,58 @@ def taught(teacher: Path) -> Path:
 @pytest.fixture(scope="module")
 def swept(teacher: Path, taught: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
     directory = tmp_path_factory.mktemp("swept") / "out"
-    target = prepare_workspace(str(teacher), directory)
-    asked = AccelerateOptions(
+    workspace = prepare_workspace(str(teacher), directory)
+    options = AccelerateOptions(
         backends=("onnxruntime",),
         recipes=("int8-weights",),
         components=(DECODER,),
         timing_budget=TimingBudget(min_rounds=3, max_rounds=3),
-        students=add_students(target, [str(taught)]),
+        students=add_students(workspace, [str(taught)]),
     )
-    return directory, run_sweep(target, asked)
+    return directory, run_sweep(workspace, options)
 
 
 def make_student(teacher: Path, out: Path, seed: int) -> Path:
-    """A student that learnt nothing: it is quick, and draws other pictures."""
+    """An untrained student: fast, with other pictures than its teacher."""
     manifest = read_manifest(teacher)
     torch.manual_seed(seed)
     unet = add_guidance_embedding(UNet2DConditionModel.from_pretrained(teacher / "unet"))
     torch.nn.init.normal_(unet.time_embedding.cond_proj.weight, std=0.2)
-    denoiser = freeze(Denoiser(unet, manifest.schedule, manifest.prediction))
-    walk = grid_from_timesteps(manifest.schedule, PLAN)
-    made = Student("3-steps", denoiser, {}, walk, "progressive", FitResult(True, 0, 0.0, {}))
-    write_student(teacher, made, out, guidance=(1.0, 8.0), decoder=TinyDecoder(manifest.latent, 8))
+    denoiser = freeze(Denoiser(unet, manifest.sampling.schedule, manifest.sampling.prediction))
+    grid = grid_from_timesteps(manifest.sampling.schedule, PLAN)
+    student = Student("3-steps", denoiser, {}, grid, "progressive", FitResult(True, 0, 0.0, {}))
+    write_student(teacher, student, out, guidance=(1.0, 8.0), decoder=TinyDecoder(manifest.latent, 8))
     return out
 
 
 def lenient(report: Report) -> Report:
-    """Whoever draws whatever is allowed, and the student is the fastest: how few steps of its teacher are quicker still
-    is a matter of milliseconds, and of what else the machine does."""
+    """Choose without bounds, with the student as the fastest: teachers with few steps may be faster by milliseconds,
+    depending on the machine's load.
+    """
     slow = Ratio(0.01, 0.01, 0.01)
-    walks = [one for one in report.trials_of(PIPELINE) if one.candidate.recipe == "sampling"]
-    trials = tuple(replace(one, ratio=slow) if one in walks and one.ratio else one for one in report.trials)
+    variants = [trial for trial in report.trials_of(PIPELINE) if trial.candidate.recipe == "sampling"]
+    trials = tuple(
+        replace(trial, ratio=slow) if trial in variants and trial.ratio else trial for trial in report.trials
+    )
     return choose_trials(replace(report, trials=trials), "latency", Bounds())
 
 
 def test_a_student_is_measured_beside_its_teacher(swept: tuple[Path, Report]) -> None:
     _, report = swept
     trial = report.trial(PIPELINE, student_candidate("tiny-3").key)
-    assert trial.ratio and trial.ratio.low > 2, "three steps of one row against a whole guided walk"
-    assert trial.pictures and trial.pictures.psnr < 40, "it learnt nothing"
+    assert trial.ratio and trial.ratio.low > 2, "three steps of one row, compared with a complete guided trajectory"
+    assert trial.pictures and trial.pictures.psnr < 40, "it is untrained"
     assert trial.candidate.name == "stillhouse distilled, student tiny-3"
 
 
 def test_its_decoder_is_measured_beside_the_teachers(swept: tuple[Path, Report]) -> None:
     _, report = swept
-    found = [trial for trial in report.trials_of(DECODER) if trial.candidate.recipe == DISTILLED]
-    tried = [trial for trial in found if trial.status != "excluded"]
+    decoders = [trial for trial in report.trials_of(DECODER) if trial.candidate.recipe == DISTILLED]
+    tried = [trial for trial in decoders if trial.status != "excluded"]
     assert [trial.candidate.backend for trial in tried] == ["onnxruntime"]
-    assert tried[0].status == "rejected" and "SQNR" in tried[0].reason, "it learnt nothing"
-    own = report.trial(DECODER, report.baselines[DECODER])
-    assert tried[0].file_bytes and own.file_bytes and tried[0].file_bytes < own.file_bytes
+    assert tried[0].status == "rejected" and "SQNR" in tried[0].reason, "it is untrained"
+    baseline = report.trial(DECODER, report.baselines[DECODER])
+    assert tried[0].file_bytes and baseline.file_bytes and tried[0].file_bytes < baseline.file_bytes
 
 
 def test_who_allows_its_pictures_gets_the_student_and_the_teacher_again(swept: tuple[Path, Report]) -> None:
@@ -116,9 +119,9 @@ def test_who_allows_its_pictures_gets_the_student_and_the_teacher_again(swept: t
     remove_leftovers(directory, chosen)
     manifest = read_manifest(directory, verify=True)
     assert manifest.distilled is not None and manifest.defaults.steps == len(PLAN)
-    drawn = load(directory).generate("a red circle", seed=1)
-    alone = load(directory / STUDENTS_FOLDER / "tiny-3").generate("a red circle", seed=1)
-    assert (drawn.image == alone.image).all() and not (drawn.image == before.image).all()
+    chosen_result = load(directory).generate("a red circle", seed=1)
+    student_result = load(directory / STUDENTS_FOLDER / "tiny-3").generate("a red circle", seed=1)
+    assert (chosen_result.image == student_result.image).all() and not (chosen_result.image == before.image).all()
     apply_choice(directory, report)
     assert (load(directory).generate("a red circle", seed=1).image == before.image).all()
 
@@ -127,35 +130,37 @@ def test_a_choice_of_a_student_can_be_checked_again(swept: tuple[Path, Report]) 
     directory, report = swept
     chosen = lenient(report)
     apply_choice(directory, chosen)
-    (found,) = check_regression(directory, chosen)
-    assert found.measured.status == "accepted" and found.recorded.candidate == student_candidate("tiny-3")
+    (result,) = check_regression(directory, chosen)
+    assert result.measured.status == "accepted" and result.recorded.candidate == student_candidate("tiny-3")
 
 
 def _statuses(report: Report) -> dict[tuple[str, str], str]:
-    """Of all but ways to walk: whether one of those pays is a matter of seconds, and may be seen otherwise again."""
-    found = [one for one in report.trials if one.candidate.recipe != "sampling"]
-    return {(one.candidate.component, one.candidate.key): one.status for one in found}
+    """Statuses of all trials but sampling variants, whose speed-up may differ from run to run."""
+    trials = [trial for trial in report.trials if trial.candidate.recipe != "sampling"]
+    return {(trial.candidate.component, trial.candidate.key): trial.status for trial in trials}
 
 
 def test_a_sweep_goes_on_where_a_student_was_chosen(swept: tuple[Path, Report], teacher: Path) -> None:
     directory, report = swept
     apply_choice(directory, lenient(report))
-    asked = AccelerateOptions(
+    options = AccelerateOptions(
         backends=("onnxruntime",), recipes=("int8-weights",), components=(DECODER,), students=("tiny-3",)
     )
     again = run_sweep(
         prepare_workspace(str(teacher), directory),
-        replace(asked, timing_budget=TimingBudget(min_rounds=3, max_rounds=3)),
+        replace(options, timing_budget=TimingBudget(min_rounds=3, max_rounds=3)),
     )
     assert again.source == "tiny" and again.finished
     assert _statuses(again) == _statuses(report)
-    assert load(directory).manifest.distilled is None, "the usual bounds hold again"
+    assert load(directory).manifest.distilled is None, "the default bounds apply again"
 
 
 def test_a_decoder_that_is_chosen_draws_for_the_teacher(swept: tuple[Path, Report]) -> None:
     directory, report = swept
     tiny = next(
-        one for one in report.trials_of(DECODER) if one.candidate.recipe == DISTILLED and one.status != "excluded"
+        trial
+        for trial in report.trials_of(DECODER)
+        if trial.candidate.recipe == DISTILLED and trial.status != "excluded"
     )
     apply_choice(directory, replace(report, chosen={**report.chosen, DECODER: tiny.candidate.key}))
     manifest = read_manifest(directory, verify=True)
@@ -165,32 +170,34 @@ def test_a_decoder_that_is_chosen_draws_for_the_teacher(swept: tuple[Path, Repor
 
 
 def test_only_students_of_this_very_teacher_are_candidates(teacher: Path, taught: Path, tmp_path: Path) -> None:
-    target = prepare_workspace(str(teacher), tmp_path / "out")
-    with pytest.raises(InvalidRequest, match="tiny, which is no student"):
-        add_students(target, [str(teacher)])
-    with pytest.raises(InvalidRequest, match="two students are called tiny-3"):
-        add_students(target, [str(taught), str(taught)])
+    workspace = prepare_workspace(str(teacher), tmp_path / "out")
+    with pytest.raises(InvalidRequest, match="tiny, not a distilled model"):
+        add_students(workspace, [str(teacher)])
+    with pytest.raises(InvalidRequest, match="two students are named tiny-3"):
+        add_students(workspace, [str(taught), str(taught)])
     shapes = Workspace("shapes", prepare_workspace("shapes", tmp_path / "shapes").directory, (), is_pipeline=True)
-    with pytest.raises(InvalidRequest, match="which learnt from tiny; allowed: students of shapes"):
+    with pytest.raises(
+        InvalidRequest, match="distilled from tiny; allowed: students distilled from the present shapes"
+    ):
         add_students(shapes, [str(taught)])
 
 
 def test_a_student_cannot_take_anothers_place(teacher: Path, taught: Path, tmp_path: Path) -> None:
-    target = prepare_workspace(str(teacher), tmp_path / "out")
-    assert add_students(target, [str(taught)]) == add_students(target, [str(taught)]) == ("tiny-3",)
+    workspace = prepare_workspace(str(teacher), tmp_path / "out")
+    assert add_students(workspace, [str(taught)]) == add_students(workspace, [str(taught)]) == ("tiny-3",)
     other = make_student(teacher, tmp_path / "tiny-3", seed=4)
-    with pytest.raises(InvalidRequest, match="another tiny-3 than was measured"):
-        add_students(target, [str(other)])
-    assert read_manifest(target.directory / STUDENTS_FOLDER / "tiny-3", verify=True) == read_manifest(taught)
+    with pytest.raises(InvalidRequest, match="differs from the student tiny-3 that was measured"):
+        add_students(workspace, [str(other)])
+    assert read_manifest(workspace.directory / STUDENTS_FOLDER / "tiny-3", verify=True) == read_manifest(taught)
 
 
 def test_a_student_by_itself_is_asked_for_nothing_that_it_does_not_know(taught: Path) -> None:
     manifest = read_manifest(taught)
-    asked = [ImageRequest("a"), ImageRequest("b")]
-    assert shorten_requests(manifest, asked) == asked
-    unet = manifest.components["unet"].weights
+    requests = [ImageRequest("a"), ImageRequest("b")]
+    assert shorten_requests(manifest, requests) == requests
+    unet = manifest.components["denoiser"].weights
     heavy = {**manifest.files, unet: replace(manifest.files[unet], bytes=ALWAYS_HASHED_BYTES << 10)}
-    assert shorten_requests(replace(manifest, files=heavy), asked) == asked[:1], "no other count of steps"
+    assert shorten_requests(replace(manifest, files=heavy), requests) == requests[:1], "the number of steps is fixed"
     assert not has_oracle(manifest)
     assert manifest.distilled is not None
     assert has_oracle(replace(manifest, distilled=replace(manifest.distilled, teacher=("shapes", ""))))

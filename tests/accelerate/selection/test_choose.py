@@ -1,4 +1,4 @@
-"""The choice is a pure function of what was measured: nothing that misses its bound, and nothing that is beaten."""
+"""The choice is a pure function of the measurements: within the bounds, and not dominated."""
 
 from dataclasses import replace
 
@@ -23,17 +23,17 @@ TRIALS = st.lists(st.tuples(RATIOS, QUALITIES, MEMORIES), min_size=1, max_size=1
 
 
 def test_the_fastest_that_keeps_its_bounds_is_chosen() -> None:
-    found = make_report(make_trial("slow", 1.0, 90), make_trial("fast", 3.0, 30), make_trial("wild", 9.0, 5))
-    chosen = choose_trials(found, "latency", Bounds(min_sqnr=20))
-    assert chosen.chosen == {"unet": Candidate("unet", "fast").key}
-    assert chosen.trial("unet", Candidate("unet", "wild").key).status == "rejected"
-    assert "5.0 dB is below the bound of 20.0" in chosen.trial("unet", Candidate("unet", "wild").key).reason
+    report = make_report(make_trial("slow", 1.0, 90), make_trial("fast", 3.0, 30), make_trial("wild", 9.0, 5))
+    chosen = choose_trials(report, "latency", Bounds(min_sqnr=20))
+    assert chosen.chosen == {"denoiser": Candidate("denoiser", "fast").key}
+    assert chosen.trial("denoiser", Candidate("denoiser", "wild").key).status == "rejected"
+    assert "5.0 dB is below the bound of 20.0" in chosen.trial("denoiser", Candidate("denoiser", "wild").key).reason
 
 
 def test_looser_bounds_accept_again_what_was_rejected() -> None:
     strict = choose_trials(make_report(make_trial("slow"), make_trial("wild", 9.0, 5)), "latency", Bounds(min_sqnr=20))
     loose = choose_trials(strict, "latency", Bounds(min_sqnr=0))
-    assert loose.chosen == {"unet": Candidate("unet", "wild").key}
+    assert loose.chosen == {"denoiser": Candidate("denoiser", "wild").key}
 
 
 @pytest.mark.parametrize(("count", "status"), [(24, "skipped"), (64, "skipped"), (128, "accepted")])
@@ -48,9 +48,9 @@ def test_few_pictures_can_reject_a_way_to_walk_and_looser_bounds_cannot_make_the
 
 @pytest.mark.parametrize("status", ["failed", "excluded", "skipped"])
 def test_what_did_not_run_is_never_chosen(status: str) -> None:
-    gone = Trial(Candidate("unet", "gone"), status, "it does not work here")  # type: ignore[arg-type]
+    gone = Trial(Candidate("denoiser", "gone"), status, "it does not work here")  # type: ignore[arg-type]
     decided = choose_trials(make_report(gone, make_trial("slow")), "latency", Bounds())
-    assert decided.chosen == {"unet": Candidate("unet", "slow").key}
+    assert decided.chosen == {"denoiser": Candidate("denoiser", "slow").key}
     assert decided.trials[0] == gone
 
 
@@ -61,9 +61,9 @@ def test_numbers_that_are_not_finite_are_rejected_whatever_the_bounds() -> None:
 
 
 def test_a_memory_bound_is_kept() -> None:
-    found = make_report(make_trial("big", 9.0, peak_bytes=8 << 30), make_trial("small", 2.0, peak_bytes=1 << 30))
-    assert choose_trials(found, "latency", Bounds(max_memory=4 << 30)).chosen == {
-        "unet": Candidate("unet", "small").key
+    report = make_report(make_trial("big", 9.0, peak_bytes=8 << 30), make_trial("small", 2.0, peak_bytes=1 << 30))
+    assert choose_trials(report, "latency", Bounds(max_memory=4 << 30)).chosen == {
+        "denoiser": Candidate("denoiser", "small").key
     }
 
 
@@ -74,13 +74,15 @@ def test_each_goal_has_its_own_winner() -> None:
     winners: dict[Goal, str] = {"latency": "quick", "throughput": "batched", "memory": "small", "cost": "batched"}
     for goal in GOALS:
         chosen = choose_trials(make_report(quick, batched, small), goal, Bounds())
-        assert chosen.chosen == {"unet": Candidate("unet", winners[goal]).key}, goal
+        assert chosen.chosen == {"denoiser": Candidate("denoiser", winners[goal]).key}, goal
 
 
 def test_the_plain_loop_is_no_choice_of_its_own() -> None:
-    loop = make_trial("", 5.0, candidate=Candidate(PIPELINE, "openvino", "baseline"))
-    walk = make_trial("", 2.0, candidate=Candidate(PIPELINE, "stillhouse", "sampling"))
-    assert choose_trials(make_report(loop, walk), "latency", Bounds()).chosen == {PIPELINE: walk.candidate.key}
+    baseline = make_trial("", 5.0, candidate=Candidate(PIPELINE, "openvino", "baseline"))
+    variant = make_trial("", 2.0, candidate=Candidate(PIPELINE, "stillhouse", "sampling"))
+    assert choose_trials(make_report(baseline, variant), "latency", Bounds()).chosen == {
+        PIPELINE: variant.candidate.key
+    }
 
 
 def test_pictures_must_be_alike_and_where_an_oracle_reads_them_as_right() -> None:
@@ -88,38 +90,42 @@ def test_pictures_must_be_alike_and_where_an_oracle_reads_them_as_right() -> Non
     others = replace(alike, psnr=12.0, ssim=0.4)
     worse = replace(alike, score=0.90, score_gain=(-0.03, -0.05, -0.01))
     bounds = Bounds(min_psnr=25, min_ssim=0.9, max_score_drop=1.0)
-    trials = [make_trial(name, pictures=one) for name, one in (("alike", alike), ("others", others), ("worse", worse))]
-    assert [one.status for one in judge_trials(trials, bounds)] == ["accepted", "rejected", "rejected"]
+    trials = [
+        make_trial(name, pictures=fidelity)
+        for name, fidelity in (("alike", alike), ("others", others), ("worse", worse))
+    ]
+    assert [trial.status for trial in judge_trials(trials, bounds)] == ["accepted", "rejected", "rejected"]
 
 
 @given(TRIALS)
 def test_nothing_on_the_front_is_beaten_and_everything_off_it_is(trials: list[Trial]) -> None:
-    def merits(one: Trial) -> tuple[float, float, float]:
-        assert one.ratio is not None and one.worst_fidelity is not None and one.peak_bytes is not None
-        return one.ratio.value, one.worst_fidelity.sqnr, -one.peak_bytes
+    def objectives(trial: Trial) -> tuple[float, float, float]:
+        assert trial.ratio is not None and trial.worst_fidelity is not None and trial.peak_bytes is not None
+        return trial.ratio.value, trial.worst_fidelity.sqnr, -trial.peak_bytes
 
-    kept = pareto_front(trials)
-    for one in trials:
+    front = pareto_front(trials)
+    for trial in trials:
         beaten = any(
-            merits(other) != merits(one) and all(a >= b for a, b in zip(merits(other), merits(one), strict=True))
+            objectives(other) != objectives(trial)
+            and all(a >= b for a, b in zip(objectives(other), objectives(trial), strict=True))
             for other in trials
         )
-        assert beaten == (one not in kept)
+        assert beaten == (trial not in front)
 
 
 @given(TRIALS, st.floats(-10, 120))
-def test_the_choice_keeps_its_bound_and_no_accepted_one_is_faster(trials: list[Trial], least: float) -> None:
-    decided = choose_trials(make_report(*trials), "latency", Bounds(min_sqnr=least))
-    accepted = [one for one in decided.trials if one.status == "accepted"]
+def test_the_choice_keeps_its_bound_and_no_accepted_one_is_faster(trials: list[Trial], minimum: float) -> None:
+    decided = choose_trials(make_report(*trials), "latency", Bounds(min_sqnr=minimum))
+    accepted = [trial for trial in decided.trials if trial.status == "accepted"]
     best = best_trial(accepted, "latency")
     if best is None:
         assert not decided.chosen
         return
-    assert best.worst_fidelity is not None and best.worst_fidelity.sqnr >= least
+    assert best.worst_fidelity is not None and best.worst_fidelity.sqnr >= minimum
     assert best.ratio
-    assert all(0.97 * one.ratio.value <= best.ratio.value for one in accepted if one.ratio)
+    assert all(0.97 * trial.ratio.value <= best.ratio.value for trial in accepted if trial.ratio)
 
 
 def test_of_two_that_no_race_can_tell_apart_the_better_is_chosen() -> None:
     even = make_report(make_trial("rough", 2.00, 21), make_trial("exact", 1.96, 119), make_trial("slower", 1.90, 999))
-    assert choose_trials(even, "latency", Bounds()).chosen == {"unet": Candidate("unet", "exact").key}
+    assert choose_trials(even, "latency", Bounds()).chosen == {"denoiser": Candidate("denoiser", "exact").key}

@@ -1,4 +1,4 @@
-"""The finalists: accepted trials that may be the fastest, no more than are worth it, and no more than memory holds."""
+"""Finalists: accepted trials that may be the fastest, limited in number and by memory."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -28,59 +28,61 @@ MIB = 1 << 20
 
 @st.composite
 def measured(draw: st.DrawFn) -> list[Trial]:
-    """Trials of every status whose ratios lie near each other, so that their intervals often overlap."""
-    made = []
+    """Trials of every status whose ratios are close, so that their intervals often overlap."""
+    trials = []
     for number in range(draw(st.integers(0, 8))):
         ratio, spread = draw(st.floats(0.8, 1.6)), draw(st.floats(0.0, 0.2))
-        one = make_trial(
+        trial = make_trial(
             f"engine {number}",
             sqnr=draw(st.floats(20, 99)),
             status=draw(st.sampled_from((*STATUSES, "accepted", "accepted"))),
             peak_bytes=draw(st.none() | st.integers(1, 500)),
         )
         measured = Ratio(ratio, ratio * (1 - spread), ratio * (1 + spread))
-        made.append(replace(one, ratio=draw(st.sampled_from((measured, measured, measured, None)))))
-    return made
+        trials.append(replace(trial, ratio=draw(st.sampled_from((measured, measured, measured, None)))))
+    return trials
 
 
-def value(one: Trial) -> float:
-    assert one.ratio
-    return one.ratio.value
+def value(trial: Trial) -> float:
+    assert trial.ratio
+    return trial.ratio.value
 
 
 def reaching(trials: list[Trial]) -> list[Trial]:
-    """The accepted ones whose intervals end no lower than the fastest one's begins, or within a twentieth of it."""
+    """Accepted trials whose interval ends above the start of the fastest one's, or within 5 % of it."""
     best = best_trial(trials, "latency")
     if best is None or best.ratio is None:
         return []
-    least = min(best.ratio.low, 0.95 * best.ratio.value)
-    return [one for one in trials if one.status == "accepted" and one.ratio and one.ratio.high >= least]
+    minimum = min(best.ratio.low, 0.95 * best.ratio.value)
+    return [trial for trial in trials if trial.status == "accepted" and trial.ratio and trial.ratio.high >= minimum]
 
 
 def together(trials: list[Trial]) -> int:
-    return sum(one.peak_bytes or 0 for one in trials)
+    return sum(trial.peak_bytes or 0 for trial in trials)
 
 
 @given(trials=measured(), memory=st.none() | st.integers(-100, 1500))
 def test_finalists_are_accepted_near_the_fastest_and_few(trials: list[Trial], memory: int | None) -> None:
-    found = select_finalists(trials, memory)
+    finalists = select_finalists(trials, memory)
     near = reaching(trials)
-    assert bool(found) == any(one.status == "accepted" and one.ratio for one in trials)
-    assert all(one in near for one in found)
-    assert len(found) <= MAX_FINALISTS
-    assert memory is None or len(found) <= 1 or together(found) <= memory
-    assert [value(one) for one in found] == sorted((value(one) for one in near), reverse=True)[: len(found)]
+    assert bool(finalists) == any(trial.status == "accepted" and trial.ratio for trial in trials)
+    assert all(trial in near for trial in finalists)
+    assert len(finalists) <= MAX_FINALISTS
+    assert memory is None or len(finalists) <= 1 or together(finalists) <= memory
+    assert [value(trial) for trial in finalists] == sorted((value(trial) for trial in near), reverse=True)[
+        : len(finalists)
+    ]
 
 
 @given(trials=measured(), memory=st.none() | st.integers(-100, 1500))
 def test_who_may_be_the_fastest_is_left_out_only_for_the_number_or_the_memory(
     trials: list[Trial], memory: int | None
 ) -> None:
-    found = select_finalists(trials, memory)
-    out = [one for one in reaching(trials) if one not in found]
-    if out and len(found) < MAX_FINALISTS:
+    finalists = select_finalists(trials, memory)
+    omitted = [trial for trial in reaching(trials) if trial not in finalists]
+    if omitted and len(finalists) < MAX_FINALISTS:
         assert memory is not None
-        assert together([*found, max(out, key=value)]) > memory
+        assert together([*finalists, max(omitted, key=value)]) > memory
 
 
 @pytest.mark.parametrize(
@@ -98,7 +100,7 @@ def test_the_slowest_give_way_where_memory_is_short(memory: int | None, names: l
     peaks = {"third": 300, "first": 100, "fifth": 1, "fourth": 1, "second": 200}
     speeds = {"first": 1.5, "second": 1.48, "third": 1.46, "fourth": 1.45, "fifth": 1.44}
     trials = [make_trial(name, speeds[name], peak_bytes=peak * MIB) for name, peak in peaks.items()]
-    assert [one.candidate.backend for one in select_finalists(trials, memory)] == names
+    assert [trial.candidate.backend for trial in select_finalists(trials, memory)] == names
 
 
 def test_who_is_clearly_slower_or_not_accepted_is_no_finalist() -> None:
@@ -109,34 +111,34 @@ def test_who_is_clearly_slower_or_not_accepted_is_no_finalist() -> None:
 
 
 def compared(truth: dict[str, float], contests: list[list[str]]) -> Callable[[Sequence[Trial]], dict[str, list[float]]]:
-    """A comparison that tells each one's true speed, and writes down who was in it."""
+    """A comparison that returns true speeds and records its participants."""
 
-    def compare(near: Sequence[Trial]) -> dict[str, list[float]]:
-        contests.append([one.candidate.backend for one in near])
-        told = {one.candidate.key: [1 / truth[one.candidate.backend]] * 3 for one in near}
-        return {BASELINE_KEY: [1.0] * 3, **told}
+    def compare(finalists: Sequence[Trial]) -> dict[str, list[float]]:
+        contests.append([trial.candidate.backend for trial in finalists])
+        timings = {trial.candidate.key: [1 / truth[trial.candidate.backend]] * 3 for trial in finalists}
+        return {BASELINE_KEY: [1.0] * 3, **timings}
 
     return compare
 
 
 def test_who_leads_because_the_finalists_fell_back_has_a_final_too() -> None:
-    seen = {"lucky": 2.2, "b": 2.15, "c": 2.14, "d": 2.13, "fifth": 2.05}
+    short_ratios = {"lucky": 2.2, "b": 2.15, "c": 2.14, "d": 2.13, "fifth": 2.05}
     truth = {"lucky": 1.7, "b": 1.9, "c": 2.0, "d": 1.95, "fifth": 1.8}
     contests: list[list[str]] = []
-    timed = repeat_finals([make_trial(name, ratio) for name, ratio in seen.items()], compared(truth, contests))
+    timed = repeat_finals([make_trial(name, ratio) for name, ratio in short_ratios.items()], compared(truth, contests))
     assert contests == [["lucky", "b", "c", "d"], ["fifth", "c", "d"]]
-    assert {one.candidate.backend: round(value(one), 9) for one in timed} == truth
+    assert {trial.candidate.backend: round(value(trial), 9) for trial in timed} == truth
     assert max(timed, key=value).candidate.backend == "c"
 
 
 def test_one_final_is_enough_where_its_winner_leads_everyone() -> None:
-    seen = {"a": 2.2, "b": 2.1, "slow": 1.2}
+    short_ratios = {"a": 2.2, "b": 2.1, "slow": 1.2}
     contests: list[list[str]] = []
     timed = repeat_finals(
-        [make_trial(name, ratio) for name, ratio in seen.items()], compared({"a": 2.0, "b": 1.5}, contests)
+        [make_trial(name, ratio) for name, ratio in short_ratios.items()], compared({"a": 2.0, "b": 1.5}, contests)
     )
     assert contests == [["a", "b"]]
-    assert [round(value(one), 9) for one in timed] == [2.0, 1.5]
+    assert [round(value(trial), 9) for trial in timed] == [2.0, 1.5]
 
 
 def test_nothing_to_decide_means_no_final() -> None:
@@ -150,28 +152,31 @@ def test_without_time_for_another_final_the_first_one_counts() -> None:
     contests: list[list[str]] = []
     first = compared({"lucky": 1.5, "b": 1.9, "c": 1.6, "d": 1.6}, contests)
 
-    def compare(near: Sequence[Trial]) -> dict[str, list[float]]:
-        return {} if contests else first(near)
+    def compare(finalists: Sequence[Trial]) -> dict[str, list[float]]:
+        return {} if contests else first(finalists)
 
-    seen = {"lucky": 2.2, "b": 2.15, "c": 2.14, "d": 2.13, "fifth": 2.05}
-    timed = repeat_finals([make_trial(name, ratio) for name, ratio in seen.items()], compare)
-    assert {one.candidate.backend for one in timed} == {"lucky", "b", "c", "d"}
+    short_ratios = {"lucky": 2.2, "b": 2.15, "c": 2.14, "d": 2.13, "fifth": 2.05}
+    timed = repeat_finals([make_trial(name, ratio) for name, ratio in short_ratios.items()], compare)
+    assert {trial.candidate.backend for trial in timed} == {"lucky", "b", "c", "d"}
 
 
 def test_who_could_not_be_opened_is_not_tried_again() -> None:
     contests: list[list[str]] = []
 
-    def compare(near: Sequence[Trial]) -> dict[str, list[float]]:
-        contests.append([one.candidate.backend for one in near])
-        return {BASELINE_KEY: [1.0], **{one.candidate.key: [0.5] for one in near if one.candidate.backend != "gone"}}
+    def compare(finalists: Sequence[Trial]) -> dict[str, list[float]]:
+        contests.append([trial.candidate.backend for trial in finalists])
+        return {
+            BASELINE_KEY: [1.0],
+            **{trial.candidate.key: [0.5] for trial in finalists if trial.candidate.backend != "gone"},
+        }
 
     timed = repeat_finals([make_trial("gone", 2.2), make_trial("a", 2.1)], compare)
     assert contests == [["gone", "a"]]
-    assert [one.candidate.backend for one in timed] == ["a"]
+    assert [trial.candidate.backend for trial in timed] == ["a"]
 
 
-def steadily(seconds: float, lap: int) -> float:
-    """The same in every lap."""
+def steadily(seconds: float, number: int) -> float:
+    """Return the same seconds in every round."""
     return seconds
 
 
@@ -185,26 +190,26 @@ class Clock:
     def __call__(self) -> float:
         return self.now
 
-    def lap(self, name: str, seconds: Callable[[int], float]) -> Callable[[int], float]:
-        """Calls that take so long in each lap after the two of the warm-up, which take a whole second."""
-        laps = iter(range(-2, 10_000))
+    def timer(self, name: str, seconds: Callable[[int], float]) -> Callable[[int], float]:
+        """Return a timer with `seconds(round)` per call; its two warm-up rounds take one second per call."""
+        rounds = iter(range(-2, 10_000))
 
         def run(calls: int) -> float:
-            lap = next(laps)
-            taken = calls * (seconds(lap) if lap >= 0 else 1.0)
-            self.now += taken
+            number = next(rounds)
+            elapsed = calls * (seconds(number) if number >= 0 else 1.0)
+            self.now += elapsed
             self.order.append(name)
-            return taken
+            return elapsed
 
         return run
 
 
 def test_a_contest_ends_as_soon_as_the_fastest_is_known() -> None:
     clock = Clock()
-    laps = {
-        name: clock.lap(name, partial(steadily, s)) for name, s in {BASELINE_KEY: 2.0, "one": 1.0, "two": 1.5}.items()
+    timers = {
+        name: clock.timer(name, partial(steadily, s)) for name, s in {BASELINE_KEY: 2.0, "one": 1.0, "two": 1.5}.items()
     }
-    seconds = time_rounds(laps, FINAL_BUDGET, clock)
+    seconds = time_rounds(timers, FINAL_BUDGET, clock)
     assert seconds == {
         BASELINE_KEY: [2.0] * FINAL_BUDGET.min_rounds,
         "one": [1.0] * FINAL_BUDGET.min_rounds,
@@ -214,8 +219,8 @@ def test_a_contest_ends_as_soon_as_the_fastest_is_known() -> None:
 
 def test_each_round_has_everyone_once_and_the_next_one_turns_round() -> None:
     clock = Clock()
-    laps = {name: clock.lap(name, lambda lap: 1.0) for name in (BASELINE_KEY, "one", "two")}
-    time_rounds(laps, TimingBudget(min_rounds=3, max_rounds=3, seconds=1000.0), clock)
+    timers = {name: clock.timer(name, lambda number: 1.0) for name in (BASELINE_KEY, "one", "two")}
+    time_rounds(timers, TimingBudget(min_rounds=3, max_rounds=3, seconds=1000.0), clock)
     there, back = [BASELINE_KEY, "one", "two"], ["two", "one", BASELINE_KEY]
     assert clock.order[6:] == [*there, *back, *there]
 
@@ -223,16 +228,16 @@ def test_each_round_has_everyone_once_and_the_next_one_turns_round() -> None:
 @pytest.mark.parametrize(("width", "rounds"), [(0.05, 9), (0.2, 4)])
 def test_it_goes_on_while_a_rival_may_be_faster_by_more_than_the_width(width: float, rounds: int) -> None:
     clock = Clock()
-    laps = {
-        BASELINE_KEY: clock.lap(BASELINE_KEY, lambda lap: 2.0),
-        "steady": clock.lap("steady", lambda lap: 1.0),
-        "unsteady": clock.lap("unsteady", lambda lap: 1.1 if lap % 2 else 0.9),
+    timers = {
+        BASELINE_KEY: clock.timer(BASELINE_KEY, lambda number: 2.0),
+        "steady": clock.timer("steady", lambda number: 1.0),
+        "unsteady": clock.timer("unsteady", lambda number: 1.1 if number % 2 else 0.9),
     }
-    seconds = time_rounds(laps, TimingBudget(min_rounds=4, max_rounds=9, interval_width=width, seconds=1000.0), clock)
-    assert {len(taken) for taken in seconds.values()} == {rounds}
+    seconds = time_rounds(timers, TimingBudget(min_rounds=4, max_rounds=9, interval_width=width, seconds=1000.0), clock)
+    assert {len(timings) for timings in seconds.values()} == {rounds}
 
 
 def test_a_contest_that_is_late_still_has_three_rounds() -> None:
     clock = Clock()
-    laps = {name: clock.lap(name, lambda lap: 60.0 + lap) for name in (BASELINE_KEY, "one")}
-    assert len(time_rounds(laps, replace(FINAL_BUDGET, seconds=1.0), clock)["one"]) == 3
+    timers = {name: clock.timer(name, lambda number: 60.0 + number) for name in (BASELINE_KEY, "one")}
+    assert len(time_rounds(timers, replace(FINAL_BUDGET, seconds=1.0), clock)["one"]) == 3

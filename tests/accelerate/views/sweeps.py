@@ -1,4 +1,4 @@
-"""Reports of sweeps that never were, with every status and every oddity; figures are of a plausible size, no more."""
+"""Example reports with every status and unusual texts; the numbers are only plausible."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -43,8 +43,8 @@ def example_trial(
     peak: int = 400,
     pictures: PictureFidelity | None = None,
 ) -> Trial:
-    """A trial as a race leaves it, where it came that far."""
-    raced = milliseconds is not None
+    """Return a trial, timed where `milliseconds` is given."""
+    is_timed = milliseconds is not None
     speed = base / (milliseconds or base)
     rows = {"1": 1.0, "2": 0.8, "4": 0.71, "8": 0.7}
     return Trial(
@@ -56,14 +56,14 @@ def example_trial(
         fidelity=example_fidelity(sqnr) if sqnr is not None else {},
         pictures=pictures,
         seconds=example_timing(milliseconds) if milliseconds is not None else None,
-        ratio=Ratio(speed, 0.93 * speed, 1.06 * speed) if raced else None,
-        batch={count: (milliseconds or 0) * share / 1e3 for count, share in rows.items()} if raced else {},
+        ratio=Ratio(speed, 0.93 * speed, 1.06 * speed) if is_timed else None,
+        batch={count: (milliseconds or 0) * share / 1e3 for count, share in rows.items()} if is_timed else {},
         build_seconds=3.2 if status != "excluded" and candidate.recipe != "f32" else None,
-        open_seconds=0.61 if raced else None,
-        first_seconds=0.2 if raced else None,
-        peak_bytes=peak * MIB if raced else None,
-        file_bytes=85 * MIB if raced else None,
-        artifact=f"artefacts/{candidate.component}/{candidate.key}" if candidate.recipe != "f32" else None,
+        open_seconds=0.61 if is_timed else None,
+        first_seconds=0.2 if is_timed else None,
+        peak_bytes=peak * MIB if is_timed else None,
+        file_bytes=85 * MIB if is_timed else None,
+        artifact=f"artifacts/{candidate.component}/{candidate.key}" if candidate.recipe != "f32" else None,
         log=f"logs/{candidate.key}.txt" if status != "excluded" else None,
         reproduce=f"logs/{candidate.key}.py" if status != "excluded" else None,
     )
@@ -77,7 +77,7 @@ def example_picture_fidelity(
 
 def unet_trials() -> tuple[Trial, ...]:
     def of(backend: str, recipe: str, precision: str = "f32", **options: str) -> Candidate:
-        return Candidate("unet", backend, recipe, precision, options)
+        return Candidate("denoiser", backend, recipe, precision, options)
 
     ort, ov, torch = "onnxruntime", "openvino", "torch"
     return (
@@ -126,12 +126,12 @@ def unet_trials() -> tuple[Trial, ...]:
 
 
 def decoder_trials() -> tuple[Trial, ...]:
-    base = Candidate("vae_decoder", "onnxruntime")
+    base = Candidate("decoder", "onnxruntime")
     return (
         example_trial(base, milliseconds=18.2, base=18.2, sqnr=999),
-        example_trial(Candidate("vae_decoder", "openvino"), milliseconds=9.1, base=18.2, sqnr=118),
+        example_trial(Candidate("decoder", "openvino"), milliseconds=9.1, base=18.2, sqnr=118),
         example_trial(
-            Candidate("vae_decoder", "openvino", "f32", HOSTILE),
+            Candidate("decoder", "openvino", "f32", HOSTILE),
             "failed",
             f"{HOSTILE} <script>alert(1)</script> [red]no[/red]",
         ),
@@ -152,11 +152,11 @@ def pipeline_trials(files: dict[str, tuple[str, ...]] | None = None) -> tuple[Tr
         **options: str,
     ) -> Trial:
         candidate = Candidate("pipeline", "stillhouse", "sampling", options=options)
-        seen = example_picture_fidelity(psnr, ssim, score, files.get(name, ()))
-        found = example_trial(
-            candidate, status, reason, milliseconds, 3600.0, None, 720 if name == "plain" else 590, seen
+        fidelity = example_picture_fidelity(psnr, ssim, score, files.get(name, ()))
+        trial = example_trial(
+            candidate, status, reason, milliseconds, 3600.0, None, 720 if name == "plain" else 590, fidelity
         )
-        return replace(found, executed=None, build_seconds=None, open_seconds=None, artifact=None, file_bytes=None)
+        return replace(trial, executed=None, build_seconds=None, open_seconds=None, artifact=None, file_bytes=None)
 
     return (
         of("plain", "accepted", "", 3600, 99, 1, 0.927, networks="baseline"),
@@ -178,7 +178,7 @@ def pipeline_trials(files: dict[str, tuple[str, ...]] | None = None) -> tuple[Tr
 
 
 def pipeline_report(directory: Path | None = None) -> Report:
-    """A whole sweep of the embedded pipeline; its pictures lie in `directory`, where one is given."""
+    """Return a report of the embedded pipeline's sweep, with pictures written to `directory` if given."""
     files = write_example_pictures(directory) if directory else {}
     trials = (*unet_trials(), *decoder_trials(), *pipeline_trials(files))
     return Report(
@@ -193,19 +193,19 @@ def pipeline_report(directory: Path | None = None) -> Report:
         seconds=341.0,
         budget=360.0,
         baselines={
-            "unet": trials[0].candidate.key,
-            "vae_decoder": decoder_trials()[0].candidate.key,
+            "denoiser": trials[0].candidate.key,
+            "decoder": decoder_trials()[0].candidate.key,
             "pipeline": pipeline_trials()[0].candidate.key,
         },
         trials=trials,
         chosen={
-            "unet": trials[3].candidate.key,
-            "vae_decoder": decoder_trials()[1].candidate.key,
+            "denoiser": trials[3].candidate.key,
+            "decoder": decoder_trials()[1].candidate.key,
             "pipeline": pipeline_trials()[2].candidate.key,
         },
         probes={
-            "unet": "4 prompts x 2 seeds at noise 0.9, 0.5 and 0.1",
-            "vae_decoder": "8 finished latents",
+            "denoiser": "4 prompts x 2 seeds at noise 0.9, 0.5 and 0.1",
+            "decoder": "8 finished latents",
             "pipeline": "48 pictures",
         },
         prompts=PROMPTS,
@@ -214,8 +214,8 @@ def pipeline_report(directory: Path | None = None) -> Report:
 
 
 def network_report() -> Report:
-    """A sweep of a bare ONNX file."""
-    trials = tuple(replace(one, candidate=replace(one.candidate, component="network")) for one in unet_trials())
+    """Return a report of a bare ONNX file's sweep."""
+    trials = tuple(replace(trial, candidate=replace(trial.candidate, component="network")) for trial in unet_trials())
     return replace(
         pipeline_report(),
         source="detector.onnx",
@@ -228,7 +228,7 @@ def network_report() -> Report:
 
 
 def write_example_pictures(directory: Path) -> dict[str, tuple[str, ...]]:
-    """Pictures of 64 x 64 in folders below `directory`, and where they lie."""
+    """Write pictures of 64 x 64 pixels below `directory`; return their paths by candidate."""
     files: dict[str, tuple[str, ...]] = {}
     for name, shift, grain in (("plain", 0, 0), ("chosen", 0, 3), ("cache_interval", 1, 8), ("steps", 4, 40)):
         files[name] = tuple(f"pictures/{name}/{number}.png" for number in range(3))
@@ -238,7 +238,7 @@ def write_example_pictures(directory: Path) -> dict[str, tuple[str, ...]]:
 
 
 def example_picture(number: int, shift: int = 0, grain: int = 0) -> Picture:
-    """Two figures on a ground, moved a little, with a little noise."""
+    """Return three shapes on a background, slightly shifted, with noise."""
     image = Image.new("RGB", (64, 64), ((240, 238, 230), (28, 30, 40), (250, 222, 120))[number % 3])
     pen = ImageDraw.Draw(image)
     pen.ellipse((8 + shift, 20, 28 + shift, 40), fill=(214, 48, 40))

@@ -1,4 +1,4 @@
-"""Figures as people read them."""
+"""Formatting of numbers and texts."""
 
 import pytest
 from hypothesis import given
@@ -19,8 +19,8 @@ from stillhouse.accelerate.views.formatting import (
 
 @given(st.text())
 def test_plain_text_is_one_printable_line_and_stays_as_it_is(text: str) -> None:
-    told = printable(text)
-    assert told.isprintable() and told == printable(told)
+    line = printable(text)
+    assert line.isprintable() and line == printable(line)
 
 
 @given(st.floats(1e-6, 1e9))
@@ -31,17 +31,17 @@ def test_three_digits_above_one_and_two_below(value: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "told"), [(0, "0.00"), (0.0004, "0.0004"), (9.996, "10.0"), (99.96, "100"), (-3.14159, "-3.14")]
+    ("value", "expected"), [(0, "0.00"), (0.0004, "0.0004"), (9.996, "10.0"), (99.96, "100"), (-3.14159, "-3.14")]
 )
-def test_digits_at_the_edges(value: float, told: str) -> None:
-    assert format_significant(value) == told
+def test_digits_at_the_edges(value: float, expected: str) -> None:
+    assert format_significant(value) == expected
 
 
 @pytest.mark.parametrize(
-    ("seconds", "told"), [(0.9996, "1.00 s"), (99.96, "1 min 40 s"), (59.96, "60.0 s"), (3599.6, "1 h 0 min")]
+    ("seconds", "expected"), [(0.9996, "1.00 s"), (99.96, "1 min 40 s"), (59.96, "60.0 s"), (3599.6, "1 h 0 min")]
 )
-def test_durations_at_the_edges(seconds: float, told: str) -> None:
-    assert format_duration(seconds) == told
+def test_durations_at_the_edges(seconds: float, expected: str) -> None:
+    assert format_duration(seconds) == expected
 
 
 @given(st.integers(1024, 1 << 50))
@@ -57,8 +57,8 @@ def test_what_is_beyond_decibels_is_told_in_words() -> None:
 
 def test_every_bound_is_told_and_only_those_that_were_asked() -> None:
     assert describe_bounds(Bounds()) == ()
-    told = describe_bounds(Bounds(20.0, 21.5, 0.9, 2.0, 0.9, 3 << 30))
-    assert told == (
+    descriptions = describe_bounds(Bounds(20.0, 21.5, 0.9, 2.0, 0.9, 3 << 30))
+    assert descriptions == (
         "SQNR of at least 20 dB",
         "PSNR of at least 21.5 dB",
         "SSIM of at least 0.9",

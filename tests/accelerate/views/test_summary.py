@@ -1,4 +1,4 @@
-"""What was chosen and why, in words: true for every goal and every way a sweep can end."""
+"""Sentences about the choice, for every goal and every end of a sweep."""
 
 from dataclasses import replace
 from typing import Any
@@ -13,25 +13,25 @@ from tests.accelerate.views.sweeps import network_report, pipeline_report
 
 
 def changed(sweep: Report, component: str, **changes: Any) -> Report:
-    """With the chosen trial of a component changed."""
+    """Return the report with changes to the chosen trial of a component."""
 
-    def mend(trial: Trial) -> Trial:
-        mine = trial.candidate.component == component and trial.candidate.key == sweep.chosen[component]
-        return replace(trial, **changes) if mine else trial
+    def change(trial: Trial) -> Trial:
+        is_chosen = trial.candidate.component == component and trial.candidate.key == sweep.chosen[component]
+        return replace(trial, **changes) if is_chosen else trial
 
-    return replace(sweep, trials=tuple(map(mend, sweep.trials)))
+    return replace(sweep, trials=tuple(map(change, sweep.trials)))
 
 
 def test_a_pipeline_is_told_by_its_pictures() -> None:
     assert summary_component(pipeline_report()) == "pipeline"
-    told = "A picture takes 512 ms instead of 3.60 s: 7.03 times as fast (95 % interval 6.54 to 7.45)."
-    assert headline(pipeline_report()) == told
+    expected = "A picture takes 512 ms instead of 3.60 s: 7.03 times as fast (95 % interval 6.54 to 7.45)."
+    assert headline(pipeline_report()) == expected
 
 
 def test_a_network_is_told_by_its_calls() -> None:
     assert summary_component(network_report()) == "network"
-    told = "One call takes 19.8 ms instead of 96.0 ms: 4.85 times as fast (95 % interval 4.51 to 5.14)."
-    assert headline(network_report()) == told
+    expected = "One call takes 19.8 ms instead of 96.0 ms: 4.85 times as fast (95 % interval 4.51 to 5.14)."
+    assert headline(network_report()) == expected
 
 
 def test_each_goal_is_told_by_what_it_wants() -> None:
@@ -41,21 +41,23 @@ def test_each_goal_is_told_by_what_it_wants() -> None:
     )
     cost = replace(pipeline_report(), goal="cost", price=0.36, currency="EUR")
     assert headline(cost).startswith("A thousand pictures cost 0.051 EUR instead of 0.36: 7.03 times as fast")
-    # 3.6 s x 0.7 a picture against 0.512 s x 0.7, both at eight at a time
+    # 3.6 s x 0.7 per picture compared with 0.512 s x 0.7, both at batch size 8
     throughput = replace(pipeline_report(), goal="throughput")
-    told = "It makes 2.79 pictures a second, 8 at a time, instead of 0.40: 7.03 times as many."
-    assert headline(throughput) == told
+    expected = "Throughput is 2.79 pictures a second at batch size 8, instead of 0.40: 7.03 times as high."
+    assert headline(throughput) == expected
 
 
 @pytest.mark.parametrize("goal", ["throughput", "cost"])
 def test_networks_are_told_by_their_batches_where_these_were_aimed_at(goal: Any) -> None:
-    """Who makes the most in a batch need not be the fastest at two rows."""
-    sweep = changed(replace(pipeline_report(), goal=goal), "unet", batch={"2": 0.02, "8": 0.01})
-    base = sweep.trial("unet", sweep.baselines["unet"])
+    """The candidate with the highest throughput need not be the fastest at two rows."""
+    sweep = changed(replace(pipeline_report(), goal=goal), "denoiser", batch={"2": 0.02, "8": 0.01})
+    base = sweep.trial("denoiser", sweep.baselines["denoiser"])
     slow = replace(base, batch={"2": 0.05, "8": 0.04})
     sweep = replace(sweep, trials=tuple(slow if trial is base else trial for trial in sweep.trials))
-    told = " ".join(summary_sentences(sweep))
-    assert "unet on openvino f32, bf16, shapes static, streams 2 (4.00x the samples a second, 8 at a time)" in told
+    text = " ".join(summary_sentences(sweep))
+    assert (
+        "denoiser on openvino f32, bf16, shapes static, streams 2 (4.00x the samples a second at batch size 8)" in text
+    )
 
 
 def test_the_price_of_a_thousand() -> None:
@@ -64,20 +66,22 @@ def test_the_price_of_a_thousand() -> None:
 
 
 def test_quality_choice_networks_and_the_fastest_that_was_turned_down_are_told_in_this_order() -> None:
-    quality, choice, networks, lost = summary_sentences(pipeline_report())
+    quality, choice, components, rejected = summary_sentences(pipeline_report())
     assert (
-        "24.1 dB PSNR, SSIM 0.937" in quality and "92.1 %" in quality and "against 92.7 % of the baseline's" in quality
+        "24.1 dB PSNR and 0.937 SSIM" in quality
+        and "92.1 %" in quality
+        and "compared with 92.7 % of the baseline's" in quality
     )
-    assert "PSNR of at least 20 dB" in choice and "cache_interval 3" in choice
+    assert "PSNR of at least 20 dB" in choice and "cache interval 3" in choice
     assert "14 of 23 candidates" in choice
-    assert networks.startswith(
-        "It runs unet on openvino f32, bf16, shapes static, streams 2 (4.85x) and vae_decoder on"
+    assert components.startswith(
+        "Components: denoiser on openvino f32, bf16, shapes static, streams 2 (4.85x) and decoder on"
     )
-    assert "steps 12 (8.91x): the score falls by 6.2 points" in lost
+    assert "steps 12 (8.91x): the score falls by 6.2 points" in rejected
 
 
 def test_a_network_without_pictures_is_told_by_its_outputs() -> None:
-    assert summary_sentences(network_report())[0] == "Its outputs lie at 37.1 dB SQNR from the baseline's."
+    assert summary_sentences(network_report())[0] == "Its outputs have an SQNR of 37.1 dB relative to the baseline's."
 
 
 def test_equal_results_are_told_as_equal() -> None:
@@ -85,40 +89,40 @@ def test_equal_results_are_told_as_equal() -> None:
     assert pictures is not None
     same = replace(pictures, psnr=99.0, worst_psnr=99.0, score=None)
     assert summary_sentences(changed(pipeline_report(), "pipeline", pictures=same))[0] == (
-        "Its pictures, same prompts and seeds, are equal to the baseline's."
+        "Its pictures of the same prompts and seeds are equal to the baseline's."
     )
 
 
 def test_where_the_baseline_stays_nothing_is_claimed() -> None:
     sweep = replace(pipeline_report(), chosen=pipeline_report().baselines)
-    assert headline(sweep).startswith("The baseline stays, stillhouse walk, networks baseline: nothing")
-    assert not any("PSNR," in sentence and "lie at" in sentence for sentence in summary_sentences(sweep))
+    assert headline(sweep).startswith("The baseline, stillhouse sampling, networks baseline, is kept: no accepted")
+    assert not any("PSNR" in sentence and "relative to" in sentence for sentence in summary_sentences(sweep))
 
 
 def test_where_nothing_was_chosen_nothing_is_claimed() -> None:
     assert headline(replace(pipeline_report(), chosen={})) == "Nothing was chosen."
     empty = replace(pipeline_report(), trials=(), chosen={}, baselines={}, bounds=Bounds())
     assert headline(empty) == "Nothing was chosen."
-    told = "Asked for the shortest time, without any bound. 0 of 0 candidates were accepted."
-    assert summary_sentences(empty) == (told,)
+    expected = "The goal was the shortest time, without bounds. 0 of 0 candidates were accepted."
+    assert summary_sentences(empty) == (expected,)
 
 
 def test_several_networks_without_a_pipeline_are_told_one_by_one() -> None:
     networks = tuple(trial for trial in pipeline_report().trials if trial.candidate.component != "pipeline")
     sweep = replace(pipeline_report(), trials=networks)
     assert summary_component(sweep) is None
-    assert headline(sweep).startswith("It runs unet on openvino f32, bf16") and "vae_decoder" in headline(sweep)
+    assert headline(sweep).startswith("Components: denoiser on openvino f32, bf16") and "decoder" in headline(sweep)
 
 
 def test_a_sweep_that_was_cut_off_says_so() -> None:
     assert summary_sentences(replace(pipeline_report(), finished=False))[-1].startswith(
-        "The sweep was cut off after 5 min 41 s"
+        "The sweep was interrupted after 5 min 41 s"
     )
-    assert not any("cut off" in sentence for sentence in summary_sentences(pipeline_report()))
+    assert not any("interrupted" in sentence for sentence in summary_sentences(pipeline_report()))
 
 
 def test_a_choice_without_bounds_says_that() -> None:
-    assert "without any bound" in " ".join(summary_sentences(replace(pipeline_report(), bounds=Bounds())))
+    assert "without bounds" in " ".join(summary_sentences(replace(pipeline_report(), bounds=Bounds())))
 
 
 @pytest.mark.parametrize("goal", GOALS)
@@ -127,21 +131,23 @@ def test_what_was_not_measured_is_not_told(goal: Any, gone: str) -> None:
     missing: Any = {} if gone in ("batch", "fidelity") else None
     for component, sweep in (("pipeline", pipeline_report()), ("network", network_report())):
         bare = changed(replace(sweep, goal=goal), component, **{gone: missing})
-        told = " ".join([headline(bare), *summary_sentences(bare)])
-        assert "None" not in told and "nan" not in told
+        text = " ".join([headline(bare), *summary_sentences(bare)])
+        assert "None" not in text and "nan" not in text
 
 
 def test_pictures_of_other_networks_than_the_chosen_are_named() -> None:
     sweep = pipeline_report()
-    assert not any("Whole pictures were measured with" in one for one in summary_sentences(sweep))
-    same = replace(sweep, evaluated_with={"unet": sweep.chosen["unet"]})
+    assert not any("Whole pictures were measured with" in sentence for sentence in summary_sentences(sweep))
+    same = replace(sweep, evaluated_with={"denoiser": sweep.chosen["denoiser"]})
     assert summary_sentences(same) == summary_sentences(sweep)
-    other = replace(sweep, evaluated_with={"unet": sweep.baselines["unet"]})
-    assert any("Whole pictures were measured with unet on" in one for one in summary_sentences(other))
+    other = replace(sweep, evaluated_with={"denoiser": sweep.baselines["denoiser"]})
+    assert any("Whole pictures were measured with denoiser on" in sentence for sentence in summary_sentences(other))
 
 
 def test_where_whole_pictures_take_too_long_the_network_is_told() -> None:
     sweep = network_report()
-    walk = Trial(Candidate(PIPELINE, "stillhouse", "sampling", options={"steps": "12"}), "skipped", "15 min a picture")
-    told = replace(sweep, trials=(*sweep.trials, walk))
-    assert summary_component(told) == "network" and headline(told) == headline(sweep)
+    variant = Trial(
+        Candidate(PIPELINE, "stillhouse", "sampling", options={"steps": "12"}), "skipped", "15 min a picture"
+    )
+    report = replace(sweep, trials=(*sweep.trials, variant))
+    assert summary_component(report) == "network" and headline(report) == headline(sweep)

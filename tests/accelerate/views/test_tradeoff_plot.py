@@ -1,4 +1,4 @@
-"""Plots: places that say what the figures say."""
+"""Coordinates of the trade-off plot and of whiskers."""
 
 import re
 from dataclasses import replace
@@ -25,11 +25,11 @@ POINTS = st.lists(
 
 
 def sweep(points: list[tuple[float, float, Status]]) -> Report:
-    """A baseline, and candidates with these speed-ups and SQNRs."""
-    base = Candidate("unet", "onnxruntime")
+    """Return a report of a baseline and candidates with these speed-ups and SQNRs."""
+    base = Candidate("denoiser", "onnxruntime")
     others = [
         example_trial(
-            Candidate("unet", ("openvino", "torch")[number % 2], options={"number": str(number)}),
+            Candidate("denoiser", ("openvino", "torch")[number % 2], options={"number": str(number)}),
             status,
             "",
             96 / speed,
@@ -40,78 +40,81 @@ def sweep(points: list[tuple[float, float, Status]]) -> Report:
     ]
     trials = (example_trial(base, milliseconds=96, sqnr=999), *others)
     return replace(
-        pipeline_report(), trials=trials, baselines={"unet": base.key}, chosen={"unet": trials[-1].candidate.key}
+        pipeline_report(),
+        trials=trials,
+        baselines={"denoiser": base.key},
+        chosen={"denoiser": trials[-1].candidate.key},
     )
 
 
-def drawn(sweep: Report, component: str = "unet", bounds: Bounds | None = None) -> TradeoffPlot:
-    found = build_tradeoff_plot(report_rows(sweep, component), sweep.bounds if bounds is None else bounds)
-    assert found is not None
-    return found
+def plot_of(sweep: Report, component: str = "denoiser", bounds: Bounds | None = None) -> TradeoffPlot:
+    plot = build_tradeoff_plot(report_rows(sweep, component), sweep.bounds if bounds is None else bounds)
+    assert plot is not None
+    return plot
 
 
-def overlap(one: TradeoffMark, other: TradeoffMark) -> bool:
-    assert one.label and other.label
-    a, b, c, d = one.label.box
-    e, f, g, h = other.label.box
+def overlap(first: TradeoffMark, second: TradeoffMark) -> bool:
+    assert first.label and second.label
+    a, b, c, d = first.label.box
+    e, f, g, h = second.label.box
     return a < g and e < c and b < h and f < d
 
 
 def test_networks_are_drawn_by_outputs_and_pipelines_by_pictures() -> None:
-    assert drawn(pipeline_report(), "unet").quality_name == "SQNR"
-    assert drawn(pipeline_report(), "pipeline").quality_name == "PSNR"
-    assert drawn(network_report(), "network").quality_name == "SQNR"
+    assert plot_of(pipeline_report(), "denoiser").quality_name == "SQNR"
+    assert plot_of(pipeline_report(), "pipeline").quality_name == "PSNR"
+    assert plot_of(network_report(), "network").quality_name == "SQNR"
 
 
 def test_the_bound_is_drawn_where_one_was_asked() -> None:
-    found = drawn(pipeline_report(), "pipeline")
-    assert found.bound_tick is not None and found.bound_tick[1] == "asked for: 20 dB"
-    assert drawn(pipeline_report(), "pipeline", Bounds(min_sqnr=3.0)).bound_tick is None
-    below = [mark for mark in found.marks if mark.y > found.bound_tick[0]]
+    plot = plot_of(pipeline_report(), "pipeline")
+    assert plot.bound_tick is not None and plot.bound_tick[1] == "bound: 20 dB"
+    assert plot_of(pipeline_report(), "pipeline", Bounds(min_sqnr=3.0)).bound_tick is None
+    below = [mark for mark in plot.marks if mark.y > plot.bound_tick[0]]
     assert [mark.row.trial.status for mark in below] == ["rejected"]
 
 
 def test_nothing_is_drawn_of_fewer_than_two() -> None:
     assert build_tradeoff_plot((), Bounds()) is None
-    assert build_tradeoff_plot(report_rows(pipeline_report(), "unet")[-3:], Bounds()) is None
+    assert build_tradeoff_plot(report_rows(pipeline_report(), "denoiser")[-3:], Bounds()) is None
 
 
 def test_trials_without_figures_are_counted() -> None:
-    found = drawn(pipeline_report(), "unet")
-    assert found.missing == 5 and len(found.marks) == 11
+    plot = plot_of(pipeline_report(), "denoiser")
+    assert plot.missing == 5 and len(plot.marks) == 11
 
 
 def test_twice_as_fast_is_as_far_right_as_half_as_fast_is_left() -> None:
-    half, one, double = sorted(mark.x for mark in drawn(sweep([(0.5, 30, "accepted"), (2, 30, "accepted")])).marks)
-    assert one - half == pytest.approx(double - one)
+    half, equal, double = sorted(mark.x for mark in plot_of(sweep([(0.5, 30, "accepted"), (2, 30, "accepted")])).marks)
+    assert equal - half == pytest.approx(double - equal)
 
 
 def test_equal_results_stand_above_all_others() -> None:
-    found = drawn(pipeline_report(), "unet")
-    top = min(found.marks, key=lambda mark: mark.y)
-    assert top.row.baseline and found.quality_ticks[-1] == (top.y, "equal")
+    plot = plot_of(pipeline_report(), "denoiser")
+    top = min(plot.marks, key=lambda mark: mark.y)
+    assert top.row.baseline and plot.quality_ticks[-1] == (top.y, "equal")
 
 
 def test_no_level_is_written_over_the_line_of_equal_results() -> None:
     _, ticks = quality_axis([38.0, 94.0, image_metrics.MAX_PSNR], image_metrics.MAX_PSNR)
-    assert [told for _, told in ticks] == [*map(str, range(30, 100, 10)), "equal"]
-    places = [place for place, _ in ticks]
-    assert min(abs(one - other) for one, other in pairwise(places)) > 20
+    assert [label for _, label in ticks] == [*map(str, range(30, 100, 10)), "equal"]
+    positions = [position for position, _ in ticks]
+    assert min(abs(first - second) for first, second in pairwise(positions)) > 20
 
 
 def test_what_a_pointer_is_told_holds_every_figure_and_the_reason() -> None:
-    told = next(
-        mark.tooltip for mark in drawn(pipeline_report(), "pipeline").marks if mark.row.trial.status == "rejected"
+    tooltip = next(
+        mark.tooltip for mark in plot_of(pipeline_report(), "pipeline").marks if mark.row.trial.status == "rejected"
     )
-    assert told == (
-        "stillhouse walk, networks chosen, sampler dpm++, steps 12: 8.91x, PSNR 17.9 dB, rejected: "
+    assert tooltip == (
+        "stillhouse sampling, networks chosen, sampler dpm++, steps 12: 8.91x, PSNR 17.9 dB, rejected: "
         "the score falls by 6.2 points, more than 1"
     )
 
 
 def test_the_choice_is_drawn_last_and_named() -> None:
-    for component in ("unet", "vae_decoder", "pipeline"):
-        mark = drawn(pipeline_report(), component).marks[-1]
+    for component in ("denoiser", "decoder", "pipeline"):
+        mark = plot_of(pipeline_report(), component).marks[-1]
         assert mark.row.chosen and mark.label is not None and mark.row.name.startswith(mark.label.text.rstrip("…"))
 
 
@@ -120,30 +123,30 @@ def test_the_choice_is_drawn_last_and_named() -> None:
 def test_everything_stands_within_the_frame_in_the_order_of_its_figures(
     points: list[tuple[float, float, Status]],
 ) -> None:
-    found = drawn(sweep(points))
-    assert len(found.marks) == len(points) + 1
-    for mark in found.marks:
+    plot = plot_of(sweep(points))
+    assert len(plot.marks) == len(points) + 1
+    for mark in plot.marks:
         assert LEFT <= mark.low <= mark.x <= mark.high <= RIGHT
         assert TOP <= mark.y <= BOTTOM
-    by_speed = sorted(found.marks, key=lambda mark: mark.row.speed or 0)
+    by_speed = sorted(plot.marks, key=lambda mark: mark.row.speed or 0)
     assert [mark.x for mark in by_speed] == sorted(mark.x for mark in by_speed)
-    by_quality = sorted(found.marks, key=lambda mark: -(mark.row.sqnr or 0))
+    by_quality = sorted(plot.marks, key=lambda mark: -(mark.row.sqnr or 0))
     assert [mark.y for mark in by_quality] == pytest.approx(sorted(mark.y for mark in by_quality))
-    assert all(LEFT <= x <= RIGHT for x, _ in found.speed_ticks) and "1x" in [label for _, label in found.speed_ticks]
-    assert all(TOP - 1 <= y <= BOTTOM + 1 for y, _ in found.quality_ticks)
-    assert 2 <= len(found.quality_ticks) <= 10
+    assert all(LEFT <= x <= RIGHT for x, _ in plot.speed_ticks) and "1x" in [label for _, label in plot.speed_ticks]
+    assert all(TOP - 1 <= y <= BOTTOM + 1 for y, _ in plot.quality_ticks)
+    assert 2 <= len(plot.quality_ticks) <= 10
 
 
 @given(POINTS)
 @settings(max_examples=60, deadline=None)
 def test_the_front_is_what_nothing_accepted_beats(points: list[tuple[float, float, Status]]) -> None:
-    found = drawn(sweep(points))
-    accepted = [mark.row for mark in found.marks if mark.row.accepted]
+    plot = plot_of(sweep(points))
+    accepted = [mark.row for mark in plot.marks if mark.row.accepted]
 
     def figures(row: ReportRow) -> tuple[float, float]:
         return row.speed or 0, row.sqnr or 0
 
-    for mark in found.marks:
+    for mark in plot.marks:
         speed, quality = figures(mark.row)
         beaten = any(
             other[0] >= speed and other[1] >= quality and other != (speed, quality) for other in map(figures, accepted)
@@ -152,14 +155,14 @@ def test_the_front_is_what_nothing_accepted_beats(points: list[tuple[float, floa
             assert mark.on_front != beaten
         elif not mark.row.accepted:
             assert not mark.on_front
-    corners = [tuple(map(float, corner.split(","))) for corner in found.front_line.split()]
+    corners = [tuple(map(float, corner.split(","))) for corner in plot.front_line.split()]
     assert corners == sorted(corners) and corners[0][0] == LEFT and corners[-1][1] == BOTTOM
 
 
 @given(POINTS)
 @settings(max_examples=40, deadline=None)
 def test_no_two_labels_overlap_and_none_leaves_the_frame(points: list[tuple[float, float, Status]]) -> None:
-    named = [mark for mark in drawn(sweep(points)).marks if mark.label]
+    named = [mark for mark in plot_of(sweep(points)).marks if mark.label]
     for number, mark in enumerate(named):
         assert mark.label and mark.label.box[0] >= LEFT and mark.label.box[2] <= RIGHT and mark.label.box[3] <= BOTTOM
         assert not any(overlap(mark, other) for other in named[:number])
@@ -168,25 +171,27 @@ def test_no_two_labels_overlap_and_none_leaves_the_frame(points: list[tuple[floa
 def test_long_names_are_cut() -> None:
     first, *others = sweep([(3, 40, "accepted")]).trials
     long = replace(others[0], candidate=replace(others[0].candidate, options={"number": "9" * 200}))
-    label = drawn(replace(sweep([]), trials=(first, long), chosen={"unet": long.candidate.key})).marks[-1].label
+    label = plot_of(replace(sweep([]), trials=(first, long), chosen={"denoiser": long.candidate.key})).marks[-1].label
     assert label is not None and label.text.endswith("…") and len(label.text) < 60
 
 
 def test_whiskers_share_a_scale_on_which_the_baseline_is_one() -> None:
-    found = build_whiskers(report_rows(pipeline_report(), "unet"))
-    drawn = [one for one in found if one]
-    assert len(found) == 16 and len(drawn) == 11
-    assert len({one.baseline for one in drawn}) == 1
-    assert all(0 <= one.low <= one.value <= one.high <= WIDTH for one in drawn)
-    assert [one.value for one in drawn] == sorted((one.value for one in drawn), reverse=True)
-    assert drawn[0].label == "7.50x" and re.fullmatch(r"6\.9\d to 7\.9\d", drawn[0].interval_label)
+    whiskers = build_whiskers(report_rows(pipeline_report(), "denoiser"))
+    timed = [whisker for whisker in whiskers if whisker]
+    assert len(whiskers) == 16 and len(timed) == 11
+    assert len({whisker.baseline for whisker in timed}) == 1
+    assert all(0 <= whisker.low <= whisker.value <= whisker.high <= WIDTH for whisker in timed)
+    assert [whisker.value for whisker in timed] == sorted((whisker.value for whisker in timed), reverse=True)
+    assert timed[0].label == "7.50x" and re.fullmatch(r"6\.9\d to 7\.9\d", timed[0].interval_label)
     assert all(
-        one.value == one.baseline for one in build_whiskers(report_rows(sweep([(1, 20, "accepted")]), "unet")) if one
+        whisker.value == whisker.baseline
+        for whisker in build_whiskers(report_rows(sweep([(1, 20, "accepted")]), "denoiser"))
+        if whisker
     )
 
 
 def test_a_row_that_was_not_paired_has_no_whisker_ends() -> None:
     base, other = sweep([(2, 30, "accepted")]).trials
     alone = replace(other, ratio=None)
-    found = build_whiskers(report_rows(replace(sweep([]), trials=(base, alone)), "unet"))[0]
-    assert found is not None and found.low == found.value == found.high and found.interval_label == ""
+    whisker = build_whiskers(report_rows(replace(sweep([]), trials=(base, alone)), "denoiser"))[0]
+    assert whisker is not None and whisker.low == whisker.value == whisker.high and whisker.interval_label == ""

@@ -1,4 +1,4 @@
-"""The spreadsheet: what Auto-Acceleration's users know comes first, and everything is a number that is one."""
+"""The spreadsheet: Auto-Acceleration's columns first, and numbers stored as numbers."""
 
 import sys
 from collections.abc import Sequence
@@ -24,9 +24,9 @@ OURS = (
     *("status", "reason", "component", "executed precision", "backend", "latency p50 (ms)", "latency p95 (ms)"),
     *("speed-up", "speed-up low", "speed-up high", "batch", "SQNR (dB)", "cosine", "max abs error", "non-finite"),
     *("PSNR (dB)", "SSIM", "score", "peak memory (MB)", "peak GPU memory (MB)", "build (s)"),
-    *("open (s)", "artefact"),
+    *("open (s)", "artifact"),
 )
-WORDS = {"task", "status", "reason", "component", "executed precision", "backend", "artefact", "candidate", "chosen"}
+WORDS = {"task", "status", "reason", "component", "executed precision", "backend", "artifact", "candidate", "chosen"}
 
 
 def book(sweep: Report, tmp_path: Path) -> Workbook:
@@ -57,8 +57,8 @@ def test_their_four_columns_come_first_in_the_sheet_that_they_know(tmp_path: Pat
 
 
 def test_their_row_names_where_they_have_one_and_the_original_first(tmp_path: Path) -> None:
-    found = by_task(book(network_report(), tmp_path))
-    assert next(iter(found)) == "onnx"
+    rows = by_task(book(network_report(), tmp_path))
+    assert next(iter(rows)) == "onnx"
     for task, candidate in {
         "onnx": "onnxruntime f32",
         "onnx_fp16": "onnxruntime f16",
@@ -66,15 +66,15 @@ def test_their_row_names_where_they_have_one_and_the_original_first(tmp_path: Pa
         "openvino_fp16": "openvino f16",
         "tensorrt_fp16": "tensorrt f16",
         "openvino_fp32_bf16": "openvino f32, bf16",
-        "openvino_int8_static_4_nodes_kept": "openvino int8-static, 4 nodes kept",
+        "openvino_int8_static_4_nodes_in_float": "openvino int8-static, 4 nodes in float",
     }.items():
-        assert found[task]["candidate"] == candidate
+        assert rows[task]["candidate"] == candidate
 
 
 def test_several_networks_are_told_apart_by_their_names(tmp_path: Path) -> None:
-    found = by_task(book(pipeline_report(), tmp_path))
-    assert {"unet_onnx", "vae_decoder_onnx", "pipeline_walk_networks_baseline"} <= found.keys()
-    assert len(found) == len(pipeline_report().trials)
+    rows = by_task(book(pipeline_report(), tmp_path))
+    assert {"denoiser_onnx", "decoder_onnx", "pipeline_sampling_networks_baseline"} <= rows.keys()
+    assert len(rows) == len(pipeline_report().trials)
 
 
 @given(
@@ -91,8 +91,8 @@ def test_several_networks_are_told_apart_by_their_names(tmp_path: Path) -> None:
 )
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_task_has_two_rows(tmp_path: Path, candidates: list[Candidate]) -> None:
-    found = lines(book(only([Trial(one, "skipped", "no time") for one in candidates]), tmp_path))
-    assert len({line["task"] for line in found}) == len(candidates)
+    rows = lines(book(only([Trial(candidate, "skipped", "no time") for candidate in candidates]), tmp_path))
+    assert len({line["task"] for line in rows}) == len(candidates)
 
 
 def test_figures_are_exact_numbers_that_only_their_format_rounds(tmp_path: Path) -> None:
@@ -122,19 +122,21 @@ def test_samples_a_second_count_the_batch(tmp_path: Path) -> None:
 
 
 def test_the_error_of_the_baseline_is_zero_and_that_of_nan_is_no_number(tmp_path: Path) -> None:
-    found = by_task(book(network_report(), tmp_path))
-    assert found["onnx"]["mae"] == 0
-    broken = found["onnx_int8_static"]
+    rows = by_task(book(network_report(), tmp_path))
+    assert rows["onnx"]["mae"] == 0
+    broken = rows["onnx_int8_static"]
     assert broken["mae"] is None and broken["max abs error"] is None and broken["non-finite"] == 7
     assert broken["reason"] == "7 elements of the output are NaN"
-    assert found["tensorrt_fp16"]["mae"] is None
+    assert rows["tensorrt_fp16"]["mae"] is None
 
 
 def test_every_candidate_has_a_row_and_every_one_not_accepted_its_reason(tmp_path: Path) -> None:
     summary = book(pipeline_report(), tmp_path)
     assert len(lines(summary)) == len(pipeline_report().trials)
-    lost = {(line["candidate"], line["status"], line["reason"]) for line in lines(summary, "rejected")}
-    assert lost == {(one.candidate.name, one.status, one.reason) for one in pipeline_report().trials if one.reason}
+    rejected = {(line["candidate"], line["status"], line["reason"]) for line in lines(summary, "rejected")}
+    assert rejected == {
+        (trial.candidate.name, trial.status, trial.reason) for trial in pipeline_report().trials if trial.reason
+    }
     assert {line["status"] for line in lines(summary, "rejected")} == {"rejected", "failed", "excluded", "skipped"}
 
 
@@ -156,7 +158,7 @@ def test_the_environment_tells_the_machine_and_defines_every_column(tmp_path: Pa
     assert facts["probed with: pipeline"] == "48 pictures"
     for cell in summary["Sheet1"][1]:
         assert facts[cell.value], cell.value
-    assert "batch x passes a second" in facts["throughput(samples/second)"]
+    assert "batch size times calls per second" in facts["throughput(samples/second)"]
 
 
 def test_words_of_strangers_never_become_formulas(tmp_path: Path) -> None:
@@ -197,9 +199,9 @@ def test_without_openpyxl_the_line_that_installs_it_is_told(tmp_path: Path, monk
 
 
 def test_no_figure_of_a_trial_is_forgotten() -> None:
-    """A new field of Trial belongs into a column, or into this list of those that the page alone shows."""
+    """A new field of Trial needs a column, or an entry in `elsewhere` if only the page shows it."""
     elsewhere = {"census", "first_seconds", "graph", "log", "reproduce"}
     shown = {"candidate", "status", "reason", "executed", "fidelity", "pictures", "seconds", "ratio", "batch", "rows"}
-    shown |= {"build_seconds", "open_seconds", "peak_bytes", "gpu_bytes", "file_bytes", "artefact"}
+    shown |= {"build_seconds", "open_seconds", "peak_bytes", "gpu_bytes", "file_bytes", "artifact"}
     assert {field.name for field in fields(Trial)} == elsewhere | shown
     assert MIB == 2**20

@@ -46,7 +46,14 @@ CASES = [
         "group_norm", [(2, 30, 7, 5), (2, 320, 9, 8)], *({"silu": True, "way": way} for way in ("cached", "parts"))
     ),
     *_cases(
-        "guided_step", [(1, 1, 1, 1), (3, 4, 5, 7)], {"past": False}, {"past": True}, {"past": True, "pairs": True}
+        "guided_step",
+        [(1, 1, 1, 1), (3, 4, 5, 7)],
+        {"previous": False},
+        {"previous": True},
+        {"previous": True, "pairs": True},
+        {"previous": False, "terms": 2},
+        {"previous": True, "terms": 2},
+        {"previous": True, "terms": 3},
     ),
     # More pixels than one part has, the last one shorter; and numbers far from zero, of which a sum of squares would
     # leave nothing.
@@ -63,5 +70,6 @@ CASES = [
 ]
 GROUPS = {1: 1, 4: 2, 8: 2, 30: 3, 320: 32}
 """Of a GroupNorm, by its channels."""
-TRAJECTORIES = "walks of several samplers, together"
+TRAJECTORIES = "trajectories of several samplers, together"
+ALONE = "trajectories with one to three rows, together and alone"
 TAILS = "gelu of gates from -6 to 6 in"

@@ -6,6 +6,7 @@ A process of its own, because Triton decides once, when it is imported, whether 
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from zlib import crc32
 
@@ -14,27 +15,56 @@ from torch import Tensor
 
 from stillhouse.backends.kernels import cast, geglu, group_norm, guided_step, launch, layer_norm, silu
 from stillhouse.backends.torch_arrays import TorchArrays
-from stillhouse.diffusion import INITIAL_STEP, NUMPY, SamplingPlan, Schedule, Trajectory, advance, gaussian, make_grid
-from tests.backends.kernels.cases import CASES, GROUPS, TAILS, TRAJECTORIES, Case
+from stillhouse.diffusion import (
+    INITIAL_STEP,
+    NUMPY,
+    Arrays,
+    Branch,
+    Guidance,
+    SamplingPlan,
+    Schedule,
+    Trajectory,
+    advance,
+    classifier_free,
+    gaussian,
+    make_grid,
+)
+from tests.backends.kernels.cases import ALONE, CASES, GROUPS, TAILS, TRAJECTORIES, Case
+from tests.diffusion.plans import PIX2PIX
 
 EPS = 1e-5
+FUSED: Arrays = TorchArrays("cpu", guided_step.guided_step)
+KINDS: list[tuple[str, Guidance]] = [
+    ("ddim", classifier_free(7.5)),
+    ("dpmpp_2m", classifier_free(5.0)),
+    ("dpmpp_2m", Guidance()),
+    ("dpmpp_2m", PIX2PIX),
+    ("unipc", classifier_free(3.0)),
+    ("euler_ancestral", Guidance()),
+    ("euler", PIX2PIX),
+    ("heun", classifier_free(4.0)),
+]
+"""Sampler and guidance of pictures of one, two and three rows."""
 
 
 def main() -> None:
     """Run them all."""
     assert launch.INTERPRETED
     for case in CASES:
-        ours, wanted = run_case(case)
-        told = {
+        ours, expected = run_case(case)
+        line = {
             "name": case.name,
-            "error": max(map(relative_error, ours, wanted)),
-            "finite": all(bool(torch.isfinite(one).all()) for one in ours),
-            "dtypes": [str(one.dtype).removeprefix("torch.") for one in ours],
-            "shapes": [list(one.shape) for one in ours],
-            "channels_last": all(one.is_contiguous(memory_format=torch.channels_last) for one in ours if one.ndim == 4),
+            "error": max(map(relative_error, ours, expected)),
+            "finite": all(bool(torch.isfinite(tensor).all()) for tensor in ours),
+            "dtypes": [str(tensor.dtype).removeprefix("torch.") for tensor in ours],
+            "shapes": [list(tensor.shape) for tensor in ours],
+            "channels_last": all(
+                tensor.is_contiguous(memory_format=torch.channels_last) for tensor in ours if tensor.ndim == 4
+            ),
         }
-        print(json.dumps(told), flush=True)
+        print(json.dumps(line), flush=True)
     print(json.dumps({"name": TRAJECTORIES, "error": trajectory_error()}), flush=True)
+    print(json.dumps({"name": ALONE, "different": differences_from_alone()}), flush=True)
     for dtype in (torch.float16, torch.bfloat16):
         name = f"{TAILS} {str(dtype).removeprefix('torch.')}"
         print(json.dumps({"name": name, "error": rounding_excess(dtype)}), flush=True)
@@ -52,32 +82,44 @@ def rounding_excess(dtype: torch.dtype) -> float:
 
 
 def trajectory_error() -> float:
-    """How far pictures of all kinds end, moved together by the kernel, from where NumPy's arithmetic moves them."""
-    walk = make_grid(Schedule(), 5, sigmas="karras")
-    kinds = [
-        ("ddim", 7.5),
-        ("dpmpp_2m", 5.0),
-        ("dpmpp_2m", 1.0),
-        ("unipc", 3.0),
-        ("euler_ancestral", 1.0),
-        ("heun", 4.0),
-    ]
+    """Return how far the kernel moves pictures of all kinds from where NumPy's arithmetic moves them."""
     ends = []
-    arrays: Any
-    for arrays in (TorchArrays("cpu", guided_step.guided_step), NUMPY):
-        made = [
-            Trajectory(
-                SamplingPlan(walk, sampler, "v_prediction", guidance=scale, guidance_interval=(0.0, 0.7), seed=seed),
-                arrays.placed(gaussian(seed, INITIAL_STEP, (4, 6, 7))),
-                {"text": arrays.placed(gaussian(seed, 1, (1,)))},
-                {"text": arrays.placed(gaussian(seed, 2, (1,)))},
-            )
-            for seed, (sampler, scale) in enumerate(kinds)
-        ]
-        while waiting := [one for one in made if not one.is_done]:
+    for arrays in (FUSED, NUMPY):
+        trajectories = [_trajectory(seed, arrays) for seed in range(len(KINDS))]
+        while waiting := [trajectory for trajectory in trajectories if not trajectory.is_done]:
             advance(waiting, _linear, arrays)
-        ends.append([torch.from_numpy(arrays.read(one.latents)) for one in made])
+        ends.append([torch.from_numpy(arrays.to_numpy(trajectory.latents)) for trajectory in trajectories])
     return max(relative_error(ours, theirs.double()) for ours, theirs in zip(*ends, strict=True))
+
+
+def differences_from_alone() -> list[int]:
+    """Return which pictures the kernel moves to other bits in a batch of one, two and three rows than alone."""
+    together, alone = ([_trajectory(seed, FUSED) for seed in range(len(KINDS))] for _ in range(2))
+    different = set()
+    while waiting := [seed for seed, trajectory in enumerate(together) if not trajectory.is_done]:
+        advance([together[seed] for seed in waiting], _linear, FUSED)
+        for seed in waiting:
+            advance([alone[seed]], _linear, FUSED)
+            latents: Any = (together[seed].latents, alone[seed].latents)
+            if not torch.equal(*latents):
+                different.add(seed)
+    return sorted(different)
+
+
+def _trajectory(seed: int, arrays: Arrays) -> Trajectory:
+    sampler, guidance = KINDS[seed]
+    plan = SamplingPlan(
+        make_grid(Schedule(), 5, sigmas="karras"),
+        sampler,
+        "v_prediction",
+        replace(guidance, interval=(0.0, 0.7)),
+        seed=seed,
+    )
+    branches = {
+        name: Branch({"text": arrays.to_device(gaussian(seed, step, (1,)))})
+        for step, name in enumerate(("conditional", "unconditional", "image"), 1)
+    }
+    return Trajectory(plan, arrays.to_device(gaussian(seed, INITIAL_STEP, (4, 6, 7))), branches)
 
 
 def _linear(rows: Any, timesteps: Any, conditioning: Mapping[str, Any]) -> Any:
@@ -128,19 +170,21 @@ def run_case(case: Case) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
 
 
 def _guided_step(case: Case, z: Tensor, random_tensor: Any) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-    """All pictures guided; or the first, the third, and so on."""
-    pictures, are_pairs = len(z), case.options.get("pairs", False)
-    rows, count = [], 0
+    """All pictures with two rows; or the first with all branches, the second with one row less, and so on in turns."""
+    pictures, are_pairs, terms = len(z), case.options.get("pairs", False), case.options.get("terms", 1)
+    weights = torch.randn(pictures, 5 + terms, generator=torch.Generator().manual_seed(1))
+    table, count = [], 0
     for picture in range(pictures):
-        rows.append([count, count + (are_pairs or picture % 2 == 0)])
-        count = rows[-1][1] + 1
+        differences = terms if are_pairs else terms - picture % (terms + 1)
+        table.append([count + branch if branch <= differences else count for branch in range(terms + 1)])
+        weights[picture, 5 + differences :] = 0
+        count += differences + 1
     output = random_tensor(count, *case.shape[1:])
-    past = random_tensor(*case.shape) if case.options["past"] else None
-    weights = torch.randn(pictures, 6, generator=torch.Generator().manual_seed(1))
-    told = None if are_pairs else torch.tensor(rows, dtype=torch.int32)
-    exact = None if past is None else past.double()
-    wanted = guided_step.reference(z.double(), output.double(), told, weights, exact)
-    return guided_step.guided_step(z, output, told, weights, past), wanted
+    previous = random_tensor(*case.shape) if case.options["previous"] else None
+    rows = None if are_pairs else torch.tensor(table, dtype=torch.int32)
+    exact = None if previous is None else previous.double()
+    expected = guided_step.reference(z.double(), output.double(), rows, weights, exact)
+    return guided_step.guided_step(z, output, rows, weights, previous), expected
 
 
 if __name__ == "__main__":

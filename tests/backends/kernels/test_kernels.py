@@ -14,7 +14,7 @@ from stillhouse.backends.kernels import cast, geglu, group_norm, guided_step, la
 from stillhouse.backends.kernels.group_norm import channel_layout
 from stillhouse.diffusion import step
 from stillhouse.errors import InvalidRequest, UnsupportedPrecision
-from tests.backends.kernels.cases import CASES, TAILS, TRAJECTORIES, Case
+from tests.backends.kernels.cases import ALONE, CASES, TAILS, TRAJECTORIES, Case
 
 TOLERANCE = {"float32": 2e-6, "float16": 1e-3, "bfloat16": 8e-3}
 """Beside the largest value: sums of a few hundred terms in float32, of which each rounds at 6e-8; then one rounding to
@@ -59,6 +59,11 @@ def test_pictures_of_every_kind_are_moved_by_one_kernel(interpreted: dict[str, A
     assert interpreted[TRAJECTORIES]["error"] <= 1e-5
 
 
+def test_a_batch_of_one_two_and_three_rows_is_each_picture_alone(interpreted: dict[str, Any]) -> None:
+    """Bit for bit, at every evaluation, where the kernel takes the rows of the longest list for all of them."""
+    assert interpreted[ALONE]["different"] == []
+
+
 def test_on_a_processor_an_op_is_its_reference() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 8, 6, 4, generator=generator).contiguous(memory_format=torch.channels_last)
@@ -89,10 +94,11 @@ def _calls() -> Iterator[tuple[Any, tuple[Any, ...]]]:
         yield geglu.geglu, (tokens, True)
         yield layer_norm.layer_norm, (tokens, weight, bias, 1e-5)
         yield layer_norm.add_layer_norm, (tokens, tokens + 1, weight, bias, 1e-5)
-    several = plain.repeat(2, 1, 1, 1)
-    for past in (None, plain + 1):
-        yield guided_step.guided_step, (plain, several[:3], rows, torch.ones(2, 6), past)
-        yield guided_step.guided_step, (plain, several, None, torch.ones(2, 6), past)
+    several, three = plain.repeat(2, 1, 1, 1), torch.tensor([[0, 1, 2], [3, 3, 3]], dtype=torch.int32)
+    for previous in (None, plain + 1):
+        yield guided_step.guided_step, (plain, several[:3], rows, torch.ones(2, 6), previous)
+        yield guided_step.guided_step, (plain, several, None, torch.ones(2, 6), previous)
+        yield guided_step.guided_step, (plain, several, three, torch.ones(2, 7), previous)
 
 
 @pytest.mark.parametrize("call", list(_calls()), ids=lambda call: call[0]._qualname)
@@ -106,7 +112,7 @@ def test_the_compiler_may_trust_what_an_op_says_of_itself(call: tuple[Any, tuple
 def test_what_no_kernel_computes_in_is_refused_with_what_they_do() -> None:
     doubles = torch.ones(2, 4, 2, 2, dtype=torch.float64)
     weight = torch.ones(4, dtype=torch.float64)
-    rows, told = torch.zeros(2, 2, dtype=torch.int32), torch.ones(2, 6)
+    rows, weights = torch.zeros(2, 2, dtype=torch.int32), torch.ones(2, 6)
     calls: tuple[Callable[[], Any], ...] = (
         lambda: silu.silu(doubles),
         lambda: geglu.geglu(doubles),
@@ -114,8 +120,8 @@ def test_what_no_kernel_computes_in_is_refused_with_what_they_do() -> None:
         lambda: cast.cast(doubles.float(), torch.float64),
         lambda: layer_norm.layer_norm(doubles[..., 0, 0], weight, weight, 1e-5),
         lambda: group_norm.group_norm(doubles, weight, weight, 2, 1e-5),
-        lambda: guided_step.guided_step(doubles, doubles, rows, told),
-        lambda: guided_step.guided_step(doubles.float(), doubles.float(), rows, told, doubles),
+        lambda: guided_step.guided_step(doubles, doubles, rows, weights),
+        lambda: guided_step.guided_step(doubles.float(), doubles.float(), rows, weights, doubles),
     )
     for call in calls:
         with pytest.raises(UnsupportedPrecision, match="float64; allowed: float32, float16, bfloat16"):
@@ -124,8 +130,8 @@ def test_what_no_kernel_computes_in_is_refused_with_what_they_do() -> None:
         silu.silu(torch.ones(3, dtype=torch.int64))
 
 
-def test_a_step_is_told_in_the_order_that_walks_tell_it_in() -> None:
-    assert guided_step.STEP_WEIGHTS == step.WEIGHTS
+def test_the_kernel_takes_weights_in_the_order_of_trajectories() -> None:
+    assert guided_step.STEP_WEIGHTS == step.STEP_WEIGHTS
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:
@@ -148,7 +154,11 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         guided_step.guided_step(x, torch.ones(4, 6, 2, 2), rows.long(), weights)
     with pytest.raises(InvalidRequest, match="3 rows of pairs for 2 pictures; allowed: 4, or `rows`"):
         guided_step.guided_step(x, torch.ones(3, 6, 2, 2), None, weights)
-    with pytest.raises(InvalidRequest, match="a past of"):
+    with pytest.raises(
+        InvalidRequest, match=r"weights \[2, 6\] for 2 pictures; allowed: int32 \[2, 1 \+ T\] and \[2, 5"
+    ):
+        guided_step.guided_step(x, torch.ones(6, 6, 2, 2), torch.zeros(2, 3, dtype=torch.int32), weights)
+    with pytest.raises(InvalidRequest, match="previous of"):
         guided_step.guided_step(x, torch.ones(4, 6, 2, 2), rows, weights, torch.ones(1, 6, 2, 2))
 
 

@@ -1,4 +1,4 @@
-"""Folders of pictures: every layout that people have, and every one that cannot be learnt from told by its name."""
+"""Folders of captioned pictures: layouts, skipped pictures with their reasons, and errors."""
 
 import json
 import tarfile
@@ -27,12 +27,12 @@ def write_tar(path: Path, members: dict[str, bytes]) -> None:
 
 def read_captions(folder: Path) -> dict[str, str]:
     return {
-        one.name: one.caption if isinstance(one, CaptionedImage) else f"! {one.reason}"
-        for one in read_image_folder(folder)
+        image.name: image.caption if isinstance(image, CaptionedImage) else f"! {image.reason}"
+        for image in read_image_folder(folder)
     }
 
 
-def test_captions_beside_pictures(tmp_path: Path) -> None:
+def test_captions_in_text_files(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     (tmp_path / "a.png").write_bytes(png_bytes(7))
     (tmp_path / "a.txt").write_text("a red\n circle ")
@@ -45,7 +45,7 @@ def test_captions_beside_pictures(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("table", "word"), [("metadata.jsonl", "text"), ("captions.jsonl", "caption")])
-def test_captions_in_a_table(tmp_path: Path, table: str, word: str) -> None:
+def test_captions_in_metadata(tmp_path: Path, table: str, word: str) -> None:
     (tmp_path / "a.png").write_bytes(png_bytes())
     (tmp_path / "b.png").write_bytes(png_bytes())
     (tmp_path / table).write_text(json.dumps({"file_name": "a.png", word: "a ring"}) + "\n\n")
@@ -67,58 +67,58 @@ def test_tar_files(tmp_path: Path) -> None:
         "00000.tar/0001.png": "one",
         "00000.tar/0002.png": "two",
         "00000.tar/0003.png": "! has no caption",
-        "00000.tar/0004": "! its .json is no JSON",
+        "00000.tar/0004": "! its .json file is not JSON",
     }
 
 
-def test_a_tar_of_a_directory_keeps_its_samples_apart(tmp_path: Path) -> None:
-    """As `tar -C d .` writes it, and with points in the names of directories."""
+def test_a_tar_of_a_directory_separates_its_samples(tmp_path: Path) -> None:
+    """As `tar -C d .` writes it, and with dots in directory names."""
     members = {"./1.png": png_bytes(), "./1.txt": b"one", "v1.0/2.png": png_bytes(), "v1.0/2.txt": b"two"}
     write_tar(tmp_path / "a.tar", members)
     assert read_captions(tmp_path) == {"a.tar/1.png": "one", "a.tar/v1.0/2.png": "two"}
 
 
-def test_a_tar_that_is_cut_short_gives_what_it_has(tmp_path: Path) -> None:
+def test_a_truncated_tar_yields_its_complete_samples(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", {"1.png": png_bytes(), "1.txt": b"one", "2.png": png_bytes(), "2.txt": b"two"})
     whole = (tmp_path / "a.tar").read_bytes()
     (tmp_path / "a.tar").write_bytes(whole[:2580])
-    found = read_captions(tmp_path)
-    assert found["a.tar/1.png"] == "one" and any("cannot be read any further" in told for told in found.values())
+    captions = read_captions(tmp_path)
+    assert captions["a.tar/1.png"] == "one" and any("cannot be read to its end" in text for text in captions.values())
 
 
-def test_what_is_no_picture_is_named_with_its_reason(tmp_path: Path) -> None:
+def test_unreadable_pictures_are_skipped_with_a_reason(tmp_path: Path) -> None:
     for name, content in (("cut.png", png_bytes()[:40]), ("text.png", b"no picture"), ("nothing.png", b"")):
         (tmp_path / name).write_bytes(content)
         (tmp_path / name).with_suffix(".txt").write_text("a circle")
     (tmp_path / "blank.png").write_bytes(png_bytes())
     (tmp_path / "blank.txt").write_text("  \n")
-    found = list(read_image_folder(tmp_path))
-    assert len(found) == 4 and all(isinstance(one, SkippedImage) and one.reason for one in found)
+    images = list(read_image_folder(tmp_path))
+    assert len(images) == 4 and all(isinstance(image, SkippedImage) and image.reason for image in images)
 
 
 @pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir(), lambda path: path.write_text("x")])
-def test_what_is_no_folder_of_pictures_is_refused(tmp_path: Path, make: object) -> None:
+def test_a_path_without_pictures_is_refused(tmp_path: Path, make: object) -> None:
     assert callable(make)
     make(tmp_path / "folder")
-    with pytest.raises(InvalidRequest, match=r"is no folder|holds no pictures"):
+    with pytest.raises(InvalidRequest, match=r"is not a folder|has no pictures"):
         list(read_image_folder(tmp_path / "folder"))
 
 
-def test_a_table_that_is_no_json_is_refused_with_its_line(tmp_path: Path) -> None:
+def test_invalid_metadata_is_refused_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png_bytes())
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "x"}\nno\n')
     with pytest.raises(InvalidRequest, match=r"line 2 of .*metadata.jsonl is 'no'"):
         list(read_image_folder(tmp_path))
 
 
-def test_a_table_in_another_encoding_is_read_as_far_as_it_can_be(tmp_path: Path) -> None:
+def test_metadata_in_another_encoding_is_read_with_replacement_characters(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png_bytes())
     row = '{"file_name": "a.png", "text": "a caf\u00e9 in blue"}\n'
     (tmp_path / "metadata.jsonl").write_bytes(row.encode("latin-1"))
     assert read_captions(tmp_path) == {"a.png": "a caf\ufffd in blue"}
 
 
-def test_pictures_are_counted_where_none_lie_in_a_tar(tmp_path: Path) -> None:
+def test_pictures_are_counted_in_folders_without_tar_files(tmp_path: Path) -> None:
     for name in ("a.png", "b.JPG", "c.txt"):
         (tmp_path / name).write_bytes(b"")
     assert count_images(tmp_path) == 2

@@ -1,4 +1,4 @@
-"""Pairs: encoded once, as the pipeline that serves encodes, and drawn by the generator alone."""
+"""Latent datasets: encoding, sharding, resumption and random batches."""
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -33,107 +33,109 @@ def pipeline() -> Pipeline:
 
 
 def write_latents(
-    pipeline: Pipeline, items: Callable[[int], Iterable[LatentSample]], folder: Path, *told: Any, **more: Any
+    pipeline: Pipeline, samples: Callable[[int], Iterable[LatentSample]], folder: Path, *rest: Any, **options: Any
 ) -> bool:
-    return write_shards(items, partial(encode_samples, pipeline), folder, *told, **more)
+    return write_shards(samples, partial(encode_samples, pipeline), folder, *rest, **options)
 
 
 def no_samples() -> Iterator[LatentSample]:
-    raise AssertionError("what is kept is not made again")
+    raise AssertionError("complete datasets are not encoded again")
     yield
 
 
-def test_scenes_come_with_captions_that_training_may_see(pipeline: Pipeline) -> None:
+def test_captions_of_scenes_are_not_held_out(pipeline: Pipeline) -> None:
     first, second = (list(shapes_samples(pipeline, 5, seed=3)) for _ in range(2))
-    assert len(first) == 5 and all(item.latents.shape == (4, 16, 16) for item in first)
-    assert not any(is_held_out(text) for item in first for text in item.captions)
+    assert len(first) == 5 and all(sample.latents.shape == (4, 16, 16) for sample in first)
+    assert not any(is_held_out(text) for sample in first for text in sample.captions)
     assert all(
         one.captions == other.captions and np.array_equal(one.latents, other.latents)
         for one, other in zip(first, second, strict=True)
     )
 
 
-def test_batches_are_decided_by_the_generator_and_survive_the_file(pipeline: Pipeline, tmp_path: Path) -> None:
-    items = list(shapes_samples(pipeline, 6, seed=1))
-    assert write_latents(pipeline, lambda begin: items[begin:], tmp_path / "deep" / "pairs")
-    assert write_latents(pipeline, lambda begin: no_samples(), tmp_path / "deep" / "pairs")
-    made, again = (wait_for_latents(tmp_path / "deep" / "pairs") for _ in range(2))
-    one, other = (pairs.batch(np.random.default_rng(5), 16) for pairs in (made, again))
+def test_batches_are_decided_by_the_generator_and_equal_after_loading(pipeline: Pipeline, tmp_path: Path) -> None:
+    samples = list(shapes_samples(pipeline, 6, seed=1))
+    assert write_latents(pipeline, lambda start: samples[start:], tmp_path / "deep" / "latents")
+    assert write_latents(pipeline, lambda start: no_samples(), tmp_path / "deep" / "latents")
+    made, again = (wait_for_latents(tmp_path / "deep" / "latents") for _ in range(2))
+    one, other = (dataset.batch(np.random.default_rng(5), 16) for dataset in (made, again))
     assert torch.equal(one.latents, other.latents)
     assert torch.equal(one.cond["encoder_hidden_states"], other.cond["encoder_hidden_states"])
     for latents, states in zip(one.latents, one.cond["encoder_hidden_states"], strict=True):
-        (item,) = [item for item in items if torch.equal(torch.from_numpy(item.latents).half().float(), latents)]
-        said = [encode_caption(pipeline, text)["encoder_hidden_states"].float() for text in item.captions]
-        assert any(torch.equal(states, text) for text in said)
+        (sample,) = [
+            sample for sample in samples if torch.equal(torch.from_numpy(sample.latents).half().float(), latents)
+        ]
+        texts = [encode_caption(pipeline, text)["encoder_hidden_states"].float() for text in sample.captions]
+        assert any(torch.equal(states, text) for text in texts)
 
 
-def test_nothing_is_the_negative_prompt(pipeline: Pipeline, tmp_path: Path) -> None:
-    write_latents(pipeline, lambda begin: shapes_samples(pipeline, 1, seed=1), tmp_path / "pairs")
-    pairs = wait_for_latents(tmp_path / "pairs")
-    states = pairs.negative_inputs(3)["encoder_hidden_states"]
-    wanted = torch.from_numpy(np.array(pipeline.encode_prompt("")["encoder_hidden_states"])).half().float()
-    assert states.shape[0] == 3 and all(torch.equal(row, wanted) for row in states)
+def test_negative_inputs_are_those_of_the_negative_prompt(pipeline: Pipeline, tmp_path: Path) -> None:
+    write_latents(pipeline, lambda start: shapes_samples(pipeline, 1, seed=1), tmp_path / "latents")
+    dataset = wait_for_latents(tmp_path / "latents")
+    states = dataset.negative_inputs(3)["encoder_hidden_states"]
+    expected = torch.from_numpy(np.array(pipeline.encode_prompt("")["encoder_hidden_states"])).half().float()
+    assert states.shape[0] == 3 and all(torch.equal(row, expected) for row in states)
 
 
-def test_a_folder_is_cut_to_size_and_tells_what_it_skips(pipeline: Pipeline, tmp_path: Path) -> None:
+def test_pictures_of_a_folder_are_cropped_and_skipped_ones_reported(pipeline: Pipeline, tmp_path: Path) -> None:
     picture = np.zeros((64, 128, 3), np.uint8)
     picture[:, 32:96] = 200
     for name in ("wide", "silent"):
         write_png(tmp_path / f"{name}.png", picture)
     (tmp_path / "wide.txt").write_text("a grey square")
     skipped: list[SkippedImage] = []
-    (item,) = folder_samples(pipeline, tmp_path, 9, skipped.append)
-    assert item.captions == ("a grey square",)
-    np.testing.assert_array_equal(item.latents, pipeline.encode_image(picture[:, 32:96]))
-    assert [one.name for one in skipped] == ["silent.png"]
+    (sample,) = folder_samples(pipeline, tmp_path, 9, skipped.append)
+    assert sample.captions == ("a grey square",)
+    np.testing.assert_array_equal(sample.latents, pipeline.encode_image(picture[:, 32:96]))
+    assert [image.name for image in skipped] == ["silent.png"]
 
 
-def test_the_teacher_draws_for_whoever_has_no_pictures(pipeline: Pipeline) -> None:
-    items = list(generated_samples(pipeline, ["a red circle", "a blue square"], 3, seed=10))
-    assert [item.captions for item in items] == [("a red circle",), ("a blue square",), ("a red circle",)]
+def test_the_teacher_generates_samples_from_prompts(pipeline: Pipeline) -> None:
+    samples = list(generated_samples(pipeline, ["a red circle", "a blue square"], 3, seed=10))
+    assert [sample.captions for sample in samples] == [("a red circle",), ("a blue square",), ("a red circle",)]
     alone = pipeline.generate("a blue square", seed=11).image
-    np.testing.assert_array_equal(pipeline.decode(items[1].latents), alone)
+    np.testing.assert_array_equal(pipeline.decode(samples[1].latents), alone)
 
 
-def test_no_items_are_refused(pipeline: Pipeline, tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequest, match="nothing to learn from"):
-        write_latents(pipeline, lambda begin: [], tmp_path / "pairs")
+def test_an_empty_dataset_is_refused(pipeline: Pipeline, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="a dataset without samples"):
+        write_latents(pipeline, lambda start: [], tmp_path / "latents")
     assert not list(tmp_path.iterdir())
 
 
-def test_pictures_of_the_right_size_are_left_as_they_are() -> None:
+def test_pictures_of_the_right_size_are_returned_unchanged() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (8, 6, 3), dtype=np.uint8)
     assert resize_and_crop(picture, 6, 8) is picture
 
 
-def test_a_run_that_is_killed_loses_the_last_part_and_ends_with_the_same_pairs(
+def test_an_interrupted_run_loses_the_last_shard_and_ends_with_equal_data(
     pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards, "PART", 2)
+    monkeypatch.setattr(shards, "SHARD_SIZE", 2)
 
-    def until(stop: int, begin: int) -> Iterator[LatentSample]:
-        for number, item in enumerate(shapes_samples(pipeline, 7, seed=2, start=begin), begin):
+    def until(stop: int, start: int) -> Iterator[LatentSample]:
+        for number, sample in enumerate(shapes_samples(pipeline, 7, seed=2, start=start), start):
             if number == stop:
                 raise KeyboardInterrupt
-            yield item
+            yield sample
 
-    write_latents(pipeline, lambda begin: shapes_samples(pipeline, 7, seed=2, start=begin), tmp_path / "whole")
+    write_latents(pipeline, lambda start: shapes_samples(pipeline, 7, seed=2, start=start), tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        write_latents(pipeline, lambda begin: until(5, begin), tmp_path / "parts")
-    begun: list[int] = []
-    seen: list[int] = []
+        write_latents(pipeline, lambda start: until(5, start), tmp_path / "parts")
+    starts: list[int] = []
+    progress: list[int] = []
 
-    def noted(begin: int) -> Iterator[LatentSample]:
-        begun.append(begin)
-        return shapes_samples(pipeline, 7, seed=2, start=begin)
+    def samples(start: int) -> Iterator[LatentSample]:
+        starts.append(start)
+        return shapes_samples(pipeline, 7, seed=2, start=start)
 
-    assert write_latents(pipeline, noted, tmp_path / "parts", seen.append)
-    assert begun == [4] and seen == [5, 6, 7]
+    assert write_latents(pipeline, samples, tmp_path / "parts", progress.append)
+    assert starts == [4] and progress == [5, 6, 7]
     whole, again = wait_for_latents(tmp_path / "whole"), wait_for_latents(tmp_path / "parts")
     assert torch.equal(whole.latents, again.latents) and torch.equal(whole.caption_rows, again.caption_rows)
-    one, other = (pairs.batch(np.random.default_rng(1), 9) for pairs in (whole, again))
+    one, other = (dataset.batch(np.random.default_rng(1), 9) for dataset in (whole, again))
     assert torch.equal(one.cond["encoder_hidden_states"], other.cond["encoder_hidden_states"])
 
 
-def test_no_time_encodes_nothing_and_says_so(pipeline: Pipeline, tmp_path: Path) -> None:
-    assert not write_latents(pipeline, lambda begin: no_samples(), tmp_path / "pairs", deadline=0.0)
+def test_a_passed_deadline_encodes_nothing(pipeline: Pipeline, tmp_path: Path) -> None:
+    assert not write_latents(pipeline, lambda start: no_samples(), tmp_path / "latents", deadline=0.0)

@@ -1,4 +1,4 @@
-"""Walks: what the teacher passes through, kept at a student's levels; and what a student learns from them."""
+"""Teacher trajectories: latents at the student's levels, edits, routes, resumption and batch size."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -42,146 +42,159 @@ def pipeline() -> Pipeline:
 
 
 @pytest.fixture(scope="module")
-def served(pipeline: Pipeline) -> TimestepGrid:
-    return make_grid(pipeline.manifest.schedule, 3)
+def student_grid(pipeline: Pipeline) -> TimestepGrid:
+    return make_grid(pipeline.manifest.sampling.schedule, 3)
 
 
 @pytest.fixture(scope="module")
-def walked(pipeline: Pipeline, served: TimestepGrid) -> list[TeacherTrajectory]:
+def trajectories(pipeline: Pipeline, student_grid: TimestepGrid) -> list[TeacherTrajectory]:
     return list(
-        generate_trajectories(pipeline, random_training_caption, TrajectoryPlan(served, STEPS, 3, (2.0, 4.0), seed=1))
+        generate_trajectories(
+            pipeline, random_training_caption, TrajectoryPlan(student_grid, STEPS, 3, (2.0, 4.0), seed=1)
+        )
     )
 
 
 @pytest.fixture(scope="module")
-def edited(pipeline: Pipeline, served: TimestepGrid) -> list[TeacherTrajectory]:
-    return list(generate_trajectories(pipeline, random_training_caption, plan_with_edits(pipeline, served)))
+def with_edits(pipeline: Pipeline, student_grid: TimestepGrid) -> list[TeacherTrajectory]:
+    return list(generate_trajectories(pipeline, random_training_caption, plan_with_edits(pipeline, student_grid)))
 
 
-def plan_with_edits(pipeline: Pipeline, served: TimestepGrid, batch_size: int = 8) -> TrajectoryPlan:
-    edits = plan_edit_grids(pipeline.manifest.schedule, STEPS, make_grid(pipeline.manifest.schedule, 2), (0.3, 0.8))
+def plan_with_edits(pipeline: Pipeline, student_grid: TimestepGrid, batch_size: int = 8) -> TrajectoryPlan:
+    edits = plan_edit_grids(
+        pipeline.manifest.sampling.schedule, STEPS, make_grid(pipeline.manifest.sampling.schedule, 2), (0.3, 0.8)
+    )
     grids = {strength: one.student for strength, one in edits.items()}
-    return TrajectoryPlan(served, STEPS, 6, (2.0, 4.0), seed=1, edit_grids=grids, batch_size=batch_size)
+    return TrajectoryPlan(student_grid, STEPS, 6, (2.0, 4.0), seed=1, edit_grids=grids, batch_size=batch_size)
 
 
-def test_a_walk_is_the_teachers_own_at_the_students_levels(
-    pipeline: Pipeline, served: TimestepGrid, walked: list[TeacherTrajectory]
+def test_a_trajectory_has_the_teachers_latents_at_the_students_levels(
+    pipeline: Pipeline, student_grid: TimestepGrid, trajectories: list[TeacherTrajectory]
 ) -> None:
-    fine = refine(pipeline.manifest.schedule, served, STEPS)
+    grid = refine(pipeline.manifest.sampling.schedule, student_grid, STEPS)
     rng = np.random.default_rng((1, 6, 0))
     caption, scale, seed = random_training_caption(rng), float(rng.uniform(2.0, 4.0)), int(rng.integers(2**62))
-    assert (walked[0].caption, walked[0].guidance) == (caption, scale)
-    draft = pipeline.start(ImageRequest(caption, guidance=scale, seed=seed, sampler=SOLVER))
+    assert (trajectories[0].caption, trajectories[0].guidance) == (caption, scale)
+    started = pipeline.start(ImageRequest(caption, guidance=scale, seed=seed, sampler=SOLVER))
     alone = ImageTrajectory(
-        replace(draft.plan, grid=fine),
-        draft.latents,
-        draft.conditioning,
-        draft.unconditional,
-        request=draft.request,
+        started.plan.with_grid(grid),
+        started.latents,
+        started.branches,
+        request=started.request,
         started=0.0,
     )
     levels = [alone.latents]
     while not alone.is_done:
         pipeline.advance([alone])
-        if alone.is_done or fine.levels[alone.index] in served.levels:
+        if alone.is_done or grid.levels[alone.index] in student_grid.levels:
             levels.append(alone.latents)
-    np.testing.assert_array_equal(walked[0].latents, np.stack(levels))
+    np.testing.assert_array_equal(trajectories[0].latents, np.stack(levels))
 
 
 @pytest.mark.usefixtures("torch_threads")
-def test_walks_of_a_teacher_on_torch_are_read_as_they_pass(pipeline: Pipeline, served: TimestepGrid) -> None:
-    """Its latents lie where torch runs it. Two engines differ by 1e-6 in each evaluation, and guidance widens that."""
-    there = stillhouse.load("shapes", backend="torch", precision="f32")
+def test_trajectories_of_a_teacher_on_torch_are_copied_to_numpy(pipeline: Pipeline, student_grid: TimestepGrid) -> None:
+    """Latents are torch tensors there. Backends differ by 1e-6 in each evaluation, amplified by guidance."""
+    torch_pipeline = stillhouse.load("shapes", backend="torch", precision="f32")
     ours, theirs = (
-        list(generate_trajectories(one, random_training_caption, plan_with_edits(one, served)))
-        for one in (there, pipeline)
+        list(generate_trajectories(one, random_training_caption, plan_with_edits(one, student_grid)))
+        for one in (torch_pipeline, pipeline)
     )
     for one, other in zip(ours, theirs, strict=True):
         assert isinstance(one.latents, np.ndarray) and one.cond.keys() == other.cond.keys()
         np.testing.assert_allclose(one.latents, other.latents, atol=1e-3)
 
 
-def test_walks_are_decided_by_seed_and_number_alone(
-    pipeline: Pipeline, served: TimestepGrid, walked: list[TeacherTrajectory]
+def test_trajectories_are_decided_by_seed_and_number_alone(
+    pipeline: Pipeline, student_grid: TimestepGrid, trajectories: list[TeacherTrajectory]
 ) -> None:
     (last,) = generate_trajectories(
-        pipeline, random_training_caption, TrajectoryPlan(served, STEPS, 3, (2.0, 4.0), seed=1), start=2
+        pipeline, random_training_caption, TrajectoryPlan(student_grid, STEPS, 3, (2.0, 4.0), seed=1), start=2
     )
-    np.testing.assert_array_equal(last.latents, walked[2].latents)
-    assert last.caption == walked[2].caption and last.guidance == walked[2].guidance
-    assert all(walk.latents.shape == (4, 4, 16, 16) and 2 <= walk.guidance <= 4 for walk in walked)
-    assert not any(is_held_out(walk.caption) for walk in walked)
+    np.testing.assert_array_equal(last.latents, trajectories[2].latents)
+    assert last.caption == trajectories[2].caption and last.guidance == trajectories[2].guidance
+    assert all(
+        trajectory.latents.shape == (4, 4, 16, 16) and 2 <= trajectory.guidance <= 4 for trajectory in trajectories
+    )
+    assert not any(is_held_out(trajectory.caption) for trajectory in trajectories)
 
 
-def test_every_second_walk_is_an_edit_of_the_picture_before(
-    pipeline: Pipeline, served: TimestepGrid, walked: list[TeacherTrajectory], edited: list[TeacherTrajectory]
+def test_every_second_trajectory_is_an_edit_of_the_picture_before(
+    pipeline: Pipeline,
+    student_grid: TimestepGrid,
+    trajectories: list[TeacherTrajectory],
+    with_edits: list[TeacherTrajectory],
 ) -> None:
-    plan = plan_with_edits(pipeline, served)
-    assert [walk.kind > 0 for walk in edited] == [False, True] * 3
-    for one, edit, alone in zip(edited[::2], edited[1::2], walked, strict=True):
+    plan = plan_with_edits(pipeline, student_grid)
+    assert [trajectory.kind > 0 for trajectory in with_edits] == [False, True] * 3
+    for one, edit, alone in zip(with_edits[::2], with_edits[1::2], trajectories, strict=True):
         np.testing.assert_allclose(one.latents, alone.latents, atol=1e-5)
         first = [*plan.edit_grids.values()][edit.kind - 1].levels[0]
         noise = (edit.latents[0] - first.alpha * one.latents[-1]) / first.sigma
         assert abs(float(noise.mean())) < 0.1 and abs(float(noise.std()) - 1) < 0.1
-        assert edit.latents.shape == one.latents.shape, "filled up, where it has fewer levels"
+        assert edit.latents.shape == one.latents.shape, "padded, where it has fewer levels"
         np.testing.assert_array_equal(edit.latents[-1], edit.latents[-2])
         assert not is_held_out(edit.caption)
 
 
-def test_an_edit_walks_on_from_its_level(
-    pipeline: Pipeline, served: TimestepGrid, edited: list[TeacherTrajectory]
+def test_an_edit_is_sampled_from_its_level(
+    pipeline: Pipeline, student_grid: TimestepGrid, with_edits: list[TeacherTrajectory]
 ) -> None:
-    edit = edited[1]
-    plan = plan_with_edits(pipeline, served)
+    edit = with_edits[1]
+    plan = plan_with_edits(pipeline, student_grid)
     strength, own = [*plan.edit_grids.items()][edit.kind - 1]
-    fine = refine(pipeline.manifest.schedule, own, max(4, round(STEPS * strength)))
-    draft = pipeline.start(ImageRequest(edit.caption, guidance=edit.guidance, sampler=SOLVER))
-    course = replace(draft.plan, grid=fine)
-    asked = (draft.conditioning, draft.unconditional)
-    alone = ImageTrajectory(course, edit.latents[0], *asked, request=draft.request, started=0.0)
+    grid = refine(pipeline.manifest.sampling.schedule, own, max(4, round(STEPS * strength)))
+    started = pipeline.start(ImageRequest(edit.caption, guidance=edit.guidance, sampler=SOLVER))
+    sampling_plan = started.plan.with_grid(grid)
+    alone = ImageTrajectory(sampling_plan, edit.latents[0], started.branches, request=started.request, started=0.0)
     while not alone.is_done:
         pipeline.advance([alone])
     np.testing.assert_allclose(edit.latents[-1], alone.latents, atol=1e-5)
 
 
-@pytest.mark.parametrize("begin", [1, 3, 4])
-def test_walks_with_edits_go_on_from_any_number(
-    pipeline: Pipeline, served: TimestepGrid, edited: list[TeacherTrajectory], begin: int
+@pytest.mark.parametrize("start", [1, 3, 4])
+def test_trajectories_with_edits_resume_from_any_number(
+    pipeline: Pipeline, student_grid: TimestepGrid, with_edits: list[TeacherTrajectory], start: int
 ) -> None:
     rest = list(
-        generate_trajectories(pipeline, random_training_caption, plan_with_edits(pipeline, served, batch_size=2), begin)
+        generate_trajectories(
+            pipeline, random_training_caption, plan_with_edits(pipeline, student_grid, batch_size=2), start
+        )
     )
-    assert [(walk.caption, walk.kind) for walk in rest] == [(walk.caption, walk.kind) for walk in edited[begin:]]
-    for one, other in zip(rest, edited[begin:], strict=True):
+    assert [(trajectory.caption, trajectory.kind) for trajectory in rest] == [
+        (trajectory.caption, trajectory.kind) for trajectory in with_edits[start:]
+    ]
+    for one, other in zip(rest, with_edits[start:], strict=True):
         np.testing.assert_allclose(one.latents, other.latents, atol=1e-5)
 
 
-def test_what_is_kept_is_shown_again(
-    pipeline: Pipeline, walked: list[TeacherTrajectory], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_stored_trajectories_are_gathered_unchanged(
+    pipeline: Pipeline, trajectories: list[TeacherTrajectory], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards, "PART", 2)
-    assert write_shards(lambda begin: walked[begin:], partial(encode_trajectories, pipeline), tmp_path / "walks")
-    walks = wait_for_trajectories(tmp_path / "walks")
-    assert len(walks) == 3 and walks.kinds.tolist() == [0, 0, 0]
-    shown = walks.gather(torch.tensor([2, 0]), torch.tensor([1, 0]), torch.tensor([3, 1]))
-    for row, (walk, place, reached) in enumerate([(walked[2], 1, 3), (walked[0], 0, 1)]):
-        for tensor, wanted in (
-            (shown.start, walk.latents[0]),
-            (shown.current, walk.latents[place]),
-            (shown.end, walk.latents[reached]),
+    monkeypatch.setattr(shards, "SHARD_SIZE", 2)
+    assert write_shards(
+        lambda start: trajectories[start:], partial(encode_trajectories, pipeline), tmp_path / "trajectories"
+    )
+    dataset = wait_for_trajectories(tmp_path / "trajectories")
+    assert len(dataset) == 3 and dataset.kinds.tolist() == [0, 0, 0]
+    shown = dataset.gather(torch.tensor([2, 0]), torch.tensor([1, 0]), torch.tensor([3, 1]))
+    for row, (trajectory, place, reached) in enumerate([(trajectories[2], 1, 3), (trajectories[0], 0, 1)]):
+        for tensor, expected in (
+            (shown.start, trajectory.latents[0]),
+            (shown.current, trajectory.latents[place]),
+            (shown.end, trajectory.latents[reached]),
         ):
-            assert torch.equal(tensor[row], torch.from_numpy(wanted).half().float())
-        states = torch.from_numpy(np.array(pipeline.encode_prompt(walk.caption)["encoder_hidden_states"]))
+            assert torch.equal(tensor[row], torch.from_numpy(expected).half().float())
+        states = torch.from_numpy(np.array(pipeline.encode_prompt(trajectory.caption)["encoder_hidden_states"]))
         assert torch.equal(shown.cond["encoder_hidden_states"][row], states.half().float())
-        assert float(shown.guidance[row]) == np.float32(walk.guidance)
+        assert float(shown.guidance[row]) == np.float32(trajectory.guidance)
 
 
-def test_no_time_makes_none(pipeline: Pipeline, tmp_path: Path) -> None:
-    def never(begin: int) -> Iterator[TeacherTrajectory]:
-        raise AssertionError("there is no time for any")
+def test_a_passed_deadline_samples_none(pipeline: Pipeline, tmp_path: Path) -> None:
+    def never(start: int) -> Iterator[TeacherTrajectory]:
+        raise AssertionError("the deadline has passed")
         yield
 
-    assert not write_shards(never, partial(encode_trajectories, pipeline), tmp_path / "walks", deadline=0.0)
+    assert not write_shards(never, partial(encode_trajectories, pipeline), tmp_path / "trajectories", deadline=0.0)
 
 
 OWN, THEIRS = Schedule(), Schedule(zero_terminal_snr=True)
@@ -192,21 +205,23 @@ def angle(point: NoiseLevel) -> float:
 
 
 @pytest.mark.parametrize("steps", [1, 4, 9, 18, 36, 128])
-def test_a_teacher_of_another_schedule_is_asked_at_its_nearest_levels(steps: int) -> None:
-    served = make_grid(THEIRS, steps)
-    route = plan_route(OWN, served, steps)
-    assert route.start == served.levels[0] and route.start.alpha == 0
-    assert route.teacher_grid.timesteps[0] == 999, "pure noise is shown to it at its noisiest level"
+def test_a_teacher_of_another_schedule_is_evaluated_at_its_nearest_levels(steps: int) -> None:
+    student_grid = make_grid(THEIRS, steps)
+    route = plan_route(OWN, student_grid, steps)
+    assert route.start == student_grid.levels[0] and route.start.alpha == 0
+    assert route.teacher_grid.timesteps[0] == 999, "pure noise is evaluated at its noisiest level"
     kept = [route.teacher_grid.levels[place] for place in route.stored_positions[:-1]]
-    assert [*route.noisier_levels, *served.levels[1 + len(route.noisier_levels) : -1]] == [*served.levels[1:-1]]
+    assert [*route.noisier_levels, *student_grid.levels[1 + len(route.noisier_levels) : -1]] == [
+        *student_grid.levels[1:-1]
+    ]
     alphas, sigmas = noise_levels(OWN)
     every = np.arctan2(sigmas, alphas)
     assert all(angle(point) > (every[-1] + every[-2]) / 2 for point in route.noisier_levels)
-    for point, wanted in zip(kept, served.levels[1 + len(route.noisier_levels) :], strict=False):
-        assert abs(angle(point) - angle(wanted)) <= np.abs(every - angle(wanted)).min() + 1e-12
+    for point, expected in zip(kept, student_grid.levels[1 + len(route.noisier_levels) :], strict=False):
+        assert abs(angle(point) - angle(expected)) <= np.abs(every - angle(expected)).min() + 1e-12
 
 
-def test_a_teacher_of_the_same_schedule_is_asked_at_the_very_levels() -> None:
+def test_a_teacher_of_the_same_schedule_is_evaluated_at_the_same_levels() -> None:
     route = plan_route(THEIRS, make_grid(THEIRS, 4), 4)
     assert (
         route.teacher_grid == make_grid(THEIRS, 4)
@@ -215,92 +230,102 @@ def test_a_teacher_of_the_same_schedule_is_asked_at_the_very_levels() -> None:
     )
 
 
-def test_levels_that_a_teacher_does_not_know_lie_on_the_way_to_what_it_sees_first(pipeline: Pipeline) -> None:
-    """For that the pipeline is taken for one that was never taught pure noise."""
-    manifest = replace(pipeline.manifest, schedule=OWN)
+def test_latents_at_levels_above_the_teachers_first_follow_its_first_prediction(pipeline: Pipeline) -> None:
+    """The pipeline gets a schedule without zero terminal SNR."""
+    manifest = replace(pipeline.manifest, sampling=replace(pipeline.manifest.sampling, schedule=OWN))
     unaware = Pipeline(pipeline.directory, backend="onnxruntime", precision="f32", manifest=manifest)
     plan = TrajectoryPlan(make_grid(THEIRS, 9), 12, 1, (2.0, 2.0), seed=0)
     (route,) = plan.routes(OWN)
-    (walk,) = generate_trajectories(unaware, random_training_caption, plan)
-    assert len(walk.latents) == 10 and len(route.noisier_levels) == 1
-    draft = unaware.start(ImageRequest(walk.caption, guidance=2.0, sampler=SOLVER))
-    asked = (draft.conditioning, draft.unconditional)
+    (trajectory,) = generate_trajectories(unaware, random_training_caption, plan)
+    assert len(trajectory.latents) == 10 and len(route.noisier_levels) == 1
+    started = unaware.start(ImageRequest(trajectory.caption, guidance=2.0, sampler=SOLVER))
     alone = ImageTrajectory(
-        replace(draft.plan, grid=route.teacher_grid), walk.latents[0], *asked, request=draft.request, started=0.0
+        started.plan.with_grid(route.teacher_grid),
+        trajectory.latents[0],
+        started.branches,
+        request=started.request,
+        started=0.0,
     )
     unaware.advance([alone])
     assert alone.denoised is not None
-    wanted = route.noisier_levels[0].alpha * alone.denoised + route.noisier_levels[0].sigma * walk.latents[0]
-    np.testing.assert_allclose(walk.latents[1], wanted, atol=1e-5)
+    expected = route.noisier_levels[0].alpha * alone.denoised + route.noisier_levels[0].sigma * trajectory.latents[0]
+    np.testing.assert_allclose(trajectory.latents[1], expected, atol=1e-5)
 
 
-def test_edits_are_laid_out_at_the_students_own_level() -> None:
-    """By the strongest, the student begins at more noise than a teacher knows that was never taught pure noise."""
+def test_edits_start_at_the_students_own_level() -> None:
+    """At the largest strength, the student starts at more noise than a teacher without zero terminal SNR."""
     edit = plan_edit_grids(THEIRS, 12, make_grid(THEIRS, 3), (0.9,))[0.9].student
     route = plan_route(OWN, edit, 6)
     assert route.start == edit.levels[0] and route.start.alpha < noise_levels(OWN)[0].min()
     assert route.teacher_grid.timesteps[0] == 999
 
 
-def test_where_memory_is_too_small_fewer_are_drawn_at_once(
-    pipeline: Pipeline, served: TimestepGrid, walked: list[TeacherTrajectory], monkeypatch: pytest.MonkeyPatch
+def test_the_batch_is_halved_when_memory_runs_out(
+    pipeline: Pipeline,
+    student_grid: TimestepGrid,
+    trajectories: list[TeacherTrajectory],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    taken: list[int] = []
+    batches: list[int] = []
     advance = pipeline.advance
 
-    def small(drafts: Sequence[Trajectory]) -> None:
-        taken.append(len(drafts))
-        if len(drafts) > 1:
+    def small(batch: Sequence[Trajectory]) -> None:
+        batches.append(len(batch))
+        if len(batch) > 1:
             raise BackendFailed("torch could not run unet: CUDA out of memory. Tried to allocate 20.00 GiB")
-        advance(drafts)
+        advance(batch)
 
     monkeypatch.setattr(pipeline, "advance", small)
     again = list(
-        generate_trajectories(pipeline, random_training_caption, TrajectoryPlan(served, STEPS, 3, (2.0, 4.0), seed=1))
+        generate_trajectories(
+            pipeline, random_training_caption, TrajectoryPlan(student_grid, STEPS, 3, (2.0, 4.0), seed=1)
+        )
     )
-    assert taken[:3] == [3, 2, 1] and set(taken[3:]) == {1}
-    for one, other in zip(again, walked, strict=True):
+    assert batches[:3] == [3, 2, 1] and set(batches[3:]) == {1}
+    for one, other in zip(again, trajectories, strict=True):
         np.testing.assert_allclose(one.latents, other.latents, atol=1e-5)
 
 
-def test_other_failures_are_told(pipeline: Pipeline, served: TimestepGrid, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(drafts: Sequence[Trajectory]) -> None:
+def test_other_failures_are_raised(
+    pipeline: Pipeline, student_grid: TimestepGrid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(batch: Sequence[Trajectory]) -> None:
         raise BackendFailed("torch could not run unet: no kernel")
 
     monkeypatch.setattr(pipeline, "advance", broken)
     with pytest.raises(BackendFailed, match="no kernel"):
         next(
             generate_trajectories(
-                pipeline, random_training_caption, TrajectoryPlan(served, STEPS, 3, (2.0, 4.0), seed=1)
+                pipeline, random_training_caption, TrajectoryPlan(student_grid, STEPS, 3, (2.0, 4.0), seed=1)
             )
         )
 
 
 @pytest.mark.parametrize(
-    ("moved", "runs"),
+    ("convert", "runs"),
     [(with_unet_on_gpu, ("torch", "f32", {"device": "cuda"})), (with_unet_in_bf16, ("openvino", "bf16", {}))],
-    ids=["on a GPU", "in halves"],
+    ids=["on a GPU", "in bf16"],
 )
-def test_the_teachers_whole_network_walks_however_it_was_accelerated(
-    moved: Callable[[Pipeline], Pipeline], runs: tuple[str, str, Mapping[str, str]], pipeline: Pipeline
+def test_the_unaccelerated_network_samples_trajectories(
+    convert: Callable[[Pipeline], Pipeline], runs: tuple[str, str, Mapping[str, str]], pipeline: Pipeline
 ) -> None:
     manifest = pipeline.manifest
-    quick = replace(manifest.components["unet"], graph="trials/int8/model.onnx", streams=2)
+    quick = replace(manifest.components["denoiser"], graph="trials/int8/model.onnx", streams=2)
     cut = replace(
         manifest,
-        components={**manifest.components, "unet": quick},
+        components={**manifest.components, "denoiser": quick},
         step_cache=StepCache("unet/full.onnx", "unet/shallow.onnx"),
         defaults=replace(manifest.defaults, cache_interval=2),
     )
-    walking = moved(Pipeline(pipeline.directory, manifest=cut)).manifest
-    assert walking.step_cache is None and walking.defaults.cache_interval == 1
-    unet = walking.components["unet"]
+    converted = convert(Pipeline(pipeline.directory, manifest=cut)).manifest
+    assert converted.step_cache is None and converted.defaults.cache_interval == 1
+    unet = converted.components["denoiser"]
     assert (unet.graph, unet.streams) == ("unet/model.onnx", 1)
     assert (unet.backend, unet.precision, unet.settings) == runs
 
 
 @pytest.mark.parametrize(("precisions", "is_quick"), [(("f32", "bf16", "auto"), True), (("f32", "auto"), False)])
-def test_bf16_is_taken_where_the_processor_has_it(
+def test_bf16_is_supported_where_the_cpu_has_it(
     precisions: tuple[str, ...], is_quick: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = BackendStatus("torch", "2", ("cpu",), ("f32", "bf16"), None, "")
@@ -308,13 +333,15 @@ def test_bf16_is_taken_where_the_processor_has_it(
     assert supports_openvino_bf16() == is_quick
 
 
-@pytest.mark.skipif(not supports_openvino_bf16(), reason="a processor without bf16")
-def test_walks_in_halves_come_where_others_do(pipeline: Pipeline, served: TimestepGrid) -> None:
-    """The bound is between what bf16 costs, 66 dB on the whole of the embedded world, and the solver's own 44 dB."""
-    plan = TrajectoryPlan(served, STEPS, 4, (2.0, 4.0), seed=1)
+@pytest.mark.skipif(not supports_openvino_bf16(), reason="a CPU without bf16")
+def test_trajectories_in_bf16_end_near_those_in_float32(pipeline: Pipeline, student_grid: TimestepGrid) -> None:
+    """The bound is between the error of bf16, 66 dB on the embedded model, and that of the solver, 44 dB."""
+    plan = TrajectoryPlan(student_grid, STEPS, 4, (2.0, 4.0), seed=1)
     ours, theirs = (
         list(generate_trajectories(one, random_training_caption, plan))
         for one in (with_unet_in_bf16(pipeline), pipeline)
     )
-    ends = [torch.from_numpy(np.stack([walk.latents[-1] for walk in walks])) for walks in (ours, theirs)]
+    ends = [
+        torch.from_numpy(np.stack([trajectory.latents[-1] for trajectory in dataset])) for dataset in (ours, theirs)
+    ]
     assert latent_psnr(*ends) > 55

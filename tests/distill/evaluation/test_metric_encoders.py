@@ -1,4 +1,4 @@
-"""CLIP and Inception as users bring them, against transformers' own way and a network that can be computed by hand."""
+"""CLIP and Inception encoders, compared with transformers and with a network of known outputs."""
 
 import json
 import warnings
@@ -21,7 +21,7 @@ PROMPTS = ("a red circle", "a blue circle", "a circle")
 
 
 class MeanColours(torch.nn.Module):
-    """Stands for Inception: the mean levels of the four quarters."""
+    """Replaces Inception: the mean values of the four quarters."""
 
     def forward(self, images: torch.Tensor, return_features: bool = False) -> torch.Tensor:
         parts = images.float().reshape(images.shape[0], 3, 2, images.shape[2] // 2, 2, images.shape[3] // 2)
@@ -30,7 +30,7 @@ class MeanColours(torch.nn.Module):
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CLIP model of random weights, whose encoders differ enough for its scores to."""
+    """A CLIP model with random weights and scores that differ between pictures."""
     directory = tmp_path_factory.mktemp("clip") / "model"
     torch.manual_seed(0)
     common = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -45,7 +45,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vision = {**common, "image_size": 32, "patch_size": 8}
     config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
     model = transformers.CLIPModel(config)
-    model.visual_projection.weight.data.neg_()  # with this seed all cosines were negative, which count 0
+    model.visual_projection.weight.data.neg_()  # with this seed all cosines would be negative
     model.save_pretrained(directory)
     write_tokenizer(directory.parent / "tokenizer")
     transformers.CLIPTokenizer.from_pretrained(directory.parent / "tokenizer").save_pretrained(directory)
@@ -56,7 +56,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("inception") / "inception.pt"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of a format in which others publish
+        warnings.simplefilter("ignore", DeprecationWarning)  # about TorchScript itself
         torch.jit.script(MeanColours()).save(str(file))  # type: ignore[no-untyped-call]
     return file
 
@@ -64,46 +64,50 @@ def inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pictures(count: int, height: int = 64, width: int = 64) -> list[Picture]:
     rng = np.random.default_rng(5)
     base = rng.integers(0, 256, (count, height // 8, width // 8, 3), np.uint8)
-    return [np.kron(one, np.ones((8, 8, 1), np.uint8)) for one in base]
+    return [np.kron(tile, np.ones((8, 8, 1), np.uint8)) for tile in base]
 
 
 @pytest.mark.parametrize("size", [(64, 64), (48, 96)])
-def test_the_clip_score_is_the_cosine_that_transformers_finds(clip: Path, size: tuple[int, int]) -> None:
-    drawn = pictures(3, *size)
+def test_the_clip_score_is_the_cosine_of_transformers(clip: Path, size: tuple[int, int]) -> None:
+    samples = pictures(3, *size)
     model = transformers.CLIPModel.from_pretrained(clip).eval()
     tokens = transformers.CLIPTokenizer.from_pretrained(clip)(list(PROMPTS), padding="max_length", return_tensors="pt")
     edge = {"shortest_edge": 32}
     processor = transformers.CLIPImageProcessor(size=edge, crop_size={"height": 32, "width": 32})
-    seen = processor(images=drawn, return_tensors="pt")
+    inputs = processor(images=samples, return_tensors="pt")
     with torch.inference_mode():
-        wanted = model(**tokens, **seen).logits_per_image.diagonal() / model.logit_scale.exp()
-    # Pillow scales to whole levels; transformers may round them otherwise by one of 255.
-    assert open_clip(clip)(drawn, PROMPTS) == pytest.approx(100 * wanted.clamp(min=0).numpy(), abs=0.2)
-    assert wanted.std() > 0.001 and wanted.min() > 0, "the model tells pictures apart"
+        expected = model(**tokens, **inputs).logits_per_image.diagonal() / model.logit_scale.exp()
+    # Pillow and transformers may round resized values differently, by 1 of 255.
+    assert open_clip(clip)(samples, PROMPTS) == pytest.approx(100 * expected.clamp(min=0).numpy(), abs=0.2)
+    assert expected.std() > 0.001 and expected.min() > 0, "scores differ between pictures"
 
 
 def test_fid_is_the_frechet_distance_of_its_features(inception: Path) -> None:
-    encoder, drawn = open_inception(inception), pictures(6)
-    wanted = np.stack([one.reshape(2, 32, 2, 32, 3).mean(axis=(1, 3)).transpose(2, 0, 1).ravel() for one in drawn])
-    assert encoder(drawn) == pytest.approx(wanted, abs=1e-3)
-    assert frechet_distance(encoder(drawn), encoder(drawn)) == pytest.approx(0.0, abs=1e-6)
+    encoder, samples = open_inception(inception), pictures(6)
+    expected = np.stack(
+        [picture.reshape(2, 32, 2, 32, 3).mean(axis=(1, 3)).transpose(2, 0, 1).ravel() for picture in samples]
+    )
+    assert encoder(samples) == pytest.approx(expected, abs=1e-3)
+    assert frechet_distance(encoder(samples), encoder(samples)) == pytest.approx(0.0, abs=1e-6)
 
 
-def test_the_judge_tells_both(clip: Path, inception: Path) -> None:
+def test_a_comparison_contains_both_metrics(clip: Path, inception: Path) -> None:
     pipeline = load("shapes")
-    ways = [GenerationSetup(name, pipeline, ImageRequest("", steps=steps)) for name, steps in (("two", 2), ("one", 1))]
-    brought = MetricEncoders(open_clip(clip), open_inception(inception))
+    setups = [
+        GenerationSetup(name, pipeline, ImageRequest("", steps=steps)) for name, steps in (("two", 2), ("one", 1))
+    ]
+    encoders = MetricEncoders(open_clip(clip), open_inception(inception))
 
-    def few(shown: list[Picture]) -> np.ndarray:
-        return np.array([one.reshape(-1, 3).mean(0) for one in shown])
+    def mean_colours(batch: list[Picture]) -> np.ndarray:
+        return np.array([picture.reshape(-1, 3).mean(0) for picture in batch])
 
-    subject = CaptionSet(tuple(f"a circle {number}" for number in range(8)))
-    first, other = compare_setups(ways, subject, few, encoders=brought).results  # type: ignore[arg-type]
+    captions = CaptionSet(tuple(f"a circle {number}" for number in range(8)))
+    first, other = compare_setups(setups, captions, mean_colours, encoders=encoders).results  # type: ignore[arg-type]
     assert first.clip is not None and other.clip is not None and first.clip != other.clip
     assert first.fid == pytest.approx(0.0, abs=1e-3) and other.fid and other.fid > 1
 
 
-def test_what_is_no_such_encoder_is_refused(clip: Path, inception: Path, tmp_path: Path) -> None:
+def test_files_without_an_encoder_are_refused(clip: Path, inception: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="there is no CLIP model in"):
         open_clip(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip"}))
@@ -112,5 +116,5 @@ def test_what_is_no_such_encoder_is_refused(clip: Path, inception: Path, tmp_pat
     with pytest.raises(InvalidRequest, match="there is no file"):
         open_inception(tmp_path / "nothing.pt")
     (tmp_path / "text.pt").write_text("text")
-    with pytest.raises(InvalidRequest, match="is no Inception network"):
+    with pytest.raises(InvalidRequest, match="is not an Inception network"):
         open_inception(tmp_path / "text.pt")

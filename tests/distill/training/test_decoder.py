@@ -1,4 +1,4 @@
-"""The tiny decoder: the size of its pictures, what it costs, and that it learns what the large one draws."""
+"""The tiny decoder: size of its pictures, number of weights, and training."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from stillhouse.fit.recipe import StageRecipe
 from stillhouse.pipelines.manifest import Latent
 
 LATENT = Latent(channels=4, scaling_factor=0.18, shift_factor=0.1, downscale=4)
-"""As wide as those of Stable Diffusion: a standard deviation is 5.5."""
+"""With the scale of Stable Diffusion: the standard deviation is 5.5."""
 RECIPE = StageRecipe(updates=60, batch_size=4, learning_rate=3e-3, warmup_updates=5, decay_fraction=0.5, eval_every=60)
 
 
@@ -39,36 +39,36 @@ class UpsamplingAutoencoder(torch.nn.Module):
 
 def decoder_stage(**changes: object) -> DecoderStage:
     torch.manual_seed(0)
-    made = DecoderStage(
+    stage = DecoderStage(
         recipe=RECIPE,
         decoder=TinyDecoder(LATENT, 32),
         autoencoder=UpsamplingAutoencoder(),
         latent=LATENT,
         dataset=SmoothLatents(),
     )
-    return replace(made, **changes)  # type: ignore[arg-type]
+    return replace(stage, **changes)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("downscale", [1, 2, 4, 8])
-def test_pictures_are_as_much_larger_as_the_autoencoder_makes_them(downscale: int) -> None:
+def test_pictures_have_the_size_of_the_autoencoders(downscale: int) -> None:
     decoder = TinyDecoder(replace(LATENT, downscale=downscale), 32)
     assert decoder(torch.zeros(2, 4, 6, 5)).shape == (2, 3, 6 * downscale, 5 * downscale)
 
 
-def test_for_stable_diffusion_it_has_a_fortieth_of_the_weights() -> None:
+def test_it_has_a_fortieth_of_the_weights_of_stable_diffusions_decoder() -> None:
     tiny = TinyDecoder(Latent(4, 0.18215, 0.0, 8), 128)
     assert sum(parameter.numel() for parameter in tiny.parameters()) < 49.5e6 / 40
 
 
-def test_it_learns_what_the_large_one_draws(tmp_path: Path) -> None:
+def test_training_approaches_the_reference_decoder(tmp_path: Path) -> None:
     stage = decoder_stage()
     with torch.no_grad():
         before = stage.evaluate()["psnr"]
-    assert fit(stage, tmp_path, lambda tick: None).scores["psnr"] > before + 5
+    assert fit(stage, tmp_path, lambda log: None).scores["psnr"] > before + 5
 
 
-def test_the_number_decides_the_batch_and_large_pictures_are_cut() -> None:
-    one, other = decoder_stage(crop=8), decoder_stage(crop=8)
-    assert torch.equal(one.loss(3), other.loss(3)) and not torch.equal(one.loss(3), other.loss(4))
-    assert one._sample_latents(np.random.default_rng(0), 2).shape == (2, 4, 8, 8)
+def test_the_number_decides_the_batch_and_large_latents_are_cropped() -> None:
+    first, second = decoder_stage(crop=8), decoder_stage(crop=8)
+    assert torch.equal(first.loss(3), second.loss(3)) and not torch.equal(first.loss(3), second.loss(4))
+    assert first._sample_latents(np.random.default_rng(0), 2).shape == (2, 4, 8, 8)
     assert decoder_stage()._sample_latents(np.random.default_rng(0), 2).shape == (2, 4, 16, 16)

@@ -7,18 +7,18 @@ import pytest
 from tests.serve.running import Running, running_server
 
 SETTINGS = """
-queue = 64
-body = "4MiB"
-pixels = 65536
+max_queue = 64
+max_body = "4MiB"
+max_pixels = 65536
 [tiers.free]
 pipeline = "shapes"
 steps = 3
-lateness = 1000
+max_lateness = 1000
 [tiers.pro]
 pipeline = "shapes"
 steps = 12
 weight = 2
-lateness = 1000
+max_lateness = 1000
 """
 
 

@@ -18,11 +18,11 @@ def test_a_job_is_watched_to_its_end(server: Running) -> None:
     name = submitted(server)
     lines = server.get(f"/v1/jobs/{name}/events")[1].decode().splitlines()
     kinds = [line.removeprefix("event: ") for line in lines if line.startswith("event: ")]
-    assert kinds[-1] == "end" and set(kinds) <= {"progress", "end"}
+    assert kinds[-1] == "done" and set(kinds) <= {"progress", "done"}
     told = json.loads(next(line for line in reversed(lines) if line.startswith("data: ")).removeprefix("data: "))
-    assert (told["id"], told["state"], told["picture"]) == (name, "drawn", f"/v1/jobs/{name}/picture")
+    assert (told["id"], told["state"], told["image_url"]) == (name, "completed", f"/v1/jobs/{name}/image")
     again = server.get(f"/v1/jobs/{name}/events")[1].decode()
-    assert again.count("event: ") == 1 and "event: end" in again, "one that is over ends at once"
+    assert again.count("event: ") == 1 and "event: done" in again, "one that is over ends at once"
 
 
 def test_the_same_key_of_idempotency_is_the_same_job(server: Running) -> None:
@@ -39,10 +39,10 @@ def test_no_address_of_a_client_is_opened(server: Running) -> None:
 
 def test_a_picture_that_somebody_deleted_is_missing_and_no_error_of_the_server(server: Running) -> None:
     name = submitted(server)
-    wait_until(lambda: json.loads(server.get(f"/v1/jobs/{name}")[1])["state"] == "drawn")
-    (picture,) = server.data.glob(f"pictures/{name}.*")
+    wait_until(lambda: json.loads(server.get(f"/v1/jobs/{name}")[1])["state"] == "completed")
+    (picture,) = server.data.glob(f"images/{name}.*")
     picture.unlink()
-    assert server.get(f"/v1/jobs/{name}/picture")[0] == 404
+    assert server.get(f"/v1/jobs/{name}/image")[0] == 404
 
 
 def test_metrics_have_the_names_that_dashboards_know(server: Running) -> None:

@@ -176,7 +176,7 @@ def test_models_are_the_tiers(client: OpenAI) -> None:
         "sampler": "ddim",
         "size": "64x64",
         "granularity": 16,
-        "most_steps": 150,
+        "max_steps": 150,
     }
     with pytest.raises(openai.NotFoundError, match="no model 'por'"):
         client.models.retrieve("por")
@@ -237,13 +237,13 @@ def test_a_prompt_that_is_cut_is_told_to_the_client_and_to_nobody_else(client: O
     secret = "xylophone " * 30
     whole = client.images.with_raw_response.generate(**asked(steps=1))
     cut = client.images.with_raw_response.generate(**{**asked(steps=1), "prompt": f"{PROMPT} {secret}"})
-    assert (whole.headers.get("x-prompt-cut"), cut.headers.get("x-prompt-cut")) == (None, "true")
+    assert (whole.headers.get("x-prompt-truncated"), cut.headers.get("x-prompt-truncated")) == (None, "true")
     assert "xylophone" not in json.dumps(server.log)
 
 
 def test_a_picture_that_was_not_asked_for_by_address_is_not_shown_at_one(server: Running) -> None:
     status, content = server.send("POST", "/v1/jobs", {"prompt": PROMPT, "model": "free"})
     name = json.loads(content)["id"]
-    wait_until(lambda: json.loads(server.get(f"/v1/jobs/{name}")[1])["state"] == "drawn")
-    assert status == 202 and server.get(f"/v1/jobs/{name}/picture")[0] == 200
-    assert server.get(f"/v1/pictures/{name}")[0] == 404
+    wait_until(lambda: json.loads(server.get(f"/v1/jobs/{name}")[1])["state"] == "completed")
+    assert status == 202 and server.get(f"/v1/jobs/{name}/image")[0] == 200
+    assert server.get(f"/v1/images/{name}")[0] == 404

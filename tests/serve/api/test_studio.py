@@ -17,7 +17,7 @@ from stillhouse.serve.api.app import make_app
 from stillhouse.serve.service import Service, make_service
 from stillhouse.serve.settings import ServerSettings, TierSettings
 from stillhouse.serve.store.api_keys import add_key
-from stillhouse.shapes.caption import parse_caption
+from tests.captions import parse_caption
 
 Client = TestClient[Litestar]
 REPORT = b"<!doctype html><title>a report</title><style>p { color: red }</style><p>2x as fast</p>"
@@ -125,7 +125,7 @@ def test_the_readable_page_and_the_document_are_neighbours(client: Client) -> No
 
 def test_facts_tell_what_the_models_do_not(client: Client) -> None:
     facts = client.get("/v1/studio").json()
-    assert facts["is_known"] and not facts["needs_key"]
+    assert facts["is_authenticated"] and not facts["requires_key"]
     assert list(facts["samplers"]) == list(SAMPLERS)
     assert set(facts["models"]) == {"free", "pro"}
     assert not facts["models"]["pro"]["report"]
@@ -137,12 +137,12 @@ def test_facts_are_told_to_whoever_has_no_key_as_far_as_they_are_no_secret(tmp_p
     with door(tmp_path, keys=True) as (client, service):
         key = service.job_queue._thread.submit(add_key, service.connection, "free").result()
         nobody = client.get("/v1/studio").json()
-        assert nobody["needs_key"] and not nobody["is_known"]
-        assert nobody["models"] == {} and nobody["why"] == ""
+        assert nobody["requires_key"] and not nobody["is_authenticated"]
+        assert nobody["models"] == {} and nobody["reason"] == ""
         wrong = client.get("/v1/studio", headers={"authorization": "Bearer still-no-key"}).json()
-        assert not wrong["is_known"] and "not known" in wrong["why"]
+        assert not wrong["is_authenticated"] and "unknown API key" in wrong["reason"]
         known = client.get("/v1/studio", headers={"authorization": f"Bearer {key}"}).json()
-        assert known["is_known"] and set(known["models"]) == {"free"}
+        assert known["is_authenticated"] and set(known["models"]) == {"free"}
 
 
 def test_a_report_is_served_as_it_is_and_can_run_nothing(tmp_path: Path, reported: Path) -> None:

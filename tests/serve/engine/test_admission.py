@@ -13,7 +13,7 @@ from stillhouse.serve.engine.policy import POLICIES
 from stillhouse.serve.engine.simulate import NO_REQUEST, VirtualExecutor, make_virtual_engine
 from tests.serve.engine.arrivals import FLAT, FREE, GAINING, PRO, SERIAL, arrivals, make_arrival
 
-FIFO, SLACK = POLICIES["fifo"], POLICIES["slack"]
+FCFS, SLACK = POLICIES["fcfs"], POLICIES["slack"]
 
 
 def engine_with(asked: list[Arrival], cost: CostModel = FLAT, policy: str = "slack") -> tuple[Engine, VirtualExecutor]:
@@ -34,13 +34,13 @@ def job_of(asked: Arrival, name: str = "new") -> Job:
 def test_first_come_first_served_ends_exactly_when_it_was_forecast(
     asked: list[Arrival], ticks: int, number: int
 ) -> None:
-    engine, device = engine_with(asked, SERIAL, "fifo")
+    engine, device = engine_with(asked, SERIAL, "fcfs")
     for _ in range(ticks):
         engine.step()
     jobs = list(engine.jobs.values())
     assume(jobs)
     job = jobs[number % len(jobs)]
-    told = device.now + predict_finish_times(jobs, FIFO, device.now, SERIAL)[job]
+    told = device.now + predict_finish_times(jobs, FCFS, device.now, SERIAL)[job]
     while job.id in engine.jobs:
         engine.step()
     assert device.now == pytest.approx(told)
@@ -78,7 +78,7 @@ def test_a_margin_is_held_back_of_what_is_promised() -> None:
     assert check_admission(new, jobs, SLACK, device.now, FLAT, AdmissionLimits()) is None
     refused = check_admission(new, jobs, SLACK, device.now, FLAT, AdmissionLimits(margin=0.5))
     assert refused is not None and refused.retry_after == pytest.approx(0.5 * 35.0)
-    assert check_admission(new, [], SLACK, device.now, FLAT, AdmissionLimits(lateness=1 / 3, margin=0.5)) is None, (
+    assert check_admission(new, [], SLACK, device.now, FLAT, AdmissionLimits(max_lateness=1 / 3, margin=0.5)) is None, (
         "nobody waits"
     )
 
@@ -92,12 +92,12 @@ def test_a_short_job_is_taken_where_a_long_one_is_not() -> None:
 
 def test_a_full_queue_refuses_everyone_until_the_first_has_ended() -> None:
     engine, device = engine_with([make_arrival(0.0, FREE, steps=steps) for steps in (7, 4, 9)])
-    jobs, limits = list(engine.jobs.values()), AdmissionLimits(max_jobs=3, lateness=float("inf"))
-    refused = check_admission(job_of(make_arrival(0.0, FREE)), jobs, FIFO, device.now, FLAT, limits)
+    jobs, limits = list(engine.jobs.values()), AdmissionLimits(max_jobs=3, max_lateness=float("inf"))
+    refused = check_admission(job_of(make_arrival(0.0, FREE)), jobs, FCFS, device.now, FLAT, limits)
     assert refused is not None and (refused.reason, refused.retry_after) == ("queue", 7.0)
     for _ in range(7):
         engine.step()
     assert (
-        check_admission(job_of(make_arrival(0.0, FREE)), list(engine.jobs.values()), FIFO, device.now, FLAT, limits)
+        check_admission(job_of(make_arrival(0.0, FREE)), list(engine.jobs.values()), FCFS, device.now, FLAT, limits)
         is None
     )

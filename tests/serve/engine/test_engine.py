@@ -13,7 +13,7 @@ from stillhouse.errors import BackendFailed, InvalidRequest
 from stillhouse.serve.engine.engine import Engine, FinishedJob, StepOutput
 from stillhouse.serve.engine.job import BatchKey, Job, StepPlan
 from stillhouse.serve.engine.policy import POLICIES
-from stillhouse.serve.engine.simulate import VirtualExecutor
+from stillhouse.serve.engine.simulate import NO_REQUEST, VirtualExecutor
 from tests.serve.engine.arrivals import FLAT, FREE, FULL, GAINING, PRO, QUICK, SERIAL
 
 FAULTS = ("begin", "advance", "finish")
@@ -108,7 +108,7 @@ class EngineMachine(RuleBasedStateMachine):
     def an_end_is_what_happened(self) -> None:
         for end in self.ends:
             job, fault = end.job, self.device.faulty.get(end.job.id)
-            if end.finish_reason == "drawn":
+            if end.finish_reason == "finished":
                 assert fault is None and self.device.moved[job.id] == len(job.step_plan.rows) and end.result is not None
             elif end.finish_reason == "failed":
                 assert fault is not None and end.error is not None
@@ -131,11 +131,11 @@ TestEngine = EngineMachine.TestCase
 
 
 def job(name: str, group: BatchKey = FULL, steps: int = 2) -> Job:
-    return Job(name, PRO, "someone", group, StepPlan((1,) * steps), ImageRequest(name))
+    return Job(name, PRO, "someone", group, StepPlan((1,) * steps), NO_REQUEST)
 
 
 def engine_of(device: FaultyExecutor) -> Engine:
-    return Engine(device, POLICIES["fifo"], device.cost_model, device.clock)
+    return Engine(device, POLICIES["fcfs"], device.cost_model, device.clock)
 
 
 def test_who_breaks_a_batch_fails_and_the_others_of_it_go_on() -> None:
@@ -173,7 +173,7 @@ def test_what_has_expired_is_never_begun_and_what_has_begun_does_not_expire() ->
     (end,) = engine.step().finished
     assert (end.job.id, end.finish_reason) == ("late", "expired")
     assert device.begun == ["begun"]
-    assert [end.finish_reason for end in engine.step().finished] == ["drawn"]
+    assert [end.finish_reason for end in engine.step().finished] == ["finished"]
 
 
 def test_a_tick_without_jobs_does_nothing() -> None:

@@ -12,6 +12,7 @@ import pytest
 from stillhouse.backends import openvino
 from stillhouse.convert.import_model import ImportOptions, import_model
 from stillhouse.core import ImageRequest, ImageResult
+from stillhouse.diffusion import Guidance
 from stillhouse.errors import BackendFailed
 from stillhouse.pipelines.load import load
 from stillhouse.pipelines.manifest import Distilled, write_manifest
@@ -62,8 +63,9 @@ def pipeline(request: pytest.FixtureRequest) -> Pipeline:
 
 
 def job(pipeline: Pipeline, name: str, request: ImageRequest) -> Job:
-    asked = pipeline.resolve(request)
-    return Job(name, FREE, "someone", make_batch_key("shapes", asked), plan_steps(pipeline.manifest, asked), asked)
+    resolved = pipeline.resolve(request)
+    steps = plan_steps(pipeline.manifest, resolved)
+    return Job(name, FREE, "someone", make_batch_key("shapes", resolved), steps, resolved)
 
 
 def test_no_neighbour_changes_a_picture(pipeline: Pipeline) -> None:
@@ -82,7 +84,7 @@ def test_no_neighbour_changes_a_picture(pipeline: Pipeline) -> None:
         tick = engine.step()
         compositions.add(tuple((moved.id, moved.index) for moved in tick.jobs))
         for end in tick.finished:
-            assert end.finish_reason == "drawn"
+            assert end.finish_reason == "finished"
             assert isinstance(end.result, ImageResult)
             np.testing.assert_array_equal(end.result.image, alone[int(end.job.id[-1])], err_msg=end.job.id)
             drawn += 1
@@ -135,16 +137,16 @@ def test_what_opens_a_network_is_not_counted(pipeline: Pipeline, monkeypatch: py
     def takes(name: str, seconds: float) -> None:
         call = getattr(Pipeline, name)
 
-        def timed(self: Pipeline, given: Any) -> Any:
+        def timed(self: Pipeline, given: Any, **options: Any) -> Any:
             nonlocal now
             rows = len(given) if isinstance(given, list) else 1
             now += seconds if (name, rows) in opened else 100.0
             opened.add((name, rows))
-            return call(self, given)
+            return call(self, given, **options)
 
         monkeypatch.setattr(Pipeline, name, timed)
 
-    for name, seconds in {"advance": 0.5, "decode": 0.25, "encode_picture": 0.125, "encode_text": 0.0625}.items():
+    for name, seconds in {"advance": 0.5, "decode": 0.25, "encode_image": 0.125, "encode_prompt": 0.0625}.items():
         takes(name, seconds)
     monkeypatch.setattr("stillhouse.serve.engine.executor.perf_counter", lambda: now)
     assert measure_latency_curve(pipeline, GROUP, batches=(1, 2)) == LatencyCurve({1: 0.5, 2: 0.5}, 0.0625, 0.25, 0.125)
@@ -174,7 +176,7 @@ def test_a_walk_tells_how_many_pictures_are_encoded_before_it(
     for request in [edit] if kind == "inpaint" else [asked, replace(edit, mask=None), edit]:
         ran.clear()
         pipeline.start(request)
-        assert plan_steps(pipeline.manifest, pipeline.resolve(request)).encoded_images == ran.count("vae_encoder")
+        assert plan_steps(pipeline.manifest, pipeline.resolve(request)).encoded_images == ran.count("encoder")
 
 
 def test_what_is_timed_has_ended(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,30 +189,32 @@ def test_what_is_timed_has_ended(pipeline: Pipeline, monkeypatch: pytest.MonkeyP
         moved(self, drafts)
 
     monkeypatch.setattr(Pipeline, "advance", advance)
-    monkeypatch.setattr(Pipeline, "settle", lambda self: heard.append("settle"))
-    one = job(pipeline, "one", pipeline.resolve(ImageRequest("a red circle", steps=None)))
+    monkeypatch.setattr(Pipeline, "synchronize", lambda self: heard.append("synchronize"))
+    one = job(pipeline, "one", ImageRequest("a red circle", steps=None))
     drawing = PipelineExecutor({one.batch_key.pipeline: pipeline})
     drawing.begin(one)
     drawing.advance([one])
-    assert heard == ["advance", "settle"]
+    assert heard == ["advance", "synchronize"]
     heard.clear()
     measure_latency_curve(pipeline, one.batch_key, batches=(1,), calls=1)
-    assert heard == ["settle", "advance", "settle"] * 2
+    assert heard == ["synchronize", "advance", "synchronize"] * 2
 
 
 def test_a_request_that_the_pipeline_cannot_meet_fails_by_itself(pipeline: Pipeline) -> None:
+    """One of another pipeline, whose guidance takes a branch that this one has not."""
     cost = CostModel({GROUP: LatencyCurve({1: 1.0, 8: 1.0})})
     engine = Engine(
         PipelineExecutor({"shapes": pipeline}), RandomPolicy(random.Random(0)), cost, VirtualExecutor(cost).clock
     )
     good, bad = job(pipeline, "good", KINDS[0]), job(pipeline, "bad", KINDS[0])
-    bad.request = replace(bad.request, steps=0)
+    foreign = Guidance(base="image", terms=(("conditional", 2.0),))
+    bad.resolved = replace(bad.resolved, plan=replace(bad.resolved.plan, guidance=foreign))
     engine.submit(good)
     engine.submit(bad)
     ends: dict[str, str] = {}
     while engine.jobs:
         ends |= {end.job.id: end.finish_reason for end in engine.step().finished}
-    assert ends == {"good": "drawn", "bad": "failed"}
+    assert ends == {"good": "finished", "bad": "failed"}
 
 
 @pytest.mark.parametrize("kind", ["inpaint", "student"])

@@ -189,10 +189,10 @@ def test_free_pictures_are_ten_times_as_quick_as_first_come_first_served_and_ful
 ) -> None:
     """The trace of the capacity studies: four of five pictures take 3 steps, the others 35; no gain from batches."""
     trace = [poisson_arrivals(KINDS, load, 1500, FLAT, seed=seed) for seed in range(3)]
-    ours, fifo = (
-        [one for asked in trace for one in simulate(asked, POLICIES[name], FLAT)] for name in ("slack", "fifo")
+    ours, fcfs = (
+        [one for asked in trace for one in simulate(asked, POLICIES[name], FLAT)] for name in ("slack", "fcfs")
     )
-    assert p99(ours, FREE) <= p99(fifo, FREE) / 10
-    assert p99(ours, PRO) <= 1.5 * p99(fifo, PRO)
-    kept, before = (sum(one.is_in_time for one in ended) / len(ended) for ended in (ours, fifo))
+    assert p99(ours, FREE) <= p99(fcfs, FREE) / 10
+    assert p99(ours, PRO) <= 1.5 * p99(fcfs, PRO)
+    kept, before = (sum(one.is_in_time for one in ended) / len(ended) for ended in (ours, fcfs))
     assert kept >= before + 0.3

@@ -66,9 +66,9 @@ def test_kinds_that_say_their_seconds_are_not_asked_for() -> None:
 @pytest.mark.parametrize(
     ("reply", "error", "said"),
     [
-        (HttpResponse(REFUSED, b"connection refused"), StillhouseError, "nobody answers at http://here"),
+        (HttpResponse(REFUSED, b"connection refused"), StillhouseError, "cannot connect to http://here"),
         (HttpResponse(400, b"no such model"), InvalidRequest, "answered with 400: no such model"),
-        (HttpResponse(200, b"good morning"), StillhouseError, "without a picture: good morning"),
+        (HttpResponse(200, b"good morning"), StillhouseError, "has no image: good morning"),
     ],
 )
 def test_a_server_that_does_not_draw_is_not_measured(reply: HttpResponse, error: type[Exception], said: str) -> None:

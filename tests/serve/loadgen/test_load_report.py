@@ -4,7 +4,7 @@ import pytest
 
 from stillhouse.serve.loadgen.http_client import CUT_OFF, ResponseStatus
 from stillhouse.serve.loadgen.load_plan import ScheduledRequest
-from stillhouse.serve.loadgen.load_report import ALL, find_doubts, make_load_report, summarize_by_class
+from stillhouse.serve.loadgen.load_report import ALL, find_warnings, make_load_report, summarize_by_class
 from stillhouse.serve.loadgen.request_class import RequestClass
 from stillhouse.serve.loadgen.send import RequestResult
 
@@ -34,11 +34,11 @@ def test_an_answer_is_good_within_the_promise_of_its_kind_and_counts_among_all_t
         answer("pro", 40.0),
     ]
     free, pro, everything = summarize_by_class(answers, ALONE, slo=3.0)
-    assert (free.kind, pro.kind, everything.kind) == ("free", "pro", ALL)
-    assert (free.promise, pro.promise, everything.promise) == (3.0, 30.0, None)
+    assert (free.request_class, pro.request_class, everything.request_class) == ("free", "pro", ALL)
+    assert (free.latency_target, pro.latency_target, everything.latency_target) == (3.0, 30.0, None)
     assert (free.goodput, pro.goodput, everything.goodput) == (0.5, 0.5, 0.5)
-    assert [free.good_per_second, pro.good_per_second] == pytest.approx([2 / 40, 1 / 40])
-    assert everything.good_per_second == pytest.approx(3 / 40)
+    assert [free.goodput_per_second, pro.goodput_per_second] == pytest.approx([2 / 40, 1 / 40])
+    assert everything.goodput_per_second == pytest.approx(3 / 40)
 
 
 def test_refusals_and_errors_are_counted_by_status() -> None:
@@ -50,7 +50,7 @@ def test_refusals_and_errors_are_counted_by_status() -> None:
 
 def test_a_flood_is_a_row_of_its_own_with_the_promise_of_its_kind() -> None:
     rows = summarize_by_class([answer("pro", 5.0), answer("pro", 300.0, row="pro, flood")], ALONE, slo=3.0)
-    assert [(row.kind, row.sent, row.promise, row.goodput) for row in rows[:2]] == [
+    assert [(row.request_class, row.sent, row.latency_target, row.goodput) for row in rows[:2]] == [
         ("pro", 1, 30.0, 1.0),
         ("pro, flood", 1, 30.0, 0.0),
     ]
@@ -60,21 +60,21 @@ def test_nothing_answered_has_no_percentiles_and_nothing_sent_no_rows_but_the_la
     (row, _) = summarize_by_class([answer("free", 1.0, 500)], ALONE, slo=3.0)
     assert (row.p50, row.p99, row.mean, row.goodput) == (None, None, None, 0.0)
     (everything,) = summarize_by_class([], ALONE, slo=3.0)
-    assert (everything.sent, everything.goodput, everything.good_per_second) == (0, 0.0, 0.0)
+    assert (everything.sent, everything.goodput, everything.goodput_per_second) == (0, 0.0, 0.0)
 
 
 def test_the_report_tells_of_itself() -> None:
     answers = [answer("free", 1.0, at=9.0, late=0.004), answer("free", 1.0, 500, at=1.0, late=0.002)]
-    about = {"url": "http://here", "protocol": "openai", "rate": 2.0, "load": 0.5, "alone": ALONE}
+    about = {"url": "http://here", "protocol": "openai", "rate": 2.0, "load": 0.5, "isolated_seconds": ALONE}
     report = make_load_report(answers, **about, slo=3.0, cpu_seconds=1.0)  # type: ignore[arg-type]
     assert report.seconds == 10.0
-    assert report.processor == pytest.approx(0.1)
-    assert [report.late_mean, report.late_most] == pytest.approx([0.003, 0.004])
-    assert report.said == {"500": "said 500"}
-    assert report.doubts == ()
+    assert report.cpu_share == pytest.approx(0.1)
+    assert [report.send_delay_mean, report.send_delay_max] == pytest.approx([0.003, 0.004])
+    assert report.error_bodies == {"500": "said 500"}
+    assert report.warnings == ()
 
 
 def test_a_measurement_that_was_late_or_busy_is_in_doubt() -> None:
-    assert find_doubts(send_delay=0.010, cpu_share=0.5) == ()
-    assert ["12 ms late" in doubt for doubt in find_doubts(send_delay=0.012, cpu_share=0.1)] == [True]
-    assert ["70% of a core" in doubt for doubt in find_doubts(send_delay=0.0, cpu_share=0.7)] == [True]
+    assert find_warnings(send_delay=0.010, cpu_share=0.5) == ()
+    assert ["12 ms late" in doubt for doubt in find_warnings(send_delay=0.012, cpu_share=0.1)] == [True]
+    assert ["70% of a core" in doubt for doubt in find_warnings(send_delay=0.0, cpu_share=0.7)] == [True]

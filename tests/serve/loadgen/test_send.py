@@ -74,7 +74,7 @@ def test_whoever_looks_hears_how_far_it_is() -> None:
 
     run(send_requests(shots(0.0, 4.0), ask, clock, lambda *told: heard.append(told)))
     assert len(heard) > 8, "although nothing happened for four seconds"
-    assert heard[-1] == ("2 of 2 answered", 4.0, 4.0)
+    assert heard[-1] == ("2 of 2 responses", 4.0, 4.0)
     assert [done for _, done, _ in heard] == sorted(done for _, done, _ in heard)
 
 

@@ -8,7 +8,16 @@ import pytest
 
 from stillhouse.errors import InvalidRequest, NotAllowed
 from stillhouse.serve.settings import TierSettings
-from stillhouse.serve.store.api_keys import add_key, find_key, list_keys, make_anonymous_client, make_client, revoke_key
+from stillhouse.serve.store.api_keys import (
+    add_key,
+    find_key,
+    list_keys,
+    make_anonymous_client,
+    make_client,
+    read_usage,
+    revoke_key,
+    write_usage,
+)
 from stillhouse.serve.store.database import FILE, connect
 
 TIERS = {"free": TierSettings("shapes", rate=10.0), "pro": TierSettings("shapes", also=("free",))}
@@ -25,7 +34,7 @@ def test_a_key_is_known_by_what_was_shown_and_only_by_that(connection: Connectio
     shown = add_key(connection, "pro")
     assert find_key(connection, shown).tier == "pro"
     for wrong in ("", "x", shown[:-1], shown + "x", shown.replace("still", "sk"), shown.rpartition("-")[0], "still--"):
-        with pytest.raises(NotAllowed, match="not known here"):
+        with pytest.raises(NotAllowed, match="unknown API key"):
             find_key(connection, wrong)
 
 
@@ -73,7 +82,7 @@ def test_a_database_of_another_version_is_left_alone(tmp_path: Path) -> None:
     connection = connect(tmp_path)
     connection.execute("pragma user_version = 99")
     connection.close()
-    with pytest.raises(InvalidRequest, match="version 99; allowed: version 1"):
+    with pytest.raises(InvalidRequest, match="version 99; allowed: version 2"):
         connect(tmp_path)
 
 
@@ -81,3 +90,14 @@ def test_a_directory_that_cannot_be_used_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InvalidRequest, match="cannot be used"):
         connect(tmp_path / "file" / "data")
+
+
+def test_usage_of_the_latest_day_is_restored(tmp_path: Path) -> None:
+    connection = connect(tmp_path)
+    write_usage(connection, {"a": (7, 10.0), "b": (8, 20.0), "c": (8, 0.0)})
+    connection.close()
+    reopened = connect(tmp_path)
+    assert read_usage(reopened) == {"b": (8, 20.0)}
+    write_usage(reopened, {})
+    assert read_usage(reopened) == {}
+    reopened.close()

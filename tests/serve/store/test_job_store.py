@@ -57,19 +57,19 @@ def test_images_are_kept_until_the_end_and_no_longer(store: JobStore) -> None:
 
 def test_a_job_has_one_end(store: JobStore) -> None:
     record = store.add("one", "key", "free", ASKED, "png")
-    assert store.finish("one", "drawn", b"picture", result={"seed": 7})
+    assert store.finish("one", "completed", b"picture", result={"seed": 7})
     assert not store.finish("one", "failed", error="late")
     found = store.get("one")
-    assert found and (found.state, found.error, found.result, found.bytes) == ("drawn", "", {"seed": 7}, 7)
+    assert found and (found.state, found.error, found.result, found.bytes) == ("completed", "", {"seed": 7}, 7)
     assert store.image_path(record).read_bytes() == b"picture"
-    assert not store.finish("none", "drawn")
+    assert not store.finish("none", "completed")
 
 
 def test_the_same_job_asked_for_twice_is_one_job(store: JobStore) -> None:
     first = store.add("one", "key", "free", ASKED, "png")
-    store.finish("one", "drawn", b"picture")
+    store.finish("one", "completed", b"picture")
     again = store.add("one", "key", "free", ASKED, "png")
-    assert (again.state, again.created) == ("drawn", first.created)
+    assert (again.state, again.created) == ("completed", first.created)
     assert not store.list_queued(10)
 
 
@@ -90,7 +90,7 @@ def test_a_key_sees_its_own_the_latest_first(store: JobStore) -> None:
 
 
 def test_only_so_many_wait(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job_store, "MOST_QUEUED", 1)
+    monkeypatch.setattr(job_store, "MAX_QUEUED", 1)
     store.add("one", "key", "free", ASKED, "png")
     with pytest.raises(Refused) as refused:
         store.add("two", "key", "free", ASKED, "png")
@@ -103,13 +103,13 @@ def test_what_ended_is_forgotten_when_it_is_old_or_there_is_too_much_of_it(store
     for number in range(4):
         store.add(f"{number}", "key", "free", ASKED, "png")
     for number in range(3):
-        store.finish(f"{number}", "drawn", b"x" * 100)
+        store.finish(f"{number}", "completed", b"x" * 100)
     assert store.delete_old(keep_seconds=1e9, keep_bytes=1000) == 0
     assert store.delete_old(keep_seconds=1e9, keep_bytes=250) == 1
     assert [record.id for record in store.list(None)] == ["3", "2", "1"]
     assert store.delete_old(keep_seconds=0.5, keep_bytes=1000) == 2
     assert [record.id for record in store.list(None)] == ["3"]
-    assert not list((store.directory / "pictures").iterdir())
+    assert not list((store.directory / "images").iterdir())
 
 
 def test_asking_twice_with_another_image_changes_nothing(store: JobStore) -> None:
@@ -119,17 +119,17 @@ def test_asking_twice_with_another_image_changes_nothing(store: JobStore) -> Non
     kept = store.load_request(record).image
     assert kept is not None
     np.testing.assert_array_equal(kept, first)
-    store.finish("one", "drawn", b"picture")
+    store.finish("one", "completed", b"picture")
     store.add("one", "key", "free", ImageRequest("", image=second), "png")
     assert not list((store.directory / "inputs").iterdir())
 
 
 def test_a_key_may_not_fill_the_queue_of_all(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job_store, "MOST_OF_KEY", 2)
+    monkeypatch.setattr(job_store, "MAX_QUEUED_PER_KEY", 2)
     image = np.zeros((64, 64, 3), np.uint8)
     for name in ("one", "two"):
         store.add(name, "greedy", "free", ASKED, "png")
-    with pytest.raises(Refused, match="2 jobs of key greedy wait already"):
+    with pytest.raises(Refused, match="2 jobs of key greedy are queued"):
         store.add("three", "greedy", "free", ImageRequest("", image=image), "png")
     assert not list(store.directory.rglob("three*"))
     assert store.add("one", "greedy", "free", ASKED, "png").id == "one"
@@ -140,9 +140,9 @@ def test_files_that_a_killed_server_left_are_swept_and_no_others(store: JobStore
     image = np.zeros((64, 64, 3), np.uint8)
     store.add("waits", "key", "free", ImageRequest("", image=image), "png")
     store.add("drawn", "key", "free", ASKED, "png")
-    store.finish("drawn", "drawn", b"picture")
+    store.finish("drawn", "completed", b"picture")
     kept = {path for path in store.directory.rglob("*") if path.is_file() and path.parent != store.directory}
-    for name in ("inputs/gone.image.png", "pictures/gone.png", "pictures/.half.png.part", "inputs/drawn.image.png"):
+    for name in ("inputs/gone.image.png", "images/gone.png", "images/.half.png.part", "inputs/drawn.image.png"):
         (store.directory / name).write_bytes(b"left")
     assert store.delete_orphans() == 4 and store.delete_orphans() == 0
     assert {path for path in store.directory.rglob("*") if path.is_file() and path.parent != store.directory} == kept
@@ -160,7 +160,7 @@ def test_what_the_disk_refuses_is_not_accepted_and_leaves_nothing(
         written.append(path)
         known(path, content)
 
-    monkeypatch.setattr(job_store, "_write", write)
+    monkeypatch.setattr(job_store, "_write_atomic", write)
     image, mask = np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8)
     with pytest.raises(OSError, match="No space left"):
         store.add("one", "key", "free", ImageRequest("", image=image, mask=mask), "png")

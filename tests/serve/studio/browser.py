@@ -77,7 +77,7 @@ def submit_prompt(page: Any, prompt: str, **fields: str) -> None:
     page.locator("#prompt").fill(prompt)
     for name, value in fields.items():
         page.locator(f"#{name}").fill(value)
-    page.locator("#draw").click()
+    page.locator("#generate").click()
 
 
 def wait_for_frames(page: Any, count: int = 1) -> Any:

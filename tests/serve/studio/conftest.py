@@ -11,15 +11,15 @@ from tests.serve.running import Running, running_server
 from tests.serve.studio.browser import chromium, open_page, wait_for_models
 
 SETTINGS = """
-queue = 64
+max_queue = 64
 [tiers.free]
 pipeline = "shapes"
 steps = 3
-lateness = 1000
+max_lateness = 1000
 [tiers.pro]
 pipeline = "reported"
 steps = 12
-lateness = 1000
+max_lateness = 1000
 """
 REPORT = """<!doctype html><title>t</title><style>h1 { color: rgb(1, 2, 3) }</style>
 <h1>2x as fast</h1><script>top.x = 1</script>"""

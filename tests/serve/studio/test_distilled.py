@@ -34,13 +34,13 @@ def test_a_student_is_asked_for_no_steps_of_other_kinds(page: Any) -> None:
     expect(page.get_by_role("radio", name="free")).to_be_checked()
     for name in ("steps", "sampler", "negative_prompt"):
         expect(page.locator(f"#{name}")).to_be_hidden()
-    expect(page.locator("#taught")).to_be_visible()
+    expect(page.locator("#distilled")).to_be_visible()
     slider = page.locator("#guidance-slider")
     assert (slider.get_attribute("min"), slider.get_attribute("max")) == ("1", "5")
     page.get_by_role("radio", name="pro").check()
     for name in ("steps", "sampler", "negative_prompt"):
         expect(page.locator(f"#{name}")).to_be_visible()
-    expect(page.locator("#taught")).to_be_hidden()
+    expect(page.locator("#distilled")).to_be_hidden()
     assert (slider.get_attribute("min"), slider.get_attribute("max")) == ("0", "15")
 
 

@@ -24,7 +24,7 @@ def test_everything_can_be_done_from_the_keyboard(page: Any) -> None:
     page.keyboard.press("Enter")
     expect(page.locator("#prompt")).to_be_focused()
     page.keyboard.type("a big green square")
-    _tab_to(page, "#draw")
+    _tab_to(page, "#generate")
     page.keyboard.press("Enter")
     wait_for_frames(page)
     _tab_to(page, ".frame .actions button")
@@ -88,7 +88,7 @@ def test_the_page_of_the_api_lists_every_operation(browser: Any, server: Running
         drawing = page.locator("#post-v1-images-generations")
         expect(drawing).to_contain_text("negative_prompt")
         expect(drawing.locator(".fields")).to_contain_text("needed")
-        page.locator(".contents").get_by_role("link", name="Draw pictures").click()
+        page.locator(".contents").get_by_role("link", name="Generate images").click()
         assert page.url.endswith("#post-v1-images-generations")
 
 

@@ -125,7 +125,7 @@ def test_a_bug_in_a_decoder_is_told_and_does_not_end_the_finisher(pipeline: Pipe
 
     one, three, two = collect_decoded(work)
     assert isinstance(one, DecodedImage) and "ZeroDivisionError: a bug" in str(one.error)
-    assert one.error and "test_finisher.py" in traceback_summary(one.error), "the log can tell where"
+    assert one.error and "test_decode_thread.py" in traceback_summary(one.error), "the log can tell where"
     assert isinstance(three, DecodedImage) and three.content
     assert two == DecodedPreview("two", 2, b"")
 

@@ -29,7 +29,7 @@ def test_places_come_from_the_inside_out_and_tell_no_prompt() -> None:
     way = traceback_summary(caught.value)
     names = [place.split()[1] for place in way.split(" < ")]
     assert names[:2] == ["inner", "outer"]
-    assert way.startswith("worker/test_way.py:")
+    assert way.startswith("worker/test_traceback_summary.py:")
     assert "secret" not in way
 
 

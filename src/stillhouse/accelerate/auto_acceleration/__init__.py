@@ -1,1 +1,1 @@
-"""The configuration files and directories of Auto-Acceleration, read as they are."""
+"""Compatibility with the config files and folders of Auto-Acceleration."""

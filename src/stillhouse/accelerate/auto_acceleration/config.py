@@ -1,7 +1,6 @@
-"""The contract of Auto-Acceleration's users: a config.yml, and folders with fixed names around it.
+"""The config.yml of Auto-Acceleration (github.com/visionhong/Auto-Acceleration, readme.md), with additional keys.
 
-Their file is read as it is (github.com/visionhong/Auto-Acceleration, readme.md); what it does not say is measured or
-guessed. Inputs are bound by name, so the order in which they stand means nothing.
+Inputs are matched by name, so their order has no meaning. Missing keys get defaults.
 """
 
 import math
@@ -31,7 +30,7 @@ __all__ = [
 ]
 
 ONES = "ones"
-"""The probe that Auto-Acceleration used: every input filled with ones."""
+"""Value of `probe` for inputs filled with ones, as Auto-Acceleration uses."""
 DEVICES = ("auto", "cpu", "gpu")
 PRECISIONS = ("f32", "bf16", *GRAPH_RECIPES)
 _ALIASES: Mapping[str, tuple[str, ...]] = {
@@ -60,7 +59,7 @@ _EXAMPLE = "[1, 3, 224, 224]"
 
 @dataclass(frozen=True, slots=True)
 class InputShapes:
-    """The shapes that one input may have: `min` to `max`, axis by axis; `use` is measured and tuned for."""
+    """Allowed shapes of one input: `min` to `max` by axis; `use` is measured and optimized for."""
 
     min: tuple[int, ...]
     use: tuple[int, ...]
@@ -68,26 +67,26 @@ class InputShapes:
 
     @property
     def axes(self) -> tuple[int | None, ...]:
-        """The length of each axis, None where it may vary.
+        """Return the length of each axis; None where it varies.
 
         >>> InputShapes(min=(1, 9, 32), use=(1, 9, 64), max=(4, 9, 64)).axes
         (None, 9, None)
         """
-        return tuple(least if least == most else None for least, most in zip(self.min, self.max, strict=True))
+        return tuple(low if low == high else None for low, high in zip(self.min, self.max, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
 class AutoAccelerationConfig:
-    """A config.yml.
+    """Content of a config.yml.
 
     Args:
         device: auto, cpu, gpu, or the index of a GPU.
-        inputs: shapes by input name; none: the graph's own, guessed where they are dynamic.
-        outputs: shapes by output name. Stillhouse needs none of them.
-        precision: recipes to try, out of PRECISIONS; none: all that make sense.
-        goal, tolerance: what the choice is about; see `report.Bounds`.
-        iterations: calls that are timed; None: until the interval is narrow.
-        probe: a file of inputs (see `inputs.read_inputs`), or ONES; None: plausible ones.
+        inputs: shapes by input name; empty: those of the graph, inferred where they are dynamic.
+        outputs: shapes by output name; not needed.
+        precision: recipes to try, out of PRECISIONS; empty: all applicable ones.
+        goal, tolerance: objective and constraints of the choice; see `report.Bounds`.
+        iterations: number of timed calls; None: until the interval is narrow.
+        probe: a file of inputs (see `inputs.read_npz_inputs`), or ONES; None: generated inputs.
     """
 
     device: str | int = "auto"
@@ -101,49 +100,51 @@ class AutoAccelerationConfig:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape that each input is measured with."""
+        """Return the shape of each input that is measured."""
         return {name: shapes.use for name, shapes in self.inputs.items()}
 
     @property
     def shape_ranges(self) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-        """The least and the most of each axis, by input."""
-        return {name: (one.min, one.max) for name, one in self.inputs.items()}
+        """Return the (minimum, maximum) shape of each input."""
+        return {name: (shapes.min, shapes.max) for name, shapes in self.inputs.items()}
 
 
 def read_config(path: Path) -> AutoAccelerationConfig:
-    """Read a config.yml of Auto-Acceleration, unchanged or with our further keys.
+    """Read a config.yml of Auto-Acceleration, with or without the additional keys.
 
-    Names are taken as they are written: an input `0` is "0". Where `min_shape` or `max_shape` is missing, it is
-    `use_shape`, so `use_shape` alone makes an input static. A `probe` is looked up from the file's own directory.
+    Names are kept as they are written: an input `0` is "0". `min_shape` and `max_shape` default to `use_shape`, so
+    `use_shape` alone makes an input static. The path of `probe` is relative to the file's directory.
 
     Raises:
-        InvalidRequest: the file is missing or no YAML, or says something that cannot be; nothing in it is skipped.
+        InvalidRequest: the file is missing, not YAML, or contains an unknown key or an invalid value.
         RuntimeMissing: PyYAML is not installed.
 
     >>> read_config(Path("input/config/config.yml")).device  # doctest: +SKIP
     'cpu'
     """
-    given = {key: told for key, told in _read_mapping(f"{path}", read_yaml(path), _KEYS).items() if told is not None}
-    inputs = _read_mapping(f"{path}: input", given.get("input", {}))
-    outputs = _read_mapping(f"{path}: output", given.get("output", {}))
+    document = {
+        key: value for key, value in _read_mapping(f"{path}", read_yaml(path), _KEYS).items() if value is not None
+    }
+    inputs = _read_mapping(f"{path}: input", document.get("input", {}))
+    outputs = _read_mapping(f"{path}: output", document.get("output", {}))
     return AutoAccelerationConfig(
-        device=_read_device(f"{path}", given.get("device", "auto")),
-        inputs={name: _read_shapes(f"{path}: input {name!r}", told) for name, told in inputs.items()},
-        outputs={name: _read_shapes(f"{path}: output {name!r}", told).use for name, told in outputs.items()},
-        precision=_read_precision(f"{path}", given.get("precision", [])),
-        goal=_read_goal(f"{path}", [given[key] for key in ("goal", "objective") if key in given]),
-        tolerance=_read_tolerance(f"{path}: tolerance", given.get("tolerance", {})),
-        iterations=_read_iterations(f"{path}: iterations", given.get("iterations")),
-        probe=_read_probe(path, given.get("probe")),
+        device=_read_device(f"{path}", document.get("device", "auto")),
+        inputs={name: _read_shapes(f"{path}: input {name!r}", value) for name, value in inputs.items()},
+        outputs={name: _read_shapes(f"{path}: output {name!r}", value).use for name, value in outputs.items()},
+        precision=_read_precision(f"{path}", document.get("precision", [])),
+        goal=_read_goal(f"{path}", [document[key] for key in ("goal", "objective") if key in document]),
+        tolerance=_read_tolerance(f"{path}: tolerance", document.get("tolerance", {})),
+        iterations=_read_iterations(f"{path}: iterations", document.get("iterations")),
+        probe=_read_probe(path, document.get("probe")),
     )
 
 
 def check_config(config: AutoAccelerationConfig, signature: Signature) -> None:
-    """Refuse a config that does not fit the graph. One without inputs fits every graph.
+    """Raise an error where a config does not match the graph. A config without inputs matches every graph.
 
     Raises:
-        InvalidRequest: an input or output that the graph does not have, an input that the config does not have, a
-            wrong rank, a range or another length where the graph's axis is fixed, or two lengths for one axis.
+        InvalidRequest: an input or output is not in the graph, an input of the graph is missing, a rank is wrong, a
+            fixed axis has a range or another length, or one axis has two lengths.
     """
     for name in config.inputs:
         check_choice("input", name, signature.inputs)
@@ -152,8 +153,8 @@ def check_config(config: AutoAccelerationConfig, signature: Signature) -> None:
     if missing := [name for name in signature.inputs if config.inputs and name not in config.inputs]:
         axes = [1 if axis is None else axis for axis in signature.inputs[missing[0]]]
         raise InvalidRequest(
-            f"the config says nothing of input {', '.join(map(repr, missing))}",
-            allowed=f"a shape for each of {', '.join(signature.inputs)}, or no `input` at all to have them guessed",
+            f"the config lacks input {', '.join(map(repr, missing))}",
+            allowed=f"a shape for each of {', '.join(signature.inputs)}, or no `input` at all to infer them",
             fix=f"add under `input`:  {missing[0]}: {{use_shape: {_format_axes(axes)}}}",
         )
     for name, shapes in config.inputs.items():
@@ -163,30 +164,30 @@ def check_config(config: AutoAccelerationConfig, signature: Signature) -> None:
 
 def _check_axes(name: str, shapes: InputShapes, axes: Axes) -> None:
     if len(shapes.use) != len(axes):
-        given = f"the shapes of input {name!r} have {len(shapes.use)} axes, like {_format_axes(shapes.use)}"
-        raise InvalidRequest(given, allowed=f"{len(axes)} axes, as the graph has: {_format_axes(axes)}")
-    for place, axis in enumerate(axes):
-        least, most = shapes.min[place], shapes.max[place]
-        if isinstance(axis, int) and (least, most) != (axis, axis):
-            asked = f"ranges from {least} to {most}" if least < most else f"is {least}"
+        message = f"the shapes of input {name!r} have {len(shapes.use)} axes, like {_format_axes(shapes.use)}"
+        raise InvalidRequest(message, allowed=f"{len(axes)} axes, as the graph has: {_format_axes(axes)}")
+    for index, axis in enumerate(axes):
+        low, high = shapes.min[index], shapes.max[index]
+        if isinstance(axis, int) and (low, high) != (axis, axis):
+            description = f"ranges from {low} to {high}" if low < high else f"is {low}"
             raise InvalidRequest(
-                f"axis {place} of input {name!r} {asked}, but the graph has it fixed",
+                f"axis {index} of input {name!r} {description}, but is fixed in the graph",
                 allowed=f"{axis}",
                 fix=f"write {axis} there, or export the model with that axis dynamic",
             )
 
 
 def _read_mapping(where: str, value: object, keys: Sequence[str] = ()) -> dict[str, Any]:
-    """The value as a mapping, with `keys` of no other ones."""
+    """Return the value as a mapping; `keys` restricts its keys. Raise InvalidRequest otherwise."""
     if not isinstance(value, dict):
-        raise InvalidRequest(f"{where} is {_shorten(value)}", allowed="a mapping: `name:` and, below it, what it has")
+        raise InvalidRequest(f"{where} is {_shorten(value)}", allowed="a mapping: `name:` with indented keys below")
     for key in value if keys else ():
         _check_choice_in(where, "key", key, keys)
     return value
 
 
 def _check_choice_in(where: str, what: str, value: object, allowed: Iterable[str]) -> None:
-    """`check_choice`, saying where."""
+    """Call `check_choice` and add the location to its error."""
     try:
         check_choice(what, value, allowed)
     except InvalidRequest as error:
@@ -194,26 +195,26 @@ def _check_choice_in(where: str, what: str, value: object, allowed: Iterable[str
 
 
 def _read_shapes(where: str, value: object) -> InputShapes:
-    given = _read_mapping(where, value, _SHAPE_KEYS)
-    if given.get("use_shape") is None:
-        allowed = f"the shape that is to be measured, such as use_shape: {_EXAMPLE}"
+    mapping = _read_mapping(where, value, _SHAPE_KEYS)
+    if mapping.get("use_shape") is None:
+        allowed = f"the shape to measure, such as use_shape: {_EXAMPLE}"
         raise InvalidRequest(f"{where} has no use_shape", allowed=allowed)
-    use, least, most = (
-        _read_shape(f"{where}: {key}", given.get(key)) for key in ("use_shape", "min_shape", "max_shape")
+    use, minimum, maximum = (
+        _read_shape(f"{where}: {key}", mapping.get(key)) for key in ("use_shape", "min_shape", "max_shape")
     )
     assert use is not None
-    shapes = InputShapes(use if least is None else least, use, use if most is None else most)
+    shapes = InputShapes(use if minimum is None else minimum, use, use if maximum is None else maximum)
     for key, shape in (("min_shape", shapes.min), ("max_shape", shapes.max)):
         if len(shape) != len(use):
-            given_ranks = f"{where}: {key} {_format_axes(shape)} and use_shape {_format_axes(use)} differ in rank"
-            raise InvalidRequest(given_ranks, allowed="as many axes in each")
-    for place, (low, used, high) in enumerate(zip(shapes.min, use, shapes.max, strict=True)):
+            message = f"{where}: {key} {_format_axes(shape)} and use_shape {_format_axes(use)} differ in rank"
+            raise InvalidRequest(message, allowed="the same number of axes")
+    for index, (low, length, high) in enumerate(zip(shapes.min, use, shapes.max, strict=True)):
         if low > high:
-            given_axis = f"{where}: on axis {place}, min_shape is {low} and max_shape {high}"
-            raise InvalidRequest(given_axis, allowed="a min_shape that is nowhere above max_shape")
-        if not low <= used <= high:
-            given_axis = f"{where}: on axis {place}, use_shape is {used}"
-            raise InvalidRequest(given_axis, allowed=f"{low} to {high}, as min_shape and max_shape say")
+            message = f"{where}: on axis {index}, min_shape is {low} and max_shape {high}"
+            raise InvalidRequest(message, allowed="min_shape at most max_shape on every axis")
+        if not low <= length <= high:
+            message = f"{where}: on axis {index}, use_shape is {length}"
+            raise InvalidRequest(message, allowed=f"{low} to {high}, from min_shape and max_shape")
     return shapes
 
 
@@ -221,7 +222,7 @@ def _read_shape(where: str, value: object) -> tuple[int, ...] | None:
     if value is None:
         return None
     if not isinstance(value, list) or not all(type(axis) is int and 0 < axis <= _MAX_AXIS_LENGTH for axis in value):
-        allowed = f"a list of whole numbers from 1, such as {_EXAMPLE}; [] where it has no axes"
+        allowed = f"a list of integers from 1, such as {_EXAMPLE}; [] for a scalar"
         raise InvalidRequest(f"{where} is {_shorten(value)}", allowed=allowed)
     return tuple(value)
 
@@ -248,29 +249,29 @@ def _read_goal(where: str, values: Sequence[object]) -> Goal | None:
         _check_choice_in(where, "goal", name, GOALS)
     if len(set(values)) > 1:
         raise InvalidRequest(
-            f"{where} has the goal {values[0]!r} and the objective {values[1]!r}", allowed="one of them"
+            f"{where} has the goal {values[0]!r} and the objective {values[1]!r}", allowed="one of them or equal values"
         )
     return next((goal for goal in GOALS if goal in values), None)
 
 
 def _read_tolerance(where: str, value: object) -> Bounds:
     numbers: dict[str, Any] = {}
-    for key, told in _read_mapping(where, value, tuple(_TOLERANCE_RANGES)).items():
-        if told is not None:
-            numbers[key] = _read_number(f"{where}: {key}", told, *_TOLERANCE_RANGES[key])
+    for key, number in _read_mapping(where, value, tuple(_TOLERANCE_RANGES)).items():
+        if number is not None:
+            numbers[key] = _read_number(f"{where}: {key}", number, *_TOLERANCE_RANGES[key])
     if "max_memory" in numbers:
         numbers["max_memory"] = int(numbers["max_memory"])
     return Bounds(**numbers)
 
 
-def _read_number(where: str, value: object, least: float, most: float) -> float:
-    # YAML 1.1 takes 1e-3, which lacks a dot, for text.
+def _read_number(where: str, value: object, low: float, high: float) -> float:
+    # YAML 1.1 reads 1e-3, without a dot, as text.
     try:
         number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
     except (ValueError, OverflowError):
         number = math.nan
-    if not least <= number <= most:
-        raise InvalidRequest(f"{where} is {value!r}", allowed=f"a number from {least:g} to {most:g}")
+    if not low <= number <= high:
+        raise InvalidRequest(f"{where} is {value!r}", allowed=f"a number from {low:g} to {high:g}")
     return number
 
 
@@ -294,6 +295,6 @@ def _format_axes(axes: Iterable[int | str | None]) -> str:
     return f"[{', '.join('any' if axis is None else str(axis) for axis in axes)}]"
 
 
-def _shorten(value: object, most: int = 60) -> str:
+def _shorten(value: object, max_length: int = 60) -> str:
     text = "empty" if value is None else repr(value)
-    return text if len(text) <= most else f"{text[:most]}..."
+    return text if len(text) <= max_length else f"{text[:max_length]}..."

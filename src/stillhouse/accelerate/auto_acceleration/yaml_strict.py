@@ -1,4 +1,4 @@
-"""A YAML file as plain values, strictly: a key that stands twice is refused, and keys are text as they are written."""
+"""Strict YAML: duplicate keys are refused, and keys stay text as written."""
 
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +15,7 @@ def read_yaml(path: Path) -> Any:
     YAML 1.1 reads the keys 007, on and 1.0 as 7, True and a float; here they are "007", "on" and "1.0".
 
     Raises:
-        InvalidRequest: there is no such file, or it is no YAML, or a key in it stands twice or is no scalar.
+        InvalidRequest: the file is missing or not YAML, or a key occurs twice or is not a scalar.
         RuntimeMissing: PyYAML is not installed.
     """
     yaml = _import_yaml()
@@ -28,11 +28,11 @@ def read_yaml(path: Path) -> Any:
     except OSError as error:
         raise InvalidRequest(f"{path} cannot be read: {error.strerror or error}", allowed="a config.yml") from None
     except yaml.YAMLError as error:
-        raise InvalidRequest(f"{path} is no YAML: {_format_error(error)}", fix=_suggest_fix(error)) from None
+        raise InvalidRequest(f"{path} is not YAML: {_format_error(error)}", fix=_suggest_fix(error)) from None
     except InvalidRequest:
         raise
     except (ValueError, OverflowError, RecursionError) as error:
-        raise InvalidRequest(f"{path} cannot be understood: {error}", allowed="plain YAML") from None
+        raise InvalidRequest(f"{path} cannot be parsed: {error}", allowed="plain YAML") from None
 
 
 def _import_yaml() -> Any:
@@ -44,18 +44,18 @@ def _import_yaml() -> Any:
 
 
 def _check_keys(yaml: Any, root: Any, path: Path) -> None:
-    """Refuse keys that stand twice, and turn all others into text."""
-    waiting, seen = [root], set()
-    while waiting:
-        node = waiting.pop()
-        if id(node) in seen:
+    """Raise an error on duplicate keys, and turn all other keys into text."""
+    pending, visited = [root], set()
+    while pending:
+        node = pending.pop()
+        if id(node) in visited:
             continue
-        seen.add(id(node))
+        visited.add(id(node))
         if isinstance(node, yaml.SequenceNode):
-            waiting += node.value
+            pending += node.value
         elif isinstance(node, yaml.MappingNode):
             _check_mapping(yaml, node, path)
-            waiting += [value for _, value in node.value]
+            pending += [value for _, value in node.value]
 
 
 def _check_mapping(yaml: Any, node: Any, path: Path) -> None:
@@ -63,22 +63,22 @@ def _check_mapping(yaml: Any, node: Any, path: Path) -> None:
     for key, _ in node.value:
         line = key.start_mark.line + 1
         if not isinstance(key, yaml.ScalarNode):
-            raise InvalidRequest(f"{path}: the key on line {line} is no name", allowed="text or a number")
+            raise InvalidRequest(f"{path}: the key on line {line} is not a scalar", allowed="text or a number")
         if key.tag == _MERGE:
             continue
         if key.value in lines:
-            given = f"{path}: {key.value!r} stands on line {lines[key.value]} and again on line {line}"
-            raise InvalidRequest(given, allowed="every key once", fix="delete one of them")
+            message = f"{path}: {key.value!r} is on line {lines[key.value]} and again on line {line}"
+            raise InvalidRequest(message, allowed="every key once", fix="delete one of them")
         lines[key.value] = line
         key.tag = _TEXT
 
 
 def _format_error(error: Any) -> str:
-    """What is wrong, and on which line."""
+    """Return the parser's message with the line number."""
     mark = getattr(error, "problem_mark", None)
-    told = getattr(error, "problem", None) or str(error).splitlines()[0]
-    return f"{told} (line {mark.line + 1})" if mark else told
+    message = getattr(error, "problem", None) or str(error).splitlines()[0]
+    return f"{message} (line {mark.line + 1})" if mark else message
 
 
 def _suggest_fix(error: Any) -> str | None:
-    return "indent with spaces; YAML takes no tabs" if "\\t" in str(error) else None
+    return "indent with spaces; YAML does not allow tabs" if "\\t" in str(error) else None

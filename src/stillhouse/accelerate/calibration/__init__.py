@@ -1,1 +1,1 @@
-"""Inputs of networks: recorded while pictures are generated, read from files, or made up from a graph."""
+"""Inputs of components: recorded while pictures are generated, read from files, or generated from a graph."""

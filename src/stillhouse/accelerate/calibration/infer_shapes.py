@@ -1,7 +1,7 @@
-"""Inputs for a bare ONNX file: shapes where the graph leaves them open, plausible values, or the user's own.
+"""Static shapes for the inputs of a bare ONNX file whose axes are dynamic.
 
-Nothing says what a network from outside is fed, so the shapes and values here are guesses, by these rules. The first
-rule that fits decides; whoever knows better gives shapes, a config, or a file of inputs.
+The file does not say what the network is used for, so the shapes follow from rules on names and consumers; the first
+matching rule decides. Users override them by shapes, a config, or a file of inputs.
 """
 
 import re
@@ -19,8 +19,9 @@ from stillhouse.backends.input_checks import bind_axes
 Feeds: TypeAlias = dict[str, NDArray[Any]]
 
 TOKENS, CONDITION, PICTURE, LATENT, FRAMES, CHANNELS, FEATURES = 128, 77, 224, 64, 8, 3, 64
-"""Lengths of open axes: of a text; of the text that conditions a diffusion network; sides of pictures and of latents;
-of a film; of colours; and of vectors of which the graph does not say how long they are."""
+"""Default lengths of dynamic axes: tokens of a text; tokens of a diffusion model's conditioning; side of a picture;
+side of latents; frames of a video; channels; and vectors of unknown length.
+"""
 _KIND_PATTERNS: tuple[tuple[str, str], ...] = (
     (r"batch|^b$|^bs$|^n$", "batch"),
     (r"height|width|^h$|^w$", "side"),
@@ -28,89 +29,94 @@ _KIND_PATTERNS: tuple[tuple[str, str], ...] = (
     (r"frame|^f$", "frames"),
     (r"seq|token|text|len|^s$|^l$", "tokens"),
 )
-# Exporters that are told no name make one up.
+# Names that exporters generate carry no information.
 _GENERATED_NAME = re.compile(r"_dynamic_axes_\d+$|^unk__\d+$|^s\d+$|^dim_\d+$|^\?$")
 
 
 def infer_shapes(
     graph: Path, config: AutoAccelerationConfig | None = None, overrides: Mapping[str, tuple[int, ...]] | None = None
 ) -> dict[str, tuple[int, ...]]:
-    """A static shape for every input of an ONNX file.
+    """Return a static shape for every input of an ONNX file.
 
-    Fixed axes are as they are. Shapes in `overrides` come first, then `use_shape` of the config; a named axis that
-    one of them fixes has that length in every input. An open axis gets, by its name, or by its place where the name
-    says nothing: 1 for the batch (axis 0); 224 for a side of a picture (uint8, or 1 or 3 channels) and 64 for any
-    other, such as latents; what the convolution or the matrix product behind it takes, for channels and features;
-    128 for a text, or 77 for `encoder_hidden_states`, but not more than the graph has positions; 8 for frames. A
-    name that is a sum, such as `past + tokens`, is summed.
+    Fixed axes are unchanged. Shapes in `overrides` come first, then `use_shape` of the config. A named axis fixed by
+    one of these has that length in every input. The length of any other axis follows from its name, or from its
+    position where the name is generated: 1 for the batch (axis 0); 224 for a side of a picture (uint8, or 1 or 3
+    channels) and 64 for other sides, such as latents; the length required by the first convolution or matrix product
+    for channels and features; 128 for a text, or 77 for `encoder_hidden_states`, limited by the graph's position
+    embedding; 8 for frames. A name that is a sum, such as `past + tokens`, gets the sum of its terms.
 
     Args:
         graph: an ONNX file.
-        config: as from `config.read_config`; may name some of the inputs only.
-        overrides: whole shapes by input name.
+        config: from `config.read_config`; may contain some of the inputs only.
+        overrides: complete shapes by input name.
 
     Raises:
-        InvalidRequest: a shape for an input that is not there, or one that does not fit the graph's axes.
-        PipelineError: the file is missing, or no ONNX graph.
+        InvalidRequest: a shape belongs to no input or does not match the graph's axes.
+        PipelineError: the file is missing or not an ONNX graph.
         RuntimeMissing: onnx is not installed.
 
-    >>> infer_shapes(Path("unet.onnx"), overrides={"sample": (2, 4, 32, 32)})  # doctest: +SKIP
+    >>> infer_shapes(Path("model.onnx"), overrides={"sample": (2, 4, 32, 32)})  # doctest: +SKIP
     {'sample': (2, 4, 32, 32), 'timestep': (2,), 'encoder_hidden_states': (2, 77, 768)}
     """
-    wiring = read_graph_inputs(graph)
-    given = {**(config.shapes if config else {}), **(overrides or {})}
-    lengths = bind_axes(given, wiring.axes)
+    inputs = read_graph_inputs(graph)
+    requested = {**(config.shapes if config else {}), **(overrides or {})}
+    lengths = bind_axes(requested, inputs.axes)
     shapes = {}
-    for name, axes in wiring.axes.items():
-        places = range(len(axes))
+    for name, axes in inputs.axes.items():
+        indices = range(len(axes))
         shapes[name] = (
-            tuple(given[name]) if name in given else tuple(_axis_length(wiring, name, p, lengths) for p in places)
+            tuple(requested[name])
+            if name in requested
+            else tuple(_axis_length(inputs, name, index, lengths) for index in indices)
         )
     return shapes
 
 
-def _axis_length(inputs: GraphInputs, name: str, place: int, lengths: dict[str, int]) -> int:
-    axis = inputs.axes[name][place]
+def _axis_length(inputs: GraphInputs, name: str, index: int, lengths: dict[str, int]) -> int:
+    axis = inputs.axes[name][index]
     if isinstance(axis, int):
         return axis
     if axis is None:
-        return _default_length(inputs, name, place, "")
+        return _default_length(inputs, name, index, "")
     if axis not in lengths:
         terms = [term.strip() for term in axis.split("+")]
         for term in terms:
             if term not in lengths:
-                lengths[term] = int(term) if term.isdecimal() else _default_length(inputs, name, place, term)
+                lengths[term] = int(term) if term.isdecimal() else _default_length(inputs, name, index, term)
         lengths[axis] = sum(lengths[term] for term in terms)
     return lengths[axis]
 
 
-def _default_length(inputs: GraphInputs, name: str, place: int, axis: str) -> int:
-    kind = _kind_by_name(axis) or _kind_by_position(inputs, name, place)
+def _default_length(inputs: GraphInputs, name: str, index: int, axis: str) -> int:
+    kind = _kind_by_name(axis) or _kind_by_position(inputs, name, index)
     if kind == "side":
         return _side_length(inputs, name)
     if kind == "tokens":
-        limits = [inputs.max_positions, *(rows for one, rows in inputs.table_rows.items() if "position" in one.lower())]
-        most = CONDITION if "encoder_hidden_states" in name.lower() else TOKENS
-        return min([most, *(limit for limit in limits if limit)])
+        max_lengths = [
+            inputs.max_positions,
+            *(rows for table, rows in inputs.table_rows.items() if "position" in table.lower()),
+        ]
+        default = CONDITION if "encoder_hidden_states" in name.lower() else TOKENS
+        return min([default, *(length for length in max_lengths if length)])
     if kind == "channels":
         return inputs.channels.get(name, CHANNELS)
     return {"batch": 1, "frames": FRAMES}.get(kind) or inputs.features.get(name, FEATURES)
 
 
 def _kind_by_name(axis: str) -> str:
-    known = "" if _GENERATED_NAME.search(axis) else axis.lower()
-    return next((kind for pattern, kind in _KIND_PATTERNS if re.search(pattern, known)), "")
+    text = "" if _GENERATED_NAME.search(axis) else axis.lower()
+    return next((kind for pattern, kind in _KIND_PATTERNS if re.search(pattern, text)), "")
 
 
-def _kind_by_position(inputs: GraphInputs, name: str, place: int) -> str:
+def _kind_by_position(inputs: GraphInputs, name: str, index: int) -> str:
     rank = len(inputs.axes[name])
-    if place == 0:
+    if index == 0:
         return "batch"
     if rank >= 4:
         if _is_channels_last(inputs, name):
             return "side"
-        return "channels" if place == 1 else "side" if place >= rank - 2 else "frames"
-    is_vector = inputs.dtypes[name].kind not in "iub" and place == rank - 1
+        return "channels" if index == 1 else "side" if index >= rank - 2 else "frames"
+    is_vector = inputs.dtypes[name].kind not in "iub" and index == rank - 1
     return "features" if is_vector and (rank == 3 or name in inputs.features) else "tokens"
 
 
@@ -122,6 +128,6 @@ def _side_length(inputs: GraphInputs, name: str) -> int:
 
 
 def _is_channels_last(inputs: GraphInputs, name: str) -> bool:
-    """Whether the colours come last, as pictures lie in memory."""
+    """Return whether the last axis holds colour channels (NHWC)."""
     axes = inputs.axes[name]
     return len(axes) >= 4 and axes[-1] in (1, 3, 4) and not isinstance(axes[1], int)

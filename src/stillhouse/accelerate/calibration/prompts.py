@@ -1,4 +1,4 @@
-"""What is drawn to probe and to compare: the model's own captions where an oracle reads them, else general prompts."""
+"""Requests for calibration and comparison: held-out captions for models with an oracle, else general prompts."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,50 +17,53 @@ PROMPTS = (
     "a bowl of oranges on a wooden table, still life",
 )
 HEAVY_BYTES = 256 << 20
-"""Bytes of the U-Net's weights from which a step takes seconds on a few cores."""
+"""Size in bytes of the denoiser's weights above which a step takes seconds on a few CPU cores."""
 _SHORTENED_STEPS = 4
 _CAPTION_SEED = 2000
-"""The random stream that captions are drawn from; judging and training draw from others."""
+"""Seed of the captions; scoring and training use other seeds."""
 _CALIBRATION_COUNT, _COMPARISON_COUNT = 3, 4
 
 
 def has_oracle(manifest: Manifest) -> bool:
-    """Whether a program can read this pipeline's pictures: the embedded models, and what was made of them."""
-    learnt = manifest.distilled is not None and manifest.distilled.teacher[0] in EMBEDDED
-    return learnt or "judge" in manifest.evidence
+    """Return whether a program scores this pipeline's pictures: embedded models and their students."""
+    is_student = manifest.distilled is not None and manifest.distilled.teacher[0] in EMBEDDED
+    return is_student or "judge" in manifest.evidence
 
 
 def held_out_captions(count: int, seed: int = _CAPTION_SEED) -> list[tuple[Description, ImageRequest]]:
-    """Captions of Shapes that training never saw, each with the description that its picture is read against."""
+    """Return `count` Shapes captions outside the training set, each with the description that scores its picture."""
     rng = np.random.default_rng(seed)
-    described = [sample_held_out(rng)[1] for _ in range(count)]
-    return [(one, ImageRequest(str(one), seed=number)) for number, one in enumerate(described)]
+    descriptions = [sample_held_out(rng)[1] for _ in range(count)]
+    return [
+        (description, ImageRequest(str(description), seed=number)) for number, description in enumerate(descriptions)
+    ]
 
 
 def calibration_requests(manifest: Manifest, user_requests: Sequence[ImageRequest]) -> list[ImageRequest]:
-    """The requests at which networks are recorded."""
+    """Return the requests during which components are recorded."""
     return shorten_requests(manifest, _resolve_requests(manifest, user_requests, _CALIBRATION_COUNT))
 
 
 def comparison_requests(manifest: Manifest, user_requests: Sequence[ImageRequest]) -> list[ImageRequest]:
-    """The requests whose pictures are compared."""
+    """Return the requests whose pictures are compared."""
     return _resolve_requests(manifest, user_requests, _COMPARISON_COUNT)
 
 
 def shorten_requests(manifest: Manifest, requests: Sequence[ImageRequest]) -> list[ImageRequest]:
-    """The requests; of a network that takes seconds a step the first one only, in few steps: it tells two networks
-    apart as well as a whole walk does."""
+    """Return the requests; for a heavy denoiser only the first one with few steps, which is enough to compare
+    components.
+    """
     if not is_heavy(manifest):
         return list(requests)
-    if manifest.distilled and manifest.distilled.timesteps:  # it takes few, and can take no others
+    if manifest.distilled and manifest.distilled.timesteps:  # its timesteps are few and fixed
         return list(requests[:1])
     return [replace(request, steps=request.steps or _SHORTENED_STEPS) for request in requests[:1]]
 
 
 def is_heavy(manifest: Manifest) -> bool:
-    """Whether one step of the U-Net takes seconds on a few cores."""
-    unet = manifest.components.get("unet")
-    return bool(unet and manifest.files[unet.weights].bytes > HEAVY_BYTES)
+    """Return whether one step of the denoiser takes seconds on a few CPU cores."""
+    denoiser = manifest.components.get("denoiser")
+    return bool(denoiser and manifest.files[denoiser.weights].bytes > HEAVY_BYTES)
 
 
 def _resolve_requests(manifest: Manifest, user_requests: Sequence[ImageRequest], count: int) -> list[ImageRequest]:

@@ -1,1 +1,1 @@
-"""One candidate in a process of its own: built, opened, compared with the baseline, timed."""
+"""Evaluation of one candidate in its own process: build, open, compare with the baseline, time."""

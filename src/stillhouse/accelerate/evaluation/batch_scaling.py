@@ -1,4 +1,4 @@
-"""Batches: which sizes of them a candidate is timed with, and what a row of each takes."""
+"""Throughput by batch size: which batch sizes of a candidate are timed, and its seconds per row at each."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,62 +9,67 @@ from stillhouse.pipelines.batch_sizes import DEFAULT_SIZES
 from stillhouse.pipelines.runners import reopens_per_batch_size
 
 CPU_BATCH_SIZES = (1, 2, 4, 8)
-"""Rows of the batches that are timed on a processor, which is soon full, and by which candidates are compared; on a GPU
-they go up to those of `ROWS`."""
+"""Batch sizes that are timed on a CPU and by which candidates are compared. A GPU is timed up to the sizes of
+DEFAULT_SIZES.
+"""
 LONG_CALL_SECONDS, SATURATION_RATIO = 1.0, 0.95
-"""Seconds of a call from which a processor is taken to be full once a larger batch gains less than a twentieth; a GPU
-is, however short its call."""
+"""A CPU whose call takes LONG_CALL_SECONDS is saturated once a larger batch needs more than SATURATION_RATIO of the
+seconds per row; a GPU at any duration of the call.
+"""
 _MAX_BATCH_GAIN = 2.0
-"""How much more a row may gain by a batch than a row of another candidate does."""
+"""Assumed maximum factor by which batching helps a candidate more than another one."""
 _QUICK_OPEN_SECONDS, _QUICK_OPEN_SECONDS_GPU = 3.0, 60.0
-"""Seconds to open a network and to run it once up to which it is asked for a batch that it must be opened for. A GPU is
-bought for batches, and compilers take their time for it; some build an engine for minutes."""
+"""Seconds to open a component and run it once up to which it is reopened for another batch size, on a CPU and on a GPU.
+The limit of a GPU is higher because its candidates depend on batching and compile longer.
+"""
 
 
 def measure_batch_curve(trial: Trial, time_batch: Callable[[int, int], float]) -> dict[str, float]:
-    """Seconds a row by the size of the batch ("1", "2", ...), up to one that fails or is worth no more than the others.
+    """Return seconds per row by batch size ("1", "2", ...), up to the size that fails or no longer improves.
 
     Args:
-        trial: of the candidate, which was raced; where a call takes long, that size is not timed again.
-        ask: takes the rows of a batch and how often it is timed, and tells the seconds of a row; or SubjectFailed.
+        trial: the candidate's timed trial. Its own batch size is not timed again where a call is long.
+        time_batch: takes a batch size and the number of repetitions, returns seconds per row. Raises CandidateError.
     """
     assert trial.seconds
     is_long = trial.seconds.median > LONG_CALL_SECONDS
-    found: dict[str, float] = {}
+    curve: dict[str, float] = {}
     for rows in _batch_sizes(trial):
-        raced = trial.batch.get(str(rows)) if is_long else None
+        timed = trial.batch.get(str(rows)) if is_long else None
         try:
-            row = time_batch(rows, 1 if is_long else 3) if raced is None else raced
+            seconds = time_batch(rows, 1 if is_long else 3) if timed is None else timed
         except CandidateError:
             break
-        least = min(found.values(), default=float("inf"))
-        found[str(rows)] = row
-        if (is_long or trial.candidate.is_on_gpu) and row > SATURATION_RATIO * least:
+        best = min(curve.values(), default=float("inf"))
+        curve[str(rows)] = seconds
+        if (is_long or trial.candidate.is_on_gpu) and seconds > SATURATION_RATIO * best:
             break
-    return {**trial.batch, **found}
+    return {**trial.batch, **curve}
 
 
 def _batch_sizes(trial: Trial) -> Sequence[int]:
-    """Of what is opened or compiled anew for each the largest alone, where that is soon done."""
+    """Return the batch sizes to time. Where every size needs a new opening or compilation: the largest, if that is
+    quick.
+    """
     if not reopens_per_batch_size(candidate_component(trial.candidate, "", "")):
         return DEFAULT_SIZES if trial.candidate.is_on_gpu else CPU_BATCH_SIZES
     return CPU_BATCH_SIZES[-1:] if opens_quickly(trial) else ()
 
 
 def may_win_at_larger_batch(trial: Trial, early_stop_ratio: float) -> bool:
-    """Whether a candidate that was raced at few rows may be the better one at many: if it is not too far behind, where
-    calls are short and it is soon known.
+    """Return whether a candidate timed at a small batch may be the best at a larger one.
 
     Args:
-        hopeless: see `race.Effort`.
+        trial: the candidate's timed trial.
+        early_stop_ratio: see `latency.TimingBudget`.
     """
     assert trial.seconds and trial.ratio
     return (1.0 if trial.seconds.median > LONG_CALL_SECONDS else _MAX_BATCH_GAIN) * trial.ratio.high >= early_stop_ratio
 
 
 def opens_quickly(trial: Trial) -> bool:
-    """Whether it takes little to open the candidate once more, and to run it for the first time."""
-    once = max(trial.first_seconds or 0.0, trial.seconds.median if trial.seconds else 0.0)
-    return (trial.open_seconds or 0.0) + once < (
+    """Return whether opening the candidate and its first call are quick enough to be repeated."""
+    call_seconds = max(trial.first_seconds or 0.0, trial.seconds.median if trial.seconds else 0.0)
+    return (trial.open_seconds or 0.0) + call_seconds < (
         _QUICK_OPEN_SECONDS_GPU if trial.candidate.is_on_gpu else _QUICK_OPEN_SECONDS
     )

@@ -1,62 +1,69 @@
-"""From a candidate to what a runtime opens: the component's own graph, or one that is made of it."""
+"""Build a candidate's graph with its recipe, and describe the candidate as a manifest component."""
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any
 
 from stillhouse.accelerate.calibration.calibration_data import Probe
-from stillhouse.accelerate.records.candidate import DISTILLED, GRAPH_RECIPES, Candidate
-from stillhouse.errors import InvalidRequest
+from stillhouse.accelerate.records.candidate import DISTILLED, Candidate
+from stillhouse.backends.registry import find_backend
+from stillhouse.check import check_choice
 from stillhouse.pipelines.manifest import Component
 
 DISTILLED_GRAPH_FILE = "model.onnx"
-"""The file, in the folder of what its recipe makes, of a network that was distilled; see `students.lay_decoder`."""
+"""Name of a distilled component's graph in its artifact folder; see `students.copy_student_decoder`."""
 _BUILD_SECONDS_FILE = "seconds.txt"
-# What makes a graph is loaded when one is made: most candidates need none of it.
-_BuildFunction = Callable[[Path, Path, Sequence[Probe], Sequence[str]], None]
 
 
 def build_graph(candidate: Candidate, graph: Path, folder: Path, probes: Sequence[Probe]) -> tuple[Path, float]:
-    """Make the candidate's graph in `folder`, or find it there; what is to be opened, and the seconds it took to make.
+    """Build the candidate's graph in `folder`, or return the one that is already there.
 
-    Nothing else is written into `folder`, because a pipeline that runs the graph seals every file beside it.
+    The folder contains only the graph's files and its build time, because a pipeline's manifest lists all files next to
+    a graph.
+
+    Args:
+        candidate: its recipe decides what is built.
+        graph: the component's own graph, returned unchanged where the recipe builds none.
+        folder: artifact folder.
+        probes: calibration data of static quantization.
+
+    Returns:
+        the graph to open, and the seconds that building it seconds_file.
 
     Raises:
-        InvalidRequest: a recipe that its backend does not have.
-        RuntimeMissing: what makes it is not installed.
-        BackendFailed: it could not be made.
+        InvalidRequest: the backend has no such recipe.
+        RuntimeMissing: a package that the recipe needs is not installed.
+        BackendFailed: building failed.
     """
     if candidate.recipe == DISTILLED:
         return folder / DISTILLED_GRAPH_FILE, 0.0
-    if candidate.recipe not in GRAPH_RECIPES:
+    if not candidate.makes_graph:
         return graph, 0.0
-    recipe = _RECIPES.get((candidate.backend, candidate.recipe))
-    if recipe is None:
-        known = ", ".join(f"{backend} {name}" for backend, name in _RECIPES)
-        raise InvalidRequest(f"there is no recipe {candidate.backend} {candidate.recipe}", allowed=known)
-    name = "model.xml" if candidate.backend == "openvino" else "model.onnx"
-    took = folder / _BUILD_SECONDS_FILE
-    if not took.is_file():
-        making = folder.with_name(f".{folder.name}.part")
-        shutil.rmtree(making, ignore_errors=True)
-        making.mkdir(parents=True)
-        began = perf_counter()
-        recipe(graph, making / name, probes, candidate.keep)
-        (making / _BUILD_SECONDS_FILE).write_text(f"{perf_counter() - began:.3f}\n")
+    recipes = find_backend(candidate.backend).recipes
+    check_choice(f"recipe of {candidate.backend}", candidate.recipe, recipes)
+    recipe = recipes[candidate.recipe]
+    seconds_file = folder / _BUILD_SECONDS_FILE
+    if not seconds_file.is_file():
+        staging = folder.with_name(f".{folder.name}.part")
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        start = perf_counter()
+        recipe.build(graph, staging / recipe.file_name, _feeds(probes), candidate.keep)
+        (staging / _BUILD_SECONDS_FILE).write_text(f"{perf_counter() - start:.3f}\n")
         shutil.rmtree(folder, ignore_errors=True)
-        making.rename(folder)
-    return folder / name, float(took.read_text())
+        staging.rename(folder)
+    return folder / recipe.file_name, float(seconds_file.read_text())
 
 
 def candidate_component(candidate: Candidate, graph: str, weights: str) -> Component:
-    """The candidate as a manifest names it."""
+    """Return the candidate as a manifest component that opens `graph`."""
     options = dict(candidate.options)
     threads = options.pop("threads", None)
     rows = options.pop("rows", "")
-    options.pop("tile", None)  # a default of the pipeline, not of its network
-    options.pop("student", None)  # says which graph it is
+    options.pop("tile", None)  # a default of the pipeline, not a setting of the component
+    options.pop("student", None)  # only selects the graph
     return Component(
         graph=graph,
         weights=weights,
@@ -72,65 +79,3 @@ def candidate_component(candidate: Candidate, graph: str, weights: str) -> Compo
 
 def _feeds(probes: Sequence[Probe]) -> list[dict[str, Any]]:
     return [dict(probe.feeds) for probe in probes]
-
-
-def _build_f16(graph: Path, out: Path, probes: Sequence[Probe], keep: Sequence[str]) -> None:
-    from stillhouse.backends.precision import convert_to_float16
-
-    convert_to_float16(graph, out, keep=keep)
-
-
-def _build_int8_static(graph: Path, out: Path, probes: Sequence[Probe], keep: Sequence[str]) -> None:
-    from stillhouse.backends.quantize import quantize_static
-
-    quantize_static(graph, out, _feeds(probes), keep=keep)
-
-
-def _symmetric_builder(number_format: Literal["int8", "fp8"]) -> _BuildFunction:
-    def build(graph: Path, out: Path, probes: Sequence[Probe], keep: Sequence[str]) -> None:
-        from stillhouse.backends.quantize import quantize_static
-
-        quantize_static(graph, out, _feeds(probes), keep=keep, quant_type=number_format)
-
-    return build
-
-
-def _dynamic_builder(weights: Literal["int8", "uint8"]) -> _BuildFunction:
-    def build(graph: Path, out: Path, probes: Sequence[Probe], keep: Sequence[str]) -> None:
-        from stillhouse.backends.quantize import quantize_dynamic
-
-        quantize_dynamic(graph, out, weights=weights, keep=keep)
-
-    return build
-
-
-def _build_openvino_int8(graph: Path, out: Path, probes: Sequence[Probe], keep: Sequence[str]) -> None:
-    from stillhouse.backends.quantize import quantize_openvino
-
-    quantize_openvino(graph, out, _feeds(probes), keep=keep)
-
-
-def _openvino_weights_builder(bits: Literal[4, 8]) -> _BuildFunction:
-    def build(graph: Path, out: Path, probes: Sequence[Probe], keep: Sequence[str]) -> None:
-        from stillhouse.backends.quantize import compress_openvino_weights
-
-        compress_openvino_weights(graph, out, bits=bits, keep=keep)
-
-    return build
-
-
-_RECIPES: Mapping[tuple[str, str], _BuildFunction] = {
-    ("onnxruntime", "f16"): _build_f16,
-    ("onnxruntime", "int8-static"): _build_int8_static,
-    ("onnxruntime", "int8-dynamic"): _dynamic_builder("int8"),
-    ("onnxruntime", "uint8-dynamic"): _dynamic_builder("uint8"),
-    ("tensorrt", "f16"): _build_f16,
-    ("tensorrt", "int8-static"): _symmetric_builder("int8"),
-    ("tensorrt", "fp8-static"): _symmetric_builder("fp8"),
-    ("tensorrt-rtx", "f16"): _build_f16,
-    ("tensorrt-rtx", "int8-static"): _symmetric_builder("int8"),
-    ("tensorrt-rtx", "fp8-static"): _symmetric_builder("fp8"),
-    ("openvino", "int8-static"): _build_openvino_int8,
-    ("openvino", "int8-weights"): _openvino_weights_builder(8),
-    ("openvino", "int4-weights"): _openvino_weights_builder(4),
-}

@@ -1,19 +1,16 @@
-"""The process in which one candidate lives: `python -m stillhouse.accelerate.evaluation.candidate_worker TASK`.
+"""The process that evaluates one candidate: `python -m stillhouse.accelerate.evaluation.candidate_worker`.
 
-It answers each line of its standard input, a JSON list of a command and its arguments, with one line: `= ` and the
-answer, or `! ` and what went wrong. Whatever a runtime does to the process stays in here.
+It answers each command of `messages` with its result, or with a `Failure`. A fault of a runtime ends this process only.
 """
 
-import json
-import os
-import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import assert_never
 
 import numpy as np
 
@@ -26,10 +23,29 @@ from stillhouse.accelerate.calibration.calibration_data import (
     write_probes,
 )
 from stillhouse.accelerate.evaluation.build import build_graph, candidate_component
-from stillhouse.accelerate.evaluation.task import CandidateTask, read_task
+from stillhouse.accelerate.evaluation.messages import (
+    Build,
+    Built,
+    CandidateCommand,
+    Failure,
+    Generate,
+    GpuMemory,
+    Open,
+    Opened,
+    Release,
+    Reply,
+    RunLargeBatch,
+    RunProbes,
+    Start,
+    TimeBatch,
+    TimeCalls,
+    TimePicture,
+    UseGraph,
+)
+from stillhouse.accelerate.evaluation.task import CandidateTask
 from stillhouse.accelerate.evaluation.tiled_decoder import TiledDecoder
 from stillhouse.accelerate.workspace import is_sweep_directory, original_manifest
-from stillhouse.backends.registry import device_arrays, reopen_scope
+from stillhouse.backends.registry import compiles_per, device_arrays, find_backend
 from stillhouse.backends.runner import GraphRunner, Runner, RunnerOptions
 from stillhouse.backends.runtime import translate_errors
 from stillhouse.backends.torch_device import CUDA, peak_gpu_memory
@@ -41,16 +57,23 @@ from stillhouse.measure.memory import release_memory
 from stillhouse.pipelines.batch_sizes import run_split, split_batch
 from stillhouse.pipelines.manifest import Component, Defaults, Manifest, read_manifest
 from stillhouse.pipelines.pipeline import ImageTrajectory, Pipeline
-from stillhouse.pipelines.runners import UNET, component_batch_sizes, open_component, reopens_per_batch_size
-from stillhouse.workers.lifetime import die_with_parent
+from stillhouse.pipelines.roles import DENOISER
+from stillhouse.pipelines.runners import component_batch_sizes, open_component, reopens_per_batch_size
+from stillhouse.workers.messages import Channel
+from stillhouse.workers.process import connect_to_parent
+from stillhouse.workers.transport import TransportClosed
 
 _QUICK_OPEN_SECONDS = 3.0
-"""Seconds of opening up to which a network is opened once more only to count its operations."""
+"""Seconds of opening up to which a network is opened a second time only to count its operations."""
 OUTPUTS_FILE, LARGE_BATCH_FILE, PICTURES_FILE = "outputs.npz", "large_batch.npz", "pictures.npz"
 
 
 class CandidateWorker:
-    """A candidate in the making: each method is a command, and returns what JSON can say."""
+    """Evaluates a candidate: one method for each command.
+
+    Args:
+        task: the candidate and its inputs.
+    """
 
     def __init__(self, task: CandidateTask) -> None:
         self.task = task
@@ -62,17 +85,44 @@ class CandidateWorker:
         self._pipeline: Pipeline | None = None
         self._gpu_bytes_before: int | None = None
 
-    def build(self) -> dict[str, Any]:
-        """Make the artefact: seconds, and the graph that is to be opened."""
+    def run(self, command: CandidateCommand) -> Reply:
+        """Run a command and return its result."""
+        match command:
+            case Build():
+                return self.build()
+            case UseGraph(graph):
+                self.graph = Path(graph)
+            case Open():
+                return self.open()
+            case GpuMemory():
+                return self.gpu_memory()
+            case Release():
+                self.release()
+            case RunProbes():
+                self.run_probes()
+            case RunLargeBatch(rows):
+                self.run_large_batch(rows)
+            case TimeCalls(calls):
+                return self.time_calls(calls)
+            case TimeBatch(rows, calls):
+                return self.time_batch(rows, calls)
+            case Generate(requests):
+                self.generate(requests)
+            case TimePicture(request):
+                return self.time_picture(request)
+            case Start():
+                raise ValueError("the task was sent twice")
+            case _:
+                assert_never(command)
+        return None
+
+    def build(self) -> Built:
+        """Make the candidate's graph, or find it where it was made before."""
         self.graph, seconds = build_graph(self.task.candidate, self.graph, Path(self.task.artifact), self.probes)
-        return {"seconds": seconds, "graph": str(self.graph)}
+        return Built(str(self.graph), seconds)
 
-    def use_graph(self, graph: str) -> None:
-        """Open this graph, which was built before."""
-        self.graph = Path(graph)
-
-    def open(self) -> dict[str, Any]:
-        """Open the network and run it once: seconds, executed precision, census."""
+    def open(self) -> Opened:
+        """Open the network and run it once."""
         self._gpu_bytes_before = self._gpu_bytes_used() if self._gpu_bytes_before is None else self._gpu_bytes_before
         began = perf_counter()
         feeds = self.probes[0].feeds
@@ -82,100 +132,96 @@ class CandidateWorker:
         self._runner(feeds)
         ran = perf_counter()
         counted = self._runner
-        if component.backend == "onnxruntime" and not counted.layer_precisions and opened - began < _QUICK_OPEN_SECONDS:
-            counting = replace(component, settings={**component.settings, "census": "1"})
+        count_settings = find_backend(component.backend).count_settings
+        if count_settings and not counted.layer_precisions and opened - began < _QUICK_OPEN_SECONDS:
+            counting = replace(component, settings={**component.settings, **count_settings})
             counted = self._open_network(counting, feeds)
-        return {
-            "seconds": opened - began,
-            "first": ran - opened,
-            "executed": counted.precision,
-            "census": dict(counted.layer_precisions),
-        }
+        return Opened(opened - began, ran - opened, counted.precision, dict(counted.layer_precisions))
 
     def gpu_memory(self) -> int | None:
-        """Bytes of GPU memory that the candidate takes: what torch held at its highest, or what more of the GPU is in
-        use than before it was opened, where other engines keep their memory to themselves."""
+        """Return the bytes of GPU memory that the candidate uses; None where it uses none, or no count is available.
+
+        The larger of torch's peak and of the growth of the GPU's used memory since the network was opened: other
+        runtimes do not report their own.
+        """
         now = self._gpu_bytes_used()
-        told = [
-            peak_gpu_memory(),
-            None if now is None or self._gpu_bytes_before is None else now - self._gpu_bytes_before,
-        ]
-        return max((number for number in told if number and number > 0), default=None)
+        growth = None if now is None or self._gpu_bytes_before is None else now - self._gpu_bytes_before
+        return max((count for count in (peak_gpu_memory(), growth) if count and count > 0), default=None)
 
     def _gpu_bytes_used(self) -> int | None:
         candidate = self.task.candidate
         return used_memory(device_index(candidate.options.get("device", CUDA))) if candidate.is_on_gpu else None
 
     def release(self) -> None:
-        """Close what is open, so that its memory can serve another; the next call opens it again."""
+        """Close what is open, so that another process can use its memory; the next command opens it again."""
         self._runner = self._resized_runner = self._pipeline = None
         release_memory()
 
     def run_probes(self) -> None:
-        """Run every probe and write what came back."""
-        answers = [Probe(probe.label, self._run_probe(probe)) for probe in self.probes]
-        write_probes(self.folder / OUTPUTS_FILE, answers)
+        """Run every probe, and write the outputs into `OUTPUTS_FILE`."""
+        outputs = [Probe(probe.label, self._get_runner()(probe.feeds)) for probe in self.probes]
+        write_probes(self.folder / OUTPUTS_FILE, outputs)
 
     def run_large_batch(self, rows: int) -> None:
-        """Run so many rows of the probes in one call, and write what came back."""
+        """Run `rows` rows of the probes in one call, and write the outputs into `LARGE_BATCH_FILE`."""
         batch = gather_rows(self.probes, interleave_rows(self.probes, rows))
         component = candidate_component(self.task.candidate, str(self.graph), "")
         sizes, runner = self._opened_sizes(component), self._runner_for(component, batch.feeds)
-        answers = run_split(batch.feeds, sizes, NUMPY, runner) if sizes else runner(batch.feeds)
-        write_probes(self.folder / LARGE_BATCH_FILE, [Probe(batch.label, answers)])
+        outputs = run_split(batch.feeds, sizes, NUMPY, runner) if sizes else runner(batch.feeds)
+        write_probes(self.folder / LARGE_BATCH_FILE, [Probe(batch.label, outputs)])
 
     def time_calls(self, calls: int) -> float:
-        """Seconds of `calls` calls on the probes, one after the other; where several, after one that is not counted.
+        """Return the seconds of `calls` calls on the probes, one after the other.
 
-        By that one the caches are this process's own again, and threads of others that wait by spinning have stopped.
+        Several calls follow one that is not counted: it brings this process's data back into the caches, and threads
+        of other processes that wait by spinning stop meanwhile.
         """
-        ready = [self._bind_call(probe.feeds, self._get_runner()) for probe in self.probes[:calls]]
+        run_calls = [self._bind_call(probe.feeds, self._get_runner()) for probe in self.probes[:calls]]
         if calls > 1:
-            ready[0]()
+            run_calls[0]()
         self._synchronize()
         began = perf_counter()
         for call in range(calls):
-            ready[call % len(ready)]()
+            run_calls[call % len(run_calls)]()
         self._synchronize()
         return perf_counter() - began
 
     def time_batch(self, rows: int, calls: int) -> float:
-        """Seconds a row, of batches of so many rows: the least of `calls`, which one precedes that is not counted."""
+        """Return the seconds a row of batches of `rows` rows: the least of `calls` calls, after one not counted."""
         component = candidate_component(self.task.candidate, str(self.graph), "")
         sizes = self._opened_sizes(component)
-        runs = []
-        for size in [one for _, one in split_batch(rows, sizes)] if sizes else [rows]:
+        run_parts = []
+        for size in [part for _, part in split_batch(rows, sizes)] if sizes else [rows]:
             feeds = {n: np.resize(array, (size, *array.shape[1:])) for n, array in self.probes[0].feeds.items()}
-            runs.append(self._bind_call(feeds, self._runner_for(component, feeds)))
-        taken = []
+            run_parts.append(self._bind_call(feeds, self._runner_for(component, feeds)))
+        seconds = []
         for _ in range(calls + 1):
             began = perf_counter()
-            for run in runs:
-                run()
+            for run_part in run_parts:
+                run_part()
             self._synchronize()
-            taken.append(perf_counter() - began)
-        return min(taken[-calls:]) / rows
+            seconds.append(perf_counter() - began)
+        return min(seconds[-calls:]) / rows
 
-    def generate(self, requests: list[dict[str, Any]]) -> None:
-        """Draw the requests, one after the other; write pictures and final latents."""
-        results = [self._generate_one(_request_from_json(request)) for request in requests]
+    def generate(self, requests: Sequence[ImageRequest]) -> None:
+        """Generate the pictures, one after the other; write them and their final latents into `PICTURES_FILE`."""
+        results = [self._generate_one(request) for request in requests]
         read = self._get_pipeline().arrays.to_numpy
         temporary = self.folder / f".{PICTURES_FILE}"
         with temporary.open("wb") as file:
             pictures = np.array([result.image for _, result in results])
-            np.savez(file, pictures=pictures, latents=np.array([read(draft.latents) for draft, _ in results]))
+            np.savez(file, pictures=pictures, latents=np.array([read(image.latents) for image, _ in results]))
         temporary.replace(self.folder / PICTURES_FILE)
 
-    def time_picture(self, request: dict[str, Any]) -> float:
-        """Seconds of one picture."""
-        asked = _request_from_json(request)
+    def time_picture(self, request: ImageRequest) -> float:
+        """Return the seconds of one picture; the pipeline is opened before."""
         self._get_pipeline()
         began = perf_counter()
-        self._generate_one(asked)
+        self._generate_one(request)
         return perf_counter() - began
 
     def _opened_sizes(self, component: Component) -> tuple[int, ...]:
-        """Of batches that it is open for, where these are several; empty: any."""
+        """Return the batch sizes that the network is opened for, where these are several; empty: any."""
         return (
             ()
             if reopens_per_batch_size(component) or "axes" in component.settings
@@ -183,10 +229,12 @@ class CandidateWorker:
         )
 
     def _runner_for(self, component: Component, feeds: Feeds) -> Runner:
-        """The network that is open or, where that takes no batch of this size, another one, opened for these."""
+        """Return the open network or, where that takes no batch of this size, another one, opened for these feeds."""
         is_fixed = component.static and component.streams == 1 and "axes" not in component.settings
-        is_fixed = is_fixed and reopen_scope(component.backend, component.settings) == "shapes"
-        own, shapes = ({name: array.shape for name, array in fed.items()} for fed in (self.probes[0].feeds, feeds))
+        is_fixed = is_fixed and compiles_per(component.backend, component.settings) == "shape"
+        own, shapes = (
+            {name: array.shape for name, array in tensors.items()} for tensors in (self.probes[0].feeds, feeds)
+        )
         if not is_fixed or shapes == own:
             return self._get_runner()
         if self._resized_runner is None or self._resized_runner[0] != shapes:
@@ -194,11 +242,11 @@ class CandidateWorker:
         return self._resized_runner[1]
 
     def _open_network(self, component: Component, feeds: Feeds) -> Runner:
-        """A network that takes these; threads are the candidate's own where it names them: that is what it is about."""
+        """Open the network for the shapes of these feeds; threads of the candidate have precedence over the task's."""
         shapes = {name: array.shape for name, array in feeds.items()}
         if tile := self.task.candidate.options.get("tile"):
-            most = int(tile) // self._manifest().latent.downscale
-            shapes = {n: (1, *shape[1:-2], *(min(most, side) for side in shape[-2:])) for n, shape in shapes.items()}
+            longest = int(tile) // self._manifest().latent.downscale
+            shapes = {n: (1, *shape[1:-2], *(min(longest, side) for side in shape[-2:])) for n, shape in shapes.items()}
         options = RunnerOptions(threads=component.threads or self.task.threads)
         return open_component(self.folder, component, shapes, options)
 
@@ -210,13 +258,10 @@ class CandidateWorker:
 
     def _generate_one(self, request: ImageRequest) -> tuple[ImageTrajectory, ImageResult]:
         pipeline = self._get_pipeline()
-        draft = pipeline.start(request)
-        while not draft.is_done:
-            pipeline.advance([draft])
-        return draft, pipeline.finish(draft)
-
-    def _run_probe(self, probe: Probe) -> Any:
-        return self._get_runner()(probe.feeds)
+        trajectory = pipeline.start(request)
+        while not trajectory.is_done:
+            pipeline.advance([trajectory])
+        return trajectory, pipeline.finish(trajectory)
 
     def _get_runner(self) -> Runner:
         if self._runner is None:
@@ -226,34 +271,33 @@ class CandidateWorker:
         return self._runner
 
     def _bind_call(self, feeds: Feeds, runner: Runner) -> Callable[[], object]:
-        """A call as a walk makes it: of a U-Net with arrays that lie where it runs, where its engine has any."""
+        """Return a call as denoising makes it: a denoiser takes arrays on its device, where its backend has any."""
         if self._arrays is NUMPY or not isinstance(runner, GraphRunner):
             return partial(runner, feeds)
         with translate_errors(self.task.candidate.backend, self.graph, "run"):
             return partial(runner.run_on_device, {name: self._arrays.to_device(array) for name, array in feeds.items()})
 
     def _synchronize(self) -> None:
-        """A GPU that was asked answers later, and tells later what went wrong."""
+        """Wait for the device: a GPU computes, and reports errors, after a call has returned."""
         with translate_errors(self.task.candidate.backend, self.graph, "run"):
             self._arrays.synchronize()
 
     @cached_property
     def _arrays(self) -> Arrays:
         candidate = self.task.candidate
-        if candidate.component != UNET:
+        if candidate.component != DENOISER:
             return NUMPY
-        own: Arrays | None = device_arrays(candidate.backend, candidate_component(candidate, "", "").settings)
-        return own or NUMPY
+        arrays: Arrays | None = device_arrays(candidate.backend, candidate_component(candidate, "", "").settings)
+        return arrays or NUMPY
 
     def _get_pipeline(self) -> Pipeline:
         if self._pipeline is None:
             task, components = self.task, dict(self.task.components)
             if task.graph:
-                own = candidate_component(task.candidate, str(self.graph), components[task.candidate.component].weights)
-                components[task.candidate.component] = own
-            self._runner = self._resized_runner = (
-                None  # the pipeline opens the network again; twice at once it may not fit
-            )
+                name = task.candidate.component
+                components[name] = candidate_component(task.candidate, str(self.graph), components[name].weights)
+            # The pipeline opens the network again: both may not fit into memory.
+            self._runner = self._resized_runner = None
             self._pipeline = Pipeline(
                 Path(task.pipeline),
                 manifest=self._manifest(),
@@ -271,37 +315,38 @@ class CandidateWorker:
         return replace(self.task.defaults or self._manifest().defaults, tile=int(tile))
 
     def _manifest(self) -> Manifest:
-        """Of the pipeline as it was before anything was chosen for it, which may have been a student."""
+        """Return the manifest of the pipeline before components were chosen for it; it may be that of a student."""
         directory = Path(self.task.pipeline)
         return original_manifest(directory) if is_sweep_directory(directory) else read_manifest(directory)
 
 
-def _request_from_json(document: dict[str, Any]) -> ImageRequest:
-    interval = document.get("guidance_interval")
-    return ImageRequest(**{**document, "guidance_interval": tuple(interval) if interval else None})
-
-
 def main() -> None:
-    """Answer until the standard input ends."""
-    # A library that prints must not be taken for an answer.
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    die_with_parent()
-    child = CandidateWorker(read_task(Path(sys.argv[1])))
-    for line in sys.stdin:
-        command, *arguments = json.loads(line)
-        try:
-            answer = "= " + json.dumps(getattr(child, command)(*arguments))
-        except StillhouseError as error:
-            answer = "! " + json.dumps([error.given, error.allowed, error.fix])
-            traceback.print_exc()
-        except MemoryError:
-            answer = "! " + json.dumps(["it ran out of memory", None, None])
-            traceback.print_exc()
-        except Exception as error:
-            answer = "! " + json.dumps([f"{type(error).__name__}: {error}".splitlines()[0], None, None])
-            traceback.print_exc()
-        print(answer, file=answers, flush=True)
+    """Answer commands until the parent closes the channel."""
+    channel: Channel[Reply, CandidateCommand] = connect_to_parent(CandidateCommand)
+    with suppress(TransportClosed):
+        start = channel.receive()
+        assert isinstance(start, Start)
+        worker = CandidateWorker(start.task)
+        while True:
+            channel.send(_answer(worker, channel))
+
+
+def _answer(worker: CandidateWorker, channel: Channel[Reply, CandidateCommand]) -> Reply:
+    try:
+        return worker.run(channel.receive())
+    except TransportClosed:
+        raise
+    except Exception as error:
+        traceback.print_exception(error)
+        return _failure(error)
+
+
+def _failure(error: Exception) -> Failure:
+    if isinstance(error, StillhouseError):
+        return Failure(error.given, error.allowed, error.fix)
+    if isinstance(error, MemoryError):
+        return Failure("it ran out of memory")
+    return Failure(f"{type(error).__name__}: {error}".splitlines()[0])
 
 
 if __name__ == "__main__":

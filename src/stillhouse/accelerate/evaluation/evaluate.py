@@ -1,4 +1,4 @@
-"""One candidate from nothing to a trial: built, opened, checked, raced and drawn with, in a process of its own."""
+"""Evaluate a candidate in its own process: build, open, compare, time, and generate pictures."""
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
@@ -24,9 +24,20 @@ from stillhouse.accelerate.evaluation.batch_scaling import (
 from stillhouse.accelerate.evaluation.candidate_process import LOG_FILE, CandidateError, CandidateProcess
 from stillhouse.accelerate.evaluation.candidate_worker import LARGE_BATCH_FILE, OUTPUTS_FILE, PICTURES_FILE
 from stillhouse.accelerate.evaluation.latency import TimingBudget, compare_latency
+from stillhouse.accelerate.evaluation.messages import (
+    Build,
+    Generate,
+    GpuMemory,
+    Open,
+    Release,
+    RunLargeBatch,
+    RunProbes,
+    TimeBatch,
+    TimeCalls,
+)
 from stillhouse.accelerate.evaluation.sample_images import CandidateSamples, read_candidate_samples, write_sample_images
 from stillhouse.accelerate.evaluation.task import TASK_FILE, CandidateTask
-from stillhouse.accelerate.records.candidate import GRAPH_RECIPES, Candidate
+from stillhouse.accelerate.records.candidate import Candidate
 from stillhouse.accelerate.records.report import Bounds, relative_path
 from stillhouse.accelerate.records.trial import Trial
 from stillhouse.backends.signature import read_signature
@@ -35,32 +46,33 @@ from stillhouse.measure.clock import Ratio
 from stillhouse.pipelines.manifest import Component, Defaults
 
 PARALLEL_BUILD_BYTES = 256 << 20
-"""Bytes of a graph and its weights up to which several are quantised at a time."""
+"""Size in bytes of a graph with its weights up to which several graphs are built in parallel."""
 REPRODUCE_FILE = "reproduce.py"
 ARTIFACTS_FOLDER = "artifacts"
-"""The folder, beside those of the trials, of the graphs that recipes make."""
+"""Name of the folder of built graphs, next to the folders of the trials."""
 
 
 @dataclass(slots=True)
 class EvaluationContext:
-    """What every candidate of a component is run against.
+    """Inputs and limits shared by all candidates of a component.
 
     Args:
-        folder: where trials of this component lie.
-        made: where the graphs lie that recipes make; empty: in a folder of that one.
-        root: the result's directory, to which paths in the report are relative.
+        folder: folder of the component's trials.
+        root: the sweep's directory; paths in the report are relative to it.
         graph: the component's own graph.
-        probes: a file of recorded inputs.
-        rows: samples in one call of a probe.
-        bounds: to keep.
-        pipeline: directory in which pictures are drawn; None for a bare ONNX file.
-        components: what the other components of the pipeline are, by name.
-        defaults: of the pipeline before anything was chosen; None for a bare ONNX file.
-        requests: of the pictures that are compared; none where pictures would take too long.
-        memory: bytes that a child may take, and the baseline's process beside it.
-        limit: seconds that a child may take for one answer.
-        effort: of the race.
-        batches: whether the network takes batches, and its curve is worth knowing.
+        probes: file of recorded inputs.
+        bounds: constraints of acceptance.
+        rows: batch size of a probe.
+        pipeline: directory of the pipeline that generates pictures; None for a bare ONNX file.
+        components: the pipeline's other components by name.
+        requests: requests of the compared pictures; empty where pictures would take too long.
+        threads: maximum number of threads; None: the backend's default.
+        memory_limit: bytes that the candidate's and the baseline's process may use together.
+        timeout: seconds of one call of a candidate process.
+        timing_budget: rounds and seconds of the latency comparison.
+        measure_batches: whether to measure seconds per row by batch size.
+        artifacts: folder of built graphs; default: `ARTIFACTS_FOLDER` in `folder`.
+        defaults: the pipeline's original defaults; None for a bare ONNX file.
     """
 
     folder: Path
@@ -85,7 +97,7 @@ class EvaluationContext:
             self.artifacts = self.folder / ARTIFACTS_FOLDER
 
     def make_task(self, candidate: Candidate) -> CandidateTask:
-        """The candidate's task."""
+        """Return the task of a candidate's process."""
         return CandidateTask(
             candidate,
             str(self.graph),
@@ -101,7 +113,7 @@ class EvaluationContext:
 
 @dataclass(slots=True)
 class BaselineRun:
-    """The baseline: its open process, what it answered to the probes, and the pictures it drew."""
+    """The open process of the baseline, its outputs for every probe, and its pictures."""
 
     process: CandidateProcess
     outputs: Sequence[Probe]
@@ -111,66 +123,74 @@ class BaselineRun:
 def evaluate(
     candidate: Candidate, context: EvaluationContext, baseline: BaselineRun | None
 ) -> tuple[Trial, BaselineRun | None]:
-    """Try a candidate. Without a reference it becomes the baseline itself, and its process stays open.
+    """Evaluate a candidate in a process of its own.
 
-    A baseline may miss a bound, of memory for example: others are compared with it all the same.
+    Without `baseline` the candidate becomes the baseline and its process stays open. A baseline that violates a bound,
+    such as memory, is still used for comparison.
+
+    Args:
+        candidate: what to evaluate.
+        context: inputs and limits.
+        baseline: what to compare with; None: the candidate becomes the baseline.
 
     Returns:
-        the trial, whatever happened, and the reference where the candidate became it.
+        the trial, also after an error, and the baseline's run where the candidate became the baseline.
     """
-    subject = CandidateProcess(context.make_task(candidate), context.memory_limit, _baseline_processes(baseline))
-    trial = Trial(candidate, "failed", log=relative_path(subject.folder / LOG_FILE, context.root))
-    keeps = False
+    process = CandidateProcess(context.make_task(candidate), context.memory_limit, _baseline_processes(baseline))
+    trial = Trial(candidate, "failed", log=relative_path(process.folder / LOG_FILE, context.root))
+    stays_open = False
     try:
         build_artifact(candidate, context, baseline)
-        subject.start()
-        trial = replace(trial, reproduce=_write_reproduce_script(subject.folder, context.root))
-        trial = _open_and_run(trial, subject, context)
-        outputs = read_probes(subject.folder / OUTPUTS_FILE)
-        wanted = baseline.outputs if baseline else outputs
-        trial = replace(trial, fidelity=compare_probes(wanted, outputs))
-        trial = _measure_latency(trial, subject, baseline, context)
-        trial = _check_large_batch(trial, subject, wanted, context)
-        if not subject.is_alive:  # a batch was too much for it, which says nothing of what is left to do
-            subject.kill()
-            subject = _reopen(subject.task, context, _baseline_processes(baseline))
-        drawn = None
+        process.start()
+        trial = replace(trial, reproduce=_write_reproduce_script(process.folder, context.root))
+        trial = _open_and_run(trial, process, context)
+        outputs = read_probes(process.folder / OUTPUTS_FILE)
+        expected = baseline.outputs if baseline else outputs
+        trial = replace(trial, fidelity=compare_probes(expected, outputs))
+        trial = _measure_latency(trial, process, baseline, context)
+        trial = _check_large_batch(trial, process, expected, context)
+        if not process.is_alive:  # the large batch killed it; the remaining checks can still pass
+            process.kill()
+            process = _reopen(process.task, context, _baseline_processes(baseline))
+        samples = None
         if context.requests and (
             baseline is None or not (find_violation(trial, context.bounds) or is_visually_exact(trial))
         ):
-            drawn = _generate_samples(subject, context)
-            trial = replace(trial, pictures=_compare_samples(trial, drawn, baseline, context))
+            samples = _generate_samples(process, context)
+            trial = replace(trial, pictures=_compare_samples(trial, samples, baseline, context))
         trial = judge_trial(trial, context.bounds)
-        keeps = baseline is None and not any(one.nonfinite for one in trial.fidelity.values())
-        if keeps:
-            return trial, BaselineRun(subject, outputs, drawn)
+        stays_open = baseline is None and not any(fidelity.nonfinite for fidelity in trial.fidelity.values())
+        if stays_open:
+            return trial, BaselineRun(process, outputs, samples)
     except CandidateError as failure:
-        trial = replace(trial, status="failed", reason=str(failure), peak_bytes=subject.observed_peak or None)
+        trial = replace(trial, status="failed", reason=str(failure), peak_bytes=process.observed_peak or None)
     except ValueError as error:
-        trial = replace(trial, status="failed", reason=str(error), peak_bytes=subject.observed_peak or None)
+        trial = replace(trial, status="failed", reason=str(error), peak_bytes=process.observed_peak or None)
     finally:
-        if not keeps:
-            subject.kill()
+        if not stays_open:
+            process.kill()
     return trial, None
 
 
 def restore_baseline(candidate: Candidate, context: EvaluationContext) -> BaselineRun | None:
-    """The baseline of an earlier run, open again, with what it answered and drew then; None where that is not there."""
+    """Return the baseline of an earlier run, reopened, with its stored outputs and pictures; None where these are
+    missing.
+    """
     folder = context.folder / candidate.key
     if not (folder / OUTPUTS_FILE).is_file() or (context.requests and not (folder / PICTURES_FILE).is_file()):
         return None
-    drawn = read_candidate_samples(folder) if context.requests else None
+    samples = read_candidate_samples(folder) if context.requests else None
     try:
-        return BaselineRun(_reopen(context.make_task(candidate), context), read_probes(folder / OUTPUTS_FILE), drawn)
+        return BaselineRun(_reopen(context.make_task(candidate), context), read_probes(folder / OUTPUTS_FILE), samples)
     except CandidateError:
         return None
 
 
 def reopen_baseline(baseline: BaselineRun, context: EvaluationContext) -> None:
-    """Open the baseline's process again, which has died.
+    """Restart the baseline's process after it died.
 
     Raises:
-        SubjectFailed: it cannot be opened.
+        CandidateError: it cannot be opened.
     """
     baseline.process = _reopen(baseline.process.task, context)
 
@@ -178,37 +198,40 @@ def reopen_baseline(baseline: BaselineRun, context: EvaluationContext) -> None:
 def _reopen(
     task: CandidateTask, context: EvaluationContext, other_processes: Sequence[CandidateProcess] = ()
 ) -> CandidateProcess:
-    """A process with the task's network open, which was made before."""
-    subject = CandidateProcess(task, context.memory_limit, other_processes)
+    """Return a process with the task's component open. The graph was built before."""
+    process = CandidateProcess(task, context.memory_limit, other_processes)
     try:
-        subject.start()
-        subject.call("build", timeout=context.timeout)
-        subject.call("open", timeout=context.timeout)
+        process.start()
+        process.call(Build(), timeout=context.timeout)
+        process.call(Open(), timeout=context.timeout)
     except CandidateError:
-        subject.kill()
+        process.kill()
         raise
-    return subject
+    return process
 
 
 def build_artifact(candidate: Candidate, context: EvaluationContext, baseline: BaselineRun | None = None) -> None:
-    """Make the candidate's graph, if it has one of its own and it is not there, in a process that ends with it.
+    """Build the candidate's graph in a process of its own, if its recipe builds one and it does not exist.
 
-    While a large one is made, the baseline gives its memory back.
+    The baseline releases its memory while a large graph is built.
 
     Raises:
-        SubjectFailed: it could not be made.
+        CandidateError: building failed.
     """
-    if candidate.recipe not in GRAPH_RECIPES or (context.artifacts / candidate.artifact_key).is_dir():
+    if not candidate.makes_graph or (context.artifacts / candidate.artifact_key).is_dir():
         return
     if baseline and graph_bytes(context.graph) > PARALLEL_BUILD_BYTES:
-        baseline.process.call("release", timeout=context.timeout)
-    with CandidateProcess(context.make_task(candidate), context.memory_limit, _baseline_processes(baseline)) as maker:
-        maker.call("build", timeout=context.timeout)
+        baseline.process.call(Release(), timeout=context.timeout)
+    with CandidateProcess(context.make_task(candidate), context.memory_limit, _baseline_processes(baseline)) as builder:
+        builder.call(Build(), timeout=context.timeout)
 
 
 def prebuild_artifacts(candidates: Sequence[Candidate], context: EvaluationContext, cores: int) -> None:
-    """Make the graphs of all candidates, several at a time, while nothing is timed. What fails is tried again, and
-    reported, when its turn comes. Networks of which two may not fit into the memory are left to their turn."""
+    """Build the graphs of all candidates in parallel, before anything is timed.
+
+    Failures are ignored: the candidate's evaluation repeats and reports them. Graphs above PARALLEL_BUILD_BYTES, of
+    which two may not fit into memory, are left to the evaluation.
+    """
     if cores < 2 or graph_bytes(context.graph) > PARALLEL_BUILD_BYTES:
         return
     shared = replace(context, memory_limit=None if context.memory_limit is None else context.memory_limit // cores)
@@ -217,9 +240,9 @@ def prebuild_artifacts(candidates: Sequence[Candidate], context: EvaluationConte
         with contextlib.suppress(CandidateError):
             build_artifact(candidate, shared)
 
-    wanted = {one.artifact_key: one for one in candidates if one.recipe in GRAPH_RECIPES}
+    candidates_by_artifact = {candidate.artifact_key: candidate for candidate in candidates if candidate.makes_graph}
     with ThreadPoolExecutor(cores) as pool:
-        list(pool.map(try_build, wanted.values()))
+        list(pool.map(try_build, candidates_by_artifact.values()))
 
 
 def _baseline_processes(baseline: BaselineRun | None) -> tuple[CandidateProcess, ...]:
@@ -227,29 +250,29 @@ def _baseline_processes(baseline: BaselineRun | None) -> tuple[CandidateProcess,
 
 
 def _open_and_run(trial: Trial, process: CandidateProcess, context: EvaluationContext) -> Trial:
-    built = process.call("build", timeout=context.timeout)
-    opened = process.call("open", timeout=context.timeout)
-    process.call("run_probes", timeout=context.timeout)
-    held = process.call("gpu_memory", timeout=context.timeout) if trial.candidate.is_on_gpu else None
-    graph = Path(built["graph"])
-    made = graph != context.graph
+    built = process.call(Build(), timeout=context.timeout)
+    opened = process.call(Open(), timeout=context.timeout)
+    process.call(RunProbes(), timeout=context.timeout)
+    gpu_bytes = process.call(GpuMemory(), timeout=context.timeout) if trial.candidate.is_on_gpu else None
+    graph = Path(built.graph)
+    is_built = graph != context.graph
     return replace(
         trial,
-        executed=opened["executed"],
-        census=opened["census"],
-        build_seconds=built["seconds"] if made else None,
-        open_seconds=opened["seconds"],
-        first_seconds=opened["first"],
+        executed=opened.executed,
+        census=opened.census,
+        build_seconds=built.seconds if is_built else None,
+        open_seconds=opened.seconds,
+        first_seconds=opened.first_seconds,
         peak_bytes=process.peak_bytes,
-        gpu_bytes=held,
+        gpu_bytes=gpu_bytes,
         file_bytes=graph_bytes(graph),
         graph=relative_path(graph, context.root),
-        artifact=relative_path(graph.parent, context.root) if made else None,
+        artifact=relative_path(graph.parent, context.root) if is_built else None,
     )
 
 
 def graph_bytes(graph: Path) -> int:
-    """What must be on disk to open this graph: itself, and the files that its weights lie in."""
+    """Return the size in bytes of a graph and its external weights."""
     external = read_signature(graph).external
     return graph.stat().st_size + sum((graph.parent / name).stat().st_size for name in external)
 
@@ -257,20 +280,20 @@ def graph_bytes(graph: Path) -> int:
 def _measure_latency(
     trial: Trial, process: CandidateProcess, baseline: BaselineRun | None, context: EvaluationContext
 ) -> Trial:
-    lap = process_timer(process, context.timeout)
-    outcome = compare_latency(
-        process_timer(baseline.process, context.timeout) if baseline else lap, lap, context.timing_budget
+    timer = process_timer(process, context.timeout)
+    comparison = compare_latency(
+        process_timer(baseline.process, context.timeout) if baseline else timer, timer, context.timing_budget
     )
-    ratio = outcome.ratio
-    if baseline is None:  # against itself: 1 by definition, with the spread of this machine around it
+    ratio = comparison.ratio
+    if baseline is None:  # compared with itself: 1 by definition; the interval shows the machine's noise
         ratio = Ratio(1.0, ratio.low / ratio.value, ratio.high / ratio.value)
-    batch = {str(context.rows): outcome.candidate.median / context.rows}
-    trial = replace(trial, seconds=outcome.candidate, ratio=ratio, rows=context.rows, batch=batch)
+    batch = {str(context.rows): comparison.candidate.median / context.rows}
+    trial = replace(trial, seconds=comparison.candidate, ratio=ratio, rows=context.rows, batch=batch)
     if context.measure_batches and (
         baseline is None or may_win_at_larger_batch(trial, context.timing_budget.early_stop_ratio)
     ):
         batch = measure_batch_curve(
-            trial, lambda rows, calls: float(process.call("time_batch", rows, calls, timeout=context.timeout))
+            trial, lambda rows, calls: process.call(TimeBatch(rows, calls), timeout=context.timeout)
         )
     return replace(trial, batch=batch)
 
@@ -278,57 +301,59 @@ def _measure_latency(
 def _check_large_batch(
     trial: Trial, process: CandidateProcess, outputs: Sequence[Probe], context: EvaluationContext
 ) -> Trial:
-    """With the fidelity of a server's batch: engines take other kernels for it than for a few rows.
+    """Return the trial with the fidelity at the largest timed batch: backends select other kernels for large batches.
 
-    A batch that it cannot run ends its curve, and nothing else.
+    A failure of the batch leaves the trial unchanged.
     """
     rows = _largest_batch(trial, context)
-    is_by_rows = all(array.shape[:1] == (context.rows,) for array in outputs[0].feeds.values())
-    if rows <= context.rows or not is_by_rows or find_violation(trial, context.bounds):
+    has_batch_axis = all(array.shape[:1] == (context.rows,) for array in outputs[0].feeds.values())
+    if rows <= context.rows or not has_batch_axis or find_violation(trial, context.bounds):
         return trial
     try:
-        process.call("run_large_batch", rows, timeout=context.timeout)
+        process.call(RunLargeBatch(rows), timeout=context.timeout)
     except CandidateError:
         return trial
-    wanted = gather_rows(outputs, interleave_rows(read_probes(context.probes), rows))
-    found = compare_probes([wanted], read_probes(process.folder / LARGE_BATCH_FILE))
-    return replace(trial, fidelity={**trial.fidelity, **found})
+    expected = gather_rows(outputs, interleave_rows(read_probes(context.probes), rows))
+    fidelity = compare_probes([expected], read_probes(process.folder / LARGE_BATCH_FILE))
+    return replace(trial, fidelity={**trial.fidelity, **fidelity})
 
 
 def _largest_batch(trial: Trial, context: EvaluationContext) -> int:
-    """The largest batch that was timed; where none was, a server's largest, if that is soon done."""
+    """Return the largest batch that was timed; where none was and opening is quick, the largest size of
+    CPU_BATCH_SIZES.
+    """
     timed = max(map(int, trial.batch), default=0)
     return CPU_BATCH_SIZES[-1] if context.measure_batches and timed == context.rows and opens_quickly(trial) else timed
 
 
 def process_timer(process: CandidateProcess, timeout: float) -> Callable[[int], float]:
-    """The subject as `race` takes it."""
-    return lambda calls: float(process.call("time_calls", calls, timeout=timeout))
+    """Return a Timer that runs calls in a candidate's process."""
+    return lambda calls: process.call(TimeCalls(calls), timeout=timeout)
 
 
 def _generate_samples(process: CandidateProcess, context: EvaluationContext) -> CandidateSamples:
-    process.call("generate", [request_to_json(request) for request in context.requests], timeout=context.timeout)
+    process.call(Generate(tuple(context.requests)), timeout=context.timeout)
     return read_candidate_samples(process.folder)
 
 
 def request_to_json(request: ImageRequest) -> dict[str, Any]:
-    """A request as JSON: only what it says."""
+    """Return a request as a JSON object without its None fields."""
     return {name: value for name, value in asdict(request).items() if value is not None}
 
 
 def _compare_samples(
     trial: Trial, samples: CandidateSamples, baseline: BaselineRun | None, context: EvaluationContext
 ) -> Any:
-    base = baseline.samples if baseline and baseline.samples else samples
+    reference = baseline.samples if baseline and baseline.samples else samples
     files = write_sample_images(context.folder / trial.candidate.key, samples, context.root)
-    return compare_pictures(base.pictures, samples.pictures, (base.latents, samples.latents), files=files)
+    return compare_pictures(reference.pictures, samples.pictures, (reference.latents, samples.latents), files=files)
 
 
 def _write_reproduce_script(folder: Path, root: Path) -> str:
-    """A script that runs the candidate again as it was run."""
+    """Write a script that runs the candidate again; return its path relative to `root`."""
     path = folder / REPRODUCE_FILE
     path.write_text(
-        '"""Builds, opens, runs and times this candidate again: `python reproduce.py`."""\n\n'
+        '"""Build, open, run and time this candidate again: `python reproduce.py`."""\n\n'
         "from pathlib import Path\n\n"
         "from stillhouse.accelerate.evaluation.reproduce import reproduce\n\n"
         f'reproduce(Path(__file__).parent / "{TASK_FILE}")\n',

@@ -1,4 +1,4 @@
-"""The race: a candidate against the baseline in turns, until the ratio is known well enough or the time is up."""
+"""Latency comparison: time a candidate and the baseline in alternating rounds until the ratio is precise enough."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,24 +7,24 @@ from time import monotonic
 from stillhouse.measure.clock import Ratio, Timing, paired_ratio, summarise
 
 Timer = Callable[[int], float]
-"""Runs so many calls, and returns their seconds."""
+"""Runs a number of calls and returns their seconds."""
 
 MIN_ROUND_SECONDS = 0.1
-"""A lap lasts at least this long, so that the clock and a stray interruption do not decide."""
+"""Minimum duration of a round, so that clock resolution and interruptions have little influence."""
 LONG_ROUND_SECONDS = 5.0
-"""Seconds from which a round is its own average: three tell what twenty short ones do."""
+"""Seconds from which few rounds suffice: a long round averages over interruptions."""
 _LONG_ROUNDS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class TimingBudget:
-    """How hard to try.
+    """Limits of a latency comparison.
 
     Args:
-        least, most: rounds; `least` is at most three where a round lasts `LONG`.
-        width: half the interval, as a share of the ratio, that is good enough.
-        seconds: after so many no new round begins, once there are `least`.
-        hopeless: a ratio; a candidate whose interval ends below it is not timed any further.
+        min_rounds, max_rounds: number of rounds; the minimum is at most three where a round takes LONG_ROUND_SECONDS.
+        interval_width: half the 95 % interval, as a share of the ratio, at which timing ends.
+        seconds: time after which no new round begins, once there are `min_rounds`.
+        early_stop_ratio: timing ends once the speed-up's interval is below this ratio.
     """
 
     min_rounds: int = 5
@@ -36,7 +36,7 @@ class TimingBudget:
 
 @dataclass(frozen=True, slots=True)
 class LatencyComparison:
-    """Seconds of one call of both, and how many times faster the candidate is."""
+    """Seconds of one call of baseline and candidate, and the candidate's speed-up."""
 
     baseline: Timing
     candidate: Timing
@@ -44,7 +44,9 @@ class LatencyComparison:
 
 
 def calibrate_calls(timer: Timer) -> int:
-    """So many calls that a lap lasts `LAP_SECONDS`; runs one to warm up and, where that was quick, one to tell."""
+    """Return the number of calls for a round of MIN_ROUND_SECONDS. Runs one call to warm up and, if that is quick, one
+    to measure.
+    """
     if timer(1) > LONG_ROUND_SECONDS:
         return 1
     return max(1, round(MIN_ROUND_SECONDS / max(timer(1), 1e-6)))
@@ -53,25 +55,28 @@ def calibrate_calls(timer: Timer) -> int:
 def compare_latency(
     baseline: Timer, candidate: Timer, budget: TimingBudget = TimingBudget(), clock: Callable[[], float] = monotonic
 ) -> LatencyComparison:
-    """Time both in turns; who goes first changes from round to round.
+    """Time baseline and candidate in alternating order, and return the paired speed-up.
 
-    >>> compare_latency(lambda calls: 2.0 * calls, lambda calls: 1.0 * calls, TimingBudget(min_rounds=3, max_rounds=3)).ratio.value
+    >>> budget = TimingBudget(min_rounds=3, max_rounds=3)
+    >>> compare_latency(lambda calls: 2.0 * calls, lambda calls: 1.0 * calls, budget).ratio.value
     2.0
     """
-    began = clock()
+    start = clock()
     calls = (calibrate_calls(baseline), calibrate_calls(candidate))
-    slow: list[float] = []
-    fast: list[float] = []
-    while len(slow) < budget.max_rounds:
-        pair = [(baseline, calls[0], slow), (candidate, calls[1], fast)]
-        for lap, count, taken in pair if len(slow) % 2 else pair[::-1]:
-            taken.append(lap(count) / count)
-        is_long = calls[0] * slow[0] + calls[1] * fast[0] >= LONG_ROUND_SECONDS
-        if is_long and slow[-1] < fast[-1] * budget.early_stop_ratio / 2:
+    baseline_seconds: list[float] = []
+    candidate_seconds: list[float] = []
+    while len(baseline_seconds) < budget.max_rounds:
+        pair = [(baseline, calls[0], baseline_seconds), (candidate, calls[1], candidate_seconds)]
+        for timer, count, seconds in pair if len(baseline_seconds) % 2 else pair[::-1]:
+            seconds.append(timer(count) / count)
+        is_long = calls[0] * baseline_seconds[0] + calls[1] * candidate_seconds[0] >= LONG_ROUND_SECONDS
+        if is_long and baseline_seconds[-1] < candidate_seconds[-1] * budget.early_stop_ratio / 2:
             break
-        if len(slow) >= (min(_LONG_ROUNDS, budget.min_rounds) if is_long else budget.min_rounds):
-            ratio = paired_ratio(slow, fast, resamples=500)
-            known = (ratio.high - ratio.low) / 2 <= budget.interval_width * ratio.value
-            if known or ratio.high < budget.early_stop_ratio or clock() - began > budget.seconds:
+        if len(baseline_seconds) >= (min(_LONG_ROUNDS, budget.min_rounds) if is_long else budget.min_rounds):
+            ratio = paired_ratio(baseline_seconds, candidate_seconds, resamples=500)
+            is_precise = (ratio.high - ratio.low) / 2 <= budget.interval_width * ratio.value
+            if is_precise or ratio.high < budget.early_stop_ratio or clock() - start > budget.seconds:
                 break
-    return LatencyComparison(summarise(slow), summarise(fast), paired_ratio(slow, fast))
+    return LatencyComparison(
+        summarise(baseline_seconds), summarise(candidate_seconds), paired_ratio(baseline_seconds, candidate_seconds)
+    )

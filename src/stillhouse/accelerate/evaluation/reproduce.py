@@ -1,4 +1,4 @@
-"""A trial again, from its task file: what `reproduce.py` beside every artefact calls."""
+"""Repeat a trial from its task file; called by the `reproduce.py` of each trial."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,17 +11,20 @@ from stillhouse.accelerate.records.candidate import DISTILLED
 
 
 def reproduce(path: Path) -> None:
-    """Build, open, run and time the candidate of a task in this process, and print what was found.
+    """Build, open, run and time the candidate of a task in this process, and print the results.
 
-    The artefact is built anew in a temporary folder, so that nothing of the trial changes; what was distilled is
-    taken as it is.
+    The artifact is built again in a temporary folder, so that no file of the trial changes; a distilled network is
+    opened where it is.
+
+    Args:
+        path: the task file of the trial.
     """
     task = read_task(path)
     with TemporaryDirectory() as folder:
-        artefact = task.artifact if task.candidate.recipe == DISTILLED else str(Path(folder, "artifact"))
-        child = CandidateWorker(replace(task, folder=folder, artifact=artefact))
+        artifact = task.artifact if task.candidate.recipe == DISTILLED else str(Path(folder, "artifact"))
+        worker = CandidateWorker(replace(task, folder=folder, artifact=artifact))
         print(task.candidate.name)
-        print("build", child.build())
-        print("open", child.open())
-        calls = calibrate_calls(child.time_calls)
-        print(f"{1000 * child.time_calls(calls) / calls:.2f} ms a call, mean of {calls}")
+        print("build", worker.build())
+        print("open", worker.open())
+        calls = calibrate_calls(worker.time_calls)
+        print(f"{1000 * worker.time_calls(calls) / calls:.2f} ms a call, mean of {calls}")

@@ -1,4 +1,4 @@
-"""Pictures that a candidate drew: out of the file that its process wrote, and into the strip that the report shows."""
+"""Sample pictures of a candidate: read from the file of its process, write as PNGs for the report."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,25 +12,25 @@ from stillhouse.core import Array
 from stillhouse.images.png import write_png
 
 SAMPLE_COUNT = 4
-"""Pictures of a strip."""
+"""Number of sample pictures of a candidate in the report."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CandidateSamples:
-    """What a candidate drew: pictures uint8 [P, H, W, 3], and their final latents float32 [P, C, h, w]."""
+    """Pictures of a candidate, uint8 [P, H, W, 3], and their final latents, float32 [P, C, h, w]."""
 
     pictures: NDArray[np.uint8]
     latents: Array
 
 
 def read_candidate_samples(folder: Path) -> CandidateSamples:
-    """What the child in this folder drew last."""
+    """Read the pictures that the candidate process of this folder generated last."""
     with np.load(folder / PICTURES_FILE, allow_pickle=False) as stored:
         return CandidateSamples(stored["pictures"], stored["latents"])
 
 
 def write_sample_images(folder: Path, samples: CandidateSamples, root: Path) -> tuple[str, ...]:
-    """Write the first pictures as PNGs; their paths relative to `root`."""
+    """Write the first SAMPLE_COUNT pictures as PNGs; return their paths relative to `root`."""
     files = []
     for number, picture in enumerate(samples.pictures[:SAMPLE_COUNT]):
         path = folder / f"picture-{number}.png"

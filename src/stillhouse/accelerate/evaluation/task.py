@@ -1,12 +1,12 @@
-"""What a child process is told: which candidate, on which graph, with which probes. A file, so it can be repeated."""
+"""The task of a candidate's process: the candidate, its graph and its probes. A file repeats it, see `reproduce`."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
 from stillhouse.accelerate.records.candidate import Candidate
-from stillhouse.json_decode import decode
 from stillhouse.pipelines.manifest import Component, Defaults, StepCache
 
 TASK_FILE = "task.json"
@@ -14,19 +14,20 @@ TASK_FILE = "task.json"
 
 @dataclass(frozen=True, slots=True)
 class CandidateTask:
-    """One candidate's work. Paths are absolute.
+    """What a candidate's process needs to know. Paths are absolute.
 
     Args:
-        candidate: what to try.
+        candidate: the candidate to evaluate.
         graph: the component's own ONNX graph; empty for a candidate of the whole pipeline.
         folder: of the trial; its log, outputs and pictures are written there.
-        artefact: folder of the graph that the recipe makes; it is made only where it is not there.
-        probes: recorded inputs, see `probe.write_probes`; empty for a candidate of the whole pipeline.
-        threads: at most so many; None leaves it to the runtime.
-        pipeline: the directory in which the component is tried; empty for a bare ONNX file.
-        components: what replaces the manifest's components, by name.
-        defaults: what replaces the manifest's defaults.
-        step_cache: the U-Net in two depths, where its steps are cached.
+        artifact: folder of the graph that the recipe makes; made only where it does not exist.
+        probes: file of recorded inputs, see `calibration_data.write_probes`; empty for a candidate of the whole
+            pipeline.
+        threads: the most threads to use; None leaves it to the runtime.
+        pipeline: directory of the pipeline; empty for a bare ONNX file.
+        components: components that replace those of the manifest, by name.
+        defaults: what replaces the defaults of the manifest.
+        step_cache: the denoiser in two depths, where its features are cached.
     """
 
     candidate: Candidate
@@ -42,14 +43,15 @@ class CandidateTask:
 
 
 def write_task(task: CandidateTask) -> Path:
-    """Write the task into its folder; see `read_task`."""
+    """Write the task into its folder as JSON, whole or not at all; return the path."""
     path = Path(task.folder) / TASK_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(asdict(task), indent=1) + "\n", encoding="utf-8")
+    temporary.write_bytes(msgspec.json.format(msgspec.json.encode(task), indent=1) + b"\n")
     temporary.replace(path)
     return path
 
 
 def read_task(path: Path) -> CandidateTask:
-    """Read what `write_task` wrote. Raises DecodeError where it was spoilt."""
-    return decode(CandidateTask, json.loads(path.read_bytes()))
+    """Return the task that `write_task` wrote. Raises msgspec.ValidationError where the file was changed."""
+    return msgspec.json.decode(path.read_bytes(), type=CandidateTask)

@@ -1,4 +1,4 @@
-"""A decoder that sees one tile at a time: less memory for the same picture, or nearly."""
+"""A decoder that decodes tile by tile, with less memory and almost the same result."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from stillhouse.pipelines.tiled_decode import decode_tiled
 
 @dataclass(frozen=True, slots=True)
 class TiledDecoder:
-    """The decoder's runner, fed tiles; a `Runner` that takes and gives what the decoder does.
+    """A `Runner` that decodes tile by tile with another runner.
 
     Args:
-        runner: of the decoder, open for inputs of any size.
-        tile: pixels of a tile's side.
-        downscale: pixels to one latent.
+        runner: decoder, open for inputs of any size.
+        tile: side of a tile in pixels.
+        downscale: pixels per latent.
     """
 
     runner: Runner
@@ -28,31 +28,31 @@ class TiledDecoder:
 
     @property
     def backend(self) -> str:
-        """The decoder's."""
+        """Return the `backend` of the wrapped runner."""
         return self.runner.backend
 
     @property
     def precision(self) -> str:
-        """The decoder's."""
+        """Return the `precision` of the wrapped runner."""
         return self.runner.precision
 
     @property
     def layer_precisions(self) -> Mapping[str, int]:
-        """The decoder's."""
+        """Return the `layer_precisions` of the wrapped runner."""
         return self.runner.layer_precisions
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """The decoder's."""
+        """Return the `inputs` of the wrapped runner."""
         return self.runner.inputs
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """The decoder's."""
+        """Return the `outputs` of the wrapped runner."""
         return self.runner.outputs
 
     def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> Tensors:
-        """Decode every row of latents, float32 [R, C, h, w], tile by tile."""
+        """Decode latents, float32 [R, C, h, w], row by row and tile by tile."""
         ((name, latents),) = feeds.items()
         (output,) = (spec.name for spec in self.outputs)
 

@@ -1,1 +1,1 @@
-"""Records of a run of `accelerate`: candidates, trials and the report, as frozen dataclasses and JSON."""
+"""Records of a sweep: candidates, trials and the report, as frozen dataclasses and JSON."""

@@ -1,43 +1,46 @@
-"""A candidate: one way to run one component, before anything is known of it."""
+"""A candidate: one configuration of one component, before it is measured."""
 
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-DECODER = "vae_decoder"
-NETWORK = "network"
-"""The component that a bare ONNX file is."""
-PIPELINE = "pipeline"
-"""The component of candidates that change how a whole picture is made, and no single network."""
-GRAPH_RECIPES = ("f16", "fp8-static", "int8-static", "int8-dynamic", "uint8-dynamic", "int8-weights", "int4-weights")
-"""Recipes that make a graph of the component's own; with any other that one is opened as it is."""
-DISTILLED = "distilled"
-"""The recipe of what a student has in its teacher's place: its decoder, or itself where the whole picture is made."""
+from stillhouse.backends.registry import find_backend
 
-BATCH_DEPENDENT = "it takes one scale over a whole batch, so that a picture would depend on who is drawn beside it"
-"""What is wrong with a network in a pipeline whose rows are not independent of each other."""
-_BATCH_DEPENDENT_RECIPES = ("int8-dynamic", "uint8-dynamic")
+DECODER = "decoder"
+NETWORK = "network"
+"""Name of the only component of a bare ONNX file."""
+PIPELINE = "pipeline"
+"""Component name of candidates that change how whole pictures are made (sampling variants, students)."""
+GRAPH_RECIPES = ("f16", "fp8-static", "int8-static", "int8-dynamic", "uint8-dynamic", "int8-weights", "int4-weights")
+"""Recipes that write a new graph. Candidates of other recipes open the component's own graph."""
+DISTILLED = "distilled"
+"""Recipe of a distilled student: its decoder, or the whole student for a pipeline candidate."""
+
+BATCH_DEPENDENT = "its quantization scale spans the batch, so a picture would depend on the other pictures in the batch"
+"""Rejection reason of a pipeline component whose output rows depend on the other rows of the batch."""
+_OTHER_RECIPES = ("f32", DISTILLED, "sampling", "baseline")
+"""Recipes that make no graph of the component's own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One way to run one component.
+    """One configuration of one component.
 
     Args:
-        component: unet, vae_decoder, text_encoder, ...; `network` for a bare ONNX file; `pipeline` for the way in
-            which a whole picture is made.
-        backend: onnxruntime, openvino, torch; for a pipeline candidate `stillhouse`.
-        recipe: what is made of the graph: `f32` (as it is), `f16`, `fp8-static`, `int8-static`, `int8-dynamic`,
-            `uint8-dynamic`, `int8-weights`, `int4-weights`, `distilled`; for a pipeline candidate `sampling` or
-            `distilled`, or `baseline` where it is only compared with.
-        precision: what the runtime is asked to compute in: f32, bf16, f16, auto.
-        options: how it is opened (threads, streams, shapes=static, attention, memory_format, compile, kernels, rows;
-            on a GPU device, graphs, provider, offload, batches, axes), how much a
-            decoder sees at once (tile, in pixels a side) or, for a pipeline candidate, what it changes (sampler,
-            steps, guidance_interval, cache_interval); whose it is, where it was distilled (student).
-        keep: names of the nodes that stay as they are while the rest is quantised.
+        component: denoiser, decoder, text_encoder, ...; "network" for a bare ONNX file; "pipeline" for a configuration
+            of whole pictures.
+        backend: onnxruntime, openvino, torch, ...; "stillhouse" for a pipeline candidate.
+        recipe: how the graph is made: `f32` (unchanged), `f16`, `fp8-static`, `int8-static`, `int8-dynamic`,
+            `uint8-dynamic`, `int8-weights`, `int4-weights`, `distilled`. For a pipeline candidate `sampling`,
+            `distilled`, or `baseline` (only a reference for comparisons).
+        precision: compute precision requested from the backend: f32, bf16, f16, auto.
+        options: settings of the backend (threads, streams, shapes=static, attention, memory_format, compile, kernels,
+            rows; on a GPU device, graphs, provider, offload, batches, axes); `tile`, the side in pixels of a decoder's
+            tiles; `student`, the name of a distilled student; for a pipeline candidate the changed request fields
+            (sampler, steps, guidance_interval, cache_interval).
+        keep: names of nodes that a quantization recipe leaves in float.
 
-    >>> Candidate("unet", "openvino", "int8-static", options={"streams": "2"}).name
+    >>> Candidate("denoiser", "openvino", "int8-static", options={"streams": "2"}).name
     'openvino int8-static, streams 2'
     """
 
@@ -50,33 +53,41 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """What a table calls it, within its component."""
-        asked = [] if self.precision in ("f32", self.recipe) else [self.precision]
-        kept = [f"{len(self.keep)} nodes kept"] if self.keep else []
-        told = [f"{name.replace('_', ' ')} {value}" for name, value in sorted(self.options.items())]
-        return ", ".join([f"{self.backend} {self.recipe}", *asked, *told, *kept])
+        """Return a readable name, unique within the component."""
+        precision = [] if self.precision in ("f32", self.recipe) else [self.precision]
+        float_nodes = [f"{len(self.keep)} nodes in float"] if self.keep else []
+        options = [f"{name.replace('_', ' ')} {value}" for name, value in sorted(self.options.items())]
+        return ", ".join([f"{self.backend} {self.recipe}", *precision, *options, *float_nodes])
 
     @property
     def is_on_gpu(self) -> bool:
-        """Whether it runs on a GPU."""
+        """Return whether the candidate runs on a GPU."""
         return "provider" in self.options or self.options.get("device", "cpu") != "cpu"
 
     @property
+    def makes_graph(self) -> bool:
+        """Whether its recipe makes a graph of the component's own."""
+        return self.recipe not in _OTHER_RECIPES
+
+    @property
     def is_batch_dependent(self) -> bool:
-        """Whether a picture would depend on the others in its batch."""
-        return self.recipe in _BATCH_DEPENDENT_RECIPES and self.component != NETWORK
+        """Return whether a picture would depend on the other pictures in its batch."""
+        if not self.makes_graph or self.component == NETWORK:
+            return False
+        recipe = find_backend(self.backend).recipes.get(self.recipe)
+        return recipe is not None and recipe.is_batch_dependent
 
     @property
     def key(self) -> str:
-        """A name for its folder: letters, digits and dashes; differs where candidates differ."""
+        """Return a unique name for the candidate's folder: letters, digits and dashes."""
         return self._folder_name((self.precision, sorted(self.options.items()), self.keep))
 
     @property
     def artifact_key(self) -> str:
-        """A name for the folder of the graph that its recipe makes; candidates that open it differently share it."""
+        """Return a name for the folder of the recipe's graph. Candidates with equal graphs share it."""
         return self._folder_name((self.keep, self.options["student"]) if self.recipe == DISTILLED else self.keep)
 
     def _folder_name(self, facts: object) -> str:
-        told = repr((self.backend, self.recipe, facts))
-        stem = "".join(letter if letter.isalnum() else "-" for letter in f"{self.backend}-{self.recipe}")
-        return f"{stem}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
+        text = repr((self.backend, self.recipe, facts))
+        stem = "".join(char if char.isalnum() else "-" for char in f"{self.backend}-{self.recipe}")
+        return f"{stem}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

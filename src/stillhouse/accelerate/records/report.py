@@ -1,4 +1,4 @@
-"""The report: everything that a sweep found, and what was chosen of it. `report.json` is the source of every view."""
+"""The report of a sweep: all trials and the choice. `report.json` is the source of every view."""
 
 import json
 from collections.abc import Mapping
@@ -9,11 +9,11 @@ from typing import Literal
 from stillhouse.accelerate.records.candidate import PIPELINE
 from stillhouse.accelerate.records.trial import BUDGET_ENDED, Trial
 from stillhouse.errors import PipelineError
-from stillhouse.json_decode import DecodeError, decode
 from stillhouse.measure.machine import Machine
+from stillhouse.validation import InvalidDocument, convert
 
 REPORT_FILE = "report.json"
-REPORT_VERSION = 1
+REPORT_VERSION = 2
 
 Goal = Literal["latency", "throughput", "memory", "cost"]
 GOALS: tuple[Goal, ...] = ("latency", "throughput", "memory", "cost")
@@ -21,16 +21,16 @@ GOALS: tuple[Goal, ...] = ("latency", "throughput", "memory", "cost")
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What a candidate must keep. None: not asked.
+    """Constraints that an accepted trial satisfies. None: no constraint.
 
     Args:
-        min_sqnr: dB, of every output at every probe, against the baseline.
+        min_sqnr: dB, for every output at every probe, relative to the baseline.
         min_psnr: dB, mean over same-seed pictures.
         min_ssim: mean over same-seed pictures.
-        max_score_drop: points (1 is one picture in a hundred) that the oracle's score may fall.
-        min_score: the oracle's score itself, 0 to 1.
+        max_score_drop: percentage points (1 is one picture in a hundred) by which the oracle's score may fall.
+        min_score: the oracle's score, 0 to 1.
         max_memory: bytes.
-        max_mae: mean absolute error of every output at every probe, against the baseline.
+        max_mae: mean absolute error of every output at every probe, relative to the baseline.
     """
 
     min_sqnr: float | None = None
@@ -44,28 +44,30 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """One sweep.
+    """The result of one sweep.
 
     Args:
-        source: what was accelerated, as it was named.
-        question: a checksum of what was asked besides the goal, the bounds and the time: inputs, prompts, threads.
-        threads: at most so many for each network; None: the runtimes decided.
-        limit, memory: seconds for one answer of a candidate, and bytes, as they were asked for.
-        exact: whether networks are held to `check.CERTAIN`, because others, drawing together, missed a bound.
-        goal, bounds: what the choice is about.
-        machine, fingerprint, versions: where this was measured, and with which runtimes.
-        load: load average over a minute, at the start and at the end.
-        started: UTC, ISO 8601.
-        seconds, budget: how long it took, and might have taken.
+        source: name of the accelerated model.
+        goal, bounds: objective and constraints of the choice.
+        machine, fingerprint, versions: machine and package versions of the measurements.
+        load: load average over one minute, at the start and at the end.
+        started: UTC time, ISO 8601.
+        seconds, budget: duration of the sweep and its time limit.
         baselines: by component, the key of the candidate that ratios and errors refer to.
-        trials: every candidate, in the order of the plan; those of the whole pipeline last.
-        chosen: by component, the key of the chosen candidate; `pipeline` for the walk.
-        drawn_with: by component, the key of the candidate that ran it while whole pictures were measured.
-        probes: by component, what it was probed with, in words.
-        prompts: of the pictures in the strips, in their order.
-        price: money for an hour of this machine, for the goal `cost`; None where not told.
-        currency: as the price was told in.
-        finished: False while the sweep still runs, or was cut off.
+        trials: all candidates in the order of the search; pipeline candidates last.
+        chosen: by component, the key of the chosen candidate; "pipeline": the chosen sampling variant or student.
+        evaluated_with: by component, the key of the candidate with which whole pictures were measured.
+        probes: by component, a description of its probes.
+        prompts: prompts of the sample pictures, in their order.
+        price: price of one hour of this machine, for the goal `cost`; None: unknown.
+        currency: currency of the price.
+        finished: False while the sweep runs and after an interruption.
+        options_checksum: checksum of the options that measurements depend on, see `options.checksum_options`.
+        threads: maximum number of threads of each component; None: the backend's default.
+        timeout, memory_limit: seconds of one call of a candidate process, and bytes, as requested by the user.
+        exact_only: True restricts the choice to components with at least `accuracy.EXACT_SQNR`, because the
+            individually accepted components together violated a bound.
+        version: format of the report.
     """
 
     source: str
@@ -96,34 +98,42 @@ class Report:
 
     @property
     def is_resumable(self) -> bool:
-        """Whether another run would try more: this one was cut off, or its time was over."""
+        """Return whether another run would evaluate more candidates: the sweep was interrupted or out of time."""
         return not self.finished or any(trial.reason == BUDGET_ENDED for trial in self.trials)
 
     def trials_of(self, component: str) -> tuple[Trial, ...]:
-        """The trials of one component, in their order."""
+        """Return the trials of one component in their order."""
         return tuple(trial for trial in self.trials if trial.candidate.component == component)
 
     @property
     def chosen_student(self) -> str | None:
-        """The name of the student that was chosen to make whole pictures; the chosen networks do not run then."""
-        chosen = [one.candidate for one in self.trials_of(PIPELINE) if one.candidate.key == self.chosen.get(PIPELINE)]
+        """Return the name of the student chosen for whole pictures; None: no student. A student replaces the chosen
+        components.
+        """
+        chosen = [
+            trial.candidate for trial in self.trials_of(PIPELINE) if trial.candidate.key == self.chosen.get(PIPELINE)
+        ]
         return chosen[0].options.get("student") if chosen else None
 
     def trial(self, component: str, key: str) -> Trial:
-        """The trial with that key. KeyError where there is none."""
-        found = [trial for trial in self.trials_of(component) if trial.candidate.key == key]
-        if not found:
+        """Return the trial of a component by its candidate's key.
+
+        Raises:
+            KeyError: there is no such trial.
+        """
+        trials = [trial for trial in self.trials_of(component) if trial.candidate.key == key]
+        if not trials:
             raise KeyError(f"{component} {key}")
-        return found[0]
+        return trials[0]
 
 
 def relative_path(path: Path, root: Path) -> str:
-    """A file as a report in the directory `root` names it."""
+    """Return the path relative to `root`, with forward slashes, as a report stores it."""
     return path.resolve().relative_to(root.resolve()).as_posix()
 
 
 def write_report(directory: Path, report: Report) -> None:
-    """Write `report.json`, whole or not at all."""
+    """Write `report.json` atomically."""
     temporary = directory / f".{REPORT_FILE}.part"
     temporary.write_text(json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8")
     temporary.replace(directory / REPORT_FILE)
@@ -133,19 +143,19 @@ def read_report(directory: Path) -> Report:
     """Read `report.json`.
 
     Raises:
-        PipelineError: there is none, or it is broken, or of another version.
+        PipelineError: the file is missing, damaged, or of another version.
     """
     path = directory / REPORT_FILE
-    fix = "make it with `stillhouse accelerate SOURCE -o DIR`"
+    fix = "create it with `stillhouse accelerate SOURCE -o DIR`"
     try:
         document = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise PipelineError(f"{directory} holds no {REPORT_FILE}", fix=fix) from None
+        raise PipelineError(f"{directory} contains no {REPORT_FILE}", fix=fix) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise PipelineError(f"{path} is not JSON: {error}", fix=fix) from None
     if not isinstance(document, dict) or document.get("version") != REPORT_VERSION:
-        raise PipelineError(f"{path} has another version than {REPORT_VERSION}", fix=fix)
+        raise PipelineError(f"{path} is not a report of version {REPORT_VERSION}", fix=fix)
     try:
-        return decode(Report, document)
-    except DecodeError as error:
+        return convert(Report, document)
+    except InvalidDocument as error:
         raise PipelineError(f"{path} is broken: {error}", fix=fix) from None

@@ -1,4 +1,4 @@
-"""A trial: a candidate and everything that was found out about it. Every candidate ends as one, whatever happened."""
+"""A trial: a candidate with its measurements and verdict. Every candidate gets one, whatever happens."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,26 +9,27 @@ from stillhouse.measure.clock import Ratio, Timing, paired_ratio, summarise
 from stillhouse.measure.fidelity import Fidelity
 
 Status = Literal["accepted", "rejected", "failed", "excluded", "skipped"]
-"""accepted: within every bound. rejected: it ran, and missed a bound. failed: it did not run to the end. excluded: it
-makes no sense here. skipped: the time budget ended first."""
-BUDGET_ENDED = "the time budget ended first; run again to go on"
-"""Why what was not reached is skipped."""
+"""accepted: within every bound. rejected: it ran and violated a bound. failed: an error ended it. excluded: not
+applicable on this machine. skipped: not evaluated, or not completely.
+"""
+BUDGET_ENDED = "the time budget ended first; run the sweep again to continue"
+"""Reason of candidates that were skipped for lack of time."""
 
 
 @dataclass(frozen=True, slots=True)
 class PictureFidelity:
-    """How far the pictures of a candidate lie from the baseline's, same prompts and seeds.
+    """Difference between a candidate's pictures and the baseline's, of the same prompts and seeds.
 
     Args:
-        count: pictures compared.
-        psnr: dB, the mean over pictures; equal pictures count as 99.
+        count: number of pictures compared.
+        psnr: dB, mean over pictures; identical pictures count as 99.
         worst_psnr: dB, of the worst picture.
         ssim: mean structural similarity, up to 1.
-        drift: relative error of the final latents, root mean square, the mean over pictures; None where unknown.
-        score: share of pictures that the oracle calls all correct; None where there is no oracle.
-        baseline_score: the same of the baseline's pictures.
-        score_gain: mean of the paired difference with its 95 % interval, as (mean, low, high).
-        files: the strip: for each shown prompt, the picture's file relative to the report.
+        drift: relative RMS error of the final latents, mean over pictures; None: unknown.
+        score: share of pictures for which the oracle finds every requested property correct, 0 to 1; None: no oracle.
+        baseline_score: score of the baseline's pictures.
+        score_gain: mean of the paired score difference with its 95 % interval: (mean, low, high).
+        files: sample pictures, one file for each prompt, relative to the report.
     """
 
     count: int
@@ -44,25 +45,25 @@ class PictureFidelity:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A candidate with what was measured. None and empty mean: it did not come to that.
+    """A candidate with its measurements. None and empty values were not measured.
 
     Args:
-        status, reason: the verdict, and one sentence that a person can act on; no reason only where accepted.
-        executed: the precision that the heavy layers computed in, as read back from the runtime.
-        census: how many heavy operations ran in each precision.
-        fidelity: by probe ("noise 0.9", "output boxes", ...): tensors against the baseline's.
-        pictures: pictures against the baseline's.
-        seconds, ratio: of one call (of one picture, for a pipeline candidate), and how many times faster than the
-            baseline of its component.
-        batch: seconds a row, by batch size ("1", "2", ...).
-        build_seconds, open_seconds, first_seconds: to make the artefact, to open it, and of the first call.
-        peak_bytes: of the process that ran it, at its highest.
-        gpu_bytes: of GPU memory, after the probes were run, see `child.Child.held`; None where it ran on the processor.
-        file_bytes: of everything that must be on disk to run it.
-        artefact: directory relative to the report; None where the component's own graph is used.
+        status, reason: verdict, and one sentence with its cause; empty where accepted.
+        executed: precision of the heavy layers, as read back from the backend.
+        census: number of heavy operations by precision.
+        fidelity: by probe ("noise 0.9", "output boxes", ...), error of the outputs relative to the baseline.
+        pictures: difference of the pictures from the baseline's.
+        seconds, ratio: duration of one call (one picture for a pipeline candidate), and speed-up over the component's
+            baseline.
+        batch: seconds per row by batch size ("1", "2", ...).
+        build_seconds, open_seconds, first_seconds: duration of building the graph, opening it, and the first call.
+        peak_bytes: peak memory of the process.
+        gpu_bytes: GPU memory after the probes ran, see `CandidateWorker.gpu_memory`; None on the CPU.
+        file_bytes: size of all files needed to run the candidate.
+        artifact: directory of the recipe's graph, relative to the report; None: the component's own graph.
         graph: the graph that is opened, relative to the report.
         log, reproduce: files relative to the report.
-        rows: samples in the timed call, along its batch axis.
+        rows: batch size of the timed call.
     """
 
     candidate: Candidate
@@ -89,9 +90,9 @@ class Trial:
 
     @property
     def worst_fidelity(self) -> Fidelity | None:
-        """The fidelity of the probe with the least SQNR."""
-        return min(self.fidelity.values(), key=lambda one: one.sqnr, default=None)
+        """Return the fidelity of the probe with the lowest SQNR; None where nothing was compared."""
+        return min(self.fidelity.values(), key=lambda fidelity: fidelity.sqnr, default=None)
 
     def with_timings(self, seconds: Sequence[float], baseline_seconds: Sequence[float]) -> "Trial":
-        """The trial with the seconds of its calls, and their ratio to the baseline's of the same rounds."""
+        """Return the trial with new timings: seconds of its calls, and of baseline calls in the same rounds."""
         return replace(self, seconds=summarise(seconds), ratio=paired_ratio(baseline_seconds, seconds))

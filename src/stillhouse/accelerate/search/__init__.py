@@ -1,1 +1,1 @@
-"""Which candidates are tried: of a component, of its precisions layer by layer, of whole pipelines."""
+"""Search spaces: candidates of a component, mixed precision, and variants of whole pipelines."""

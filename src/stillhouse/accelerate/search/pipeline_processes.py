@@ -1,79 +1,52 @@
-"""Pipelines that are open side by side, each in a process of its own: asked to draw, read, compared and timed."""
+"""Processes of whole pipelines that are open at the same time: generate, score, compare and time pictures."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from stillhouse.accelerate.calibration.prompts import comparison_requests, has_oracle, held_out_captions
 from stillhouse.accelerate.evaluation.accuracy import compare_pictures, judge_trial
 from stillhouse.accelerate.evaluation.candidate_process import LOG_FILE, CandidateError, CandidateProcess
-from stillhouse.accelerate.evaluation.evaluate import request_to_json
 from stillhouse.accelerate.evaluation.latency import TimingBudget, compare_latency
+from stillhouse.accelerate.evaluation.messages import Generate, TimePicture
 from stillhouse.accelerate.evaluation.sample_images import CandidateSamples, read_candidate_samples, write_sample_images
 from stillhouse.accelerate.evaluation.task import CandidateTask
 from stillhouse.accelerate.records.candidate import PIPELINE, Candidate
-from stillhouse.accelerate.records.report import Report, relative_path
+from stillhouse.accelerate.records.report import relative_path
 from stillhouse.accelerate.records.trial import Trial
 from stillhouse.accelerate.search.sampling_variants import request_fields, variant_candidate
 from stillhouse.accelerate.search.students import STUDENTS_FOLDER
-from stillhouse.accelerate.workspace import Workspace
+from stillhouse.accelerate.state import SweepState
 from stillhouse.core import ImageRequest
 from stillhouse.measure.clock import Ratio
 from stillhouse.pipelines.manifest import Component, Defaults, Manifest, StepCache
 
 BASELINE_PIPELINE = Candidate(PIPELINE, "onnxruntime", "baseline")
-"""The pipeline's own walk on onnxruntime in float32: what ratios of whole pictures refer to."""
+"""The pipeline with its own sampling on onnxruntime in float32; ratios of whole pictures refer to it."""
 OPENVINO_PIPELINE = Candidate(PIPELINE, "openvino", "baseline", "auto")
-"""The same on OpenVINO as it comes, in whatever precision it prefers."""
+"""The pipeline with its own sampling on OpenVINO with default settings."""
 CHOSEN_PIPELINE = variant_candidate({})
-"""The same on the chosen networks."""
+"""The pipeline with its own sampling on the chosen components."""
 _SHORT_BUDGET = TimingBudget(min_rounds=3, max_rounds=3)
-
-
-class SweepContext(Protocol):
-    """What whole pictures need to know of the sweep that they are drawn for."""
-
-    workspace: Workspace
-    report: Report
-
-    @property
-    def requests(self) -> Sequence[ImageRequest]:
-        """What the user wants drawn; empty: whatever is usual."""
-
-    @property
-    def threads(self) -> int | None:
-        """At most so many for each network."""
-
-    @property
-    def timeout(self) -> float:
-        """Seconds that a child may take for one answer."""
-
-    @property
-    def memory_limit(self) -> int | None:
-        """Bytes that all processes may take together."""
-
-    def add_trial(self, trial: Trial) -> None:
-        """Put a trial into the report."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredSamples:
-    """What was drawn of one way to walk: the pictures, and which of them were right, where an oracle can tell."""
+    """Pictures of one pipeline candidate, and for each whether the oracle finds it correct (None: no oracle)."""
 
     samples: CandidateSamples
     correct: tuple[bool, ...] | None
 
     def head(self, count: int) -> "ScoredSamples":
-        """The first pictures of these."""
-        drawn = CandidateSamples(self.samples.pictures[:count], self.samples.latents[:count])
-        return ScoredSamples(drawn, None if self.correct is None else self.correct[:count])
+        """Return the first `count` pictures."""
+        samples = CandidateSamples(self.samples.pictures[:count], self.samples.latents[:count])
+        return ScoredSamples(samples, None if self.correct is None else self.correct[:count])
 
     def concatenate(self, more: "ScoredSamples") -> "ScoredSamples":
-        """These pictures and more of the same way to walk."""
+        """Return these pictures followed by `more` of the same candidate."""
         pictures = np.concatenate([self.samples.pictures, more.samples.pictures])
         latents = np.concatenate([self.samples.latents, more.samples.latents])
         correct = None if self.correct is None or more.correct is None else self.correct + more.correct
@@ -81,16 +54,16 @@ class ScoredSamples:
 
 
 class PipelineProcesses:
-    """Open pipelines by candidate; all ways to walk share the one of the chosen networks.
+    """Open pipelines by candidate. All sampling variants share the process of the chosen components.
 
     Args:
-        sweep: where trials go.
-        manifest: of the pipeline.
-        folder: where each candidate has a folder of its own, inside of the sweep's directory.
-        stack: it closes what is opened here.
+        sweep: receives the trials.
+        manifest: of the original pipeline.
+        folder: parent of the candidates' folders, inside the sweep's directory.
+        stack: closes the processes.
     """
 
-    def __init__(self, sweep: SweepContext, manifest: Manifest, folder: Path, stack: ExitStack) -> None:
+    def __init__(self, sweep: SweepState, manifest: Manifest, folder: Path, stack: ExitStack) -> None:
         self.sweep, self.manifest, self.folder, self.stack = sweep, manifest, folder.resolve(), stack
         self.processes: dict[str, CandidateProcess] = {}
         self.peaks: dict[str, int] = {}
@@ -103,14 +76,17 @@ class PipelineProcesses:
         defaults: Defaults,
         cache: StepCache | None = None,
     ) -> bool:
-        """Open a pipeline of these parts and draw once; where that fails the trial goes into the report.
+        """Open a pipeline of these components and generate one picture. A failure is added to the report as a trial.
 
-        The directory's own manifest may say what an earlier sweep chose, so nothing is left to it.
+        All settings are passed explicitly, because the directory's manifest may contain the choice of an earlier sweep.
+
+        Returns:
+            whether the pipeline is open.
         """
         return self._open(candidate, self.sweep.workspace.directory, components, defaults, cache)
 
     def open_student(self, candidate: Candidate) -> bool:
-        """Open a student as its own manifest says, and draw once; where that fails the trial goes into the report."""
+        """Open a student with its own manifest and generate one picture. A failure becomes a trial of the report."""
         return self._open(candidate, self.sweep.workspace.directory / STUDENTS_FOLDER / candidate.options["student"])
 
     def _open(
@@ -127,16 +103,16 @@ class PipelineProcesses:
             graph="",
             folder=str(folder),
             artifact="",
-            threads=self.sweep.threads,
+            threads=self.sweep.options.threads,
             pipeline=str(directory.resolve()),
             components=components or {},
             defaults=defaults,
             step_cache=cache,
         )
         self.close(candidate)
-        others = tuple(self.processes.values())
+        other_processes = tuple(self.processes.values())
         try:
-            self._start(CandidateProcess(task, self.sweep.memory_limit, others))
+            self._start(CandidateProcess(task, self.sweep.memory_limit, other_processes))
         except CandidateError as failure:
             log = relative_path(folder / LOG_FILE, self.sweep.workspace.directory)
             self.sweep.add_trial(Trial(candidate, "failed", str(failure), log=log))
@@ -144,54 +120,59 @@ class PipelineProcesses:
         return True
 
     def close(self, candidate: Candidate) -> None:
-        """End the candidate's process, if it has one, and forget what it drew."""
-        subject = self.processes.pop(candidate.key, None)
-        if subject:
-            subject.kill()
-            kept = {BASELINE_PIPELINE.key, OPENVINO_PIPELINE.key} - {candidate.key}
-            self.scored = {key: one for key, one in self.scored.items() if key in kept}
+        """Kill the candidate's process, if it is open, and drop the pictures that refer to it."""
+        process = self.processes.pop(candidate.key, None)
+        if process:
+            process.kill()
+            reusable = {BASELINE_PIPELINE.key, OPENVINO_PIPELINE.key} - {candidate.key}
+            self.scored = {key: samples for key, samples in self.scored.items() if key in reusable}
 
     def reopen_dead(self) -> None:
-        """Open what has died again.
+        """Restart processes that died.
 
         Raises:
-            SubjectFailed: it cannot be opened.
+            CandidateError: a process cannot be opened.
         """
-        for subject in list(self.processes.values()):
-            if not subject.is_alive:
-                others = tuple(one for one in self.processes.values() if one is not subject)
-                self._start(CandidateProcess(subject.task, subject.memory_limit, others))
+        for process in list(self.processes.values()):
+            if not process.is_alive:
+                other_processes = tuple(other for other in self.processes.values() if other is not process)
+                self._start(CandidateProcess(process.task, process.memory_limit, other_processes))
 
     def is_open(self, candidate: Candidate) -> bool:
-        """Whether it can draw."""
+        """Return whether the candidate can generate pictures."""
         return self._process_key(candidate) in self.processes
 
     def score_samples(self, candidate: Candidate, count: int) -> ScoredSamples:
-        """The first `count` pictures of a way to walk, drawn as far as they have not been; read where there is an
-        oracle. Where there is none they are the few that every candidate draws, whatever `count` says."""
-        before = self.scored.get(candidate.key)
-        drawn = len(before.samples.pictures) if before else 0
-        if before is None or (drawn < count and before.correct is not None):
-            more = self._generate_and_score(candidate, drawn, count)
-            self.scored[candidate.key] = before.concatenate(more) if before else more
+        """Return the first `count` pictures of a candidate with the oracle's verdicts, generating those that are
+        missing.
+
+        Without an oracle, the pictures are those of the comparison requests, whatever `count` is.
+        """
+        stored = self.scored.get(candidate.key)
+        stored_count = len(stored.samples.pictures) if stored else 0
+        if stored is None or (stored_count < count and stored.correct is not None):
+            more = self._generate_and_score(candidate, stored_count, count)
+            self.scored[candidate.key] = stored.concatenate(more) if stored else more
         return self.scored[candidate.key].head(count)
 
     def evaluate(self, candidate: Candidate, count: int) -> Trial:
-        """Compare so many pictures with the plain loop's, time both in turns, judge, and report."""
-        looked, base = self.score_samples(candidate, count), self.score_samples(BASELINE_PIPELINE, count)
+        """Compare `count` pictures with the baseline pipeline's, time both in turns, judge, and add the trial to the
+        report.
+        """
+        scored, base = self.score_samples(candidate, count), self.score_samples(BASELINE_PIPELINE, count)
         folder = self._folder(candidate)
         folder.mkdir(parents=True, exist_ok=True)
-        files = write_sample_images(folder, looked.samples, self.sweep.workspace.directory)
-        correct = None if looked.correct is None or base.correct is None else (base.correct, looked.correct)
-        latents = (base.samples.latents, looked.samples.latents)
-        pictures = compare_pictures(base.samples.pictures, looked.samples.pictures, latents, correct, files)
-        outcome = compare_latency(self.timer(BASELINE_PIPELINE), self.timer(candidate), _SHORT_BUDGET)
+        files = write_sample_images(folder, scored.samples, self.sweep.workspace.directory)
+        correct = None if scored.correct is None or base.correct is None else (base.correct, scored.correct)
+        latents = (base.samples.latents, scored.samples.latents)
+        pictures = compare_pictures(base.samples.pictures, scored.samples.pictures, latents, correct, files)
+        comparison = compare_latency(self.timer(BASELINE_PIPELINE), self.timer(candidate), _SHORT_BUDGET)
         trial = Trial(
             candidate,
             "accepted",
             pictures=pictures,
-            seconds=outcome.candidate,
-            ratio=outcome.ratio,
+            seconds=comparison.candidate,
+            ratio=comparison.ratio,
             peak_bytes=self.peaks[self._process_key(candidate)],
         )
         trial = judge_trial(trial, self.sweep.report.bounds)
@@ -199,22 +180,20 @@ class PipelineProcesses:
         return trial
 
     def measure_speedup(self, candidate: Candidate) -> Ratio:
-        """How many times as fast it is as the plain walk on the same networks, from a few pictures."""
+        """Return the speed-up over the pipeline's own sampling on the same components, from a few pictures."""
         return compare_latency(self.timer(CHOSEN_PIPELINE), self.timer(candidate), _SHORT_BUDGET).ratio
 
     def timer(self, candidate: Candidate) -> Callable[[int], float]:
-        """The candidate as `race` takes it: seconds of so many pictures."""
-        subject, request = self._process(candidate), self._first_request(candidate)
-        return lambda calls: sum(
-            float(subject.call("time_picture", request, timeout=self.sweep.timeout)) for _ in range(calls)
-        )
+        """Return a Timer of whole pictures of the candidate."""
+        process, request = self._process(candidate), self._first_request(candidate)
+        return lambda calls: sum(process.call(TimePicture(request), timeout=self.sweep.timeout) for _ in range(calls))
 
     def _start(self, process: CandidateProcess) -> None:
         candidate = process.task.candidate
         self.stack.callback(process.kill)
         process.start()
         try:
-            process.call("time_picture", self._first_request(candidate), timeout=self.sweep.timeout)
+            process.call(TimePicture(self._first_request(candidate)), timeout=self.sweep.timeout)
         except CandidateError:
             process.kill()
             raise
@@ -224,24 +203,25 @@ class PipelineProcesses:
     def _generate_and_score(self, candidate: Candidate, begin: int, count: int) -> ScoredSamples:
         if not has_oracle(self.manifest):
             return ScoredSamples(
-                self._generate(candidate, comparison_requests(self.manifest, self.sweep.requests)), None
+                self._generate(candidate, comparison_requests(self.manifest, self.sweep.options.requests)), None
             )
         from stillhouse.shapes.oracle import score_picture
 
-        described = held_out_captions(count)[begin:]
-        drawn = self._generate(candidate, [request for _, request in described])
-        pairs = zip(drawn.pictures, described, strict=True)
-        return ScoredSamples(drawn, tuple(bool(score_picture(picture, one).all_correct) for picture, (one, _) in pairs))
+        captions = held_out_captions(count)[begin:]
+        samples = self._generate(candidate, [request for _, request in captions])
+        pairs = zip(samples.pictures, captions, strict=True)
+        return ScoredSamples(
+            samples, tuple(bool(score_picture(picture, description).all_correct) for picture, (description, _) in pairs)
+        )
 
     def _generate(self, candidate: Candidate, requests: Sequence[ImageRequest]) -> CandidateSamples:
-        subject = self._process(candidate)
-        subject.call(
-            "generate", [_variant_request(candidate, request) for request in requests], timeout=self.sweep.timeout
-        )
-        return read_candidate_samples(subject.folder)
+        process = self._process(candidate)
+        variants = tuple(_variant_request(candidate, request) for request in requests)
+        process.call(Generate(variants), timeout=self.sweep.timeout)
+        return read_candidate_samples(process.folder)
 
-    def _first_request(self, candidate: Candidate) -> dict[str, object]:
-        return _variant_request(candidate, comparison_requests(self.manifest, self.sweep.requests)[0])
+    def _first_request(self, candidate: Candidate) -> ImageRequest:
+        return _variant_request(candidate, comparison_requests(self.manifest, self.sweep.options.requests)[0])
 
     def _process(self, candidate: Candidate) -> CandidateProcess:
         return self.processes[self._process_key(candidate)]
@@ -253,6 +233,6 @@ class PipelineProcesses:
         return self.folder / candidate.key
 
 
-def _variant_request(candidate: Candidate, request: ImageRequest) -> dict[str, object]:
-    """The request as the candidate walks it, as JSON."""
-    return request_to_json(replace(request, **request_fields(candidate.options)))  # type: ignore[arg-type]
+def _variant_request(candidate: Candidate, request: ImageRequest) -> ImageRequest:
+    """Return the request with the candidate's sampling options."""
+    return replace(request, **request_fields(candidate.options))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""A pipeline's students as candidates: each with its own walk, as its own manifest runs it, and their tiny decoders."""
+"""Distilled students as candidates of their teacher: whole students with their own sampling, and their decoders."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -22,22 +22,22 @@ from stillhouse.pipelines.manifest import (
 )
 
 STUDENTS_FOLDER = "students"
-"""The folder, in the result's directory, of the students' own directories."""
+"""Name of the folder, in the sweep's directory, with a directory for each student."""
 _BACKENDS = ("openvino", "onnxruntime")
 
 
 def add_students(workspace: Workspace, sources: Sequence[str]) -> tuple[str, ...]:
-    """Lay students out beside their teacher; their names.
+    """Copy students into the teacher's workspace and return their names.
 
     Args:
-        target: the teacher.
-        sources: embedded models' names, or pipeline directories, also accelerated ones: a student runs as its manifest
-            says.
+        workspace: workspace of the teacher.
+        sources: names of embedded models or pipeline directories, which may be accelerated: a student runs with its own
+            manifest.
 
     Raises:
-        UnknownModel, ManifestError, TamperedFile: a source that cannot be used.
-        InvalidRequest: two of one name, one that did not learn from this teacher, or another one than was a candidate
-            under its name before.
+        UnknownModel, ManifestError, TamperedFile: a source cannot be used.
+        InvalidRequest: two students share a name, a source is not a student of this teacher, or it differs from the
+            student of that name in an earlier sweep.
     """
     names: list[str] = []
     for source in sources:
@@ -50,19 +50,19 @@ def add_students(workspace: Workspace, sources: Sequence[str]) -> tuple[str, ...
 
 
 def student_candidate(name: str) -> Candidate:
-    """The candidate of drawing whole pictures with this student."""
+    """Return the candidate that generates whole pictures with this student."""
     return Candidate(PIPELINE, "stillhouse", DISTILLED, options={"student": name})
 
 
 def read_student_manifest(directory: Path, name: str) -> Manifest:
-    """The manifest of a student that `settle_students` laid out in the result's `directory`."""
+    """Read the manifest of a student that `add_students` copied into the sweep's `directory`."""
     return read_manifest(directory / STUDENTS_FOLDER / name)
 
 
 def prefix_paths(manifest: Manifest, folder: str) -> Manifest:
-    """The manifest with every path below `folder`, as the directory above it has to name them.
+    """Return the manifest with `folder` prepended to every path, for use in the parent directory.
 
-    The files' own records are left out; `write_manifest` makes them.
+    The list of files is empty; `write_manifest` fills it.
     """
 
     def below(component: Component) -> Component:
@@ -71,32 +71,35 @@ def prefix_paths(manifest: Manifest, folder: str) -> Manifest:
     cache, tuned = manifest.step_cache, manifest.tuned
     return replace(
         manifest,
-        components={name: below(one) for name, one in manifest.components.items()},
-        tokenizers=tuple(f"{folder}/{name}" for name in manifest.tokenizers),
+        components={name: below(component) for name, component in manifest.components.items()},
+        tokenizers={role: f"{folder}/{name}" for role, name in manifest.tokenizers.items()},
         step_cache=cache and StepCache(f"{folder}/{cache.full}", f"{folder}/{cache.shallow}"),
         tuned=tuned
         and replace(
             tuned,
             probes={name: f"{folder}/{path}" for name, path in tuned.probes.items()},
-            alternatives={name: tuple(map(below, ones)) for name, ones in tuned.alternatives.items()},
+            alternatives={name: tuple(map(below, components)) for name, components in tuned.alternatives.items()},
         ),
         files={},
     )
 
 
 def student_decoders(directory: Path, names: Sequence[str]) -> list[Candidate]:
-    """Candidates for the teacher's own decoder: those of the students that are other networks."""
-    own = _decoder_checksums(original_manifest(directory), directory)
-    others = [
+    """Return the students' decoders as candidates of the teacher's decoder. Unchanged decoders are left out."""
+    teacher_decoder = _decoder_checksums(original_manifest(directory), directory)
+    students = [
         name
         for name in names
-        if _decoder_checksums(read_student_manifest(directory, name), directory / STUDENTS_FOLDER / name) != own
+        if _decoder_checksums(read_student_manifest(directory, name), directory / STUDENTS_FOLDER / name)
+        != teacher_decoder
     ]
-    return [Candidate(DECODER, engine, DISTILLED, options={"student": name}) for name in others for engine in _BACKENDS]
+    return [
+        Candidate(DECODER, backend, DISTILLED, options={"student": name}) for name in students for backend in _BACKENDS
+    ]
 
 
 def copy_student_decoder(candidate: Candidate, directory: Path, artifacts: Path) -> None:
-    """Put the student's decoder where `build` looks for what a candidate's recipe makes, if it is not there."""
+    """Copy a student's decoder to the candidate's artifact folder, if that does not exist."""
     folder = artifacts / candidate.artifact_key
     if folder.is_dir():
         return
@@ -110,23 +113,23 @@ def copy_student_decoder(candidate: Candidate, directory: Path, artifacts: Path)
 def _copy_student(source: Path, manifest: Manifest, home: Path) -> None:
     if home.is_dir():
         if file_sha256(home / MANIFEST) != file_sha256(source / MANIFEST):
-            given = f"{source} is another {manifest.name} than was measured in {home.parent.parent}"
-            raise InvalidRequest(given, allowed="the same students in one directory", fix="name another directory")
+            message = f"{source} differs from the student {manifest.name} that was measured in {home.parent.parent}"
+            raise InvalidRequest(message, allowed="the same students in one directory", fix="use another directory")
         return
     _copy_files(home, {file: source / file for file in (*manifest.files, MANIFEST)})
 
 
 def _copy_files(folder: Path, files: Mapping[str, Path]) -> None:
-    """Copy files, by their names in the folder, which is there whole or not at all."""
-    laying = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(laying, ignore_errors=True)
+    """Copy files, given by their names in `folder`, atomically."""
+    staging = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(staging, ignore_errors=True)
     for name, file in files.items():
-        link_or_copy(file, laying / name)
-    laying.rename(folder)
+        link_or_copy(file, staging / name)
+    staging.rename(folder)
 
 
 def _decoder_checksums(manifest: Manifest, directory: Path) -> Mapping[str, str]:
-    """What tells one decoder from another: the checksums of its weights, by file."""
+    """Return the checksums of the decoder's weight files by name; equal checksums mean equal decoders."""
     graph = directory / manifest.components[DECODER].graph
     names = [(graph.parent / file).relative_to(directory).as_posix() for file in read_signature(graph).external]
     return {Path(name).name: manifest.files[name].sha256 for name in names}
@@ -134,12 +137,12 @@ def _decoder_checksums(manifest: Manifest, directory: Path) -> Mapping[str, str]
 
 def _check_student(manifest: Manifest, workspace: Workspace, names: Sequence[str]) -> None:
     if manifest.name in names:
-        raise InvalidRequest(f"two students are called {manifest.name}", allowed="names of their own")
+        raise InvalidRequest(f"two students are named {manifest.name}", allowed="students with different names")
     teacher = files_checksum(original_manifest(workspace.directory))
     if manifest.distilled is None or manifest.distilled.teacher[1] != teacher:
-        learnt = manifest.distilled and f"which learnt from {manifest.distilled.teacher[0]}"
+        origin = manifest.distilled and f"distilled from {manifest.distilled.teacher[0]}"
         raise InvalidRequest(
-            f"{manifest.name}, {learnt or 'which is no student'}",
-            allowed=f"students of {workspace.name} as it is now",
-            fix=f"make one with `stillhouse distill {workspace.name} -o DIR`",
+            f"{manifest.name}, {origin or 'not a distilled model'}",
+            allowed=f"students distilled from the present {workspace.name}",
+            fix=f"create one with `stillhouse distill {workspace.name} -o DIR`",
         )

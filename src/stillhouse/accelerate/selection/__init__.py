@@ -1,1 +1,1 @@
-"""The choice among measured candidates, and its way into the manifest."""
+"""The choice among measured candidates, and its application to the manifest."""

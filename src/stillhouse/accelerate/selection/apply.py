@@ -1,4 +1,4 @@
-"""What was chosen becomes the pipeline: components and defaults go into the manifest, and what lost is cleared away."""
+"""Apply a choice: write components and defaults into the manifest, and remove temporary files of the sweep."""
 
 import shutil
 from collections.abc import Mapping
@@ -24,12 +24,12 @@ from stillhouse.pipelines.manifest import MANIFEST, TRIALS, Component, Defaults,
 from stillhouse.pipelines.network import NETWORK_MANIFEST, NetworkRecord, write_network
 
 VERIFY_FOLDER = "verify"
-"""The directory of what a foreign machine verifies the choice with."""
+"""Name of the folder with probes and reference outputs, by which another machine verifies the choice."""
 MAX_ALTERNATIVES = 2
 
 
 def apply_choice(directory: Path, report: Report) -> None:
-    """Write the choice of the report into the directory's manifest."""
+    """Write the report's choice into the directory's manifest."""
     if any(component == NETWORK for component in _component_names(report)):
         _apply_network(directory, report)
         return
@@ -40,29 +40,35 @@ def apply_choice(directory: Path, report: Report) -> None:
         )
         return
     components = chosen_components(directory, report)
-    before = original_manifest(directory)
-    walk, defaults = report.chosen.get(PIPELINE), chosen_defaults(directory, report)
-    if walk:
-        defaults = apply_variant(report.trial(PIPELINE, walk).candidate, defaults)
-    same = components.get("unet") is not None and components["unet"].graph == before.components["unet"].graph
-    cache = (
-        make_step_cache(directory, components) if defaults.cache_interval > 1 else before.step_cache if same else None
+    original = original_manifest(directory)
+    variant, defaults = report.chosen.get(PIPELINE), chosen_defaults(directory, report)
+    if variant:
+        defaults = apply_variant(report.trial(PIPELINE, variant).candidate, defaults)
+    is_same_graph = (
+        components.get("denoiser") is not None and components["denoiser"].graph == original.components["denoiser"].graph
     )
-    if defaults.cache_interval > 1 and cache is None:
-        defaults = replace(defaults, cache_interval=1)  # a network was chosen since that has not been cut
+    step_cache = (
+        make_step_cache(directory, components)
+        if defaults.cache_interval > 1
+        else original.step_cache
+        if is_same_graph
+        else None
+    )
+    if defaults.cache_interval > 1 and step_cache is None:
+        defaults = replace(defaults, cache_interval=1)  # the chosen denoiser has no split graph
     chosen = replace(
-        before,
+        original,
         components=components,
         defaults=defaults,
-        step_cache=cache,
+        step_cache=step_cache,
         tuned=_tuning_record(directory, report),
-        evidence={**before.evidence, "accelerate": _evidence_record(report)},
+        evidence={**original.evidence, "accelerate": _evidence_record(report)},
     )
     write_manifest(directory, chosen)
 
 
 def _tuning_record(directory: Path, report: Report) -> Tuned:
-    """What another machine needs to verify the choice: one probe of each network, and what else there is."""
+    """Return what another machine needs to verify the choice: a probe of each component, and alternatives."""
     probes, alternatives = {}, {}
     components = original_components(directory)
     for name in report.chosen:
@@ -75,17 +81,17 @@ def _tuning_record(directory: Path, report: Report) -> Tuned:
             _write_verify_file(directory / path, directory / TRIALS / name / PROBES_FILE, outputs)
         probes[name] = f"{VERIFY_FOLDER}/{name}.npz"
         others = [trial for trial in pareto_front(report.trials_of(name)) if trial.candidate.key != report.chosen[name]]
-        others = [trial for trial in others if "tile" not in trial.candidate.options]  # the same network
-        last = report.trial(name, baseline)
-        ordered = [*[one for one in others if one != last][:MAX_ALTERNATIVES], last]
-        alternatives[name] = tuple(_chosen_component(one, components[name], report.threads) for one in ordered)
+        others = [trial for trial in others if "tile" not in trial.candidate.options]  # the same component
+        baseline_trial = report.trial(name, baseline)
+        ordered = [*[trial for trial in others if trial != baseline_trial][:MAX_ALTERNATIVES], baseline_trial]
+        alternatives[name] = tuple(_chosen_component(trial, components[name], report.threads) for trial in ordered)
     return Tuned(report.fingerprint, report.bounds.min_sqnr or 0.0, probes, alternatives)
 
 
 def _write_verify_file(path: Path, probes: Path, outputs: Path) -> None:
-    feeds, wanted = read_probes(probes)[0].feeds, read_probes(outputs)[0].feeds
+    feeds, expected = read_probes(probes)[0].feeds, read_probes(outputs)[0].feeds
     arrays = {f"feed/{name}": array for name, array in feeds.items()}
-    arrays |= {f"want/{name}": array for name, array in wanted.items()}
+    arrays |= {f"want/{name}": array for name, array in expected.items()}
     path.parent.mkdir(exist_ok=True)
     temporary = path.with_suffix(".part.npz")
     np.savez_compressed(temporary, allow_pickle=False, **arrays)
@@ -93,7 +99,7 @@ def _write_verify_file(path: Path, probes: Path, outputs: Path) -> None:
 
 
 def chosen_components(directory: Path, report: Report) -> dict[str, Component]:
-    """By name, what the report chose; where it chose nothing, what was there before."""
+    """Return the chosen components by name; the original where nothing was chosen."""
     components = original_components(directory)
     for name, component in components.items():
         key = report.chosen.get(name)
@@ -103,7 +109,7 @@ def chosen_components(directory: Path, report: Report) -> dict[str, Component]:
 
 
 def chosen_defaults(directory: Path, report: Report) -> Defaults:
-    """The defaults that the chosen networks ask for, whatever way to walk is chosen: how the decoder sees a picture."""
+    """Return the original defaults with the tile size of the chosen decoder."""
     defaults = original_manifest(directory).defaults
     decoder = report.chosen.get(DECODER)
     tile = report.trial(DECODER, decoder).candidate.options.get("tile") if decoder else None
@@ -111,29 +117,31 @@ def chosen_defaults(directory: Path, report: Report) -> Defaults:
 
 
 def make_step_cache(directory: Path, components: Mapping[str, Component]) -> StepCache | None:
-    """The U-Net's graph in two depths, made beside it; None where it cannot be cut, or a made graph has its place."""
-    graph = components["unet"].graph
-    if graph != original_components(directory)["unet"].graph:
+    """Write the denoiser's split graphs (DeepCache) next to it; None where it cannot be split or is not the original
+    graph.
+    """
+    graph = components["denoiser"].graph
+    if graph != original_components(directory)["denoiser"].graph:
         return None
     try:
-        cut = split_unet(directory / graph)
+        split = split_unet(directory / graph)
     except (PipelineError, RuntimeMissing):
         return None
-    return StepCache(*(path.relative_to(directory).as_posix() for path in (cut.full, cut.shallow)))
+    return StepCache(*(path.relative_to(directory).as_posix() for path in (split.full, split.shallow)))
 
 
 def remove_leftovers(directory: Path, report: Report) -> None:
-    """Remove what only the sweep needed. Graphs of what was measured stay: other bounds may choose them."""
-    kept = {trial.artifact for trial in report.trials if trial.ratio}
+    """Remove files that only the sweep needed. Graphs of measured candidates stay, for `stillhouse choose`."""
+    measured = {trial.artifact for trial in report.trials if trial.ratio}
     for name in _component_names(report):
         folder = directory / TRIALS / name
-        for artefact in (folder / ARTIFACTS_FOLDER).glob("*"):
-            if artefact.relative_to(directory).as_posix() not in kept:
-                shutil.rmtree(artefact)
+        for artifact in (folder / ARTIFACTS_FOLDER).glob("*"):
+            if artifact.relative_to(directory).as_posix() not in measured:
+                shutil.rmtree(artifact)
         baseline = report.baselines.get(name)
         for trial in report.trials_of(name):
             is_baseline = trial.candidate.key == baseline
-            # A sweep that goes on compares with the same pictures, which on a large model take minutes to draw.
+            # A resumed sweep reuses the baseline's pictures, which take minutes on a large model.
             if not (is_baseline and report.is_resumable):
                 (folder / trial.candidate.key / PICTURES_FILE).unlink(missing_ok=True)
             if not is_baseline:
@@ -141,7 +149,7 @@ def remove_leftovers(directory: Path, report: Report) -> None:
 
 
 def restore_original(directory: Path) -> None:
-    """Make the directory what it was before anything was chosen, and forget every trial and probe."""
+    """Write the original manifest, and remove the report, all trials and all probes."""
     if (directory / TRIALS / MANIFEST).is_file():
         write_manifest(directory, original_manifest(directory))
     else:
@@ -176,8 +184,8 @@ def _apply_network(directory: Path, report: Report) -> None:
 
 
 def _evidence_record(report: Report) -> Mapping[str, object]:
-    told: dict[str, object] = {"fingerprint": report.fingerprint, "goal": report.goal, "started": report.started}
+    record: dict[str, object] = {"fingerprint": report.fingerprint, "goal": report.goal, "started": report.started}
     for name, key in report.chosen.items():
         ratio = report.trial(name, key).ratio
-        told[name] = {"candidate": report.trial(name, key).candidate.name, "ratio": ratio.value if ratio else None}
-    return told
+        record[name] = {"candidate": report.trial(name, key).candidate.name, "ratio": ratio.value if ratio else None}
+    return record

@@ -1,4 +1,4 @@
-"""The choice: of what was measured, the best that keeps the bounds. Pure, so that it can be made again at any time."""
+"""The choice: the best measured candidate within the bounds. Pure functions of the report, so it can be repeated."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -11,54 +11,55 @@ from stillhouse.accelerate.records.report import Bounds, Goal, Report
 from stillhouse.accelerate.records.trial import Trial
 
 _TIE_MARGIN = 0.03
+"""Share of the best speed-up within which candidates count as equally fast."""
 _MEMORY_TIE_BYTES = 64 << 20
-"""Bytes within which two ways to make a whole picture take the same memory."""
+"""Bytes within which two pipeline candidates count as equal in memory."""
 
 
 def judge_trials(trials: Iterable[Trial], bounds: Bounds) -> tuple[Trial, ...]:
-    """The trials with their verdicts under these bounds; what did not run to its end stays as it was."""
+    """Return the trials with verdicts for these bounds; failed, excluded and untimed trials are unchanged."""
     return tuple(judge_trial(trial, bounds) if _was_measured(trial) else trial for trial in trials)
 
 
 def choose_trials(report: Report, goal: Goal, bounds: Bounds) -> Report:
-    """The report with its verdicts and its choice made for this goal and these bounds.
+    """Return the report with verdicts and a choice for this goal and these bounds.
 
-    Nothing is chosen of networks that keep their bounds one by one and, drawing together, do not.
+    Nothing is chosen where the individually accepted components together violate a bound.
     """
     trials = judge_trials(report.trials, bounds)
     decided = replace(report, trials=trials, goal=goal, bounds=bounds)
     components = dict.fromkeys(trial.candidate.component for trial in trials)
     chosen = {}
     for component in components:
-        # The plain loops are there to compare with; they run on other networks than those that are chosen.
-        own = [trial for trial in decided.trials_of(component) if trial.candidate.recipe != "baseline"]
+        # Baseline pipelines are references; they run on other components than the chosen ones.
+        eligible = [trial for trial in decided.trials_of(component) if trial.candidate.recipe != "baseline"]
         if report.exact_only and component != PIPELINE:
-            own = [trial for trial in own if is_visually_exact(trial)]
-        best = best_trial(own, goal)
+            eligible = [trial for trial in eligible if is_visually_exact(trial)]
+        best = best_trial(eligible, goal)
         if best:
             chosen[component] = best.candidate.key
     return replace(decided, chosen={} if _fails_together(decided, chosen) else chosen)
 
 
 def _fails_together(report: Report, chosen: Mapping[str, str]) -> bool:
-    """Whether whole pictures were drawn with these very networks, and no way to walk with them was accepted."""
-    walks = [trial for trial in report.trials_of(PIPELINE) if trial.candidate.recipe == "sampling"]
-    drawn = [trial for trial in walks if trial.status in ("accepted", "rejected", "failed")]
-    networks = {name: key for name, key in chosen.items() if name != PIPELINE}
-    return bool(drawn) and PIPELINE not in chosen and report.evaluated_with == networks
+    """Return whether pictures were generated with exactly these components and no sampling variant was accepted."""
+    variants = [trial for trial in report.trials_of(PIPELINE) if trial.candidate.recipe == "sampling"]
+    measured = [trial for trial in variants if trial.status in ("accepted", "rejected", "failed")]
+    components = {name: key for name, key in chosen.items() if name != PIPELINE}
+    return bool(measured) and PIPELINE not in chosen and report.evaluated_with == components
 
 
 def best_trial(trials: Iterable[Trial], goal: Goal) -> Trial | None:
-    """The accepted trial that serves the goal best; None where none was accepted.
+    """Return the best accepted trial for the goal; None where none was accepted.
 
-    Of those whose time is the least to within `_EVEN`, the one that errs least: so little no race can tell apart.
+    For latency, trials within `_TIE_MARGIN` of the fastest count as equal, and the most accurate one wins.
     """
     accepted = [trial for trial in trials if trial.status == "accepted" and trial.ratio is not None]
     best = min(accepted, key=_SORT_KEYS[goal], default=None)
     if best is None or best.ratio is None or goal != "latency":
         return best
-    even = [one for one in accepted if one.ratio and one.ratio.value >= (1 - _TIE_MARGIN) * best.ratio.value]
-    return max(even, key=lambda one: (_quality(one), one.ratio.value if one.ratio else 0.0))
+    ties = [trial for trial in accepted if trial.ratio and trial.ratio.value >= (1 - _TIE_MARGIN) * best.ratio.value]
+    return max(ties, key=lambda trial: (_quality(trial), trial.ratio.value if trial.ratio else 0.0))
 
 
 def _was_measured(trial: Trial) -> bool:
@@ -66,15 +67,15 @@ def _was_measured(trial: Trial) -> bool:
 
 
 def pareto_front(trials: Iterable[Trial]) -> tuple[Trial, ...]:
-    """Accepted trials that no other accepted one beats in speed, quality and memory at once (Pareto), fastest first."""
+    """Return the accepted trials that no other one dominates in speed, quality and memory, fastest first."""
     accepted = [trial for trial in trials if trial.status == "accepted" and trial.ratio is not None]
-    kept = [one for one in accepted if not any(_dominates(other, one) for other in accepted)]
-    return tuple(sorted(kept, key=_latency))
+    front = [trial for trial in accepted if not any(_dominates(other, trial) for other in accepted)]
+    return tuple(sorted(front, key=_latency))
 
 
 def _dominates(trial: Trial, other: Trial) -> bool:
-    ours, theirs = _objectives(trial), _objectives(other)
-    return all(a >= b for a, b in zip(ours, theirs, strict=True)) and ours != theirs
+    own, others = _objectives(trial), _objectives(other)
+    return all(a >= b for a, b in zip(own, others, strict=True)) and own != others
 
 
 def _objectives(trial: Trial) -> tuple[float, float, float]:
@@ -83,7 +84,7 @@ def _objectives(trial: Trial) -> tuple[float, float, float]:
 
 
 def _quality(trial: Trial) -> float:
-    """dB of the worst probe; of a way to walk its score or, where nobody reads its pictures, their PSNR."""
+    """Return the SQNR in dB of the worst probe; of a pipeline candidate the score or, without an oracle, the PSNR."""
     if trial.candidate.component == PIPELINE and trial.pictures:
         return trial.pictures.psnr if trial.pictures.score is None else trial.pictures.score
     return trial.worst_fidelity.sqnr if trial.worst_fidelity else 0.0
@@ -95,19 +96,20 @@ def _latency(trial: Trial) -> float:
 
 
 def _throughput(trial: Trial) -> tuple[float, float]:
-    """Seconds a row at the best batch size that all are timed with; paired ratios order those that were not measured in
-    batches."""
-    alike = (row for rows, row in trial.batch.items() if int(rows) <= CPU_BATCH_SIZES[-1])
-    best = min(alike, default=float("inf"))
+    """Return seconds per row at the best batch size that all candidates are timed with, then the inverse speed-up.
+
+    The second value orders candidates that were not timed in batches.
+    """
+    seconds = (row_seconds for rows, row_seconds in trial.batch.items() if int(rows) <= CPU_BATCH_SIZES[-1])
+    best = min(seconds, default=float("inf"))
     return best, _latency(trial)
 
 
 def _memory(trial: Trial) -> tuple[float, float]:
     peak = float(trial.peak_bytes or float("inf"))
     if trial.candidate.component == PIPELINE:
-        peak = (
-            math.ceil(peak / _MEMORY_TIE_BYTES) if math.isfinite(peak) else peak
-        )  # ways to walk run the same networks
+        # Sampling variants run the same components, so small differences are noise.
+        peak = math.ceil(peak / _MEMORY_TIE_BYTES) if math.isfinite(peak) else peak
     return peak, _latency(trial)
 
 

@@ -1,4 +1,4 @@
-"""The final: candidates whose intervals overlap the fastest one's are timed once more, all in the same rounds."""
+"""The runoff: time the fastest candidates, whose intervals overlap, again in the same rounds."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +9,7 @@ from time import monotonic
 from stillhouse.accelerate.evaluation.candidate_process import CandidateError, CandidateProcess
 from stillhouse.accelerate.evaluation.evaluate import BaselineRun, EvaluationContext, process_timer
 from stillhouse.accelerate.evaluation.latency import Timer, TimingBudget, calibrate_calls
+from stillhouse.accelerate.evaluation.messages import Open, UseGraph
 from stillhouse.accelerate.records.trial import Trial
 from stillhouse.accelerate.selection.choose import best_trial
 from stillhouse.measure.clock import paired_ratio
@@ -16,142 +17,159 @@ from stillhouse.measure.clock import paired_ratio
 MAX_FINALISTS = 4
 _MAX_FINALS = 3
 BASELINE_KEY = ""
-"""The reference's key among the seconds of a contest."""
+"""Key of the baseline among the timings of a runoff."""
 FINAL_BUDGET = TimingBudget(min_rounds=18, max_rounds=48, interval_width=0.02, seconds=120.0)
 _OPENINGS = 3
 _SLOW_OPEN_SECONDS = 5.0
-"""Seconds of an opening that is not repeated."""
+"""Seconds of opening above which processes are opened only once."""
 _MIN_ROUNDS = 3
-"""Rounds of networks so slow that no more fit into the time."""
+"""Minimum number of rounds where the time budget ends before `min_rounds`."""
 
 CompareFunction = Callable[[Sequence[Trial]], Mapping[str, Sequence[float]]]
-"""Seconds of one call of the baseline and of each trial's candidate that could be opened, by key; nothing where there
-is no time for it."""
+"""Times the candidates of these trials and the baseline, and returns seconds per call by key. Candidates that cannot be
+opened are missing; the result is empty where no time is left.
+"""
 
 
 def select_finalists(trials: Sequence[Trial], memory_limit: int | None = None) -> list[Trial]:
-    """Accepted trials that may be the fastest, as far as their intervals tell; no more than fit into the memory."""
+    """Return the accepted trials that may be the fastest according to their intervals, fastest first.
+
+    At most MAX_FINALISTS, and no more than fit into `memory_limit` bytes together.
+    """
     best = best_trial(trials, "latency")
     if best is None or best.ratio is None:
         return []
-    near = [
+    finalists = [
         trial
         for trial in trials
         if trial.status == "accepted"
         and trial.ratio
         and trial.ratio.high >= min(best.ratio.low, 0.95 * best.ratio.value)
     ]
-    near = sorted(near, key=lambda trial: -(trial.ratio.value if trial.ratio else 0.0))[:MAX_FINALISTS]
+    finalists = sorted(finalists, key=lambda trial: -(trial.ratio.value if trial.ratio else 0.0))[:MAX_FINALISTS]
     if memory_limit is not None:
-        while len(near) > 1 and sum(trial.peak_bytes or 0 for trial in near) > memory_limit:
-            near.pop()
-    return near
+        while len(finalists) > 1 and sum(trial.peak_bytes or 0 for trial in finalists) > memory_limit:
+            finalists.pop()
+    return finalists
 
 
 def run_final(
     trials: Sequence[Trial], context: EvaluationContext, baseline: BaselineRun, budget: TimingBudget = FINAL_BUDGET
 ) -> list[Trial]:
-    """The finalists' trials with ratios that were taken side by side; none where there is nothing to decide."""
-    memory = None if context.memory_limit is None else context.memory_limit - baseline.process.memory_bytes
-    began = monotonic()
+    """Return the finalists' trials with speed-ups timed side by side; empty where there is nothing to decide."""
+    memory_limit = None if context.memory_limit is None else context.memory_limit - baseline.process.memory_bytes
+    start = monotonic()
 
     def compare(finalists: Sequence[Trial]) -> Mapping[str, Sequence[float]]:
-        left = budget.seconds - (monotonic() - began)
-        return time_side_by_side(finalists, context, baseline, replace(budget, seconds=left)) if left > 0 else {}
+        seconds = budget.seconds - (monotonic() - start)
+        return time_side_by_side(finalists, context, baseline, replace(budget, seconds=seconds)) if seconds > 0 else {}
 
-    return repeat_finals(trials, compare, memory)
+    return repeat_finals(trials, compare, memory_limit)
 
 
 def repeat_finals(trials: Sequence[Trial], compare: CompareFunction, memory_limit: int | None = None) -> list[Trial]:
-    """Finals until the fastest was in one: the trials that were, with the ratios of their last.
+    """Run finals until the fastest candidate has been in a final; return all finalists with their latest timings.
 
-    The fastest of many short races is not as fast as it looked (the winner's curse), and falls back in its final.
-    Whoever leads then has a final with those beside it, too, up to `_FINALS` in all.
+    The fastest of many short comparisons is overestimated (winner's curse) and may fall behind in its final. The new
+    leader then has a final with its rivals too, up to _MAX_FINALS in all.
+
+    Args:
+        trials: the component's trials.
+        compare: times a group of finalists.
+        memory_limit: bytes for all finalists together; None: no limit.
     """
-    standing = {trial.candidate.key: trial for trial in trials}
+    latest = {trial.candidate.key: trial for trial in trials}
     timed: dict[str, Trial] = {}
-    seen: set[str] = set()
+    finalist_keys: set[str] = set()
     for _ in range(_MAX_FINALS):
-        near = select_finalists(list(standing.values()), memory_limit)
-        if len(near) < 2 or near[0].candidate.key in seen:
+        finalists = select_finalists(list(latest.values()), memory_limit)
+        if len(finalists) < 2 or finalists[0].candidate.key in finalist_keys:
             break
-        seen.update(trial.candidate.key for trial in near)
+        finalist_keys.update(trial.candidate.key for trial in finalists)
         try:
-            seconds = compare(near)
+            seconds = compare(finalists)
         except CandidateError:
             break
         if not seconds:
             break
-        for trial in near:
-            if taken := seconds.get(trial.candidate.key):
-                timed[trial.candidate.key] = trial.with_timings(taken, baseline_seconds=seconds[BASELINE_KEY])
-        standing |= timed
+        for trial in finalists:
+            if timings := seconds.get(trial.candidate.key):
+                timed[trial.candidate.key] = trial.with_timings(timings, baseline_seconds=seconds[BASELINE_KEY])
+        latest |= timed
     return list(timed.values())
 
 
 def time_side_by_side(
     trials: Sequence[Trial], context: EvaluationContext, baseline: BaselineRun, budget: TimingBudget = FINAL_BUDGET
 ) -> dict[str, list[float]]:
-    """Seconds of one call, by candidate key and of the baseline, all taken in the same rounds; each in its own process.
+    """Return seconds per call by candidate key, all timed in the same rounds with a process for each candidate.
 
-    Processes that open quickly are opened `_OPENINGS` times: one that has its threads and its memory in lucky places
-    is faster than its like for as long as it lives.
+    Processes that open quickly are opened `_OPENINGS` times, because thread placement and memory layout make a process
+    faster or slower for its whole lifetime.
 
     Raises:
-        SubjectFailed: one that was opened did not answer. What cannot be opened is left out.
+        CandidateError: an open process did not reply. Candidates that cannot be opened are left out.
     """
     is_slow = any((trial.open_seconds or 0) + (trial.first_seconds or 0) > _SLOW_OPEN_SECONDS for trial in trials)
     openings = 1 if is_slow else _OPENINGS
-    least, most = (math.ceil(rounds / openings) for rounds in (budget.min_rounds, budget.max_rounds))
-    share = replace(budget, min_rounds=least, max_rounds=most, seconds=budget.seconds / openings)
-    parts = [_time_in_processes(trials, context, baseline, share) for _ in range(openings)]
-    return {key: [lap for part in parts for lap in part[key]] for key in parts[0] if all(key in part for part in parts)}
+    min_rounds, max_rounds = (math.ceil(rounds / openings) for rounds in (budget.min_rounds, budget.max_rounds))
+    budget_per_opening = replace(
+        budget, min_rounds=min_rounds, max_rounds=max_rounds, seconds=budget.seconds / openings
+    )
+    parts = [_time_in_processes(trials, context, baseline, budget_per_opening) for _ in range(openings)]
+    return {
+        key: [seconds for part in parts for seconds in part[key]]
+        for key in parts[0]
+        if all(key in part for part in parts)
+    }
 
 
 def _time_in_processes(
     trials: Sequence[Trial], context: EvaluationContext, baseline: BaselineRun, budget: TimingBudget
 ) -> dict[str, list[float]]:
     with ExitStack() as stack:
-        laps = {BASELINE_KEY: process_timer(baseline.process, context.timeout)}
+        timers = {BASELINE_KEY: process_timer(baseline.process, context.timeout)}
         for trial in trials:
             if trial.candidate == baseline.process.task.candidate:
                 continue
             try:
-                subject = stack.enter_context(
+                process = stack.enter_context(
                     CandidateProcess(context.make_task(trial.candidate), context.memory_limit, (baseline.process,))
                 )
                 if trial.artifact and trial.graph:
-                    subject.call("use_graph", str(context.root / trial.graph), timeout=context.timeout)
-                subject.call("open", timeout=context.timeout)
+                    process.call(UseGraph(str(context.root / trial.graph)), timeout=context.timeout)
+                process.call(Open(), timeout=context.timeout)
             except CandidateError:
                 continue
-            laps[trial.candidate.key] = process_timer(subject, context.timeout)
-        return time_rounds(laps, budget)
+            timers[trial.candidate.key] = process_timer(process, context.timeout)
+        return time_rounds(timers, budget)
 
 
 def time_rounds(
     timers: Mapping[str, Timer], budget: TimingBudget, clock: Callable[[], float] = monotonic
 ) -> dict[str, list[float]]:
-    """Seconds of one call of each, in rounds, until no rival of the fastest can be faster by more than `effort.width`.
+    """Return seconds per call of each timer, in rounds, until no rival can be faster than the fastest by more than
+    `budget.interval_width`.
 
-    >>> time_rounds({"": lambda calls: 2.0 * calls, "one": lambda calls: 1.0 * calls}, TimingBudget(min_rounds=2, max_rounds=8))
-    {'': [2.0, 2.0], 'one': [1.0, 1.0]}
+    >>> budget = TimingBudget(min_rounds=2, max_rounds=8)
+    >>> time_rounds({BASELINE_KEY: lambda calls: 2.0 * calls, "fast": lambda calls: 1.0 * calls}, budget)
+    {'': [2.0, 2.0], 'fast': [1.0, 1.0]}
     """
-    began = clock()
-    calls = {key: calibrate_calls(lap) for key, lap in timers.items()}
+    start = clock()
+    calls = {key: calibrate_calls(timer) for key, timer in timers.items()}
     seconds: dict[str, list[float]] = {key: [] for key in timers}
     while (rounds := len(seconds[BASELINE_KEY])) < budget.max_rounds:
         for key in list(timers)[:: -1 if rounds % 2 else 1]:
             seconds[key].append(timers[key](calls[key]) / calls[key])
-        late = clock() - began > budget.seconds
+        is_late = clock() - start > budget.seconds
         if (rounds + 1 >= budget.min_rounds and _is_decided(seconds, budget.interval_width)) or (
-            late and rounds + 1 >= _MIN_ROUNDS
+            is_late and rounds + 1 >= _MIN_ROUNDS
         ):
             break
     return seconds
 
 
 def _is_decided(seconds: Mapping[str, list[float]], width: float) -> bool:
-    """Whether no rival of the fastest is faster by more than `width`, with 95 % certainty."""
+    """Return whether no rival is faster than the fastest by more than `width`, with 95 % confidence."""
     fastest = max(seconds, key=lambda key: paired_ratio(seconds[BASELINE_KEY], seconds[key]).value)
-    return all(paired_ratio(taken, seconds[fastest]).low >= 1 - width for taken in seconds.values())
+    return all(paired_ratio(timings, seconds[fastest]).low >= 1 - width for timings in seconds.values())

@@ -1,1 +1,1 @@
-"""Views of a report: the same facts for a terminal, for a spreadsheet, and for a browser. None of them measures."""
+"""Views of a report: terminal, spreadsheet and HTML page. None of them measures anything."""

@@ -1,4 +1,4 @@
-"""The axes of a plot: from figures to places, and the ticks between."""
+"""Axes of the trade-off plot: scales from values to coordinates, and their ticks."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 WIDTH, HEIGHT = 1120, 460
 LEFT, RIGHT, TOP, BOTTOM = 60, 1100, 26, 408
-"""The drawing, and the frame of the marks in it. Units are those of the drawing, downwards from its upper left."""
+"""Size of the drawing and frame of its marks, in SVG units downwards from the upper left corner."""
 
 _EQUAL_Y, _TOP_BELOW_EQUAL = TOP + 14, TOP + 40
 _SPEED_TICKS = (1, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1.5, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 70, 100, 300, 1000)
@@ -16,33 +16,39 @@ Tick: TypeAlias = tuple[float, str]
 
 
 def speed_axis(values: Sequence[float]) -> tuple[Callable[[float], float], tuple[Tick, ...]]:
-    """A logarithmic scale, on which twice as fast is as far to the right as half as fast is to the left."""
-    low, high = math.log(min(values)), math.log(max(values))
-    slack = max(0.06 * (high - low), (math.log(2.4) - (high - low)) / 2)
-    low, high = low - slack, high + slack
+    """Return a logarithmic scale from a speed-up to x, and its ticks.
 
-    def across(speed: float) -> float:
+    On it, doubling and halving the speed are equal distances.
+    """
+    low, high = math.log(min(values)), math.log(max(values))
+    margin = max(0.06 * (high - low), (math.log(2.4) - (high - low)) / 2)
+    low, high = low - margin, high + margin
+
+    def to_x(speed: float) -> float:
         return LEFT + (math.log(speed) - low) / (high - low) * (RIGHT - LEFT)
 
     ticks: list[Tick] = []
     for speed in _SPEED_TICKS:
-        x = across(speed)
+        x = to_x(speed)
         if LEFT <= x <= RIGHT and all(abs(x - other) > 46 for other, _ in ticks):
             ticks.append((x, f"{speed:g}x"))
-    return across, tuple(sorted(ticks))
+    return to_x, tuple(sorted(ticks))
 
 
 def quality_axis(values: Sequence[float], equal: float) -> tuple[Callable[[float], float], tuple[Tick, ...]]:
-    """A linear scale in dB, above which equal results have a line of their own."""
+    """Return a linear scale from dB to y, and its ticks.
+
+    Values of at least `equal` (identical results) share a separate line at the top.
+    """
     finite = [value for value in values if value < equal]
     top = _TOP_BELOW_EQUAL if len(finite) < len(values) else TOP
     low, high = (min(finite), max(finite)) if finite else (0.0, 0.0)
     step = next((step for step in _QUALITY_STEPS if (high - low) / step <= 6), _QUALITY_STEPS[-1])
     low, high = step * math.floor(low / step - 0.05), step * math.ceil(high / step + 0.05)
 
-    def up(quality: float) -> float:
+    def to_y(quality: float) -> float:
         return _EQUAL_Y if quality >= equal else BOTTOM - (quality - low) / (high - low) * (BOTTOM - top)
 
     levels = [low + step * number for number in range(round((high - low) / step) + 1)] if finite else []
     levels = [level for level in levels if level < equal]
-    return up, (*((up(level), f"{level:g}") for level in levels), *([(_EQUAL_Y, "equal")] if top != TOP else []))
+    return to_y, (*((to_y(level), f"{level:g}") for level in levels), *([(_EQUAL_Y, "equal")] if top != TOP else []))

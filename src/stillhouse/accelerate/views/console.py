@@ -32,7 +32,7 @@ _GAP, _NARROWEST_NAME = 2, 22
 
 @dataclass(frozen=True, slots=True)
 class _TerminalColumn:
-    """A heading, what stands below it, and how early it goes where there is no room: the highest `spare` first."""
+    """A column: heading, cell text, and `drop_order`. On narrow terminals the highest `drop_order` is dropped first."""
 
     heading: str
     cell: Callable[[ReportRow], str]
@@ -54,9 +54,9 @@ _COLUMNS = (
 
 
 def print_report(report: Report, console: "Console") -> None:
-    """Print a table for each network, that of the whole pipeline, the reasons, and what was chosen.
+    """Print a table for each component, the whole pipeline last, the reasons of rejections, and the choice.
 
-    Tables are sorted, fastest first; `>` marks the choice. Columns that find no room are left out and named.
+    Tables are sorted by speed, fastest first; `>` marks the choice. Columns that do not fit are listed below the table.
     """
     for component in report_components(report):
         _print_component(report, component, console)
@@ -66,11 +66,11 @@ def print_report(report: Report, console: "Console") -> None:
 
 
 def format_report(report: Report, width: int | None = None) -> str:
-    """What `print_report` prints, as plain text.
+    """Return the output of `print_report` as plain text.
 
     Args:
-        report: what it tells.
-        width: columns at most; None takes the terminal's, and 120 where there is none.
+        report: the report to print.
+        width: maximum width in characters; None: that of the terminal, or 120 without one.
     """
     from rich.console import Console
 
@@ -81,68 +81,70 @@ def format_report(report: Report, width: int | None = None) -> str:
 
 
 def _print_component(report: Report, component: str, console: "Console") -> None:
-    found = report_rows(report, component)
-    base = baseline_and_chosen(report, component)[0]
-    title = "the whole picture, end to end" if component == PIPELINE else printable(component)
-    console.print(_text(title, "bold"), _text(f"against {base.name}" if base else "", "dim"))
-    measured = tuple(row for row in found if row.accepted or row.trial.seconds or row.trial.fidelity)
+    rows = report_rows(report, component)
+    baseline = baseline_and_chosen(report, component)[0]
+    title = "whole pictures, end to end" if component == PIPELINE else printable(component)
+    console.print(_text(title, "bold"), _text(f"baseline {baseline.name}" if baseline else "", "dim"))
+    measured = tuple(row for row in rows if row.accepted or row.trial.seconds or row.trial.fidelity)
     if measured:
-        shown, missing = _fit_columns(measured, console.width)
-        console.print(_build_table(measured, shown))
+        columns, missing = _fit_columns(measured, console.width)
+        console.print(_build_table(measured, columns))
         if missing:
-            console.print(_text(f"  no room for {', '.join(missing)}", "dim"))
-    if lost := [row for row in found if not row.accepted]:
+            console.print(_text(f"  columns not shown: {', '.join(missing)}", "dim"))
+    if not_accepted := [row for row in rows if not row.accepted]:
         console.print(_text("not accepted"))
-        console.print(_build_reasons_table(lost))
+        console.print(_build_reasons_table(not_accepted))
     console.print()
 
 
 def _fit_columns(table_rows: Sequence[ReportRow], width: int) -> tuple[list[_TerminalColumn], list[str]]:
-    """The columns that have something to show and room to show it, and the headings of those that lack the room."""
-    told = [column for column in _COLUMNS if any(column.cell(row) for row in table_rows)]
-    longest = max(len(row.name) for row in table_rows)
-    shown = list(told)
+    """Return the columns that have values and fit into `width`, and the headings of those that do not fit."""
+    filled = [column for column in _COLUMNS if any(column.cell(row) for row in table_rows)]
+    name_width = max(len(row.name) for row in table_rows)
+    shown = list(filled)
     while len(shown) > 1:
-        taken = sum(_GAP + max(len(column.heading), *(len(column.cell(row)) for row in table_rows)) for column in shown)
-        if taken + _GAP + min(longest, _NARROWEST_NAME) <= width:
+        used_width = sum(
+            _GAP + max(len(column.heading), *(len(column.cell(row)) for row in table_rows)) for column in shown
+        )
+        if used_width + _GAP + min(name_width, _NARROWEST_NAME) <= width:
             break
         shown.remove(max(shown, key=lambda column: column.drop_order))
-    return shown, [column.heading for column in told if column not in shown]
+    return shown, [column.heading for column in filled if column not in shown]
 
 
 def _build_table(table_rows: Sequence[ReportRow], columns: Sequence[_TerminalColumn]) -> "Table":
     from rich.table import Table
 
-    drawn = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="dim")
-    drawn.add_column("")
-    drawn.add_column("candidate", overflow="fold")
+    table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="dim")
+    table.add_column("")
+    table.add_column("candidate", overflow="fold")
     for column in columns:
-        drawn.add_column(column.heading, justify="right" if column.align_right else "left", no_wrap=True)
+        table.add_column(column.heading, justify="right" if column.align_right else "left", no_wrap=True)
     for row in table_rows:
         style = "bold" if row.chosen else ""
         cells = [_text(column.cell(row), STATUS_STYLES.get(column.cell(row), "")) for column in columns]
-        drawn.add_row(_text(">" if row.chosen else ""), _text(row.name), *cells, style=style)
-    return drawn
+        table.add_row(_text(">" if row.chosen else ""), _text(row.name), *cells, style=style)
+    return table
 
 
 def _build_reasons_table(not_accepted: Sequence[ReportRow]) -> "Table":
     from rich.table import Table
 
-    drawn = Table(box=None, show_header=False, padding=(0, _GAP, 0, 0), pad_edge=False)
-    drawn.add_column("", width=0)
-    drawn.add_column("", no_wrap=True)
-    drawn.add_column("", ratio=1, overflow="fold")
+    table = Table(box=None, show_header=False, padding=(0, _GAP, 0, 0), pad_edge=False)
+    table.add_column("", width=0)
+    table.add_column("", no_wrap=True)
+    table.add_column("", ratio=1, overflow="fold")
     for row in not_accepted:
         status = row.trial.status
-        drawn.add_row("", _text(status, STATUS_STYLES[status]), _text(f"{row.name}: {row.reason}"))
-    return drawn
+        table.add_row("", _text(status, STATUS_STYLES[status]), _text(f"{row.name}: {row.reason}"))
+    return table
 
 
-def _text(words: str, style: str = "") -> "Text":
-    """Text in which brackets are brackets."""
+def _text(text: str, style: str = "") -> "Text":
+    """Return a rich Text without markup, so that brackets are printed as they are."""
     from rich.text import Text
 
-    return Text(words, style)
+    return Text(text, style)
 
 
 def _format_milliseconds(trial: Trial, statistic: str) -> str:

@@ -1,4 +1,4 @@
-"""How figures are written for people. Every view writes them the same way."""
+"""Formatting of numbers and texts, shared by all views."""
 
 from stillhouse.accelerate.records.report import Bounds
 from stillhouse.measure import fidelity, image_metrics
@@ -8,7 +8,7 @@ _UNITS = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
 
 
 def printable(text: str) -> str:
-    """One line of what can be printed: logs and names of strangers may hold anything.
+    """Return the text as one line of printable characters; names and logs may contain anything.
 
     >>> printable("two\\nlines \\x1b[31m")
     'two lines [31m'
@@ -17,7 +17,7 @@ def printable(text: str) -> str:
 
 
 def format_significant(value: float) -> str:
-    """Two or three digits: no more behind the point than help.
+    """Return a number with two or three significant digits.
 
     >>> format_significant(0.00431), format_significant(7.304), format_significant(51.26), format_significant(1234.5)
     ('0.0043', '7.30', '51.3', '1,234')
@@ -29,7 +29,7 @@ def format_significant(value: float) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds in the unit that suits them.
+    """Return seconds in a suitable unit.
 
     >>> format_duration(0.0123), format_duration(2.5), format_duration(250), format_duration(7320)
     ('12.3 ms', '2.50 s', '4 min 10 s', '2 h 2 min')
@@ -43,7 +43,7 @@ def format_duration(seconds: float) -> str:
 
 
 def format_bytes(count: int) -> str:
-    """Bytes in the unit that suits them.
+    """Return bytes in a suitable unit.
 
     >>> format_bytes(3 << 29), format_bytes(500)
     ('1.50 GiB', '500 B')
@@ -53,7 +53,7 @@ def format_bytes(count: int) -> str:
 
 
 def format_speedup(value: float) -> str:
-    """A speed-up.
+    """Return a speed-up.
 
     >>> format_speedup(3.417)
     '3.42x'
@@ -62,7 +62,7 @@ def format_speedup(value: float) -> str:
 
 
 def format_interval(ratio: Ratio) -> str:
-    """The interval of a speed-up.
+    """Return the 95 % interval of a speed-up.
 
     >>> format_interval(Ratio(3.4, 3.1, 3.7))
     '3.10 to 3.70'
@@ -71,7 +71,7 @@ def format_interval(ratio: Ratio) -> str:
 
 
 def format_sqnr(decibels: float) -> str:
-    """A signal to noise ratio of tensors, without its unit.
+    """Return a signal to quantization noise ratio in dB, without the unit.
 
     >>> format_sqnr(37.14), format_sqnr(999.0), format_sqnr(-999.0)
     ('37.1', 'equal', 'none')
@@ -81,7 +81,7 @@ def format_sqnr(decibels: float) -> str:
 
 
 def format_psnr(decibels: float) -> str:
-    """A signal to noise ratio of pictures, without its unit.
+    """Return a peak signal to noise ratio in dB, without the unit.
 
     >>> format_psnr(24.06), format_psnr(99.0)
     ('24.1', 'equal')
@@ -90,7 +90,7 @@ def format_psnr(decibels: float) -> str:
 
 
 def format_percent(value: float) -> str:
-    """A part of the whole.
+    """Return a share, 0 to 1, as a percentage.
 
     >>> format_percent(0.9274)
     '92.7 %'
@@ -99,12 +99,12 @@ def format_percent(value: float) -> str:
 
 
 def describe_bounds(bounds: Bounds) -> tuple[str, ...]:
-    """What the bounds ask of a candidate, in the order of the fields.
+    """Return a description of each bound that is set, in the order of the fields.
 
     >>> describe_bounds(Bounds(min_psnr=20.0, max_memory=1 << 31))
     ('PSNR of at least 20 dB', 'at most 2.00 GiB of memory')
     """
-    asked = (
+    bound_texts = (
         (bounds.min_sqnr, "SQNR of at least {:g} dB"),
         (bounds.min_psnr, "PSNR of at least {:g} dB"),
         (bounds.min_ssim, "SSIM of at least {:g}"),
@@ -113,11 +113,11 @@ def describe_bounds(bounds: Bounds) -> tuple[str, ...]:
         (None if bounds.max_memory is None else format_bytes(bounds.max_memory), "at most {} of memory"),
         (bounds.max_mae, "a mean absolute error of at most {:g}"),
     )
-    return tuple(words.format(value) for value, words in asked if value is not None)
+    return tuple(text.format(value) for value, text in bound_texts if value is not None)
 
 
 def join_words(words: tuple[str, ...]) -> str:
-    """Words as a sentence lists them.
+    """Return the words as an enumeration.
 
     >>> join_words(("one", "two", "three"))
     'one, two and three'

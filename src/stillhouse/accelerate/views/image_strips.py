@@ -1,4 +1,4 @@
-"""Strips of pictures: the same prompts and seeds, a row for each candidate, and what differs from the baseline."""
+"""Strips of sample pictures: a row for each candidate, with the differences from the baseline."""
 
 import base64
 import math
@@ -16,7 +16,7 @@ from stillhouse.images.png import encode_png, read_picture
 from stillhouse.measure.image_metrics import difference_image
 
 DIFFERENCE_GAIN = 4
-"""How many times differences are amplified."""
+"""Factor by which differences are amplified."""
 
 _MAX_SIDE = 384
 
@@ -26,9 +26,10 @@ class StripCell:
     """One picture of a strip.
 
     Args:
-        picture: as a data: URI; None where its file is missing or damaged.
-        difference: from the baseline's, amplified; None for the baseline, and where there is nothing to compare with.
-        equal: whether it has the baseline's very pixels.
+        picture: data: URI; None where the file is missing or damaged.
+        difference: data: URI of the amplified difference from the baseline; None for the baseline, and where the
+            baseline's picture is missing or has another size.
+        equal: whether all pixels equal the baseline's.
     """
 
     picture: str | None
@@ -45,20 +46,24 @@ class ImageStrip:
 
 
 def build_strips(rows: Sequence[ReportRow], directory: Path) -> tuple[ImageStrip, ...]:
-    """The strips of one component, the baseline's first, then the choice, then fastest first.
+    """Return the strips of one component: the baseline's, the choice's, then fastest first.
 
     Args:
-        found: its rows.
-        directory: what the files of `Pictures` are relative to.
+        rows: rows of the component.
+        directory: the report's directory; picture paths are relative to it.
     """
-    shown = sorted((row for row in rows if _files(row)), key=lambda row: (not row.baseline, not row.chosen))
-    width = max((len(_files(row)) for row in shown), default=0)
-    base = next((_pictures(row, directory, width) for row in shown if row.baseline), [None] * width)
+    strip_rows = sorted((row for row in rows if _files(row)), key=lambda row: (not row.baseline, not row.chosen))
+    width = max((len(_files(row)) for row in strip_rows), default=0)
+    baseline = next((_pictures(row, directory, width) for row in strip_rows if row.baseline), [None] * width)
     return tuple(
         ImageStrip(
-            row, tuple(_build_cell(own, None if row.baseline else one) for own, one in zip(pictures, base, strict=True))
+            row,
+            tuple(
+                _build_cell(picture, None if row.baseline else reference)
+                for picture, reference in zip(pictures, baseline, strict=True)
+            ),
         )
-        for row in shown
+        for row in strip_rows
         for pictures in [_pictures(row, directory, width)]
     )
 
@@ -68,12 +73,14 @@ def _files(row: ReportRow) -> tuple[str, ...]:
 
 
 def _pictures(row: ReportRow, directory: Path, width: int) -> list[Picture | None]:
-    found = [_read_picture(directory, file) for file in _files(row)]
-    return [*found, *([None] * (width - len(found)))]
+    pictures = [_read_picture(directory, file) for file in _files(row)]
+    return [*pictures, *([None] * (width - len(pictures)))]
 
 
 def _read_picture(directory: Path, file: str) -> Picture | None:
-    """A report may come from a stranger: what lies outside its directory is not shown."""
+    """Return a picture; None where it cannot be read. Paths outside the directory are refused: reports may come from
+    others.
+    """
     path = PurePosixPath(file)
     if path.is_absolute() or ".." in path.parts:
         return None
@@ -83,18 +90,20 @@ def _read_picture(directory: Path, file: str) -> Picture | None:
         return None
 
 
-def _build_cell(picture: Picture | None, base: Picture | None) -> StripCell:
+def _build_cell(picture: Picture | None, baseline: Picture | None) -> StripCell:
     if picture is None:
         return StripCell(None)
-    if base is None or base.shape != picture.shape:
+    if baseline is None or baseline.shape != picture.shape:
         return StripCell(_data_uri(picture))
     return StripCell(
-        _data_uri(picture), _data_uri(difference_image(base, picture, DIFFERENCE_GAIN)), np.array_equal(base, picture)
+        _data_uri(picture),
+        _data_uri(difference_image(baseline, picture, DIFFERENCE_GAIN)),
+        np.array_equal(baseline, picture),
     )
 
 
 def _data_uri(picture: Picture) -> str:
-    """A PNG in words; a large picture is reduced by a whole number, so that the page stays light."""
+    """Return a PNG as data: URI. Pictures above _MAX_SIDE are reduced by an integer factor to keep the page small."""
     factor = math.ceil(max(picture.shape[:2]) / _MAX_SIDE)
     small = picture if factor == 1 else np.array(Image.fromarray(picture).reduce(factor))
     return f"data:image/png;base64,{base64.b64encode(encode_png(small)).decode()}"

@@ -1,4 +1,4 @@
-"""The report as one page that stands alone: no network, no script, everything in the file."""
+"""The report as one self-contained HTML page: no network access, no script."""
 
 import re
 from collections.abc import Callable
@@ -36,7 +36,7 @@ TEMPLATES = Path(__file__).parent
 
 @dataclass(frozen=True, slots=True)
 class SummaryTile:
-    """A figure that stands by itself: what it is, how much, and in which light."""
+    """A highlighted number: what it is, its value, and a note such as the baseline's value."""
 
     label: str
     value: str
@@ -45,7 +45,7 @@ class SummaryTile:
 
 @dataclass(frozen=True, slots=True)
 class TableColumn:
-    """A column of a table: its heading, what it means, its cells, and whether these are words."""
+    """A column of a table: heading, definition, cell text, and whether the cells are text (otherwise numbers)."""
 
     heading: str
     meaning: str
@@ -55,17 +55,17 @@ class TableColumn:
 
 @dataclass(frozen=True, slots=True)
 class ReportSection:
-    """One component.
+    """The section of one component.
 
     Args:
-        component: its name; `title` is what the page calls it.
-        base, chosen: their rows, None where there is none.
-        probed: with what, in words.
-        ran: the rows of the table, and their columns.
-        whiskers: the speed-up of each row, drawn.
-        lost: the rows that were not accepted.
-        plot, strips: see there.
-        probes, batches: the columns of the tables that tell quality by probe, and time by batch size.
+        component, title: name of the component, and heading of the section.
+        baseline, chosen: their rows; None where there is none.
+        probe_note: description of the probes.
+        measured, columns: rows and columns of the table.
+        whiskers: speed-up of each row as a drawing; None where it was not timed.
+        not_accepted: rows that were not accepted.
+        plot, strips: trade-off plot and sample pictures.
+        probes, batch_sizes: columns of the tables of SQNR by probe and of time by batch size.
     """
 
     component: str
@@ -84,21 +84,21 @@ class ReportSection:
 
 
 def write_report_page(report: Report, path: Path) -> None:
-    """Write the page. Pictures are looked for beside it, where the report's own paths lead.
+    """Write the page. Pictures are read from the report's paths, relative to the page's directory.
 
     Raises:
-        InvalidRequest: it cannot be written there.
+        InvalidRequest: the file cannot be written.
         RuntimeMissing: jinja2 is not installed.
     """
     write_file(path, render_report(report, path.parent).encode())
 
 
 def render_report(report: Report, directory: Path) -> str:
-    """The page as text.
+    """Return the page as HTML text.
 
     Args:
-        report: what it tells.
-        directory: what the paths of pictures are relative to.
+        report: the report to show.
+        directory: the report's directory; picture paths are relative to it.
 
     Raises:
         RuntimeMissing: jinja2 is not installed.
@@ -110,9 +110,9 @@ def render_report(report: Report, directory: Path) -> str:
         .render(
             report=report,
             headline=headline(report),
-            story=summary_sentences(report),
+            summary=summary_sentences(report),
             tiles=_summary_tiles(report),
-            promises=describe_bounds(report.bounds),
+            bounds=describe_bounds(report.bounds),
             sections=[_build_section(report, name, directory) for name in names],
             statuses=_count_statuses(report),
             gain=DIFFERENCE_GAIN,
@@ -123,91 +123,97 @@ def render_report(report: Report, directory: Path) -> str:
 
 
 def _jinja_environment() -> Any:
-    made = jinja_environment(TEMPLATES)
-    made.filters |= {
+    environment = jinja_environment(TEMPLATES)
+    environment.filters |= {
         "duration": format_duration,
-        "joined": _keep_units_together,
-        "plain": printable,
-        "size": format_bytes,
+        "keep_units": _keep_units_together,
+        "printable": printable,
+        "bytes": format_bytes,
         "sqnr": format_sqnr,
         "ms": lambda seconds: format_significant(1000 * seconds),
     }
-    return made
+    return environment
 
 
 def _build_section(report: Report, component: str, directory: Path) -> ReportSection:
-    found = report_rows(report, component)
-    ran = tuple(row for row in found if row.accepted or row.trial.seconds or row.trial.fidelity or row.trial.pictures)
-    base, chosen = baseline_and_chosen(report, component)
-    probes = dict.fromkeys(probe for row in ran for probe in row.trial.fidelity)
-    batches = {count for row in ran for count in row.trial.batch}
+    rows = report_rows(report, component)
+    measured = tuple(
+        row for row in rows if row.accepted or row.trial.seconds or row.trial.fidelity or row.trial.pictures
+    )
+    baseline, chosen = baseline_and_chosen(report, component)
+    probes = dict.fromkeys(probe for row in measured for probe in row.trial.fidelity)
+    batch_sizes = {count for row in measured for count in row.trial.batch}
     return ReportSection(
         component=printable(component),
         title="Whole pictures, end to end" if component == PIPELINE else printable(component),
-        baseline=base,
+        baseline=baseline,
         chosen=chosen,
         probe_note=printable(report.probes.get(component, "")),
-        measured=ran,
-        columns=tuple(column for column in _table_columns(report) if any(column.cell(row) for row in ran)),
-        whiskers=build_whiskers(ran),
-        not_accepted=tuple(row for row in found if not row.accepted),
-        plot=build_tradeoff_plot(found, report.bounds),
-        strips=build_strips(found, directory),
+        measured=measured,
+        columns=tuple(column for column in _table_columns(report) if any(column.cell(row) for row in measured)),
+        whiskers=build_whiskers(measured),
+        not_accepted=tuple(row for row in rows if not row.accepted),
+        plot=build_tradeoff_plot(rows, report.bounds),
+        strips=build_strips(rows, directory),
         probes=tuple(probes) if len(probes) > 1 else (),
-        batch_sizes=tuple(sorted(batches, key=lambda count: (len(count), count))) if len(batches) > 1 else (),
+        batch_sizes=tuple(sorted(batch_sizes, key=lambda count: (len(count), count))) if len(batch_sizes) > 1 else (),
     )
 
 
 def _table_columns(report: Report) -> tuple[TableColumn, ...]:
-    paid = partial(_format_price, report)
+    format_price = partial(_format_price, report)
     return (
         TableColumn(
-            "Runs in", "precision of the heavy layers, as read back from the runtime", _format_executed, is_text=True
+            "Runs in", "precision of the heavy layers, as read back from the backend", _format_executed, is_text=True
         ),
         TableColumn("p50, ms", "median time of one call", lambda row: _format_milliseconds(row.trial, "median")),
         TableColumn(
-            "p95, ms", "time that 95 of 100 calls stay below", lambda row: _format_milliseconds(row.trial, "p95")
+            "p95, ms", "95th percentile of the time of one call", lambda row: _format_milliseconds(row.trial, "p95")
         ),
         TableColumn(
-            "SQNR, dB", "of outputs, worst probe", lambda row: "" if row.sqnr is None else format_sqnr(row.sqnr)
+            "SQNR, dB",
+            "signal to quantization noise ratio of the outputs, worst probe",
+            lambda row: "" if row.sqnr is None else format_sqnr(row.sqnr),
         ),
         TableColumn("PSNR, dB", "of pictures, mean", lambda row: "" if row.psnr is None else format_psnr(row.psnr)),
         TableColumn(
             "SSIM", "of pictures, mean", lambda row: f"{row.trial.pictures.ssim:.3f}" if row.trial.pictures else ""
         ),
-        TableColumn("Score", "pictures that show all that was asked", _format_score),
-        TableColumn("Peak memory", "of the process that ran it", lambda row: _format_size(row.trial.peak_bytes)),
-        TableColumn("On disk", "all files that are needed to run it", lambda row: _format_size(row.trial.file_bytes)),
-        TableColumn("Build", "to make the artefact", lambda row: _format_seconds(row.trial.build_seconds)),
-        TableColumn("Open", "to load and compile it", lambda row: _format_seconds(row.trial.open_seconds)),
-        TableColumn(f"{printable(report.currency)} per 1,000", "at the price that was told", paid),
+        TableColumn("Score", "pictures with every requested property correct", _format_score),
+        TableColumn("Peak memory", "peak memory of the process", lambda row: _format_size(row.trial.peak_bytes)),
+        TableColumn("On disk", "size of all files needed to run it", lambda row: _format_size(row.trial.file_bytes)),
+        TableColumn("Build", "time to build the graph", lambda row: _format_seconds(row.trial.build_seconds)),
+        TableColumn("Open", "time to load and compile the graph", lambda row: _format_seconds(row.trial.open_seconds)),
+        TableColumn(
+            f"{printable(report.currency)} per 1,000", "price of 1,000 runs at the given price of an hour", format_price
+        ),
     )
 
 
 def _summary_tiles(report: Report) -> tuple[SummaryTile, ...]:
-    whole = summary_component(report)
-    base, chosen = baseline_and_chosen(report, whole) if whole else (None, None)
+    component = summary_component(report)
+    baseline, chosen = baseline_and_chosen(report, component) if component else (None, None)
     if chosen is None:
         return ()
-    old, new = base.trial if base else None, chosen.trial
-    pictures, worst = new.pictures, new.worst_fidelity
-    spread = f"95 % interval {format_interval(new.ratio)}" if new.ratio else ""
-    one = "One picture" if whole == PIPELINE else "One call"
+    reference, actual = baseline.trial if baseline else None, chosen.trial
+    pictures, worst = actual.pictures, actual.worst_fidelity
+    interval = f"95 % interval {format_interval(actual.ratio)}" if actual.ratio else ""
+    unit = "One picture" if component == PIPELINE else "One call"
 
-    def instead(before: str | None) -> str:
-        return f"instead of {before}" if before else ""
+    def instead(value: str | None) -> str:
+        return f"instead of {value}" if value else ""
 
     tiles = (
-        SummaryTile("Speed-up", format_speedup(chosen.speed) if chosen.speed else "", spread),
+        SummaryTile("Speed-up", format_speedup(chosen.speed) if chosen.speed else "", interval),
         SummaryTile(
-            one,
-            format_duration(new.seconds.median) if new.seconds else "",
-            instead(format_duration(old.seconds.median) if old and old.seconds else None),
+            unit,
+            format_duration(actual.seconds.median) if actual.seconds else "",
+            instead(format_duration(reference.seconds.median) if reference and reference.seconds else None),
         ),
         SummaryTile(
             f"Price of 1,000, {printable(report.currency)}",
             _format_price(report, chosen),
-            instead(_format_price(report, base) if base else None),
+            instead(_format_price(report, baseline) if baseline else None),
         ),
         SummaryTile(
             "Score",
@@ -223,26 +229,28 @@ def _summary_tiles(report: Report) -> tuple[SummaryTile, ...]:
             "of outputs, worst probe",
         ),
         SummaryTile(
-            "Peak memory", _format_size(new.peak_bytes), instead(_format_size(old.peak_bytes) if old else None)
+            "Peak memory",
+            _format_size(actual.peak_bytes),
+            instead(_format_size(reference.peak_bytes) if reference else None),
         ),
     )
     return tuple(tile for tile in tiles if tile.value)
 
 
 def _count_statuses(report: Report) -> dict[str, int]:
-    found = [trial.status for trial in report.trials]
-    return {status: found.count(status) for status in ("accepted", "rejected", "failed", "excluded", "skipped")}
+    statuses = [trial.status for trial in report.trials]
+    return {status: statuses.count(status) for status in ("accepted", "rejected", "failed", "excluded", "skipped")}
 
 
 def _keep_units_together(text: str) -> str:
-    """Figures stay on the line of their units."""
+    """Replace the space between a number and its unit by a no-break space."""
     return re.sub(r"(?<=\d) (?=(%|ms|s|dB|[KMG]iB)(\W|$))", "\N{NO-BREAK SPACE}", text)
 
 
 def _format_executed(row: ReportRow) -> str:
     census = row.trial.census
-    told = ", ".join(f"{count} {precision}" for precision, count in census.items()) if len(census) > 1 else ""
-    return "\n".join(printable(part) for part in (row.trial.executed or "", told) if part)
+    counts = ", ".join(f"{count} {precision}" for precision, count in census.items()) if len(census) > 1 else ""
+    return "\n".join(printable(part) for part in (row.trial.executed or "", counts) if part)
 
 
 def _format_score(row: ReportRow) -> str:
@@ -251,8 +259,8 @@ def _format_score(row: ReportRow) -> str:
 
 
 def _format_price(report: Report, row: ReportRow) -> str:
-    paid = price_per_thousand(report, row.trial.seconds.median) if row.trial.seconds else None
-    return "" if paid is None else format_significant(paid)
+    price = price_per_thousand(report, row.trial.seconds.median) if row.trial.seconds else None
+    return "" if price is None else format_significant(price)
 
 
 def _format_milliseconds(trial: Trial, statistic: str) -> str:

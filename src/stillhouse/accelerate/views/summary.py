@@ -1,4 +1,4 @@
-"""What was chosen and why, in words that need no table."""
+"""The choice and its reasons in sentences."""
 
 from stillhouse.accelerate.records.candidate import PIPELINE
 from stillhouse.accelerate.records.report import Goal, Report
@@ -24,78 +24,81 @@ GOAL_PHRASES: dict[Goal, str] = {
     "memory": "the least memory",
     "cost": "the lowest price",
 }
-"""What each goal looks for."""
+"""The objective of each goal."""
 
 
 def summary_component(report: Report) -> str | None:
-    """The component that stands for the whole: the pipeline, or the only network; None where neither is there."""
+    """Return the component that the headline is about: the pipeline, or the only component; None where there are
+    several or none.
+    """
     names = [name for name in report_components(report) if any(trial.ratio for trial in report.trials_of(name))]
     return PIPELINE if PIPELINE in names else names[0] if len(names) == 1 else None
 
 
 def headline(report: Report) -> str:
-    """One sentence: what the choice gains, from end to end."""
-    whole = summary_component(report)
-    if whole is None:
+    """Return one sentence with the end-to-end gain of the choice."""
+    component = summary_component(report)
+    if component is None:
         return _describe_networks(report) or "Nothing was chosen."
-    base, chosen = baseline_and_chosen(report, whole)
+    baseline, chosen = baseline_and_chosen(report, component)
     if chosen is None:
         return "Nothing was chosen."
     if chosen.baseline:
-        return f"The baseline stays, {chosen.name}: nothing that was accepted is better for {report.goal}."
-    return _describe_gain(report, whole, base, chosen)
+        return f"The baseline, {chosen.name}, is kept: no accepted candidate is better for the goal {report.goal}."
+    return _describe_gain(report, component, baseline, chosen)
 
 
 def summary_sentences(report: Report) -> tuple[str, ...]:
-    """The sentences after the headline: what it costs in quality, why this one, what runs, what was turned down."""
-    whole = summary_component(report)
-    chosen = baseline_and_chosen(report, whole)[1] if whole else None
-    told = [
+    """Return the sentences after the headline: quality, reason of the choice, components, fastest rejection."""
+    component = summary_component(report)
+    chosen = baseline_and_chosen(report, component)[1] if component else None
+    sentences = [
         _describe_quality(chosen.trial) if chosen and not chosen.baseline else "",
         _describe_choice(report, chosen),
-        _describe_networks(report) if whole == PIPELINE and not report.chosen_student else "",
+        _describe_networks(report) if component == PIPELINE and not report.chosen_student else "",
         "" if report.chosen_student else _describe_evaluated_with(report),
         *(
             _describe_fastest_rejected(report_rows(report, name))
-            for name in ((whole,) if whole else report_components(report))
+            for name in ((component,) if component else report_components(report))
         ),
         "" if report.finished else _describe_unfinished(report),
     ]
-    return tuple(sentence for sentence in told if sentence)
+    return tuple(sentence for sentence in sentences if sentence)
 
 
 def price_per_thousand(report: Report, seconds: float) -> float | None:
-    """Money for a thousand runs of so many seconds each; None where no price was told."""
+    """Return the price of a thousand runs of `seconds` each; None where no price was given."""
     return None if report.price is None else report.price / 3600 * seconds * 1000
 
 
-def _describe_gain(report: Report, component: str, base: ReportRow | None, chosen: ReportRow) -> str:
-    one = "A picture" if component == PIPELINE else "One call"
-    old, new = base.trial if base else None, chosen.trial
-    if report.goal == "memory" and old and old.peak_bytes and new.peak_bytes:
+def _describe_gain(report: Report, component: str, baseline: ReportRow | None, chosen: ReportRow) -> str:
+    subject = "A picture" if component == PIPELINE else "One call"
+    reference, actual = baseline.trial if baseline else None, chosen.trial
+    if report.goal == "memory" and reference and reference.peak_bytes and actual.peak_bytes:
         faster = f", and is {_format_faster(chosen)}" if chosen.speed else ""
-        return (
-            f"{one} takes {format_bytes(new.peak_bytes)} of memory instead of {format_bytes(old.peak_bytes)}{faster}."
-        )
-    if report.goal == "throughput" and old and old.batch and new.batch:
-        (many, fast), (_, slow) = _best_batch(new), _best_batch(old)
-        things = "pictures" if component == PIPELINE else "samples"
-        told = f"{format_significant(fast)} {things} a second, {many} at a time, instead of {format_significant(slow)}"
-        return f"It makes {told}: {format_significant(fast / slow)} times as many."
-    if new.seconds is None or chosen.speed is None:
+        memory = f"{format_bytes(actual.peak_bytes)} of memory instead of {format_bytes(reference.peak_bytes)}"
+        return f"{subject} takes {memory}{faster}."
+    if report.goal == "throughput" and reference and reference.batch and actual.batch:
+        (batch_size, rate), (_, baseline_rate) = _best_batch(actual), _best_batch(reference)
+        unit = "pictures" if component == PIPELINE else "samples"
+        throughput = f"{format_significant(rate)} {unit} a second at batch size {batch_size}"
+        gain = f"{format_significant(rate / baseline_rate)} times as high"
+        return f"Throughput is {throughput}, instead of {format_significant(baseline_rate)}: {gain}."
+    if actual.seconds is None or chosen.speed is None:
         return f"Chosen: {chosen.name}."
-    if report.goal == "cost" and report.price is not None and old and old.seconds:
-        paid, before = (
-            format_significant(price_per_thousand(report, one.median) or 0) for one in (new.seconds, old.seconds)
+    if report.goal == "cost" and report.price is not None and reference and reference.seconds:
+        price, baseline_price = (
+            format_significant(price_per_thousand(report, timing.median) or 0)
+            for timing in (actual.seconds, reference.seconds)
         )
-        many = "A thousand pictures cost" if component == PIPELINE else "A thousand calls cost"
-        return f"{many} {paid} {printable(report.currency)} instead of {before}: {_format_faster(chosen)}."
-    instead = f" instead of {format_duration(old.seconds.median)}" if old and old.seconds else ""
-    return f"{one} takes {format_duration(new.seconds.median)}{instead}: {_format_faster(chosen)}."
+        cost = "A thousand pictures cost" if component == PIPELINE else "A thousand calls cost"
+        return f"{cost} {price} {printable(report.currency)} instead of {baseline_price}: {_format_faster(chosen)}."
+    instead = f" instead of {format_duration(reference.seconds.median)}" if reference and reference.seconds else ""
+    return f"{subject} takes {format_duration(actual.seconds.median)}{instead}: {_format_faster(chosen)}."
 
 
 def _best_batch(trial: Trial) -> tuple[str, float]:
-    """The batch size with the most samples a second, and how many these are."""
+    """Return the batch size with the highest throughput, and its rows per second."""
     rows_at_once = min(trial.batch, key=lambda count: trial.batch[count])
     return rows_at_once, 1 / trial.batch[rows_at_once]
 
@@ -108,75 +111,80 @@ def _format_faster(row: ReportRow) -> str:
 def _describe_quality(trial: Trial) -> str:
     if pictures := trial.pictures:
         equal = pictures.worst_psnr >= 99
-        far = "are equal to" if equal else f"lie at {format_psnr(pictures.psnr)} dB PSNR, SSIM {pictures.ssim:.3f} from"
-        told = f"Its pictures, same prompts and seeds, {far} the baseline's"
+        difference = (
+            "are equal to the baseline's"
+            if equal
+            else f"have {format_psnr(pictures.psnr)} dB PSNR and {pictures.ssim:.3f} SSIM relative to the baseline's"
+        )
+        fidelity = f"Its pictures of the same prompts and seeds {difference}"
         if pictures.score is None:
-            return f"{told}."
-        before = (
+            return f"{fidelity}."
+        comparison = (
             ""
             if pictures.baseline_score is None
-            else f", against {format_percent(pictures.baseline_score)} of the baseline's"
+            else f", compared with {format_percent(pictures.baseline_score)} of the baseline's"
         )
-        return f"{told}; {format_percent(pictures.score)} of {pictures.count} show all that was asked{before}."
+        score = f"{format_percent(pictures.score)} of {pictures.count} are correct in every property"
+        return f"{fidelity}; {score}{comparison}."
     if worst := trial.worst_fidelity:
         equal = worst.sqnr >= 999
-        return f"Its outputs {'are equal to' if equal else f'lie at {format_sqnr(worst.sqnr)} dB SQNR from'} the baseline's."
+        difference = "are equal to" if equal else f"have an SQNR of {format_sqnr(worst.sqnr)} dB relative to"
+        return f"Its outputs {difference} the baseline's."
     return ""
 
 
 def _describe_choice(report: Report, chosen: ReportRow | None) -> str:
     count = sum(trial.status == "accepted" for trial in report.trials)
-    asked = describe_bounds(report.bounds)
-    kept = f", keeping {join_words(asked)}" if asked else ", without any bound"
+    bounds = describe_bounds(report.bounds)
+    constraints = f", with {join_words(bounds)}" if bounds else ", without bounds"
     name = f": {chosen.name}" if chosen else ""
-    verb = "Chosen" if report.chosen else "Asked"
-    return (
-        f"{verb} for {GOAL_PHRASES[report.goal]}{kept}{name}. {count} of {len(report.trials)} candidates were accepted."
-    )
+    goal = f"{'Chosen for' if report.chosen else 'The goal was'} {GOAL_PHRASES[report.goal]}{constraints}{name}"
+    return f"{goal}. {count} of {len(report.trials)} candidates were accepted."
 
 
 def _describe_networks(report: Report) -> str:
-    told = []
+    descriptions = []
     for name in report_components(report):
-        base, chosen = baseline_and_chosen(report, name)
+        baseline, chosen = baseline_and_chosen(report, name)
         if name != PIPELINE and chosen is not None:
-            told.append(f"{printable(name)} on {chosen.name}{_format_gain(report.goal, base, chosen)}")
-    return f"It runs {join_words(tuple(told))}." if told else ""
+            descriptions.append(f"{printable(name)} on {chosen.name}{_format_gain(report.goal, baseline, chosen)}")
+    return f"Components: {join_words(tuple(descriptions))}." if descriptions else ""
 
 
-def _format_gain(goal: Goal, base: ReportRow | None, chosen: ReportRow) -> str:
-    """What a network gains in what was aimed at, in brackets."""
+def _format_gain(goal: Goal, baseline: ReportRow | None, chosen: ReportRow) -> str:
+    """Format the chosen candidate's gain over the baseline in the unit of the goal: ` (2.30x)` for latency, ` (2.30x
+    the samples a second at batch size 8)` for throughput and cost. Empty for the baseline.
+    """
     if chosen.baseline:
         return ""
-    if goal in ("throughput", "cost") and base and base.trial.batch and chosen.trial.batch:
-        (many, fast), (_, slow) = _best_batch(chosen.trial), _best_batch(base.trial)
-        return f" ({format_speedup(fast / slow)} the samples a second, {many} at a time)"
+    if goal in ("throughput", "cost") and baseline and baseline.trial.batch and chosen.trial.batch:
+        (batch_size, rate), (_, baseline_rate) = _best_batch(chosen.trial), _best_batch(baseline.trial)
+        return f" ({format_speedup(rate / baseline_rate)} the samples a second at batch size {batch_size})"
     return f" ({format_speedup(chosen.speed)})" if chosen.speed else ""
 
 
 def _describe_evaluated_with(report: Report) -> str:
-    """Which networks the whole pictures were measured with, where these are not the chosen ones."""
+    """Name the components that whole pictures were measured with, where they are not the chosen ones."""
     others = {name: key for name, key in report.evaluated_with.items() if report.chosen.get(name) != key}
-    told = [f"{printable(name)} on {report.trial(name, key).candidate.name}" for name, key in others.items()]
-    if not told:
+    descriptions = [f"{printable(name)} on {report.trial(name, key).candidate.name}" for name, key in others.items()]
+    if not descriptions:
         return ""
-    return (
-        f"Whole pictures were measured with {join_words(tuple(told))}; run the sweep again to measure them with these."
-    )
+    components = join_words(tuple(descriptions))
+    return f"Whole pictures were measured with {components}; run the sweep again to measure the chosen components."
 
 
 def _describe_fastest_rejected(component_rows: tuple[ReportRow, ...]) -> str:
-    """The fastest one that was rejected, where it was faster than the choice."""
+    """Name the fastest rejected candidate, where it is faster than the choice."""
     chosen = next((row.speed for row in component_rows if row.chosen), None) or 1.0
-    lost = next((row for row in component_rows if row.trial.status == "rejected" and (row.speed or 0) > chosen), None)
+    rejected = next(
+        (row for row in component_rows if row.trial.status == "rejected" and (row.speed or 0) > chosen), None
+    )
     return (
-        f"Faster, and rejected: {lost.name} ({format_speedup(lost.speed or 0)}): {lost.reason.rstrip('.')}."
-        if lost
+        f"Faster but rejected: {rejected.name} ({format_speedup(rejected.speed or 0)}): {rejected.reason.rstrip('.')}."
+        if rejected
         else ""
     )
 
 
 def _describe_unfinished(report: Report) -> str:
-    return (
-        f"The sweep was cut off after {format_duration(report.seconds)}; what it did not reach is not in this report."
-    )
+    return f"The sweep was interrupted after {format_duration(report.seconds)}; the report is incomplete."

@@ -1,4 +1,4 @@
-"""Where the marks of a plot stand: speed-up to the right, quality upwards."""
+"""The trade-off plot: coordinates of its marks and labels, speed-up to the right, quality upwards."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from stillhouse.accelerate.views.formatting import format_psnr, format_speedup, 
 from stillhouse.accelerate.views.rows import ReportRow
 from stillhouse.measure import fidelity, image_metrics
 
-_LETTER, _LINE, _MARK_RADIUS, _MAX_LABEL = 7.6, 17, 10, 56  # of the labels: no font that is likely takes more
+_LETTER, _LINE, _MARK_RADIUS, _MAX_LABEL = 7.6, 17, 10, 56  # label metrics: upper limits of common fonts
 
 _Coordinate: TypeAlias = tuple[float, float]
 _Box: TypeAlias = tuple[float, float, float, float]
@@ -19,7 +19,7 @@ _Box: TypeAlias = tuple[float, float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class MarkLabel:
-    """A name beside a mark, with `anchor` as in SVG: start, middle or end."""
+    """A label next to a mark; `anchor` is SVG's: start, middle or end."""
 
     text: str
     x: float
@@ -28,7 +28,7 @@ class MarkLabel:
 
     @property
     def box(self) -> _Box:
-        """What it covers: left, top, right, bottom."""
+        """Return the covered area: left, top, right, bottom."""
         width = _LETTER * len(self.text)
         left = self.x - {"start": 0.0, "middle": width / 2, "end": width}[self.anchor]
         return left, self.y - _LINE + 3, left + width, self.y + 3
@@ -39,13 +39,13 @@ class TradeoffMark:
     """A trial in the plot.
 
     Args:
-        row: the trial.
-        x, y: where it stands.
-        low, high: from which x to which its interval goes.
-        family: the number of its backend.
-        front: whether it is accepted, and none that is accepted is faster and as good, or better and as fast.
-        told: everything about it in one line.
-        label: its name, where it is worth one and there is room.
+        row: the trial's row.
+        x, y: position.
+        low, high: x of the ends of its interval.
+        family: index of its backend in `TradeoffPlot.backends`.
+        on_front: whether it is on the Pareto front of the accepted trials.
+        tooltip: all its values in one line.
+        label: its name, where it is labelled.
     """
 
     row: ReportRow
@@ -64,13 +64,13 @@ class TradeoffPlot:
     """Speed-up against quality.
 
     Args:
-        measure: SQNR or PSNR.
-        marks: in the order in which they are drawn, the choice last.
-        speeds, qualities: ticks with their labels.
-        bound: the tick of the least quality that was asked for; None where none was.
-        front: the Pareto front, as the points of an SVG polyline.
-        families: the backends by their number.
-        missing: trials that have no figures to be drawn by.
+        quality_name: SQNR or PSNR.
+        marks: in drawing order, the choice last.
+        speed_ticks, quality_ticks: ticks with their labels.
+        bound_tick: tick of the lower bound of the quality; None where there is no bound.
+        front_line: Pareto front as points of an SVG polyline.
+        backends: names of the backends.
+        missing: number of trials without speed or quality.
     """
 
     quality_name: str
@@ -91,31 +91,31 @@ class _TradeoffPoint:
 
 
 def build_tradeoff_plot(rows: Sequence[ReportRow], bounds: Bounds) -> TradeoffPlot | None:
-    """The plot of one component; None where fewer than two trials have figures to be drawn by.
+    """Return the plot of one component; None where fewer than two trials have both speed and quality.
 
-    Quality is what more trials have of the two: the SQNR of outputs, or the PSNR of pictures.
+    Quality is the SQNR of outputs or the PSNR of pictures, whichever more trials have.
     """
     pictures = sum(row.psnr is not None for row in rows) > sum(row.sqnr is not None for row in rows)
     points = _collect_points(rows, pictures)
     if len(points) < 2:
         return None
-    equal, asked = (image_metrics.MAX_PSNR, bounds.min_psnr) if pictures else (fidelity.MAX_SQNR, bounds.min_sqnr)
-    across, speeds = speed_axis([end for point in points for end in (point.speed, *_interval_ends(point))])
-    up, qualities = quality_axis([point.quality for point in points] + ([] if asked is None else [asked]), equal)
+    equal, bound = (image_metrics.MAX_PSNR, bounds.min_psnr) if pictures else (fidelity.MAX_SQNR, bounds.min_sqnr)
+    to_x, speed_ticks = speed_axis([end for point in points for end in (point.speed, *_interval_ends(point))])
+    to_y, quality_ticks = quality_axis([point.quality for point in points] + ([] if bound is None else [bound]), equal)
     front = _find_front(points)
-    families = tuple(dict.fromkeys(point.row.trial.candidate.backend for point in points))
-    measure, told = ("PSNR", format_psnr) if pictures else ("SQNR", format_sqnr)
+    backends = tuple(dict.fromkeys(point.row.trial.candidate.backend for point in points))
+    quality_name, format_quality = ("PSNR", format_psnr) if pictures else ("SQNR", format_sqnr)
 
     def make_mark(point: _TradeoffPoint) -> TradeoffMark:
         row, (low, high) = point.row, _interval_ends(point)
-        quality = f"{measure} {told(point.quality)}{'' if point.quality >= equal else ' dB'}"
+        quality = f"{quality_name} {format_quality(point.quality)}{'' if point.quality >= equal else ' dB'}"
         return TradeoffMark(
             row=row,
-            x=across(point.speed),
-            y=up(point.quality),
-            low=across(low),
-            high=across(high),
-            family=families.index(row.trial.candidate.backend),
+            x=to_x(point.speed),
+            y=to_y(point.quality),
+            low=to_x(low),
+            high=to_x(high),
+            family=backends.index(row.trial.candidate.backend),
             on_front=point in front,
             tooltip=": ".join(
                 [
@@ -126,18 +126,18 @@ def build_tradeoff_plot(rows: Sequence[ReportRow], bounds: Bounds) -> TradeoffPl
             ),
         )
 
-    corners = _front_corners([(across(point.speed), up(point.quality)) for point in front])
+    corners = _front_corners([(to_x(point.speed), to_y(point.quality)) for point in front])
     lines = [_bounding_box(*ends) for ends in pairwise(corners)] + (
-        [] if asked is None else [(LEFT, up(asked), RIGHT, up(asked))]
+        [] if bound is None else [(LEFT, to_y(bound), RIGHT, to_y(bound))]
     )
     return TradeoffPlot(
-        quality_name=measure,
+        quality_name=quality_name,
         marks=_place_labels([make_mark(point) for point in sorted(points, key=lambda point: point.row.chosen)], lines),
-        speed_ticks=speeds,
-        quality_ticks=qualities,
-        bound_tick=None if asked is None else (up(asked), f"asked for: {asked:g} dB"),
+        speed_ticks=speed_ticks,
+        quality_ticks=quality_ticks,
+        bound_tick=None if bound is None else (to_y(bound), f"bound: {bound:g} dB"),
         front_line=" ".join(f"{x:.1f},{y:.1f}" for x, y in corners),
-        backends=families,
+        backends=backends,
         missing=len(rows) - len(points),
     )
 
@@ -159,7 +159,7 @@ def _interval_ends(point: _TradeoffPoint) -> tuple[float, float]:
 
 
 def _find_front(points: Sequence[_TradeoffPoint]) -> list[_TradeoffPoint]:
-    """Accepted points, slowest first, that no accepted one beats in one figure without losing in the other."""
+    """Return the Pareto front of the accepted points, slowest first."""
     front: list[_TradeoffPoint] = []
     for point in sorted(points, key=lambda point: (-point.speed, -point.quality)):
         if point.row.accepted and (not front or point.quality > front[-1].quality):
@@ -168,7 +168,7 @@ def _find_front(points: Sequence[_TradeoffPoint]) -> list[_TradeoffPoint]:
 
 
 def _front_corners(steps: Sequence[_Coordinate]) -> list[_Coordinate]:
-    """The border of what the front beats, from the left edge of the frame to its bottom."""
+    """Return the corners of the front's staircase, from the left edge of the frame to its bottom."""
     corners: list[_Coordinate] = []
     x = float(LEFT)
     for right, y in steps:
@@ -182,20 +182,23 @@ def _bounding_box(first: _Coordinate, second: _Coordinate) -> _Box:
 
 
 def _place_labels(marks: Sequence[TradeoffMark], lines: Sequence[_Box]) -> tuple[TradeoffMark, ...]:
-    """Names beside the choice, the baseline and the front, in this order, as far as they find room."""
-    taken = [
+    """Add labels to the choice, the baseline and the front, in this order, where there is free space."""
+    occupied = [
         (min(m.low, m.x - _MARK_RADIUS), m.y - _MARK_RADIUS, max(m.high, m.x + _MARK_RADIUS), m.y + _MARK_RADIUS)
         for m in marks
     ]
     labels: dict[int, MarkLabel] = {}
-    worth = [number for number, mark in enumerate(marks) if mark.row.chosen or mark.row.baseline or mark.on_front]
-    for number in sorted(worth, key=lambda number: (not marks[number].row.chosen, not marks[number].row.baseline)):
-        # Better across a line than nowhere.
-        free = [one for one in _label_positions(marks[number]) if _is_free(one.box, taken)]
-        label = next((one for one in free if _is_free(one.box, lines)), free[0] if free else None)
+    labelled = [number for number, mark in enumerate(marks) if mark.row.chosen or mark.row.baseline or mark.on_front]
+    for number in sorted(labelled, key=lambda number: (not marks[number].row.chosen, not marks[number].row.baseline)):
+        # Prefer positions off the lines, but accept a label across a line.
+        free_positions = [position for position in _label_positions(marks[number]) if _is_free(position.box, occupied)]
+        label = next(
+            (position for position in free_positions if _is_free(position.box, lines)),
+            free_positions[0] if free_positions else None,
+        )
         if label:
             labels[number] = label
-            taken.append(label.box)
+            occupied.append(label.box)
     return tuple(replace(mark, label=labels.get(number)) for number, mark in enumerate(marks))
 
 

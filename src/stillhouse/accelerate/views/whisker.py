@@ -1,4 +1,4 @@
-"""A speed-up and its interval as a dot on a line, for the rows of a table."""
+"""Speed-up and interval of a table row as a dot on a line."""
 
 import math
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ _MARGIN = 6
 
 @dataclass(frozen=True, slots=True)
 class Whisker:
-    """Places from 0 to 120, on a logarithmic scale that the rows of a table share.
+    """X coordinates from 0 to WIDTH on a logarithmic scale shared by all rows of a table.
 
     Args:
-        one: of the baseline's speed.
+        baseline: of speed-up 1.
         low, value, high: of the speed-up and its interval.
-        told, spread: both in words; no spread where none was measured.
+        label, interval_label: both as text; no interval label where none was measured.
     """
 
     baseline: float
@@ -30,21 +30,21 @@ class Whisker:
 
 
 def build_whiskers(rows: Sequence[ReportRow]) -> tuple[Whisker | None, ...]:
-    """One for each row, None where it was not timed."""
+    """Return a whisker for each row; None where it was not timed."""
     ends = [_interval_ends(row) for row in rows]
     values = [math.log(value) for three in ends if three for value in three] + [0.0]
     low, high = min(values), max(values)
 
-    def place(value: float) -> float:
+    def to_x(value: float) -> float:
         share = (math.log(value) - low) / (high - low) if high > low else 0.5
         return round(_MARGIN + share * (WIDTH - 2 * _MARGIN), 1)
 
     return tuple(
         Whisker(
-            baseline=place(1.0),
-            low=place(three[0]),
-            value=place(three[1]),
-            high=place(three[2]),
+            baseline=to_x(1.0),
+            low=to_x(three[0]),
+            value=to_x(three[1]),
+            high=to_x(three[2]),
             label=format_speedup(three[1]),
             interval_label=format_interval(row.trial.ratio) if row.trial.ratio else "",
         )

@@ -1,4 +1,4 @@
-"""The report for people: `report.html` and `summary.xlsx` beside `report.json`."""
+"""Write the views of a report, `report.html` and `summary.xlsx`, next to `report.json`."""
 
 import warnings
 from pathlib import Path
@@ -12,8 +12,10 @@ REPORT_PAGE_FILE, SPREADSHEET_FILE = "report.html", "summary.xlsx"
 
 
 def write_reports(directory: Path, report: Report) -> list[str]:
-    """Write every view; the names of the files. What makes one may not be installed: then it is left out, with a
-    warning that says so."""
+    """Write every view and return the names of the files.
+
+    A view whose package is not installed is left out with a warning.
+    """
     written = []
     for name, write in ((REPORT_PAGE_FILE, write_report_page), (SPREADSHEET_FILE, write_spreadsheet)):
         try:

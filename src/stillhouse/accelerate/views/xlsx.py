@@ -1,4 +1,4 @@
-"""The report as a spreadsheet: Auto-Acceleration's four columns first, so that its users find what they know."""
+"""The report as a spreadsheet. Its first four columns are those of Auto-Acceleration."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
@@ -19,36 +19,36 @@ if TYPE_CHECKING:
     from openpyxl.worksheet.worksheet import Worksheet
 
 _MAX_WIDTH = 60
-_TASK_COLUMN = ("task", "what was measured; `onnx` is the model as it was given")
-# As Auto-Acceleration names its rows: by its files, with the name of the model replaced.
+_TASK_COLUMN = ("task", "name of the candidate; `onnx` is the unchanged model")
+# Auto-Acceleration names rows by their files, without the model's name.
 _AUTO_ACCELERATION_NAMES = {"onnxruntime": "onnx", "f32": "fp32", "f16": "fp16"}
 
 
 def write_spreadsheet(report: Report, path: Path) -> None:
-    """Write every candidate into `Sheet1`, what was measured how into `environment`, the reasons into `rejected`.
+    """Write all candidates to `Sheet1`, machine and settings to `environment`, and reasons to `rejected`.
 
-    Figures are numbers, as exact as they were measured; only their format rounds. Words are never formulas.
+    Numbers are stored with full precision; only their format rounds. Texts are never stored as formulas.
 
     Raises:
-        InvalidRequest: it cannot be written there.
+        InvalidRequest: the file cannot be written.
         RuntimeMissing: openpyxl is not installed.
     """
     book = require_extra("openpyxl").Workbook()
-    found = [row for component in report_components(report) for row in _baseline_first(report, component)]
-    tasks = _task_names([row.trial.candidate for row in found])
+    rows = [row for component in report_components(report) for row in _baseline_first(report, component)]
+    tasks = _task_names([row.trial.candidate for row in rows])
 
     sheet = book.active
     sheet.title = "Sheet1"
     lines = [
-        [task, *(column.value(row) for column in SPREADSHEET_COLUMNS)] for task, row in zip(tasks, found, strict=True)
+        [task, *(column.value(row) for column in SPREADSHEET_COLUMNS)] for task, row in zip(tasks, rows, strict=True)
     ]
     _fill_sheet(
         sheet,
         [_TASK_COLUMN[0], *(column.heading for column in SPREADSHEET_COLUMNS)],
         lines,
-        ["@", *(one.number_format for one in SPREADSHEET_COLUMNS)],
+        ["@", *(column.number_format for column in SPREADSHEET_COLUMNS)],
     )
-    for number, row in enumerate(found, 2):
+    for number, row in enumerate(rows, 2):
         if row.chosen:
             _set_bold(sheet[number])
 
@@ -57,9 +57,11 @@ def write_spreadsheet(report: Report, path: Path) -> None:
         book.create_sheet("environment"), ["name", "value"], [*_environment_facts(report).items(), ("", ""), *meanings]
     )
 
-    lost = [_rejected_row(task, row) for task, row in zip(tasks, found, strict=True) if not row.accepted]
+    rejected = [_rejected_row(task, row) for task, row in zip(tasks, rows, strict=True) if not row.accepted]
     _fill_sheet(
-        book.create_sheet("rejected"), ["task", "component", "candidate", "status", "reason", "log", "reproduce"], lost
+        book.create_sheet("rejected"),
+        ["task", "component", "candidate", "status", "reason", "log", "reproduce"],
+        rejected,
     )
 
     file = BytesIO()
@@ -68,32 +70,36 @@ def write_spreadsheet(report: Report, path: Path) -> None:
 
 
 def _baseline_first(report: Report, component: str) -> list[ReportRow]:
-    """In the order of the plan, as Auto-Acceleration lists the original before what it made of it."""
-    order = {trial.candidate.key: place for place, trial in enumerate(report.trials_of(component))}
+    """Return the rows in the order of the sweep, the baseline first, as Auto-Acceleration lists them."""
+    order = {trial.candidate.key: index for index, trial in enumerate(report.trials_of(component))}
     return sorted(report_rows(report, component), key=lambda row: (not row.baseline, order[row.trial.candidate.key]))
 
 
 def _task_names(candidates: Sequence[Candidate]) -> list[str]:
-    """A name for each, Auto-Acceleration's where it has one, and no name twice."""
-    several = len({one.component for one in candidates} - {PIPELINE}) > 1
+    """Return a unique name for each candidate, Auto-Acceleration's where it has one."""
+    has_several = len({candidate.component for candidate in candidates} - {PIPELINE}) > 1
     names: dict[str, None] = {}
-    for one in candidates:
-        name = _task_name(one, several or one.component == PIPELINE)
-        again = (f"{name}_{number}" for number in count(2))
-        names[name if name not in names else next(other for other in again if other not in names)] = None
+    for candidate in candidates:
+        name = _task_name(candidate, has_several or candidate.component == PIPELINE)
+        alternatives = (f"{name}_{number}" for number in count(2))
+        names[
+            name if name not in names else next(alternative for alternative in alternatives if alternative not in names)
+        ] = None
     return list(names)
 
 
 def _task_name(candidate: Candidate, with_component: bool) -> str:
-    """Such as onnx, onnx_fp16, openvino_fp32; more words where it is nothing that Auto-Acceleration makes."""
+    """Return a name such as onnx, onnx_fp16 or openvino_fp32, longer for candidates that Auto-Acceleration does not
+    have.
+    """
     recipe = "" if (candidate.backend, candidate.recipe) == ("onnxruntime", "f32") else candidate.recipe
-    rest = candidate.name.removeprefix(f"{candidate.backend} {candidate.recipe}")
+    suffix = candidate.name.removeprefix(f"{candidate.backend} {candidate.recipe}")
     backend = "" if candidate.component == PIPELINE else candidate.backend
     words = [
         _AUTO_ACCELERATION_NAMES.get(word, word) for word in (candidate.component * with_component, backend, recipe)
     ]
-    letters = "_".join([*words, rest]).lower()
-    return "_".join("".join(one if one.isalnum() else " " for one in letters).split())
+    text = "_".join([*words, suffix]).lower()
+    return "_".join("".join(char if char.isalnum() else " " for char in text).split())
 
 
 def _rejected_row(task: str, row: ReportRow) -> Sequence[CellValue]:
@@ -102,13 +108,13 @@ def _rejected_row(task: str, row: ReportRow) -> Sequence[CellValue]:
 
 
 def _environment_facts(report: Report) -> Mapping[str, CellValue]:
-    here, asked = report.machine, describe_bounds(report.bounds)
+    machine, bounds = report.machine, describe_bounds(report.bounds)
     chosen = {
         f"chosen: {name}": row.name
         for name in report_components(report)
         if (row := baseline_and_chosen(report, name)[1])
     }
-    against = {
+    baselines = {
         f"baseline: {name}": row.name
         for name in report_components(report)
         if (row := baseline_and_chosen(report, name)[0])
@@ -116,26 +122,26 @@ def _environment_facts(report: Report) -> Mapping[str, CellValue]:
     return {
         "source": report.source,
         "goal": report.goal,
-        "bounds": "; ".join(asked) or "none",
+        "bounds": "; ".join(bounds) or "none",
         "started (UTC)": report.started,
         "took (s)": report.seconds,
         "budget (s)": report.budget,
-        "finished": "yes" if report.finished else "no: it was cut off",
-        "processor": here.processor,
-        "cores": here.cores,
-        "memory (GB)": None if here.memory is None else here.memory / (1 << 30),
-        "instructions": " ".join(here.instructions),
-        "system": here.system,
-        "python": here.python,
+        "finished": "yes" if report.finished else "no: it was interrupted",
+        "processor": machine.processor,
+        "cores": machine.cores,
+        "memory (GB)": None if machine.memory is None else machine.memory / (1 << 30),
+        "instructions": " ".join(machine.instructions),
+        "system": machine.system,
+        "python": machine.python,
         "fingerprint": report.fingerprint,
         **{f"version: {name}": version for name, version in report.versions.items()},
         "load average at the start": report.load[0],
         "load average at the end": report.load[1],
         "price of an hour": report.price,
         "currency": report.currency if report.price is not None else None,
-        **against,
+        **baselines,
         **chosen,
-        **{f"probed with: {name}": words for name, words in report.probes.items()},
+        **{f"probed with: {name}": note for name, note in report.probes.items()},
     }
 
 
@@ -165,10 +171,10 @@ def _set_cell(cell: "Cell | MergedCell", value: CellValue) -> None:
     if not isinstance(value, str):
         cell.value = value
         return
-    cell.value = words = printable(value)
-    # Words of others may begin as a formula does. They stay words, when somebody edits the cell, too.
+    cell.value = text = printable(value)
+    # Text that looks like a formula stays text, also when the cell is edited.
     cell.data_type = "s"
-    cell.quotePrefix = words[:1] in ("=", "+", "-", "@")
+    cell.quotePrefix = text[:1] in ("=", "+", "-", "@")
 
 
 def _set_bold(cells: Iterable["Cell | MergedCell"]) -> None:

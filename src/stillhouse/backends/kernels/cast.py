@@ -1,6 +1,6 @@
-"""Cast: the same numbers in another dtype.
+"""Cast of a tensor to another dtype.
 
-Bytes that must move: each element read once in the one dtype, and written once in the other.
+Bytes that must move: each element read once in one dtype, and written once in the other.
 """
 
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ def _cast(x, out, count, bucket, BLOCK: tl.constexpr):  # noqa: N803
 
 @torch.library.custom_op("stillhouse::cast", mutates_args=())
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor in another dtype, in the same order of its axes.
+    """Return the tensor in another dtype, with the same order of its axes in memory.
 
     Args:
         x: float16, bfloat16 or float32 of any shape.
@@ -58,17 +58,17 @@ def _(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def reference(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """The same in plain torch."""
+    """Return the same in plain torch."""
     return x.to(dtype)
 
 
 def bytes_moved(x: Tensor, dtype: torch.dtype) -> int:
-    """See the head of this file."""
+    """Return the bytes that must move, see the module docstring."""
     return x.numel() * (x.element_size() + dtype.itemsize)
 
 
 def cases() -> Iterator[CompileCase]:
-    """From each dtype to each other one."""
+    """Iterate over all pairs of dtypes."""
     for source, target in permutations(DTYPES.values(), 2):
         kinds = {"x": f"*{source}", "out": f"*{target}", "count": "i32", "bucket": "i32"}
         yield from compile_cases(_cast, f"cast {source} {target}", kinds, {})

@@ -1,7 +1,7 @@
-"""Kernels compiled for chips that are not here: what Triton's own assembler makes of them.
+"""Compilation of the kernels for GPUs that are not here, by Triton's own assembler.
 
-`python -m stillhouse.backends.kernels.compile_targets 90` compiles every kernel for compute capability 9.0.
-No GPU is needed.
+`python -m stillhouse.backends.kernels.compile_targets 90` compiles every kernel for compute capability 9.0, without a
+GPU.
 """
 
 import argparse
@@ -30,22 +30,22 @@ KERNELS: Mapping[str, Callable[[], Iterator[CompileCase]]] = MappingProxyType(
         "guided_step": guided_step.cases,
     }
 )
-"""Every kernel by name, with what is compiled of it."""
+"""The cases of every kernel, by its name."""
 
 
 def compile_kernel(case: CompileCase, capability: int) -> bytes:
-    """The machine code (a cubin) of a kernel.
+    """Return the machine code (a cubin) of a kernel.
 
     Args:
-        specimen: kernel, dtype and shape.
+        case: kernel, dtype and shape.
         capability: ten times the compute capability: 90.
 
     Raises:
-        BackendFailed: Triton interprets in this process, or cannot compile it.
+        BackendFailed: Triton interprets in this process, or cannot compile the kernel.
     """
     if INTERPRETED:
-        raise BackendFailed("Triton interprets kernels in this process", fix="begin one without TRITON_INTERPRET")
-    # As torch allots tensors: whole vectors of 16 bytes are read where a program can tell that they are.
+        raise BackendFailed("Triton interprets kernels in this process", fix="start one without TRITON_INTERPRET")
+    # torch aligns tensors to 16 bytes; with this hint, kernels read whole vectors.
     aligned = {
         (place,): [["tt.divisibility", 16]]
         for place, name in enumerate(case.function.arg_names)
@@ -53,23 +53,23 @@ def compile_kernel(case: CompileCase, capability: int) -> bytes:
     }
     source = ASTSource(case.function, dict(case.signature), dict(case.constants), aligned)
     try:
-        made = triton.compile(source, GPUTarget("cuda", capability, _WARP), {"num_warps": case.warps})
+        compiled = triton.compile(source, GPUTarget("cuda", capability, _WARP), {"num_warps": case.warps})
     except Exception as error:
         raise BackendFailed(f"{case.name} for capability {capability}: {error}") from error
-    code: bytes = made.asm["cubin"]
+    code: bytes = compiled.asm["cubin"]
     return code
 
 
 def main() -> None:
-    """Compile all of them, and print how large each is."""
+    """Compile all kernels and print the size of each."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("capability", type=int, nargs="*", default=CAPABILITIES, help="80, 90, 120, ...")
     parser.add_argument("--kernel", action="append", choices=tuple(KERNELS), help="only this; repeatable")
     arguments = parser.parse_args()
     for capability in arguments.capability:
         for name in arguments.kernel or KERNELS:
-            for specimen in KERNELS[name]():
-                sys.stdout.write(f"sm_{capability} {specimen.name} {len(compile_kernel(specimen, capability))}\n")
+            for case in KERNELS[name]():
+                sys.stdout.write(f"sm_{capability} {case.name} {len(compile_kernel(case, capability))}\n")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""GEGLU (arXiv 2002.05202): of a projection's two halves, the first times the GELU of the second.
+"""GEGLU (arXiv 2002.05202) of a projection: the first half times the GELU of the second.
 
     out[r, c] = x[r, c] * gelu(x[r, D + c])
 
-GELU is x times the normal distribution's share below x. In halves that share comes from one exponential and a
-polynomial (Abramowitz and Stegun, 7.1.26), which errs by 7.5e-8 at most, beside 2.4e-4 that a half rounds by there; a
-GPU would otherwise compute longer than it reads.
+GELU(x) is x times the normal cumulative distribution at x. In half precision that is computed by one exponential and a
+polynomial (Abramowitz and Stegun, 7.1.26), whose error of at most 7.5e-8 is far below the rounding error of 2.4e-4;
+otherwise a GPU would compute longer than it reads.
 
 Eager torch splits the projection, writes the GELU, and multiplies: 5 D elements a row where 3 D must move.
 
@@ -30,7 +30,7 @@ from stillhouse.backends.kernels.launch import (
 from stillhouse.errors import InvalidRequest
 
 _WIDE = 2**31
-"""Elements from which 32 bits do not count them."""
+"""Number of elements from which 32-bit indices overflow."""
 
 
 @autotune(["columns", "bucket"], BLOCK=(1024, 2048))
@@ -47,10 +47,10 @@ def _geglu(
     BLOCK: tl.constexpr,  # noqa: N803
 ):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    if WIDE:  # elsewhere not, because a GPU divides 64 bits slower than it reads what it finds there
+    if WIDE:  # only then: a GPU divides 64-bit integers more slowly than it reads the elements
         at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < count
-    # Whole rows are crossed, so that no program has a tail of its own where D is no power of two.
+    # A block may cross rows, so that no program has an unused tail where D is not a power of two.
     first = at // columns * (2 * columns) + at % columns
     value = tl.load(x + first, mask=inside, other=0.0).to(tl.float32)
     gate = tl.load(x + first + columns, mask=inside, other=0.0).to(tl.float32)
@@ -66,7 +66,7 @@ def _geglu(
 
 @triton.jit
 def _normal_cdf(x):
-    """The normal distribution's share below x; beyond -x where that is the smaller one, so that nothing cancels."""
+    """The normal cumulative distribution at x, computed from the smaller tail, so that nothing cancels."""
     t = 1.0 / (1.0 + 0.23164188911 * tl.abs(x))  # 0.3275911 of |x| / sqrt(2)
     rest = 1.421413741 + t * (-1.453152027 + t * 1.061405429)
     tail = 0.5 * t * (0.254829592 + t * (-0.284496736 + t * rest)) * tl.exp(-0.5 * x * x)
@@ -75,17 +75,17 @@ def _normal_cdf(x):
 
 @torch.library.custom_op("stillhouse::geglu", mutates_args=())
 def geglu(x: Tensor, tanh: bool = False) -> Tensor:
-    """The first half of the last axis times the GELU of the second.
+    """Return the first half of the last axis times the GELU of the second.
 
     Args:
         x: float16, bfloat16 or float32, [..., 2 D].
-        tanh: by the approximation with tanh (arXiv 1606.08415, section 2), which some networks were trained with.
+        tanh: use the approximation with tanh (arXiv 1606.08415, section 2), which some networks were trained with.
 
     Returns:
         [..., D], contiguous.
 
     Raises:
-        InvalidRequest: a last axis that is odd.
+        InvalidRequest: the last axis is odd.
         UnsupportedPrecision: another dtype.
     """
     columns = _output_columns(x)
@@ -94,9 +94,9 @@ def geglu(x: Tensor, tanh: bool = False) -> Tensor:
         return reference(x, tanh)
     out = x.new_empty(*x.shape[:-1], columns)
     if out.numel():
-        told = (tanh, x.dtype != torch.float32, x.numel() >= _WIDE)
+        constants = (tanh, x.dtype != torch.float32, x.numel() >= _WIDE)
         with torch.cuda.device_of(x):
-            _geglu[block_grid(out.numel())](x, out, out.numel(), size_bucket(out.numel()), columns, *told)
+            _geglu[block_grid(out.numel())](x, out, out.numel(), size_bucket(out.numel()), columns, *constants)
     return out
 
 
@@ -106,25 +106,25 @@ def _(x: Tensor, tanh: bool = False) -> Tensor:
 
 
 def reference(x: Tensor, tanh: bool = False) -> Tensor:
-    """The same in plain torch."""
+    """Return the same in plain torch."""
     value, gate = x.chunk(2, dim=-1)
     return value * torch.nn.functional.gelu(gate, approximate="tanh" if tanh else "none")
 
 
 def bytes_moved(x: Tensor, tanh: bool = False) -> int:
-    """See the head of this file."""
+    """Return the bytes that must move, see the module docstring."""
     return x.numel() * x.element_size() * 3 // 2
 
 
 def cases() -> Iterator[CompileCase]:
-    """Exact and by tanh in each dtype, in Stable Diffusion's widest layer; and of more elements than 32 bits count."""
+    """Iterate over dtypes, exact and with tanh, in Stable Diffusion's widest layer, and with 64-bit indices."""
     for name in DTYPES.values():
         for tanh, wide in ((False, False), (True, False), (False, True)):
             count = "i64" if wide else "i32"
             kinds = {"x": f"*{name}", "out": f"*{name}", "count": count, "bucket": "i32"}
-            called = f"geglu {name}{' tanh' if tanh else ''}{' wide' if wide else ''}"
+            label = f"geglu {name}{' tanh' if tanh else ''}{' wide' if wide else ''}"
             constants = {"columns": 5120, "TANH": tanh, "HALF": name != "fp32", "WIDE": wide}
-            yield from compile_cases(_geglu, called, kinds, constants)
+            yield from compile_cases(_geglu, label, kinds, constants)
 
 
 def _output_columns(x: Tensor) -> int:

@@ -1,16 +1,16 @@
-"""A step of a sampler in one pass: guidance, the clean picture, where to aim, and the move.
+"""A step of a sampler in one pass: guidance, the denoised picture, extrapolation, and the step.
 
-Of a network's two rows for a picture, without the prompt and with it, and of the picture z itself:
+Of the network's outputs of a picture's branches, the base b first, and of its latents z:
 
-    guided = u + scale * (c - u)                            (arXiv 2207.12598, equation 6)
-    clean  = of_z * z + of_output * guided                  see `diffusion.prediction`
-    aim    = clean + reach * (clean - past)                 DPM-Solver++ 2M; reach is 0 elsewhere
-    moved  = kept * z + gained * aim                        see `diffusion.samplers`
+    guided   = b + sum of weight * (branch - b)                   see `diffusion.guidance`
+    denoised = of_z * z + of_output * guided                      see `diffusion.prediction`
+    x0       = denoised + extrapolation * (denoised - previous)   DPM-Solver++ 2M; extrapolation is 0 elsewhere
+    stepped  = z_weight * z + x0_weight * x0                      see `diffusion.samplers`
 
 Eager torch reads and writes a picture a dozen times for it.
 
-Bytes that must move: two rows and z read, the moved picture and the clean one written; where the last clean picture
-counts, that read as well.
+Bytes that must move: the rows and z read, the stepped picture and the denoised one written; where the last denoised
+picture counts, that read as well.
 """
 
 from collections.abc import Iterator
@@ -24,143 +24,152 @@ from torch import Tensor
 from stillhouse.backends.kernels.launch import DTYPES, CompileCase, autotune, compile_cases, size_bucket, uses_kernel
 from stillhouse.errors import InvalidRequest
 
-STEP_WEIGHTS = ("scale", "of_z", "of_output", "reach", "kept", "gained")
-"""The columns of what each picture is told."""
+STEP_WEIGHTS = ("of_z", "of_output", "extrapolation", "z_weight", "x0_weight")
+"""The first columns of a picture's weights; the weights of its branches' differences follow."""
 
 
-@autotune(["bucket", "PAST", "PAIRED"], warps=(1, 4), BLOCK=(256, 1024))
+@autotune(["bucket", "PREVIOUS", "PAIRED", "TERMS"], warps=(1, 4), BLOCK=(256, 1024))
 @triton.jit
 def _guided_step(
     z,
     output,
-    past,
+    previous,
     rows,
     weights,
-    moved,
-    clean,
+    stepped,
+    denoised,
     size,
     bucket,
-    PAST: tl.constexpr,  # noqa: N803
+    PREVIOUS: tl.constexpr,  # noqa: N803
     PAIRED: tl.constexpr,  # noqa: N803
+    TERMS: tl.constexpr,  # noqa: N803
     BLOCK: tl.constexpr,  # noqa: N803
 ):
     picture = tl.program_id(1).to(tl.int64)
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
-    # First what others hang on, then what hangs on nothing, so that all of it is under way at once.
-    if PAIRED:
-        without = 2 * picture
-        prompted = without + 1
-    else:
-        without = tl.load(rows + 2 * picture).to(tl.int64)
-        prompted = tl.load(rows + 2 * picture + 1).to(tl.int64)
-    told = weights + 6 * picture
+    # Addresses first, then loads that depend on nothing, so that all of them are under way at once.
+    base_row = 2 * picture if PAIRED else tl.load(rows + (1 + TERMS) * picture).to(tl.int64)
+    table = weights + (5 + TERMS) * picture
     here = tl.load(z + picture * size + at, mask=inside, other=0.0).to(tl.float32)
-    scale = tl.load(told)
-    of_z = tl.load(told + 1)
-    of_output = tl.load(told + 2)
-    reach = tl.load(told + 3)
-    kept = tl.load(told + 4)
-    gained = tl.load(told + 5)
-    u = tl.load(output + without * size + at, mask=inside, other=0.0).to(tl.float32)
-    c = tl.load(output + prompted * size + at, mask=inside, other=0.0).to(tl.float32)
-    # Said out loud, because a compiler may add and multiply at once in one variant and not in the other, and a picture
-    # is the same whoever is beside it.
-    guided = tl.fma(scale, c - u, u)
+    of_z = tl.load(table)
+    of_output = tl.load(table + 1)
+    extrapolation = tl.load(table + 2)
+    z_weight = tl.load(table + 3)
+    x0_weight = tl.load(table + 4)
+    base = tl.load(output + base_row * size + at, mask=inside, other=0.0).to(tl.float32)
+    guided = base
+    # Fused multiply-adds are explicit: a compiler may fuse in one variant and not in the other, and a picture must not
+    # depend on its batch. A difference that a picture does not have is skipped and not added as zero.
+    for term in tl.static_range(TERMS):
+        row = base_row + 1 if PAIRED else tl.load(rows + (1 + TERMS) * picture + 1 + term).to(tl.int64)
+        weight = tl.load(table + 5 + term)
+        branch = tl.load(output + row * size + at, mask=inside, other=0.0).to(tl.float32)
+        added = tl.fma(weight, branch - base, guided)
+        guided = added if term == 0 else tl.where(weight != 0.0, added, guided)
     seen = tl.fma(of_output, guided, of_z * here)
-    aim = seen
-    if PAST:
-        before = tl.load(past + picture * size + at, mask=inside, other=0.0).to(tl.float32)
-        aim = tl.fma(reach, seen - before, seen)
-    tl.store(clean + picture * size + at, seen, mask=inside)
-    tl.store(moved + picture * size + at, tl.fma(gained, aim, kept * here), mask=inside)
+    x0 = seen
+    if PREVIOUS:
+        before = tl.load(previous + picture * size + at, mask=inside, other=0.0).to(tl.float32)
+        x0 = tl.fma(extrapolation, seen - before, seen)
+    tl.store(denoised + picture * size + at, seen, mask=inside)
+    tl.store(stepped + picture * size + at, tl.fma(x0_weight, x0, z_weight * here), mask=inside)
 
 
 @torch.library.custom_op("stillhouse::guided_step", mutates_args=())
 def guided_step(
-    z: Tensor, output: Tensor, rows: Tensor | None, weights: Tensor, past: Tensor | None = None
+    z: Tensor, output: Tensor, rows: Tensor | None, weights: Tensor, previous: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Move each picture of a batch by one evaluation.
+    """Step each picture of a batch by one evaluation.
 
     Args:
-        z: pictures, float16, bfloat16 or float32, [P, C, h, w].
+        z: latents, float16, bfloat16 or float32, [P, C, h, w].
         output: of the network, [R, C, h, w].
-        rows: int32 [P, 2]: each picture's row without its prompt, and the one with it; the same one twice where it is
-            not guided. None: all are guided, and their rows are pairs, one behind the other.
-        weights: float32 [P, 6], see `WEIGHTS`.
-        past: the clean pictures of the evaluation before, as z; None where none counts.
+        rows: int32 [P, 1 + T]: of each picture the base branch's row, then one for each difference. A picture that has
+            fewer differences repeats its base, with weight 0. None: every picture has two rows, one behind the other.
+        weights: float32 [P, 5 + T], see `STEP_WEIGHTS`, then the weight of each difference.
+        previous: the denoised pictures of the evaluation before, as z; None where none counts.
 
     Returns:
-        the moved pictures and the clean ones, as z.
+        the stepped pictures and the denoised ones, as z.
 
     Raises:
         InvalidRequest: shapes that do not fit each other.
         UnsupportedPrecision: another dtype.
     """
-    _check(z, output, rows, weights, past)
+    _check(z, output, rows, weights, previous)
     z, output, weights = (tensor.contiguous() for tensor in (z, output, weights))
-    if not uses_kernel(z, output, *(() if past is None else (past,))):
-        return reference(z, output, rows, weights, past)
-    moved, clean = torch.empty_like(z), torch.empty_like(z)
+    if not uses_kernel(z, output, *(() if previous is None else (previous,))):
+        return reference(z, output, rows, weights, previous)
+    stepped, denoised = torch.empty_like(z), torch.empty_like(z)
     size = z[0].numel() if len(z) else 0
     if size:
-        before = z if past is None else past.contiguous()
-        places = weights if rows is None else rows.contiguous()
-        told = (size, size_bucket(size * len(z)), past is not None, rows is None)
+        before = z if previous is None else previous.contiguous()
+        table = weights if rows is None else rows.contiguous()
+        terms = weights.shape[1] - len(STEP_WEIGHTS)
+        constants = (size, size_bucket(size * len(z)), previous is not None, rows is None, terms)
         with torch.cuda.device_of(z):
             _guided_step[lambda meta: (triton.cdiv(size, meta["BLOCK"]), len(z))](
-                z, output, before, places, weights, moved, clean, *told
+                z, output, before, table, weights, stepped, denoised, *constants
             )
-    return moved, clean
+    return stepped, denoised
 
 
 @guided_step.register_fake
 def _(
-    z: Tensor, output: Tensor, rows: Tensor | None, weights: Tensor, past: Tensor | None = None
+    z: Tensor, output: Tensor, rows: Tensor | None, weights: Tensor, previous: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     like = torch.empty_like(z, memory_format=torch.contiguous_format)
     return like, torch.empty_like(like)
 
 
 def reference(
-    z: Tensor, output: Tensor, rows: Tensor | None, weights: Tensor, past: Tensor | None = None
+    z: Tensor, output: Tensor, rows: Tensor | None, weights: Tensor, previous: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The same in plain torch."""
-    scale, of_z, of_output, reach, kept, gained = (column.view(-1, 1, 1, 1) for column in weights.to(z).unbind(1))
-    both = (output[::2], output[1::2]) if rows is None else (output[row.long()] for row in rows.unbind(1))
-    without, prompted = (one.to(z) for one in both)
-    clean = of_z * z + of_output * (without + scale * (prompted - without))
-    aim = clean if past is None else clean + reach * (clean - past)
-    return kept * z + gained * aim, clean
+    """Compute the same in plain torch."""
+    columns = [column.view(-1, 1, 1, 1) for column in weights.to(z).unbind(1)]
+    of_z, of_output, extrapolation, z_weight, x0_weight = columns[: len(STEP_WEIGHTS)]
+    places = (slice(0, None, 2), slice(1, None, 2)) if rows is None else [row.long() for row in rows.unbind(1)]
+    base, *branches = (output[place].to(z) for place in places)
+    guided = base
+    for term, (branch, weight) in enumerate(zip(branches, columns[len(STEP_WEIGHTS) :], strict=True)):
+        added = guided + weight * (branch - base)
+        guided = torch.where(weight != 0, added, guided) if term else added
+    denoised = of_z * z + of_output * guided
+    x0 = denoised if previous is None else denoised + extrapolation * (denoised - previous)
+    return z_weight * z + x0_weight * x0, denoised
 
 
-def bytes_moved(z: Tensor, output: Tensor, past: Tensor | None = None) -> int:
-    """See the head of this file."""
-    pictures = 3 if past is None else 4
+def bytes_moved(z: Tensor, output: Tensor, previous: Tensor | None = None) -> int:
+    """Return the bytes that must move; see the head of this file."""
+    pictures = 3 if previous is None else 4
     return pictures * z.numel() * z.element_size() + output.numel() * output.element_size()
 
 
 def cases() -> Iterator[CompileCase]:
-    """With and without a past in each dtype, of rows that are pairs and of any."""
+    """Yield the kernel with and without a previous picture in each dtype, for pairs of rows, any rows, and three."""
     for name in DTYPES.values():
-        for past, paired in product((False, True), repeat=2):
-            tensors = dict.fromkeys(("z", "output", "past", "moved", "clean"), f"*{name}")
+        for previous, (paired, terms) in product((False, True), ((True, 1), (False, 1), (False, 2))):
+            tensors = dict.fromkeys(("z", "output", "previous", "stepped", "denoised"), f"*{name}")
             others = {"rows": "*i32", "weights": "*fp32", "size": "i32", "bucket": "i32"}
-            called = f"guided_step {name}{' past' if past else ''}{' paired' if paired else ''}"
-            yield from compile_cases(_guided_step, called, {**tensors, **others}, {"PAST": past, "PAIRED": paired})
+            rows = " paired" if paired else "" if terms == 1 else " three rows"
+            called = f"guided_step {name}{' previous' if previous else ''}{rows}"
+            constants = {"PREVIOUS": previous, "PAIRED": paired, "TERMS": terms}
+            yield from compile_cases(_guided_step, called, {**tensors, **others}, constants)
 
 
-def _check(z: Tensor, output: Tensor, rows: Tensor | None, weights: Tensor, past: Tensor | None) -> None:
+def _check(z: Tensor, output: Tensor, rows: Tensor | None, weights: Tensor, previous: Tensor | None) -> None:
     if z.ndim != 4 or output.ndim != 4 or output.shape[1:] != z.shape[1:]:
         raise InvalidRequest(f"pictures of {list(z.shape)} and outputs of {list(output.shape)}", allowed="one size")
     if rows is None and len(output) != 2 * len(z):
         raise InvalidRequest(f"{len(output)} rows of pairs for {len(z)} pictures", allowed=f"{2 * len(z)}, or `rows`")
-    is_told = rows is None or (rows.shape == (len(z), 2) and rows.dtype == torch.int32)
-    if not is_told or weights.shape != (len(z), len(STEP_WEIGHTS)):
-        told = "pairs" if rows is None else f"{list(rows.shape)}"
+    terms = 1 if rows is None or rows.ndim != 2 else max(rows.shape[1] - 1, 1)
+    has_rows = rows is None or (rows.shape == (len(z), 1 + terms) and rows.dtype == torch.int32)
+    if not has_rows or weights.shape != (len(z), len(STEP_WEIGHTS) + terms):
+        shown = "pairs" if rows is None else f"{list(rows.shape)}"
         raise InvalidRequest(
-            f"rows {told} and weights {list(weights.shape)} for {len(z)} pictures",
-            allowed=f"int32 [{len(z)}, 2] and [{len(z)}, {len(STEP_WEIGHTS)}]",
+            f"rows {shown} and weights {list(weights.shape)} for {len(z)} pictures",
+            allowed=f"int32 [{len(z)}, 1 + T] and [{len(z)}, {len(STEP_WEIGHTS)} + T]",
         )
-    if past is not None and past.shape != z.shape:
-        raise InvalidRequest(f"a past of {list(past.shape)} for {list(z.shape)}", allowed="the same shape")
+    if previous is not None and previous.shape != z.shape:
+        raise InvalidRequest(f"previous of {list(previous.shape)} for {list(z.shape)}", allowed="the same shape")

@@ -1,4 +1,4 @@
-"""What every kernel shares: which tensors it takes, where it runs, and what it is tuned over."""
+"""Shared parts of the kernels: accepted tensors, autotuning, grids, and cases to compile."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,27 +13,27 @@ from torch import Tensor
 from stillhouse.backends.torch_device import GPU_LOCK
 from stillhouse.errors import UnsupportedPrecision
 
-# Products are added without rounding in between, as until Triton 3.9 by default; that warns where nothing is said.
+# Fused multiply-add, the default until Triton 3.9, which warns where the variable is unset.
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-"""Whether Triton runs kernels in Python, on the processor, as this process began."""
+"""Whether Triton interprets kernels in Python on the CPU, as set when this process started."""
 DTYPES: Mapping[torch.dtype, str] = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
-"""What kernels take, and what Triton calls it. All of them compute in float32."""
+"""Accepted dtypes with Triton's names. All kernels compute in float32."""
 
 _WARM_UP, _REPEATED = 2, 8
-"""Milliseconds for each configuration: kernels take some ten microseconds, and a U-Net asks for a hundred shapes."""
+"""Milliseconds of tuning for each configuration: kernels take about ten microseconds, and a U-Net has 100 shapes."""
 
 Grid: TypeAlias = Callable[[Mapping[str, Any]], tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class CompileCase:
-    """A kernel as a compiler sees it, for one dtype and one shape.
+    """A kernel for one dtype and one shape, as the compiler takes it.
 
     Args:
         name: of the kernel.
         function: the function under `triton.jit`.
-        signature: Triton types by argument; constants are named "constexpr".
+        signature: Triton types by argument; constants are "constexpr".
         constants: their values.
         warps: of one program.
     """
@@ -48,29 +48,31 @@ class CompileCase:
 def compile_cases(
     kernel: Any, name: str, signature: Mapping[str, str], constants: Mapping[str, Any]
 ) -> Iterator[CompileCase]:
-    """A kernel of `tuned` as it is compiled for these constants: for halves by every configuration that is tried then,
-    for other dtypes, which differ in how they are read and written only, by the first.
+    """Iterate over the configurations of an autotuned kernel for these constants.
+
+    For half precision these are all that are tuned; for other dtypes, which differ only in how they are read and
+    written, the first.
 
     Args:
-        kernel: what `tuned` made.
-        name: of the kernel, with what tells its constants from others.
+        kernel: made by `autotune`.
+        name: of the kernel, with the constants that distinguish it.
         signature: Triton types by argument, without constants.
-        constants: their values, without those that a configuration brings.
+        constants: their values, without those of the configurations.
     """
     prune = kernel.early_config_prune
-    tried = prune(kernel.configs, constants) if prune else kernel.configs
-    for one in tried if "*fp16" in signature.values() else tried[:1]:
-        every = {**constants, **one.kwargs}
-        how = [*(f"{constant} {value}" for constant, value in one.kwargs.items()), f"{one.num_warps} warps"]
-        told = {**signature, **dict.fromkeys(every, "constexpr")}
-        yield CompileCase(f"{name}, {', '.join(how)}", kernel.fn, told, every, one.num_warps)
+    configs = prune(kernel.configs, constants) if prune else kernel.configs
+    for config in configs if "*fp16" in signature.values() else configs[:1]:
+        values = {**constants, **config.kwargs}
+        labels = [*(f"{constant} {value}" for constant, value in config.kwargs.items()), f"{config.num_warps} warps"]
+        types = {**signature, **dict.fromkeys(values, "constexpr")}
+        yield CompileCase(f"{name}, {', '.join(labels)}", kernel.fn, types, values, config.num_warps)
 
 
 def uses_kernel(*tensors: Tensor) -> bool:
-    """Whether a kernel is launched for these, and not its reference computed.
+    """Return whether the kernel is launched for these tensors; otherwise the reference is computed.
 
     Raises:
-        UnsupportedPrecision: a dtype that no kernel has.
+        UnsupportedPrecision: a dtype that no kernel accepts.
     """
     for tensor in tensors:
         if tensor.dtype not in DTYPES:
@@ -82,20 +84,20 @@ def uses_kernel(*tensors: Tensor) -> bool:
 
 
 def autotune(key: Sequence[str], warps: Sequence[int] = (4, 8), prune: Any = None, **choices: Sequence[int]) -> Any:
-    """Like `triton.autotune`: for each new key the quickest configuration is found, in some milliseconds each.
+    """Decorate a kernel as `triton.autotune` does: the fastest configuration is measured for each new key.
 
     Args:
         key: names of arguments.
-        warps: of one program.
-        prune: leaves some configurations out, see `triton.autotune`'s early_config_prune.
-        choices: values by name of a constant. Where Triton interprets, which times nothing, the first of all is taken.
+        warps: numbers of warps of one program.
+        prune: drops configurations, as `early_config_prune` of `triton.autotune`.
+        choices: values of constants, by name. Where Triton interprets, the first configuration is used.
     """
-    every = [
-        triton.Config(dict(zip(choices, chosen, strict=True)), num_warps=count)
-        for *chosen, count in product(*choices.values(), warps)
+    configs = [
+        triton.Config(dict(zip(choices, values, strict=True)), num_warps=count)
+        for *values, count in product(*choices.values(), warps)
     ]
-    left = {"early_config_prune": prune} if prune else None
-    return triton.autotune(every[:1] if INTERPRETED else every, list(key), left, do_bench=_do_bench)
+    pruning = {"early_config_prune": prune} if prune else None
+    return triton.autotune(configs[:1] if INTERPRETED else configs, list(key), pruning, do_bench=_do_bench)
 
 
 def _do_bench(call: Callable[[], object], quantiles: Sequence[float]) -> Any:
@@ -104,17 +106,17 @@ def _do_bench(call: Callable[[], object], quantiles: Sequence[float]) -> Any:
 
 
 def size_bucket(count: int) -> int:
-    """Sizes that are tuned together: those between the same two powers of two."""
+    """Return the key of sizes that are tuned together: those between the same two powers of two."""
     return count.bit_length()
 
 
 def to_dense(x: Tensor) -> Tensor:
-    """The tensor, or a copy whose elements lie one behind the other in some order of its axes."""
+    """Return the tensor, or a copy whose elements are contiguous in some order of its axes."""
     if x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)):
         return x
     return x.contiguous()
 
 
 def block_grid(count: int) -> Grid:
-    """A program for every BLOCK of so many elements."""
+    """Return a grid with one program for every BLOCK of `count` elements."""
     return lambda meta: (triton.cdiv(count, meta["BLOCK"]),)

@@ -1,12 +1,12 @@
-"""LayerNorm (arXiv 1607.06450) over the last axis, and with a residual's sum before it.
+"""LayerNorm (arXiv 1607.06450) over the last axis, and with the residual sum before it.
 
     out = (s - mean(s)) / sqrt(var(s) + eps) * weight + bias,   s = x, or x + residual
 
-In a transformer's block each norm but the first follows a sum: eager torch writes the sum, reads it twice, and writes
-the norm.
+In a transformer block each norm but the first follows a sum: eager torch writes the sum, reads it twice, and writes the
+norm.
 
-How many rows a program takes is tuned for each number of rows: sums are added up in another order then, and the last
-bit of a norm may hang on who is in the batch.
+The number of rows of a program is tuned for each number of rows of the input. Sums are then added in another order, and
+the last bit of a norm may depend on the size of the batch.
 
 Bytes that must move: x read once and the norm written once; with a residual, that read and the sum written as well.
 """
@@ -27,11 +27,12 @@ _FEWEST, _MOST = 1024, 4096
 
 
 def _prune_configs(configs: Sequence[Any], named_args: Mapping[str, Any], **constants: Any) -> Sequence[Any]:
-    """Of the configurations those by which a program has enough elements, and not too many to hold."""
+    """Return the configurations in which a program has enough elements, and not more than it can hold."""
     wide = {**named_args, **constants}["COLUMNS"]
-    fit = [one for one in configs if _FEWEST <= one.kwargs["ROWS"] * wide <= _MOST]
-    rows, warps = (1, 4) if wide > _MOST else (8, 1)
-    return fit or [one for one in configs if (one.kwargs["ROWS"], one.num_warps) == (rows, warps)] or configs[:1]
+    fitting = [config for config in configs if _FEWEST <= config.kwargs["ROWS"] * wide <= _MOST]
+    best = (1, 4) if wide > _MOST else (8, 1)
+    nearest = [config for config in configs if (config.kwargs["ROWS"], config.num_warps) == best]
+    return fitting or nearest or configs[:1]
 
 
 @autotune(["columns", "bucket", "RESIDUAL"], warps=(1, 4), prune=_prune_configs, ROWS=(1, 2, 4, 8))
@@ -53,13 +54,13 @@ def _layer_norm(
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, COLUMNS)
-    known = column < columns
-    inside = (row < rows)[:, None] & known[None, :]
+    lane_mask = column < columns
+    inside = (row < rows)[:, None] & lane_mask[None, :]
     at = row.to(tl.int64)[:, None] * columns + column[None, :]
-    # All that is read is asked for before the first sum, behind which nothing moves until every lane has come.
+    # All loads are issued before the first sum, which synchronises the lanes.
     value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-    gain = tl.load(weight + column, mask=known, other=0.0).to(tl.float32)
-    shift = tl.load(bias + column, mask=known, other=0.0).to(tl.float32)
+    gain = tl.load(weight + column, mask=lane_mask, other=0.0).to(tl.float32)
+    shift = tl.load(bias + column, mask=lane_mask, other=0.0).to(tl.float32)
     if RESIDUAL:
         value += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
         tl.store(added + at, value, mask=inside)
@@ -71,7 +72,7 @@ def _layer_norm(
 
 @torch.library.custom_op("stillhouse::layer_norm", mutates_args=())
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """LayerNorm over the last axis.
+    """Return the LayerNorm over the last axis.
 
     Args:
         x: float16, bfloat16 or float32, [..., D].
@@ -97,15 +98,15 @@ def _(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 
 @torch.library.custom_op("stillhouse::add_layer_norm", mutates_args=())
 def add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """The sum of a layer's output and what it was given, and the LayerNorm of it. The norm is of the exact sum.
+    """Return the LayerNorm of x + residual, and the sum. The norm is computed from the unrounded sum.
 
     Args:
         x: float16, bfloat16 or float32, [..., D].
         residual: as x.
-        weight, bias, eps: as in `layer_norm`.
+        weight, bias, eps: as of `layer_norm`.
 
     Returns:
-        the norm, and the sum.
+        The norm, and the sum.
     """
     x, residual = _check_weights(x, weight, bias), residual.contiguous()
     if residual.shape != x.shape or residual.dtype != x.dtype:
@@ -124,23 +125,23 @@ def _(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> 
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """The norm in plain torch."""
+    """Return the norm in plain torch."""
     return torch.nn.functional.layer_norm(x, x.shape[-1:], weight, bias, eps)
 
 
 def add_reference(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Sum and norm in plain torch."""
+    """Return norm and sum in plain torch."""
     added = x + residual
     return reference(added, weight, bias, eps), added
 
 
 def bytes_moved(x: Tensor, has_residual: bool = False) -> int:
-    """See the head of this file; weights are left out, which all rows share."""
+    """Return the bytes that must move, see the module docstring, without the weights, which all rows share."""
     return (4 if has_residual else 2) * x.numel() * x.element_size()
 
 
 def cases() -> Iterator[CompileCase]:
-    """With and without a residual in each dtype, as wide as Stable Diffusion's narrowest and widest blocks."""
+    """Iterate over dtypes, with and without a residual, at Stable Diffusion's smallest and largest width."""
     for name in DTYPES.values():
         for columns in (320, 1280):
             for residual in (False, True):
@@ -148,8 +149,8 @@ def cases() -> Iterator[CompileCase]:
                 wide = triton.next_power_of_2(columns)
                 constants = {"columns": columns, "COLUMNS": wide, "RESIDUAL": residual}
                 numbers = {"rows": "i32", "bucket": "i32", "eps": "fp32"}
-                called = f"layer_norm {name} {columns}{' residual' if residual else ''}"
-                yield from compile_cases(_layer_norm, called, {**tensors, **numbers}, constants)
+                label = f"layer_norm {name} {columns}{' residual' if residual else ''}"
+                yield from compile_cases(_layer_norm, label, {**tensors, **numbers}, constants)
 
 
 def _check_weights(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -33,10 +33,10 @@ def _silu(x, out, count, bucket, BLOCK: tl.constexpr):  # noqa: N803
 
 @torch.library.custom_op("stillhouse::silu", mutates_args=())
 def silu(x: Tensor) -> Tensor:
-    """x * sigmoid(x), of any shape, in the same order of its axes.
+    """Return x * sigmoid(x), with the same order of its axes in memory.
 
     Args:
-        x: float16, bfloat16 or float32.
+        x: float16, bfloat16 or float32 of any shape.
 
     Raises:
         UnsupportedPrecision: another dtype.
@@ -57,17 +57,17 @@ def _(x: Tensor) -> Tensor:
 
 
 def reference(x: Tensor) -> Tensor:
-    """The same in plain torch."""
+    """Return the same in plain torch."""
     return torch.nn.functional.silu(x)
 
 
 def bytes_moved(x: Tensor) -> int:
-    """See the head of this file."""
+    """Return the bytes that must move, see the module docstring."""
     return 2 * x.numel() * x.element_size()
 
 
 def cases() -> Iterator[CompileCase]:
-    """In each dtype."""
+    """Iterate over all dtypes."""
     for name in DTYPES.values():
         kinds = {"x": f"*{name}", "out": f"*{name}", "count": "i32", "bucket": "i32"}
         yield from compile_cases(_silu, f"silu {name}", kinds, {})

@@ -1,15 +1,14 @@
-"""Fused kernels into a loaded network of diffusers', and out again.
+"""Replacement of modules in a loaded diffusers network by fused kernels, and back.
 
-A module keeps its weights and their names; what changes is its class, to one whose `forward` calls the kernels, and
-what it calls for attention and SiLU. So a checkpoint, an adapter or a `state_dict` does not notice, and `undo` gives
-every class back.
+A module keeps its weights and their names. Its class changes to one whose `forward` calls the kernels, and so do its
+attention processor and its SiLU. Checkpoints, adapters and `state_dict` work as before; `undo` restores every class.
 
     GEGLU                   the projection, then one pass
     ResnetBlock2D           GroupNorm and SiLU in one pass, twice
-    GroupNorm elsewhere     one pass, with SiLU where the network's last one is followed by it
+    GroupNorm elsewhere     one pass, with SiLU where it follows the network's last norm
     BasicTransformerBlock   each LayerNorm with the sum before it
     Transformer2DModel      its pictures stay channels last
-    Attention               by the same kernel, without the factor of one that diffusers divides by
+    Attention               by the same kernel, without diffusers' division by 1
 """
 
 from collections.abc import Iterator
@@ -31,32 +30,32 @@ from stillhouse.backends.kernels.silu import silu
 from stillhouse.backends.torch_attention import KernelAttnProcessor, is_plain_attention
 
 _PLAIN = (AttnProcessor2_0, FusedAttnProcessor2_0)
-"""diffusers' processors whose kernel is the one that torch prefers."""
+"""diffusers' processors that use the kernel that torch prefers."""
 
 
 class FusedGroupNorm(nn.GroupNorm):
     """GroupNorm in one pass; of [B, C, h, w], channels last."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        """The norm."""
+        """Return the norm."""
         out: Tensor = group_norm(input, self.weight, self.bias, self.num_groups, self.eps, False)
         return out
 
 
 class FusedGroupNormSiLU(nn.GroupNorm):
-    """The same with SiLU behind it."""
+    """GroupNorm and SiLU in one pass."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        """SiLU of the norm."""
+        """Return the SiLU of the norm."""
         out: Tensor = group_norm(input, self.weight, self.bias, self.num_groups, self.eps, True)
         return out
 
 
 class SiLULinear(nn.Linear):
-    """A layer whose input went through SiLU before, in a module of its own that now does nothing."""
+    """A linear layer with the SiLU that was a module before it; that module is replaced by the identity."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        """The projection of the input's SiLU."""
+        """Return the projection of the input's SiLU."""
         return super().forward(silu(input))
 
 
@@ -64,13 +63,13 @@ class FusedGEGLU(GEGLU):  # type: ignore[misc]
     """GEGLU in one pass after its projection."""
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """[..., D] of [..., d]."""
+        """Return [..., D] for [..., d]."""
         out: Tensor = geglu(self.proj(hidden_states))
         return out
 
 
 class FusedTransformerBlock(BasicTransformerBlock):  # type: ignore[misc]
-    """A block of self-attention, cross-attention and feed-forward whose norms take the sums before them along."""
+    """A block of self-attention, cross-attention and feed-forward whose norms include the residual sums before them."""
 
     def forward(
         self,
@@ -81,7 +80,7 @@ class FusedTransformerBlock(BasicTransformerBlock):  # type: ignore[misc]
         *args: Any,
         **kwargs: Any,
     ) -> Tensor:
-        """[B, N, D] of [B, N, D]."""
+        """Return [B, N, D] for [B, N, D]."""
         first, second, third = self.norm1, self.norm2, self.norm3
         states = layer_norm(hidden_states, first.weight, first.bias, first.eps)
         own = encoder_hidden_states if self.only_cross_attention else None
@@ -94,8 +93,10 @@ class FusedTransformerBlock(BasicTransformerBlock):  # type: ignore[misc]
 
 
 class FusedTransformer(Transformer2DModel):  # type: ignore[misc]
-    """Transformer blocks whose tokens become a picture again as they lie: a copy would turn its channels, and each norm
-    behind it would turn them back."""
+    """Transformer blocks whose output tokens are viewed as a channels-last picture without a copy.
+
+    diffusers copies them to NCHW, and each following norm would convert them back.
+    """
 
     def _get_output_for_continuous_inputs(
         self, hidden_states: Tensor, residual: Tensor, batch_size: int, height: int, width: int, inner_dim: int
@@ -108,16 +109,16 @@ class FusedTransformer(Transformer2DModel):  # type: ignore[misc]
 
 @dataclass(frozen=True, slots=True)
 class ModuleSwap:
-    """What was changed in a network."""
+    """The changes of `swap_modules` in a network."""
 
     _changes: list[tuple[nn.Module, str, Any]] = field(default_factory=list)
 
     def __len__(self) -> int:
-        """Modules that are of another class now."""
+        """Return the number of modules whose class was changed."""
         return sum(name == "__class__" for _, name, _ in self._changes)
 
     def undo(self) -> None:
-        """Give every module back what it was; a second time changes nothing."""
+        """Restore every module. A second call changes nothing."""
         while self._changes:
             module, name, value = self._changes.pop()
             setattr(module, name, value)
@@ -128,11 +129,11 @@ class ModuleSwap:
 
 
 def swap_modules(network: nn.Module) -> ModuleSwap:
-    """Put kernels wherever the network has what they compute. It is to be used without gradients from then on.
+    """Replace all modules of a network that the kernels can compute. It must be used without gradients then.
 
-    Networks should be channels last: others are copied at each GroupNorm.
+    The network should be channels last: others are copied at each GroupNorm.
 
-    >>> swapped = swap(unet)  # doctest: +SKIP
+    >>> swapped = swap_modules(unet)  # doctest: +SKIP
     >>> swapped.undo()  # doctest: +SKIP
     """
     swapped = ModuleSwap()
@@ -148,10 +149,10 @@ def swap_modules(network: nn.Module) -> ModuleSwap:
             swapped._set(module.norm, "__class__", FusedGroupNorm)
         elif type(module) is Attention and is_plain_attention(module) and type(module.processor) in _PLAIN:
             swapped._set(module, "processor", KernelAttnProcessor("sdpa", masked_processor=cast(Any, module.processor)))
-    for last in _final_norm_owners(network):
-        if type(last.conv_norm_out) is nn.GroupNorm and isinstance(last.conv_act, nn.SiLU):
-            swapped._set(last.conv_norm_out, "__class__", FusedGroupNormSiLU)
-            swapped._set(last, "conv_act", nn.Identity())
+    for owner in _final_norm_owners(network):
+        if type(owner.conv_norm_out) is nn.GroupNorm and isinstance(owner.conv_act, nn.SiLU):
+            swapped._set(owner.conv_norm_out, "__class__", FusedGroupNormSiLU)
+            swapped._set(owner, "conv_act", nn.Identity())
     return swapped
 
 
@@ -164,19 +165,19 @@ def _swap_block(swapped: ModuleSwap, block: Any) -> None:
 
 
 def _is_plain_resnet(block: Any) -> bool:
-    """Whether SiLU follows each of its norms at once."""
+    """Whether SiLU follows each norm of a residual block directly."""
     norms = (type(block.norm1), type(block.norm2)) == (nn.GroupNorm, nn.GroupNorm)
     projection = block.time_emb_proj is None or type(block.time_emb_proj) is nn.Linear
     return norms and projection and isinstance(block.nonlinearity, nn.SiLU) and block.time_embedding_norm == "default"
 
 
 def _is_standard_block(block: Any) -> bool:
-    """Whether it is a block of Stable Diffusion's, without what other networks add."""
+    """Whether a transformer block is Stable Diffusion's, without additions of other networks."""
     norms = all(
         isinstance(norm, nn.LayerNorm) and norm.bias is not None for norm in (block.norm1, block.norm2, block.norm3)
     )
-    usual = block.norm_type == "layer_norm" and block.pos_embed is None and block._chunk_size is None
-    return norms and usual and block.attn2 is not None and getattr(block, "fuser", None) is None
+    is_standard = block.norm_type == "layer_norm" and block.pos_embed is None and block._chunk_size is None
+    return norms and is_standard and block.attn2 is not None and getattr(block, "fuser", None) is None
 
 
 def _final_norm_owners(network: nn.Module) -> Iterator[Any]:

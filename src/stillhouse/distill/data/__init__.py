@@ -1,1 +1,1 @@
-"""Training data of students: captions, pictures, latents and trajectories of the teacher, kept in files."""
+"""Training data of students: pictures with captions, latents and teacher trajectories, cached in files."""

@@ -1,4 +1,4 @@
-"""A folder of pictures with what is said about them: plain files, or the tar files of a webdataset."""
+"""Folders of captioned pictures: plain files, or tar files of a webdataset."""
 
 import json
 import tarfile
@@ -13,13 +13,13 @@ from stillhouse.images.png import read_picture
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 METADATA_FILES = ("metadata.jsonl", "captions.jsonl")
-"""A JSON object a line: `file_name`, and `text` or `caption`."""
+"""JSON lines: an object with `file_name`, and `text` or `caption`, on each."""
 _CAPTION_KEYS = ("text", "caption", "prompt")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CaptionedImage:
-    """One picture, uint8 [height, width, 3], and what is said about it."""
+    """A picture, uint8 [height, width, 3], with its path in the folder and its caption."""
 
     name: str
     picture: Picture
@@ -28,81 +28,82 @@ class CaptionedImage:
 
 @dataclass(frozen=True, slots=True)
 class SkippedImage:
-    """One that cannot be learnt from, and why."""
+    """A picture that cannot be used, and the reason."""
 
     name: str
     reason: str
 
 
 def read_image_folder(folder: Path) -> Iterator[CaptionedImage | SkippedImage]:
-    """Every picture of a folder and of those below it, in the order of their names.
+    """Yield the pictures of a folder and its subfolders in the order of their paths.
 
-    A caption is the text of NAME.txt beside NAME.png, or a line of `TABLES` in the same directory. In a tar file it is
-    KEY.txt beside KEY.png, or `text` or `caption` of KEY.json.
+    The caption of NAME.png is the content of NAME.txt, or a line of one of `METADATA_FILES` in the same directory. In a
+    tar file it is KEY.txt, or `text` or `caption` in KEY.json.
 
     Raises:
-        InvalidRequest: no such folder, no pictures in it, or a table that is no JSON.
+        InvalidRequest: the folder does not exist or has no pictures, or a metadata file is not JSON lines.
     """
     if not folder.is_dir():
-        raise InvalidRequest(f"{folder} is no folder", allowed="a folder of pictures with captions")
+        raise InvalidRequest(f"{folder} is not a folder", allowed="a folder of pictures with captions")
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     pictures = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     tars = [path for path in files if path.suffix.lower() == ".tar"]
     if not pictures and not tars:
         raise InvalidRequest(
-            f"{folder} holds no pictures", allowed=f"files that end in {', '.join(IMAGE_SUFFIXES)}, or .tar"
+            f"{folder} has no pictures", allowed=f"files with the suffix {', '.join(IMAGE_SUFFIXES)} or .tar"
         )
-    tables = {path.parent: _read_metadata(path) for path in files if path.name in METADATA_FILES}
+    metadata = {path.parent: _read_metadata(path) for path in files if path.name in METADATA_FILES}
     for path in pictures:
         name = path.relative_to(folder).as_posix()
-        beside = path.with_suffix(".txt")
-        caption = tables.get(path.parent, {}).get(path.name)
-        if beside.is_file():
-            caption = beside.read_text(encoding="utf-8", errors="replace")
+        text_file = path.with_suffix(".txt")
+        caption = metadata.get(path.parent, {}).get(path.name)
+        if text_file.is_file():
+            caption = text_file.read_text(encoding="utf-8", errors="replace")
         yield _read_image(name, path.read_bytes(), caption)
     for path in tars:
         yield from _read_tar(path, path.relative_to(folder).as_posix())
 
 
 def count_images(folder: Path) -> int | None:
-    """How many there are, with captions or without; None where some lie in tar files, which would have to be read."""
-    kinds = [path.suffix.lower() for path in folder.rglob("*") if path.is_file()]
-    return None if ".tar" in kinds else sum(kind in IMAGE_SUFFIXES for kind in kinds)
+    """Return the number of picture files in a folder; None where it has tar files, which would have to be read."""
+    suffixes = [path.suffix.lower() for path in folder.rglob("*") if path.is_file()]
+    return None if ".tar" in suffixes else sum(suffix in IMAGE_SUFFIXES for suffix in suffixes)
 
 
 def _read_metadata(path: Path) -> Mapping[str, str]:
-    found = {}
+    """Return captions by file name."""
+    captions = {}
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         if line.strip():
             try:
                 row = json.loads(line)
-                found[str(row["file_name"])] = str(_caption(row) or "")
+                captions[str(row["file_name"])] = str(_caption(row) or "")
             except (ValueError, KeyError, TypeError) as error:
-                allowed = 'a JSON object: {"file_name": "a.png", "text": "what it shows"}'
+                allowed = 'a JSON object: {"file_name": "a.png", "text": "a caption"}'
                 raise InvalidRequest(f"line {number} of {path} is {line[:60]!r}", allowed=allowed) from error
-    return found
+    return captions
 
 
 def _read_tar(path: Path, name: str) -> Iterator[CaptionedImage | SkippedImage]:
-    """Members of one key stand beside each other; a tar that is cut short tells so after what could be read."""
+    """Yield the pictures of a tar file, whose members of one key are adjacent; report a truncated file at its end."""
     group: dict[str, bytes] = {}
     key = ""
     try:
         with tarfile.open(path, "r|*") as stream:
             for member in stream:
-                place = PurePosixPath(member.name)
-                own, _, kind = place.name.partition(".")
-                stem = str(place.with_name(own)) if own else place.name
+                path_in_tar = PurePosixPath(member.name)
+                stem, _, suffix = path_in_tar.name.partition(".")
+                member_key = str(path_in_tar.with_name(stem)) if stem else path_in_tar.name
                 if not member.isfile():
                     continue
-                if stem != key and group:
+                if member_key != key and group:
                     yield from _read_tar_sample(f"{name}/{key}", group)
                     group = {}
                 content = stream.extractfile(member)
-                key = stem
-                group[f".{kind.lower()}"] = content.read() if content else b""
+                key = member_key
+                group[f".{suffix.lower()}"] = content.read() if content else b""
     except (tarfile.TarError, OSError, EOFError) as error:
-        yield SkippedImage(name, f"cannot be read any further: {error}")
+        yield SkippedImage(name, f"cannot be read to its end: {error}")
     if group:
         yield from _read_tar_sample(f"{name}/{key}", group)
 
@@ -113,11 +114,11 @@ def _read_tar_sample(name: str, group: Mapping[str, bytes]) -> Iterator[Captione
         try:
             caption = _caption(json.loads(group[".json"]))
         except ValueError:
-            yield SkippedImage(name, "its .json is no JSON")
+            yield SkippedImage(name, "its .json file is not JSON")
             return
-    for kind, content in group.items():
-        if kind in IMAGE_SUFFIXES:
-            yield _read_image(str(PurePosixPath(name + kind)), content, caption)
+    for suffix, content in group.items():
+        if suffix in IMAGE_SUFFIXES:
+            yield _read_image(str(PurePosixPath(name + suffix)), content, caption)
 
 
 def _caption(row: object) -> str | None:

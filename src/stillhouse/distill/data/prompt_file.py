@@ -1,4 +1,4 @@
-"""Prompts out of a file."""
+"""Files of prompts."""
 
 from pathlib import Path
 
@@ -6,18 +6,20 @@ from stillhouse.errors import InvalidRequest
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:
-    """A prompt a line; empty lines count for nothing.
+    """Read one prompt from each line of a UTF-8 text file; empty lines are skipped.
 
     Raises:
-        InvalidRequest: no such file, no text, or no prompts in it.
+        InvalidRequest: the file does not exist, is not text, or has no prompts.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
-        raise InvalidRequest(f"there is no file {path}", allowed="a text file with a prompt a line") from None
+        raise InvalidRequest(f"there is no file {path}", allowed="a text file with one prompt on each line") from None
     except (UnicodeDecodeError, IsADirectoryError):
-        raise InvalidRequest(f"{path} is no text", allowed="a text file with a prompt a line, in UTF-8") from None
+        raise InvalidRequest(
+            f"{path} is not a text file", allowed="a UTF-8 text file with one prompt on each line"
+        ) from None
     prompts = tuple(line.strip() for line in lines if line.strip())
     if not prompts:
-        raise InvalidRequest(f"{path} holds no prompts", allowed="a prompt a line")
+        raise InvalidRequest(f"{path} has no prompts", allowed="one prompt on each line")
     return prompts

@@ -1,4 +1,4 @@
-"""Items: clean latents with what is said about them, from the embedded world, from a folder, or from the teacher."""
+"""Samples of clean latents with captions: from scenes of Shapes, from a folder of pictures, or from the teacher."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ _BATCH = 8
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LatentSample:
-    """Clean latents, scaled, float32 [C, h, w], and captions that are all true of them."""
+    """Clean scaled latents, float32 [C, h, w], and their captions, one or more."""
 
     latents: Array
     captions: tuple[str, ...]
@@ -27,81 +27,82 @@ class LatentSample:
 def shapes_samples(
     pipeline: Pipeline, count: int, seed: int, start: int = 0, captions: int = 2
 ) -> Iterator[LatentSample]:
-    """Scenes of the embedded world, with captions that training may see.
+    """Yield random scenes of Shapes with captions that are not held out.
 
     Args:
-        pipeline: encodes.
-        count: of the scenes.
-        seed: of the scenes and of their captions.
-        begin: so many are left out, as if they had been encoded before.
-        captions: of each scene.
+        pipeline: encodes the pictures.
+        count: number of scenes.
+        seed: of scenes and captions.
+        start: number of scenes to skip; they were encoded before.
+        captions: captions of each scene, at most.
     """
     rng = np.random.default_rng((seed, 1))
-    made = 0
-    while made < count:
+    number = 0
+    while number < count:
         scene = sample_scene(rng)
-        said = [caption for _ in range(captions) if (caption := sample_training_caption(scene, rng))]
-        if said:
-            made += 1
-            if made > start:
-                yield LatentSample(pipeline.encode_image(render_scene(scene)), tuple(map(str, said)))
+        texts = [str(caption) for _ in range(captions) if (caption := sample_training_caption(scene, rng))]
+        if texts:
+            number += 1
+            if number > start:
+                yield LatentSample(pipeline.encode_image(render_scene(scene)), tuple(texts))
 
 
 def folder_samples(
     pipeline: Pipeline, path: Path, count: int, on_skipped: Callable[[SkippedImage], None], start: int = 0
 ) -> Iterator[LatentSample]:
-    """Pictures of a folder, cut in their middle to the pipeline's own size.
+    """Yield the pictures of a folder, resized and cropped to the pipeline's default size.
 
     Args:
-        pipeline: encodes, and says what size.
-        path: of the folder; see `folder.read_folder`.
-        count: at most so many.
-        skipped: hears of each picture that cannot be learnt from.
-        begin: so many are left out, as if they had been encoded before.
+        pipeline: encodes the pictures.
+        path: of the folder; see `read_image_folder`.
+        count: maximum number of pictures.
+        on_skipped: receives each picture that cannot be used.
+        start: number of pictures to skip; they were encoded before.
 
     Raises:
-        InvalidRequest: no folder of pictures.
+        InvalidRequest: the folder does not exist or has no pictures.
     """
     defaults = pipeline.manifest.defaults
-    read = 0
-    for one in read_image_folder(path):
-        if read == count:
+    number = 0
+    for image in read_image_folder(path):
+        if number == count:
             return
-        if isinstance(one, CaptionedImage):
-            read += 1
-            if read <= start:
+        if isinstance(image, CaptionedImage):
+            number += 1
+            if number <= start:
                 continue
-            fitted = resize_and_crop(one.picture, defaults.width, defaults.height)
-            yield LatentSample(pipeline.encode_image(fitted), (one.caption,))
+            picture = resize_and_crop(image.picture, defaults.width, defaults.height)
+            yield LatentSample(pipeline.encode_image(picture), (image.caption,))
         else:
-            on_skipped(one)
+            on_skipped(image)
 
 
 def generated_samples(
     pipeline: Pipeline, prompts: Sequence[str], count: int, seed: int, start: int = 0
 ) -> Iterator[LatentSample]:
-    """What the teacher itself draws, for whoever has no pictures.
+    """Yield latents that the teacher generates with its default settings.
 
     Args:
-        pipeline: draws as its defaults say.
-        prompts: taken in turn.
-        count: of the pictures.
-        seed: of the first; each has the next one.
-        begin: so many are left out, as if they had been drawn before.
+        pipeline: the teacher.
+        prompts: used in turn.
+        count: number of samples.
+        seed: of the first sample; sample n has seed + n.
+        start: number of samples to skip; they were generated before.
     """
     for first in range(start, count, _BATCH):
         numbers = range(first, min(first + _BATCH, count))
         requests = [ImageRequest(prompts[number % len(prompts)], seed=seed + number) for number in numbers]
-        drafts: list[ImageTrajectory] = [pipeline.start(request) for request in requests]
-        while pending := [draft for draft in drafts if not draft.is_done]:
+        trajectories: list[ImageTrajectory] = [pipeline.start(request) for request in requests]
+        while pending := [trajectory for trajectory in trajectories if not trajectory.is_done]:
             pipeline.advance(pending)
-        yield from (LatentSample(pipeline.arrays.to_numpy(draft.latents), (draft.request.prompt,)) for draft in drafts)
+        for trajectory in trajectories:
+            yield LatentSample(pipeline.arrays.to_numpy(trajectory.latents), (trajectory.request.prompt,))
 
 
 def resize_and_crop(picture: Picture, width: int, height: int) -> Picture:
-    """The largest middle part of that shape, in that size; uint8 [height, width, 3].
+    """Crop the largest centred part of an aspect ratio and resize it; uint8 [height, width, 3].
 
-    >>> fit_to(np.zeros((10, 40, 3), np.uint8), 8, 8).shape
+    >>> resize_and_crop(np.zeros((10, 40, 3), np.uint8), 8, 8).shape
     (8, 8, 3)
     """
     if picture.shape[:2] == (height, width):

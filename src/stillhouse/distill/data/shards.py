@@ -1,4 +1,4 @@
-"""Parts: what is made once, from a number on, and kept in files; a run that is killed loses the last one at most."""
+"""Sharded cache files of a dataset; an interrupted run loses at most one shard and resumes after the last one."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,62 +11,63 @@ import torch
 from stillhouse.errors import InvalidRequest
 from stillhouse.fit.checkpoint import write_atomically
 
-Item = TypeVar("Item")
+Sample = TypeVar("Sample")
 
 SHARD_SIZE = 512
-"""Items of one file."""
-_COMPLETE = "all"
+"""Samples of one file."""
+_COMPLETE = "complete"
+"""Name of the file that marks a complete dataset."""
 _POLL_SECONDS = 0.5
-"""Seconds between two looks for a file that another process makes."""
+"""Seconds between two checks for the files of another process."""
 
 
 def write_shards(
-    items: Callable[[int], Iterable[Item]],
-    encode: Callable[[Sequence[Item]], Mapping[str, Any]],
+    samples: Callable[[int], Iterable[Sample]],
+    encode: Callable[[Sequence[Sample]], Mapping[str, Any]],
     folder: Path,
     progress: Callable[[int], None] = lambda done: None,
     deadline: float | None = None,
 ) -> bool:
-    """Make what has not been made.
+    """Write the missing shards of a dataset.
 
     Args:
-        items: those from this number on.
-        encoded: what is written of some of them, as `torch.save` takes it: `latents`, one for each, and whatever else.
-        folder: of the parts.
-        progress: hears how many items are done.
-        deadline: seconds of `time.monotonic` after which no item is asked for.
+        samples: returns the samples from a number on.
+        encode: converts samples into a shard for `torch.save`; its `latents` have one row for each sample.
+        folder: of the shards; it is created.
+        progress: receives the number of samples done.
+        deadline: in seconds of `time.monotonic`; no sample is drawn after it. None: no limit.
 
     Returns:
-        whether all are made.
+        whether the dataset is complete.
 
     Raises:
-        InvalidRequest: no items.
-        FitFailed: no room for a part.
+        InvalidRequest: there are no samples.
+        FitFailed: a shard cannot be written.
     """
     if (folder / _COMPLETE).exists():
         return True
     lengths = [len(torch.load(path, weights_only=True)["latents"]) for path in _shard_files(folder)]
     done, number = sum(lengths), len(lengths)
-    part: list[Item] = []
-    for item in _until_deadline(iter(items(done)), deadline):
-        part.append(item)
-        progress(done + len(part))
-        if len(part) == SHARD_SIZE:
-            _write_shard(encode(part), folder / f"{number:05d}.pt")
-            done, number, part = done + len(part), number + 1, []
-    if part:
-        _write_shard(encode(part), folder / f"{number:05d}.pt")
-        done += len(part)
+    pending: list[Sample] = []
+    for sample in _until_deadline(iter(samples(done)), deadline):
+        pending.append(sample)
+        progress(done + len(pending))
+        if len(pending) == SHARD_SIZE:
+            _write_shard(encode(pending), folder / f"{number:05d}.pt")
+            done, number, pending = done + len(pending), number + 1, []
+    if pending:
+        _write_shard(encode(pending), folder / f"{number:05d}.pt")
+        done += len(pending)
     if deadline is not None and time.monotonic() > deadline:
         return False
     if not done:
-        raise InvalidRequest("nothing to learn from", allowed="one picture with a caption, or more")
+        raise InvalidRequest("a dataset without samples", allowed="one picture with a caption, or more")
     write_atomically(folder / _COMPLETE, lambda path: path.write_text(f"{done}\n"))
     return True
 
 
 def wait_for_shards(folder: Path) -> list[dict[str, Any]]:
-    """All parts of a folder in their order, as soon as the process that makes them is done."""
+    """Wait until another process has written all shards of a folder, and load them in order."""
     while not (folder / _COMPLETE).exists():
         time.sleep(_POLL_SECONDS)
     return [torch.load(path, weights_only=True) for path in _shard_files(folder)]
@@ -76,9 +77,9 @@ def _shard_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.pt"))
 
 
-def _until_deadline(items: Iterator[Item], deadline: float | None) -> Iterator[Item]:
-    while (deadline is None or time.monotonic() < deadline) and (item := next(items, None)) is not None:
-        yield item
+def _until_deadline(samples: Iterator[Sample], deadline: float | None) -> Iterator[Sample]:
+    while (deadline is None or time.monotonic() < deadline) and (sample := next(samples, None)) is not None:
+        yield sample
 
 
 def _write_shard(shard: Mapping[str, Any], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What is learnt from, as the settings say: pictures with their captions, or captions that the teacher is to follow."""
+"""Training data that the settings name: captioned pictures, or captions alone."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from stillhouse.distill.data.image_folder import CaptionedImage, SkippedImage, c
 from stillhouse.distill.data.prompt_file import read_prompts
 from stillhouse.distill.data.samples import LatentSample, folder_samples, generated_samples, shapes_samples
 from stillhouse.distill.settings import TEACHER, DistillSettings
-from stillhouse.distill.training.trajectory_chain import TRAJECTORY
+from stillhouse.distill.training.trajectory_chain import TRAJECTORIES
 from stillhouse.errors import InvalidRequest
 from stillhouse.pipelines.load import EMBEDDED
 from stillhouse.pipelines.manifest import Manifest, files_checksum
@@ -21,30 +21,34 @@ from stillhouse.shapes.caption import random_training_caption
 
 
 def dataset_key(manifest: Manifest, settings: DistillSettings) -> str:
-    """The same for the same teacher and the same data."""
-    about = [files_checksum(manifest), _data_description(settings), settings.samples, settings.seed]
-    if settings.method == TRAJECTORY:  # they are kept where the first student walks, whoever comes after it
-        about += [*settings.guidance, *settings.step_counts[:2], settings.task]
-    return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]
+    """Return a hash of the teacher and the data, which names the cache folder."""
+    parts = [files_checksum(manifest), _data_description(settings), settings.samples, settings.seed]
+    if settings.method == TRAJECTORIES:  # trajectories are stored at the first student's levels
+        parts += [*settings.guidance, *settings.step_counts[:2], settings.task]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
 def open_samples(
     pipeline: Pipeline, settings: DistillSettings, on_skipped: Callable[[SkippedImage], None]
 ) -> Callable[[int], Iterable[LatentSample]]:
-    """Pictures of the settings, those from a number on."""
+    """Return a function from a number to the samples from that number on.
+
+    Raises:
+        InvalidRequest: the settings name neither data nor prompts.
+    """
     if settings.data in EMBEDDED:
-        return lambda begin: shapes_samples(pipeline, settings.samples, settings.seed, begin)
+        return lambda start: shapes_samples(pipeline, settings.samples, settings.seed, start)
     if settings.data != TEACHER:
-        return lambda begin: folder_samples(pipeline, Path(settings.data), settings.samples, on_skipped, begin)
+        return lambda start: folder_samples(pipeline, Path(settings.data), settings.samples, on_skipped, start)
     if settings.prompts is None:
         raise _no_data()
     prompts = read_prompts(Path(settings.prompts))
-    return lambda begin: generated_samples(pipeline, prompts, settings.samples, settings.seed, begin)
+    return lambda start: generated_samples(pipeline, prompts, settings.samples, settings.seed, start)
 
 
 def expected_samples(settings: DistillSettings) -> int:
-    """How many pictures there will be, as far as that is known before they are read."""
-    if settings.method == TRAJECTORY or settings.data in EMBEDDED or settings.data == TEACHER:
+    """Return the expected number of samples, for progress reports; pictures in tar files are not counted."""
+    if settings.method == TRAJECTORIES or settings.data in EMBEDDED or settings.data == TEACHER:
         return settings.samples
     return min(settings.samples, count_images(Path(settings.data)) or settings.samples)
 
@@ -52,13 +56,17 @@ def expected_samples(settings: DistillSettings) -> int:
 def caption_sampler(
     settings: DistillSettings, on_skipped: Callable[[SkippedImage], None]
 ) -> Callable[[np.random.Generator], str]:
-    """Draws captions of what is learnt from."""
+    """Return a function that draws a random caption of the training data.
+
+    Raises:
+        InvalidRequest: the settings name neither data nor prompts, or the folder has no captions.
+    """
     if settings.data in EMBEDDED:
         return random_training_caption
     if settings.data != TEACHER:
         texts = tuple(_folder_captions(Path(settings.data), on_skipped))
         if not texts:
-            raise InvalidRequest(f"no picture with a caption in {settings.data}", allowed="one, or more")
+            raise InvalidRequest(f"{settings.data} has no picture with a caption", allowed="one or more")
     elif settings.prompts is None:
         raise _no_data()
     else:
@@ -67,15 +75,15 @@ def caption_sampler(
 
 
 def _folder_captions(folder: Path, on_skipped: Callable[[SkippedImage], None]) -> Iterator[str]:
-    for one in read_image_folder(folder):
-        if isinstance(one, CaptionedImage):
-            yield one.caption
+    for image in read_image_folder(folder):
+        if isinstance(image, CaptionedImage):
+            yield image.caption
         else:
-            on_skipped(one)
+            on_skipped(image)
 
 
 def _data_description(settings: DistillSettings) -> Any:
-    """What the data are, so that others are not taken for them."""
+    """Return a JSON value that identifies the data: file names, sizes and times of a folder, or prompts."""
     if settings.data in EMBEDDED:
         return settings.data
     if settings.data == TEACHER:
@@ -86,4 +94,4 @@ def _data_description(settings: DistillSettings) -> Any:
 
 
 def _no_data() -> InvalidRequest:
-    return InvalidRequest("no data and no prompts", allowed="--data FOLDER, --data shapes, or --prompts FILE")
+    return InvalidRequest("neither data nor prompts", allowed="--data FOLDER, --data shapes, or --prompts FILE")

@@ -1,12 +1,11 @@
-"""Walks: what the teacher itself passes through on its way to a picture, kept at the levels of a student's grid.
+"""Teacher trajectories: latents of the teacher's sampling, stored at the levels of a student's grid.
 
-The teacher walks each of them once, by the engine that serves it or by torch on a GPU, and by a solver of second order,
-and its student looks at them as often as it likes: beside asking a guided teacher for every target, that costs a fifth.
-It is knowledge distillation as Luhman and Luhman began it (arXiv 2101.02388), with the levels between, and of data it
-needs none.
+The teacher samples each trajectory once, with a second-order solver. A training example then costs a fifth of one that
+evaluates a guided teacher. This is knowledge distillation (Luhman and Luhman, arXiv 2101.02388) with intermediate
+levels; no pictures are needed.
 
-Edits are walks, too: they begin at a picture with noise over it, whose picture is where the walk before has come, under
-the same caption or a new one.
+Edits are trajectories from a noised picture: the final picture of the trajectory before, with the same caption or a new
+one.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,32 +29,32 @@ from stillhouse.diffusion import (
     noise_levels,
 )
 from stillhouse.distill.data.latent_dataset import encode_negative_prompt, inputs_to_f16, inputs_to_numpy
-from stillhouse.distill.data.shards import wait_for_shards as awaited_parts
+from stillhouse.distill.data.shards import wait_for_shards
 from stillhouse.distill.training.networks import UNetInputs
 from stillhouse.distill.training.step_grids import refine
 from stillhouse.errors import BackendFailed
 from stillhouse.pipelines.pipeline import ImageTrajectory, Pipeline
 
 SOLVER = "dpmpp_2m"
-"""By which the teacher walks: second order for the price of one evaluation a step."""
+"""Sampler of the teacher: second order with one evaluation a step."""
 _SAME_CAPTION_SHARE = 0.5
-"""Of the edits, those that keep the caption of their picture."""
+"""Share of edits with the caption of their picture."""
 _OUT_OF_MEMORY = "out of memory"
 _MIN_TEACHER_STEPS = 4
-"""Steps of the teacher's, however short its walk is."""
+"""Minimum number of teacher steps of an edit."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TeacherTrajectory:
-    """One walk.
+    """Latents of one sampling of the teacher.
 
     Args:
-        latents: float32 [levels, C, h, w]: where it was at each level of its grid, the noisiest first, and the clean
-            picture last.
-        caption: that it followed.
-        guidance: by this scale.
-        kind: of its grid, see `Plan`.
-        said: what the network is told by the caption, float32 by input.
+        latents: float32 [levels, C, h, w]: at each level of the student's grid, the noisiest first, the clean latents
+            last.
+        caption: the prompt.
+        guidance: the guidance scale.
+        kind: index of its grid, see `TrajectoryPlan`.
+        cond: U-Net inputs of the caption, float32, by name.
     """
 
     latents: Array
@@ -67,14 +66,14 @@ class TeacherTrajectory:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrajectoryBatch:
-    """A batch of places on walks.
+    """Latents of a batch of trajectories at three levels.
 
     Args:
-        begun: where each walk begins, float32 [B, C, h, w].
-        here: where it is at its place.
-        reached: where it is at the next level.
-        said: prompts, by input.
-        guidance: scales, float32 [B].
+        start: at the first level, float32 [B, C, h, w].
+        current: at the level of the example.
+        end: at the end of the student's step.
+        cond: U-Net inputs of the captions, by name.
+        guidance: guidance scales, float32 [B].
     """
 
     start: Tensor
@@ -86,16 +85,15 @@ class TrajectoryBatch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrajectoryDataset:
-    """Walks that were made before.
+    """Trajectories in memory.
 
     Args:
-        latents: float16 [walks, levels, C, h, w].
-        captions: int64 [walks]: rows of `texts`.
-        guidance: float32 [walks].
-        texts: by input, float16 [captions, ...].
-        kinds: int64 [walks]: of their grids, see `Plan`; on the processor. Edits are shorter than walks from noise can
-            be; behind their clean picture it is repeated.
-        unsaid: the negative prompt, by input, float16, one row; on the processor.
+        latents: float16 [trajectories, levels, C, h, w]; of edits with fewer levels, the clean latents are repeated.
+        caption_rows: rows of `text_inputs`, int64 [trajectories].
+        guidance: guidance scales, float32 [trajectories].
+        text_inputs: U-Net inputs of the distinct captions, by name, float16 [captions, ...].
+        kinds: indices of their grids, see `TrajectoryPlan`; int64 [trajectories], on the CPU.
+        uncond: U-Net inputs of the negative prompt, by name, float16, one row, on the CPU.
     """
 
     latents: Tensor
@@ -106,23 +104,23 @@ class TrajectoryDataset:
     uncond: UNetInputs
 
     def __len__(self) -> int:
-        """How many."""
+        """Number of trajectories."""
         return len(self.latents)
 
     def to(self, device: torch.device) -> "TrajectoryDataset":
-        """The same in a GPU's memory, where it takes half of what is free there at most; else as they are."""
+        """Copy the dataset to a GPU where it fits into half of the free memory; return it unchanged otherwise."""
         if device.type != "cuda":
             return self
-        torch.cuda.empty_cache()  # what making them took is free again
-        held = sum(tensor.numel() * tensor.element_size() for tensor in (self.latents, *self.text_inputs.values()))
-        if 2 * held > torch.cuda.mem_get_info(device)[0]:
+        torch.cuda.empty_cache()  # release the memory of the teacher's sampling
+        size = sum(tensor.numel() * tensor.element_size() for tensor in (self.latents, *self.text_inputs.values()))
+        if 2 * size > torch.cuda.mem_get_info(device)[0]:
             return self
-        texts = {name: kept.to(device) for name, kept in self.text_inputs.items()}
-        moved = {name: getattr(self, name).to(device) for name in ("latents", "captions", "guidance")}
-        return replace(self, **moved, text_inputs=texts)
+        inputs = {name: tensor.to(device) for name, tensor in self.text_inputs.items()}
+        moved = {name: getattr(self, name).to(device) for name in ("latents", "caption_rows", "guidance")}
+        return replace(self, **moved, text_inputs=inputs)
 
     def gather(self, indices: Tensor, positions: Tensor, end_positions: Tensor) -> TrajectoryBatch:
-        """Of these walks, int64 [B], what is at these levels and at those that are reached next, int64 [B] both."""
+        """Return the latents of trajectories at two levels each; all arguments are indices, int64 [B]."""
         indices, positions, end_positions = (
             index.to(self.latents.device) for index in (indices, positions, end_positions)
         )
@@ -131,39 +129,43 @@ class TrajectoryDataset:
             self.latents[indices, 0].float(),
             self.latents[indices, positions].float(),
             self.latents[indices, end_positions].float(),
-            {name: kept[rows].float() for name, kept in self.text_inputs.items()},
+            {name: tensor[rows].float() for name, tensor in self.text_inputs.items()},
             self.guidance[indices],
         )
 
 
 def wait_for_trajectories(folder: Path) -> TrajectoryDataset:
-    """Those of a folder, as soon as the process that makes them is done."""
-    parts = awaited_parts(folder)
-    begins = np.cumsum([0, *(len(next(iter(part["texts"].values()))) for part in parts)])
+    """Wait until another process has written the trajectories of a folder, and load them."""
+    shards = wait_for_shards(folder)
+    offsets = np.cumsum([0, *(len(next(iter(shard["text_inputs"].values()))) for shard in shards)])
     return TrajectoryDataset(
-        latents=torch.cat([part["latents"] for part in parts]),
-        caption_rows=torch.cat([part["captions"] + int(begin) for part, begin in zip(parts, begins, strict=False)]),
-        guidance=torch.cat([part["guidance"] for part in parts]),
-        text_inputs={name: torch.cat([part["texts"][name] for part in parts]) for name in parts[0]["texts"]},
-        kinds=torch.cat([part["kinds"] for part in parts]),
-        uncond=parts[0]["unsaid"],
+        latents=torch.cat([shard["latents"] for shard in shards]),
+        caption_rows=torch.cat(
+            [shard["caption_rows"] + int(offset) for shard, offset in zip(shards, offsets, strict=False)]
+        ),
+        guidance=torch.cat([shard["guidance"] for shard in shards]),
+        text_inputs={
+            name: torch.cat([shard["text_inputs"][name] for shard in shards]) for name in shards[0]["text_inputs"]
+        },
+        kinds=torch.cat([shard["kinds"] for shard in shards]),
+        uncond=shards[0]["uncond"],
     )
 
 
 @dataclass(frozen=True, slots=True)
 class TrajectoryPlan:
-    """Walks that a teacher is to make.
+    """Trajectories that the teacher is to sample.
 
     Args:
-        served: the student's grid from pure noise, of its own schedule: the first kind of walks.
-        steps: of the teacher's walk from pure noise. In an edit its steps are as long, and it takes twice as many as
-            the student at least.
-        count: of the walks.
-        guidance: scales, the least and the most, drawn evenly.
-        seed: of everything that is drawn.
-        edits: grids for pictures that begin from another one, by strength, of no more steps than `served`: the other
-            kinds, in this order.
-        together: walks that are made at once; fewer where a GPU's memory is too small.
+        student_grid: the student's grid from pure noise, on the student's schedule: kind 0.
+        teacher_steps: steps of the teacher from pure noise. Its steps of an edit are as long, and at least twice as
+            many as the student's.
+        count: number of trajectories.
+        guidance: smallest and largest guidance scale, drawn uniformly.
+        seed: of captions, scales and noise.
+        edit_grids: the student's grids of image-to-image by strength, of at most as many steps: kinds 1 and above, in
+            this order.
+        batch_size: trajectories sampled at once; reduced where the memory of a GPU is too small.
     """
 
     student_grid: TimestepGrid
@@ -175,7 +177,7 @@ class TrajectoryPlan:
     batch_size: int = 8
 
     def routes(self, schedule: Schedule) -> tuple["TrajectoryRoute", ...]:
-        """Each kind of walks, as a teacher of this schedule walks it."""
+        """Return the route of each kind for a teacher of a schedule."""
         edits = (
             plan_route(schedule, edit, max(_MIN_TEACHER_STEPS, 2 * edit.steps, round(self.teacher_steps * strength)))
             for strength, edit in self.edit_grids.items()
@@ -185,14 +187,14 @@ class TrajectoryPlan:
 
 @dataclass(frozen=True, slots=True)
 class TrajectoryRoute:
-    """What a teacher walks, and where it is kept.
+    """Sampling grid of the teacher, and the levels at which its latents are stored.
 
     Args:
-        first: the student's first level, where walks are laid out. A teacher that was not taught it is shown it all the
-            same, at its own first one.
-        above: the student's levels after that which are as noisy as the teacher's first one, or noisier.
-        fine: the teacher's grid.
-        places: of the student's other levels in it, CLEAN included.
+        start: the student's first level, at which trajectories start. A teacher that is not defined there is evaluated
+            at its own first level.
+        noisier_levels: further levels of the student that are at least as noisy as the teacher's first level.
+        teacher_grid: the teacher's grid.
+        stored_positions: indices of the student's other levels in the teacher's grid, CLEAN included.
     """
 
     start: NoiseLevel
@@ -202,94 +204,97 @@ class TrajectoryRoute:
 
 
 def plan_route(schedule: Schedule, student_grid: TimestepGrid, steps: int) -> TrajectoryRoute:
-    """How a teacher of this schedule walks a student's grid: its levels are the nearest, by the angle atan2(sigma,
-    alpha), and as many others as make so many steps.
+    """Plan the teacher's grid: the levels nearest to the student's by the angle atan2(sigma, alpha), then refined.
 
-    >>> from stillhouse.diffusion import grid
-    >>> route = route_of(Schedule(), grid(Schedule(zero_terminal_snr=True), 9), 12)
-    >>> [point.timestep for point in route.above], route.fine.timesteps.tolist()[:3]
+    Args:
+        schedule: the teacher's noise schedule.
+        student_grid: the student's grid, possibly of another schedule.
+        steps: number of teacher steps.
+
+    >>> from stillhouse.diffusion import make_grid
+    >>> route = plan_route(Schedule(), make_grid(Schedule(zero_terminal_snr=True), 9), 12)
+    >>> [level.timestep for level in route.noisier_levels], route.teacher_grid.timesteps.tolist()[:3]
     ([888.0], [999.0, 924.0, 848.0])
     """
     first, *others = student_grid.levels
     if schedule.is_flow:
-        fine = refine(schedule, student_grid, max(steps, student_grid.steps))
-        return TrajectoryRoute(first, (), fine, tuple(fine.levels.index(point) for point in others))
+        grid = refine(schedule, student_grid, max(steps, student_grid.steps))
+        return TrajectoryRoute(first, (), grid, tuple(grid.levels.index(level) for level in others))
     alphas, sigmas = noise_levels(schedule)
     angles = np.arctan2(sigmas, alphas)
 
-    def nearest(point: NoiseLevel) -> int:
-        return int(np.abs(angles - np.arctan2(point.sigma, point.alpha)).argmin())
+    def nearest(level: NoiseLevel) -> int:
+        return int(np.abs(angles - np.arctan2(level.sigma, level.alpha)).argmin())
 
-    levels, above = [nearest(first)], []
-    for point in others[:-1]:
-        if nearest(point) >= levels[0]:
-            above.append(point)
+    timesteps, noisier = [nearest(first)], []
+    for level in others[:-1]:
+        if nearest(level) >= timesteps[0]:
+            noisier.append(level)
         else:
-            levels.append(min(nearest(point), levels[-1] - 1))
-    own = grid_from_timesteps(schedule, [float(level) for level in levels])
-    fine = refine(schedule, own, max(steps, own.steps))
-    return TrajectoryRoute(first, tuple(above), fine, tuple(fine.levels.index(point) for point in own.levels[1:]))
+            timesteps.append(min(nearest(level), timesteps[-1] - 1))
+    coarse = grid_from_timesteps(schedule, [float(timestep) for timestep in timesteps])
+    grid = refine(schedule, coarse, max(steps, coarse.steps))
+    return TrajectoryRoute(first, tuple(noisier), grid, tuple(grid.levels.index(level) for level in coarse.levels[1:]))
 
 
 def generate_trajectories(
     pipeline: Pipeline, sample_caption: Callable[[np.random.Generator], str], plan: TrajectoryPlan, start: int = 0
 ) -> Iterator[TeacherTrajectory]:
-    """The teacher's walks, each decided by the seed and its number alone.
+    """Sample the teacher's trajectories, each decided by the seed and its number alone.
 
-    Where there are edits, every second walk is one, of the picture before it.
+    Where the plan has edits, every second trajectory is an edit of the picture before it.
 
     Args:
         pipeline: the teacher.
-        captions: draws one.
-        plan: which walks.
-        begin: so many are left out, as if they had been made before.
+        sample_caption: draws a caption.
+        plan: number and grids of the trajectories.
+        start: number of trajectories to skip; they were sampled before.
     """
-    routes = plan.routes(pipeline.manifest.schedule)
+    routes = plan.routes(pipeline.manifest.sampling.schedule)
     each = 2 if plan.edit_grids else 1
     last = -(-plan.count // each)
-    engine = _BatchedTeacher(pipeline, plan.batch_size)
-    # Cut as they would be from the first one on: engines round differently where rows lie differently.
+    teacher = _BatchedTeacher(pipeline, plan.batch_size)
+    # Batches start at multiples of the batch size in every run: backends round differently in other batches.
     for number in range(start // each // plan.batch_size * plan.batch_size, last, plan.batch_size):
         rngs = [
-            np.random.default_rng((plan.seed, 6, one)) for one in range(number, min(number + plan.batch_size, last))
+            np.random.default_rng((plan.seed, 6, index)) for index in range(number, min(number + plan.batch_size, last))
         ]
-        drafts = [_start_trajectory(pipeline, routes[0], sample_caption(rng), plan.guidance, rng) for rng in rngs]
-        made = [_run_trajectories(engine, drafts, [routes[0]] * len(drafts), [0] * len(drafts))]
+        begun = [_start_trajectory(pipeline, routes[0], sample_caption(rng), plan.guidance, rng) for rng in rngs]
+        groups = [_run_trajectories(teacher, begun, [routes[0]] * len(begun), [0] * len(begun))]
         if plan.edit_grids:
             kinds = [1 + int(rng.integers(len(plan.edit_grids))) for rng in rngs]
-            taken = [routes[kind] for kind in kinds]
-            edited = [
-                _start_edit(pipeline, sample_caption, route, plan.guidance, rng, draft)
-                for route, rng, draft in zip(taken, rngs, drafts, strict=True)
+            edit_routes = [routes[kind] for kind in kinds]
+            edits = [
+                _start_edit(pipeline, sample_caption, route, plan.guidance, rng, source)
+                for route, rng, source in zip(edit_routes, rngs, begun, strict=True)
             ]
-            made.append(
-                [_pad(walk, plan.student_grid.steps) for walk in _run_trajectories(engine, edited, taken, kinds)]
-            )
-        every = [walk for one in zip(*made, strict=True) for walk in one]
-        yield from every[max(0, start - number * each) : plan.count - number * each]
+            finished = _run_trajectories(teacher, edits, edit_routes, kinds)
+            groups.append([_pad(trajectory, plan.student_grid.steps) for trajectory in finished])
+        ordered = [trajectory for group in zip(*groups, strict=True) for trajectory in group]
+        yield from ordered[max(0, start - number * each) : plan.count - number * each]
 
 
 @dataclass(slots=True)
 class _BatchedTeacher:
-    """A pipeline, and how many pictures it takes at once: half as many from the moment on when memory is too small."""
+    """The teacher with a batch size that is halved when memory runs out."""
 
     pipeline: Pipeline
     max_batch: int
 
     def advance(self, trajectories: Sequence[ImageTrajectory]) -> None:
-        """Move each by one evaluation."""
+        """Advance each trajectory by one evaluation."""
         done = 0
         while done < len(trajectories):
-            some = trajectories[done : done + self.max_batch]
+            batch = trajectories[done : done + self.max_batch]
             try:
-                self.pipeline.advance(some)
+                self.pipeline.advance(batch)
             except BackendFailed as error:
                 if _OUT_OF_MEMORY not in str(error) or self.max_batch == 1:
                     raise
-                self.max_batch = -(-len(some) // 2)
+                self.max_batch = -(-len(batch) // 2)
                 torch.cuda.empty_cache()
             else:
-                done += len(some)
+                done += len(batch)
 
 
 def _run_trajectories(
@@ -298,30 +303,30 @@ def _run_trajectories(
     routes: Sequence[TrajectoryRoute],
     kinds: Sequence[int],
 ) -> list[TeacherTrajectory]:
-    """Each draft from its beginning to its picture."""
-    read = teacher.pipeline.arrays.to_numpy
-    passed = [[read(draft.latents)] for draft in trajectories]
-    while moving := [number for number, draft in enumerate(trajectories) if not draft.is_done]:
-        teacher.advance([trajectories[number] for number in moving])
-        for number in moving:
-            draft, route, latents = trajectories[number], routes[number], passed[number]
-            if draft.index == 1:
-                assert draft.denoised is not None
-                moves = [ddim_coefficients(route.start, point) for point in route.noisier_levels]
-                latents += [move.z * latents[0] + move.x0 * read(draft.denoised) for move in moves]
-            if draft.index in route.stored_positions:
-                latents.append(read(draft.latents))
-    made = []
-    for draft, latents, kind in zip(trajectories, passed, kinds, strict=True):
-        scale = draft.request.guidance
+    """Sample trajectories to their end and return their latents at the stored levels."""
+    to_numpy = teacher.pipeline.arrays.to_numpy
+    stored = [[to_numpy(trajectory.latents)] for trajectory in trajectories]
+    while pending := [number for number, trajectory in enumerate(trajectories) if not trajectory.is_done]:
+        teacher.advance([trajectories[number] for number in pending])
+        for number in pending:
+            trajectory, route, latents = trajectories[number], routes[number], stored[number]
+            if trajectory.index == 1:
+                assert trajectory.denoised is not None
+                steps = [ddim_coefficients(route.start, level) for level in route.noisier_levels]
+                latents += [step.z * latents[0] + step.x0 * to_numpy(trajectory.denoised) for step in steps]
+            if trajectory.index in route.stored_positions:
+                latents.append(to_numpy(trajectory.latents))
+    finished = []
+    for trajectory, latents, kind in zip(trajectories, stored, kinds, strict=True):
+        scale = trajectory.request.guidance
         assert scale is not None
-        said = inputs_to_numpy(teacher.pipeline, draft.branches[CONDITIONAL].inputs)
-        made.append(TeacherTrajectory(np.stack(latents), draft.request.prompt, scale, kind, said))
-    return made
+        cond = inputs_to_numpy(teacher.pipeline, trajectory.branches[CONDITIONAL].inputs)
+        finished.append(TeacherTrajectory(np.stack(latents), trajectory.request.prompt, scale, kind, cond))
+    return finished
 
 
 def _pad(trajectory: TeacherTrajectory, steps: int) -> TeacherTrajectory:
-    """As long as one of so many steps."""
+    """Repeat the clean latents up to the length of a trajectory of `steps` steps."""
     missing = steps + 1 - len(trajectory.latents)
     return replace(trajectory, latents=np.concatenate([trajectory.latents, *[trajectory.latents[-1:]] * missing]))
 
@@ -334,41 +339,41 @@ def _start_edit(
     rng: np.random.Generator,
     source: ImageTrajectory,
 ) -> ImageTrajectory:
-    """A walk from a picture with noise over it."""
+    """Start an edit: the picture of a finished trajectory, noised to the first level of a route."""
     caption = source.request.prompt if rng.random() < _SAME_CAPTION_SHARE else sample_caption(rng)
-    draft = _start_trajectory(pipeline, route, caption, guidance, rng)
-    draft.latents = add_noise(source.latents, draft.latents, route.start.alpha, route.start.sigma)
-    return draft
+    trajectory = _start_trajectory(pipeline, route, caption, guidance, rng)
+    trajectory.latents = add_noise(source.latents, trajectory.latents, route.start.alpha, route.start.sigma)
+    return trajectory
 
 
 def _start_trajectory(
     pipeline: Pipeline, route: TrajectoryRoute, caption: str, guidance: tuple[float, float], rng: np.random.Generator
 ) -> ImageTrajectory:
-    """A walk from pure noise."""
+    """Start a trajectory from pure noise on the grid of a route."""
     scale, seed = float(rng.uniform(*guidance)), int(rng.integers(2**62))
-    draft = pipeline.start(ImageRequest(caption, guidance=scale, seed=seed, sampler=SOLVER))
+    started = pipeline.start(ImageRequest(caption, guidance=scale, seed=seed, sampler=SOLVER))
     return ImageTrajectory(
-        draft.plan.with_grid(route.teacher_grid, replace(draft.plan.guidance, interval=(0.0, 1.0))),
-        draft.latents,
-        draft.branches,
-        request=draft.request,
-        started=draft.started,
+        started.plan.with_grid(route.teacher_grid, replace(started.plan.guidance, interval=(0.0, 1.0))),
+        started.latents,
+        started.branches,
+        request=started.request,
+        started=started.started,
     )
 
 
 def encode_trajectories(pipeline: Pipeline, trajectories: Sequence[TeacherTrajectory]) -> dict[str, Any]:
-    """A part of them, as `parts.keep` writes it."""
-    rows: dict[str, int] = {}
-    texts: list[UNetInputs] = []
-    for walk in trajectories:
-        if walk.caption not in rows:
-            rows[walk.caption] = len(rows)
-            texts.append(inputs_to_f16(walk.cond))
+    """Convert trajectories into one shard for `write_shards`."""
+    row_of: dict[str, int] = {}
+    inputs: list[UNetInputs] = []
+    for trajectory in trajectories:
+        if trajectory.caption not in row_of:
+            row_of[trajectory.caption] = len(row_of)
+            inputs.append(inputs_to_f16(trajectory.cond))
     return {
-        "latents": torch.from_numpy(np.stack([walk.latents for walk in trajectories])).half(),
-        "captions": torch.tensor([rows[walk.caption] for walk in trajectories]),
-        "guidance": torch.tensor([walk.guidance for walk in trajectories], dtype=torch.float32),
-        "texts": {name: torch.stack([text[name] for text in texts]) for name in texts[0]},
-        "kinds": torch.tensor([walk.kind for walk in trajectories]),
-        "unsaid": encode_negative_prompt(pipeline),
+        "latents": torch.from_numpy(np.stack([trajectory.latents for trajectory in trajectories])).half(),
+        "caption_rows": torch.tensor([row_of[trajectory.caption] for trajectory in trajectories]),
+        "guidance": torch.tensor([trajectory.guidance for trajectory in trajectories], dtype=torch.float32),
+        "text_inputs": {name: torch.stack([row[name] for row in inputs]) for name in inputs[0]},
+        "kinds": torch.tensor([trajectory.kind for trajectory in trajectories]),
+        "uncond": encode_negative_prompt(pipeline),
     }

@@ -1,1 +1,1 @@
-"""Students compared with their teacher on the same captions and seeds."""
+"""Evaluation of students against their teacher: image quality, prompt alignment, diversity and latency."""

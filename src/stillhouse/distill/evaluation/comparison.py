@@ -1,7 +1,7 @@
-"""The judge: several ways to draw the same captions from the same seeds, compared with the teacher's.
+"""Comparison of generation setups on the same captions and seeds.
 
-Nothing here knows what a student is: a way is a pipeline and what is asked of it, so that a student of 3 steps stands
-beside its teacher at 3 steps with other samplers, and what distillation gained can be read off.
+A setup is a pipeline with a request (steps, sampler, guidance). A student of 3 steps is thus compared with its teacher
+at 3 steps with other samplers, which shows the gain of distillation.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,23 +23,25 @@ from stillhouse.shapes.scene import Scene, render_scene
 from stillhouse.shapes.score import SCORES, Share, generate_batch, held_out_captions, score_shares
 
 DIVERSITY_PROMPTS, DIVERSITY_SEEDS = 32, 16
-"""Of the pictures by which diversity is judged: so many captions, each drawn from so many seeds."""
+"""Number of captions, and of seeds for each, of the diversity measure."""
 DELTA_SCORES = ("all_correct", "strict", "clean")
+"""Scores whose difference from the baseline is reported."""
 FEW_STEP_BASELINES = ("ddim", "dpmpp_2m")
-"""Samplers by which a teacher is hurried."""
+"""Samplers of the teacher at few steps."""
 SHOWN_PICTURES = 8
-"""Pictures of each way that are kept to be looked at."""
+"""Pictures of each setup that are returned."""
 _BATCH, _RESAMPLES, _ROUNDS = 8, 2000, 7
 
 NO_ENCODERS = MetricEncoders()
 FeatureFn = Callable[[Sequence[Picture]], Features]
-"""Features of pictures."""
+"""Maps pictures to features."""
 ProgressFn = Callable[[str, int, int], None]
+"""Receives the name of a setup, the number of pictures generated, and the total."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GenerationSetup:
-    """A pipeline, and what is asked of it: steps, sampler and guidance; prompt and seed are replaced."""
+    """A pipeline with a request for steps, sampler and guidance; prompt and seed are replaced."""
 
     name: str
     pipeline: Pipeline
@@ -48,7 +50,7 @@ class GenerationSetup:
 
 @dataclass(frozen=True, slots=True)
 class ScoreDelta:
-    """By how much a mean over captions lies above the teacher's, with its 95 % interval (paired bootstrap)."""
+    """Difference of a mean score from the baseline's, with its 95 % interval (paired bootstrap)."""
 
     value: float
     low: float
@@ -57,49 +59,50 @@ class ScoreDelta:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationResult:
-    """What was measured of one way.
+    """Measurements of one setup. The baseline is the first setup.
 
     Args:
-        name: of the way.
-        steps, sampler, guidance: as asked for.
-        rows: that the network saw for each picture; guidance counts twice.
-        alone: seconds of one picture at a time.
-        scores: of the oracle; none where it cannot read the pictures.
-        gaps: of some of them, against the first way's.
-        rerender: dB between a picture and the clean drawing of what was read in it, in the mean.
-        psnr, ssim: against the first way's picture of the same caption and seed, in the mean.
-        frechet: distance to true pictures, in features; where there are none, to the first way's.
-        precision, recall: among the same.
-        diversity: spread of pictures of one caption, as a share of the first way's.
-        clip, fid: mean CLIP score, and the Frechet distance of Inception's features; None where nobody brought these.
+        name: of the setup.
+        steps, sampler, guidance: of its request, resolved.
+        unet_rows: rows that the U-Net evaluates for a picture; classifier-free guidance has two for each evaluation.
+        latency: seconds of one picture at a time.
+        scores: of the oracle; empty for captions outside Shapes.
+        deltas: differences of `DELTA_SCORES` from the baseline's.
+        rerender: mean PSNR in dB between a picture and an ideal rendering of the recognised scene; None without scores.
+        psnr, ssim: mean over pictures, against the baseline's picture of the same caption and seed.
+        frechet: Frechet distance of the features to those of the reference: rendered scenes, or the baseline's pictures
+            for captions outside Shapes.
+        precision, recall: of the features, against the same reference.
+        relative_diversity: spread of the pictures of one caption, as a share of the baseline's.
+        clip, fid: mean CLIP score, and Frechet distance of Inception features; None without these encoders.
     """
 
     name: str
     steps: int
     sampler: str
     guidance: float
-    rows: int
-    alone: Timing
+    unet_rows: int
+    latency: Timing
     scores: Mapping[str, Share]
-    gaps: Mapping[str, ScoreDelta]
+    deltas: Mapping[str, ScoreDelta]
     rerender: float | None
     psnr: float
     ssim: float
     frechet: float
     precision: float
     recall: float
-    diversity: float
+    relative_diversity: float
     clip: float | None = None
     fid: float | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CaptionSet:
-    """What is drawn.
+    """Prompts of an evaluation.
 
     Args:
         prompts: one for each picture.
-        scenes: what is true of each prompt, and its description, where an oracle can read that in a picture.
+        scenes: a scene and its caption for each prompt; empty for prompts outside Shapes.
     """
 
     prompts: tuple[str, ...]
@@ -108,12 +111,12 @@ class CaptionSet:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Comparison:
-    """What was found.
+    """Result of `compare_setups`.
 
     Args:
-        standings: of every way, the first one's first.
-        prompts: those of the pictures below.
-        pictures: by way, of the first prompts.
+        results: of each setup, the baseline first.
+        prompts: the first `SHOWN_PICTURES` prompts.
+        pictures: for these prompts, by name of the setup.
     """
 
     results: tuple[EvaluationResult, ...]
@@ -133,7 +136,7 @@ class _GeneratedSet:
 
 
 def shapes_caption_set(count: int) -> CaptionSet:
-    """The first captions that no training has seen."""
+    """Return the first `count` held-out captions with their scenes."""
     scenes = tuple(held_out_captions(count))
     return CaptionSet(tuple(str(caption) for _, caption in scenes), scenes)
 
@@ -145,89 +148,97 @@ def compare_setups(
     progress: ProgressFn = lambda name, done, total: None,
     encoders: MetricEncoders = NO_ENCODERS,
 ) -> Comparison:
-    """Draw everything in every way, and compare all with the first.
+    """Generate the captions with each setup, measure the pictures, and compare them with those of the first setup.
 
     Args:
-        ways: the first is what the others are compared with.
-        subject: what is drawn, each prompt from a seed of its own.
-        encoder: features of pictures.
-        progress: called with a way's name, the pictures that are done, and of how many.
-        brought: encoders of the user's own.
+        setups: the first one is the baseline.
+        captions: prompts; prompt n has the seed n.
+        encoder: maps pictures to features.
+        progress: receives the number of pictures generated for each setup.
+        encoders: optional encoders of the user.
 
     Raises:
-        InvalidRequest: a pipeline that cannot do what is asked of it.
+        InvalidRequest: a pipeline refuses its request.
     """
-    texts = captions.prompts
     scenes = [render_scene(scene) for scene, _ in captions.scenes]
-    true = encoder(scenes) if scenes else None
-    timings = _time_setups(setups, texts[0])
-    drawn: list[_GeneratedSet] = []
-    for way in setups:
-        requests = [replace(way.request, prompt=text, seed=number) for number, text in enumerate(texts)]
-        several = [
-            replace(way.request, prompt=text, seed=seed)
-            for text in texts[:DIVERSITY_PROMPTS]
-            for seed in range(DIVERSITY_SEEDS)
-        ]
-        pictures = _generate(way, [*requests, *several], progress)
-        own, others = pictures[: len(texts)], encoder(pictures[len(texts) :])
-        groups = others.reshape(-1, DIVERSITY_SEEDS, others.shape[1])
-        scores = [score_picture(picture, caption) for picture, (_, caption) in zip(own, captions.scenes, strict=False)]
-        clip = float(encoders.clip(own, texts).mean()) if encoders.clip else None
-        inception = encoders.inception(own) if encoders.inception else None
-        drawn.append(_GeneratedSet(way, own, scores, encoder(own), prompt_diversity(groups), clip, inception))
-    reference = drawn[0].features if true is None else true
-    seen = encoders.inception(scenes) if encoders.inception and scenes else drawn[0].inception
-    standings = tuple(
-        _evaluate_set(one, drawn[0], reference, seen, summarise(timings[one.setup.name])) for one in drawn
+    timings = _time_setups(setups, captions.prompts[0])
+    generated = [_generate_set(setup, captions, encoder, progress, encoders) for setup in setups]
+    baseline = generated[0]
+    true = encoder(scenes) if scenes else baseline.features
+    true_inception = encoders.inception(scenes) if encoders.inception and scenes else baseline.inception
+    results = tuple(
+        _evaluate_set(own, baseline, true, true_inception, summarise(timings[own.setup.name])) for own in generated
     )
-    return Comparison(
-        standings, texts[:SHOWN_PICTURES], {one.setup.name: tuple(one.pictures[:SHOWN_PICTURES]) for one in drawn}
+    pictures = {own.setup.name: tuple(own.pictures[:SHOWN_PICTURES]) for own in generated}
+    return Comparison(results, captions.prompts[:SHOWN_PICTURES], pictures)
+
+
+def _generate_set(
+    setup: GenerationSetup, captions: CaptionSet, encoder: FeatureFn, progress: ProgressFn, encoders: MetricEncoders
+) -> _GeneratedSet:
+    """Generate the pictures of a setup, one for each prompt and several for the diversity measure, and encode them."""
+    texts = captions.prompts
+    requests = [replace(setup.request, prompt=text, seed=number) for number, text in enumerate(texts)]
+    repeated = [
+        replace(setup.request, prompt=text, seed=seed)
+        for text in texts[:DIVERSITY_PROMPTS]
+        for seed in range(DIVERSITY_SEEDS)
+    ]
+    pictures = _generate(setup, [*requests, *repeated], progress)
+    own, features = pictures[: len(texts)], encoder(pictures[len(texts) :])
+    return _GeneratedSet(
+        setup=setup,
+        pictures=own,
+        scores=[score_picture(picture, caption) for picture, (_, caption) in zip(own, captions.scenes, strict=False)],
+        features=encoder(own),
+        spread=prompt_diversity(features.reshape(-1, DIVERSITY_SEEDS, features.shape[1])),
+        clip=float(encoders.clip(own, texts).mean()) if encoders.clip else None,
+        inception=encoders.inception(own) if encoders.inception else None,
     )
 
 
-def paired_delta(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> ScoreDelta:
-    """The mean of paired differences, with its percentile bootstrap interval over pairs (Efron 1979), seeded.
+def paired_delta(scores: NDArray[np.float64], baseline: NDArray[np.float64]) -> ScoreDelta:
+    """Return the mean of paired differences with its 95 % percentile bootstrap interval over pairs (Efron 1979).
 
-    >>> gap(np.array([1.0, 1.0]), np.array([0.0, 0.0]))
-    Gap(value=1.0, low=1.0, high=1.0)
+    >>> paired_delta(np.array([1.0, 1.0]), np.array([0.0, 0.0]))
+    ScoreDelta(value=1.0, low=1.0, high=1.0)
     """
-    differences = ours - theirs
-    drawn = np.random.default_rng(0).choice(differences, size=(_RESAMPLES, len(differences)))
-    low, high = np.quantile(drawn.mean(axis=1), (0.025, 0.975))
+    differences = scores - baseline
+    resamples = np.random.default_rng(0).choice(differences, size=(_RESAMPLES, len(differences)))
+    low, high = np.quantile(resamples.mean(axis=1), (0.025, 0.975))
     return ScoreDelta(float(differences.mean()), float(low), float(high))
 
 
 def _evaluate_set(
-    generated: _GeneratedSet, baseline: _GeneratedSet, true: Features, true_inception: Features | None, alone: Timing
+    generated: _GeneratedSet, baseline: _GeneratedSet, true: Features, true_inception: Features | None, latency: Timing
 ) -> EvaluationResult:
-    way = generated.setup
-    resolved = way.pipeline.resolve(way.request)
+    setup = generated.setup
+    resolved = setup.pipeline.resolve(setup.request)
     request = resolved.request
     assert request.steps and request.sampler and request.guidance is not None
     rows = sum(resolved.plan.rows)
     pairs = list(zip(baseline.pictures, generated.pictures, strict=True))
-    lying = precision_recall(true, generated.features)
+    overlap = precision_recall(true, generated.features)
     return EvaluationResult(
-        name=way.name,
+        name=setup.name,
         steps=request.steps,
         sampler=request.sampler,
         guidance=request.guidance,
-        rows=rows,
-        alone=alone,
+        unet_rows=rows,
+        latency=latency,
         scores=score_shares(generated.scores) if generated.scores else {},
-        gaps={
+        deltas={
             name: paired_delta(_score_values(generated.scores, name), _score_values(baseline.scores, name))
             for name in DELTA_SCORES
             if generated.scores
         },
-        rerender=float(np.mean([each.rerender for each in generated.scores])) if generated.scores else None,
+        rerender=float(np.mean([score.rerender for score in generated.scores])) if generated.scores else None,
         psnr=float(np.mean([psnr(*pair) for pair in pairs])),
         ssim=float(np.mean([ssim(*pair) for pair in pairs])),
         frechet=frechet_distance(true, generated.features),
-        precision=lying.precision,
-        recall=lying.recall,
-        diversity=generated.spread / baseline.spread,
+        precision=overlap.precision,
+        recall=overlap.recall,
+        relative_diversity=generated.spread / baseline.spread,
         clip=generated.clip,
         fid=None
         if true_inception is None or generated.inception is None
@@ -237,65 +248,66 @@ def _evaluate_set(
 
 def _score_values(scores: Sequence[CaptionScore], name: str) -> NDArray[np.float64]:
     assert name in SCORES
-    return np.array([float(getattr(one, name)) for one in scores])
+    return np.array([float(getattr(score, name)) for score in scores])
 
 
 def _generate(setup: GenerationSetup, requests: Sequence[ImageRequest], progress: ProgressFn) -> list[Picture]:
     pictures: list[Picture] = []
-    for begin in range(0, len(requests), _BATCH):
-        pictures += generate_batch(setup.pipeline, requests[begin : begin + _BATCH])
+    for start in range(0, len(requests), _BATCH):
+        pictures += generate_batch(setup.pipeline, requests[start : start + _BATCH])
         progress(setup.name, len(pictures), len(requests))
     return pictures
 
 
 def _time_setups(setups: Sequence[GenerationSetup], text: str) -> dict[str, list[float]]:
-    """Seconds of one picture at a time, every way once a round."""
+    """Return the seconds of one picture at a time, by setup; the setups take turns in each round."""
 
-    def timed(way: GenerationSetup) -> float:
-        began = perf_counter()
-        generate_batch(way.pipeline, [replace(way.request, prompt=text)])
-        return perf_counter() - began
+    def measure(setup: GenerationSetup) -> float:
+        started = perf_counter()
+        generate_batch(setup.pipeline, [replace(setup.request, prompt=text)])
+        return perf_counter() - started
 
-    for way in setups:
-        timed(way)
-    return run_interleaved({way.name: lambda way=way: timed(way) for way in setups}, _ROUNDS)  # type: ignore[misc]
+    for setup in setups:
+        measure(setup)
+    runs = {setup.name: lambda setup=setup: measure(setup) for setup in setups}
+    return run_interleaved(runs, _ROUNDS)
 
 
 def student_setup(pipeline: Pipeline, guidance: float) -> GenerationSetup:
-    """A student as it draws by default, by this guidance; its name says how many steps it takes."""
-    asked = ImageRequest("", guidance=guidance)
-    steps = pipeline.resolve(asked).request.steps
-    return GenerationSetup(f"{pipeline.manifest.name}, {steps} step{'s' if steps != 1 else ''}", pipeline, asked)
+    """Return the setup of a student with its default steps and a guidance scale; its name contains the steps."""
+    request = ImageRequest("", guidance=guidance)
+    steps = pipeline.resolve(request).request.steps
+    return GenerationSetup(f"{pipeline.manifest.name}, {steps} step{'s' if steps != 1 else ''}", pipeline, request)
 
 
 def comparison_setups(teacher: GenerationSetup, students: Sequence[GenerationSetup]) -> list[GenerationSetup]:
-    """The teacher, its students, and the teacher hurried: as few evaluations as each student, by other samplers.
+    """Return the teacher, its students, and the teacher at few steps with each of `FEW_STEP_BASELINES`.
 
-    Guidance counts twice. So for a student of three steps the teacher is asked for two guided ones, for three without
-    guidance, and for three guided ones, which see twice as much as the student does.
+    Guided evaluations have two rows. For a student of three steps the baselines are therefore two guided steps, three
+    unguided steps (as many rows as the student), and three guided steps (twice as many).
 
     Args:
-        teacher: as it draws by default.
-        students: their names say how many steps they take.
+        teacher: with its default steps.
+        students: numbered where two have the same name.
     """
     names = [student.name for student in students]
     numbered = [
-        replace(student, name=f"{student.name} ({place})") if names.count(student.name) > 1 else student
-        for place, student in enumerate(students, 1)
+        replace(student, name=f"{student.name} ({number})") if names.count(student.name) > 1 else student
+        for number, student in enumerate(students, 1)
     ]
-    ways = [teacher, *numbered]
+    setups = [teacher, *numbered]
     for steps in dict.fromkeys(_resolved_steps(student) for student in students):
         for sampler in FEW_STEP_BASELINES:
-            for count, guidance, told in (
+            for count, guidance, label in (
                 (max(1, -(-steps // 2)), None, "guided"),
                 (steps, 1.0, "unguided"),
                 (steps, None, "guided"),
             ):
-                name = f"{sampler} {count} {told}"
-                asked = replace(teacher.request, steps=count, guidance=guidance, sampler=sampler)
-                if name not in {way.name for way in ways}:
-                    ways.append(GenerationSetup(name, teacher.pipeline, asked))
-    return ways
+                name = f"{sampler} {count} {label}"
+                request = replace(teacher.request, steps=count, guidance=guidance, sampler=sampler)
+                if name not in {setup.name for setup in setups}:
+                    setups.append(GenerationSetup(name, teacher.pipeline, request))
+    return setups
 
 
 def _resolved_steps(setup: GenerationSetup) -> int:

@@ -1,10 +1,9 @@
-"""The verdict: what the judge found, with everything that is needed to read it, as one JSON document."""
+"""Report of an evaluation: measurements, machine and versions, as JSON, as a table and in one sentence."""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from time import monotonic
 
 from stillhouse.distill.evaluation.comparison import (
@@ -19,45 +18,43 @@ from stillhouse.distill.evaluation.comparison import (
     comparison_setups,
 )
 from stillhouse.distill.evaluation.metric_encoders import MetricEncoders
-from stillhouse.errors import InvalidRequest
-from stillhouse.json_decode import DecodeError, decode
 from stillhouse.measure.machine import Machine, installed_versions, read_machine
 from stillhouse.shapes.feature_encoder import open_feature_encoder
 
 _PACKAGES = ("onnxruntime", "openvino", "numpy")
 _SCORES = {"all_correct": "all correct", "strict": "strict"}
-LEGEND = "In brackets 95 % intervals; to the teacher: points, paired, of the same captions and seeds."
-"""What the table's figures are."""
+LEGEND = "Brackets: 95 % intervals. Delta to the teacher: percentage points, paired over captions and seeds."
+"""Explanation of the table's columns."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationReport:
-    """What the judge found.
+    """Evaluation of students against their teacher.
 
     Args:
-        teacher: name of the first way's pipeline.
-        students: names of the ways that were distilled from it.
-        captions: pictures of each way.
-        standings: of every way, the teacher's first.
-        encoder: SHA-256 of the weights by whose features sets were compared.
-        machine, versions: on which it was measured.
+        teacher: name of the teacher's pipeline.
+        students: names of the students' setups.
+        caption_count: pictures of each setup.
+        results: of each setup, the teacher's first.
+        encoder_sha256: SHA-256 of the weights of the feature encoder.
+        machine, versions: on which the evaluation ran.
         started: UTC, ISO 8601.
-        seconds: that it took.
+        seconds: duration of the evaluation.
     """
 
     teacher: str
     students: tuple[str, ...]
-    captions: int
-    standings: tuple[EvaluationResult, ...]
-    encoder: str
+    caption_count: int
+    results: tuple[EvaluationResult, ...]
+    encoder_sha256: str
     machine: Machine
     versions: Mapping[str, str]
     started: str
     seconds: float
 
     def result_of(self, name: str) -> EvaluationResult:
-        """The standing of the way of that name."""
-        return next(one for one in self.standings if one.name == name)
+        """Return the result of the setup with a name."""
+        return next(result for result in self.results if result.name == name)
 
 
 def evaluate_students(
@@ -67,97 +64,84 @@ def evaluate_students(
     progress: ProgressFn = lambda name, done, total: None,
     encoders: MetricEncoders = NO_ENCODERS,
 ) -> tuple[EvaluationReport, Comparison]:
-    """Compare students with their teacher, and with the teacher in a hurry; see `judge.compare` and `judge.ways_of`.
+    """Compare students with their teacher, at its default steps and at few steps; see `comparison_setups`.
 
     Args:
-        teacher: as it draws by default.
-        students: distilled from it.
-        subject: what is drawn.
-        progress, brought: as in `compare`.
+        teacher: with its default steps.
+        students: setups of its students.
+        captions, progress, encoders: see `compare_setups`.
     """
-    began, started = monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
+    start, started = monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     encoder = open_feature_encoder()
-    ways = comparison_setups(teacher, students)
-    found = compare_setups(ways, captions, encoder, progress, encoders)
-    verdict = EvaluationReport(
+    setups = comparison_setups(teacher, students)
+    comparison = compare_setups(setups, captions, encoder, progress, encoders)
+    report = EvaluationReport(
         teacher=teacher.pipeline.manifest.name,
-        students=tuple(way.name for way in ways[1 : 1 + len(students)]),
-        captions=len(captions.prompts),
-        standings=found.results,
-        encoder=encoder.checksum,
+        students=tuple(setup.name for setup in setups[1 : 1 + len(students)]),
+        caption_count=len(captions.prompts),
+        results=comparison.results,
+        encoder_sha256=encoder.checksum,
         machine=read_machine(),
         versions=installed_versions(_PACKAGES),
         started=started,
-        seconds=monotonic() - began,
+        seconds=monotonic() - start,
     )
-    return verdict, found
+    return report, comparison
 
 
 def evaluation_to_json(report: EvaluationReport) -> str:
-    """A document that `read_verdict` reads."""
+    """Return the report as a JSON document."""
     return json.dumps(asdict(report), indent=1) + "\n"
 
 
-def read_evaluation(path: Path) -> EvaluationReport:
-    """The verdict of a file.
-
-    Raises:
-        InvalidRequest: it is none.
-    """
-    try:
-        return decode(EvaluationReport, json.loads(path.read_text(encoding="utf-8")))
-    except (DecodeError, ValueError) as error:
-        raise InvalidRequest(f"{path} is no verdict: {error}", allowed="what stillhouse judge --json wrote") from None
-
-
 def summarize_evaluation(report: EvaluationReport) -> str:
-    """What it comes to, in one sentence for each student."""
-    teacher = report.standings[0]
-    told = []
+    """Return one sentence for each student: steps, speed-up and quality relative to the teacher."""
+    teacher = report.results[0]
+    sentences = []
     for name in report.students:
-        one = report.result_of(name)
-        quick = f"{teacher.alone.median / one.alone.median:.1f} times as quick as its teacher"
-        rows = f"{one.steps} step{'s' if one.steps > 1 else ''} instead of {teacher.steps} guided ones"
-        if "strict" in one.gaps:
-            gap = one.gaps["strict"]
-            told.append(f"{name}: {rows}, {quick}; clean and all correct {_format_delta(gap, ' points')} against it.")
+        student = report.result_of(name)
+        speed = f"{teacher.latency.median / student.latency.median:.1f} times as fast as its teacher"
+        steps = f"{student.steps} step{'s' if student.steps > 1 else ''} instead of {teacher.steps} guided ones"
+        if "strict" in student.deltas:
+            quality = f"strict score {_format_delta(student.deltas['strict'], ' points')} relative to the teacher's"
         else:
-            told.append(f"{name}: {rows}, {quick}; {one.psnr:.1f} dB from its pictures.")
-    return " ".join(told)
+            quality = f"PSNR to the teacher's pictures {student.psnr:.1f} dB"
+        sentences.append(f"{name}: {steps}, {speed}; {quality}.")
+    return " ".join(sentences)
 
 
 def evaluation_columns(report: EvaluationReport) -> list[str]:
-    """Headings of the table."""
-    shares = [heading for told in _SCORES.values() for heading in (told, "to the teacher")]
-    scored = [*shares, "redrawn"] if report.standings[0].scores else []
-    measured = ["ms alone", *scored, "PSNR", "SSIM", "Frechet", "precision", "recall", "diversity"]
-    return ["way", "evaluations", *measured, *_external_metrics(report.standings[0])]
+    """Return the column headings of the table."""
+    shares = [heading for label in _SCORES.values() for heading in (label, "delta to the teacher")]
+    scored = [*shares, "rerendered"] if report.results[0].scores else []
+    measured = ["latency (ms)", *scored, "PSNR", "SSIM", "Frechet", "precision", "recall", "diversity"]
+    return ["setup", "U-Net rows", *measured, *_external_metrics(report.results[0])]
 
 
 def evaluation_rows(report: EvaluationReport) -> list[list[str]]:
-    """A row for each way."""
-    return [_result_row(one, one is report.standings[0]) for one in report.standings]
+    """Return a table row for each setup."""
+    return [_result_row(result, result is report.results[0]) for result in report.results]
 
 
 def _result_row(result: EvaluationResult, is_first: bool) -> list[str]:
     scored = []
     if result.scores:
         for name in _SCORES:
-            share, gap = result.scores[name], result.gaps[name]
+            share, delta = result.scores[name], result.deltas[name]
             scored.append(f"{100 * share.value:.1f} % ({100 * share.low:.1f} to {100 * share.high:.1f})")
-            scored.append("" if is_first else _format_delta(gap))
+            scored.append("" if is_first else _format_delta(delta))
         scored.append(f"{result.rerender:.1f} dB")
     return [
         result.name,
-        str(result.rows),
-        f"{1000 * result.alone.median:.1f}",
+        str(result.unet_rows),
+        f"{1000 * result.latency.median:.1f}",
         *scored,
         "" if is_first else f"{result.psnr:.1f} dB",
         "" if is_first else f"{result.ssim:.3f}",
         f"{result.frechet:.2f}",
         f"{result.precision:.2f}",
         f"{result.recall:.2f}",
-        f"{100 * result.diversity:.0f} %",
+        f"{100 * result.relative_diversity:.0f} %",
         *_external_metrics(result).values(),
     ]
 
@@ -167,7 +151,7 @@ def _format_delta(delta: ScoreDelta, unit: str = "") -> str:
 
 
 def _external_metrics(result: EvaluationResult) -> dict[str, str]:
-    """What the encoders say that a user brought, by heading."""
+    """Return the metrics of the user's encoders, by heading."""
     return {
         name: f"{value:{form}}"
         for name, value, form in (("CLIP", result.clip, ".1f"), ("FID", result.fid, ".2f"))

@@ -1,1 +1,1 @@
-"""How a student is trained: step grids, targets, losses, stages and chains of stages."""
+"""Training of students: step grids, targets, losses, stages and chains of stages."""

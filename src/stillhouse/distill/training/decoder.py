@@ -1,7 +1,7 @@
-"""A tiny decoder, which learns to draw what the autoencoder's own draws: after three steps that is what takes longest.
+"""Distillation of the autoencoder's decoder into a tiny one, which matters for students of few steps.
 
-Beside a decoder of 50 million weights it has one million: attention and norms are left out, as in TAESD (Bohan, 2023),
-and the last doubling is a rearrangement of channels, so that nothing is computed at the full size of the picture.
+The tiny decoder has one million weights instead of 50 million: no attention and no norms, as in TAESD (Bohan, 2023).
+The last upsampling is a pixel shuffle, so that no convolution runs at the full size of the picture.
 """
 
 from collections.abc import Mapping
@@ -18,19 +18,19 @@ from stillhouse.fit.recipe import StageRecipe
 from stillhouse.pipelines.manifest import Latent
 
 BLOCKS_PER_LEVEL = 2
-"""Residual blocks at every size."""
+"""Residual blocks at each resolution."""
 _EDGE_WEIGHT = 1.0
-"""Of the error of differences between neighbours, beside the error of pixels: edges are what the eye misses first."""
+"""Weight of the error of differences between adjacent pixels, relative to the error of pixels."""
 _MAX_NOISE = 0.1
-"""The most noise on latents, in their standard deviations: those of few steps are not as clean as the autoencoder's."""
+"""Largest standard deviation of noise on training latents; latents of few sampling steps are not free of noise."""
 
 
 class TinyDecoder(nn.Module):
-    """Latents [B, c, h, w], as the autoencoder has them, to pictures [B, 3, h * downscale, w * downscale].
+    """Decode unscaled latents [B, c, h, w] into pictures [B, 3, h * downscale, w * downscale].
 
     Args:
-        latent: channels and downscale, a power of two.
-        width: channels at the size of latents; half as many at every doubling, and never below 16.
+        latent: number of channels, downscale (a power of two), scaling and shift factor.
+        width: channels at the resolution of the latents; halved at each doubling, at least 16.
     """
 
     def __init__(self, latent: Latent, width: int) -> None:
@@ -51,9 +51,9 @@ class TinyDecoder(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, latent_sample: Tensor) -> Tensor:
-        """Pictures from -1 to 1, and a little beyond."""
+        """Return pictures, approximately from -1 to 1."""
         scaled = (latent_sample - self.latent.shift_factor) * self.latent.scaling_factor
-        # Far outliers of latents are cut softly: at three standard deviations they would colour whole regions.
+        # Soft clipping at three standard deviations: outliers of the latents would colour whole regions.
         output: Tensor = self.layers(3 * torch.tanh(scaled / 3))
         return output
 
@@ -71,19 +71,18 @@ class _DecoderBlock(nn.Module):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderStage:
-    """A stage of `fit`: draw what the autoencoder's decoder draws.
+    """A stage of `fit` that trains a tiny decoder on the outputs of the autoencoder's decoder.
 
     Args:
-        recipe: how long and how fast.
-        decoder: learns.
-        autoencoder: diffusers' AutoencoderKL, stays as it is.
+        recipe: hyper-parameters.
+        decoder: the trained network.
+        autoencoder: diffusers' AutoencoderKL, the teacher.
         latent: of the pipeline.
-        pairs: whose latents are decoded.
-        crop: latents of a side that are decoded at once; larger pictures are cut at random.
-        seed: of everything that is drawn.
-        judged: pictures in each judgement.
-        name: of its checkpoints.
-        identity: see `fit.stage.Stage`.
+        dataset: source of latents.
+        crop: height and width in latents of the random crops that are decoded.
+        seed: of crops and noise.
+        eval_samples: pictures of each evaluation.
+        name, fingerprint: see `fit.stage.Stage`.
     """
 
     recipe: StageRecipe
@@ -99,15 +98,15 @@ class DecoderStage:
 
     @property
     def network(self) -> nn.Module:
-        """What learns."""
+        """The trained decoder."""
         return self.decoder
 
     def loss(self, number: int) -> Tensor:
-        """Mean absolute error of pixels, and of differences between neighbours."""
+        """Return the mean absolute error of pixels and of differences between adjacent pixels."""
         rng = np.random.default_rng((self.seed, 4, number))
         sample = self._sample_latents(rng, self.recipe.batch_size)
-        spread = torch.from_numpy(rng.uniform(0, _MAX_NOISE, len(sample)).astype(np.float32)).view(-1, 1, 1, 1)
-        sample = sample + spread.to(sample) / self.latent.scaling_factor * torch.from_numpy(
+        deviation = torch.from_numpy(rng.uniform(0, _MAX_NOISE, len(sample)).astype(np.float32)).view(-1, 1, 1, 1)
+        sample = sample + deviation.to(sample) / self.latent.scaling_factor * torch.from_numpy(
             rng.standard_normal(sample.shape, dtype=np.float32)
         ).to(sample)
         with torch.no_grad():
@@ -118,10 +117,10 @@ class DecoderStage:
         return total
 
     def evaluate(self) -> Mapping[str, float]:
-        """PSNR in dB between the two decoders' pictures."""
+        """Return the PSNR in dB between the pictures of both decoders."""
         sample = self._sample_latents(np.random.default_rng((self.seed, 5)), self.eval_samples)
-        ours, theirs = (one.clamp(-1, 1) for one in (self.decoder(sample), self._decode_reference(sample)))
-        return {"psnr": 10 * float(torch.log10(4 / functional.mse_loss(ours, theirs).clamp(min=1e-12)))}
+        student, teacher = self.decoder(sample).clamp(-1, 1), self._decode_reference(sample).clamp(-1, 1)
+        return {"psnr": 10 * float(torch.log10(4 / functional.mse_loss(student, teacher).clamp(min=1e-12)))}
 
     def _sample_latents(self, rng: np.random.Generator, count: int) -> Tensor:
         latents = self.dataset.batch(rng, count).latents / self.latent.scaling_factor + self.latent.shift_factor

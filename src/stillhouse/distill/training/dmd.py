@@ -1,12 +1,11 @@
-"""A lesson on what is drawn: beside where its teacher came, a student is told how its pictures differ from a teacher's.
+"""Distribution matching distillation (DMD, Yin et al., arXiv 2311.18828), combined with trajectory regression.
 
-A second network, the fake, learns what the student draws, as its teacher once learnt from pictures. Shown a picture of
-the student's with noise over it, both see a clean one. Where the two differ, the student draws what its teacher seldom
-does, and moves towards what that sees: by the difference of two scores, the gradient of the divergence between what the
-two networks draw (Yin et al., arXiv 2311.18828, equations 3, 4 and 7).
+A second network, the fake score network, is trained to denoise the student's samples. For a noised sample of the
+student, the fake score network and the teacher predict the clean picture; the difference of their predictions is the
+gradient of the KL divergence between the distributions of student and teacher (equations 3, 4 and 7).
 
-A student of one step that learns from walks alone draws the middle of all that it cannot tell apart. Matching decides;
-and the walks see to it that it decides for all of them, and not for a few (section 4.3 there).
+Regression alone makes a one-step student predict the mean over all pictures that it cannot distinguish. Distribution
+matching removes this blur; the regression keeps it from collapsing to few modes (section 4.3).
 """
 
 from collections.abc import Mapping
@@ -25,21 +24,21 @@ from stillhouse.distill.training.trajectory_regression import RolloutBatch, Traj
 from stillhouse.fit.recipe import StageRecipe
 
 _MIN_NOISE, _MAX_NOISE = 0.02, 0.98
-"""Of the schedule, where pictures are shown with noise over them."""
+"""Range of noise levels of the noised samples, as shares of the schedule."""
 _MIN_DISTANCE = 1e-3
-"""Of the distance by which a difference is divided."""
+"""Lower bound of the distance by which a difference of predictions is divided."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistributionMatching:
-    """A stage of `fit`. What it fits are two networks: a checkpoint holds both, and a student is made of one.
+    """A stage of `fit` that trains a student and a fake score network; its checkpoints hold both.
 
     Args:
-        walks: the student's lesson, which it goes through from beginning to end at every example.
-        teacher: is asked, guided.
-        fake: U-Net that learns what the student draws; it begins as the teacher.
-        unsaid: the negative prompt, by input, one row.
-        weight: of the matching beside the walks.
+        regression: trajectory regression of the student; its rollouts are the student's samples.
+        teacher: guided; predicts the clean pictures of the real score.
+        fake_score: U-Net of the fake score, initialised from the teacher.
+        uncond: inputs of the negative prompt, by name, one row.
+        weight: of the matching loss relative to the regression loss.
     """
 
     regression: TrajectoryRegressionStage
@@ -50,7 +49,7 @@ class DistributionMatching:
 
     @property
     def name(self) -> str:
-        """Of its checkpoints."""
+        """See `fit.stage.Stage`."""
         return self.regression.name
 
     @property
@@ -60,58 +59,59 @@ class DistributionMatching:
 
     @property
     def recipe(self) -> StageRecipe:
-        """How long and how fast."""
+        """See `fit.stage.Stage`."""
         return self.regression.recipe
 
     @cached_property
     def network(self) -> nn.Module:
-        """What learns: the student, and the fake."""
-        return nn.ModuleDict({"student": self.regression.unet, "fake": self.fake_score})
+        """The trained networks: the student and the fake score network."""
+        return nn.ModuleDict({"student": self.regression.unet, "fake_score": self.fake_score})
 
     @property
     def student(self) -> Denoiser:
-        """The student, as it is asked."""
+        """The student with its parameterization."""
         return self.regression.student
 
     @property
     def eval_samples(self) -> int:
-        """See `WalkLesson`."""
+        """See `TrajectoryRegressionStage`."""
         return self.regression.eval_samples
 
     def loss(self, number: int) -> Tensor:
-        """Of a fresh batch, decided by its number alone: the student's on its walks, its matching, and the fake's.
+        """Return the sum of the regression loss, the matching loss and the fake score's loss for batch `number`.
 
-        Edits are not matched: a teacher who is told their prompt knows nothing of the picture that they begin at.
+        Edits have no matching loss: the teacher's distribution is conditioned on the prompt, not on the edited picture.
         """
         rng = np.random.default_rng((self.regression.seed, 8, number))
-        ended = self.regression.rollout(self.regression.sample_indices(rng, self.recipe.batch_size))
-        loss = self.regression.weighted_error(ended.student, ended.teacher, ended.levels)
-        matched = ended.kinds == 0
-        return loss + self._matching_loss(rng, ended, matched) if bool(matched.any()) else loss
+        rollout = self.regression.rollout(self.regression.sample_indices(rng, self.recipe.batch_size))
+        loss = self.regression.weighted_error(rollout.student, rollout.teacher, rollout.levels)
+        from_noise = rollout.kinds == 0
+        return loss + self._matching_loss(rng, rollout, from_noise) if bool(from_noise.any()) else loss
 
     def evaluate(self) -> Mapping[str, float]:
-        """See `WalkLesson`."""
+        """See `TrajectoryRegressionStage`."""
         return self.regression.evaluate()
 
     def rollouts(self, count: int) -> tuple[Tensor, Tensor]:
-        """See `WalkLesson`."""
+        """See `TrajectoryRegressionStage`."""
         return self.regression.rollouts(count)
 
     def _matching_loss(self, rng: np.random.Generator, rollout: RolloutBatch, mask: Tensor) -> Tensor:
-        """The rest of the loss, of those pictures of a batch."""
-        ours = rollout.student[mask.to(rollout.student.device)]
-        asked = _select_inputs(rollout.inputs, mask, self.uncond)
-        at = self._sample_levels(rng, len(ours))
-        noise = torch.from_numpy(rng.standard_normal(ours.shape, dtype=np.float32)).to(ours)
-        alpha, sigma = (level.view(-1, 1, 1, 1).to(ours) for level in (at.alpha, at.sigma))
-        shown = ours.detach()
-        z = add_noise(shown, noise, alpha, sigma)
-        seen = Denoiser(self.fake_score, self.teacher.schedule, self.teacher.prediction).single_row_fn(asked)(z, at)
+        """Return the matching loss and the fake score's loss of the samples that the mask selects."""
+        student = rollout.student[mask.to(rollout.student.device)]
+        inputs = _select_inputs(rollout.inputs, mask, self.uncond)
+        levels = self._sample_levels(rng, len(student))
+        noise = torch.from_numpy(rng.standard_normal(student.shape, dtype=np.float32)).to(student)
+        alpha, sigma = (level.view(-1, 1, 1, 1).to(student) for level in (levels.alpha, levels.sigma))
+        sample = student.detach()
+        z = add_noise(sample, noise, alpha, sigma)
+        fake = Denoiser(self.fake_score, self.teacher.schedule, self.teacher.prediction)
+        predicted = fake.single_row_fn(inputs)(z, levels)
         with torch.no_grad():
-            away = score_difference(shown, seen, self.teacher.denoise_fn(asked)(z, at))
-        matching = 0.5 * (ours - (shown - away)).square().mean()
-        learning = ((seen - shown) / sigma).square().mean()
-        return self.weight * matching + learning
+            gradient = score_difference(sample, predicted, self.teacher.denoise_fn(inputs)(z, levels))
+        matching = 0.5 * (student - (sample - gradient)).square().mean()
+        denoising = ((predicted - sample) / sigma).square().mean()
+        return self.weight * matching + denoising
 
     def _sample_levels(self, rng: np.random.Generator, count: int) -> Levels:
         alphas, sigmas = (torch.from_numpy(np.array(level)) for level in noise_levels(self.teacher.schedule))
@@ -121,19 +121,19 @@ class DistributionMatching:
 
 
 def score_difference(student: Tensor, fake_score: Tensor, teacher: Tensor) -> Tensor:
-    """How much what the fake sees differs from what the teacher sees, in parts of the picture's distance from that.
+    """Return the DMD gradient [B, C, h, w], normalised as in arXiv 2311.18828, equations 7 and 8.
 
     Args:
-        ours: the student's pictures, [B, C, h, w].
-        fake, teacher: what both see in them with noise over them.
+        student: samples of the student, [B, C, h, w].
+        fake_score, teacher: clean pictures that both networks predict from the noised samples.
     """
-    away = (student - teacher).abs().mean(dim=(1, 2, 3), keepdim=True)
-    return (fake_score - teacher) / away.clamp(min=_MIN_DISTANCE)
+    distance = (student - teacher).abs().mean(dim=(1, 2, 3), keepdim=True)
+    return (fake_score - teacher) / distance.clamp(min=_MIN_DISTANCE)
 
 
 def _select_inputs(inputs: GuidedInputs, mask: Tensor, uncond: UNetInputs) -> GuidedInputs:
-    """Of a batch what some are asked, with the negative prompt."""
+    """Return the inputs of the rows that the mask selects, together with the negative prompt."""
     count = int(mask.sum())
-    said = {name: tensor[mask.to(tensor.device)] for name, tensor in inputs.cond.items()}
-    nothing = {name: row.to(said[name]).expand(count, *row.shape[1:]) for name, row in uncond.items()}
-    return GuidedInputs(said, nothing, inputs.guidance[mask.to(inputs.guidance.device)])
+    cond = {name: tensor[mask.to(tensor.device)] for name, tensor in inputs.cond.items()}
+    negative = {name: row.to(cond[name]).expand(count, *row.shape[1:]) for name, row in uncond.items()}
+    return GuidedInputs(cond, negative, inputs.guidance[mask.to(inputs.guidance.device)])

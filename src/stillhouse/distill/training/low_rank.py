@@ -1,7 +1,7 @@
-"""Low-rank students (LoRA, arXiv 2106.09685): what they learnt is a file of some megabytes beside their teacher.
+"""Low-rank students (LoRA, arXiv 2106.09685), whose difference from the teacher is a file of a few megabytes.
 
-A service with many fine-tuned models cannot store a U-Net for each of them. While a student learns, its factors stand
-beside the weights; to be served they are fused into them, so that it costs not one operation more.
+During training the low-rank weights are separate from the U-Net's; for serving they are fused into them, so that
+inference costs no additional operation.
 """
 
 from collections.abc import Mapping
@@ -17,17 +17,17 @@ LORA_TARGETS = (
     *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
     *("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj"),
 )
-"""Attention, feed-forward and convolutions: those of LCM-LoRA (arXiv 2311.05556)."""
+"""Attention, feed-forward and convolution layers, as in LCM-LoRA (arXiv 2311.05556)."""
 _PROJECTION = "time_embedding.cond_proj"
 
 
 def add_lora(unet: Any, rank: int, seed: int) -> Any:
-    """The same network, of which only low-rank factors learn, and the projection of the guidance scale.
+    """Add LoRA weights to a U-Net in place, freeze all other weights but the guidance projection, and return it.
 
     Args:
-        unet: with or without factors; they go on where they are.
-        rank: of the factors; a smaller one changes less.
-        seed: of the first factors; the second ones are zero, so that at first nothing is changed.
+        unet: diffusers' U-Net; existing LoRA weights are kept.
+        rank: of the LoRA matrices.
+        seed: of the down projections; the up projections are zero, so that the output does not change at first.
     """
     if ADAPTER not in getattr(unet, "peft_config", {}):
         with torch.random.fork_rng():
@@ -39,7 +39,7 @@ def add_lora(unet: Any, rank: int, seed: int) -> Any:
 
 
 def fused_copy(unet: Any) -> Any:
-    """A copy whose factors are part of its weights; the same network where there are none."""
+    """Return a copy with the LoRA weights fused into its weights; the U-Net itself where it has no LoRA weights."""
     if ADAPTER not in getattr(unet, "peft_config", {}):
         return unet
     copy = deepcopy(unet)
@@ -49,21 +49,18 @@ def fused_copy(unet: Any) -> Any:
 
 
 def lora_state_dict(unet: Any) -> Mapping[str, Tensor]:
-    """What a student differs by from its first teacher: factors by their names, and the projection of the scale.
-
-    Nothing where every weight may differ.
-    """
+    """Return the LoRA weights and the guidance projection of a student; empty where the U-Net has no LoRA weights."""
     if ADAPTER not in getattr(unet, "peft_config", {}):
         return {}
-    found = {name: tensor.detach() for name, tensor in get_peft_model_state_dict(unet, adapter_name=ADAPTER).items()}
+    lora = {name: tensor.detach() for name, tensor in get_peft_model_state_dict(unet, adapter_name=ADAPTER).items()}
     projection = {
         name: parameter.detach() for name, parameter in unet.named_parameters() if name.startswith(_PROJECTION)
     }
-    return {**found, **projection}
+    return {**lora, **projection}
 
 
 def load_lora(unet: Any, weights: Mapping[str, Tensor]) -> None:
-    """Into a network of `with_low_rank`: factors that another one had, and its projection of the scale."""
+    """Copy the result of `lora_state_dict` into a U-Net that `add_lora` returned."""
     projection = {name: tensor for name, tensor in weights.items() if name.startswith(_PROJECTION)}
     set_peft_model_state_dict(unet, {name: weights[name] for name in weights.keys() - projection.keys()}, ADAPTER)
     with torch.no_grad():

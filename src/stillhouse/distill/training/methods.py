@@ -1,7 +1,4 @@
-"""Methods: which levels a student is taught at, and what it should see there. Each is a value; none has a loop.
-
-The loop asks a method for paths and for targets, and never which one it is.
-"""
+"""Distillation methods of a progressive chain: the noise levels of training examples, and their targets."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,69 +21,68 @@ from stillhouse.distill.training.targets import (
 )
 
 _TRIVIAL_WEIGHT = 0.2
-"""Of the examples that an interval gets else, what one gets that the teacher crosses in one step: it knows that."""
+"""Sampling weight of student steps that equal one teacher step, relative to 1 for others: little is left to learn."""
 
 
 class DistillationMethod(Protocol):
-    """What a student learns from."""
+    """Levels and targets of the training examples of a student."""
 
     @property
     def level_table(self) -> LevelTable:
-        """The levels that paths go over."""
+        """The noise levels that paths index."""
 
     @property
     def grid_pair(self) -> GridPair | None:
-        """From pure noise: what the student is served with, and what its teacher walks; None where it learns no jumps,
-        and may walk any grid."""
+        """Grids of teacher and student from pure noise; None where the student may be sampled on any grid."""
 
     @property
     def edit_pairs(self) -> Mapping[float, GridPair]:
-        """The same for pictures that begin from another one, by strength."""
+        """Grids of teacher and student for image-to-image, by strength."""
 
     def sample_paths(self, rng: np.random.Generator, count: int) -> Tensor:
-        """Places of the walk for each picture of a batch: int64 [count, places]. The first is where it is shown."""
+        """Return rows of the level table for each example, int64 [count, levels]; the first is the input's level."""
 
     def target(self, teacher: DenoiseFn, student: DenoiseFn, z: Tensor, paths: Tensor) -> Tensor:
-        """The clean pictures that the student should see; without gradients."""
+        """Return the clean pictures that the student should predict from z, without gradients."""
 
 
 @dataclass(frozen=True, slots=True)
 class GuidanceDistillation:
-    """See what the guided teacher sees, at every level, in one row instead of two (Meng et al., section 3.1)."""
+    """Distil classifier-free guidance into one forward pass, at every level (Meng et al., arXiv 2210.03142, 3.1)."""
 
     schedule: Schedule
     level_table: LevelTable = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "walk", make_level_table(make_grid(self.schedule, self.schedule.train_steps)))
+        object.__setattr__(self, "level_table", make_level_table(make_grid(self.schedule, self.schedule.train_steps)))
 
     @property
     def grid_pair(self) -> GridPair | None:
-        """None: it learns no jumps."""
+        """None: the student may be sampled on any grid."""
         return None
 
     @property
     def edit_pairs(self) -> Mapping[float, GridPair]:
-        """None, for the same reason."""
+        """Empty: the student may be sampled on any grid."""
         return {}
 
     def sample_paths(self, rng: np.random.Generator, count: int) -> Tensor:
-        """Every level as often."""
+        """Return one uniformly drawn level for each example."""
         return torch.from_numpy(rng.integers(len(self.level_table.alphas) - 1, size=(count, 1)))
 
     def target(self, teacher: DenoiseFn, student: DenoiseFn, z: Tensor, paths: Tensor) -> Tensor:
-        """What the teacher sees."""
+        """Return the guided teacher's prediction."""
         return teacher(z, self.level_table.at(paths[:, 0]))
 
 
 @dataclass(frozen=True, slots=True)
 class ProgressiveDistillation:
-    """Cross in one step what the teacher crosses in several (Salimans and Ho, arXiv 2202.00512).
+    """Train one student step to equal several teacher steps (Salimans and Ho, arXiv 2202.00512).
 
     Args:
-        round: the grids of both, from pure noise.
-        edits: the same by strength, for pictures that begin from another one. A student is told the level only, so no
-            level of theirs may be among the others'.
+        grid_pair: grids of teacher and student from pure noise.
+        edit_pairs: grids for image-to-image, by strength. The network's only input besides the latents is the level, so
+            no level may belong to two student grids.
     """
 
     grid_pair: GridPair
@@ -96,34 +92,34 @@ class ProgressiveDistillation:
     _weights: NDArray[np.float64] = field(init=False)
 
     def __post_init__(self) -> None:
-        rounds = [self.grid_pair, *self.edit_pairs.values()]
-        longest = max(stride for one in rounds for stride in one.strides)
+        pairs = [self.grid_pair, *self.edit_pairs.values()]
+        longest = max(stride for pair in pairs for stride in pair.strides)
         rows: list[list[int]] = []
-        begun = 0
-        for one in rounds:
-            for begin, stride in zip(one.positions, one.strides, strict=False):
-                rows.append([begun + begin + min(part, stride) for part in range(longest + 1)])
-            begun += len(one.teacher.levels)
-        weights = np.array([1.0 if stride > 1 else _TRIVIAL_WEIGHT for one in rounds for stride in one.strides])
-        object.__setattr__(self, "walk", concat_level_tables([make_level_table(one.teacher) for one in rounds]))
+        offset = 0
+        for pair in pairs:
+            for position, stride in zip(pair.positions, pair.strides, strict=False):
+                rows.append([offset + position + min(step, stride) for step in range(longest + 1)])
+            offset += len(pair.teacher.levels)
+        weights = np.array([1.0 if stride > 1 else _TRIVIAL_WEIGHT for pair in pairs for stride in pair.strides])
+        object.__setattr__(self, "level_table", concat_level_tables([make_level_table(pair.teacher) for pair in pairs]))
         object.__setattr__(self, "_table", torch.tensor(rows))
         object.__setattr__(self, "_weights", weights / weights.sum())
 
     def sample_paths(self, rng: np.random.Generator, count: int) -> Tensor:
-        """The teacher's places in an interval of the student's; intervals of one step seldom."""
+        """Return the teacher's levels within a random student step; steps of one teacher step are rare."""
         return self._table[rng.choice(len(self._table), size=count, p=self._weights)]
 
     def target(self, teacher: DenoiseFn, student: DenoiseFn, z: Tensor, paths: Tensor) -> Tensor:
-        """Where the teacher comes."""
+        """Return the target that lands where the teacher's steps end."""
         return progressive_target(teacher, z, self.level_table, paths)
 
 
 @dataclass(frozen=True, slots=True)
 class PhasedConsistency:
-    """Jump to the edge of a phase from anywhere in it (phased consistency, arXiv 2405.18407): one run, any count.
+    """Train a student to jump to the end of a phase from any level in it (phased consistency, arXiv 2405.18407).
 
     Args:
-        round: the fine grid that the teacher walks, and the edges: the grid that the student is served with.
+        grid_pair: the teacher's fine grid, and the student's grid, whose levels are the boundaries of the phases.
     """
 
     grid_pair: GridPair
@@ -132,19 +128,19 @@ class PhasedConsistency:
 
     def __post_init__(self) -> None:
         edges = self.grid_pair.positions
-        rows = [[place, place + 1, min(edge for edge in edges if edge > place)] for place in range(edges[-1])]
-        object.__setattr__(self, "walk", make_level_table(self.grid_pair.teacher))
+        rows = [[start, start + 1, min(edge for edge in edges if edge > start)] for start in range(edges[-1])]
+        object.__setattr__(self, "level_table", make_level_table(self.grid_pair.teacher))
         object.__setattr__(self, "_table", torch.tensor(rows))
 
     @property
     def edit_pairs(self) -> Mapping[float, GridPair]:
-        """None: a phase's edge cannot be told from the level."""
+        """Empty: the end of a phase is ambiguous where a level belongs to several grids."""
         return {}
 
     def sample_paths(self, rng: np.random.Generator, count: int) -> Tensor:
-        """A place of the fine grid, the next one, and the edge of its phase."""
+        """Return a random level of the fine grid, the next one, and the end of its phase."""
         return self._table[torch.from_numpy(rng.integers(len(self._table), size=count))]
 
     def target(self, teacher: DenoiseFn, student: DenoiseFn, z: Tensor, paths: Tensor) -> Tensor:
-        """Where the student itself comes from the teacher's next place."""
+        """Return the target that lands where the student's own jump from the teacher's next level ends."""
         return consistency_target(teacher, student, z, self.level_table, paths)

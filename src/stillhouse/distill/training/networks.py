@@ -1,4 +1,4 @@
-"""U-Nets in torch, as targets want them: shown noisy pictures, they tell the clean ones that they see."""
+"""U-Nets in torch as denoisers: functions from noisy latents to predicted clean latents."""
 
 import math
 from collections.abc import Mapping
@@ -15,23 +15,23 @@ from stillhouse.diffusion import Prediction, Schedule, noise_levels, predict_den
 from stillhouse.distill.training.targets import DenoiseFn, Levels
 
 GUIDANCE_CHANNELS = 256
-"""Of the embedded guidance scale; diffusers' pipelines embed with as many as the U-Net's `time_cond_proj_dim`."""
+"""Width of the guidance embedding; diffusers reads it from the U-Net's `time_cond_proj_dim`."""
 _DIFFUSERS_DEFAULTS = "_use_default_values"
-"""Names of a configuration's entries that diffusers would set back to their defaults."""
+"""Configuration entry that lists the values which diffusers would reset to their defaults."""
 _PROJECTION = "time_embedding.cond_proj.weight"
 
 UNetInputs = Mapping[str, Tensor]
-"""A U-Net's inputs beside pictures and timesteps: encoder_hidden_states [B, L, D], for XL text_embeds and time_ids."""
+"""Inputs of a U-Net besides latents and timesteps: encoder_hidden_states [B, L, D]; for SDXL text_embeds, time_ids."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GuidedInputs:
-    """What each picture of a batch is to show.
+    """Conditioning of a batch.
 
     Args:
-        said: the prompts.
-        unsaid: the negative prompts, as many.
-        guidance: scales as in diffusers, float32 [B]; 1 is none.
+        cond: inputs of the prompts, B rows.
+        uncond: inputs of the negative prompts, B rows.
+        guidance: guidance scales as in diffusers, float32 [B]; 1: no guidance.
     """
 
     cond: UNetInputs
@@ -41,12 +41,12 @@ class GuidedInputs:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Denoiser:
-    """A U-Net and what its output means.
+    """A U-Net with its schedule and prediction type.
 
     Args:
         unet: diffusers' UNet2DConditionModel.
-        schedule: its own. Pictures may come at levels of another one: it is then asked at its nearest level.
-        prediction: what its output means.
+        schedule: noise schedule of its training. For latents at levels of another schedule, the nearest level is used.
+        prediction: prediction type of its output.
     """
 
     unet: Any
@@ -55,36 +55,36 @@ class Denoiser:
 
     @property
     def is_conditioned(self) -> bool:
-        """Whether it was distilled with its guidance inside, and takes the scale as an input."""
+        """Whether the guidance scale is an input of the network (guidance distillation)."""
         return self.unet.config.time_cond_proj_dim is not None
 
     def denoise_fn(self, inputs: GuidedInputs) -> DenoiseFn:
-        """The network guided as a batch asks: in one row where it takes the scale as an input, else in two."""
+        """Return the guided denoiser of a batch: one row a sample where the scale is an input, else two (CFG)."""
         return self.single_row_fn(inputs) if self.is_conditioned else self.cfg_fn(inputs)
 
     def single_row_fn(self, inputs: GuidedInputs) -> DenoiseFn:
-        """The network in one row for each picture: what it sees by the prompt, told the scale if it takes one."""
+        """Return the denoiser with one row for each sample: the prompt, and the guidance scale where it is an input."""
 
-        def clean(z: Tensor, at: Levels) -> Tensor:
-            return self._to_clean(self._predict(z, at, inputs.cond, inputs.guidance), z, at)
+        def denoise(z: Tensor, levels: Levels) -> Tensor:
+            return self._to_clean(self._predict(z, levels, inputs.cond, inputs.guidance), z, levels)
 
-        return clean
+        return denoise
 
     def cfg_fn(self, inputs: GuidedInputs) -> DenoiseFn:
-        """Classifier-free guidance (arXiv 2207.12598): away from the negative prompt, in two rows for each picture."""
+        """Return the denoiser with classifier-free guidance (arXiv 2207.12598), two rows for each sample."""
 
-        def clean(z: Tensor, at: Levels) -> Tensor:
-            twice = Levels(*(torch.cat([part, part]) for part in (at.timestep, at.alpha, at.sigma)))
-            rows = {name: torch.cat([inputs.uncond[name], said]) for name, said in inputs.cond.items()}
-            unsaid, said = self._predict(torch.cat([z, z]), twice, rows, None).chunk(2)
+        def denoise(z: Tensor, levels: Levels) -> Tensor:
+            doubled = Levels(*(torch.cat([part, part]) for part in (levels.timestep, levels.alpha, levels.sigma)))
+            rows = {name: torch.cat([inputs.uncond[name], row]) for name, row in inputs.cond.items()}
+            uncond, cond = self._predict(torch.cat([z, z]), doubled, rows, None).chunk(2)
             scale = inputs.guidance.view(-1, *[1] * (z.ndim - 1))
-            return self._to_clean(unsaid + scale * (said - unsaid), z, at)
+            return self._to_clean(uncond + scale * (cond - uncond), z, levels)
 
-        return clean
+        return denoise
 
-    def _predict(self, z: Tensor, at: Levels, inputs: UNetInputs, guidance: Tensor | None) -> Tensor:
-        """The output itself."""
-        timesteps, _, _ = self._nearest_levels(at)
+    def _predict(self, z: Tensor, levels: Levels, inputs: UNetInputs, guidance: Tensor | None) -> Tensor:
+        """Return the output of the network."""
+        timesteps, _, _ = self._nearest_levels(levels)
         added = {name: inputs[name] for name in ("text_embeds", "time_ids") if name in inputs}
         output: Tensor = self.unet(
             z,
@@ -96,45 +96,45 @@ class Denoiser:
         )[0]
         return output
 
-    def _to_clean(self, output: Tensor, z: Tensor, at: Levels) -> Tensor:
-        _, alpha, sigma = self._nearest_levels(at)
+    def _to_clean(self, output: Tensor, z: Tensor, levels: Levels) -> Tensor:
+        _, alpha, sigma = self._nearest_levels(levels)
         shaped = [level.view(-1, *[1] * (z.ndim - 1)).to(z) for level in (alpha, sigma)]
         clean: Tensor = predict_denoised(self.prediction, output, z, *shaped)
         return clean
 
-    def _nearest_levels(self, at: Levels) -> tuple[Tensor, Tensor, Tensor]:
-        """The levels of its own schedule that are nearest, by the angle atan2(sigma, alpha)."""
+    def _nearest_levels(self, levels: Levels) -> tuple[Tensor, Tensor, Tensor]:
+        """Return timesteps, alphas and sigmas of the schedule's nearest levels, by the angle atan2(sigma, alpha)."""
         alphas, sigmas = (torch.from_numpy(np.array(level)) for level in noise_levels(self.schedule))
         angles = torch.atan2(sigmas, alphas)
-        wanted = torch.atan2(at.sigma, at.alpha).cpu()
-        nearest = (angles[None] - wanted[:, None]).abs().argmin(1)
+        targets = torch.atan2(levels.sigma, levels.alpha).cpu()
+        nearest = (angles[None] - targets[:, None]).abs().argmin(1)
         return nearest, alphas[nearest], sigmas[nearest]
 
     def _embed_guidance(self, guidance: Tensor, z: Tensor) -> Tensor:
-        """As `embed_guidance`, of a whole batch and where it lies."""
+        """Return the embedding of guidance scales, [B, channels]; see `families.stable_diffusion.embed_guidance`."""
         channels = self.unet.config.time_cond_proj_dim
         half = channels // 2
-        places = torch.arange(half, dtype=torch.float64, device=z.device)
-        frequencies = torch.exp(places * -(math.log(10_000.0) / (half - 1)))
+        indices = torch.arange(half, dtype=torch.float64, device=z.device)
+        frequencies = torch.exp(indices * -(math.log(10_000.0) / (half - 1)))
         angles = 1000 * (guidance.to(z.device).double() - 1)[:, None] * frequencies
-        odd = angles.new_zeros(len(angles), channels % 2)
-        return torch.cat([angles.sin(), angles.cos(), odd], dim=1).to(z)
+        padding = angles.new_zeros(len(angles), channels % 2)
+        return torch.cat([angles.sin(), angles.cos(), padding], dim=1).to(z)
 
 
 def student_parameterization(teacher: Denoiser) -> tuple[Schedule, Prediction]:
-    """The schedule of this teacher's students, and what their output means.
+    """Return the schedule and prediction type of a teacher's students.
 
-    One that tells noise gets students that tell velocity, on its own schedule with a zero terminal SNR. The clean
-    picture is read out of a noise prediction as (z - sigma * noise) / alpha: at the first level of Stable Diffusion
-    that takes the network's error 14.6 times. Many steps repair it; of a few, the first makes the picture. From a
-    velocity it is alpha * z - sigma * v, which enlarges no error anywhere, pure noise included (Salimans and Ho, arXiv
-    2202.00512, section 4; Lin et al., arXiv 2305.08891, section 3). The student learns the other meaning together with
-    the guidance, from its teacher's weights; it takes a longer first lesson (3,000 to 5,000 updates for Stable
+    Students of an epsilon-prediction teacher predict velocity, on the teacher's schedule with zero terminal SNR. The
+    clean picture of an epsilon prediction is (z - sigma * epsilon) / alpha, which amplifies the network's error 14.6
+    times at the first level of Stable Diffusion. Many steps correct this error; a few steps do not. The clean picture
+    of a velocity prediction is alpha * z - sigma * v, which amplifies no error at any level, pure noise included
+    (Salimans and Ho, arXiv 2202.00512, section 4; Lin et al., arXiv 2305.08891, section 3). The student learns the new
+    parameterization together with the guidance, which takes a longer first stage (3,000 to 5,000 updates for Stable
     Diffusion; Meng et al., arXiv 2210.03142, appendix).
 
-    One that tells velocity, and never saw pure noise, gets students that do, too: Stable Diffusion 2.1 begins at a
-    level where 7 % of a picture is left, and is served from noise without any. But the levels of one that takes the
-    scale already are those that it was taught, and stay.
+    Students of a velocity-prediction teacher get zero terminal SNR, too: the first level of Stable Diffusion 2.1
+    retains 7 % of the picture, but sampling starts from pure noise. A guidance-distilled teacher keeps its schedule,
+    because its levels are those of its own training.
     """
     if teacher.schedule.is_flow or (teacher.prediction != "epsilon" and teacher.is_conditioned):
         return teacher.schedule, teacher.prediction
@@ -143,9 +143,9 @@ def student_parameterization(teacher: Denoiser) -> tuple[Schedule, Prediction]:
 
 
 def add_guidance_embedding(unet: Any) -> Any:
-    """A copy that takes the guidance scale as an input, and at first says what the original does, whatever the scale.
+    """Return a copy of a U-Net with the guidance scale as an input; its outputs do not depend on the scale at first.
 
-    The new projection starts at zero; diffusers would leave it random. One that takes the scale already is copied.
+    The new projection is zero; diffusers would initialise it at random. A U-Net that has the input is only copied.
     """
     if unet.config.time_cond_proj_dim:
         return deepcopy(unet)

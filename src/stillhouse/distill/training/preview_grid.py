@@ -1,4 +1,4 @@
-"""A strip: what a student draws while it learns, below what its teacher draws from the same noise."""
+"""Preview images of a stage in training."""
 
 import numpy as np
 
@@ -14,14 +14,18 @@ PREVIEW_COUNT = 8
 def render_preview_grid(
     stage: DistillationStage | TrajectoryRegressionStage | DistributionMatching, pipeline: Pipeline
 ) -> Picture:
-    """The teacher's pictures, and the student's below them: uint8 [2 * height, SHOWN * width, 3].
+    """Render pictures of the teacher above those of the student from the same noise.
 
     Args:
-        lesson: whose student, with the weights of the moment, and teacher; the first pictures that it is judged by.
-        pipeline: decodes.
+        stage: its student with the current weights, and its teacher; the first evaluation samples are rendered.
+        pipeline: decodes the latents.
+
+    Returns:
+        uint8 [2 * height, PREVIEW_COUNT * width, 3].
     """
-    ours, theirs = (latents[:PREVIEW_COUNT] for latents in stage.rollouts(max(PREVIEW_COUNT, stage.eval_samples)))
+    student, teacher = (latents[:PREVIEW_COUNT] for latents in stage.rollouts(max(PREVIEW_COUNT, stage.eval_samples)))
     rows = [
-        np.concatenate([pipeline.decode(one.numpy()) for one in latents.cpu()], axis=1) for latents in (theirs, ours)
+        np.concatenate([pipeline.decode(latent.numpy()) for latent in latents.cpu()], axis=1)
+        for latents in (teacher, student)
     ]
     return np.concatenate(rows)

@@ -1,10 +1,10 @@
-"""A chain: from a teacher of many guided steps to students of fewer and fewer, each the next one's teacher."""
+"""Training of a progressive chain: guidance distillation, then students of fewer and fewer steps."""
 
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -26,39 +26,40 @@ from stillhouse.distill.training.stage import DistillationStage, Weighting
 from stillhouse.distill.training.step_grids import GridPair, plan_edit_grids, plan_grid_pairs, refine
 from stillhouse.errors import InvalidRequest
 from stillhouse.fit.fit import fit
-from stillhouse.fit.learner import check_fingerprint
 from stillhouse.fit.recipe import StageRecipe
 from stillhouse.fit.stage import FitResult, Stage, UpdateLog
+from stillhouse.fit.trainer import check_fingerprint
 
 METHODS: Mapping[str, Callable[[GridPair], DistillationMethod]] = MappingProxyType(
     {"progressive": ProgressiveDistillation, "consistency": PhasedConsistency}
 )
-"""What a round can be taught by."""
+"""Methods that reduce the number of steps, by their names in settings."""
 GUIDANCE = "guidance"
-"""The name of the first student, which takes as many steps as one likes, in one row each."""
+"""Name of the guidance-distilled first student, which may be sampled on any grid, one row a step."""
 EDITS = "edits"
-"""The name of the last student, where edits are taught: it is the one before it, and takes its steps for them, too."""
+"""Name of the last student where edits are trained: the student before it, with grids for image-to-image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChainRecipe:
-    """How a chain learns.
+    """Hyper-parameters of a chain of students.
 
     Args:
-        counts: steps of the first teacher, and of each student after it.
-        method: of `METHODS`.
-        guidance: scales that the students will be asked for, the least and the most.
-        inside: how guidance is distilled into the network.
-        rounds: how each halving is, by its count of steps.
-        rank: of the factors by which a student may differ from its teacher; 0, it may differ in every weight.
-        through: of walks, see `WalkLesson`.
-        match: of walks, by a student's steps the weight of its `MatchLesson`.
-        weighting, huber: of errors, see `Lesson`.
-        checkpointing: compute activations twice instead of keeping them: less memory, a third more time.
-        strengths: of edits that the last student takes its own steps for, of walks every one; see `plan_edits`.
-        edits: how these are taught; None where there are no strengths.
-        judged: pictures in each judgement.
-        seed: of everything that is drawn.
+        step_counts: steps of the first teacher, then of each student.
+        method: a key of `METHODS`, or the name of trajectory regression.
+        guidance: smallest and largest guidance scale of the students.
+        guidance_recipe: recipe of guidance distillation.
+        step_recipes: recipes of the students by their number of steps.
+        lora_rank: rank of LoRA weights; 0: all weights are trained.
+        end_to_end_fraction: of trajectory regression, see `TrajectoryRegressionStage`.
+        dmd_weights: of trajectory regression: weight of `DistributionMatching` by a student's number of steps.
+        weighting, huber: of the loss, see `DistillationStage`.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, a third more time.
+        edit_strengths: of image-to-image, see `plan_edit_grids`; of the last student of a chain, of all students of
+            trajectory regression.
+        edit_recipe: recipe of the last student of a chain; None without `edit_strengths`.
+        eval_samples: pictures of each evaluation.
+        seed: of everything random.
     """
 
     step_counts: tuple[int, ...]
@@ -80,16 +81,16 @@ class ChainRecipe:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Student:
-    """One of a chain.
+    """A trained student.
 
     Args:
-        name: GUIDANCE, its count of steps, or EDITS.
-        denoiser: its network; low-rank factors are part of the weights.
-        factors: the same once more, on their own; none where it may differ in every weight.
-        grid: that it is served with; None, any.
-        method: that taught it.
-        fitted: what it took.
-        edits: grids by strength, for pictures that begin from another one; where there are none, parts of `grid`.
+        name: GUIDANCE, `N-steps`, or EDITS.
+        denoiser: its network on the CPU; LoRA weights are fused into the others.
+        lora_weights: see `lora_state_dict`; empty where all weights were trained.
+        grid: its timestep grid; None: any.
+        method: name of the method that trained it.
+        fitted: result of the training.
+        edit_grids: grids of image-to-image by strength; where empty, an edit uses the last part of `grid`.
     """
 
     name: str
@@ -102,14 +103,44 @@ class Student:
 
 
 @dataclass(frozen=True, slots=True)
+class TrainingRun:
+    """Files, progress reports and time limit of the stages of a chain.
+
+    Args:
+        folder: of checkpoints and logs.
+        report: receives the progress of each stage.
+        observer: receives the same together with the stage; for previews.
+        deadline: in seconds of `time.monotonic`; no update starts after it. None: no limit.
+        save_every: seconds between two checkpoints.
+    """
+
+    folder: Path
+    report: Callable[[UpdateLog], None]
+    observer: Callable[[Stage, UpdateLog], None] = lambda stage, update_log: None
+    deadline: float | None = None
+    save_every: float = 120.0
+
+    def fit(self, stage: Stage) -> FitResult:
+        """Train a stage; see `fit.fit.fit`."""
+
+        def report(update_log: UpdateLog) -> None:
+            self.report(update_log)
+            self.observer(stage, update_log)
+
+        return fit(stage, self.folder, report, self.deadline, self.save_every)
+
+
+@dataclass(frozen=True, slots=True)
 class StagePlan:
-    """A student to come.
+    """A student that is to be trained.
 
     Args:
         name: see `Student`.
-        method, recipe: what it learns, and how long.
-        called: the method's name.
-        by_walker: whether the first student teaches it, which walks any grid, and not the one before it.
+        method: levels and targets of its examples.
+        recipe: hyper-parameters.
+        method_name: name of the method in manifests.
+        taught_by_first: whether its teacher is the guidance-distilled student, which is defined at every level, instead
+            of the student before.
     """
 
     name: str
@@ -123,55 +154,45 @@ def train_chain(
     teacher: Denoiser,
     dataset: LatentDataset,
     recipe: ChainRecipe,
-    folder: Path,
-    report: Callable[[UpdateLog], None],
-    deadline: float | None = None,
-    observer: Callable[[Stage, UpdateLog], None] = lambda stage, tick: None,
+    run: TrainingRun,
     teacher_grid: TimestepGrid | None = None,
     origin: str = "",
-    save_every: float = 120.0,
 ) -> Sequence[Student]:
-    """Teach a whole chain; what was learnt in an earlier run is not learnt again.
+    """Train each student of a chain in turn, resuming from checkpoints.
 
     Args:
-        teacher: the first one.
-        pairs: what all of them look at.
-        recipe: how.
-        folder: of the checkpoints.
-        report: hears of every few updates.
-        deadline: seconds of `time.monotonic` after which no update is begun.
-        watch: hears of the same, together with what is learning.
-        begin: the only grid that the first teacher walks, if it was distilled to one.
-        origin: tells this teacher and these pairs from all others; checkpoints of others are refused.
-        save_every: as in `fit`.
+        teacher: of the first student.
+        dataset: clean latents and text inputs for all students.
+        recipe: hyper-parameters.
+        run: folder, progress and time limit.
+        teacher_grid: the only grid of a distilled teacher; None: any.
+        origin: fingerprint of the teacher and the dataset; checkpoints with another one are refused.
 
     Returns:
-        those that have learnt; fewer than planned where time was up.
+        the trained students; fewer than planned where the deadline passed.
 
     Raises:
-        InvalidRequest: counts that are no chain.
+        InvalidRequest: the step counts are not a chain; see `plan_grid_pairs`.
         FitFailed: see `fit`.
     """
     students: list[Student] = []
-    identity, before, walker = origin, teacher, teacher
-    chain = plan_stages(teacher, recipe, teacher_grid)
-    _check_checkpoints(chain, recipe, origin, folder)
-    for planned in chain:
-        method = planned.method
-        identity = _fingerprint(identity, planned.name, method, recipe)
-        lesson = _build_stage(planned, before, walker if planned.taught_by_first else before, dataset, recipe)
-        lesson = replace(lesson, fingerprint=identity)
-        fitted = fit(lesson, folder, _notify(report, observer, lesson), deadline, save_every)
-        if not fitted.is_done:
+    fingerprint, before, first = origin, teacher, teacher
+    plans = plan_stages(teacher, recipe, teacher_grid)
+    _check_checkpoints(plans, recipe, origin, run.folder)
+    for plan in plans:
+        fingerprint = _fingerprint(fingerprint, plan.name, plan.method, recipe)
+        stage = _build_stage(plan, before, first if plan.taught_by_first else before, dataset, recipe, fingerprint)
+        result = run.fit(stage)
+        if not result.is_done:
             break
-        # The next student goes on with the same factors, so that they alone tell the last one from the first teacher.
-        before = freeze(lesson.student)
-        if planned.name == GUIDANCE:
-            walker = before
-        identity = f"{identity} {fitted.updates}"
-        grids = {strength: one.student for strength, one in method.edit_pairs.items()}
-        walked = method.grid_pair.student if method.grid_pair else None
-        students.append(make_student(planned.name, before, walked, planned.method_name, fitted, grids))
+        # The next student continues with the same LoRA weights, so that they alone separate the last from the teacher.
+        before = freeze(stage.student)
+        if plan.name == GUIDANCE:
+            first = before
+        fingerprint = f"{fingerprint} {result.updates}"
+        edit_grids = {strength: pair.student for strength, pair in plan.method.edit_pairs.items()}
+        grid = plan.method.grid_pair.student if plan.method.grid_pair else None
+        students.append(make_student(plan.name, before, grid, plan.method_name, result, edit_grids))
     return students
 
 
@@ -183,13 +204,13 @@ def make_student(
     fitted: FitResult,
     edit_grids: Mapping[float, TimestepGrid] = MappingProxyType({}),
 ) -> Student:
-    """What has learnt, on its own: a copy in the processor's memory, its factors part of the weights."""
-    served = Denoiser(deepcopy(fused_copy(denoiser.unet)).cpu(), denoiser.schedule, denoiser.prediction)
-    return Student(name, served, lora_state_dict(denoiser.unet), grid, method, fitted, edit_grids)
+    """Return a student with a copy of the denoiser on the CPU, LoRA weights fused."""
+    copy = Denoiser(deepcopy(fused_copy(denoiser.unet)).cpu(), denoiser.schedule, denoiser.prediction)
+    return Student(name, copy, lora_state_dict(denoiser.unet), grid, method, fitted, edit_grids)
 
 
 def build_student_unet(denoiser: Denoiser, recipe: ChainRecipe) -> Any:
-    """The U-Net that is to learn: a copy of that one, with a place for the guidance scale."""
+    """Return a trainable copy of a U-Net with a guidance embedding, and LoRA weights where the recipe has a rank."""
     unet = add_guidance_embedding(denoiser.unet)
     unet = add_lora(unet, recipe.lora_rank, recipe.seed) if recipe.lora_rank else unet.requires_grad_(True)
     if recipe.gradient_checkpointing:
@@ -198,7 +219,7 @@ def build_student_unet(denoiser: Denoiser, recipe: ChainRecipe) -> Any:
 
 
 def freeze(denoiser: Denoiser) -> Denoiser:
-    """The same, for others to learn from."""
+    """Drop the gradients of a denoiser, set it to evaluation mode without gradients, and return it."""
     denoiser.unet.zero_grad(set_to_none=True)
     denoiser.unet.eval().requires_grad_(False)
     return denoiser
@@ -207,82 +228,71 @@ def freeze(denoiser: Denoiser) -> Denoiser:
 def plan_stages(
     teacher: Denoiser, recipe: ChainRecipe, teacher_grid: TimestepGrid | None = None
 ) -> Sequence[StagePlan]:
-    """Every student in turn. One that takes the guidance scale already is not taught it again.
+    """Plan the stages of a chain; guidance distillation is left out for a guidance-distilled teacher.
 
     Raises:
-        InvalidRequest: counts that are no chain, or edits of a teacher that walks one grid only.
+        InvalidRequest: the step counts are not a chain, or edits with a teacher of a single grid.
     """
     schedule, _ = student_parameterization(teacher)
-    rounds = plan_grid_pairs(schedule, recipe.step_counts, teacher_grid)
-    planned = []
-    for one in rounds:
-        steps = one.student.steps
-        planned.append(
-            StagePlan(f"{steps}-steps", METHODS[recipe.method](one), recipe.step_recipes[steps], recipe.method)
-        )
+    pairs = plan_grid_pairs(schedule, recipe.step_counts, teacher_grid)
+    plans = []
+    for pair in pairs:
+        steps = pair.student.steps
+        method = METHODS[recipe.method](pair)
+        plans.append(StagePlan(f"{steps}-steps", method, recipe.step_recipes[steps], recipe.method))
     if not teacher.is_conditioned:
-        planned.insert(0, StagePlan(GUIDANCE, GuidanceDistillation(schedule), recipe.guidance_recipe, GUIDANCE))
+        plans.insert(0, StagePlan(GUIDANCE, GuidanceDistillation(schedule), recipe.guidance_recipe, GUIDANCE))
     if recipe.edit_strengths:
-        planned.append(_plan_edits(schedule, rounds[-1].student, recipe, teacher_grid))
-    return planned
+        plans.append(_plan_edits(schedule, pairs[-1].student, recipe, teacher_grid))
+    return plans
 
 
 def _fingerprint(previous: str, name: str, method: DistillationMethod, recipe: ChainRecipe) -> str:
-    """Of everything that decides what this student learns, its teachers included."""
-    served = method.grid_pair.student.timesteps.tolist() if method.grid_pair else None
-    told = [previous, name, type(method).__name__, method.level_table.timesteps.tolist(), served, recipe.guidance]
-    told += [recipe.lora_rank, recipe.weighting, recipe.huber, recipe.seed]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+    """Return a hash of everything that decides the weights of this student, its teachers included."""
+    timesteps = method.grid_pair.student.timesteps.tolist() if method.grid_pair else None
+    parts = [previous, name, type(method).__name__, method.level_table.timesteps.tolist(), timesteps, recipe.guidance]
+    parts += [recipe.lora_rank, recipe.weighting, recipe.huber, recipe.seed]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def _check_checkpoints(stages: Sequence[StagePlan], recipe: ChainRecipe, origin: str, folder: Path) -> None:
-    """Refuse at once what would be refused after hours: a later student that learnt from another one than is planned.
+    """Raise FitFailed at the start where the checkpoint of a later stage has another fingerprint.
 
-    As far as can be told beforehand: one that may end early decides by that who the next one's teacher is.
+    Stages after one with a patience cannot be checked: their fingerprint contains its number of updates.
     """
-    identity = origin
-    for planned in stages:
-        identity = _fingerprint(identity, planned.name, planned.method, recipe)
-        check_fingerprint(folder, planned.name, identity)
-        if planned.recipe.patience:
+    fingerprint = origin
+    for plan in stages:
+        fingerprint = _fingerprint(fingerprint, plan.name, plan.method, recipe)
+        check_fingerprint(folder, plan.name, fingerprint)
+        if plan.recipe.patience:
             return
-        identity = f"{identity} {planned.recipe.updates}"
+        fingerprint = f"{fingerprint} {plan.recipe.updates}"
 
 
 def _plan_edits(
     schedule: Schedule, student_grid: TimestepGrid, recipe: ChainRecipe, teacher_grid: TimestepGrid | None
 ) -> StagePlan:
-    """Pictures from noise once more, so that they are not forgotten, and edits, all from a teacher at every level.
+    """Plan the stage of edits, which also repeats the examples from pure noise.
 
-    Each strength has levels of its own, which only a network that walks any grid has been at. Its steps are taught in
-    one go, because a student between would have to know all those levels, too.
+    Each strength has levels of its own, so the teacher must be defined at every level, and the steps are reduced in one
+    stage: a student between would have to be trained at all of these levels, too.
     """
     if teacher_grid is not None:
         raise InvalidRequest(
-            f"edits taught by a student of {teacher_grid.steps} steps",
-            allowed="a teacher that walks any number of steps",
+            f"task img2img with a teacher that was distilled to {teacher_grid.steps} steps",
+            allowed="a teacher that takes any number of steps",
         )
-    fine, count = recipe.step_counts[0], student_grid.steps
-    from_noise = GridPair(refine(schedule, student_grid, max(fine, count)), student_grid)
-    method = ProgressiveDistillation(from_noise, plan_edit_grids(schedule, fine, student_grid, recipe.edit_strengths))
+    teacher_steps = recipe.step_counts[0]
+    from_noise = GridPair(refine(schedule, student_grid, max(teacher_steps, student_grid.steps)), student_grid)
+    edits = plan_edit_grids(schedule, teacher_steps, student_grid, recipe.edit_strengths)
     assert recipe.edit_recipe is not None
-    return StagePlan(EDITS, method, recipe.edit_recipe, ProgressiveDistillation.__name__.lower(), taught_by_first=True)
-
-
-def _notify(
-    report: Callable[[UpdateLog], None], observer: Callable[[Stage, UpdateLog], None], stage: Stage
-) -> Callable[[UpdateLog], None]:
-    def told(tick: UpdateLog) -> None:
-        report(tick)
-        observer(stage, tick)
-
-    return told
+    method = ProgressiveDistillation(from_noise, edits)
+    return StagePlan(EDITS, method, recipe.edit_recipe, "progressive", taught_by_first=True)
 
 
 def _build_stage(
-    plan: StagePlan, initial: Denoiser, teacher: Denoiser, dataset: LatentDataset, recipe: ChainRecipe
+    plan: StagePlan, initial: Denoiser, teacher: Denoiser, dataset: LatentDataset, recipe: ChainRecipe, fingerprint: str
 ) -> DistillationStage:
-    """`before` is what the student begins as; `teacher` is asked."""
     schedule, prediction = student_parameterization(initial)
     return DistillationStage(
         name=plan.name,
@@ -298,4 +308,5 @@ def _build_stage(
         huber=recipe.huber,
         eval_samples=recipe.eval_samples,
         seed=recipe.seed,
+        fingerprint=fingerprint,
     )

@@ -1,4 +1,4 @@
-"""A lesson: one student learns one method from one teacher. `fit` runs it, as it runs whatever learns."""
+"""The training stage of one student of a progressive chain, its loss and its evaluation."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,31 +16,29 @@ from stillhouse.distill.training.targets import DenoiseFn, Levels, LevelTable, d
 from stillhouse.fit.recipe import StageRecipe
 
 Weighting = Literal["v", "snr_trunc"]
-"""v: the error of v as it is, SNR + 1 of the clean picture's. snr_trunc: the larger of the errors of the clean picture
-and of the noise, max(SNR, 1) of the clean picture's (Salimans and Ho, arXiv 2202.00512, section 4)."""
+"""Weight of the squared error of the clean picture. v: SNR + 1, the error of v. snr_trunc: max(SNR, 1), the larger of
+the errors of the clean picture and of the noise (Salimans and Ho, arXiv 2202.00512, section 4)."""
 
 _EVAL_STEPS = 20
-"""Of the walk by which a student is judged that was not taught to walk a grid of its own."""
+"""Sampling steps of the evaluation of a student without a grid of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistillationStage:
-    """A stage of `fit`.
+    """A stage of `fit` that trains a student by a distillation method.
 
     Args:
-        name: of its checkpoints.
-        recipe: how long and how fast.
-        method: where it is taught, and what.
-        teacher: is asked, and stays as it is.
-        unet: learns.
-        schedule, prediction: the student's.
-        pairs: what both look at.
-        guidance: the scales that the student will be asked for, the least and the most.
-        weighting: of errors by their levels.
-        huber: width of the pseudo-Huber loss; 0, squares.
-        seed: of everything that is drawn.
-        judged: pictures in each judgement.
-        identity: see `fit.stage.Stage`.
+        name, recipe, fingerprint: see `fit.stage.Stage`.
+        method: levels and targets of the examples.
+        teacher: frozen.
+        unet: the student's trained U-Net.
+        schedule, prediction: noise schedule and prediction type of the student.
+        dataset: source of clean latents and text inputs.
+        guidance: smallest and largest guidance scale of the examples.
+        weighting: of errors by noise level.
+        huber: width of the pseudo-Huber loss; 0: squared error.
+        seed: of examples and noise.
+        eval_samples: pictures of each evaluation.
     """
 
     name: str
@@ -60,49 +58,52 @@ class DistillationStage:
 
     @property
     def network(self) -> Any:
-        """What learns."""
+        """The trained U-Net."""
         return self.unet
 
     @property
     def student(self) -> Denoiser:
-        """The same, as it is asked."""
+        """The student with its parameterization."""
         return Denoiser(self.unet, self.schedule, self.prediction)
 
     def loss(self, number: int) -> Tensor:
-        """Of a fresh batch, decided by its number alone."""
+        """Return the loss of batch `number`."""
         rng = np.random.default_rng((self.seed, 2, number))
         count = self.recipe.batch_size
-        pair = self.dataset.batch(rng, count)
-        asked = self._guided_inputs(pair, torch.from_numpy(rng.uniform(*self.guidance, size=count).astype(np.float32)))
+        batch = self.dataset.batch(rng, count)
+        scales = torch.from_numpy(rng.uniform(*self.guidance, size=count).astype(np.float32))
+        inputs = self._guided_inputs(batch, scales)
         paths = self.method.sample_paths(rng, count)
-        at = self.method.level_table.at(paths[:, 0])
-        noise = torch.from_numpy(rng.standard_normal(pair.latents.shape, dtype=np.float32))
-        alpha, sigma = (level.view(-1, 1, 1, 1).float() for level in (at.alpha, at.sigma))
-        z = add_noise(pair.latents, noise, alpha, sigma).to(self._device)
+        levels = self.method.level_table.at(paths[:, 0])
+        noise = torch.from_numpy(rng.standard_normal(batch.latents.shape, dtype=np.float32))
+        alpha, sigma = (level.view(-1, 1, 1, 1).float() for level in (levels.alpha, levels.sigma))
+        z = add_noise(batch.latents, noise, alpha, sigma).to(self._device)
         with torch.no_grad():
-            target = self.method.target(self.teacher.denoise_fn(asked), self.student.denoise_fn(asked), z, paths)
-        error = (self.student.denoise_fn(asked)(z, at) - target) / sigma.to(z)
-        return weighted_loss(error, at, self.weighting, self.huber)
+            target = self.method.target(self.teacher.denoise_fn(inputs), self.student.denoise_fn(inputs), z, paths)
+        error = (self.student.denoise_fn(inputs)(z, levels) - target) / sigma.to(z)
+        return weighted_loss(error, levels, self.weighting, self.huber)
 
     def evaluate(self) -> Mapping[str, float]:
-        """How close it comes to its teacher from the same noise, see `agreement`."""
-        return {"agreement": latent_psnr(*self.rollouts(self.eval_samples))}
+        """Return `latent_psnr` between the pictures of student and teacher from the same noise."""
+        return {"latent_psnr": latent_psnr(*self.rollouts(self.eval_samples))}
 
     @torch.no_grad()
     def rollouts(self, count: int) -> tuple[Tensor, Tensor]:
-        """Where student and teacher come from the same noise: the latents of both, float32 [count, C, h, w].
+        """Sample student and teacher from the same noise and return the final latents of both, [count, C, h, w].
 
-        By scales in the middle of what the student is taught, and always of the same noise and prompts.
+        The guidance scale is the middle of the trained range; noise and prompts are the same in every call.
         """
         rng = np.random.default_rng((self.seed, 3))
-        pair = self.dataset.batch(rng, count)
-        asked = self._guided_inputs(pair, torch.full((count,), sum(self.guidance) / 2))
-        noise = torch.from_numpy(rng.standard_normal(pair.latents.shape, dtype=np.float32)).to(self._device)
-        one = self.method.grid_pair
-        any_grid = make_grid(self.schedule, _EVAL_STEPS)
-        ours = full_rollout(self.student.denoise_fn(asked), noise, make_level_table(one.student if one else any_grid))
-        theirs = full_rollout(self.teacher.denoise_fn(asked), noise, make_level_table(one.teacher if one else any_grid))
-        return ours, theirs
+        batch = self.dataset.batch(rng, count)
+        inputs = self._guided_inputs(batch, torch.full((count,), sum(self.guidance) / 2))
+        noise = torch.from_numpy(rng.standard_normal(batch.latents.shape, dtype=np.float32)).to(self._device)
+        pair, default = self.method.grid_pair, make_grid(self.schedule, _EVAL_STEPS)
+        student = make_level_table(pair.student if pair else default)
+        teacher = make_level_table(pair.teacher if pair else default)
+        return (
+            full_rollout(self.student.denoise_fn(inputs), noise, student),
+            full_rollout(self.teacher.denoise_fn(inputs), noise, teacher),
+        )
 
     @property
     def _device(self) -> torch.device:
@@ -110,32 +111,39 @@ class DistillationStage:
         return device
 
     def _guided_inputs(self, batch: LatentBatch, scales: Tensor) -> GuidedInputs:
-        def placed(inputs: UNetInputs) -> UNetInputs:
+        def on_device(inputs: UNetInputs) -> UNetInputs:
             return {name: tensor.to(self._device) for name, tensor in inputs.items()}
 
         return GuidedInputs(
-            placed(batch.cond), placed(self.dataset.negative_inputs(len(scales))), scales.to(self._device)
+            on_device(batch.cond), on_device(self.dataset.negative_inputs(len(scales))), scales.to(self._device)
         )
 
 
 def weighted_loss(error: Tensor, levels: Levels, weighting: Weighting, huber: float) -> Tensor:
-    """Squares, or pseudo-Huber of that width, of the error of v, [B, C, h, w], in the mean; a scalar."""
-    each = error.square().mean(dim=(1, 2, 3))
+    """Return the mean loss of a batch, a scalar.
+
+    Args:
+        error: error of v, [B, C, h, w].
+        levels: of the examples.
+        weighting: see `Weighting`.
+        huber: width of the pseudo-Huber loss of each example's root mean square; 0: squared error.
+    """
+    losses = error.square().mean(dim=(1, 2, 3))
     if huber:
-        each = (each + huber**2).sqrt() - huber
+        losses = (losses + huber**2).sqrt() - huber
     if weighting == "snr_trunc":
-        each = each * torch.maximum(levels.alpha, levels.sigma).square().to(each)
-    return each.mean()
+        losses = losses * torch.maximum(levels.alpha, levels.sigma).square().to(losses)
+    return losses.mean()
 
 
 def latent_psnr(student: Tensor, teacher: Tensor) -> float:
-    """PSNR of latents in dB, the spread of `theirs` taken as the peak."""
+    """Return the PSNR of the student's latents in dB; the peak is the range of the teacher's values."""
     error = float(((student - teacher) ** 2).mean())
-    spread = float(teacher.max() - teacher.min())
-    return 10 * float(np.log10(spread**2 / max(error, 1e-12)))
+    peak = float(teacher.max() - teacher.min())
+    return 10 * float(np.log10(peak**2 / max(error, 1e-12)))
 
 
 def full_rollout(denoise: DenoiseFn, noise: Tensor, table: LevelTable) -> Tensor:
-    """Where a network comes that walks all of a grid."""
-    places = torch.arange(len(table.alphas)).expand(len(noise), -1)
-    return ddim_rollout(denoise, noise, table, places)
+    """Sample over all levels of a table, one DDIM step each, and return the final latents."""
+    path = torch.arange(len(table.alphas)).expand(len(noise), -1)
+    return ddim_rollout(denoise, noise, table, path)

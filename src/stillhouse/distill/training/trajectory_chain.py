@@ -1,52 +1,61 @@
-"""Students of kept walks: each begins as the one before it, and all look at the same walks."""
+"""Training of students by trajectory regression: each student starts from the one before, all on the same dataset."""
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from stillhouse.diffusion import TimestepGrid
 from stillhouse.distill.data.teacher_trajectories import TrajectoryDataset
 from stillhouse.distill.training.dmd import DistributionMatching
 from stillhouse.distill.training.networks import Denoiser, student_parameterization
-from stillhouse.distill.training.progressive_chain import ChainRecipe, Student, build_student_unet, freeze, make_student
+from stillhouse.distill.training.progressive_chain import (
+    ChainRecipe,
+    Student,
+    TrainingRun,
+    build_student_unet,
+    freeze,
+    make_student,
+)
 from stillhouse.distill.training.step_grids import coarsen, plan_edit_grids, plan_grid_pairs
 from stillhouse.distill.training.trajectory_regression import TrajectoryRegressionStage
-from stillhouse.fit.fit import fit
-from stillhouse.fit.stage import Stage, UpdateLog
 
-TRAJECTORY = "walks"
-"""The method's name."""
+TRAJECTORIES = "trajectories"
+"""Name of the method in settings and manifests."""
 
 
 @dataclass(frozen=True, slots=True)
 class StudentGrids:
-    """What a student of walks is to walk: from pure noise, and by strength from another picture; of as many steps."""
+    """Grids of a student, all of the same number of steps.
+
+    Args:
+        grid: from pure noise.
+        edit_grids: for image-to-image, by strength.
+    """
 
     grid: TimestepGrid
     edit_grids: Mapping[float, TimestepGrid] = field(default_factory=dict)
 
     @property
     def all_grids(self) -> tuple[TimestepGrid, ...]:
-        """By the kinds of `walks.Plan`."""
+        """The grids by kind, as `TrajectoryPlan` numbers them: from pure noise, then edits."""
         return (self.grid, *self.edit_grids.values())
 
 
 def plan_student_grids(initial: Denoiser, recipe: ChainRecipe) -> tuple[StudentGrids, ...]:
-    """What each student walks: parts of what the one before it does, from noise and from other pictures.
+    """Plan the grids of each student; the levels of each are a subset of those of the student before.
 
     Raises:
-        InvalidRequest: counts that are no chain.
+        InvalidRequest: the step counts are not a chain; see `plan_grid_pairs`.
     """
     schedule, _ = student_parameterization(initial)
-    first, *others = (one.student for one in plan_grid_pairs(schedule, recipe.step_counts))
-    rounds = plan_edit_grids(schedule, recipe.step_counts[0], first, recipe.edit_strengths)
-    served = [StudentGrids(first, {strength: one.student for strength, one in rounds.items()})]
+    first, *others = (pair.student for pair in plan_grid_pairs(schedule, recipe.step_counts))
+    edit_pairs = plan_edit_grids(schedule, recipe.step_counts[0], first, recipe.edit_strengths)
+    planned = [StudentGrids(first, {strength: pair.student for strength, pair in edit_pairs.items()})]
     for grid in others:
-        edits = {strength: coarsen(edit, grid.steps) for strength, edit in served[-1].edit_grids.items()}
-        served.append(StudentGrids(grid, edits))
-    return tuple(served)
+        edits = {strength: coarsen(edit, grid.steps) for strength, edit in planned[-1].edit_grids.items()}
+        planned.append(StudentGrids(grid, edits))
+    return tuple(planned)
 
 
 def train_on_trajectories(
@@ -54,79 +63,83 @@ def train_on_trajectories(
     initial: Denoiser,
     dataset: TrajectoryDataset,
     recipe: ChainRecipe,
-    folder: Path,
-    report: Callable[[UpdateLog], None],
-    deadline: float | None = None,
-    observer: Callable[[Stage, UpdateLog], None] = lambda stage, tick: None,
+    run: TrainingRun,
     origin: str = "",
-    save_every: float = 120.0,
 ) -> Sequence[Student]:
-    """Teach each student in turn; what was learnt in an earlier run is not learnt again.
+    """Train each student in turn, resuming from checkpoints.
 
     Args:
-        teacher: who walked; it is asked where pictures are matched.
-        begin: what the first student begins as: the teacher, or a student of its.
-        walks: the teacher's, at the levels of the first of `plan_walks`.
-        recipe: how; its counts are of the teacher's walk and of each student.
-        folder, report, deadline, watch, save_every: as in `chain.teach`.
-        origin: tells this beginning and these walks from all others.
+        teacher: of distribution matching; not evaluated without it.
+        initial: initial weights of the first student: the teacher, or one of its students.
+        dataset: the teacher's trajectories at the levels of the first of `plan_student_grids`.
+        recipe: hyper-parameters; its first step count is the teacher's.
+        run: folder, progress and time limit.
+        origin: fingerprint of the initial weights and the dataset.
 
     Returns:
-        those that have learnt; fewer than planned where time was up.
+        the trained students; fewer than planned where the deadline passed.
 
     Raises:
-        InvalidRequest: counts that are no chain.
+        InvalidRequest: the step counts are not a chain.
         FitFailed: see `fit`.
     """
     students: list[Student] = []
-    served, identity, before = plan_student_grids(initial, recipe), origin, initial
-    kept, dataset = served[0].all_grids, dataset.to(next(initial.unet.parameters()).device)
-    for one in served:
-        identity = _fingerprint(identity, one, recipe)
-        schedule, prediction = student_parameterization(before)
-        walked = TrajectoryRegressionStage(
-            name=f"{one.grid.steps}-steps",
-            recipe=recipe.step_recipes[one.grid.steps],
-            unet=build_student_unet(before, recipe),
-            schedule=schedule,
-            prediction=prediction,
-            dataset=dataset,
-            stored_grids=kept,
-            student_grids=one.all_grids,
-            end_to_end_fraction=recipe.end_to_end_fraction,
-            weighting=recipe.weighting,
-            huber=recipe.huber,
-            seed=recipe.seed,
-            eval_samples=recipe.eval_samples,
-            fingerprint=identity,
-        )
-
-        weight = recipe.dmd_weights.get(one.grid.steps, 0.0)
-        lesson = _distribution_matching(walked, teacher, recipe, weight) if weight else walked
-
-        def told(tick: UpdateLog, lesson: TrajectoryRegressionStage | DistributionMatching = lesson) -> None:
-            report(tick)
-            observer(lesson, tick)
-
-        fitted = fit(lesson, folder, told, deadline, save_every)
-        if not fitted.is_done:
+    planned, fingerprint, before = plan_student_grids(initial, recipe), origin, initial
+    dataset = dataset.to(next(initial.unet.parameters()).device)
+    for grids in planned:
+        fingerprint = _fingerprint(fingerprint, grids, recipe)
+        regression = _regression_stage(before, dataset, planned[0], grids, recipe, fingerprint)
+        weight = recipe.dmd_weights.get(grids.grid.steps, 0.0)
+        stage = _distribution_matching(regression, teacher, recipe, weight) if weight else regression
+        result = run.fit(stage)
+        if not result.is_done:
             break
-        before = freeze(lesson.student)
-        identity = f"{identity} {fitted.updates}"
-        students.append(make_student(lesson.name, before, one.grid, TRAJECTORY, fitted, one.edit_grids))
+        before = freeze(stage.student)
+        fingerprint = f"{fingerprint} {result.updates}"
+        students.append(make_student(stage.name, before, grids.grid, TRAJECTORIES, result, grids.edit_grids))
     return students
+
+
+def _regression_stage(
+    initial: Denoiser,
+    dataset: TrajectoryDataset,
+    stored: StudentGrids,
+    grids: StudentGrids,
+    recipe: ChainRecipe,
+    fingerprint: str,
+) -> TrajectoryRegressionStage:
+    schedule, prediction = student_parameterization(initial)
+    return TrajectoryRegressionStage(
+        name=f"{grids.grid.steps}-steps",
+        recipe=recipe.step_recipes[grids.grid.steps],
+        unet=build_student_unet(initial, recipe),
+        schedule=schedule,
+        prediction=prediction,
+        dataset=dataset,
+        stored_grids=stored.all_grids,
+        student_grids=grids.all_grids,
+        end_to_end_fraction=recipe.end_to_end_fraction,
+        weighting=recipe.weighting,
+        huber=recipe.huber,
+        seed=recipe.seed,
+        eval_samples=recipe.eval_samples,
+        fingerprint=fingerprint,
+    )
 
 
 def _distribution_matching(
     regression: TrajectoryRegressionStage, teacher: Denoiser, recipe: ChainRecipe, weight: float
 ) -> DistributionMatching:
-    fake = build_student_unet(teacher, recipe)
-    unsaid = {name: row.float() for name, row in regression.dataset.uncond.items()}
-    return DistributionMatching(regression=regression, teacher=teacher, fake_score=fake, uncond=unsaid, weight=weight)
+    fake_score = build_student_unet(teacher, recipe)
+    uncond = {name: row.float() for name, row in regression.dataset.uncond.items()}
+    return DistributionMatching(
+        regression=regression, teacher=teacher, fake_score=fake_score, uncond=uncond, weight=weight
+    )
 
 
-def _fingerprint(previous: str, student_grids: StudentGrids, recipe: ChainRecipe) -> str:
-    told = [previous, TRAJECTORY, *(one.timesteps.tolist() for one in student_grids.all_grids)]
-    told += [recipe.lora_rank, recipe.end_to_end_fraction, recipe.dmd_weights.get(student_grids.grid.steps, 0.0)]
-    told += [recipe.weighting, recipe.huber, recipe.seed, recipe.eval_samples]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+def _fingerprint(previous: str, grids: StudentGrids, recipe: ChainRecipe) -> str:
+    """Return a hash of everything that decides the weights of this student, its predecessors included."""
+    parts = [previous, TRAJECTORIES, *(grid.timesteps.tolist() for grid in grids.all_grids)]
+    parts += [recipe.lora_rank, recipe.end_to_end_fraction, recipe.dmd_weights.get(grids.grid.steps, 0.0)]
+    parts += [recipe.weighting, recipe.huber, recipe.seed, recipe.eval_samples]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""A lesson on walks that are kept: the student is shown where its teacher was, and told where it came."""
+"""Trajectory regression: a student is trained to end where the teacher's stored trajectories end."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,21 +24,21 @@ from stillhouse.distill.training.targets import (
 from stillhouse.fit.recipe import StageRecipe
 
 ON_POLICY_SHARE = 0.5
-"""Of the examples that are not where their walk begins, those where the student itself comes. It is then told the way
-back to its teacher's walk: where it is served, its own steps are all that it sees."""
+"""Share of the examples after the first step that start from the student's own latents instead of the teacher's. Their
+target leads back to the teacher's trajectory: at inference the student's inputs are its own outputs."""
 EDIT_SHARE = 0.25
-"""Of the examples, edits, where walks are some: they are the shorter walks, and the easier ones."""
+"""Share of edits among the examples, where the dataset has any: edits are shorter and easier."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RolloutBatch:
-    """Where student and teacher come from the same beginnings, [B, C, h, w] both.
+    """Final latents of student and teacher from the same initial latents.
 
     Args:
-        ours, theirs: of the student, with gradients where there are any, and of the teacher.
-        asked: of both.
-        at: the levels where the walks begin.
-        kinds: of their grids, int64 [B], on the processor.
+        student, teacher: final latents, [B, C, h, w]; the student's with gradients unless they are disabled.
+        inputs: conditioning of both.
+        levels: levels of the initial latents.
+        kinds: kinds of the trajectories, see `TrajectoryPlan`; int64 [B], on the CPU.
     """
 
     student: Tensor
@@ -50,21 +50,20 @@ class RolloutBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class TrajectoryRegressionStage:
-    """A stage of `fit`.
+    """A stage of `fit` that trains a student on stored trajectories of its teacher.
 
     Args:
-        name: of its checkpoints.
-        recipe: how long and how fast.
-        unet: learns.
-        schedule, prediction: the student's.
-        walks: the teacher's, two or more; the last `judged` of them, half at most, are judged by and not learnt from.
-        kept: the grids whose levels the walks are kept at, by their kind: from pure noise, then edits.
-        served: the student's, by the same: a part of each, from its first level on, all of as many steps. Walks of
-            other kinds are not looked at.
-        through: share of the examples at which the student walks all of its steps, and is told where it should have
-            come. Gradients pass every step, so what the levels between look like is its own affair. An example costs
-            as many updates of others as there are steps.
-        weighting, huber, seed, judged, identity: as in `Lesson`.
+        name, recipe, fingerprint: see `fit.stage.Stage`.
+        unet: the student's trained U-Net.
+        schedule, prediction: noise schedule and prediction type of the student.
+        dataset: two trajectories or more; the last `eval_samples` of them, at most half, are held out for evaluation.
+        stored_grids: grids at whose levels the trajectories are stored, by kind: from pure noise, then edits.
+        student_grids: grids of the student, by kind: subsets of the stored grids with the same first level, all of the
+            same number of steps. Trajectories of other kinds are ignored.
+        end_to_end_fraction: share of the examples in which the student takes all of its steps and the loss is that of
+            its final latents, with gradients through every step. The intermediate latents are then free. Such an
+            example costs as much as one other example for each step.
+        weighting, huber, seed, eval_samples: see `DistillationStage`.
     """
 
     name: str
@@ -84,94 +83,99 @@ class TrajectoryRegressionStage:
 
     @property
     def network(self) -> Any:
-        """What learns."""
+        """The trained U-Net."""
         return self.unet
 
     @property
     def student(self) -> Denoiser:
-        """The same, as it is asked."""
+        """The student with its parameterization."""
         return Denoiser(self.unet, self.schedule, self.prediction)
 
     def loss(self, number: int) -> Tensor:
-        """Of a fresh batch, decided by its number alone."""
+        """Return the loss of batch `number`."""
         rng = np.random.default_rng((self.seed, 7, number))
         count = self.recipe.batch_size
-        chosen, through = self.sample_indices(rng, count), round(self.end_to_end_fraction * count)
+        indices, end_to_end = self.sample_indices(rng, count), round(self.end_to_end_fraction * count)
         total = torch.zeros((), device=next(self.unet.parameters()).device)
-        if through:
-            ended = self.rollout(chosen[:through])
-            total = total + self.weighted_error(ended.student, ended.teacher, ended.levels) * (through / count)
-        if through < count:
-            total = total + self._single_step_loss(rng, chosen[through:]) * (1 - through / count)
+        if end_to_end:
+            rollout = self.rollout(indices[:end_to_end])
+            error = self.weighted_error(rollout.student, rollout.teacher, rollout.levels)
+            total = total + error * (end_to_end / count)
+        if end_to_end < count:
+            total = total + self._single_step_loss(rng, indices[end_to_end:]) * (1 - end_to_end / count)
         return total
 
     def sample_indices(self, rng: np.random.Generator, count: int) -> Tensor:
-        """So many walks to learn from, int64 [count]."""
+        """Return indices of random training trajectories, int64 [count]."""
         sizes = np.array([len(pool) for pool in self._pools])
-        edits = rng.random(count) < (EDIT_SHARE if sizes.all() else float(sizes[0] == 0))
-        pool = edits.astype(np.int64)
-        places = sizes[0] * pool + (rng.random(count) * sizes[pool]).astype(np.int64)
-        return torch.cat(self._pools)[torch.from_numpy(places)]
+        is_edit = rng.random(count) < (EDIT_SHARE if sizes.all() else float(sizes[0] == 0))
+        pool = is_edit.astype(np.int64)
+        positions = sizes[0] * pool + (rng.random(count) * sizes[pool]).astype(np.int64)
+        return torch.cat(self._pools)[torch.from_numpy(positions)]
 
     @cached_property
     def _pools(self) -> tuple[Tensor, Tensor]:
-        """What is learnt from: walks from pure noise, and edits."""
+        """Indices of the training trajectories: those from pure noise, and edits."""
         from_noise = self.dataset.kinds[self._train_indices] == 0
         return self._train_indices[from_noise], self._train_indices[~from_noise]
 
     def _single_step_loss(self, rng: np.random.Generator, indices: Tensor) -> Tensor:
-        """The loss of one step of each of these walks."""
-        count, walk = len(indices), self._level_table
+        """Return the loss of one random step of each trajectory."""
+        count = len(indices)
         steps = torch.from_numpy(rng.integers(self._student_steps, size=count))
-        shown, begins = self._gather(indices, steps, steps + 1), self._table_offsets(indices)
-        here = self._to_device(shown.current)
-        own = (torch.from_numpy(rng.random(count) < ON_POLICY_SHARE) & (steps > 0)).nonzero().squeeze(1)
-        if len(own):
-            here[own.to(here.device)] = self._on_policy_latents(indices[own], steps[own])
-        at, after = walk.at(begins + steps), walk.at(begins + steps + 1)
-        target = invert_ddim(here, self._to_device(shown.end), at, after)
-        return self.weighted_error(self.student.denoise_fn(self._guided_inputs(shown))(here, at), target, at)
+        batch, offsets = self._gather(indices, steps, steps + 1), self._table_offsets(indices)
+        z = self._to_device(batch.current)
+        on_policy = (torch.from_numpy(rng.random(count) < ON_POLICY_SHARE) & (steps > 0)).nonzero().squeeze(1)
+        if len(on_policy):
+            z[on_policy.to(z.device)] = self._on_policy_latents(indices[on_policy], steps[on_policy])
+        start, end = self._level_table.at(offsets + steps), self._level_table.at(offsets + steps + 1)
+        target = invert_ddim(z, self._to_device(batch.end), start, end)
+        predicted = self.student.denoise_fn(self._guided_inputs(batch))(z, start)
+        return self.weighted_error(predicted, target, start)
 
     def rollout(self, indices: Tensor) -> RolloutBatch:
-        """Where the student comes that walks all of its steps where these walks begin, int64 [B]."""
+        """Sample the student with all of its steps from the initial latents of trajectories, int64 [B]."""
         steps = torch.full((len(indices),), self._student_steps)
-        shown = self._gather(indices, torch.zeros_like(steps), steps)
-        ours, at = self._student_rollout(shown, indices, steps), self._level_table.at(self._table_offsets(indices))
+        batch = self._gather(indices, torch.zeros_like(steps), steps)
         return RolloutBatch(
-            ours, self._to_device(shown.end), self._guided_inputs(shown), at, self.dataset.kinds[indices]
+            student=self._student_rollout(batch, indices, steps),
+            teacher=self._to_device(batch.end),
+            inputs=self._guided_inputs(batch),
+            levels=self._level_table.at(self._table_offsets(indices)),
+            kinds=self.dataset.kinds[indices],
         )
 
     def weighted_error(self, predicted: Tensor, target: Tensor, levels: Levels) -> Tensor:
-        """The loss of clean pictures that are seen at these levels."""
-        away = (predicted - target) / levels.sigma.view(-1, 1, 1, 1).to(predicted)
-        return weighted_loss(away, levels, self.weighting, self.huber)
+        """Return the loss of clean latents that were predicted at levels; see `weighted_loss`."""
+        error = (predicted - target) / levels.sigma.view(-1, 1, 1, 1).to(predicted)
+        return weighted_loss(error, levels, self.weighting, self.huber)
 
     def evaluate(self) -> Mapping[str, float]:
-        """How close it comes to its teacher from the same beginnings, see `lesson.agreement`: noise, and pictures."""
+        """Return `latent_psnr` between student and teacher on held-out trajectories: from pure noise, and of edits."""
         held_out = self._eval_indices[: self.eval_samples]
         from_noise = self.dataset.kinds[held_out] == 0
-        parts = {"agreement": held_out[from_noise], "edits": held_out[~from_noise]}
-        return {name: latent_psnr(*self._rollouts(walks)) for name, walks in parts.items() if len(walks)}
+        parts = {"latent_psnr": held_out[from_noise], "edits": held_out[~from_noise]}
+        return {name: latent_psnr(*self._rollouts(indices)) for name, indices in parts.items() if len(indices)}
 
     def rollouts(self, count: int) -> tuple[Tensor, Tensor]:
-        """Where student and teacher come from the same beginnings, on walks that are not learnt from; see `Lesson`."""
+        """Return final latents of student and teacher on held-out trajectories, float32 [count, C, h, w] each."""
         return self._rollouts(self._eval_indices[torch.arange(count) % len(self._eval_indices)])
 
     @torch.no_grad()
     def _rollouts(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        ended = self.rollout(indices)
-        return ended.student, ended.teacher
+        rollout = self.rollout(indices)
+        return rollout.student, rollout.teacher
 
     @cached_property
     def _usable(self) -> Tensor:
-        """The walks of kinds that the student walks, int64."""
+        """Indices of the trajectories whose kind has a student grid, int64."""
         return (self.dataset.kinds < len(self.student_grids)).nonzero().squeeze(1)
 
     @property
     def _train_indices(self) -> Tensor:
-        """Those that are learnt from: at least half of them; an edit together with the walk that it begins at."""
-        learnt = max(len(self._usable) - self.eval_samples, (len(self._usable) + 1) // 2)
-        return self._usable[: learnt - learnt % 2 if len(self.student_grids) > 1 and learnt > 1 else learnt]
+        """Indices of the training trajectories: at least half; an edit stays with the trajectory of its picture."""
+        count = max(len(self._usable) - self.eval_samples, (len(self._usable) + 1) // 2)
+        return self._usable[: count - count % 2 if len(self.student_grids) > 1 and count > 1 else count]
 
     @property
     def _eval_indices(self) -> Tensor:
@@ -183,19 +187,19 @@ class TrajectoryRegressionStage:
 
     @cached_property
     def _level_table(self) -> LevelTable:
-        """The levels of every kind, one after the other."""
-        return concat_level_tables([make_level_table(one) for one in self.student_grids])
+        """Levels of all student grids, concatenated."""
+        return concat_level_tables([make_level_table(grid) for grid in self.student_grids])
 
     def _table_offsets(self, indices: Tensor) -> Tensor:
-        """Where the levels of these walks begin among them."""
-        begins: Tensor = self.dataset.kinds[indices] * (self._student_steps + 1)
-        return begins
+        """Return the index of the first level of each trajectory in the level table, int64 [B]."""
+        offsets: Tensor = self.dataset.kinds[indices] * (self._student_steps + 1)
+        return offsets
 
     @cached_property
     def _stored_positions(self) -> Tensor:
-        """Where the student's levels, CLEAN included, stand among those that are kept: int64 [kinds, steps + 1]."""
+        """Indices of the student's levels, CLEAN included, among the stored levels: int64 [kinds, steps + 1]."""
         pairs = zip(self.stored_grids, self.student_grids, strict=True)
-        return torch.tensor([[kept.levels.index(point) for point in served.levels] for kept, served in pairs])
+        return torch.tensor([[stored.levels.index(level) for level in grid.levels] for stored, grid in pairs])
 
     def _gather(self, indices: Tensor, steps: Tensor, end_steps: Tensor) -> TrajectoryBatch:
         kinds = self.dataset.kinds[indices]
@@ -205,11 +209,11 @@ class TrajectoryRegressionStage:
 
     @torch.no_grad()
     def _on_policy_latents(self, indices: Tensor, steps: Tensor) -> Tensor:
-        nowhere = torch.zeros_like(steps)
-        return self._student_rollout(self._gather(indices, nowhere, nowhere), indices, steps)
+        first = torch.zeros_like(steps)
+        return self._student_rollout(self._gather(indices, first, first), indices, steps)
 
     def _student_rollout(self, batch: TrajectoryBatch, indices: Tensor, steps: Tensor) -> Tensor:
-        """Where the student comes by itself, after so many steps of each of these walks, int64 [B]."""
+        """Return the student's latents after a number of steps of each trajectory, int64 [B]."""
         path = self._table_offsets(indices)[:, None] + torch.minimum(
             torch.arange(self._student_steps + 1)[None], steps[:, None]
         )
@@ -218,8 +222,8 @@ class TrajectoryRegressionStage:
         )
 
     def _guided_inputs(self, batch: TrajectoryBatch) -> GuidedInputs:
-        said = {name: self._to_device(tensor) for name, tensor in batch.cond.items()}
-        return GuidedInputs(said, {}, self._to_device(batch.guidance))
+        cond = {name: self._to_device(tensor) for name, tensor in batch.cond.items()}
+        return GuidedInputs(cond, {}, self._to_device(batch.guidance))
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         device: torch.device = next(self.unet.parameters()).device

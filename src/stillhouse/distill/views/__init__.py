@@ -1,1 +1,1 @@
-"""What a verdict looks like."""
+"""HTML page of an evaluation."""

@@ -1,4 +1,4 @@
-"""The verdict as one page that stands alone."""
+"""Evaluation report as a self-contained HTML page."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -22,30 +22,30 @@ TEMPLATES = Path(__file__).parent
 def render_evaluation_page(
     report: EvaluationReport, prompts: Sequence[str], pictures: Mapping[str, Sequence[Picture]]
 ) -> str:
-    """The page as text.
+    """Render the HTML page of a report.
 
     Args:
-        verdict: what it tells.
-        prompts: of the pictures.
-        pictures: by way, one for each prompt.
+        report: the measurements.
+        prompts: prompts of the pictures.
+        pictures: by name of the setup, one for each prompt.
 
     Raises:
         RuntimeMissing: jinja2 is not installed.
     """
-    shown = {name: [_data_uri(picture) for picture in own] for name, own in pictures.items()}
+    images = {name: [_data_uri(picture) for picture in row] for name, row in pictures.items()}
     text: str = (
         jinja_environment(TEMPLATES)
-        .get_template("judge.html.j2")
+        .get_template("evaluation.html.j2")
         .render(
-            verdict=report,
-            lead=summarize_evaluation(report),
-            legend=LEGEND if report.standings[0].scores else "",
-            head=evaluation_columns(report),
+            report=report,
+            summary=summarize_evaluation(report),
+            legend=LEGEND if report.results[0].scores else "",
+            columns=evaluation_columns(report),
             rows=evaluation_rows(report),
             plots=score_plot.score_plots(report),
             frame=score_plot,
             prompts=prompts,
-            pictures=shown,
+            pictures=images,
         )
     )
     return text

@@ -1,4 +1,4 @@
-"""Where the marks of a plot stand: what a picture costs to the right, how good it is upwards."""
+"""Layout of the quality over cost plots, in SVG coordinates."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,16 +9,25 @@ from stillhouse.distill.evaluation.evaluation_report import EvaluationReport
 
 WIDTH, HEIGHT = 560, 340
 LEFT, RIGHT, TOP, BOTTOM = 56, 548, 26, 288
-"""The drawing, and the frame of the marks in it."""
+"""Size of the SVG, and edges of the plot area in it."""
 _X_TICKS = tuple(base * 10.0**power for power in range(-4, 5) for base in (1, 2, 5))
 _Y_STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20)
 
 AxisTick = tuple[float, str]
+"""Coordinate and label."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreMark:
-    """A way in the plot: a place, the ends of its interval upwards, whose it is, and what is told of it."""
+    """A setup in the plot.
+
+    Args:
+        x, y: coordinates.
+        low, high: y coordinates of the ends of the 95 % interval.
+        kind: teacher, student or baseline.
+        name: of the setup.
+        tooltip: text of the figures.
+    """
 
     x: float
     y: float
@@ -31,14 +40,13 @@ class ScoreMark:
 
 @dataclass(frozen=True, slots=True)
 class ScorePlot:
-    """Cost against quality.
+    """A plot of quality over cost.
 
     Args:
-        title: what is to the right.
-        measure: what is upwards.
-        costs, qualities: ticks with their labels.
-        marks: of every way.
-        students: points of an SVG polyline through teacher and students.
+        x_title, y_title: titles of the axes.
+        x_ticks, y_ticks: ticks of the axes.
+        marks: one for each setup.
+        student_line: points of an SVG polyline through teacher and students.
     """
 
     x_title: str
@@ -50,43 +58,42 @@ class ScorePlot:
 
 
 def score_plots(report: EvaluationReport) -> tuple[ScorePlot, ...]:
-    """By evaluations and by seconds; quality is the strict score, or agreement with the teacher where there is none."""
+    """Return the plots over U-Net rows and over latency; quality is the strict score, or PSNR without scores."""
     return (
-        _score_plot(
-            report, "evaluations of the network for a picture", lambda one: float(one.rows), lambda x: f"{x:g}"
-        ),
-        _score_plot(report, "milliseconds for a picture", lambda one: 1000 * one.alone.median, lambda x: f"{x:g}"),
+        _score_plot(report, "U-Net rows of a picture", lambda result: float(result.unet_rows)),
+        _score_plot(report, "latency of a picture in ms", lambda result: 1000 * result.latency.median),
     )
 
 
-def _score_plot(
-    report: EvaluationReport, title: str, cost: Callable[[EvaluationResult], float], label: Callable[[float], str]
-) -> ScorePlot:
-    scored = bool(report.standings[0].scores)
-    shown = report.standings if scored else report.standings[1:]
-    ends = {one.name: _quality(one, scored) for one in shown}
-    across, costs = _x_axis([cost(one) for one in shown], label)
-    up, qualities = _y_axis([end for value in ends.values() for end in value], scored)
+def _score_plot(report: EvaluationReport, title: str, cost: Callable[[EvaluationResult], float]) -> ScorePlot:
+    scored = bool(report.results[0].scores)
+    results = report.results if scored else report.results[1:]
+    qualities = {result.name: _quality(result, scored) for result in results}
+    to_x, x_ticks = _x_axis([cost(result) for result in results])
+    to_y, y_ticks = _y_axis([value for interval in qualities.values() for value in interval], scored)
 
-    def mark(one: EvaluationResult) -> ScoreMark:
-        value, low, high = ends[one.name]
-        kind = "teacher" if one is report.standings[0] else "student" if one.name in report.students else "hurried"
-        told = f"{one.name}: {one.rows} evaluations, {1000 * one.alone.median:.1f} ms, {_format_quality(value, scored)}"
-        return ScoreMark(across(cost(one)), up(value), up(low), up(high), kind, one.name, told)
+    def mark(result: EvaluationResult) -> ScoreMark:
+        value, low, high = qualities[result.name]
+        is_student = result.name in report.students
+        kind = "teacher" if result is report.results[0] else "student" if is_student else "baseline"
+        figures = f"{result.unet_rows} U-Net rows, {1000 * result.latency.median:.1f} ms"
+        tooltip = f"{result.name}: {figures}, {_format_quality(value, scored)}"
+        return ScoreMark(to_x(cost(result)), to_y(value), to_y(low), to_y(high), kind, result.name, tooltip)
 
-    marks = tuple(map(mark, shown))
-    chain = sorted((one for one in marks if one.kind != "hurried"), key=lambda one: one.x)
+    marks = tuple(map(mark, results))
+    line = sorted((mark for mark in marks if mark.kind != "baseline"), key=lambda mark: mark.x)
     return ScorePlot(
         x_title=title,
-        y_title="clean and all correct" if scored else "PSNR to the teacher's pictures",
-        x_ticks=costs,
-        y_ticks=qualities,
+        y_title="strict score" if scored else "PSNR to the teacher's pictures",
+        x_ticks=x_ticks,
+        y_ticks=y_ticks,
         marks=marks,
-        student_line=" ".join(f"{one.x:.1f},{one.y:.1f}" for one in chain),
+        student_line=" ".join(f"{mark.x:.1f},{mark.y:.1f}" for mark in line),
     )
 
 
 def _quality(result: EvaluationResult, scored: bool) -> tuple[float, float, float]:
+    """Return value, low and high of the quality of a result."""
     if not scored:
         return result.psnr, result.psnr, result.psnr
     share = result.scores["strict"]
@@ -97,31 +104,31 @@ def _format_quality(value: float, scored: bool) -> str:
     return f"{100 * value:.1f} %" if scored else f"{value:.1f} dB"
 
 
-def _x_axis(
-    values: Sequence[float], label: Callable[[float], str]
-) -> tuple[Callable[[float], float], tuple[AxisTick, ...]]:
+def _x_axis(values: Sequence[float]) -> tuple[Callable[[float], float], tuple[AxisTick, ...]]:
+    """Return the logarithmic scale of the x axis and its ticks."""
     low, high = math.log(min(values)), math.log(max(values))
-    slack = max(0.08 * (high - low), 0.2)
-    low, high = low - slack, high + slack
+    margin = max(0.08 * (high - low), 0.2)
+    low, high = low - margin, high + margin
 
-    def across(value: float) -> float:
+    def to_x(value: float) -> float:
         return LEFT + (math.log(value) - low) / (high - low) * (RIGHT - LEFT)
 
     ticks: list[AxisTick] = []
     for cost in _X_TICKS:
-        x = across(cost)
+        x = to_x(cost)
         if LEFT <= x <= RIGHT and (not ticks or x - ticks[-1][0] > 30):
-            ticks.append((x, label(cost)))
-    return across, tuple(ticks)
+            ticks.append((x, f"{cost:g}"))
+    return to_x, tuple(ticks)
 
 
 def _y_axis(values: Sequence[float], scored: bool) -> tuple[Callable[[float], float], tuple[AxisTick, ...]]:
+    """Return the linear scale of the y axis and its ticks."""
     low, high = min(values), max(values)
     step = next((step for step in _Y_STEPS if (high - low) / step <= 6), _Y_STEPS[-1])
     low, high = step * math.floor(low / step), step * max(math.ceil(high / step), math.floor(low / step) + 1)
 
-    def up(value: float) -> float:
+    def to_y(value: float) -> float:
         return BOTTOM - (value - low) / (high - low) * (BOTTOM - TOP)
 
     levels = [low + step * number for number in range(round((high - low) / step) + 1)]
-    return up, tuple((up(level), f"{100 * level:.0f} %" if scored else f"{level:g} dB") for level in levels)
+    return to_y, tuple((to_y(level), f"{100 * level:.0f} %" if scored else f"{level:g} dB") for level in levels)

@@ -67,6 +67,8 @@ class Family(Protocol):
 
     name: str
     """As in the manifest."""
+    options: type[Any]
+    """A dataclass: what the manifest's `family_options` may hold."""
 
     def schedule(self, manifest: Manifest, width: int, height: int) -> Schedule:
         """Return the noise schedule of a picture of this size in pixels."""

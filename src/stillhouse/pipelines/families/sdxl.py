@@ -22,7 +22,7 @@ class StableDiffusionXL(StableDiffusion):
 
     def negative_inputs(self, context: Context, request: ImageRequest, inputs: Conditioning) -> Conditioning:
         """Return the same for the negative prompt; an empty one may be encoded as zeros."""
-        if request.negative_prompt or not context.manifest.zero_negative:
+        if request.negative_prompt or not context.manifest.family_options.get("zero_negative"):
             return super().negative_inputs(context, request, inputs)
         zeros = {name: np.zeros_like(inputs[name]) for name in ("encoder_hidden_states", "text_embeds")}
         return {**inputs, **zeros}

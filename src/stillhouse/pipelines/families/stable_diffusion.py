@@ -1,6 +1,8 @@
 """Stable Diffusion 1.x, 2.x and 2-inpainting: CLIP, a U-Net over latents, an autoencoder with one scale."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -33,14 +35,30 @@ from stillhouse.pipelines.roles import DECODER, DENOISER, ENCODER
 from stillhouse.pipelines.tokenizers import Tokenizer
 
 
+@dataclass(frozen=True, slots=True)
+class StableDiffusionOptions:
+    """What the manifest says of a U-Net besides.
+
+    Args:
+        in_channels: of the U-Net: those of the latents, or for inpainting also a mask and the masked picture's latents.
+        guidance_channels: size of the guidance scale's embedding (diffusers' `time_cond_proj_dim`); None without.
+        zero_negative: an empty negative prompt is encoded as zeros (XL's `force_zeros_for_empty_prompt`).
+    """
+
+    in_channels: int
+    guidance_channels: int | None = None
+    zero_negative: bool = False
+
+
 class StableDiffusion:
     """See `base.Family`."""
 
     name = "stable-diffusion"
+    options: type[Any] = StableDiffusionOptions
 
     def schedule(self, manifest: Manifest, width: int, height: int) -> Schedule:
         """Return the manifest's schedule, whatever the size."""
-        return manifest.schedule
+        return manifest.sampling.schedule
 
     def guidance(self, manifest: Manifest, request: ImageRequest) -> Guidance:
         """Return classifier-free guidance, or none for a network that takes the scale as an input."""

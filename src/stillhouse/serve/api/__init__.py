@@ -1,1 +1,1 @@
-"""The doors: bytes of each protocol to orders, and tickets back to bytes."""
+"""HTTP and gRPC APIs of the server."""

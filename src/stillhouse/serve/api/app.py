@@ -1,4 +1,4 @@
-"""The application: every door over HTTP, and what they have in common."""
+"""The HTTP application: all routes, error handlers and the OpenAPI document."""
 
 import logging
 from collections.abc import Sequence
@@ -21,17 +21,17 @@ log = logging.getLogger(__name__)
 
 
 def make_app(service: Service, extra_handlers: Sequence[Any] = ()) -> Litestar:
-    """The application of a service; it opens the service when it starts, and closes it when it stops.
+    """Return the application of a service. Its startup opens the service and its shutdown closes it.
 
     Args:
-        service: not yet open.
-        more: route handlers of other doors.
+        service: service that is not yet open.
+        extra_handlers: route handlers of further APIs.
     """
 
-    async def opened(app: Litestar) -> None:
+    async def open_service(app: Litestar) -> None:
         service.open()
 
-    async def closed(app: Litestar) -> None:
+    async def close_service(app: Litestar) -> None:
         await service.close()
 
     return Litestar(
@@ -54,8 +54,8 @@ def make_app(service: Service, extra_handlers: Sequence[Any] = ()) -> Litestar:
             *extra_handlers,
         ],
         state=State({"service": service}),
-        on_startup=[opened],
-        on_shutdown=[closed],
+        on_startup=[open_service],
+        on_shutdown=[close_service],
         exception_handlers={
             StillhouseError: error_response,
             HTTPException: error_response,
@@ -70,24 +70,24 @@ def make_app(service: Service, extra_handlers: Sequence[Any] = ()) -> Litestar:
             use_handler_docstrings=True,
             render_plugins=[studio.DocsPage(), JsonRenderPlugin(path="/openapi.json")],
         ),
-        request_max_body_size=parse_size(service.settings.body),
+        request_max_body_size=parse_size(service.settings.max_body),
         multipart_form_part_limit=64,
         logging_config=None,
     )
 
 
 def _client_disconnected(request: ApiRequest, error: ClientDisconnected) -> Response[None]:
-    """Nobody reads this answer."""
+    """Return an empty response, which no client receives."""
     return Response(None, status_code=CLIENT_CLOSED_REQUEST)
 
 
 def _too_deep(request: ApiRequest, error: RecursionError) -> Response[Any]:
-    """Bodies that are nested deeper than anything that is asked for: nothing of ours recurses over a request."""
+    """Return 400 for a body that is nested too deeply; no code of the server recurses over a request."""
     return error_response(
         request, InvalidRequest("a body that is nested too deeply", allowed="an object of plain values")
     )
 
 
 def _unexpected(request: ApiRequest, error: Exception) -> Response[Any]:
-    log.error("an error of the server", exc_info=error, extra={"path": request.url.path})
+    log.error("internal server error", exc_info=error, extra={"path": request.url.path})
     return error_response(request, error)

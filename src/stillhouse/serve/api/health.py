@@ -1,4 +1,4 @@
-"""How the server is: for orchestrators, for Prometheus, and for the studio."""
+"""Health, metrics and state of the server."""
 
 from typing import Any
 
@@ -9,57 +9,57 @@ from stillhouse.serve.api.http import ApiRequest, authenticate_request, get_serv
 METRICS_MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-@get("/health/live", tags=["State"], summary="Whether the process answers")
+@get("/health/live", tags=["Health"], summary="Liveness")
 async def get_liveness() -> dict[str, str]:
-    """It does."""
+    """Return 200 while the process answers."""
     return {"status": "live"}
 
 
-@get("/health/ready", tags=["State"], summary="Whether requests are taken")
+@get("/health/ready", tags=["Health"], summary="Readiness")
 async def get_readiness(request: ApiRequest) -> Response[dict[str, str]]:
-    """200 where a worker is ready and the server is not being shut down; 503 otherwise."""
-    front = get_service(request).dispatcher
-    status = "ready" if front.is_ready else "draining" if front.is_draining else "starting"
-    return Response({"status": status}, status_code=200 if front.is_ready else 503)
+    """Return 200 if a worker is ready and the server is not shutting down, else 503."""
+    dispatcher = get_service(request).dispatcher
+    status = "ready" if dispatcher.is_ready else "draining" if dispatcher.is_draining else "starting"
+    return Response({"status": status}, status_code=200 if dispatcher.is_ready else 503)
 
 
-@get("/metrics", tags=["State"], summary="Counters, for Prometheus", media_type=METRICS_MEDIA_TYPE)
+@get("/metrics", tags=["Health"], summary="Prometheus metrics", media_type=METRICS_MEDIA_TYPE)
 async def get_metrics(request: ApiRequest) -> Response[bytes]:
-    """Prometheus' text format."""
+    """Return all metrics in Prometheus' text format."""
     return Response(get_service(request).dispatcher.metrics.exposition(), media_type=METRICS_MEDIA_TYPE)
 
 
-@get("/v1/state", tags=["State"], summary="The queue and the workers, now")
+@get("/v1/state", tags=["Health"], summary="Server state")
 async def get_state(request: ApiRequest) -> dict[str, Any]:
-    """What is drawn at this moment, how far it is, and how much is still to be done."""
+    """Return the unfinished requests with their progress, and the pending work of each worker."""
     await authenticate_request(request)
-    front = get_service(request).dispatcher
-    pictures = [
+    dispatcher = get_service(request).dispatcher
+    requests = [
         {
-            "tier": ticket.job.tier.name,
-            "drawn_as": ticket.effective_tier,
-            "index": ticket.job.index,
-            "evaluations": len(ticket.job.step_plan.rows),
-            "size": f"{ticket.request.width}x{ticket.request.height}",
-            "seconds": round(front.clock() - ticket.job.arrived, 3),
-            "promise": round(ticket.job.latency_target, 3),
+            "tier": handle.job.tier.name,
+            "effective_tier": handle.effective_tier,
+            "index": handle.job.index,
+            "evaluations": len(handle.job.step_plan.rows),
+            "size": f"{handle.request.width}x{handle.request.height}",
+            "seconds": round(dispatcher.clock() - handle.job.arrived, 3),
+            "latency_target": round(handle.job.latency_target, 3),
         }
-        for ticket in front.handles
+        for handle in dispatcher.handles
     ]
     workers = [
         {
-            "ready": station.is_ready,
-            "pending_seconds": round(station.pending_seconds, 3),
-            "pictures": len(station.handles),
+            "ready": worker.is_ready,
+            "pending_seconds": round(worker.pending_seconds, 3),
+            "requests": len(worker.handles),
         }
-        for station in front.workers
+        for worker in dispatcher.workers
     ]
     return {
-        "status": "draining" if front.is_draining else "ready" if front.is_ready else "starting",
-        "policy": front.settings.policy,
-        "running": front.running,
-        "waiting": front.waiting,
-        "pending_seconds": round(front.pending_seconds, 3),
+        "status": "draining" if dispatcher.is_draining else "ready" if dispatcher.is_ready else "starting",
+        "policy": dispatcher.settings.policy,
+        "running": dispatcher.running,
+        "waiting": dispatcher.waiting,
+        "pending_seconds": round(dispatcher.pending_seconds, 3),
         "workers": workers,
-        "pictures": pictures,
+        "requests": requests,
     }

@@ -1,8 +1,10 @@
-"""What all doors over HTTP share: who asks, whether they are still there, and how they are told no."""
+"""Shared parts of the HTTP APIs: authentication, disconnect handling, response headers and error responses."""
 
 import asyncio
+import json
 import math
-from collections.abc import Awaitable, Sequence
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from io import BytesIO
 from typing import Any, TypeVar
 
@@ -10,6 +12,7 @@ import numpy as np
 from litestar import Request, Response
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
+from litestar.response import ServerSentEvent, ServerSentEventMessage
 from numpy.typing import NDArray
 
 from stillhouse.core import Picture
@@ -27,30 +30,36 @@ STATUS_BY_REASON = {
     **dict.fromkeys(("queue", "starting", "draining", "jobs", "storage"), 503),
     **dict.fromkeys(("deadline", "rate", "quota"), 429),
 }
-"""HTTP's status by the reason of a refusal."""
+"""HTTP status by the reason of a rejection."""
 MAX_JSON_BODY = 1 << 20
-"""Bytes of a request without pictures: a prompt and some numbers; more would only keep the loop from its work."""
-STATUS_BY_ERROR_TYPE = {"InvalidRequest": 400, "WorkerDied": 503, "Drained": 503}
-"""HTTP's status by the fault of a job that failed; 500 for all others."""
+"""Largest body in bytes of a request without images. Parsing a larger one would block the event loop."""
+STATUS_BY_ERROR_TYPE = {"InvalidRequest": 400, "WorkerDied": 503, "ServerShutdown": 503}
+"""HTTP status by the error type of a failed request; 500 for all others."""
+MAX_RANDOM_SEED = 2**32 - 1
+"""Largest generated seed: short enough to type, and exact in programs that store numbers as doubles."""
+KEEP_ALIVE = ServerSentEventMessage(comment="keep-alive", data=None, sep="\n")
+"""Comment that keeps proxies from closing an idle event stream."""
+KEEP_ALIVE_SECONDS = 15.0
+"""Interval in seconds between keep-alive comments."""
 CLIENT_CLOSED_REQUEST = 499
-"""As nginx calls it when a client has gone before it was answered."""
+"""Non-standard status of nginx for a client that disconnected before the response."""
 
 
 class ClientDisconnected(Exception):
-    """The client has gone."""
+    """The client disconnected before the response."""
 
 
 def get_service(request: ApiRequest) -> Service:
-    """The service behind the doors."""
+    """Return the service of the application."""
     service: Service = request.app.state.service
     return service
 
 
 async def authenticate_request(request: ApiRequest) -> Client:
-    """Who asks.
+    """Return the client of a request from its Authorization header.
 
     Raises:
-        NotAllowed: a key is needed and there is none, or it is not known.
+        NotAllowed: a key is required and is missing or unknown.
     """
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     address = request.client.host if request.client else ""
@@ -58,63 +67,71 @@ async def authenticate_request(request: ApiRequest) -> Client:
 
 
 async def cancel_on_disconnect(request: ApiRequest, awaitable: Awaitable[T]) -> T:
-    """What is waited for, as long as the client waits, too.
+    """Await a result while the client is connected.
 
     Raises:
-        Gone: it does not.
+        ClientDisconnected: the client disconnected first.
     """
-    asked = asyncio.ensure_future(awaitable)
-    gone = asyncio.ensure_future(_wait_for_disconnect(request))
+    result = asyncio.ensure_future(awaitable)
+    disconnect = asyncio.ensure_future(_wait_for_disconnect(request))
     try:
-        await asyncio.wait({asked, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not asked.done():
+        await asyncio.wait({result, disconnect}, return_when=asyncio.FIRST_COMPLETED)
+        if not result.done():
             raise ClientDisconnected
     finally:
-        for task in (asked, gone):
+        for task in (result, disconnect):
             task.cancel()
-    return asked.result()
+    return result.result()
 
 
 async def wait_for_outputs(request: ApiRequest, handles: Sequence[RequestHandle]) -> list[RequestOutput]:
-    """How all of these end. Where one fails, the others are cancelled; where the client goes before, all of them are if
-    the settings say so.
+    """Wait for the results of all requests.
+
+    If one fails, the others are cancelled. If the client disconnects, the setting `on_disconnect` applies.
 
     Raises:
-        Gone: the client has gone.
-        StillhouseError: one of them failed.
+        ClientDisconnected: the client disconnected.
+        StillhouseError: a request failed.
     """
     service = get_service(request)
 
-    async def drawn(ticket: RequestHandle) -> RequestOutput:
-        closed = await ticket.result()
-        raise_for_failure(closed, ticket)
-        return closed
+    async def wait_for_output(handle: RequestHandle) -> RequestOutput:
+        output = await handle.result()
+        raise_for_failure(output, handle)
+        return output
 
-    async def all_drawn() -> list[RequestOutput]:
-        return await asyncio.gather(*map(drawn, handles))
+    async def wait_for_all() -> list[RequestOutput]:
+        return await asyncio.gather(*map(wait_for_output, handles))
 
     try:
-        return await cancel_on_disconnect(request, all_drawn())
+        return await cancel_on_disconnect(request, wait_for_all())
     except (ClientDisconnected, asyncio.CancelledError):
         handle_disconnect(service, handles)
         raise
     except RequestFailed:
-        for ticket in handles:
-            service.dispatcher.cancel(ticket.id, "failed")
+        for handle in handles:
+            service.dispatcher.cancel(handle.id, "failed")
         raise
 
 
 def handle_disconnect(service: Service, handles: Sequence[RequestHandle]) -> None:
-    """What becomes of pictures whose client has gone before it had them."""
-    for ticket in handles:
+    """Cancel the requests of a disconnected client or store their images later, see `ServerSettings.on_disconnect`."""
+    for handle in handles:
         if service.settings.on_disconnect == "cancel":
-            service.dispatcher.cancel(ticket.id, "disconnect")
+            service.dispatcher.cancel(handle.id, "disconnect")
         else:
-            service.store_when_finished(ticket)
+            service.store_when_finished(handle)
 
 
 class NotFound(InvalidRequest):
-    """What was asked for is not there; `status` is HTTP's."""
+    """A resource that does not exist or is not available.
+
+    Args:
+        given: what was requested.
+        allowed: what is allowed instead.
+        fix: what to do.
+        status: HTTP status.
+    """
 
     def __init__(self, given: str, *, allowed: str | None = None, fix: str | None = None, status: int = 404) -> None:
         super().__init__(given, allowed=allowed, fix=fix)
@@ -122,68 +139,99 @@ class NotFound(InvalidRequest):
 
 
 class RequestFailed(StillhouseError):
-    """A job that was accepted has no picture; `status` is HTTP's, `id` the job's."""
+    """An accepted request that ended without an image.
 
-    def __init__(self, closed: RequestOutput, ticket: RequestHandle) -> None:
-        self.id = ticket.id
+    Attributes:
+        id: request id.
+        status: HTTP status.
+        error_type: name of the error, or the finish reason.
+    """
+
+    def __init__(self, output: RequestOutput, handle: RequestHandle) -> None:
+        self.id = handle.id
         self.status = (
             503
-            if closed.finish_reason in ("expired", "cancelled")
-            else STATUS_BY_ERROR_TYPE.get(closed.error_type, 500)
+            if output.finish_reason in ("expired", "cancelled")
+            else STATUS_BY_ERROR_TYPE.get(output.error_type, 500)
         )
-        self.error_type = closed.error_type or closed.finish_reason
-        told = {"expired": "its time was over before it could be begun", "cancelled": "it was cancelled"}
-        super().__init__(closed.error or told.get(closed.finish_reason, "it failed"))
+        self.error_type = output.error_type or output.finish_reason
+        messages = {"expired": "queue timeout expired", "cancelled": "the request was cancelled"}
+        super().__init__(output.error or messages.get(output.finish_reason, "the request failed"))
 
 
 def raise_for_failure(output: RequestOutput, handle: RequestHandle) -> None:
-    """Raise what a job that was not drawn ended with."""
-    if output.finish_reason != "drawn":
+    """Raise RequestFailed unless the request finished."""
+    if output.finish_reason != "finished":
         raise RequestFailed(output, handle)
 
 
 def response_headers(handles: Sequence[RequestHandle], outputs: Sequence[RequestOutput]) -> dict[str, str]:
-    """What a response tells of its pictures: milliseconds, of the slowest; seeds, of each."""
-    told = {
-        "x-seed": ",".join(str(ticket.request.seed) for ticket in handles),
-        "x-queue-ms": f"{1000 * max(one.queue_seconds for one in outputs):.1f}",
-        "x-denoise-ms": f"{1000 * max(one.denoise_seconds for one in outputs):.1f}",
-        "x-batch-peers": f"{sum(one.batch_peers for one in outputs) / len(outputs):.2f}",
-        "x-request-id": ",".join(ticket.id for ticket in handles),
+    """Return headers that describe the generated images: times in milliseconds of the slowest image, seeds of all."""
+    headers = {
+        "x-seed": ",".join(str(handle.request.seed) for handle in handles),
+        "x-queue-ms": f"{1000 * max(output.queue_seconds for output in outputs):.1f}",
+        "x-denoise-ms": f"{1000 * max(output.denoise_seconds for output in outputs):.1f}",
+        "x-batch-peers": f"{sum(output.batch_peers for output in outputs) / len(outputs):.2f}",
+        "x-request-id": ",".join(handle.id for handle in handles),
     }
     return (
-        told
+        headers
         | degraded_header(handles)
-        | ({"x-prompt-cut": "true"} if any(one.is_prompt_truncated for one in outputs) else {})
+        | ({"x-prompt-truncated": "true"} if any(output.is_prompt_truncated for output in outputs) else {})
     )
 
 
 def degraded_header(handles: Sequence[RequestHandle]) -> dict[str, str]:
-    """As which other tiers some of these are drawn, if any: nobody is given less in silence."""
-    names = {ticket.degraded_to for ticket in handles if ticket.degraded_to}
+    """Return the header `x-degraded-to` with the effective tiers of degraded requests; empty if there are none."""
+    names = {handle.degraded_to for handle in handles if handle.degraded_to}
     return {"x-degraded-to": ",".join(sorted(names))} if names else {}
 
 
 async def decode_image(request: ApiRequest, content: bytes) -> Picture:
-    """A picture that was sent, decoded beside the loop.
+    """Decode an uploaded image in a thread.
 
     Raises:
-        InvalidRequest: it is none, or too large.
+        InvalidRequest: it is not an image, or has too many pixels.
     """
-    return await asyncio.to_thread(read_picture, BytesIO(content), get_service(request).settings.pixels)
+    return await asyncio.to_thread(read_picture, BytesIO(content), get_service(request).settings.max_pixels)
 
 
 async def decode_mask(request: ApiRequest, content: bytes) -> NDArray[np.uint8]:
-    """A mask that was sent: what is transparent, or bright where nothing is, is repainted.
+    """Decode an uploaded mask in a thread. Transparent pixels are repainted; without transparency, bright pixels are.
 
     Raises:
-        InvalidRequest: it is none, or too large.
+        InvalidRequest: it is not an image, or has too many pixels.
     """
-    return await asyncio.to_thread(read_alpha_mask, BytesIO(content), get_service(request).settings.pixels)
+    return await asyncio.to_thread(read_alpha_mask, BytesIO(content), get_service(request).settings.max_pixels)
+
+
+def make_event(name: str, fields: Mapping[str, Any]) -> ServerSentEventMessage:
+    r"""Return a server-sent event with JSON data.
+
+    >>> make_event("done", {}).encode()
+    b'event: done\ndata: {}\n\n'
+    """
+    return ServerSentEventMessage(event=name, data=json.dumps(fields), sep="\n")
+
+
+def stream_response(
+    events: AsyncIterator[ServerSentEventMessage], headers: Mapping[str, str] | None = None
+) -> ServerSentEvent:
+    """Return an uncached response that streams server-sent events."""
+    return ServerSentEvent(events, headers={"Cache-Control": "no-store", **(headers or {})})
+
+
+def random_seed() -> int:
+    """Return a random seed for a request without one.
+
+    >>> 0 <= random_seed() <= MAX_RANDOM_SEED
+    True
+    """
+    return secrets.randbelow(MAX_RANDOM_SEED + 1)
 
 
 def http_status(error: Exception) -> int:
-    """HTTP's status for an error."""
+    """Return the HTTP status of an error."""
     if isinstance(error, RequestFailed):
         return error.status
     if isinstance(error, Refused):
@@ -196,11 +244,11 @@ def http_status(error: Exception) -> int:
 
 
 def error_response(request: ApiRequest, error: Exception) -> Response[Any]:
-    """An error as the protocol that was spoken tells it."""
+    """Return the response for an error, in OpenAI's format or, below `/v2`, in KServe's."""
     status = http_status(error)
     message = error.detail if isinstance(error, HTTPException) else str(error)
     if status == 500 and not isinstance(error, StillhouseError):
-        message = "an error of the server; its log tells more"
+        message = "internal server error; see the server's log"
     headers = {"x-request-id": error.id} if isinstance(error, RequestFailed) else {}
     if isinstance(error, Refused):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
@@ -211,13 +259,13 @@ def error_response(request: ApiRequest, error: Exception) -> Response[Any]:
     if isinstance(error, HTTPException):
         extra = getattr(error, "extra", None)
         if isinstance(extra, list):
-            message = "; ".join([message, *(f"{one.get('key', '$')}: {one.get('message')}" for one in extra)])
+            message = "; ".join([message, *(f"{detail.get('key', '$')}: {detail.get('message')}" for detail in extra)])
         headers |= dict(error.headers or {})
     if request.url.path.startswith("/v2"):
         return Response({"error": message}, status_code=status, headers=headers)
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    code = error.reason if isinstance(error, Refused) else getattr(error, "fault", None)
-    body = {"error": {"message": message, "type": kind, "param": None, "code": code}}
+    error_type = "invalid_request_error" if status < 500 else "server_error"
+    code = error.reason if isinstance(error, Refused) else getattr(error, "error_type", None)
+    body = {"error": {"message": message, "type": error_type, "param": None, "code": code}}
     return Response(body, status_code=status, headers=headers)
 
 

@@ -1,9 +1,8 @@
-"""Jobs: ask now, fetch later. An accepted one survives the server."""
+"""Jobs API: asynchronous image generation that survives restarts of the server."""
 
 import asyncio
 import base64
 import binascii
-import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from hashlib import sha256
@@ -13,14 +12,24 @@ from uuid import uuid4
 import msgspec
 from litestar import Response, delete, get, post
 from litestar.params import FromPath, HeaderParameter, JSONBody, QueryParameter
-from litestar.response import Stream
+from litestar.response import ServerSentEvent, ServerSentEventMessage
 
 from stillhouse.core import ImageRequest
 from stillhouse.errors import InvalidRequest
 from stillhouse.images.formats import Format
-from stillhouse.serve.api.events import KEEP_ALIVE, KEEP_ALIVE_SECONDS, format_event
-from stillhouse.serve.api.http import ApiRequest, NotFound, authenticate_request, decode_image, decode_mask, get_service
-from stillhouse.serve.api.seeds import random_seed
+from stillhouse.serve.api.http import (
+    KEEP_ALIVE,
+    KEEP_ALIVE_SECONDS,
+    ApiRequest,
+    NotFound,
+    authenticate_request,
+    decode_image,
+    decode_mask,
+    get_service,
+    make_event,
+    random_seed,
+    stream_response,
+)
 from stillhouse.serve.client import Client
 from stillhouse.serve.request_handle import Progress
 from stillhouse.serve.store.job_store import HAS_PUBLIC_URL, JobRecord
@@ -30,7 +39,22 @@ MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", "
 
 
 class JobRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """A picture to be drawn when there is room; `image` and `mask` are files in base64."""
+    """An image to generate in the background. Fields that are left out take the defaults of the model's tier.
+
+    Args:
+        prompt: text that describes the image.
+        model: tier that generates the image; left out, the tier of the key.
+        negative_prompt: text that guidance leads away from.
+        seed: of the noise; left out, a random one.
+        steps: steps of the sampler.
+        guidance: scale of classifier-free guidance.
+        sampler: name of the sampler.
+        width, height: of the image, in pixels.
+        strength: share of the steps that an edit runs, above 0 and up to 1.
+        image: file of the image to edit, in base64.
+        mask: file in base64. Its transparent pixels are repainted; without transparency, its bright ones.
+        format: file format of the image.
+    """
 
     prompt: str
     model: str | None = None
@@ -47,17 +71,17 @@ class JobRequest(msgspec.Struct, forbid_unknown_fields=True):
     format: Literal["png", "jpeg", "webp"] = "png"
 
 
-@post("/v1/jobs", status_code=202, tags=["Jobs"], summary="Ask for a picture that may come later")
+@post("/v1/jobs", status_code=202, tags=["Jobs"], summary="Create a job")
 async def create_job(
     request: ApiRequest,
     data: JSONBody[JobRequest],
     idempotency_key: Annotated[str | None, HeaderParameter(name="Idempotency-Key", max_length=200)] = None,
 ) -> Response[Any]:
-    """Accept a job. With the same Idempotency-Key, the same job is told again."""
-    caller = await authenticate_request(request)
+    """Store a job and return it. A request with a known Idempotency-Key returns the existing job."""
+    client = await authenticate_request(request)
     image = None if data.image is None else await decode_image(request, await _decode_base64(data.image, "image"))
     mask = None if data.mask is None else await decode_mask(request, await _decode_base64(data.mask, "mask"))
-    asked = ImageRequest(
+    image_request = ImageRequest(
         data.prompt,
         negative_prompt=data.negative_prompt,
         seed=random_seed() if data.seed is None else data.seed,
@@ -70,130 +94,131 @@ async def create_job(
         mask=mask,
         strength=data.strength,
     )
-    name = _job_id(caller, idempotency_key)
-    kind: Format = data.format
-    record = await get_service(request).job_queue.submit(name, caller, data.model or caller.tier, asked, kind)
+    job_id = _job_id(client, idempotency_key)
+    image_format: Format = data.format
+    record = await get_service(request).job_queue.submit(
+        job_id, client, data.model or client.tier, image_request, image_format
+    )
     return Response(
         _job_body(request, record), headers={"location": f"/v1/jobs/{record.id}", "x-request-id": record.id}
     )
 
 
-@get("/v1/jobs", tags=["Jobs"], summary="The latest jobs of this key")
+@get("/v1/jobs", tags=["Jobs"], summary="List jobs")
 async def list_jobs(
     request: ApiRequest,
     limit: Annotated[int, QueryParameter(ge=1, le=1000)] = 100,
     before: Annotated[float | None, QueryParameter()] = None,
 ) -> dict[str, Any]:
-    """The latest first; `before` is a `created` of the last page."""
-    caller = await authenticate_request(request)
-    patient = get_service(request).job_queue
-    key = None if caller.is_admin else caller.key
-    records = await patient.run_in_store(patient.store.list, key, limit, before)
+    """Return the latest jobs of the key, newest first.
+
+    `before` is the `created` of the last job of the previous page.
+    """
+    client = await authenticate_request(request)
+    job_queue = get_service(request).job_queue
+    key = None if client.is_admin else client.key
+    records = await job_queue.run_in_store(job_queue.store.list, key, limit, before)
     return {"object": "list", "data": [_job_body(request, record) for record in records]}
 
 
-@get("/v1/jobs/{name:str}", tags=["Jobs"], summary="How a job stands")
-async def get_job(request: ApiRequest, name: FromPath[str]) -> dict[str, Any]:
-    """One job."""
-    return _job_body(request, await _find_own_record(request, name))
+@get("/v1/jobs/{job_id:str}", tags=["Jobs"], summary="Get a job")
+async def get_job(request: ApiRequest, job_id: FromPath[str]) -> dict[str, Any]:
+    """Return a job."""
+    return _job_body(request, await _find_own_record(request, job_id))
 
 
-@get("/v1/jobs/{name:str}/events", tags=["Jobs"], summary="Watch a job", media_type="text/event-stream")
-async def stream_job(request: ApiRequest, name: FromPath[str]) -> Stream:
-    """Server-sent events: `progress`, and last `end`."""
-    await _find_own_record(request, name)
-    return Stream(_stream_events(request, name), media_type="text/event-stream", headers={"cache-control": "no-store"})
+@get("/v1/jobs/{job_id:str}/events", tags=["Jobs"], summary="Stream job events", media_type="text/event-stream")
+async def stream_job(request: ApiRequest, job_id: FromPath[str]) -> ServerSentEvent:
+    """Stream server-sent events: `progress` while the job runs, then `done` with the job."""
+    await _find_own_record(request, job_id)
+    return stream_response(_stream_events(request, job_id))
 
 
-@get("/v1/jobs/{name:str}/picture", tags=["Jobs"], summary="The picture of a job", media_type="image/png")
-async def get_job_image(request: ApiRequest, name: FromPath[str]) -> Response[bytes]:
-    """The picture, once there is one."""
-    return await _image_response(request, await _find_own_record(request, name))
+@get("/v1/jobs/{job_id:str}/image", tags=["Jobs"], summary="Download a job's image", media_type="image/png")
+async def get_job_image(request: ApiRequest, job_id: FromPath[str]) -> Response[bytes]:
+    """Return the image file of a completed job."""
+    return await _image_response(request, await _find_own_record(request, job_id))
 
 
-@get(
-    "/v1/pictures/{name:str}", tags=["OpenAI"], summary="A picture that was asked for as a URL", media_type="image/png"
-)
-async def get_image(request: ApiRequest, name: FromPath[str]) -> Response[bytes]:
-    """The picture; whoever has its address may see it."""
-    record = await _find_record(request, name)
+@get("/v1/images/{job_id:str}", tags=["OpenAI"], summary="Download an image by URL", media_type="image/png")
+async def get_image(request: ApiRequest, job_id: FromPath[str]) -> Response[bytes]:
+    """Return an image that was requested with `response_format: url`. No key is required: the name is random."""
+    record = await _find_record(request, job_id)
     if not record.result.get(HAS_PUBLIC_URL):
-        raise _job_not_found(name)
+        raise _job_not_found(job_id)
     return await _image_response(request, record)
 
 
-@delete("/v1/jobs/{name:str}", status_code=200, tags=["Jobs"], summary="Cancel a job")
-async def cancel_job(request: ApiRequest, name: FromPath[str]) -> dict[str, Any]:
-    """Draw it no further. One that has ended stays as it is."""
-    await _find_own_record(request, name)
-    patient = get_service(request).job_queue
-    await patient.cancel(name)
-    record = await patient.run_in_store(patient.store.get, name)
+@delete("/v1/jobs/{job_id:str}", status_code=200, tags=["Jobs"], summary="Cancel a job")
+async def cancel_job(request: ApiRequest, job_id: FromPath[str]) -> dict[str, Any]:
+    """Cancel a job and return it. A job that has ended is not changed."""
+    await _find_own_record(request, job_id)
+    job_queue = get_service(request).job_queue
+    await job_queue.cancel(job_id)
+    record = await job_queue.run_in_store(job_queue.store.get, job_id)
     assert record is not None
     return _job_body(request, record)
 
 
-async def _find_record(request: ApiRequest, name: str) -> JobRecord:
-    patient = get_service(request).job_queue
-    record = await patient.run_in_store(patient.store.get, name)
+async def _find_record(request: ApiRequest, job_id: str) -> JobRecord:
+    job_queue = get_service(request).job_queue
+    record = await job_queue.run_in_store(job_queue.store.get, job_id)
     if record is None:
-        raise _job_not_found(name)
+        raise _job_not_found(job_id)
     return record
 
 
-async def _find_own_record(request: ApiRequest, name: str) -> JobRecord:
-    caller = await authenticate_request(request)
-    record = await _find_record(request, name)
-    if record.key != caller.key and not caller.is_admin:
-        raise _job_not_found(name)
+async def _find_own_record(request: ApiRequest, job_id: str) -> JobRecord:
+    client = await authenticate_request(request)
+    record = await _find_record(request, job_id)
+    if record.key != client.key and not client.is_admin:
+        raise _job_not_found(job_id)
     return record
 
 
-def _job_not_found(name: str) -> NotFound:
-    """There is no job of that id, or it is somebody else's, who need not be told which."""
-    return NotFound(f"there is no job {name!r}", fix="it may have been deleted since")
+def _job_not_found(job_id: str) -> NotFound:
+    """Return the error for an unknown job, and for a job of another key so that its existence is not revealed."""
+    return NotFound(f"there is no job {job_id!r}", fix="the job may have been deleted")
 
 
 async def _image_response(request: ApiRequest, record: JobRecord) -> Response[bytes]:
-    patient = get_service(request).job_queue
-    if record.state != "drawn":
-        told = f"job {record.id} is {record.state} and has no picture"
-        raise NotFound(told, allowed="a job that is drawn", status=409)
+    job_queue = get_service(request).job_queue
+    if record.state != "completed":
+        message = f"job {record.id} is {record.state} and has no image"
+        raise NotFound(message, allowed="a completed job", status=409)
     try:
-        content = await asyncio.to_thread(patient.store.image_path(record).read_bytes)
+        content = await asyncio.to_thread(job_queue.store.image_path(record).read_bytes)
     except FileNotFoundError:
         raise _job_not_found(record.id) from None
     headers = {"x-seed": str(record.result.get("seed", "")), "cache-control": "private, max-age=31536000, immutable"}
     return Response(content, media_type=MEDIA_TYPES[record.format], headers=headers)
 
 
-async def _stream_events(request: ApiRequest, name: str) -> AsyncIterator[bytes]:
-    patient = get_service(request).job_queue
+async def _stream_events(request: ApiRequest, job_id: str) -> AsyncIterator[ServerSentEventMessage]:
+    job_queue = get_service(request).job_queue
     while True:
-        if ticket := patient.handles.get(name):
-            async with aclosing(ticket.stream()) as happening:  # type: ignore[type-var]
-                async for one in happening:
-                    if isinstance(one, Progress):
-                        yield format_event("progress", json.dumps({"index": one.index, "evaluations": one.evaluations}))
-                    elif isinstance(one, RequestOutput):
+        if handle := job_queue.handles.get(job_id):
+            async with aclosing(handle.stream()) as events:  # type: ignore[type-var]
+                async for event in events:
+                    if isinstance(event, Progress):
+                        yield make_event("progress", {"index": event.index, "evaluations": event.evaluations})
+                    elif isinstance(event, RequestOutput):
                         break
-        record = await patient.run_in_store(patient.store.get, name)
+        record = await job_queue.run_in_store(job_queue.store.get, job_id)
         if record is None or record.state != "queued":
-            yield format_event(
-                "end", json.dumps(_job_body(request, record) if record else {"id": name, "state": "deleted"})
-            )
+            yield make_event("done", _job_body(request, record) if record else {"id": job_id, "state": "deleted"})
             return
         yield KEEP_ALIVE
-        await patient.wait_for_change(KEEP_ALIVE_SECONDS)
+        await job_queue.wait_for_change(KEEP_ALIVE_SECONDS)
 
 
 def _job_body(request: ApiRequest, record: JobRecord) -> dict[str, Any]:
-    ticket = get_service(request).job_queue.handles.get(record.id)
-    told = {
+    handle = get_service(request).job_queue.handles.get(record.id)
+    body = {
         "id": record.id,
         "object": "job",
         "model": record.tier,
-        "state": "running" if record.state == "queued" and ticket and ticket.job.index else record.state,
+        "state": "in_progress" if record.state == "queued" and handle and handle.job.index else record.state,
         "created": record.created,
         "ended": record.ended,
         "error": record.error or None,
@@ -201,11 +226,11 @@ def _job_body(request: ApiRequest, record: JobRecord) -> dict[str, Any]:
         "format": record.format,
         "result": record.result or None,
     }
-    if ticket and not ticket.output:
-        told["progress"] = ticket.job.index / len(ticket.job.step_plan.rows)
-    if record.state == "drawn":
-        told["picture"] = f"/v1/jobs/{record.id}/picture"
-    return told
+    if handle and not handle.output:
+        body["progress"] = handle.job.index / len(handle.job.step_plan.rows)
+    if record.state == "completed":
+        body["image_url"] = f"/v1/jobs/{record.id}/image"
+    return body
 
 
 def _job_id(client: Client, idempotency_key: str | None) -> str:

@@ -1,12 +1,11 @@
-"""OpenAI's images: generations, edits, models, with previews on the way.
+"""OpenAI's Images API: generations, edits, models and streaming with partial images.
 
-What that protocol does not have (seed, steps, guidance, negative_prompt, sampler, strength) is accepted beside it; what
-it has and this server cannot do is refused and not ignored.
+Further fields (seed, steps, guidance, negative_prompt, sampler, strength, queue_timeout) are accepted as extensions.
+Fields of the protocol that this server does not support are rejected, not ignored.
 """
 
 import asyncio
 import base64
-import json
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
@@ -19,15 +18,16 @@ from litestar import Response, get, post
 from litestar.datastructures import UploadFile
 from litestar.openapi.spec import OpenAPIMediaType, OpenAPIType, Operation, RequestBody, Schema
 from litestar.params import FromPath, JSONBody
-from litestar.response import Stream
+from litestar.response import ServerSentEventMessage
 from PIL import Image
 
 from stillhouse.check import check_integer
 from stillhouse.core import ImageRequest, Picture
 from stillhouse.errors import InvalidRequest
 from stillhouse.images.formats import Format
-from stillhouse.serve.api.events import KEEP_ALIVE, KEEP_ALIVE_SECONDS, format_event
 from stillhouse.serve.api.http import (
+    KEEP_ALIVE,
+    KEEP_ALIVE_SECONDS,
     MAX_JSON_BODY,
     ApiRequest,
     NotFound,
@@ -38,30 +38,48 @@ from stillhouse.serve.api.http import (
     degraded_header,
     get_service,
     handle_disconnect,
+    make_event,
     raise_for_failure,
+    random_seed,
     response_headers,
+    stream_response,
     wait_for_outputs,
 )
 from stillhouse.serve.api.kserve.protocol import response_parameters
-from stillhouse.serve.api.seeds import random_seed
 from stillhouse.serve.client import Client
 from stillhouse.serve.request_handle import GenerationRequest, PreviewImage, RequestHandle, StreamEvent
 from stillhouse.serve.worker.messages import RequestOutput
 
 OutputFormat = Literal["png", "jpeg", "webp"]
-"""Formats that this protocol knows."""
+"""Image formats of the protocol."""
 ResponseFormat = Literal["b64_json", "url"]
-"""In which a picture is answered."""
+"""Ways to return an image."""
 MAX_PREVIEWS = 3
 _LARGE_BYTES = 1 << 18
-"""Bytes from which on base64 is written beside the loop."""
+"""Number of bytes from which base64 encoding runs in a thread."""
 
 
 class ImageGenerationRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """A request for pictures; what is left out is as the model's tier says.
+    """A request for images. Fields that are left out take the defaults of the model's tier.
 
-    `model` is a tier. `quality`, `style`, `background` and `moderation` have no meaning here and take their neutral
-    values only; `user` is taken and not used. A picture that could not be begun within `patience` seconds is not begun.
+    Args:
+        prompt: text that describes the image.
+        model: tier that generates the image; left out, the tier of the key.
+        n: number of images.
+        size: `WIDTHxHEIGHT` in pixels, or `auto`.
+        response_format: base64 in the response, or the URL of an image that the server stores.
+        output_format: file format of the images; left out, png.
+        quality, style, background, moderation: of OpenAI's API; only these neutral values are accepted.
+        user: of OpenAI's API; ignored.
+        stream: whether the images are sent as server-sent events, with previews.
+        partial_images: number of previews of each image, 0 to 3; needs `stream`.
+        negative_prompt: text that guidance leads away from.
+        seed: of the noise of the first image; further ones take the numbers that follow. Left out, a random one.
+        steps: steps of the sampler.
+        guidance: scale of classifier-free guidance.
+        sampler: name of the sampler.
+        strength: share of the steps that an edit runs, above 0 and up to 1.
+        queue_timeout: seconds; an image whose generation has not started by then expires.
     """
 
     prompt: str
@@ -90,49 +108,56 @@ class ImageGenerationRequest(msgspec.Struct, forbid_unknown_fields=True):
     "/v1/images/generations",
     status_code=200,
     tags=["OpenAI"],
-    summary="Draw pictures",
+    summary="Generate images",
     request_max_body_size=MAX_JSON_BODY,
 )
 async def create_images(request: ApiRequest, data: JSONBody[ImageGenerationRequest]) -> Response[Any]:
-    """Pictures from a prompt."""
+    """Generate images from a prompt."""
     return await _respond(request, await authenticate_request(request), data, "image_generation")
 
 
 @dataclass
 class EditOperation(Operation):
-    """A form, which is not described by a type."""
+    """OpenAPI operation with a multipart form, which no Python type describes."""
 
     def __post_init__(self) -> None:
         texts = ("prompt", "model", "size", "negative_prompt", "sampler")
-        kinds = {
+        types = {
             **dict.fromkeys(texts, OpenAPIType.STRING),
             **dict.fromkeys(("n", "seed", "steps", "partial_images"), OpenAPIType.INTEGER),
-            **dict.fromkeys(("guidance", "strength", "patience"), OpenAPIType.NUMBER),
+            **dict.fromkeys(("guidance", "strength", "queue_timeout"), OpenAPIType.NUMBER),
             "stream": OpenAPIType.BOOLEAN,
         }
-        fields = {name: Schema(type=kind) for name, kind in kinds.items()}
+        fields = {name: Schema(type=schema_type) for name, schema_type in types.items()}
         for name, values in (("response_format", ResponseFormat), ("output_format", OutputFormat)):
             fields[name] = Schema(type=OpenAPIType.STRING, enum=list(get_args(values)))
-        files = {name: Schema(type=OpenAPIType.STRING, content_encoding="binary") for name in ("image", "mask")}
+        meanings = {
+            "image": "The image to edit.",
+            "mask": "Its transparent pixels are repainted; without transparency, its bright ones.",
+        }
+        files = {
+            name: Schema(type=OpenAPIType.STRING, content_encoding="binary", description=meaning)
+            for name, meaning in meanings.items()
+        }
         form = Schema(type=OpenAPIType.OBJECT, required=["image", "prompt"], properties={**files, **fields})
         self.request_body = RequestBody({"multipart/form-data": OpenAPIMediaType(form)}, required=True)
 
 
-@post("/v1/images/edits", status_code=200, tags=["OpenAI"], summary="Change a picture", operation_class=EditOperation)
+@post("/v1/images/edits", status_code=200, tags=["OpenAI"], summary="Edit an image", operation_class=EditOperation)
 async def edit_images(request: ApiRequest) -> Response[Any]:
-    """Pictures from a picture and a prompt; with a mask, what is transparent in it is repainted, and nothing else."""
-    caller = await authenticate_request(request)
+    """Generate images from an image and a prompt. With a mask, only its transparent pixels are repainted."""
+    client = await authenticate_request(request)
     form = await request.form()
     fields: dict[str, str] = {}
     files: dict[str, UploadFile] = {}
     for name, value in form.multi_items():
-        known = name.removesuffix("[]")
+        field = name.removesuffix("[]")
         if isinstance(value, UploadFile):
-            if known in files:
-                raise InvalidRequest(f"several files named {known!r}", allowed="one picture, and one mask")
-            files[known] = value
+            if field in files:
+                raise InvalidRequest(f"several files named {field!r}", allowed="one image and one mask")
+            files[field] = value
         else:
-            fields[known] = str(value)
+            fields[field] = str(value)
     for name in files:
         if name not in ("image", "mask"):
             raise InvalidRequest(f"a file named {name!r}", allowed="image, mask")
@@ -145,25 +170,25 @@ async def edit_images(request: ApiRequest) -> Response[Any]:
     image = await decode_image(request, await files["image"].read())
     mask = await decode_mask(request, await files["mask"].read()) if "mask" in files else None
     if size := _parse_size(data.size):
-        _check_size(size, get_service(request).settings.pixels)
+        _check_size(size, get_service(request).settings.max_pixels)
         image = await asyncio.to_thread(_resize, image, size)
         mask = None if mask is None else await asyncio.to_thread(_resize, mask, size)
-    return await _respond(request, caller, data, "image_edit", image=image, mask=mask)
+    return await _respond(request, client, data, "image_edit", image=image, mask=mask)
 
 
-@get("/v1/models", tags=["OpenAI"], summary="What can be asked for")
+@get("/v1/models", tags=["OpenAI"], summary="List models")
 async def list_models(request: ApiRequest) -> dict[str, Any]:
-    """The tiers that the caller may ask for."""
-    caller = await authenticate_request(request)
-    return {"object": "list", "data": [_model_body(request, name) for name in _allowed_tiers(request, caller)]}
+    """Return the tiers that the client may use."""
+    client = await authenticate_request(request)
+    return {"object": "list", "data": [_model_body(request, name) for name in _allowed_tiers(request, client)]}
 
 
-@get("/v1/models/{name:str}", tags=["OpenAI"], summary="One of them")
+@get("/v1/models/{name:str}", tags=["OpenAI"], summary="Get a model")
 async def get_model(request: ApiRequest, name: FromPath[str]) -> dict[str, Any]:
-    """A tier, and what its requests are filled in with."""
-    caller = await authenticate_request(request)
-    if name not in _allowed_tiers(request, caller):
-        raise NotFound(f"there is no model {name!r}", allowed=", ".join(_allowed_tiers(request, caller)))
+    """Return a tier with its defaults."""
+    client = await authenticate_request(request)
+    if name not in _allowed_tiers(request, client):
+        raise NotFound(f"there is no model {name!r}", allowed=", ".join(_allowed_tiers(request, client)))
     return _model_body(request, name)
 
 
@@ -173,7 +198,7 @@ def _allowed_tiers(request: ApiRequest, client: Client) -> list[str]:
 
 def _model_body(request: ApiRequest, name: str) -> dict[str, Any]:
     service = get_service(request)
-    way, manifest = service.settings.tiers[name], service.dispatcher.manifests[name]
+    tier_settings, manifest = service.settings.tiers[name], service.dispatcher.manifests[name]
     defaults = manifest.defaults
     return {
         "id": name,
@@ -181,47 +206,54 @@ def _model_body(request: ApiRequest, name: str) -> dict[str, Any]:
         "created": 0,
         "owned_by": "stillhouse",
         "pipeline": manifest.name,
-        "steps": way.steps or defaults.steps,
-        "guidance": defaults.guidance if way.guidance is None else way.guidance,
-        "sampler": way.sampler or defaults.sampler,
+        "steps": tier_settings.steps or defaults.steps,
+        "guidance": defaults.guidance if tier_settings.guidance is None else tier_settings.guidance,
+        "sampler": tier_settings.sampler or defaults.sampler,
         "size": f"{defaults.width}x{defaults.height}",
         "granularity": manifest.granularity,
-        "most_steps": way.max_steps,
+        "max_steps": tier_settings.max_steps,
     }
 
 
 async def _respond(
     request: ApiRequest, client: Client, data: ImageGenerationRequest, name: str, **arrays: Any
 ) -> Response[Any]:
-    front = get_service(request).dispatcher
-    orders = _make_requests(request, data, client, **arrays)
-    tickets = front.submit_all(orders)
-    kind: OutputFormat = data.output_format or "png"
+    dispatcher = get_service(request).dispatcher
+    requests = _make_requests(request, data, client, **arrays)
+    handles = dispatcher.submit_all(requests)
+    image_format: OutputFormat = data.output_format or "png"
     if data.stream:
-        headers = {"x-request-id": ",".join(one.id for one in tickets), "cache-control": "no-store"}
-        headers["x-seed"] = ",".join(str(one.request.seed) for one in tickets)
-        headers |= degraded_header(tickets)
-        return Stream(_stream(request, tickets, name, kind), media_type="text/event-stream", headers=headers)
-    closed = await wait_for_outputs(request, tickets)
-    pictures = []
-    for ticket, one in zip(tickets, closed, strict=True):
-        told: dict[str, Any] = {"seed": ticket.request.seed}
+        headers = {
+            "x-request-id": ",".join(handle.id for handle in handles),
+            "x-seed": ",".join(str(handle.request.seed) for handle in handles),
+        }
+        headers |= degraded_header(handles)
+        return stream_response(_stream(request, handles, name, image_format), headers)
+    outputs = await wait_for_outputs(request, handles)
+    images = []
+    for handle, output in zip(handles, outputs, strict=True):
+        fields: dict[str, Any] = {"seed": handle.request.seed}
         if data.response_format == "url":
-            kept = await get_service(request).store_image(ticket, one)
-            told["url"] = f"{str(request.base_url).rstrip('/')}/v1/pictures/{kept}"
+            image_id = await get_service(request).store_image(handle, output)
+            fields["url"] = f"{str(request.base_url).rstrip('/')}/v1/images/{image_id}"
         else:
-            told["b64_json"] = await _encode_base64(one.content)
-        pictures.append(told)
-    body = {"created": int(time.time()), "data": pictures, **_image_fields(tickets[0], kind), "usage": _usage(tickets)}
-    return Response(body, headers=response_headers(tickets, closed))
+            fields["b64_json"] = await _encode_base64(output.content)
+        images.append(fields)
+    body = {
+        "created": int(time.time()),
+        "data": images,
+        **_image_fields(handles[0], image_format),
+        "usage": _usage(handles),
+    }
+    return Response(body, headers=response_headers(handles, outputs))
 
 
 def _make_requests(
     request: ApiRequest, data: ImageGenerationRequest, client: Client, **arrays: Any
 ) -> list[GenerationRequest]:
     count = 1 if data.n is None else data.n
-    most = get_service(request).settings.count
-    check_integer("n", count, 1, most)
+    max_images = get_service(request).settings.max_images
+    check_integer("n", count, 1, max_images)
     previews = data.partial_images or 0
     check_integer("partial_images", previews, 0, MAX_PREVIEWS)
     if previews and not data.stream:
@@ -232,7 +264,7 @@ def _make_requests(
         raise InvalidRequest("strength without an image", allowed="strength for edits")
     width, height = _parse_size(data.size) or (None, None)
     first = random_seed() if data.seed is None else data.seed
-    kind: Format = data.output_format or "png"
+    image_format: Format = data.output_format or "png"
     return [
         GenerationRequest(
             ImageRequest(
@@ -249,7 +281,7 @@ def _make_requests(
             ),
             client,
             data.model,
-            kind,
+            image_format,
             previews,
             data.queue_timeout,
             traceparent=request.headers.get("traceparent"),
@@ -260,59 +292,59 @@ def _make_requests(
 
 async def _stream(
     request: ApiRequest, handles: Sequence[RequestHandle], name: str, image_format: OutputFormat
-) -> AsyncIterator[bytes]:
-    """Server-sent events: every preview, and every picture when it is done; whichever comes first."""
-    news: asyncio.Queue[tuple[RequestHandle, StreamEvent]] = asyncio.Queue()
-    listening = [asyncio.ensure_future(_forward_events(ticket, news)) for ticket in handles]
-    awaited = {ticket.id: ticket for ticket in handles}
+) -> AsyncIterator[ServerSentEventMessage]:
+    """Yield a server-sent event for every preview and every finished image, in order of time."""
+    events: asyncio.Queue[tuple[RequestHandle, StreamEvent]] = asyncio.Queue()
+    tasks = [asyncio.ensure_future(_forward_events(handle, events)) for handle in handles]
+    pending = {handle.id: handle for handle in handles}
     try:
-        while awaited:
+        while pending:
             try:
                 async with asyncio.timeout(KEEP_ALIVE_SECONDS):
-                    ticket, one = await news.get()
+                    handle, event = await events.get()
             except TimeoutError:
                 yield KEEP_ALIVE
                 continue
-            if isinstance(one, PreviewImage):
-                told = {"b64_json": await _encode_base64(one.content), "partial_image_index": one.number}
-                yield _image_event(f"{name}.partial_image", ticket, told, "webp")
-            elif isinstance(one, RequestOutput):
-                raise_for_failure(one, ticket)
-                told = {
-                    "b64_json": await _encode_base64(one.content),
-                    "usage": _usage([ticket]),
-                    **response_parameters(ticket, one),
+            if isinstance(event, PreviewImage):
+                fields = {"b64_json": await _encode_base64(event.content), "partial_image_index": event.number}
+                yield _image_event(f"{name}.partial_image", handle, fields, "webp")
+            elif isinstance(event, RequestOutput):
+                raise_for_failure(event, handle)
+                fields = {
+                    "b64_json": await _encode_base64(event.content),
+                    "usage": _usage([handle]),
+                    **response_parameters(handle, event),
                 }
-                if one.is_prompt_truncated:
-                    told["prompt_cut"] = True
-                yield _image_event(f"{name}.completed", ticket, told, image_format)
-                del awaited[ticket.id]
+                if event.is_prompt_truncated:
+                    fields["prompt_truncated"] = True
+                yield _image_event(f"{name}.completed", handle, fields, image_format)
+                del pending[handle.id]
     except RequestFailed as failed:
         error = {"message": str(failed), "type": "server_error", "code": failed.error_type, "param": None}
-        yield format_event("error", json.dumps({"type": "error", "error": error}))
-        for ticket in awaited.values():
-            get_service(request).dispatcher.cancel(ticket.id, "failed")
-        awaited.clear()
+        yield make_event("error", {"type": "error", "error": error})
+        for handle in pending.values():
+            get_service(request).dispatcher.cancel(handle.id, "failed")
+        pending.clear()
     finally:
-        for task in listening:
+        for task in tasks:
             task.cancel()
-        handle_disconnect(get_service(request), list(awaited.values()))
+        handle_disconnect(get_service(request), list(pending.values()))
 
 
-async def _forward_events(handle: RequestHandle, news: asyncio.Queue[tuple[RequestHandle, StreamEvent]]) -> None:
-    async with aclosing(handle.stream()) as happening:  # type: ignore[type-var]
-        async for one in happening:
-            news.put_nowait((handle, one))
+async def _forward_events(handle: RequestHandle, events: asyncio.Queue[tuple[RequestHandle, StreamEvent]]) -> None:
+    async with aclosing(handle.stream()) as stream:  # type: ignore[type-var]
+        async for event in stream:
+            events.put_nowait((handle, event))
 
 
-def _image_event(name: str, handle: RequestHandle, fields: dict[str, Any], image_format: str) -> bytes:
-    facts = {
+def _image_event(name: str, handle: RequestHandle, fields: dict[str, Any], image_format: str) -> ServerSentEventMessage:
+    body = {
         "type": name,
         "created_at": int(time.time()),
         **_image_fields(handle, image_format),
         "seed": handle.request.seed,
     }
-    return format_event(name, json.dumps({**facts, **fields}))
+    return make_event(name, {**body, **fields})
 
 
 def _image_fields(handle: RequestHandle, image_format: str) -> dict[str, Any]:
@@ -321,14 +353,14 @@ def _image_fields(handle: RequestHandle, image_format: str) -> dict[str, Any]:
 
 
 def _usage(handles: Sequence[RequestHandle]) -> dict[str, Any]:
-    """This protocol counts tokens; there are none, so pixel-steps stand in their place."""
-    total = sum(ticket.job.batch_key.pixels * len(ticket.job.step_plan.rows) for ticket in handles)
-    nothing = {"image_tokens": 0, "text_tokens": 0}
-    return {"input_tokens": 0, "input_tokens_details": nothing, "output_tokens": total, "total_tokens": total}
+    """Return the token usage of the protocol. Output tokens are pixel-steps, because there are no image tokens."""
+    total = sum(handle.job.batch_key.pixels * len(handle.job.step_plan.rows) for handle in handles)
+    input_details = {"image_tokens": 0, "text_tokens": 0}
+    return {"input_tokens": 0, "input_tokens_details": input_details, "output_tokens": total, "total_tokens": total}
 
 
 def _parse_size(text: str | None) -> tuple[int, int] | None:
-    """Width and height; None where nothing, or "auto", is asked for."""
+    """Parse `WIDTHxHEIGHT`; return None for None and "auto"."""
     if text is None or text == "auto":
         return None
     width, _, height = text.partition("x")
@@ -342,10 +374,10 @@ def _check_size(size: tuple[int, int], pixels: int) -> None:
         raise InvalidRequest(f"size is {size[0]}x{size[1]}", allowed=f"up to {pixels:,} pixels")
 
 
-def _resize(picture: Picture, size: tuple[int, int]) -> Any:
-    if picture.shape[:2] == size[::-1]:
-        return picture
-    return np.array(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
+def _resize(image: Picture, size: tuple[int, int]) -> Any:
+    if image.shape[:2] == size[::-1]:
+        return image
+    return np.array(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
 
 
 async def _encode_base64(content: bytes) -> str:

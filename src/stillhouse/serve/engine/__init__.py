@@ -1,1 +1,4 @@
-"""Which pictures move next, and what that costs: pure but for the device, and the same on a virtual clock."""
+"""Scheduling: step-level batching, policies, latency model and admission.
+
+Only the executor touches a device, so the same code runs on a virtual clock.
+"""

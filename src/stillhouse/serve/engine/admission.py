@@ -1,4 +1,4 @@
-"""Admission: whoever cannot be served in time is told so at once, and when to come back."""
+"""Admission control: reject a request whose predicted completion is too late, and compute Retry-After."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,14 +9,19 @@ from stillhouse.serve.engine.job import Job
 from stillhouse.serve.engine.policy import Policy
 
 RETRY_SECONDS = 1.0
-"""Seconds after which to ask again where nobody waits for a tick, but pictures are being decoded."""
+"""Retry-After in seconds when no job waits for a step but images are being decoded."""
 Reason = Literal["queue", "deadline"]
-"""queue: as many wait as may. deadline: it would end later than its tier promises."""
+""""queue": too many unfinished jobs. "deadline": the predicted completion exceeds the allowed latency."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """Why a job is not admitted, and after how many seconds it would be if nobody else came."""
+    """A rejected job.
+
+    Args:
+        reason: why the job is rejected.
+        retry_after: seconds until it would be admitted if no other job arrived.
+    """
 
     reason: Reason
     retry_after: float
@@ -24,24 +29,23 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class AdmissionLimits:
-    """How much may wait.
+    """Limits of admission.
 
     Args:
-        jobs: at most so many, of all tiers together.
-        lateness: times the promised seconds that a job may take as predicted; above it, it is refused. Infinite: all
-            that find room are taken.
-        margin: times the seconds that it takes alone, which are held back of those: for what a forecast does not see,
-            decoding and the network, and for whoever comes after. Under overload everybody who is taken would
-            otherwise come at the very last moment, or right after it.
+        max_jobs: largest number of unfinished jobs of all tiers.
+        max_lateness: largest predicted latency as a multiple of the latency target; infinite admits every job.
+        margin: reserve as a multiple of the isolated latency, subtracted from the limit. It covers decoding, the
+            network and later arrivals, which the prediction does not contain. Without it, under overload every admitted
+            job would finish at the last moment or just after it.
     """
 
     max_jobs: int = 256
-    lateness: float = 1.0
+    max_lateness: float = 1.0
     margin: float = 0.0
 
     def allowed_seconds(self, job: Job) -> float:
-        """Seconds that a job may take as predicted; what it takes alone is always allowed."""
-        return max(job.isolated_seconds, self.lateness * job.latency_target - self.margin * job.isolated_seconds)
+        """Return the largest predicted latency in seconds for a job; at least its isolated latency."""
+        return max(job.isolated_seconds, self.max_lateness * job.latency_target - self.margin * job.isolated_seconds)
 
 
 def check_admission(
@@ -52,25 +56,30 @@ def check_admission(
     cost: CostModel,
     limits: AdmissionLimits = AdmissionLimits(),
 ) -> Rejection | None:
-    """Whether a job is refused; None admits it. Pure.
+    """Return why a job is rejected, or None to admit it. Pure.
 
     Args:
-        job: with `arrived`, `alone` and `tag` as the engine would set them.
-        jobs: all that are admitted, in the order of their arrival.
-        policy, now, cost: as in `Policy.order`.
-        limits: how much may wait.
+        job: job with `arrived`, `isolated_seconds` and `tag` set as by `RequestPool.estimate`.
+        jobs: admitted jobs in order of arrival.
+        policy: scheduling policy.
+        now: current time in seconds.
+        cost: latency model.
+        limits: limits of admission.
     """
     if len(jobs) >= limits.max_jobs:
         return Rejection("queue", min(predict_finish_times(jobs, policy, now, cost).values(), default=RETRY_SECONDS))
-    late = predict_finish_times([*jobs, job], policy, now, cost)[job] - limits.allowed_seconds(job)
-    return Rejection("deadline", late) if late > 0 else None
+    excess = predict_finish_times([*jobs, job], policy, now, cost)[job] - limits.allowed_seconds(job)
+    return Rejection("deadline", excess) if excess > 0 else None
 
 
 def predict_finish_times(jobs: Sequence[Job], policy: Policy, now: float, cost: CostModel) -> dict[Job, float]:
-    """Seconds until each job ends if nobody else comes: what goes first, as quick as in full batches, and itself."""
-    told: dict[Job, float] = {}
-    before = 0.0
+    """Predict the seconds until each job finishes if no other job arrives.
+
+    Jobs earlier in the policy's order are assumed to run in full batches, the job itself alone.
+    """
+    seconds: dict[Job, float] = {}
+    queued_seconds = 0.0
     for job in policy.order(jobs, now, cost):
-        told[job] = before + cost.remaining_seconds(job)
-        before += cost.device_seconds(job)
-    return told
+        seconds[job] = queued_seconds + cost.remaining_seconds(job)
+        queued_seconds += cost.device_seconds(job)
+    return seconds

@@ -1,4 +1,4 @@
-"""Traces: who asks for what, and when. The same ones for the simulator and for servers under load."""
+"""Arrival processes for the simulator and the load generator."""
 
 import random
 from collections.abc import Iterable, Sequence
@@ -12,7 +12,15 @@ from stillhouse.serve.engine.job import BatchKey, StepPlan, Tier
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A request, at a moment: seconds from the beginning."""
+    """A request at a time.
+
+    Args:
+        time: seconds from the start.
+        tier: tier of the request.
+        key: API key, for fair queueing.
+        batch_key: pipeline and image size.
+        step_plan: rows of each evaluation.
+    """
 
     time: float
     tier: Tier
@@ -23,7 +31,14 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class ArrivalClass:
-    """A kind of picture, and how many in all are of it: a share from 0 to 1."""
+    """A class of identical requests.
+
+    Args:
+        share: fraction of all requests, 0 to 1.
+        tier: tier of the requests.
+        batch_key: pipeline and image size.
+        step_plan: rows of each evaluation.
+    """
 
     share: float
     tier: Tier
@@ -41,42 +56,49 @@ def poisson_arrivals(
     keys: int = 20,
     burst: int = 1,
 ) -> list[Arrival]:
-    """Requests that come whether or not earlier ones were answered, at exponentially distributed distances.
+    """Draw open-loop arrivals with exponentially distributed interarrival times.
 
     Args:
-        kinds: their shares add up to 1.
-        load: seconds of work that arrive in a second, each picture counted as if it were drawn alone; above 0.
-        count: of requests.
-        cost: what pictures take.
-        seed: the same seed, the same trace.
-        keys: so many ask, each as often as the others.
-        burst: so many come at one moment, and the moments are so much further apart.
+        classes: classes of requests; their shares sum to 1.
+        load: seconds of work that arrive per second, each request counted with its isolated latency; above 0.
+        count: number of requests.
+        cost_model: isolated latencies.
+        seed: seed of the random numbers.
+        keys: number of API keys, all with the same rate.
+        burst: requests per arrival time; the interarrival times grow by the same factor.
 
     Raises:
-        InvalidRequest: a load or shares outside their ranges.
+        InvalidRequest: the load or the shares are out of range.
     """
     check_number("load", load, 1e-6, 1e6)
-    check_number("the sum of all shares", sum(kind.share for kind in classes), 1 - 1e-9, 1 + 1e-9)
-    dice = random.Random(seed)
-    mean = sum(kind.share * cost_model.isolated_seconds(kind.batch_key, kind.step_plan) for kind in classes)
-    shares = [kind.share for kind in classes]
-    at, arrivals = 0.0, []
+    check_number("the sum of all shares", sum(arrival_class.share for arrival_class in classes), 1 - 1e-9, 1 + 1e-9)
+    rng = random.Random(seed)
+    mean = sum(
+        arrival_class.share * cost_model.isolated_seconds(arrival_class.batch_key, arrival_class.step_plan)
+        for arrival_class in classes
+    )
+    shares = [arrival_class.share for arrival_class in classes]
+    time, arrivals = 0.0, []
     for number in range(count):
         if number % burst == 0:
-            at += dice.expovariate(load / mean / burst)
-        (kind,) = dice.choices(classes, shares)
-        arrivals.append(Arrival(at, kind.tier, f"key {dice.randrange(keys)}", kind.batch_key, kind.step_plan))
+            time += rng.expovariate(load / mean / burst)
+        (arrival_class,) = rng.choices(classes, shares)
+        arrivals.append(
+            Arrival(
+                time, arrival_class.tier, f"key {rng.randrange(keys)}", arrival_class.batch_key, arrival_class.step_plan
+            )
+        )
     return arrivals
 
 
 def add_flood(
-    arrivals: Iterable[Arrival], arrival_class: ArrivalClass, at: float, count: int, key: str = "flood"
+    arrivals: Iterable[Arrival], arrival_class: ArrivalClass, time: float, count: int, key: str = "flood"
 ) -> list[Arrival]:
-    """The trace with so many pictures of one kind more, all asked for by one key at one moment."""
+    """Merge `count` identical requests of one key at one time into an arrival list."""
     return list(
         merge(
             arrivals,
-            [Arrival(at, arrival_class.tier, key, arrival_class.batch_key, arrival_class.step_plan)] * count,
-            key=lambda one: one.time,
+            [Arrival(time, arrival_class.tier, key, arrival_class.batch_key, arrival_class.step_plan)] * count,
+            key=lambda arrival: arrival.time,
         )
     )

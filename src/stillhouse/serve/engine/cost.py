@@ -1,7 +1,7 @@
-"""What a tick costs: seconds of one evaluation by rows, measured, and what follows from them for jobs and batches."""
+"""Latency model: measured seconds per evaluation as a function of batch rows, and predictions derived from them."""
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from stillhouse.errors import InvalidRequest
@@ -9,34 +9,35 @@ from stillhouse.pipelines.batch_sizes import split_batch
 from stillhouse.serve.engine.job import BatchKey, Job, StepPlan
 
 MIN_THROUGHPUT_SHARE = 0.97
-"""Of the best throughput, what a smaller batch must reach to be taken instead: it keeps others waiting less."""
+"""Share of the best throughput at which a smaller batch is preferred, because it delays other jobs less."""
 SMOOTHING = 0.05
-"""Of the difference between what a tick took and what was expected, how much is believed."""
+"""Weight of a new measurement in the exponential moving average of a slowdown."""
 MAX_OUTLIER_RATIO = 4.0
-"""A tick that was so many times quicker or slower than expected tells no more than that."""
-
+"""Largest factor by which one measurement may differ from the current slowdown; larger ones are clipped."""
 MAX_CURVES = 256
-"""Curves that are kept."""
+"""Largest number of latency curves kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class LatencyCurve:
-    """Seconds of one evaluation of a batch, by its rows, and what a picture takes besides.
+    """Seconds of one evaluation by batch rows, and the fixed costs of an image.
 
     Args:
-        seconds: measured, by rows; a straight line between two, and beyond the last as between the last two.
-        begin, finish: seconds to encode a prompt, and to decode a picture and write it as a file, once each.
-        encode: seconds to encode a picture that one begins with.
-        stepped: other batches are brought to the sizes that were measured, see `models.buckets`, and take as long as
-            those; beyond the last, as several of them.
+        seconds: measured seconds by rows. Other row counts are interpolated linearly, and extrapolated beyond the last.
+        encode_text: seconds to encode a prompt.
+        decode: seconds to decode an image and encode the file.
+        encode_image: seconds to encode an input image.
+        is_bucketed: whether batches are padded to the measured sizes, see `pipelines.batch_sizes`. A batch then costs
+            as much as its padded size; larger batches are split.
+        saturation_rows: smallest measured row count that reaches `MIN_THROUGHPUT_SHARE` of the best throughput.
 
     Raises:
-        InvalidRequest: nothing was measured, or seconds that are not above 0.
+        InvalidRequest: `seconds` is empty or not above 0.
 
-    >>> curve = Curve({1: 1.0, 2: 1.0, 4: 2.0})
-    >>> curve.of(3), curve.of(8), curve.cap
+    >>> curve = LatencyCurve({1: 1.0, 2: 1.0, 4: 2.0})
+    >>> curve.step_seconds(3), curve.step_seconds(8), curve.saturation_rows
     (1.5, 4.0, 2)
-    >>> Curve({1: 1.0, 2: 1.0, 4: 2.0}, stepped=True).of(3)
+    >>> LatencyCurve({1: 1.0, 2: 1.0, 4: 2.0}, is_bucketed=True).step_seconds(3)
     2.0
     """
 
@@ -50,46 +51,46 @@ class LatencyCurve:
     def __post_init__(self) -> None:
         if not self.seconds or min(self.seconds) < 1 or min(self.seconds.values()) <= 0:
             raise InvalidRequest(
-                f"a batch curve of {dict(self.seconds)}", allowed="seconds above 0 for batches of 1 row and more"
+                f"a latency curve of {dict(self.seconds)}", allowed="seconds above 0 for batches of 1 row and more"
             )
-        best = max(rows / taken for rows, taken in self.seconds.items())
-        near = [rows for rows, taken in self.seconds.items() if rows / taken >= MIN_THROUGHPUT_SHARE * best]
-        object.__setattr__(self, "cap", min(near))
+        best = max(rows / duration for rows, duration in self.seconds.items())
+        candidates = [rows for rows, duration in self.seconds.items() if rows / duration >= MIN_THROUGHPUT_SHARE * best]
+        object.__setattr__(self, "saturation_rows", min(candidates))
 
     def step_seconds(self, rows: int) -> float:
-        """Seconds of one evaluation of so many rows."""
+        """Return the seconds of one evaluation of a batch with `rows` rows."""
         if rows in self.seconds:
             return self.seconds[rows]
-        known = sorted(self.seconds)
+        sizes = sorted(self.seconds)
         if self.is_bucketed:
-            return sum(self.seconds[fed] for _, fed in split_batch(rows, known))
-        if len(known) == 1 or rows < known[0]:
-            return self.seconds[known[0]] * (rows / known[0] if rows > known[0] else 1.0)
-        place = min(max(bisect_left(known, rows), 1), len(known) - 1)
-        low, high = known[place - 1], known[place]
+            return sum(self.seconds[size] for _, size in split_batch(rows, sizes))
+        if len(sizes) == 1 or rows < sizes[0]:
+            return self.seconds[sizes[0]] * (rows / sizes[0] if rows > sizes[0] else 1.0)
+        place = min(max(bisect_left(sizes, rows), 1), len(sizes) - 1)
+        low, high = sizes[place - 1], sizes[place]
         slope = max(0.0, (self.seconds[high] - self.seconds[low]) / (high - low))
         return self.seconds[low] + slope * (rows - low)
 
     def remaining_seconds(self, step_plan: StepPlan, index: int = 0) -> float:
-        """Seconds from evaluation `index` to the end, for a picture that is alone."""
-        steps = sum(count * self.step_seconds(rows) for rows, count in step_plan.remaining(index).items())
-        return self._encode_decode_seconds(step_plan, index) + steps
+        """Return the seconds from evaluation `index` to the finished image if the job runs alone."""
+        evaluations = sum(count * self.step_seconds(rows) for rows, count in step_plan.remaining(index).items())
+        return self._encode_decode_seconds(step_plan, index) + evaluations
 
     def device_seconds(self, step_plan: StepPlan, index: int = 0) -> float:
-        """Seconds of the device that the same takes where others fill its batches."""
+        """Return the device seconds from evaluation `index` to the finished image if the job runs in full batches."""
         rows_left = sum(count * rows for rows, count in step_plan.remaining(index).items())
         filled = rows_left * self.step_seconds(self.saturation_rows) / self.saturation_rows
         return min(self.remaining_seconds(step_plan, index), self._encode_decode_seconds(step_plan, index) + filled)
 
     def start_seconds(self, step_plan: StepPlan) -> float:
-        """Seconds before the first evaluation."""
+        """Return the seconds before the first evaluation: text and image encoding."""
         return self.encode_text + step_plan.encoded_images * self.encode_image
 
     def scale(self, factor: float) -> "LatencyCurve":
-        """The curve of something that takes so many times as long."""
-        longer = {rows: factor * taken for rows, taken in self.seconds.items()}
+        """Return a curve whose evaluation, decoding and image encoding take `factor` times as long."""
+        seconds = {rows: factor * duration for rows, duration in self.seconds.items()}
         return LatencyCurve(
-            longer, self.encode_text, factor * self.decode, factor * self.encode_image, self.is_bucketed
+            seconds, self.encode_text, factor * self.decode, factor * self.encode_image, self.is_bucketed
         )
 
     def _encode_decode_seconds(self, step_plan: StepPlan, index: int) -> float:
@@ -98,92 +99,97 @@ class LatencyCurve:
 
 @dataclass(frozen=True, slots=True)
 class CostModel:
-    """The curves of everything that is served, by group.
+    """Latency curves of all batch keys, with their current slowdowns.
 
     Args:
-        curves: as measured.
-        pace: by group, how many times as long as measured its ticks take of late; 1 where nothing is said. Machines
-            become slower and quicker while they run, and all batches with them, so caps stay as they are.
+        curves: measured curves.
+        slowdowns: recent ratio of observed to measured seconds per evaluation, by batch key; 1 if absent. The speed of
+            a machine drifts while it runs. All batch sizes drift alike, so `saturation_rows` does not change.
     """
 
     curves: Mapping[BatchKey, LatencyCurve]
     slowdowns: Mapping[BatchKey, float] = field(default_factory=dict)
 
     def step_seconds(self, batch_key: BatchKey, rows: int) -> float:
-        """Seconds of one evaluation of so many rows."""
+        """Return the seconds of one evaluation of a batch with `rows` rows."""
         return self._curve(batch_key).step_seconds(rows) * self._slowdown(batch_key)
 
     def saturation_rows(self, batch_key: BatchKey) -> int:
-        """Rows from which a larger batch gains next to nothing."""
+        """Return the number of rows from which larger batches gain almost no throughput."""
         return self._curve(batch_key).saturation_rows
 
     def is_bucketed(self, batch_key: BatchKey) -> bool:
-        """Whether its batches are brought to the sizes that were measured."""
+        """Return whether batches are padded to the measured sizes."""
         return self._curve(batch_key).is_bucketed
 
     def isolated_seconds(self, batch_key: BatchKey, step_plan: StepPlan) -> float:
-        """Seconds of a picture from start to end with nobody else there."""
+        """Return the isolated latency: seconds of an image from start to end without other jobs."""
         return self._curve(batch_key).remaining_seconds(step_plan) * self._slowdown(batch_key)
 
     def remaining_seconds(self, job: Job) -> float:
-        """Seconds until a job would end if it went on alone from here."""
+        """Return the seconds until a job finishes if it runs alone from now on."""
         return self._curve(job.batch_key).remaining_seconds(job.step_plan, job.index) * self._slowdown(job.batch_key)
 
     def device_seconds(self, job: Job) -> float:
-        """Seconds of the device that a job still takes where others fill its batches."""
+        """Return the device seconds that a job still needs if it runs in full batches."""
         return self._curve(job.batch_key).device_seconds(job.step_plan, job.index) * self._slowdown(job.batch_key)
 
     def with_slowdown(self, batch_key: BatchKey, slowdown: float) -> "CostModel":
-        """The same with another pace for one group."""
+        """Return a copy with another slowdown for one batch key."""
         return replace(self, slowdowns={**self.slowdowns, batch_key: slowdown})
 
     def with_measurement(self, batch_key: BatchKey, rows: int, seconds: float) -> "CostModel":
-        """The same after a tick that took so long: its pace goes `LEARNED` of the way to the one that was seen.
+        """Return a copy updated with one measured step. The slowdown moves by `SMOOTHING` towards the observed ratio.
 
-        >>> group = Group("model", 64, 64)
-        >>> Cost({group: Curve({1: 1.0})}).seen(group, 1, 2.0).tick(group, 1)
+        >>> key = BatchKey("model", 64, 64)
+        >>> CostModel({key: LatencyCurve({1: 1.0})}).with_measurement(key, 1, 2.0).step_seconds(key, 1)
         1.05
         """
-        seen = seconds / self._curve(batch_key).step_seconds(rows)
-        before = self._slowdown(batch_key)
-        within = min(max(seen, before / MAX_OUTLIER_RATIO), before * MAX_OUTLIER_RATIO)
-        return self.with_slowdown(batch_key, before + SMOOTHING * (within - before))
+        observed = seconds / self._curve(batch_key).step_seconds(rows)
+        current = self._slowdown(batch_key)
+        clipped = min(max(observed, current / MAX_OUTLIER_RATIO), current * MAX_OUTLIER_RATIO)
+        return self.with_slowdown(batch_key, current + SMOOTHING * (clipped - current))
 
     def with_batch_key(self, batch_key: BatchKey) -> "CostModel":
-        """The same with a curve for this group: that of its pipeline's most similar size, as many times as long.
+        """Return a copy with a curve for `batch_key`, scaled by pixels from the most similar size of the pipeline.
 
-        Work grows at least with the pixels; what it really takes is seen once the first ticks were made. Of sizes that
-        nobody measured, the latest are known, so that clients who ask for ever others do not fill the memory.
+        Work grows at least linearly with the pixels; `with_measurement` corrects the estimate after the first steps.
+        Only the most recent unmeasured sizes are kept, so that clients with many sizes do not fill the memory.
 
         Raises:
-            InvalidRequest: no size of that pipeline was ever measured.
+            InvalidRequest: no size of the pipeline was measured.
         """
         if batch_key in self.curves:
             return self
-        near = self._nearest(batch_key)
-        scaled = self.curves[near].scale(batch_key.pixels / near.pixels)
-        curves, pace = {**self.curves, batch_key: scaled}, {**self.slowdowns, batch_key: self._slowdown(near)}
+        nearest = self._nearest(batch_key)
+        curves = {**self.curves, batch_key: self._scaled(nearest, batch_key)}
+        slowdowns = {**self.slowdowns, batch_key: self._slowdown(nearest)}
         if len(curves) > MAX_CURVES:
-            first: dict[str, BatchKey] = {}
-            for known in curves:
-                first.setdefault(known.pipeline, known)
-            kept = {*first.values(), *list(curves)[-MAX_CURVES // 2 :]}
-            curves = {known: curve for known, curve in curves.items() if known in kept}
-            pace = {known: one for known, one in pace.items() if known in kept}
-        return replace(self, curves=curves, slowdowns=pace)
+            retained = _retained_keys(curves)
+            curves = {key: curve for key, curve in curves.items() if key in retained}
+            slowdowns = {key: slowdown for key, slowdown in slowdowns.items() if key in retained}
+        return replace(self, curves=curves, slowdowns=slowdowns)
 
     def _curve(self, batch_key: BatchKey) -> LatencyCurve:
-        found = self.curves.get(batch_key)
-        if found is None:
-            near = self._nearest(batch_key)
-            found = self.curves[near].scale(batch_key.pixels / near.pixels)
-        return found
+        curve = self.curves.get(batch_key)
+        return self._scaled(self._nearest(batch_key), batch_key) if curve is None else curve
+
+    def _scaled(self, source: BatchKey, target: BatchKey) -> LatencyCurve:
+        return self.curves[source].scale(target.pixels / source.pixels)
 
     def _nearest(self, batch_key: BatchKey) -> BatchKey:
-        own = [known for known in self.curves if known.pipeline == batch_key.pipeline]
-        if not own:
+        same_pipeline = [key for key in self.curves if key.pipeline == batch_key.pipeline]
+        if not same_pipeline:
             raise InvalidRequest(f"a job for {batch_key}", allowed=", ".join(map(str, self.curves)))
-        return min(own, key=lambda known: max(known.pixels / batch_key.pixels, batch_key.pixels / known.pixels))
+        return min(same_pipeline, key=lambda key: max(key.pixels / batch_key.pixels, batch_key.pixels / key.pixels))
 
     def _slowdown(self, batch_key: BatchKey) -> float:
         return self.slowdowns.get(batch_key, 1.0)
+
+
+def _retained_keys(keys: Iterable[BatchKey]) -> set[BatchKey]:
+    """Return the first key of each pipeline, which was measured, and the most recent half of `MAX_CURVES`."""
+    first: dict[str, BatchKey] = {}
+    for key in keys:
+        first.setdefault(key.pipeline, key)
+    return {*first.values(), *list(keys)[-MAX_CURVES // 2 :]}

@@ -1,4 +1,4 @@
-"""The engine: pick, advance, finish. It owns every job until its one end, and has no thread of its own."""
+"""Engine: selects a batch, runs one evaluation and finishes jobs. It has no thread of its own."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,14 +10,24 @@ from stillhouse.serve.engine.job import Job
 from stillhouse.serve.engine.policy import Policy, select_batch
 from stillhouse.serve.engine.request_pool import RequestPool
 
-FinishReason = Literal["drawn", "failed", "cancelled", "expired"]
-"""drawn: every evaluation is done. failed: the device refused it, or broke on it. expired: its time was over before it
-began."""
+FinishReason = Literal["finished", "failed", "cancelled", "expired"]
+"""Why a job ended.
+
+"finished": all evaluations are done. "failed": the executor raised an error. "cancelled": cancelled by the client.
+"expired": the queue timeout passed before the start.
+"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FinishedJob:
-    """The one end of a job; of a drawn one with what the device made of it, of a failed one with the reason."""
+    """The end of a job.
+
+    Args:
+        job: the job.
+        finish_reason: why it ended.
+        result: return value of `Executor.finish` if the job finished.
+        error: error of a failed job.
+    """
 
     job: Job
     finish_reason: FinishReason
@@ -27,7 +37,13 @@ class FinishedJob:
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """What one tick did: who was moved, how long the device took for all of it, and whose end it was."""
+    """Result of one engine step.
+
+    Args:
+        jobs: jobs that advanced by one evaluation.
+        seconds: duration of the step.
+        finished: jobs that ended in the step.
+    """
 
     jobs: tuple[Job, ...] = ()
     seconds: float = 0.0
@@ -35,27 +51,28 @@ class StepOutput:
 
 
 class Executor(Protocol):
-    """What draws. Where it raises, no picture has moved."""
+    """Runs network evaluations. A method that raises leaves all jobs unchanged."""
 
     def begin(self, job: Job) -> None:
-        """Lay out the job's picture."""
+        """Encode the inputs of a job and create its trajectory."""
 
     def advance(self, jobs: Sequence[Job]) -> None:
-        """Move the pictures of jobs of one group by one evaluation."""
+        """Run one evaluation for jobs that share a batch key."""
 
     def finish(self, job: Job) -> Any:
-        """What is handed out when the last evaluation is done."""
+        """Return the result of a job after its last evaluation."""
 
 
 @dataclass(slots=True)
 class Engine:
-    """One device and the jobs that wait for it. To be used from one thread.
+    """Scheduler of one device. Not thread-safe: use from one thread.
 
     Args:
-        device: draws.
-        policy: chooses the batch of each tick.
-        cost: what ticks cost.
-        clock: seconds; time.monotonic in a server, a virtual one elsewhere.
+        executor: runs the evaluations.
+        policy: selects the batch of each step.
+        cost_model: latency model.
+        clock: seconds; time.monotonic in a server, a virtual clock in simulations.
+        pool: unfinished jobs.
     """
 
     executor: Executor
@@ -66,36 +83,38 @@ class Engine:
 
     @property
     def jobs(self) -> Mapping[str, Job]:
-        """Everything that has not ended, by id, in the order of arrival."""
+        """Return the unfinished jobs by id, in order of arrival."""
         return self.pool.jobs
 
     def submit(self, job: Job) -> None:
-        """Take a job.
+        """Add a job.
 
         Raises:
-            InvalidRequest: there is one of that id, or nobody measured what its pipeline costs.
+            InvalidRequest: the id is in use, or the pipeline was never measured.
         """
         self.cost_model = self.cost_model.with_batch_key(job.batch_key)
         self.pool.add(job, self.clock(), self.cost_model)
 
     def cancel(self, job_id: str) -> FinishedJob | None:
-        """Drop a job before the next tick; None where it has ended already."""
+        """Remove a job before the next step; return None if there is none with this id."""
         job = self.jobs.get(job_id)
         return self._remove(job, "cancelled") if job else None
 
     def step(self) -> StepOutput:
-        """Move one batch by one evaluation; nothing where nobody waits."""
+        """Run one evaluation of one batch. Do nothing if there are no jobs."""
         began = self.clock()
-        ends = [self._remove(job, "expired") for job in [*self.jobs.values()] if not job.index and job.expires <= began]
-        picked = select_batch(self.policy, list(self.jobs.values()), began, self.cost_model)
-        moved = [job for job in picked if self._start(job, ends)]
-        if not self._advance(moved, ends):
-            moved = [job for job in moved if self._advance([job], ends, is_single=True)]
-        self.pool.record_step(moved)
-        for job in moved:
+        finished = [
+            self._remove(job, "expired") for job in [*self.jobs.values()] if not job.index and job.expires <= began
+        ]
+        batch = select_batch(self.policy, list(self.jobs.values()), began, self.cost_model)
+        advanced = [job for job in batch if self._start(job, finished)]
+        if not self._advance(advanced, finished):
+            advanced = [job for job in advanced if self._advance([job], finished, is_single=True)]
+        self.pool.record_step(advanced)
+        for job in advanced:
             if job.is_done:
-                self._finish(job, ends)
-        return StepOutput(tuple(moved), self.clock() - began, tuple(ends))
+                self._finish(job, finished)
+        return StepOutput(tuple(advanced), self.clock() - began, tuple(finished))
 
     def _start(self, job: Job, finished: list[FinishedJob]) -> bool:
         try:
@@ -107,7 +126,10 @@ class Engine:
         return True
 
     def _advance(self, jobs: Sequence[Job], finished: list[FinishedJob], is_single: bool = False) -> bool:
-        """Whether the pictures moved. Where several did not, each is tried alone, and only who is to blame fails."""
+        """Run one evaluation and return whether it succeeded.
+
+        A failed batch is retried job by job, so that only the faulty job fails.
+        """
         if not jobs:
             return True
         began = self.clock()
@@ -128,7 +150,7 @@ class Engine:
         except Exception as error:
             finished.append(self._remove(job, "failed", error=wrap_error(error)))
         else:
-            finished.append(self._remove(job, "drawn", result))
+            finished.append(self._remove(job, "finished", result))
 
     def _remove(
         self, job: Job, finish_reason: FinishReason, result: Any = None, error: StillhouseError | None = None
@@ -137,10 +159,10 @@ class Engine:
         return FinishedJob(job, finish_reason, result, error)
 
 
-def wrap_error(error: Exception, action: str = "drawing") -> StillhouseError:
-    """The error as a person is told it: one picture's fault must not end the others'."""
+def wrap_error(error: Exception, action: str = "inference") -> StillhouseError:
+    """Return a StillhouseError unchanged, and any other error as the cause of a BackendFailed that names the action."""
     if isinstance(error, StillhouseError):
         return error
-    told = BackendFailed(f"{action} failed with {type(error).__name__}: {error}")
-    told.__cause__ = error
-    return told
+    failure = BackendFailed(f"{action} failed with {type(error).__name__}: {error}")
+    failure.__cause__ = error
+    return failure

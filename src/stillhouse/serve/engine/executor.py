@@ -1,4 +1,4 @@
-"""The device that draws: pipelines, advanced together where they are the same, and what they cost, measured."""
+"""Executor over pipelines of this process, and measurement of their latency curves."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -21,40 +21,40 @@ from stillhouse.serve.engine.cost import LatencyCurve
 from stillhouse.serve.engine.job import BatchKey, Job, StepPlan
 
 BATCHES = (1, 2, 4, 8, 16, 32)
-"""Rows whose seconds are measured."""
+"""Row counts that are measured if the pipeline has no fixed batch sizes."""
 SLOW_CALL_SECONDS = 2.0
-"""Seconds of a call that is measured once."""
+"""Seconds above which a call is timed only once."""
 
 
 @dataclass(frozen=True, slots=True)
 class PipelineExecutor:
-    """`engine.Device` over pipelines in this process, by name.
+    """`Executor` over pipelines of this process.
 
     Args:
-        pipelines: by name.
-        finished: what is handed out of a picture that is done; by default it is decoded.
+        pipelines: pipelines by name.
+        finish_trajectory: returns the result of a finished trajectory; decodes the image by default.
     """
 
     pipelines: Mapping[str, Pipeline]
     finish_trajectory: Callable[[Pipeline, ImageTrajectory], Any] = Pipeline.finish
 
     def begin(self, job: Job) -> None:
-        """Encode the prompt and what an edit begins with, lay out the latents."""
+        """Encode the prompt and the input image, and create the initial latents."""
         job.trajectory = self.pipelines[job.batch_key.pipeline].start(job.resolved)
 
     def advance(self, jobs: Sequence[Job]) -> None:
-        """Move every picture by one evaluation, in one batch, and wait for that: an engine counts the seconds."""
+        """Run one evaluation of all jobs in one batch, and wait for the device so that the engine can time it."""
         pipeline = self.pipelines[jobs[0].batch_key.pipeline]
         pipeline.advance([trajectory_of(job) for job in jobs])
         pipeline.synchronize()
 
     def finish(self, job: Job) -> Any:
-        """Hand the picture out."""
+        """Return the result of the job's trajectory."""
         return self.finish_trajectory(self.pipelines[job.batch_key.pipeline], trajectory_of(job))
 
 
 def trajectory_of(job: Job) -> ImageTrajectory:
-    """The picture of a job that has begun."""
+    """Return the trajectory of a started job."""
     assert isinstance(job.trajectory, ImageTrajectory)
     return job.trajectory
 
@@ -66,38 +66,45 @@ def make_batch_key(pipeline: str, resolved: Resolved) -> BatchKey:
 
 
 def plan_steps(manifest: Manifest, resolved: Resolved) -> StepPlan:
-    """Return the rows of each evaluation of a request, and how many images are encoded before the first."""
+    """Return the rows of each evaluation of a request and its number of input images."""
     return StepPlan(resolved.plan.rows, encoded_image_count(manifest, resolved.request))
 
 
 def default_request(manifest: Manifest, width: int | None = None, height: int | None = None) -> ImageRequest:
-    """A request that this pipeline can draw, as it draws by default: with a grey image and its mask where it needs one.
+    """Return a request with the pipeline's defaults; inpainting pipelines get a grey image and a full mask.
 
     Args:
-        manifest: of the pipeline.
-        width, height: of the picture; None, its own.
+        manifest: manifest of the pipeline.
+        width: image width in pixels; None uses the default.
+        height: image height in pixels; None uses the default.
     """
     defaults = manifest.defaults
     request = ImageRequest("", width=width or defaults.width, height=height or defaults.height)
     if not manifest.is_inpainting:
         return request
     shape = (height or defaults.height, width or defaults.width)
-    grey, all_of_it = np.full((*shape, 3), 127, np.uint8), np.full(shape, 255, np.uint8)
-    return replace(request, image=grey, mask=all_of_it)
+    image, mask = np.full((*shape, 3), 127, np.uint8), np.full(shape, 255, np.uint8)
+    return replace(request, image=image, mask=mask)
 
 
 def measure_latency_curve(
     pipeline: Pipeline, batch_key: BatchKey, batches: Sequence[int] = (), calls: int = 3
 ) -> LatencyCurve:
-    """What pictures of this size cost here and now: the median of some calls, after one that is not counted.
+    """Measure the latency curve of a pipeline at one image size: medians over `calls` calls after a warm-up call.
 
-    That one opens and compiles what it needs, the encoder of pictures, too. Batches are of the sizes that the U-Net is
-    opened for, or of `BATCHES`; one that is no better than the one before it ends the measurement, because larger ones
-    are not used then, and so does one that fails. Of what takes longer than `LONG` one call is counted.
+    The warm-up call loads and compiles the networks. Measurement stops at the first batch size that fails or does not
+    raise the throughput, because larger batches are not used then. A call slower than `SLOW_CALL_SECONDS` is timed
+    once.
+
+    Args:
+        pipeline: pipeline to measure.
+        batch_key: image size.
+        batches: row counts; empty uses the pipeline's batch sizes, or `BATCHES`.
+        calls: timed calls per measurement.
     """
     request = replace(default_request(pipeline.manifest, batch_key.width, batch_key.height), cache_interval=1)
     if pipeline.manifest.distilled is None:
-        request = replace(request, guidance=1.0)  # one row each; a student takes one whatever its guidance
+        request = replace(request, guidance=1.0)  # one row per image; distilled models have one row with any guidance
     seconds: dict[int, float] = {}
     for rows in batches or pipeline.batch_sizes or BATCHES:
         try:
@@ -107,40 +114,42 @@ def measure_latency_curve(
         except StillhouseError:
             if not seconds:
                 raise
-            break  # so many have no room in the memory, of a GPU or of this machine
+            break  # out of memory
         if rows > 2 and LatencyCurve(seconds).saturation_rows < rows:
             break
-    encode = 0.0
-    with suppress(StillhouseError, KeyError):  # whoever asks for an edit is told why there are none
-        grey = np.full((batch_key.height, batch_key.width, 3), 127, np.uint8)
-        encode = _median_seconds(calls, pipeline.encode_image, lambda: grey)
-    texts = (replace(request, prompt=f"new {number}") for number in count())  # a text that is known costs nothing
-    begin = _median_seconds(calls, pipeline.start, partial(next, texts))
-    begin = max(0.0, begin - encode * encoded_image_count(pipeline.manifest, pipeline.resolve(request).request))
-    finish = _median_seconds(
+    image_seconds = 0.0
+    with suppress(StillhouseError, KeyError):  # pipelines without an image encoder reject edits
+        image = np.full((batch_key.height, batch_key.width, 3), 127, np.uint8)
+        image_seconds = _median_seconds(calls, pipeline.encode_image, lambda: image)
+    texts = (replace(request, prompt=f"new {number}") for number in count())  # encodings of known prompts are cached
+    text_seconds = _median_seconds(calls, pipeline.start, partial(next, texts))
+    text_seconds = max(
+        0.0, text_seconds - image_seconds * encoded_image_count(pipeline.manifest, pipeline.resolve(request).request)
+    )
+    decode_seconds = _median_seconds(
         calls, partial(_decode_and_encode, pipeline, request), partial(_random_latents, pipeline, batch_key)
     )
-    return LatencyCurve(seconds, begin, finish, encode, is_bucketed=bool(pipeline.batch_sizes))
+    return LatencyCurve(seconds, text_seconds, decode_seconds, image_seconds, is_bucketed=bool(pipeline.batch_sizes))
 
 
 def _median_seconds(calls: int, call: Callable[[Any], object], make_argument: Callable[[], Any]) -> float:
-    """Seconds of a call, each with something that is made for it."""
+    """Return the median seconds of a call, each with a new argument."""
 
-    def once() -> float:
-        made = make_argument()
+    def time_call() -> float:
+        argument = make_argument()
         began = perf_counter()
-        call(made)
+        call(argument)
         return perf_counter() - began
 
-    once()
-    first = once()
-    return first if first > SLOW_CALL_SECONDS else median([first, *(once() for _ in range(calls - 1))])
+    time_call()
+    first = time_call()
+    return first if first > SLOW_CALL_SECONDS else median([first, *(time_call() for _ in range(calls - 1))])
 
 
 def _start_batch(pipeline: Pipeline, request: ImageRequest, rows: int) -> list[ImageTrajectory]:
-    drafts = [pipeline.start(request) for _ in range(rows)]
+    trajectories = [pipeline.start(request) for _ in range(rows)]
     pipeline.synchronize()
-    return drafts
+    return trajectories
 
 
 def _advance_batch(pipeline: Pipeline, trajectories: Sequence[ImageTrajectory]) -> None:
@@ -153,7 +162,7 @@ def _decode_and_encode(pipeline: Pipeline, request: ImageRequest, latents: Array
 
 
 def _random_latents(pipeline: Pipeline, batch_key: BatchKey) -> Array:
-    """Of no picture, but as lively as one; small enough for decoders in halves."""
+    """Return random latents with a standard deviation of 0.5, which float16 decoders can represent."""
     latent = pipeline.manifest.latent
     shape = (latent.channels, batch_key.height // latent.downscale, batch_key.width // latent.downscale)
     return 0.5 * np.random.default_rng(0).standard_normal(shape, np.float32)

@@ -1,9 +1,9 @@
-"""The line of a tier: whoever asks for much stands behind whoever asks for little.
+"""Fair queueing between the keys of one tier.
 
-Start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996, section 2): a job's tag is the virtual time at its
-arrival, or the end of its key's work that is still in line, whichever is later; virtual time is the tag of the latest
-job that was picked. A key that asks for a hundred pictures at once thus has them tagged one behind the other, and
-another key's first picture comes before all but the first of them.
+Start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996, section 2): the start tag of a job is the virtual time at
+its arrival or the finish tag of its key's previous job, whichever is later. Virtual time is the start tag of the latest
+job in service. A key that submits a hundred jobs at once gets increasing tags, so another key's first job precedes all
+but the first of them.
 """
 
 from dataclasses import dataclass, field
@@ -11,16 +11,25 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class FairQueue:
-    """Tags of one tier. Seconds throughout."""
+    """Start and finish tags of one tier, in seconds of work.
+
+    Args:
+        virtual_time: start tag of the latest job in service.
+        finish_tags: finish tag of the last job, by key.
+    """
 
     virtual_time: float = 0.0
     finish_tags: dict[str, float] = field(default_factory=dict)
 
     def assign_tag(self, key: str, seconds: float) -> float:
-        """The tag of a job that just arrived and takes so many seconds alone.
+        """Return the start tag of an arriving job and update the finish tag of its key.
 
-        >>> line = Line()
-        >>> [line.tag("many", 5.0), line.tag("many", 5.0), line.tag("few", 5.0)]
+        Args:
+            key: API key.
+            seconds: isolated latency of the job.
+
+        >>> queue = FairQueue()
+        >>> [queue.assign_tag("many", 5.0), queue.assign_tag("many", 5.0), queue.assign_tag("few", 5.0)]
         [0.0, 5.0, 0.0]
         """
         self.finish_tags = {name: end for name, end in self.finish_tags.items() if end > self.virtual_time}
@@ -29,9 +38,9 @@ class FairQueue:
         return tag
 
     def peek_tag(self, key: str) -> float:
-        """The tag that a job of that key would get if it arrived now."""
+        """Return the start tag that a job of this key would get now."""
         return max(self.virtual_time, self.finish_tags.get(key, self.virtual_time))
 
     def advance(self, tag: float) -> None:
-        """A job with that tag was picked."""
+        """Advance the virtual time to the tag of a job that was served."""
         self.virtual_time = max(self.virtual_time, tag)

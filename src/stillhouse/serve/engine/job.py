@@ -1,4 +1,4 @@
-"""A job: one picture that was asked for, from its admission to its one end."""
+"""Jobs: the scheduler's view of one image request."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from stillhouse.pipelines.resolve import Resolved
 
 
 class BatchKey(NamedTuple):
-    """What jobs must share to be in one batch: the pipeline, the picture's size in pixels, and what its family adds."""
+    """Jobs with equal batch keys may share a batch: same pipeline, image size in pixels and padded text length."""
 
     pipeline: str
     width: int
@@ -19,19 +19,18 @@ class BatchKey(NamedTuple):
 
     @property
     def pixels(self) -> int:
-        """Of one picture."""
+        """Return the number of pixels of one image."""
         return self.width * self.height
 
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """What a class of users is promised.
+    """Scheduling parameters of a tier.
 
     Args:
-        name: as in the settings.
-        weight: above 0; an hour of a tier with weight 2 counts as half an hour of one with weight 1 where the two are
-            weighed against each other.
-        slo: how many times the seconds that its picture takes alone a job may take, waiting included; above 1.
+        name: name in the settings.
+        weight: relative importance above 0. Remaining work is divided by the weight when jobs are compared.
+        slo: latency target as a multiple of the isolated latency, at least 1.
     """
 
     name: str
@@ -41,11 +40,11 @@ class Tier:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """The evaluations of a picture.
+    """Rows of each network evaluation of an image.
 
     Args:
-        rows: of a batch that each evaluation takes: one for each branch of guidance, from 1.
-        encoded_images: images that are encoded before the first evaluation.
+        rows: rows of a batch per evaluation: one for each branch that guidance evaluates.
+        encoded_images: number of input images that are encoded before the first evaluation.
 
     >>> StepPlan((2, 2, 1)).remaining(1)
     {1: 1, 2: 1}
@@ -69,22 +68,22 @@ class StepPlan:
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One picture that was asked for. The engine moves it, and nothing else does.
+    """One image request in the scheduler. Only the engine changes it.
 
     Args:
-        id: of the request.
-        tier: whose promise counts.
-        key: who asked; fairness is between keys.
-        group: which other jobs may share its batch.
-        walk: its evaluations.
-        resolved: the request, and the plan of its trajectory.
-        expires: if it has not begun by then, it is not begun at all; seconds on the engine's clock.
-        arrived: when the engine took it.
-        alone: seconds that it would take from start to end with nobody else there, as predicted on arrival.
-        tag: its place in the line of its tier, see `fair.Line`.
-        index: evaluations done.
-        passed: ticks in a row that went to others.
-        draft: the picture in the making, from its first tick on.
+        id: request id.
+        tier: requested tier, which sets weight and latency target.
+        key: API key, for fair queueing.
+        batch_key: what jobs of one batch share.
+        step_plan: rows of each evaluation.
+        resolved: the image request with its sampling plan.
+        expires: time on the engine's clock after which an unstarted job expires.
+        arrived: time of arrival on the engine's clock.
+        isolated_seconds: predicted latency without other jobs.
+        tag: start tag in the tier's `FairQueue`.
+        index: completed evaluations.
+        steps_skipped: consecutive engine steps without this job.
+        trajectory: denoising state; None before the start.
     """
 
     id: str
@@ -108,20 +107,20 @@ class Job:
 
     @property
     def rows(self) -> int:
-        """Rows of its next evaluation."""
+        """Return the rows of the next evaluation."""
         return self.step_plan.rows[self.index]
 
     @property
     def is_done(self) -> bool:
-        """Whether every evaluation is done."""
+        """Return whether all evaluations are done."""
         return self.index == len(self.step_plan.rows)
 
     @property
     def latency_target(self) -> float:
-        """Seconds that it may take, waiting included."""
+        """Return the latency target in seconds, queueing included."""
         return self.tier.slo * self.isolated_seconds
 
     @property
     def deadline(self) -> float:
-        """By when it should end, as its tier promises."""
+        """Return the time on the engine's clock at which the latency target is missed."""
         return self.arrived + self.latency_target

@@ -1,6 +1,6 @@
-"""Policies: which jobs are in the next tick. Pure: no clock, no thread, no memory of their own.
+"""Scheduling policies, which select the jobs of the next step.
 
-So the same object decides in the server, in the tests and in the simulator.
+Policies are pure and stateless, so the server, the tests and the simulator share the same objects.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,80 +14,83 @@ from stillhouse.serve.engine.job import Job
 
 
 class Policy(Protocol):
-    """Says who goes first."""
+    """Order of jobs by priority."""
 
     def order(self, jobs: Sequence[Job], now: float, cost: CostModel) -> list[Job]:
-        """All jobs, the one that matters most first.
+        """Return all jobs, the highest priority first.
 
         Args:
-            jobs: all that are admitted and have not ended, in the order of their arrival.
-            now: seconds on the clock that `Job.arrived` was read from.
-            cost: what ticks cost.
+            jobs: unfinished jobs in order of arrival.
+            now: current time on the clock of `Job.arrived`, in seconds.
+            cost: latency model.
         """
 
 
 def select_batch(policy: Policy, jobs: Sequence[Job], now: float, cost: CostModel) -> list[Job]:
-    """The jobs to move by one evaluation: the first in the policy's order, and whoever of its group still fits in.
+    """Return the jobs of the next step: the first job of the policy's order and further jobs of its batch key that fit.
 
-    Their rows together are no more than the group's cap, unless one job alone has more. Where a batch is filled up to a
-    size that was measured, the last ones stay out if more is done in a second without them. None only where nobody
-    waits.
+    The total rows are at most the saturation rows of the batch key, except for a single larger job. If batches are
+    padded to fixed sizes, the last jobs are dropped when a smaller batch has a higher throughput. The result is empty
+    only if there are no jobs.
     """
     if not jobs:
         return []
     lead, *others = policy.order(jobs, now, cost)
-    picked, room = [lead], cost.saturation_rows(lead.batch_key) - lead.rows
+    batch, free_rows = [lead], cost.saturation_rows(lead.batch_key) - lead.rows
     for job in others:
-        if room <= 0:
+        if free_rows <= 0:
             break
-        if job.batch_key == lead.batch_key and job.rows <= room:
-            picked.append(job)
-            room -= job.rows
-    return picked[: _best_batch_size(picked, cost)] if cost.is_bucketed(lead.batch_key) else picked
+        if job.batch_key == lead.batch_key and job.rows <= free_rows:
+            batch.append(job)
+            free_rows -= job.rows
+    return batch[: _best_batch_size(batch, cost)] if cost.is_bucketed(lead.batch_key) else batch
 
 
-def _best_batch_size(picked: Sequence[Job], cost: CostModel) -> int:
-    """How many of these, from the first, make the most rows in a second."""
-    sums = accumulate(job.rows for job in picked)
-    rates = [(rows / cost.step_seconds(picked[0].batch_key, rows), count) for count, rows in enumerate(sums, 1)]
+def _best_batch_size(batch: Sequence[Job], cost: CostModel) -> int:
+    """Return how many of the first jobs give the most rows per second."""
+    sums = accumulate(job.rows for job in batch)
+    rates = [(rows / cost.step_seconds(batch[0].batch_key, rows), count) for count, rows in enumerate(sums, 1)]
     return max(rates)[1]
 
 
 @dataclass(frozen=True, slots=True)
 class SortedPolicy:
-    """First in some order goes first; nothing else counts."""
+    """Static priority: sort all jobs by one key.
+
+    Args:
+        sort_key: function of job, time in seconds and latency model; the smallest value has the highest priority.
+    """
 
     sort_key: Callable[[Job, float, CostModel], Any]
 
     def order(self, jobs: Sequence[Job], now: float, cost: CostModel) -> list[Job]:
-        """See `Policy`."""
+        """Implement `Policy.order`."""
         return sorted(jobs, key=lambda job: self.sort_key(job, now, cost))
 
 
 @dataclass(frozen=True, slots=True)
 class SlackPolicy:
-    """The default: the shortest job first, as long as it can keep its promise, and nobody for ever behind the others.
+    """Default policy: weighted shortest remaining time among feasible jobs, with bounded delay of late jobs.
 
-    Whoever can still end in time goes before whoever cannot, since the promise to the second is broken whatever is
-    done. Among those, the one with the least left to do goes first, its seconds divided by its tier's weight (Smith's
-    rule, 1956): so pictures of a few steps preempt long ones, which lose little by it. In its tier a job stands behind
-    the work of its own key that was in line when it arrived, see `fair`. A job that has waited for `overdue` of its
-    promise stands among the others again as if it could keep it: it is late, but it must not become much later.
+    Jobs that can still meet their latency target precede jobs that cannot. Within a group, jobs are sorted by remaining
+    seconds divided by the tier's weight (Smith's rule, 1956), so short jobs preempt long ones, which lose little.
+    Within a tier, the start tags of `FairQueue` are added, so a job queues behind earlier work of its own key. A job
+    that has waited `overdue_factor` times its latency target is sorted as if feasible, to bound its delay.
 
-    Of those that cannot keep their promise, the first that arrived takes the others' slack (Lehoczky and Ramos-Thuel,
-    RTSS 1992): one of `spare` ticks, as long as every other promise that would be kept is kept all the same, with some
-    `margin`, since others are still to come.
+    The earliest late job receives the slack of the feasible jobs (slack stealing, Lehoczky and Ramos-Thuel, RTSS 1992):
+    it gets one step in `late_interval` if all feasible jobs still meet their targets with `margin` to spare.
 
-    Nobody starves: of `turn` ticks in a row one goes to the first that is overdue in any case, if it was in none of the
-    others. From the moment when it is overdue, a job thus ends within `turn` times the ticks that it and all that
-    arrived before it still need.
+    Starvation is impossible: the first overdue job gets at least one step in `overdue_interval`. It therefore finishes
+    within `overdue_interval` times the steps that it and all earlier jobs still need.
 
     Args:
-        overdue: of the promised seconds; 1 and more.
-        spare: 1 and more; the smaller, the longer do short jobs wait within what they are promised.
-        margin: of the seconds that another one takes alone; the larger, the more promises are kept, and the longer do
-            those wait to whom it was broken.
-        turn: 2 and more; the smaller, the less may be delayed, and the more promises do long jobs break.
+        overdue_factor: multiple of the latency target after which a job is overdue; at least 1.
+        late_interval: steps between two steps of the earliest late job, at least 1. Smaller values delay short jobs
+            more.
+        margin: reserve of feasible jobs as a multiple of their isolated latency. Larger values keep more targets and
+            delay late jobs more.
+        overdue_interval: steps between two guaranteed steps of the first overdue job, at least 2. Smaller values bound
+            the delay more tightly and miss more targets.
     """
 
     overdue_factor: float = 4 / 3
@@ -96,24 +99,26 @@ class SlackPolicy:
     overdue_interval: int = 8
 
     def order(self, jobs: Sequence[Job], now: float, cost: CostModel) -> list[Job]:
-        """See `Policy`."""
+        """Implement `Policy.order`."""
         first: dict[str, float] = {}
         for job in jobs:
             first[job.tier.name] = min(job.tag, first.get(job.tier.name, job.tag))
         ranked, late = [], []
         for job in jobs:
-            left = cost.remaining_seconds(job)
-            is_late = job.latency_target < now - job.arrived + left
+            remaining = cost.remaining_seconds(job)
+            is_late = job.latency_target < now - job.arrived + remaining
             if is_late:
                 late.append(job)
-            is_lost = is_late and not self._is_overdue(job, now)
-            ranked.append((is_lost, (job.tag - first[job.tier.name] + left) / job.tier.weight, job.arrived, job))
-        ranked.sort(key=lambda one: one[:3])
+            is_infeasible = is_late and not self._is_overdue(job, now)
+            ranked.append(
+                (is_infeasible, (job.tag - first[job.tier.name] + remaining) / job.tier.weight, job.arrived, job)
+            )
+        ranked.sort(key=lambda entry: entry[:3])
         order = [job for *_, job in ranked]
-        chosen = self._select_late(order, late, now, cost)
-        if chosen is not None:
-            order.remove(chosen)
-            order.insert(0, chosen)
+        late_job = self._select_late(order, late, now, cost)
+        if late_job is not None:
+            order.remove(late_job)
+            order.insert(0, late_job)
         return order
 
     def _select_late(self, order: Sequence[Job], late: Sequence[Job], now: float, cost: CostModel) -> Job | None:
@@ -133,20 +138,23 @@ class SlackPolicy:
 
 
 def can_yield_step(order: Sequence[Job], candidate: Job, now: float, cost: CostModel, margin: float = 0.0) -> bool:
-    """Whether a tick for this one breaks no promise that is kept where the others go one after the other in this order.
+    """Return whether `candidate` can take one step without a feasible job missing its target.
+
+    The other jobs are assumed to run one after another in the given order.
 
     Args:
-        order: all jobs.
-        one: among them.
-        now, cost: as in `Policy.order`.
-        margin: see `Slack`.
+        order: all jobs by priority.
+        candidate: job of `order` that would take the step.
+        now: current time in seconds.
+        cost: latency model.
+        margin: reserve as in `SlackPolicy`.
     """
-    tick = cost.step_seconds(candidate.batch_key, candidate.rows)
+    step_seconds = cost.step_seconds(candidate.batch_key, candidate.rows)
     ends = now
     for job in order:
         if job is not candidate:
             ends += cost.remaining_seconds(job)
-            if ends <= job.deadline < ends + tick + margin * job.isolated_seconds:
+            if ends <= job.deadline < ends + step_seconds + margin * job.isolated_seconds:
                 return False
     return True
 
@@ -154,9 +162,9 @@ def can_yield_step(order: Sequence[Job], candidate: Job, now: float, cost: CostM
 POLICIES: Mapping[str, Policy] = MappingProxyType(
     {
         "slack": SlackPolicy(),
-        "fifo": SortedPolicy(lambda job, now, cost: job.arrived),
-        "shortest": SortedPolicy(lambda job, now, cost: (cost.remaining_seconds(job), job.arrived)),
-        "deadline": SortedPolicy(lambda job, now, cost: (job.deadline, job.arrived)),
+        "fcfs": SortedPolicy(lambda job, now, cost: job.arrived),
+        "sjf": SortedPolicy(lambda job, now, cost: (cost.remaining_seconds(job), job.arrived)),
+        "edf": SortedPolicy(lambda job, now, cost: (job.deadline, job.arrived)),
     }
 )
-"""Every policy by name."""
+"""Policies by name: slack, first come first served, shortest job first, earliest deadline first."""

@@ -1,7 +1,6 @@
-"""The roster: every job that is admitted and has not ended, with what policies need to know of it.
+"""Request pool: all unfinished jobs with the bookkeeping that policies need.
 
-The engine keeps one of what it draws; whoever admits jobs for an engine in another process keeps a copy, moved by what
-that engine tells.
+The engine has one. The dispatcher keeps a copy for each worker, updated from the worker's messages.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,21 +15,21 @@ from stillhouse.serve.engine.job import Job
 
 @dataclass(slots=True)
 class RequestPool:
-    """Jobs by id, in the order of their arrival, and the lines of their tiers. One loop owns it."""
+    """Unfinished jobs in order of arrival, and one fair queue per tier. Not thread-safe."""
 
     _jobs: dict[str, Job] = field(default_factory=dict)
     _queues: dict[str, FairQueue] = field(default_factory=dict)
 
     @property
     def jobs(self) -> Mapping[str, Job]:
-        """All of them."""
+        """Return all jobs by id."""
         return MappingProxyType(self._jobs)
 
     def add(self, job: Job, now: float, cost: CostModel) -> None:
-        """Take a job: its arrival, its seconds alone and its place in line are set.
+        """Add a job and set its arrival time, isolated latency and start tag.
 
         Raises:
-            InvalidRequest: there is one of that id.
+            InvalidRequest: the id is in use.
         """
         if job.id in self._jobs:
             raise InvalidRequest(f"a second job {job.id!r}", allowed="an id of its own for each job")
@@ -39,13 +38,13 @@ class RequestPool:
         self._jobs[job.id] = job
 
     def estimate(self, job: Job, now: float, cost: CostModel) -> None:
-        """Set the same, without taking it."""
+        """Set arrival time, isolated latency and start tag of a job without adding it."""
         job.arrived = now
         job.isolated_seconds = cost.isolated_seconds(job.batch_key, job.step_plan)
         job.tag = self._queue(job).peek_tag(job.key)
 
     def record_step(self, jobs: Iterable[Job]) -> None:
-        """These moved by one evaluation, and all others stood by."""
+        """Record one step: `jobs` advanced by one evaluation, all other jobs were skipped."""
         for job in self._jobs.values():
             job.steps_skipped += 1
         for job in jobs:
@@ -54,7 +53,7 @@ class RequestPool:
             self._queue(job).advance(job.tag)
 
     def remove(self, job_id: str) -> Job | None:
-        """The job of that id, which is over now; None where there is none."""
+        """Remove and return a job, or None if there is none with this id."""
         return self._jobs.pop(job_id, None)
 
     def _queue(self, job: Job) -> FairQueue:

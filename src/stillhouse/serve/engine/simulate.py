@@ -1,4 +1,4 @@
-"""A server without pictures: the same engine on a virtual clock, so that a day of requests takes seconds."""
+"""Simulation of a server: the engine on a virtual clock, without generating images."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,68 +18,78 @@ NO_REQUEST = Resolved(ImageRequest(""), SamplingPlan(TimestepGrid((NoiseLevel(0.
 
 @dataclass(frozen=True, slots=True)
 class SimulatedJob:
-    """A job that was drawn, and when it ended."""
+    """A finished job of a simulation.
+
+    Args:
+        job: the job.
+        finished: time of completion in virtual seconds.
+    """
 
     job: Job
     finished: float
 
     @property
     def seconds(self) -> float:
-        """From its arrival to its end."""
+        """Return the latency in seconds."""
         return self.finished - self.job.arrived
 
     @property
     def is_in_time(self) -> bool:
-        """Whether its promise was kept."""
+        """Return whether the latency target was met."""
         return self.finished <= self.job.deadline
 
 
 @dataclass(slots=True)
 class VirtualExecutor:
-    """A device that only lets time pass, as much as was measured; decoding included."""
+    """Executor that advances a virtual clock by the predicted seconds, decoding included.
+
+    Args:
+        cost_model: latency model.
+        now: virtual time in seconds.
+    """
 
     cost_model: CostModel
     now: float = 0.0
 
     def clock(self) -> float:
-        """What time it is."""
+        """Return the virtual time in seconds."""
         return self.now
 
     def begin(self, job: Job) -> None:
-        """See `engine.Device`."""
+        """Advance the clock by the encoding time, see `engine.Executor`."""
         self.now += self.cost_model.curves[job.batch_key].start_seconds(job.step_plan)
 
     def advance(self, jobs: Sequence[Job]) -> None:
-        """See `engine.Device`."""
+        """Advance the clock by one evaluation, see `engine.Executor`."""
         self.now += self.cost_model.step_seconds(jobs[0].batch_key, sum(job.rows for job in jobs))
 
     def finish(self, job: Job) -> float:
-        """The moment at which the picture is there."""
+        """Advance the clock by the decoding time and return it."""
         self.now += self.cost_model.curves[job.batch_key].decode
         return self.now
 
 
 def make_virtual_engine(policy: Policy, cost: CostModel) -> tuple[Engine, VirtualExecutor]:
-    """An engine on a device that only lets time pass."""
-    device = VirtualExecutor(cost)
-    return Engine(device, policy, cost, device.clock), device
+    """Return an engine and its virtual executor."""
+    executor = VirtualExecutor(cost)
+    return Engine(executor, policy, cost, executor.clock), executor
 
 
 def simulate(arrivals: Iterable[Arrival], policy: Policy, cost: CostModel) -> list[SimulatedJob]:
-    """Serve all arrivals, which come in the order of time; the jobs in the order in which they end."""
-    engine, device = make_virtual_engine(policy, cost)
-    served: list[SimulatedJob] = []
+    """Serve arrivals, which are sorted by time, and return the finished jobs in order of completion."""
+    engine, executor = make_virtual_engine(policy, cost)
+    finished: list[SimulatedJob] = []
 
-    def tick() -> None:
-        served.extend(SimulatedJob(end.job, end.result) for end in engine.step().finished)
+    def step() -> None:
+        finished.extend(SimulatedJob(output.job, output.result) for output in engine.step().finished)
 
     for number, arrival in enumerate(arrivals):
-        while engine.jobs and device.now < arrival.time:
-            tick()
-        device.now = max(device.now, arrival.time)
+        while engine.jobs and executor.now < arrival.time:
+            step()
+        executor.now = max(executor.now, arrival.time)
         job = Job(str(number), arrival.tier, arrival.key, arrival.batch_key, arrival.step_plan, NO_REQUEST)
         engine.submit(job)
         job.arrived = arrival.time  # it waited at the door while a tick was under way
     while engine.jobs:
-        tick()
-    return served
+        step()
+    return finished

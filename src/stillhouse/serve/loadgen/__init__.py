@@ -1,1 +1,1 @@
-"""Load: requests sent to a server whether or not it answers, and what became of them."""
+"""Open-loop load generator: requests sent at planned times, and a report of latency and goodput."""

@@ -1,4 +1,4 @@
-"""Load a server: measure what is alone, plan, send, report."""
+"""Load test of a server: measure isolated latencies, schedule requests, send them and report."""
 
 import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
@@ -23,23 +23,24 @@ PROTOCOLS: tuple[ProtocolName, ...] = ("openai", "kserve")
 
 @dataclass(frozen=True, slots=True)
 class LoadTest:
-    """What is to be measured, of which server.
+    """Parameters of a load test.
 
     Args:
-        url: of the server.
-        kinds: what is asked for; their shares add up to 1.
-        protocol: that the server speaks.
-        keys: API keys; clients take them in turn, and the one who floods is the client after the last.
-        load: seconds of work that arrive in a second, each picture as if it were alone; None where a rate is told.
-        rate: requests in a second.
-        count, seconds, burst, clients, seed: as in `plan.Course`.
-        flood: that many more at one moment.
-        prompts: taken in turn; none, captions of the embedded model's world.
-        slo: times the seconds alone, within which an answer is a good one.
-        patience: seconds that one request may take.
+        url: URL of the server.
+        classes: classes of requests; their shares sum to 1.
+        protocol: protocol of the server.
+        keys: API keys, assigned to clients in turn. The flood is sent by the client after the last.
+        load: seconds of work that arrive per second, each request counted with its isolated latency; ignored if `rate`
+            is set.
+        rate: requests per second; None derives the rate from `load`.
+        count, seconds, burst, clients, seed: as in `load_plan.LoadPlan`.
+        flood: additional requests at one time.
+        prompts: prompts, used in turn; empty uses captions of the embedded model's training data.
+        slo: latency target as a multiple of the isolated latency.
+        timeout: timeout of a request in seconds.
 
     Raises:
-        InvalidRequest: what cannot be measured.
+        InvalidRequest: a parameter is out of range.
     """
 
     url: str
@@ -64,30 +65,39 @@ class LoadTest:
         if self.rate is None:
             check_number("load", self.load, 1e-3, 1e3)
         check_number("slo", self.slo, 1, 1e6)
-        check_number("patience", self.timeout, 1e-3, 1e5)
-        # Everything else is refused here, and not after the pictures that are alone were measured.
+        check_number("timeout", self.timeout, 1e-3, 1e5)
+        # Check the plan now, before isolated latencies are measured.
         self.plan_at_rate(1.0 if self.rate is None else self.rate)
 
     def plan_at_rate(self, rate: float) -> LoadPlan:
-        """How requests come at that rate."""
+        """Return the load plan with `rate` requests per second."""
         return LoadPlan(rate, self.count, self.seconds, self.burst, self.clients, self.seed)
 
 
 def run_benchmark(test: LoadTest, on_progress: ProgressCallback = lambda what, done, total: None) -> LoadReport:
-    """Measure.
+    """Run a load test and report it.
+
+    Args:
+        test: parameters of the test.
+        on_progress: called with a description, the completed amount and the total.
 
     Raises:
-        StillhouseError: nobody answers, or not as the protocol wants it.
-        InvalidRequest: the server refuses what is asked for, or the plan has too many requests.
+        StillhouseError: the server does not answer, or not in the protocol.
+        InvalidRequest: the server rejects the requests, or the plan has too many of them.
     """
     return _run_in_uvloop(benchmark_server(test, on_progress))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadTestResult:
-    """What became of every request, and what else is needed to report it; as in `report.Report`.
+    """Raw results of a load test.
 
-    `processor` is in seconds.
+    Args:
+        results: result of every request.
+        rate: planned requests per second.
+        load: planned seconds of work per second.
+        isolated_seconds: isolated latency by class name.
+        cpu_seconds: CPU time used for sending.
     """
 
     results: Sequence[RequestResult]
@@ -98,38 +108,38 @@ class LoadTestResult:
 
 
 def run_load_test(test: LoadTest, on_progress: ProgressCallback = lambda what, done, total: None) -> LoadTestResult:
-    """Measure, and report nothing yet: several measurements of a server can be reported as one, see `in_a_row`.
+    """Run a load test without reporting it, so that several tests can be combined with `report_load_tests`.
 
     Raises:
-        StillhouseError, InvalidRequest: as `run`.
+        StillhouseError, InvalidRequest: as in `run_benchmark`.
     """
     return _run_in_uvloop(_load_server(test, on_progress))
 
 
 def report_load_tests(test: LoadTest, results: Sequence[LoadTestResult]) -> LoadReport:
-    """The report of several measurements of the same server, as if each had begun when the one before had ended."""
-    answers: list[RequestResult] = []
-    began = 0.0
-    for one in results:
-        answers += [each.shift(began) for each in one.results]
-        began = max((each.ended for each in answers), default=0.0)
+    """Report several tests of one server as a single test, each starting when the previous one ended."""
+    request_results: list[RequestResult] = []
+    start = 0.0
+    for result in results:
+        request_results += [request_result.shift(start) for request_result in result.results]
+        start = max((request_result.ended for request_result in request_results), default=0.0)
     first = results[0]
     return make_load_report(
-        answers,
+        request_results,
         url=test.url,
         protocol=test.protocol,
         rate=first.rate,
         load=first.load,
         isolated_seconds=first.isolated_seconds,
         slo=test.slo,
-        cpu_seconds=sum(one.cpu_seconds for one in results),
+        cpu_seconds=sum(result.cpu_seconds for result in results),
     )
 
 
 async def benchmark_server(
     test: LoadTest, on_progress: ProgressCallback = lambda what, done, total: None
 ) -> LoadReport:
-    """As `run`, in a loop that runs already."""
+    """Run `run_benchmark` in a running event loop."""
     return report_load_tests(test, [await _load_server(test, on_progress)])
 
 
@@ -138,29 +148,29 @@ async def _load_server(test: LoadTest, on_progress: ProgressCallback) -> LoadTes
     seconds = await measure_isolated_latency(test.classes, server, test.prompts, on_progress=on_progress)
     mean = mean_seconds(test.classes, seconds)
     rate = (test.load or 0.0) / mean if test.rate is None else test.rate
-    shots = schedule_requests(test.classes, seconds, test.plan_at_rate(rate), test.flood, test.prompts)
-    raise_file_limit(len(shots))
+    requests = schedule_requests(test.classes, seconds, test.plan_at_rate(rate), test.flood, test.prompts)
+    raise_file_limit(len(requests))
     before = process_time()
-    answers = await send_requests(shots, server.send, on_progress=on_progress)
-    return LoadTestResult(answers, rate, rate * mean, seconds, process_time() - before)
+    request_results = await send_requests(requests, server.send, on_progress=on_progress)
+    return LoadTestResult(request_results, rate, rate * mean, seconds, process_time() - before)
 
 
 def measure_isolated_at(
     url: str, protocol: ProtocolName, classes: Sequence[RequestClass], runs: int
 ) -> dict[str, float]:
-    """Seconds of each kind alone at that server; see `alone.alone`.
+    """Measure the isolated latency of each class at a server, see `measure_isolated_latency`.
 
     Raises:
-        StillhouseError, InvalidRequest: as `run`.
+        StillhouseError, InvalidRequest: as in `run_benchmark`.
     """
 
-    async def asked() -> dict[str, float]:
+    async def measure() -> dict[str, float]:
         return await measure_isolated_latency(classes, await open_target(url, protocol, classes), runs=runs)
 
-    return _run_in_uvloop(asked())
+    return _run_in_uvloop(measure())
 
 
 def _run_in_uvloop(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Its result. This loop spends a quarter less of the processor on a request than asyncio's own."""
+    """Run a coroutine in uvloop, which uses a quarter less CPU time per request than asyncio's event loop."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(coroutine)

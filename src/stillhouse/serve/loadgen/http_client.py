@@ -1,7 +1,7 @@
-"""HTTP/1.1 for one exchange: a connection, a request, its reply, the end. As little work as there can be.
+"""Minimal HTTP/1.1 client with one connection per request.
 
-Every request comes over a connection of its own, as those of many users do. So no request ever waits for another one's
-connection, and none is lost because a server closed an idle one at the same moment.
+Like those of independent users, requests never wait for a pooled connection and are not lost when the server closes an
+idle one.
 """
 
 import asyncio
@@ -17,21 +17,22 @@ import httptools
 from stillhouse.errors import InvalidRequest, StillhouseError
 
 ResponseStatus: TypeAlias = int | str
-"""HTTP's status, or what happened instead: one of the names below."""
+"""HTTP status, or one of the names below if there is no HTTP response."""
 REFUSED, CUT_OFF, TIMED_OUT, NO_HTTP = "no connection", "cut off", "timed out", "no HTTP"
 _PER_NETWORK = 250
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a server is.
+    """Address of a server.
 
     Args:
-        url: as it was told, without a slash at its end.
-        name: of the host, for the Host header.
-        address, port: that are connected to; the name is looked up once.
-        path: before every path of the protocol.
-        tls: for https, else None.
+        url: URL without a trailing slash.
+        host_header: value of the Host header.
+        address: resolved IP address.
+        port: TCP port.
+        path: prefix of all paths.
+        tls: TLS context for https, else None.
     """
 
     url: str
@@ -42,7 +43,8 @@ class Endpoint:
     tls: ssl.SSLContext | None = None
 
     def local_address(self, client: int) -> tuple[str, int] | None:
-        """From where a client asks: on this machine each from an address of its own; elsewhere the system decides."""
+        """Return the source address of a client: a separate loopback address per client, else None to let the system
+        choose."""
         if not self.address.startswith("127."):
             return None
         network, host = divmod(client, _PER_NETWORK)
@@ -51,7 +53,14 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class HttpRequest:
-    """What is sent: a method, a path, and a body with headers of its own."""
+    """An HTTP request.
+
+    Args:
+        method: HTTP method.
+        path: path below the endpoint's.
+        body: request body.
+        headers: additional headers.
+    """
 
     method: str
     path: str
@@ -61,25 +70,30 @@ class HttpRequest:
 
 @dataclass(frozen=True, slots=True)
 class HttpResponse:
-    """What came back."""
+    """An HTTP response, or the reason why there is none.
+
+    Args:
+        status: HTTP status or failure.
+        body: response body, or error message.
+    """
 
     status: ResponseStatus
     body: bytes = b""
 
     @property
     def is_success(self) -> bool:
-        """Whether it is what was asked for: a status from 200 to 299."""
+        """Return whether the status is 200 to 299."""
         return isinstance(self.status, int) and 200 <= self.status < 300
 
 
 def resolve_endpoint(url: str) -> Endpoint:
-    """Where a URL leads.
+    """Resolve the endpoint of a URL.
 
     Raises:
-        InvalidRequest: no URL of HTTP.
-        StillhouseError: a host that nobody knows.
+        InvalidRequest: it is not an HTTP URL.
+        StillhouseError: the host name cannot be resolved.
 
-    >>> place_of("http://127.0.0.1:8000/").port
+    >>> resolve_endpoint("http://127.0.0.1:8000/").port
     8000
     """
     parts = urlsplit(url)
@@ -88,39 +102,39 @@ def resolve_endpoint(url: str) -> Endpoint:
     except ValueError:
         port = None
     if port is None or not parts.hostname or parts.query or parts.fragment:
-        raise InvalidRequest(f"{url!r} is no address of a server", allowed="http://HOST:PORT or https://HOST:PORT")
+        raise InvalidRequest(f"{url!r} is not a server URL", allowed="http://HOST:PORT or https://HOST:PORT")
     try:
-        found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
+        addresses = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
     except OSError as error:
-        raise StillhouseError(f"{parts.hostname}: {error.strerror}", fix="is the name right?") from error
+        raise StillhouseError(f"{parts.hostname}: {error.strerror}", fix="check the host name") from error
     tls = ssl.create_default_context() if parts.scheme == "https" else None
-    return Endpoint(url.rstrip("/"), parts.netloc, str(found[0][4][0]), port, parts.path.rstrip("/"), tls)
+    return Endpoint(url.rstrip("/"), parts.netloc, str(addresses[0][4][0]), port, parts.path.rstrip("/"), tls)
 
 
 async def send_request(endpoint: Endpoint, request: HttpRequest, client: int, timeout: float) -> HttpResponse:
-    """Send a message and take the reply; whatever goes wrong becomes a `Status`.
+    """Send a request and return the response. Failures are returned as a status, never raised.
 
     Args:
-        place: where to.
-        message: what.
-        client: who sends it, see `Place.local`.
-        patience: seconds for all of it.
+        endpoint: server.
+        request: request to send.
+        client: number of the client, see `Endpoint.local_address`.
+        timeout: seconds for the whole exchange.
     """
     loop = asyncio.get_running_loop()
-    reply: asyncio.Future[HttpResponse] = loop.create_future()
+    response: asyncio.Future[HttpResponse] = loop.create_future()
     content = _encode_request(endpoint, request)
     connection: asyncio.Transport | None = None
     try:
         async with asyncio.timeout(timeout):
             connection, _ = await loop.create_connection(
-                lambda: _Exchange(content, reply),
+                lambda: _Exchange(content, response),
                 endpoint.address,
                 endpoint.port,
                 ssl=endpoint.tls,
                 server_hostname=_server_name(endpoint),
                 local_addr=endpoint.local_address(client),
             )
-            return await reply
+            return await response
     except TimeoutError:
         return HttpResponse(TIMED_OUT)
     except OSError as error:
@@ -150,10 +164,10 @@ def _encode_request(endpoint: Endpoint, request: HttpRequest) -> bytes:
 
 
 class _Exchange(asyncio.Protocol):
-    """One request and its reply; the methods that begin with `on_` are called by the parser."""
+    """Protocol of one request and its response. Methods named `on_` are called by the parser."""
 
-    def __init__(self, content: bytes, reply: asyncio.Future[HttpResponse]) -> None:
-        self._content, self._reply = content, reply
+    def __init__(self, content: bytes, response: asyncio.Future[HttpResponse]) -> None:
+        self._content, self._reply = content, response
         self._parser = httptools.HttpResponseParser(self)
         self._body: list[bytes] = []
         self._is_framed = self._has_head = False
@@ -169,7 +183,7 @@ class _Exchange(asyncio.Protocol):
             self._end(NO_HTTP)
 
     def connection_lost(self, error: Exception | None) -> None:
-        # A body that says nothing of its length ends with its connection.
+        # A body without a length ends with its connection.
         is_whole = self._has_head and not self._is_framed and error is None
         self._end(self._parser.get_status_code() if is_whole else CUT_OFF)
 

@@ -1,4 +1,4 @@
-"""What a picture takes when nobody else asks: the measure of all promises."""
+"""Measurement of isolated latency: the latency of a request without concurrent requests."""
 
 from collections.abc import Callable, Sequence
 from itertools import cycle
@@ -15,7 +15,7 @@ from stillhouse.shapes.caption import random_captions
 
 RUNS = 9
 MAX_SECONDS = 60.0
-"""Seconds after which no further turn is begun."""
+"""Seconds after which no further round is started."""
 _MAX_BODY_CHARS = 300
 
 
@@ -27,46 +27,51 @@ async def measure_isolated_latency(
     clock: Callable[[], float] = perf_counter,
     on_progress: ProgressCallback = lambda what, done, total: None,
 ) -> dict[str, float]:
-    """Seconds of each kind, by name: the median of some requests, one after the other, the kinds in turns.
+    """Return the median isolated latency of each class in seconds, by class name.
 
-    One of each that is not counted goes first. Kinds that say their seconds are not asked for.
+    Requests are sent one at a time, the classes in turn. The first round is a warm-up. Classes with given
+    `isolated_seconds` are not measured.
 
     Args:
-        kinds: what to ask for.
-        server: who is asked.
-        prompts: taken in turn; none, captions of the embedded model's world.
-        runs: of each kind; fewer where they take longer than `LONG` together.
+        classes: classes to measure.
+        server: server to measure.
+        prompts: prompts, used in turn; empty uses captions of the embedded model's training data.
+        runs: requests per class; fewer if they take longer than `MAX_SECONDS`.
         clock: seconds.
-        tell: hears how far it is.
+        on_progress: called with a description, the completed rounds and their number.
 
     Raises:
-        StillhouseError: nobody answers, or not with a picture.
-        InvalidRequest: the server refuses what is asked for.
+        StillhouseError: the server does not answer, or without an image.
+        InvalidRequest: the server rejects a request.
     """
-    seconds: dict[str, list[float]] = {kind.name: [] for kind in classes if kind.isolated_seconds is None}
-    asked = [kind for kind in classes if kind.isolated_seconds is None]
+    seconds: dict[str, list[float]] = {
+        request_class.name: [] for request_class in classes if request_class.isolated_seconds is None
+    }
+    measured = [request_class for request_class in classes if request_class.isolated_seconds is None]
     texts = cycle(prompts or random_captions(100, seed=1))
     began = clock()
-    for turn in range(1 + runs if asked else 0):
+    for turn in range(1 + runs if measured else 0):
         if turn > 1 and clock() - began > MAX_SECONDS:
             break
-        on_progress("pictures that are alone", turn, 1 + runs)
-        for kind in asked:
-            begun = clock()
-            reply = await server.send(ScheduledRequest(0.0, kind, 0, next(texts), kind.name))
-            taken = clock() - begun
-            _check_response(reply, kind, server)
+        on_progress("isolated latency", turn, 1 + runs)
+        for request_class in measured:
+            sent = clock()
+            response = await server.send(ScheduledRequest(0.0, request_class, 0, next(texts), request_class.name))
+            duration = clock() - sent
+            _check_response(response, request_class, server)
             if turn:
-                seconds[kind.name].append(taken)
+                seconds[request_class.name].append(duration)
     return {
-        kind.name: median(seconds[kind.name]) if kind.isolated_seconds is None else kind.isolated_seconds
-        for kind in classes
+        request_class.name: median(seconds[request_class.name])
+        if request_class.isolated_seconds is None
+        else request_class.isolated_seconds
+        for request_class in classes
     }
 
 
 def _check_response(response: HttpResponse, request_class: RequestClass, server: TargetServer) -> None:
-    said = check_reachable(server.endpoint, response).body[:_MAX_BODY_CHARS].decode(errors="replace")
+    body = check_reachable(server.endpoint, response).body[:_MAX_BODY_CHARS].decode(errors="replace")
     if not response.is_success:
-        raise InvalidRequest(f"a request of kind {request_class.name!r} was answered with {response.status}: {said}")
+        raise InvalidRequest(f"a request of class {request_class.name!r} was answered with {response.status}: {body}")
     if not server.protocol.has_image(response.body):
-        raise StillhouseError(f"an answer without a picture: {said}", fix="is --protocol right?")
+        raise StillhouseError(f"the response has no image: {body}", fix="check --protocol")

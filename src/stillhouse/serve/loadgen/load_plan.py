@@ -1,35 +1,34 @@
-"""The plan: which request is sent at which moment, and by whom. Made before the first is sent, the same for a seed."""
+"""Load plan: which client sends which request at which time. Deterministic for a seed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, sqrt
 
 from stillhouse.check import check_integer, check_number
-from stillhouse.serve.engine.arrivals import Arrival, add_flood, poisson_arrivals
-from stillhouse.serve.engine.arrivals import ArrivalClass as Drawn
+from stillhouse.serve.engine.arrivals import Arrival, ArrivalClass, add_flood, poisson_arrivals
 from stillhouse.serve.engine.cost import CostModel, LatencyCurve
 from stillhouse.serve.engine.job import BatchKey, StepPlan, Tier
 from stillhouse.serve.loadgen.request_class import Flood, RequestClass
 from stillhouse.shapes.caption import random_captions
 
 MAX_REQUESTS = 100_000
-"""Requests of one plan."""
+"""Largest number of requests of a plan."""
 MAX_SECONDS = 86_400.0
-"""Seconds of one plan."""
+"""Longest duration of a plan in seconds."""
 _FLOOD = "flood"
 _SINGLE_STEP = StepPlan((1,))
 
 
 @dataclass(frozen=True, slots=True)
 class ScheduledRequest:
-    """A request, at a moment.
+    """A request at a time.
 
     Args:
-        at: seconds from the beginning.
-        kind: what is asked for.
-        client: who asks, from 0; the one who floods has the number after the last.
-        prompt: what is drawn.
-        row: of the report.
+        time: seconds from the start of the plan.
+        request_class: class of the request.
+        client: number of the client, from 0; the flood is sent by the client after the last.
+        prompt: prompt.
+        report_row: name of the row in the report.
     """
 
     time: float
@@ -41,18 +40,18 @@ class ScheduledRequest:
 
 @dataclass(frozen=True, slots=True)
 class LoadPlan:
-    """How requests come.
+    """Parameters of the arrival process.
 
     Args:
-        rate: requests in a second.
-        count: of requests; None, as many as `seconds` hold.
-        seconds: after which none is sent any more; None, until all are sent.
-        burst: so many come at one moment, the moments so much further apart.
-        clients: so many ask, each as often as the others.
-        seed: the same seed, the same plan.
+        rate: requests per second.
+        count: number of requests; None is limited by `seconds` only.
+        seconds: time of the last request at the latest; None is limited by `count` only.
+        burst: requests per arrival time; the interarrival times grow by the same factor.
+        clients: number of clients, all with the same rate.
+        seed: seed of the random numbers.
 
     Raises:
-        InvalidRequest: a number outside its range, or no end.
+        InvalidRequest: a number is out of range, or neither `count` nor `seconds` is set.
     """
 
     rate: float
@@ -75,7 +74,7 @@ class LoadPlan:
 
     @property
     def max_requests(self) -> int:
-        """No more requests than that come, however the dice fall: six standard deviations above the mean."""
+        """Return an upper bound of the number of requests: six standard deviations above the mean."""
         if self.seconds is None:
             assert self.count is not None
             return self.count
@@ -91,24 +90,29 @@ def schedule_requests(
     flood: Flood | None = None,
     prompts: Sequence[str] = (),
 ) -> list[ScheduledRequest]:
-    """Every request, in the order of time; open-loop: none waits for the answer to another.
+    """Return all requests of a plan in order of time. The load is open-loop: no request waits for a response.
 
     Args:
-        kinds: their shares add up to 1.
-        alone: seconds of each, by name.
-        course: how they come.
-        flooded: that many more at one moment.
-        prompts: taken in turn; none, captions of the embedded model's world.
+        classes: classes of requests; their shares sum to 1.
+        isolated_seconds: isolated latency by class name.
+        load_plan: arrival process.
+        flood: additional requests at one time.
+        prompts: prompts, used in turn; empty uses captions of the embedded model's training data.
 
     Raises:
-        InvalidRequest: shares that do not add up to 1.
+        InvalidRequest: the shares do not sum to 1.
     """
-    by_name = {kind.name: kind for kind in classes}
-    drawn = {kind.name: _arrival_class(kind) for kind in classes}
-    cost = CostModel({one.batch_key: LatencyCurve({1: isolated_seconds[name]}) for name, one in drawn.items()})
+    by_name = {request_class.name: request_class for request_class in classes}
+    arrival_classes = {request_class.name: _arrival_class(request_class) for request_class in classes}
+    cost = CostModel(
+        {
+            arrival_class.batch_key: LatencyCurve({1: isolated_seconds[name]})
+            for name, arrival_class in arrival_classes.items()
+        }
+    )
     load = load_plan.rate * mean_seconds(classes, isolated_seconds)
-    trace = poisson_arrivals(
-        list(drawn.values()),
+    arrivals = poisson_arrivals(
+        list(arrival_classes.values()),
         load,
         load_plan.max_requests,
         cost,
@@ -116,26 +120,30 @@ def schedule_requests(
         keys=load_plan.clients,
         burst=load_plan.burst,
     )
-    trace = [arrival for arrival in trace if load_plan.seconds is None or arrival.time <= load_plan.seconds]
+    arrivals = [arrival for arrival in arrivals if load_plan.seconds is None or arrival.time <= load_plan.seconds]
     if flood:
-        trace = add_flood(trace, drawn[flood.request_class], flood.time, flood.count, _FLOOD)
-    texts = prompts or random_captions(min(len(trace), 1000), load_plan.seed)
-    return [_schedule(arrival, by_name, load_plan, texts[number % len(texts)]) for number, arrival in enumerate(trace)]
+        arrivals = add_flood(arrivals, arrival_classes[flood.request_class], flood.time, flood.count, _FLOOD)
+    texts = prompts or random_captions(min(len(arrivals), 1000), load_plan.seed)
+    return [
+        _schedule(arrival, by_name, load_plan, texts[number % len(texts)]) for number, arrival in enumerate(arrivals)
+    ]
 
 
 def mean_seconds(classes: Sequence[RequestClass], isolated_seconds: Mapping[str, float]) -> float:
-    """Of a request alone, over all kinds: how many of them a second holds is its reciprocal."""
-    return sum(kind.share * isolated_seconds[kind.name] for kind in classes)
+    """Return the mean isolated latency of a request; its reciprocal is the sequential throughput."""
+    return sum(request_class.share * isolated_seconds[request_class.name] for request_class in classes)
 
 
-def _arrival_class(request_class: RequestClass) -> Drawn:
-    return Drawn(request_class.share, Tier(request_class.name), BatchKey(request_class.name, 1, 1), _SINGLE_STEP)
+def _arrival_class(request_class: RequestClass) -> ArrivalClass:
+    return ArrivalClass(request_class.share, Tier(request_class.name), BatchKey(request_class.name, 1, 1), _SINGLE_STEP)
 
 
 def _schedule(
     arrival: Arrival, classes: Mapping[str, RequestClass], load_plan: LoadPlan, prompt: str
 ) -> ScheduledRequest:
-    kind = classes[arrival.tier.name]
+    request_class = classes[arrival.tier.name]
     if arrival.key == _FLOOD:
-        return ScheduledRequest(arrival.time, kind, load_plan.clients, prompt, f"{kind.name}, {_FLOOD}")
-    return ScheduledRequest(arrival.time, kind, int(arrival.key.split()[-1]), prompt, kind.name)
+        return ScheduledRequest(
+            arrival.time, request_class, load_plan.clients, prompt, f"{request_class.name}, {_FLOOD}"
+        )
+    return ScheduledRequest(arrival.time, request_class, int(arrival.key.split()[-1]), prompt, request_class.name)

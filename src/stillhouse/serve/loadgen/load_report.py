@@ -1,4 +1,4 @@
-"""The report: how long the answers took, and how many came as soon as they should. Pure."""
+"""Load report: latency percentiles and goodput per class. Pure."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,27 +13,28 @@ from stillhouse.serve.loadgen.send import RequestResult
 ALL = "all"
 REJECTED = (429, 503)
 MAX_SEND_DELAY = 0.010
-"""Seconds that requests may be sent late in the mean before the measurement is in doubt."""
+"""Mean send delay in seconds above which the report contains a warning."""
 MAX_CPU_SHARE = 0.5
-"""Of a core, what whoever sends may use before the measurement is in doubt."""
+"""Share of one core used by the load generator above which the report contains a warning."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadReportRow:
-    """What became of the requests of one kind.
+    """Results of one class of requests.
 
     Args:
-        kind: its name; those that came as a flood have a row of their own.
-        sent, answered: requests, and those that got what they asked for.
-        rejected: answered with 429 or 503.
-        errors: of all that did not get it, how many by status.
-        p50, p90, p99, mean: seconds of those that were answered; None where there are none.
-        promise: seconds within which an answer is a good one; None where kinds differ.
-        goodput: of all that were sent, the share that was answered within the promise.
-        good_per_second: as many a second, from the beginning to the last answer of all.
+        request_class: name of the class; floods have rows of their own.
+        sent: number of requests.
+        answered: number of successful responses.
+        rejected: number of responses with status 429 or 503.
+        errors: number of unsuccessful requests by status.
+        p50, p90, p99, mean: latency of successful requests in seconds; None if there are none.
+        latency_target: seconds within which a response counts in goodput; None if the classes differ.
+        goodput: share of the sent requests that were answered within the latency target.
+        goodput_per_second: such requests per second, until the last response of all.
     """
 
-    kind: str
+    request_class: str
     sent: int
     answered: int
     rejected: int
@@ -42,71 +43,79 @@ class LoadReportRow:
     p90: float | None
     p99: float | None
     mean: float | None
-    promise: float | None
+    latency_target: float | None
     goodput: float
-    good_per_second: float
+    goodput_per_second: float
 
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
-    """What a server made of a plan.
+    """Results of a load test.
 
     Args:
-        url, protocol: which server.
-        rate: requests in a second that were planned.
-        load: seconds of work that arrive in a second, each picture as if it were alone.
-        alone: seconds of each kind alone.
-        seconds: from the beginning to the last answer.
-        rows: by kind, floods, and last all together.
-        said: the first answer of every status that is not a good one.
-        late_mean, late_most: seconds between the moments when requests were due and when they were sent.
-        processor: of one core, the share that sending used.
-        doubts: what is wrong with the measurement itself.
+        url: URL of the server.
+        protocol: protocol of the server.
+        rate: planned requests per second.
+        load: planned seconds of work per second.
+        isolated_seconds: isolated latency by class name.
+        seconds: seconds until the last response.
+        rows: one row per class and flood, and one for all requests.
+        error_bodies: first body of an unsuccessful response, by status.
+        send_delay_mean, send_delay_max: seconds between the planned and the actual time of sending.
+        cpu_share: share of one core used by the load generator.
+        warnings: reasons to doubt the measurement.
     """
 
     url: str
     protocol: str
     rate: float
     load: float
-    alone: Mapping[str, float]
+    isolated_seconds: Mapping[str, float]
     seconds: float
     rows: tuple[LoadReportRow, ...]
-    said: Mapping[str, str]
-    late_mean: float
-    late_most: float
-    processor: float
-    doubts: tuple[str, ...]
+    error_bodies: Mapping[str, str]
+    send_delay_mean: float
+    send_delay_max: float
+    cpu_share: float
+    warnings: tuple[str, ...]
 
 
 def summarize_by_class(
     results: Sequence[RequestResult], isolated_seconds: Mapping[str, float], slo: float
 ) -> tuple[LoadReportRow, ...]:
-    """A row for each kind in the order of names, and one of all.
+    """Return a row per class in order of names, and a row of all requests.
 
     Args:
-        answers: in any order.
-        alone: seconds of each kind alone.
-        slo: times those seconds, within which an answer is a good one.
+        results: results in any order.
+        isolated_seconds: isolated latency by class name.
+        slo: latency target as a multiple of the isolated latency.
     """
-    seconds = max((answer.ended for answer in results), default=0.0)
-    names = sorted({answer.request.report_row for answer in results})
+    seconds = max((result.ended for result in results), default=0.0)
+    names = sorted({result.request.report_row for result in results})
     rows = [
-        _summarize(name, [one for one in results if one.request.report_row == name], isolated_seconds, slo, seconds)
+        _summarize(
+            name, [result for result in results if result.request.report_row == name], isolated_seconds, slo, seconds
+        )
         for name in names
     ]
     return (*rows, _summarize(ALL, results, isolated_seconds, slo, seconds))
 
 
-def find_doubts(send_delay: float, cpu_share: float) -> tuple[str, ...]:
-    """What is wrong with a measurement whose requests were that late in the mean, and took so much of a core."""
-    found = []
+def find_warnings(send_delay: float, cpu_share: float) -> tuple[str, ...]:
+    """Return warnings about a measurement.
+
+    Args:
+        send_delay: mean send delay in seconds.
+        cpu_share: share of one core used by the load generator.
+    """
+    warnings = []
     if send_delay > MAX_SEND_DELAY:
-        found.append(
-            f"requests were sent {1000 * send_delay:.0f} ms late in the mean: the waits are longer than they show"
+        warnings.append(
+            f"requests were sent {1000 * send_delay:.0f} ms late on average: the reported latencies are too short"
         )
     if cpu_share > MAX_CPU_SHARE:
-        found.append(f"sending took {cpu_share:.0%} of a core, which the server may have lacked")
-    return tuple(found)
+        warnings.append(f"sending took {cpu_share:.0%} of a core, which was not available to the server")
+    return tuple(warnings)
 
 
 def make_load_report(
@@ -120,43 +129,47 @@ def make_load_report(
     slo: float,
     cpu_seconds: float,
 ) -> LoadReport:
-    """Everything about these answers; arguments as in `Report`, `processor` in seconds."""
+    """Return the report of results. Arguments are as in `LoadReport`; `cpu_seconds` is the CPU time used for
+    sending."""
     rows = summarize_by_class(results, isolated_seconds, slo)
-    seconds = max((answer.ended for answer in results), default=0.0)
-    late = [answer.send_delay for answer in results] or [0.0]
-    share = cpu_seconds / seconds if seconds else 0.0
-    said: dict[str, str] = {}
-    for answer in sorted(results, key=lambda one: one.ended):
-        if not answer.is_success:
-            said.setdefault(str(answer.status), answer.error_body)
-    mean = float(np.mean(late))
-    doubts = find_doubts(mean, share)
-    return LoadReport(url, protocol, rate, load, isolated_seconds, seconds, rows, said, mean, max(late), share, doubts)
+    seconds = max((result.ended for result in results), default=0.0)
+    delays = [result.send_delay for result in results] or [0.0]
+    cpu_share = cpu_seconds / seconds if seconds else 0.0
+    error_bodies: dict[str, str] = {}
+    for result in sorted(results, key=lambda result: result.ended):
+        if not result.is_success:
+            error_bodies.setdefault(str(result.status), result.error_body)
+    mean = float(np.mean(delays))
+    warnings = find_warnings(mean, cpu_share)
+    return LoadReport(
+        url, protocol, rate, load, isolated_seconds, seconds, rows, error_bodies, mean, max(delays), cpu_share, warnings
+    )
 
 
 def _summarize(
     name: str, results: Sequence[RequestResult], isolated_seconds: Mapping[str, float], slo: float, seconds: float
 ) -> LoadReportRow:
-    taken = [answer.seconds for answer in results if answer.is_success]
+    latencies = [result.seconds for result in results if result.is_success]
     good = sum(
-        one.is_success and one.seconds <= slo * _isolated_seconds(one.request, isolated_seconds) for one in results
+        result.is_success and result.seconds <= slo * _isolated_seconds(result.request, isolated_seconds)
+        for result in results
     )
-    errors: Counter[ResponseStatus] = Counter(answer.status for answer in results if not answer.is_success)
-    p50, p90, p99 = (float(value) for value in np.quantile(taken, (0.5, 0.9, 0.99))) if taken else (None,) * 3
-    promises = {slo * _isolated_seconds(answer.request, isolated_seconds) for answer in results}
+    errors: Counter[ResponseStatus] = Counter(result.status for result in results if not result.is_success)
+    p50, p90, p99 = (float(value) for value in np.quantile(latencies, (0.5, 0.9, 0.99))) if latencies else (None,) * 3
+    targets = {slo * _isolated_seconds(result.request, isolated_seconds) for result in results}
     return LoadReportRow(
-        kind=name,
+        request_class=name,
         sent=len(results),
-        answered=len(taken),
+        answered=len(latencies),
         rejected=sum(errors[status] for status in REJECTED),
         errors={str(status): count for status, count in sorted(errors.items(), key=str)},
         p50=p50,
         p90=p90,
         p99=p99,
-        mean=float(np.mean(taken)) if taken else None,
-        promise=promises.pop() if len(promises) == 1 else None,
+        mean=float(np.mean(latencies)) if latencies else None,
+        latency_target=targets.pop() if len(targets) == 1 else None,
         goodput=good / len(results) if results else 0.0,
-        good_per_second=good / seconds if seconds else 0.0,
+        goodput_per_second=good / seconds if seconds else 0.0,
     )
 
 

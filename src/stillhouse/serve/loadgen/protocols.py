@@ -1,4 +1,4 @@
-"""Dialects: how a picture is asked for, and how an answer is known to hold one."""
+"""Protocols of image servers: format requests and recognise responses with an image."""
 
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -17,32 +17,37 @@ _FLOATS = ("FP16", "FP32", "FP64")
 
 
 class ImageProtocol(Protocol):
-    """One protocol."""
+    """A protocol for image generation."""
 
     def make_request(self, request_class: RequestClass, prompt: str) -> HttpRequest:
-        """A request of that kind."""
+        """Return the HTTP request of a class with a prompt."""
 
     def has_image(self, body: bytes) -> bool:
-        """Whether an answer with a good status holds what was asked for."""
+        """Return whether a successful response contains an image."""
 
 
 @dataclass(frozen=True, slots=True)
 class OpenAIProtocol:
-    """OpenAI's images."""
+    """OpenAI's Images API."""
 
     def make_request(self, request_class: RequestClass, prompt: str) -> HttpRequest:
-        """See `Dialect`. Fields that this protocol does not have stand beside those that it has."""
-        asked = {"model": request_class.model, "prompt": prompt, "n": 1, **request_class.fields}
-        return HttpRequest("POST", "/v1/images/generations", json.dumps(asked).encode(), _JSON)
+        """Implement `ImageProtocol.make_request`. Extension fields are sent as top-level fields."""
+        body = {"model": request_class.model, "prompt": prompt, "n": 1, **request_class.fields}
+        return HttpRequest("POST", "/v1/images/generations", json.dumps(body).encode(), _JSON)
 
     def has_image(self, body: bytes) -> bool:
-        """See `Dialect`."""
+        """Implement `ImageProtocol.has_image`."""
         return b'"b64_json"' in body or b'"url"' in body
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInput:
-    """An input of a model as its metadata tells it: the type, and whether a batch's axis is before its own."""
+    """Metadata of a model input.
+
+    Args:
+        datatype: KServe datatype.
+        is_batched: whether the shape starts with a batch axis.
+    """
 
     datatype: str
     is_batched: bool
@@ -50,74 +55,82 @@ class ModelInput:
 
 @dataclass(frozen=True, slots=True)
 class KServeProtocol:
-    """KServe v2 over HTTP.
+    """KServe's inference protocol, version 2, over HTTP.
 
     Args:
-        inputs: by model and name.
-        is_binary: whether pictures may come as bytes behind the JSON, which spares both sides thousands of numbers.
+        inputs: model inputs by model and name.
+        is_binary: whether the server supports binary tensors, which are cheaper to encode than JSON numbers.
     """
 
     inputs: Mapping[str, Mapping[str, ModelInput]]
     is_binary: bool = False
 
     def make_request(self, request_class: RequestClass, prompt: str) -> HttpRequest:
-        """See `Dialect`. Every field is the input of its name in capital letters."""
-        known = self.inputs[request_class.model]
-        told = {"PROMPT": prompt, **{name.upper(): value for name, value in request_class.fields.items()}}
-        asked: dict[str, Any] = {"inputs": [_input_tensor(name, value, known[name]) for name, value in told.items()]}
+        """Implement `ImageProtocol.make_request`. Each field is the input with its name in capital letters."""
+        model_inputs = self.inputs[request_class.model]
+        metadata = {"PROMPT": prompt, **{name.upper(): value for name, value in request_class.fields.items()}}
+        body: dict[str, Any] = {
+            "inputs": [_input_tensor(name, value, model_inputs[name]) for name, value in metadata.items()]
+        }
         if self.is_binary:
-            asked["parameters"] = {"binary_data_output": True}
-        return HttpRequest("POST", f"/v2/models/{request_class.model}/infer", json.dumps(asked).encode(), _JSON)
+            body["parameters"] = {"binary_data_output": True}
+        return HttpRequest("POST", f"/v2/models/{request_class.model}/infer", json.dumps(body).encode(), _JSON)
 
     def has_image(self, body: bytes) -> bool:
-        """See `Dialect`."""
+        """Implement `ImageProtocol.has_image`."""
         return b'"outputs"' in body
 
 
 async def open_protocol(
     name: ProtocolName, classes: Sequence[RequestClass], send_request: SendRequest
 ) -> ImageProtocol:
-    """The dialect of that name, after what must be known of the server was asked.
+    """Return the protocol of a server after reading the server's metadata.
 
     Args:
-        name: of the protocol.
-        kinds: what will be asked for.
-        ask: sends a message and waits for the reply.
+        name: name of the protocol.
+        classes: classes that will be requested.
+        send_request: sends a request and returns the response.
 
     Raises:
-        InvalidRequest: a model that does not take what a kind asks for.
-        StillhouseError: the server does not answer as this protocol wants it.
+        InvalidRequest: a model lacks an input that a class needs.
+        StillhouseError: the server does not conform to the protocol.
     """
     if name == "openai":
         return OpenAIProtocol()
     server = await _fetch_json(send_request, "/v2")
-    inputs = {model: await _fetch_inputs(send_request, model) for model in {kind.model for kind in classes}}
-    for kind in classes:
-        for field in ("prompt", *kind.fields):
-            check_choice(f"input of model {kind.model!r}", field.upper(), inputs[kind.model])
+    inputs = {
+        model: await _fetch_inputs(send_request, model) for model in {request_class.model for request_class in classes}
+    }
+    for request_class in classes:
+        for field in ("prompt", *request_class.fields):
+            check_choice(f"input of model {request_class.model!r}", field.upper(), inputs[request_class.model])
     return KServeProtocol(inputs, "binary_tensor_data" in server.get("extensions", ()))
 
 
 async def _fetch_inputs(send_request: SendRequest, model: str) -> Mapping[str, ModelInput]:
-    told = await _fetch_json(send_request, f"/v2/models/{model}")
+    metadata = await _fetch_json(send_request, f"/v2/models/{model}")
     try:
-        return {one["name"]: ModelInput(one["datatype"], len(one["shape"]) > 1) for one in told["inputs"]}
+        return {
+            tensor["name"]: ModelInput(tensor["datatype"], len(tensor["shape"]) > 1) for tensor in metadata["inputs"]
+        }
     except (KeyError, TypeError) as error:
-        raise StillhouseError(f"model {model!r} does not tell its inputs", fix="does it speak KServe v2?") from error
+        raise StillhouseError(
+            f"model {model!r} has no input metadata", fix="check that the server supports KServe v2"
+        ) from error
 
 
 async def _fetch_json(send_request: SendRequest, path: str) -> dict[str, Any]:
-    reply = await send_request(HttpRequest("GET", path))
-    if not reply.is_success:
-        said = reply.body[:200].decode(errors="replace")
-        raise InvalidRequest(f"the server answers {path} with {reply.status}: {said}", fix="try --protocol openai")
+    response = await send_request(HttpRequest("GET", path))
+    if not response.is_success:
+        body = response.body[:200].decode(errors="replace")
+        raise InvalidRequest(f"the server answers {path} with {response.status}: {body}", fix="try --protocol openai")
     try:
-        told = json.loads(reply.body)
+        metadata = json.loads(response.body)
     except ValueError:
-        told = None
-    if not isinstance(told, dict):
+        metadata = None
+    if not isinstance(metadata, dict):
         raise StillhouseError(f"the server answers {path} without JSON", fix="try --protocol openai")
-    return told
+    return metadata
 
 
 def _input_tensor(name: str, value: FieldValue, model_input: ModelInput) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A kind of request, as the command line tells it: how many of all are of it, and what it asks for."""
+"""Classes of requests and floods, as given on the command line."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,20 +16,20 @@ FIELD_TYPES: Mapping[str, Callable[[str], FieldValue]] = {
     "seed": int,
     "size": str,
 }
-"""What a kind may ask for, and how it is read."""
+"""Request fields that a class can set, with their parsers."""
 _SYNTAX = "NAME=SHARE[:FIELD=VALUE...], for example pro=0.2:steps=35"
 
 
 @dataclass(frozen=True, slots=True)
 class RequestClass:
-    """Requests that are alike.
+    """Requests with equal fields.
 
     Args:
-        name: in the report.
-        share: of all requests, above 0 up to 1.
-        model: that is asked for.
-        fields: what is asked of it beside the prompt, by the names of `FIELDS`; what is left out, the server decides.
-        alone: seconds that such a picture takes when nobody else asks; None, they are measured.
+        name: name in the report.
+        share: share of all requests, above 0 up to 1.
+        model: model to request.
+        fields: fields of `FIELD_TYPES`; absent fields take the server's defaults.
+        isolated_seconds: isolated latency; None measures it.
     """
 
     name: str
@@ -41,7 +41,13 @@ class RequestClass:
 
 @dataclass(frozen=True, slots=True)
 class Flood:
-    """So many requests of one kind, all at one moment: seconds from the beginning."""
+    """Additional requests at one time.
+
+    Args:
+        count: number of requests.
+        time: seconds from the start.
+        request_class: name of the class.
+    """
 
     count: int
     time: float
@@ -49,64 +55,70 @@ class Flood:
 
 
 def parse_request_class(text: str) -> RequestClass:
-    """A kind out of `free=0.8:steps=3`.
+    """Parse a class such as `free=0.8:steps=3`.
 
-    The fields are those of `FIELDS`, `model` where it is not the name, and `alone` where its seconds are known.
+    Further fields are `model`, by default the name, and `isolated`, the isolated latency in seconds.
 
     Raises:
-        InvalidRequest: another form, a field that there is not, or a share outside 0 to 1.
+        InvalidRequest: the syntax or a field is wrong, or the share is not in 0 to 1.
 
-    >>> read_kind("pro=0.2:steps=35:model=shapes")
-    Kind(name='pro', share=0.2, model='shapes', fields={'steps': 35}, alone=None)
+    >>> parse_request_class("pro=0.2:steps=35:model=shapes")
+    RequestClass(name='pro', share=0.2, model='shapes', fields={'steps': 35}, isolated_seconds=None)
     """
     first, *rest = text.split(":")
     name, _, share = first.partition("=")
-    told: dict[str, FieldValue] = {}
+    fields: dict[str, FieldValue] = {}
     for part in rest:
-        known, _, value = part.partition("=")
-        check_choice("field of a kind", known, (*FIELD_TYPES, "model", "alone"))
-        told[known] = _parse_value(FIELD_TYPES.get(known, float if known == "alone" else str), value, text)
-    kind = RequestClass(
-        name, float(_parse_value(float, share, text)), str(told.pop("model", name)), told, _pop_isolated_seconds(told)
+        field_name, _, value = part.partition("=")
+        check_choice("field of a class", field_name, (*FIELD_TYPES, "model", "isolated"))
+        fields[field_name] = _parse_value(
+            FIELD_TYPES.get(field_name, float if field_name == "isolated" else str), value, text
+        )
+    request_class = RequestClass(
+        name,
+        float(_parse_value(float, share, text)),
+        str(fields.pop("model", name)),
+        fields,
+        _pop_isolated_seconds(fields),
     )
     if not name:
-        raise InvalidRequest(f"a kind {text!r}", allowed=_SYNTAX)
-    check_number(f"the share of {name!r}", kind.share, 1e-6, 1)
-    return kind
+        raise InvalidRequest(f"a class {text!r}", allowed=_SYNTAX)
+    check_number(f"the share of {name!r}", request_class.share, 1e-6, 1)
+    return request_class
 
 
 def parse_flood(text: str) -> Flood:
-    """A flood out of `20@30s:pro`.
+    """Parse a flood such as `20@30s:pro`.
 
     Raises:
-        InvalidRequest: another form, or more than 10,000 requests.
+        InvalidRequest: the syntax is wrong, or there are more than 10,000 requests.
 
-    >>> read_flood("20@30:pro")
-    Flood(count=20, at=30.0, kind='pro')
+    >>> parse_flood("20@30:pro")
+    Flood(count=20, time=30.0, request_class='pro')
     """
     count, _, rest = text.partition("@")
-    at, _, kind = rest.partition(":")
-    if not (count.isascii() and count.isdecimal()) or not 1 <= int(count) <= 10_000 or not kind:
-        raise InvalidRequest(f"a flood {text!r}", allowed="N@SECONDS:KIND with N up to 10000, for example 20@30:pro")
-    return Flood(int(count), parse_duration(at), kind)
+    time, _, request_class = rest.partition(":")
+    if not (count.isascii() and count.isdecimal()) or not 1 <= int(count) <= 10_000 or not request_class:
+        raise InvalidRequest(f"a flood {text!r}", allowed="N@SECONDS:CLASS with N up to 10000, for example 20@30:pro")
+    return Flood(int(count), parse_duration(time), request_class)
 
 
 def check_request_classes(classes: tuple[RequestClass, ...], flood: Flood | None) -> None:
-    """Refuse kinds whose shares are not of one whole, two of one name, and a flood of none of them."""
-    names = [kind.name for kind in classes]
+    """Check that names are unique, shares sum to 1, and the flood's class exists."""
+    names = [request_class.name for request_class in classes]
     if len(set(names)) < len(names):
-        raise InvalidRequest(f"kinds {', '.join(names)}", allowed="a name of its own for each")
-    check_number("the sum of all shares", sum(kind.share for kind in classes), 1 - 1e-9, 1 + 1e-9)
+        raise InvalidRequest(f"classes {', '.join(names)}", allowed="a name of its own for each")
+    check_number("the sum of all shares", sum(request_class.share for request_class in classes), 1 - 1e-9, 1 + 1e-9)
     if flood:
-        check_choice("kind", flood.request_class, names)
+        check_choice("class", flood.request_class, names)
 
 
 def _pop_isolated_seconds(fields: dict[str, FieldValue]) -> float | None:
-    if "alone" not in fields:
+    if "isolated" not in fields:
         return None
-    alone = fields.pop("alone")
-    check_number("alone", alone, 1e-6, 1e6)
-    return float(alone)
+    seconds = fields.pop("isolated")
+    check_number("isolated", seconds, 1e-6, 1e6)
+    return float(seconds)
 
 
 def _parse_value(parse: Callable[[str], FieldValue], value: str, text: str) -> FieldValue:
@@ -115,4 +127,4 @@ def _parse_value(parse: Callable[[str], FieldValue], value: str, text: str) -> F
             return parse(value)
     except ValueError:
         pass
-    raise InvalidRequest(f"a kind {text!r}", allowed=_SYNTAX)
+    raise InvalidRequest(f"a class {text!r}", allowed=_SYNTAX)

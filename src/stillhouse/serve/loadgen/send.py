@@ -1,4 +1,4 @@
-"""Send a plan, open-loop: every request at its moment, whatever became of those before it."""
+"""Sending of scheduled requests, open-loop: at their times, regardless of earlier responses."""
 
 import asyncio
 import resource
@@ -11,23 +11,24 @@ from stillhouse.serve.loadgen.http_client import HttpResponse, ResponseStatus
 from stillhouse.serve.loadgen.load_plan import ScheduledRequest
 
 ProgressCallback: TypeAlias = Callable[[str, float, float], None]
-"""Called with what is being done, how much is done, and how much there is."""
+"""Called with a description, the completed amount and the total."""
 _MAX_BODY_CHARS = 200
 _SPARE_FILES = 256
 _PROGRESS_SECONDS = 0.5
-"""Seconds after which whoever looks hears something, though nothing happened."""
+"""Longest interval in seconds between two progress reports."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestResult:
-    """What became of a request; seconds from the beginning of the plan.
+    """Result of a request; times are seconds from the start of the plan.
 
     Args:
-        shot: the request.
-        sent: when it was sent, as soon as the processor was free after `shot.at`.
-        ended: when its reply was complete.
-        status: of the reply.
-        said: the beginning of the reply, where it is not a good one.
+        request: the scheduled request.
+        sent: time of sending.
+        ended: time of the complete response.
+        status: status of the response.
+        is_success: whether the request succeeded.
+        error_body: start of the body of an unsuccessful response.
     """
 
     request: ScheduledRequest
@@ -39,17 +40,17 @@ class RequestResult:
 
     @property
     def seconds(self) -> float:
-        """From the moment when the request was due: what it waited to be sent, it has waited, too."""
+        """Return the latency from the scheduled time, send delay included."""
         return self.ended - self.request.time
 
     def shift(self, seconds: float) -> "RequestResult":
-        """The same, if everything had happened so much later."""
-        shot = replace(self.request, time=self.request.time + seconds)
-        return replace(self, request=shot, sent=self.sent + seconds, ended=self.ended + seconds)
+        """Return a copy with all times later by `seconds`."""
+        request = replace(self.request, time=self.request.time + seconds)
+        return replace(self, request=request, sent=self.sent + seconds, ended=self.ended + seconds)
 
     @property
     def send_delay(self) -> float:
-        """Seconds between the moment when it was due and the one when it was sent."""
+        """Return the seconds between the scheduled and the actual time of sending."""
         return self.sent - self.request.time
 
 
@@ -59,42 +60,42 @@ async def send_requests(
     clock: Callable[[], float] = perf_counter,
     on_progress: ProgressCallback = lambda what, done, total: None,
 ) -> list[RequestResult]:
-    """Send all of them and wait for all replies; the answers in the order in which they came.
+    """Send all requests at their times and return the results in order of completion.
 
     Args:
-        shots: in the order of time.
-        ask: sends one and waits for its reply; it has patience of its own.
+        requests: requests in order of time.
+        send_request: sends one request and returns the response, with its own timeout.
         clock: seconds.
-        tell: hears how far it is.
+        on_progress: called with a description, the elapsed seconds and the time of the last request.
     """
-    answers: list[RequestResult] = []
+    results: list[RequestResult] = []
     last = requests[-1].time if requests else 0.0
     began = clock()
 
-    async def one(shot: ScheduledRequest) -> None:
+    async def send_one(request: ScheduledRequest) -> None:
         sent = clock() - began
-        reply = await send_request(shot)
-        said = "" if reply.is_success else reply.body[:_MAX_BODY_CHARS].decode(errors="replace")
-        answers.append(RequestResult(shot, sent, clock() - began, reply.status, reply.is_success, said))
-        told()
+        response = await send_request(request)
+        error_body = "" if response.is_success else response.body[:_MAX_BODY_CHARS].decode(errors="replace")
+        results.append(RequestResult(request, sent, clock() - began, response.status, response.is_success, error_body))
+        report_progress()
 
-    def told() -> None:
-        on_progress(f"{len(answers)} of {len(requests)} answered", min(clock() - began, last), last)
+    def report_progress() -> None:
+        on_progress(f"{len(results)} of {len(requests)} responses", min(clock() - began, last), last)
 
     async with asyncio.TaskGroup() as group:
-        for shot in requests:
+        for request in requests:
             # Some loops know milliseconds only, and may wake too early.
-            while (wait := shot.time - (clock() - began)) > 0:
+            while (wait := request.time - (clock() - began)) > 0:
                 await asyncio.sleep(min(wait, _PROGRESS_SECONDS))
-                told()
-            group.create_task(one(shot))
-    return answers
+                report_progress()
+            group.create_task(send_one(request))
+    return results
 
 
 def raise_file_limit(count: int) -> None:
-    """As many open connections as that, or as many as the system lets this process have."""
+    """Raise the limit of open files for `count` connections, as far as the system allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count + _SPARE_FILES
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
+    required = count + _SPARE_FILES
+    if soft != resource.RLIM_INFINITY and soft < required:
+        limit = required if hard == resource.RLIM_INFINITY else min(required, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), hard))

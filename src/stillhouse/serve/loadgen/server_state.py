@@ -1,4 +1,4 @@
-"""A server, as those see it who ask: an address, a dialect, keys."""
+"""Connection to the server under test: endpoint, protocol and API keys."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,13 +19,13 @@ from stillhouse.serve.loadgen.request_class import RequestClass
 
 @dataclass(frozen=True, slots=True)
 class TargetServer:
-    """Who is asked, and how.
+    """The server under test.
 
     Args:
-        place: where it is.
-        dialect: how it is spoken with.
-        keys: API keys; clients take them in turn.
-        patience: seconds that one request may take.
+        endpoint: address of the server.
+        protocol: protocol of the server.
+        keys: API keys, assigned to clients in turn.
+        timeout: timeout of a request in seconds.
     """
 
     endpoint: Endpoint
@@ -34,9 +34,9 @@ class TargetServer:
     timeout: float = 300.0
 
     async def send(self, request: ScheduledRequest) -> HttpResponse:
-        """Send one request and wait for its reply."""
-        message = self.protocol.make_request(request.request_class, request.prompt)
-        return await _send_with_key(self.endpoint, message, self.keys, request.client, self.timeout)
+        """Send a request and return the response."""
+        http_request = self.protocol.make_request(request.request_class, request.prompt)
+        return await _send_with_key(self.endpoint, http_request, self.keys, request.client, self.timeout)
 
 
 async def open_target(
@@ -46,30 +46,30 @@ async def open_target(
     keys: tuple[str, ...] = (),
     timeout: float = 300.0,
 ) -> TargetServer:
-    """The server at a URL, after what must be known of it was asked; see `dialect_of`.
+    """Return the server at a URL after reading its metadata, see `open_protocol`.
 
     Raises:
-        InvalidRequest: no URL of HTTP, or a model that does not take what a kind asks for.
-        StillhouseError: a host that nobody knows, or a server that does not answer as its protocol wants it.
+        InvalidRequest: it is not an HTTP URL, or a model lacks an input that a class needs.
+        StillhouseError: the host name cannot be resolved, or the server does not conform to the protocol.
     """
-    place = resolve_endpoint(url)
+    endpoint = resolve_endpoint(url)
 
-    async def ask(message: HttpRequest) -> HttpResponse:
-        return check_reachable(place, await _send_with_key(place, message, keys, 0, timeout))
+    async def send(request: HttpRequest) -> HttpResponse:
+        return check_reachable(endpoint, await _send_with_key(endpoint, request, keys, 0, timeout))
 
-    return TargetServer(place, await open_protocol(protocol, classes, ask), keys, timeout)
+    return TargetServer(endpoint, await open_protocol(protocol, classes, send), keys, timeout)
 
 
 def check_reachable(endpoint: Endpoint, response: HttpResponse) -> HttpResponse:
-    """The reply, if there is somebody at that place.
+    """Return the response unless the connection was refused.
 
     Raises:
-        StillhouseError: there is nobody.
+        StillhouseError: the connection was refused.
     """
     if response.status == REFUSED:
-        said = response.body.decode(errors="replace")
+        reason = response.body.decode(errors="replace")
         raise StillhouseError(
-            f"nobody answers at {endpoint.url}: {said}", fix="does the server run, and is --url right?"
+            f"cannot connect to {endpoint.url}: {reason}", fix="check --url and that the server is running"
         )
     return response
 

@@ -1,1 +1,1 @@
-"""What outlives the server: keys and jobs, in SQLite, and the pictures of jobs beside it."""
+"""Persistent state: API keys and jobs in SQLite, images of jobs as files."""

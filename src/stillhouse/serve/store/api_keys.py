@@ -1,7 +1,7 @@
-"""API keys: shown once, kept as hashes, looked up by name and compared in constant time.
+"""API keys and their daily usage. Keys are shown once and stored as hashes.
 
-A key is `still-NAME-SECRET`. Its secret has 256 random bits, so a plain SHA-256 of it cannot be guessed backwards, and
-a slow hash would only make every request slow.
+A key is `still-NAME-SECRET`. It is looked up by name and its secret is compared in constant time. The secret has 256
+random bits, so a plain SHA-256 suffices; a slow password hash would only delay every request.
 """
 
 import hmac
@@ -16,16 +16,18 @@ from stillhouse.check import check_choice, check_number
 from stillhouse.errors import InvalidRequest, NotAllowed
 from stillhouse.serve.client import Client
 from stillhouse.serve.settings import TierSettings
+from stillhouse.serve.store.database import transaction
 
 PREFIX = "still"
-ANONYMOUS = "anybody"
-"""The name of the only caller where no keys are needed."""
+ANONYMOUS = "anonymous"
+"""Name of the client if no keys are required."""
 LIMITS = ("weight", "rate", "burst", "daily")
+"""Names of the limits that a key can override."""
 
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """What is known of a key; arguments as in `caller.Caller`, None where its tier's settings count."""
+    """A row of the key table. Limits are as in `client.Client`; None uses the tier's settings."""
 
     name: str
     tier: str
@@ -39,16 +41,16 @@ class ApiKey:
 
 
 def add_key(connection: sqlite3.Connection, tier: str, *, is_admin: bool = False, **limits: float | None) -> str:
-    """A new key, as its owner is to send it; nobody can ever see it again.
+    """Store a new key and return it. Only its hash is stored.
 
     Args:
-        connection: the database.
-        tier: its own.
-        is_admin: whether it may see and cancel other people's jobs.
-        limits: weight, rate, burst, daily: instead of the tier's.
+        connection: SQLite database.
+        tier: default tier of the key.
+        is_admin: whether the key may view and cancel jobs of other keys.
+        limits: weight, rate, burst and daily, which override the tier's settings.
 
     Raises:
-        InvalidRequest: a limit that does not exist, or is not above 0.
+        InvalidRequest: a limit is unknown or not above 0.
     """
     for name, limit in limits.items():
         check_choice("limit", name, LIMITS)
@@ -56,16 +58,16 @@ def add_key(connection: sqlite3.Connection, tier: str, *, is_admin: bool = False
             check_number(name, limit, 1e-3, 1e18)
     name, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
     fields = {"name": name, "hash": _hash(secret), "tier": tier, "is_admin": is_admin, "created": time.time(), **limits}
-    marks = ", ".join(f":{field}" for field in fields)
-    connection.execute(f"insert into keys ({', '.join(fields)}) values ({marks})", fields)
+    placeholders = ", ".join(f":{field}" for field in fields)
+    connection.execute(f"insert into keys ({', '.join(fields)}) values ({placeholders})", fields)
     return f"{PREFIX}-{name}-{secret}"
 
 
 def revoke_key(connection: sqlite3.Connection, name: str) -> None:
-    """Let a key count no more.
+    """Revoke a key.
 
     Raises:
-        InvalidRequest: there is none of that name, or it is revoked already.
+        InvalidRequest: the key does not exist or is already revoked.
     """
     changed = connection.execute(
         "update keys set revoked = ? where name = ? and revoked is null", (time.time(), name)
@@ -75,44 +77,44 @@ def revoke_key(connection: sqlite3.Connection, name: str) -> None:
 
 
 def list_keys(connection: sqlite3.Connection) -> Sequence[ApiKey]:
-    """All of them, the oldest first."""
+    """Return all keys, oldest first."""
     return [_read_key(row) for row in connection.execute("select * from keys order by created")]
 
 
 def find_key(connection: sqlite3.Connection, token: str) -> ApiKey:
-    """The key that was sent.
+    """Return the key that matches a token.
 
     Raises:
-        NotAllowed: there is no such key, or it was revoked.
+        NotAllowed: the key is unknown or revoked.
     """
     prefix, _, rest = token.partition("-")
     name, _, secret = rest.partition("-")
     row = connection.execute("select * from keys where name = ?", (name,)).fetchone()
-    # Where there is none, something is compared as well: how long it takes tells nothing.
-    is_right = hmac.compare_digest(_hash(secret), bytes(row["hash"]) if row else _hash(""))
-    if prefix != PREFIX or row is None or not is_right or row["revoked"] is not None:
-        raise NotAllowed("a key that is not known here", allowed="a key of `stillhouse keys add`", is_known=False)
+    # An unknown name is compared as well, so that the duration does not reveal which names exist.
+    is_match = hmac.compare_digest(_hash(secret), bytes(row["hash"]) if row else _hash(""))
+    if prefix != PREFIX or row is None or not is_match or row["revoked"] is not None:
+        raise NotAllowed("an unknown API key", allowed="a key of `stillhouse keys add`", is_known=False)
     return _read_key(row)
 
 
 def make_client(key: ApiKey, tiers: Mapping[str, TierSettings]) -> Client:
-    """What a key may ask for.
+    """Return the client of a key, with the limits of its tier where the key has none.
 
     Raises:
-        NotAllowed: its tier is not served here.
+        NotAllowed: the key's tier is not served.
     """
     if key.tier not in tiers:
         raise NotAllowed(f"a key of tier {key.tier!r}, which is not served here", allowed=", ".join(tiers))
-    own = tiers[key.tier]
+    settings = tiers[key.tier]
 
     def limit(name: str) -> float | None:
-        set_for_key: float | None = getattr(key, name)
-        return set_for_key if set_for_key is not None else getattr(own, name)
+        override: float | None = getattr(key, name)
+        return override if override is not None else getattr(settings, name)
 
     return Client(
         key.name,
         key.tier,
-        frozenset(tiers) if key.is_admin else frozenset((key.tier, *own.also)),
+        frozenset(tiers) if key.is_admin else frozenset((key.tier, *settings.also)),
         key.weight,
         limit("rate"),
         limit("burst"),
@@ -122,11 +124,27 @@ def make_client(key: ApiKey, tiers: Mapping[str, TierSettings]) -> Client:
 
 
 def make_anonymous_client(tiers: Mapping[str, TierSettings], address: str = "") -> Client:
-    """The caller where no keys are needed: everything may be asked for, and every address is a key of its own."""
-    first = next(iter(tiers))
-    own = tiers[first]
+    """Return the client if no keys are required: all tiers are allowed, and each address is a key of its own."""
+    tier = next(iter(tiers))
+    settings = tiers[tier]
     name = f"{ANONYMOUS}@{address}" if address else ANONYMOUS
-    return Client(name, first, frozenset(tiers), None, own.rate, own.burst, own.daily)
+    return Client(name, tier, frozenset(tiers), None, settings.rate, settings.burst, settings.daily)
+
+
+def read_usage(connection: sqlite3.Connection) -> dict[str, tuple[int, float]]:
+    """Return the stored usage of all keys: day number (UTC days since the epoch) and pixel-steps."""
+    return {row["key"]: (row["day"], row["used"]) for row in connection.execute("select * from usage")}
+
+
+def write_usage(connection: sqlite3.Connection, usage: Mapping[str, tuple[int, float]]) -> None:
+    """Replace the stored usage. Only entries of the latest day are kept."""
+    latest = max((day for day, _ in usage.values()), default=0)
+    with transaction(connection):
+        connection.execute("delete from usage")
+        connection.executemany(
+            "insert into usage (key, day, used) values (?, ?, ?)",
+            [(key, day, amount) for key, (day, amount) in usage.items() if day == latest and amount > 0],
+        )
 
 
 def _hash(secret: str) -> bytes:

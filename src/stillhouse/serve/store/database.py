@@ -1,4 +1,4 @@
-"""The database: one SQLite file in WAL mode, which survives `kill -9` with everything that was committed."""
+"""SQLite database in WAL mode with full synchronisation: committed transactions survive `kill -9`."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from pathlib import Path
 from stillhouse.errors import InvalidRequest
 
 FILE = "stillhouse.sqlite3"
-VERSION = 1
+VERSION = 2
 _SCHEMA = """
 create table keys (
     name text primary key, hash blob not null, tier text not null, is_admin integer not null default 0,
@@ -17,7 +17,7 @@ create table keys (
 create table jobs (
     id text primary key, key text not null, tier text not null, state text not null, request text not null,
     format text not null, created real not null, ended real, error text not null default '',
-    told text not null default '{}', bytes integer not null default 0
+    result text not null default '{}', bytes integer not null default 0
 ) strict;
 create index jobs_by_state on jobs (state, created);
 create index jobs_by_key on jobs (key, created);
@@ -26,10 +26,10 @@ create table usage (key text primary key, day integer not null, used real not nu
 
 
 def connect(directory: Path) -> sqlite3.Connection:
-    """The database of a data directory, made where there is none. To be used from one thread at a time.
+    """Open the database of a data directory and create it if needed. Use the connection from one thread at a time.
 
     Raises:
-        InvalidRequest: the directory cannot be used, or the database is of another version.
+        InvalidRequest: the directory cannot be used, or the database has another schema version.
     """
     path = directory / FILE
     try:
@@ -38,8 +38,8 @@ def connect(directory: Path) -> sqlite3.Connection:
         connection.row_factory = sqlite3.Row
         connection.execute("pragma journal_mode = wal")
         connection.execute("pragma synchronous = full")
-        found = connection.execute("pragma user_version").fetchone()[0]
-        if found == 0:
+        version = connection.execute("pragma user_version").fetchone()[0]
+        if version == 0:
             with transaction(connection):
                 if connection.execute("pragma user_version").fetchone()[0] == 0:
                     for statement in _SCHEMA.split(";"):
@@ -47,14 +47,15 @@ def connect(directory: Path) -> sqlite3.Connection:
                     connection.execute(f"pragma user_version = {VERSION}")
     except (OSError, sqlite3.DatabaseError) as error:
         raise InvalidRequest(f"{path} cannot be used: {error}", fix="choose another directory") from error
-    if found not in (0, VERSION):
-        raise InvalidRequest(f"{path} is of version {found}", allowed=f"version {VERSION}", fix="update stillhouse")
+    if version not in (0, VERSION):
+        fix = "update stillhouse" if version > VERSION else "choose another directory, or move the old one away"
+        raise InvalidRequest(f"{path} is of version {version}", allowed=f"version {VERSION}", fix=fix)
     return connection
 
 
 @contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """All of it or nothing, and no other writer in between."""
+    """Run the body in an immediate transaction, which excludes other writers. An exception rolls it back."""
     connection.execute("begin immediate")
     try:
         yield

@@ -1,4 +1,4 @@
-"""Jobs that outlive the server: what was asked for is in the database before it is accepted, pictures lie beside it."""
+"""Persistent jobs: requests and results in the database, input and output images as files."""
 
 import json
 import os
@@ -13,32 +13,34 @@ from stillhouse.core import ImageRequest
 from stillhouse.errors import Refused
 from stillhouse.images.formats import Format
 from stillhouse.images.png import describe_request, encode_png, read_mask, read_picture
-from stillhouse.json_decode import decode
 from stillhouse.serve.store.database import transaction
+from stillhouse.validation import convert
 
-JobState = Literal["queued", "drawn", "failed", "cancelled"]
-"""queued: accepted, and not ended; it may be being drawn."""
+JobState = Literal["queued", "completed", "failed", "cancelled"]
+""""queued" covers waiting and running jobs. Running jobs are told apart by their `RequestHandle`."""
 MAX_QUEUED, MAX_QUEUED_PER_KEY = 10_000, 1_000
-"""Jobs that may wait: of all keys together, and of each."""
-HAS_PUBLIC_URL = "by_address"
-"""Told of a picture that whoever has its address may see, since that was asked for."""
+"""Largest number of queued jobs, in total and per key."""
+HAS_PUBLIC_URL = "has_public_url"
+"""Key of `JobRecord.result`: whether the image may be downloaded by URL without an API key."""
 _ARRAYS = ("image", "mask")
 
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
-    """A job as the database knows it.
+    """A row of the job table.
 
     Args:
-        id: of the job.
-        key, tier: whose it is.
-        state: how it stands.
-        request: as `png.describe_request` tells it; not resolved.
-        format: of the picture.
-        created, ended: seconds since the epoch.
-        error: of a failed one.
-        told: seconds and seeds of a drawn one, as the response's headers would tell them.
-        bytes: of its picture.
+        id: job id.
+        key: API key that owns the job.
+        tier: requested tier.
+        state: state of the job.
+        request: unresolved request as returned by `png.describe_request`.
+        format: image format.
+        created: time of submission, seconds since the epoch.
+        ended: time of completion, seconds since the epoch; None if queued.
+        error: message of a failed job.
+        result: fields of a completed job, see `job_queue.result_fields`.
+        bytes: size of the image file.
     """
 
     id: str
@@ -56,11 +58,11 @@ class JobRecord:
 
 @dataclass(slots=True)
 class JobStore:
-    """Jobs and their pictures. To be used from one thread at a time.
+    """Jobs and their files. Use from one thread at a time.
 
     Args:
-        connection: the database.
-        directory: its subdirectories `inputs` and `pictures` are made here.
+        connection: SQLite database.
+        directory: data directory with the subdirectories `inputs` and `images`.
         clock: seconds since the epoch.
     """
 
@@ -69,35 +71,32 @@ class JobStore:
     clock: Callable[[], float] = time.time
 
     def add(self, job_id: str, key: str, tier: str, request: ImageRequest, image_format: Format) -> JobRecord:
-        """Accept a job: when this returns, it survives everything but the loss of the disk.
-
-        Where there is one of that id already, that one is told and nothing is changed: a client that asks twice for
-        the same thing gets it once.
+        """Store a new job durably, or return the existing job with this id. The latter makes submissions idempotent.
 
         Raises:
-            Refused: too many wait, of this key or of all.
-            OSError, sqlite3.Error: there is no room for it; nothing is accepted.
+            Refused: too many jobs are queued, of this key or in total.
+            OSError, sqlite3.Error: the job could not be written; nothing is stored.
         """
-        if found := self.get(job_id):
-            return found
+        if stored := self.get(job_id):
+            return stored
         self._check_capacity(key)
-        arrays = {one: getattr(request, one) for one in _ARRAYS if getattr(request, one) is not None}
-        told = json.dumps(describe_request(request))
-        record = (job_id, key, tier, "queued", told, image_format, self.clock())
+        arrays = {name: getattr(request, name) for name in _ARRAYS if getattr(request, name) is not None}
+        description = json.dumps(describe_request(request))
+        record = (job_id, key, tier, "queued", description, image_format, self.clock())
         columns = "id, key, tier, state, request, format, created"
         try:
-            for one, array in arrays.items():
-                _write_atomic(self._input_path(job_id, one), encode_png(array))
+            for name, array in arrays.items():
+                _write_atomic(self._input_path(job_id, name), encode_png(array))
             self.connection.execute(f"insert into jobs ({columns}) values (?, ?, ?, ?, ?, ?, ?)", record)
         except BaseException:
             self._delete_inputs(job_id)
             raise
-        found = self.get(job_id)
-        assert found is not None
-        return found
+        stored = self.get(job_id)
+        assert stored is not None
+        return stored
 
     def finish(self, job_id: str, state: JobState, content: bytes = b"", error: str = "", result: Any = None) -> bool:
-        """End a job; False where it has ended before: it has one end only."""
+        """Store the end of a queued job; return False if it has already ended."""
         record = self.get(job_id)
         if record is None or record.state != "queued":
             return False
@@ -105,7 +104,7 @@ class JobStore:
             _write_atomic(self.image_path(record), content)
         with transaction(self.connection):
             changed = self.connection.execute(
-                "update jobs set state = ?, ended = ?, error = ?, told = ?, bytes = ? "
+                "update jobs set state = ?, ended = ?, error = ?, result = ?, bytes = ? "
                 "where id = ? and state = 'queued'",
                 (state, self.clock(), error, json.dumps(result or {}), len(content), job_id),
             ).rowcount
@@ -113,12 +112,18 @@ class JobStore:
         return bool(changed)
 
     def get(self, job_id: str) -> JobRecord | None:
-        """The job of that id."""
+        """Return the job with this id, or None."""
         row = self.connection.execute("select * from jobs where id = ?", (job_id,)).fetchone()
         return _read_record(row) if row else None
 
     def list(self, key: str | None, count: int = 100, before: float | None = None) -> Sequence[JobRecord]:
-        """The latest jobs of a key, or of all; `before`, older ones than of that moment."""
+        """Return the latest jobs, newest first.
+
+        Args:
+            key: only jobs of this key; None lists all.
+            count: largest number of jobs.
+            before: only jobs created before this time, seconds since the epoch.
+        """
         rows = self.connection.execute(
             "select * from jobs where (? is null or key = ?) and (? is null or created < ?) "
             "order by created desc limit ?",
@@ -127,19 +132,19 @@ class JobStore:
         return [_read_record(row) for row in rows]
 
     def list_queued(self, count: int, exclude: Sequence[str] = ()) -> Sequence[JobRecord]:
-        """What waits, `without` those that are being drawn; the first of every key before the second of any."""
-        marks = ", ".join("?" * len(exclude))
+        """Return queued jobs round-robin by key, except those with ids in `exclude`."""
+        placeholders = ", ".join("?" * len(exclude))
         rows = self.connection.execute(
             "select * from (select *, row_number() over (partition by key order by created) as place from jobs "
-            f"where state = 'queued') where id not in ({marks}) order by place, created limit ?",
+            f"where state = 'queued') where id not in ({placeholders}) order by place, created limit ?",
             (*exclude, count),
         )
         return [_read_record(row) for row in rows]
 
     def load_request(self, record: JobRecord) -> ImageRequest:
-        """What was asked for, with its image and mask."""
-        plain = {name: value for name, value in record.request.items() if name not in _ARRAYS}
-        request = decode(ImageRequest, plain)
+        """Return the request of a job with its input image and mask."""
+        fields = {name: value for name, value in record.request.items() if name not in _ARRAYS}
+        request = convert(ImageRequest, fields)
         if record.request["image"]:
             request = replace(request, image=read_picture(self._input_path(record.id, "image")))
         if record.request["mask"]:
@@ -147,17 +152,22 @@ class JobStore:
         return request
 
     def image_path(self, record: JobRecord) -> Path:
-        """Where the picture of a job lies, or will."""
-        return self.directory / "pictures" / f"{record.id}.{record.format}"
+        """Return the path of a job's image file."""
+        return self.directory / "images" / f"{record.id}.{record.format}"
 
     def delete_old(self, keep_seconds: float, keep_bytes: int) -> int:
-        """Delete what ended longer than `keep` seconds ago, and the oldest above `kept` bytes; how many those were."""
+        """Delete ended jobs and return their number.
+
+        Args:
+            keep_seconds: jobs that ended longer ago are deleted.
+            keep_bytes: the oldest jobs are deleted while the total size of images is larger.
+        """
         rows = [
             _read_record(row)
             for row in self.connection.execute("select * from jobs where ended is not null order by ended")
         ]
         total = sum(record.bytes for record in rows)
-        gone = 0
+        deleted = 0
         for record in rows:
             assert record.ended is not None
             if record.ended > self.clock() - keep_seconds and total <= keep_bytes:
@@ -165,31 +175,31 @@ class JobStore:
             self.connection.execute("delete from jobs where id = ?", (record.id,))
             self.image_path(record).unlink(missing_ok=True)
             total -= record.bytes
-            gone += 1
-        return gone
+            deleted += 1
+        return deleted
 
     def delete_orphans(self) -> int:
-        """Delete files that no job knows of, as a server that was killed leaves them; how many those were.
+        """Delete files without a matching job and return their number. Call before adding jobs.
 
-        To be called before anything is added.
+        A killed server may leave such files.
         """
-        known = {row["id"]: row["state"] for row in self.connection.execute("select id, state from jobs")}
-        gone = 0
-        for folder, states in (("inputs", ("queued",)), ("pictures", ("drawn",))):
+        states_by_id = {row["id"]: row["state"] for row in self.connection.execute("select id, state from jobs")}
+        deleted = 0
+        for folder, states in (("inputs", ("queued",)), ("images", ("completed",))):
             for path in (self.directory / folder).glob("*"):
                 name = path.name.removeprefix(".").partition(".")[0]
-                if path.name.startswith(".") or known.get(name) not in states:
+                if path.name.startswith(".") or states_by_id.get(name) not in states:
                     path.unlink(missing_ok=True)
-                    gone += 1
-        return gone
+                    deleted += 1
+        return deleted
 
     def _check_capacity(self, key: str) -> None:
         counts = "select count(*), count(*) filter (where key = ?) from jobs where state = 'queued'"
-        waiting, own = self.connection.execute(counts, (key,)).fetchone()
+        waiting, own_waiting = self.connection.execute(counts, (key,)).fetchone()
         if waiting >= MAX_QUEUED:
-            raise Refused(f"{waiting:,} jobs wait already", "jobs", 60.0)
-        if own >= MAX_QUEUED_PER_KEY:
-            raise Refused(f"{own:,} jobs of key {key} wait already", "jobs", 60.0)
+            raise Refused(f"{waiting:,} jobs are queued", "jobs", 60.0)
+        if own_waiting >= MAX_QUEUED_PER_KEY:
+            raise Refused(f"{own_waiting:,} jobs of key {key} are queued", "jobs", 60.0)
 
     def _delete_inputs(self, job_id: str) -> None:
         for kind in _ARRAYS:
@@ -200,16 +210,16 @@ class JobStore:
 
 
 def _write_atomic(path: Path, content: bytes) -> None:
-    """Whole or not at all, and on the disk before the database tells of it."""
+    """Write a file atomically and flush it to disk before the database refers to it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    neighbour = path.with_name(f".{path.name}.part")
-    with neighbour.open("wb") as stream:
+    temporary = path.with_name(f".{path.name}.part")
+    with temporary.open("wb") as stream:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
-    neighbour.replace(path)
+    temporary.replace(path)
 
 
 def _read_record(row: sqlite3.Row) -> JobRecord:
     fields = {name: row[name] for name in JobRecord.__dataclass_fields__}
-    return JobRecord(**{**fields, "request": json.loads(fields["request"]), "told": json.loads(fields["told"])})
+    return JobRecord(**{**fields, "request": json.loads(fields["request"]), "result": json.loads(fields["result"])})

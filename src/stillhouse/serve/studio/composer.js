@@ -94,7 +94,7 @@ export function asked({ hasStart }) {
 
 /** Whether a request may tell this model so. */
 function takes(one, name) {
-  return !one.taught?.fixed.includes(name);
+  return !one.distilled?.fixed.includes(name);
 }
 
 /** Put values into fields, by name. */
@@ -147,12 +147,12 @@ function refresh() {
   const [width, height] = (model()?.size ?? "x").split("x");
   for (const [name, value] of Object.entries({ ...pairs(own), width, height })) form.elements[name].placeholder = value;
   for (const name of FIXED) form.elements[name].closest(".field").hidden = !takes(own, name);
-  find("#taught").hidden = !own.taught;
+  find("#distilled").hidden = !own.distilled;
   form.elements.sampler.options[0].textContent = isAll ? "each its own" : `as the model has it (${own.sampler ?? ""})`;
   for (const [name, reach] of Object.entries(REACH)) {
     const slider = find(`#${name}-slider`);
     const value = Number(form.elements[name].value.replace(",", ".") || model()?.[name] || 0);
-    const [least, most] = (name === "guidance" && own.taught?.guidance) || [slider.dataset.least, reach];
+    const [least, most] = (name === "guidance" && own.distilled?.guidance) || [slider.dataset.least, reach];
     slider.min = least;
     slider.max = Math.max(most, value);
     slider.value = value;

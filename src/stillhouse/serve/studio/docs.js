@@ -56,8 +56,8 @@ function sectionOf(document, one) {
     "article",
     { class: "operation", id: one.id },
     make("h3", {}, one.title),
-    make("p", { class: "way" }, make("span", { class: "verb" }, one.verb.toUpperCase()), make("code", {}, one.path)),
-    one.description && make("p", { class: "told" }, ...coded(one.description)),
+    make("p", { class: "endpoint" }, make("span", { class: "verb" }, one.verb.toUpperCase()), make("code", {}, one.path)),
+    one.description && make("p", { class: "caption" }, ...coded(one.description)),
     ...parameters(document, one),
     ...bodies(document, one),
     ...answers(one),
@@ -77,16 +77,16 @@ function parameters(document, { parameters: given }) {
 function bodies(document, { requestBody }) {
   return Object.entries(requestBody?.content ?? {}).flatMap(([type, { schema }]) => {
     const fields = fieldsOf(document, schema);
-    const rows = fields.map((one) => row(one.name, "", one.isNeeded, [one.type, one.told]));
+    const rows = fields.map((one) => row(one.name, "", one.isNeeded, [one.type, one.note]));
     return [make("h4", {}, "Body ", make("code", { class: "soft" }, type)), make("dl", { class: "fields" }, rows)];
   });
 }
 
-function row(name, place, isNeeded, told) {
+function row(name, place, isNeeded, texts) {
   const marks = [place, isNeeded && "needed"].filter(Boolean).join(", ");
   const term = make("dt", {}, make("code", {}, name), " ", make("span", { class: "needed" }, marks));
-  const kind = isNeeded ? told[0] : told[0].replace(/, or nothing$/, "");
-  return make("div", {}, term, make("dd", {}, ...coded([kind, told[1]].filter(Boolean).join("; "))));
+  const kind = isNeeded ? texts[0] : texts[0].replace(/, or nothing$/, "");
+  return make("div", {}, term, make("dd", {}, ...coded([kind, texts[1]].filter(Boolean).join("; "))));
 }
 
 function answers({ responses = {} }) {

@@ -24,7 +24,7 @@ export async function draw(piece) {
     if (hasTurn) handOver();
   }
   if (!isOver(piece)) {
-    piece.state = piece.abort.signal.aborted ? "stopped" : "failed";
+    piece.state = piece.abort.signal.aborted ? "cancelled" : "failed";
     piece.look = null;
     change(piece);
   }
@@ -58,7 +58,7 @@ async function drawNow(piece) {
     signal: piece.abort.signal,
     ...(piece.start ? form(piece) : json(piece)),
   });
-  piece.state = "drawing";
+  piece.state = "running";
   piece.degraded = response.headers.get("x-degraded-to");
   change(piece);
   for await (const { name, data } of events(response)) {

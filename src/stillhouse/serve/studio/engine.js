@@ -8,7 +8,7 @@ import { all, isOver, watch } from "./pieces.js";
 const OFTEN = 600;
 const SELDOM = 4000;
 const NAMES = { ready: "Ready", starting: "Warming up", draining: "Closing", gone: "No answer", locked: "Wants a key" };
-const NOTHING = { running: 0, waiting: 0, pending_seconds: 0, pictures: [], workers: [], policy: null };
+const NOTHING = { running: 0, waiting: 0, pending_seconds: 0, requests: [], workers: [], policy: null };
 
 let timer = 0;
 let isAllowed = false;
@@ -47,7 +47,7 @@ async function stateNow() {
 function show(state) {
   const light = find("#engine");
   light.dataset.status = state.status;
-  const counts = { drawing: state.running, waiting: state.waiting };
+  const counts = { running: state.running, waiting: state.waiting };
   const busy = Object.entries(counts).flatMap(([name, count]) => (count ? [`${count} ${name}`] : []));
   const isPlain = state.status === "ready" && busy.length > 0;
   find("#engine-words").textContent = [isPlain ? null : NAMES[state.status], ...busy].filter(Boolean).join(" · ");
@@ -59,22 +59,22 @@ function show(state) {
     ...term("Work ahead", `${state.pending_seconds.toFixed(1)} s`),
     ...(state.policy ? term("Order of work", state.policy) : []),
   );
-  find("#engine-queue").replaceChildren(...state.pictures.map(row));
-  find("#engine-idle").hidden = state.pictures.length > 0;
+  find("#engine-queue").replaceChildren(...state.requests.map(row));
+  find("#engine-idle").hidden = state.requests.length > 0;
 }
 
-function row(picture) {
-  const share = picture.evaluations ? picture.index / picture.evaluations : 0;
-  const how = picture.drawn_as === picture.tier ? "" : ` as ${picture.drawn_as}`;
-  const stands = picture.index ? `${picture.index} of ${picture.evaluations}` : "waiting";
-  const late = picture.seconds > picture.promise ? ", late" : "";
-  const time = `${picture.seconds.toFixed(1)} s of ${picture.promise.toFixed(1)} s promised${late}`;
+function row(request) {
+  const share = request.evaluations ? request.index / request.evaluations : 0;
+  const how = request.effective_tier === request.tier ? "" : ` as ${request.effective_tier}`;
+  const stands = request.index ? `${request.index} of ${request.evaluations}` : "waiting";
+  const late = request.seconds > request.latency_target ? ", late" : "";
+  const time = `${request.seconds.toFixed(1)} s of ${request.latency_target.toFixed(1)} s target${late}`;
   return make(
     "li",
     {},
-    make("span", {}, `${picture.tier}${how}, ${picture.size.replace("x", " × ")}`),
+    make("span", {}, `${request.tier}${how}, ${request.size.replace("x", " × ")}`),
     make("span", { class: "soft" }, stands),
-    make("progress", { max: 1, value: share, "aria-label": `${picture.tier}, ${stands}` }),
+    make("progress", { max: 1, value: share, "aria-label": `${request.tier}, ${stands}` }),
     make("span", { class: "soft" }, time),
   );
 }

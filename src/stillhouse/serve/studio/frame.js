@@ -30,7 +30,7 @@ export function frame(piece, acts, { isOneOfSeveral }) {
     proportion(element, piece);
     if (piece.look && piece.look !== shown) reveal((shown = piece.look));
     ring.element.hidden = !isDrawing();
-    looks.hidden = piece.state === "failed" || piece.state === "stopped";
+    looks.hidden = piece.state === "failed" || piece.state === "cancelled";
     complain();
     if (told !== chapter()) tellAgain();
     breathe();
@@ -58,7 +58,7 @@ export function frame(piece, acts, { isOneOfSeveral }) {
   }
 
   function complain() {
-    trouble.hidden = piece.state !== "failed" && piece.state !== "stopped";
+    trouble.hidden = piece.state !== "failed" && piece.state !== "cancelled";
     if (trouble.hidden || trouble.childElementCount) return;
     const { title, text, remedy, wait: seconds } = explain(piece.trouble ?? { name: "AbortError" });
     const again = button("Try again", () => acts.retry(piece), { class: "plain" });
@@ -79,7 +79,7 @@ export function frame(piece, acts, { isOneOfSeveral }) {
 
   /** What the caption depends on. */
   function chapter() {
-    return [isDrawing() ? "drawing" : piece.state, piece.degraded].join();
+    return [isDrawing() ? "running" : piece.state, piece.degraded].join();
   }
 
   /** Whoever is at one of its buttons is led to the frame, and not to a button that does something else. */
@@ -91,16 +91,16 @@ export function frame(piece, acts, { isOneOfSeveral }) {
   }
 
   function isDrawing() {
-    return piece.state === "asked" || piece.state === "drawing";
+    return piece.state === "queued" || piece.state === "running";
   }
 
   function captionOf() {
     const { model, seed } = piece.asked;
     const who = make("p", { class: "who" }, make("strong", {}, model), " ", make("span", {}, facts(piece)));
-    const degraded = piece.degraded && make("p", { class: "soft" }, `Drawn as ${piece.degraded}: the server was busy.`);
+    const degraded = piece.degraded && make("p", { class: "soft" }, `Generated as ${piece.degraded}: the server was busy.`);
     return [
       isOneOfSeveral ? null : titleOf(piece),
-      make("div", { class: "told" }, who, !isOneOfSeveral && make("p", { class: "soft" }, `seed ${seed}`)),
+      make("div", { class: "caption" }, who, !isOneOfSeveral && make("p", { class: "soft" }, `seed ${seed}`)),
       degraded,
       isDrawing() && make("div", { class: "actions" }, button("Stop", () => acts.stop(piece), { class: "plain" })),
       piece.state === "done" && done(),

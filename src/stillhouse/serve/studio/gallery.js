@@ -76,10 +76,10 @@ function cardOf(piece) {
     element.dataset.state = piece.state;
     open.setAttribute("aria-label", `Show: ${description(piece)}`);
     stand.textContent = standing(piece);
-    bar.hidden = piece.state !== "asked" && piece.state !== "drawing";
+    bar.hidden = piece.state !== "queued" && piece.state !== "running";
     if (piece.look) image.src = piece.look;
     else image.removeAttribute("src");
-    actions.hidden = piece.state === "asked" || piece.state === "drawing";
+    actions.hidden = piece.state === "queued" || piece.state === "running";
     breathe();
   }
 

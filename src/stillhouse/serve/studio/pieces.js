@@ -31,7 +31,7 @@ export function newPiece(given) {
     start: null,
     mask: null,
     shape: null,
-    state: "asked",
+    state: "queued",
     looks: [],
     began: performance.now(),
     look: null,
@@ -91,7 +91,7 @@ export async function recall() {
 
 /** Whether nothing more will happen to it. */
 export function isOver(piece) {
-  return piece.state === "done" || piece.state === "failed" || piece.state === "stopped";
+  return piece.state === "done" || piece.state === "failed" || piece.state === "cancelled";
 }
 
 /** `watcher(what, pieces)` is called when pieces were added, changed or removed. */

@@ -30,13 +30,13 @@ export function typeOf(document, schema) {
   return plain(real);
 }
 
-/** Its fields: `{ name, type, isNeeded, told }`, the needed ones first. */
+/** Its fields: `{ name, type, isNeeded, note }`, the needed ones first. */
 export function fieldsOf(document, schema) {
   const real = resolved(document, schema);
   const needed = new Set(real.required ?? []);
   return Object.entries(real.properties ?? {})
     .map(([name, one]) => {
-      return { name, type: typeOf(document, one), isNeeded: needed.has(name), told: noteOf(document, one) };
+      return { name, type: typeOf(document, one), isNeeded: needed.has(name), note: noteOf(document, one) };
     })
     .sort((one, other) => other.isNeeded - one.isNeeded);
 }

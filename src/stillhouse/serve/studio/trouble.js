@@ -9,10 +9,10 @@ const BUSY = {
   quota: "Your key has used what it may ask for today.",
 };
 const GONE = {
-  WorkerDied: "The engine broke down while it was drawing. It is being started again.",
+  WorkerDied: "The engine broke down while generating. It is being started again.",
   expired: "The picture could not be begun in time.",
   cancelled: "Somebody stopped this picture.",
-  Drained: "The server was shut down before the picture was done.",
+  ServerShutdown: "The server was shut down before the picture was done.",
 };
 
 /**
@@ -26,7 +26,7 @@ export function explain(trouble) {
   const later = wait ? ` Come back in ${duration(wait)}.` : " Try again in a moment.";
   if (trouble.name === "AbortError") return told("Stopped", "You stopped this picture.", "again");
   if (status === 401) {
-    return told("A key, please", "This server draws for those who have a key, and does not know yours.", "key");
+    return told("A key, please", "This server requires an API key and does not accept yours.", "key");
   }
   if (status === 403) return told("Not with this key", sentences(message), "key");
   if (status === 429) return told("Not just now", (BUSY[code] ?? sentences(message)) + later, "again", wait);
@@ -36,7 +36,7 @@ export function explain(trouble) {
   if (status === 413) {
     return told("Too large", "The server takes no file of that size. Choose a smaller one.", "change");
   }
-  if (status >= 400 && status < 500) return told("This cannot be drawn as asked", sentences(message), "change");
+  if (status >= 400 && status < 500) return told("Invalid request", sentences(message), "change");
   if (status >= 500) {
     return told("A mistake of the server", `${sentences(message)} Try again; if it stays, tell who runs it.`, "again");
   }

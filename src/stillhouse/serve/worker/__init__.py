@@ -1,1 +1,1 @@
-"""The process that draws, and the hand that the server holds it by."""
+"""Worker processes, which run pipelines, and their supervisor in the server."""

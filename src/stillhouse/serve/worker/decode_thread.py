@@ -1,7 +1,7 @@
-"""The finisher: decodes pictures and writes them as files, beside the ticks and not between them.
+"""Decode thread: decodes latents and encodes image files in parallel with the engine's steps.
 
-One thread, so that a pipeline's decoder is used by one thread only. Pictures that are done go before previews, and of a
-picture's previews only the latest waits.
+A single thread, because a pipeline's decoder is not thread-safe. Finished images precede previews, and only the latest
+preview of each job is kept.
 """
 
 from collections import OrderedDict, deque
@@ -20,7 +20,13 @@ PREVIEW_QUALITY = 80
 
 @dataclass(frozen=True, slots=True)
 class DecodedImage:
-    """A picture, or why there is none."""
+    """A finished image file, or the error that prevented it.
+
+    Args:
+        id: job id.
+        content: image file; empty if decoding failed.
+        error: error of decoding; None if it succeeded.
+    """
 
     id: str
     content: bytes = b""
@@ -29,7 +35,13 @@ class DecodedImage:
 
 @dataclass(frozen=True, slots=True)
 class DecodedPreview:
-    """A preview, after so many evaluations."""
+    """A preview image.
+
+    Args:
+        id: job id.
+        index: completed evaluations.
+        content: WebP file; empty if decoding failed.
+    """
 
     id: str
     index: int
@@ -53,10 +65,10 @@ class _ImageTask:
 
 @dataclass(slots=True)
 class DecodeThread:
-    """Takes what is to be decoded, and hands out what was; `tell` is called from its thread.
+    """Queue of images to decode and the thread that decodes them.
 
     Args:
-        tell: takes every `Finished` and `Seen`.
+        on_decoded: called in the decode thread with every result.
     """
 
     on_decoded: Callable[[DecodedImage | DecodedPreview], None]
@@ -67,19 +79,19 @@ class DecodeThread:
     _thread: Thread | None = None
 
     def start(self) -> None:
-        """Begin to decode."""
-        self._thread = Thread(target=self._run, name="finisher", daemon=True)
+        """Start the thread."""
+        self._thread = Thread(target=self._run, name="decode", daemon=True)
         self._thread.start()
 
     def submit(self, job_id: str, pipeline: Pipeline, trajectory: ImageTrajectory, image_format: Format) -> None:
-        """Decode a picture that is done; its previews are needed no more."""
+        """Queue a finished trajectory and drop a pending preview of the job."""
         with self._work:
             self._previews.pop(job_id, None)
             self._images.append(_ImageTask(job_id, pipeline, trajectory, image_format))
             self._work.notify()
 
     def submit_preview(self, job_id: str, pipeline: Pipeline, trajectory: ImageTrajectory) -> None:
-        """Decode what the network sees in a picture that is not done."""
+        """Queue the current estimate of the clean latents as a preview. It replaces a pending preview of the job."""
         assert trajectory.denoised is not None
         with self._work:
             self._previews.pop(job_id, None)
@@ -89,12 +101,12 @@ class DecodeThread:
             self._work.notify()
 
     def drop_preview(self, job_id: str) -> None:
-        """Nobody waits for this picture's previews any more."""
+        """Drop a pending preview of a job."""
         with self._work:
             self._previews.pop(job_id, None)
 
     def close(self) -> None:
-        """Decode what is there, and end."""
+        """Decode all queued images and stop the thread."""
         with self._work:
             self._is_open = False
             self._work.notify()
@@ -124,7 +136,7 @@ def _decode_final(task: _ImageTask) -> DecodedImage:
 
 
 def _decode_preview(job_id: str, task: _PreviewTask) -> DecodedPreview:
-    """A preview that cannot be decoded is an empty one: the picture itself will tell why."""
+    """Return a preview. Errors give an empty preview, because the final image reports them."""
     try:
         image = task.pipeline.decode(task.latents)
         return DecodedPreview(job_id, task.index, encode_image(image, "webp", quality=PREVIEW_QUALITY))

@@ -1,32 +1,34 @@
-"""Everything that a server and its workers say to each other."""
+"""Messages between a server and its workers.
 
-from collections.abc import Sequence
-from typing import Any, TypeAlias
+A message holds no clock and no identifier that only one host understands; directories are hints for the worker's host.
+"""
+
+from typing import TypeAlias
 
 import msgspec
-import numpy as np
 
 from stillhouse.images.formats import Format
 from stillhouse.pipelines.resolve import Resolved
 from stillhouse.serve.engine.cost import LatencyCurve
 from stillhouse.serve.engine.engine import FinishReason
 from stillhouse.serve.engine.job import BatchKey, Tier
+from stillhouse.serve.worker.locate_pipeline import PipelineReference
 
 
-class WorkerConfig(msgspec.Struct, frozen=True):
-    """The first thing that a worker is told.
+class WorkerConfig(msgspec.Struct, frozen=True, tag=True):
+    """The first message to a worker.
 
     Args:
-        pipelines: directories by name.
-        policy: a name out of `policy.POLICIES`.
-        memory: bytes for all open pipelines together.
+        pipelines: the pipelines to serve, by the name that `Submit` and batch keys use.
+        policy: scheduling policy, a name out of `policy.POLICIES`.
+        memory: bytes that all open pipelines may use together.
         backend, precision, threads: as in `stillhouse.load`.
-        cache: directory of compiled networks.
-        curves: what is known already of what pictures cost; where there is nothing, it is measured.
-        device: the only GPU that the process sees, as CUDA_VISIBLE_DEVICES names it; None, whatever there is.
+        cache: directory of compiled networks on the worker's host.
+        curves: measured latencies by batch key; empty, the worker measures them.
+        device: the only GPU that the worker sees, as in CUDA_VISIBLE_DEVICES; None, all of them.
     """
 
-    pipelines: dict[str, str]
+    pipelines: dict[str, PipelineReference]
     policy: str
     memory: int
     backend: str | None = None
@@ -38,16 +40,17 @@ class WorkerConfig(msgspec.Struct, frozen=True):
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
-    """Draw this picture.
+    """Generate a picture.
 
     Args:
-        id: of the job.
-        tier, key: whose it is.
-        pipeline: by name.
-        resolved: the request with its plan, which is not computed again.
-        expires: `time.monotonic` after which it is not begun; None, never.
-        format: of the picture that is sent back.
-        previews: so many on the way.
+        id: of the request.
+        tier: service tier of the client.
+        key: API key of the client; shares of the device are fair between keys.
+        pipeline: name in `WorkerConfig.pipelines`.
+        resolved: the request with its plan, which the worker does not compute again.
+        expires_in: seconds after which the request is not started any more; None, it never expires.
+        format: file format of the picture.
+        previews: number of previews to send.
     """
 
     id: str
@@ -55,19 +58,19 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     key: str
     pipeline: str
     resolved: Resolved
-    expires: float | None = None
+    expires_in: float | None = None
     format: Format = "png"
     previews: int = 0
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
-    """Draw that job no further."""
+    """Cancel a request."""
 
     id: str
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """Everything is open and measured."""
+    """The worker's pipelines are open, and their latencies are measured."""
 
     curves: list[tuple[BatchKey, LatencyCurve]]
 
@@ -79,7 +82,15 @@ class WorkerFailed(msgspec.Struct, frozen=True, tag=True):
 
 
 class StepStats(msgspec.Struct, frozen=True):
-    """One tick: whose pictures moved by one evaluation, how long that took, and the pace of their group since."""
+    """One step of the engine.
+
+    Args:
+        jobs: ids of the requests that were advanced by one evaluation.
+        batch_key: of the batch.
+        rows: of the batch.
+        seconds: of the step.
+        slowdown: how many times slower than its curve the batch key is now.
+    """
 
     jobs: list[str]
     batch_key: BatchKey
@@ -89,14 +100,14 @@ class StepStats(msgspec.Struct, frozen=True):
 
 
 class StepReport(msgspec.Struct, frozen=True, tag=True):
-    """What the latest ticks moved, in their order. Several are told at once: each message wakes the server, which takes
-    a core from the runtime."""
+    """The steps since the last report, in order. One message for several steps: each message wakes the server, which
+    takes processor time from the runtime."""
 
     steps: list[StepStats]
 
 
 class Preview(msgspec.Struct, frozen=True, tag=True):
-    """What a picture looks like after so many evaluations."""
+    """A preview of a picture after `index` evaluations, as an image file."""
 
     id: str
     index: int
@@ -104,17 +115,17 @@ class Preview(msgspec.Struct, frozen=True, tag=True):
 
 
 class RequestOutput(msgspec.Struct, frozen=True):
-    """The one end of a job.
+    """The end of a request.
 
     Args:
-        outcome: as in `engine.Outcome`.
-        content: of a drawn one, the picture as asked for.
-        error, fault: of a failed one, what is told, and the name of the error; faults of the server's own are
-            `WorkerDied` and `Drained`.
-        way: where in the worker it failed, for the log; see `way.way_to`.
-        waited, denoised, finished: seconds before its first tick, from there to its last, and for decoding.
-        peers: how many other pictures were in its batches, in the mean.
-        is_cut: whether its prompt was longer than the model reads, so that its end had no effect.
+        finish_reason: see `engine.FinishReason`.
+        content: the picture as a file, where the request is finished.
+        error, error_type: message and class name of the error, where the request failed; `WorkerDied` and
+            `ServerShutdown` are errors of the server.
+        traceback_summary: where in the worker the error was raised, for the log.
+        queue_seconds, denoise_seconds, decode_seconds: seconds before the first step, to the last one, and after it.
+        batch_peers: mean number of other pictures in its batches.
+        is_prompt_truncated: whether a prompt was longer than the model reads.
     """
 
     finish_reason: FinishReason
@@ -130,7 +141,7 @@ class RequestOutput(msgspec.Struct, frozen=True):
 
 
 class OutputEvent(msgspec.Struct, frozen=True, tag=True):
-    """That job has ended."""
+    """A request has ended."""
 
     id: str
     output: RequestOutput
@@ -138,41 +149,3 @@ class OutputEvent(msgspec.Struct, frozen=True, tag=True):
 
 Command: TypeAlias = Submit | Cancel
 Event: TypeAlias = Ready | WorkerFailed | StepReport | Preview | OutputEvent
-
-
-def encode_message(message: WorkerConfig | Command | Event) -> bytes:
-    """A message as bytes."""
-    return _ENCODER.encode(message)
-
-
-def decode_config(content: bytes) -> WorkerConfig:
-    """The first message to a worker."""
-    return msgspec.msgpack.decode(content, type=WorkerConfig)
-
-
-def decode_command(content: bytes) -> Command:
-    """A message to a worker."""
-    asked: Command = _COMMANDS.decode(content)
-    return asked
-
-
-def decode_event(content: bytes) -> Event:
-    """A message from a worker."""
-    told: Event = _EVENTS.decode(content)
-    return told
-
-
-def _encode_array(array: object) -> tuple[str, Sequence[int], bytes]:
-    if not isinstance(array, np.ndarray):
-        raise NotImplementedError(f"{type(array).__name__} in a message")
-    return array.dtype.str, array.shape, array.tobytes()
-
-
-def _decode_array(kind: object, encoded: Any) -> Any:
-    name, shape, content = encoded
-    return np.frombuffer(content, name).reshape(shape)
-
-
-_ENCODER = msgspec.msgpack.Encoder(enc_hook=_encode_array)
-_COMMANDS = msgspec.msgpack.Decoder(Command, dec_hook=_decode_array)
-_EVENTS = msgspec.msgpack.Decoder(Event, dec_hook=_decode_array)

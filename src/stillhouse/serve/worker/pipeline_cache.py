@@ -1,4 +1,4 @@
-"""The pipelines that are open: as many as memory allows, the one not used for longest closed first."""
+"""LRU cache of loaded pipelines with a memory budget."""
 
 import os
 from collections import OrderedDict
@@ -11,14 +11,14 @@ from stillhouse.pipelines.pipeline import Pipeline
 
 @dataclass(slots=True)
 class PipelineCache(Mapping[str, Pipeline]):
-    """Pipelines by name, opened when they are first asked for. To be used from one thread.
+    """Pipelines by name, loaded on first access. Use from one thread.
 
     Args:
-        opened: opens one, by name.
-        names: of all that there are.
-        budget: bytes; the one that is asked for stays open even where it alone needs more.
-        used: bytes of this process.
-        freed: gives back what a closed one has held, before it is looked whether that was enough.
+        open_pipeline: loads a pipeline by name.
+        names: names of all pipelines.
+        budget: memory budget in bytes. The requested pipeline stays loaded even if it alone exceeds the budget.
+        memory_used: returns the memory of this process in bytes.
+        free_memory: releases the memory of an unloaded pipeline before `memory_used` is read again.
     """
 
     open_pipeline: Callable[[str], Pipeline]
@@ -43,16 +43,16 @@ class PipelineCache(Mapping[str, Pipeline]):
         return len(self.names)
 
     def evict(self) -> list[str]:
-        """Close what does not fit; the names of what was closed."""
-        closed = []
+        """Unload least recently used pipelines until the rest fits the budget; return their names."""
+        evicted = []
         while len(self._loaded) > 1 and self.memory_used() > self.budget:
             name = next(iter(self._loaded))
-            del self._loaded[name]  # and not popitem, which would hold it while it is looked at what is free
-            closed.append(name)
+            del self._loaded[name]  # not popitem: its result would keep the pipeline alive
+            evicted.append(name)
             self.free_memory()
-        return closed
+        return evicted
 
     @property
     def loaded(self) -> tuple[str, ...]:
-        """Names of those in memory, the one not used for longest first."""
+        """Return the names of loaded pipelines, the least recently used first."""
         return tuple(self._loaded)

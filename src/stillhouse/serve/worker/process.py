@@ -1,17 +1,15 @@
-"""The process that draws: `python -m stillhouse.serve.worker.process FD`, where FD is one end of a pipe.
+"""The worker process of a server: `python -m stillhouse.serve.worker.process`.
 
-Its main thread is the engine's loop: read what was asked, tick, tell. A second one decodes. It ends when the other end
-of the pipe does, and the system ends it with its parent.
+Its main thread runs the engine: receive commands, step, send events. A second thread decodes pictures. The process ends
+when the server closes the channel or dies.
 """
 
 import os
-import select
 import signal
-import sys
 import time
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Lock
 
@@ -34,6 +32,7 @@ from stillhouse.serve.engine.executor import (
 from stillhouse.serve.engine.job import BatchKey, Job
 from stillhouse.serve.engine.policy import POLICIES
 from stillhouse.serve.worker.decode_thread import DecodedImage, DecodedPreview, DecodeThread
+from stillhouse.serve.worker.locate_pipeline import locate_pipeline
 from stillhouse.serve.worker.messages import (
     Cancel,
     Command,
@@ -47,22 +46,21 @@ from stillhouse.serve.worker.messages import (
     Submit,
     WorkerConfig,
     WorkerFailed,
-    decode_command,
-    decode_config,
-    encode_message,
 )
 from stillhouse.serve.worker.pipeline_cache import PipelineCache
 from stillhouse.serve.worker.traceback_summary import traceback_summary
-from stillhouse.workers.lifetime import die_with_parent
+from stillhouse.workers.messages import Channel
+from stillhouse.workers.process import connect_to_parent
+from stillhouse.workers.transport import TransportClosed
 
 REPORT_SECONDS = 0.1
-"""Seconds after which the server hears of a tick; it also does whenever it hears of anything else. A picture's last
-tick is thus told with the picture: told before, it would wake the server while the picture is decoded."""
+"""Seconds after which steps are reported; any other event reports them earlier. The last step of a picture is thus
+reported with the picture: an earlier report would wake the server while the picture is decoded."""
 
 
 @dataclass(slots=True)
 class _RequestState:
-    """What is known of a job beside what the engine knows."""
+    """What the worker records of a request besides its `Job`."""
 
     command: Submit
     previews: frozenset[int]
@@ -78,192 +76,198 @@ class Worker:
     """The loop of one device.
 
     Args:
-        connection: to the server.
-        engine: draws.
-        pipelines: what it draws with.
+        channel: commands from the server, and events to it.
+        engine: batches and advances the requests.
+        pipelines: the pipelines, by name.
     """
 
-    connection: Connection
+    channel: Channel[Event, WorkerConfig | Command]
     engine: Engine
     pipelines: PipelineCache
     _jobs: dict[str, tuple[Job, _RequestState]] = field(default_factory=dict)
     _steps: list[StepStats] = field(default_factory=list)
     _unreported_since: float = 0.0
     _decoder: DecodeThread = field(init=False)
-    _send_lock: Lock = field(default_factory=Lock)
-    _poll: select.poll = field(default_factory=select.poll)
+    _report_lock: Lock = field(default_factory=Lock)
 
     def __post_init__(self) -> None:
-        self._poll.register(self.connection, select.POLLIN)  # Connection.poll would do this anew for each tick
         self._decoder = DecodeThread(self._on_decoded)
 
     def run(self) -> None:
-        """Draw until the server is gone."""
+        """Serve requests until the server is gone."""
         self._decoder.start()
-        try:
+        with suppress(TransportClosed):
             while True:
                 self._receive()
                 if self.engine.jobs:
                     self._step()
-        except (EOFError, ConnectionError):
-            return
 
     def _receive(self) -> None:
-        """Take everything that was asked; wait where there is nothing else to do."""
-        while self._poll.poll(0 if self.engine.jobs else None):
-            self._handle_command(decode_command(self.connection.recv_bytes()))
+        """Handle every command that has arrived; wait for one where there are no requests."""
+        while self.channel.transport.wait(0 if self.engine.jobs else None):
+            self._handle_command(self.channel.receive())
 
-    def _handle_command(self, command: Command) -> None:
-        if isinstance(command, Cancel):
+    def _handle_command(self, command: WorkerConfig | Command) -> None:
+        if isinstance(command, Submit):
+            self._submit(command)
+        elif isinstance(command, Cancel):
             self._decoder.drop_preview(command.id)
-            if end := self.engine.cancel(command.id):
-                self._finish(end)
-            return
+            if finished := self.engine.cancel(command.id):
+                self._finish(finished)
+        else:
+            raise ValueError("the server sent a second WorkerConfig")
+
+    def _submit(self, command: Submit) -> None:
         try:
             pipeline = self.pipelines[command.pipeline]
-            walk = plan_steps(pipeline.manifest, command.resolved)
-            group = make_batch_key(command.pipeline, command.resolved)
-            expires = float("inf") if command.expires is None else command.expires
-            job = Job(command.id, command.tier, command.key, group, walk, command.resolved, expires)
-            is_cut = not fits_tokenizers(pipeline, command.resolved.request)
+            step_plan = plan_steps(pipeline.manifest, command.resolved)
+            batch_key = make_batch_key(command.pipeline, command.resolved)
+            expires = float("inf") if command.expires_in is None else self.engine.clock() + command.expires_in
+            job = Job(command.id, command.tier, command.key, batch_key, step_plan, command.resolved, expires)
+            is_truncated = not fits_tokenizers(pipeline, command.resolved.request)
             self.engine.submit(job)
         except StillhouseError as error:
             self._send(OutputEvent(command.id, _failed_output(error)))
             return
-        self._jobs[command.id] = job, _RequestState(command, preview_steps(command.previews, len(walk.rows)), is_cut)
+        previews = preview_steps(command.previews, len(step_plan.rows))
+        self._jobs[command.id] = job, _RequestState(command, previews, is_truncated)
 
     def _step(self) -> None:
         began = time.monotonic()
-        tick = self.engine.step()
-        if tick.jobs:
-            moved = self._step_stats(tick)
-            with self._send_lock:
+        step = self.engine.step()
+        if step.jobs:
+            stats = self._step_stats(step)
+            with self._report_lock:
                 self._unreported_since = self._unreported_since if self._steps else began
-                self._steps.append(moved)
-        for job in tick.jobs:
-            told = self._jobs[job.id][1]
-            told.started = told.started or began
-            told.steps += 1
-            told.batch_peers += len(tick.jobs) - 1
-            told.last_step = time.monotonic()
-            if job.index in told.previews and not job.is_done:
-                self._decoder.submit_preview(job.id, self.pipelines[job.batch_key.pipeline], trajectory_of(job))
-        for end in tick.finished:
-            self._finish(end)
+                self._steps.append(stats)
+        for job in step.jobs:
+            self._record_step(job, began, len(step.jobs))
+        for finished in step.finished:
+            self._finish(finished)
         if self._steps and began - self._unreported_since >= REPORT_SECONDS:
             self._send()
-        if any(job.index == 1 for job in tick.jobs):
-            self.pipelines.evict()  # networks are opened when they are first fed
+        if any(job.index == 1 for job in step.jobs):
+            self.pipelines.evict()  # a network is opened by its first call
+
+    def _record_step(self, job: Job, began: float, batch_size: int) -> None:
+        state = self._jobs[job.id][1]
+        state.started = state.started or began
+        state.steps += 1
+        state.batch_peers += batch_size - 1
+        state.last_step = time.monotonic()
+        if job.index in state.previews and not job.is_done:
+            self._decoder.submit_preview(job.id, self.pipelines[job.batch_key.pipeline], trajectory_of(job))
 
     def _step_stats(self, step: StepOutput) -> StepStats:
-        group = step.jobs[0].batch_key
+        batch_key = step.jobs[0].batch_key
         rows = sum(job.step_plan.rows[job.index - 1] for job in step.jobs)
-        pace = self.engine.cost_model.slowdowns.get(group, 1.0)
-        return StepStats([job.id for job in step.jobs], group, rows, step.seconds, pace)
+        slowdown = self.engine.cost_model.slowdowns.get(batch_key, 1.0)
+        return StepStats([job.id for job in step.jobs], batch_key, rows, step.seconds, slowdown)
 
     def _finish(self, finished: FinishedJob) -> None:
-        job, told = self._jobs[finished.job.id]
-        if finished.finish_reason == "drawn":
-            self._decoder.submit(job.id, self.pipelines[job.batch_key.pipeline], finished.result, told.command.format)
+        job, state = self._jobs[finished.job.id]
+        if finished.finish_reason == "finished":
+            self._decoder.submit(job.id, self.pipelines[job.batch_key.pipeline], finished.result, state.command.format)
             return
         del self._jobs[job.id]
         self._decoder.drop_preview(job.id)
-        self._send(
-            OutputEvent(
-                job.id, _failed_output(finished.error) if finished.error else RequestOutput(finished.finish_reason)
-            )
-        )
+        output = _failed_output(finished.error) if finished.error else RequestOutput(finished.finish_reason)
+        self._send(OutputEvent(job.id, output))
 
     def _on_decoded(self, decoded: DecodedImage | DecodedPreview) -> None:
-        """In the finisher's thread."""
+        """Send a decoded preview or picture; called in the thread that decodes."""
         if isinstance(decoded, DecodedPreview):
             self._send(Preview(decoded.id, decoded.index, decoded.content))
             return
-        job, told = self._jobs.pop(decoded.id)
-        closed = replace(
-            _failed_output(decoded.error) if decoded.error else RequestOutput("drawn", decoded.content),
-            waited=told.started - job.arrived,
-            denoised=told.last_step - told.started,
-            finished=time.monotonic() - told.last_step,
-            peers=told.batch_peers / told.steps,
-            is_cut=told.is_prompt_truncated,
+        job, state = self._jobs.pop(decoded.id)
+        output = replace(
+            _failed_output(decoded.error) if decoded.error else RequestOutput("finished", decoded.content),
+            queue_seconds=state.started - job.arrived,
+            denoise_seconds=state.last_step - state.started,
+            decode_seconds=time.monotonic() - state.last_step,
+            batch_peers=state.batch_peers / state.steps,
+            is_prompt_truncated=state.is_prompt_truncated,
         )
-        self._send(OutputEvent(decoded.id, closed))
+        self._send(OutputEvent(decoded.id, output))
 
-    def _send(self, *news: Event) -> None:
-        """Tell the ticks that were not told yet, and then the news."""
-        with self._send_lock:
-            moves, self._steps = self._steps, []
-            for told in (StepReport(moves), *news) if moves else news:
-                self.connection.send_bytes(encode_message(told))
+    def _send(self, *events: Event) -> None:
+        """Send the steps that were not reported yet, and then the events."""
+        with self._report_lock:
+            steps, self._steps = self._steps, []
+            for event in (StepReport(steps), *events) if steps else events:
+                self.channel.send(event)
 
 
 def _failed_output(error: StillhouseError) -> RequestOutput:
-    closed = RequestOutput(
+    output = RequestOutput(
         "failed", error=str(error), error_type=type(error).__name__, traceback_summary=traceback_summary(error)
     )
-    # The frames on the way hold arrays, and the error.
+    # The frames of the traceback hold arrays, and the error itself.
     error.__traceback__ = error.__cause__ = error.__context__ = None
-    return closed
+    return output
 
 
 def fits_tokenizers(pipeline: Pipeline, request: ImageRequest) -> bool:
-    """Whether nothing of the prompts is cut off."""
+    """Return whether no tokenizer truncates a prompt of the request."""
     texts = (request.prompt, request.negative_prompt)
     return all(tokenizer.fits(text) for tokenizer in pipeline.tokenizers.values() for text in texts)
 
 
 def preview_steps(count: int, evaluations: int) -> frozenset[int]:
-    """After which evaluations a picture is shown, if it is shown so many times before it is done.
+    """Return after which evaluations previews are made.
 
-    >>> sorted(previews_at(3, 8)), sorted(previews_at(3, 2))
+    Args:
+        count: number of previews, evenly spread.
+        evaluations: of the whole picture; there is no preview before the first and after the last.
+
+    >>> sorted(preview_steps(3, 8)), sorted(preview_steps(3, 2))
     ([2, 4, 6], [1])
     """
     return frozenset(part * evaluations // (count + 1) for part in range(1, count + 1)) - {0}
 
 
 def measure_curves(pipelines: PipelineCache) -> dict[BatchKey, LatencyCurve]:
-    """What pictures of every pipeline's own size cost here and now."""
-    found = {}
+    """Measure the latency of every pipeline at its default size."""
+    curves = {}
     for name in pipelines:
         pipeline = pipelines[name]
         defaults = pipeline.manifest.defaults
-        group = BatchKey(name, defaults.width, defaults.height)
-        found[group] = measure_latency_curve(pipeline, group)
-    return found
+        batch_key = BatchKey(name, defaults.width, defaults.height)
+        curves[batch_key] = measure_latency_curve(pipeline, batch_key)
+    return curves
 
 
 def main() -> None:
-    """Open, measure, and draw until the server is gone."""
-    die_with_parent()
-    # Ctrl-C reaches the whole group of processes, and so does what service managers send; the server decides when a
-    # worker ends.
+    """Serve requests until the server is gone."""
+    channel: Channel[Event, WorkerConfig | Command] = connect_to_parent(WorkerConfig | Command)
+    # Service managers send SIGTERM to all processes of a service; the server decides when a worker ends.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    # The client is told that its prompt is cut; the log is not, since prompts are nobody else's business.
+    # The client is informed of a truncated prompt. The log is not: prompts are private.
     warnings.simplefilter("ignore", PromptTruncated)
-    connection = Connection(int(sys.argv[1]))
+    with suppress(TransportClosed):
+        config = channel.receive()
+        assert isinstance(config, WorkerConfig)
+        _serve(channel, config)
+
+
+def _serve(channel: Channel[Event, WorkerConfig | Command], config: WorkerConfig) -> None:
+    """Open and measure the pipelines, and run the engine."""
+    pipelines = PipelineCache(lambda name: _open_pipeline(config, name), tuple(config.pipelines), config.memory)
     try:
-        opening = decode_config(connection.recv_bytes())
-    except EOFError:
-        return
-    pipelines = PipelineCache(lambda name: _open_pipeline(opening, name), tuple(opening.pipelines), opening.memory)
-    try:
-        found = dict(opening.curves) or measure_curves(pipelines)
+        curves = dict(config.curves) or measure_curves(pipelines)
     except StillhouseError as error:
-        connection.send_bytes(encode_message(WorkerFailed(str(error))))
+        channel.send(WorkerFailed(str(error)))
         return
-    connection.send_bytes(encode_message(Ready(list(found.items()))))
-    engine = Engine(
-        PipelineExecutor(pipelines, _read_latents), POLICIES[opening.policy], CostModel(found), time.monotonic
-    )
-    Worker(connection, engine, pipelines).run()
+    channel.send(Ready(list(curves.items())))
+    executor = PipelineExecutor(pipelines, _read_latents)
+    Worker(channel, Engine(executor, POLICIES[config.policy], CostModel(curves), time.monotonic), pipelines).run()
 
 
 def _read_latents(pipeline: Pipeline, trajectory: ImageTrajectory) -> ImageTrajectory:
-    """What the engine hands out: the finisher decodes it, beside the ticks.
+    """Copy the final latents to host memory; another thread decodes them.
 
-    It is read between two of them: later, a GPU would end the next one first.
+    They are copied between two steps: a GPU would complete the next step before a later copy.
     """
     trajectory.latents = pipeline.arrays.to_numpy(trajectory.latents)
     return trajectory
@@ -271,7 +275,7 @@ def _read_latents(pipeline: Pipeline, trajectory: ImageTrajectory) -> ImageTraje
 
 def _open_pipeline(config: WorkerConfig, name: str) -> Pipeline:
     return load(
-        config.pipelines[name],
+        locate_pipeline(config.pipelines[name]),
         backend=config.backend,
         precision=config.precision,
         threads=config.threads,
@@ -281,5 +285,5 @@ def _open_pipeline(config: WorkerConfig, name: str) -> Pipeline:
 
 if __name__ == "__main__":
     main()
-    # Runtimes may wait for their threads at exit, and nothing is left to be written.
+    # Runtimes may wait for their threads at exit, and no output is pending.
     os._exit(0)

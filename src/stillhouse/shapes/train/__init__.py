@@ -1,5 +1,5 @@
-"""Training of the embedded model, from nothing, on pictures that the project draws itself.
+"""Training of the embedded model from scratch, on rendered scenes.
 
-`python -m stillhouse.shapes.train` makes the tokenizer and walks through three stages, each resumable:
-the autoencoder learns to reconstruct, the text encoder to understand captions, the denoiser to draw.
+`python -m stillhouse.shapes.train` builds the tokenizer and runs three resumable stages: the autoencoder, the text
+encoder and the denoiser.
 """

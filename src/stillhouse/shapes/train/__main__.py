@@ -1,4 +1,4 @@
-"""`python -m stillhouse.shapes.train`: train the embedded model, or go on training it."""
+"""`python -m stillhouse.shapes.train`: train the embedded model, or resume its training."""
 
 import argparse
 import os
@@ -27,18 +27,18 @@ from stillhouse.shapes.train.training_plan import TrainingPlan
 
 
 def main() -> None:
-    """Parse, train, save. A second run goes on from the checkpoints, a first one from the weights that ship."""
+    """Train the embedded model: resume from the checkpoints, or without any from the shipped weights."""
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(TrainingPlan().seed)
-    recipe = TrainingPlan()
+    plan = TrainingPlan()
     if arguments.updates:
-        recipe = replace(recipe, denoiser=replace(recipe.denoiser, updates=arguments.updates))
+        plan = replace(plan, denoiser=replace(plan.denoiser, updates=arguments.updates))
     deadline = monotonic() + 60 * arguments.minutes if arguments.minutes else None
     shipped = EMBEDDED["shapes"]
-    fresh = arguments.fresh or (arguments.checkpoints / "autoencoder.checkpoint.pt").exists() or not shipped.exists()
+    is_fresh = arguments.fresh or (arguments.checkpoints / "autoencoder.checkpoint.pt").exists() or not shipped.exists()
     with _bar() as bar:
-        train(recipe, arguments.checkpoints, arguments.out, _reporter(bar), deadline, None if fresh else shipped)
+        train(plan, arguments.checkpoints, arguments.out, _reporter(bar), deadline, None if is_fresh else shipped)
 
 
 def train(
@@ -49,10 +49,16 @@ def train(
     deadline: float | None = None,
     shipped: Path | None = None,
 ) -> None:
-    """All stages in order; `out` becomes a diffusers directory that holds the averaged weights.
+    """Run all stages and write a diffusers directory with the EMA weights.
 
-    With `shipped`, a diffusers directory, the autoencoder and the text encoder are taken from there as they are, and
-    the denoiser begins where that one left off.
+    Args:
+        plan: hyper-parameters of the stages.
+        checkpoints: directory of checkpoints and logs.
+        out: diffusers directory to write.
+        report: receives the progress of each stage.
+        deadline: in seconds of `time.monotonic`; None: no limit.
+        shipped: diffusers directory whose autoencoder and text encoder are used unchanged, and whose denoiser is the
+            starting point; None: train all three from scratch.
     """
     tokenizer = CLIPTokenizer.from_pretrained(shipped / "tokenizer") if shipped else build_tokenizer()
     if shipped:
@@ -61,7 +67,7 @@ def train(
     else:
         stages = AutoencoderStage(plan), TextStage(plan, tokenizer)
         if not all(fit(stage, checkpoints, report, deadline).is_done for stage in stages):
-            sys.exit("time was up before the denoiser's turn; nothing was written; run it again to go on")
+            sys.exit("the time limit passed before the denoiser stage; nothing was written; run again to resume")
         encoder, autoencoder = stages[1].network.encoder, stages[0].network
         autoencoder.register_to_config(scaling_factor=_scaling_factor(autoencoder.eval(), plan.seed))
     for network in (encoder, autoencoder):
@@ -74,7 +80,7 @@ def train(
 
 
 def save(out: Path, tokenizer: Any, text_encoder: Any, autoencoder: Any, denoiser: Any) -> None:
-    """Write a diffusers directory, half precision, safetensors."""
+    """Write a diffusers directory, float16, as safetensors."""
     pipeline = StableDiffusionPipeline(
         vae=autoencoder,
         text_encoder=text_encoder,
@@ -90,37 +96,38 @@ def save(out: Path, tokenizer: Any, text_encoder: Any, autoencoder: Any, denoise
 
 @torch.no_grad()
 def _scaling_factor(autoencoder: Any, seed: int) -> float:
-    """One over the standard deviation of latents, so that the denoiser sees unit variance."""
+    """Return 1 / standard deviation of the latents, which scales them to unit variance."""
     return 1 / float(autoencoder.encode(full_pictures(seeded_rng(seed, 9), 200)).latent_dist.mode().std())
 
 
 def _reporter(bar: Progress) -> Callable[[UpdateLog], None]:
     tasks: dict[str, TaskID] = {}
 
-    def report(tick: UpdateLog) -> None:
-        if tick.stage not in tasks:
-            tasks[tick.stage] = bar.add_task(tick.stage, total=tick.updates)
-        bar.update(tasks[tick.stage], completed=tick.update, description=f"{tick.stage}  loss {tick.loss:.4f}")
-        if tick.scores:
-            scores = "  ".join(f"{name} {value:.3f}" for name, value in tick.scores.items())
-            bar.console.print(f"{tick.stage} {tick.update}: {scores}")
+    def report(update_log: UpdateLog) -> None:
+        stage = update_log.stage
+        if stage not in tasks:
+            tasks[stage] = bar.add_task(stage, total=update_log.updates)
+        bar.update(tasks[stage], completed=update_log.update, description=f"{stage}  loss {update_log.loss:.4f}")
+        if update_log.scores:
+            scores = "  ".join(f"{name} {value:.3f}" for name, value in update_log.scores.items())
+            bar.console.print(f"{stage} {update_log.update}: {scores}")
 
     return report
 
 
 def _bar() -> Progress:
-    left = TimeRemainingColumn(elapsed_when_finished=True)
-    return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), left)
+    remaining = TimeRemainingColumn(elapsed_when_finished=True)
+    return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), remaining)
 
 
 def _arguments() -> argparse.Namespace:
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "stillhouse", "shapes")
     parser = argparse.ArgumentParser(prog="python -m stillhouse.shapes.train", description=main.__doc__)
-    parser.add_argument("--checkpoints", type=Path, default=cache, help="where the state of training is kept")
-    parser.add_argument("--out", type=Path, default=Path("build/shapes"), help="the diffusers directory to write")
-    parser.add_argument("--updates", type=int, help="updates of the denoiser, instead of the recipe's")
-    parser.add_argument("--minutes", type=float, help="stop after so long; the next run goes on")
-    parser.add_argument("--fresh", action="store_true", help="begin from nothing where there is no checkpoint")
+    parser.add_argument("--checkpoints", type=Path, default=cache, help="directory of checkpoints")
+    parser.add_argument("--out", type=Path, default=Path("build/shapes"), help="diffusers directory to write")
+    parser.add_argument("--updates", type=int, help="updates of the denoiser; default: 7000")
+    parser.add_argument("--minutes", type=float, help="time limit; the next run resumes")
+    parser.add_argument("--fresh", action="store_true", help="train from scratch where there is no checkpoint")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     return parser.parse_args()
 

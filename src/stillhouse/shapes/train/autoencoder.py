@@ -1,4 +1,4 @@
-"""Stage one: pictures to latents and back."""
+"""First stage: the autoencoder."""
 
 import math
 from collections.abc import Mapping
@@ -26,7 +26,11 @@ _DIVERGENCE_WEIGHT, _EDGE_WEIGHT = 1e-4, 0.3
 
 
 class AutoencoderStage:
-    """L1 + squared error + a little divergence; edges count extra near the end, whole pictures come last."""
+    """Reconstruction: L1 + squared error + a small KL divergence.
+
+    Batches are crops around outlines, and full pictures from 85 % of the updates on; after 60 %, errors of pixel
+    differences are added.
+    """
 
     name = "autoencoder"
     fingerprint = ""
@@ -38,7 +42,7 @@ class AutoencoderStage:
         self._scenes = [sample_scene(rng) for _ in range(_EVAL_SAMPLES)]
 
     def loss(self, update: int) -> torch.Tensor:
-        """The loss of a fresh batch: crops first, whole pictures last."""
+        """Return the loss of the batch of an update."""
         pictures = self._batch(update)
         posterior = self.network.encode(pictures).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(update))
@@ -46,14 +50,16 @@ class AutoencoderStage:
         divergence = posterior.kl().mean() / posterior.mean[0].numel()
         loss: torch.Tensor = error.abs().mean() + (error**2).mean() + _DIVERGENCE_WEIGHT * divergence
         if update > _EDGES_FROM * self.recipe.updates:
-            steps = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-            loss = loss + _EDGE_WEIGHT * steps
+            edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+            loss = loss + _EDGE_WEIGHT * edges
         return loss
 
     def evaluate(self) -> Mapping[str, float]:
-        """The oracle on reconstructions: the ceiling of everything that is drawn later."""
+        """Return the oracle's scores of reconstructions, the upper bound for the denoiser, and their PSNR in dB."""
         originals = [render_scene(scene) for scene in self._scenes]
-        decoded = [reconstruct(self.network, to_tensor(originals[i : i + 50])) for i in range(0, _EVAL_SAMPLES, 50)]
+        decoded = [
+            reconstruct(self.network, to_tensor(originals[start : start + 50])) for start in range(0, _EVAL_SAMPLES, 50)
+        ]
         pictures = np.concatenate(decoded)
         error = float(((pictures.astype(np.float32) - np.stack(originals)) ** 2).mean())
         scores = mean_scores(pictures, [describe(scene) for scene in self._scenes])
@@ -67,5 +73,5 @@ class AutoencoderStage:
 
 
 def reconstruct(autoencoder: Any, pictures: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Pictures through the autoencoder and back, at the mean of the posterior."""
+    """Encode pictures and decode the mean of their posterior; uint8 [pictures, height, width, 3]."""
     return to_pictures(autoencoder.decode(autoencoder.encode(pictures).latent_dist.mode()).sample)

@@ -1,4 +1,4 @@
-"""Stage three: the denoiser learns to draw what captions say, in latent space."""
+"""Third stage: the text-conditioned denoiser, in latent space."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,7 +34,7 @@ class DenoiserStage:
     def __init__(self, plan: TrainingPlan, tokenizer: Any, text_encoder: Any, autoencoder: Any, folder: Path) -> None:
         self.seed, self.plan, self.recipe = plan.seed, plan, plan.denoiser
         self.tokenizer, self.text_encoder, self.autoencoder = tokenizer, text_encoder, autoencoder
-        # Channels last is an eighth faster on CPUs without wide vector units, and no slower elsewhere.
+        # channels_last is an eighth faster on CPUs without AVX-512, and no slower elsewhere.
         self.network: Any = build_denoiser().to(memory_format=torch.channels_last)
         rng = seeded_rng(self.seed, 5)
         self._scenes = [sample_scene(rng) for _ in range(plan.latent_count)]
@@ -47,7 +47,7 @@ class DenoiserStage:
         self._held_out = [sample_held_out(rng)[1] for _ in range(_EVAL_SAMPLES)]
 
     def loss(self, update: int) -> torch.Tensor:
-        """The loss of a fresh batch of latents, captions and noise levels."""
+        """Return the loss of the batch of an update."""
         rng = seeded_rng(self.seed, 7, update)
         clean, states = self._batch(rng)
         timesteps = self._sample_timesteps(rng)
@@ -58,7 +58,7 @@ class DenoiserStage:
         return functional.mse_loss(predicted, alpha * noise - sigma * clean)
 
     def evaluate(self) -> Mapping[str, float]:
-        """The oracle on captions that training never sees, drawn by diffusers' own sampler."""
+        """Return the oracle's scores of held-out captions, sampled with diffusers' DDIM."""
         scheduler = build_scheduler()
         scheduler.set_timesteps(_EVAL_STEPS)
         texts = [str(caption) for caption in self._held_out]
@@ -67,55 +67,55 @@ class DenoiserStage:
         latents = torch.from_numpy(seeded_rng(self.seed, 8).standard_normal(shape, dtype=np.float32))
         for timestep in scheduler.timesteps:
             velocity = self.network(torch.cat([latents, latents]), timestep, states, return_dict=False)[0]
-            said, unsaid = velocity.chunk(2)
-            velocity = unsaid + _EVAL_GUIDANCE * (said - unsaid)
+            cond, uncond = velocity.chunk(2)
+            velocity = uncond + _EVAL_GUIDANCE * (cond - uncond)
             latents = scheduler.step(velocity, timestep, latents).prev_sample
         decoded = self.autoencoder.decode(latents / self.autoencoder.config.scaling_factor).sample
         return mean_scores(to_pictures(decoded), self._held_out)
 
     @torch.no_grad()
     def encode_captions(self, texts: list[str]) -> torch.Tensor:
-        """float32 [captions, 24, 128]."""
+        """Return the hidden states of captions, float32 [captions, 24, 128]."""
         states: torch.Tensor = self.text_encoder(tokenize(self.tokenizer, texts)).last_hidden_state
         return states
 
     def _batch(self, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        chosen: list[int] = []
+        indices: list[int] = []
         texts: list[str] = []
-        while len(chosen) < self.recipe.batch_size:
+        while len(indices) < self.recipe.batch_size:
             index = int(rng.integers(len(self._scenes)))
             caption = sample_training_caption(self._scenes[index], rng)
             if caption is not None:
-                chosen.append(index)
+                indices.append(index)
                 texts.append("" if rng.random() < self.plan.empty_caption_share else str(caption))
-        return self._latents[chosen].float(), self.encode_captions(texts)
+        return self._latents[indices].float(), self.encode_captions(texts)
 
     def _sample_timesteps(self, rng: np.random.Generator) -> torch.Tensor:
         count = self.recipe.batch_size
-        even = rng.integers(len(self._alpha), size=count)
-        wanted = torch.from_numpy(rng.normal(0.5, 2.0, size=count).astype(np.float32))
-        aimed = (self._log_snr[None] - wanted[:, None]).abs().argmin(1)
+        uniform = rng.integers(len(self._alpha), size=count)
+        log_snr = torch.from_numpy(rng.normal(0.5, 2.0, size=count).astype(np.float32))
+        nearest = (self._log_snr[None] - log_snr[:, None]).abs().argmin(1)
         return torch.where(
-            torch.from_numpy(rng.random(count) < self.plan.uniform_level_share), torch.from_numpy(even), aimed
+            torch.from_numpy(rng.random(count) < self.plan.uniform_level_share), torch.from_numpy(uniform), nearest
         )
 
 
 @torch.no_grad()
 def _cached_latents(path: Path, autoencoder: Any, scenes: list[Scene]) -> torch.Tensor:
-    """float16 [scenes, 4, 16, 16], unscaled; made once and kept beside the checkpoints.
+    """Return the unscaled latents of scenes, float16 [scenes, 4, 16, 16], encoded once and cached in a file.
 
-    Kept ones count if they are as many, and if the first few are what this autoencoder makes of the scenes.
+    The cache is used if its length is right and its first 8 latents agree with this autoencoder.
     """
     probe = autoencoder.encode(to_tensor([render_scene(scene) for scene in scenes[:8]])).latent_dist.mode()
     if path.exists():
-        kept: torch.Tensor = torch.load(path, weights_only=True)
-        if len(kept) == len(scenes) and torch.allclose(kept[:8].float(), probe, atol=0.02, rtol=0.01):
-            return kept
+        cached: torch.Tensor = torch.load(path, weights_only=True)
+        if len(cached) == len(scenes) and torch.allclose(cached[:8].float(), probe, atol=0.02, rtol=0.01):
+            return cached
     parts = [
         autoencoder.encode(
-            to_tensor([render_scene(scene) for scene in scenes[i : i + _ENCODE_BATCH]])
+            to_tensor([render_scene(scene) for scene in scenes[start : start + _ENCODE_BATCH]])
         ).latent_dist.mode()
-        for i in range(0, len(scenes), _ENCODE_BATCH)
+        for start in range(0, len(scenes), _ENCODE_BATCH)
     ]
     latents = torch.cat(parts).half()
     write_atomically(path, lambda partial: torch.save(latents, partial))

@@ -1,4 +1,4 @@
-"""`python -m stillhouse.shapes.train.encoder`: train the encoder of features, and put it into the package."""
+"""`python -m stillhouse.shapes.train.encoder`: train the feature encoder and write it into the package."""
 
 import argparse
 import os
@@ -18,13 +18,13 @@ from stillhouse.shapes.train.training_plan import TrainingPlan
 
 LAYERS = 3
 _CALIBRATION_PICTURES = 5000
-"""Pictures."""
+"""Rendered pictures from which means and standard deviations are computed."""
 
 
 def main() -> None:
-    """Train, or go on with it; the package's encoder is replaced at the end only."""
+    """Train the feature encoder, resuming from a checkpoint, and replace the package's encoder at the end."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--checkpoints", type=Path, default=Path("build/encoder"), help="where training is kept")
+    parser.add_argument("--checkpoints", type=Path, default=Path("build/encoder"), help="directory of checkpoints")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -35,23 +35,22 @@ def main() -> None:
 
 
 class ChannelStatistics(nn.Module):
-    """Features [B, 112] of pictures [B, 3, 64, 64] from -1 to 1: how much every channel of three layers has to say.
+    """Features of pictures: standardised spatial means of the activations of three layers.
 
-    Means over the picture of activations, each less its mean over true pictures and divided by its spread there. Those
-    of early layers notice blur and grain, which what the network makes of them at the end does not: that is about what
-    is in the picture.
+    Each mean is standardised by its mean and standard deviation over rendered pictures. Channels of early layers
+    respond to blur and noise; the network's last features respond to content only.
     """
 
     def __init__(self, network: SceneClassifier) -> None:
         super().__init__()
         layers = list(network.trunk.children())
-        count = [place for place, layer in enumerate(layers) if isinstance(layer, nn.SiLU)][LAYERS - 1] + 1
+        count = [index for index, layer in enumerate(layers) if isinstance(layer, nn.SiLU)][LAYERS - 1] + 1
         self.layers = nn.ModuleList(layers[:count])
         width = sum(layer.num_channels for layer in self.layers if isinstance(layer, nn.GroupNorm))
         self.mean, self.scale = nn.Parameter(torch.zeros(width)), nn.Parameter(torch.ones(width))
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """See the class."""
+        """Return features [B, 112] of pictures [B, 3, 64, 64] from -1 to 1."""
         means = []
         for layer in self.layers:
             pictures = layer(pictures)
@@ -62,15 +61,15 @@ class ChannelStatistics(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, seed: int) -> None:
-        """Take mean and spread from true pictures."""
+        """Set mean and scale from rendered pictures."""
         rng = seeded_rng(seed, 13)
-        found = torch.cat([self(full_pictures(rng, 100)) for _ in range(_CALIBRATION_PICTURES // 100)])
-        self.mean.copy_(found.mean(dim=0))
-        self.scale.copy_(1 / found.std(dim=0).clamp(min=1e-6))
+        features = torch.cat([self(full_pictures(rng, 100)) for _ in range(_CALIBRATION_PICTURES // 100)])
+        self.mean.copy_(features.mean(dim=0))
+        self.scale.copy_(1 / features.std(dim=0).clamp(min=1e-6))
 
 
 def write_encoder(stage: FeaturesStage, folder: Path) -> None:
-    """Write graph and weights."""
+    """Calibrate the encoder and write its ONNX graph and weights."""
     folder.mkdir(parents=True, exist_ok=True)
     encoder = ChannelStatistics(stage.network).eval()
     encoder.calibrate(stage.seed)

@@ -1,6 +1,6 @@
-"""A fourth stage: a network that reads a scene from its picture. What it sees on the way are features.
+"""Training of the feature encoder: a classifier of scenes whose activations are the features of set metrics.
 
-Sets of pictures are compared in them, as others compare in those of Inception: it learns from true pictures only.
+The features take the place of Inception's in FID; the classifier is trained on rendered pictures only.
 """
 
 from collections.abc import Mapping
@@ -19,33 +19,33 @@ FEATURES = 128
 _WIDTHS = (16, 32, 64, 96)
 _EVAL_SAMPLES = 512
 _NOISE = 0.1
-"""Of noise on the pictures, so that features are no matter of single levels."""
+"""Standard deviation of noise on the pictures, which makes features independent of single grey levels."""
 
 
 class SceneClassifier(nn.Module):
-    """0.3 M parameters: four halving convolutions, features, and a linear reader for each slot."""
+    """Classify the slots of a scene: four strided convolutions, a feature layer, and a linear head for each slot."""
 
     def __init__(self) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for before, after in zip((3, *_WIDTHS), _WIDTHS, strict=False):
-            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(8, after), nn.SiLU()]
+        for inputs, outputs in zip((3, *_WIDTHS), _WIDTHS, strict=False):
+            layers += [nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.GroupNorm(8, outputs), nn.SiLU()]
         self.trunk = nn.Sequential(*layers, nn.Flatten(), nn.Linear(16 * _WIDTHS[-1], FEATURES))
         self.readers = nn.ModuleList(nn.Linear(FEATURES, len(words) + 1) for words in SLOTS)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Features [B, 128] of pictures [B, 3, 64, 64] from -1 to 1."""
+        """Return features [B, 128] of pictures [B, 3, 64, 64] from -1 to 1."""
         features: Tensor = self.trunk(pictures)
         return features
 
     def slot_logits(self, pictures: Tensor) -> list[Tensor]:
-        """Logits for each slot."""
+        """Return logits [B, words + 1] for each slot."""
         features = functional.silu(self(pictures))
         return [reader(features) for reader in self.readers]
 
 
 class FeaturesStage:
-    """The mean cross-entropy of every slot."""
+    """Mean cross-entropy of the slots."""
 
     name = "features"
     fingerprint = ""
@@ -57,19 +57,19 @@ class FeaturesStage:
         self._held_out = [sample_scene(rng) for _ in range(_EVAL_SAMPLES)]
 
     def loss(self, update: int) -> Tensor:
-        """Of a fresh batch of true pictures."""
+        """Return the loss of the batch of an update: rendered pictures with noise."""
         rng = seeded_rng(self.seed, 12, update)
         scenes = [sample_scene(rng) for _ in range(self.recipe.batch_size)]
         pictures = to_tensor([render_scene(scene) for scene in scenes])
-        grain = torch.from_numpy(rng.standard_normal(pictures.shape, dtype="float32"))
-        answers = self.network.slot_logits(pictures + _NOISE * grain)
-        truth = torch.tensor([encode_slots(describe(scene)) for scene in scenes])
-        losses = [functional.cross_entropy(answer, truth[:, slot]) for slot, answer in enumerate(answers)]
+        noise = torch.from_numpy(rng.standard_normal(pictures.shape, dtype="float32"))
+        logits = self.network.slot_logits(pictures + _NOISE * noise)
+        labels = torch.tensor([encode_slots(describe(scene)) for scene in scenes])
+        losses = [functional.cross_entropy(output, labels[:, slot]) for slot, output in enumerate(logits)]
         return torch.stack(losses).mean()
 
     def evaluate(self) -> Mapping[str, float]:
-        """Shares of slots, and of whole scenes, that are read right."""
-        answers = self.network.slot_logits(to_tensor([render_scene(scene) for scene in self._held_out]))
-        truth = torch.tensor([encode_slots(describe(scene)) for scene in self._held_out])
-        right = torch.stack([answer.argmax(1) == truth[:, slot] for slot, answer in enumerate(answers)], dim=1)
-        return {"slots": right.float().mean().item(), "scenes": right.all(1).float().mean().item()}
+        """Return the accuracy over slots and over whole scenes."""
+        logits = self.network.slot_logits(to_tensor([render_scene(scene) for scene in self._held_out]))
+        labels = torch.tensor([encode_slots(describe(scene)) for scene in self._held_out])
+        hits = torch.stack([output.argmax(1) == labels[:, slot] for slot, output in enumerate(logits)], dim=1)
+        return {"slots": hits.float().mean().item(), "scenes": hits.all(1).float().mean().item()}

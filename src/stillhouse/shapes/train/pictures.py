@@ -1,4 +1,4 @@
-"""Pictures for training: drawn on the fly, decided by a seed and the number of the update."""
+"""Rendered training pictures, decided by a seed and the number of the update."""
 
 import math
 from collections.abc import Sequence
@@ -15,39 +15,36 @@ CROP = CANVAS // 2
 
 
 def seeded_rng(*numbers: int) -> np.random.Generator:
-    """A generator that depends on these numbers only."""
+    """Return a random generator seeded by a sequence of integers."""
     return np.random.default_rng(numbers)
 
 
 def outline_crops(rng: np.random.Generator, count: int) -> torch.Tensor:
-    """Windows of half the canvas around figures' outlines, where an autoencoder has something to learn.
-
-    float32 [count, 3, 32, 32], -1 to 1.
-    """
+    """Return random crops of half the canvas around outlines of figures, float32 [count, 3, 32, 32] from -1 to 1."""
     return to_tensor([_outline_crop(sample_scene(rng), rng) for _ in range(count)])
 
 
 def full_pictures(rng: np.random.Generator, count: int) -> torch.Tensor:
-    """Whole pictures, float32 [count, 3, 64, 64], -1 to 1."""
+    """Return random full pictures, float32 [count, 3, 64, 64] from -1 to 1."""
     return to_tensor([render_scene(sample_scene(rng)) for _ in range(count)])
 
 
 def to_tensor(pictures: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
-    """uint8 [height, width, 3] each, to float32 [count, 3, height, width] from -1 to 1."""
+    """Convert pictures, uint8 [height, width, 3] each, to float32 [count, 3, height, width] from -1 to 1."""
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def to_pictures(samples: torch.Tensor) -> NDArray[np.uint8]:
-    """The way back, clipped and rounded."""
+    """Convert samples [count, 3, height, width] from -1 to 1 to uint8 [count, height, width, 3], with clipping."""
     scaled = (samples.float().clamp(-1, 1) + 1) * 127.5 + 0.5
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def mean_scores(pictures: NDArray[np.uint8], captions: Sequence[Description]) -> dict[str, float]:
-    """Means of the oracle's scores over pictures and their captions."""
+    """Return the oracle's mean scores over pictures and their captions."""
     scores = [score_picture(picture, caption) for picture, caption in zip(pictures, captions, strict=True)]
     names = ("all_correct", "strict", *ATTRIBUTES, "rerender")
-    return {name: float(np.mean([_value(one, name) for one in scores])) for name in names}
+    return {name: float(np.mean([_value(score, name) for score in scores])) for name in names}
 
 
 def _value(score: CaptionScore, name: str) -> float:

@@ -1,4 +1,4 @@
-"""`python -m stillhouse.shapes.train.ship`: trained weights into the package, if they are no worse."""
+"""`python -m stillhouse.shapes.train.ship`: replace the shipped model by trained weights that score no worse."""
 
 import argparse
 import shutil
@@ -15,16 +15,20 @@ from stillhouse.shapes.score import evaluate_captions
 
 STEPS, GUIDANCE = 35, 3.0
 _STREAMS = 2
-"""A guided picture has two rows."""
+"""A guided picture has two rows, and each row runs on a stream of its own."""
 
 
 def main() -> None:
-    """Make a pipeline of what training wrote, judge it against the one that ships, and put it in its place."""
+    """Import the trained weights, compare them with the shipped model, and replace that one if they score no worse."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--trained", type=Path, default=Path("build/shapes"), help="a diffusers directory")
-    parser.add_argument("--captions", type=int, default=300, help="held-out captions to judge both with")
-    parser.add_argument("--anyway", action="store_true", help="do not judge")
-    parser.add_argument("--student", type=Path, action="append", default=[], help="a pipeline that was distilled")
+    parser.add_argument(
+        "--trained", type=Path, default=Path("build/shapes"), help="diffusers directory that training wrote"
+    )
+    parser.add_argument("--captions", type=int, default=300, help="number of held-out captions to compare on")
+    parser.add_argument("--force", action="store_true", help="replace the shipped model without a comparison")
+    parser.add_argument(
+        "--student", type=Path, action="append", default=[], help="distilled pipeline to ship instead; may be repeated"
+    )
     arguments = parser.parse_args()
     for student in arguments.student:
         _ship_student(student)
@@ -34,21 +38,21 @@ def main() -> None:
     write_manifest(
         candidate, _shipped_manifest(import_model(arguments.trained, candidate, ImportOptions("shapes", force=True)))
     )
-    if directory.exists() and not arguments.anyway:
-        new, old = (_accuracy(place, arguments.captions) for place in (candidate, directory))
-        print(f"all correct: {new:.1%}, the one that ships {old:.1%}")
+    if directory.exists() and not arguments.force:
+        new, old = (_accuracy(source, arguments.captions) for source in (candidate, directory))
+        print(f"all correct: {new:.1%}; the shipped model: {old:.1%}")
         if new < old:
-            sys.exit("the one that ships stays; --anyway puts the other in its place")
+            sys.exit("the shipped model is kept; --force replaces it")
     with staged(directory, force=True) as stage:
         shutil.copytree(candidate, stage, dirs_exist_ok=True)
 
 
 def _ship_student(source: Path) -> None:
-    """A student takes its place under its own name, and is opened as is quickest for one row at a time."""
+    """Copy a student into the package under its own name, with one stream: its pictures have one row."""
     manifest = read_manifest(source, verify=True)
     with staged(EMBEDDED[manifest.name], force=True) as stage:
         shutil.copytree(source, stage, dirs_exist_ok=True)
-        components = {name: replace(one, streams=1) for name, one in manifest.components.items()}
+        components = {name: replace(component, streams=1) for name, component in manifest.components.items()}
         write_manifest(stage, replace(manifest, components=components))
 
 
@@ -66,7 +70,7 @@ def _shipped_manifest(manifest: Manifest) -> Manifest:
 
 
 def _with_backend(name: str, component: Component) -> Component:
-    """OpenVINO for what runs at every step; the rest is over before OpenVINO would have compiled it."""
+    """Choose OpenVINO for the U-Net; the other components take less time than OpenVINO needs to compile them."""
     if name != "unet":
         return component
     return replace(component, backend="openvino", precision="f32", streams=_STREAMS)

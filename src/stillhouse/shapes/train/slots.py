@@ -1,19 +1,18 @@
-"""Slots: what a caption says, as numbers that a network can be asked for."""
+"""Captions as class labels: one label for each attribute (slot) of a caption."""
 
 from stillhouse.shapes.caption import Description, Phrase
 from stillhouse.shapes.scene import PALETTE, RELATIONS, SHAPES, SIZES
 
 _COLOURS = tuple(PALETTE)
 SLOTS: tuple[tuple[str, ...], ...] = (SHAPES, _COLOURS, SIZES, SHAPES, _COLOURS, SIZES, RELATIONS, _COLOURS)
-"""The words of each slot: of the first figure, of the second, how they lie, and the background."""
+"""Words of each slot: shape, colour and size of the first and second figure, relation, background colour."""
 
 
 def encode_slots(caption: Description) -> list[int]:
-    """One number for each slot: 0 where nothing is said, else 1 and more, the word's place.
+    """Return the label of each slot: 0 where the caption says nothing, else 1 + the index of the word.
 
-    >>> from stillhouse.shapes.caption import read_caption
-    >>> [bool(number) for number in slots(read_caption("a circle on a white background"))]
-    [True, False, False, False, False, False, False, True]
+    >>> encode_slots(Description((Phrase("circle"),), background="red"))
+    [1, 0, 0, 0, 0, 0, 0, 1]
     """
     first, second = (*caption.phrases, None)[:2]
     words = (*_phrase_words(first), *_phrase_words(second), caption.relation, caption.background)

@@ -1,7 +1,7 @@
-"""Stage two: the text encoder learns to say which word belongs to which figure.
+"""Second stage: the text encoder, trained to predict the slots of a caption.
 
-A text encoder that starts from nothing is what slows a small text-to-image model down; filling in the caption's
-slots teaches it the grammar in minutes, after which it stays as it is while the denoiser learns.
+A text encoder trained from scratch together with the denoiser slows training down; slot prediction teaches the grammar
+in minutes, and the text encoder is then frozen.
 """
 
 import math
@@ -23,7 +23,7 @@ _EVAL_SAMPLES = 512
 
 
 class TextStage:
-    """Cross-entropy of every slot, read from the token vectors by learnt attention."""
+    """Mean cross-entropy of the slots, predicted from token vectors by attention pooling."""
 
     name = "text_encoder"
     fingerprint = ""
@@ -35,27 +35,27 @@ class TextStage:
         self._held_out = [sample_held_out(rng)[1] for _ in range(_EVAL_SAMPLES)]
 
     def loss(self, update: int) -> torch.Tensor:
-        """The mean cross-entropy over a fresh batch of captions and all slots."""
+        """Return the loss of the batch of an update."""
         rng = seeded_rng(self.seed, 4, update)
         scenes = (sample_scene(rng) for _ in range(2 * self.recipe.batch_size))
         captions = [caption for scene in scenes if (caption := sample_training_caption(scene, rng))][
             : self.recipe.batch_size
         ]
-        answers = self.network(tokenize(self.tokenizer, [str(caption) for caption in captions]))
-        truth = torch.tensor([encode_slots(caption) for caption in captions])
-        losses = [functional.cross_entropy(answer, truth[:, slot]) for slot, answer in enumerate(answers)]
+        logits = self.network(tokenize(self.tokenizer, [str(caption) for caption in captions]))
+        labels = torch.tensor([encode_slots(caption) for caption in captions])
+        losses = [functional.cross_entropy(output, labels[:, slot]) for slot, output in enumerate(logits)]
         return torch.stack(losses).mean()
 
     def evaluate(self) -> Mapping[str, float]:
-        """Shares of slots, and of whole captions, that are read right; on captions that training never sees."""
-        answers = self.network(tokenize(self.tokenizer, [str(caption) for caption in self._held_out]))
-        truth = torch.tensor([encode_slots(caption) for caption in self._held_out])
-        right = torch.stack([answer.argmax(1) == truth[:, slot] for slot, answer in enumerate(answers)], dim=1)
-        return {"slots": right.float().mean().item(), "captions": right.all(1).float().mean().item()}
+        """Return the accuracy over slots and over whole captions, on held-out captions."""
+        logits = self.network(tokenize(self.tokenizer, [str(caption) for caption in self._held_out]))
+        labels = torch.tensor([encode_slots(caption) for caption in self._held_out])
+        hits = torch.stack([output.argmax(1) == labels[:, slot] for slot, output in enumerate(logits)], dim=1)
+        return {"slots": hits.float().mean().item(), "captions": hits.all(1).float().mean().item()}
 
 
 class SlotReader(nn.Module):
-    """The text encoder with one attention query and one linear reader for each slot."""
+    """The text encoder with one attention query and one linear head for each slot."""
 
     def __init__(self, encoder: Any) -> None:
         super().__init__()
@@ -65,14 +65,14 @@ class SlotReader(nn.Module):
         self.readers = nn.ModuleList(nn.Linear(TEXT_WIDTH, len(words) + 1) for words in SLOTS)
 
     def forward(self, ids: torch.Tensor) -> list[torch.Tensor]:
-        """Logits for each slot, from token ids [captions, 24]."""
+        """Return logits [captions, words + 1] for each slot from token ids, int64 [captions, 24]."""
         states = self.encoder(ids).last_hidden_state
         weights = (self.queries @ self.keys(states).transpose(1, 2) / math.sqrt(TEXT_WIDTH)).softmax(-1)
-        read = weights @ states
-        return [reader(read[:, slot]) for slot, reader in enumerate(self.readers)]
+        pooled = weights @ states
+        return [reader(pooled[:, slot]) for slot, reader in enumerate(self.readers)]
 
 
 def tokenize(tokenizer: Any, texts: list[str]) -> torch.Tensor:
-    """int64 [captions, 24]."""
+    """Return token ids of captions, int64 [captions, 24]."""
     ids: torch.Tensor = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
     return ids

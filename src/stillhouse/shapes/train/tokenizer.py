@@ -1,4 +1,4 @@
-"""A CLIP tokenizer whose every known word is one token; any other word falls back to letters."""
+"""CLIP tokenizer of the embedded model: one token for each word of the grammar; other words become letters."""
 
 import json
 import string
@@ -13,7 +13,7 @@ _RESERVED_WORDS = (
     "orange pink star ring striped sks make the bigger smaller remove add with in center top bottom corner to and "
     "recolour turn it into photo drawing an"
 )
-"""Words that the world does not have yet: fine-tuned models may need them, and a token cannot be added later."""
+"""Words outside the grammar for fine-tuned models: a token cannot be added later."""
 WORDS = tuple(
     sorted(
         {*SIZES, *PALETTE, *SHAPES, *" ".join(RELATIONS).split(), *["a", "on", "background"], *_RESERVED_WORDS.split()}
@@ -22,7 +22,7 @@ WORDS = tuple(
 
 
 def build_tokenizer(length: int = LENGTH) -> Any:
-    """A `transformers.CLIPTokenizer` over `WORDS`, `length` tokens long: byte-pair encoding of the word list."""
+    """Build a `transformers.CLIPTokenizer` for `WORDS` by byte-pair encoding; sequences have `length` tokens."""
     from transformers import CLIPTokenizer
 
     vocabulary, merges = _train_pairs()
@@ -50,5 +50,5 @@ def _train_pairs() -> tuple[list[str], list[tuple[str, str]]]:
     model = json.loads(bpe.to_str())["model"]
     letters = [*alphabet, *string.punctuation]
     base = [*letters, *(letter + "</w>" for letter in letters)]
-    learnt = [token for token, _ in sorted(model["vocab"].items(), key=lambda item: item[1]) if token not in set(base)]
-    return [*base, *learnt, "<|startoftext|>", "<|endoftext|>"], [tuple(pair) for pair in model["merges"]]
+    learned = [token for token, _ in sorted(model["vocab"].items(), key=lambda item: item[1]) if token not in set(base)]
+    return [*base, *learned, "<|startoftext|>", "<|endoftext|>"], [tuple(pair) for pair in model["merges"]]

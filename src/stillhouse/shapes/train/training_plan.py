@@ -1,4 +1,4 @@
-"""How long and how fast each stage learns; what belongs to one stage alone stands in that stage's file."""
+"""Hyper-parameters of the stages of the embedded model."""
 
 from dataclasses import dataclass
 
@@ -52,7 +52,16 @@ _FEATURES = StageRecipe(
 
 @dataclass(frozen=True, slots=True)
 class TrainingPlan:
-    """The learning stages and what they share."""
+    """Recipes of the stages, and the settings of the denoiser's training data.
+
+    Args:
+        seed: of weights, scenes, captions and noise.
+        autoencoder, text_encoder, denoiser, features: recipe of each stage.
+        latent_count: number of scenes that the denoiser is trained on; their latents are encoded once.
+        empty_caption_share: share of examples with an empty caption, as classifier-free guidance requires.
+        uniform_level_share: share of timesteps drawn uniformly; the others are drawn so that log SNR ~ N(0.5, 2), the
+            levels that decide outlines.
+    """
 
     seed: int = 20261121
     autoencoder: StageRecipe = _AUTOENCODER
@@ -60,9 +69,5 @@ class TrainingPlan:
     denoiser: StageRecipe = _DENOISER
     features: StageRecipe = _FEATURES
     latent_count: int = 60_000
-    """Scenes that the denoiser learns from; their latents are made once."""
     empty_caption_share: float = 0.1
-    """Share of examples without a caption, which classifier-free guidance needs."""
     uniform_level_share: float = 0.25
-    """Share of noise levels drawn evenly over the schedule; the rest are drawn so that log SNR ~ N(0.5, 2), where
-    outlines are decided."""

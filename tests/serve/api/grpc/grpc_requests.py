@@ -59,7 +59,7 @@ def cancelled(server: Running) -> float:
 def is_idle(server: Running, **headers: str) -> bool:
     status, state = server.get("/v1/state", **headers)
     assert status == 200, state
-    return not json.loads(state)["pictures"]
+    return not json.loads(state)["requests"]
 
 
 def facts(result: triton.InferResult) -> dict[str, Any]:

@@ -18,14 +18,14 @@ from tests.serve.running import PATIENCE, Running, running_server, wait_until
 
 GUARDED = """
 keys = true
-body = "64KiB"
+max_body = "64KiB"
 [tiers.free]
 pipeline = "shapes"
 steps = 3
-lateness = 1000
+max_lateness = 1000
 [tiers.pro]
 pipeline = "shapes"
-lateness = 1000
+max_lateness = 1000
 """
 
 

@@ -18,7 +18,7 @@ from stillhouse.pipelines.pipeline import Pipeline
 from stillhouse.serve.api.grpc.server import close_grpc, open_grpc
 from tests.serve.api.grpc.grpc_requests import PROMPT, message
 
-SERVICE: Any = SimpleNamespace(settings=SimpleNamespace(body="1MiB"), front=SimpleNamespace(is_ready=False))
+SERVICE: Any = SimpleNamespace(settings=SimpleNamespace(max_body="1MiB"), dispatcher=SimpleNamespace(is_ready=False))
 
 
 def test_a_port_that_is_taken_is_refused() -> None:
@@ -26,7 +26,9 @@ def test_a_port_that_is_taken_is_refused() -> None:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        with pytest.raises(InvalidRequest, match=f"127.0.0.1:{port} cannot be listened at; choose another --grpc-port"):
+        with pytest.raises(
+            InvalidRequest, match=f"127.0.0.1:{port} cannot be used as a listening address; choose another --grpc-port"
+        ):
             asyncio.run(open_grpc(SERVICE, "127.0.0.1", port))
     gc.collect()
 

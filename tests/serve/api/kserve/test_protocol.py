@@ -22,6 +22,7 @@ from stillhouse.serve.api.kserve.protocol import (
 from stillhouse.serve.api.kserve.tensors import InputTensor
 from stillhouse.serve.client import Client
 from stillhouse.serve.engine.job import BatchKey, Job, StepPlan, Tier
+from stillhouse.serve.engine.simulate import NO_REQUEST
 from stillhouse.serve.request_handle import RequestHandle
 from stillhouse.serve.worker.messages import RequestOutput
 
@@ -117,14 +118,21 @@ def test_metadata_names_the_inputs_that_a_pipeline_takes(manifest: Manifest) -> 
     names = [tensor["name"] for tensor in told["inputs"]]
     assert names == ["PROMPT", "NEGATIVE_PROMPT", "SEED", "STEPS", "GUIDANCE"]
     assert told["outputs"][0] == {"name": "IMAGE", "datatype": "UINT8", "shape": [-1, -1, 3]}
-    guided = describe_model("free", replace(manifest, guidance_channels=256))
+    guided = describe_model("free", replace(manifest, family_options={"in_channels": 4, "guidance_channels": 256}))
     assert "NEGATIVE_PROMPT" not in [tensor["name"] for tensor in guided["inputs"]]
 
 
 def test_an_answer_tells_how_it_went_and_never_hides_that_another_tier_drew_it() -> None:
     order = make_generation_request([PROMPT], {}, "pro", CALLER)
-    job = Job("one", Tier("pro"), "key", BatchKey("shapes", 64, 64), StepPlan((2, 2)), order.request)
-    closed = RequestOutput("drawn", queue_seconds=0.25, denoise_seconds=1.5, batch_peers=0.5)
+    job = Job(
+        "one",
+        Tier("pro"),
+        "key",
+        BatchKey("shapes", 64, 64),
+        StepPlan((2, 2)),
+        replace(NO_REQUEST, request=order.request),
+    )
+    closed = RequestOutput("finished", queue_seconds=0.25, denoise_seconds=1.5, batch_peers=0.5)
     told = {"request_id": "one", "queue_ms": 250.0, "denoise_ms": 1500.0, "batch_peers": 0.5}
     assert response_parameters(RequestHandle(order, job, "pro", 0.0), closed) == told
     assert response_parameters(RequestHandle(order, job, "free", 0.0), closed) == {**told, "degraded_to": "free"}

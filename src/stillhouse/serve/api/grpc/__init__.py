@@ -1,1 +1,1 @@
-"""KServe's protocol, version 2, over gRPC, as Triton Inference Server's clients speak it."""
+"""KServe's inference protocol, version 2, over gRPC."""

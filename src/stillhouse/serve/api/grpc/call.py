@@ -1,4 +1,4 @@
-"""What all calls over gRPC share: who asks, how methods are reached, and how they tell no."""
+"""Shared parts of all gRPC calls: authentication, error status and method handlers."""
 
 import logging
 import math
@@ -29,15 +29,15 @@ GRPC_STATUS = {
     429: StatusCode.RESOURCE_EXHAUSTED,
     503: StatusCode.UNAVAILABLE,
 }
-"""gRPC's status by HTTP's; INTERNAL for all others."""
+"""gRPC status by HTTP status; INTERNAL for all others."""
 STATUS_BY_FINISH_REASON = {"expired": StatusCode.DEADLINE_EXCEEDED, "cancelled": StatusCode.CANCELLED}
-"""gRPC's status of an accepted picture that ended so."""
+"""gRPC status of requests that expired or were cancelled."""
 MAX_MESSAGE_CHARS = 1000
-"""Letters of a message. It travels in a header, and clients refuse long headers with everything else in them."""
+"""Largest number of characters of an error message. It is sent in a header, and clients reject long headers."""
 
 
 class RpcError(NamedTuple):
-    """An error as a client is told."""
+    """gRPC status, message and trailing metadata of an error."""
 
     code: StatusCode
     message: str
@@ -45,10 +45,10 @@ class RpcError(NamedTuple):
 
 
 async def authenticate_call(service: Service, context: Context) -> Client:
-    """Who asks, by the metadata `authorization: Bearer KEY`.
+    """Return the client of a call from the metadata `authorization: Bearer KEY`.
 
     Raises:
-        NotAllowed: a key is needed and there is none, or it is not known.
+        NotAllowed: a key is required and is missing or unknown.
     """
     metadata = {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
     scheme, _, token = metadata.get("authorization", "").partition(" ")
@@ -56,7 +56,7 @@ async def authenticate_call(service: Service, context: Context) -> Client:
 
 
 def get_traceparent(context: Context) -> str | None:
-    """The client's `traceparent` (W3C Trace Context), where it sent one."""
+    """Return the client's `traceparent` (W3C Trace Context), or None."""
     for name, value in context.invocation_metadata() or ():
         if name == "traceparent" and isinstance(value, str):
             return value
@@ -64,20 +64,20 @@ def get_traceparent(context: Context) -> str | None:
 
 
 def parse_peer(peer: str) -> str:
-    """The address in gRPC's name of a peer, as HTTP has it.
+    """Return the address of a gRPC peer name, as HTTP reports it.
 
-    >>> address_of("ipv4:127.0.0.1:54321"), address_of("ipv6:%5B::1%5D:54321")
+    >>> parse_peer("ipv4:127.0.0.1:54321"), parse_peer("ipv6:%5B::1%5D:54321")
     ('127.0.0.1', '::1')
     """
-    _, _, place = unquote(peer).partition(":")
-    return place.rpartition(":")[0].strip("[]")
+    _, _, address = unquote(peer).partition(":")
+    return address.rpartition(":")[0].strip("[]")
 
 
 def to_rpc_error(error: Exception) -> RpcError:
-    """How an error is told. Those that nobody expected are written to the log, and their message stays there."""
+    """Return the gRPC status of an error. Unexpected errors are logged and their message is not sent."""
     if not isinstance(error, StillhouseError):
-        log.error("an error of the server", exc_info=error)
-        return RpcError(StatusCode.INTERNAL, "an error of the server; its log tells more")
+        log.error("internal server error", exc_info=error)
+        return RpcError(StatusCode.INTERNAL, "internal server error; see the server's log")
     code = GRPC_STATUS.get(http_status(error), StatusCode.INTERNAL)
     if isinstance(error, RequestFailed):
         code = STATUS_BY_FINISH_REASON.get(error.error_type, code)
@@ -89,29 +89,30 @@ def to_rpc_error(error: Exception) -> RpcError:
 
 
 def abort_on_error(method: RpcMethod) -> RpcMethod:
-    """The method, whose errors end the call with their status."""
+    """Wrap a method so that its errors abort the call with their status."""
 
-    async def tried(asked: Any, context: Context) -> Any:
+    async def wrapped(request: Any, context: Context) -> Any:
         try:
-            return await method(asked, context)
+            return await method(request, context)
         except Exception as error:
-            problem = to_rpc_error(error)
-        return await context.abort(*problem)
+            rpc_error = to_rpc_error(error)
+        return await context.abort(*rpc_error)
 
-    return tried
+    return wrapped
 
 
 def make_handler(service: ServiceDescriptor, methods: Mapping[str, RpcMethod]) -> "grpc.GenericRpcHandler[Any, Any]":
-    """A service of these methods; those that it has beside them are answered UNIMPLEMENTED.
+    """Return the gRPC handler of a service. Methods that are not in `methods` answer UNIMPLEMENTED.
 
-    A method of one request is given that, another an iterator of all. One of many answers writes them by itself.
+    A unary method receives one request, a streaming method an iterator. A method with a response stream writes to the
+    context.
     """
     handlers = {}
     for method in service.methods:
         if method.name not in methods:
             continue
-        many_in, many_out = method.client_streaming, method.server_streaming
-        handlers[method.name] = _HANDLERS[many_in, many_out](
+        streams_in, streams_out = method.client_streaming, method.server_streaming
+        handlers[method.name] = _HANDLERS[streams_in, streams_out](
             abort_on_error(methods[method.name]),
             request_deserializer=GetMessageClass(method.input_type).FromString,
             response_serializer=GetMessageClass(method.output_type).SerializeToString,

@@ -1,4 +1,4 @@
-"""Tensors and parameters in the messages of inference.proto."""
+"""Conversion between tensors and parameters and the messages of inference.proto."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -9,14 +9,14 @@ from stillhouse.serve.api.kserve.tensors import MAX_ECHO, InputTensor, OutputTen
 
 _FIELDS = {"BYTES": "bytes_contents", "FP32": "fp32_contents", "INT32": "int_contents", "INT64": "int64_contents"}
 _MAX_ELEMENTS = 2
-"""Elements that are looked at: no input has more than one, and it is enough to see that there is a second."""
+"""Number of elements read per input. Inputs have one element; a second one suffices to detect an error."""
 
 
 def unpack_inputs(request: ModelInferRequest) -> Iterator[InputTensor]:
-    """The tensors of a request: its raw contents where it has any, else each one's own.
+    """Yield the input tensors of a request, from its raw contents if present.
 
     Raises:
-        InvalidRequest: raw contents that are not one for each input, or a parameter of an input.
+        InvalidRequest: the number of raw contents is wrong, or an input has parameters.
     """
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
@@ -39,10 +39,10 @@ def unpack_inputs(request: ModelInferRequest) -> Iterator[InputTensor]:
 
 
 def unpack_output_names(request: ModelInferRequest) -> Sequence[str]:
-    """The names of the outputs that are wanted; none, all.
+    """Return the names of requested outputs; empty requests all.
 
     Raises:
-        InvalidRequest: one that does not exist, or a parameter of one.
+        InvalidRequest: an output is unknown or has parameters.
     """
     names = [output.name for output in request.outputs]
     check_outputs(names)
@@ -53,7 +53,7 @@ def unpack_output_names(request: ModelInferRequest) -> Sequence[str]:
 
 
 def unpack_parameters(request: ModelInferRequest) -> Mapping[str, object]:
-    """The values of a request's parameters."""
+    """Return the request parameters as Python values."""
     return {
         name: getattr(parameter, parameter.WhichOneof("parameter_choice") or "bool_param")
         for name, parameter in request.parameters.items()
@@ -63,12 +63,12 @@ def unpack_parameters(request: ModelInferRequest) -> Mapping[str, object]:
 def make_infer_response(
     request: ModelInferRequest, outputs: Sequence[OutputTensor], parameters: Mapping[str, str | float | bool]
 ) -> ModelInferResponse:
-    """A message with these outputs, and these parameters."""
+    """Return a response message with these outputs and parameters."""
     return ModelInferResponse(
         model_name=request.model_name,
         model_version=VERSION,
         id=request.id,
-        parameters={name: _parameter(fact) for name, fact in parameters.items()},
+        parameters={name: _parameter(value) for name, value in parameters.items()},
         outputs=[
             ModelInferResponse.InferOutputTensor(name=output.name, datatype=output.datatype, shape=output.shape)
             for output in outputs

@@ -1,4 +1,4 @@
-"""gRPC's own health service (grpc.health.v1), which orchestrators ask: it tells what `/health/ready` tells."""
+"""Standard gRPC health service (grpc.health.v1), equivalent to `/health/ready`."""
 
 import asyncio
 from collections.abc import Mapping
@@ -15,27 +15,27 @@ from stillhouse.serve.service import Service
 HEALTH = pb.DESCRIPTOR.services_by_name["Health"]
 INFERENCE = DESCRIPTOR.services_by_name["GRPCInferenceService"]
 SERVICE_NAMES = ("", INFERENCE.full_name)
-"""The whole server, and the only service that can be more or less healthy."""
+"""Names with a health status: the whole server and the inference service."""
 WATCH_SECONDS = 0.25
-"""Seconds between two looks at what a client watches."""
+"""Interval in seconds at which the status of a watch is checked."""
 
 
 @dataclass(frozen=True, slots=True)
 class HealthServicer:
-    """Answers for a service."""
+    """Implementation of the health service."""
 
     service: Service
 
     @property
     def methods(self) -> Mapping[str, RpcMethod]:
-        """By name."""
+        """Return the methods by name."""
         return {"Check": self.check, "Watch": self.watch}
 
     async def check(self, request: Any, context: Context) -> Any:
-        """How it is.
+        """Return the status of a service.
 
         Raises:
-            Missing: no such service.
+            NotFound: the service is unknown.
         """
         if request.service not in SERVICE_NAMES:
             raise NotFound(
@@ -44,13 +44,13 @@ class HealthServicer:
         return self._status(request)
 
     async def watch(self, request: Any, context: Context) -> None:
-        """How it is, and how it is whenever that changes."""
+        """Write the status of a service now and whenever it changes."""
         last = None
         while True:
-            now = self._status(request)
-            if now != last:
-                await context.write(now)
-            last = now
+            status = self._status(request)
+            if status != last:
+                await context.write(status)
+            last = status
             await asyncio.sleep(WATCH_SECONDS)
 
     def _status(self, request: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The second door: a gRPC server in the loop of the first."""
+"""The gRPC server, which runs in the same event loop as the HTTP server."""
 
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc import aio
@@ -16,22 +16,23 @@ from stillhouse.serve.service import Service
 from stillhouse.units import parse_size
 
 MAX_RESPONSE_BYTES = 2**31 - 1
-"""Bytes of an answer, as gRPC can tell them."""
+"""Largest size of a response in bytes that gRPC supports."""
 
 
 async def open_grpc(service: Service, host: str, port: int) -> tuple[aio.Server, int]:
-    """Listen, in the loop that runs; the server, and its port. The service must be open.
+    """Start a gRPC server in the running event loop and return it with its port. The service must be open.
 
     Args:
-        service: behind it.
-        host, port: where; port 0 takes any that is free.
+        service: service behind the API.
+        host: address to listen on.
+        port: port; 0 selects a free one.
 
     Raises:
-        InvalidRequest: nothing can listen there.
+        InvalidRequest: the address cannot be used.
     """
     server = aio.server(
         options=[
-            ("grpc.max_receive_message_length", min(parse_size(service.settings.body), http.MAX_JSON_BODY)),
+            ("grpc.max_receive_message_length", min(parse_size(service.settings.max_body), http.MAX_JSON_BODY)),
             ("grpc.max_send_message_length", MAX_RESPONSE_BYTES),
             # Else two servers could listen at one port, and each would get some of the calls.
             ("grpc.so_reuseport", 0),
@@ -49,18 +50,18 @@ async def open_grpc(service: Service, host: str, port: int) -> tuple[aio.Server,
     except RuntimeError as error:
         await server.stop(None)
         fix = "choose another --grpc-port" if port else "choose another --host"
-        raise InvalidRequest(f"{address} cannot be listened at", fix=fix) from error
+        raise InvalidRequest(f"{address} cannot be used as a listening address", fix=fix) from error
     await server.start()
     return server, bound
 
 
 async def close_grpc(server: aio.Server, grace: float = 1.0) -> None:
-    """Take no calls any more; those that are not over in so many seconds are cancelled."""
+    """Stop accepting calls and cancel calls that do not finish within `grace` seconds."""
     await server.stop(grace)
 
 
 def _descriptor_pool() -> DescriptorPool:
-    """What reflection tells of: the services above are described in two pools."""
+    """Return the descriptors for reflection. A pool of its own, because the services are defined in two pools."""
     pool = DescriptorPool()
     for file in (DESCRIPTOR, health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR):
         pool.AddSerializedFile(file.serialized_pb)

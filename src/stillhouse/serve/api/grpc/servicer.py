@@ -1,4 +1,4 @@
-"""The methods of the inference service that have one answer."""
+"""Unary methods of the inference service."""
 
 import asyncio
 from collections.abc import Mapping
@@ -30,13 +30,13 @@ from stillhouse.serve.service import Service
 
 @dataclass(frozen=True, slots=True)
 class InferenceServicer:
-    """Answers for a service."""
+    """Implementation of the inference service, except streaming."""
 
     service: Service
 
     @property
     def methods(self) -> Mapping[str, RpcMethod]:
-        """By name."""
+        """Return the methods by name."""
         return {
             "ServerLive": self.server_live,
             "ServerReady": self.server_ready,
@@ -48,56 +48,58 @@ class InferenceServicer:
         }
 
     async def server_live(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:
-        """The process answers."""
+        """Return that the process answers."""
         return pb.ServerLiveResponse(live=True)
 
     async def server_ready(self, request: pb.ServerReadyRequest, context: Context) -> pb.ServerReadyResponse:
-        """Whether a worker is ready and the server is not being shut down."""
+        """Return whether a worker is ready and the server is not shutting down."""
         return pb.ServerReadyResponse(ready=self.service.dispatcher.is_ready)
 
     async def model_ready(self, request: pb.ModelReadyRequest, context: Context) -> pb.ModelReadyResponse:
-        """As the server is; not, where there is no such model, as Triton answers. No key is needed."""
+        """Return whether a model is ready; false if it does not exist, as in Triton. No key is required."""
         is_known = request.name in self.service.settings.tiers and request.version in ("", VERSION)
         return pb.ModelReadyResponse(ready=is_known and self.service.dispatcher.is_ready)
 
     async def server_metadata(self, request: pb.ServerMetadataRequest, context: Context) -> pb.ServerMetadataResponse:
-        """Name and version."""
+        """Return the server's name, version and protocol extensions."""
         return pb.ServerMetadataResponse(name=SERVER, version=__version__, extensions=EXTENSIONS)
 
     async def model_metadata(self, request: pb.ModelMetadataRequest, context: Context) -> pb.ModelMetadataResponse:
-        """Inputs and outputs."""
+        """Return the inputs and outputs of a model."""
         await self._authenticate_for_model(request.name, request.version, context)
         return pb.ModelMetadataResponse(**describe_model(request.name, self.service.dispatcher.manifests[request.name]))
 
     async def index(self, request: pb.RepositoryIndexRequest, context: Context) -> pb.RepositoryIndexResponse:
-        """All models of the caller's key, or those that are ready."""
-        caller = await authenticate_call(self.service, context)
+        """List all models that the client may use, or only ready ones."""
+        client = await authenticate_call(self.service, context)
         is_ready = self.service.dispatcher.is_ready
         if request.ready and not is_ready:
             return pb.RepositoryIndexResponse()
         state = "READY" if is_ready else "UNAVAILABLE"
-        names = [name for name in self.service.settings.tiers if name in caller.tiers]
+        names = [name for name in self.service.settings.tiers if name in client.tiers]
         models = [pb.RepositoryIndexResponse.ModelIndex(name=name, version=VERSION, state=state) for name in names]
         return pb.RepositoryIndexResponse(models=models)
 
     async def infer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
-        """A picture; a call that is cancelled cancels it, unless the settings say otherwise."""
-        caller = await self._authenticate_for_model(request.model_name, request.model_version, context)
-        wanted = unpack_output_names(request)
-        told, trace = unpack_parameters(request), get_traceparent(context)
-        ticket = self.service.dispatcher.submit(
-            make_generation_request(unpack_inputs(request), told, request.model_name, caller, traceparent=trace)
+        """Generate an image. A cancelled call applies the setting `on_disconnect`."""
+        client = await self._authenticate_for_model(request.model_name, request.model_version, context)
+        output_names = unpack_output_names(request)
+        parameters, traceparent = unpack_parameters(request), get_traceparent(context)
+        handle = self.service.dispatcher.submit(
+            make_generation_request(
+                unpack_inputs(request), parameters, request.model_name, client, traceparent=traceparent
+            )
         )
         try:
-            closed = await ticket.result()
+            output = await handle.result()
         except asyncio.CancelledError:
-            handle_disconnect(self.service, [ticket])
+            handle_disconnect(self.service, [handle])
             raise
-        raise_for_failure(closed, ticket)
-        outputs = select_outputs(image_tensors(ticket.request, closed.content), wanted)
-        return make_infer_response(request, outputs, response_parameters(ticket, closed))
+        raise_for_failure(output, handle)
+        outputs = select_outputs(image_tensors(handle.request, output.content), output_names)
+        return make_infer_response(request, outputs, response_parameters(handle, output))
 
     async def _authenticate_for_model(self, name: str, version: str, context: Context) -> Client:
-        caller = await authenticate_call(self.service, context)
-        check_model(self.service.settings.tiers, name, version, caller)
-        return caller
+        client = await authenticate_call(self.service, context)
+        check_model(self.service.settings.tiers, name, version, client)
+        return client

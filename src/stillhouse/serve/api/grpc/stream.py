@@ -1,7 +1,7 @@
-"""A stream of requests, and of what each of them is answered: previews, and then the picture.
+"""Streaming inference: requests in, previews and images out.
 
-As Triton's clients expect it: answers of different requests may be mixed, and carry the id of theirs; the last one of
-each says so by the parameter `triton_final_response`; an error is an answer, too, and does not end the stream.
+Conforms to Triton's clients: responses of several requests may interleave and carry the request id; the parameter
+`triton_final_response` marks the last response of a request; an error is a response and does not end the stream.
 """
 
 import asyncio
@@ -29,35 +29,34 @@ from stillhouse.serve.worker.messages import RequestOutput
 WriteResponse: TypeAlias = Callable[[ModelStreamInferResponse], Awaitable[None]]
 
 MAX_CONCURRENT = 64
-"""Requests of one stream that are not answered yet; the next is read when one of them is. So a client that does not
-read its answers does not fill the memory with them."""
+"""Largest number of unfinished requests of one stream. No further requests are read, which bounds the memory."""
 _FINAL_RESPONSE = "triton_final_response"
 
 
 @dataclass(frozen=True, slots=True)
 class StreamServicer:
-    """Answers streams for a service."""
+    """Implementation of ModelStreamInfer."""
 
     service: Service
 
     async def infer(self, requests: AsyncIterator[ModelInferRequest], context: Context) -> None:
-        """Answer all of them, several at once. When the stream is cancelled, so are its pictures."""
-        caller, trace = await authenticate_call(self.service, context), get_traceparent(context)
-        room, turn = asyncio.Semaphore(MAX_CONCURRENT), asyncio.Lock()
+        """Answer all requests of a stream concurrently. Cancelling the stream cancels its requests."""
+        client, traceparent = await authenticate_call(self.service, context), get_traceparent(context)
+        slots, write_lock = asyncio.Semaphore(MAX_CONCURRENT), asyncio.Lock()
 
         async def write(answer: ModelStreamInferResponse) -> None:
-            async with turn:
+            async with write_lock:
                 await context.write(answer)
 
         async def answer(request: ModelInferRequest) -> None:
             try:
-                await self._respond(request, caller, trace, write)
+                await self._respond(request, client, traceparent, write)
             finally:
-                room.release()
+                slots.release()
 
         async with asyncio.TaskGroup() as tasks:
             async for request in requests:
-                await room.acquire()
+                await slots.acquire()
                 tasks.create_task(answer(request))
 
     async def _respond(
@@ -66,32 +65,36 @@ class StreamServicer:
         try:
             await self._generate(request, client, traceparent, write)
         except Exception as error:
-            told = ModelInferResponse(id=request.id, model_name=request.model_name)
-            told.parameters[_FINAL_RESPONSE].bool_param = True
-            await write(ModelStreamInferResponse(error_message=to_rpc_error(error).message, infer_response=told))
+            response = ModelInferResponse(id=request.id, model_name=request.model_name)
+            response.parameters[_FINAL_RESPONSE].bool_param = True
+            await write(ModelStreamInferResponse(error_message=to_rpc_error(error).message, infer_response=response))
 
     async def _generate(
         self, request: ModelInferRequest, client: Client, traceparent: str | None, write: WriteResponse
     ) -> None:
         check_model(self.service.settings.tiers, request.model_name, request.model_version, client)
-        wanted = unpack_output_names(request)
-        told = unpack_parameters(request)
-        order = make_generation_request(
-            unpack_inputs(request), told, request.model_name, client, is_stream=True, traceparent=traceparent
+        output_names = unpack_output_names(request)
+        generation_request = make_generation_request(
+            unpack_inputs(request),
+            unpack_parameters(request),
+            request.model_name,
+            client,
+            is_stream=True,
+            traceparent=traceparent,
         )
-        ticket, is_answered = self.service.dispatcher.submit(order), False
+        handle, is_answered = self.service.dispatcher.submit(generation_request), False
         try:
-            async with aclosing(ticket.stream()) as happening:  # type: ignore[type-var]
-                async for one in happening:
-                    if isinstance(one, PreviewImage):
-                        answer = make_infer_response(request, preview_tensors(one), {_FINAL_RESPONSE: False})
+            async with aclosing(handle.stream()) as events:  # type: ignore[type-var]
+                async for event in events:
+                    if isinstance(event, PreviewImage):
+                        answer = make_infer_response(request, preview_tensors(event), {_FINAL_RESPONSE: False})
                         await write(ModelStreamInferResponse(infer_response=answer))
-                    elif isinstance(one, RequestOutput):
-                        await write(_final_response(request, wanted, ticket, one))
+                    elif isinstance(event, RequestOutput):
+                        await write(_final_response(request, output_names, handle, event))
                         is_answered = True
         finally:
             if not is_answered:
-                handle_disconnect(self.service, [ticket])
+                handle_disconnect(self.service, [handle])
 
 
 def _final_response(
@@ -99,7 +102,7 @@ def _final_response(
 ) -> ModelStreamInferResponse:
     raise_for_failure(output, handle)
     outputs = select_outputs(image_tensors(handle.request, output.content), output_names)
-    facts = response_parameters(handle, output)
+    parameters = response_parameters(handle, output)
     return ModelStreamInferResponse(
-        infer_response=make_infer_response(request, outputs, {**facts, _FINAL_RESPONSE: True})
+        infer_response=make_infer_response(request, outputs, {**parameters, _FINAL_RESPONSE: True})
     )

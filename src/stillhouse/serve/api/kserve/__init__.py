@@ -1,1 +1,1 @@
-"""KServe's inference protocol, version 2, over HTTP; what its gRPC form shares with it."""
+"""KServe's inference protocol, version 2: the HTTP routes and the parts shared with gRPC."""

@@ -1,4 +1,4 @@
-"""The body of an inference over HTTP: JSON, and behind it the bytes of those tensors that are not in it."""
+"""Bodies of HTTP inference requests and responses: JSON, followed by the bytes of binary tensors."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -15,7 +15,7 @@ _CODES = {"UINT8": "u1", "INT64": "<i8"}
 
 
 class RequestInput(msgspec.Struct, forbid_unknown_fields=True):
-    """A tensor of a request; its content is `data`, or so many bytes behind the JSON as its parameters say."""
+    """An input tensor. Its content is `data`, or follows the JSON as `binary_data_size` bytes."""
 
     name: str
     datatype: str
@@ -25,14 +25,14 @@ class RequestInput(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class RequestedOutput(msgspec.Struct, forbid_unknown_fields=True):
-    """A tensor that is wanted."""
+    """A requested output tensor."""
 
     name: str
     parameters: dict[str, Any] = {}
 
 
 class InferenceRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """A request of one picture."""
+    """The JSON part of an inference request."""
 
     inputs: list[RequestInput]
     id: str | None = None
@@ -41,12 +41,14 @@ class InferenceRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ParsedBody(NamedTuple):
-    """What a body says.
+    """A parsed request body.
 
     Args:
-        id: told back.
-        wanted: outputs by name, in order, and whether as bytes; empty, all.
-        is_binary: whether outputs that are not named come as bytes.
+        inputs: input tensors.
+        parameters: request parameters without `binary_data_output`.
+        id: request id, echoed in the response.
+        requested: requested outputs in order, and whether each is binary; empty requests all.
+        is_binary: whether outputs that are not named are binary.
     """
 
     inputs: Sequence[InputTensor]
@@ -57,59 +59,60 @@ class ParsedBody(NamedTuple):
 
 
 def parse_body(body: bytes, header_length: str | None) -> ParsedBody:
-    """Take a body apart: JSON, and behind it the bytes of those inputs that say so.
+    """Parse a request body.
 
     Args:
-        body: of the request.
-        header_length: how many bytes of it are JSON; None, all.
+        body: JSON, followed by binary tensors.
+        header_length: value of the header Inference-Header-Content-Length, the size of the JSON in bytes; None if the
+            body is only JSON.
 
     Raises:
-        InvalidRequest: a body that is not as the protocol has it.
+        InvalidRequest: the body violates the protocol.
     """
     end = _header_end(body, header_length)
-    asked = decode_json(body[:end], InferenceRequest)
+    request = decode_json(body[:end], InferenceRequest)
     inputs = []
-    for tensor in asked.inputs:
+    for tensor in request.inputs:
         size = _binary_size(tensor)
         if size is None:
             inputs.append(InputTensor(tensor.name, tensor.datatype, tensor.shape, tensor.data or []))
             continue
         if size > len(body) - end:
-            left = f"{len(body) - end} bytes are left of the body"
-            raise InvalidRequest(f"binary_data_size of input {tensor.name[:MAX_ECHO]} is {size}, and {left}")
+            rest = f"{len(body) - end} bytes are left of the body"
+            raise InvalidRequest(f"binary_data_size of input {tensor.name[:MAX_ECHO]} is {size}, and {rest}")
         inputs.append(InputTensor(tensor.name, tensor.datatype, tensor.shape, body[end : end + size]))
         end += size
     if end < len(body):
         raise InvalidRequest(f"{len(body) - end} bytes of the body are no input's", allowed="as many as inputs say")
-    parameters = dict(asked.parameters)
+    parameters = dict(request.parameters)
     is_binary = _check_bool("binary_data_output", parameters.pop("binary_data_output", False))
-    check_outputs([output.name for output in asked.outputs])
-    wanted = {output.name: _is_binary(output, is_binary) for output in asked.outputs}
-    return ParsedBody(inputs, parameters, asked.id, wanted, is_binary)
+    check_outputs([output.name for output in request.outputs])
+    requested = {output.name: _is_binary(output, is_binary) for output in request.outputs}
+    return ParsedBody(inputs, parameters, request.id, requested, is_binary)
 
 
 def format_body(
     fields: Mapping[str, Any], outputs: Sequence[OutputTensor], parsed: ParsedBody
 ) -> tuple[bytes, int | None]:
-    """A body: JSON, and behind it the outputs that are wanted as bytes; and how many bytes are JSON, None where all."""
-    heads, tail = [], []
+    """Return a response body and the size of its JSON in bytes; the size is None if the body is only JSON."""
+    headers, tail = [], []
     for output in outputs:
-        head: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": output.shape}
+        header: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": output.shape}
         if parsed.requested.get(output.name, parsed.is_binary):
-            head["parameters"] = {"binary_data_size": len(output.content)}
+            header["parameters"] = {"binary_data_size": len(output.content)}
             tail.append(output.content)
         else:
-            head["data"] = msgspec.Raw(_encode_elements(output))
-        heads.append(head)
-    header = msgspec.json.encode({**fields, "outputs": heads})
-    return (b"".join([header, *tail]), len(header)) if tail else (header, None)
+            header["data"] = msgspec.Raw(_encode_elements(output))
+        headers.append(header)
+    json_part = msgspec.json.encode({**fields, "outputs": headers})
+    return (b"".join([json_part, *tail]), len(json_part)) if tail else (json_part, None)
 
 
 def decode_json(content: bytes, schema: type[T]) -> T:
-    """JSON of a kind.
+    """Decode JSON to a type.
 
     Raises:
-        InvalidRequest: it is none, or another.
+        InvalidRequest: it is not JSON, or does not match the type.
     """
     try:
         return msgspec.json.decode(content, type=schema)
@@ -128,7 +131,7 @@ def _header_end(body: bytes, header_length: str | None) -> int:
 
 
 def _binary_size(tensor: RequestInput) -> int | None:
-    """Bytes of an input behind the JSON; None where its elements are in it."""
+    """Return the size in bytes of a binary input; None if its elements are in the JSON."""
     _check_parameters(f"input {tensor.name[:MAX_ECHO]}", tensor.parameters, "binary_data_size")
     if "binary_data_size" not in tensor.parameters:
         return None
@@ -146,9 +149,9 @@ def _is_binary(output: RequestedOutput, default: bool) -> bool:
 
 
 def _check_parameters(owner: str, parameters: Mapping[str, Any], allowed: str) -> None:
-    other = next((name for name in parameters if name != allowed), None)
-    if other is not None:
-        raise InvalidRequest(f"parameter {other[:MAX_ECHO]!r} of {owner}", allowed=allowed)
+    unknown = next((name for name in parameters if name != allowed), None)
+    if unknown is not None:
+        raise InvalidRequest(f"parameter {unknown[:MAX_ECHO]!r} of {owner}", allowed=allowed)
 
 
 def _check_bool(name: str, value: object) -> bool:
@@ -158,9 +161,9 @@ def _check_bool(name: str, value: object) -> bool:
 
 
 def _encode_elements(output: OutputTensor) -> bytes:
-    """The elements as a JSON list, row after row.
+    """Encode the elements as a flat JSON list.
 
-    Row by row, because while one call encodes all of a large picture nothing else in this process can run.
+    Rows are encoded one by one, because a single call for a large image would hold the GIL throughout.
     """
     array = np.frombuffer(output.content, _CODES[output.datatype]).reshape(output.shape[0], -1)
     return b"[" + b",".join(msgspec.json.encode(row.tolist())[1:-1] for row in array) + b"]"

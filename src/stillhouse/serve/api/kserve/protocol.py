@@ -1,4 +1,4 @@
-"""KServe's protocol, version 2 (Open Inference Protocol): what is no tensor in it, for HTTP and gRPC alike."""
+"""KServe's protocol, version 2 (Open Inference Protocol): models, parameters and metadata for HTTP and gRPC."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from stillhouse.check import check_choice, check_integer
 from stillhouse.errors import InvalidRequest, NotAllowed
 from stillhouse.pipelines.manifest import Manifest
-from stillhouse.serve.api.http import NotFound
+from stillhouse.serve.api.http import NotFound, random_seed
 from stillhouse.serve.api.kserve.tensors import (
     INPUTS,
     MAX_ECHO,
@@ -17,36 +17,40 @@ from stillhouse.serve.api.kserve.tensors import (
     parse_inputs,
     shorten,
 )
-from stillhouse.serve.api.seeds import random_seed
 from stillhouse.serve.client import Client
 from stillhouse.serve.request_handle import GenerationRequest, RequestHandle
 from stillhouse.serve.worker.messages import RequestOutput
 
 SERVER = "stillhouse"
 VERSION = "1"
-"""The only one that each model has."""
+"""The only version of every model."""
 EXTENSIONS = ("binary_tensor_data",)
 MAX_PREVIEWS = 10
 MAX_TIMEOUT = 10**13
-"""Microseconds, some months."""
+"""Largest timeout in microseconds, about four months."""
 _SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
 # The last one asks for an answer that says that it is the last, be it empty; here the last one is the picture itself.
 _PARAMETERS = ("timeout", "previews", "priority", *_SEQUENCE, "triton_enable_empty_final_response")
 
 
 class RequestOptions(NamedTuple):
-    """What a request's parameters say: seconds within which it must begin, and how many previews are sent."""
+    """Options from the request parameters.
+
+    Args:
+        queue_timeout: seconds within which the request must start; None is unlimited.
+        previews: number of preview images.
+    """
 
     queue_timeout: float | None = None
     previews: int = 0
 
 
 def check_model(tiers: Collection[str], name: str, version: str, client: Client | None = None) -> None:
-    """Refuse a model that is not served, or not to this caller; an empty version is any.
+    """Check that a model and version exist and that the client may use them. An empty version matches any.
 
     Raises:
-        Missing: there is none of that name, or of that version.
-        NotAllowed: the caller may not ask for it.
+        NotFound: the model or version does not exist.
+        NotAllowed: the client may not use the model.
     """
     if name not in tiers:
         allowed = tiers if client is None else [tier for tier in tiers if tier in client.tiers]
@@ -58,7 +62,7 @@ def check_model(tiers: Collection[str], name: str, version: str, client: Client 
 
 
 def describe_model(name: str, manifest: Manifest) -> dict[str, Any]:
-    """A model's metadata, as JSON has it."""
+    """Return the metadata of a model as JSON fields."""
     inputs = [spec for spec in INPUTS.values() if spec != NEGATIVE_PROMPT or not manifest.guidance_channels]
     return {
         "name": name,
@@ -78,29 +82,29 @@ def make_generation_request(
     is_stream: bool = False,
     traceparent: str | None = None,
 ) -> GenerationRequest:
-    """The order for one picture; its seed is drawn where none is given.
+    """Return the generation request of an inference request, with a random seed if none is given.
 
     Raises:
-        InvalidRequest: an input or a parameter that does not exist, or is not as it must be.
+        InvalidRequest: an input or parameter is unknown or invalid.
     """
-    terms = parse_parameters(parameters, is_stream)
+    options = parse_parameters(parameters, is_stream)
     request = parse_inputs(inputs, random_seed())
     return GenerationRequest(
-        request, client, model, "raw", terms.previews, terms.queue_timeout, traceparent=traceparent
+        request, client, model, "raw", options.previews, options.queue_timeout, traceparent=traceparent
     )
 
 
 def parse_parameters(parameters: Mapping[str, object], is_stream: bool = False) -> RequestOptions:
-    """What a request's parameters say.
+    """Parse request parameters.
 
-    `timeout` is in microseconds, and 0 means none, as in Triton. A `priority` is refused: who goes first is a matter
-    of the tier, and a request that said otherwise would be answered as if it had not.
+    `timeout` is in microseconds, 0 is unlimited, as in Triton. A `priority` is rejected rather than ignored: priorities
+    are set by tiers.
 
     Raises:
-        InvalidRequest: a parameter that does not exist, has no meaning here, or is out of its range.
+        InvalidRequest: a parameter is unknown, not supported or out of range.
 
-    >>> terms_of({"timeout": 1_500_000})
-    Terms(patience=1.5, previews=0)
+    >>> parse_parameters({"timeout": 1_500_000})
+    RequestOptions(queue_timeout=1.5, previews=0)
     """
     for name in parameters:
         check_choice("parameter", name[:MAX_ECHO], _PARAMETERS)
@@ -119,7 +123,7 @@ def parse_parameters(parameters: Mapping[str, object], is_stream: bool = False) 
 
 
 def check_outputs(names: Sequence[str]) -> None:
-    """Refuse outputs that do not exist or are asked for twice."""
+    """Check that requested outputs exist and are unique."""
     for number, name in enumerate(names):
         check_choice("output", name[:MAX_ECHO], OUTPUTS)
         if name in names[:number]:
@@ -127,14 +131,17 @@ def check_outputs(names: Sequence[str]) -> None:
 
 
 def response_parameters(handle: RequestHandle, output: RequestOutput) -> dict[str, str | float]:
-    """The parameters of an answer: how it went, in milliseconds, and whether another tier's way of drawing was used."""
-    facts: dict[str, str | float] = {
+    """Return the parameters of a response.
+
+    They are the request id, times in milliseconds, batch peers, and the effective tier if degraded.
+    """
+    parameters: dict[str, str | float] = {
         "request_id": handle.id,
         "queue_ms": round(1000 * output.queue_seconds, 1),
         "denoise_ms": round(1000 * output.denoise_seconds, 1),
         "batch_peers": round(output.batch_peers, 2),
     }
-    return facts | ({"degraded_to": handle.degraded_to} if handle.degraded_to else {})
+    return parameters | ({"degraded_to": handle.degraded_to} if handle.degraded_to else {})
 
 
 def _tensor_metadata(spec: ModelTensor) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""KServe's protocol, version 2, over HTTP, with tensors as JSON or as bytes behind it."""
+"""HTTP routes of KServe's protocol, version 2, with tensors as JSON or binary data."""
 
 import asyncio
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -39,46 +40,50 @@ _MODEL = ["/v2/models/{name:str}", "/v2/models/{name:str}/versions/{version:str}
 
 
 class IndexRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """A request of the list of models: of those that are ready, or of all."""
+    """Request of the repository index.
+
+    Args:
+        ready: whether only ready models are listed.
+    """
 
     ready: bool = False
 
 
-@get("/v2", tags=["KServe"], summary="What this server is")
+@get("/v2", tags=["KServe"], summary="Server metadata")
 async def get_server_metadata() -> dict[str, Any]:
-    """Its name, version and extensions of the protocol."""
+    """Return the server's name, version and protocol extensions."""
     return {"name": SERVER, "version": __version__, "extensions": list(EXTENSIONS)}
 
 
-@get("/v2/health/live", tags=["KServe"], summary="Whether the process answers")
+@get("/v2/health/live", tags=["KServe"], summary="Liveness")
 async def get_server_live() -> dict[str, bool]:
-    """It does."""
+    """Return 200 while the process answers."""
     return {"live": True}
 
 
-@get("/v2/health/ready", tags=["KServe"], summary="Whether requests are taken")
+@get("/v2/health/ready", tags=["KServe"], summary="Readiness")
 async def get_server_ready(request: ApiRequest) -> Response[dict[str, bool]]:
-    """200 where a worker is ready and the server is not being shut down; 503 otherwise."""
+    """Return 200 if a worker is ready and the server is not shutting down, else 503."""
     is_ready = get_service(request).dispatcher.is_ready
     return Response({"ready": is_ready}, status_code=200 if is_ready else 503)
 
 
-@get([f"{path}/ready" for path in _MODEL], tags=["KServe"], summary="Whether a model is ready")
+@get([f"{path}/ready" for path in _MODEL], tags=["KServe"], summary="Model readiness")
 async def get_model_ready(
     request: ApiRequest, name: FromPath[str], version: FromPath[str] = VERSION
 ) -> Response[dict[str, Any]]:
-    """As the server is; 404 where there is no such model. Probes have no key, so none is asked for."""
+    """Return 200 if the model is ready, 503 if not, 404 if it does not exist. Probes need no key."""
     service = get_service(request)
     check_model(service.settings.tiers, name, version)
     is_ready = service.dispatcher.is_ready
     return Response({"name": name, "ready": is_ready}, status_code=200 if is_ready else 503)
 
 
-@get(_MODEL, tags=["KServe"], summary="Inputs and outputs of a model")
+@get(_MODEL, tags=["KServe"], summary="Model metadata")
 async def get_model_metadata(
     request: ApiRequest, name: FromPath[str], version: FromPath[str] = VERSION
 ) -> dict[str, Any]:
-    """Its metadata."""
+    """Return the inputs and outputs of a model."""
     await _authenticate_for_model(request, name, version)
     return describe_model(name, get_service(request).dispatcher.manifests[name])
 
@@ -87,18 +92,18 @@ async def get_model_metadata(
     "/v2/repository/index",
     status_code=200,
     tags=["KServe"],
-    summary="Models that can be asked for",
+    summary="List models",
     request_max_body_size=MAX_JSON_BODY,
 )
 async def repository_index(request: ApiRequest) -> list[dict[str, str]]:
-    """All models of the caller's key, or those that are ready."""
-    caller = await authenticate_request(request)
-    asked = decode_json(await request.body() or b"{}", IndexRequest)
+    """List all models that the client may use, or only ready ones."""
+    client = await authenticate_request(request)
+    body = decode_json(await request.body() or b"{}", IndexRequest)
     service = get_service(request)
-    if asked.ready and not service.dispatcher.is_ready:
+    if body.ready and not service.dispatcher.is_ready:
         return []
     state = "READY" if service.dispatcher.is_ready else "UNAVAILABLE"
-    names = [name for name in service.settings.tiers if name in caller.tiers]
+    names = [name for name in service.settings.tiers if name in client.tiers]
     return [{"name": name, "version": VERSION, "state": state, "reason": ""} for name in names]
 
 
@@ -135,8 +140,9 @@ _INFERENCE = Schema(
 )
 
 
+@dataclass
 class InferOperation(Operation):
-    """A body of JSON with bytes behind it, which is not described by a type."""
+    """OpenAPI operation with a JSON body followed by binary data, which no Python type describes."""
 
     def __post_init__(self) -> None:
         content = {"application/json": OpenAPIMediaType(schema=_INFERENCE)}
@@ -149,25 +155,25 @@ class InferOperation(Operation):
     [f"{path}/infer" for path in _MODEL],
     status_code=200,
     tags=["KServe"],
-    summary="Draw a picture",
+    summary="Run inference",
     operation_class=InferOperation,
     request_max_body_size=MAX_JSON_BODY,
 )
 async def infer(request: ApiRequest, name: FromPath[str], version: FromPath[str] = VERSION) -> Response[bytes]:
-    """Inputs PROMPT, NEGATIVE_PROMPT, SEED, STEPS, GUIDANCE; outputs IMAGE and SEED."""
-    caller = await _authenticate_for_model(request, name, version)
+    """Generate an image. Inputs: PROMPT, NEGATIVE_PROMPT, SEED, STEPS, GUIDANCE; outputs: IMAGE and SEED."""
+    client = await _authenticate_for_model(request, name, version)
     service = get_service(request)
-    reading = parse_body(await _read_body(request), request.headers.get(HEADER_LENGTH))
-    trace = request.headers.get("traceparent")
-    ticket = service.dispatcher.submit(
-        make_generation_request(reading.inputs, reading.parameters, name, caller, traceparent=trace)
+    parsed = parse_body(await _read_body(request), request.headers.get(HEADER_LENGTH))
+    traceparent = request.headers.get("traceparent")
+    handle = service.dispatcher.submit(
+        make_generation_request(parsed.inputs, parsed.parameters, name, client, traceparent=traceparent)
     )
-    closed = await wait_for_outputs(request, [ticket])
-    outputs = select_outputs(image_tensors(ticket.request, closed[0].content), list(reading.requested))
-    told = {"model_name": name, "model_version": VERSION, "parameters": response_parameters(ticket, closed[0])}
-    told |= {} if reading.id is None else {"id": reading.id}
-    content, length = await asyncio.to_thread(format_body, told, outputs, reading)
-    headers = response_headers([ticket], closed)
+    (output,) = await wait_for_outputs(request, [handle])
+    outputs = select_outputs(image_tensors(handle.request, output.content), list(parsed.requested))
+    fields = {"model_name": name, "model_version": VERSION, "parameters": response_parameters(handle, output)}
+    fields |= {} if parsed.id is None else {"id": parsed.id}
+    content, length = await asyncio.to_thread(format_body, fields, outputs, parsed)
+    headers = response_headers([handle], [output])
     if length is None:
         return Response(content, headers=headers, media_type="application/json")
     return Response(content, headers=headers | {HEADER_LENGTH: str(length)}, media_type="application/octet-stream")
@@ -185,9 +191,9 @@ HANDLERS = [
 
 
 async def _authenticate_for_model(request: ApiRequest, name: str, version: str) -> Client:
-    caller = await authenticate_request(request)
-    check_model(get_service(request).settings.tiers, name, version, caller)
-    return caller
+    client = await authenticate_request(request)
+    check_model(get_service(request).settings.tiers, name, version, client)
+    return client
 
 
 async def _read_body(request: ApiRequest) -> bytes:
@@ -195,6 +201,6 @@ async def _read_body(request: ApiRequest) -> bytes:
     if encoding != "identity":
         raise InvalidRequest(f"a body in {encoding[:MAX_ECHO]}", allowed="a body that is not compressed")
     body = await request.body()
-    if len(body) > parse_size(get_service(request).settings.body):
+    if len(body) > parse_size(get_service(request).settings.max_body):
         raise ClientException("Request Entity Too Large", status_code=HTTP_413_REQUEST_ENTITY_TOO_LARGE)
     return body

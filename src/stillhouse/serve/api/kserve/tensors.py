@@ -1,6 +1,6 @@
-"""Named tensors, as KServe's protocol has them: to a request, and from a picture.
+"""Named tensors of KServe's protocol: parse inputs into a request, pack an image into outputs.
 
-What they mean is said here once. The doors over HTTP and gRPC differ in how tensors are packed, and in nothing else.
+HTTP and gRPC differ only in how tensors are encoded on the wire.
 """
 
 import struct
@@ -17,14 +17,14 @@ from stillhouse.serve.request_handle import PreviewImage
 Datatype: TypeAlias = Literal["BYTES", "FP32", "INT32", "INT64", "UINT8"]
 
 MAX_ECHO = 64
-"""Letters of a name that nobody knows that are told back."""
+"""Largest number of characters of an unknown name repeated in an error message."""
 _LARGE = 10**18
 _CODES = {"INT64": "<q", "INT32": "<i", "FP32": "<f"}
 _LENGTH = struct.Struct("<I")
 
 
 class ModelTensor(NamedTuple):
-    """A tensor of a model; a size of its shape is -1 where the request decides it."""
+    """Specification of an input or output; -1 in the shape is a size that depends on the request."""
 
     name: str
     datatype: Datatype
@@ -35,11 +35,14 @@ class ModelTensor(NamedTuple):
 
 
 class InputTensor(NamedTuple):
-    """A tensor as a client sent it, not looked at yet.
+    """A tensor as sent by a client, not yet validated.
 
     Args:
-        name, datatype, shape: as told.
-        content: bytes, little-endian and row after row, each text behind its length in 4 bytes; or the elements.
+        name: input name.
+        datatype: datatype as sent.
+        shape: shape as sent.
+        content: elements, or raw little-endian bytes in row-major order. In raw form each text is preceded by its
+            length in 4 bytes.
     """
 
     name: str
@@ -49,7 +52,7 @@ class InputTensor(NamedTuple):
 
 
 class OutputTensor(NamedTuple):
-    """A tensor for a client; its content is bytes as in `Given`."""
+    """A tensor for a client; `content` is raw as in `InputTensor`."""
 
     name: str
     datatype: Datatype
@@ -70,24 +73,25 @@ OUTPUTS: Mapping[str, ModelTensor] = {spec.name: spec for spec in (IMAGE, SEED)}
 
 
 def parse_inputs(inputs: Iterable[InputTensor], seed: int) -> ImageRequest:
-    """What the inputs ask for.
+    """Return the image request that inputs describe.
 
     Args:
-        inputs: those of `INPUTS`; only PROMPT must be among them.
-        seed: where SEED is not.
+        inputs: tensors of `INPUTS`; only PROMPT is required.
+        seed: seed if SEED is missing.
 
     Raises:
-        InvalidRequest: an input that does not exist, is given twice, or has another datatype, shape or content.
+        InvalidRequest: an input is unknown, repeated, or has a wrong datatype, shape or content.
 
-    >>> request_of([Given("PROMPT", "BYTES", [1], ["a red circle"]), Given("STEPS", "INT32", [1], [3])], seed=7).steps
+    >>> prompt, steps = InputTensor("PROMPT", "BYTES", [1], ["a red circle"]), InputTensor("STEPS", "INT32", [1], [3])
+    >>> parse_inputs([prompt, steps], seed=7).steps
     3
     """
     values: dict[str, Any] = {}
-    for given in inputs:
-        check_choice("input", given.name[:MAX_ECHO], INPUTS)
-        if given.name in values:
-            raise InvalidRequest(f"two inputs named {given.name}", allowed="one of each")
-        values[given.name] = _parse_element(given, INPUTS[given.name])
+    for tensor in inputs:
+        check_choice("input", tensor.name[:MAX_ECHO], INPUTS)
+        if tensor.name in values:
+            raise InvalidRequest(f"two inputs named {tensor.name}", allowed="one of each")
+        values[tensor.name] = _parse_element(tensor, INPUTS[tensor.name])
     if "PROMPT" not in values:
         raise InvalidRequest("a request without a prompt", allowed=f"the input {PROMPT}")
     return ImageRequest(
@@ -100,7 +104,12 @@ def parse_inputs(inputs: Iterable[InputTensor], seed: int) -> ImageRequest:
 
 
 def image_tensors(request: ImageRequest, content: bytes) -> tuple[OutputTensor, ...]:
-    """The outputs of a resolved request whose picture is `content`, the levels of [height, width, 3]."""
+    """Return the outputs of a finished request.
+
+    Args:
+        request: resolved image request.
+        content: raw uint8 pixels [height, width, 3].
+    """
     assert request.height is not None and request.width is not None
     return (
         OutputTensor(IMAGE.name, IMAGE.datatype, (request.height, request.width, 3), content),
@@ -109,7 +118,7 @@ def image_tensors(request: ImageRequest, content: bytes) -> tuple[OutputTensor, 
 
 
 def preview_tensors(preview: PreviewImage) -> tuple[OutputTensor, ...]:
-    """A preview, a WebP file, and after how many evaluations it was seen."""
+    """Return the outputs of a preview: the WebP file and the number of completed evaluations."""
     return (
         OutputTensor(PREVIEW.name, PREVIEW.datatype, PREVIEW.shape, pack_bytes(preview.content)),
         OutputTensor(STEP.name, STEP.datatype, STEP.shape, struct.pack("<i", preview.index)),
@@ -117,29 +126,29 @@ def preview_tensors(preview: PreviewImage) -> tuple[OutputTensor, ...]:
 
 
 def select_outputs(outputs: Sequence[OutputTensor], names: Sequence[str]) -> Sequence[OutputTensor]:
-    """These of the outputs, in this order; all of them where none is named."""
+    """Return the named outputs in this order; all outputs if no name is given."""
     by_name = {output.name: output for output in outputs}
     return [by_name[name] for name in names] if names else outputs
 
 
 def pack_bytes(content: bytes) -> bytes:
-    r"""An element of a BYTES tensor, behind its length.
+    r"""Return an element of a BYTES tensor: its length in 4 bytes, then the content.
 
-    >>> packed_text(b"abc")
+    >>> pack_bytes(b"abc")
     b'\x03\x00\x00\x00abc'
     """
     return _LENGTH.pack(len(content)) + content
 
 
 def _parse_element(tensor: InputTensor, spec: ModelTensor) -> str | int | float:
-    """The only element of an input.
+    """Return the single element of an input.
 
     Raises:
-        InvalidRequest: it is not the only one, or not of the input's type.
+        InvalidRequest: datatype, shape or number of elements is wrong.
     """
     if tensor.datatype != spec.datatype or tuple(tensor.shape) != spec.shape:
-        told = f"{tensor.datatype[:MAX_ECHO]} {list(tensor.shape[:8])}"
-        raise InvalidRequest(f"input {spec.name} is {told}", allowed=f"{spec.datatype} {list(spec.shape)}")
+        received = f"{tensor.datatype[:MAX_ECHO]} {list(tensor.shape[:8])}"
+        raise InvalidRequest(f"input {spec.name} is {received}", allowed=f"{spec.datatype} {list(spec.shape)}")
     elements = _unpack(tensor.content, spec) if isinstance(tensor.content, bytes) else tensor.content
     if len(elements) != 1:
         raise InvalidRequest(f"input {spec.name} has {len(elements)} elements", allowed="1")
@@ -148,11 +157,11 @@ def _parse_element(tensor: InputTensor, spec: ModelTensor) -> str | int | float:
 
 def _unpack(content: bytes, spec: ModelTensor) -> Sequence[object]:
     if spec.datatype == "BYTES":
-        head = _LENGTH.size
-        if len(content) < head or _LENGTH.unpack_from(content)[0] != len(content) - head:
+        prefix = _LENGTH.size
+        if len(content) < prefix or _LENGTH.unpack_from(content)[0] != len(content) - prefix:
             allowed = "the length of the text in 4 bytes, little-endian, and then the text"
             raise InvalidRequest(f"input {spec.name} has {len(content)} bytes that are no text", allowed=allowed)
-        return [content[head:]]
+        return [content[prefix:]]
     code = _CODES[spec.datatype]
     if len(content) != struct.calcsize(code):
         allowed = f"{struct.calcsize(code)} for {spec.datatype} {list(spec.shape)}"
@@ -172,9 +181,9 @@ def _text(spec: ModelTensor, element: object) -> str:
 
 
 def _number(spec: ModelTensor, element: object) -> int | float:
-    """An INT64 or INT32 as it is, and of an FP32 the shortest decimal number that it stands for.
+    """Return an integer unchanged, and an FP32 as the shortest decimal number that rounds to it.
 
-    A client that means 7.3 can only send the FP32 next to it. As 7.3 it draws what every other door draws for 7.3.
+    A client that means 7.3 can only send the nearest FP32. Read as 7.3, it gives the same image as 7.3 in JSON.
     """
     try:
         if isinstance(element, bool):
@@ -190,7 +199,7 @@ def _number(spec: ModelTensor, element: object) -> int | float:
 
 
 def shorten(value: object) -> object:
-    """A value that can be told back: of a long text its beginning, of an enormous number none of its digits."""
+    """Return a value that is short enough to repeat in an error message."""
     if isinstance(value, str):
         return value[:MAX_ECHO]
     if isinstance(value, int) and abs(value) > _LARGE:

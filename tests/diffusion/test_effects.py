@@ -1,4 +1,4 @@
-"""Step caching: who asks the whole network, who goes on with what was kept, and that company makes no difference."""
+"""Feature caching: when the whole network runs, when the shallow part does, and that a batch makes no difference."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -14,7 +14,6 @@ from stillhouse.core import Array
 from stillhouse.diffusion import (
     INITIAL_STEP,
     SAMPLERS,
-    SamplingPlan,
     Schedule,
     SplitDenoiser,
     Trajectory,
@@ -23,6 +22,7 @@ from stillhouse.diffusion import (
     make_grid,
 )
 from stillhouse.errors import InvalidRequest
+from tests.diffusion.plans import branches, sampling_plan, text
 
 SHAPE = (2, 4, 4)
 BETAS = Schedule(zero_terminal_snr=True)
@@ -67,22 +67,23 @@ def _output(row: Array, timestep: np.float32, deep: Array) -> Array:
     return output
 
 
-def text(seed: int) -> dict[str, NDArray[Any]]:
-    return {"text": gaussian(seed, 77, (3, 5))}
-
-
 def picture(cache_interval: int = 1, steps: int = 6, sampler: str = "ddim", seed: int = 0, **fields: Any) -> Trajectory:
-    course = SamplingPlan(
+    plan = sampling_plan(
         make_grid(BETAS, steps), sampler, "v_prediction", cache_interval=cache_interval, seed=seed, **fields
     )
-    return Trajectory(course, gaussian(seed, INITIAL_STEP, SHAPE), text(seed + 1), text(0))
+    return Trajectory(plan, gaussian(seed, INITIAL_STEP, SHAPE), branches(seed + 1))
 
 
-def walked(trajectory: Trajectory, network: Network | None = None) -> Array:
+def finish(trajectory: Trajectory, network: Network | None = None) -> Array:
     network = network or Network()
     while not trajectory.is_done:
         advance([trajectory], network.cut)
     return trajectory.latents
+
+
+def cached(trajectory: Trajectory) -> Mapping[str, NDArray[Any]]:
+    """What its cache holds, by branch; nothing where it has no cache."""
+    return {name: array for effect in trajectory.effects for name, array in effect._features.items()}  # type: ignore[attr-defined]
 
 
 @st.composite
@@ -113,8 +114,8 @@ def test_a_picture_in_any_company_is_the_picture_alone(plans: list[dict[str, Any
         assert len({depth for depth, _ in asked}) == len(asked) <= 2
         assert sum(count for _, count in asked) == rows
     for plan, together in zip(plans, made, strict=True):
-        assert together.latents.tobytes() == walked(picture(**plan)).tobytes()
-        assert together.latents.dtype == np.float32 and together.features is None
+        assert together.latents.tobytes() == finish(picture(**plan)).tobytes()
+        assert together.latents.dtype == np.float32 and not cached(together)
 
 
 @given(plan=pictures())
@@ -124,7 +125,7 @@ def test_refresh_of_one_is_the_network_in_one_piece(plan: dict[str, Any]) -> Non
     while not trajectory.is_done:
         advance([trajectory], Network().whole)
     network = Network()
-    assert walked(picture(**plan | {"cache_interval": 1}), network).tobytes() == trajectory.latents.tobytes()
+    assert finish(picture(**plan | {"cache_interval": 1}), network).tobytes() == trajectory.latents.tobytes()
     assert {depth for depth, _ in network.calls} == {"full"}
 
 
@@ -142,7 +143,7 @@ def test_refresh_of_one_is_the_network_in_one_piece(plan: dict[str, Any]) -> Non
 def test_when_the_whole_network_is_asked(fields: dict[str, Any], expected: str) -> None:
     """The first evaluation is always full; Heun's second look counts as one."""
     network = Network()
-    walked(picture(**fields), network)
+    finish(picture(**fields), network)
     assert "".join({"full": "F", "shallow": "s"}[depth] for depth, _ in network.calls) == expected
 
 
@@ -159,7 +160,7 @@ def test_when_the_whole_network_is_asked(fields: dict[str, Any], expected: str) 
 def test_where_guidance_sets_in_both_rows_are_computed_anew(interval: tuple[float, float], expected: str) -> None:
     """The unconditional row has nothing kept; where guidance ends, the conditional row goes on with its own."""
     network = Network()
-    walked(picture(4, 8, guidance=3.0, guidance_interval=interval), network)
+    finish(picture(4, 8, guidance=3.0, guidance_interval=interval), network)
     assert " ".join(f"{'F' if depth == 'full' else 's'}{rows}" for depth, rows in network.calls) == expected
 
 
@@ -190,14 +191,14 @@ def test_one_batch_asks_each_depth_once() -> None:
     assert network.calls == [("full", 4), ("full", 1), ("shallow", 3), ("full", 3), ("shallow", 1)]
 
 
-def test_features_are_kept_by_the_picture_alone_and_only_while_it_may_use_them() -> None:
+def test_features_are_cached_by_the_picture_alone_and_only_while_it_may_use_them() -> None:
     plain, caching = picture(1), picture(3)
-    assert plain.features is caching.features is None
+    assert not cached(plain) and not cached(caching)
     advance([plain, caching], Network().cut)
-    assert plain.features is None
-    assert caching.features is not None and caching.features.rows.shape == (1, 2, 2, 4)
-    walked(caching)
-    assert caching.features is None
+    assert not plain.effects
+    assert {name: array.shape for name, array in cached(caching).items()} == {"conditional": (2, 2, 4)}
+    finish(caching)
+    assert not cached(caching)
 
 
 def test_a_network_may_reuse_its_buffers() -> None:
@@ -223,7 +224,7 @@ def test_a_network_may_reuse_its_buffers() -> None:
         for buffer in (output, deep, shallow):
             buffer[:] = np.nan
     for plan, trajectory in zip(plans, made, strict=True):
-        assert trajectory.latents.tobytes() == walked(picture(**plan)).tobytes()
+        assert trajectory.latents.tobytes() == finish(picture(**plan)).tobytes()
 
 
 @pytest.mark.parametrize("broken", ["full", "shallow"])
@@ -235,17 +236,18 @@ def test_nothing_moves_when_either_depth_fails(broken: str) -> None:
     made = [picture(2), picture(3, seed=1), picture(1, seed=2)]
     advance(made, network.cut)
     advance(made[1:], network.cut)
-    before = [(one.index, one.latents.tobytes(), one.sampler_state, one.features) for one in made]
+    before = [(one.index, one.latents.tobytes(), one.sampler_state, cached(one)) for one in made]
     with pytest.raises(RuntimeError, match="out of memory"):
         advance(made, replace(network.cut, **{broken: fail}))
     for one, (index, latents, past, features) in zip(made, before, strict=True):
         assert (one.index, one.latents.tobytes()) == (index, latents)
-        assert one.sampler_state is past and one.features is features
+        assert one.sampler_state is past and list(map(id, cached(one).values())) == list(map(id, features.values()))
 
 
 def test_kept_features_need_a_network_in_two_depths() -> None:
     with pytest.raises(
-        InvalidRequest, match="cache_interval above 1 with a network in one piece; allowed: cache_interval 1, or a Cut"
+        InvalidRequest,
+        match="cache_interval above 1 with a network in one piece; allowed: cache_interval 1, or a Split",
     ):
         advance([picture(1), picture(2)], Network().whole)
 

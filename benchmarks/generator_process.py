@@ -1,7 +1,7 @@
-"""One way to make a picture, alone in its own process: `python -m benchmarks.subject NAME`.
+"""A picture generator in its own process: `python -m benchmarks.generator_process NAME THREADS`.
 
-The process says `ready` when it is warm, then answers every line on its standard input with the seconds of one
-more picture. Threads of several runtimes in one process disturb each other; two quiet processes do not.
+The process prints `ready` after its warm-up. For every line on its standard input it generates a picture and prints
+the seconds. Threads of several runtimes in one process disturb each other; two idle processes do not.
 """
 
 import subprocess
@@ -17,13 +17,21 @@ GUIDANCE = 3.0
 _WARM_UP = 2
 
 GeneratorFactory = Callable[[int], Callable[[], object]]
-"""From a number of threads to what makes one picture. Where that gives a float, it timed itself."""
+"""Takes the number of threads and returns a function that generates a picture. Where that returns a float, these are
+its seconds.
+"""
 
 
 class GeneratorProcess:
-    """The process of one subject, as its parent holds it; `module` is the one that becomes it."""
+    """Starts a generator's process, and generates pictures in it.
 
-    def __init__(self, name: str, threads: int, module: str = "benchmarks.subject") -> None:
+    Args:
+        name: of the generator.
+        threads: that it may use.
+        module: that the process runs.
+    """
+
+    def __init__(self, name: str, threads: int, module: str = "benchmarks.generator_process") -> None:
         self.name, self.threads, self.module = name, threads, module
 
     def __enter__(self) -> Self:
@@ -38,7 +46,7 @@ class GeneratorProcess:
         self._process.communicate()
 
     def __call__(self) -> float:
-        """Seconds of one more picture."""
+        """Generate a picture and return its seconds."""
         assert self._process.stdin
         self._process.stdin.write("\n")
         self._process.stdin.flush()
@@ -49,11 +57,11 @@ class GeneratorProcess:
         for line in self._process.stdout:
             if line.startswith("= " + word):
                 return line[2:]
-        raise RuntimeError(f"subject {self.name} ended early")
+        raise RuntimeError(f"the process of {self.name} ended early")
 
 
 def run_child(factories: Mapping[str, GeneratorFactory], warm_up: int = _WARM_UP) -> None:
-    """Become the subject that the command line names."""
+    """Run the generator that the command line names until standard input ends."""
     name, threads = sys.argv[1], int(sys.argv[2])
     picture = factories[name](threads)
     for _ in range(warm_up):
@@ -61,8 +69,8 @@ def run_child(factories: Mapping[str, GeneratorFactory], warm_up: int = _WARM_UP
     print("= ready", flush=True)
     for _ in sys.stdin:
         began = perf_counter()
-        told = picture()
-        print(f"= {told if isinstance(told, float) else perf_counter() - began}", flush=True)
+        seconds = picture()
+        print(f"= {seconds if isinstance(seconds, float) else perf_counter() - began}", flush=True)
 
 
 def _stillhouse(backend: str | None, precision: str | None) -> GeneratorFactory:

@@ -1,4 +1,4 @@
-"""A stage in the making: its weights, their average, the optimiser's state, and how they are kept."""
+"""State of a stage in training: weights, their moving average, the optimizer, and checkpoints."""
 
 import shutil
 from collections.abc import Mapping
@@ -20,25 +20,27 @@ from stillhouse.fit.stage import Stage
 
 _MAX_GRAD_NORM = 1.0
 _CHECKPOINT = "checkpoint"
+BEFORE_DECAY = "before_decay"
+"""Kind of the checkpoint from which a run with more updates resumes."""
 
 
 class Trainer:
-    """Moves a stage by one update, judges it, saves it; goes on from its checkpoint.
+    """Update, evaluate and save a stage, starting from its checkpoint where there is one.
 
     Args:
-        stage: what learns.
+        stage: what is trained.
         folder: of its checkpoints.
-        processes: that learn it together.
+        processes: the processes that train it together.
 
     Attributes:
-        update: updates that are done.
-        seconds: that they took, those before the checkpoint included.
-        scores: of the last judgement.
-        fell: whether the rate was falling already at the checkpoint.
-        recipe: by which the last updates were made.
+        update: number of updates done.
+        seconds: training time, that before the checkpoint included.
+        scores: of the last evaluation.
+        resumed_in_decay: whether the checkpoint was saved while the learning rate decayed.
+        recipe: hyper-parameters of the last updates.
 
     Raises:
-        FitFailed: fewer updates are planned than lie behind.
+        FitFailed: the checkpoint has more updates than the recipe, or another fingerprint.
     """
 
     def __init__(self, stage: Stage, folder: Path, processes: ProcessGroup) -> None:
@@ -49,7 +51,7 @@ class Trainer:
         self._archive_path: Path | None = None
         self.recipe = recipe = stage.recipe
         self._parameters = [parameter for parameter in stage.network.parameters() if parameter.requires_grad]
-        self._optimiser = torch.optim.AdamW(
+        self._optimizer = torch.optim.AdamW(
             self._parameters, lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay
         )
         self._ema = [parameter.detach().clone() for parameter in self._parameters]
@@ -57,80 +59,87 @@ class Trainer:
 
     @property
     def is_done(self) -> bool:
-        """Whether all updates are made, or none of the last judgements was a better one."""
+        """Whether all updates are done, or `patience` evaluations in a row brought no better score."""
         recipe = self.stage.recipe
-        tired = bool(recipe.patience and self._best and self._best["misses"] >= recipe.patience)
-        return tired or self.update == recipe.updates
+        is_stalled = bool(recipe.patience and self._best and self._best["misses"] >= recipe.patience)
+        return is_stalled or self.update == recipe.updates
 
     def step(self) -> float:
-        """One update; its loss, in the mean over all processes."""
-        began, recipe = monotonic(), self.stage.recipe
-        for group in self._optimiser.param_groups:
+        """Make one update and return its loss, averaged over all processes."""
+        started, recipe = monotonic(), self.stage.recipe
+        for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(recipe, self.update)
-        self._optimiser.zero_grad(set_to_none=True)
+        self._optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self._parameters[0].device)
-        for part in range(recipe.accumulation_steps):
-            loss = self._loss(part) / recipe.accumulation_steps
+        for index in range(recipe.accumulation_steps):
+            loss = self._loss(index) / recipe.accumulation_steps
             total += loss.detach()
             if torch.isfinite(loss):
                 loss.backward()  # type: ignore[no-untyped-call]
         self.processes.all_reduce_mean([total])
         self._check_finite("loss", total)
-        self.processes.all_reduce_mean([one.grad for one in self._parameters if one.grad is not None])
+        self.processes.all_reduce_mean([parameter.grad for parameter in self._parameters if parameter.grad is not None])
         self._check_finite("gradient", nn.utils.clip_grad_norm_(self._parameters, _MAX_GRAD_NORM))
-        self._optimiser.step()
-        # Early averages forget quickly, or the start would weigh on them for thousands of updates.
-        keep = min(recipe.ema_decay, (1 + self.update) / (10 + self.update))
+        self._optimizer.step()
+        # The decay starts small, or the initial weights would dominate the average for thousands of updates.
+        ema_decay = min(recipe.ema_decay, (1 + self.update) / (10 + self.update))
         with torch.no_grad():
-            torch._foreach_lerp_(self._ema, [one.detach() for one in self._parameters], 1 - keep)
+            torch._foreach_lerp_(self._ema, [parameter.detach() for parameter in self._parameters], 1 - ema_decay)
         self.update += 1
-        self.seconds += monotonic() - began
+        self.seconds += monotonic() - started
         return total.item()
 
     def evaluate(self) -> Mapping[str, float]:
-        """What the stage says of its averaged weights."""
-        raw = [parameter.detach().clone() for parameter in self._parameters]
+        """Return the stage's scores of the EMA weights; the trained weights stay unchanged."""
+        trained = [parameter.detach().clone() for parameter in self._parameters]
         self._copy_weights(self._ema)
         self.stage.network.eval()
         with torch.no_grad():
             self.scores = self.stage.evaluate()
         self.stage.network.train()
-        self._copy_weights(raw)
+        self._copy_weights(trained)
         if self.stage.recipe.patience:
             self._track_best(next(iter(self.scores.values())))
         return self.scores
 
     def load_ema_weights(self) -> None:
-        """The stage's network takes the averaged weights, or those of the best judgement if it ended early."""
-        self._copy_weights(self._best["average"] if self._best else self._ema)
+        """Copy the EMA weights into the network, or those of the best evaluation where the recipe has a patience."""
+        self._copy_weights(self._best["ema"] if self._best else self._ema)
 
     def save(self, kind: str = _CHECKPOINT) -> None:
-        """Keep everything that another process needs to go on to the same bits."""
+        """Write a checkpoint (weights, EMA, optimizer, number of updates) from which training resumes bit-exactly.
+
+        Args:
+            kind: part of the file name.
+
+        Raises:
+            FitFailed: the file cannot be written.
+        """
         if not self.processes.is_main_process:
             return
         state = {
             "update": self.update,
             "planned": self.stage.recipe.updates,
             "recipe": asdict(self.recipe),
-            "identity": self.stage.fingerprint,
+            "fingerprint": self.stage.fingerprint,
             "seconds": self.seconds,
             "scores": dict(self.scores),
             "network": self.stage.network.state_dict(),
-            "average": self._ema,
-            "optimiser": self._optimiser.state_dict(),
+            "ema": self._ema,
+            "optimizer": self._optimizer.state_dict(),
             "best": self._best,
         }
-        if self._archive_path is not None and kind == _CHECKPOINT:  # what was learnt during the fall is not lost
+        if self._archive_path is not None and kind == _CHECKPOINT:  # keep the finished student of the former plan
             write_atomically(self._archive_path, partial(shutil.copyfile, self._path(_CHECKPOINT)))
             self._archive_path = None
         write_atomically(self._path(kind), lambda path: torch.save(state, path))
 
     def _check_finite(self, what: str, value: Tensor) -> None:
-        """Refuse an update by what is no number: it would be in every weight, and in the next checkpoint."""
+        """Raise FitFailed where a value is not finite: it would reach every weight and the next checkpoint."""
         if not torch.isfinite(value):
             raise FitFailed(
                 f"{self.stage.name}: the {what} of update {self.update} is {value.item()}",
-                fix="go on from the last checkpoint with a smaller rate",
+                fix="resume from the last checkpoint with a smaller learning rate",
             )
 
     def _loss(self, index: int) -> Tensor:
@@ -142,7 +151,7 @@ class Trainer:
 
     def _track_best(self, score: float) -> None:
         if self._best is None or score > self._best["score"]:
-            self._best = {"score": score, "misses": 0, "average": [one.clone() for one in self._ema]}
+            self._best = {"score": score, "misses": 0, "ema": [tensor.clone() for tensor in self._ema]}
         else:
             self._best = {**self._best, "misses": self._best["misses"] + 1}
 
@@ -150,17 +159,17 @@ class Trainer:
         planned, state = self.stage.recipe.updates, self._load(_CHECKPOINT)
         if state is not None and self._is_in_decay(state) and state["planned"] != planned:
             self._archive_path = self._path(f"{_CHECKPOINT}-of-{state['planned']}")
-            state = self._load(f"{_CHECKPOINT}-of-{planned}") or self._load("stable")
+            state = self._load(f"{_CHECKPOINT}-of-{planned}") or self._load(BEFORE_DECAY)
             if state is None:
-                raise FitFailed(f"{self._path('stable')} is missing: nothing is left from before the fall")
+                raise FitFailed(f"{self._path(BEFORE_DECAY)} is missing: there is no checkpoint from before the decay")
         if state is None:
             return
         if state["update"] > planned:
-            done = state["update"]
-            raise FitFailed(f"{self.stage.name} has {done} updates behind it, {planned} are planned", fix="plan more")
+            given = f"{self.stage.name} has done {state['update']} updates, {planned} are planned"
+            raise FitFailed(given, fix="plan more updates")
         self.stage.network.load_state_dict(state["network"])
-        self._optimiser.load_state_dict(state["optimiser"])
-        self._ema = [one.to(own) for one, own in zip(state["average"], self._parameters, strict=True)]
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._ema = [ema.to(parameter) for ema, parameter in zip(state["ema"], self._parameters, strict=True)]
         self.update, self.resumed_in_decay = state["update"], self._is_in_decay(state)
         self.seconds, self.scores = state.get("seconds", 0.0), state.get("scores", {})
         self._best = state.get("best") if self.stage.recipe.patience else None
@@ -169,8 +178,8 @@ class Trainer:
 
     def _is_in_decay(self, state: dict[str, Any]) -> bool:
         planned: int = state["planned"]
-        fell: bool = state["update"] > decay_start(replace(self.stage.recipe, updates=planned))
-        return fell
+        is_in_decay: bool = state["update"] > decay_start(replace(self.stage.recipe, updates=planned))
+        return is_in_decay
 
     def _load(self, kind: str) -> dict[str, Any] | None:
         path = self._path(kind)
@@ -190,21 +199,17 @@ class Trainer:
 
 
 def check_fingerprint(folder: Path, name: str, fingerprint: str) -> None:
-    """Refuse a stage whose checkpoint in `folder` is of another identity; nothing where there is none.
-
-    Raises:
-        FitFailed: it was learnt from something else.
-    """
+    """Raise FitFailed where the checkpoint of a stage in `folder` has another fingerprint; pass where there is none."""
     path = _path(folder, name, _CHECKPOINT)
     if path.exists():
         _check_state(path, torch.load(path, weights_only=True, mmap=True), fingerprint)
 
 
 def _check_state(path: Path, state: Mapping[str, Any], fingerprint: str) -> None:
-    if state.get("identity", "") != fingerprint:
+    if state.get("fingerprint", "") != fingerprint:
         raise FitFailed(
-            f"{path} was learnt from something else",
-            fix="go on with the settings of that time, or learn in another directory",
+            f"{path} was trained with another teacher, data or settings",
+            fix="use the former ones, or another work directory",
         )
 
 

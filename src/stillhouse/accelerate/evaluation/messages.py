@@ -1,0 +1,134 @@
+"""The commands to the process of a candidate, and its replies."""
+
+from typing import Generic, TypeAlias, TypeVar
+
+import msgspec
+
+from stillhouse.accelerate.evaluation.task import CandidateTask
+from stillhouse.core import ImageRequest
+
+Result = TypeVar("Result")
+
+
+def _tag(name: str) -> str:
+    """Return `TimeCalls` as `time_calls`."""
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).removeprefix("_")
+
+
+class Command(msgspec.Struct, Generic[Result], frozen=True, tag=_tag):
+    """A command; `Result` is the type of its reply. The methods of `CandidateWorker` say what each does."""
+
+
+class Built(msgspec.Struct, frozen=True, tag=True):
+    """The graph to open, and the seconds that it took to make."""
+
+    graph: str
+    seconds: float
+
+
+class Opened(msgspec.Struct, frozen=True, tag=True):
+    """How the network was opened.
+
+    Args:
+        seconds: to open it.
+        first_seconds: of its first call.
+        executed: precision in which the backend computes.
+        census: number of operations by precision; empty where the backend does not report it.
+    """
+
+    seconds: float
+    first_seconds: float
+    executed: str
+    census: dict[str, int]
+
+
+class Failure(msgspec.Struct, frozen=True, tag=True):
+    """Why a command failed: the parts of a `StillhouseError`."""
+
+    given: str
+    allowed: str | None = None
+    fix: str | None = None
+
+    def __str__(self) -> str:
+        parts = (self.given, self.allowed and f"allowed: {self.allowed}", self.fix)
+        return "; ".join(part for part in parts if part)
+
+
+class Start(Command[None], frozen=True):
+    """The first command, which has no reply."""
+
+    task: CandidateTask
+
+
+class Build(Command[Built], frozen=True):
+    """Make the candidate's graph."""
+
+
+class UseGraph(Command[None], frozen=True):
+    """Open a graph that was built before."""
+
+    graph: str
+
+
+class Open(Command[Opened], frozen=True):
+    """Open the network and run it once."""
+
+
+class GpuMemory(Command[int | None], frozen=True):
+    """Return the bytes of GPU memory in use."""
+
+
+class Release(Command[None], frozen=True):
+    """Close the network."""
+
+
+class RunProbes(Command[None], frozen=True):
+    """Run every probe, and write the outputs."""
+
+
+class RunLargeBatch(Command[None], frozen=True):
+    """Run `rows` rows of the probes in one call, and write the outputs."""
+
+    rows: int
+
+
+class TimeCalls(Command[float], frozen=True):
+    """Return the seconds of `calls` calls together."""
+
+    calls: int
+
+
+class TimeBatch(Command[float], frozen=True):
+    """Return the seconds a row of batches of `rows` rows, the least of `calls` calls."""
+
+    rows: int
+    calls: int
+
+
+class Generate(Command[None], frozen=True):
+    """Generate the pictures of the requests, and write them."""
+
+    requests: tuple[ImageRequest, ...]
+
+
+class TimePicture(Command[float], frozen=True):
+    """Return the seconds of one picture."""
+
+    request: ImageRequest
+
+
+CandidateCommand: TypeAlias = (
+    Start
+    | Build
+    | UseGraph
+    | Open
+    | GpuMemory
+    | Release
+    | RunProbes
+    | RunLargeBatch
+    | TimeCalls
+    | TimeBatch
+    | Generate
+    | TimePicture
+)
+Reply: TypeAlias = Built | Opened | Failure | float | int | None

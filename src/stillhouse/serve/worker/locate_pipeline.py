@@ -1,0 +1,43 @@
+"""Pipelines in messages: named by their content, found in a directory of the worker's host."""
+
+from pathlib import Path
+
+import msgspec
+
+from stillhouse.errors import PipelineError
+from stillhouse.pipelines.load import find_pipeline
+from stillhouse.pipelines.manifest import Manifest, files_checksum, read_manifest
+
+
+class PipelineReference(msgspec.Struct, frozen=True):
+    """A pipeline, and where a worker may find it.
+
+    Args:
+        id: see `pipeline_id`.
+        location: name of an embedded model, or a directory on the worker's host.
+    """
+
+    id: str
+    location: str
+
+
+def pipeline_id(manifest: Manifest) -> str:
+    """Return `NAME@CHECKSUM`: the pipeline's name, and the checksum of all files that its manifest records."""
+    return f"{manifest.name}@{files_checksum(manifest)}"
+
+
+def locate_pipeline(reference: PipelineReference) -> Path:
+    """Return the directory of a pipeline on this host.
+
+    Raises:
+        UnknownModel: there is no pipeline at the location.
+        PipelineError: the location holds another pipeline, or other files.
+    """
+    directory = find_pipeline(reference.location)
+    if (local_id := pipeline_id(read_manifest(directory))) != reference.id:
+        raise PipelineError(
+            f"{directory} holds {local_id}",
+            allowed=f"{reference.id}, which the server has",
+            fix="restart the server if its pipeline was changed, or copy the pipeline to this host",
+        )
+    return directory

@@ -1,0 +1,85 @@
+"""JSON and TOML values converted to typed objects, strictly; errors name the path of a value, `$.defaults.steps`."""
+
+import re
+import tomllib
+from collections.abc import Iterator
+from dataclasses import is_dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from stillhouse.errors import InvalidRequest
+
+T = TypeVar("T")
+
+
+class InvalidDocument(ValueError):
+    """A value that does not fit its type; the message begins with the path of the value."""
+
+
+def convert(kind: type[T], value: object, path: str = "$") -> T:
+    """Convert a value of `json.loads` to a `kind`.
+
+    Args:
+        kind: a dataclass, or another type that msgspec converts to. Integers are accepted for floats, bools are not.
+        value: objects, arrays and scalars.
+        path: of `value` in its document.
+
+    Raises:
+        InvalidDocument: a field is missing, is not known, or has a value of another type or outside its range.
+
+    >>> convert(tuple[int, ...], [1, 2])
+    (1, 2)
+    """
+    for part_path, part_kind, part in _parts(kind, value, path):  # msgspec's paths leave out the keys of mappings
+        convert(part_kind, part, part_path)
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise InvalidDocument(f"{path}{_reason(kind, value, error)}") from error
+
+
+def read_toml(kind: type[T], path: Path, fix: str) -> T:
+    """Read a TOML file as a `kind`; `fix` says what to do where the file does not exist.
+
+    Raises:
+        InvalidRequest: the file does not exist, is not TOML, or does not fit `kind`.
+    """
+    try:
+        return convert(kind, tomllib.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise InvalidRequest(f"there is no file {path}", fix=fix) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"{path} is not TOML: {error}") from None
+    except InvalidDocument as error:
+        raise InvalidRequest(f"{path}: {error}") from None
+
+
+def _parts(kind: Any, value: object, path: str) -> Iterator[tuple[str, Any, object]]:
+    """Yield path, type and value of each part of an object or an array; refuse keys that are no fields."""
+    if get_origin(kind) in (Union, UnionType) and len(some := set(get_args(kind)) - {NoneType}) == 1:
+        kind = some.pop()
+    arguments = get_args(kind)
+    if isinstance(value, dict) and (arguments or is_dataclass(kind)):
+        hints = get_type_hints(kind) if is_dataclass(kind) else dict.fromkeys(value, arguments[-1])
+        for name, part in value.items():
+            if name not in hints:
+                raise InvalidDocument(f"{path}.{name} is not known here; allowed: {', '.join(hints)}")
+            yield f"{path}.{name}", hints[name], part
+    elif isinstance(value, list) and get_origin(kind) is tuple:
+        kinds = arguments if arguments[-1] is not Ellipsis else arguments[:1] * len(value)
+        for i, (part_kind, part) in enumerate(zip(kinds, value, strict=False)):
+            yield f"{path}[{i}]", part_kind, part
+
+
+def _reason(kind: Any, value: object, error: msgspec.ValidationError) -> str:
+    """Return what is wrong with a value all parts of which fit."""
+    if error.__cause__ is not None:
+        return f" is refused: {error.__cause__}"
+    if missing := re.match("Object missing required field `(.+)`", str(error)):
+        return f".{missing[1]} is missing"
+    expected = re.match("Expected `(.+)`(.*), got", str(error))
+    literals = ", ".join(map(repr, get_args(kind))) if get_origin(kind) is Literal else ""
+    return f" is {value!r}; allowed: {literals or (expected and expected[1] + expected[2]) or error}"

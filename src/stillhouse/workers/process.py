@@ -1,0 +1,260 @@
+"""Worker processes: `python -m MODULE`, with a channel of typed messages to the process that started them."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import IO, Any, Generic
+
+from stillhouse.workers.lifetime import die_with_parent
+from stillhouse.workers.messages import Channel, Received, Sent
+from stillhouse.workers.transport import SocketTransport, TransportClosed
+
+_POLL_SECONDS = 0.2
+"""Seconds between two measurements of memory while a reply is awaited."""
+
+_EXIT_SECONDS = 30.0
+"""Seconds that a process has to end once its channel is closed; a large one may write its core first."""
+
+
+class WorkerError(Exception):
+    """A worker process that did not do what was requested; the message is a sentence for a report."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryLimit:
+    """How the memory of a process is measured, and what it may be.
+
+    Args:
+        resident_bytes: returns the bytes that a process and its descendants hold, by process id.
+        limit: bytes that the process and `others` may hold together; None, any amount.
+        others: further processes that use the same memory.
+    """
+
+    resident_bytes: Callable[[int], int]
+    limit: int | None = None
+    others: "Sequence[WorkerProcess[Any, Any]]" = ()
+
+
+class WorkerProcess(Generic[Sent, Received]):
+    """A process that runs a module and answers messages, in a session and process group of its own.
+
+    Args:
+        module: name of the module; it connects by `connect_to_parent`.
+        received: type of the messages that the process sends, as in `Channel`.
+        working_directory: of the process; None, that of this process.
+        log_file: file to which its output is appended; None, it shares the output of this process.
+        environment: variables that it has besides those of this process.
+        memory: checked whenever a reply is awaited.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        received: Any,
+        *,
+        working_directory: Path | None = None,
+        log_file: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+        memory: MemoryLimit | None = None,
+    ) -> None:
+        self.module, self.working_directory, self.log_file = module, working_directory, log_file
+        self.environment, self.memory = environment, memory
+        self.observed_peak = 0
+        self._received = received
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: Channel[Sent, Received] | None = None
+
+    @property
+    def channel(self) -> Channel[Sent, Received]:
+        """The messages to and from the process, which was started."""
+        assert self._channel is not None
+        return self._channel
+
+    @property
+    def pid(self) -> int:
+        """The id of the process, and of its group."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process was started and has not ended."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of memory that the process holds now; 0 where it does not run or is not measured."""
+        return self.memory.resident_bytes(self.pid) if self.memory and self.is_alive else 0
+
+    def start(self) -> None:
+        """Start the process.
+
+        Raises:
+            WorkerError: the operating system refused it.
+        """
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                self._process = self._spawn(theirs)
+        except OSError as error:
+            ours.close()
+            raise WorkerError(f"its process could not be started: {error.strerror or error}") from None
+        self._channel = Channel(SocketTransport(ours), self._received)
+
+    def send(self, message: Sent) -> None:
+        """Send a message. Raises WorkerError where the process has ended."""
+        try:
+            self.channel.send(message)
+        except TransportClosed:
+            raise WorkerError(self.exit_reason()) from None
+
+    def request(self, message: Sent, name: str, timeout: float) -> Received:
+        """Send a message and wait for the reply; a process that exceeds its time or memory is killed.
+
+        Args:
+            message: the request.
+            name: what the request is called in an error.
+            timeout: seconds until the reply.
+
+        Raises:
+            WorkerError: the process died, took longer than `timeout`, or exceeded its memory limit.
+        """
+        deadline = monotonic() + timeout
+        self.send(message)
+        try:
+            while True:
+                remaining = deadline - monotonic()
+                if remaining <= 0:
+                    self.kill()
+                    raise WorkerError(f"{name} took more than {timeout:.0f} s and was ended; give it more time")
+                is_ready = self.channel.transport.wait(min(_POLL_SECONDS, remaining))
+                self._check_memory()
+                if is_ready:
+                    return self.channel.receive()
+        except TransportClosed:
+            raise WorkerError(self.exit_reason()) from None
+
+    def kill(self, *, wait: bool = True) -> None:
+        """Kill the process with its group, and close the channel.
+
+        Args:
+            wait: whether to return only when the process has ended, which takes seconds where it holds much memory.
+        """
+        if self._process is not None:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        if self._channel is not None:
+            self._channel.transport.close()
+        if wait:
+            self.wait()
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Wait for the end of the process.
+
+        Args:
+            timeout: seconds; None, for ever.
+
+        Returns:
+            its exit code, the negative number of a signal that ended it; None where it still runs.
+        """
+        if self._process is not None:
+            with suppress(subprocess.TimeoutExpired):
+                return self._process.wait(timeout)
+        return None
+
+    def exit_reason(self) -> str:
+        """Return a sentence that says how the process ended: its signal or exit code, and the last line of its log.
+
+        A process that has closed its channel and does not end within seconds is killed.
+        """
+        code = self.wait(_EXIT_SECONDS)
+        if code is None:
+            self.kill()
+            code = self.wait()
+        last = _last_line(self.log_file) if self.log_file else ""
+        if code is not None and code < 0:
+            return f"its process was ended by {signal.Signals(-code).name}" + (f" after: {last}" if last else "")
+        return f"its process ended with exit code {code}" + (f": {last}" if last else "")
+
+    def _spawn(self, theirs: socket.socket) -> subprocess.Popen[bytes]:
+        def spawn(output: IO[bytes] | None) -> subprocess.Popen[bytes]:
+            return subprocess.Popen(
+                [sys.executable, "-m", self.module, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,  # Ctrl-C in a terminal reaches this process alone
+                cwd=self.working_directory,
+                env={**os.environ, **self.environment} if self.environment else None,
+            )
+
+        if self.log_file is None:
+            return spawn(None)
+        with self.log_file.open("ab") as log:
+            return spawn(log)
+
+    def _check_memory(self) -> None:
+        if self.memory is None:
+            return
+        used = self.memory_bytes
+        self.observed_peak = max(self.observed_peak, used)
+        others = sum(process.memory_bytes for process in self.memory.others)
+        if self.memory.limit is not None and used + others > self.memory.limit:
+            self.kill()
+            sizes = [f"{count / 2**30:.1f} GiB" for count in (used, others, self.memory.limit)]
+            shared = f" beside {sizes[1]} of what it is compared with" if self.memory.others else ""
+            raise WorkerError(f"it took {sizes[0]} of memory{shared}, more than the {sizes[2]} allowed")
+
+
+@dataclass(slots=True)
+class Backoff:
+    """Delays before restarts of a process that dies again and again: none, `first`, and twice as long each time.
+
+    Args:
+        first: seconds before the second restart.
+        longest: seconds that no delay exceeds.
+
+    >>> backoff = Backoff(first=1.0, longest=3.0)
+    >>> [backoff.next_delay() for _ in range(5)]
+    [0.0, 1.0, 2.0, 3.0, 3.0]
+    """
+
+    first: float
+    longest: float
+    _delay: float = 0.0
+
+    def next_delay(self) -> float:
+        """Return the seconds to wait now."""
+        delay = self._delay
+        self._delay = min(max(2 * delay, self.first), self.longest)
+        return delay
+
+    def reset(self) -> None:
+        """Begin again with no delay: the process has started well."""
+        self._delay = 0.0
+
+
+def connect_to_parent(received: Any) -> Channel[Any, Any]:
+    """Return the channel to the process that started this one, which ends with that process.
+
+    Args:
+        received: type of the messages that this process receives, as in `Channel`.
+    """
+    die_with_parent()
+    return Channel(SocketTransport(socket.socket(fileno=int(sys.argv[1]))), received)
+
+
+def _last_line(log: Path) -> str:
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    except OSError:
+        return ""
+    return lines[-1].strip() if lines else ""
