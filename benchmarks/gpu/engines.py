@@ -17,7 +17,7 @@ from benchmarks.gpu import ladder, networks
 from stillhouse.backends import RunnerOptions, backends, open_runner
 from stillhouse.backends.precision import convert_to_float16
 from stillhouse.backends.runner import GraphRunner
-from stillhouse.convert.export import export_unet
+from stillhouse.convert.families.stable_diffusion import export_unet
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,12 @@ PLACES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "Pipeline": ("stillhouse:Pipeline",),
         "ImageRequest": ("stillhouse:ImageRequest",),
         "import_model": ("stillhouse.convert.import_model:import_model", "stillhouse.models.importers:import_model"),
-        "ImportOptions": ("stillhouse.convert.options:ImportOptions", "stillhouse.models.importers:ImportOptions"),
+        "ImportOptions": (
+            "stillhouse.convert.import_options:ImportOptions",
+            "stillhouse.models.importers:ImportOptions",
+        ),
         "cut_unet": (
+            "stillhouse.backends.deepcache_split:split_denoiser",
             "stillhouse.backends.deepcache_split:split_unet",
             "stillhouse.backends.deepcache_split:cut_unet",
             "stillhouse.backends.cut:cut_unet",

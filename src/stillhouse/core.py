@@ -1,4 +1,4 @@
-"""The nouns that travel between rooms: what is asked, what comes back, and what a network takes."""
+"""Types that every package uses: an image request, its result, and a network's tensors."""
 
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -13,24 +13,24 @@ Picture: TypeAlias = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageRequest:
-    """One picture as asked for. None means: as the pipeline's manifest says.
+    """A request for one picture. None in a field stands for the pipeline's default.
 
     Args:
-        prompt: what to draw.
-        negative_prompt: what to stay away from; has an effect only where guidance is above 1.
-        seed: any whole number from 0 to 2**63 - 1. With the rest of the request it decides every pixel.
-        steps: sampler steps, 1 to 1000. With an image, `strength` decides how many of them are walked.
-        guidance: classifier-free guidance scale as in diffusers; 1 turns it off and halves the work.
+        prompt: text that describes the picture.
+        negative_prompt: text that describes what the picture must not show; has an effect where guidance is above 1.
+        seed: whole number from 0 to 2**63 - 1. With the other fields it decides every pixel.
+        steps: sampler steps, 1 to 1000. With an image, `strength` decides how many of the steps are taken.
+        guidance: classifier-free guidance scale as in diffusers; 1 turns guidance off and halves the work.
         sampler: a name out of `stillhouse.SAMPLERS`.
-        width, height: in pixels, multiples of the pipeline's own granularity.
+        width, height: in pixels, multiples of the pipeline's granularity.
         image: picture to start from, uint8 [height, width, 3].
-        mask: where to repaint the image, uint8 [height, width], above 127 means repaint.
-        strength: how far to go back from the image, above 0 (nothing changes) to 1 (only its size is kept).
+        mask: the part of the image to inpaint, uint8 [height, width], above 127 is inpainted.
+        strength: noise that is added to the image, above 0 (nothing changes) to 1 (only the image's size counts).
         guidance_rescale: 0 to 1, phi of Lin et al. (arXiv 2305.08891), equation 16.
-        guidance_interval: part of the walk that is guided, as shares from 0 (pure noise) to 1 (clean).
+        guidance_interval: part of the trajectory with guidance, as shares from 0 (pure noise) to 1 (clean).
         eta: share of fresh noise in every DDIM step, 0 to 1.
-        cache_interval: every how many evaluations the denoiser's deep features are computed anew; 1 means always. More
-            is quicker and less exact, for pipelines whose denoiser `stillhouse accelerate` has split for it.
+        cache_interval: evaluations between two computations of the denoiser's deep features; 1: always computed. Larger
+            is faster and less exact. Needs a pipeline whose denoiser `stillhouse accelerate` has split.
 
     >>> ImageRequest("a red circle", seed=7).steps is None
     True
@@ -55,7 +55,7 @@ class ImageRequest:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageResult:
-    """A finished picture, the request with every default filled in, and the seconds from start to finish."""
+    """A picture, its request with every default filled in, and the seconds from start to finish."""
 
     image: Picture
     request: ImageRequest
@@ -64,7 +64,7 @@ class ImageResult:
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """An input or output of a network: its name, numpy dtype name, and shape with None where it is dynamic."""
+    """An input or output of a network: its name, NumPy dtype name, and shape with None for dynamic axes."""
 
     name: str
     dtype: str

@@ -22,7 +22,7 @@ class StillhouseError(Exception):
     """The root of the tree: a message in three parts.
 
     Args:
-        given: what was given, and what is wrong with it.
+        problem: what was given, and what is wrong with it.
         allowed: what would have been accepted.
         fix: what the user can do now, a command where there is one.
 
@@ -32,9 +32,9 @@ class StillhouseError(Exception):
 
     exit_code = 2
 
-    def __init__(self, given: str, *, allowed: str | None = None, fix: str | None = None) -> None:
-        self.given, self.allowed, self.fix = given, allowed, fix
-        parts = (given, f"allowed: {allowed}" if allowed else None, fix)
+    def __init__(self, problem: str, *, allowed: str | None = None, fix: str | None = None) -> None:
+        self.problem, self.allowed, self.fix = problem, allowed, fix
+        parts = (problem, f"allowed: {allowed}" if allowed else None, fix)
         super().__init__("; ".join(part for part in parts if part))
 
 
@@ -82,20 +82,20 @@ class Refused(StillhouseError):
     """A server does not take a request now.
 
     Args:
-        given: why.
+        problem: why.
         reason: queue, deadline, rate, quota, starting, draining, jobs or storage: one word for metrics.
         retry_after: seconds after which it would be taken if nobody else came.
         fix: what the user can do now.
     """
 
-    def __init__(self, given: str, reason: str, retry_after: float, *, fix: str | None = None) -> None:
-        super().__init__(given, fix=fix or f"come back in {max(1, round(retry_after))} s")
+    def __init__(self, problem: str, reason: str, retry_after: float, *, fix: str | None = None) -> None:
+        super().__init__(problem, fix=fix or f"come back in {max(1, round(retry_after))} s")
         self.reason, self.retry_after = reason, retry_after
 
 
 class NotAllowed(StillhouseError):
     """Who asks has no key, a wrong one, or one that does not allow this; `is_known` says whether the key is right."""
 
-    def __init__(self, given: str, *, allowed: str | None = None, is_known: bool = True) -> None:
-        super().__init__(given, allowed=allowed)
+    def __init__(self, problem: str, *, allowed: str | None = None, is_known: bool = True) -> None:
+        super().__init__(problem, allowed=allowed)
         self.is_known = is_known

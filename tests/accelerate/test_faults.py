@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from stillhouse.accelerate.calibration.calibration_data import Probe, write_probes
+from stillhouse.accelerate.evaluation.candidate_messages import TimeCalls
 from stillhouse.accelerate.evaluation.evaluate import EvaluationContext, evaluate
 from stillhouse.accelerate.evaluation.latency import TimingBudget
-from stillhouse.accelerate.evaluation.messages import TimeCalls
 from stillhouse.accelerate.options import AccelerateOptions
 from stillhouse.accelerate.records.candidate import Candidate
 from stillhouse.accelerate.records.report import Bounds, Report, read_report

@@ -17,9 +17,9 @@ from onnx.reference import ReferenceEvaluator
 from openpyxl import load_workbook
 
 from stillhouse.accelerate.calibration.calibration_data import PROBES_FILE, Probe, read_probes
+from stillhouse.accelerate.evaluation.candidate_messages import Build
 from stillhouse.accelerate.evaluation.candidate_process import CandidateProcess
 from stillhouse.accelerate.evaluation.candidate_worker import OUTPUTS_FILE
-from stillhouse.accelerate.evaluation.messages import Build
 from stillhouse.accelerate.evaluation.task import TASK_FILE, read_task
 from stillhouse.accelerate.records.candidate import NETWORK
 from stillhouse.accelerate.records.report import Report, read_report

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from stillhouse.backends import RunnerOptions, open_runner
-from stillhouse.backends.deepcache_split import DEEP_TENSOR, DeepCacheSplit, split_unet
+from stillhouse.backends.deepcache_split import DEEP_TENSOR, DeepCacheSplit, split_denoiser
 from stillhouse.backends.signature import read_signature
 from stillhouse.errors import InvalidRequest, PipelineError
 from tests.backends.networks import BACKENDS, make_model, node, unet, write_model
@@ -34,7 +34,7 @@ def cut_of(tmp_path_factory: pytest.TempPathFactory) -> CutOf:
         if not graph.exists():
             _write_unet(kind, graph.parent)
         if (kind, layer) not in made:
-            made[kind, layer] = split_unet(graph, layer)
+            made[kind, layer] = split_denoiser(graph, layer)
         return graph, made[kind, layer]
 
     return find
@@ -47,7 +47,8 @@ def _write_unet(kind: str, directory: Path) -> None:
     network = import_module("tests.checkpoints").unet(kind)
     network.save_pretrained(directory)
     weights = directory / "diffusion_pytorch_model.safetensors"
-    import_module("stillhouse.convert.export").export_unet(network, directory / "model.onnx", weights, 7)
+    conversion = import_module("stillhouse.convert.families.stable_diffusion")
+    conversion.export_unet(network, directory / "model.onnx", weights, 7)
 
 
 def feeds(graph: Path, rows: int = 2, height: int = 8, width: int = 12, seed: int = 0) -> dict[str, NDArray[Any]]:
@@ -72,12 +73,12 @@ def test_shallow_on_the_full_ones_features_is_the_whole_network(
 ) -> None:
     """The same operations on the same numbers, so the same bits; 1e-6 is left to runtimes that fuse them otherwise."""
     graph, cut = cut_of(kind, layer)
-    given = feeds(graph)
-    whole = open_runner(graph, backend)(given)["out_sample"]
-    full = open_runner(cut.full, backend)(given)
-    shallow = open_runner(cut.shallow, backend)(select_inputs(given | {DEEP_TENSOR: full[DEEP_TENSOR]}, cut.shallow))[
-        "out_sample"
-    ]
+    all_feeds = feeds(graph)
+    whole = open_runner(graph, backend)(all_feeds)["out_sample"]
+    full = open_runner(cut.full, backend)(all_feeds)
+    shallow = open_runner(cut.shallow, backend)(
+        select_inputs(all_feeds | {DEEP_TENSOR: full[DEEP_TENSOR]}, cut.shallow)
+    )["out_sample"]
     largest = np.abs(whole).max()
     assert largest > 0.1
     np.testing.assert_allclose(full["out_sample"], whole, atol=1e-6 * largest)
@@ -140,14 +141,14 @@ def test_no_weight_is_copied(kind: str, cut_of: CutOf) -> None:
 @pytest.mark.parametrize("streams", [1, 2])
 def test_static_shapes_fit_both(streams: int, cut_of: CutOf) -> None:
     graph, cut = cut_of("embedded")
-    given = feeds(graph)
-    full = _static(cut.full, given, streams)(given)
-    rest = select_inputs(given | {DEEP_TENSOR: full[DEEP_TENSOR]}, cut.shallow)
+    all_feeds = feeds(graph)
+    full = _static(cut.full, all_feeds, streams)(all_feeds)
+    rest = select_inputs(all_feeds | {DEEP_TENSOR: full[DEEP_TENSOR]}, cut.shallow)
     np.testing.assert_array_equal(_static(cut.shallow, rest, streams)(rest)["out_sample"], full["out_sample"])
 
 
-def _static(path: Path, given: dict[str, NDArray[Any]], streams: int) -> Any:
-    shapes = {name: (1, *array.shape[1:]) if streams > 1 else array.shape for name, array in given.items()}
+def _static(path: Path, all_feeds: dict[str, NDArray[Any]], streams: int) -> Any:
+    shapes = {name: (1, *array.shape[1:]) if streams > 1 else array.shape for name, array in all_feeds.items()}
     return open_runner(path, "openvino", RunnerOptions(shapes=shapes, streams=streams))
 
 
@@ -167,7 +168,7 @@ def _joined(names: list[str], inputs: list[str], depth: str = "/network/mid_bloc
 
 
 @pytest.mark.parametrize(
-    ("model", "said"),
+    ("model", "reason"),
     [
         (unet(), "no node that concatenates a skip connection in a scope up_blocks.N"),
         (_joined(["/network/decoder/Concat"], ["low", "skip"]), "no node that concatenates a skip connection"),
@@ -176,10 +177,10 @@ def _joined(names: list[str], inputs: list[str], depth: str = "/network/mid_bloc
         (_joined(["/network/up_blocks.0/Concat"], ["low", "skip"], "/network/elsewhere"), "does not concatenate"),
     ],
 )
-def test_a_graph_of_another_shape_is_refused(model: onnx.ModelProto, said: str, tmp_path: Path) -> None:
+def test_a_graph_of_another_shape_is_refused(model: onnx.ModelProto, reason: str, tmp_path: Path) -> None:
     graph = write_model(model, tmp_path / "model.onnx")
-    with pytest.raises(PipelineError, match=f"cannot be split for step caching: .*{said}.*; allowed: a U-Net exported"):
-        split_unet(graph)
+    with pytest.raises(PipelineError, match=f"cannot be split for step caching: .*{reason}.*; allowed: a U-Net"):
+        split_denoiser(graph)
     assert list(tmp_path.iterdir()) == [graph]
 
 
@@ -196,12 +197,12 @@ def test_a_second_way_up_is_refused(tmp_path: Path) -> None:
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     with pytest.raises(PipelineError, match="depends on the deeper blocks by more than one tensor"):
-        split_unet(write_model(model, tmp_path / "model.onnx"))
+        split_denoiser(write_model(model, tmp_path / "model.onnx"))
 
 
 def test_the_smallest_graph_that_can_be_cut(tmp_path: Path) -> None:
     model = _joined(["/network/up_blocks.0/Concat", "/network/up_blocks.1/Concat"], ["low", "skip"])
-    cut = split_unet(write_model(model, tmp_path / "model.onnx"))
+    cut = split_denoiser(write_model(model, tmp_path / "model.onnx"))
     assert (cut.tensor, cut.layers, cut.full_nodes, cut.shallow_nodes) == ("low", 1, 5, 3)
 
 
@@ -214,12 +215,12 @@ def test_a_layer_that_the_block_does_not_have(layer: int, cut_of: CutOf) -> None
 def test_a_graph_that_was_cut_is_not_cut_again(cut_of: CutOf) -> None:
     _, cut = cut_of("embedded")
     with pytest.raises(PipelineError, match="it is split already"):
-        split_unet(cut.full)
+        split_denoiser(cut.full)
 
 
 def test_no_file_and_no_graph(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="there is no file"):
-        split_unet(tmp_path / "model.onnx")
+        split_denoiser(tmp_path / "model.onnx")
     (tmp_path / "model.onnx").write_bytes(b"no graph")
     with pytest.raises(PipelineError, match="is no ONNX graph"):
-        split_unet(tmp_path / "model.onnx")
+        split_denoiser(tmp_path / "model.onnx")

@@ -76,16 +76,18 @@ def test_the_cache_is_used_and_sees_changed_weights(tmp_path: Path) -> None:
     assert relative_error(results[2], unet_float64(feeds, unet_weights(2))) < 1e-5
 
 
-@pytest.mark.parametrize("asked", [{"threads": 1}, {"streams": 2, "shapes": {"sample": (1, 4, 8, 8)}}])
-def test_what_was_compiled_for_other_options_is_not_taken_from_the_cache(asked: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("requested", [{"threads": 1}, {"streams": 2, "shapes": {"sample": (1, 4, 8, 8)}}])
+def test_what_was_compiled_for_other_options_is_not_taken_from_the_cache(
+    requested: dict[str, Any], tmp_path: Path
+) -> None:
     """OpenVINO's own key tells no precision: a U-Net that was kept in f32 drew NaN in f16."""
     graph, cache, feeds = write_model(unet(), tmp_path / "model.onnx"), tmp_path / "cache", unet_feeds(2)
     precisions = next(row.precisions for row in backends() if row.name == "openvino")
-    for one in (options := [RunnerOptions(), *(RunnerOptions(name, **asked) for name in precisions)]):
-        kept = open_runner(graph, "openvino", replace(one, cache=cache))
+    for one in (options := [RunnerOptions(), *(RunnerOptions(name, **requested) for name in precisions)]):
+        stored = open_runner(graph, "openvino", replace(one, cache=cache))
         fresh = open_runner(graph, "openvino", one)
-        assert kept.precision == fresh.precision
-        np.testing.assert_array_equal(kept(feeds)["out_sample"], fresh(feeds)["out_sample"])
+        assert stored.precision == fresh.precision
+        np.testing.assert_array_equal(stored(feeds)["out_sample"], fresh(feeds)["out_sample"])
     assert len(list(cache.rglob("*.blob"))) == len(options)
 
 

@@ -45,12 +45,12 @@ def test_it_has_a_row_and_opens_networks(tmp_path: Path) -> None:
 def test_its_candidates_are_planned_with_their_options_and_reasons() -> None:
     row = next(row for row in backends() if row.name == "outside")
     environment = replace(ENVIRONMENT, backends={**ENVIRONMENT.backends, "outside": row}, rows=(1, 4))
-    planned = [entry for entry in plan_candidates("unet", environment) if _candidate(entry).backend == "outside"]
+    planned = [entry for entry in plan_candidates("denoiser", environment) if _candidate(entry).backend == "outside"]
     quick, copied, exact = planned
-    assert quick == Candidate("unet", "outside", options={"mode": "quick", "shapes": "static", "rows": "1,4"})
-    assert copied == Candidate("unet", "outside", "copied")
+    assert quick == Candidate("denoiser", "outside", options={"mode": "quick", "shapes": "static", "rows": "1,4"})
+    assert copied == Candidate("denoiser", "outside", "copied")
     assert isinstance(exact, Trial) and exact.reason == "exact is not worth a try"
-    ranked = [_candidate(entry).backend for entry in plan_candidates("unet", environment)]
+    ranked = [_candidate(entry).backend for entry in plan_candidates("denoiser", environment)]
     assert ranked.index("outside") < ranked.index("openvino"), "its rank is less"
     assert [_candidate(entry).options for entry in plan_candidates("text_encoder", environment)].count(
         {"mode": "quick", "shapes": "static"}
@@ -63,19 +63,19 @@ def _candidate(entry: Trial | Candidate) -> Candidate:
 
 def test_its_install_line_is_in_the_reason_where_it_is_not_ready() -> None:
     row = replace(find_backend("outside").status(), reason="its licence has ended")
-    planned = plan_candidates("unet", replace(ENVIRONMENT, backends={"outside": row}))
+    planned = plan_candidates("denoiser", replace(ENVIRONMENT, backends={"outside": row}))
     reasons = {entry.reason for entry in planned if isinstance(entry, Trial) and entry.candidate.backend == "outside"}
-    assert reasons == {"outside is not ready: its licence has ended; pip install outside-backend"}
+    assert reasons == {"outside is not available: its licence has ended; pip install outside-backend"}
 
 
 def test_its_recipe_is_built(tmp_path: Path) -> None:
     graph = write_model(unet(), tmp_path / "model.onnx")
     probes = [Probe("first", unet_feeds(2)), Probe("second", unet_feeds(2))]
-    built, _ = build_graph(Candidate("unet", "outside", "copied", keep=("a",)), graph, tmp_path / "made", probes)
+    built, _ = build_graph(Candidate("denoiser", "outside", "copied", keep=("a",)), graph, tmp_path / "made", probes)
     assert built == tmp_path / "made/copied.onnx" and built.read_bytes() == graph.read_bytes()
     assert (tmp_path / "made/calls.txt").read_text() == "2 calls, 1 nodes kept"
     with pytest.raises(InvalidRequest, match="no recipe of outside 'f16'; allowed: copied"):
-        build_graph(Candidate("unet", "outside", "f16"), graph, tmp_path / "other", probes)
+        build_graph(Candidate("denoiser", "outside", "f16"), graph, tmp_path / "other", probes)
 
 
 def test_it_says_what_it_compiles_for_and_what_else_it_can_do() -> None:
@@ -98,5 +98,5 @@ def test_an_entry_point_that_leads_to_no_backend_is_a_row_with_the_reason(
     assert row.reason and row.reason.startswith(reason.partition(" .*")[0])
     with pytest.raises(BackendFailed, match=f"{name} cannot open .*{reason}"):
         open_runner(write_model(unet(), tmp_path / "model.onnx"), name)
-    planned = plan_candidates("unet", replace(ENVIRONMENT, backends={name: row}))
+    planned = plan_candidates("denoiser", replace(ENVIRONMENT, backends={name: row}))
     assert [entry.reason for entry in planned if isinstance(entry, Trial) and entry.candidate.backend == name]

@@ -278,9 +278,9 @@ def test_openvinos_static_integers_run_come_close_and_keep(stored: type[np.float
     assert (runner.precision, runner.layer_precisions) == ("int8", {"int8": 4})
     assert sqnr(runner(feeds[4])["y"], want) > 25
     quantize_openvino(graph, out, feeds[:4], keep=["/gemm/Gemm", "/last/MatMul"])
-    kept = open_runner(out, "openvino")
-    assert (kept.precision, kept.layer_precisions) == ("mixed", {"f32": 2, "int8": 2})
-    assert sqnr(kept(feeds[4])["y"], want) > 30
+    unquantised = open_runner(out, "openvino")
+    assert (unquantised.precision, unquantised.layer_precisions) == ("mixed", {"f32": 2, "int8": 2})
+    assert sqnr(unquantised(feeds[4])["y"], want) > 30
     with pytest.raises(InvalidRequest, match="no feeds"):
         quantize_openvino(graph, out, [])
     with pytest.raises(InvalidRequest, match=r"int8.onnx as the name .*; allowed: a name that ends in .xml"):

@@ -165,7 +165,7 @@ def test_feeds_that_do_not_fit_are_refused(backend: str, graph: Path) -> None:
         runner({"sample": sample})
     with pytest.raises(InvalidRequest, match=r"no input 'time_step'; .* did you mean 'timestep'"):
         runner({"sample": sample, "time_step": timestep})
-    with pytest.raises(InvalidRequest, match=r"fed float64; allowed: float32; use .astype\('float32'\)"):
+    with pytest.raises(InvalidRequest, match=r"an array of float64; allowed: float32; use .astype\('float32'\)"):
         runner({"sample": sample.astype(np.float64), "timestep": timestep})
     for misfit in (sample[0], sample[:, :3], sample[:0], sample[:, :, :0]):
         with pytest.raises(InvalidRequest, match=r"shape \[.*\] for input 'sample'; allowed: \[B, 4, h, w\]"):

@@ -11,7 +11,9 @@ from stillhouse.errors import BackendFailed
 @pytest.mark.parametrize("error", ["CUDA out of memory. Tried to allocate 20.00 GiB", "OOM: Out of Memory in arena"])
 def test_too_little_memory_is_told_with_what_takes_less(error: str) -> None:
     with (
-        pytest.raises(BackendFailed, match="could not run model.onnx: .*; smaller pictures, .* take less"),
+        pytest.raises(
+            BackendFailed, match="could not run model.onnx: .*; use smaller pictures, .*, or offload the weights"
+        ),
         translate_errors("torch", Path("model.onnx"), "run"),
     ):
         raise RuntimeError(error)

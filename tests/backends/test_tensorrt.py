@@ -109,7 +109,7 @@ def test_a_graph_without_weights_of_layers_is_not_refitted(tmp_path: Path, monke
         for name, axes in read_signature(graph).inputs.items()
     }
     options = RunnerOptions("auto", shapes=usual, settings={"weights": "refit"})
-    with pytest.raises(InvalidRequest, match=r"weights is 'refit' of .*model.onnx, whose weights are not floats"):
+    with pytest.raises(InvalidRequest, match=r"weights is 'refit' for .*model.onnx, whose weights are not floats"):
         open_runner(graph, RTX, options)
 
 

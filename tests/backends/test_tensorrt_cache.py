@@ -91,7 +91,7 @@ def test_an_engine_is_built_once(tmp_path: Path) -> None:
 def test_one_of_another_chip_or_version_is_built_anew_and_said_so(other: EngineTarget, tmp_path: Path) -> None:
     builder = Builder()
     builder(tmp_path, chip=other)
-    with pytest.warns(EngineRebuilt, match=f"built for {other.name}.*another is built for NVIDIA H200"):
+    with pytest.warns(EngineRebuilt, match=f"is for {other.name}.*another one is built for NVIDIA H200"):
         assert builder(tmp_path) == "engine 2"
     assert builder(tmp_path) == "engine 2" and builder(tmp_path, chip=other) == "engine 1"
 
@@ -100,7 +100,7 @@ def test_one_that_cannot_be_opened_is_built_anew_and_said_so(tmp_path: Path) -> 
     builder = Builder()
     builder(tmp_path)
     next(tmp_path.glob("*.engine")).write_bytes(b"half an eng")
-    with pytest.warns(EngineRebuilt, match="cannot be opened .*, and is built anew"):
+    with pytest.warns(EngineRebuilt, match="cannot be opened .*, and is built again"):
         assert builder(tmp_path) == "engine 2"
     assert builder(tmp_path) == "engine 2"
 

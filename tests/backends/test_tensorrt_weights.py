@@ -46,7 +46,7 @@ class Refitter:
     logger = SimpleNamespace(last="no room")
 
     def __init__(self, together: tuple[str, ...] = ()) -> None:
-        self.given: dict[str, torch.Tensor] = {}
+        self.problem: dict[str, torch.Tensor] = {}
         self.refitted: list[dict[str, torch.Tensor]] = []
         self.together, self.works = together, True
 
@@ -55,17 +55,17 @@ class Refitter:
         if name == "network.conv_out.weight.stored":
             return False
         buffer = (ctypes.c_char * weights.nbytes).from_address(weights.numpy().ctypes.data)
-        self.given[name] = torch.frombuffer(buffer, dtype=dtype)  # no copy: it is read when it is refitted
+        self.problem[name] = torch.frombuffer(buffer, dtype=dtype)  # no copy: it is read when it is refitted
         return True
 
     def unset_named_weights(self, name: str) -> bool:
-        return self.given.pop(name, None) is not None
+        return self.problem.pop(name, None) is not None
 
     def get_missing_weights(self) -> list[str]:
-        return [name for name in self.together if self.given and name not in self.given]
+        return [name for name in self.together if self.problem and name not in self.problem]
 
     def refit_cuda_engine(self) -> bool:
-        self.refitted.append({name: tensor.clone() for name, tensor in self.given.items()})
+        self.refitted.append({name: tensor.clone() for name, tensor in self.problem.items()})
         return self.works
 
 
@@ -155,7 +155,7 @@ def test_layers_that_became_one_are_refitted_together(graph: Path) -> None:
     plain = weights.original(other)
     laid = plain.T if place.is_transposed else plain
     assert torch.equal(refitter.refitted[0][place.name].float(), laid.flatten())
-    assert not refitter.given, "no address is left behind"
+    assert not refitter.problem, "no address is left behind"
 
 
 def test_a_layer_that_the_engine_does_not_take_changes_none() -> None:
@@ -163,7 +163,7 @@ def test_a_layer_that_the_engine_does_not_take_changes_none() -> None:
     weights = open_weights(SHIPPED / "unet/model.onnx", refitter)
     with pytest.raises(BackendFailed, match="does not accept weights for conv_out: no room"):
         weights.update({name: weights.original(name) + 1 for name in (CONVOLUTION, "conv_out")})
-    assert not refitter.given and not refitter.refitted
+    assert not refitter.problem and not refitter.refitted
     weights.update({})
     weights.update({LINEAR: weights.original(LINEAR)})
     assert [list(one) for one in refitter.refitted] == [[find_refittable(SHIPPED / "unet/model.onnx")[LINEAR].name]]

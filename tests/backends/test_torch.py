@@ -22,7 +22,7 @@ import stillhouse
 from stillhouse.backends import Runner, RunnerOptions, open_runner, torch_attention, torch_device
 from stillhouse.backends import torch as torch_backend
 from stillhouse.backends.safetensors_index import read_safetensors_index
-from stillhouse.convert.export import export_text_encoder, export_unet, export_vae
+from stillhouse.convert.families.stable_diffusion import export_text_encoder, export_unet, export_vae
 from stillhouse.convert.weights import write_module
 from stillhouse.errors import BackendFailed, InvalidRequest, RuntimeMissing, UnsupportedPrecision
 from stillhouse.gpu import Gpu
@@ -159,10 +159,10 @@ def test_attention_is_computed_as_asked(exported: Exported, monkeypatch: pytest.
         calls.clear()
         runner(feeds_of("sd1", rows=1))
         assert {name for name, _ in calls} == {"scaled_dot_product_attention" if how == "sdpa" else "bmm"}
-        heads[how] = [taken for _, taken in calls]
+        heads[how] = [count for _, count in calls]
     assert len(heads["sdpa"]) == runner.layer_precisions["f32"] - _layers(exported("sd1"))
     assert heads["vanilla"] == heads["sdpa"]
-    assert heads["sliced"] == [half for taken in heads["vanilla"] for half in (taken // 2, taken - taken // 2)]
+    assert heads["sliced"] == [half for count in heads["vanilla"] for half in (count // 2, count - count // 2)]
 
 
 def test_a_kernel_that_was_asked_for_computes_every_attention(
@@ -185,7 +185,7 @@ def test_a_kernel_that_was_asked_for_computes_every_attention(
     assert len(calls) == runner.layer_precisions["f32"] - _layers(graph)
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", fused)
     for name, kind in (("flash", "vae/encoder.onnx"), ("flash", "text")):
-        with pytest.raises(InvalidRequest, match="attention is 'flash' in a network that is no U-Net"):
+        with pytest.raises(InvalidRequest, match="attention is 'flash' in a network that is no denoiser"):
             open_torch(exported(kind), attention=name)
 
 
@@ -234,8 +234,8 @@ def test_auto_is_bfloat16_where_the_processor_has_it(exported: Exported, monkeyp
     capabilities = torch.cpu.get_capabilities()
     has = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     assert open_torch(exported("sd1"), "auto").precision == ("bf16" if has else "f32")
-    for found, precision in (({"avx512_f": True, "avx512_bf16": False}, "f32"), ({"amx_bf16": True}, "bf16")):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found)
+    for instructions, precision in (({"avx512_f": True, "avx512_bf16": False}, "f32"), ({"amx_bf16": True}, "bf16")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda instructions=instructions: instructions)
         assert open_torch(exported("sd1"), "auto").precision == precision
 
 
@@ -281,7 +281,7 @@ def test_feeds_that_do_not_fit_are_refused(exported: Exported) -> None:
     runner, feeds = open_torch(exported("sd1")), feeds_of("sd1")
     with pytest.raises(InvalidRequest, match="no array for input timestep"):
         runner({name: array for name, array in feeds.items() if name != "timestep"})
-    with pytest.raises(InvalidRequest, match=r"fed float64; allowed: float32"):
+    with pytest.raises(InvalidRequest, match=r"an array of float64; allowed: float32"):
         runner({**feeds, "sample": feeds["sample"].astype(np.float64)})
     with pytest.raises(InvalidRequest, match=r"shape \[1\] for input 'timestep'"):
         runner({**feeds, "timestep": feeds["timestep"][:1]})
@@ -298,15 +298,15 @@ def test_what_torch_gives_up_on_is_said_in_one_line(exported: Exported) -> None:
 def test_results_belong_to_the_caller(exported: Exported, kind: str) -> None:
     runner, feeds = open_torch(exported(kind)), feeds_of(kind, rows=1)
     first = runner(feeds)
-    kept = {name: array.copy() for name, array in first.items()}
+    remaining = {name: array.copy() for name, array in first.items()}
     runner({name: array[::-1] * 2 if array.dtype == np.float32 else array for name, array in feeds.items()})
-    for name, array in kept.items():
+    for name, array in remaining.items():
         np.testing.assert_array_equal(first[name], array)
         first[name][:] = 0  # and may be written to
     for array in feeds.values():
         array.setflags(write=False)  # feeds need not be
     for name, array in runner(feeds).items():
-        np.testing.assert_array_equal(array, kept[name])
+        np.testing.assert_array_equal(array, remaining[name])
 
 
 def test_a_row_hardly_depends_on_its_neighbours(exported: Exported) -> None:
@@ -342,7 +342,7 @@ def test_threads_wait_asleep(exported: Exported) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"atention": "sdpa"}, "no setting of torch 'atention'; allowed: .*; did you mean 'attention'"),
         ({"attention": "flesh"}, "no attention 'flesh'; allowed: sdpa, vanilla, sliced, flash, .*did you mean 'flash'"),
@@ -360,8 +360,8 @@ def test_threads_wait_asleep(exported: Exported) -> None:
         ),
     ],
 )
-def test_settings_that_are_not_known_are_refused(exported: Exported, settings: dict[str, str], told: str) -> None:
-    with pytest.raises(InvalidRequest, match=told):
+def test_settings_that_are_not_known_are_refused(exported: Exported, settings: dict[str, str], message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message):
         open_torch(exported("sd1"), **settings)
 
 
@@ -395,8 +395,8 @@ def test_no_row_in_eight_bits_knows_its_neighbours(exported: Exported) -> None:
     pytest.importorskip("torchao")
     runner, feeds = open_torch(exported("sd1"), quantize="int8"), feeds_of("sd1", rows=2)
     loud = {**feeds, "sample": np.stack([feeds["sample"][0], 100 * feeds["sample"][1]])}
-    quiet, beside = (runner(fed)["out_sample"][0] for fed in (feeds, loud))
-    assert networks.relative_error(beside, quiet) < 3e-5
+    quiet, in_batch = (runner(batch)["out_sample"][0] for batch in (feeds, loud))
+    assert networks.relative_error(in_batch, quiet) < 3e-5
 
 
 def test_what_cannot_be_put_into_eight_bits_is_refused(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -405,7 +405,7 @@ def test_what_cannot_be_put_into_eight_bits_is_refused(exported: Exported, monke
         open_torch(exported("text"), quantize="int8")
     with pytest.raises(UnsupportedPrecision, match="fp8 with device cpu; allowed: a GPU of compute capability 8.9"):
         open_torch(exported("sd1"), quantize="fp8")
-    with pytest.raises(InvalidRequest, match="qkv is 'joined' in a network that is no U-Net"):
+    with pytest.raises(InvalidRequest, match="qkv is 'joined' in a network that is no denoiser"):
         open_torch(exported("vae/decoder.onnx"), qkv="joined")
     monkeypatch.setattr("stillhouse.backends.torch.find_spec", lambda name: None if name == "torchao" else object())
     with pytest.raises(RuntimeMissing, match="torchao"):
@@ -436,7 +436,7 @@ def test_a_gpu_that_cannot_be_used_is_told_with_what_is_missing(
 
 def test_what_torch_was_built_for_is_read_without_importing_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch_device.cuda_build_version() == torch.version.cuda
-    for text, wanted in (
+    for text, expected_version in (
         ("cuda: Optional[str] = '13.0'\n", "13.0"),
         ("cuda = '12.8'\n", "12.8"),
         ("cuda = None\n", None),
@@ -445,7 +445,7 @@ def test_what_torch_was_built_for_is_read_without_importing_it(tmp_path: Path, m
         monkeypatch.setattr(
             torch_device, "find_spec", lambda name: ModuleSpec(name, None, origin=str(tmp_path / "__init__.py"))
         )
-        assert torch_device.cuda_build_version() == wanted
+        assert torch_device.cuda_build_version() == expected_version
 
 
 def test_no_gpu_memory_is_held_where_nothing_ran_there() -> None:
@@ -474,7 +474,7 @@ def test_a_bare_onnx_file_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "told"),
+    ("config", "message"),
     [
         ('{"_class_name": "FluxTransformer2DModel"}', "is of a FluxTransformer2DModel"),
         ('{"architectures": ["T5EncoderModel"]}', "is of a T5EncoderModel"),
@@ -484,10 +484,10 @@ def test_a_bare_onnx_file_is_refused(tmp_path: Path) -> None:
         ('{"_class_name": ', "names no class of network"),
     ],
 )
-def test_another_network_is_refused(exported: Exported, tmp_path: Path, config: str, told: str) -> None:
+def test_another_network_is_refused(exported: Exported, tmp_path: Path, config: str, message: str) -> None:
     graph = copy_pipeline(exported("text"), tmp_path)
     (tmp_path / "config.json").write_text(config)
-    with pytest.raises(BackendFailed, match=f"config.json {told}; {NOT_ONNX}"):
+    with pytest.raises(BackendFailed, match=f"config.json {message}; {NOT_ONNX}"):
         open_runner(graph, "torch")
 
 
@@ -561,16 +561,16 @@ def test_weights_in_eight_bits_are_not_run_as_for_inference_only(
     quantize: str, exported: Exported, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """torchao's weights are of a class of their own, which that mode of torch refuses."""
-    seen: list[tuple[bool, bool]] = []
+    modes: list[tuple[bool, bool]] = []
     monkeypatch.setattr(torch_backend, "_quantize", lambda module, how, device: None)
     monkeypatch.setattr(torch_backend, "_is_quantized", lambda part: True)
     network = open_torch(exported("sd1"), quantize=quantize)
     forward = diffusers.UNet2DConditionModel.forward
 
     def watched(self: Any, *given: Any, **named: Any) -> Any:
-        seen.append((torch.is_inference_mode_enabled(), torch.is_grad_enabled()))
+        modes.append((torch.is_inference_mode_enabled(), torch.is_grad_enabled()))
         return forward(self, *given, **named)
 
     monkeypatch.setattr(diffusers.UNet2DConditionModel, "forward", watched)
     network(feeds_of("sd1"))
-    assert seen == [(quantize == "none", False)]
+    assert modes == [(quantize == "none", False)]

@@ -72,6 +72,11 @@ class FakePipeline:
         if self.advanced == self.interrupt_after:
             raise KeyboardInterrupt
 
+    def steps(self, trajectories: Sequence[FakeTrajectory]) -> Iterator[Sequence[FakeTrajectory]]:
+        while moving := [trajectory for trajectory in trajectories if not trajectory.is_done]:
+            self.advance(moving)
+            yield moving
+
     def synchronize(self) -> None:
         pass
 

@@ -100,7 +100,7 @@ def test_every_option_reaches_the_pipeline(fake: FakePipeline, cache_home: Path)
 
 
 @pytest.mark.parametrize(
-    ("argv", "given", "allowed"),
+    ("argv", "problem", "allowed"),
     [
         ("--steps 0", "steps is 0", "from 1 to 1000"),
         ("--steps -3", "steps is -3", "from 1 to 1000"),
@@ -126,12 +126,12 @@ def test_every_option_reaches_the_pipeline(fake: FakePipeline, cache_home: Path)
         ("--out text.png/one.png", "cannot be written", None),
     ],
 )
-def test_a_mistake_is_explained(here: Path, refused: Refused, argv: str, given: str, allowed: str | None) -> None:
+def test_a_mistake_is_explained(here: Path, refused: Refused, argv: str, problem: str, allowed: str | None) -> None:
     grey(here / "mask.png")
     grey(here / "small.png", 32, 32)
     (here / "text.png").write_text("no picture")
     first, *rest = refused("generate", "a circle", *argv.split()).splitlines()
-    assert given in first
+    assert problem in first
     assert allowed is None or allowed in rest[0]
 
 

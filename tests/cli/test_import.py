@@ -11,8 +11,8 @@ from tests.cli.conftest import MANIFEST, Refused
 def test_every_option_reaches_the_importer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     asked: list[Any] = []
 
-    def import_model(*given: Any) -> Any:
-        asked.extend(given[:3])
+    def import_model(*problem: Any) -> Any:
+        asked.extend(problem[:3])
         return MANIFEST
 
     monkeypatch.setattr("stillhouse.cli.import_.import_model", import_model)

@@ -56,7 +56,7 @@ def test_models_other_than_shapes_are_compared_on_prompts(hasty: str, capsys: py
     command = ["judge", hasty, "--against", "shapes", "--captions", "8", "--steps", "3", "--prompts", "prompts.txt"]
     assert main(command) == 0
     output = capsys.readouterr().out
-    assert "all correct" not in output and "PSNR to the teacher's pictures" in output
+    assert "all correct" not in output and "PSNR to pictures of the teacher" in output
 
 
 def test_mistakes_of_a_comparison_are_explained(here: Path, refused: Refused) -> None:

@@ -30,7 +30,7 @@ def test_the_same_request_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("argv", "given"),
+    ("argv", "problem"),
     [
         ("--steps 0", "steps is 0"),
         ("--sampler dim", "dim"),
@@ -40,10 +40,10 @@ def test_the_same_request_gives_the_same_bytes(tmp_path: Path) -> None:
         ("--precision f8", "f8"),
     ],
 )
-def test_a_mistake_is_explained_without_a_traceback(tmp_path: Path, argv: str, given: str) -> None:
+def test_a_mistake_is_explained_without_a_traceback(tmp_path: Path, argv: str, problem: str) -> None:
     done = stillhouse(tmp_path, "generate", "a cross", *argv.split())
     assert done.returncode == 2
-    assert given in done.stderr.splitlines()[0]
+    assert problem in done.stderr.splitlines()[0]
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from stillhouse.backends.registry import open_runner
 from stillhouse.backends.safetensors_index import read_safetensors_index
-from stillhouse.convert.export import export_text_encoder, export_unet, export_vae
+from stillhouse.convert.families.stable_diffusion import export_text_encoder, export_unet, export_vae
 from stillhouse.convert.weights import write_module
 from stillhouse.errors import ImportFailed
 from tests.checkpoints import text_config, unet, vae

@@ -2,6 +2,8 @@ from typing import Any
 
 import pytest
 
+from stillhouse.convert.families.sdxl import SDXL
+from stillhouse.convert.families.stable_diffusion import STABLE_DIFFUSION
 from stillhouse.convert.schedulers import SAMPLERS, SamplingConfig, read_sampling_config
 from stillhouse.diffusion import Schedule
 from stillhouse.errors import ImportFailed
@@ -9,8 +11,8 @@ from stillhouse.errors import ImportFailed
 COSINE = Schedule("squaredcos_cap_v2", 0.0001, 0.02)
 
 
-def walk(name: str, *, is_xl: bool = True, **fields: Any) -> SamplingConfig:
-    return read_sampling_config({"_class_name": name, **fields}, name, is_xl=is_xl)
+def walk(name: str, **fields: Any) -> SamplingConfig:
+    return read_sampling_config({"_class_name": name, **fields}, name)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -41,7 +43,9 @@ def test_settings(name: str, fields: dict[str, Any], expected: dict[str, Any]) -
 
 
 def test_the_older_pipelines_offset_their_steps_by_one() -> None:
-    assert walk("DDIMScheduler", is_xl=False, steps_offset=0).sampling.steps_offset == 1
+    config = {"steps_offset": 0}
+    assert read_sampling_config(config, "DDIMScheduler", steps_offset=1).sampling.steps_offset == 1
+    assert STABLE_DIFFUSION.steps_offset == 1 and SDXL.steps_offset is None
 
 
 @pytest.mark.parametrize(
@@ -63,9 +67,9 @@ def test_settings_without_a_counterpart(fields: dict[str, Any], message: str) ->
 
 def test_a_scheduler_that_is_not_known() -> None:
     with pytest.raises(ImportFailed, match="scheduler IPNDMScheduler is not known; allowed: DDIMScheduler"):
-        read_sampling_config({}, "IPNDMScheduler", is_xl=True)
+        read_sampling_config({}, "IPNDMScheduler")
 
 
 def test_thresholding_is_refused() -> None:
     with pytest.raises(ImportFailed, match="thresholding is true"):
-        read_sampling_config({"thresholding": True}, "DDIMScheduler", is_xl=False)
+        read_sampling_config({"thresholding": True}, "DDIMScheduler")

@@ -25,8 +25,8 @@ from stillhouse.diffusion import (
     add_noise,
     make_grid,
     predict_denoised,
-    training_target,
 )
+from tests.diffusion.formulas import sampler_step, training_target
 
 Real = NDArray[np.float64]
 
@@ -64,7 +64,7 @@ def error(sampler: str, walk: TimestepGrid, prediction: Prediction = "sample", e
             break
         level = evaluation.level
         clean = predict_denoised(prediction, perfect(prediction, z, level), z, level.alpha, level.sigma)
-        z, past = SAMPLERS[sampler].step(z, clean, evaluation, past)
+        z, past = sampler_step(SAMPLERS[sampler], z, clean, evaluation, past)
     return float(np.abs(z - exact(end, DEVIATIONS)).max())
 
 
@@ -126,7 +126,8 @@ def test_whole_walks_end_at_the_data(sampler: str, schedule: str, spacing: Spaci
         spacing = "trailing"
     trimmed = SAMPLERS[sampler].drops_last_level
     errors = [
-        error(sampler, make_grid(SCHEDULES[schedule], steps, spacing, trimmed=trimmed)) for steps in (5, 20, 80, 320)
+        error(sampler, make_grid(SCHEDULES[schedule], steps, spacing, drop_last_level=trimmed))
+        for steps in (5, 20, 80, 320)
     ]
     assert errors[0] < 0.8
     assert errors[-1] < 0.02
@@ -151,7 +152,7 @@ def test_contrast_that_few_steps_keep(sampler: str, spread: float, kept: dict[in
         for evaluation in SAMPLERS[sampler].plan(make_grid(Schedule(zero_terminal_snr=True), steps)):
             alpha, sigma = evaluation.level.alpha, evaluation.level.sigma
             gain = alpha * spread**2 / (alpha**2 * spread**2 + sigma**2)
-            z, past = SAMPLERS[sampler].step(z, gain * z, evaluation, past)
+            z, past = sampler_step(SAMPLERS[sampler], z, gain * z, evaluation, past)
         assert float(z[0]) / spread == pytest.approx(share, abs=1.5e-3), steps
 
 
@@ -173,7 +174,7 @@ def drawn(
     )
     for evaluation in SAMPLERS[sampler].plan(walk, eta):
         noise = rng.standard_normal(PICTURES)
-        z, past = SAMPLERS[sampler].step(z, clean(z, evaluation.level), evaluation, past, noise)
+        z, past = sampler_step(SAMPLERS[sampler], z, clean(z, evaluation.level), evaluation, past, noise)
     return float(z.mean()), float(z.std())
 
 

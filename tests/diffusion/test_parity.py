@@ -35,7 +35,6 @@ from stillhouse.diffusion import (
     SigmaSpacing,
     Spacing,
     TimestepGrid,
-    alphas_cumprod,
     grid_from_timesteps,
     make_grid,
     noise_levels,
@@ -43,6 +42,7 @@ from stillhouse.diffusion import (
 )
 from stillhouse.diffusion.guidance import rescale_factor
 from stillhouse.errors import InvalidRequest
+from tests.diffusion.formulas import alphas_cumprod, sampler_step
 
 # diffusers reads torch tensors with np.array(...), whose new keyword torch 2.13 does not know.
 pytestmark = pytest.mark.filterwarnings(
@@ -92,7 +92,7 @@ def our_walk(
         level = evaluation.level
         clean = predict_denoised(prediction, net(z, level.timestep), z, level.alpha, level.sigma)
         fresh = noises[number + 1] if evaluation.coefficients.noise else None
-        z, past = SAMPLERS[sampler].step(z, clean, evaluation, past, fresh)
+        z, past = sampler_step(SAMPLERS[sampler], z, clean, evaluation, past, fresh)
         yield z
 
 
@@ -159,7 +159,7 @@ def test_timesteps(spacing: Spacing, steps: int, trimmed: bool) -> None:
     kind = DPMSolverMultistepScheduler if trimmed else DDIMScheduler
     scheduler = kind(**config(STABLE_DIFFUSION, timestep_spacing=spacing, steps_offset=offset))
     scheduler.set_timesteps(steps)
-    ours = make_grid(STABLE_DIFFUSION, steps, spacing, steps_offset=offset, trimmed=trimmed)
+    ours = make_grid(STABLE_DIFFUSION, steps, spacing, steps_offset=offset, drop_last_level=trimmed)
     assert ours.timesteps.tolist() == scheduler.timesteps.tolist()
 
 
@@ -291,7 +291,7 @@ def test_multistep(prediction: Prediction, sampler: str, spacing: Spacing, steps
     )
     scheduler.set_timesteps(steps)
     noises = draws(steps + 1)
-    walk = make_grid(schedule, steps, spacing, steps_offset=1, trimmed=SAMPLERS[sampler].drops_last_level)
+    walk = make_grid(schedule, steps, spacing, steps_offset=1, drop_last_level=SAMPLERS[sampler].drops_last_level)
     lend_levels(scheduler, schedule, walk)
     ours = our_walk(sampler, walk, prediction, network, noises)
     assert_same(ours, their_walk(scheduler, network, noises, hand_over=stochastic))

@@ -4,9 +4,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillhouse.diffusion import Prediction, add_noise, predict_denoised, predicted_noise, training_target
-from stillhouse.diffusion.prediction import check_prediction
+from stillhouse.diffusion import Prediction, SamplingPlan, Schedule, add_noise, make_grid, predict_denoised
 from stillhouse.errors import InvalidRequest
+from tests.diffusion.formulas import predicted_noise, training_target
 
 PREDICTIONS: tuple[Prediction, ...] = ("epsilon", "sample", "v_prediction", "flow")
 ANGLES = st.floats(0.01, np.pi / 2 - 0.01)
@@ -62,4 +62,4 @@ def test_torch_tensors_give_what_arrays_give(prediction: Prediction) -> None:
 
 def test_unknown_predictions_are_refused() -> None:
     with pytest.raises(InvalidRequest, match="did you mean 'v_prediction'"):
-        check_prediction("v-prediction")
+        SamplingPlan(make_grid(Schedule(), 2), prediction="v-prediction")  # type: ignore[arg-type]

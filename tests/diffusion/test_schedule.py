@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillhouse.diffusion import Schedule, ScheduleKind, alphas_cumprod, noise_levels
+from stillhouse.diffusion import Schedule, ScheduleKind, noise_levels
 from stillhouse.errors import InvalidRequest
 
 BETAS: tuple[ScheduleKind, ...] = ("linear", "scaled_linear", "squaredcos_cap_v2")
@@ -27,7 +27,7 @@ def test_zero_terminal_snr_keeps_the_cleanest_level() -> None:
 
 
 def test_stable_diffusion_is_neither_pure_at_its_start_nor_clean_at_its_end() -> None:
-    cumulative = alphas_cumprod(Schedule())
+    cumulative = noise_levels(Schedule())[0] ** 2
     assert cumulative[-1] == pytest.approx(0.00466, abs=5e-6)
     assert cumulative[0] == pytest.approx(0.99915, abs=5e-6)
 
@@ -62,8 +62,3 @@ def test_levels_are_computed_once_and_cannot_be_changed() -> None:
 def test_refusals(given_as: dict[str, str], said: str) -> None:
     with pytest.raises(InvalidRequest, match=said):
         Schedule(**given_as)  # type: ignore[arg-type]
-
-
-def test_flow_has_no_betas() -> None:
-    with pytest.raises(InvalidRequest, match="use noise_levels"):
-        alphas_cumprod(Schedule("flow"))

@@ -39,7 +39,7 @@ def test_every_grid_falls_from_noise_to_clean(
 ) -> None:
     if schedule.is_flow and spacing == "leading":
         spacing = "trailing"
-    walk = make_grid(schedule, steps, spacing, sigmas, trimmed=trimmed)
+    walk = make_grid(schedule, steps, spacing, sigmas, drop_last_level=trimmed)
     assert walk.steps == len(walk.timesteps) == steps
     assert walk.levels[-1] == CLEAN
     assert (walk.alphas[-1], walk.sigmas[-1]) == (1, 0)
@@ -96,7 +96,7 @@ def test_strength_enters_the_grid_where_diffusers_does(steps: int, strength: flo
     whole = make_grid(Schedule(), steps)
     walked = min(int(steps * strength), steps)
     if walked == 0:
-        with pytest.raises(InvalidRequest, match="leaves no step to walk"):
+        with pytest.raises(InvalidRequest, match="leaves no step"):
             whole.start_at_strength(strength)
         return
     tail = whole.start_at_strength(strength)
@@ -128,7 +128,7 @@ def test_grid_at_lays_out_a_students_own_timesteps() -> None:
         (-3, {}, "steps is -3"),
         (1001, {}, "steps is 1001"),
         (2.5, {}, "steps is 2.5"),
-        (1000, {"spacing": "leading", "trimmed": True}, "from 1 to 999"),
+        (1000, {"spacing": "leading", "drop_last_level": True}, "from 1 to 999"),
         (10, {"spacing": "trailling"}, "did you mean 'trailing'"),
         (10, {"sigmas": "karas"}, "did you mean 'karras'"),
         (10, {"steps_offset": -1}, "steps_offset is -1"),

@@ -101,12 +101,12 @@ def test_a_student_of_each_kind_generates_the_same_here_and_in_diffusers(
     pipeline = load(out)
     result = pipeline.generate("a red circle", seed=3)
     assert result.request.steps == 2 and np.ptp(result.image) > 0
-    theirs = diffusers.from_pretrained(out, trust_remote_code=True)
-    theirs.set_progress_bar_config(disable=True)
+    diffusers_pipeline = diffusers.from_pretrained(out, trust_remote_code=True)
+    diffusers_pipeline.set_progress_bar_config(disable=True)
     noise = torch.randn(
         (1, 4, *pipeline.start(result.request).latents.shape[1:]), generator=torch.Generator().manual_seed(5)
     )
-    reference = theirs(
+    reference = diffusers_pipeline(
         "a red circle", num_inference_steps=2, guidance_scale=3.0, latents=noise.clone(), output_type="np"
     ).images[0]
     trajectory = pipeline.start(pipeline.resolve(replace(result.request, guidance=3.0)), noise=noise[0].numpy())
@@ -329,8 +329,8 @@ def test_a_tiny_decoder_replaces_the_autoencoders(
     assert manifest.evidence["distill"]["decoder"]["updates"] == 2
     image = load(tmp_path / "student").generate("a red circle").image
     assert image.shape == (manifest.defaults.height, manifest.defaults.width, 3)
-    theirs = StableDiffusionPipeline.from_pretrained(tmp_path / "student", trust_remote_code=True)
-    assert theirs.vae.config.latent_channels == 4, "diffusers opens the autoencoder"
+    diffusers_pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "student", trust_remote_code=True)
+    assert diffusers_pipeline.vae.config.latent_channels == 4, "diffusers opens the autoencoder"
 
 
 def test_a_teachers_range_of_guidance_cannot_be_exceeded(

@@ -70,9 +70,9 @@ def test_diffusers_generates_the_same_picture(written: Path, guidance: float) ->
     pipeline = load(written)
     shape = (1, 4, pipeline.manifest.defaults.height // 4, pipeline.manifest.defaults.width // 4)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(5))
-    theirs = StableDiffusionPipeline.from_pretrained(written, trust_remote_code=True)
-    theirs.set_progress_bar_config(disable=True)
-    expected = theirs(
+    diffusers_pipeline = StableDiffusionPipeline.from_pretrained(written, trust_remote_code=True)
+    diffusers_pipeline.set_progress_bar_config(disable=True)
+    expected = diffusers_pipeline(
         "a red circle", num_inference_steps=3, guidance_scale=guidance, latents=noise.clone(), output_type="np"
     ).images[0]
     request = pipeline.resolve(pipeline.generate("a red circle", guidance=guidance).request)
@@ -82,7 +82,7 @@ def test_diffusers_generates_the_same_picture(written: Path, guidance: float) ->
     picture = pipeline.finish(trajectory).image
     assert np.abs(picture.astype(int) - np.round(expected * 255).astype(int)).max() <= 1
     with pytest.raises(ValueError, match="which this network was distilled to"):
-        theirs("a red circle", num_inference_steps=10)
+        diffusers_pipeline("a red circle", num_inference_steps=10)
 
 
 @pytest.fixture

@@ -260,14 +260,14 @@ def test_accumulated_batches_equal_one_large_batch(tmp_path: Path) -> None:
 def test_a_stage_without_gain_ends_early_with_its_best_weights(tmp_path: Path, stopped: int | None) -> None:
     """The best of the evaluations every 5 updates is at 10; the second one without a gain is at 20."""
     scores = {5: 0.1, 10: 0.9, 15: 0.5, 20: 0.8, 25: 1.0}
-    seen: dict[int, list[float]] = {}
+    evaluated: dict[int, list[float]] = {}
 
     class Scored(LineStage):
         done = 0
 
         def evaluate(self) -> Mapping[str, float]:
-            self.done = next(number for number in scores if number not in seen)
-            seen[self.done] = weights(self)
+            self.done = next(number for number in scores if number not in evaluated)
+            evaluated[self.done] = weights(self)
             return {"score": scores[self.done]}
 
     recipe = replace(RECIPE, eval_every=5, patience=2)
@@ -276,10 +276,10 @@ def test_a_stage_without_gain_ends_early_with_its_best_weights(tmp_path: Path, s
             fit(Scored(recipe, interrupt_at=stopped), tmp_path, ignore_update, save_every=0.0)
     stage = Scored(recipe)
     result = fit(stage, tmp_path, ignore_update)
-    assert result.is_done and result.updates == 20 and set(seen) == {5, 10, 15, 20}
-    assert weights(stage) == seen[10]
+    assert result.is_done and result.updates == 20 and set(evaluated) == {5, 10, 15, 20}
+    assert weights(stage) == evaluated[10]
     again = Scored(recipe)
-    assert fit(again, tmp_path, ignore_update).updates == 20 and weights(again) == seen[10]
+    assert fit(again, tmp_path, ignore_update).updates == 20 and weights(again) == evaluated[10]
 
 
 def test_mixed_precision_fits_the_line_and_keeps_float32_weights(tmp_path: Path) -> None:

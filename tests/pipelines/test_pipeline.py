@@ -174,7 +174,7 @@ def test_what_is_no_number_is_no_picture(
 
     monkeypatch.setattr(pipeline, "run", broken)
     fix = "try `--precision f32`, another" if network == "denoiser" else "try another"
-    with pytest.raises(BackendFailed, match=f"^{network} answered with NaN or infinity, .*; {fix} `--backend`"):
+    with pytest.raises(BackendFailed, match=f"^{network} returned NaN or infinity, .*; {fix} `--backend`"):
         pipeline.generate(PROMPT, **asked)
 
 
@@ -189,7 +189,7 @@ def test_noise_of_another_shape(opened: Opened, noise: Any) -> None:
         opened("sd1").start(ImageRequest(PROMPT), noise=noise)
 
 
-@pytest.mark.parametrize(("kind", "message"), [("sd1", "mask without an image"), ("inpaint", "was given no image")])
+@pytest.mark.parametrize(("kind", "message"), [("sd1", "mask without an image"), ("inpaint", "no image for")])
 def test_images_that_are_missing(opened: Opened, kind: str, message: str) -> None:
     fields = {"mask": np.zeros((SIZE, SIZE), np.uint8)} if kind == "sd1" else {}
     with pytest.raises(InvalidRequest, match=message):

@@ -122,7 +122,7 @@ def test_kept_features_are_numpys(imported: Checkpoint) -> None:
 def test_nothing_is_read_before_it_is_decoded(imported: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU, whose tensors NumPy cannot take: nowhere is one made an array but by `arrays.read`."""
 
-    def refused(*given: Any, **options: Any) -> NDArray[Any]:
+    def refused(*problem: Any, **options: Any) -> NDArray[Any]:
         raise TypeError("can't convert cuda:0 device type tensor to numpy")
 
     monkeypatch.setattr(torch.Tensor, "__array__", refused)
@@ -141,12 +141,12 @@ def test_what_goes_wrong_on_the_way_is_told_as_the_networks_failures_are(
     drafts = [pipeline.start(REQUESTS[2]), pipeline.start(REQUESTS[0])]
     before = [draft.latents for draft in drafts]
 
-    def full(*given: Any) -> Any:
+    def full(*problem: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
     with monkeypatch.context() as patch:
-        patch.setattr("stillhouse.backends.torch_arrays.TorchArrays.joined", full)
-        patch.setattr("stillhouse.backends.torch_arrays.TorchArrays.stacked", full)
+        patch.setattr("stillhouse.backends.torch_arrays.TorchArrays.concatenate", full)
+        patch.setattr("stillhouse.backends.torch_arrays.TorchArrays.stack", full)
         with pytest.raises(BackendFailed, match="torch could not advance pictures with .*: CUDA out of memory"):
             pipeline.advance(drafts)
     assert [draft.index for draft in drafts] == [0, 0]

@@ -67,7 +67,7 @@ def test_size_and_strength(fields: dict[str, Any], size: tuple[int, int], streng
 )
 def test_a_resolved_request_resolves_to_itself(**fields: Any) -> None:
     fields["guidance_interval"] = fields.pop("interval")
-    manifest = CUT
+    manifest = replace(CUT, sampling=replace(CUT.sampling, spacing="trailing"))
     request = ImageRequest("", **fields)
     resolved = resolve(manifest, request)
     again = resolve(manifest, resolved.request)
@@ -102,8 +102,8 @@ def test_a_network_that_is_told_its_guidance_takes_one_row() -> None:
         ({"mask": MASK}, "mask without an image"),
         ({"image": IMAGE, "strength": 0.0}, "strength"),
         ({"image": IMAGE, "strength": 1.5}, "strength is 1.5; allowed: a number from 0 to 1"),
-        ({"image": IMAGE, "strength": 0.01}, "leaves no step to walk.*raise the strength"),
-        ({"image": IMAGE, "width": 64}, "the image is 32x48, the size asked for 64x48; .*resize the image"),
+        ({"image": IMAGE, "strength": 0.01}, "leaves no step.*raise the strength"),
+        ({"image": IMAGE, "width": 64}, "the image is 32x48, the request's size is 64x48; .*resize the image"),
         ({"image": IMAGE[:47]}, "height is 47; allowed: multiples of 16; try 32 or 48 and resize the image"),
         ({"image": IMAGE[..., 0]}, r"image is uint8 \[48, 32\]; allowed: uint8 \[height, width, 3\]"),
         ({"image": IMAGE.astype(float)}, r"image is float64"),
@@ -125,7 +125,9 @@ def test_what_cannot_be_done(fields: dict[str, Any], message: str) -> None:
 
 @pytest.mark.parametrize(("fields", "missing"), [({}, "no image"), ({"image": IMAGE}, "no mask")])
 def test_a_repainting_pipeline_needs_both(fields: dict[str, Any], missing: str) -> None:
-    with pytest.raises(InvalidRequest, match=f"tiny repaints parts of pictures, and was given {missing}"):
+    with pytest.raises(
+        InvalidRequest, match=f"{missing} for tiny, which is an inpainting model; allowed: an image and a mask"
+    ):
         resolve(replace(MANIFEST, family_options={"in_channels": 9}), ImageRequest("", **fields))
 
 
@@ -154,7 +156,7 @@ def test_a_student_that_learnt_its_guidance_only_walks_any_grid() -> None:
     [
         ({"steps": 9}, "steps is 9 for tiny; allowed: 3, which it was distilled to; leave the steps out"),
         ({"sampler": "dpmpp_2m"}, "sampler is dpmpp_2m for tiny; allowed: ddim, euler"),
-        ({"guidance": 7.5}, "guidance is 7.5 for tiny; allowed: 1 to 6, which it was taught"),
+        ({"guidance": 7.5}, "guidance is 7.5 for tiny; allowed: 1 to 6, its training range"),
         ({"eta": 0.5}, "eta is 0.5 for tiny; allowed: 0"),
         ({"negative_prompt": "blur"}, "a negative prompt for tiny"),
     ],

@@ -3,11 +3,13 @@ import warnings
 from pathlib import Path
 
 import pytest
+import tokenizers
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stillhouse.errors import PipelineError
+from stillhouse.pipelines.families.stable_diffusion import STABLE_DIFFUSION
 from stillhouse.pipelines.tokenizers import PromptTruncated, Tokenizer, open_tokenizer
 from tests.checkpoints import write_tokenizer
 
@@ -59,6 +61,41 @@ def test_any_text(pair: tuple[Tokenizer, transformers.CLIPTokenizer], text: str)
         ids = pair[0](text)
     assert ids.dtype == "int64" and ids.shape == (77,)
     assert ids.tolist() == theirs(pair[1], text)
+
+
+@pytest.mark.parametrize("length", [4, 8, 77, 200])
+@pytest.mark.parametrize("text", ["", "a red circle", "red " * 90])
+def test_other_lengths_and_masks(pair: tuple[Tokenizer, transformers.CLIPTokenizer], text: str, length: int) -> None:
+    """As transformers pads and cuts, and never more ids than the text encoder reads."""
+    most = min(length, 77)
+    expected = pair[1](text, padding="max_length", max_length=most, truncation=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PromptTruncated)
+        tokens = pair[0].encode(text, length)
+    assert tokens.ids.tolist() == expected.input_ids and tokens.mask.tolist() == expected.attention_mask
+    assert tokens.mask.dtype == "int64" and len(tokens.mask) == most
+
+
+@pytest.mark.parametrize(("absent", "ids"), [({"bos_token"}, [3, 5, 1]), ({"bos_token", "eos_token"}, [3, 5])])
+@pytest.mark.parametrize("is_null", [True, False])
+def test_texts_may_have_no_start_and_no_end_token(
+    tmp_path: Path, absent: set[str], ids: list[int], is_null: bool
+) -> None:
+    words = {word: number for number, word in enumerate(("<pad>", "</s>", "<unk>", "a", "red", "circle"))}
+    vocabulary = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
+    vocabulary.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    vocabulary.save(str(tmp_path / "tokenizer.json"))
+    settings = {"eos_token": "</s>", "pad_token": "<pad>", "model_max_length": 4}
+    settings = {name: value for name, value in settings.items() if name not in absent}
+    nulls = dict.fromkeys(absent) if is_null else {}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, **nulls}))
+    tokenizer = open_tokenizer(tmp_path)
+    tokens = tokenizer.encode("a circle")
+    assert tokens.ids.tolist() == [*ids, *[0] * (4 - len(ids))]
+    assert tokens.mask.tolist() == [1] * len(ids) + [0] * (4 - len(ids))
+    assert tokenizer.fits("a " * len(absent)) and not tokenizer.fits("a " * 5)
+    with pytest.raises(PipelineError, match="tokenizer of text_encoder names no start or no end token; .*bos_token"):
+        STABLE_DIFFUSION.tokenize({"text_encoder": tokenizer}, "a circle", ())
 
 
 def test_what_is_cut_off_is_shown(pair: tuple[Tokenizer, transformers.CLIPTokenizer]) -> None:

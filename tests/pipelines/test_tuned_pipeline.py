@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from stillhouse.backends.deepcache_split import split_unet
+from stillhouse.backends.deepcache_split import split_denoiser
 from stillhouse.backends.registry import open_runner
 from stillhouse.backends.runner import RunnerOptions
 from stillhouse.core import ImageRequest
@@ -42,7 +42,7 @@ def cut(imported: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Calla
     def find(kind: str) -> Path:
         if not (root / kind).exists():
             shutil.copytree(imported(kind), root / kind)
-            split_unet(root / kind / "unet/model.onnx")
+            split_denoiser(root / kind / "unet/model.onnx")
             write_manifest(root / kind, replace(read_manifest(root / kind), step_cache=CUT))
         return root / kind
 
@@ -223,7 +223,7 @@ def test_candidates_are_tried_without_a_manifest_of_their_own(imported: Checkpoi
     """Another graph from anywhere, other defaults, and a step cache."""
     directory = imported("sd1")
     elsewhere = Path(shutil.copytree(directory / "unet", tmp_path / "unet"))
-    cut = split_unet(elsewhere / "model.onnx")
+    cut = split_denoiser(elsewhere / "model.onnx")
     defaults = replace(
         read_manifest(directory).defaults, steps=3, guidance=3.0, sampler="dpmpp_2m", guidance_interval=(0.0, 0.5)
     )

@@ -15,6 +15,7 @@ from stillhouse.serve.client import Client
 from stillhouse.serve.dispatcher import Dispatcher, make_dispatcher
 from stillhouse.serve.engine.cost import LatencyCurve
 from stillhouse.serve.engine.job import BatchKey
+from stillhouse.serve.engine.output import RequestOutput
 from stillhouse.serve.logs import extra_fields
 from stillhouse.serve.request_handle import GenerationRequest, RequestHandle
 from stillhouse.serve.settings import ServerSettings, TierSettings
@@ -22,9 +23,7 @@ from stillhouse.serve.worker.messages import (
     Cancel,
     Command,
     Event,
-    OutputEvent,
     Ready,
-    RequestOutput,
     StepReport,
     StepStats,
     Submit,
@@ -140,13 +139,13 @@ class DispatcherMachine(RuleBasedStateMachine):
         cancelled = [one.id for one in self.worker.commands if isinstance(one, Cancel)]
         for name in self.worker.submitted:
             if name in cancelled:
-                self.worker.on_event(OutputEvent(name, RequestOutput("cancelled")))
+                self.worker.on_event(RequestOutput(name, "cancelled"))
                 self.forget(name)
                 return
         for name in self.worker.submitted:
             ticket = next(ticket for ticket in self.tickets if ticket.id == name)
             if ticket.job.is_done:
-                self.worker.on_event(OutputEvent(name, RequestOutput("finished", b"picture")))
+                self.worker.on_event(RequestOutput(name, "finished", b"picture"))
                 self.forget(name)
             else:
                 self.time.now += 1.0
@@ -209,9 +208,8 @@ def test_the_log_tells_where_a_job_failed(caplog: pytest.LogCaptureFixture) -> N
     front, worker, _ = make_dispatcher_with_worker()
     ticket = front.submit(make_request())
     worker.on_event(
-        OutputEvent(
-            ticket.id,
-            RequestOutput("failed", error="no", error_type="BackendFailed", traceback_summary="models/png.py:7 read"),
+        RequestOutput(
+            ticket.id, "failed", error="no", error_type="BackendFailed", traceback_summary="models/png.py:7 read"
         )
     )
     (told,) = (record for record in caplog.records if record.getMessage() == "request failed")
@@ -225,9 +223,9 @@ def test_a_picture_that_failed_or_never_began_is_paid_back_and_one_of_fewer_step
     front, worker, _ = make_dispatcher_with_worker()
     ticket = front.submit(make_request(client=COUNTED))
     assert charged_pixel_steps(front) == 64 * 64 * 3
-    worker.on_event(OutputEvent(ticket.id, RequestOutput("failed", error="no", error_type="BackendFailed")))
+    worker.on_event(RequestOutput(ticket.id, "failed", error="no", error_type="BackendFailed"))
     assert charged_pixel_steps(front) == 0
-    worker.on_event(OutputEvent(front.submit(make_request(client=COUNTED)).id, RequestOutput("expired")))
+    worker.on_event(RequestOutput(front.submit(make_request(client=COUNTED)).id, "expired"))
     assert charged_pixel_steps(front) == 0
     late = {**TIERS, "pro": replace(TIERS["pro"], max_lateness=1.0)}
     front, worker, _ = make_dispatcher_with_worker(ServerSettings(late))
@@ -265,7 +263,7 @@ def test_patient_pictures_do_not_count_for_promises() -> None:
     for is_patient in (True, False, False):
         ticket = front.submit(make_request(is_background=is_patient))
         time.now += 1000.0 * is_patient
-        worker.on_event(OutputEvent(ticket.id, RequestOutput("finished", b"picture")))
+        worker.on_event(RequestOutput(ticket.id, "finished", b"picture"))
     told = front.metrics.exposition().decode()
     assert 'stillhouse_images_total{pipeline="shapes",tier="free"} 3.0' in told
     assert 'stillhouse_images_in_time_total{tier="free"} 2.0' in told
@@ -448,7 +446,7 @@ def test_several_pictures_are_charged_together_and_cost_nothing_where_they_are_r
         front.submit_all([make_request(client=slow) for _ in range(4)])
     assert refused.value.reason == "queue"
     for name in worker.submitted:
-        worker.on_event(OutputEvent(name, RequestOutput("cancelled")))
+        worker.on_event(RequestOutput(name, "cancelled"))
     front.submit_all([make_request(client=slow, steps=1) for _ in range(3)])
     with pytest.raises(Refused) as refused:
         front.submit_all([make_request(client=slow) for _ in range(3)])

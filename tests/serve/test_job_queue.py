@@ -13,12 +13,12 @@ import pytest
 from stillhouse.core import ImageRequest
 from stillhouse.errors import Refused
 from stillhouse.serve import job_queue as module
+from stillhouse.serve.engine.output import RequestOutput
 from stillhouse.serve.job_queue import JobQueue
 from stillhouse.serve.settings import ServerSettings
 from stillhouse.serve.store.api_keys import add_key, list_keys, revoke_key
 from stillhouse.serve.store.database import connect
 from stillhouse.serve.store.job_store import JobStore
-from stillhouse.serve.worker.messages import OutputEvent, RequestOutput
 from tests.serve.test_dispatcher import ANYBODY, TIERS, FakeWorker, make_dispatcher_with_worker
 
 ASKED = ImageRequest("a red circle", seed=1)
@@ -57,7 +57,7 @@ def test_a_job_is_drawn_as_soon_as_there_is_room(tmp_path: Path) -> None:
         async with open_job_queue(tmp_path) as (jobs, worker):
             await jobs.submit("one", ANYBODY, "free", ASKED, "png")
             await until(lambda: worker.submitted, jobs)
-            worker.on_event(OutputEvent("one", RequestOutput("finished", b"picture")))
+            worker.on_event(RequestOutput("one", "finished", b"picture"))
             await until(lambda: not jobs.handles, jobs)
             assert await state(jobs, "one") == "completed"
 
@@ -116,7 +116,7 @@ def test_a_job_whose_end_cannot_be_written_is_not_drawn_a_second_time(
                 return known(store, *arguments)
 
             monkeypatch.setattr(JobStore, "finish", end)
-            worker.on_event(OutputEvent("one", RequestOutput("finished", b"picture")))
+            worker.on_event(RequestOutput("one", "finished", b"picture"))
             worker.commands = []
             await until(lambda: not jobs.handles, jobs)
             assert refusals == 0 and await state(jobs, "one") == "completed" and not worker.submitted

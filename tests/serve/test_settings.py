@@ -48,7 +48,7 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         ("port = 70000", "port is 70000"),
         ("policy = 'fcf'", "did you mean 'fcfs'"),
         ("memory = '8 apples'", "allowed: a size"),
-        ("drain_timeout = 'soon'", "allowed: a time"),
+        ("drain_timeout = 'soon'", "allowed: a duration"),
         ("[tiers.free]\nsteps = 3", r"\$.tiers.free.pipeline is missing"),
         ("[tiers.free]\npipeline = 'shapes'\nslo = 0.5", "slo is 0.5"),
         ("[tiers.free]\npipeline = 'shapes'\nalso = ['por']\n[tiers.pro]\npipeline = 'shapes'", "did you mean 'pro'"),

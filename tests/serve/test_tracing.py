@@ -13,10 +13,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from stillhouse.core import ImageRequest
 from stillhouse.serve.client import Client
 from stillhouse.serve.engine.job import BatchKey, Job, StepPlan, Tier
+from stillhouse.serve.engine.output import RequestOutput
 from stillhouse.serve.engine.simulate import NO_REQUEST
 from stillhouse.serve.request_handle import GenerationRequest, RequestHandle
 from stillhouse.serve.tracing import make_tracer
-from stillhouse.serve.worker.messages import RequestOutput
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = f"00-{TRACE}-b7ad6b7169203331-01"
@@ -41,7 +41,7 @@ def seconds(span: ReadableSpan) -> tuple[float, float]:
 
 
 def test_a_picture_tells_what_it_waited_for() -> None:
-    found = spans(PARENT, RequestOutput("finished", queue_seconds=1.0, denoise_seconds=3.0, decode_seconds=2.0))
+    found = spans(PARENT, RequestOutput("id", "finished", queue_seconds=1.0, denoise_seconds=3.0, decode_seconds=2.0))
     assert {name: seconds(span) for name, span in found.items()} == {
         "request": (1000.0, 1006.0),
         "queue": (1000.0, 1001.0),
@@ -57,5 +57,5 @@ def test_a_picture_tells_what_it_waited_for() -> None:
 
 
 def test_a_failed_one_is_an_error_and_without_a_client_s_span_it_has_no_parent() -> None:
-    picture = spans(None, RequestOutput("failed", error_type="WorkerDied"))["request"]
+    picture = spans(None, RequestOutput("id", "failed", error_type="WorkerDied"))["request"]
     assert picture.parent is None and not picture.status.is_ok and picture.status.description == "WorkerDied"

@@ -7,9 +7,8 @@ import sys
 import threading
 from typing import Any
 
-from stillhouse.workers.messages import Channel
+from stillhouse.workers.channel import Channel, TransportClosed
 from stillhouse.workers.process import connect_to_parent
-from stillhouse.workers.transport import TransportClosed
 
 
 def answer(channel: Channel[Any, Any], message: str) -> object:

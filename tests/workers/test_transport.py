@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillhouse.workers.transport import SocketTransport, TransportClosed
+from stillhouse.workers.channel import SocketTransport, TransportClosed
 
 
 @contextmanager

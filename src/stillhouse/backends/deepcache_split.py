@@ -49,7 +49,7 @@ class DeepCacheSplit:
     shallow_nodes: int
 
 
-def split_unet(graph: Path, layer: int = 0) -> DeepCacheSplit:
+def split_denoiser(graph: Path, layer: int = 0) -> DeepCacheSplit:
     """Write `<stem>.full-<layer>.onnx` and `<stem>.shallow-<layer>.onnx` beside a U-Net's graph.
 
     `full` has one more output, `deep` [rows, c, h, w]: the tensor that enters the layer from the deeper blocks.
@@ -65,7 +65,7 @@ def split_unet(graph: Path, layer: int = 0) -> DeepCacheSplit:
         PipelineError: the file is missing or no graph, or the names of its nodes do not show its blocks.
         RuntimeMissing: onnx is not installed.
 
-    >>> split = split_unet(Path("my-model/unet/model.onnx"))  # doctest: +SKIP
+    >>> split = split_denoiser(Path("my-model/unet/model.onnx"))  # doctest: +SKIP
     >>> split.shallow.name, split.shallow_nodes < split.full_nodes  # doctest: +SKIP
     ('model.shallow-0.onnx', True)
     """

@@ -12,7 +12,7 @@ from stillhouse.backends.signature import read_signature
 from stillhouse.errors import UnsupportedPrecision
 
 _MAX_BLOCK_NODES = 16
-"""Nodes of a block that is not divided further; an attention layer of a U-Net has 12."""
+"""Nodes of a block that is not divided further; an attention layer of a denoiser has 12."""
 _MAX_RUNS = 16
 
 _Scoped: TypeAlias = tuple[tuple[str, ...], str]  # the modules around a node, and its name
@@ -44,7 +44,7 @@ def list_blocks(graph: Path) -> list[Block]:
         PipelineError: the graph cannot be read.
         RuntimeMissing: onnx is not installed.
 
-    >>> [block.name for block in list_blocks(Path("unet/model.onnx"))][:3]  # doctest: +SKIP
+    >>> [block.name for block in list_blocks(Path("model.onnx"))][:3]  # doctest: +SKIP
     ['time_embedding', 'conv_in', 'down_blocks.0']
     """
     read_signature(graph)

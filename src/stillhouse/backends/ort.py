@@ -220,9 +220,9 @@ def exclusion(spec: CandidateSpec, context: CandidateContext) -> str:
     if provider == "cpu":
         return ""
     if context.device not in ("auto", CUDA, f"{CUDA}:0"):
-        return f"{_NAME} runs on the first GPU here"
+        return f"{_NAME} candidates use the first GPU only"
     if _short_name(_PROVIDERS[provider]) not in context.status.devices:
-        return f"this build of {_NAME} has no provider {provider}: pip install onnxruntime-gpu in place of it"
+        return f"this build of {_NAME} has no provider {provider}: pip install onnxruntime-gpu instead"
     return ""
 
 

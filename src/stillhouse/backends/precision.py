@@ -59,7 +59,7 @@ def convert_to_float16(graph: Path, out: Path, *, keep: Collection[str] = ()) ->
         PipelineError: the graph cannot be read.
         RuntimeMissing: onnx is not installed.
 
-    >>> convert_to_float16(Path("unet/model.onnx"), Path("f16/model.onnx"))  # doctest: +SKIP
+    >>> convert_to_float16(Path("model.onnx"), Path("f16/model.onnx"))  # doctest: +SKIP
     """
     model, constants = load_with_constants(graph)
     float32_nodes = check_node_names(keep, model) | _angle_nodes(model.graph.node, constants)

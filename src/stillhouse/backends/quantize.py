@@ -2,12 +2,13 @@
 
 For onnxruntime and TensorRT this module rewrites the graph with standard operators. `onnxruntime.quantization` loads
 the whole model and writes copies of it; here one constant at a time is read, rounded and written, so that 2.2 GB of
-weights need 0.8 GB of memory. On the Shapes U-Net this gives 24 dB, and the library 22 dB with the same bits. For
+weights need 0.8 GB of memory. On the Shapes denoiser this gives 24 dB, and the library 22 dB with the same bits. For
 OpenVINO, NNCF is used.
 
 Signed weights of unsigned inputs are rounded to 7 bits (`reduce_range`, `overflow_fix`): without VNNI instructions, x86
-adds two 8-bit products in 16 bits, which saturates (onnxruntime.ai, "Quantize ONNX models"; on the Shapes U-Net static
-quantisation gives 12 dB with 8 bits and 24 dB with 7). A graph made on one processor is then right on all others.
+adds two 8-bit products in 16 bits, which saturates (onnxruntime.ai, "Quantize ONNX models"; on the denoiser of Shapes,
+static quantisation gives 12 dB with 8 bits and 24 dB with 7). A graph made on one processor then
+is right on all others.
 """
 
 import logging
@@ -55,7 +56,7 @@ def quantize_static(
 ) -> None:
     """Write a graph with QuantizeLinear and DequantizeLinear around every Conv, MatMul and Gemm with weights.
 
-    Inputs are unsigned with one range for a tensor, the widest that occurs in the feeds (on the Shapes U-Net, nine
+    Inputs are unsigned with one range for a tensor, the widest that occurs in the feeds (on the Shapes denoiser, nine
     tenths of it lose 1 dB and three quarters 6). Weights are signed with a scale for each output channel (Jacob et al.
     2018, arXiv:1712.05877). Products of two activations stay in float32. Runtimes fuse these operators into integer
     kernels. The result of a row does not depend on the other rows.
@@ -74,7 +75,7 @@ def quantize_static(
         PipelineError, BackendFailed: the graph cannot be read or run.
 
     >>> keep = ["/conv_in/Conv"]
-    >>> quantize_static(Path("unet/model.onnx"), Path("int8/model.onnx"), feeds, keep=keep)  # doctest: +SKIP
+    >>> quantize_static(Path("model.onnx"), Path("int8/model.onnx"), feeds, keep=keep)  # doctest: +SKIP
     """
     _check_feeds(feeds)
     check_choice("kind of numbers", quant_type, QUANT_TYPES)
@@ -112,8 +113,8 @@ def quantize_dynamic(
         graph, out: as of `quantize_static`.
         weights: signed weights have 7 bits here, unsigned ones 8. The processor decides which are faster.
         keep: names of nodes that stay in float32.
-        operators: to quantise. ConvInteger is slower than a float32 convolution in onnxruntime (the Shapes U-Net runs
-            at 0.4 times the speed with signed weights, at 0.8 with unsigned ones), but its weights are smaller.
+        operators: to quantise. ConvInteger is slower than a float32 convolution in onnxruntime (the denoiser of Shapes
+            runs at 0.4 times the speed with signed weights, at 0.8 with unsigned ones), but its weights are smaller.
 
     Raises:
         InvalidRequest, PipelineError, BackendFailed: as of `quantize_static`.
@@ -137,7 +138,7 @@ def quantize_openvino(graph: Path, out: Path, feeds: Feeds, *, keep: Collection[
     """Write an OpenVINO graph in static int8 with SmoothQuant (Xiao et al. 2022, arXiv:2211.10438) by NNCF.
 
     Half of each channel's range moves from the inputs to the weights, also in convolutions: alpha 0.5 as in the paper.
-    Inputs have the widest range of the feeds. On the Shapes U-Net that gives 30 dB, and 25 at the worst noise level.
+    Inputs have the widest range of the feeds. On the Shapes denoiser that gives 30 dB, and 25 at the worst noise level.
     With NNCF's defaults (alpha 0.95, no convolutions, ranges that are means over the feeds) it gives 24 and 8.
 
     Args:
@@ -161,7 +162,7 @@ def quantize_openvino(graph: Path, out: Path, feeds: Feeds, *, keep: Collection[
             ignored_scope=ignored,
             advanced_parameters=advanced.AdvancedQuantizationParameters(
                 activations_range_estimator_params=ranges.MINMAX,
-                disable_bias_correction=True,  # slow, and 0.1 dB on the Shapes U-Net
+                disable_bias_correction=True,  # slow, and 0.1 dB on the Shapes denoiser
                 overflow_fix=advanced.OverflowFix.ENABLE,
                 smooth_quant_alphas=advanced.AdvancedSmoothQuantParameters(convolution=0.5, matmul=0.5),
             ),

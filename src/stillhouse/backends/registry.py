@@ -25,8 +25,8 @@ _DEFAULTS = RunnerOptions()
 def open_runner(graph: Path, backend: str = "onnxruntime", options: RunnerOptions = _DEFAULTS) -> Runner:
     """Open an ONNX file, with its weights inside or in files beside it; on torch, the network that it is made from.
 
-    >>> unet = open_runner(Path("shapes/unet/model.onnx"), "openvino", RunnerOptions(threads=2))  # doctest: +SKIP
-    >>> unet({"sample": latents, "timestep": timesteps, "encoder_hidden_states": text})["out_sample"]  # doctest: +SKIP
+    >>> run = open_runner(Path("model.onnx"), "openvino", RunnerOptions(threads=2))  # doctest: +SKIP
+    >>> run({"sample": latents, "timestep": timesteps, "encoder_hidden_states": text})["out_sample"]  # doctest: +SKIP
 
     Args:
         graph: the ONNX file, or an OpenVINO graph on openvino.
@@ -130,7 +130,7 @@ def _status_or_reason(backend: Backend) -> BackendStatus:
     try:
         return backend.status()
     except RuntimeMissing as error:
-        reason = error.given
+        reason = error.problem
     except Exception as error:  # a broken installation fails in its own way, and its row says so
         reason = f"it is installed but broken: {first_error_line(str(error))}"
     return BackendStatus(backend.name, _version(backend.name), (), (), reason, backend.install)

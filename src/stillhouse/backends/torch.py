@@ -22,7 +22,7 @@ from stillhouse.backends.backend import Backend, Settings
 from stillhouse.backends.input_checks import fix_axes
 from stillhouse.backends.runner import GraphRunner, RunnerOptions, Tensors
 from stillhouse.backends.runtime import BackendStatus, install_command, translate_errors
-from stillhouse.backends.signature import Axes, Signature
+from stillhouse.backends.signature import Signature
 from stillhouse.backends.torch_candidates import candidates, exclusion
 from stillhouse.backends.torch_device import (
     CPU,
@@ -34,6 +34,7 @@ from stillhouse.backends.torch_device import (
     place_module,
     resolve_device,
 )
+from stillhouse.backends.torch_networks import TorchNetwork, find_torch_network, torch_network_names
 from stillhouse.check import check_choice
 from stillhouse.core import TensorSpec
 from stillhouse.errors import BackendFailed, InvalidRequest, RuntimeMissing, UnsupportedPrecision
@@ -56,24 +57,8 @@ _REQUIRED_PACKAGES = (_NAME, "diffusers", "transformers", "accelerate", "safeten
 _PRECISIONS = {CPU: ("f32", "bf16", "auto"), CUDA: ("f32", "f16", "bf16", "auto")}
 _DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 _BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")  # torch's names for the instructions of x86 and of ARM
-_WEIGHTS = {
-    "UNet2DConditionModel": "diffusion_pytorch_model.safetensors",
-    "AutoencoderKL": "diffusion_pytorch_model.safetensors",
-    "CLIPTextModel": "model.safetensors",
-    "CLIPTextModelWithProjection": "model.safetensors",
-}
 _KERNELS = ("flash", "cudnn", "efficient")
 """Fused attention kernels, see `torch_attention`."""
-# Always embedded in float32: in bfloat16, which has 8 bits, steps 998 and 999 are equal.
-_FLOAT32_INPUTS = ("timestep", "time_ids")
-# Blocks of regional compilation. For U-Nets they are those of diffusers' compile_repeated_blocks: residual blocks have
-# many more sizes, and with them the embedded U-Net was slower than uncompiled.
-_REGIONS = {
-    "UNet2DConditionModel": "BasicTransformerBlock",
-    "AutoencoderKL": "ResnetBlock2D",
-    "CLIPTextModel": "CLIPEncoderLayer",
-    "CLIPTextModelWithProjection": "CLIPEncoderLayer",
-}
 # A block is compiled for each combination of channels and sizes. Beyond torch's own limit of 8, blocks silently stay
 # uncompiled.
 _RECOMPILE_LIMIT = 64
@@ -87,7 +72,7 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
 
     Settings:
         device: cpu, or a GPU: cuda, cuda:1.
-        attention: sdpa (fused, by the kernel that torch prefers); for U-Nets flash, or on a GPU cudnn or efficient
+        attention: sdpa (fused, by the kernel that torch prefers); for denoisers flash, or on a GPU cudnn or efficient
             (fused, by this kernel, which may refuse a precision or a head size when it runs); vanilla (all scores at
             once); or sliced (half of the heads at a time, as diffusers' `enable_attention_slicing`).
         memory_format: of convolutions: contiguous, or channels_last.
@@ -97,7 +82,7 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
             which is faster than code for several.
         kernels: none, or fused: the Triton kernels of `backends.kernels` replace modules of the network. On the CPU
             they compute what those modules do.
-        qkv: apart, or joined: queries, keys and values of a U-Net's attentions by one product.
+        qkv: apart, or joined: queries, keys and values of a denoiser's attentions by one product.
         quantize: none, int8 or fp8: the linear layers of transformer blocks, by torchao; see `torch_quantize`.
         graphs: none, or cuda: on a GPU, all launches of an evaluation at once, see `torch_graphs`.
         offload: none, or cpu: on a GPU, weights stay in the processor's memory and are copied layer by layer.
@@ -112,8 +97,8 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
         BackendFailed: the graph has no network beside it, or one that torch does not run here, or was quantised since.
 
     >>> half = RunnerOptions("bf16", settings={"memory_format": "channels_last"})
-    >>> unet = open_runner(Path("shapes/unet/model.onnx"), "torch", half)  # doctest: +SKIP
-    >>> unet.precision, unet.layer_precisions  # doctest: +SKIP
+    >>> denoiser = open_runner(Path("model.onnx"), "torch", half)  # doctest: +SKIP
+    >>> denoiser.precision, denoiser.layer_precisions  # doctest: +SKIP
     ('bf16', {'bf16': 147})
     """
     settings = _settings(options.settings)
@@ -123,7 +108,7 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
         message = f"precision {options.precision!r} on {_NAME}{suffix}"
         raise UnsupportedPrecision(message, allowed=", ".join(_PRECISIONS[kind]))
     axes = fix_axes(options.shapes, signature.inputs)
-    class_name = _network_class(graph, signature)
+    network_class = _network_class(graph, signature)
     if missing := _missing_packages():
         raise RuntimeMissing(f"{_NAME} cannot be used here: no {', '.join(missing)}", fix=install_command(_NAME))
     torch = import_torch()
@@ -133,11 +118,11 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
     with translate_errors(_NAME, graph, "open"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's compiler, when imported, calls what torch deprecates
         # Imported here, since these modules import torch.
-        from stillhouse.backends.torch_modules import fuse_projections, load_module, set_attention, wrap_network
+        from stillhouse.backends.torch_modules import fuse_projections, load_module, set_attention
         from stillhouse.backends.torch_weights import ModuleWeights
 
-        network = load_module(graph.parent, class_name, dtype)
-        module = wrap_network(network, graph, signature)
+        network = load_module(graph.parent, network_class.library, network_class.name, dtype)
+        module = network_class.wrap(network, graph, signature)
         set_attention(module, settings["attention"])
         if settings["qkv"] == "joined":
             fuse_projections(module)
@@ -152,11 +137,18 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
         if settings["quantize"] != "none":
             _quantize(module, settings["quantize"], device)
         static = options.static or all(isinstance(axis, int) for shape in axes.values() for axis in shape)
-        for part in _modules_to_compile(module, class_name, settings["compile"]):
+        for part in _modules_to_compile(module, network_class.block, settings["compile"]):
             part.compile(dynamic=False if static else None, **_compile_options(torch))
     layers = _layer_precisions(torch, module, settings["quantize"])
-    inputs = tuple(_spec(name, "int64" if name == "input_ids" else "float32", axes[name]) for name in signature.inputs)
-    outputs = tuple(_spec(name, "float32", _output_shape(name, axes, network.config)) for name in signature.outputs)
+    inputs = tuple(
+        _spec(name, "int64" if name in network_class.int64_inputs else "float32", axes[name])
+        for name in signature.inputs
+    )
+    first = [axis if isinstance(axis, int) else None for axis in next(iter(axes.values()))]
+    outputs = tuple(
+        TensorSpec(name, "float32", network_class.output_shapes[name](first, network.config))
+        for name in signature.outputs
+    )
     executed = next(iter(layers)) if len(layers) == 1 else "mixed"
     is_channels_last = settings["memory_format"] == "channels_last"
     memory_format = torch.channels_last if is_channels_last else torch.contiguous_format
@@ -170,7 +162,8 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
     flags = {"allow_tf32": precision != "f32", "benchmark": settings["graphs"] == "cuda"} if kind == CUDA else {}
     # torchao's weights do not work in inference mode.
     mode = torch.inference_mode if settings["quantize"] == "none" else torch.no_grad
-    run = partial(_run, torch, mode, callee, device, dtype, memory_format, options.threads, flags)
+    dtypes = {name: torch.float32 if name in network_class.float32_inputs else dtype for name in signature.inputs}
+    run = partial(_run, torch, mode, callee, device, dtypes, memory_format, options.threads, flags)
     weights = ModuleWeights(network)
     return GraphRunner(graph, _NAME, executed, inputs, outputs, axes, partial(_run_to_numpy, run), layers, weights, run)
 
@@ -250,8 +243,8 @@ def _quantize(module: Any, scheme: str, device: str) -> None:
     quantize(module, scheme, device)
 
 
-def _network_class(graph: Path, signature: Signature) -> str:
-    """Return the class name of the network beside a graph."""
+def _network_class(graph: Path, signature: Signature) -> TorchNetwork:
+    """Return the class of the network beside a graph."""
     file = graph.with_name("config.json")
     if not file.is_file():
         raise _unsupported_graph(f"{graph} has no config.json beside it")
@@ -260,15 +253,16 @@ def _network_class(graph: Path, signature: Signature) -> str:
         class_name = str(config.get("_class_name") or config["architectures"][0])
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
         raise _unsupported_graph(f"{file} names no class of network") from None
-    if class_name not in _WEIGHTS:
+    network_class = find_torch_network(class_name)
+    if network_class is None:
         raise _unsupported_graph(f"{file} is of a {class_name}")
-    if signature.arithmetic != "f32" or list(signature.external) != [_WEIGHTS[class_name]]:
-        raise _unsupported_graph(f"{graph} is not as exported: float32 arithmetic over {_WEIGHTS[class_name]}")
-    return class_name
+    if signature.arithmetic != "f32" or list(signature.external) != [network_class.weights]:
+        raise _unsupported_graph(f"{graph} is not as exported: float32 arithmetic over {network_class.weights}")
+    return network_class
 
 
 def _unsupported_graph(reason: str) -> BackendFailed:
-    allowed = f"graphs beside a {', '.join(_WEIGHTS)}: torch runs diffusers' networks, not ONNX files"
+    allowed = f"graphs beside a {', '.join(torch_network_names())}: torch runs diffusers' networks, not ONNX files"
     return BackendFailed(reason, allowed=allowed, fix="open it with onnxruntime or openvino")
 
 
@@ -286,11 +280,10 @@ def _set_memory_format(torch: Any, module: Any, memory_format: str) -> None:
         module.to(memory_format=torch.channels_last)
 
 
-def _modules_to_compile(module: Any, class_name: str, mode: str) -> list[Any]:
+def _modules_to_compile(module: Any, block: str, mode: str) -> list[Any]:
     """Return the modules that are compiled, each by itself."""
     # The class of a block with fused kernels is derived from the original one.
-    region = _REGIONS[class_name]
-    blocks = [part for part in module.modules() if region in {base.__name__ for base in type(part).__mro__}]
+    blocks = [part for part in module.modules() if block in {base.__name__ for base in type(part).__mro__}]
     return {"none": [], "full": [module], "regional": blocks}[mode]
 
 
@@ -333,7 +326,7 @@ def _run(
     mode: Callable[[], AbstractContextManager[Any]],
     module: Any,
     device: str,
-    dtype: Any,
+    dtypes: Mapping[str, Any],
     memory_format: Any,
     threads: int | None,
     flags: Mapping[str, bool],
@@ -342,7 +335,7 @@ def _run(
     """Run the network and return its outputs, float32, on their device."""
     if threads and torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
-    tensors = [_to_tensor(torch, name, array, device, dtype, memory_format) for name, array in feeds.items()]
+    tensors = [_to_tensor(torch, array, device, dtypes[name], memory_format) for name, array in feeds.items()]
     lock = nullcontext() if device == CPU else GPU_LOCK
     with lock, mode(), torch.backends.cudnn.flags(enabled=True, **flags) if flags else nullcontext():
         results = module(*tensors)
@@ -354,10 +347,10 @@ def _run_to_numpy(run: Callable[[Mapping[str, Any]], Sequence[Any]], feeds: Tens
     return [result.cpu().numpy() for result in run(feeds)]
 
 
-def _to_tensor(torch: Any, name: str, array: Any, device: str, dtype: Any, memory_format: Any) -> Any:
+def _to_tensor(torch: Any, array: Any, device: str, dtype: Any, memory_format: Any) -> Any:
     # NumPy arrays are copied: torch warns of read-only ones.
     tensor = array if isinstance(array, torch.Tensor) else torch.tensor(array)
-    if not tensor.is_floating_point() or name in _FLOAT32_INPUTS:
+    if not tensor.is_floating_point():
         return tensor.to(device)
     memory_format = memory_format if tensor.ndim == 4 else torch.contiguous_format
     return tensor.to(device=device, dtype=dtype, memory_format=memory_format)
@@ -365,21 +358,6 @@ def _to_tensor(torch: Any, name: str, array: Any, device: str, dtype: Any, memor
 
 def _spec(name: str, dtype: str, axes: Sequence[int | str | None]) -> TensorSpec:
     return TensorSpec(name, dtype, tuple(axis if isinstance(axis, int) else None for axis in axes))
-
-
-def _output_shape(name: str, axes: Mapping[str, Axes], config: Any) -> tuple[int | None, ...]:
-    """Return the shape of an output, as far as the inputs and the config give it."""
-    rows, *lengths = (axis if isinstance(axis, int) else None for axis in next(iter(axes.values())))
-    if name == "last_hidden_state":
-        return rows, lengths[0], config.hidden_size
-    if name == "text_embeds":
-        return rows, config.projection_dim
-    if name == "out_sample":
-        return rows, config.out_channels, *lengths[1:]
-    scale = 2 ** (len(config.block_out_channels) - 1)
-    if name == "sample":
-        return rows, config.out_channels, *(n and n * scale for n in lengths[1:])
-    return rows, config.latent_channels, *(n and n // scale for n in lengths[1:])
 
 
 def _compiles_per(settings: Settings) -> Literal["never"]:

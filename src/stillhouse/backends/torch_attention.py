@@ -1,4 +1,4 @@
-"""Attention of a U-Net by one named kernel of torch, or by the one that torch prefers.
+"""Attention of a denoiser by one named kernel of torch, or by the one that torch prefers.
 
 torch's own choice of kernels is a switch of the whole process, where other threads decode, so a kernel is called by its
 name here. This module imports torch: import it inside functions only.
@@ -42,7 +42,7 @@ ATTENTION_KERNELS: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = Ma
 
 
 class KernelAttnProcessor:
-    """A diffusers attention processor for the attention of U-Nets, without masks.
+    """A diffusers attention processor for the attention of denoisers, without masks.
 
     diffusers' own processor divides its output by 1: one more launch that reads and writes a tensor.
 
@@ -71,7 +71,7 @@ class KernelAttnProcessor:
             masked: Tensor = self.masked_processor(attn, hidden_states, encoder_hidden_states, attention_mask, **unused)
             return masked
         if attention_mask is not None:
-            raise InvalidRequest("a mask for attention by one kernel", allowed="no mask, as in U-Nets")
+            raise InvalidRequest("a mask for attention by one kernel", allowed="no mask, as in denoisers")
         heads = (
             part.reshape(*part.shape[:-1], attn.heads, -1).transpose(1, 2)
             for part in _project(attn, hidden_states, encoder_hidden_states)
@@ -94,7 +94,7 @@ def _project(attn: Any, tokens: Tensor, text: Tensor | None) -> tuple[Tensor, Te
 
 
 def set_attention_kernel(module: nn.Module, kernel: str) -> None:
-    """Compute every attention of a U-Net by one kernel.
+    """Compute every attention of a denoiser by one kernel.
 
     Args:
         module: changed in place.
@@ -105,7 +105,8 @@ def set_attention_kernel(module: nn.Module, kernel: str) -> None:
     """
     blocks = [part for part in module.modules() if isinstance(part, Attention)]
     if not blocks or not all(map(is_plain_attention, blocks)):
-        raise InvalidRequest(f"attention is {kernel!r} in a network that is no U-Net", allowed="sdpa, vanilla, sliced")
+        given = f"attention is {kernel!r} in a network that is no denoiser"
+        raise InvalidRequest(given, allowed="sdpa, vanilla, sliced")
     for block in blocks:
         block.set_processor(KernelAttnProcessor(kernel))
 

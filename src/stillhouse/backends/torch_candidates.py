@@ -79,18 +79,18 @@ def exclusion(spec: CandidateSpec, context: CandidateContext) -> str:
     if not any(device.startswith(CUDA) for device in context.status.devices):
         return f"torch {context.status.version} was built without CUDA"
     if spec.options.get("kernels") == "fused" and (
-        reason := missing_package("triton", "which the fused kernels are written in")
+        reason := missing_package("triton", "which compiles the fused kernels")
     ):
         return reason
     quantize = spec.options.get("quantize")
-    if quantize and (reason := missing_package("torchao", "which quantises it")):
+    if quantize and (reason := missing_package("torchao", "which quantizes it")):
         return reason
     return missing_fp8(context.gpu(spec.options["device"])) if quantize == "fp8" else ""
 
 
 def _cpu_exclusion(spec: CandidateSpec, context: CandidateContext) -> str:
     if "offload" in spec.options:
-        return "networks run on the processor, in the very memory that they would be sent to from an accelerator's"
+        return "the components run on the CPU, so they are in its memory already"
     if spec.precision == "bf16" and not _BF16_INSTRUCTIONS.intersection(context.instructions):
-        return "this processor has no bf16 instructions, and torch would compute every step of it by conversion"
+        return "this CPU has no bf16 instructions, so torch would convert at every operation"
     return ""

@@ -1,7 +1,7 @@
 """CUDA graphs: the launches of a network captured once for each kind of inputs, and replayed.
 
-A U-Net launches a thousand kernels per evaluation, and a fast GPU finishes each before the processor has launched the
-next. A replay launches all of them at once. This module imports torch: import it inside functions only.
+A denoiser launches a thousand kernels per evaluation, and a fast GPU finishes each before the processor has launched
+the next. A replay launches all of them at once. This module imports torch: import it inside functions only.
 """
 
 from collections.abc import Callable, Sequence

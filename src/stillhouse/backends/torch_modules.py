@@ -85,20 +85,21 @@ class VaeDecoderModule(nn.Module):
         return output
 
 
-def load_module(folder: Path, kind: str, dtype: torch.dtype) -> Any:
+def load_module(folder: Path, library_name: str, class_name: str, dtype: torch.dtype) -> Any:
     """Read a network from a directory with config.json and one .safetensors file, casting each tensor as it is read.
 
     Args:
         folder: the directory.
-        kind: class name of diffusers or transformers.
+        library_name: module that has the class; diffusers and transformers are kept quiet.
+        class_name: of the network.
         dtype: of all weights.
 
     Raises:
         BackendFailed: weights are missing, or belong to another network.
     """
-    library = import_module("transformers" if kind.startswith("CLIP") else "diffusers")
+    library = import_module(library_name)
     with quiet_library(library):
-        network, report = getattr(library, kind).from_pretrained(
+        network, report = getattr(library, class_name).from_pretrained(
             folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
     if unfit := sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])}):
@@ -109,7 +110,9 @@ def load_module(folder: Path, kind: str, dtype: torch.dtype) -> Any:
 @contextmanager
 def quiet_library(library: Any) -> Iterator[None]:
     """Suppress log messages and progress bars of diffusers or transformers."""
-    logging = library.utils.logging
+    logging = getattr(getattr(library, "utils", None), "logging", None)
+    if logging is None:  # another library, whose networks are diffusers' or transformers' all the same
+        logging = import_module("diffusers").utils.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -121,35 +124,28 @@ def quiet_library(library: Any) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def wrap_network(network: Any, graph: Path, signature: Signature) -> nn.Module:
-    """Return a module with the inputs and outputs of a graph. The unused half of an autoencoder is dropped.
+def wrap_unet(network: Any, graph: Path, signature: Signature) -> nn.Module | None:
+    """Return a UNet2DConditionModel with the inputs and outputs of a graph; None where the graph is not its own."""
+    return UNetModule(network, tuple(signature.inputs)) if signature.outputs == ("out_sample",) else None
 
-    Args:
-        network: from `load_module`.
-        graph: its ONNX file.
-        signature: of the graph.
 
-    Raises:
-        BackendFailed: the graph belongs to another network.
-    """
-    inputs, outputs = tuple(signature.inputs), signature.outputs
-    kind = type(network).__name__
-    module: nn.Module
-    if kind == "UNet2DConditionModel" and outputs == ("out_sample",):
-        module = UNetModule(network, inputs)
-    elif kind == "AutoencoderKL" and (inputs, outputs) == (("sample",), ("mean", "std")):
-        network.decoder = network.post_quant_conv = None
-        module = VaeEncoderModule(network)
-    elif kind == "AutoencoderKL" and (inputs, outputs) == (("latent_sample",), ("sample",)):
-        network.encoder = network.quant_conv = None
-        module = VaeDecoderModule(network)
-    elif kind.startswith("CLIPText") and inputs == ("input_ids",):
-        module = TextEncoderModule(network, outputs, penultimate=_is_penultimate(graph))
-    else:
-        raise BackendFailed(
-            f"{graph} has inputs {', '.join(inputs)} and outputs {', '.join(outputs)}, which no {kind} has"
-        )
-    return module.eval()
+def wrap_autoencoder(network: Any, graph: Path, signature: Signature) -> nn.Module | None:
+    """Return the half of an AutoencoderKL that a graph is of, and drop the other; None where it is of neither."""
+    match tuple(signature.inputs), signature.outputs:
+        case ("sample",), ("mean", "std"):
+            network.decoder = network.post_quant_conv = None
+            return VaeEncoderModule(network)
+        case ("latent_sample",), ("sample",):
+            network.encoder = network.quant_conv = None
+            return VaeDecoderModule(network)
+    return None
+
+
+def wrap_text_encoder(network: Any, graph: Path, signature: Signature) -> nn.Module | None:
+    """Return a CLIP text encoder with the outputs of a graph; None where the graph is not its own."""
+    if tuple(signature.inputs) != ("input_ids",):
+        return None
+    return TextEncoderModule(network, signature.outputs, penultimate=_is_penultimate(graph))
 
 
 def set_attention(module: nn.Module, attention: str) -> None:
@@ -185,15 +181,15 @@ FUSED_PROJECTIONS = {"to_qkv": ("to_q", "to_k", "to_v"), "to_kv": ("to_k", "to_v
 
 
 def fuse_projections(module: nn.Module) -> None:
-    """Compute the queries, keys and values of each attention of a U-Net by one product.
+    """Compute the queries, keys and values of each attention of a denoiser by one product.
 
     In a cross-attention these are keys and values. The replaced layers are dropped.
 
     Raises:
-        InvalidRequest: no U-Net.
+        InvalidRequest: no denoiser.
     """
     if not isinstance(module, UNetModule):
-        raise InvalidRequest("qkv is 'joined' in a network that is no U-Net", allowed="apart")
+        raise InvalidRequest("qkv is 'joined' in a network that is no denoiser", allowed="apart")
     module.network.fuse_qkv_projections()
     for block in module.modules():
         for fused, replaced in FUSED_PROJECTIONS.items():

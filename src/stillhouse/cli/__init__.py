@@ -65,8 +65,8 @@ def parse(argv: Sequence[str]) -> Namespace:
     """
     name = argv[0] if argv else ""
     if name not in COMMANDS and not name.startswith("-"):
-        given = f"there is no command {name!r}" if name else "no command was given"
-        raise InvalidRequest(given, allowed=", ".join(COMMANDS), fix="see stillhouse --help")
+        problem = f"there is no command {name!r}" if name else "no command was given"
+        raise InvalidRequest(problem, allowed=", ".join(COMMANDS), fix="see stillhouse --help")
     parser = Parser(prog="stillhouse", description="Diffusion models made cheap to serve.")
     parser.add_argument("--version", action="version", version=f"stillhouse {stillhouse.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -80,7 +80,7 @@ def parse(argv: Sequence[str]) -> Namespace:
 
 
 def _print_error(error: StillhouseError) -> int:
-    parts = (f"error: {error.given}", f"  allowed: {error.allowed}" if error.allowed else "", f"  {error.fix or ''}")
+    parts = (f"error: {error.problem}", f"  allowed: {error.allowed}" if error.allowed else "", f"  {error.fix or ''}")
     print("\n".join(part for part in parts if part.strip()), file=sys.stderr)
     return error.exit_code
 

@@ -21,8 +21,8 @@ class Parser(ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise InvalidRequest."""
-        given, _, allowed = message.partition(_ALLOWED)
-        raise InvalidRequest(given, allowed=allowed or None, fix=f"see {self.prog} --help")
+        problem, _, allowed = message.partition(_ALLOWED)
+        raise InvalidRequest(problem, allowed=allowed or None, fix=f"see {self.prog} --help")
 
 
 def integer(text: str) -> int:
@@ -63,7 +63,7 @@ def as_argument(read: Callable[[str], T]) -> Callable[[str], T]:
         try:
             return read(text)
         except InvalidRequest as error:
-            raise ArgumentTypeError(f"{error.given}{_ALLOWED}{error.allowed}") from error
+            raise ArgumentTypeError(f"{error.problem}{_ALLOWED}{error.allowed}") from error
 
     return parse_argument
 

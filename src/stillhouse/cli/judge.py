@@ -62,8 +62,8 @@ def run(arguments: Namespace) -> int:
 
 def _score_alone(arguments: Namespace) -> int:
     if len(arguments.names) > 1 or any((arguments.out, arguments.prompts, arguments.clip, arguments.inception)):
-        given = "several pipelines, --out, --prompts, --clip or --inception without --against"
-        raise InvalidRequest(given, fix="name the teacher with --against")
+        problem = "several pipelines, --out, --prompts, --clip or --inception without --against"
+        raise InvalidRequest(problem, fix="name the teacher with --against")
     pipeline = open_pipeline(arguments.names[0], arguments)
     distilled = pipeline.manifest.distilled
     default_steps = None if distilled and distilled.timesteps else TEACHER_STEPS
@@ -118,10 +118,10 @@ def _evaluation_prompts(arguments: Namespace, teacher: Pipeline) -> CaptionSet:
     if arguments.prompts is None:
         size = teacher.manifest.defaults.width, teacher.manifest.defaults.height
         if size != (CANVAS, CANVAS):
-            given = (
+            problem = (
                 f"{teacher.manifest.name} generates {size[0]}x{size[1]} pixels, which the oracle of Shapes cannot score"
             )
-            raise InvalidRequest(given, fix="give prompts: --prompts FILE")
+            raise InvalidRequest(problem, fix="give prompts: --prompts FILE")
         return shapes_caption_set(arguments.captions)
     prompts = read_prompts(arguments.prompts)
     # Prompts are repeated with other seeds up to the number of captions.

@@ -11,6 +11,7 @@ those with dynamo=True (measured on U-Nets), it is 14 to 30 times as fast, and i
 import io
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,7 +21,6 @@ from torch import Tensor, nn
 
 from stillhouse.backends.graph import link_tensor
 from stillhouse.backends.safetensors_index import StoredTensor, read_safetensors_index
-from stillhouse.backends.torch_modules import TextEncoderModule, UNetModule, VaeDecoderModule, VaeEncoderModule
 from stillhouse.errors import ImportFailed
 
 OPSET = 17
@@ -31,52 +31,39 @@ PICTURE: Axes = {0: "batch", 2: "height", 3: "width"}
 ROWS: Axes = {0: "batch"}
 
 
-def export_unet(unet: Any, graph: Path, weights: Path, tokens: int) -> None:
-    """Write the graph of a UNet2DConditionModel that takes `tokens` text states; drops the module's weights."""
-    config = unet.config
-    size = 2 ** (len(config.block_out_channels) - 1)
-    inputs = {
-        "sample": (torch.zeros(2, config.in_channels, 2 * size, size), PICTURE),
-        "timestep": (torch.zeros(2), ROWS),
-        "encoder_hidden_states": (torch.zeros(2, tokens, config.cross_attention_dim), ROWS),
-    }
-    if config.addition_embed_type == "text_time":
-        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        inputs["text_embeds"] = (torch.zeros(2, pooled), ROWS)
-        inputs["time_ids"] = (torch.zeros(2, 6), ROWS)
-    if config.time_cond_proj_dim:
-        inputs["timestep_cond"] = (torch.zeros(2, config.time_cond_proj_dim), ROWS)
-    _export(UNetModule(unet, list(inputs)), inputs, {"out_sample": PICTURE}, graph, weights)
-
-
-def export_text_encoder(encoder: Any, graph: Path, weights: Path, tokens: int, *, penultimate: bool) -> None:
-    """Write the graph of a CLIPTextModel, or of a CLIPTextModelWithProjection with text_embeds as a second output.
+@dataclass(frozen=True, slots=True, eq=False)
+class GraphExport:
+    """A graph to export of a network.
 
     Args:
-        encoder: the module; its weights are dropped.
+        role: of the component that runs the graph.
+        file: name of the graph's file.
+        module: takes the inputs by position; its parameters are those of its attribute `network`, or its own.
+        inputs: by name, an example and its dynamic axes.
+        outputs: by name, their dynamic axes.
+        weights_prefix: that some checkpoints put before the names of this network's weights, and others leave out.
+    """
+
+    role: str
+    file: str
+    module: nn.Module
+    inputs: Mapping[str, tuple[Tensor, Axes]]
+    outputs: Mapping[str, Axes]
+    weights_prefix: str = ""
+
+
+def export_graph(export: GraphExport, graph: Path, weights: Path) -> None:
+    """Write a graph over a file of weights; drops the module's weights.
+
+    Args:
+        export: what to export.
         graph: file to write.
-        weights: the module's .safetensors file.
-        tokens: length of a text.
-        penultimate: the states are those before the last layer, without the final norm, as in XL.
+        weights: the network's .safetensors file, in the same directory.
+
+    Raises:
+        ImportFailed: the file lacks a weight of the network.
     """
-    inputs = {"input_ids": (torch.zeros(2, tokens, dtype=torch.int64), ROWS)}
-    outputs = {"last_hidden_state": ROWS}
-    if hasattr(encoder, "text_projection"):
-        outputs["text_embeds"] = ROWS
-    _export(TextEncoderModule(encoder, list(outputs), penultimate), inputs, outputs, graph, weights)
-
-
-def export_vae(vae: Any, encoder: Path, decoder: Path, weights: Path) -> None:
-    """Write the graphs of an AutoencoderKL's encoder and decoder; drops the module's weights.
-
-    The encoder's outputs are mean and standard deviation of the latents. Latents are not normalised in these graphs.
-    """
-    config = vae.config
-    size = 2 ** (len(config.block_out_channels) - 1)
-    sample = torch.zeros(1, config.in_channels, 4 * size, 2 * size)
-    latents = torch.zeros(1, config.latent_channels, 4, 2)
-    _export(VaeEncoderModule(vae), {"sample": (sample, PICTURE)}, {"mean": PICTURE, "std": PICTURE}, encoder, weights)
-    _export(VaeDecoderModule(vae), {"latent_sample": (latents, PICTURE)}, {"sample": PICTURE}, decoder, weights)
+    _export(export.module, export.inputs, export.outputs, graph, weights, export.weights_prefix)
 
 
 def export_decoder(decoder: Any, latents: int, graph: Path, weights: Path) -> None:
@@ -97,6 +84,7 @@ def _export(
     outputs: Mapping[str, Axes],
     graph: Path,
     weights: Path,
+    prefix: str = "",
 ) -> None:
     _drop_weights(module)
     stream = io.BytesIO()
@@ -117,7 +105,7 @@ def _export(
             do_constant_folding=False,
         )
     model = onnx.load_from_string(stream.getvalue())
-    _link_weights(model, list(inputs), weights)
+    _link_weights(model, list(inputs), weights, prefix)
     graph.write_bytes(model.SerializeToString())
 
 
@@ -128,7 +116,7 @@ def _drop_weights(module: nn.Module) -> None:
         parameter.data = torch.zeros((), dtype=torch.float32).expand(parameter.shape)
 
 
-def _link_weights(model: onnx.ModelProto, inputs: Sequence[str], weights: Path) -> None:
+def _link_weights(model: onnx.ModelProto, inputs: Sequence[str], weights: Path, prefix: str) -> None:
     """Turn inputs that are parameters into initializers in the weights file, with a cast where they are half floats."""
     layout = read_safetensors_index(weights)
     parameters = [value.name for value in model.graph.input if value.name not in inputs]
@@ -136,17 +124,17 @@ def _link_weights(model: onnx.ModelProto, inputs: Sequence[str], weights: Path) 
     casts = []
     for name in parameters:
         tensor = model.graph.initializer.add(name=name, data_type=onnx.TensorProto.FLOAT)
-        casts += link_tensor(tensor, _find(name, layout, weights), weights.name)
+        casts += link_tensor(tensor, _find(name, layout, weights, prefix), weights.name)
     nodes = [*casts, *model.graph.node]
     del model.graph.input[:], model.graph.node[:]
     model.graph.input.extend(network_inputs)
     model.graph.node.extend(nodes)
 
 
-def _find(name: str, layout: Mapping[str, StoredTensor], weights: Path) -> StoredTensor:
-    """Return a parameter's tensor; some files have CLIP's prefix `text_model.`, which transformers 5 leaves out."""
+def _find(name: str, layout: Mapping[str, StoredTensor], weights: Path, prefix: str) -> StoredTensor:
+    """Return a parameter's tensor, under its name with or without the prefix."""
     name = name.removeprefix("network.")
-    for key in (name, f"text_model.{name}", name.removeprefix("text_model.")):
+    for key in (name, f"{prefix}{name}", name.removeprefix(prefix)):
         if key in layout and layout[key].dtype in STORED:
             return layout[key]
     raise ImportFailed(f"{weights.name} has no weights for {name}", allowed=f"tensors of {', '.join(STORED)}")

@@ -3,7 +3,7 @@
 from importlib import import_module
 from pathlib import Path
 
-from stillhouse.convert.options import ImportOptions, Progress, no_progress
+from stillhouse.convert.import_options import ImportOptions, Progress, no_progress
 from stillhouse.errors import RuntimeMissing
 from stillhouse.pipelines.manifest import Manifest
 

@@ -32,13 +32,13 @@ class SamplingConfig:
     sampler: str
 
 
-def read_sampling_config(config: Mapping[str, Any], name: str, *, is_xl: bool) -> SamplingConfig:
+def read_sampling_config(config: Mapping[str, Any], name: str, *, steps_offset: int | None = None) -> SamplingConfig:
     """Convert a scheduler's configuration.
 
     Args:
         config: scheduler_config.json; settings that it leaves out have the class's defaults.
         name: of the scheduler's class.
-        is_xl: diffusers' pipelines before XL use steps_offset 1 whatever the configuration says.
+        steps_offset: of the pipeline's class, whatever the configuration says; None: as configured.
 
     Raises:
         ImportFailed: a scheduler or a setting that Stillhouse does not have.
@@ -58,7 +58,7 @@ def read_sampling_config(config: Mapping[str, Any], name: str, *, is_xl: bool) -
         prediction=cast(Prediction, prediction),
         spacing=_spacing(config, name),
         sigmas=_sigmas(config),
-        steps_offset=config.get("steps_offset", 0) if is_xl else 1,
+        steps_offset=config.get("steps_offset", 0) if steps_offset is None else steps_offset,
     )
     return SamplingConfig(sampling, _sampler(config, name))
 

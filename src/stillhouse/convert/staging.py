@@ -64,7 +64,7 @@ def check_target(target: Path, force: bool) -> None:
     if not target.is_dir() or not any(target.iterdir()):
         return
     if not (target / MANIFEST).is_file():
-        given = f"{target} is not empty and holds no pipeline"
-        raise ImportFailed(given, allowed="a new or empty directory", fix="choose another name")
+        problem = f"{target} is not empty and holds no pipeline"
+        raise ImportFailed(problem, allowed="a new or empty directory", fix="choose another name")
     if not force:
         raise ImportFailed(f"{target} holds a pipeline already", fix="choose another name, or replace it with --force")

@@ -11,11 +11,11 @@ from stillhouse.diffusion.guidance import (
     classifier_free,
     guide,
 )
-from stillhouse.diffusion.noise import INITIAL_STEP, MAX_SEED, check_seed, gaussian
-from stillhouse.diffusion.prediction import Prediction, add_noise, predict_denoised, predicted_noise, training_target
+from stillhouse.diffusion.noise import INITIAL_STEP, MAX_SEED, gaussian
+from stillhouse.diffusion.prediction import Prediction, add_noise, predict_denoised
 from stillhouse.diffusion.samplers import SAMPLERS, Evaluation, Sampler, SamplerState, ddim_coefficients, find_sampler
 from stillhouse.diffusion.sampling_plan import SamplingPlan, check_cache_interval
-from stillhouse.diffusion.schedule import Schedule, ScheduleKind, alphas_cumprod, noise_levels
+from stillhouse.diffusion.schedule import Schedule, ScheduleKind, noise_levels
 from stillhouse.diffusion.timestep_grid import (
     CLEAN,
     NoiseLevel,
@@ -58,10 +58,8 @@ __all__ = [
     "Trajectory",
     "add_noise",
     "advance",
-    "alphas_cumprod",
     "check_cache_interval",
     "check_guidance_interval",
-    "check_seed",
     "classifier_free",
     "ddim_coefficients",
     "find_sampler",
@@ -71,6 +69,4 @@ __all__ = [
     "make_grid",
     "noise_levels",
     "predict_denoised",
-    "predicted_noise",
-    "training_target",
 ]

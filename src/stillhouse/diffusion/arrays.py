@@ -1,7 +1,7 @@
-"""Where a walk's pictures lie: in the processor's memory as NumPy arrays, or with whatever runs the network.
+"""Kinds of arrays that trajectories are computed on: NumPy's, or those of the runtime that runs the network.
 
-A walk is arithmetic, which any array can do. What differs is how a batch is made of pictures, how numbers that the
-processor knows get to them, and how they get back.
+Trajectories need arithmetic only, which any array has. An `Arrays` does the rest: it makes a batch of pictures, and
+moves arrays to the device and back.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,30 +12,30 @@ from numpy.typing import NDArray
 
 
 class Arrays(Protocol):
-    """A kind of arrays in one place. All pictures of a batch are of one kind."""
+    """A kind of arrays on one device. All pictures of a batch are of one kind."""
 
     @property
     def fused_step(self) -> Callable[[Any, Any, Any, Any, Any], tuple[Any, Any]] | None:
-        """Guidance and step of a batch in one pass, or None where there is no kernel for it.
+        """A kernel for guidance and step of a batch in one pass; None where the device has none.
 
         Takes z, outputs, rows as int32 [P, 1 + T] (None where they are pairs in order), weights as float32 [P, 5 + T],
         and the previous denoised pictures; see `step.step_batch`.
         """
 
     def to_device(self, array: NDArray[Any], /) -> Any:
-        """The same numbers there; of the same dtype."""
+        """Return a NumPy array on the device; of the same dtype."""
 
     def stack(self, parts: Sequence[Any], /) -> Any:
-        """One array of several of one shape, along a new first axis; a copy."""
+        """Return arrays of one shape joined along a new first axis; a copy."""
 
     def concatenate(self, parts: Sequence[Any], axis: int, /) -> Any:
-        """One array of several, along one of their axes."""
+        """Return arrays joined along one of their axes; a copy."""
 
     def to_numpy(self, array: Any, /) -> NDArray[Any]:
-        """The same numbers as a NumPy array; NumPy's pass."""
+        """Return an array as a NumPy array; a NumPy array is returned as it is."""
 
     def synchronize(self) -> None:
-        """Return when everything that was asked for there is done."""
+        """Wait until the device has done all of its work."""
 
 
 class _NumpyArrays:
@@ -58,4 +58,4 @@ class _NumpyArrays:
 
 
 NUMPY: Arrays = _NumpyArrays()
-"""NumPy's own, in the processor's memory."""
+"""NumPy arrays, in the processor's memory."""

@@ -1,4 +1,4 @@
-"""What denoises: a network in one call, or split in two depths of which the deep one may be skipped."""
+"""Denoisers: a network in one call, or split in two depths of which the deep one may be skipped."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Effects on a trajectory besides its sampler: what is kept of a source image, and features that are cached."""
+"""Effects on a trajectory besides its sampler: inpainting's blend with the source image, and feature caching."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ class Effect:
         return None
 
     def cache_features(self, features: Mapping[str, NDArray[Any]], index: int) -> None:
-        """Take the features that the network computed at evaluation `index`, by branch."""
+        """Store the features that the network computed at evaluation `index`, by branch."""
 
     def after_step(self, latents: Array, level: NoiseLevel) -> Array:
         """Return the latents after the sampler's step, which ends at `level`; float32 [C, h, w]."""
@@ -60,8 +60,8 @@ class InpaintBlend(Effect):
 class FeatureCache(Effect):
     """Deep features of a split network, computed anew every `interval` evaluations.
 
-    The manner of DeepCache (Ma et al., arXiv 2312.00858, section 3.3): the deep features of a U-Net change slowly along
-    a trajectory. Which are cached, and for how long, depends on one picture's own plan only.
+    As in DeepCache (Ma et al., arXiv 2312.00858, section 3.3): deep features change slowly along a
+    trajectory. When they are computed follows from the picture's own plan alone.
 
     Args:
         interval: evaluations between two computations of the whole network, from 1.

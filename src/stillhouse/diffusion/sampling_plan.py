@@ -1,11 +1,12 @@
 """The plan of one picture's trajectory, checked and computed once, before it starts."""
 
 from dataclasses import dataclass, field, replace
+from typing import get_args
 
-from stillhouse.check import check_integer, check_number
+from stillhouse.check import check_choice, check_integer, check_number
 from stillhouse.diffusion.guidance import Guidance
-from stillhouse.diffusion.noise import check_seed
-from stillhouse.diffusion.prediction import Prediction, check_prediction
+from stillhouse.diffusion.noise import MAX_SEED
+from stillhouse.diffusion.prediction import Prediction
 from stillhouse.diffusion.samplers import Evaluation, find_sampler
 from stillhouse.diffusion.timestep_grid import TimestepGrid
 from stillhouse.errors import InvalidRequest
@@ -44,9 +45,9 @@ class SamplingPlan:
 
     def __post_init__(self) -> None:
         sampler = find_sampler(self.sampler)
-        check_prediction(self.prediction)
+        check_choice("prediction", self.prediction, get_args(Prediction))
         check_number("eta", self.eta, 0, 1)
-        check_seed(self.seed)
+        check_integer("seed", self.seed, 0, MAX_SEED)
         check_cache_interval(self.cache_interval)
         if self.eta and sampler.eta is not None:
             raise InvalidRequest(f"eta is {self.eta} with sampler {self.sampler}", allowed="eta with sampler ddim")

@@ -1,6 +1,6 @@
-"""Noise levels: how much picture and how much noise a network saw at each of its training timesteps.
+"""Noise schedules: alpha and sigma of every timestep that a network was trained at.
 
-Everywhere in this room a noisy picture is z = alpha * x0 + sigma * noise. Variance-preserving schedules keep
+In this package a noisy picture is z = alpha * x0 + sigma * noise. Variance-preserving schedules have
 alpha^2 + sigma^2 = 1; flow matching has alpha = 1 - t and sigma = t.
 """
 
@@ -27,7 +27,7 @@ class Schedule:
         kind: linear (DDPM, arXiv 2006.11239), scaled_linear (latent diffusion: linear in the root of beta),
             squaredcos_cap_v2 (arXiv 2102.09672, equation 17) or flow (straight paths, arXiv 2210.02747).
         beta_start, beta_end: first and last beta of the two linear kinds.
-        train_steps: number of training timesteps.
+        train_steps: number of training timesteps, 1 to 1,000,000.
         zero_terminal_snr: rescale the betas so that the last timestep is pure noise (arXiv 2305.08891, algorithm 1).
         shift: of the flow kind, t -> shift * t / (1 + (shift - 1) * t) (arXiv 2403.03206, equation 23).
 
@@ -55,17 +55,17 @@ class Schedule:
             raise InvalidRequest(
                 "zero_terminal_snr with a flow schedule",
                 allowed="zero_terminal_snr with a beta schedule",
-                fix="leave it out: flow begins at pure noise anyway",
+                fix="leave it out: a flow schedule starts at pure noise",
             )
 
     @property
     def is_flow(self) -> bool:
-        """Whether paths are straight (alpha + sigma = 1) and not variance preserving."""
+        """Whether paths are straight (alpha + sigma = 1) and not variance-preserving."""
         return self.kind == "flow"
 
 
 def noise_levels(schedule: Schedule) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Alpha and sigma at every training timestep, cleanest first: two read-only float64 [train_steps].
+    """Return alpha and sigma of every training timestep, cleanest first: two read-only float64 [train_steps].
 
     >>> alphas, sigmas = noise_levels(Schedule(zero_terminal_snr=True))
     >>> float(alphas[-1]), float(sigmas[-1])
@@ -74,19 +74,8 @@ def noise_levels(schedule: Schedule) -> tuple[NDArray[np.float64], NDArray[np.fl
     return _noise_levels(schedule)
 
 
-def alphas_cumprod(schedule: Schedule) -> NDArray[np.float64]:
-    """The cumulative product of 1 - beta, float64 [train_steps]: the square of alpha, as diffusers stores it.
-
-    Raises:
-        InvalidRequest: a flow schedule, which has no betas.
-    """
-    if schedule.is_flow:
-        raise InvalidRequest("alphas_cumprod of a flow schedule", allowed="a beta schedule", fix="use noise_levels")
-    return np.square(noise_levels(schedule)[0])
-
-
 def shifted(schedule: Schedule, t: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The flow schedule's sigma at time t, 0 to 1 (arXiv 2403.03206, equation 23)."""
+    """Return sigma of the flow schedule at times t, 0 to 1 (arXiv 2403.03206, equation 23)."""
     return schedule.shift * t / (1 + (schedule.shift - 1) * t)
 
 
@@ -110,5 +99,5 @@ def _betas(schedule: Schedule) -> NDArray[np.float64]:
     if schedule.kind == "scaled_linear":
         return np.linspace(schedule.beta_start**0.5, schedule.beta_end**0.5, schedule.train_steps) ** 2
     edges = np.arange(schedule.train_steps + 1) / schedule.train_steps
-    kept: NDArray[np.float64] = np.cos((edges + 0.008) / 1.008 * np.pi / 2) ** 2
-    return np.clip(1 - kept[1:] / kept[:-1], 0, _LARGEST_BETA)
+    signal: NDArray[np.float64] = np.cos((edges + 0.008) / 1.008 * np.pi / 2) ** 2
+    return np.clip(1 - signal[1:] / signal[:-1], 0, _LARGEST_BETA)

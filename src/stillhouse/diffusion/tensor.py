@@ -1,10 +1,10 @@
-"""What a picture must be able to do here: arithmetic. NumPy arrays and torch tensors both pass."""
+"""What samplers need of a picture's array: arithmetic. NumPy arrays and torch tensors have it."""
 
 from typing import Any, Protocol, Self, TypeAlias, TypeVar
 
 
 class Arithmetic(Protocol):
-    """Anything that adds to its like and is scaled by numbers."""
+    """A value that is added to values of its kind and scaled by numbers."""
 
     def __add__(self, other: Any, /) -> Self: ...
     def __radd__(self, other: Any, /) -> Self: ...

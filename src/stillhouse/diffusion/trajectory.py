@@ -43,9 +43,9 @@ class Trajectory:
         plan: levels, sampler, guidance; fixed before the start.
         latents: z at the grid's first level, float32 [C, h, w].
         branches: by name; each branch that the plan's guidance evaluates, all with inputs of the same names.
-        effects: what happens besides the sampler's step. A plan that caches features adds a `FeatureCache`.
+        effects: effects besides the sampler's step. A plan that caches features adds a `FeatureCache`.
         index: evaluations done.
-        sampler_state: what a multistep sampler remembers.
+        sampler_state: state of a multistep sampler; None before the first evaluation, and of single-step samplers.
         denoised: the denoised picture of the last evaluation, float32 [C, h, w]; None before the first one.
 
     Raises:
@@ -143,8 +143,8 @@ def advance(trajectories: Sequence[Trajectory], denoise: Denoiser | SplitDenoise
     outputs, deep = _run_network(trajectories, rows, z, denoise, arrays)
     steps = _picture_steps(trajectories, outputs)
     stepped, denoised = step_batch(z, outputs, steps, _previous_denoised(trajectories, z, arrays), arrays)
-    # Nothing is written into a trajectory before everything that may fail is done.
-    states = [_sampler_step(*each) for each in zip(trajectories, z, denoised, stepped, strict=True)]
+    # Trajectories change only after everything that may fail.
+    states = [_sampler_step(*arguments) for arguments in zip(trajectories, z, denoised, stepped, strict=True)]
     latents = [
         _add_noise(trajectory, moved, arrays) for trajectory, (moved, _) in zip(trajectories, states, strict=True)
     ]
@@ -191,8 +191,8 @@ def _run_network(
     timesteps = arrays.to_device(np.array([level.timestep for level in levels], np.float32))
     conditioning = {name: _stack_input(name, rows, arrays) for name in rows[0].branch.inputs}
     latents = z[arrays.to_device(np.array([row.picture for row in rows]))]
-    seen = _append_channels(latents, [row.branch.channels for row in rows], arrays)
-    return run_denoiser(denoise, seen, timesteps, conditioning, [row.features for row in rows])
+    inputs = _append_channels(latents, [row.branch.channels for row in rows], arrays)
+    return run_denoiser(denoise, inputs, timesteps, conditioning, [row.features for row in rows])
 
 
 def _stack_input(name: str, rows: Sequence[_Row], arrays: Arrays) -> Any:

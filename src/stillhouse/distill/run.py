@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Any, Protocol
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL
 
 from stillhouse.convert.staging import check_target
 from stillhouse.diffusion import TimestepGrid, grid_from_timesteps
@@ -21,11 +21,11 @@ from stillhouse.distill.settings import DECODER, EDIT_STRENGTHS, IMG2IMG, Distil
 from stillhouse.distill.strategies import ProgressiveChain, Strategy, TrainingOutcome, TrajectoryRegression
 from stillhouse.distill.student import write_student
 from stillhouse.distill.training.decoder import DecoderStage, TinyDecoder
+from stillhouse.distill.training.distillation_stage import DistillationStage
 from stillhouse.distill.training.dmd import DistributionMatching
-from stillhouse.distill.training.networks import Denoiser
+from stillhouse.distill.training.networks import DENOISER_FOLDER, Denoiser, read_network
 from stillhouse.distill.training.preview_grid import render_preview_grid
 from stillhouse.distill.training.progressive_chain import EDITS, ChainRecipe, TrainingRun, freeze
-from stillhouse.distill.training.stage import DistillationStage
 from stillhouse.distill.training.trajectory_chain import TRAJECTORIES
 from stillhouse.distill.training.trajectory_regression import TrajectoryRegressionStage
 from stillhouse.errors import InvalidRequest
@@ -192,28 +192,28 @@ def _count_skipped(folder: Path) -> int:
 
 
 def open_teacher(directory: Path, manifest: Manifest) -> Denoiser:
-    """Open the U-Net of a teacher in torch, frozen, on the GPU where there is one.
+    """Open the denoiser of a teacher in torch, frozen, on the GPU where there is one.
 
     Raises:
-        InvalidRequest: the pipeline has no diffusers files, or its U-Net cannot be distilled.
+        InvalidRequest: the pipeline has no diffusers files, or its denoiser cannot be distilled.
     """
     folder = (directory / manifest.components["denoiser"].weights).parent
-    if folder != directory / "unet":
-        given = f"{directory}, which runs its student {manifest.name}"
-        raise InvalidRequest(given, fix=f"distil {folder.parent}, or its teacher")
-    if not (directory / "unet" / "config.json").is_file():
+    if folder != directory / DENOISER_FOLDER:
+        problem = f"{directory}, which runs its student {manifest.name}"
+        raise InvalidRequest(problem, fix=f"distil {folder.parent}, or its teacher")
+    if not (directory / DENOISER_FOLDER / "config.json").is_file():
         raise InvalidRequest(
-            f"{directory} has no unet/config.json",
+            f"{directory} has no {DENOISER_FOLDER}/config.json",
             allowed="a pipeline that `stillhouse import` wrote, with its weights",
         )
-    unet = UNet2DConditionModel.from_pretrained(directory / "unet", torch_dtype=torch.float32)
-    if unet.config.in_channels != unet.config.out_channels:
+    network = read_network(directory)
+    if network.config.in_channels != network.config.out_channels:
         raise InvalidRequest(
-            f"a U-Net with {unet.config.in_channels} input and {unet.config.out_channels} output channels",
+            f"a denoiser with {network.config.in_channels} input and {network.config.out_channels} output channels",
             allowed="equal numbers: inpainting networks cannot be distilled yet",
         )
-    unet = unet.to(device="cuda" if torch.cuda.is_available() else "cpu", memory_format=torch.channels_last)
-    return freeze(Denoiser(unet, manifest.sampling.schedule, manifest.sampling.prediction))
+    network = network.to(device="cuda" if torch.cuda.is_available() else "cpu", memory_format=torch.channels_last)
+    return freeze(Denoiser(network, manifest.sampling.schedule, manifest.sampling.prediction))
 
 
 def _select_strategy(directory: Path, manifest: Manifest, teacher: Denoiser, settings: DistillSettings) -> Strategy:
@@ -232,23 +232,23 @@ def _initial_student(directory: Path, manifest: Manifest, teacher: Denoiser, set
         InvalidRequest: the teacher is distilled itself, or `init_from` is a student of another teacher.
     """
     if manifest.distilled is not None:
-        given = f"method {TRAJECTORIES} with the teacher {manifest.name}, which is distilled itself"
-        raise InvalidRequest(given, allowed="its teacher, which may be sampled on any grid")
+        problem = f"method {TRAJECTORIES} with the teacher {manifest.name}, which is distilled itself"
+        raise InvalidRequest(problem, allowed="its teacher, which may be sampled on any grid")
     if settings.init_from is None:
         return teacher
     initial_directory = find_pipeline(settings.init_from)
     initial = read_manifest(initial_directory)
     if initial.distilled is None or initial.distilled.teacher != (manifest.name, files_checksum(manifest)):
-        given = f"init_from {settings.init_from}, which was not distilled from this {manifest.name}"
-        raise InvalidRequest(given, allowed=f"students of {directory}")
+        problem = f"init_from {settings.init_from}, which was not distilled from this {manifest.name}"
+        raise InvalidRequest(problem, allowed=f"students of {directory}")
     _check_guidance(initial, settings)
     return open_teacher(initial_directory, initial)
 
 
 def _check_teacher_steps(manifest: Manifest) -> None:
     if manifest.distilled is not None and len(manifest.distilled.timesteps or (0, 0)) == 1:
-        given = f"the teacher {manifest.name}, which has one step"
-        raise InvalidRequest(given, allowed="pipelines of two steps or more, such as its own teacher")
+        problem = f"the teacher {manifest.name}, which has one step"
+        raise InvalidRequest(problem, allowed="pipelines of two steps or more, such as its own teacher")
 
 
 def _check_guidance(manifest: Manifest, settings: DistillSettings) -> None:
@@ -256,8 +256,8 @@ def _check_guidance(manifest: Manifest, settings: DistillSettings) -> None:
         return
     smallest, largest = manifest.distilled.guidance
     if settings.guidance[0] < smallest or settings.guidance[1] > largest:
-        given = f"guidance of {settings.guidance[0]:g} to {settings.guidance[1]:g} with {manifest.name}"
-        raise InvalidRequest(given, allowed=f"within {smallest:g} to {largest:g}, the range of its own training")
+        problem = f"guidance of {settings.guidance[0]:g} to {settings.guidance[1]:g} with {manifest.name}"
+        raise InvalidRequest(problem, allowed=f"within {smallest:g} to {largest:g}, the range of its own training")
 
 
 def _teacher_grid(manifest: Manifest) -> TimestepGrid | None:
@@ -267,7 +267,7 @@ def _teacher_grid(manifest: Manifest) -> TimestepGrid | None:
 
 
 def _chain_recipe(settings: DistillSettings, teacher: Denoiser) -> ChainRecipe:
-    parameters = sum(parameter.numel() for parameter in teacher.unet.parameters())
+    parameters = sum(parameter.numel() for parameter in teacher.network.parameters())
     smallest, largest = settings.guidance
     return ChainRecipe(
         step_counts=settings.step_counts,

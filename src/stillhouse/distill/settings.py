@@ -103,10 +103,10 @@ class DistillSettings:
         if self.init_from is not None and self.method != TRAJECTORIES:
             raise InvalidRequest(f"init_from with method {self.method}", allowed=f"method {TRAJECTORIES}")
         if self.init_from is not None and self.lora_rank:
-            given = (
+            problem = (
                 "init_from with lora_rank: LoRA weights cannot hold the initial student's difference from its teacher"
             )
-            raise InvalidRequest(given, allowed="one of both")
+            raise InvalidRequest(problem, allowed="one of both")
         check_choice("task", self.task, TASKS)
         check_choice("weighting", self.weighting, WEIGHTINGS)
         if len(self.guidance) != 2:

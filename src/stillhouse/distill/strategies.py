@@ -20,14 +20,14 @@ from stillhouse.distill.data.teacher_trajectories import (
     wait_for_trajectories,
 )
 from stillhouse.distill.settings import DistillSettings
-from stillhouse.distill.training.networks import Denoiser
+from stillhouse.distill.training.networks import DENOISER_FOLDER, Denoiser
 from stillhouse.distill.training.progressive_chain import ChainRecipe, Student, TrainingRun, plan_stages, train_chain
 from stillhouse.distill.training.trajectory_chain import TRAJECTORIES, plan_student_grids, train_on_trajectories
 from stillhouse.pipelines.manifest import Component
 from stillhouse.pipelines.pipeline import Pipeline
 
-_UNET_GRAPH = "unet/model.onnx"
-"""Path of the U-Net's graph in an imported pipeline."""
+_DENOISER_GRAPH = f"{DENOISER_FOLDER}/model.onnx"
+"""Path of the denoiser's graph in an imported pipeline."""
 _GPU_BATCH = 256
 """Trajectories sampled at once on a GPU."""
 _BF16_BACKEND = "openvino"
@@ -155,9 +155,9 @@ class TrajectoryRegression:
             edit_grids=grids.edit_grids,
         )
         if torch.cuda.is_available():
-            pipeline, plan = with_unet_on_gpu(pipeline), replace(plan, batch_size=_GPU_BATCH)
+            pipeline, plan = with_denoiser_on_gpu(pipeline), replace(plan, batch_size=_GPU_BATCH)
         elif supports_openvino_bf16():
-            pipeline, plan = with_unet_in_bf16(pipeline), replace(plan, batch_size=_BF16_BATCH)
+            pipeline, plan = with_denoiser_in_bf16(pipeline), replace(plan, batch_size=_BF16_BATCH)
         return lambda start: generate_trajectories(pipeline, caption_sampler(settings, on_skipped), plan, start)
 
     def shard_encoder(self, pipeline: Pipeline) -> Callable[[Sequence[Any]], dict[str, Any]]:
@@ -173,17 +173,17 @@ class TrajectoryRegression:
         return TrainingOutcome(students, latents, len(dataset))
 
 
-def with_unet_on_gpu(pipeline: Pipeline) -> Pipeline:
-    """Return the pipeline with its unaccelerated U-Net in torch on the GPU, in float32."""
-    return _with_unet(pipeline, "torch", "f32", {"device": "cuda"})
+def with_denoiser_on_gpu(pipeline: Pipeline) -> Pipeline:
+    """Return the pipeline with its unaccelerated denoiser in torch on the GPU, in float32."""
+    return _with_denoiser(pipeline, "torch", "f32", {"device": "cuda"})
 
 
-def with_unet_in_bf16(pipeline: Pipeline) -> Pipeline:
-    """Return the pipeline with its unaccelerated U-Net in OpenVINO in bf16, which takes half the time of float32.
+def with_denoiser_in_bf16(pipeline: Pipeline) -> Pipeline:
+    """Return the pipeline with its unaccelerated denoiser in OpenVINO in bf16, which takes half the time of float32.
 
     Trajectories of the embedded teacher differ by 66 dB (PSNR) from those in float32; the solver's own error is 44 dB.
     """
-    return _with_unet(pipeline, _BF16_BACKEND, "bf16", {})
+    return _with_denoiser(pipeline, _BF16_BACKEND, "bf16", {})
 
 
 def supports_openvino_bf16() -> bool:
@@ -191,8 +191,8 @@ def supports_openvino_bf16() -> bool:
     return any(status.name == _BF16_BACKEND and "bf16" in status.precisions for status in backends())
 
 
-def _with_unet(pipeline: Pipeline, backend: str, precision: str, settings: Mapping[str, str]) -> Pipeline:
+def _with_denoiser(pipeline: Pipeline, backend: str, precision: str, settings: Mapping[str, str]) -> Pipeline:
     weights = pipeline.manifest.components["denoiser"].weights
-    unet = Component(_UNET_GRAPH, weights, backend, precision, settings=settings)
+    network = Component(_DENOISER_GRAPH, weights, backend, precision, settings=settings)
     manifest = replace(pipeline.manifest, step_cache=None)
-    return Pipeline(pipeline.directory, manifest=manifest, components={"denoiser": unet})
+    return Pipeline(pipeline.directory, manifest=manifest, components={"denoiser": network})

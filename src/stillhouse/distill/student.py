@@ -1,4 +1,4 @@
-"""Writing of students: a copy of the teacher's pipeline with the student's U-Net, scheduler and manifest."""
+"""Writing of students: a copy of the teacher's pipeline with the student's denoiser, scheduler and manifest."""
 
 import json
 import shutil
@@ -20,6 +20,7 @@ from stillhouse.convert.staging import staged
 from stillhouse.diffusion import Schedule, TimestepGrid
 from stillhouse.distill import step_plan
 from stillhouse.distill.training.decoder import TinyDecoder
+from stillhouse.distill.training.networks import DENOISER_FOLDER
 from stillhouse.distill.training.progressive_chain import Student
 from stillhouse.errors import FitFailed
 from stillhouse.pipelines.load import find_pipeline
@@ -43,7 +44,7 @@ TEACHER_PREDICTION_KEY = "stillhouse.teacher"
 """Key of its metadata: prediction type of the teacher."""
 DECODER_FOLDER = "tiny_decoder"
 _GRAPH, _WEIGHTS = "model.onnx", "model.safetensors"
-_NOT_COPIED = ("unet", "trials", LORA_FILE, DECODER_FOLDER)
+_NOT_COPIED = (DENOISER_FOLDER, "trials", LORA_FILE, DECODER_FOLDER)
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -93,7 +94,7 @@ def _write(
     with staged(out, force=force) as stage, TemporaryDirectory(dir=stage.parent, prefix=".student-") as folder:
         source, pipeline = Path(folder, "diffusers"), Path(folder, "pipeline")
         _write_diffusers(directory, teacher_manifest, student, source)
-        options = ImportOptions(out.name, dtype=_unet_dtype(directory, teacher_manifest))
+        options = ImportOptions(out.name, dtype=_denoiser_dtype(directory, teacher_manifest))
         imported = import_model(source, pipeline, options)
         if student.grid is not None:
             train_steps = teacher_manifest.sampling.schedule.train_steps
@@ -116,11 +117,11 @@ def _write(
 
 
 def _write_diffusers(directory: Path, teacher: Manifest, student: Student, target: Path) -> None:
-    """Write a diffusers directory: the teacher's files with the student's U-Net and prediction type."""
+    """Write a diffusers directory: the teacher's files with the student's denoiser and prediction type."""
     ignored = shutil.ignore_patterns(*_NOT_COPIED, MANIFEST, "*.onnx", "*.html", "*.xlsx")
     shutil.copytree(directory, target, ignore=ignored)
-    unet = student.denoiser.unet
-    unet.to(memory_format=torch.contiguous_format).save_pretrained(target / "unet")
+    network = student.denoiser.network
+    network.to(memory_format=torch.contiguous_format).save_pretrained(target / DENOISER_FOLDER)
     config = json.loads((target / _SCHEDULER).read_text())
     if config["_class_name"] == step_plan.StepPlanScheduler.__name__:  # a student's, without a noise schedule
         config = _ddim_config(teacher.sampling.schedule)
@@ -156,8 +157,8 @@ def _write_decoder(decoder: TinyDecoder, channels: int, directory: Path) -> Comp
     return Component(f"{DECODER_FOLDER}/{_GRAPH}", f"{DECODER_FOLDER}/{_WEIGHTS}")
 
 
-def _unet_dtype(directory: Path, teacher: Manifest) -> str:
-    """Return the dtype of the teacher's U-Net on disk."""
+def _denoiser_dtype(directory: Path, teacher: Manifest) -> str:
+    """Return the dtype of the teacher's denoiser on disk."""
     layout = read_safetensors_index(directory / teacher.components["denoiser"].weights)
     return _DTYPES[next(iter(layout.values())).dtype]
 

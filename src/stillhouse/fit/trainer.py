@@ -165,8 +165,8 @@ class Trainer:
         if state is None:
             return
         if state["update"] > planned:
-            given = f"{self.stage.name} has done {state['update']} updates, {planned} are planned"
-            raise FitFailed(given, fix="plan more updates")
+            problem = f"{self.stage.name} has done {state['update']} updates, {planned} are planned"
+            raise FitFailed(problem, fix="plan more updates")
         self.stage.network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._ema = [ema.to(parameter) for ema, parameter in zip(state["ema"], self._parameters, strict=True)]

@@ -1,8 +1,6 @@
-"""Batches of any size for a network that is opened for a few sizes only: what is missing is filled up, and what is too
-many goes in turns.
+"""Batches of any size for a network with static batch sizes: small batches are padded, large ones are split.
 
-Where sizes are compiled for, a server would otherwise compile anew, for seconds or minutes, whenever so many rows come
-together for the first time.
+A server would otherwise compile the network, for seconds or minutes, at the first batch of each size.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,55 +9,54 @@ from typing import Any, TypeAlias
 from stillhouse.diffusion import Arrays
 
 DEFAULT_SIZES = (1, 2, 4, 8, 16, 32)
-"""Sizes where a component names none: of a batch less than half is filled up."""
+"""Sizes of a component that names none; less than half of a batch is padding."""
 
 Feeds: TypeAlias = Mapping[str, Any]
 
 
 def split_batch(count: int, rows: Sequence[int]) -> list[tuple[int, int]]:
-    """How a batch is run: of each part how many rows it has, and how many are run.
+    """Return the parts of a batch: of each its rows, and its rows with padding.
 
     Args:
         count: rows of the batch, from 1.
-        rows: sizes that may be run, rising.
+        rows: static batch sizes, rising.
 
-    >>> parts(3, (1, 2, 4)), parts(9, (1, 2, 4))
+    >>> split_batch(3, (1, 2, 4)), split_batch(9, (1, 2, 4))
     ([(3, 4)], [(4, 4), (4, 4), (1, 1)])
     """
-    most = rows[-1]
-    whole, rest = divmod(count, most)
+    largest = rows[-1]
+    whole, rest = divmod(count, largest)
     last = [(rest, next(size for size in rows if size >= rest))] if rest else []
-    return [(most, most)] * whole + last
+    return [(largest, largest)] * whole + last
 
 
 def run_split(feeds: Feeds, rows: Sequence[int], arrays: Arrays, run: Callable[[Feeds], Feeds]) -> Feeds:
-    """What a network says to a batch.
+    """Run a network on a batch in parts of its static sizes, and return its outputs.
 
     Args:
-        feeds: by input, all with as many rows. What a part lacks is its last row once more, whose answer is dropped.
-        rows: sizes that may be run, rising.
-        arrays: what feeds are.
-        run: the network; it may overwrite its answers in the next call.
+        feeds: inputs by name, all with the same number of rows. A part is padded with copies of its last row, whose
+            outputs are dropped.
+        rows: static batch sizes, rising.
+        arrays: the kind of the feeds.
+        run: the network; it may overwrite its outputs in the next call.
 
     Returns:
-        answers by output; of a batch in one part, `run` may overwrite them.
+        outputs by name; where the batch is one part, the next call of `run` may overwrite them.
     """
     count = len(next(iter(feeds.values())))
     if count in rows:
         return run(feeds)
-    answers: list[Feeds] = []
-    begin, several = 0, split_batch(count, rows)
-    for taken, fed in several:
-        part = {name: _pad(array[begin : begin + taken], fed - taken, arrays) for name, array in feeds.items()}
-        told = {name: answer[:taken] for name, answer in run(part).items()}
-        # Joined with nothing, to be kept while the next part runs.
-        answers.append(
-            told if len(several) == 1 else {name: arrays.concatenate([one], 0) for name, one in told.items()}
-        )
-        begin += taken
-    if len(answers) == 1:
-        return answers[0]
-    return {name: arrays.concatenate([answer[name] for answer in answers], 0) for name in answers[0]}
+    outputs: list[Feeds] = []
+    first, parts = 0, split_batch(count, rows)
+    for size, padded in parts:
+        part = {name: _pad(array[first : first + size], padded - size, arrays) for name, array in feeds.items()}
+        output = {name: array[:size] for name, array in run(part).items()}
+        if len(parts) == 1:
+            return output
+        # Concatenated alone, which copies it, because the next part may overwrite it.
+        outputs.append({name: arrays.concatenate([array], 0) for name, array in output.items()})
+        first += size
+    return {name: arrays.concatenate([output[name] for output in outputs], 0) for name in outputs[0]}
 
 
 def _pad(array: Any, missing: int, arrays: Arrays) -> Any:

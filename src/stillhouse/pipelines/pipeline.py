@@ -1,4 +1,4 @@
-"""A pipeline in memory: it starts, advances and finishes pictures. Nothing here needs torch."""
+"""An open pipeline: starts, advances and finishes pictures. Does not need torch."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +30,7 @@ from stillhouse.errors import BackendFailed, InvalidRequest
 from stillhouse.images.pixels import to_pixels
 from stillhouse.pipelines.batch_sizes import run_split
 from stillhouse.pipelines.families import find_family
-from stillhouse.pipelines.families.base import Context, Family, Tensors, denormalize_latents, latent_shape
+from stillhouse.pipelines.families.base import Context, Family, Tensors, latent_shape
 from stillhouse.pipelines.manifest import Component, Defaults, Manifest, StepCache, read_manifest
 from stillhouse.pipelines.resolve import Resolved, resolve
 from stillhouse.pipelines.roles import DENOISER, DENOISER_FULL, DENOISER_SHALLOW, TEXT_ENCODERS
@@ -39,7 +39,7 @@ from stillhouse.pipelines.tiled_decode import decode_tiled
 from stillhouse.pipelines.tokenizers import Tokenizer, open_tokenizer
 
 CACHED_PROMPTS = 64
-"""Encoded prompts that an open pipeline keeps."""
+"""Number of encoded prompts that an open pipeline caches."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -51,22 +51,22 @@ class ImageTrajectory(Trajectory):
 
 
 class Pipeline:
-    """A pipeline directory, opened.
+    """A pipeline directory with its networks, which are opened when they are first needed.
 
-    Networks are opened when they are first needed, once each. One picture depends on its request only, not on what
-    is in the batch with it. To be used from one thread at a time.
+    A picture follows from its request alone, and not from the other pictures of its batch. Use a pipeline from one
+    thread at a time.
 
     Args:
-        directory: it holds `stillhouse.json`.
-        backend: for every component, instead of what the manifest says.
-        precision: for the denoiser, which does nearly all of the work, instead of what the manifest says.
-        threads: at most so many for each network, instead of what the manifest says; where neither says, the runtime.
-        cache: directory for compiled networks, where the runtime keeps them.
+        directory: directory with `stillhouse.json`.
+        backend: of every component; None: the manifest's.
+        precision: of the denoiser, which does nearly all of the work; None: the manifest's.
+        threads: the most threads of each network; None: the manifest's, or else the runtime's default.
+        cache: directory for compiled networks, for runtimes that store them.
         verify: hash every file first.
-        manifest: instead of the directory's own.
-        components: by name, instead of the manifest's; their graphs may lie anywhere, and then have absolute paths.
-        defaults: instead of the manifest's.
-        step_cache: instead of the manifest's, which is left out where `components` has another graph for the denoiser.
+        manifest: None: the directory's own.
+        components: by role, in place of the manifest's; graphs outside of the directory have absolute paths.
+        defaults: None: the manifest's.
+        step_cache: None: the manifest's, or none where `components` has another graph for the denoiser.
 
     Raises:
         InvalidRequest: a component that the manifest does not have.
@@ -99,19 +99,19 @@ class Pipeline:
         self._encoded = lru_cache(CACHED_PROMPTS)(self._encode)
 
     def resolve(self, request: ImageRequest) -> Resolved:
-        """Fill in every default and plan the trajectory; see `resolve.resolve`. Raises InvalidRequest."""
+        """Return the request with every default filled in and its trajectory planned; see `resolve.resolve`."""
         return resolve(self.manifest, request)
 
     def start(self, request: ImageRequest | Resolved, *, noise: Array | None = None) -> ImageTrajectory:
-        """Start a picture: encode its prompt and its image, and lay out its latents, on the pipeline's device.
+        """Start a picture: encode its prompt and its image, and make its latents, on the pipeline's device.
 
         Args:
-            request: one that is resolved is taken as it is.
-            noise: standard normal, float32 [channels, height / downscale, width / downscale]; None draws it from
-                the request's seed.
+            request: is resolved first; a `Resolved` is taken as it is, and planned no second time.
+            noise: standard normal, float32 [channels, height / downscale, width / downscale]; None: from the
+                request's seed.
 
         Raises:
-            InvalidRequest: what this pipeline cannot do, or noise of another shape.
+            InvalidRequest: a request that this pipeline cannot serve, or noise of another shape.
             RuntimeMissing, BackendFailed: a network cannot be run here, or there is no memory for the picture.
         """
         started = time.perf_counter()
@@ -120,39 +120,33 @@ class Pipeline:
             self._context(resolved), resolved.request, self._noise(resolved.request, noise), resolved.plan
         )
         with self._backend_errors("begin a picture with"):
-            to_device = self.arrays.to_device
-            branches = {
-                name: Branch(
-                    {key: to_device(array) for key, array in branch.inputs.items()},
-                    None if branch.channels is None else to_device(branch.channels),
-                )
-                for name, branch in start.branches.items()
-            }
+            branches = {name: self._branch_to_device(branch) for name, branch in start.branches.items()}
             effects = tuple(effect.to_device(self.arrays) for effect in start.effects)
-            latents = to_device(start.latents)
+            latents = self.arrays.to_device(start.latents)
         return ImageTrajectory(resolved.plan, latents, branches, effects, request=resolved.request, started=started)
 
     def advance(self, trajectories: Sequence[Trajectory]) -> None:
         """Move every picture of a mixed batch by one evaluation of the denoiser; see `diffusion.advance`.
 
-        Where the denoiser is split, every picture takes the full depth or the shallow one, whatever its cache_interval,
-        so that the other pictures of the batch do not matter. A GPU may still be at it when this returns, see `settle`.
+        Where the denoiser is split, every picture runs its full or its shallow depth, whatever its cache_interval, so
+        that the other pictures of the batch do not change it. A GPU may still compute after the return; see
+        `synchronize`.
         """
         denoise = SplitDenoiser(self._full, self._shallow) if self.manifest.step_cache else self.denoise
         with self._backend_errors("advance pictures with"):
             advance(trajectories, denoise, self.arrays)
 
     def synchronize(self) -> None:
-        """Return when every `advance` so far is done: for whoever measures, or must know.
+        """Wait until every `advance` so far is done, for example before a time is measured.
 
         Raises:
-            BackendFailed: a GPU failed since; its pictures are lost, though they seem to have moved.
+            BackendFailed: a GPU failed since the last call; the pictures that it moved are lost.
         """
         with self._backend_errors("run"):
             self.arrays.synchronize()
 
     def finish(self, trajectory: ImageTrajectory) -> ImageResult:
-        """Decode a picture that is done.
+        """Decode a picture that is done, and return it with its request and the seconds since its start.
 
         Raises:
             InvalidRequest: the picture is not done.
@@ -167,22 +161,32 @@ class Pipeline:
         return ImageResult(image, trajectory.request, time.perf_counter() - trajectory.started)
 
     def set_adapters(self, adapters: Sequence[str]) -> None:
-        """Draw with these LoRA from now on, `FILE` or `FILE:WEIGHT` each, and with no others; none takes all off.
+        """Run with these LoRA files, `FILE` or `FILE:WEIGHT` each, and with no others; an empty list removes all.
 
-        Nothing is compiled anew. Networks that they change have to run where weights can; see `models.adapters`.
+        No network is compiled again. The backend of each changed network must be able to change weights; see
+        `pipelines.adapters`.
 
         Raises:
-            ImportFailed: a file that is no LoRA, or was made for another network; what was worn before is worn still.
-            InvalidRequest: a network that they change runs on another engine, or with weights that cannot be changed.
-            BackendFailed: an engine cannot change its weights.
+            ImportFailed: a file that is not a LoRA, or was made for another network; the adapters stay as they were.
+            InvalidRequest: the backend of a changed network cannot change weights, or not with its settings.
+            BackendFailed: a runtime failed to change its weights.
 
-        >>> pipeline.wear(["style.safetensors:0.8"])  # doctest: +SKIP
+        >>> pipeline.set_adapters(["style.safetensors:0.8"])  # doctest: +SKIP
         """
         self._runners.set_adapters(adapters)
         self._encoded.cache_clear()
 
     def generate(self, prompt: str, **fields: Any) -> ImageResult:
-        """Generate one picture; `fields` are those of `ImageRequest`."""
+        """Generate one picture.
+
+        Args:
+            prompt: text that describes the picture.
+            fields: other fields of `ImageRequest`.
+
+        Raises:
+            InvalidRequest: a field that does not exist, or a value that this pipeline cannot serve.
+            RuntimeMissing, BackendFailed: as `start`, `advance` and `decode`.
+        """
         for name in fields:
             check_choice("request field", name, ImageRequest.__dataclass_fields__)
         trajectory = self.start(ImageRequest(prompt, **fields))
@@ -191,7 +195,7 @@ class Pipeline:
         return self.finish(trajectory)
 
     def steps(self, trajectories: Sequence[Trajectory]) -> Iterator[Sequence[Trajectory]]:
-        """Advance pictures until all are done, and give after each evaluation those that moved."""
+        """Advance pictures until all are done, and yield after each evaluation the pictures that moved."""
         while moving := [trajectory for trajectory in trajectories if not trajectory.is_done]:
             self.advance(moving)
             yield moving
@@ -210,24 +214,32 @@ class Pipeline:
 
     def _shallow(self, latents: Array, timesteps: Array, conditioning: Conditioning, deep: NDArray[Any]) -> Array:
         feeds = {**self._family.feeds(latents, timesteps, conditioning), "deep": deep}
-        return self._family.read(
-            self.run(DENOISER_SHALLOW, {name: feeds[name] for name in self._shallow_inputs}), latents
-        )
+        return self._family.read(self._run_calls(DENOISER_SHALLOW, feeds, self._shallow_inputs), latents)
 
-    def _run_calls(self, denoiser: str, feeds: Tensors) -> Tensors:
-        """Run the networks of an evaluation in order, the last one as `denoiser`; return its outputs."""
+    def _run_calls(self, denoiser: str, feeds: Tensors, inputs: Sequence[str] = ()) -> Tensors:
+        """Run the networks of an evaluation in order and return the denoiser's outputs.
+
+        Args:
+            denoiser: role with which the last network is run.
+            feeds: inputs of the networks, as the family gives them.
+            inputs: names of the denoiser's inputs; empty: as its `NetworkCall` says.
+        """
         available = dict(feeds)
         *earlier, last = self._family.calls(self.manifest)
         for call in earlier:
             outputs = self.run(call.role, {name: available[name] for name in call.inputs or feeds})
             available |= {call.outputs[name]: outputs[name] for name in call.outputs}
-        return self.run(denoiser, {name: available[name] for name in last.inputs or available})
+        return self.run(denoiser, {name: available[name] for name in inputs or last.inputs or available})
 
     def encode_prompt(self, text: str, key: tuple[int, ...] = ()) -> Conditioning:
-        """Return the denoiser's inputs that follow from a text, without batch axis.
+        """Return the denoiser's inputs that follow from a text, without batch axis; the latest prompts are cached.
 
-        The last `CACHED_PROMPTS` are kept. Warns with `PromptTruncated` about what does not fit. `key` is what the
-        family adds to a batch key.
+        Args:
+            text: a prompt.
+            key: values that the family adds to the request's batch key.
+
+        Warns:
+            PromptTruncated: the text is longer than a text encoder reads.
         """
         return self._encoded(_freeze(self._family.tokenize(self.tokenizers, text, key)))
 
@@ -236,52 +248,59 @@ class Pipeline:
         return self._family.encode_image(self._context(), picture)
 
     def decode(self, latents: Array) -> Picture:
-        """Return the picture of clean latents [C, h, w]; in tiles where it is larger than the manifest's tile.
+        """Return the picture of clean latents [C, h, w]; decoded in tiles where it is larger than the manifest's tile.
 
         Raises:
-            BackendFailed: a network answered with NaN or infinity, as some do in half precision.
+            BackendFailed: a network returned NaN or infinity, as some do in half precision.
         """
         latent, tile = self.manifest.latent, self.manifest.defaults.tile
         clean: Array = latents if isinstance(latents, np.ndarray) else self.arrays.to_numpy(latents)
         _check_finite(DENOISER, clean)
-        sample = denormalize_latents(latent, clean)
         decode = partial(self._family.decode, self._context())
-        if tile is None or max(sample.shape[1:]) * latent.downscale <= tile:
-            return to_pixels(decode(sample))
-        return to_pixels(decode_tiled(decode, sample, tile // latent.downscale, latent.downscale))
+        if tile is None or max(clean.shape[1:]) * latent.downscale <= tile:
+            return to_pixels(decode(clean))
+        return to_pixels(decode_tiled(decode, clean, tile // latent.downscale, latent.downscale))
 
     def run(self, component: str, feeds: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
-        """One call of the network of that name, or several where it is opened for smaller batches; see `buckets`.
+        """Run a network and return its outputs by name.
 
-        On arrays of the pipeline's own kind it answers with such arrays, which its next call may overwrite.
+        A batch is split and padded where the network has static batch sizes; see `batch_sizes`. NumPy arrays give NumPy
+        arrays; arrays of the pipeline's device give such arrays, which the next call may overwrite.
+
+        Args:
+            component: role of the network.
+            feeds: inputs by name, with batch axis.
         """
         is_numpy = all(isinstance(array, np.ndarray) for array in feeds.values()) or self.arrays is NUMPY
         arrays = NUMPY if is_numpy else self.arrays
         if not is_numpy:
-            feeds = {name: arrays.to_device(fed) if isinstance(fed, np.ndarray) else fed for name, fed in feeds.items()}
+            feeds = {
+                name: arrays.to_device(array) if isinstance(array, np.ndarray) else array
+                for name, array in feeds.items()
+            }
 
-        def once(fed: Mapping[str, Any]) -> Mapping[str, Any]:
-            runner: Any = self.runner(component, {name: tuple(array.shape) for name, array in fed.items()})
-            answers: Mapping[str, Any] = runner(fed) if is_numpy else runner.run_on_device(fed)
-            return answers
+        def run_part(part: Mapping[str, Any]) -> Mapping[str, Any]:
+            runner: Any = self.runner(component, {name: tuple(array.shape) for name, array in part.items()})
+            outputs: Mapping[str, Any] = runner(part) if is_numpy else runner.run_on_device(part)
+            return outputs
 
-        rows = self._runners.batch_sizes(component)
-        return run_split(feeds, rows, arrays, once) if rows else once(feeds)
+        sizes = self._runners.batch_sizes(component)
+        return run_split(feeds, sizes, arrays, run_part) if sizes else run_part(feeds)
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
-        """Batch sizes that the denoiser is opened for; empty where any size is as good."""
+        """Static batch sizes of the denoiser, rising; empty where it takes any size."""
         return self._runners.batch_sizes(DENOISER_FULL if self.manifest.step_cache else DENOISER)
 
     def runner(self, component: str, shapes: Mapping[str, tuple[int, ...]]) -> Runner:
-        """The network of that name, opened for these shapes where it needs to know them; see `Runners`."""
+        """Return the network of a role, opened for these input shapes where they are static; see `Runners`."""
         return self._runners.get(component, shapes)
 
     @cached_property
     def arrays(self) -> Arrays:
-        """Where pictures lie that are being made: everything that a draft holds is of these.
+        """The kind of all arrays of a trajectory: NumPy's, or tensors on the denoiser's device where it runs on torch.
 
-        NumPy's, or where the denoiser runs on torch, its tensors on that device. `arrays.read` makes NumPy's of them.
+        `arrays.to_numpy` converts them.
         """
         return self._runners.arrays()
 
@@ -299,6 +318,11 @@ class Pipeline:
     def _shallow_inputs(self) -> tuple[str, ...]:
         return tuple(read_signature(self._runners.graph(DENOISER_SHALLOW), external=False).inputs)
 
+    def _branch_to_device(self, branch: Branch) -> Branch:
+        to_device = self.arrays.to_device
+        inputs = {name: to_device(array) for name, array in branch.inputs.items()}
+        return Branch(inputs, None if branch.channels is None else to_device(branch.channels))
+
     def _context(self, resolved: Resolved | None = None) -> Context:
         key = resolved.batch_key[2:] if resolved else ()
         return Context(self.manifest, self._run_finite, partial(self.encode_prompt, key=key))
@@ -309,7 +333,7 @@ class Pipeline:
             _check_finite(component, array)
         return outputs
 
-    def _encode(self, tokens: "_Tokens") -> Conditioning:
+    def _encode(self, tokens: "_TokensKey") -> Conditioning:
         encoded = self._family.encode_prompt(self._run_finite, tokens.thaw())
         for array in encoded.values():
             array.flags.writeable = False
@@ -325,12 +349,12 @@ class Pipeline:
         return noise
 
     def _backend_errors(self, verb: str) -> AbstractContextManager[None]:
-        """Report what a backend raises over its own arrays as its network's failures are reported."""
+        """Return a context that reports a backend's exceptions over its own arrays as failures of its network."""
         return nullcontext() if self.arrays is NUMPY else self._runners.backend_errors(verb)
 
 
 @dataclass(frozen=True, slots=True)
-class _Tokens:
+class _TokensKey:
     """Inputs of text encoders as a key of a cache: (role, input, dtype, shape, bytes) of each."""
 
     inputs: tuple[tuple[str, str, str, tuple[int, ...], bytes], ...]
@@ -343,8 +367,8 @@ class _Tokens:
         return tokens
 
 
-def _freeze(tokens: Mapping[str, Tensors]) -> _Tokens:
-    return _Tokens(
+def _freeze(tokens: Mapping[str, Tensors]) -> _TokensKey:
+    return _TokensKey(
         tuple(
             (role, name, array.dtype.str, array.shape, array.tobytes())
             for role, feeds in tokens.items()
@@ -357,6 +381,6 @@ def _check_finite(component: str, output: NDArray[Any]) -> None:
     if not np.isfinite(output).all():
         precision = "`--precision f32`, " if component == DENOISER else ""
         raise BackendFailed(
-            f"{component} answered with NaN or infinity, of which no picture can be made",
+            f"{component} returned NaN or infinity, which no picture can be made of",
             fix=f"try {precision}another `--backend`, or the pipeline before it was accelerated",
         )

@@ -1,4 +1,4 @@
-"""Requests resolved against a manifest: defaults filled in, impossible ones refused, the trajectory planned."""
+"""Requests resolved against a manifest: defaults filled in, the request checked, the trajectory planned."""
 
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -25,7 +25,7 @@ T = TypeVar("T")
 MAX_SIZE = 8192
 MAX_GUIDANCE = 1000
 _STUDENT_SAMPLERS = ("ddim", "euler")
-"""They take the same step, the one that students learn."""
+"""Samplers of students: both take the step that students are trained for."""
 _READERS = {"image": "picture", "mask": "mask"}
 IMG2IMG_STRENGTH = 0.8
 """diffusers' default where there is an image and no mask; with a mask it is 1."""
@@ -33,12 +33,12 @@ IMG2IMG_STRENGTH = 0.8
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Resolved:
-    """A request as a pipeline will meet it; made once, where the request is admitted.
+    """A request with its plan; made once, where the request is admitted.
 
     Args:
-        request: with every default filled in; None is left only of an image, mask and strength that do not apply.
+        request: with every default filled in; only an image, mask and strength that do not apply are None.
         plan: the trajectory's plan.
-        batch_key: what pictures must share to share a batch: width and height in pixels, then what the family adds.
+        batch_key: equal for pictures that may share a batch: width and height in pixels, then the family's values.
     """
 
     request: ImageRequest
@@ -49,10 +49,10 @@ class Resolved:
 def resolve(manifest: Manifest, request: ImageRequest) -> Resolved:
     """Fill in every default, check the request against the pipeline, and plan its trajectory.
 
-    A picture takes the size of its image where it is not given another. Without an image there is no strength.
+    The size defaults to the image's, or to the manifest's without an image. Without an image there is no strength.
 
     Raises:
-        InvalidRequest: anything that this pipeline cannot do; the message says what it can.
+        InvalidRequest: a value that this pipeline cannot serve; the message says what is allowed.
     """
     _check_text(request)
     _check_image(manifest, request)
@@ -81,7 +81,7 @@ def _or(value: T | None, default: T) -> T:
 
 
 def _plan(manifest: Manifest, family: Family, request: ImageRequest) -> SamplingPlan:
-    """Return the plan of a request without None, or refuse what the pipeline cannot do."""
+    """Return the plan of a request whose defaults are filled in."""
     assert request.steps is not None and request.guidance is not None and request.sampler is not None
     assert request.cache_interval is not None
     check_integer("steps", request.steps, 1, manifest.sampling.schedule.train_steps)
@@ -94,7 +94,7 @@ def _plan(manifest: Manifest, family: Family, request: ImageRequest) -> Sampling
         raise InvalidRequest(
             f"cache_interval is {request.cache_interval} for {manifest.name}, whose denoiser is in one piece",
             allowed="cache_interval 1",
-            fix="make a pipeline that keeps features with `stillhouse accelerate`",
+            fix="make a pipeline that caches features with `stillhouse accelerate`",
         )
     return SamplingPlan(
         grid=_timestep_grid(manifest, family, request),
@@ -137,18 +137,18 @@ def _timestep_grid(manifest: Manifest, family: Family, request: ImageRequest) ->
             manifest.sampling.spacing,
             manifest.sampling.sigmas,
             steps_offset=manifest.sampling.steps_offset,
-            trimmed=find_sampler(request.sampler).drops_last_level,
+            drop_last_level=find_sampler(request.sampler).drops_last_level,
         )
     return grid if strength is None else grid.start_at_strength(strength)
 
 
 def _check_student(name: str, distilled: Distilled, request: ImageRequest) -> None:
-    """A student knows its own jumps between its own levels, and no others."""
+    """Refuse guidance, steps, samplers and eta that a distilled pipeline was not trained with."""
     least, most = distilled.guidance
     assert request.guidance is not None
     if not least <= request.guidance <= most:
         raise InvalidRequest(
-            f"guidance is {request.guidance:g} for {name}", allowed=f"{least:g} to {most:g}, which it was taught"
+            f"guidance is {request.guidance:g} for {name}", allowed=f"{least:g} to {most:g}, its training range"
         )
     if distilled.timesteps is None:
         return
@@ -161,19 +161,20 @@ def _check_student(name: str, distilled: Distilled, request: ImageRequest) -> No
     if request.sampler not in _STUDENT_SAMPLERS:
         raise InvalidRequest(f"sampler is {request.sampler} for {name}", allowed=", ".join(_STUDENT_SAMPLERS))
     if request.eta:
-        raise InvalidRequest(f"eta is {request.eta:g} for {name}", allowed="0: a student's steps have no fresh noise")
+        raise InvalidRequest(
+            f"eta is {request.eta:g} for {name}", allowed="0: steps of a distilled model have no fresh noise"
+        )
 
 
 def _strength(manifest: Manifest, request: ImageRequest) -> float | None:
-    """Of a student, the nearest that it was taught."""
+    """Return the strength; a student's is the nearest that it was trained with."""
     if request.image is None:
         return request.strength
-    usual = IMG2IMG_STRENGTH if request.mask is None else 1.0
-    strength = usual if request.strength is None else request.strength
+    strength = _or(request.strength, IMG2IMG_STRENGTH if request.mask is None else 1.0)
     if not manifest.distilled or not manifest.distilled.edits:
         return strength
-    taught = [*(edit.strength for edit in manifest.distilled.edits), 1.0]
-    return min(taught, key=lambda one: abs(one - strength))
+    trained = [*(edit.strength for edit in manifest.distilled.edits), 1.0]
+    return min(trained, key=lambda candidate: abs(candidate - strength))
 
 
 def _check_text(request: ImageRequest) -> None:
@@ -185,17 +186,17 @@ def _check_text(request: ImageRequest) -> None:
 
 def _check_image(manifest: Manifest, request: ImageRequest) -> None:
     image, mask = request.image, request.mask
-    for name, given in (("image", image), ("mask", mask)):
-        if given is not None and not isinstance(given, np.ndarray):
+    for name, array in (("image", image), ("mask", mask)):
+        if array is not None and not isinstance(array, np.ndarray):
             raise InvalidRequest(
-                f"{name} is {given!r}", allowed="a uint8 array", fix=f"see stillhouse.read_{_READERS[name]}"
+                f"{name} is {array!r}", allowed="a uint8 array", fix=f"see stillhouse.read_{_READERS[name]}"
             )
     for name in ("mask", "strength"):
         if image is None and getattr(request, name) is not None:
             raise InvalidRequest(f"{name} without an image", allowed=f"{name} with an image", fix="give an image")
     if manifest.is_inpainting and mask is None:
         raise InvalidRequest(
-            f"{manifest.name} repaints parts of pictures, and was given no {'image' if image is None else 'mask'}",
+            f"no {'image' if image is None else 'mask'} for {manifest.name}, which is an inpainting model",
             allowed="an image and a mask",
             fix="give both, or use a text-to-image model",
         )
@@ -225,7 +226,7 @@ def _check_size(manifest: Manifest, request: ImageRequest) -> None:
             raise InvalidRequest(f"{name} is {size}", allowed=f"multiples of {unit}", fix=f"try {near}{resize}")
     if request.image is not None and request.image.shape[:2] != (request.height, request.width):
         raise InvalidRequest(
-            f"the image is {_size(request.image.shape)}, the size asked for {request.width}x{request.height}",
+            f"the image is {_size(request.image.shape)}, the request's size is {request.width}x{request.height}",
             allowed="the image's own size",
             fix="leave the size out, or resize the image",
         )

@@ -99,7 +99,7 @@ def _choose(
             runner = _open(directory, component, feeds, threads)
             sqnr, batch = _worst_sqnr(role, component, runner, feeds, expected, min_sqnr)
         except StillhouseError as error:
-            refused.append(f"{_name(component)}: {error.given}")
+            refused.append(f"{_name(component)}: {error.problem}")
             continue
         if sqnr < min_sqnr:
             refused.append(f"{_name(component)} errs here: SQNR {sqnr:.1f} dB{batch}, the bound is {min_sqnr:.1f}")

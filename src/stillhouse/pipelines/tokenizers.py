@@ -1,10 +1,11 @@
-"""CLIP's tokenizer without torch or transformers, out of `tokenizer.json` and `tokenizer_config.json`."""
+"""Tokenizers of text encoders, without torch or transformers, read from the files that transformers saves."""
 
 import json
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,47 +13,89 @@ from tokenizers import Tokenizer as Vocabulary
 
 from stillhouse.errors import PipelineError
 
-SPECIAL_TOKENS = ("bos", "eos", "pad")
-
 
 class PromptTruncated(UserWarning):
-    """The prompt was longer than the text encoder reads; `lost` is the part that has no effect."""
+    """Warns that a prompt is longer than the text encoder reads; `lost` is the part without effect."""
 
     def __init__(self, lost: str, tokens: int, limit: int) -> None:
         self.lost, self.tokens, self.limit = lost, tokens, limit
         super().__init__(f"the prompt has {tokens} tokens, the model reads {limit}; this part was cut off: {lost!r}")
 
 
+class Tokens(NamedTuple):
+    """A text as token ids, int64 [L], and its mask, int64 [L]: 1 for tokens, 0 for padding."""
+
+    ids: NDArray[np.int64]
+    mask: NDArray[np.int64]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Tokenizer:
-    """Text to token ids: start, tokens, end, then padding up to `length`."""
+    """Converts a text to token ids: start, tokens, end, then padding.
+
+    Args:
+        vocabulary: splits a text into tokens.
+        start, end: ids before and after the tokens of a text; None: no id is added there.
+        padding: id that fills up short texts.
+        length: the most ids that the text encoder reads.
+    """
 
     vocabulary: Vocabulary
-    start: int
-    end: int
+    start: int | None
+    end: int | None
     padding: int
     length: int
 
     def __call__(self, text: str) -> NDArray[np.int64]:
-        """Encode one text, int64 [length]. What does not fit is cut off with a `PromptTruncated` warning."""
+        """Return the token ids of a text, padded to the tokenizer's length; see `encode`."""
+        return self.encode(text).ids
+
+    def encode(self, text: str, length: int | None = None) -> Tokens:
+        """Return the token ids of a text and their mask.
+
+        Args:
+            text: any text.
+            length: ids to return, at most the tokenizer's length; None: the tokenizer's length.
+
+        Warns:
+            PromptTruncated: the text has more tokens, and its end was cut off.
+        """
+        length = self.length if length is None else min(length, self.length)
         encoding = self.vocabulary.encode(text, add_special_tokens=False)
-        room = self.length - 2
-        if len(encoding.ids) > room:
-            lost = text[encoding.offsets[room][0] :]
-            warnings.warn(PromptTruncated(lost, len(encoding.ids), room), stacklevel=2)
-        ids = [self.start, *encoding.ids[:room], self.end]
-        return np.array(ids + [self.padding] * (self.length - len(ids)), np.int64)
+        limit = length - self._special_tokens
+        if len(encoding.ids) > limit:
+            lost = text[encoding.offsets[limit][0] :]
+            warnings.warn(PromptTruncated(lost, len(encoding.ids), limit), stacklevel=3)
+        ids = [*self._start_ids, *encoding.ids[:limit], *self._end_ids]
+        padding = length - len(ids)
+        return Tokens(
+            np.array(ids + [self.padding] * padding, np.int64), np.array([1] * len(ids) + [0] * padding, np.int64)
+        )
 
     def fits(self, text: str) -> bool:
-        """Whether nothing of a text is cut off."""
-        room = self.length - 2
-        if len(text.encode()) <= room:  # no token is shorter than a byte
+        """Return whether no part of a text is cut off."""
+        limit = self.length - self._special_tokens
+        if len(text.encode()) <= limit:  # a token has one byte or more
             return True
-        return len(self.vocabulary.encode(text, add_special_tokens=False).ids) <= room
+        return len(self.vocabulary.encode(text, add_special_tokens=False).ids) <= limit
+
+    @property
+    def _start_ids(self) -> list[int]:
+        return [] if self.start is None else [self.start]
+
+    @property
+    def _end_ids(self) -> list[int]:
+        return [] if self.end is None else [self.end]
+
+    @property
+    def _special_tokens(self) -> int:
+        return len(self._start_ids) + len(self._end_ids)
 
 
 def open_tokenizer(directory: Path) -> Tokenizer:
     """Open the tokenizer that diffusers or transformers saved in `directory`.
+
+    Its `tokenizer_config.json` names the padding token, and the start and the end token where texts have them.
 
     Raises:
         PipelineError: a file is missing or broken, or a special token is not in the vocabulary.
@@ -60,20 +103,27 @@ def open_tokenizer(directory: Path) -> Tokenizer:
     try:
         settings = json.loads((directory / "tokenizer_config.json").read_bytes())
         vocabulary = Vocabulary.from_file(str(directory / "tokenizer.json"))
-        start, end, padding = (vocabulary.token_to_id(_text(settings[f"{role}_token"])) for role in SPECIAL_TOKENS)
+        start, end = (_special_id(vocabulary, settings, name) for name in ("bos_token", "eos_token"))
+        padding = _token_id(vocabulary, settings["pad_token"])
         length = int(settings["model_max_length"])
     except Exception as error:  # the tokenizers library raises plain Exception for every fault
-        raise _unusable(directory, f"{type(error).__name__}: {error}") from error
-    if start is None or end is None or padding is None:
-        raise _unusable(directory, "its start, end or padding token is not in its vocabulary")
+        raise PipelineError(
+            f"the tokenizer in {directory} cannot be used ({type(error).__name__}: {error})",
+            fix="import the model again",
+        ) from error
     vocabulary.no_padding()
     vocabulary.no_truncation()
     return Tokenizer(vocabulary, start, end, padding, length)
 
 
-def _text(token: Any) -> str:
-    return str(token["content"] if isinstance(token, dict) else token)
+def _special_id(vocabulary: Vocabulary, settings: Mapping[str, Any], name: str) -> int | None:
+    return None if settings.get(name) is None else _token_id(vocabulary, settings[name])
 
 
-def _unusable(directory: Path, reason: str) -> PipelineError:
-    return PipelineError(f"the tokenizer in {directory} cannot be used ({reason})", fix="import the model again")
+def _token_id(vocabulary: Vocabulary, token: Any) -> int:
+    """Return the id of a special token, which transformers writes as a text or as an object with its content."""
+    text = str(token["content"] if isinstance(token, dict) else token)
+    number: int | None = vocabulary.token_to_id(text)
+    if number is None:
+        raise ValueError(f"the token {text!r} is not in its vocabulary")
+    return number

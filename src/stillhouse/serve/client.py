@@ -5,7 +5,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from stillhouse.serve.settings import TierSettings
+
 DAY = 86400.0
+ANONYMOUS = "anonymous"
+"""Name of the client if no keys are required."""
 _MIN_BUCKETS = 1024
 """Number of buckets up to which expired buckets are not removed."""
 
@@ -33,6 +37,14 @@ class Client:
     burst: float | None = None
     daily: float | None = None
     is_admin: bool = False
+
+
+def make_anonymous_client(tiers: Mapping[str, TierSettings], address: str = "") -> Client:
+    """Return the client if no keys are required: all tiers are allowed, and each address is a key of its own."""
+    tier = next(iter(tiers))
+    settings = tiers[tier]
+    name = f"{ANONYMOUS}@{address}" if address else ANONYMOUS
+    return Client(name, tier, frozenset(tiers), None, settings.rate, settings.burst, settings.daily)
 
 
 @dataclass(slots=True)

@@ -21,21 +21,24 @@ from stillhouse.pipelines.load import find_pipeline
 from stillhouse.pipelines.manifest import Manifest, read_manifest
 from stillhouse.pipelines.resolve import resolve
 from stillhouse.serve.client import Client, RateLimiter
-from stillhouse.serve.engine.admission import check_admission
-from stillhouse.serve.engine.executor import default_request, make_batch_key, plan_steps
-from stillhouse.serve.engine.job import Job, Tier
+from stillhouse.serve.engine.admission import AdmissionLimits, check_admission
+from stillhouse.serve.engine.executor import default_request
+from stillhouse.serve.engine.job import Job, Tier, make_batch_key, plan_steps
+from stillhouse.serve.engine.output import RequestOutput
 from stillhouse.serve.engine.policy import POLICIES, Policy
 from stillhouse.serve.metrics import Metrics
 from stillhouse.serve.request_handle import GenerationRequest, RequestHandle
 from stillhouse.serve.settings import ServerSettings
 from stillhouse.serve.worker.locate_pipeline import PipelineReference, pipeline_id
-from stillhouse.serve.worker.messages import Event, RequestOutput, WorkerConfig
+from stillhouse.serve.worker.messages import Event, WorkerConfig
 from stillhouse.serve.worker.supervisor import ProcessSupervisor, WorkerSupervisor
 from stillhouse.serve.worker_handle import WorkerHandle
 from stillhouse.units import parse_duration, parse_size
 
 log = logging.getLogger(__name__)
 
+ADMISSION_MARGIN = 0.5
+"""Margin of `AdmissionLimits` for all tiers."""
 MAX_PROMPT_CHARS = 10_000
 """Largest number of characters of a prompt: far more than text encoders read, yet cheap to tokenize."""
 
@@ -196,7 +199,7 @@ class Dispatcher:
         for worker in self.workers:
             for handle in list(worker.handles.values()):
                 error = "the server is being shut down"
-                worker.finish(handle, RequestOutput("failed", error=error, error_type="ServerShutdown"))
+                worker.finish(handle, RequestOutput(handle.id, "failed", error=error, error_type="ServerShutdown"))
 
     def close(self) -> None:
         """Stop all workers."""
@@ -315,11 +318,10 @@ class Dispatcher:
 
     def _check_admission(self, request: GenerationRequest, tier: str, job: Job, worker: WorkerHandle) -> Refused | None:
         cost = worker.estimate(job)
-        limits = self.settings.admission_limits(tier)
         # Jobs in the decode thread count as unfinished, although the engine has no steps left for them.
         decoding = len(worker.handles) - len(worker.pool.jobs)
-        max_lateness = float("inf") if request.is_background else limits.max_lateness
-        limits = replace(limits, max_jobs=limits.max_jobs - decoding, max_lateness=max_lateness)
+        max_lateness = float("inf") if request.is_background else self.settings.tiers[tier].max_lateness
+        limits = AdmissionLimits(self.settings.max_queue - decoding, max_lateness, ADMISSION_MARGIN)
         rejection = check_admission(job, list(worker.pool.jobs.values()), self._policy, job.arrived, cost, limits)
         if rejection is None:
             return None
@@ -360,8 +362,8 @@ class Dispatcher:
         )
 
     def _scheduling_tier(self, name: str, client: Client) -> Tier:
-        tier = self.settings.tiers[name].make_tier(name)
-        return tier if client.weight is None else replace(tier, weight=client.weight)
+        tier = self.settings.tiers[name]
+        return Tier(name, tier.weight if client.weight is None else client.weight, tier.slo)
 
     def _check_limits(self, request: ImageRequest, tier: str) -> None:
         assert request.width is not None and request.height is not None and request.steps is not None
@@ -420,6 +422,6 @@ def make_dispatcher(settings: ServerSettings, cache: Path | None = None, **optio
         try:
             dispatcher.validate(GenerationRequest(default_request(manifests[name]), client))
         except InvalidRequest as error:
-            given = f"tier {name!r} is invalid: {error.given}"
-            raise InvalidRequest(given, allowed=error.allowed, fix=error.fix) from error
+            problem = f"tier {name!r} is invalid: {error.problem}"
+            raise InvalidRequest(problem, allowed=error.allowed, fix=error.fix) from error
     return dispatcher

@@ -13,14 +13,13 @@ from typing import Any, TypeVar
 from stillhouse.core import ImageRequest
 from stillhouse.errors import NotAllowed, Refused, StillhouseError
 from stillhouse.images.formats import Format
-from stillhouse.serve.client import Client
+from stillhouse.serve.client import Client, make_anonymous_client
 from stillhouse.serve.dispatcher import Dispatcher
-from stillhouse.serve.engine.engine import FinishReason
+from stillhouse.serve.engine.output import FinishReason, RequestOutput
 from stillhouse.serve.request_handle import GenerationRequest, RequestHandle
 from stillhouse.serve.settings import TierSettings
-from stillhouse.serve.store.api_keys import list_keys, make_anonymous_client, make_client
+from stillhouse.serve.store.api_keys import list_keys, make_client
 from stillhouse.serve.store.job_store import JobRecord, JobState, JobStore
-from stillhouse.serve.worker.messages import RequestOutput
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from stillhouse.core import ImageRequest
 from stillhouse.images.formats import Format
 from stillhouse.serve.client import Client
 from stillhouse.serve.engine.job import Job
-from stillhouse.serve.worker.messages import RequestOutput
+from stillhouse.serve.engine.output import PreviewImage, RequestOutput
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,21 +51,6 @@ class Progress:
 
     index: int
     evaluations: int
-
-
-@dataclass(frozen=True, slots=True)
-class PreviewImage:
-    """A preview of an unfinished image.
-
-    Args:
-        number: index of the preview, from 0.
-        index: completed evaluations.
-        content: WebP file.
-    """
-
-    number: int
-    index: int
-    content: bytes
 
 
 StreamEvent: TypeAlias = Progress | PreviewImage | RequestOutput

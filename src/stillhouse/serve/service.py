@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from stillhouse.errors import NotAllowed, RuntimeMissing
-from stillhouse.serve.client import Client
+from stillhouse.serve.client import Client, make_anonymous_client
 from stillhouse.serve.dispatcher import Dispatcher, make_dispatcher
+from stillhouse.serve.engine.output import RequestOutput
 from stillhouse.serve.job_queue import JobQueue, log_store_errors, refuse_on_store_error, result_fields
 from stillhouse.serve.request_handle import RequestHandle
 from stillhouse.serve.settings import ServerSettings
-from stillhouse.serve.store.api_keys import find_key, make_anonymous_client, make_client, read_usage, write_usage
+from stillhouse.serve.store.api_keys import find_key, make_client, read_usage, write_usage
 from stillhouse.serve.store.database import connect
 from stillhouse.serve.store.job_store import HAS_PUBLIC_URL, JobStore
-from stillhouse.serve.worker.messages import RequestOutput
 from stillhouse.units import parse_duration, parse_size
 
 if TYPE_CHECKING:

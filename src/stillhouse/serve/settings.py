@@ -7,14 +7,10 @@ from typing import Literal
 
 from stillhouse.check import check_choice, check_integer, check_number
 from stillhouse.errors import InvalidRequest
-from stillhouse.serve.engine.admission import AdmissionLimits
-from stillhouse.serve.engine.job import Tier
 from stillhouse.serve.engine.policy import POLICIES
 from stillhouse.units import parse_duration, parse_size
 from stillhouse.validation import read_toml
 
-ADMISSION_MARGIN = 0.5
-"""Margin of `AdmissionLimits` for all tiers."""
 EMBEDDED, STUDENT = "shapes", "shapes-3"
 
 
@@ -62,10 +58,6 @@ class TierSettings:
         for name in ("rate", "burst", "daily"):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), 1, float("inf"))
-
-    def make_tier(self, name: str) -> Tier:
-        """Return the scheduling parameters of the tier."""
-        return Tier(name, self.weight, self.slo)
 
 
 def default_tiers() -> Mapping[str, TierSettings]:
@@ -152,10 +144,6 @@ class ServerSettings:
     def default_tier(self) -> str:
         """Return the tier of anonymous clients and of new keys."""
         return next(iter(self.tiers))
-
-    def admission_limits(self, tier: str) -> AdmissionLimits:
-        """Return the admission limits of a tier."""
-        return AdmissionLimits(self.max_queue, self.tiers[tier].max_lateness, ADMISSION_MARGIN)
 
 
 def read_server_settings(path: Path) -> ServerSettings:

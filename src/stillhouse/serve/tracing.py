@@ -14,8 +14,8 @@ from opentelemetry.trace import Status, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from stillhouse import __version__
+from stillhouse.serve.engine.output import RequestOutput
 from stillhouse.serve.request_handle import RequestHandle
-from stillhouse.serve.worker.messages import RequestOutput
 
 _NANOSECONDS = 1_000_000_000
 _STAGES = (("queue", "queue_seconds"), ("denoise", "denoise_seconds"), ("decode", "decode_seconds"))

@@ -12,16 +12,14 @@ import msgspec
 from stillhouse.errors import Refused
 from stillhouse.serve.engine.cost import CostModel
 from stillhouse.serve.engine.job import BatchKey, Job
+from stillhouse.serve.engine.output import PreviewImage, RequestOutput
 from stillhouse.serve.engine.request_pool import RequestPool
 from stillhouse.serve.metrics import Metrics
-from stillhouse.serve.request_handle import PreviewImage, RequestHandle
+from stillhouse.serve.request_handle import RequestHandle
 from stillhouse.serve.worker.messages import (
     Cancel,
     Event,
-    OutputEvent,
-    Preview,
     Ready,
-    RequestOutput,
     StepReport,
     StepStats,
     Submit,
@@ -124,7 +122,7 @@ class WorkerHandle:
         if self.is_ready:
             self.supervisor.send(Cancel(handle.id))
         else:
-            self.finish(handle, RequestOutput("cancelled"))
+            self.finish(handle, RequestOutput(handle.id, "cancelled"))
 
     def finish(self, handle: RequestHandle, output: RequestOutput) -> None:
         """End a request: publish its output and remove it. Every request ends here, once."""
@@ -145,7 +143,7 @@ class WorkerHandle:
         if not self.is_ready and self.clock() - self.unavailable_since > stall_timeout:
             for handle in list(self.handles.values()):
                 error = f"the worker died and was not back after {stall_timeout:g} s"
-                self.finish(handle, RequestOutput("failed", error=error, error_type="WorkerDied"))
+                self.finish(handle, RequestOutput(handle.id, "failed", error=error, error_type="WorkerDied"))
 
     def _send(self, handle: RequestHandle, arrived: float) -> None:
         job, request = handle.job, handle.generation_request
@@ -159,7 +157,8 @@ class WorkerHandle:
                 job.id,
                 job.tier,
                 job.key,
-                job.batch_key.pipeline,
+                job.batch_key,
+                job.step_plan,
                 job.resolved,
                 None if job.expires == float("inf") else job.expires - self.clock(),
                 request.format,
@@ -172,10 +171,10 @@ class WorkerHandle:
         if isinstance(event, StepReport):
             for stats in event.steps:
                 self._handle_step(stats)
-        elif isinstance(event, OutputEvent):
+        elif isinstance(event, RequestOutput):
             if handle := self.handles.get(event.id):
-                self.finish(handle, event.output)
-        elif isinstance(event, Preview):
+                self.finish(handle, event)
+        elif isinstance(event, PreviewImage):
             self._handle_preview(event)
         elif isinstance(event, Ready):
             self._handle_ready(event)
@@ -190,10 +189,10 @@ class WorkerHandle:
         self.is_ready = False
         for handle in list(self.handles.values()):
             if handle.is_cancelled:
-                self.finish(handle, RequestOutput("cancelled"))
+                self.finish(handle, RequestOutput(handle.id, "cancelled"))
             elif handle.attempts >= MAX_ATTEMPTS:
                 error = f"the worker died {handle.attempts} times while running this request"
-                self.finish(handle, RequestOutput("failed", error=error, error_type="WorkerDied"))
+                self.finish(handle, RequestOutput(handle.id, "failed", error=error, error_type="WorkerDied"))
 
     def _handle_ready(self, event: Ready) -> None:
         """Send every request that has not ended again; the same seed gives the same picture."""
@@ -230,7 +229,7 @@ class WorkerHandle:
             self._shapes.add(shape)
         return shape if shape in self._shapes else "other"
 
-    def _handle_preview(self, preview: Preview) -> None:
+    def _handle_preview(self, preview: PreviewImage) -> None:
         if (handle := self.handles.get(preview.id)) and preview.content:
-            handle.publish(PreviewImage(handle.preview_count, preview.index, preview.content))
+            handle.publish(msgspec.structs.replace(preview, number=handle.preview_count))
             handle.preview_count += 1

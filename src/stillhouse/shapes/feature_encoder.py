@@ -33,7 +33,7 @@ class FeatureEncoder:
 
     def __call__(self, pictures: Sequence[Picture]) -> Features:
         """Return float64 features [pictures, features]; pictures of another size are first scaled to 64x64."""
-        batches = [pictures[begin : begin + _BATCH] for begin in range(0, len(pictures), _BATCH)]
+        batches = [pictures[start : start + _BATCH] for start in range(0, len(pictures), _BATCH)]
         features = [self.runner({"pictures": _to_signal(batch)})["features"] for batch in batches]
         return np.concatenate(features).astype(np.float64)
 

@@ -12,9 +12,8 @@ from pathlib import Path
 from time import monotonic
 from typing import IO, Any, Generic
 
+from stillhouse.workers.channel import Channel, Received, Sent, SocketTransport, TransportClosed
 from stillhouse.workers.lifetime import die_with_parent
-from stillhouse.workers.messages import Channel, Received, Sent
-from stillhouse.workers.transport import SocketTransport, TransportClosed
 
 _POLL_SECONDS = 0.2
 """Seconds between two measurements of memory while a reply is awaited."""

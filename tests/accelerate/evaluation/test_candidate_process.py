@@ -9,9 +9,9 @@ import pytest
 
 from stillhouse.accelerate.calibration.calibration_data import Probe, read_probes, write_probes
 from stillhouse.accelerate.calibration.inputs import infer_shapes, plausible_inputs
+from stillhouse.accelerate.evaluation.candidate_messages import Build, Command, Open, RunProbes, TimeCalls
 from stillhouse.accelerate.evaluation.candidate_process import LOG_FILE, CandidateError, CandidateProcess
 from stillhouse.accelerate.evaluation.candidate_worker import OUTPUTS_FILE
-from stillhouse.accelerate.evaluation.messages import Build, Command, Open, RunProbes, TimeCalls
 from stillhouse.accelerate.evaluation.task import TASK_FILE, CandidateTask, read_task
 from stillhouse.accelerate.records.candidate import Candidate
 from tests.accelerate.networks import detector

@@ -25,8 +25,8 @@ from stillhouse.distill.data.teacher_trajectories import (
     plan_route,
     wait_for_trajectories,
 )
-from stillhouse.distill.strategies import supports_openvino_bf16, with_unet_in_bf16, with_unet_on_gpu
-from stillhouse.distill.training.stage import latent_psnr
+from stillhouse.distill.strategies import supports_openvino_bf16, with_denoiser_in_bf16, with_denoiser_on_gpu
+from stillhouse.distill.training.distillation_stage import latent_psnr
 from stillhouse.distill.training.step_grids import plan_edit_grids, refine
 from stillhouse.errors import BackendFailed
 from stillhouse.pipelines.manifest import StepCache
@@ -95,11 +95,11 @@ def test_a_trajectory_has_the_teachers_latents_at_the_students_levels(
 def test_trajectories_of_a_teacher_on_torch_are_copied_to_numpy(pipeline: Pipeline, student_grid: TimestepGrid) -> None:
     """Latents are torch tensors there. Backends differ by 1e-6 in each evaluation, amplified by guidance."""
     torch_pipeline = stillhouse.load("shapes", backend="torch", precision="f32")
-    ours, theirs = (
+    first_set, second_set = (
         list(generate_trajectories(one, random_training_caption, plan_with_edits(one, student_grid)))
         for one in (torch_pipeline, pipeline)
     )
-    for one, other in zip(ours, theirs, strict=True):
+    for one, other in zip(first_set, second_set, strict=True):
         assert isinstance(one.latents, np.ndarray) and one.cond.keys() == other.cond.keys()
         np.testing.assert_allclose(one.latents, other.latents, atol=1e-3)
 
@@ -210,14 +210,14 @@ def test_a_teacher_of_another_schedule_is_evaluated_at_its_nearest_levels(steps:
     route = plan_route(OWN, student_grid, steps)
     assert route.start == student_grid.levels[0] and route.start.alpha == 0
     assert route.teacher_grid.timesteps[0] == 999, "pure noise is evaluated at its noisiest level"
-    kept = [route.teacher_grid.levels[place] for place in route.stored_positions[:-1]]
+    stored = [route.teacher_grid.levels[place] for place in route.stored_positions[:-1]]
     assert [*route.noisier_levels, *student_grid.levels[1 + len(route.noisier_levels) : -1]] == [
         *student_grid.levels[1:-1]
     ]
     alphas, sigmas = noise_levels(OWN)
     every = np.arctan2(sigmas, alphas)
     assert all(angle(point) > (every[-1] + every[-2]) / 2 for point in route.noisier_levels)
-    for point, expected in zip(kept, student_grid.levels[1 + len(route.noisier_levels) :], strict=False):
+    for point, expected in zip(stored, student_grid.levels[1 + len(route.noisier_levels) :], strict=False):
         assert abs(angle(point) - angle(expected)) <= np.abs(every - angle(expected)).min() + 1e-12
 
 
@@ -303,7 +303,7 @@ def test_other_failures_are_raised(
 
 @pytest.mark.parametrize(
     ("convert", "runs"),
-    [(with_unet_on_gpu, ("torch", "f32", {"device": "cuda"})), (with_unet_in_bf16, ("openvino", "bf16", {}))],
+    [(with_denoiser_on_gpu, ("torch", "f32", {"device": "cuda"})), (with_denoiser_in_bf16, ("openvino", "bf16", {}))],
     ids=["on a GPU", "in bf16"],
 )
 def test_the_unaccelerated_network_samples_trajectories(
@@ -337,11 +337,12 @@ def test_bf16_is_supported_where_the_cpu_has_it(
 def test_trajectories_in_bf16_end_near_those_in_float32(pipeline: Pipeline, student_grid: TimestepGrid) -> None:
     """The bound is between the error of bf16, 66 dB on the embedded model, and that of the solver, 44 dB."""
     plan = TrajectoryPlan(student_grid, STEPS, 4, (2.0, 4.0), seed=1)
-    ours, theirs = (
+    first_set, second_set = (
         list(generate_trajectories(one, random_training_caption, plan))
-        for one in (with_unet_in_bf16(pipeline), pipeline)
+        for one in (with_denoiser_in_bf16(pipeline), pipeline)
     )
     ends = [
-        torch.from_numpy(np.stack([trajectory.latents[-1] for trajectory in dataset])) for dataset in (ours, theirs)
+        torch.from_numpy(np.stack([trajectory.latents[-1] for trajectory in dataset]))
+        for dataset in (first_set, second_set)
     ]
     assert latent_psnr(*ends) > 55

@@ -56,7 +56,7 @@ def test_the_deltas_of_the_teacher_to_itself_are_zero(pipeline: Pipeline, has_or
         mean_colours,
     ).results
     assert again.psnr >= 99 and again.ssim == pytest.approx(1.0) and again.relative_diversity == 1.0
-    assert few_steps.psnr < 40 and few_steps.unet_rows == 1 and first.unet_rows == 8
+    assert few_steps.psnr < 40 and few_steps.denoiser_rows == 1 and first.denoiser_rows == 8
     if has_oracle:
         assert all(delta == ScoreDelta(0.0, 0.0, 0.0) for delta in again.deltas.values())
         assert set(first.scores) >= {"all_correct", "strict"} and first.rerender is not None

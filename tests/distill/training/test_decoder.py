@@ -9,7 +9,7 @@ import torch
 
 from stillhouse.distill.data.latent_dataset import LatentBatch
 from stillhouse.distill.training.decoder import DecoderStage, TinyDecoder
-from stillhouse.distill.training.networks import UNetInputs
+from stillhouse.distill.training.networks import DenoiserInputs
 from stillhouse.fit.fit import fit
 from stillhouse.fit.recipe import StageRecipe
 from stillhouse.pipelines.manifest import Latent
@@ -26,7 +26,7 @@ class SmoothLatents:
         coarse = torch.from_numpy(rng.standard_normal((count, 4, 4, 4))).float()
         return LatentBatch(torch.nn.functional.interpolate(coarse, scale_factor=4, mode="bilinear"), {})
 
-    def negative_inputs(self, count: int) -> UNetInputs:
+    def negative_inputs(self, count: int) -> DenoiserInputs:
         return {}
 
 

@@ -23,14 +23,14 @@ def matching_stage(
     return DistributionMatching(
         regression=regression_stage(dataset, student),
         teacher=teacher(),
-        fake_score=fake_score.unet,
+        fake_score=fake_score.network,
         uncond={name: row.float() for name, row in dataset.uncond.items()},
         weight=weight,
     )
 
 
 def gradients(network: Denoiser, loss: Tensor) -> list[Tensor]:
-    parameters = [parameter for parameter in network.unet.parameters() if parameter.requires_grad]
+    parameters = [parameter for parameter in network.network.parameters() if parameter.requires_grad]
     grads = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
     pairs = zip(parameters, grads, strict=True)
     return [torch.zeros_like(parameter) if grad is None else grad for parameter, grad in pairs]
@@ -38,7 +38,7 @@ def gradients(network: Denoiser, loss: Tensor) -> list[Tensor]:
 
 def trainable_denoiser() -> Denoiser:
     denoiser = teacher()
-    return replace(denoiser, unet=denoiser.unet.requires_grad_(True).train())
+    return replace(denoiser, network=denoiser.network.requires_grad_(True).train())
 
 
 @given(student=MEANS, teacher_mean=MEANS, spread=st.floats(0.1, 2), seed=st.integers(0, 99))
@@ -82,7 +82,7 @@ def test_equal_predictions_of_both_networks_give_no_matching_gradient() -> None:
 def test_the_fake_scores_loss_has_no_gradient_in_the_student() -> None:
     student, fake = trainable_denoiser(), trainable_denoiser()
     with torch.no_grad():
-        fake.unet.conv_out.weight.mul_(1.5)
+        fake.network.conv_out.weight.mul_(1.5)
     one = matching_stage(student, fake, weight=0.0)
     rollout = one.regression.rollout(one.regression.sample_indices(np.random.default_rng((0, 8, 2)), 4))
     expected = gradients(student, one.regression.weighted_error(rollout.student, rollout.teacher, rollout.levels))
@@ -99,7 +99,7 @@ def test_the_fake_scores_loss_has_no_gradient_in_the_student() -> None:
 def test_a_checkpoint_contains_both_networks() -> None:
     one = matching_stage(trainable_denoiser(), trainable_denoiser())
     names = {name.partition(".")[0] for name in one.network.state_dict()}
-    assert names == {"student", "fake_score"} and one.student.unet is one.regression.unet
+    assert names == {"student", "fake_score"} and one.student.network is one.regression.network
     assert one.evaluate() == one.regression.evaluate()
 
 

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from stillhouse.diffusion import Prediction, Schedule, make_grid
 from stillhouse.distill.data.latent_dataset import LatentBatch
+from stillhouse.distill.training.distillation_stage import full_rollout
 from stillhouse.distill.training.networks import (
     Denoiser,
+    DenoiserInputs,
     GuidedInputs,
-    UNetInputs,
     add_guidance_embedding,
     student_parameterization,
 )
@@ -22,12 +23,11 @@ from stillhouse.distill.training.progressive_chain import (
     ChainRecipe,
     Student,
     TrainingRun,
-    build_student_unet,
+    build_student_network,
     freeze,
     plan_stages,
     train_chain,
 )
-from stillhouse.distill.training.stage import full_rollout
 from stillhouse.distill.training.targets import make_level_table
 from stillhouse.errors import FitFailed, InvalidRequest
 from stillhouse.fit.recipe import StageRecipe
@@ -55,7 +55,7 @@ class RandomLatents:
         latents, text = rng.standard_normal((count, 4, 8, 8)), rng.standard_normal((count, 7, 32))
         return LatentBatch(torch.from_numpy(latents).float(), {"encoder_hidden_states": torch.from_numpy(text).float()})
 
-    def negative_inputs(self, count: int) -> UNetInputs:
+    def negative_inputs(self, count: int) -> DenoiserInputs:
         return {"encoder_hidden_states": torch.zeros(count, 7, 32)}
 
 
@@ -65,7 +65,7 @@ def teacher(prediction: Prediction = "v_prediction", schedule: Schedule = SCHEDU
 
 
 def weights(student: Student) -> list[Tensor]:
-    return list(student.denoiser.unet.state_dict().values())
+    return list(student.denoiser.network.state_dict().values())
 
 
 def ignore_update(update_log: UpdateLog) -> None:
@@ -87,7 +87,7 @@ def test_every_student_has_its_own_grid_and_a_guidance_embedding(tmp_path: Path,
     assert [student.method for student in students] == ["guidance", method, method]
     assert all(student.denoiser.is_conditioned and student.fitted.updates == 6 for student in students)
     assert all(bool(student.lora_weights) == bool(rank) for student in students)
-    assert not any("lora_" in name for student in students for name in student.denoiser.unet.state_dict())
+    assert not any("lora_" in name for student in students for name in student.denoiser.network.state_dict())
 
 
 def test_an_interrupted_chain_resumes_bit_exactly(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_the_next_student_of_another_teacher_is_refused(tmp_path: Path) -> None:
 def test_gradient_checkpointing_changes_no_gradient() -> None:
     def gradients(checkpointing: bool) -> list[Tensor]:
         torch.manual_seed(1)
-        network = build_student_unet(teacher(), replace(RECIPE, gradient_checkpointing=checkpointing))
+        network = build_student_network(teacher(), replace(RECIPE, gradient_checkpointing=checkpointing))
         assert network.is_gradient_checkpointing is checkpointing
         noise, text = torch.randn(2, 4, 8, 8), torch.randn(2, 7, 32)
         network(

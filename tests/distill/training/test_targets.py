@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stillhouse.diffusion import CLEAN, Schedule, TimestepGrid, make_grid
 from stillhouse.diffusion.samplers import ddim_coefficients
-from stillhouse.distill.training.stage import full_rollout
+from stillhouse.distill.training.distillation_stage import full_rollout
 from stillhouse.distill.training.step_grids import GridPair, plan_grid_pairs
 from stillhouse.distill.training.targets import (
     DenoiseFn,

@@ -15,9 +15,9 @@ from stillhouse.diffusion import Schedule, make_grid
 from stillhouse.distill.data.teacher_trajectories import TrajectoryDataset
 from stillhouse.distill.settings import EDIT_STRENGTHS
 from stillhouse.distill.training import trajectory_regression
+from stillhouse.distill.training.distillation_stage import full_rollout, latent_psnr
 from stillhouse.distill.training.networks import Denoiser, GuidedInputs, add_guidance_embedding
 from stillhouse.distill.training.progressive_chain import ChainRecipe, Student, TrainingRun, freeze
-from stillhouse.distill.training.stage import full_rollout, latent_psnr
 from stillhouse.distill.training.step_grids import coarsen, plan_edit_grids
 from stillhouse.distill.training.targets import make_level_table
 from stillhouse.distill.training.trajectory_chain import plan_student_grids, train_on_trajectories
@@ -82,7 +82,7 @@ def regression_stage(dataset: TrajectoryDataset, denoiser: Denoiser, **fields: o
     (grids,) = plan_student_grids(denoiser, replace(RECIPE, step_counts=(12, 4)))
     fields_ = {"name": "4-steps", "recipe": SHORT, "dataset": dataset, "eval_samples": 2}
     fields_ |= {"stored_grids": grids.all_grids, "student_grids": grids.all_grids}
-    network = {"unet": denoiser.unet, "schedule": denoiser.schedule, "prediction": denoiser.prediction}
+    network = {"network": denoiser.network, "schedule": denoiser.schedule, "prediction": denoiser.prediction}
     return TrajectoryRegressionStage(**{**fields_, **network, **fields})
 
 
@@ -99,7 +99,7 @@ def train(
 
 
 def weights(student: Student) -> list[Tensor]:
-    return list(student.denoiser.unet.state_dict().values())
+    return list(student.denoiser.network.state_dict().values())
 
 
 def test_the_loss_of_a_students_own_trajectories_is_zero() -> None:
@@ -118,7 +118,7 @@ def test_half_of_the_examples_start_from_the_students_own_latents(monkeypatch: p
     inputs: list[Tensor] = []
 
     def inputs_of(stage: TrajectoryRegressionStage) -> list[Tensor]:
-        hook = denoiser.unet.register_forward_pre_hook(lambda module, values: inputs.append(values[0].clone()))
+        hook = denoiser.network.register_forward_pre_hook(lambda module, values: inputs.append(values[0].clone()))
         with torch.no_grad():
             stage.loss(3)
         hook.remove()
@@ -136,7 +136,7 @@ def test_half_of_the_examples_start_from_the_students_own_latents(monkeypatch: p
 def test_end_to_end_examples_depend_on_the_final_latents_only(share: float) -> None:
     """The loss is that of the final latents, independent of intermediate ones, and every step has a gradient."""
     denoiser, dataset = teacher(), random_trajectories()
-    network = {"unet": denoiser.unet.requires_grad_(True), "end_to_end_fraction": share}
+    network = {"network": denoiser.network.requires_grad_(True), "end_to_end_fraction": share}
     changed = dataset.latents.clone()
     changed[:, 1:-1] += 1
     one, other = (
@@ -148,7 +148,7 @@ def test_end_to_end_examples_depend_on_the_final_latents_only(share: float) -> N
         final, target = one._rollouts(one.sample_indices(np.random.default_rng((0, 7, 0)), SHORT.batch_size))
         assert float(one.loss(0).detach()) == pytest.approx(float((final - target).square().mean()), rel=1e-6)
     calls: list[Tensor] = []
-    hook = denoiser.unet.register_forward_hook(lambda module, inputs, outputs: calls.append(outputs[0]))
+    hook = denoiser.network.register_forward_hook(lambda module, inputs, outputs: calls.append(outputs[0]))
     loss = one.loss(0)
     hook.remove()
     outputs = [output for output in calls if len(output) == share * SHORT.batch_size][:4]
@@ -284,7 +284,7 @@ def test_a_trajectory_is_evaluated_at_the_levels_of_its_kind() -> None:
     dataset = random_trajectories(kinds=2)
     fields = {"stored_grids": grids.all_grids, "student_grids": grids.all_grids}
     timesteps_seen: list[Tensor] = []
-    hook = denoiser.unet.register_forward_pre_hook(lambda module, inputs: timesteps_seen.append(inputs[1].clone()))
+    hook = denoiser.network.register_forward_pre_hook(lambda module, inputs: timesteps_seen.append(inputs[1].clone()))
     with torch.no_grad():
         regression_stage(dataset, denoiser, **fields).loss(0)
     hook.remove()

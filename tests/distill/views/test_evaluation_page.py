@@ -97,7 +97,7 @@ def test_without_scores_the_plots_show_psnr_to_the_teacher(report: EvaluationRep
     assert "all correct" not in evaluation_columns(plain) and all(
         len(row) == len(evaluation_columns(plain)) for row in evaluation_rows(plain)
     )
-    assert "PSNR to the teacher's pictures 25.0 dB" in summarize_evaluation(plain)
+    assert "25.0 dB PSNR to pictures of the teacher" in summarize_evaluation(plain)
     assert [mark.name for mark in score_plots(plain)[0].marks] == ["small", "ddim 3 unguided"]
     assert "PSNR to the teacher" in render_evaluation_page(plain, ["x"], {result.name: [] for result in unscored})
 
@@ -105,7 +105,7 @@ def test_without_scores_the_plots_show_psnr_to_the_teacher(report: EvaluationRep
 def test_the_summary_has_the_delta_with_its_interval(report: EvaluationReport) -> None:
     assert summarize_evaluation(report) == (
         "small: 3 steps instead of 70 guided ones, 10.0 times as fast as its teacher; "
-        "strict score -1.0 points (-3.0 to +1.0) relative to the teacher's."
+        "strict score -1.0 points (-3.0 to +1.0) relative to the teacher."
     )
 
 

@@ -10,8 +10,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from stillhouse.core import ImageRequest
 from stillhouse.errors import BackendFailed, InvalidRequest
-from stillhouse.serve.engine.engine import Engine, FinishedJob, StepOutput
+from stillhouse.serve.engine.engine import Engine, StepOutput
 from stillhouse.serve.engine.job import BatchKey, Job, StepPlan
+from stillhouse.serve.engine.output import RequestOutput
 from stillhouse.serve.engine.policy import POLICIES
 from stillhouse.serve.engine.simulate import NO_REQUEST, VirtualExecutor
 from tests.serve.engine.arrivals import FLAT, FREE, FULL, GAINING, PRO, QUICK, SERIAL
@@ -42,9 +43,9 @@ class FaultyExecutor(VirtualExecutor):
         self.moved.update(job.id for job in jobs)
         VirtualExecutor.advance(self, jobs)
 
-    def finish(self, job: Job) -> float:
+    def finish(self, job: Job) -> None:
         self.refuse("finish", [job])
-        return VirtualExecutor.finish(self, job)
+        VirtualExecutor.finish(self, job)
 
 
 class EngineMachine(RuleBasedStateMachine):
@@ -55,7 +56,8 @@ class EngineMachine(RuleBasedStateMachine):
         self.device = FaultyExecutor(cost)  # type: ignore[arg-type]
         self.engine = Engine(self.device, POLICIES[policy], self.device.cost_model, self.device.clock)
         self.taken: list[Job] = []
-        self.ends: list[FinishedJob] = []
+        self.finished: list[Job] = []
+        self.ends: list[RequestOutput] = []
 
     @rule(
         tier=st.sampled_from((FREE, PRO)),
@@ -94,26 +96,28 @@ class EngineMachine(RuleBasedStateMachine):
         self.device.now += seconds
 
     def note(self, tick: StepOutput) -> None:
-        over = {end.job.id for end in self.ends}
+        over = {end.id for end in self.ends} | {job.id for job in self.finished}
         assert not over & {job.id for job in tick.jobs}
-        self.ends += tick.finished
+        self.finished += tick.finished
+        self.ends += tick.outputs
 
     @invariant()
     def each_job_waits_or_has_one_end(self) -> None:
-        counts = Counter(end.job.id for end in self.ends)
+        counts = Counter([*(end.id for end in self.ends), *(job.id for job in self.finished)])
         for job in self.taken:
             assert counts[job.id] + (job.id in self.engine.jobs) == 1
 
     @invariant()
     def an_end_is_what_happened(self) -> None:
+        for job in self.finished:
+            assert job.id not in self.device.faulty and job.id in self.device.finish_times
+            assert self.device.moved[job.id] == len(job.step_plan.rows)
         for end in self.ends:
-            job, fault = end.job, self.device.faulty.get(end.job.id)
-            if end.finish_reason == "finished":
-                assert fault is None and self.device.moved[job.id] == len(job.step_plan.rows) and end.result is not None
-            elif end.finish_reason == "failed":
-                assert fault is not None and end.error is not None
+            assert end.finish_reason in ("failed", "expired", "cancelled")
+            if end.finish_reason == "failed":
+                assert end.id in self.device.faulty and end.error
             elif end.finish_reason == "expired":
-                assert job.id not in self.device.begun
+                assert end.id not in self.device.begun
 
     def teardown(self) -> None:
         if not hasattr(self, "engine"):
@@ -145,10 +149,10 @@ def test_who_breaks_a_batch_fails_and_the_others_of_it_go_on() -> None:
         engine.submit(job(name))
     tick = engine.step()
     assert [moved.id for moved in tick.jobs] == ["one", "three"]
-    (end,) = tick.finished
-    assert (end.job.id, end.finish_reason) == ("two", "failed")
-    assert end.error and "ZeroDivisionError: a bug" in str(end.error)
-    assert isinstance(end.error.__cause__, ZeroDivisionError), "whoever logs it can tell where it was"
+    (end,) = tick.outputs
+    assert (end.id, end.finish_reason, end.error_type) == ("two", "failed", "BackendFailed")
+    assert "ZeroDivisionError: a bug" in end.error
+    assert end.traceback_summary.startswith("engine/test_engine.py:"), "the log can tell where it was"
 
 
 def test_a_cancelled_job_is_in_no_later_batch() -> None:
@@ -170,10 +174,10 @@ def test_what_has_expired_is_never_begun_and_what_has_begun_does_not_expire() ->
     engine.submit(begun)
     engine.submit(late)
     engine.step()
-    (end,) = engine.step().finished
-    assert (end.job.id, end.finish_reason) == ("late", "expired")
+    (end,) = engine.step().outputs
+    assert (end.id, end.finish_reason) == ("late", "expired")
     assert device.begun == ["begun"]
-    assert [end.finish_reason for end in engine.step().finished] == ["finished"]
+    assert engine.step().finished == (begun,)
 
 
 def test_a_tick_without_jobs_does_nothing() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from stillhouse.backends import openvino
 from stillhouse.convert.import_model import ImportOptions, import_model
-from stillhouse.core import ImageRequest, ImageResult
+from stillhouse.core import ImageRequest
 from stillhouse.diffusion import Guidance
 from stillhouse.errors import BackendFailed
 from stillhouse.pipelines.load import load
@@ -22,11 +22,10 @@ from stillhouse.serve.engine.engine import Engine
 from stillhouse.serve.engine.executor import (
     PipelineExecutor,
     default_request,
-    make_batch_key,
     measure_latency_curve,
-    plan_steps,
+    trajectory_of,
 )
-from stillhouse.serve.engine.job import BatchKey, Job, Tier
+from stillhouse.serve.engine.job import BatchKey, Job, Tier, make_batch_key, plan_steps
 from stillhouse.serve.engine.simulate import VirtualExecutor
 from tests.checkpoints import write_checkpoint
 
@@ -83,10 +82,10 @@ def test_no_neighbour_changes_a_picture(pipeline: Pipeline) -> None:
             number += 1
         tick = engine.step()
         compositions.add(tuple((moved.id, moved.index) for moved in tick.jobs))
-        for end in tick.finished:
-            assert end.finish_reason == "finished"
-            assert isinstance(end.result, ImageResult)
-            np.testing.assert_array_equal(end.result.image, alone[int(end.job.id[-1])], err_msg=end.job.id)
+        assert not tick.outputs
+        for done in tick.finished:
+            image = pipeline.finish(trajectory_of(done)).image
+            np.testing.assert_array_equal(image, alone[int(done.id[-1])], err_msg=done.id)
             drawn += 1
     assert drawn == number
 
@@ -137,12 +136,12 @@ def test_what_opens_a_network_is_not_counted(pipeline: Pipeline, monkeypatch: py
     def takes(name: str, seconds: float) -> None:
         call = getattr(Pipeline, name)
 
-        def timed(self: Pipeline, given: Any, **options: Any) -> Any:
+        def timed(self: Pipeline, problem: Any, **options: Any) -> Any:
             nonlocal now
-            rows = len(given) if isinstance(given, list) else 1
+            rows = len(problem) if isinstance(problem, list) else 1
             now += seconds if (name, rows) in opened else 100.0
             opened.add((name, rows))
-            return call(self, given, **options)
+            return call(self, problem, **options)
 
         monkeypatch.setattr(Pipeline, name, timed)
 
@@ -213,7 +212,9 @@ def test_a_request_that_the_pipeline_cannot_meet_fails_by_itself(pipeline: Pipel
     engine.submit(bad)
     ends: dict[str, str] = {}
     while engine.jobs:
-        ends |= {end.job.id: end.finish_reason for end in engine.step().finished}
+        step = engine.step()
+        ends |= {done.id: "finished" for done in step.finished}
+        ends |= {output.id: output.finish_reason for output in step.outputs}
     assert ends == {"good": "finished", "bad": "failed"}
 
 

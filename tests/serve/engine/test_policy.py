@@ -119,8 +119,8 @@ def test_nobody_starves(asked: list[Arrival], cost: CostModel, turn: int, spare:
             if job not in due and device.now - job.arrived > overdue * job.tier.slo * job.isolated_seconds:
                 due[job] = ticks + turn * sum(len(one.step_plan.rows) - one.index for one in jobs[: place + 1])
         ticks += 1
-        for end in engine.step().finished:
-            assert ticks <= due.get(end.job, ticks)
+        for job in engine.step().finished:
+            assert ticks <= due.get(job, ticks)
 
 
 @given(left=st.integers(1, 34), steps=st.integers(1, 34))

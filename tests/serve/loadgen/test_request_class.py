@@ -40,7 +40,7 @@ def test_a_flood_is_a_count_a_moment_and_a_kind() -> None:
     for text in ("", "20", "20@30", "20@30:", "0@30:pro", "-1@30:pro", "10001@30:pro", "x@30:pro"):
         with pytest.raises(InvalidRequest, match="N@SECONDS:CLASS"):
             parse_flood(text)
-    with pytest.raises(InvalidRequest, match="no time"):
+    with pytest.raises(InvalidRequest, match="no duration"):
         parse_flood("20@soon:pro")
 
 

@@ -7,12 +7,12 @@ from sqlite3 import Connection
 import pytest
 
 from stillhouse.errors import InvalidRequest, NotAllowed
+from stillhouse.serve.client import make_anonymous_client
 from stillhouse.serve.settings import TierSettings
 from stillhouse.serve.store.api_keys import (
     add_key,
     find_key,
     list_keys,
-    make_anonymous_client,
     make_client,
     read_usage,
     revoke_key,

@@ -11,10 +11,13 @@ from PIL import Image
 
 from stillhouse.core import Array, ImageRequest, Picture
 from stillhouse.diffusion import NUMPY
+from stillhouse.images.formats import Format
 from stillhouse.pipelines.load import load
 from stillhouse.pipelines.pipeline import ImageTrajectory, Pipeline
-from stillhouse.serve.worker.decode_thread import DecodedImage, DecodedPreview, DecodeThread
-from stillhouse.serve.worker.traceback_summary import traceback_summary
+from stillhouse.serve.engine.job import BatchKey, Job, StepPlan, Tier
+from stillhouse.serve.engine.output import PreviewImage, RequestOutput
+from stillhouse.serve.engine.simulate import NO_REQUEST
+from stillhouse.serve.worker.decode_thread import DecodeThread
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +32,14 @@ def advance_trajectory(pipeline: Pipeline, steps: int = 2, to: int | None = None
     return draft
 
 
-def collect_decoded(work: Callable[[DecodeThread], None]) -> list[DecodedImage | DecodedPreview]:
+def make_job(name: str, trajectory: ImageTrajectory, image_format: Format = "png") -> Job:
+    key, plan = BatchKey("shapes", 64, 64), StepPlan(trajectory.plan.rows)
+    return Job(name, Tier("free"), "k", key, plan, NO_REQUEST, trajectory=trajectory, format=image_format)
+
+
+def collect_decoded(work: Callable[[DecodeThread], None]) -> list[RequestOutput | PreviewImage]:
     """What a finisher told of this work, all of which was there before it began."""
-    told: list[DecodedImage | DecodedPreview] = []
+    told: list[RequestOutput | PreviewImage] = []
     finisher = DecodeThread(told.append)
     work(finisher)
     finisher.start()
@@ -40,12 +48,14 @@ def collect_decoded(work: Callable[[DecodeThread], None]) -> list[DecodedImage |
 
 
 def test_a_picture_is_what_the_pipeline_would_have_made(pipeline: Pipeline) -> None:
-    (told,) = collect_decoded(lambda finisher: finisher.submit("one", pipeline, advance_trajectory(pipeline), "png"))
-    assert isinstance(told, DecodedImage) and told.error is None
+    (told,) = collect_decoded(lambda finisher: finisher.submit(make_job("one", advance_trajectory(pipeline)), pipeline))
+    assert isinstance(told, RequestOutput) and told.finish_reason == "finished"
     np.testing.assert_array_equal(
         np.array(Image.open(BytesIO(told.content))), pipeline.generate("a red circle", seed=7, steps=2).image
     )
-    (raw,) = collect_decoded(lambda finisher: finisher.submit("one", pipeline, advance_trajectory(pipeline), "raw"))
+    (raw,) = collect_decoded(
+        lambda finisher: finisher.submit(make_job("one", advance_trajectory(pipeline), "raw"), pipeline)
+    )
     assert len(raw.content) == 64 * 64 * 3
 
 
@@ -55,13 +65,13 @@ def test_a_preview_is_read_when_it_is_handed_in() -> None:
     draft, wanted = advance_trajectory(pipeline, 4, 1), []
 
     def work(finisher: DecodeThread) -> None:
-        finisher.submit_preview("one", pipeline, draft)
+        finisher.submit_preview(make_job("one", draft), pipeline)
         seen: Any = draft.denoised
         wanted.append(pipeline.decode(seen))
         seen.fill_(5.0)
 
     (seen,) = collect_decoded(work)
-    assert isinstance(seen, DecodedPreview)
+    assert isinstance(seen, PreviewImage)
     difference = np.array(Image.open(BytesIO(seen.content)).convert("RGB"), np.float64) - wanted[0]
     assert np.abs(difference).mean() < 8, "webp loses a little"
 
@@ -74,16 +84,16 @@ def test_pictures_go_first_and_of_a_pictures_previews_the_latest(pipeline: Pipel
     )
 
     def work(finisher: DecodeThread) -> None:
-        finisher.submit_preview("one", pipeline, early)
-        finisher.submit_preview("two", pipeline, early)
-        finisher.submit_preview("one", pipeline, late)
-        finisher.submit_preview("gone", pipeline, early)
-        finisher.submit_preview("done", pipeline, early)
+        finisher.submit_preview(make_job("one", early), pipeline)
+        finisher.submit_preview(make_job("two", early), pipeline)
+        finisher.submit_preview(make_job("one", late), pipeline)
+        finisher.submit_preview(make_job("gone", early), pipeline)
+        finisher.submit_preview(make_job("done", early), pipeline)
         finisher.drop_preview("gone")
-        finisher.submit("done", pipeline, done, "png")
+        finisher.submit(make_job("done", done), pipeline)
 
     told = collect_decoded(work)
-    assert [(one.id, one.index if isinstance(one, DecodedPreview) else None) for one in told] == [
+    assert [(one.id, one.index if isinstance(one, PreviewImage) else None) for one in told] == [
         ("done", None),
         ("two", 1),
         ("one", 3),
@@ -95,12 +105,12 @@ def test_what_cannot_be_decoded_fails_alone(pipeline: Pipeline) -> None:
     half, whole = advance_trajectory(pipeline, 4, 1), advance_trajectory(pipeline)
 
     def work(finisher: DecodeThread) -> None:
-        finisher.submit("half", pipeline, half, "png")
-        finisher.submit("whole", pipeline, whole, "png")
+        finisher.submit(make_job("half", half), pipeline)
+        finisher.submit(make_job("whole", whole), pipeline)
 
     broken, fine = collect_decoded(work)
-    assert isinstance(broken, DecodedImage) and "after 1 of 4 evaluations" in str(broken.error)
-    assert isinstance(fine, DecodedImage) and fine.content
+    assert isinstance(broken, RequestOutput) and "after 1 of 4 evaluations" in broken.error
+    assert isinstance(fine, RequestOutput) and fine.content
 
 
 class FaultyPipeline:
@@ -119,21 +129,23 @@ def test_a_bug_in_a_decoder_is_told_and_does_not_end_the_finisher(pipeline: Pipe
     done = advance_trajectory(pipeline)
 
     def work(finisher: DecodeThread) -> None:
-        finisher.submit("one", FaultyPipeline(), done, "png")  # type: ignore[arg-type]
-        finisher.submit_preview("two", FaultyPipeline(), done)  # type: ignore[arg-type]
-        finisher.submit("three", pipeline, done, "png")
+        finisher.submit(make_job("one", done), FaultyPipeline())  # type: ignore[arg-type]
+        finisher.submit_preview(make_job("two", done), FaultyPipeline())  # type: ignore[arg-type]
+        finisher.submit(make_job("three", done), pipeline)
 
     one, three, two = collect_decoded(work)
-    assert isinstance(one, DecodedImage) and "ZeroDivisionError: a bug" in str(one.error)
-    assert one.error and "test_decode_thread.py" in traceback_summary(one.error), "the log can tell where"
-    assert isinstance(three, DecodedImage) and three.content
-    assert two == DecodedPreview("two", 2, b"")
+    assert (
+        isinstance(one, RequestOutput) and "ZeroDivisionError: a bug" in one.error and one.error_type == "BackendFailed"
+    )
+    assert "test_decode_thread.py" in one.traceback_summary, "the log can tell where"
+    assert isinstance(three, RequestOutput) and three.content
+    assert two == PreviewImage("two", 2, b"")
 
 
 def test_it_waits_for_work_without_being_asked(pipeline: Pipeline) -> None:
     there = Event()
     finisher = DecodeThread(lambda one: there.set())
     finisher.start()
-    finisher.submit("one", pipeline, advance_trajectory(pipeline), "png")
+    finisher.submit(make_job("one", advance_trajectory(pipeline)), pipeline)
     assert there.wait(30)
     finisher.close()

@@ -20,24 +20,22 @@ from stillhouse.diffusion import (
 )
 from stillhouse.pipelines.resolve import Resolved
 from stillhouse.serve.engine.cost import LatencyCurve
-from stillhouse.serve.engine.job import BatchKey, Tier
+from stillhouse.serve.engine.job import BatchKey, StepPlan, Tier
+from stillhouse.serve.engine.output import PreviewImage, RequestOutput
+from stillhouse.serve.worker.engine_process import preview_steps
 from stillhouse.serve.worker.locate_pipeline import PipelineReference
 from stillhouse.serve.worker.messages import (
     Cancel,
     Command,
     Event,
-    OutputEvent,
-    Preview,
     Ready,
-    RequestOutput,
     StepReport,
     StepStats,
     Submit,
     WorkerConfig,
     WorkerFailed,
 )
-from stillhouse.serve.worker.process import preview_steps
-from stillhouse.workers.messages import encode_message, make_decoder
+from stillhouse.workers.channel import encode_message, make_decoder
 from tests.diffusion.plans import PIX2PIX, count_plans
 
 GROUP = BatchKey("model", 64, 64)
@@ -78,7 +76,8 @@ def test_a_request_arrives_with_its_pictures_and_its_plan(
     image = np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8)
     request = replace(PLAIN, prompt=prompt, image=image, mask=image[..., 0])
     resolved = Resolved(request, plan, (width, height, *extra))
-    submit = Submit("id", Tier("pro", 2.0, 4.0), "key", "model", resolved, 12.5, "webp", 3)
+    key = BatchKey("model", width, height, tuple(extra))
+    submit = Submit("id", Tier("pro", 2.0, 4.0), "key", key, StepPlan(plan.rows, 1), resolved, 12.5, "webp", 3)
     with pytest.MonkeyPatch.context() as patch:
         calls = count_plans(patch)
         received = make_decoder(Command).decode(encode_message(submit))
@@ -95,9 +94,9 @@ def test_a_request_arrives_with_its_pictures_and_its_plan(
         Ready([(GROUP, LatencyCurve({1: 1.0, 2: 1.5}, 0.1, 0.2, 0.3))]),
         WorkerFailed("no"),
         StepReport([StepStats(["a", "b"], GROUP, 3, 0.5, 1.1), StepStats(["a"], GROUP, 2, 0.4, 1.0)]),
-        Preview("a", 3, b"picture"),
-        OutputEvent("a", RequestOutput("finished", b"picture", queue_seconds=0.1, batch_peers=1.5)),
-        OutputEvent("a", RequestOutput("failed", error="why", error_type="BackendFailed")),
+        PreviewImage("a", 3, b"picture"),
+        RequestOutput("a", "finished", b"picture", queue_seconds=0.1, batch_peers=1.5),
+        RequestOutput("a", "failed", error="why", error_type="BackendFailed"),
     ],
 )
 def test_an_event_arrives_as_it_was_sent(event: Event) -> None:

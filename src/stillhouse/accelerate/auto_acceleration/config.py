@@ -191,7 +191,7 @@ def _check_choice_in(where: str, what: str, value: object, allowed: Iterable[str
     try:
         check_choice(what, value, allowed)
     except InvalidRequest as error:
-        raise InvalidRequest(f"{where}: {error.given}", allowed=error.allowed, fix=error.fix) from None
+        raise InvalidRequest(f"{where}: {error.problem}", allowed=error.allowed, fix=error.fix) from None
 
 
 def _read_shapes(where: str, value: object) -> InputShapes:

@@ -5,7 +5,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
-from stillhouse.accelerate.evaluation.messages import Command, Failure, Reply, Start
+from stillhouse.accelerate.evaluation.candidate_messages import Command, Failure, Reply, StartCandidate
 from stillhouse.accelerate.evaluation.task import CandidateTask, write_task
 from stillhouse.measure.memory import peak_resident_bytes, resident_bytes
 from stillhouse.workers.process import MemoryLimit, WorkerError, WorkerProcess
@@ -49,7 +49,7 @@ class CandidateProcess(WorkerProcess[Command[Any], Reply]):
         """
         write_task(self.task)
         super().start()
-        self.send(Start(self.task))
+        self.send(StartCandidate(self.task))
 
     def __enter__(self) -> Self:
         self.start()
@@ -69,7 +69,7 @@ class CandidateProcess(WorkerProcess[Command[Any], Reply]):
         """Send a command and return its result.
 
         Args:
-            command: of `evaluation.messages`.
+            command: of `evaluation.candidate_messages`.
             timeout: seconds until the reply.
 
         Raises:

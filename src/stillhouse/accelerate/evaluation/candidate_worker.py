@@ -1,10 +1,11 @@
 """The process that evaluates one candidate: `python -m stillhouse.accelerate.evaluation.candidate_worker`.
 
-It answers each command of `messages` with its result, or with a `Failure`. A fault of a runtime ends this process only.
+It answers each command of `candidate_messages` with its result, or with a `Failure`. A fault of a runtime ends this
+process only.
 """
 
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property, partial
@@ -23,7 +24,7 @@ from stillhouse.accelerate.calibration.calibration_data import (
     write_probes,
 )
 from stillhouse.accelerate.evaluation.build import build_graph, candidate_component
-from stillhouse.accelerate.evaluation.messages import (
+from stillhouse.accelerate.evaluation.candidate_messages import (
     Build,
     Built,
     CandidateCommand,
@@ -36,7 +37,7 @@ from stillhouse.accelerate.evaluation.messages import (
     Reply,
     RunLargeBatch,
     RunProbes,
-    Start,
+    StartCandidate,
     TimeBatch,
     TimeCalls,
     TimePicture,
@@ -45,7 +46,7 @@ from stillhouse.accelerate.evaluation.messages import (
 from stillhouse.accelerate.evaluation.task import CandidateTask
 from stillhouse.accelerate.evaluation.tiled_decoder import TiledDecoder
 from stillhouse.accelerate.workspace import is_sweep_directory, original_manifest
-from stillhouse.backends.registry import compiles_per, device_arrays, find_backend
+from stillhouse.backends.registry import device_arrays, find_backend
 from stillhouse.backends.runner import GraphRunner, Runner, RunnerOptions
 from stillhouse.backends.runtime import translate_errors
 from stillhouse.backends.torch_device import CUDA, peak_gpu_memory
@@ -58,10 +59,9 @@ from stillhouse.pipelines.batch_sizes import run_split, split_batch
 from stillhouse.pipelines.manifest import Component, Defaults, Manifest, read_manifest
 from stillhouse.pipelines.pipeline import ImageTrajectory, Pipeline
 from stillhouse.pipelines.roles import DENOISER
-from stillhouse.pipelines.runners import component_batch_sizes, open_component, reopens_per_batch_size
-from stillhouse.workers.messages import Channel
+from stillhouse.pipelines.runners import component_batch_sizes, open_component, opening_shapes, reopens_per_batch_size
+from stillhouse.workers.channel import Channel, TransportClosed
 from stillhouse.workers.process import connect_to_parent
-from stillhouse.workers.transport import TransportClosed
 
 _QUICK_OPEN_SECONDS = 3.0
 """Seconds of opening up to which a network is opened a second time only to count its operations."""
@@ -81,7 +81,7 @@ class CandidateWorker:
         self.probes: Sequence[Probe] = read_probes(Path(task.probes)) if task.probes else []
         self.graph = Path(task.graph)
         self._runner: Runner | None = None
-        self._resized_runner: tuple[Mapping[str, tuple[int, ...]], Runner] | None = None
+        self._resized_runners: dict[frozenset[tuple[str, tuple[int, ...]]], Runner] = {}
         self._pipeline: Pipeline | None = None
         self._gpu_bytes_before: int | None = None
 
@@ -110,7 +110,7 @@ class CandidateWorker:
                 self.generate(requests)
             case TimePicture(request):
                 return self.time_picture(request)
-            case Start():
+            case StartCandidate():
                 raise ValueError("the task was sent twice")
             case _:
                 assert_never(command)
@@ -154,12 +154,14 @@ class CandidateWorker:
 
     def release(self) -> None:
         """Close what is open, so that another process can use its memory; the next command opens it again."""
-        self._runner = self._resized_runner = self._pipeline = None
+        self._runner = self._pipeline = None
+        self._resized_runners.clear()
         release_memory()
 
     def run_probes(self) -> None:
         """Run every probe, and write the outputs into `OUTPUTS_FILE`."""
-        outputs = [Probe(probe.label, self._get_runner()(probe.feeds)) for probe in self.probes]
+        component = candidate_component(self.task.candidate, str(self.graph), "")
+        outputs = [Probe(probe.label, self._runner_for(component, probe.feeds)(probe.feeds)) for probe in self.probes]
         write_probes(self.folder / OUTPUTS_FILE, outputs)
 
     def run_large_batch(self, rows: int) -> None:
@@ -176,7 +178,10 @@ class CandidateWorker:
         Several calls follow one that is not counted: it brings this process's data back into the caches, and threads
         of other processes that wait by spinning stop meanwhile.
         """
-        run_calls = [self._bind_call(probe.feeds, self._get_runner()) for probe in self.probes[:calls]]
+        component = candidate_component(self.task.candidate, str(self.graph), "")
+        run_calls = [
+            self._bind_call(probe.feeds, self._runner_for(component, probe.feeds)) for probe in self.probes[:calls]
+        ]
         if calls > 1:
             run_calls[0]()
         self._synchronize()
@@ -229,17 +234,27 @@ class CandidateWorker:
         )
 
     def _runner_for(self, component: Component, feeds: Feeds) -> Runner:
-        """Return the open network or, where that takes no batch of this size, another one, opened for these feeds."""
-        is_fixed = component.static and component.streams == 1 and "axes" not in component.settings
-        is_fixed = is_fixed and compiles_per(component.backend, component.settings) == "shape"
+        """Return the open network or, where it takes no inputs of these shapes, another one, opened for these feeds.
+
+        As many of the others stay open as the probes have shapes, because probes of texts of several lengths alternate.
+        """
         own, shapes = (
-            {name: array.shape for name, array in tensors.items()} for tensors in (self.probes[0].feeds, feeds)
+            opening_shapes(component, {name: array.shape for name, array in tensors.items()})
+            for tensors in (self.probes[0].feeds, feeds)
         )
-        if not is_fixed or shapes == own:
+        if shapes == own or "axes" in component.settings:
             return self._get_runner()
-        if self._resized_runner is None or self._resized_runner[0] != shapes:
-            self._resized_runner = shapes, self._wrap_tiled(self._open_network(component, feeds))
-        return self._resized_runner[1]
+        key = frozenset(shapes.items())
+        if key not in self._resized_runners:
+            while len(self._resized_runners) >= self._probe_shape_count:
+                del self._resized_runners[next(iter(self._resized_runners))]
+            self._resized_runners[key] = self._wrap_tiled(self._open_network(component, feeds))
+        return self._resized_runners[key]
+
+    @cached_property
+    def _probe_shape_count(self) -> int:
+        """Number of different shapes of the probes' inputs."""
+        return len({tuple((name, array.shape) for name, array in probe.feeds.items()) for probe in self.probes})
 
     def _open_network(self, component: Component, feeds: Feeds) -> Runner:
         """Open the network for the shapes of these feeds; threads of the candidate have precedence over the task's."""
@@ -297,7 +312,8 @@ class CandidateWorker:
                 name = task.candidate.component
                 components[name] = candidate_component(task.candidate, str(self.graph), components[name].weights)
             # The pipeline opens the network again: both may not fit into memory.
-            self._runner = self._resized_runner = None
+            self._runner = None
+            self._resized_runners.clear()
             self._pipeline = Pipeline(
                 Path(task.pipeline),
                 manifest=self._manifest(),
@@ -325,7 +341,7 @@ def main() -> None:
     channel: Channel[Reply, CandidateCommand] = connect_to_parent(CandidateCommand)
     with suppress(TransportClosed):
         start = channel.receive()
-        assert isinstance(start, Start)
+        assert isinstance(start, StartCandidate)
         worker = CandidateWorker(start.task)
         while True:
             channel.send(_answer(worker, channel))
@@ -343,7 +359,7 @@ def _answer(worker: CandidateWorker, channel: Channel[Reply, CandidateCommand]) 
 
 def _failure(error: Exception) -> Failure:
     if isinstance(error, StillhouseError):
-        return Failure(error.given, error.allowed, error.fix)
+        return Failure(error.problem, error.allowed, error.fix)
     if isinstance(error, MemoryError):
         return Failure("it ran out of memory")
     return Failure(f"{type(error).__name__}: {error}".splitlines()[0])

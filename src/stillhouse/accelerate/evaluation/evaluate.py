@@ -21,10 +21,7 @@ from stillhouse.accelerate.evaluation.batch_scaling import (
     measure_batch_curve,
     opens_quickly,
 )
-from stillhouse.accelerate.evaluation.candidate_process import LOG_FILE, CandidateError, CandidateProcess
-from stillhouse.accelerate.evaluation.candidate_worker import LARGE_BATCH_FILE, OUTPUTS_FILE, PICTURES_FILE
-from stillhouse.accelerate.evaluation.latency import TimingBudget, compare_latency
-from stillhouse.accelerate.evaluation.messages import (
+from stillhouse.accelerate.evaluation.candidate_messages import (
     Build,
     Generate,
     GpuMemory,
@@ -35,6 +32,9 @@ from stillhouse.accelerate.evaluation.messages import (
     TimeBatch,
     TimeCalls,
 )
+from stillhouse.accelerate.evaluation.candidate_process import LOG_FILE, CandidateError, CandidateProcess
+from stillhouse.accelerate.evaluation.candidate_worker import LARGE_BATCH_FILE, OUTPUTS_FILE, PICTURES_FILE
+from stillhouse.accelerate.evaluation.latency import TimingBudget, compare_latency
 from stillhouse.accelerate.evaluation.sample_images import CandidateSamples, read_candidate_samples, write_sample_images
 from stillhouse.accelerate.evaluation.task import TASK_FILE, CandidateTask
 from stillhouse.accelerate.records.candidate import Candidate

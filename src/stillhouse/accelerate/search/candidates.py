@@ -118,17 +118,17 @@ def _exclusion_reason(candidate: Candidate, environment: Environment) -> str:
     """Return why the candidate cannot or should not run here; empty where it can."""
     status = environment.backends.get(candidate.backend)
     if status is None or status.reason:
-        why = status.reason if status else "it was not asked for"
-        return f"{candidate.backend} is not ready: {why}; {status.install if status else 'see --engine'}"
+        cause = status.reason if status else "it was not selected"
+        return f"{candidate.backend} is not available: {cause}; {status.install if status else 'see --engine'}"
     backend = find_backend(candidate.backend)
     if backend.runs_modules and not environment.has_torch_modules:
-        return f"{backend.name} runs diffusers networks, and this is an ONNX file without one"
+        return f"{backend.name} needs a diffusers directory, and the source is an ONNX file"
     if int(candidate.options.get("tile", SMALLEST_TILE)) < SMALLEST_TILE:
-        return f"half of what it decodes is less than the smallest tile, {SMALLEST_TILE} pixels"
+        return f"half of the picture is smaller than the smallest tile, {SMALLEST_TILE} pixels"
     if candidate.is_on_gpu and not environment.machine.gpus:
-        return f"there is no GPU: {no_gpu_reason() or 'none was there when the sweep began'}"
+        return f"there is no GPU: {no_gpu_reason() or 'none was present when the sweep began'}"
     if candidate.is_on_gpu and environment.device == "cpu":
-        return "the processor is asked for"
+        return "the device cpu was requested"
     spec = CandidateSpec(candidate.recipe, candidate.precision, candidate.options)
     return (
         backend.exclusion(spec, _context(candidate.component, backend, environment))
@@ -144,28 +144,32 @@ def _cpu_exclusion_reason(
         return BATCH_DEPENDENT
     precision = candidate.precision
     if precision not in status.precisions and precision != "f32":
-        return f"this processor has no {precision} that {backend.name} could use: {', '.join(status.precisions)}"
+        return f"{backend.name} does not support {precision} on this CPU; supported: {', '.join(status.precisions)}"
     if "streams" in candidate.options and not environment.has_dynamic_batch:
-        return "the graph takes no batches, so there are no rows to run apart"
+        return "the graph has a fixed batch size, so there are no rows to split into streams"
     return ""
 
 
 def _missing_recipe_package(candidate: Candidate, backend: Backend) -> str:
     recipe = backend.recipes.get(candidate.recipe)
-    missing = (missing_package(package, "which makes it") for package in (recipe.requires if recipe else ()))
+    missing = (missing_package(package, "which builds the graph") for package in (recipe.requires if recipe else ()))
     return next(filter(None, missing), "")
 
 
 def dominated_reason(candidate: Candidate, trials: Sequence[Trial]) -> str:
-    """Return why a variant of a backend is not worth its seconds: the first one is far behind already; "" if it is."""
+    """Return why a variant of a backend is skipped: its plain form is far slower than the fastest; else ""."""
     backend = candidate.backend
     share = find_backend(backend).dominated_below
     if share is None:
         return ""
     ratios = {trial.candidate.key: trial.ratio for trial in trials if trial.ratio and trial.status == "accepted"}
-    own = [one for one in trials if one.candidate.backend == backend and one.candidate.is_on_gpu == candidate.is_on_gpu]
-    plain = next((one.ratio for one in own if one.ratio), None)
+    own = [
+        trial
+        for trial in trials
+        if (trial.candidate.backend, trial.candidate.is_on_gpu) == (backend, candidate.is_on_gpu)
+    ]
+    plain = next((trial.ratio for trial in own if trial.ratio), None)
     fastest = max((ratio.value for ratio in ratios.values()), default=0.0)
     if plain is None or plain.high >= share * fastest:
         return ""
-    return f"plain {backend} runs at {plain.value:.2f} of the baseline, the fastest at {fastest:.2f}: too far"
+    return f"plain {backend} has a speed-up of {plain.value:.2f}, too far below the fastest candidate's {fastest:.2f}"

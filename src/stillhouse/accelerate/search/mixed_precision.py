@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from stillhouse.accelerate.calibration.calibration_data import LARGE_BATCH_LABEL, read_probes
 from stillhouse.accelerate.evaluation.accuracy import compare_probes, find_violation
+from stillhouse.accelerate.evaluation.candidate_messages import Build, Open, RunProbes
 from stillhouse.accelerate.evaluation.candidate_process import CandidateError, CandidateProcess
 from stillhouse.accelerate.evaluation.candidate_worker import OUTPUTS_FILE
 from stillhouse.accelerate.evaluation.evaluate import BaselineRun, EvaluationContext, build_artifact, evaluate
-from stillhouse.accelerate.evaluation.messages import Build, Open, RunProbes
 from stillhouse.accelerate.records.candidate import Candidate
 from stillhouse.accelerate.records.trial import Trial
 from stillhouse.accelerate.selection.choose import best_trial

@@ -9,9 +9,9 @@ import numpy as np
 
 from stillhouse.accelerate.calibration.prompts import comparison_requests, has_oracle, held_out_captions
 from stillhouse.accelerate.evaluation.accuracy import compare_pictures, judge_trial
+from stillhouse.accelerate.evaluation.candidate_messages import Generate, TimePicture
 from stillhouse.accelerate.evaluation.candidate_process import LOG_FILE, CandidateError, CandidateProcess
 from stillhouse.accelerate.evaluation.latency import TimingBudget, compare_latency
-from stillhouse.accelerate.evaluation.messages import Generate, TimePicture
 from stillhouse.accelerate.evaluation.sample_images import CandidateSamples, read_candidate_samples, write_sample_images
 from stillhouse.accelerate.evaluation.task import CandidateTask
 from stillhouse.accelerate.records.candidate import PIPELINE, Candidate

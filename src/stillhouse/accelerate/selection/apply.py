@@ -18,7 +18,7 @@ from stillhouse.accelerate.search.sampling_variants import apply_variant
 from stillhouse.accelerate.search.students import STUDENTS_FOLDER, prefix_paths, read_student_manifest
 from stillhouse.accelerate.selection.choose import pareto_front
 from stillhouse.accelerate.workspace import original_components, original_manifest
-from stillhouse.backends.deepcache_split import split_unet
+from stillhouse.backends.deepcache_split import split_denoiser
 from stillhouse.errors import PipelineError, RuntimeMissing
 from stillhouse.pipelines.manifest import MANIFEST, TRIALS, Component, Defaults, StepCache, Tuned, write_manifest
 from stillhouse.pipelines.network import NETWORK_MANIFEST, NetworkRecord, write_network
@@ -124,7 +124,7 @@ def make_step_cache(directory: Path, components: Mapping[str, Component]) -> Ste
     if graph != original_components(directory)["denoiser"].graph:
         return None
     try:
-        split = split_unet(directory / graph)
+        split = split_denoiser(directory / graph)
     except (PipelineError, RuntimeMissing):
         return None
     return StepCache(*(path.relative_to(directory).as_posix() for path in (split.full, split.shallow)))

@@ -6,10 +6,10 @@ from contextlib import ExitStack
 from dataclasses import replace
 from time import monotonic
 
+from stillhouse.accelerate.evaluation.candidate_messages import Open, UseGraph
 from stillhouse.accelerate.evaluation.candidate_process import CandidateError, CandidateProcess
 from stillhouse.accelerate.evaluation.evaluate import BaselineRun, EvaluationContext, process_timer
 from stillhouse.accelerate.evaluation.latency import Timer, TimingBudget, calibrate_calls
-from stillhouse.accelerate.evaluation.messages import Open, UseGraph
 from stillhouse.accelerate.records.trial import Trial
 from stillhouse.accelerate.selection.choose import best_trial
 from stillhouse.measure.clock import paired_ratio

@@ -133,4 +133,4 @@ def _read_image(name: str, content: bytes, caption: str | None) -> CaptionedImag
     try:
         return CaptionedImage(name, read_picture(BytesIO(content)), " ".join(caption.split()))
     except InvalidRequest as error:
-        return SkippedImage(name, error.given)
+        return SkippedImage(name, error.problem)

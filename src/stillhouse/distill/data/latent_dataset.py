@@ -17,7 +17,7 @@ from stillhouse.core import ImageRequest
 from stillhouse.diffusion import CONDITIONAL, UNCONDITIONAL
 from stillhouse.distill.data.samples import LatentSample
 from stillhouse.distill.data.shards import wait_for_shards
-from stillhouse.distill.training.networks import UNetInputs
+from stillhouse.distill.training.networks import DenoiserInputs
 from stillhouse.pipelines.pipeline import Pipeline
 
 _GUIDANCE_INPUT = "timestep_cond"
@@ -28,7 +28,7 @@ class LatentBatch:
     """Clean scaled latents, float32 [B, C, h, w], and the text inputs of one caption each."""
 
     latents: Tensor
-    cond: UNetInputs
+    cond: DenoiserInputs
 
 
 class LatentDataset(Protocol):
@@ -37,7 +37,7 @@ class LatentDataset(Protocol):
     def batch(self, rng: np.random.Generator, count: int) -> LatentBatch:
         """Return `count` random samples, decided by the generator alone."""
 
-    def negative_inputs(self, count: int) -> UNetInputs:
+    def negative_inputs(self, count: int) -> DenoiserInputs:
         """Return the text inputs of the negative prompt, `count` rows."""
 
 
@@ -48,14 +48,14 @@ class CachedLatents:
     Args:
         latents: float16 [samples, C, h, w].
         caption_rows: int64 [samples, captions of a sample]: rows of `text_inputs`; padded with the first.
-        text_inputs: U-Net inputs of the distinct captions, by name, float16 [captions, ...].
-        uncond: U-Net inputs of the negative prompt, by name, one row.
+        text_inputs: denoiser inputs of the distinct captions, by name, float16 [captions, ...].
+        uncond: denoiser inputs of the negative prompt, by name, one row.
     """
 
     latents: Tensor
     caption_rows: Tensor
-    text_inputs: UNetInputs
-    uncond: UNetInputs
+    text_inputs: DenoiserInputs
+    uncond: DenoiserInputs
 
     def batch(self, rng: np.random.Generator, count: int) -> LatentBatch:
         """See `LatentDataset`."""
@@ -66,7 +66,7 @@ class CachedLatents:
             self.latents[samples].float(), {name: tensor[rows].float() for name, tensor in self.text_inputs.items()}
         )
 
-    def negative_inputs(self, count: int) -> UNetInputs:
+    def negative_inputs(self, count: int) -> DenoiserInputs:
         """See `LatentDataset`."""
         return {name: row.float().expand(count, *row.shape[1:]) for name, row in self.uncond.items()}
 
@@ -95,7 +95,7 @@ def encode_samples(pipeline: Pipeline, samples: Iterable[LatentSample]) -> dict[
     latents: list[Tensor] = []
     caption_rows: list[list[int]] = []
     row_of: dict[str, int] = {}
-    inputs: list[UNetInputs] = []
+    inputs: list[DenoiserInputs] = []
     for sample in samples:
         for text in sample.captions:
             if text not in row_of:
@@ -112,25 +112,25 @@ def encode_samples(pipeline: Pipeline, samples: Iterable[LatentSample]) -> dict[
     }
 
 
-def encode_caption(pipeline: Pipeline, text: str) -> UNetInputs:
-    """Return the U-Net inputs of a caption, float16, without the guidance embedding."""
+def encode_caption(pipeline: Pipeline, text: str) -> DenoiserInputs:
+    """Return the denoiser inputs of a caption, float16, without the guidance embedding."""
     unguided = None if pipeline.manifest.distilled else 1.0  # a distilled teacher may refuse a scale of 1
     trajectory = pipeline.start(ImageRequest(text, guidance=unguided))
     return inputs_to_f16(inputs_to_numpy(pipeline, trajectory.branches[CONDITIONAL].inputs))
 
 
-def encode_negative_prompt(pipeline: Pipeline) -> UNetInputs:
-    """Return the U-Net inputs of the negative prompt, float16, one row."""
+def encode_negative_prompt(pipeline: Pipeline) -> DenoiserInputs:
+    """Return the denoiser inputs of the negative prompt, float16, one row."""
     branches = pipeline.start(ImageRequest("")).branches
     inputs = inputs_to_numpy(pipeline, branches.get(UNCONDITIONAL, branches[CONDITIONAL]).inputs)
     return {name: row[None] for name, row in inputs_to_f16(inputs).items()}
 
 
 def inputs_to_numpy(pipeline: Pipeline, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Copy the U-Net inputs of a trajectory to NumPy arrays."""
+    """Copy the denoiser inputs of a trajectory to NumPy arrays."""
     return {name: pipeline.arrays.to_numpy(row) for name, row in inputs.items()}
 
 
-def inputs_to_f16(inputs: Mapping[str, Any]) -> UNetInputs:
-    """Convert U-Net inputs to float16 tensors, without the guidance embedding."""
+def inputs_to_f16(inputs: Mapping[str, Any]) -> DenoiserInputs:
+    """Convert denoiser inputs to float16 tensors, without the guidance embedding."""
     return {name: torch.from_numpy(np.array(row)).half() for name, row in inputs.items() if name != _GUIDANCE_INPUT}

@@ -30,7 +30,7 @@ from stillhouse.diffusion import (
 )
 from stillhouse.distill.data.latent_dataset import encode_negative_prompt, inputs_to_f16, inputs_to_numpy
 from stillhouse.distill.data.shards import wait_for_shards
-from stillhouse.distill.training.networks import UNetInputs
+from stillhouse.distill.training.networks import DenoiserInputs
 from stillhouse.distill.training.step_grids import refine
 from stillhouse.errors import BackendFailed
 from stillhouse.pipelines.pipeline import ImageTrajectory, Pipeline
@@ -54,7 +54,7 @@ class TeacherTrajectory:
         caption: the prompt.
         guidance: the guidance scale.
         kind: index of its grid, see `TrajectoryPlan`.
-        cond: U-Net inputs of the caption, float32, by name.
+        cond: denoiser inputs of the caption, float32, by name.
     """
 
     latents: Array
@@ -72,14 +72,14 @@ class TrajectoryBatch:
         start: at the first level, float32 [B, C, h, w].
         current: at the level of the example.
         end: at the end of the student's step.
-        cond: U-Net inputs of the captions, by name.
+        cond: denoiser inputs of the captions, by name.
         guidance: guidance scales, float32 [B].
     """
 
     start: Tensor
     current: Tensor
     end: Tensor
-    cond: UNetInputs
+    cond: DenoiserInputs
     guidance: Tensor
 
 
@@ -91,17 +91,17 @@ class TrajectoryDataset:
         latents: float16 [trajectories, levels, C, h, w]; of edits with fewer levels, the clean latents are repeated.
         caption_rows: rows of `text_inputs`, int64 [trajectories].
         guidance: guidance scales, float32 [trajectories].
-        text_inputs: U-Net inputs of the distinct captions, by name, float16 [captions, ...].
+        text_inputs: denoiser inputs of the distinct captions, by name, float16 [captions, ...].
         kinds: indices of their grids, see `TrajectoryPlan`; int64 [trajectories], on the CPU.
-        uncond: U-Net inputs of the negative prompt, by name, float16, one row, on the CPU.
+        uncond: denoiser inputs of the negative prompt, by name, float16, one row, on the CPU.
     """
 
     latents: Tensor
     caption_rows: Tensor
     guidance: Tensor
-    text_inputs: UNetInputs
+    text_inputs: DenoiserInputs
     kinds: Tensor
-    uncond: UNetInputs
+    uncond: DenoiserInputs
 
     def __len__(self) -> int:
         """Number of trajectories."""
@@ -259,14 +259,14 @@ def generate_trajectories(
         rngs = [
             np.random.default_rng((plan.seed, 6, index)) for index in range(number, min(number + plan.batch_size, last))
         ]
-        begun = [_start_trajectory(pipeline, routes[0], sample_caption(rng), plan.guidance, rng) for rng in rngs]
-        groups = [_run_trajectories(teacher, begun, [routes[0]] * len(begun), [0] * len(begun))]
+        sources = [_start_trajectory(pipeline, routes[0], sample_caption(rng), plan.guidance, rng) for rng in rngs]
+        groups = [_run_trajectories(teacher, sources, [routes[0]] * len(sources), [0] * len(sources))]
         if plan.edit_grids:
             kinds = [1 + int(rng.integers(len(plan.edit_grids))) for rng in rngs]
             edit_routes = [routes[kind] for kind in kinds]
             edits = [
                 _start_edit(pipeline, sample_caption, route, plan.guidance, rng, source)
-                for route, rng, source in zip(edit_routes, rngs, begun, strict=True)
+                for route, rng, source in zip(edit_routes, rngs, sources, strict=True)
             ]
             finished = _run_trajectories(teacher, edits, edit_routes, kinds)
             groups.append([_pad(trajectory, plan.student_grid.steps) for trajectory in finished])
@@ -364,7 +364,7 @@ def _start_trajectory(
 def encode_trajectories(pipeline: Pipeline, trajectories: Sequence[TeacherTrajectory]) -> dict[str, Any]:
     """Convert trajectories into one shard for `write_shards`."""
     row_of: dict[str, int] = {}
-    inputs: list[UNetInputs] = []
+    inputs: list[DenoiserInputs] = []
     for trajectory in trajectories:
         if trajectory.caption not in row_of:
             row_of[trajectory.caption] = len(row_of)

@@ -64,7 +64,8 @@ class EvaluationResult:
     Args:
         name: of the setup.
         steps, sampler, guidance: of its request, resolved.
-        unet_rows: rows that the U-Net evaluates for a picture; classifier-free guidance has two for each evaluation.
+        denoiser_rows: rows that the denoiser evaluates for a picture; classifier-free guidance has two for each
+            evaluation.
         latency: seconds of one picture at a time.
         scores: of the oracle; empty for captions outside Shapes.
         deltas: differences of `DELTA_SCORES` from the baseline's.
@@ -81,7 +82,7 @@ class EvaluationResult:
     steps: int
     sampler: str
     guidance: float
-    unet_rows: int
+    denoiser_rows: int
     latency: Timing
     scores: Mapping[str, Share]
     deltas: Mapping[str, ScoreDelta]
@@ -224,7 +225,7 @@ def _evaluate_set(
         steps=request.steps,
         sampler=request.sampler,
         guidance=request.guidance,
-        unet_rows=rows,
+        denoiser_rows=rows,
         latency=latency,
         scores=score_shares(generated.scores) if generated.scores else {},
         deltas={

@@ -103,9 +103,9 @@ def summarize_evaluation(report: EvaluationReport) -> str:
         speed = f"{teacher.latency.median / student.latency.median:.1f} times as fast as its teacher"
         steps = f"{student.steps} step{'s' if student.steps > 1 else ''} instead of {teacher.steps} guided ones"
         if "strict" in student.deltas:
-            quality = f"strict score {_format_delta(student.deltas['strict'], ' points')} relative to the teacher's"
+            quality = f"strict score {_format_delta(student.deltas['strict'], ' points')} relative to the teacher"
         else:
-            quality = f"PSNR to the teacher's pictures {student.psnr:.1f} dB"
+            quality = f"{student.psnr:.1f} dB PSNR to pictures of the teacher"
         sentences.append(f"{name}: {steps}, {speed}; {quality}.")
     return " ".join(sentences)
 
@@ -115,7 +115,7 @@ def evaluation_columns(report: EvaluationReport) -> list[str]:
     shares = [heading for label in _SCORES.values() for heading in (label, "delta to the teacher")]
     scored = [*shares, "rerendered"] if report.results[0].scores else []
     measured = ["latency (ms)", *scored, "PSNR", "SSIM", "Frechet", "precision", "recall", "diversity"]
-    return ["setup", "U-Net rows", *measured, *_external_metrics(report.results[0])]
+    return ["setup", "denoiser rows", *measured, *_external_metrics(report.results[0])]
 
 
 def evaluation_rows(report: EvaluationReport) -> list[list[str]]:
@@ -133,7 +133,7 @@ def _result_row(result: EvaluationResult, is_first: bool) -> list[str]:
         scored.append(f"{result.rerender:.1f} dB")
     return [
         result.name,
-        str(result.unet_rows),
+        str(result.denoiser_rows),
         f"{1000 * result.latency.median:.1f}",
         *scored,
         "" if is_first else f"{result.psnr:.1f} dB",

@@ -54,8 +54,8 @@ def open_clip(directory: Path) -> Callable[[Sequence[Picture], Sequence[str]], N
     try:
         model = transformers.CLIPModel.from_pretrained(directory, local_files_only=True).eval()
     except Exception as error:
-        given = f"{directory} cannot be opened as CLIP: {str(error).splitlines()[0]}"
-        raise InvalidRequest(given, allowed="a directory that CLIPModel.save_pretrained wrote") from error
+        problem = f"{directory} cannot be opened as CLIP: {str(error).splitlines()[0]}"
+        raise InvalidRequest(problem, allowed="a directory that CLIPModel.save_pretrained wrote") from error
     tokenizer = open_tokenizer(directory)
     preprocess = _ClipPreprocessor.from_directory(directory, model.config.vision_config.image_size)
 
@@ -98,9 +98,9 @@ def open_inception(file: Path) -> Callable[[Sequence[Picture]], Features]:
         with torch.inference_mode():
             shape = tuple(network(torch.zeros(2, 3, 64, 64, dtype=torch.uint8), return_features=True).shape)
     except Exception as error:
-        given = f"{file} is not an Inception network: {str(error).strip().splitlines()[-1]}"
+        problem = f"{file} is not an Inception network: {str(error).strip().splitlines()[-1]}"
         raise InvalidRequest(
-            given, allowed="TorchScript with the inputs uint8 [B, 3, H, W] and return_features"
+            problem, allowed="TorchScript with the inputs uint8 [B, 3, H, W] and return_features"
         ) from error
     if len(shape) != 2 or shape[0] != 2:
         raise InvalidRequest(f"{file} returns the shape {list(shape)} for two pictures", allowed="[2, features]")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from stillhouse.diffusion import add_noise, noise_levels
-from stillhouse.distill.training.networks import Denoiser, GuidedInputs, UNetInputs
+from stillhouse.distill.training.networks import Denoiser, DenoiserInputs, GuidedInputs
 from stillhouse.distill.training.targets import Levels
 from stillhouse.distill.training.trajectory_regression import RolloutBatch, TrajectoryRegressionStage
 from stillhouse.fit.recipe import StageRecipe
@@ -36,7 +36,7 @@ class DistributionMatching:
     Args:
         regression: trajectory regression of the student; its rollouts are the student's samples.
         teacher: guided; predicts the clean pictures of the real score.
-        fake_score: U-Net of the fake score, initialised from the teacher.
+        fake_score: denoiser of the fake score, initialised from the teacher.
         uncond: inputs of the negative prompt, by name, one row.
         weight: of the matching loss relative to the regression loss.
     """
@@ -44,7 +44,7 @@ class DistributionMatching:
     regression: TrajectoryRegressionStage
     teacher: Denoiser
     fake_score: Any
-    uncond: UNetInputs
+    uncond: DenoiserInputs
     weight: float
 
     @property
@@ -65,7 +65,7 @@ class DistributionMatching:
     @cached_property
     def network(self) -> nn.Module:
         """The trained networks: the student and the fake score network."""
-        return nn.ModuleDict({"student": self.regression.unet, "fake_score": self.fake_score})
+        return nn.ModuleDict({"student": self.regression.network, "fake_score": self.fake_score})
 
     @property
     def student(self) -> Denoiser:
@@ -131,7 +131,7 @@ def score_difference(student: Tensor, fake_score: Tensor, teacher: Tensor) -> Te
     return (fake_score - teacher) / distance.clamp(min=_MIN_DISTANCE)
 
 
-def _select_inputs(inputs: GuidedInputs, mask: Tensor, uncond: UNetInputs) -> GuidedInputs:
+def _select_inputs(inputs: GuidedInputs, mask: Tensor, uncond: DenoiserInputs) -> GuidedInputs:
     """Return the inputs of the rows that the mask selects, together with the negative prompt."""
     count = int(mask.sum())
     cond = {name: tensor[mask.to(tensor.device)] for name, tensor in inputs.cond.items()}

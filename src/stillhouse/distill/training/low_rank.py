@@ -1,6 +1,6 @@
 """Low-rank students (LoRA, arXiv 2106.09685), whose difference from the teacher is a file of a few megabytes.
 
-During training the low-rank weights are separate from the U-Net's; for serving they are fused into them, so that
+During training the low-rank weights are separate from the denoiser's; for serving they are fused into them, so that
 inference costs no additional operation.
 """
 
@@ -21,48 +21,48 @@ LORA_TARGETS = (
 _PROJECTION = "time_embedding.cond_proj"
 
 
-def add_lora(unet: Any, rank: int, seed: int) -> Any:
-    """Add LoRA weights to a U-Net in place, freeze all other weights but the guidance projection, and return it.
+def add_lora(network: Any, rank: int, seed: int) -> Any:
+    """Add LoRA weights to a network in place, freeze all other weights but the guidance projection, and return it.
 
     Args:
-        unet: diffusers' U-Net; existing LoRA weights are kept.
+        network: diffusers' denoiser; existing LoRA weights are kept.
         rank: of the LoRA matrices.
         seed: of the down projections; the up projections are zero, so that the output does not change at first.
     """
-    if ADAPTER not in getattr(unet, "peft_config", {}):
+    if ADAPTER not in getattr(network, "peft_config", {}):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(LORA_TARGETS)), ADAPTER)
-    for name, parameter in unet.named_parameters():
+            network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(LORA_TARGETS)), ADAPTER)
+    for name, parameter in network.named_parameters():
         parameter.requires_grad_("lora_" in name or name.startswith(_PROJECTION))
-    return unet
+    return network
 
 
-def fused_copy(unet: Any) -> Any:
-    """Return a copy with the LoRA weights fused into its weights; the U-Net itself where it has no LoRA weights."""
-    if ADAPTER not in getattr(unet, "peft_config", {}):
-        return unet
-    copy = deepcopy(unet)
+def fused_copy(network: Any) -> Any:
+    """Return a copy with the LoRA weights fused into its weights; the denoiser itself where it has no LoRA weights."""
+    if ADAPTER not in getattr(network, "peft_config", {}):
+        return network
+    copy = deepcopy(network)
     copy.fuse_lora(adapter_names=[ADAPTER])
     copy.unload_lora()
     return copy
 
 
-def lora_state_dict(unet: Any) -> Mapping[str, Tensor]:
-    """Return the LoRA weights and the guidance projection of a student; empty where the U-Net has no LoRA weights."""
-    if ADAPTER not in getattr(unet, "peft_config", {}):
+def lora_state_dict(network: Any) -> Mapping[str, Tensor]:
+    """Return the LoRA weights and the guidance projection of a student; empty where it has no LoRA weights."""
+    if ADAPTER not in getattr(network, "peft_config", {}):
         return {}
-    lora = {name: tensor.detach() for name, tensor in get_peft_model_state_dict(unet, adapter_name=ADAPTER).items()}
+    lora = {name: tensor.detach() for name, tensor in get_peft_model_state_dict(network, adapter_name=ADAPTER).items()}
     projection = {
-        name: parameter.detach() for name, parameter in unet.named_parameters() if name.startswith(_PROJECTION)
+        name: parameter.detach() for name, parameter in network.named_parameters() if name.startswith(_PROJECTION)
     }
     return {**lora, **projection}
 
 
-def load_lora(unet: Any, weights: Mapping[str, Tensor]) -> None:
-    """Copy the result of `lora_state_dict` into a U-Net that `add_lora` returned."""
+def load_lora(network: Any, weights: Mapping[str, Tensor]) -> None:
+    """Copy the result of `lora_state_dict` into a denoiser that `add_lora` returned."""
     projection = {name: tensor for name, tensor in weights.items() if name.startswith(_PROJECTION)}
-    set_peft_model_state_dict(unet, {name: weights[name] for name in weights.keys() - projection.keys()}, ADAPTER)
+    set_peft_model_state_dict(network, {name: weights[name] for name in weights.keys() - projection.keys()}, ADAPTER)
     with torch.no_grad():
         for name, tensor in projection.items():
-            unet.get_parameter(name).copy_(tensor)
+            network.get_parameter(name).copy_(tensor)

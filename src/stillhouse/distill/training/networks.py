@@ -1,9 +1,10 @@
-"""U-Nets in torch as denoisers: functions from noisy latents to predicted clean latents."""
+"""Networks in torch as denoisers: functions from noisy latents to predicted clean latents."""
 
 import math
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,15 @@ from stillhouse.diffusion import Prediction, Schedule, noise_levels, predict_den
 from stillhouse.distill.training.targets import DenoiseFn, Levels
 
 GUIDANCE_CHANNELS = 256
-"""Width of the guidance embedding; diffusers reads it from the U-Net's `time_cond_proj_dim`."""
+"""Width of the guidance embedding; diffusers reads it from the network's `time_cond_proj_dim`."""
 _DIFFUSERS_DEFAULTS = "_use_default_values"
 """Configuration entry that lists the values which diffusers would reset to their defaults."""
+DENOISER_FOLDER = "unet"
+"""Sub-directory of the denoiser in an imported pipeline, as diffusers names it."""
 _PROJECTION = "time_embedding.cond_proj.weight"
 
-UNetInputs = Mapping[str, Tensor]
-"""Inputs of a U-Net besides latents and timesteps: encoder_hidden_states [B, L, D]; for SDXL text_embeds, time_ids."""
+DenoiserInputs = Mapping[str, Tensor]
+"""Inputs of a denoiser besides latents, timesteps: encoder_hidden_states [B, L, D]; of SDXL text_embeds, time_ids."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,29 +37,29 @@ class GuidedInputs:
         guidance: guidance scales as in diffusers, float32 [B]; 1: no guidance.
     """
 
-    cond: UNetInputs
-    uncond: UNetInputs
+    cond: DenoiserInputs
+    uncond: DenoiserInputs
     guidance: Tensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Denoiser:
-    """A U-Net with its schedule and prediction type.
+    """A network with its schedule and prediction type.
 
     Args:
-        unet: diffusers' UNet2DConditionModel.
+        network: diffusers' UNet2DConditionModel.
         schedule: noise schedule of its training. For latents at levels of another schedule, the nearest level is used.
         prediction: prediction type of its output.
     """
 
-    unet: Any
+    network: Any
     schedule: Schedule
     prediction: Prediction
 
     @property
     def is_conditioned(self) -> bool:
         """Whether the guidance scale is an input of the network (guidance distillation)."""
-        return self.unet.config.time_cond_proj_dim is not None
+        return self.network.config.time_cond_proj_dim is not None
 
     def denoise_fn(self, inputs: GuidedInputs) -> DenoiseFn:
         """Return the guided denoiser of a batch: one row a sample where the scale is an input, else two (CFG)."""
@@ -82,11 +85,11 @@ class Denoiser:
 
         return denoise
 
-    def _predict(self, z: Tensor, levels: Levels, inputs: UNetInputs, guidance: Tensor | None) -> Tensor:
+    def _predict(self, z: Tensor, levels: Levels, inputs: DenoiserInputs, guidance: Tensor | None) -> Tensor:
         """Return the output of the network."""
         timesteps, _, _ = self._nearest_levels(levels)
         added = {name: inputs[name] for name in ("text_embeds", "time_ids") if name in inputs}
-        output: Tensor = self.unet(
+        output: Tensor = self.network(
             z,
             timesteps.to(z.device),
             encoder_hidden_states=inputs["encoder_hidden_states"],
@@ -112,7 +115,7 @@ class Denoiser:
 
     def _embed_guidance(self, guidance: Tensor, z: Tensor) -> Tensor:
         """Return the embedding of guidance scales, [B, channels]; see `families.stable_diffusion.embed_guidance`."""
-        channels = self.unet.config.time_cond_proj_dim
+        channels = self.network.config.time_cond_proj_dim
         half = channels // 2
         indices = torch.arange(half, dtype=torch.float64, device=z.device)
         frequencies = torch.exp(indices * -(math.log(10_000.0) / (half - 1)))
@@ -142,15 +145,20 @@ def student_parameterization(teacher: Denoiser) -> tuple[Schedule, Prediction]:
     return replace(teacher.schedule, zero_terminal_snr=True), prediction
 
 
-def add_guidance_embedding(unet: Any) -> Any:
-    """Return a copy of a U-Net with the guidance scale as an input; its outputs do not depend on the scale at first.
+def read_network(directory: Path) -> Any:
+    """Read the denoiser of an imported pipeline in float32."""
+    return UNet2DConditionModel.from_pretrained(directory / DENOISER_FOLDER, torch_dtype=torch.float32)
 
-    The new projection is zero; diffusers would initialise it at random. A U-Net that has the input is only copied.
+
+def add_guidance_embedding(network: Any) -> Any:
+    """Return a copy of a network with the guidance scale as an input; its outputs do not depend on the scale at first.
+
+    The new projection is zero; diffusers would initialise it at random. A network that has the input is only copied.
     """
-    if unet.config.time_cond_proj_dim:
-        return deepcopy(unet)
-    config = {name: value for name, value in unet.config.items() if name != _DIFFUSERS_DEFAULTS}
+    if network.config.time_cond_proj_dim:
+        return deepcopy(network)
+    config = {name: value for name, value in network.config.items() if name != _DIFFUSERS_DEFAULTS}
     copy = UNet2DConditionModel.from_config({**config, "time_cond_proj_dim": GUIDANCE_CHANNELS})
-    weights = {**unet.state_dict(), _PROJECTION: torch.zeros_like(copy.state_dict()[_PROJECTION])}
+    weights = {**network.state_dict(), _PROJECTION: torch.zeros_like(copy.state_dict()[_PROJECTION])}
     copy.load_state_dict(weights)
-    return copy.to(next(unet.parameters()).device)
+    return copy.to(next(network.parameters()).device)

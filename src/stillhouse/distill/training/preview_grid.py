@@ -3,8 +3,8 @@
 import numpy as np
 
 from stillhouse.core import Picture
+from stillhouse.distill.training.distillation_stage import DistillationStage
 from stillhouse.distill.training.dmd import DistributionMatching
-from stillhouse.distill.training.stage import DistillationStage
 from stillhouse.distill.training.trajectory_regression import TrajectoryRegressionStage
 from stillhouse.pipelines.pipeline import Pipeline
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from stillhouse.diffusion import Schedule, TimestepGrid
 from stillhouse.distill.data.latent_dataset import LatentDataset
+from stillhouse.distill.training.distillation_stage import DistillationStage, Weighting
 from stillhouse.distill.training.low_rank import add_lora, fused_copy, lora_state_dict
 from stillhouse.distill.training.methods import (
     DistillationMethod,
@@ -22,7 +23,6 @@ from stillhouse.distill.training.methods import (
     ProgressiveDistillation,
 )
 from stillhouse.distill.training.networks import Denoiser, add_guidance_embedding, student_parameterization
-from stillhouse.distill.training.stage import DistillationStage, Weighting
 from stillhouse.distill.training.step_grids import GridPair, plan_edit_grids, plan_grid_pairs, refine
 from stillhouse.errors import InvalidRequest
 from stillhouse.fit.fit import fit
@@ -205,23 +205,23 @@ def make_student(
     edit_grids: Mapping[float, TimestepGrid] = MappingProxyType({}),
 ) -> Student:
     """Return a student with a copy of the denoiser on the CPU, LoRA weights fused."""
-    copy = Denoiser(deepcopy(fused_copy(denoiser.unet)).cpu(), denoiser.schedule, denoiser.prediction)
-    return Student(name, copy, lora_state_dict(denoiser.unet), grid, method, fitted, edit_grids)
+    copy = Denoiser(deepcopy(fused_copy(denoiser.network)).cpu(), denoiser.schedule, denoiser.prediction)
+    return Student(name, copy, lora_state_dict(denoiser.network), grid, method, fitted, edit_grids)
 
 
-def build_student_unet(denoiser: Denoiser, recipe: ChainRecipe) -> Any:
-    """Return a trainable copy of a U-Net with a guidance embedding, and LoRA weights where the recipe has a rank."""
-    unet = add_guidance_embedding(denoiser.unet)
-    unet = add_lora(unet, recipe.lora_rank, recipe.seed) if recipe.lora_rank else unet.requires_grad_(True)
+def build_student_network(denoiser: Denoiser, recipe: ChainRecipe) -> Any:
+    """Return a trainable copy of a denoiser with a guidance embedding, and LoRA weights where the recipe has a rank."""
+    network = add_guidance_embedding(denoiser.network)
+    network = add_lora(network, recipe.lora_rank, recipe.seed) if recipe.lora_rank else network.requires_grad_(True)
     if recipe.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-    return unet.train().to(memory_format=torch.channels_last)
+        network.enable_gradient_checkpointing()
+    return network.train().to(memory_format=torch.channels_last)
 
 
 def freeze(denoiser: Denoiser) -> Denoiser:
     """Drop the gradients of a denoiser, set it to evaluation mode without gradients, and return it."""
-    denoiser.unet.zero_grad(set_to_none=True)
-    denoiser.unet.eval().requires_grad_(False)
+    denoiser.network.zero_grad(set_to_none=True)
+    denoiser.network.eval().requires_grad_(False)
     return denoiser
 
 
@@ -299,7 +299,7 @@ def _build_stage(
         recipe=plan.recipe,
         method=plan.method,
         teacher=teacher,
-        unet=build_student_unet(initial, recipe),
+        network=build_student_network(initial, recipe),
         schedule=schedule,
         prediction=prediction,
         dataset=dataset,

@@ -13,7 +13,7 @@ from stillhouse.distill.training.progressive_chain import (
     ChainRecipe,
     Student,
     TrainingRun,
-    build_student_unet,
+    build_student_network,
     freeze,
     make_student,
 )
@@ -85,7 +85,7 @@ def train_on_trajectories(
     """
     students: list[Student] = []
     planned, fingerprint, before = plan_student_grids(initial, recipe), origin, initial
-    dataset = dataset.to(next(initial.unet.parameters()).device)
+    dataset = dataset.to(next(initial.network.parameters()).device)
     for grids in planned:
         fingerprint = _fingerprint(fingerprint, grids, recipe)
         regression = _regression_stage(before, dataset, planned[0], grids, recipe, fingerprint)
@@ -112,7 +112,7 @@ def _regression_stage(
     return TrajectoryRegressionStage(
         name=f"{grids.grid.steps}-steps",
         recipe=recipe.step_recipes[grids.grid.steps],
-        unet=build_student_unet(initial, recipe),
+        network=build_student_network(initial, recipe),
         schedule=schedule,
         prediction=prediction,
         dataset=dataset,
@@ -130,7 +130,7 @@ def _regression_stage(
 def _distribution_matching(
     regression: TrajectoryRegressionStage, teacher: Denoiser, recipe: ChainRecipe, weight: float
 ) -> DistributionMatching:
-    fake_score = build_student_unet(teacher, recipe)
+    fake_score = build_student_network(teacher, recipe)
     uncond = {name: row.float() for name, row in regression.dataset.uncond.items()}
     return DistributionMatching(
         regression=regression, teacher=teacher, fake_score=fake_score, uncond=uncond, weight=weight

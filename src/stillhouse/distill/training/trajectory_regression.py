@@ -11,8 +11,8 @@ from torch import Tensor
 
 from stillhouse.diffusion import Prediction, Schedule, TimestepGrid
 from stillhouse.distill.data.teacher_trajectories import TrajectoryBatch, TrajectoryDataset
+from stillhouse.distill.training.distillation_stage import Weighting, latent_psnr, weighted_loss
 from stillhouse.distill.training.networks import Denoiser, GuidedInputs
-from stillhouse.distill.training.stage import Weighting, latent_psnr, weighted_loss
 from stillhouse.distill.training.targets import (
     Levels,
     LevelTable,
@@ -54,7 +54,7 @@ class TrajectoryRegressionStage:
 
     Args:
         name, recipe, fingerprint: see `fit.stage.Stage`.
-        unet: the student's trained U-Net.
+        network: the student's trained network.
         schedule, prediction: noise schedule and prediction type of the student.
         dataset: two trajectories or more; the last `eval_samples` of them, at most half, are held out for evaluation.
         stored_grids: grids at whose levels the trajectories are stored, by kind: from pure noise, then edits.
@@ -68,7 +68,7 @@ class TrajectoryRegressionStage:
 
     name: str
     recipe: StageRecipe
-    unet: Any
+    network: Any
     schedule: Schedule
     prediction: Prediction
     dataset: TrajectoryDataset
@@ -82,21 +82,16 @@ class TrajectoryRegressionStage:
     fingerprint: str = ""
 
     @property
-    def network(self) -> Any:
-        """The trained U-Net."""
-        return self.unet
-
-    @property
     def student(self) -> Denoiser:
         """The student with its parameterization."""
-        return Denoiser(self.unet, self.schedule, self.prediction)
+        return Denoiser(self.network, self.schedule, self.prediction)
 
     def loss(self, number: int) -> Tensor:
         """Return the loss of batch `number`."""
         rng = np.random.default_rng((self.seed, 7, number))
         count = self.recipe.batch_size
         indices, end_to_end = self.sample_indices(rng, count), round(self.end_to_end_fraction * count)
-        total = torch.zeros((), device=next(self.unet.parameters()).device)
+        total = torch.zeros((), device=next(self.network.parameters()).device)
         if end_to_end:
             rollout = self.rollout(indices[:end_to_end])
             error = self.weighted_error(rollout.student, rollout.teacher, rollout.levels)
@@ -226,5 +221,5 @@ class TrajectoryRegressionStage:
         return GuidedInputs(cond, {}, self._to_device(batch.guidance))
 
     def _to_device(self, tensor: Tensor) -> Tensor:
-        device: torch.device = next(self.unet.parameters()).device
+        device: torch.device = next(self.network.parameters()).device
         return tensor.to(device)

@@ -58,9 +58,9 @@ class ScorePlot:
 
 
 def score_plots(report: EvaluationReport) -> tuple[ScorePlot, ...]:
-    """Return the plots over U-Net rows and over latency; quality is the strict score, or PSNR without scores."""
+    """Return the plots over denoiser rows and over latency; quality is the strict score, or PSNR without scores."""
     return (
-        _score_plot(report, "U-Net rows of a picture", lambda result: float(result.unet_rows)),
+        _score_plot(report, "denoiser rows of a picture", lambda result: float(result.denoiser_rows)),
         _score_plot(report, "latency of a picture in ms", lambda result: 1000 * result.latency.median),
     )
 
@@ -76,7 +76,7 @@ def _score_plot(report: EvaluationReport, title: str, cost: Callable[[Evaluation
         value, low, high = qualities[result.name]
         is_student = result.name in report.students
         kind = "teacher" if result is report.results[0] else "student" if is_student else "baseline"
-        figures = f"{result.unet_rows} U-Net rows, {1000 * result.latency.median:.1f} ms"
+        figures = f"{result.denoiser_rows} denoiser rows, {1000 * result.latency.median:.1f} ms"
         tooltip = f"{result.name}: {figures}, {_format_quality(value, scored)}"
         return ScoreMark(to_x(cost(result)), to_y(value), to_y(low), to_y(high), kind, result.name, tooltip)
 

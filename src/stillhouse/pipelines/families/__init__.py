@@ -4,7 +4,6 @@ A family is one value that implements `base.Family`. It names the inputs of its 
 and which branches guidance compares, and turns latents into the denoiser's inputs and back. Nothing here needs torch.
 """
 
-from collections.abc import Mapping
 from importlib.metadata import entry_points
 
 from stillhouse.errors import ManifestError
@@ -38,8 +37,3 @@ def find_family(name: str) -> Family:
             fix="install the package that adds it, or update stillhouse",
         )
     return _FAMILIES[name]
-
-
-def families() -> Mapping[str, Family]:
-    """Return the families that were registered, by name."""
-    return dict(_FAMILIES)

@@ -116,7 +116,10 @@ class Family(Protocol):
         """Return a picture's latents, normalised, [C, h, w]."""
 
     def decode(self, context: Context, latents: Array) -> Array:
-        """Return the decoder's signal, [3, height, width], -1 to 1, of latents that are not normalised."""
+        """Return the decoder's signal, [3, height, width], -1 to 1, of normalised latents [C, h, w].
+
+        A large picture is decoded tile by tile, so that the latents may be a part of the picture's.
+        """
 
 
 def latent_shape(latent: Latent, width: int, height: int) -> tuple[int, int, int]:
@@ -124,14 +127,21 @@ def latent_shape(latent: Latent, width: int, height: int) -> tuple[int, int, int
     return latent.channels, height // latent.downscale, width // latent.downscale
 
 
-def normalize_latents(latent: Latent, mean: Array) -> Array:
+def normalize_latents(latent: Latent, encoded: Array) -> Array:
     """Return the encoder's latents [C, h, w] in the units in which the denoiser was trained."""
-    return (mean - latent.shift_factor) * latent.scaling_factor
+    if latent.std:
+        encoded = (encoded - _by_channel(latent.mean)) / _by_channel(latent.std)
+    return (encoded - latent.shift_factor) * latent.scaling_factor
 
 
 def denormalize_latents(latent: Latent, latents: Array) -> Array:
     """Return latents [C, h, w] in the units of the decoder."""
-    return latents / latent.scaling_factor + latent.shift_factor
+    encoded = latents / latent.scaling_factor + latent.shift_factor
+    return encoded * _by_channel(latent.std) + _by_channel(latent.mean) if latent.std else encoded
+
+
+def _by_channel(values: Sequence[float]) -> Array:
+    return np.array(values, np.float32)[:, None, None]
 
 
 def latent_mask(mask: NDArray[np.uint8], downscale: int) -> Array:

@@ -19,7 +19,7 @@ from stillhouse.diffusion import (
     add_noise,
     classifier_free,
 )
-from stillhouse.errors import InvalidRequest
+from stillhouse.errors import InvalidRequest, PipelineError
 from stillhouse.images.pixels import normalize_pixels
 from stillhouse.pipelines.families.base import (
     MASK_THRESHOLD,
@@ -27,6 +27,7 @@ from stillhouse.pipelines.families.base import (
     NetworkCall,
     Start,
     Tensors,
+    denormalize_latents,
     latent_mask,
     normalize_latents,
 )
@@ -78,6 +79,13 @@ class StableDiffusion:
 
     def tokenize(self, tokenizers: Mapping[str, Tokenizer], text: str, key: tuple[int, ...]) -> Mapping[str, Tensors]:
         """Return the token ids of each text encoder, int64 [1, 77]."""
+        for role, tokenizer in tokenizers.items():
+            if tokenizer.start is None or tokenizer.end is None:
+                raise PipelineError(
+                    f"the tokenizer of {role} names no start or no end token",
+                    allowed="a CLIP tokenizer, whose tokenizer_config.json has bos_token and eos_token",
+                    fix="import the model again",
+                )
         return {role: {"input_ids": tokenizer(text)[None]} for role, tokenizer in tokenizers.items()}
 
     def encode_prompt(self, run: Callable[[str, Tensors], Tensors], tokens: Mapping[str, Tensors]) -> Conditioning:
@@ -128,7 +136,8 @@ class StableDiffusion:
 
     def decode(self, context: Context, latents: Array) -> Array:
         """Return the autoencoder's signal of one picture."""
-        signal: Array = context.run(DECODER, {"latent_sample": latents[None]})["sample"][0]
+        encoded = denormalize_latents(context.manifest.latent, latents)
+        signal: Array = context.run(DECODER, {"latent_sample": encoded[None]})["sample"][0]
         return signal
 
     def _encode_signal(self, context: Context, signal: Array) -> Array:

@@ -19,9 +19,9 @@ from stillhouse.core import Picture
 from stillhouse.errors import InvalidRequest, NotAllowed, Refused, StillhouseError
 from stillhouse.images.png import read_alpha_mask, read_picture
 from stillhouse.serve.client import Client
+from stillhouse.serve.engine.output import RequestOutput
 from stillhouse.serve.request_handle import RequestHandle
 from stillhouse.serve.service import Service
-from stillhouse.serve.worker.messages import RequestOutput
 
 T = TypeVar("T")
 ApiRequest = Request[Any, Any, State]
@@ -127,14 +127,14 @@ class NotFound(InvalidRequest):
     """A resource that does not exist or is not available.
 
     Args:
-        given: what was requested.
+        problem: what was requested.
         allowed: what is allowed instead.
         fix: what to do.
         status: HTTP status.
     """
 
-    def __init__(self, given: str, *, allowed: str | None = None, fix: str | None = None, status: int = 404) -> None:
-        super().__init__(given, allowed=allowed, fix=fix)
+    def __init__(self, problem: str, *, allowed: str | None = None, fix: str | None = None, status: int = 404) -> None:
+        super().__init__(problem, allowed=allowed, fix=fix)
         self.status = status
 
 

@@ -31,9 +31,9 @@ from stillhouse.serve.api.http import (
     stream_response,
 )
 from stillhouse.serve.client import Client
+from stillhouse.serve.engine.output import RequestOutput
 from stillhouse.serve.request_handle import Progress
 from stillhouse.serve.store.job_store import HAS_PUBLIC_URL, JobRecord
-from stillhouse.serve.worker.messages import RequestOutput
 
 MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", "raw": "application/octet-stream"}
 

@@ -47,8 +47,8 @@ from stillhouse.serve.api.http import (
 )
 from stillhouse.serve.api.kserve.protocol import response_parameters
 from stillhouse.serve.client import Client
-from stillhouse.serve.request_handle import GenerationRequest, PreviewImage, RequestHandle, StreamEvent
-from stillhouse.serve.worker.messages import RequestOutput
+from stillhouse.serve.engine.output import PreviewImage, RequestOutput
+from stillhouse.serve.request_handle import GenerationRequest, RequestHandle, StreamEvent
 
 OutputFormat = Literal["png", "jpeg", "webp"]
 """Image formats of the protocol."""

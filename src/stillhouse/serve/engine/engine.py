@@ -2,37 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Protocol
 
-from stillhouse.errors import BackendFailed, StillhouseError
 from stillhouse.serve.engine.cost import CostModel
 from stillhouse.serve.engine.job import Job
+from stillhouse.serve.engine.output import RequestOutput, failed_output
 from stillhouse.serve.engine.policy import Policy, select_batch
 from stillhouse.serve.engine.request_pool import RequestPool
-
-FinishReason = Literal["finished", "failed", "cancelled", "expired"]
-"""Why a job ended.
-
-"finished": all evaluations are done. "failed": the executor raised an error. "cancelled": cancelled by the client.
-"expired": the queue timeout passed before the start.
-"""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class FinishedJob:
-    """The end of a job.
-
-    Args:
-        job: the job.
-        finish_reason: why it ended.
-        result: return value of `Executor.finish` if the job finished.
-        error: error of a failed job.
-    """
-
-    job: Job
-    finish_reason: FinishReason
-    result: Any = None
-    error: StillhouseError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +18,14 @@ class StepOutput:
     Args:
         jobs: jobs that advanced by one evaluation.
         seconds: duration of the step.
-        finished: jobs that ended in the step.
+        finished: jobs whose last evaluation is done; their images are not decoded yet.
+        outputs: ends of the jobs that failed or expired.
     """
 
     jobs: tuple[Job, ...] = ()
     seconds: float = 0.0
-    finished: tuple[FinishedJob, ...] = ()
+    finished: tuple[Job, ...] = ()
+    outputs: tuple[RequestOutput, ...] = ()
 
 
 class Executor(Protocol):
@@ -59,8 +37,8 @@ class Executor(Protocol):
     def advance(self, jobs: Sequence[Job]) -> None:
         """Run one evaluation for jobs that share a batch key."""
 
-    def finish(self, job: Job) -> Any:
-        """Return the result of a job after its last evaluation."""
+    def finish(self, job: Job) -> None:
+        """Prepare the trajectory of a job for decoding after its last evaluation."""
 
 
 @dataclass(slots=True)
@@ -95,37 +73,38 @@ class Engine:
         self.cost_model = self.cost_model.with_batch_key(job.batch_key)
         self.pool.add(job, self.clock(), self.cost_model)
 
-    def cancel(self, job_id: str) -> FinishedJob | None:
-        """Remove a job before the next step; return None if there is none with this id."""
-        job = self.jobs.get(job_id)
-        return self._remove(job, "cancelled") if job else None
+    def cancel(self, job_id: str) -> RequestOutput | None:
+        """Remove a job before the next step and return its end; return None if there is none with this id."""
+        job = self.pool.remove(job_id)
+        return RequestOutput(job_id, "cancelled") if job else None
 
     def step(self) -> StepOutput:
         """Run one evaluation of one batch. Do nothing if there are no jobs."""
         began = self.clock()
-        finished = [
-            self._remove(job, "expired") for job in [*self.jobs.values()] if not job.index and job.expires <= began
-        ]
+        expired = [job for job in self.jobs.values() if not job.index and job.expires <= began]
+        outputs = [self._expire(job) for job in expired]
         batch = select_batch(self.policy, list(self.jobs.values()), began, self.cost_model)
-        advanced = [job for job in batch if self._start(job, finished)]
-        if not self._advance(advanced, finished):
-            advanced = [job for job in advanced if self._advance([job], finished, is_single=True)]
+        advanced = [job for job in batch if self._start(job, outputs)]
+        if not self._advance(advanced, outputs):
+            advanced = [job for job in advanced if self._advance([job], outputs, is_single=True)]
         self.pool.record_step(advanced)
+        finished = [job for job in advanced if job.is_done and self._finish(job, outputs)]
+        ended = self.clock()
         for job in advanced:
-            if job.is_done:
-                self._finish(job, finished)
-        return StepOutput(tuple(advanced), self.clock() - began, tuple(finished))
+            job.record_batch(len(advanced), began, ended)
+        return StepOutput(tuple(advanced), ended - began, tuple(finished), tuple(outputs))
 
-    def _start(self, job: Job, finished: list[FinishedJob]) -> bool:
+    def _start(self, job: Job, outputs: list[RequestOutput]) -> bool:
+        """Start a job that has not started. Return whether it succeeded."""
         try:
             if job.index == 0:
                 self.executor.begin(job)
         except Exception as error:
-            finished.append(self._remove(job, "failed", error=wrap_error(error)))
+            outputs.append(self._fail(job, error))
             return False
         return True
 
-    def _advance(self, jobs: Sequence[Job], finished: list[FinishedJob], is_single: bool = False) -> bool:
+    def _advance(self, jobs: Sequence[Job], outputs: list[RequestOutput], is_single: bool = False) -> bool:
         """Run one evaluation and return whether it succeeded.
 
         A failed batch is retried job by job, so that only the faulty job fails.
@@ -137,32 +116,27 @@ class Engine:
             self.executor.advance(jobs)
         except Exception as error:
             if is_single:
-                finished.append(self._remove(jobs[0], "failed", error=wrap_error(error)))
+                outputs.append(self._fail(jobs[0], error))
             return False
         self.cost_model = self.cost_model.with_measurement(
             jobs[0].batch_key, sum(job.rows for job in jobs), self.clock() - began
         )
         return True
 
-    def _finish(self, job: Job, finished: list[FinishedJob]) -> None:
+    def _finish(self, job: Job, outputs: list[RequestOutput]) -> bool:
+        """Remove a job after its last evaluation. Return whether its image can be decoded."""
         try:
-            result = self.executor.finish(job)
+            self.executor.finish(job)
         except Exception as error:
-            finished.append(self._remove(job, "failed", error=wrap_error(error)))
-        else:
-            finished.append(self._remove(job, "finished", result))
-
-    def _remove(
-        self, job: Job, finish_reason: FinishReason, result: Any = None, error: StillhouseError | None = None
-    ) -> FinishedJob:
+            outputs.append(self._fail(job, error))
+            return False
         self.pool.remove(job.id)
-        return FinishedJob(job, finish_reason, result, error)
+        return True
 
+    def _fail(self, job: Job, error: Exception) -> RequestOutput:
+        self.pool.remove(job.id)
+        return failed_output(job.id, error)
 
-def wrap_error(error: Exception, action: str = "inference") -> StillhouseError:
-    """Return a StillhouseError unchanged, and any other error as the cause of a BackendFailed that names the action."""
-    if isinstance(error, StillhouseError):
-        return error
-    failure = BackendFailed(f"{action} failed with {type(error).__name__}: {error}")
-    failure.__cause__ = error
-    return failure
+    def _expire(self, job: Job) -> RequestOutput:
+        self.pool.remove(job.id)
+        return RequestOutput(job.id, "expired")

@@ -1,8 +1,10 @@
-"""Executor over pipelines of this process, and measurement of their latency curves."""
+"""Executor over pipelines of this process, their LRU cache, and measurement of their latency curves."""
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 from statistics import median
@@ -14,16 +16,66 @@ import numpy as np
 from stillhouse.core import Array, ImageRequest
 from stillhouse.errors import StillhouseError
 from stillhouse.images.formats import encode_image
+from stillhouse.measure.memory import own_resident_bytes, release_memory
 from stillhouse.pipelines.manifest import Manifest
 from stillhouse.pipelines.pipeline import ImageTrajectory, Pipeline
-from stillhouse.pipelines.resolve import Resolved, encoded_image_count
+from stillhouse.pipelines.resolve import encoded_image_count
 from stillhouse.serve.engine.cost import LatencyCurve
-from stillhouse.serve.engine.job import BatchKey, Job, StepPlan
+from stillhouse.serve.engine.job import BatchKey, Job
 
 BATCHES = (1, 2, 4, 8, 16, 32)
 """Row counts that are measured if the pipeline has no fixed batch sizes."""
 SLOW_CALL_SECONDS = 2.0
 """Seconds above which a call is timed only once."""
+
+
+@dataclass(slots=True)
+class PipelineCache(Mapping[str, Pipeline]):
+    """Pipelines by name, loaded on first access. Use from one thread.
+
+    Args:
+        open_pipeline: loads a pipeline by name.
+        names: names of all pipelines.
+        budget: memory budget in bytes. The requested pipeline stays loaded even if it alone exceeds the budget.
+        memory_used: returns the memory of this process in bytes.
+        free_memory: releases the memory of an unloaded pipeline before `memory_used` is read again.
+    """
+
+    open_pipeline: Callable[[str], Pipeline]
+    names: tuple[str, ...]
+    budget: int
+    memory_used: Callable[[], int] = lambda: own_resident_bytes(os.getpid())
+    free_memory: Callable[[], None] = release_memory
+    _loaded: OrderedDict[str, Pipeline] = field(default_factory=OrderedDict)
+
+    def __getitem__(self, name: str) -> Pipeline:
+        if name in self._loaded:
+            self._loaded.move_to_end(name)
+        elif name in self.names:
+            self.evict()
+            self._loaded[name] = self.open_pipeline(name)
+        return self._loaded[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def evict(self) -> list[str]:
+        """Unload least recently used pipelines until the rest fits the budget; return their names."""
+        evicted = []
+        while len(self._loaded) > 1 and self.memory_used() > self.budget:
+            name = next(iter(self._loaded))
+            del self._loaded[name]  # not popitem: its result would keep the pipeline alive
+            evicted.append(name)
+            self.free_memory()
+        return evicted
+
+    @property
+    def loaded(self) -> tuple[str, ...]:
+        """Return the names of loaded pipelines, the least recently used first."""
+        return tuple(self._loaded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +84,9 @@ class PipelineExecutor:
 
     Args:
         pipelines: pipelines by name.
-        finish_trajectory: returns the result of a finished trajectory; decodes the image by default.
     """
 
     pipelines: Mapping[str, Pipeline]
-    finish_trajectory: Callable[[Pipeline, ImageTrajectory], Any] = Pipeline.finish
 
     def begin(self, job: Job) -> None:
         """Encode the prompt and the input image, and create the initial latents."""
@@ -48,26 +98,19 @@ class PipelineExecutor:
         pipeline.advance([trajectory_of(job) for job in jobs])
         pipeline.synchronize()
 
-    def finish(self, job: Job) -> Any:
-        """Return the result of the job's trajectory."""
-        return self.finish_trajectory(self.pipelines[job.batch_key.pipeline], trajectory_of(job))
+    def finish(self, job: Job) -> None:
+        """Copy the final latents to host memory; another thread may decode them.
+
+        They are copied between two steps: a GPU would complete the next step before a later copy.
+        """
+        trajectory = trajectory_of(job)
+        trajectory.latents = self.pipelines[job.batch_key.pipeline].arrays.to_numpy(trajectory.latents)
 
 
 def trajectory_of(job: Job) -> ImageTrajectory:
     """Return the trajectory of a started job."""
     assert isinstance(job.trajectory, ImageTrajectory)
     return job.trajectory
-
-
-def make_batch_key(pipeline: str, resolved: Resolved) -> BatchKey:
-    """Return the batch key of a request for the pipeline of that name."""
-    width, height, *extra = resolved.batch_key
-    return BatchKey(pipeline, width, height, tuple(extra))
-
-
-def plan_steps(manifest: Manifest, resolved: Resolved) -> StepPlan:
-    """Return the rows of each evaluation of a request and its number of input images."""
-    return StepPlan(resolved.plan.rows, encoded_image_count(manifest, resolved.request))
 
 
 def default_request(manifest: Manifest, width: int | None = None, height: int | None = None) -> ImageRequest:

@@ -6,7 +6,9 @@ from typing import NamedTuple
 
 from stillhouse.core import ImageRequest
 from stillhouse.diffusion import Trajectory
-from stillhouse.pipelines.resolve import Resolved
+from stillhouse.images.formats import Format
+from stillhouse.pipelines.manifest import Manifest
+from stillhouse.pipelines.resolve import Resolved, encoded_image_count
 
 
 class BatchKey(NamedTuple):
@@ -84,6 +86,12 @@ class Job:
         index: completed evaluations.
         steps_skipped: consecutive engine steps without this job.
         trajectory: denoising state; None before the start.
+        format: file format of the image.
+        preview_steps: numbers of completed evaluations after which a preview is decoded.
+        is_prompt_truncated: whether a tokenizer truncates a prompt.
+        started: time on the engine's clock of the first evaluation.
+        last_step: time on the engine's clock at which the last evaluation ended.
+        batch_peers: sum over all evaluations of the other jobs in the batch.
     """
 
     id: str
@@ -99,6 +107,12 @@ class Job:
     index: int = 0
     steps_skipped: int = 0
     trajectory: Trajectory | None = None
+    format: Format = "png"
+    preview_steps: frozenset[int] = frozenset()
+    is_prompt_truncated: bool = False
+    started: float = 0.0
+    last_step: float = 0.0
+    batch_peers: int = 0
 
     @property
     def request(self) -> ImageRequest:
@@ -124,3 +138,25 @@ class Job:
     def deadline(self) -> float:
         """Return the time on the engine's clock at which the latency target is missed."""
         return self.arrived + self.latency_target
+
+    def record_batch(self, size: int, began: float, ended: float) -> None:
+        """Record that the job was in a batch.
+
+        Args:
+            size: number of jobs in the batch.
+            began, ended: times on the engine's clock of the engine's step.
+        """
+        self.started = self.started or began
+        self.last_step = ended
+        self.batch_peers += size - 1
+
+
+def make_batch_key(pipeline: str, resolved: Resolved) -> BatchKey:
+    """Return the batch key of a request for the pipeline of that name."""
+    width, height, *extra = resolved.batch_key
+    return BatchKey(pipeline, width, height, tuple(extra))
+
+
+def plan_steps(manifest: Manifest, resolved: Resolved) -> StepPlan:
+    """Return the rows of each evaluation of a request and its number of input images."""
+    return StepPlan(resolved.plan.rows, encoded_image_count(manifest, resolved.request))

@@ -1,7 +1,7 @@
 """Simulation of a server: the engine on a virtual clock, without generating images."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from stillhouse.core import ImageRequest
 from stillhouse.diffusion import CLEAN, NoiseLevel, SamplingPlan, TimestepGrid
@@ -46,10 +46,12 @@ class VirtualExecutor:
     Args:
         cost_model: latency model.
         now: virtual time in seconds.
+        finish_times: virtual time at which each finished job was decoded, by job id.
     """
 
     cost_model: CostModel
     now: float = 0.0
+    finish_times: dict[str, float] = field(default_factory=dict)
 
     def clock(self) -> float:
         """Return the virtual time in seconds."""
@@ -63,10 +65,10 @@ class VirtualExecutor:
         """Advance the clock by one evaluation, see `engine.Executor`."""
         self.now += self.cost_model.step_seconds(jobs[0].batch_key, sum(job.rows for job in jobs))
 
-    def finish(self, job: Job) -> float:
-        """Advance the clock by the decoding time and return it."""
+    def finish(self, job: Job) -> None:
+        """Advance the clock by the decoding time and record it."""
         self.now += self.cost_model.curves[job.batch_key].decode
-        return self.now
+        self.finish_times[job.id] = self.now
 
 
 def make_virtual_engine(policy: Policy, cost: CostModel) -> tuple[Engine, VirtualExecutor]:
@@ -81,7 +83,7 @@ def simulate(arrivals: Iterable[Arrival], policy: Policy, cost: CostModel) -> li
     finished: list[SimulatedJob] = []
 
     def step() -> None:
-        finished.extend(SimulatedJob(output.job, output.result) for output in engine.step().finished)
+        finished.extend(SimulatedJob(job, executor.finish_times[job.id]) for job in engine.step().finished)
 
     for number, arrival in enumerate(arrivals):
         while engine.jobs and executor.now < arrival.time:

@@ -19,8 +19,6 @@ from stillhouse.serve.settings import TierSettings
 from stillhouse.serve.store.database import transaction
 
 PREFIX = "still"
-ANONYMOUS = "anonymous"
-"""Name of the client if no keys are required."""
 LIMITS = ("weight", "rate", "burst", "daily")
 """Names of the limits that a key can override."""
 
@@ -121,14 +119,6 @@ def make_client(key: ApiKey, tiers: Mapping[str, TierSettings]) -> Client:
         limit("daily"),
         key.is_admin,
     )
-
-
-def make_anonymous_client(tiers: Mapping[str, TierSettings], address: str = "") -> Client:
-    """Return the client if no keys are required: all tiers are allowed, and each address is a key of its own."""
-    tier = next(iter(tiers))
-    settings = tiers[tier]
-    name = f"{ANONYMOUS}@{address}" if address else ANONYMOUS
-    return Client(name, tier, frozenset(tiers), None, settings.rate, settings.burst, settings.daily)
 
 
 def read_usage(connection: sqlite3.Connection) -> dict[str, tuple[int, float]]:

@@ -4,63 +4,23 @@ A single thread, because a pipeline's decoder is not thread-safe. Finished image
 preview of each job is kept.
 """
 
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Condition, Thread
 
+from msgspec.structs import replace
+
 from stillhouse.core import Array
-from stillhouse.errors import StillhouseError
-from stillhouse.images.formats import Format, encode_image
-from stillhouse.pipelines.pipeline import ImageTrajectory, Pipeline
-from stillhouse.serve.engine.engine import wrap_error
+from stillhouse.images.formats import encode_image
+from stillhouse.pipelines.pipeline import Pipeline
+from stillhouse.serve.engine.executor import trajectory_of
+from stillhouse.serve.engine.job import Job
+from stillhouse.serve.engine.output import PreviewImage, RequestOutput, failed_output
 
 PREVIEW_QUALITY = 80
-
-
-@dataclass(frozen=True, slots=True)
-class DecodedImage:
-    """A finished image file, or the error that prevented it.
-
-    Args:
-        id: job id.
-        content: image file; empty if decoding failed.
-        error: error of decoding; None if it succeeded.
-    """
-
-    id: str
-    content: bytes = b""
-    error: StillhouseError | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class DecodedPreview:
-    """A preview image.
-
-    Args:
-        id: job id.
-        index: completed evaluations.
-        content: WebP file; empty if decoding failed.
-    """
-
-    id: str
-    index: int
-    content: bytes
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _PreviewTask:
-    pipeline: Pipeline
-    latents: Array
-    index: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _ImageTask:
-    id: str
-    pipeline: Pipeline
-    trajectory: ImageTrajectory
-    format: Format
 
 
 @dataclass(slots=True)
@@ -69,11 +29,13 @@ class DecodeThread:
 
     Args:
         on_decoded: called in the decode thread with every result.
+        clock: seconds on the clock of the jobs' times.
     """
 
-    on_decoded: Callable[[DecodedImage | DecodedPreview], None]
-    _images: deque[_ImageTask] = field(default_factory=deque)
-    _previews: OrderedDict[str, _PreviewTask] = field(default_factory=OrderedDict)
+    on_decoded: Callable[[RequestOutput | PreviewImage], None]
+    clock: Callable[[], float] = time.monotonic
+    _images: deque[Callable[[], RequestOutput]] = field(default_factory=deque)
+    _previews: OrderedDict[str, Callable[[], PreviewImage]] = field(default_factory=OrderedDict)
     _work: Condition = field(default_factory=Condition)
     _is_open: bool = True
     _thread: Thread | None = None
@@ -83,21 +45,21 @@ class DecodeThread:
         self._thread = Thread(target=self._run, name="decode", daemon=True)
         self._thread.start()
 
-    def submit(self, job_id: str, pipeline: Pipeline, trajectory: ImageTrajectory, image_format: Format) -> None:
-        """Queue a finished trajectory and drop a pending preview of the job."""
+    def submit(self, job: Job, pipeline: Pipeline) -> None:
+        """Queue a job after its last evaluation and drop a pending preview of it."""
         with self._work:
-            self._previews.pop(job_id, None)
-            self._images.append(_ImageTask(job_id, pipeline, trajectory, image_format))
+            self._previews.pop(job.id, None)
+            self._images.append(partial(_decode_final, job, pipeline, self.clock))
             self._work.notify()
 
-    def submit_preview(self, job_id: str, pipeline: Pipeline, trajectory: ImageTrajectory) -> None:
+    def submit_preview(self, job: Job, pipeline: Pipeline) -> None:
         """Queue the current estimate of the clean latents as a preview. It replaces a pending preview of the job."""
+        trajectory = trajectory_of(job)
         assert trajectory.denoised is not None
+        latents = pipeline.arrays.to_numpy(trajectory.denoised)
         with self._work:
-            self._previews.pop(job_id, None)
-            self._previews[job_id] = _PreviewTask(
-                pipeline, pipeline.arrays.to_numpy(trajectory.denoised), trajectory.index
-            )
+            self._previews.pop(job.id, None)
+            self._previews[job.id] = partial(_decode_preview, job.id, trajectory.index, pipeline, latents)
             self._work.notify()
 
     def drop_preview(self, job_id: str) -> None:
@@ -118,27 +80,34 @@ class DecodeThread:
             with self._work:
                 self._work.wait_for(lambda: self._images or self._previews or not self._is_open)
                 if self._images:
-                    task: _ImageTask | tuple[str, _PreviewTask] = self._images.popleft()
+                    decode: Callable[[], RequestOutput | PreviewImage] = self._images.popleft()
                 elif self._previews:
-                    task = self._previews.popitem(last=False)
+                    _, decode = self._previews.popitem(last=False)
                 else:
                     return
-            self.on_decoded(_decode_final(task) if isinstance(task, _ImageTask) else _decode_preview(*task))
+            self.on_decoded(decode())
 
 
-def _decode_final(task: _ImageTask) -> DecodedImage:
+def _decode_final(job: Job, pipeline: Pipeline, clock: Callable[[], float]) -> RequestOutput:
     try:
-        result = task.pipeline.finish(task.trajectory)
-        name = task.pipeline.manifest.name
-        return DecodedImage(task.id, encode_image(result.image, task.format, result.request, name))
+        result = pipeline.finish(trajectory_of(job))
+        content = encode_image(result.image, job.format, result.request, pipeline.manifest.name)
+        output = RequestOutput(job.id, "finished", content)
     except Exception as error:
-        return DecodedImage(task.id, error=wrap_error(error, "decoding"))
+        output = failed_output(job.id, error, "decoding")
+    return replace(
+        output,
+        queue_seconds=job.started - job.arrived,
+        denoise_seconds=job.last_step - job.started,
+        decode_seconds=clock() - job.last_step,
+        batch_peers=job.batch_peers / max(1, job.index),
+        is_prompt_truncated=job.is_prompt_truncated,
+    )
 
 
-def _decode_preview(job_id: str, task: _PreviewTask) -> DecodedPreview:
+def _decode_preview(job_id: str, index: int, pipeline: Pipeline, latents: Array) -> PreviewImage:
     """Return a preview. Errors give an empty preview, because the final image reports them."""
     try:
-        image = task.pipeline.decode(task.latents)
-        return DecodedPreview(job_id, task.index, encode_image(image, "webp", quality=PREVIEW_QUALITY))
+        return PreviewImage(job_id, index, encode_image(pipeline.decode(latents), "webp", quality=PREVIEW_QUALITY))
     except Exception:
-        return DecodedPreview(job_id, task.index, b"")
+        return PreviewImage(job_id, index, b"")

@@ -10,8 +10,8 @@ import msgspec
 from stillhouse.images.formats import Format
 from stillhouse.pipelines.resolve import Resolved
 from stillhouse.serve.engine.cost import LatencyCurve
-from stillhouse.serve.engine.engine import FinishReason
-from stillhouse.serve.engine.job import BatchKey, Tier
+from stillhouse.serve.engine.job import BatchKey, StepPlan, Tier
+from stillhouse.serve.engine.output import PreviewImage, RequestOutput
 from stillhouse.serve.worker.locate_pipeline import PipelineReference
 
 
@@ -46,8 +46,9 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
         id: of the request.
         tier: service tier of the client.
         key: API key of the client; shares of the device are fair between keys.
-        pipeline: name in `WorkerConfig.pipelines`.
-        resolved: the request with its plan, which the worker does not compute again.
+        batch_key: what jobs of one batch share; its pipeline is a name in `WorkerConfig.pipelines`.
+        step_plan: rows of each evaluation.
+        resolved: the request with its plan. The worker computes neither again.
         expires_in: seconds after which the request is not started any more; None, it never expires.
         format: file format of the picture.
         previews: number of previews to send.
@@ -56,7 +57,8 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     id: str
     tier: Tier
     key: str
-    pipeline: str
+    batch_key: BatchKey
+    step_plan: StepPlan
     resolved: Resolved
     expires_in: float | None = None
     format: Format = "png"
@@ -106,46 +108,5 @@ class StepReport(msgspec.Struct, frozen=True, tag=True):
     steps: list[StepStats]
 
 
-class Preview(msgspec.Struct, frozen=True, tag=True):
-    """A preview of a picture after `index` evaluations, as an image file."""
-
-    id: str
-    index: int
-    content: bytes
-
-
-class RequestOutput(msgspec.Struct, frozen=True):
-    """The end of a request.
-
-    Args:
-        finish_reason: see `engine.FinishReason`.
-        content: the picture as a file, where the request is finished.
-        error, error_type: message and class name of the error, where the request failed; `WorkerDied` and
-            `ServerShutdown` are errors of the server.
-        traceback_summary: where in the worker the error was raised, for the log.
-        queue_seconds, denoise_seconds, decode_seconds: seconds before the first step, to the last one, and after it.
-        batch_peers: mean number of other pictures in its batches.
-        is_prompt_truncated: whether a prompt was longer than the model reads.
-    """
-
-    finish_reason: FinishReason
-    content: bytes = b""
-    error: str = ""
-    error_type: str = ""
-    traceback_summary: str = ""
-    queue_seconds: float = 0.0
-    denoise_seconds: float = 0.0
-    decode_seconds: float = 0.0
-    batch_peers: float = 0.0
-    is_prompt_truncated: bool = False
-
-
-class OutputEvent(msgspec.Struct, frozen=True, tag=True):
-    """A request has ended."""
-
-    id: str
-    output: RequestOutput
-
-
 Command: TypeAlias = Submit | Cancel
-Event: TypeAlias = Ready | WorkerFailed | StepReport | Preview | OutputEvent
+Event: TypeAlias = Ready | WorkerFailed | StepReport | PreviewImage | RequestOutput

@@ -15,9 +15,8 @@ from typing import Protocol
 import msgspec
 
 from stillhouse.serve.worker.messages import Command, Event, WorkerConfig
-from stillhouse.workers.messages import encode_message
+from stillhouse.workers.channel import Transport, TransportClosed, encode_message
 from stillhouse.workers.process import Backoff, WorkerProcess
-from stillhouse.workers.transport import Transport, TransportClosed
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +69,7 @@ class ProcessSupervisor:
         device = self.config.device
         environment = None if device is None else {"CUDA_VISIBLE_DEVICES": device}
         process = WorkerProcess[WorkerConfig | Command, Event](
-            "stillhouse.serve.worker.process", Event, environment=environment
+            "stillhouse.serve.worker.engine_process", Event, environment=environment
         )
         process.start()
         self._process, self._outbox = process, SimpleQueue()
@@ -118,10 +117,11 @@ class ProcessSupervisor:
 
     def _receive(self, process: WorkerProcess[WorkerConfig | Command, Event], loop: asyncio.AbstractEventLoop) -> None:
         """Deliver events until the worker is gone; a worker that cannot speak is killed."""
+        channel = process.channel
         with suppress(RuntimeError):  # the loop was closed
             try:
                 while True:
-                    loop.call_soon_threadsafe(self._deliver, process, process.channel.receive())
+                    loop.call_soon_threadsafe(self._deliver, process, channel.receive())
             except TransportClosed:
                 pass
             except msgspec.MsgspecError:

@@ -57,7 +57,7 @@ def test_reflection_alone_is_enough_to_draw(channel: grpc.Channel, pipeline: Pip
     request = GetMessageClass(method.input_type).FromString(message(SEED=7).SerializeToString())
     call = channel.unary_unary(
         f"/{method.containing_service.full_name}/{method.name}",
-        request_serializer=lambda given: given.SerializeToString(),
+        request_serializer=lambda problem: problem.SerializeToString(),
         response_deserializer=GetMessageClass(method.output_type).FromString,
     )
     image = np.frombuffer(call(request).raw_output_contents[0], np.uint8).reshape(64, 64, 3)

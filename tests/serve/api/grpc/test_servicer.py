@@ -49,11 +49,11 @@ def test_a_seed_gives_the_pixels_of_generate(client: triton.InferenceServerClien
 def test_every_input_means_what_it_means_to_generate(
     client: triton.InferenceServerClient, stub: Any, pipeline: Pipeline, compression: str | None
 ) -> None:
-    given = {"SEED": 3, "STEPS": 4, "GUIDANCE": 7.3}
-    packed = client.infer("pro", inputs(**given, NEGATIVE_PROMPT="red"), compression_algorithm=compression)
+    problem = {"SEED": 3, "STEPS": 4, "GUIDANCE": 7.3}
+    packed = client.infer("pro", inputs(**problem, NEGATIVE_PROMPT="red"), compression_algorithm=compression)
     alone = pipeline.generate(PROMPT, seed=3, steps=4, guidance=7.3, negative_prompt="red")
     np.testing.assert_array_equal(packed.as_numpy("IMAGE"), alone.image)
-    answer = triton.InferResult(stub.ModelInfer(message("pro", **given, NEGATIVE_PROMPT=b"red")))
+    answer = triton.InferResult(stub.ModelInfer(message("pro", **problem, NEGATIVE_PROMPT=b"red")))
     np.testing.assert_array_equal(answer.as_numpy("IMAGE"), alone.image)
 
 
@@ -83,8 +83,8 @@ def test_only_what_is_wanted_is_sent_in_that_order(client: triton.InferenceServe
 def test_a_refusal_says_what_is_allowed(
     client: triton.InferenceServerClient, options: dict[str, Any], status: str, told: str
 ) -> None:
-    given, reason = refusal(client, **options)
-    assert given == status and told in reason
+    problem, reason = refusal(client, **options)
+    assert problem == status and told in reason
 
 
 def _without_a_shape(request: Any) -> None:

@@ -22,9 +22,9 @@ from stillhouse.serve.api.kserve.protocol import (
 from stillhouse.serve.api.kserve.tensors import InputTensor
 from stillhouse.serve.client import Client
 from stillhouse.serve.engine.job import BatchKey, Job, StepPlan, Tier
+from stillhouse.serve.engine.output import RequestOutput
 from stillhouse.serve.engine.simulate import NO_REQUEST
 from stillhouse.serve.request_handle import RequestHandle
-from stillhouse.serve.worker.messages import RequestOutput
 
 CALLER = Client("key", "free", frozenset(["free"]))
 PROMPT = InputTensor("PROMPT", "BYTES", [1], ["a red circle"])
@@ -132,7 +132,7 @@ def test_an_answer_tells_how_it_went_and_never_hides_that_another_tier_drew_it()
         StepPlan((2, 2)),
         replace(NO_REQUEST, request=order.request),
     )
-    closed = RequestOutput("finished", queue_seconds=0.25, denoise_seconds=1.5, batch_peers=0.5)
+    closed = RequestOutput("id", "finished", queue_seconds=0.25, denoise_seconds=1.5, batch_peers=0.5)
     told = {"request_id": "one", "queue_ms": 250.0, "denoise_ms": 1500.0, "batch_peers": 0.5}
     assert response_parameters(RequestHandle(order, job, "pro", 0.0), closed) == told
     assert response_parameters(RequestHandle(order, job, "free", 0.0), closed) == {**told, "degraded_to": "free"}

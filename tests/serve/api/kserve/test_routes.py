@@ -103,8 +103,8 @@ def test_a_seed_gives_the_pixels_of_generate(
 def test_every_input_means_what_it_means_to_generate(
     client: triton.InferenceServerClient, pipeline: Pipeline, is_binary: bool
 ) -> None:
-    given = {"SEED": 3, "STEPS": 4, "GUIDANCE": 7.3, "NEGATIVE_PROMPT": "red"}
-    result = client.infer("pro", inputs(is_binary, **given), model_version="1")
+    problem = {"SEED": 3, "STEPS": 4, "GUIDANCE": 7.3, "NEGATIVE_PROMPT": "red"}
+    result = client.infer("pro", inputs(is_binary, **problem), model_version="1")
     alone = pipeline.generate(PROMPT, seed=3, steps=4, guidance=7.3, negative_prompt="red")
     np.testing.assert_array_equal(result.as_numpy("IMAGE"), alone.image)
 
@@ -177,8 +177,8 @@ def test_a_picture_that_cannot_begin_in_time_is_not_begun(client: triton.Inferen
     ],
 )
 def test_a_body_that_is_none_is_refused(server: Running, body: bytes, headers: dict[str, str], status: int) -> None:
-    given, answer = server.send("POST", "/v2/models/free/infer", body, **headers)
-    assert given == status and json.loads(answer)["error"]
+    problem, answer = server.send("POST", "/v2/models/free/infer", body, **headers)
+    assert problem == status and json.loads(answer)["error"]
 
 
 def test_a_body_that_is_too_long_is_refused_before_it_is_sent(server: Running) -> None:

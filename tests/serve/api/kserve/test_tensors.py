@@ -21,7 +21,7 @@ from stillhouse.serve.api.kserve.tensors import (
     preview_tensors,
     select_outputs,
 )
-from stillhouse.serve.request_handle import PreviewImage
+from stillhouse.serve.engine.output import PreviewImage
 
 SEEDS = st.integers(-(2**63), 2**63 - 1)
 COUNTS = st.integers(-(2**31), 2**31 - 1)
@@ -137,7 +137,7 @@ def test_a_picture_is_its_levels_and_its_seed(drawn: Any, seed: int) -> None:
 
 @given(st.binary(), COUNTS)
 def test_a_preview_is_a_file_and_a_step(content: bytes, index: int) -> None:
-    preview, step = preview_tensors(PreviewImage(0, index, content))
+    preview, step = preview_tensors(PreviewImage("id", index, content))
     assert (preview.name, preview.datatype, preview.shape) == ("PREVIEW", "BYTES", (1,))
     assert deserialize_bytes_tensor(preview.content).tolist() == [content]
     assert (step.name, step.datatype, struct.unpack("<i", step.content)) == ("STEP", "INT32", (index,))

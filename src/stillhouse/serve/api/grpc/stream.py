@@ -22,9 +22,9 @@ from stillhouse.serve.api.http import handle_disconnect, raise_for_failure
 from stillhouse.serve.api.kserve.protocol import check_model, make_generation_request, response_parameters
 from stillhouse.serve.api.kserve.tensors import image_tensors, preview_tensors, select_outputs
 from stillhouse.serve.client import Client
-from stillhouse.serve.request_handle import PreviewImage, RequestHandle
+from stillhouse.serve.engine.output import PreviewImage, RequestOutput
+from stillhouse.serve.request_handle import RequestHandle
 from stillhouse.serve.service import Service
-from stillhouse.serve.worker.messages import RequestOutput
 
 WriteResponse: TypeAlias = Callable[[ModelStreamInferResponse], Awaitable[None]]
 

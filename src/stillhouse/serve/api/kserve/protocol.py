@@ -18,8 +18,8 @@ from stillhouse.serve.api.kserve.tensors import (
     shorten,
 )
 from stillhouse.serve.client import Client
+from stillhouse.serve.engine.output import RequestOutput
 from stillhouse.serve.request_handle import GenerationRequest, RequestHandle
-from stillhouse.serve.worker.messages import RequestOutput
 
 SERVER = "stillhouse"
 VERSION = "1"

@@ -12,7 +12,7 @@ import numpy as np
 from stillhouse.check import check_choice
 from stillhouse.core import ImageRequest
 from stillhouse.errors import InvalidRequest
-from stillhouse.serve.request_handle import PreviewImage
+from stillhouse.serve.engine.output import PreviewImage
 
 Datatype: TypeAlias = Literal["BYTES", "FP32", "INT32", "INT64", "UINT8"]
 

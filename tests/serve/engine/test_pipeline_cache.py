@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from stillhouse.pipelines.load import find_pipeline
 from stillhouse.pipelines.pipeline import Pipeline
-from stillhouse.serve.worker.pipeline_cache import PipelineCache
+from stillhouse.serve.engine.executor import PipelineCache
 
 NAMES = ("a", "b", "c", "d")
 

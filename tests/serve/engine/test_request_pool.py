@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillhouse.serve.engine.fair_queue import FairQueue
+from stillhouse.serve.engine.request_pool import FairQueue
 
 EVENTS = st.lists(st.tuples(st.sampled_from("abc"), st.floats(0.1, 10.0)), min_size=1, max_size=40)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from stillhouse.diffusion import Prediction, Schedule, add_noise, make_grid
 from stillhouse.distill.data.latent_dataset import LatentBatch, LatentDataset
 from stillhouse.distill.training.methods import DistillationMethod
-from stillhouse.distill.training.networks import Denoiser, GuidedInputs, UNetInputs
+from stillhouse.distill.training.networks import Denoiser, DenoiserInputs, GuidedInputs
 from stillhouse.distill.training.targets import DenoiseFn, Levels, LevelTable, ddim_rollout, make_level_table
 from stillhouse.fit.recipe import StageRecipe
 
@@ -31,7 +31,7 @@ class DistillationStage:
         name, recipe, fingerprint: see `fit.stage.Stage`.
         method: levels and targets of the examples.
         teacher: frozen.
-        unet: the student's trained U-Net.
+        network: the student's trained network.
         schedule, prediction: noise schedule and prediction type of the student.
         dataset: source of clean latents and text inputs.
         guidance: smallest and largest guidance scale of the examples.
@@ -45,7 +45,7 @@ class DistillationStage:
     recipe: StageRecipe
     method: DistillationMethod
     teacher: Denoiser
-    unet: Any
+    network: Any
     schedule: Schedule
     prediction: Prediction
     dataset: LatentDataset
@@ -57,14 +57,9 @@ class DistillationStage:
     fingerprint: str = ""
 
     @property
-    def network(self) -> Any:
-        """The trained U-Net."""
-        return self.unet
-
-    @property
     def student(self) -> Denoiser:
         """The student with its parameterization."""
-        return Denoiser(self.unet, self.schedule, self.prediction)
+        return Denoiser(self.network, self.schedule, self.prediction)
 
     def loss(self, number: int) -> Tensor:
         """Return the loss of batch `number`."""
@@ -107,11 +102,11 @@ class DistillationStage:
 
     @property
     def _device(self) -> torch.device:
-        device: torch.device = next(self.unet.parameters()).device
+        device: torch.device = next(self.network.parameters()).device
         return device
 
     def _guided_inputs(self, batch: LatentBatch, scales: Tensor) -> GuidedInputs:
-        def on_device(inputs: UNetInputs) -> UNetInputs:
+        def on_device(inputs: DenoiserInputs) -> DenoiserInputs:
             return {name: tensor.to(self._device) for name, tensor in inputs.items()}
 
         return GuidedInputs(

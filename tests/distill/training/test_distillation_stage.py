@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from stillhouse.distill.training.stage import weighted_loss
+from stillhouse.distill.training.distillation_stage import weighted_loss
 from stillhouse.distill.training.targets import Levels
 
 ANGLES = np.array([0.05, 0.6, 1.2, np.pi / 2])

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from numpy.typing import NDArray
 
-from stillhouse.workers.messages import Channel, encode_message, make_decoder
-from stillhouse.workers.transport import SocketTransport
+from stillhouse.workers.channel import Channel, SocketTransport, encode_message, make_decoder
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -45,16 +45,16 @@ class Opened(msgspec.Struct, frozen=True, tag=True):
 class Failure(msgspec.Struct, frozen=True, tag=True):
     """Why a command failed: the parts of a `StillhouseError`."""
 
-    given: str
+    problem: str
     allowed: str | None = None
     fix: str | None = None
 
     def __str__(self) -> str:
-        parts = (self.given, self.allowed and f"allowed: {self.allowed}", self.fix)
+        parts = (self.problem, self.allowed and f"allowed: {self.allowed}", self.fix)
         return "; ".join(part for part in parts if part)
 
 
-class Start(Command[None], frozen=True):
+class StartCandidate(Command[None], frozen=True):
     """The first command, which has no reply."""
 
     task: CandidateTask
@@ -118,7 +118,7 @@ class TimePicture(Command[float], frozen=True):
 
 
 CandidateCommand: TypeAlias = (
-    Start
+    StartCandidate
     | Build
     | UseGraph
     | Open

@@ -3,7 +3,7 @@
 import pytest
 
 from stillhouse.errors import BackendFailed
-from stillhouse.serve.worker.traceback_summary import traceback_summary
+from stillhouse.serve.engine.output import traceback_summary
 
 
 def inner(prompt: str) -> None:
@@ -29,7 +29,7 @@ def test_places_come_from_the_inside_out_and_tell_no_prompt() -> None:
     way = traceback_summary(caught.value)
     names = [place.split()[1] for place in way.split(" < ")]
     assert names[:2] == ["inner", "outer"]
-    assert way.startswith("worker/test_traceback_summary.py:")
+    assert way.startswith("engine/test_output.py:")
     assert "secret" not in way
 
 

@@ -1,0 +1,131 @@
+"""Classes of networks that the torch backend opens from a pipeline directory, and how each is run as its graph is.
+
+A class is described by a `TorchNetwork`. Packages add classes by entry points. Nothing here imports torch.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from stillhouse.backends.signature import Signature
+from stillhouse.errors import BackendFailed
+
+ENTRY_POINTS = "stillhouse.torch_networks"
+"""Entry points by which an installed package adds a class: its name, and a `TorchNetwork`."""
+_MODULES = "stillhouse.backends.torch_modules"
+
+Shape: TypeAlias = tuple[int | None, ...]
+ShapeRule: TypeAlias = Callable[[Sequence[int | None], Any], Shape]
+"""(shape of the graph's first input, the network's config) -> shape of an output; None: not known before a call."""
+
+
+@dataclass(frozen=True, slots=True)
+class TorchNetwork:
+    """A class of networks.
+
+    Args:
+        name: of the class, as in config.json.
+        library: module that has the class.
+        weights: name of its file of weights.
+        wrapper: `module:function` that turns a network, the path of a graph and its signature into a torch module with
+            the graph's inputs and outputs, or returns None for the graph of another network.
+        block: class name of the blocks that regional compilation compiles.
+        output_shapes: rule of each output's shape, by name.
+        float32_inputs: inputs that are not converted to the network's precision.
+        int64_inputs: inputs of token ids and their masks.
+    """
+
+    name: str
+    library: str
+    weights: str
+    wrapper: str
+    block: str
+    output_shapes: Mapping[str, ShapeRule]
+    float32_inputs: tuple[str, ...] = ()
+    int64_inputs: tuple[str, ...] = ()
+
+    def wrap(self, network: Any, graph: Path, signature: Signature) -> Any:
+        """Return a torch module with the inputs and outputs of a graph, in evaluation mode.
+
+        Raises:
+            BackendFailed: the graph belongs to another network.
+        """
+        module, _, function = self.wrapper.partition(":")
+        wrapped = getattr(import_module(module), function)(network, graph, signature)
+        if wrapped is None:
+            inputs, outputs = ", ".join(signature.inputs), ", ".join(signature.outputs)
+            raise BackendFailed(f"{graph} has inputs {inputs} and outputs {outputs}, which no {self.name} has")
+        return wrapped.eval()
+
+
+def find_torch_network(name: str) -> TorchNetwork | None:
+    """Return the description of a class of networks, of this package or of an installed one; None: there is none."""
+    if name not in _NETWORKS:
+        for point in entry_points(group=ENTRY_POINTS, name=name):
+            _NETWORKS[name] = point.load()
+    return _NETWORKS.get(name)
+
+
+def torch_network_names() -> list[str]:
+    """Return the names of all classes that the torch backend opens."""
+    return list(dict.fromkeys([*_NETWORKS, *sorted(entry_points(group=ENTRY_POINTS).names)]))
+
+
+def _scale(config: Any) -> int:
+    """Return the pixels a side of one latent of an autoencoder."""
+    return int(2 ** (len(config.block_out_channels) - 1))
+
+
+def _latents(picture: Sequence[int | None], config: Any) -> Shape:
+    return picture[0], config.latent_channels, *(side and side // _scale(config) for side in picture[2:])
+
+
+def _picture(latents: Sequence[int | None], config: Any) -> Shape:
+    return latents[0], config.out_channels, *(side and side * _scale(config) for side in latents[2:])
+
+
+def _clip(name: str) -> TorchNetwork:
+    return TorchNetwork(
+        name,
+        library="transformers",
+        weights="model.safetensors",
+        wrapper=f"{_MODULES}:wrap_text_encoder",
+        block="CLIPEncoderLayer",
+        output_shapes={
+            "last_hidden_state": lambda ids, config: (*ids, config.hidden_size),
+            "text_embeds": lambda ids, config: (ids[0], config.projection_dim),
+        },
+        int64_inputs=("input_ids",),
+    )
+
+
+_NETWORKS = {
+    network.name: network
+    for network in (
+        TorchNetwork(
+            "UNet2DConditionModel",
+            library="diffusers",
+            weights="diffusion_pytorch_model.safetensors",
+            wrapper=f"{_MODULES}:wrap_unet",
+            # As diffusers' compile_repeated_blocks: residual blocks have many more sizes, and with them the embedded
+            # U-Net was slower than uncompiled.
+            block="BasicTransformerBlock",
+            output_shapes={"out_sample": lambda latents, config: (latents[0], config.out_channels, *latents[2:])},
+            # Always embedded in float32: in bfloat16, which has 8 bits, steps 998 and 999 are equal.
+            float32_inputs=("timestep", "time_ids"),
+        ),
+        TorchNetwork(
+            "AutoencoderKL",
+            library="diffusers",
+            weights="diffusion_pytorch_model.safetensors",
+            wrapper=f"{_MODULES}:wrap_autoencoder",
+            block="ResnetBlock2D",
+            output_shapes={"mean": _latents, "std": _latents, "sample": _picture},
+        ),
+        _clip("CLIPTextModel"),
+        _clip("CLIPTextModelWithProjection"),
+    )
+}

@@ -1,0 +1,40 @@
+"""Conversion of model families: how their checkpoints become pipeline directories; needs the extra `train`.
+
+A family is one value that implements `base.ConversionFamily`. Its run time is the family of the same name in
+`stillhouse.pipelines.families`.
+"""
+
+from importlib.metadata import entry_points
+
+from stillhouse.convert.families.base import ConversionFamily
+from stillhouse.convert.families.sdxl import SDXL
+from stillhouse.convert.families.stable_diffusion import STABLE_DIFFUSION
+from stillhouse.errors import ImportFailed
+
+ENTRY_POINTS = "stillhouse.conversions"
+"""Entry points by which an installed package adds a family: class name of a diffusers pipeline, and the object."""
+_FAMILIES: dict[str, ConversionFamily] = {}
+
+
+def register_conversion(family: ConversionFamily) -> None:
+    """Add a family, which from now on converts checkpoints of its pipeline classes."""
+    _FAMILIES.update(dict.fromkeys(family.pipelines, family))
+
+
+def find_conversion(pipeline: str) -> ConversionFamily:
+    """Return the family that converts checkpoints of a pipeline class, `_class_name` in model_index.json.
+
+    Raises:
+        ImportFailed: no family of this package or of an installed one does.
+    """
+    if pipeline not in _FAMILIES:
+        for point in entry_points(group=ENTRY_POINTS, name=pipeline):
+            register_conversion(point.load())
+    if pipeline not in _FAMILIES:
+        known = [*_FAMILIES, *sorted(entry_points(group=ENTRY_POINTS).names)]
+        raise ImportFailed(f"the source is a {pipeline}, which is not known", allowed=", ".join(dict.fromkeys(known)))
+    return _FAMILIES[pipeline]
+
+
+for _family in (STABLE_DIFFUSION, SDXL):
+    register_conversion(_family)

@@ -1,0 +1,95 @@
+"""What the importer asks of a model family: which networks a checkpoint has, and how they become graphs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from stillhouse.convert.export import GraphExport
+from stillhouse.convert.source import Source
+from stillhouse.pipelines.manifest import Defaults, Latent, Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class SourceNetwork:
+    """A network that a checkpoint must have.
+
+    Args:
+        folder: sub-directory, and the network's name in model_index.json.
+        role: under which LoRA files change this network.
+        classes: of which the network may be, each with `from_pretrained` and `save_pretrained`.
+    """
+
+    folder: str
+    role: str
+    classes: tuple[type[Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertedTokenizers:
+    """Tokenizers of a pipeline directory.
+
+    Args:
+        folders: sub-directory of each, by role of the text encoder.
+        tokens: length of a text in the examples that the networks are traced with.
+    """
+
+    folders: Mapping[str, str]
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestParts:
+    """The fields of a manifest that depend on the family; see `manifest.Manifest`."""
+
+    sampling: Sampling
+    latent: Latent
+    granularity: int
+    defaults: Defaults
+    family_options: Mapping[str, Any]
+
+
+class ConversionFamily(Protocol):
+    """A kind of checkpoint that can be converted to a pipeline directory."""
+
+    name: str
+    """Of the family at run time, see `pipelines.families`."""
+    pipelines: tuple[str, ...]
+    """Class names of the diffusers pipelines whose checkpoints this family converts."""
+
+    def networks(self, source: Source) -> Sequence[SourceNetwork]:
+        """Return the networks of a checkpoint in the order of their conversion."""
+
+    def check(self, source: Source) -> None:
+        """Check a checkpoint's configurations and its components besides networks, before weights are read.
+
+        Raises:
+            ImportFailed: a component is missing or not supported; the message names it.
+        """
+
+    def manifest_parts(self, source: Source) -> ManifestParts:
+        """Return the parts of the manifest that follow from the checkpoint's configurations.
+
+        Raises:
+            ImportFailed: a configuration is not supported.
+        """
+
+    def convert_tokenizers(self, source: Source, stage: Path) -> ConvertedTokenizers:
+        """Write every tokenizer into `stage`, with tokenizer.json and tokenizer_config.json.
+
+        Raises:
+            ImportFailed: a tokenizer is incomplete, or not that of its text encoder.
+        """
+
+    def graphs(self, source: Source, folder: str, network: Any, tokens: int) -> Sequence[GraphExport]:
+        """Return the graphs to export of a network.
+
+        Args:
+            source: the checkpoint.
+            folder: of the network, as in `networks`.
+            network: the open network.
+            tokens: as in `ConvertedTokenizers`.
+        """
+
+    def index(self, source: Source) -> Mapping[str, Any]:
+        """Return the content of the pipeline directory's model_index.json, with which diffusers opens it."""

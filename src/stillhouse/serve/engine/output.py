@@ -1,0 +1,104 @@
+"""What a request yields: its previews and its single end, with the description of an error."""
+
+import traceback
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from stillhouse.errors import BackendFailed, StillhouseError
+
+FinishReason = Literal["finished", "failed", "cancelled", "expired"]
+"""Why a request ended.
+
+"finished": the image is decoded. "failed": an error was raised. "cancelled": cancelled by the client. "expired": the
+queue timeout passed before the start.
+"""
+_MAX_FRAMES = 24
+"""Largest number of frames of a traceback summary, innermost first."""
+
+
+class RequestOutput(msgspec.Struct, frozen=True, tag=True):
+    """The end of a request: the worker's message, the event of the request's stream, and its result.
+
+    Args:
+        id: request id.
+        finish_reason: why the request ended.
+        content: image file of a finished request.
+        error, error_type: message and class name of the error of a failed request; `WorkerDied` and `ServerShutdown`
+            are errors of the server.
+        traceback_summary: where in the worker the error was raised, for the log.
+        queue_seconds: seconds from arrival to the first evaluation.
+        denoise_seconds: seconds from the first evaluation to the end of the last one.
+        decode_seconds: seconds from the last evaluation to the image file.
+        batch_peers: mean number of other images in the batches of the request.
+        is_prompt_truncated: whether a tokenizer truncated a prompt.
+    """
+
+    id: str
+    finish_reason: FinishReason
+    content: bytes = b""
+    error: str = ""
+    error_type: str = ""
+    traceback_summary: str = ""
+    queue_seconds: float = 0.0
+    denoise_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    batch_peers: float = 0.0
+    is_prompt_truncated: bool = False
+
+
+class PreviewImage(msgspec.Struct, frozen=True, tag=True):
+    """A preview of an unfinished image.
+
+    Args:
+        id: request id.
+        index: completed evaluations.
+        content: WebP file; empty if decoding failed.
+        number: index of the preview among those that the client gets, from 0; set by the server.
+    """
+
+    id: str
+    index: int
+    content: bytes
+    number: int = 0
+
+
+def failed_output(request_id: str, error: Exception, action: str = "inference") -> RequestOutput:
+    """Return the output of a request that failed with an error, and release what the error's traceback holds.
+
+    Args:
+        request_id: id of the request.
+        error: its message is kept if it is a StillhouseError; any other error is described as a failure of `action`.
+        action: what failed.
+    """
+    summary = traceback_summary(error)
+    if not isinstance(error, StillhouseError):
+        error = BackendFailed(f"{action} failed with {type(error).__name__}: {error}")
+    # The frames of the traceback hold arrays, and the error itself.
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    return RequestOutput(
+        request_id, "failed", error=str(error), error_type=type(error).__name__, traceback_summary=summary
+    )
+
+
+def traceback_summary(error: BaseException) -> str:
+    """Return the frames of an error and its causes, innermost first: `images/png.py:80 read_png < ...`.
+
+    Messages are left out, because a log must not contain prompts or keys.
+
+    >>> try:
+    ...     [].pop()
+    ... except IndexError as error:
+    ...     traceback_summary(error).endswith("<module>")
+    True
+    """
+    summary: list[str] = []
+    cause: BaseException | None = error
+    visited = set[int]()
+    while cause is not None and id(cause) not in visited:
+        visited.add(id(cause))
+        frames = reversed(traceback.extract_tb(cause.__traceback__))
+        summary[:0] = ["/".join(Path(frame.filename).parts[-2:]) + f":{frame.lineno} {frame.name}" for frame in frames]
+        cause = cause.__cause__ or cause.__context__
+    return " < ".join(summary[:_MAX_FRAMES])
