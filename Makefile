@@ -14,7 +14,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
-demo: .venv/core.stamp ## draw twelve pictures with the embedded model, then serve it (installs no torch; Ctrl-C ends it)
+demo: .venv/core.stamp ## generate twelve pictures with the embedded model, then serve it (installs no torch; Ctrl-C ends it)
 	$(BIN)/stillhouse demo
 	$(BIN)/stillhouse serve --port $(PORT)
 

@@ -12,7 +12,7 @@ import sys
 import tokenize
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from tools.vocabulary import SOURCE, source_files
 
 COUNTS: Mapping[str, int] = {"docstring": 20, "comment": 10, "message": 10}
 """How many texts of each kind are drawn."""
-_DIRECTIVES = ("# type:", "# noqa", "# pragma", "#!")
+_DIRECTIVES = ("# type:", "# noqa", "# pragma", "# fmt:", "# ruff:", "# mypy:", "#!")
 
 
 class Text(NamedTuple):
@@ -30,7 +30,8 @@ class Text(NamedTuple):
         kind: docstring, comment or message.
         file: relative to the source.
         line: on which it begins, from 1.
-        text: without quotes; of a message, the whole `raise` statement.
+        text: a docstring below its header, a comment beside its code, a `raise` statement below the assignments
+            right before it.
     """
 
     kind: str
@@ -87,23 +88,36 @@ def last_commit() -> str:
 
 
 def _docstrings(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the docstrings of a module, its classes and functions, and those below assignments."""
+    """Yield the docstrings of a module, its classes and functions, and those below assignments, with their headers."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            for statement in node.body:
+            for previous, statement in zip([None, *node.body], node.body, strict=False):
                 value = statement.value if isinstance(statement, ast.Expr) else None
                 if isinstance(value, ast.Constant) and isinstance(value.value, str):
-                    yield statement.lineno, _dedent(value.value)
+                    header = _header(node) if previous is None else ast.unparse(previous)
+                    yield statement.lineno, f"{header}\n{_dedent(value.value)}".lstrip()
+
+
+def _header(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+    """Return the `class` or `def` line of a node; empty for a module."""
+    if isinstance(node, ast.Module):
+        return ""
+    return ast.unparse(node).partition("\n    ")[0].rpartition("\n")[2]
 
 
 def _comments(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield comments. Lines that follow each other are one comment; directives for tools are none."""
+    """Yield comments with the code that they explain. Lines that follow each other are one comment; directives for
+    tools are none.
+    """
     with path.open("rb") as file:
         tokens = [token for token in tokenize.tokenize(file.readline) if token.type == tokenize.COMMENT]
     comments = [token for token in tokens if not token.string.startswith(_DIRECTIVES)]
+    lines = path.read_text(encoding="utf-8").splitlines()
     for _, group in groupby(enumerate(comments), key=_block):
         block = [token for _, token in group]
-        yield block[0].start[0], "\n".join(token.string for token in block)
+        stands_alone = block[0].line.lstrip().startswith("#")
+        code = lines[block[-1].end[0] : block[-1].end[0] + 1] if stands_alone else []
+        yield block[0].start[0], "\n".join(line.strip() for line in [*(token.line for token in block), *code])
 
 
 def _block(entry: tuple[int, tokenize.TokenInfo]) -> int:
@@ -114,14 +128,18 @@ def _block(entry: tuple[int, tokenize.TokenInfo]) -> int:
 
 
 def _messages(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the statements that raise an error with a text."""
+    """Yield the statements that raise an error with a text, after the assignments right before them."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and _has_text(node.exc):
-            yield node.lineno, ast.unparse(node)
+        for block in (getattr(node, name, []) for name in ("body", "orelse", "handlers", "finalbody")):
+            statements = block if isinstance(block, list) else []
+            for index, statement in enumerate(statements):
+                if isinstance(statement, ast.Raise) and isinstance(statement.exc, ast.Call) and _has_text(statement):
+                    before = takewhile(lambda entry: isinstance(entry, ast.Assign), reversed(statements[:index]))
+                    yield statement.lineno, "\n".join(map(ast.unparse, [*reversed(list(before)), statement]))
 
 
-def _has_text(call: ast.Call) -> bool:
-    return any(isinstance(part, ast.Constant) and isinstance(part.value, str) for part in ast.walk(call))
+def _has_text(statement: ast.AST) -> bool:
+    return any(isinstance(part, ast.Constant) and isinstance(part.value, str) for part in ast.walk(statement))
 
 
 def _dedent(docstring: str) -> str:

@@ -7,12 +7,12 @@ from numbers import Integral
 from stillhouse.errors import InvalidRequest
 
 MAX_SHOWN = 80
-"""Characters of a name that an error message shows and that are compared with the allowed names. Comparing takes time
-quadratic in the length."""
+"""Largest number of characters of a name that an error message shows and that are compared with the allowed names. The
+time of a comparison grows with the square of the length."""
 
 
 def check_choice(label: str, value: object, allowed: Iterable[str]) -> None:
-    """Raise InvalidRequest where a name is not one of the allowed ones, with the most similar of them.
+    """Raise InvalidRequest where a name is not allowed. The message suggests the most similar allowed name.
 
     >>> check_choice("sampler", "dim", ("ddim", "heun"))
     Traceback (most recent call last):

@@ -18,19 +18,19 @@ class ImageRequest:
     Args:
         prompt: text that describes the picture.
         negative_prompt: text that describes what the picture must not show; has an effect where guidance is above 1.
-        seed: whole number from 0 to 2**63 - 1. With the other fields it decides every pixel.
+        seed: whole number from 0 to 2**63 - 1. The seed and the other fields decide every pixel.
         steps: sampler steps, 1 to 1000. With an image, `strength` decides how many of the steps are taken.
         guidance: classifier-free guidance scale as in diffusers; 1 turns guidance off and halves the work.
         sampler: a name out of `stillhouse.SAMPLERS`.
         width, height: in pixels, multiples of the pipeline's granularity.
         image: picture to start from, uint8 [height, width, 3].
-        mask: the part of the image to inpaint, uint8 [height, width], above 127 is inpainted.
+        mask: the part of the image to inpaint, uint8 [height, width]; pixels above 127 are inpainted.
         strength: noise that is added to the image, above 0 (nothing changes) to 1 (only the image's size counts).
         guidance_rescale: 0 to 1, phi of Lin et al. (arXiv 2305.08891), equation 16.
         guidance_interval: part of the trajectory with guidance, as shares from 0 (pure noise) to 1 (clean).
         eta: share of fresh noise in every DDIM step, 0 to 1.
         cache_interval: evaluations between two computations of the denoiser's deep features; 1: always computed. Larger
-            is faster and less exact. Needs a pipeline whose denoiser `stillhouse accelerate` has split.
+            values are faster and less exact. Needs a pipeline whose denoiser `stillhouse accelerate` has split.
 
     >>> ImageRequest("a red circle", seed=7).steps is None
     True

@@ -10,11 +10,11 @@
     |-- RuntimeMissing              a runtime or an extra that is not installed here
     |-- UnsupportedPrecision        a backend that cannot do what was asked on this machine
     |-- BackendFailed               a runtime refused a model or failed while running it
-    |-- FitFailed                   learning that cannot go on: no finite loss, no room for a checkpoint
-    |-- Refused                     a server that does not take a request now; it says when it would
-    `-- NotAllowed                  a server that does not take a request from this caller
+    |-- FitFailed                   training cannot go on: no finite loss, no room for a checkpoint
+    |-- Refused                     a server does not take a request now; the error says when to try again
+    `-- NotAllowed                  a server does not take a request from this caller
 
-Each says what was given, what is allowed, and what to do about it.
+Each message says what was given, what is allowed, and what to do about it.
 """
 
 
@@ -75,16 +75,16 @@ class BackendFailed(StillhouseError):
 
 
 class FitFailed(StillhouseError):
-    """Learning cannot go on; what was learnt up to the last checkpoint is kept."""
+    """Training cannot go on; the last checkpoint is kept."""
 
 
 class Refused(StillhouseError):
     """A server does not take a request now.
 
     Args:
-        problem: why.
-        reason: queue, deadline, rate, quota, starting, draining, jobs or storage: one word for metrics.
-        retry_after: seconds after which it would be taken if nobody else came.
+        problem: why the server does not take the request.
+        reason: one word for metrics: queue, deadline, rate, quota, starting, draining, jobs or storage.
+        retry_after: seconds after which the server would take the request if no other request came.
         fix: what the user can do now.
     """
 
@@ -94,7 +94,7 @@ class Refused(StillhouseError):
 
 
 class NotAllowed(StillhouseError):
-    """Who asks has no key, a wrong one, or one that does not allow this; `is_known` says whether the key is right."""
+    """The caller has no key, a wrong key, or a key that does not allow this; `is_known`: whether the key exists."""
 
     def __init__(self, problem: str, *, allowed: str | None = None, is_known: bool = True) -> None:
         super().__init__(problem, allowed=allowed)

@@ -9,7 +9,7 @@ from typing import Any
 
 _DRIVER = "libcuda.so.1"
 _NAME_LENGTH = 256
-_MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of cuda.h
+_MAJOR, _MINOR = 75, 76  # cuda.h's CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
 
 
 FP8_CAPABILITY = (8, 9)
@@ -65,7 +65,7 @@ def device_index(device: str) -> int:
 
 
 def device_error(device: str, available: Sequence[Gpu]) -> str | None:
-    """Return why a device name, "cuda" or "cuda:1", is not one of these GPUs; None where it is.
+    """Return why a device name, "cuda" or "cuda:1", names none of these GPUs; None where it names one.
 
     >>> device_error("cuda:1", [Gpu("One", 1 << 30, "9.0")])
     'there is no GPU cuda:1 among cuda:0 (One)'
@@ -80,23 +80,28 @@ def device_error(device: str, available: Sequence[Gpu]) -> str | None:
 def used_memory(index: int = 0) -> int | None:
     """Return the bytes of a GPU's memory that all processes use; None where there is no such GPU.
 
-    The driver answers in the primary context of the GPU, which every runtime of this process shares. The context itself
-    takes some of that memory.
+    The driver answers in the GPU's primary context, which all runtimes of this process share. The context itself takes
+    some of the memory.
     """
     driver = _load_driver()
     if driver is None or index >= len(find_gpus()):
         return None
-    device, context, free, total = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_size_t()
+    device, context = ctypes.c_int(), ctypes.c_void_p()
     driver.cuDeviceGet(ctypes.byref(device), index)
     if driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device):
         return None
     try:
-        if driver.cuCtxPushCurrent_v2(context):
-            return None
-        failed = driver.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
-        driver.cuCtxPopCurrent_v2(ctypes.byref(context))
+        return _used_in_context(driver, context)
     finally:
         driver.cuDevicePrimaryCtxRelease_v2(device)
+
+
+def _used_in_context(driver: ctypes.CDLL, context: ctypes.c_void_p) -> int | None:
+    if driver.cuCtxPushCurrent_v2(context):
+        return None
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    failed = driver.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
+    driver.cuCtxPopCurrent_v2(ctypes.byref(context))
     return None if failed else total.value - free.value
 
 

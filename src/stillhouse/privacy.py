@@ -7,20 +7,21 @@ SWITCHES = {
     "ORT_DISABLE_TELEMETRY": "1",  # onnxruntime: a device id, the interpreter's path, names of models, errors
     "HF_HUB_DISABLE_TELEMETRY": "1",  # huggingface_hub, hf_xet, transformers, diffusers: sessions, versions, transfers
 }
-"""Environment variables, with the value that each library takes as off."""
+"""Environment variables, each with the value that switches telemetry off. The comments say what would be sent."""
 REPORTER = "openvino_telemetry"
-"""Package by which OpenVINO and NNCF report every import. No variable stops that; neither library needs the package."""
+"""Package by which OpenVINO and NNCF report every import. No variable stops this, and neither library needs it."""
 
 
 def switch_off_telemetry() -> None:
     """Switch off the telemetry of libraries that Stillhouse uses, in this process and in its children.
 
-    Loads no library. A variable that is set already keeps its value, and a package that is loaded already stays.
+    This loads no library. Variables that are set already keep their values, and packages that are loaded already stay.
     """
     was_set = "ORT_DISABLE_TELEMETRY" in os.environ
     for name, value in SWITCHES.items():
         os.environ.setdefault(name, value)
-    sys.modules.setdefault(REPORTER, None)  # type: ignore[arg-type] # None: its import fails
-    # onnxruntime reads the variable once, when imported; from then on, only events after the first can be stopped.
+    sys.modules.setdefault(REPORTER, None)  # type: ignore[arg-type] # with None here, an import of the package fails
+    # onnxruntime reads the variable once, when it is imported. Where it is imported already, its first event can no
+    # longer be stopped, only later ones.
     if not was_set and (loaded := sys.modules.get("onnxruntime")):
         loaded.disable_telemetry_events()

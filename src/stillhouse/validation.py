@@ -25,15 +25,16 @@ def convert(kind: type[T], value: object, path: str = "$") -> T:
     Args:
         kind: a dataclass, or another type that msgspec converts to. Integers are accepted for floats, bools are not.
         value: objects, arrays and scalars.
-        path: of `value` in its document.
+        path: where `value` lies in its document; begins the error message.
 
     Raises:
-        InvalidDocument: a field is missing, is not known, or has a value of another type or outside its range.
+        InvalidDocument: a field is missing or unknown, or its value has another type or is outside its range.
 
     >>> convert(tuple[int, ...], [1, 2])
     (1, 2)
     """
-    for part_path, part_kind, part in _parts(kind, value, path):  # msgspec's paths leave out the keys of mappings
+    # Parts are converted one by one, since the paths in msgspec's errors lack the keys of mappings.
+    for part_path, part_kind, part in _parts(kind, value, path):
         convert(part_kind, part, part_path)
     try:
         return msgspec.convert(value, kind)
@@ -58,7 +59,7 @@ def read_toml(kind: type[T], path: Path, fix: str) -> T:
 
 
 def _parts(kind: Any, value: object, path: str) -> Iterator[tuple[str, Any, object]]:
-    """Yield path, type and value of each part of an object or an array; refuse keys that are no fields."""
+    """Yield path, type and value of each part of an object or array. InvalidDocument: a key is no field."""
     if get_origin(kind) in (Union, UnionType) and len(some := set(get_args(kind)) - {NoneType}) == 1:
         kind = some.pop()
     arguments = get_args(kind)
@@ -75,7 +76,7 @@ def _parts(kind: Any, value: object, path: str) -> Iterator[tuple[str, Any, obje
 
 
 def _reason(kind: Any, value: object, error: msgspec.ValidationError) -> str:
-    """Return what is wrong with a value all parts of which fit."""
+    """Return what is wrong with a value whose parts all fit."""
     if error.__cause__ is not None:
         return f" is refused: {error.__cause__}"
     if missing := re.match("Object missing required field `(.+)`", str(error)):

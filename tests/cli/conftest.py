@@ -1,4 +1,4 @@
-"""A pipeline that draws flat pictures in no time, at the seam `load`; requests are resolved as a real one does."""
+"""A fake pipeline that generates flat images instantly, in place of `load`; requests are resolved as usual."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -48,7 +48,11 @@ class FakeTrajectory:
 
 
 class FakePipeline:
-    """Draws its seed as a grey level. `opened` tells how it was asked for, `advanced` how often it was moved."""
+    """Pipeline whose images are the seed as a grey level.
+
+    Args:
+        opened: keyword arguments of `load`.
+    """
 
     def __init__(self, **opened: Any) -> None:
         self.opened = opened
@@ -66,8 +70,8 @@ class FakePipeline:
         return FakeTrajectory(full)
 
     def advance(self, trajectories: Sequence[FakeTrajectory]) -> None:
-        for draft in trajectories:
-            draft.index += 1
+        for trajectory in trajectories:
+            trajectory.index += 1
             self.advanced += 1
         if self.advanced == self.interrupt_after:
             raise KeyboardInterrupt
@@ -111,7 +115,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Nothing is kept in the home of whoever runs the tests."""
+    """Use a temporary cache directory instead of the user's."""
     home = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(home))
@@ -120,7 +124,7 @@ def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty current directory."""
+    """Change to an empty directory and return it."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -130,16 +134,19 @@ Refused = Callable[..., str]
 
 @pytest.fixture
 def refused(here: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
-    """Run a command that must fail by the user's fault: exit code 2, a message of several lines, no file."""
+    """Run a command that must fail with exit code 2, and return its message.
+
+    The message has several lines, and no file is written.
+    """
 
     def run(*argv: str) -> str:
         before = sorted(here.rglob("*"))
         assert main(argv) == 2
-        said = capsys.readouterr()
-        assert said.out == ""
-        assert said.err.startswith("error: ")
-        assert "Traceback" not in said.err
+        output = capsys.readouterr()
+        assert output.out == ""
+        assert output.err.startswith("error: ")
+        assert "Traceback" not in output.err
         assert sorted(here.rglob("*")) == before
-        return said.err
+        return output.err
 
     return run

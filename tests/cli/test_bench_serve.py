@@ -1,4 +1,4 @@
-"""`stillhouse bench-serve` against a server of a few lines."""
+"""`stillhouse bench-serve` against a fake server."""
 
 import json
 from pathlib import Path
@@ -20,10 +20,10 @@ def test_the_table_has_a_line_for_each_kind_and_the_file_every_figure(
     few = ("--rate", "200", "--count", "40", "--flood", "3@0.05:pro", "--json", "load.json")
     with FakeServer() as server:
         assert main(["bench-serve", "--url", server.url, *KINDS, *few]) == 0
-    said = capsys.readouterr().out
-    assert said.startswith(f"{server.url}: 200 requests per second, ")
-    assert "isolated latency: free 500 ms, pro 5.00 s; in time: answered within 3 times that" in said
-    assert [line.split("  ")[0] for line in said.splitlines()[3:8]] == ["class", "free", "pro", "pro, flood", "all"]
+    output = capsys.readouterr().out
+    assert output.startswith(f"{server.url}: 200 requests per second, ")
+    assert "isolated latency: free 500 ms, pro 5.00 s; in time: answered within 3 times that" in output
+    assert [line.split("  ")[0] for line in output.splitlines()[3:8]] == ["class", "free", "pro", "pro, flood", "all"]
     report = json.loads((here / "load.json").read_text())
     assert report["isolated_seconds"] == {"free": 0.5, "pro": 5.0}
     assert report["rows"][-1]["sent"] == report["rows"][-1]["answered"] == 43

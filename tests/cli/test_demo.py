@@ -11,12 +11,12 @@ from tests.cli.conftest import FakePipeline
 
 
 @pytest.mark.parametrize("prompt", [*PROMPTS, SUGGESTION])
-def test_the_prompts_are_captions_that_training_never_saw(prompt: str) -> None:
+def test_demo_prompts_are_held_out(prompt: str) -> None:
     assert str(parse_caption(prompt)) == prompt
     assert is_held_out(prompt)
 
 
-def test_the_demo_ends_with_the_line_that_draws_your_own(
+def test_demo_suggests_a_command(
     fake: FakePipeline, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.argv", [".venv/bin/stillhouse"])

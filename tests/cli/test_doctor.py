@@ -27,6 +27,6 @@ def test_every_backend_has_a_row_and_a_missing_one_its_remedy(capsys: pytest.Cap
 
 def test_json_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert [status["name"] for status in told["backends"]] == ["fast", "gone", "sick"]
-    assert told["machine"]["cores"] >= 1
+    document = json.loads(capsys.readouterr().out)
+    assert [status["name"] for status in document["backends"]] == ["fast", "gone", "sick"]
+    assert document["machine"]["cores"] >= 1

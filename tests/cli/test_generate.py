@@ -12,7 +12,7 @@ from tests.cli.conftest import FakePipeline, Refused
 
 @pytest.fixture(autouse=True)
 def _setting(fake: FakePipeline, here: Path) -> None:
-    """Every test here draws with the fake pipeline, in an empty directory."""
+    """Use the fake pipeline in an empty directory for every test."""
 
 
 def names(directory: Path) -> list[str]:
@@ -67,19 +67,19 @@ def test_a_prompt_without_letters_gets_a_name(here: Path) -> None:
 
 def test_json_is_one_object_per_picture(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "a circle", "a cross", "--json", "--seed", "5", "--out", "stills"]) == 0
-    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [list(one)[:5] for one in told] == [["file", "prompt", "seed", "steps", "seconds"]] * 2
-    assert [one["prompt"] for one in told] == ["a circle", "a cross"]
-    assert told[0]["sampler"] == "ddim"
-    assert all(Path(one["file"]).is_file() for one in told)
+    message = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [list(image)[:5] for image in message] == [["file", "prompt", "seed", "steps", "seconds"]] * 2
+    assert [image["prompt"] for image in message] == ["a circle", "a cross"]
+    assert message[0]["sampler"] == "ddim"
+    assert all(Path(image["file"]).is_file() for image in message)
 
 
 def test_every_option_reaches_the_request(here: Path) -> None:
     grey(here / "image.png", 72, 80)
     grey(here / "mask.png", 72, 80)
-    asked = "--steps 9 --guidance 4.5 --seed 3 --sampler heun --negative-prompt blur --size 72x80 --strength 0.5"
+    options = "--steps 9 --guidance 4.5 --seed 3 --sampler heun --negative-prompt blur --size 72x80 --strength 0.5"
     files = "--image image.png --mask mask.png --out one.png"
-    assert main(["generate", "a circle", *asked.split(), *files.split()]) == 0
+    assert main(["generate", "a circle", *options.split(), *files.split()]) == 0
     image, mask = read_picture(here / "image.png"), np.full((80, 72), 255, np.uint8)
     made = read_request(here / "one.png", image, mask)
     assert (made.steps, made.guidance, made.seed, made.sampler) == (9, 4.5, 3, "heun")

@@ -9,17 +9,17 @@ from tests.cli.conftest import MANIFEST, Refused
 
 
 def test_every_option_reaches_the_importer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    asked: list[Any] = []
+    arguments: list[Any] = []
 
-    def import_model(*problem: Any) -> Any:
-        asked.extend(problem[:3])
+    def import_model(*given: Any) -> Any:
+        arguments.extend(given[:3])
         return MANIFEST
 
     monkeypatch.setattr("stillhouse.cli.import_.import_model", import_model)
     argv = "import owner/name -o mine --name m --lora a.safetensors --lora b.safetensors:0.5 --dtype float16 --force"
     assert main(argv.split()) == 0
     options = ImportOptions("m", ("a.safetensors", "b.safetensors:0.5"), "float16", force=True)
-    assert asked == ["owner/name", Path("mine"), options]
+    assert arguments == ["owner/name", Path("mine"), options]
     assert capsys.readouterr().out.splitlines()[-1].endswith("--model mine")
 
 

@@ -10,26 +10,26 @@ from stillhouse.cli import BROKEN_PIPE, COMMANDS, INTERRUPTED, main, parse
 from tests.cli.conftest import FakePipeline, Refused
 
 
-def test_no_command_is_an_error_that_lists_them(refused: Refused) -> None:
-    said = refused()
-    assert all(name in said for name in COMMANDS)
+def test_missing_command_lists_the_commands(refused: Refused) -> None:
+    output = refused()
+    assert all(name in output for name in COMMANDS)
 
 
-def test_an_unknown_command_is_an_error_that_lists_them(refused: Refused) -> None:
-    said = refused("genrate")
-    assert "genrate" in said
-    assert all(name in said for name in COMMANDS)
+def test_unknown_command_lists_the_commands(refused: Refused) -> None:
+    output = refused("genrate")
+    assert "genrate" in output
+    assert all(name in output for name in COMMANDS)
 
 
-def test_an_unknown_option_is_named(refused: Refused) -> None:
+def test_unknown_option_is_named(refused: Refused) -> None:
     assert "--stepz" in refused("generate", "a circle", "--stepz", "3")
 
 
-def test_options_are_not_guessed_from_their_beginnings(refused: Refused) -> None:
+def test_options_are_not_abbreviated(refused: Refused) -> None:
     assert "--step" in refused("generate", "a circle", "--step", "3")
 
 
-def test_a_message_has_three_lines(refused: Refused) -> None:
+def test_error_message_has_three_lines(refused: Refused) -> None:
     assert refused("generate", "a circle", "--steps", "abc").splitlines() == [
         "error: argument --steps: 'abc'",
         "  allowed: a whole number",
@@ -45,7 +45,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help_for_every_option(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_have_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main([command, "--help"])
     assert not left.value.code

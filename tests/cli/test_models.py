@@ -13,7 +13,7 @@ from tests.cli.conftest import MANIFEST
 
 @pytest.fixture
 def embedded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only embedded model, called tiny: networks that share one file of weights."""
+    """Register a single embedded model named tiny whose networks share one weight file."""
     (tmp_path / "unet.onnx").touch()
     monkeypatch.setattr("stillhouse.cli.models.EMBEDDED", {"tiny": tmp_path})
     return tmp_path

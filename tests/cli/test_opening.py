@@ -1,4 +1,4 @@
-"""Small networks are kept compiled, large ones are not, and what is kept can do no harm."""
+"""Cache of compiled networks: small networks are cached, large ones are not, and a corrupt cache is rebuilt."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -28,29 +28,29 @@ def test_without_a_place_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.Mon
     assert compile_cache() is None
 
 
-@pytest.mark.parametrize(("size", "kept"), [(MAX_CACHED_WEIGHTS, True), (MAX_CACHED_WEIGHTS + 1, False)])
-def test_only_small_networks_are_kept(here: Path, fake: FakePipeline, size: int, kept: bool) -> None:
+@pytest.mark.parametrize(("size", "cached"), [(MAX_CACHED_WEIGHTS, True), (MAX_CACHED_WEIGHTS + 1, False)])
+def test_only_small_networks_are_kept(here: Path, fake: FakePipeline, size: int, cached: bool) -> None:
     (here / "fake" / "unet").mkdir(parents=True)
     with (here / "fake" / "unet" / "weights.safetensors").open("wb") as file:
         file.truncate(size)
     open_pipeline("fake", ENGINE)
-    assert (fake.opened["cache"] is not None) == kept
+    assert (fake.opened["cache"] is not None) == cached
 
 
 def test_a_spoilt_cache_is_made_again(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(here / "cache"))
 
-    def drawn() -> np.ndarray:
+    def generated() -> np.ndarray:
         assert main(["generate", "a red circle", "--steps", "2", "--out", "one.png"]) == 0
         return read_picture(here / "one.png")
 
-    fresh = drawn()
-    kept = [path for path in (here / "cache").rglob("*") if path.is_file()]
-    assert kept
+    fresh = generated()
+    cached = [path for path in (here / "cache").rglob("*") if path.is_file()]
+    assert cached
     for spoil in (lambda whole: whole[: len(whole) // 2], lambda whole: b"", lambda whole: b"nonsense" * 100):
-        for path in kept:
+        for path in cached:
             whole = path.read_bytes()
             path.chmod(0o644)
             path.write_bytes(spoil(whole))
-        np.testing.assert_array_equal(drawn(), fresh)
-    np.testing.assert_array_equal(drawn(), fresh)
+        np.testing.assert_array_equal(generated(), fresh)
+    np.testing.assert_array_equal(generated(), fresh)

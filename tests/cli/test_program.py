@@ -1,4 +1,4 @@
-"""The program as it is installed, with the embedded model: whole runs in processes of their own."""
+"""The installed program with the embedded model, in separate processes."""
 
 import json
 import subprocess
@@ -18,9 +18,9 @@ def stillhouse(here: Path, *argv: str) -> subprocess.CompletedProcess[str]:
 def test_a_picture_and_its_request(tmp_path: Path) -> None:
     done = stillhouse(tmp_path, "generate", "a big red circle on a yellow background", "--seed", "7", "--json")
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert read_request(tmp_path / told["file"]).seed == 7
-    assert told["width"] == told["height"] == 64
+    message = json.loads(done.stdout)
+    assert read_request(tmp_path / message["file"]).seed == 7
+    assert message["width"] == message["height"] == 64
 
 
 def test_the_same_request_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -11,14 +11,14 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_nobody_watching_means_silence(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_silent_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with show_progress() as report:
         report("a circle", 0.5, 2)
     assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("watched", [True, False])
-def test_the_bar_is_on_stderr_and_lines_keep_their_way(monkeypatch: pytest.MonkeyPatch, watched: bool) -> None:
+def test_progress_bar_is_on_stderr(monkeypatch: pytest.MonkeyPatch, watched: bool) -> None:
     screen, lines = Terminal(), Terminal() if watched else io.StringIO()
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setattr(sys, "stdout", lines)

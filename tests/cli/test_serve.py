@@ -1,4 +1,4 @@
-"""`stillhouse serve` and `stillhouse keys`: the command line goes before the file; mistakes exit with 2."""
+"""`stillhouse serve` and `stillhouse keys`: options override the file; errors exit with 2."""
 
 import socket
 import subprocess
@@ -36,7 +36,7 @@ def test_the_command_line_goes_before_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["serve", "pro="], "allowed: TIER=PIPELINE"),
         (["serve", "pro=nowhere"], "there is no model 'nowhere'"),
@@ -54,14 +54,14 @@ def test_the_command_line_goes_before_the_file(tmp_path: Path) -> None:
 )
 def test_a_mistake_is_told_and_nothing_is_started(
     words: list[str],
-    told: str,
+    message: str,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(words) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_an_address_in_use_is_told_before_anything_is_opened(

@@ -1,4 +1,4 @@
-"""A server in a process of its own, for tests that come through its doors."""
+"""A server in a separate process."""
 
 import json
 import os
@@ -16,20 +16,21 @@ from pathlib import Path
 from typing import Any
 
 PATIENCE = 90.0
-"""Seconds until a server must be ready; it takes a few on a quiet machine."""
+"""Timeout in seconds for a server to be ready."""
 POLL = 0.02
 
 
 @dataclass
 class Running:
-    """A server that was started.
+    """A started server.
 
     Args:
-        process: of the front; its workers are its children.
-        url: of its doors over HTTP.
-        grpc: host and port of the other one; None where there is none.
-        log: lines that it has written, decoded; `collecting` reads them.
-        data: its directory of jobs, where the settings name no other.
+        process: server process, parent of its workers.
+        url: URL of the HTTP server.
+        grpc: host and port of the gRPC server; None if disabled.
+        log: decoded log lines.
+        collecting: thread that reads the log.
+        data: default data directory.
     """
 
     process: subprocess.Popen[str]
@@ -40,11 +41,11 @@ class Running:
     data: Path
 
     def get(self, path: str, **headers: str) -> tuple[int, bytes]:
-        """Status and body of a GET."""
+        """Send a GET request and return status and body."""
         return self.send("GET", path, **headers)
 
     def send(self, method: str, path: str, body: object = None, **headers: str) -> tuple[int, bytes]:
-        """Status and body; a body is sent as JSON, bytes as they are."""
+        """Send a request with a JSON or bytes body and return status and body."""
         content = body if isinstance(body, bytes | None) else json.dumps(body).encode()
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         named.setdefault("content-type", "application/json")
@@ -56,34 +57,34 @@ class Running:
             return error.code, error.read()
 
     def is_ready(self) -> bool:
-        """Whether it takes requests."""
+        """Return whether the server accepts requests."""
         try:
             return self.get("/health/ready")[0] == 200
         except OSError:
             return False
 
     def workers(self) -> list[int]:
-        """Process ids of its workers."""
+        """Return the process ids of the workers."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         if children.exists():
             return [int(pid) for pid in children.read_text().split()]
-        found = []
+        pids = []
         for stat in Path("/proc").glob("[0-9]*/stat"):
             try:
                 words = stat.read_text().rpartition(")")[2].split()
             except OSError:
                 continue
             if words[0] != "Z" and int(words[1]) == self.process.pid:
-                found.append(int(stat.parent.name))
-        return found
+                pids.append(int(stat.parent.name))
+        return pids
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """Send a signal, and wait for the end; the exit code."""
+        """Send a signal and return the exit code."""
         self.process.send_signal(number)
         return self.process.wait(PATIENCE)
 
     def close(self) -> None:
-        """Wait for the process to be gone, and for the last line that it wrote."""
+        """Wait for the process and its last log line."""
         self.process.wait()
         self.collecting.join()
         assert self.process.stdout is not None
@@ -91,7 +92,7 @@ class Running:
 
 
 def start_server(*arguments: str, cwd: Path, **environment: str) -> Running:
-    """Start `stillhouse serve` on free ports, in a directory; it may not be ready yet."""
+    """Start `stillhouse serve` on free ports; it may not be ready yet."""
     command = [sys.executable, "-m", "stillhouse", "serve", "--port", "0", "--grpc-port", "0", "--log", "json"]
     process = subprocess.Popen(
         [*command, *arguments],
@@ -117,7 +118,7 @@ def start_server(*arguments: str, cwd: Path, **environment: str) -> Running:
 
 @contextmanager
 def running_server(*arguments: str, cwd: Path, **environment: str) -> Iterator[Running]:
-    """A server that is ready, and ended afterwards with all of its workers."""
+    """Start a server, yield it when it is ready, and kill it with its workers."""
     server = start_server(*arguments, cwd=cwd, **environment)
     try:
         wait_until(server.is_ready)
@@ -128,11 +129,11 @@ def running_server(*arguments: str, cwd: Path, **environment: str) -> Iterator[R
         server.close()
 
 
-def wait_until(condition: Any, patience: float = PATIENCE) -> None:
-    """Ask again and again until it is so."""
-    until = time.monotonic() + patience
+def wait_until(condition: Any, timeout: float = PATIENCE) -> None:
+    """Poll until the condition holds."""
+    until = time.monotonic() + timeout
     while not condition():
-        assert time.monotonic() < until, f"{condition} is still not so after {patience} s"
+        assert time.monotonic() < until, f"{condition} is still not so after {timeout} s"
         time.sleep(POLL)
 
 

@@ -1,4 +1,4 @@
-"""Meters: what a key asks for never exceeds its rate and its day, and what was refused is not counted."""
+"""Rate limiter: usage never exceeds rate and quota, and rejected requests are not charged."""
 
 from dataclasses import replace
 
@@ -18,63 +18,65 @@ class FakeClock:
 
 
 @given(st.lists(st.tuples(st.floats(0, 30), st.floats(1, 100)), max_size=60))
-def test_no_stretch_of_time_gets_more_than_the_bucket_and_what_flowed_in(asked: list[tuple[float, float]]) -> None:
+def test_usage_never_exceeds_burst_plus_rate(charges: list[tuple[float, float]]) -> None:
     time = FakeClock()
-    meter = RateLimiter(time)
-    taken: list[tuple[float, float]] = []
-    for pause, amount in asked:
+    limiter = RateLimiter(time)
+    accepted: list[tuple[float, float]] = []
+    for pause, amount in charges:
         time.now += pause
-        short = meter.charge(SLOW, amount)
-        if short is None:
-            taken.append((time.now, amount))
+        exceeded = limiter.charge(SLOW, amount)
+        if exceeded is None:
+            accepted.append((time.now, amount))
         else:
-            assert short.reason == "rate" and 0 < short.retry_after <= 10.0
-    for first, (begin, _) in enumerate(taken):
-        for last in range(first, len(taken)):
-            assert sum(amount for _, amount in taken[first : last + 1]) <= 100 + 10 * (taken[last][0] - begin) + 1e-6
+            assert exceeded.reason == "rate" and 0 < exceeded.retry_after <= 10.0
+    for first, (begin, _) in enumerate(accepted):
+        for last in range(first, len(accepted)):
+            assert (
+                sum(amount for _, amount in accepted[first : last + 1]) <= 100 + 10 * (accepted[last][0] - begin) + 1e-6
+            )
 
 
 @given(st.floats(1, 100), st.floats(1, 100))
-def test_whoever_comes_back_when_told_is_served(first: float, second: float) -> None:
+def test_retry_after_is_sufficient(first: float, second: float) -> None:
     time = FakeClock()
-    meter = RateLimiter(time)
-    assert meter.charge(SLOW, first) is None
-    if short := meter.charge(SLOW, second):
-        time.now += short.retry_after * (1 + 1e-9)
-        assert meter.charge(SLOW, second) is None
+    limiter = RateLimiter(time)
+    assert limiter.charge(SLOW, first) is None
+    if exceeded := limiter.charge(SLOW, second):
+        time.now += exceeded.retry_after * (1 + 1e-9)
+        assert limiter.charge(SLOW, second) is None
 
 
-def test_a_picture_larger_than_the_bucket_needs_a_full_one_and_leaves_a_debt() -> None:
+def test_request_larger_than_the_bucket_leaves_a_debt() -> None:
     time = FakeClock()
-    meter = RateLimiter(time)
-    assert meter.charge(SLOW, 300.0) is None
-    assert meter.charge(SLOW, 1.0) == LimitExceeded("rate", 20.1)
+    limiter = RateLimiter(time)
+    assert limiter.charge(SLOW, 300.0) is None
+    assert limiter.charge(SLOW, 1.0) == LimitExceeded("rate", 20.1)
 
 
-def test_a_day_ends_at_midnight() -> None:
+def test_quota_resets_at_midnight() -> None:
     time = FakeClock()
-    meter = RateLimiter(time)
+    limiter = RateLimiter(time)
     daily = replace(SLOW, rate=None, burst=None, daily=50.0)
     time.now = DAY - 60
-    assert meter.charge(daily, 40.0) is None
-    assert meter.charge(daily, 20.0) == LimitExceeded("quota", 60.0)
+    assert limiter.charge(daily, 40.0) is None
+    assert limiter.charge(daily, 20.0) == LimitExceeded("quota", 60.0)
     time.now = DAY
-    assert meter.charge(daily, 50.0) is None
+    assert limiter.charge(daily, 50.0) is None
 
 
-def test_what_is_given_back_may_be_asked_for_again() -> None:
-    meter = RateLimiter(FakeClock())
-    assert meter.charge(SLOW, 100.0) is None
-    meter.refund(SLOW, 100.0)
-    assert meter.charge(SLOW, 100.0) is None
+def test_refund_can_be_used_again() -> None:
+    limiter = RateLimiter(FakeClock())
+    assert limiter.charge(SLOW, 100.0) is None
+    limiter.refund(SLOW, 100.0)
+    assert limiter.charge(SLOW, 100.0) is None
 
 
-def test_a_key_without_limits_is_never_refused() -> None:
-    meter = RateLimiter(FakeClock())
-    assert all(meter.charge(Client("k", "free", frozenset()), 1e12) is None for _ in range(10))
+def test_key_without_limits_is_never_rejected() -> None:
+    limiter = RateLimiter(FakeClock())
+    assert all(limiter.charge(Client("k", "free", frozenset()), 1e12) is None for _ in range(10))
 
 
-def test_another_meter_goes_on_with_the_day_and_forgets_yesterday() -> None:
+def test_restored_usage_keeps_today_and_drops_yesterday() -> None:
     time = FakeClock()
     time.now = 3 * DAY + 1
     daily = replace(SLOW, rate=None, burst=None, daily=50.0)
@@ -89,29 +91,29 @@ def test_another_meter_goes_on_with_the_day_and_forgets_yesterday() -> None:
     assert third.charge(daily, 50.0) is None
 
 
-def test_after_a_restart_a_bucket_is_full_and_no_more() -> None:
-    meter = RateLimiter(FakeClock())
-    meter.restore({"k": (0, 30.0)})
-    assert meter.charge(SLOW, 100.0) is None
-    assert meter.charge(SLOW, 10.0) == LimitExceeded("rate", 1.0)
+def test_restored_bucket_is_full() -> None:
+    limiter = RateLimiter(FakeClock())
+    limiter.restore({"k": (0, 30.0)})
+    assert limiter.charge(SLOW, 100.0) is None
+    assert limiter.charge(SLOW, 10.0) == LimitExceeded("rate", 1.0)
 
 
-def test_buckets_that_tell_nothing_any_more_are_forgotten_and_no_others() -> None:
+def test_only_expired_buckets_are_dropped() -> None:
     time = FakeClock()
-    meter = RateLimiter(time)
+    limiter = RateLimiter(time)
     for number in range(5000):
-        meter.charge(replace(SLOW, key=f"address {number}"), 10.0)
+        limiter.charge(replace(SLOW, key=f"address {number}"), 10.0)
         time.now += 0.1
-    assert len(meter.buckets) <= 1024
+    assert len(limiter.buckets) <= 1024
     daily = replace(SLOW, key="daily", rate=None, burst=None, daily=50.0)
-    meter.charge(daily, 40.0)
+    limiter.charge(daily, 40.0)
     for number in range(5000):
-        meter.charge(replace(SLOW, key=f"another {number}"), 10.0)
+        limiter.charge(replace(SLOW, key=f"another {number}"), 10.0)
         time.now += 0.1
-    assert meter.charge(daily, 20.0) is not None
+    assert limiter.charge(daily, 20.0) is not None
 
 
-def test_whoever_has_no_limits_is_not_counted() -> None:
-    meter = RateLimiter(FakeClock())
-    assert meter.charge(replace(SLOW, rate=None, burst=None), 1e9) is None
-    assert not meter.buckets
+def test_clients_without_limits_have_no_bucket() -> None:
+    limiter = RateLimiter(FakeClock())
+    assert limiter.charge(replace(SLOW, rate=None, burst=None), 1e9) is None
+    assert not limiter.buckets

@@ -1,4 +1,4 @@
-"""Patient jobs: fed while there is room, ended once, and never lost to what the disk refuses."""
+"""Background jobs: dispatched while there is capacity, ended once, never lost to disk errors."""
 
 import asyncio
 import sqlite3
@@ -26,9 +26,9 @@ ASKED = ImageRequest("a red circle", seed=1)
 
 @asynccontextmanager
 async def open_job_queue(folder: Path, queue: int = 64) -> AsyncIterator[tuple[JobQueue, FakeWorker]]:
-    front, worker, _ = make_dispatcher_with_worker(ServerSettings(TIERS, max_queue=queue))
+    dispatcher, worker, _ = make_dispatcher_with_worker(ServerSettings(TIERS, max_queue=queue))
     connection = await asyncio.get_running_loop().run_in_executor(None, connect, folder)
-    made = JobQueue(front, JobStore(connection, folder), 1e6, 1 << 30)
+    made = JobQueue(dispatcher, JobStore(connection, folder), 1e6, 1 << 30)
     made.open()
     try:
         yield made, worker
@@ -52,7 +52,7 @@ async def state(jobs: JobQueue, name: str) -> str:
     return record.state
 
 
-def test_a_job_is_drawn_as_soon_as_there_is_room(tmp_path: Path) -> None:
+def test_job_is_dispatched_when_there_is_capacity(tmp_path: Path) -> None:
     async def body() -> None:
         async with open_job_queue(tmp_path) as (jobs, worker):
             await jobs.submit("one", ANYBODY, "free", ASKED, "png")
@@ -64,17 +64,17 @@ def test_a_job_is_drawn_as_soon_as_there_is_room(tmp_path: Path) -> None:
     run(body)
 
 
-def test_a_job_that_is_cancelled_while_it_is_fed_is_not_drawn(tmp_path: Path) -> None:
-    """The feeder has it in its hands already when it is cancelled."""
+def test_job_cancelled_during_dispatch_does_not_run(tmp_path: Path) -> None:
+    """The job is cancelled while its request is being loaded."""
 
     async def body() -> None:
         async with open_job_queue(tmp_path) as (jobs, worker):
-            known, cancelled = jobs.store.load_request, asyncio.Event()
+            original, cancelled = jobs.store.load_request, asyncio.Event()
             loop = asyncio.get_running_loop()
 
             def slowly(record: Any) -> ImageRequest:
                 loop.call_soon_threadsafe(cancelled.set)
-                return known(record)
+                return original(record)
 
             jobs.store = WatchedStore(jobs.store, slowly)  # type: ignore[assignment]
             await jobs.submit("one", ANYBODY, "free", ASKED, "png")
@@ -87,7 +87,7 @@ def test_a_job_that_is_cancelled_while_it_is_fed_is_not_drawn(tmp_path: Path) ->
 
 
 class WatchedStore:
-    """A store one of whose doings is watched."""
+    """Store with a replaced `load_request`."""
 
     def __init__(self, store: JobStore, request: Callable[[Any], ImageRequest]) -> None:
         self._store, self.load_request = store, request
@@ -96,9 +96,7 @@ class WatchedStore:
         return getattr(self._store, name)
 
 
-def test_a_job_whose_end_cannot_be_written_is_not_drawn_a_second_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_job_whose_result_cannot_be_stored_runs_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "RETRY_SECONDS", 0.02)
     refusals = 3
 
@@ -106,14 +104,14 @@ def test_a_job_whose_end_cannot_be_written_is_not_drawn_a_second_time(
         async with open_job_queue(tmp_path) as (jobs, worker):
             await jobs.submit("one", ANYBODY, "free", ASKED, "png")
             await until(lambda: worker.submitted, jobs)
-            known = JobStore.finish
+            original = JobStore.finish
 
             def end(store: JobStore, *arguments: Any) -> bool:
                 nonlocal refusals
                 if refusals:
                     refusals -= 1
                     raise sqlite3.OperationalError("database or disk is full")
-                return known(store, *arguments)
+                return original(store, *arguments)
 
             monkeypatch.setattr(JobStore, "finish", end)
             worker.on_event(RequestOutput("one", "finished", b"picture"))
@@ -124,20 +122,20 @@ def test_a_job_whose_end_cannot_be_written_is_not_drawn_a_second_time(
     run(body)
 
 
-def test_a_disk_that_refuses_does_not_end_the_feeding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_error_does_not_stop_dispatching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "POLL_SECONDS", 0.02)
     refusals = 2
 
     async def body() -> None:
         nonlocal refusals
-        known = JobStore.list_queued
+        original = JobStore.list_queued
 
         def queued(store: JobStore, *arguments: Any) -> Any:
             nonlocal refusals
             if refusals:
                 refusals -= 1
                 raise OSError(5, "Input/output error")
-            return known(store, *arguments)
+            return original(store, *arguments)
 
         monkeypatch.setattr(JobStore, "list_queued", queued)
         async with open_job_queue(tmp_path) as (jobs, worker):
@@ -148,7 +146,7 @@ def test_a_disk_that_refuses_does_not_end_the_feeding(tmp_path: Path, monkeypatc
     run(body)
 
 
-def test_jobs_of_a_key_that_was_revoked_fail_and_say_so(tmp_path: Path) -> None:
+def test_jobs_of_a_revoked_key_fail(tmp_path: Path) -> None:
     async def body() -> None:
         async with open_job_queue(tmp_path) as (jobs, worker):
             worker.die()  # nothing is fed while nobody draws
@@ -167,16 +165,16 @@ def test_jobs_of_a_key_that_was_revoked_fail_and_say_so(tmp_path: Path) -> None:
     run(body)
 
 
-def test_a_full_disk_is_told_as_such_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_rejected_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*arguments: Any) -> None:
         raise sqlite3.OperationalError("database or disk is full")
 
     async def body() -> None:
         async with open_job_queue(tmp_path) as (jobs, _):
             monkeypatch.setattr(JobStore, "add", full)
-            with pytest.raises(Refused, match="the job store is not writable") as told:
+            with pytest.raises(Refused, match="the job store is not writable") as refused:
                 await jobs.submit("one", ANYBODY, "free", ASKED, "png")
-            assert told.value.reason == "storage"
+            assert refused.value.reason == "storage"
             counted = jobs.dispatcher.metrics.exposition().decode()
             assert 'stillhouse_rejected_total{reason="storage",tier="free"} 1.0' in counted
 

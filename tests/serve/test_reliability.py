@@ -1,4 +1,4 @@
-"""What the server promises, each line by real processes: nobody is lost, nobody is doubled, nobody hangs."""
+"""Guarantees of the server, tested on real processes: no request is lost, duplicated or stuck."""
 
 import base64
 import http.client
@@ -50,22 +50,24 @@ def alone() -> NDArray[np.uint8]:
     return load("shapes").generate(PROMPT, seed=7, steps=3).image
 
 
-def asked(**fields: Any) -> dict[str, Any]:
+def request_fields(**fields: Any) -> dict[str, Any]:
     return {"prompt": PROMPT, "model": "free", "seed": 7, **fields}
 
 
 def draw(server: Running, **fields: Any) -> tuple[int, bytes]:
-    return server.send("POST", "/v1/images/generations", asked(**fields))
+    return server.send("POST", "/v1/images/generations", request_fields(**fields))
 
 
 def tried(server: Running) -> tuple[int, str | None]:
-    """Status, and after how many seconds to come back."""
+    """Send a request and return its status and Retry-After."""
     host = server.url.removeprefix("http://")
-    door = http.client.HTTPConnection(host, timeout=90)
-    door.request("POST", "/v1/images/generations", json.dumps(asked()), {"content-type": "application/json"})
-    answer = door.getresponse()
+    connection_ = http.client.HTTPConnection(host, timeout=90)
+    connection_.request(
+        "POST", "/v1/images/generations", json.dumps(request_fields()), {"content-type": "application/json"}
+    )
+    answer = connection_.getresponse()
     answer.read()
-    door.close()
+    connection_.close()
     return answer.status, answer.getheader("retry-after")
 
 
@@ -74,7 +76,7 @@ def pixels(content: bytes) -> NDArray[np.uint8]:
 
 
 def counted(server: Running, name: str) -> float:
-    """The sum of a counter over its labels."""
+    """Return the sum of a counter over its labels."""
     text = server.get("/metrics")[1].decode()
     return sum(float(line.split()[-1]) for line in text.splitlines() if re.match(rf"stillhouse_{name}[ {{]", line))
 
@@ -86,7 +88,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def test_a_worker_may_be_killed_at_any_moment(folder: Path, alone: NDArray[np.uint8]) -> None:
+def test_requests_survive_random_worker_kills(folder: Path, alone: NDArray[np.uint8]) -> None:
     dice = random.Random(0)
     with running_server("--config", "stillhouse.toml", cwd=folder) as server, ThreadPoolExecutor(8) as pool:
         answers: list[Future[tuple[int, bytes]]] = []
@@ -109,7 +111,7 @@ def test_a_worker_may_be_killed_at_any_moment(folder: Path, alone: NDArray[np.ui
         np.testing.assert_array_equal(pixels(content), alone)
 
 
-def test_a_picture_whose_worker_died_is_drawn_again_and_is_the_same(folder: Path) -> None:
+def test_request_of_a_dead_worker_runs_again_with_the_same_pixels(folder: Path) -> None:
     with running_server("--config", "stillhouse.toml", cwd=folder) as server, ThreadPoolExecutor(1) as pool:
         answer = pool.submit(draw, server, model="pro", steps=100)
         wait_until(lambda: json.loads(server.get("/v1/state")[1])["running"] == 1)
@@ -125,13 +127,13 @@ def test_a_picture_whose_worker_died_is_drawn_again_and_is_the_same(folder: Path
         np.testing.assert_array_equal(pixels(content), load("shapes").generate(PROMPT, seed=7, steps=100).image)
 
 
-def test_accepted_jobs_survive_the_death_of_everything_and_are_drawn_once(folder: Path) -> None:
+def test_accepted_jobs_survive_kill_and_run_once(folder: Path) -> None:
     names: list[str] = []
-    drawn, pipeline = 0, load("shapes")
+    completed, pipeline = 0, load("shapes")
     for round_ in range(3):
         with running_server("--config", "stillhouse.toml", cwd=folder) as server:
             for _ in range(8):
-                status, content = server.send("POST", "/v1/jobs", asked(seed=len(names)))
+                status, content = server.send("POST", "/v1/jobs", request_fields(seed=len(names)))
                 assert status == 202
                 names.append(json.loads(content)["id"])
             workers = server.workers()
@@ -141,29 +143,29 @@ def test_accepted_jobs_survive_the_death_of_everything_and_are_drawn_once(folder
                 server.process.wait()
                 wait_until(lambda workers=workers: not any(map(is_alive, workers)))
                 connection = connect(folder / ServerSettings().data)
-                (drawn,) = connection.execute("select count(*) from jobs where state = 'completed'").fetchone()
+                (completed,) = connection.execute("select count(*) from jobs where state = 'completed'").fetchone()
                 connection.close()
                 continue
             wait_until(lambda: all(state(server, name) == "completed" for name in names))
             for seed, name in enumerate(names):
                 status, content = server.get(f"/v1/jobs/{name}/image")
                 assert status == 200
-                wanted = pipeline.generate(PROMPT, seed=seed, steps=3).image
-                np.testing.assert_array_equal(np.array(Image.open(BytesIO(content))), wanted)
-            assert counted(server, "images_total") == len(names) - drawn
-            listed = [one["id"] for one in json.loads(server.get("/v1/jobs")[1])["data"]]
+                expected = pipeline.generate(PROMPT, seed=seed, steps=3).image
+                np.testing.assert_array_equal(np.array(Image.open(BytesIO(content))), expected)
+            assert counted(server, "images_total") == len(names) - completed
+            listed = [job["id"] for job in json.loads(server.get("/v1/jobs")[1])["data"]]
             assert sorted(listed) == sorted(names)
 
 
 def state(server: Running, name: str) -> str:
-    told: str = json.loads(server.get(f"/v1/jobs/{name}")[1])["state"]
-    return told
+    text: str = json.loads(server.get(f"/v1/jobs/{name}")[1])["state"]
+    return text
 
 
-def test_who_leaves_is_drawn_no_further(folder: Path) -> None:
+def test_disconnect_cancels_the_request(folder: Path) -> None:
     with running_server("--config", "stillhouse.toml", cwd=folder) as server:
         host, port = server.url.removeprefix("http://").split(":")
-        body = json.dumps(asked(model="pro", steps=150)).encode()
+        body = json.dumps(request_fields(model="pro", steps=150)).encode()
         lines = ("POST /v1/images/generations HTTP/1.1", "Host: x", "Content-Type: application/json")
         head = "\r\n".join((*lines, f"Content-Length: {len(body)}", "", ""))
         with socket.create_connection((host, int(port))) as connection:
@@ -177,30 +179,30 @@ def test_who_leaves_is_drawn_no_further(folder: Path) -> None:
         assert counted(server, "step_seconds_count") <= evaluations + 4
 
 
-def test_who_leaves_finds_the_picture_later_where_the_settings_say_so(folder: Path) -> None:
+def test_disconnect_stores_the_image_if_configured(folder: Path) -> None:
     (folder / "stillhouse.toml").write_text(f'on_disconnect = "finish"\n{SETTINGS}', encoding="utf-8")
     with running_server("--config", "stillhouse.toml", cwd=folder) as server:
         host, port = server.url.removeprefix("http://").split(":")
-        body = json.dumps(asked(stream=True, steps=150, model="pro")).encode()
+        body = json.dumps(request_fields(stream=True, steps=150, model="pro")).encode()
         lines = ("POST /v1/images/generations HTTP/1.1", "Host: x", "Content-Type: application/json")
         head = "\r\n".join((*lines, f"Content-Length: {len(body)}", "", ""))
         with socket.create_connection((host, int(port))) as connection:
             connection.sendall(head.encode() + body)
-            told = connection.recv(4096).decode()
-        found = re.search(r"x-request-id: ([0-9a-f]+)", told)
-        assert found is not None
-        wait_until(lambda: server.get(f"/v1/jobs/{found[1]}/image")[0] == 200)
-        picture = np.array(Image.open(BytesIO(server.get(f"/v1/jobs/{found[1]}/image")[1])))
+            text = connection.recv(4096).decode()
+        match = re.search(r"x-request-id: ([0-9a-f]+)", text)
+        assert match is not None
+        wait_until(lambda: server.get(f"/v1/jobs/{match[1]}/image")[0] == 200)
+        picture = np.array(Image.open(BytesIO(server.get(f"/v1/jobs/{match[1]}/image")[1])))
         np.testing.assert_array_equal(picture, load("shapes").generate(PROMPT, seed=7, steps=150).image)
         assert counted(server, "cancelled_total") == 0
-        assert server.get(f"/v1/images/{found[1]}")[0] == 404, "nobody asked for an address"
+        assert server.get(f"/v1/images/{match[1]}")[0] == 404, "nobody asked for an address"
         assert draw(server)[0] == 200
         assert len(json.loads(server.get("/v1/jobs")[1])["data"]) == 1, "what was answered is not kept"
 
 
-def test_a_cancelled_job_frees_its_place_within_one_tick(folder: Path) -> None:
+def test_cancelled_job_stops_within_one_step(folder: Path) -> None:
     with running_server("--config", "stillhouse.toml", cwd=folder) as server:
-        name = json.loads(server.send("POST", "/v1/jobs", asked(model="pro", steps=150))[1])["id"]
+        name = json.loads(server.send("POST", "/v1/jobs", request_fields(model="pro", steps=150))[1])["id"]
         wait_until(lambda: state(server, name) == "in_progress")
         status, content = server.send("DELETE", f"/v1/jobs/{name}")
         assert (status, json.loads(content)["state"]) == (200, "cancelled")
@@ -212,7 +214,7 @@ def test_a_cancelled_job_frees_its_place_within_one_tick(folder: Path) -> None:
         assert server.get(f"/v1/jobs/{name}/image")[0] == 409
 
 
-def test_a_server_that_leaves_ends_what_it_began_and_takes_nothing_more(folder: Path) -> None:
+def test_sigterm_drains_the_server(folder: Path) -> None:
     with running_server("--config", "stillhouse.toml", cwd=folder) as server, ThreadPoolExecutor(2) as pool:
         answers = [pool.submit(draw, server, model="pro", steps=60) for _ in range(2)]
         wait_until(lambda: json.loads(server.get("/v1/state")[1])["running"] >= 1)
@@ -226,7 +228,7 @@ def test_a_server_that_leaves_ends_what_it_began_and_takes_nothing_more(folder: 
         wait_until(lambda: not any(map(is_alive, workers)))
 
 
-def test_no_worker_outlives_its_server(folder: Path) -> None:
+def test_worker_does_not_outlive_its_server(folder: Path) -> None:
     server = start_server("--config", "stillhouse.toml", cwd=folder)
     wait_until(server.workers)
     workers = server.workers()
@@ -236,7 +238,7 @@ def test_no_worker_outlives_its_server(folder: Path) -> None:
     server.close()
 
 
-def test_keys_are_needed_where_the_settings_say_so_and_are_never_written(folder: Path) -> None:
+def test_keys_are_required_and_never_logged(folder: Path) -> None:
     settings = f"keys = true\n{SETTINGS}"
     (folder / "stillhouse.toml").write_text(settings, encoding="utf-8")
     connection = connect(folder / "stillhouse-data")
@@ -249,19 +251,19 @@ def test_keys_are_needed_where_the_settings_say_so_and_are_never_written(folder:
             return server.send(method, path, body, **headers)[0]
 
         path = "/v1/images/generations"
-        assert status(None, "POST", path, asked()) == 401
-        assert status(free + "x", "POST", path, asked()) == 401
-        assert status(free, "POST", path, asked()) == 200
-        assert status(free, "POST", path, asked(model="pro")) == 403
-        assert status(admin, "POST", path, asked(model="pro", steps=3)) == 200
-        name = json.loads(server.send("POST", "/v1/jobs", asked(), authorization=f"Bearer {admin}")[1])["id"]
+        assert status(None, "POST", path, request_fields()) == 401
+        assert status(free + "x", "POST", path, request_fields()) == 401
+        assert status(free, "POST", path, request_fields()) == 200
+        assert status(free, "POST", path, request_fields(model="pro")) == 403
+        assert status(admin, "POST", path, request_fields(model="pro", steps=3)) == 200
+        name = json.loads(server.send("POST", "/v1/jobs", request_fields(), authorization=f"Bearer {admin}")[1])["id"]
         for method, place in (("GET", ""), ("GET", "/events"), ("GET", "/image"), ("DELETE", "")):
             assert status(free, method, f"/v1/jobs/{name}{place}") == 404
             assert status(None, method, f"/v1/jobs/{name}{place}") == 401
         assert json.loads(server.send("GET", "/v1/jobs", authorization=f"Bearer {free}")[1])["data"] == []
-        theirs = json.loads(server.send("POST", "/v1/jobs", asked(), authorization=f"Bearer {free}")[1])["id"]
-        seen = json.loads(server.send("GET", "/v1/jobs", authorization=f"Bearer {admin}")[1])["data"]
-        assert {one["id"] for one in seen} == {name, theirs}, "an admin sees everybody's"
+        theirs = json.loads(server.send("POST", "/v1/jobs", request_fields(), authorization=f"Bearer {free}")[1])["id"]
+        listed = json.loads(server.send("GET", "/v1/jobs", authorization=f"Bearer {admin}")[1])["data"]
+        assert {job["id"] for job in listed} == {name, theirs}, "an admin sees everybody's"
         assert status(admin, "DELETE", f"/v1/jobs/{theirs}") == 200
         log = json.dumps(server.log)
         assert "request finished" in log
@@ -273,7 +275,7 @@ def test_keys_are_needed_where_the_settings_say_so_and_are_never_written(folder:
             assert free.split("-", 2)[2].encode() not in file.read_bytes()
 
 
-def test_overload_is_refused_and_the_server_stays_as_it_was(folder: Path) -> None:
+def test_overload_is_rejected_with_retry_after(folder: Path) -> None:
     (folder / "stillhouse.toml").write_text(SETTINGS.replace("10000", "2"), encoding="utf-8")
     with running_server("--config", "stillhouse.toml", cwd=folder) as server, ThreadPoolExecutor(32) as pool:
         answers = [answer.result() for answer in [pool.submit(tried, server) for _ in range(200)]]
@@ -282,14 +284,14 @@ def test_overload_is_refused_and_the_server_stays_as_it_was(folder: Path) -> Non
         assert set(statuses) == {200, 429}
         assert statuses.count(200) >= 10
         assert counted(server, "rejected_total") == statuses.count(429)
-        assert all(int(told) >= 1 for told in waits) and len(waits) == statuses.count(429)
+        assert all(int(text) >= 1 for text in waits) and len(waits) == statuses.count(429)
         refused = statuses.count(429)
         wait_until(lambda: sum(line.get("event") == "request rejected" for line in server.log) >= refused)
         assert {line["reason"] for line in server.log if "reason" in line} == {"deadline"}
         assert draw(server)[0] == 200
 
 
-def test_what_nobody_would_send_is_answered(folder: Path) -> None:
+def test_malformed_requests_are_answered(folder: Path) -> None:
     with running_server("--config", "stillhouse.toml", cwd=folder) as server:
         bodies = [
             b"",
@@ -304,9 +306,9 @@ def test_what_nobody_would_send_is_answered(folder: Path) -> None:
         ]
         for path in ("/v1/images/generations", "/v1/jobs", "/v1/images/edits"):
             for body in bodies:
-                for kind in KINDS:
-                    status, content = server.send("POST", path, body, content_type=kind)
-                    assert 400 <= status < 500, (path, body, kind, status, content)
+                for content_type in KINDS:
+                    status, content = server.send("POST", path, body, content_type=content_type)
+                    assert 400 <= status < 500, (path, body, content_type, status, content)
         for path in ("/v1/jobs/../../etc/passwd", "/v1/images/..%2f..%2fstillhouse.sqlite3", "/v1/jobs/%00", "/x"):
             assert server.get(path)[0] == 404
         host, port = server.url.removeprefix("http://").split(":")

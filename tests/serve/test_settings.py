@@ -1,4 +1,4 @@
-"""Settings: a file says everything, the command line goes before it, and mistakes are told with their place."""
+"""Settings: file, command line, and error messages with the path of a setting."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
-def test_a_file_says_what_differs_and_the_rest_is_as_it_comes(tmp_path: Path) -> None:
+def test_file_overrides_defaults(tmp_path: Path) -> None:
     read = read_server_settings(
         write(tmp_path, 'port = 9000\n[tiers.free]\npipeline = "shapes"\nsteps = 3\n[tiers.pro]\npipeline = "shapes"\n')
     )
@@ -29,18 +29,18 @@ def test_a_file_says_what_differs_and_the_rest_is_as_it_comes(tmp_path: Path) ->
     assert read.tiers["free"] == TierSettings("shapes", steps=3)
 
 
-def test_a_file_without_tiers_serves_the_embedded_model(tmp_path: Path) -> None:
+def test_file_without_tiers_has_default_tiers(tmp_path: Path) -> None:
     assert read_server_settings(write(tmp_path, "port = 9000")).tiers == default_tiers()
 
 
-def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+def test_paths_are_relative_to_the_settings_file(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     read = read_server_settings(write(tmp_path, 'data = "kept"\n[tiers.free]\npipeline = "mine"'))
     assert (read.tiers["free"].pipeline, read.data) == (str(tmp_path / "mine"), str(tmp_path / "kept"))
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("port = ", "is not TOML"),
         ("prot = 1", r"\$.prot is not known here"),
@@ -56,17 +56,17 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         ("tiers = {}", "one tier or more"),
     ],
 )
-def test_a_mistake_is_told_with_what_is_allowed(tmp_path: Path, text: str, told: str) -> None:
-    with pytest.raises(InvalidRequest, match=told):
+def test_invalid_settings_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message):
         read_server_settings(write(tmp_path, text))
 
 
-def test_there_is_no_such_file(tmp_path: Path) -> None:
+def test_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match=r"there is no file .*; leave --config out"):
         read_server_settings(tmp_path / "none.toml")
 
 
-def test_pipelines_of_the_command_line_replace_those_of_the_file_and_keep_their_tiers() -> None:
+def test_command_line_pipelines_keep_tier_settings() -> None:
     settings = replace_pipelines(ServerSettings(default_tiers()), {"pro": "mine"})
     assert list(settings.tiers) == ["pro"]
     assert settings.tiers["pro"].pipeline == "mine"

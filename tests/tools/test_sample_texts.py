@@ -20,7 +20,8 @@ WIDTH = 5  # in pixels  # noqa: E501
 def check(size: int) -> None:
     """Check a size."""
     if size > LIMIT:
-        raise ValueError(f"size is {size}")
+        message = f"size is {size}"
+        raise ValueError(message + "!")
     raise OSError
 '''
 
@@ -28,13 +29,13 @@ def check(size: int) -> None:
 def test_texts_of_each_kind_are_read_with_their_lines(tmp_path: Path) -> None:
     (tmp_path / "sizes.py").write_text(MODULE, encoding="utf-8")
     assert sorted(read_texts(tmp_path)) == [
-        Text("comment", "sizes.py", 5, "# A comment\n# of two lines."),
-        Text("comment", "sizes.py", 7, "# in bytes"),
-        Text("comment", "sizes.py", 8, "# in pixels  # noqa: E501"),
+        Text("comment", "sizes.py", 5, "# A comment\n# of two lines.\nSIZE = 4  # in bytes"),
+        Text("comment", "sizes.py", 7, "SIZE = 4  # in bytes"),
+        Text("comment", "sizes.py", 8, "WIDTH = 5  # in pixels  # noqa: E501"),
         Text("docstring", "sizes.py", 1, "A module."),
-        Text("docstring", "sizes.py", 4, "Largest number."),
-        Text("docstring", "sizes.py", 12, "Check a size."),
-        Text("message", "sizes.py", 14, "raise ValueError(f'size is {size}')"),
+        Text("docstring", "sizes.py", 4, "LIMIT = 3\nLargest number."),
+        Text("docstring", "sizes.py", 12, "def check(size: int) -> None:\nCheck a size."),
+        Text("message", "sizes.py", 15, "message = f'size is {size}'\nraise ValueError(message + '!')"),
     ]
 
 

@@ -19,8 +19,8 @@ from stillhouse.pipelines.manifest import file_sha256
 _MEMORY_SHARE = 0.85
 """Default memory limit of a candidate and its baseline, as a share of the machine's memory."""
 _KILL_SHARE = 0.97
-"""Share of the memory limit at which processes are killed. Memory is polled, and a process that loads weights allocates
-between two polls.
+"""Share of the memory limit at which processes are killed. The share is below 1 because memory is polled, and a process
+that loads weights allocates between two polls.
 """
 
 
@@ -78,7 +78,7 @@ def resolve_memory_limit(requested: int | None, machine: Machine) -> int | None:
 
     Args:
         requested: limit of the user in bytes; None: `_MEMORY_SHARE` of the machine's memory.
-        machine: provides the memory size; where that is unknown too, the result is None.
+        machine: machine whose memory size gives the default; where that size is unknown, the default is no limit, None.
     """
     limit = requested or (int(_MEMORY_SHARE * machine.memory) if machine.memory else None)
     return None if limit is None else int(_KILL_SHARE * limit)
@@ -96,7 +96,7 @@ def is_selected(planned: Trial | Candidate, options: AccelerateOptions) -> bool:
 
 
 def checksum_options(options: AccelerateOptions) -> str:
-    """Return a SHA-256 of the options that measurements depend on. Only sweeps of the same checksum share trials."""
+    """Return a SHA-256 of the options that measurements depend on. Only sweeps with equal checksums share trials."""
     facts = {
         "threads": options.threads,
         "timing_budget": options.timing_budget,
@@ -120,8 +120,8 @@ def format_axis_ranges(
 ) -> str:
     """Return the ranges of a graph's named axes in the format of TensorRT's optimization profiles.
 
-    Where inputs share an axis, its range is the intersection of theirs. Axes without a name or with one allowed length
-    are left out; the result is empty where no axis varies.
+    Where inputs share an axis, its range is the intersection of the ranges of these inputs. Axes without a name or with
+    one allowed length are left out; the result is empty where no axis varies.
 
     >>> format_axis_ranges({"x": ((1, 3, 32), (8, 3, 64))}, {"x": ("rows", 3, "width")})
     'rows=1-8,width=32-64'

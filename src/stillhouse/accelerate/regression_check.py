@@ -33,7 +33,7 @@ class RegressionResult:
 
     Args:
         component: name of the component.
-        recorded: trial of the report.
+        recorded: trial that the report holds.
         measured: trial measured now.
         problem: description of the regression; empty: none.
     """

@@ -25,7 +25,7 @@ def load_or_create_report(workspace: Workspace, options: AccelerateOptions) -> R
 
 
 def _load_report(workspace: Workspace, options: AccelerateOptions) -> Report | None:
-    """Return the report of an earlier run with the trials that are still valid; None where they cannot be reused.
+    """Return the report of an earlier run with the trials that are still valid; None where the trials cannot be reused.
 
     A component whose baseline is no longer valid loses all its trials, because they were compared with that baseline.
     """
@@ -90,7 +90,6 @@ def package_versions() -> dict[str, str]:
 
 def _create_report(workspace: Workspace, options: AccelerateOptions) -> Report:
     machine = read_machine()
-    load = os.getloadavg()[0]
     return Report(
         source=workspace.name,
         goal=options.goal,
@@ -98,7 +97,7 @@ def _create_report(workspace: Workspace, options: AccelerateOptions) -> Report:
         machine=machine,
         fingerprint=machine.fingerprint(),
         versions=package_versions(),
-        load=(load, load),
+        load=(os.getloadavg()[0],) * 2,
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=0.0,
         budget=options.budget,

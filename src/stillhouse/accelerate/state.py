@@ -24,8 +24,8 @@ class SweepState:
     """State of one sweep, in memory only.
 
     Args:
-        workspace: from `prepare_workspace`.
-        options: what to try and for which goal.
+        workspace: workspace that `prepare_workspace` returned.
+        options: candidates to try, and the goal.
         report: the report to extend.
         on_progress: called before every step.
     """
@@ -63,7 +63,7 @@ class SweepState:
         self.save_report(replace(self.report, trials=(*others, trial)))
 
     def find_trial(self, candidate: Candidate) -> Trial | None:
-        """Return the trial of a candidate that was already evaluated; None where there is none or it was skipped."""
+        """Return the trial of a candidate that was already evaluated; None where it has no trial or was skipped."""
         trials = [trial for trial in self.report.trials_of(candidate.component) if trial.candidate.key == candidate.key]
         return next((trial for trial in trials if trial.status != "skipped" or trial.ratio), None)
 

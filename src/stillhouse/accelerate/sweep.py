@@ -1,6 +1,6 @@
-"""The sweep: evaluate every candidate of every component, then whole pictures, then choose.
+"""The sweep: evaluate every candidate of every component, then candidates that generate whole pictures, then choose.
 
-`report.json` is the state. It is written after every trial, so an interrupted sweep resumes from it.
+`report.json` holds the state of the sweep. It is written after every trial; an interrupted sweep resumes from it.
 """
 
 import os
@@ -59,11 +59,11 @@ def run_sweep(
     """Evaluate all candidates, choose, and write the choice into the workspace's manifest.
 
     KeyboardInterrupt ends the sweep early: the choice is made from the trials so far. It is raised again if there are
-    none.
+    no trials.
 
     Args:
-        workspace: from `prepare_workspace`.
-        options: what to try and for which goal.
+        workspace: workspace that `prepare_workspace` returned.
+        options: candidates to try, and the goal.
         on_progress: called before every step.
 
     Returns:
@@ -82,7 +82,7 @@ class Sweep(SweepState):
     """A sweep whose state is written to `report.json` after every change."""
 
     def __init__(self, workspace: Workspace, options: AccelerateOptions, on_progress: ProgressCallback) -> None:
-        start_time = monotonic()  # the budget includes the time of probing the backends
+        start_time = monotonic()  # the budget includes the time to query the backends
         self.backends = _select_backends(options)
         self.components = _select_components(workspace, options)
         super().__init__(workspace, options, load_or_create_report(workspace, options), on_progress)
@@ -236,7 +236,7 @@ class Sweep(SweepState):
                 baseline.process.kill()
 
     def _evaluate_baseline(self, candidate: Candidate, context: EvaluationContext) -> BaselineRun | None:
-        """Return the candidate as open baseline, restored from an earlier run or evaluated now; None where it fails."""
+        """Return the candidate as open baseline, restored from an earlier run or evaluated now; None if it fails."""
         if self.find_trial(candidate) and (restored := restore_baseline(candidate, context)):
             return restored
         trial, baseline = evaluate(candidate, context, None)

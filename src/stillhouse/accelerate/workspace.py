@@ -86,7 +86,7 @@ def prepare_workspace(source: str, directory: Path) -> Workspace:
 
 
 def _prepare_pipeline(source: Path, directory: Path) -> Workspace:
-    """Copy a pipeline directory. Of an accelerated pipeline, copy the original manifest."""
+    """Copy a pipeline directory. Where the pipeline was accelerated, copy its original manifest."""
     manifest, manifest_file = read_manifest(source), source / MANIFEST
     if is_sweep_directory(source):
         manifest, manifest_file = original_manifest(source), source / TRIALS / MANIFEST
@@ -186,7 +186,7 @@ def _staging_folder(directory: Path, name: str, identity: str) -> Iterator[Path]
     """Yield a folder inside `directory` whose content is moved into `directory` on success and removed on failure.
 
     The folder is inside `directory` because the parent of a mount point may be read-only. A leftover staging folder
-    marks an interrupted copy, so everything in `directory` is then removed. Writes SOURCE_FILE with `name` and
+    marks an interrupted copy, so everything in `directory` is then removed. SOURCE_FILE is written with `name` and
     `identity`.
     """
     staging = directory / f"{_STAGING}{os.getpid()}"
@@ -216,7 +216,7 @@ def _staging_folder(directory: Path, name: str, identity: str) -> Iterator[Path]
 
 
 def link_or_copy(source: Path, destination: Path) -> None:
-    """Copy a file, creating parent folders. Hard-link files of at least `_LINK_BYTES` where the file system allows."""
+    """Copy a file, creating parent folders. Files of `_LINK_BYTES` or more are hard-linked if possible."""
     destination.parent.mkdir(parents=True, exist_ok=True)
     if source.stat().st_size >= _LINK_BYTES:
         try:

@@ -1,4 +1,4 @@
-"""Backends: open an ONNX file on a runtime, by its name, as a Runner. Runtimes are imported when they are opened."""
+"""Backends: open an ONNX file on a runtime, by name, as a Runner. A runtime is imported when a graph is opened."""
 
 from stillhouse.backends.registry import backends, open_runner
 from stillhouse.backends.runner import Runner, RunnerOptions

@@ -1,7 +1,7 @@
 """The object that describes a backend: how it opens a graph, and what the rest of the program may do with it.
 
-A backend is one module with one `Backend` value. The registry lists those of this package; an installed package adds
-its own by an entry point, see `registry.ENTRY_POINT_GROUP`.
+A backend is one module with one `Backend` value. The registry lists the backends of this package; an installed
+package adds backends by entry points, see `registry.ENTRY_POINT_GROUP`.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,15 +18,15 @@ from stillhouse.backends.signature import Signature
 from stillhouse.gpu import Gpu, device_index
 
 CompileScope: TypeAlias = Literal["shape", "batch", "never"]
-"""What a static network is opened anew for: each shape; each picture size, with all batch sizes of it in one opening;
-or never, because the runtime compiles for each shape by itself."""
+"""When a static network must be opened again. "shape": for each shape. "batch": for each picture size, but not for each
+batch size. "never": the runtime itself compiles for each shape."""
 Settings: TypeAlias = Mapping[str, str]
 BuildGraph: TypeAlias = Callable[[Path, Path, Sequence[Mapping[str, NDArray[Any]]], Sequence[str]], None]
-"""`build(graph, out, feeds, keep)`: write `out`, made of the ONNX file `graph`. `feeds` are recorded inputs of the
-network, call by call; the nodes named in `keep` stay in float32."""
+"""`build(graph, out, feeds, keep)`: convert the ONNX file `graph` and write the result to `out`. `feeds` are recorded
+inputs of the network, one mapping for each call. The nodes named in `keep` stay in float32."""
 
 LAST_RANK = 100
-"""The rank of candidates that are tried after those of all backends of this package."""
+"""Rank of candidates that are tried after the candidates of all backends of this package."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +34,14 @@ class CandidateContext:
     """The component, the machine and the request for which a backend lists its candidates.
 
     Args:
-        role: of the component: "denoiser", "decoder", "encoder", "text_encoder", ...; "network" for a bare ONNX file.
-        cost: share of the component in the time of a picture. Components of low cost run once for a picture.
-        status: of this backend on this machine.
+        role: role of the component: "denoiser", "decoder", "encoder", "text_encoder", ...; "network" for an ONNX file
+            outside a pipeline.
+        cost: share of the component in the time of a picture. Components of low cost run once per picture.
+        status: status of this backend on this machine.
         instructions: instruction set extensions of the processor, as the system names them.
-        gpus: of this machine.
-        threads: that may be used.
-        device: that is requested: auto, cpu, cuda, cuda:1.
+        gpus: GPUs of this machine.
+        threads: number of threads that may be used.
+        device: requested device: auto, cpu, cuda, cuda:1.
         has_dynamic_batch: whether the graph takes batches of any size.
         decoder_side: longer side, in pixels, of the pictures that a decoder makes; None for other components.
         axis_ranges: lengths that the graph's named axes may have, "rows=1-8,height=32-64"; empty: fixed lengths.
@@ -58,7 +59,7 @@ class CandidateContext:
     axis_ranges: str = ""
 
     def gpu(self, device: str) -> Gpu:
-        """Return the GPU of a device name, the last one where there are fewer."""
+        """Return the GPU that a device name means; the last GPU where the index is too high."""
         return self.gpus[min(device_index(device), len(self.gpus) - 1)]
 
 
@@ -70,7 +71,7 @@ class CandidateSpec:
         recipe: the graph: "f32" for the exported one, or the name of a recipe of the backend.
         precision: `RunnerOptions.precision`.
         options: settings of the backend, and `shapes` ("static"), `streams`, `threads` and `tile` (pixels of a side).
-        rank: candidates are tried in ascending rank over all backends, equal ranks in the order of the registry.
+        rank: candidates of all backends are tried in ascending rank; equal ranks, in the order of the registry.
             Backends of this package use 0 to 49 on a GPU and 50 to 99 on the processor.
     """
 
@@ -82,13 +83,13 @@ class CandidateSpec:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A graph that is made of the exported one, for one backend.
+    """A way to convert the exported graph for one backend.
 
     Args:
-        build: writes it.
-        file_name: of the graph: an ONNX file, or with the suffix .xml an OpenVINO one.
+        build: writes the converted graph.
+        file_name: name of the converted graph; an OpenVINO graph where the suffix is .xml, otherwise an ONNX file.
         requires: packages that `build` imports.
-        is_batch_dependent: whether a result depends on the other rows of its batch.
+        is_batch_dependent: whether the result of a row depends on the other rows of its batch.
     """
 
     build: BuildGraph
@@ -116,30 +117,30 @@ def compiles_per_shape(settings: Settings) -> CompileScope:
 class Backend:
     """A runtime that opens networks.
 
-    Only the first four are needed. `stillhouse accelerate` then measures the exported graph on it in float32.
+    Only the first four arguments are required. With only these, `stillhouse accelerate` measures the exported graph in
+    float32.
 
     Args:
-        name: in manifests, reports and on the command line.
-        open_graph: opens a graph; called with its path, its signature and the options.
-        status: describes the installed package. It may raise RuntimeMissing, with the reason.
+        name: name in manifests, in reports and on the command line.
+        open_graph: opens a graph, given its path, its signature and the options.
+        status: describes the installed package, or raises RuntimeMissing with the reason.
         install: the command that installs the runtime.
         settings: allowed values of each setting by its name; the first is the default.
         device_arrays: returns the arrays (see `diffusion.arrays`) that live on the device of these settings; None:
             the backend takes NumPy arrays only.
-        compiles_per: what a static network with these settings is opened anew for.
+        compiles_per: when a static network with these settings must be opened again, see `CompileScope`.
         supports_streams: whether `RunnerOptions.streams` may be above 1.
-        runs_modules: whether it runs the network beside the graph (its config.json and weights) and not the graph.
-        batch_settings: settings that make one static opening serve several batch sizes; None: it cannot.
-        adapter_settings: settings under which adapters can change the weights of an open network; None: they cannot.
-        count_settings: settings under which an open network counts its layers (`Runner.layer_precisions`), where it
-            does not without them.
+        runs_modules: whether the backend runs the network beside the graph (config.json and weights), not the graph.
+        batch_settings: settings with which one static opening serves several batch sizes; None: there are none.
+        adapter_settings: settings with which adapters can change the weights of an open network; None: there are none.
+        count_settings: settings that an open network needs to count its layers (`Runner.layer_precisions`).
         packages: distributions whose versions decide how fast and how exact the backend is.
-        recipes: graphs that it needs made for it, by name.
+        recipes: conversions of the exported graph for this backend, by name.
         candidates: lists the configurations that are worth measuring.
-        exclusion: returns why a configuration cannot run or gains nothing, or "". Called for what `candidates` lists,
-            where the backend is ready and the device is there.
-        dominated_below: a share of the fastest candidate's speed. Where the first candidate of this backend on a
-            device is slower than that, its further ones there are skipped. None: all are measured.
+        exclusion: returns why a configuration of `candidates` cannot run or gains nothing, or "". Called only where
+            the backend is ready and the device exists.
+        dominated_below: a share of the fastest candidate's speed. Where this backend's first candidate on a device is
+            slower, its further candidates on that device are skipped. None: all are measured.
     """
 
     name: str
@@ -162,7 +163,7 @@ class Backend:
 
 
 def missing_package(package: str, purpose: str) -> str:
-    """Return why a candidate cannot be made without a package, with the command that installs it; "" if it is there.
+    """Return that a package is not installed, with the command that installs it; "" where it is installed.
 
     >>> missing_package("json", "which reads it")
     ''

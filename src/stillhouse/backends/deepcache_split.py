@@ -1,10 +1,10 @@
-"""Split of a U-Net's graph for DeepCache (Ma et al., arXiv 2312.00858): a full graph, and a shallow one.
+"""Split of a U-Net's graph for DeepCache (Ma et al., arXiv 2312.00858) into a full graph and a shallow graph.
 
 The U-Net is split in the last up block, before one of its layers. The tensor that enters this layer from the deeper
-blocks is `deep`: the full graph returns it, and the shallow graph takes it as a cached input. The shallow graph needs
-that layer, the ones after it, and the part of the first down block that the skip connections come from. Weights are
-not copied: the new graphs have the pointers of the old one, and must lie beside it, since no runtime follows a pointer
-out of a graph's own directory.
+blocks is named `deep`: the full graph returns it, and the shallow graph takes it as a cached input. The shallow graph
+holds that layer, the layers after it, and the part of the first down block where their skip connections begin. Weights
+are not copied. The new graphs point to the same weights files as the old graph, and must lie in its directory, since no
+runtime follows a pointer out of a graph's own directory.
 """
 
 import os
@@ -22,11 +22,11 @@ from stillhouse.errors import PipelineError
 DEEP_TENSOR = "deep"
 """Name of the tensor at the split: an output of the full graph, an input of the shallow one."""
 
-# Scopes as torch.onnx.export writes them into the names of nodes: /network/up_blocks.3/Concat
+# torch.onnx.export writes the module of a node into the node's name: /network/up_blocks.3/Concat
 _JOIN = re.compile(r".*/up_blocks\.(\d+)/[^/]+")
 _BELOW = re.compile(r".*/(?:mid_block|up_blocks\.(\d+))/.*")
 _HEAVY = {"Conv", "Gemm", "MatMul"}
-_GRAPH = 5  # AttributeProto.GRAPH
+_GRAPH = 5  # value of AttributeProto.GRAPH
 _ALLOWED = "a U-Net exported by `stillhouse import`, whose node names show its blocks"
 
 
@@ -35,10 +35,10 @@ class DeepCacheSplit:
     """The two graphs of a split.
 
     Args:
-        full, shallow: the files.
+        full, shallow: files of the two graphs.
         tensor: name of the tensor at the split in the original graph.
-        layers: of the last up block, before each of which the graph can be split.
-        full_nodes, shallow_nodes: number of nodes.
+        layers: number of layers of the last up block; the graph can be split before each.
+        full_nodes, shallow_nodes: numbers of nodes of the two graphs.
     """
 
     full: Path
@@ -53,16 +53,17 @@ def split_denoiser(graph: Path, layer: int = 0) -> DeepCacheSplit:
     """Write `<stem>.full-<layer>.onnx` and `<stem>.shallow-<layer>.onnx` beside a U-Net's graph.
 
     `full` has one more output, `deep` [rows, c, h, w]: the tensor that enters the layer from the deeper blocks.
-    `shallow` has the input `deep` and the graph's inputs that it needs, and the graph's outputs.
+    `shallow` has the input `deep`, those inputs of the graph that it needs, and all outputs of the graph.
 
     Args:
-        graph: an .onnx file; its weights may be inside or beside it, and are not read.
-        layer: of the last up block: 0, the first, leaves most nodes in the shallow graph; -1, the last, is the split of
-            the paper.
+        graph: an ONNX file. Its weights, inside or beside the file, are not read.
+        layer: layer of the last up block before which the graph is split. 0, the first layer, leaves most nodes in the
+            shallow graph; -1, the last layer, is the split of the paper.
 
     Raises:
         InvalidRequest: the block has no such layer.
-        PipelineError: the file is missing or no graph, or the names of its nodes do not show its blocks.
+        PipelineError: the file is missing or no graph, or it cannot be split: its node names do not show its blocks, or
+            more than one tensor enters from the deeper blocks.
         RuntimeMissing: onnx is not installed.
 
     >>> split = split_denoiser(Path("my-model/unet/model.onnx"))  # doctest: +SKIP
@@ -100,7 +101,7 @@ def split_denoiser(graph: Path, layer: int = 0) -> DeepCacheSplit:
 
 
 def _skip_concats(model: Any, graph: Path) -> tuple[list[Any], int]:
-    """Return the nodes that concatenate a skip connection in the last up block, and the block's number."""
+    """Return the nodes of the last up block that concatenate a skip connection, and the block's number."""
     joins: dict[int, list[Any]] = {}
     for node in model.graph.node:
         if node.op_type == "Concat" and (match := _JOIN.fullmatch(node.name)):
@@ -112,7 +113,7 @@ def _skip_concats(model: Any, graph: Path) -> tuple[list[Any], int]:
 
 
 def _deep_input(model: Any, join: Any, last: int, graph: Path) -> str:
-    """Return the input of a concatenation that comes from the deeper blocks; the other one is the skip connection."""
+    """Return that input of a concatenation that comes from the deeper blocks, not the skip connection."""
     makers = {output: node for node in model.graph.node for output in node.output}
     if DEEP_TENSOR in makers:
         raise _cannot_split(graph, "it is split already")
@@ -144,7 +145,7 @@ def _ancestors(names: Iterable[str], makers: dict[str, Any]) -> list[Any]:
 
 
 def _deep_value_info(model: Any, tensor: str, graph: Path) -> Any:
-    """Return the type of the tensor. Its rows, height and width are named as the axes of the graph's first input."""
+    """Return type and shape of the tensor; rows, height and width have the axis names of the graph's first input."""
     onnx = require("onnx")
     with translate_errors("onnx", graph, "read"):
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
@@ -165,7 +166,7 @@ def _rename_tensor(nodes: Iterable[Any], tensor: str) -> None:
 
 
 def _prune(graph: Any) -> None:
-    """Remove every node, initializer and input that no output needs once `deep` is an input."""
+    """Remove all nodes, initializers and inputs that no output depends on when `deep` is an input."""
     makers = {output: node for node in graph.node for output in node.output if DEEP_TENSOR not in node.output}
     needed = _ancestors([value.name for value in graph.output], makers)
     made = {output for node in needed for output in node.output}

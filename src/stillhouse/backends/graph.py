@@ -1,7 +1,7 @@
 """ONNX graphs whose weights lie in a safetensors file: initializers are pointers into the file beside the graph.
 
-Runtimes take external data at any byte of any file, so a safetensors file serves as it is. They refuse a file that
-lies, symbolic links resolved, outside the graph's own directory.
+Runtimes read external data at any byte offset of any file, so they can read a safetensors file directly. They refuse a
+file outside the graph's own directory, also one that a symbolic link in the directory points to.
 """
 
 from pathlib import Path
@@ -14,12 +14,12 @@ from stillhouse.backends.signature import read_signature
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
 
-_STORED = {1: "F32", 10: "F16", 16: "BF16"}  # TensorProto.FLOAT, FLOAT16, BFLOAT16
+_STORED = {1: "F32", 10: "F16", 16: "BF16"}  # keys: TensorProto.FLOAT, FLOAT16, BFLOAT16
 _ELEMENT_TYPES = {dtype: element_type for element_type, dtype in _STORED.items()}
 
 
 def load_graph(path: Path) -> "ModelProto":
-    """Read a graph of any size, without the values that lie in other files.
+    """Read a graph of any size. Values in other files are not read.
 
     Raises:
         PipelineError: the file is missing or no graph.
@@ -35,8 +35,8 @@ def load_graph(path: Path) -> "ModelProto":
 def load_external_data(tensor: "TensorProto", folder: Path) -> None:
     """Read the values of an initializer from its external file in `folder` into the tensor.
 
-    A tensor without external data stays as it is. onnx's own reader refuses a file that has a second hard link, as
-    large files of a sweep's directory have.
+    A tensor without external data stays as it is. onnx's own reader is not used: it refuses files with a second hard
+    link, and large files in the directory of a sweep have one.
     """
     if not tensor.external_data:
         return
@@ -53,13 +53,13 @@ def link_tensor(tensor: "TensorProto", stored: StoredTensor, location: str) -> "
     """Replace the values of a floating initializer by a pointer to a stored tensor.
 
     Args:
-        tensor: changed in place. Where the stored element type is another one, it is renamed to `<name>.stored`.
-        stored: where the values lie.
+        tensor: changed in place. Where the stored element type differs, the tensor is renamed to `<name>.stored`.
+        stored: position and type of the values in the weights file.
         location: path of the weights file, relative to the graph's directory.
 
     Returns:
-        The Cast that gives the initializer's name its old element type; it belongs before all other nodes. No node
-        where the element types are equal.
+        A list with the Cast from the stored to the old element type, whose output has the initializer's name; the
+        caller puts it before all other nodes. An empty list where the element types are equal.
     """
     name, element_type = tensor.name, tensor.data_type
     is_cast = stored.dtype != _STORED[element_type]

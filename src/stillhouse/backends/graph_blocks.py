@@ -12,19 +12,19 @@ from stillhouse.backends.signature import read_signature
 from stillhouse.errors import UnsupportedPrecision
 
 _MAX_BLOCK_NODES = 16
-"""Nodes of a block that is not divided further; an attention layer of a denoiser has 12."""
+"""Largest number of heavy nodes of a block; an attention layer of a denoiser has 12."""
 _MAX_RUNS = 16
 
-_Scoped: TypeAlias = tuple[tuple[str, ...], str]  # the modules around a node, and its name
+_Scoped: TypeAlias = tuple[tuple[str, ...], str]  # (names of the modules around a node, name of the node)
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Consecutive heavy nodes of a graph.
+    """Consecutive convolutions and matrix products of a graph.
 
     Args:
-        name: the module that holds them ("down_blocks.1.attentions.0"), or their position ("3 of 16").
-        nodes: names, in the order in which they run.
+        name: module that holds the nodes ("down_blocks.1.attentions.0"), or position of the block ("3 of 16").
+        nodes: names of the nodes, in the order in which they run.
     """
 
     name: str
@@ -34,8 +34,8 @@ class Block:
 def list_blocks(graph: Path) -> list[Block]:
     """Return every convolution and matrix product of an ONNX graph, grouped into blocks in the order in which they run.
 
-    Nodes that torch's exporter named are grouped by module; a module with more than 16 of them is divided into its own
-    modules. Others are divided into up to 16 runs of equal length.
+    Nodes that torch's exporter named are grouped by module. A module with more than 16 such nodes is divided into its
+    submodules. Where names show no modules, all nodes are divided into up to 16 runs of equal length.
 
     Args:
         graph: an ONNX file.
@@ -63,22 +63,23 @@ def list_blocks(graph: Path) -> list[Block]:
 def minimal_exact_blocks(
     blocks: Iterable[Block], passes: Callable[[frozenset[str]], bool], *, max_calls: int | None = None
 ) -> frozenset[str]:
-    """Find a small set of blocks that passes if they are kept exact.
+    """Find a small set of blocks such that the network passes with these blocks kept in float32.
 
-    Delta debugging (ddmin; Zeller and Hildebrandt 2002). The set passes, and does not without any one of its blocks (it
-    is 1-minimal). The predicate is called at most n^2 + 3 n times for n blocks, about 2 log2(n) times where a single
-    block is the cause (measured with 32 blocks: 9 calls for one, 26 for two, 64 for four), and never twice for one set.
+    The method is delta debugging (ddmin; Zeller and Hildebrandt 2002). The set is 1-minimal: it passes, and fails when
+    any one block is removed. `passes` is called at most n^2 + 3 n times for n blocks, and never twice for one set.
+    About 2 log2(n) calls suffice where one block is the cause. Measured with 32 blocks: 9 calls where one block is the
+    cause, 26 for two, 64 for four.
 
     Args:
-        blocks: to choose from.
-        passes: whether the network is accurate enough with the blocks of these names kept.
-        max_calls: of `passes`; the result then passes, and may not be 1-minimal.
+        blocks: blocks to choose from.
+        passes: returns whether the network is accurate enough with the blocks of these names in float32.
+        max_calls: largest number of calls of `passes`. When it is reached, the result passes but may not be 1-minimal.
 
     Returns:
-        Names of blocks; empty where the network passes with nothing kept.
+        Names of the blocks; empty where the network passes without any.
 
     Raises:
-        UnsupportedPrecision: no set passes, or none did within `max_calls`.
+        UnsupportedPrecision: no set passes, or no set was found within `max_calls`.
 
     >>> network = [Block(name, (name,)) for name in ("first", "middle", "last")]
     >>> sorted(minimal_exact_blocks(network, lambda kept: {"first", "last"} <= kept))
@@ -102,7 +103,10 @@ def minimal_exact_blocks(
 
 
 def _ddmin(names: Sequence[str], passes: Callable[[Sequence[str]], bool]) -> Sequence[str]:
-    """Run ddmin: the whole set passes; try its parts and its complements, in ever smaller parts."""
+    """Return a minimal subset of a set that passes, which passes too, by delta debugging's ddmin.
+
+    Parts of the set are tried first, then their complements, then smaller parts.
+    """
     subset, pieces = list(names), 2
     while len(subset) > 1:
         bounds = [len(subset) * at // pieces for at in range(pieces + 1)]
@@ -120,7 +124,7 @@ def _ddmin(names: Sequence[str], passes: Callable[[Sequence[str]], bool]) -> Seq
 
 
 class _BudgetExhausted(Exception):
-    """All calls are used."""
+    """The largest number of calls is reached."""
 
 
 class _CachedPredicate:
@@ -144,7 +148,7 @@ class _CachedPredicate:
 
 
 def _split_by_module(nodes: Sequence[_Scoped], depth: int, inside: tuple[str, ...] = ()) -> Iterator[Block]:
-    """Group nodes by the module at a depth of their scopes, and deeper where a module has too many."""
+    """Group nodes by their module at this depth; divide a module with too many nodes by its submodules."""
     groups: dict[tuple[str, ...], list[_Scoped]] = {}
     for scope, name in nodes:
         groups.setdefault(scope[depth : depth + 1], []).append((scope, name))

@@ -1,7 +1,7 @@
 """The precisions that the heavy operations of an ONNX file compute in, read without a runtime.
 
-In the graph that a runtime has optimised, these are the precisions that run: an operation without a kernel in a
-precision has a cast before it there, and a fused integer operation has its own name.
+In a graph that a runtime has optimised, these are the precisions that run. Where the runtime has no kernel in a
+precision it has inserted a Cast before the operation, and fused integer operations have names of their own.
 """
 
 from collections import Counter
@@ -20,8 +20,8 @@ _INTEGER = {
     *("MatMulIntegerToFloat", "DynamicQuantizeMatMul"),
 }
 _N_BITS_OP = "MatMulNBits"
-_EIGHT_BIT = 4  # the accuracy_level of MatMulNBits at which it rounds its input to int8 too
-# The element type of their outputs is not that of their inputs.
+_EIGHT_BIT = 4  # at this accuracy_level, MatMulNBits rounds its input to int8 as well
+# These operators' outputs have another element type than their inputs.
 _TYPE_CHANGING = {
     *("Shape", "Size", "QuantizeLinear", "DynamicQuantizeLinear", "ArgMax", "ArgMin", "NonZero"),
     *("Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "IsNaN", "IsInf"),
@@ -31,7 +31,7 @@ _TYPE_CHANGING = {
 def read_layer_precisions(path: Path) -> dict[str, int]:
     """Count the convolutions, matrix products and attentions of a graph by precision: f32, f16, bf16, int8.
 
-    Operations in subgraphs are not counted. A precision of no operation is left out.
+    Operations in subgraphs are not counted. Precisions without any operation are left out.
 
     >>> read_layer_precisions(Path("optimised.onnx"))  # doctest: +SKIP
     {'f32': 28, 'int8': 133}
@@ -45,7 +45,7 @@ def read_layer_precisions(path: Path) -> dict[str, int]:
 
 
 def _precision(node: NodeProto, halves: dict[str, str]) -> str | None:
-    """Return the precision of a heavy node, None for others. Add half precision outputs to `halves`."""
+    """Return the precision of a heavy node, None for other nodes. Add the node's half precision outputs to `halves`."""
     operator = node.op_type
     source = node.input[1 if operator == "Where" else 0] if node.input else ""
     half = HALF_TYPES.get(_integers(node).get("to", 0)) if operator == "Cast" else halves.get(source)

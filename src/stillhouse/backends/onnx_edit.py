@@ -1,8 +1,8 @@
-"""An ONNX graph split into nodes and constants for rewriting. Constants are read from disk one at a time, when needed.
+"""An ONNX graph split into nodes and constants for rewriting. Each constant is read from disk when it is needed.
 
-A graph may be larger than memory, so no constant is read before it is written. Weights that the graph computes from
-initializers (a Cast of stored half precision, a Transpose of a linear layer's weights) count as constants under the
-name that the layers use.
+A graph may be larger than memory, so constants are read, converted and written one at a time. Weights that a graph
+computes from initializers (a Cast of stored half precision, a Transpose of a linear layer's weights) count as
+constants; their name is the one by which the layers read them.
 """
 
 import math
@@ -28,12 +28,12 @@ Node: TypeAlias = Any
 """An onnx.NodeProto."""
 
 COMPUTE_OPS = ("Conv", "MatMul", "Gemm")
-"""The operators that take most of a network's time, and that are converted to other precisions."""
+"""Operators that take most of a network's time; these are converted to other precisions."""
 FLOAT_TYPES = ("float16", "float32", "float64", "bfloat16")
 _INLINE = 16 << 20
-"""Largest number of bytes of weights in the .onnx itself; the limit of protobuf is 2 GiB."""
+"""Largest number of bytes of weights inside the .onnx file. protobuf would allow 2 GiB."""
 _SMALL = 1024
-"""Bytes from which a constant goes to the data file. Shape inference needs smaller ones inline."""
+"""Smallest number of bytes of a constant in the data file. Smaller ones stay inside: shape inference reads them."""
 _ALIGNMENT = 64
 
 
@@ -42,9 +42,9 @@ class Constant:
     """A tensor that is read when it is needed.
 
     Args:
-        dtype: NumPy type.
-        shape: of the values.
-        read: returns the values.
+        dtype: NumPy type of the values.
+        shape: shape of the values.
+        read: reads the values and returns them.
     """
 
     dtype: "np.dtype[Any]"
@@ -74,7 +74,7 @@ def load_with_constants(graph: Path) -> tuple[Model, dict[str, Constant]]:
         graph: an ONNX file.
 
     Raises:
-        PipelineError: the file is missing or no ONNX graph, or its weights are missing or cut short.
+        PipelineError: the file is missing or is no ONNX graph, or its weights are missing or cut short.
         RuntimeMissing: onnx is not installed.
     """
     read_signature(graph)
@@ -96,7 +96,7 @@ def load_with_constants(graph: Path) -> tuple[Model, dict[str, Constant]]:
             constants[node.output[0]] = source.transpose(attributes["perm"].ints)
         else:
             nodes.append(node)
-    # Before version 4 of the format, initializers were listed among the inputs as well.
+    # Before version 4 of the format, a graph listed its initializers among its inputs as well.
     inputs = [value for value in model.graph.input if value.name not in constants]
     set_repeated(model.graph.input, inputs)
     set_repeated(model.graph.node, nodes)
@@ -108,8 +108,8 @@ def initializers(model: Model, graph: Path) -> dict[str, Constant]:
     """Return the initializers of a model by name, as they are stored.
 
     Args:
-        model: loaded from `graph`.
-        graph: its file.
+        model: the graph, loaded from `graph`.
+        graph: the ONNX file.
     """
     kind = require("onnx.helper").tensor_dtype_to_np_dtype
     return {
@@ -123,12 +123,12 @@ def initializers(model: Model, graph: Path) -> dict[str, Constant]:
 def save_with_constants(model: Model, constants: Mapping[str, Constant], out: Path) -> None:
     """Write the nodes with the constants that they use, atomically.
 
-    Weights are written to the .onnx itself or, above 16 MiB, to `<out>.data` beside it. One constant is in memory at a
-    time.
+    Weights are written to the .onnx file or, where they exceed 16 MiB in all, to `<out>.data` beside it. One constant
+    at a time is in memory.
 
     Args:
-        model: without initializers.
-        constants: by name; unused ones are left out.
+        model: the graph without initializers.
+        constants: constants by name; those that no node reads are left out.
         out: the .onnx file.
     """
     used = _used_names(model.graph)
@@ -148,7 +148,7 @@ def save_with_constants(model: Model, constants: Mapping[str, Constant], out: Pa
 
 
 def node_name(node: Node) -> str:
-    """Return the name of a node or, where it has none, that of its first output, as OpenVINO does."""
+    """Return the name of a node. A node without a name is named by its first output, as in OpenVINO."""
     return str(node.name or node.output[0])
 
 
@@ -161,7 +161,7 @@ def inner_graphs(node: Node) -> Iterator[Any]:
 
 
 def check_node_names(keep: Iterable[str], model: Model) -> frozenset[str]:
-    """Return these node names as a set. InvalidRequest where the graph has no node of a name."""
+    """Return these node names as a set. InvalidRequest: the graph has no node of a name."""
     names = {node_name(node) for node in model.graph.node}
     nodes = frozenset(keep)
     for name in sorted(nodes):
@@ -178,7 +178,7 @@ def set_repeated(field: Any, items: Iterable[Any]) -> None:
 
 @contextmanager
 def atomic_replace(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`. If it was written, it replaces `path`; on an error it is removed."""
+    """Yield a temporary path beside `path`. A file written there replaces `path` at the end; an error removes it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
@@ -220,7 +220,7 @@ def _spill(tensor: Any, data_file: Path, location: str) -> None:
 
 
 def _used_names(graph: Any) -> set[str]:
-    """Return the names of all inputs of nodes, inner graphs included, and of the graph's outputs."""
+    """Return the names of all tensors that nodes read, also in inner graphs, and of the graph's outputs."""
     names = {value.name for value in graph.output}
     for node in graph.node:
         names.update(node.input)

@@ -1,7 +1,7 @@
 """The messages of onnx.proto.
 
-They lie in a descriptor pool of their own: the package onnx puts messages of the same names into the pool that all
-programs share, and a process may import both.
+They lie in a descriptor pool of their own. The package onnx puts messages of the same names into protobuf's default
+pool, and a process may import both.
 """
 
 from importlib.resources import files

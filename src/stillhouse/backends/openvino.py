@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillhouse.backends.backend import Backend, BuildGraph, CandidateContext, CandidateSpec, Recipe
-from stillhouse.backends.input_checks import fix_axes
-from stillhouse.backends.runner import GraphRunner, RunnerOptions, Tensors
+from stillhouse.backends.runner import GraphRunner, RunnerOptions, Tensors, fix_axes
 from stillhouse.backends.runtime import BackendStatus, install_command, require, translate_errors
 from stillhouse.backends.signature import AXES_KEY, OPENVINO_SUFFIX, Axes, Signature
 from stillhouse.core import TensorSpec
@@ -24,7 +23,7 @@ WITHOUT_BIAS_SUFFIX = "/WithoutBiases"
 _NAME = "openvino"
 _DEVICE = "CPU"
 _RANK = 50
-_CAPABILITIES = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}  # our name: the device's
+_CAPABILITIES = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}  # names in Stillhouse: names in OpenVINO
 _HEAVY = {"Convolution", "Deconvolution", "FullyConnected", "MatMul", "ScaledDotProductAttention"}
 _FUSED = "Subgraph"
 _RUNTIME_KEYS = {"layerType", "originalLayersNames", "primitiveType", "runtimePrecision"}
@@ -35,10 +34,10 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
     """Open an ONNX file, or an OpenVINO graph.
 
     Raises:
-        InvalidRequest: a setting; there are none.
+        InvalidRequest: any setting; this backend has none.
         RuntimeMissing: openvino is not installed.
-        UnsupportedPrecision: the processor does not have the precision. OpenVINO itself would compute in f32 without a
-            message.
+        UnsupportedPrecision: the processor does not have the precision. Without this check, OpenVINO would silently
+            compute in f32.
         BackendFailed: openvino refuses the graph.
     """
     for name in options.settings:
@@ -57,7 +56,7 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
         outputs = tuple(_spec(name, compiled.output(name), per_row) for name in signature.outputs)
         requests = [compiled.create_infer_request() for _ in range(options.streams)]
         layers = _layer_precisions(compiled, model)
-    # A network without heavy layers computes in the precision that the runtime has set.
+    # Without heavy layers there are no layer precisions; the runtime's setting then says the precision.
     executed = set(layers) or {compiled.get_property("INFERENCE_PRECISION_HINT").to_string()}
     precision = executed.pop() if len(executed) == 1 else "mixed"
     if per_row:
@@ -76,7 +75,7 @@ def status() -> BackendStatus:
 
 
 def supported_precisions(capabilities: Collection[str]) -> tuple[str, ...]:
-    """Return the precisions that a device with these OPTIMIZATION_CAPABILITIES accepts.
+    """Return the precisions that `open_graph` accepts on a device with these OPTIMIZATION_CAPABILITIES.
 
     >>> supported_precisions(["FP32", "INT8", "BF16"])
     ('f32', 'bf16', 'auto')
@@ -85,10 +84,11 @@ def supported_precisions(capabilities: Collection[str]) -> tuple[str, ...]:
 
 
 def read_openvino_model(graph: Path, signature: Signature) -> Any:
-    """Read an ONNX file as an OpenVINO model for other tools to change; weights are read from disk when needed.
+    """Read an ONNX file as an OpenVINO model that other tools can change. Weights are read from disk when needed.
 
-    Nodes keep their names, with `WITHOUT_BIAS_SUFFIX` where OpenVINO splits off a bias. Torch's exporter puts a
-    Transpose before the weights of linear layers; it is folded into the product, so that tools recognise the weights.
+    Nodes keep their names; where OpenVINO splits off a bias, it adds `WITHOUT_BIAS_SUFFIX`. torch's exporter writes the
+    weights of linear layers behind a Transpose. The Transpose is folded into the product, so that tools recognise the
+    weights.
 
     Raises:
         RuntimeMissing, BackendFailed: as of `open_graph`.
@@ -111,9 +111,7 @@ def save_openvino_model(model: Any, out: Path) -> None:
         InvalidRequest: `out` does not end in .xml.
     """
     if out.suffix != OPENVINO_SUFFIX:
-        raise InvalidRequest(
-            f"{out} as the name of an OpenVINO graph", allowed=f"a name that ends in {OPENVINO_SUFFIX}"
-        )
+        raise InvalidRequest(f"{out} is no name of an OpenVINO graph", allowed=f"a name that ends in {OPENVINO_SUFFIX}")
     temporary = out.with_name(f".{out.stem}.{os.getpid()}{OPENVINO_SUFFIX}")
     try:
         with translate_errors(_NAME, out, "write"):
@@ -126,7 +124,7 @@ def save_openvino_model(model: Any, out: Path) -> None:
 
 
 def _fold_transpose(product: Any) -> None:
-    """Replace x @ transpose(W), W a constant matrix, by one product with the transposition as its attribute."""
+    """Replace x @ transpose(W) with a constant W by one MatMul that has the transposition as an attribute."""
     transpose = product.input_value(1).get_node()
     if transpose.get_type_name() != "Transpose" or product.get_attributes()["transpose_b"]:
         return
@@ -141,13 +139,13 @@ def _fold_transpose(product: Any) -> None:
 
 
 def _run_batch(requests: list[Any], names: list[str], feeds: Tensors) -> list[NDArray[Any]]:
-    # The request's output buffers are overwritten by its next run, so they are copied out of it.
+    # The next run overwrites the output buffers of the request, so the outputs are copied (share_outputs=False).
     results = requests[0].infer(feeds, share_inputs=True, share_outputs=False)
     return [results[name] for name in names]
 
 
 def _run_rows(requests: list[Any], names: list[str], feeds: Tensors) -> list[NDArray[Any]]:
-    """Run every row by itself, as many at a time as there are requests."""
+    """Run every row by itself, one row on each request at a time."""
     rows = [{name: array[row : row + 1] for name, array in feeds.items()} for row in range(_row_count(feeds))]
     results: list[list[NDArray[Any]]] = []
     for first in range(0, len(rows), len(requests)):
@@ -155,7 +153,7 @@ def _run_rows(requests: list[Any], names: list[str], feeds: Tensors) -> list[NDA
         try:
             for request, row in batch:
                 request.start_async(row, share_inputs=True)
-        finally:  # a request reads its row until it is done, also where another one failed
+        finally:  # started requests still read their rows where a later request could not start
             for request, _ in batch:
                 request.wait()
         results += [[request.get_tensor(name).data.copy() for name in names] for request, _ in batch]
@@ -167,7 +165,7 @@ def _row_count(feeds: Tensors) -> int:
 
 
 def _read_model(core: Any, graph: Path, axes: Mapping[str, Axes], options: RunnerOptions) -> Any:
-    # Not compile_model(path): its cache key covers the .onnx file only, not the weights beside it.
+    # compile_model(path) is not used: its cache key covers the .onnx file, but not the weights beside it.
     model = core.read_model(graph)
     shapes = {name: [axis if isinstance(axis, int) else -1 for axis in shape] for name, shape in axes.items()}
     if options.streams > 1:
@@ -184,17 +182,18 @@ def _config(options: RunnerOptions) -> dict[str, Any]:
     if options.threads:
         config["INFERENCE_NUM_THREADS"] = options.threads
     if options.cache:
-        # The key of OpenVINO's cache lacks these: a network compiled for f32 was loaded for f16 and gave NaN.
+        # OpenVINO's cache key lacks these options: a network compiled for f32 was loaded for f16 and returned NaN.
         config["CACHE_DIR"] = str(options.cache / f"{options.precision}-{options.threads or 'all'}-{options.streams}")
     return config
 
 
 def _layer_precisions(compiled: Any, model: Any) -> dict[str, int]:
-    """Count the heavy operations by the precision that they compute in.
+    """Count the heavy operations by the precision in which they compute.
 
-    Counted are heavy layers, and the matrix products of the model that a layer has fused (attention becomes a
-    "Subgraph"). A kernel's name ends in the type of its first input. "runtimePrecision" is no substitute: of a layer
-    whose weights are stored as integers it names the weights' type, also where they are expanded and multiplied in f32.
+    Heavy layers count, and so do matrix products of the model that are fused into a "Subgraph" layer, as in attention.
+    The precision is the end of the kernel's name, which is the type of its first input. "runtimePrecision" is only a
+    fallback: for a layer with weights stored as integers it is the type of the weights, even where the layer expands
+    the weights and multiplies in f32.
     """
     products = {node.get_friendly_name() for node in model.get_ops() if node.get_type_name() == "MatMul"}
     counts: Counter[str] = Counter()
@@ -249,7 +248,7 @@ def candidates(context: CandidateContext) -> Iterator[CandidateSpec]:
 
 
 def _build_int8(graph: Path, out: Path, feeds: Sequence[Mapping[str, NDArray[Any]]], keep: Sequence[str]) -> None:
-    # Imported here: that module imports this one.
+    # This import is not at the top, since `quantize` imports this module.
     from stillhouse.backends.quantize import quantize_openvino
 
     quantize_openvino(graph, out, feeds, keep=keep)

@@ -1,4 +1,4 @@
-"""The onnxruntime backend, on the processor and by its GPU providers. Only this module imports onnxruntime."""
+"""The onnxruntime backend, on the processor or on a GPU provider. Only this module imports onnxruntime."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,10 +11,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from stillhouse.backends.backend import Backend, CandidateContext, CandidateSpec
-from stillhouse.backends.input_checks import bind_axes, fix_axes
 from stillhouse.backends.layer_precisions import read_layer_precisions
 from stillhouse.backends.recipes import FLOAT16, dynamic_recipe, static_recipe
-from stillhouse.backends.runner import GraphRunner, RunnerOptions, Tensors
+from stillhouse.backends.runner import GraphRunner, RunnerOptions, Tensors, bind_axes, fix_axes
 from stillhouse.backends.runtime import BackendStatus, install_command, require, translate_errors
 from stillhouse.backends.signature import OPENVINO_SUFFIX, Signature
 from stillhouse.backends.torch_device import CUDA, GPU_LOCK
@@ -27,35 +26,36 @@ SETTINGS: Mapping[str, tuple[str, ...]] = {
     "count_layers": ("0", "1"),
     "provider": ("cpu", "cuda", "tensorrt"),
 }
-"""Allowed values by name; the first is the default."""
+"""Allowed values of each setting; the first value is the default."""
 
 _NAME = "onnxruntime"
 _PRECISIONS = ("f32",)
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 _CUDA_OPTIONS = {"use_tf32": "0"}
-"""Options of the CUDA provider, which would otherwise compute float32 in TF32."""
+"""Options of the CUDA provider. By default, the provider would compute float32 in TF32."""
 _INSTALL_GPU_BUILD = "pip install onnxruntime-gpu, in place of onnxruntime"
 _DTYPES = {"float": "float32", "double": "float64", "string": "object"}
 _MIN_EXTERNAL_BYTES = "256"
 _GPU_RANK, _CPU_RANK = 30, 60
-_LOG_FATAL = 4  # severity "fatal": everything milder also arrives as an exception
+_LOG_FATAL = 4  # log severity "fatal"; errors below it also arrive as exceptions, so they need no log line
 
 
 def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> GraphRunner:
-    """Open an ONNX file. It computes in the types of the graph: float32, or small integers.
+    """Open an ONNX file. The network computes in the types of the graph: float32, float16 or small integers.
 
     Settings:
-        spinning: 1 lets waiting threads spin: faster, and it slows other processes and runtimes down.
-        count_layers: 1 counts the heavy operations by precision. This takes a fifth of the time that opening a small
-            network takes, and a second per gigabyte of weights. Graphs with half precision or integers are always
-            counted, since nothing else says what they compute in; graphs that TensorRT compiles are not.
-        provider: cpu; or cuda or tensorrt, in a build of onnxruntime that has it. Operations that a provider cannot run
-            go to the next one, cuda and then cpu; a session without any operation on the provider is refused.
-            TensorRT's provider computes float32 in TF32, which onnxruntime cannot switch off.
+        spinning: 1 lets waiting threads spin. This is faster, but slows other processes and runtimes down.
+        count_layers: 1 counts the heavy operations by precision. Counting makes the opening of a small network a fifth
+            longer, and takes a second per gigabyte of weights. Operations are always counted in graphs with half
+            precision or integers, since nothing else says in which precision they compute, and never in graphs that
+            TensorRT compiles.
+        provider: cpu; or cuda or tensorrt, in a build of onnxruntime that has the provider. Operations that tensorrt
+            cannot run go to cuda, and from there to cpu; a session that does not use the requested provider is refused.
+            The tensorrt provider computes float32 in TF32, which onnxruntime cannot switch off.
 
     Raises:
         InvalidRequest: an unknown setting, or an OpenVINO graph.
-        RuntimeMissing: onnxruntime is not installed, or is a build without the provider.
+        RuntimeMissing: onnxruntime is not installed, or its build lacks the provider.
         UnsupportedPrecision: any other precision than f32.
         BackendFailed: onnxruntime refuses the graph.
     """
@@ -69,7 +69,7 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
     axes = fix_axes(options.shapes, signature.inputs)
     runtime = require(_NAME)
     providers = _providers(runtime, options.settings.get("provider", "cpu"))
-    # What TensorRT has compiled cannot be saved as a graph.
+    # Layers are counted in the optimised graph, and a graph that TensorRT has compiled cannot be saved.
     count_layers = _PROVIDERS["tensorrt"] not in providers and (
         signature.arithmetic != "f32" or options.settings.get("count_layers") == "1"
     )
@@ -78,8 +78,8 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
         options_of = [(name, _CUDA_OPTIONS) if name == _PROVIDERS["cuda"] else name for name in providers]
         session, layers = _open_session(runtime, str(graph), settings, options_of, count_layers)
         _check_provider(session, providers)
-        session.disable_fallback()  # otherwise a failing provider is replaced by another with a printed remark only
-    # An axis without a name stays dynamic in the runtime; the check of the feeds enforces its length.
+        session.disable_fallback()  # otherwise onnxruntime replaces a failing provider, and only prints a message
+    # onnxruntime can fix named axes only. An axis without a name stays dynamic; the check of feeds enforces its length.
     inputs = tuple(_spec(node, axes[node.name]) for node in session.get_inputs())
     outputs = tuple(_spec(node, node.shape) for node in session.get_outputs())
     names = [spec.name for spec in outputs]
@@ -90,18 +90,18 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
             results: list[NDArray[Any]] = session.run(names, feeds)
         return results
 
-    # A network without heavy operations computes in the types of its graph.
+    # Without heavy operations there are no layer precisions; the graph's own arithmetic is then reported.
     executed = set(layers) or {signature.arithmetic}
     precision = executed.pop() if len(executed) == 1 else "mixed"
     return GraphRunner(graph, _NAME, precision, inputs, outputs, axes, run, layer_precisions=layers)
 
 
 def make_evaluator(model: bytes, directory: Path) -> Callable[[Tensors], dict[str, NDArray[Any]]]:
-    """Return a function that runs a serialized graph whose weights lie in files of `directory`.
+    """Return a function that runs a serialized graph once, from feeds to outputs by name.
 
     Args:
-        model: the ModelProto.
-        directory: of its external data.
+        model: the graph, a serialized ModelProto.
+        directory: directory of the graph's weights files.
 
     Raises:
         BackendFailed: onnxruntime refuses the graph.
@@ -123,24 +123,24 @@ def make_evaluator(model: bytes, directory: Path) -> Callable[[Tensors], dict[st
 def status() -> BackendStatus:
     """Describe onnxruntime on this machine."""
     devices = map(_short_name, require(_NAME).get_available_providers())
-    usable = tuple(device for device in devices if device != "Azure")  # a client of a remote service
+    usable = tuple(device for device in devices if device != "Azure")  # Azure would call a remote service
     return BackendStatus(_NAME, require(_NAME).__version__, usable, _PRECISIONS, None, install_command(_NAME))
 
 
 def _providers(runtime: Any, requested: str) -> list[str]:
-    """Return the names of the requested provider and of those that its unsupported operations go to."""
+    """Return the names of the requested provider and of the providers that run the operations it lacks."""
     names = {"tensorrt": ("tensorrt", "cuda", "cpu")}.get(requested, (requested, "cpu"))
     providers = [_PROVIDERS[name] for name in names]
     if providers[0] not in runtime.get_available_providers():
         raise RuntimeMissing(f"this build of {_NAME} has no provider {requested}", fix=_INSTALL_GPU_BUILD)
     if requested != "cpu" and hasattr(runtime, "preload_dlls"):
-        with redirect_stdout(StringIO()):  # it prints
-            runtime.preload_dlls()  # pip installs CUDA's libraries outside the loader's path
+        with redirect_stdout(StringIO()):  # preload_dlls prints messages
+            runtime.preload_dlls()  # pip installs CUDA's libraries where the system's loader does not look
     return list(dict.fromkeys(providers))
 
 
 def _check_provider(session: Any, expected: Sequence[str]) -> None:
-    """Raise BackendFailed where a session is on another provider: onnxruntime only logs that it fell back."""
+    """Raise BackendFailed where a session runs on another provider; onnxruntime only logs such a fallback."""
     actual = session.get_providers()
     if actual[0] != expected[0]:
         raise BackendFailed(
@@ -154,8 +154,9 @@ def _settings(runtime: Any, options: RunnerOptions, lengths: Mapping[str, int]) 
     settings.log_severity_level = _LOG_FATAL
     settings.intra_op_num_threads = options.threads or _default_threads()
     settings.inter_op_num_threads = 1
-    # A pipeline holds several sessions, and often a second runtime. Threads that spin after their work take the cores
-    # from the next one (onnxruntime issues 13808 and 17011); sleeping costs microseconds per layer.
+    # A pipeline holds several sessions, and often a second runtime. Threads of one session that spin after their work
+    # keep the cores from the next session (onnxruntime issues 13808 and 17011). Sleeping threads cost microseconds per
+    # layer.
     settings.add_session_config_entry("session.intra_op.allow_spinning", options.settings.get("spinning", "0"))
     for axis, length in lengths.items():
         settings.add_free_dimension_override_by_name(axis, length)
@@ -165,9 +166,10 @@ def _settings(runtime: Any, options: RunnerOptions, lengths: Mapping[str, int]) 
 def _open_session(
     runtime: Any, graph: str, settings: Any, providers: Sequence[Any], count_layers: bool
 ) -> tuple[Any, dict[str, int]]:
-    """Open a session and, with `count_layers`, count the layers of the graph that the runtime optimised.
+    """Open a session and, with `count_layers`, count the layers of the optimised graph.
 
-    The runtime writes that graph, and its weights to the null device. This takes a second per gigabyte of weights.
+    The runtime writes the optimised graph to a temporary file, and the weights to the null device. This takes a second
+    per gigabyte of weights.
     """
     if not count_layers:
         return runtime.InferenceSession(graph, settings, providers=providers), {}
@@ -183,9 +185,9 @@ def _open_session(
 
 
 def _default_threads() -> int:
-    """Return 0 for the runtime's own default, or the cores that this process may use where these are fewer.
+    """Return 0, for the runtime's default, or the number of cores that this process may use where it is lower.
 
-    The default counts the cores of the whole machine.
+    The runtime's default counts the cores of the whole machine.
     """
     if not hasattr(os, "sched_getaffinity"):
         return 0
@@ -215,7 +217,7 @@ def candidates(context: CandidateContext) -> Iterator[CandidateSpec]:
 
 
 def exclusion(spec: CandidateSpec, context: CandidateContext) -> str:
-    """Return why a provider cannot run here; "" where it can."""
+    """Return why a candidate's provider cannot run here; "" where it can."""
     provider = spec.options.get("provider", "cpu")
     if provider == "cpu":
         return ""

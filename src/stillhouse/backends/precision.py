@@ -1,8 +1,8 @@
-"""Conversion of a graph to half precision, by the schemas of the ONNX operators.
+"""Conversion of a graph to float16, by the schemas of the ONNX operators.
 
-`onnxruntime.transformers.float16` is not used. It clamps weights beyond 65504 and values below 6e-8 without a message,
-computes the angle of a timestep embedding in 11 bits (hundreds of radians, so that its sine is noise), casts by a list
-of operators instead of by their schemas, and holds the whole model in memory.
+`onnxruntime.transformers.float16` is not used. It silently clamps weights beyond 65504 and values below 6e-8. It
+computes the angle of a timestep embedding in 11 bits; the angle is hundreds of radians, so its sine is noise. It
+chooses casts by a list of operators instead of by their schemas, and it holds the whole model in memory.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -25,11 +25,11 @@ from stillhouse.backends.onnx_edit import (
 )
 from stillhouse.backends.runtime import require, translate_errors
 
-_FLOAT, _HALF = 1, 10  # TensorProto.FLOAT, FLOAT16
+_FLOAT, _HALF = 1, 10  # values of TensorProto.FLOAT and FLOAT16
 _HALVES = "tensor(float16)"
 _HALF_STARTS = {*COMPUTE_OPS, "ConvTranspose", "Attention", "Einsum"}
 _ANGULAR = {"Sin", "Cos", "Tan"}
-# The type of their outputs is an attribute, not the type of their inputs.
+# The output type of these operators does not follow the type of their inputs.
 _TYPED = {
     *("EyeLike", "RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"),
     *("Constant", "ConstantOfShape", "SequenceEmpty", "QuantizeLinear", "DequantizeLinear"),
@@ -40,22 +40,23 @@ def convert_to_float16(graph: Path, out: Path, *, keep: Collection[str] = ()) ->
     """Write a graph with float16 weights and arithmetic. Its inputs and outputs keep their types.
 
     Half precision begins at convolutions, matrix products and embedding tables, and continues through the nodes that
-    read their results. Shapes, positions, masks and timesteps therefore stay in float32. So do nodes that lead to a
-    sine, back to the last layer with weights, nodes whose schema has no half precision, and nodes with inner graphs.
+    read their results. Shapes, positions, masks and timesteps therefore stay in float32. Three kinds of nodes also stay
+    in float32: nodes between the last layer with weights and a sine, nodes whose schema has no half precision, and
+    nodes with inner graphs.
 
-    Nothing is clamped: weights beyond 65504 become infinite, and so do activations where the runtime computes in half
-    precision. An overflow gives inf or nan in the result.
+    Nothing is clamped: weights beyond 65504 become infinite, and so do such activations where the runtime computes in
+    half precision. After an overflow the result holds inf or nan.
 
-    The runtime decides what runs in half precision: on x86 onnxruntime casts back to float32 around nearly everything,
-    which `Runner.layer_precisions` shows. The weights take half of the space in any case.
+    The runtime decides which operations run in half precision. On x86, onnxruntime runs nearly all of them in float32,
+    between casts, which `Runner.layer_precisions` shows. The weights take half of the space in any case.
 
     Args:
         graph: an ONNX file of any size.
-        out: the file to write, with its own weights, above 16 MiB in `<out>.data` beside it.
+        out: the file to write. Weights of more than 16 MiB go to `<out>.data` beside it.
         keep: names of nodes that stay in float32.
 
     Raises:
-        InvalidRequest: no node has a name in `keep`.
+        InvalidRequest: the graph has no node of a name in `keep`.
         PipelineError: the graph cannot be read.
         RuntimeMissing: onnx is not installed.
 
@@ -75,12 +76,12 @@ def convert_to_float16(graph: Path, out: Path, *, keep: Collection[str] = ()) ->
 
 
 class _Float16Rewriter:
-    """Rewrites the nodes of a graph. Values in half precision keep their names, unless they are outputs of the graph.
+    """Rewrites the nodes of a graph. Values that become float16 keep their names, except the graph's outputs.
 
     Args:
-        constants: of the graph; half precision copies are added.
-        element_types: of every value in the original graph, as far as they are known.
-        versions: opset by domain.
+        constants: constants of the graph; half precision copies are added.
+        element_types: element type of every value of the original graph whose type is known.
+        versions: opset version by domain.
         results: names of the graph's outputs.
     """
 
@@ -103,7 +104,7 @@ class _Float16Rewriter:
         self._floats: dict[str, str] = {}
 
     def add_node(self, node: Node, *, stays_float32: bool) -> None:
-        """Add a node, with the casts that it needs."""
+        """Add a node and the casts that its inputs and outputs need."""
         schema = None if stays_float32 else self._schema(node)
         if schema is None:
             self._add_float32(node)
@@ -113,7 +114,7 @@ class _Float16Rewriter:
             self._add_float16(node, schema)
 
     def _schema(self, node: Node) -> Any:
-        """Return the node's schema; None where it has none, or must stay in float32."""
+        """Return the node's schema; None where the node has no schema or must stay in float32."""
         has_types = all(name in self._element_types or name in self._constants for name in node.input if name)
         if not has_types or node.op_type in _TYPED or any(inner_graphs(node)) or not self._reaches_or_starts(node):
             return None
@@ -124,7 +125,7 @@ class _Float16Rewriter:
         return definitions.get_schema(node.op_type, self._versions[domain], domain)
 
     def _reaches_or_starts(self, node: Node) -> bool:
-        """Whether a node reads half precision, or half precision begins at it."""
+        """Whether a node reads a half precision value, or is one at which half precision begins."""
         if node.op_type == "Gather":
             table = self._constants.get(node.input[0])
             if table and table.dtype == np.float32 and len(table.shape) > 1:
@@ -149,7 +150,7 @@ class _Float16Rewriter:
                 self._mark_output(node, place)
 
     def _add_cast(self, node: Node) -> None:
-        """Add a Cast: one to float32 becomes one to float16; any other keeps its target."""
+        """Add a Cast. A Cast to float32 becomes a Cast to float16; other Casts keep their target."""
         (target,) = (attribute for attribute in node.attribute if attribute.name == "to")
         node.input[0] = self._halves.get(node.input[0], node.input[0])
         self.nodes.append(node)
@@ -165,7 +166,7 @@ class _Float16Rewriter:
         self.nodes.append(node)
 
     def _restore_inner_inputs(self, graph: Any) -> None:
-        """Give the nodes of an inner graph, which read outer values by name, their float32 values."""
+        """Make the nodes of an inner graph, which read outer values by name, read the float32 values."""
         for node in graph.node:
             for place, name in enumerate(node.input):
                 node.input[place] = self._float(name)
@@ -194,7 +195,7 @@ class _Float16Rewriter:
         return self._floats[name]
 
     def _mark_output(self, node: Node, place: int) -> None:
-        """Mark an output as half precision, and cast it back where it is an output of the graph."""
+        """Mark an output of a node as half precision. An output of the graph is cast back to float32."""
         name = node.output[place]
         self._float16_outputs.add(name)
         self._halves[name] = name
@@ -207,7 +208,7 @@ class _Float16Rewriter:
 
 
 def _infer_element_types(graph: Path) -> dict[str, int]:
-    """Return the element type of each value, as far as shape inference knows it."""
+    """Return the element type of each value whose type shape inference can tell."""
     with translate_errors("onnx", graph, "infer the types of"):
         model: Any = require("onnx.shape_inference").infer_shapes(load_graph(graph))
     values = (*model.graph.input, *model.graph.value_info, *model.graph.output)
@@ -216,9 +217,9 @@ def _infer_element_types(graph: Path) -> dict[str, int]:
 
 
 def _angle_nodes(nodes: Iterable[Node], constants: Collection[str]) -> set[str]:
-    """Return the names of nodes that lead to a sine, back to the last layer with weights.
+    """Return the names of the nodes between the last layer with weights and a sine, the sine included.
 
-    Half precision has 11 bits, too few for an angle of 900 radians.
+    Half precision has a significand of 11 bits, too few for an angle of 900 radians.
     """
     sources: set[str] = set()
     names = set()

@@ -1,8 +1,8 @@
-"""Rewriting of Conv, MatMul and Gemm with weights to eight-bit operands, by operators of the ONNX standard (opset 13).
+"""Rewriting of Conv, MatMul and Gemm with weights to eight-bit operands, by standard ONNX operators (opset 13).
 
-A real number r is stored as an integer q with r = scale * (q - zero) (Jacob et al. 2018, arXiv:1712.05877, equation 1);
-or as an 8-bit float with a 4-bit exponent (opset 19; Micikevicius et al. 2022, arXiv:2209.05433), without zero points,
-as GPUs multiply it.
+A real number r is stored as an integer q with r = scale * (q - zero) (Jacob et al. 2018, arXiv:1712.05877, equation 1).
+With fp8 (opset 19; Micikevicius et al. 2022, arXiv:2209.05433), q is an 8-bit float with a 4-bit exponent, and there is
+no zero point, since GPUs multiply without one.
 """
 
 from collections.abc import Mapping
@@ -21,24 +21,25 @@ Ranges: TypeAlias = Mapping[str, tuple[float, float]]
 """Minimum and maximum of a tensor, by its name."""
 
 QuantType: TypeAlias = Literal["uint8", "int8", "fp8"]
-"""Operand formats: unsigned inputs with signed weights, for processors; or symmetric int8 or fp8 of both, for GPUs."""
+"""Operand formats. "uint8", for processors: unsigned inputs and signed weights. "int8" and "fp8", for GPUs: inputs and
+weights in this type, without zero points."""
 QUANT_TYPES: tuple[QuantType, ...] = ("uint8", "int8", "fp8")
 
 _LARGEST: Mapping[WeightType, int] = {"int8": 63, "uint8": 127}
-"""Largest quantised magnitude of weights, counted from the zero point; `quantize` says why it has one bit less."""
-_FLOAT, _E4M3 = 1, 17  # TensorProto.FLOAT and .FLOAT8E4M3FN
+"""Largest quantised weight minus the zero point. `quantize` says why signed weights use one bit less."""
+_FLOAT, _E4M3 = 1, 17  # values of TensorProto.FLOAT and FLOAT8E4M3FN
 _SYMMETRIC: Mapping[QuantType, int] = {"int8": 127, "fp8": 448}
 """Largest quantised magnitude of inputs and weights of the symmetric formats."""
 _WIDEST = 2.0**30
-"""Largest bias in units of its scale: the sum of products is added to it in 32 bits."""
+"""Largest bias in units of its scale, so that the bias plus the sum of products fits into 32 bits."""
 
 
 class QdqRewriter:
     """Rewrites the nodes of a graph, and adds the constants that they need.
 
     Args:
-        constants: of the graph; new ones are added.
-        quant_type: of `add_static`.
+        constants: constants of the graph; new constants are added.
+        quant_type: operand format that `add_static` uses.
     """
 
     def __init__(self, constants: dict[str, Constant], quant_type: QuantType = "uint8") -> None:
@@ -53,7 +54,7 @@ class QdqRewriter:
         source, weights, *bias = node.input
         step, _ = self._scale_and_zero(ranges[source])
         values = self.constants[weights].read()
-        bias = [] if self._quant_type in _SYMMETRIC else bias  # symmetric formats keep the bias in float32
+        bias = [] if self._quant_type in _SYMMETRIC else bias  # with symmetric formats the bias stays in float32
         added = self.constants[bias[0]].read() if bias else np.zeros(1, np.float32)
         axis, largest = output_axis(node), _SYMMETRIC.get(self._quant_type, _LARGEST["int8"])
         scale = _scales(values, axis, largest, least=np.abs(added) / (step * _WIDEST))
@@ -74,7 +75,7 @@ class QdqRewriter:
         self._rounded[name] = name
 
     def add_dynamic(self, node: Node, weight_type: WeightType) -> None:
-        """Add an integer node with an input range that is measured at run time, and the steps back to float32."""
+        """Add the integer form of a node, whose input range is measured at run time, and the steps back to float32."""
         source, weights, *bias = node.input
         name, result, axis = node_name(node), node.output[0], output_axis(node)
         constant = self.constants[weights]
@@ -103,14 +104,14 @@ class QdqRewriter:
             self._add("Add", [last, added], result)
 
     def _quantized_input(self, name: str, ranges: Ranges) -> str:
-        """Return the name of the quantised and dequantised tensor, added once for all nodes that read it."""
+        """Return the name of a tensor after quantising and dequantising. The operators are added once per tensor."""
         if name not in self._rounded:
             self._rounded[name] = f"{name}.rounded"
             self._add_qdq(name, self._rounded[name], *self._scale_and_zero(ranges[name]))
         return self._rounded[name]
 
     def _scale_and_zero(self, extent: tuple[float, float]) -> tuple[float, int]:
-        """Return scale and zero point of a byte for a range (minimum, maximum). Zero is always exact."""
+        """Return the scale and zero point for a range (minimum, maximum). The real number 0 is stored exactly."""
         if self._quant_type in _SYMMETRIC:
             return float(np.float32(max(map(abs, extent)) / _SYMMETRIC[self._quant_type])) or 1.0, 0
         low, high = min(extent[0], 0.0), max(extent[1], 0.0)
@@ -137,7 +138,7 @@ class QdqRewriter:
         return name
 
     def _dynamic_input(self, name: str) -> tuple[str, str, str]:
-        """Return the names of a tensor quantised by its own range (integers, scale, zero point), added once."""
+        """Return the names of integers, scale and zero point of a tensor that is quantised by its range at run time."""
         if name not in self._dynamic_inputs:
             self._dynamic_inputs[name] = (f"{name}.taken", f"{name}.taken.scale", f"{name}.taken.zero")
             self.nodes.append(
@@ -154,13 +155,13 @@ class QdqRewriter:
 
 
 def output_axis(node: Node) -> int:
-    """Return the axis of a node's weights that counts its output channels."""
+    """Return the axis of a node's weights that holds the output channels."""
     is_transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
     return 0 if node.op_type == "Conv" or is_transposed else 1
 
 
 def _scales(values: Array, axis: int, largest: int, least: NDArray[Any] | float = 0.0) -> Array:
-    """Return a scale for each channel that maps its largest weight to `largest`; at least `least`."""
+    """Return a scale for each channel, at least `least`, that maps the channel's largest weight to `largest`."""
     others = tuple(other for other in range(values.ndim) if other != axis)
     scale = np.maximum(np.abs(values).max(axis=others) / largest, least)
     return np.where(scale > 0, scale, 1).astype(np.float32)

@@ -1,14 +1,14 @@
 """Quantisation of a graph's convolutions and matrix products.
 
-For onnxruntime and TensorRT this module rewrites the graph with standard operators. `onnxruntime.quantization` loads
-the whole model and writes copies of it; here one constant at a time is read, rounded and written, so that 2.2 GB of
-weights need 0.8 GB of memory. On the Shapes denoiser this gives 24 dB, and the library 22 dB with the same bits. For
-OpenVINO, NNCF is used.
+For onnxruntime and TensorRT this module rewrites the graph with standard operators. `onnxruntime.quantization` is not
+used: it loads the whole model and writes copies of it. Here one constant at a time is read, rounded and written, so
+that 2.2 GB of weights need 0.8 GB of memory. On the Shapes denoiser this gives 24 dB, and the library 22 dB with the
+same bits. For OpenVINO, NNCF is used.
 
-Signed weights of unsigned inputs are rounded to 7 bits (`reduce_range`, `overflow_fix`): without VNNI instructions, x86
-adds two 8-bit products in 16 bits, which saturates (onnxruntime.ai, "Quantize ONNX models"; on the denoiser of Shapes,
-static quantisation gives 12 dB with 8 bits and 24 dB with 7). A graph made on one processor then
-is right on all others.
+Where inputs are unsigned, signed weights are rounded to 7 bits (`reduce_range`, `overflow_fix`). Without VNNI
+instructions, x86 adds two 8-bit products in 16 bits, and the sum saturates (onnxruntime.ai, "Quantize ONNX models"). On
+the Shapes denoiser, static quantisation gives 12 dB with 8 bits and 24 dB with 7. With 7 bits, a graph that was made on
+one processor is right on all others.
 """
 
 import logging
@@ -43,12 +43,12 @@ from stillhouse.check import check_choice
 from stillhouse.errors import BackendFailed, InvalidRequest
 
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
-"""Recorded inputs of the network, call by call."""
+"""Recorded inputs of the network, one mapping for each call."""
 
-_OPSET = 13  # the first with a scale for each channel
+_OPSET = 13  # opset 13 is the first in which DequantizeLinear takes a scale for each channel
 _WITH_FP8, _IR_WITH_FP8 = 19, 9
 _ACTIVATIONS = ("Relu", "Clip")
-_FLOAT = 1  # TensorProto.FLOAT
+_FLOAT = 1  # value of TensorProto.FLOAT
 
 
 def quantize_static(
@@ -56,22 +56,22 @@ def quantize_static(
 ) -> None:
     """Write a graph with QuantizeLinear and DequantizeLinear around every Conv, MatMul and Gemm with weights.
 
-    Inputs are unsigned with one range for a tensor, the widest that occurs in the feeds (on the Shapes denoiser, nine
-    tenths of it lose 1 dB and three quarters 6). Weights are signed with a scale for each output channel (Jacob et al.
-    2018, arXiv:1712.05877). Products of two activations stay in float32. Runtimes fuse these operators into integer
-    kernels. The result of a row does not depend on the other rows.
+    Inputs are unsigned with one range for each tensor, the widest that occurs in the feeds. (On the Shapes denoiser, a
+    range of nine tenths of this loses 1 dB, and of three quarters 6 dB.) Weights are signed with a scale for each
+    output channel (Jacob et al. 2018, arXiv:1712.05877). Products of two activations stay in float32. Runtimes fuse
+    these operators into integer kernels. The result of a row does not depend on the other rows.
 
     Args:
         graph: an ONNX file with float32 weights, or half precision weights that are cast to float32.
         out: the file to write.
         feeds: representative inputs, a few dozen.
         keep: names of nodes that stay in float32.
-        quant_type: "int8": inputs are symmetric, and weights have 8 bits, as TensorRT needs, which has no zero points.
-            "fp8": the same with e4m3 floats, which GPUs multiply from compute capability 8.9 on; the graph is then of
-            opset 19.
+        quant_type: "uint8": as described above. "int8", for TensorRT: inputs have no zero points, which TensorRT lacks,
+            and weights have 8 bits. "fp8": as "int8" with e4m3 floats, which GPUs multiply from compute capability 8.9
+            on; the graph then has opset 19.
 
     Raises:
-        InvalidRequest: no feeds, an unknown name in `keep`, or nothing to quantise.
+        InvalidRequest: no feeds, an unknown name in `keep`, no node to quantise, or an opset that is too old.
         PipelineError, BackendFailed: the graph cannot be read or run.
 
     >>> keep = ["/conv_in/Conv"]
@@ -107,14 +107,16 @@ def quantize_dynamic(
 ) -> None:
     """Write a graph with integer products whose input ranges are measured at run time.
 
-    It needs no feeds, but the range of a tensor is that of the whole batch, so a row depends on the other rows.
+    No feeds are needed. A tensor's range is measured over the whole batch, so a row depends on the other rows.
 
     Args:
         graph, out: as of `quantize_static`.
-        weights: signed weights have 7 bits here, unsigned ones 8. The processor decides which are faster.
+        weights: type of the weights. int8 weights have 7 bits here, uint8 weights 8. Which is faster depends on the
+            processor.
         keep: names of nodes that stay in float32.
-        operators: to quantise. ConvInteger is slower than a float32 convolution in onnxruntime (the denoiser of Shapes
-            runs at 0.4 times the speed with signed weights, at 0.8 with unsigned ones), but its weights are smaller.
+        operators: operators to quantise. Convolutions are left out by default: in onnxruntime, ConvInteger is slower
+            than a float32 convolution (the Shapes denoiser runs at 0.4 times the speed with int8 weights and at 0.8
+            times with uint8 weights), but its weights are smaller.
 
     Raises:
         InvalidRequest, PipelineError, BackendFailed: as of `quantize_static`.
@@ -137,9 +139,10 @@ def quantize_dynamic(
 def quantize_openvino(graph: Path, out: Path, feeds: Feeds, *, keep: Collection[str] = ()) -> None:
     """Write an OpenVINO graph in static int8 with SmoothQuant (Xiao et al. 2022, arXiv:2211.10438) by NNCF.
 
-    Half of each channel's range moves from the inputs to the weights, also in convolutions: alpha 0.5 as in the paper.
-    Inputs have the widest range of the feeds. On the Shapes denoiser that gives 30 dB, and 25 at the worst noise level.
-    With NNCF's defaults (alpha 0.95, no convolutions, ranges that are means over the feeds) it gives 24 and 8.
+    SmoothQuant moves half of each channel's range from the inputs to the weights (alpha 0.5, as in the paper), here
+    also in convolutions. Inputs have the widest range of the feeds. On the Shapes denoiser this gives 30 dB, and 25 dB
+    at the worst noise level. NNCF's defaults (alpha 0.95, no convolutions, ranges that are means over the feeds) give
+    24 dB and 8 dB.
 
     Args:
         graph: an ONNX file.
@@ -162,7 +165,7 @@ def quantize_openvino(graph: Path, out: Path, feeds: Feeds, *, keep: Collection[
             ignored_scope=ignored,
             advanced_parameters=advanced.AdvancedQuantizationParameters(
                 activations_range_estimator_params=ranges.MINMAX,
-                disable_bias_correction=True,  # slow, and 0.1 dB on the Shapes denoiser
+                disable_bias_correction=True,  # bias correction is slow, and gains 0.1 dB on the Shapes denoiser
                 overflow_fix=advanced.OverflowFix.ENABLE,
                 smooth_quant_alphas=advanced.AdvancedSmoothQuantParameters(convolution=0.5, matmul=0.5),
             ),
@@ -173,12 +176,13 @@ def quantize_openvino(graph: Path, out: Path, feeds: Feeds, *, keep: Collection[
 def compress_openvino_weights(graph: Path, out: Path, *, bits: Literal[8, 4] = 8, keep: Collection[str] = ()) -> None:
     """Write an OpenVINO graph whose weights are stored as integers and expanded where they are used, by NNCF.
 
-    It saves memory, and time where memory bandwidth is the limit; arithmetic does not change. With 4 bits, convolutions
-    and the last layer keep 8, and groups of 64 weights, or of the largest divisor of a row, share a scale.
+    This saves memory, and time where memory bandwidth is the limit. Arithmetic stays in floating point. With 4 bits,
+    convolutions and the last layer have 8 bits, and groups of 64 weights share a scale; where 64 does not divide a row,
+    the group is smaller.
 
     Args:
         graph, out, keep: as of `quantize_openvino`.
-        bits: of a weight.
+        bits: bits of a weight.
 
     Raises:
         RuntimeMissing, InvalidRequest, PipelineError, BackendFailed: as of `quantize_openvino`.
@@ -199,15 +203,13 @@ def compress_openvino_weights(graph: Path, out: Path, *, bits: Literal[8, 4] = 8
 
 @contextmanager
 def _nncf(graph: Path, out: Path, keep: Collection[str]) -> Iterator[tuple[Any, Any, Any]]:
-    """Yield NNCF, the graph as its model, and the scope that it must not change. Its output is suppressed."""
+    """Yield NNCF, the graph as an OpenVINO model, and the scope that NNCF must not change; suppress NNCF's output."""
     if out.suffix != OPENVINO_SUFFIX:
-        raise InvalidRequest(
-            f"{out} as the name of an OpenVINO graph", allowed=f"a name that ends in {OPENVINO_SUFFIX}"
-        )
+        raise InvalidRequest(f"{out} is no name of an OpenVINO graph", allowed=f"a name that ends in {OPENVINO_SUFFIX}")
     signature = read_signature(graph)
     skeleton = load_graph(graph)
     excluded = check_node_names(keep, skeleton)
-    # OpenVINO gives a node whose output is the graph's the name of the output.
+    # OpenVINO renames a node that makes an output of the graph: the node gets the name of the output.
     named = {
         name for node in skeleton.graph.node if node_name(node) in excluded for name in (node_name(node), *node.output)
     }
@@ -218,7 +220,7 @@ def _nncf(graph: Path, out: Path, keep: Collection[str]) -> Iterator[tuple[Any, 
         redirect_stderr(nowhere),
     ):
         warnings.simplefilter("ignore")
-        os.environ.setdefault("NNCF_CI", "1")  # otherwise NNCF reports its use to its makers
+        os.environ.setdefault("NNCF_CI", "1")  # without this variable, NNCF sends telemetry
         nncf = require("nncf")
         nncf.set_log_level(logging.CRITICAL)
         model = openvino.read_openvino_model(graph, signature)
@@ -234,7 +236,7 @@ def _quantizable_nodes(
     keep: Collection[str],
     operators: Collection[str] = COMPUTE_OPS,
 ) -> list[Node]:
-    """Return the nodes to quantise."""
+    """Return the nodes to quantise: of these operators, with weights, and not in `keep`."""
     excluded = check_node_names(keep, model)
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
     if opset < _OPSET:
@@ -248,26 +250,29 @@ def _quantizable_nodes(
 
 
 def _raise_opset(graph: Path, model: Model) -> None:
-    """Raise a graph's opset to the first one with fp8, 19.
+    """Raise a graph's opset to 19, the first with fp8.
 
-    Refused are operators whose meaning changed since opset 13: axes as an attribute, Split without lengths, and
-    RoiAlign without a coordinate transformation mode.
+    InvalidRequest: an operator means something else in opset 19. These are reductions with axes as an attribute, Split
+    without lengths, and RoiAlign without a coordinate transformation mode.
     """
     (opset,) = (entry for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     if opset.version >= _WITH_FP8:
         return
     for node in _iterate_nodes(model.graph):
-        names = {attribute.name for attribute in node.attribute}
-        has_changed = (
-            (node.op_type.startswith("Reduce") and "axes" in names)
-            or (node.op_type == "Split" and len(node.input) < 2)
-            or (node.op_type == "RoiAlign" and "coordinate_transformation_mode" not in names)
-        )
-        if has_changed:
+        if _changed_meaning(node):
             message = f"{node.op_type} {node_name(node)} of opset {opset.version} in {graph}"
             raise InvalidRequest(message, allowed=f"opset {_WITH_FP8}", fix="export it again")
     opset.version = _WITH_FP8
     model.ir_version = max(model.ir_version, _IR_WITH_FP8)
+
+
+def _changed_meaning(node: Node) -> bool:
+    names = {attribute.name for attribute in node.attribute}
+    return (
+        (node.op_type.startswith("Reduce") and "axes" in names)
+        or (node.op_type == "Split" and len(node.input) < 2)
+        or (node.op_type == "RoiAlign" and "coordinate_transformation_mode" not in names)
+    )
 
 
 def _iterate_nodes(graph: Any) -> Iterator[Node]:
@@ -279,7 +284,7 @@ def _iterate_nodes(graph: Any) -> Iterator[Node]:
 
 
 def _has_weights(node: Node, constants: Mapping[str, Constant]) -> bool:
-    """Whether the weights of a node, and its bias if it has one, are constants of the usual shapes."""
+    """Whether the weights and the bias of a node are constants of the shapes that quantisation supports."""
     if node.domain not in ("", "ai.onnx") or node.input[0] in constants:
         return False
     weights, *bias = (constants.get(name) for name in node.input[1:])
@@ -296,9 +301,10 @@ def _has_weights(node: Node, constants: Mapping[str, Constant]) -> bool:
 
 
 def _rounded_outputs(model: Model, heavy: Sequence[Node]) -> set[str]:
-    """Return the outputs of convolutions that are quantised too, since a fused convolution returns integers.
+    """Return the tensors after convolutions that must be quantised, since fused integer convolutions return integers.
 
-    Where only an activation reads a convolution's output, the activation is fused, and its output is quantised.
+    This is the output of the convolution. Where only an activation reads it, runtimes fuse the activation too, and the
+    activation's output is quantised instead.
     """
     results = {value.name for value in model.graph.output}
     consumers: dict[str, list[Node]] = {}
@@ -321,7 +327,7 @@ def _check_feeds(feeds: Feeds) -> None:
 
 
 def _ranges(graph: Path, names: Sequence[str], feeds: Feeds) -> Ranges:
-    """Return minimum and maximum of each tensor over all feeds."""
+    """Run the graph on all feeds and return the minimum and maximum of each tensor."""
     model: Model = load_graph(graph)
     helper = require("onnx.helper")
     del model.graph.output[:]

@@ -1,4 +1,4 @@
-"""Recipes that several backends share. What makes a graph is imported when one is made."""
+"""Recipes that several backends share. The converting modules are imported when a graph is made."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,7 +40,7 @@ def _dynamic_builder(weights: "WeightType") -> BuildGraph:
 
 
 FLOAT16 = Recipe(_build_float16, requires=_REQUIRES)
-"""Half precision arithmetic, see `precision.convert_to_float16`."""
+"""Recipe of a graph that computes in float16, see `precision.convert_to_float16`."""
 
 
 def static_recipe(quant_type: "QuantType") -> Recipe:
@@ -49,5 +49,5 @@ def static_recipe(quant_type: "QuantType") -> Recipe:
 
 
 def dynamic_recipe(weights: "WeightType") -> Recipe:
-    """Return the recipe of `quantize.quantize_dynamic` with these weights: one scale over a whole batch."""
+    """Return the recipe of `quantize.quantize_dynamic` with these weights. An input has one scale for all rows."""
     return Recipe(_dynamic_builder(weights), requires=_REQUIRES, is_batch_dependent=True)

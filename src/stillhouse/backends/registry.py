@@ -1,4 +1,4 @@
-"""The backends by name: open a network on one, or ask what each can do on this machine."""
+"""The backends by name: open a network on a backend, or ask what each backend can do on this machine."""
 
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
@@ -14,7 +14,7 @@ from stillhouse.check import check_choice
 from stillhouse.errors import BackendFailed, InvalidRequest, RuntimeMissing
 
 ENTRY_POINT_GROUP = "stillhouse.backends"
-"""The entry points by which an installed package adds backends. Each leads to a `Backend` of the entry point's name."""
+"""Group of the entry points by which installed packages add backends. Each refers to a `Backend` of its name."""
 _BUILTIN: Mapping[str, Backend] = {
     backend.name: backend
     for backend in (ort.BACKEND, openvino.BACKEND, torch.BACKEND, tensorrt.BACKEND, tensorrt.RTX_BACKEND)
@@ -23,21 +23,23 @@ _DEFAULTS = RunnerOptions()
 
 
 def open_runner(graph: Path, backend: str = "onnxruntime", options: RunnerOptions = _DEFAULTS) -> Runner:
-    """Open an ONNX file, with its weights inside or in files beside it; on torch, the network that it is made from.
+    """Open an ONNX file with its weights, which lie inside or in files beside it.
+
+    The torch backend opens the network from which the file was exported.
 
     >>> run = open_runner(Path("model.onnx"), "openvino", RunnerOptions(threads=2))  # doctest: +SKIP
     >>> run({"sample": latents, "timestep": timesteps, "encoder_hidden_states": text})["out_sample"]  # doctest: +SKIP
 
     Args:
-        graph: the ONNX file, or an OpenVINO graph on openvino.
-        backend: its name.
+        graph: the ONNX file; on openvino also an OpenVINO graph (.xml).
+        backend: name of the backend.
         options: precision, threads, static shapes and the backend's settings.
 
     Raises:
-        InvalidRequest: an unknown backend, threads below 1, more streams than 1 where the backend has none, or a
-            static shape that does not fit the graph.
+        InvalidRequest: an unknown backend, threads or streams below 1, more than 1 stream where the backend does not
+            support streams, or a static shape that does not fit the graph.
         PipelineError: the file or its weights are missing or cut short.
-        RuntimeMissing, UnsupportedPrecision, BackendFailed: see the backend.
+        RuntimeMissing, UnsupportedPrecision, BackendFailed: see `open_graph` of the backend.
     """
     opener = find_backend(backend)
     if options.streams < 1 or (options.streams > 1 and not opener.supports_streams):
@@ -49,13 +51,13 @@ def open_runner(graph: Path, backend: str = "onnxruntime", options: RunnerOption
 
 
 def find_backend(name: str) -> Backend:
-    """Return the backend of that name.
+    """Return the backend with this name.
 
-    One that another package adds is imported. Where that fails, the backend has no abilities, and a status with the
-    reason.
+    A backend of another package is imported. Where the import fails, the returned backend opens nothing, and its status
+    has the reason.
 
     Raises:
-        InvalidRequest: there is none.
+        InvalidRequest: no backend has this name.
     """
     if name in _BUILTIN:
         return _BUILTIN[name]
@@ -70,7 +72,7 @@ def builtin_backends() -> tuple[Backend, ...]:
 
 
 def backend_names() -> tuple[str, ...]:
-    """Return the names of all backends, those of other packages last."""
+    """Return the names of all backends. Backends of other packages come last."""
     return (*_BUILTIN, *_entry_points())
 
 
@@ -80,7 +82,7 @@ def backends() -> tuple[BackendStatus, ...]:
 
 
 def compiles_per(backend: str, settings: Mapping[str, str]) -> CompileScope:
-    """Return what a static network on a backend is opened anew for, see `backend.CompileScope`.
+    """Return when a static network on a backend must be opened again, see `backend.CompileScope`.
 
     >>> [compiles_per(*one) for one in (("openvino", {}), ("tensorrt", {"batches": "together"}), ("torch", {}))]
     ['shape', 'batch', 'never']
@@ -89,20 +91,20 @@ def compiles_per(backend: str, settings: Mapping[str, str]) -> CompileScope:
 
 
 def device_arrays(backend: str, settings: Mapping[str, str]) -> Any | None:
-    """Return the arrays that networks of a backend take and return where they run, see `diffusion.arrays`.
+    """Return the arrays on the device of a backend's networks, see `diffusion.arrays`.
 
     Returns:
-        None where they take NumPy arrays only.
+        The arrays; None where the backend takes NumPy arrays only.
 
     Raises:
-        RuntimeMissing, InvalidRequest: the backend or its device is not here.
+        RuntimeMissing, InvalidRequest: the backend is not installed, or the machine lacks the device.
     """
     make = find_backend(backend).device_arrays
     return make(settings) if make else None
 
 
 def _entry_points() -> dict[str, EntryPoint]:
-    """Return the entry points of other packages. Names of this package's backends cannot be replaced."""
+    """Return the entry points of other packages by name. They cannot replace backends of this package."""
     return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP) if point.name not in _BUILTIN}
 
 
@@ -112,7 +114,7 @@ def _load(point: EntryPoint) -> Backend:
         if isinstance(backend, Backend) and backend.name == point.name:
             return backend
         reason = f"its entry point {point.value} is not a Backend of that name"
-    except Exception as error:  # a broken package fails in its own way
+    except Exception as error:  # a broken package may raise any exception
         reason = f"it is installed but broken: {first_error_line(str(error))}"
     return _broken_backend(point.name, reason)
 
@@ -131,7 +133,7 @@ def _status_or_reason(backend: Backend) -> BackendStatus:
         return backend.status()
     except RuntimeMissing as error:
         reason = error.problem
-    except Exception as error:  # a broken installation fails in its own way, and its row says so
+    except Exception as error:  # a broken installation may raise any exception; its row shows the message
         reason = f"it is installed but broken: {first_error_line(str(error))}"
     return BackendStatus(backend.name, _version(backend.name), (), (), reason, backend.install)
 

@@ -1,48 +1,53 @@
-"""Runner: an open network, called with named arrays. GraphRunner implements it for all backends of this package."""
+"""Runner: a network that a runtime has opened, called with named arrays. The backends here return `GraphRunner`s.
+
+A GraphRunner checks the feeds before it calls the runtime. OpenVINO does not check feeds: where one input has three
+rows and another has two, it reads past the end of the second.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
+import numpy as np
 from numpy.typing import NDArray
 
-from stillhouse.backends.input_checks import bind_axes, check_dtype, order_feeds, prepare_feeds
 from stillhouse.backends.runtime import translate_errors
 from stillhouse.backends.signature import Axes
+from stillhouse.check import check_choice
 from stillhouse.core import TensorSpec
-from stillhouse.errors import BackendFailed
+from stillhouse.errors import BackendFailed, InvalidRequest
 
 Tensors: TypeAlias = dict[str, NDArray[Any]]
 
 
 class Runner(Protocol):
-    """A network that is open on a backend. Call it from one thread at a time; a process may hold many."""
+    """A network that is open on a backend. Only one thread at a time may call it; a process may hold many runners."""
 
     @property
     def backend(self) -> str:
-        """Name that `open_runner` was called with."""
+        """Name of the backend, as given to `open_runner`."""
 
     @property
     def precision(self) -> str:
-        """Precision that the heavy layers compute in, read back from the runtime: f32, bf16, f16, int8 or mixed."""
+        """Precision in which the heavy layers compute, as the runtime reports it: f32, bf16, f16, int8 or mixed."""
 
     @property
     def layer_precisions(self) -> Mapping[str, int]:
-        """Number of heavy operations (convolutions, matrix products, attention) in each precision, read back."""
+        """Number of convolutions, matrix products and attentions by precision, as the runtime reports it."""
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """Inputs, with the static shapes of the options."""
+        """Inputs in order. Axes that `RunnerOptions.shapes` fixes have these lengths."""
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """Outputs."""
+        """Outputs in order."""
 
     def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> Tensors:
         """Run the network once.
 
-        The returned arrays belong to the caller: later calls do not write to them.
+        Later calls do not write to the returned arrays.
         """
 
 
@@ -57,7 +62,7 @@ class EditableWeights(Protocol):
         """
 
     def original(self, layer: str) -> Any:
-        """Return the weights that a layer was opened with: a float32 torch tensor [out, in, ...] on the CPU."""
+        """Return the weights with which a layer was opened: a float32 torch tensor [out, in, ...] on the CPU."""
 
     def update(self, changed: Mapping[str, Any]) -> None:
         """Set the weights of these layers, and restore the original weights of all others.
@@ -65,10 +70,10 @@ class EditableWeights(Protocol):
         Each value is read once, when it is needed. The network must not be running.
 
         Args:
-            changed: new weights by layer, as `original` returns them.
+            changed: new weights by layer, in the form that `original` returns.
 
         Raises:
-            BackendFailed: the runtime does not accept them.
+            BackendFailed: the runtime does not accept the weights.
         """
 
 
@@ -77,17 +82,19 @@ class RunnerOptions:
     """Options for opening a network.
 
     Args:
-        precision: onnxruntime: f32. openvino: f32, bf16, f16 as the processor has them, or auto for the runtime's
-            choice. torch: f32, bf16, on a GPU f16, or auto for the fastest of them. tensorrt: auto, the graph's own.
-        threads: upper limit; None leaves the number to the runtime. torch: of the whole process.
+        precision: onnxruntime: f32. openvino: f32, bf16 or f16 where the processor has them, or auto for the runtime's
+            choice. torch: f32, bf16, on a GPU f16, or auto for the fastest of these. tensorrt: auto, which means the
+            precisions that the graph holds.
+        threads: upper limit of the number of threads; None: the runtime chooses. With torch the limit holds for the
+            whole process.
         shapes: static shapes by input name; other inputs keep the axes of the graph.
-        static: whether each shape may be compiled for itself, where one opening serves several (torch).
-        batch_sizes: lengths of the first axis that one opening serves (tensorrt).
-        cache: directory for compiled networks, where the runtime can store them (openvino, tensorrt).
-        streams: 1 runs a batch as a whole. More runs every row of the first axis by itself, that many at a time
-            (openvino). Small networks are faster so, since their layers are too short to be split between threads, and
-            a row's result does not depend on the other rows.
-        settings: settings of the backend, by name; an unknown one is refused.
+        static: whether torch may compile each shape separately where one opening serves several shapes.
+        batch_sizes: lengths of the first axis for which one opening is built (tensorrt).
+        cache: directory in which openvino and tensorrt store compiled networks.
+        streams: 1 runs a batch as a whole. With n above 1 (openvino), every row of the first axis runs by itself, n
+            rows at a time. Small networks then run faster, since their layers are too short to be split between
+            threads. A row's result then does not depend on the other rows.
+        settings: settings of the backend, by name; unknown settings are refused.
     """
 
     precision: str = "f32"
@@ -107,11 +114,11 @@ class GraphRunner:
     Args:
         graph: the file.
         backend: name of the backend.
-        precision, inputs, outputs, layer_precisions: as of Runner.
-        axes: of the inputs, with the names that must have one length in all inputs.
-        run: calls the runtime with arrays in the order of `inputs` and returns those of `outputs`.
-        weights: where they can be replaced; None where they cannot.
-        device_run: calls the runtime with arrays on its device; None where it takes NumPy arrays only.
+        precision, inputs, outputs, layer_precisions: see Runner.
+        axes: axes by input. A named axis must have the same length in all inputs.
+        run: calls the runtime with arrays in the order of `inputs`, and returns arrays in the order of `outputs`.
+        weights: the weights; None where they cannot be replaced.
+        device_run: as `run`, with arrays on the runtime's device; None where the runtime takes NumPy arrays only.
     """
 
     graph: Path
@@ -129,8 +136,8 @@ class GraphRunner:
         """Run the network once.
 
         Raises:
-            InvalidRequest: a feed is missing, unknown, or of another dtype or shape than `inputs`, or an axis of one
-                name has different lengths in two inputs.
+            InvalidRequest: a feed is missing or unknown, or differs in dtype or shape from `inputs`, or a named axis
+                has different lengths in two inputs.
             BackendFailed: the runtime failed.
         """
         arrays = prepare_feeds(feeds, self.inputs, self.axes)
@@ -139,13 +146,13 @@ class GraphRunner:
         return {spec.name: result for spec, result in zip(self.outputs, results, strict=True)}
 
     def run_on_device(self, feeds: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Run the network once on arrays of its device, see `diffusion.arrays`, and return arrays there.
+        """Run the network once on arrays on its device, see `diffusion.arrays`, and return arrays on the device.
 
-        The next call may overwrite them.
+        The next call may overwrite the returned arrays.
 
         Raises:
-            InvalidRequest: as of a call.
-            BackendFailed: as of a call, and where the runtime has no device arrays.
+            InvalidRequest: see `__call__`.
+            BackendFailed: the runtime failed, or takes NumPy arrays only.
         """
         if self.device_run is None:
             raise BackendFailed(f"{self.graph} on {self.backend} takes NumPy arrays only")
@@ -156,3 +163,80 @@ class GraphRunner:
         with translate_errors(self.backend, self.graph, "run"):
             results = self.device_run(ordered)
         return {spec.name: result for spec, result in zip(self.outputs, results, strict=True)}
+
+
+def prepare_feeds(
+    feeds: Mapping[str, NDArray[Any]], inputs: Sequence[TensorSpec], axes: Mapping[str, Axes]
+) -> dict[str, NDArray[Any]]:
+    """Return the feeds in the order of `inputs`: contiguous, aligned, in native byte order.
+
+    Raises:
+        InvalidRequest: an input is missing or unknown, or an array has another dtype or does not fit the axes.
+    """
+    arrays = {name: np.asarray(array) for name, array in feeds.items()}
+    bind_axes({name: array.shape for name, array in arrays.items()}, axes)
+    ordered = order_feeds(arrays, inputs)
+    return {spec.name: _prepare_array(ordered[spec.name], spec) for spec in inputs}
+
+
+def order_feeds(feeds: Mapping[str, Any], inputs: Sequence[TensorSpec]) -> dict[str, Any]:
+    """Return the feeds in the order of `inputs`. InvalidRequest: a feed is missing."""
+    if missing := [spec.name for spec in inputs if spec.name not in feeds]:
+        raise InvalidRequest(f"no array for input {', '.join(missing)}", allowed="an array for each input")
+    return {spec.name: feeds[spec.name] for spec in inputs}
+
+
+def bind_axes(shapes: Mapping[str, Sequence[int]], axes: Mapping[str, Axes]) -> dict[str, int]:
+    """Return the length of each named axis in these shapes.
+
+    >>> bind_axes({"sample": (2, 4, 64, 64)}, {"sample": ("batch", 4, "height", "width"), "timestep": ("batch",)})
+    {'batch': 2, 'height': 64, 'width': 64}
+
+    Raises:
+        InvalidRequest: an unknown input, another rank than the input's, another length than a fixed axis has, a length
+            of 0, or two lengths for one named axis.
+    """
+    lengths: dict[str, int] = {}
+    for name, shape in shapes.items():
+        check_choice("input", name, axes)
+        if len(shape) != len(axes[name]) or not all(map(_axis_fits, axes[name], shape, [lengths] * len(shape))):
+            raise InvalidRequest(
+                f"input {name!r} has shape {_format_shape(shape)}",
+                allowed=f"{_format_shape(axes[name])}, no length of 0, and one length for each name in all inputs",
+            )
+    return lengths
+
+
+def fix_axes(shapes: Mapping[str, tuple[int, ...]], axes: Mapping[str, Axes]) -> dict[str, Axes]:
+    """Return the axes of all inputs, fixed to these static shapes.
+
+    A named axis is fixed in every input that has this axis. The errors are those of `bind_axes`.
+
+    >>> fix_axes({"sample": (2, 4)}, {"sample": ("batch", 4), "timestep": ("batch",), "text": ("tokens",)})
+    {'sample': (2, 4), 'timestep': (2,), 'text': ('tokens',)}
+    """
+    lengths = bind_axes(shapes, axes)
+    return {name: shapes.get(name) or tuple(lengths.get(str(axis), axis) for axis in old) for name, old in axes.items()}
+
+
+def _axis_fits(axis: int | str | None, length: int, lengths: dict[str, int]) -> bool:
+    """Return whether an axis may have this length. The first length of a named axis is added to `lengths`."""
+    expected = lengths.setdefault(axis, length) if isinstance(axis, str) else axis
+    return length > 0 and expected in (None, length)
+
+
+def _prepare_array(array: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
+    check_dtype(spec, array.dtype.name)
+    return np.require(array, array.dtype.newbyteorder("="), ("C", "A"))
+
+
+def check_dtype(spec: TensorSpec, dtype: str) -> None:
+    """Raise InvalidRequest where the dtype of a feed is not that of the input."""
+    if dtype != spec.dtype:
+        raise InvalidRequest(
+            f"input {spec.name!r} got an array of {dtype}", allowed=spec.dtype, fix=f"use .astype({spec.dtype!r})"
+        )
+
+
+def _format_shape(shape: Sequence[int | str | None]) -> str:
+    return f"[{', '.join('any' if axis is None else str(axis) for axis in shape)}]"

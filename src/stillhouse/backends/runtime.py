@@ -21,12 +21,12 @@ _EXTRAS = {
     "triton": "gpu",
     "torchao": "gpu",
 }
-"""Optional packages that an extra of Stillhouse installs, in versions that fit."""
+"""Extra of Stillhouse that installs each optional package in a version that fits."""
 OUT_OF_MEMORY_FIX = (
     "use smaller pictures, smaller batches, a tiled decoder, or offload the weights to the processor's memory"
 )
-"""What to do where a GPU has too little memory."""
-# Lines that OpenVINO prints above the cause: source files and checks that an exception passed.
+"""Advice for the user where a GPU has too little memory."""
+# OpenVINO prints such lines above the cause: source files and failed checks through which an exception went.
 _PREAMBLE = re.compile(
     r"Exception from |Check '.*' failed at |Loading input model|FrontEnd API failed|Model wasn't fully|Summary:|$"
 )
@@ -40,10 +40,10 @@ class BackendStatus:
     Args:
         name: as in `open_runner(graph, name)`.
         version: of the installed package; None where none is installed.
-        devices: that it can compute on here, by its own names.
-        precisions: that it accepts on this machine.
-        reason: why it cannot run a network here; None where it is ready.
-        install: command that installs it.
+        devices: devices of this machine on which the backend can compute, by the backend's names.
+        precisions: precisions that the backend accepts on this machine.
+        reason: why the backend cannot run a network here; None where it is ready.
+        install: command that installs the backend.
     """
 
     name: str
@@ -68,7 +68,7 @@ def require(name: str) -> Any:
     """Import a module of an optional package.
 
     Raises:
-        RuntimeMissing: it cannot be imported; the message has the command that installs it.
+        RuntimeMissing: the module cannot be imported; the message has the command that installs the package.
     """
     try:
         return import_module(name)
@@ -87,7 +87,7 @@ def translate_errors(backend: str, graph: Path, action: str) -> Iterator[None]:
     Args:
         backend: name for the message.
         graph: path for the message.
-        action: infinitive for the message: "open", "run".
+        action: verb for the message: "open", "run".
     """
     try:
         yield

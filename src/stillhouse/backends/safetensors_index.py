@@ -1,4 +1,4 @@
-"""The position of each tensor in a .safetensors file: eight bytes of length, a JSON header, then one buffer."""
+"""Positions of tensors in a .safetensors file: 8 bytes with the header's length, a JSON header, then all values."""
 
 import json
 import math
@@ -24,9 +24,9 @@ class StoredTensor:
 
     Args:
         dtype: safetensors type: "F32", "BF16", ...
-        shape: of the values.
-        offset: bytes from the start of the file.
-        length: bytes.
+        shape: shape of the values.
+        offset: position of the values, in bytes from the start of the file.
+        length: number of bytes of the values.
     """
 
     dtype: str
@@ -39,7 +39,7 @@ def read_safetensors_index(path: Path) -> dict[str, StoredTensor]:
     """Return the position of every tensor of a file, by name.
 
     Raises:
-        PipelineError: the file is missing, or its header does not fit the bytes that follow.
+        PipelineError: the file is missing, cut short, or no safetensors file.
     """
     if not path.is_file():
         raise PipelineError(f"there is no file {path}")
@@ -62,7 +62,7 @@ def read_tensor(path: Path, tensor: StoredTensor) -> NDArray[Any]:
     """Read the values of a tensor. bfloat16, which NumPy does not have, is returned as float32.
 
     Raises:
-        PipelineError: a type that NumPy does not have.
+        PipelineError: NumPy has no type for the values.
     """
     if tensor.dtype not in _DTYPES:
         raise PipelineError(f"{path} holds a tensor of type {tensor.dtype}", allowed=", ".join(_DTYPES))

@@ -1,8 +1,8 @@
-"""What a graph's file says of itself, read without a runtime: inputs, outputs, weights files, arithmetic.
+"""Inputs, outputs, files of weights and dtypes of operations of a graph's file, read without a runtime.
 
-A broken file is refused here by its name, before a runtime refuses it with a trace of its own sources. ONNX files are
-protobuf messages, read by the classes of `onnx_pb2`. OpenVINO's format is XML (docs.openvino.ai, "OpenVINO IR
-format"). It does not name axes, so Stillhouse stores their names in it as runtime information.
+Broken files are refused here with a message that names the file; a runtime would print a trace of its own sources. ONNX
+files are protobuf messages, read by the classes of `onnx_pb2`. OpenVINO's format is XML (docs.openvino.ai, "OpenVINO IR
+format"). It does not name axes, so Stillhouse stores the names of axes in the file as runtime information.
 """
 
 import json
@@ -21,18 +21,19 @@ Axes: TypeAlias = tuple[int | str | None, ...]
 _FLOAT16, _BFLOAT16 = TensorProto.FLOAT16, TensorProto.BFLOAT16
 HALF_TYPES: Mapping[int, str] = {_FLOAT16: "f16", _BFLOAT16: "bf16"}
 """Half precision element types of ONNX by their number."""
-# Operators that hand numbers on without computing with them. Weights stored in half precision may pass through.
+# These operators copy numbers without computing. Half precision weights that only pass through them are no half
+# precision arithmetic.
 _PASS_THROUGH = {"Cast", "Identity", "Transpose", "Reshape", "Gather"}
 _INTEGER_PREFIXES = (
     *("QLinear", "Quantize", "Dequantize", "DynamicQuantize", "ConvInteger", "MatMulInteger", "MatMulNBits"),
 )
 _FIX = "restore the file, or export or import the model again"
 _MAX_BYTES = (2 << 30) - 1
-"""Bytes that a protobuf message may have."""
+"""Largest number of bytes of a protobuf message."""
 OPENVINO_SUFFIX = ".xml"
 """The suffix of an OpenVINO graph. Its weights lie in a .bin file of the same name."""
 AXES_KEY = ("stillhouse", "axes")
-"""Where an OpenVINO graph holds the names of its axes: JSON, by input."""
+"""Path in the runtime information of an OpenVINO graph to the axis names: JSON, axes by input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +41,11 @@ class Signature:
     """The inputs, outputs and weights files of a graph.
 
     Args:
-        inputs: axes by input name: a length, the name of the axis, or None where it has neither.
-        outputs: names, in order.
-        external: bytes that each weights file must have, by its path relative to the graph's directory.
-        arithmetic: "f32", or "mixed" where a node computes in half precision or in small integers. The arithmetic of
-            an OpenVINO graph depends on how it is compiled; there "mixed" means that it holds quantisation ranges.
+        inputs: axes by input name. An axis is a length, a name, or None where it has neither.
+        outputs: names of the outputs, in order.
+        external: smallest number of bytes of each weights file, by path relative to the graph's directory.
+        arithmetic: "f32", or "mixed" where a node computes in half precision or in small integers. For an OpenVINO
+            graph, whose arithmetic is chosen when it is compiled, "mixed" means that it holds quantisation ranges.
     """
 
     inputs: Mapping[str, Axes]
@@ -58,7 +59,7 @@ def read_signature(path: Path, *, external: bool = True) -> Signature:
 
     Args:
         path: an ONNX file, or an OpenVINO graph (.xml).
-        external: also check that the weights files are there, and long enough.
+        external: whether to check that the weights files exist and are long enough.
 
     Raises:
         PipelineError: the file is missing, cut short, no graph, or an ONNX file above 2 GiB; or its weights are
@@ -90,12 +91,12 @@ def _check_external(path: Path, name: str, size: int) -> None:
 def read_onnx_graph(path: Path) -> GraphProto:
     """Parse an ONNX file. Values of tensors are skipped; weights in other files are not read.
 
-    Weights inside the file are read with it, and take about twice their size in memory until this returns the graph
-    and the caller drops it.
+    Weights inside the file are read too. They take about twice their size in memory during the call, and stay in memory
+    with the graph.
 
     Raises:
         PipelineError: the file is larger than a protobuf message may be.
-        ValueError: it is no ONNX file, or a part of one.
+        ValueError: the file is no ONNX file, or only a part of one.
     """
     if (size := path.stat().st_size) > _MAX_BYTES:
         raise PipelineError(
@@ -115,7 +116,7 @@ def read_onnx_graph(path: Path) -> GraphProto:
 def _signature(path: Path) -> Signature:
     graph = read_onnx_graph(path)
     weights = {tensor.name: tensor.data_type for tensor in graph.initializer}
-    # Before version 4 of the format, initializers were listed among the inputs as well.
+    # Before version 4 of the format, a graph listed its initializers among its inputs as well.
     inputs = {value.name: _tensor_type(value) for value in graph.input if value.name not in weights}
     halves = {name for name, kind in weights.items() if kind in HALF_TYPES}
     halves |= {name for name, kind in inputs.items() if kind.elem_type in HALF_TYPES}
@@ -128,7 +129,7 @@ def _signature(path: Path) -> Signature:
 
 
 def _is_reduced(node: NodeProto, halves: set[str]) -> bool:
-    """Return whether a node computes in less than float32. Add half precision tensors that it hands on to `halves`."""
+    """Return whether a node computes below float32. Add half precision tensors that the node copies to `halves`."""
     operator = node.op_type
     takes = _cast_type(node) in HALF_TYPES if operator == "Cast" else not halves.isdisjoint(node.input)
     if takes and operator in _PASS_THROUGH:
@@ -137,12 +138,12 @@ def _is_reduced(node: NodeProto, halves: set[str]) -> bool:
 
 
 def _cast_type(cast: NodeProto) -> int | None:
-    """Return the element type that a Cast makes."""
+    """Return the element type of a Cast's output; None for other nodes."""
     return next((attribute.i for attribute in cast.attribute if attribute.name == "to"), None)
 
 
 def _external_files(tensors: Iterable[TensorProto]) -> dict[str, int]:
-    """Return the bytes that each external file must have, by its path."""
+    """Return the smallest number of bytes of each external file, by path."""
     ends: dict[str, int] = {}
     for tensor in tensors:
         if tensor.data_location == TensorProto.EXTERNAL:
@@ -153,7 +154,7 @@ def _external_files(tensors: Iterable[TensorProto]) -> dict[str, int]:
 
 
 def _tensor_type(value: ValueInfoProto) -> TypeProto.Tensor:
-    """Return the element type and shape of an input or output. ValueError: it is no tensor."""
+    """Return the element type and shape of an input or output. ValueError: the value is no tensor."""
     if not value.type.HasField("tensor_type"):
         raise ValueError(f"{value.name} is no tensor")
     return value.type.tensor_type
@@ -183,7 +184,7 @@ def _ir_signature(path: Path) -> Signature:
 
 
 def _tensor_name(parameter: ElementTree.Element) -> str:
-    """A tensor may have several names; the layer's own is preferred."""
+    """Return the name of an input. Of several names of the tensor, the layer's own name is preferred."""
     names = parameter.findall("./output/port")[0].attrib.get("names", parameter.attrib["name"]).split(",")
     return parameter.attrib["name"] if parameter.attrib["name"] in names else names[0]
 

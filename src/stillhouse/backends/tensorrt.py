@@ -1,7 +1,8 @@
 """The TensorRT backend: an ONNX graph is built into an engine for one GPU. TensorRT for RTX uses the same code.
 
-Networks are strongly typed: the precision of each operation is in the graph, where `precision` and `quantize` write it;
-TensorRT 11 has no other way. TensorRT for RTX builds without a GPU; running needs one.
+Networks are strongly typed: the graph holds the precision of each operation, and the modules `precision` and `quantize`
+make graphs in other precisions. TensorRT 11 offers no other way. TensorRT for RTX can build an engine without a GPU,
+but needs a GPU to run it.
 """
 
 import os
@@ -48,50 +49,51 @@ SETTINGS: Mapping[str, tuple[str, ...]] = {
     "weights": ("fixed", "refit"),
     "batches": ("apart", "together"),
 }
-"""Allowed values by setting; the first is the default. In addition there are `device` (cuda, cuda:1) and `axes`, the
-lengths that named axes of the graph may have: rows=1-8,height=32-64."""
+"""Allowed values of each setting; the first is the default. Two settings are not listed: `device` (cuda, cuda:1), and
+`axes`, ranges of lengths of the graph's named axes (rows=1-8,height=32-64)."""
 
 _AS_WRITTEN = "auto"
 _RANGE = re.compile(r"\s*([^=,]+)=(\d+)-(\d+)\s*")
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT64": "int64", "INT32": "int32", "BOOL": "bool", "UINT8": "uint8"}
 _WORKSPACE = 4 << 30
-"""Upper limit of the bytes that a layer may take while it computes."""
+"""Largest number of bytes of scratch memory of a layer."""
 
 
 def open_graph(graph: Path, signature: Signature, options: RunnerOptions, name: str = "tensorrt") -> GraphRunner:
-    """Open an ONNX file on a GPU. Its engine is built where there is none, which takes minutes.
+    """Open an ONNX file on a GPU. Where no engine is stored, one is built, which takes minutes.
 
-    The only precision is auto: that of the graph. Engines are stored in `options.cache`, or in
-    `$XDG_CACHE_HOME/stillhouse/engines`. For another GPU, version or graph another one is built, with a warning.
+    The only precision is auto: operations compute in the precisions that the graph holds. Engines are stored in
+    `options.cache`, or in `$XDG_CACHE_HOME/stillhouse/engines`. Where the stored engine is for another GPU or version,
+    a new one is built, with a warning.
 
     Settings:
-        device: cuda, cuda:1: the GPU; the first by default.
-        axes: rows=1-8,height=32-64: ranges of lengths of named axes. An engine is fastest at the lengths of
+        device: the GPU, cuda or cuda:1; by default the first.
+        axes: ranges of lengths of named axes, rows=1-8,height=32-64. An engine is fastest at the lengths of
             `options.shapes`. Without ranges, an engine has static shapes.
-        batches: together: one engine for the batch sizes of `options.batch_sizes`, as fast at each as a static one,
-            with one copy of the weights. Building takes as many times as long.
-        graphs: cuda: all launches of an evaluation at once, see `torch_graphs`.
-        weights: refit: adapters can change the weights of the engine. It may be slower than one with fixed weights,
-            which TensorRT folds.
+        batches: apart, or together: one engine, with one copy of the weights, for all sizes of `options.batch_sizes`.
+            At each size it is as fast as a static engine. For n sizes, building takes n times as long.
+        graphs: none, or cuda: all kernels of an evaluation are launched at once, see `torch_graphs`.
+        weights: fixed, or refit: adapters can change the weights of the engine. The engine may be slower than with
+            fixed weights, since TensorRT folds fixed weights.
 
     Raises:
-        InvalidRequest: an unknown setting, settings that exclude each other, a GPU that is not there, an OpenVINO
-            graph, an input with open axes and no shape, or no weights that can be refitted.
-        RuntimeMissing: TensorRT or torch, which allocates its memory, is not installed, or there is no GPU.
-        UnsupportedPrecision: any other than auto, or f32 for a graph that computes in f32.
+        InvalidRequest: an unknown setting, settings that exclude each other, a GPU that the machine does not have, an
+            OpenVINO graph, an input with open axes and no shape, or no weights that can be refitted.
+        RuntimeMissing: TensorRT is not installed, or torch, which allocates memory for it; or there is no GPU.
+        UnsupportedPrecision: a precision other than auto. For a graph that computes in f32, f32 is accepted too.
         BackendFailed: TensorRT refuses the graph.
     """
     if graph.suffix == OPENVINO_SUFFIX:
         raise InvalidRequest(f"{graph} is an OpenVINO graph", allowed="an ONNX file", fix="open it on openvino")
     if options.precision not in (_AS_WRITTEN, signature.arithmetic):
         message = f"precision {options.precision!r} of a graph that computes in {signature.arithmetic}"
-        raise UnsupportedPrecision(message, allowed=_AS_WRITTEN, fix="make a graph in that precision")
+        raise UnsupportedPrecision(message, allowed=_AS_WRITTEN, fix="convert the graph by a recipe: f16, int8-static")
     settings = _settings(options.settings)
     device = settings.device
     profiles: list[dict[str, ShapeRange]] = [shape_ranges(signature, options.shapes, settings.ranges)]
     if settings.batches == "together":
         if not options.batch_sizes:
-            raise InvalidRequest("batches 'together' of no sizes", allowed="sizes, as `batch_sizes` of the options")
+            raise InvalidRequest("batches is 'together' without batch sizes", allowed="sizes in `options.batch_sizes`")
         profiles = batch_profiles(signature, options.shapes, options.batch_sizes)
     axes = _axes(signature, profiles)
     runtime = require(MODULES[name])
@@ -151,16 +153,16 @@ def build_engine(
     """Build the engine of a graph and write it to a file.
 
     Args:
-        graph: an ONNX file; weights in files beside it may be of any size.
-        out: the engine.
-        profiles: shapes of every input, one profile for each set of shapes that the engine is optimised for.
-        name: of the backend.
-        capability: of TensorRT for RTX: the compute capability to build for, "8.9"; None: that of the GPU here.
-        timings: a file for the measured times of layers, which make the next build faster.
-        refittable: initializers that can be changed in the engine.
+        graph: an ONNX file; weights in files beside it may have any size.
+        out: file of the engine.
+        profiles: shapes of all inputs; the engine is optimised for each profile.
+        name: name of the backend.
+        capability: compute capability to build for, "8.9", on TensorRT for RTX; None: that of this machine's GPU.
+        timings: file of the measured times of layers, which make the next build faster.
+        refittable: names of the initializers that a refit of the engine can change.
 
     Raises:
-        InvalidRequest: a compute capability that this version does not build for.
+        InvalidRequest: this version of TensorRT cannot build for the compute capability.
         RuntimeMissing: TensorRT is not installed.
         BackendFailed: TensorRT does not accept the graph, or cannot build it.
     """
@@ -176,7 +178,7 @@ def build_engine(
         if not network.mark_weights_refittable(weights):
             raise BackendFailed(f"{name} cannot make {weights} of {graph} refittable")
     if hasattr(runtime.BuilderFlag, "TF32"):
-        config.clear_flag(runtime.BuilderFlag.TF32)  # float32 is float32
+        config.clear_flag(runtime.BuilderFlag.TF32)  # f32 must be full float32, as on the other backends
     for shapes in profiles:
         profile = builder.create_optimization_profile()
         for index in range(network.num_inputs):
@@ -187,9 +189,10 @@ def build_engine(
     if capability is not None:
         _set_capability(runtime, config, capability)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TensorRT for RTX deprecates the cache that TensorRT itself needs
+        warnings.simplefilter("ignore")  # TensorRT for RTX warns that timing caches are deprecated; TensorRT needs them
         cache = config.create_timing_cache(timings.read_bytes() if timings and timings.is_file() else b"")
-        if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):  # another build's, or cut short
+        # A stored cache is refused where another build of TensorRT wrote it, or where it is cut short.
+        if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
             config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
         engine = builder.build_serialized_network(network, config)
         measured = config.get_timing_cache().serialize()
@@ -200,19 +203,19 @@ def build_engine(
         temporary = timings.with_name(f".{timings.name}.{os.getpid()}")
         temporary.write_bytes(measured)
         temporary.replace(timings)
-    del parser  # it owns the weights of the network
+    del parser  # not earlier, since the parser owns the weights of the network
 
 
 def tensorrt_device_arrays(settings: Mapping[str, str], name: str = "tensorrt") -> Any:
-    """Return torch's tensors on the GPU of these settings as arrays, see `torch_arrays`.
+    """Return the operations on torch tensors on the GPU of these settings, see `torch_arrays`.
 
     Raises:
-        RuntimeMissing, InvalidRequest: torch or the GPU is not here.
+        RuntimeMissing, InvalidRequest: torch is not installed, or the machine lacks the GPU.
     """
     device = _settings(settings).device
     _gpu(name, device)
     import_torch()
-    from stillhouse.backends.torch_arrays import arrays_for_device  # imports torch
+    from stillhouse.backends.torch_arrays import arrays_for_device  # this module imports torch
 
     return arrays_for_device(f"{CUDA}:{device_index(device)}")
 
@@ -221,7 +224,7 @@ def status(name: str = "tensorrt") -> BackendStatus:
     """Describe TensorRT on this machine, without importing it.
 
     Raises:
-        RuntimeMissing: it is not installed.
+        RuntimeMissing: TensorRT is not installed.
     """
     if find_spec(MODULES[name]) is None:
         raise RuntimeMissing("not installed", fix=install_command(name))
@@ -232,7 +235,7 @@ def status(name: str = "tensorrt") -> BackendStatus:
 
 @dataclass(frozen=True, slots=True)
 class _TensorRTSettings:
-    """Settings of `open_graph`."""
+    """Settings of `open_graph`, with defaults filled in."""
 
     graphs: str
     weights: str
@@ -248,7 +251,7 @@ def _settings(settings: Mapping[str, str]) -> _TensorRTSettings:
             check_choice(name, value, SETTINGS[name])
     chosen = {name: settings.get(name, allowed[0]) for name, allowed in SETTINGS.items()}
     ranges = _parse_ranges(settings["axes"]) if "axes" in settings else {}
-    if ranges and chosen["graphs"] != "none":  # each graph would need its own context of the engine
+    if ranges and chosen["graphs"] != "none":  # each captured CUDA graph would need its own execution context
         raise InvalidRequest("graphs with axes that may change", allowed="graphs, or axes")
     if ranges and chosen["batches"] != "apart":
         raise InvalidRequest("batches 'together' with axes that may change", allowed="batches, or axes")
@@ -267,7 +270,7 @@ def _parse_ranges(text: str) -> dict[str, tuple[int, int]]:
 
 
 def _axes(signature: Signature, profiles: Sequence[Profile]) -> dict[str, Axes]:
-    """Return the axes of the graph, fixed where all profiles have the same length."""
+    """Return the axes of all inputs; an axis is fixed where all profiles have the same length."""
 
     def length(name: str, place: int) -> int | None:
         ranges = [profile[name] for profile in profiles]
@@ -307,7 +310,7 @@ def _cache_folder() -> Path:
 
 
 def _make_logger(runtime: Any) -> Any:
-    """Return a logger that stores the last error message and prints nothing."""
+    """Return a TensorRT logger that stores the last error message and prints nothing."""
 
     class Log(runtime.ILogger):  # type: ignore[misc]
         last = "it gives no reason"
@@ -349,16 +352,16 @@ def _set_capability(runtime: Any, config: Any, capability: str) -> None:
 
 
 class TensorRTEngine:
-    """An engine as a callable: tensors by position in, tensors out, on torch's current stream.
+    """An engine as a function from tensors, by position, to tensors. It runs on torch's current stream.
 
     Args:
-        torch, runtime: the modules.
+        torch, runtime: the modules of torch and TensorRT.
         engine: TensorRT's engine.
         inputs, outputs: names, in order.
-        profiles: that it was built with.
+        profiles: profiles with which the engine was built.
 
     Raises:
-        BackendFailed: there is too little memory.
+        BackendFailed: the GPU has too little memory.
     """
 
     def __init__(
@@ -400,26 +403,24 @@ class TensorRTEngine:
         raise BackendFailed(f"the engine was built for no shapes like {', '.join(map(str, shapes))}")
 
     def _context(self, profile: int) -> Any:
-        """Return the execution context of an optimization profile, creating it on first use.
+        """Return the execution context of an optimization profile; create it on first use.
 
-        Each profile has its own context, so that a captured CUDA graph of one stays valid while another runs.
+        Each profile has its own context, so that a CUDA graph of one profile stays valid while another profile runs.
         """
         if profile not in self._contexts:
-            is_one = len(self._profiles) == 1
-            # A static context reserves the memory of the largest of all profiles.
-            context = self._engine.create_execution_context(
-                self._memory.STATIC if is_one else self._memory.ON_PROFILE_CHANGE
-            )
-            if context is None:
-                raise BackendFailed(
-                    "there is too little GPU memory for the engine's activations", fix=OUT_OF_MEMORY_FIX
-                )
-            if not is_one and not context.set_optimization_profile_async(profile, self._stream()):
-                raise BackendFailed(
-                    f"the engine cannot select its profile {profile}, or there is too little GPU memory"
-                )
-            self._contexts[profile] = context
+            self._contexts[profile] = self._create_context(profile)
         return self._contexts[profile]
+
+    def _create_context(self, profile: int) -> Any:
+        is_one = len(self._profiles) == 1
+        # With STATIC, every context would reserve the memory of the largest profile.
+        memory = self._memory.STATIC if is_one else self._memory.ON_PROFILE_CHANGE
+        context = self._engine.create_execution_context(memory)
+        if context is None:
+            raise BackendFailed("there is too little GPU memory for the engine's activations", fix=OUT_OF_MEMORY_FIX)
+        if not is_one and not context.set_optimization_profile_async(profile, self._stream()):
+            raise BackendFailed(f"the engine cannot select its profile {profile}, or there is too little GPU memory")
+        return context
 
     def _stream(self) -> int:
         stream: int = self._torch.cuda.current_stream().cuda_stream
@@ -427,7 +428,7 @@ class TensorRTEngine:
 
 
 def _run(torch: Any, callee: Callable[..., Any], device: str, feeds: Mapping[str, Any]) -> Sequence[Any]:
-    """Run the engine and return its outputs on their device."""
+    """Run the engine and return its outputs on the GPU."""
     with GPU_LOCK, torch.inference_mode(), torch.cuda.device(device):
         tensors = (feed if isinstance(feed, torch.Tensor) else torch.tensor(feed) for feed in feeds.values())
         return tuple(callee(*(tensor.cuda() for tensor in tensors)))
@@ -438,7 +439,7 @@ def _run_to_numpy(run: Callable[[Mapping[str, Any]], Sequence[Any]], feeds: Tens
 
 
 def _run_to_float32(run: Callable[[Mapping[str, Any]], Sequence[Any]], feeds: Mapping[str, Any]) -> list[Any]:
-    """Run the engine and return float32 outputs on their device, as a sampler needs them."""
+    """Run the engine and return its outputs on the GPU in float32, as samplers need them."""
     return [output.float() for output in run(feeds)]
 
 

@@ -1,6 +1,6 @@
-"""TensorRT engines on disk, by graph, weights, shapes, GPU and version of TensorRT.
+"""A cache of TensorRT engines on disk, by graph, weights, shapes, GPU and version of TensorRT.
 
-Engines are a cache of their graphs; a pipeline directory holds none.
+Pipeline directories hold no engines, since these can be built again from the graphs.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ Shape: TypeAlias = tuple[int, ...]
 
 
 class EngineRebuilt(UserWarning):
-    """An engine on disk is of another GPU or version, or cannot be read; another one is built."""
+    """The stored engine is for another GPU or version, or cannot be read; a new engine is built."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class ShapeRange:
 
 
 Profile: TypeAlias = Mapping[str, ShapeRange]
-"""The shape range of every input, for which an engine is optimised together."""
+"""Shape ranges of all inputs, by name, for which an engine is optimised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +64,9 @@ class EngineTarget:
     """The GPU that an engine is built for, and the package that builds it.
 
     Args:
-        name: of the GPU.
-        capability: its compute capability, "9.0".
-        builder: package and version.
+        name: name of the GPU.
+        capability: compute capability of the GPU, "9.0".
+        builder: package that builds the engine, with its version.
     """
 
     name: str
@@ -84,9 +84,9 @@ def shape_ranges(
     """Return the shape range of every input of a graph.
 
     Args:
-        signature: of the graph.
+        signature: signature of the graph.
         optimum: shape by input; inputs whose axes are all fixed may be left out.
-        ranges: minimum and maximum length of named axes that may change.
+        ranges: minimum and maximum length by name of the axis; other axes keep the length of the optimum.
 
     Raises:
         InvalidRequest: an input without a shape, of another rank, or with another length than the graph fixes; a range
@@ -121,7 +121,7 @@ def shape_ranges(
 def batch_profiles(
     signature: Signature, optimum: Mapping[str, Shape], rows: Sequence[int]
 ) -> list[dict[str, ShapeRange]]:
-    """Return a profile for each batch size. The batch is the first axis of inputs where it is open.
+    """Return a profile for each batch size. The batch is the first axis of an input, unless this axis is fixed.
 
     >>> graph = Signature({"x": ("n", 3)}, ("y",), {}, "f32")
     >>> [one["x"].optimum for one in batch_profiles(graph, {"x": (2, 3)}, (1, 4))]
@@ -137,7 +137,7 @@ def batch_profiles(
 
 
 def graph_key(graph: Path, signature: Signature, profiles: Sequence[Profile], refittable: Sequence[str] = ()) -> str:
-    """Return sixteen hexadecimal digits of a graph, its weights files, its profiles and its refittable weights."""
+    """Return a hash of a graph, its weights files, profiles and refittable weights: sixteen hexadecimal digits."""
     weights = [(name, (graph.parent / name).stat()) for name in sorted(signature.external)]
     shapes = [{name: asdict(bounds) for name, bounds in sorted(profile.items())} for profile in profiles]
     facts = {
@@ -152,20 +152,20 @@ def graph_key(graph: Path, signature: Signature, profiles: Sequence[Profile], re
 def load_or_build(
     folder: Path, key: str, target: EngineTarget, build: Callable[[Path], None], open_engine: Callable[[bytes], object]
 ) -> object:
-    """Open the engine of a graph and a target from disk, building it first where there is none.
+    """Open the stored engine of a graph for a target; build and store the engine first where none is stored.
 
     Args:
-        folder: of all engines.
-        key: of the graph, see `graph_key`.
+        folder: directory of all engines.
+        key: key of the graph, see `graph_key`.
         target: the GPU and the builder.
         build: writes the engine to a file.
-        open_engine: opens the bytes of an engine; None where it cannot, so that the engine is built anew.
+        open_engine: opens an engine, given its bytes; returns None where it cannot, and the engine is built again.
 
     Returns:
         The result of `open_engine`.
 
     Warns:
-        EngineRebuilt: there is an engine of another target, or one that cannot be opened.
+        EngineRebuilt: the stored engine is for another target, or cannot be opened.
     """
     mark = hashlib.sha256(repr(target).encode()).hexdigest()[:8]
     engine = folder / f"{key}-{mark}.engine"

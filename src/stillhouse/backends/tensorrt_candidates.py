@@ -24,7 +24,7 @@ def candidates(context: CandidateContext) -> Iterator[CandidateSpec]:
 
 
 def exclusion(spec: CandidateSpec, context: CandidateContext) -> str:
-    """Return why the GPU cannot run a recipe; "" where it can."""
+    """Return why the GPU cannot run a candidate's recipe; "" where it can."""
     return missing_fp8(context.gpu(spec.options["device"])) if spec.recipe == "fp8-static" else ""
 
 

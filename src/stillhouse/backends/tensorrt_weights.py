@@ -1,8 +1,8 @@
 """Weights of a refittable TensorRT engine, changed without building it again.
 
-TensorRT names weights as the graph's initializers. A convolution's initializer has the name of its layer. A linear
-layer's weights were transposed in the graph where half precision or integers were made of them, and have the name of
-that operation's output.
+TensorRT's names of weights are the names of the graph's initializers. The initializer of a convolution is named after
+its layer. Where a graph was converted to half precision or integers, the weights of linear layers are stored
+transposed, and have the name of the output of the former Transpose.
 """
 
 import re
@@ -21,9 +21,9 @@ from stillhouse.errors import BackendFailed
 _AS_STORED = re.compile(r"network\.(?P<layer>.+)\.weight(\.stored)?(\.half)?")
 _TRANSPOSED = re.compile(r"/network/(?P<layer>.+)/Transpose_output_0(\.half)?")
 _KINDS = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}
-"""TensorRT's names of NumPy's dtypes."""
+"""TensorRT's data types by NumPy dtype."""
 _LEAST_RANK = 2
-"""Rank from which weights belong to a layer; those of norms have one axis."""
+"""Smallest rank of the weights of a linear layer or convolution; weights of norms have one axis."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,9 +31,9 @@ class RefittableWeight:
     """The weights of a layer in a graph.
 
     Args:
-        name: of the initializer.
-        constant: its values.
-        is_transposed: whether they are [in, out] and not [out, in].
+        name: name of the initializer.
+        constant: values of the initializer.
+        is_transposed: whether the values are [in, out] instead of [out, in].
     """
 
     name: str
@@ -44,7 +44,7 @@ class RefittableWeight:
 def find_refittable(graph: Path) -> dict[str, RefittableWeight]:
     """Return the weights that a refit of a graph's engine can change, by layer: floats of two axes or more.
 
-    The result is empty where other weights are integers: an engine is refittable as a whole, or not at all.
+    The result is empty where any layer has integer weights: an engine is refittable as a whole, or not at all.
 
     Raises:
         PipelineError: the graph is missing, or no graph.
@@ -64,11 +64,11 @@ class EngineWeights:
     """EditableWeights of a TensorRT engine.
 
     Args:
-        torch, runtime: the modules.
+        torch, runtime: the modules of torch and TensorRT.
         refitter: TensorRT's refitter of the engine.
-        layers: from `find_refittable`.
-        device: of the engine.
-        on_refit: called when the engine's weights have moved.
+        layers: weights by layer, from `find_refittable`.
+        device: GPU of the engine.
+        on_refit: called before each refit, which may move the weights in memory.
     """
 
     torch: Any
@@ -93,15 +93,15 @@ class EngineWeights:
         return values.T if place.is_transposed else values
 
     def update(self, changed: Mapping[str, Any]) -> None:
-        """See `EditableWeights`. A layer that the engine refuses leaves all weights unchanged."""
+        """See `EditableWeights`. Where the engine refuses the weights of one layer, no weights change."""
         if not changed and not self._changed:
             return
-        held: dict[str, Any] = {}  # TensorRT keeps the addresses until they are unset
+        held: dict[str, Any] = {}  # these tensors must stay alive until TensorRT, which holds addresses, unsets them
         try:
             with GPU_LOCK, self.torch.cuda.device(self.device):
                 for layer in sorted(self._changed | changed.keys()):
                     self._set_layer(layer, changed[layer] if layer in changed else self.original(layer), held)
-                # Layers that TensorRT has fused, as queries with keys and values, are refitted together.
+                # Layers that TensorRT has fused (queries with keys and values) must be refitted together.
                 missing = set(self.refitter.get_missing_weights())
                 for layer in [layer for layer, place in self.layers.items() if place.name in missing]:
                     self._set_layer(layer, self.original(layer), held)

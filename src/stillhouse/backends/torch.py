@@ -19,8 +19,7 @@ from typing import Any, Literal
 from numpy.typing import NDArray
 
 from stillhouse.backends.backend import Backend, Settings
-from stillhouse.backends.input_checks import fix_axes
-from stillhouse.backends.runner import GraphRunner, RunnerOptions, Tensors
+from stillhouse.backends.runner import GraphRunner, RunnerOptions, Tensors, fix_axes
 from stillhouse.backends.runtime import BackendStatus, install_command, translate_errors
 from stillhouse.backends.signature import Signature
 from stillhouse.backends.torch_candidates import candidates, exclusion
@@ -50,51 +49,52 @@ SETTINGS: Mapping[str, tuple[str, ...]] = {
     "graphs": ("none", "cuda"),
     "offload": ("none", "cpu"),
 }
-"""Allowed values by setting; the first is the default. The setting `device` (cpu, cuda, cuda:1) comes in addition."""
+"""Allowed values of each setting; the first is the default. The setting `device` (cpu, cuda, cuda:1) is not listed."""
 
 _NAME = "torch"
 _REQUIRED_PACKAGES = (_NAME, "diffusers", "transformers", "accelerate", "safetensors", "onnx")
 _PRECISIONS = {CPU: ("f32", "bf16", "auto"), CUDA: ("f32", "f16", "bf16", "auto")}
 _DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
-_BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")  # torch's names for the instructions of x86 and of ARM
+_BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")  # torch's names of instructions of x86 and ARM
 _KERNELS = ("flash", "cudnn", "efficient")
 """Fused attention kernels, see `torch_attention`."""
-# A block is compiled for each combination of channels and sizes. Beyond torch's own limit of 8, blocks silently stay
-# uncompiled.
+# A block is compiled for each combination of channels and sizes. torch's default limit is 8 combinations; above this
+# limit blocks silently run uncompiled.
 _RECOMPILE_LIMIT = 64
 
 
 def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> GraphRunner:
     """Open the network that an ONNX file of a pipeline directory was exported from.
 
-    Precisions are f32, bf16 and auto. auto means bf16 where the processor has instructions for it; without them bf16 is
-    slower than f32. On a GPU there is also f16, which auto means there; f32 is not computed in TF32.
+    Precisions on the CPU are f32, bf16 and auto. auto means bf16 where the processor has bf16 instructions, otherwise
+    f32, since bf16 is then slower. On a GPU there is also f16, and auto means f16; f32 is never computed in TF32.
 
     Settings:
         device: cpu, or a GPU: cuda, cuda:1.
-        attention: sdpa (fused, by the kernel that torch prefers); for denoisers flash, or on a GPU cudnn or efficient
-            (fused, by this kernel, which may refuse a precision or a head size when it runs); vanilla (all scores at
-            once); or sliced (half of the heads at a time, as diffusers' `enable_attention_slicing`).
-        memory_format: of convolutions: contiguous, or channels_last.
+        attention: sdpa (fused, by the kernel that torch prefers); vanilla (all scores at once); or sliced (half of the
+            heads at a time, as in diffusers' `enable_attention_slicing`). For denoisers also flash and, on a GPU, cudnn
+            and efficient: fused, by the named kernel, which may refuse a precision or a head size when it runs.
+        memory_format: memory format of convolutions: contiguous, or channels_last.
         compile: none, full (the whole network), or regional (each transformer block; of an autoencoder each residual
-            block). Compiling happens at the first call and takes from seconds to minutes, and again for other sizes; it
-            needs a C++ compiler. With `options.static`, or static shapes, each kind of inputs is compiled for itself,
-            which is faster than code for several.
+            block). Compiling happens at the first call and again for other sizes. It takes from seconds to minutes, and
+            needs a C++ compiler. With `options.static` or static shapes, torch compiles separate code for each set of
+            input shapes, which is faster than code for several.
         kernels: none, or fused: the Triton kernels of `backends.kernels` replace modules of the network. On the CPU
-            they compute what those modules do.
-        qkv: apart, or joined: queries, keys and values of a denoiser's attentions by one product.
+            the replaced modules compute the same in plain torch.
+        qkv: apart, or joined: one matrix product computes queries, keys and values of a denoiser's attention.
         quantize: none, int8 or fp8: the linear layers of transformer blocks, by torchao; see `torch_quantize`.
-        graphs: none, or cuda: on a GPU, all launches of an evaluation at once, see `torch_graphs`.
+        graphs: none, or cuda: on a GPU, all kernels of an evaluation are launched at once, see `torch_graphs`.
         offload: none, or cpu: on a GPU, weights stay in the processor's memory and are copied layer by layer.
 
-    `threads` sets torch's number of threads for the whole process, at every call. Idle threads sleep unless the
-    environment's OMP_WAIT_POLICY says otherwise, or torch was imported before.
+    At every call, `threads` sets torch's number of threads for the whole process. Idle threads sleep, unless the
+    environment variable OMP_WAIT_POLICY says otherwise or torch was imported before Stillhouse set the variable.
 
     Raises:
-        RuntimeMissing: torch, diffusers or a package that they need is not installed, or there is no CUDA.
+        RuntimeMissing: torch, diffusers or a package that they need is not installed, or torch cannot use CUDA.
         UnsupportedPrecision: a precision that the device does not have.
-        InvalidRequest: a setting that is unknown or has no effect on this network, or a GPU that is not there.
-        BackendFailed: the graph has no network beside it, or one that torch does not run here, or was quantised since.
+        InvalidRequest: a setting that is unknown or has no effect on this network, or a GPU that the machine lacks.
+        BackendFailed: no network lies beside the graph, torch cannot run the network, or the graph was quantised after
+            its export.
 
     >>> half = RunnerOptions("bf16", settings={"memory_format": "channels_last"})
     >>> denoiser = open_runner(Path("model.onnx"), "torch", half)  # doctest: +SKIP
@@ -116,8 +116,8 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
     precision = options.precision if options.precision != "auto" else _preferred_precision(torch, kind)
     dtype = getattr(torch, _DTYPES[precision])
     with translate_errors(_NAME, graph, "open"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's compiler, when imported, calls what torch deprecates
-        # Imported here, since these modules import torch.
+        warnings.simplefilter("ignore")  # importing torch's compiler causes deprecation warnings
+        # These modules import torch, so they are not imported at the top.
         from stillhouse.backends.torch_modules import fuse_projections, load_module, set_attention
         from stillhouse.backends.torch_weights import ModuleWeights
 
@@ -157,8 +157,8 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
         from stillhouse.backends.torch_graphs import CudaGraphModule
 
         callee = CudaGraphModule(module)
-    # Convolutions in float32 would otherwise use TF32. A captured graph is replayed often enough to benchmark
-    # algorithms.
+    # By default torch computes float32 convolutions in TF32. Benchmarking of algorithms takes time, which pays where a
+    # captured graph is replayed often.
     flags = {"allow_tf32": precision != "f32", "benchmark": settings["graphs"] == "cuda"} if kind == CUDA else {}
     # torchao's weights do not work in inference mode.
     mode = torch.inference_mode if settings["quantize"] == "none" else torch.no_grad
@@ -169,21 +169,21 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
 
 
 def torch_device_arrays(settings: Mapping[str, str]) -> Any:
-    """Return the tensors of the device of these settings as arrays, see `torch_arrays`.
+    """Return the operations on tensors on the device of these settings, see `torch_arrays`.
 
     Raises:
-        RuntimeMissing, InvalidRequest: torch or the device is not here.
+        RuntimeMissing, InvalidRequest: torch is not installed, or the machine lacks the device.
     """
     device = settings.get("device", CPU)
     device_kind(device)
     torch = import_torch()
-    from stillhouse.backends.torch_arrays import arrays_for_device  # imports torch
+    from stillhouse.backends.torch_arrays import arrays_for_device  # this module imports torch
 
     return arrays_for_device(resolve_device(torch, device))
 
 
 def status() -> BackendStatus:
-    """Describe torch on this machine, without importing it: that takes seconds.
+    """Describe torch on this machine. torch is not imported, since this takes seconds.
 
     Raises:
         RuntimeMissing: torch, diffusers or a package that they need is not installed.
@@ -281,7 +281,7 @@ def _set_memory_format(torch: Any, module: Any, memory_format: str) -> None:
 
 
 def _modules_to_compile(module: Any, block: str, mode: str) -> list[Any]:
-    """Return the modules that are compiled, each by itself."""
+    """Return the modules that torch compiles, each as a separate unit."""
     # The class of a block with fused kernels is derived from the original one.
     blocks = [part for part in module.modules() if block in {base.__name__ for base in type(part).__mro__}]
     return {"none": [], "full": [module], "regional": blocks}[mode]
@@ -290,7 +290,7 @@ def _modules_to_compile(module: Any, block: str, mode: str) -> list[Any]:
 def _layer_precisions(torch: Any, module: Any, quantized: str) -> dict[str, int]:
     """Count convolutions, linear layers and attentions by the type of their weights.
 
-    Torch computes in that type: it does not mix types.
+    torch computes in the type of the weights, since it does not mix types.
     """
     kinds = {getattr(torch, dtype): name for name, dtype in _DTYPES.items()}
     heavy = [
@@ -314,7 +314,7 @@ def _is_quantized(part: Any) -> bool:
 
 
 def _compile_options(torch: Any) -> dict[str, int]:
-    """Return compiler options that allow all variants of a block; before torch 2.12 set them for the whole process."""
+    """Return compiler options that allow all variants of a block. Before torch 2.12, set the limit globally."""
     if "recompile_limit" in inspect_signature(torch.compile).parameters:
         return {"recompile_limit": _RECOMPILE_LIMIT}
     torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
@@ -332,7 +332,7 @@ def _run(
     flags: Mapping[str, bool],
     feeds: Mapping[str, Any],
 ) -> list[Any]:
-    """Run the network and return its outputs, float32, on their device."""
+    """Run the network and return its outputs in float32, on the network's device."""
     if threads and torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
     tensors = [_to_tensor(torch, array, device, dtypes[name], memory_format) for name, array in feeds.items()]
@@ -348,7 +348,7 @@ def _run_to_numpy(run: Callable[[Mapping[str, Any]], Sequence[Any]], feeds: Tens
 
 
 def _to_tensor(torch: Any, array: Any, device: str, dtype: Any, memory_format: Any) -> Any:
-    # NumPy arrays are copied: torch warns of read-only ones.
+    # NumPy arrays are copied, since torch warns when it shares memory with a read-only array.
     tensor = array if isinstance(array, torch.Tensor) else torch.tensor(array)
     if not tensor.is_floating_point():
         return tensor.to(device)
@@ -361,7 +361,7 @@ def _spec(name: str, dtype: str, axes: Sequence[int | str | None]) -> TensorSpec
 
 
 def _compiles_per(settings: Settings) -> Literal["never"]:
-    """Torch compiles and captures each shape when it is first fed."""
+    """Return "never": torch compiles and captures a shape when an input first has this shape."""
     return "never"
 
 
@@ -378,5 +378,5 @@ BACKEND = Backend(
     packages=(_NAME, "diffusers"),
     candidates=candidates,
     exclusion=exclusion,
-    dominated_below=0.3,  # more than any candidate of torch was seen to gain over its first one
+    dominated_below=0.3,  # no torch candidate was measured to be 1 / 0.3 times as fast as the first
 )

@@ -1,7 +1,7 @@
-"""Torch's tensors as the arrays of a walk: a picture stays on the device that draws it, from its noise to its end.
+"""torch tensors as the arrays of a trajectory: latents stay on the network's device until the picture is decoded.
 
-Otherwise each evaluation takes latents, texts and the network's output to a GPU and back, and waits for that. torch is
-imported here, so this file is imported inside functions only.
+With NumPy arrays, each evaluation would copy latents, text embeddings and the network's output to a GPU and back, and
+wait for the copies. This module imports torch: import it inside functions only.
 """
 
 import warnings
@@ -19,38 +19,38 @@ from stillhouse.backends.runtime import first_error_line
 from stillhouse.backends.torch_device import CPU, device_kind
 
 FusedStep: TypeAlias = Callable[[Tensor, Tensor, Tensor | None, Tensor, Tensor | None], tuple[Tensor, Tensor]]
-"""See `kernels.guided_step`."""
+"""The function `kernels.guided_step.guided_step`."""
 
 
 class KernelUnavailable(UserWarning):
-    """A step is a dozen launches instead of one, because Triton cannot be used."""
+    """Triton cannot be used, so a step takes a dozen kernel launches instead of one."""
 
 
 def arrays_for_device(device: str) -> "TorchArrays":
-    """Tensors on a device, with the kernel of guidance and step where it runs.
+    """Return the operations on tensors on a device, with the fused kernel of guidance and step where it runs.
 
     Warns:
-        KernelLeftOut: Triton is there, and does not run.
+        KernelUnavailable: Triton is installed, but the kernel does not run.
     """
     return TorchArrays(device, load_fused_step(device))
 
 
 def load_fused_step(device: str) -> FusedStep | None:
-    """The kernel of guidance and step, compiled and tried; None on the processor, or where it does not run."""
+    """Return the fused kernel of guidance and step, compiled and tried; None on the CPU, or where it does not run."""
     if device_kind(device) == CPU or find_spec("triton") is None:
         return None
     try:
-        from stillhouse.backends.kernels.guided_step import (  # here and not above: it needs Triton
+        from stillhouse.backends.kernels.guided_step import (  # not at the top, since this import needs Triton
             STEP_WEIGHTS,
             guided_step,
         )
 
         one = torch.zeros(1, 4, 8, 8, device=device)
         rows = one.new_zeros(1, 2, dtype=torch.int32)
-        for past, places in product((None, one), (None, rows)):  # so that no picture waits until one is compiled
+        for past, places in product((None, one), (None, rows)):  # all variants now, so that no picture waits for one
             output = one if places is not None else torch.cat([one, one])
             guided_step(one, output, places, one.new_zeros(1, len(STEP_WEIGHTS) + 1), past)
-    except Exception as error:  # without a compiler of C, for one, Triton runs nothing
+    except Exception as error:  # Triton fails in many ways, for example without a C compiler
         told = first_error_line(f"{error}") or type(error).__name__
         warnings.warn(KernelUnavailable(f"guidance and step take a dozen launches, and not one: {told}"), stacklevel=3)
         return None
@@ -59,36 +59,36 @@ def load_fused_step(device: str) -> FusedStep | None:
 
 @dataclass(frozen=True, slots=True)
 class TorchArrays:
-    """`diffusion.arrays.Arrays` on a device of torch: cpu, cuda:0."""
+    """Implements `diffusion.arrays.Arrays` for tensors on a torch device: cpu, cuda:0."""
 
     device: str
     fused_step: FusedStep | None = None
 
     def to_device(self, array: NDArray[Any]) -> Tensor:
-        """The same numbers there; of the same dtype."""
-        # A copy: torch warns of arrays that may not be written to. By default it would then wait for all that the GPU
-        # has been asked for; the driver itself waits at most until it has a copy of its own.
+        """Return the values of an array as a tensor of the same dtype on the device."""
+        # torch.tensor copies, since torch warns when it shares memory with a read-only array. By default, `to` would
+        # wait for all work of the GPU; with non_blocking it waits at most until the driver has copied the values.
         return torch.tensor(array).to(self.device, non_blocking=True)
 
     def stack(self, parts: Sequence[Tensor]) -> Tensor:
-        """One tensor of several of one shape, along a new first axis."""
+        """Return tensors of one shape as one tensor, along a new first axis."""
         return torch.stack(tuple(parts))
 
     def concatenate(self, parts: Sequence[Tensor], axis: int) -> Tensor:
-        """One tensor of several, along one of their axes."""
+        """Return several tensors as one tensor, joined along an axis that they have."""
         return torch.cat(tuple(parts), dim=axis)
 
     def to_numpy(self, array: Tensor | NDArray[Any]) -> NDArray[Any]:
-        """The same numbers as a NumPy array of its own; NumPy's pass."""
+        """Return the values of a tensor as a new NumPy array. A NumPy array is returned as it is."""
         if not isinstance(array, Tensor):
             return array
         read: NDArray[Any] = array.cpu().numpy().copy()
         return read
 
     def synchronize(self) -> None:
-        """Return when everything that was asked for there is done: launches of a GPU return at once.
+        """Wait until the device has done all work that was launched; launches on a GPU return at once.
 
-        Of the stream that walks are on, and not of the whole GPU, on which another thread may record.
+        Only the current stream is waited for, not the whole GPU, on which another thread may capture a CUDA graph.
         """
         if device_kind(self.device) != CPU:
             torch.cuda.current_stream(self.device).synchronize()

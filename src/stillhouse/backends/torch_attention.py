@@ -1,7 +1,7 @@
-"""Attention of a denoiser by one named kernel of torch, or by the one that torch prefers.
+"""Attention of a denoiser by one named kernel of torch, or by the kernel that torch prefers.
 
-torch's own choice of kernels is a switch of the whole process, where other threads decode, so a kernel is called by its
-name here. This module imports torch: import it inside functions only.
+torch's switches of attention kernels hold for the whole process, and other threads may decode meanwhile. A kernel is
+therefore called by its name here. This module imports torch: import it inside functions only.
 """
 
 from collections.abc import Callable, Mapping
@@ -38,17 +38,17 @@ def _efficient(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 ATTENTION_KERNELS: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = MappingProxyType(
     {"flash": _flash, "cudnn": _cudnn, "efficient": _efficient, "sdpa": nn.functional.scaled_dot_product_attention}
 )
-"""Kernels by name: softmax of queries and keys times values, all [B, H, N, d]."""
+"""Kernels by name. Each takes queries, keys and values [B, H, N, d] and returns the attention [B, H, N, d]."""
 
 
 class KernelAttnProcessor:
     """A diffusers attention processor for the attention of denoisers, without masks.
 
-    diffusers' own processor divides its output by 1: one more launch that reads and writes a tensor.
+    diffusers' own processor divides its output by 1, which is one more kernel that reads and writes a tensor.
 
     Args:
         kernel: a name of `ATTENTION_KERNELS`.
-        masked_processor: for calls with a mask; None: they are refused.
+        masked_processor: processor of calls with a mask; None: such calls are refused.
     """
 
     def __init__(self, kernel: str, masked_processor: Callable[..., Any] | None = None) -> None:
@@ -65,7 +65,7 @@ class KernelAttnProcessor:
         """Attend from tokens [B, N, D] to themselves, or to the text tokens [B, M, E]. Returns [B, N, D].
 
         Raises:
-            InvalidRequest: a mask, without `masked_processor`.
+            InvalidRequest: there is a mask, but no `masked_processor`.
         """
         if attention_mask is not None and self.masked_processor:
             masked: Tensor = self.masked_processor(attn, hidden_states, encoder_hidden_states, attention_mask, **unused)
@@ -101,7 +101,7 @@ def set_attention_kernel(module: nn.Module, kernel: str) -> None:
         kernel: a name of `ATTENTION_KERNELS`.
 
     Raises:
-        InvalidRequest: attention of another kind, as autoencoders have.
+        InvalidRequest: the module has attention of another kind, as autoencoders have, or none.
     """
     blocks = [part for part in module.modules() if isinstance(part, Attention)]
     if not blocks or not all(map(is_plain_attention, blocks)):

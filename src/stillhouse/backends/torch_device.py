@@ -14,10 +14,10 @@ from stillhouse.gpu import device_error, find_gpus
 
 CPU, CUDA = "cpu", "cuda"
 GPU_LOCK = RLock()
-"""Lock for running, capturing, tuning or building a network on a GPU, since one thread decodes while another one runs
-the denoiser. Capturing, tuning and building need the GPU alone: work of another thread spoils them. torch captures one
-graph at a time, and Triton's tuners and torch's global switches, as that of TF32, are not thread-safe. Launched kernels
-may still run when the lock is released."""
+"""Lock for running, capturing, tuning or building a network on a GPU. It is needed since one thread decodes while
+another runs the denoiser. Capturing, tuning and building fail or mismeasure while another thread uses the GPU. torch
+can capture only one graph at a time; Triton's tuners and torch's global switches, such as that of TF32, are not
+thread-safe. Launched kernels may still run when the lock is released."""
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 _CUDA_VERSION = re.compile(r"^cuda(?:: [^=]+)? = '([^']+)'", re.MULTILINE)
 _INSTALL_CUDA_BUILD = "install the build of torch for your GPU's driver, as its website says"
@@ -35,9 +35,9 @@ def gpu_device(requested: str) -> str:
 def import_torch() -> Any:
     """Import torch. RuntimeMissing where it cannot be imported.
 
-    OMP_WAIT_POLICY is set to PASSIVE first, unless the environment has it. torch's OpenMP threads otherwise spin at
-    every barrier; where another process needs the cores, they spin away the time of the thread that they wait for: 2
-    threads on 2 busy cores took 60 times as long.
+    OMP_WAIT_POLICY is set to PASSIVE first, unless the environment sets it. By default, torch's OpenMP threads spin at
+    every barrier. Where other processes use the cores, a spinning thread keeps a core from the thread for which it
+    waits: 2 threads on 2 busy cores took 60 times as long.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     return require("torch")
@@ -47,7 +47,7 @@ def device_kind(device: str) -> str:
     """Return "cpu" or "cuda" for a device name.
 
     Raises:
-        InvalidRequest: not a device name.
+        InvalidRequest: the text is no device name.
 
     >>> device_kind("cuda:1")
     'cuda'
@@ -74,9 +74,9 @@ def cuda_build_version() -> str | None:
 
 
 def peak_gpu_memory() -> int | None:
-    """Return the highest number of bytes of GPU memory that torch reserved in this process.
+    """Return the highest number of bytes that torch in this process reserved on one GPU; None where torch uses no GPU.
 
-    None where it reserved none.
+    torch is not imported.
     """
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
@@ -88,7 +88,7 @@ def resolve_device(torch: Any, requested: str) -> str:
     """Return the device of a name with its index: cpu, cuda:0.
 
     Raises:
-        RuntimeMissing: torch is built without CUDA, or does not find it.
+        RuntimeMissing: torch is built without CUDA, or finds no GPU.
         InvalidRequest: a GPU that this machine does not have.
     """
     if requested == CPU:

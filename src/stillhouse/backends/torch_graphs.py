@@ -1,4 +1,4 @@
-"""CUDA graphs: the launches of a network captured once for each kind of inputs, and replayed.
+"""CUDA graphs: the kernel launches of a network, captured once for each set of input shapes and dtypes, and replayed.
 
 A denoiser launches a thousand kernels per evaluation, and a fast GPU finishes each before the processor has launched
 the next. A replay launches all of them at once. This module imports torch: import it inside functions only.
@@ -14,7 +14,7 @@ from torch import Tensor
 from stillhouse.backends.torch_device import GPU_LOCK
 
 MAX_GRAPHS = 64
-"""Graphs that a module holds; the least recently used one is dropped. 64 is six batch sizes of ten picture sizes."""
+"""Largest number of graphs of a module, enough for six batch sizes of ten picture sizes."""
 _WARM_UP = 3
 
 Outputs: TypeAlias = tuple[Tensor, ...]
@@ -22,7 +22,7 @@ Outputs: TypeAlias = tuple[Tensor, ...]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CapturedGraph:
-    """A captured graph: the tensors that it reads, those that it writes, and its replay."""
+    """A captured graph: the tensors that the graph reads, the tensors that it writes, and its replay function."""
 
     inputs: Sequence[Tensor]
     outputs: Outputs
@@ -34,8 +34,8 @@ def capture_graph(module: Callable[..., Any], inputs: Sequence[Tensor], pool: An
 
     Args:
         module: takes tensors by position.
-        inputs: of the shapes and dtypes to capture.
-        pool: memory pool of its activations, see `new_pool`; graphs may share one.
+        inputs: tensors of the shapes and dtypes to capture.
+        pool: memory pool for activations, see `new_pool`; several graphs may share a pool.
     """
     with GPU_LOCK, torch.cuda.device_of(inputs[0]):  # type: ignore[no-untyped-call]
         own = [tensor.clone() for tensor in inputs]
@@ -53,11 +53,11 @@ def capture_graph(module: Callable[..., Any], inputs: Sequence[Tensor], pool: An
 def _record(graph: Any, module: Callable[..., Any], own: Sequence[Tensor], pool: Any) -> Outputs:
     """Capture the module and return its outputs. On failure raise the module's own exception on the caller's stream.
 
-    torch would leave the thread on the capturing stream, and raise only that the capture was invalidated.
+    By default, torch would leave the thread on the capturing stream, and raise only that the capture was invalidated.
     """
     stream, failed = torch.cuda.current_stream(), list[Exception]()
     try:
-        # Another thread may use the GPU during the capture, to read a picture.
+        # thread_local, since another thread may read a picture from the GPU during the capture.
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             try:
                 return as_tuple(module(*own))
@@ -77,15 +77,16 @@ def new_pool() -> Any:
 
 @dataclass(slots=True)
 class CudaGraphModule:
-    """A module that captures a graph for each kind of inputs. Its graphs share one memory pool.
+    """A module that captures a CUDA graph for each set of input shapes and dtypes.
 
-    All graphs together take little more memory than the largest.
+    The graphs share one memory pool, so that all together take little more memory than the largest. The least recently
+    used graph is dropped first.
 
     Args:
         module: takes tensors by position, and returns one tensor or a tuple.
-        capture: captures it.
+        capture: captures the module, see `capture_graph`.
         make_pool: makes the memory pool.
-        max_graphs: kinds of inputs (by shapes and dtypes) whose graphs are kept.
+        max_graphs: largest number of graphs.
     """
 
     module: Callable[..., Any]
@@ -96,23 +97,23 @@ class CudaGraphModule:
     _pool: Any = None
 
     def __call__(self, *inputs: Tensor) -> Outputs:
-        """Return the outputs of the module. The next call overwrites them, whatever its kind of inputs."""
+        """Return the outputs of the module. The next call overwrites them, also a call with other shapes."""
         kind = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
         captured = self._graphs.pop(kind, None)
         if captured is None:
             while len(self._graphs) >= self.max_graphs:
                 del self._graphs[next(iter(self._graphs))]
-            if self._pool is None or not self._graphs:  # torch frees a pool without graphs
+            if self._pool is None or not self._graphs:  # torch has freed a pool that no graph uses
                 self._pool = self.make_pool()
             captured = self.capture(self.module, inputs, self._pool)
-        self._graphs[kind] = captured  # last: the least recently used comes first
+        self._graphs[kind] = captured  # at the end, so that the least recently used graph comes first
         for own, fresh in zip(captured.inputs, inputs, strict=True):
             own.copy_(fresh)
         captured.replay()
         return captured.outputs
 
     def reset(self) -> None:
-        """Drop all graphs: the module now runs at other addresses."""
+        """Drop all graphs. Call this when weights or other tensors of the module have new addresses."""
         self._graphs.clear()
 
 

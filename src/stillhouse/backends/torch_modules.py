@@ -45,7 +45,7 @@ class TextEncoderModule(nn.Module):
     Args:
         network: the model.
         names: of the outputs: last_hidden_state, and text_embeds where it projects.
-        penultimate: return the states before the last layer, without the final norm, as SDXL uses them.
+        penultimate: whether to return the states before the last layer, without the last norm, as SDXL uses them.
     """
 
     def __init__(self, network: Any, names: Sequence[str], penultimate: bool) -> None:
@@ -111,7 +111,7 @@ def load_module(folder: Path, library_name: str, class_name: str, dtype: torch.d
 def quiet_library(library: Any) -> Iterator[None]:
     """Suppress log messages and progress bars of diffusers or transformers."""
     logging = getattr(getattr(library, "utils", None), "logging", None)
-    if logging is None:  # another library, whose networks are diffusers' or transformers' all the same
+    if logging is None:  # a package's own library, whose networks derive from those of diffusers or transformers
         logging = import_module("diffusers").utils.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -125,12 +125,12 @@ def quiet_library(library: Any) -> Iterator[None]:
 
 
 def wrap_unet(network: Any, graph: Path, signature: Signature) -> nn.Module | None:
-    """Return a UNet2DConditionModel with the inputs and outputs of a graph; None where the graph is not its own."""
+    """Return a UNet2DConditionModel with the inputs and outputs of a graph; None for the graph of another network."""
     return UNetModule(network, tuple(signature.inputs)) if signature.outputs == ("out_sample",) else None
 
 
 def wrap_autoencoder(network: Any, graph: Path, signature: Signature) -> nn.Module | None:
-    """Return the half of an AutoencoderKL that a graph is of, and drop the other; None where it is of neither."""
+    """Return the half of an AutoencoderKL that a graph holds, and drop the other half; None where neither fits."""
     match tuple(signature.inputs), signature.outputs:
         case ("sample",), ("mean", "std"):
             network.decoder = network.post_quant_conv = None
@@ -142,7 +142,7 @@ def wrap_autoencoder(network: Any, graph: Path, signature: Signature) -> nn.Modu
 
 
 def wrap_text_encoder(network: Any, graph: Path, signature: Signature) -> nn.Module | None:
-    """Return a CLIP text encoder with the outputs of a graph; None where the graph is not its own."""
+    """Return a CLIP text encoder with the outputs of a graph; None where the graph is of another network."""
     if tuple(signature.inputs) != ("input_ids",):
         return None
     return TextEncoderModule(network, signature.outputs, penultimate=_is_penultimate(graph))
@@ -156,7 +156,7 @@ def set_attention(module: nn.Module, attention: str) -> None:
         attention: vanilla, sliced (half of the heads at a time), or any other name for fused attention.
 
     Raises:
-        InvalidRequest: the network cannot do this, or has no attention.
+        InvalidRequest: the network does not support this, or has no attention.
     """
     if isinstance(module, TextEncoderModule):
         if attention == "sliced":
@@ -177,16 +177,16 @@ def set_attention(module: nn.Module, attention: str) -> None:
 
 
 FUSED_PROJECTIONS = {"to_qkv": ("to_q", "to_k", "to_v"), "to_kv": ("to_k", "to_v")}
-"""Layers that a fused projection of an attention replaces, in the order of its rows."""
+"""Layers that each fused projection replaces, in the order of their rows in the fused weights."""
 
 
 def fuse_projections(module: nn.Module) -> None:
-    """Compute the queries, keys and values of each attention of a denoiser by one product.
+    """Compute the queries, keys and values of each self-attention of a denoiser by one product.
 
-    In a cross-attention these are keys and values. The replaced layers are dropped.
+    In a cross-attention, one product computes keys and values. The replaced layers are dropped.
 
     Raises:
-        InvalidRequest: no denoiser.
+        InvalidRequest: the module is no denoiser.
     """
     if not isinstance(module, UNetModule):
         raise InvalidRequest("qkv is 'joined' in a network that is no denoiser", allowed="apart")
@@ -200,7 +200,11 @@ def fuse_projections(module: nn.Module) -> None:
 def _is_penultimate(graph: Path) -> bool:
     """Whether a text encoder's graph returns the states before its last layer.
 
-    Only the last states pass through a norm. Nothing else in the directory says which states the graph returns.
+    Only the states of the last layer pass through a norm. No other file of the directory says which states the graph
+    returns.
+
+    Raises:
+        BackendFailed: the graph does not show this.
     """
     nodes = onnx.load(graph, load_external_data=False).graph.node
     operators = [node.op_type for node in nodes if "last_hidden_state" in node.output]

@@ -1,4 +1,4 @@
-"""Classes of networks that the torch backend opens from a pipeline directory, and how each is run as its graph is.
+"""Classes of networks that the torch backend opens, and how each gets the inputs and outputs of its graph.
 
 A class is described by a `TorchNetwork`. Packages add classes by entry points. Nothing here imports torch.
 """
@@ -14,7 +14,7 @@ from stillhouse.backends.signature import Signature
 from stillhouse.errors import BackendFailed
 
 ENTRY_POINTS = "stillhouse.torch_networks"
-"""Entry points by which an installed package adds a class: its name, and a `TorchNetwork`."""
+"""Group of the entry points by which installed packages add classes: class name, and a `TorchNetwork`."""
 _MODULES = "stillhouse.backends.torch_modules"
 
 Shape: TypeAlias = tuple[int | None, ...]
@@ -27,9 +27,9 @@ class TorchNetwork:
     """A class of networks.
 
     Args:
-        name: of the class, as in config.json.
+        name: name of the class, as in config.json.
         library: module that has the class.
-        weights: name of its file of weights.
+        weights: name of the weights file.
         wrapper: `module:function` that turns a network, the path of a graph and its signature into a torch module with
             the graph's inputs and outputs, or returns None for the graph of another network.
         block: class name of the blocks that regional compilation compiles.
@@ -62,7 +62,7 @@ class TorchNetwork:
 
 
 def find_torch_network(name: str) -> TorchNetwork | None:
-    """Return the description of a class of networks, of this package or of an installed one; None: there is none."""
+    """Return the description of a class of networks, also from installed packages; None where there is none."""
     if name not in _NETWORKS:
         for point in entry_points(group=ENTRY_POINTS, name=name):
             _NETWORKS[name] = point.load()
@@ -75,7 +75,7 @@ def torch_network_names() -> list[str]:
 
 
 def _scale(config: Any) -> int:
-    """Return the pixels a side of one latent of an autoencoder."""
+    """Return the side of the square of pixels that one latent of an autoencoder stands for."""
     return int(2 ** (len(config.block_out_channels) - 1))
 
 
@@ -110,11 +110,11 @@ _NETWORKS = {
             library="diffusers",
             weights="diffusion_pytorch_model.safetensors",
             wrapper=f"{_MODULES}:wrap_unet",
-            # As diffusers' compile_repeated_blocks: residual blocks have many more sizes, and with them the embedded
-            # U-Net was slower than uncompiled.
+            # diffusers' compile_repeated_blocks compiles this class too. Residual blocks have many more sizes; with
+            # them compiled as well, the embedded U-Net was slower than uncompiled.
             block="BasicTransformerBlock",
             output_shapes={"out_sample": lambda latents, config: (latents[0], config.out_channels, *latents[2:])},
-            # Always embedded in float32: in bfloat16, which has 8 bits, steps 998 and 999 are equal.
+            # These are embedded in float32: in bfloat16, which has 8 bits, timesteps 998 and 999 would be equal.
             float32_inputs=("timestep", "time_ids"),
         ),
         TorchNetwork(

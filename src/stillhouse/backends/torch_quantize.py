@@ -1,8 +1,8 @@
 """Eight-bit linear layers by torchao: weights are quantised once, inputs at every call.
 
-Only layers of transformer blocks are quantised. They are most of the work of linear layers, and each of their rows, a
-token, has its own scale, so no picture depends on another one of its batch. This module imports torch: import it
-inside functions only.
+Only linear layers of transformer blocks are quantised; they do most of the work of all linear layers. Each row of their
+inputs, a token, has its own scale, so a picture does not depend on the others of its batch. This module imports torch:
+import it inside functions only.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from stillhouse.gpu import FP8_CAPABILITY
 
 _BLOCKS = "transformer_blocks."
 _MULTIPLE_OF = 16
-"""Divisor of the rows and columns that matrix units accept."""
+"""Matrix units accept only numbers of rows and columns that are multiples of this."""
 
 
 def quantize(module: nn.Module, scheme: str, device: str) -> None:
@@ -29,8 +29,8 @@ def quantize(module: nn.Module, scheme: str, device: str) -> None:
         device: cpu, cuda:0.
 
     Raises:
-        InvalidRequest: a network without transformer blocks.
-        UnsupportedPrecision: fp8 on a device without it, or with other weights than bfloat16, which torchao needs.
+        InvalidRequest: no linear layer can be quantised.
+        UnsupportedPrecision: the device has no fp8, or, with fp8, weights are not bfloat16, which torchao requires.
     """
     if not any(_is_quantizable(part, name) for name, part in module.named_modules()):
         raise InvalidRequest(
@@ -44,7 +44,7 @@ def quantize(module: nn.Module, scheme: str, device: str) -> None:
         "int8": quantization.Int8DynamicActivationInt8WeightConfig,
         "fp8": partial(quantization.Float8DynamicActivationFloat8WeightConfig, granularity=quantization.PerRow()),
     }
-    # With set_inductor_config, torchao would make torch tune everything that this process compiles for minutes.
+    # With set_inductor_config, torchao would switch on slow tuning, for minutes, of all that this process compiles.
     quantization.quantize_(module, configs[scheme](set_inductor_config=False), filter_fn=_is_quantizable)
 
 

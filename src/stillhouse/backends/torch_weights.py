@@ -1,6 +1,6 @@
-"""Weights of an open torch module, replaced in place: compiled code and CUDA graphs hold their addresses.
+"""Weights of an open torch module, replaced in place, since compiled code and CUDA graphs hold their addresses.
 
-Layers that were fused into one are changed in their rows of it.
+Where a fused layer replaces a layer, the rows of the fused weights that belong to the layer are changed.
 """
 
 from collections.abc import Mapping

@@ -34,7 +34,8 @@ INTERRUPTED, BROKEN_PIPE = 130, 141
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    0: success. 1: negative result. 2: error that the message explains. 130: interrupted by Ctrl-C.
+    0: success. 1: a negative result, such as a regression. 2: an error, which the message explains. 130: interrupted by
+    Ctrl-C.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     with warnings.catch_warnings():
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str]) -> Namespace:
-    """Parse the arguments of one command; the result has its `run`.
+    """Parse the arguments of one command; the attribute `run` of the result is the command's function.
 
     Raises:
         InvalidRequest: the command is missing or unknown, or its arguments are invalid.

@@ -24,7 +24,7 @@ from stillhouse.accelerate.sweep import run_sweep
 from stillhouse.accelerate.views.console import format_report
 from stillhouse.accelerate.views.write_reports import write_reports
 from stillhouse.accelerate.workspace import prepare_workspace
-from stillhouse.backends.input_checks import bind_axes
+from stillhouse.backends.runner import bind_axes
 from stillhouse.backends.signature import read_signature
 from stillhouse.backends.torch_device import CUDA
 from stillhouse.cli.arguments import byte_size, duration, number, positive_integer
@@ -82,7 +82,7 @@ def declare(parser: ArgumentParser) -> None:
 
 
 def add_choice_options(parser: ArgumentParser) -> None:
-    """Add the options of the choice to a parser: goal and bounds."""
+    """Add the options that decide the choice among candidates to a parser: goal and bounds."""
     parser.add_argument("--goal", choices=GOALS, help="default: latency")
     parser.add_argument("--min-sqnr", type=number, metavar="DB", help="SQNR of every output of a component")
     parser.add_argument("--min-psnr", type=number, metavar="DB", help="PSNR of same-seed pictures")
@@ -96,7 +96,7 @@ def add_choice_options(parser: ArgumentParser) -> None:
 
 
 def read_bounds(arguments: Namespace) -> Bounds:
-    """Return the bounds from the command line."""
+    """Return the bounds that the command line gives for the choice among candidates."""
     return Bounds(**{field.name: getattr(arguments, field.name) for field in fields(Bounds)})
 
 
@@ -104,13 +104,14 @@ def run(arguments: Namespace) -> int:
     """Run the sweep, write all views, and print the report.
 
     Returns:
-        0; 1 where nothing was chosen; 130 after Ctrl-C, with a complete directory and a choice among the trials so far.
+        0 on success; 1 if no candidate was chosen; 130 after Ctrl-C. After Ctrl-C the directory is still complete, and
+        the choice is made among the candidates measured so far.
     """
     source, out, config = _resolve_paths(arguments)
     options = _make_options(arguments, config)
     students = [
         read_manifest(find_pipeline(name)) for name in arguments.student
-    ]  # errors come before anything is written
+    ]  # read now, so that errors come before files are written
     if Path(source).suffix == ".onnx":
         if students:
             raise InvalidRequest(f"{students[0].name} as a student of {source}", allowed="students of whole pipelines")
@@ -130,10 +131,10 @@ def run(arguments: Namespace) -> int:
 
 
 def resolve_config_device(device: str | int) -> str:
-    """Return the device of a config in the form of `AccelerateOptions`. Warn and use the CPU where there is no GPU.
+    """Return the device of a config in the form of `AccelerateOptions`; warn and use the CPU if there is no GPU.
 
     Raises:
-        InvalidRequest: there is no GPU of that index.
+        InvalidRequest: the machine has GPUs, but none with the requested index.
     """
     if device not in ("auto", "cpu") and (reason := no_gpu_reason()):
         warnings.warn(f"the config requests device {device}, but {reason}: measuring on the CPU", stacklevel=2)
@@ -145,7 +146,7 @@ def _check_device(requested: str | int) -> str:
     """Return a requested device in the form of `AccelerateOptions`.
 
     Raises:
-        InvalidRequest: there is no such GPU.
+        InvalidRequest: the machine does not have the requested GPU.
     """
     if requested in ("auto", "cpu"):
         return str(requested)
@@ -158,7 +159,7 @@ def _check_device(requested: str | int) -> str:
 
 
 def _make_options(arguments: Namespace, config: AutoAccelerationConfig | None) -> AccelerateOptions:
-    """Return the options of the command line; the config's where an option is not given."""
+    """Return the command line's options; an option that is not given has the config's value."""
     defaults = config or AutoAccelerationConfig()
     device = resolve_config_device(defaults.device) if arguments.device is None else _check_device(arguments.device)
     inputs = arguments.inputs or (defaults.probe if isinstance(defaults.probe, Path) else None)
@@ -187,7 +188,7 @@ def _make_options(arguments: Namespace, config: AutoAccelerationConfig | None) -
 
 
 def _check_network(graph: Path, options: AccelerateOptions, config: AutoAccelerationConfig | None) -> None:
-    """Raise an error where options or config do not match the graph, before anything is written."""
+    """Raise an error before files are written if the options or the config do not match the graph."""
     signature = read_signature(graph)
     if config is not None:
         check_config(config, signature)
@@ -207,7 +208,7 @@ def merge_bounds(before: Bounds, overrides: Bounds) -> Bounds:
 
 
 def parse_device(text: str) -> str | int:
-    """Return a device as a config.yml names it.
+    """Parse a device into the form that config.yml has: a name or the index of a GPU.
 
     >>> parse_device("gpu"), parse_device("1"), parse_device("cuda:1")
     ('gpu', 1, 1)
@@ -221,7 +222,7 @@ def parse_device(text: str) -> str | int:
 
 
 def parse_batch_sizes(text: str) -> tuple[int, ...]:
-    """Return batch sizes in ascending order; 1 and 2, which one picture needs, are always included.
+    """Parse batch sizes in ascending order; 1 and 2 are always included, because one picture needs them.
 
     >>> parse_batch_sizes("8,4")
     (1, 2, 4, 8)

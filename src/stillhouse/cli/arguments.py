@@ -1,4 +1,4 @@
-"""Parsing of command line arguments. Errors become `InvalidRequest` with given, allowed and fix."""
+"""Parsing of command line arguments. Errors become `InvalidRequest` with problem, allowed values and fix."""
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable
@@ -14,7 +14,7 @@ _ALLOWED = "; allowed: "
 
 
 class Parser(ArgumentParser):
-    """ArgumentParser that raises InvalidRequest instead of exiting, without abbreviated options."""
+    """ArgumentParser that raises InvalidRequest instead of exiting, and does not accept abbreviated options."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, allow_abbrev=False)
@@ -57,7 +57,7 @@ def parse_dimensions(text: str) -> tuple[int, int]:
 
 
 def as_argument(read: Callable[[str], T]) -> Callable[[str], T]:
-    """Return a parser for argparse from a parser that raises InvalidRequest."""
+    """Convert a parser that raises InvalidRequest into a parser that raises argparse's ArgumentTypeError."""
 
     def parse_argument(text: str) -> T:
         try:

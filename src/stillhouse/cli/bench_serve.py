@@ -14,7 +14,7 @@ from stillhouse.serve.loadgen.load_report import LoadReport, LoadReportRow
 from stillhouse.serve.loadgen.request_class import RequestClass, parse_flood, parse_request_class
 
 DEFAULT_CLASSES = (RequestClass("free", 0.8, "free"), RequestClass("pro", 0.2, "pro"))
-"""Classes for the default tiers of `stillhouse serve`."""
+"""Default request classes, for the default tiers of `stillhouse serve`."""
 NONE_ANSWERED = 1
 _HEADINGS = ("class", "sent", "answered", "rejected", "p50", "p90", "p99", "target", "in time", "in time/s", "errors")
 

@@ -1,4 +1,4 @@
-"""`stillhouse check DIR`: measure the choice again; exit code 1 where it is slower or less accurate than recorded."""
+"""`stillhouse check DIR`: measure the choice again; exit with 1 if it is slower or less accurate than recorded."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -19,7 +19,7 @@ def declare(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    """Measure and print a line for each component. Return 1 after a regression, else 0."""
+    """Measure the chosen candidates and print a line for each component. Return 1 after a regression, else 0."""
     report = read_report(arguments.directory)
     has_regressed = False
     for result in check_regression(arguments.directory, report, arguments.threads):

@@ -18,8 +18,9 @@ def declare(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    """Choose, apply the choice to the directory, and print the report. Return 1 where no candidate is within the
-    bounds, else 0.
+    """Choose candidates, apply the choice to the directory, and print the report.
+
+    Return 1 if no candidate is within the bounds, else 0.
     """
     report = read_report(arguments.directory)
     bounds = merge_bounds(report.bounds, read_bounds(arguments))

@@ -1,4 +1,4 @@
-"""`stillhouse demo`: a contact sheet of twelve held-out prompts by the embedded model and its distilled model."""
+"""`stillhouse demo`: a contact sheet of twelve held-out prompts, by the embedded model and its distilled student."""
 
 import sys
 from argparse import ArgumentParser, Namespace
@@ -79,6 +79,6 @@ def _join_pair(left: Picture, right: Picture) -> Picture:
 
 
 def _program() -> str:
-    """Return the command as typed if it works from the current directory, else its name."""
+    """Return the program as the user typed it if that works from the current directory, else the program's name."""
     typed = Path(sys.argv[0])
     return str(typed) if typed.name == "stillhouse" and not typed.is_absolute() else "stillhouse"

@@ -1,4 +1,4 @@
-"""`stillhouse distill TEACHER -o STUDENT`: distil a pipeline into one of fewer steps."""
+"""`stillhouse distill TEACHER -o STUDENT`: distil a pipeline into a student of fewer steps."""
 
 import re
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
@@ -80,7 +80,7 @@ def declare(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    """Distil, write the students and print their directories; exit code 1 where the time limit passed first."""
+    """Distil a teacher, write the students and print their directories. Return 1 if the time limit passed first."""
     for package in REQUIRED_PACKAGES:
         try:
             import_module(package)
@@ -133,7 +133,7 @@ def _apply_lora(arguments: Namespace) -> int:
 
 
 def parse_step_counts(text: str) -> tuple[int, ...]:
-    """Parse step counts.
+    """Parse step counts: the teacher's, then each student's.
 
     >>> parse_step_counts("36,18,9,3")
     (36, 18, 9, 3)
@@ -171,13 +171,13 @@ def make_distill_settings(arguments: Namespace) -> "DistillSettings":
 
 
 def _set_options(arguments: Namespace, settings_class: Any) -> dict[str, Any]:
-    """Return the given options that are fields of a settings class."""
+    """Return the options that were given and are fields of a settings class."""
     values = {field.name: getattr(arguments, field.name, None) for field in fields(settings_class)}
     return {name: value for name, value in values.items() if value is not None}
 
 
 def _default_data(teacher: str) -> dict[str, str]:
-    """Return the default data of a teacher: scenes of Shapes for an embedded model."""
+    """Return the default data settings of a teacher; for an embedded model they are scenes of Shapes."""
     from stillhouse.pipelines.load import EMBEDDED
 
     return {"data": teacher} if teacher in EMBEDDED else {}
@@ -203,7 +203,7 @@ class _ProgressPrinter:
             print(f"{update_log.stage} {update_log.update}: {scores}", flush=True)
 
     def end(self, work: Path) -> None:
-        """Print the number of skipped pictures and the first of them."""
+        """Print the first skipped pictures and the number of all skipped pictures."""
         for line in self._skipped[:_MAX_SKIPPED_LINES]:
             print(f"skipped {line}")
         if count := len(self._skipped):

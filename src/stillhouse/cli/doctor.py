@@ -1,4 +1,4 @@
-"""`stillhouse doctor`: available backends of this machine, and install commands of missing ones."""
+"""`stillhouse doctor`: backends that are available on this machine, and commands that install the others."""
 
 import json
 from argparse import ArgumentParser, Namespace

@@ -20,7 +20,7 @@ class OutputPaths:
 
     Args:
         images: path of each image.
-        sheet: path of the contact sheet; None for a single image.
+        sheet: path of the contact sheet; None where a single image is generated.
     """
 
     images: tuple[Path, ...]
@@ -35,7 +35,8 @@ def generate_images(
     Args:
         pipeline: pipeline to run.
         requests: resolved image requests.
-        report: called with the prompt, the completed images (fractional) and their number.
+        report: called with the prompt, the number of completed images (a fraction while one is generated), and the
+            total number of images.
     """
     for number, resolved in enumerate(requests):
         trajectory = pipeline.start(resolved)

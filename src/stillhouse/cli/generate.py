@@ -24,7 +24,7 @@ _FIRST_FIELDS = ("prompt", "seed", "steps")
 
 
 def declare(parser: ArgumentParser) -> None:
-    """Add the options of `generate`. Defaults come from the model's manifest."""
+    """Add the options of `generate`. The model's manifest gives the values of options that are not given."""
     parser.add_argument("prompts", nargs="+", metavar="PROMPT", help="prompt; one or more")
     add_model_options(parser)
     parser.add_argument("--steps", type=integer, metavar="N", help="number of sampler steps")

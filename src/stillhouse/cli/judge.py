@@ -24,6 +24,7 @@ from stillhouse.distill.views.evaluation_page import render_evaluation_page
 from stillhouse.errors import InvalidRequest
 from stillhouse.images.png import write_file
 from stillhouse.measure.set_metrics import NEIGHBOURS
+from stillhouse.pipelines.manifest import Distilled
 from stillhouse.pipelines.pipeline import Pipeline
 from stillhouse.shapes.scene import CANVAS
 from stillhouse.shapes.score import CaptionEvaluation, Share, evaluate_captions
@@ -56,7 +57,7 @@ def declare(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    """Evaluate, print the table, and write the requested files."""
+    """Evaluate the pipelines, print the table, and write the requested files."""
     return _compare_with_teacher(arguments) if arguments.against else _score_alone(arguments)
 
 
@@ -65,14 +66,7 @@ def _score_alone(arguments: Namespace) -> int:
         problem = "several pipelines, --out, --prompts, --clip or --inception without --against"
         raise InvalidRequest(problem, fix="name the teacher with --against")
     pipeline = open_pipeline(arguments.names[0], arguments)
-    distilled = pipeline.manifest.distilled
-    default_steps = None if distilled and distilled.timesteps else TEACHER_STEPS
-    request = ImageRequest(
-        "",
-        steps=default_steps if arguments.steps is None else arguments.steps,
-        guidance=arguments.guidance,
-        sampler=arguments.sampler,
-    )
+    request = _make_request(pipeline.manifest.distilled, arguments)
     with show_progress() as report:
         evaluation = evaluate_captions(
             pipeline, request, arguments.captions, lambda done: report("evaluating", done, arguments.captions)
@@ -81,6 +75,12 @@ def _score_alone(arguments: Namespace) -> int:
     if arguments.json:
         write_file(arguments.json, (json.dumps(asdict(evaluation), indent=2) + "\n").encode())
     return 0
+
+
+def _make_request(distilled: Distilled | None, arguments: Namespace) -> ImageRequest:
+    default_steps = None if distilled and distilled.timesteps else TEACHER_STEPS
+    steps = default_steps if arguments.steps is None else arguments.steps
+    return ImageRequest("", steps=steps, guidance=arguments.guidance, sampler=arguments.sampler)
 
 
 def _compare_with_teacher(arguments: Namespace) -> int:
@@ -124,7 +124,7 @@ def _evaluation_prompts(arguments: Namespace, teacher: Pipeline) -> CaptionSet:
             raise InvalidRequest(problem, fix="give prompts: --prompts FILE")
         return shapes_caption_set(arguments.captions)
     prompts = read_prompts(arguments.prompts)
-    # Prompts are repeated with other seeds up to the number of captions.
+    # A file with too few prompts is used several times. Each picture has a seed of its own.
     return CaptionSet(tuple(prompts[number % len(prompts)] for number in range(arguments.captions)))
 
 

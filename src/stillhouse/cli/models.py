@@ -45,7 +45,7 @@ def _count_parameters(directory: Path, manifest: Manifest) -> int:
 
 
 def _format_score(evidence: Mapping[str, Any]) -> str:
-    """Format the score that `stillhouse judge` measured when the model was trained."""
+    """Format the score that `stillhouse judge` measured after the model's training."""
     if "judge" not in evidence:
         return "not measured"
     share = evidence["judge"]["scores"]["all_correct"]

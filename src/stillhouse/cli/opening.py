@@ -1,4 +1,4 @@
-"""Loading of pipelines for commands, with a cache of compiled networks."""
+"""Loading of pipelines for commands of the command line, with a cache of compiled networks."""
 
 import os
 from argparse import Namespace
@@ -9,8 +9,10 @@ from stillhouse.pipelines.load import find_pipeline, load
 from stillhouse.pipelines.pipeline import Pipeline
 
 MAX_CACHED_WEIGHTS = 64 << 20
-"""Largest total size of weights in bytes for which compiled networks are cached. A compiled network is as large as its
-weights, for each precision, thread count and static size. Compilation dominates the load time of small networks only.
+"""Largest total size in bytes of a pipeline's weights for which compiled networks are cached.
+
+The cache holds a compiled network for each precision, thread count and static size, each as large as the weights.
+Compilation dominates the load time of small networks only.
 """
 
 
@@ -21,7 +23,7 @@ def open_pipeline(model: str, arguments: Namespace) -> Pipeline:
 
 
 def compile_cache() -> Path | None:
-    """Return the directory of compiled networks, created if needed; None if it is not writable."""
+    """Return the directory of compiled networks, creating it if needed; None if it is not writable."""
     base = os.environ.get("XDG_CACHE_HOME")
     directory = Path(base) if base else Path.home() / ".cache"
     directory = directory / "stillhouse" / "compiled"

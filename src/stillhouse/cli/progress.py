@@ -24,7 +24,8 @@ def show_progress() -> Iterator[ProgressCallback]:
         TaskProgressColumn(),
         TimeRemainingColumn(compact=True),
     )
-    # Printed lines appear above the bar, unless stdout is redirected, where they must not be captured.
+    # On a terminal, rich prints the lines of stdout above the bar. Redirected stdout must not pass through rich, which
+    # would print its lines on the terminal.
     above = sys.stdout.isatty()
     with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=above) as bar:
         task = bar.add_task("", total=None)

@@ -44,7 +44,7 @@ def declare(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    """Serve until a signal."""
+    """Serve until SIGINT or SIGTERM arrives."""
     configure_logging(arguments.log or ("text" if sys.stderr.isatty() else "json"))
     run_server(make_server_settings(arguments), compile_cache(), _print_addresses)
     return 0

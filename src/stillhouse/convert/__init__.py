@@ -1,1 +1,1 @@
-"""Model files of other programs converted to pipeline directories; needs the extra `train`."""
+"""Conversion of other programs' model files to pipeline directories; needs the extra `train`."""

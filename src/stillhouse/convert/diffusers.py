@@ -1,6 +1,7 @@
-"""A diffusers directory, or a hub id, converted to a pipeline by the family of its pipeline class.
+"""Conversion of a diffusers directory or a hub id to a pipeline directory.
 
-One network at a time is in memory, in the precision in which it is stored.
+The diffusers pipeline class decides which family converts. Only one network at a time is in memory, in the precision in
+which the source stores it.
 """
 
 import gc
@@ -71,7 +72,7 @@ class _Conversion:
     adapters: tuple[Adapter, ...]
 
     def convert_network(self, network: SourceNetwork, tokens: int) -> dict[str, Component]:
-        """Read, fuse, write and export one network of the source; return its components by role."""
+        """Read one network of the source, fuse its LoRA weights, write and export it; return its components by role."""
         kinds = {kind.__name__: kind for kind in network.classes}
         kind = kinds[self.source.class_name(network.folder)]
         module = read_module(self.source.directory / network.folder, kind, self.options.dtype)

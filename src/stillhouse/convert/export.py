@@ -1,11 +1,12 @@
 """Export of torch modules as ONNX graphs without weights.
 
-A graph depends on a network's configuration only: the module's weights are dropped before it is traced, its parameters
-become inputs of the graph, and these are then linked to tensors in the .safetensors file. Constants are not folded, so
-every parameter keeps its name and its bytes on disk.
+A graph depends on a network's configuration only. The module's weights are dropped before the module is traced. Its
+parameters become inputs of the graph, and these inputs are then linked to tensors in the .safetensors file. Constants
+are not folded, so every parameter keeps its name and its bytes on disk.
 
 The exporter is `torch.onnx.export(dynamo=False)`. Its graphs are as fast and as accurate in onnxruntime and OpenVINO as
-those with dynamo=True (measured on U-Nets), it is 14 to 30 times as fast, and it does not transpose parameters.
+the graphs of dynamo=True (measured on U-Nets). Unlike dynamo=True, this exporter does not transpose parameters, and it
+is 14 to 30 times as fast.
 """
 
 import io
@@ -33,15 +34,15 @@ ROWS: Axes = {0: "batch"}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GraphExport:
-    """A graph to export of a network.
+    """A graph that is to be exported from a network.
 
     Args:
-        role: of the component that runs the graph.
+        role: role of the component that runs the graph.
         file: name of the graph's file.
-        module: takes the inputs by position; its parameters are those of its attribute `network`, or its own.
-        inputs: by name, an example and its dynamic axes.
-        outputs: by name, their dynamic axes.
-        weights_prefix: that some checkpoints put before the names of this network's weights, and others leave out.
+        module: module that takes the inputs by position; the network is the module or its attribute `network`.
+        inputs: an example and its dynamic axes, by name of the input.
+        outputs: dynamic axes, by name of the output.
+        weights_prefix: prefix of the names of this network's weights, which some checkpoints leave out.
     """
 
     role: str
@@ -53,10 +54,10 @@ class GraphExport:
 
 
 def export_graph(export: GraphExport, graph: Path, weights: Path) -> None:
-    """Write a graph over a file of weights; drops the module's weights.
+    """Write a graph whose initializers are tensors in a file of weights, and drop the module's weights.
 
     Args:
-        export: what to export.
+        export: graph to export.
         graph: file to write.
         weights: the network's .safetensors file, in the same directory.
 
@@ -67,13 +68,13 @@ def export_graph(export: GraphExport, graph: Path, weights: Path) -> None:
 
 
 def export_decoder(decoder: Any, latents: int, graph: Path, weights: Path) -> None:
-    """Write the graph of a decoder of latents with this many channels; drops the module's weights."""
+    """Write the graph of a decoder of latents with `latents` channels, and drop the module's weights."""
     example = {"latent_sample": (torch.zeros(1, latents, 4, 2), PICTURE)}
     _export(decoder, example, {"sample": PICTURE}, graph, weights)
 
 
 def export_encoder(trunk: Any, graph: Path, weights: Path) -> None:
-    """Write the graph of a feature encoder of 64x64 pictures; drops the module's weights."""
+    """Write the graph of a feature encoder of 64x64 pictures, and drop the module's weights."""
     pictures = (torch.zeros(2, 3, 64, 64), ROWS)
     _export(trunk, {"pictures": pictures}, {"features": ROWS}, graph, weights)
 
@@ -90,7 +91,8 @@ def _export(
     stream = io.BytesIO()
     axes = {name: dict(axis) for name, axis in [*((n, a) for n, (_, a) in inputs.items()), *outputs.items()]}
     with warnings.catch_warnings(), torch.inference_mode():
-        warnings.simplefilter("ignore")  # the exporter's deprecations, and the tracer's warnings about Python branches
+        # The exporter warns that it is deprecated, and the tracer warns about branches in Python.
+        warnings.simplefilter("ignore")
         torch.onnx.export(
             module.eval(),
             tuple(example for example, _ in inputs.values()),
@@ -101,7 +103,7 @@ def _export(
             opset_version=OPSET,
             dynamo=False,
             export_params=False,
-            keep_initializers_as_inputs=True,  # equal parameters are not merged
+            keep_initializers_as_inputs=True,  # otherwise the exporter merges equal parameters
             do_constant_folding=False,
         )
     model = onnx.load_from_string(stream.getvalue())
@@ -110,14 +112,17 @@ def _export(
 
 
 def _drop_weights(module: nn.Module) -> None:
-    """Replace every parameter by a float32 zero that is expanded to the same shape and takes no memory."""
+    """Replace every parameter by a float32 zero, expanded to the parameter's shape, which takes no memory."""
     for parameter in module.parameters():
         parameter.requires_grad_(False)
         parameter.data = torch.zeros((), dtype=torch.float32).expand(parameter.shape)
 
 
 def _link_weights(model: onnx.ModelProto, inputs: Sequence[str], weights: Path, prefix: str) -> None:
-    """Turn inputs that are parameters into initializers in the weights file, with a cast where they are half floats."""
+    """Replace graph inputs that are parameters by initializers in the weights file.
+
+    Initializers in float16 or bfloat16 are followed by a cast to float32.
+    """
     layout = read_safetensors_index(weights)
     parameters = [value.name for value in model.graph.input if value.name not in inputs]
     network_inputs = [value for value in model.graph.input if value.name in inputs]
@@ -132,7 +137,7 @@ def _link_weights(model: onnx.ModelProto, inputs: Sequence[str], weights: Path, 
 
 
 def _find(name: str, layout: Mapping[str, StoredTensor], weights: Path, prefix: str) -> StoredTensor:
-    """Return a parameter's tensor, under its name with or without the prefix."""
+    """Return the stored tensor of a parameter, whose name in the file may have the prefix or not."""
     name = name.removeprefix("network.")
     for key in (name, f"{prefix}{name}", name.removeprefix(prefix)):
         if key in layout and layout[key].dtype in STORED:

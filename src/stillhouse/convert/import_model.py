@@ -1,4 +1,4 @@
-"""Model files of other programs imported as pipeline directories; needs the extra `train`."""
+"""Import of other programs' model files as pipeline directories; needs the extra `train`."""
 
 from importlib import import_module
 from pathlib import Path
@@ -19,8 +19,8 @@ def import_model(
 
     Args:
         source: a directory with model_index.json, or `owner/name` on the hub.
-        target: directory to write; it must be new or empty, or hold a pipeline and `options.force` be set.
-        options: of the import.
+        target: directory to write, new or empty; with `options.force` it may hold a pipeline.
+        options: options of the import; None: the defaults.
         progress: called after each network.
 
     Returns:
@@ -28,7 +28,7 @@ def import_model(
 
     Raises:
         RuntimeMissing: the extra `train` is not installed.
-        UnknownModel: there is no such directory, and no such hub id can be reached.
+        UnknownModel: `source` is no existing directory, and no hub id that can be reached.
         ImportFailed: the source is incomplete or of an unsupported architecture, or the target cannot be replaced.
 
     >>> import_model("my-diffusers-model", Path("my-model"))  # doctest: +SKIP

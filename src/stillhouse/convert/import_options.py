@@ -17,10 +17,10 @@ class ImportOptions:
     """Options of an import.
 
     Args:
-        name: of the pipeline; None: the target directory's name.
+        name: name of the pipeline; None: the target directory's name.
         loras: LoRA files to fuse, `FILE` or `FILE:WEIGHT`, in this order.
-        dtype: of the weights on disk: float32, float16 or bfloat16; None: as stored in the source.
-        backend: of all components, until `stillhouse accelerate` chooses others.
+        dtype: dtype of the weights on disk: float32, float16 or bfloat16; None: the dtype in the source.
+        backend: backend of all components, until `stillhouse accelerate` chooses others.
         force: replace a pipeline in the target directory.
     """
 

@@ -1,4 +1,4 @@
-"""Configurations of diffusers' schedulers, converted to a manifest's sampling and a sampler."""
+"""Conversion of diffusers' scheduler configurations to a manifest's sampling and a sampler."""
 
 import inspect
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ SAMPLERS = {
     "EulerDiscreteScheduler": "euler",
     "HeunDiscreteScheduler": "heun",
     "LCMScheduler": "lcm",
-    "PNDMScheduler": "dpmpp_2m",  # of the same order, and needs no start-up steps
+    "PNDMScheduler": "dpmpp_2m",  # has the same order, and needs no start-up steps
     "UniPCMultistepScheduler": "unipc",
 }
 
@@ -36,19 +36,19 @@ def read_sampling_config(config: Mapping[str, Any], name: str, *, steps_offset: 
     """Convert a scheduler's configuration.
 
     Args:
-        config: scheduler_config.json; settings that it leaves out have the class's defaults.
-        name: of the scheduler's class.
-        steps_offset: of the pipeline's class, whatever the configuration says; None: as configured.
+        config: content of scheduler_config.json; missing settings have the defaults of the scheduler's class.
+        name: class name of the scheduler.
+        steps_offset: offset that the pipeline class uses instead of the configured one; None: as configured.
 
     Raises:
-        ImportFailed: a scheduler or a setting that Stillhouse does not have.
+        ImportFailed: Stillhouse does not have the scheduler, or does not support one of its settings.
     """
     if name not in SAMPLERS:
         raise ImportFailed(f"the scheduler {name} is not known", allowed=", ".join(SAMPLERS))
     config = {**_defaults(name), **config}
     if config.get("trained_betas") is not None:
         raise ImportFailed("the scheduler has its own betas (trained_betas)", allowed="a named beta schedule")
-    if config.get("thresholding"):  # clip_sample needs no check: pipelines before XL switch it off
+    if config.get("thresholding"):  # clip_sample needs no check: pipelines before SDXL disable it
         raise ImportFailed("the scheduler's thresholding is true", allowed="false: latents are not bounded")
     prediction = config["prediction_type"]
     if prediction not in ("epsilon", "sample", "v_prediction"):
@@ -82,7 +82,7 @@ def _defaults(name: str) -> dict[str, Any]:
 
 
 def _spacing(config: Mapping[str, Any], name: str) -> Spacing:
-    """Return the spacing; LCMScheduler's own timesteps are within 20 of trailing spacing's."""
+    """Return the spacing; LCMScheduler's timesteps differ by at most 20 from the timesteps of trailing spacing."""
     return "trailing" if name == "LCMScheduler" else config.get("timestep_spacing", "leading")
 
 

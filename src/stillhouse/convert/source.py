@@ -22,7 +22,7 @@ class Source:
 
     Args:
         name: hub id, or name of the directory.
-        directory: on this machine.
+        directory: path of the directory on this machine.
         index: content of model_index.json.
     """
 
@@ -47,11 +47,11 @@ class Source:
         """Check that the directory has a component.
 
         Args:
-            component: name in model_index.json, and sub-directory.
+            component: name of the component in model_index.json and of its sub-directory.
             classes: allowed class names; empty: any.
 
         Raises:
-            ImportFailed: it is missing or of another class.
+            ImportFailed: the component is missing or of another class.
         """
         _, name = self.index.get(component) or (None, None)
         if name is None:
@@ -60,21 +60,18 @@ class Source:
         if classes and name not in classes:
             raise ImportFailed(f"{component} is a {name}, which is not known", allowed=" or ".join(classes))
         if not (self.directory / component).is_dir():
-            raise ImportFailed(
-                f"{self.directory / component} is missing, though {INDEX} names it",
-                fix=REDOWNLOAD,
-            )
+            raise ImportFailed(f"{self.directory / component} is missing, though {INDEX} names it", fix=REDOWNLOAD)
 
 
 def open_source(source: str | Path) -> Source:
     """Find a diffusers directory and read its index.
 
     Args:
-        source: a directory, or a hub id `owner/name`, which is downloaded.
+        source: a directory, or a hub id `owner/name`, whose files are downloaded.
 
     Raises:
-        UnknownModel: there is no such directory, and no such hub id can be reached.
-        ImportFailed: the directory is no diffusers directory.
+        UnknownModel: `source` is no existing directory, and no hub id that can be reached.
+        ImportFailed: the directory is not a diffusers directory.
     """
     directory = _locate(source)
     origin = Path(source).resolve().name if Path(source).is_dir() else str(source)
@@ -111,5 +108,5 @@ def _read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ImportFailed(f"{path} is not JSON: {error}", fix=REDOWNLOAD) from None
     if not isinstance(document, dict):
-        raise ImportFailed(f"{path} holds no object", fix=REDOWNLOAD)
+        raise ImportFailed(f"{path} holds no JSON object", fix=REDOWNLOAD)
     return document

@@ -1,4 +1,4 @@
-"""Directories that appear whole or not at all: they are written under another name and renamed at the end."""
+"""Directories that appear whole or not at all, because they are written under another name and then renamed."""
 
 import shutil
 from collections.abc import Iterator
@@ -12,10 +12,10 @@ from stillhouse.pipelines.manifest import MANIFEST
 
 @contextmanager
 def staged(target: Path, *, force: bool) -> Iterator[Path]:
-    """Yield a new directory, which is renamed to `target` when the block ends without an error, and else removed.
+    """Yield a new directory. Rename it to `target` when the block ends, or remove it after an error in the block.
 
     Args:
-        target: a new or empty directory, or with `force` one that holds a pipeline.
+        target: a new or empty directory; with `force` it may hold a pipeline.
         force: replace a pipeline.
 
     Raises:
@@ -35,7 +35,7 @@ def staged(target: Path, *, force: bool) -> Iterator[Path]:
     stage.chmod(0o755)
     try:
         yield stage
-        for path in stage.rglob("*"):  # some libraries write files that their owner alone may read
+        for path in stage.rglob("*"):  # some libraries write files that only their owner may read
             path.chmod(0o755 if path.is_dir() else 0o644)
         if target.exists():
             retired = stage.with_suffix(".old")

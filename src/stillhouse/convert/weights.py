@@ -1,4 +1,4 @@
-"""Networks read from files of diffusers and transformers, and written as one safetensors file each."""
+"""Reading of networks in files of diffusers and transformers, and writing of one safetensors file for each network."""
 
 import json
 from pathlib import Path
@@ -13,19 +13,19 @@ from stillhouse.errors import ImportFailed
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""By safetensors' names, widest first."""
+"""Supported dtypes of weights, by their names in safetensors files, the widest dtype first."""
 
 
 def read_module(folder: Path, kind: Any, dtype: str | None) -> Any:
     """Read a network.
 
     Args:
-        folder: with config.json and weights.
+        folder: directory with config.json and weights.
         kind: the network's class in diffusers or transformers.
-        dtype: a name out of `DTYPES`; None: the widest stored dtype.
+        dtype: a name in `DTYPES`; None: the widest dtype in the files.
 
     Raises:
-        ImportFailed: the weights are missing, broken, or of another network; or there is no such dtype.
+        ImportFailed: the weights are missing, broken, or of another network; or `dtype` is not in `DTYPES`.
     """
     if dtype is not None and dtype not in DTYPES:
         raise ImportFailed(f"there is no dtype {dtype!r}", allowed=", ".join(DTYPES))
@@ -36,7 +36,7 @@ def read_module(folder: Path, kind: Any, dtype: str | None) -> Any:
         network, report = kind.from_pretrained(
             folder, dtype=torch_dtype, variant=variant, local_files_only=True, output_loading_info=True
         )
-    except Exception as error:  # libraries and file formats raise different classes
+    except Exception as error:  # each library and file format raises other classes
         raise ImportFailed(f"{folder} cannot be read: {first_error_line(str(error))}", fix=REDOWNLOAD) from error
     wrong = sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])})
     if wrong:
@@ -52,14 +52,14 @@ def write_module(network: Any, folder: Path) -> Path:
     network.save_pretrained(folder, max_shard_size="10TB")
     path = folder / "config.json"
     config = json.loads(path.read_bytes())
-    config.pop("_name_or_path", None)  # a path on this machine
+    config.pop("_name_or_path", None)  # this entry is a path on this machine
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     (file,) = folder.glob("*.safetensors")
     return file
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """Return the safetensors files, or the .bin files where there are none."""
+    """Return the safetensors files of a folder, or its .bin files if it has no safetensors files."""
     for pattern in ("*model*.safetensors", "*model*.bin"):
         files = [file for file in sorted(folder.glob(pattern)) if "non_ema" not in file.name]
         if files:

@@ -1,7 +1,7 @@
-"""Kinds of arrays that trajectories are computed on: NumPy's, or those of the runtime that runs the network.
+"""Kinds of arrays that trajectories are computed on: NumPy arrays, or the arrays of the runtime of the denoiser.
 
-Trajectories need arithmetic only, which any array has. An `Arrays` does the rest: it makes a batch of pictures, and
-moves arrays to the device and back.
+Arithmetic is the same for all kinds. An `Arrays` does what differs: it joins pictures to a batch, and moves arrays to
+the device and back.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,20 +16,20 @@ class Arrays(Protocol):
 
     @property
     def fused_step(self) -> Callable[[Any, Any, Any, Any, Any], tuple[Any, Any]] | None:
-        """A kernel for guidance and step of a batch in one pass; None where the device has none.
+        """A kernel that guides and steps a batch in one pass; None where the device has no such kernel.
 
-        Takes z, outputs, rows as int32 [P, 1 + T] (None where they are pairs in order), weights as float32 [P, 5 + T],
-        and the previous denoised pictures; see `step.step_batch`.
+        Takes z, outputs, rows as int32 [P, 1 + T] (None where the rows of picture i are 2 * i and 2 * i + 1), weights
+        as float32 [P, 5 + T], and the previous denoised pictures; see `step.step_batch`.
         """
 
     def to_device(self, array: NDArray[Any], /) -> Any:
-        """Return a NumPy array on the device; of the same dtype."""
+        """Return a NumPy array as an array on the device, with the same dtype; it may share memory."""
 
     def stack(self, parts: Sequence[Any], /) -> Any:
-        """Return arrays of one shape joined along a new first axis; a copy."""
+        """Return a new array that joins arrays of one shape along a new first axis."""
 
     def concatenate(self, parts: Sequence[Any], axis: int, /) -> Any:
-        """Return arrays joined along one of their axes; a copy."""
+        """Return a new array that joins arrays along one of their axes."""
 
     def to_numpy(self, array: Any, /) -> NDArray[Any]:
         """Return an array as a NumPy array; a NumPy array is returned as it is."""
@@ -58,4 +58,4 @@ class _NumpyArrays:
 
 
 NUMPY: Arrays = _NumpyArrays()
-"""NumPy arrays, in the processor's memory."""
+"""NumPy arrays, in main memory."""

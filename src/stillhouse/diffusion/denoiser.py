@@ -1,4 +1,4 @@
-"""Denoisers: a network in one call, or split in two depths of which the deep one may be skipped."""
+"""Denoisers: a network that runs in one call, or one split in two depths, whose deep part can be skipped."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from stillhouse.core import Array
 
 Conditioning: TypeAlias = Mapping[str, NDArray[Any]]
-"""Inputs of a network besides latents and timestep, by name; of one row, without a batch axis."""
+"""Inputs of a network besides latents and timestep, by name, for one row, without a batch axis."""
 
 Denoiser: TypeAlias = Callable[[Array, Array, Conditioning], Array]
-"""(latents [R, C, h, w], timesteps [R], conditioning [R, ...] by name) -> the network's output [R, c, h, w]."""
+"""Takes latents [R, C, h, w], timesteps [R] and conditioning [R, ...] by name; returns the output [R, c, h, w]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +21,11 @@ class SplitDenoiser:
     """A network in two depths, for pictures that cache its deep features.
 
     Args:
-        full: as a `Denoiser`; returns the deep features of the rows, [R, ...], beside the output.
-        shallow: takes those features as a fourth argument instead of computing them.
+        full: takes the arguments of a `Denoiser`; returns the output and the deep features of the rows, [R, ...].
+        shallow: takes the deep features as a fourth argument instead of computing them; returns the output.
 
-    Each may reuse its output buffers in its own next call, and leaves the other's alone.
+    A call of `full` may overwrite the arrays that the previous call of `full` returned, but none that `shallow`
+    returned; and the other way round.
     """
 
     full: Callable[[Array, Array, Conditioning], tuple[Array, NDArray[Any]]]
@@ -32,7 +33,7 @@ class SplitDenoiser:
 
 
 class DenoiserOutput(NamedTuple):
-    """The network's output, float32 [R, c, h, w], and the deep features of the rows that ran in full, by row."""
+    """The output, float32 [R, c, h, w], and by row the deep features of the rows that ran the whole network."""
 
     output: Array
     deep: Mapping[int, NDArray[Any]]
@@ -45,12 +46,13 @@ def run_denoiser(
     conditioning: Conditioning,
     features: Sequence[NDArray[Any] | None],
 ) -> DenoiserOutput:
-    """Run the network on every row, one call for each depth in use.
+    """Run the network on every row, with one call for the rows of each depth.
 
     Args:
-        denoise: a `SplitDenoiser` where a row has features.
+        denoise: the network; must be a `SplitDenoiser` where a row has features.
         latents: [R, C, h, w]; timesteps: [R]; conditioning: [R, ...] by name.
-        features: cached deep features of each row, with which its shallow depth runs; None runs the row in full.
+        features: for each row its cached deep features, which the shallow depth runs with, or None, which runs the
+            whole network. Ignored where `denoise` is no `SplitDenoiser`.
     """
     if not isinstance(denoise, SplitDenoiser):
         return DenoiserOutput(_float32(denoise(latents, timesteps, conditioning)), {})

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-import numpy as np  # noqa: F401 # of doctests
+import numpy as np  # noqa: F401 # doctests use it
 from numpy.typing import NDArray
 
 from stillhouse.core import Array
@@ -14,10 +14,10 @@ from stillhouse.diffusion.timestep_grid import NoiseLevel
 
 
 class Effect:
-    """An effect on one picture; each method does nothing where an effect does not override it."""
+    """An effect on one picture. The methods of this base class do nothing; an effect overrides the ones it needs."""
 
     def reuse_features(self, branches: Sequence[str], index: int) -> Sequence[NDArray[Any]] | None:
-        """Return cached features of each branch for evaluation `index`; None: the whole network runs."""
+        """Return the cached features of each branch for evaluation `index`; None to run the whole network."""
         return None
 
     def cache_features(self, features: Mapping[str, NDArray[Any]], index: int) -> None:
@@ -28,7 +28,7 @@ class Effect:
         return latents
 
     def to_device(self, arrays: Arrays) -> Self:
-        """Return the effect with its arrays where the latents are."""
+        """Return the effect with its arrays on the device of the latents."""
         return self
 
 
@@ -47,12 +47,12 @@ class InpaintBlend(Effect):
     noise: Array
 
     def after_step(self, latents: Array, level: NoiseLevel) -> Array:
-        """Return the latents inside of the mask, and outside the source image's with the noise of `level`."""
+        """Return the latents, replaced outside of the mask by the source image's with the noise of `level`."""
         source = add_noise(self.clean, self.noise, level.alpha, level.sigma)
         return source * (1 - self.mask) + latents * self.mask
 
     def to_device(self, arrays: Arrays) -> "InpaintBlend":
-        """Return the effect with its arrays where the latents are."""
+        """Return the effect with its arrays on the device of the latents."""
         return InpaintBlend(*(arrays.to_device(array) for array in (self.clean, self.mask, self.noise)))
 
 
@@ -60,11 +60,11 @@ class InpaintBlend(Effect):
 class FeatureCache(Effect):
     """Deep features of a split network, computed anew every `interval` evaluations.
 
-    As in DeepCache (Ma et al., arXiv 2312.00858, section 3.3): deep features change slowly along a
-    trajectory. When they are computed follows from the picture's own plan alone.
+    As in DeepCache (Ma et al., arXiv 2312.00858, section 3.3): deep features change slowly along a trajectory. Only the
+    picture's own plan decides at which evaluations they are computed.
 
     Args:
-        interval: evaluations between two computations of the whole network, from 1.
+        interval: largest number of evaluations from one run of the whole network to the next, 1 or more.
     """
 
     interval: int
@@ -72,10 +72,10 @@ class FeatureCache(Effect):
     _index: int = 0
 
     def reuse_features(self, branches: Sequence[str], index: int) -> Sequence[NDArray[Any]] | None:
-        """Return the cached features of each branch; None where they are too old or one branch has none.
+        """Return the cached features of each branch; None where they are too old or a branch has no features.
 
-        Features of different age would have their difference amplified by guidance, so all branches of a picture are
-        computed together.
+        All branches of a picture are computed anew at the same evaluation, because guidance would amplify a difference
+        between features of different ages.
 
         >>> cache = FeatureCache(2)
         >>> cache.cache_features({"conditional": np.zeros(8)}, index=3)
@@ -88,5 +88,5 @@ class FeatureCache(Effect):
         return [self._features[branch] for branch in branches]
 
     def cache_features(self, features: Mapping[str, NDArray[Any]], index: int) -> None:
-        """Replace the cached features by those of evaluation `index`; each [...] without a batch axis."""
+        """Replace the cached features by the features of evaluation `index`, by branch, without a batch axis."""
         self._features, self._index = features, index

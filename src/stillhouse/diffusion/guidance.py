@@ -7,7 +7,7 @@ guided output is a base branch plus weighted differences of other branches from 
 
 Classifier-free guidance (arXiv 2207.12598, equation 6) has the unconditional branch as base and one difference.
 InstructPix2Pix (arXiv 2211.09800, equation 3) has two: the image branch weighs s_image - s_text, the conditional
-branch s_text. A network that takes its scale as an input has no base.
+branch s_text. A network that takes the guidance scale as an input needs one branch only, and no base.
 """
 
 from collections.abc import Sequence
@@ -27,17 +27,17 @@ class Guidance:
     """The combination of branches of one picture.
 
     Args:
-        main: the branch that is evaluated alone where guidance does not act.
-        base: the branch from which differences are taken; None: guidance never acts.
-        terms: (branch, weight) of each difference; the last one is the main branch's.
-        interval: shares of the trajectory, 0 (pure noise) to 1 (clean), between which guidance acts; half open,
-            [start, end) (arXiv 2404.07724).
+        main: name of the branch that is evaluated alone at the steps where guidance does not act.
+        base: name of the branch that is subtracted from the others; None: guidance never acts.
+        terms: (branch, weight) of each difference from the base; the last branch is the main branch.
+        interval: guidance acts from the first share of the trajectory up to and without the second, each from 0 (pure
+            noise) to 1 (clean) (arXiv 2404.07724).
         rescale: phi of arXiv 2305.08891, equation 16, 0 to 1: how far the guided output's standard deviation is
             brought back to the main branch's.
 
     Raises:
-        InvalidRequest: an interval that is not two rising shares, a rescale outside 0 to 1, terms without a base, or a
-            last term that is not the main branch.
+        InvalidRequest: the interval is not two rising shares, the rescale is outside 0 to 1, only one of base and terms
+            is given, or the last term is not the main branch.
 
     >>> classifier_free(7.5, interval=(0.0, 0.5)).active_branches(0.25)
     ('unconditional', 'conditional')
@@ -61,12 +61,12 @@ class Guidance:
             )
 
     def acts(self, progress: float) -> bool:
-        """Return whether differences count once `progress`, 0 to 1, of the trajectory is done."""
+        """Return whether guidance acts at a step that begins at `progress`, a share of the trajectory, 0 to 1."""
         start, end = self.interval
         return self.base is not None and start <= progress < end
 
     def active_branches(self, progress: float) -> tuple[str, ...]:
-        """Return the branches that the network evaluates at `progress`: the base and the terms, or the main one."""
+        """Return the branches evaluated at `progress`: the base and the terms' branches, or only the main branch."""
         if self.base is None or not self.acts(progress):
             return (self.main,)
         return (self.base, *(branch for branch, _ in self.terms))
@@ -77,10 +77,10 @@ class Guidance:
 
 
 def classifier_free(scale: float, interval: tuple[float, float] = (0.0, 1.0), rescale: float = 0.0) -> Guidance:
-    """Return classifier-free guidance: the unconditional branch, and the conditional one `scale` times as far away.
+    """Return classifier-free guidance: unconditional + scale * (conditional - unconditional).
 
     Args:
-        scale: as in diffusers, 0 to 1000; up to 1 means no guidance. The w of the paper is scale - 1.
+        scale: guidance scale as in diffusers, 0 to 1000; up to 1 means no guidance. The w of the paper is scale - 1.
         interval, rescale: as in `Guidance`.
     """
     check_number("guidance", scale, 0, MAX_GUIDANCE)
@@ -90,7 +90,7 @@ def classifier_free(scale: float, interval: tuple[float, float] = (0.0, 1.0), re
 
 
 def guide(base: Tensor, branches: Sequence[Tensor], weights: Sequence[Coefficient]) -> Tensor:
-    """Return the base plus the weighted difference of each branch from it.
+    """Return base + the sum of weight * (branch - base) over the branches.
 
     >>> guide(0.5, [1.0], [3.0])
     2.0
@@ -102,20 +102,20 @@ def guide(base: Tensor, branches: Sequence[Tensor], weights: Sequence[Coefficien
 
 
 def rescale_factor(guided: Any, main: Any, share: float) -> float:
-    """Return the factor that brings the guided output's spread back to the main branch's.
+    """Return the factor that brings the guided output's standard deviation back to the main branch's.
 
     arXiv 2305.08891, equations 15 and 16.
 
     Args:
-        guided, main: outputs of one picture, any array or tensor with `std`.
-        share: phi of the paper, 0 (the factor is 1) to 1 (the same standard deviation).
+        guided, main: guided output, and output of the main branch, for one picture; arrays or tensors with `std`.
+        share: phi of the paper, from 0 (the factor is 1) to 1 (both standard deviations become equal).
     """
     spread = float(guided.std())
     return share * float(main.std()) / spread + (1 - share) if spread else 1.0
 
 
 def check_guidance_interval(interval: tuple[float, float]) -> None:
-    """Refuse a guidance interval that is not two shares of the trajectory, the earlier one first."""
+    """Raise InvalidRequest unless the guidance interval is two shares of the trajectory, the earlier one first."""
     if len(interval) != 2:
         raise InvalidRequest(f"guidance_interval is {interval}", allowed="two numbers from 0 to 1")
     start, end = interval

@@ -1,4 +1,4 @@
-"""Noise by counter: the noise of a picture follows from its seed and step, and not from its batch or its order."""
+"""Noise of a counter-based generator: it depends on seed and step only, not on the batch or the order of pictures."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,16 +13,16 @@ from stillhouse.core import Array
 
 MAX_SEED = 2**63 - 1
 INITIAL_STEP = -1
-"""The step of the noise that a trajectory starts with."""
+"""Value of `step` for the noise that a trajectory starts with."""
 
 
 def gaussian(seed: int, step: int, shape: Sequence[int]) -> Array:
-    """Return standard normal noise, float32 of this shape; equal for equal seed and step.
+    """Return standard normal noise, float32 of this shape. Equal arguments give equal noise.
 
     Args:
         seed: 0 to 2**63 - 1.
         step: number of the evaluation that takes the noise; `INITIAL_STEP`, -1, for the noise of the start.
-        shape: as NumPy's.
+        shape: shape of the array.
 
     Raises:
         InvalidRequest: a seed or step outside its range.
@@ -33,12 +33,12 @@ def gaussian(seed: int, step: int, shape: Sequence[int]) -> Array:
     """
     check_integer("seed", seed, 0, MAX_SEED)
     check_integer("step", step, INITIAL_STEP, MAX_SEED)
-    bits = Philox(_Key(seed, step))  # type: ignore[arg-type]  # NumPy's stubs leave its own interface out
+    bits = Philox(_Key(seed, step))  # type: ignore[arg-type]  # NumPy's stubs do not accept its ISeedSequence
     return Generator(bits).standard_normal(tuple(shape), np.float32)
 
 
 class _Key(ISeedSequence):
-    """The two words of Philox's key. `Philox(key=...)` gives the same bits, and spends most of its time on entropy."""
+    """Philox's key of two words. `Philox(key=...)` gives the same bits, but first gathers entropy, which is slow."""
 
     def __init__(self, seed: int, step: int) -> None:
         self.words = np.array([seed, step - INITIAL_STEP], np.uint64)

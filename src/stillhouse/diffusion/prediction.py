@@ -6,7 +6,8 @@
     flow           noise - x0, the path's velocity (arXiv 2210.02747)
 
 All four are linear in z and in the network's output, so the denoised picture is a weighted sum of the two. The weights
-hold for variance-preserving and for flow schedules: the norms below are 1 where they are not needed.
+hold for variance-preserving and for flow schedules: the norms in the formulas below are 1 for the kind of schedule that
+does not need them.
 """
 
 from typing import Literal, TypeAlias
@@ -16,11 +17,11 @@ from stillhouse.diffusion.tensor import Coefficient, Tensor
 Prediction = Literal["epsilon", "sample", "v_prediction", "flow"]
 
 Weights: TypeAlias = tuple[Coefficient, Coefficient]
-"""(a, b) of a * z + b * output."""
+"""(a, b) of the denoised picture a * z + b * output."""
 
 
 def denoised_weights(prediction: Prediction, alpha: Coefficient, sigma: Coefficient) -> Weights:
-    """Return the weights of z and of the output whose sum is the denoised picture; epsilon needs alpha > 0.
+    """Return (a, b) such that the denoised picture is a * z + b * output; prediction epsilon needs alpha > 0.
 
     >>> denoised_weights("v_prediction", 0.6, 0.8)
     (0.6, -0.8)
@@ -39,11 +40,11 @@ def denoised_weights(prediction: Prediction, alpha: Coefficient, sigma: Coeffici
 def predict_denoised(
     prediction: Prediction, output: Tensor, z: Tensor, alpha: Coefficient, sigma: Coefficient
 ) -> Tensor:
-    """Return the denoised picture that the network predicts in z; shape and dtype as z.
+    """Return the denoised picture that follows from the network's output for z, with the shape and dtype of z.
 
     Args:
         prediction: what the output means.
-        output: of the network, shaped as z.
+        output: the network's output, of the shape of z.
         z: the noisy picture, alpha * x0 + sigma * noise.
         alpha, sigma: noise level of z, floats or arrays that broadcast.
 

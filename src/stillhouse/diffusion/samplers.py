@@ -9,10 +9,10 @@ so a sampler with a constant x0 over the interval steps by
     z' = z_weight * z + x0_weight * x0 + noise_weight * noise                       (`ddim_coefficients`)
 
 DDIM, Euler and flow Euler are this step without noise, and equal to each other. DDPM and Euler ancestral are this step
-with all the noise that DDIM's eta allows, and equal to each other. All names exist, because people and model files
-have them. DPM-Solver++, UniPC and Heun take the same step with a better estimate of x0, and LCM adds fresh noise to its
-x0. Samplers compute with pictures and with Python floats of noise levels. No sampler depends on the network's
-prediction, and each starts at pure noise (alpha = 0) as at any other level.
+with the noise of eta = 1, and equal to each other. Each keeps its name, because people and model files use it.
+DPM-Solver++, UniPC and Heun take the same step with a better estimate of x0. LCM adds fresh noise to its estimate of
+x0. Noise levels are Python floats. No sampler depends on the kind of the network's prediction. Every sampler can start
+at pure noise (alpha = 0).
 """
 
 import math
@@ -27,11 +27,12 @@ from stillhouse.diffusion.tensor import Coefficient, Tensor
 from stillhouse.diffusion.timestep_grid import NoiseLevel, TimestepGrid
 
 _NEARLY_PURE = 1000.0
-"""sigma / alpha above which `heun` changes its variable: above the 157 of DDPM's linear schedule, below squaredcos."""
+"""sigma / alpha above which `heun` integrates over alpha / sigma. The largest value of DDPM's linear schedule, 157, is
+below; that of squaredcos is above."""
 
 
 class StepCoefficients(NamedTuple):
-    """Weights of a step: of the latents z, of the estimate of x0, and of fresh noise."""
+    """Weights of the latents z, of the estimate of x0 and of fresh noise in a step."""
 
     z: float
     x0: float
@@ -47,8 +48,8 @@ class Evaluation:
         start, end: noise levels before and after the step.
         progress: share of the whole trajectory that is done at `start`, 0 to 1.
         coefficients: weights of the step.
-        extrapolation: half of the interval over the interval before, both in lambda: how far beyond the latest x0 the
-            middle of the interval lies.
+        extrapolation: half of the step's length in lambda, divided by the length of the step before. It is how far the
+            middle of the step lies beyond the latest x0.
     """
 
     level: NoiseLevel
@@ -61,13 +62,13 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class SamplerState(Generic[Tensor]):
-    """What a multistep sampler keeps of the evaluation before.
+    """What a multistep sampler keeps of the previous evaluation.
 
     Args:
-        level: noise level of that evaluation.
+        level: noise level of the previous evaluation.
         z: latents at that level.
-        denoised: denoised picture of that evaluation.
-        previous: the state before that one, where the sampler needs two.
+        denoised: denoised picture of the previous evaluation.
+        previous: the state of the evaluation before that, for samplers that need two.
     """
 
     level: NoiseLevel
@@ -77,13 +78,13 @@ class SamplerState(Generic[Tensor]):
 
 
 Order: TypeAlias = Literal["first", "second", "custom"]
-"""Estimate of x0: the denoised picture, its extrapolation through the one before, or the sampler's own formula."""
+"""How x0 is estimated: first: the denoised picture; second: extrapolated from the last two; custom: another formula."""
 Estimated: TypeAlias = tuple[Tensor, Tensor, SamplerState[Tensor] | None]
 """The latents to step from, the estimate of x0, and the state for the next evaluation."""
 
 
 class X0Estimate(Protocol):
-    """The estimate that defines a sampler: (z, denoised, evaluation, state) -> latents, x0 and the next state."""
+    """Estimates x0 for a step: takes z, denoised picture, evaluation and state; returns latents, x0 and next state."""
 
     def __call__(  # noqa: D102
         self, z: Tensor, denoised: Tensor, evaluation: Evaluation, state: SamplerState[Tensor] | None, /
@@ -91,10 +92,10 @@ class X0Estimate(Protocol):
 
 
 def ddim_coefficients(start: NoiseLevel, end: NoiseLevel, eta: float = 0.0) -> StepCoefficients:
-    """Return the step with a constant x0 (DDIM, arXiv 2010.02502, equations 12 and 16; any alpha and sigma).
+    """Return the weights of a step with a constant x0 (DDIM, arXiv 2010.02502, equations 12 and 16).
 
-    eta = 0 is the first-order ODE step, eta = 1 the ancestral one: DDPM's posterior (arXiv 2006.11239, equation 7),
-    Euler ancestral, and the first-order SDE-DPM-Solver++ (arXiv 2211.01095).
+    alpha and sigma may follow any schedule. eta = 0 is the first-order ODE step. eta = 1 is the ancestral step: DDPM's
+    posterior (arXiv 2006.11239, equation 7), Euler ancestral, and the first-order SDE-DPM-Solver++ (arXiv 2211.01095).
     """
     decay = start.alpha * end.sigma / (end.alpha * start.sigma)
     noise = eta * end.sigma * math.sqrt(1 - decay * decay)
@@ -103,12 +104,12 @@ def ddim_coefficients(start: NoiseLevel, end: NoiseLevel, eta: float = 0.0) -> S
 
 
 def consistency_coefficients(start: NoiseLevel, end: NoiseLevel, eta: float = 1.0) -> StepCoefficients:
-    """Return the step of consistency models: x0 with fresh noise of the next level, without z."""
+    """Return the weights of a step of consistency models: x0 plus fresh noise at the next level; z has weight 0."""
     return StepCoefficients(0.0, end.alpha, end.sigma)
 
 
 def combine(z: Tensor, x0: Tensor, z_weight: Coefficient, x0_weight: Coefficient) -> Tensor:
-    """Return a step without its noise; weights are floats, or arrays with one weight for each picture."""
+    """Return z_weight * z + x0_weight * x0; weights are floats, or arrays with one weight for each picture."""
     return z * z_weight + x0 * x0_weight
 
 
@@ -122,9 +123,9 @@ def first_order(
 def heun(z: Tensor, denoised: Tensor, evaluation: Evaluation, state: SamplerState[Tensor] | None) -> Estimated[Tensor]:
     """Estimate x0 by the trapezoid rule of EDM (arXiv 2206.00364, algorithm 1, without churn).
 
-    The rule runs in sigma / alpha, whose slope is the noise. At pure noise sigma / alpha is infinite, and from nearly
-    pure noise one step crosses so much of it that the rule's error outgrows the picture. There the same rule runs in
-    alpha / sigma, whose slope is x0.
+    The rule integrates over sigma / alpha, where the derivative is the noise. At pure noise sigma / alpha is infinite,
+    and near it one step is so long that the rule's error exceeds the picture. Such steps integrate over alpha / sigma
+    instead, where the derivative is x0.
     """
     start, end = evaluation.start, evaluation.end
     if state is None:
@@ -144,9 +145,9 @@ def dpmpp_2m(
 
 
 def unipc(z: Tensor, denoised: Tensor, evaluation: Evaluation, state: SamplerState[Tensor] | None) -> Estimated[Tensor]:
-    """Correct the step before and estimate x0: UniPC-2 with B2(h) = e^h - 1 (arXiv 2302.04867).
+    """Correct the previous step, then estimate x0: UniPC-2 with B2(h) = e^h - 1 (arXiv 2302.04867).
 
-    The predictor is DPM-Solver++ 2M. The corrector repeats the interval before with the x0 at its end.
+    The predictor is DPM-Solver++ 2M. The corrector repeats the previous step with the x0 that was found at its end.
     """
     earlier = None
     if state is not None:
@@ -159,8 +160,8 @@ def unipc(z: Tensor, denoised: Tensor, evaluation: Evaluation, state: SamplerSta
 def lcm(z: Tensor, denoised: Tensor, evaluation: Evaluation, state: SamplerState[Tensor] | None) -> Estimated[Tensor]:
     """Estimate x0 by the consistency function c_skip * z + c_out * x0 (arXiv 2303.01469, equation 5).
 
-    The constants are those of latent consistency models. At timestep 0 the function is z itself, with its noise, so
-    grids of trailing spacing are needed, whose last timestep is well above 0.
+    The constants are as in latent consistency models. At timestep 0 the function returns z itself, with its noise.
+    Grids therefore need trailing spacing, whose last timestep is well above 0.
     """
     data, time = 0.5, 10 * evaluation.level.timestep
     skip = data**2 / (time**2 + data**2)
@@ -168,14 +169,14 @@ def lcm(z: Tensor, denoised: Tensor, evaluation: Evaluation, state: SamplerState
 
 
 def _extrapolate(denoised: Tensor, evaluation: Evaluation, state: SamplerState[Tensor] | None) -> Tensor:
-    """Return x0 in the middle of the interval, on the line through the latest two."""
+    """Return x0 in the middle of the step, on the line through the latest two denoised pictures."""
     if state is None or evaluation.extrapolation == 0:
         return denoised
     return denoised + evaluation.extrapolation * (denoised - state.denoised)
 
 
 def _corrected(denoised: Tensor, level: NoiseLevel, state: SamplerState[Tensor]) -> Tensor:
-    """Return UniC-2's x0 for the interval from the state's level to `level`; UniC-1's for the first interval."""
+    """Return the x0 of UniC-2 for the step from the state's level to `level`; for the first step, the x0 of UniC-1."""
     if state.previous is None:
         return 0.5 * (state.denoised + denoised)
     h = level.half_log_snr - state.level.half_log_snr
@@ -189,7 +190,7 @@ def _corrected(denoised: Tensor, level: NoiseLevel, state: SamplerState[Tensor])
 
 
 def _extrapolation(before: NoiseLevel, start: NoiseLevel, end: NoiseLevel) -> float:
-    """Return `Evaluation.extrapolation`; 0 at the first level, and for the last interval, which has no middle."""
+    """Return `Evaluation.extrapolation`; 0 for the first step, and for the last, which is infinitely long in lambda."""
     if before == start or end.sigma == 0:
         return 0.0
     center = start.half_log_snr
@@ -201,12 +202,12 @@ class Sampler:
     """A sampler: how it steps over a grid of noise levels.
 
     Args:
-        summary: one line for people who choose.
+        summary: one line that helps people choose a sampler.
         estimate: estimates x0 for each step.
-        eta: share of fresh noise in each step, 0 to 1; None: as the request says.
-        coefficients: weights of the step between two levels; they do not depend on the picture.
+        eta: share of fresh noise in each step, 0 to 1; None: the request's eta.
+        coefficients: returns the weights of the step between two levels; they do not depend on the picture.
         evaluates_twice: the network is evaluated at both ends of each interval but the last.
-        drops_last_level: the grid is laid out with one more level, and without the last, as in diffusers; see
+        drops_last_level: the grid is made with one more level, and its last level is left out, as in diffusers; see
             `timestep_grid.make_grid`.
     """
 
@@ -219,11 +220,11 @@ class Sampler:
 
     @property
     def order(self) -> Order:
-        """How x0 is estimated; `step.step_batch` steps a whole batch at once where it is not custom."""
+        """How x0 is estimated. Where it is not custom, `step.step_batch` steps the whole batch at once."""
         return _ORDERS.get(self.estimate, "custom")
 
     def evaluation_count(self, steps: int) -> int:
-        """Return the network evaluations of a trajectory of so many steps.
+        """Return the number of network evaluations of a trajectory of `steps` steps.
 
         >>> SAMPLERS["heun"].evaluation_count(10), SAMPLERS["ddim"].evaluation_count(10)
         (19, 10)
@@ -231,7 +232,7 @@ class Sampler:
         return 2 * steps - 1 if self.evaluates_twice else steps
 
     def plan(self, grid: TimestepGrid, eta: float = 0.0) -> tuple[Evaluation, ...]:
-        """Return every evaluation over the grid, in order; `eta` counts where the sampler's own is None."""
+        """Return every evaluation over the grid, in order; `eta` is used where the sampler's own eta is None."""
         eta = eta if self.eta is None else self.eta
         plan: list[Evaluation] = []
         before = grid.levels[0]
@@ -275,7 +276,7 @@ def find_sampler(name: str) -> Sampler:
     """Return the sampler of that name.
 
     Raises:
-        InvalidRequest: there is none; the message lists all names and the nearest one.
+        InvalidRequest: no sampler has this name; the message lists all names and the nearest one.
     """
     check_choice("sampler", name, SAMPLERS)
     return SAMPLERS[name]

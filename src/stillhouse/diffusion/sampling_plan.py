@@ -1,4 +1,4 @@
-"""The plan of one picture's trajectory, checked and computed once, before it starts."""
+"""The plan of one picture's trajectory, checked and computed once, before the trajectory starts."""
 
 from dataclasses import dataclass, field, replace
 from typing import get_args
@@ -20,18 +20,18 @@ class SamplingPlan:
 
     Args:
         grid: the noise levels to visit.
-        sampler: a name out of SAMPLERS.
+        sampler: name of the sampler, a key of SAMPLERS.
         prediction: what the network's output means.
         guidance: which branches are evaluated at each step, and their weights.
         eta: share of fresh noise in each step of ddim, 0 to 1.
-        seed: 0 to 2**63 - 1; with the step's number it decides all fresh noise.
-        cache_interval: evaluations between two computations of the network's deep features, 1 (always computed) to
+        seed: 0 to 2**63 - 1; seed and number of the step determine all fresh noise.
+        cache_interval: the network's deep features are computed at every `cache_interval`-th evaluation, 1 (always) to
             1000; see `effects.FeatureCache`.
-        evaluations: every evaluation of the network, in order. Computed from the grid where it is empty; a plan that
-            is decoded from a message brings its own.
+        evaluations: every evaluation of the network, in order. Where empty, they are computed from the grid; a plan
+            that is decoded from a message already has them.
 
     Raises:
-        InvalidRequest: a name that does not exist, a number outside its range, or a combination without meaning.
+        InvalidRequest: a name does not exist, a number is outside its range, or two values do not go together.
     """
 
     grid: TimestepGrid
@@ -62,14 +62,14 @@ class SamplingPlan:
 
     @property
     def rows(self) -> tuple[int, ...]:
-        """Rows of a batch that each evaluation takes: one for each branch that is evaluated."""
+        """Number of rows of a batch that each evaluation takes: one for each branch that is evaluated."""
         return tuple(len(self.guidance.active_branches(evaluation.progress)) for evaluation in self.evaluations)
 
     def with_grid(self, grid: TimestepGrid, guidance: Guidance | None = None) -> "SamplingPlan":
-        """Return the plan over another grid, and with other guidance where it is given; features are not cached."""
+        """Return a copy without feature caching over another grid; other guidance replaces the plan's where given."""
         return replace(self, grid=grid, guidance=guidance or self.guidance, cache_interval=1, evaluations=())
 
 
 def check_cache_interval(cache_interval: int) -> None:
-    """Refuse a number of evaluations for which deep features cannot be cached."""
+    """Raise InvalidRequest unless `cache_interval` is a whole number in its range."""
     check_integer("cache_interval", cache_interval, 1, MAX_CACHE_INTERVAL)

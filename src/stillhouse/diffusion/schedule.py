@@ -29,10 +29,10 @@ class Schedule:
         beta_start, beta_end: first and last beta of the two linear kinds.
         train_steps: number of training timesteps, 1 to 1,000,000.
         zero_terminal_snr: rescale the betas so that the last timestep is pure noise (arXiv 2305.08891, algorithm 1).
-        shift: of the flow kind, t -> shift * t / (1 + (shift - 1) * t) (arXiv 2403.03206, equation 23).
+        shift: for the flow kind only: t becomes shift * t / (1 + (shift - 1) * t) (arXiv 2403.03206, equation 23).
 
     Raises:
-        InvalidRequest: a kind that does not exist, or a number outside its range.
+        InvalidRequest: the kind does not exist, or a number is outside its range.
 
     >>> Schedule("scaled_linear", zero_terminal_snr=True).train_steps
     1000
@@ -60,12 +60,12 @@ class Schedule:
 
     @property
     def is_flow(self) -> bool:
-        """Whether paths are straight (alpha + sigma = 1) and not variance-preserving."""
+        """Whether the schedule is of flow matching (alpha + sigma = 1); otherwise it is variance-preserving."""
         return self.kind == "flow"
 
 
 def noise_levels(schedule: Schedule) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return alpha and sigma of every training timestep, cleanest first: two read-only float64 [train_steps].
+    """Return alpha and sigma of every training timestep, cleanest first: two read-only arrays, float64 [train_steps].
 
     >>> alphas, sigmas = noise_levels(Schedule(zero_terminal_snr=True))
     >>> float(alphas[-1]), float(sigmas[-1])

@@ -1,13 +1,13 @@
 """One step of a batch in plain arithmetic: guidance, the denoised picture, extrapolation, and the sampler's step.
 
-Of the network's outputs of a picture's branches, the base b first, and of its latents z:
+The inputs are the network's outputs for the branches of a picture, the base b first, and the picture's latents z:
 
     guided   = b + sum of weight * (branch - b)                  see `guidance`
     denoised = of_z * z + of_output * guided                     see `prediction.denoised_weights`
     x0       = denoised + extrapolation * (denoised - previous)  DPM-Solver++ 2M; extrapolation is 0 elsewhere
     stepped  = z_weight * z + x0_weight * x0                     see `samplers.combine`
 
-Samplers that estimate x0 in another way take the denoised picture from here, and step by themselves.
+Samplers that estimate x0 in another way use only the denoised picture, and compute their step themselves.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from stillhouse.diffusion.samplers import combine
 from stillhouse.diffusion.tensor import Coefficient
 
 STEP_WEIGHTS = ("of_z", "of_output", "extrapolation", "z_weight", "x0_weight")
-"""The weights of each picture, in this order; the weights of its branches' differences follow."""
+"""Names of the first columns of a picture's weights; the guidance weights of its branches follow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +31,10 @@ class PictureStep:
     """The step of one picture of a batch.
 
     Args:
-        rows: of the network's output: the base branch's, then one for each difference. A picture that is not guided
-            names its only row twice, with weight 0.
-        guidance: weight of each difference.
-        weights: see `STEP_WEIGHTS`.
+        rows: indices into the network's output: the row of the base branch, then the row of each other branch. A
+            picture without guidance repeats its only row, with a guidance weight of 0.
+        guidance: weight of the difference of each other branch from the base.
+        weights: the five weights that `STEP_WEIGHTS` names, in that order.
     """
 
     rows: tuple[int, ...]
@@ -45,17 +45,18 @@ class PictureStep:
 def step_batch(
     z: Array, outputs: Array, steps: Sequence[PictureStep], previous: Array | None, arrays: Arrays
 ) -> tuple[Array, Array]:
-    """Step each picture of a batch by one evaluation; in one pass where `arrays` has a kernel for it.
+    """Step each picture of a batch by one evaluation, with the fused kernel of `arrays` where one exists.
 
     Args:
         z: latents, float32 [P, C, h, w].
-        outputs: of the network, [R, C, h, w].
-        steps: of each picture.
-        previous: the denoised pictures of the evaluation before, as z; None where none counts.
-        arrays: where all of it is.
+        outputs: outputs of the network, [R, C, h, w].
+        steps: the step of each picture, in the order of `z`.
+        previous: the denoised pictures of the previous evaluation, of the shape of z; None where no picture's
+            extrapolation needs them.
+        arrays: kind of all these arrays.
 
     Returns:
-        the stepped and the denoised pictures, as z.
+        the latents after the step and the denoised pictures, both of the shape of z.
     """
     rows, weights = _row_table(steps), _weight_table(steps)
     if arrays.fused_step is not None:
@@ -73,7 +74,7 @@ def step_batch(
 def _guide_batch(
     outputs: Array, steps: Sequence[PictureStep], weights: Any, rows: NDArray[np.int32], arrays: Arrays
 ) -> Array:
-    """Return the guided outputs, [P, C, h, w]; a picture's are the same whichever others have more branches."""
+    """Return the guided outputs, [P, C, h, w]; the branches of other pictures do not change a picture's values."""
     base, first = (outputs[places] for places in arrays.to_device(np.ascontiguousarray(rows.T[:2])))
     guided: Array = base + (first - base) * weights[0]
     for term in range(1, len(weights)):
@@ -84,13 +85,13 @@ def _guide_batch(
 
 
 def _row_table(steps: Sequence[PictureStep]) -> NDArray[np.int32]:
-    """Return the rows of each picture, int32 [P, 1 + T]; a picture with fewer differences repeats its base."""
+    """Return the rows of each picture, int32 [P, 1 + T]; a picture with fewer branches than others repeats its base."""
     longest = max(len(step.rows) for step in steps)
     return np.array([step.rows + step.rows[:1] * (longest - len(step.rows)) for step in steps], np.int32)
 
 
 def _weight_table(steps: Sequence[PictureStep]) -> NDArray[np.float32]:
-    """Return the weights of each picture, float32 [P, 5 + T]; 0 for differences that it does not have."""
+    """Return the weights of each picture, float32 [P, 5 + T]; 0 for branches that a picture does not have."""
     longest = max(len(step.guidance) for step in steps)
     return np.array(
         [step.weights + step.guidance + (0.0,) * (longest - len(step.guidance)) for step in steps], np.float32
@@ -98,5 +99,5 @@ def _weight_table(steps: Sequence[PictureStep]) -> NDArray[np.float32]:
 
 
 def _are_pairs(rows: NDArray[np.int32]) -> bool:
-    """Return whether every picture has two rows of its own, in order."""
+    """Return whether the rows of each picture i are 2 * i and 2 * i + 1."""
     return rows.shape[1] == 2 and bool((rows.ravel() == np.arange(rows.size)).all())

@@ -1,10 +1,10 @@
-"""What samplers need of a picture's array: arithmetic. NumPy arrays and torch tensors have it."""
+"""Types of the values that samplers compute with: NumPy arrays, torch tensors and floats."""
 
 from typing import Any, Protocol, Self, TypeAlias, TypeVar
 
 
 class Arithmetic(Protocol):
-    """A value that is added to values of its kind and scaled by numbers."""
+    """A value that can be added to values of its own type and multiplied by numbers."""
 
     def __add__(self, other: Any, /) -> Self: ...
     def __radd__(self, other: Any, /) -> Self: ...
@@ -19,4 +19,4 @@ class Arithmetic(Protocol):
 Tensor = TypeVar("Tensor", bound=Arithmetic)
 
 Coefficient: TypeAlias = float | Arithmetic
-"""An alpha, a sigma or a weight: a Python float, which leaves float32 pictures float32, or an array that broadcasts."""
+"""An alpha, a sigma or a weight: a Python float, which keeps float32 pictures float32, or an array that broadcasts."""

@@ -1,4 +1,4 @@
-"""Timestep grids: the noise levels of a trajectory, from the noisiest to the clean picture."""
+"""Timestep grids: the noise levels of a trajectory, from the noisiest level to the clean picture."""
 
 import math
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ SigmaSpacing = Literal["schedule", "karras", "exponential"]
 
 _RHO = 7.0
 _PURE_NOISE_RATIO = (2.0**24 - 1) ** 0.5
-"""First value of a ramp of sigma / alpha where the true one is infinite: diffusers' alphas_cumprod of 2^-24."""
+"""Largest sigma / alpha of a grid where the schedule's is infinite: diffusers sets alphas_cumprod to 2^-24 there."""
 
 
 @dataclass(frozen=True, slots=True)
 class NoiseLevel:
-    """A noise level, z = alpha * x0 + sigma * noise, and its timestep, which is the network's input."""
+    """A noise level, z = alpha * x0 + sigma * noise, and the timestep that the network takes as its input."""
 
     timestep: float
     alpha: float
@@ -47,11 +47,12 @@ class TimestepGrid:
     """The noise levels of a trajectory.
 
     Args:
-        levels: noisiest first, CLEAN last, each with less noise than the one before.
-        skipped_steps: steps of the full grid before the first level, where a trajectory starts from a picture.
+        levels: noisiest level first, CLEAN last; each has less noise than the previous one.
+        skipped_steps: number of steps of the full grid that are left out at its start, because the trajectory starts
+            from a picture.
 
     Raises:
-        InvalidRequest: levels that do not fall, or do not end at CLEAN.
+        InvalidRequest: a level has as much noise as the previous one or more, or the last level is not CLEAN.
 
     >>> TimestepGrid((NoiseLevel(999, 0.0, 1.0), CLEAN)).steps
     1
@@ -62,19 +63,19 @@ class TimestepGrid:
 
     def __post_init__(self) -> None:
         if len(self.levels) < 2 or self.levels[-1] != CLEAN:
-            raise InvalidRequest("a grid that does not end at CLEAN", allowed="one or more levels, then CLEAN")
+            raise InvalidRequest("the grid does not end at CLEAN", allowed="one or more levels, then CLEAN")
         ratios = [level.half_log_snr for level in self.levels]
         if any(after <= before for before, after in pairwise(ratios)):
-            raise InvalidRequest("a grid that goes back to more noise", allowed="levels from noisy to clean, each once")
+            raise InvalidRequest("the grid goes back to the same or more noise", allowed="levels from noisy to clean")
 
     @property
     def steps(self) -> int:
-        """Number of intervals: one fewer than levels."""
+        """Number of steps: one less than the number of levels."""
         return len(self.levels) - 1
 
     @property
     def timesteps(self) -> NDArray[np.float64]:
-        """Timestep of every level but CLEAN, float64 [steps]; fractions where sigmas follow a ramp."""
+        """Timestep of every level except CLEAN, float64 [steps]; fractional with karras and exponential sigmas."""
         return np.array([level.timestep for level in self.levels[:-1]])
 
     @property
@@ -88,16 +89,16 @@ class TimestepGrid:
         return np.array([level.sigma for level in self.levels])
 
     def start_at_strength(self, strength: float) -> "TimestepGrid":
-        """Return the last part of the grid, for a picture with noise of this strength (SDEdit, arXiv 2108.01073).
+        """Return the last part of the grid, for a trajectory that starts from a picture (SDEdit, arXiv 2108.01073).
 
         The part has int(steps * strength) steps, as diffusers' `get_timesteps` gives: a grid of 20 steps at strength
         0.5 costs 10 evaluations.
 
         Args:
-            strength: above 0 (the picture stays) to 1 (the whole grid).
+            strength: share of the grid, above 0 (the picture hardly changes) to 1 (the whole grid).
 
         Raises:
-            InvalidRequest: a strength outside that range, or one that leaves no step.
+            InvalidRequest: the strength is outside its range, or leaves no step.
 
         >>> make_grid(Schedule(), 20).start_at_strength(0.5).steps
         10
@@ -124,22 +125,22 @@ def make_grid(
     steps_offset: int = 0,
     drop_last_level: bool = False,
 ) -> TimestepGrid:
-    """Return the grid of so many steps.
+    """Return the grid of `steps` steps.
 
     Args:
         schedule: noise schedule that the network was trained with.
         steps: number of intervals, 1 to the schedule's train_steps.
         spacing: trailing, leading or linspace (table 2 of arXiv 2305.08891), as in diffusers' DDIM. Flow has trailing
             (sigma = 1, (N - 1) / N, ..., 1 / N) and linspace (down to the lowest trained level).
-        sigmas: schedule takes the levels at those timesteps; karras (arXiv 2206.00364, equation 5, rho 7) and
-            exponential spread sigma / alpha (flow: sigma) over the trained range, whatever the spacing, and have
-            fractional timesteps.
-        steps_offset: added to every timestep of leading spacing.
-        drop_last_level: lay leading and linspace out with one step more and without the last level, as diffusers does
-            for samplers with `Sampler.drops_last_level`: they would extrapolate too far over a long last interval.
+        sigmas: schedule takes the noise levels of the timesteps that `spacing` selects. karras (arXiv 2206.00364,
+            equation 5, rho 7) and exponential ignore `spacing`: they spread sigma / alpha (flow: sigma) over the
+            trained range, and have fractional timesteps.
+        steps_offset: number added to every timestep of leading spacing.
+        drop_last_level: make leading and linspace grids with one more step, and leave out the last level. diffusers
+            does so for samplers with `Sampler.drops_last_level`, which would extrapolate too far over a long last step.
 
     Raises:
-        InvalidRequest: a name that does not exist, or more steps than the schedule has timesteps.
+        InvalidRequest: a name does not exist, or `steps` exceeds the number of the schedule's timesteps.
 
     >>> make_grid(Schedule(zero_terminal_snr=True), 4).timesteps.tolist()
     [999.0, 749.0, 499.0, 249.0]
@@ -156,14 +157,15 @@ def make_grid(
 
 
 def grid_from_timesteps(schedule: Schedule, timesteps: Sequence[float]) -> TimestepGrid:
-    """Return the grid over these timesteps, noisiest first, then CLEAN; for students with a grid of their own.
+    """Return the grid over these timesteps, noisiest first, then CLEAN, for students trained on one grid.
 
     Args:
         schedule: noise schedule that the network was trained with.
-        timesteps: falling; whole numbers from 0 to train_steps - 1, or for flow numbers above 0 to train_steps.
+        timesteps: strictly falling whole numbers from 0 to train_steps - 1; for flow, numbers above 0, up to
+            train_steps.
 
     Raises:
-        InvalidRequest: a timestep outside that range, or an order that does not fall.
+        InvalidRequest: a timestep is outside its range, or not below the previous one.
 
     >>> grid_from_timesteps(Schedule(zero_terminal_snr=True), [999, 656, 342]).steps
     3
@@ -208,7 +210,8 @@ def _spaced_timesteps(train_steps: int, count: int, spacing: Spacing, steps_offs
 def _flow_sigmas(schedule: Schedule, steps: int, spacing: Spacing) -> NDArray[np.float64]:
     if spacing == "trailing":
         return shifted(schedule, np.arange(steps, 0, -1) / steps)
-    # The lowest level is shifted twice, because FlowMatchEulerDiscreteScheduler takes its range from shifted levels.
+    # The lowest level is shifted twice, as in diffusers: FlowMatchEulerDiscreteScheduler takes its range from levels
+    # that are shifted already.
     lowest = noise_levels(schedule)[1][0]
     return shifted(schedule, np.linspace(1, lowest, steps))
 

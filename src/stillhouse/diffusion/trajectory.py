@@ -25,7 +25,7 @@ class Branch:
     """One set of a network's inputs for a picture, which takes one row of a batch.
 
     Args:
-        inputs: besides latents and timestep, by name, without a batch axis.
+        inputs: the network's inputs besides latents and timestep, by name, without a batch axis.
         channels: float32 [c, h, w], appended to the latents that the network sees (inpainting, InstructPix2Pix).
     """
 
@@ -37,19 +37,19 @@ class Branch:
 class Trajectory:
     """One picture while it is generated. Only `advance` changes it.
 
-    Its arrays are NumPy's, or all of another kind of `arrays`.
+    All its arrays are of one kind; see `arrays`.
 
     Args:
-        plan: levels, sampler, guidance; fixed before the start.
+        plan: noise levels, sampler and guidance; does not change after the start.
         latents: z at the grid's first level, float32 [C, h, w].
-        branches: by name; each branch that the plan's guidance evaluates, all with inputs of the same names.
+        branches: each branch that the plan's guidance evaluates, by name. All have inputs of the same names.
         effects: effects besides the sampler's step. A plan that caches features adds a `FeatureCache`.
-        index: evaluations done.
-        sampler_state: state of a multistep sampler; None before the first evaluation, and of single-step samplers.
+        index: number of evaluations that are done.
+        sampler_state: state of a multistep sampler; None before the first evaluation, and for single-step samplers.
         denoised: the denoised picture of the last evaluation, float32 [C, h, w]; None before the first one.
 
     Raises:
-        InvalidRequest: a branch is missing, or has other inputs than the main one.
+        InvalidRequest: a branch is missing, or its inputs have other names than the main branch's.
     """
 
     plan: SamplingPlan
@@ -74,7 +74,7 @@ class Trajectory:
 
     @property
     def evaluation_count(self) -> int:
-        """Network evaluations from start to end."""
+        """Number of network evaluations from start to end."""
         return len(self.plan.evaluations)
 
     @property
@@ -84,7 +84,7 @@ class Trajectory:
 
     @property
     def progress(self) -> float:
-        """Share of the evaluations that is done, 0 to 1."""
+        """Share of the evaluations that are done, 0 to 1."""
         return self.index / len(self.plan.evaluations)
 
     @property
@@ -94,12 +94,12 @@ class Trajectory:
 
     @property
     def active_branches(self) -> tuple[str, ...]:
-        """Branches that the next evaluation takes, in the order of their rows; none when done."""
+        """Names of the branches that the next evaluation takes, in the order of their rows; empty when done."""
         return () if self.is_done else self.plan.guidance.active_branches(self.next_evaluation.progress)
 
     @property
     def rows(self) -> int:
-        """Rows that the next evaluation takes in a batch; 0 when done."""
+        """Number of rows that the next evaluation takes in a batch; 0 when done."""
         return len(self.active_branches)
 
     def reuse_features(self) -> Sequence[NDArray[Any]] | None:
@@ -121,19 +121,19 @@ class _Row(NamedTuple):
 def advance(trajectories: Sequence[Trajectory], denoise: Denoiser | SplitDenoiser, arrays: Arrays = NUMPY) -> None:
     """Move each picture of a mixed batch by one evaluation, with one call of the network for each depth in use.
 
-    Samplers, steps, progress and guidance may differ; sizes, and the names and shapes of inputs, may not. A picture is
-    the same, bit for bit, as it is alone, if the network treats its rows independently. The rows of a picture are
-    neighbours, the base branch first. Where the network fails, no picture has moved.
+    Samplers, steps, progress and guidance may differ between pictures. Sizes, and the names and shapes of inputs, must
+    be equal. If the network computes its rows independently, a picture is bit for bit the same as in a batch of its
+    own. The rows of a picture follow each other, the base branch first. If the network fails, no trajectory is changed.
 
     Args:
-        trajectories: none of them done.
-        denoise: the network; it may reuse its output buffer in the next call. Pictures with cache_interval above 1
-            need a `SplitDenoiser`, whose shallow part serves those that have cached features.
-        arrays: where the latents are, with all else of the trajectories. A `SplitDenoiser` takes NumPy's only.
+        trajectories: trajectories that are not done.
+        denoise: the network; its next call may overwrite the output. Pictures with cache_interval above 1 need a
+            `SplitDenoiser`, whose shallow part runs the pictures that have cached features.
+        arrays: kind of all arrays of the trajectories. A `SplitDenoiser` takes NumPy arrays only.
 
     Raises:
-        InvalidRequest: a picture that is done, pictures of different sizes or inputs, or a cache_interval above 1
-            without a `SplitDenoiser`.
+        InvalidRequest: a picture is done, sizes or inputs of the pictures differ, or a cache_interval is above 1 and
+            `denoise` is no `SplitDenoiser`.
     """
     if not trajectories:
         return
@@ -143,7 +143,7 @@ def advance(trajectories: Sequence[Trajectory], denoise: Denoiser | SplitDenoise
     outputs, deep = _run_network(trajectories, rows, z, denoise, arrays)
     steps = _picture_steps(trajectories, outputs)
     stepped, denoised = step_batch(z, outputs, steps, _previous_denoised(trajectories, z, arrays), arrays)
-    # Trajectories change only after everything that may fail.
+    # All that can fail runs first: after an error, no trajectory is changed.
     states = [_sampler_step(*arguments) for arguments in zip(trajectories, z, denoised, stepped, strict=True)]
     latents = [
         _add_noise(trajectory, moved, arrays) for trajectory, (moved, _) in zip(trajectories, states, strict=True)
@@ -161,7 +161,7 @@ def _check_batch(trajectories: Sequence[Trajectory], denoise: Denoiser | SplitDe
     if any(trajectory.is_done for trajectory in trajectories):
         raise InvalidRequest("a finished picture in a batch", allowed="pictures that are not done")
     if len({trajectory.latents.shape for trajectory in trajectories}) > 1:
-        raise InvalidRequest("pictures of different sizes in one batch", allowed="one size", fix="batch them by size")
+        raise InvalidRequest("the batch has pictures of different sizes", allowed="one size", fix="batch them by size")
     if isinstance(denoise, SplitDenoiser):
         return
     if any(trajectory.plan.cache_interval > 1 for trajectory in trajectories):
@@ -186,7 +186,7 @@ def _run_network(
     denoise: Denoiser | SplitDenoiser,
     arrays: Arrays,
 ) -> tuple[Array, Mapping[int, NDArray[Any]]]:
-    """Return the network's outputs [R, C, h, w], and the deep features of the rows that ran in full, by row."""
+    """Return the outputs [R, C, h, w], and by row the deep features of the rows that ran the whole network."""
     levels = [trajectories[row.picture].next_evaluation.level for row in rows]
     timesteps = arrays.to_device(np.array([level.timestep for level in levels], np.float32))
     conditioning = {name: _stack_input(name, rows, arrays) for name in rows[0].branch.inputs}
@@ -240,12 +240,12 @@ def _picture_step(trajectory: Trajectory, rows: tuple[int, ...], outputs: Array)
 
 
 def _extrapolates(trajectory: Trajectory) -> bool:
-    """Return whether the denoised picture of the evaluation before counts in `step_batch`."""
+    """Return whether `step_batch` needs the denoised picture of the previous evaluation."""
     return SAMPLERS[trajectory.plan.sampler].order == "second" and trajectory.sampler_state is not None
 
 
 def _previous_denoised(trajectories: Sequence[Trajectory], z: Array, arrays: Arrays) -> Array | None:
-    """Return the denoised pictures of the evaluation before; z for pictures of which none counts, None where all do."""
+    """Return the previous denoised pictures, z where a picture has none, or None if no picture needs them."""
     if not any(_extrapolates(trajectory) and trajectory.next_evaluation.extrapolation for trajectory in trajectories):
         return None
     previous: Array = arrays.stack(
@@ -260,7 +260,7 @@ def _previous_denoised(trajectories: Sequence[Trajectory], z: Array, arrays: Arr
 def _sampler_step(
     trajectory: Trajectory, z: Array, denoised: Array, stepped: Array
 ) -> tuple[Array, SamplerState[Array] | None]:
-    """Return the picture after its step, before fresh noise, and the sampler's state; `stepped` is `step_batch`'s."""
+    """Return the latents after the step, without noise, and the sampler's state; `stepped` is from `step_batch`."""
     sampler, evaluation = SAMPLERS[trajectory.plan.sampler], trajectory.next_evaluation
     if sampler.order == "custom":
         origin, x0, state = sampler.estimate(z, denoised, evaluation, trajectory.sampler_state)
@@ -269,7 +269,7 @@ def _sampler_step(
 
 
 def _add_noise(trajectory: Trajectory, latents: Array, arrays: Arrays) -> Array:
-    """Return the latents with the step's fresh noise, after the effects."""
+    """Return the latents with the step's fresh noise added and the effects applied."""
     evaluation = trajectory.next_evaluation
     if evaluation.coefficients.noise:
         noise = arrays.to_device(gaussian(trajectory.plan.seed, trajectory.index, latents.shape))
@@ -280,7 +280,7 @@ def _add_noise(trajectory: Trajectory, latents: Array, arrays: Arrays) -> Array:
 
 
 def _finish_step(trajectory: Trajectory, features: Mapping[str, NDArray[Any]]) -> None:
-    """Cache the features that this evaluation computed; drop them after the last one."""
+    """Cache the features that this evaluation computed; drop all features after the last evaluation."""
     is_last = trajectory.index + 1 == trajectory.evaluation_count
     if features or is_last:
         for effect in trajectory.effects:

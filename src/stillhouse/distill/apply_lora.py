@@ -1,6 +1,6 @@
-"""Students from LoRA files: a teacher and `student_lora.safetensors` give the student's pipeline again.
+"""Rebuilding of a student's pipeline from its teacher and its LoRA file, `student_lora.safetensors`.
 
-A service with many fine-tuned models stores only this file of a few megabytes for each student.
+A service with many fine-tuned models can store this file of a few megabytes instead of each student's pipeline.
 """
 
 import hashlib
@@ -25,18 +25,19 @@ from stillhouse.validation import InvalidDocument, convert
 
 
 def apply_lora(source: str | Path, file: Path, out: Path, *, force: bool = False) -> Manifest:
-    """Write the student that a teacher becomes with the LoRA weights of another run.
+    """Write the student that a teacher and the LoRA weights of an earlier distillation give.
 
-    The weights may come from another fine-tuned model of the same base; evaluate the result in that case.
+    The weights may come from the distillation of another fine-tuned model of the same base. Evaluate the result in that
+    case.
 
     Args:
         source: the teacher: a pipeline directory, or an embedded model's name.
         file: `student_lora.safetensors` of a student that was trained with `--lora`.
-        out: directory of the student.
+        out: directory to write the student to.
         force: replace an existing pipeline.
 
     Raises:
-        InvalidRequest: the file has no LoRA weights of a student, or of a network of another shape.
+        InvalidRequest: the file has no LoRA weights of a student, or its weights do not fit the teacher's network.
         ImportFailed: `out` has a pipeline already.
         FitFailed: the student cannot be written.
     """

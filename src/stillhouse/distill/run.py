@@ -40,9 +40,9 @@ from stillhouse.pipelines.manifest import Manifest, files_checksum, read_manifes
 from stillhouse.pipelines.pipeline import Pipeline
 
 PREVIEWS = "previews"
-"""Folder of preview images in the work directory."""
+"""Name of the folder of preview images in the work directory."""
 SKIPPED_FILE = "skipped.csv"
-"""File in the data folder that lists pictures that could not be used."""
+"""Name of the file in the data folder that lists the pictures that could not be used."""
 _PACKAGES = ("torch", "diffusers", "transformers", "peft")
 
 
@@ -52,8 +52,8 @@ class DistillResult:
 
     Args:
         is_done: whether all students were trained; False: the time limit passed first.
-        is_main_process: whether this process reports.
-        directories: pipeline directories that were written.
+        is_main_process: whether this process reports progress and results.
+        directories: pipeline directories that this run wrote.
     """
 
     is_done: bool
@@ -84,15 +84,17 @@ def distill(
     all_students: bool = False,
     force: bool = False,
 ) -> DistillResult:
-    """Distil a teacher and write the student's pipeline directory; finished data and stages are not repeated.
+    """Distil a teacher and write the student's pipeline directory.
+
+    A repeated run with the same work directory skips finished data and stages.
 
     Args:
         source: the teacher: a pipeline directory, or an embedded model's name.
         out: directory of the last student.
-        settings: what is distilled, and how.
+        settings: data, method and recipes of the distillation.
         work: directory of cached data, checkpoints, logs and previews.
         progress: receives progress reports.
-        all_students: write the other students, too: `OUT-guidance`, `OUT-18`.
+        all_students: also write the earlier students, into directories such as `OUT-guidance` and `OUT-18`.
         force: replace existing pipelines.
 
     Raises:
@@ -131,18 +133,19 @@ def distill(
             write_student(
                 directory, student, target, guidance=guidance, decoder=decoder, evidence=evidence, force=force
             )
-    processes.broadcast_flag(True)  # a launcher ends all processes when one exits: wait for the main process to write
+    # A launcher ends all processes when one exits, so the others wait here until the main process has written.
+    processes.broadcast_flag(True)
     return DistillResult(True, processes.is_main_process, tuple(targets.values()))
 
 
 def _student_directories(out: Path, names: Sequence[str], all_students: bool) -> dict[str, Path]:
-    """Return the directories of the students to write, by name; the last student's is `out`."""
+    """Return the directories of the students to write, by name; the last student is written to `out`."""
     others = names[:-1] if all_students else ()
     return {name: out.with_name(f"{out.name}-{name.removesuffix('-steps')}") for name in others} | {names[-1]: out}
 
 
 def _check_directories(targets: Iterable[Path], out: Path, work: Path, settings: DistillSettings, force: bool) -> None:
-    """Refuse existing pipelines, and outputs in the folder of training pictures."""
+    """Raise an error if a target holds files already, or `out` or `work` is in the folder of training pictures."""
     for target in targets:
         check_target(target, force)
     for directory in (out, work):
@@ -192,7 +195,7 @@ def _count_skipped(folder: Path) -> int:
 
 
 def open_teacher(directory: Path, manifest: Manifest) -> Denoiser:
-    """Open the denoiser of a teacher in torch, frozen, on the GPU where there is one.
+    """Open the denoiser of a teacher in torch with frozen weights, on the GPU if the machine has one.
 
     Raises:
         InvalidRequest: the pipeline has no diffusers files, or its denoiser cannot be distilled.
@@ -209,7 +212,7 @@ def open_teacher(directory: Path, manifest: Manifest) -> Denoiser:
     network = read_network(directory)
     if network.config.in_channels != network.config.out_channels:
         raise InvalidRequest(
-            f"a denoiser with {network.config.in_channels} input and {network.config.out_channels} output channels",
+            f"the denoiser has {network.config.in_channels} input and {network.config.out_channels} output channels",
             allowed="equal numbers: inpainting networks cannot be distilled yet",
         )
     network = network.to(device="cuda" if torch.cuda.is_available() else "cpu", memory_format=torch.channels_last)
@@ -229,7 +232,7 @@ def _initial_student(directory: Path, manifest: Manifest, teacher: Denoiser, set
     """Open the initial student of trajectory regression: `init_from`, or the teacher.
 
     Raises:
-        InvalidRequest: the teacher is distilled itself, or `init_from` is a student of another teacher.
+        InvalidRequest: the teacher is itself a distilled model, or `init_from` is a student of another teacher.
     """
     if manifest.distilled is not None:
         problem = f"method {TRAJECTORIES} with the teacher {manifest.name}, which is distilled itself"
@@ -332,7 +335,7 @@ def _training_summary(result: FitResult) -> dict[str, Any]:
 def _build_evidence(
     settings: DistillSettings, outcome: TrainingOutcome, skipped: int, processes: int
 ) -> Mapping[str, Any]:
-    """Return the manifest's evidence of the training, without paths of this machine."""
+    """Return the evidence of the training for the manifest; it holds no paths of this machine."""
     values = {name: value for name, value in asdict(settings).items() if name not in ("data", "prompts", "init_from")}
     initial = None if settings.init_from is None else read_manifest(find_pipeline(settings.init_from))
     return {

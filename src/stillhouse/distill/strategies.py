@@ -29,11 +29,11 @@ from stillhouse.pipelines.pipeline import Pipeline
 _DENOISER_GRAPH = f"{DENOISER_FOLDER}/model.onnx"
 """Path of the denoiser's graph in an imported pipeline."""
 _GPU_BATCH = 256
-"""Trajectories sampled at once on a GPU."""
+"""Number of trajectories that are sampled at once on a GPU."""
 _BF16_BACKEND = "openvino"
 """Backend that computes in bf16 on CPUs with bf16 units."""
 _BF16_BATCH = 64
-"""Trajectories sampled at once in bf16."""
+"""Number of trajectories that are sampled at once in bf16 on a CPU."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,7 +41,7 @@ class TrainingOutcome:
     """Result of a strategy.
 
     Args:
-        students: the trained students in order; fewer than planned where the deadline passed.
+        students: the trained students in order of training; fewer than planned where the deadline passed.
         latents: clean latents of the training data.
         sample_count: number of training samples.
     """
@@ -65,23 +65,23 @@ class Strategy(Protocol):
     def sample_source(
         self, pipeline: Pipeline, settings: DistillSettings, on_skipped: Callable[[SkippedImage], None]
     ) -> Callable[[int], Iterable[Any]]:
-        """Return a function from a number to the training samples from that number on."""
+        """Return a function that maps a number n to the training samples from sample n on."""
 
     def shard_encoder(self, pipeline: Pipeline) -> Callable[[Sequence[Any]], dict[str, Any]]:
         """Return a function that encodes samples into a shard."""
 
     def train(self, data_folder: Path, run: TrainingRun) -> TrainingOutcome:
-        """Train every student on the shards of a folder."""
+        """Train all students on the shards in a folder."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProgressiveChain:
-    """Each student is the teacher of the next one; see `progressive_chain`.
+    """Strategy in which each student is the teacher of the next student; see `progressive_chain`.
 
     Args:
-        teacher: of the first student.
+        teacher: teacher of the first student.
         recipe: hyper-parameters.
-        teacher_grid: the only grid of a distilled teacher; None: any.
+        teacher_grid: the only timestep grid of a distilled teacher; None: the teacher may be sampled on any grid.
     """
 
     teacher: Denoiser
@@ -117,11 +117,11 @@ class ProgressiveChain:
 
 @dataclass(frozen=True, slots=True)
 class TrajectoryRegression:
-    """All students are trained on the same trajectories of the teacher; see `trajectory_chain`.
+    """Strategy that trains all students on the same trajectories of the teacher; see `trajectory_chain`.
 
     Args:
-        teacher: in torch, for distribution matching.
-        initial: initial weights of the first student.
+        teacher: the teacher's denoiser, which distribution matching evaluates.
+        initial: denoiser with the initial weights of the first student.
         recipe: hyper-parameters.
         initial_checksum: checksum of the initial student's files; empty where the teacher is the initial student.
     """
@@ -174,14 +174,15 @@ class TrajectoryRegression:
 
 
 def with_denoiser_on_gpu(pipeline: Pipeline) -> Pipeline:
-    """Return the pipeline with its unaccelerated denoiser in torch on the GPU, in float32."""
+    """Return a pipeline that runs the unaccelerated denoiser in torch on the GPU in float32."""
     return _with_denoiser(pipeline, "torch", "f32", {"device": "cuda"})
 
 
 def with_denoiser_in_bf16(pipeline: Pipeline) -> Pipeline:
-    """Return the pipeline with its unaccelerated denoiser in OpenVINO in bf16, which takes half the time of float32.
+    """Return a pipeline that runs the unaccelerated denoiser in OpenVINO in bf16, in half the time of float32.
 
-    Trajectories of the embedded teacher differ by 66 dB (PSNR) from those in float32; the solver's own error is 44 dB.
+    The PSNR between the embedded teacher's trajectories in bf16 and in float32 is 66 dB. The solver's own error is
+    larger: 44 dB.
     """
     return _with_denoiser(pipeline, _BF16_BACKEND, "bf16", {})
 

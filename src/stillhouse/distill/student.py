@@ -1,4 +1,4 @@
-"""Writing of students: a copy of the teacher's pipeline with the student's denoiser, scheduler and manifest."""
+"""Writing of a student: a copy of the teacher's pipeline with the student's denoiser, scheduler and manifest."""
 
 import json
 import shutil
@@ -37,11 +37,11 @@ from stillhouse.pipelines.manifest import (
 
 _INDEX, _SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
 LORA_FILE = "student_lora.safetensors"
-"""LoRA weights of a low-rank student, see `apply_lora`; the pipeline itself does not need the file."""
+"""Name of the file of a low-rank student's LoRA weights, see `apply_lora`; the pipeline runs without the file."""
 DISTILLED_KEY = "stillhouse.distilled"
-"""Key of its metadata: `manifest.Distilled` as JSON."""
+"""Key in the metadata of `LORA_FILE`; its value is `manifest.Distilled` as JSON."""
 TEACHER_PREDICTION_KEY = "stillhouse.teacher"
-"""Key of its metadata: prediction type of the teacher."""
+"""Key in the metadata of `LORA_FILE`; its value is the teacher's prediction type."""
 DECODER_FOLDER = "tiny_decoder"
 _GRAPH, _WEIGHTS = "model.onnx", "model.safetensors"
 _NOT_COPIED = (DENOISER_FOLDER, "trials", LORA_FILE, DECODER_FOLDER)
@@ -65,8 +65,8 @@ def write_student(
         student: the trained student.
         out: directory to write.
         guidance: smallest and largest guidance scale of the training.
-        decoder: tiny decoder that replaces the autoencoder's; diffusers uses the autoencoder's.
-        evidence: measurements of the training, for the manifest's `evidence["distill"]`.
+        decoder: tiny decoder that replaces the autoencoder's decoder; diffusers still uses the autoencoder's decoder.
+        evidence: measurements of the training, written to `evidence["distill"]` of the manifest.
         force: replace an existing pipeline.
 
     Raises:
@@ -117,13 +117,13 @@ def _write(
 
 
 def _write_diffusers(directory: Path, teacher: Manifest, student: Student, target: Path) -> None:
-    """Write a diffusers directory: the teacher's files with the student's denoiser and prediction type."""
+    """Write a diffusers directory with the teacher's files, but the student's denoiser and prediction type."""
     ignored = shutil.ignore_patterns(*_NOT_COPIED, MANIFEST, "*.onnx", "*.html", "*.xlsx")
     shutil.copytree(directory, target, ignore=ignored)
     network = student.denoiser.network
     network.to(memory_format=torch.contiguous_format).save_pretrained(target / DENOISER_FOLDER)
     config = json.loads((target / _SCHEDULER).read_text())
-    if config["_class_name"] == step_plan.StepPlanScheduler.__name__:  # a student's, without a noise schedule
+    if config["_class_name"] == step_plan.StepPlanScheduler.__name__:  # has no noise schedule
         config = _ddim_config(teacher.sampling.schedule)
         index = json.loads((target / _INDEX).read_text())
         (target / _INDEX).write_text(json.dumps({**index, "scheduler": ["diffusers", config["_class_name"]]}))
@@ -164,7 +164,7 @@ def _denoiser_dtype(directory: Path, teacher: Manifest) -> str:
 
 
 def _write_scheduler(directory: Path, grid: TimestepGrid, prediction: str, train_steps: int) -> None:
-    """Write the scheduler of the student's grid for diffusers."""
+    """Write the configuration of the student's scheduler for diffusers, with the levels of the student's grid."""
     levels = {"plan": grid.timesteps, "alphas": grid.alphas[:-1], "sigmas": grid.sigmas[:-1]}
     config = {
         "_class_name": step_plan.StepPlanScheduler.__name__,
@@ -196,13 +196,11 @@ def _student_manifest(
         distilled=Distilled(timesteps, guidance, student.method, (teacher.name, files_checksum(teacher)), edits),
         source={**teacher.source, "made by": "stillhouse distill"},
         evidence={"distill": dict(evidence)},
-        components={
-            name: _with_teacher_backend(name, component, teacher) for name, component in manifest.components.items()
-        },
+        components={name: _with_teacher_backend(name, one, teacher) for name, one in manifest.components.items()},
     )
 
 
 def _with_teacher_backend(name: str, component: Component, teacher: Manifest) -> Component:
-    """Return a component with the backend and streams of the teacher's component."""
+    """Return a component with the backend and streams of the teacher's component of this name."""
     reference = teacher.components[name]
     return replace(component, backend=reference.backend, streams=reference.streams)

@@ -19,7 +19,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     for stale in path.parent.glob(f"{path.name}.*.partial"):
-        stale.unlink(missing_ok=True)  # of a killed process; as large as the file itself
+        stale.unlink(missing_ok=True)  # a killed process leaves its temporary file, as large as a checkpoint
     try:
         write(partial)
         partial.replace(path)

@@ -1,4 +1,4 @@
-"""The training loop: run one stage with checkpoints, evaluation and logs."""
+"""The training loop, which runs one stage with checkpoints, evaluation and logs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,15 +24,15 @@ def fit(
     the weights of the best evaluation where the recipe has a patience.
 
     Args:
-        stage: what is trained.
-        folder: of checkpoints, the CSV log and TensorBoard events; it is created.
+        stage: stage to train.
+        folder: folder of checkpoints, the CSV log and TensorBoard events, created where it does not exist.
         report: receives an `UpdateLog` every `report_every` updates and after each evaluation, in the main process.
-        deadline: in seconds of `time.monotonic`; no update starts after it. None: no limit.
+        deadline: time of `time.monotonic` in seconds after which no update starts; None: no limit.
         save_every: seconds between two checkpoints.
 
     Raises:
-        FitFailed: the loss or its gradient is not finite, a checkpoint cannot be written, the checkpoint has another
-            fingerprint, or it has more updates than the recipe. The last checkpoint stays unchanged.
+        FitFailed: the loss or its gradient is not finite, a checkpoint cannot be written, or the existing checkpoint
+            has another fingerprint or more updates than the recipe. The last checkpoint stays unchanged.
     """
     folder.mkdir(parents=True, exist_ok=True)
     processes = current_process_group()

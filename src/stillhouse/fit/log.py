@@ -13,9 +13,9 @@ class TrainingLog:
     """Append to `STAGE.csv` and to `tensorboard/STAGE`; a resumed run continues both.
 
     Args:
-        folder: where the files are.
+        folder: folder of both files.
         stage: name of the stage.
-        writes: False in all processes but the main one.
+        writes: False in all processes except the main process.
     """
 
     def __init__(self, folder: Path, stage: str, writes: bool = True) -> None:

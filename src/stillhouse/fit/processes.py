@@ -1,7 +1,7 @@
 """Data-parallel training over several processes, as torchrun or `accelerate launch` starts them.
 
-Each process draws batches of its own. Gradients are averaged explicitly and not by a wrapper around the network, so a
-stage can call its network in any order and any number of times.
+Each process draws batches of its own. The training loop averages the gradients itself instead of wrapping the network
+in DistributedDataParallel, so a stage can call its network in any order and any number of times.
 """
 
 import os
@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class ProcessGroup:
-    """This process's place among those that train together.
+    """Rank of this process, and number of processes that train together.
 
     Args:
         rank: number of this process, from 0.
@@ -51,7 +51,7 @@ class ProcessGroup:
 
 
 def current_process_group() -> ProcessGroup:
-    """Return the group that this process was started in, joining it first; a group of one without a launcher."""
+    """Join the group that a launcher started this process in, and return it; without a launcher, a group of one."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return ProcessGroup()
     from accelerate import PartialState  # type: ignore[import-untyped]

@@ -13,7 +13,7 @@ class StageRecipe:
     """Number of updates, batch size, learning rate schedule and evaluation of one stage.
 
     The learning rate warms up, stays constant, and decays linearly to zero over the last `decay_fraction` of the
-    updates. A run with more updates resumes from the checkpoint before the decay.
+    updates. A later run with more updates resumes from the checkpoint that was saved before the decay.
 
     Args:
         updates: number of optimizer steps.

@@ -11,9 +11,9 @@ from stillhouse.fit.recipe import StageRecipe
 
 
 class Stage(Protocol):
-    """A network, its loss and its evaluation, as `fit` trains them.
+    """A network, its loss and its evaluation, which `fit` calls.
 
-    `loss` draws its batch from the number alone, so that a resumed run sees the batches of an uninterrupted one.
+    The batch number alone decides the batch of `loss`, so that a resumed run has the batches of an uninterrupted run.
     """
 
     @property
@@ -22,7 +22,7 @@ class Stage(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of everything besides the recipe that decides the result; other checkpoints are refused."""
+        """Hash of everything besides the recipe that decides the result; a checkpoint with another hash is refused."""
 
     @property
     def recipe(self) -> StageRecipe:
@@ -33,10 +33,10 @@ class Stage(Protocol):
         """The trained module; parameters that do not require gradients stay unchanged."""
 
     def loss(self, number: int) -> torch.Tensor:
-        """Return the loss of the batch of this number, a scalar with gradients."""
+        """Return the loss of batch `number`, a scalar with gradients."""
 
     def evaluate(self) -> Mapping[str, float]:
-        """Return named scores of the network; higher is better for the first one."""
+        """Return scores of the network by name; the weights with the highest first score are the best."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +45,9 @@ class UpdateLog:
 
     Args:
         stage: name of the stage.
-        update, updates: the current update, from 1, and the number planned.
+        update, updates: number of the current update, from 1, and planned number of updates.
         loss: exponential moving average of the loss.
-        scores: of the evaluation after this update; empty without one.
+        scores: scores of the evaluation after this update; empty if there was no evaluation.
     """
 
     stage: str
@@ -65,7 +65,7 @@ class FitResult:
         is_done: whether the stage ended by its recipe; False: the deadline passed first.
         updates: number of updates in all runs.
         seconds: training time in all runs.
-        scores: of the last evaluation.
+        scores: scores of the last evaluation.
         recipe: hyper-parameters of the last updates.
     """
 

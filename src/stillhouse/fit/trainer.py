@@ -25,17 +25,17 @@ BEFORE_DECAY = "before_decay"
 
 
 class Trainer:
-    """Update, evaluate and save a stage, starting from its checkpoint where there is one.
+    """Update, evaluate and save a stage, starting from its checkpoint if `folder` has one.
 
     Args:
-        stage: what is trained.
-        folder: of its checkpoints.
-        processes: the processes that train it together.
+        stage: stage to train.
+        folder: folder of the stage's checkpoints.
+        processes: group of the processes that train the stage together.
 
     Attributes:
         update: number of updates done.
-        seconds: training time, that before the checkpoint included.
-        scores: of the last evaluation.
+        seconds: training time of this run and of the runs before the checkpoint.
+        scores: scores of the last evaluation.
         resumed_in_decay: whether the checkpoint was saved while the learning rate decayed.
         recipe: hyper-parameters of the last updates.
 
@@ -81,7 +81,8 @@ class Trainer:
         self.processes.all_reduce_mean([parameter.grad for parameter in self._parameters if parameter.grad is not None])
         self._check_finite("gradient", nn.utils.clip_grad_norm_(self._parameters, _MAX_GRAD_NORM))
         self._optimizer.step()
-        # The decay starts small, or the initial weights would dominate the average for thousands of updates.
+        # The decay starts small, because the initial weights would otherwise dominate the average for thousands of
+        # updates.
         ema_decay = min(recipe.ema_decay, (1 + self.update) / (10 + self.update))
         with torch.no_grad():
             torch._foreach_lerp_(self._ema, [parameter.detach() for parameter in self._parameters], 1 - ema_decay)
@@ -103,7 +104,7 @@ class Trainer:
         return self.scores
 
     def load_ema_weights(self) -> None:
-        """Copy the EMA weights into the network, or those of the best evaluation where the recipe has a patience."""
+        """Copy the EMA weights into the network, or the best evaluation's weights if the recipe has a patience."""
         self._copy_weights(self._best["ema"] if self._best else self._ema)
 
     def save(self, kind: str = _CHECKPOINT) -> None:
@@ -129,13 +130,14 @@ class Trainer:
             "optimizer": self._optimizer.state_dict(),
             "best": self._best,
         }
-        if self._archive_path is not None and kind == _CHECKPOINT:  # keep the finished student of the former plan
+        # A run with another number of updates overwrites the checkpoint, so the earlier run's weights are copied first.
+        if self._archive_path is not None and kind == _CHECKPOINT:
             write_atomically(self._archive_path, partial(shutil.copyfile, self._path(_CHECKPOINT)))
             self._archive_path = None
         write_atomically(self._path(kind), lambda path: torch.save(state, path))
 
     def _check_finite(self, what: str, value: Tensor) -> None:
-        """Raise FitFailed where a value is not finite: it would reach every weight and the next checkpoint."""
+        """Raise FitFailed if a value is not finite, because it would spread to every weight and the next checkpoint."""
         if not torch.isfinite(value):
             raise FitFailed(
                 f"{self.stage.name}: the {what} of update {self.update} is {value.item()}",
@@ -199,7 +201,7 @@ class Trainer:
 
 
 def check_fingerprint(folder: Path, name: str, fingerprint: str) -> None:
-    """Raise FitFailed where the checkpoint of a stage in `folder` has another fingerprint; pass where there is none."""
+    """Raise FitFailed if the checkpoint of a stage in `folder` has another fingerprint; accept a missing checkpoint."""
     path = _path(folder, name, _CHECKPOINT)
     if path.exists():
         _check_state(path, torch.load(path, weights_only=True, mmap=True), fingerprint)

@@ -10,9 +10,9 @@ STYLES = Path(__file__).parent
 
 
 def jinja_environment(templates: Path) -> Any:
-    """Return the Jinja environment of a template directory and the shared styles.
+    """Return a Jinja environment that loads templates from a directory, and the shared styles.
 
-    Values are escaped. A name that a template's context does not have is an error.
+    Values are escaped for HTML. Rendering fails where a template uses a name that its context lacks.
 
     Args:
         templates: directory of the templates.

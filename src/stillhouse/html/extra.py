@@ -7,10 +7,10 @@ from stillhouse.errors import RuntimeMissing
 
 
 def require_extra(name: str) -> Any:
-    """Import a module of the extra `accelerate`.
+    """Import and return a module that the extra `stillhouse[accelerate]` installs.
 
     Raises:
-        RuntimeMissing: it cannot be imported; the message has the command that installs it.
+        RuntimeMissing: the module cannot be imported. The error holds the command that installs the extra.
     """
     try:
         return import_module(name)

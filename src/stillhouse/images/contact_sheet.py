@@ -1,4 +1,4 @@
-"""Contact sheets: many pictures in one, each with a label below."""
+"""Contact sheets: one picture that shows many pictures, each with a label below."""
 
 import math
 from collections.abc import Sequence
@@ -32,11 +32,12 @@ class _Tile:
 def contact_sheet(pictures: Sequence[Picture], labels: Sequence[str]) -> Picture:
     """Return a sheet of labelled pictures in rows on a near-white background.
 
-    Pictures are enlarged or reduced by a whole factor.
+    Small and large pictures are enlarged or reduced by a whole factor.
 
     Args:
         pictures: uint8 [height, width, 3], at least one; sizes may differ.
-        labels: of the pictures, in ASCII, the range of pillow's font; wrapped, and cut after four lines.
+        labels: a label for each picture, in ASCII, because pillow's font has no other characters; wrapped, and cut
+            after four lines.
 
     >>> contact_sheet([np.zeros((64, 64, 3), np.uint8)] * 2, ["one", "two"]).shape
     (351, 600, 3)
@@ -66,7 +67,7 @@ def _paste(sheet: Image.Image, canvas: ImageDraw.ImageDraw, tile: _Tile, left: i
 
 
 def _tile(picture: Picture, label: str) -> _Tile:
-    """Return a tile: a small picture is enlarged without smoothing, a large one reduced by averaging."""
+    """Return a tile. Small pictures are enlarged without smoothing, large pictures are reduced by averaging."""
     image, longest = Image.fromarray(picture), max(picture.shape[:2])
     if longest > 2 * _CELL:
         image = image.reduce(math.ceil(longest / (2 * _CELL)))
@@ -89,7 +90,7 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 
 def _shortened(line: str, width: int) -> str:
-    line = line[:width]  # no character is narrower than a pixel
+    line = line[:width]  # a character is at least one pixel wide
     if _font().getlength(line) <= width:
         return line
     while line and _font().getlength(f"{line}...") > width:

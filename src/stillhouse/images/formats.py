@@ -10,13 +10,14 @@ from stillhouse.core import ImageRequest, Picture
 from stillhouse.images.png import describe_request, encode_png
 
 Format: TypeAlias = Literal["png", "jpeg", "webp", "raw"]
-"""raw: uint8 levels [height, width, 3] without a header."""
+"""File format of a picture; raw: the uint8 pixels [height, width, 3] without a header."""
 QUALITY = 90
 _DESCRIPTION, _SOFTWARE = 0x010E, 0x0131
 _MAX_EXIF = 60_000
-"""Bytes of the description; EXIF has room for about 65,000 in all."""
+"""Most characters of the description, which is ASCII; all EXIF data may have about 65,000 bytes."""
 _MAX_PROMPT = 2_000
-"""Characters of each prompt where whole prompts do not fit; a character takes at most twelve bytes as JSON."""
+"""Characters that remain of each prompt if whole prompts are too long; JSON takes up to twelve bytes for a
+character."""
 
 
 def encode_image(
@@ -28,9 +29,9 @@ def encode_image(
         image: uint8 [height, width, 3].
         kind: file format. A PNG holds the request as `png.write_png` writes it, jpeg and webp as JSON in EXIF's
             ImageDescription.
-        request: that generated the picture; None: no metadata.
+        request: the request that generated the picture; None: no metadata.
         model: name of the pipeline.
-        quality: of jpeg and webp, 1 to 100.
+        quality: quality of jpeg and webp, 1 to 100.
 
     Returns:
         the file's content.
@@ -53,7 +54,7 @@ def encode_image(
 
 
 def _request_json(request: ImageRequest, model: str | None) -> str:
-    """Return the request as JSON, with its prompts shortened where they are too long for EXIF."""
+    """Return the request as JSON; prompts that are too long for EXIF are shortened."""
     fields = describe_request(request)
     text = json.dumps({"model": model, "request": fields})
     if len(text) > _MAX_EXIF:

@@ -1,4 +1,4 @@
-"""Conversion between uint8 pixels and the signals of an autoencoder, -1 to 1."""
+"""Conversion between uint8 pixels and an autoencoder's float32 pictures, -1 to 1."""
 
 from typing import Any
 

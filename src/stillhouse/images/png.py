@@ -1,4 +1,4 @@
-"""Picture files: common formats are read, and PNGs are written with the request that generated them."""
+"""Picture files: reads common formats, and writes PNGs with the request that generated the picture."""
 
 import json
 import os
@@ -23,13 +23,14 @@ from stillhouse.validation import InvalidDocument, convert
 MAX_PIXELS = 64_000_000
 """Pixels of the largest picture that is read."""
 
-# Listed, because for other formats pillow would start other programs.
+# Other formats are refused, because pillow starts other programs to read some of them.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 _DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "F")
 _KEY, _PARAMETERS = "stillhouse", "parameters"
 _ARRAYS = ("image", "mask")
 _COMPRESSION = 2
-"""Of 9; against 6, files are a fifth larger and take a third of the time, about that of a step."""
+"""Compression level of PNGs, 0 to 9. Compared with level 6, files are a fifth larger and encoding takes a third of the
+time, about as long as a step."""
 
 
 def read_picture(path: Path | str | BinaryIO, largest: int = MAX_PIXELS) -> Picture:
@@ -37,7 +38,7 @@ def read_picture(path: Path | str | BinaryIO, largest: int = MAX_PIXELS) -> Pict
 
     Args:
         path: a file's path, or an open file.
-        largest: pixels; larger pictures are refused before they are decoded.
+        largest: most pixels; larger pictures are refused before they are decoded.
 
     Raises:
         InvalidRequest: the file does not exist, is not a picture, is damaged, is too large, or has more than 8 bits per
@@ -63,7 +64,7 @@ def read_mask(path: Path | str | BinaryIO, largest: int = MAX_PIXELS) -> NDArray
 def read_alpha_mask(path: Path | str | BinaryIO, largest: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Read a mask as OpenAI's clients send it, as uint8 [height, width]: transparent parts are inpainted.
 
-    A picture without transparency is read as by `read_mask`.
+    A picture without transparency is read as `read_mask` reads it.
 
     Args:
         path, largest: as in `read_picture`.
@@ -82,9 +83,9 @@ def write_png(path: Path | str, image: Picture, request: ImageRequest | None = N
     """Write a PNG with its request as metadata; an existing file is replaced, whole or not at all.
 
     Args:
-        path: of the file; its directory is made where it does not exist.
+        path: path of the file; its directory is made where it does not exist.
         image: uint8 [height, width, 3].
-        request: that generated the picture, for `read_request`; None: no metadata.
+        request: the request that generated the picture, for `read_request`; None: no metadata.
         model: name of the pipeline.
 
     Raises:
@@ -108,11 +109,11 @@ def read_request(path: Path | str, image: Picture | None = None, mask: NDArray[n
     """Return the request in the metadata of a PNG that `write_png` wrote.
 
     Args:
-        path: of the PNG.
-        image, mask: of the request, where it had them; the file holds their checksums only.
+        path: path of the PNG.
+        image, mask: image and mask of the request, where it had any; the file holds only their checksums.
 
     Raises:
-        InvalidRequest: the file has no request, or `image` or `mask` is not the request's.
+        InvalidRequest: the file holds no request, or `image` or `mask` is not the request's.
     """
     with _opened(path) as picture:
         text = picture.info.get(_KEY)
@@ -120,7 +121,7 @@ def read_request(path: Path | str, image: Picture | None = None, mask: NDArray[n
         record = convert(dict[str, Any], json.loads(text or "null"))
         values = convert(dict[str, Any], record["request"])
         checksums = {name: values.pop(name) for name in _ARRAYS}
-        if "refresh" in values:  # the name of cache_interval in older files
+        if "refresh" in values:  # older files name cache_interval so
             values["cache_interval"] = values.pop("refresh")
         request = convert(ImageRequest, values)
     except (InvalidDocument, KeyError, ValueError, RecursionError) as error:
@@ -135,7 +136,7 @@ def read_request(path: Path | str, image: Picture | None = None, mask: NDArray[n
 
 
 def describe_request(request: ImageRequest) -> dict[str, Any]:
-    """Return a request's fields as JSON values, with size and checksum in place of an image or a mask.
+    """Return a request's fields as JSON values; size and checksum stand for the image and the mask.
 
     >>> describe_request(ImageRequest("a red circle", seed=7))["seed"]
     7
@@ -145,7 +146,7 @@ def describe_request(request: ImageRequest) -> dict[str, Any]:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, through a temporary file in the same directory, which is made where needed.
+    """Write a file whole or not at all, through a temporary file beside it; the directory is made where needed.
 
     Raises:
         InvalidRequest: the file cannot be written.
@@ -201,7 +202,7 @@ def _opened(path: Path | str | BinaryIO, largest: int = MAX_PIXELS) -> Iterator[
         raise InvalidRequest(f"there is no file {name}") from error
     except Image.DecompressionBombError as error:
         raise _too_large(name, largest) from error
-    except Exception as error:  # decoders raise almost any exception for damaged files
+    except Exception as error:  # for damaged files, decoders raise almost any exception
         raise InvalidRequest(
             f"{name} cannot be read as a picture ({_decoder_message(error, path)})",
             allowed=f"an undamaged file: {', '.join(_FORMATS)}",

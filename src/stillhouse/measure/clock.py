@@ -1,7 +1,7 @@
 """Timing of several implementations in interleaved rounds, and their speed ratio.
 
-The speed of a machine drifts within minutes. Times of different minutes cannot be compared; the ratio of two times of
-the same round can.
+The speed of a machine drifts within minutes. So times that were measured minutes apart cannot be compared, but the
+ratio of two times of the same round can.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,13 +31,13 @@ class Ratio:
 
 
 def run_interleaved(timers: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Call every timer once a round and return the seconds of each, round by round.
+    """Call every timer once in each round, and return the seconds of each timer in the order of the rounds.
 
-    The order is reversed in every other round, so that no timer always follows the same one.
+    The order is reversed in every other round, so that no timer always runs after the same other timer.
 
     Args:
-        timers: each runs once and returns the seconds of its own run.
-        rounds: calls of each timer.
+        timers: functions by name; each performs one run and returns the seconds of that run.
+        rounds: number of calls of each timer.
 
     >>> run_interleaved({"one": lambda: 1.0, "two": lambda: 2.0}, rounds=2)
     {'one': [1.0, 1.0], 'two': [2.0, 2.0]}
@@ -59,13 +59,13 @@ def paired_ratio(slow: Sequence[float], fast: Sequence[float], resamples: int = 
     """Return how many times faster `fast` is than `slow`, from seconds measured in the same rounds.
 
     The value is the geometric mean of the ratios of the rounds without the lowest and the highest fifth (trimmed mean:
-    Tukey 1960). Shared machines change between two speeds, and a median jumps from one to the other: over the same
-    rounds of small networks it varied by a quarter more. The interval is the percentile bootstrap over rounds (Efron
-    1979) with a fixed seed.
+    Tukey 1960). The median is not used, because shared machines change between two speeds and the median jumps from one
+    to the other: over the same rounds of small networks, the median varied by a quarter more. The interval is the
+    percentile bootstrap over rounds (Efron 1979) with a fixed seed.
 
     Args:
-        slow, fast: seconds, one of each for every round.
-        resamples: of the bootstrap.
+        slow, fast: seconds of one run in each round; both in the order of the rounds.
+        resamples: number of bootstrap samples.
 
     >>> paired_ratio([2.0, 4.0], [1.0, 2.0])
     Ratio(value=2.0, low=2.0, high=2.0)

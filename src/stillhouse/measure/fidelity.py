@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_SQNR, MIN_SQNR = 999.0, -999.0
-"""dB: the SQNR of equal tensors, and of a tensor that is useless. Measured values lie between them."""
+"""SQNR in dB of equal tensors, and of a useless tensor: elements are not finite, or only the reference is all zero.
+Other values lie between these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,9 +20,9 @@ class Fidelity:
     Args:
         sqnr: signal to quantisation noise ratio in dB, 10 log10(sum ref^2 / sum (ref - other)^2), clipped to -999..999.
             999 for equal tensors, -999 where the other tensor has elements that are not finite.
-        cosine: of the angle between the tensors, -1 to 1; 0 where one of them is all zero or not finite.
+        cosine: cosine of the angle between the tensors, -1 to 1; 0 where one of them is all zero or not finite.
         mae: mean absolute error; the largest float where the other tensor has elements that are not finite.
-        largest: maximum absolute error; the same.
+        largest: maximum absolute error; the largest float in the same case.
         nonfinite: number of elements that are NaN or infinite in the other tensor and finite in the reference.
     """
 
@@ -35,7 +36,7 @@ class Fidelity:
 def compare_tensors(reference: NDArray[Any], other: NDArray[Any]) -> Fidelity:
     """Return the distance of `other` from `reference`, computed in float64.
 
-    Elements whose reference is not finite are left out. Tensors without elements are equal.
+    Elements where the reference is not finite are left out. Tensors without elements count as equal.
 
     Args:
         reference, other: real numbers of any dtype, of the same shape.
@@ -56,7 +57,8 @@ def compare_tensors(reference: NDArray[Any], other: NDArray[Any]) -> Fidelity:
         return Fidelity(MIN_SQNR, 0.0, float_info.max, float_info.max, nonfinite)
     if np.array_equal(ref, oth):
         return Fidelity(MAX_SQNR, 1.0, 0.0, 0.0)
-    # Scale by a power of two so that the largest element is at most 0.5: exact, and no square or difference overflows.
+    # Scale by a power of two, which is exact, so that the largest element is at most 0.5 and no square or difference
+    # overflows.
     exponent = int(np.frexp(max(np.abs(ref).max(), np.abs(oth).max()))[1]) + 1
     ref, oth = np.ldexp(ref, -exponent), np.ldexp(oth, -exponent)
     error = np.abs(ref - oth)
@@ -69,7 +71,11 @@ def compare_tensors(reference: NDArray[Any], other: NDArray[Any]) -> Fidelity:
 
 
 def worst_fidelity(fidelities: Iterable[Fidelity]) -> Fidelity:
-    """Return the fidelity of the lowest SQNR, the first of equal ones. ValueError where there is none."""
+    """Return the fidelity with the lowest SQNR, the first one where several are equal.
+
+    Raises:
+        ValueError: `fidelities` is empty.
+    """
     return min(fidelities, key=lambda fidelity: fidelity.sqnr)
 
 

@@ -1,4 +1,4 @@
-"""Distance of two pictures of the same request, and where they differ."""
+"""Measures of the difference between two pictures of the same request, and a picture that shows the difference."""
 
 import math
 
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from stillhouse.core import Picture
 
 MAX_PSNR = 99.0
-"""dB: the PSNR of equal pictures, and the upper limit for all others."""
+"""PSNR in dB of equal pictures, and the upper limit for all other pictures."""
 
 _WHITE = 255.0
 _WINDOW, _SIGMA, _K1, _K2 = 11, 1.5, 0.01, 0.03
@@ -34,10 +34,10 @@ def psnr(reference: Picture, other: Picture) -> float:
 def ssim(reference: Picture, other: Picture) -> float:
     """Return the mean structural similarity, at most 1 (Wang et al., IEEE Transactions on Image Processing 13, 2004).
 
-    As in the paper: a Gaussian window of 11 pixels with a standard deviation of 1.5, K1 0.01, K2 0.03, and the mean
-    over the positions where the window lies inside the picture. The index is computed on red, green and blue and
-    averaged, so that a wrong colour of equal brightness counts. In a picture smaller than the window, the window has
-    the length of the shorter side.
+    As in the paper, the window is Gaussian with 11 pixels and a standard deviation of 1.5, K1 is 0.01, K2 is 0.03, and
+    the mean is taken over the positions where the window lies inside the picture. The index is computed for red, green
+    and blue and averaged, so that a wrong colour of the same brightness lowers the result. In a picture smaller than
+    the window, the window has the length of the shorter side.
 
     Args:
         reference, other: uint8 [height, width, 3], of the same shape.
@@ -66,7 +66,7 @@ def difference_image(reference: Picture, other: Picture, gain: float = 4) -> Pic
 
     Args:
         reference, other: uint8 [height, width, 3], of the same shape.
-        gain: factor.
+        gain: factor by which the difference is multiplied.
 
     Raises:
         ValueError: the shapes differ, or there are no pixels.
@@ -83,7 +83,7 @@ def _check(reference: Picture, other: Picture) -> None:
     if reference.shape != other.shape:
         raise ValueError(f"sizes differ: {list(reference.shape)} and {list(other.shape)}")
     if not reference.size:
-        raise ValueError(f"a picture without pixels: {list(reference.shape)}")
+        raise ValueError(f"the pictures are without pixels: their shape is {list(reference.shape)}")
 
 
 def _gaussian_window(length: int) -> NDArray[np.float64]:

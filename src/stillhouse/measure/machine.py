@@ -1,4 +1,4 @@
-"""The machine of a measurement: the facts on which measured times depend."""
+"""Description of this machine: the facts on which measured times depend."""
 
 import hashlib
 import math
@@ -25,16 +25,16 @@ _GIB = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A machine as this process may use it.
+    """The part of a machine that this process may use.
 
     Args:
         processor: model name.
         cores: physical cores that affinity and the container's quota allow.
-        memory: bytes of the machine, or of the container's limit; None where the system does not give them.
-        instructions: the instruction set extensions of `_INSTRUCTIONS` that the processor has, in that order.
-        system: operating system and architecture, "Linux x86_64".
-        python: "3.11".
-        gpus: that this process may use.
+        memory: bytes of main memory, or the container's limit if that is lower; None where the system reports neither.
+        instructions: instruction set extensions of `_INSTRUCTIONS` that the processor has, in the tuple's order.
+        system: operating system and architecture, such as "Linux x86_64".
+        python: version of Python, such as "3.11".
+        gpus: GPUs that this process may use.
     """
 
     processor: str
@@ -61,7 +61,8 @@ def read_machine(root: Path = Path("/")) -> Machine:
     """Describe this machine.
 
     Args:
-        root: on Linux, the root of the files that are read. Other systems are described by Python's standard library.
+        root: on Linux, the directory that holds `proc` and `sys`. Other systems are described by Python's standard
+            library.
 
     >>> read_machine().cores >= 1
     True
@@ -81,7 +82,7 @@ def read_machine(root: Path = Path("/")) -> Machine:
 
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str]:
-    """Return the versions of the packages that are installed, by name; others are left out.
+    """Return the versions of packages by name. Packages that are not installed are left out.
 
     >>> installed_versions(["no-such-package"])
     {}

@@ -1,4 +1,4 @@
-"""Memory of a process, read from Linux's /proc. Other systems give no values here."""
+"""Memory of a process, read from Linux's /proc. On other systems the functions return 0 or None."""
 
 import ctypes
 import gc
@@ -12,10 +12,11 @@ _ROOT = Path("/")
 def resident_bytes(pid: int, root: Path = _ROOT) -> int:
     """Return the resident bytes of a process and all its descendants.
 
-    Pages that processes share count once for each. 0 where there is no such process, or no /proc.
+    A page that several processes share counts once for each of them. The result is 0 where the process does not exist
+    or the system has no /proc.
 
     Args:
-        pid: the process.
+        pid: id of the process.
         root: directory that holds `proc`.
 
     >>> import os
@@ -26,9 +27,9 @@ def resident_bytes(pid: int, root: Path = _ROOT) -> int:
 
 
 def own_resident_bytes(pid: int, root: Path = _ROOT) -> int:
-    """Return the resident bytes of a process without its descendants, 0 as in `resident_bytes`.
+    """Return the resident bytes of a process without its descendants; 0 in the same cases as `resident_bytes`.
 
-    It reads one file; finding descendants reads one file of each process of the machine.
+    This function reads one file, whereas finding descendants takes one file of every process on the machine.
 
     >>> import os
     >>> own_resident_bytes(os.getpid()) > 0
@@ -40,7 +41,7 @@ def own_resident_bytes(pid: int, root: Path = _ROOT) -> int:
 def release_memory() -> None:
     """Return unused memory of this process to the system.
 
-    It collects reference cycles, as closed pipelines are, and trims the C library's heap.
+    Reference cycles, such as those of closed pipelines, are collected, and the C library's heap is trimmed.
 
     >>> release_memory()
     """
@@ -50,10 +51,12 @@ def release_memory() -> None:
 
 
 def peak_resident_bytes(pid: int, root: Path = _ROOT) -> int | None:
-    """Return the highest resident bytes of one process so far; None where there is no such process, or no /proc.
+    """Return the most resident bytes that one process has had so far.
+
+    The result is None where the process does not exist or the system has no /proc.
 
     Args:
-        pid: the process; it must be alive.
+        pid: id of the process, which must be alive.
         root: directory that holds `proc`.
 
     >>> import os
@@ -66,11 +69,11 @@ def peak_resident_bytes(pid: int, root: Path = _ROOT) -> int | None:
 def _descendants(pid: int, root: Path) -> list[int]:
     """Return the descendants of a process, children first.
 
-    Not every kernel lists the children of a process; each process names its parent.
+    The search uses the parent that each process names, because not every kernel lists the children of a process.
     """
     children: dict[int, list[int]] = {}
     for folder in (root / "proc").glob("[0-9]*"):
-        # "pid (name) state parent ...", where the name may hold anything.
+        # The file holds "pid (name) state parent ...". The name may contain ")", so only the last one ends the name.
         words = _read_text(folder / "stat").rpartition(")")[2].split()
         if len(words) > 1:
             children.setdefault(int(words[1]), []).append(int(folder.name))

@@ -6,16 +6,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 Features = NDArray[np.float64]
-"""[pictures, features]."""
+"""Features of a set of pictures: float64 [pictures, features]."""
 NEIGHBOURS = 5
 
 
 def frechet_distance(reference: Features, other: Features) -> float:
     """Return the squared Frechet distance of the normal distributions with the means and covariances of two sets.
 
-    |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), Heusel et al. (arXiv 1706.08500), equation 6. The trace of the root is
-    computed as that of (C1^(1/2) C2 C1^(1/2))^(1/2), which is symmetric. The estimate is biased upwards by about
-    1 / pictures: compare sets of the same size only.
+    The distance is |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), Heusel et al. (arXiv 1706.08500), equation 6. The trace
+    of (C1 C2)^(1/2) is computed as the equal trace of (C1^(1/2) C2 C1^(1/2))^(1/2), because this matrix is symmetric.
+    The estimate is biased upwards by about 1 / pictures: compare sets of the same size only.
 
     Args:
         reference, other: float [pictures, features], two pictures or more each.
@@ -33,12 +33,15 @@ def frechet_distance(reference: Features, other: Features) -> float:
     root = _matrix_sqrt(first)
     shared = np.linalg.eigvalsh(root @ second @ root).clip(min=0)
     distance = means @ means + np.trace(first) + np.trace(second) - 2 * np.sqrt(shared).sum()
-    return max(0.0, float(distance))  # rounding gives equal sets a little less than 0
+    return max(0.0, float(distance))  # rounding can give equal sets a distance below 0
 
 
 @dataclass(frozen=True, slots=True)
 class PrecisionRecall:
-    """Precision: share of the other set's pictures inside the reference's manifold. Recall: the reverse."""
+    """Precision: share of the other set's pictures inside the reference's manifold.
+
+    Recall: share of the reference's pictures inside the other set's manifold.
+    """
 
     precision: float
     recall: float
@@ -48,14 +51,14 @@ def precision_recall(reference: Features, other: Features, neighbours: int = NEI
     """Return precision and recall of Kynkaanniemi et al. (arXiv 1904.06991), section 3.
 
     A picture lies inside a set's manifold where its distance to some picture of the set is at most that picture's
-    distance to its `neighbours`th nearest one in the set. A low recall shows a collapse of diversity.
+    distance to its `neighbours`th nearest picture in the set. A low recall shows that the other set lacks diversity.
 
     Args:
         reference, other: float [pictures, features], of the same number of pictures, more than `neighbours`.
         neighbours: k of the paper.
 
     Raises:
-        ValueError: the sets differ in size, or are too small.
+        ValueError: the sets differ in size, or have no more than `neighbours` pictures.
     """
     _check_features(reference, other)
     if len(reference) != len(other) or len(reference) <= neighbours:
@@ -75,16 +78,16 @@ def prompt_diversity(groups: NDArray[np.float64]) -> float:
     """Return the mean distance between pictures of the same prompt.
 
     Args:
-        groups: float [prompts, pictures of a prompt, features], two pictures or more of each.
+        groups: float [prompts, pictures of a prompt, features], with two pictures or more of each prompt.
 
     Raises:
-        ValueError: fewer than two pictures of each prompt.
+        ValueError: there are fewer than two pictures of each prompt.
 
     >>> prompt_diversity(np.array([[[0.0], [1.0]], [[0.0], [3.0]]]))
     2.0
     """
     if groups.ndim != 3 or groups.shape[1] < 2:
-        raise ValueError(f"features of shape {list(groups.shape)}; [prompts, two pictures or more, features]")
+        raise ValueError(f"features have shape {list(groups.shape)}, not [prompts, two pictures or more, features]")
     count = groups.shape[1]
     sums = [_distances(group, group).sum() / (count * (count - 1)) for group in groups]
     return float(np.mean(sums))
@@ -105,7 +108,7 @@ def _matrix_sqrt(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
 def _check_features(reference: Features, other: Features) -> None:
     if reference.ndim != 2 or other.ndim != 2 or reference.shape[1] != other.shape[1]:
         raise ValueError(
-            f"features of shapes {list(reference.shape)} and {list(other.shape)}; both need the same number of features"
+            f"shapes are {list(reference.shape)} and {list(other.shape)}; both need the same number of features"
         )
     if min(len(reference), len(other)) < 2:
-        raise ValueError(f"{len(reference)} and {len(other)} pictures; each set needs two or more")
+        raise ValueError(f"the sets have {len(reference)} and {len(other)} pictures; each needs two or more")

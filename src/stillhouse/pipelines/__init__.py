@@ -1,1 +1,1 @@
-"""Pipelines at run time: manifest, networks, requests resolved, start, advance and finish. Nothing here needs torch."""
+"""Pipelines at run time: read, open, and run for requests. Only the modules for LoRA need torch."""

@@ -1,7 +1,7 @@
 """LoRA adapters of an open pipeline, replaced without compiling its networks again.
 
-Weights are changed in place: in torch's modules, and in TensorRT engines that were built to be refitted. Other backends
-cannot do this; for them adapters are fused into a copy of the weights at import.
+Weights are changed in place. This works for torch modules, and for TensorRT engines that were built to be refitted. For
+other backends, import fuses adapters into a copy of the weights.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,10 +33,10 @@ class ActiveAdapters:
 
         Args:
             name: role of the component.
-            runner: of the network; runners without editable weights are left as they are.
+            runner: runner of the network; nothing is done if its weights cannot be changed.
 
         Raises:
-            ImportFailed: an adapter was made for another network; the weights are not changed then.
+            ImportFailed: an adapter was made for another network; the weights are not changed.
             BackendFailed: the backend cannot change the weights.
         """
         if isinstance(runner, GraphRunner) and runner.weights is not None:
@@ -47,11 +47,11 @@ class ActiveAdapters:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AdaptedWeights(Mapping[str, Tensor]):
-    """Adapted weights by layer, computed on access, because all together would take as much memory as the network.
+    """Adapted weights by layer. Each is computed on access, because all of them take as much memory as the network.
 
     Args:
-        weights: of the network.
-        changes: by layer, what is added to the original weight.
+        weights: original weights of the network.
+        changes: changes of each layer's weight, by layer; they are added to the original weight.
     """
 
     weights: EditableWeights
@@ -93,7 +93,7 @@ def read_adapters(texts: Sequence[str], components: Mapping[str, Component]) -> 
 
     Raises:
         ImportFailed: see `read_adapter`.
-        InvalidRequest: a file changes a network whose backend, or its settings, cannot change weights.
+        InvalidRequest: a file changes a network whose backend cannot change weights, or not with its settings.
     """
     read = tuple(read_adapter(text, tuple(name for name in ADAPTED_COMPONENTS if name in components)) for text in texts)
     for name in {name for adapter in read for name in adapter.layers}:
@@ -102,7 +102,7 @@ def read_adapters(texts: Sequence[str], components: Mapping[str, Component]) -> 
 
 
 def _check_backend(name: str, component: Component) -> None:
-    """Raise InvalidRequest where the backend of a component, or its settings, fix the weights."""
+    """Raise InvalidRequest unless the backend of a component can change weights with the component's settings."""
     backend = find_backend(component.backend)
     needed = backend.adapter_settings or {}
     actual = {setting: component.settings.get(setting, backend.settings[setting][0]) for setting in needed}

@@ -1,6 +1,6 @@
 """Batches of any size for a network with static batch sizes: small batches are padded, large ones are split.
 
-A server would otherwise compile the network, for seconds or minutes, at the first batch of each size.
+Otherwise a server would compile the network at the first batch of each size, which takes seconds or minutes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -9,16 +9,17 @@ from typing import Any, TypeAlias
 from stillhouse.diffusion import Arrays
 
 DEFAULT_SIZES = (1, 2, 4, 8, 16, 32)
-"""Sizes of a component that names none; less than half of a batch is padding."""
+"""Batch sizes of a component whose manifest names none. Each is at most twice the previous one, so that less than half
+of a batch is padding."""
 
 Feeds: TypeAlias = Mapping[str, Any]
 
 
 def split_batch(count: int, rows: Sequence[int]) -> list[tuple[int, int]]:
-    """Return the parts of a batch: of each its rows, and its rows with padding.
+    """Return the parts that a batch is split into: for each, its number of rows without and with padding.
 
     Args:
-        count: rows of the batch, from 1.
+        count: number of rows of the batch, 1 or more.
         rows: static batch sizes, rising.
 
     >>> split_batch(3, (1, 2, 4)), split_batch(9, (1, 2, 4))
@@ -37,7 +38,7 @@ def run_split(feeds: Feeds, rows: Sequence[int], arrays: Arrays, run: Callable[[
         feeds: inputs by name, all with the same number of rows. A part is padded with copies of its last row, whose
             outputs are dropped.
         rows: static batch sizes, rising.
-        arrays: the kind of the feeds.
+        arrays: kind of the arrays in `feeds`.
         run: the network; it may overwrite its outputs in the next call.
 
     Returns:
@@ -53,7 +54,7 @@ def run_split(feeds: Feeds, rows: Sequence[int], arrays: Arrays, run: Callable[[
         output = {name: array[:size] for name, array in run(part).items()}
         if len(parts) == 1:
             return output
-        # Concatenated alone, which copies it, because the next part may overwrite it.
+        # `concatenate` copies each output, because the next call of `run` may overwrite it.
         outputs.append({name: arrays.concatenate([array], 0) for name, array in output.items()})
         first += size
     return {name: arrays.concatenate([output[name] for output in outputs], 0) for name in outputs[0]}

@@ -12,14 +12,15 @@ from stillhouse.pipelines.revalidate import needs_revalidation, revalidate
 _SHAPES = Path(__file__).parents[1] / "shapes"
 _STUDENTS = ("shapes-3", "shapes-1")
 EMBEDDED = {"shapes": _SHAPES / "weights", **{name: _SHAPES / "students" / name for name in _STUDENTS}}
-"""Directories of the models in the package, by name; `shapes-N` were distilled from `shapes` to N steps."""
+"""Directories of the embedded models, by name; `shapes-N` was distilled from `shapes` to N steps."""
 
 
 def find_pipeline(model: str | Path) -> Path:
     """Return the directory of an embedded model, or `model` itself where it is a pipeline directory.
 
     Raises:
-        UnknownModel: it is neither; the message offers the nearest name, or says how to import a diffusers directory.
+        UnknownModel: `model` is neither; the message offers the nearest name, or says how to import a diffusers
+            directory.
 
     >>> find_pipeline("shapes").name
     'weights'
@@ -56,8 +57,8 @@ def load(
 ) -> Pipeline:
     """Open a pipeline by name or directory; arguments as in `Pipeline`.
 
-    Components that were chosen on another machine are checked first, which takes seconds, and replaced where they do
-    not fit this machine; see `revalidate`. With `backend` they are not.
+    If the components were chosen on another machine, they are checked first, which takes seconds, and replaced where
+    they do not fit this machine; see `revalidate`. With `backend`, this check is skipped.
 
     >>> load("shapes").generate("a red circle", seed=7).image.shape  # doctest: +SKIP
     (64, 64, 3)

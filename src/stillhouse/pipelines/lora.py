@@ -1,7 +1,7 @@
 """LoRA files read and fused into weights: W + weight * alpha / rank * (up @ down), Hu et al., arXiv 2106.09685.
 
-They are fused at import, because adapter layers in a graph cost time at every step. Layers may be named as diffusers,
-peft or kohya name them; kohya's names for XL follow the blocks of the original implementation.
+LoRA is fused into the weights, because adapter layers in a graph cost time at every step. Layers may be named as
+diffusers, peft or kohya name them; kohya's names for XL follow the blocks of the original implementation.
 """
 
 import json
@@ -58,7 +58,7 @@ BLOCK = re.compile(r"(down|mid|up)_block(?:s_(\d+))?_(resnets|attentions|downsam
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Delta:
-    """The change of a layer's weight, scale * (up @ down) with scale = alpha / rank and rank = down.shape[0]."""
+    """The change of a layer's weight: scale * (up @ down), where scale is alpha / rank and rank is down.shape[0]."""
 
     up: torch.Tensor
     down: torch.Tensor
@@ -71,7 +71,7 @@ class Delta:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Adapter:
-    """A LoRA file: changes by role of the component and name of the layer, with `_` for `.`."""
+    """A LoRA file: the changes by the component's role, then by the layer's name with `_` for `.`."""
 
     path: Path
     weight: float
@@ -93,8 +93,8 @@ class Adapter:
         """Return the changes of a component, scaled by the adapter's weight, with the torch names of their layers.
 
         Args:
-            component: its role.
-            shapes: of its layers' weights, by torch name.
+            component: role of the component.
+            shapes: shapes of its layers' weights, by torch name.
 
         Raises:
             ImportFailed: a layer of the file is not in `shapes`, or has another shape there.
@@ -125,7 +125,7 @@ def read_adapter(text: str, components: tuple[str, ...]) -> Adapter:
     with _open(path) as file:
         settings = _settings(path, file.metadata() or {})
         unknown = []
-        for key in file.keys():  # noqa: SIM118, the file is no mapping
+        for key in file.keys():  # noqa: SIM118, `file` is not a mapping
             place = _parse_key(key)
             if place is None or place[0] not in components:
                 unknown.append(key)
@@ -142,11 +142,11 @@ def read_adapter(text: str, components: tuple[str, ...]) -> Adapter:
 
 
 def sgm_names(name: str, depth: int) -> Iterator[str]:
-    """Yield the names that the original implementation, and kohya with it, may use for a layer of XL's U-Net.
+    """Yield the names that the original implementation, and therefore kohya, may use for a layer of XL's U-Net.
 
     Args:
         name: the layer's name in diffusers, `_` for `.`.
-        depth: layers of a block.
+        depth: number of resnet layers of each down block.
 
     >>> list(sgm_names("down_blocks_1_attentions_0_proj_in", depth=2))
     ['input_blocks_4_1_proj_in']
@@ -163,7 +163,7 @@ def sgm_names(name: str, depth: int) -> Iterator[str]:
         yield f"middle_block_{place or 2 * index}_{rest}"
     elif kind == "downsamplers":
         yield f"input_blocks_{first + depth + 1}_0_op"
-    elif kind == "upsamplers":  # behind the resnet, and behind the attention where there is one
+    elif kind == "upsamplers":  # after the resnet, or after the attention if there is one
         yield from (f"output_blocks_{first + depth}_{place}_conv" for place in (1, 2))
     else:
         yield f"{'input' if side == 'down' else 'output'}_blocks_{first + index + (side == 'down')}_{place}_{rest}"
@@ -192,9 +192,9 @@ def _open(path: Path) -> Any:
 
 
 def _settings(path: Path, metadata: Mapping[str, str]) -> Mapping[str, Any]:
-    """Return the LoRA settings by `role.setting`.
+    """Return the LoRA settings, with names such as `denoiser.lora_alpha`.
 
-    diffusers writes them into the file's metadata as `unet.lora_alpha`, peft into a file of the same directory.
+    diffusers writes the settings into the file's metadata, as `unet.lora_alpha`; peft writes a file beside it.
     """
     peft_config = path.with_name("adapter_config.json")
     try:
@@ -207,7 +207,7 @@ def _settings(path: Path, metadata: Mapping[str, str]) -> Mapping[str, Any]:
 
 
 def _parse_key(key: str) -> tuple[str, str, str] | None:
-    """Return role, layer and part (down, up, alpha) of a key; None where it is not a LoRA's."""
+    """Return role, layer and part (down, up, alpha) of a key; None where the key does not belong to a LoRA."""
     match = FACTOR.fullmatch(key)
     prefix = next((prefix for prefix in PREFIXES if key.startswith(prefix)), None)
     if match is None or prefix is None:
@@ -232,7 +232,7 @@ def _delta(component: str, layer: str, parts: Mapping[str, torch.Tensor], settin
 
 
 def layer_names(layers: Iterable[str]) -> dict[str, str]:
-    """Return the torch names of layers by all names that LoRA files use: with `_` for `.`, and kohya's.
+    """Map all names that LoRA files use for layers to torch names: the torch name with `_` for `.`, and kohya's names.
 
     >>> list(layer_names(["down_blocks.0.resnets.0.conv1"]))
     ['down_blocks_0_resnets_0_conv1', 'input_blocks_1_0_in_layers_2']
@@ -243,7 +243,7 @@ def layer_names(layers: Iterable[str]) -> dict[str, str]:
     depths = set(Counter(block for block, _ in resnets).values())
     for name, layer in flat.items():
         names[name] = layer
-        if len(depths) == 1:  # the original implementation has no blocks of different depths
+        if len(depths) == 1:  # all blocks of the original implementation have one depth
             names.update(dict.fromkeys(sgm_names(name, *depths), layer))
     return names
 

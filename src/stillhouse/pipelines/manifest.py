@@ -1,4 +1,4 @@
-"""The manifest of a pipeline directory: its networks, how they are sampled, and the checksum of every file.
+"""The manifest of a pipeline directory: its networks, the settings of sampling, and the checksum of every file.
 
 A pipeline directory is a diffusers directory with `stillhouse.json` and an ONNX graph without weights for each network.
 """
@@ -26,11 +26,12 @@ from stillhouse.validation import InvalidDocument, convert
 MANIFEST = "stillhouse.json"
 VERSION = 2
 ALWAYS_HASHED_BYTES = 16 << 20
-"""Files up to this many bytes are hashed whenever a pipeline is opened; larger ones on request."""
+"""Files up to this many bytes are hashed whenever a pipeline is opened; larger files only with `verify`."""
 EVIDENCE = ("report.json", "report.html", "summary.xlsx")
 """Reports at the top of a directory. The pipeline runs without them, so their checksums are not recorded."""
 TRIALS = "trials"
-"""Directory of an acceleration's candidates. Files that the pipeline runs are recorded, the rest is evidence."""
+"""Directory of the candidates of `stillhouse accelerate`. The manifest records only the files that the pipeline
+runs."""
 SMALLEST_TILE = 32
 LARGEST_TILE = 8192
 _VERSION_1_ROLES = {"unet": DENOISER, "vae_encoder": ENCODER, "vae_decoder": DECODER}
@@ -49,15 +50,15 @@ class Component:
 
     Args:
         graph, weights: paths relative to the directory.
-        backend, precision, streams, threads, settings: as in `backends.RunnerOptions`. With more than one stream the
-            network is opened for the shapes of one row.
-        static: the network is opened for the shapes of its inputs; for several batch sizes at once where the backend
-            can do that, see `registry.compiles_per`.
-        rows: batch sizes of a static network, rising; empty: `batch_sizes.DEFAULT_SIZES`. Other batches are split and
-            padded to these.
+        backend, precision, streams, threads, settings: as in `backends.RunnerOptions`. With more than one stream, each
+            stream runs one row, and the network is opened for the shapes of one row.
+        static: whether the network is opened for fixed shapes of its inputs. One opened network runs several batch
+            sizes where the backend can do that; see `registry.compiles_per`.
+        rows: batch sizes of a static network, rising; empty: `batch_sizes.DEFAULT_SIZES`. Batches of other sizes are
+            split and padded.
 
     Raises:
-        InvalidRequest: rows that do not rise from 1 or more.
+        InvalidRequest: `rows` does not rise, or starts below 1.
     """
 
     graph: str
@@ -77,7 +78,7 @@ class Component:
 
 @dataclass(frozen=True, slots=True)
 class StepCache:
-    """The denoiser's graph in two depths (`backends.deepcache_split`), run as the denoiser is. Paths are relative."""
+    """Paths of the graphs that the denoiser was split into (`backends.deepcache_split`), relative to the directory."""
 
     full: str
     shallow: str
@@ -85,11 +86,11 @@ class StepCache:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """The noise that the denoiser was trained with, and the noise levels that it is evaluated at.
+    """The noise schedule that the denoiser was trained with, and the choice of noise levels at which it is evaluated.
 
     Args:
         schedule: noise level of every training timestep.
-        prediction: what the denoiser's output means.
+        prediction: the quantity that the denoiser predicts.
         spacing: how the timesteps of a trajectory are spread over the training timesteps.
         sigmas: how noise levels are spread between the first and the last one.
         steps_offset: added to every timestep of leading spacing.
@@ -107,10 +108,10 @@ class Latent:
     """Latents of the autoencoder, normalised as z = (output - shift_factor) * scaling_factor.
 
     Args:
-        channels: of the latents, before they are packed.
+        channels: number of channels, before latents are packed into tokens.
         scaling_factor, shift_factor: as above.
-        downscale: pixels a side of one latent.
-        patch: latents a side that the denoiser takes as one token.
+        downscale: side of one latent in pixels.
+        patch: side in latents of the square that the denoiser takes as one token.
         mean, std: statistics of each channel, where the family normalises by channel.
     """
 
@@ -129,10 +130,10 @@ class Defaults:
 
     Args:
         guidance_interval, cache_interval: as in `ImageRequest`; cache_interval above 1 needs a `StepCache`.
-        tile: pictures with more pixels a side are decoded in tiles of this size; None: always in one piece.
+        tile: side in pixels. Pictures with a longer side are decoded in tiles of this size; None: always in one piece.
 
     Raises:
-        InvalidRequest: an interval, a cache_interval or a tile outside its range.
+        InvalidRequest: guidance_interval, cache_interval or tile is outside its range.
     """
 
     steps: int
@@ -153,13 +154,13 @@ class Defaults:
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """The machine that `stillhouse accelerate` chose the components on, and what another machine checks them with.
+    """The machine on which `stillhouse accelerate` chose the components, and data to check them on another machine.
 
     Args:
-        fingerprint: of that machine, see `measure.machine`.
-        min_sqnr: dB, the least SQNR of an output against the baseline's.
+        fingerprint: fingerprint of that machine; see `measure.machine`.
+        min_sqnr: least allowed SQNR of an output against the baseline's output, in dB.
         probes: by role, path of an .npz with recorded inputs (`feed/NAME`) and the baseline's outputs (`want/NAME`).
-        alternatives: by role, other components within the bounds, best first, the baseline last.
+        alternatives: by role, the other components within the bounds of accuracy, best first, the baseline last.
     """
 
     fingerprint: str
@@ -170,7 +171,7 @@ class Tuned:
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """Timesteps that a student takes when it edits a picture with this strength, noisiest first."""
+    """Timesteps, noisiest first, at which a student is evaluated when it edits a picture with this strength."""
 
     strength: float
     timesteps: tuple[float, ...]
@@ -178,17 +179,17 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class Distilled:
-    """What a distilled pipeline may be run with, and where it comes from.
+    """The allowed settings of a distilled pipeline, and its teacher.
 
     Args:
-        timesteps: that it must be run with, noisiest first; None: any.
-        guidance: least and largest guidance scale that it was trained with; others are refused.
-        method: of distillation.
-        teacher: name of the teacher and checksum of its files.
-        edits: timesteps for edits, by strength; without any, an edit takes the last part of the usual timesteps.
+        timesteps: timesteps that the pipeline must be run with, noisiest first; None: any.
+        guidance: least and largest guidance scale of the training; other scales are refused.
+        method: name of the distillation method.
+        teacher: name of the teacher, and checksum of its files.
+        edits: timesteps for edits, by strength; where empty, an edit takes the last part of `timesteps`.
 
     Raises:
-        InvalidRequest: a range of guidance that falls.
+        InvalidRequest: the least guidance scale is above the largest.
     """
 
     timesteps: tuple[float, ...] | None
@@ -203,7 +204,7 @@ class Distilled:
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
-    """Size and SHA-256, in hexadecimal, of a file."""
+    """Size of a file in bytes, and its SHA-256 in hexadecimal."""
 
     bytes: int
     sha256: str
@@ -211,22 +212,22 @@ class FileRecord:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What is known of a pipeline before any of its networks is opened.
+    """The description of a pipeline, which is known before any network is opened.
 
     Args:
-        name: of the pipeline, for people.
+        name: name of the pipeline, for people.
         family: name of its `families.Family`.
-        components: by role, see `roles`.
-        tokenizers: directories by the role of the text encoder that they tokenize for.
+        components: networks by role; see `roles`.
+        tokenizers: directory of the tokenizer of each text encoder, by the text encoder's role.
         sampling: noise schedule, prediction and timesteps.
         latent: the autoencoder's latents.
         granularity: width and height are multiples of this many pixels.
         defaults: values of a request's fields that are None.
-        family_options: what this family needs besides, see `Family.options`.
-        files: by path, size and checksum of every other file of the directory; filled in by `write_manifest`.
+        family_options: further fields that the family needs; see `Family.options`.
+        files: size and checksum of every other file of the directory, by path; filled in by `write_manifest`.
         source: where the pipeline was imported from: importer, path or id, adapters.
-        evidence: measurements, by name.
-        step_cache: the denoiser's graph in two depths, where it was split.
+        evidence: measured values, by name.
+        step_cache: graphs of the denoiser's two depths; None where the denoiser was not split.
         tuned: set where `stillhouse accelerate` chose the components.
         distilled: set where `stillhouse distill` made the pipeline.
     """
@@ -250,28 +251,28 @@ class Manifest:
 
     @property
     def guidance_channels(self) -> int | None:
-        """Size of the guidance scale's embedding where it is an input of the denoiser; None where it is not."""
+        """Size of the guidance scale's embedding; None where the scale is not an input of the denoiser."""
         channels: int | None = self.family_options.get("guidance_channels")
         return channels
 
     @property
     def is_inpainting(self) -> bool:
-        """Whether the denoiser takes the mask and the masked picture as further channels."""
+        """Whether the denoiser takes the mask and the masked picture as further input channels."""
         return bool(self.family_options.get("in_channels") == 2 * self.latent.channels + 1)
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
     """Record every file of `directory` and write `stillhouse.json`, whole or not at all.
 
-    Evidence is not recorded: `EVIDENCE`, and files under `TRIALS`. Where the pipeline runs a graph under `TRIALS`, all
-    files of that graph's directory are recorded, because the graph's weights are among them.
+    Files of `EVIDENCE` and files under `TRIALS` are not recorded. Exception: where the pipeline runs a graph under
+    `TRIALS`, all files of that graph's directory are recorded, because the graph's weights are among them.
 
     Returns:
         the manifest as written, with `files` filled in.
 
     Raises:
-        PipelineError: a graph, a weights file or a tokenizer is not in the directory; or the step cache was split from
-            another graph than the denoiser's.
+        PipelineError: a graph, a weights file or a tokenizer is not in the directory, or the step cache was not split
+            from the denoiser's graph.
     """
     _check_step_cache(manifest)
     temporary = directory / f".{MANIFEST}.part"
@@ -292,12 +293,13 @@ def read_manifest(directory: Path, *, verify: bool = False) -> Manifest:
 
     Args:
         directory: a pipeline directory.
-        verify: hash every file; otherwise sizes are compared, and files up to `ALWAYS_HASHED_BYTES` are hashed.
+        verify: whether every file is hashed. Otherwise only files up to `ALWAYS_HASHED_BYTES` are hashed, and of larger
+            files only the size is compared.
 
     Raises:
-        ManifestError: the manifest is missing, broken or edited, is of an unknown version or family, or lists a file
+        ManifestError: the manifest is missing, broken or edited, has an unknown version or family, or lists a file
             outside of the directory.
-        TamperedFile: a file is missing, or is not the one that was recorded.
+        TamperedFile: a file is missing, or differs from its record.
     """
     path = directory / MANIFEST
     manifest = _decode(path, _load(path))
@@ -307,10 +309,10 @@ def read_manifest(directory: Path, *, verify: bool = False) -> Manifest:
 
 
 def convert_manifest(document: Mapping[str, Any]) -> Manifest:
-    """Convert a manifest's document, of any version and without its checksum.
+    """Convert the JSON document of a manifest, of any version, without its checksum, to a `Manifest`.
 
     Raises:
-        InvalidDocument: a field is missing, is not known, or does not fit.
+        InvalidDocument: a field is missing or unknown, or has a wrong type or value.
     """
     try:
         body = _upgrade_version_1(document) if document["version"] == 1 else document
@@ -343,12 +345,12 @@ def file_sha256(path: Path) -> str:
 
 
 def document_checksum(body: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of a manifest's document without its checksum; the order of keys does not matter."""
+    """Return the SHA-256 of a manifest's document, which must lack the checksum; the order of keys does not matter."""
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def files_checksum(manifest: Manifest) -> str:
-    """Return a checksum over all recorded files, which identifies a pipeline whatever its manifest says besides."""
+    """Return a checksum over all recorded files, which identifies a pipeline; other fields do not matter."""
     return document_checksum({name: record.sha256 for name, record in manifest.files.items()})
 
 
@@ -398,7 +400,7 @@ def _decode(path: Path, document: dict[str, Any]) -> Manifest:
 
 
 def _upgrade_version_1(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the document of version 2 that says the same as one of version 1."""
+    """Convert a document of version 1 to version 2."""
     body = {**document, "version": VERSION, "components": _by_role(document["components"])}
     text_encoders = (role for role in TEXT_ENCODERS if role in body["components"])
     body["tokenizers"] = dict(zip(text_encoders, document["tokenizers"], strict=True))
@@ -415,8 +417,8 @@ def _by_role(items: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_family(path: Path, manifest: Manifest) -> None:
-    """Refuse a family that is not registered, and options that are not of this family."""
-    from stillhouse.pipelines.families import find_family  # here and not above, because families import this module
+    """Raise ManifestError where the family is not registered, or its options are invalid."""
+    from stillhouse.pipelines.families import find_family  # imported late, because families import this module
 
     try:
         family = find_family(manifest.family)

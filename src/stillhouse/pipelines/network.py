@@ -1,4 +1,4 @@
-"""Directories of a single network, which `stillhouse accelerate FILE.onnx` makes of an ONNX file."""
+"""Directories of a single network, as `stillhouse accelerate FILE.onnx -o DIR` makes them."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -16,7 +16,7 @@ VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class NetworkRecord:
-    """A network: its name, how it is opened, and the shapes of its inputs that it was accelerated for."""
+    """The name of a network, how to open it, and the input shapes for which it was accelerated."""
 
     name: str
     component: Component

@@ -1,4 +1,4 @@
-"""An open pipeline: starts, advances and finishes pictures. Does not need torch."""
+"""An open pipeline, which starts, advances and finishes pictures. This module does not need torch."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,7 +44,7 @@ CACHED_PROMPTS = 64
 
 @dataclass(slots=True, kw_only=True)
 class ImageTrajectory(Trajectory):
-    """A trajectory with the request that it answers, and when it was started (`time.perf_counter`)."""
+    """A trajectory with its request and the time of its start (`time.perf_counter`)."""
 
     request: ImageRequest
     started: float
@@ -53,23 +53,24 @@ class ImageTrajectory(Trajectory):
 class Pipeline:
     """A pipeline directory with its networks, which are opened when they are first needed.
 
-    A picture follows from its request alone, and not from the other pictures of its batch. Use a pipeline from one
-    thread at a time.
+    A picture depends on its request only, not on the other pictures of its batch. Use a pipeline from one thread at a
+    time.
 
     Args:
         directory: directory with `stillhouse.json`.
-        backend: of every component; None: the manifest's.
-        precision: of the denoiser, which does nearly all of the work; None: the manifest's.
-        threads: the most threads of each network; None: the manifest's, or else the runtime's default.
+        backend: backend of every component; None: as in the manifest.
+        precision: precision of the denoiser, which does nearly all of the work; None: as in the manifest.
+        threads: most threads of each network; None: as in the manifest, or else the runtime's default.
         cache: directory for compiled networks, for runtimes that store them.
-        verify: hash every file first.
-        manifest: None: the directory's own.
-        components: by role, in place of the manifest's; graphs outside of the directory have absolute paths.
-        defaults: None: the manifest's.
-        step_cache: None: the manifest's, or none where `components` has another graph for the denoiser.
+        verify: whether every file is hashed first; see `read_manifest`.
+        manifest: replaces the manifest of the directory; None: the directory's.
+        components: components by role that replace the manifest's; graphs outside of the directory have absolute paths.
+        defaults: replace the manifest's defaults; None: the manifest's.
+        step_cache: replaces the manifest's step cache; None: the manifest's, or no step cache where `components` has
+            another graph for the denoiser.
 
     Raises:
-        InvalidRequest: a component that the manifest does not have.
+        InvalidRequest: `components` has a role that the manifest does not have.
         ManifestError, TamperedFile: as `read_manifest`.
 
     >>> pipeline = Pipeline(Path("my-model"))  # doctest: +SKIP
@@ -103,16 +104,16 @@ class Pipeline:
         return resolve(self.manifest, request)
 
     def start(self, request: ImageRequest | Resolved, *, noise: Array | None = None) -> ImageTrajectory:
-        """Start a picture: encode its prompt and its image, and make its latents, on the pipeline's device.
+        """Start a picture: encode its prompt and image, and make its first latents, on the pipeline's device.
 
         Args:
-            request: is resolved first; a `Resolved` is taken as it is, and planned no second time.
-            noise: standard normal, float32 [channels, height / downscale, width / downscale]; None: from the
+            request: an `ImageRequest`, which is resolved first, or a `Resolved`.
+            noise: standard normal noise, float32 [channels, height / downscale, width / downscale]; None: noise of the
                 request's seed.
 
         Raises:
-            InvalidRequest: a request that this pipeline cannot serve, or noise of another shape.
-            RuntimeMissing, BackendFailed: a network cannot be run here, or there is no memory for the picture.
+            InvalidRequest: this pipeline cannot serve the request, or the noise has another shape or dtype.
+            RuntimeMissing, BackendFailed: a network cannot run on this machine, or there is too little memory.
         """
         started = time.perf_counter()
         resolved = request if isinstance(request, Resolved) else self.resolve(request)
@@ -128,8 +129,8 @@ class Pipeline:
     def advance(self, trajectories: Sequence[Trajectory]) -> None:
         """Move every picture of a mixed batch by one evaluation of the denoiser; see `diffusion.advance`.
 
-        Where the denoiser is split, every picture runs its full or its shallow depth, whatever its cache_interval, so
-        that the other pictures of the batch do not change it. A GPU may still compute after the return; see
+        Where the denoiser is split, every picture runs the graphs of the two depths, even with cache_interval 1. A
+        picture thus does not depend on the other pictures of its batch. A GPU may still compute after the return; see
         `synchronize`.
         """
         denoise = SplitDenoiser(self._full, self._shallow) if self.manifest.step_cache else self.denoise
@@ -137,10 +138,10 @@ class Pipeline:
             advance(trajectories, denoise, self.arrays)
 
     def synchronize(self) -> None:
-        """Wait until every `advance` so far is done, for example before a time is measured.
+        """Wait until the device has done the work of all calls of `advance`, for example before a time is measured.
 
         Raises:
-            BackendFailed: a GPU failed since the last call; the pictures that it moved are lost.
+            BackendFailed: the device failed since the last call; the pictures that were advanced since then are lost.
         """
         with self._backend_errors("run"):
             self.arrays.synchronize()
@@ -150,7 +151,7 @@ class Pipeline:
 
         Raises:
             InvalidRequest: the picture is not done.
-            BackendFailed: as `decode`.
+            BackendFailed: as in `decode`.
         """
         if not trajectory.is_done:
             raise InvalidRequest(
@@ -161,15 +162,15 @@ class Pipeline:
         return ImageResult(image, trajectory.request, time.perf_counter() - trajectory.started)
 
     def set_adapters(self, adapters: Sequence[str]) -> None:
-        """Run with these LoRA files, `FILE` or `FILE:WEIGHT` each, and with no others; an empty list removes all.
+        """Replace the active LoRA files by these, each `FILE` or `FILE:WEIGHT`; an empty list removes all.
 
         No network is compiled again. The backend of each changed network must be able to change weights; see
         `pipelines.adapters`.
 
         Raises:
-            ImportFailed: a file that is not a LoRA, or was made for another network; the adapters stay as they were.
+            ImportFailed: a file is not a LoRA, or was made for another network; the active adapters do not change.
             InvalidRequest: the backend of a changed network cannot change weights, or not with its settings.
-            BackendFailed: a runtime failed to change its weights.
+            BackendFailed: a runtime failed to change the weights.
 
         >>> pipeline.set_adapters(["style.safetensors:0.8"])  # doctest: +SKIP
         """
@@ -184,8 +185,8 @@ class Pipeline:
             fields: other fields of `ImageRequest`.
 
         Raises:
-            InvalidRequest: a field that does not exist, or a value that this pipeline cannot serve.
-            RuntimeMissing, BackendFailed: as `start`, `advance` and `decode`.
+            InvalidRequest: a field does not exist, or this pipeline cannot serve a value.
+            RuntimeMissing, BackendFailed: as in `start`, `advance` and `decode`.
         """
         for name in fields:
             check_choice("request field", name, ImageRequest.__dataclass_fields__)
@@ -195,7 +196,7 @@ class Pipeline:
         return self.finish(trajectory)
 
     def steps(self, trajectories: Sequence[Trajectory]) -> Iterator[Sequence[Trajectory]]:
-        """Advance pictures until all are done, and yield after each evaluation the pictures that moved."""
+        """Advance pictures until all are done; after each evaluation, yield the pictures that were advanced."""
         while moving := [trajectory for trajectory in trajectories if not trajectory.is_done]:
             self.advance(moving)
             yield moving
@@ -220,9 +221,9 @@ class Pipeline:
         """Run the networks of an evaluation in order and return the denoiser's outputs.
 
         Args:
-            denoiser: role with which the last network is run.
+            denoiser: role of the last network: the denoiser, or one of its depths.
             feeds: inputs of the networks, as the family gives them.
-            inputs: names of the denoiser's inputs; empty: as its `NetworkCall` says.
+            inputs: names of the denoiser's inputs; empty: the inputs of its `NetworkCall`.
         """
         available = dict(feeds)
         *earlier, last = self._family.calls(self.manifest)
@@ -232,7 +233,7 @@ class Pipeline:
         return self.run(denoiser, {name: available[name] for name in inputs or last.inputs or available})
 
     def encode_prompt(self, text: str, key: tuple[int, ...] = ()) -> Conditioning:
-        """Return the denoiser's inputs that follow from a text, without batch axis; the latest prompts are cached.
+        """Return the denoiser's inputs for a text, without batch axis; results of the latest prompts are cached.
 
         Args:
             text: a prompt.
@@ -244,14 +245,14 @@ class Pipeline:
         return self._encoded(_freeze(self._family.tokenize(self.tokenizers, text, key)))
 
     def encode_image(self, picture: Picture) -> Array:
-        """Return a picture's latents, normalised: float32 [C, height / downscale, width / downscale]."""
+        """Return the normalised latents of a picture, float32 [C, height / downscale, width / downscale]."""
         return self._family.encode_image(self._context(), picture)
 
     def decode(self, latents: Array) -> Picture:
-        """Return the picture of clean latents [C, h, w]; decoded in tiles where it is larger than the manifest's tile.
+        """Decode clean latents [C, h, w] to a picture, in tiles where it is larger than the manifest's tile.
 
         Raises:
-            BackendFailed: a network returned NaN or infinity, as some do in half precision.
+            BackendFailed: a network returned NaN or infinity, as some networks do in half precision.
         """
         latent, tile = self.manifest.latent, self.manifest.defaults.tile
         clean: Array = latents if isinstance(latents, np.ndarray) else self.arrays.to_numpy(latents)
@@ -264,8 +265,8 @@ class Pipeline:
     def run(self, component: str, feeds: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
         """Run a network and return its outputs by name.
 
-        A batch is split and padded where the network has static batch sizes; see `batch_sizes`. NumPy arrays give NumPy
-        arrays; arrays of the pipeline's device give such arrays, which the next call may overwrite.
+        A batch is split and padded where the network has static batch sizes; see `batch_sizes`. Outputs are of the kind
+        of the inputs: NumPy arrays, or arrays on the pipeline's device, which the next call may overwrite.
 
         Args:
             component: role of the network.
@@ -289,16 +290,16 @@ class Pipeline:
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
-        """Static batch sizes of the denoiser, rising; empty where it takes any size."""
+        """Static batch sizes of the denoiser, rising; empty where the denoiser takes any size."""
         return self._runners.batch_sizes(DENOISER_FULL if self.manifest.step_cache else DENOISER)
 
     def runner(self, component: str, shapes: Mapping[str, tuple[int, ...]]) -> Runner:
-        """Return the network of a role, opened for these input shapes where they are static; see `Runners`."""
+        """Return the runner of a role, opened for these input shapes where the component is static; see `Runners`."""
         return self._runners.get(component, shapes)
 
     @cached_property
     def arrays(self) -> Arrays:
-        """The kind of all arrays of a trajectory: NumPy's, or tensors on the denoiser's device where it runs on torch.
+        """Kind of all arrays of a trajectory: NumPy arrays, or torch tensors on the denoiser's device.
 
         `arrays.to_numpy` converts them.
         """
@@ -333,7 +334,7 @@ class Pipeline:
             _check_finite(component, array)
         return outputs
 
-    def _encode(self, tokens: "_TokensKey") -> Conditioning:
+    def _encode(self, tokens: "_FrozenTokens") -> Conditioning:
         encoded = self._family.encode_prompt(self._run_finite, tokens.thaw())
         for array in encoded.values():
             array.flags.writeable = False
@@ -349,13 +350,13 @@ class Pipeline:
         return noise
 
     def _backend_errors(self, verb: str) -> AbstractContextManager[None]:
-        """Return a context that reports a backend's exceptions over its own arrays as failures of its network."""
+        """Return a context that turns exceptions of the arrays' runtime into failures of the denoiser's backend."""
         return nullcontext() if self.arrays is NUMPY else self._runners.backend_errors(verb)
 
 
 @dataclass(frozen=True, slots=True)
-class _TokensKey:
-    """Inputs of text encoders as a key of a cache: (role, input, dtype, shape, bytes) of each."""
+class _FrozenTokens:
+    """Inputs of text encoders as a hashable key of a cache: (role, input, dtype, shape, bytes) of each input."""
 
     inputs: tuple[tuple[str, str, str, tuple[int, ...], bytes], ...]
 
@@ -367,8 +368,8 @@ class _TokensKey:
         return tokens
 
 
-def _freeze(tokens: Mapping[str, Tensors]) -> _TokensKey:
-    return _TokensKey(
+def _freeze(tokens: Mapping[str, Tensors]) -> _FrozenTokens:
+    return _FrozenTokens(
         tuple(
             (role, name, array.dtype.str, array.shape, array.tobytes())
             for role, feeds in tokens.items()

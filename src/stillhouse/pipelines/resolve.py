@@ -1,4 +1,4 @@
-"""Requests resolved against a manifest: defaults filled in, the request checked, the trajectory planned."""
+"""Resolution of requests against a manifest: fills in defaults, checks the request and plans the trajectory."""
 
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -25,20 +25,21 @@ T = TypeVar("T")
 MAX_SIZE = 8192
 MAX_GUIDANCE = 1000
 _STUDENT_SAMPLERS = ("ddim", "euler")
-"""Samplers of students: both take the step that students are trained for."""
+"""Samplers that students accept: both take the step that students were trained with."""
 _READERS = {"image": "picture", "mask": "mask"}
 IMG2IMG_STRENGTH = 0.8
-"""diffusers' default where there is an image and no mask; with a mask it is 1."""
+"""Default strength of an edit without a mask, as in diffusers; with a mask the default is 1."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Resolved:
-    """A request with its plan; made once, where the request is admitted.
+    """A request with its plan, made once, when the request is admitted.
 
     Args:
-        request: with every default filled in; only an image, mask and strength that do not apply are None.
+        request: the request with every default filled in; only image, mask and strength may be None.
         plan: the trajectory's plan.
-        batch_key: equal for pictures that may share a batch: width and height in pixels, then the family's values.
+        batch_key: equal for pictures that may share a batch: width and height in pixels, then the values of
+            `Family.batch_key`.
     """
 
     request: ImageRequest
@@ -47,12 +48,12 @@ class Resolved:
 
 
 def resolve(manifest: Manifest, request: ImageRequest) -> Resolved:
-    """Fill in every default, check the request against the pipeline, and plan its trajectory.
+    """Fill in every default of a request, check it against the manifest, and plan its trajectory.
 
-    The size defaults to the image's, or to the manifest's without an image. Without an image there is no strength.
+    The size defaults to the image's size, or without an image to the manifest's. Without an image, strength is None.
 
     Raises:
-        InvalidRequest: a value that this pipeline cannot serve; the message says what is allowed.
+        InvalidRequest: the pipeline cannot serve a value; the message says which values are allowed.
     """
     _check_text(request)
     _check_image(manifest, request)
@@ -108,10 +109,9 @@ def _plan(manifest: Manifest, family: Family, request: ImageRequest) -> Sampling
 
 
 def encoded_image_count(manifest: Manifest, request: ImageRequest) -> int:
-    """Return how many pictures are encoded before the first evaluation of a resolved request.
+    """Return the number of pictures that the autoencoder encodes before the first evaluation of a resolved request.
 
-    The image, and for an inpainting network the part outside of the mask; that part alone where the trajectory starts
-    at pure noise.
+    These are the image, unless the trajectory starts at pure noise, and for an inpainting network the masked image.
     """
     if request.image is None:
         return 0
@@ -143,7 +143,7 @@ def _timestep_grid(manifest: Manifest, family: Family, request: ImageRequest) ->
 
 
 def _check_student(name: str, distilled: Distilled, request: ImageRequest) -> None:
-    """Refuse guidance, steps, samplers and eta that a distilled pipeline was not trained with."""
+    """Raise InvalidRequest for guidance, steps, sampler or eta that a distilled pipeline was not trained with."""
     least, most = distilled.guidance
     assert request.guidance is not None
     if not least <= request.guidance <= most:
@@ -167,7 +167,7 @@ def _check_student(name: str, distilled: Distilled, request: ImageRequest) -> No
 
 
 def _strength(manifest: Manifest, request: ImageRequest) -> float | None:
-    """Return the strength; a student's is the nearest that it was trained with."""
+    """Return the strength; for a student, the nearest strength that the student was trained with."""
     if request.image is None:
         return request.strength
     strength = _or(request.strength, IMG2IMG_STRENGTH if request.mask is None else 1.0)

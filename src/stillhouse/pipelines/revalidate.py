@@ -1,7 +1,7 @@
-"""Checks of a pipeline that was accelerated on another machine: which of its components this machine should run.
+"""Check of a pipeline that was accelerated on another machine, to choose the components to run on this machine.
 
-A backend that is not installed here, or a precision that is not accurate here, would otherwise fail late or go
-unnoticed. The check takes seconds.
+Without the check, a backend that is not installed on this machine would fail late, and a precision that is not accurate
+here would go unnoticed. The check takes seconds.
 """
 
 import warnings
@@ -26,26 +26,26 @@ from stillhouse.pipelines.roles import DENOISER
 from stillhouse.pipelines.runners import component_batch_sizes, open_component, reopens_per_batch_size
 
 BATCH_ROWS = 8
-"""Rows of a second call of the denoiser: backends run other kernels for a large batch than for one picture."""
+"""Rows of a second check of the denoiser, because backends run other kernels for a large batch than for one picture."""
 CALLS = 3
-"""Timed calls; the shortest counts."""
+"""Number of timed calls, of which the shortest is taken."""
 
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 
 
 class ForeignMachine(UserWarning):
-    """A pipeline was accelerated on another machine; the message says which components were replaced, and why."""
+    """Warns that a pipeline was accelerated on another machine, and says which components were replaced, and why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Revalidated:
-    """The choice of a component on this machine.
+    """The component of one role that was chosen on this machine.
 
     Args:
-        component: that was chosen.
-        place: of it among the candidates, from 0.
-        seconds: of the shortest call.
-        refused: why other candidates were not chosen.
+        component: the chosen component.
+        place: its index among the candidates, from 0.
+        seconds: time of its shortest call.
+        refused: reasons why other candidates were not chosen.
     """
 
     component: Component
@@ -60,9 +60,9 @@ def needs_revalidation(manifest: Manifest) -> bool:
 
 
 def revalidate(directory: Path, manifest: Manifest, threads: int | None = None) -> dict[str, Component]:
-    """Return the components to run on this machine: of each role, the fastest that is accurate here.
+    """Return by role the components to run on this machine: the fastest candidate that is accurate here.
 
-    Candidates are the manifest's component and its alternatives.
+    The candidates of a role are the manifest's component and its alternatives in `Tuned`.
 
     Warns:
         ForeignMachine: says which components were replaced, and why.
@@ -122,9 +122,9 @@ def _open(directory: Path, component: Component, feeds: Arrays, threads: int | N
 def _worst_sqnr(
     role: str, component: Component, runner: Runner, feeds: Arrays, expected: Arrays, min_sqnr: float
 ) -> tuple[float, str]:
-    """Return the least SQNR of an output, in dB, and which batch it was measured with, for a message.
+    """Return the least SQNR of all outputs, in dB, and the batch it was measured with, as text for a message.
 
-    A denoiser that passes is run with `BATCH_ROWS` rows too, unless it would be compiled for them.
+    A denoiser that is accurate is also run with `BATCH_ROWS` rows, unless it would be compiled for that batch size.
     """
     outputs = runner(feeds)
     worst = min(_sqnr(expected[output], outputs.get(output)) for output in expected)
@@ -137,7 +137,7 @@ def _worst_sqnr(
 
 
 def _batch_sqnr(run: Callable[[Mapping[str, Any]], Mapping[str, Any]], feeds: Arrays, expected: Arrays) -> float:
-    """Return the least SQNR of an output, in dB, where the probe's rows are repeated to `BATCH_ROWS`."""
+    """Return the least SQNR of all outputs, in dB, with the probe's rows repeated up to `BATCH_ROWS` rows."""
     batch_feeds, batch_expected = (
         {name: np.resize(array, (BATCH_ROWS, *array.shape[1:])) for name, array in arrays.items()}
         for arrays in (feeds, expected)

@@ -1,11 +1,11 @@
 """Roles of a pipeline's networks; the components of a manifest are keyed by them."""
 
 DENOISER = "denoiser"
-"""Predicts noise, velocity or the clean picture at each evaluation."""
+"""The network that predicts noise, velocity or the clean picture at each evaluation."""
 DENOISER_FULL, DENOISER_SHALLOW = "denoiser_full", "denoiser_shallow"
 """The denoiser's two depths, where its graph is split for feature caching."""
 ENCODER, DECODER = "encoder", "decoder"
 """The autoencoder's two halves: pictures to latents, latents to pictures."""
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
-"""In the order in which their outputs are joined."""
+"""The text encoders, in the order in which their outputs are joined."""
 CONTROLNET = "controlnet"

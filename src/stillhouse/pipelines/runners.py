@@ -1,4 +1,4 @@
-"""The networks of a pipeline, opened on first use as its manifest says; a bounded number stays open."""
+"""The networks of a pipeline. Each is opened on first use, as the manifest says; at most `MAX_OPEN` stay open."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from stillhouse.pipelines.adapters import ActiveAdapters
 
 MAX_OPEN = 16
-"""Runners that stay open; a network counts once for each set of shapes that it is opened for."""
+"""Most runners that stay open; a network has one runner for each set of shapes for which it is opened."""
 
 
 def override_manifest(
@@ -36,7 +36,7 @@ def override_manifest(
     and `step_cache` is None, the step cache is dropped, and every step runs the whole denoiser.
 
     Raises:
-        InvalidRequest: a component that the manifest does not have.
+        InvalidRequest: `components` has a role that the manifest does not have.
     """
     for name in components:
         check_choice("component", name, manifest.components)
@@ -55,11 +55,11 @@ class Runners:
     """The networks of a pipeline.
 
     Args:
-        directory: of the pipeline; graphs are relative to it.
-        manifest: of the pipeline.
-        options: threads and cache; None threads are the manifest's.
-        backend: of every component, instead of the manifest's.
-        precision: of the denoiser, instead of the manifest's.
+        directory: directory of the pipeline; paths of graphs are relative to it.
+        manifest: manifest of the pipeline.
+        options: threads and cache; threads None: as in the manifest.
+        backend: replaces the manifest's backend of every component.
+        precision: replaces the manifest's precision of the denoiser.
     """
 
     def __init__(
@@ -82,13 +82,13 @@ class Runners:
 
         Args:
             name: role of a component, or of a depth of the denoiser.
-            shapes: of the inputs, by name; see `opening_shapes`.
+            shapes: shapes of the inputs, by name; see `opening_shapes`.
         """
         component = self._component(name)
         key = (name, tuple(opening_shapes(component, shapes).items()))
         with self._opening:
             if key in self._open:
-                self._open[key] = self._open.pop(key)  # in the order of their last use
+                self._open[key] = self._open.pop(key)  # keeps the order of last use
             else:
                 while len(self._open) >= MAX_OPEN:
                     del self._open[next(iter(self._open))]
@@ -99,13 +99,13 @@ class Runners:
             return self._open[key]
 
     def set_adapters(self, adapters: Sequence[str]) -> None:
-        """Replace the active LoRA adapters by these; see `adapters`.
+        """Replace the active LoRA adapters; see `adapters`.
 
-        Networks that are opened later get the adapters then, and may raise ImportFailed then.
+        Networks that are opened later get the adapters when they are opened, and may raise ImportFailed then.
 
         Raises:
-            ImportFailed, InvalidRequest: see `read_adapters`; the adapters of before stay active.
-            BackendFailed: a backend cannot change weights; the weights of before are restored where that works.
+            ImportFailed, InvalidRequest: see `read_adapters`; the previous adapters stay active.
+            BackendFailed: a backend failed to change weights; the previous weights are restored if possible.
         """
         if adapters and self._manifest.step_cache:
             raise InvalidRequest(
@@ -113,7 +113,7 @@ class Runners:
                 allowed="pipelines with a whole denoiser",
                 fix="fuse them with `stillhouse import MODEL --lora FILE:WEIGHT`, and accelerate that",
             )
-        from stillhouse.pipelines.adapters import (  # imported here because this module needs torch
+        from stillhouse.pipelines.adapters import (  # imported on use, because pipelines.adapters needs torch
             ActiveAdapters,
             read_adapters,
         )
@@ -126,7 +126,7 @@ class Runners:
                 self._apply_adapters(active)
             except StillhouseError:
                 active.adapters = before
-                with suppress(StillhouseError):  # the first failure is raised
+                with suppress(StillhouseError):  # only the first failure is raised
                     self._apply_adapters(active)
                 raise
             self._adapters = active
@@ -144,12 +144,12 @@ class Runners:
         return self._directory / self._component(name).graph
 
     def arrays(self) -> Arrays:
-        """Return the arrays that latents are kept in: those of the denoiser's device, or NumPy's.
+        """Return the kind of arrays that latents are kept in: arrays on the denoiser's device, or NumPy arrays.
 
-        With a step cache they are NumPy's, because cached features are.
+        With a step cache they are NumPy arrays, because cached features are NumPy arrays.
 
         Raises:
-            RuntimeMissing, InvalidRequest: the backend is not installed, or has no such device.
+            RuntimeMissing, InvalidRequest: the backend is not installed, or its device does not exist.
         """
         if self._manifest.step_cache:
             return NUMPY
@@ -158,7 +158,7 @@ class Runners:
         return arrays or NUMPY
 
     def backend_errors(self, verb: str) -> AbstractContextManager[None]:
-        """Translate exceptions of the block to errors of the denoiser's backend; see `runtime.translate_errors`."""
+        """Return a context that turns exceptions into errors of the backend; see `runtime.translate_errors`."""
         component = self._component(DENOISER)
         return translate_errors(component.backend, self._directory / component.graph, verb)
 
@@ -169,16 +169,16 @@ class Runners:
             graphs = {DENOISER_FULL: split.full, DENOISER_SHALLOW: split.shallow}
             component = replace(component, graph=graphs.get(name, component.graph))
         if self._backend not in (None, component.backend):
-            # The manifest's settings were chosen for its own backend.
+            # Options and precision of the manifest are dropped: they were chosen for another backend than this one.
             component = Component(component.graph, component.weights, self._backend or component.backend)
         return replace(component, precision=self._precision) if self._precision and is_denoiser else component
 
 
 def opening_shapes(component: Component, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """Return the static shapes that a component is opened for, given the shapes of its inputs; empty: dynamic shapes.
+    """Return the shapes for which a component is opened, given the shapes of its inputs; empty for dynamic shapes.
 
-    With several streams they are those of one row. Where a backend opened for the largest batch runs smaller ones too,
-    they are those of the largest batch.
+    With several streams, they are the shapes of one row. Where a network that is opened for the largest batch also runs
+    smaller batches, they are the shapes of the largest batch.
     """
     if component.streams > 1:
         return {name: (1, *shape[1:]) if shape else () for name, shape in shapes.items()}
@@ -190,7 +190,7 @@ def opening_shapes(component: Component, shapes: Mapping[str, tuple[int, ...]]) 
 
 
 def reopens_per_batch_size(component: Component) -> bool:
-    """Return whether a component is opened, built or compiled anew for each batch size."""
+    """Return whether a component is opened anew for each batch size."""
     compiles = component.settings.get("compile", "none") != "none"
     return component.static and (compiles or compiles_per(component.backend, component.settings) == "shape")
 
@@ -203,7 +203,7 @@ def component_batch_sizes(component: Component) -> tuple[int, ...]:
 def open_component(
     directory: Path, component: Component, shapes: Mapping[str, tuple[int, ...]], options: RunnerOptions
 ) -> Runner:
-    """Open a component as its manifest says, for inputs of these shapes; `options` gives threads and cache."""
+    """Open a component for inputs of these shapes; `options` gives only threads and cache."""
     component_options = replace(
         options,
         precision=component.precision,

@@ -1,10 +1,10 @@
 """Tiled decoding: large latents are decoded tile by tile, with the memory of one tile.
 
-As in diffusers' `AutoencoderKL.tiled_decode`, tiles overlap by a quarter and are blended linearly. Where tiles of that
-stride fit the picture exactly, both compute the same pixels, except in corners where four tiles meet: here each tile
-counts with the product of its two weights, where diffusers blends rows of tiles that are blended already. Where tiles
-do not fit, diffusers ends with smaller tiles; here all tiles have one size and overlap more, so that one network with
-static shapes decodes all of them. Tiles may have any size; diffusers needs one that divides by four.
+As in diffusers' `AutoencoderKL.tiled_decode`, tiles overlap by a quarter and are blended linearly. Where such tiles fit
+the picture exactly, the pixels equal diffusers' pixels, except in corners where four tiles meet: here each tile is
+weighted by the product of its two weights, while diffusers blends tiles that are blended already. Where tiles do not
+fit, diffusers makes the last tiles smaller; here all tiles have one size and overlap more, so that one network with
+static shapes decodes all of them. Tiles may have any size; in diffusers, the size must be divisible by four.
 """
 
 from collections.abc import Callable
@@ -14,17 +14,18 @@ import numpy as np
 from stillhouse.core import Array
 
 OVERLAP = 0.25
-"""Least share of a tile that the next tile covers too."""
+"""Least share of a tile's side by which the next tile overlaps it."""
 
 
 def decode_tiled(decode: Callable[[Array], Array], latents: Array, tile: int, downscale: int) -> Array:
-    """Return the signal of latents, decoded in overlapping tiles.
+    """Decode latents in overlapping tiles, and return the signal.
 
     Args:
-        decode: latents [C, y, x] -> signal [c, y * downscale, x * downscale]; called once for each tile.
+        decode: takes latents [C, y, x], returns the signal [c, y * downscale, x * downscale]; called once for each
+            tile.
         latents: float32 [C, h, w].
         tile: side of a tile in latents, at least 2.
-        downscale: pixels to one latent.
+        downscale: side of one latent in pixels.
 
     Returns:
         float32 [c, h * downscale, w * downscale].
@@ -48,7 +49,7 @@ def decode_tiled(decode: Callable[[Array], Array], latents: Array, tile: int, do
 
 
 def tile_starts(length: int, tile: int) -> list[int]:
-    """Return the first latent of each tile along one side: as few tiles as overlap enough, evenly spread.
+    """Return the first latent of each tile along one side: the fewest tiles that overlap by `OVERLAP`, evenly spread.
 
     >>> tile_starts(22, 10), tile_starts(20, 10), tile_starts(8, 10)
     ([0, 6, 12], [0, 5, 10], [0])
@@ -68,7 +69,7 @@ def _weights(length: int, tile: int, downscale: int) -> list[tuple[int, Array]]:
     weights = [np.ones(side, np.float32) for _ in starts]
     for place in range(1, len(starts)):
         stride = (starts[place] - starts[place - 1]) * downscale
-        # The blend lies in the middle of the overlap, far from the edge of either tile.
+        # The blend lies in the middle of the overlap, so that it is far from the edge of either tile.
         first = (side - stride - blend) // 2
         rising = np.clip((pixels - first) / blend, 0, 1).astype(np.float32)
         weights[place] *= rising

@@ -1,4 +1,4 @@
-"""Tokenizers of text encoders, without torch or transformers, read from the files that transformers saves."""
+"""Tokenizers of text encoders, read from the files that transformers saves, without torch or transformers."""
 
 import json
 import warnings
@@ -15,7 +15,7 @@ from stillhouse.errors import PipelineError
 
 
 class PromptTruncated(UserWarning):
-    """Warns that a prompt is longer than the text encoder reads; `lost` is the part without effect."""
+    """Warns that a prompt is longer than the text encoder reads; `lost` is the part that is cut off."""
 
     def __init__(self, lost: str, tokens: int, limit: int) -> None:
         self.lost, self.tokens, self.limit = lost, tokens, limit
@@ -23,7 +23,7 @@ class PromptTruncated(UserWarning):
 
 
 class Tokens(NamedTuple):
-    """A text as token ids, int64 [L], and its mask, int64 [L]: 1 for tokens, 0 for padding."""
+    """Token ids of a text, int64 [L], and their mask, int64 [L]: 1 for tokens, 0 for padding."""
 
     ids: NDArray[np.int64]
     mask: NDArray[np.int64]
@@ -34,10 +34,10 @@ class Tokenizer:
     """Converts a text to token ids: start, tokens, end, then padding.
 
     Args:
-        vocabulary: splits a text into tokens.
+        vocabulary: splits a text into tokens and gives their ids.
         start, end: ids before and after the tokens of a text; None: no id is added there.
         padding: id that fills up short texts.
-        length: the most ids that the text encoder reads.
+        length: largest number of ids that the text encoder reads.
     """
 
     vocabulary: Vocabulary
@@ -55,7 +55,7 @@ class Tokenizer:
 
         Args:
             text: any text.
-            length: ids to return, at most the tokenizer's length; None: the tokenizer's length.
+            length: number of ids to return, at most the tokenizer's length; None: the tokenizer's length.
 
         Warns:
             PromptTruncated: the text has more tokens, and its end was cut off.
@@ -68,14 +68,13 @@ class Tokenizer:
             warnings.warn(PromptTruncated(lost, len(encoding.ids), limit), stacklevel=3)
         ids = [*self._start_ids, *encoding.ids[:limit], *self._end_ids]
         padding = length - len(ids)
-        return Tokens(
-            np.array(ids + [self.padding] * padding, np.int64), np.array([1] * len(ids) + [0] * padding, np.int64)
-        )
+        mask = [1] * len(ids) + [0] * padding
+        return Tokens(np.array(ids + [self.padding] * padding, np.int64), np.array(mask, np.int64))
 
     def fits(self, text: str) -> bool:
-        """Return whether no part of a text is cut off."""
+        """Return whether the text encoder reads the whole text."""
         limit = self.length - self._special_tokens
-        if len(text.encode()) <= limit:  # a token has one byte or more
+        if len(text.encode()) <= limit:  # a token has at least one byte, so tokens need not be counted
             return True
         return len(self.vocabulary.encode(text, add_special_tokens=False).ids) <= limit
 
@@ -95,7 +94,7 @@ class Tokenizer:
 def open_tokenizer(directory: Path) -> Tokenizer:
     """Open the tokenizer that diffusers or transformers saved in `directory`.
 
-    Its `tokenizer_config.json` names the padding token, and the start and the end token where texts have them.
+    `tokenizer_config.json` names the padding token, and the start and end tokens where texts get such tokens.
 
     Raises:
         PipelineError: a file is missing or broken, or a special token is not in the vocabulary.
@@ -121,7 +120,7 @@ def _special_id(vocabulary: Vocabulary, settings: Mapping[str, Any], name: str) 
 
 
 def _token_id(vocabulary: Vocabulary, token: Any) -> int:
-    """Return the id of a special token, which transformers writes as a text or as an object with its content."""
+    """Return the id of a special token, which transformers saves as a text or as an object with `content`."""
     text = str(token["content"] if isinstance(token, dict) else token)
     number: int | None = vocabulary.token_to_id(text)
     if number is None:

@@ -1,1 +1,1 @@
-"""Requests: admitted, batched at step boundaries, answered; neither how a pipeline was made nor what runs it."""
+"""The server: admits requests, batches them at every step, and answers them."""

@@ -9,9 +9,9 @@ from stillhouse.serve.settings import TierSettings
 
 DAY = 86400.0
 ANONYMOUS = "anonymous"
-"""Name of the client if no keys are required."""
+"""Name of the client of requests without a key, where no keys are required."""
 _MIN_BUCKETS = 1024
-"""Number of buckets up to which expired buckets are not removed."""
+"""Expired buckets are removed only if there are more buckets than this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,8 @@ class Client:
     """The authenticated sender of a request.
 
     Args:
-        key: name of the API key, or of the anonymous client if no keys are required. Fair queueing is between keys.
+        key: name of the API key, or of the anonymous client if no keys are required. Clients with one key share its
+            fair share of the device.
         tier: default tier of requests that name no model.
         tiers: all tiers that the client may use.
         weight: scheduling weight; None uses the tier's weight.
@@ -40,7 +41,7 @@ class Client:
 
 
 def make_anonymous_client(tiers: Mapping[str, TierSettings], address: str = "") -> Client:
-    """Return the client if no keys are required: all tiers are allowed, and each address is a key of its own."""
+    """Return the client of an address where no keys are required; it may use all tiers and counts as a key."""
     tier = next(iter(tiers))
     settings = tiers[tier]
     name = f"{ANONYMOUS}@{address}" if address else ANONYMOUS
@@ -52,7 +53,7 @@ class TokenBucket:
     """Remaining allowance of one key: a token bucket and a daily quota.
 
     Args:
-        level: pixel-steps in the bucket at time `updated`; negative after a request larger than the bucket.
+        level: pixel-steps in the bucket at the time `updated`; negative after a request that is larger than the bucket.
         updated: time of `level` in seconds.
         day: number of the UTC day that `used` belongs to.
         used: pixel-steps used on that day.
@@ -72,7 +73,7 @@ class LimitExceeded:
 
     Args:
         reason: "rate" for the token bucket, "quota" for the daily quota.
-        retry_after: seconds until the same charge would be accepted.
+        retry_after: seconds until the same charge would be accepted if nothing else is charged.
     """
 
     reason: Literal["rate", "quota"]
@@ -115,8 +116,7 @@ class RateLimiter:
                 return LimitExceeded("rate", (required - bucket.level) / client.rate)
         bucket.level -= amount
         bucket.used += amount
-        full_at = now + (_capacity(client) - bucket.level) / client.rate if client.rate is not None else now
-        bucket.keep_until = full_at if client.daily is None else max(full_at, (bucket.day + 1) * DAY)
+        bucket.keep_until = _keep_until(client, bucket, now)
         return None
 
     def refund(self, client: Client, amount: float) -> None:
@@ -141,7 +141,7 @@ class RateLimiter:
     def _bucket(self, client: Client, now: float) -> TokenBucket:
         day = int(now // DAY)
         if len(self.buckets) >= self._max_buckets:
-            # Without keys every client address has a bucket.
+            # Without keys, every client address has a bucket, so expired buckets must be removed.
             self.buckets = {key: bucket for key, bucket in self.buckets.items() if bucket.keep_until > now}
             self._max_buckets = max(_MIN_BUCKETS, 2 * len(self.buckets))
         bucket = self.buckets.setdefault(client.key, TokenBucket(_capacity(client), now, day))
@@ -150,6 +150,11 @@ class RateLimiter:
         filled = bucket.level + (now - bucket.updated) * (client.rate or 0.0)
         bucket.level, bucket.updated = min(filled, _capacity(client)), now
         return bucket
+
+
+def _keep_until(client: Client, bucket: TokenBucket, now: float) -> float:
+    full_at = now + (_capacity(client) - bucket.level) / client.rate if client.rate is not None else now
+    return full_at if client.daily is None else max(full_at, (bucket.day + 1) * DAY)
 
 
 def _capacity(client: Client) -> float:

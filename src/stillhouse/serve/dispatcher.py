@@ -96,7 +96,7 @@ class Dispatcher:
         return handle
 
     def validate(self, request: GenerationRequest) -> None:
-        """Check a request without submitting it, including that its key's daily quota can ever cover it.
+        """Check a request without submitting it. A request that exceeds the daily quota of its key is invalid.
 
         Raises:
             InvalidRequest, NotAllowed: as in `submit`.
@@ -119,7 +119,7 @@ class Dispatcher:
         try:
             return self._submit_jobs([(request, tier, self._make_job(request, tier, tier)) for request, tier in pairs])
         except Refused as refused:
-            # JobQueue retries background requests, so they are neither counted nor logged as rejected.
+            # Rejected background requests are neither counted nor logged, because JobQueue retries them.
             for request, tier in pairs:
                 if not request.is_background:
                     self.metrics.rejected.labels(refused.reason, tier).inc()
@@ -128,9 +128,9 @@ class Dispatcher:
             raise
 
     def cancel(self, request_id: str, reason: str = "requested") -> bool:
-        """Cancel an unfinished request; return False if there is none with this id.
+        """Cancel an unfinished request; return False if no unfinished request has this id.
 
-        The request finishes when the worker confirms, within one step.
+        The request ends when the worker confirms the cancellation, within one step.
 
         Args:
             request_id: id of the request.
@@ -268,9 +268,7 @@ class Dispatcher:
             raise Refused("the server is being shut down", "draining", 5.0)
         worker = self._select_worker()
         client, amount = jobs[0][0].client, sum(_pixel_steps(job) for *_, job in jobs)
-        if exceeded := self.rate_limiter.charge(client, amount):
-            message = f"key {client.key} has no {amount:,.0f} pixel-steps left"
-            raise Refused(message, exceeded.reason, exceeded.retry_after)
+        self._charge(client, amount)
         handles: list[RequestHandle] = []
         try:
             for request, tier, job in jobs:
@@ -280,10 +278,15 @@ class Dispatcher:
                 self.cancel(handle.id, "rejected")
             self.rate_limiter.refund(client, amount)
             raise
-        # Degraded requests cost less than charged.
+        # A degraded request costs less than its charge, so the difference is returned.
         if excess := amount - sum(_pixel_steps(handle.job) for handle in handles):
             self.rate_limiter.refund(client, excess)
         return handles
+
+    def _charge(self, client: Client, amount: float) -> None:
+        if exceeded := self.rate_limiter.charge(client, amount):
+            message = f"key {client.key} has no {amount:,.0f} pixel-steps left"
+            raise Refused(message, exceeded.reason, exceeded.retry_after)
 
     def _submit_job(self, request: GenerationRequest, tier: str, job: Job, worker: WorkerHandle) -> RequestHandle:
         effective_tier, job = self._admit_or_degrade(request, tier, job, worker)
@@ -310,7 +313,7 @@ class Dispatcher:
         for other in self.settings.tiers[tier].degrade if refused.reason == "deadline" else ():
             try:
                 degraded = self._make_job(request, tier, other)
-            except InvalidRequest:  # that pipeline cannot run the request
+            except InvalidRequest:  # the pipeline of this tier cannot run the request
                 continue
             if self._check_admission(request, tier, degraded, worker) is None:
                 return other, degraded
@@ -318,7 +321,7 @@ class Dispatcher:
 
     def _check_admission(self, request: GenerationRequest, tier: str, job: Job, worker: WorkerHandle) -> Refused | None:
         cost = worker.estimate(job)
-        # Jobs in the decode thread count as unfinished, although the engine has no steps left for them.
+        # Jobs that are being decoded count as unfinished, although they have left the engine's pool.
         decoding = len(worker.handles) - len(worker.pool.jobs)
         max_lateness = float("inf") if request.is_background else self.settings.tiers[tier].max_lateness
         limits = AdmissionLimits(self.settings.max_queue - decoding, max_lateness, ADMISSION_MARGIN)
@@ -336,7 +339,8 @@ class Dispatcher:
         tier_settings, manifest = self.settings.tiers[effective_tier], self.manifests[effective_tier]
         image_request = generation_request.request
         _check_prompt_length(image_request)
-        # Explicit steps and samplers are meant for the requested tier's pipeline only.
+        # A degraded request takes the defaults of the effective tier, because its own steps and sampler were chosen for
+        # another pipeline.
         is_own = effective_tier == tier
         resolved = resolve(
             manifest,

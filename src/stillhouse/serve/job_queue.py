@@ -62,7 +62,8 @@ class JobQueue:
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _cancelled: set[str] = field(default_factory=set)
-    """Ids of jobs cancelled since queued jobs were last listed; a dispatch in progress must skip them."""
+    """Ids of jobs cancelled since the queued jobs were last listed. The list may contain them, and they must not be
+    dispatched."""
 
     async def run_in_store(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call a function in the store's thread and return its result."""
@@ -123,7 +124,8 @@ class JobQueue:
             self._wakeup.clear()
             with log_store_errors("cannot dispatch queued jobs"):
                 await self._feed_once()
-            # Not wait_for, which can swallow a cancellation that arrives together with the event (bpo-37658).
+            # wait_for is not used, because it can swallow a cancellation that arrives together with the event
+            # (bpo-37658).
             with suppress(TimeoutError):
                 async with asyncio.timeout(POLL_SECONDS):
                     await self._wakeup.wait()

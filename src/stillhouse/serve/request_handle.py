@@ -102,7 +102,7 @@ class RequestHandle:
 
     @property
     def progress(self) -> Progress:
-        """Return the completed and total evaluations."""
+        """Return the numbers of completed and of all evaluations of the denoiser."""
         return Progress(self.job.index, len(self.job.step_plan.rows))
 
     def publish(self, event: StreamEvent) -> None:

@@ -169,7 +169,7 @@ def _listening_socket(host: str, port: int) -> Iterator[socket.socket]:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))
-        except (OSError, UnicodeError) as error:  # UnicodeError: invalid host name
+        except (OSError, UnicodeError) as error:  # an invalid host name raises UnicodeError
             fix = "choose another --port" if port and isinstance(error, OSError) else "choose another --host"
             reason = getattr(error, "strerror", None) or error
             raise InvalidRequest(f"{host}:{port} cannot be used as a listening address: {reason}", fix=fix) from error

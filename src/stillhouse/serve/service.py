@@ -84,7 +84,7 @@ class Service:
     def store_when_finished(self, handle: RequestHandle) -> None:
         """Store the image of a disconnected client once it is finished.
 
-        It becomes a job of the same key, with the request's id.
+        The image becomes the image of a completed job of the same key, with the request's id.
         """
         task = asyncio.get_running_loop().create_task(self._store_when_finished(handle))
         self.store_tasks.add(task)

@@ -30,11 +30,12 @@ from stillhouse.serve.worker.supervisor import ProcessSupervisor, WorkerSupervis
 log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 2
-"""How often a request is sent to a worker at most: it may be the cause of the worker's death."""
+"""Most times that a request is sent to a worker. The number is limited, because the request may have killed the
+worker."""
 MAX_SHAPE_LABELS = 64
 """Number of picture sizes that metrics distinguish."""
 DEFAULT_STARTUP_SECONDS = 10.0
-"""Expected seconds until a worker is ready, before the first worker was."""
+"""Expected seconds until a worker is ready, used until the first worker was ready."""
 
 
 @dataclass(slots=True)
@@ -90,7 +91,7 @@ class WorkerHandle:
 
     @property
     def pending_seconds(self) -> float:
-        """Predicted seconds of the work that the worker has."""
+        """Predicted seconds until the worker has finished all its work."""
         return sum(self.cost_model.device_seconds(job) for job in self.pool.jobs.values()) if self.cost_model else 0.0
 
     @property
@@ -99,7 +100,7 @@ class WorkerHandle:
         return max(1.0, self.started + self.startup_seconds - self.clock())
 
     def estimate(self, job: Job) -> CostModel:
-        """Set the predicted times of a job that would be submitted now, and return the cost model used.
+        """Set the predicted times of a job as if it were submitted now, and return the cost model used.
 
         Raises:
             Refused: the worker has not been ready yet.
@@ -113,11 +114,11 @@ class WorkerHandle:
     def submit(self, handle: RequestHandle) -> None:
         """Send a request to the worker."""
         if not self.handles:
-            self.last_seen = self.clock()  # an idle worker sends no events
+            self.last_seen = self.clock()  # an idle worker sends no events, so silence is counted from now
         self._send(handle, self.clock())
 
     def cancel(self, handle: RequestHandle) -> None:
-        """Cancel a request. It ends when the worker confirms, within a step, or now where the worker is not ready."""
+        """Cancel a request. It ends when the worker confirms, within a step, or at once if the worker is not ready."""
         handle.is_cancelled = True
         if self.is_ready:
             self.supervisor.send(Cancel(handle.id))
@@ -195,7 +196,7 @@ class WorkerHandle:
                 self.finish(handle, RequestOutput(handle.id, "failed", error=error, error_type="WorkerDied"))
 
     def _handle_ready(self, event: Ready) -> None:
-        """Send every request that has not ended again; the same seed gives the same picture."""
+        """Send all unfinished requests to the worker; a request that is sent twice gives the same picture."""
         self.supervisor.mark_ready()
         self.supervisor.config = msgspec.structs.replace(self.config, curves=event.curves)
         self.startup_seconds = max(0.1, self.clock() - self.started)
@@ -223,7 +224,7 @@ class WorkerHandle:
         self.metrics.rows.labels(shape).observe(stats.rows)
 
     def _shape_label(self, batch_key: BatchKey) -> str:
-        """Return the label of a picture size in metrics, which keep every label; clients choose sizes."""
+        """Return the label of a picture size in metrics; labels are limited, because clients choose sizes."""
         shape = f"{batch_key.width}x{batch_key.height}"
         if len(self._shapes) < MAX_SHAPE_LABELS:
             self._shapes.add(shape)

@@ -1,7 +1,7 @@
 """Captions of scenes: their structure, their text, and the split into training and held-out captions.
 
 Grammar: `a [size] [colour] <shape> [<relation> a [size] [colour] <shape>] [on a <colour> background]`.
-Words in brackets are optional. A picture may show anything where a caption says nothing.
+Parts in brackets are optional. A picture may show anything that the caption leaves out.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _HELD_OUT_SHARE = 10
 
 @dataclass(frozen=True, slots=True)
 class Phrase:
-    """Description of one figure in a caption; None: not mentioned."""
+    """Description of one figure in a caption; an attribute that the caption does not mention is None."""
 
     shape: str
     colour: str | None = None
@@ -47,7 +47,7 @@ def describe(scene: Scene) -> Description:
 
 
 def drop_words(description: Description, rng: np.random.Generator) -> Description:
-    """Return a caption with words dropped at random: sizes and background with 25 %, colours with 10 %."""
+    """Return a caption with words dropped at random: each size and the background with 25 %, each colour with 10 %."""
 
     def maybe(word: str | None, share: float) -> str | None:
         return word if rng.random() < share else None
@@ -64,13 +64,13 @@ def is_held_out(text: str) -> bool:
 
 
 def sample_training_caption(scene: Scene, rng: np.random.Generator) -> Description | None:
-    """Return a caption of the scene that is not held out, or None where eight candidates all are."""
+    """Return a caption of the scene that is not held out, or None if eight random captions are all held out."""
     candidates = (drop_words(describe(scene), rng) for _ in range(8))
     return next((caption for caption in candidates if not is_held_out(str(caption))), None)
 
 
 def random_training_caption(rng: np.random.Generator) -> str:
-    """Return a caption of a random scene that is not held out."""
+    """Return a random scene's caption that is not held out."""
     while True:
         caption = sample_training_caption(sample_scene(rng), rng)
         if caption is not None:
@@ -78,7 +78,7 @@ def random_training_caption(rng: np.random.Generator) -> str:
 
 
 def sample_held_out(rng: np.random.Generator) -> tuple[Scene, Description]:
-    """Return a random scene with a held-out caption of it."""
+    """Return a random scene and a held-out caption that describes it."""
     while True:
         scene = sample_scene(rng)
         caption = drop_words(describe(scene), rng)
@@ -87,6 +87,6 @@ def sample_held_out(rng: np.random.Generator) -> tuple[Scene, Description]:
 
 
 def random_captions(count: int, seed: int) -> list[str]:
-    """Return captions of random scenes, held out or not, decided by the seed."""
+    """Return captions of random scenes, decided by the seed; some of them may be held out."""
     rng = np.random.default_rng(seed)
     return [str(describe(sample_scene(rng))) for _ in range(count)]

@@ -24,7 +24,8 @@ class FeatureEncoder:
     """Encode pictures into feature vectors.
 
     Args:
-        runner: maps float32 `pictures` [B, 3, 64, 64] from -1 to 1 to `features` [B, features].
+        runner: runner of the network, which maps `pictures`, float32 [B, 3, 64, 64] in [-1, 1], to `features`,
+            [B, features].
         checksum: SHA-256 of the weights; metrics of different encoders are not comparable.
     """
 
@@ -32,7 +33,7 @@ class FeatureEncoder:
     checksum: str
 
     def __call__(self, pictures: Sequence[Picture]) -> Features:
-        """Return float64 features [pictures, features]; pictures of another size are first scaled to 64x64."""
+        """Return features, float64 [pictures, features]; pictures of other sizes are first scaled to 64x64."""
         batches = [pictures[start : start + _BATCH] for start in range(0, len(pictures), _BATCH)]
         features = [self.runner({"pictures": _to_signal(batch)})["features"] for batch in batches]
         return np.concatenate(features).astype(np.float64)

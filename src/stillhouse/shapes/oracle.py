@@ -1,8 +1,9 @@
 """The oracle: recognises the scene that a picture shows, and scores it against a caption.
 
-The oracle reads pixels only and is deterministic. The background colour is the median of the border; pixels that differ
-from it form connected components; each component's matte (the covered share of each pixel) gives centre and radius in
-closed form, and the shape whose coverage fits the matte best names the figure.
+The oracle reads pixels only and is deterministic. The background colour is the median colour of the border. Pixels of
+other colours form connected components. Each component's matte is the share of each pixel that the figure covers.
+Centre and radius follow from the matte in closed form. The figure's shape is the shape whose coverage fits the matte
+best.
 """
 
 import math
@@ -33,7 +34,9 @@ ATTRIBUTES = ("count", "background", "shape", "colour", "size", "relation")
 _BACKGROUND_TOLERANCE = 60.0
 """RGB distance above which a pixel is foreground; the two nearest palette colours are 109 apart."""
 _SMALLEST_FIGURE = 40
-"""Pixels of a component that counts as a figure; the smallest rendered figure (a cross of radius 7) covers 108."""
+"""Minimum number of pixels of a component that counts as a figure.
+
+The smallest rendered figure, a cross of radius 7, covers 108 pixels."""
 _STRAY_PIXELS, _MATTE_ERROR, _COLOUR_ERROR, _COLOUR_SPREAD = 4, 0.10, 40.0, 10.0
 _NAMES = tuple(PALETTE)
 _COLOURS = np.array([PALETTE[name] for name in _NAMES], np.float32)
@@ -44,12 +47,12 @@ class DetectedFigure:
     """A figure recognised in a picture, with its deviations from an ideal figure.
 
     Args:
-        shape, colour, size: the nearest names.
-        x, y, radius: in pixels, y downwards.
-        rgb: median colour.
+        shape, colour, size: names of the nearest shape, palette colour and size.
+        x, y, radius: centre and radius in pixels; y points downwards.
+        rgb: median colour of the figure.
         matte_error: difference between the matte and the shape's coverage, as a share of the figure's area.
-        colour_error: RGB distance to the palette colour.
-        spread: mean absolute RGB deviation inside the figure.
+        colour_error: RGB distance between `rgb` and the palette colour.
+        spread: mean absolute deviation of RGB values from `rgb` inside the figure.
     """
 
     shape: str
@@ -69,9 +72,9 @@ class SceneReading:
     """The scene recognised in a picture.
 
     Args:
-        figures: in the order of their components.
-        background, background_rgb: palette name and median colour.
-        background_error: RGB distance of the background to its palette colour.
+        figures: recognised figures, in the order of their components.
+        background, background_rgb: palette name and median colour of the background.
+        background_error: RGB distance between the background and its palette colour.
         stray_pixels: number of pixels that are neither background nor part of a figure.
     """
 
@@ -83,7 +86,7 @@ class SceneReading:
 
     @property
     def is_clean(self) -> bool:
-        """Whether the picture has no stray pixels, sharp edges and flat palette colours."""
+        """Whether the picture has sharp edges, flat palette colours and no stray pixels."""
         return (
             self.stray_pixels <= _STRAY_PIXELS
             and self.background_error < _COLOUR_ERROR
@@ -101,8 +104,8 @@ class CaptionScore:
     Args:
         count: 1 where the number of figures is right, else 0.
         background: 1 where the background is right or not mentioned, else 0.
-        shape, colour, size: share of the caption's phrases that are met, 0 to 1.
-        relation: 1 where it is right or not mentioned, else 0.
+        shape, colour, size: share of the caption's phrases whose shape, colour or size is right, 0 to 1.
+        relation: 1 where the relation is right or not mentioned, else 0.
         clean: see `SceneReading.is_clean`.
         rerender: PSNR in dB between the picture and an ideal rendering of the recognised scene.
     """
@@ -123,7 +126,7 @@ class CaptionScore:
 
     @property
     def strict(self) -> bool:
-        """Whether the picture is all correct and clean."""
+        """Whether the picture is both `all_correct` and clean."""
         return self.all_correct and self.clean
 
 
@@ -150,12 +153,15 @@ def read_scene(picture: Picture) -> SceneReading:
 
 
 def score_picture(picture: Picture, caption: Description) -> CaptionScore:
-    """Score a picture, uint8 [64, 64, 3], against a caption; a wrong number of figures scores 0 on their attributes."""
+    """Score a picture, uint8 [64, 64, 3], against a caption.
+
+    With a wrong number of figures, the scores of the figures' attributes are 0.
+    """
     return score_reading(read_scene(picture), caption, picture)
 
 
 def score_reading(reading: SceneReading, caption: Description, picture: Picture) -> CaptionScore:
-    """Score a picture whose scene was recognised before; see `score_picture`."""
+    """Score a picture whose scene `read_scene` has recognised; see `score_picture`."""
     rerender = _psnr(picture, render_reading(reading))
     background = float(caption.background in (None, reading.background))
     if len(reading.figures) != len(caption.phrases):
@@ -166,7 +172,7 @@ def score_reading(reading: SceneReading, caption: Description, picture: Picture)
 
 
 def render_reading(reading: SceneReading) -> Picture:
-    """Render a recognised scene, uint8 [64, 64, 3], in the colours that were measured."""
+    """Render a recognised scene, uint8 [64, 64, 3], in its measured colours instead of palette colours."""
     return composite([(coverage(f.shape, f.x, f.y, f.radius), f.rgb) for f in reading.figures], reading.background_rgb)
 
 
@@ -204,7 +210,7 @@ def _read_figure(
     matte = np.clip((pixels - background) @ direction / max(float(direction @ direction), 1e-6), 0, 1)
     near = ndimage.binary_dilation(region, iterations=2)
     matte = np.where(near & ((labels == label) | (labels == 0)), matte, 0).astype(np.float32)
-    if matte.sum() < 1:  # the median colour of the figure equals the background
+    if matte.sum() < 1:  # empty where the median colour of the figure equals the background
         matte = region.astype(np.float32)
     shape, matte_error, x, y, radius = min((_fit_shape(shape, matte) for shape in SHAPES), key=lambda fit: fit[1])
     return DetectedFigure(
@@ -222,7 +228,7 @@ def _read_figure(
 
 
 def _fit_shape(shape: str, matte: PixelMap) -> tuple[str, float, float, float, float]:
-    """Return (shape, error, x, y, radius) of the figure of this shape with the area and centroid of the matte."""
+    """Return (shape, error, x, y, radius) of the figure that has this shape and the matte's area and centroid."""
     area = float(matte.sum())
     centres = np.arange(CANVAS, dtype=np.float32) + np.float32(0.5)
     mean_x, mean_y = float(matte.sum(0) @ centres) / area, float(matte.sum(1) @ centres) / area

@@ -33,7 +33,7 @@ SHAPES = ("circle", "square", "triangle", "cross")
 SIZES = ("small", "big")
 RELATIONS = ("left of", "right of", "above", "below")
 RADIUS: Mapping[str, tuple[float, float]] = {"small": (7.0, 8.0), "big": (12.0, 13.0)}
-"""Range of a figure's radius in pixels, by size; the gap between the ranges makes sizes unambiguous."""
+"""Smallest and largest radius of a figure in pixels, by size; the gap between the ranges makes sizes unambiguous."""
 SIZE_BOUNDARY = 10.0
 
 _INNER, _OUTER = 16.0, 48.0
@@ -42,7 +42,7 @@ _MAJOR_JITTER, _MINOR_JITTER, _SINGLE_JITTER = 1.0, 4.0, 6.0
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One figure: its names, and its centre and radius in pixels, y downwards."""
+    """One figure: its shape, colour and size, and its centre and radius in pixels; y points downwards."""
 
     shape: str
     colour: str
@@ -54,7 +54,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One or two figures on a background; `relation` is the position of the first relative to the second."""
+    """One or two figures on a background; `relation` is the first figure's position relative to the second."""
 
     figures: tuple[Figure, ...]
     background: str
@@ -77,7 +77,7 @@ def coverage(shape: str, x: float, y: float, radius: float, canvas: int = CANVAS
 
 
 def render_scene(scene: Scene) -> Picture:
-    """Render a scene: uint8 [64, 64, 3], anti-aliased, figures in order.
+    """Render a scene as an anti-aliased picture, uint8 [64, 64, 3]; the first figure is drawn first.
 
     >>> picture = render_scene(Scene((Figure("circle", "red", "big", 32, 32, 12.5),), "white"))
     >>> picture[32, 32].tolist(), picture[0, 0].tolist()

@@ -1,4 +1,4 @@
-"""Prompt alignment of a pipeline: the oracle's scores of pictures generated from held-out captions."""
+"""Prompt alignment of a pipeline, measured by the oracle's scores of pictures generated from held-out captions."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -32,14 +32,15 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class CaptionEvaluation:
-    """The oracle's scores of a pipeline.
+    """The oracle's scores of a pipeline's pictures.
 
     Args:
         captions: number of captions.
-        steps, guidance, sampler: as resolved.
-        seconds: for each picture, in batches of 8.
-        scores: share of the generated pictures that reach each score in full.
-        ceiling: the same for rendered scenes passed through the autoencoder: the upper bound for any denoiser.
+        steps, guidance, sampler: settings of the resolved requests.
+        seconds: seconds for each picture, in batches of 8.
+        scores: share of the generated pictures whose score is 1, by name of the score.
+        ceiling: the same shares for rendered scenes that the autoencoder encoded and decoded: the upper bound for any
+            denoiser.
         rerender: mean PSNR in dB between a picture and an ideal rendering of the recognised scene.
     """
 
@@ -63,12 +64,12 @@ def evaluate_captions(
 
     Args:
         pipeline: a pipeline trained on the captions of Shapes.
-        request: steps, guidance and sampler; prompt and seed are replaced for each caption.
-        captions: number of held-out captions, in a fixed order.
+        request: request for steps, guidance and sampler; prompt and seed are replaced for each caption.
+        captions: number of held-out captions, taken in a fixed order.
         progress: called with the number of pictures generated so far.
 
     Raises:
-        InvalidRequest: the pipeline refuses the request, or does not generate 64x64 pixels.
+        InvalidRequest: the pipeline refuses the request, or does not generate pictures of 64x64 pixels.
     """
     scenes = held_out_captions(captions)
     requests = [replace(request, prompt=str(caption), seed=seed) for seed, (_, caption) in enumerate(scenes)]
@@ -112,7 +113,7 @@ def generate_batch(pipeline: Pipeline, requests: Sequence[ImageRequest]) -> list
 
 
 def score_shares(scores: Sequence[CaptionScore]) -> dict[str, Share]:
-    """Return for each name in SCORES the share of pictures whose score is 1."""
+    """Return the share of pictures whose score is 1, for each name in SCORES."""
     return {
         name: wilson_interval(sum(float(getattr(score, name)) == 1.0 for score in scores), len(scores))
         for name in SCORES

@@ -1,1 +1,1 @@
-"""Worker processes: spawned and ended, limited in memory and time, and spoken to by typed messages."""
+"""Worker processes: started and ended, limited in memory and time, and driven by typed messages."""

@@ -19,7 +19,7 @@ Received = TypeVar("Received")
 
 _LENGTH = struct.Struct("!Q")
 _SMALL_BYTES = 1 << 16
-"""Bytes up to which a message is copied to be sent with its length in one call."""
+"""Messages below this number of bytes are copied behind their length, so that one call sends both."""
 
 
 class TransportClosed(ConnectionError):
@@ -50,10 +50,10 @@ class Transport(Protocol):
         """Wait until `receive` would not block.
 
         Args:
-            timeout: seconds, 0 returns at once; None, for ever.
+            timeout: seconds; 0: return at once; None: wait without a limit.
 
         Returns:
-            whether there is a message, or the other end is gone.
+            True where there is a message or the other end is gone.
         """
 
     def close(self) -> None:
@@ -61,10 +61,10 @@ class Transport(Protocol):
 
 
 class SocketTransport:
-    """A `Transport` over a connected stream socket; each message follows its length.
+    """A `Transport` over a connected stream socket. Each message is sent as its length, then its bytes.
 
     Args:
-        connection: the socket, which blocks.
+        connection: the socket, in blocking mode.
     """
 
     def __init__(self, connection: socket.socket) -> None:
@@ -103,7 +103,7 @@ class SocketTransport:
     def close(self) -> None:
         """Close the socket; see `Transport`."""
         with suppress(OSError):
-            self._connection.shutdown(socket.SHUT_RDWR)  # ends calls of other threads, which closing alone does not
+            self._connection.shutdown(socket.SHUT_RDWR)  # close() alone would not end the calls of other threads
         with self._send_lock, self._receive_lock:
             self._connection.close()
 
@@ -111,7 +111,8 @@ class SocketTransport:
         """Wait for `size` bytes and return them."""
         parts: list[bytes] = []
         while size:
-            # MSG_WAITALL reads a large message into one piece of memory; a signal may end it early.
+            # MSG_WAITALL reads a large message into one piece of memory. A signal may end the call early, so it is
+            # repeated.
             part = self._connection.recv(size, socket.MSG_WAITALL)
             if not part:
                 raise TransportClosed("the other end of the socket is gone")
@@ -133,7 +134,7 @@ class Channel(Generic[Sent, Received]):
         self._decoder = make_decoder(received)
 
     def send(self, message: Sent) -> None:
-        """Send a message. Raises TransportClosed where the other end is gone."""
+        """Send a message. TransportClosed: the other end is gone."""
         self.transport.send(encode_message(message))
 
     def receive(self) -> Received:
@@ -141,7 +142,7 @@ class Channel(Generic[Sent, Received]):
 
         Raises:
             TransportClosed: the other end is gone.
-            msgspec.ValidationError: the message has another type; the next message can be received.
+            msgspec.ValidationError: the message has another type. Later messages can still be received.
         """
         message: Received = self._decoder.decode(self.transport.receive())
         return message
@@ -151,7 +152,7 @@ def encode_message(message: object) -> bytes:
     """Return a struct, dataclass or builtin value as MessagePack.
 
     Raises:
-        TypeError: a part of the message is of a type that messages do not carry.
+        TypeError: a part of the message has a type that messages cannot carry.
     """
     return _ENCODER.encode(message)
 

@@ -19,21 +19,21 @@ _POLL_SECONDS = 0.2
 """Seconds between two measurements of memory while a reply is awaited."""
 
 _EXIT_SECONDS = 30.0
-"""Seconds that a process has to end once its channel is closed; a large one may write its core first."""
+"""Seconds that a process has to end once its channel is closed. A crashed process may first write a core dump."""
 
 
 class WorkerError(Exception):
-    """A worker process that did not do what was requested; the message is a sentence for a report."""
+    """A worker process did not do what was requested. The message is a sentence for a report."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryLimit:
-    """How the memory of a process is measured, and what it may be.
+    """How the memory of a process is measured, and its limit.
 
     Args:
-        resident_bytes: returns the bytes that a process and its descendants hold, by process id.
-        limit: bytes that the process and `others` may hold together; None, any amount.
-        others: further processes that use the same memory.
+        resident_bytes: returns the bytes of memory that a process, given by its id, and its descendants hold.
+        limit: bytes that the process and `others` may hold together; None: no limit.
+        others: further processes that count towards the limit.
     """
 
     resident_bytes: Callable[[int], int]
@@ -45,12 +45,12 @@ class WorkerProcess(Generic[Sent, Received]):
     """A process that runs a module and answers messages, in a session and process group of its own.
 
     Args:
-        module: name of the module; it connects by `connect_to_parent`.
+        module: name of the module, which must call `connect_to_parent`.
         received: type of the messages that the process sends, as in `Channel`.
-        working_directory: of the process; None, that of this process.
-        log_file: file to which its output is appended; None, it shares the output of this process.
-        environment: variables that it has besides those of this process.
-        memory: checked whenever a reply is awaited.
+        working_directory: directory in which the process runs; None: that of this process.
+        log_file: file to which the output of the process is appended; None: the output goes where this process's goes.
+        environment: variables of the process, in addition to those of this process.
+        memory: measured and checked while a reply is awaited.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class WorkerProcess(Generic[Sent, Received]):
 
     @property
     def channel(self) -> Channel[Sent, Received]:
-        """The messages to and from the process, which was started."""
+        """The channel to the process, once it was started."""
         assert self._channel is not None
         return self._channel
 
@@ -96,7 +96,7 @@ class WorkerProcess(Generic[Sent, Received]):
         """Start the process.
 
         Raises:
-            WorkerError: the operating system refused it.
+            WorkerError: the operating system refused to start the process.
         """
         ours, theirs = socket.socketpair()
         try:
@@ -108,14 +108,14 @@ class WorkerProcess(Generic[Sent, Received]):
         self._channel = Channel(SocketTransport(ours), self._received)
 
     def send(self, message: Sent) -> None:
-        """Send a message. Raises WorkerError where the process has ended."""
+        """Send a message. WorkerError: the process has ended."""
         try:
             self.channel.send(message)
         except TransportClosed:
             raise WorkerError(self.exit_reason()) from None
 
     def request(self, message: Sent, name: str, timeout: float) -> Received:
-        """Send a message and wait for the reply; a process that exceeds its time or memory is killed.
+        """Send a message and wait for the reply. A process that exceeds its time or memory is killed.
 
         Args:
             message: the request.
@@ -144,7 +144,7 @@ class WorkerProcess(Generic[Sent, Received]):
         """Kill the process with its group, and close the channel.
 
         Args:
-            wait: whether to return only when the process has ended, which takes seconds where it holds much memory.
+            wait: return only when the process has ended. This takes seconds where the process holds much memory.
         """
         if self._process is not None:
             with suppress(ProcessLookupError, PermissionError):
@@ -158,10 +158,10 @@ class WorkerProcess(Generic[Sent, Received]):
         """Wait for the end of the process.
 
         Args:
-            timeout: seconds; None, for ever.
+            timeout: seconds; None: wait without a limit.
 
         Returns:
-            its exit code, the negative number of a signal that ended it; None where it still runs.
+            The exit code, or minus the number of the signal that ended the process; None where the process still runs.
         """
         if self._process is not None:
             with suppress(subprocess.TimeoutExpired):
@@ -171,7 +171,7 @@ class WorkerProcess(Generic[Sent, Received]):
     def exit_reason(self) -> str:
         """Return a sentence that says how the process ended: its signal or exit code, and the last line of its log.
 
-        A process that has closed its channel and does not end within seconds is killed.
+        A process that has closed its channel and does not end within 30 seconds is killed.
         """
         code = self.wait(_EXIT_SECONDS)
         if code is None:
@@ -190,7 +190,7 @@ class WorkerProcess(Generic[Sent, Received]):
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                start_new_session=True,  # Ctrl-C in a terminal reaches this process alone
+                start_new_session=True,  # so that Ctrl-C in a terminal does not reach the worker
                 cwd=self.working_directory,
                 env={**os.environ, **self.environment} if self.environment else None,
             )
@@ -209,17 +209,17 @@ class WorkerProcess(Generic[Sent, Received]):
         if self.memory.limit is not None and used + others > self.memory.limit:
             self.kill()
             sizes = [f"{count / 2**30:.1f} GiB" for count in (used, others, self.memory.limit)]
-            shared = f" beside {sizes[1]} of what it is compared with" if self.memory.others else ""
+            shared = f" beside {sizes[1]} of the processes that share its limit" if self.memory.others else ""
             raise WorkerError(f"it took {sizes[0]} of memory{shared}, more than the {sizes[2]} allowed")
 
 
 @dataclass(slots=True)
 class Backoff:
-    """Delays before restarts of a process that dies again and again: none, `first`, and twice as long each time.
+    """Delays before restarts of a process that keeps dying: 0, then `first`, then twice the delay before.
 
     Args:
         first: seconds before the second restart.
-        longest: seconds that no delay exceeds.
+        longest: upper limit of a delay, in seconds.
 
     >>> backoff = Backoff(first=1.0, longest=3.0)
     >>> [backoff.next_delay() for _ in range(5)]
@@ -237,12 +237,12 @@ class Backoff:
         return delay
 
     def reset(self) -> None:
-        """Begin again with no delay: the process has started well."""
+        """Start again with a delay of 0; called when the process has started well."""
         self._delay = 0.0
 
 
 def connect_to_parent(received: Any) -> Channel[Any, Any]:
-    """Return the channel to the process that started this one, which ends with that process.
+    """Return the channel to the parent, the process that started this one. This process ends when its parent does.
 
     Args:
         received: type of the messages that this process receives, as in `Channel`.

@@ -276,7 +276,7 @@ def test_a_config_without_inputs_fits_every_graph() -> None:
             {"sample": InputShapes((1, 9, 8, 8), (1, 9, 8, 8), (1, 12, 8, 8))},
             r"axis 1 of input 'sample' ranges from 9 to 12, but is fixed in the graph; allowed: 9; write 9 there, or",
         ),
-        ({"timestep": (2,)}, r"the shape \[2\] for input 'timestep'; allowed: \[batch\], .* one length for each name"),
+        ({"timestep": (2,)}, r"input 'timestep' has shape \[2\]; allowed: \[batch\], .* one length for each name"),
     ],
 )
 def test_what_does_not_fit_the_graph(changes: dict[str, InputShapes | tuple[int, ...] | None], message: str) -> None:

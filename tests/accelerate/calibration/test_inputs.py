@@ -127,8 +127,8 @@ def test_a_sum_is_one_length_too(tmp_path: Path) -> None:
     ("overrides", "message"),
     [
         ({"smaple": (1,)}, r"there is no input 'smaple'; .* did you mean 'sample'\?"),
-        ({"sample": (1, 9, 8)}, r"the shape \[1, 9, 8\] for input 'sample'"),
-        ({"sample": (1, 9, 8, 8), "timestep": (2,)}, r"the shape \[2\] for input 'timestep'; .* one length for each"),
+        ({"sample": (1, 9, 8)}, r"input 'sample' has shape \[1, 9, 8\]"),
+        ({"sample": (1, 9, 8, 8), "timestep": (2,)}, r"input 'timestep' has shape \[2\]; .* one length for each"),
     ],
 )
 def test_shapes_that_do_not_fit(graphs: dict[str, Path], overrides: dict[str, tuple[int, ...]], message: str) -> None:
@@ -352,7 +352,7 @@ def test_an_axis_in_front_holds_several(graphs: dict[str, Path], tmp_path: Path)
         ),
         (
             {"input_ids": IDS, "attention_mask": IDS[:, :3]},
-            r"the shape \[2, 3\] for input 'attention_mask'; allowed: \[batch, sequence\]",
+            r"input 'attention_mask' has shape \[2, 3\]; allowed: \[batch, sequence\]",
         ),
         (
             {"input_ids": np.stack([IDS] * 2), "attention_mask": np.stack([IDS] * 3)},

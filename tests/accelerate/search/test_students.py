@@ -171,7 +171,7 @@ def test_a_decoder_that_is_chosen_draws_for_the_teacher(swept: tuple[Path, Repor
 
 def test_only_students_of_this_very_teacher_are_candidates(teacher: Path, taught: Path, tmp_path: Path) -> None:
     workspace = prepare_workspace(str(teacher), tmp_path / "out")
-    with pytest.raises(InvalidRequest, match="tiny, not a distilled model"):
+    with pytest.raises(InvalidRequest, match="tiny is not a distilled model"):
         add_students(workspace, [str(teacher)])
     with pytest.raises(InvalidRequest, match="two students are named tiny-3"):
         add_students(workspace, [str(taught), str(taught)])

@@ -1,4 +1,4 @@
-"""One server for all tests of the doors: they ask for different things, and nobody notices the others."""
+"""One server shared by all API tests."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Admission: whoever is taken can be served in time, and whoever is sent away comes back to find room."""
+"""Admission: admitted jobs finish in time, and Retry-After is sufficient."""
 
 import pytest
 from hypothesis import assume, given
@@ -16,47 +16,47 @@ from tests.serve.engine.arrivals import FLAT, FREE, GAINING, PRO, SERIAL, arriva
 FCFS, SLACK = POLICIES["fcfs"], POLICIES["slack"]
 
 
-def engine_with(asked: list[Arrival], cost: CostModel = FLAT, policy: str = "slack") -> tuple[Engine, VirtualExecutor]:
-    """An engine to which all of these have come at once."""
+def engine_with(
+    requests: list[Arrival], cost: CostModel = FLAT, policy: str = "slack"
+) -> tuple[Engine, VirtualExecutor]:
+    """Return an engine with all these jobs submitted at once."""
     engine, device = make_virtual_engine(POLICIES[policy], cost)
-    for number, one in enumerate(asked):
-        engine.submit(job_of(one, str(number)))
+    for number, job in enumerate(requests):
+        engine.submit(job_of(job, str(number)))
     return engine, device
 
 
-def job_of(asked: Arrival, name: str = "new") -> Job:
-    job = Job(name, asked.tier, asked.key, asked.batch_key, asked.step_plan, NO_REQUEST)
-    job.isolated_seconds = FLAT.isolated_seconds(asked.batch_key, asked.step_plan)
+def job_of(requests: Arrival, name: str = "new") -> Job:
+    job = Job(name, requests.tier, requests.key, requests.batch_key, requests.step_plan, NO_REQUEST)
+    job.isolated_seconds = FLAT.isolated_seconds(requests.batch_key, requests.step_plan)
     return job
 
 
-@given(asked=arrivals(), ticks=st.integers(0, 20), number=st.integers(0, 100))
-def test_first_come_first_served_ends_exactly_when_it_was_forecast(
-    asked: list[Arrival], ticks: int, number: int
-) -> None:
-    engine, device = engine_with(asked, SERIAL, "fcfs")
-    for _ in range(ticks):
+@given(requests=arrivals(), steps=st.integers(0, 20), number=st.integers(0, 100))
+def test_fcfs_prediction_is_exact(requests: list[Arrival], steps: int, number: int) -> None:
+    engine, device = engine_with(requests, SERIAL, "fcfs")
+    for _ in range(steps):
         engine.step()
     jobs = list(engine.jobs.values())
     assume(jobs)
     job = jobs[number % len(jobs)]
-    told = device.now + predict_finish_times(jobs, FCFS, device.now, SERIAL)[job]
+    predicted = device.now + predict_finish_times(jobs, FCFS, device.now, SERIAL)[job]
     while job.id in engine.jobs:
         engine.step()
-    assert device.now == pytest.approx(told)
+    assert device.now == pytest.approx(predicted)
 
 
-@given(asked=arrivals(), policy=st.sampled_from(sorted(POLICIES)))
-def test_a_forecast_is_no_less_than_what_it_takes_alone(asked: list[Arrival], policy: str) -> None:
-    engine, device = engine_with(asked, GAINING, policy)
+@given(requests=arrivals(), policy=st.sampled_from(sorted(POLICIES)))
+def test_prediction_is_at_least_the_isolated_latency(requests: list[Arrival], policy: str) -> None:
+    engine, device = engine_with(requests, GAINING, policy)
     jobs = list(engine.jobs.values())
-    told = predict_finish_times(jobs, POLICIES[policy], device.now, GAINING)
-    assert list(told) == POLICIES[policy].order(jobs, device.now, GAINING)
-    assert all(seconds >= GAINING.remaining_seconds(job) * (1 - 1e-9) for job, seconds in told.items())
+    predicted = predict_finish_times(jobs, POLICIES[policy], device.now, GAINING)
+    assert list(predicted) == POLICIES[policy].order(jobs, device.now, GAINING)
+    assert all(seconds >= GAINING.remaining_seconds(job) * (1 - 1e-9) for job, seconds in predicted.items())
 
 
 @pytest.mark.parametrize("waiting", range(5))
-def test_a_tier_is_refused_when_its_promise_cannot_be_kept_and_told_when_it_could(waiting: int) -> None:
+def test_late_job_is_rejected_with_an_exact_retry_after(waiting: int) -> None:
     engine, device = engine_with([make_arrival(0.0, PRO, f"key {number}") for number in range(waiting)])
     jobs = list(engine.jobs.values())
     new = job_of(make_arrival(0.0, PRO, "new"))
@@ -72,7 +72,7 @@ def test_a_tier_is_refused_when_its_promise_cannot_be_kept_and_told_when_it_coul
     assert check_admission(new, list(engine.jobs.values()), SLACK, device.now, FLAT) is None
 
 
-def test_a_margin_is_held_back_of_what_is_promised() -> None:
+def test_margin_reduces_the_allowed_latency() -> None:
     engine, device = engine_with([make_arrival(0.0, PRO, f"key {number}") for number in range(2)])
     jobs, new = list(engine.jobs.values()), job_of(make_arrival(0.0, PRO, "new"))
     assert check_admission(new, jobs, SLACK, device.now, FLAT, AdmissionLimits()) is None
@@ -83,14 +83,14 @@ def test_a_margin_is_held_back_of_what_is_promised() -> None:
     )
 
 
-def test_a_short_job_is_taken_where_a_long_one_is_not() -> None:
+def test_short_job_is_admitted_where_a_long_one_is_rejected() -> None:
     engine, device = engine_with([make_arrival(0.0, PRO, f"key {number}") for number in range(4)])
     jobs = list(engine.jobs.values())
     assert check_admission(job_of(make_arrival(0.0, FREE)), jobs, SLACK, device.now, FLAT) is None
     assert check_admission(job_of(make_arrival(0.0, PRO, "new")), jobs, SLACK, device.now, FLAT) is not None
 
 
-def test_a_full_queue_refuses_everyone_until_the_first_has_ended() -> None:
+def test_full_queue_rejects_until_the_first_job_ends() -> None:
     engine, device = engine_with([make_arrival(0.0, FREE, steps=steps) for steps in (7, 4, 9)])
     jobs, limits = list(engine.jobs.values()), AdmissionLimits(max_jobs=3, max_lateness=float("inf"))
     refused = check_admission(job_of(make_arrival(0.0, FREE)), jobs, FCFS, device.now, FLAT, limits)

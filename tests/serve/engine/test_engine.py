@@ -1,4 +1,4 @@
-"""The engine: every job that it takes has exactly one end, whatever happens in between."""
+"""Engine: every job ends exactly once, whatever happens."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ FAULTS = ("begin", "advance", "finish")
 
 @dataclass
 class FaultyExecutor(VirtualExecutor):
-    """A virtual device that refuses some jobs, at some stage, and writes down whose pictures it began and moved."""
+    """Virtual executor that fails for some jobs at some stage and records started and advanced jobs."""
 
     faulty: dict[str, str] = field(default_factory=dict)
     begun: list[str] = field(default_factory=list)
@@ -49,7 +49,7 @@ class FaultyExecutor(VirtualExecutor):
 
 
 class EngineMachine(RuleBasedStateMachine):
-    """Jobs of all kinds come, are cancelled, expire, break, and are drawn."""
+    """Jobs of all kinds arrive, are cancelled, expire, fail and finish."""
 
     @initialize(policy=st.sampled_from(sorted(POLICIES)), cost=st.sampled_from((FLAT, GAINING)))
     def start(self, policy: str, cost: object) -> None:
@@ -61,20 +61,20 @@ class EngineMachine(RuleBasedStateMachine):
 
     @rule(
         tier=st.sampled_from((FREE, PRO)),
-        group=st.sampled_from((QUICK, FULL)),
+        batch_key=st.sampled_from((QUICK, FULL)),
         key=st.sampled_from("ab"),
         rows=st.lists(st.sampled_from((1, 2)), min_size=1, max_size=6),
-        patience=st.sampled_from((0.0, 3.0, float("inf"))),
+        timeout=st.sampled_from((0.0, 3.0, float("inf"))),
         fault=st.sampled_from((None, None, None, *FAULTS)),
     )
     def submit(
-        self, tier: object, group: BatchKey, key: str, rows: list[int], patience: float, fault: str | None
+        self, tier: object, batch_key: BatchKey, key: str, rows: list[int], timeout: float, fault: str | None
     ) -> None:
         name = f"job {len(self.taken)}"
         if fault:
             self.device.faulty[name] = fault
-        job = Job(name, tier, key, group, StepPlan(tuple(rows)), ImageRequest(name))  # type: ignore[arg-type]
-        job.expires = self.device.now + patience
+        job = Job(name, tier, key, batch_key, StepPlan(tuple(rows)), ImageRequest(name))  # type: ignore[arg-type]
+        job.expires = self.device.now + timeout
         self.engine.submit(job)
         self.taken.append(job)
 
@@ -142,7 +142,7 @@ def engine_of(device: FaultyExecutor) -> Engine:
     return Engine(device, POLICIES["fcfs"], device.cost_model, device.clock)
 
 
-def test_who_breaks_a_batch_fails_and_the_others_of_it_go_on() -> None:
+def test_faulty_job_fails_and_its_batch_continues() -> None:
     device = FaultyExecutor(GAINING, faulty={"two": "advance"})
     engine = engine_of(device)
     for name in ("one", "two", "three"):
@@ -155,7 +155,7 @@ def test_who_breaks_a_batch_fails_and_the_others_of_it_go_on() -> None:
     assert end.traceback_summary.startswith("engine/test_engine.py:"), "the log can tell where it was"
 
 
-def test_a_cancelled_job_is_in_no_later_batch() -> None:
+def test_cancelled_job_is_in_no_later_batch() -> None:
     engine = engine_of(FaultyExecutor(GAINING))
     engine.submit(job("one"))
     engine.submit(job("two"))
@@ -166,7 +166,7 @@ def test_a_cancelled_job_is_in_no_later_batch() -> None:
     assert engine.cancel("one") is None
 
 
-def test_what_has_expired_is_never_begun_and_what_has_begun_does_not_expire() -> None:
+def test_expired_job_never_starts_and_started_job_never_expires() -> None:
     device = FaultyExecutor(SERIAL)
     engine = engine_of(device)
     begun, late = job("begun", steps=3), job("late")
@@ -180,11 +180,11 @@ def test_what_has_expired_is_never_begun_and_what_has_begun_does_not_expire() ->
     assert engine.step().finished == (begun,)
 
 
-def test_a_tick_without_jobs_does_nothing() -> None:
+def test_step_without_jobs_does_nothing() -> None:
     assert engine_of(FaultyExecutor(FLAT)).step() == StepOutput()
 
 
-def test_a_job_is_taken_once_and_only_where_its_cost_is_known() -> None:
+def test_job_ids_are_unique_and_costs_are_required() -> None:
     engine = engine_of(FaultyExecutor(FLAT))
     engine.submit(job("one"))
     with pytest.raises(InvalidRequest, match="second job 'one'"):

@@ -1,4 +1,4 @@
-"""Drawing: a served picture is the offline one, whoever shared its batches; and what batches cost."""
+"""Executor: a served image equals the offline one in any batch; measurement of latency curves."""
 
 import random
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ KINDS = (
 
 @dataclass
 class RandomPolicy:
-    """A policy that shuffles: any jobs may find themselves together."""
+    """Policy with a random order, so that any jobs may share a batch."""
 
     dice: random.Random
 
@@ -67,18 +67,18 @@ def job(pipeline: Pipeline, name: str, request: ImageRequest) -> Job:
     return Job(name, FREE, "someone", make_batch_key("shapes", resolved), steps, resolved)
 
 
-def test_no_neighbour_changes_a_picture(pipeline: Pipeline) -> None:
-    alone = [pipeline.generate(**asked_of(kind)).image for kind in KINDS]
+def test_batching_does_not_change_an_image(pipeline: Pipeline) -> None:
+    alone = [pipeline.generate(**asked_of(variant)).image for variant in KINDS]
     cost = CostModel({GROUP: LatencyCurve({1: 1.0, 8: 1.0})})
     engine = Engine(
         PipelineExecutor({"shapes": pipeline}), RandomPolicy(random.Random(0)), cost, VirtualExecutor(cost).clock
     )
     compositions: set[tuple[tuple[str, int], ...]] = set()
-    number = drawn = 0
+    number = generated = 0
     while len(compositions) < COMPOSITIONS or engine.jobs:
         while len(compositions) < COMPOSITIONS and len(engine.jobs) < 10:
-            kind = number % len(KINDS)
-            engine.submit(job(pipeline, f"{number} of kind {kind}", KINDS[kind]))
+            variant = number % len(KINDS)
+            engine.submit(job(pipeline, f"{number} of kind {variant}", KINDS[variant]))
             number += 1
         tick = engine.step()
         compositions.add(tuple((moved.id, moved.index) for moved in tick.jobs))
@@ -86,8 +86,8 @@ def test_no_neighbour_changes_a_picture(pipeline: Pipeline) -> None:
         for done in tick.finished:
             image = pipeline.finish(trajectory_of(done)).image
             np.testing.assert_array_equal(image, alone[int(done.id[-1])], err_msg=done.id)
-            drawn += 1
-    assert drawn == number
+            generated += 1
+    assert generated == number
 
 
 def asked_of(request: ImageRequest) -> dict[str, Any]:
@@ -95,25 +95,23 @@ def asked_of(request: ImageRequest) -> dict[str, Any]:
     return {name: getattr(request, name) for name in fields}
 
 
-def test_a_walk_tells_the_rows_of_every_evaluation(pipeline: Pipeline) -> None:
-    for kind in KINDS:
-        draft = pipeline.start(kind)
+def test_step_plan_has_the_rows_of_every_evaluation(pipeline: Pipeline) -> None:
+    for variant in KINDS:
+        trajectory = pipeline.start(variant)
         rows = []
-        while not draft.is_done:
-            rows.append(draft.rows)
-            draft.index += 1
-        assert plan_steps(pipeline.manifest, pipeline.resolve(kind)).rows == tuple(rows)
+        while not trajectory.is_done:
+            rows.append(trajectory.rows)
+            trajectory.index += 1
+        assert plan_steps(pipeline.manifest, pipeline.resolve(variant)).rows == tuple(rows)
 
 
-def test_a_curve_is_measured_for_each_batch(pipeline: Pipeline) -> None:
+def test_latency_curve_is_measured_for_each_batch(pipeline: Pipeline) -> None:
     curve = measure_latency_curve(pipeline, GROUP, batches=(1, 2), calls=2)
     assert set(curve.seconds) == {1, 2}
     assert min(curve.seconds.values()) > 0 and curve.encode_text > 0 and curve.decode > 0 and curve.encode_image > 0
 
 
-def test_a_batch_that_has_no_room_in_the_memory_ends_the_measurement(
-    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_out_of_memory_ends_the_measurement(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     advance = Pipeline.advance
 
     def small(self: Pipeline, trajectories: Any) -> None:
@@ -129,8 +127,8 @@ def test_a_batch_that_has_no_room_in_the_memory_ends_the_measurement(
         measure_latency_curve(pipeline, GROUP, batches=(1, 2), calls=1)
 
 
-def test_what_opens_a_network_is_not_counted(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first call of each kind compiles: it told that a picture takes five times as long as it does."""
+def test_warm_up_calls_are_not_counted(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first call of each kind compiles. Counted, it made images appear five times as slow."""
     now, opened = 0.0, set[tuple[str, int]]()
 
     def takes(name: str, seconds: float) -> None:
@@ -152,14 +150,14 @@ def test_what_opens_a_network_is_not_counted(pipeline: Pipeline, monkeypatch: py
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])
-@pytest.mark.parametrize("kind", ["shapes", "inpaint"])
-def test_a_walk_tells_how_many_pictures_are_encoded_before_it(
-    kind: str, strength: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("variant", ["shapes", "inpaint"])
+def test_step_plan_has_the_number_of_encoded_images(
+    variant: str, strength: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if kind == "inpaint":
-        write_checkpoint(kind, tmp_path / "checkpoint")
+    if variant == "inpaint":
+        write_checkpoint(variant, tmp_path / "checkpoint")
         import_model(tmp_path / "checkpoint", tmp_path / "pipeline", ImportOptions("tiny"))
-    pipeline = load(tmp_path / "pipeline" if kind == "inpaint" else "shapes", threads=1)
+    pipeline = load(tmp_path / "pipeline" if variant == "inpaint" else "shapes", threads=1)
     ran: list[str] = []
     run = pipeline.run
 
@@ -168,34 +166,34 @@ def test_a_walk_tells_how_many_pictures_are_encoded_before_it(
         return run(name, feeds)
 
     monkeypatch.setattr(pipeline, "run", counted)
-    asked = default_request(pipeline.manifest)
-    assert asked.width and asked.height
-    image = np.full((asked.height, asked.width, 3), 127, np.uint8)
-    edit = replace(asked, image=image, strength=strength, mask=np.full(image.shape[:2], 255, np.uint8))
-    for request in [edit] if kind == "inpaint" else [asked, replace(edit, mask=None), edit]:
+    default = default_request(pipeline.manifest)
+    assert default.width and default.height
+    image = np.full((default.height, default.width, 3), 127, np.uint8)
+    edit = replace(default, image=image, strength=strength, mask=np.full(image.shape[:2], 255, np.uint8))
+    for request in [edit] if variant == "inpaint" else [default, replace(edit, mask=None), edit]:
         ran.clear()
         pipeline.start(request)
         assert plan_steps(pipeline.manifest, pipeline.resolve(request)).encoded_images == ran.count("encoder")
 
 
-def test_what_is_timed_has_ended(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPU returns before it is done: an engine waits after each tick, and a curve before and after each batch."""
+def test_timing_waits_for_the_device(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU call returns early: the engine waits after each step, a measurement before and after each batch."""
     heard: list[str] = []
     moved = Pipeline.advance
 
-    def advance(self: Pipeline, drafts: Any) -> None:
+    def advance(self: Pipeline, trajectories: Any) -> None:
         heard.append("advance")
-        moved(self, drafts)
+        moved(self, trajectories)
 
     monkeypatch.setattr(Pipeline, "advance", advance)
     monkeypatch.setattr(Pipeline, "synchronize", lambda self: heard.append("synchronize"))
-    one = job(pipeline, "one", ImageRequest("a red circle", steps=None))
-    drawing = PipelineExecutor({one.batch_key.pipeline: pipeline})
-    drawing.begin(one)
-    drawing.advance([one])
+    item = job(pipeline, "one", ImageRequest("a red circle", steps=None))
+    executor = PipelineExecutor({item.batch_key.pipeline: pipeline})
+    executor.begin(item)
+    executor.advance([item])
     assert heard == ["advance", "synchronize"]
     heard.clear()
-    measure_latency_curve(pipeline, one.batch_key, batches=(1,), calls=1)
+    measure_latency_curve(pipeline, item.batch_key, batches=(1,), calls=1)
     assert heard == ["synchronize", "advance", "synchronize"] * 2
 
 
@@ -218,12 +216,12 @@ def test_a_request_that_the_pipeline_cannot_meet_fails_by_itself(pipeline: Pipel
     assert ends == {"good": "finished", "bad": "failed"}
 
 
-@pytest.mark.parametrize("kind", ["inpaint", "student"])
-def test_pipelines_that_cannot_be_asked_for_just_anything_are_measured_as_they_draw(tmp_path: Path, kind: str) -> None:
-    """One repaints and needs a picture and a mask; the other takes three steps, at no guidance below 2."""
-    write_checkpoint("inpaint" if kind == "inpaint" else "sd2", tmp_path / "checkpoint")
+@pytest.mark.parametrize("variant", ["inpaint", "student"])
+def test_inpainting_and_distilled_pipelines_are_measured(tmp_path: Path, variant: str) -> None:
+    """One needs an image and a mask; the other has three steps and a guidance of at least 2."""
+    write_checkpoint("inpaint" if variant == "inpaint" else "sd2", tmp_path / "checkpoint")
     manifest = import_model(tmp_path / "checkpoint", tmp_path / "pipeline", ImportOptions("tiny"))
-    if kind == "student":
+    if variant == "student":
         taught = Distilled((999.0, 656.0, 342.0), (2.0, 8.0), "progressive", ("tiny", "0" * 64))
         defaults = replace(manifest.defaults, steps=3, guidance=4.0, sampler="ddim")
         write_manifest(tmp_path / "pipeline", replace(manifest, distilled=taught, defaults=defaults))

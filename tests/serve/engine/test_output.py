@@ -1,4 +1,4 @@
-"""The way to an error: places, the innermost first, and nothing of what was said."""
+"""Traceback summaries: innermost frame first, without messages."""
 
 import pytest
 
@@ -23,26 +23,26 @@ def deep(left: int) -> None:
     deep(left - 1)
 
 
-def test_places_come_from_the_inside_out_and_tell_no_prompt() -> None:
+def test_summary_is_innermost_first_without_messages() -> None:
     with pytest.raises(BackendFailed) as caught:
         outer("my secret")
-    way = traceback_summary(caught.value)
-    names = [place.split()[1] for place in way.split(" < ")]
+    summary = traceback_summary(caught.value)
+    names = [place.split()[1] for place in summary.split(" < ")]
     assert names[:2] == ["inner", "outer"]
-    assert way.startswith("engine/test_output.py:")
-    assert "secret" not in way
+    assert summary.startswith("engine/test_output.py:")
+    assert "secret" not in summary
 
 
-def test_an_error_that_was_told_but_not_raised_leads_to_its_cause() -> None:
+def test_error_that_was_not_raised_has_the_summary_of_its_cause() -> None:
     with pytest.raises(ValueError, match="deep") as caught:
         deep(3)
-    told = BackendFailed("drawing failed")
-    told.__cause__ = caught.value
-    assert traceback_summary(told) == traceback_summary(caught.value) != ""
+    error = BackendFailed("drawing failed")
+    error.__cause__ = caught.value
+    assert traceback_summary(error) == traceback_summary(caught.value) != ""
     assert traceback_summary(BackendFailed("never raised")) == ""
 
 
-def test_only_so_many_places_are_told() -> None:
+def test_number_of_frames_is_bounded() -> None:
     with pytest.raises(ValueError, match="deep") as caught:
         deep(100)
     assert traceback_summary(caught.value).count(" < ") == 23

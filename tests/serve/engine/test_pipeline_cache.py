@@ -1,4 +1,4 @@
-"""Residents: open when asked for, closed when memory is short, the one not used for longest first."""
+"""Pipeline cache: loaded on access, least recently used evicted first."""
 
 import weakref
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ NAMES = ("a", "b", "c", "d")
 
 @dataclass
 class Memory:
-    """Pipelines that take a byte each, as long as somebody holds them."""
+    """Pipelines of one byte each, as long as they are referenced."""
 
     budget: int
     opened: list[str] = field(default_factory=list)
@@ -27,64 +27,66 @@ class Memory:
             self.opened.append(name)
             return name.upper()
 
-        residents = PipelineCache(open_, NAMES, self.budget, lambda: len(residents.loaded))
-        return residents
+        cache = PipelineCache(open_, NAMES, self.budget, lambda: len(cache.loaded))
+        return cache
 
 
-def test_each_is_opened_once_while_there_is_room() -> None:
+def test_pipelines_within_the_budget_are_loaded_once() -> None:
     memory = Memory(4)
-    residents = memory.make_cache()
-    assert [residents[name] for name in "abcabd"] == list("ABCABD")  # type: ignore[comparison-overlap]
+    cache = memory.make_cache()
+    assert [cache[name] for name in "abcabd"] == list("ABCABD")  # type: ignore[comparison-overlap]
     assert memory.opened == list("abcd")
 
 
-def test_the_one_not_used_for_longest_is_closed_first() -> None:
+def test_least_recently_used_is_evicted_first() -> None:
     memory = Memory(2)
-    residents = memory.make_cache()
+    cache = memory.make_cache()
     for name in "abac":
-        residents[name]
-        residents.evict()
-    assert residents.loaded == ("a", "c")
-    residents["b"]
+        cache[name]
+        cache.evict()
+    assert cache.loaded == ("a", "c")
+    cache["b"]
     assert memory.opened == list("abcb")
 
 
-def test_one_alone_stays_open_whatever_it_needs() -> None:
+def test_single_pipeline_stays_loaded() -> None:
     memory = Memory(0)
-    residents = memory.make_cache()
-    assert residents["a"] == "A"  # type: ignore[comparison-overlap]
-    assert residents.evict() == []
-    residents["b"]
-    assert residents.evict() == ["a"]
+    cache = memory.make_cache()
+    assert cache["a"] == "A"  # type: ignore[comparison-overlap]
+    assert cache.evict() == []
+    cache["b"]
+    assert cache.evict() == ["a"]
 
 
 @given(st.lists(st.sampled_from(NAMES), max_size=30), st.integers(1, 4))
-def test_never_more_than_fit_after_a_look(asked: list[str], budget: int) -> None:
-    residents = Memory(budget).make_cache()
-    for name in asked:
-        assert residents[name] == name.upper()  # type: ignore[comparison-overlap]
-        residents.evict()
-        assert len(residents.loaded) <= budget and residents.loaded[-1] == name
+def test_cache_fits_the_budget_after_eviction(names: list[str], budget: int) -> None:
+    cache = Memory(budget).make_cache()
+    for name in names:
+        assert cache[name] == name.upper()  # type: ignore[comparison-overlap]
+        cache.evict()
+        assert len(cache.loaded) <= budget and cache.loaded[-1] == name
 
 
-def test_what_is_closed_gives_its_memory_back_before_another_is_closed() -> None:
-    """A pipeline refers to itself, so it would stay until the collector comes by."""
-    known: dict[str, weakref.ref[Pipeline]] = {}
+def test_evicted_pipeline_is_freed_before_the_next_eviction() -> None:
+    """A pipeline has reference cycles, so it would stay until the next garbage collection."""
+    references: dict[str, weakref.ref[Pipeline]] = {}
 
     def opened(name: str) -> Pipeline:
         pipeline = Pipeline(find_pipeline("shapes"))
-        known[name] = weakref.ref(pipeline)
+        references[name] = weakref.ref(pipeline)
         return pipeline
 
-    residents = PipelineCache(opened, ("a", "b", "c"), 2, lambda: sum(one() is not None for one in known.values()))
+    cache = PipelineCache(
+        opened, ("a", "b", "c"), 2, lambda: sum(reference() is not None for reference in references.values())
+    )
     for name in ("a", "b", "c"):
-        assert residents[name]
-    assert residents.evict() == ["a"] and residents.loaded == ("b", "c")
-    assert known["a"]() is None
+        assert cache[name]
+    assert cache.evict() == ["a"] and cache.loaded == ("b", "c")
+    assert references["a"]() is None
 
 
-def test_there_is_no_other() -> None:
-    residents = Memory(2).make_cache()
+def test_unknown_name_is_a_key_error() -> None:
+    cache = Memory(2).make_cache()
     with pytest.raises(KeyError):
-        residents["z"]
-    assert list(residents) == list(NAMES) and len(residents) == 4
+        cache["z"]
+    assert list(cache) == list(NAMES) and len(cache) == 4

@@ -1,4 +1,4 @@
-"""Policies: what every one keeps, and what the default promises: short before long, fair, and nobody for ever."""
+"""Policies: common invariants, and the properties of the default policy: short jobs first, fair, no starvation."""
 
 from dataclasses import replace
 
@@ -19,37 +19,37 @@ COSTS = st.sampled_from((FLAT, GAINING))
 SLACK = POLICIES["slack"]
 
 
-def submit(engine: Engine, device: VirtualExecutor, asked: Arrival) -> Job:
-    """The arrival's job, submitted at its moment, or now if that is over."""
-    device.now = max(device.now, asked.time)
+def submit(engine: Engine, device: VirtualExecutor, requests: Arrival) -> Job:
+    """Submit the arrival's job at its time, or now if the time has passed."""
+    device.now = max(device.now, requests.time)
     job = Job(
-        f"{len(engine.jobs)} {device.now} {asked.key}",
-        asked.tier,
-        asked.key,
-        asked.batch_key,
-        asked.step_plan,
+        f"{len(engine.jobs)} {device.now} {requests.key}",
+        requests.tier,
+        requests.key,
+        requests.batch_key,
+        requests.step_plan,
         NO_REQUEST,
     )
     engine.submit(job)
     return job
 
 
-def waiting(asked: list[Arrival], cost: CostModel, ticks: int, policy: Policy = SLACK) -> tuple[list[Job], float]:
-    """The jobs that are left after some ticks when all have arrived, and what time it is."""
+def waiting(requests: list[Arrival], cost: CostModel, steps: int, policy: Policy = SLACK) -> tuple[list[Job], float]:
+    """Return the jobs left after some steps once all have arrived, and the time."""
     engine, device = make_virtual_engine(policy, cost)
-    for one in asked:
-        submit(engine, device, one)
-    for _ in range(ticks):
+    for job in requests:
+        submit(engine, device, job)
+    for _ in range(steps):
         engine.step()
     return list(engine.jobs.values()), device.now
 
 
 @pytest.mark.parametrize("policy", EVERY)
-@given(asked=arrivals(), cost=COSTS, ticks=st.integers(0, 30))
-def test_a_batch_is_of_one_group_and_within_its_cap(
-    policy: Policy, asked: list[Arrival], cost: CostModel, ticks: int
+@given(requests=arrivals(), cost=COSTS, steps=st.integers(0, 30))
+def test_batch_has_one_key_and_at_most_the_saturation_rows(
+    policy: Policy, requests: list[Arrival], cost: CostModel, steps: int
 ) -> None:
-    jobs, now = waiting(asked, cost, ticks, policy)
+    jobs, now = waiting(requests, cost, steps, policy)
     picked = select_batch(policy, jobs, now, cost)
     assert bool(picked) == bool(jobs)
     if picked:
@@ -65,25 +65,24 @@ def test_a_batch_is_of_one_group_and_within_its_cap(
         ({1: 1.0, 2: 1.0, 4: 1.0, 8: 1.1}, 5),  # all sizes take nearly as long
     ],
 )
-def test_where_a_batch_is_filled_up_the_last_stay_out_if_more_is_done_without_them(
-    seconds: dict[int, float], rows: int
-) -> None:
-    asked = [make_arrival(0.0, FREE, steps=3, rows=1) for _ in range(5)]
-    cost = CostModel({asked[0].batch_key: LatencyCurve(seconds, is_bucketed=True)})
-    jobs, now = waiting(asked, cost, 0)
+def test_bucketed_batch_maximises_throughput(seconds: dict[int, float], rows: int) -> None:
+    requests = [make_arrival(0.0, FREE, steps=3, rows=1) for _ in range(5)]
+    cost = CostModel({requests[0].batch_key: LatencyCurve(seconds, is_bucketed=True)})
+    jobs, now = waiting(requests, cost, 0)
     assert sum(job.rows for job in select_batch(SLACK, jobs, now, cost)) == rows
     assert (
-        sum(job.rows for job in select_batch(SLACK, jobs, now, CostModel({asked[0].batch_key: LatencyCurve(seconds)})))
+        sum(
+            job.rows
+            for job in select_batch(SLACK, jobs, now, CostModel({requests[0].batch_key: LatencyCurve(seconds)}))
+        )
         == 5
     )
 
 
 @pytest.mark.parametrize("policy", EVERY)
-@given(asked=arrivals(), cost=COSTS, ticks=st.integers(0, 30))
-def test_the_same_jobs_at_the_same_moment_give_the_same_batch(
-    policy: Policy, asked: list[Arrival], cost: CostModel, ticks: int
-) -> None:
-    jobs, now = waiting(asked, cost, ticks, policy)
+@given(requests=arrivals(), cost=COSTS, steps=st.integers(0, 30))
+def test_batch_selection_is_deterministic(policy: Policy, requests: list[Arrival], cost: CostModel, steps: int) -> None:
+    jobs, now = waiting(requests, cost, steps, policy)
     before = [(job.index, job.steps_skipped, job.tag) for job in jobs]
     first = select_batch(policy, jobs, now, cost)
     assert select_batch(policy, jobs, now, cost) == first
@@ -91,24 +90,22 @@ def test_the_same_jobs_at_the_same_moment_give_the_same_batch(
 
 
 @pytest.mark.parametrize("policy", EVERY)
-@given(asked=arrivals(), cost=COSTS)
-def test_everyone_is_served_and_the_device_is_never_idle_while_someone_waits(
-    policy: Policy, asked: list[Arrival], cost: CostModel
-) -> None:
-    ended = simulate(asked, policy, cost)
-    assert sorted(one.job.arrived for one in ended) == [one.time for one in asked]
-    work = sum(cost.isolated_seconds(one.batch_key, one.step_plan) for one in asked)
-    assert max(one.finished for one in ended) <= asked[-1].time + work + 1e-6
+@given(requests=arrivals(), cost=COSTS)
+def test_all_jobs_finish_and_the_device_is_never_idle(policy: Policy, requests: list[Arrival], cost: CostModel) -> None:
+    ended = simulate(requests, policy, cost)
+    assert sorted(job.job.arrived for job in ended) == [job.time for job in requests]
+    work = sum(cost.isolated_seconds(job.batch_key, job.step_plan) for job in requests)
+    assert max(job.finished for job in ended) <= requests[-1].time + work + 1e-6
 
 
 @given(
-    asked=arrivals(most=40), cost=COSTS, turn=st.integers(2, 9), spare=st.integers(1, 9), overdue=st.floats(1.0, 3.0)
+    requests=arrivals(most=40), cost=COSTS, turn=st.integers(2, 9), spare=st.integers(1, 9), overdue=st.floats(1.0, 3.0)
 )
-def test_nobody_starves(asked: list[Arrival], cost: CostModel, turn: int, spare: int, overdue: float) -> None:
-    """From when it is overdue, a job ends within `turn` times the ticks that it and those before it still need."""
+def test_no_job_starves(requests: list[Arrival], cost: CostModel, turn: int, spare: int, overdue: float) -> None:
+    """Once overdue, a job ends within `overdue_interval` times the steps that it and all earlier jobs still need."""
     engine, device = make_virtual_engine(SlackPolicy(overdue, spare, overdue_interval=turn), cost)
     due: dict[Job, int] = {}
-    ticks, coming = 0, list(asked)
+    steps, coming = 0, list(requests)
     while coming or engine.jobs:
         if not engine.jobs:
             submit(engine, device, coming.pop(0))
@@ -117,14 +114,14 @@ def test_nobody_starves(asked: list[Arrival], cost: CostModel, turn: int, spare:
         jobs = list(engine.jobs.values())
         for place, job in enumerate(jobs):
             if job not in due and device.now - job.arrived > overdue * job.tier.slo * job.isolated_seconds:
-                due[job] = ticks + turn * sum(len(one.step_plan.rows) - one.index for one in jobs[: place + 1])
-        ticks += 1
+                due[job] = steps + turn * sum(len(one.step_plan.rows) - one.index for one in jobs[: place + 1])
+        steps += 1
         for job in engine.step().finished:
-            assert ticks <= due.get(job, ticks)
+            assert steps <= due.get(job, steps)
 
 
 @given(left=st.integers(1, 34), steps=st.integers(1, 34))
-def test_a_shorter_job_preempts_a_longer_one_at_the_next_step(left: int, steps: int) -> None:
+def test_short_job_preempts_a_long_one_at_the_next_step(left: int, steps: int) -> None:
     engine, device = make_virtual_engine(SLACK, FLAT)
     submit(engine, device, make_arrival(0.0, PRO))
     for _ in range(35 - left):
@@ -135,16 +132,16 @@ def test_a_shorter_job_preempts_a_longer_one_at_the_next_step(left: int, steps: 
 
 
 @pytest.mark.parametrize(("weight", "first"), [(1.0, FREE), (10.0, FREE), (12.0, PRO)])
-def test_weight_makes_a_job_as_short_as_if_it_had_so_much_less_to_do(weight: float, first: Tier) -> None:
+def test_weight_divides_remaining_work(weight: float, first: Tier) -> None:
     heavy = replace(make_arrival(0.0, PRO), tier=replace(PRO, weight=weight))
-    jobs, _ = waiting([heavy, make_arrival(0.0, FREE)], FLAT, ticks=0)
+    jobs, _ = waiting([heavy, make_arrival(0.0, FREE)], FLAT, steps=0)
     (picked,) = select_batch(SLACK, jobs, 0.0, FLAT)
     assert picked.tier.name == first.name
 
 
-def test_a_job_that_cannot_be_in_time_lets_those_pass_that_can() -> None:
+def test_infeasible_job_yields_to_feasible_jobs() -> None:
     late, early = make_arrival(0.0, PRO, "late", steps=10), make_arrival(25.0, PRO, "early", steps=20)
-    jobs, now = waiting([late, early], FLAT, ticks=0)
+    jobs, now = waiting([late, early], FLAT, steps=0)
     assert [job.key for job in select_batch(SLACK, jobs, now, FLAT)] == ["early"]
     assert [job.key for job in select_batch(SLACK, jobs, 40.1, FLAT)] == ["late"]
 
@@ -161,38 +158,38 @@ def test_a_job_that_cannot_be_in_time_lets_those_pass_that_can() -> None:
         (100.0, 6.5, 1, "late"),
     ],
 )
-def test_a_job_that_cannot_be_in_time_takes_the_slack_of_others_but_breaks_no_promise_that_can_be_kept(
-    now: float, waited: float, passed: int, first: str
-) -> None:
-    """Three evaluations of a second, promised within nine, let six pass before they begin: one is the tick's, and one
-    and a half are the margin."""
+def test_late_job_takes_slack_without_causing_a_miss(now: float, waited: float, passed: int, first: str) -> None:
+    """Three evaluations of a second with a target of nine seconds have six seconds of slack.
+
+    One of them is taken by the step, one and a half by the margin.
+    """
     late, quick = make_arrival(0.0, PRO, "late", steps=20), make_arrival(now, FREE, "quick", steps=3)
-    (one, other), _ = waiting([late, quick], FLAT, ticks=0)
-    one.steps_skipped, other.arrived = passed, now - waited
-    assert [job.key for job in select_batch(SLACK, [one, other], now, FLAT)] == [first]
+    (job, other), _ = waiting([late, quick], FLAT, steps=0)
+    job.steps_skipped, other.arrived = passed, now - waited
+    assert [job.key for job in select_batch(SLACK, [job, other], now, FLAT)] == [first]
 
 
-def test_a_key_that_asks_for_much_does_not_make_another_one_wait() -> None:
+def test_flooding_key_does_not_delay_another_key() -> None:
     flood = [make_arrival(0.0, PRO, "flood") for _ in range(20)]
     ended = simulate([*flood, make_arrival(10.0, PRO, "single")], SLACK, FLAT)
-    (single,) = [one for one in ended if one.job.key == "single"]
+    (single,) = [job for job in ended if job.job.key == "single"]
     assert single.seconds <= 2 * single.job.isolated_seconds
 
 
 def p99(ended: list[SimulatedJob], tier: object) -> float:
-    return percentile([one.seconds for one in ended if one.job.tier is tier], 0.99)
+    return percentile([job.seconds for job in ended if job.job.tier is tier], 0.99)
 
 
 @pytest.mark.parametrize("load", [0.55, 0.78, 0.95])
-def test_free_pictures_are_ten_times_as_quick_as_first_come_first_served_and_full_ones_little_slower(
+def test_slack_policy_beats_fcfs_for_short_jobs(
     load: float,
 ) -> None:
-    """The trace of the capacity studies: four of five pictures take 3 steps, the others 35; no gain from batches."""
+    """Four of five requests take 3 steps, the others 35; no gain from batching."""
     trace = [poisson_arrivals(KINDS, load, 1500, FLAT, seed=seed) for seed in range(3)]
     ours, fcfs = (
-        [one for asked in trace for one in simulate(asked, POLICIES[name], FLAT)] for name in ("slack", "fcfs")
+        [job for requests in trace for job in simulate(requests, POLICIES[name], FLAT)] for name in ("slack", "fcfs")
     )
     assert p99(ours, FREE) <= p99(fcfs, FREE) / 10
     assert p99(ours, PRO) <= 1.5 * p99(fcfs, PRO)
-    kept, before = (sum(one.is_in_time for one in ended) / len(ended) for ended in (ours, fcfs))
-    assert kept >= before + 0.3
+    in_time, before = (sum(job.is_in_time for job in ended) / len(ended) for ended in (ours, fcfs))
+    assert in_time >= before + 0.3

@@ -1,4 +1,4 @@
-"""The line of a tier: tags of start-time fair queueing."""
+"""Start-time fair queueing: start tags."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,19 +9,17 @@ EVENTS = st.lists(st.tuples(st.sampled_from("abc"), st.floats(0.1, 10.0)), min_s
 
 
 @given(EVENTS)
-def test_a_key_stands_behind_its_own_work_and_nobody_elses(events: list[tuple[str, float]]) -> None:
+def test_key_queues_behind_its_own_work_only(events: list[tuple[str, float]]) -> None:
     line = FairQueue()
-    asked: dict[str, float] = {}
+    jobs: dict[str, float] = {}
     for key, seconds in events:
         tag = line.assign_tag(key, seconds)
-        assert abs(tag - asked.get(key, 0.0)) < 1e-9 * (1 + tag)
-        asked[key] = tag + seconds
+        assert abs(tag - jobs.get(key, 0.0)) < 1e-9 * (1 + tag)
+        jobs[key] = tag + seconds
 
 
 @given(EVENTS, EVENTS)
-def test_whoever_comes_later_is_not_put_before_what_was_picked(
-    before: list[tuple[str, float]], after: list[tuple[str, float]]
-) -> None:
+def test_later_key_starts_at_the_virtual_time(before: list[tuple[str, float]], after: list[tuple[str, float]]) -> None:
     line = FairQueue()
     tags = [line.assign_tag(key, seconds) for key, seconds in before]
     line.advance(max(tags))
@@ -29,7 +27,7 @@ def test_whoever_comes_later_is_not_put_before_what_was_picked(
 
 
 @given(EVENTS)
-def test_keys_without_work_in_line_are_forgotten(events: list[tuple[str, float]]) -> None:
+def test_keys_without_queued_work_are_dropped(events: list[tuple[str, float]]) -> None:
     line = FairQueue()
     for key, seconds in events:
         line.advance(line.assign_tag(key, seconds))

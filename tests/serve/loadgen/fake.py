@@ -1,4 +1,4 @@
-"""A server of a few lines, which answers what a test tells it to."""
+"""A fake HTTP server with responses set by the test."""
 
 import asyncio
 import json
@@ -13,7 +13,7 @@ PICTURE = json.dumps({"data": [{"b64_json": "AAAA"}]}).encode()
 
 @dataclass(frozen=True)
 class ReceivedRequest:
-    """One request as it came in."""
+    """A received request."""
 
     method: str
     path: str
@@ -28,16 +28,19 @@ class ReceivedRequest:
 
 
 def format_response(status: int, body: bytes, *headers: str) -> bytes:
-    """A whole answer."""
+    """Return a complete HTTP response."""
     lines = [f"HTTP/1.1 {status} X", f"content-length: {len(body)}", *headers, "", ""]
     return "\r\n".join(lines).encode() + body
 
 
 @dataclass
 class FakeServer:
-    """The server; `answer` makes bytes out of a call, None to close the connection without a word.
+    """HTTP server in a thread.
 
-    `calls` are those that came, in their order.
+    Args:
+        answer: returns the response to a request; None closes the connection.
+        calls: received requests in order.
+        url: URL of the server.
     """
 
     answer: Callable[[ReceivedRequest], bytes | None] = lambda call: format_response(200, PICTURE)

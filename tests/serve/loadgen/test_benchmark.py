@@ -1,4 +1,4 @@
-"""A whole measurement, of a server that answers at once."""
+"""A complete load test of a fake server."""
 
 import json
 from dataclasses import replace
@@ -16,7 +16,7 @@ KINDS = (RequestClass("free", 0.8, "free", {"steps": 3}, 0.01), RequestClass("pr
 QUICK = LoadTest("", KINDS, rate=400.0, count=60, seconds=None, prompts=("a circle",), clients=3)
 
 
-def test_every_request_is_answered_and_counted() -> None:
+def test_all_requests_are_answered_and_counted() -> None:
     with FakeServer() as server:
         report = run_benchmark(replace(QUICK, url=server.url))
     free, pro, everything = report.rows
@@ -25,27 +25,27 @@ def test_every_request_is_answered_and_counted() -> None:
     assert everything.errors == {}
     assert [report.rate, report.load] == pytest.approx([400.0, 400.0 * 0.028])
     assert [free.latency_target, pro.latency_target] == pytest.approx([0.03, 0.3])
-    asked = [call.json_body for call in server.calls]
-    assert [one["steps"] for one in asked] == [{"free": 3, "pro": 35}[one["model"]] for one in asked]
+    test = [call.json_body for call in server.calls]
+    assert [item["steps"] for item in test] == [{"free": 3, "pro": 35}[item["model"]] for item in test]
     assert len({call.address for call in server.calls}) == 3
 
 
-def test_a_load_is_a_rate_by_what_is_alone() -> None:
+def test_rate_follows_from_load_and_isolated_latency() -> None:
     with FakeServer() as server:
         report = run_benchmark(replace(QUICK, url=server.url, load=2.8, rate=None, count=5))
     assert [report.rate, report.load] == pytest.approx([100.0, 2.8])
 
 
-def test_what_is_not_told_is_measured_first() -> None:
-    kinds = (replace(KINDS[0], isolated_seconds=None), KINDS[1])
+def test_missing_isolated_latency_is_measured_first() -> None:
+    classes = (replace(KINDS[0], isolated_seconds=None), KINDS[1])
     with FakeServer() as server:
-        report = run_benchmark(replace(QUICK, url=server.url, classes=kinds, count=5))
+        report = run_benchmark(replace(QUICK, url=server.url, classes=classes, count=5))
         assert len(server.calls) == 1 + RUNS + 5
     assert report.isolated_seconds["pro"] == 0.1
     assert 0 < report.isolated_seconds["free"] < 1
 
 
-def test_the_one_who_floods_has_a_key_and_an_address_of_its_own() -> None:
+def test_flooding_client_has_its_own_key_and_address() -> None:
     with FakeServer() as server:
         flooded = replace(QUICK, url=server.url, clients=1, keys=("one", "two"), flood=Flood(4, 0.01, "pro"))
         report = run_benchmark(flooded)
@@ -58,7 +58,7 @@ def refusing(call: ReceivedRequest) -> bytes:
     return format_response(429, b"too much") if call.json_body["model"] == "pro" else format_response(200, PICTURE)
 
 
-def test_refusals_are_told_apart() -> None:
+def test_rejections_are_counted_by_status() -> None:
     with FakeServer(refusing) as server:
         report = run_benchmark(replace(QUICK, url=server.url))
     free, pro, _ = report.rows
@@ -67,13 +67,13 @@ def test_refusals_are_told_apart() -> None:
 
 
 def triton(call: ReceivedRequest) -> bytes:
-    told: object = {"outputs": []}
+    message: object = {"outputs": []}
     if call.method == "GET":
-        told = {"name": "any", "extensions": ["binary_tensor_data"], "inputs": INPUTS}
-    return format_response(200, json.dumps(told).encode())
+        message = {"name": "any", "extensions": ["binary_tensor_data"], "inputs": INPUTS}
+    return format_response(200, json.dumps(message).encode())
 
 
-def test_kserve_is_asked_for_its_models_first() -> None:
+def test_kserve_metadata_is_read_first() -> None:
     with FakeServer(triton) as server:
         report = run_benchmark(replace(QUICK, url=server.url, protocol="kserve"))
     assert report.rows[-1].answered == 60
@@ -81,7 +81,7 @@ def test_kserve_is_asked_for_its_models_first() -> None:
     assert {call.path for call in server.calls[3:]} == {"/v2/models/free/infer", "/v2/models/pro/infer"}
 
 
-def test_nobody_there_is_told_and_impossible_wishes_are_refused_before_anybody_is_asked() -> None:
+def test_unreachable_server_and_invalid_parameters_are_errors() -> None:
     with FakeServer() as server:
         pass
     with pytest.raises(StillhouseError, match="cannot connect to"):

@@ -1,4 +1,4 @@
-"""One exchange over HTTP: every way in which it may end."""
+"""HTTP client: every way an exchange can end."""
 
 import asyncio
 import socket
@@ -22,18 +22,18 @@ from tests.serve.loadgen.fake import FakeServer, ReceivedRequest, format_respons
 FIRST = HttpRequest("GET", "/")
 
 
-def sent(server: FakeServer, message: HttpRequest = FIRST, client: int = 0, patience: float = 10.0) -> HttpResponse:
-    return asyncio.run(send_request(resolve_endpoint(server.url), message, client, patience))
+def sent(server: FakeServer, message: HttpRequest = FIRST, client: int = 0, timeout: float = 10.0) -> HttpResponse:
+    return asyncio.run(send_request(resolve_endpoint(server.url), message, client, timeout))
 
 
-def test_a_reply_is_a_status_and_a_body() -> None:
+def test_response_has_status_and_body() -> None:
     with FakeServer(lambda call: format_response(404, b"nothing here")) as server:
         assert sent(server) == HttpResponse(404, b"nothing here")
     assert not HttpResponse(404).is_success
     assert HttpResponse(204).is_success
 
 
-def test_what_is_sent_arrives() -> None:
+def test_request_arrives_unchanged() -> None:
     with FakeServer() as server:
         place = resolve_endpoint(server.url + "/below/")
         asyncio.run(send_request(place, HttpRequest("POST", "/v1", b"{}", {"authorization": "Bearer k"}), 0, 10.0))
@@ -43,7 +43,7 @@ def test_what_is_sent_arrives() -> None:
     assert server.url.endswith(call.headers["host"])
 
 
-def test_clients_of_this_machine_ask_from_addresses_of_their_own() -> None:
+def test_loopback_clients_have_distinct_addresses() -> None:
     with FakeServer() as server:
         for client in (0, 1, 249, 250):
             sent(server, client=client)
@@ -55,7 +55,7 @@ def chunked(call: ReceivedRequest) -> bytes:
     return b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
 
 
-def test_bodies_may_come_in_chunks_or_end_with_the_connection() -> None:
+def test_body_is_chunked_or_ends_with_the_connection() -> None:
     with FakeServer(chunked) as server:
         assert sent(server) == HttpResponse(200, b"abcde")
     with FakeServer(lambda call: b"HTTP/1.1 200 OK\r\n\r\nabc") as server:
@@ -71,19 +71,19 @@ def test_bodies_may_come_in_chunks_or_end_with_the_connection() -> None:
         (b"good morning\r\n\r\n", NO_HTTP),
     ],
 )
-def test_whatever_goes_wrong_has_a_name(answer: bytes | None, status: str) -> None:
+def test_failures_have_a_status(answer: bytes | None, status: str) -> None:
     with FakeServer(lambda call: answer) as server:
         assert sent(server).status == status
 
 
-def test_nobody_there_and_nobody_who_answers_in_time() -> None:
+def test_refused_connection_and_timeout_have_a_status() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         place = resolve_endpoint(f"http://127.0.0.1:{silent.getsockname()[1]}")
         assert asyncio.run(send_request(place, HttpRequest("GET", "/"), 0, 0.02)).status == TIMED_OUT
     assert asyncio.run(send_request(place, HttpRequest("GET", "/"), 0, 10.0)).status == REFUSED
 
 
-def test_a_place_is_read_out_of_a_url() -> None:
+def test_endpoint_is_resolved_from_a_url() -> None:
     place = resolve_endpoint("http://127.0.0.1:81/below/")
     assert (place.url, place.host_header, place.port, place.path) == (
         "http://127.0.0.1:81/below",
@@ -98,13 +98,13 @@ def test_a_place_is_read_out_of_a_url() -> None:
 
 
 @pytest.mark.parametrize("url", ["", "127.0.0.1:8000", "ftp://127.0.0.1", "http://", "http://h:x", "http://h/?a=b"])
-def test_what_is_no_address_is_refused(url: str) -> None:
+def test_invalid_url_is_refused(url: str) -> None:
     with pytest.raises(InvalidRequest, match="http://HOST:PORT"):
         resolve_endpoint(url)
 
 
-def test_a_host_that_nobody_knows_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unknown(*asked: object, **more: object) -> None:
+def test_unknown_host_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*received: object, **more: object) -> None:
         raise socket.gaierror(-2, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)

@@ -1,4 +1,4 @@
-"""The report's arithmetic, on answers whose times are known."""
+"""Load report on results with known times."""
 
 import pytest
 
@@ -13,20 +13,20 @@ ALONE = {"free": 1.0, "pro": 10.0}
 
 
 def answer(
-    kind: str, seconds: float, status: ResponseStatus = 200, at: float = 0.0, row: str = "", late: float = 0.0
+    request_class: str, seconds: float, status: ResponseStatus = 200, at: float = 0.0, row: str = "", late: float = 0.0
 ) -> RequestResult:
-    shot = ScheduledRequest(at, KINDS[kind], 0, "", row or kind)
+    shot = ScheduledRequest(at, KINDS[request_class], 0, "", row or request_class)
     return RequestResult(
         shot, at + late, at + seconds, status, status == 200, "" if status == 200 else f"said {status}"
     )
 
 
-def test_percentiles_are_those_of_what_was_answered() -> None:
+def test_percentiles_are_of_successful_requests() -> None:
     (row, _) = summarize_by_class([answer("free", float(number)) for number in range(101)], ALONE, slo=3.0)
     assert (row.p50, row.p90, row.p99, row.mean) == (50.0, 90.0, 99.0, 50.0)
 
 
-def test_an_answer_is_good_within_the_promise_of_its_kind_and_counts_among_all_that_were_sent() -> None:
+def test_goodput_is_the_share_of_sent_requests_within_the_target() -> None:
     answers = [
         *(answer("free", seconds) for seconds in (2.0, 3.0, 3.1)),
         answer("free", 0.1, 503),
@@ -41,14 +41,14 @@ def test_an_answer_is_good_within_the_promise_of_its_kind_and_counts_among_all_t
     assert everything.goodput_per_second == pytest.approx(3 / 40)
 
 
-def test_refusals_and_errors_are_counted_by_status() -> None:
+def test_rejections_and_errors_are_counted_by_status() -> None:
     statuses: list[ResponseStatus] = [200, 200, 429, 429, 503, 500, CUT_OFF]
     (row, _) = summarize_by_class([answer("free", 1.0, status) for status in statuses], ALONE, slo=3.0)
     assert (row.sent, row.answered, row.rejected) == (7, 2, 3)
     assert row.errors == {"429": 2, "500": 1, "503": 1, CUT_OFF: 1}
 
 
-def test_a_flood_is_a_row_of_its_own_with_the_promise_of_its_kind() -> None:
+def test_flood_has_its_own_row_with_the_target_of_its_class() -> None:
     rows = summarize_by_class([answer("pro", 5.0), answer("pro", 300.0, row="pro, flood")], ALONE, slo=3.0)
     assert [(row.request_class, row.sent, row.latency_target, row.goodput) for row in rows[:2]] == [
         ("pro", 1, 30.0, 1.0),
@@ -56,14 +56,14 @@ def test_a_flood_is_a_row_of_its_own_with_the_promise_of_its_kind() -> None:
     ]
 
 
-def test_nothing_answered_has_no_percentiles_and_nothing_sent_no_rows_but_the_last() -> None:
+def test_rows_without_responses_or_requests() -> None:
     (row, _) = summarize_by_class([answer("free", 1.0, 500)], ALONE, slo=3.0)
     assert (row.p50, row.p99, row.mean, row.goodput) == (None, None, None, 0.0)
     (everything,) = summarize_by_class([], ALONE, slo=3.0)
     assert (everything.sent, everything.goodput, everything.goodput_per_second) == (0, 0.0, 0.0)
 
 
-def test_the_report_tells_of_itself() -> None:
+def test_report_has_send_delay_cpu_share_and_errors() -> None:
     answers = [answer("free", 1.0, at=9.0, late=0.004), answer("free", 1.0, 500, at=1.0, late=0.002)]
     about = {"url": "http://here", "protocol": "openai", "rate": 2.0, "load": 0.5, "isolated_seconds": ALONE}
     report = make_load_report(answers, **about, slo=3.0, cpu_seconds=1.0)  # type: ignore[arg-type]
@@ -74,7 +74,7 @@ def test_the_report_tells_of_itself() -> None:
     assert report.warnings == ()
 
 
-def test_a_measurement_that_was_late_or_busy_is_in_doubt() -> None:
+def test_late_or_busy_load_generator_gives_warnings() -> None:
     assert find_warnings(send_delay=0.010, cpu_share=0.5) == ()
     assert ["12 ms late" in doubt for doubt in find_warnings(send_delay=0.012, cpu_share=0.1)] == [True]
     assert ["70% of a core" in doubt for doubt in find_warnings(send_delay=0.0, cpu_share=0.7)] == [True]

@@ -1,4 +1,4 @@
-"""Both protocols: what is asked is what they say, and what a server cannot do is known before it is loaded."""
+"""Protocols: request formats, and detection of unsupported servers before the load."""
 
 import asyncio
 import json
@@ -19,46 +19,50 @@ INPUTS = [
 ]
 
 
-def opened(name: ProtocolName, kinds: tuple[RequestClass, ...], answers: Mapping[str, object]) -> ImageProtocol:
-    async def ask(message: HttpRequest) -> HttpResponse:
-        told = answers.get(message.path)
-        return HttpResponse(404, b"no such thing") if told is None else HttpResponse(200, json.dumps(told).encode())
+def opened(name: ProtocolName, classes: tuple[RequestClass, ...], answers: Mapping[str, object]) -> ImageProtocol:
+    async def send(request: HttpRequest) -> HttpResponse:
+        document = answers.get(request.path)
+        return (
+            HttpResponse(404, b"no such thing")
+            if document is None
+            else HttpResponse(200, json.dumps(document).encode())
+        )
 
-    return asyncio.run(open_protocol(name, kinds, ask))
+    return asyncio.run(open_protocol(name, classes, send))
 
 
-def kind(**fields: FieldValue) -> RequestClass:
+def request_class(**fields: FieldValue) -> RequestClass:
     return RequestClass("pro", 1.0, "shapes", fields)
 
 
-def kserve(asked: RequestClass, extensions: tuple[str, ...] = (), batched: bool = False) -> ImageProtocol:
-    inputs = [{**one, "shape": [-1, 1] if batched else [1]} for one in INPUTS]
+def kserve(item: RequestClass, extensions: tuple[str, ...] = (), batched: bool = False) -> ImageProtocol:
+    inputs = [{**tensor, "shape": [-1, 1] if batched else [1]} for tensor in INPUTS]
     answers = {
         "/v2": {"name": "s", "extensions": extensions},
         "/v2/models/shapes": {"name": "shapes", "inputs": inputs},
     }
-    return opened("kserve", (asked,), answers)
+    return opened("kserve", (item,), answers)
 
 
-def test_openai_is_told_what_the_kind_says_and_nothing_else() -> None:
-    message = opened("openai", (), {}).make_request(kind(steps=35, size="64x64"), "a circle")
+def test_openai_request_has_the_fields_of_the_class_only() -> None:
+    message = opened("openai", (), {}).make_request(request_class(steps=35, size="64x64"), "a circle")
     assert (message.method, message.path) == ("POST", "/v1/images/generations")
-    told = {"model": "shapes", "prompt": "a circle", "n": 1, "steps": 35, "size": "64x64"}
-    assert json.loads(message.body) == told
+    fields = {"model": "shapes", "prompt": "a circle", "n": 1, "steps": 35, "size": "64x64"}
+    assert json.loads(message.body) == fields
 
 
 @pytest.mark.parametrize(
     ("body", "holds"),
     [(b'{"data":[{"b64_json":"AA"}]}', True), (b'{"data":[{"url":"http://x"}]}', True), (b"<html>", False)],
 )
-def test_an_openai_answer_holds_a_picture_or_its_address(body: bytes, holds: bool) -> None:
+def test_openai_response_has_an_image_or_its_url(body: bytes, holds: bool) -> None:
     assert OpenAIProtocol().has_image(body) is holds
 
 
 @pytest.mark.parametrize("batched", [False, True])
-def test_kserve_is_told_the_inputs_in_the_types_and_shapes_that_the_model_declares(batched: bool) -> None:
-    asked = kind(steps=35, guidance=2, seed=7)
-    message = kserve(asked, batched=batched).make_request(asked, "a circle")
+def test_kserve_inputs_have_the_declared_types_and_shapes(batched: bool) -> None:
+    item = request_class(steps=35, guidance=2, seed=7)
+    message = kserve(item, batched=batched).make_request(item, "a circle")
     assert (message.method, message.path) == ("POST", "/v2/models/shapes/infer")
     shape = [1, 1] if batched else [1]
     assert json.loads(message.body) == {
@@ -71,24 +75,24 @@ def test_kserve_is_told_the_inputs_in_the_types_and_shapes_that_the_model_declar
     }
 
 
-def test_pictures_come_as_bytes_where_the_server_can_send_them_so() -> None:
-    message = kserve(kind(), ("binary_tensor_data",)).make_request(kind(), "a circle")
+def test_binary_outputs_are_requested_if_supported() -> None:
+    message = kserve(request_class(), ("binary_tensor_data",)).make_request(request_class(), "a circle")
     assert json.loads(message.body)["parameters"] == {"binary_data_output": True}
-    assert kserve(kind()).has_image(b'{"outputs":[]}')
-    assert not kserve(kind()).has_image(b'{"error":""}')
+    assert kserve(request_class()).has_image(b'{"outputs":[]}')
+    assert not kserve(request_class()).has_image(b'{"error":""}')
 
 
-def test_inputs_that_a_model_does_not_have_are_refused() -> None:
+def test_unknown_model_inputs_are_refused() -> None:
     with pytest.raises(InvalidRequest, match="no input of model 'shapes' 'SAMPLER'"):
-        kserve(kind(sampler="ddim"))
+        kserve(request_class(sampler="ddim"))
 
 
-def test_a_server_that_does_not_speak_it_is_told_from_one_that_does() -> None:
+def test_server_without_the_protocol_is_an_error() -> None:
     with pytest.raises(InvalidRequest, match="answers /v2 with 404: no such thing; try --protocol openai"):
-        opened("kserve", (kind(),), {})
+        opened("kserve", (request_class(),), {})
     with pytest.raises(InvalidRequest, match="/v2/models/shapes with 404"):
-        opened("kserve", (kind(),), {"/v2": {}})
+        opened("kserve", (request_class(),), {"/v2": {}})
     with pytest.raises(StillhouseError, match="without JSON"):
-        opened("kserve", (kind(),), {"/v2": ["a list"]})
+        opened("kserve", (request_class(),), {"/v2": ["a list"]})
     with pytest.raises(StillhouseError, match="has no input metadata"):
-        opened("kserve", (kind(),), {"/v2": {}, "/v2/models/shapes": {"name": "shapes"}})
+        opened("kserve", (request_class(),), {"/v2": {}, "/v2/models/shapes": {"name": "shapes"}})

@@ -1,4 +1,4 @@
-"""Sending: open-loop, to the moment, and honest where it is late."""
+"""Sending: open-loop, on time, with honest delays."""
 
 import asyncio
 import resource
@@ -19,7 +19,7 @@ def shots(*moments: float) -> list[ScheduledRequest]:
     return [ScheduledRequest(at, KIND, 0, str(number), "free") for number, at in enumerate(moments)]
 
 
-def test_every_request_is_sent_at_its_moment_although_none_was_answered() -> None:
+def test_requests_are_sent_on_time_without_responses() -> None:
     async def ask(shot: ScheduledRequest) -> HttpResponse:
         await asyncio.sleep(100.0 - clock())
         return GOOD
@@ -31,7 +31,7 @@ def test_every_request_is_sent_at_its_moment_although_none_was_answered() -> Non
     assert [answer.ended for answer in answers] == pytest.approx([100.0] * 5)
 
 
-def test_a_server_that_draws_one_after_the_other_lets_requests_wait_as_arithmetic_says() -> None:
+def test_latencies_of_a_sequential_server_match_arithmetic() -> None:
     async def measured() -> list[RequestResult]:
         device = asyncio.Lock()
 
@@ -45,7 +45,7 @@ def test_a_server_that_draws_one_after_the_other_lets_requests_wait_as_arithmeti
     assert [answer.seconds for answer in run(measured())] == pytest.approx([2.0, 3.0, 4.5, 2.0])
 
 
-def test_seconds_count_from_the_moment_when_a_request_was_due() -> None:
+def test_latency_counts_from_the_scheduled_time() -> None:
     async def ask(shot: ScheduledRequest) -> HttpResponse:
         pass_time(0.5)  # the processor is busy, and the next request cannot be sent
         return GOOD
@@ -55,7 +55,7 @@ def test_seconds_count_from_the_moment_when_a_request_was_due() -> None:
     assert [answer.seconds for answer in answers] == pytest.approx([0.5, 0.9])
 
 
-def test_answers_that_are_no_good_ones_tell_why() -> None:
+def test_failed_results_keep_the_body() -> None:
     async def ask(shot: ScheduledRequest) -> HttpResponse:
         return HttpResponse(429, b"come back later" * 1000)
 
@@ -65,27 +65,27 @@ def test_answers_that_are_no_good_ones_tell_why() -> None:
     assert len(answer.error_body) == 200
 
 
-def test_whoever_looks_hears_how_far_it_is() -> None:
+def test_progress_is_reported() -> None:
     heard: list[tuple[str, float, float]] = []
 
     async def ask(shot: ScheduledRequest) -> HttpResponse:
         await asyncio.sleep(1.0)
         return GOOD
 
-    run(send_requests(shots(0.0, 4.0), ask, clock, lambda *told: heard.append(told)))
+    run(send_requests(shots(0.0, 4.0), ask, clock, lambda *message: heard.append(message)))
     assert len(heard) > 8, "although nothing happened for four seconds"
     assert heard[-1] == ("2 of 2 responses", 4.0, 4.0)
     assert [done for _, done, _ in heard] == sorted(done for _, done, _ in heard)
 
 
-def test_no_requests_are_no_answers() -> None:
+def test_empty_plan_has_no_results() -> None:
     async def ask(shot: ScheduledRequest) -> HttpResponse:
         raise AssertionError("nobody was to be asked")
 
     assert run(send_requests([], ask, clock)) == []
 
 
-def test_as_many_connections_are_allowed_as_the_system_allows() -> None:
+def test_file_limit_is_raised_up_to_the_hard_limit() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         raise_file_limit(10)

@@ -1,4 +1,4 @@
-"""A loop in which waiting takes no time, so that seconds come out to the last digit."""
+"""Event loop with a virtual clock, for exact times."""
 
 import asyncio
 import selectors
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """Its clock stands still while something happens, and jumps to the next timer when nothing does."""
+    """Event loop whose clock jumps to the next timer when nothing is ready."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -30,18 +30,18 @@ class _Selector(selectors.SelectSelector):
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run it to its end, however many seconds it believes to take."""
+    """Run a coroutine in a virtual loop."""
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         return runner.run(work)
 
 
 def clock() -> float:
-    """What time it is in the loop that runs."""
+    """Return the time of the running loop."""
     return asyncio.get_running_loop().time()
 
 
 def pass_time(seconds: float) -> None:
-    """Let the loop's time pass while it does something, as a busy processor does."""
+    """Advance the time of the running loop, as a busy processor does."""
     loop = asyncio.get_running_loop()
     assert isinstance(loop, VirtualLoop)
     loop.now += seconds

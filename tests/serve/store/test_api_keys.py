@@ -1,4 +1,4 @@
-"""Keys: shown once, never kept, and useless when revoked."""
+"""API keys: shown once, stored as hashes, useless when revoked; usage is restored."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +30,7 @@ def connection(tmp_path: Path) -> Iterator[Connection]:
     connection.close()
 
 
-def test_a_key_is_known_by_what_was_shown_and_only_by_that(connection: Connection) -> None:
+def test_only_the_exact_token_is_accepted(connection: Connection) -> None:
     shown = add_key(connection, "pro")
     assert find_key(connection, shown).tier == "pro"
     for wrong in ("", "x", shown[:-1], shown + "x", shown.replace("still", "sk"), shown.rpartition("-")[0], "still--"):
@@ -38,13 +38,13 @@ def test_a_key_is_known_by_what_was_shown_and_only_by_that(connection: Connectio
             find_key(connection, wrong)
 
 
-def test_what_is_kept_does_not_hold_the_key(tmp_path: Path, connection: Connection) -> None:
+def test_database_does_not_contain_the_key(tmp_path: Path, connection: Connection) -> None:
     secret = add_key(connection, "pro").split("-", 2)[2]
     connection.execute("pragma wal_checkpoint(truncate)")
     assert secret.encode() not in (tmp_path / FILE).read_bytes()
 
 
-def test_a_revoked_key_counts_no_more(connection: Connection) -> None:
+def test_revoked_key_is_rejected(connection: Connection) -> None:
     shown = add_key(connection, "pro")
     (key,) = list_keys(connection)
     revoke_key(connection, key.name)
@@ -54,7 +54,7 @@ def test_a_revoked_key_counts_no_more(connection: Connection) -> None:
         revoke_key(connection, key.name)
 
 
-def test_a_key_may_ask_for_its_tier_and_for_what_that_includes(connection: Connection) -> None:
+def test_key_may_use_its_tier_and_included_tiers(connection: Connection) -> None:
     add_key(connection, "pro", weight=3.0)
     add_key(connection, "free", rate=5.0)
     add_key(connection, "free", is_admin=True)
@@ -66,19 +66,19 @@ def test_a_key_may_ask_for_its_tier_and_for_what_that_includes(connection: Conne
         make_client(list_keys(connection)[0], {"free": TIERS["free"]})
 
 
-def test_where_no_keys_are_needed_every_address_is_a_caller_of_its_own() -> None:
+def test_anonymous_clients_are_separated_by_address() -> None:
     assert make_anonymous_client(TIERS, "1.2.3.4").key != make_anonymous_client(TIERS, "1.2.3.5").key
     assert make_anonymous_client(TIERS).tiers == {"free", "pro"}
 
 
 @pytest.mark.parametrize(("limit", "value"), [("rate", 0.0), ("weight", -1.0), ("speed", 1.0)])
-def test_a_limit_that_makes_no_sense_is_refused(connection: Connection, limit: str, value: float) -> None:
+def test_invalid_limit_is_refused(connection: Connection, limit: str, value: float) -> None:
     with pytest.raises(InvalidRequest):
         add_key(connection, "pro", is_admin=False, **{limit: value})
     assert not list_keys(connection)
 
 
-def test_a_database_of_another_version_is_left_alone(tmp_path: Path) -> None:
+def test_database_of_another_version_is_refused(tmp_path: Path) -> None:
     connection = connect(tmp_path)
     connection.execute("pragma user_version = 99")
     connection.close()
@@ -86,7 +86,7 @@ def test_a_database_of_another_version_is_left_alone(tmp_path: Path) -> None:
         connect(tmp_path)
 
 
-def test_a_directory_that_cannot_be_used_is_told(tmp_path: Path) -> None:
+def test_unusable_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InvalidRequest, match="cannot be used"):
         connect(tmp_path / "file" / "data")

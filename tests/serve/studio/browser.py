@@ -1,4 +1,4 @@
-"""A real browser at the studio, and what people do there."""
+"""A real browser in the studio, and user actions."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,9 +15,9 @@ except ImportError:
 CHROMIUM = Path("/usr/bin/chromium")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 PATIENCE = 60_000
-"""Milliseconds until something must have happened that takes a fraction of a second on a quiet machine."""
+"""Timeout in milliseconds for conditions that take a fraction of a second on an idle machine."""
 LONG = {"steps": "60", "width": "128", "height": "128"}
-"""Of a picture that takes long enough to be watched."""
+"""Form fields of a request that is slow enough to watch."""
 TIMES = "\N{MULTIPLICATION SIGN}"
 PIXELS = """(image) => {
   const [width, height] = [image.naturalWidth, image.naturalHeight];
@@ -29,7 +29,7 @@ PIXELS = """(image) => {
 
 @contextmanager
 def chromium() -> Iterator[Any]:
-    """Debian's browser, without a window."""
+    """Start headless Chromium."""
     if sync_api is None:
         pytest.skip("playwright is not installed")
     if not CHROMIUM.exists():
@@ -44,13 +44,13 @@ def chromium() -> Iterator[Any]:
 
 
 def expect(what: Any) -> Any:
-    """What must become true of a part of the page, or of the page, in time."""
+    """Return an assertion that waits until a condition holds."""
     return sync_api.expect(what)
 
 
 @contextmanager
 def open_page(browser: Any, url: str, *, expected: str = "", **options: Any) -> Iterator[Any]:
-    """A page in a profile of its own; afterwards, its console has no errors but those that hold the expected text."""
+    """Open a page in a new profile and check that its console has no errors except those with the expected text."""
     context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
     context.set_default_timeout(PATIENCE)
     page = context.new_page()
@@ -66,12 +66,12 @@ def open_page(browser: Any, url: str, *, expected: str = "", **options: Any) -> 
 
 
 def wait_for_models(page: Any) -> None:
-    """Wait until the models are there."""
+    """Wait until the models are shown."""
     page.locator("#models input").first.wait_for(state="attached")
 
 
 def submit_prompt(page: Any, prompt: str, **fields: str) -> None:
-    """Fill in the form, and draw."""
+    """Fill in the form and submit it."""
     if set(fields) - {"seed"}:
         page.locator(".more").evaluate("(more) => (more.open = true)")
     page.locator("#prompt").fill(prompt)
@@ -81,7 +81,7 @@ def submit_prompt(page: Any, prompt: str, **fields: str) -> None:
 
 
 def wait_for_frames(page: Any, count: int = 1) -> Any:
-    """The frames of the stage, once so many pictures are done."""
+    """Wait until `count` images are done and return their frames."""
     frames = page.locator('.frame[data-state="done"]')
     expect(frames).to_have_count(count)
     for number in range(count):
@@ -90,28 +90,28 @@ def wait_for_frames(page: Any, count: int = 1) -> Any:
 
 
 def frame_image(frame: Any) -> Any:
-    """The picture in a frame, when nothing else is left in it."""
+    """Return the image of a frame once nothing else is left in it."""
     expect(frame.locator(".looks img")).to_have_count(1)
     return frame.locator('.looks img[src^="blob:"]')
 
 
 def frame_pixels(frame: Any) -> dict[str, Any]:
-    """Width, height and levels (RGBA, row by row) of the picture in a frame."""
-    told: dict[str, Any] = frame_image(frame).evaluate(PIXELS)
-    return told
+    """Return width, height and RGBA levels of the image in a frame."""
+    pixels: dict[str, Any] = frame_image(frame).evaluate(PIXELS)
+    return pixels
 
 
 def read_request_field(frame: Any, term: str) -> str:
-    """What a frame tells of its request."""
+    """Return a field of the request shown in a frame."""
     find = "(rows, term) => [...rows.children].find((one) => one.textContent === term)?.nextSibling.textContent"
     return str(frame.locator(".request").evaluate(find, term))
 
 
 def overflow(page: Any) -> int:
-    """Pixels by which the page is wider than the window."""
+    """Return the pixels by which the page is wider than the window."""
     return int(page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth"))
 
 
 def is_focused(page: Any, selector: str) -> bool:
-    """Whether what is focused is what the selector means."""
+    """Return whether the focused element matches the selector."""
     return bool(page.evaluate("(selector) => document.activeElement.matches(selector)", selector))

@@ -1,4 +1,4 @@
-"""One browser, and one server, for all tests of the studio; each test has a page in a profile of its own."""
+"""One browser and one server for all studio tests; each test has a page in a new profile."""
 
 from collections.abc import Iterator
 from shutil import copytree

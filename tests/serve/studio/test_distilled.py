@@ -1,4 +1,4 @@
-"""The studio of a server that is told nothing: everybody draws with the student, and its teacher stands beside it."""
+"""The studio of a default server: the distilled model for tier free, the full model for tier pro."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -30,7 +30,7 @@ def page(browser: Any, server: Running) -> Iterator[Any]:
         yield page
 
 
-def test_a_student_is_asked_for_no_steps_of_other_kinds(page: Any) -> None:
+def test_distilled_model_hides_fixed_fields(page: Any) -> None:
     expect(page.get_by_role("radio", name="free")).to_be_checked()
     for name in ("steps", "sampler", "negative_prompt"):
         expect(page.locator(f"#{name}")).to_be_hidden()
@@ -44,7 +44,7 @@ def test_a_student_is_asked_for_no_steps_of_other_kinds(page: Any) -> None:
     assert (slider.get_attribute("min"), slider.get_attribute("max")) == ("0", "15")
 
 
-def test_what_was_typed_for_the_teacher_is_not_sent_to_the_student(page: Any) -> None:
+def test_fixed_fields_are_not_sent_to_the_distilled_model(page: Any) -> None:
     page.get_by_role("radio", name="pro").check()
     page.locator("#steps").fill("5")
     page.locator("#negative_prompt").fill("a circle")
@@ -53,7 +53,7 @@ def test_what_was_typed_for_the_teacher_is_not_sent_to_the_student(page: Any) ->
     assert read_request_field(wait_for_frames(page), "Steps") == "3"
 
 
-def test_both_are_compared_by_one_seed_each_with_its_own_steps(page: Any) -> None:
+def test_compare_uses_one_seed_and_each_models_steps(page: Any) -> None:
     page.get_by_role("radio", name="Compare").check()
     page.locator("#steps").fill("6")
     submit_prompt(page, "a big blue circle", seed="4")

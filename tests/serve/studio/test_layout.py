@@ -1,4 +1,4 @@
-"""For everybody: by keyboard alone, by name, on narrow windows, in light and dark; and the page of the API."""
+"""Keyboard, accessible names, narrow windows, dark mode, and the API page."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from tests.serve.studio.browser import (
 )
 
 
-def test_everything_can_be_done_from_the_keyboard(page: Any) -> None:
+def test_keyboard_operation(page: Any) -> None:
     page.keyboard.press("Tab")
     expect(page.locator(".skip")).to_be_focused()
     page.keyboard.press("Enter")
@@ -35,7 +35,7 @@ def test_everything_can_be_done_from_the_keyboard(page: Any) -> None:
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
 
 
-def test_every_control_has_a_name(page: Any) -> None:
+def test_controls_have_accessible_names(page: Any) -> None:
     submit_prompt(page, "a circle")
     wait_for_frames(page)
     nameless = page.evaluate("""() => [...document.querySelectorAll("button, input, textarea, select, a, progress")]
@@ -46,7 +46,7 @@ def test_every_control_has_a_name(page: Any) -> None:
 
 
 @pytest.mark.parametrize("width", [360, 768, 1280])
-def test_nothing_is_wider_than_the_window(browser: Any, server: Running, width: int) -> None:
+def test_page_fits_the_window(browser: Any, server: Running, width: int) -> None:
     with open_page(browser, server.url, viewport={"width": width, "height": 740}) as page:
         wait_for_models(page)
         page.locator(".more").evaluate("(more) => (more.open = true)")
@@ -64,7 +64,7 @@ def test_nothing_is_wider_than_the_window(browser: Any, server: Running, width: 
         assert overflow(page) == 0
 
 
-def test_dark_follows_the_system_until_the_switch_says_otherwise(browser: Any, server: Running) -> None:
+def test_dark_mode_follows_the_system_until_switched(browser: Any, server: Running) -> None:
     with open_page(browser, server.url, color_scheme="dark") as page:
         wait_for_models(page)
         assert _brightness(page) < 60
@@ -79,7 +79,7 @@ def test_dark_follows_the_system_until_the_switch_says_otherwise(browser: Any, s
         assert page.evaluate("localStorage.getItem('stillhouse.theme')") is None
 
 
-def test_the_page_of_the_api_lists_every_operation(browser: Any, server: Running) -> None:
+def test_docs_list_every_operation(browser: Any, server: Running) -> None:
     document = json.loads(server.get("/docs/openapi.json")[1])
     operations = sum(len(item) for item in document["paths"].values())
     with open_page(browser, f"{server.url}/docs") as page:
@@ -87,7 +87,7 @@ def test_the_page_of_the_api_lists_every_operation(browser: Any, server: Running
         assert page.locator(".operation").count() == operations
         drawing = page.locator("#post-v1-images-generations")
         expect(drawing).to_contain_text("negative_prompt")
-        expect(drawing.locator(".fields")).to_contain_text("needed")
+        expect(drawing.locator(".fields")).to_contain_text("required")
         page.locator(".contents").get_by_role("link", name="Generate images").click()
         assert page.url.endswith("#post-v1-images-generations")
 

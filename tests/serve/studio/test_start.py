@@ -1,4 +1,4 @@
-"""Starting from a picture: from the gallery, from a file, with a mask painted by mouse, finger and keyboard."""
+"""Input images: from the gallery or a file, with a mask painted by mouse, touch and keyboard."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from tests.serve.studio.browser import (
 )
 
 
-def test_a_painted_mask_is_sent_and_only_what_is_painted_changes(page: Any) -> None:
+def test_only_masked_pixels_change(page: Any) -> None:
     submit_prompt(page, "a big red circle on a white background", seed="3", steps="12")
     before = frame_pixels(wait_for_frames(page))
     page.get_by_role("button", name="Start from it").click()
@@ -49,7 +49,7 @@ def test_a_painted_mask_is_sent_and_only_what_is_painted_changes(page: Any) -> N
     assert within > 10 * above + 5, (within, above)
 
 
-def test_a_mask_is_erased_undone_cleared_and_painted_by_keyboard(page: Any) -> None:
+def test_mask_tools_and_keyboard(page: Any) -> None:
     submit_prompt(page, "a circle")
     wait_for_frames(page)
     page.get_by_role("button", name="Start from it").click()
@@ -75,7 +75,7 @@ def test_a_mask_is_erased_undone_cleared_and_painted_by_keyboard(page: Any) -> N
     expect(page.locator("#start-size")).to_have_text(f"64 {TIMES} 64")
 
 
-def test_a_finger_paints_a_mask(browser: Any, server: Running) -> None:
+def test_touch_paints_a_mask(browser: Any, server: Running) -> None:
     phone: dict[str, Any] = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
     with open_page(browser, server.url, **phone) as page:
         wait_for_models(page)
@@ -85,9 +85,9 @@ def test_a_finger_paints_a_mask(browser: Any, server: Running) -> None:
         page.get_by_role("button", name="Paint a mask").tap()
         box = page.locator("#mask-canvas").bounding_box()
         touch = page.context.new_cdp_session(page)
-        for kind, x in (("touchStart", 0.3), ("touchMove", 0.5), ("touchMove", 0.7), ("touchEnd", None)):
+        for pointer, x in (("touchStart", 0.3), ("touchMove", 0.5), ("touchMove", 0.7), ("touchEnd", None)):
             places = [{"x": box["x"] + x * box["width"], "y": box["y"] + 0.5 * box["height"]}] if x else []
-            touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": places})
+            touch.send("Input.dispatchTouchEvent", {"type": pointer, "touchPoints": places})
         assert _painted(page) > 0
         assert overflow(page) == 0
         # Not a tap: one that follows a stroke within milliseconds, as no finger does, ends a fling and clicks nothing.
@@ -95,7 +95,7 @@ def test_a_finger_paints_a_mask(browser: Any, server: Running) -> None:
         expect(page.locator("#start-size")).to_contain_text("with a mask")
 
 
-def test_a_file_is_fitted_to_the_model_and_drawn_from(page: Any, tmp_path: Path) -> None:
+def test_input_file_is_resized_to_the_model(page: Any, tmp_path: Path) -> None:
     Image.new("RGB", (600, 400), (200, 30, 30)).save(tmp_path / "photo.jpg")
     page.locator("#start-file").set_input_files(tmp_path / "photo.jpg")
     expect(page.locator("#start-size")).to_have_text(f"80 {TIMES} 48")
@@ -104,19 +104,19 @@ def test_a_file_is_fitted_to_the_model_and_drawn_from(page: Any, tmp_path: Path)
     (tmp_path / "text.png").write_text("no picture", encoding="utf-8")
     page.get_by_role("button", name="Remove", exact=True).click()
     page.locator("#start-file").set_input_files(tmp_path / "text.png")
-    expect(page.locator("#start-error")).to_contain_text("cannot be read as a picture")
+    expect(page.locator("#start-error")).to_contain_text("cannot be read as an image")
 
 
 def _changed(before: dict[str, Any], after: dict[str, Any], first: int, last: int) -> float:
-    """Mean difference of levels between two rows."""
+    """Return the mean absolute difference of two rows."""
     row = 4 * before["width"]
     pairs = zip(before["levels"][first * row : last * row], after["levels"][first * row : last * row], strict=True)
-    differences = [abs(one - other) for one, other in pairs]
+    differences = [abs(item - other) for item, other in pairs]
     return float(sum(differences)) / len(differences)
 
 
 def _painted(page: Any) -> int:
-    """Pixels of the mask that are painted."""
+    """Return the number of painted mask pixels."""
     return int(
         page.locator("#mask-canvas").evaluate("""(canvas) => {
           const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);

@@ -1,4 +1,4 @@
-"""What goes wrong is told in sentences, with something to do; keys, and reports, which may not reach the page."""
+"""Error messages of the studio, keys, and sandboxed reports."""
 
 import json
 import subprocess
@@ -23,21 +23,21 @@ TOO_LATE = {"error": {"message": "a picture would be late", "type": "invalid_req
 @pytest.mark.parametrize(
     ("status", "headers", "body", "says", "offers"),
     [
-        (429, {"retry-after": "12"}, TOO_LATE, "would come later than promised. Come back in 12 s", "Try again (in 1"),
+        (429, {"retry-after": "12"}, TOO_LATE, "would miss its latency target. Try again in 12 s", "Try again (in 1"),
         (
             503,
             {"retry-after": "3"},
             {"error": {"message": "", "code": "queue"}},
-            "Many pictures are waiting",
+            "The queue of the server is full",
             "Try again",
         ),
-        (503, {}, {"error": {"message": "it died", "code": "WorkerDied"}}, "broke down", "Try again"),
+        (503, {}, {"error": {"message": "it died", "code": "WorkerDied"}}, "The worker died", "Try again"),
         (401, {}, {"error": {"message": "a request without a key"}}, "does not accept yours", "Enter a key"),
         (500, {}, {"error": {"message": "an error of the server"}}, "An error of the server.", "Try again"),
         (502, {}, "<html>bad gateway</html>", "Bad Gateway", "Try again"),
     ],
 )
-def test_refusals_are_sentences_with_something_to_do(
+def test_errors_are_explained_with_an_action(
     browser: Any, server: Running, status: int, headers: dict[str, str], body: Any, says: str, offers: str
 ) -> None:
     with open_page(browser, server.url, expected=f"the server responded with a status of {status}") as page:
@@ -55,7 +55,7 @@ def test_refusals_are_sentences_with_something_to_do(
             expect(page.locator("#cards .card")).to_have_count(1)
 
 
-def test_what_the_server_does_not_allow_leads_to_the_field(browser: Any, server: Running) -> None:
+def test_validation_error_focuses_the_field(browser: Any, server: Running) -> None:
     with open_page(browser, server.url, expected="the server responded with a status of 400") as page:
         wait_for_models(page)
         submit_prompt(page, "a circle", width="65")
@@ -68,16 +68,16 @@ def test_what_the_server_does_not_allow_leads_to_the_field(browser: Any, server:
         expect(page.locator("#steps")).to_be_focused()
 
 
-def test_a_server_that_is_gone_is_told(browser: Any, server: Running) -> None:
+def test_unreachable_server_is_reported(browser: Any, server: Running) -> None:
     with open_page(browser, server.url, expected="ERR_") as page:
         wait_for_models(page)
         page.route("**/v1/**", lambda route: route.abort("connectionrefused"))
         submit_prompt(page, "a circle")
-        expect(page.locator(".frame .trouble")).to_contain_text("Nobody answers")
-        expect(page.locator("#engine-words")).to_have_text("No answer")
+        expect(page.locator(".frame .trouble")).to_contain_text("No connection")
+        expect(page.locator("#engine-words")).to_have_text("No connection")
 
 
-def test_a_key_is_asked_for_kept_in_the_tab_and_sent(browser: Any, tmp_path: Path) -> None:
+def test_key_is_requested_kept_in_the_tab_and_sent(browser: Any, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "stillhouse", "keys", "add", "--data", "data", "--tier", "pro"]
     key = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.split()[-1]
     arguments = ("--data", "data", "--keys")
@@ -99,7 +99,7 @@ def test_a_key_is_asked_for_kept_in_the_tab_and_sent(browser: Any, tmp_path: Pat
         expect(dialog).to_be_hidden()
 
 
-def test_a_report_is_shown_and_cannot_reach_the_page(browser: Any, server: Running) -> None:
+def test_report_is_shown_in_a_sandbox(browser: Any, server: Running) -> None:
     with open_page(browser, server.url, expected="'about:srcdoc'") as page:
         wait_for_models(page)
         page.locator("#report-list").get_by_role("button", name="pro").click()

@@ -1,4 +1,4 @@
-"""The finisher: pictures before previews, only the latest preview, and nothing that breaks it."""
+"""Decode thread: images before previews, only the latest preview, and robust to errors."""
 
 from collections.abc import Callable
 from io import BytesIO
@@ -26,10 +26,10 @@ def pipeline() -> Pipeline:
 
 
 def advance_trajectory(pipeline: Pipeline, steps: int = 2, to: int | None = None) -> ImageTrajectory:
-    draft = pipeline.start(ImageRequest("a red circle", seed=7, steps=steps))
+    trajectory = pipeline.start(ImageRequest("a red circle", seed=7, steps=steps))
     for _ in range(steps if to is None else to):
-        pipeline.advance([draft])
-    return draft
+        pipeline.advance([trajectory])
+    return trajectory
 
 
 def make_job(name: str, trajectory: ImageTrajectory, image_format: Format = "png") -> Job:
@@ -38,75 +38,76 @@ def make_job(name: str, trajectory: ImageTrajectory, image_format: Format = "png
 
 
 def collect_decoded(work: Callable[[DecodeThread], None]) -> list[RequestOutput | PreviewImage]:
-    """What a finisher told of this work, all of which was there before it began."""
-    told: list[RequestOutput | PreviewImage] = []
-    finisher = DecodeThread(told.append)
-    work(finisher)
-    finisher.start()
-    finisher.close()
-    return told
+    """What a decoder results of this work, all of which was there before it began."""
+    results: list[RequestOutput | PreviewImage] = []
+    decoder = DecodeThread(results.append)
+    work(decoder)
+    decoder.start()
+    decoder.close()
+    return results
 
 
-def test_a_picture_is_what_the_pipeline_would_have_made(pipeline: Pipeline) -> None:
-    (told,) = collect_decoded(lambda finisher: finisher.submit(make_job("one", advance_trajectory(pipeline)), pipeline))
-    assert isinstance(told, RequestOutput) and told.finish_reason == "finished"
+def test_decoded_image_equals_the_pipelines(pipeline: Pipeline) -> None:
+    (result,) = collect_decoded(lambda decoder: decoder.submit(make_job("one", advance_trajectory(pipeline)), pipeline))
+    assert isinstance(result, RequestOutput) and result.finish_reason == "finished"
     np.testing.assert_array_equal(
-        np.array(Image.open(BytesIO(told.content))), pipeline.generate("a red circle", seed=7, steps=2).image
+        np.array(Image.open(BytesIO(result.content))), pipeline.generate("a red circle", seed=7, steps=2).image
     )
     (raw,) = collect_decoded(
-        lambda finisher: finisher.submit(make_job("one", advance_trajectory(pipeline), "raw"), pipeline)
+        lambda decoder: decoder.submit(make_job("one", advance_trajectory(pipeline), "raw"), pipeline)
     )
     assert len(raw.content) == 64 * 64 * 3
 
 
-def test_a_preview_is_read_when_it_is_handed_in() -> None:
-    """Later the device that draws would end its next tick first."""
+def test_preview_latents_are_copied_on_submission() -> None:
+    """A later copy would wait for the device's next step."""
     pipeline = load("shapes", backend="torch", threads=1)
-    draft, wanted = advance_trajectory(pipeline, 4, 1), []
+    trajectory = advance_trajectory(pipeline, 4, 1)
+    expected: list[np.ndarray] = []
 
-    def work(finisher: DecodeThread) -> None:
-        finisher.submit_preview(make_job("one", draft), pipeline)
-        seen: Any = draft.denoised
-        wanted.append(pipeline.decode(seen))
-        seen.fill_(5.0)
+    def work(decoder: DecodeThread) -> None:
+        decoder.submit_preview(make_job("one", trajectory), pipeline)
+        denoised: Any = trajectory.denoised
+        expected.append(pipeline.decode(denoised))
+        denoised.fill_(5.0)
 
-    (seen,) = collect_decoded(work)
-    assert isinstance(seen, PreviewImage)
-    difference = np.array(Image.open(BytesIO(seen.content)).convert("RGB"), np.float64) - wanted[0]
+    (preview,) = collect_decoded(work)
+    assert isinstance(preview, PreviewImage)
+    difference = np.array(Image.open(BytesIO(preview.content)).convert("RGB"), np.float64) - expected[0]
     assert np.abs(difference).mean() < 8, "webp loses a little"
 
 
-def test_pictures_go_first_and_of_a_pictures_previews_the_latest(pipeline: Pipeline) -> None:
+def test_images_precede_previews_and_only_the_latest_preview_is_kept(pipeline: Pipeline) -> None:
     early, late, done = (
         advance_trajectory(pipeline, 4, 1),
         advance_trajectory(pipeline, 4, 3),
         advance_trajectory(pipeline),
     )
 
-    def work(finisher: DecodeThread) -> None:
-        finisher.submit_preview(make_job("one", early), pipeline)
-        finisher.submit_preview(make_job("two", early), pipeline)
-        finisher.submit_preview(make_job("one", late), pipeline)
-        finisher.submit_preview(make_job("gone", early), pipeline)
-        finisher.submit_preview(make_job("done", early), pipeline)
-        finisher.drop_preview("gone")
-        finisher.submit(make_job("done", done), pipeline)
+    def work(decoder: DecodeThread) -> None:
+        decoder.submit_preview(make_job("one", early), pipeline)
+        decoder.submit_preview(make_job("two", early), pipeline)
+        decoder.submit_preview(make_job("one", late), pipeline)
+        decoder.submit_preview(make_job("gone", early), pipeline)
+        decoder.submit_preview(make_job("done", early), pipeline)
+        decoder.drop_preview("gone")
+        decoder.submit(make_job("done", done), pipeline)
 
-    told = collect_decoded(work)
-    assert [(one.id, one.index if isinstance(one, PreviewImage) else None) for one in told] == [
+    results = collect_decoded(work)
+    assert [(result.id, result.index if isinstance(result, PreviewImage) else None) for result in results] == [
         ("done", None),
         ("two", 1),
         ("one", 3),
     ]
-    assert all(one.content for one in told)
+    assert all(result.content for result in results)
 
 
-def test_what_cannot_be_decoded_fails_alone(pipeline: Pipeline) -> None:
+def test_decoding_failure_affects_one_image(pipeline: Pipeline) -> None:
     half, whole = advance_trajectory(pipeline, 4, 1), advance_trajectory(pipeline)
 
-    def work(finisher: DecodeThread) -> None:
-        finisher.submit(make_job("half", half), pipeline)
-        finisher.submit(make_job("whole", whole), pipeline)
+    def work(decoder: DecodeThread) -> None:
+        decoder.submit(make_job("half", half), pipeline)
+        decoder.submit(make_job("whole", whole), pipeline)
 
     broken, fine = collect_decoded(work)
     assert isinstance(broken, RequestOutput) and "after 1 of 4 evaluations" in broken.error
@@ -114,24 +115,24 @@ def test_what_cannot_be_decoded_fails_alone(pipeline: Pipeline) -> None:
 
 
 class FaultyPipeline:
-    """A pipeline with a bug in its decoder."""
+    """Pipeline with a faulty decoder."""
 
     arrays = NUMPY
 
     def decode(self, latents: Array) -> Picture:
         raise ZeroDivisionError("a bug")
 
-    def finish(self, draft: ImageTrajectory) -> None:
+    def finish(self, trajectory: ImageTrajectory) -> None:
         raise ZeroDivisionError("a bug")
 
 
-def test_a_bug_in_a_decoder_is_told_and_does_not_end_the_finisher(pipeline: Pipeline) -> None:
+def test_decoder_bug_is_reported_and_does_not_end_the_thread(pipeline: Pipeline) -> None:
     done = advance_trajectory(pipeline)
 
-    def work(finisher: DecodeThread) -> None:
-        finisher.submit(make_job("one", done), FaultyPipeline())  # type: ignore[arg-type]
-        finisher.submit_preview(make_job("two", done), FaultyPipeline())  # type: ignore[arg-type]
-        finisher.submit(make_job("three", done), pipeline)
+    def work(decoder: DecodeThread) -> None:
+        decoder.submit(make_job("one", done), FaultyPipeline())  # type: ignore[arg-type]
+        decoder.submit_preview(make_job("two", done), FaultyPipeline())  # type: ignore[arg-type]
+        decoder.submit(make_job("three", done), pipeline)
 
     one, three, two = collect_decoded(work)
     assert (
@@ -142,10 +143,10 @@ def test_a_bug_in_a_decoder_is_told_and_does_not_end_the_finisher(pipeline: Pipe
     assert two == PreviewImage("two", 2, b"")
 
 
-def test_it_waits_for_work_without_being_asked(pipeline: Pipeline) -> None:
+def test_thread_waits_for_work(pipeline: Pipeline) -> None:
     there = Event()
-    finisher = DecodeThread(lambda one: there.set())
-    finisher.start()
-    finisher.submit(make_job("one", advance_trajectory(pipeline)), pipeline)
+    decoder = DecodeThread(lambda one: there.set())
+    decoder.start()
+    decoder.submit(make_job("one", advance_trajectory(pipeline)), pipeline)
     assert there.wait(30)
-    finisher.close()
+    decoder.close()

@@ -13,7 +13,7 @@ from stillhouse.accelerate.auto_acceleration.layout import ProjectLayout, find_l
 from stillhouse.accelerate.auto_acceleration.yaml_strict import read_yaml
 from stillhouse.accelerate.records.candidate import GRAPH_RECIPES
 from stillhouse.accelerate.records.report import GOALS, Bounds, Goal
-from stillhouse.backends.input_checks import bind_axes
+from stillhouse.backends.runner import bind_axes
 from stillhouse.backends.signature import Axes, Signature
 from stillhouse.check import check_choice, check_integer
 from stillhouse.errors import InvalidRequest
@@ -59,7 +59,7 @@ _EXAMPLE = "[1, 3, 224, 224]"
 
 @dataclass(frozen=True, slots=True)
 class InputShapes:
-    """Allowed shapes of one input: `min` to `max` by axis; `use` is measured and optimized for."""
+    """Allowed shapes of one input, from `min` to `max` on each axis. `use` is the shape to measure and optimize for."""
 
     min: tuple[int, ...]
     use: tuple[int, ...]
@@ -67,7 +67,7 @@ class InputShapes:
 
     @property
     def axes(self) -> tuple[int | None, ...]:
-        """Return the length of each axis; None where it varies.
+        """Return the length of each axis; None where the axis varies.
 
         >>> InputShapes(min=(1, 9, 32), use=(1, 9, 64), max=(4, 9, 64)).axes
         (None, 9, None)
@@ -81,11 +81,11 @@ class AutoAccelerationConfig:
 
     Args:
         device: auto, cpu, gpu, or the index of a GPU.
-        inputs: shapes by input name; empty: those of the graph, inferred where they are dynamic.
-        outputs: shapes by output name; not needed.
+        inputs: shapes by input name; empty: the graph's shapes, with dynamic axes inferred.
+        outputs: shapes by output name; optional.
         precision: recipes to try, out of PRECISIONS; empty: all applicable ones.
         goal, tolerance: objective and constraints of the choice; see `report.Bounds`.
-        iterations: number of timed calls; None: until the interval is narrow.
+        iterations: number of timed calls; None: time until the speed-up's interval is narrow.
         probe: a file of inputs (see `inputs.read_npz_inputs`), or ONES; None: generated inputs.
     """
 
@@ -112,8 +112,8 @@ class AutoAccelerationConfig:
 def read_config(path: Path) -> AutoAccelerationConfig:
     """Read a config.yml of Auto-Acceleration, with or without the additional keys.
 
-    Names are kept as they are written: an input `0` is "0". `min_shape` and `max_shape` default to `use_shape`, so
-    `use_shape` alone makes an input static. The path of `probe` is relative to the file's directory.
+    Names are kept as they are written: an input `0` has the name "0". `min_shape` and `max_shape` default to
+    `use_shape`, so `use_shape` alone makes an input static. The path of `probe` is relative to the file's directory.
 
     Raises:
         InvalidRequest: the file is missing, not YAML, or contains an unknown key or an invalid value.
@@ -144,22 +144,27 @@ def check_config(config: AutoAccelerationConfig, signature: Signature) -> None:
 
     Raises:
         InvalidRequest: an input or output is not in the graph, an input of the graph is missing, a rank is wrong, a
-            fixed axis has a range or another length, or one axis has two lengths.
+            fixed axis has a range or another length, or one named axis has two lengths.
     """
     for name in config.inputs:
         check_choice("input", name, signature.inputs)
     for name in config.outputs:
         check_choice("output", name, signature.outputs)
-    if missing := [name for name in signature.inputs if config.inputs and name not in config.inputs]:
+    if config.inputs:
+        _check_has_all_inputs(config, signature)
+    for name, shapes in config.inputs.items():
+        _check_axes(name, shapes, signature.inputs[name])
+    bind_axes(config.shapes, signature.inputs)
+
+
+def _check_has_all_inputs(config: AutoAccelerationConfig, signature: Signature) -> None:
+    if missing := [name for name in signature.inputs if name not in config.inputs]:
         axes = [1 if axis is None else axis for axis in signature.inputs[missing[0]]]
         raise InvalidRequest(
             f"the config lacks input {', '.join(map(repr, missing))}",
             allowed=f"a shape for each of {', '.join(signature.inputs)}, or no `input` at all to infer them",
             fix=f"add under `input`:  {missing[0]}: {{use_shape: {_format_axes(axes)}}}",
         )
-    for name, shapes in config.inputs.items():
-        _check_axes(name, shapes, signature.inputs[name])
-    bind_axes(config.shapes, signature.inputs)
 
 
 def _check_axes(name: str, shapes: InputShapes, axes: Axes) -> None:
@@ -178,7 +183,7 @@ def _check_axes(name: str, shapes: InputShapes, axes: Axes) -> None:
 
 
 def _read_mapping(where: str, value: object, keys: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the value as a mapping; `keys` restricts its keys. Raise InvalidRequest otherwise."""
+    """Return the value; raise InvalidRequest unless it is a mapping with keys out of `keys` (empty: any keys)."""
     if not isinstance(value, dict):
         raise InvalidRequest(f"{where} is {_shorten(value)}", allowed="a mapping: `name:` with indented keys below")
     for key in value if keys else ():
@@ -204,6 +209,12 @@ def _read_shapes(where: str, value: object) -> InputShapes:
     )
     assert use is not None
     shapes = InputShapes(use if minimum is None else minimum, use, use if maximum is None else maximum)
+    _check_shapes(where, shapes)
+    return shapes
+
+
+def _check_shapes(where: str, shapes: InputShapes) -> None:
+    use = shapes.use
     for key, shape in (("min_shape", shapes.min), ("max_shape", shapes.max)):
         if len(shape) != len(use):
             message = f"{where}: {key} {_format_axes(shape)} and use_shape {_format_axes(use)} differ in rank"
@@ -215,7 +226,6 @@ def _read_shapes(where: str, value: object) -> InputShapes:
         if not low <= length <= high:
             message = f"{where}: on axis {index}, use_shape is {length}"
             raise InvalidRequest(message, allowed=f"{low} to {high}, from min_shape and max_shape")
-    return shapes
 
 
 def _read_shape(where: str, value: object) -> tuple[int, ...] | None:
@@ -265,7 +275,7 @@ def _read_tolerance(where: str, value: object) -> Bounds:
 
 
 def _read_number(where: str, value: object, low: float, high: float) -> float:
-    # YAML 1.1 reads 1e-3, without a dot, as text.
+    # Text is accepted because YAML 1.1 reads a number without a dot, such as 1e-3, as text.
     try:
         number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
     except (ValueError, OverflowError):

@@ -12,7 +12,7 @@ _EXPECTED = "input/config/config.yml, one input/model/*.onnx with its external d
 
 @dataclass(frozen=True, slots=True)
 class ProjectLayout:
-    """Paths of a project. `config` is None where there is no file; `output` may not exist yet."""
+    """Paths of a project. `config` is None where the project has no config file; `output` may not exist yet."""
 
     config: Path | None
     model: Path
@@ -45,7 +45,7 @@ def _find_model(models: Path) -> Path:
     fix = "pass the model explicitly: stillhouse accelerate MODEL.onnx --config CONFIG.yml -o DIR"
     if not models.is_dir():
         raise InvalidRequest(f"the directory {models} does not exist", allowed=_EXPECTED, fix=fix)
-    # Some systems add files with a leading dot when they copy a file.
+    # Some systems add a file with a leading dot when they copy a file; the added file is no model.
     paths = sorted(path for path in models.glob("*.onnx") if path.is_file() and not path.name.startswith("."))
     if not paths:
         raise InvalidRequest(f"{models} contains no .onnx file", allowed=_EXPECTED, fix=fix)

@@ -1,4 +1,4 @@
-"""Strict YAML: duplicate keys are refused, and keys stay text as written."""
+"""Strict YAML: a duplicate key is refused, and every key is read as the text that the file has."""
 
 from importlib import import_module
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Probes: inputs of a component, recorded while real pictures are generated, at several noise levels.
 
-They calibrate quantization, and candidates are compared and timed on them.
+Probes calibrate quantization. Candidates are also compared and timed on probes.
 """
 
 import json
@@ -19,7 +19,7 @@ from stillhouse.pipelines.roles import DENOISER, DENOISER_FULL, DENOISER_SHALLOW
 PROBES_FILE = "probes.npz"
 """Name of the file of a component's probes, in the folder of its trials."""
 LARGE_BATCH_LABEL = "rows together"
-"""Part of the label of a probe that was gathered from several others."""
+"""Part of the label of a probe that was gathered from rows of several other probes."""
 _LABELS = "labels"
 
 Feeds = Mapping[str, NDArray[Any]]
@@ -37,7 +37,7 @@ def interleave_rows(probes: Sequence[Probe], rows: int) -> list[tuple[int, int]]
     """Return (probe, row) indices of a batch of `rows` rows that alternates between probes, as a server batches
     pictures.
 
-    Probes whose shapes differ from the first one's are left out. The first axis of every tensor counts rows.
+    Probes whose shapes differ from the first probe's shapes are left out. The first axis of every tensor counts rows.
 
     >>> pair = Probe("of two rows", {"x": np.zeros((2, 4))})
     >>> interleave_rows([pair, pair, Probe("larger", {"x": np.zeros((2, 5))})], 5)
@@ -49,7 +49,7 @@ def interleave_rows(probes: Sequence[Probe], rows: int) -> list[tuple[int, int]]
 
 
 def gather_rows(probes: Sequence[Probe], places: Sequence[tuple[int, int]]) -> Probe:
-    """Return one probe with these (probe, row) rows of the inputs or outputs of others."""
+    """Return one probe of the rows at `places`: (probe, row) indices into the inputs or outputs `probes`."""
     feeds = {name: np.array([probes[probe].feeds[name][row] for probe, row in places]) for name in probes[0].feeds}
     return Probe(f"{len(places)} {LARGE_BATCH_LABEL}", feeds)
 
@@ -68,7 +68,7 @@ class RecordingPipeline(Pipeline):
         self.recorded: dict[str, list[Probe]] = {name: [] for name in self.manifest.components}
 
     def run(self, component: str, feeds: Feeds) -> Mapping[str, NDArray[Any]]:
-        """Run the component of that name and record its inputs."""
+        """Run the component with this name, and record its inputs while `label` is not empty."""
         if self.label and component != DENOISER_SHALLOW:
             probe = Probe(self.label, {name: self.arrays.to_numpy(array).copy() for name, array in feeds.items()})
             self.recorded[DENOISER if component == DENOISER_FULL else component].append(probe)
@@ -81,12 +81,12 @@ def record_probes(
     """Generate a picture of each request and record the inputs of all components.
 
     Args:
-        pipeline: opened on the float32 baseline.
-        requests: with different prompts and seeds.
+        pipeline: pipeline that is opened on the float32 baseline.
+        requests: requests with different prompts and seeds.
         levels: number of noise levels, spread over the trajectory, at which the denoiser is recorded.
 
     Returns:
-        by component: every call of the text encoders and the autoencoder, and `levels` calls of the denoiser per
+        probes by component: every call of the text encoders and the autoencoder, and `levels` calls of the denoiser per
             picture.
     """
     for number, request in enumerate(requests):

@@ -38,23 +38,23 @@ _PASS_THROUGH_OPS = _ELEMENTWISE_OPS | {
     "Max",
     "Min",
 }
-"""Operators whose output consists of values of their input."""
+"""Operators whose output elements are all elements of their input."""
 _CONSTANT_OPS = {"Cast", "Identity", "DequantizeLinear"}
 _MIN_POSITIONS = 8
-"""Number of rows below which a table without an input as index is not considered a position embedding."""
+"""Minimum number of rows of a position embedding: a table that no input of the graph indexes."""
 
 
 @dataclass(frozen=True, slots=True)
 class GraphInputs:
-    """Inputs of a graph and what their consumers require.
+    """Inputs of a graph, and the properties that the nodes which consume them require.
 
     Args:
         axes, dtypes: by input, its axes and numpy dtype ("object" for strings).
         channels: by input, the length of axis 1 that the first convolution requires, where there is one.
         features: by input, the length of the last axis that the first matrix product requires.
-        table_rows: by input, the rows of the smallest table that it indexes.
-        max_positions: rows of the smallest table without an input as index, which limits the sequence length; None: no
-            such table.
+        table_rows: by input, the rows of the smallest table that the input indexes.
+        max_positions: rows of the smallest position embedding (a table that no input indexes), which limits the
+            sequence length; None: the graph has no such table.
     """
 
     axes: Mapping[str, Axes]
@@ -81,7 +81,7 @@ def read_graph_inputs(graph: Path) -> GraphInputs:
     nodes = list(onnx_graph.node)
     constants = _constant_shapes(onnx_graph.initializer, nodes)
     consumers = _Consumers(nodes)
-    # Keyed by the node's first output, which is unique.
+    # The key is the name of the node's first output, because that name is unique in a graph.
     tables = {node.output[0]: rows for node in nodes if (rows := _lookup_rows(node, constants))}
     uses = {name: [node.output[0] for node, slot in consumers(name, _PASS_THROUGH_OPS) if slot == 1] for name in axes}
     indexed = {name: [tables[output] for output in outputs if output in tables] for name, outputs in uses.items()}
@@ -101,7 +101,7 @@ def read_graph_inputs(graph: Path) -> GraphInputs:
 
 
 class _Consumers:
-    """Finds the nodes that a tensor reaches through nodes of some operators, with the input slot that it arrives in."""
+    """Finds the nodes that a tensor reaches through nodes of given operators, and the input slot where it arrives."""
 
     def __init__(self, nodes: Iterable[Any]) -> None:
         self.consumers: defaultdict[str, list[tuple[Any, int]]] = defaultdict(list)
@@ -133,7 +133,7 @@ def _constant_shapes(initializers: Iterable[Any], nodes: Iterable[Any]) -> dict[
 
 
 def _lookup_rows(node: Any, stored: Mapping[str, Dims]) -> int | None:
-    """Return the number of rows of the table that a Gather node looks up; None where it is no table lookup."""
+    """Return the number of rows of the table that a Gather node looks up; None where the node looks up no table."""
     axis = [attribute.i for attribute in node.attribute if attribute.name == "axis"]
     table = stored.get(node.input[0], ()) if node.op_type == "Gather" and axis in ([], [0]) else ()
     return table[0] if len(table) == 2 else None

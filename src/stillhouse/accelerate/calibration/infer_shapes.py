@@ -1,7 +1,8 @@
 """Static shapes for the inputs of a bare ONNX file whose axes are dynamic.
 
-The file does not say what the network is used for, so the shapes follow from rules on names and consumers; the first
-matching rule decides. Users override them by shapes, a config, or a file of inputs.
+The file does not say what the network is used for. So the shapes follow from rules on the names of the inputs and on
+the nodes that consume them; the first matching rule decides. Users override the result with shapes, a config, or a file
+of inputs.
 """
 
 import re
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from stillhouse.accelerate.auto_acceleration.config import AutoAccelerationConfig
 from stillhouse.accelerate.calibration.graph_inputs import GraphInputs, read_graph_inputs
-from stillhouse.backends.input_checks import bind_axes
+from stillhouse.backends.runner import bind_axes
 
 Feeds: TypeAlias = dict[str, NDArray[Any]]
 
@@ -29,7 +30,7 @@ _KIND_PATTERNS: tuple[tuple[str, str], ...] = (
     (r"frame|^f$", "frames"),
     (r"seq|token|text|len|^s$|^l$", "tokens"),
 )
-# Names that exporters generate carry no information.
+# Axis names that exporters generate carry no information.
 _GENERATED_NAME = re.compile(r"_dynamic_axes_\d+$|^unk__\d+$|^s\d+$|^dim_\d+$|^\?$")
 
 
@@ -39,7 +40,7 @@ def infer_shapes(
     """Return a static shape for every input of an ONNX file.
 
     Fixed axes are unchanged. Shapes in `overrides` come first, then `use_shape` of the config. A named axis fixed by
-    one of these has that length in every input. The length of any other axis follows from its name, or from its
+    one of these has the same length in every input. The length of any other axis follows from its name, or from its
     position where the name is generated: 1 for the batch (axis 0); 224 for a side of a picture (uint8, or 1 or 3
     channels) and 64 for other sides, such as latents; the length required by the first convolution or matrix product
     for channels and features; 128 for a text, or 77 for `encoder_hidden_states`, limited by the graph's position
@@ -47,7 +48,7 @@ def infer_shapes(
 
     Args:
         graph: an ONNX file.
-        config: from `config.read_config`; may contain some of the inputs only.
+        config: a config from `config.read_config`; it need not contain all inputs.
         overrides: complete shapes by input name.
 
     Raises:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from stillhouse.accelerate.calibration.graph_inputs import GraphInputs, read_graph_inputs
 from stillhouse.accelerate.calibration.infer_shapes import infer_shapes
-from stillhouse.backends.input_checks import bind_axes
+from stillhouse.backends.runner import bind_axes
 from stillhouse.check import check_choice, check_integer
 from stillhouse.errors import InvalidRequest
 
@@ -35,8 +35,8 @@ def plausible_inputs(graph: Path, shapes: Mapping[str, _Shape], count: int, seed
     """Generate `count` different sets of realistic inputs. The values depend on the seed only.
 
     The first rule that matches an input decides:
-        - `mask`: a text that is first complete, then shorter in each set, as 1 and 0, or as 0 and -10000 for floats of
-            three axes or more; rectangles for a float picture;
+        - `mask`: marks a text that is complete in the first set and shorter in each later set. Kept and masked tokens
+            are 1 and 0, or 0 and -10000 for floats of three axes or more. A float picture gets rectangles;
         - integers that index a table: random rows; `position`: 0, 1, 2, ...; `token_type`, `segment`: 0;
         - `timestep`, `t`: spread over 0 to 999 across sets and rows; `sigma`: log-normal, the training distribution of
             arXiv 2206.00364, table 1; `time_ids`: sizes and crops of a square picture;
@@ -69,8 +69,8 @@ def plausible_inputs(graph: Path, shapes: Mapping[str, _Shape], count: int, seed
 def ones_inputs(graph: Path, shapes: Mapping[str, _Shape]) -> list[Feeds]:
     """Return one set of inputs filled with ones, for comparison with results of Auto-Acceleration, which used them.
 
-    Such inputs hide errors: a network that is wrong on real inputs may be correct on ones. Raises as
-    `plausible_inputs`.
+    Such inputs hide errors: a network that is wrong on real inputs may be correct on ones. Raises the
+    errors of `plausible_inputs`.
     """
     inputs = _check_shapes(graph, shapes)
     return [{name: np.ones(shapes[name], inputs.dtypes[name]) for name in inputs.axes}]
@@ -123,7 +123,7 @@ def _make_input(inputs: GraphInputs, name: str, shape: _Shape, index: int, count
 
 
 def _make_mask(rng: Generator, shape: _Shape, index: int, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return a mask of texts: complete in the first set; later, each row ends in its second half."""
+    """Return a mask of texts: complete in the first set; in later sets, a text ends in the second half of its row."""
     *rows, length = shape or (1,)
     ends = rng.integers((length + 1) // 2, length + 1, rows[:1]) if index else np.full(rows[:1], length)
     is_visible = np.arange(length) < np.reshape(ends, (*rows[:1], *[1] * len(rows)))
@@ -146,8 +146,9 @@ def _make_timesteps(shape: _Shape, index: int, count: int) -> NDArray[Any]:
 
 
 def _make_noisy_picture(rng: Generator, shape: _Shape, index: int, count: int) -> NDArray[Any]:
-    """Return a smooth field with variance-preserving noise; its amplitude rises from 0 in the first set to 0.95 in the
-    last.
+    """Return a smooth field with variance-preserving noise.
+
+    The field's amplitude rises from 0 in the first set to 0.95 in the last set.
     """
     amplitude = 0.95 * index / max(count - 1, 1)
     return np.asarray(
@@ -188,8 +189,8 @@ def read_npz_inputs(path: Path, graph: Path) -> list[Feeds]:
     every set.
 
     Args:
-        path: written by `numpy.savez("inputs.npz", input_ids=ids, attention_mask=mask)`; nothing in it is unpickled.
-        graph: the ONNX file whose inputs they are.
+        path: written by `numpy.savez("inputs.npz", input_ids=ids, attention_mask=mask)`; pickles are refused.
+        graph: the ONNX file that takes these inputs.
 
     Raises:
         InvalidRequest: the file is missing or damaged, or an array is missing, unknown, of the wrong type or shape, or
@@ -234,7 +235,7 @@ def _load_npz(path: Path) -> Feeds:
         raise InvalidRequest(f"{path} does not exist", allowed="an .npz file of inputs", fix=fix) from None
     except InvalidRequest:
         raise
-    except Exception as error:  # zipfile, zlib, ast and numpy raise different types
+    except Exception as error:  # zipfile, zlib, ast and numpy raise errors of different types
         raise InvalidRequest(
             f"{path} cannot be read: {error}", allowed="an .npz file of plain arrays", fix=fix
         ) from None

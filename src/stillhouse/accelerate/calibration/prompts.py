@@ -25,7 +25,7 @@ _CALIBRATION_COUNT, _COMPARISON_COUNT = 3, 4
 
 
 def has_oracle(manifest: Manifest) -> bool:
-    """Return whether a program scores this pipeline's pictures: embedded models and their students."""
+    """Return whether a program scores this pipeline's pictures, as it does for embedded models and their students."""
     is_student = manifest.distilled is not None and manifest.distilled.teacher[0] in EMBEDDED
     return is_student or "judge" in manifest.evidence
 
@@ -55,7 +55,7 @@ def shorten_requests(manifest: Manifest, requests: Sequence[ImageRequest]) -> li
     """
     if not is_heavy(manifest):
         return list(requests)
-    if manifest.distilled and manifest.distilled.timesteps:  # its timesteps are few and fixed
+    if manifest.distilled and manifest.distilled.timesteps:  # the student's timesteps are few and fixed
         return list(requests[:1])
     return [replace(request, steps=request.steps or _SHORTENED_STEPS) for request in requests[:1]]
 

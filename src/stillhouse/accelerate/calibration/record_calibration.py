@@ -16,7 +16,7 @@ from stillhouse.core import ImageRequest
 from stillhouse.errors import BackendFailed
 
 PROBE_COUNT = 4
-"""Number of generated probes of a bare ONNX file."""
+"""Number of probes (sets of inputs) that are made for an ONNX file, from which no picture can be generated."""
 
 
 def record_network_probes(
@@ -63,7 +63,7 @@ def record_pipeline_probes(
     Args:
         directory: the sweep's directory.
         files: the file to write by component.
-        user_requests: what to generate; empty: default prompts.
+        user_requests: requests to generate; empty: requests with default prompts.
         threads: maximum number of threads; None: the backend's default.
 
     Returns:
@@ -104,7 +104,7 @@ def main() -> None:
 
 
 def _open_recorder(directory: Path, threads: int | None) -> RecordingPipeline:
-    """Open the original pipeline on onnxruntime in f32; on its own backends where onnxruntime is not installed."""
+    """Open the original pipeline on onnxruntime in f32, or on the manifest's backends if onnxruntime is missing."""
     original = original_manifest(directory)
     components = f32_components(directory) if find_spec("onnxruntime") else original.components
     return RecordingPipeline(

@@ -14,18 +14,19 @@ from stillhouse.measure.fidelity import Fidelity, compare_tensors
 from stillhouse.measure.image_metrics import psnr, ssim
 
 VAE_ENCODER = "encoder"
-"""A component without influence on pictures that are generated from a prompt alone."""
+"""Name of the component that has no influence on pictures that are generated from a prompt alone."""
 EXACT_SQNR = 90.0
-"""dB at every probe above which pictures count as identical: a relative error of 3e-5 is below half a grey level."""
+"""SQNR in dB above which, at every probe, pictures count as identical. Its relative error of 3e-5 is below half a grey
+level."""
 SCREENING_PICTURES, FULL_PICTURES = 24, 128
-"""Number of pictures that screen a pipeline candidate, and that accept it, where an oracle scores them."""
+"""Numbers of pictures that an oracle scores: to screen a pipeline candidate, and to accept it."""
 _SCREENING_SLACK = 4.2
 """Percentage points by which a screening score may miss the bound: one picture of SCREENING_PICTURES."""
 _Z95 = 1.959964
 
 
 def compare_probes(reference: Sequence[Probe], outputs: Sequence[Probe]) -> dict[str, Fidelity]:
-    """Return the fidelity of outputs by probe and output name. Probes of the same noise level are pooled.
+    """Return the fidelity of outputs by probe and output name. Probes of one noise level count as one.
 
     Args:
         reference, outputs: outputs of the baseline and of the candidate, in the same order.
@@ -94,7 +95,7 @@ def paired_score_gain(before: Sequence[bool], after: Sequence[bool]) -> tuple[fl
 
 
 def find_violation(trial: Trial, bounds: Bounds) -> str:
-    """Return a description of the first bound that the trial violates; empty where it satisfies all.
+    """Return a description of the first bound that the trial violates; empty where the trial satisfies all.
 
     Bounds on unmeasured values count as satisfied. Values that are not finite always violate.
     """
@@ -124,16 +125,16 @@ def find_violation(trial: Trial, bounds: Bounds) -> str:
 def judge_trial(trial: Trial, bounds: Bounds) -> Trial:
     """Return the measured trial with its verdict.
 
-    A trial is not accepted before all required checks ran: components whose pictures were not compared are skipped, and
-    so are sampling variants with a score over fewer than FULL_PICTURES pictures. Baseline pipelines are references and
-    are not judged.
+    A trial is not accepted before all required checks ran. The status is "skipped" for a component whose pictures were
+    not compared, and for a sampling variant with a score over fewer than FULL_PICTURES pictures. Baseline pipelines are
+    references and are not judged.
     """
     if trial.candidate.recipe == "baseline":
         return trial
     pictures, drop = trial.pictures, bounds.max_score_drop
     is_conclusive = pictures is None or pictures.score is None or pictures.count >= FULL_PICTURES
     if not is_conclusive:
-        if not trial.candidate.options:  # the pipeline's own sampling, whose components were judged one by one
+        if not trial.candidate.options:  # sampling is unchanged, and the components were judged alone
             drop = None
         elif drop is not None and pictures and pictures.count <= SCREENING_PICTURES:
             drop += _SCREENING_SLACK

@@ -13,14 +13,15 @@ CPU_BATCH_SIZES = (1, 2, 4, 8)
 DEFAULT_SIZES.
 """
 LONG_CALL_SECONDS, SATURATION_RATIO = 1.0, 0.95
-"""A CPU whose call takes LONG_CALL_SECONDS is saturated once a larger batch needs more than SATURATION_RATIO of the
-seconds per row; a GPU at any duration of the call.
+"""Timing of larger batches ends once a batch needs more than SATURATION_RATIO times the least seconds per row so far.
+On a CPU, this rule holds only where a call takes more than LONG_CALL_SECONDS.
 """
 _MAX_BATCH_GAIN = 2.0
 """Assumed maximum factor by which batching helps a candidate more than another one."""
 _QUICK_OPEN_SECONDS, _QUICK_OPEN_SECONDS_GPU = 3.0, 60.0
-"""Seconds to open a component and run it once up to which it is reopened for another batch size, on a CPU and on a GPU.
-The limit of a GPU is higher because its candidates depend on batching and compile longer.
+"""Limits on the seconds to open a component and run it once, on a CPU and on a GPU. Up to the limit, the component is
+reopened for another batch size. The limit of a GPU is higher because its candidates depend on batching and compile
+longer.
 """
 
 
@@ -28,7 +29,7 @@ def measure_batch_curve(trial: Trial, time_batch: Callable[[int, int], float]) -
     """Return seconds per row by batch size ("1", "2", ...), up to the size that fails or no longer improves.
 
     Args:
-        trial: the candidate's timed trial. Its own batch size is not timed again where a call is long.
+        trial: the candidate's timed trial. The trial's own batch size is not timed again where a call is long.
         time_batch: takes a batch size and the number of repetitions, returns seconds per row. Raises CandidateError.
     """
     assert trial.seconds
@@ -48,8 +49,9 @@ def measure_batch_curve(trial: Trial, time_batch: Callable[[int, int], float]) -
 
 
 def _batch_sizes(trial: Trial) -> Sequence[int]:
-    """Return the batch sizes to time. Where every size needs a new opening or compilation: the largest, if that is
-    quick.
+    """Return the batch sizes to time.
+
+    Where the network is opened or compiled again for every size, this is the largest size, or none if opening is slow.
     """
     if not reopens_per_batch_size(candidate_component(trial.candidate, "", "")):
         return DEFAULT_SIZES if trial.candidate.is_on_gpu else CPU_BATCH_SIZES
@@ -57,7 +59,7 @@ def _batch_sizes(trial: Trial) -> Sequence[int]:
 
 
 def may_win_at_larger_batch(trial: Trial, early_stop_ratio: float) -> bool:
-    """Return whether a candidate timed at a small batch may be the best at a larger one.
+    """Return whether a candidate timed at a small batch may be the best at a larger batch.
 
     Args:
         trial: the candidate's timed trial.

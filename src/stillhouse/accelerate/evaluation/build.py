@@ -24,13 +24,13 @@ def build_graph(candidate: Candidate, graph: Path, folder: Path, probes: Sequenc
     a graph.
 
     Args:
-        candidate: its recipe decides what is built.
+        candidate: candidate with the recipe that builds the graph.
         graph: the component's own graph, returned unchanged where the recipe builds none.
         folder: artifact folder.
         probes: calibration data of static quantization.
 
     Returns:
-        the graph to open, and the seconds that building it seconds_file.
+        the graph to open, and the seconds that building it took.
 
     Raises:
         InvalidRequest: the backend has no such recipe.
@@ -62,8 +62,8 @@ def candidate_component(candidate: Candidate, graph: str, weights: str) -> Compo
     options = dict(candidate.options)
     threads = options.pop("threads", None)
     rows = options.pop("rows", "")
-    options.pop("tile", None)  # a default of the pipeline, not a setting of the component
-    options.pop("student", None)  # only selects the graph
+    options.pop("tile", None)  # `tile` is a default of the pipeline, not a setting of the component
+    options.pop("student", None)  # `student` only selects the graph
     return Component(
         graph=graph,
         weights=weights,

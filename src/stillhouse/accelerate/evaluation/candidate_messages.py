@@ -11,16 +11,16 @@ Result = TypeVar("Result")
 
 
 def _tag(name: str) -> str:
-    """Return `TimeCalls` as `time_calls`."""
+    """Return a class name in snake case: `TimeCalls` becomes `time_calls`."""
     return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).removeprefix("_")
 
 
 class Command(msgspec.Struct, Generic[Result], frozen=True, tag=_tag):
-    """A command; `Result` is the type of its reply. The methods of `CandidateWorker` say what each does."""
+    """A command; `Result` is the type of its reply. The methods of `CandidateWorker` describe the commands."""
 
 
 class Built(msgspec.Struct, frozen=True, tag=True):
-    """The graph to open, and the seconds that it took to make."""
+    """The graph to open, and the seconds that building it took."""
 
     graph: str
     seconds: float
@@ -30,8 +30,8 @@ class Opened(msgspec.Struct, frozen=True, tag=True):
     """How the network was opened.
 
     Args:
-        seconds: to open it.
-        first_seconds: of its first call.
+        seconds: duration of opening the network.
+        first_seconds: duration of the network's first call.
         executed: precision in which the backend computes.
         census: number of operations by precision; empty where the backend does not report it.
     """
@@ -75,7 +75,7 @@ class Open(Command[Opened], frozen=True):
 
 
 class GpuMemory(Command[int | None], frozen=True):
-    """Return the bytes of GPU memory in use."""
+    """Return the bytes of GPU memory that the candidate uses; None where no number is available."""
 
 
 class Release(Command[None], frozen=True):
@@ -83,30 +83,30 @@ class Release(Command[None], frozen=True):
 
 
 class RunProbes(Command[None], frozen=True):
-    """Run every probe, and write the outputs."""
+    """Run every probe, and write the outputs to a file."""
 
 
 class RunLargeBatch(Command[None], frozen=True):
-    """Run `rows` rows of the probes in one call, and write the outputs."""
+    """Run `rows` rows of the probes in one call, and write the outputs to a file."""
 
     rows: int
 
 
 class TimeCalls(Command[float], frozen=True):
-    """Return the seconds of `calls` calls together."""
+    """Return the total seconds of `calls` calls."""
 
     calls: int
 
 
 class TimeBatch(Command[float], frozen=True):
-    """Return the seconds a row of batches of `rows` rows, the least of `calls` calls."""
+    """Return the seconds per row of a batch of `rows` rows: the minimum of `calls` calls."""
 
     rows: int
     calls: int
 
 
 class Generate(Command[None], frozen=True):
-    """Generate the pictures of the requests, and write them."""
+    """Generate the pictures of the requests, and write the pictures to a file."""
 
     requests: tuple[ImageRequest, ...]
 

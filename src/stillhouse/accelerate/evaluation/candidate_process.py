@@ -45,7 +45,7 @@ class CandidateProcess(WorkerProcess[Command[Any], Reply]):
         """Write the task into its folder, start the process and send the task.
 
         Raises:
-            CandidateError: the operating system refused it.
+            CandidateError: the operating system refused to start the process.
         """
         write_task(self.task)
         super().start()
@@ -62,18 +62,18 @@ class CandidateProcess(WorkerProcess[Command[Any], Reply]):
 
     @property
     def peak_bytes(self) -> int:
-        """The most bytes of memory that the process held, as the system counted, or as far as it was measured."""
+        """Return the peak memory of the process in bytes: the system's count, or our largest sample if that is more."""
         return max(self.observed_peak, peak_resident_bytes(self.pid) or 0)
 
     def call(self, command: Command[Result], timeout: float) -> Result:
         """Send a command and return its result.
 
         Args:
-            command: of `evaluation.candidate_messages`.
+            command: command of `evaluation.candidate_messages`.
             timeout: seconds until the reply.
 
         Raises:
-            CandidateError: the command failed, or the process died, took longer, or exceeded its memory limit.
+            CandidateError: the command failed, or the process died, exceeded the timeout, or exceeded its memory limit.
         """
         reply = self.request(command, str(command.__struct_config__.tag), timeout)
         if isinstance(reply, Failure):

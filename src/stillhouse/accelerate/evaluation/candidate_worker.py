@@ -64,7 +64,7 @@ from stillhouse.workers.channel import Channel, TransportClosed
 from stillhouse.workers.process import connect_to_parent
 
 _QUICK_OPEN_SECONDS = 3.0
-"""Seconds of opening up to which a network is opened a second time only to count its operations."""
+"""Maximum seconds of opening at which a network is opened a second time, only to count its operations."""
 OUTPUTS_FILE, LARGE_BATCH_FILE, PICTURES_FILE = "outputs.npz", "large_batch.npz", "pictures.npz"
 
 
@@ -117,7 +117,7 @@ class CandidateWorker:
         return None
 
     def build(self) -> Built:
-        """Make the candidate's graph, or find it where it was made before."""
+        """Build the candidate's graph, or return the graph that was built before."""
         self.graph, seconds = build_graph(self.task.candidate, self.graph, Path(self.task.artifact), self.probes)
         return Built(str(self.graph), seconds)
 
@@ -141,8 +141,8 @@ class CandidateWorker:
     def gpu_memory(self) -> int | None:
         """Return the bytes of GPU memory that the candidate uses; None where it uses none, or no count is available.
 
-        The larger of torch's peak and of the growth of the GPU's used memory since the network was opened: other
-        runtimes do not report their own.
+        The result is the larger of torch's peak and the growth of the GPU's used memory since the network was opened.
+        The growth is needed because other runtimes do not report their memory.
         """
         now = self._gpu_bytes_used()
         growth = None if now is None or self._gpu_bytes_before is None else now - self._gpu_bytes_before
@@ -153,7 +153,7 @@ class CandidateWorker:
         return used_memory(device_index(candidate.options.get("device", CUDA))) if candidate.is_on_gpu else None
 
     def release(self) -> None:
-        """Close what is open, so that another process can use its memory; the next command opens it again."""
+        """Close the open networks, so that another process can use their memory; the next command opens them again."""
         self._runner = self._pipeline = None
         self._resized_runners.clear()
         release_memory()
@@ -175,8 +175,8 @@ class CandidateWorker:
     def time_calls(self, calls: int) -> float:
         """Return the seconds of `calls` calls on the probes, one after the other.
 
-        Several calls follow one that is not counted: it brings this process's data back into the caches, and threads
-        of other processes that wait by spinning stop meanwhile.
+        Where `calls` is more than 1, one more call runs before them and is not counted. This call brings the data of
+        this process back into the caches, and gives threads of other processes time to stop waiting in a busy loop.
         """
         component = candidate_component(self.task.candidate, str(self.graph), "")
         run_calls = [
@@ -192,7 +192,7 @@ class CandidateWorker:
         return perf_counter() - began
 
     def time_batch(self, rows: int, calls: int) -> float:
-        """Return the seconds a row of batches of `rows` rows: the least of `calls` calls, after one not counted."""
+        """Return the seconds per row of a batch of `rows` rows: the minimum of `calls` calls after an uncounted one."""
         component = candidate_component(self.task.candidate, str(self.graph), "")
         sizes = self._opened_sizes(component)
         run_parts = []
@@ -219,14 +219,14 @@ class CandidateWorker:
         temporary.replace(self.folder / PICTURES_FILE)
 
     def time_picture(self, request: ImageRequest) -> float:
-        """Return the seconds of one picture; the pipeline is opened before."""
+        """Return the seconds of one picture, without the seconds of opening the pipeline."""
         self._get_pipeline()
         began = perf_counter()
         self._generate_one(request)
         return perf_counter() - began
 
     def _opened_sizes(self, component: Component) -> tuple[int, ...]:
-        """Return the batch sizes that the network is opened for, where these are several; empty: any."""
+        """Return the batch sizes for which the network is opened; empty where it is not opened for a list of sizes."""
         return (
             ()
             if reopens_per_batch_size(component) or "axes" in component.settings
@@ -234,9 +234,9 @@ class CandidateWorker:
         )
 
     def _runner_for(self, component: Component, feeds: Feeds) -> Runner:
-        """Return the open network or, where it takes no inputs of these shapes, another one, opened for these feeds.
+        """Return the open network; where it does not take the shapes of `feeds`, open it again for these shapes.
 
-        As many of the others stay open as the probes have shapes, because probes of texts of several lengths alternate.
+        One network for each shape of the probes stays open, because probes of texts of several lengths alternate.
         """
         own, shapes = (
             opening_shapes(component, {name: array.shape for name, array in tensors.items()})
@@ -253,11 +253,11 @@ class CandidateWorker:
 
     @cached_property
     def _probe_shape_count(self) -> int:
-        """Number of different shapes of the probes' inputs."""
+        """Return the number of different shapes of the probes' inputs."""
         return len({tuple((name, array.shape) for name, array in probe.feeds.items()) for probe in self.probes})
 
     def _open_network(self, component: Component, feeds: Feeds) -> Runner:
-        """Open the network for the shapes of these feeds; threads of the candidate have precedence over the task's."""
+        """Open the network for the shapes of these feeds. The candidate's `threads` option overrides the task's."""
         shapes = {name: array.shape for name, array in feeds.items()}
         if tile := self.task.candidate.options.get("tile"):
             longest = int(tile) // self._manifest().latent.downscale
@@ -286,14 +286,14 @@ class CandidateWorker:
         return self._runner
 
     def _bind_call(self, feeds: Feeds, runner: Runner) -> Callable[[], object]:
-        """Return a call as denoising makes it: a denoiser takes arrays on its device, where its backend has any."""
+        """Return a call whose inputs are where denoising has them: on the denoiser's device, if its backend allows."""
         if self._arrays is NUMPY or not isinstance(runner, GraphRunner):
             return partial(runner, feeds)
         with translate_errors(self.task.candidate.backend, self.graph, "run"):
             return partial(runner.run_on_device, {name: self._arrays.to_device(array) for name, array in feeds.items()})
 
     def _synchronize(self) -> None:
-        """Wait for the device: a GPU computes, and reports errors, after a call has returned."""
+        """Wait for the device, because a GPU computes and reports errors after a call has returned."""
         with translate_errors(self.task.candidate.backend, self.graph, "run"):
             self._arrays.synchronize()
 
@@ -311,7 +311,7 @@ class CandidateWorker:
             if task.graph:
                 name = task.candidate.component
                 components[name] = candidate_component(task.candidate, str(self.graph), components[name].weights)
-            # The pipeline opens the network again: both may not fit into memory.
+            # Close the network, because the pipeline opens it again and two copies may not fit into memory.
             self._runner = None
             self._resized_runners.clear()
             self._pipeline = Pipeline(
@@ -331,7 +331,7 @@ class CandidateWorker:
         return replace(self.task.defaults or self._manifest().defaults, tile=int(tile))
 
     def _manifest(self) -> Manifest:
-        """Return the manifest of the pipeline before components were chosen for it; it may be that of a student."""
+        """Return the manifest, of the pipeline or of a student, as it was before components were chosen."""
         directory = Path(self.task.pipeline)
         return original_manifest(directory) if is_sweep_directory(directory) else read_manifest(directory)
 

@@ -46,7 +46,7 @@ from stillhouse.measure.clock import Ratio
 from stillhouse.pipelines.manifest import Component, Defaults
 
 PARALLEL_BUILD_BYTES = 256 << 20
-"""Size in bytes of a graph with its weights up to which several graphs are built in parallel."""
+"""Maximum size in bytes of a graph with its weights at which several graphs are built in parallel."""
 REPRODUCE_FILE = "reproduce.py"
 ARTIFACTS_FOLDER = "artifacts"
 """Name of the folder of built graphs, next to the folders of the trials."""
@@ -58,7 +58,7 @@ class EvaluationContext:
 
     Args:
         folder: folder of the component's trials.
-        root: the sweep's directory; paths in the report are relative to it.
+        root: the sweep's directory; paths in the report are relative to this directory.
         graph: the component's own graph.
         probes: file of recorded inputs.
         bounds: constraints of acceptance.
@@ -129,9 +129,9 @@ def evaluate(
     such as memory, is still used for comparison.
 
     Args:
-        candidate: what to evaluate.
+        candidate: candidate to evaluate.
         context: inputs and limits.
-        baseline: what to compare with; None: the candidate becomes the baseline.
+        baseline: run to compare with; None: the candidate becomes the baseline.
 
     Returns:
         the trial, also after an error, and the baseline's run where the candidate became the baseline.
@@ -149,7 +149,7 @@ def evaluate(
         trial = replace(trial, fidelity=compare_probes(expected, outputs))
         trial = _measure_latency(trial, process, baseline, context)
         trial = _check_large_batch(trial, process, expected, context)
-        if not process.is_alive:  # the large batch killed it; the remaining checks can still pass
+        if not process.is_alive:  # the large batch may end the process, and the other checks can still pass
             process.kill()
             process = _reopen(process.task, context, _baseline_processes(baseline))
         samples = None
@@ -173,8 +173,9 @@ def evaluate(
 
 
 def restore_baseline(candidate: Candidate, context: EvaluationContext) -> BaselineRun | None:
-    """Return the baseline of an earlier run, reopened, with its stored outputs and pictures; None where these are
-    missing.
+    """Reopen and return the baseline of an earlier run, with its stored outputs and pictures.
+
+    The result is None where the outputs or the pictures are missing.
     """
     folder = context.folder / candidate.key
     if not (folder / OUTPUTS_FILE).is_file() or (context.requests and not (folder / PICTURES_FILE).is_file()):
@@ -190,7 +191,7 @@ def reopen_baseline(baseline: BaselineRun, context: EvaluationContext) -> None:
     """Restart the baseline's process after it died.
 
     Raises:
-        CandidateError: it cannot be opened.
+        CandidateError: the baseline cannot be opened.
     """
     baseline.process = _reopen(baseline.process.task, context)
 
@@ -198,7 +199,7 @@ def reopen_baseline(baseline: BaselineRun, context: EvaluationContext) -> None:
 def _reopen(
     task: CandidateTask, context: EvaluationContext, other_processes: Sequence[CandidateProcess] = ()
 ) -> CandidateProcess:
-    """Return a process with the task's component open. The graph was built before."""
+    """Return a process with the task's component open. The graph must have been built before."""
     process = CandidateProcess(task, context.memory_limit, other_processes)
     try:
         process.start()
@@ -285,7 +286,7 @@ def _measure_latency(
         process_timer(baseline.process, context.timeout) if baseline else timer, timer, context.timing_budget
     )
     ratio = comparison.ratio
-    if baseline is None:  # compared with itself: 1 by definition; the interval shows the machine's noise
+    if baseline is None:  # the baseline's ratio to itself is 1; its interval shows the machine's noise
         ratio = Ratio(1.0, ratio.low / ratio.value, ratio.high / ratio.value)
     batch = {str(context.rows): comparison.candidate.median / context.rows}
     trial = replace(trial, seconds=comparison.candidate, ratio=ratio, rows=context.rows, batch=batch)
@@ -301,7 +302,7 @@ def _measure_latency(
 def _check_large_batch(
     trial: Trial, process: CandidateProcess, outputs: Sequence[Probe], context: EvaluationContext
 ) -> Trial:
-    """Return the trial with the fidelity at the largest timed batch: backends select other kernels for large batches.
+    """Return the trial with the fidelity at the largest timed batch, where backends may select other kernels.
 
     A failure of the batch leaves the trial unchanged.
     """
@@ -319,8 +320,9 @@ def _check_large_batch(
 
 
 def _largest_batch(trial: Trial, context: EvaluationContext) -> int:
-    """Return the largest batch that was timed; where none was and opening is quick, the largest size of
-    CPU_BATCH_SIZES.
+    """Return the largest batch size that was timed.
+
+    Where only the probes' own batch size was timed and opening is quick, return the largest size of CPU_BATCH_SIZES.
     """
     timed = max(map(int, trial.batch), default=0)
     return CPU_BATCH_SIZES[-1] if context.measure_batches and timed == context.rows and opens_quickly(trial) else timed

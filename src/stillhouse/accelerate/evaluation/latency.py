@@ -12,7 +12,7 @@ Timer = Callable[[int], float]
 MIN_ROUND_SECONDS = 0.1
 """Minimum duration of a round, so that clock resolution and interruptions have little influence."""
 LONG_ROUND_SECONDS = 5.0
-"""Seconds from which few rounds suffice: a long round averages over interruptions."""
+"""Duration of a round from which few rounds suffice, because a long round averages over interruptions."""
 _LONG_ROUNDS = 3
 
 
@@ -44,8 +44,9 @@ class LatencyComparison:
 
 
 def calibrate_calls(timer: Timer) -> int:
-    """Return the number of calls for a round of MIN_ROUND_SECONDS. Runs one call to warm up and, if that is quick, one
-    to measure.
+    """Return the number of calls for a round of MIN_ROUND_SECONDS.
+
+    One call is run to warm up. If this call is quick, a second call is run and measured.
     """
     if timer(1) > LONG_ROUND_SECONDS:
         return 1

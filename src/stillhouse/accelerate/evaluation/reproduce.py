@@ -13,8 +13,8 @@ from stillhouse.accelerate.records.candidate import DISTILLED
 def reproduce(path: Path) -> None:
     """Build, open, run and time the candidate of a task in this process, and print the results.
 
-    The artifact is built again in a temporary folder, so that no file of the trial changes; a distilled network is
-    opened where it is.
+    The graph is built again in a temporary folder, so that no file of the trial changes. A distilled network is opened
+    in its own folder, because no recipe can build it.
 
     Args:
         path: the task file of the trial.

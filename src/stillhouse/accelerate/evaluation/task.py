@@ -1,4 +1,4 @@
-"""The task of a candidate's process: the candidate, its graph and its probes. A file repeats it, see `reproduce`."""
+"""The task of a candidate's process: the candidate, its graph and its probes. `reproduce` runs the file of a task."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,20 +14,20 @@ TASK_FILE = "task.json"
 
 @dataclass(frozen=True, slots=True)
 class CandidateTask:
-    """What a candidate's process needs to know. Paths are absolute.
+    """The data that a candidate's process needs. Paths are absolute.
 
     Args:
         candidate: the candidate to evaluate.
         graph: the component's own ONNX graph; empty for a candidate of the whole pipeline.
-        folder: of the trial; its log, outputs and pictures are written there.
-        artifact: folder of the graph that the recipe makes; made only where it does not exist.
+        folder: folder of the trial, for the trial's log, outputs and pictures.
+        artifact: folder of the graph that the recipe builds; an existing graph is not built again.
         probes: file of recorded inputs, see `calibration_data.write_probes`; empty for a candidate of the whole
             pipeline.
-        threads: the most threads to use; None leaves it to the runtime.
+        threads: maximum number of threads; None: the runtime's default.
         pipeline: directory of the pipeline; empty for a bare ONNX file.
         components: components that replace those of the manifest, by name.
-        defaults: what replaces the defaults of the manifest.
-        step_cache: the denoiser in two depths, where its features are cached.
+        defaults: defaults that replace the manifest's.
+        step_cache: the denoiser split in two depths; None where its features are not cached.
     """
 
     candidate: Candidate

@@ -1,4 +1,4 @@
-"""A decoder that decodes tile by tile, with less memory and almost the same result."""
+"""A decoder that decodes tile by tile, which needs less memory and gives almost the same result."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -19,7 +19,7 @@ DISTILLED = "distilled"
 BATCH_DEPENDENT = "its quantization scale spans the batch, so a picture would depend on the other pictures in the batch"
 """Rejection reason of a pipeline component whose output rows depend on the other rows of the batch."""
 _OTHER_RECIPES = ("f32", DISTILLED, "sampling", "baseline")
-"""Recipes that make no graph of the component's own."""
+"""Recipes that build no new graph from the component's own graph."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Candidate:
 
     @property
     def makes_graph(self) -> bool:
-        """Whether its recipe makes a graph of the component's own."""
+        """Return whether the recipe builds a new graph from the component's own graph."""
         return self.recipe not in _OTHER_RECIPES
 
     @property

@@ -119,7 +119,7 @@ class Report:
         """Return the trial of a component by its candidate's key.
 
         Raises:
-            KeyError: there is no such trial.
+            KeyError: the report has no such trial.
         """
         trials = [trial for trial in self.trials_of(component) if trial.candidate.key == key]
         if not trials:

@@ -50,14 +50,14 @@ class Environment:
 def plan_candidates(
     component: str, environment: Environment, extra_candidates: Iterable[Candidate] = ()
 ) -> list[Trial | Candidate]:
-    """Return candidates in evaluation order, the baseline first; excluded ones as trials with a reason.
+    """Return candidates in evaluation order, the baseline first. Excluded candidates are trials with a reason.
 
     The list has fewer than a hundred entries, ordered by the speed measured on earlier machines.
 
     Args:
         component: name of the component.
-        environment: decides what is applicable.
-        extra_candidates: candidates of the caller, evaluated directly after the baseline.
+        environment: facts that decide which candidates are applicable.
+        extra_candidates: additional candidates, evaluated directly after the baseline.
     """
     considered = [
         Candidate(component, BASELINE_BACKEND),
@@ -74,7 +74,7 @@ def plan_candidates(
 
 
 def _with_batch_sizes(candidate: Candidate, rows: Sequence[int]) -> Candidate:
-    """Return a static candidate opened for these batch sizes; some backends build one engine for all of them."""
+    """Return a static candidate opened for these batch sizes; some backends build one engine for all these sizes."""
     if candidate.options.get("shapes") != "static":
         return candidate
     batch_settings = find_backend(candidate.backend).batch_settings or {}
@@ -115,7 +115,7 @@ def _backend_candidates(component: str, environment: Environment) -> list[Candid
 
 
 def _exclusion_reason(candidate: Candidate, environment: Environment) -> str:
-    """Return why the candidate cannot or should not run here; empty where it can."""
+    """Return why the candidate cannot or should not run here; empty where the candidate may run."""
     status = environment.backends.get(candidate.backend)
     if status is None or status.reason:
         cause = status.reason if status else "it was not selected"
@@ -157,7 +157,7 @@ def _missing_recipe_package(candidate: Candidate, backend: Backend) -> str:
 
 
 def dominated_reason(candidate: Candidate, trials: Sequence[Trial]) -> str:
-    """Return why a variant of a backend is skipped: its plain form is far slower than the fastest; else ""."""
+    """Return why a variant is skipped, where the backend's plain candidate is far slower than the fastest; else ""."""
     backend = candidate.backend
     share = find_backend(backend).dominated_below
     if share is None:

@@ -16,20 +16,21 @@ from stillhouse.accelerate.selection.choose import best_trial
 from stillhouse.errors import StillhouseError
 
 _SQNR_MARGIN = 5.0
-"""dB by which a keep-list must improve the SQNR after a violated picture bound: the search compares tensors only."""
+"""dB by which nodes kept in float must improve the SQNR where pictures violated a bound. The search compares tensors
+only, so it cannot check pictures."""
 
 
 def search_mixed_precision(
     trials: Sequence[Trial], context: EvaluationContext, baseline: BaselineRun, seconds_left: Callable[[], float]
 ) -> Iterator[Trial]:
-    """Yield trials of candidates with a keep-list, for those rejected for their precision that were faster than the
-    best.
+    """Yield trials that repeat rejected candidates with some nodes kept in float.
 
-    Where no keep-list suffices, yield the rejected trial with the failure added to its reason.
+    A candidate is repeated if it was rejected for its precision and was faster than the best accepted candidate. Where
+    no choice of nodes suffices, yield the rejected trial with the failure added to its reason.
 
     Args:
         trials: the component's trials.
-        context, baseline: for the evaluation.
+        context, baseline: inputs and baseline of the evaluation.
         seconds_left: returns the seconds left for this component.
     """
     best = best_trial(trials, "latency")
@@ -57,7 +58,7 @@ def search_mixed_precision(
 def _failed_for_precision(trial: Trial, context: EvaluationContext) -> bool:
     """Return whether a trial was rejected for its quantization, so that keeping blocks in float may help.
 
-    Errors of large batches only are caused by the backend's kernels and are ignored here.
+    Errors that occur at large batches only are ignored, because the backend's kernels cause them.
     """
     is_quantized = trial.candidate.makes_graph and not trial.candidate.is_batch_dependent
     fidelity = {label: value for label, value in trial.fidelity.items() if LARGE_BATCH_LABEL not in label}

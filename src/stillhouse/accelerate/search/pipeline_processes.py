@@ -25,7 +25,7 @@ from stillhouse.measure.clock import Ratio
 from stillhouse.pipelines.manifest import Component, Defaults, Manifest, StepCache
 
 BASELINE_PIPELINE = Candidate(PIPELINE, "onnxruntime", "baseline")
-"""The pipeline with its own sampling on onnxruntime in float32; ratios of whole pictures refer to it."""
+"""The pipeline with its own sampling on onnxruntime in float32. Ratios of whole pictures refer to this candidate."""
 OPENVINO_PIPELINE = Candidate(PIPELINE, "openvino", "baseline", "auto")
 """The pipeline with its own sampling on OpenVINO with default settings."""
 CHOSEN_PIPELINE = variant_candidate({})
@@ -58,7 +58,7 @@ class PipelineProcesses:
 
     Args:
         sweep: receives the trials.
-        manifest: of the original pipeline.
+        manifest: manifest of the original pipeline.
         folder: parent of the candidates' folders, inside the sweep's directory.
         stack: closes the processes.
     """
@@ -120,7 +120,7 @@ class PipelineProcesses:
         return True
 
     def close(self, candidate: Candidate) -> None:
-        """Kill the candidate's process, if it is open, and drop the pictures that refer to it."""
+        """Kill the candidate's process. If it was open, drop all pictures but those of other baseline pipelines."""
         process = self.processes.pop(candidate.key, None)
         if process:
             process.kill()
@@ -143,8 +143,9 @@ class PipelineProcesses:
         return self._process_key(candidate) in self.processes
 
     def score_samples(self, candidate: Candidate, count: int) -> ScoredSamples:
-        """Return the first `count` pictures of a candidate with the oracle's verdicts, generating those that are
-        missing.
+        """Return the first `count` pictures of a candidate with the oracle's verdicts.
+
+        Missing pictures are generated.
 
         Without an oracle, the pictures are those of the comparison requests, whatever `count` is.
         """

@@ -1,7 +1,7 @@
 """End-to-end search: run whole pipelines with the chosen components, then vary how they sample.
 
 Sampler, steps, guidance interval and feature caching are varied. Every variant is compared with the unmodified f32
-pipeline.
+pipeline: it is screened with a few pictures, and if it passes, evaluated in full with more pictures.
 """
 
 import warnings
@@ -38,11 +38,11 @@ from stillhouse.measure.clock import run_interleaved
 from stillhouse.pipelines.manifest import TRIALS, Manifest
 
 MAX_PICTURE_SECONDS = 60.0
-"""Seconds of one picture above which whole pictures are not compared: the search generates hundreds."""
+"""Seconds of one picture above which whole pictures are not compared, because the search generates hundreds."""
 _MAX_SCREENED = 8
 """Maximum number of combinations that are screened, starting with the cheapest."""
 _FEW_PICTURES = 8
-"""Number of pictures that compare pipelines with the same sampling."""
+"""Number of pictures on which pipelines with the same sampling are compared."""
 _MAX_FULL_EVALUATIONS = 4
 """Maximum number of combinations that are evaluated in full."""
 _MIN_SPEEDUP = 1.05
@@ -50,10 +50,10 @@ _MIN_SPEEDUP = 1.05
 _FINAL_ROUNDS = 10
 _SEARCH_SHARE = 0.92
 _FINAL_SHARE = 0.97
-"""Shares of the time budget before which the search ends, and before which the last comparison starts."""
+"""Shares of the time budget: the search ends before the first, and the last comparison starts before the second."""
 _MIN_SCREENING_PSNR = 30.0
-"""dB relative to the baseline's pictures; below it, no variant has kept its score in our measurements, so it is not
-evaluated in full.
+"""PSNR in dB, relative to the baseline's pictures. A variant below this value is not evaluated in full, because in our
+measurements no such variant has kept its score.
 """
 
 
@@ -85,7 +85,7 @@ def search_pipelines(sweep: SweepState) -> None:
 
 
 def _skip_reason(manifest: Manifest, report: Report) -> str:
-    """Return why whole pictures are not compared; empty where they are."""
+    """Return why whole pictures are not compared; empty where pictures are compared."""
     best = best_trial(report.trials_of("denoiser"), "latency")
     if best is None or best.seconds is None:
         if not is_heavy(manifest):
@@ -103,10 +103,10 @@ class _PipelineSearch:
 
     Args:
         sweep: receives the trials.
-        manifest: of the original pipeline.
+        manifest: manifest of the original pipeline.
         processes: the open pipelines.
         passing_levels: by axis, the levels that passed screening.
-        secured_level: the level of fewer steps that passed in full; empty: none.
+        secured_level: the level of the axis of fewer steps that passed a full evaluation; empty: none.
         can_cache: whether the chosen denoiser supports feature caching.
     """
 
@@ -133,7 +133,7 @@ class _PipelineSearch:
         """Open the chosen components; return whether their pictures match the baseline's."""
         if self._matches_baseline():
             return True
-        # Each component satisfied the bounds alone but not together: restrict the choice to exact components.
+        # Each component satisfied the bounds, but all together did not: restrict the choice to exact components.
         self.sweep.report = replace(self.sweep.report, exact_only=True)
         return self._matches_baseline()
 
@@ -153,7 +153,7 @@ class _PipelineSearch:
                     self._time_together({pipeline.key: pipeline for pipeline in (BASELINE_PIPELINE, candidate)})
                 except CandidateError as failure:
                     self.sweep.add_trial(Trial(candidate, "failed", str(failure)))
-                self.processes.close(candidate)  # frees its memory for the others
+                self.processes.close(candidate)  # other candidates need its memory
 
     def coarse_to_fine(self) -> None:
         """Find the most aggressive level of each axis that passes screening, by bisection."""
@@ -171,7 +171,7 @@ class _PipelineSearch:
                 self._secure_fewer_steps()
 
     def search_combinations(self) -> None:
-        """Evaluate combinations that cost less than the secured level, cheapest first, until one passes in full."""
+        """Evaluate combinations that cost less than `secured_level`, cheapest first, until one passes in full."""
         secured_cost = variant_cost(self.manifest, self.secured_level)
         combinations = [
             options
@@ -212,7 +212,7 @@ class _PipelineSearch:
         self._time_together(finalists)
 
     def _time_together(self, candidates: Mapping[str, Candidate]) -> None:
-        """Time these candidates, given by key, in the same rounds; they include the baseline pipeline."""
+        """Time candidates, given by key, in the same rounds. The baseline pipeline must be among the candidates."""
         seconds = run_interleaved(
             {key: partial(self.processes.timer(candidate), 1) for key, candidate in candidates.items()}, _FINAL_ROUNDS
         )
@@ -301,8 +301,9 @@ class _PipelineSearch:
         return seconds
 
     def _cannot_recover(self, candidate: Candidate, count: int) -> bool:
-        """Return whether the score is unlikely to recover with more pictures: the middle between its mean and the
-        interval's upper end violates the bound.
+        """Return whether more pictures are unlikely to raise the score above the bound.
+
+        This holds where the midpoint of the mean score gain and its interval's upper end violates the bound.
         """
         baseline, actual = (
             self.processes.score_samples(pipeline, count).correct for pipeline in (BASELINE_PIPELINE, candidate)

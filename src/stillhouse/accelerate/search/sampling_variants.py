@@ -39,11 +39,11 @@ def variant_candidate(options: Mapping[str, str]) -> Candidate:
 def list_search_axes(manifest: Manifest, can_cache: bool) -> list[SearchAxis]:
     """Return the applicable search axes of a pipeline.
 
-    A student distilled for fixed timesteps has none: it supports no other steps or samplers, and its denoiser cannot be
-    split.
+    A student distilled for fixed timesteps has no search axes: the student supports no other steps or samplers, and its
+    denoiser cannot be split.
 
     Args:
-        manifest: of the pipeline.
+        manifest: manifest of the pipeline.
         can_cache: whether the denoiser supports feature caching.
     """
     if manifest.distilled and manifest.distilled.timesteps:

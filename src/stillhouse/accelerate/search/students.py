@@ -31,13 +31,13 @@ def add_students(workspace: Workspace, sources: Sequence[str]) -> tuple[str, ...
 
     Args:
         workspace: workspace of the teacher.
-        sources: names of embedded models or pipeline directories, which may be accelerated: a student runs with its own
-            manifest.
+        sources: names of embedded models, or pipeline directories. An accelerated pipeline keeps its choice, because a
+            student runs with its own manifest.
 
     Raises:
         UnknownModel, ManifestError, TamperedFile: a source cannot be used.
-        InvalidRequest: two students share a name, a source is not a student of this teacher, or it differs from the
-            student of that name in an earlier sweep.
+        InvalidRequest: two students share a name, a source is not a student of this teacher, or a source differs
+            from the student of the same name in an earlier sweep.
     """
     names: list[str] = []
     for source in sources:
@@ -85,7 +85,10 @@ def prefix_paths(manifest: Manifest, folder: str) -> Manifest:
 
 
 def student_decoders(directory: Path, names: Sequence[str]) -> list[Candidate]:
-    """Return the students' decoders as candidates of the teacher's decoder. Unchanged decoders are left out."""
+    """Return the students' decoders as candidates of the teacher's decoder.
+
+    Decoders that equal the teacher's are left out.
+    """
     teacher_decoder = _decoder_checksums(original_manifest(directory), directory)
     students = [
         name
@@ -142,7 +145,7 @@ def _check_student(manifest: Manifest, workspace: Workspace, names: Sequence[str
     if manifest.distilled is None or manifest.distilled.teacher[1] != teacher:
         origin = manifest.distilled and f"distilled from {manifest.distilled.teacher[0]}"
         raise InvalidRequest(
-            f"{manifest.name}, {origin or 'not a distilled model'}",
+            f"{manifest.name} is {origin or 'not a distilled model'}",
             allowed=f"students distilled from the present {workspace.name}",
             fix=f"create one with `stillhouse distill {workspace.name} -o DIR`",
         )

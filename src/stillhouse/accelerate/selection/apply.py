@@ -55,7 +55,7 @@ def apply_choice(directory: Path, report: Report) -> None:
         else None
     )
     if defaults.cache_interval > 1 and step_cache is None:
-        defaults = replace(defaults, cache_interval=1)  # the chosen denoiser has no split graph
+        defaults = replace(defaults, cache_interval=1)  # caching needs a split graph, which this denoiser lacks
     chosen = replace(
         original,
         components=components,
@@ -68,7 +68,7 @@ def apply_choice(directory: Path, report: Report) -> None:
 
 
 def _tuning_record(directory: Path, report: Report) -> Tuned:
-    """Return what another machine needs to verify the choice: a probe of each component, and alternatives."""
+    """Return the record by which another machine verifies the choice: a probe of each component, and alternatives."""
     probes, alternatives = {}, {}
     components = original_components(directory)
     for name in report.chosen:
@@ -81,7 +81,7 @@ def _tuning_record(directory: Path, report: Report) -> Tuned:
             _write_verify_file(directory / path, directory / TRIALS / name / PROBES_FILE, outputs)
         probes[name] = f"{VERIFY_FOLDER}/{name}.npz"
         others = [trial for trial in pareto_front(report.trials_of(name)) if trial.candidate.key != report.chosen[name]]
-        others = [trial for trial in others if "tile" not in trial.candidate.options]  # the same component
+        others = [trial for trial in others if "tile" not in trial.candidate.options]  # tiles do not change a component
         baseline_trial = report.trial(name, baseline)
         ordered = [*[trial for trial in others if trial != baseline_trial][:MAX_ALTERNATIVES], baseline_trial]
         alternatives[name] = tuple(_chosen_component(trial, components[name], report.threads) for trial in ordered)
@@ -99,7 +99,7 @@ def _write_verify_file(path: Path, probes: Path, outputs: Path) -> None:
 
 
 def chosen_components(directory: Path, report: Report) -> dict[str, Component]:
-    """Return the chosen components by name; the original where nothing was chosen."""
+    """Return components by name: the chosen component, or the original component where nothing was chosen."""
     components = original_components(directory)
     for name, component in components.items():
         key = report.chosen.get(name)

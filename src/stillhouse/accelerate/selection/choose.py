@@ -1,4 +1,4 @@
-"""The choice: the best measured candidate within the bounds. Pure functions of the report, so it can be repeated."""
+"""The choice: the best measured candidate within the bounds. The choice depends on the report only."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -31,7 +31,7 @@ def choose_trials(report: Report, goal: Goal, bounds: Bounds) -> Report:
     components = dict.fromkeys(trial.candidate.component for trial in trials)
     chosen = {}
     for component in components:
-        # Baseline pipelines are references; they run on other components than the chosen ones.
+        # Baseline pipelines cannot be chosen, because they do not run on the chosen components.
         eligible = [trial for trial in decided.trials_of(component) if trial.candidate.recipe != "baseline"]
         if report.exact_only and component != PIPELINE:
             eligible = [trial for trial in eligible if is_visually_exact(trial)]
@@ -42,7 +42,7 @@ def choose_trials(report: Report, goal: Goal, bounds: Bounds) -> Report:
 
 
 def _fails_together(report: Report, chosen: Mapping[str, str]) -> bool:
-    """Return whether pictures were generated with exactly these components and no sampling variant was accepted."""
+    """Return whether pictures were generated with exactly these components, but no sampling variant was accepted."""
     variants = [trial for trial in report.trials_of(PIPELINE) if trial.candidate.recipe == "sampling"]
     measured = [trial for trial in variants if trial.status in ("accepted", "rejected", "failed")]
     components = {name: key for name, key in chosen.items() if name != PIPELINE}
@@ -67,7 +67,7 @@ def _was_measured(trial: Trial) -> bool:
 
 
 def pareto_front(trials: Iterable[Trial]) -> tuple[Trial, ...]:
-    """Return the accepted trials that no other one dominates in speed, quality and memory, fastest first."""
+    """Return the accepted trials that no other trial dominates in speed, quality and memory, fastest first."""
     accepted = [trial for trial in trials if trial.status == "accepted" and trial.ratio is not None]
     front = [trial for trial in accepted if not any(_dominates(other, trial) for other in accepted)]
     return tuple(sorted(front, key=_latency))
@@ -84,7 +84,7 @@ def _objectives(trial: Trial) -> tuple[float, float, float]:
 
 
 def _quality(trial: Trial) -> float:
-    """Return the SQNR in dB of the worst probe; of a pipeline candidate the score or, without an oracle, the PSNR."""
+    """Return the SQNR in dB of the worst probe; for a pipeline candidate, the score or, without an oracle, the PSNR."""
     if trial.candidate.component == PIPELINE and trial.pictures:
         return trial.pictures.psnr if trial.pictures.score is None else trial.pictures.score
     return trial.worst_fidelity.sqnr if trial.worst_fidelity else 0.0
@@ -108,7 +108,7 @@ def _throughput(trial: Trial) -> tuple[float, float]:
 def _memory(trial: Trial) -> tuple[float, float]:
     peak = float(trial.peak_bytes or float("inf"))
     if trial.candidate.component == PIPELINE:
-        # Sampling variants run the same components, so small differences are noise.
+        # Sampling variants run the same components, so small differences in memory are noise.
         peak = math.ceil(peak / _MEMORY_TIE_BYTES) if math.isfinite(peak) else peak
     return peak, _latency(trial)
 

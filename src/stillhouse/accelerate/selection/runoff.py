@@ -1,4 +1,7 @@
-"""The runoff: time the fastest candidates, whose intervals overlap, again in the same rounds."""
+"""The runoff: time the fastest candidates, whose intervals overlap, again in the same rounds.
+
+A final is one such timing; the trials of its candidates are the finalists.
+"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -27,14 +30,14 @@ _MIN_ROUNDS = 3
 
 CompareFunction = Callable[[Sequence[Trial]], Mapping[str, Sequence[float]]]
 """Times the candidates of these trials and the baseline, and returns seconds per call by key. Candidates that cannot be
-opened are missing; the result is empty where no time is left.
+opened are left out; the result is empty where no time is left.
 """
 
 
 def select_finalists(trials: Sequence[Trial], memory_limit: int | None = None) -> list[Trial]:
     """Return the accepted trials that may be the fastest according to their intervals, fastest first.
 
-    At most MAX_FINALISTS, and no more than fit into `memory_limit` bytes together.
+    At most MAX_FINALISTS trials are returned, and no more than fit into `memory_limit` bytes together.
     """
     best = best_trial(trials, "latency")
     if best is None or best.ratio is None:
@@ -56,7 +59,7 @@ def select_finalists(trials: Sequence[Trial], memory_limit: int | None = None) -
 def run_final(
     trials: Sequence[Trial], context: EvaluationContext, baseline: BaselineRun, budget: TimingBudget = FINAL_BUDGET
 ) -> list[Trial]:
-    """Return the finalists' trials with speed-ups timed side by side; empty where there is nothing to decide."""
+    """Return the finalists' trials with speed-ups timed side by side; empty where fewer than two may be the fastest."""
     memory_limit = None if context.memory_limit is None else context.memory_limit - baseline.process.memory_bytes
     start = monotonic()
 
@@ -70,8 +73,8 @@ def run_final(
 def repeat_finals(trials: Sequence[Trial], compare: CompareFunction, memory_limit: int | None = None) -> list[Trial]:
     """Run finals until the fastest candidate has been in a final; return all finalists with their latest timings.
 
-    The fastest of many short comparisons is overestimated (winner's curse) and may fall behind in its final. The new
-    leader then has a final with its rivals too, up to _MAX_FINALS in all.
+    The fastest of many short comparisons is overestimated (winner's curse) and may be slower in its final. The
+    candidate that is then the fastest gets a final too, up to _MAX_FINALS in all.
 
     Args:
         trials: the component's trials.
@@ -148,7 +151,7 @@ def _time_in_processes(
 def time_rounds(
     timers: Mapping[str, Timer], budget: TimingBudget, clock: Callable[[], float] = monotonic
 ) -> dict[str, list[float]]:
-    """Return seconds per call of each timer, in rounds, until no rival can be faster than the fastest by more than
+    """Return seconds per call of each timer, in rounds, until no timer can be faster than the fastest by more than
     `budget.interval_width`.
 
     >>> budget = TimingBudget(min_rounds=2, max_rounds=8)
@@ -161,15 +164,13 @@ def time_rounds(
     while (rounds := len(seconds[BASELINE_KEY])) < budget.max_rounds:
         for key in list(timers)[:: -1 if rounds % 2 else 1]:
             seconds[key].append(timers[key](calls[key]) / calls[key])
-        is_late = clock() - start > budget.seconds
-        if (rounds + 1 >= budget.min_rounds and _is_decided(seconds, budget.interval_width)) or (
-            is_late and rounds + 1 >= _MIN_ROUNDS
-        ):
+        is_decided = rounds + 1 >= budget.min_rounds and _is_decided(seconds, budget.interval_width)
+        if is_decided or (rounds + 1 >= _MIN_ROUNDS and clock() - start > budget.seconds):
             break
     return seconds
 
 
 def _is_decided(seconds: Mapping[str, list[float]], width: float) -> bool:
-    """Return whether no rival is faster than the fastest by more than `width`, with 95 % confidence."""
+    """Return whether no other candidate is faster than the fastest by more than `width`, with 95 % confidence."""
     fastest = max(seconds, key=lambda key: paired_ratio(seconds[BASELINE_KEY], seconds[key]).value)
     return all(paired_ratio(timings, seconds[fastest]).low >= 1 - width for timings in seconds.values())

@@ -18,7 +18,7 @@ Tick: TypeAlias = tuple[float, str]
 def speed_axis(values: Sequence[float]) -> tuple[Callable[[float], float], tuple[Tick, ...]]:
     """Return a logarithmic scale from a speed-up to x, and its ticks.
 
-    On it, doubling and halving the speed are equal distances.
+    On this scale, doubling and halving the speed are equal distances.
     """
     low, high = math.log(min(values)), math.log(max(values))
     margin = max(0.06 * (high - low), (math.log(2.4) - (high - low)) / 2)

@@ -70,7 +70,7 @@ def format_report(report: Report, width: int | None = None) -> str:
 
     Args:
         report: the report to print.
-        width: maximum width in characters; None: that of the terminal, or 120 without one.
+        width: maximum width in characters; None: the terminal's width, or 120 without a terminal.
     """
     from rich.console import Console
 

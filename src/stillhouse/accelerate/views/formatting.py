@@ -8,7 +8,7 @@ _UNITS = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
 
 
 def printable(text: str) -> str:
-    """Return the text as one line of printable characters; names and logs may contain anything.
+    """Return the text as one line of printable characters, because names and logs may contain others.
 
     >>> printable("two\\nlines \\x1b[31m")
     'two lines [31m'

@@ -46,7 +46,7 @@ class ImageStrip:
 
 
 def build_strips(rows: Sequence[ReportRow], directory: Path) -> tuple[ImageStrip, ...]:
-    """Return the strips of one component: the baseline's, the choice's, then fastest first.
+    """Return the strips of one component: first the baseline's and the choice's, then the others, fastest first.
 
     Args:
         rows: rows of the component.
@@ -55,16 +55,13 @@ def build_strips(rows: Sequence[ReportRow], directory: Path) -> tuple[ImageStrip
     strip_rows = sorted((row for row in rows if _files(row)), key=lambda row: (not row.baseline, not row.chosen))
     width = max((len(_files(row)) for row in strip_rows), default=0)
     baseline = next((_pictures(row, directory, width) for row in strip_rows if row.baseline), [None] * width)
-    return tuple(
-        ImageStrip(
-            row,
-            tuple(
-                _build_cell(picture, None if row.baseline else reference)
-                for picture, reference in zip(pictures, baseline, strict=True)
-            ),
-        )
-        for row in strip_rows
-        for pictures in [_pictures(row, directory, width)]
+    return tuple(_build_strip(row, _pictures(row, directory, width), baseline) for row in strip_rows)
+
+
+def _build_strip(row: ReportRow, pictures: Sequence[Picture | None], baseline: Sequence[Picture | None]) -> ImageStrip:
+    pairs = zip(pictures, baseline, strict=True)
+    return ImageStrip(
+        row, tuple(_build_cell(picture, None if row.baseline else reference) for picture, reference in pairs)
     )
 
 
@@ -78,8 +75,8 @@ def _pictures(row: ReportRow, directory: Path, width: int) -> list[Picture | Non
 
 
 def _read_picture(directory: Path, file: str) -> Picture | None:
-    """Return a picture; None where it cannot be read. Paths outside the directory are refused: reports may come from
-    others.
+    """Return a picture; None where it cannot be read. Paths outside the directory are refused, because a report may
+    come from someone else.
     """
     path = PurePosixPath(file)
     if path.is_absolute() or ".." in path.parts:

@@ -36,7 +36,7 @@ TEMPLATES = Path(__file__).parent
 
 @dataclass(frozen=True, slots=True)
 class SummaryTile:
-    """A highlighted number: what it is, its value, and a note such as the baseline's value."""
+    """A highlighted number: its name, its value, and a note such as the baseline's value."""
 
     label: str
     value: str
@@ -59,10 +59,10 @@ class ReportSection:
 
     Args:
         component, title: name of the component, and heading of the section.
-        baseline, chosen: their rows; None where there is none.
+        baseline, chosen: rows of the baseline and of the choice; None where the component has none.
         probe_note: description of the probes.
         measured, columns: rows and columns of the table.
-        whiskers: speed-up of each row as a drawing; None where it was not timed.
+        whiskers: speed-up of each row as a drawing; None where the row was not timed.
         not_accepted: rows that were not accepted.
         plot, strips: trade-off plot and sample pictures.
         probes, batch_sizes: columns of the tables of SQNR by probe and of time by batch size.

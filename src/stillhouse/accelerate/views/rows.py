@@ -16,7 +16,7 @@ class ReportRow:
         trial: the trial.
         baseline, chosen: whether ratios refer to this trial, and whether it is the component's choice.
         speed: speed-up over the baseline: the paired ratio, else the ratio of the medians; 1 for the baseline; None
-            where it was not timed.
+            where the trial was not timed.
     """
 
     trial: Trial
@@ -68,7 +68,7 @@ def report_rows(report: Report, component: str) -> tuple[ReportRow, ...]:
 
 
 def baseline_and_chosen(report: Report, component: str) -> tuple[ReportRow | None, ReportRow | None]:
-    """Return the rows of the baseline and of the choice; None where there is none."""
+    """Return the rows of the baseline and of the choice; None where the component has none."""
     rows = report_rows(report, component)
     return next((row for row in rows if row.baseline), None), next((row for row in rows if row.chosen), None)
 

@@ -28,8 +28,8 @@ GOAL_PHRASES: dict[Goal, str] = {
 
 
 def summary_component(report: Report) -> str | None:
-    """Return the component that the headline is about: the pipeline, or the only component; None where there are
-    several or none.
+    """Return the component that the headline is about: the pipeline, or the only component; None where the report has
+    several components or none.
     """
     names = [name for name in report_components(report) if any(trial.ratio for trial in report.trials_of(name))]
     return PIPELINE if PIPELINE in names else names[0] if len(names) == 1 else None
@@ -164,7 +164,7 @@ def _format_gain(goal: Goal, baseline: ReportRow | None, chosen: ReportRow) -> s
 
 
 def _describe_evaluated_with(report: Report) -> str:
-    """Name the components that whole pictures were measured with, where they are not the chosen ones."""
+    """Name the components that whole pictures were measured with, if others were chosen."""
     others = {name: key for name, key in report.evaluated_with.items() if report.chosen.get(name) != key}
     descriptions = [f"{printable(name)} on {report.trial(name, key).candidate.name}" for name, key in others.items()]
     if not descriptions:
@@ -174,7 +174,7 @@ def _describe_evaluated_with(report: Report) -> str:
 
 
 def _describe_fastest_rejected(component_rows: tuple[ReportRow, ...]) -> str:
-    """Name the fastest rejected candidate, where it is faster than the choice."""
+    """Name the fastest rejected candidate, if this candidate is faster than the choice."""
     chosen = next((row.speed for row in component_rows if row.chosen), None) or 1.0
     rejected = next(
         (row for row in component_rows if row.trial.status == "rejected" and (row.speed or 0) > chosen), None

@@ -11,7 +11,7 @@ from stillhouse.accelerate.views.formatting import format_psnr, format_speedup, 
 from stillhouse.accelerate.views.rows import ReportRow
 from stillhouse.measure import fidelity, image_metrics
 
-_LETTER, _LINE, _MARK_RADIUS, _MAX_LABEL = 7.6, 17, 10, 56  # label metrics: upper limits of common fonts
+_LETTER, _LINE, _MARK_RADIUS, _MAX_LABEL = 7.6, 17, 10, 56  # in SVG units; common fonts have smaller letters
 
 _Coordinate: TypeAlias = tuple[float, float]
 _Box: TypeAlias = tuple[float, float, float, float]
@@ -41,11 +41,11 @@ class TradeoffMark:
     Args:
         row: the trial's row.
         x, y: position.
-        low, high: x of the ends of its interval.
+        low, high: x of the ends of the speed-up's interval.
         family: index of its backend in `TradeoffPlot.backends`.
-        on_front: whether it is on the Pareto front of the accepted trials.
-        tooltip: all its values in one line.
-        label: its name, where it is labelled.
+        on_front: whether the trial is on the Pareto front of the accepted trials.
+        tooltip: all values of the trial in one line.
+        label: label with the trial's name; None where the mark has no label.
     """
 
     row: ReportRow

@@ -16,9 +16,9 @@ class Whisker:
     """X coordinates from 0 to WIDTH on a logarithmic scale shared by all rows of a table.
 
     Args:
-        baseline: of speed-up 1.
-        low, value, high: of the speed-up and its interval.
-        label, interval_label: both as text; no interval label where none was measured.
+        baseline: coordinate of speed-up 1.
+        low, value, high: coordinates of the speed-up and of the ends of its interval.
+        label, interval_label: speed-up and interval as text; the interval is empty where none was measured.
     """
 
     baseline: float
@@ -30,7 +30,7 @@ class Whisker:
 
 
 def build_whiskers(rows: Sequence[ReportRow]) -> tuple[Whisker | None, ...]:
-    """Return a whisker for each row; None where it was not timed."""
+    """Return a whisker for each row; None where the row was not timed."""
     ends = [_interval_ends(row) for row in rows]
     values = [math.log(value) for three in ends if three for value in three] + [0.0]
     low, high = min(values), max(values)

@@ -76,7 +76,7 @@ def _baseline_first(report: Report, component: str) -> list[ReportRow]:
 
 
 def _task_names(candidates: Sequence[Candidate]) -> list[str]:
-    """Return a unique name for each candidate, Auto-Acceleration's where it has one."""
+    """Return a unique name for each candidate: the name that Auto-Acceleration uses, where one exists."""
     has_several = len({candidate.component for candidate in candidates} - {PIPELINE}) > 1
     names: dict[str, None] = {}
     for candidate in candidates:

@@ -37,7 +37,7 @@ def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
 
     Args:
         x: float16, bfloat16 or float32 of any shape.
-        dtype: one of these.
+        dtype: float16, bfloat16 or float32.
 
     Raises:
         UnsupportedPrecision: another dtype.
@@ -58,7 +58,7 @@ def _(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def reference(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the same in plain torch."""
+    """Compute `cast` in plain torch."""
     return x.to(dtype)
 
 

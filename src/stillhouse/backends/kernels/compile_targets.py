@@ -1,4 +1,4 @@
-"""Compilation of the kernels for GPUs that are not here, by Triton's own assembler.
+"""Compilation of the kernels for GPUs that this machine does not have, by the assembler that Triton includes.
 
 `python -m stillhouse.backends.kernels.compile_targets 90` compiles every kernel for compute capability 9.0, without a
 GPU.
@@ -18,7 +18,7 @@ from stillhouse.backends.kernels.launch import INTERPRETED, CompileCase
 from stillhouse.errors import BackendFailed
 
 CAPABILITIES = (80, 90, 120)
-"""Ampere, Hopper, Blackwell."""
+"""Ten times the compute capabilities of Ampere, Hopper and Blackwell GPUs."""
 _WARP = 32
 KERNELS: Mapping[str, Callable[[], Iterator[CompileCase]]] = MappingProxyType(
     {
@@ -30,7 +30,7 @@ KERNELS: Mapping[str, Callable[[], Iterator[CompileCase]]] = MappingProxyType(
         "guided_step": guided_step.cases,
     }
 )
-"""The cases of every kernel, by its name."""
+"""Functions that return the cases to compile, by name of the kernel."""
 
 
 def compile_kernel(case: CompileCase, capability: int) -> bytes:
@@ -45,7 +45,7 @@ def compile_kernel(case: CompileCase, capability: int) -> bytes:
     """
     if INTERPRETED:
         raise BackendFailed("Triton interprets kernels in this process", fix="start one without TRITON_INTERPRET")
-    # torch aligns tensors to 16 bytes; with this hint, kernels read whole vectors.
+    # torch aligns tensors to 16 bytes. With this hint, kernels read vectors of several elements at once.
     aligned = {
         (place,): [["tt.divisibility", 16]]
         for place, name in enumerate(case.function.arg_names)

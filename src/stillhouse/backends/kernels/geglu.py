@@ -2,9 +2,9 @@
 
     out[r, c] = x[r, c] * gelu(x[r, D + c])
 
-GELU(x) is x times the normal cumulative distribution at x. In half precision that is computed by one exponential and a
-polynomial (Abramowitz and Stegun, 7.1.26), whose error of at most 7.5e-8 is far below the rounding error of 2.4e-4;
-otherwise a GPU would compute longer than it reads.
+GELU(x) is x times the normal cumulative distribution at x. For half precision the distribution is computed by one
+exponential and a polynomial (Abramowitz and Stegun, 7.1.26), whose error of at most 7.5e-8 is far below the rounding
+error of 2.4e-4. With the exact function, a GPU would spend more time computing than reading.
 
 Eager torch splits the projection, writes the GELU, and multiplies: 5 D elements a row where 3 D must move.
 
@@ -30,7 +30,7 @@ from stillhouse.backends.kernels.launch import (
 from stillhouse.errors import InvalidRequest
 
 _WIDE = 2**31
-"""Number of elements from which 32-bit indices overflow."""
+"""Smallest number of elements at which 32-bit indices overflow."""
 
 
 @autotune(["columns", "bucket"], BLOCK=(1024, 2048))
@@ -47,7 +47,7 @@ def _geglu(
     BLOCK: tl.constexpr,  # noqa: N803
 ):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    if WIDE:  # only then: a GPU divides 64-bit integers more slowly than it reads the elements
+    if WIDE:  # 64-bit indices only where needed: a GPU divides them more slowly than it reads the elements
         at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < count
     # A block may cross rows, so that no program has an unused tail where D is not a power of two.
@@ -67,7 +67,7 @@ def _geglu(
 @triton.jit
 def _normal_cdf(x):
     """The normal cumulative distribution at x, computed from the smaller tail, so that nothing cancels."""
-    t = 1.0 / (1.0 + 0.23164188911 * tl.abs(x))  # 0.3275911 of |x| / sqrt(2)
+    t = 1.0 / (1.0 + 0.23164188911 * tl.abs(x))  # the factor is 0.3275911 / sqrt(2)
     rest = 1.421413741 + t * (-1.453152027 + t * 1.061405429)
     tail = 0.5 * t * (0.254829592 + t * (-0.284496736 + t * rest)) * tl.exp(-0.5 * x * x)
     return tl.where(x < 0, tail, 1.0 - tail)
@@ -106,7 +106,7 @@ def _(x: Tensor, tanh: bool = False) -> Tensor:
 
 
 def reference(x: Tensor, tanh: bool = False) -> Tensor:
-    """Return the same in plain torch."""
+    """Compute `geglu` in plain torch."""
     value, gate = x.chunk(2, dim=-1)
     return value * torch.nn.functional.gelu(gate, approximate="tanh" if tanh else "none")
 

@@ -3,8 +3,8 @@
 A group is a strip of consecutive channels over all pixels: ten of 320 in Stable Diffusion. Its size decides how it is
 read:
 
-* A strip that one multiprocessor holds belongs to one program (`_normalize_strip`): in registers, where it is read
-  once, or in the L1 cache, from which it is read again. That is one launch.
+* A strip that fits into one multiprocessor is normalised by one program in one launch (`_normalize_strip`). It is read
+  once where registers hold it, and otherwise a second time from the L1 cache.
 * For larger strips, programs take tiles of some pixels and of as many whole groups as fit into the lanes, and read
   whole cache lines; one group at a time would use twenty bytes of every 640:
 
@@ -38,9 +38,9 @@ _MAX_HELD_ELEMENTS = 32768
 _CACHE_BYTES, _CACHE_LINE_BYTES = 192 << 10, 128
 """Bytes of one multiprocessor's L1 cache, and of one of its lines. Each pixel of a strip takes one line or more."""
 _STRIP_ELEMENTS = 8192
-"""Elements of a strip that are read at a time where it is not held."""
+"""Elements that are read at a time of a strip that registers cannot hold."""
 _FEWEST_WARPS, _MOST_WARPS, _WARP_ELEMENTS = 4, 32, 512
-"""Warps of the program that reads a strip, and elements of each warp."""
+"""Limits of the number of warps of the program that reads a strip, and elements of each warp."""
 _PARTS, _MOST_PARTS = 64, 512
 """Largest number of parts of a picture's pixels: where every program of the last pass reads all moments, and where they
 are joined first."""
@@ -55,13 +55,13 @@ _PROGRAMS, _MOST_PROGRAMS = 256, 528
 are joined first. More would read more moments than pixels."""
 _LANES = 128
 _JOINED_GROUPS = 8
-"""Groups whose moments one program joins: their bytes are one read."""
+"""Groups whose moments one program joins; a GPU loads their bytes in one read."""
 
 
 def _prune_configs(configs: Sequence[Any], named_args: Mapping[str, Any], **constants: Any) -> Sequence[Any]:
     """Return the configuration with sixteen elements for a thread, or the nearest one.
 
-    Measuring the fastest would change the order of additions, and a picture, from one process to the next.
+    The fastest configuration may differ between processes, and with it the order of additions and the picture.
     """
     arguments = {**named_args, **constants}
     warps = min(_MOST_WARPS, max(_FEWEST_WARPS, arguments["ROWS"] * arguments["WIDE"] // _WARP_ELEMENTS))
@@ -209,7 +209,7 @@ def _normalize_tiles(
     channel = tl.program_id(1) * used + lane
     lane_mask = (lane < used) & (channel < channels)
 
-    # The first tile and the weights are loaded while the moments are; most programs have no other tile.
+    # The first tile and the weights are loaded together with the moments. Most programs have only this tile.
     begin = program % tiles * tile_pixels
     end = tl.minimum(begin + tile_pixels, pixels)
     row = begin + tl.arange(0, ROWS)
@@ -240,7 +240,7 @@ def _normalize_tiles(
 
 @triton.jit
 def _channel_moments(x, base, begin, end, channel, lane_mask, channels, LANES: tl.constexpr, ROWS: tl.constexpr):  # noqa: N803
-    """Mean of each channel over the pixels from begin to end, and sum of squares around it."""
+    """Return the mean of each channel over the pixels from begin to end, and the sum of squares around the mean."""
     origin = tl.load(x + (base + begin) * channels + channel, mask=lane_mask, other=0.0).to(tl.float32)
     total = tl.zeros((ROWS, LANES), tl.float32)
     square = tl.zeros((ROWS, LANES), tl.float32)
@@ -271,7 +271,7 @@ def _combine_parts(
     group: tl.constexpr,
     PARTS: tl.constexpr,  # noqa: N803
 ):
-    """Mean of some groups over all parts, and sum of squares around it."""
+    """Return the mean of some groups over all parts, and the sum of squares around the mean."""
     part = tl.arange(0, PARTS)
     count = tl.minimum(tl.maximum(pixels - part * part_pixels, 0), part_pixels).to(tl.float32)
     count = tl.where(part < parts, count, 0.0)[:, None]
@@ -324,7 +324,7 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float,
     Args:
         x: float16, bfloat16 or float32, [B, C, h, w]; copied where it is not channels last.
         weight, bias: [C].
-        groups: of the channels.
+        groups: number of groups of channels.
         eps: added to the variance.
         silu: whether SiLU follows.
 
@@ -342,7 +342,7 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float,
 
 
 ReadStrategy: TypeAlias = Literal["held", "cached", "parts"]
-"""How a strip is read: once, into registers; twice, by one program; or in parts, by many."""
+"""How a strip is read. "held": once, into registers. "cached": twice, by one program. "parts": by many programs."""
 
 
 def read_strategy(x: Tensor, groups: int) -> ReadStrategy:
@@ -362,7 +362,7 @@ def read_strategy(x: Tensor, groups: int) -> ReadStrategy:
 def launch_group_norm(
     x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool, strategy: ReadStrategy
 ) -> Tensor:
-    """Run `group_norm` by its kernels, with this strategy."""
+    """Compute `group_norm` by the kernels of this strategy."""
     out = torch.empty_like(x)
     if not x.numel():
         return out
@@ -427,7 +427,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bo
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool = False) -> Tensor:
-    """Return the same in plain torch."""
+    """Compute `group_norm` in plain torch."""
     normalised = torch.nn.functional.group_norm(x, groups, weight, bias, eps)
     shaped = torch.nn.functional.silu(normalised) if silu else normalised
     return shaped.contiguous(memory_format=torch.channels_last)
@@ -443,10 +443,10 @@ class ChannelLayout:
     """The assignment of channels to lanes.
 
     Args:
-        lanes: of one program, a power of two.
+        lanes: number of lanes of one program, a power of two.
         used: lanes that hold channels: as many whole groups as fit.
-        groups: of these channels, rounded up to a power of two.
-        blocks: programs for all channels.
+        groups: number of groups in the used lanes, rounded up to a power of two.
+        blocks: number of programs for all channels.
     """
 
     lanes: int
@@ -484,7 +484,7 @@ def cases() -> Iterator[CompileCase]:
                 types = {**tensors, **moment_types, **of_parts, "tiles": "i32", "tile_pixels": "i32", "eps": "fp32"}
                 label = f"group_norm {name} {channels}{' silu' if silu else ''}"
                 yield from compile_cases(_normalize_tiles, label, types, constants)
-            # After `_join_moments` there is one part, which is a constant for Triton.
+            # After `_join_moments` the number of parts is 1, and Triton compiles an argument of 1 as a constant.
             constants = {**moments, "SILU": True, "PARTS": 1, "parts": 1}
             types = {argument: kind for argument, kind in types.items() if argument != "parts"}
             yield from compile_cases(_normalize_tiles, f"group_norm {name} {channels} of one part", types, constants)

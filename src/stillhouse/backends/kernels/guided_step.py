@@ -1,16 +1,16 @@
 """A step of a sampler in one pass: guidance, the denoised picture, extrapolation, and the step.
 
-Of the network's outputs of a picture's branches, the base b first, and of its latents z:
+From the network's outputs for a picture's branches (the base branch is b) and the picture's latents z:
 
     guided   = b + sum of weight * (branch - b)                   see `diffusion.guidance`
     denoised = of_z * z + of_output * guided                      see `diffusion.prediction`
     x0       = denoised + extrapolation * (denoised - previous)   DPM-Solver++ 2M; extrapolation is 0 elsewhere
     stepped  = z_weight * z + x0_weight * x0                      see `diffusion.samplers`
 
-Eager torch reads and writes a picture a dozen times for it.
+Eager torch reads and writes a picture a dozen times for one step.
 
-Bytes that must move: the rows and z read, the stepped picture and the denoised one written; where the last denoised
-picture counts, that read as well.
+Bytes that must move: the rows and z are read, the stepped and the denoised picture are written. Where the sampler
+extrapolates, the previous denoised picture is read as well.
 """
 
 from collections.abc import Iterator
@@ -48,7 +48,7 @@ def _guided_step(
     picture = tl.program_id(1).to(tl.int64)
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
-    # Addresses first, then loads that depend on nothing, so that all of them are under way at once.
+    # Addresses are computed before the loads, so that no load waits for another one.
     base_row = 2 * picture if PAIRED else tl.load(rows + (1 + TERMS) * picture).to(tl.int64)
     table = weights + (5 + TERMS) * picture
     here = tl.load(z + picture * size + at, mask=inside, other=0.0).to(tl.float32)
@@ -59,8 +59,8 @@ def _guided_step(
     x0_weight = tl.load(table + 4)
     base = tl.load(output + base_row * size + at, mask=inside, other=0.0).to(tl.float32)
     guided = base
-    # Fused multiply-adds are explicit: a compiler may fuse in one variant and not in the other, and a picture must not
-    # depend on its batch. A difference that a picture does not have is skipped and not added as zero.
+    # Fused multiply-adds are explicit, since a compiler may fuse in one variant of the kernel and not in another, and a
+    # picture must not depend on its batch. A difference that a picture does not have is skipped, not added as zero.
     for term in tl.static_range(TERMS):
         row = base_row + 1 if PAIRED else tl.load(rows + (1 + TERMS) * picture + 1 + term).to(tl.int64)
         weight = tl.load(table + 5 + term)
@@ -84,14 +84,15 @@ def guided_step(
 
     Args:
         z: latents, float16, bfloat16 or float32, [P, C, h, w].
-        output: of the network, [R, C, h, w].
+        output: output of the network, [R, C, h, w].
         rows: int32 [P, 1 + T]: of each picture the base branch's row, then one for each difference. A picture that has
             fewer differences repeats its base, with weight 0. None: every picture has two rows, one behind the other.
         weights: float32 [P, 5 + T], see `STEP_WEIGHTS`, then the weight of each difference.
-        previous: the denoised pictures of the evaluation before, as z; None where none counts.
+        previous: the denoised pictures of the evaluation before, with the shape of z; None where the sampler does not
+            use them.
 
     Returns:
-        the stepped pictures and the denoised ones, as z.
+        The stepped pictures and the denoised pictures, both with shape and dtype of z.
 
     Raises:
         InvalidRequest: shapes that do not fit each other.
@@ -126,7 +127,7 @@ def _(
 def reference(
     z: Tensor, output: Tensor, rows: Tensor | None, weights: Tensor, previous: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Compute the same in plain torch."""
+    """Compute `guided_step` in plain torch."""
     columns = [column.view(-1, 1, 1, 1) for column in weights.to(z).unbind(1)]
     of_z, of_output, extrapolation, z_weight, x0_weight = columns[: len(STEP_WEIGHTS)]
     places = (slice(0, None, 2), slice(1, None, 2)) if rows is None else [row.long() for row in rows.unbind(1)]
@@ -141,7 +142,7 @@ def reference(
 
 
 def bytes_moved(z: Tensor, output: Tensor, previous: Tensor | None = None) -> int:
-    """Return the bytes that must move; see the head of this file."""
+    """Return the bytes that must move, see the module docstring."""
     pictures = 3 if previous is None else 4
     return pictures * z.numel() * z.element_size() + output.numel() * output.element_size()
 

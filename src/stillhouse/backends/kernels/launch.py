@@ -13,7 +13,7 @@ from torch import Tensor
 from stillhouse.backends.torch_device import GPU_LOCK
 from stillhouse.errors import UnsupportedPrecision
 
-# Fused multiply-add, the default until Triton 3.9, which warns where the variable is unset.
+# 1 allows fused multiply-adds. This is the default until Triton 3.9, which warns where the variable is not set.
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether Triton interprets kernels in Python on the CPU, as set when this process started."""
@@ -21,7 +21,8 @@ DTYPES: Mapping[torch.dtype, str] = {torch.float32: "fp32", torch.float16: "fp16
 """Accepted dtypes with Triton's names. All kernels compute in float32."""
 
 _WARM_UP, _REPEATED = 2, 8
-"""Milliseconds of tuning for each configuration: kernels take about ten microseconds, and a U-Net has 100 shapes."""
+"""Milliseconds of warm-up and of measurement for each configuration. Short times suffice, since a kernel takes about
+ten microseconds, and long times would add up, since a U-Net has 100 shapes."""
 
 Grid: TypeAlias = Callable[[Mapping[str, Any]], tuple[int, ...]]
 
@@ -50,8 +51,8 @@ def compile_cases(
 ) -> Iterator[CompileCase]:
     """Iterate over the configurations of an autotuned kernel for these constants.
 
-    For half precision these are all that are tuned; for other dtypes, which differ only in how they are read and
-    written, the first.
+    For float16 these are all configurations that are tuned. For other dtypes, which differ only in how elements are
+    read and written, this is the first configuration.
 
     Args:
         kernel: made by `autotune`.

@@ -1,4 +1,4 @@
-"""LayerNorm (arXiv 1607.06450) over the last axis, and with the residual sum before it.
+"""LayerNorm (arXiv 1607.06450) over the last axis, alone or together with the residual sum before it.
 
     out = (s - mean(s)) / sqrt(var(s) + eps) * weight + bias,   s = x, or x + residual
 
@@ -8,7 +8,8 @@ norm.
 The number of rows of a program is tuned for each number of rows of the input. Sums are then added in another order, and
 the last bit of a norm may depend on the size of the batch.
 
-Bytes that must move: x read once and the norm written once; with a residual, that read and the sum written as well.
+Bytes that must move: x read once and the norm written once. With a residual, also the residual read and the sum
+written.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from stillhouse.backends.kernels.launch import DTYPES, CompileCase, autotune, co
 from stillhouse.errors import InvalidRequest
 
 _FEWEST, _MOST = 1024, 4096
-"""Elements of a program."""
+"""Smallest and largest number of elements of a program."""
 
 
 def _prune_configs(configs: Sequence[Any], named_args: Mapping[str, Any], **constants: Any) -> Sequence[Any]:
@@ -57,7 +58,7 @@ def _layer_norm(
     lane_mask = column < columns
     inside = (row < rows)[:, None] & lane_mask[None, :]
     at = row.to(tl.int64)[:, None] * columns + column[None, :]
-    # All loads are issued before the first sum, which synchronises the lanes.
+    # All loads come before the first sum, since a sum makes all lanes wait.
     value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
     gain = tl.load(weight + column, mask=lane_mask, other=0.0).to(tl.float32)
     shift = tl.load(bias + column, mask=lane_mask, other=0.0).to(tl.float32)

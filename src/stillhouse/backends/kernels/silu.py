@@ -57,7 +57,7 @@ def _(x: Tensor) -> Tensor:
 
 
 def reference(x: Tensor) -> Tensor:
-    """Return the same in plain torch."""
+    """Compute `silu` in plain torch."""
     return torch.nn.functional.silu(x)
 
 

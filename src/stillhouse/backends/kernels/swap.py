@@ -5,10 +5,10 @@ attention processor and its SiLU. Checkpoints, adapters and `state_dict` work as
 
     GEGLU                   the projection, then one pass
     ResnetBlock2D           GroupNorm and SiLU in one pass, twice
-    GroupNorm elsewhere     one pass, with SiLU where it follows the network's last norm
+    GroupNorm elsewhere     one pass; for the network's last norm with the SiLU after it
     BasicTransformerBlock   each LayerNorm with the sum before it
     Transformer2DModel      its pictures stay channels last
-    Attention               by the same kernel, without diffusers' division by 1
+    Attention               the same attention kernel, without diffusers' division by 1
 """
 
 from collections.abc import Iterator
@@ -30,11 +30,11 @@ from stillhouse.backends.kernels.silu import silu
 from stillhouse.backends.torch_attention import KernelAttnProcessor, is_plain_attention
 
 _PLAIN = (AttnProcessor2_0, FusedAttnProcessor2_0)
-"""diffusers' processors that use the kernel that torch prefers."""
+"""Attention processors of diffusers that call the kernel that torch prefers."""
 
 
 class FusedGroupNorm(nn.GroupNorm):
-    """GroupNorm in one pass; of [B, C, h, w], channels last."""
+    """GroupNorm of [B, C, h, w], channels last, in one pass."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """Return the norm."""
@@ -129,9 +129,9 @@ class ModuleSwap:
 
 
 def swap_modules(network: nn.Module) -> ModuleSwap:
-    """Replace all modules of a network that the kernels can compute. It must be used without gradients then.
+    """Replace all modules of a network that the kernels can compute. The network then cannot compute gradients.
 
-    The network should be channels last: others are copied at each GroupNorm.
+    The network should be channels last, since each GroupNorm copies a picture in another memory format.
 
     >>> swapped = swap_modules(unet)  # doctest: +SKIP
     >>> swapped.undo()  # doctest: +SKIP

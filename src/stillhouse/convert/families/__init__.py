@@ -1,7 +1,7 @@
 """Conversion of model families: how their checkpoints become pipeline directories; needs the extra `train`.
 
-A family is one value that implements `base.ConversionFamily`. Its run time is the family of the same name in
-`stillhouse.pipelines.families`.
+A family is one object that implements `base.ConversionFamily`. The family of the same name in
+`stillhouse.pipelines.families` runs the converted pipelines.
 """
 
 from importlib.metadata import entry_points
@@ -17,7 +17,7 @@ _FAMILIES: dict[str, ConversionFamily] = {}
 
 
 def register_conversion(family: ConversionFamily) -> None:
-    """Add a family, which from now on converts checkpoints of its pipeline classes."""
+    """Register a family for the pipeline classes that it names."""
     _FAMILIES.update(dict.fromkeys(family.pipelines, family))
 
 
@@ -25,7 +25,7 @@ def find_conversion(pipeline: str) -> ConversionFamily:
     """Return the family that converts checkpoints of a pipeline class, `_class_name` in model_index.json.
 
     Raises:
-        ImportFailed: no family of this package or of an installed one does.
+        ImportFailed: no family of this package or of an installed package converts this pipeline class.
     """
     if pipeline not in _FAMILIES:
         for point in entry_points(group=ENTRY_POINTS, name=pipeline):

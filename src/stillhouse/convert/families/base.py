@@ -1,4 +1,4 @@
-"""What the importer asks of a model family: which networks a checkpoint has, and how they become graphs."""
+"""Interface of model families to the importer: which networks a checkpoint has, and how they become graphs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ class SourceNetwork:
 
     Args:
         folder: sub-directory, and the network's name in model_index.json.
-        role: under which LoRA files change this network.
-        classes: of which the network may be, each with `from_pretrained` and `save_pretrained`.
+        role: role by which LoRA files name this network.
+        classes: allowed classes of the network, each with `from_pretrained` and `save_pretrained`.
     """
 
     folder: str
@@ -30,8 +30,8 @@ class ConvertedTokenizers:
     """Tokenizers of a pipeline directory.
 
     Args:
-        folders: sub-directory of each, by role of the text encoder.
-        tokens: length of a text in the examples that the networks are traced with.
+        folders: sub-directory of each tokenizer, by role of the text encoder.
+        tokens: length in tokens of the example text that the networks are traced with.
     """
 
     folders: Mapping[str, str]
@@ -53,7 +53,7 @@ class ConversionFamily(Protocol):
     """A kind of checkpoint that can be converted to a pipeline directory."""
 
     name: str
-    """Of the family at run time, see `pipelines.families`."""
+    """Name of the family in `pipelines.families` that runs the converted pipelines."""
     pipelines: tuple[str, ...]
     """Class names of the diffusers pipelines whose checkpoints this family converts."""
 
@@ -78,17 +78,17 @@ class ConversionFamily(Protocol):
         """Write every tokenizer into `stage`, with tokenizer.json and tokenizer_config.json.
 
         Raises:
-            ImportFailed: a tokenizer is incomplete, or not that of its text encoder.
+            ImportFailed: a tokenizer is incomplete, or does not fit its text encoder.
         """
 
     def graphs(self, source: Source, folder: str, network: Any, tokens: int) -> Sequence[GraphExport]:
-        """Return the graphs to export of a network.
+        """Return the graphs to export from a network.
 
         Args:
             source: the checkpoint.
-            folder: of the network, as in `networks`.
+            folder: `SourceNetwork.folder` of the network.
             network: the open network.
-            tokens: as in `ConvertedTokenizers`.
+            tokens: `ConvertedTokenizers.tokens` of the pipeline.
         """
 
     def index(self, source: Source) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ from stillhouse.pipelines.roles import TEXT_ENCODERS
 
 
 class StableDiffusionXLConversion(StableDiffusionConversion):
-    """Stable Diffusion with a second text encoder, whose pooled output the U-Net takes with the picture's size."""
+    """Stable Diffusion with a second text encoder; the U-Net also takes its pooled output and the picture's size."""
 
     name = "stable-diffusion-xl"
     pipelines: tuple[str, ...] = (

@@ -1,4 +1,4 @@
-"""Conversion of Stable Diffusion 1.x, 2.x and their inpainting kinds, and of latent consistency models of them."""
+"""Conversion of Stable Diffusion 1.x and 2.x, their inpainting models, and their latent consistency models."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,11 +22,13 @@ TOKENIZER_CLASSES = ("CLIPTokenizer", "CLIPTokenizerFast")
 IGNORED_COMPONENTS = ("safety_checker", "feature_extractor", "image_encoder")
 """Components that are not imported, because they check or describe pictures and generate none."""
 CLIP_PREFIX = "text_model."
-"""Of CLIP's weights in some files; transformers 5 leaves it out."""
+"""Prefix of the names of CLIP's weights in some files; transformers 5 leaves the prefix out."""
 
 _STEPS, _LCM_STEPS = 50, 4
 _LCM_GUIDANCE = 8.5
-"""Of a latent consistency model that takes the guidance scale as an input; diffusers' defaults, as all of these."""
+"""Default guidance scale of a latent consistency model that takes the scale as an input.
+
+This default and the default steps above are diffusers' defaults."""
 
 
 class StableDiffusionConversion:
@@ -40,13 +42,13 @@ class StableDiffusionConversion:
         "LatentConsistencyModelPipeline",
     )
     text_encoders: Mapping[str, type[Any]] = {TEXT_ENCODERS[0]: transformers.CLIPTextModel}
-    """Class of each text encoder by role, which is also its sub-directory."""
+    """Class of each text encoder, by role; the role is also the name of the sub-directory."""
     uses_penultimate_states = False
-    """Whether the denoiser takes the states before the last layer of its text encoders."""
+    """Whether the denoiser takes its text encoders' hidden states before the last layer."""
     addition_embed_type: str | None = None
-    """Setting of the U-Net that this family has."""
+    """Value of the U-Net's setting of the same name in every checkpoint of this family."""
     steps_offset: int | None = 1
-    """Of leading spacing, whatever the scheduler's configuration says; None: as configured."""
+    """Offset of leading spacing, which overrides the scheduler's configuration; None: use the configuration."""
     guidance = 7.5
 
     def networks(self, source: Source) -> Sequence[SourceNetwork]:
@@ -68,7 +70,7 @@ class StableDiffusionConversion:
             raise ImportFailed("the vae normalises its latents by channel", allowed="one scaling_factor")
 
     def manifest_parts(self, source: Source) -> ManifestParts:
-        """Return the manifest's parts out of the configurations of U-Net, autoencoder and scheduler."""
+        """Return the manifest's parts from the configurations of the U-Net, the autoencoder and the scheduler."""
         unet, vae = source.config(DENOISER_FOLDER), source.config(AUTOENCODER_FOLDER)
         config = read_sampling_config(
             source.config("scheduler", "scheduler_config.json"),
@@ -94,7 +96,7 @@ class StableDiffusionConversion:
         )
 
     def convert_tokenizers(self, source: Source, stage: Path) -> ConvertedTokenizers:
-        """Write CLIP's tokenizers; all make the same number of tokens of a text."""
+        """Write CLIP's tokenizers, and check that all of them pad a text to the same number of tokens."""
         lengths = {_convert_tokenizer(source, role, stage) for role in self.text_encoders}
         if len(lengths) > 1:
             raise ImportFailed(f"the tokenizers make {lengths} tokens of a text", allowed="the same number for all")
@@ -109,7 +111,7 @@ class StableDiffusionConversion:
         return (text_encoder_graph(network, folder, tokens, penultimate=self.uses_penultimate_states),)
 
     def index(self, source: Source) -> Mapping[str, Any]:
-        """Return the source's index without the components that are not imported."""
+        """Return the source's model_index.json without `IGNORED_COMPONENTS`."""
         index = {**source.index, **{name: [None, None] for name in IGNORED_COMPONENTS if name in source.index}}
         return {**index, "requires_safety_checker": False} if "safety_checker" in index else index
 
@@ -172,9 +174,10 @@ def text_encoder_graph(encoder: Any, role: str, tokens: int, *, penultimate: boo
 
     Args:
         encoder: the module.
-        role: of the text encoder.
-        tokens: length of a text.
-        penultimate: the states are those before the last layer, without the final norm, as in XL.
+        role: role of the text encoder.
+        tokens: length of a text in tokens.
+        penultimate: True: the graph returns the hidden states before the last layer, without the final norm, as SDXL
+            needs them.
     """
     inputs = {"input_ids": (torch.zeros(2, tokens, dtype=torch.int64), ROWS)}
     outputs = {"last_hidden_state": ROWS}
@@ -187,7 +190,7 @@ def text_encoder_graph(encoder: Any, role: str, tokens: int, *, penultimate: boo
 def autoencoder_graphs(vae: Any) -> tuple[GraphExport, GraphExport]:
     """Return the graphs of an AutoencoderKL's encoder and decoder.
 
-    The encoder's outputs are mean and standard deviation of the latents. Latents are not normalised in these graphs.
+    The encoder's outputs are the mean and the standard deviation of the latents. The graphs do not scale latents.
     """
     config = vae.config
     size = 2 ** (len(config.block_out_channels) - 1)
@@ -200,23 +203,23 @@ def autoencoder_graphs(vae: Any) -> tuple[GraphExport, GraphExport]:
 
 
 def export_unet(unet: Any, graph: Path, weights: Path, tokens: int) -> None:
-    """Write the graph of a UNet2DConditionModel that takes `tokens` text states; drops the module's weights."""
+    """Write the graph of a UNet2DConditionModel that takes `tokens` text states, and drop the module's weights."""
     export_graph(unet_graph(unet, tokens), graph, weights)
 
 
 def export_text_encoder(encoder: Any, graph: Path, weights: Path, tokens: int, *, penultimate: bool) -> None:
-    """Write the graph of `text_encoder_graph`; drops the module's weights."""
+    """Write the graph of `text_encoder_graph`, and drop the module's weights."""
     export_graph(text_encoder_graph(encoder, TEXT_ENCODERS[0], tokens, penultimate=penultimate), graph, weights)
 
 
 def export_vae(vae: Any, encoder: Path, decoder: Path, weights: Path) -> None:
-    """Write the graphs of an AutoencoderKL's encoder and decoder; drops the module's weights."""
+    """Write the graphs of an AutoencoderKL's encoder and decoder, and drop the module's weights."""
     for graph, path in zip(autoencoder_graphs(vae), (encoder, decoder), strict=True):
         export_graph(graph, path, weights)
 
 
 def _convert_tokenizer(source: Source, role: str, stage: Path) -> int:
-    """Write CLIP's tokenizer of a text encoder with its tokenizer.json; return the length of a text in tokens."""
+    """Write the CLIP tokenizer of a text encoder, with tokenizer.json; return the length of a text in tokens."""
     folder = source.directory / tokenizer_folder(role)
     if not ((folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file()):
         raise ImportFailed(f"{folder} has no vocabulary", allowed="tokenizer.json, or vocab.json with merges.txt")

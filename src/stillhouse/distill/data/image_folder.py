@@ -13,7 +13,7 @@ from stillhouse.images.png import read_picture
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 METADATA_FILES = ("metadata.jsonl", "captions.jsonl")
-"""JSON lines: an object with `file_name`, and `text` or `caption`, on each."""
+"""Names of caption files in JSON lines: each line is an object with `file_name`, and `text` or `caption`."""
 _CAPTION_KEYS = ("text", "caption", "prompt")
 
 
@@ -28,7 +28,7 @@ class CaptionedImage:
 
 @dataclass(frozen=True, slots=True)
 class SkippedImage:
-    """A picture that cannot be used, and the reason."""
+    """Path of a picture that cannot be used, and the reason."""
 
     name: str
     reason: str
@@ -37,8 +37,8 @@ class SkippedImage:
 def read_image_folder(folder: Path) -> Iterator[CaptionedImage | SkippedImage]:
     """Yield the pictures of a folder and its subfolders in the order of their paths.
 
-    The caption of NAME.png is the content of NAME.txt, or a line of one of `METADATA_FILES` in the same directory. In a
-    tar file it is KEY.txt, or `text` or `caption` in KEY.json.
+    The caption of NAME.png is the content of NAME.txt, or a line of one of `METADATA_FILES` in the same directory. The
+    caption of KEY.png in a tar file is the content of KEY.txt, or `text` or `caption` in KEY.json.
 
     Raises:
         InvalidRequest: the folder does not exist or has no pictures, or a metadata file is not JSON lines.
@@ -65,7 +65,7 @@ def read_image_folder(folder: Path) -> Iterator[CaptionedImage | SkippedImage]:
 
 
 def count_images(folder: Path) -> int | None:
-    """Return the number of picture files in a folder; None where it has tar files, which would have to be read."""
+    """Return the number of picture files in a folder, or None where counting would have to read tar files."""
     suffixes = [path.suffix.lower() for path in folder.rglob("*") if path.is_file()]
     return None if ".tar" in suffixes else sum(suffix in IMAGE_SUFFIXES for suffix in suffixes)
 
@@ -85,7 +85,10 @@ def _read_metadata(path: Path) -> Mapping[str, str]:
 
 
 def _read_tar(path: Path, name: str) -> Iterator[CaptionedImage | SkippedImage]:
-    """Yield the pictures of a tar file, whose members of one key are adjacent; report a truncated file at its end."""
+    """Yield the pictures of a tar file whose members with the same key are adjacent.
+
+    Of a truncated file, yield the readable pictures and one `SkippedImage` for the file.
+    """
     group: dict[str, bytes] = {}
     key = ""
     try:

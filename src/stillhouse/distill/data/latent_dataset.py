@@ -1,7 +1,7 @@
 """Datasets of clean latents with the text inputs of their captions.
 
-Pictures and captions are encoded once by the pipeline and cached in files. This saves two fifths of the time of an
-update for a small model, and the memory of the autoencoder for a large one.
+The pipeline encodes pictures and captions once, and the results are cached in files. This saves two fifths of the time
+of a training update for a small model, and the memory of the autoencoder for a large model.
 """
 
 from collections.abc import Iterable, Mapping
@@ -25,7 +25,7 @@ _GUIDANCE_INPUT = "timestep_cond"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LatentBatch:
-    """Clean scaled latents, float32 [B, C, h, w], and the text inputs of one caption each."""
+    """Clean scaled latents, float32 [B, C, h, w], and the text inputs of one caption for each of them."""
 
     latents: Tensor
     cond: DenoiserInputs
@@ -35,7 +35,7 @@ class LatentDataset(Protocol):
     """Source of training batches."""
 
     def batch(self, rng: np.random.Generator, count: int) -> LatentBatch:
-        """Return `count` random samples, decided by the generator alone."""
+        """Return `count` random samples; the same state of the generator gives the same samples."""
 
     def negative_inputs(self, count: int) -> DenoiserInputs:
         """Return the text inputs of the negative prompt, `count` rows."""
@@ -47,7 +47,7 @@ class CachedLatents:
 
     Args:
         latents: float16 [samples, C, h, w].
-        caption_rows: int64 [samples, captions of a sample]: rows of `text_inputs`; padded with the first.
+        caption_rows: int64 [samples, captions of a sample]: rows of `text_inputs`; padded with the first row.
         text_inputs: denoiser inputs of the distinct captions, by name, float16 [captions, ...].
         uncond: denoiser inputs of the negative prompt, by name, one row.
     """
@@ -114,7 +114,7 @@ def encode_samples(pipeline: Pipeline, samples: Iterable[LatentSample]) -> dict[
 
 def encode_caption(pipeline: Pipeline, text: str) -> DenoiserInputs:
     """Return the denoiser inputs of a caption, float16, without the guidance embedding."""
-    unguided = None if pipeline.manifest.distilled else 1.0  # a distilled teacher may refuse a scale of 1
+    unguided = None if pipeline.manifest.distilled else 1.0  # a distilled teacher may refuse scale 1
     trajectory = pipeline.start(ImageRequest(text, guidance=unguided))
     return inputs_to_f16(inputs_to_numpy(pipeline, trajectory.branches[CONDITIONAL].inputs))
 

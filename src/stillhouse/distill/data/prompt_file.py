@@ -1,4 +1,4 @@
-"""Files of prompts."""
+"""Reading of text files that hold prompts."""
 
 from pathlib import Path
 

@@ -32,9 +32,9 @@ def shapes_samples(
     Args:
         pipeline: encodes the pictures.
         count: number of scenes.
-        seed: of scenes and captions.
-        start: number of scenes to skip; they were encoded before.
-        captions: captions of each scene, at most.
+        seed: decides scenes and captions.
+        start: number of scenes to skip, because an earlier run has encoded them.
+        captions: maximum number of captions of each scene.
     """
     rng = np.random.default_rng((seed, 1))
     number = 0
@@ -54,10 +54,10 @@ def folder_samples(
 
     Args:
         pipeline: encodes the pictures.
-        path: of the folder; see `read_image_folder`.
+        path: the folder; see `read_image_folder`.
         count: maximum number of pictures.
         on_skipped: receives each picture that cannot be used.
-        start: number of pictures to skip; they were encoded before.
+        start: number of pictures to skip, because an earlier run has encoded them.
 
     Raises:
         InvalidRequest: the folder does not exist or has no pictures.
@@ -84,10 +84,10 @@ def generated_samples(
 
     Args:
         pipeline: the teacher.
-        prompts: used in turn.
+        prompts: prompts, used in turn.
         count: number of samples.
-        seed: of the first sample; sample n has seed + n.
-        start: number of samples to skip; they were generated before.
+        seed: seed of the first sample; sample n has the seed `seed` + n.
+        start: number of samples to skip, because an earlier run has generated them.
     """
     for first in range(start, count, _BATCH):
         numbers = range(first, min(first + _BATCH, count))
@@ -100,7 +100,7 @@ def generated_samples(
 
 
 def resize_and_crop(picture: Picture, width: int, height: int) -> Picture:
-    """Crop the largest centred part of an aspect ratio and resize it; uint8 [height, width, 3].
+    """Crop the largest centred part with the aspect ratio width / height, and resize it to uint8 [height, width, 3].
 
     >>> resize_and_crop(np.zeros((10, 40, 3), np.uint8), 8, 8).shape
     (8, 8, 3)

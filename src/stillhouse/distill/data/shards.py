@@ -14,7 +14,7 @@ from stillhouse.fit.checkpoint import write_atomically
 Sample = TypeVar("Sample")
 
 SHARD_SIZE = 512
-"""Samples of one file."""
+"""Number of samples in one file."""
 _COMPLETE = "complete"
 """Name of the file that marks a complete dataset."""
 _POLL_SECONDS = 0.5
@@ -31,11 +31,11 @@ def write_shards(
     """Write the missing shards of a dataset.
 
     Args:
-        samples: returns the samples from a number on.
+        samples: maps a number n to the samples from sample n on.
         encode: converts samples into a shard for `torch.save`; its `latents` have one row for each sample.
-        folder: of the shards; it is created.
+        folder: folder of the shards, created where it does not exist.
         progress: receives the number of samples done.
-        deadline: in seconds of `time.monotonic`; no sample is drawn after it. None: no limit.
+        deadline: time of `time.monotonic` in seconds after which no sample is drawn; None: no limit.
 
     Returns:
         whether the dataset is complete.

@@ -1,4 +1,4 @@
-"""Training data that the settings name: captioned pictures, or captions alone."""
+"""Training data that the settings choose: captioned pictures, or captions alone."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ from stillhouse.shapes.caption import random_training_caption
 
 
 def dataset_key(manifest: Manifest, settings: DistillSettings) -> str:
-    """Return a hash of the teacher and the data, which names the cache folder."""
+    """Return a hash of the teacher and the data, which is part of the cache folder's name."""
     parts = [files_checksum(manifest), _data_description(settings), settings.samples, settings.seed]
     if settings.method == TRAJECTORIES:  # trajectories are stored at the first student's levels
         parts += [*settings.guidance, *settings.step_counts[:2], settings.task]
@@ -31,7 +31,7 @@ def dataset_key(manifest: Manifest, settings: DistillSettings) -> str:
 def open_samples(
     pipeline: Pipeline, settings: DistillSettings, on_skipped: Callable[[SkippedImage], None]
 ) -> Callable[[int], Iterable[LatentSample]]:
-    """Return a function from a number to the samples from that number on.
+    """Return a function that maps a number n to the samples from sample n on.
 
     Raises:
         InvalidRequest: the settings name neither data nor prompts.
@@ -47,7 +47,7 @@ def open_samples(
 
 
 def expected_samples(settings: DistillSettings) -> int:
-    """Return the expected number of samples, for progress reports; pictures in tar files are not counted."""
+    """Return the expected number of samples, for progress reports; `settings.samples` where tar files hold pictures."""
     if settings.method == TRAJECTORIES or settings.data in EMBEDDED or settings.data == TEACHER:
         return settings.samples
     return min(settings.samples, count_images(Path(settings.data)) or settings.samples)
@@ -83,7 +83,7 @@ def _folder_captions(folder: Path, on_skipped: Callable[[SkippedImage], None]) -
 
 
 def _data_description(settings: DistillSettings) -> Any:
-    """Return a JSON value that identifies the data: file names, sizes and times of a folder, or prompts."""
+    """Return a JSON value that identifies the data: names, sizes and times of a folder's files, or the prompts."""
     if settings.data in EMBEDDED:
         return settings.data
     if settings.data == TEACHER:

@@ -1,11 +1,11 @@
 """Teacher trajectories: latents of the teacher's sampling, stored at the levels of a student's grid.
 
-The teacher samples each trajectory once, with a second-order solver. A training example then costs a fifth of one that
-evaluates a guided teacher. This is knowledge distillation (Luhman and Luhman, arXiv 2101.02388) with intermediate
-levels; no pictures are needed.
+The teacher samples each trajectory once, with a second-order solver. A training example from a stored trajectory costs
+a fifth of an example for which a guided teacher is evaluated. This is knowledge distillation (Luhman and Luhman, arXiv
+2101.02388) with intermediate levels. No pictures are needed.
 
-Edits are trajectories from a noised picture: the final picture of the trajectory before, with the same caption or a new
-one.
+Edits are trajectories that start from a noised picture: the final picture of the preceding trajectory. An edit has the
+caption of that picture or a new caption.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,22 +38,22 @@ from stillhouse.pipelines.pipeline import ImageTrajectory, Pipeline
 SOLVER = "dpmpp_2m"
 """Sampler of the teacher: second order with one evaluation a step."""
 _SAME_CAPTION_SHARE = 0.5
-"""Share of edits with the caption of their picture."""
+"""Share of edits that keep the caption of the edited picture."""
 _OUT_OF_MEMORY = "out of memory"
 _MIN_TEACHER_STEPS = 4
-"""Minimum number of teacher steps of an edit."""
+"""Minimum number of teacher steps in the trajectory of an edit."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TeacherTrajectory:
-    """Latents of one sampling of the teacher.
+    """Latents of one picture while the teacher samples it.
 
     Args:
-        latents: float32 [levels, C, h, w]: at each level of the student's grid, the noisiest first, the clean latents
-            last.
+        latents: float32 [levels, C, h, w]: one row for each level of the student's grid, from the noisiest level to the
+            clean latents.
         caption: the prompt.
         guidance: the guidance scale.
-        kind: index of its grid, see `TrajectoryPlan`.
+        kind: index of the trajectory's grid, see `TrajectoryPlan`.
         cond: denoiser inputs of the caption, float32, by name.
     """
 
@@ -69,9 +69,9 @@ class TrajectoryBatch:
     """Latents of a batch of trajectories at three levels.
 
     Args:
-        start: at the first level, float32 [B, C, h, w].
-        current: at the level of the example.
-        end: at the end of the student's step.
+        start: latents at the first level, float32 [B, C, h, w].
+        current: latents at the level where the student's step starts, in the same shape.
+        end: latents at the level where the student's step ends, in the same shape.
         cond: denoiser inputs of the captions, by name.
         guidance: guidance scales, float32 [B].
     """
@@ -88,11 +88,11 @@ class TrajectoryDataset:
     """Trajectories in memory.
 
     Args:
-        latents: float16 [trajectories, levels, C, h, w]; of edits with fewer levels, the clean latents are repeated.
+        latents: float16 [trajectories, levels, C, h, w]; edits with fewer levels are padded with their clean latents.
         caption_rows: rows of `text_inputs`, int64 [trajectories].
         guidance: guidance scales, float32 [trajectories].
         text_inputs: denoiser inputs of the distinct captions, by name, float16 [captions, ...].
-        kinds: indices of their grids, see `TrajectoryPlan`; int64 [trajectories], on the CPU.
+        kinds: indices of the trajectories' grids, see `TrajectoryPlan`; int64 [trajectories], on the CPU.
         uncond: denoiser inputs of the negative prompt, by name, float16, one row, on the CPU.
     """
 
@@ -104,14 +104,14 @@ class TrajectoryDataset:
     uncond: DenoiserInputs
 
     def __len__(self) -> int:
-        """Number of trajectories."""
+        """Return the number of trajectories."""
         return len(self.latents)
 
     def to(self, device: torch.device) -> "TrajectoryDataset":
-        """Copy the dataset to a GPU where it fits into half of the free memory; return it unchanged otherwise."""
+        """Return a copy on a GPU if the copy fits into half of the free memory; else return the dataset unchanged."""
         if device.type != "cuda":
             return self
-        torch.cuda.empty_cache()  # release the memory of the teacher's sampling
+        torch.cuda.empty_cache()  # the teacher's sampling has left cached memory, which would count as used
         size = sum(tensor.numel() * tensor.element_size() for tensor in (self.latents, *self.text_inputs.values()))
         if 2 * size > torch.cuda.mem_get_info(device)[0]:
             return self
@@ -120,7 +120,12 @@ class TrajectoryDataset:
         return replace(self, **moved, text_inputs=inputs)
 
     def gather(self, indices: Tensor, positions: Tensor, end_positions: Tensor) -> TrajectoryBatch:
-        """Return the latents of trajectories at two levels each; all arguments are indices, int64 [B]."""
+        """Return the latents of trajectories at the first level and at two others.
+
+        Args:
+            indices: indices of trajectories, int64 [B].
+            positions, end_positions: indices of the levels of `current` and `end`, int64 [B].
+        """
         indices, positions, end_positions = (
             index.to(self.latents.device) for index in (indices, positions, end_positions)
         )
@@ -154,18 +159,21 @@ def wait_for_trajectories(folder: Path) -> TrajectoryDataset:
 
 @dataclass(frozen=True, slots=True)
 class TrajectoryPlan:
-    """Trajectories that the teacher is to sample.
+    """Number, grids and guidance of the trajectories that the teacher is to sample.
+
+    The grids are numbered: kind 0 starts from pure noise, and kinds 1 and above are the edits in the order of
+    `edit_grids`.
 
     Args:
-        student_grid: the student's grid from pure noise, on the student's schedule: kind 0.
-        teacher_steps: steps of the teacher from pure noise. Its steps of an edit are as long, and at least twice as
-            many as the student's.
+        student_grid: the student's timestep grid from pure noise, on the student's schedule.
+        teacher_steps: number of teacher steps from pure noise. In an edit the teacher's steps are as long as these, and
+            their number is at least twice the student's.
         count: number of trajectories.
-        guidance: smallest and largest guidance scale, drawn uniformly.
-        seed: of captions, scales and noise.
-        edit_grids: the student's grids of image-to-image by strength, of at most as many steps: kinds 1 and above, in
-            this order.
-        batch_size: trajectories sampled at once; reduced where the memory of a GPU is too small.
+        guidance: smallest and largest guidance scale; scales are drawn uniformly between them.
+        seed: decides captions, scales and noise.
+        edit_grids: the student's timestep grids for image-to-image, by strength; none has more steps than
+            `student_grid`.
+        batch_size: number of trajectories sampled at once; halved when the memory of a GPU runs out.
     """
 
     student_grid: TimestepGrid
@@ -177,7 +185,7 @@ class TrajectoryPlan:
     batch_size: int = 8
 
     def routes(self, schedule: Schedule) -> tuple["TrajectoryRoute", ...]:
-        """Return the route of each kind for a teacher of a schedule."""
+        """Return the route of each kind for a teacher with the noise schedule `schedule`."""
         edits = (
             plan_route(schedule, edit, max(_MIN_TEACHER_STEPS, 2 * edit.steps, round(self.teacher_steps * strength)))
             for strength, edit in self.edit_grids.items()
@@ -187,13 +195,13 @@ class TrajectoryPlan:
 
 @dataclass(frozen=True, slots=True)
 class TrajectoryRoute:
-    """Sampling grid of the teacher, and the levels at which its latents are stored.
+    """Timestep grid of the teacher, and the levels at which the teacher's latents are stored.
 
     Args:
-        start: the student's first level, at which trajectories start. A teacher that is not defined there is evaluated
-            at its own first level.
-        noisier_levels: further levels of the student that are at least as noisy as the teacher's first level.
-        teacher_grid: the teacher's grid.
+        start: the student's first level, at which trajectories start. A teacher that is not defined at this level is
+            evaluated at its own first level instead.
+        noisier_levels: the student's levels after `start` that are at least as noisy as the teacher's first level.
+        teacher_grid: the teacher's timestep grid.
         stored_positions: indices of the student's other levels in the teacher's grid, CLEAN included.
     """
 
@@ -204,11 +212,14 @@ class TrajectoryRoute:
 
 
 def plan_route(schedule: Schedule, student_grid: TimestepGrid, steps: int) -> TrajectoryRoute:
-    """Plan the teacher's grid: the levels nearest to the student's by the angle atan2(sigma, alpha), then refined.
+    """Plan the teacher's grid for trajectories that are stored at the student's levels.
+
+    The grid has the teacher's levels that are nearest to the student's by the angle atan2(sigma, alpha). It is then
+    refined to the number of steps.
 
     Args:
         schedule: the teacher's noise schedule.
-        student_grid: the student's grid, possibly of another schedule.
+        student_grid: the student's timestep grid, which may be of another schedule.
         steps: number of teacher steps.
 
     >>> from stillhouse.diffusion import make_grid
@@ -240,21 +251,22 @@ def plan_route(schedule: Schedule, student_grid: TimestepGrid, steps: int) -> Tr
 def generate_trajectories(
     pipeline: Pipeline, sample_caption: Callable[[np.random.Generator], str], plan: TrajectoryPlan, start: int = 0
 ) -> Iterator[TeacherTrajectory]:
-    """Sample the teacher's trajectories, each decided by the seed and its number alone.
+    """Yield the teacher's trajectories; the seed and a trajectory's number alone decide its result.
 
-    Where the plan has edits, every second trajectory is an edit of the picture before it.
+    Where the plan has edits, every second trajectory is an edit of the picture that the preceding trajectory gave.
 
     Args:
         pipeline: the teacher.
         sample_caption: draws a caption.
         plan: number and grids of the trajectories.
-        start: number of trajectories to skip; they were sampled before.
+        start: number of trajectories to skip, because an earlier run has sampled them.
     """
     routes = plan.routes(pipeline.manifest.sampling.schedule)
     each = 2 if plan.edit_grids else 1
     last = -(-plan.count // each)
     teacher = _BatchedTeacher(pipeline, plan.batch_size)
-    # Batches start at multiples of the batch size in every run: backends round differently in other batches.
+    # A trajectory must be in the same batch in every run, because backends round differently in other batches. Batches
+    # therefore start at multiples of the batch size.
     for number in range(start // each // plan.batch_size * plan.batch_size, last, plan.batch_size):
         rngs = [
             np.random.default_rng((plan.seed, 6, index)) for index in range(number, min(number + plan.batch_size, last))
@@ -276,7 +288,7 @@ def generate_trajectories(
 
 @dataclass(slots=True)
 class _BatchedTeacher:
-    """The teacher with a batch size that is halved when memory runs out."""
+    """The teacher, and the largest batch size, which is halved when the memory of a GPU runs out."""
 
     pipeline: Pipeline
     max_batch: int
@@ -326,7 +338,7 @@ def _run_trajectories(
 
 
 def _pad(trajectory: TeacherTrajectory, steps: int) -> TeacherTrajectory:
-    """Repeat the clean latents up to the length of a trajectory of `steps` steps."""
+    """Return a trajectory whose clean latents are repeated until it has `steps` + 1 levels."""
     missing = steps + 1 - len(trajectory.latents)
     return replace(trajectory, latents=np.concatenate([trajectory.latents, *[trajectory.latents[-1:]] * missing]))
 
@@ -339,7 +351,7 @@ def _start_edit(
     rng: np.random.Generator,
     source: ImageTrajectory,
 ) -> ImageTrajectory:
-    """Start an edit: the picture of a finished trajectory, noised to the first level of a route."""
+    """Start an edit: noise the picture of a finished trajectory to the first level of a route."""
     caption = source.request.prompt if rng.random() < _SAME_CAPTION_SHARE else sample_caption(rng)
     trajectory = _start_trajectory(pipeline, route, caption, guidance, rng)
     trajectory.latents = add_noise(source.latents, trajectory.latents, route.start.alpha, route.start.sigma)

@@ -23,13 +23,13 @@ from stillhouse.shapes.scene import Scene, render_scene
 from stillhouse.shapes.score import SCORES, Share, generate_batch, held_out_captions, score_shares
 
 DIVERSITY_PROMPTS, DIVERSITY_SEEDS = 32, 16
-"""Number of captions, and of seeds for each, of the diversity measure."""
+"""Number of captions of the diversity measure, and number of seeds for each caption."""
 DELTA_SCORES = ("all_correct", "strict", "clean")
 """Scores whose difference from the baseline is reported."""
 FEW_STEP_BASELINES = ("ddim", "dpmpp_2m")
-"""Samplers of the teacher at few steps."""
+"""Samplers with which the teacher at few steps is a baseline for the students."""
 SHOWN_PICTURES = 8
-"""Pictures of each setup that are returned."""
+"""Number of pictures of each setup that `Comparison` holds."""
 _BATCH, _RESAMPLES, _ROUNDS = 8, 2000, 7
 
 NO_ENCODERS = MetricEncoders()
@@ -41,7 +41,7 @@ ProgressFn = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GenerationSetup:
-    """A pipeline with a request for steps, sampler and guidance; prompt and seed are replaced."""
+    """A pipeline with a request that gives steps, sampler and guidance; the request's prompt and seed are replaced."""
 
     name: str
     pipeline: Pipeline
@@ -50,7 +50,7 @@ class GenerationSetup:
 
 @dataclass(frozen=True, slots=True)
 class ScoreDelta:
-    """Difference of a mean score from the baseline's, with its 95 % interval (paired bootstrap)."""
+    """Difference between a setup's mean score and the baseline's, with its 95 % interval (paired bootstrap)."""
 
     value: float
     low: float
@@ -62,19 +62,19 @@ class EvaluationResult:
     """Measurements of one setup. The baseline is the first setup.
 
     Args:
-        name: of the setup.
-        steps, sampler, guidance: of its request, resolved.
-        denoiser_rows: rows that the denoiser evaluates for a picture; classifier-free guidance has two for each
-            evaluation.
-        latency: seconds of one picture at a time.
-        scores: of the oracle; empty for captions outside Shapes.
-        deltas: differences of `DELTA_SCORES` from the baseline's.
+        name: name of the setup.
+        steps, sampler, guidance: settings of the resolved request.
+        denoiser_rows: number of rows that the denoiser evaluates for one picture; classifier-free guidance takes two
+            rows for each evaluation.
+        latency: seconds to generate one picture, with one picture at a time.
+        scores: mean scores of the oracle; empty for captions outside Shapes.
+        deltas: differences from the baseline's scores, for `DELTA_SCORES`.
         rerender: mean PSNR in dB between a picture and an ideal rendering of the recognised scene; None without scores.
-        psnr, ssim: mean over pictures, against the baseline's picture of the same caption and seed.
-        frechet: Frechet distance of the features to those of the reference: rendered scenes, or the baseline's pictures
-            for captions outside Shapes.
-        precision, recall: of the features, against the same reference.
-        relative_diversity: spread of the pictures of one caption, as a share of the baseline's.
+        psnr, ssim: mean over pictures; each is compared with the baseline's picture of the same caption and seed.
+        frechet: Frechet distance between the features of the pictures and of the reference. The reference is rendered
+            scenes, or for captions outside Shapes the baseline's pictures.
+        precision, recall: precision and recall of the features against the same reference.
+        relative_diversity: spread of the pictures of one caption, as a share of the baseline's spread.
         clip, fid: mean CLIP score, and Frechet distance of Inception features; None without these encoders.
     """
 
@@ -115,9 +115,9 @@ class Comparison:
     """Result of `compare_setups`.
 
     Args:
-        results: of each setup, the baseline first.
+        results: one result for each setup, the baseline's first.
         prompts: the first `SHOWN_PICTURES` prompts.
-        pictures: for these prompts, by name of the setup.
+        pictures: pictures of these prompts, by name of the setup.
     """
 
     results: tuple[EvaluationResult, ...]
@@ -149,14 +149,14 @@ def compare_setups(
     progress: ProgressFn = lambda name, done, total: None,
     encoders: MetricEncoders = NO_ENCODERS,
 ) -> Comparison:
-    """Generate the captions with each setup, measure the pictures, and compare them with those of the first setup.
+    """Generate pictures with each setup, measure them, and compare them with the pictures of the first setup.
 
     Args:
-        setups: the first one is the baseline.
+        setups: setups to compare; the first one is the baseline.
         captions: prompts; prompt n has the seed n.
         encoder: maps pictures to features.
         progress: receives the number of pictures generated for each setup.
-        encoders: optional encoders of the user.
+        encoders: optional CLIP and Inception encoders.
 
     Raises:
         InvalidRequest: a pipeline refuses its request.
@@ -177,7 +177,7 @@ def compare_setups(
 def _generate_set(
     setup: GenerationSetup, captions: CaptionSet, encoder: FeatureFn, progress: ProgressFn, encoders: MetricEncoders
 ) -> _GeneratedSet:
-    """Generate the pictures of a setup, one for each prompt and several for the diversity measure, and encode them."""
+    """Generate the pictures of a setup, one for each prompt and more for the diversity measure, and encode them."""
     texts = captions.prompts
     requests = [replace(setup.request, prompt=text, seed=number) for number, text in enumerate(texts)]
     repeated = [
@@ -261,7 +261,7 @@ def _generate(setup: GenerationSetup, requests: Sequence[ImageRequest], progress
 
 
 def _time_setups(setups: Sequence[GenerationSetup], text: str) -> dict[str, list[float]]:
-    """Return the seconds of one picture at a time, by setup; the setups take turns in each round."""
+    """Return the measured seconds to generate one picture, by setup; each round measures every setup once."""
 
     def measure(setup: GenerationSetup) -> float:
         started = perf_counter()
@@ -275,7 +275,7 @@ def _time_setups(setups: Sequence[GenerationSetup], text: str) -> dict[str, list
 
 
 def student_setup(pipeline: Pipeline, guidance: float) -> GenerationSetup:
-    """Return the setup of a student with its default steps and a guidance scale; its name contains the steps."""
+    """Return the setup of a student at its default steps and a guidance scale; the setup's name has the steps."""
     request = ImageRequest("", guidance=guidance)
     steps = pipeline.resolve(request).request.steps
     return GenerationSetup(f"{pipeline.manifest.name}, {steps} step{'s' if steps != 1 else ''}", pipeline, request)
@@ -288,8 +288,8 @@ def comparison_setups(teacher: GenerationSetup, students: Sequence[GenerationSet
     unguided steps (as many rows as the student), and three guided steps (twice as many).
 
     Args:
-        teacher: with its default steps.
-        students: numbered where two have the same name.
+        teacher: setup of the teacher at its default steps.
+        students: setups of the students; where two have the same name, a number is added to the names.
     """
     names = [student.name for student in students]
     numbered = [

@@ -34,11 +34,11 @@ class EvaluationReport:
     Args:
         teacher: name of the teacher's pipeline.
         students: names of the students' setups.
-        caption_count: pictures of each setup.
-        results: of each setup, the teacher's first.
+        caption_count: number of pictures of each setup.
+        results: one result for each setup, the teacher's first.
         encoder_sha256: SHA-256 of the weights of the feature encoder.
-        machine, versions: on which the evaluation ran.
-        started: UTC, ISO 8601.
+        machine, versions: the machine and the package versions of the evaluation.
+        started: time of the start in UTC, ISO 8601.
         seconds: duration of the evaluation.
     """
 
@@ -53,7 +53,7 @@ class EvaluationReport:
     seconds: float
 
     def result_of(self, name: str) -> EvaluationResult:
-        """Return the result of the setup with a name."""
+        """Return the result of the setup that has this name."""
         return next(result for result in self.results if result.name == name)
 
 
@@ -64,10 +64,10 @@ def evaluate_students(
     progress: ProgressFn = lambda name, done, total: None,
     encoders: MetricEncoders = NO_ENCODERS,
 ) -> tuple[EvaluationReport, Comparison]:
-    """Compare students with their teacher, at its default steps and at few steps; see `comparison_setups`.
+    """Compare students with their teacher at its default steps and at few steps; see `comparison_setups`.
 
     Args:
-        teacher: with its default steps.
+        teacher: setup of the teacher at its default steps.
         students: setups of its students.
         captions, progress, encoders: see `compare_setups`.
     """
@@ -127,17 +127,17 @@ def _result_row(result: EvaluationResult, is_first: bool) -> list[str]:
     scored = []
     if result.scores:
         for name in _SCORES:
-            share, delta = result.scores[name], result.deltas[name]
+            share = result.scores[name]
             scored.append(f"{100 * share.value:.1f} % ({100 * share.low:.1f} to {100 * share.high:.1f})")
-            scored.append("" if is_first else _format_delta(delta))
+            scored.append("" if is_first else _format_delta(result.deltas[name]))
         scored.append(f"{result.rerender:.1f} dB")
+    similarity = ("", "") if is_first else (f"{result.psnr:.1f} dB", f"{result.ssim:.3f}")
     return [
         result.name,
         str(result.denoiser_rows),
         f"{1000 * result.latency.median:.1f}",
         *scored,
-        "" if is_first else f"{result.psnr:.1f} dB",
-        "" if is_first else f"{result.ssim:.3f}",
+        *similarity,
         f"{result.frechet:.2f}",
         f"{result.precision:.2f}",
         f"{result.recall:.2f}",
@@ -151,7 +151,7 @@ def _format_delta(delta: ScoreDelta, unit: str = "") -> str:
 
 
 def _external_metrics(result: EvaluationResult) -> dict[str, str]:
-    """Return the metrics of the user's encoders, by heading."""
+    """Return the CLIP score and the FID where their encoders were given, by column heading."""
     return {
         name: f"{value:{form}}"
         for name, value, form in (("CLIP", result.clip, ".1f"), ("FID", result.fid, ".2f"))

@@ -19,12 +19,12 @@ from stillhouse.pipelines.tokenizers import open_tokenizer
 
 _BATCH = 32
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-"""Mean and standard deviation of CLIP's training pictures, where its directory has no preprocessor_config.json."""
+"""Mean and standard deviation of CLIP's training pictures, used where a model has no preprocessor_config.json."""
 
 
 @dataclass(frozen=True, slots=True)
 class MetricEncoders:
-    """Encoders of the user; None: not available.
+    """Encoders whose weights the user supplies; None: not supplied.
 
     Args:
         clip: maps pictures and their prompts to CLIP scores, float64 [pictures].
@@ -39,10 +39,11 @@ def open_clip(directory: Path) -> Callable[[Sequence[Picture], Sequence[str]], N
     """Open a CLIP model for the CLIP score: 100 max(0, cos), Hessel et al. (arXiv 2104.08718), equation 1 with w = 100.
 
     Args:
-        directory: a CLIP model of transformers, with tokenizer.json and preprocessor_config.json.
+        directory: directory of a CLIP model as transformers saves it, with tokenizer.json and
+            preprocessor_config.json.
 
     Returns:
-        a function from pictures and as many prompts to scores, float64 [pictures], from 0 to 100.
+        a function that maps pictures and one prompt for each of them to scores, float64 [pictures], from 0 to 100.
 
     Raises:
         InvalidRequest: the directory has no CLIP model.
@@ -67,7 +68,7 @@ def open_clip(directory: Path) -> Callable[[Sequence[Picture], Sequence[str]], N
             pixels = torch.from_numpy(np.stack([preprocess(picture) for picture in pictures[part]]))
             with torch.inference_mode():
                 output = model(input_ids=ids, pixel_values=pixels)
-            cosines = (output.image_embeds * output.text_embeds).sum(-1)  # both are normalised
+            cosines = (output.image_embeds * output.text_embeds).sum(-1)  # CLIP returns normalised embeddings
             scores.append(100 * cosines.clamp(min=0).double().numpy())
         return np.concatenate(scores)
 
@@ -75,17 +76,17 @@ def open_clip(directory: Path) -> Callable[[Sequence[Picture], Sequence[str]], N
 
 
 def open_inception(file: Path) -> Callable[[Sequence[Picture]], Features]:
-    """Open an Inception network in TorchScript, as StyleGAN's authors publish it for FID.
+    """Open an Inception network in TorchScript, in the form that StyleGAN's authors publish for FID.
 
     Args:
-        file: network that maps uint8 [B, 3, H, W] with `return_features=True` to float [B, features], and resizes its
-            inputs itself.
+        file: TorchScript file. Its network takes uint8 [B, 3, H, W] and `return_features=True`, resizes the inputs
+            itself, and returns float [B, features].
 
     Returns:
-        a function from pictures to features, float64 [pictures, features].
+        a function that maps pictures to features, float64 [pictures, features].
 
     Raises:
-        InvalidRequest: the file does not exist, or has another network.
+        InvalidRequest: the file does not exist, or its network is not such an Inception network.
         RuntimeMissing: torch is not installed.
     """
     torch = require("torch")
@@ -93,7 +94,7 @@ def open_inception(file: Path) -> Callable[[Sequence[Picture]], Features]:
         raise InvalidRequest(f"there is no file {file}", allowed="an Inception network in TorchScript")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # about TorchScript itself
+            warnings.simplefilter("ignore", DeprecationWarning)  # torch deprecates TorchScript
             network = torch.jit.load(str(file), map_location="cpu").eval()
         with torch.inference_mode():
             shape = tuple(network(torch.zeros(2, 3, 64, 64, dtype=torch.uint8), return_features=True).shape)
@@ -119,7 +120,7 @@ def open_inception(file: Path) -> Callable[[Sequence[Picture]], Features]:
 
 @dataclass(frozen=True, slots=True)
 class _ClipPreprocessor:
-    """Preprocessing of CLIP: resize the shorter side to `size`, crop the centre, normalise the values."""
+    """Preprocess pictures for CLIP: resize the shorter side to `size`, crop the centre, and normalise the values."""
 
     size: int
     mean: tuple[float, ...]

@@ -1,7 +1,8 @@
-"""Distillation of the autoencoder's decoder into a tiny one, which matters for students of few steps.
+"""Distillation of the autoencoder's decoder into a tiny decoder.
 
-The tiny decoder has one million weights instead of 50 million: no attention and no norms, as in TAESD (Bohan, 2023).
-The last upsampling is a pixel shuffle, so that no convolution runs at the full size of the picture.
+With few sampling steps, decoding is a large share of the time of a picture. The tiny decoder has one million weights
+instead of 50 million. It has no attention and no norms, as TAESD (Bohan, 2023). Its last upsampling is a pixel shuffle,
+so that no convolution runs at the full size of the picture.
 """
 
 from collections.abc import Mapping
@@ -18,19 +19,20 @@ from stillhouse.fit.recipe import StageRecipe
 from stillhouse.pipelines.manifest import Latent
 
 BLOCKS_PER_LEVEL = 2
-"""Residual blocks at each resolution."""
+"""Number of residual blocks at each resolution."""
 _EDGE_WEIGHT = 1.0
-"""Weight of the error of differences between adjacent pixels, relative to the error of pixels."""
+"""Weight of the error of differences between adjacent pixels; the error of the pixels themselves has weight 1."""
 _MAX_NOISE = 0.1
-"""Largest standard deviation of noise on training latents; latents of few sampling steps are not free of noise."""
+"""Largest standard deviation of noise on training latents, because latents after few sampling steps retain noise."""
 
 
 class TinyDecoder(nn.Module):
     """Decode unscaled latents [B, c, h, w] into pictures [B, 3, h * downscale, w * downscale].
 
     Args:
-        latent: number of channels, downscale (a power of two), scaling and shift factor.
-        width: channels at the resolution of the latents; halved at each doubling, at least 16.
+        latent: number of channels, downscale (a power of two), scaling and shift factor of the latents.
+        width: number of channels at the resolution of the latents. Each doubling of the resolution halves the number,
+            down to 16.
     """
 
     def __init__(self, latent: Latent, width: int) -> None:
@@ -53,7 +55,7 @@ class TinyDecoder(nn.Module):
     def forward(self, latent_sample: Tensor) -> Tensor:
         """Return pictures, approximately from -1 to 1."""
         scaled = (latent_sample - self.latent.shift_factor) * self.latent.scaling_factor
-        # Soft clipping at three standard deviations: outliers of the latents would colour whole regions.
+        # Latents are softly clipped at three standard deviations, because outliers would colour whole regions.
         output: Tensor = self.layers(3 * torch.tanh(scaled / 3))
         return output
 
@@ -77,11 +79,11 @@ class DecoderStage:
         recipe: hyper-parameters.
         decoder: the trained network.
         autoencoder: diffusers' AutoencoderKL, the teacher.
-        latent: of the pipeline.
+        latent: the pipeline's latent space.
         dataset: source of latents.
-        crop: height and width in latents of the random crops that are decoded.
-        seed: of crops and noise.
-        eval_samples: pictures of each evaluation.
+        crop: height and width of the random crops that are decoded, in latents.
+        seed: decides crops and noise.
+        eval_samples: number of pictures in each evaluation.
         name, fingerprint: see `fit.stage.Stage`.
     """
 
@@ -98,7 +100,7 @@ class DecoderStage:
 
     @property
     def network(self) -> nn.Module:
-        """The trained decoder."""
+        """The tiny decoder, which is trained."""
         return self.decoder
 
     def loss(self, number: int) -> Tensor:
@@ -117,7 +119,7 @@ class DecoderStage:
         return total
 
     def evaluate(self) -> Mapping[str, float]:
-        """Return the PSNR in dB between the pictures of both decoders."""
+        """Return the PSNR in dB between the pictures of the tiny decoder and of the autoencoder's decoder."""
         sample = self._sample_latents(np.random.default_rng((self.seed, 5)), self.eval_samples)
         student, teacher = self.decoder(sample).clamp(-1, 1), self._decode_reference(sample).clamp(-1, 1)
         return {"psnr": 10 * float(torch.log10(4 / functional.mse_loss(student, teacher).clamp(min=1e-12)))}

@@ -16,11 +16,13 @@ from stillhouse.distill.training.targets import DenoiseFn, Levels, LevelTable, d
 from stillhouse.fit.recipe import StageRecipe
 
 Weighting = Literal["v", "snr_trunc"]
-"""Weight of the squared error of the clean picture. v: SNR + 1, the error of v. snr_trunc: max(SNR, 1), the larger of
-the errors of the clean picture and of the noise (Salimans and Ho, arXiv 2202.00512, section 4)."""
+"""Weight of the squared error of the clean picture (Salimans and Ho, arXiv 2202.00512, section 4).
+
+v: SNR + 1, which gives the error of v. snr_trunc: max(SNR, 1), which gives the larger of the errors of the clean
+picture and of the noise."""
 
 _EVAL_STEPS = 20
-"""Sampling steps of the evaluation of a student without a grid of its own."""
+"""Number of sampling steps in the evaluation of a student that has no grid of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,16 +31,16 @@ class DistillationStage:
 
     Args:
         name, recipe, fingerprint: see `fit.stage.Stage`.
-        method: levels and targets of the examples.
-        teacher: frozen.
-        network: the student's trained network.
+        method: distillation method, which decides levels and targets of the examples.
+        teacher: denoiser with frozen weights.
+        network: the student's network, which is trained.
         schedule, prediction: noise schedule and prediction type of the student.
         dataset: source of clean latents and text inputs.
         guidance: smallest and largest guidance scale of the examples.
-        weighting: of errors by noise level.
+        weighting: weights of errors by noise level, see `Weighting`.
         huber: width of the pseudo-Huber loss; 0: squared error.
-        seed: of examples and noise.
-        eval_samples: pictures of each evaluation.
+        seed: decides examples and noise.
+        eval_samples: number of pictures in each evaluation.
     """
 
     name: str
@@ -58,7 +60,7 @@ class DistillationStage:
 
     @property
     def student(self) -> Denoiser:
-        """The student with its parameterization."""
+        """The student's network with its noise schedule and prediction type."""
         return Denoiser(self.network, self.schedule, self.prediction)
 
     def loss(self, number: int) -> Tensor:
@@ -79,7 +81,7 @@ class DistillationStage:
         return weighted_loss(error, levels, self.weighting, self.huber)
 
     def evaluate(self) -> Mapping[str, float]:
-        """Return `latent_psnr` between the pictures of student and teacher from the same noise."""
+        """Return `latent_psnr` between the student's and the teacher's final latents from the same noise."""
         return {"latent_psnr": latent_psnr(*self.rollouts(self.eval_samples))}
 
     @torch.no_grad()
@@ -119,7 +121,7 @@ def weighted_loss(error: Tensor, levels: Levels, weighting: Weighting, huber: fl
 
     Args:
         error: error of v, [B, C, h, w].
-        levels: of the examples.
+        levels: noise levels of the examples.
         weighting: see `Weighting`.
         huber: width of the pseudo-Huber loss of each example's root mean square; 0: squared error.
     """

@@ -24,7 +24,7 @@ from stillhouse.distill.training.trajectory_regression import RolloutBatch, Traj
 from stillhouse.fit.recipe import StageRecipe
 
 _MIN_NOISE, _MAX_NOISE = 0.02, 0.98
-"""Range of noise levels of the noised samples, as shares of the schedule."""
+"""Smallest and largest noise level of the noised samples, as shares of the schedule."""
 _MIN_DISTANCE = 1e-3
 """Lower bound of the distance by which a difference of predictions is divided."""
 
@@ -35,10 +35,10 @@ class DistributionMatching:
 
     Args:
         regression: trajectory regression of the student; its rollouts are the student's samples.
-        teacher: guided; predicts the clean pictures of the real score.
+        teacher: denoiser with guidance, whose predictions give the real score.
         fake_score: denoiser of the fake score, initialised from the teacher.
         uncond: inputs of the negative prompt, by name, one row.
-        weight: of the matching loss relative to the regression loss.
+        weight: weight of the matching loss relative to the regression loss.
     """
 
     regression: TrajectoryRegressionStage
@@ -69,7 +69,7 @@ class DistributionMatching:
 
     @property
     def student(self) -> Denoiser:
-        """The student with its parameterization."""
+        """The student's network with its noise schedule and prediction type."""
         return self.regression.student
 
     @property
@@ -97,7 +97,7 @@ class DistributionMatching:
         return self.regression.rollouts(count)
 
     def _matching_loss(self, rng: np.random.Generator, rollout: RolloutBatch, mask: Tensor) -> Tensor:
-        """Return the matching loss and the fake score's loss of the samples that the mask selects."""
+        """Return the matching loss and the fake score network's loss of the samples that the mask selects."""
         student = rollout.student[mask.to(rollout.student.device)]
         inputs = _select_inputs(rollout.inputs, mask, self.uncond)
         levels = self._sample_levels(rng, len(student))
@@ -125,7 +125,7 @@ def score_difference(student: Tensor, fake_score: Tensor, teacher: Tensor) -> Te
 
     Args:
         student: samples of the student, [B, C, h, w].
-        fake_score, teacher: clean pictures that both networks predict from the noised samples.
+        fake_score, teacher: clean pictures that these two networks predict from the noised samples.
     """
     distance = (student - teacher).abs().mean(dim=(1, 2, 3), keepdim=True)
     return (fake_score - teacher) / distance.clamp(min=_MIN_DISTANCE)

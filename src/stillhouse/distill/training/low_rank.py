@@ -1,7 +1,7 @@
 """Low-rank students (LoRA, arXiv 2106.09685), whose difference from the teacher is a file of a few megabytes.
 
-During training the low-rank weights are separate from the denoiser's; for serving they are fused into them, so that
-inference costs no additional operation.
+During training the low-rank weights are separate from the denoiser's weights. For serving they are fused into the
+denoiser's weights, so that inference costs no additional operation.
 """
 
 from collections.abc import Mapping
@@ -17,17 +17,20 @@ LORA_TARGETS = (
     *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
     *("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj"),
 )
-"""Attention, feed-forward and convolution layers, as in LCM-LoRA (arXiv 2311.05556)."""
+"""Names of the layers that get LoRA weights: attention, feed-forward and convolution, as in LCM-LoRA (arXiv
+2311.05556)."""
 _PROJECTION = "time_embedding.cond_proj"
 
 
 def add_lora(network: Any, rank: int, seed: int) -> Any:
-    """Add LoRA weights to a network in place, freeze all other weights but the guidance projection, and return it.
+    """Add LoRA weights to a network in place and return the network.
+
+    All other weights are frozen, except the guidance projection.
 
     Args:
         network: diffusers' denoiser; existing LoRA weights are kept.
-        rank: of the LoRA matrices.
-        seed: of the down projections; the up projections are zero, so that the output does not change at first.
+        rank: rank of the LoRA matrices.
+        seed: decides the down projections. The up projections are zero, so that the output does not change at first.
     """
     if ADAPTER not in getattr(network, "peft_config", {}):
         with torch.random.fork_rng():
@@ -39,7 +42,7 @@ def add_lora(network: Any, rank: int, seed: int) -> Any:
 
 
 def fused_copy(network: Any) -> Any:
-    """Return a copy with the LoRA weights fused into its weights; the denoiser itself where it has no LoRA weights."""
+    """Return a copy of a denoiser with fused LoRA weights, or the denoiser itself where it has no LoRA weights."""
     if ADAPTER not in getattr(network, "peft_config", {}):
         return network
     copy = deepcopy(network)

@@ -21,7 +21,9 @@ from stillhouse.distill.training.targets import (
 )
 
 _TRIVIAL_WEIGHT = 0.2
-"""Sampling weight of student steps that equal one teacher step, relative to 1 for others: little is left to learn."""
+"""Sampling weight of student steps that replace a single teacher step, from which a student learns little.
+
+All other student steps have weight 1."""
 
 
 class DistillationMethod(Protocol):
@@ -29,7 +31,7 @@ class DistillationMethod(Protocol):
 
     @property
     def level_table(self) -> LevelTable:
-        """The noise levels that paths index."""
+        """Table of noise levels; the paths of `sample_paths` are indices of its rows."""
 
     @property
     def grid_pair(self) -> GridPair | None:
@@ -40,7 +42,7 @@ class DistillationMethod(Protocol):
         """Grids of teacher and student for image-to-image, by strength."""
 
     def sample_paths(self, rng: np.random.Generator, count: int) -> Tensor:
-        """Return rows of the level table for each example, int64 [count, levels]; the first is the input's level."""
+        """Return indices in the level table for each example, int64 [count, levels]; the first is the input's level."""
 
     def target(self, teacher: DenoiseFn, student: DenoiseFn, z: Tensor, paths: Tensor) -> Tensor:
         """Return the clean pictures that the student should predict from z, without gradients."""
@@ -106,11 +108,11 @@ class ProgressiveDistillation:
         object.__setattr__(self, "_weights", weights / weights.sum())
 
     def sample_paths(self, rng: np.random.Generator, count: int) -> Tensor:
-        """Return the teacher's levels within a random student step; steps of one teacher step are rare."""
+        """Return the teacher's levels within a random student step; see `_TRIVIAL_WEIGHT` for the probabilities."""
         return self._table[rng.choice(len(self._table), size=count, p=self._weights)]
 
     def target(self, teacher: DenoiseFn, student: DenoiseFn, z: Tensor, paths: Tensor) -> Tensor:
-        """Return the target that lands where the teacher's steps end."""
+        """Return the target with which the student's step ends where the teacher's steps end."""
         return progressive_target(teacher, z, self.level_table, paths)
 
 
@@ -119,7 +121,7 @@ class PhasedConsistency:
     """Train a student to jump to the end of a phase from any level in it (phased consistency, arXiv 2405.18407).
 
     Args:
-        grid_pair: the teacher's fine grid, and the student's grid, whose levels are the boundaries of the phases.
+        grid_pair: the teacher's fine timestep grid, and the student's grid, whose levels bound the phases.
     """
 
     grid_pair: GridPair
@@ -138,9 +140,9 @@ class PhasedConsistency:
         return {}
 
     def sample_paths(self, rng: np.random.Generator, count: int) -> Tensor:
-        """Return a random level of the fine grid, the next one, and the end of its phase."""
+        """Return for each example a random level of the fine grid, the next level, and the end of the phase."""
         return self._table[torch.from_numpy(rng.integers(len(self._table), size=count))]
 
     def target(self, teacher: DenoiseFn, student: DenoiseFn, z: Tensor, paths: Tensor) -> Tensor:
-        """Return the target that lands where the student's own jump from the teacher's next level ends."""
+        """Return the target with which the student's jump ends where its jump from the teacher's next level ends."""
         return consistency_target(teacher, student, z, self.level_table, paths)

@@ -16,7 +16,7 @@ from stillhouse.diffusion import Prediction, Schedule, noise_levels, predict_den
 from stillhouse.distill.training.targets import DenoiseFn, Levels
 
 GUIDANCE_CHANNELS = 256
-"""Width of the guidance embedding; diffusers reads it from the network's `time_cond_proj_dim`."""
+"""Width of the guidance embedding; diffusers stores this width in the network's `time_cond_proj_dim`."""
 _DIFFUSERS_DEFAULTS = "_use_default_values"
 """Configuration entry that lists the values which diffusers would reset to their defaults."""
 DENOISER_FOLDER = "unet"
@@ -24,7 +24,9 @@ DENOISER_FOLDER = "unet"
 _PROJECTION = "time_embedding.cond_proj.weight"
 
 DenoiserInputs = Mapping[str, Tensor]
-"""Inputs of a denoiser besides latents, timesteps: encoder_hidden_states [B, L, D]; of SDXL text_embeds, time_ids."""
+"""Inputs of a denoiser besides latents and timesteps, by name.
+
+They are encoder_hidden_states [B, L, D], and for SDXL also text_embeds and time_ids."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,8 +50,9 @@ class Denoiser:
 
     Args:
         network: diffusers' UNet2DConditionModel.
-        schedule: noise schedule of its training. For latents at levels of another schedule, the nearest level is used.
-        prediction: prediction type of its output.
+        schedule: noise schedule of the network's training. For latents at levels of another schedule, the nearest level
+            is used.
+        prediction: prediction type of the network's output.
     """
 
     network: Any
@@ -62,11 +65,14 @@ class Denoiser:
         return self.network.config.time_cond_proj_dim is not None
 
     def denoise_fn(self, inputs: GuidedInputs) -> DenoiseFn:
-        """Return the guided denoiser of a batch: one row a sample where the scale is an input, else two (CFG)."""
+        """Return the guided denoiser of a batch: `single_row_fn` if the guidance scale is an input, else `cfg_fn`."""
         return self.single_row_fn(inputs) if self.is_conditioned else self.cfg_fn(inputs)
 
     def single_row_fn(self, inputs: GuidedInputs) -> DenoiseFn:
-        """Return the denoiser with one row for each sample: the prompt, and the guidance scale where it is an input."""
+        """Return the denoiser that evaluates one row for each sample, with the prompt.
+
+        The row also has the guidance scale where the network takes the scale as an input.
+        """
 
         def denoise(z: Tensor, levels: Levels) -> Tensor:
             return self._to_clean(self._predict(z, levels, inputs.cond, inputs.guidance), z, levels)
@@ -74,7 +80,7 @@ class Denoiser:
         return denoise
 
     def cfg_fn(self, inputs: GuidedInputs) -> DenoiseFn:
-        """Return the denoiser with classifier-free guidance (arXiv 2207.12598), two rows for each sample."""
+        """Return the denoiser with classifier-free guidance (arXiv 2207.12598), which evaluates two rows a sample."""
 
         def denoise(z: Tensor, levels: Levels) -> Tensor:
             doubled = Levels(*(torch.cat([part, part]) for part in (levels.timestep, levels.alpha, levels.sigma)))
@@ -136,8 +142,8 @@ def student_parameterization(teacher: Denoiser) -> tuple[Schedule, Prediction]:
     Diffusion; Meng et al., arXiv 2210.03142, appendix).
 
     Students of a velocity-prediction teacher get zero terminal SNR, too: the first level of Stable Diffusion 2.1
-    retains 7 % of the picture, but sampling starts from pure noise. A guidance-distilled teacher keeps its schedule,
-    because its levels are those of its own training.
+    retains 7 % of the picture, but sampling starts from pure noise. Students of a guidance-distilled teacher keep its
+    schedule, because such a teacher was trained at the levels of this schedule only.
     """
     if teacher.schedule.is_flow or (teacher.prediction != "epsilon" and teacher.is_conditioned):
         return teacher.schedule, teacher.prediction
@@ -153,7 +159,8 @@ def read_network(directory: Path) -> Any:
 def add_guidance_embedding(network: Any) -> Any:
     """Return a copy of a network with the guidance scale as an input; its outputs do not depend on the scale at first.
 
-    The new projection is zero; diffusers would initialise it at random. A network that has the input is only copied.
+    The new projection is zero, because the random projection that diffusers would make changes the outputs. A network
+    that already takes the guidance scale is only copied.
     """
     if network.config.time_cond_proj_dim:
         return deepcopy(network)

@@ -1,4 +1,4 @@
-"""Preview images of a stage in training."""
+"""Preview images of a training stage."""
 
 import numpy as np
 
@@ -14,10 +14,10 @@ PREVIEW_COUNT = 8
 def render_preview_grid(
     stage: DistillationStage | TrajectoryRegressionStage | DistributionMatching, pipeline: Pipeline
 ) -> Picture:
-    """Render pictures of the teacher above those of the student from the same noise.
+    """Render a row of the teacher's pictures above a row of the student's pictures from the same noise.
 
     Args:
-        stage: its student with the current weights, and its teacher; the first evaluation samples are rendered.
+        stage: training stage, whose student has the current weights; its first evaluation samples are rendered.
         pipeline: decodes the latents.
 
     Returns:

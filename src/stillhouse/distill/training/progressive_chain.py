@@ -1,4 +1,4 @@
-"""Training of a progressive chain: guidance distillation, then students of fewer and fewer steps."""
+"""Training of a progressive chain: guidance distillation first, then students with fewer and fewer steps."""
 
 import hashlib
 import json
@@ -35,9 +35,9 @@ METHODS: Mapping[str, Callable[[GridPair], DistillationMethod]] = MappingProxyTy
 )
 """Methods that reduce the number of steps, by their names in settings."""
 GUIDANCE = "guidance"
-"""Name of the guidance-distilled first student, which may be sampled on any grid, one row a step."""
+"""Name of the first student, which is guidance-distilled: any timestep grid, one denoiser row for each step."""
 EDITS = "edits"
-"""Name of the last student where edits are trained: the student before it, with grids for image-to-image."""
+"""Name of the last student where edits are trained: it is also trained at the levels of image-to-image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,15 +51,16 @@ class ChainRecipe:
         guidance_recipe: recipe of guidance distillation.
         step_recipes: recipes of the students by their number of steps.
         lora_rank: rank of LoRA weights; 0: all weights are trained.
-        end_to_end_fraction: of trajectory regression, see `TrajectoryRegressionStage`.
-        dmd_weights: of trajectory regression: weight of `DistributionMatching` by a student's number of steps.
-        weighting, huber: of the loss, see `DistillationStage`.
-        gradient_checkpointing: recompute activations in the backward pass: less memory, a third more time.
-        edit_strengths: of image-to-image, see `plan_edit_grids`; of the last student of a chain, of all students of
-            trajectory regression.
+        end_to_end_fraction: see `TrajectoryRegressionStage`; a chain does not use this value.
+        dmd_weights: weight of `DistributionMatching` in trajectory regression, by a student's number of steps.
+        weighting, huber: form of the loss, see `DistillationStage`.
+        gradient_checkpointing: recompute activations in the backward pass, which saves memory and takes a third more
+            time.
+        edit_strengths: strengths of image-to-image, see `plan_edit_grids`. A chain trains its last student for them;
+            trajectory regression trains all students for them.
         edit_recipe: recipe of the last student of a chain; None without `edit_strengths`.
-        eval_samples: pictures of each evaluation.
-        seed: of everything random.
+        eval_samples: number of pictures in each evaluation.
+        seed: decides all random numbers.
     """
 
     step_counts: tuple[int, ...]
@@ -85,10 +86,10 @@ class Student:
 
     Args:
         name: GUIDANCE, `N-steps`, or EDITS.
-        denoiser: its network on the CPU; LoRA weights are fused into the others.
+        denoiser: the student's network on the CPU; LoRA weights are fused into the other weights.
         lora_weights: see `lora_state_dict`; empty where all weights were trained.
-        grid: its timestep grid; None: any.
-        method: name of the method that trained it.
+        grid: the student's timestep grid from pure noise; None: the student may be sampled on any grid.
+        method: name of the method that trained the student.
         fitted: result of the training.
         edit_grids: grids of image-to-image by strength; where empty, an edit uses the last part of `grid`.
     """
@@ -107,10 +108,10 @@ class TrainingRun:
     """Files, progress reports and time limit of the stages of a chain.
 
     Args:
-        folder: of checkpoints and logs.
+        folder: folder of checkpoints and logs.
         report: receives the progress of each stage.
-        observer: receives the same together with the stage; for previews.
-        deadline: in seconds of `time.monotonic`; no update starts after it. None: no limit.
+        observer: receives each stage together with its progress, to render previews.
+        deadline: time of `time.monotonic` in seconds after which no update starts; None: no limit.
         save_every: seconds between two checkpoints.
     """
 
@@ -132,15 +133,15 @@ class TrainingRun:
 
 @dataclass(frozen=True, slots=True)
 class StagePlan:
-    """A student that is to be trained.
+    """Plan for the training of one student.
 
     Args:
         name: see `Student`.
-        method: levels and targets of its examples.
+        method: levels and targets of the training examples.
         recipe: hyper-parameters.
         method_name: name of the method in manifests.
-        taught_by_first: whether its teacher is the guidance-distilled student, which is defined at every level, instead
-            of the student before.
+        taught_by_first: True: the student's teacher is the guidance-distilled student, which is defined at every level.
+            False: the teacher is the preceding student.
     """
 
     name: str
@@ -161,12 +162,12 @@ def train_chain(
     """Train each student of a chain in turn, resuming from checkpoints.
 
     Args:
-        teacher: of the first student.
+        teacher: teacher of the first student.
         dataset: clean latents and text inputs for all students.
         recipe: hyper-parameters.
         run: folder, progress and time limit.
-        teacher_grid: the only grid of a distilled teacher; None: any.
-        origin: fingerprint of the teacher and the dataset; checkpoints with another one are refused.
+        teacher_grid: the only timestep grid of a distilled teacher; None: the teacher may be sampled on any grid.
+        origin: fingerprint of the teacher and the dataset; checkpoints of another teacher or dataset are refused.
 
     Returns:
         the trained students; fewer than planned where the deadline passed.
@@ -185,7 +186,8 @@ def train_chain(
         result = run.fit(stage)
         if not result.is_done:
             break
-        # The next student continues with the same LoRA weights, so that they alone separate the last from the teacher.
+        # The next student continues with the same LoRA weights. These weights alone are then the difference between the
+        # last student and the first teacher.
         before = freeze(stage.student)
         if plan.name == GUIDANCE:
             first = before
@@ -219,7 +221,7 @@ def build_student_network(denoiser: Denoiser, recipe: ChainRecipe) -> Any:
 
 
 def freeze(denoiser: Denoiser) -> Denoiser:
-    """Drop the gradients of a denoiser, set it to evaluation mode without gradients, and return it."""
+    """Drop a denoiser's gradients, disable new ones, set evaluation mode, and return the denoiser."""
     denoiser.network.zero_grad(set_to_none=True)
     denoiser.network.eval().requires_grad_(False)
     return denoiser
@@ -228,10 +230,10 @@ def freeze(denoiser: Denoiser) -> Denoiser:
 def plan_stages(
     teacher: Denoiser, recipe: ChainRecipe, teacher_grid: TimestepGrid | None = None
 ) -> Sequence[StagePlan]:
-    """Plan the stages of a chain; guidance distillation is left out for a guidance-distilled teacher.
+    """Plan the stages of a chain; a guidance-distilled teacher needs no stage of guidance distillation.
 
     Raises:
-        InvalidRequest: the step counts are not a chain, or edits with a teacher of a single grid.
+        InvalidRequest: the step counts are not a chain, or edits are asked of a teacher that has a single grid.
     """
     schedule, _ = student_parameterization(teacher)
     pairs = plan_grid_pairs(schedule, recipe.step_counts, teacher_grid)
@@ -248,7 +250,7 @@ def plan_stages(
 
 
 def _fingerprint(previous: str, name: str, method: DistillationMethod, recipe: ChainRecipe) -> str:
-    """Return a hash of everything that decides the weights of this student, its teachers included."""
+    """Return a hash of everything that decides this student's weights; `previous` is the preceding fingerprint."""
     timesteps = method.grid_pair.student.timesteps.tolist() if method.grid_pair else None
     parts = [previous, name, type(method).__name__, method.level_table.timesteps.tolist(), timesteps, recipe.guidance]
     parts += [recipe.lora_rank, recipe.weighting, recipe.huber, recipe.seed]
@@ -256,9 +258,10 @@ def _fingerprint(previous: str, name: str, method: DistillationMethod, recipe: C
 
 
 def _check_checkpoints(stages: Sequence[StagePlan], recipe: ChainRecipe, origin: str, folder: Path) -> None:
-    """Raise FitFailed at the start where the checkpoint of a later stage has another fingerprint.
+    """Raise FitFailed before training starts if the checkpoint of any stage has another fingerprint.
 
-    Stages after one with a patience cannot be checked: their fingerprint contains its number of updates.
+    After a stage with a patience the check stops: later fingerprints contain that stage's number of updates, which is
+    not known yet.
     """
     fingerprint = origin
     for plan in stages:
@@ -274,8 +277,8 @@ def _plan_edits(
 ) -> StagePlan:
     """Plan the stage of edits, which also repeats the examples from pure noise.
 
-    Each strength has levels of its own, so the teacher must be defined at every level, and the steps are reduced in one
-    stage: a student between would have to be trained at all of these levels, too.
+    Each strength has levels of its own, so the teacher must be defined at every level. One stage reduces the number of
+    steps at once, because an intermediate student would also have to be trained at all of these levels.
     """
     if teacher_grid is not None:
         raise InvalidRequest(

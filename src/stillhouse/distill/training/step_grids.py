@@ -1,9 +1,9 @@
 """Timestep grids of a chain of students: each student's grid is a subset of its teacher's.
 
 One student step replaces one or more teacher steps and ends at the same level. A chain can therefore be exact only
-where each student's levels are levels of its teacher, because a student is trained at no other level. The grids are
-planned backwards: the last student's grid is uniform, and each grid is refined into its teacher's grid. The first
-teacher is defined at every level.
+where each student's levels are levels of its teacher, because a student is trained at no other level. The timestep
+grids are planned backwards: the last student's grid is uniform, and each grid is refined into its teacher's grid. The
+first teacher is defined at every level.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ class GridPair:
     """Grids of a teacher and its student; the student's levels are a subset of the teacher's.
 
     Raises:
-        InvalidRequest: the teacher's grid lacks a level of the student's, or starts at another level.
+        InvalidRequest: the teacher's grid lacks a level of the student's grid, or starts at another level.
 
     >>> GridPair(make_grid(Schedule(), 4), make_grid(Schedule(), 2)).strides
     (2, 2)
@@ -43,7 +43,7 @@ class GridPair:
 
     @property
     def positions(self) -> tuple[int, ...]:
-        """Indices of the student's levels, CLEAN included, among the teacher's."""
+        """Indices of the student's levels, CLEAN included, among the teacher's levels."""
         return tuple(self.teacher.levels.index(level) for level in self.student.levels)
 
     @property
@@ -60,8 +60,8 @@ def plan_grid_pairs(
     Args:
         schedule: noise schedule of the students.
         counts: steps of the first teacher, then of each student; not increasing.
-        teacher_grid: the only grid of a distilled first teacher. The grids are then planned forwards, each the most
-            uniform subset of the one before. None: a teacher that is defined at every level.
+        teacher_grid: the only grid of a distilled first teacher. The grids are then planned forwards: each grid is the
+            most uniform subset of the preceding grid. None: the first teacher is defined at every level.
 
     Raises:
         InvalidRequest: fewer than two counts, an increasing count, a teacher of one step, or a first count that differs
@@ -98,10 +98,10 @@ def plan_grid_pairs(
 
 
 def refine(schedule: Schedule, coarse: TimestepGrid, steps: int) -> TimestepGrid:
-    """Refine a grid to a number of steps: all of its levels, and new ones that split the longest steps.
+    """Return a grid of `steps` steps that keeps all levels of a coarse grid and splits its longest steps.
 
-    Of equally long steps the least noisy one is split first: outlines are decided there, and two fifths of the
-    timesteps of Stable Diffusion's schedule are nearly pure noise.
+    Among equally long steps the least noisy step is split first: the less noisy levels decide outlines, and two fifths
+    of the timesteps of Stable Diffusion's schedule are nearly pure noise.
 
     Args:
         schedule: noise schedule of the new levels.
@@ -109,7 +109,7 @@ def refine(schedule: Schedule, coarse: TimestepGrid, steps: int) -> TimestepGrid
         steps: number of steps of the result.
 
     Raises:
-        InvalidRequest: fewer steps than the coarse grid has, or more than the schedule has timesteps.
+        InvalidRequest: `steps` is below the coarse grid's number of steps, or above the schedule's number of timesteps.
 
     >>> refine(Schedule(), make_grid(Schedule(), 2), 3).timesteps.tolist()
     [999.0, 499.0, 249.0]
@@ -136,9 +136,9 @@ def plan_edit_grids(
 ) -> Mapping[float, GridPair]:
     """Plan the grids of image-to-image, by strength, each with the student's number of steps.
 
-    The time of an edit therefore does not depend on its strength. The teacher's steps are as long as from pure noise.
-    The network's only input besides the latents is the level, so no level belongs to two grids: a level that is in use
-    is moved by one timestep or more.
+    The time of an edit therefore does not depend on its strength. The teacher's steps are as long as its steps from
+    pure noise. The level alone tells the network on which grid it is, so no level may belong to two grids. A level that
+    another grid uses is moved by one timestep or more.
 
     Args:
         schedule: noise schedule of a teacher that is defined at every level.
@@ -174,10 +174,10 @@ def plan_edit_grids(
 
 
 def coarsen(fine: TimestepGrid, steps: int) -> TimestepGrid:
-    """Return the subset of a grid with a number of steps that is nearest to uniform; the first level is kept.
+    """Return the most uniform subset of a grid that has `steps` steps; the subset keeps the first level.
 
     Raises:
-        InvalidRequest: more steps than the grid has.
+        InvalidRequest: `steps` exceeds the grid's number of steps.
 
     >>> coarsen(make_grid(Schedule(), 9), 3).timesteps.tolist()
     [999.0, 666.0, 332.0]

@@ -38,7 +38,7 @@ class Levels:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LevelTable:
-    """Levels of a grid as float64 tensors [steps + 1], CLEAN last; of several grids, see `concat_level_tables`."""
+    """Levels of a grid as float64 tensors [steps + 1], CLEAN last; for several grids see `concat_level_tables`."""
 
     timesteps: Tensor
     alphas: Tensor
@@ -63,7 +63,8 @@ def concat_level_tables(tables: Sequence[LevelTable]) -> LevelTable:
 
 
 DenoiseFn: TypeAlias = Callable[[Tensor, Levels], Tensor]
-"""A network with the conditioning of its batch: maps z at levels to predicted clean latents, [B, C, h, w] both."""
+"""Network with the conditioning of one batch: maps latents z at noise levels to predicted clean latents, both
+[B, C, h, w]."""
 
 
 def ddim_step(z: Tensor, clean: Tensor, start: Levels, end: Levels) -> Tensor:
@@ -100,7 +101,8 @@ def ddim_rollout(denoise: DenoiseFn, z: Tensor, table: LevelTable, path: Tensor)
         is_padding = before == after
         if bool(is_padding.all()):
             continue
-        # Padded rows are evaluated, too, but the network is not defined at CLEAN: evaluate them at level 0.
+        # Rows of shorter paths end at CLEAN, where the network is not defined. They are evaluated at row 0 of the table
+        # instead, and the result is not used.
         evaluated = torch.where(start.sigma == 0, torch.zeros_like(before), before)
         moved = ddim_step(z, denoise(z, table.at(evaluated)), start, end)
         z = torch.where(_broadcast(is_padding, z), z, moved)
@@ -108,9 +110,9 @@ def ddim_rollout(denoise: DenoiseFn, z: Tensor, table: LevelTable, path: Tensor)
 
 
 def progressive_target(denoise: DenoiseFn, z: Tensor, table: LevelTable, path: Tensor) -> Tensor:
-    """Return the target of progressive distillation: one step that ends where the teacher's steps end.
+    """Return the target of progressive distillation: with it, one step ends where the teacher's steps end.
 
-    For paths of two levels it is the teacher's prediction.
+    For paths of two levels the target is the teacher's prediction.
 
     Args:
         denoise: the teacher.
@@ -119,8 +121,8 @@ def progressive_target(denoise: DenoiseFn, z: Tensor, table: LevelTable, path: T
     start, end = table.at(path[:, 0]), table.at(path[:, -1])
     predicted = denoise(z, start)
     z_end = ddim_rollout(denoise, ddim_step(z, predicted, start, table.at(path[:, 1])), table, path[:, 1:])
-    # For two levels the prediction itself, not its inversion: optimizers that normalise gradients would turn the
-    # rounding error into updates.
+    # For paths of two levels the target is the prediction itself. Inverting its step would add a rounding error, which
+    # optimizers that normalise gradients turn into updates.
     return torch.where(_broadcast(path[:, 1] == path[:, -1], z), predicted, invert_ddim(z, z_end, start, end))
 
 
@@ -128,7 +130,7 @@ def consistency_target(teacher: DenoiseFn, student: DenoiseFn, z: Tensor, table:
     """Return the target of phased consistency: one teacher step, then the student's jump to the end of the phase.
 
     Args:
-        teacher, student: without gradients.
+        teacher, student: denoisers, which are evaluated without gradients.
         z, table: as in `ddim_rollout`.
         path: int64 [B, 3]: a level, the next one, and the end of the phase, which may equal the next level.
     """
@@ -145,6 +147,6 @@ def _ddim_coefficients(start: Levels, end: Levels) -> tuple[Tensor, Tensor]:
 
 
 def _broadcast(weights: Tensor, z: Tensor) -> Tensor:
-    """Reshape one value for each sample to the dimensions of z, on its device; numbers get its dtype."""
+    """Reshape values [B] to broadcast over z, on the device of z; values that are not bool get the dtype of z."""
     shaped = weights.view(-1, *[1] * (z.ndim - 1))
     return shaped.to(z.device) if weights.dtype == torch.bool else shaped.to(z)

@@ -1,4 +1,4 @@
-"""Training of students by trajectory regression: each student starts from the one before, all on the same dataset."""
+"""Training of students by trajectory regression on one dataset; each student starts from the preceding student."""
 
 import hashlib
 import json
@@ -26,11 +26,11 @@ TRAJECTORIES = "trajectories"
 
 @dataclass(frozen=True, slots=True)
 class StudentGrids:
-    """Grids of a student, all of the same number of steps.
+    """Timestep grids of a student, all with the same number of steps.
 
     Args:
-        grid: from pure noise.
-        edit_grids: for image-to-image, by strength.
+        grid: grid from pure noise.
+        edit_grids: grids for image-to-image, by strength.
     """
 
     grid: TimestepGrid
@@ -38,12 +38,12 @@ class StudentGrids:
 
     @property
     def all_grids(self) -> tuple[TimestepGrid, ...]:
-        """The grids by kind, as `TrajectoryPlan` numbers them: from pure noise, then edits."""
+        """All grids in the order in which `TrajectoryPlan` numbers their kinds: from pure noise, then edits."""
         return (self.grid, *self.edit_grids.values())
 
 
 def plan_student_grids(initial: Denoiser, recipe: ChainRecipe) -> tuple[StudentGrids, ...]:
-    """Plan the grids of each student; the levels of each are a subset of those of the student before.
+    """Plan the timestep grids of each student; a student's levels are a subset of the preceding student's levels.
 
     Raises:
         InvalidRequest: the step counts are not a chain; see `plan_grid_pairs`.
@@ -69,9 +69,9 @@ def train_on_trajectories(
     """Train each student in turn, resuming from checkpoints.
 
     Args:
-        teacher: of distribution matching; not evaluated without it.
-        initial: initial weights of the first student: the teacher, or one of its students.
-        dataset: the teacher's trajectories at the levels of the first of `plan_student_grids`.
+        teacher: the teacher, which only distribution matching evaluates.
+        initial: denoiser whose weights the first student starts from: the teacher, or one of its students.
+        dataset: the teacher's trajectories at the levels of the first student of `plan_student_grids`.
         recipe: hyper-parameters; its first step count is the teacher's.
         run: folder, progress and time limit.
         origin: fingerprint of the initial weights and the dataset.
@@ -138,7 +138,7 @@ def _distribution_matching(
 
 
 def _fingerprint(previous: str, grids: StudentGrids, recipe: ChainRecipe) -> str:
-    """Return a hash of everything that decides the weights of this student, its predecessors included."""
+    """Return a hash of everything that decides this student's weights; `previous` is the preceding fingerprint."""
     parts = [previous, TRAJECTORIES, *(grid.timesteps.tolist() for grid in grids.all_grids)]
     parts += [recipe.lora_rank, recipe.end_to_end_fraction, recipe.dmd_weights.get(grids.grid.steps, 0.0)]
     parts += [recipe.weighting, recipe.huber, recipe.seed, recipe.eval_samples]

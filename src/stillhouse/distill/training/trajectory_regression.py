@@ -24,10 +24,11 @@ from stillhouse.distill.training.targets import (
 from stillhouse.fit.recipe import StageRecipe
 
 ON_POLICY_SHARE = 0.5
-"""Share of the examples after the first step that start from the student's own latents instead of the teacher's. Their
-target leads back to the teacher's trajectory: at inference the student's inputs are its own outputs."""
+"""Share of the examples after the first step that start from the student's own latents instead of the teacher's.
+
+At inference the student's inputs are its own outputs, so it must learn to return to the teacher's trajectory."""
 EDIT_SHARE = 0.25
-"""Share of edits among the examples, where the dataset has any: edits are shorter and easier."""
+"""Share of edits among the examples, where the dataset has edits; it is small, because edits are easier."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,9 +36,10 @@ class RolloutBatch:
     """Final latents of student and teacher from the same initial latents.
 
     Args:
-        student, teacher: final latents, [B, C, h, w]; the student's with gradients unless they are disabled.
-        inputs: conditioning of both.
-        levels: levels of the initial latents.
+        student, teacher: final latents, [B, C, h, w]; the student's latents have gradients unless gradients are
+            disabled.
+        inputs: conditioning of student and teacher.
+        levels: noise levels of the initial latents.
         kinds: kinds of the trajectories, see `TrajectoryPlan`; int64 [B], on the CPU.
     """
 
@@ -54,15 +56,15 @@ class TrajectoryRegressionStage:
 
     Args:
         name, recipe, fingerprint: see `fit.stage.Stage`.
-        network: the student's trained network.
+        network: the student's network, which is trained.
         schedule, prediction: noise schedule and prediction type of the student.
         dataset: two trajectories or more; the last `eval_samples` of them, at most half, are held out for evaluation.
-        stored_grids: grids at whose levels the trajectories are stored, by kind: from pure noise, then edits.
-        student_grids: grids of the student, by kind: subsets of the stored grids with the same first level, all of the
-            same number of steps. Trajectories of other kinds are ignored.
-        end_to_end_fraction: share of the examples in which the student takes all of its steps and the loss is that of
-            its final latents, with gradients through every step. The intermediate latents are then free. Such an
-            example costs as much as one other example for each step.
+        stored_grids: timestep grids at whose levels the trajectories are stored, by kind: from pure noise, then edits.
+        student_grids: timestep grids of the student, by kind. Each is a subset of the stored grid with the same first
+            level; all have the same number of steps. Trajectories of other kinds are ignored.
+        end_to_end_fraction: share of the examples in which the student takes all of its steps. Their loss compares the
+            final latents only, with gradients through every step. Such an example costs as much as one other example
+            for each step.
         weighting, huber, seed, eval_samples: see `DistillationStage`.
     """
 
@@ -83,7 +85,7 @@ class TrajectoryRegressionStage:
 
     @property
     def student(self) -> Denoiser:
-        """The student with its parameterization."""
+        """The student's network with its noise schedule and prediction type."""
         return Denoiser(self.network, self.schedule, self.prediction)
 
     def loss(self, number: int) -> Tensor:
@@ -110,7 +112,7 @@ class TrajectoryRegressionStage:
 
     @cached_property
     def _pools(self) -> tuple[Tensor, Tensor]:
-        """Indices of the training trajectories: those from pure noise, and edits."""
+        """Indices of the training trajectories from pure noise, and indices of the training edits."""
         from_noise = self.dataset.kinds[self._train_indices] == 0
         return self._train_indices[from_noise], self._train_indices[~from_noise]
 
@@ -146,7 +148,7 @@ class TrajectoryRegressionStage:
         return weighted_loss(error, levels, self.weighting, self.huber)
 
     def evaluate(self) -> Mapping[str, float]:
-        """Return `latent_psnr` between student and teacher on held-out trajectories: from pure noise, and of edits."""
+        """Return `latent_psnr` between student and teacher on held-out trajectories from pure noise and on edits."""
         held_out = self._eval_indices[: self.eval_samples]
         from_noise = self.dataset.kinds[held_out] == 0
         parts = {"latent_psnr": held_out[from_noise], "edits": held_out[~from_noise]}
@@ -168,7 +170,7 @@ class TrajectoryRegressionStage:
 
     @property
     def _train_indices(self) -> Tensor:
-        """Indices of the training trajectories: at least half; an edit stays with the trajectory of its picture."""
+        """Indices of the training trajectories, at least half of all; an edit and its source are not separated."""
         count = max(len(self._usable) - self.eval_samples, (len(self._usable) + 1) // 2)
         return self._usable[: count - count % 2 if len(self.student_grids) > 1 and count > 1 else count]
 

@@ -27,7 +27,7 @@ def render_evaluation_page(
     Args:
         report: the measurements.
         prompts: prompts of the pictures.
-        pictures: by name of the setup, one for each prompt.
+        pictures: pictures by name of the setup, one for each prompt.
 
     Raises:
         RuntimeMissing: jinja2 is not installed.

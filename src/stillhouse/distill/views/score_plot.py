@@ -1,4 +1,4 @@
-"""Layout of the quality over cost plots, in SVG coordinates."""
+"""Layout of the plots of quality against cost, in SVG coordinates."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,12 +9,12 @@ from stillhouse.distill.evaluation.evaluation_report import EvaluationReport
 
 WIDTH, HEIGHT = 560, 340
 LEFT, RIGHT, TOP, BOTTOM = 56, 548, 26, 288
-"""Size of the SVG, and edges of the plot area in it."""
+"""Width and height of the SVG, and the edges of its plot area."""
 _X_TICKS = tuple(base * 10.0**power for power in range(-4, 5) for base in (1, 2, 5))
 _Y_STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20)
 
 AxisTick = tuple[float, str]
-"""Coordinate and label."""
+"""Coordinate and label of a tick."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +25,8 @@ class ScoreMark:
         x, y: coordinates.
         low, high: y coordinates of the ends of the 95 % interval.
         kind: teacher, student or baseline.
-        name: of the setup.
-        tooltip: text of the figures.
+        name: name of the setup.
+        tooltip: text with the setup's measurements.
     """
 
     x: float
@@ -40,7 +40,7 @@ class ScoreMark:
 
 @dataclass(frozen=True, slots=True)
 class ScorePlot:
-    """A plot of quality over cost.
+    """A plot of quality against cost.
 
     Args:
         x_title, y_title: titles of the axes.
@@ -58,7 +58,10 @@ class ScorePlot:
 
 
 def score_plots(report: EvaluationReport) -> tuple[ScorePlot, ...]:
-    """Return the plots over denoiser rows and over latency; quality is the strict score, or PSNR without scores."""
+    """Return two plots: quality against denoiser rows, and quality against latency.
+
+    Quality is the strict score, or the PSNR where the report has no scores.
+    """
     return (
         _score_plot(report, "denoiser rows of a picture", lambda result: float(result.denoiser_rows)),
         _score_plot(report, "latency of a picture in ms", lambda result: 1000 * result.latency.median),
@@ -93,7 +96,7 @@ def _score_plot(report: EvaluationReport, title: str, cost: Callable[[Evaluation
 
 
 def _quality(result: EvaluationResult, scored: bool) -> tuple[float, float, float]:
-    """Return value, low and high of the quality of a result."""
+    """Return the quality of a result and the low and high end of its interval."""
     if not scored:
         return result.psnr, result.psnr, result.psnr
     share = result.scores["strict"]

@@ -1,7 +1,8 @@
 """Pipeline families: what differs between Stable Diffusion, SDXL and others while pictures are generated.
 
-A family is one value that implements `base.Family`. It names the inputs of its networks, says how prompts are encoded
-and which branches guidance compares, and turns latents into the denoiser's inputs and back. Nothing here needs torch.
+A family is one value that implements `base.Family`. It names the inputs of its networks, encodes prompts, chooses the
+branches of guidance, turns latents into the denoiser's inputs, and turns outputs into predictions. Nothing here needs
+torch.
 """
 
 from importlib.metadata import entry_points
@@ -17,7 +18,7 @@ _FAMILIES: dict[str, Family] = {family.name: family for family in (STABLE_DIFFUS
 
 
 def register_family(family: Family) -> None:
-    """Add a family to those that this process knows, or replace the one of its name."""
+    """Register a family in this process; it replaces a family of the same name."""
     _FAMILIES[family.name] = family
 
 
@@ -25,7 +26,7 @@ def find_family(name: str) -> Family:
     """Return the family of that name, of this package or of an installed one.
 
     Raises:
-        ManifestError: no package here has it.
+        ManifestError: neither this package nor an installed one has this family.
     """
     if name not in _FAMILIES:
         for point in entry_points(group=ENTRY_POINTS, name=name):

@@ -1,7 +1,7 @@
-"""The contract of a pipeline family, and what several families share.
+"""The interface of a pipeline family, and functions that several families share.
 
-Latents are float32 [channels, height / downscale, width / downscale] from the noise to the decoder; a family whose
-denoiser takes packed tokens packs them in `feeds` and unpacks them in `read`.
+Latents are float32 [channels, height / downscale, width / downscale] from the noise to the decoder. A family whose
+denoiser takes packed tokens packs the latents in `feeds` and unpacks the output in `read`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,7 @@ from stillhouse.pipelines.manifest import Latent, Manifest
 from stillhouse.pipelines.tokenizers import Tokenizer
 
 MASK_THRESHOLD = 127
-"""The brightest level of a mask that keeps the picture as it is."""
+"""The brightest mask level at which the picture is kept; brighter parts are inpainted."""
 
 Tensors: TypeAlias = Mapping[str, NDArray[Any]]
 """Inputs or outputs of a network by name, with their batch axis."""
@@ -28,9 +28,10 @@ class NetworkCall:
     """A network that runs at each evaluation.
 
     Args:
-        role: of the component.
-        inputs: names of what it takes, out of `Family.feeds` and of earlier calls' results; empty: all of them.
-        outputs: name of each output that later calls take, with the name under which they take it.
+        role: role of the component.
+        inputs: names of the network's inputs, out of `Family.feeds` and the outputs of earlier calls; empty: all of
+            them.
+        outputs: maps the name of each output that later calls take to the name of their input.
     """
 
     role: str
@@ -40,7 +41,7 @@ class NetworkCall:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Start:
-    """What a trajectory starts with: latents [C, h, w], branches by name, and effects besides the sampler's steps."""
+    """Start of a trajectory: latents [C, h, w], branches by name, and effects that act besides the sampler's steps."""
 
     latents: Array
     branches: Mapping[str, Branch]
@@ -49,12 +50,14 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a family may use of an open pipeline.
+    """The parts of an open pipeline that a family may use.
 
     Args:
-        manifest: of the pipeline.
-        run: runs a component: role, inputs by name -> outputs by name; NumPy arrays with a batch axis.
-        encode_prompt: text -> what `Family.encode_prompt` makes of it, without batch axis; results are cached.
+        manifest: manifest of the pipeline.
+        run: runs a component: takes its role and inputs by name, returns outputs by name; all are NumPy arrays with a
+            batch axis.
+        encode_prompt: takes a text, returns the result of `Family.encode_prompt` for it, without batch axis; results
+            are cached.
     """
 
     manifest: Manifest
@@ -63,25 +66,25 @@ class Context:
 
 
 class Family(Protocol):
-    """A kind of pipeline. Methods are pure but for `Context.run`, which calls networks."""
+    """A kind of pipeline. Its methods have no side effects, except that they run networks through `Context.run`."""
 
     name: str
-    """As in the manifest."""
+    """Name of the family in a manifest."""
     options: type[Any]
-    """A dataclass: what the manifest's `family_options` may hold."""
+    """Dataclass of the fields that the manifest's `family_options` may hold."""
 
     def schedule(self, manifest: Manifest, width: int, height: int) -> Schedule:
         """Return the noise schedule of a picture of this size in pixels."""
 
     def guidance(self, manifest: Manifest, request: ImageRequest) -> Guidance:
-        """Return how the branches of a resolved request are combined.
+        """Return how guidance combines the branches of a resolved request.
 
         Raises:
-            InvalidRequest: the pipeline has no such guidance.
+            InvalidRequest: the pipeline does not support the request's guidance or negative prompt.
         """
 
     def batch_key(self, manifest: Manifest, request: ImageRequest) -> tuple[int, ...]:
-        """Return what requests of one size must share to share a batch: the padded length of ragged texts."""
+        """Return values that must be equal to share a batch, besides the size: the padded length of texts."""
 
     def tokenize(self, tokenizers: Mapping[str, Tokenizer], text: str, key: tuple[int, ...]) -> Mapping[str, Tensors]:
         """Return the text encoders' inputs by role, with a batch axis; `key` is the request's `batch_key`.
@@ -91,34 +94,34 @@ class Family(Protocol):
         """
 
     def encode_prompt(self, run: Callable[[str, Tensors], Tensors], tokens: Mapping[str, Tensors]) -> Conditioning:
-        """Return the denoiser's inputs that follow from a text, without batch axis."""
+        """Return the denoiser's inputs for a text, without batch axis, from the tokens of `tokenize`."""
 
     def prepare(self, context: Context, request: ImageRequest, noise: Array, plan: SamplingPlan) -> Start:
-        """Return what the trajectory of a resolved request starts with.
+        """Return the start of the trajectory of a resolved request.
 
         Args:
             context: the open pipeline.
-            request: resolved.
-            noise: standard normal, of the latents' shape.
-            plan: of the request; branches that its guidance does not name need not be made.
+            request: resolved request.
+            noise: standard normal noise of the shape of the latents.
+            plan: plan of the request; only branches that its guidance names must be made.
         """
 
     def calls(self, manifest: Manifest) -> Sequence[NetworkCall]:
-        """Return the networks of an evaluation in their order; the denoiser is the last one."""
+        """Return the networks of an evaluation in the order in which they run; the denoiser is the last one."""
 
     def feeds(self, latents: Array, timesteps: Array, conditioning: Conditioning) -> Tensors:
-        """Return the networks' inputs of a batch: latents [R, C, h, w], timesteps [R], conditioning [R, ...]."""
+        """Return the networks' inputs, made of latents [R, C, h, w], timesteps [R] and conditioning [R, ...]."""
 
     def read(self, outputs: Tensors, latents: Array) -> Array:
-        """Return the prediction, [R, C, h, w], out of the denoiser's outputs."""
+        """Return the prediction, [R, C, h, w], from the denoiser's outputs and its input latents."""
 
     def encode_image(self, context: Context, picture: Picture) -> Array:
-        """Return a picture's latents, normalised, [C, h, w]."""
+        """Return the normalised latents of a picture, [C, h, w]."""
 
     def decode(self, context: Context, latents: Array) -> Array:
-        """Return the decoder's signal, [3, height, width], -1 to 1, of normalised latents [C, h, w].
+        """Return the decoded picture, [3, height, width], -1 to 1, of normalised latents [C, h, w].
 
-        A large picture is decoded tile by tile, so that the latents may be a part of the picture's.
+        Large pictures are decoded in tiles, so `latents` may be of a part of the picture only.
         """
 
 
@@ -128,14 +131,14 @@ def latent_shape(latent: Latent, width: int, height: int) -> tuple[int, int, int
 
 
 def normalize_latents(latent: Latent, encoded: Array) -> Array:
-    """Return the encoder's latents [C, h, w] in the units in which the denoiser was trained."""
+    """Return the encoder's latents [C, h, w], shifted and scaled as the denoiser was trained with them."""
     if latent.std:
         encoded = (encoded - _by_channel(latent.mean)) / _by_channel(latent.std)
     return (encoded - latent.shift_factor) * latent.scaling_factor
 
 
 def denormalize_latents(latent: Latent, latents: Array) -> Array:
-    """Return latents [C, h, w] in the units of the decoder."""
+    """Return normalised latents [C, h, w], scaled and shifted back for the decoder."""
     encoded = latents / latent.scaling_factor + latent.shift_factor
     return encoded * _by_channel(latent.std) + _by_channel(latent.mean) if latent.std else encoded
 
@@ -145,8 +148,8 @@ def _by_channel(values: Sequence[float]) -> Array:
 
 
 def latent_mask(mask: NDArray[np.uint8], downscale: int) -> Array:
-    """Return a mask over latents, float32 [1, h, w], 1 where the picture is inpainted.
+    """Return a mask at the size of the latents, float32 [1, h, w], 1 where the picture is inpainted.
 
-    The first pixel of each latent decides, as in diffusers.
+    The top left pixel of each latent's square decides, as in diffusers.
     """
     return (mask[None, ::downscale, ::downscale] > MASK_THRESHOLD).astype(np.float32)

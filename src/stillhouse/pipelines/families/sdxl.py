@@ -1,4 +1,4 @@
-"""Stable Diffusion XL: two text encoders, a pooled embedding, and the picture's size among the inputs."""
+"""Stable Diffusion XL: two text encoders, a pooled text embedding, and the picture's size as an input."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from stillhouse.pipelines.manifest import Manifest
 
 
 class StableDiffusionXL(StableDiffusion):
-    """Stable Diffusion with time ids, and zeros for an empty negative prompt where the checkpoint says so."""
+    """Stable Diffusion with time ids; an empty negative prompt is encoded as zeros where the checkpoint says so."""
 
     name = "stable-diffusion-xl"
 
@@ -21,7 +21,7 @@ class StableDiffusionXL(StableDiffusion):
         return super().inputs(manifest, request, {**encoded, "time_ids": time_ids})
 
     def negative_inputs(self, context: Context, request: ImageRequest, inputs: Conditioning) -> Conditioning:
-        """Return the same for the negative prompt; an empty one may be encoded as zeros."""
+        """Return the U-Net's inputs for the negative prompt; an empty negative prompt may be encoded as zeros."""
         if request.negative_prompt or not context.manifest.family_options.get("zero_negative"):
             return super().negative_inputs(context, request, inputs)
         zeros = {name: np.zeros_like(inputs[name]) for name in ("encoder_hidden_states", "text_embeds")}

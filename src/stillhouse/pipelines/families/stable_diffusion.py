@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x, 2.x and 2-inpainting: CLIP, a U-Net over latents, an autoencoder with one scale."""
+"""Stable Diffusion 1.x, 2.x and 2-inpainting: CLIP, a U-Net over latents, an autoencoder with one scaling factor."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,12 +38,14 @@ from stillhouse.pipelines.tokenizers import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class StableDiffusionOptions:
-    """What the manifest says of a U-Net besides.
+    """Options of a U-Net in the manifest's `family_options`.
 
     Args:
-        in_channels: of the U-Net: those of the latents, or for inpainting also a mask and the masked picture's latents.
-        guidance_channels: size of the guidance scale's embedding (diffusers' `time_cond_proj_dim`); None without.
-        zero_negative: an empty negative prompt is encoded as zeros (XL's `force_zeros_for_empty_prompt`).
+        in_channels: number of the U-Net's input channels: the latents, and for inpainting networks also the mask and
+            the masked picture's latents.
+        guidance_channels: size of the guidance scale's embedding (diffusers' `time_cond_proj_dim`); None where the
+            scale is not an input.
+        zero_negative: whether an empty negative prompt is encoded as zeros (XL's `force_zeros_for_empty_prompt`).
     """
 
     in_channels: int
@@ -62,7 +64,7 @@ class StableDiffusion:
         return manifest.sampling.schedule
 
     def guidance(self, manifest: Manifest, request: ImageRequest) -> Guidance:
-        """Return classifier-free guidance, or none for a network that takes the scale as an input."""
+        """Return classifier-free guidance; for a network that takes the scale as an input, guidance that never acts."""
         assert request.guidance is not None and request.guidance_interval is not None
         if manifest.guidance_channels and request.negative_prompt:
             raise InvalidRequest(
@@ -74,7 +76,7 @@ class StableDiffusion:
         return classifier_free(scale, request.guidance_interval, request.guidance_rescale)
 
     def batch_key(self, manifest: Manifest, request: ImageRequest) -> tuple[int, ...]:
-        """Return nothing: CLIP pads every text to one length."""
+        """Return an empty tuple, because CLIP pads every text to one length."""
         return ()
 
     def tokenize(self, tokenizers: Mapping[str, Tokenizer], text: str, key: tuple[int, ...]) -> Mapping[str, Tensors]:
@@ -89,7 +91,7 @@ class StableDiffusion:
         return {role: {"input_ids": tokenizer(text)[None]} for role, tokenizer in tokenizers.items()}
 
     def encode_prompt(self, run: Callable[[str, Tensors], Tensors], tokens: Mapping[str, Tensors]) -> Conditioning:
-        """Return encoder_hidden_states [L, D], and text_embeds [E] where the last text encoder gives them."""
+        """Return encoder_hidden_states [L, D], and text_embeds [E] where the last text encoder has this output."""
         outputs = [run(role, feeds) for role, feeds in tokens.items()]
         states = np.concatenate([output["last_hidden_state"][0] for output in outputs], axis=-1)
         encoded = {"encoder_hidden_states": states}
@@ -98,7 +100,7 @@ class StableDiffusion:
         return encoded
 
     def prepare(self, context: Context, request: ImageRequest, noise: Array, plan: SamplingPlan) -> Start:
-        """Return latents of noise, or of the source image and noise; its mask blends, or adds channels."""
+        """Return the start from noise, or from a source image and noise; a mask becomes a blend or channels."""
         inputs = self.inputs(context.manifest, request, context.encode_prompt(request.prompt))
         branches = {CONDITIONAL: Branch(inputs)}
         if plan.guidance.base is not None:
@@ -108,7 +110,7 @@ class StableDiffusion:
         return self._start_from_image(context, request, noise, plan, branches)
 
     def inputs(self, manifest: Manifest, request: ImageRequest, encoded: Conditioning) -> Conditioning:
-        """Return the denoiser's inputs besides latents and timestep, of one row."""
+        """Return the denoiser's inputs besides latents and timestep, for one row, without a batch axis."""
         if not manifest.guidance_channels:
             return encoded
         assert request.guidance is not None
@@ -131,11 +133,11 @@ class StableDiffusion:
         return outputs["out_sample"]
 
     def encode_image(self, context: Context, picture: Picture) -> Array:
-        """Return the mean of the autoencoder's latents; diffusers takes a random sample around it."""
+        """Return the mean of the encoder's distribution of latents; diffusers draws a random sample instead."""
         return self._encode_signal(context, normalize_pixels(picture))
 
     def decode(self, context: Context, latents: Array) -> Array:
-        """Return the autoencoder's signal of one picture."""
+        """Return the decoded picture, [3, height, width], -1 to 1."""
         encoded = denormalize_latents(context.manifest.latent, latents)
         signal: Array = context.run(DECODER, {"latent_sample": encoded[None]})["sample"][0]
         return signal
@@ -147,7 +149,7 @@ class StableDiffusion:
     def _start_from_image(
         self, context: Context, request: ImageRequest, noise: Array, plan: SamplingPlan, branches: Mapping[str, Branch]
     ) -> Start:
-        """Return the start of an edit; with a mask and strength 1 the latents are pure noise, as in diffusers."""
+        """Return the start of an edit. With a mask and strength 1, the latents are pure noise, as in diffusers."""
         manifest, mask = context.manifest, request.mask
         assert request.image is not None
         latents, effects = noise, tuple[InpaintBlend, ...]()
@@ -166,9 +168,9 @@ class StableDiffusion:
 
 
 def embed_guidance(guidance: float, channels: int) -> Array:
-    """Return the sinusoid that tells a guidance-distilled network its scale, float32 [channels] (arXiv 2310.04378).
+    """Return the sinusoidal embedding of a guidance scale, float32 [channels], for networks that take it as an input.
 
-    As diffusers' `get_guidance_scale_embedding` of guidance - 1.
+    Equal to diffusers' `get_guidance_scale_embedding` of guidance - 1 (arXiv 2310.04378).
     """
     half = channels // 2
     frequencies = np.exp(np.arange(half) * -(np.log(10_000.0) / (half - 1)))

@@ -77,12 +77,12 @@ def make_app(service: Service, extra_handlers: Sequence[Any] = ()) -> Litestar:
 
 
 def _client_disconnected(request: ApiRequest, error: ClientDisconnected) -> Response[None]:
-    """Return an empty response, which no client receives."""
+    """Return an empty response; the framework needs one, although the client is gone."""
     return Response(None, status_code=CLIENT_CLOSED_REQUEST)
 
 
 def _too_deep(request: ApiRequest, error: RecursionError) -> Response[Any]:
-    """Return 400 for a body that is nested too deeply; no code of the server recurses over a request."""
+    """Return 400: only the parser recurses over a request, so the body was nested too deeply."""
     return error_response(
         request, InvalidRequest("a body that is nested too deeply", allowed="an object of plain values")
     )

@@ -36,7 +36,7 @@ MAX_JSON_BODY = 1 << 20
 STATUS_BY_ERROR_TYPE = {"InvalidRequest": 400, "WorkerDied": 503, "ServerShutdown": 503}
 """HTTP status by the error type of a failed request; 500 for all others."""
 MAX_RANDOM_SEED = 2**32 - 1
-"""Largest generated seed: short enough to type, and exact in programs that store numbers as doubles."""
+"""Largest random seed: short enough to type, and exact in programs that store numbers as doubles."""
 KEEP_ALIVE = ServerSentEventMessage(comment="keep-alive", data=None, sep="\n")
 """Comment that keeps proxies from closing an idle event stream."""
 KEEP_ALIVE_SECONDS = 15.0
@@ -115,7 +115,7 @@ async def wait_for_outputs(request: ApiRequest, handles: Sequence[RequestHandle]
 
 
 def handle_disconnect(service: Service, handles: Sequence[RequestHandle]) -> None:
-    """Cancel the requests of a disconnected client or store their images later, see `ServerSettings.on_disconnect`."""
+    """Cancel the requests of a disconnected client or store their images when finished, as `on_disconnect` is set."""
     for handle in handles:
         if service.settings.on_disconnect == "cancel":
             service.dispatcher.cancel(handle.id, "disconnect")
@@ -166,7 +166,7 @@ def raise_for_failure(output: RequestOutput, handle: RequestHandle) -> None:
 
 
 def response_headers(handles: Sequence[RequestHandle], outputs: Sequence[RequestOutput]) -> dict[str, str]:
-    """Return headers that describe the generated images: times in milliseconds of the slowest image, seeds of all."""
+    """Return headers with the seeds of all images, and with times in milliseconds of the slowest image."""
     headers = {
         "x-seed": ",".join(str(handle.request.seed) for handle in handles),
         "x-queue-ms": f"{1000 * max(output.queue_seconds for output in outputs):.1f}",

@@ -177,7 +177,7 @@ async def _find_own_record(request: ApiRequest, job_id: str) -> JobRecord:
 
 
 def _job_not_found(job_id: str) -> NotFound:
-    """Return the error for an unknown job, and for a job of another key so that its existence is not revealed."""
+    """Return the error for an unknown job. A job of another key gives the same error, to hide that it exists."""
     return NotFound(f"there is no job {job_id!r}", fix="the job may have been deleted")
 
 

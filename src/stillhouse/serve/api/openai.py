@@ -7,9 +7,10 @@ Fields of the protocol that this server does not support are rejected, not ignor
 import asyncio
 import base64
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 import msgspec
@@ -55,8 +56,14 @@ OutputFormat = Literal["png", "jpeg", "webp"]
 ResponseFormat = Literal["b64_json", "url"]
 """Ways to return an image."""
 MAX_PREVIEWS = 3
+_FILE_DESCRIPTIONS: Mapping[str, str] = MappingProxyType(
+    {
+        "image": "The image to edit.",
+        "mask": "Its transparent pixels are repainted; without transparency, its bright ones.",
+    }
+)
 _LARGE_BYTES = 1 << 18
-"""Number of bytes from which base64 encoding runs in a thread."""
+"""Number of bytes of an image from which base64 encoding runs in a thread, so that the event loop is not blocked."""
 
 
 class ImageGenerationRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -131,13 +138,9 @@ class EditOperation(Operation):
         fields = {name: Schema(type=schema_type) for name, schema_type in types.items()}
         for name, values in (("response_format", ResponseFormat), ("output_format", OutputFormat)):
             fields[name] = Schema(type=OpenAPIType.STRING, enum=list(get_args(values)))
-        meanings = {
-            "image": "The image to edit.",
-            "mask": "Its transparent pixels are repainted; without transparency, its bright ones.",
-        }
         files = {
-            name: Schema(type=OpenAPIType.STRING, content_encoding="binary", description=meaning)
-            for name, meaning in meanings.items()
+            name: Schema(type=OpenAPIType.STRING, content_encoding="binary", description=description)
+            for name, description in _FILE_DESCRIPTIONS.items()
         }
         form = Schema(type=OpenAPIType.OBJECT, required=["image", "prompt"], properties={**files, **fields})
         self.request_body = RequestBody({"multipart/form-data": OpenAPIMediaType(form)}, required=True)
@@ -154,15 +157,15 @@ async def edit_images(request: ApiRequest) -> Response[Any]:
         field = name.removesuffix("[]")
         if isinstance(value, UploadFile):
             if field in files:
-                raise InvalidRequest(f"several files named {field!r}", allowed="one image and one mask")
+                raise InvalidRequest(f"there are several files named {field!r}", allowed="one image and one mask")
             files[field] = value
         else:
             fields[field] = str(value)
     for name in files:
         if name not in ("image", "mask"):
-            raise InvalidRequest(f"a file named {name!r}", allowed="image, mask")
+            raise InvalidRequest(f"there is a file named {name!r}", allowed="image, mask")
     if "image" not in files:
-        raise InvalidRequest("an edit without an image", allowed="a file named 'image'", fix="or use generations")
+        raise InvalidRequest("the edit has no image", allowed="a file named 'image'", fix="or use generations")
     try:
         data = msgspec.convert(fields, ImageGenerationRequest, strict=False)
     except msgspec.ValidationError as error:
@@ -259,7 +262,7 @@ def _make_requests(
     if previews and not data.stream:
         raise InvalidRequest("partial_images without stream", allowed="both, or neither", fix="set stream to true")
     if data.stream and data.response_format == "url":
-        raise InvalidRequest("response_format 'url' of a stream", allowed="b64_json")
+        raise InvalidRequest("response_format is 'url' for a stream", allowed="b64_json")
     if "image" not in arrays and data.strength is not None:
         raise InvalidRequest("strength without an image", allowed="strength for edits")
     width, height = _parse_size(data.size) or (None, None)
@@ -293,7 +296,7 @@ def _make_requests(
 async def _stream(
     request: ApiRequest, handles: Sequence[RequestHandle], name: str, image_format: OutputFormat
 ) -> AsyncIterator[ServerSentEventMessage]:
-    """Yield a server-sent event for every preview and every finished image, in order of time."""
+    """Yield a server-sent event for every preview and every finished image as soon as it exists."""
     events: asyncio.Queue[tuple[RequestHandle, StreamEvent]] = asyncio.Queue()
     tasks = [asyncio.ensure_future(_forward_events(handle, events)) for handle in handles]
     pending = {handle.id: handle for handle in handles}

@@ -1,6 +1,6 @@
 """The studio: the web page at `/`, the API documentation at `/docs` and acceleration reports.
 
-The page's files are read once at import. No path of a request is ever opened.
+All files are read once, at import. A path in a request is only a key, so it cannot reach other files.
 """
 
 import asyncio
@@ -34,12 +34,12 @@ EXAMPLES = 24
 
 _SELF = "base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
 PAGE_POLICY = f"default-src 'self'; img-src 'self' blob: data:; object-src 'none'; {_SELF}"
-"""Content-Security-Policy of pages: only files of this server, nothing inline."""
+"""Content-Security-Policy of pages: files of this server are allowed, inline scripts and styles are not."""
 FRAME_POLICY = (
     "default-src 'none'; script-src 'self'; connect-src 'self'; style-src 'self' 'unsafe-inline'; "
     f"img-src 'self' data:; {_SELF}"
 )
-"""Content-Security-Policy of the page that shows a report: inline styles, no scripts of the report."""
+"""Content-Security-Policy of the page that shows a report: inline styles are allowed, the report's scripts are not."""
 REPORT_POLICY = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox; {_SELF}"
 """Content-Security-Policy of a report."""
 _COMMON_HEADERS = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer", "cache-control": "no-cache"}
@@ -165,7 +165,7 @@ def _report_path(request: ApiRequest, client: Client, name: str) -> Path:
 
 
 def _model_facts(service: Service, client: Client) -> dict[str, Any]:
-    """Return for each model of the client: report available, example prompts, limits of a distilled model."""
+    """Return for each model of the client whether it has a report, example prompts, and limits of a distilled model."""
     return {
         name: {
             "report": (find_pipeline(tier.pipeline) / REPORT).is_file(),
@@ -183,7 +183,7 @@ def _examples(manifest: Manifest) -> tuple[str, ...]:
 
 
 def _distilled_limits(manifest: Manifest) -> Mapping[str, Any] | None:
-    """Return which request fields a distilled model fixes and its range of guidance; None for other models."""
+    """Return the request fields that a distilled model fixes and its range of guidance; None for other models."""
     distilled = manifest.distilled
     if distilled is None:
         return None

@@ -1,4 +1,4 @@
 """Scheduling: step-level batching, policies, latency model and admission.
 
-Only the executor touches a device, so the same code runs on a virtual clock.
+Only the executor uses a device, so a simulation can run the same code on a virtual clock.
 """

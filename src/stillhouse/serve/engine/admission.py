@@ -20,7 +20,7 @@ class Rejection:
 
     Args:
         reason: why the job is rejected.
-        retry_after: seconds until it would be admitted if no other job arrived.
+        retry_after: seconds until the job would be admitted if no other job arrived.
     """
 
     reason: Reason
@@ -34,9 +34,9 @@ class AdmissionLimits:
     Args:
         max_jobs: largest number of unfinished jobs of all tiers.
         max_lateness: largest predicted latency as a multiple of the latency target; infinite admits every job.
-        margin: reserve as a multiple of the isolated latency, subtracted from the limit. It covers decoding, the
-            network and later arrivals, which the prediction does not contain. Without it, under overload every admitted
-            job would finish at the last moment or just after it.
+        margin: reserve as a multiple of the isolated latency, subtracted from the limit. The reserve covers decoding,
+            the network and later arrivals, which the prediction does not contain. Without a reserve, every job admitted
+            under overload would finish at the last moment or just after it.
     """
 
     max_jobs: int = 256
@@ -56,7 +56,7 @@ def check_admission(
     cost: CostModel,
     limits: AdmissionLimits = AdmissionLimits(),
 ) -> Rejection | None:
-    """Return why a job is rejected, or None to admit it. Pure.
+    """Return why a job is rejected, or None to admit it. The arguments are not changed.
 
     Args:
         job: job with `arrived`, `isolated_seconds` and `tag` set as by `RequestPool.estimate`.
@@ -75,7 +75,8 @@ def check_admission(
 def predict_finish_times(jobs: Sequence[Job], policy: Policy, now: float, cost: CostModel) -> dict[Job, float]:
     """Predict the seconds until each job finishes if no other job arrives.
 
-    Jobs earlier in the policy's order are assumed to run in full batches, the job itself alone.
+    The prediction assumes that jobs earlier in the policy's order run in full batches, and that the job itself runs
+    alone.
     """
     seconds: dict[Job, float] = {}
     queued_seconds = 0.0

@@ -9,7 +9,7 @@ from stillhouse.pipelines.batch_sizes import split_batch
 from stillhouse.serve.engine.job import BatchKey, Job, StepPlan
 
 MIN_THROUGHPUT_SHARE = 0.97
-"""Share of the best throughput at which a smaller batch is preferred, because it delays other jobs less."""
+"""Share of the best throughput that suffices for a batch size: a smaller batch delays other jobs less."""
 SMOOTHING = 0.05
 """Weight of a new measurement in the exponential moving average of a slowdown."""
 MAX_OUTLIER_RATIO = 4.0
@@ -103,8 +103,9 @@ class CostModel:
 
     Args:
         curves: measured curves.
-        slowdowns: recent ratio of observed to measured seconds per evaluation, by batch key; 1 if absent. The speed of
-            a machine drifts while it runs. All batch sizes drift alike, so `saturation_rows` does not change.
+        slowdowns: recent ratio of observed seconds per evaluation to the seconds of the curve, by batch key; 1 if
+            absent. The speed of a machine drifts while it runs. All batch sizes drift alike, so `saturation_rows` does
+            not change.
     """
 
     curves: Mapping[BatchKey, LatencyCurve]
@@ -180,7 +181,7 @@ class CostModel:
     def _nearest(self, batch_key: BatchKey) -> BatchKey:
         same_pipeline = [key for key in self.curves if key.pipeline == batch_key.pipeline]
         if not same_pipeline:
-            raise InvalidRequest(f"a job for {batch_key}", allowed=", ".join(map(str, self.curves)))
+            raise InvalidRequest(f"no latency was measured for {batch_key}", allowed=", ".join(map(str, self.curves)))
         return min(same_pipeline, key=lambda key: max(key.pixels / batch_key.pixels, batch_key.pixels / key.pixels))
 
     def _slowdown(self, batch_key: BatchKey) -> float:
@@ -188,7 +189,7 @@ class CostModel:
 
 
 def _retained_keys(keys: Iterable[BatchKey]) -> set[BatchKey]:
-    """Return the first key of each pipeline, which was measured, and the most recent half of `MAX_CURVES`."""
+    """Return the first key of each pipeline, whose curve was measured, and the last `MAX_CURVES` / 2 keys."""
     first: dict[str, BatchKey] = {}
     for key in keys:
         first.setdefault(key.pipeline, key)

@@ -19,7 +19,7 @@ class StepOutput:
         jobs: jobs that advanced by one evaluation.
         seconds: duration of the step.
         finished: jobs whose last evaluation is done; their images are not decoded yet.
-        outputs: ends of the jobs that failed or expired.
+        outputs: outputs of the jobs that failed or expired.
     """
 
     jobs: tuple[Job, ...] = ()
@@ -74,7 +74,7 @@ class Engine:
         self.pool.add(job, self.clock(), self.cost_model)
 
     def cancel(self, job_id: str) -> RequestOutput | None:
-        """Remove a job before the next step and return its end; return None if there is none with this id."""
+        """Remove a job before the next step and return its output; return None if no job has this id."""
         job = self.pool.remove(job_id)
         return RequestOutput(job_id, "cancelled") if job else None
 
@@ -95,7 +95,7 @@ class Engine:
         return StepOutput(tuple(advanced), ended - began, tuple(finished), tuple(outputs))
 
     def _start(self, job: Job, outputs: list[RequestOutput]) -> bool:
-        """Start a job that has not started. Return whether it succeeded."""
+        """Start a job if it has not started yet. Return whether the job is started."""
         try:
             if job.index == 0:
                 self.executor.begin(job)

@@ -1,4 +1,4 @@
-"""Executor over pipelines of this process, their LRU cache, and measurement of their latency curves."""
+"""Executor that runs pipelines in this process, an LRU cache of pipelines, and measurement of latency curves."""
 
 import os
 from collections import OrderedDict
@@ -67,7 +67,7 @@ class PipelineCache(Mapping[str, Pipeline]):
         evicted = []
         while len(self._loaded) > 1 and self.memory_used() > self.budget:
             name = next(iter(self._loaded))
-            del self._loaded[name]  # not popitem: its result would keep the pipeline alive
+            del self._loaded[name]  # popitem is not used, because its result would keep the pipeline in memory
             evicted.append(name)
             self.free_memory()
         return evicted
@@ -101,7 +101,7 @@ class PipelineExecutor:
     def finish(self, job: Job) -> None:
         """Copy the final latents to host memory; another thread may decode them.
 
-        They are copied between two steps: a GPU would complete the next step before a later copy.
+        The copy is made between two steps, because a GPU would complete the next step before a later copy.
         """
         trajectory = trajectory_of(job)
         trajectory.latents = self.pipelines[job.batch_key.pipeline].arrays.to_numpy(trajectory.latents)
@@ -114,7 +114,7 @@ def trajectory_of(job: Job) -> ImageTrajectory:
 
 
 def default_request(manifest: Manifest, width: int | None = None, height: int | None = None) -> ImageRequest:
-    """Return a request with the pipeline's defaults; inpainting pipelines get a grey image and a full mask.
+    """Return a request with the pipeline's defaults; for inpainting pipelines, with a grey image and a full mask.
 
     Args:
         manifest: manifest of the pipeline.
@@ -147,7 +147,7 @@ def measure_latency_curve(
     """
     request = replace(default_request(pipeline.manifest, batch_key.width, batch_key.height), cache_interval=1)
     if pipeline.manifest.distilled is None:
-        request = replace(request, guidance=1.0)  # one row per image; distilled models have one row with any guidance
+        request = replace(request, guidance=1.0)  # one row per image; distilled models always have one row
     seconds: dict[int, float] = {}
     for rows in batches or pipeline.batch_sizes or BATCHES:
         try:
@@ -157,14 +157,14 @@ def measure_latency_curve(
         except StillhouseError:
             if not seconds:
                 raise
-            break  # out of memory
+            break  # larger batches do not fit in memory
         if rows > 2 and LatencyCurve(seconds).saturation_rows < rows:
             break
     image_seconds = 0.0
     with suppress(StillhouseError, KeyError):  # pipelines without an image encoder reject edits
         image = np.full((batch_key.height, batch_key.width, 3), 127, np.uint8)
         image_seconds = _median_seconds(calls, pipeline.encode_image, lambda: image)
-    texts = (replace(request, prompt=f"new {number}") for number in count())  # encodings of known prompts are cached
+    texts = (replace(request, prompt=f"new {number}") for number in count())  # new, because encodings are cached
     text_seconds = _median_seconds(calls, pipeline.start, partial(next, texts))
     text_seconds = max(
         0.0, text_seconds - image_seconds * encoded_image_count(pipeline.manifest, pipeline.resolve(request).request)
@@ -205,7 +205,7 @@ def _decode_and_encode(pipeline: Pipeline, request: ImageRequest, latents: Array
 
 
 def _random_latents(pipeline: Pipeline, batch_key: BatchKey) -> Array:
-    """Return random latents with a standard deviation of 0.5, which float16 decoders can represent."""
+    """Return random latents with a standard deviation of 0.5, small enough that float16 decoders do not overflow."""
     latent = pipeline.manifest.latent
     shape = (latent.channels, batch_key.height // latent.downscale, batch_key.width // latent.downscale)
     return 0.5 * np.random.default_rng(0).standard_normal(shape, np.float32)

@@ -64,7 +64,7 @@ class StepPlan:
         object.__setattr__(self, "_remaining", tuple(remaining[::-1]))
 
     def remaining(self, index: int) -> Mapping[int, int]:
-        """Return how many evaluations from `index` on take each number of rows, by rows in rising order."""
+        """Map each number of rows, rising, to the number of evaluations from `index` on that take so many rows."""
         return self._remaining[index]
 
 
@@ -76,7 +76,7 @@ class Job:
         id: request id.
         tier: requested tier, which sets weight and latency target.
         key: API key, for fair queueing.
-        batch_key: what jobs of one batch share.
+        batch_key: equal for jobs that may share a batch.
         step_plan: rows of each evaluation.
         resolved: the image request with its sampling plan.
         expires: time on the engine's clock after which an unstarted job expires.
@@ -88,7 +88,7 @@ class Job:
         trajectory: denoising state; None before the start.
         format: file format of the image.
         preview_steps: numbers of completed evaluations after which a preview is decoded.
-        is_prompt_truncated: whether a tokenizer truncates a prompt.
+        is_prompt_truncated: whether a tokenizer truncates the prompt or the negative prompt.
         started: time on the engine's clock of the first evaluation.
         last_step: time on the engine's clock at which the last evaluation ended.
         batch_peers: sum over all evaluations of the other jobs in the batch.

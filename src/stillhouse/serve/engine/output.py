@@ -1,4 +1,4 @@
-"""What a request yields: its previews and its single end, with the description of an error."""
+"""Outputs of a request: its previews and its final result, with the description of an error."""
 
 import traceback
 from pathlib import Path
@@ -32,7 +32,7 @@ class RequestOutput(msgspec.Struct, frozen=True, tag=True):
         denoise_seconds: seconds from the first evaluation to the end of the last one.
         decode_seconds: seconds from the last evaluation to the image file.
         batch_peers: mean number of other images in the batches of the request.
-        is_prompt_truncated: whether a tokenizer truncated a prompt.
+        is_prompt_truncated: whether a tokenizer truncated the prompt or the negative prompt.
     """
 
     id: str
@@ -65,7 +65,7 @@ class PreviewImage(msgspec.Struct, frozen=True, tag=True):
 
 
 def failed_output(request_id: str, error: Exception, action: str = "inference") -> RequestOutput:
-    """Return the output of a request that failed with an error, and release what the error's traceback holds.
+    """Return the output of a request that failed with an error, and drop the error's traceback.
 
     Args:
         request_id: id of the request.
@@ -75,7 +75,7 @@ def failed_output(request_id: str, error: Exception, action: str = "inference") 
     summary = traceback_summary(error)
     if not isinstance(error, StillhouseError):
         error = BackendFailed(f"{action} failed with {type(error).__name__}: {error}")
-    # The frames of the traceback hold arrays, and the error itself.
+    # The frames of the traceback would keep arrays in memory, because they also refer to the error itself.
     error.__traceback__ = error.__cause__ = error.__context__ = None
     return RequestOutput(
         request_id, "failed", error=str(error), error_type=type(error).__name__, traceback_summary=summary

@@ -55,7 +55,7 @@ def _best_batch_size(batch: Sequence[Job], cost: CostModel) -> int:
 
 @dataclass(frozen=True, slots=True)
 class SortedPolicy:
-    """Static priority: sort all jobs by one key.
+    """Policy that sorts all jobs by one key.
 
     Args:
         sort_key: function of job, time in seconds and latency model; the smallest value has the highest priority.
@@ -72,10 +72,11 @@ class SortedPolicy:
 class SlackPolicy:
     """Default policy: weighted shortest remaining time among feasible jobs, with bounded delay of late jobs.
 
-    Jobs that can still meet their latency target precede jobs that cannot. Within a group, jobs are sorted by remaining
-    seconds divided by the tier's weight (Smith's rule, 1956), so short jobs preempt long ones, which lose little.
-    Within a tier, the start tags of `FairQueue` are added, so a job queues behind earlier work of its own key. A job
-    that has waited `overdue_factor` times its latency target is sorted as if feasible, to bound its delay.
+    Jobs that can still meet their latency target precede jobs that cannot. Within each of these two groups, jobs are
+    sorted by remaining seconds divided by the tier's weight (Smith's rule, 1956): short jobs preempt long jobs, which
+    lose little. Within a tier, the start tags of `FairQueue` are added, so that a job queues behind earlier work of its
+    own key. A job that has waited `overdue_factor` times its latency target is sorted as if feasible, to bound its
+    delay.
 
     The earliest late job receives the slack of the feasible jobs (slack stealing, Lehoczky and Ramos-Thuel, RTSS 1992):
     it gets one step in `late_interval` if all feasible jobs still meet their targets with `margin` to spare.

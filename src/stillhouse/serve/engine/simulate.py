@@ -13,7 +13,7 @@ from stillhouse.serve.engine.job import Job
 from stillhouse.serve.engine.policy import Policy
 
 NO_REQUEST = Resolved(ImageRequest(""), SamplingPlan(TimestepGrid((NoiseLevel(0.0, 0.6, 0.8), CLEAN))), ())
-"""Of a job of which no picture is generated."""
+"""Placeholder for the request of a simulated job, for which no image is generated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def simulate(arrivals: Iterable[Arrival], policy: Policy, cost: CostModel) -> li
         executor.now = max(executor.now, arrival.time)
         job = Job(str(number), arrival.tier, arrival.key, arrival.batch_key, arrival.step_plan, NO_REQUEST)
         engine.submit(job)
-        job.arrived = arrival.time  # it waited at the door while a tick was under way
+        job.arrived = arrival.time  # the job arrived during the last step, not now
     while engine.jobs:
         step()
     return finished

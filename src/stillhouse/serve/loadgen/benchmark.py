@@ -66,7 +66,7 @@ class LoadTest:
             check_number("load", self.load, 1e-3, 1e3)
         check_number("slo", self.slo, 1, 1e6)
         check_number("timeout", self.timeout, 1e-3, 1e5)
-        # Check the plan now, before isolated latencies are measured.
+        # Making a plan checks its parameters, before the time is spent to measure isolated latencies.
         self.plan_at_rate(1.0 if self.rate is None else self.rate)
 
     def plan_at_rate(self, rate: float) -> LoadPlan:
@@ -82,7 +82,7 @@ def run_benchmark(test: LoadTest, on_progress: ProgressCallback = lambda what, d
         on_progress: called with a description, the completed amount and the total.
 
     Raises:
-        StillhouseError: the server does not answer, or not in the protocol.
+        StillhouseError: the server does not answer, or does not conform to the protocol.
         InvalidRequest: the server rejects the requests, or the plan has too many of them.
     """
     return _run_in_uvloop(benchmark_server(test, on_progress))

@@ -1,7 +1,7 @@
 """Minimal HTTP/1.1 client with one connection per request.
 
-Like those of independent users, requests never wait for a pooled connection and are not lost when the server closes an
-idle one.
+As with independent users, no request waits for a pooled connection or is lost because the server closed an idle
+connection.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ import httptools
 from stillhouse.errors import InvalidRequest, StillhouseError
 
 ResponseStatus: TypeAlias = int | str
-"""HTTP status, or one of the names below if there is no HTTP response."""
+"""HTTP status, or a name of the failure if there is no HTTP response."""
 REFUSED, CUT_OFF, TIMED_OUT, NO_HTTP = "no connection", "cut off", "timed out", "no HTTP"
 _PER_NETWORK = 250
 
@@ -43,8 +43,10 @@ class Endpoint:
     tls: ssl.SSLContext | None = None
 
     def local_address(self, client: int) -> tuple[str, int] | None:
-        """Return the source address of a client: a separate loopback address per client, else None to let the system
-        choose."""
+        """Return the source address of a client: on loopback a separate address per client, else None.
+
+        With None, the system chooses the address.
+        """
         if not self.address.startswith("127."):
             return None
         network, host = divmod(client, _PER_NETWORK)
@@ -90,7 +92,7 @@ def resolve_endpoint(url: str) -> Endpoint:
     """Resolve the endpoint of a URL.
 
     Raises:
-        InvalidRequest: it is not an HTTP URL.
+        InvalidRequest: the URL is not an HTTP URL.
         StillhouseError: the host name cannot be resolved.
 
     >>> resolve_endpoint("http://127.0.0.1:8000/").port
@@ -173,7 +175,7 @@ class _Exchange(asyncio.Protocol):
         self._is_framed = self._has_head = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # Not every loop's transport is a subclass of asyncio's.
+        # The cast is needed because not every event loop's transport is a subclass of asyncio.Transport.
         cast(asyncio.Transport, transport).write(self._content)
 
     def data_received(self, data: bytes) -> None:
@@ -183,7 +185,7 @@ class _Exchange(asyncio.Protocol):
             self._end(NO_HTTP)
 
     def connection_lost(self, error: Exception | None) -> None:
-        # A body without a length ends with its connection.
+        # A body without a length is complete when the server closes the connection.
         is_whole = self._has_head and not self._is_framed and error is None
         self._end(self._parser.get_status_code() if is_whole else CUT_OFF)
 

@@ -41,7 +41,7 @@ async def measure_isolated_latency(
         on_progress: called with a description, the completed rounds and their number.
 
     Raises:
-        StillhouseError: the server does not answer, or without an image.
+        StillhouseError: the server does not answer, or answers without an image.
         InvalidRequest: the server rejects a request.
     """
     seconds: dict[str, list[float]] = {

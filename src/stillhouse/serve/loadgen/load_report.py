@@ -31,7 +31,8 @@ class LoadReportRow:
         p50, p90, p99, mean: latency of successful requests in seconds; None if there are none.
         latency_target: seconds within which a response counts in goodput; None if the classes differ.
         goodput: share of the sent requests that were answered within the latency target.
-        goodput_per_second: such requests per second, until the last response of all.
+        goodput_per_second: requests answered within the latency target per second, until the last response of all
+            classes.
     """
 
     request_class: str
@@ -129,8 +130,10 @@ def make_load_report(
     slo: float,
     cpu_seconds: float,
 ) -> LoadReport:
-    """Return the report of results. Arguments are as in `LoadReport`; `cpu_seconds` is the CPU time used for
-    sending."""
+    """Return the report of results.
+
+    Arguments are as in `LoadReport`; `cpu_seconds` is the CPU time used for sending.
+    """
     rows = summarize_by_class(results, isolated_seconds, slo)
     seconds = max((result.ended for result in results), default=0.0)
     delays = [result.send_delay for result in results] or [0.0]

@@ -66,7 +66,7 @@ class KServeProtocol:
     is_binary: bool = False
 
     def make_request(self, request_class: RequestClass, prompt: str) -> HttpRequest:
-        """Implement `ImageProtocol.make_request`. Each field is the input with its name in capital letters."""
+        """Implement `ImageProtocol.make_request`. Each field is sent as the input with its name in capitals."""
         model_inputs = self.inputs[request_class.model]
         metadata = {"PROMPT": prompt, **{name.upper(): value for name, value in request_class.fields.items()}}
         body: dict[str, Any] = {

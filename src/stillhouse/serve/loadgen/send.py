@@ -84,7 +84,7 @@ async def send_requests(
 
     async with asyncio.TaskGroup() as group:
         for request in requests:
-            # Some loops know milliseconds only, and may wake too early.
+            # Some event loops round to milliseconds and may wake too early, so the time is checked again.
             while (wait := request.time - (clock() - began)) > 0:
                 await asyncio.sleep(min(wait, _PROGRESS_SECONDS))
                 report_progress()

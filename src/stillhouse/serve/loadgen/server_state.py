@@ -49,7 +49,7 @@ async def open_target(
     """Return the server at a URL after reading its metadata, see `open_protocol`.
 
     Raises:
-        InvalidRequest: it is not an HTTP URL, or a model lacks an input that a class needs.
+        InvalidRequest: the URL is not an HTTP URL, or a model lacks an input that a class needs.
         StillhouseError: the host name cannot be resolved, or the server does not conform to the protocol.
     """
     endpoint = resolve_endpoint(url)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Any
 
 from stillhouse.check import check_choice, check_number
 from stillhouse.errors import InvalidRequest, NotAllowed
@@ -56,9 +57,13 @@ def add_key(connection: sqlite3.Connection, tier: str, *, is_admin: bool = False
             check_number(name, limit, 1e-3, 1e18)
     name, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
     fields = {"name": name, "hash": _hash(secret), "tier": tier, "is_admin": is_admin, "created": time.time(), **limits}
+    _insert(connection, fields)
+    return f"{PREFIX}-{name}-{secret}"
+
+
+def _insert(connection: sqlite3.Connection, fields: Mapping[str, Any]) -> None:
     placeholders = ", ".join(f":{field}" for field in fields)
     connection.execute(f"insert into keys ({', '.join(fields)}) values ({placeholders})", fields)
-    return f"{PREFIX}-{name}-{secret}"
 
 
 def revoke_key(connection: sqlite3.Connection, name: str) -> None:

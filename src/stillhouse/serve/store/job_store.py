@@ -17,7 +17,7 @@ from stillhouse.serve.store.database import transaction
 from stillhouse.validation import convert
 
 JobState = Literal["queued", "completed", "failed", "cancelled"]
-""""queued" covers waiting and running jobs. Running jobs are told apart by their `RequestHandle`."""
+""""queued" covers waiting and running jobs. A running job is one that has a `RequestHandle`."""
 MAX_QUEUED, MAX_QUEUED_PER_KEY = 10_000, 1_000
 """Largest number of queued jobs, in total and per key."""
 HAS_PUBLIC_URL = "has_public_url"
@@ -71,7 +71,7 @@ class JobStore:
     clock: Callable[[], float] = time.time
 
     def add(self, job_id: str, key: str, tier: str, request: ImageRequest, image_format: Format) -> JobRecord:
-        """Store a new job durably, or return the existing job with this id. The latter makes submissions idempotent.
+        """Store a new job durably, or return the existing job with this id, so that submissions are idempotent.
 
         Raises:
             Refused: too many jobs are queued, of this key or in total.
@@ -162,13 +162,11 @@ class JobStore:
             keep_seconds: jobs that ended longer ago are deleted.
             keep_bytes: the oldest jobs are deleted while the total size of images is larger.
         """
-        rows = [
-            _read_record(row)
-            for row in self.connection.execute("select * from jobs where ended is not null order by ended")
-        ]
-        total = sum(record.bytes for record in rows)
+        rows = self.connection.execute("select * from jobs where ended is not null order by ended")
+        records = [_read_record(row) for row in rows]
+        total = sum(record.bytes for record in records)
         deleted = 0
-        for record in rows:
+        for record in records:
             assert record.ended is not None
             if record.ended > self.clock() - keep_seconds and total <= keep_bytes:
                 break

@@ -1,9 +1,9 @@
-/** The server, asked over HTTP. */
+/** HTTP access to the server. */
 
 import { credentials } from "./key.js";
 
-/** Why there is no answer. `status` is HTTP's, 0 where nobody answered; `retryAfter` in seconds, or null. */
-export class Trouble extends Error {
+/** A failed request. `status` is the HTTP status, 0 without a response; `retryAfter` is in seconds, or null. */
+export class ApiError extends Error {
   constructor(message, { status = 0, code = null, retryAfter = null } = {}) {
     super(message);
     this.status = status;
@@ -12,25 +12,30 @@ export class Trouble extends Error {
   }
 }
 
-/** A response with a good status; throws Trouble, or an AbortError where `signal` says so. */
-export async function ask(path, { headers = {}, ...options } = {}) {
+/**
+ * Fetch a path and return the response if its status is 2xx. Throws ApiError, or an AbortError when aborted.
+ *
+ * @param {string} path
+ * @param {RequestInit} options
+ */
+export async function fetchOk(path, { headers = {}, ...options } = {}) {
   let response;
   try {
     response = await fetch(path, { ...options, headers: { ...credentials(), ...headers } });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Trouble("nobody answers");
+    throw new ApiError("no connection");
   }
-  if (!response.ok) throw await troubleOf(response);
+  if (!response.ok) throw await readError(response);
   return response;
 }
 
-/** What a path says, as JSON. */
-export async function read(path, options) {
-  return (await ask(path, options)).json();
+/** Fetch a path as JSON. */
+export async function fetchJson(path) {
+  return (await fetchOk(path)).json();
 }
 
-/** Events of a stream of them, as the HTML standard writes them: `{ name, data }`, the data being JSON. */
+/** The server-sent events of a response: `{ name, data }`, with JSON data. */
 export async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
@@ -41,8 +46,8 @@ export async function* events(response) {
       const blocks = (rest + value).split("\n\n");
       rest = blocks.pop();
       for (const block of blocks) {
-        const one = eventOf(block);
-        if (one) yield one;
+        const event = parseEvent(block);
+        if (event) yield event;
       }
     }
   } finally {
@@ -50,7 +55,7 @@ export async function* events(response) {
   }
 }
 
-function eventOf(block) {
+function parseEvent(block) {
   let name = "message";
   const data = [];
   for (const line of block.split("\n")) {
@@ -60,17 +65,17 @@ function eventOf(block) {
   return data.length ? { name, data: JSON.parse(data.join("\n")) } : null;
 }
 
-async function troubleOf(response) {
+async function readError(response) {
   const retryAfter = Number.parseInt(response.headers.get("retry-after") ?? "", 10);
-  let told = {};
+  let error = {};
   try {
-    told = (await response.json()).error ?? {};
+    error = (await response.json()).error ?? {};
   } catch {
-    // Whatever stands between this page and the server may answer in its own words.
+    // Proxies may answer without JSON.
   }
-  return new Trouble(told.message ?? response.statusText, {
+  return new ApiError(error.message ?? response.statusText, {
     status: response.status,
-    code: told.code ?? null,
+    code: error.code ?? null,
     retryAfter: Number.isNaN(retryAfter) ? null : retryAfter,
   });
 }

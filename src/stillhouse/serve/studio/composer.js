@@ -1,23 +1,23 @@
-/** The form: what is asked for. A field that is left empty is as the model has it. */
+/** Form of a request. Empty fields take the model's defaults. */
 
-import { Trouble } from "./api.js";
+import { ApiError } from "./api.js";
 import { find, make } from "./element.js";
-import { newName } from "./pieces.js";
+import { newId } from "./items.js";
 
-/** Instead of a model: all of them, side by side. */
+/** Pseudo model: all models side by side. */
 const ALL = "*";
-const PLACE = "stillhouse.form";
+const STORAGE_KEY = "stillhouse.form";
 const WHOLE = { pattern: /^\d+$/, allowed: "a whole number" };
 const NUMBER = { pattern: /^\d+([.,]\d+)?$/, allowed: "a number" };
 const NUMBERS = { seed: WHOLE, steps: WHOLE, guidance: NUMBER, width: WHOLE, height: WHOLE };
-/** Of dials without a longer range of their own: how far the slider goes. */
-const REACH = { steps: 60, guidance: 15 };
-/** What a distilled model may have no choice of. */
+/** Default maximum of sliders. */
+const SLIDER_MAX = { steps: 60, guidance: 15 };
+/** Fields that a distilled model may fix. */
 const FIXED = ["steps", "sampler", "negative_prompt"];
 
 let models = [];
 
-/** Begin; `submitted` is called when a picture is asked for. */
+/** Initialise; `submitted` is called when the form is submitted. */
 export function openComposer(submitted) {
   const form = find("#composer");
   const prompt = find("#prompt");
@@ -31,28 +31,29 @@ export function openComposer(submitted) {
       form.requestSubmit();
     }
   });
-  find("#new-seed").addEventListener("click", () => fill({ seed: String(anySeed()) }));
+  find("#new-seed").addEventListener("click", () => fill({ seed: String(randomSeed()) }));
   find("#any-seed").addEventListener("click", () => fill({ seed: "" }));
-  for (const name of Object.keys(REACH)) {
+  for (const name of Object.keys(SLIDER_MAX)) {
     find(`#${name}-slider`).addEventListener("input", (event) => {
       form.elements[name].value = event.target.value;
       refresh();
     });
   }
-  for (const one of form.querySelectorAll("[data-shape]")) {
-    one.addEventListener("click", () => reshape(one.dataset.shape));
+  for (const entry of form.querySelectorAll("[data-shape]")) {
+    entry.addEventListener("click", () => reshape(entry.dataset.shape));
   }
   form.addEventListener("input", refresh);
   form.addEventListener("change", refresh);
 }
 
-/** Offer these models and samplers, as the server has them. */
-export function offer(given, samplers) {
+/** Show the models and samplers of the server. */
+export function setModels(available, samplers) {
   const form = find("#composer");
-  models = given;
+  models = available;
   const chosen = form.elements.model?.value;
-  const all = models.length > 1 ? [{ id: ALL, name: "Compare", told: "side by side" }] : [];
-  const choices = [...models.map((one) => ({ id: one.id, name: one.id, told: steps(one.steps) })), ...all];
+  const all = models.length > 1 ? [{ id: ALL, name: "Compare", caption: "side by side" }] : [];
+  const single = models.map(({ id, steps }) => ({ id, name: id, caption: stepCount(steps) }));
+  const choices = [...single, ...all];
   find("#models").replaceChildren(...choices.map(choice));
   form.elements.sampler.replaceChildren(
     make("option", { value: "" }, ""),
@@ -63,41 +64,44 @@ export function offer(given, samplers) {
   refresh();
 }
 
-/** The model that is chosen, or the first one where all are. */
+/** The selected model, or the first entry if all are selected. */
 export function model() {
-  return models.find((one) => one.id === find("#composer").elements.model?.value) ?? models[0] ?? null;
+  return models.find((entry) => entry.id === find("#composer").elements.model?.value) ?? models[0] ?? null;
 }
 
-/** What is asked for: the fields of one request, or of several with one seed. Throws Trouble where one is no number. */
-export function asked({ hasStart }) {
+/** The fields of entry request, or of entry per model with a common seed. Throws ApiError for invalid numbers. */
+export function readRequests({ hasInitImage }) {
   const form = find("#composer");
   const value = (name) => form.elements[name].value.trim();
   for (const [name, { pattern, allowed }] of Object.entries(NUMBERS)) {
     const isRight = value(name) === "" || pattern.test(value(name));
-    if (!isRight) throw new Trouble(`${name} is '${value(name)}'; allowed: ${allowed}, or nothing`, { status: 400 });
+    if (!isRight) throw new ApiError(`${name} is '${value(name)}'; allowed: ${allowed}, or nothing`, { status: 400 });
   }
   const size = value("width") || value("height") ? `${side("width")}x${side("height")}` : "";
   const fields = {
     prompt: value("prompt"),
-    seed: value("seed") ? BigInt(value("seed")).toString() : String(anySeed()),
+    seed: value("seed") ? BigInt(value("seed")).toString() : String(randomSeed()),
     steps: value("steps") && String(Number(value("steps"))),
     guidance: value("guidance") && String(Number(value("guidance").replace(",", "."))),
     sampler: value("sampler"),
     negative_prompt: value("negative_prompt"),
     size,
-    strength: hasStart ? value("strength") : "",
+    strength: hasInitImage ? value("strength") : "",
   };
-  const which = form.elements.model?.value === ALL ? models : [model()].filter(Boolean);
-  const given = Object.entries(fields).filter(([name, text]) => text !== "" || name === "prompt");
-  return which.map((one) => ({ ...Object.fromEntries(given.filter(([name]) => takes(one, name))), model: one.id }));
+  const selected = form.elements.model?.value === ALL ? models : [model()].filter(Boolean);
+  const entries = Object.entries(fields).filter(([name, text]) => text !== "" || name === "prompt");
+  return selected.map((entry) => {
+    const accepted = entries.filter(([name]) => accepts(entry, name));
+    return { ...Object.fromEntries(accepted), model: entry.id };
+  });
 }
 
-/** Whether a request may tell this model so. */
-function takes(one, name) {
-  return !one.distilled?.fixed.includes(name);
+/** Whether a model accepts a field. */
+function accepts(entry, name) {
+  return !entry.distilled?.fixed.includes(name);
 }
 
-/** Put values into fields, by name. */
+/** Set field values by name. */
 export function fill(values) {
   const form = find("#composer");
   for (const [name, value] of Object.entries(values)) {
@@ -107,8 +111,8 @@ export function fill(values) {
   refresh();
 }
 
-/** Lead to the field that a refusal begins with, to the prompt where it names none; what belongs to it is returned. */
-export function mend(message) {
+/** Focus the field that an error message starts with, or the prompt, and return its container. */
+export function focusField(message) {
   const name = /^(the )?(\w+)/.exec(message)?.[2];
   const field = find("#composer").elements[name] ?? find("#prompt");
   const fold = field.closest?.("details");
@@ -118,41 +122,41 @@ export function mend(message) {
   return field.closest?.(".field, .sheet") ?? null;
 }
 
-/** A seed as the server would draw one. */
-export function anySeed() {
+/** A random seed of the same range as the server's. */
+export function randomSeed() {
   return crypto.getRandomValues(new Uint32Array(1))[0];
 }
 
-function choice({ id, name, told }, number) {
-  const key = `model-${newName()}`;
+function choice({ id, name, caption }, number) {
+  const key = `model-${newId()}`;
   return make(
     "div",
     { class: "choice" },
     make("input", { type: "radio", name: "model", value: id, id: key, checked: number === 0 }),
-    make("label", { for: key }, make("strong", {}, name), " ", make("span", {}, told)),
+    make("label", { for: key }, make("strong", {}, name), " ", make("span", {}, caption)),
   );
 }
 
 function pick(id) {
   const radios = [...find("#models").querySelectorAll("input")];
-  const radio = radios.find((one) => one.value === id);
+  const radio = radios.find((entry) => entry.value === id);
   if (radio) radio.checked = true;
 }
 
-/** Show what empty fields mean, and keep what is in the others while this tab is open. */
+/** Show the defaults of empty fields, and keep the others in the session. */
 function refresh() {
   const form = find("#composer");
   const isAll = form.elements.model?.value === ALL;
   const own = isAll ? {} : (model() ?? {});
   const [width, height] = (model()?.size ?? "x").split("x");
   for (const [name, value] of Object.entries({ ...pairs(own), width, height })) form.elements[name].placeholder = value;
-  for (const name of FIXED) form.elements[name].closest(".field").hidden = !takes(own, name);
+  for (const name of FIXED) form.elements[name].closest(".field").hidden = !accepts(own, name);
   find("#distilled").hidden = !own.distilled;
-  form.elements.sampler.options[0].textContent = isAll ? "each its own" : `as the model has it (${own.sampler ?? ""})`;
-  for (const [name, reach] of Object.entries(REACH)) {
+  form.elements.sampler.options[0].textContent = isAll ? "default of each model" : `default (${own.sampler ?? ""})`;
+  for (const [name, maximum] of Object.entries(SLIDER_MAX)) {
     const slider = find(`#${name}-slider`);
     const value = Number(form.elements[name].value.replace(",", ".") || model()?.[name] || 0);
-    const [least, most] = (name === "guidance" && own.distilled?.guidance) || [slider.dataset.least, reach];
+    const [least, most] = (name === "guidance" && own.distilled?.guidance) || [slider.dataset.least, maximum];
     slider.min = least;
     slider.max = Math.max(most, value);
     slider.value = value;
@@ -160,7 +164,7 @@ function refresh() {
   }
   find("#any-seed").hidden = form.elements.seed.value === "";
   const values = new FormData(form);
-  sessionStorage.setItem(PLACE, JSON.stringify(Object.fromEntries(values)));
+  sessionStorage.setItem(STORAGE_KEY, JSON.stringify(Object.fromEntries(values)));
 }
 
 function pairs(own) {
@@ -169,9 +173,9 @@ function pairs(own) {
 
 function restore() {
   try {
-    fill(JSON.parse(sessionStorage.getItem(PLACE) ?? "{}"));
+    fill(JSON.parse(sessionStorage.getItem(STORAGE_KEY) ?? "{}"));
   } catch {
-    sessionStorage.removeItem(PLACE);
+    sessionStorage.removeItem(STORAGE_KEY);
   }
 }
 
@@ -189,6 +193,6 @@ function side(name) {
   return field.value.trim() || field.placeholder;
 }
 
-function steps(count) {
+function stepCount(count) {
   return `${count} ${count === 1 ? "step" : "steps"}`;
 }

@@ -1,28 +1,28 @@
-/** Elements, made and found. Whatever comes from outside becomes text, never markup. */
+/** DOM helpers. Strings become text, never markup. */
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** An element: `make("button", { type: "button", onclick: again }, "Again")`; what is null or false is left out. */
+/** Create an element: `make("button", { type: "button", onclick: again }, "Again")`; null and false are left out. */
 export function make(name, given = {}, ...inside) {
   return filled(document.createElement(name), given, inside);
 }
 
-/** The same for drawings. */
+/** Create an SVG element. */
 export function makeShape(name, given = {}, ...inside) {
   return filled(document.createElementNS(SVG, name), given, inside);
 }
 
-/** A button that says what it does. */
+/** Create a button. */
 export function button(text, onclick, given = {}) {
   return make("button", { type: "button", onclick, ...given }, text);
 }
 
-/** The first element that a selector finds. */
+/** The first element that matches a selector. */
 export function find(selector, inside = document) {
   return inside.querySelector(selector);
 }
 
-/** Tell those who listen instead of looking. */
+/** Announce a text to screen readers. */
 export function say(text) {
   find("#live").textContent = text;
 }
@@ -33,6 +33,6 @@ function filled(element, given, inside) {
     if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
     else element.setAttribute(key, value === true ? "" : value);
   }
-  element.append(...inside.flat().filter((one) => one !== null && one !== undefined && one !== false));
+  element.append(...inside.flat().filter((child) => child !== null && child !== undefined && child !== false));
   return element;
 }

@@ -1,46 +1,52 @@
-/** The engine as it is now: a light at the top of the page, and behind it what is drawn and what waits. */
+/** Engine status: an indicator at the top of the page and a panel with the unfinished requests. */
 
-import { read } from "./api.js";
+import { fetchJson } from "./api.js";
 import { find, make } from "./element.js";
-import { all, isOver, watch } from "./pieces.js";
+import { allItems, isDone, onItems } from "./items.js";
 
-/** Milliseconds between two looks: while something of ours is drawn or the panel is open, and else. */
-const OFTEN = 600;
-const SELDOM = 4000;
-const NAMES = { ready: "Ready", starting: "Warming up", draining: "Closing", gone: "No answer", locked: "Wants a key" };
-const NOTHING = { running: 0, waiting: 0, pending_seconds: 0, requests: [], workers: [], policy: null };
+/** Polling interval in milliseconds: while items are unfinished or the panel is open, and otherwise. */
+const ACTIVE_MS = 600;
+const IDLE_MS = 4000;
+const NAMES = {
+  ready: "Ready",
+  starting: "Starting",
+  draining: "Shutting down",
+  gone: "No connection",
+  locked: "Key required",
+};
+const EMPTY = { running: 0, waiting: 0, pending_seconds: 0, requests: [], workers: [], policy: null };
 
 let timer = 0;
-let isAllowed = false;
+let isAuthenticated = false;
 
-/** Look as long as the page is seen, and the server lets us. */
+/** Poll while the page is visible and the key is accepted. */
 export function openEngine() {
-  find("#engine-panel").addEventListener("toggle", look);
-  document.addEventListener("visibilitychange", look);
-  watch((what) => what === "added" && look());
+  find("#engine-panel").addEventListener("toggle", poll);
+  document.addEventListener("visibilitychange", poll);
+  onItems((change) => change === "added" && poll());
 }
 
-/** Look, or look no more: without a key that is known there is nothing to see. */
-export function allow(isKnown) {
-  isAllowed = isKnown;
-  if (isKnown) look();
-  else show({ ...NOTHING, status: "locked" });
+/** Start or stop polling; the state requires an accepted key. */
+export function setAuthenticated(isAccepted) {
+  isAuthenticated = isAccepted;
+  if (isAccepted) poll();
+  else show({ ...EMPTY, status: "locked" });
 }
 
-async function look() {
+async function poll() {
   clearTimeout(timer);
-  if (document.hidden || !isAllowed) return;
-  const isNear = find("#engine-panel").matches(":popover-open") || !all().every(isOver);
-  show(await stateNow());
+  if (document.hidden || !isAuthenticated) return;
+  const isActive = find("#engine-panel").matches(":popover-open") || !allItems().every(isDone);
+  show(await fetchState());
   clearTimeout(timer);
-  timer = setTimeout(look, isNear ? OFTEN : SELDOM);
+  timer = setTimeout(poll, isActive ? ACTIVE_MS : IDLE_MS);
 }
 
-async function stateNow() {
+async function fetchState() {
   try {
-    return await read("/v1/state");
-  } catch (trouble) {
-    return { ...NOTHING, status: trouble.status === 401 ? "locked" : "gone" };
+    return await fetchJson("/v1/state");
+  } catch (error) {
+    return { ...EMPTY, status: error.status === 401 ? "locked" : "gone" };
   }
 }
 
@@ -56,8 +62,8 @@ function show(state) {
   find("#engine-facts").replaceChildren(
     ...term("Engine", NAMES[state.status]),
     ...term("Workers", `${ready} of ${state.workers.length} ready`),
-    ...term("Work ahead", `${state.pending_seconds.toFixed(1)} s`),
-    ...(state.policy ? term("Order of work", state.policy) : []),
+    ...term("Pending work", `${state.pending_seconds.toFixed(1)} s`),
+    ...(state.policy ? term("Policy", state.policy) : []),
   );
   find("#engine-queue").replaceChildren(...state.requests.map(row));
   find("#engine-idle").hidden = state.requests.length > 0;
@@ -65,16 +71,16 @@ function show(state) {
 
 function row(request) {
   const share = request.evaluations ? request.index / request.evaluations : 0;
-  const how = request.effective_tier === request.tier ? "" : ` as ${request.effective_tier}`;
-  const stands = request.index ? `${request.index} of ${request.evaluations}` : "waiting";
+  const tier = request.effective_tier === request.tier ? "" : ` as ${request.effective_tier}`;
+  const status = request.index ? `${request.index} of ${request.evaluations}` : "waiting";
   const late = request.seconds > request.latency_target ? ", late" : "";
   const time = `${request.seconds.toFixed(1)} s of ${request.latency_target.toFixed(1)} s target${late}`;
   return make(
     "li",
     {},
-    make("span", {}, `${request.tier}${how}, ${request.size.replace("x", " × ")}`),
-    make("span", { class: "soft" }, stands),
-    make("progress", { max: 1, value: share, "aria-label": `${request.tier}, ${stands}` }),
+    make("span", {}, `${request.tier}${tier}, ${request.size.replace("x", " × ")}`),
+    make("span", { class: "soft" }, status),
+    make("progress", { max: 1, value: share, "aria-label": `${request.tier}, ${status}` }),
     make("span", { class: "soft" }, time),
   );
 }

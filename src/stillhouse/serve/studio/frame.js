@@ -1,125 +1,126 @@
-/** A frame: one piece on the stage, from noise over previews to the picture, with what can be done with it. */
+/** Frame: one item on the stage, from noise over previews to the image, with its actions. */
 
 import { button, make, makeShape } from "./element.js";
 import { paintNoise } from "./noise.js";
-import { share } from "./progress.js";
-import { duration, explain } from "./trouble.js";
-import { description, facts, request, standing } from "./words.js";
+import { progressOf } from "./progress.js";
+import { duration, explain } from "./errors.js";
+import { description, facts, requestRows, statusText } from "./labels.js";
 
-/** `{ piece, element, update, breathe }`: update when the piece changed, breathe as time passes. */
-export function frame(piece, acts, { isOneOfSeveral }) {
-  const looks = make("div", { class: "looks" });
+/** `{ item, element, update, refreshProgress }`: call `update` when the item changes, `refreshProgress` over time. */
+export function frame(item, actions, { isOneOfSeveral }) {
+  const images = make("div", { class: "looks" });
   const ring = newRing();
-  const trouble = make("div", { class: "trouble", role: "alert" });
-  const picture = make("div", { class: "picture" }, looks, ring.element, trouble);
+  const errorBox = make("div", { class: "trouble", role: "alert" });
+  const picture = make("div", { class: "picture" }, images, ring.element, errorBox);
   const caption = make("figcaption", {});
-  const element = make("figure", { class: "frame", tabindex: -1, "data-model": piece.asked.model }, picture, caption);
+  const element = make("figure", { class: "frame", tabindex: -1, "data-model": item.request.model }, picture, caption);
   let shown = null;
-  let told = null;
+  let captionKey = null;
   let wait = null;
 
   const noise = make("canvas", { class: "noise", "aria-hidden": "true" });
-  paintNoise(noise, piece.asked.seed);
-  looks.append(noise);
-  proportion(element, piece);
+  paintNoise(noise, item.request.seed);
+  images.append(noise);
+  setAspectRatio(element, item);
 
-  return { piece, element, update, breathe };
+  return { item, element, update, refreshProgress };
 
   function update() {
-    element.dataset.state = piece.state;
-    proportion(element, piece);
-    if (piece.look && piece.look !== shown) reveal((shown = piece.look));
-    ring.element.hidden = !isDrawing();
-    looks.hidden = piece.state === "failed" || piece.state === "cancelled";
-    complain();
-    if (told !== chapter()) tellAgain();
-    breathe();
+    element.dataset.state = item.state;
+    setAspectRatio(element, item);
+    if (item.imageUrl && item.imageUrl !== shown) showImage((shown = item.imageUrl));
+    ring.element.hidden = !isActive();
+    images.hidden = item.state === "failed" || item.state === "cancelled";
+    showError();
+    if (captionKey !== captionState()) updateCaption();
+    refreshProgress();
   }
 
-  function breathe() {
-    if (!ring.element.hidden) ring.show(share(piece), standing(piece));
+  function refreshProgress() {
+    if (!ring.element.hidden) ring.show(progressOf(item), statusText(item));
     wait?.();
   }
 
-  function reveal(look) {
-    const image = make("img", { alt: description(piece), src: look });
+  function showImage(url) {
+    const image = make("img", { alt: description(item), src: url });
     image.decode().then(place, place);
 
     function place() {
-      if (look !== shown) return;
-      looks.append(image);
-      image.addEventListener("animationend", () => older(image).forEach((one) => one.remove()), { once: true });
+      if (url !== shown) return;
+      images.append(image);
+      image.addEventListener("animationend", () => olderImages(image).forEach((old) => old.remove()), { once: true });
     }
   }
 
-  function older(image) {
-    const images = [...looks.querySelectorAll("img")];
-    return images.slice(0, images.indexOf(image));
+  function olderImages(image) {
+    const all = [...images.querySelectorAll("img")];
+    return all.slice(0, all.indexOf(image));
   }
 
-  function complain() {
-    trouble.hidden = piece.state !== "failed" && piece.state !== "cancelled";
-    if (trouble.hidden || trouble.childElementCount) return;
-    const { title, text, remedy, wait: seconds } = explain(piece.trouble ?? { name: "AbortError" });
-    const again = button("Try again", () => acts.retry(piece), { class: "plain" });
+  function showError() {
+    errorBox.hidden = item.state !== "failed" && item.state !== "cancelled";
+    if (errorBox.hidden || errorBox.childElementCount) return;
+    const { title, text, remedy, wait: seconds } = explain(item.error ?? { name: "AbortError" });
+    const again = button("Try again", () => actions.retry(item), { class: "plain" });
     if (seconds) wait = countdown(again, seconds);
-    trouble.replaceChildren(
+    errorBox.replaceChildren(
       make("p", { class: "trouble-title" }, title),
       make("p", {}, text),
       make(
         "div",
         { class: "actions" },
-        remedy === "key" && button("Enter a key", () => acts.key(), { class: "plain" }),
-        remedy === "change" && button("Change it", () => acts.mend(piece), { class: "plain" }),
+        remedy === "key" && button("Enter a key", () => actions.key(), { class: "plain" }),
+        remedy === "change" && button("Change it", () => actions.mend(item), { class: "plain" }),
         remedy !== "change" && again,
-        button("Dismiss", () => acts.remove(piece), { class: "link" }),
+        button("Dismiss", () => actions.remove(item), { class: "link" }),
       ),
     );
   }
 
-  /** What the caption depends on. */
-  function chapter() {
-    return [isDrawing() ? "running" : piece.state, piece.degraded].join();
+  /** The state that the caption depends on. */
+  function captionState() {
+    return [isActive() ? "running" : item.state, item.degradedTo].join();
   }
 
-  /** Whoever is at one of its buttons is led to the frame, and not to a button that does something else. */
-  function tellAgain() {
-    const isHere = caption.contains(document.activeElement);
-    told = chapter();
+  /** Replace the caption. If one of its buttons has the focus, the frame gets it, not a different button. */
+  function updateCaption() {
+    const hasFocus = caption.contains(document.activeElement);
+    captionKey = captionState();
     caption.replaceChildren(...captionOf());
-    if (isHere) element.focus();
+    if (hasFocus) element.focus();
   }
 
-  function isDrawing() {
-    return piece.state === "queued" || piece.state === "running";
+  function isActive() {
+    return item.state === "queued" || item.state === "running";
   }
 
   function captionOf() {
-    const { model, seed } = piece.asked;
-    const who = make("p", { class: "who" }, make("strong", {}, model), " ", make("span", {}, facts(piece)));
-    const degraded = piece.degraded && make("p", { class: "soft" }, `Generated as ${piece.degraded}: the server was busy.`);
+    const { model, seed } = item.request;
+    const summary = make("p", { class: "who" }, make("strong", {}, model), " ", make("span", {}, facts(item)));
+    const note = `Generated as ${item.degradedTo}: the server was busy.`;
+    const degraded = item.degradedTo && make("p", { class: "soft" }, note);
     return [
-      isOneOfSeveral ? null : titleOf(piece),
-      make("div", { class: "caption" }, who, !isOneOfSeveral && make("p", { class: "soft" }, `seed ${seed}`)),
+      isOneOfSeveral ? null : titleOf(item),
+      make("div", { class: "caption" }, summary, !isOneOfSeveral && make("p", { class: "soft" }, `seed ${seed}`)),
       degraded,
-      isDrawing() && make("div", { class: "actions" }, button("Stop", () => acts.stop(piece), { class: "plain" })),
-      piece.state === "done" && done(),
+      isActive() && make("div", { class: "actions" }, button("Stop", () => actions.stop(item), { class: "plain" })),
+      item.state === "done" && done(),
     ].filter(Boolean);
   }
 
   function done() {
-    const name = `stillhouse-${piece.asked.model}-${piece.asked.seed}.${piece.file.type.split("/")[1]}`;
-    const rows = request(piece).flatMap(([term, value]) => [make("dt", {}, term), make("dd", {}, String(value))]);
+    const name = `stillhouse-${item.request.model}-${item.request.seed}.${item.file.type.split("/")[1]}`;
+    const rows = requestRows(item).flatMap(([term, value]) => [make("dt", {}, term), make("dd", {}, String(value))]);
     return make(
       "div",
       {},
       make(
         "div",
         { class: "actions" },
-        button("Again", () => acts.again(piece), { class: "plain", title: "The same request once more" }),
-        button("Vary", () => acts.vary(piece), { class: "plain", title: "The same request with another seed" }),
-        button("Start from it", () => acts.start(piece), { class: "plain", title: "Change it, or a part of it" }),
-        make("a", { class: "plain", href: piece.look, download: name }, "Save"),
+        button("Again", () => actions.again(item), { class: "plain", title: "The same request once more" }),
+        button("Vary", () => actions.vary(item), { class: "plain", title: "The same request with another seed" }),
+        button("Start from it", () => actions.start(item), { class: "plain", title: "Use it as input image" }),
+        make("a", { class: "plain", href: item.imageUrl, download: name }, "Save"),
       ),
       make(
         "details",
@@ -129,38 +130,38 @@ export function frame(piece, acts, { isOneOfSeveral }) {
         make(
           "div",
           { class: "actions" },
-          button("Put it into the form", () => acts.take(piece), { class: "link" }),
-          button("Remove the picture", () => acts.remove(piece), { class: "link" }),
+          button("Put it into the form", () => actions.take(item), { class: "link" }),
+          button("Remove the image", () => actions.remove(item), { class: "link" }),
         ),
       ),
     );
   }
 }
 
-/** The prompt, as the title of what came of it. */
-export function titleOf({ asked }) {
-  return make("h2", { class: asked.prompt ? "title" : "title soft" }, asked.prompt || "Without a prompt");
+/** The prompt as a title. */
+export function titleOf({ request }) {
+  return make("h2", { class: request.prompt ? "title" : "title soft" }, request.prompt || "Without a prompt");
 }
 
-function proportion(frame, { asked, resolved, shape }) {
-  const size = resolved ? `${resolved.width}x${resolved.height}` : (asked.size ?? shape);
+function setAspectRatio(frame, { request, resolved, shape }) {
+  const size = resolved ? `${resolved.width}x${resolved.height}` : (request.size ?? shape);
   const [width, height] = (size ?? "").split("x").map(Number);
   if (width && height) frame.style.setProperty("--ratio", width / height);
 }
 
 function newRing() {
   const bar = makeShape("circle", { class: "bar", cx: 20, cy: 20, r: 16, pathLength: 100 });
-  const told = make("span", {});
+  const label = make("span", {});
   const whole = makeShape("circle", { cx: 20, cy: 20, r: 16 });
   const drawing = makeShape("svg", { viewBox: "0 0 40 40", "aria-hidden": "true" }, whole, bar);
-  const said = { role: "progressbar", "aria-label": "Progress", "aria-valuemin": 0, "aria-valuemax": 100 };
-  const element = make("div", { class: "ring", ...said }, drawing, told);
+  const attributes = { role: "progressbar", "aria-label": "Progress", "aria-valuemin": 0, "aria-valuemax": 100 };
+  const element = make("div", { class: "ring", ...attributes }, drawing, label);
   return {
     element,
     show(part, words) {
       bar.style.strokeDasharray = `${100 * part} 100`;
       element.setAttribute("aria-valuenow", String(Math.round(100 * part)));
-      if (told.textContent !== words) told.textContent = words;
+      if (label.textContent !== words) label.textContent = words;
     },
   };
 }

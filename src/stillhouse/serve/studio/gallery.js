@@ -1,66 +1,67 @@
-/** The gallery: everything that was drawn here, the latest first, each with its request. */
+/** Gallery: all items of this browser, newest first, with their requests. */
 
 import { button, find, make } from "./element.js";
-import { all, remove, watch } from "./pieces.js";
-import { share } from "./progress.js";
-import { description, standing } from "./words.js";
+import { allItems, onItems, removeItems } from "./items.js";
+import { progressOf } from "./progress.js";
+import { description, statusText } from "./labels.js";
 
 const cards = new Map();
-let acts = null;
+let actions = null;
 
-/** Begin: `given` are `select`, `again` and `vary`. */
-export function openGallery(given) {
-  acts = given;
-  watch(noticed);
+/** Initialise with the actions `select`, `again` and `vary`. */
+export function openGallery(itemActions) {
+  actions = itemActions;
+  onItems(update);
   const dialog = find("#clear-dialog");
   find("#clear-gallery").addEventListener("click", () => {
     dialog.returnValue = "";
     dialog.showModal();
   });
-  dialog.addEventListener("close", () => dialog.returnValue === "clear" && remove([...all()]));
-  setInterval(() => cards.forEach((card) => card.breathe()), 250);
+  dialog.addEventListener("close", () => dialog.returnValue === "clear" && removeItems([...allItems()]));
+  setInterval(() => cards.forEach((card) => card.refreshProgress()), 250);
 }
 
-/** Mark what is on the stage. */
-export function mark(pieces) {
-  for (const [piece, card] of cards) card.mark(pieces.includes(piece));
+/** Mark the items on the stage. */
+export function markItems(items) {
+  for (const [item, card] of cards) card.mark(items.includes(item));
 }
 
-function noticed(what, pieces) {
-  for (const piece of pieces) {
-    if (what === "removed") {
-      cards.get(piece)?.element.remove();
-      cards.delete(piece);
-    } else if (what === "changed") cards.get(piece)?.update();
+function update(change, items) {
+  for (const item of items) {
+    if (change === "removed") {
+      cards.get(item)?.element.remove();
+      cards.delete(item);
+    } else if (change === "changed") cards.get(item)?.update();
   }
-  if (what === "added") place();
-  const count = all().length;
+  if (change === "added") place();
+  const count = allItems().length;
   find("#gallery").hidden = count === 0;
   find("#gallery-count").textContent = String(count);
 }
 
 function place() {
   const list = find("#cards");
-  all().forEach((piece, number) => {
-    if (cards.has(piece)) return;
-    const card = cardOf(piece);
-    cards.set(piece, card);
+  allItems().forEach((item, number) => {
+    if (cards.has(item)) return;
+    const card = cardOf(item);
+    cards.set(item, card);
     card.update();
     list.insertBefore(card.element, list.children[number] ?? null);
   });
 }
 
-function cardOf(piece) {
+function cardOf(item) {
   const image = make("img", { alt: "", loading: "lazy" });
   const bar = make("progress", { max: 1, value: 0, "aria-label": "Progress" });
-  const stand = make("span", { class: "stand" });
-  const open = make("button", { type: "button", class: "open", onclick: () => acts.select(piece) }, image, stand, bar);
-  const { prompt, model, seed } = piece.asked;
-  const actions = make(
+  const status = make("span", { class: "stand" });
+  const select = () => actions.select(item);
+  const open = make("button", { type: "button", class: "open", onclick: select }, image, status, bar);
+  const { prompt, model, seed } = item.request;
+  const buttons = make(
     "div",
     { class: "actions" },
-    button("Again", () => acts.again(piece), { class: "link", title: "The same request once more" }),
-    button("Vary", () => acts.vary(piece), { class: "link", title: "The same request with another seed" }),
+    button("Again", () => actions.again(item), { class: "link", title: "The same request once more" }),
+    button("Vary", () => actions.vary(item), { class: "link", title: "The same request with another seed" }),
   );
   const element = make(
     "li",
@@ -68,23 +69,23 @@ function cardOf(piece) {
     open,
     make("p", { class: "card-prompt" }, prompt || "Without a prompt"),
     make("p", { class: "card-facts" }, `${model} · seed ${seed}`),
-    actions,
+    buttons,
   );
-  return { element, update, breathe, mark };
+  return { element, update, refreshProgress, mark };
 
   function update() {
-    element.dataset.state = piece.state;
-    open.setAttribute("aria-label", `Show: ${description(piece)}`);
-    stand.textContent = standing(piece);
-    bar.hidden = piece.state !== "queued" && piece.state !== "running";
-    if (piece.look) image.src = piece.look;
+    element.dataset.state = item.state;
+    open.setAttribute("aria-label", `Show: ${description(item)}`);
+    status.textContent = statusText(item);
+    bar.hidden = item.state !== "queued" && item.state !== "running";
+    if (item.imageUrl) image.src = item.imageUrl;
     else image.removeAttribute("src");
-    actions.hidden = piece.state === "queued" || piece.state === "running";
-    breathe();
+    buttons.hidden = item.state === "queued" || item.state === "running";
+    refreshProgress();
   }
 
-  function breathe() {
-    if (!bar.hidden) bar.value = share(piece);
+  function refreshProgress() {
+    if (!bar.hidden) bar.value = progressOf(item);
   }
 
   function mark(isShown) {

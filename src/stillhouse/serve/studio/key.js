@@ -1,16 +1,16 @@
-/** The API key: asked for in a dialog, kept in this tab only, sent with every request. */
+/** API key: entered in a dialog, kept in this tab only, sent with every request. */
 
 import { find } from "./element.js";
 
-const PLACE = "stillhouse.key";
+const STORAGE_KEY = "stillhouse.key";
 
-/** What requests carry; nothing where there is no key. */
+/** Headers with the key; empty without one. */
 export function credentials() {
-  const key = sessionStorage.getItem(PLACE);
+  const key = sessionStorage.getItem(STORAGE_KEY);
   return key ? { authorization: `Bearer ${key}` } : {};
 }
 
-/** Let the key be changed; `changed` is called when it was. */
+/** Initialise the dialog; `changed` is called when the key changes. */
 export function watchKey(changed) {
   const dialog = find("#key-dialog");
   const field = find("#key");
@@ -18,16 +18,16 @@ export function watchKey(changed) {
   const forget = find("#forget-key");
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    keep(field.value.trim());
+    saveKey(field.value.trim());
   });
-  forget.addEventListener("click", () => keep(""));
+  forget.addEventListener("click", () => saveKey(""));
   find("#leave-key").addEventListener("click", () => dialog.close());
   find("#open-key").addEventListener("click", () => askKey());
   mark();
 
-  function keep(key) {
-    if (key) sessionStorage.setItem(PLACE, key);
-    else sessionStorage.removeItem(PLACE);
+  function saveKey(key) {
+    if (key) sessionStorage.setItem(STORAGE_KEY, key);
+    else sessionStorage.removeItem(STORAGE_KEY);
     field.value = "";
     dialog.close();
     mark();
@@ -35,16 +35,16 @@ export function watchKey(changed) {
   }
 
   function mark() {
-    const isThere = Boolean(sessionStorage.getItem(PLACE));
-    find("#open-key").dataset.kept = String(isThere);
-    forget.hidden = !isThere;
+    const hasKey = Boolean(sessionStorage.getItem(STORAGE_KEY));
+    find("#open-key").dataset.kept = String(hasKey);
+    forget.hidden = !hasKey;
   }
 }
 
-/** Ask for a key. */
-export function askKey(why = "") {
-  find("#key-why").textContent = why;
-  find("#key-why").hidden = !why;
+/** Open the dialog, with a reason if there is one. */
+export function askKey(reason = "") {
+  find("#key-why").textContent = reason;
+  find("#key-why").hidden = !reason;
   const dialog = find("#key-dialog");
   if (!dialog.open) dialog.showModal();
 }

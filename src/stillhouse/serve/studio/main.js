@@ -1,182 +1,182 @@
-/** The studio: asks the server what it has, and puts the parts of the page together. */
+/** Studio: loads the server's models and connects the parts of the page. */
 
-import { read } from "./api.js";
-import { anySeed, asked, fill, mend, model, offer, openComposer } from "./composer.js";
-import { draw } from "./draw.js";
+import { fetchJson } from "./api.js";
+import { fill, focusField, model, openComposer, randomSeed, readRequests, setModels } from "./composer.js";
+import { generate } from "./generate.js";
 import { find, say } from "./element.js";
-import { allow, openEngine } from "./engine.js";
-import { mark, openGallery } from "./gallery.js";
+import { openEngine, setAuthenticated } from "./engine.js";
+import { markItems, openGallery } from "./gallery.js";
 import { askKey, watchKey } from "./key.js";
-import { add, newName, newPiece, recall, remove, together, watch } from "./pieces.js";
-import { learn } from "./progress.js";
+import { addItems, itemsOfGroup, newId, newItem, onItems, removeItems, restoreItems } from "./items.js";
+import { recordDuration } from "./progress.js";
 import { offerReports } from "./reports.js";
-import { clear, onStage, openStage, show } from "./stage.js";
-import { setStart, setStrength, start, watchStart } from "./start.js";
-import { explain } from "./trouble.js";
-import { standing } from "./words.js";
+import { clearStage, openStage, showItems, stageItems } from "./stage.js";
+import { initImage, openInitImage, setInitImage, setStrength } from "./init_image.js";
+import { explain } from "./errors.js";
+import { statusText } from "./labels.js";
 
-/** Example prompts that are shown at once. */
-const FEW = 3;
+/** Number of example prompts shown. */
+const MAX_EXAMPLES = 3;
 
 let examples = [];
 
-const acts = {
+const actions = {
   begin(prompt) {
     fill({ prompt });
     submit();
   },
-  again: (piece) => drawAll([likeness(piece, { asked: faithful(piece) })]),
-  vary: (piece) => drawAll([likeness(piece, { asked: { ...faithful(piece), seed: String(anySeed()) } })]),
-  retry(piece) {
-    const { asked, group, place, when } = piece;
-    remove([piece]);
-    drawAll([likeness(piece, { asked, group, place, when })]);
+  again: (item) => generateAll([copyItem(item, { request: exactRequest(item) })]),
+  vary: (item) => generateAll([copyItem(item, { request: { ...exactRequest(item), seed: String(randomSeed()) } })]),
+  retry(item) {
+    const { request, group, place, createdAt } = item;
+    removeItems([item]);
+    generateAll([copyItem(item, { request, group, place, createdAt })]);
   },
-  stop: (piece) => piece.abort.abort(),
-  remove: (piece) => remove([piece]),
+  stop: (item) => item.abort.abort(),
+  remove: (item) => removeItems([item]),
   key: () => askKey(),
-  mend: (piece) => notice(piece.trouble, mend(piece.trouble.message)),
-  select(piece) {
-    put(together(piece));
+  mend: (item) => notice(item.error, focusField(item.error.message)),
+  select(item) {
+    show(itemsOfGroup(item));
     find("#stage").scrollIntoView({ block: "start" });
   },
-  async start(piece) {
-    await setStart(piece.file);
-    if (!find("#prompt").value.trim()) fill({ prompt: piece.asked.prompt });
+  async start(item) {
+    await setInitImage(item.file);
+    if (!find("#prompt").value.trim()) fill({ prompt: item.request.prompt });
     find("#prompt").focus();
   },
-  async take(piece) {
-    const { strength, size, ...fields } = faithful(piece);
+  async take(item) {
+    const { strength, size, ...fields } = exactRequest(item);
     const [width, height] = (size ?? "x").split("x");
     fill({ steps: "", guidance: "", sampler: "", negative_prompt: "", ...fields, width, height });
-    await setStart(piece.start, piece.mask);
+    await setInitImage(item.initImage, item.mask);
     setStrength(strength);
     find("#prompt").focus();
   },
 };
 
 openComposer(submit);
-openStage(acts, () => examples);
-openGallery(acts);
+openStage(actions, () => examples);
+openGallery(actions);
 openEngine();
-watchStart(
+openInitImage(
   () => sizeOf(model()),
   () => find("#start-mask").focus(),
 );
-watchKey(meet);
-watch(follow);
+watchKey(loadModels);
+onItems(follow);
 find("#suggest").addEventListener("click", () => {
-  fill({ prompt: examplesOf(model())[anySeed() % examplesOf(model()).length] });
+  fill({ prompt: examplesOf(model())[randomSeed() % examplesOf(model()).length] });
   find("#prompt").focus();
 });
 find("#composer").addEventListener("change", suggest);
-await meet();
-await recall();
-if (!onStage().length) clear();
+await loadModels();
+await restoreItems();
+if (!stageItems().length) clearStage();
 
-/** Ask the server who we are to it, and what it has. */
-async function meet() {
+/** Load the settings and models of the server for the current key. */
+async function loadModels() {
   let facts = null;
   try {
-    facts = await read("/v1/studio");
+    facts = await fetchJson("/v1/studio");
     find("#version").textContent = facts.version;
     find("#open-key").hidden = !facts.requires_key;
-    allow(facts.is_authenticated);
+    setAuthenticated(facts.is_authenticated);
     if (!facts.is_authenticated) {
-      offer([], facts.samplers);
+      setModels([], facts.samplers);
       askKey(facts.reason);
       return;
     }
-    const { data } = await read("/v1/models");
-    const models = data.map((one) => ({ ...one, ...facts.models[one.id] }));
-    offer(models, facts.samplers);
+    const { data } = await fetchJson("/v1/models");
+    const models = data.map((entry) => ({ ...entry, ...facts.models[entry.id] }));
+    setModels(models, facts.samplers);
     offerReports(models);
     notice(null);
-  } catch (trouble) {
-    allow(true);
-    notice(trouble);
+  } catch (error) {
+    setAuthenticated(true);
+    notice(error);
     return;
   }
   suggest();
-  if (!onStage().length) clear();
+  if (!stageItems().length) clearStage();
 }
 
-/** Draw what the form asks for. */
+/** Generate the requests of the form. */
 async function submit() {
-  const from = start();
+  const init = initImage();
   let requests = [];
   try {
-    requests = asked({ hasStart: Boolean(from.start) });
-    if (!requests.length) await meet();
-  } catch (trouble) {
-    notice(trouble, trouble.status === 400 ? mend(trouble.message) : null);
+    requests = readRequests({ hasInitImage: Boolean(init.initImage) });
+    if (!requests.length) await loadModels();
+  } catch (error) {
+    notice(error, error.status === 400 ? focusField(error.message) : null);
     return;
   }
   notice(null);
-  const group = newName();
-  const when = Date.now();
-  const shape = from.shape ?? model()?.size;
-  drawAll(requests.map((request, place) => newPiece({ ...from, asked: request, shape, group, place, when })));
+  const group = newId();
+  const createdAt = Date.now();
+  const shape = init.shape ?? model()?.size;
+  generateAll(requests.map((request, place) => newItem({ ...init, request, shape, group, place, createdAt })));
 }
 
-/** A new piece that starts from the same as an old one. */
-function likeness({ start, mask, shape }, given) {
-  return newPiece({ start, mask, shape, ...given });
+/** A new item with the input image of another one. */
+function copyItem({ initImage, mask, shape }, fields) {
+  return newItem({ initImage, mask, shape, ...fields });
 }
 
-/** Put new pieces on the stage and draw them. */
-function drawAll(pieces) {
-  if (!pieces.length) return;
-  add(pieces);
-  put(together(pieces[0]));
+/** Show new items on the stage and generate them. */
+function generateAll(items) {
+  if (!items.length) return;
+  addItems(items);
+  show(itemsOfGroup(items[0]));
   if (matchMedia("(max-width: 899px)").matches) find("#stage").scrollIntoView({ block: "start" });
-  say(pieces.length > 1 ? `Generating ${pieces.length} images.` : "Generating.");
-  for (const piece of pieces) draw(piece);
+  say(items.length > 1 ? `Generating ${items.length} images.` : "Generating.");
+  for (const item of items) generate(item);
 }
 
-function put(pieces) {
-  show(pieces);
-  mark(pieces);
+function show(items) {
+  showItems(items);
+  markItems(items);
 }
 
-/** The request as it was drawn, so that the same picture comes of it even where the model's own ways have changed. */
-function faithful({ asked, resolved, degraded }) {
-  if (!resolved || degraded) return { ...asked };
+/** The request with resolved defaults, so that it gives the same image even if the model's defaults change. */
+function exactRequest({ request, resolved, degradedTo }) {
+  if (!resolved || degradedTo) return { ...request };
   const { steps, guidance, sampler } = resolved;
-  return { ...asked, steps: String(steps), guidance: String(guidance), sampler };
+  return { ...request, steps: String(steps), guidance: String(guidance), sampler };
 }
 
-function follow(what, pieces) {
-  if (what !== "changed") return;
-  for (const piece of pieces) {
-    learn(piece);
-    const { model, seed } = piece.asked;
-    if (piece.state === "done") say(`Generated by ${model} in ${piece.seconds.toFixed(1)} seconds, seed ${seed}.`);
-    else if (piece.looks.length === 1) say(`${standing(piece)}: first preview.`);
+function follow(change, items) {
+  if (change !== "changed") return;
+  for (const item of items) {
+    recordDuration(item);
+    const { model, seed } = item.request;
+    if (item.state === "done") say(`Generated by ${model} in ${item.seconds.toFixed(1)} seconds, seed ${seed}.`);
+    else if (item.previewTimes.length === 1) say(`${statusText(item)}: first preview.`);
   }
 }
 
 function suggest() {
-  examples = examplesOf(model()).slice(0, FEW);
+  examples = examplesOf(model()).slice(0, MAX_EXAMPLES);
   find("#suggest").hidden = examples.length === 0;
 }
 
-function examplesOf(one) {
-  return one?.examples ?? [];
+function examplesOf(model) {
+  return model?.examples ?? [];
 }
 
-function sizeOf(one) {
-  if (!one) return null;
-  const [width, height] = one.size.split("x").map(Number);
-  return { area: width * height, granularity: one.granularity };
+function sizeOf(model) {
+  if (!model) return null;
+  const [width, height] = model.size.split("x").map(Number);
+  return { area: width * height, granularity: model.granularity };
 }
 
-/** Say what is wrong with a field, or above the form what is wrong with the server; null says nothing. */
-function notice(trouble, field = null) {
+/** Show an error at a field or above the form; null hides it. */
+function notice(error, field = null) {
   const line = find("#notice");
-  line.hidden = !trouble;
-  if (!trouble) return;
-  const { title, text } = explain(trouble);
+  line.hidden = !error;
+  if (!error) return;
+  const { title, text } = explain(error);
   if (field) field.append(line);
   else find("#composer").prepend(line);
   line.textContent = field ? text : `${title}. ${text}`;

@@ -1,17 +1,17 @@
-/** The mask: painted over a picture by mouse, finger, pen or keyboard. What is painted is what the model repaints. */
+/** Mask editor: paint over an image by mouse, touch, pen or keyboard. The model repaints the painted pixels. */
 
 import { find, say } from "./element.js";
 
-/** Pixels of the longer side of what is painted on, so that strokes are smooth on small pictures, too. */
+/** Longer side of the canvas in pixels, so that strokes are smooth on small images. */
 const FINE = 512;
 const MEMORY = 16;
 
 /**
- * Let a mask be painted in a dialog.
+ * Open the mask editor.
  *
- * @param {{file: Blob, mask: Blob | null, width: number, height: number}} on the picture, and the mask so far.
- * @returns {Promise<Blob | null | undefined>} a PNG that is transparent where to repaint; null where nothing is
- *   painted, undefined where the dialog was left without a change.
+ * @param {{file: Blob, mask: Blob | null, width: number, height: number}} image the image and its current mask.
+ * @returns {Promise<Blob | null | undefined>} a PNG that is transparent where to repaint; null if nothing is
+ *   painted, undefined if the dialog was cancelled.
  */
 export async function paintMask({ file, mask, width, height }) {
   const dialog = find("#mask-dialog");
@@ -43,7 +43,7 @@ export async function paintMask({ file, mask, width, height }) {
   on(canvas, "pointermove", (event) => {
     follow(place(event));
     if (!last) return;
-    for (const one of event.getCoalescedEvents?.() ?? [event]) stroke(place(one));
+    for (const point of event.getCoalescedEvents?.() ?? [event]) stroke(place(point));
     stroke(place(event));
   });
   for (const name of ["pointerup", "pointercancel"]) on(canvas, name, () => (last = null));
@@ -132,7 +132,7 @@ export async function paintMask({ file, mask, width, height }) {
   }
 }
 
-/** Paint what an earlier mask leaves open. */
+/** Paint the holes of an existing mask. */
 async function putBack(pen, mask) {
   const { width, height } = pen.canvas;
   pen.fillRect(0, 0, width, height);

@@ -1,4 +1,4 @@
-/** Noise, which every picture begins as: shown until there is something to see. */
+/** Noise, shown until the first preview. */
 
 const SIDE = 64;
 
@@ -7,19 +7,19 @@ export function paintNoise(canvas, seed) {
   canvas.width = canvas.height = SIDE;
   const pen = canvas.getContext("2d");
   const picture = pen.createImageData(SIDE, SIDE);
-  const dice = diceOf(Number(BigInt(seed) % 4294967296n));
+  const random = randomOf(Number(BigInt(seed) % 4294967296n));
   for (let place = 0; place < picture.data.length; place += 4) {
     for (let channel = 0; channel < 3; channel++) {
-      // The sum of some even dice is nearly normal, as a diffusion's noise is.
-      picture.data[place + channel] = 128 + 110 * (dice() + dice() + dice() - 1.5);
+      // The sum of uniform random numbers is nearly normal, like the noise of diffusion.
+      picture.data[place + channel] = 128 + 110 * (random() + random() + random() - 1.5);
     }
     picture.data[place + 3] = 255;
   }
   pen.putImageData(picture, 0, 0);
 }
 
-/** Mulberry32: small, even, and enough for the eye. */
-function diceOf(state) {
+/** Mulberry32, a small uniform random number generator. */
+function randomOf(state) {
   return () => {
     state = (state + 0x6d2b79f5) | 0;
     let mixed = Math.imul(state ^ (state >>> 15), 1 | state);

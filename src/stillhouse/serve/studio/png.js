@@ -1,9 +1,9 @@
-/** The request that a PNG carries, as `stillhouse` writes it into a text chunk. */
+/** Reads the request that `stillhouse` writes into a text chunk of a PNG. */
 
 const SIGNATURE = [0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a];
 const NOTE = "stillhouse";
 
-/** `{ model, request }` of a PNG, or null where it carries none. */
+/** `{ model, request }` of a PNG, or null if it has none. */
 export async function readNote(blob) {
   const bytes = new Uint8Array(await blob.arrayBuffer());
   if (SIGNATURE.some((byte, place) => bytes[place] !== byte)) return null;

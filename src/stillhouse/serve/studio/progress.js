@@ -1,30 +1,30 @@
-/** How far a piece is: known at each preview, and guessed between two of them from the time that the last one took. */
+/** Progress of an item: exact at each preview, extrapolated in between from the time per preview. */
 
-import { PREVIEWS } from "./draw.js";
-import { isOver } from "./pieces.js";
+import { PREVIEWS } from "./generate.js";
+import { isDone } from "./items.js";
 
-/** Seconds that are expected of a first picture. */
-const UNKNOWN = 4;
+/** Expected seconds of a first image. */
+const DEFAULT_SECONDS = 4;
 const PARTS = PREVIEWS + 1;
-/** Of the way to the next preview, how much a guess may go. */
-const BOLD = 0.85;
-const lately = new Map();
+/** Largest extrapolated share of the way to the next preview. */
+const MAX_EXTRAPOLATION = 0.85;
+const recentDurations = new Map();
 
-/** From 0 to 1. */
-export function share(piece, now = performance.now()) {
-  if (piece.state === "done") return 1;
-  const passed = Math.min(piece.looks.length, PREVIEWS);
-  const since = now - (piece.looks.at(-1) ?? piece.began);
-  const expected = lately.get(kind(piece)) ?? 1000 * UNKNOWN;
-  const pace = passed ? (piece.looks.at(-1) - piece.began) / passed : expected / PARTS;
-  return (passed + BOLD * (1 - Math.exp(-since / Math.max(pace, 1)))) / PARTS;
+/** The progress from 0 to 1. */
+export function progressOf(item, now = performance.now()) {
+  if (item.state === "done") return 1;
+  const passed = Math.min(item.previewTimes.length, PREVIEWS);
+  const since = now - (item.previewTimes.at(-1) ?? item.startedAt);
+  const expected = recentDurations.get(kindOf(item)) ?? 1000 * DEFAULT_SECONDS;
+  const pace = passed ? (item.previewTimes.at(-1) - item.startedAt) / passed : expected / PARTS;
+  return (passed + MAX_EXTRAPOLATION * (1 - Math.exp(-since / Math.max(pace, 1)))) / PARTS;
 }
 
-/** Remember how long a piece took, for the next of its kind. */
-export function learn(piece) {
-  if (isOver(piece) && piece.seconds) lately.set(kind(piece), 1000 * piece.seconds);
+/** Remember the duration of an item for later items of the same kind. */
+export function recordDuration(item) {
+  if (isDone(item) && item.seconds) recentDurations.set(kindOf(item), 1000 * item.seconds);
 }
 
-function kind({ asked }) {
-  return [asked.model, asked.steps, asked.size].join(" ");
+function kindOf({ request }) {
+  return [request.model, request.steps, request.size].join(" ");
 }

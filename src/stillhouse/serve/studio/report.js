@@ -1,18 +1,18 @@
-/** A pipeline's report on a page of its own: fetched with the key of this tab, shown where no script can run. */
+/** Page of an acceleration report: fetched with the key of this tab, shown in a sandbox without scripts. */
 
-import { ask } from "./api.js";
+import { fetchOk } from "./api.js";
 import { find } from "./element.js";
-import { explain } from "./trouble.js";
+import { explain } from "./errors.js";
 
 const name = new URLSearchParams(location.search).get("model") ?? "";
 
 try {
-  const response = await ask(`/v1/models/${encodeURIComponent(name)}/report`);
+  const response = await fetchOk(`/v1/models/${encodeURIComponent(name)}/report`);
   document.title = `${name} · report · Stillhouse`;
   find("#report").srcdoc = await response.text();
   find("#report").hidden = false;
-} catch (trouble) {
-  const { title, text } = explain(trouble);
+} catch (error) {
+  const { title, text } = explain(error);
   find("#trouble").textContent = `${title}. ${text}`;
   find("#trouble").hidden = false;
 }

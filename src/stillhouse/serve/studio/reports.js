@@ -1,12 +1,12 @@
-/** Acceleration reports of those pipelines that have one: a link, and a look at them without leaving the page. */
+/** Acceleration reports: links and a dialog. */
 
 import { button, find, make } from "./element.js";
 
-/** Offer the reports of these models; where there are none, say what makes one. */
+/** Show links to the reports of models, or how to create model. */
 export function offerReports(models) {
-  const having = models.filter((one) => one.report);
-  find("#no-report").hidden = having.length > 0;
-  const links = having.map((one) => button(one.id, () => open(one.id), { class: "link" }));
+  const withReport = models.filter((model) => model.report);
+  find("#no-report").hidden = withReport.length > 0;
+  const links = withReport.map((model) => button(model.id, () => open(model.id), { class: "link" }));
   find("#report-list").replaceChildren(...links.map((link) => make("li", {}, link)));
 }
 

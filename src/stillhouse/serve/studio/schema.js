@@ -1,4 +1,4 @@
-/** What OpenAPI's schemas say, in words. */
+/** Descriptions of OpenAPI schemas in words. */
 
 const NAMES = {
   string: "a text",
@@ -10,7 +10,7 @@ const NAMES = {
   null: "nothing",
 };
 
-/** The schema itself where another one is referred to. */
+/** The schema that a reference refers to. */
 export function resolved(document, schema) {
   if (!schema?.$ref) return schema ?? {};
   return schema.$ref
@@ -25,23 +25,24 @@ export function typeOf(document, schema) {
   if (real.enum) return either(real.enum.map((value) => (value === null ? "nothing" : JSON.stringify(value))));
   if ("const" in real) return JSON.stringify(real.const);
   const several = real.oneOf ?? real.anyOf;
-  if (several) return either(several.map((one) => typeOf(document, one)));
+  if (several) return either(several.map((option) => typeOf(document, option)));
   if (Array.isArray(real.type)) return either(real.type.map((type) => plain({ ...real, type })));
   return plain(real);
 }
 
-/** Its fields: `{ name, type, isNeeded, note }`, the needed ones first. */
+/** The fields: `{ name, type, isRequired, note }`, required ones first. */
 export function fieldsOf(document, schema) {
   const real = resolved(document, schema);
-  const needed = new Set(real.required ?? []);
+  const required = new Set(real.required ?? []);
   return Object.entries(real.properties ?? {})
-    .map(([name, one]) => {
-      return { name, type: typeOf(document, one), isNeeded: needed.has(name), note: noteOf(document, one) };
+    .map(([name, property]) => {
+      const [type, note] = [typeOf(document, property), noteOf(document, property)];
+      return { name, type, isRequired: required.has(name), note };
     })
-    .sort((one, other) => other.isNeeded - one.isNeeded);
+    .sort((first, second) => Number(second.isRequired) - Number(first.isRequired));
 }
 
-/** Bounds, the default and the description, as one sentence or none. */
+/** Bounds, the default and the description, as one sentence, or empty. */
 export function noteOf(document, schema) {
   const real = resolved(document, schema);
   const parts = [
@@ -49,16 +50,16 @@ export function noteOf(document, schema) {
     real.minimum === undefined ? null : `from ${real.minimum}`,
     real.maximum === undefined ? null : `up to ${real.maximum}`,
     real.maxLength === undefined ? null : `at most ${real.maxLength} characters`,
-    usual(schema.default ?? real.default),
+    defaultNote(schema.default ?? real.default),
   ];
   return parts.filter(Boolean).join("; ");
 }
 
-/** A small example of a body. */
+/** A minimal example body. */
 export function exampleOf(document, schema) {
   const example = {};
-  for (const { name, type, isNeeded } of fieldsOf(document, schema)) {
-    if (isNeeded) example[name] = name === "prompt" ? "a big red circle" : type.startsWith("a text") ? "…" : 1;
+  for (const { name, type, isRequired } of fieldsOf(document, schema)) {
+    if (isRequired) example[name] = name === "prompt" ? "a big red circle" : type.startsWith("a text") ? "…" : 1;
   }
   return example;
 }
@@ -75,7 +76,7 @@ function either(words) {
   return all.filter(Boolean).join(", or ");
 }
 
-function usual(value) {
+function defaultNote(value) {
   if (value === undefined || value === null || value === "") return null;
-  return `${JSON.stringify(value)} where nothing is said`;
+  return `${JSON.stringify(value)} by default`;
 }

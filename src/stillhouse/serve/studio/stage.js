@@ -1,71 +1,71 @@
-/** The stage: what was asked for last, or chosen in the gallery; one picture, or several of one prompt side by side. */
+/** Stage: the latest item or group, or the entry selected in the gallery. */
 
 import { button, find, make } from "./element.js";
 import { frame, titleOf } from "./frame.js";
-import { all, isOver, together, watch } from "./pieces.js";
+import { allItems, isDone, itemsOfGroup, onItems } from "./items.js";
 
-/** Milliseconds between two looks at the clock while something is being drawn. */
-const BREATH = 100;
+/** Interval in milliseconds at which progress is refreshed. */
+const REFRESH_MS = 100;
 
 let frames = [];
-let acts = null;
-let invitation = () => [];
+let actions = null;
+let examplePrompts = () => [];
 
-/** Begin: `given` are the acts of frames, `examples` tells prompts that one may begin with. */
-export function openStage(given, examples) {
-  acts = given;
-  invitation = examples;
-  watch(noticed);
-  setInterval(breathe, BREATH);
-  clear();
+/** Initialise with the actions of frames and a function that returns example prompts. */
+export function openStage(itemActions, examples) {
+  actions = itemActions;
+  examplePrompts = examples;
+  onItems(update);
+  setInterval(refreshProgress, REFRESH_MS);
+  clearStage();
 }
 
-/** Put pieces on the stage. */
-export function show(pieces) {
-  const isOneOfSeveral = pieces.length > 1;
-  frames = pieces.map((piece) => frame(piece, acts, { isOneOfSeveral }));
-  for (const one of frames) one.update();
-  const { seed } = pieces[0].asked;
-  const wasHere = find("#stage").contains(document.activeElement);
+/** Show items on the stage. */
+export function showItems(items) {
+  const isOneOfSeveral = items.length > 1;
+  frames = items.map((item) => frame(item, actions, { isOneOfSeveral }));
+  for (const entry of frames) entry.update();
+  const { seed } = items[0].request;
+  const hadFocus = find("#stage").contains(document.activeElement);
   find("#stage").replaceChildren(
-    ...(isOneOfSeveral ? [titleOf(pieces[0]), make("p", { class: "soft" }, `side by side, with seed ${seed}`)] : []),
-    make("div", { class: "frames", "data-count": pieces.length }, ...frames.map((one) => one.element)),
+    ...(isOneOfSeveral ? [titleOf(items[0]), make("p", { class: "soft" }, `side by side, with seed ${seed}`)] : []),
+    make("div", { class: "frames", "data-count": items.length }, ...frames.map((entry) => entry.element)),
   );
-  // Whoever pressed a button that is no more goes on from the first picture.
-  if (wasHere) frames[0].element.focus({ preventScroll: true });
+  // The focused button was removed: focus the first frame.
+  if (hadFocus) frames[0].element.focus({ preventScroll: true });
 }
 
-/** What is on the stage. */
-export function onStage() {
-  return frames.map((one) => one.piece);
+/** The items on the stage. */
+export function stageItems() {
+  return frames.map((entry) => entry.item);
 }
 
-/** Ask in whoever has not drawn anything yet. */
-export function clear() {
+/** Show example prompts on an empty stage. */
+export function clearStage() {
   frames = [];
-  const prompts = invitation().map((prompt) => button(prompt, () => acts.begin(prompt), { class: "example" }));
+  const prompts = examplePrompts().map((prompt) => button(prompt, () => actions.begin(prompt), { class: "example" }));
   find("#stage").replaceChildren(
     make(
       "div",
       { class: "invitation" },
-      make("h2", {}, "Describe a picture, and watch it come."),
+      make("h2", {}, "Describe an image to generate."),
       prompts.length > 0 && make("p", { class: "soft" }, "For example:"),
       make("ul", {}, prompts.map((prompt) => make("li", {}, prompt))),
     ),
   );
 }
 
-function noticed(what, pieces) {
-  if (what === "changed") {
-    for (const one of frames) if (pieces.includes(one.piece)) one.update();
-  } else if (what === "removed" && frames.some((one) => pieces.includes(one.piece))) {
-    const left = onStage().filter((piece) => !pieces.includes(piece));
-    if (left.length) show(left);
-    else if (all().length) show(together(all()[0]));
-    else clear();
+function update(change, items) {
+  if (change === "changed") {
+    for (const entry of frames) if (items.includes(entry.item)) entry.update();
+  } else if (change === "removed" && frames.some((entry) => items.includes(entry.item))) {
+    const left = stageItems().filter((item) => !items.includes(item));
+    if (left.length) showItems(left);
+    else if (allItems().length) showItems(itemsOfGroup(allItems()[0]));
+    else clearStage();
   }
 }
 
-function breathe() {
-  for (const one of frames) if (!isOver(one.piece) || one.piece.state === "failed") one.breathe();
+function refreshProgress() {
+  for (const entry of frames) if (!isDone(entry.item) || entry.item.state === "failed") entry.refreshProgress();
 }

@@ -1,90 +1,95 @@
 /**
- * Pictures that are kept, with their requests, when the page is left.
+ * Storage of finished images with their requests, across page loads.
  *
- * In IndexedDB: pictures are binary, and a few larger ones would fill the five megabytes of localStorage.
+ * IndexedDB, because images are binary and a few large ones would fill the five megabytes of localStorage.
  */
 
-export const MOST = 60;
+export const MAX_STORED = 60;
 const NAME = "stillhouse";
-const SHELF = "pictures";
+const VERSION = 2;
+const OBJECT_STORE = "images";
 
-/** All of them, the latest first and those of one group in its order; none where the browser keeps nothing. */
-export async function kept() {
+/** All records, newest first, groups in order; none if the browser has no storage. */
+export async function loadItems() {
   try {
-    return (await answer((await open("readonly")).getAll())).sort((one, other) => other.when - one.when || one.place - other.place);
+    const records = await promiseOf((await open("readonly")).getAll());
+    return records.sort((first, second) => second.createdAt - first.createdAt || first.place - second.place);
   } catch {
     return [];
   }
 }
 
-/** Keep one. A browser that does not is no trouble: the picture stays as long as the page does. */
-export async function keep(record) {
+/** Store a record. Failure is not an error: the image remains until the page is closed. */
+export async function storeItem(record) {
   try {
-    await write((shelf) => shelf.put(record));
+    await write((store) => store.put(record));
   } catch (error) {
-    console.warn("this picture is not kept", error);
+    console.warn("this image is not stored", error);
   }
 }
 
-/** Keep these no longer. */
-export async function forget(names) {
+/** Delete records. */
+export async function deleteItems(ids) {
   try {
-    await write((shelf) => names.forEach((name) => shelf.delete(name)));
+    await write((store) => ids.forEach((id) => store.delete(id)));
   } catch {
-    // What could not be kept need not be forgotten.
+    // Records that could not be stored need not be deleted.
   }
 }
 
 /**
- * Change the shelf. Where the database is open, all of it is asked for before the page can do anything else: a page that
- * is left aborts what was not committed, and pictures that were deleted would come back.
+ * Change the store. All requests are issued synchronously once the database is open, and committed explicitly: a page
+ * that is closed aborts uncommitted transactions, and deleted images would reappear.
  */
 async function write(change) {
-  const shelf = await open("readwrite");
-  change(shelf);
-  shelf.transaction.commit();
+  const store = await open("readwrite");
+  change(store);
+  store.transaction.commit();
   await new Promise((resolve, reject) => {
-    shelf.transaction.oncomplete = resolve;
-    shelf.transaction.onabort = () => reject(shelf.transaction.error);
+    store.transaction.oncomplete = resolve;
+    store.transaction.onabort = () => reject(store.transaction.error);
   });
 }
 
-let opened = null;
+let connection = null;
 
 async function open(mode) {
   try {
-    return shelfOf(await database(), mode);
+    return storeOf(await database(), mode);
   } catch {
-    opened = null; // a browser may drop the database of a page that was not seen for long, and not say so
-    return shelfOf(await database(), mode);
+    connection = null; // browsers may close the database of an inactive page without an event
+    return storeOf(await database(), mode);
   }
 }
 
-function shelfOf(database, mode) {
-  return database.transaction(SHELF, mode).objectStore(SHELF);
+function storeOf(database, mode) {
+  return database.transaction(OBJECT_STORE, mode).objectStore(OBJECT_STORE);
 }
 
-/** The database, opened once; once more where it was closed, or given up for another page that has a newer one. */
+/** The open database; opened again after it was closed or yielded to a page with a newer version. */
 function database() {
-  opened ??= connected();
-  return opened;
+  connection ??= connect();
+  return connection;
 }
 
-async function connected() {
-  const asked = indexedDB.open(NAME, 1);
-  asked.onupgradeneeded = () => asked.result.createObjectStore(SHELF, { keyPath: "id" });
-  const database = await answer(asked);
-  database.onclose = () => (opened = null);
+async function connect() {
+  const request = indexedDB.open(NAME, VERSION);
+  request.onupgradeneeded = () => {
+    for (const name of [...request.result.objectStoreNames]) request.result.deleteObjectStore(name);
+    request.result.createObjectStore(OBJECT_STORE, { keyPath: "id" });
+  };
+  const database = await promiseOf(request);
+  database.onclose = () => (connection = null);
   database.onversionchange = () => {
     database.close();
-    opened = null;
+    connection = null;
   };
   return database;
 }
 
-function answer(asked) {
+function promiseOf(request) {
   return new Promise((resolve, reject) => {
-    asked.onsuccess = () => resolve(asked.result);
-    asked.onerror = () => reject(asked.error);
+    request.onsuccess = () => resolve(request.result);
+    request.onerror = () => reject(request.error);
   });
 }

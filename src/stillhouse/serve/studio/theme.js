@@ -1,12 +1,12 @@
-// Light or dark. Not a module: it must have run before the page is painted.
+// Light or dark theme. Not a module, because it must run before the first paint.
 "use strict";
 (() => {
-  const PLACE = "stillhouse.theme";
+  const STORAGE_KEY = "stillhouse.theme";
   const page = document.documentElement;
   const system = matchMedia("(prefers-color-scheme: dark)");
   const isDark = () => (page.dataset.theme ? page.dataset.theme === "dark" : system.matches);
-  const kept = localStorage.getItem(PLACE);
-  if (kept === "light" || kept === "dark") page.dataset.theme = kept;
+  const stored = localStorage.getItem(STORAGE_KEY);
+  if (stored === "light" || stored === "dark") page.dataset.theme = stored;
 
   addEventListener("DOMContentLoaded", () => {
     const button = document.getElementById("theme");
@@ -14,13 +14,13 @@
     const show = () => button.setAttribute("aria-checked", String(isDark()));
     button.addEventListener("click", () => {
       const theme = isDark() ? "light" : "dark";
-      // What the system says anyway need not be remembered, so that the page goes on following it.
+      // A choice equal to the system's is not stored, so that the page keeps following the system.
       if ((theme === "dark") === system.matches) {
         delete page.dataset.theme;
-        localStorage.removeItem(PLACE);
+        localStorage.removeItem(STORAGE_KEY);
       } else {
         page.dataset.theme = theme;
-        localStorage.setItem(PLACE, theme);
+        localStorage.setItem(STORAGE_KEY, theme);
       }
       show();
     });

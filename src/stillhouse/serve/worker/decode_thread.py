@@ -1,7 +1,7 @@
 """Decode thread: decodes latents and encodes image files in parallel with the engine's steps.
 
-A single thread, because a pipeline's decoder is not thread-safe. Finished images precede previews, and only the latest
-preview of each job is kept.
+Only one thread is used, because a pipeline's decoder is not thread-safe. Finished images are decoded before previews,
+and only the latest preview of each job is kept.
 """
 
 import time

@@ -1,7 +1,7 @@
 """The worker process of a server: `python -m stillhouse.serve.worker.engine_process`.
 
-Its main thread runs the engine: receive commands, step, send events. A second thread decodes pictures. The process ends
-when the server closes the channel or dies.
+The main thread runs the engine: it receives commands, runs steps and sends events. A second thread decodes pictures.
+The process ends when the server closes the channel or dies.
 """
 
 import os
@@ -45,13 +45,13 @@ from stillhouse.workers.channel import Channel, TransportClosed
 from stillhouse.workers.process import connect_to_parent
 
 REPORT_SECONDS = 0.1
-"""Seconds after which steps are reported; any other event reports them earlier. The last step of a picture is thus
-reported with the picture: an earlier report would wake the server while the picture is decoded."""
+"""Longest time in seconds until steps are reported. Any other event is sent with the steps so far, so the last step of
+a picture is reported with the picture. A separate report would wake the server while the picture is decoded."""
 
 
 @dataclass(slots=True)
 class Worker:
-    """The loop of one device.
+    """The main loop of a worker process, which serves one device.
 
     Args:
         channel: commands from the server, and events to it.
@@ -80,7 +80,7 @@ class Worker:
                     self._step()
 
     def _receive(self) -> None:
-        """Handle every command that has arrived; wait for one where there are no requests."""
+        """Handle every command that has arrived; wait for a command if there are no requests."""
         while self.channel.transport.wait(0 if self.engine.jobs else None):
             self._handle_command(self.channel.receive())
 
@@ -120,7 +120,7 @@ class Worker:
         if self._steps and began - self._unreported_since >= REPORT_SECONDS:
             self._send()
         if any(job.index == 1 for job in step.jobs):
-            self.pipelines.evict()  # a network is opened by its first call
+            self.pipelines.evict()  # the first step of a job may open networks, which may exceed the memory limit
 
     def _step_stats(self, step: StepOutput) -> StepStats:
         batch_key = step.jobs[0].batch_key
@@ -129,7 +129,7 @@ class Worker:
         return StepStats([job.id for job in step.jobs], batch_key, rows, step.seconds, slowdown)
 
     def _send(self, *events: Event) -> None:
-        """Send the steps that were not reported yet, and then the events."""
+        """Send a report of the steps that were not reported yet, then the events."""
         with self._report_lock:
             steps, self._steps = self._steps, []
             for event in (StepReport(steps), *events) if steps else events:
@@ -159,11 +159,11 @@ def fits_tokenizers(pipeline: Pipeline, request: ImageRequest) -> bool:
 
 
 def preview_steps(count: int, evaluations: int) -> frozenset[int]:
-    """Return after which evaluations previews are made.
+    """Return the numbers of completed evaluations after which previews are made.
 
     Args:
         count: number of previews, evenly spread.
-        evaluations: of the whole picture; there is no preview before the first and after the last.
+        evaluations: number of evaluations of the picture; no preview is made before the first or after the last.
 
     >>> sorted(preview_steps(3, 8)), sorted(preview_steps(3, 2))
     ([2, 4, 6], [1])
@@ -185,10 +185,11 @@ def measure_curves(pipelines: PipelineCache) -> dict[BatchKey, LatencyCurve]:
 def main() -> None:
     """Serve requests until the server is gone."""
     channel: Channel[Event, WorkerConfig | Command] = connect_to_parent(WorkerConfig | Command)
-    # Service managers send SIGTERM to all processes of a service; the server decides when a worker ends.
+    # Service managers send SIGTERM to all processes of a service. A worker ignores it, because the server decides when
+    # the worker ends.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    # The client is informed of a truncated prompt. The log is not: prompts are private.
+    # The warning contains a part of the prompt, and prompts must not be logged. The client is told in its response.
     warnings.simplefilter("ignore", PromptTruncated)
     with suppress(TransportClosed):
         config = channel.receive()
@@ -221,5 +222,5 @@ def _open_pipeline(config: WorkerConfig, name: str) -> Pipeline:
 
 if __name__ == "__main__":
     main()
-    # Runtimes may wait for their threads at exit, and no output is pending.
+    # A usual exit could block, because runtimes may wait for their threads. No output is pending.
     os._exit(0)

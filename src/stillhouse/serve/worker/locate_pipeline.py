@@ -1,4 +1,4 @@
-"""Pipelines in messages: named by their content, found in a directory of the worker's host."""
+"""References to pipelines in messages: a name with a checksum, and a directory on the worker's host."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ class PipelineReference(msgspec.Struct, frozen=True):
     """A pipeline, and where a worker may find it.
 
     Args:
-        id: see `pipeline_id`.
+        id: name and checksum; see `pipeline_id`.
         location: name of an embedded model, or a directory on the worker's host.
     """
 

@@ -1,6 +1,7 @@
 """Messages between a server and its workers.
 
-A message holds no clock and no identifier that only one host understands; directories are hints for the worker's host.
+A message holds no time of a clock and no identifier that is valid on one host only, except directories, which say where
+the worker's host may find files.
 """
 
 from typing import TypeAlias
@@ -43,12 +44,12 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     """Generate a picture.
 
     Args:
-        id: of the request.
+        id: request id.
         tier: service tier of the client.
         key: API key of the client; shares of the device are fair between keys.
-        batch_key: what jobs of one batch share; its pipeline is a name in `WorkerConfig.pipelines`.
+        batch_key: equal for jobs that may share a batch; its pipeline is a name in `WorkerConfig.pipelines`.
         step_plan: rows of each evaluation.
-        resolved: the request with its plan. The worker computes neither again.
+        resolved: the request with its plan; the worker does not resolve or plan it again.
         expires_in: seconds after which the request is not started any more; None, it never expires.
         format: file format of the picture.
         previews: number of previews to send.
@@ -88,10 +89,10 @@ class StepStats(msgspec.Struct, frozen=True):
 
     Args:
         jobs: ids of the requests that were advanced by one evaluation.
-        batch_key: of the batch.
-        rows: of the batch.
-        seconds: of the step.
-        slowdown: how many times slower than its curve the batch key is now.
+        batch_key: batch key of the batch.
+        rows: number of rows of the batch.
+        seconds: duration of the step.
+        slowdown: current ratio of observed seconds per evaluation to the seconds of the batch key's curve.
     """
 
     jobs: list[str]
@@ -102,8 +103,10 @@ class StepStats(msgspec.Struct, frozen=True):
 
 
 class StepReport(msgspec.Struct, frozen=True, tag=True):
-    """The steps since the last report, in order. One message for several steps: each message wakes the server, which
-    takes processor time from the runtime."""
+    """The steps since the last report, in order.
+
+    Several steps share a message, because each message wakes the server, which takes processor time from the runtime.
+    """
 
     steps: list[StepStats]
 

@@ -1,4 +1,4 @@
-"""Supervision of a worker process: it is started, spoken to, and started again when it has died.
+"""Supervision of a worker process: starts it, exchanges messages with it, and restarts it when it has died.
 
 The server's event loop never waits: one thread receives the worker's events, another sends its commands.
 """
@@ -25,7 +25,7 @@ MIN_RESTART_DELAY, MAX_RESTART_DELAY = 0.25, 30.0
 
 
 class WorkerSupervisor(Protocol):
-    """What `WorkerHandle` needs to control a worker."""
+    """The operations with which `WorkerHandle` controls a worker."""
 
     config: WorkerConfig
 
@@ -80,7 +80,7 @@ class ProcessSupervisor:
         Thread(target=self._receive, args=(process, loop), name="worker-receive", daemon=True).start()
 
     def send(self, command: Command) -> None:
-        """Send a command without waiting; it is lost where the worker has died."""
+        """Send a command without waiting; the command is lost if the worker has died."""
         self._outbox.put(encode_message(command))
 
     def mark_ready(self) -> None:
@@ -116,9 +116,9 @@ class ProcessSupervisor:
         self._restart_timer = asyncio.get_running_loop().call_later(delay, self.start)
 
     def _receive(self, process: WorkerProcess[WorkerConfig | Command, Event], loop: asyncio.AbstractEventLoop) -> None:
-        """Deliver events until the worker is gone; a worker that cannot speak is killed."""
+        """Deliver events until the worker is gone; a worker whose messages cannot be read is killed."""
         channel = process.channel
-        with suppress(RuntimeError):  # the loop was closed
+        with suppress(RuntimeError):  # the event loop may be closed already
             try:
                 while True:
                     loop.call_soon_threadsafe(self._deliver, process, channel.receive())

@@ -27,7 +27,7 @@ from stillhouse.shapes.train.training_plan import TrainingPlan
 
 
 def main() -> None:
-    """Train the embedded model: resume from the checkpoints, or without any from the shipped weights."""
+    """Train the embedded model, starting from checkpoints; without checkpoints, from the shipped weights."""
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(TrainingPlan().seed)
@@ -56,9 +56,9 @@ def train(
         checkpoints: directory of checkpoints and logs.
         out: diffusers directory to write.
         report: receives the progress of each stage.
-        deadline: in seconds of `time.monotonic`; None: no limit.
-        shipped: diffusers directory whose autoencoder and text encoder are used unchanged, and whose denoiser is the
-            starting point; None: train all three from scratch.
+        deadline: time of `time.monotonic` in seconds after which no update starts; None: no limit.
+        shipped: diffusers directory whose autoencoder and text encoder are used unchanged, and from whose denoiser
+            training starts; None: train all three networks from scratch.
     """
     tokenizer = CLIPTokenizer.from_pretrained(shipped / "tokenizer") if shipped else build_tokenizer()
     if shipped:
@@ -80,7 +80,7 @@ def train(
 
 
 def save(out: Path, tokenizer: Any, text_encoder: Any, autoencoder: Any, denoiser: Any) -> None:
-    """Write a diffusers directory, float16, as safetensors."""
+    """Write a diffusers directory with weights in float16 in safetensors files."""
     pipeline = StableDiffusionPipeline(
         vae=autoencoder,
         text_encoder=text_encoder,
@@ -96,7 +96,7 @@ def save(out: Path, tokenizer: Any, text_encoder: Any, autoencoder: Any, denoise
 
 @torch.no_grad()
 def _scaling_factor(autoencoder: Any, seed: int) -> float:
-    """Return 1 / standard deviation of the latents, which scales them to unit variance."""
+    """Return the factor that scales latents to unit variance: 1 / standard deviation of encoded pictures."""
     return 1 / float(autoencoder.encode(full_pictures(seeded_rng(seed, 9), 200)).latent_dist.mode().std())
 
 

@@ -13,7 +13,7 @@ LATENT_CHANNELS, LATENT_SIZE = 4, CANVAS // 4
 
 
 def build_autoencoder() -> Any:
-    """Build the autoencoder: 0.65 M parameters; 64x64 pixels to 16x16 latents of 4 channels."""
+    """Build the autoencoder, with 0.65 M parameters; it maps 64x64 pixels to 16x16 latents of 4 channels."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
@@ -27,7 +27,7 @@ def build_autoencoder() -> Any:
 
 
 def build_text_encoder(tokenizer: Any) -> Any:
-    """Build the text encoder: 0.63 M parameters; 24 tokens to 24 vectors of 128."""
+    """Build the text encoder, with 0.63 M parameters; it maps 24 tokens to 24 vectors of 128 values."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -45,7 +45,7 @@ def build_text_encoder(tokenizer: Any) -> Any:
 
 
 def build_denoiser() -> Any:
-    """Build the denoiser: 4.2 M parameters; convolutions at 16x16, cross-attention at 8x8 and 4x4."""
+    """Build the denoiser, with 4.2 M parameters: convolutions at 16x16, and cross-attention at 8x8 and 4x4."""
     return UNet2DConditionModel(
         sample_size=LATENT_SIZE,
         in_channels=LATENT_CHANNELS,
@@ -61,7 +61,7 @@ def build_denoiser() -> Any:
 
 
 def build_scheduler() -> Any:
-    """Build the scheduler: v-prediction with zero terminal SNR (arXiv 2305.08891), betas of Stable Diffusion."""
+    """Build the scheduler: v-prediction, zero terminal SNR (arXiv 2305.08891), and the betas of Stable Diffusion."""
     return DDIMScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,

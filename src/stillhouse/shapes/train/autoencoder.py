@@ -1,4 +1,4 @@
-"""First stage: the autoencoder."""
+"""First stage of training: the autoencoder."""
 
 import math
 from collections.abc import Mapping
@@ -26,10 +26,10 @@ _DIVERGENCE_WEIGHT, _EDGE_WEIGHT = 1e-4, 0.3
 
 
 class AutoencoderStage:
-    """Reconstruction: L1 + squared error + a small KL divergence.
+    """Stage that trains the autoencoder to reconstruct pictures: L1 + squared error + a small KL divergence.
 
-    Batches are crops around outlines, and full pictures from 85 % of the updates on; after 60 %, errors of pixel
-    differences are added.
+    Batches are crops around outlines in the first 85 % of the updates, and then full pictures. After 60 % of the
+    updates the loss also has the errors of differences between adjacent pixels.
     """
 
     name = "autoencoder"
@@ -55,7 +55,7 @@ class AutoencoderStage:
         return loss
 
     def evaluate(self) -> Mapping[str, float]:
-        """Return the oracle's scores of reconstructions, the upper bound for the denoiser, and their PSNR in dB."""
+        """Return the oracle's scores of reconstructed pictures, which bound the denoiser's, and their PSNR in dB."""
         originals = [render_scene(scene) for scene in self._scenes]
         decoded = [
             reconstruct(self.network, to_tensor(originals[start : start + 50])) for start in range(0, _EVAL_SAMPLES, 50)

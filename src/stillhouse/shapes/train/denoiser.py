@@ -1,4 +1,4 @@
-"""Third stage: the text-conditioned denoiser, in latent space."""
+"""Third stage of training: the text-conditioned denoiser, in latent space."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +26,10 @@ _ENCODE_BATCH = 100
 
 
 class DenoiserStage:
-    """Mean squared error of the velocity v (Salimans and Ho, arXiv 2202.00512, appendix D)."""
+    """Stage that trains the denoiser on the mean squared error of the velocity v.
+
+    The velocity is defined by Salimans and Ho (arXiv 2202.00512, appendix D).
+    """
 
     name = "denoiser"
     fingerprint = ""
@@ -58,7 +61,7 @@ class DenoiserStage:
         return functional.mse_loss(predicted, alpha * noise - sigma * clean)
 
     def evaluate(self) -> Mapping[str, float]:
-        """Return the oracle's scores of held-out captions, sampled with diffusers' DDIM."""
+        """Return the oracle's scores of pictures of held-out captions, sampled with diffusers' DDIM."""
         scheduler = build_scheduler()
         scheduler.set_timesteps(_EVAL_STEPS)
         texts = [str(caption) for caption in self._held_out]
@@ -102,9 +105,9 @@ class DenoiserStage:
 
 @torch.no_grad()
 def _cached_latents(path: Path, autoencoder: Any, scenes: list[Scene]) -> torch.Tensor:
-    """Return the unscaled latents of scenes, float16 [scenes, 4, 16, 16], encoded once and cached in a file.
+    """Return the unscaled latents of scenes, float16 [scenes, 4, 16, 16], and cache them in a file.
 
-    The cache is used if its length is right and its first 8 latents agree with this autoencoder.
+    An existing cache is used if its length is right and its first 8 latents agree with this autoencoder's latents.
     """
     probe = autoencoder.encode(to_tensor([render_scene(scene) for scene in scenes[:8]])).latent_dist.mode()
     if path.exists():

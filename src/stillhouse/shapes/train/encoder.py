@@ -18,7 +18,7 @@ from stillhouse.shapes.train.training_plan import TrainingPlan
 
 LAYERS = 3
 _CALIBRATION_PICTURES = 5000
-"""Rendered pictures from which means and standard deviations are computed."""
+"""Number of rendered pictures from which the means and standard deviations of features are computed."""
 
 
 def main() -> None:
@@ -35,10 +35,10 @@ def main() -> None:
 
 
 class ChannelStatistics(nn.Module):
-    """Features of pictures: standardised spatial means of the activations of three layers.
+    """Compute features of pictures: standardised spatial means of the activations of three layers.
 
-    Each mean is standardised by its mean and standard deviation over rendered pictures. Channels of early layers
-    respond to blur and noise; the network's last features respond to content only.
+    Each feature is standardised by its mean and standard deviation over rendered pictures. Early layers are included
+    because their channels respond to blur and noise; the network's last features respond to content only.
     """
 
     def __init__(self, network: SceneClassifier) -> None:
@@ -50,7 +50,7 @@ class ChannelStatistics(nn.Module):
         self.mean, self.scale = nn.Parameter(torch.zeros(width)), nn.Parameter(torch.ones(width))
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Return features [B, 112] of pictures [B, 3, 64, 64] from -1 to 1."""
+        """Return features [B, 112] of pictures [B, 3, 64, 64] with values from -1 to 1."""
         means = []
         for layer in self.layers:
             pictures = layer(pictures)
@@ -61,7 +61,7 @@ class ChannelStatistics(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, seed: int) -> None:
-        """Set mean and scale from rendered pictures."""
+        """Set the mean and the scale of each feature from rendered pictures."""
         rng = seeded_rng(seed, 13)
         features = torch.cat([self(full_pictures(rng, 100)) for _ in range(_CALIBRATION_PICTURES // 100)])
         self.mean.copy_(features.mean(dim=0))

@@ -1,6 +1,6 @@
-"""Training of the feature encoder: a classifier of scenes whose activations are the features of set metrics.
+"""Training of the feature encoder, a classifier of scenes whose activations are the features of set metrics.
 
-The features take the place of Inception's in FID; the classifier is trained on rendered pictures only.
+These features take the place of Inception's features in FID. The classifier is trained on rendered pictures only.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ FEATURES = 128
 _WIDTHS = (16, 32, 64, 96)
 _EVAL_SAMPLES = 512
 _NOISE = 0.1
-"""Standard deviation of noise on the pictures, which makes features independent of single grey levels."""
+"""Standard deviation of noise on the pictures; the noise makes features insensitive to single grey levels."""
 
 
 class SceneClassifier(nn.Module):
@@ -34,18 +34,18 @@ class SceneClassifier(nn.Module):
         self.readers = nn.ModuleList(nn.Linear(FEATURES, len(words) + 1) for words in SLOTS)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Return features [B, 128] of pictures [B, 3, 64, 64] from -1 to 1."""
+        """Return features [B, 128] of pictures [B, 3, 64, 64] with values from -1 to 1."""
         features: Tensor = self.trunk(pictures)
         return features
 
     def slot_logits(self, pictures: Tensor) -> list[Tensor]:
-        """Return logits [B, words + 1] for each slot."""
+        """Return the logits of each slot, [B, words of the slot + 1]."""
         features = functional.silu(self(pictures))
         return [reader(features) for reader in self.readers]
 
 
 class FeaturesStage:
-    """Mean cross-entropy of the slots."""
+    """Stage that trains the classifier on the mean cross-entropy of the slots."""
 
     name = "features"
     fingerprint = ""
@@ -68,7 +68,7 @@ class FeaturesStage:
         return torch.stack(losses).mean()
 
     def evaluate(self) -> Mapping[str, float]:
-        """Return the accuracy over slots and over whole scenes."""
+        """Return the share of slots that are right, and the share of scenes whose slots are all right."""
         logits = self.network.slot_logits(to_tensor([render_scene(scene) for scene in self._held_out]))
         labels = torch.tensor([encode_slots(describe(scene)) for scene in self._held_out])
         hits = torch.stack([output.argmax(1) == labels[:, slot] for slot, output in enumerate(logits)], dim=1)

@@ -11,15 +11,16 @@ from stillhouse.convert.staging import staged
 from stillhouse.core import ImageRequest
 from stillhouse.pipelines.load import EMBEDDED, load
 from stillhouse.pipelines.manifest import Component, Manifest, read_manifest, write_manifest
+from stillhouse.pipelines.roles import DENOISER
 from stillhouse.shapes.score import evaluate_captions
 
 STEPS, GUIDANCE = 35, 3.0
 _STREAMS = 2
-"""A guided picture has two rows, and each row runs on a stream of its own."""
+"""Number of OpenVINO streams: a guided picture has two rows, and each row runs on a stream of its own."""
 
 
 def main() -> None:
-    """Import the trained weights, compare them with the shipped model, and replace that one if they score no worse."""
+    """Import the trained weights, and replace the shipped model if the trained weights score no worse."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument(
         "--trained", type=Path, default=Path("build/shapes"), help="diffusers directory that training wrote"
@@ -48,7 +49,7 @@ def main() -> None:
 
 
 def _ship_student(source: Path) -> None:
-    """Copy a student into the package under its own name, with one stream: its pictures have one row."""
+    """Copy a student into the package under its own name, with one stream, because its pictures have one row each."""
     manifest = read_manifest(source, verify=True)
     with staged(EMBEDDED[manifest.name], force=True) as stage:
         shutil.copytree(source, stage, dirs_exist_ok=True)
@@ -70,8 +71,8 @@ def _shipped_manifest(manifest: Manifest) -> Manifest:
 
 
 def _with_backend(name: str, component: Component) -> Component:
-    """Choose OpenVINO for the U-Net; the other components take less time than OpenVINO needs to compile them."""
-    if name != "unet":
+    """Choose OpenVINO for the denoiser only, because OpenVINO would take longer to compile the others than they run."""
+    if name != DENOISER:
         return component
     return replace(component, backend="openvino", precision="f32", streams=_STREAMS)
 

@@ -1,7 +1,7 @@
-"""Second stage: the text encoder, trained to predict the slots of a caption.
+"""Second stage of training: the text encoder learns to predict the slots of a caption.
 
-A text encoder trained from scratch together with the denoiser slows training down; slot prediction teaches the grammar
-in minutes, and the text encoder is then frozen.
+A text encoder that is trained from scratch together with the denoiser slows training down. Slot prediction teaches the
+grammar in minutes, and the text encoder is then frozen.
 """
 
 import math
@@ -23,7 +23,7 @@ _EVAL_SAMPLES = 512
 
 
 class TextStage:
-    """Mean cross-entropy of the slots, predicted from token vectors by attention pooling."""
+    """Stage that trains the text encoder on the mean cross-entropy of the slots; see `SlotReader`."""
 
     name = "text_encoder"
     fingerprint = ""
@@ -47,7 +47,7 @@ class TextStage:
         return torch.stack(losses).mean()
 
     def evaluate(self) -> Mapping[str, float]:
-        """Return the accuracy over slots and over whole captions, on held-out captions."""
+        """Return the share of slots, and of captions with all slots, that are right, over held-out captions."""
         logits = self.network(tokenize(self.tokenizer, [str(caption) for caption in self._held_out]))
         labels = torch.tensor([encode_slots(caption) for caption in self._held_out])
         hits = torch.stack([output.argmax(1) == labels[:, slot] for slot, output in enumerate(logits)], dim=1)
@@ -55,7 +55,7 @@ class TextStage:
 
 
 class SlotReader(nn.Module):
-    """The text encoder with one attention query and one linear head for each slot."""
+    """Predict slots from the text encoder's token vectors, by an attention query and a linear head for each slot."""
 
     def __init__(self, encoder: Any) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class SlotReader(nn.Module):
         self.readers = nn.ModuleList(nn.Linear(TEXT_WIDTH, len(words) + 1) for words in SLOTS)
 
     def forward(self, ids: torch.Tensor) -> list[torch.Tensor]:
-        """Return logits [captions, words + 1] for each slot from token ids, int64 [captions, 24]."""
+        """Return the logits of each slot, [captions, words of the slot + 1], from token ids, int64 [captions, 24]."""
         states = self.encoder(ids).last_hidden_state
         weights = (self.queries @ self.keys(states).transpose(1, 2) / math.sqrt(TEXT_WIDTH)).softmax(-1)
         pooled = weights @ states

@@ -1,4 +1,4 @@
-"""CLIP tokenizer of the embedded model: one token for each word of the grammar; other words become letters."""
+"""CLIP tokenizer of the embedded model: a token for each word in `WORDS`; other words are split into letters."""
 
 import json
 import string
@@ -13,7 +13,7 @@ _RESERVED_WORDS = (
     "orange pink star ring striped sks make the bigger smaller remove add with in center top bottom corner to and "
     "recolour turn it into photo drawing an"
 )
-"""Words outside the grammar for fine-tuned models: a token cannot be added later."""
+"""Words outside the grammar that fine-tuned models may need, because a token cannot be added later."""
 WORDS = tuple(
     sorted(
         {*SIZES, *PALETTE, *SHAPES, *" ".join(RELATIONS).split(), *["a", "on", "background"], *_RESERVED_WORDS.split()}

@@ -55,12 +55,12 @@ class TrainingPlan:
     """Recipes of the stages, and the settings of the denoiser's training data.
 
     Args:
-        seed: of weights, scenes, captions and noise.
+        seed: decides weights, scenes, captions and noise.
         autoencoder, text_encoder, denoiser, features: recipe of each stage.
         latent_count: number of scenes that the denoiser is trained on; their latents are encoded once.
         empty_caption_share: share of examples with an empty caption, as classifier-free guidance requires.
-        uniform_level_share: share of timesteps drawn uniformly; the others are drawn so that log SNR ~ N(0.5, 2), the
-            levels that decide outlines.
+        uniform_level_share: share of timesteps that are drawn uniformly. The others are drawn so that log SNR ~
+            N(0.5, 2), because these levels decide outlines.
     """
 
     seed: int = 20261121

@@ -1,4 +1,4 @@
-"""Triton's client of the server that all tests of the doors share, and the bare calls below it."""
+"""Triton's client and raw gRPC calls to the shared server."""
 
 from collections.abc import Iterator
 from typing import Any

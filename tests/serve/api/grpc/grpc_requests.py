@@ -1,4 +1,4 @@
-"""What tests ask a server over gRPC, and what they look at."""
+"""gRPC requests of the tests, and what they inspect."""
 
 import json
 from typing import Any
@@ -13,7 +13,7 @@ from tests.serve.running import Running
 
 PROMPT = "a small red circle left of a big blue square"
 LONG = {"SEED": 7, "STEPS": 150}
-"""A picture that takes a while."""
+"""Inputs of a slow request."""
 KINDS: dict[str, tuple[str, Any]] = {
     "PROMPT": ("BYTES", np.object_),
     "NEGATIVE_PROMPT": ("BYTES", np.object_),
@@ -34,7 +34,7 @@ def inputs(**values: Any) -> list[triton.InferInput]:
 
 
 def message(model: str = "free", **contents: Any) -> Any:
-    """A request whose elements stand in fields of their own, as programs write it that know the protocol only."""
+    """Return a request whose elements are in typed fields, not in raw contents."""
     fields = {"BYTES": "bytes_contents", "INT64": "int64_contents", "INT32": "int_contents", "FP32": "fp32_contents"}
     request = pb.ModelInferRequest(model_name=model)
     for name, value in {"PROMPT": PROMPT.encode(), **contents}.items():
@@ -51,7 +51,7 @@ def refusal(client: triton.InferenceServerClient, model: str = "free", **options
 
 
 def cancelled(server: Running) -> float:
-    """How many pictures were cancelled because their client had gone."""
+    """Return the number of requests cancelled by a disconnect."""
     lines = server.get("/metrics")[1].decode().splitlines()
     return sum(float(line.split()[1]) for line in lines if 'cancelled_total{reason="disconnect"}' in line)
 
@@ -63,6 +63,6 @@ def is_idle(server: Running, **headers: str) -> bool:
 
 
 def facts(result: triton.InferResult) -> dict[str, Any]:
-    """The parameters of an answer."""
-    told = result.get_response().parameters
-    return {name: getattr(one, one.WhichOneof("parameter_choice")) for name, one in told.items()}
+    """Return the parameters of a response."""
+    fields = result.get_response().parameters
+    return {name: getattr(item, item.WhichOneof("parameter_choice")) for name, item in fields.items()}

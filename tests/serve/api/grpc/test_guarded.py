@@ -1,4 +1,4 @@
-"""A server with keys, over gRPC: who may ask for what, how much, and how it ends."""
+"""gRPC on a server with keys: authentication, quotas and shutdown."""
 
 import signal
 from pathlib import Path
@@ -29,7 +29,7 @@ max_lateness = 1000
 """
 
 
-def test_keys_quotas_and_the_end_of_a_server(tmp_path: Path) -> None:
+def test_keys_quotas_and_shutdown(tmp_path: Path) -> None:
     (tmp_path / "stillhouse.toml").write_text(GUARDED, encoding="utf-8")
     connection = connect(tmp_path / "stillhouse-data")
     one_picture = 64 * 64 * 3
@@ -59,7 +59,7 @@ def _check_keys(client: triton.InferenceServerClient, stub: Any, free: str, pro:
     assert status == "PERMISSION_DENIED" and "allowed: free" in reason
     with pytest.raises(InferenceServerException, match="UNAUTHENTICATED"):
         client.get_model_metadata("free")
-    assert [one.name for one in client.get_model_repository_index(headers=_bearer(pro)).models] == ["pro"]
+    assert [response.name for response in client.get_model_repository_index(headers=_bearer(pro)).models] == ["pro"]
     with pytest.raises(grpc.RpcError) as caught:
         list(stub.ModelStreamInfer(iter([message()])))
     assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
@@ -82,7 +82,7 @@ def _check_quota(stub: Any, key: str) -> None:
 
 
 def _check_draining(server: Running, wire: grpc.Channel, stub: Any, key: str) -> None:
-    """What was begun is drawn to its end; nothing more is taken, and health says so before the door is closed."""
+    """Started requests finish, new ones are rejected, and health reports it before the socket is closed."""
     metadata = list(_bearer(key).items())
     watch = health_pb2_grpc.HealthStub(wire).Watch(health_pb2.HealthCheckRequest())
     assert next(watch).status == health_pb2.HealthCheckResponse.SERVING

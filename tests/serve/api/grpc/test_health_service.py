@@ -1,11 +1,11 @@
-"""gRPC's own health service tells what `/health/ready` tells."""
+"""The standard gRPC health service reports what `/health/ready` reports."""
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 
-def test_grpcs_own_health_service_tells_the_same(channel: grpc.Channel) -> None:
+def test_grpc_health_service(channel: grpc.Channel) -> None:
     health = health_pb2_grpc.HealthStub(channel)
     for name in ("", "inference.GRPCInferenceService"):
         request = health_pb2.HealthCheckRequest(service=name)

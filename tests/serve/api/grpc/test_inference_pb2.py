@@ -1,4 +1,4 @@
-"""The messages: made out of inference.proto, and the same on the wire as those of Triton's client."""
+"""Messages: generated from inference.proto, and equal to those of Triton's client on the wire."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from stillhouse.serve.api.grpc import inference_pb2
 HERE = Path(inference_pb2.__file__).parent
 
 
-def test_what_is_shipped_was_made_out_of_the_proto(tmp_path: Path) -> None:
+def test_shipped_descriptor_matches_the_proto(tmp_path: Path) -> None:
     out = [f"--descriptor_set_out={tmp_path / 'inference.binpb'}", f"--pyi_out={tmp_path}"]
     assert protoc.main(["protoc", f"-I{HERE}", *out, "inference.proto"]) == 0
     for name in ("inference.binpb", "inference_pb2.pyi"):
@@ -30,7 +30,7 @@ def check(ours: Descriptor, theirs: Descriptor) -> None:
         check(nested, theirs.nested_types_by_name[name])
 
 
-def test_every_message_and_method_is_tritons() -> None:
+def test_messages_and_methods_equal_tritons() -> None:
     for name, message in inference_pb2.DESCRIPTOR.message_types_by_name.items():
         check(message, triton.DESCRIPTOR.message_types_by_name[name])
     ours = inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]

@@ -1,4 +1,4 @@
-"""The second door: a port that is taken is told at once, any free one is found, and who comes in is told of all."""
+"""The gRPC server: ports and reflection."""
 
 import asyncio
 import gc
@@ -21,7 +21,7 @@ from tests.serve.api.grpc.grpc_requests import PROMPT, message
 SERVICE: Any = SimpleNamespace(settings=SimpleNamespace(max_body="1MiB"), dispatcher=SimpleNamespace(is_ready=False))
 
 
-def test_a_port_that_is_taken_is_refused() -> None:
+def test_port_in_use_is_refused() -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -34,7 +34,7 @@ def test_a_port_that_is_taken_is_refused() -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_port_0_is_any_that_is_free(host: str) -> None:
+def test_port_0_selects_a_free_port(host: str) -> None:
     async def reached() -> bool:
         server, port = await open_grpc(SERVICE, host, 0)
         try:
@@ -47,7 +47,7 @@ def test_port_0_is_any_that_is_free(host: str) -> None:
     assert asyncio.run(reached())
 
 
-def test_reflection_alone_is_enough_to_draw(channel: grpc.Channel, pipeline: Pipeline) -> None:
+def test_reflection_suffices_to_generate(channel: grpc.Channel, pipeline: Pipeline) -> None:
     database = ProtoReflectionDescriptorDatabase(channel)
     names = {"inference.GRPCInferenceService", "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
     assert set(database.get_services()) == names

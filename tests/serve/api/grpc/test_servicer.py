@@ -1,4 +1,4 @@
-"""KServe's protocol over gRPC, by Triton's own client: the same seed gives the pixels of `stillhouse generate`."""
+"""KServe's protocol over gRPC with Triton's client: a seed gives the pixels of `stillhouse generate`."""
 
 from typing import Any
 
@@ -14,29 +14,29 @@ from tests.serve.api.grpc.grpc_requests import KINDS, LONG, PROMPT, cancelled, f
 from tests.serve.running import Running, wait_until
 
 
-def test_it_is_live_and_ready_and_so_is_each_model(client: triton.InferenceServerClient) -> None:
+def test_server_and_models_are_live_and_ready(client: triton.InferenceServerClient) -> None:
     assert client.is_server_live() and client.is_server_ready()
     assert client.is_model_ready("free") and client.is_model_ready("pro", "1")
     assert not client.is_model_ready("other") and not client.is_model_ready("free", "2")
 
 
-def test_metadata_are_those_of_http(client: triton.InferenceServerClient) -> None:
-    told = client.get_server_metadata(as_json=True)
-    assert told == {"name": "stillhouse", "version": __version__, "extensions": ["binary_tensor_data"]}
+def test_metadata_equals_http(client: triton.InferenceServerClient) -> None:
+    message = client.get_server_metadata(as_json=True)
+    assert message == {"name": "stillhouse", "version": __version__, "extensions": ["binary_tensor_data"]}
     model = client.get_model_metadata("free")
     assert (model.name, list(model.versions), model.platform) == ("free", ["1"], "stillhouse")
-    kinds = {tensor.name: (tensor.datatype, list(tensor.shape)) for tensor in model.inputs}
-    assert kinds == {name: (datatype, [1]) for name, (datatype, _) in KINDS.items()}
+    types = {tensor.name: (tensor.datatype, list(tensor.shape)) for tensor in model.inputs}
+    assert types == {name: (datatype, [1]) for name, (datatype, _) in KINDS.items()}
     outputs = {tensor.name: (tensor.datatype, list(tensor.shape)) for tensor in model.outputs}
     assert outputs == {"IMAGE": ("UINT8", [-1, -1, 3]), "SEED": ("INT64", [1])}
     index = client.get_model_repository_index()
-    assert [(one.name, one.version, one.state) for one in index.models] == [
+    assert [(output.name, output.version, output.state) for output in index.models] == [
         ("free", "1", "READY"),
         ("pro", "1", "READY"),
     ]
 
 
-def test_a_seed_gives_the_pixels_of_generate(client: triton.InferenceServerClient, pipeline: Pipeline) -> None:
+def test_seed_gives_the_pixels_of_generate(client: triton.InferenceServerClient, pipeline: Pipeline) -> None:
     result = client.infer("free", inputs(SEED=7), request_id="seven")
     np.testing.assert_array_equal(result.as_numpy("IMAGE"), pipeline.generate(PROMPT, seed=7, steps=3).image)
     assert result.as_numpy("SEED").tolist() == [7] and result.as_numpy("IMAGE").dtype == np.uint8
@@ -46,7 +46,7 @@ def test_a_seed_gives_the_pixels_of_generate(client: triton.InferenceServerClien
 
 
 @pytest.mark.parametrize("compression", [None, "gzip"])
-def test_every_input_means_what_it_means_to_generate(
+def test_inputs_match_generate(
     client: triton.InferenceServerClient, stub: Any, pipeline: Pipeline, compression: str | None
 ) -> None:
     problem = {"SEED": 3, "STEPS": 4, "GUIDANCE": 7.3}
@@ -57,15 +57,15 @@ def test_every_input_means_what_it_means_to_generate(
     np.testing.assert_array_equal(answer.as_numpy("IMAGE"), alone.image)
 
 
-def test_only_what_is_wanted_is_sent_in_that_order(client: triton.InferenceServerClient) -> None:
-    wanted = [triton.InferRequestedOutput(name) for name in ("SEED", "IMAGE")]
-    result = client.infer("free", inputs(), outputs=wanted)
+def test_requested_outputs_are_sent_in_order(client: triton.InferenceServerClient) -> None:
+    expected = [triton.InferRequestedOutput(name) for name in ("SEED", "IMAGE")]
+    result = client.infer("free", inputs(), outputs=expected)
     assert [output.name for output in result.get_response().outputs] == ["SEED", "IMAGE"]
-    assert client.infer("free", inputs(), outputs=wanted[:1]).as_numpy("IMAGE") is None
+    assert client.infer("free", inputs(), outputs=expected[:1]).as_numpy("IMAGE") is None
 
 
 @pytest.mark.parametrize(
-    ("options", "status", "told"),
+    ("options", "status", "text"),
     [
         ({"model": "other"}, "NOT_FOUND", "there is no model 'other'; allowed: free, pro"),
         ({"model_version": "2"}, "NOT_FOUND", "model 'free' has no version '2'; allowed: 1"),
@@ -80,11 +80,11 @@ def test_only_what_is_wanted_is_sent_in_that_order(client: triton.InferenceServe
         ({"inputs": inputs(PROMPT="a" * (5 << 20))}, "RESOURCE_EXHAUSTED", "larger than max"),
     ],
 )
-def test_a_refusal_says_what_is_allowed(
-    client: triton.InferenceServerClient, options: dict[str, Any], status: str, told: str
+def test_error_names_what_is_allowed(
+    client: triton.InferenceServerClient, options: dict[str, Any], status: str, text: str
 ) -> None:
-    problem, reason = refusal(client, **options)
-    assert problem == status and told in reason
+    given, reason = refusal(client, **options)
+    assert given == status and text in reason
 
 
 def _without_a_shape(request: Any) -> None:
@@ -116,7 +116,7 @@ def _with_a_long_name(request: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("broken", "told"),
+    ("broken", "text"),
     [
         (_without_a_shape, "input PROMPT is BYTES []; allowed: BYTES [1]"),
         (_in_the_wrong_field, "input SEED is INT32 [1]; allowed: INT64 [1]"),
@@ -127,20 +127,20 @@ def _with_a_long_name(request: Any) -> None:
         (_with_a_long_name, "there is no input 'PPPP"),
     ],
 )
-def test_a_message_that_does_not_fit_is_refused(stub: Any, broken: Any, told: str) -> None:
+def test_oversized_message_is_refused(stub: Any, broken: Any, text: str) -> None:
     request = message(SEED=7)
     broken(request)
     with pytest.raises(grpc.RpcError) as caught:
         stub.ModelInfer(request)
-    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT and told in str(caught.value.details())
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT and text in str(caught.value.details())
 
 
-def test_a_method_that_is_not_there_says_so(client: triton.InferenceServerClient) -> None:
+def test_unknown_method_is_unimplemented(client: triton.InferenceServerClient) -> None:
     with pytest.raises(InferenceServerException, match="UNIMPLEMENTED"):
         client.get_model_config("free")
 
 
-def test_a_call_that_is_cancelled_cancels_its_picture(server: Running, stub: Any) -> None:
+def test_cancelled_call_cancels_its_request(server: Running, stub: Any) -> None:
     before = cancelled(server)
     call = stub.ModelInfer.future(message("pro", **LONG))
     wait_until(lambda: not is_idle(server))
@@ -149,7 +149,7 @@ def test_a_call_that_is_cancelled_cancels_its_picture(server: Running, stub: Any
     assert cancelled(server) == before + 1
 
 
-def test_a_call_whose_time_is_over_cancels_its_picture(server: Running, client: triton.InferenceServerClient) -> None:
+def test_call_past_its_deadline_cancels_its_request(server: Running, client: triton.InferenceServerClient) -> None:
     before = cancelled(server)
     assert refusal(client, "pro", inputs=inputs(**LONG), client_timeout=0.2)[0] == "DEADLINE_EXCEEDED"
     wait_until(lambda: is_idle(server))

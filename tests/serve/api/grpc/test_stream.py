@@ -1,4 +1,4 @@
-"""A stream over gRPC, by Triton's own client: previews, and then the picture."""
+"""Streaming over gRPC with Triton's client: previews, then the image."""
 
 import asyncio
 import queue
@@ -19,7 +19,7 @@ from tests.serve.running import PATIENCE, Running, wait_until
 
 
 def streamed(client: triton.InferenceServerClient, count: int, *requests: dict[str, Any]) -> list[Any]:
-    """So many answers, or errors, of one stream."""
+    """Return `count` responses or errors of a stream."""
     heard: queue.Queue[Any] = queue.Queue()
     client.start_stream(lambda result, error: heard.put(result or error))
     try:
@@ -30,11 +30,9 @@ def streamed(client: triton.InferenceServerClient, count: int, *requests: dict[s
         client.stop_stream()
 
 
-def test_a_stream_shows_a_picture_on_the_way_and_then_itself(
-    client: triton.InferenceServerClient, pipeline: Pipeline
-) -> None:
-    asked = {"inputs": inputs(SEED=7, STEPS=40), "request_id": "seven", "parameters": {"previews": 3}}
-    *previews, last = streamed(client, 4, asked)
+def test_stream_sends_previews_then_the_image(client: triton.InferenceServerClient, pipeline: Pipeline) -> None:
+    fields = {"inputs": inputs(SEED=7, STEPS=40), "request_id": "seven", "parameters": {"previews": 3}}
+    *previews, last = streamed(client, 4, fields)
     for preview in previews:
         file = Image.open(BytesIO(preview.as_numpy("PREVIEW")[0]))
         assert (file.format, file.size) == ("WEBP", (64, 64))
@@ -45,21 +43,25 @@ def test_a_stream_shows_a_picture_on_the_way_and_then_itself(
     assert facts(last)["triton_final_response"] is True
 
 
-def test_a_stream_answers_many_and_an_error_is_an_answer(client: triton.InferenceServerClient) -> None:
+def test_stream_answers_all_requests_including_errors(client: triton.InferenceServerClient) -> None:
     good: list[dict[str, Any]] = [
         {"inputs": inputs(SEED=seed), "request_id": str(seed), "model_name": "free"} for seed in range(8)
     ]
     bad: list[dict[str, Any]] = [{"inputs": inputs(STEPS=0)}, {"inputs": inputs(), "model_name": "other"}]
     answers = streamed(client, 11, *bad, *good, {**good[0], "enable_empty_final_response": True})
-    errors = [str(one) for one in answers if isinstance(one, InferenceServerException)]
-    assert len(errors) == 2 and any("steps is 0" in one for one in errors) and any("'other'" in one for one in errors)
-    drawn = [one for one in answers if not isinstance(one, InferenceServerException)]
-    seeds = [(one.get_response().id, str(one.as_numpy("SEED")[0])) for one in drawn]
+    errors = [str(response) for response in answers if isinstance(response, InferenceServerException)]
+    assert (
+        len(errors) == 2
+        and any("steps is 0" in response for response in errors)
+        and any("'other'" in response for response in errors)
+    )
+    images = [response for response in answers if not isinstance(response, InferenceServerException)]
+    seeds = [(response.get_response().id, str(response.as_numpy("SEED")[0])) for response in images]
     assert sorted(seeds) == sorted([("0", "0"), *((str(seed), str(seed)) for seed in range(8))])
-    assert all(facts(one)["triton_final_response"] for one in drawn)
+    assert all(facts(response)["triton_final_response"] for response in images)
 
 
-def test_an_error_in_a_stream_names_the_request(stub: Any) -> None:
+def test_stream_error_has_the_request_id(stub: Any) -> None:
     request = message("other")
     request.id = "one"
     [answer] = stub.ModelStreamInfer(iter([request]))
@@ -67,22 +69,24 @@ def test_an_error_in_a_stream_names_the_request(stub: Any) -> None:
     assert answer.infer_response.parameters["triton_final_response"].bool_param
 
 
-def test_more_than_is_answered_at_once_is_answered_in_the_end(stub: Any) -> None:
+def test_stream_with_more_than_max_concurrent_requests(stub: Any) -> None:
     answers = list(stub.ModelStreamInfer(iter([message("other")] * 500)))
     assert len(answers) == 500 and all(answer.error_message for answer in answers)
 
 
-def test_its_client_for_asyncio_sees_the_same(server: Running, pipeline: Pipeline) -> None:
-    async def asked() -> AsyncIterator[dict[str, Any]]:
+def test_asyncio_client(server: Running, pipeline: Pipeline) -> None:
+    async def fields() -> AsyncIterator[dict[str, Any]]:
         yield {"model_name": "pro", "inputs": inputs(SEED=7, STEPS=40), "parameters": {"previews": 2}}
 
     async def answers() -> list[tuple[list[str], NDArray[np.uint8] | None]]:
         async with triton_aio.InferenceServerClient(server.grpc) as client:
-            told = []
-            async for result, error in client.stream_infer(asked()):
+            message = []
+            async for result, error in client.stream_infer(fields()):
                 assert error is None
-                told.append(([one.name for one in result.get_response().outputs], result.as_numpy("IMAGE")))
-            return told
+                message.append(
+                    ([response.name for response in result.get_response().outputs], result.as_numpy("IMAGE"))
+                )
+            return message
 
     *previews, last = asyncio.run(answers())
     assert [names for names, _ in previews] == [["PREVIEW", "STEP"]] * 2
@@ -91,17 +95,17 @@ def test_its_client_for_asyncio_sees_the_same(server: Running, pipeline: Pipelin
     np.testing.assert_array_equal(last[1], pipeline.generate(PROMPT, seed=7, steps=40).image)
 
 
-def test_a_stream_that_is_cancelled_cancels_its_pictures(server: Running) -> None:
+def test_cancelled_stream_cancels_its_requests(server: Running) -> None:
     before = cancelled(server)
 
-    async def asked() -> AsyncIterator[dict[str, Any]]:
+    async def fields() -> AsyncIterator[dict[str, Any]]:
         for _ in range(3):
             yield {"model_name": "pro", "inputs": inputs(**LONG), "parameters": {"previews": 10}}
         await asyncio.sleep(PATIENCE)
 
     async def first_preview() -> None:
         async with triton_aio.InferenceServerClient(server.grpc) as client:
-            stream = client.stream_infer(asked())
+            stream = client.stream_infer(fields())
             result, _ = await stream.__anext__()
             assert result.as_numpy("STEP").tolist() == [13]
             stream.cancel()

@@ -1,4 +1,4 @@
-"""What KServe's protocol says beside tensors: parameters that mean something, and no others."""
+"""Models, parameters and metadata of KServe's protocol."""
 
 from dataclasses import replace
 from typing import Any
@@ -35,12 +35,12 @@ def manifest() -> Manifest:
     return read_manifest(find_pipeline("shapes"))
 
 
-def test_a_timeout_is_the_time_within_which_a_picture_must_begin() -> None:
+def test_timeout_is_the_queue_timeout() -> None:
     assert parse_parameters({"timeout": 2_500_000}) == RequestOptions(queue_timeout=2.5)
     assert parse_parameters({"timeout": 0}) == parse_parameters({}) == RequestOptions(queue_timeout=None)
 
 
-def test_a_stream_has_previews_and_a_single_answer_has_none() -> None:
+def test_previews_require_a_stream() -> None:
     assert parse_parameters({"previews": 3}, is_stream=True).previews == 3
     assert parse_parameters({"previews": 0}).previews == 0
     with pytest.raises(InvalidRequest, match="previews of a single answer; allowed: previews with ModelStreamInfer"):
@@ -48,7 +48,7 @@ def test_a_stream_has_previews_and_a_single_answer_has_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("parameters", "told"),
+    ("parameters", "message"),
     [
         ({"priority": 3}, "priority is 3; allowed: 0: tiers decide; ask for the model of a tier with a greater weight"),
         ({"sequence_id": 7, "sequence_start": True}, "a sequence of requests"),
@@ -63,35 +63,40 @@ def test_a_stream_has_previews_and_a_single_answer_has_none() -> None:
         ({"x" * 10**6: 1}, "there is no parameter 'x{64}'"),
     ],
 )
-def test_a_parameter_without_a_meaning_is_refused(parameters: dict[str, Any], told: str) -> None:
-    with pytest.raises(InvalidRequest, match=told) as caught:
+def test_unsupported_parameter_is_refused(parameters: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message) as caught:
         parse_parameters(parameters, is_stream=True)
     assert len(str(caught.value)) < 400
 
 
-def test_what_tritons_clients_send_of_themselves_means_nothing_and_is_taken() -> None:
+def test_default_parameters_of_triton_clients_are_accepted() -> None:
     neutral = {"priority": 0, "sequence_id": 0, "sequence_start": False, "triton_enable_empty_final_response": True}
     assert parse_parameters(neutral) == RequestOptions()
 
 
-def test_an_order_is_of_levels_and_of_the_model_that_was_named() -> None:
-    order = make_generation_request([PROMPT], {"timeout": 10**6, "previews": 2}, "free", CALLER, is_stream=True)
-    assert (order.request.prompt, order.client, order.tier, order.format) == ("a red circle", CALLER, "free", "raw")
-    assert (order.queue_timeout, order.previews) == (1.0, 2)
+def test_generation_request_has_raw_format_and_the_named_model() -> None:
+    request = make_generation_request([PROMPT], {"timeout": 10**6, "previews": 2}, "free", CALLER, is_stream=True)
+    assert (request.request.prompt, request.client, request.tier, request.format) == (
+        "a red circle",
+        CALLER,
+        "free",
+        "raw",
+    )
+    assert (request.queue_timeout, request.previews) == (1.0, 2)
 
 
-def test_without_a_seed_every_order_has_another() -> None:
+def test_requests_without_a_seed_have_different_seeds() -> None:
     assert len({make_generation_request([PROMPT], {}, "free", CALLER).request.seed for _ in range(8)}) > 1
 
 
-def test_a_model_has_one_version() -> None:
+def test_model_has_one_version() -> None:
     for version in ("", "1"):
         check_model(["free"], "free", version, CALLER)
     with pytest.raises(NotFound, match="model 'free' has no version '2'; allowed: 1"):
         check_model(["free"], "free", "2", CALLER)
 
 
-def test_a_model_that_is_not_there_is_missing_and_one_of_other_people_not_allowed() -> None:
+def test_unknown_model_is_not_found_and_another_tier_not_allowed() -> None:
     with pytest.raises(NotFound, match="there is no model 'fre'; allowed: free$"):
         check_model(["free", "pro"], "fre", "", CALLER)
     with pytest.raises(NotAllowed, match="model 'pro' with this key; allowed: free"):
@@ -100,24 +105,24 @@ def test_a_model_that_is_not_there_is_missing_and_one_of_other_people_not_allowe
 
 
 @pytest.mark.parametrize(
-    ("names", "told"),
+    ("names", "message"),
     [
         (["PREVIEW"], "there is no output 'PREVIEW'; allowed: IMAGE, SEED"),
         (["SEED", "SEED"], "output SEED asked for twice"),
         (["I" * 10**6], "there is no output 'I{64}'"),
     ],
 )
-def test_outputs_that_do_not_exist_are_refused(names: list[str], told: str) -> None:
-    with pytest.raises(InvalidRequest, match=told):
+def test_unknown_outputs_are_refused(names: list[str], message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message):
         check_outputs(names)
 
 
-def test_metadata_names_the_inputs_that_a_pipeline_takes(manifest: Manifest) -> None:
-    told = describe_model("free", manifest)
-    assert (told["name"], told["versions"], told["platform"]) == ("free", ["1"], "stillhouse")
-    names = [tensor["name"] for tensor in told["inputs"]]
+def test_metadata_has_the_inputs_of_the_pipeline(manifest: Manifest) -> None:
+    message = describe_model("free", manifest)
+    assert (message["name"], message["versions"], message["platform"]) == ("free", ["1"], "stillhouse")
+    names = [tensor["name"] for tensor in message["inputs"]]
     assert names == ["PROMPT", "NEGATIVE_PROMPT", "SEED", "STEPS", "GUIDANCE"]
-    assert told["outputs"][0] == {"name": "IMAGE", "datatype": "UINT8", "shape": [-1, -1, 3]}
+    assert message["outputs"][0] == {"name": "IMAGE", "datatype": "UINT8", "shape": [-1, -1, 3]}
     guided = describe_model("free", replace(manifest, family_options={"in_channels": 4, "guidance_channels": 256}))
     assert "NEGATIVE_PROMPT" not in [tensor["name"] for tensor in guided["inputs"]]
 

@@ -1,4 +1,4 @@
-"""KServe's protocol over HTTP, by Triton's own client: the same seed gives the pixels of `stillhouse generate`."""
+"""KServe's protocol over HTTP with Triton's client: a seed gives the pixels of `stillhouse generate`."""
 
 import asyncio
 import gzip
@@ -56,41 +56,41 @@ def refusal(client: triton.InferenceServerClient, model: str = "free", **options
     return caught.value
 
 
-def test_it_is_live_and_ready_and_so_is_each_model(client: triton.InferenceServerClient) -> None:
+def test_server_and_models_are_live_and_ready(client: triton.InferenceServerClient) -> None:
     assert client.is_server_live() and client.is_server_ready()
     assert client.is_model_ready("free") and client.is_model_ready("pro", "1")
     assert not client.is_model_ready("other") and not client.is_model_ready("free", "2")
 
 
-def test_metadata_tell_name_version_and_extensions(client: triton.InferenceServerClient) -> None:
-    told = client.get_server_metadata()
-    assert told == {"name": "stillhouse", "version": __version__, "extensions": ["binary_tensor_data"]}
+def test_server_metadata(client: triton.InferenceServerClient) -> None:
+    message = client.get_server_metadata()
+    assert message == {"name": "stillhouse", "version": __version__, "extensions": ["binary_tensor_data"]}
 
 
 @pytest.mark.parametrize("version", ["", "1"])
-def test_metadata_of_a_model_tell_what_goes_in_and_out(client: triton.InferenceServerClient, version: str) -> None:
-    told = client.get_model_metadata("free", version)
-    assert (told["name"], told["versions"], told["platform"]) == ("free", ["1"], "stillhouse")
-    kinds = {tensor["name"]: (tensor["datatype"], tensor["shape"]) for tensor in told["inputs"]}
-    assert kinds == {name: (datatype, [1]) for name, (datatype, _) in KINDS.items()}
-    outputs = {tensor["name"]: (tensor["datatype"], tensor["shape"]) for tensor in told["outputs"]}
+def test_model_metadata(client: triton.InferenceServerClient, version: str) -> None:
+    message = client.get_model_metadata("free", version)
+    assert (message["name"], message["versions"], message["platform"]) == ("free", ["1"], "stillhouse")
+    types = {tensor["name"]: (tensor["datatype"], tensor["shape"]) for tensor in message["inputs"]}
+    assert types == {name: (datatype, [1]) for name, (datatype, _) in KINDS.items()}
+    outputs = {tensor["name"]: (tensor["datatype"], tensor["shape"]) for tensor in message["outputs"]}
     assert outputs == {"IMAGE": ("UINT8", [-1, -1, 3]), "SEED": ("INT64", [1])}
 
 
-def test_the_models_are_the_tiers(client: triton.InferenceServerClient) -> None:
+def test_repository_index_lists_the_tiers(client: triton.InferenceServerClient) -> None:
     index = client.get_model_repository_index()
-    assert [(one["name"], one["version"], one["state"]) for one in index] == [
+    assert [(item["name"], item["version"], item["state"]) for item in index] == [
         ("free", "1", "READY"),
         ("pro", "1", "READY"),
     ]
 
 
 @pytest.mark.parametrize("is_binary", [True, False])
-def test_a_seed_gives_the_pixels_of_generate(
+def test_seed_gives_the_pixels_of_generate(
     client: triton.InferenceServerClient, pipeline: Pipeline, is_binary: bool
 ) -> None:
-    wanted = [triton.InferRequestedOutput(name, binary_data=is_binary) for name in ("SEED", "IMAGE")]
-    result = client.infer("free", inputs(is_binary, SEED=7), outputs=wanted, request_id="seven")
+    expected = [triton.InferRequestedOutput(name, binary_data=is_binary) for name in ("SEED", "IMAGE")]
+    result = client.infer("free", inputs(is_binary, SEED=7), outputs=expected, request_id="seven")
     np.testing.assert_array_equal(result.as_numpy("IMAGE"), pipeline.generate(PROMPT, seed=7, steps=3).image)
     assert result.as_numpy("SEED").tolist() == [7] and result.as_numpy("IMAGE").dtype == np.uint8
     response = result.get_response()
@@ -100,16 +100,14 @@ def test_a_seed_gives_the_pixels_of_generate(
 
 
 @pytest.mark.parametrize("is_binary", [True, False])
-def test_every_input_means_what_it_means_to_generate(
-    client: triton.InferenceServerClient, pipeline: Pipeline, is_binary: bool
-) -> None:
-    problem = {"SEED": 3, "STEPS": 4, "GUIDANCE": 7.3, "NEGATIVE_PROMPT": "red"}
-    result = client.infer("pro", inputs(is_binary, **problem), model_version="1")
+def test_inputs_match_generate(client: triton.InferenceServerClient, pipeline: Pipeline, is_binary: bool) -> None:
+    given = {"SEED": 3, "STEPS": 4, "GUIDANCE": 7.3, "NEGATIVE_PROMPT": "red"}
+    result = client.infer("pro", inputs(is_binary, **given), model_version="1")
     alone = pipeline.generate(PROMPT, seed=3, steps=4, guidance=7.3, negative_prompt="red")
     np.testing.assert_array_equal(result.as_numpy("IMAGE"), alone.image)
 
 
-def test_without_a_seed_every_picture_has_another_and_says_which(
+def test_images_without_a_seed_have_different_reported_seeds(
     client: triton.InferenceServerClient, pipeline: Pipeline
 ) -> None:
     first, second = (client.infer("free", inputs()) for _ in range(2))
@@ -118,21 +116,21 @@ def test_without_a_seed_every_picture_has_another_and_says_which(
     np.testing.assert_array_equal(first.as_numpy("IMAGE"), again.image)
 
 
-def test_only_what_is_wanted_is_sent(client: triton.InferenceServerClient) -> None:
+def test_only_requested_outputs_are_sent(client: triton.InferenceServerClient) -> None:
     result = client.infer("free", inputs(SEED=7), outputs=[triton.InferRequestedOutput("SEED")])
     assert result.as_numpy("IMAGE") is None and result.as_numpy("SEED").tolist() == [7]
 
 
-def test_its_client_for_asyncio_sees_the_same(server: Running, client: triton.InferenceServerClient) -> None:
-    async def drawn() -> Any:
+def test_asyncio_client(server: Running, client: triton.InferenceServerClient) -> None:
+    async def generate() -> Any:
         async with triton_aio.InferenceServerClient(server.url.removeprefix("http://")) as other:
             return (await other.infer("free", inputs(SEED=7))).as_numpy("IMAGE")
 
-    np.testing.assert_array_equal(asyncio.run(drawn()), client.infer("free", inputs(SEED=7)).as_numpy("IMAGE"))
+    np.testing.assert_array_equal(asyncio.run(generate()), client.infer("free", inputs(SEED=7)).as_numpy("IMAGE"))
 
 
 @pytest.mark.parametrize(
-    ("options", "status", "told"),
+    ("options", "status", "message"),
     [
         ({"model": "other"}, "404", "there is no model 'other'; allowed: free, pro"),
         ({"model_version": "2"}, "404", "model 'free' has no version '2'; allowed: 1"),
@@ -150,14 +148,14 @@ def test_its_client_for_asyncio_sees_the_same(server: Running, client: triton.In
         ({"request_compression_algorithm": "gzip"}, "400", "a body in gzip"),
     ],
 )
-def test_a_refusal_says_what_is_allowed(
-    client: triton.InferenceServerClient, options: dict[str, Any], status: str, told: str
+def test_error_names_what_is_allowed(
+    client: triton.InferenceServerClient, options: dict[str, Any], status: str, message: str
 ) -> None:
     error = refusal(client, **options)
-    assert error.status() == status and told in error.message()
+    assert error.status() == status and message in error.message()
 
 
-def test_a_picture_that_cannot_begin_in_time_is_not_begun(client: triton.InferenceServerClient) -> None:
+def test_request_expires_in_the_queue(client: triton.InferenceServerClient) -> None:
     error = refusal(client, timeout=1)
     assert error.status() == "503" and "queue timeout expired" in error.message()
     assert client.infer("free", inputs(SEED=7), timeout=60_000_000).as_numpy("SEED").tolist() == [7]
@@ -176,12 +174,12 @@ def test_a_picture_that_cannot_begin_in_time_is_not_begun(client: triton.Inferen
         (gzip.compress(bytes(10**8)), {}, 400),
     ],
 )
-def test_a_body_that_is_none_is_refused(server: Running, body: bytes, headers: dict[str, str], status: int) -> None:
-    problem, answer = server.send("POST", "/v2/models/free/infer", body, **headers)
-    assert problem == status and json.loads(answer)["error"]
+def test_invalid_body_is_refused(server: Running, body: bytes, headers: dict[str, str], status: int) -> None:
+    given, answer = server.send("POST", "/v2/models/free/infer", body, **headers)
+    assert given == status and json.loads(answer)["error"]
 
 
-def test_a_body_that_is_too_long_is_refused_before_it_is_sent(server: Running) -> None:
+def test_oversized_body_is_refused_before_it_is_sent(server: Running) -> None:
     connection = HTTPConnection(server.url.removeprefix("http://"))
     with closing(connection):
         connection.putrequest("POST", "/v2/models/free/infer")
@@ -191,7 +189,7 @@ def test_a_body_that_is_too_long_is_refused_before_it_is_sent(server: Running) -
         assert answer.status == 413 and json.loads(answer.read())["error"]
 
 
-def test_the_health_of_nothing_is_an_error_with_its_reason(server: Running) -> None:
+def test_health_of_an_unknown_model_is_an_error(server: Running) -> None:
     status, answer = server.get("/v2/models/other/ready")
     assert (status, json.loads(answer)) == (404, {"error": "there is no model 'other'; allowed: free, pro"})
     status, answer = server.get("/v2/models/free/versions/2")

@@ -1,4 +1,4 @@
-"""Named tensors: what a client means is what is asked for, however it packs it. Triton's own client packs here."""
+"""Named tensors: the same request in any encoding. Triton's client encodes them."""
 
 import math
 import struct
@@ -30,26 +30,26 @@ PICTURES = st.tuples(st.integers(1, 5), st.integers(1, 5), st.randoms(use_true_r
 
 
 def raw(name: str, value: Any) -> InputTensor:
-    """As a client sends it that packs bytes."""
-    kind = INPUTS[name].datatype
-    if kind == "BYTES":
-        return InputTensor(name, kind, [1], serialize_byte_tensor(np.array([value.encode()], np.object_)).item())
+    """Return a tensor with raw contents."""
+    datatype = INPUTS[name].datatype
+    if datatype == "BYTES":
+        return InputTensor(name, datatype, [1], serialize_byte_tensor(np.array([value.encode()], np.object_)).item())
     return InputTensor(
-        name, kind, [1], np.array([value], {"INT64": "<i8", "INT32": "<i4", "FP32": "<f4"}[kind]).tobytes()
+        name, datatype, [1], np.array([value], {"INT64": "<i8", "INT32": "<i4", "FP32": "<f4"}[datatype]).tobytes()
     )
 
 
 def plain(name: str, value: Any) -> InputTensor:
-    """As a client sends it that writes elements."""
+    """Return a tensor with elements."""
     return InputTensor(name, INPUTS[name].datatype, [1], [value])
 
 
-def same(one: object, other: object) -> bool:
-    return one == other or (one != one and other != other)
+def same(tensor: object, other: object) -> bool:
+    return tensor == other or (tensor != tensor and other != other)
 
 
 @given(st.text(), st.text(), SEEDS, COUNTS, SINGLES)
-def test_bytes_and_elements_say_what_was_meant(
+def test_raw_and_json_tensors_are_equivalent(
     prompt: str, negative: str, seed: int, steps: int, guidance: float
 ) -> None:
     meant = {"PROMPT": prompt, "NEGATIVE_PROMPT": negative, "SEED": seed, "STEPS": steps, "GUIDANCE": guidance}
@@ -61,19 +61,19 @@ def test_bytes_and_elements_say_what_was_meant(
 
 
 @given(st.integers(-999_999, 999_999), st.integers(0, 5))
-def test_a_decimal_number_comes_out_of_an_fp32_as_it_went_in(digits: int, places: int) -> None:
+def test_fp32_decimal_round_trips(digits: int, places: int) -> None:
     meant = digits / 10**places
     assert parse_inputs([plain("PROMPT", ""), raw("GUIDANCE", meant)], seed=0).guidance == meant
 
 
-def test_what_is_left_out_is_as_the_tier_says_and_the_seed_as_it_was_drawn() -> None:
+def test_missing_inputs_take_defaults_and_the_random_seed() -> None:
     request = parse_inputs([plain("PROMPT", "a red circle")], seed=7)
     assert (request.seed, request.steps, request.guidance, request.negative_prompt) == (7, None, None, "")
 
 
 @pytest.mark.parametrize("name", INPUTS)
 @given(content=st.binary(max_size=40) | st.lists(st.none() | st.integers() | st.text() | st.binary() | st.floats()))
-def test_whatever_is_sent_is_understood_or_refused(name: str, content: Any) -> None:
+def test_any_tensor_is_parsed_or_refused(name: str, content: Any) -> None:
     others = [] if name == "PROMPT" else [plain("PROMPT", "")]
     try:
         parse_inputs([*others, InputTensor(name, INPUTS[name].datatype, [1], content)], seed=0)
@@ -101,11 +101,11 @@ REFUSED = [
     (InputTensor("GUIDANCE", "FP32", [1], [10**400]), "input GUIDANCE holds 'a number with too many digits'"),
     (
         InputTensor("NEGATIVE_PROMPT", "BYTES", [1], b"abc"),
-        "input NEGATIVE_PROMPT has 3 bytes that are no text; all",
+        "input NEGATIVE_PROMPT has 3 bytes that are not a length-prefixed text; all",
     ),
     (
         InputTensor("NEGATIVE_PROMPT", "BYTES", [1], b"\x03\0\0\0ab"),
-        "input NEGATIVE_PROMPT has 6 bytes that are no text",
+        "input NEGATIVE_PROMPT has 6 bytes that are not a length-prefixed text",
     ),
     (InputTensor("NEGATIVE_PROMPT", "BYTES", [1], b"\x01\0\0\0\xff"), "input NEGATIVE_PROMPT is not UTF-8"),
     (InputTensor("NEGATIVE_PROMPT", "BYTES", [1], [7]), "input NEGATIVE_PROMPT holds 7; allowed: a text"),
@@ -113,38 +113,43 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("tensor", "told"), REFUSED)
-def test_a_refusal_says_what_is_allowed(tensor: InputTensor, told: str) -> None:
-    with pytest.raises(InvalidRequest, match=told) as caught:
+@pytest.mark.parametrize(("tensor", "message"), REFUSED)
+def test_error_names_what_is_allowed(tensor: InputTensor, message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message) as caught:
         parse_inputs([plain("PROMPT", "a"), tensor], seed=0)
     assert len(str(caught.value)) < 400
 
 
-def test_only_the_prompt_must_be_there() -> None:
+def test_only_the_prompt_is_required() -> None:
     with pytest.raises(InvalidRequest, match=r"without a prompt; allowed: the input PROMPT, BYTES \[1\]"):
         parse_inputs([plain("SEED", 7)], seed=0)
 
 
 @given(PICTURES, st.integers(0, 2**63 - 1))
-def test_a_picture_is_its_levels_and_its_seed(drawn: Any, seed: int) -> None:
-    height, width, random = drawn
+def test_image_outputs_are_pixels_and_seed(shape: Any, seed: int) -> None:
+    height, width, random = shape
     content = random.randbytes(height * width * 3)
-    image, told = image_tensors(ImageRequest("", seed=seed, width=width, height=height), content)
+    image, seed_tensor = image_tensors(ImageRequest("", seed=seed, width=width, height=height), content)
     assert (image.name, image.datatype, image.shape, image.content) == ("IMAGE", "UINT8", (height, width, 3), content)
     assert math.prod(image.shape) == len(image.content)
-    assert (told.name, told.datatype, told.shape, struct.unpack("<q", told.content)) == ("SEED", "INT64", (1,), (seed,))
+    assert (seed_tensor.name, seed_tensor.datatype, seed_tensor.shape, struct.unpack("<q", seed_tensor.content)) == (
+        "SEED",
+        "INT64",
+        (1,),
+        (seed,),
+    )
 
 
 @given(st.binary(), COUNTS)
-def test_a_preview_is_a_file_and_a_step(content: bytes, index: int) -> None:
-    preview, step = preview_tensors(PreviewImage("id", index, content))
+def test_preview_outputs_are_a_file_and_a_step(content: bytes, index: int) -> None:
+    preview, step = preview_tensors(PreviewImage("one", index, content))
     assert (preview.name, preview.datatype, preview.shape) == ("PREVIEW", "BYTES", (1,))
     assert deserialize_bytes_tensor(preview.content).tolist() == [content]
     assert (step.name, step.datatype, struct.unpack("<i", step.content)) == ("STEP", "INT32", (index,))
 
 
-def test_outputs_come_in_the_order_in_which_they_are_named_or_all_of_them() -> None:
+def test_outputs_are_selected_by_name_in_order() -> None:
     outputs = [OutputTensor("IMAGE", "UINT8", (1, 1, 3), b"abc"), OutputTensor("SEED", "INT64", (1,), bytes(8))]
-    assert [one.name for one in select_outputs(outputs, ["SEED", "IMAGE"])] == ["SEED", "IMAGE"]
-    assert [one.name for one in select_outputs(outputs, ["SEED"])] == ["SEED"]
+    assert [tensor.name for tensor in select_outputs(outputs, ["SEED", "IMAGE"])] == ["SEED", "IMAGE"]
+    assert [tensor.name for tensor in select_outputs(outputs, ["SEED"])] == ["SEED"]
     assert select_outputs(outputs, []) == outputs

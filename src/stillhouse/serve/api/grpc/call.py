@@ -33,7 +33,8 @@ GRPC_STATUS = {
 STATUS_BY_FINISH_REASON = {"expired": StatusCode.DEADLINE_EXCEEDED, "cancelled": StatusCode.CANCELLED}
 """gRPC status of requests that expired or were cancelled."""
 MAX_MESSAGE_CHARS = 1000
-"""Largest number of characters of an error message. It is sent in a header, and clients reject long headers."""
+"""Largest number of characters of an error message. The message is sent in a header, and clients reject long
+headers."""
 
 
 class RpcError(NamedTuple):
@@ -64,7 +65,7 @@ def get_traceparent(context: Context) -> str | None:
 
 
 def parse_peer(peer: str) -> str:
-    """Return the address of a gRPC peer name, as HTTP reports it.
+    """Return the IP address in a gRPC peer name, in the form in which HTTP servers report addresses.
 
     >>> parse_peer("ipv4:127.0.0.1:54321"), parse_peer("ipv6:%5B::1%5D:54321")
     ('127.0.0.1', '::1')
@@ -74,7 +75,7 @@ def parse_peer(peer: str) -> str:
 
 
 def to_rpc_error(error: Exception) -> RpcError:
-    """Return the gRPC status of an error. Unexpected errors are logged and their message is not sent."""
+    """Return status and message of an error. Unexpected errors are logged, and their message is not sent."""
     if not isinstance(error, StillhouseError):
         log.error("internal server error", exc_info=error)
         return RpcError(StatusCode.INTERNAL, "internal server error; see the server's log")
@@ -89,7 +90,7 @@ def to_rpc_error(error: Exception) -> RpcError:
 
 
 def abort_on_error(method: RpcMethod) -> RpcMethod:
-    """Wrap a method so that its errors abort the call with their status."""
+    """Wrap a method so that an error in it aborts the call with the error's status."""
 
     async def wrapped(request: Any, context: Context) -> Any:
         try:
@@ -104,8 +105,8 @@ def abort_on_error(method: RpcMethod) -> RpcMethod:
 def make_handler(service: ServiceDescriptor, methods: Mapping[str, RpcMethod]) -> "grpc.GenericRpcHandler[Any, Any]":
     """Return the gRPC handler of a service. Methods that are not in `methods` answer UNIMPLEMENTED.
 
-    A unary method receives one request, a streaming method an iterator. A method with a response stream writes to the
-    context.
+    A method with one request receives the request; a method with a request stream receives an iterator. A method with a
+    response stream writes its responses to the context.
     """
     handlers = {}
     for method in service.methods:

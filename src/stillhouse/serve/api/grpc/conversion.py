@@ -9,11 +9,11 @@ from stillhouse.serve.api.kserve.tensors import MAX_ECHO, InputTensor, OutputTen
 
 _FIELDS = {"BYTES": "bytes_contents", "FP32": "fp32_contents", "INT32": "int_contents", "INT64": "int64_contents"}
 _MAX_ELEMENTS = 2
-"""Number of elements read per input. Inputs have one element; a second one suffices to detect an error."""
+"""Number of elements read per input. Inputs have one element; a second element shows that the input is invalid."""
 
 
 def unpack_inputs(request: ModelInferRequest) -> Iterator[InputTensor]:
-    """Yield the input tensors of a request, from its raw contents if present.
+    """Yield the input tensors of a request, with their content from `raw_input_contents` if the request has any.
 
     Raises:
         InvalidRequest: the number of raw contents is wrong, or an input has parameters.
@@ -39,7 +39,7 @@ def unpack_inputs(request: ModelInferRequest) -> Iterator[InputTensor]:
 
 
 def unpack_output_names(request: ModelInferRequest) -> Sequence[str]:
-    """Return the names of requested outputs; empty requests all.
+    """Return the names of requested outputs; empty if all outputs are requested.
 
     Raises:
         InvalidRequest: an output is unknown or has parameters.

@@ -34,7 +34,7 @@ async def open_grpc(service: Service, host: str, port: int) -> tuple[aio.Server,
         options=[
             ("grpc.max_receive_message_length", min(parse_size(service.settings.max_body), http.MAX_JSON_BODY)),
             ("grpc.max_send_message_length", MAX_RESPONSE_BYTES),
-            # Else two servers could listen at one port, and each would get some of the calls.
+            # With port sharing, two servers could listen at one port, and each would get some of the calls.
             ("grpc.so_reuseport", 0),
         ]
     )
@@ -61,7 +61,7 @@ async def close_grpc(server: aio.Server, grace: float = 1.0) -> None:
 
 
 def _descriptor_pool() -> DescriptorPool:
-    """Return the descriptors for reflection. A pool of its own, because the services are defined in two pools."""
+    """Return a pool with the descriptors of all services, for reflection. The services are defined in two pools."""
     pool = DescriptorPool()
     for file in (DESCRIPTOR, health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR):
         pool.AddSerializedFile(file.serialized_pb)

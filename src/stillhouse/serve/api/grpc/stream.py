@@ -29,7 +29,7 @@ from stillhouse.serve.service import Service
 WriteResponse: TypeAlias = Callable[[ModelStreamInferResponse], Awaitable[None]]
 
 MAX_CONCURRENT = 64
-"""Largest number of unfinished requests of one stream. No further requests are read, which bounds the memory."""
+"""Largest number of unfinished requests of one stream. Further requests are read later, to bound the memory."""
 _FINAL_RESPONSE = "triton_final_response"
 
 

@@ -25,7 +25,7 @@ class RequestInput(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class RequestedOutput(msgspec.Struct, forbid_unknown_fields=True):
-    """A requested output tensor."""
+    """An output tensor that the client requests."""
 
     name: str
     parameters: dict[str, Any] = {}
@@ -47,8 +47,8 @@ class ParsedBody(NamedTuple):
         inputs: input tensors.
         parameters: request parameters without `binary_data_output`.
         id: request id, echoed in the response.
-        requested: requested outputs in order, and whether each is binary; empty requests all.
-        is_binary: whether outputs that are not named are binary.
+        requested: requested outputs in order, and whether each is binary; empty if all outputs are requested.
+        is_binary: whether outputs are binary that `requested` does not name.
     """
 
     inputs: Sequence[InputTensor]
@@ -83,7 +83,10 @@ def parse_body(body: bytes, header_length: str | None) -> ParsedBody:
         inputs.append(InputTensor(tensor.name, tensor.datatype, tensor.shape, body[end : end + size]))
         end += size
     if end < len(body):
-        raise InvalidRequest(f"{len(body) - end} bytes of the body are no input's", allowed="as many as inputs say")
+        raise InvalidRequest(
+            f"{len(body) - end} bytes of the body belong to no input",
+            allowed="the sum of binary_data_size of all inputs",
+        )
     parameters = dict(request.parameters)
     is_binary = _check_bool("binary_data_output", parameters.pop("binary_data_output", False))
     check_outputs([output.name for output in request.outputs])
@@ -112,7 +115,7 @@ def decode_json(content: bytes, schema: type[T]) -> T:
     """Decode JSON to a type.
 
     Raises:
-        InvalidRequest: it is not JSON, or does not match the type.
+        InvalidRequest: the content is not JSON, or does not match the type.
     """
     try:
         return msgspec.json.decode(content, type=schema)
@@ -156,14 +159,14 @@ def _check_parameters(owner: str, parameters: Mapping[str, Any], allowed: str) -
 
 def _check_bool(name: str, value: object) -> bool:
     if not isinstance(value, bool):
-        raise InvalidRequest(f"{name} is no boolean", allowed="true or false")
+        raise InvalidRequest(f"{name} is not a boolean", allowed="true or false")
     return value
 
 
 def _encode_elements(output: OutputTensor) -> bytes:
     """Encode the elements as a flat JSON list.
 
-    Rows are encoded one by one, because a single call for a large image would hold the GIL throughout.
+    Rows are encoded one by one, because a single call for a large image would hold the GIL for too long.
     """
     array = np.frombuffer(output.content, _CODES[output.datatype]).reshape(output.shape[0], -1)
     return b"[" + b",".join(msgspec.json.encode(row.tolist())[1:-1] for row in array) + b"]"

@@ -29,7 +29,8 @@ MAX_PREVIEWS = 10
 MAX_TIMEOUT = 10**13
 """Largest timeout in microseconds, about four months."""
 _SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
-# The last one asks for an answer that says that it is the last, be it empty; here the last one is the picture itself.
+# triton_enable_empty_final_response asks for an extra, empty final response. It has no effect, because the image is
+# always the final response.
 _PARAMETERS = ("timeout", "previews", "priority", *_SEQUENCE, "triton_enable_empty_final_response")
 
 
@@ -62,7 +63,7 @@ def check_model(tiers: Collection[str], name: str, version: str, client: Client 
 
 
 def describe_model(name: str, manifest: Manifest) -> dict[str, Any]:
-    """Return the metadata of a model as JSON fields."""
+    """Return the metadata of a model as fields of JSON: name, versions, inputs and outputs."""
     inputs = [spec for spec in INPUTS.values() if spec != NEGATIVE_PROMPT or not manifest.guidance_channels]
     return {
         "name": name,
@@ -97,8 +98,8 @@ def make_generation_request(
 def parse_parameters(parameters: Mapping[str, object], is_stream: bool = False) -> RequestOptions:
     """Parse request parameters.
 
-    `timeout` is in microseconds, 0 is unlimited, as in Triton. A `priority` is rejected rather than ignored: priorities
-    are set by tiers.
+    `timeout` is in microseconds; 0 means no limit, as in Triton. A `priority` is rejected, because tiers set
+    priorities.
 
     Raises:
         InvalidRequest: a parameter is unknown, not supported or out of range.
@@ -133,7 +134,8 @@ def check_outputs(names: Sequence[str]) -> None:
 def response_parameters(handle: RequestHandle, output: RequestOutput) -> dict[str, str | float]:
     """Return the parameters of a response.
 
-    They are the request id, times in milliseconds, batch peers, and the effective tier if degraded.
+    The parameters are the request id, times in milliseconds, batch peers, and the effective tier if the request was
+    degraded.
     """
     parameters: dict[str, str | float] = {
         "request_id": handle.id,

@@ -24,7 +24,7 @@ _LENGTH = struct.Struct("<I")
 
 
 class ModelTensor(NamedTuple):
-    """Specification of an input or output; -1 in the shape is a size that depends on the request."""
+    """Specification of an input or output; -1 in its shape is a size that depends on the request."""
 
     name: str
     datatype: Datatype
@@ -41,8 +41,8 @@ class InputTensor(NamedTuple):
         name: input name.
         datatype: datatype as sent.
         shape: shape as sent.
-        content: elements, or raw little-endian bytes in row-major order. In raw form each text is preceded by its
-            length in 4 bytes.
+        content: list of elements, or raw little-endian bytes in row-major order. In raw bytes, each text is preceded by
+            its length in 4 bytes.
     """
 
     name: str
@@ -77,7 +77,7 @@ def parse_inputs(inputs: Iterable[InputTensor], seed: int) -> ImageRequest:
 
     Args:
         inputs: tensors of `INPUTS`; only PROMPT is required.
-        seed: seed if SEED is missing.
+        seed: seed to use if the input SEED is missing.
 
     Raises:
         InvalidRequest: an input is unknown, repeated, or has a wrong datatype, shape or content.
@@ -160,7 +160,9 @@ def _unpack(content: bytes, spec: ModelTensor) -> Sequence[object]:
         prefix = _LENGTH.size
         if len(content) < prefix or _LENGTH.unpack_from(content)[0] != len(content) - prefix:
             allowed = "the length of the text in 4 bytes, little-endian, and then the text"
-            raise InvalidRequest(f"input {spec.name} has {len(content)} bytes that are no text", allowed=allowed)
+            raise InvalidRequest(
+                f"input {spec.name} has {len(content)} bytes that are not a length-prefixed text", allowed=allowed
+            )
         return [content[prefix:]]
     code = _CODES[spec.datatype]
     if len(content) != struct.calcsize(code):
@@ -181,9 +183,9 @@ def _text(spec: ModelTensor, element: object) -> str:
 
 
 def _number(spec: ModelTensor, element: object) -> int | float:
-    """Return an integer unchanged, and an FP32 as the shortest decimal number that rounds to it.
+    """Return an integer unchanged, and an FP32 as the shortest decimal number that rounds to this FP32.
 
-    A client that means 7.3 can only send the nearest FP32. Read as 7.3, it gives the same image as 7.3 in JSON.
+    A client that means 7.3 can only send the nearest FP32. It is read as 7.3, to give the same image as 7.3 in JSON.
     """
     try:
         if isinstance(element, bool):

@@ -1,44 +1,44 @@
-/** The picture to start from: taken from a file, the clipboard or the gallery, and fitted to what a model can draw. */
+/** Input image: from a file, the clipboard or the gallery, resized to a size that the model accepts. */
 
 import { find, say } from "./element.js";
 import { paintMask } from "./mask.js";
 
-/** A file that is so many times the model's own area stays as large as it is. */
-const ROOMY = 4;
-const GENTLE = 0.8;
-const whole = { file: null, mask: null, width: 0, height: 0, urls: [] };
+/** Files up to this multiple of the model's default area are not resized. */
+const MAX_AREA_RATIO = 4;
+const DEFAULT_STRENGTH = 0.8;
+const current = { file: null, mask: null, width: 0, height: 0, urls: [] };
 let modelOf = () => null;
 
-/** What to start from: files, and their size as "64x64"; all null where nothing was chosen. */
-export function start() {
-  const { file, mask, width, height } = whole;
-  return { start: file, mask, shape: file ? `${width}x${height}` : null };
+/** The input image and mask as files, and their size such as "64x64"; all null if there is none. */
+export function initImage() {
+  const { file, mask, width, height } = current;
+  return { initImage: file, mask, shape: file ? `${width}x${height}` : null };
 }
 
-/** Let a start be chosen; `model` tells the size and granularity to fit it to, `changed` is called when it changed. */
-export function watchStart(model, changed) {
+/** Initialise. `model` returns the area and granularity of the model; `changed` is called after a change. */
+export function openInitImage(model, changed) {
   modelOf = model;
   const field = find("#start-file");
   const zone = find("#start-zone");
   const refused = (error) => {
-    find("#start-error").textContent = "This file cannot be read as a picture. PNG, JPEG and WebP can.";
+    find("#start-error").textContent = "This file cannot be read as an image. Choose a PNG, JPEG or WebP file.";
     find("#start-error").hidden = false;
-    console.info("no picture", error);
+    console.info("not an image", error);
   };
-  const take = (file) => file && setStart(file).then(changed, refused);
+  const take = (file) => file && setInitImage(file).then(changed, refused);
 
   field.addEventListener("change", () => {
     take(field.files[0]);
     field.value = "";
   });
   find("#start-remove").addEventListener("click", () => {
-    setStart(null).then(changed);
+    setInitImage(null).then(changed);
     field.focus();
   });
   find("#start-mask").addEventListener("click", async () => {
-    const mask = await paintMask(whole);
+    const mask = await paintMask(current);
     if (mask === undefined) return;
-    whole.mask = mask;
+    current.mask = mask;
     show();
     changed();
   });
@@ -55,7 +55,7 @@ export function watchStart(model, changed) {
     });
   }
   document.addEventListener("paste", (event) => {
-    const file = [...(event.clipboardData?.files ?? [])].find((one) => one.type.startsWith("image/"));
+    const file = [...(event.clipboardData?.files ?? [])].find((item) => item.type.startsWith("image/"));
     if (file) {
       event.preventDefault();
       take(file);
@@ -63,16 +63,16 @@ export function watchStart(model, changed) {
   });
 }
 
-/** Start from this file, with this mask; null starts from nothing. */
-export async function setStart(file, mask = null) {
+/** Set or, with null, remove the input image and its mask. */
+export async function setInitImage(file, mask = null) {
   const fitted = file ? await fit(file) : { file: null, width: 0, height: 0 };
-  Object.assign(whole, fitted, { mask: file ? mask : null });
+  Object.assign(current, fitted, { mask: file ? mask : null });
   find("#start-error").hidden = true;
   show();
-  say(file ? `Starting from a picture of ${fitted.width} by ${fitted.height} pixels.` : "Starting from nothing.");
+  say(file ? `Input image of ${fitted.width} by ${fitted.height} pixels.` : "No input image.");
 }
 
-/** Set how far to go from it, or leave it to what is usual. */
+/** Set the denoising strength, or reset it to the default. */
 export function setStrength(value) {
   const field = find("#strength");
   if (value) {
@@ -100,32 +100,32 @@ async function fit(file) {
 function sizeFor({ width, height }) {
   const { area, granularity } = modelOf() ?? { area: width * height, granularity: 1 };
   const isWhole = width % granularity === 0 && height % granularity === 0;
-  if (isWhole && width * height <= ROOMY * area) return { width, height };
+  if (isWhole && width * height <= MAX_AREA_RATIO * area) return { width, height };
   const scale = Math.min(1, Math.sqrt(area / (width * height)));
   const round = (side) => Math.max(granularity, Math.round((side * scale) / granularity) * granularity);
   return { width: round(width), height: round(height) };
 }
 
 function show() {
-  const { file, mask } = whole;
+  const { file, mask } = current;
   find("#start-chosen").hidden = !file;
   find("#start-zone").hidden = Boolean(file);
-  for (const url of whole.urls) URL.revokeObjectURL(url);
-  whole.urls = [file, mask].map((one) => (one ? URL.createObjectURL(one) : null));
+  for (const url of current.urls) URL.revokeObjectURL(url);
+  current.urls = [file, mask].map((blob) => (blob ? URL.createObjectURL(blob) : null));
   const [picture, veil] = [find("#start-picture"), find("#start-veil")];
-  if (file) picture.src = whole.urls[0];
+  if (file) picture.src = current.urls[0];
   else picture.removeAttribute("src");
   veil.hidden = !mask;
-  if (mask) veil.src = whole.urls[1];
+  if (mask) veil.src = current.urls[1];
   else veil.removeAttribute("src");
-  find("#start-size").textContent = file ? `${whole.width} × ${whole.height}${mask ? ", with a mask" : ""}` : "";
+  find("#start-size").textContent = file ? `${current.width} × ${current.height}${mask ? ", with a mask" : ""}` : "";
   find("#start-mask").textContent = mask ? "Change the mask" : "Paint a mask";
   showStrength();
 }
 
-/** As the server has it where nobody says: a start is changed gently, what is masked is painted anew. */
+/** Show the strength. The defaults equal the server's: 1 with a mask, else lower. */
 function showStrength() {
   const field = find("#strength");
-  if (!("touched" in field.dataset)) field.value = whole.mask ? 1 : GENTLE;
+  if (!("touched" in field.dataset)) field.value = current.mask ? 1 : DEFAULT_STRENGTH;
   find("#strength-value").textContent = `${Math.round(100 * field.value)} %`;
 }
