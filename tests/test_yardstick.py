@@ -10,18 +10,18 @@ import pytest
 from benchmarks.yardstick import names
 from benchmarks.yardstick.cases import groups, mask
 from benchmarks.yardstick.compare import compare, is_whole
-from benchmarks.yardstick.draw import CHECKPOINTS
-from benchmarks.yardstick.trees import Drawn
+from benchmarks.yardstick.generate import CHECKPOINTS
+from benchmarks.yardstick.trees import GroupResult
 
 
-def drawn(folder: Path, error: str | None = None, **cases: dict[str, Any]) -> Drawn:
+def drawn(folder: Path, error: str | None = None, **cases: dict[str, Any]) -> GroupResult:
     folder.mkdir(exist_ok=True)
     arrays: dict[str, Any] = {}
     for name, case in cases.items():
         arrays[f"{name}:latents"] = np.full((4, 2, 2), case.get("level", 1.0), np.float32)
         arrays[f"{name}:pixels"] = np.full((8, 8, 3), 100 * case.get("level", 1), np.uint8)
     np.savez(folder / "group.npz", **arrays)
-    return Drawn(cases, error, 1.0, folder / "group.npz")
+    return GroupResult(cases, error, 1.0, folder / "group.npz")
 
 
 def case(level: float = 1.0, evaluations: tuple[str, ...] = ("b", "c"), **others: Any) -> dict[str, Any]:

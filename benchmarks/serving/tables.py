@@ -67,7 +67,7 @@ def overhead_table(results: Mapping[str, Any]) -> str:
         f"{markdown_table(('one picture of 64x64', 'offline, median', 'served, median', 'more'), served)}"
         f"\nBar: at most {bar:g} ms more. {verdicts}.\n",
         markdown_table(
-            ("health, asked while eight pictures of 35 steps are drawn", "median", "99 %", "longest"), health
+            ("health requests while eight pictures of 35 steps are generated", "median", "99 %", "longest"), health
         ),
         markdown_table(("one PNG", "takes", "the loop stands still, encoded on it", "in a thread"), encoded),
     )

@@ -1,1 +1,1 @@
-"""Whether two trees of this project draw the same latents and pixels, bit for bit; see `__main__`."""
+"""Comparison of the latents and pixels that two trees of this project generate, bit for bit; see `__main__`."""

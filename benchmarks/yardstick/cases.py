@@ -1,4 +1,4 @@
-"""What the yardstick draws: groups of pictures, each of one pipeline. Nothing of the project is imported here.
+"""Pictures of the yardstick, in groups of one pipeline each. Nothing of the project is imported here.
 
 Fields of requests have the names of the baseline; `names` translates them.
 """
@@ -43,7 +43,7 @@ class Group:
         name: what `--only` takes.
         source: an embedded model, or a committed checkpoint.
         way: how it is opened, see `names.WAYS`.
-        alone: pictures that are drawn one after the other.
+        alone: pictures that are generated one after the other.
         together: pictures of one batch, each of which joins it one evaluation after the one before.
         lora: whether the committed adapter is fused at the import.
     """

@@ -1,4 +1,4 @@
-"""Two trees' hashes, case by case."""
+"""Comparison of the hashes of two trees, case by case."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.yardstick.trees import Drawn
+from benchmarks.yardstick.trees import GroupResult
 
 Hashes = Mapping[str, Any]
 
@@ -21,14 +21,14 @@ class Compared:
 
     @property
     def cases(self) -> int:
-        """How many cases either tree has."""
+        """Return the number of cases that at least one tree has."""
         return len(self.equal) + len(self.different) + len(self.missing)
 
 
-def compare(before: Drawn | None, now: Drawn | None) -> Compared:
-    """Compare what two trees drew of one group; None counts as missing, and so does a case with an error.
+def compare(before: GroupResult | None, now: GroupResult | None) -> Compared:
+    """Compare the results of two trees for one group. None and a case with an error count as missing.
 
-    Of a group that could not be opened nothing but that is told.
+    A group whose pipeline could not be opened has one missing entry: the error.
     """
     missing = {f"all of {side}": _lack(one) for side, one in (("baseline", before), ("current", now)) if _lack(one)}
     if missing or before is None or now is None:
@@ -46,7 +46,7 @@ def compare(before: Drawn | None, now: Drawn | None) -> Compared:
 
 
 def where(old: Hashes, new: Hashes) -> str:
-    """Say where two pictures part first.
+    """Return the first place at which two pictures differ.
 
     >>> one = {"begun": "a", "evaluations": ["b", "c"], "latents": "d", "pixels": "e"}
     >>> where(one, {**one, "evaluations": ["b", "x"]}), where(one, {**one, "pixels": "x"})
@@ -54,24 +54,24 @@ def where(old: Hashes, new: Hashes) -> str:
     """
     if old["begun"] != new["begun"]:
         return "from the beginning"
-    walked, walks = old["evaluations"], new["evaluations"]
-    if len(walked) != len(walks):
-        return f"{len(walked)} evaluations, now {len(walks)}"
-    for place, (one, other) in enumerate(zip(walked, walks, strict=True), 1):
+    before, now = old["evaluations"], new["evaluations"]
+    if len(before) != len(now):
+        return f"{len(before)} evaluations, now {len(now)}"
+    for place, (one, other) in enumerate(zip(before, now, strict=True), 1):
         if one != other:
-            return f"from evaluation {place} of {len(walks)}"
+            return f"from evaluation {place} of {len(now)}"
     return "the last latents" if old["latents"] != new["latents"] else "the pixels only"
 
 
-def is_whole(drawn: Drawn | None) -> bool:
-    """Whether a group was drawn, with no error in it."""
-    return drawn is not None and not drawn.error and not any("error" in case for case in drawn.cases.values())
+def is_whole(result: GroupResult | None) -> bool:
+    """Return whether every case of a group was generated."""
+    return result is not None and not result.error and not any("error" in case for case in result.cases.values())
 
 
-def _lack(drawn: Drawn | None) -> str:
-    if drawn is None:
+def _lack(result: GroupResult | None) -> str:
+    if result is None:
         return "the driver ended before it"
-    return drawn.error or ""
+    return result.error or ""
 
 
 def _why(old: Hashes | None, new: Hashes | None) -> str:
@@ -82,8 +82,8 @@ def _why(old: Hashes | None, new: Hashes | None) -> str:
     return "; ".join(errors)
 
 
-def _how_much(name: str, before: Drawn, now: Drawn) -> str:
-    """The largest difference of the last latents, beside their own largest value, and of the pixels."""
+def _how_much(name: str, before: GroupResult, now: GroupResult) -> str:
+    """Return the largest difference of the final latents, with the largest latent, and of the pixels."""
     latents, pixels = ((before.array(f"{name}:{kind}"), now.array(f"{name}:{kind}")) for kind in ("latents", "pixels"))
     if latents[0].shape != latents[1].shape or pixels[0].shape != pixels[1].shape:
         return "other sizes"

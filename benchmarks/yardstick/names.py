@@ -1,7 +1,7 @@
 """Every name of the project that the yardstick uses, newest first: the one file to change when something is renamed.
 
-The same driver draws in the baseline's tree and in the current one, so a new name is added before the old one, and
-the old one stays. `FIELDS` does the same for fields of requests and of manifests, `ATTRIBUTES` for those of a picture.
+One driver runs in both trees. A new name is therefore added before the old name, and the old name stays. `FIELDS` does
+the same for fields of requests and of manifests, `ATTRIBUTES` for attributes of a picture.
 """
 
 import shutil
@@ -121,8 +121,11 @@ def opened(directory: Path, changes: Mapping[str, Any] | None = None) -> Any:
 
 
 def _renamed(kind: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
-    known = kind.__dataclass_fields__
-    return {next((one for one in FIELDS.get(name, ()) if one in known), name): told for name, told in fields.items()}
+    fields_of_kind = kind.__dataclass_fields__
+    return {
+        next((field for field in FIELDS.get(name, ()) if field in fields_of_kind), name): value
+        for name, value in fields.items()
+    }
 
 
 def _cut(directory: Path, scratch: Path) -> Any:
@@ -141,7 +144,7 @@ def _tiled(directory: Path, scratch: Path) -> Any:
 
 def _student(directory: Path, scratch: Path) -> Any:
     """Steps fixed by the manifest, with guidance in two rows, and with steps of their own for two strengths."""
-    edits = tuple(made("Edit", {"strength": one, "timesteps": walked}) for one, walked in STUDENTS_EDITS.items())
+    edits = tuple(made("Edit", {"strength": one, "timesteps": timesteps}) for one, timesteps in STUDENTS_EDITS.items())
     distilled = {"timesteps": STUDENTS_STEPS, "guidance": (1.0, 7.5), "method": "walks", "teacher": ("sd1", "0" * 64)}
     defaults = replaced(named("read_manifest")(directory).defaults, {"steps": len(STUDENTS_STEPS)})
     return opened(directory, {"distilled": made("Distilled", {**distilled, "edits": edits}), "defaults": defaults})

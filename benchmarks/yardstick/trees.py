@@ -1,7 +1,7 @@
-"""The two trees, what each has drawn, and where that is kept.
+"""The two trees, and the stored results of each.
 
-The baseline is a git worktree below build/yardstick. What it drew is kept by everything that may change it: commit,
-processor, versions, the driver and the checkpoints. What the current tree draws is drawn anew each time.
+The baseline is a git worktree below build/yardstick. Its results are stored under a key of everything that may
+change them: commit, processor, versions, the driver and the checkpoints. The current tree is generated every time.
 """
 
 import hashlib
@@ -22,14 +22,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.yardstick.draw import CHECKPOINTS, MARK
+from benchmarks.yardstick.generate import CHECKPOINTS, MARK
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build/yardstick"
 PACKAGES = ("numpy", "onnxruntime", "tokenizers", "torch", "diffusers", "transformers", "peft", "onnx", "onnxscript")
-DRIVER = ("draw.py", "cases.py", "names.py")
+DRIVER = ("generate.py", "cases.py", "names.py")
 USUAL_SECONDS = 3.0
-"""Of a group that was never drawn here."""
+"""Expected seconds of a group without a stored result."""
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
@@ -38,8 +38,8 @@ class Failed(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
-    """What a tree drew of one group: its hashes by case, what failed before any, and where its arrays are."""
+class GroupResult:
+    """Result of one group in a tree: hashes by case, an error before the first case, seconds, and the array file."""
 
     cases: Mapping[str, Mapping[str, Any]]
     error: str | None
@@ -55,46 +55,46 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """A tree of this project and where its drawings are kept.
+    """A tree of this project and the directory of its results.
 
     Args:
-        name: for people.
-        directory: of the tree.
-        kept: directory of its drawings.
+        name: name in messages.
+        directory: root of the tree.
+        results: directory of its results.
     """
 
     name: str
     directory: Path
-    kept: Path
+    results: Path
 
-    def read(self, group: str) -> Drawn | None:
-        """Read what is kept of a group; None where nothing is."""
-        path = self.kept / f"{group}.json"
+    def read(self, group: str) -> GroupResult | None:
+        """Read the stored result of a group; None where no result is stored."""
+        path = self.results / f"{group}.json"
         if not path.is_file():
             return None
-        told = json.loads(path.read_text())
-        return Drawn(told["cases"], told.get("error"), told["seconds"], path.with_suffix(".npz"))
+        result = json.loads(path.read_text())
+        return GroupResult(result["cases"], result.get("error"), result["seconds"], path.with_suffix(".npz"))
 
-    def forget(self, groups: Sequence[str]) -> None:
-        """Remove what is kept of these groups."""
+    def delete(self, groups: Sequence[str]) -> None:
+        """Delete the stored results of these groups."""
         for group in groups:
             for suffix in ("json", "npz"):
-                (self.kept / f"{group}.{suffix}").unlink(missing_ok=True)
+                (self.results / f"{group}.{suffix}").unlink(missing_ok=True)
 
-    def draw(self, groups: Sequence[str], expected: Mapping[str, float]) -> None:
-        """Draw these groups in a process of its own and keep them; tell on stderr which is done, and the time left.
+    def generate(self, groups: Sequence[str], expected: Mapping[str, float]) -> None:
+        """Generate these groups in a separate process and store the results; print progress and time left to stderr.
 
         Args:
-            groups: their names.
-            expected: by group, seconds that it is expected to take.
+            groups: names of the groups.
+            expected: expected seconds by group.
 
         Raises:
             Failed: another tree's package was imported.
         """
-        command = [sys.executable, "-m", "benchmarks.yardstick.draw", str(self.kept), *groups]
+        command = [sys.executable, "-m", "benchmarks.yardstick.generate", str(self.results), *groups]
         environment = {**os.environ, **_ONE_THREAD, "PYTHONPATH": str(self.directory / "src"), "HF_HUB_OFFLINE": "1"}
         began, waiting = perf_counter(), list(groups)
-        self._tell(f"{len(groups)} groups", began, waiting, expected)
+        self._print_progress(f"{len(groups)} groups", began, waiting, expected)
         with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             for line in process.stdout:
@@ -102,29 +102,29 @@ class Tree:
                     done = line.removeprefix(MARK).strip()
                     waiting.remove(done)
                     self._check(done)
-                    self._tell(done, began, waiting, expected)
+                    self._print_progress(done, began, waiting, expected)
         if process.returncode:
             print(f"{self.name}: the driver ended with status {process.returncode}", file=sys.stderr)
 
-    def _tell(self, what: str, began: float, waiting: Sequence[str], expected: Mapping[str, float]) -> None:
+    def _print_progress(self, what: str, began: float, waiting: Sequence[str], expected: Mapping[str, float]) -> None:
         left = sum(expected.get(group, USUAL_SECONDS) for group in waiting)
         print(f"{self.name}: {what}, {perf_counter() - began:.0f} s, about {left:.0f} s left", file=sys.stderr)
 
     def _check(self, group: str) -> None:
-        path = self.kept / f"{group}.json"
+        path = self.results / f"{group}.json"
         tree = json.loads(path.read_text())["tree"]
         if Path(tree).resolve() != self.directory.resolve():
-            self.forget([group])
-            raise Failed(f"{group} was drawn by the package in {tree}, not by the one in {self.directory}")
+            self.delete([group])
+            raise Failed(f"{group} was generated by the package in {tree}, not by the one in {self.directory}")
 
 
 def current_tree() -> Tree:
-    """The tree that this file is in; what it drew before is for looking at only."""
+    """Return the tree that this file belongs to."""
     return Tree("current tree", ROOT, BUILD / "current")
 
 
 def baseline_tree(revision: str) -> Tree:
-    """Lay a commit out below build/yardstick, or find it there.
+    """Return the worktree of a commit below build/yardstick, creating it if needed.
 
     Raises:
         Failed: there is no such commit, or the worktree was changed.
@@ -139,11 +139,11 @@ def baseline_tree(revision: str) -> Tree:
         raise Failed(f"{directory} is at another commit than {commit[:12]}; remove it")
     if changed := _git("-C", str(directory), "status", "--porcelain", "--", "src"):
         raise Failed(f"{directory} was changed; remove it, or restore:\n{changed}")
-    return Tree(commit[:7], directory, BUILD / "drawn" / _key(commit))
+    return Tree(commit[:7], directory, BUILD / "baseline" / _key(commit))
 
 
 def _key(commit: str) -> str:
-    """Twenty hexadecimal digits of everything that may change what a commit draws."""
+    """Return the key of a baseline: the commit and twenty hexadecimal digits of what may change its results."""
     digest = hashlib.sha256("\n".join([commit, platform.python_version(), _processor(), *_versions()]).encode())
     files = [Path(__file__).with_name(name) for name in DRIVER]
     for file in (*files, *sorted(path for path in CHECKPOINTS.rglob("*") if path.is_file())):
@@ -153,12 +153,12 @@ def _key(commit: str) -> str:
 
 
 def _processor() -> str:
-    """Its name and its instructions, which decide the kernels that onnxruntime takes."""
+    """Return the name and the instructions of the processor, which decide the kernels of onnxruntime."""
     try:
-        told = Path("/proc/cpuinfo").read_text()
+        text = Path("/proc/cpuinfo").read_text()
     except OSError:
-        told = ""
-    lines = re.findall(r"^(?:model name|flags|Features)\s*:.*$", told, re.MULTILINE)
+        text = ""
+    lines = re.findall(r"^(?:model name|flags|Features)\s*:.*$", text, re.MULTILINE)
     return "\n".join([platform.machine(), platform.processor(), *sorted(set(lines))])
 
 

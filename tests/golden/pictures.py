@@ -63,7 +63,7 @@ def opened(model: str | Path) -> stillhouse.Pipeline:
     return stillhouse.load(model, backend="onnxruntime", precision="f32", threads=1)
 
 
-def draw(pipeline: stillhouse.Pipeline, fields: Mapping[str, Any]) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+def generate(pipeline: stillhouse.Pipeline, fields: Mapping[str, Any]) -> tuple[NDArray[Any], NDArray[np.uint8]]:
     """Draw one picture: its clean latents [C, h, w] and its pixels, uint8 [height, width, 3]."""
     drawn = pipeline.start(stillhouse.ImageRequest(PROMPT, seed=7, **fields))
     while not drawn.is_done:

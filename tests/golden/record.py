@@ -5,7 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from stillhouse.convert.import_model import import_model
-from tests.golden.pictures import CHECKPOINTS, EXPECTED, IMPORTED, PICTURES, draw, opened, summary
+from tests.golden.pictures import CHECKPOINTS, EXPECTED, IMPORTED, PICTURES, generate, opened, summary
 
 
 def main() -> None:
@@ -16,7 +16,8 @@ def main() -> None:
         models = dict.fromkeys(model for model, _ in PICTURES)
         pipelines = {model: opened(directory if model == IMPORTED else model) for model in models}
         told = {
-            f"{model} {name}": summary(*draw(pipelines[model], fields)) for (model, name), fields in PICTURES.items()
+            f"{model} {name}": summary(*generate(pipelines[model], fields))
+            for (model, name), fields in PICTURES.items()
         }
     lines = [f"{json.dumps(name)}: {{{_lines(parts)}\n}}" for name, parts in told.items()]
     EXPECTED.write_text("{\n" + ",\n".join(lines) + "\n}\n")

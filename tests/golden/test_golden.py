@@ -18,7 +18,7 @@ import pytest
 
 import stillhouse
 from stillhouse.convert.import_model import import_model
-from tests.golden.pictures import CHECKPOINTS, EXPECTED, IMPORTED, PICTURES, Summary, draw, opened, summary
+from tests.golden.pictures import CHECKPOINTS, EXPECTED, IMPORTED, PICTURES, Summary, generate, opened, summary
 
 LATENTS = 1e-3
 """Of the latents' deviation, by which the mean of any part may differ."""
@@ -51,7 +51,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], stillh
 def test_a_picture_is_what_it_was(
     model: str, name: str, pipeline: Callable[[str], stillhouse.Pipeline], expected: dict[str, Summary]
 ) -> None:
-    drawn = summary(*draw(pipeline(model), PICTURES[model, name]))
+    drawn = summary(*generate(pipeline(model), PICTURES[model, name]))
     before = expected[f"{model} {name}"]
     np.testing.assert_allclose(drawn["latents"], before["latents"], rtol=0, atol=LATENTS * before["deviation"][0])
     np.testing.assert_allclose(drawn["pixels"], before["pixels"], rtol=0, atol=PIXELS)

@@ -1,7 +1,7 @@
-"""Draw groups of pictures with the tree that is on the path: `python -m benchmarks.yardstick.draw OUT GROUP...`.
+"""Generate groups of pictures with the tree on PYTHONPATH: `python -m benchmarks.yardstick.generate OUT GROUP...`.
 
-Each group becomes OUT/GROUP.json and OUT/GROUP.npz as soon as it is drawn. What fails is recorded as an error, and the
-rest is drawn all the same. Lines on the standard output that begin with `MARK` tell which group is done.
+Each group becomes OUT/GROUP.json and OUT/GROUP.npz when it is complete. A failure is recorded as an
+error, and the other groups are generated. A line on the standard output, `MARK` and a name, reports each group.
 """
 
 import gc
@@ -23,51 +23,51 @@ from benchmarks.yardstick.cases import KINDS, Case, Group, groups
 
 CHECKPOINTS = Path(__file__).parents[2] / "tests/golden/checkpoints"
 ADAPTER = CHECKPOINTS / "lora.safetensors"
-MARK = "yardstick drew "
+MARK = "yardstick generated "
 
 Hashes = dict[str, Any]
 Arrays = dict[str, NDArray[Any]]
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Draw the groups that are named."""
+    """Generate the groups that the arguments name."""
     out = Path(arguments[0])
-    known = {group.name: group for group in groups()}
+    by_name = {group.name: group for group in groups()}
     out.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory() as scratch:
         sources = _Sources(Path(scratch))
         for name in arguments[1:]:
             began = perf_counter()
-            told, arrays = _drawn(known[name], sources)
-            told |= {"seconds": perf_counter() - began, "tree": _tree()}
-            _write(out / name, told, arrays)
+            result, arrays = _generate_group(by_name[name], sources)
+            result |= {"seconds": perf_counter() - began, "tree": _tree()}
+            _write(out / name, result, arrays)
             print(f"{MARK}{name}", flush=True)
             gc.collect()
 
 
 @dataclass(slots=True)
 class _Sources:
-    """Pipeline directories, each imported when it is first asked for."""
+    """Pipeline directories, each imported on first use."""
 
     scratch: Path
-    found: dict[tuple[str, bool], Path] = field(default_factory=dict)
+    directories: dict[tuple[str, bool], Path] = field(default_factory=dict)
 
     def find(self, group: Group) -> Path:
-        """The directory that a group's pipeline is opened from."""
+        """Return the directory of a group's pipeline."""
         key = (group.source, group.lora)
-        if key not in self.found:
+        if key not in self.directories:
             if group.source in KINDS:
                 # Both trees need the same name: the target's becomes the pipeline's.
                 target = self.scratch / ("lora" if group.lora else "plain") / group.source
                 adapter = ADAPTER if group.lora else None
-                self.found[key] = names.imported(CHECKPOINTS / group.source, target, adapter)
+                self.directories[key] = names.imported(CHECKPOINTS / group.source, target, adapter)
             else:
-                self.found[key] = names.embedded(group.source)
-        return self.found[key]
+                self.directories[key] = names.embedded(group.source)
+        return self.directories[key]
 
 
-def _drawn(group: Group, sources: _Sources) -> tuple[dict[str, Any], Arrays]:
-    """Hashes by case, and the last latents and the pixels; or what went wrong before any case."""
+def _generate_group(group: Group, sources: _Sources) -> tuple[dict[str, Any], Arrays]:
+    """Return the hashes by case, or the error before the first case; and the final latents and pixels."""
     cases: dict[str, Hashes] = {}
     arrays: Arrays = {}
     try:
@@ -77,30 +77,30 @@ def _drawn(group: Group, sources: _Sources) -> tuple[dict[str, Any], Arrays]:
                 _add(case.name, pipeline, [case], cases, arrays)
             if group.together:
                 _add("batch", pipeline, group.together, cases, arrays)
-    except Exception as error:  # of any room of the project: it is told, and other groups are drawn
+    except Exception as error:  # recorded, so that the other groups are generated
         return {"error": f"{type(error).__name__}: {error}", "cases": cases}, arrays
     return {"cases": cases}, arrays
 
 
-def _add(name: str, pipeline: Any, cases: Sequence[Case], told: dict[str, Hashes], arrays: Arrays) -> None:
+def _add(name: str, pipeline: Any, cases: Sequence[Case], results: dict[str, Hashes], arrays: Arrays) -> None:
     batch = len(cases) > 1
     labels = [f"{name}/{place}-{case.name}" if batch else name for place, case in enumerate(cases)]
     try:
-        drawn = draw(pipeline, cases)
+        generated = generate(pipeline, cases)
     except Exception as error:
-        told.update({label: {"error": f"{type(error).__name__}: {error}"} for label in labels})
+        results.update({label: {"error": f"{type(error).__name__}: {error}"} for label in labels})
         return
-    for label, (hashes, latents, pixels) in zip(labels, drawn, strict=True):
-        if label in told:
+    for label, (hashes, latents, pixels) in zip(labels, generated, strict=True):
+        if label in results:
             raise ValueError(f"two cases are called {label}")
-        told[label] = hashes
+        results[label] = hashes
         arrays |= {f"{label}:latents": latents, f"{label}:pixels": pixels}
 
 
-def draw(pipeline: Any, cases: Sequence[Case]) -> list[tuple[Hashes, NDArray[Any], NDArray[Any]]]:
-    """Draw a batch that one more picture joins after each evaluation; hashes, clean latents and pixels of each.
+def generate(pipeline: Any, cases: Sequence[Case]) -> list[tuple[Hashes, NDArray[Any], NDArray[Any]]]:
+    """Generate a batch that one more picture joins after each evaluation; return hashes, clean latents and pixels.
 
-    `begun` hashes what a picture begins with, `evaluations` what each evaluation leaves: its latents and the clean
+    `begun` hashes what a picture begins with, `evaluations` the results of each evaluation: the latents and the clean
     picture that the network saw.
     """
     pictures: list[Any] = []
@@ -154,17 +154,17 @@ def _hash(*arrays: NDArray[Any]) -> str:
 
 
 def _tree() -> str:
-    """Where the project was imported from."""
+    """Return the root of the tree that the package was imported from."""
     import stillhouse
 
     return str(Path(str(stillhouse.__file__)).parents[2])
 
 
-def _write(path: Path, told: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
-    """Write both files, the JSON last: where it is, the group is whole."""
+def _write(path: Path, result: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
+    """Write both files, the JSON file last: a group with a JSON file is complete."""
     np.savez_compressed(path.with_name(f"{path.name}.npz"), **arrays)
     partial = path.with_name(f"{path.name}.json.part")
-    partial.write_text(json.dumps(told, indent=1) + "\n")
+    partial.write_text(json.dumps(result, indent=1) + "\n")
     partial.replace(path.with_name(f"{path.name}.json"))
 
 
