@@ -8,7 +8,7 @@ from time import perf_counter
 import numpy as np
 
 from stillhouse.cli.arguments import add_engine_options, png_file
-from stillhouse.cli.draw import generate_images
+from stillhouse.cli.generate_images import generate_images
 from stillhouse.cli.opening import open_pipeline
 from stillhouse.cli.progress import show_progress
 from stillhouse.core import ImageRequest, Picture

@@ -13,7 +13,7 @@ from stillhouse.cli.arguments import (
     png_or_directory,
     positive_integer,
 )
-from stillhouse.cli.draw import generate_images, resolve_output_paths
+from stillhouse.cli.generate_images import generate_images, resolve_output_paths
 from stillhouse.cli.opening import open_pipeline
 from stillhouse.cli.progress import show_progress
 from stillhouse.core import ImageRequest, ImageResult
