@@ -27,7 +27,7 @@ class Memory:
             self.opened.append(name)
             return name.upper()
 
-        cache = PipelineCache(open_, NAMES, self.budget, lambda: len(cache.loaded))
+        cache = PipelineCache(open_, NAMES, self.budget, lambda: len(cache.loaded), free_memory=lambda: None)
         return cache
 
 
