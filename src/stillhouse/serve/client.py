@@ -9,9 +9,9 @@ from stillhouse.serve.settings import TierSettings
 
 DAY = 86400.0
 ANONYMOUS = "anonymous"
-"""Name of the client of requests without a key, where no keys are required."""
+"""Begin of the name of each client of a server that requires no API keys. The client's address follows."""
 _MIN_BUCKETS = 1024
-"""Expired buckets are removed only if there are more buckets than this."""
+"""Number of token buckets, one per client, below which expired buckets are not removed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +19,12 @@ class Client:
     """The authenticated sender of a request.
 
     Args:
-        key: name of the API key, or of the anonymous client if no keys are required. Clients with one key share its
-            fair share of the device.
-        tier: default tier of requests that name no model.
-        tiers: all tiers that the client may use.
+        key: name of the API key; `anonymous@ADDRESS` if no keys are required. The scheduler shares the device fairly
+            between keys.
+        tier: name of the tier (model) for requests that name no model.
+        tiers: names of all tiers that the client may use.
         weight: scheduling weight; None uses the tier's weight.
-        rate: pixel-steps per second, see `settings.TierSettings`; None is unlimited.
+        rate: pixel-steps (pixels times network evaluations) per second; None is unlimited.
         burst: capacity of the token bucket in pixel-steps; None is one minute of `rate`.
         daily: pixel-steps per UTC day; None is unlimited.
         is_admin: whether the client may view and cancel jobs of other keys.
@@ -41,7 +41,10 @@ class Client:
 
 
 def make_anonymous_client(tiers: Mapping[str, TierSettings], address: str = "") -> Client:
-    """Return the client of an address where no keys are required; it may use all tiers and counts as a key."""
+    """Return the client for requests from an IP address to a server that requires no API keys.
+
+    The client may use all tiers and has the limits of the first one. Each address counts as a key of its own.
+    """
     tier = next(iter(tiers))
     settings = tiers[tier]
     name = f"{ANONYMOUS}@{address}" if address else ANONYMOUS
@@ -50,14 +53,14 @@ def make_anonymous_client(tiers: Mapping[str, TierSettings], address: str = "") 
 
 @dataclass(slots=True)
 class TokenBucket:
-    """Remaining allowance of one key: a token bucket and a daily quota.
+    """Remaining allowance of one API key: a token bucket and the use of a daily quota.
 
     Args:
         level: pixel-steps in the bucket at the time `updated`; negative after a request that is larger than the bucket.
-        updated: time of `level` in seconds.
-        day: number of the UTC day that `used` belongs to.
-        used: pixel-steps used on that day.
-        keep_until: time in seconds after which the bucket equals a new one and may be deleted.
+        updated: time for which `level` was computed, in seconds since the epoch.
+        day: UTC day to which `used` belongs, in days since the epoch.
+        used: pixel-steps used on this day.
+        keep_until: time in seconds since the epoch from which the bucket equals a new one and may be deleted.
     """
 
     level: float
@@ -69,11 +72,11 @@ class TokenBucket:
 
 @dataclass(frozen=True, slots=True)
 class LimitExceeded:
-    """A rejected charge.
+    """Reason for which `RateLimiter.charge` rejects a charge.
 
     Args:
-        reason: "rate" for the token bucket, "quota" for the daily quota.
-        retry_after: seconds until the same charge would be accepted if nothing else is charged.
+        reason: exceeded limit: "rate" for the token bucket, "quota" for the daily quota.
+        retry_after: seconds until an equal charge would be accepted if nothing else is charged.
     """
 
     reason: Literal["rate", "quota"]
@@ -82,11 +85,11 @@ class LimitExceeded:
 
 @dataclass(slots=True)
 class RateLimiter:
-    """Token buckets and daily quotas of all keys. Not thread-safe: use from one event loop.
+    """Token buckets and daily quotas of all API keys. Not thread-safe: use from one event loop.
 
     Args:
-        clock: seconds since the epoch; days begin at midnight UTC.
-        buckets: state by key name.
+        clock: returns seconds since the epoch; days begin at midnight UTC.
+        buckets: remaining allowance by name of the API key.
 
     >>> limiter = RateLimiter(clock=lambda: 0.0)
     >>> slow = Client("k", "free", frozenset(), rate=10.0, burst=100.0)
@@ -99,10 +102,11 @@ class RateLimiter:
     _max_buckets: int = _MIN_BUCKETS
 
     def charge(self, client: Client, amount: float) -> LimitExceeded | None:
-        """Deduct `amount` pixel-steps from the client's key, or return why the charge is rejected.
+        """Deduct `amount` pixel-steps from the allowance of the client's key and return None.
 
-        A charge larger than the bucket is accepted when the bucket is full and leaves a negative level. Otherwise an
-        image larger than the bucket could never be generated. A rejected charge deducts nothing.
+        If a limit is exceeded, nothing is deducted and the limit is returned. A charge larger than the bucket is
+        accepted when the bucket is full, and leaves a negative level. Otherwise an image larger than the bucket could
+        never be generated.
         """
         if client.rate is None and client.daily is None:
             return None
@@ -120,7 +124,7 @@ class RateLimiter:
         return None
 
     def refund(self, client: Client, amount: float) -> None:
-        """Return `amount` pixel-steps to the client's key after a request was rejected, failed or expired."""
+        """Add `amount` pixel-steps to the allowance of the client's key, for example after a charged request failed."""
         if client.key not in self.buckets:
             return
         bucket = self._bucket(client, self.clock())
@@ -129,11 +133,11 @@ class RateLimiter:
 
     @property
     def daily_usage(self) -> dict[str, tuple[int, float]]:
-        """Map each key to its day number and the pixel-steps used on that day."""
+        """Return for each key name the UTC day of its last use (days since the epoch) and the pixel-steps used then."""
         return {key: (bucket.day, bucket.used) for key, bucket in self.buckets.items()}
 
     def restore(self, usage: Mapping[str, tuple[int, float]]) -> None:
-        """Load the `daily_usage` of an earlier process. Token buckets start full."""
+        """Continue with the `daily_usage` that an earlier server process stored. Token buckets start full."""
         now = self.clock()
         for key, (day, amount) in usage.items():
             self.buckets[key] = TokenBucket(float("inf"), now, day, amount, (day + 1) * DAY)
@@ -141,7 +145,8 @@ class RateLimiter:
     def _bucket(self, client: Client, now: float) -> TokenBucket:
         day = int(now // DAY)
         if len(self.buckets) >= self._max_buckets:
-            # Without keys, every client address has a bucket, so expired buckets must be removed.
+            # Where no API keys are required, every client address gets a bucket. Expired buckets are removed, so that
+            # their number does not grow without bound.
             self.buckets = {key: bucket for key, bucket in self.buckets.items() if bucket.keep_until > now}
             self._max_buckets = max(_MIN_BUCKETS, 2 * len(self.buckets))
         bucket = self.buckets.setdefault(client.key, TokenBucket(_capacity(client), now, day))
@@ -158,7 +163,7 @@ def _keep_until(client: Client, bucket: TokenBucket, now: float) -> float:
 
 
 def _capacity(client: Client) -> float:
-    """Return the pixel-steps of a full bucket: `burst`, or one minute of `rate`."""
+    """Return the pixel-steps of a client's full token bucket: `burst`, or one minute of `rate`; 0 without both."""
     if client.burst is not None:
         return client.burst
     return 60.0 * client.rate if client.rate is not None else 0.0

@@ -1,6 +1,7 @@
 """Dispatcher: validates and admits requests, sends them to workers and handles their results.
 
-It runs in the server's event loop and never blocks. Its view of a worker is built from the worker's messages.
+The dispatcher runs in the server's event loop and never blocks. It knows the state of a worker process only from the
+worker's messages.
 """
 
 import asyncio
@@ -38,7 +39,8 @@ from stillhouse.units import parse_duration, parse_size
 log = logging.getLogger(__name__)
 
 ADMISSION_MARGIN = 0.5
-"""Margin of `AdmissionLimits` for all tiers."""
+"""Reserve that is subtracted from the largest accepted latency of every tier, as a multiple of the isolated latency
+(latency without other requests). It covers what predictions leave out, such as decoding and later requests."""
 MAX_PROMPT_CHARS = 10_000
 """Largest number of characters of a prompt: far more than text encoders read, yet cheap to tokenize."""
 
@@ -49,15 +51,16 @@ class Dispatcher:
 
     Args:
         settings: server settings.
-        manifests: manifest of each tier's pipeline, by tier.
+        manifests: manifest (description) of each tier's pipeline, by tier name.
         worker_config: configuration sent to each worker.
-        metrics: metrics of the server.
+        metrics: Prometheus metrics of the server.
         rate_limiter: rate limits of API keys.
-        clock: seconds on the workers' clock, time.monotonic.
-        wall_clock: seconds since the epoch.
+        clock: returns seconds of a monotonic clock.
+        wall_clock: returns seconds since the epoch.
         on_broken: called with the error message when a worker cannot load a pipeline.
-        make_supervisor: starts and supervises a worker process, see `ProcessSupervisor`.
-        trace_request: called with every finished request, its result and the time since the epoch.
+        make_supervisor: makes the supervisor of a worker process from the worker's configuration, a callback for its
+            events and a callback for its deaths.
+        trace_request: called with every request that has ended, its result and the seconds since the epoch.
         is_draining: whether new requests are rejected because the server shuts down.
         workers: one handle per worker process.
     """
@@ -82,15 +85,15 @@ class Dispatcher:
     def __post_init__(self) -> None:
         self._policy = POLICIES[self.settings.policy]
 
-    # Called by the APIs.
+    # The APIs call the methods of this section.
 
     def submit(self, request: GenerationRequest) -> RequestHandle:
-        """Validate, admit and dispatch a request.
+        """Check whether a request is valid and can finish in time, send it to a worker, and return its handle.
 
         Raises:
             InvalidRequest: the pipeline cannot run the request, or the request exceeds the settings' limits.
             NotAllowed: the client may not use the tier.
-            Refused: the request is rejected for now; `retry_after` is set.
+            Refused: the server cannot take the request now. `retry_after` says after how many seconds to try again.
         """
         (handle,) = self.submit_all([request])
         return handle
@@ -105,11 +108,13 @@ class Dispatcher:
         amount = _pixel_steps(self._make_job(request, tier, tier))
         daily = request.client.daily
         if daily is not None and amount > daily:
-            allowed = f"{daily:,.0f} pixel-steps a day with this key"
-            raise InvalidRequest(f"an image of {amount:,.0f} pixel-steps", allowed=allowed)
+            allowed = f"up to {daily:,.0f} pixel-steps a day with this key"
+            raise InvalidRequest(
+                f"the image takes {amount:,.0f} pixel-steps (pixels times evaluations)", allowed=allowed
+            )
 
     def submit_all(self, requests: Sequence[GenerationRequest]) -> list[RequestHandle]:
-        """Submit all requests of one client, or none of them.
+        """Submit all requests, which must be of one client, or none of them. Return their handles in the same order.
 
         Raises:
             StillhouseError: as in `submit`.
@@ -119,7 +124,8 @@ class Dispatcher:
         try:
             return self._submit_jobs([(request, tier, self._make_job(request, tier, tier)) for request, tier in pairs])
         except Refused as refused:
-            # Rejected background requests are neither counted nor logged, because JobQueue retries them.
+            # Rejected background requests (stored jobs) are neither counted nor logged, because JobQueue submits them
+            # again until they are accepted.
             for request, tier in pairs:
                 if not request.is_background:
                     self.metrics.rejected.labels(refused.reason, tier).inc()
@@ -130,11 +136,11 @@ class Dispatcher:
     def cancel(self, request_id: str, reason: str = "requested") -> bool:
         """Cancel an unfinished request; return False if no unfinished request has this id.
 
-        The request ends when the worker confirms the cancellation, within one step.
+        The request ends when the worker confirms the cancellation, after the current denoising step at the latest.
 
         Args:
             request_id: id of the request.
-            reason: label of the metric `cancelled`.
+            reason: value of the label `reason` of the metric `cancelled`.
         """
         for worker in self.workers:
             if handle := worker.handles.get(request_id):
@@ -145,7 +151,7 @@ class Dispatcher:
         return False
 
     def get(self, request_id: str) -> RequestHandle | None:
-        """Return the handle of an unfinished request, or None."""
+        """Return the handle of the unfinished request with this id, or None if there is none."""
         return next((worker.handles[request_id] for worker in self.workers if request_id in worker.handles), None)
 
     @property
@@ -155,43 +161,44 @@ class Dispatcher:
 
     @property
     def running(self) -> int:
-        """Return the number of requests that have started, see `metrics.ServerState`."""
+        """Return the number of unfinished requests with at least one completed network evaluation."""
         return sum(handle.job.index > 0 for handle in self.handles)
 
     @property
     def waiting(self) -> int:
-        """Return the number of requests that have not started, see `metrics.ServerState`."""
+        """Return the number of unfinished requests without a completed network evaluation."""
         return sum(handle.job.index == 0 for handle in self.handles)
 
     @property
     def pending_seconds(self) -> float:
-        """Return the predicted seconds to finish all requests, see `metrics.ServerState`."""
+        """Return the predicted seconds of work for all accepted requests, summed over the workers."""
         return sum(worker.pending_seconds for worker in self.workers)
 
     @property
     def is_ready(self) -> bool:
-        """Return whether new requests are accepted, see `metrics.ServerState`."""
+        """Return whether new requests are accepted: a worker is ready, and the server is not shutting down."""
         return not self.is_draining and any(worker.is_ready for worker in self.workers)
 
     @property
     def background_capacity(self) -> int:
-        """Return how many background requests may be submitted.
+        """Return how many stored jobs may be submitted now as background requests.
 
-        Half of the queue is reserved for interactive requests.
+        Background requests are submitted only while the unfinished requests fill less than half of the setting
+        `max_queue`. The other half is reserved for interactive requests.
         """
         return max(0, self.settings.max_queue // 2 - sum(len(worker.handles) for worker in self.workers))
 
-    # Lifecycle.
+    # The methods of this section start and stop the workers.
 
     def open(self) -> None:
-        """Start one worker per device."""
+        """Start one worker process per device of the settings, and the task that watches the workers' health."""
         for device in self.settings.devices or (None,):
             self.add_worker(device)
         self.metrics.watch_state(self)
         self._monitor_task = asyncio.get_running_loop().create_task(self._monitor_workers())
 
     async def drain(self, timeout: float) -> None:
-        """Reject new requests, wait up to `timeout` seconds for unfinished ones, then fail the rest."""
+        """Reject new requests, and wait until all others have ended. Fail those unfinished after `timeout` seconds."""
         self.is_draining = True
         deadline = self.clock() + timeout
         while self.handles and self.clock() < deadline:
@@ -202,14 +209,18 @@ class Dispatcher:
                 worker.finish(handle, RequestOutput(handle.id, "failed", error=error, error_type="ServerShutdown"))
 
     def close(self) -> None:
-        """Stop all workers."""
+        """Stop all worker processes."""
         if self._monitor_task:
             self._monitor_task.cancel()
         for worker in self.workers:
             worker.close()
 
     def add_worker(self, device: str | None = None) -> WorkerHandle:
-        """Start a worker that sees only `device`; None sees all devices."""
+        """Start a worker process and return its handle.
+
+        Args:
+            device: the only GPU that the worker sees, named as in CUDA_VISIBLE_DEVICES; None shows it all devices.
+        """
         config = msgspec.structs.replace(self.worker_config, device=device)
         worker = WorkerHandle(
             config, self.clock, self.metrics, self._handle_finished, self.on_broken, self.make_supervisor
@@ -254,13 +265,13 @@ class Dispatcher:
         else:
             log.info("request finished", extra=fields)
 
-    # Admission.
+    # The methods of this section decide whether a request is accepted, and which worker runs it.
 
     def _resolve_tier(self, request: GenerationRequest) -> str:
         tier = request.tier or request.client.tier
         check_choice("model", tier, self.settings.tiers)
         if tier not in request.client.tiers:
-            raise NotAllowed(f"model {tier!r} with this key", allowed=", ".join(sorted(request.client.tiers)))
+            raise NotAllowed(f"this key may not use model {tier!r}", allowed=", ".join(sorted(request.client.tiers)))
         return tier
 
     def _submit_jobs(self, jobs: Sequence[tuple[GenerationRequest, str, Job]]) -> list[RequestHandle]:
@@ -278,14 +289,14 @@ class Dispatcher:
                 self.cancel(handle.id, "rejected")
             self.rate_limiter.refund(client, amount)
             raise
-        # A degraded request costs less than its charge, so the difference is returned.
+        # A request that was degraded (moved to another tier) costs less than its charge, so the difference is refunded.
         if excess := amount - sum(_pixel_steps(handle.job) for handle in handles):
             self.rate_limiter.refund(client, excess)
         return handles
 
     def _charge(self, client: Client, amount: float) -> None:
         if exceeded := self.rate_limiter.charge(client, amount):
-            message = f"key {client.key} has no {amount:,.0f} pixel-steps left"
+            message = f"key {client.key} has fewer than {amount:,.0f} pixel-steps (pixels times evaluations) left"
             raise Refused(message, exceeded.reason, exceeded.retry_after)
 
     def _submit_job(self, request: GenerationRequest, tier: str, job: Job, worker: WorkerHandle) -> RequestHandle:
@@ -300,12 +311,18 @@ class Dispatcher:
     def _admit_or_degrade(
         self, request: GenerationRequest, tier: str, job: Job, worker: WorkerHandle
     ) -> tuple[str, Job]:
-        """Admit a job, degraded if necessary, and return its effective tier and the admitted job.
+        """Return the name of the first tier that can finish a request in time, and the request's job for this tier.
 
-        The requested tier is tried first, then the tiers of its `degrade` setting.
+        The requested tier is tried first. If it would finish too late, the tiers of its setting `degrade` are tried.
+
+        Args:
+            request: the request.
+            tier: name of the requested tier.
+            job: the request's job for the requested tier.
+            worker: worker that would run the job.
 
         Raises:
-            Refused: no tier can finish the request in time.
+            Refused: no tier can finish the request in time, or the worker's queue is full.
         """
         refused = self._check_admission(request, tier, job, worker)
         if refused is None:
@@ -313,7 +330,7 @@ class Dispatcher:
         for other in self.settings.tiers[tier].degrade if refused.reason == "deadline" else ():
             try:
                 degraded = self._make_job(request, tier, other)
-            except InvalidRequest:  # the pipeline of this tier cannot run the request
+            except InvalidRequest:  # this tier's pipeline cannot run the request, so the next tier is tried
                 continue
             if self._check_admission(request, tier, degraded, worker) is None:
                 return other, degraded
@@ -321,7 +338,7 @@ class Dispatcher:
 
     def _check_admission(self, request: GenerationRequest, tier: str, job: Job, worker: WorkerHandle) -> Refused | None:
         cost = worker.estimate(job)
-        # Jobs that are being decoded count as unfinished, although they have left the engine's pool.
+        # Requests whose images are being decoded count as unfinished, although their jobs have left the worker's pool.
         decoding = len(worker.handles) - len(worker.pool.jobs)
         max_lateness = float("inf") if request.is_background else self.settings.tiers[tier].max_lateness
         limits = AdmissionLimits(self.settings.max_queue - decoding, max_lateness, ADMISSION_MARGIN)
@@ -335,11 +352,20 @@ class Dispatcher:
         return Refused(f"{latency} exceeds the tier's limit of {limit:.1f} s", "deadline", rejection.retry_after)
 
     def _make_job(self, generation_request: GenerationRequest, tier: str, effective_tier: str) -> Job:
-        """Return the job of a request: pipeline and defaults of `effective_tier`, latency target of `tier`."""
+        """Return the scheduler's job for a request, with all defaults filled in.
+
+        Args:
+            generation_request: the request.
+            tier: name of the requested tier, which sets the latency target.
+            effective_tier: name of the tier whose pipeline and defaults are used.
+
+        Raises:
+            InvalidRequest: the pipeline cannot run the request, or the request exceeds a limit of the settings.
+        """
         tier_settings, manifest = self.settings.tiers[effective_tier], self.manifests[effective_tier]
         image_request = generation_request.request
         _check_prompt_length(image_request)
-        # A degraded request takes the defaults of the effective tier, because its own steps and sampler were chosen for
+        # A request that is moved to another tier takes that tier's steps and sampler, because its own were chosen for
         # another pipeline.
         is_own = effective_tier == tier
         resolved = resolve(
@@ -376,7 +402,8 @@ class Dispatcher:
             raise InvalidRequest(f"steps is {request.steps}", allowed=f"up to {max_steps} for model {tier!r}")
         if request.width * request.height > self.settings.max_pixels:
             raise InvalidRequest(
-                f"an image of {request.width}x{request.height}", allowed=f"up to {self.settings.max_pixels:,} pixels"
+                f"the image size is {request.width}x{request.height}",
+                allowed=f"up to {self.settings.max_pixels:,} pixels",
             )
 
     def _select_worker(self) -> WorkerHandle:
@@ -399,11 +426,18 @@ def _pixel_steps(job: Job) -> float:
 def _check_prompt_length(request: ImageRequest) -> None:
     for name, text in (("the prompt", request.prompt), ("the negative prompt", request.negative_prompt)):
         if len(text) > MAX_PROMPT_CHARS:
-            raise InvalidRequest(f"{name} has {len(text):,} characters", allowed=f"up to {MAX_PROMPT_CHARS:,}")
+            raise InvalidRequest(
+                f"{name} has {len(text):,} characters", allowed=f"up to {MAX_PROMPT_CHARS:,} characters"
+            )
 
 
 def make_dispatcher(settings: ServerSettings, cache: Path | None = None, **options: Any) -> Dispatcher:
-    """Return the dispatcher of a server. `options` are further arguments of `Dispatcher`.
+    """Return a dispatcher with the settings of a server. Its workers are not yet started.
+
+    Args:
+        settings: server settings.
+        cache: directory of compiled networks; None disables the cache.
+        options: further arguments of `Dispatcher`.
 
     Raises:
         UnknownModel, PipelineError: a tier's pipeline cannot be served.

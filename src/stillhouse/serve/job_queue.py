@@ -25,11 +25,11 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
-"""Interval in seconds at which the capacity for background requests is checked."""
+"""Interval in seconds at which the job queue checks whether the dispatcher takes further jobs."""
 RETRY_SECONDS = 5.0
-"""Seconds before a failed write to the store is retried."""
+"""Seconds after which a failed write of a job's result to the store is repeated."""
 DISK_RETRY_SECONDS = 60.0
-"""Retry-After in seconds when the disk is full."""
+"""Seconds that clients are told to wait (Retry-After) when the store cannot be written, for example on a full disk."""
 CLEANUP_SECONDS = 60.0
 """Interval in seconds at which old jobs are deleted."""
 _STATES: Mapping[FinishReason, JobState] = {
@@ -42,14 +42,16 @@ _STATES: Mapping[FinishReason, JobState] = {
 
 @dataclass(slots=True)
 class JobQueue:
-    """Dispatches the queued jobs of a store. Not thread-safe: use from one event loop. The store has its own thread.
+    """Queue of background jobs, which are stored and then dispatched when the server has capacity.
+
+    Not thread-safe: use from one event loop. The store is used in a thread of its own.
 
     Args:
-        dispatcher: runs the jobs.
+        dispatcher: dispatcher that runs the jobs.
         store: jobs in the database.
-        keep_seconds: as in `JobStore.delete_old`.
-        keep_bytes: as in `JobStore.delete_old`.
-        handles: dispatched jobs that are not yet stored as finished, by job id.
+        keep_seconds: jobs that ended more than this many seconds ago are deleted.
+        keep_bytes: largest total size in bytes of the stored images; the oldest jobs are deleted first.
+        handles: requests of dispatched jobs whose result is not yet stored, by job id.
     """
 
     dispatcher: Dispatcher
@@ -62,21 +64,28 @@ class JobQueue:
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _cancelled: set[str] = field(default_factory=set)
-    """Ids of jobs cancelled since the queued jobs were last listed. The list may contain them, and they must not be
-    dispatched."""
+    """Ids of jobs that were cancelled since the store was last asked for queued jobs. The list of queued jobs may still
+    contain them, so they are skipped when the list is dispatched."""
 
     async def run_in_store(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Call a function in the store's thread and return its result."""
+        """Call `function(*arguments)` in the store's thread and return its result."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, partial(function, *arguments))
 
     async def submit(
         self, job_id: str, client: Client, tier: str, request: ImageRequest, image_format: Format
     ) -> JobRecord:
-        """Store a job and return its record.
+        """Store a job, which is dispatched later, and return its record. If the id is known, return the stored job.
+
+        Args:
+            job_id: id of the job.
+            client: owner of the job.
+            tier: name of the requested tier (model).
+            request: image request in which the pipeline's defaults are not yet filled in.
+            image_format: image format of the result.
 
         Raises:
             InvalidRequest, NotAllowed: as in `Dispatcher.validate`.
-            Refused: too many jobs are queued, or the disk is full.
+            Refused: too many jobs are queued, or the store cannot be written.
         """
         self.dispatcher.validate(GenerationRequest(request, client, tier))
         try:
@@ -89,7 +98,7 @@ class JobQueue:
         return record
 
     async def cancel(self, job_id: str) -> bool:
-        """Cancel a job; return False if it has already finished."""
+        """Cancel a job and wait until its end is stored. Return False if it had already ended or does not exist."""
         if self.dispatcher.cancel(job_id):
             await self.handles[job_id].result()
             while job_id in self.handles:
@@ -101,19 +110,19 @@ class JobQueue:
         return is_over
 
     async def wait_for_change(self, timeout: float) -> None:
-        """Wait until a job is submitted, dispatched or finished, for at most `timeout` seconds."""
+        """Wait until any job is submitted, dispatched or ended, for at most `timeout` seconds."""
         async with self._changed:
             with suppress(TimeoutError):
                 async with asyncio.timeout(timeout):
                     await self._changed.wait()
 
     def open(self) -> None:
-        """Start dispatching."""
+        """Start the tasks that dispatch queued jobs and delete old ones."""
         for coroutine in (self._feed(), self._delete_old()):
             self._start_task(coroutine)
 
     async def close(self) -> None:
-        """Stop dispatching. Unfinished jobs stay queued for the next start."""
+        """Stop dispatching and end the store's thread. Unfinished jobs stay queued for the server's next start."""
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -124,7 +133,7 @@ class JobQueue:
             self._wakeup.clear()
             with log_store_errors("cannot dispatch queued jobs"):
                 await self._feed_once()
-            # wait_for is not used, because it can swallow a cancellation that arrives together with the event
+            # asyncio.wait_for is not used, because it can swallow a cancellation that arrives together with the event
             # (bpo-37658).
             with suppress(TimeoutError):
                 async with asyncio.timeout(POLL_SECONDS):
@@ -161,10 +170,10 @@ class JobQueue:
     async def _store_result(self, handle: RequestHandle) -> None:
         output = await handle.result()
         state = _STATES[output.finish_reason]
-        # A job that was interrupted by a shutdown stays queued for the next start.
+        # A job that the server's shutdown interrupted is not stored as ended, so that it runs after the next start.
         is_stored = output.error_type == "ServerShutdown"
         while not is_stored:
-            # The handle stays registered until the result is stored, so that the job is not dispatched twice.
+            # The handle stays in `handles` until the result is stored, so that the job is not dispatched twice.
             with log_store_errors(f"cannot store the result of job {handle.id}"):
                 await self.run_in_store(
                     self.store.finish, handle.id, state, output.content, output.error, result_fields(handle, output)
@@ -195,10 +204,10 @@ class JobQueue:
 
 @contextmanager
 def refuse_on_store_error() -> Iterator[None]:
-    """Turn errors of the disk or the database into a `Refused` with reason "storage".
+    """Run the body of a `with` statement; log its disk and database errors and turn them into `Refused`.
 
     Raises:
-        Refused: the body raised OSError or sqlite3.Error.
+        Refused: the body raised OSError or sqlite3.Error. The reason is "storage".
     """
     try:
         yield
@@ -209,7 +218,11 @@ def refuse_on_store_error() -> Iterator[None]:
 
 @contextmanager
 def log_store_errors(message: str) -> Iterator[None]:
-    """Log errors of the disk or the database as `message` and suppress them. The caller retries later."""
+    """Run the body of a `with` statement. Its disk errors, database errors and `Refused` are logged and suppressed.
+
+    Args:
+        message: text of the log record, which says what failed.
+    """
     try:
         yield
     except (OSError, sqlite3.Error, Refused) as error:
@@ -217,19 +230,21 @@ def log_store_errors(message: str) -> Iterator[None]:
 
 
 def resolve_job_client(connection: sqlite3.Connection, record: JobRecord, tiers: Mapping[str, TierSettings]) -> Client:
-    """Return the client of a stored job with the current limits of its key.
+    """Return the client of a stored job, with the current limits of its API key.
+
+    A job whose key is not in the database gets the limits of clients without a key.
 
     Raises:
         NotAllowed: the key was revoked, or its tier is no longer served.
     """
     key = next((key for key in list_keys(connection) if key.name == record.key), None)
     if key and key.revoked:
-        raise NotAllowed(f"key {record.key}, which was revoked since", allowed="keys in use")
+        raise NotAllowed(f"the job's API key {record.key} was revoked", allowed="a key that is not revoked")
     return make_client(key, tiers) if key else replace(make_anonymous_client(tiers), key=record.key)
 
 
 def result_fields(handle: RequestHandle, output: RequestOutput) -> dict[str, Any]:
-    """Return the JSON fields that describe a generated image; times are in seconds."""
+    """Return the JSON fields that describe a generated image, such as seed, model and steps; times are in seconds."""
     return {
         "seed": handle.request.seed,
         "model": handle.job.tier.name,

@@ -32,7 +32,7 @@ class _Text(logging.Formatter):
 
 
 def extra_fields(record: logging.LogRecord) -> dict[str, object]:
-    """Return the `extra` fields of a log record.
+    """Return the fields of a log record that were given as `extra` to the logging call.
 
     >>> record = logging.makeLogRecord({"msg": "request finished", "request_id": "7"})
     >>> extra_fields(record)

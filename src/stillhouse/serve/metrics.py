@@ -9,19 +9,19 @@ _QUEUE_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 3
 
 
 class ServerState(Protocol):
-    """Current values that gauges read from the dispatcher."""
+    """Current state of the server, which gauges read whenever the metrics are fetched."""
 
     @property
     def running(self) -> int:
-        """Number of requests that have started and not finished."""
+        """Number of unfinished requests whose denoising has started."""
 
     @property
     def waiting(self) -> int:
-        """Number of requests that have not started."""
+        """Number of accepted requests whose denoising has not started."""
 
     @property
     def pending_seconds(self) -> float:
-        """Predicted seconds to finish all admitted requests."""
+        """Predicted seconds of work for all accepted requests."""
 
     @property
     def is_ready(self) -> bool:
@@ -29,7 +29,7 @@ class ServerState(Protocol):
 
 
 class Metrics:
-    """Counters and histograms of one server in their own registry."""
+    """Prometheus counters and histograms of one server, in a registry of their own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -63,7 +63,7 @@ class Metrics:
         self.pixel_steps = counter("pixel_steps", "Requested pixels times network evaluations.", "tier")
 
     def watch_state(self, state: ServerState) -> None:
-        """Register gauges that read `state` at every scrape."""
+        """Register gauges that read `state` whenever the metrics are fetched."""
         gauges = {
             "requests_running": ("Requests running.", lambda: state.running),
             "requests_waiting": ("Requests waiting.", lambda: state.waiting),
@@ -74,10 +74,10 @@ class Metrics:
             Gauge(f"stillhouse_{name}", description, registry=self.registry).set_function(read)
 
     def record_finished(self, tier: str, pipeline: str, in_time: bool | None) -> None:
-        """Count a generated image.
+        """Count a generated image, and update the goodput: the share of images that met their latency target.
 
         Args:
-            tier: requested tier.
+            tier: name of the requested tier (model).
             pipeline: name of the pipeline.
             in_time: whether the latency target of the tier was met; None for background requests, which do not count in
                 goodput.

@@ -17,14 +17,14 @@ class GenerationRequest:
     """One image requested by a client, independent of the API that received the request.
 
     Args:
-        request: unresolved image request.
+        request: image request in which the pipeline's defaults are not yet filled in.
         client: sender of the request.
-        tier: tier whose pipeline and defaults apply; None uses the client's default tier.
+        tier: name of the requested tier (`model` in the APIs); None uses the client's default tier.
         format: image format of the result.
-        previews: number of preview images.
+        previews: number of preview images to send while the image is denoised.
         queue_timeout: seconds after which a request that has not started expires; None never expires.
-        is_background: whether the request comes from the job queue. Background requests have no deadline for admission
-            and do not count in goodput.
+        is_background: whether the request is a stored job of the job queue. Background requests are accepted however
+            late they would finish, and do not count in goodput (share of images that meet their latency target).
         id: request id; None generates one.
         traceparent: `traceparent` header of the client (W3C Trace Context); None starts a new trace.
     """
@@ -45,8 +45,8 @@ class Progress:
     """Number of completed network evaluations of one image.
 
     Args:
-        index: completed evaluations.
-        evaluations: all evaluations.
+        index: number of completed evaluations.
+        evaluations: number of evaluations that the image takes in total.
     """
 
     index: int
@@ -62,15 +62,15 @@ class RequestHandle:
 
     Args:
         generation_request: the request as submitted.
-        job: scheduler state, with the resolved image request.
-        effective_tier: tier whose pipeline and defaults are used; differs from the job's tier if the request was
-            degraded.
+        job: the scheduler's state of the request, with the image request in which all defaults are filled in.
+        effective_tier: name of the tier whose pipeline and defaults are used. It differs from the requested tier if
+            the requested one could not finish in time.
         created: time of acceptance, seconds since the epoch.
         attempts: number of times that the request was sent to a worker.
         is_cancelled: whether cancellation was requested.
         preview_count: number of published previews.
         output: final result; None while the request is unfinished.
-        last_preview: most recent preview.
+        last_preview: most recent preview; None before the first one.
     """
 
     generation_request: GenerationRequest
@@ -92,21 +92,24 @@ class RequestHandle:
 
     @property
     def request(self) -> ImageRequest:
-        """Return the resolved image request."""
+        """Return the image request with all defaults filled in."""
         return self.job.request
 
     @property
     def degraded_to(self) -> str | None:
-        """Return the effective tier if it differs from the requested tier, else None."""
+        """Return the name of the tier that replaced the requested tier to finish in time; None if none did."""
         return self.effective_tier if self.effective_tier != self.job.tier.name else None
 
     @property
     def progress(self) -> Progress:
-        """Return the numbers of completed and of all evaluations of the denoiser."""
+        """Return how many of the image's network evaluations are completed."""
         return Progress(self.job.index, len(self.job.step_plan.rows))
 
     def publish(self, event: StreamEvent) -> None:
-        """Send an event to all subscribers and store the latest preview or the final result."""
+        """Send an event to all open streams of the request.
+
+        A preview also replaces `last_preview`. A `RequestOutput` ends the request and becomes `output`.
+        """
         if isinstance(event, RequestOutput):
             self.output = event
             self._finished.set()
@@ -116,7 +119,10 @@ class RequestHandle:
             queue.put_nowait(event)
 
     async def stream(self) -> AsyncIterator[StreamEvent]:
-        """Yield the current progress, then all later events up to and including the `RequestOutput`."""
+        """Yield the current progress, then each later event; the last one is the `RequestOutput`.
+
+        If the request has already ended, yield only its `RequestOutput`.
+        """
         queue: asyncio.Queue[StreamEvent] = asyncio.Queue()
         if self.output:
             yield self.output
@@ -133,7 +139,7 @@ class RequestHandle:
             self._subscribers.remove(queue)
 
     async def result(self) -> RequestOutput:
-        """Wait for the final result and return it."""
+        """Wait until the request has ended, and return its final result."""
         await self._finished.wait()
         assert self.output is not None
         return self.output

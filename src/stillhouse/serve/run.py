@@ -44,7 +44,10 @@ class Addresses:
 
 
 class _UvicornServer(uvicorn.Server):
-    """uvicorn without its signal handlers. `_drain_on_signal` keeps the sockets open until requests have finished."""
+    """uvicorn server without uvicorn's signal handlers, which stop the server while requests are unfinished.
+
+    `_drain_on_signal` handles the signals instead: it keeps the sockets open until the accepted requests have ended.
+    """
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -56,12 +59,12 @@ def run_server(
     cache: Path | None = None,
     on_started: Callable[[Addresses], None] = lambda addresses: None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then finish started requests and return. A second signal stops immediately.
+    """Serve until SIGTERM or SIGINT, then finish accepted requests and return. A second signal stops immediately.
 
     Args:
         settings: server settings.
         cache: directory of compiled networks; None disables the cache.
-        on_started: called when the sockets are open. Workers may still be loading their pipelines.
+        on_started: called with the server's addresses when the sockets are open. Workers may still load pipelines then.
 
     Raises:
         InvalidRequest: an address or data directory cannot be used.
@@ -94,7 +97,7 @@ async def _serve(
     if failures:
         raise failures[0]
     if not server.started:
-        raise StillhouseError("the server could not be started", fix="see its log")
+        raise StillhouseError("the server could not be started", fix="see the server's log for the reason")
 
 
 async def _start_grpc(
@@ -104,7 +107,10 @@ async def _start_grpc(
     on_started: Callable[[Addresses], None],
     fail: Callable[[StillhouseError], None],
 ) -> None:
-    """Start the gRPC server if the settings enable it, then report the addresses."""
+    """Start the gRPC server if the settings enable it, then call `on_started` with the addresses of both servers.
+
+    If the gRPC server cannot start, `fail` is called with the error instead.
+    """
     app.state.grpc = None
     settings, grpc_address = service.settings, None
     if settings.grpc_port is not None:
@@ -123,7 +129,10 @@ async def _stop_grpc(app: Litestar) -> None:
 
 
 async def _drain_on_signal(service: Service, server: _UvicornServer) -> None:
-    """Wait for a signal, drain the dispatcher and stop the server. A second signal skips draining."""
+    """Wait for SIGTERM or SIGINT, let accepted requests finish, and stop the server.
+
+    A second signal stops the server at once.
+    """
     signals = asyncio.Queue[int]()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -163,13 +172,19 @@ def _config(app: Litestar) -> uvicorn.Config:
 
 @contextlib.contextmanager
 def _listening_socket(host: str, port: int) -> Iterator[socket.socket]:
-    """Open a listening socket before the pipelines are loaded, so that a wrong address fails at once."""
+    """Yield a TCP socket that is bound to an address, and close it at the end of the `with` statement.
+
+    The socket is bound before pipelines are loaded, so that a wrong address is reported at once.
+
+    Raises:
+        InvalidRequest: the address cannot be used.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))
-        except (OSError, UnicodeError) as error:  # an invalid host name raises UnicodeError
+        except (OSError, UnicodeError) as error:  # UnicodeError is caught, because some invalid host names raise it
             fix = "choose another --port" if port and isinstance(error, OSError) else "choose another --host"
             reason = getattr(error, "strerror", None) or error
             raise InvalidRequest(f"{host}:{port} cannot be used as a listening address: {reason}", fix=fix) from error

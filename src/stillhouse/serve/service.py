@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 
 USAGE_SECONDS = 5.0
-"""Interval in seconds at which the usage of API keys is stored. A killed server loses at most this much usage."""
+"""Interval in seconds at which the usage of each API key is written to the database. A server that is killed loses at
+most the usage of one interval."""
 
 
 @dataclass(slots=True)
@@ -36,11 +37,11 @@ class Service:
     Args:
         settings: server settings.
         dispatcher: admission and scheduling of requests.
-        job_queue: background jobs.
-        connection: SQLite database; only used in the job queue's thread.
-        close_tracing: exports the remaining spans.
-        usage_task: task that stores the usage of API keys.
-        store_tasks: tasks that store images of disconnected clients.
+        job_queue: queue of background jobs, with the thread that uses the database.
+        connection: SQLite database; used only in the job queue's thread.
+        close_tracing: called when the service closes, to export the trace spans that are not yet exported.
+        usage_task: task that regularly stores the usage of API keys; None before `open`.
+        store_tasks: running tasks that store images of disconnected clients.
     """
 
     settings: ServerSettings
@@ -56,25 +57,26 @@ class Service:
 
         Args:
             token: token of the Authorization header without "Bearer"; None if absent.
-            address: address of the client, which identifies the client if no keys are required.
+            address: IP address of the client, which identifies the client if no API keys are required.
 
         Raises:
-            NotAllowed: a key is required and is missing or unknown.
+            NotAllowed: an API key is required, but is missing, unknown or revoked, or its tier is not served.
         """
         if not self.settings.keys:
             return make_anonymous_client(self.settings.tiers, address)
         if not token:
-            raise NotAllowed("a request without a key", allowed="Authorization: Bearer KEY", is_known=False)
+            allowed = "a request with the header Authorization: Bearer KEY"
+            raise NotAllowed("the request has no API key", allowed=allowed, is_known=False)
         key = await self.job_queue.run_in_store(find_key, self.connection, token)
         return make_client(key, self.settings.tiers)
 
     async def store_image(self, handle: RequestHandle, output: RequestOutput) -> str:
-        """Store an image for download by URL and return its random name.
+        """Store the image of a finished request for download by URL, and return the random name in the URL.
 
-        The name differs from the request id because request ids are logged.
+        The request id does not serve as name: it appears in logs, and whoever knows the name can download the image.
 
         Raises:
-            Refused: the image cannot be written.
+            Refused: the image cannot be written to the disk.
         """
         name = uuid4().hex
         with refuse_on_store_error():
@@ -82,23 +84,26 @@ class Service:
         return name
 
     def store_when_finished(self, handle: RequestHandle) -> None:
-        """Store the image of a disconnected client once it is finished.
+        """Start a task that stores the image of a disconnected client when it is finished, and return at once.
 
-        The image becomes the image of a completed job of the same key, with the request's id.
+        The image is stored as a completed job of the client's API key. The job's id is the request id.
         """
         task = asyncio.get_running_loop().create_task(self._store_when_finished(handle))
         self.store_tasks.add(task)
         task.add_done_callback(self.store_tasks.discard)
 
     def open(self) -> None:
-        """Start the workers and resume queued jobs."""
+        """Restore the stored usage of API keys, start the workers, and start dispatching queued jobs."""
         self.dispatcher.rate_limiter.restore(read_usage(self.connection))
         self.dispatcher.open()
         self.job_queue.open()
         self.usage_task = asyncio.get_running_loop().create_task(self._save_usage())
 
     async def close(self) -> None:
-        """Drain the dispatcher, store pending results and stop the workers."""
+        """Let accepted requests finish, store their results, stop the workers and close the database.
+
+        Requests that are unfinished after the setting `drain_timeout` fail.
+        """
         await self.dispatcher.drain(parse_duration(self.settings.drain_timeout))
         await asyncio.gather(*self.store_tasks, return_exceptions=True)
         if self.usage_task:
@@ -128,7 +133,9 @@ class Service:
 def make_service(
     settings: ServerSettings, cache: Path | None = None, on_broken: Callable[[str], None] | None = None
 ) -> Service:
-    """Return a service that is not yet open.
+    """Return a service that `Service.open` starts.
+
+    The database is opened, and created if it does not exist. Image files without a job are deleted.
 
     Args:
         settings: server settings.
@@ -155,7 +162,10 @@ def make_service(
 def _store_image(
     store: JobStore, job_id: str, handle: RequestHandle, output: RequestOutput, has_public_url: bool
 ) -> None:
-    """Add and finish a job in one call, so that the job queue never sees it as queued."""
+    """Store an image as a new, completed job.
+
+    The job is added and finished in one call of the store's thread, so that the job queue never dispatches it.
+    """
     request = handle.generation_request
     store.add(job_id, request.client.key, handle.job.tier.name, handle.request, request.format)
     store.finish(

@@ -16,24 +16,26 @@ EMBEDDED, STUDENT = "shapes", "shapes-3"
 
 @dataclass(frozen=True, slots=True)
 class TierSettings:
-    """Settings of one tier: its pipeline, defaults, latency target and rate limits.
+    """Settings of one tier: a model name of the APIs with a pipeline, defaults, a latency target and rate limits.
+
+    Rate limits count pixel-steps: pixels of an image times its network evaluations.
 
     Args:
         pipeline: name of an embedded model, or a pipeline directory.
-        weight: scheduling weight above 0, see `job.Tier`.
-        slo: latency target as a multiple of the isolated latency, at least 1.
-        max_lateness: admission limit as a multiple of the latency target. A request with a later predicted completion
-            is rejected. 1 admits only requests that can meet their target.
+        weight: scheduling weight, 0.001 to 1000. Images of a tier with a greater weight are given priority.
+        slo: latency target as a multiple of the isolated latency (latency without other requests), at least 1.
+        max_lateness: largest predicted latency of an accepted request, as a multiple of the latency target, at least 1.
+            A request with a larger prediction is rejected. 1 accepts only requests that can meet their target.
         steps: default number of sampler steps; None uses the pipeline's default.
         guidance: default guidance scale; None uses the pipeline's default.
         sampler: default sampler; None uses the pipeline's default.
         max_steps: largest allowed number of steps.
-        rate: pixel-steps per second of each key; None is unlimited.
-        burst: pixel-steps of each key at once; None is one minute of `rate`.
-        daily: pixel-steps of each key per UTC day; None is unlimited.
-        also: other tiers that keys of this tier may use.
-        degrade: tiers whose pipeline and defaults replace this tier's when a request would be rejected as too late, in
-            order of preference. The response names the tier used.
+        rate: pixel-steps per second that each API key may use on average; None is unlimited.
+        burst: pixel-steps that each API key may use at once after a pause; None is one minute of `rate`.
+        daily: pixel-steps that each API key may use per UTC day; None is unlimited.
+        also: other tiers that API keys of this tier may use.
+        degrade: tiers that take over a request which this tier would reject as too late, in order of preference. Their
+            pipeline and defaults replace this tier's. The response names the tier used.
     """
 
     pipeline: str
@@ -61,7 +63,10 @@ class TierSettings:
 
 
 def default_tiers() -> Mapping[str, TierSettings]:
-    """Return the default tiers: the embedded distilled model as "free", the embedded model as "pro"."""
+    """Return the default tiers by name.
+
+    "free" serves the embedded distilled model, "pro" the embedded model. API keys of "pro" may also use "free".
+    """
     return {
         "free": TierSettings(STUDENT),
         "pro": TierSettings(EMBEDDED, weight=2.0, also=("free",)),
@@ -73,27 +78,28 @@ class ServerSettings:
     """All settings of a server.
 
     Args:
-        tiers: tiers by name. The name is the model name of the APIs; the first tier is the default.
+        tiers: settings of each tier by name. Clients request a tier by this name as `model`; the first is the default.
         host: address to listen on.
         port: HTTP port; 0 selects a free port.
         grpc_port: gRPC port; 0 selects a free port, None disables gRPC.
         data: directory of the database and the images of jobs.
         keys: whether requests require an API key.
-        policy: scheduling policy, a name of `policy.POLICIES`.
-        max_queue: largest number of unfinished requests.
-        memory: memory budget of all loaded pipelines, for example "8GiB". The least recently used pipeline is unloaded
-            first.
+        policy: scheduling policy (order in which images get their steps), a name in `policy.POLICIES`.
+        max_queue: largest number of unfinished requests of a worker, running ones included.
+        memory: memory that a worker process with its loaded pipelines may use, for example "8GiB". Above it, the least
+            recently used pipeline is unloaded first.
         backend, precision, threads: as in `stillhouse.load`, for every pipeline.
         devices: GPUs as in CUDA_VISIBLE_DEVICES, one worker each. Empty starts one worker that sees all devices.
-        max_body: largest request body, for example "32MiB".
+        max_body: largest size of a request body, for example "32MiB".
         max_pixels: largest number of pixels of one image.
         max_images: largest number of images per request.
-        on_disconnect: whether the images of a disconnected client are cancelled, or finished and stored as jobs.
-        drain_timeout: time for started requests to finish after SIGTERM.
-        stall_timeout: time without messages after which a busy worker is restarted.
+        on_disconnect: what happens to unfinished images of a client that disconnects: "cancel" cancels them, "finish"
+            completes them and stores them as jobs.
+        drain_timeout: time that accepted requests get to finish after SIGTERM, for example "30s".
+        stall_timeout: time without messages after which a busy worker is restarted, for example "120s".
         keep: time for which finished jobs and their images are kept, for example "24h".
-        keep_bytes: total size of kept images, for example "1GiB".
-        tracing: whether spans are exported, see `tracing`.
+        keep_bytes: largest total size of kept images, for example "1GiB". The oldest jobs are deleted first.
+        tracing: whether OpenTelemetry spans of requests are exported.
     """
 
     tiers: Mapping[str, TierSettings] = field(default_factory=default_tiers)
@@ -121,14 +127,16 @@ class ServerSettings:
 
     def __post_init__(self) -> None:
         if not self.tiers:
-            raise InvalidRequest("a server without tiers", allowed="one tier or more", fix="try [tiers.free]")
+            fix = "add a section such as [tiers.free] to the settings"
+            raise InvalidRequest("the settings define no tier", allowed="one tier or more", fix=fix)
         for name, tier in self.tiers.items():
             if not name.isidentifier():
-                raise InvalidRequest(f"a tier named {name!r}", allowed="letters, digits and _, a letter first")
+                allowed = "letters, digits and _, with a letter at the beginning"
+                raise InvalidRequest(f"the tier name {name!r} is not an identifier", allowed=allowed)
             for other in (*tier.also, *tier.degrade):
                 check_choice("tier", other, self.tiers)
         if len(set(self.devices)) < len(self.devices):
-            raise InvalidRequest(f"devices {', '.join(self.devices)}", allowed="each once")
+            raise InvalidRequest(f"devices {', '.join(self.devices)} name a device twice", allowed="each device once")
         check_choice("policy", self.policy, POLICIES)
         check_integer("max_queue", self.max_queue, 1, 100_000)
         check_integer("max_pixels", self.max_pixels, 1, 8192 * 8192)
@@ -142,14 +150,12 @@ class ServerSettings:
 
     @property
     def default_tier(self) -> str:
-        """Return the tier of anonymous clients and of new keys."""
+        """Return the name of the first tier. Anonymous clients and new API keys get this tier."""
         return next(iter(self.tiers))
 
 
 def read_server_settings(path: Path) -> ServerSettings:
-    """Read settings from a TOML file.
-
-    Pipeline paths and `data` are relative to the file's directory.
+    """Return the server settings in a TOML file. Relative paths of pipelines and `data` start at the file's directory.
 
     Raises:
         InvalidRequest: the file is missing or not TOML, or a setting is unknown or out of range.
@@ -160,9 +166,12 @@ def read_server_settings(path: Path) -> ServerSettings:
 
 
 def replace_pipelines(settings: ServerSettings, pipelines: Mapping[str, str]) -> ServerSettings:
-    """Return settings with exactly these tiers: `pipelines` maps tier names to pipelines.
+    """Return a copy of server settings whose tiers are exactly the keys of `pipelines`.
 
-    Tiers of `settings` keep their other values. New tiers have default values.
+    Args:
+        settings: settings to copy. Tiers that remain keep their other values, except that `also` and `degrade` lose the
+            names of removed tiers. New tiers get default values.
+        pipelines: pipeline (name of an embedded model, or directory) of each tier, by tier name.
     """
     tiers = {
         name: replace(settings.tiers[name], pipeline=pipeline) if name in settings.tiers else TierSettings(pipeline)

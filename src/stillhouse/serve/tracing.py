@@ -1,7 +1,8 @@
 """OpenTelemetry spans of requests. Requires the extra `stillhouse[telemetry]`.
 
-Each request has one span with a child span per stage (queue, denoise, decode). The client's `traceparent` is the
-parent. The exporter is configured by the standard environment variables, for example OTEL_EXPORTER_OTLP_ENDPOINT.
+Each request has one span with three child spans: queue, denoise and decode. The client's `traceparent` header names the
+parent of the request's span. OpenTelemetry's environment variables, for example OTEL_EXPORTER_OTLP_ENDPOINT, configure
+the export.
 """
 
 from dataclasses import dataclass
@@ -26,18 +27,18 @@ class RequestTracer:
     """Exporter of request spans.
 
     Args:
-        provider: OpenTelemetry provider with a span processor.
+        provider: OpenTelemetry provider, whose span processor exports the spans.
     """
 
     provider: TracerProvider
 
     def record_request(self, handle: RequestHandle, output: RequestOutput, now: float) -> None:
-        """Export the spans of a finished request.
+        """Record the spans of a request that has ended, for export.
 
         Args:
             handle: the request.
-            output: its result.
-            now: time of completion, seconds since the epoch.
+            output: result of the request.
+            now: time at which the request ended, in seconds since the epoch.
         """
         tracer = self.provider.get_tracer("stillhouse", __version__)
         carrier = (
@@ -73,12 +74,15 @@ class RequestTracer:
         span.end(int(now * _NANOSECONDS))
 
     def close(self) -> None:
-        """Export the remaining spans and shut down."""
+        """Export the recorded spans that are not yet exported, and shut down the provider."""
         self.provider.shutdown()
 
 
 def make_tracer(processor: SpanProcessor | None = None) -> RequestTracer:
-    """Return a tracer that exports to `processor`, or over OTLP as the environment variables configure."""
+    """Return a tracer that passes spans to `processor`.
+
+    None exports the spans over OTLP, as OpenTelemetry's environment variables configure.
+    """
     provider = TracerProvider(resource=Resource.create({"service.name": "stillhouse"}))
     provider.add_span_processor(processor or BatchSpanProcessor(OTLPSpanExporter()))
     return RequestTracer(provider)

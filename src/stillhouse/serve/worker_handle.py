@@ -1,6 +1,6 @@
-"""The server's handle of one worker: its state, from the worker's events, and its requests.
+"""The server's handle of one worker process: the worker's state, as its events report it, and its unfinished requests.
 
-A request stays here until it has ended, so that no request is lost with a worker.
+A request stays in the handle until it has ended, so that no request is lost when the worker dies.
 """
 
 import logging
@@ -30,33 +30,33 @@ from stillhouse.serve.worker.supervisor import ProcessSupervisor, WorkerSupervis
 log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 2
-"""Most times that a request is sent to a worker. The number is limited, because the request may have killed the
-worker."""
+"""Largest number of times that a request is sent to a worker. A request is not repeated without end, because it may
+itself have killed the worker."""
 MAX_SHAPE_LABELS = 64
-"""Number of picture sizes that metrics distinguish."""
+"""Number of image sizes that metrics distinguish; further sizes are counted together as "other"."""
 DEFAULT_STARTUP_SECONDS = 10.0
-"""Expected seconds until a worker is ready, used until the first worker was ready."""
+"""Expected seconds from the start of a worker until it is ready, used until a start has been measured."""
 
 
 @dataclass(slots=True)
 class WorkerHandle:
-    """One worker. To be used in the server's event loop.
+    """One worker process and its unfinished requests. Not thread-safe: use from the server's event loop.
 
     Args:
-        config: the first message to the worker; a worker that replaces it also gets the latencies that were measured.
-        clock: seconds of the server.
-        metrics: counters of the server.
-        on_finished: called with every request that has ended.
-        on_broken: called with the error when the worker cannot open a pipeline.
+        config: the first message to the worker. A worker that replaces a dead one also gets the measured latencies.
+        clock: returns seconds of a monotonic clock; times below are on this clock.
+        metrics: Prometheus metrics of the server.
+        on_finished: called with the handle and the output of every request that has ended.
+        on_broken: called with the error message when the worker cannot open a pipeline.
         make_supervisor: makes the supervisor of the worker from its config, a callback for events and one for deaths.
-        pool: the requests that wait for steps.
-        cost_model: latencies of the worker; None before it was ready for the first time.
-        handles: requests that have not ended, those being decoded included, by id.
+        pool: the jobs of requests that still need denoising steps.
+        cost_model: latency model of the worker; None before it was ready for the first time.
+        handles: unfinished requests by id, including those whose image is being decoded.
         is_ready: whether the worker accepts requests.
         last_seen: time of the worker's last event.
         started: time of the worker's last start.
         startup_seconds: seconds from the last start until the worker was ready.
-        unavailable_since: time since which the worker has not been ready.
+        unavailable_since: time of the first start, or of the death that last ended the worker's readiness.
     """
 
     config: WorkerConfig
@@ -79,28 +79,30 @@ class WorkerHandle:
     _shapes: set[str] = field(default_factory=set)
 
     def open(self) -> None:
-        """Start the worker."""
+        """Start the worker process without waiting until it is ready."""
         self.last_seen = self.started = self.unavailable_since = self.clock()
         self.supervisor = self.make_supervisor(self.config, self._handle_event, self._handle_death)
         self.supervisor.start()
 
     def close(self) -> None:
-        """End the worker; it is not started again."""
+        """Kill the worker process and do not start another one."""
         self.is_ready = False
         self.supervisor.close()
 
     @property
     def pending_seconds(self) -> float:
-        """Predicted seconds until the worker has finished all its work."""
+        """Return the predicted seconds of work for all jobs in `pool`; 0 before the worker was ready once."""
         return sum(self.cost_model.device_seconds(job) for job in self.pool.jobs.values()) if self.cost_model else 0.0
 
     @property
     def ready_in(self) -> float:
-        """Expected seconds until the worker is ready, at least 1."""
+        """Return the expected seconds until the worker is ready, at least 1."""
         return max(1.0, self.started + self.startup_seconds - self.clock())
 
     def estimate(self, job: Job) -> CostModel:
-        """Set the predicted times of a job as if it were submitted now, and return the cost model used.
+        """Set the arrival time, isolated latency and scheduling tag of a job, as if it were submitted now.
+
+        The job is changed in place, but not added to `pool`. Returns the latency model used.
 
         Raises:
             Refused: the worker has not been ready yet.
@@ -112,13 +114,17 @@ class WorkerHandle:
         return cost
 
     def submit(self, handle: RequestHandle) -> None:
-        """Send a request to the worker."""
+        """Send a request to the worker and keep its handle until it ends. The worker must have been ready once."""
         if not self.handles:
-            self.last_seen = self.clock()  # an idle worker sends no events, so silence is counted from now
+            self.last_seen = self.clock()  # an idle worker sends no events, so its silence is counted only from now
         self._send(handle, self.clock())
 
     def cancel(self, handle: RequestHandle) -> None:
-        """Cancel a request. It ends when the worker confirms, within a step, or at once if the worker is not ready."""
+        """Cancel a request.
+
+        The request ends when the worker confirms the cancellation, after the current denoising step at the latest. If
+        the worker is not ready, the request ends at once.
+        """
         handle.is_cancelled = True
         if self.is_ready:
             self.supervisor.send(Cancel(handle.id))
@@ -126,17 +132,18 @@ class WorkerHandle:
             self.finish(handle, RequestOutput(handle.id, "cancelled"))
 
     def finish(self, handle: RequestHandle, output: RequestOutput) -> None:
-        """End a request: publish its output and remove it. Every request ends here, once."""
+        """End a request: remove its handle, publish its output and call `on_finished`. Call once per request."""
         del self.handles[handle.id]
         self.pool.remove(handle.id)
         handle.publish(output)
         self.on_finished(handle, output)
 
     def check_health(self, stall_timeout: float) -> None:
-        """Kill a worker that has requests and is silent; fail the requests of a worker that does not become ready.
+        """Kill the worker if it has requests but sends no events. Fail its requests if it does not become ready again.
 
         Args:
-            stall_timeout: seconds of silence, and seconds until a worker must be ready again.
+            stall_timeout: seconds without an event after which the worker is killed, and seconds without being ready
+                after which its requests fail.
         """
         if self.is_ready and self.handles and self.clock() - self.last_seen > stall_timeout:
             log.error("worker stalled", extra={"seconds": stall_timeout})
@@ -196,7 +203,10 @@ class WorkerHandle:
                 self.finish(handle, RequestOutput(handle.id, "failed", error=error, error_type="WorkerDied"))
 
     def _handle_ready(self, event: Ready) -> None:
-        """Send all unfinished requests to the worker; a request that is sent twice gives the same picture."""
+        """Mark the worker as ready and send it all unfinished requests, each to be run from its first step.
+
+        A request that is sent twice gives the same image.
+        """
         self.supervisor.mark_ready()
         self.supervisor.config = msgspec.structs.replace(self.config, curves=event.curves)
         self.startup_seconds = max(0.1, self.clock() - self.started)
@@ -224,7 +234,10 @@ class WorkerHandle:
         self.metrics.rows.labels(shape).observe(stats.rows)
 
     def _shape_label(self, batch_key: BatchKey) -> str:
-        """Return the label of a picture size in metrics; labels are limited, because clients choose sizes."""
+        """Return the label of an image size in metrics: `WIDTHxHEIGHT`, or "other" if there are too many sizes.
+
+        The number of labels is limited, because clients choose the sizes.
+        """
         shape = f"{batch_key.width}x{batch_key.height}"
         if len(self._shapes) < MAX_SHAPE_LABELS:
             self._shapes.add(shape)

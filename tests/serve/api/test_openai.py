@@ -197,8 +197,8 @@ def test_tiers_are_the_models(client: OpenAI) -> None:
         ({"extra_body": {"steps": 1.5}}, "int"),
         ({"extra_body": {"sampler": "dim"}}, "did you mean 'ddim'"),
         ({"extra_body": {"unknown": 1}}, "unknown"),
-        ({"extra_body": {"strength": 0.5}}, "strength without an image"),
-        ({"partial_images": 1}, "partial_images without stream"),
+        ({"extra_body": {"strength": 0.5}}, "strength is set without an image"),
+        ({"partial_images": 1}, "partial_images is set without stream"),
     ],
 )
 def test_unsupported_fields_are_refused(client: OpenAI, fields: dict[str, Any], message: str) -> None:

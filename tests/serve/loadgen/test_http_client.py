@@ -108,5 +108,5 @@ def test_unknown_host_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
         raise socket.gaierror(-2, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    with pytest.raises(StillhouseError, match=r"nowhere\.example: Name or service not known"):
+    with pytest.raises(StillhouseError, match=r"nowhere\.example cannot be resolved: Name or service not known"):
         resolve_endpoint("http://nowhere.example")

@@ -92,7 +92,7 @@ def test_server_without_the_protocol_is_an_error() -> None:
         opened("kserve", (request_class(),), {})
     with pytest.raises(InvalidRequest, match="/v2/models/shapes with 404"):
         opened("kserve", (request_class(),), {"/v2": {}})
-    with pytest.raises(StillhouseError, match="without JSON"):
+    with pytest.raises(StillhouseError, match="not with a JSON object"):
         opened("kserve", (request_class(),), {"/v2": ["a list"]})
-    with pytest.raises(StillhouseError, match="has no input metadata"):
+    with pytest.raises(StillhouseError, match="the metadata of model 'shapes' has no valid inputs"):
         opened("kserve", (request_class(),), {"/v2": {}, "/v2/models/shapes": {"name": "shapes"}})

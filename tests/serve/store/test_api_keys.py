@@ -34,7 +34,7 @@ def test_only_the_exact_token_is_accepted(connection: Connection) -> None:
     shown = add_key(connection, "pro")
     assert find_key(connection, shown).tier == "pro"
     for wrong in ("", "x", shown[:-1], shown + "x", shown.replace("still", "sk"), shown.rpartition("-")[0], "still--"):
-        with pytest.raises(NotAllowed, match="unknown API key"):
+        with pytest.raises(NotAllowed, match="the API key is unknown or revoked"):
             find_key(connection, wrong)
 
 
@@ -82,7 +82,7 @@ def test_database_of_another_version_is_refused(tmp_path: Path) -> None:
     connection = connect(tmp_path)
     connection.execute("pragma user_version = 99")
     connection.close()
-    with pytest.raises(InvalidRequest, match="version 99; allowed: version 2"):
+    with pytest.raises(InvalidRequest, match="schema version 99; allowed: schema version 2"):
         connect(tmp_path)
 
 

@@ -32,7 +32,7 @@ TOO_LATE = {"error": {"message": "a picture would be late", "type": "invalid_req
             "Try again",
         ),
         (503, {}, {"error": {"message": "it died", "code": "WorkerDied"}}, "The worker died", "Try again"),
-        (401, {}, {"error": {"message": "a request without a key"}}, "does not accept yours", "Enter a key"),
+        (401, {}, {"error": {"message": "the request has no API key"}}, "does not accept yours", "Enter a key"),
         (500, {}, {"error": {"message": "an error of the server"}}, "An error of the server.", "Try again"),
         (502, {}, "<html>bad gateway</html>", "Bad Gateway", "Try again"),
     ],
@@ -86,7 +86,7 @@ def test_key_is_requested_kept_in_the_tab_and_sent(browser: Any, tmp_path: Path)
         expect(dialog).to_be_visible()
         page.get_by_label("Key", exact=True).last.fill("still-nobody-nothing")
         page.get_by_role("button", name="Use this key").click()
-        expect(dialog).to_contain_text("unknown API key")
+        expect(dialog).to_contain_text("the API key is unknown")
         page.get_by_label("Key", exact=True).last.fill(key)
         page.keyboard.press("Enter")
         wait_for_models(page)

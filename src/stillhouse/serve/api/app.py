@@ -21,11 +21,11 @@ log = logging.getLogger(__name__)
 
 
 def make_app(service: Service, extra_handlers: Sequence[Any] = ()) -> Litestar:
-    """Return the application of a service. Its startup opens the service and its shutdown closes it.
+    """Return the HTTP application that serves a service. Its startup opens the service and its shutdown closes it.
 
     Args:
         service: service that is not yet open.
-        extra_handlers: route handlers of further APIs.
+        extra_handlers: Litestar route handlers of further APIs.
     """
 
     async def open_service(app: Litestar) -> None:
@@ -77,15 +77,13 @@ def make_app(service: Service, extra_handlers: Sequence[Any] = ()) -> Litestar:
 
 
 def _client_disconnected(request: ApiRequest, error: ClientDisconnected) -> Response[None]:
-    """Return an empty response; the framework needs one, although the client is gone."""
+    """Return an empty response with status 499. Litestar needs a response, although the client has disconnected."""
     return Response(None, status_code=CLIENT_CLOSED_REQUEST)
 
 
 def _too_deep(request: ApiRequest, error: RecursionError) -> Response[Any]:
-    """Return 400: only the parser recurses over a request, so the body was nested too deeply."""
-    return error_response(
-        request, InvalidRequest("a body that is nested too deeply", allowed="an object of plain values")
-    )
+    """Return a response with status 400, because only a body that is nested too deeply causes a RecursionError."""
+    return error_response(request, InvalidRequest("the body is nested too deeply", allowed="an object of plain values"))
 
 
 def _unexpected(request: ApiRequest, error: Exception) -> Response[Any]:

@@ -31,7 +31,7 @@ async def get_metrics(request: ApiRequest) -> Response[bytes]:
 
 @get("/v1/state", tags=["Health"], summary="Server state")
 async def get_state(request: ApiRequest) -> dict[str, Any]:
-    """Return the unfinished requests with their progress, and the pending work of each worker."""
+    """Return the unfinished requests with their progress, and the predicted seconds of work of each worker."""
     await authenticate_request(request)
     dispatcher = get_service(request).dispatcher
     requests = [

@@ -30,36 +30,36 @@ STATUS_BY_REASON = {
     **dict.fromkeys(("queue", "starting", "draining", "jobs", "storage"), 503),
     **dict.fromkeys(("deadline", "rate", "quota"), 429),
 }
-"""HTTP status by the reason of a rejection."""
+"""HTTP status of a rejected request by the reason of the rejection, see `Refused.reason`."""
 MAX_JSON_BODY = 1 << 20
-"""Largest body in bytes of a request without images. Parsing a larger one would block the event loop."""
+"""Largest body in bytes of a request without images. Parsing a larger body would block the event loop too long."""
 STATUS_BY_ERROR_TYPE = {"InvalidRequest": 400, "WorkerDied": 503, "ServerShutdown": 503}
-"""HTTP status by the error type of a failed request; 500 for all others."""
+"""HTTP status of an accepted request that failed, by `RequestOutput.error_type`; 500 for all other types."""
 MAX_RANDOM_SEED = 2**32 - 1
 """Largest random seed: short enough to type, and exact in programs that store numbers as doubles."""
 KEEP_ALIVE = ServerSentEventMessage(comment="keep-alive", data=None, sep="\n")
-"""Comment that keeps proxies from closing an idle event stream."""
+"""Comment in a stream of server-sent events that keeps proxies from closing the stream while no event is sent."""
 KEEP_ALIVE_SECONDS = 15.0
-"""Interval in seconds between keep-alive comments."""
+"""Seconds without an event after which a stream of server-sent events contains a keep-alive comment."""
 CLIENT_CLOSED_REQUEST = 499
-"""Non-standard status of nginx for a client that disconnected before the response."""
+"""HTTP status for a client that disconnected before the response; nginx uses this non-standard number."""
 
 
 class ClientDisconnected(Exception):
-    """The client disconnected before the response."""
+    """Error raised when the client disconnects before the response is sent."""
 
 
 def get_service(request: ApiRequest) -> Service:
-    """Return the service of the application."""
+    """Return the service behind the application that received a request."""
     service: Service = request.app.state.service
     return service
 
 
 async def authenticate_request(request: ApiRequest) -> Client:
-    """Return the client of a request from its Authorization header.
+    """Return the client that sent a request, identified by the Authorization header or else by the address.
 
     Raises:
-        NotAllowed: a key is required and is missing or unknown.
+        NotAllowed: an API key is required, but is missing, unknown or revoked.
     """
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     address = request.client.host if request.client else ""
@@ -67,10 +67,10 @@ async def authenticate_request(request: ApiRequest) -> Client:
 
 
 async def cancel_on_disconnect(request: ApiRequest, awaitable: Awaitable[T]) -> T:
-    """Await a result while the client is connected.
+    """Wait for an awaitable and return its result. If the client disconnects first, the awaitable is cancelled.
 
     Raises:
-        ClientDisconnected: the client disconnected first.
+        ClientDisconnected: the client disconnected before the result.
     """
     result = asyncio.ensure_future(awaitable)
     disconnect = asyncio.ensure_future(_wait_for_disconnect(request))
@@ -85,9 +85,10 @@ async def cancel_on_disconnect(request: ApiRequest, awaitable: Awaitable[T]) -> 
 
 
 async def wait_for_outputs(request: ApiRequest, handles: Sequence[RequestHandle]) -> list[RequestOutput]:
-    """Wait for the results of all requests.
+    """Wait until all requests have ended, and return their outputs in the order of `handles`.
 
-    If one fails, the others are cancelled. If the client disconnects, the setting `on_disconnect` applies.
+    If a request fails, the others are cancelled. If the client disconnects, the setting `on_disconnect` decides whether
+    the requests are cancelled, or finished and stored.
 
     Raises:
         ClientDisconnected: the client disconnected.
@@ -115,7 +116,10 @@ async def wait_for_outputs(request: ApiRequest, handles: Sequence[RequestHandle]
 
 
 def handle_disconnect(service: Service, handles: Sequence[RequestHandle]) -> None:
-    """Cancel the requests of a disconnected client or store their images when finished, as `on_disconnect` is set."""
+    """Apply the setting `on_disconnect` to the requests of a disconnected client.
+
+    "cancel" cancels the requests. "finish" starts tasks that store their images once they are finished.
+    """
     for handle in handles:
         if service.settings.on_disconnect == "cancel":
             service.dispatcher.cancel(handle.id, "disconnect")
@@ -124,13 +128,13 @@ def handle_disconnect(service: Service, handles: Sequence[RequestHandle]) -> Non
 
 
 class NotFound(InvalidRequest):
-    """A resource that does not exist or is not available.
+    """Error for a resource that does not exist or is not available.
 
     Args:
-        problem: what was requested.
-        allowed: what is allowed instead.
-        fix: what to do.
-        status: HTTP status.
+        problem: what was requested, and why it is not available.
+        allowed: what can be requested instead.
+        fix: what the client can do.
+        status: HTTP status of the response.
     """
 
     def __init__(self, problem: str, *, allowed: str | None = None, fix: str | None = None, status: int = 404) -> None:
@@ -139,12 +143,12 @@ class NotFound(InvalidRequest):
 
 
 class RequestFailed(StillhouseError):
-    """An accepted request that ended without an image.
+    """Error for an accepted request that ended without an image.
 
     Attributes:
         id: request id.
-        status: HTTP status.
-        error_type: name of the error, or the finish reason.
+        status: HTTP status of the response.
+        error_type: class name of the error; "expired" or "cancelled" if the request ended without an error.
     """
 
     def __init__(self, output: RequestOutput, handle: RequestHandle) -> None:
@@ -160,13 +164,18 @@ class RequestFailed(StillhouseError):
 
 
 def raise_for_failure(output: RequestOutput, handle: RequestHandle) -> None:
-    """Raise RequestFailed unless the request finished."""
+    """Raise RequestFailed unless the request ended with an image."""
     if output.finish_reason != "finished":
         raise RequestFailed(output, handle)
 
 
 def response_headers(handles: Sequence[RequestHandle], outputs: Sequence[RequestOutput]) -> dict[str, str]:
-    """Return headers with the seeds of all images, and with times in milliseconds of the slowest image."""
+    """Return the HTTP headers that describe the images of a response.
+
+    The headers hold the seeds and request ids of all images, the longest times in the queue and in denoising in
+    milliseconds, and the mean number of other images in the same batches. Further headers say whether a request was
+    moved to another tier and whether a prompt was truncated.
+    """
     headers = {
         "x-seed": ",".join(str(handle.request.seed) for handle in handles),
         "x-queue-ms": f"{1000 * max(output.queue_seconds for output in outputs):.1f}",
@@ -182,31 +191,36 @@ def response_headers(handles: Sequence[RequestHandle], outputs: Sequence[Request
 
 
 def degraded_header(handles: Sequence[RequestHandle]) -> dict[str, str]:
-    """Return the header `x-degraded-to` with the effective tiers of degraded requests; empty if there are none."""
+    """Return the header `x-degraded-to` with the tiers that replaced the requested tier in order to finish in time.
+
+    Return no header if no request was moved to another tier.
+    """
     names = {handle.degraded_to for handle in handles if handle.degraded_to}
     return {"x-degraded-to": ",".join(sorted(names))} if names else {}
 
 
 async def decode_image(request: ApiRequest, content: bytes) -> Picture:
-    """Decode an uploaded image in a thread.
+    """Decode an uploaded image file in a thread, and return its pixels.
 
     Raises:
-        InvalidRequest: it is not an image, or has too many pixels.
+        InvalidRequest: the content is not an image, or has more pixels than the setting `max_pixels`.
     """
     return await asyncio.to_thread(read_picture, BytesIO(content), get_service(request).settings.max_pixels)
 
 
 async def decode_mask(request: ApiRequest, content: bytes) -> NDArray[np.uint8]:
-    """Decode an uploaded mask in a thread. Transparent pixels are repainted; without transparency, bright pixels are.
+    """Decode an uploaded mask file in a thread, and return it as [height, width], in which 255 means to repaint.
+
+    Transparent pixels of the file are to be repainted; in a file without transparency, the bright pixels are.
 
     Raises:
-        InvalidRequest: it is not an image, or has too many pixels.
+        InvalidRequest: the content is not an image, or has more pixels than the setting `max_pixels`.
     """
     return await asyncio.to_thread(read_alpha_mask, BytesIO(content), get_service(request).settings.max_pixels)
 
 
 def make_event(name: str, fields: Mapping[str, Any]) -> ServerSentEventMessage:
-    r"""Return a server-sent event with JSON data.
+    r"""Return a server-sent event with a name and with data: `fields` as JSON.
 
     >>> make_event("done", {}).encode()
     b'event: done\ndata: {}\n\n'
@@ -217,12 +231,12 @@ def make_event(name: str, fields: Mapping[str, Any]) -> ServerSentEventMessage:
 def stream_response(
     events: AsyncIterator[ServerSentEventMessage], headers: Mapping[str, str] | None = None
 ) -> ServerSentEvent:
-    """Return an uncached response that streams server-sent events."""
+    """Return a response that streams server-sent events and that must not be cached. `headers` are added to its own."""
     return ServerSentEvent(events, headers={"Cache-Control": "no-store", **(headers or {})})
 
 
 def random_seed() -> int:
-    """Return a random seed for a request without one.
+    """Return a random seed for a request that has no seed.
 
     >>> 0 <= random_seed() <= MAX_RANDOM_SEED
     True
@@ -231,7 +245,7 @@ def random_seed() -> int:
 
 
 def http_status(error: Exception) -> int:
-    """Return the HTTP status of an error."""
+    """Return the HTTP status with which an error is answered; 500 for unexpected errors."""
     if isinstance(error, RequestFailed):
         return error.status
     if isinstance(error, Refused):
@@ -244,7 +258,10 @@ def http_status(error: Exception) -> int:
 
 
 def error_response(request: ApiRequest, error: Exception) -> Response[Any]:
-    """Return the response for an error, in OpenAI's format or, below `/v2`, in KServe's."""
+    """Return the JSON response for an error: in KServe's format for paths below `/v2`, else in OpenAI's.
+
+    The messages of unexpected errors are not sent.
+    """
     status = http_status(error)
     message = error.detail if isinstance(error, HTTPException) else str(error)
     if status == 500 and not isinstance(error, StillhouseError):

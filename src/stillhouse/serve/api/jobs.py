@@ -39,20 +39,21 @@ MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", "
 
 
 class JobRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """An image to generate in the background. Fields that are left out take the defaults of the model's tier.
+    """An image to generate in the background. Fields that are left out take the defaults of the model.
 
     Args:
         prompt: text that describes the image.
-        model: tier that generates the image; left out, the tier of the key.
+        model: name of the model; if left out, the default model of the API key.
         negative_prompt: text that guidance leads away from.
-        seed: of the noise; left out, a random one.
-        steps: steps of the sampler.
+        seed: seed of the noise; random if left out.
+        steps: number of sampler steps.
         guidance: scale of classifier-free guidance.
         sampler: name of the sampler.
-        width, height: of the image, in pixels.
+        width, height: size of the image in pixels.
         strength: share of the steps that an edit runs, above 0 and up to 1.
         image: file of the image to edit, in base64.
-        mask: file in base64. Its transparent pixels are repainted; without transparency, its bright ones.
+        mask: image file in base64 that marks what is repainted: its transparent pixels, or its bright pixels if the
+            file has no transparency.
         format: file format of the image.
     """
 
@@ -77,7 +78,10 @@ async def create_job(
     data: JSONBody[JobRequest],
     idempotency_key: Annotated[str | None, HeaderParameter(name="Idempotency-Key", max_length=200)] = None,
 ) -> Response[Any]:
-    """Store a job and return it. A request with a known Idempotency-Key returns the existing job."""
+    """Store a job, which generates an image in the background, and return the job.
+
+    A request that repeats the Idempotency-Key of an earlier one returns the job of the earlier request.
+    """
     client = await authenticate_request(request)
     image = None if data.image is None else await decode_image(request, await _decode_base64(data.image, "image"))
     mask = None if data.mask is None else await decode_mask(request, await _decode_base64(data.mask, "mask"))
@@ -110,9 +114,9 @@ async def list_jobs(
     limit: Annotated[int, QueryParameter(ge=1, le=1000)] = 100,
     before: Annotated[float | None, QueryParameter()] = None,
 ) -> dict[str, Any]:
-    """Return the latest jobs of the key, newest first.
+    """Return the latest jobs of the API key, newest first; for an admin key, the jobs of all keys.
 
-    `before` is the `created` of the last job of the previous page.
+    To get the next page, set `before` to the `created` time of the last job of this page.
     """
     client = await authenticate_request(request)
     job_queue = get_service(request).job_queue
@@ -123,7 +127,7 @@ async def list_jobs(
 
 @get("/v1/jobs/{job_id:str}", tags=["Jobs"], summary="Get a job")
 async def get_job(request: ApiRequest, job_id: FromPath[str]) -> dict[str, Any]:
-    """Return a job."""
+    """Return a job with its state, its request and, once it has ended, its result."""
     return _job_body(request, await _find_own_record(request, job_id))
 
 
@@ -142,7 +146,10 @@ async def get_job_image(request: ApiRequest, job_id: FromPath[str]) -> Response[
 
 @get("/v1/images/{job_id:str}", tags=["OpenAI"], summary="Download an image by URL", media_type="image/png")
 async def get_image(request: ApiRequest, job_id: FromPath[str]) -> Response[bytes]:
-    """Return an image that was requested with `response_format: url`. No key is required: the name is random."""
+    """Return an image that was requested with `response_format: url`.
+
+    No API key is required, because the random name in the URL is known only to the client.
+    """
     record = await _find_record(request, job_id)
     if not record.result.get(HAS_PUBLIC_URL):
         raise _job_not_found(job_id)
@@ -151,7 +158,7 @@ async def get_image(request: ApiRequest, job_id: FromPath[str]) -> Response[byte
 
 @delete("/v1/jobs/{job_id:str}", status_code=200, tags=["Jobs"], summary="Cancel a job")
 async def cancel_job(request: ApiRequest, job_id: FromPath[str]) -> dict[str, Any]:
-    """Cancel a job and return it. A job that has ended is not changed."""
+    """Cancel a job and return it in its new state. A job that has already ended is not changed."""
     await _find_own_record(request, job_id)
     job_queue = get_service(request).job_queue
     await job_queue.cancel(job_id)
@@ -243,4 +250,4 @@ async def _decode_base64(text: str, name: str) -> bytes:
     try:
         return await asyncio.to_thread(base64.b64decode, text, validate=True)
     except (binascii.Error, ValueError):
-        raise InvalidRequest(f"{name} is not base64", allowed="a file in base64") from None
+        raise InvalidRequest(f"the field {name} is not valid base64", allowed="a file in base64") from None

@@ -52,9 +52,9 @@ from stillhouse.serve.engine.output import PreviewImage, RequestOutput
 from stillhouse.serve.request_handle import GenerationRequest, RequestHandle, StreamEvent
 
 OutputFormat = Literal["png", "jpeg", "webp"]
-"""Image formats of the protocol."""
+"""Image file formats that OpenAI's API offers."""
 ResponseFormat = Literal["b64_json", "url"]
-"""Ways to return an image."""
+"""Ways to return an image: in base64 as part of the response, or as the URL of a stored file."""
 MAX_PREVIEWS = 3
 _FILE_DESCRIPTIONS: Mapping[str, str] = MappingProxyType(
     {
@@ -63,30 +63,30 @@ _FILE_DESCRIPTIONS: Mapping[str, str] = MappingProxyType(
     }
 )
 _LARGE_BYTES = 1 << 18
-"""Number of bytes of an image from which base64 encoding runs in a thread, so that the event loop is not blocked."""
+"""Size in bytes from which an image is encoded to base64 in a thread, so that the event loop is not blocked."""
 
 
 class ImageGenerationRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """A request for images. Fields that are left out take the defaults of the model's tier.
+    """A request for images. Fields that are left out take the defaults of the model.
 
     Args:
         prompt: text that describes the image.
-        model: tier that generates the image; left out, the tier of the key.
+        model: name of the model; if left out, the default model of the API key.
         n: number of images.
-        size: `WIDTHxHEIGHT` in pixels, or `auto`.
+        size: `WIDTHxHEIGHT` in pixels, or `auto`, which has the same effect as no size.
         response_format: base64 in the response, or the URL of an image that the server stores.
-        output_format: file format of the images; left out, png.
-        quality, style, background, moderation: of OpenAI's API; only these neutral values are accepted.
-        user: of OpenAI's API; ignored.
+        output_format: file format of the images; png if left out.
+        quality, style, background, moderation: option of OpenAI's API; only values without an effect are accepted.
+        user: field of OpenAI's API, which is ignored.
         stream: whether the images are sent as server-sent events, with previews.
         partial_images: number of previews of each image, 0 to 3; needs `stream`.
         negative_prompt: text that guidance leads away from.
-        seed: of the noise of the first image; further ones take the numbers that follow. Left out, a random one.
-        steps: steps of the sampler.
+        seed: seed of the noise of the first image; each further image adds 1. Random if left out.
+        steps: number of sampler steps.
         guidance: scale of classifier-free guidance.
         sampler: name of the sampler.
         strength: share of the steps that an edit runs, above 0 and up to 1.
-        queue_timeout: seconds; an image whose generation has not started by then expires.
+        queue_timeout: seconds after which an image whose generation has not started expires.
     """
 
     prompt: str
@@ -125,7 +125,7 @@ async def create_images(request: ApiRequest, data: JSONBody[ImageGenerationReque
 
 @dataclass
 class EditOperation(Operation):
-    """OpenAPI operation with a multipart form, which no Python type describes."""
+    """OpenAPI description of the route for edits. Its multipart form is not described by any Python type."""
 
     def __post_init__(self) -> None:
         texts = ("prompt", "model", "size", "negative_prompt", "sampler")
@@ -157,19 +157,22 @@ async def edit_images(request: ApiRequest) -> Response[Any]:
         field = name.removesuffix("[]")
         if isinstance(value, UploadFile):
             if field in files:
-                raise InvalidRequest(f"there are several files named {field!r}", allowed="one image and one mask")
+                raise InvalidRequest(
+                    f"the form has several files named {field!r}", allowed="one image, and one mask or none"
+                )
             files[field] = value
         else:
             fields[field] = str(value)
     for name in files:
         if name not in ("image", "mask"):
-            raise InvalidRequest(f"there is a file named {name!r}", allowed="image, mask")
+            raise InvalidRequest(f"the form has an unknown file {name!r}", allowed="files named image and mask")
     if "image" not in files:
-        raise InvalidRequest("the edit has no image", allowed="a file named 'image'", fix="or use generations")
+        fix = "to generate without an image, use /v1/images/generations"
+        raise InvalidRequest("the form has no image to edit", allowed="a file named 'image'", fix=fix)
     try:
         data = msgspec.convert(fields, ImageGenerationRequest, strict=False)
     except msgspec.ValidationError as error:
-        raise InvalidRequest(f"the form: {error}") from None
+        raise InvalidRequest(f"a field of the form is not valid: {error}") from None
     image = await decode_image(request, await files["image"].read())
     mask = await decode_mask(request, await files["mask"].read()) if "mask" in files else None
     if size := _parse_size(data.size):
@@ -181,14 +184,14 @@ async def edit_images(request: ApiRequest) -> Response[Any]:
 
 @get("/v1/models", tags=["OpenAI"], summary="List models")
 async def list_models(request: ApiRequest) -> dict[str, Any]:
-    """Return the tiers that the client may use."""
+    """Return the models that the client may use."""
     client = await authenticate_request(request)
     return {"object": "list", "data": [_model_body(request, name) for name in _allowed_tiers(request, client)]}
 
 
 @get("/v1/models/{name:str}", tags=["OpenAI"], summary="Get a model")
 async def get_model(request: ApiRequest, name: FromPath[str]) -> dict[str, Any]:
-    """Return a tier with its defaults."""
+    """Return a model with its default steps, guidance, sampler and size."""
     client = await authenticate_request(request)
     if name not in _allowed_tiers(request, client):
         raise NotFound(f"there is no model {name!r}", allowed=", ".join(_allowed_tiers(request, client)))
@@ -260,11 +263,12 @@ def _make_requests(
     previews = data.partial_images or 0
     check_integer("partial_images", previews, 0, MAX_PREVIEWS)
     if previews and not data.stream:
-        raise InvalidRequest("partial_images without stream", allowed="both, or neither", fix="set stream to true")
+        allowed = "both partial_images and stream, or neither"
+        raise InvalidRequest("partial_images is set without stream", allowed=allowed, fix="set stream to true")
     if data.stream and data.response_format == "url":
-        raise InvalidRequest("response_format is 'url' for a stream", allowed="b64_json")
+        raise InvalidRequest("response_format is 'url', but streams contain no URLs", allowed="b64_json")
     if "image" not in arrays and data.strength is not None:
-        raise InvalidRequest("strength without an image", allowed="strength for edits")
+        raise InvalidRequest("strength is set without an image", allowed="strength for edits of an image")
     width, height = _parse_size(data.size) or (None, None)
     first = random_seed() if data.seed is None else data.seed
     image_format: Format = data.output_format or "png"
@@ -296,7 +300,10 @@ def _make_requests(
 async def _stream(
     request: ApiRequest, handles: Sequence[RequestHandle], name: str, image_format: OutputFormat
 ) -> AsyncIterator[ServerSentEventMessage]:
-    """Yield a server-sent event for every preview and every finished image as soon as it exists."""
+    """Yield a server-sent event for every preview and every finished image as soon as it exists.
+
+    If a request fails, an event with the error is yielded and the unfinished requests are cancelled.
+    """
     events: asyncio.Queue[tuple[RequestHandle, StreamEvent]] = asyncio.Queue()
     tasks = [asyncio.ensure_future(_forward_events(handle, events)) for handle in handles]
     pending = {handle.id: handle for handle in handles}
@@ -356,14 +363,21 @@ def _image_fields(handle: RequestHandle, image_format: str) -> dict[str, Any]:
 
 
 def _usage(handles: Sequence[RequestHandle]) -> dict[str, Any]:
-    """Return the token usage of the protocol. Output tokens are pixel-steps, because there are no image tokens."""
+    """Return the field `usage` of OpenAI's responses.
+
+    It counts pixels times network evaluations as output tokens, because diffusion models have no image tokens.
+    """
     total = sum(handle.job.batch_key.pixels * len(handle.job.step_plan.rows) for handle in handles)
     input_details = {"image_tokens": 0, "text_tokens": 0}
     return {"input_tokens": 0, "input_tokens_details": input_details, "output_tokens": total, "total_tokens": total}
 
 
 def _parse_size(text: str | None) -> tuple[int, int] | None:
-    """Parse `WIDTHxHEIGHT`; return None for None and "auto"."""
+    """Return the width and height in a text `WIDTHxHEIGHT`; None if the text is "auto" or None.
+
+    Raises:
+        InvalidRequest: the text does not have this form.
+    """
     if text is None or text == "auto":
         return None
     width, _, height = text.partition("x")

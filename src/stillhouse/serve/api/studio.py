@@ -1,6 +1,7 @@
 """The studio: the web page at `/`, the API documentation at `/docs` and acceleration reports.
 
-All files are read once, at import. A path in a request is only a key, so it cannot reach other files.
+All files are read once, at import. A path in a request is only looked up among these files, so that it cannot reach
+others.
 """
 
 import asyncio
@@ -27,10 +28,10 @@ from stillhouse.shapes.caption import random_captions
 
 FILES = Path(__file__).parents[1] / "studio"
 ASSET_MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-"""Media types of served files by suffix; other files are not served."""
+"""Media types of the studio's files by file name suffix; files with other suffixes are not served."""
 REPORT = "report.html"
 EXAMPLES = 24
-"""Number of example prompts for the embedded models."""
+"""Number of example prompts that the page offers for each embedded model."""
 
 _SELF = "base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
 PAGE_POLICY = f"default-src 'self'; img-src 'self' blob: data:; object-src 'none'; {_SELF}"
@@ -41,18 +42,18 @@ FRAME_POLICY = (
 )
 """Content-Security-Policy of the page that shows a report: inline styles are allowed, the report's scripts are not."""
 REPORT_POLICY = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox; {_SELF}"
-"""Content-Security-Policy of a report."""
+"""Content-Security-Policy of an acceleration report: no scripts, no requests, only inline styles and images."""
 _COMMON_HEADERS = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer", "cache-control": "no-cache"}
 
 
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """A static file.
+    """A static file as served over HTTP.
 
     Args:
-        content: content of the file.
-        media_type: media type.
-        policy: Content-Security-Policy.
+        content: bytes of the file.
+        media_type: value of the header Content-Type.
+        policy: value of the header Content-Security-Policy.
     """
 
     content: bytes
@@ -71,7 +72,7 @@ class Asset:
 
 
 def read_assets(directory: Path) -> Mapping[str, Asset]:
-    """Read all files of `directory` that have a known media type, by name."""
+    """Read the files of a directory whose suffix is in `ASSET_MEDIA_TYPES`, and return them by file name."""
     return {
         path.name: Asset(
             path.read_bytes(), ASSET_MEDIA_TYPES[path.suffix], FRAME_POLICY if path.name == REPORT else PAGE_POLICY
@@ -86,13 +87,13 @@ ASSETS = read_assets(FILES)
 
 @get("/", include_in_schema=False)
 async def get_page(request: ApiRequest) -> Response[bytes]:
-    """Return the studio's page."""
+    """Return the HTML page of the studio."""
     return _asset_response(request, ASSETS["index.html"])
 
 
 @get("/studio/{name:str}", include_in_schema=False)
 async def get_asset(request: ApiRequest, name: FromPath[str]) -> Response[bytes]:
-    """Return a file of the studio."""
+    """Return a file of the studio, such as a script or a style sheet, by its name."""
     if name not in ASSETS:
         raise NotFound(f"there is no file {name!r} in the studio")
     return _asset_response(request, ASSETS[name])
@@ -100,9 +101,10 @@ async def get_asset(request: ApiRequest, name: FromPath[str]) -> Response[bytes]
 
 @get("/v1/studio", tags=["Studio"], summary="Studio settings")
 async def get_facts(request: ApiRequest) -> dict[str, Any]:
-    """Return whether keys are required and this one is accepted, all samplers, and facts of each model.
+    """Return whether API keys are required, whether the key of this request is accepted, all samplers, and facts about
+    each model.
 
-    Never fails: `is_authenticated` is false where other routes would return 401.
+    A wrong key is no error here: `is_authenticated` is false where other routes would return 401.
     """
     service = get_service(request)
     facts: dict[str, Any] = {
@@ -125,27 +127,27 @@ async def get_report(request: ApiRequest, name: FromPath[str]) -> Response[bytes
     try:
         content = await asyncio.to_thread(path.read_bytes)
     except OSError:
-        fix = "`stillhouse accelerate` makes a pipeline with one"
+        fix = "make a pipeline with a report by `stillhouse accelerate`"
         raise NotFound(f"the pipeline of model {name!r} has no report", fix=fix) from None
     return _asset_response(request, Asset(content, ASSET_MEDIA_TYPES[".html"], REPORT_POLICY))
 
 
 HANDLERS = (get_page, get_asset, get_facts, get_report)
-"""Route handlers for `make_app`."""
+"""Route handlers of the studio, to be passed to `make_app`."""
 
 
 class DocsPage(OpenAPIRenderPlugin):
-    """Page `/docs` that renders `/docs/openapi.json`; for `OpenAPIConfig(render_plugins=...)`."""
+    """Litestar plugin for the page `/docs`, which shows the API that `/docs/openapi.json` describes."""
 
     def __init__(self) -> None:
         super().__init__(path="/", media_type=ASSET_MEDIA_TYPES[".html"])  # type: ignore[arg-type]
 
     def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
-        """Return the page, which fetches the schema."""
+        """Return the HTML of the page. The arguments are not used, because the page fetches the schema itself."""
         return ASSETS["docs.html"].content
 
     def receive_router(self, router: Router) -> None:
-        """Add the headers of all pages to the route."""
+        """Set the response headers of the page's route to those of the studio's other pages, in place."""
         router.response_headers = {**_COMMON_HEADERS, "content-security-policy": PAGE_POLICY}  # type: ignore[assignment]
 
 
@@ -165,7 +167,11 @@ def _report_path(request: ApiRequest, client: Client, name: str) -> Path:
 
 
 def _model_facts(service: Service, client: Client) -> dict[str, Any]:
-    """Return for each model of the client whether it has a report, example prompts, and limits of a distilled model."""
+    """Return facts about the models that a client may use, by model name.
+
+    `report` says whether the model's pipeline has an acceleration report, `examples` are prompts, and `distilled` holds
+    the limits of a distilled model (None for other models).
+    """
     return {
         name: {
             "report": (find_pipeline(tier.pipeline) / REPORT).is_file(),
@@ -178,12 +184,15 @@ def _model_facts(service: Service, client: Client) -> dict[str, Any]:
 
 
 def _examples(manifest: Manifest) -> tuple[str, ...]:
-    """Return prompts like those of the training data; empty if unknown."""
+    """Return prompts like those of the model's training data; empty if the model is not an embedded one."""
     return tuple(_shapes_captions()) if manifest.name.partition("-")[0] == "shapes" else ()
 
 
 def _distilled_limits(manifest: Manifest) -> Mapping[str, Any] | None:
-    """Return the request fields that a distilled model fixes and its range of guidance; None for other models."""
+    """Return the limits of a distilled model; None for a model that is not distilled.
+
+    `fixed` names the request fields that clients cannot choose. `guidance` is the smallest and largest guidance scale.
+    """
     distilled = manifest.distilled
     if distilled is None:
         return None

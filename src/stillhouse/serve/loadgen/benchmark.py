@@ -29,12 +29,12 @@ class LoadTest:
         url: URL of the server.
         classes: classes of requests; their shares sum to 1.
         protocol: protocol of the server.
-        keys: API keys, assigned to clients in turn. The flood is sent by the client after the last.
-        load: seconds of work that arrive per second, each request counted with its isolated latency; ignored if `rate`
-            is set.
+        keys: API keys, assigned in turn to the simulated clients; empty sends none. The flood has a client of its own.
+        load: seconds of work that arrive per second. A request counts with its isolated latency (latency without other
+            requests). Ignored if `rate` is set.
         rate: requests per second; None derives the rate from `load`.
         count, seconds, burst, clients, seed: as in `load_plan.LoadPlan`.
-        flood: additional requests at one time.
+        flood: additional requests that are all sent at one time; None sends none.
         prompts: prompts, used in turn; empty uses captions of the embedded model's training data.
         slo: latency target as a multiple of the isolated latency.
         timeout: timeout of a request in seconds.
@@ -66,16 +66,16 @@ class LoadTest:
             check_number("load", self.load, 1e-3, 1e3)
         check_number("slo", self.slo, 1, 1e6)
         check_number("timeout", self.timeout, 1e-3, 1e5)
-        # Making a plan checks its parameters, before the time is spent to measure isolated latencies.
+        # The plan is made only to check its parameters, before time is spent on measuring isolated latencies.
         self.plan_at_rate(1.0 if self.rate is None else self.rate)
 
     def plan_at_rate(self, rate: float) -> LoadPlan:
-        """Return the load plan with `rate` requests per second."""
+        """Return the plan of the arrivals for this test with `rate` requests per second."""
         return LoadPlan(rate, self.count, self.seconds, self.burst, self.clients, self.seed)
 
 
 def run_benchmark(test: LoadTest, on_progress: ProgressCallback = lambda what, done, total: None) -> LoadReport:
-    """Run a load test and report it.
+    """Run a load test and return the report of its results. Call from outside an event loop.
 
     Args:
         test: parameters of the test.
@@ -95,9 +95,9 @@ class LoadTestResult:
     Args:
         results: result of every request.
         rate: planned requests per second.
-        load: planned seconds of work per second.
-        isolated_seconds: isolated latency by class name.
-        cpu_seconds: CPU time used for sending.
+        load: planned seconds of work per second, in which each request counts with its isolated latency.
+        isolated_seconds: isolated latency (latency without other requests) in seconds, by class name.
+        cpu_seconds: CPU time in seconds that the load generator used for sending.
     """
 
     results: Sequence[RequestResult]
@@ -108,7 +108,7 @@ class LoadTestResult:
 
 
 def run_load_test(test: LoadTest, on_progress: ProgressCallback = lambda what, done, total: None) -> LoadTestResult:
-    """Run a load test without reporting it, so that several tests can be combined with `report_load_tests`.
+    """Run a load test and return its raw results, so that `report_load_tests` can combine those of several tests.
 
     Raises:
         StillhouseError, InvalidRequest: as in `run_benchmark`.
@@ -117,7 +117,13 @@ def run_load_test(test: LoadTest, on_progress: ProgressCallback = lambda what, d
 
 
 def report_load_tests(test: LoadTest, results: Sequence[LoadTestResult]) -> LoadReport:
-    """Report several tests of one server as a single test, each starting when the previous one ended."""
+    """Return one report on the results of several load tests, as if each had started when the previous one ended.
+
+    Args:
+        test: parameters that the load tests shared.
+        results: raw results in the order of the tests. The rate, the load and the isolated latencies of the first are
+            reported.
+    """
     request_results: list[RequestResult] = []
     start = 0.0
     for result in results:
@@ -139,7 +145,7 @@ def report_load_tests(test: LoadTest, results: Sequence[LoadTestResult]) -> Load
 async def benchmark_server(
     test: LoadTest, on_progress: ProgressCallback = lambda what, done, total: None
 ) -> LoadReport:
-    """Run `run_benchmark` in a running event loop."""
+    """Run a load test in the running event loop and return the report; otherwise as `run_benchmark`."""
     return report_load_tests(test, [await _load_server(test, on_progress)])
 
 
@@ -158,7 +164,13 @@ async def _load_server(test: LoadTest, on_progress: ProgressCallback) -> LoadTes
 def measure_isolated_at(
     url: str, protocol: ProtocolName, classes: Sequence[RequestClass], runs: int
 ) -> dict[str, float]:
-    """Measure the isolated latency of each class at a server, see `measure_isolated_latency`.
+    """Return the isolated latency (latency without other requests) of each class at a server, in seconds by class name.
+
+    Args:
+        url: URL of the server.
+        protocol: protocol of the server.
+        classes: classes of requests.
+        runs: measured requests per class.
 
     Raises:
         StillhouseError, InvalidRequest: as in `run_benchmark`.
@@ -171,6 +183,9 @@ def measure_isolated_at(
 
 
 def _run_in_uvloop(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine in uvloop, which uses a quarter less CPU time per request than asyncio's event loop."""
+    """Run a coroutine in a new uvloop event loop and return its result.
+
+    uvloop uses a quarter less CPU time per request than asyncio's own event loop.
+    """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(coroutine)

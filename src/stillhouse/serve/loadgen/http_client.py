@@ -1,7 +1,6 @@
-"""Minimal HTTP/1.1 client with one connection per request.
+"""Minimal HTTP/1.1 client with one connection per request, as if each request came from an independent user.
 
-As with independent users, no request waits for a pooled connection or is lost because the server closed an idle
-connection.
+No request waits for a connection of a pool, and none is lost because the server closed an idle connection.
 """
 
 import asyncio
@@ -17,7 +16,7 @@ import httptools
 from stillhouse.errors import InvalidRequest, StillhouseError
 
 ResponseStatus: TypeAlias = int | str
-"""HTTP status, or a name of the failure if there is no HTTP response."""
+"""HTTP status of a response; if there is no HTTP response, a name of the failure, such as "timed out"."""
 REFUSED, CUT_OFF, TIMED_OUT, NO_HTTP = "no connection", "cut off", "timed out", "no HTTP"
 _PER_NETWORK = 250
 
@@ -27,11 +26,11 @@ class Endpoint:
     """Address of a server.
 
     Args:
-        url: URL without a trailing slash.
+        url: URL of the server without a trailing slash.
         host_header: value of the Host header.
-        address: resolved IP address.
+        address: IP address of the host name.
         port: TCP port.
-        path: prefix of all paths.
+        path: path that precedes the path of every request.
         tls: TLS context for https, else None.
     """
 
@@ -43,9 +42,10 @@ class Endpoint:
     tls: ssl.SSLContext | None = None
 
     def local_address(self, client: int) -> tuple[str, int] | None:
-        """Return the source address of a client: on loopback a separate address per client, else None.
+        """Return the source address and port from which a simulated client connects; port 0 stands for any free port.
 
-        With None, the system chooses the address.
+        If the server has a loopback address, each client gets a loopback address of its own. Otherwise None is
+        returned, and the system chooses the address.
         """
         if not self.address.startswith("127."):
             return None
@@ -59,7 +59,7 @@ class HttpRequest:
 
     Args:
         method: HTTP method.
-        path: path below the endpoint's.
+        path: path that follows the endpoint's `path`.
         body: request body.
         headers: additional headers.
     """
@@ -75,8 +75,8 @@ class HttpResponse:
     """An HTTP response, or the reason why there is none.
 
     Args:
-        status: HTTP status or failure.
-        body: response body, or error message.
+        status: HTTP status, or the name of the failure.
+        body: body of the response; error message if there is none.
     """
 
     status: ResponseStatus
@@ -84,12 +84,12 @@ class HttpResponse:
 
     @property
     def is_success(self) -> bool:
-        """Return whether the status is 200 to 299."""
+        """Return whether there is an HTTP response with a status from 200 to 299."""
         return isinstance(self.status, int) and 200 <= self.status < 300
 
 
 def resolve_endpoint(url: str) -> Endpoint:
-    """Resolve the endpoint of a URL.
+    """Return the endpoint of a server's URL. The host name is resolved, which may block.
 
     Raises:
         InvalidRequest: the URL is not an HTTP URL.
@@ -108,19 +108,22 @@ def resolve_endpoint(url: str) -> Endpoint:
     try:
         addresses = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
     except OSError as error:
-        raise StillhouseError(f"{parts.hostname}: {error.strerror}", fix="check the host name") from error
+        problem = f"the host name {parts.hostname} cannot be resolved: {error.strerror}"
+        raise StillhouseError(problem, fix="check the host name") from error
     tls = ssl.create_default_context() if parts.scheme == "https" else None
     return Endpoint(url.rstrip("/"), parts.netloc, str(addresses[0][4][0]), port, parts.path.rstrip("/"), tls)
 
 
 async def send_request(endpoint: Endpoint, request: HttpRequest, client: int, timeout: float) -> HttpResponse:
-    """Send a request and return the response. Failures are returned as a status, never raised.
+    """Send a request over a new connection and return the response.
+
+    A failure of the connection is returned as the status of the response, not raised.
 
     Args:
-        endpoint: server.
+        endpoint: address of the server.
         request: request to send.
-        client: number of the client, see `Endpoint.local_address`.
-        timeout: seconds for the whole exchange.
+        client: number of the simulated client, which may have a source address of its own.
+        timeout: seconds for connecting, sending and receiving together.
     """
     loop = asyncio.get_running_loop()
     response: asyncio.Future[HttpResponse] = loop.create_future()
@@ -166,7 +169,10 @@ def _encode_request(endpoint: Endpoint, request: HttpRequest) -> bytes:
 
 
 class _Exchange(asyncio.Protocol):
-    """Protocol of one request and its response. Methods named `on_` are called by the parser."""
+    """asyncio protocol that sends one request and receives its response.
+
+    The HTTP parser calls the methods whose names begin with `on_`.
+    """
 
     def __init__(self, content: bytes, response: asyncio.Future[HttpResponse]) -> None:
         self._content, self._reply = content, response

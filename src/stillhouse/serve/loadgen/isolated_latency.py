@@ -15,7 +15,7 @@ from stillhouse.shapes.caption import random_captions
 
 RUNS = 9
 MAX_SECONDS = 60.0
-"""Seconds after which no further round is started."""
+"""Seconds after which no further round (one request of each class) is started."""
 _MAX_BODY_CHARS = 300
 
 
@@ -29,15 +29,15 @@ async def measure_isolated_latency(
 ) -> dict[str, float]:
     """Return the median isolated latency of each class in seconds, by class name.
 
-    Requests are sent one at a time, the classes in turn. The first round is a warm-up. Classes with given
-    `isolated_seconds` are not measured.
+    Requests are sent one at a time, in rounds of one request of each class. The first round is a warm-up and not
+    counted. A class that sets `isolated_seconds` is not measured; its own value is returned.
 
     Args:
-        classes: classes to measure.
-        server: server to measure.
+        classes: classes of requests.
+        server: server to which the requests are sent.
         prompts: prompts, used in turn; empty uses captions of the embedded model's training data.
-        runs: requests per class; fewer if they take longer than `MAX_SECONDS`.
-        clock: seconds.
+        runs: measured requests per class; fewer if they take longer than `MAX_SECONDS`.
+        clock: returns the current time in seconds.
         on_progress: called with a description, the completed rounds and their number.
 
     Raises:
@@ -74,4 +74,5 @@ def _check_response(response: HttpResponse, request_class: RequestClass, server:
     if not response.is_success:
         raise InvalidRequest(f"a request of class {request_class.name!r} was answered with {response.status}: {body}")
     if not server.protocol.has_image(response.body):
-        raise StillhouseError(f"the response has no image: {body}", fix="check --protocol")
+        fix = "check that --protocol names the protocol of the server"
+        raise StillhouseError(f"the response has no image: {body}", fix=fix)

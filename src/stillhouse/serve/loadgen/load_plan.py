@@ -12,23 +12,24 @@ from stillhouse.serve.loadgen.request_class import Flood, RequestClass
 from stillhouse.shapes.caption import random_captions
 
 MAX_REQUESTS = 100_000
-"""Largest number of requests of a plan."""
+"""Largest number of requests of a load plan."""
 MAX_SECONDS = 86_400.0
-"""Longest duration of a plan in seconds."""
+"""Longest duration of a load plan in seconds."""
 _FLOOD = "flood"
 _SINGLE_STEP = StepPlan((1,))
 
 
 @dataclass(frozen=True, slots=True)
 class ScheduledRequest:
-    """A request at a time.
+    """A request and the time at which it is to be sent.
 
     Args:
-        time: seconds from the start of the plan.
-        request_class: class of the request.
-        client: number of the client, from 0; the flood is sent by the client after the last.
-        prompt: prompt.
-        report_row: name of the row in the report.
+        time: time of sending in seconds from the start of the load test.
+        request_class: class of the request, which sets all fields except the prompt.
+        client: number of the simulated client, from 0. A flood (additional requests at one time) has the number after
+            the last.
+        prompt: prompt of the request.
+        report_row: name of the row of the report in which the request is counted.
     """
 
     time: float
@@ -40,14 +41,14 @@ class ScheduledRequest:
 
 @dataclass(frozen=True, slots=True)
 class LoadPlan:
-    """Parameters of the arrival process.
+    """Parameters of the random process by which requests arrive.
 
     Args:
         rate: requests per second.
-        count: number of requests; None is limited by `seconds` only.
-        seconds: time of the last request at the latest; None is limited by `count` only.
-        burst: requests per arrival time; the interarrival times grow by the same factor.
-        clients: number of clients, all with the same rate.
+        count: largest number of requests; with None, only `seconds` limits the plan.
+        seconds: time in seconds after which no request is sent; with None, only `count` limits the plan.
+        burst: number of requests that arrive at one time. The times between arrivals grow by the same factor.
+        clients: number of simulated clients, which send the same number of requests on average.
         seed: seed of the random numbers.
 
     Raises:
@@ -74,7 +75,7 @@ class LoadPlan:
 
     @property
     def max_requests(self) -> int:
-        """Return an upper bound of the number of requests: six standard deviations above the mean."""
+        """Return an upper bound of the number of requests: `count`, or six standard deviations above the mean."""
         if self.seconds is None:
             assert self.count is not None
             return self.count
@@ -94,9 +95,9 @@ def schedule_requests(
 
     Args:
         classes: classes of requests; their shares sum to 1.
-        isolated_seconds: isolated latency by class name.
-        load_plan: arrival process.
-        flood: additional requests at one time.
+        isolated_seconds: isolated latency (latency without other requests) in seconds, by class name.
+        load_plan: parameters of the random arrivals.
+        flood: additional requests that are all sent at one time; None sends none.
         prompts: prompts, used in turn; empty uses captions of the embedded model's training data.
 
     Raises:
@@ -130,7 +131,14 @@ def schedule_requests(
 
 
 def mean_seconds(classes: Sequence[RequestClass], isolated_seconds: Mapping[str, float]) -> float:
-    """Return the mean isolated latency of a request; its reciprocal is the sequential throughput."""
+    """Return the mean isolated latency of all requests in seconds. Classes are weighted by their shares.
+
+    The reciprocal is the throughput of requests that are sent one after another.
+
+    Args:
+        classes: classes of requests.
+        isolated_seconds: isolated latency (latency without other requests) in seconds, by class name.
+    """
     return sum(request_class.share * isolated_seconds[request_class.name] for request_class in classes)
 
 

@@ -1,4 +1,4 @@
-"""Load report: latency percentiles and goodput per class. Pure."""
+"""Load report: latency percentiles and goodput (share of requests answered in time) per class of requests."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from stillhouse.serve.loadgen.send import RequestResult
 ALL = "all"
 REJECTED = (429, 503)
 MAX_SEND_DELAY = 0.010
-"""Mean send delay in seconds above which the report contains a warning."""
+"""Mean time in seconds between planned and actual sending above which the report contains a warning."""
 MAX_CPU_SHARE = 0.5
 """Share of one core used by the load generator above which the report contains a warning."""
 
@@ -23,11 +23,12 @@ class LoadReportRow:
     """Results of one class of requests.
 
     Args:
-        request_class: name of the class; floods have rows of their own.
+        request_class: name of the class; "NAME, flood" for a flood (additional requests at one time) of the class, and
+            "all" for all requests.
         sent: number of requests.
         answered: number of successful responses.
         rejected: number of responses with status 429 or 503.
-        errors: number of unsuccessful requests by status.
+        errors: number of unsuccessful requests by status, rejected ones included.
         p50, p90, p99, mean: latency of successful requests in seconds; None if there are none.
         latency_target: seconds within which a response counts in goodput; None if the classes differ.
         goodput: share of the sent requests that were answered within the latency target.
@@ -57,14 +58,14 @@ class LoadReport:
         url: URL of the server.
         protocol: protocol of the server.
         rate: planned requests per second.
-        load: planned seconds of work per second.
-        isolated_seconds: isolated latency by class name.
-        seconds: seconds until the last response.
-        rows: one row per class and flood, and one for all requests.
-        error_bodies: first body of an unsuccessful response, by status.
+        load: planned seconds of work per second, in which each request counts with its isolated latency.
+        isolated_seconds: isolated latency (latency without other requests) in seconds, by class name.
+        seconds: seconds from the start until the last response.
+        rows: one row per class, one for a flood (additional requests at one time), and one for all requests.
+        error_bodies: start of the body of the first unsuccessful response with each status, by status.
         send_delay_mean, send_delay_max: seconds between the planned and the actual time of sending.
         cpu_share: share of one core used by the load generator.
-        warnings: reasons to doubt the measurement.
+        warnings: texts that say why the measurement may be wrong; empty if no reason is known.
     """
 
     url: str
@@ -84,11 +85,11 @@ class LoadReport:
 def summarize_by_class(
     results: Sequence[RequestResult], isolated_seconds: Mapping[str, float], slo: float
 ) -> tuple[LoadReportRow, ...]:
-    """Return a row per class in order of names, and a row of all requests.
+    """Return the rows of a report: one per class of requests in order of names, then one for all requests.
 
     Args:
-        results: results in any order.
-        isolated_seconds: isolated latency by class name.
+        results: results of all requests, in any order.
+        isolated_seconds: isolated latency (latency without other requests) in seconds, by class name.
         slo: latency target as a multiple of the isolated latency.
     """
     seconds = max((result.ended for result in results), default=0.0)
@@ -103,10 +104,10 @@ def summarize_by_class(
 
 
 def find_warnings(send_delay: float, cpu_share: float) -> tuple[str, ...]:
-    """Return warnings about a measurement.
+    """Return texts that say why the measurement of a load test may be wrong; empty if no reason is found.
 
     Args:
-        send_delay: mean send delay in seconds.
+        send_delay: mean time in seconds between planned and actual sending.
         cpu_share: share of one core used by the load generator.
     """
     warnings = []
@@ -130,9 +131,13 @@ def make_load_report(
     slo: float,
     cpu_seconds: float,
 ) -> LoadReport:
-    """Return the report of results.
+    """Return the report of a load test.
 
-    Arguments are as in `LoadReport`; `cpu_seconds` is the CPU time used for sending.
+    Args:
+        results: results of all requests, in any order.
+        url, protocol, rate, load, isolated_seconds: as in `LoadReport`.
+        slo: latency target as a multiple of the isolated latency.
+        cpu_seconds: CPU time in seconds that the load generator used for sending.
     """
     rows = summarize_by_class(results, isolated_seconds, slo)
     seconds = max((result.ended for result in results), default=0.0)

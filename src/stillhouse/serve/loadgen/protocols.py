@@ -1,4 +1,4 @@
-"""Protocols of image servers: format requests and recognise responses with an image."""
+"""Protocols of image servers, which format HTTP requests and recognise responses with an image."""
 
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -17,36 +17,39 @@ _FLOATS = ("FP16", "FP32", "FP64")
 
 
 class ImageProtocol(Protocol):
-    """A protocol for image generation."""
+    """Interface of a protocol in which image servers are tested."""
 
     def make_request(self, request_class: RequestClass, prompt: str) -> HttpRequest:
-        """Return the HTTP request of a class with a prompt."""
+        """Return the HTTP request for one image of a class of requests with this prompt."""
 
     def has_image(self, body: bytes) -> bool:
-        """Return whether a successful response contains an image."""
+        """Return whether the body of a successful response contains an image."""
 
 
 @dataclass(frozen=True, slots=True)
 class OpenAIProtocol:
-    """OpenAI's Images API."""
+    """OpenAI's Images API as an `ImageProtocol`."""
 
     def make_request(self, request_class: RequestClass, prompt: str) -> HttpRequest:
-        """Implement `ImageProtocol.make_request`. Extension fields are sent as top-level fields."""
+        """Return the HTTP request for one image of a class of requests with this prompt.
+
+        The fields of the class, such as steps, are sent as top-level JSON fields, although OpenAI's API lacks some.
+        """
         body = {"model": request_class.model, "prompt": prompt, "n": 1, **request_class.fields}
         return HttpRequest("POST", "/v1/images/generations", json.dumps(body).encode(), _JSON)
 
     def has_image(self, body: bytes) -> bool:
-        """Implement `ImageProtocol.has_image`."""
+        """Return whether the body of a successful response contains an image, in base64 or as a URL."""
         return b'"b64_json"' in body or b'"url"' in body
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInput:
-    """Metadata of a model input.
+    """Metadata of a model's input tensor on a KServe server.
 
     Args:
-        datatype: KServe datatype.
-        is_batched: whether the shape starts with a batch axis.
+        datatype: KServe datatype, for example FP32.
+        is_batched: whether the shape begins with a batch axis.
     """
 
     datatype: str
@@ -55,10 +58,10 @@ class ModelInput:
 
 @dataclass(frozen=True, slots=True)
 class KServeProtocol:
-    """KServe's inference protocol, version 2, over HTTP.
+    """KServe's inference protocol, version 2, over HTTP, as an `ImageProtocol`.
 
     Args:
-        inputs: model inputs by model and name.
+        inputs: metadata of input tensors by name of the model, then by name of the input.
         is_binary: whether the server supports binary tensors, which are cheaper to encode than JSON numbers.
     """
 
@@ -66,7 +69,10 @@ class KServeProtocol:
     is_binary: bool = False
 
     def make_request(self, request_class: RequestClass, prompt: str) -> HttpRequest:
-        """Implement `ImageProtocol.make_request`. Each field is sent as the input with its name in capitals."""
+        """Return the HTTP request for one image of a class of requests with this prompt.
+
+        The prompt and each field of the class are sent as input tensors named in capitals, for example STEPS.
+        """
         model_inputs = self.inputs[request_class.model]
         metadata = {"PROMPT": prompt, **{name.upper(): value for name, value in request_class.fields.items()}}
         body: dict[str, Any] = {
@@ -77,23 +83,23 @@ class KServeProtocol:
         return HttpRequest("POST", f"/v2/models/{request_class.model}/infer", json.dumps(body).encode(), _JSON)
 
     def has_image(self, body: bytes) -> bool:
-        """Implement `ImageProtocol.has_image`."""
+        """Return whether the body of a successful response contains output tensors."""
         return b'"outputs"' in body
 
 
 async def open_protocol(
     name: ProtocolName, classes: Sequence[RequestClass], send_request: SendRequest
 ) -> ImageProtocol:
-    """Return the protocol of a server after reading the server's metadata.
+    """Return the protocol of this name. For "kserve", the metadata of the server and its models is read first.
 
     Args:
         name: name of the protocol.
-        classes: classes that will be requested.
-        send_request: sends a request and returns the response.
+        classes: classes of requests that will be sent.
+        send_request: sends an HTTP request and returns the response.
 
     Raises:
-        InvalidRequest: a model lacks an input that a class needs.
-        StillhouseError: the server does not conform to the protocol.
+        InvalidRequest: the server does not answer with metadata, or a model lacks an input that a class needs.
+        StillhouseError: the metadata does not conform to the protocol.
     """
     if name == "openai":
         return OpenAIProtocol()
@@ -115,7 +121,7 @@ async def _fetch_inputs(send_request: SendRequest, model: str) -> Mapping[str, M
         }
     except (KeyError, TypeError) as error:
         raise StillhouseError(
-            f"model {model!r} has no input metadata", fix="check that the server supports KServe v2"
+            f"the metadata of model {model!r} has no valid inputs", fix="check that the server supports KServe v2"
         ) from error
 
 
@@ -129,7 +135,7 @@ async def _fetch_json(send_request: SendRequest, path: str) -> dict[str, Any]:
     except ValueError:
         metadata = None
     if not isinstance(metadata, dict):
-        raise StillhouseError(f"the server answers {path} without JSON", fix="try --protocol openai")
+        raise StillhouseError(f"the server answers {path}, but not with a JSON object", fix="try --protocol openai")
     return metadata
 
 

@@ -1,4 +1,4 @@
-"""Classes of requests and floods, as given on the command line."""
+"""Classes of requests, and floods (additional requests at one time), as given on the command line."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,20 +16,20 @@ FIELD_TYPES: Mapping[str, Callable[[str], FieldValue]] = {
     "seed": int,
     "size": str,
 }
-"""Request fields that a class can set, with their parsers."""
+"""Fields of requests that a class of requests can set, with the functions that parse their values."""
 _SYNTAX = "NAME=SHARE[:FIELD=VALUE...], for example pro=0.2:steps=35"
 
 
 @dataclass(frozen=True, slots=True)
 class RequestClass:
-    """Requests with equal fields.
+    """A class of requests, which differ only in their prompts.
 
     Args:
-        name: name in the report.
+        name: name of the class in the report.
         share: share of all requests, above 0 up to 1.
-        model: model to request.
-        fields: fields of `FIELD_TYPES`; absent fields take the server's defaults.
-        isolated_seconds: isolated latency; None measures it.
+        model: name of the requested model.
+        fields: values of request fields by name, see `FIELD_TYPES`. Absent fields take the server's defaults.
+        isolated_seconds: latency of a request without other requests, in seconds; with None, it is measured.
     """
 
     name: str
@@ -41,12 +41,12 @@ class RequestClass:
 
 @dataclass(frozen=True, slots=True)
 class Flood:
-    """Additional requests at one time.
+    """Additional requests that are all sent at one time.
 
     Args:
         count: number of requests.
-        time: seconds from the start.
-        request_class: name of the class.
+        time: time of sending in seconds from the start of the load test.
+        request_class: name of the class of the requests.
     """
 
     count: int
@@ -55,9 +55,10 @@ class Flood:
 
 
 def parse_request_class(text: str) -> RequestClass:
-    """Parse a class such as `free=0.8:steps=3`.
+    """Parse a class of requests: `NAME=SHARE[:FIELD=VALUE...]`, for example `free=0.8:steps=3`.
 
-    Further fields are `model`, by default the name, and `isolated`, the isolated latency in seconds.
+    A field is a key of `FIELD_TYPES`, `model` (the requested model; by default, the model named NAME) or `isolated`
+    (the latency of a request without other requests, in seconds; by default, it is measured).
 
     Raises:
         InvalidRequest: the syntax or a field is wrong, or the share is not in 0 to 1.
@@ -82,16 +83,18 @@ def parse_request_class(text: str) -> RequestClass:
         _pop_isolated_seconds(fields),
     )
     if not name:
-        raise InvalidRequest(f"a class {text!r}", allowed=_SYNTAX)
+        raise InvalidRequest(f"the class {text!r} has no name", allowed=_SYNTAX)
     check_number(f"the share of {name!r}", request_class.share, 1e-6, 1)
     return request_class
 
 
 def parse_flood(text: str) -> Flood:
-    """Parse a flood such as `20@30s:pro`.
+    """Parse a flood (additional requests at one time): `N@TIME:CLASS`.
+
+    `20@30s:pro`, for example, sends 20 requests of the class `pro` 30 seconds after the start.
 
     Raises:
-        InvalidRequest: the syntax is wrong, or there are more than 10,000 requests.
+        InvalidRequest: the syntax is wrong, or N is not 1 to 10,000.
 
     >>> parse_flood("20@30:pro")
     Flood(count=20, time=30.0, request_class='pro')
@@ -99,15 +102,17 @@ def parse_flood(text: str) -> Flood:
     count, _, rest = text.partition("@")
     time, _, request_class = rest.partition(":")
     if not (count.isascii() and count.isdecimal()) or not 1 <= int(count) <= 10_000 or not request_class:
-        raise InvalidRequest(f"a flood {text!r}", allowed="N@SECONDS:CLASS with N up to 10000, for example 20@30:pro")
+        allowed = "N@SECONDS:CLASS with N from 1 to 10000, for example 20@30:pro"
+        raise InvalidRequest(f"the flood {text!r} does not have the right form", allowed=allowed)
     return Flood(int(count), parse_duration(time), request_class)
 
 
 def check_request_classes(classes: tuple[RequestClass, ...], flood: Flood | None) -> None:
-    """Check that names are unique, shares sum to 1, and the flood's class exists."""
+    """Raise InvalidRequest unless class names are unique, shares sum to 1, and the flood's class exists."""
     names = [request_class.name for request_class in classes]
     if len(set(names)) < len(names):
-        raise InvalidRequest(f"classes {', '.join(names)}", allowed="a name of its own for each")
+        problem = f"several of the classes {', '.join(names)} have the same name"
+        raise InvalidRequest(problem, allowed="a name of its own for each class")
     check_number("the sum of all shares", sum(request_class.share for request_class in classes), 1 - 1e-9, 1 + 1e-9)
     if flood:
         check_choice("class", flood.request_class, names)
@@ -127,4 +132,4 @@ def _parse_value(parse: Callable[[str], FieldValue], value: str, text: str) -> F
             return parse(value)
     except ValueError:
         pass
-    raise InvalidRequest(f"a class {text!r}", allowed=_SYNTAX)
+    raise InvalidRequest(f"{value!r} is not a valid value in the class {text!r}", allowed=_SYNTAX)

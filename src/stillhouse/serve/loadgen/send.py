@@ -1,4 +1,4 @@
-"""Sending of scheduled requests, open-loop: at their times, regardless of earlier responses."""
+"""Sending of scheduled requests. The load is open-loop: no request waits for the response to an earlier one."""
 
 import asyncio
 import resource
@@ -11,7 +11,7 @@ from stillhouse.serve.loadgen.http_client import HttpResponse, ResponseStatus
 from stillhouse.serve.loadgen.load_plan import ScheduledRequest
 
 ProgressCallback: TypeAlias = Callable[[str, float, float], None]
-"""Called with a description, the completed amount and the total."""
+"""Function that is called with a description of the work, the completed amount and the total amount."""
 _MAX_BODY_CHARS = 200
 _SPARE_FILES = 256
 _PROGRESS_SECONDS = 0.5
@@ -20,14 +20,14 @@ _PROGRESS_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class RequestResult:
-    """Result of a request; times are seconds from the start of the plan.
+    """Result of a request. Times are in seconds from the start of the load test.
 
     Args:
         request: the scheduled request.
-        sent: time of sending.
-        ended: time of the complete response.
-        status: status of the response.
-        is_success: whether the request succeeded.
+        sent: actual time of sending.
+        ended: time at which the response was complete, or the request had failed.
+        status: HTTP status, or the name of a failure.
+        is_success: whether the status is 200 to 299.
         error_body: start of the body of an unsuccessful response.
     """
 
@@ -40,11 +40,11 @@ class RequestResult:
 
     @property
     def seconds(self) -> float:
-        """Return the latency from the scheduled time, send delay included."""
+        """Return the latency in seconds from the scheduled time of sending, even if it was sent later."""
         return self.ended - self.request.time
 
     def shift(self, seconds: float) -> "RequestResult":
-        """Return a copy with all times later by `seconds`."""
+        """Return a copy whose times, the scheduled time included, are later by `seconds`."""
         request = replace(self.request, time=self.request.time + seconds)
         return replace(self, request=request, sent=self.sent + seconds, ended=self.ended + seconds)
 
@@ -60,12 +60,12 @@ async def send_requests(
     clock: Callable[[], float] = perf_counter,
     on_progress: ProgressCallback = lambda what, done, total: None,
 ) -> list[RequestResult]:
-    """Send all requests at their times and return the results in order of completion.
+    """Send all requests at their scheduled times, and return the results in the order in which the requests ended.
 
     Args:
         requests: requests in order of time.
-        send_request: sends one request and returns the response, with its own timeout.
-        clock: seconds.
+        send_request: sends one request and returns the response; it must apply a timeout.
+        clock: returns the current time in seconds.
         on_progress: called with a description, the elapsed seconds and the time of the last request.
     """
     results: list[RequestResult] = []
@@ -84,7 +84,7 @@ async def send_requests(
 
     async with asyncio.TaskGroup() as group:
         for request in requests:
-            # Some event loops round to milliseconds and may wake too early, so the time is checked again.
+            # The time is checked again after each sleep, because some event loops round to milliseconds and wake early.
             while (wait := request.time - (clock() - began)) > 0:
                 await asyncio.sleep(min(wait, _PROGRESS_SECONDS))
                 report_progress()
@@ -93,7 +93,7 @@ async def send_requests(
 
 
 def raise_file_limit(count: int) -> None:
-    """Raise the limit of open files for `count` connections, as far as the system allows."""
+    """Raise this process's limit of open files so that `count` connections fit, as far as the system allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     required = count + _SPARE_FILES
     if soft != resource.RLIM_INFINITY and soft < required:

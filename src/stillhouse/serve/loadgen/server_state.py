@@ -1,4 +1,4 @@
-"""Connection to the server under test: endpoint, protocol and API keys."""
+"""Access to the server under test: its address, its protocol and API keys."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ class TargetServer:
     Args:
         endpoint: address of the server.
         protocol: protocol of the server.
-        keys: API keys, assigned to clients in turn.
+        keys: API keys, assigned in turn to the simulated clients; empty sends none.
         timeout: timeout of a request in seconds.
     """
 
@@ -34,7 +34,7 @@ class TargetServer:
     timeout: float = 300.0
 
     async def send(self, request: ScheduledRequest) -> HttpResponse:
-        """Send a request and return the response."""
+        """Send a request at once, with the API key of its client, and return the response."""
         http_request = self.protocol.make_request(request.request_class, request.prompt)
         return await _send_with_key(self.endpoint, http_request, self.keys, request.client, self.timeout)
 
@@ -46,7 +46,14 @@ async def open_target(
     keys: tuple[str, ...] = (),
     timeout: float = 300.0,
 ) -> TargetServer:
-    """Return the server at a URL after reading its metadata, see `open_protocol`.
+    """Return access to the server at a URL. With the protocol "kserve", the metadata of the models is read first.
+
+    Args:
+        url: URL of the server.
+        protocol: name of the protocol.
+        classes: classes of requests that will be sent.
+        keys: API keys, assigned in turn to the simulated clients.
+        timeout: timeout of a request in seconds.
 
     Raises:
         InvalidRequest: the URL is not an HTTP URL, or a model lacks an input that a class needs.
@@ -61,10 +68,10 @@ async def open_target(
 
 
 def check_reachable(endpoint: Endpoint, response: HttpResponse) -> HttpResponse:
-    """Return the response unless the connection was refused.
+    """Return the response unchanged if a connection to the server could be made.
 
     Raises:
-        StillhouseError: the connection was refused.
+        StillhouseError: no connection could be made.
     """
     if response.status == REFUSED:
         reason = response.body.decode(errors="replace")

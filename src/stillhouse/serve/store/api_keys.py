@@ -1,7 +1,7 @@
 """API keys and their daily usage. Keys are shown once and stored as hashes.
 
-A key is `still-NAME-SECRET`. It is looked up by name and its secret is compared in constant time. The secret has 256
-random bits, so a plain SHA-256 suffices; a slow password hash would only delay every request.
+A key has the form `still-NAME-SECRET`. The key is looked up by its name, and its secret is compared in constant time.
+The secret has 256 random bits, so a plain SHA-256 suffices; a slow password hash would only delay every request.
 """
 
 import hmac
@@ -21,12 +21,24 @@ from stillhouse.serve.store.database import transaction
 
 PREFIX = "still"
 LIMITS = ("weight", "rate", "burst", "daily")
-"""Names of the limits that a key can override."""
+"""Names of the limits of a tier that an API key can override."""
 
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A row of the key table. Limits are as in `client.Client`; None uses the tier's settings."""
+    """An API key as stored in the database, without its secret.
+
+    Args:
+        name: name of the key, the middle part of `still-NAME-SECRET`.
+        tier: name of the tier (model) that the key uses by default.
+        is_admin: whether the key may view and cancel jobs of other keys.
+        weight: scheduling weight; None uses the tier's.
+        rate: pixel-steps (pixels times network evaluations) per second; None uses the tier's limit.
+        burst: capacity of the token bucket in pixel-steps; None uses the tier's.
+        daily: pixel-steps per UTC day; None uses the tier's limit.
+        created: time of creation, seconds since the epoch.
+        revoked: time of revocation, seconds since the epoch; None for a valid key.
+    """
 
     name: str
     tier: str
@@ -40,13 +52,15 @@ class ApiKey:
 
 
 def add_key(connection: sqlite3.Connection, tier: str, *, is_admin: bool = False, **limits: float | None) -> str:
-    """Store a new key and return it. Only its hash is stored.
+    """Create an API key, store it in the database, and return it as text: `still-NAME-SECRET`.
+
+    The database holds only a hash of the secret, so that the text cannot be read again.
 
     Args:
         connection: SQLite database.
-        tier: default tier of the key.
+        tier: name of the tier (model) that the key uses by default.
         is_admin: whether the key may view and cancel jobs of other keys.
-        limits: weight, rate, burst and daily, which override the tier's settings.
+        limits: weight, rate, burst and daily, which override the tier's settings; None does not override.
 
     Raises:
         InvalidRequest: a limit is unknown or not above 0.
@@ -67,7 +81,7 @@ def _insert(connection: sqlite3.Connection, fields: Mapping[str, Any]) -> None:
 
 
 def revoke_key(connection: sqlite3.Connection, name: str) -> None:
-    """Revoke a key.
+    """Revoke the API key with this name, so that requests with it are rejected.
 
     Raises:
         InvalidRequest: the key does not exist or is already revoked.
@@ -76,16 +90,16 @@ def revoke_key(connection: sqlite3.Connection, name: str) -> None:
         "update keys set revoked = ? where name = ? and revoked is null", (time.time(), name)
     ).rowcount
     if not changed:
-        raise InvalidRequest(f"there is no key {name!r} in use", fix="see stillhouse keys list")
+        raise InvalidRequest(f"there is no key {name!r} in use", fix="`stillhouse keys list` shows all keys")
 
 
 def list_keys(connection: sqlite3.Connection) -> Sequence[ApiKey]:
-    """Return all keys, oldest first."""
+    """Return all API keys, revoked ones included, oldest first."""
     return [_read_key(row) for row in connection.execute("select * from keys order by created")]
 
 
 def find_key(connection: sqlite3.Connection, token: str) -> ApiKey:
-    """Return the key that matches a token.
+    """Return the stored API key that matches a token, the text that a client sends as its key.
 
     Raises:
         NotAllowed: the key is unknown or revoked.
@@ -93,21 +107,23 @@ def find_key(connection: sqlite3.Connection, token: str) -> ApiKey:
     prefix, _, rest = token.partition("-")
     name, _, secret = rest.partition("-")
     row = connection.execute("select * from keys where name = ?", (name,)).fetchone()
-    # An unknown name is compared as well, so that the duration does not reveal which names exist.
+    # The secret is compared even if the name is unknown, so that the duration does not reveal which names exist.
     is_match = hmac.compare_digest(_hash(secret), bytes(row["hash"]) if row else _hash(""))
     if prefix != PREFIX or row is None or not is_match or row["revoked"] is not None:
-        raise NotAllowed("an unknown API key", allowed="a key of `stillhouse keys add`", is_known=False)
+        allowed = "a key made by `stillhouse keys add`"
+        raise NotAllowed("the API key is unknown or revoked", allowed=allowed, is_known=False)
     return _read_key(row)
 
 
 def make_client(key: ApiKey, tiers: Mapping[str, TierSettings]) -> Client:
-    """Return the client of a key, with the limits of its tier where the key has none.
+    """Return the client of an API key. Limits that the key does not set are those of its tier.
 
     Raises:
         NotAllowed: the key's tier is not served.
     """
     if key.tier not in tiers:
-        raise NotAllowed(f"a key of tier {key.tier!r}, which is not served here", allowed=", ".join(tiers))
+        problem = f"the key belongs to tier {key.tier!r}, which is not served here"
+        raise NotAllowed(problem, allowed=f"a key of one of the tiers {', '.join(tiers)}")
     settings = tiers[key.tier]
 
     def limit(name: str) -> float | None:
@@ -127,12 +143,18 @@ def make_client(key: ApiKey, tiers: Mapping[str, TierSettings]) -> Client:
 
 
 def read_usage(connection: sqlite3.Connection) -> dict[str, tuple[int, float]]:
-    """Return the stored usage of all keys: day number (UTC days since the epoch) and pixel-steps."""
+    """Return the stored usage of each API key by name: UTC day (days since the epoch) and pixel-steps used on it.
+
+    Pixel-steps are pixels times network evaluations.
+    """
     return {row["key"]: (row["day"], row["used"]) for row in connection.execute("select * from usage")}
 
 
 def write_usage(connection: sqlite3.Connection, usage: Mapping[str, tuple[int, float]]) -> None:
-    """Replace the stored usage. Only entries of the latest day are kept."""
+    """Replace the stored usage of all API keys by `usage`, which has the form that `read_usage` returns.
+
+    Only entries of the latest day are stored.
+    """
     latest = max((day for day, _ in usage.values()), default=0)
     with transaction(connection):
         connection.execute("delete from usage")

@@ -26,7 +26,9 @@ create table usage (key text primary key, day integer not null, used real not nu
 
 
 def connect(directory: Path) -> sqlite3.Connection:
-    """Open the database of a data directory and create it if needed. Use the connection from one thread at a time.
+    """Open the database in a data directory and return the connection, to be used from one thread at a time.
+
+    The directory and the database are created if they do not exist.
 
     Raises:
         InvalidRequest: the directory cannot be used, or the database has another schema version.
@@ -49,13 +51,16 @@ def connect(directory: Path) -> sqlite3.Connection:
         raise InvalidRequest(f"{path} cannot be used: {error}", fix="choose another directory") from error
     if version not in (0, VERSION):
         fix = "update stillhouse" if version > VERSION else "choose another directory, or move the old one away"
-        raise InvalidRequest(f"{path} is of version {version}", allowed=f"version {VERSION}", fix=fix)
+        raise InvalidRequest(f"{path} has schema version {version}", allowed=f"schema version {VERSION}", fix=fix)
     return connection
 
 
 @contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """Run the body in an immediate transaction, which excludes other writers. An exception rolls it back."""
+    """Run the body of a `with` statement as an immediate transaction, which excludes other writers.
+
+    An exception in the body rolls the transaction back and is raised again.
+    """
     connection.execute("begin immediate")
     try:
         yield

@@ -17,30 +17,30 @@ from stillhouse.serve.store.database import transaction
 from stillhouse.validation import convert
 
 JobState = Literal["queued", "completed", "failed", "cancelled"]
-""""queued" covers waiting and running jobs. A running job is one that has a `RequestHandle`."""
+"""State of a stored job. "queued" covers waiting and running jobs, because the database does not record the start."""
 MAX_QUEUED, MAX_QUEUED_PER_KEY = 10_000, 1_000
 """Largest number of queued jobs, in total and per key."""
 HAS_PUBLIC_URL = "has_public_url"
-"""Key of `JobRecord.result`: whether the image may be downloaded by URL without an API key."""
+"""Key in `JobRecord.result` whose value says whether the image may be downloaded by URL without an API key."""
 _ARRAYS = ("image", "mask")
 
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
-    """A row of the job table.
+    """A job as stored in the database.
 
     Args:
         id: job id.
-        key: API key that owns the job.
-        tier: requested tier.
+        key: name of the API key that owns the job.
+        tier: name of the requested tier (model).
         state: state of the job.
-        request: unresolved request as returned by `png.describe_request`.
-        format: image format.
+        request: JSON fields of the image request, in which the pipeline's defaults are not filled in.
+        format: file format of the image.
         created: time of submission, seconds since the epoch.
-        ended: time of completion, seconds since the epoch; None if queued.
-        error: message of a failed job.
-        result: fields of a completed job, see `job_queue.result_fields`.
-        bytes: size of the image file.
+        ended: time at which the job ended, seconds since the epoch; None if queued.
+        error: error message of a failed job; otherwise empty.
+        result: JSON fields that describe the image of a completed job, see `job_queue.result_fields`; otherwise empty.
+        bytes: size of the image file; 0 without an image.
     """
 
     id: str
@@ -58,12 +58,12 @@ class JobRecord:
 
 @dataclass(slots=True)
 class JobStore:
-    """Jobs and their files. Use from one thread at a time.
+    """Store of jobs and their image files. Use from one thread at a time.
 
     Args:
         connection: SQLite database.
         directory: data directory with the subdirectories `inputs` and `images`.
-        clock: seconds since the epoch.
+        clock: returns seconds since the epoch.
     """
 
     connection: sqlite3.Connection
@@ -71,7 +71,14 @@ class JobStore:
     clock: Callable[[], float] = time.time
 
     def add(self, job_id: str, key: str, tier: str, request: ImageRequest, image_format: Format) -> JobRecord:
-        """Store a new job durably, or return the existing job with this id, so that submissions are idempotent.
+        """Store a new job durably and return its record. If a job with this id exists, return that job unchanged.
+
+        Args:
+            job_id: id of the job.
+            key: name of the API key that owns the job.
+            tier: name of the requested tier (model).
+            request: image request; its input image and mask are stored as files.
+            image_format: file format of the result.
 
         Raises:
             Refused: too many jobs are queued, of this key or in total.
@@ -96,7 +103,18 @@ class JobStore:
         return stored
 
     def finish(self, job_id: str, state: JobState, content: bytes = b"", error: str = "", result: Any = None) -> bool:
-        """Store the end of a queued job; return False if it has already ended."""
+        """Store the end of a queued job and delete its input images. Return False if it has ended or does not exist.
+
+        Args:
+            job_id: id of the job.
+            state: new state of the job.
+            content: image file of a completed job.
+            error: error message of a failed job.
+            result: JSON fields that describe the image of a completed job.
+
+        Raises:
+            OSError, sqlite3.Error: the result could not be written.
+        """
         record = self.get(job_id)
         if record is None or record.state != "queued":
             return False
@@ -112,7 +130,7 @@ class JobStore:
         return bool(changed)
 
     def get(self, job_id: str) -> JobRecord | None:
-        """Return the job with this id, or None."""
+        """Return the job with this id, or None if there is none."""
         row = self.connection.execute("select * from jobs where id = ?", (job_id,)).fetchone()
         return _read_record(row) if row else None
 
@@ -120,9 +138,9 @@ class JobStore:
         """Return the latest jobs, newest first.
 
         Args:
-            key: only jobs of this key; None lists all.
+            key: name of the API key whose jobs are listed; None lists the jobs of all keys.
             count: largest number of jobs.
-            before: only jobs created before this time, seconds since the epoch.
+            before: time in seconds since the epoch before which the listed jobs were created; None for no limit.
         """
         rows = self.connection.execute(
             "select * from jobs where (? is null or key = ?) and (? is null or created < ?) "
@@ -132,7 +150,10 @@ class JobStore:
         return [_read_record(row) for row in rows]
 
     def list_queued(self, count: int, exclude: Sequence[str] = ()) -> Sequence[JobRecord]:
-        """Return queued jobs round-robin by key, except those with ids in `exclude`."""
+        """Return up to `count` queued jobs, except those whose ids are in `exclude`.
+
+        The API keys take turns: first comes the oldest job of each key, then the second oldest, and so on.
+        """
         placeholders = ", ".join("?" * len(exclude))
         rows = self.connection.execute(
             "select * from (select *, row_number() over (partition by key order by created) as place from jobs "
@@ -142,7 +163,7 @@ class JobStore:
         return [_read_record(row) for row in rows]
 
     def load_request(self, record: JobRecord) -> ImageRequest:
-        """Return the request of a job with its input image and mask."""
+        """Return the image request of a job. Its input image and mask are read from their files."""
         fields = {name: value for name, value in record.request.items() if name not in _ARRAYS}
         request = convert(ImageRequest, fields)
         if record.request["image"]:
@@ -152,15 +173,15 @@ class JobStore:
         return request
 
     def image_path(self, record: JobRecord) -> Path:
-        """Return the path of a job's image file."""
+        """Return the path of a job's image file, which exists only for a completed job."""
         return self.directory / "images" / f"{record.id}.{record.format}"
 
     def delete_old(self, keep_seconds: float, keep_bytes: int) -> int:
-        """Delete ended jobs and return their number.
+        """Delete old jobs that have ended, with their images, and return the number of deleted jobs.
 
         Args:
-            keep_seconds: jobs that ended longer ago are deleted.
-            keep_bytes: the oldest jobs are deleted while the total size of images is larger.
+            keep_seconds: jobs that ended more than this many seconds ago are deleted.
+            keep_bytes: jobs are deleted, oldest first, until their images take at most this many bytes in total.
         """
         rows = self.connection.execute("select * from jobs where ended is not null order by ended")
         records = [_read_record(row) for row in rows]
@@ -177,9 +198,9 @@ class JobStore:
         return deleted
 
     def delete_orphans(self) -> int:
-        """Delete files without a matching job and return their number. Call before adding jobs.
+        """Delete image files that belong to no job, and return their number. Call before adding jobs.
 
-        A killed server may leave such files.
+        A server that was killed may have left such files.
         """
         states_by_id = {row["id"]: row["state"] for row in self.connection.execute("select id, state from jobs")}
         deleted = 0
@@ -195,9 +216,9 @@ class JobStore:
         counts = "select count(*), count(*) filter (where key = ?) from jobs where state = 'queued'"
         waiting, own_waiting = self.connection.execute(counts, (key,)).fetchone()
         if waiting >= MAX_QUEUED:
-            raise Refused(f"{waiting:,} jobs are queued", "jobs", 60.0)
+            raise Refused(f"{waiting:,} jobs are queued, which is the limit", "jobs", 60.0)
         if own_waiting >= MAX_QUEUED_PER_KEY:
-            raise Refused(f"{own_waiting:,} jobs of key {key} are queued", "jobs", 60.0)
+            raise Refused(f"{own_waiting:,} jobs of key {key} are queued, which is the limit", "jobs", 60.0)
 
     def _delete_inputs(self, job_id: str) -> None:
         for kind in _ARRAYS:
@@ -208,7 +229,10 @@ class JobStore:
 
 
 def _write_atomic(path: Path, content: bytes) -> None:
-    """Write a file atomically and flush it to disk before the database refers to it."""
+    """Write a file as a whole or not at all, and return when it is on the disk.
+
+    The directory is created if it does not exist. The database may refer to the file only afterwards.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
     with temporary.open("wb") as stream:

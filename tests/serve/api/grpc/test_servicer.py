@@ -71,7 +71,7 @@ def test_requested_outputs_are_sent_in_order(client: triton.InferenceServerClien
         ({"model_version": "2"}, "NOT_FOUND", "model 'free' has no version '2'; allowed: 1"),
         ({"inputs": inputs(STEPS=0)}, "INVALID_ARGUMENT", "steps is 0"),
         ({"inputs": inputs(GUIDANCE=float("inf"))}, "INVALID_ARGUMENT", "guidance is inf"),
-        ({"inputs": inputs()[:0]}, "INVALID_ARGUMENT", "without a prompt"),
+        ({"inputs": inputs()[:0]}, "INVALID_ARGUMENT", "the request has no prompt"),
         ({"outputs": [triton.InferRequestedOutput("STEP")]}, "INVALID_ARGUMENT", "there is no output 'STEP'"),
         ({"parameters": {"previews": 2}}, "INVALID_ARGUMENT", "allowed: previews with ModelStreamInfer"),
         ({"priority": 1}, "INVALID_ARGUMENT", "priority is 1"),

@@ -138,14 +138,14 @@ def test_asyncio_client(server: Running, client: triton.InferenceServerClient) -
         ({"inputs": inputs(STEPS=151)}, "400", "steps is 151; allowed: up to 150"),
         ({"inputs": inputs(SEED=-1)}, "400", "seed is -1"),
         ({"inputs": inputs(GUIDANCE=float("nan"))}, "400", "guidance is nan"),
-        ({"inputs": inputs()[:0]}, "400", "without a prompt"),
+        ({"inputs": inputs()[:0]}, "400", "the request has no prompt"),
         ({"inputs": [triton.InferInput("PROMPT", [2], "BYTES")]}, "400", "input PROMPT is BYTES [2]"),
         ({"outputs": [triton.InferRequestedOutput("PREVIEW")]}, "400", "there is no output 'PREVIEW'"),
         ({"outputs": [triton.InferRequestedOutput("SEED", class_count=1)]}, "400", "'classification' of output SEED"),
-        ({"parameters": {"previews": 2}}, "400", "allowed: previews with ModelStreamInfer"),
+        ({"parameters": {"previews": 2}}, "400", "allowed: previews with the streaming gRPC method"),
         ({"priority": 1}, "400", "priority is 1"),
         ({"sequence_id": 5}, "400", "a sequence of requests"),
-        ({"request_compression_algorithm": "gzip"}, "400", "a body in gzip"),
+        ({"request_compression_algorithm": "gzip"}, "400", "the body is compressed (gzip)"),
     ],
 )
 def test_error_names_what_is_allowed(

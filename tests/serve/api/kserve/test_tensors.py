@@ -89,9 +89,9 @@ REFUSED = [
     (InputTensor("SEED", "INT64", [1, 1], [1]), r"input SEED is INT64 \[1, 1\]; allowed: INT64 \[1\]"),
     (InputTensor("SEED", "INT64", [], [1]), r"input SEED is INT64 \[\]"),
     (InputTensor("SEED", "INT64", [1] * 10**6, [1]), "input SEED is INT64"),
-    (InputTensor("SEED", "INT64", [1], [1, 2]), "input SEED has 2 elements; allowed: 1"),
+    (InputTensor("SEED", "INT64", [1], [1, 2]), "input SEED has 2 elements; allowed: 1 element"),
     (InputTensor("SEED", "INT64", [1], []), "input SEED has 0 elements"),
-    (InputTensor("SEED", "INT64", [1], bytes(7)), r"input SEED has 7 bytes; allowed: 8 for INT64 \[1\]"),
+    (InputTensor("SEED", "INT64", [1], bytes(7)), r"input SEED has 7 bytes; allowed: 8 bytes for INT64 \[1\]"),
     (InputTensor("SEED", "INT64", [1], [2**63]), "input SEED holds 'a number with too many digits'; allowed: an INT64"),
     (InputTensor("SEED", "INT64", [1], [7.0]), "input SEED holds 7.0; allowed: an INT64"),
     (InputTensor("SEED", "INT64", [1], [True]), "input SEED holds True"),
@@ -109,7 +109,7 @@ REFUSED = [
     ),
     (InputTensor("NEGATIVE_PROMPT", "BYTES", [1], b"\x01\0\0\0\xff"), "input NEGATIVE_PROMPT is not UTF-8"),
     (InputTensor("NEGATIVE_PROMPT", "BYTES", [1], [7]), "input NEGATIVE_PROMPT holds 7; allowed: a text"),
-    (InputTensor("PROMPT", "BYTES", [1], ["b"]), "two inputs named PROMPT; allowed: one of each"),
+    (InputTensor("PROMPT", "BYTES", [1], ["b"]), "there are two inputs named PROMPT; allowed: each input once"),
 ]
 
 
@@ -121,7 +121,7 @@ def test_error_names_what_is_allowed(tensor: InputTensor, message: str) -> None:
 
 
 def test_only_the_prompt_is_required() -> None:
-    with pytest.raises(InvalidRequest, match=r"without a prompt; allowed: the input PROMPT, BYTES \[1\]"):
+    with pytest.raises(InvalidRequest, match=r"the request has no prompt; allowed: .* the input PROMPT, BYTES \[1\]"):
         parse_inputs([plain("SEED", 7)], seed=0)
 
 

@@ -29,9 +29,9 @@ GRPC_STATUS = {
     429: StatusCode.RESOURCE_EXHAUSTED,
     503: StatusCode.UNAVAILABLE,
 }
-"""gRPC status by HTTP status; INTERNAL for all others."""
+"""gRPC status of an error by its HTTP status; INTERNAL for all other HTTP statuses."""
 STATUS_BY_FINISH_REASON = {"expired": StatusCode.DEADLINE_EXCEEDED, "cancelled": StatusCode.CANCELLED}
-"""gRPC status of requests that expired or were cancelled."""
+"""gRPC status of accepted requests that expired or were cancelled, by finish reason."""
 MAX_MESSAGE_CHARS = 1000
 """Largest number of characters of an error message. The message is sent in a header, and clients reject long
 headers."""
@@ -46,10 +46,10 @@ class RpcError(NamedTuple):
 
 
 async def authenticate_call(service: Service, context: Context) -> Client:
-    """Return the client of a call from the metadata `authorization: Bearer KEY`.
+    """Return the client that made a call, identified by the metadata `authorization: Bearer KEY` or else the address.
 
     Raises:
-        NotAllowed: a key is required and is missing or unknown.
+        NotAllowed: an API key is required, but is missing, unknown or revoked.
     """
     metadata = {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
     scheme, _, token = metadata.get("authorization", "").partition(" ")
@@ -57,7 +57,7 @@ async def authenticate_call(service: Service, context: Context) -> Client:
 
 
 def get_traceparent(context: Context) -> str | None:
-    """Return the client's `traceparent` (W3C Trace Context), or None."""
+    """Return the value of `traceparent` (W3C Trace Context) in the metadata of a call; None if it is absent."""
     for name, value in context.invocation_metadata() or ():
         if name == "traceparent" and isinstance(value, str):
             return value
@@ -75,7 +75,10 @@ def parse_peer(peer: str) -> str:
 
 
 def to_rpc_error(error: Exception) -> RpcError:
-    """Return status and message of an error. Unexpected errors are logged, and their message is not sent."""
+    """Return the gRPC status, message and metadata with which an error is answered.
+
+    An unexpected error is logged; its own message is not sent to the client.
+    """
     if not isinstance(error, StillhouseError):
         log.error("internal server error", exc_info=error)
         return RpcError(StatusCode.INTERNAL, "internal server error; see the server's log")
@@ -90,7 +93,7 @@ def to_rpc_error(error: Exception) -> RpcError:
 
 
 def abort_on_error(method: RpcMethod) -> RpcMethod:
-    """Wrap a method so that an error in it aborts the call with the error's status."""
+    """Wrap a gRPC method so that an error in it aborts the call with the status and message of `to_rpc_error`."""
 
     async def wrapped(request: Any, context: Context) -> Any:
         try:
@@ -103,10 +106,13 @@ def abort_on_error(method: RpcMethod) -> RpcMethod:
 
 
 def make_handler(service: ServiceDescriptor, methods: Mapping[str, RpcMethod]) -> "grpc.GenericRpcHandler[Any, Any]":
-    """Return the gRPC handler of a service. Methods that are not in `methods` answer UNIMPLEMENTED.
+    """Return the gRPC handler of a service.
 
-    A method with one request receives the request; a method with a request stream receives an iterator. A method with a
-    response stream writes its responses to the context.
+    Args:
+        service: description of the service.
+        methods: implementations by method name. An implementation takes the request (or an iterator of requests, if the
+            client sends a stream) and the context. It returns the response, or writes a stream of responses to the
+            context. Methods of the service that are not named here answer UNIMPLEMENTED.
     """
     handlers = {}
     for method in service.methods:

@@ -1,4 +1,4 @@
-"""Conversion between tensors and parameters and the messages of inference.proto."""
+"""Conversion of the messages of inference.proto to tensors and parameters, and back."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -9,27 +9,30 @@ from stillhouse.serve.api.kserve.tensors import MAX_ECHO, InputTensor, OutputTen
 
 _FIELDS = {"BYTES": "bytes_contents", "FP32": "fp32_contents", "INT32": "int_contents", "INT64": "int64_contents"}
 _MAX_ELEMENTS = 2
-"""Number of elements read per input. Inputs have one element; a second element shows that the input is invalid."""
+"""Number of elements read from an input tensor. A valid input has one; a second one shows that it is invalid."""
 
 
 def unpack_inputs(request: ModelInferRequest) -> Iterator[InputTensor]:
-    """Yield the input tensors of a request, with their content from `raw_input_contents` if the request has any.
+    """Yield the input tensors of a request. Their elements are read from `raw_input_contents`, or else from `contents`.
 
     Raises:
-        InvalidRequest: the number of raw contents is wrong, or an input has parameters.
+        InvalidRequest: the number of raw contents is wrong, or an input has parameters or both kinds of contents.
     """
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
         raise InvalidRequest(
-            f"{len(raw)} raw_input_contents for {len(request.inputs)} inputs", allowed="one for each, or none at all"
+            f"the request has {len(raw)} raw_input_contents for {len(request.inputs)} inputs",
+            allowed="one for each input, or none at all",
         )
     for number, tensor in enumerate(request.inputs):
         name, shape = tensor.name[:MAX_ECHO], tensor.shape[:8]
         for parameter in tensor.parameters:
-            raise InvalidRequest(f"parameter {parameter[:MAX_ECHO]!r} of input {name}", allowed="none")
+            problem = f"parameter {parameter[:MAX_ECHO]!r} of input {name} is not supported"
+            raise InvalidRequest(problem, allowed="inputs without parameters")
         if raw:
             if tensor.HasField("contents"):
-                raise InvalidRequest(f"input {name} has contents and raw_input_contents", allowed="one of them")
+                allowed = "either contents or raw_input_contents"
+                raise InvalidRequest(f"input {name} has contents and raw_input_contents", allowed=allowed)
             yield InputTensor(name, tensor.datatype, shape, raw[number])
         else:
             field = _FIELDS.get(tensor.datatype)
@@ -39,7 +42,7 @@ def unpack_inputs(request: ModelInferRequest) -> Iterator[InputTensor]:
 
 
 def unpack_output_names(request: ModelInferRequest) -> Sequence[str]:
-    """Return the names of requested outputs; empty if all outputs are requested.
+    """Return the names of the requested output tensors; an empty sequence stands for all outputs.
 
     Raises:
         InvalidRequest: an output is unknown or has parameters.
@@ -48,12 +51,13 @@ def unpack_output_names(request: ModelInferRequest) -> Sequence[str]:
     check_outputs(names)
     for output in request.outputs:
         for parameter in output.parameters:
-            raise InvalidRequest(f"parameter {parameter[:MAX_ECHO]!r} of output {output.name}", allowed="none")
+            problem = f"parameter {parameter[:MAX_ECHO]!r} of output {output.name} is not supported"
+            raise InvalidRequest(problem, allowed="outputs without parameters")
     return names
 
 
 def unpack_parameters(request: ModelInferRequest) -> Mapping[str, object]:
-    """Return the request parameters as Python values."""
+    """Return the parameters of a request as Python values, by name."""
     return {
         name: getattr(parameter, parameter.WhichOneof("parameter_choice") or "bool_param")
         for name, parameter in request.parameters.items()
@@ -63,7 +67,7 @@ def unpack_parameters(request: ModelInferRequest) -> Mapping[str, object]:
 def make_infer_response(
     request: ModelInferRequest, outputs: Sequence[OutputTensor], parameters: Mapping[str, str | float | bool]
 ) -> ModelInferResponse:
-    """Return a response message with these outputs and parameters."""
+    """Return the response message to a request, with the output tensors as raw bytes."""
     return ModelInferResponse(
         model_name=request.model_name,
         model_version=VERSION,

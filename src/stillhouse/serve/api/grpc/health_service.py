@@ -15,36 +15,39 @@ from stillhouse.serve.service import Service
 HEALTH = pb.DESCRIPTOR.services_by_name["Health"]
 INFERENCE = DESCRIPTOR.services_by_name["GRPCInferenceService"]
 SERVICE_NAMES = ("", INFERENCE.full_name)
-"""Names with a health status: the whole server and the inference service."""
+"""Service names that clients may ask about: empty for the whole server, or the name of the inference service."""
 WATCH_SECONDS = 0.25
-"""Interval in seconds at which the status of a watch is checked."""
+"""Interval in seconds at which a Watch call checks whether the health status has changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class HealthServicer:
-    """Implementation of the health service."""
+    """Implementation of gRPC's standard health service."""
 
     service: Service
 
     @property
     def methods(self) -> Mapping[str, RpcMethod]:
-        """Return the methods by name."""
+        """Return the implementations of the service's methods, by method name."""
         return {"Check": self.check, "Watch": self.watch}
 
     async def check(self, request: Any, context: Context) -> Any:
-        """Return the status of a service.
+        """Return the health status of the service that the request names: SERVING or NOT_SERVING.
 
         Raises:
-            NotFound: the service is unknown.
+            NotFound: there is no service of this name.
         """
         if request.service not in SERVICE_NAMES:
             raise NotFound(
-                f"there is no service {request.service[:64]!r}", allowed=f"nothing, or {INFERENCE.full_name}"
+                f"there is no service {request.service[:64]!r}", allowed=f"an empty name, or {INFERENCE.full_name}"
             )
         return self._status(request)
 
     async def watch(self, request: Any, context: Context) -> None:
-        """Write the status of a service now and whenever it changes."""
+        """Write the health status of the service that the request names to the context, now and at every change.
+
+        Runs until the call is cancelled. The status of an unknown service is SERVICE_UNKNOWN.
+        """
         last = None
         while True:
             status = self._status(request)

@@ -20,12 +20,12 @@ MAX_RESPONSE_BYTES = 2**31 - 1
 
 
 async def open_grpc(service: Service, host: str, port: int) -> tuple[aio.Server, int]:
-    """Start a gRPC server in the running event loop and return it with its port. The service must be open.
+    """Start a gRPC server in the running event loop, and return the server and the port that it listens on.
 
     Args:
-        service: service behind the API.
-        host: address to listen on.
-        port: port; 0 selects a free one.
+        service: service behind the API; it must be open.
+        host: IP address or host name to listen on.
+        port: TCP port; 0 selects a free one.
 
     Raises:
         InvalidRequest: the address cannot be used.
@@ -34,7 +34,7 @@ async def open_grpc(service: Service, host: str, port: int) -> tuple[aio.Server,
         options=[
             ("grpc.max_receive_message_length", min(parse_size(service.settings.max_body), http.MAX_JSON_BODY)),
             ("grpc.max_send_message_length", MAX_RESPONSE_BYTES),
-            # With port sharing, two servers could listen at one port, and each would get some of the calls.
+            # Port sharing is disabled, because two servers could listen on one port and each get some of the calls.
             ("grpc.so_reuseport", 0),
         ]
     )
@@ -56,12 +56,15 @@ async def open_grpc(service: Service, host: str, port: int) -> tuple[aio.Server,
 
 
 async def close_grpc(server: aio.Server, grace: float = 1.0) -> None:
-    """Stop accepting calls and cancel calls that do not finish within `grace` seconds."""
+    """Stop accepting calls, wait for running ones, and cancel those that do not finish within `grace` seconds."""
     await server.stop(grace)
 
 
 def _descriptor_pool() -> DescriptorPool:
-    """Return a pool with the descriptors of all services, for reflection. The services are defined in two pools."""
+    """Return one pool with the descriptors of all services.
+
+    The services are defined in different pools, but gRPC's server reflection reads a single one.
+    """
     pool = DescriptorPool()
     for file in (DESCRIPTOR, health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR):
         pool.AddSerializedFile(file.serialized_pb)

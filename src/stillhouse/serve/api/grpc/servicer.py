@@ -1,4 +1,4 @@
-"""Unary methods of the inference service."""
+"""Methods of KServe's gRPC inference service that take one request and return one response."""
 
 import asyncio
 from collections.abc import Mapping
@@ -30,13 +30,13 @@ from stillhouse.serve.service import Service
 
 @dataclass(frozen=True, slots=True)
 class InferenceServicer:
-    """Implementation of the inference service, except streaming."""
+    """Implementation of KServe's gRPC inference service, except its streaming method."""
 
     service: Service
 
     @property
     def methods(self) -> Mapping[str, RpcMethod]:
-        """Return the methods by name."""
+        """Return the implementations of the service's methods, by method name."""
         return {
             "ServerLive": self.server_live,
             "ServerReady": self.server_ready,
@@ -48,7 +48,7 @@ class InferenceServicer:
         }
 
     async def server_live(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:
-        """Return that the process answers."""
+        """Return a response with `live` set, which shows that the process answers."""
         return pb.ServerLiveResponse(live=True)
 
     async def server_ready(self, request: pb.ServerReadyRequest, context: Context) -> pb.ServerReadyResponse:
@@ -56,7 +56,7 @@ class InferenceServicer:
         return pb.ServerReadyResponse(ready=self.service.dispatcher.is_ready)
 
     async def model_ready(self, request: pb.ModelReadyRequest, context: Context) -> pb.ModelReadyResponse:
-        """Return whether a model is ready; false if it does not exist, as in Triton. No key is required."""
+        """Return whether a model is ready; false, as in Triton, if the model does not exist. No API key is required."""
         is_known = request.name in self.service.settings.tiers and request.version in ("", VERSION)
         return pb.ModelReadyResponse(ready=is_known and self.service.dispatcher.is_ready)
 
@@ -65,12 +65,12 @@ class InferenceServicer:
         return pb.ServerMetadataResponse(name=SERVER, version=__version__, extensions=EXTENSIONS)
 
     async def model_metadata(self, request: pb.ModelMetadataRequest, context: Context) -> pb.ModelMetadataResponse:
-        """Return the inputs and outputs of a model."""
+        """Return the names, datatypes and shapes of a model's input and output tensors."""
         await self._authenticate_for_model(request.name, request.version, context)
         return pb.ModelMetadataResponse(**describe_model(request.name, self.service.dispatcher.manifests[request.name]))
 
     async def index(self, request: pb.RepositoryIndexRequest, context: Context) -> pb.RepositoryIndexResponse:
-        """List all models that the client may use, or only ready ones."""
+        """Return the models that the client may use. If `request.ready` is set, return only those that are ready."""
         client = await authenticate_call(self.service, context)
         is_ready = self.service.dispatcher.is_ready
         if request.ready and not is_ready:
@@ -81,7 +81,10 @@ class InferenceServicer:
         return pb.RepositoryIndexResponse(models=models)
 
     async def infer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
-        """Generate an image. A cancelled call applies the setting `on_disconnect`."""
+        """Generate an image and return it as output tensors.
+
+        If the client cancels the call, the setting `on_disconnect` decides whether the image is cancelled or stored.
+        """
         client = await self._authenticate_for_model(request.model_name, request.model_version, context)
         output_names = unpack_output_names(request)
         parameters, traceparent = unpack_parameters(request), get_traceparent(context)

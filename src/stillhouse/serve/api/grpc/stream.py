@@ -1,7 +1,8 @@
-"""Streaming inference: requests in, previews and images out.
+"""Streaming inference: the client sends a stream of requests, the server a stream of previews and images.
 
-Conforms to Triton's clients: responses of several requests may interleave and carry the request id; the parameter
-`triton_final_response` marks the last response of a request; an error is a response and does not end the stream.
+The stream is as Triton's clients expect it. Responses carry the request id, because those of several requests may
+interleave. The parameter `triton_final_response` marks the last response of a request. An error is sent as a response
+and does not end the stream.
 """
 
 import asyncio
@@ -29,18 +30,22 @@ from stillhouse.serve.service import Service
 WriteResponse: TypeAlias = Callable[[ModelStreamInferResponse], Awaitable[None]]
 
 MAX_CONCURRENT = 64
-"""Largest number of unfinished requests of one stream. Further requests are read later, to bound the memory."""
+"""Largest number of unfinished requests of one stream. Further requests are read later, so that memory is bounded."""
 _FINAL_RESPONSE = "triton_final_response"
 
 
 @dataclass(frozen=True, slots=True)
 class StreamServicer:
-    """Implementation of ModelStreamInfer."""
+    """Implementation of ModelStreamInfer, the streaming method of KServe's gRPC inference service."""
 
     service: Service
 
     async def infer(self, requests: AsyncIterator[ModelInferRequest], context: Context) -> None:
-        """Answer all requests of a stream concurrently. Cancelling the stream cancels its requests."""
+        """Answer all requests of a stream concurrently; responses are written to the context.
+
+        If the client cancels the stream, the setting `on_disconnect` decides whether unfinished images are cancelled or
+        stored.
+        """
         client, traceparent = await authenticate_call(self.service, context), get_traceparent(context)
         slots, write_lock = asyncio.Semaphore(MAX_CONCURRENT), asyncio.Lock()
 

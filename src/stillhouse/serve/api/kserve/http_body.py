@@ -15,7 +15,10 @@ _CODES = {"UINT8": "u1", "INT64": "<i8"}
 
 
 class RequestInput(msgspec.Struct, forbid_unknown_fields=True):
-    """An input tensor. Its content is `data`, or follows the JSON as `binary_data_size` bytes."""
+    """An input tensor in the JSON of an inference request.
+
+    Its elements are in `data`, or follow the JSON as bytes; the parameter `binary_data_size` then says how many.
+    """
 
     name: str
     datatype: str
@@ -25,7 +28,7 @@ class RequestInput(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class RequestedOutput(msgspec.Struct, forbid_unknown_fields=True):
-    """An output tensor that the client requests."""
+    """An output tensor that the client requests; its parameter `binary_data` says whether it is sent as bytes."""
 
     name: str
     parameters: dict[str, Any] = {}
@@ -41,14 +44,15 @@ class InferenceRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ParsedBody(NamedTuple):
-    """A parsed request body.
+    """The parsed body of an inference request.
 
     Args:
         inputs: input tensors.
         parameters: request parameters without `binary_data_output`.
-        id: request id, echoed in the response.
-        requested: requested outputs in order, and whether each is binary; empty if all outputs are requested.
-        is_binary: whether outputs are binary that `requested` does not name.
+        id: request id, which the response repeats; None if absent.
+        requested: for the name of each requested output, in order, whether it is sent as bytes after the JSON. Empty if
+            the client names no outputs, which requests all of them.
+        is_binary: whether outputs that `requested` does not name are sent as bytes.
     """
 
     inputs: Sequence[InputTensor]
@@ -59,10 +63,10 @@ class ParsedBody(NamedTuple):
 
 
 def parse_body(body: bytes, header_length: str | None) -> ParsedBody:
-    """Parse a request body.
+    """Parse the body of an inference request.
 
     Args:
-        body: JSON, followed by binary tensors.
+        body: JSON, followed by the bytes of binary tensors.
         header_length: value of the header Inference-Header-Content-Length, the size of the JSON in bytes; None if the
             body is only JSON.
 
@@ -79,13 +83,13 @@ def parse_body(body: bytes, header_length: str | None) -> ParsedBody:
             continue
         if size > len(body) - end:
             rest = f"{len(body) - end} bytes are left of the body"
-            raise InvalidRequest(f"binary_data_size of input {tensor.name[:MAX_ECHO]} is {size}, and {rest}")
+            raise InvalidRequest(f"binary_data_size of input {tensor.name[:MAX_ECHO]} is {size}, but only {rest}")
         inputs.append(InputTensor(tensor.name, tensor.datatype, tensor.shape, body[end : end + size]))
         end += size
     if end < len(body):
         raise InvalidRequest(
             f"{len(body) - end} bytes of the body belong to no input",
-            allowed="the sum of binary_data_size of all inputs",
+            allowed="as many bytes after the JSON as the binary_data_size of all inputs add up to",
         )
     parameters = dict(request.parameters)
     is_binary = _check_bool("binary_data_output", parameters.pop("binary_data_output", False))
@@ -97,7 +101,13 @@ def parse_body(body: bytes, header_length: str | None) -> ParsedBody:
 def format_body(
     fields: Mapping[str, Any], outputs: Sequence[OutputTensor], parsed: ParsedBody
 ) -> tuple[bytes, int | None]:
-    """Return a response body and the size of its JSON in bytes; the size is None if the body is only JSON."""
+    """Return the body of an inference response and the size of its JSON in bytes; None if the body is only JSON.
+
+    Args:
+        fields: fields of the JSON besides `outputs`.
+        outputs: output tensors.
+        parsed: body of the request, which says whether each output is sent as JSON or as bytes after it.
+    """
     headers, tail = [], []
     for output in outputs:
         header: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": output.shape}
@@ -112,7 +122,7 @@ def format_body(
 
 
 def decode_json(content: bytes, schema: type[T]) -> T:
-    """Decode JSON to a type.
+    """Decode JSON and return it as an object of the type `schema`.
 
     Raises:
         InvalidRequest: the content is not JSON, or does not match the type.
@@ -120,7 +130,7 @@ def decode_json(content: bytes, schema: type[T]) -> T:
     try:
         return msgspec.json.decode(content, type=schema)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequest(f"the body: {error}") from None
+        raise InvalidRequest(f"the body is not valid: {error}") from None
 
 
 def _header_end(body: bytes, header_length: str | None) -> int:
@@ -134,15 +144,21 @@ def _header_end(body: bytes, header_length: str | None) -> int:
 
 
 def _binary_size(tensor: RequestInput) -> int | None:
-    """Return the size in bytes of a binary input; None if its elements are in the JSON."""
+    """Return the number of bytes after the JSON that belong to an input; None if its elements are in the JSON.
+
+    Raises:
+        InvalidRequest: the parameters of the input are invalid.
+    """
     _check_parameters(f"input {tensor.name[:MAX_ECHO]}", tensor.parameters, "binary_data_size")
     if "binary_data_size" not in tensor.parameters:
         return None
     size = tensor.parameters["binary_data_size"]
     if isinstance(size, bool) or not isinstance(size, int) or size < 0:
-        raise InvalidRequest(f"binary_data_size of input {tensor.name[:MAX_ECHO]}", allowed="a number of bytes")
+        problem = f"binary_data_size of input {tensor.name[:MAX_ECHO]} is not a number of bytes"
+        raise InvalidRequest(problem, allowed="a whole number from 0")
     if tensor.data is not None:
-        raise InvalidRequest(f"input {tensor.name[:MAX_ECHO]} has data and binary_data_size", allowed="one of them")
+        allowed = "either data or binary_data_size"
+        raise InvalidRequest(f"input {tensor.name[:MAX_ECHO]} has data and binary_data_size", allowed=allowed)
     return size
 
 
@@ -154,7 +170,7 @@ def _is_binary(output: RequestedOutput, default: bool) -> bool:
 def _check_parameters(owner: str, parameters: Mapping[str, Any], allowed: str) -> None:
     unknown = next((name for name in parameters if name != allowed), None)
     if unknown is not None:
-        raise InvalidRequest(f"parameter {unknown[:MAX_ECHO]!r} of {owner}", allowed=allowed)
+        raise InvalidRequest(f"parameter {unknown[:MAX_ECHO]!r} of {owner} is not supported", allowed=allowed)
 
 
 def _check_bool(name: str, value: object) -> bool:
@@ -164,9 +180,10 @@ def _check_bool(name: str, value: object) -> bool:
 
 
 def _encode_elements(output: OutputTensor) -> bytes:
-    """Encode the elements as a flat JSON list.
+    """Encode the elements of a tensor as a flat JSON list.
 
-    Rows are encoded one by one, because a single call for a large image would hold the GIL for too long.
+    Each row of an image is encoded by a call of its own, because one call for a large image would hold the GIL for too
+    long.
     """
     array = np.frombuffer(output.content, _CODES[output.datatype]).reshape(output.shape[0], -1)
     return b"[" + b",".join(msgspec.json.encode(row.tolist())[1:-1] for row in array) + b"]"

@@ -23,23 +23,23 @@ from stillhouse.serve.request_handle import GenerationRequest, RequestHandle
 
 SERVER = "stillhouse"
 VERSION = "1"
-"""The only version of every model."""
+"""The only version that every model has in KServe's protocol."""
 EXTENSIONS = ("binary_tensor_data",)
 MAX_PREVIEWS = 10
 MAX_TIMEOUT = 10**13
-"""Largest timeout in microseconds, about four months."""
+"""Largest accepted value of the request parameter `timeout` in microseconds, about four months."""
 _SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
-# triton_enable_empty_final_response asks for an extra, empty final response. It has no effect, because the image is
-# always the final response.
+# Clients may send triton_enable_empty_final_response, which asks Triton for an extra, empty final response. It has no
+# effect here, because the image is always the final response.
 _PARAMETERS = ("timeout", "previews", "priority", *_SEQUENCE, "triton_enable_empty_final_response")
 
 
 class RequestOptions(NamedTuple):
-    """Options from the request parameters.
+    """Options that the parameters of an inference request set.
 
     Args:
         queue_timeout: seconds within which the request must start; None is unlimited.
-        previews: number of preview images.
+        previews: number of preview images to send while the image is denoised.
     """
 
     queue_timeout: float | None = None
@@ -47,7 +47,13 @@ class RequestOptions(NamedTuple):
 
 
 def check_model(tiers: Collection[str], name: str, version: str, client: Client | None = None) -> None:
-    """Check that a model and version exist and that the client may use them. An empty version matches any.
+    """Check that a model exists in a version, and that a client may use it.
+
+    Args:
+        tiers: names of all models.
+        name: name of the model.
+        version: version of the model; empty stands for any.
+        client: client to check; None checks only that the model exists.
 
     Raises:
         NotFound: the model or version does not exist.
@@ -59,11 +65,14 @@ def check_model(tiers: Collection[str], name: str, version: str, client: Client 
     if version not in ("", VERSION):
         raise NotFound(f"model {name!r} has no version {version[:MAX_ECHO]!r}", allowed=VERSION)
     if client is not None and name not in client.tiers:
-        raise NotAllowed(f"model {name!r} with this key", allowed=", ".join(sorted(client.tiers)))
+        raise NotAllowed(f"this key may not use model {name!r}", allowed=", ".join(sorted(client.tiers)))
 
 
 def describe_model(name: str, manifest: Manifest) -> dict[str, Any]:
-    """Return the metadata of a model as fields of JSON: name, versions, inputs and outputs."""
+    """Return a model's metadata in KServe's format: name, versions, and name, datatype and shape of each tensor.
+
+    The input NEGATIVE_PROMPT is left out for models whose denoiser takes the guidance scale as an input.
+    """
     inputs = [spec for spec in INPUTS.values() if spec != NEGATIVE_PROMPT or not manifest.guidance_channels]
     return {
         "name": name,
@@ -83,7 +92,15 @@ def make_generation_request(
     is_stream: bool = False,
     traceparent: str | None = None,
 ) -> GenerationRequest:
-    """Return the generation request of an inference request, with a random seed if none is given.
+    """Return the generation request that an inference request describes, with a random seed if none is given.
+
+    Args:
+        inputs: input tensors.
+        parameters: parameters of the inference request.
+        model: name of the model.
+        client: sender of the request.
+        is_stream: whether the responses are streamed, so that previews can be sent.
+        traceparent: `traceparent` header of the client (W3C Trace Context); None if absent.
 
     Raises:
         InvalidRequest: an input or parameter is unknown or invalid.
@@ -96,10 +113,10 @@ def make_generation_request(
 
 
 def parse_parameters(parameters: Mapping[str, object], is_stream: bool = False) -> RequestOptions:
-    """Parse request parameters.
+    """Parse the parameters of an inference request.
 
-    `timeout` is in microseconds; 0 means no limit, as in Triton. A `priority` is rejected, because tiers set
-    priorities.
+    `timeout` is in microseconds; 0 means no limit, as in Triton. A `priority` other than 0 is rejected, because each
+    model has a fixed priority.
 
     Raises:
         InvalidRequest: a parameter is unknown, not supported or out of range.
@@ -114,28 +131,30 @@ def parse_parameters(parameters: Mapping[str, object], is_stream: bool = False) 
     check_integer("previews", shorten(previews), 0, MAX_PREVIEWS)
     assert isinstance(timeout, int) and isinstance(previews, int)
     if previews and not is_stream:
-        raise InvalidRequest("previews of a single answer", allowed="previews with ModelStreamInfer, over gRPC")
+        allowed = "previews with the streaming gRPC method ModelStreamInfer"
+        raise InvalidRequest("previews cannot be sent in a single response", allowed=allowed)
     if parameters.get("priority"):
-        fix = "ask for the model of a tier with a greater weight"
-        raise InvalidRequest(f"priority is {shorten(parameters['priority'])!r}", allowed="0: tiers decide", fix=fix)
+        problem = f"priority is {shorten(parameters['priority'])!r}, but each model has a fixed priority"
+        raise InvalidRequest(problem, allowed="0", fix="request a model with a greater weight in the server's settings")
     if any(parameters.get(name) for name in _SEQUENCE):
-        raise InvalidRequest("a sequence of requests", allowed="requests that do not depend on each other")
+        allowed = "requests without sequence_id, sequence_start and sequence_end"
+        raise InvalidRequest("a sequence of requests is not supported", allowed=allowed)
     return RequestOptions(timeout / 1e6 if timeout else None, previews)
 
 
 def check_outputs(names: Sequence[str]) -> None:
-    """Check that requested outputs exist and are unique."""
+    """Raise InvalidRequest if a requested output tensor does not exist or is requested twice."""
     for number, name in enumerate(names):
         check_choice("output", name[:MAX_ECHO], OUTPUTS)
         if name in names[:number]:
-            raise InvalidRequest(f"output {name} asked for twice", allowed="one of each")
+            raise InvalidRequest(f"output {name} is requested twice", allowed="each output once")
 
 
 def response_parameters(handle: RequestHandle, output: RequestOutput) -> dict[str, str | float]:
-    """Return the parameters of a response.
+    """Return the parameters of an inference response, which describe how the image was generated.
 
-    The parameters are the request id, times in milliseconds, batch peers, and the effective tier if the request was
-    degraded.
+    They are the request id, the times in the queue and in denoising in milliseconds, the mean number of other images in
+    the same batches, and the model that replaced the requested one, if any.
     """
     parameters: dict[str, str | float] = {
         "request_id": handle.id,

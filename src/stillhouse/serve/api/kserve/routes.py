@@ -40,10 +40,10 @@ _MODEL = ["/v2/models/{name:str}", "/v2/models/{name:str}/versions/{version:str}
 
 
 class IndexRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """Request of the repository index.
+    """Body of a request for the list of models (KServe's repository index).
 
     Args:
-        ready: whether only ready models are listed.
+        ready: whether only models that are ready are listed.
     """
 
     ready: bool = False
@@ -72,7 +72,7 @@ async def get_server_ready(request: ApiRequest) -> Response[dict[str, bool]]:
 async def get_model_ready(
     request: ApiRequest, name: FromPath[str], version: FromPath[str] = VERSION
 ) -> Response[dict[str, Any]]:
-    """Return 200 if the model is ready, 503 if not, 404 if it does not exist. Probes need no key."""
+    """Return 200 if the model is ready, 503 if not, 404 if it does not exist. No API key is required."""
     service = get_service(request)
     check_model(service.settings.tiers, name, version)
     is_ready = service.dispatcher.is_ready
@@ -83,7 +83,7 @@ async def get_model_ready(
 async def get_model_metadata(
     request: ApiRequest, name: FromPath[str], version: FromPath[str] = VERSION
 ) -> dict[str, Any]:
-    """Return the inputs and outputs of a model."""
+    """Return the names, datatypes and shapes of a model's input and output tensors."""
     await _authenticate_for_model(request, name, version)
     return describe_model(name, get_service(request).dispatcher.manifests[name])
 
@@ -96,7 +96,7 @@ async def get_model_metadata(
     request_max_body_size=MAX_JSON_BODY,
 )
 async def repository_index(request: ApiRequest) -> list[dict[str, str]]:
-    """List all models that the client may use, or only ready ones."""
+    """Return the models that the client may use. If `ready` is true in the body, return only those that are ready."""
     client = await authenticate_request(request)
     body = decode_json(await request.body() or b"{}", IndexRequest)
     service = get_service(request)
@@ -142,7 +142,7 @@ _INFERENCE = Schema(
 
 @dataclass
 class InferOperation(Operation):
-    """OpenAPI operation with a JSON body followed by binary data, which no Python type describes."""
+    """OpenAPI description of the inference route, whose body (JSON followed by bytes) no Python type describes."""
 
     def __post_init__(self) -> None:
         content = {"application/json": OpenAPIMediaType(schema=_INFERENCE)}
@@ -160,7 +160,10 @@ class InferOperation(Operation):
     request_max_body_size=MAX_JSON_BODY,
 )
 async def infer(request: ApiRequest, name: FromPath[str], version: FromPath[str] = VERSION) -> Response[bytes]:
-    """Generate an image. Inputs: PROMPT, NEGATIVE_PROMPT, SEED, STEPS, GUIDANCE; outputs: IMAGE and SEED."""
+    """Generate an image.
+
+    The input tensors are PROMPT, NEGATIVE_PROMPT, SEED, STEPS and GUIDANCE. The output tensors are IMAGE and SEED.
+    """
     client = await _authenticate_for_model(request, name, version)
     service = get_service(request)
     parsed = parse_body(await _read_body(request), request.headers.get(HEADER_LENGTH))
@@ -199,7 +202,8 @@ async def _authenticate_for_model(request: ApiRequest, name: str, version: str) 
 async def _read_body(request: ApiRequest) -> bytes:
     encoding = request.headers.get("content-encoding", "identity")
     if encoding != "identity":
-        raise InvalidRequest(f"a body in {encoding[:MAX_ECHO]}", allowed="a body that is not compressed")
+        problem = f"the body is compressed ({encoding[:MAX_ECHO]})"
+        raise InvalidRequest(problem, allowed="a body that is not compressed")
     body = await request.body()
     if len(body) > parse_size(get_service(request).settings.max_body):
         raise ClientException("Request Entity Too Large", status_code=HTTP_413_REQUEST_ENTITY_TOO_LARGE)

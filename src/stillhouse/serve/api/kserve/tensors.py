@@ -1,6 +1,6 @@
-"""Named tensors of KServe's protocol: parse inputs into a request, pack an image into outputs.
+"""Named tensors of KServe's protocol: parse input tensors into a request, and pack an image into output tensors.
 
-HTTP and gRPC differ only in how tensors are encoded on the wire.
+Both HTTP and gRPC use this module; they differ only in how tensors are encoded on the wire.
 """
 
 import struct
@@ -17,14 +17,14 @@ from stillhouse.serve.engine.output import PreviewImage
 Datatype: TypeAlias = Literal["BYTES", "FP32", "INT32", "INT64", "UINT8"]
 
 MAX_ECHO = 64
-"""Largest number of characters of an unknown name repeated in an error message."""
+"""Largest number of characters of a client's text that an error message repeats."""
 _LARGE = 10**18
 _CODES = {"INT64": "<q", "INT32": "<i", "FP32": "<f"}
 _LENGTH = struct.Struct("<I")
 
 
 class ModelTensor(NamedTuple):
-    """Specification of an input or output; -1 in its shape is a size that depends on the request."""
+    """Specification of an input or output tensor; -1 in its shape stands for a size that depends on the request."""
 
     name: str
     datatype: Datatype
@@ -38,9 +38,9 @@ class InputTensor(NamedTuple):
     """A tensor as sent by a client, not yet validated.
 
     Args:
-        name: input name.
-        datatype: datatype as sent.
-        shape: shape as sent.
+        name: name of the input.
+        datatype: KServe datatype that the client names.
+        shape: shape that the client names.
         content: list of elements, or raw little-endian bytes in row-major order. In raw bytes, each text is preceded by
             its length in 4 bytes.
     """
@@ -52,7 +52,10 @@ class InputTensor(NamedTuple):
 
 
 class OutputTensor(NamedTuple):
-    """A tensor for a client; `content` is raw as in `InputTensor`."""
+    """A tensor sent to a client; `content` holds its elements as raw little-endian bytes in row-major order.
+
+    Each element of datatype BYTES is preceded by its length in 4 bytes.
+    """
 
     name: str
     datatype: Datatype
@@ -73,10 +76,10 @@ OUTPUTS: Mapping[str, ModelTensor] = {spec.name: spec for spec in (IMAGE, SEED)}
 
 
 def parse_inputs(inputs: Iterable[InputTensor], seed: int) -> ImageRequest:
-    """Return the image request that inputs describe.
+    """Return the image request that input tensors describe.
 
     Args:
-        inputs: tensors of `INPUTS`; only PROMPT is required.
+        inputs: tensors whose names are keys of `INPUTS`; only PROMPT is required.
         seed: seed to use if the input SEED is missing.
 
     Raises:
@@ -90,10 +93,10 @@ def parse_inputs(inputs: Iterable[InputTensor], seed: int) -> ImageRequest:
     for tensor in inputs:
         check_choice("input", tensor.name[:MAX_ECHO], INPUTS)
         if tensor.name in values:
-            raise InvalidRequest(f"two inputs named {tensor.name}", allowed="one of each")
+            raise InvalidRequest(f"there are two inputs named {tensor.name}", allowed="each input once")
         values[tensor.name] = _parse_element(tensor, INPUTS[tensor.name])
     if "PROMPT" not in values:
-        raise InvalidRequest("a request without a prompt", allowed=f"the input {PROMPT}")
+        raise InvalidRequest("the request has no prompt", allowed=f"a request with the input {PROMPT}")
     return ImageRequest(
         values["PROMPT"],
         negative_prompt=values.get("NEGATIVE_PROMPT", ""),
@@ -104,10 +107,10 @@ def parse_inputs(inputs: Iterable[InputTensor], seed: int) -> ImageRequest:
 
 
 def image_tensors(request: ImageRequest, content: bytes) -> tuple[OutputTensor, ...]:
-    """Return the outputs of a finished request.
+    """Return the output tensors IMAGE and SEED of a finished request.
 
     Args:
-        request: resolved image request.
+        request: image request with all defaults filled in.
         content: raw uint8 pixels [height, width, 3].
     """
     assert request.height is not None and request.width is not None
@@ -118,7 +121,7 @@ def image_tensors(request: ImageRequest, content: bytes) -> tuple[OutputTensor, 
 
 
 def preview_tensors(preview: PreviewImage) -> tuple[OutputTensor, ...]:
-    """Return the outputs of a preview: the WebP file and the number of completed evaluations."""
+    """Return the output tensors of a preview: PREVIEW, a WebP file, and STEP, the number of completed evaluations."""
     return (
         OutputTensor(PREVIEW.name, PREVIEW.datatype, PREVIEW.shape, pack_bytes(preview.content)),
         OutputTensor(STEP.name, STEP.datatype, STEP.shape, struct.pack("<i", preview.index)),
@@ -126,13 +129,13 @@ def preview_tensors(preview: PreviewImage) -> tuple[OutputTensor, ...]:
 
 
 def select_outputs(outputs: Sequence[OutputTensor], names: Sequence[str]) -> Sequence[OutputTensor]:
-    """Return the named outputs in this order; all outputs if no name is given."""
+    """Return the outputs with these names, in the order of `names`; all outputs if `names` is empty."""
     by_name = {output.name: output for output in outputs}
     return [by_name[name] for name in names] if names else outputs
 
 
 def pack_bytes(content: bytes) -> bytes:
-    r"""Return an element of a BYTES tensor: its length in 4 bytes, then the content.
+    r"""Return an element of a BYTES tensor: the length of the content in 4 bytes, little-endian, then the content.
 
     >>> pack_bytes(b"abc")
     b'\x03\x00\x00\x00abc'
@@ -141,17 +144,17 @@ def pack_bytes(content: bytes) -> bytes:
 
 
 def _parse_element(tensor: InputTensor, spec: ModelTensor) -> str | int | float:
-    """Return the single element of an input.
+    """Return the single element of an input tensor.
 
     Raises:
-        InvalidRequest: datatype, shape or number of elements is wrong.
+        InvalidRequest: the datatype, the shape or the number of elements differs from `spec`.
     """
     if tensor.datatype != spec.datatype or tuple(tensor.shape) != spec.shape:
         received = f"{tensor.datatype[:MAX_ECHO]} {list(tensor.shape[:8])}"
         raise InvalidRequest(f"input {spec.name} is {received}", allowed=f"{spec.datatype} {list(spec.shape)}")
     elements = _unpack(tensor.content, spec) if isinstance(tensor.content, bytes) else tensor.content
     if len(elements) != 1:
-        raise InvalidRequest(f"input {spec.name} has {len(elements)} elements", allowed="1")
+        raise InvalidRequest(f"input {spec.name} has {len(elements)} elements", allowed="1 element")
     return _text(spec, elements[0]) if spec.datatype == "BYTES" else _number(spec, elements[0])
 
 
@@ -166,7 +169,7 @@ def _unpack(content: bytes, spec: ModelTensor) -> Sequence[object]:
         return [content[prefix:]]
     code = _CODES[spec.datatype]
     if len(content) != struct.calcsize(code):
-        allowed = f"{struct.calcsize(code)} for {spec.datatype} {list(spec.shape)}"
+        allowed = f"{struct.calcsize(code)} bytes for {spec.datatype} {list(spec.shape)}"
         raise InvalidRequest(f"input {spec.name} has {len(content)} bytes", allowed=allowed)
     return struct.unpack(code, content)
 
@@ -183,9 +186,13 @@ def _text(spec: ModelTensor, element: object) -> str:
 
 
 def _number(spec: ModelTensor, element: object) -> int | float:
-    """Return an integer unchanged, and an FP32 as the shortest decimal number that rounds to this FP32.
+    """Check the element of a numeric input. Return an integer unchanged, and an FP32 as its shortest decimal number.
 
-    A client that means 7.3 can only send the nearest FP32. It is read as 7.3, to give the same image as 7.3 in JSON.
+    A client that means 7.3 can only send the nearest FP32. This is read as 7.3, so that it gives the same image as 7.3
+    in JSON.
+
+    Raises:
+        InvalidRequest: the element is not a number of the input's datatype.
     """
     try:
         if isinstance(element, bool):
@@ -201,7 +208,10 @@ def _number(spec: ModelTensor, element: object) -> int | float:
 
 
 def shorten(value: object) -> object:
-    """Return a value that is short enough to repeat in an error message."""
+    """Return a client's value in a form that is short enough for an error message.
+
+    Long texts are cut. Huge integers, lists and objects are replaced by a description.
+    """
     if isinstance(value, str):
         return value[:MAX_ECHO]
     if isinstance(value, int) and abs(value) > _LARGE:
