@@ -1,1 +1,1 @@
-"""The server: admits requests, batches them at every step, and answers them."""
+"""The image server: accepts requests, batches their denoising steps, and sends the images back."""

@@ -9,7 +9,7 @@ from stillhouse.serve.settings import TierSettings
 
 DAY = 86400.0
 ANONYMOUS = "anonymous"
-"""Begin of the name of each client of a server that requires no API keys. The client's address follows."""
+"""First part of the name of each client of a server that requires no API keys; `@` and the client's address follow."""
 _MIN_BUCKETS = 1024
 """Number of token buckets, one per client, below which expired buckets are not removed."""
 
@@ -41,9 +41,9 @@ class Client:
 
 
 def make_anonymous_client(tiers: Mapping[str, TierSettings], address: str = "") -> Client:
-    """Return the client for requests from an IP address to a server that requires no API keys.
+    """Return the client that stands for one IP address, on a server that requires no API keys.
 
-    The client may use all tiers and has the limits of the first one. Each address counts as a key of its own.
+    The client may use all tiers (models) and has the limits of the first tier. Each address counts as a key of its own.
     """
     tier = next(iter(tiers))
     settings = tiers[tier]
@@ -104,9 +104,9 @@ class RateLimiter:
     def charge(self, client: Client, amount: float) -> LimitExceeded | None:
         """Deduct `amount` pixel-steps from the allowance of the client's key and return None.
 
-        If a limit is exceeded, nothing is deducted and the limit is returned. A charge larger than the bucket is
-        accepted when the bucket is full, and leaves a negative level. Otherwise an image larger than the bucket could
-        never be generated.
+        If a limit would be exceeded, nothing is deducted and the limit is returned. A charge larger than the token
+        bucket is accepted when the bucket is full, and leaves a negative level. Otherwise an image that costs more than
+        the bucket holds could never be generated.
         """
         if client.rate is None and client.daily is None:
             return None

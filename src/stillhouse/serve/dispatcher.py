@@ -1,4 +1,4 @@
-"""Dispatcher: validates and admits requests, sends them to workers and handles their results.
+"""Dispatcher: decides which requests are accepted, sends them to worker processes and handles their results.
 
 The dispatcher runs in the server's event loop and never blocks. It knows the state of a worker process only from the
 worker's messages.
@@ -84,8 +84,6 @@ class Dispatcher:
 
     def __post_init__(self) -> None:
         self._policy = POLICIES[self.settings.policy]
-
-    # The APIs call the methods of this section.
 
     def submit(self, request: GenerationRequest) -> RequestHandle:
         """Check whether a request is valid and can finish in time, send it to a worker, and return its handle.
@@ -183,12 +181,10 @@ class Dispatcher:
     def background_capacity(self) -> int:
         """Return how many stored jobs may be submitted now as background requests.
 
-        Background requests are submitted only while the unfinished requests fill less than half of the setting
+        Background requests are submitted only while there are fewer unfinished requests than half of the setting
         `max_queue`. The other half is reserved for interactive requests.
         """
         return max(0, self.settings.max_queue // 2 - sum(len(worker.handles) for worker in self.workers))
-
-    # The methods of this section start and stop the workers.
 
     def open(self) -> None:
         """Start one worker process per device of the settings, and the task that watches the workers' health."""
@@ -265,8 +261,6 @@ class Dispatcher:
         else:
             log.info("request finished", extra=fields)
 
-    # The methods of this section decide whether a request is accepted, and which worker runs it.
-
     def _resolve_tier(self, request: GenerationRequest) -> str:
         tier = request.tier or request.client.tier
         check_choice("model", tier, self.settings.tiers)
@@ -338,7 +332,7 @@ class Dispatcher:
 
     def _check_admission(self, request: GenerationRequest, tier: str, job: Job, worker: WorkerHandle) -> Refused | None:
         cost = worker.estimate(job)
-        # Requests whose images are being decoded count as unfinished, although their jobs have left the worker's pool.
+        # Requests whose images are being decoded have left the worker's pool of jobs, but they count as unfinished too.
         decoding = len(worker.handles) - len(worker.pool.jobs)
         max_lateness = float("inf") if request.is_background else self.settings.tiers[tier].max_lateness
         limits = AdmissionLimits(self.settings.max_queue - decoding, max_lateness, ADMISSION_MARGIN)

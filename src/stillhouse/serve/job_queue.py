@@ -1,4 +1,4 @@
-"""Background jobs: stored on acceptance, dispatched when the queue has capacity, and resumed after a restart."""
+"""Background jobs: stored when accepted, dispatched when the server has capacity, and run again after a restart."""
 
 import asyncio
 import logging
@@ -170,7 +170,8 @@ class JobQueue:
     async def _store_result(self, handle: RequestHandle) -> None:
         output = await handle.result()
         state = _STATES[output.finish_reason]
-        # A job that the server's shutdown interrupted is not stored as ended, so that it runs after the next start.
+        # A job that the server's shutdown interrupted counts as stored here: its end is not written, so that it runs
+        # again after the server's next start.
         is_stored = output.error_type == "ServerShutdown"
         while not is_stored:
             # The handle stays in `handles` until the result is stored, so that the job is not dispatched twice.

@@ -97,7 +97,7 @@ class RequestHandle:
 
     @property
     def degraded_to(self) -> str | None:
-        """Return the name of the tier that replaced the requested tier to finish in time; None if none did."""
+        """Return the name of the tier (model) that replaced the requested one to finish in time; None if none did."""
         return self.effective_tier if self.effective_tier != self.job.tier.name else None
 
     @property

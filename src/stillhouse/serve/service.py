@@ -73,7 +73,7 @@ class Service:
     async def store_image(self, handle: RequestHandle, output: RequestOutput) -> str:
         """Store the image of a finished request for download by URL, and return the random name in the URL.
 
-        The request id does not serve as name: it appears in logs, and whoever knows the name can download the image.
+        Whoever knows the name can download the image. Therefore it differs from the request id, which appears in logs.
 
         Raises:
             Refused: the image cannot be written to the disk.

@@ -16,7 +16,7 @@ EMBEDDED, STUDENT = "shapes", "shapes-3"
 
 @dataclass(frozen=True, slots=True)
 class TierSettings:
-    """Settings of one tier: a model name of the APIs with a pipeline, defaults, a latency target and rate limits.
+    """Settings of one tier. A tier is a model name of the APIs, with a pipeline, defaults, a latency target and limits.
 
     Rate limits count pixel-steps: pixels of an image times its network evaluations.
 

@@ -91,7 +91,7 @@ class WorkerHandle:
 
     @property
     def pending_seconds(self) -> float:
-        """Return the predicted seconds of work for all jobs in `pool`; 0 before the worker was ready once."""
+        """Return the predicted seconds of work for all jobs in `pool`; 0 before the worker is first ready."""
         return sum(self.cost_model.device_seconds(job) for job in self.pool.jobs.values()) if self.cost_model else 0.0
 
     @property
@@ -100,9 +100,10 @@ class WorkerHandle:
         return max(1.0, self.started + self.startup_seconds - self.clock())
 
     def estimate(self, job: Job) -> CostModel:
-        """Set the arrival time, isolated latency and scheduling tag of a job, as if it were submitted now.
+        """Set the arrival time, isolated latency and fair-queueing tag of a job, as if the job were submitted now.
 
-        The job is changed in place, but not added to `pool`. Returns the latency model used.
+        The isolated latency is the predicted latency without other jobs. The job is changed in place, but not added to
+        `pool`. The latency model used for the prediction is returned.
 
         Raises:
             Refused: the worker has not been ready yet.
@@ -114,7 +115,10 @@ class WorkerHandle:
         return cost
 
     def submit(self, handle: RequestHandle) -> None:
-        """Send a request to the worker and keep its handle until it ends. The worker must have been ready once."""
+        """Send a request to the worker, and keep the handle until the request ends.
+
+        The worker must have been ready before.
+        """
         if not self.handles:
             self.last_seen = self.clock()  # an idle worker sends no events, so its silence is counted only from now
         self._send(handle, self.clock())

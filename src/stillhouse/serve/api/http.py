@@ -173,8 +173,8 @@ def response_headers(handles: Sequence[RequestHandle], outputs: Sequence[Request
     """Return the HTTP headers that describe the images of a response.
 
     The headers hold the seeds and request ids of all images, the longest times in the queue and in denoising in
-    milliseconds, and the mean number of other images in the same batches. Further headers say whether a request was
-    moved to another tier and whether a prompt was truncated.
+    milliseconds, and the mean number of other images in the same batches. Further headers say which model replaced the
+    requested one to finish in time, and whether a prompt was truncated.
     """
     headers = {
         "x-seed": ",".join(str(handle.request.seed) for handle in handles),
@@ -191,9 +191,9 @@ def response_headers(handles: Sequence[RequestHandle], outputs: Sequence[Request
 
 
 def degraded_header(handles: Sequence[RequestHandle]) -> dict[str, str]:
-    """Return the header `x-degraded-to` with the tiers that replaced the requested tier in order to finish in time.
+    """Return the header `x-degraded-to` with the models that replaced the requested model in order to finish in time.
 
-    Return no header if no request was moved to another tier.
+    Return an empty dictionary if all requests ran on the requested model.
     """
     names = {handle.degraded_to for handle in handles if handle.degraded_to}
     return {"x-degraded-to": ",".join(sorted(names))} if names else {}
@@ -231,7 +231,7 @@ def make_event(name: str, fields: Mapping[str, Any]) -> ServerSentEventMessage:
 def stream_response(
     events: AsyncIterator[ServerSentEventMessage], headers: Mapping[str, str] | None = None
 ) -> ServerSentEvent:
-    """Return a response that streams server-sent events and that must not be cached. `headers` are added to its own."""
+    """Return a response that streams server-sent events and forbids caching. `headers` are sent in addition."""
     return ServerSentEvent(events, headers={"Cache-Control": "no-store", **(headers or {})})
 
 

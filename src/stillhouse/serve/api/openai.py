@@ -119,7 +119,7 @@ class ImageGenerationRequest(msgspec.Struct, forbid_unknown_fields=True):
     request_max_body_size=MAX_JSON_BODY,
 )
 async def create_images(request: ApiRequest, data: JSONBody[ImageGenerationRequest]) -> Response[Any]:
-    """Generate images from a prompt."""
+    """Generate images from a prompt, and return them in one response or as a stream of server-sent events."""
     return await _respond(request, await authenticate_request(request), data, "image_generation")
 
 

@@ -1,7 +1,7 @@
-"""The studio: the web page at `/`, the API documentation at `/docs` and acceleration reports.
+"""The studio, the server's web interface: the page at `/`, the API documentation at `/docs` and acceleration reports.
 
-All files are read once, at import. A path in a request is only looked up among these files, so that it cannot reach
-others.
+The files of the pages are read once, at import. A name in a request is looked up among these files, so that no other
+file can be reached.
 """
 
 import asyncio

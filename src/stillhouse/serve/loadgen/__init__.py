@@ -1,1 +1,1 @@
-"""Open-loop load generator: requests sent at planned times, and a report of latency and goodput."""
+"""Open-loop load generator: sends requests at planned times, and reports latency and goodput (answers in time)."""

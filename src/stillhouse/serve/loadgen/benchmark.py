@@ -1,4 +1,4 @@
-"""Load test of a server: measure isolated latencies, schedule requests, send them and report."""
+"""Load test of a server: measure the latency without load, schedule requests, send them and report the results."""
 
 import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
@@ -145,7 +145,10 @@ def report_load_tests(test: LoadTest, results: Sequence[LoadTestResult]) -> Load
 async def benchmark_server(
     test: LoadTest, on_progress: ProgressCallback = lambda what, done, total: None
 ) -> LoadReport:
-    """Run a load test in the running event loop and return the report; otherwise as `run_benchmark`."""
+    """Run a load test in the running event loop, and return the report of its results.
+
+    Arguments and errors are those of `run_benchmark`, which starts an event loop of its own.
+    """
     return report_load_tests(test, [await _load_server(test, on_progress)])
 
 

@@ -38,7 +38,7 @@ async def measure_isolated_latency(
         prompts: prompts, used in turn; empty uses captions of the embedded model's training data.
         runs: measured requests per class; fewer if they take longer than `MAX_SECONDS`.
         clock: returns the current time in seconds.
-        on_progress: called with a description, the completed rounds and their number.
+        on_progress: called with a description, the number of completed rounds and the number of all rounds.
 
     Raises:
         StillhouseError: the server does not answer, or answers without an image.

@@ -75,7 +75,11 @@ class LoadPlan:
 
     @property
     def max_requests(self) -> int:
-        """Return an upper bound of the number of requests: `count`, or six standard deviations above the mean."""
+        """Return an upper bound of the number of requests in the plan.
+
+        The bound is `count` or, if smaller, more than six standard deviations above the mean number of requests that
+        arrive in `seconds`.
+        """
         if self.seconds is None:
             assert self.count is not None
             return self.count

@@ -15,7 +15,7 @@ REJECTED = (429, 503)
 MAX_SEND_DELAY = 0.010
 """Mean time in seconds between planned and actual sending above which the report contains a warning."""
 MAX_CPU_SHARE = 0.5
-"""Share of one core used by the load generator above which the report contains a warning."""
+"""Share of one CPU core above which the report warns that the load generator used too much of the CPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +30,10 @@ class LoadReportRow:
         rejected: number of responses with status 429 or 503.
         errors: number of unsuccessful requests by status, rejected ones included.
         p50, p90, p99, mean: latency of successful requests in seconds; None if there are none.
-        latency_target: seconds within which a response counts in goodput; None if the classes differ.
+        latency_target: seconds within which a response counts in goodput; None if the requests have different targets.
         goodput: share of the sent requests that were answered within the latency target.
-        goodput_per_second: requests answered within the latency target per second, until the last response of all
-            classes.
+        goodput_per_second: number of requests answered within the latency target, divided by the seconds from the start
+            of the test until its last response.
     """
 
     request_class: str
@@ -85,7 +85,7 @@ class LoadReport:
 def summarize_by_class(
     results: Sequence[RequestResult], isolated_seconds: Mapping[str, float], slo: float
 ) -> tuple[LoadReportRow, ...]:
-    """Return the rows of a report: one per class of requests in order of names, then one for all requests.
+    """Return the rows of a report: one per class of requests or flood in order of names, then one for all requests.
 
     Args:
         results: results of all requests, in any order.

@@ -17,10 +17,10 @@ _FLOATS = ("FP16", "FP32", "FP64")
 
 
 class ImageProtocol(Protocol):
-    """Interface of a protocol in which image servers are tested."""
+    """Interface of the protocols in which the load generator can talk to image servers."""
 
     def make_request(self, request_class: RequestClass, prompt: str) -> HttpRequest:
-        """Return the HTTP request for one image of a class of requests with this prompt."""
+        """Return the HTTP request that asks for one image with this prompt and the fields of a class of requests."""
 
     def has_image(self, body: bytes) -> bool:
         """Return whether the body of a successful response contains an image."""
@@ -31,7 +31,7 @@ class OpenAIProtocol:
     """OpenAI's Images API as an `ImageProtocol`."""
 
     def make_request(self, request_class: RequestClass, prompt: str) -> HttpRequest:
-        """Return the HTTP request for one image of a class of requests with this prompt.
+        """Return the HTTP request that asks for one image with this prompt and the fields of a class of requests.
 
         The fields of the class, such as steps, are sent as top-level JSON fields, although OpenAI's API lacks some.
         """
@@ -69,7 +69,7 @@ class KServeProtocol:
     is_binary: bool = False
 
     def make_request(self, request_class: RequestClass, prompt: str) -> HttpRequest:
-        """Return the HTTP request for one image of a class of requests with this prompt.
+        """Return the HTTP request that asks for one image with this prompt and the fields of a class of requests.
 
         The prompt and each field of the class are sent as input tensors named in capitals, for example STEPS.
         """

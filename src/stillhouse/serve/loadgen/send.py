@@ -40,7 +40,7 @@ class RequestResult:
 
     @property
     def seconds(self) -> float:
-        """Return the latency in seconds from the scheduled time of sending, even if it was sent later."""
+        """Return the latency in seconds from the scheduled time of sending, even if the request was sent later."""
         return self.ended - self.request.time
 
     def shift(self, seconds: float) -> "RequestResult":

@@ -103,7 +103,7 @@ class JobStore:
         return stored
 
     def finish(self, job_id: str, state: JobState, content: bytes = b"", error: str = "", result: Any = None) -> bool:
-        """Store the end of a queued job and delete its input images. Return False if it has ended or does not exist.
+        """Store the end of a queued job and delete its input images. Return False if there is no such job.
 
         Args:
             job_id: id of the job.
@@ -216,9 +216,9 @@ class JobStore:
         counts = "select count(*), count(*) filter (where key = ?) from jobs where state = 'queued'"
         waiting, own_waiting = self.connection.execute(counts, (key,)).fetchone()
         if waiting >= MAX_QUEUED:
-            raise Refused(f"{waiting:,} jobs are queued, which is the limit", "jobs", 60.0)
+            raise Refused(f"{waiting:,} jobs are queued, and no more are accepted", "jobs", 60.0)
         if own_waiting >= MAX_QUEUED_PER_KEY:
-            raise Refused(f"{own_waiting:,} jobs of key {key} are queued, which is the limit", "jobs", 60.0)
+            raise Refused(f"{own_waiting:,} jobs of key {key} are queued, and no more are accepted", "jobs", 60.0)
 
     def _delete_inputs(self, job_id: str) -> None:
         for kind in _ARRAYS:

@@ -93,7 +93,7 @@ def to_rpc_error(error: Exception) -> RpcError:
 
 
 def abort_on_error(method: RpcMethod) -> RpcMethod:
-    """Wrap a gRPC method so that an error in it aborts the call with the status and message of `to_rpc_error`."""
+    """Wrap a gRPC method so that an error in it aborts the call with the gRPC status and message for this error."""
 
     async def wrapped(request: Any, context: Context) -> Any:
         try:

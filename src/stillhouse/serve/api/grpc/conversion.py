@@ -1,4 +1,4 @@
-"""Conversion of the messages of inference.proto to tensors and parameters, and back."""
+"""Conversion between gRPC messages of KServe's protocol (inference.proto) and tensors and parameters in Python."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -9,7 +9,7 @@ from stillhouse.serve.api.kserve.tensors import MAX_ECHO, InputTensor, OutputTen
 
 _FIELDS = {"BYTES": "bytes_contents", "FP32": "fp32_contents", "INT32": "int_contents", "INT64": "int64_contents"}
 _MAX_ELEMENTS = 2
-"""Number of elements read from an input tensor. A valid input has one; a second one shows that it is invalid."""
+"""Number of elements read from an input tensor. A valid input has one element; two suffice to detect an invalid one."""
 
 
 def unpack_inputs(request: ModelInferRequest) -> Iterator[InputTensor]:

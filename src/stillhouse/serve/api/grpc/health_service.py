@@ -15,7 +15,7 @@ from stillhouse.serve.service import Service
 HEALTH = pb.DESCRIPTOR.services_by_name["Health"]
 INFERENCE = DESCRIPTOR.services_by_name["GRPCInferenceService"]
 SERVICE_NAMES = ("", INFERENCE.full_name)
-"""Service names that clients may ask about: empty for the whole server, or the name of the inference service."""
+"""Names of services whose health clients may ask for: empty for the whole server, and the inference service."""
 WATCH_SECONDS = 0.25
 """Interval in seconds at which a Watch call checks whether the health status has changed."""
 

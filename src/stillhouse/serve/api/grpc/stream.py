@@ -43,8 +43,8 @@ class StreamServicer:
     async def infer(self, requests: AsyncIterator[ModelInferRequest], context: Context) -> None:
         """Answer all requests of a stream concurrently; responses are written to the context.
 
-        If the client cancels the stream, the setting `on_disconnect` decides whether unfinished images are cancelled or
-        stored.
+        If the client cancels the stream, the setting `on_disconnect` decides whether unfinished images are cancelled,
+        or finished and stored as jobs.
         """
         client, traceparent = await authenticate_call(self.service, context), get_traceparent(context)
         slots, write_lock = asyncio.Semaphore(MAX_CONCURRENT), asyncio.Lock()

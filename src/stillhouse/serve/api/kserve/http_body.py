@@ -101,7 +101,7 @@ def parse_body(body: bytes, header_length: str | None) -> ParsedBody:
 def format_body(
     fields: Mapping[str, Any], outputs: Sequence[OutputTensor], parsed: ParsedBody
 ) -> tuple[bytes, int | None]:
-    """Return the body of an inference response and the size of its JSON in bytes; None if the body is only JSON.
+    """Return the body of an inference response, and the size of its JSON in bytes (None if the body is only JSON).
 
     Args:
         fields: fields of the JSON besides `outputs`.

@@ -23,7 +23,7 @@ from stillhouse.serve.request_handle import GenerationRequest, RequestHandle
 
 SERVER = "stillhouse"
 VERSION = "1"
-"""The only version that every model has in KServe's protocol."""
+"""Version of every model in KServe's protocol; a model has no other version."""
 EXTENSIONS = ("binary_tensor_data",)
 MAX_PREVIEWS = 10
 MAX_TIMEOUT = 10**13

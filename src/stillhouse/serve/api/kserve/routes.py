@@ -206,5 +206,6 @@ async def _read_body(request: ApiRequest) -> bytes:
         raise InvalidRequest(problem, allowed="a body that is not compressed")
     body = await request.body()
     if len(body) > parse_size(get_service(request).settings.max_body):
-        raise ClientException("Request Entity Too Large", status_code=HTTP_413_REQUEST_ENTITY_TOO_LARGE)
+        message = "the body is larger than the server's setting max_body allows"
+        raise ClientException(message, status_code=HTTP_413_REQUEST_ENTITY_TOO_LARGE)
     return body
