@@ -283,7 +283,8 @@ class Dispatcher:
                 self.cancel(handle.id, "rejected")
             self.rate_limiter.refund(client, amount)
             raise
-        # A request that was degraded (moved to another tier) costs less than its charge, so the difference is refunded.
+        # A request that was degraded (moved to another tier) usually costs less than was charged, so the difference is
+        # refunded.
         if excess := amount - sum(_pixel_steps(handle.job) for handle in handles):
             self.rate_limiter.refund(client, excess)
         return handles

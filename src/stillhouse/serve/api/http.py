@@ -56,7 +56,9 @@ def get_service(request: ApiRequest) -> Service:
 
 
 async def authenticate_request(request: ApiRequest) -> Client:
-    """Return the client that sent a request, identified by the Authorization header or else by the address.
+    """Return the client that sent a request. The API key in the Authorization header identifies the client.
+
+    If the server requires no API keys, the IP address identifies the client.
 
     Raises:
         NotAllowed: an API key is required, but is missing, unknown or revoked.

@@ -76,7 +76,7 @@ class HttpResponse:
 
     Args:
         status: HTTP status, or the name of the failure.
-        body: body of the response; error message if there is none.
+        body: body of the response; after a failure, the part that was received or an error message.
     """
 
     status: ResponseStatus

@@ -39,7 +39,8 @@ class JobRecord:
         created: time of submission, seconds since the epoch.
         ended: time at which the job ended, seconds since the epoch; None if queued.
         error: error message of a failed job; otherwise empty.
-        result: JSON fields that describe the image of a completed job, see `job_queue.result_fields`; otherwise empty.
+        result: JSON fields that describe how the image was generated, see `job_queue.result_fields`; empty for a job
+            that is queued or was not run.
         bytes: size of the image file; 0 without an image.
     """
 
@@ -110,7 +111,7 @@ class JobStore:
             state: new state of the job.
             content: image file of a completed job.
             error: error message of a failed job.
-            result: JSON fields that describe the image of a completed job.
+            result: JSON fields that describe how the image was generated; None for a job that was not run.
 
         Raises:
             OSError, sqlite3.Error: the result could not be written.

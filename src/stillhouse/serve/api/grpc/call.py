@@ -46,7 +46,9 @@ class RpcError(NamedTuple):
 
 
 async def authenticate_call(service: Service, context: Context) -> Client:
-    """Return the client that made a call, identified by the metadata `authorization: Bearer KEY` or else the address.
+    """Return the client that made a call. The metadata `authorization: Bearer KEY` identifies the client.
+
+    If the server requires no API keys, the IP address identifies the client.
 
     Raises:
         NotAllowed: an API key is required, but is missing, unknown or revoked.
