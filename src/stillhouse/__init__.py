@@ -3,7 +3,7 @@
 >>> import stillhouse
 >>> result = stillhouse.load("shapes").generate("a small red circle", seed=7)  # doctest: +SKIP
 
-The names below are loaded when they are first used, so that importing the package stays quick.
+Modules of the public names are imported when a name is first used, so that `import stillhouse` stays quick.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""`python -m stillhouse` is the command `stillhouse`."""
+"""Run the command line `stillhouse` as `python -m stillhouse`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Checks of arguments. Each raises InvalidRequest with the given value and the allowed ones."""
+"""Checks of arguments. Each function raises InvalidRequest, with the given value and the allowed values, on failure."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -7,12 +7,17 @@ from numbers import Integral
 from stillhouse.errors import InvalidRequest
 
 MAX_SHOWN = 80
-"""Largest number of characters of a name that an error message shows and that are compared with the allowed names. The
-time of a comparison grows with the square of the length."""
+"""Largest number of characters of a wrong name that are shown in an error message and compared with the allowed names.
+The limit is needed, because the time of a comparison grows with the square of the length."""
 
 
 def check_choice(label: str, value: object, allowed: Iterable[str]) -> None:
-    """Raise InvalidRequest where a name is not allowed. The message suggests the most similar allowed name.
+    """Raise InvalidRequest where `value` is none of the `allowed` names. The message suggests the most similar name.
+
+    Args:
+        label: what the name stands for, such as "sampler"; appears in the message.
+        value: name to check. Any other object is refused.
+        allowed: the allowed names.
 
     >>> check_choice("sampler", "dim", ("ddim", "heun"))
     Traceback (most recent call last):
@@ -29,12 +34,12 @@ def check_choice(label: str, value: object, allowed: Iterable[str]) -> None:
 
 
 def check_integer(label: str, value: object, minimum: int, maximum: int) -> None:
-    """Raise InvalidRequest where a value is not an integer between minimum and maximum, both included."""
+    """Raise InvalidRequest where `value` is no integer from `minimum` to `maximum`; `label` names it in the message."""
     if isinstance(value, bool) or not isinstance(value, Integral) or not minimum <= int(value) <= maximum:
         raise InvalidRequest(f"{label} is {value!r}", allowed=f"a whole number from {minimum} to {maximum}")
 
 
 def check_number(label: str, value: object, minimum: float, maximum: float) -> None:
-    """Raise InvalidRequest where a value is not a number between minimum and maximum, both included."""
+    """Raise InvalidRequest where `value` is no number from `minimum` to `maximum`; `label` names it in the message."""
     if not isinstance(value, int | float) or not minimum <= value <= maximum:
         raise InvalidRequest(f"{label} is {value!r}", allowed=f"a number from {minimum:g} to {maximum:g}")

@@ -1,4 +1,4 @@
-"""Types that every package uses: an image request, its result, and a network's tensors."""
+"""Types that every package uses: an image request, its result, and the description of a network's tensor."""
 
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -13,7 +13,7 @@ Picture: TypeAlias = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageRequest:
-    """A request for one picture. None in a field stands for the pipeline's default.
+    """A request for one picture. Where a field is None, the pipeline's default is used.
 
     Args:
         prompt: text that describes the picture.
@@ -27,10 +27,11 @@ class ImageRequest:
         mask: the part of the image to inpaint, uint8 [height, width]; pixels above 127 are inpainted.
         strength: noise that is added to the image, above 0 (nothing changes) to 1 (only the image's size counts).
         guidance_rescale: 0 to 1, phi of Lin et al. (arXiv 2305.08891), equation 16.
-        guidance_interval: part of the trajectory with guidance, as shares from 0 (pure noise) to 1 (clean).
-        eta: share of fresh noise in every DDIM step, 0 to 1.
-        cache_interval: evaluations between two computations of the denoiser's deep features; 1: always computed. Larger
-            values are faster and less exact. Needs a pipeline whose denoiser `stillhouse accelerate` has split.
+        guidance_interval: where guidance acts: start and end, as shares of denoising from 0 (pure noise) to 1 (clean).
+        eta: share of fresh noise in every DDIM step, from 0 (none) to 1, as eta in diffusers.
+        cache_interval: the denoiser's deep features are computed in one of this many evaluations and reused in the
+            others (DeepCache); 1 computes them always. Larger values are faster and less exact. Needs a pipeline whose
+            denoiser `stillhouse accelerate` has split.
 
     >>> ImageRequest("a red circle", seed=7).steps is None
     True
@@ -55,7 +56,7 @@ class ImageRequest:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageResult:
-    """A picture, its request with every default filled in, and the seconds from start to finish."""
+    """A generated picture, its request with every default filled in, and the seconds that generating it took."""
 
     image: Picture
     request: ImageRequest

@@ -19,12 +19,12 @@ Each message says what was given, what is allowed, and what to do about it.
 
 
 class StillhouseError(Exception):
-    """The root of the tree: a message in three parts.
+    """Base class of all errors that Stillhouse raises on purpose. The message joins up to three parts.
 
     Args:
         problem: what was given, and what is wrong with it.
-        allowed: what would have been accepted.
-        fix: what the user can do now, a command where there is one.
+        allowed: what would have been accepted; None omits this part.
+        fix: what the user can do now, a command where there is one; None omits this part.
 
     >>> print(InvalidRequest("steps is 0", allowed="a whole number from 1 to 1000", fix="try steps=35"))
     steps is 0; allowed: a whole number from 1 to 1000; try steps=35
@@ -47,27 +47,27 @@ class PipelineError(StillhouseError):
 
 
 class ManifestError(PipelineError):
-    """The manifest is missing, is not valid, or has a version that this program does not know."""
+    """A pipeline's manifest (stillhouse.json) is missing, is not valid, or has a version that is not supported."""
 
 
 class TamperedFile(PipelineError):
-    """A file's bytes are not those that the manifest names."""
+    """A file of a pipeline does not have the checksum that the pipeline's manifest states."""
 
 
 class ImportFailed(StillhouseError):
-    """A source that cannot become a pipeline: a missing component, an architecture that is not known."""
+    """A source model cannot be converted to a pipeline, since a component is missing or the architecture is unknown."""
 
 
 class UnknownModel(StillhouseError):
-    """The name is no embedded model, no pipeline directory and no hub id that can be reached."""
+    """A model's name is neither an embedded model, nor a pipeline directory, nor a hub id that can be reached."""
 
 
 class RuntimeMissing(StillhouseError):
-    """A runtime or an extra is needed that is not installed; `fix` is the line that installs it."""
+    """An inference runtime or an optional package that is needed is not installed; `fix` says how to install it."""
 
 
 class UnsupportedPrecision(StillhouseError):
-    """A backend does not have the precision that was asked for on this machine."""
+    """A backend cannot compute in the requested precision on this machine."""
 
 
 class BackendFailed(StillhouseError):
@@ -75,17 +75,17 @@ class BackendFailed(StillhouseError):
 
 
 class FitFailed(StillhouseError):
-    """Training cannot go on; the last checkpoint is kept."""
+    """Training cannot go on, for example since the loss is not finite; the last checkpoint is kept."""
 
 
 class Refused(StillhouseError):
-    """A server does not take a request now.
+    """A server does not take a request now, but would take it later.
 
     Args:
         problem: why the server does not take the request.
         reason: one word for metrics: queue, deadline, rate, quota, starting, draining, jobs or storage.
         retry_after: seconds after which the server would take the request if no other request came.
-        fix: what the user can do now.
+        fix: what the user can do now; None says to come back after `retry_after` seconds.
     """
 
     def __init__(self, problem: str, reason: str, retry_after: float, *, fix: str | None = None) -> None:
@@ -94,7 +94,13 @@ class Refused(StillhouseError):
 
 
 class NotAllowed(StillhouseError):
-    """The caller has no key, a wrong key, or a key that does not allow this; `is_known`: whether the key exists."""
+    """A caller of the server has no API key, a wrong one, or one that does not allow the request.
+
+    Args:
+        problem: what is wrong with the key.
+        allowed: what the key allows; None omits this part of the message.
+        is_known: whether the key exists.
+    """
 
     def __init__(self, problem: str, *, allowed: str | None = None, is_known: bool = True) -> None:
         super().__init__(problem, allowed=allowed)

@@ -9,7 +9,7 @@ from typing import Any
 
 _DRIVER = "libcuda.so.1"
 _NAME_LENGTH = 256
-_MAJOR, _MINOR = 75, 76  # cuda.h's CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+_MAJOR, _MINOR = 75, 76  # values of CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR in cuda.h
 
 
 FP8_CAPABILITY = (8, 9)
@@ -21,9 +21,9 @@ class Gpu:
     """One GPU.
 
     Args:
-        name: as the driver gives it.
-        memory: bytes.
-        capability: compute capability, "9.0".
+        name: name that the driver reports.
+        memory: total memory in bytes.
+        capability: compute capability, such as "9.0".
     """
 
     name: str
@@ -32,14 +32,14 @@ class Gpu:
 
     @property
     def has_fp8(self) -> bool:
-        """Whether the matrix units multiply fp8 numbers: Ada Lovelace and later."""
+        """Whether the GPU's matrix units multiply fp8 numbers, as those of Ada Lovelace and later do."""
         major, minor = map(int, self.capability.split("."))
         return (major, minor) >= FP8_CAPABILITY
 
 
 @lru_cache(maxsize=1)
 def find_gpus() -> tuple[Gpu, ...]:
-    """Return the GPUs that CUDA_VISIBLE_DEVICES lets this process use; none without a driver.
+    """Return the GPUs that CUDA_VISIBLE_DEVICES lets this process use, in the driver's order; () without a driver.
 
     >>> isinstance(find_gpus(), tuple)
     True
@@ -65,7 +65,7 @@ def device_index(device: str) -> int:
 
 
 def device_error(device: str, available: Sequence[Gpu]) -> str | None:
-    """Return why a device name, "cuda" or "cuda:1", names none of these GPUs; None where it names one.
+    """Return why a device name such as "cuda" or "cuda:1" names none of the `available` GPUs; None where it names one.
 
     >>> device_error("cuda:1", [Gpu("One", 1 << 30, "9.0")])
     'there is no GPU cuda:1 among cuda:0 (One)'
@@ -80,8 +80,8 @@ def device_error(device: str, available: Sequence[Gpu]) -> str | None:
 def used_memory(index: int = 0) -> int | None:
     """Return the bytes of a GPU's memory that all processes use; None where there is no such GPU.
 
-    The driver answers in the GPU's primary context, which all runtimes of this process share. The context itself takes
-    some of the memory.
+    The query opens the GPU's primary CUDA context, which all runtimes of this process share. The context itself takes
+    some memory, which is counted.
     """
     driver = _load_driver()
     if driver is None or index >= len(find_gpus()):

@@ -10,7 +10,7 @@ _NUMBER = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Z]*)")
 
 
 def parse_duration(text: str) -> float:
-    """Return the seconds of a duration: 90, 90s, 10m, 1h, 2d.
+    """Return the seconds of a duration such as 90, 90s, 10m, 1h or 2d. A number without a unit is in seconds.
 
     Raises:
         InvalidRequest: the text is no duration, or a duration of 0.
@@ -25,7 +25,7 @@ def parse_duration(text: str) -> float:
 
 
 def parse_size(text: str) -> int:
-    """Return the bytes of a size: 4GiB, 500MiB, 1000.
+    """Return the bytes of a size such as 4GiB, 500MB or 1000. A number without a unit is in bytes.
 
     Raises:
         InvalidRequest: the text is no size, or a size of 0.

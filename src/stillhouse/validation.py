@@ -1,4 +1,7 @@
-"""JSON and TOML values converted to typed objects, strictly; errors name the path of a value, `$.defaults.steps`."""
+"""Strict conversion of JSON and TOML values to typed objects.
+
+Error messages begin with the path of the wrong value, such as `$.defaults.steps`, where `$` is the whole document.
+"""
 
 import re
 import tomllib
@@ -16,16 +19,17 @@ T = TypeVar("T")
 
 
 class InvalidDocument(ValueError):
-    """A value that does not fit its type; the message begins with the path of the value."""
+    """A value does not fit its type. The message begins with the path of the value, such as `$.defaults.steps`."""
 
 
 def convert(kind: type[T], value: object, path: str = "$") -> T:
-    """Convert a value of `json.loads` to a `kind`.
+    """Convert a value that `json.loads` returned to an object of the type `kind`.
 
     Args:
-        kind: a dataclass, or another type that msgspec converts to. Integers are accepted for floats, bools are not.
-        value: objects, arrays and scalars.
-        path: where `value` lies in its document; begins the error message.
+        kind: a dataclass, or another type that msgspec converts to. Where it asks for a float, an integer is accepted,
+            but no bool.
+        value: dict, list or scalar.
+        path: where `value` lies in its document, for the error message; "$" is the whole document.
 
     Raises:
         InvalidDocument: a field is missing or unknown, or its value has another type or is outside its range.
@@ -33,7 +37,8 @@ def convert(kind: type[T], value: object, path: str = "$") -> T:
     >>> convert(tuple[int, ...], [1, 2])
     (1, 2)
     """
-    # Parts are converted one by one, since the paths in msgspec's errors lack the keys of mappings.
+    # Each field and element is converted on its own first, since the paths in msgspec's errors lack the keys of
+    # mappings. This recursion knows the full path.
     for part_path, part_kind, part in _parts(kind, value, path):
         convert(part_kind, part, part_path)
     try:
@@ -43,7 +48,12 @@ def convert(kind: type[T], value: object, path: str = "$") -> T:
 
 
 def read_toml(kind: type[T], path: Path, fix: str) -> T:
-    """Read a TOML file as a `kind`; `fix` says what to do where the file does not exist.
+    """Read a TOML file and convert its content to an object of the type `kind`, a dataclass.
+
+    Args:
+        kind: type of the result.
+        path: the file.
+        fix: what the user can do where the file does not exist; ends the error message.
 
     Raises:
         InvalidRequest: the file does not exist, is not TOML, or does not fit `kind`.
@@ -59,7 +69,11 @@ def read_toml(kind: type[T], path: Path, fix: str) -> T:
 
 
 def _parts(kind: Any, value: object, path: str) -> Iterator[tuple[str, Any, object]]:
-    """Yield path, type and value of each part of an object or array. InvalidDocument: a key is no field."""
+    """Yield path, type and value of each entry of a dict or list that shall become a `kind`.
+
+    Raises:
+        InvalidDocument: a key of the dict is no field of the dataclass `kind`.
+    """
     if get_origin(kind) in (Union, UnionType) and len(some := set(get_args(kind)) - {NoneType}) == 1:
         kind = some.pop()
     arguments = get_args(kind)
@@ -76,7 +90,7 @@ def _parts(kind: Any, value: object, path: str) -> Iterator[tuple[str, Any, obje
 
 
 def _reason(kind: Any, value: object, error: msgspec.ValidationError) -> str:
-    """Return what is wrong with a value whose parts all fit."""
+    """Return the end of an error message: what is wrong with a value whose entries, converted one by one, all fit."""
     if error.__cause__ is not None:
         return f" is refused: {error.__cause__}"
     if missing := re.match("Object missing required field `(.+)`", str(error)):

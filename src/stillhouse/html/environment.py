@@ -10,9 +10,9 @@ STYLES = Path(__file__).parent
 
 
 def jinja_environment(templates: Path) -> Any:
-    """Return a Jinja environment that loads templates from a directory, and the shared styles.
+    """Return a Jinja environment that loads templates from a directory and from the directory of the shared styles.
 
-    Values are escaped for HTML. Rendering fails where a template uses a name that its context lacks.
+    Values are escaped for HTML. Rendering fails where a template uses a variable that is not given.
 
     Args:
         templates: directory of the templates.

@@ -1,4 +1,4 @@
-"""Import of the optional packages that reports and tables need."""
+"""Import of the optional packages that HTML reports and spreadsheets need."""
 
 from importlib import import_module
 from typing import Any

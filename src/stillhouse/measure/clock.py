@@ -1,7 +1,7 @@
 """Timing of several implementations in interleaved rounds, and their speed ratio.
 
-The speed of a machine drifts within minutes. So times that were measured minutes apart cannot be compared, but the
-ratio of two times of the same round can.
+The speed of a machine drifts within minutes. So times that were measured minutes apart cannot be compared, but two
+times of the same round can, and their ratio is compared across rounds.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -58,10 +58,10 @@ def summarise(seconds: Sequence[float]) -> Timing:
 def paired_ratio(slow: Sequence[float], fast: Sequence[float], resamples: int = 2000) -> Ratio:
     """Return how many times faster `fast` is than `slow`, from seconds measured in the same rounds.
 
-    The value is the geometric mean of the ratios of the rounds without the lowest and the highest fifth (trimmed mean:
-    Tukey 1960). The median is not used, because shared machines change between two speeds and the median jumps from one
-    to the other: over the same rounds of small networks, the median varied by a quarter more. The interval is the
-    percentile bootstrap over rounds (Efron 1979) with a fixed seed.
+    Each round gives one ratio, slow / fast. The value is the geometric mean of these ratios without the lowest and the
+    highest fifth (trimmed mean: Tukey 1960). The median is not used, because shared machines change between two speeds
+    and the median jumps from one speed to the other: for small networks, it varied by a quarter more. The interval is
+    the percentile bootstrap over rounds (Efron 1979) with a fixed seed.
 
     Args:
         slow, fast: seconds of one run in each round; both in the order of the rounds.
@@ -77,7 +77,7 @@ def paired_ratio(slow: Sequence[float], fast: Sequence[float], resamples: int = 
 
 
 def _trimmed_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the mean along the last axis without the lowest and the highest fifth."""
+    """Return the mean of each row along the last axis, without the lowest and the highest fifth of its values."""
     cut = values.shape[-1] // 5
     middle: NDArray[np.float64] = np.sort(values)[..., cut : values.shape[-1] - cut].mean(axis=-1)
     return middle

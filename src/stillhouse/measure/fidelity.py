@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_SQNR, MIN_SQNR = 999.0, -999.0
-"""SQNR in dB of equal tensors, and of a useless tensor: elements are not finite, or only the reference is all zero.
-Other values lie between these."""
+"""Largest and smallest SQNR in dB. Equal tensors have the largest. A tensor has the smallest where some of its elements
+are not finite, or where it is not zero but the reference is all zero."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Fidelity:
             999 for equal tensors, -999 where the other tensor has elements that are not finite.
         cosine: cosine of the angle between the tensors, -1 to 1; 0 where one of them is all zero or not finite.
         mae: mean absolute error; the largest float where the other tensor has elements that are not finite.
-        largest: maximum absolute error; the largest float in the same case.
+        largest: maximum absolute error; the largest float where the other tensor has elements that are not finite.
         nonfinite: number of elements that are NaN or infinite in the other tensor and finite in the reference.
     """
 
@@ -57,8 +57,8 @@ def compare_tensors(reference: NDArray[Any], other: NDArray[Any]) -> Fidelity:
         return Fidelity(MIN_SQNR, 0.0, float_info.max, float_info.max, nonfinite)
     if np.array_equal(ref, oth):
         return Fidelity(MAX_SQNR, 1.0, 0.0, 0.0)
-    # Scale by a power of two, which is exact, so that the largest element is at most 0.5 and no square or difference
-    # overflows.
+    # Both tensors are scaled so that no element exceeds 0.5, because squares and differences could overflow otherwise.
+    # Scaling by a power of two is exact.
     exponent = int(np.frexp(max(np.abs(ref).max(), np.abs(oth).max()))[1]) + 1
     ref, oth = np.ldexp(ref, -exponent), np.ldexp(oth, -exponent)
     error = np.abs(ref - oth)

@@ -1,4 +1,4 @@
-"""Measures of the difference between two pictures of the same request, and a picture that shows the difference."""
+"""Measures of the difference between two pictures, PSNR and SSIM, and a picture that shows the difference."""
 
 import math
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from stillhouse.gpu import Gpu, find_gpus
 
-# Instruction set extensions that decide which precisions are fast, in Linux's spelling for x86 and ARM.
+# These instruction set extensions of x86 and ARM decide which precisions are fast. They are spelled as Linux does,
+# since they are looked up in /proc/cpuinfo.
 _INSTRUCTIONS = (
     *("avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
     *("amx_tile", "amx_int8", "amx_bf16", "amx_fp16"),
@@ -31,7 +32,8 @@ class Machine:
         processor: model name.
         cores: physical cores that affinity and the container's quota allow.
         memory: bytes of main memory, or the container's limit if that is lower; None where the system reports neither.
-        instructions: instruction set extensions of `_INSTRUCTIONS` that the processor has, in the tuple's order.
+        instructions: instruction set extensions of the processor that decide which precisions are fast, such as
+            "avx512_bf16".
         system: operating system and architecture, such as "Linux x86_64".
         python: version of Python, such as "3.11".
         gpus: GPUs that this process may use.
@@ -95,7 +97,7 @@ def installed_versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def _processors(root: Path) -> list[dict[str, str]]:
-    """Return the fields of each logical processor in /proc/cpuinfo."""
+    """Return the fields of /proc/cpuinfo by name, one mapping for each logical processor."""
     blocks = re.split(r"\n\s*\n", _read_text(root / "proc/cpuinfo"))
     pairs = [[line.partition(":") for line in block.splitlines()] for block in blocks]
     fields = [{key.strip(): value.strip() for key, _, value in block} for block in pairs]

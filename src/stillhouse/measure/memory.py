@@ -27,9 +27,14 @@ def resident_bytes(pid: int, root: Path = _ROOT) -> int:
 
 
 def own_resident_bytes(pid: int, root: Path = _ROOT) -> int:
-    """Return the resident bytes of a process without its descendants; 0 in the same cases as `resident_bytes`.
+    """Return the resident bytes of a process without its descendants.
 
-    This function reads one file, whereas finding descendants takes one file of every process on the machine.
+    The result is 0 where the process does not exist or the system has no /proc. This function is faster than
+    `resident_bytes`, which reads a file of every process on the machine to find the descendants.
+
+    Args:
+        pid: id of the process.
+        root: directory that holds `proc`.
 
     >>> import os
     >>> own_resident_bytes(os.getpid()) > 0
@@ -39,9 +44,9 @@ def own_resident_bytes(pid: int, root: Path = _ROOT) -> int:
 
 
 def release_memory() -> None:
-    """Return unused memory of this process to the system.
+    """Give unused memory of this process back to the system.
 
-    Reference cycles, such as those of closed pipelines, are collected, and the C library's heap is trimmed.
+    Python collects reference cycles, such as those of closed pipelines, and the C library trims its heap.
 
     >>> release_memory()
     """
@@ -51,7 +56,7 @@ def release_memory() -> None:
 
 
 def peak_resident_bytes(pid: int, root: Path = _ROOT) -> int | None:
-    """Return the most resident bytes that one process has had so far.
+    """Return the largest number of resident bytes that a process, without its descendants, has had so far.
 
     The result is None where the process does not exist or the system has no /proc.
 
@@ -67,13 +72,13 @@ def peak_resident_bytes(pid: int, root: Path = _ROOT) -> int | None:
 
 
 def _descendants(pid: int, root: Path) -> list[int]:
-    """Return the descendants of a process, children first.
+    """Return the ids of the descendants of a process, children first.
 
-    The search uses the parent that each process names, because not every kernel lists the children of a process.
+    Every process on the machine is asked for its parent, because not every kernel lists the children of a process.
     """
     children: dict[int, list[int]] = {}
     for folder in (root / "proc").glob("[0-9]*"):
-        # The file holds "pid (name) state parent ...". The name may contain ")", so only the last one ends the name.
+        # The file holds "pid (name) state parent ...". The name may contain ")", so the text is split at the last ")".
         words = _read_text(folder / "stat").rpartition(")")[2].split()
         if len(words) > 1:
             children.setdefault(int(words[1]), []).append(int(folder.name))

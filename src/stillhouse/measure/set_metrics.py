@@ -1,4 +1,4 @@
-"""Distance of two sets of pictures in the features of an encoder."""
+"""Metrics of sets of pictures, computed from the features of an encoder: FID, precision and recall, diversity."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ NEIGHBOURS = 5
 
 
 def frechet_distance(reference: Features, other: Features) -> float:
-    """Return the squared Frechet distance of the normal distributions with the means and covariances of two sets.
+    """Return the squared Frechet distance (FID) of two sets, each taken as normal with its mean and covariance.
 
     The distance is |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), Heusel et al. (arXiv 1706.08500), equation 6. The trace
     of (C1 C2)^(1/2) is computed as the equal trace of (C1^(1/2) C2 C1^(1/2))^(1/2), because this matrix is symmetric.
@@ -63,7 +63,7 @@ def precision_recall(reference: Features, other: Features, neighbours: int = NEI
     _check_features(reference, other)
     if len(reference) != len(other) or len(reference) <= neighbours:
         raise ValueError(
-            f"{len(reference)} and {len(other)} pictures; both sets need the same number, more than {neighbours}"
+            f"the sets have {len(reference)} and {len(other)} pictures; both need the same number, above {neighbours}"
         )
     between = _distances(reference, other)
 
@@ -75,7 +75,7 @@ def precision_recall(reference: Features, other: Features, neighbours: int = NEI
 
 
 def prompt_diversity(groups: NDArray[np.float64]) -> float:
-    """Return the mean distance between pictures of the same prompt.
+    """Return the mean distance between the features of two pictures of the same prompt.
 
     Args:
         groups: float [prompts, pictures of a prompt, features], with two pictures or more of each prompt.
