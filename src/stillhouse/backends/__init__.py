@@ -1,4 +1,7 @@
-"""Backends: open an ONNX file on a runtime, by name, as a Runner. A runtime is imported when a graph is opened."""
+"""Backends by name: each opens an ONNX file on an inference runtime and returns a Runner, a callable network.
+
+A runtime is imported only when it opens a graph.
+"""
 
 from stillhouse.backends.registry import backends, open_runner
 from stillhouse.backends.runner import Runner, RunnerOptions

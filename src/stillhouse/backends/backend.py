@@ -1,6 +1,6 @@
-"""The object that describes a backend: how it opens a graph, and what the rest of the program may do with it.
+"""The description of a backend (an inference runtime): how it opens a graph, and which configurations are worth trying.
 
-A backend is one module with one `Backend` value. The registry lists the backends of this package; an installed
+A module describes its backend by a `Backend` value. The registry lists the backends of this package; an installed
 package adds backends by entry points, see `registry.ENTRY_POINT_GROUP`.
 """
 
@@ -18,32 +18,32 @@ from stillhouse.backends.signature import Signature
 from stillhouse.gpu import Gpu, device_index
 
 CompileScope: TypeAlias = Literal["shape", "batch", "never"]
-"""When a static network must be opened again. "shape": for each shape. "batch": for each picture size, but not for each
-batch size. "never": the runtime itself compiles for each shape."""
+"""When a network with static shapes must be opened again. "shape": for each input shape. "batch": for each picture
+size, but not for each batch size. "never": the runtime itself compiles for each new shape."""
 Settings: TypeAlias = Mapping[str, str]
 BuildGraph: TypeAlias = Callable[[Path, Path, Sequence[Mapping[str, NDArray[Any]]], Sequence[str]], None]
 """`build(graph, out, feeds, keep)`: convert the ONNX file `graph` and write the result to `out`. `feeds` are recorded
 inputs of the network, one mapping for each call. The nodes named in `keep` stay in float32."""
 
 LAST_RANK = 100
-"""Rank of candidates that are tried after the candidates of all backends of this package."""
+"""Rank of candidates (configurations to measure) that are tried after those of all backends of this package."""
 
 
 @dataclass(frozen=True, slots=True)
 class CandidateContext:
-    """The component, the machine and the request for which a backend lists its candidates.
+    """The network, the machine and the user's request for which a backend lists candidates, configurations to measure.
 
     Args:
-        role: role of the component: "denoiser", "decoder", "encoder", "text_encoder", ...; "network" for an ONNX file
-            outside a pipeline.
-        cost: share of the component in the time of a picture. Components of low cost run once per picture.
+        role: role of the network in its pipeline: "denoiser", "decoder", "encoder", "text_encoder", ...; "network" for
+            an ONNX file outside a pipeline.
+        cost: how much of a picture's time the network takes: most with "high", little with "low".
         status: status of this backend on this machine.
         instructions: instruction set extensions of the processor, as the system names them.
         gpus: GPUs of this machine.
         threads: number of threads that may be used.
         device: requested device: auto, cpu, cuda, cuda:1.
         has_dynamic_batch: whether the graph takes batches of any size.
-        decoder_side: longer side, in pixels, of the pictures that a decoder makes; None for other components.
+        decoder_side: longer side, in pixels, of the pictures that a decoder makes; None for other networks.
         axis_ranges: lengths that the graph's named axes may have, "rows=1-8,height=32-64"; empty: fixed lengths.
     """
 
@@ -59,18 +59,19 @@ class CandidateContext:
     axis_ranges: str = ""
 
     def gpu(self, device: str) -> Gpu:
-        """Return the GPU that a device name means; the last GPU where the index is too high."""
+        """Return the GPU that a device name such as "cuda:1" means; the last GPU where the index is too high."""
         return self.gpus[min(device_index(device), len(self.gpus) - 1)]
 
 
 @dataclass(frozen=True, slots=True)
 class CandidateSpec:
-    """A configuration of a backend to measure.
+    """A candidate: one configuration of a backend that `stillhouse accelerate` measures.
 
     Args:
-        recipe: the graph: "f32" for the exported one, or the name of a recipe of the backend.
-        precision: `RunnerOptions.precision`.
-        options: settings of the backend, and `shapes` ("static"), `streams`, `threads` and `tile` (pixels of a side).
+        recipe: the graph to open: "f32" is the exported graph, other names are recipes (conversions) of the backend.
+        precision: precision in which the graph is opened, see `RunnerOptions.precision`.
+        options: settings of the backend by name. Four more keys are allowed: `shapes` ("static"), `streams`, `threads`,
+            and `tile`, the side in pixels of the tiles in which a picture is decoded.
         rank: candidates of all backends are tried in ascending rank; equal ranks, in the order of the registry.
             Backends of this package use 0 to 49 on a GPU and 50 to 99 on the processor.
     """
@@ -83,13 +84,13 @@ class CandidateSpec:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A way to convert the exported graph for one backend.
+    """A conversion of an exported graph for one backend, for example to int8.
 
     Args:
-        build: writes the converted graph.
+        build: function that writes the converted graph.
         file_name: name of the converted graph; an OpenVINO graph where the suffix is .xml, otherwise an ONNX file.
         requires: packages that `build` imports.
-        is_batch_dependent: whether the result of a row depends on the other rows of its batch.
+        is_batch_dependent: whether, in the converted graph, the result of a row depends on the other rows of its batch.
     """
 
     build: BuildGraph
@@ -99,23 +100,23 @@ class Recipe:
 
 
 def exported_graph(context: CandidateContext) -> Iterable[CandidateSpec]:
-    """Return the one candidate of a backend that lists none: the exported graph in float32."""
+    """Return one candidate, the exported graph in float32. This is the default of `Backend.candidates`."""
     return (CandidateSpec(),)
 
 
 def no_exclusion(spec: CandidateSpec, context: CandidateContext) -> str:
-    """Exclude no candidate."""
+    """Return "", which excludes no candidate. This is the default of `Backend.exclusion`."""
     return ""
 
 
 def compiles_per_shape(settings: Settings) -> CompileScope:
-    """Return "shape" for all settings."""
+    """Return "shape" for all settings. This is the default of `Backend.compiles_per`."""
     return "shape"
 
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """A runtime that opens networks.
+    """An inference runtime that opens networks, with all that the rest of the program needs to know of it.
 
     Only the first four arguments are required. With only these, `stillhouse accelerate` measures the exported graph in
     float32.
@@ -125,22 +126,26 @@ class Backend:
         open_graph: opens a graph, given its path, its signature and the options.
         status: describes the installed package, or raises RuntimeMissing with the reason.
         install: the command that installs the runtime.
-        settings: allowed values of each setting by its name; the first is the default.
-        device_arrays: returns the arrays (see `diffusion.arrays`) that live on the device of these settings; None:
-            the backend takes NumPy arrays only.
-        compiles_per: when a static network with these settings must be opened again, see `CompileScope`.
+        settings: allowed values of each setting by its name; the first value is the default.
+        device_arrays: given settings, returns the operations on arrays (`diffusion.arrays.Arrays`) on the device on
+            which networks run; None: the backend takes NumPy arrays only.
+        compiles_per: given settings, returns when a network with static shapes must be opened again, see
+            `CompileScope`.
         supports_streams: whether `RunnerOptions.streams` may be above 1.
-        runs_modules: whether the backend runs the network beside the graph (config.json and weights), not the graph.
-        batch_settings: settings with which one static opening serves several batch sizes; None: there are none.
-        adapter_settings: settings with which adapters can change the weights of an open network; None: there are none.
-        count_settings: settings that an open network needs to count its layers (`Runner.layer_precisions`).
+        runs_modules: whether the backend runs the torch module beside the graph (config.json and weights), not the
+            graph.
+        batch_settings: settings with which a network with static shapes is opened once for several batch sizes; None:
+            no settings allow this.
+        adapter_settings: settings with which adapters can change the weights of an open network; None: no settings
+            allow this.
+        count_settings: settings with which an open network counts its layers by precision (`Runner.layer_precisions`).
         packages: distributions whose versions decide how fast and how exact the backend is.
         recipes: conversions of the exported graph for this backend, by name.
         candidates: lists the configurations that are worth measuring.
-        exclusion: returns why a configuration of `candidates` cannot run or gains nothing, or "". Called only where
-            the backend is ready and the device exists.
-        dominated_below: a share of the fastest candidate's speed. Where this backend's first candidate on a device is
-            slower, its further candidates on that device are skipped. None: all are measured.
+        exclusion: returns why a configuration of `candidates` cannot run or gains nothing; "" where it may gain. Called
+            only where the backend is ready and the device exists.
+        dominated_below: a share of the speed of the fastest candidate so far. Where this backend's first candidate on a
+            device is slower than this, its further candidates on the device are skipped. None: all are measured.
     """
 
     name: str
@@ -163,7 +168,11 @@ class Backend:
 
 
 def missing_package(package: str, purpose: str) -> str:
-    """Return that a package is not installed, with the command that installs it; "" where it is installed.
+    """Return a message that a package is not installed, with the command that installs it; "" where it is installed.
+
+    Args:
+        package: name by which Python imports the package.
+        purpose: clause that says what the package does, for the message.
 
     >>> missing_package("json", "which reads it")
     ''

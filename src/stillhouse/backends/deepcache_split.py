@@ -22,7 +22,8 @@ from stillhouse.errors import PipelineError
 DEEP_TENSOR = "deep"
 """Name of the tensor at the split: an output of the full graph, an input of the shallow one."""
 
-# torch.onnx.export writes the module of a node into the node's name: /network/up_blocks.3/Concat
+# These patterns find the block of a node, since torch.onnx.export writes the module into the name of the node:
+# /network/up_blocks.3/Concat
 _JOIN = re.compile(r".*/up_blocks\.(\d+)/[^/]+")
 _BELOW = re.compile(r".*/(?:mid_block|up_blocks\.(\d+))/.*")
 _HEAVY = {"Conv", "Gemm", "MatMul"}
@@ -32,12 +33,12 @@ _ALLOWED = "a U-Net exported by `stillhouse import`, whose node names show its b
 
 @dataclass(frozen=True, slots=True)
 class DeepCacheSplit:
-    """The two graphs of a split.
+    """The result of `split_denoiser`: the two graphs into which a U-Net's graph was split.
 
     Args:
         full, shallow: files of the two graphs.
-        tensor: name of the tensor at the split in the original graph.
-        layers: number of layers of the last up block; the graph can be split before each.
+        tensor: name that the tensor at the split has in the original graph.
+        layers: number of layers of the last up block; the graph can be split before each of them.
         full_nodes, shallow_nodes: numbers of nodes of the two graphs.
     """
 
@@ -86,7 +87,7 @@ def split_denoiser(graph: Path, layer: int = 0) -> DeepCacheSplit:
         message = f"layer {layer} of its last up block depends on the deeper blocks by more than one tensor"
         raise _cannot_split(graph, message)
     if any(attribute.type == _GRAPH for node in shallow.graph.node for attribute in node.attribute):
-        raise _cannot_split(graph, "it has branches")
+        raise _cannot_split(graph, "its upper layers contain inner graphs (If or Loop)")
     split = DeepCacheSplit(
         graph.with_name(f"{graph.stem}.full-{layer}.onnx"),
         graph.with_name(f"{graph.stem}.shallow-{layer}.onnx"),
@@ -101,7 +102,7 @@ def split_denoiser(graph: Path, layer: int = 0) -> DeepCacheSplit:
 
 
 def _skip_concats(model: Any, graph: Path) -> tuple[list[Any], int]:
-    """Return the nodes of the last up block that concatenate a skip connection, and the block's number."""
+    """Return the Concat nodes of the last up block, each of which joins a skip connection, and the block's number."""
     joins: dict[int, list[Any]] = {}
     for node in model.graph.node:
         if node.op_type == "Concat" and (match := _JOIN.fullmatch(node.name)):
@@ -113,7 +114,11 @@ def _skip_concats(model: Any, graph: Path) -> tuple[list[Any], int]:
 
 
 def _deep_input(model: Any, join: Any, last: int, graph: Path) -> str:
-    """Return that input of a concatenation that comes from the deeper blocks, not the skip connection."""
+    """Return the name of the input of a Concat node that comes from the deeper blocks, not from the skip connection.
+
+    Raises:
+        PipelineError: not exactly one of two inputs comes from there, or the graph is already split.
+    """
     makers = {output: node for node in model.graph.node for output in node.output}
     if DEEP_TENSOR in makers:
         raise _cannot_split(graph, "it is split already")
@@ -124,13 +129,18 @@ def _deep_input(model: Any, join: Any, last: int, graph: Path) -> str:
 
 
 def _is_below(node: Any, last: int) -> bool:
-    """Whether a node lies in the middle block or in an up block before the last."""
+    """Return whether a node lies in the middle block or in an up block before block `last`."""
     match = _BELOW.fullmatch(node.name)
     return match is not None and (match[1] is None or int(match[1]) < last)
 
 
 def _ancestors(names: Iterable[str], makers: dict[str, Any]) -> list[Any]:
-    """Return the nodes that these tensors depend on, directly or not, in no order."""
+    """Return the nodes that tensors depend on, directly or through other nodes, in any order.
+
+    Args:
+        names: names of the tensors.
+        makers: the node that makes each tensor, by name of the tensor.
+    """
     ancestors: list[Any] = []
     visited: set[str] = set()
     queue = list(names)
@@ -145,7 +155,10 @@ def _ancestors(names: Iterable[str], makers: dict[str, Any]) -> list[Any]:
 
 
 def _deep_value_info(model: Any, tensor: str, graph: Path) -> Any:
-    """Return type and shape of the tensor; rows, height and width have the axis names of the graph's first input."""
+    """Return the ValueInfoProto, with type and shape, of the tensor at the split, under its new name `deep`.
+
+    Its batch, height and width axes have the names of these axes of the graph's first input.
+    """
     onnx = require("onnx")
     with translate_errors("onnx", graph, "read"):
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
@@ -166,7 +179,7 @@ def _rename_tensor(nodes: Iterable[Any], tensor: str) -> None:
 
 
 def _prune(graph: Any) -> None:
-    """Remove all nodes, initializers and inputs that no output depends on when `deep` is an input."""
+    """Remove the nodes, initializers and inputs that no output needs once the tensor `deep` is given, in place."""
     makers = {output: node for node in graph.node for output in node.output if DEEP_TENSOR not in node.output}
     needed = _ancestors([value.name for value in graph.output], makers)
     made = {output for node in needed for output in node.output}

@@ -14,12 +14,12 @@ from stillhouse.backends.signature import read_signature
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
 
-_STORED = {1: "F32", 10: "F16", 16: "BF16"}  # keys: TensorProto.FLOAT, FLOAT16, BFLOAT16
+_STORED = {1: "F32", 10: "F16", 16: "BF16"}  # the keys are the values of TensorProto.FLOAT, FLOAT16 and BFLOAT16
 _ELEMENT_TYPES = {dtype: element_type for element_type, dtype in _STORED.items()}
 
 
 def load_graph(path: Path) -> "ModelProto":
-    """Read a graph of any size. Values in other files are not read.
+    """Read an ONNX file into a ModelProto. Weights in other files are not read, so the model may have any size.
 
     Raises:
         PipelineError: the file is missing or no graph.
@@ -35,8 +35,8 @@ def load_graph(path: Path) -> "ModelProto":
 def load_external_data(tensor: "TensorProto", folder: Path) -> None:
     """Read the values of an initializer from its external file in `folder` into the tensor.
 
-    A tensor without external data stays as it is. onnx's own reader is not used: it refuses files with a second hard
-    link, and large files in the directory of a sweep have one.
+    A tensor without external data stays unchanged. onnx's own reader is not used, because it refuses files with a
+    second hard link, which `stillhouse accelerate` makes for large files in its working directory.
     """
     if not tensor.external_data:
         return

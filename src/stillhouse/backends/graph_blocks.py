@@ -1,4 +1,4 @@
-"""Blocks of a network, and a search for a small set of them that must stay in float32."""
+"""Blocks of a network, and a search for a small set of blocks that must stay in float32 to keep it accurate."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,10 +12,11 @@ from stillhouse.backends.signature import read_signature
 from stillhouse.errors import UnsupportedPrecision
 
 _MAX_BLOCK_NODES = 16
-"""Largest number of heavy nodes of a block; an attention layer of a denoiser has 12."""
+"""Largest number of convolutions and matrix products of a block; an attention layer of a denoiser has 12."""
 _MAX_RUNS = 16
 
-_Scoped: TypeAlias = tuple[tuple[str, ...], str]  # (names of the modules around a node, name of the node)
+_Scoped: TypeAlias = tuple[tuple[str, ...], str]
+"""The names of the modules around a node, from the outermost module on, and the name of the node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ def minimal_exact_blocks(
 
     Args:
         blocks: blocks to choose from.
-        passes: returns whether the network is accurate enough with the blocks of these names in float32.
+        passes: given names of blocks, returns whether the network is accurate enough with these blocks in float32.
         max_calls: largest number of calls of `passes`. When it is reached, the result passes but may not be 1-minimal.
 
     Returns:
@@ -97,15 +98,16 @@ def minimal_exact_blocks(
         exact = min(predicate.passed, key=len, default=frozenset(names))
     if frozenset(exact) not in predicate.passed:
         raise UnsupportedPrecision(
-            f"no choice of {len(names)} blocks to keep passes", fix="take another precision, or a lower bound"
+            f"no choice of {len(names)} blocks to keep in float32 makes the network accurate enough",
+            fix="take another precision, or a lower bound of the accuracy",
         )
     return frozenset(exact)
 
 
 def _ddmin(names: Sequence[str], passes: Callable[[Sequence[str]], bool]) -> Sequence[str]:
-    """Return a minimal subset of a set that passes, which passes too, by delta debugging's ddmin.
+    """Return a subset of `names` that passes and fails without any one of its names, by delta debugging (ddmin).
 
-    Parts of the set are tried first, then their complements, then smaller parts.
+    All of `names` together pass. Parts of the set are tried first, then their complements, then smaller parts.
     """
     subset, pieces = list(names), 2
     while len(subset) > 1:
@@ -124,11 +126,16 @@ def _ddmin(names: Sequence[str], passes: Callable[[Sequence[str]], bool]) -> Seq
 
 
 class _BudgetExhausted(Exception):
-    """The largest number of calls is reached."""
+    """The predicate was called as often as `max_calls` allows."""
 
 
 class _CachedPredicate:
-    """Calls a predicate once for each set, and stores the results."""
+    """A predicate of sets of names with its results so far: it is called once for each set, at most `max_calls` times.
+
+    Args:
+        passes: the predicate.
+        max_calls: largest number of calls, above which _BudgetExhausted is raised; None: no limit.
+    """
 
     def __init__(self, passes: Callable[[frozenset[str]], bool], max_calls: int | None) -> None:
         self._passes, self._max_calls = passes, max_calls
@@ -148,7 +155,13 @@ class _CachedPredicate:
 
 
 def _split_by_module(nodes: Sequence[_Scoped], depth: int, inside: tuple[str, ...] = ()) -> Iterator[Block]:
-    """Group nodes by their module at this depth; divide a module with too many nodes by its submodules."""
+    """Yield a block for each module at a depth of the module tree, or for its submodules if it has over 16 nodes.
+
+    Args:
+        nodes: nodes to group, each with the names of the modules around it.
+        depth: number of outer modules that are not looked at.
+        inside: names of the modules that hold all the nodes; they begin the names of the blocks.
+    """
     groups: dict[tuple[str, ...], list[_Scoped]] = {}
     for scope, name in nodes:
         groups.setdefault(scope[depth : depth + 1], []).append((scope, name))
@@ -160,7 +173,7 @@ def _split_by_module(nodes: Sequence[_Scoped], depth: int, inside: tuple[str, ..
 
 
 def _common_depth(scopes: Sequence[tuple[str, ...]]) -> int:
-    """Return the number of leading modules that are the same for all scopes."""
+    """Return how many leading module names are the same in all scopes; a scope is the path of modules to a node."""
     columns = zip(*scopes, strict=False)
     is_common = (len(set(column)) == 1 for column in columns)
     return next((depth for depth, common in enumerate(is_common) if not common), min(map(len, scopes)))

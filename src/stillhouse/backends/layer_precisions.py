@@ -1,7 +1,8 @@
-"""The precisions that the heavy operations of an ONNX file compute in, read without a runtime.
+"""The precisions in which the convolutions, matrix products and attentions of an ONNX file compute.
 
-In a graph that a runtime has optimised, these are the precisions that run. Where the runtime has no kernel in a
-precision it has inserted a Cast before the operation, and fused integer operations have names of their own.
+They are read without a runtime. In a graph that a runtime has optimised, they are the precisions that really run: where
+the runtime has no kernel in a precision, it has inserted a Cast before the operation, and fused integer operations have
+names of their own.
 """
 
 from collections import Counter
@@ -20,8 +21,8 @@ _INTEGER = {
     *("MatMulIntegerToFloat", "DynamicQuantizeMatMul"),
 }
 _N_BITS_OP = "MatMulNBits"
-_EIGHT_BIT = 4  # at this accuracy_level, MatMulNBits rounds its input to int8 as well
-# These operators' outputs have another element type than their inputs.
+_EIGHT_BIT = 4  # at this accuracy_level, MatMulNBits computes in int8, since it rounds its input to int8 as well
+# Half precision does not pass through these operators, since their outputs have another element type than their inputs.
 _TYPE_CHANGING = {
     *("Shape", "Size", "QuantizeLinear", "DynamicQuantizeLinear", "ArgMax", "ArgMin", "NonZero"),
     *("Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "IsNaN", "IsInf"),
@@ -29,7 +30,7 @@ _TYPE_CHANGING = {
 
 
 def read_layer_precisions(path: Path) -> dict[str, int]:
-    """Count the convolutions, matrix products and attentions of a graph by precision: f32, f16, bf16, int8.
+    """Count the convolutions, matrix products and attentions of an ONNX file by precision: f32, f16, bf16, int8.
 
     Operations in subgraphs are not counted. Precisions without any operation are left out.
 
@@ -45,7 +46,10 @@ def read_layer_precisions(path: Path) -> dict[str, int]:
 
 
 def _precision(node: NodeProto, halves: dict[str, str]) -> str | None:
-    """Return the precision of a heavy node, None for other nodes. Add the node's half precision outputs to `halves`."""
+    """Return the precision of a convolution, matrix product or attention; None for other nodes.
+
+    `halves` maps names of tensors in half precision to f16 or bf16; the node's outputs in half precision are added.
+    """
     operator = node.op_type
     source = node.input[1 if operator == "Where" else 0] if node.input else ""
     half = HALF_TYPES.get(_integers(node).get("to", 0)) if operator == "Cast" else halves.get(source)

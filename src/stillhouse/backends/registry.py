@@ -14,7 +14,8 @@ from stillhouse.check import check_choice
 from stillhouse.errors import BackendFailed, InvalidRequest, RuntimeMissing
 
 ENTRY_POINT_GROUP = "stillhouse.backends"
-"""Group of the entry points by which installed packages add backends. Each refers to a `Backend` of its name."""
+"""Group of the entry points by which installed packages add backends. An entry point has the name of a backend, and
+refers to its `Backend` value."""
 _BUILTIN: Mapping[str, Backend] = {
     backend.name: backend
     for backend in (ort.BACKEND, openvino.BACKEND, torch.BACKEND, tensorrt.BACKEND, tensorrt.RTX_BACKEND)
@@ -23,9 +24,9 @@ _DEFAULTS = RunnerOptions()
 
 
 def open_runner(graph: Path, backend: str = "onnxruntime", options: RunnerOptions = _DEFAULTS) -> Runner:
-    """Open an ONNX file with its weights, which lie inside or in files beside it.
+    """Open an ONNX file on a backend as a Runner. Weights lie inside the file, or in files beside it.
 
-    The torch backend opens the network from which the file was exported.
+    The torch backend does not run the file, but the torch network from which the file was exported.
 
     >>> run = open_runner(Path("model.onnx"), "openvino", RunnerOptions(threads=2))  # doctest: +SKIP
     >>> run({"sample": latents, "timestep": timesteps, "encoder_hidden_states": text})["out_sample"]  # doctest: +SKIP
@@ -67,7 +68,7 @@ def find_backend(name: str) -> Backend:
 
 
 def builtin_backends() -> tuple[Backend, ...]:
-    """Return the backends of this package."""
+    """Return the backends of this package, without those that other installed packages add."""
     return tuple(_BUILTIN.values())
 
 
@@ -77,12 +78,12 @@ def backend_names() -> tuple[str, ...]:
 
 
 def backends() -> tuple[BackendStatus, ...]:
-    """Describe every backend, whether it is installed or not. torch is not imported."""
+    """Return the status of every backend on this machine, whether it is installed or not, without importing torch."""
     return tuple(_status_or_reason(backend) for backend in (*_BUILTIN.values(), *map(_load, _entry_points().values())))
 
 
 def compiles_per(backend: str, settings: Mapping[str, str]) -> CompileScope:
-    """Return when a static network on a backend must be opened again, see `backend.CompileScope`.
+    """Return when a network with static shapes on a backend must be opened again, see `backend.CompileScope`.
 
     >>> [compiles_per(*one) for one in (("openvino", {}), ("tensorrt", {"batches": "together"}), ("torch", {}))]
     ['shape', 'batch', 'never']
@@ -91,10 +92,10 @@ def compiles_per(backend: str, settings: Mapping[str, str]) -> CompileScope:
 
 
 def device_arrays(backend: str, settings: Mapping[str, str]) -> Any | None:
-    """Return the arrays on the device of a backend's networks, see `diffusion.arrays`.
+    """Return the operations on arrays on the device on which a backend with these settings runs networks.
 
     Returns:
-        The arrays; None where the backend takes NumPy arrays only.
+        A `diffusion.arrays.Arrays`; None where the backend takes NumPy arrays only.
 
     Raises:
         RuntimeMissing, InvalidRequest: the backend is not installed, or the machine lacks the device.
@@ -104,7 +105,7 @@ def device_arrays(backend: str, settings: Mapping[str, str]) -> Any | None:
 
 
 def _entry_points() -> dict[str, EntryPoint]:
-    """Return the entry points of other packages by name. They cannot replace backends of this package."""
+    """Return the entry points of other packages by name, without names that a backend of this package has already."""
     return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP) if point.name not in _BUILTIN}
 
 

@@ -1,7 +1,7 @@
-"""Runner: a network that a runtime has opened, called with named arrays. The backends here return `GraphRunner`s.
+"""The interface of a Runner, a network that an inference runtime has opened, and the class GraphRunner that has it.
 
-A GraphRunner checks the feeds before it calls the runtime. OpenVINO does not check feeds: where one input has three
-rows and another has two, it reads past the end of the second.
+A GraphRunner checks the feeds (input arrays by name) before it calls the runtime. OpenVINO does not check feeds: where
+one input has three rows and another has two, OpenVINO reads past the end of the second.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -38,14 +38,14 @@ class Runner(Protocol):
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """Inputs in order. Axes that `RunnerOptions.shapes` fixes have these lengths."""
+        """Names, dtypes and shapes of the inputs, in the graph's order. Lengths in `RunnerOptions.shapes` are fixed."""
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """Outputs in order."""
+        """Names, dtypes and shapes of the outputs, in the graph's order."""
 
     def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> Tensors:
-        """Run the network once.
+        """Run the network once on input arrays by name, and return the output arrays by name.
 
         Later calls do not write to the returned arrays.
         """
@@ -65,9 +65,9 @@ class EditableWeights(Protocol):
         """Return the weights with which a layer was opened: a float32 torch tensor [out, in, ...] on the CPU."""
 
     def update(self, changed: Mapping[str, Any]) -> None:
-        """Set the weights of these layers, and restore the original weights of all others.
+        """Set the weights of the layers in `changed`, and restore the original weights of all other layers.
 
-        Each value is read once, when it is needed. The network must not be running.
+        Each value of the mapping is read once, when its layer is set. The network must not be running.
 
         Args:
             changed: new weights by layer, in the form that `original` returns.
@@ -87,9 +87,10 @@ class RunnerOptions:
             precisions that the graph holds.
         threads: upper limit of the number of threads; None: the runtime chooses. With torch the limit holds for the
             whole process.
-        shapes: static shapes by input name; other inputs keep the axes of the graph.
-        static: whether torch may compile each shape separately where one opening serves several shapes.
-        batch_sizes: lengths of the first axis for which one opening is built (tensorrt).
+        shapes: static shapes by input name; inputs that are left out keep the axes of the graph.
+        static: whether torch may compile separate code for each input shape where the network is opened once for
+            several shapes.
+        batch_sizes: batch sizes (lengths of the first axis) for which tensorrt builds a single engine.
         cache: directory in which openvino and tensorrt store compiled networks.
         streams: 1 runs a batch as a whole. With n above 1 (openvino), every row of the first axis runs by itself, n
             rows at a time. Small networks then run faster, since their layers are too short to be split between
@@ -109,16 +110,17 @@ class RunnerOptions:
 
 @dataclass(frozen=True, slots=True)
 class GraphRunner:
-    """A Runner over an ONNX file: checks the feeds, calls the runtime, and translates its exceptions.
+    """A Runner of an ONNX file: checks the feeds (input arrays), calls the runtime, and translates its exceptions.
 
     Args:
-        graph: the file.
+        graph: the ONNX file.
         backend: name of the backend.
         precision, inputs, outputs, layer_precisions: see Runner.
         axes: axes by input. A named axis must have the same length in all inputs.
         run: calls the runtime with arrays in the order of `inputs`, and returns arrays in the order of `outputs`.
-        weights: the weights; None where they cannot be replaced.
-        device_run: as `run`, with arrays on the runtime's device; None where the runtime takes NumPy arrays only.
+        weights: access to the network's weights; None where weights cannot be replaced.
+        device_run: does the same as `run` with arrays on the runtime's device; None where the runtime takes NumPy
+            arrays only.
     """
 
     graph: Path
@@ -133,10 +135,10 @@ class GraphRunner:
     device_run: Callable[[Mapping[str, Any]], Sequence[Any]] | None = None
 
     def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> Tensors:
-        """Run the network once.
+        """Run the network once on input arrays by name, and return the output arrays by name.
 
         Raises:
-            InvalidRequest: a feed is missing or unknown, or differs in dtype or shape from `inputs`, or a named axis
+            InvalidRequest: an array is missing or unknown, or differs in dtype or shape from `inputs`, or a named axis
                 has different lengths in two inputs.
             BackendFailed: the runtime failed.
         """
@@ -146,9 +148,9 @@ class GraphRunner:
         return {spec.name: result for spec, result in zip(self.outputs, results, strict=True)}
 
     def run_on_device(self, feeds: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Run the network once on arrays on its device, see `diffusion.arrays`, and return arrays on the device.
+        """Run the network once on input arrays by name that lie on its device, and return output arrays by name there.
 
-        The next call may overwrite the returned arrays.
+        The next call may overwrite the returned arrays. `diffusion.arrays` describes arrays on a device.
 
         Raises:
             InvalidRequest: see `__call__`.
@@ -168,10 +170,12 @@ class GraphRunner:
 def prepare_feeds(
     feeds: Mapping[str, NDArray[Any]], inputs: Sequence[TensorSpec], axes: Mapping[str, Axes]
 ) -> dict[str, NDArray[Any]]:
-    """Return the feeds in the order of `inputs`: contiguous, aligned, in native byte order.
+    """Check the feeds (input arrays by name), and return them in the order of `inputs`.
+
+    The returned arrays are contiguous, aligned and in native byte order; arrays that are not are copied.
 
     Raises:
-        InvalidRequest: an input is missing or unknown, or an array has another dtype or does not fit the axes.
+        InvalidRequest: an array is missing or unknown, or has another dtype than its input, or does not fit the axes.
     """
     arrays = {name: np.asarray(array) for name, array in feeds.items()}
     bind_axes({name: array.shape for name, array in arrays.items()}, axes)
@@ -180,14 +184,18 @@ def prepare_feeds(
 
 
 def order_feeds(feeds: Mapping[str, Any], inputs: Sequence[TensorSpec]) -> dict[str, Any]:
-    """Return the feeds in the order of `inputs`. InvalidRequest: a feed is missing."""
+    """Return the feeds (input arrays by name) in the order of `inputs`.
+
+    Raises:
+        InvalidRequest: an input has no array.
+    """
     if missing := [spec.name for spec in inputs if spec.name not in feeds]:
         raise InvalidRequest(f"no array for input {', '.join(missing)}", allowed="an array for each input")
     return {spec.name: feeds[spec.name] for spec in inputs}
 
 
 def bind_axes(shapes: Mapping[str, Sequence[int]], axes: Mapping[str, Axes]) -> dict[str, int]:
-    """Return the length of each named axis in these shapes.
+    """Check the shapes of inputs against their axes, and return the length of each named axis.
 
     >>> bind_axes({"sample": (2, 4, 64, 64)}, {"sample": ("batch", 4, "height", "width"), "timestep": ("batch",)})
     {'batch': 2, 'height': 64, 'width': 64}
@@ -208,9 +216,9 @@ def bind_axes(shapes: Mapping[str, Sequence[int]], axes: Mapping[str, Axes]) -> 
 
 
 def fix_axes(shapes: Mapping[str, tuple[int, ...]], axes: Mapping[str, Axes]) -> dict[str, Axes]:
-    """Return the axes of all inputs, fixed to these static shapes.
+    """Return the axes of all inputs, where the axes of the inputs in `shapes` have the lengths of these static shapes.
 
-    A named axis is fixed in every input that has this axis. The errors are those of `bind_axes`.
+    A named axis gets its length in every input that has this axis. The errors are those of `bind_axes`.
 
     >>> fix_axes({"sample": (2, 4)}, {"sample": ("batch", 4), "timestep": ("batch",), "text": ("tokens",)})
     {'sample': (2, 4), 'timestep': (2,), 'text': ('tokens',)}
@@ -220,7 +228,7 @@ def fix_axes(shapes: Mapping[str, tuple[int, ...]], axes: Mapping[str, Axes]) ->
 
 
 def _axis_fits(axis: int | str | None, length: int, lengths: dict[str, int]) -> bool:
-    """Return whether an axis may have this length. The first length of a named axis is added to `lengths`."""
+    """Return whether an axis may have a length. `lengths` has the length of each named axis; a new one is added."""
     expected = lengths.setdefault(axis, length) if isinstance(axis, str) else axis
     return length > 0 and expected in (None, length)
 
@@ -231,7 +239,7 @@ def _prepare_array(array: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
 
 
 def check_dtype(spec: TensorSpec, dtype: str) -> None:
-    """Raise InvalidRequest where the dtype of a feed is not that of the input."""
+    """Raise InvalidRequest where `dtype`, the dtype of an array for an input, is not the input's dtype."""
     if dtype != spec.dtype:
         raise InvalidRequest(
             f"input {spec.name!r} got an array of {dtype}", allowed=spec.dtype, fix=f"use .astype({spec.dtype!r})"

@@ -1,4 +1,4 @@
-"""Optional packages: import, install command, status, and translation of their exceptions."""
+"""Optional packages, above all inference runtimes: import, install command, status, translation of exceptions."""
 
 import re
 from collections.abc import Iterator
@@ -26,7 +26,8 @@ OUT_OF_MEMORY_FIX = (
     "use smaller pictures, smaller batches, a tiled decoder, or offload the weights to the processor's memory"
 )
 """Advice for the user where a GPU has too little memory."""
-# OpenVINO prints such lines above the cause: source files and failed checks through which an exception went.
+# Above the cause of an error, OpenVINO prints lines that begin with these texts and name its own source files, so these
+# lines are skipped.
 _PREAMBLE = re.compile(
     r"Exception from |Check '.*' failed at |Loading input model|FrontEnd API failed|Model wasn't fully|Summary:|$"
 )
@@ -38,8 +39,8 @@ class BackendStatus:
     """What a backend can do on this machine: a row of `stillhouse doctor`.
 
     Args:
-        name: as in `open_runner(graph, name)`.
-        version: of the installed package; None where none is installed.
+        name: name of the backend, as given to `open_runner`.
+        version: version of the installed package; None where it is not installed.
         devices: devices of this machine on which the backend can compute, by the backend's names.
         precisions: precisions that the backend accepts on this machine.
         reason: why the backend cannot run a network here; None where it is ready.
@@ -65,7 +66,7 @@ def install_command(package: str) -> str:
 
 
 def require(name: str) -> Any:
-    """Import a module of an optional package.
+    """Import a module of an optional package, and return the module.
 
     Raises:
         RuntimeMissing: the module cannot be imported; the message has the command that installs the package.
@@ -80,14 +81,14 @@ def require(name: str) -> Any:
 
 @contextmanager
 def translate_errors(backend: str, graph: Path, action: str) -> Iterator[None]:
-    """Raise BackendFailed for an exception of a runtime, with the first useful line of its message.
+    """Turn an exception of a runtime in the block into BackendFailed, with the first useful line of its message.
 
-    Errors of Stillhouse pass unchanged.
+    Errors of Stillhouse, subclasses of StillhouseError, pass unchanged.
 
     Args:
-        backend: name for the message.
-        graph: path for the message.
-        action: verb for the message: "open", "run".
+        backend: name of the backend, for the message.
+        graph: path of the graph, for the message.
+        action: verb for the message, such as "open" or "run".
     """
     try:
         yield

@@ -20,7 +20,7 @@ _DTYPES = {
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor in a file.
+    """Type, shape and position of a tensor in a .safetensors file.
 
     Args:
         dtype: safetensors type: "F32", "BF16", ...
@@ -36,7 +36,7 @@ class StoredTensor:
 
 
 def read_safetensors_index(path: Path) -> dict[str, StoredTensor]:
-    """Return the position of every tensor of a file, by name.
+    """Return type, shape and position of every tensor of a .safetensors file, by name. Values are not read.
 
     Raises:
         PipelineError: the file is missing, cut short, or no safetensors file.
@@ -51,15 +51,19 @@ def read_safetensors_index(path: Path) -> dict[str, StoredTensor]:
         start = 8 + length
         layout = {name: _stored_tensor(entry, start) for name, entry in header.items() if name != "__metadata__"}
     except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PipelineError(f"{path} is no safetensors file, or a part of one") from error
+        raise PipelineError(f"{path} is no safetensors file, or is cut short") from error
     for name, tensor in layout.items():
         if not start <= tensor.offset <= tensor.offset + tensor.length <= size:
-            raise PipelineError(f"{path} is cut short: tensor {name} ends at byte {tensor.offset + tensor.length}")
+            raise PipelineError(
+                f"{path} is cut short: it has {size} bytes, but tensor {name} ends at {tensor.offset + tensor.length}"
+            )
     return layout
 
 
 def read_tensor(path: Path, tensor: StoredTensor) -> NDArray[Any]:
-    """Read the values of a tensor. bfloat16, which NumPy does not have, is returned as float32.
+    """Read the values of a tensor from a .safetensors file and return them as an array of the tensor's shape.
+
+    bfloat16, which NumPy does not have, is returned as float32.
 
     Raises:
         PipelineError: NumPy has no type for the values.

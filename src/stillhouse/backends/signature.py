@@ -1,8 +1,8 @@
-"""Inputs, outputs, files of weights and dtypes of operations of a graph's file, read without a runtime.
+"""Inputs, outputs, weights files and arithmetic of a graph file (ONNX or OpenVINO), read without an inference runtime.
 
 Broken files are refused here with a message that names the file; a runtime would print a trace of its own sources. ONNX
 files are protobuf messages, read by the classes of `onnx_pb2`. OpenVINO's format is XML (docs.openvino.ai, "OpenVINO IR
-format"). It does not name axes, so Stillhouse stores the names of axes in the file as runtime information.
+format"). This format has no names of axes, so Stillhouse stores them in the file as runtime information.
 """
 
 import json
@@ -20,9 +20,9 @@ from stillhouse.errors import PipelineError
 Axes: TypeAlias = tuple[int | str | None, ...]
 _FLOAT16, _BFLOAT16 = TensorProto.FLOAT16, TensorProto.BFLOAT16
 HALF_TYPES: Mapping[int, str] = {_FLOAT16: "f16", _BFLOAT16: "bf16"}
-"""Half precision element types of ONNX by their number."""
-# These operators copy numbers without computing. Half precision weights that only pass through them are no half
-# precision arithmetic.
+"""Names of the half precision element types, by their number in ONNX."""
+# These operators copy numbers without computing, so half precision weights that only pass through them do not make the
+# arithmetic half precision.
 _PASS_THROUGH = {"Cast", "Identity", "Transpose", "Reshape", "Gather"}
 _INTEGER_PREFIXES = (
     *("QLinear", "Quantize", "Dequantize", "DynamicQuantize", "ConvInteger", "MatMulInteger", "MatMulNBits"),
@@ -33,7 +33,7 @@ _MAX_BYTES = (2 << 30) - 1
 OPENVINO_SUFFIX = ".xml"
 """The suffix of an OpenVINO graph. Its weights lie in a .bin file of the same name."""
 AXES_KEY = ("stillhouse", "axes")
-"""Path in the runtime information of an OpenVINO graph to the axis names: JSON, axes by input."""
+"""Path in the runtime information of an OpenVINO graph where the axes of its inputs are stored: JSON, by input name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +89,10 @@ def _check_external(path: Path, name: str, size: int) -> None:
 
 
 def read_onnx_graph(path: Path) -> GraphProto:
-    """Parse an ONNX file. Values of tensors are skipped; weights in other files are not read.
+    """Parse an ONNX file and return its graph. Weights in other files are not read.
 
-    Weights inside the file are read too. They take about twice their size in memory during the call, and stay in memory
-    with the graph.
+    Weights inside the file are not decoded. Yet their bytes take about twice their size in memory during the call, and
+    stay in memory with the graph.
 
     Raises:
         PipelineError: the file is larger than a protobuf message may be.
@@ -109,14 +109,14 @@ def read_onnx_graph(path: Path) -> GraphProto:
     except DecodeError as error:
         raise ValueError(str(error)) from error
     if not model.HasField("graph"):
-        raise ValueError("it has no graph")
+        raise ValueError("the ONNX file holds no graph")
     return model.graph
 
 
 def _signature(path: Path) -> Signature:
     graph = read_onnx_graph(path)
     weights = {tensor.name: tensor.data_type for tensor in graph.initializer}
-    # Before version 4 of the format, a graph listed its initializers among its inputs as well.
+    # Initializers are left out, since a graph listed them among its inputs as well before version 4 of the format.
     inputs = {value.name: _tensor_type(value) for value in graph.input if value.name not in weights}
     halves = {name for name, kind in weights.items() if kind in HALF_TYPES}
     halves |= {name for name, kind in inputs.items() if kind.elem_type in HALF_TYPES}
@@ -129,7 +129,10 @@ def _signature(path: Path) -> Signature:
 
 
 def _is_reduced(node: NodeProto, halves: set[str]) -> bool:
-    """Return whether a node computes below float32. Add half precision tensors that the node copies to `halves`."""
+    """Return whether a node computes in half precision or small integers.
+
+    `halves` holds the names of tensors in half precision. The outputs of a node that only copies one are added.
+    """
     operator = node.op_type
     takes = _cast_type(node) in HALF_TYPES if operator == "Cast" else not halves.isdisjoint(node.input)
     if takes and operator in _PASS_THROUGH:
@@ -138,12 +141,12 @@ def _is_reduced(node: NodeProto, halves: set[str]) -> bool:
 
 
 def _cast_type(cast: NodeProto) -> int | None:
-    """Return the element type of a Cast's output; None for other nodes."""
+    """Return the number of the element type to which a Cast node converts; None where the node does not say."""
     return next((attribute.i for attribute in cast.attribute if attribute.name == "to"), None)
 
 
 def _external_files(tensors: Iterable[TensorProto]) -> dict[str, int]:
-    """Return the smallest number of bytes of each external file, by path."""
+    """Return how many bytes each file outside the graph must have to hold these tensors, by path of the file."""
     ends: dict[str, int] = {}
     for tensor in tensors:
         if tensor.data_location == TensorProto.EXTERNAL:
@@ -154,7 +157,11 @@ def _external_files(tensors: Iterable[TensorProto]) -> dict[str, int]:
 
 
 def _tensor_type(value: ValueInfoProto) -> TypeProto.Tensor:
-    """Return the element type and shape of an input or output. ValueError: the value is no tensor."""
+    """Return the element type and shape of an input or output of a graph.
+
+    Raises:
+        ValueError: the input or output is no tensor.
+    """
     if not value.type.HasField("tensor_type"):
         raise ValueError(f"{value.name} is no tensor")
     return value.type.tensor_type
@@ -184,7 +191,10 @@ def _ir_signature(path: Path) -> Signature:
 
 
 def _tensor_name(parameter: ElementTree.Element) -> str:
-    """Return the name of an input. Of several names of the tensor, the layer's own name is preferred."""
+    """Return the name of an input of an OpenVINO graph, given its Parameter layer.
+
+    Where the input tensor has several names, the layer's own name is preferred.
+    """
     names = parameter.findall("./output/port")[0].attrib.get("names", parameter.attrib["name"]).split(",")
     return parameter.attrib["name"] if parameter.attrib["name"] in names else names[0]
 
