@@ -306,7 +306,7 @@ def test_openvinos_small_weights_are_small_and_keep(tmp_path: Path, capfd: pytes
     assert sqnr(open_runner(tmp_path / "kept.xml", "openvino")(x)["y"], want) > 100
     sizes[32] = (tmp_path / "kept.xml").with_suffix(".bin").stat().st_size
     assert sizes[4] < sizes[8] < 0.3 * sizes[32]
-    with pytest.raises(InvalidRequest, match="weights of 2 bits; allowed: 8, 4"):
+    with pytest.raises(InvalidRequest, match="weights cannot have 2 bits; allowed: 8, 4"):
         compress_openvino_weights(graph, out, bits=2)  # type: ignore[arg-type]
     assert capfd.readouterr() == ("", "")
     assert read_signature(tmp_path / "8.xml").inputs == read_signature(graph).inputs

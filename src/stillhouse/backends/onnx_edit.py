@@ -33,13 +33,14 @@ FLOAT_TYPES = ("float16", "float32", "float64", "bfloat16")
 _INLINE = 16 << 20
 """Largest number of bytes of weights inside the .onnx file. protobuf would allow 2 GiB."""
 _SMALL = 1024
-"""Smallest number of bytes of a constant in the data file. Smaller ones stay inside: shape inference reads them."""
+"""Smallest number of bytes of a constant that is stored in a data file beside the .onnx file. Smaller constants stay
+inside the .onnx file, since shape inference reads them."""
 _ALIGNMENT = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Constant:
-    """A tensor that is read when it is needed.
+    """A constant tensor of a graph, whose values are read from disk only when they are needed.
 
     Args:
         dtype: NumPy type of the values.
@@ -53,22 +54,22 @@ class Constant:
 
     @classmethod
     def from_array(cls, array: NDArray[Any]) -> "Constant":
-        """Return a constant of values in memory."""
+        """Return a constant whose values are an array in memory."""
         return cls(array.dtype, array.shape, lambda: array)
 
     def cast(self, dtype: "np.dtype[Any]") -> "Constant":
-        """Return the constant in another type. Values beyond its range become infinite."""
+        """Return the constant in another type. Values beyond the range of this type become infinite."""
         return Constant(dtype, self.shape, partial(_cast, self.read, dtype))
 
     def transpose(self, axes: Iterable[int]) -> "Constant":
-        """Return the constant with its axes in this order."""
+        """Return the constant with its axes permuted, as `numpy.transpose` does."""
         order = tuple(axes)
         shape = tuple(self.shape[axis] for axis in order)
         return Constant(self.dtype, shape, lambda: self.read().transpose(order))
 
 
 def load_with_constants(graph: Path) -> tuple[Model, dict[str, Constant]]:
-    """Return a graph without its constants, and the constants by name.
+    """Read an ONNX file; return its model without constants, and the constants by name, whose values are read later.
 
     Args:
         graph: an ONNX file.
@@ -96,7 +97,8 @@ def load_with_constants(graph: Path) -> tuple[Model, dict[str, Constant]]:
             constants[node.output[0]] = source.transpose(attributes["perm"].ints)
         else:
             nodes.append(node)
-    # Before version 4 of the format, a graph listed its initializers among its inputs as well.
+    # Constants are left out, since a graph listed its initializers among its inputs as well before version 4 of ONNX's
+    # format.
     inputs = [value for value in model.graph.input if value.name not in constants]
     set_repeated(model.graph.input, inputs)
     set_repeated(model.graph.node, nodes)
@@ -105,11 +107,11 @@ def load_with_constants(graph: Path) -> tuple[Model, dict[str, Constant]]:
 
 
 def initializers(model: Model, graph: Path) -> dict[str, Constant]:
-    """Return the initializers of a model by name, as they are stored.
+    """Return the initializers of a model by name, in their stored types. Values are read when they are needed.
 
     Args:
-        model: the graph, loaded from `graph`.
-        graph: the ONNX file.
+        model: the model that was loaded from `graph`.
+        graph: the ONNX file, beside which weights may lie.
     """
     kind = require("onnx.helper").tensor_dtype_to_np_dtype
     return {
@@ -121,13 +123,13 @@ def initializers(model: Model, graph: Path) -> dict[str, Constant]:
 
 
 def save_with_constants(model: Model, constants: Mapping[str, Constant], out: Path) -> None:
-    """Write the nodes with the constants that they use, atomically.
+    """Write a model and the constants that its nodes use to an ONNX file, atomically.
 
-    Weights are written to the .onnx file or, where they exceed 16 MiB in all, to `<out>.data` beside it. One constant
-    at a time is in memory.
+    Weights are written to the .onnx file or, where they exceed 16 MiB in all, to `<out>.data` beside it. Only one
+    constant at a time is in memory.
 
     Args:
-        model: the graph without initializers.
+        model: the model without initializers.
         constants: constants by name; those that no node reads are left out.
         out: the .onnx file.
     """
@@ -161,7 +163,11 @@ def inner_graphs(node: Node) -> Iterator[Any]:
 
 
 def check_node_names(keep: Iterable[str], model: Model) -> frozenset[str]:
-    """Return these node names as a set. InvalidRequest: the graph has no node of a name."""
+    """Check that a model has a node of every name in `keep`, and return these names as a set.
+
+    Raises:
+        InvalidRequest: the model has no node of one of the names.
+    """
     names = {node_name(node) for node in model.graph.node}
     nodes = frozenset(keep)
     for name in sorted(nodes):
@@ -170,7 +176,7 @@ def check_node_names(keep: Iterable[str], model: Model) -> frozenset[str]:
 
 
 def set_repeated(field: Any, items: Iterable[Any]) -> None:
-    """Replace the items of a repeated protobuf field."""
+    """Replace all items of a repeated protobuf field, in place."""
     items = list(items)
     del field[:]
     field.extend(items)
@@ -178,7 +184,10 @@ def set_repeated(field: Any, items: Iterable[Any]) -> None:
 
 @contextmanager
 def atomic_replace(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`. A file written there replaces `path` at the end; an error removes it."""
+    """Yield a temporary path beside `path`. A file that the block writes there replaces `path` when the block ends.
+
+    Where the block raises an error, the temporary file is removed and `path` stays unchanged.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
@@ -209,7 +218,13 @@ def _cast(read: Callable[[], NDArray[Any]], dtype: "np.dtype[Any]") -> NDArray[A
 
 
 def _spill(tensor: Any, data_file: Path, location: str) -> None:
-    """Append a tensor's values to a data file, and point the tensor there."""
+    """Append the values of a tensor to a data file, and replace them in the tensor by a pointer to this file.
+
+    Args:
+        tensor: a TensorProto, changed in place.
+        data_file: file to append to.
+        location: name of the file in the pointer, relative to the graph.
+    """
     with data_file.open("ab") as file:
         file.write(bytes(-file.tell() % _ALIGNMENT))
         place = {"location": location, "offset": file.tell(), "length": file.write(tensor.raw_data)}

@@ -23,7 +23,8 @@ WITHOUT_BIAS_SUFFIX = "/WithoutBiases"
 _NAME = "openvino"
 _DEVICE = "CPU"
 _RANK = 50
-_CAPABILITIES = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}  # names in Stillhouse: names in OpenVINO
+_CAPABILITIES = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
+"""OpenVINO's name of each precision, by its name in Stillhouse."""
 _HEAVY = {"Convolution", "Deconvolution", "FullyConnected", "MatMul", "ScaledDotProductAttention"}
 _FUSED = "Subgraph"
 _RUNTIME_KEYS = {"layerType", "originalLayersNames", "primitiveType", "runtimePrecision"}
@@ -31,10 +32,10 @@ _PRECISION_NAMES = {"f32": "f32", "bf16": "bf16", "f16": "f16", "i8": "int8", "u
 
 
 def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> GraphRunner:
-    """Open an ONNX file, or an OpenVINO graph.
+    """Open an ONNX file or an OpenVINO graph (.xml) on the processor.
 
     Raises:
-        InvalidRequest: any setting; this backend has none.
+        InvalidRequest: `options.settings` is not empty; this backend has no settings.
         RuntimeMissing: openvino is not installed.
         UnsupportedPrecision: the processor does not have the precision. Without this check, OpenVINO would silently
             compute in f32.
@@ -56,7 +57,8 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
         outputs = tuple(_spec(name, compiled.output(name), per_row) for name in signature.outputs)
         requests = [compiled.create_infer_request() for _ in range(options.streams)]
         layers = _layer_precisions(compiled, model)
-    # Without heavy layers there are no layer precisions; the runtime's setting then says the precision.
+    # A network without convolutions, matrix products and attentions has no layer precisions, so the precision that
+    # OpenVINO was set to is reported.
     executed = set(layers) or {compiled.get_property("INFERENCE_PRECISION_HINT").to_string()}
     precision = executed.pop() if len(executed) == 1 else "mixed"
     if per_row:
@@ -66,7 +68,11 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
 
 
 def status() -> BackendStatus:
-    """Describe OpenVINO on this machine."""
+    """Return the version, devices and precisions of OpenVINO on this machine.
+
+    Raises:
+        RuntimeMissing: openvino is not installed.
+    """
     runtime = require(_NAME)
     core = runtime.Core()
     precisions = supported_precisions(core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES"))
@@ -84,14 +90,15 @@ def supported_precisions(capabilities: Collection[str]) -> tuple[str, ...]:
 
 
 def read_openvino_model(graph: Path, signature: Signature) -> Any:
-    """Read an ONNX file as an OpenVINO model that other tools can change. Weights are read from disk when needed.
+    """Read an ONNX file as an OpenVINO model that NNCF can quantise. Weights are read from disk when they are needed.
 
-    Nodes keep their names; where OpenVINO splits off a bias, it adds `WITHOUT_BIAS_SUFFIX`. torch's exporter writes the
-    weights of linear layers behind a Transpose. The Transpose is folded into the product, so that tools recognise the
-    weights.
+    Nodes keep their names; where OpenVINO splits off a bias, it adds `WITHOUT_BIAS_SUFFIX` to the name. torch's
+    exporter writes the weights of linear layers behind a Transpose. The Transpose is folded into the product, so that
+    NNCF recognises the weights. The names of the inputs' axes are stored in the model.
 
     Raises:
-        RuntimeMissing, BackendFailed: as of `open_graph`.
+        RuntimeMissing: openvino is not installed.
+        BackendFailed: openvino cannot read the graph.
     """
     core = require(_NAME).Core()
     with translate_errors(_NAME, graph, "read"):
@@ -124,7 +131,13 @@ def save_openvino_model(model: Any, out: Path) -> None:
 
 
 def _fold_transpose(product: Any) -> None:
-    """Replace x @ transpose(W) with a constant W by one MatMul that has the transposition as an attribute."""
+    """Replace x @ transpose(W), where W is constant, by one MatMul that has the transposition as an attribute.
+
+    Other products stay unchanged.
+
+    Args:
+        product: a MatMul node of an OpenVINO model, which is changed in place.
+    """
     transpose = product.input_value(1).get_node()
     if transpose.get_type_name() != "Transpose" or product.get_attributes()["transpose_b"]:
         return
@@ -145,7 +158,13 @@ def _run_batch(requests: list[Any], names: list[str], feeds: Tensors) -> list[ND
 
 
 def _run_rows(requests: list[Any], names: list[str], feeds: Tensors) -> list[NDArray[Any]]:
-    """Run every row by itself, one row on each request at a time."""
+    """Run every row of a batch by itself and return the outputs, joined again, in the order of `names`.
+
+    Args:
+        requests: inference requests; each runs one row at a time, side by side with the other requests.
+        names: names of the outputs.
+        feeds: input arrays by name; the first axis is the batch.
+    """
     rows = [{name: array[row : row + 1] for name, array in feeds.items()} for row in range(_row_count(feeds))]
     results: list[list[NDArray[Any]]] = []
     for first in range(0, len(rows), len(requests)):
@@ -153,7 +172,7 @@ def _run_rows(requests: list[Any], names: list[str], feeds: Tensors) -> list[NDA
         try:
             for request, row in batch:
                 request.start_async(row, share_inputs=True)
-        finally:  # started requests still read their rows where a later request could not start
+        finally:  # where a later request cannot start, those started before it still read their rows
             for request, _ in batch:
                 request.wait()
         results += [[request.get_tensor(name).data.copy() for name in names] for request, _ in batch]
@@ -165,7 +184,8 @@ def _row_count(feeds: Tensors) -> int:
 
 
 def _read_model(core: Any, graph: Path, axes: Mapping[str, Axes], options: RunnerOptions) -> Any:
-    # compile_model(path) is not used: its cache key covers the .onnx file, but not the weights beside it.
+    # compile_model(path) is not used, since its cache key covers the .onnx file, but not the weights beside it: after a
+    # change of the weights, it would load the old network.
     model = core.read_model(graph)
     shapes = {name: [axis if isinstance(axis, int) else -1 for axis in shape] for name, shape in axes.items()}
     if options.streams > 1:
@@ -182,18 +202,19 @@ def _config(options: RunnerOptions) -> dict[str, Any]:
     if options.threads:
         config["INFERENCE_NUM_THREADS"] = options.threads
     if options.cache:
-        # OpenVINO's cache key lacks these options: a network compiled for f32 was loaded for f16 and returned NaN.
+        # Each set of options has its own cache, because OpenVINO's cache key lacks them: a network that was compiled
+        # for f32 was loaded for f16, and returned NaN.
         config["CACHE_DIR"] = str(options.cache / f"{options.precision}-{options.threads or 'all'}-{options.streams}")
     return config
 
 
 def _layer_precisions(compiled: Any, model: Any) -> dict[str, int]:
-    """Count the heavy operations by the precision in which they compute.
+    """Count the convolutions, matrix products and attentions of a compiled network by the precision they compute in.
 
-    Heavy layers count, and so do matrix products of the model that are fused into a "Subgraph" layer, as in attention.
-    The precision is the end of the kernel's name, which is the type of its first input. "runtimePrecision" is only a
-    fallback: for a layer with weights stored as integers it is the type of the weights, even where the layer expands
-    the weights and multiplies in f32.
+    Matrix products of the model that are fused into a "Subgraph" layer, as in attention, count too. The precision is
+    the end of the kernel's name, which is the type of the kernel's first input. OpenVINO's field "runtimePrecision" is
+    only a fallback: for a layer whose weights are stored as integers, it is the type of the weights, even where the
+    layer expands them and multiplies in f32.
     """
     products = {node.get_friendly_name() for node in model.get_ops() if node.get_type_name() == "MatMul"}
     counts: Counter[str] = Counter()
@@ -216,7 +237,7 @@ def _spec(name: str, port: Any, per_row: bool) -> TensorSpec:
 
 
 def candidates(context: CandidateContext) -> Iterator[CandidateSpec]:
-    """List the configurations of OpenVINO to measure."""
+    """Yield the configurations of OpenVINO that `stillhouse accelerate` measures."""
 
     def spec(recipe: str = "f32", precision: str = "f32", **options: str) -> CandidateSpec:
         return CandidateSpec(recipe, precision, options, _RANK)

@@ -37,7 +37,7 @@ _INSTALL_GPU_BUILD = "pip install onnxruntime-gpu, in place of onnxruntime"
 _DTYPES = {"float": "float32", "double": "float64", "string": "object"}
 _MIN_EXTERNAL_BYTES = "256"
 _GPU_RANK, _CPU_RANK = 30, 60
-_LOG_FATAL = 4  # log severity "fatal"; errors below it also arrive as exceptions, so they need no log line
+_LOG_FATAL = 4  # only fatal errors are logged, since onnxruntime raises all other errors as exceptions
 
 
 def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> GraphRunner:
@@ -45,10 +45,10 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
 
     Settings:
         spinning: 1 lets waiting threads spin. This is faster, but slows other processes and runtimes down.
-        count_layers: 1 counts the heavy operations by precision. Counting makes the opening of a small network a fifth
-            longer, and takes a second per gigabyte of weights. Operations are always counted in graphs with half
-            precision or integers, since nothing else says in which precision they compute, and never in graphs that
-            TensorRT compiles.
+        count_layers: 1 counts convolutions, matrix products and attentions by precision. Counting makes the opening of
+            a small network a fifth longer, and takes a second per gigabyte of weights. Whatever the setting, layers are
+            counted in graphs with half precision or integers, since nothing else says in which precision they compute,
+            and they are not counted in graphs that TensorRT compiles.
         provider: cpu; or cuda or tensorrt, in a build of onnxruntime that has the provider. Operations that tensorrt
             cannot run go to cuda, and from there to cpu; a session that does not use the requested provider is refused.
             The tensorrt provider computes float32 in TF32, which onnxruntime cannot switch off.
@@ -56,7 +56,7 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
     Raises:
         InvalidRequest: an unknown setting, or an OpenVINO graph.
         RuntimeMissing: onnxruntime is not installed, or its build lacks the provider.
-        UnsupportedPrecision: any other precision than f32.
+        UnsupportedPrecision: the precision is not f32.
         BackendFailed: onnxruntime refuses the graph.
     """
     if graph.suffix == OPENVINO_SUFFIX:
@@ -69,7 +69,8 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
     axes = fix_axes(options.shapes, signature.inputs)
     runtime = require(_NAME)
     providers = _providers(runtime, options.settings.get("provider", "cpu"))
-    # Layers are counted in the optimised graph, and a graph that TensorRT has compiled cannot be saved.
+    # Layers are counted in the optimised graph that onnxruntime saves. It cannot save a graph that TensorRT has
+    # compiled.
     count_layers = _PROVIDERS["tensorrt"] not in providers and (
         signature.arithmetic != "f32" or options.settings.get("count_layers") == "1"
     )
@@ -78,8 +79,8 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
         options_of = [(name, _CUDA_OPTIONS) if name == _PROVIDERS["cuda"] else name for name in providers]
         session, layers = _open_session(runtime, str(graph), settings, options_of, count_layers)
         _check_provider(session, providers)
-        session.disable_fallback()  # otherwise onnxruntime replaces a failing provider, and only prints a message
-    # onnxruntime can fix named axes only. An axis without a name stays dynamic; the check of feeds enforces its length.
+        session.disable_fallback()  # otherwise onnxruntime would silently replace a provider that fails
+    # onnxruntime can fix named axes only. An axis without a name stays dynamic, and GraphRunner checks its length.
     inputs = tuple(_spec(node, axes[node.name]) for node in session.get_inputs())
     outputs = tuple(_spec(node, node.shape) for node in session.get_outputs())
     names = [spec.name for spec in outputs]
@@ -90,14 +91,15 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
             results: list[NDArray[Any]] = session.run(names, feeds)
         return results
 
-    # Without heavy operations there are no layer precisions; the graph's own arithmetic is then reported.
+    # A graph without convolutions, matrix products and attentions has no layer precisions, so its arithmetic is
+    # reported.
     executed = set(layers) or {signature.arithmetic}
     precision = executed.pop() if len(executed) == 1 else "mixed"
     return GraphRunner(graph, _NAME, precision, inputs, outputs, axes, run, layer_precisions=layers)
 
 
 def make_evaluator(model: bytes, directory: Path) -> Callable[[Tensors], dict[str, NDArray[Any]]]:
-    """Return a function that runs a serialized graph once, from feeds to outputs by name.
+    """Return a function that runs a serialized graph on the CPU, from inputs by name to outputs by name.
 
     Args:
         model: the graph, a serialized ModelProto.
@@ -121,26 +123,37 @@ def make_evaluator(model: bytes, directory: Path) -> Callable[[Tensors], dict[st
 
 
 def status() -> BackendStatus:
-    """Describe onnxruntime on this machine."""
+    """Return the version, devices and precisions of onnxruntime on this machine.
+
+    Raises:
+        RuntimeMissing: onnxruntime is not installed.
+    """
     devices = map(_short_name, require(_NAME).get_available_providers())
     usable = tuple(device for device in devices if device != "Azure")  # Azure would call a remote service
     return BackendStatus(_NAME, require(_NAME).__version__, usable, _PRECISIONS, None, install_command(_NAME))
 
 
 def _providers(runtime: Any, requested: str) -> list[str]:
-    """Return the names of the requested provider and of the providers that run the operations it lacks."""
+    """Return onnxruntime's names of the requested provider and of the providers that run the operations it lacks.
+
+    Raises:
+        RuntimeMissing: this build of onnxruntime does not have the requested provider.
+    """
     names = {"tensorrt": ("tensorrt", "cuda", "cpu")}.get(requested, (requested, "cpu"))
     providers = [_PROVIDERS[name] for name in names]
     if providers[0] not in runtime.get_available_providers():
         raise RuntimeMissing(f"this build of {_NAME} has no provider {requested}", fix=_INSTALL_GPU_BUILD)
     if requested != "cpu" and hasattr(runtime, "preload_dlls"):
-        with redirect_stdout(StringIO()):  # preload_dlls prints messages
+        with redirect_stdout(StringIO()):  # preload_dlls prints messages that users need not see
             runtime.preload_dlls()  # pip installs CUDA's libraries where the system's loader does not look
     return list(dict.fromkeys(providers))
 
 
 def _check_provider(session: Any, expected: Sequence[str]) -> None:
-    """Raise BackendFailed where a session runs on another provider; onnxruntime only logs such a fallback."""
+    """Raise BackendFailed where the first provider of a session is not the first of `expected`.
+
+    onnxruntime falls back to another provider where it cannot use the requested one, and only logs this.
+    """
     actual = session.get_providers()
     if actual[0] != expected[0]:
         raise BackendFailed(
@@ -154,9 +167,9 @@ def _settings(runtime: Any, options: RunnerOptions, lengths: Mapping[str, int]) 
     settings.log_severity_level = _LOG_FATAL
     settings.intra_op_num_threads = options.threads or _default_threads()
     settings.inter_op_num_threads = 1
-    # A pipeline holds several sessions, and often a second runtime. Threads of one session that spin after their work
-    # keep the cores from the next session (onnxruntime issues 13808 and 17011). Sleeping threads cost microseconds per
-    # layer.
+    # Threads sleep by default, which costs microseconds per layer. A pipeline holds several sessions, and threads of
+    # one session that spin after their work would keep the cores from the next session (onnxruntime issues 13808 and
+    # 17011).
     settings.add_session_config_entry("session.intra_op.allow_spinning", options.settings.get("spinning", "0"))
     for axis, length in lengths.items():
         settings.add_free_dimension_override_by_name(axis, length)
@@ -166,10 +179,10 @@ def _settings(runtime: Any, options: RunnerOptions, lengths: Mapping[str, int]) 
 def _open_session(
     runtime: Any, graph: str, settings: Any, providers: Sequence[Any], count_layers: bool
 ) -> tuple[Any, dict[str, int]]:
-    """Open a session and, with `count_layers`, count the layers of the optimised graph.
+    """Open a session; return it with the number of layers by precision, which is empty without `count_layers`.
 
-    The runtime writes the optimised graph to a temporary file, and the weights to the null device. This takes a second
-    per gigabyte of weights.
+    Layers are counted in the optimised graph, which the runtime writes to a temporary file, and its weights to the null
+    device. This takes a second per gigabyte of weights.
     """
     if not count_layers:
         return runtime.InferenceSession(graph, settings, providers=providers), {}
@@ -185,9 +198,10 @@ def _open_session(
 
 
 def _default_threads() -> int:
-    """Return 0, for the runtime's default, or the number of cores that this process may use where it is lower.
+    """Return the number of threads for onnxruntime where the user names none.
 
-    The runtime's default counts the cores of the whole machine.
+    The result is 0, for onnxruntime's default, where this process may use all cores of the machine. Otherwise it is the
+    number of cores that the process may use, which onnxruntime's default does not respect.
     """
     if not hasattr(os, "sched_getaffinity"):
         return 0
@@ -201,7 +215,7 @@ def _spec(node: Any, axes: Sequence[int | str | None]) -> TensorSpec:
 
 
 def candidates(context: CandidateContext) -> Iterator[CandidateSpec]:
-    """List the configurations of onnxruntime to measure, on a GPU and on the processor."""
+    """Yield the configurations of onnxruntime that `stillhouse accelerate` measures, on a GPU and on the processor."""
     if context.cost == "low":
         return
     for recipe, provider in (("f16", "tensorrt"), ("f16", "cuda"), ("f32", "cuda")):
@@ -217,7 +231,7 @@ def candidates(context: CandidateContext) -> Iterator[CandidateSpec]:
 
 
 def exclusion(spec: CandidateSpec, context: CandidateContext) -> str:
-    """Return why a candidate's provider cannot run here; "" where it can."""
+    """Return why the provider of a candidate (a configuration to measure) cannot run here; "" where it can."""
     provider = spec.options.get("provider", "cpu")
     if provider == "cpu":
         return ""

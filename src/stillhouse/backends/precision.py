@@ -29,7 +29,7 @@ _FLOAT, _HALF = 1, 10  # values of TensorProto.FLOAT and FLOAT16
 _HALVES = "tensor(float16)"
 _HALF_STARTS = {*COMPUTE_OPS, "ConvTranspose", "Attention", "Einsum"}
 _ANGULAR = {"Sin", "Cos", "Tan"}
-# The output type of these operators does not follow the type of their inputs.
+# The outputs of these operators do not follow the type of their inputs, so the operators are not converted.
 _TYPED = {
     *("EyeLike", "RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"),
     *("Constant", "ConstantOfShape", "SequenceEmpty", "QuantizeLinear", "DequantizeLinear"),
@@ -76,11 +76,11 @@ def convert_to_float16(graph: Path, out: Path, *, keep: Collection[str] = ()) ->
 
 
 class _Float16Rewriter:
-    """Rewrites the nodes of a graph. Values that become float16 keep their names, except the graph's outputs.
+    """Rewrites the nodes of a graph to float16. Tensors that become float16 keep their names, unless they are outputs.
 
     Args:
-        constants: constants of the graph; half precision copies are added.
-        element_types: element type of every value of the original graph whose type is known.
+        constants: constants of the graph by name; float16 copies are added.
+        element_types: element type, as a number of TensorProto, of each tensor of the original graph, where known.
         versions: opset version by domain.
         results: names of the graph's outputs.
     """
@@ -104,7 +104,12 @@ class _Float16Rewriter:
         self._floats: dict[str, str] = {}
 
     def add_node(self, node: Node, *, stays_float32: bool) -> None:
-        """Add a node and the casts that its inputs and outputs need."""
+        """Append a node, converted to float16 where possible, and the casts that its inputs and outputs need.
+
+        Args:
+            node: the node, changed in place.
+            stays_float32: whether the node must compute in float32.
+        """
         schema = None if stays_float32 else self._schema(node)
         if schema is None:
             self._add_float32(node)
@@ -114,7 +119,7 @@ class _Float16Rewriter:
             self._add_float16(node, schema)
 
     def _schema(self, node: Node) -> Any:
-        """Return the node's schema; None where the node has no schema or must stay in float32."""
+        """Return the ONNX schema of a node that can compute in float16; None where the node must stay in float32."""
         has_types = all(name in self._element_types or name in self._constants for name in node.input if name)
         if not has_types or node.op_type in _TYPED or any(inner_graphs(node)) or not self._reaches_or_starts(node):
             return None
@@ -125,7 +130,7 @@ class _Float16Rewriter:
         return definitions.get_schema(node.op_type, self._versions[domain], domain)
 
     def _reaches_or_starts(self, node: Node) -> bool:
-        """Whether a node reads a half precision value, or is one at which half precision begins."""
+        """Return whether a node reads a float16 tensor, or is a layer with which float16 begins."""
         if node.op_type == "Gather":
             table = self._constants.get(node.input[0])
             if table and table.dtype == np.float32 and len(table.shape) > 1:
@@ -150,7 +155,7 @@ class _Float16Rewriter:
                 self._mark_output(node, place)
 
     def _add_cast(self, node: Node) -> None:
-        """Add a Cast. A Cast to float32 becomes a Cast to float16; other Casts keep their target."""
+        """Append a Cast node. A Cast to float32 becomes a Cast to float16; a Cast to another type keeps this type."""
         (target,) = (attribute for attribute in node.attribute if attribute.name == "to")
         node.input[0] = self._halves.get(node.input[0], node.input[0])
         self.nodes.append(node)
@@ -166,7 +171,7 @@ class _Float16Rewriter:
         self.nodes.append(node)
 
     def _restore_inner_inputs(self, graph: Any) -> None:
-        """Make the nodes of an inner graph, which read outer values by name, read the float32 values."""
+        """Change the nodes of an inner graph (a branch or loop body) to read the float32 tensors of the outer graph."""
         for node in graph.node:
             for place, name in enumerate(node.input):
                 node.input[place] = self._float(name)
@@ -195,7 +200,7 @@ class _Float16Rewriter:
         return self._floats[name]
 
     def _mark_output(self, node: Node, place: int) -> None:
-        """Mark an output of a node as half precision. An output of the graph is cast back to float32."""
+        """Record that the output of a node at index `place` is float16. An output of the graph is cast to float32."""
         name = node.output[place]
         self._float16_outputs.add(name)
         self._halves[name] = name
@@ -208,7 +213,7 @@ class _Float16Rewriter:
 
 
 def _infer_element_types(graph: Path) -> dict[str, int]:
-    """Return the element type of each value whose type shape inference can tell."""
+    """Return the element types of tensors, as numbers of TensorProto, by name, as far as ONNX can infer them."""
     with translate_errors("onnx", graph, "infer the types of"):
         model: Any = require("onnx.shape_inference").infer_shapes(load_graph(graph))
     values = (*model.graph.input, *model.graph.value_info, *model.graph.output)
@@ -217,9 +222,9 @@ def _infer_element_types(graph: Path) -> dict[str, int]:
 
 
 def _angle_nodes(nodes: Iterable[Node], constants: Collection[str]) -> set[str]:
-    """Return the names of the nodes between the last layer with weights and a sine, the sine included.
+    """Return the names of the nodes that compute an angle, from the last layer with weights on, and of its sine.
 
-    Half precision has a significand of 11 bits, too few for an angle of 900 radians.
+    These nodes stay in float32. Half precision has a significand of 11 bits, too few for an angle of 900 radians.
     """
     sources: set[str] = set()
     names = set()

@@ -21,12 +21,13 @@ Ranges: TypeAlias = Mapping[str, tuple[float, float]]
 """Minimum and maximum of a tensor, by its name."""
 
 QuantType: TypeAlias = Literal["uint8", "int8", "fp8"]
-"""Operand formats. "uint8", for processors: unsigned inputs and signed weights. "int8" and "fp8", for GPUs: inputs and
-weights in this type, without zero points."""
+"""Formats of the operands of products. "uint8", for CPUs: inputs are unsigned and weights signed. "int8" and "fp8", for
+GPUs: inputs and weights both have this type, without zero points."""
 QUANT_TYPES: tuple[QuantType, ...] = ("uint8", "int8", "fp8")
 
 _LARGEST: Mapping[WeightType, int] = {"int8": 63, "uint8": 127}
-"""Largest quantised weight minus the zero point. `quantize` says why signed weights use one bit less."""
+"""Largest quantised weight minus the zero point. Signed weights use 7 bits, since x86 could overflow with 8 (see
+`quantize`)."""
 _FLOAT, _E4M3 = 1, 17  # values of TensorProto.FLOAT and FLOAT8E4M3FN
 _SYMMETRIC: Mapping[QuantType, int] = {"int8": 127, "fp8": 448}
 """Largest quantised magnitude of inputs and weights of the symmetric formats."""
@@ -35,11 +36,11 @@ _WIDEST = 2.0**30
 
 
 class QdqRewriter:
-    """Rewrites the nodes of a graph, and adds the constants that they need.
+    """Rewrites nodes of a graph to eight-bit operands, collects them in `nodes`, and adds the constants that they need.
 
     Args:
-        constants: constants of the graph; new constants are added.
-        quant_type: operand format that `add_static` uses.
+        constants: constants of the graph by name; new constants are added.
+        quant_type: format of the operands that `add_static` uses.
     """
 
     def __init__(self, constants: dict[str, Constant], quant_type: QuantType = "uint8") -> None:
@@ -50,11 +51,16 @@ class QdqRewriter:
         self._dynamic_inputs: dict[str, tuple[str, str, str]] = {}
 
     def add_static(self, node: Node, ranges: Ranges) -> None:
-        """Add a node with its input, weights and bias quantised and dequantised."""
+        """Append a node whose input, weights and bias are quantised and dequantised, which runtimes fuse with the node.
+
+        Args:
+            node: a Conv, MatMul or Gemm with constant weights, changed in place.
+            ranges: minimum and maximum of tensors by name, among them the node's input.
+        """
         source, weights, *bias = node.input
         step, _ = self._scale_and_zero(ranges[source])
         values = self.constants[weights].read()
-        bias = [] if self._quant_type in _SYMMETRIC else bias  # with symmetric formats the bias stays in float32
+        bias = [] if self._quant_type in _SYMMETRIC else bias  # only the format for CPUs has the bias quantised too
         added = self.constants[bias[0]].read() if bias else np.zeros(1, np.float32)
         axis, largest = output_axis(node), _SYMMETRIC.get(self._quant_type, _LARGEST["int8"])
         scale = _scales(values, axis, largest, least=np.abs(added) / (step * _WIDEST))
@@ -68,14 +74,19 @@ class QdqRewriter:
         self.nodes.append(node)
 
     def round_output(self, node: Node, name: str, ranges: Ranges) -> None:
-        """Quantise and dequantise an output of a node that is already added."""
+        """Append operators that quantise and dequantise the output `name` of a node that was appended before."""
         exact = f"{name}.exact"
         node.output[list(node.output).index(name)] = exact
         self._add_qdq(exact, name, *self._scale_and_zero(ranges[name]))
         self._rounded[name] = name
 
     def add_dynamic(self, node: Node, weight_type: WeightType) -> None:
-        """Add the integer form of a node, whose input range is measured at run time, and the steps back to float32."""
+        """Append the integer form of a node, whose input range is measured at run time, and the steps back to float32.
+
+        Args:
+            node: a Conv, MatMul or Gemm with constant weights.
+            weight_type: type of the quantised weights.
+        """
         source, weights, *bias = node.input
         name, result, axis = node_name(node), node.output[0], output_axis(node)
         constant = self.constants[weights]
@@ -104,7 +115,7 @@ class QdqRewriter:
             self._add("Add", [last, added], result)
 
     def _quantized_input(self, name: str, ranges: Ranges) -> str:
-        """Return the name of a tensor after quantising and dequantising. The operators are added once per tensor."""
+        """Return the name of a tensor after quantising and dequantising it; the operators are appended on first use."""
         if name not in self._rounded:
             self._rounded[name] = f"{name}.rounded"
             self._add_qdq(name, self._rounded[name], *self._scale_and_zero(ranges[name]))
@@ -138,7 +149,10 @@ class QdqRewriter:
         return name
 
     def _dynamic_input(self, name: str) -> tuple[str, str, str]:
-        """Return the names of integers, scale and zero point of a tensor that is quantised by its range at run time."""
+        """Return the names of a tensor's integers, scale and zero point, computed from its range at run time.
+
+        The operator that computes them is appended on first use.
+        """
         if name not in self._dynamic_inputs:
             self._dynamic_inputs[name] = (f"{name}.taken", f"{name}.taken.scale", f"{name}.taken.zero")
             self.nodes.append(
@@ -155,20 +169,27 @@ class QdqRewriter:
 
 
 def output_axis(node: Node) -> int:
-    """Return the axis of a node's weights that holds the output channels."""
+    """Return the axis of the weights of a Conv, MatMul or Gemm node that holds the output channels."""
     is_transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
     return 0 if node.op_type == "Conv" or is_transposed else 1
 
 
 def _scales(values: Array, axis: int, largest: int, least: NDArray[Any] | float = 0.0) -> Array:
-    """Return a scale for each channel, at least `least`, that maps the channel's largest weight to `largest`."""
+    """Return a scale for each output channel, at least `least`, such that the largest weight becomes `largest`.
+
+    Args:
+        values: weights.
+        axis: axis of the output channels.
+        largest: largest quantised magnitude.
+        least: lower bound of the scales, one for all channels or one for each.
+    """
     others = tuple(other for other in range(values.ndim) if other != axis)
     scale = np.maximum(np.abs(values).max(axis=others) / largest, least)
     return np.where(scale > 0, scale, 1).astype(np.float32)
 
 
 def _quantize_weights(values: Array, scale: Array, axis: int, largest: int, kind: "np.dtype[Any]") -> NDArray[Any]:
-    """Return weights in units of the scales: rounded to integers, or to fp8."""
+    """Return weights divided by the scales of their channels, and rounded to `kind`, int8 or fp8."""
     if kind == np.int8:
         return _round_to_integers(values, scale, axis, largest, 0).astype(kind)
     floats: NDArray[Any] = np.clip(_in_units(values, scale, axis), -largest, largest).astype(kind)

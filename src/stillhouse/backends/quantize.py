@@ -2,8 +2,8 @@
 
 For onnxruntime and TensorRT this module rewrites the graph with standard operators. `onnxruntime.quantization` is not
 used: it loads the whole model and writes copies of it. Here one constant at a time is read, rounded and written, so
-that 2.2 GB of weights need 0.8 GB of memory. On the Shapes denoiser this gives 24 dB, and the library 22 dB with the
-same bits. For OpenVINO, NNCF is used.
+that 2.2 GB of weights need 0.8 GB of memory. On the denoiser of the embedded model "shapes", the signal to noise ratio
+is 24 dB, and 22 dB with the library and the same bits. For OpenVINO, NNCF is used.
 
 Where inputs are unsigned, signed weights are rounded to 7 bits (`reduce_range`, `overflow_fix`). Without VNNI
 instructions, x86 adds two 8-bit products in 16 bits, and the sum saturates (onnxruntime.ai, "Quantize ONNX models"). On
@@ -71,7 +71,8 @@ def quantize_static(
             on; the graph then has opset 19.
 
     Raises:
-        InvalidRequest: no feeds, an unknown name in `keep`, no node to quantise, or an opset that is too old.
+        InvalidRequest: `feeds` is empty, `keep` has an unknown name, no node can be quantised, or the graph's opset is
+            below 13.
         PipelineError, BackendFailed: the graph cannot be read or run.
 
     >>> keep = ["/conv_in/Conv"]
@@ -107,19 +108,23 @@ def quantize_dynamic(
 ) -> None:
     """Write a graph with integer products whose input ranges are measured at run time.
 
-    No feeds are needed. A tensor's range is measured over the whole batch, so a row depends on the other rows.
+    No recorded inputs are needed. The range of a tensor is measured over the whole batch, so the result of a row
+    depends on the other rows.
 
     Args:
-        graph, out: as of `quantize_static`.
-        weights: type of the weights. int8 weights have 7 bits here, uint8 weights 8. Which is faster depends on the
-            processor.
+        graph: an ONNX file with float32 weights, or half precision weights that are cast to float32.
+        out: the file to write.
+        weights: type of the weights. int8 weights have 7 bits here, uint8 weights 8. The processor decides which type
+            is faster.
         keep: names of nodes that stay in float32.
         operators: operators to quantise. Convolutions are left out by default: in onnxruntime, ConvInteger is slower
             than a float32 convolution (the Shapes denoiser runs at 0.4 times the speed with int8 weights and at 0.8
             times with uint8 weights), but its weights are smaller.
 
     Raises:
-        InvalidRequest, PipelineError, BackendFailed: as of `quantize_static`.
+        InvalidRequest: an operator is not supported, `keep` has an unknown name, no node can be quantised, or the
+            graph's opset is below 13.
+        PipelineError, BackendFailed: the graph cannot be read or written.
     """
     for name in operators:
         check_choice("operator", name, COMPUTE_OPS)
@@ -140,18 +145,20 @@ def quantize_openvino(graph: Path, out: Path, feeds: Feeds, *, keep: Collection[
     """Write an OpenVINO graph in static int8 with SmoothQuant (Xiao et al. 2022, arXiv:2211.10438) by NNCF.
 
     SmoothQuant moves half of each channel's range from the inputs to the weights (alpha 0.5, as in the paper), here
-    also in convolutions. Inputs have the widest range of the feeds. On the Shapes denoiser this gives 30 dB, and 25 dB
-    at the worst noise level. NNCF's defaults (alpha 0.95, no convolutions, ranges that are means over the feeds) give
-    24 dB and 8 dB.
+    also in convolutions. The range of an input is the widest that occurs in the feeds. On the Shapes denoiser this
+    gives 30 dB, and 25 dB at the worst noise level. NNCF's defaults (alpha 0.95, no convolutions, ranges that are means
+    over the feeds) give 24 dB and 8 dB.
 
     Args:
         graph: an ONNX file.
-        out: a name that ends in .xml; the weights go to the .bin file beside it.
-        feeds, keep: as of `quantize_static`.
+        out: file to write, whose name ends in .xml; the weights go to the .bin file beside it.
+        feeds: representative inputs, a few dozen.
+        keep: names of nodes that stay in float32.
 
     Raises:
         RuntimeMissing: nncf or openvino is not installed.
-        InvalidRequest, PipelineError, BackendFailed: as of `quantize_static`.
+        InvalidRequest: `feeds` is empty, `keep` has an unknown name, or `out` does not end in .xml.
+        PipelineError, BackendFailed: the graph cannot be read or quantised.
     """
     _check_feeds(feeds)
     with _nncf(graph, out, keep) as (nncf, model, ignored):
@@ -181,14 +188,18 @@ def compress_openvino_weights(graph: Path, out: Path, *, bits: Literal[8, 4] = 8
     the group is smaller.
 
     Args:
-        graph, out, keep: as of `quantize_openvino`.
-        bits: bits of a weight.
+        graph: an ONNX file.
+        out: file to write, whose name ends in .xml; the weights go to the .bin file beside it.
+        bits: number of bits of a weight.
+        keep: names of nodes that stay in float32.
 
     Raises:
-        RuntimeMissing, InvalidRequest, PipelineError, BackendFailed: as of `quantize_openvino`.
+        RuntimeMissing: nncf or openvino is not installed.
+        InvalidRequest: `bits` is neither 8 nor 4, `keep` has an unknown name, or `out` does not end in .xml.
+        PipelineError, BackendFailed: the graph cannot be read or compressed.
     """
     if bits not in (8, 4):
-        raise InvalidRequest(f"weights of {bits} bits", allowed="8, 4")
+        raise InvalidRequest(f"weights cannot have {bits} bits", allowed="8, 4")
     with _nncf(graph, out, keep) as (nncf, model, ignored):
         advanced = require("nncf.quantization.advanced_parameters")
         options: dict[str, Any] = {"mode": nncf.CompressWeightsMode.INT8_ASYM}
@@ -203,13 +214,21 @@ def compress_openvino_weights(graph: Path, out: Path, *, bits: Literal[8, 4] = 8
 
 @contextmanager
 def _nncf(graph: Path, out: Path, keep: Collection[str]) -> Iterator[tuple[Any, Any, Any]]:
-    """Yield NNCF, the graph as an OpenVINO model, and the scope that NNCF must not change; suppress NNCF's output."""
+    """Yield the module nncf, the graph as an OpenVINO model, and NNCF's scope of the nodes that it must not change.
+
+    In the block, NNCF prints nothing, and its exceptions become BackendFailed.
+
+    Args:
+        graph: an ONNX file.
+        out: name of the file that will be written, only checked here.
+        keep: names of the nodes that must not change.
+    """
     if out.suffix != OPENVINO_SUFFIX:
         raise InvalidRequest(f"{out} is no name of an OpenVINO graph", allowed=f"a name that ends in {OPENVINO_SUFFIX}")
     signature = read_signature(graph)
     skeleton = load_graph(graph)
     excluded = check_node_names(keep, skeleton)
-    # OpenVINO renames a node that makes an output of the graph: the node gets the name of the output.
+    # OpenVINO gives a node that makes an output of the graph the name of the output, so these names are excluded too.
     named = {
         name for node in skeleton.graph.node if node_name(node) in excluded for name in (node_name(node), *node.output)
     }
@@ -236,7 +255,11 @@ def _quantizable_nodes(
     keep: Collection[str],
     operators: Collection[str] = COMPUTE_OPS,
 ) -> list[Node]:
-    """Return the nodes to quantise: of these operators, with weights, and not in `keep`."""
+    """Return the nodes to quantise: those of these operators that have weights and are not in `keep`.
+
+    Raises:
+        InvalidRequest: there is no such node, the opset is below 13, or `keep` has an unknown name.
+    """
     excluded = check_node_names(keep, model)
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
     if opset < _OPSET:
@@ -250,17 +273,20 @@ def _quantizable_nodes(
 
 
 def _raise_opset(graph: Path, model: Model) -> None:
-    """Raise a graph's opset to 19, the first with fp8.
+    """Raise the opset of a model, in place, to 19, the first opset with fp8.
 
-    InvalidRequest: an operator means something else in opset 19. These are reductions with axes as an attribute, Split
-    without lengths, and RoiAlign without a coordinate transformation mode.
+    Raises:
+        InvalidRequest: an operator means something else in opset 19. These are reductions with axes as an attribute,
+            Split without lengths, and RoiAlign without a coordinate transformation mode.
     """
     (opset,) = (entry for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     if opset.version >= _WITH_FP8:
         return
     for node in _iterate_nodes(model.graph):
         if _changed_meaning(node):
-            message = f"{node.op_type} {node_name(node)} of opset {opset.version} in {graph}"
+            message = (
+                f"{node.op_type} {node_name(node)} of opset {opset.version} in {graph} differs in opset {_WITH_FP8}"
+            )
             raise InvalidRequest(message, allowed=f"opset {_WITH_FP8}", fix="export it again")
     opset.version = _WITH_FP8
     model.ir_version = max(model.ir_version, _IR_WITH_FP8)
@@ -276,7 +302,7 @@ def _changed_meaning(node: Node) -> bool:
 
 
 def _iterate_nodes(graph: Any) -> Iterator[Node]:
-    """Iterate over the nodes of a graph and of all graphs inside them."""
+    """Yield the nodes of a graph and of all graphs inside them, such as branches and loop bodies."""
     for node in graph.node:
         yield node
         for inner in inner_graphs(node):
@@ -284,7 +310,7 @@ def _iterate_nodes(graph: Any) -> Iterator[Node]:
 
 
 def _has_weights(node: Node, constants: Mapping[str, Constant]) -> bool:
-    """Whether the weights and the bias of a node are constants of the shapes that quantisation supports."""
+    """Return whether the weights and the bias of a node are constants of shapes that can be quantised."""
     if node.domain not in ("", "ai.onnx") or node.input[0] in constants:
         return False
     weights, *bias = (constants.get(name) for name in node.input[1:])
@@ -301,10 +327,10 @@ def _has_weights(node: Node, constants: Mapping[str, Constant]) -> bool:
 
 
 def _rounded_outputs(model: Model, heavy: Sequence[Node]) -> set[str]:
-    """Return the tensors after convolutions that must be quantised, since fused integer convolutions return integers.
+    """Return the names of the tensors to quantise behind the convolutions among `heavy`, the nodes to quantise.
 
-    This is the output of the convolution. Where only an activation reads it, runtimes fuse the activation too, and the
-    activation's output is quantised instead.
+    Runtimes fuse a convolution to an integer kernel only where its output is quantised too. Where an activation alone
+    reads the output, runtimes fuse the activation as well, so its output is returned instead.
     """
     results = {value.name for value in model.graph.output}
     consumers: dict[str, list[Node]] = {}
@@ -323,11 +349,17 @@ def _rounded_outputs(model: Model, heavy: Sequence[Node]) -> set[str]:
 
 def _check_feeds(feeds: Feeds) -> None:
     if not feeds:
-        raise InvalidRequest("no feeds to calibrate with", allowed="inputs that were recorded while the network ran")
+        raise InvalidRequest(
+            "there are no feeds to calibrate with", allowed="inputs that were recorded while the network ran"
+        )
 
 
 def _ranges(graph: Path, names: Sequence[str], feeds: Feeds) -> Ranges:
-    """Run the graph on all feeds and return the minimum and maximum of each tensor."""
+    """Run the graph on all feeds (recorded inputs) and return the minimum and maximum of each tensor in `names`.
+
+    Raises:
+        BackendFailed: the graph cannot be run, or gives values that are not finite.
+    """
     model: Model = load_graph(graph)
     helper = require("onnx.helper")
     del model.graph.output[:]

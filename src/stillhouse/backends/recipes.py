@@ -1,4 +1,7 @@
-"""Recipes that several backends share. The converting modules are imported when a graph is made."""
+"""Recipes (conversions of an exported graph to another precision) that several backends share.
+
+The modules that convert import onnx, so each is imported only when its recipe makes a graph.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,10 +47,13 @@ FLOAT16 = Recipe(_build_float16, requires=_REQUIRES)
 
 
 def static_recipe(quant_type: "QuantType") -> Recipe:
-    """Return the recipe of `quantize.quantize_static` with these number formats."""
+    """Return the recipe that quantises a graph by `quantize.quantize_static` to operands of this format."""
     return Recipe(_static_builder(quant_type), requires=_REQUIRES)
 
 
 def dynamic_recipe(weights: "WeightType") -> Recipe:
-    """Return the recipe of `quantize.quantize_dynamic` with these weights. An input has one scale for all rows."""
+    """Return the recipe that quantises a graph by `quantize.quantize_dynamic` to weights of this type.
+
+    The result of a row depends on its batch, since an input has one scale for all rows.
+    """
     return Recipe(_dynamic_builder(weights), requires=_REQUIRES, is_batch_dependent=True)
