@@ -169,15 +169,20 @@ def test_settings_that_are_not_known_are_refused(tmp_path: Path) -> None:
         ({"axes": "rows=1-8,height"}, "axes is 'rows=1-8,height'"),
         ({"axes": "rows=1-8,rows=2-4"}, "axes is"),
         ({"batches": "some"}, "no batches 'some'; allowed: apart, together"),
-        ({"axes": "rows=1-4", "graphs": "cuda"}, "graphs with axes that may change; allowed: graphs, or axes"),
-        ({"axes": "rows=1-4", "batches": "together"}, "batches 'together' with axes that may change"),
+        (
+            {"axes": "rows=1-4", "graphs": "cuda"},
+            "graphs is 'cuda', but axes lets lengths change; allowed: graphs, or axes",
+        ),
+        ({"axes": "rows=1-4", "batches": "together"}, "batches is 'together', but axes lets lengths change"),
         ({"graphs": "yes"}, "no graphs 'yes'"),
         ({"weights": "loose"}, "no weights 'loose'; allowed: fixed, refit"),
         ({"device": "cpu"}, "device is 'cpu'; allowed: cuda, cuda:1"),
     ):
         with pytest.raises(InvalidRequest, match=told):
             open_runner(graph, RTX, RunnerOptions("auto", settings=settings))
-    with pytest.raises(UnsupportedPrecision, match="precision 'f16' of a graph that computes in f32; allowed: auto"):
+    with pytest.raises(
+        UnsupportedPrecision, match="precision 'f16' was requested for a graph that computes in f32; allowed: auto"
+    ):
         open_runner(graph, RTX, RunnerOptions("f16"))
     with pytest.raises(InvalidRequest, match="no shape for input"):
         open_runner(graph, RTX, RunnerOptions("auto"))

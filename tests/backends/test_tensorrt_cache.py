@@ -55,10 +55,14 @@ def test_shapes_are_static_unless_axes_may_change() -> None:
     ("usual", "ranges", "told"),
     [
         ({"sample": (2, 4, 64, 64)}, {}, "no shape for input 'timestep'"),
-        ({**USUAL, "timestep": (2, 1)}, {}, "'timestep' of rank 2; allowed: rank 1"),
-        ({**USUAL, "sample": (2, 5, 64, 64)}, {}, r"shape \[2, 5, 64, 64\]; allowed"),
-        (USUAL, {"rows": (3, 8)}, "lengths 3, 2, 8 of axis 0; allowed: 1 or more, none below the one before"),
-        (USUAL, {"rows": (0, 8)}, "lengths 0, 2, 8"),
+        ({**USUAL, "timestep": (2, 1)}, {}, "'timestep' has rank 2; allowed: rank 1"),
+        ({**USUAL, "sample": (2, 5, 64, 64)}, {}, r"input 'sample' is \[2, 5, 64, 64\]; allowed"),
+        (
+            USUAL,
+            {"rows": (3, 8)},
+            "axis 0 has minimum, optimum and maximum 3, 2, 8; allowed: lengths of 1 or more that do not",
+        ),
+        (USUAL, {"rows": (0, 8)}, "axis 0 has minimum, optimum and maximum 0, 2, 8"),
         (USUAL, {"row": (1, 8)}, "no axis 'row'; allowed: .*; did you mean 'rows'"),
     ],
 )

@@ -46,7 +46,7 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
     core = require(_NAME).Core()
     precisions = supported_precisions(core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES"))
     if options.precision not in precisions:
-        message = f"precision {options.precision!r} on {_NAME} with this processor"
+        message = f"{_NAME} cannot compute in precision {options.precision!r} on this processor"
         raise UnsupportedPrecision(message, allowed=", ".join(precisions))
     axes = fix_axes(options.shapes, signature.inputs)
     with translate_errors(_NAME, graph, "open"):

@@ -62,7 +62,9 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
     if graph.suffix == OPENVINO_SUFFIX:
         raise InvalidRequest(f"{graph} is an OpenVINO graph", allowed="an ONNX file", fix="open it on openvino")
     if options.precision not in _PRECISIONS:
-        raise UnsupportedPrecision(f"precision {options.precision!r} on {_NAME}", allowed=", ".join(_PRECISIONS))
+        raise UnsupportedPrecision(
+            f"{_NAME} cannot open a graph in precision {options.precision!r}", allowed=", ".join(_PRECISIONS)
+        )
     for name, value in options.settings.items():
         check_choice(f"setting of {_NAME}", name, SETTINGS)
         check_choice(name, value, SETTINGS[name])

@@ -1,8 +1,8 @@
 """The TensorRT backend: an ONNX graph is built into an engine for one GPU. TensorRT for RTX uses the same code.
 
 Networks are strongly typed: the graph holds the precision of each operation, and the modules `precision` and `quantize`
-make graphs in other precisions. TensorRT 11 offers no other way. TensorRT for RTX can build an engine without a GPU,
-but needs a GPU to run it.
+make graphs in other precisions. TensorRT 11 cannot choose precisions itself. TensorRT for RTX can build an engine
+without a GPU, but needs a GPU to run it.
 """
 
 import os
@@ -86,14 +86,16 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions, name: 
     if graph.suffix == OPENVINO_SUFFIX:
         raise InvalidRequest(f"{graph} is an OpenVINO graph", allowed="an ONNX file", fix="open it on openvino")
     if options.precision not in (_AS_WRITTEN, signature.arithmetic):
-        message = f"precision {options.precision!r} of a graph that computes in {signature.arithmetic}"
+        message = f"precision {options.precision!r} was requested for a graph that computes in {signature.arithmetic}"
         raise UnsupportedPrecision(message, allowed=_AS_WRITTEN, fix="convert the graph by a recipe: f16, int8-static")
     settings = _settings(options.settings)
     device = settings.device
     profiles: list[dict[str, ShapeRange]] = [shape_ranges(signature, options.shapes, settings.ranges)]
     if settings.batches == "together":
         if not options.batch_sizes:
-            raise InvalidRequest("batches is 'together' without batch sizes", allowed="sizes in `options.batch_sizes`")
+            raise InvalidRequest(
+                "batches is 'together', but `options.batch_sizes` is empty", allowed="the batch sizes to build for"
+            )
         profiles = batch_profiles(signature, options.shapes, options.batch_sizes)
     axes = _axes(signature, profiles)
     runtime = require(MODULES[name])
@@ -155,10 +157,11 @@ def build_engine(
     Args:
         graph: an ONNX file; weights in files beside it may have any size.
         out: file of the engine.
-        profiles: shapes of all inputs; the engine is optimised for each profile.
+        profiles: shape ranges of all inputs; the engine is optimised for each profile.
         name: name of the backend.
-        capability: compute capability to build for, "8.9", on TensorRT for RTX; None: that of this machine's GPU.
-        timings: file of the measured times of layers, which make the next build faster.
+        capability: compute capability to build for, such as "8.9", with TensorRT for RTX; None: this machine's GPU.
+        timings: file of the times of layers that TensorRT measured, read and written, which makes the next build
+            faster; None: no file.
         refittable: names of the initializers that a refit of the engine can change.
 
     Raises:
@@ -191,7 +194,8 @@ def build_engine(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TensorRT for RTX warns that timing caches are deprecated; TensorRT needs them
         cache = config.create_timing_cache(timings.read_bytes() if timings and timings.is_file() else b"")
-        # A stored cache is refused where another build of TensorRT wrote it, or where it is cut short.
+        # TensorRT refuses a stored cache that another build of TensorRT wrote, or that is cut short. An empty one is
+        # used instead.
         if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
             config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
         engine = builder.build_serialized_network(network, config)
@@ -215,13 +219,13 @@ def tensorrt_device_arrays(settings: Mapping[str, str], name: str = "tensorrt") 
     device = _settings(settings).device
     _gpu(name, device)
     import_torch()
-    from stillhouse.backends.torch_arrays import arrays_for_device  # this module imports torch
+    from stillhouse.backends.torch_arrays import arrays_for_device  # not at the top, since this module imports torch
 
     return arrays_for_device(f"{CUDA}:{device_index(device)}")
 
 
 def status(name: str = "tensorrt") -> BackendStatus:
-    """Describe TensorRT on this machine, without importing it.
+    """Return the version, GPUs and precisions of TensorRT on this machine, without importing TensorRT.
 
     Raises:
         RuntimeMissing: TensorRT is not installed.
@@ -235,7 +239,7 @@ def status(name: str = "tensorrt") -> BackendStatus:
 
 @dataclass(frozen=True, slots=True)
 class _TensorRTSettings:
-    """Settings of `open_graph`, with defaults filled in."""
+    """Settings of `open_graph`, with defaults filled in; `ranges` has the lengths (minimum, maximum) of named axes."""
 
     graphs: str
     weights: str
@@ -252,9 +256,11 @@ def _settings(settings: Mapping[str, str]) -> _TensorRTSettings:
     chosen = {name: settings.get(name, allowed[0]) for name, allowed in SETTINGS.items()}
     ranges = _parse_ranges(settings["axes"]) if "axes" in settings else {}
     if ranges and chosen["graphs"] != "none":  # each captured CUDA graph would need its own execution context
-        raise InvalidRequest("graphs with axes that may change", allowed="graphs, or axes")
+        raise InvalidRequest("graphs is 'cuda', but axes lets lengths change", allowed="graphs, or axes, not both")
     if ranges and chosen["batches"] != "apart":
-        raise InvalidRequest("batches 'together' with axes that may change", allowed="batches, or axes")
+        raise InvalidRequest(
+            "batches is 'together', but axes lets lengths change", allowed="batches, or axes, not both"
+        )
     device = settings.get("device", CUDA)
     if device_kind(device) != CUDA:
         raise InvalidRequest(f"device is {device!r}", allowed="cuda, cuda:1")
@@ -270,7 +276,7 @@ def _parse_ranges(text: str) -> dict[str, tuple[int, int]]:
 
 
 def _axes(signature: Signature, profiles: Sequence[Profile]) -> dict[str, Axes]:
-    """Return the axes of all inputs; an axis is fixed where all profiles have the same length."""
+    """Return the axes of all inputs, by name. An axis has a fixed length where no profile (shape ranges) varies it."""
 
     def length(name: str, place: int) -> int | None:
         ranges = [profile[name] for profile in profiles]
@@ -331,7 +337,9 @@ def _parse_graph(runtime: Any, builder: Any, graph: Path, log: Any) -> tuple[Any
     parser = runtime.OnnxParser(network, log)
     if not parser.parse_from_file(str(graph)):
         message = _parser_error(parser.get_error(0)) if parser.num_errors else log.last
-        raise BackendFailed(f"TensorRT cannot parse {graph}: {message}", fix="see the operators that it supports")
+        raise BackendFailed(
+            f"TensorRT cannot parse {graph}: {message}", fix="look whether TensorRT supports the operator"
+        )
     return network, parser
 
 
@@ -345,20 +353,20 @@ def _set_capability(runtime: Any, config: Any, capability: str) -> None:
     names = [] if capabilities is None else [name for name in dir(capabilities) if name.startswith("SM")]
     target = f"SM{capability.replace('.', '')}"
     if target not in names:
-        allowed = ", ".join(f"{name[2:-1]}.{name[-1]}" for name in names) or "the GPU that is here"
-        raise InvalidRequest(f"compute capability {capability}", allowed=allowed)
+        allowed = ", ".join(f"{name[2:-1]}.{name[-1]}" for name in names) or "the GPU of this machine"
+        raise InvalidRequest(f"no engine can be built here for compute capability {capability}", allowed=allowed)
     config.num_compute_capabilities = 1
     config.set_compute_capability(getattr(capabilities, target), 0)
 
 
 class TensorRTEngine:
-    """An engine as a function from tensors, by position, to tensors. It runs on torch's current stream.
+    """A TensorRT engine, callable with input tensors by position. The engine runs on torch's current stream.
 
     Args:
         torch, runtime: the modules of torch and TensorRT.
-        engine: TensorRT's engine.
-        inputs, outputs: names, in order.
-        profiles: profiles with which the engine was built.
+        engine: TensorRT's engine object.
+        inputs, outputs: names of the inputs and outputs, in the order of the tensors.
+        profiles: shape ranges of the inputs for which the engine was built.
 
     Raises:
         BackendFailed: the GPU has too little memory.
@@ -380,7 +388,11 @@ class TensorRTEngine:
         self._context(0)
 
     def __call__(self, *inputs: Any) -> tuple[Any, ...]:
-        """Return the outputs of the engine. BackendFailed: no profile has these shapes, or the engine failed."""
+        """Run the engine on input tensors on the GPU, and return the output tensors in order.
+
+        Raises:
+            BackendFailed: the engine was not built for these shapes, or failed.
+        """
         tensors = [tensor.to(self._dtypes[n]).contiguous() for n, tensor in zip(self._inputs, inputs, strict=True)]
         context = self._context(self._profile([tuple(tensor.shape) for tensor in tensors]))
         for name, tensor in zip(self._inputs, tensors, strict=True):
@@ -396,14 +408,18 @@ class TensorRTEngine:
         return tuple(outputs)
 
     def _profile(self, shapes: Sequence[Shape]) -> int:
-        """Return the index of the first profile that contains these shapes."""
+        """Return the index of the first profile whose ranges contain these shapes of the inputs.
+
+        Raises:
+            BackendFailed: there is none.
+        """
         for index, profile in enumerate(self._profiles):
             if all(profile[name].contains(shape) for name, shape in zip(self._inputs, shapes, strict=True)):
                 return index
         raise BackendFailed(f"the engine was built for no shapes like {', '.join(map(str, shapes))}")
 
     def _context(self, profile: int) -> Any:
-        """Return the execution context of an optimization profile; create it on first use.
+        """Return TensorRT's execution context of the optimization profile with this index; create it on first use.
 
         Each profile has its own context, so that a CUDA graph of one profile stays valid while another profile runs.
         """
@@ -428,7 +444,7 @@ class TensorRTEngine:
 
 
 def _run(torch: Any, callee: Callable[..., Any], device: str, feeds: Mapping[str, Any]) -> Sequence[Any]:
-    """Run the engine and return its outputs on the GPU."""
+    """Run an engine on input arrays (NumPy or torch, in order), and return its outputs on the GPU, in order."""
     with GPU_LOCK, torch.inference_mode(), torch.cuda.device(device):
         tensors = (feed if isinstance(feed, torch.Tensor) else torch.tensor(feed) for feed in feeds.values())
         return tuple(callee(*(tensor.cuda() for tensor in tensors)))
@@ -439,7 +455,7 @@ def _run_to_numpy(run: Callable[[Mapping[str, Any]], Sequence[Any]], feeds: Tens
 
 
 def _run_to_float32(run: Callable[[Mapping[str, Any]], Sequence[Any]], feeds: Mapping[str, Any]) -> list[Any]:
-    """Run the engine and return its outputs on the GPU in float32, as samplers need them."""
+    """Run an engine and return its outputs on the GPU in float32, since samplers compute in float32."""
     return [output.float() for output in run(feeds)]
 
 

@@ -26,14 +26,14 @@ class EngineRebuilt(UserWarning):
 
 @dataclass(frozen=True, slots=True)
 class ShapeRange:
-    """The range of shapes of an input.
+    """The shapes of an input for which an engine is built.
 
     Args:
-        minimum, optimum, maximum: length of each axis. An engine is fastest at the optimum, and static where all three
-            are equal.
+        minimum, optimum, maximum: length of each axis. An engine is fastest at the optimum. Its shapes are static where
+            all three are equal.
 
     Raises:
-        InvalidRequest: ranks differ, or lengths decrease.
+        InvalidRequest: the shapes differ in rank, or a length decreases from minimum to maximum.
     """
 
     minimum: Shape
@@ -42,14 +42,17 @@ class ShapeRange:
 
     def __post_init__(self) -> None:
         if not len(self.minimum) == len(self.optimum) == len(self.maximum):
-            raise InvalidRequest(f"shapes {self.minimum}, {self.optimum}, {self.maximum}", allowed="one rank")
+            raise InvalidRequest(
+                f"the shapes {self.minimum}, {self.optimum}, {self.maximum} differ in rank",
+                allowed="shapes of one rank",
+            )
         for axis, lengths in enumerate(zip(self.minimum, self.optimum, self.maximum, strict=True)):
             if not 1 <= lengths[0] <= lengths[1] <= lengths[2]:
-                message = f"lengths {', '.join(map(str, lengths))} of axis {axis}"
-                raise InvalidRequest(message, allowed="1 or more, none below the one before")
+                message = f"axis {axis} has minimum, optimum and maximum {', '.join(map(str, lengths))}"
+                raise InvalidRequest(message, allowed="lengths of 1 or more that do not decrease")
 
     def contains(self, shape: Shape) -> bool:
-        """Whether a shape lies in the range."""
+        """Return whether a shape has the range's rank and each of its lengths lies between minimum and maximum."""
         return len(shape) == len(self.minimum) and all(
             low <= length <= high for low, length, high in zip(self.minimum, shape, self.maximum, strict=True)
         )
@@ -74,7 +77,7 @@ class EngineTarget:
     builder: str
 
     def __str__(self) -> str:
-        """Return the target as messages show it."""
+        """Return the GPU and the building package in words, for messages."""
         return f"{self.name} (compute capability {self.capability}) by {self.builder}"
 
 
@@ -104,12 +107,14 @@ def shape_ranges(
         fixed = tuple(axis for axis in axes if isinstance(axis, int))
         shape = optimum.get(name, fixed if len(fixed) == len(axes) else None)
         if shape is None:
-            raise InvalidRequest(f"no shape for input {name!r}", allowed="a shape for each input with open axes")
+            raise InvalidRequest(
+                f"there is no shape for input {name!r}", allowed="a shape for each input whose axes are not all fixed"
+            )
         if len(shape) != len(axes):
-            raise InvalidRequest(f"input {name!r} of rank {len(shape)}", allowed=f"rank {len(axes)}")
+            raise InvalidRequest(f"the shape for input {name!r} has rank {len(shape)}", allowed=f"rank {len(axes)}")
         for length, axis in zip(shape, axes, strict=True):
             if isinstance(axis, int) and length != axis:
-                raise InvalidRequest(f"input {name!r} of shape {list(shape)}", allowed=str(list(axes)))
+                raise InvalidRequest(f"the shape for input {name!r} is {list(shape)}", allowed=str(list(axes)))
         minimum, maximum = (
             tuple(ranges.get(str(axis), (length, length))[bound] for axis, length in zip(axes, shape, strict=True))
             for bound in (0, 1)
@@ -121,7 +126,10 @@ def shape_ranges(
 def batch_profiles(
     signature: Signature, optimum: Mapping[str, Shape], rows: Sequence[int]
 ) -> list[dict[str, ShapeRange]]:
-    """Return a profile for each batch size. The batch is the first axis of an input, unless this axis is fixed.
+    """Return a profile (the shapes of all inputs) for each batch size in `rows`.
+
+    The batch is the first axis of an input, unless the graph fixes the length of this axis. The shapes in `optimum`
+    give the lengths of the other axes. Where no input has a batch axis, there is a single profile.
 
     >>> graph = Signature({"x": ("n", 3)}, ("y",), {}, "f32")
     >>> [one["x"].optimum for one in batch_profiles(graph, {"x": (2, 3)}, (1, 4))]
@@ -137,7 +145,11 @@ def batch_profiles(
 
 
 def graph_key(graph: Path, signature: Signature, profiles: Sequence[Profile], refittable: Sequence[str] = ()) -> str:
-    """Return a hash of a graph, its weights files, profiles and refittable weights: sixteen hexadecimal digits."""
+    """Return sixteen hexadecimal digits that identify an engine by all that it is built from, except GPU and TensorRT.
+
+    These are the graph's bytes, size and modification time of its weights files, the profiles (shape ranges of the
+    inputs), and the names of the weights that a refit can change.
+    """
     weights = [(name, (graph.parent / name).stat()) for name in sorted(signature.external)]
     shapes = [{name: asdict(bounds) for name, bounds in sorted(profile.items())} for profile in profiles]
     facts = {

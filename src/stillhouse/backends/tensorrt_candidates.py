@@ -9,7 +9,7 @@ _RANK, _LAST_RANK = 10, 41
 
 
 def rtx_candidates(context: CandidateContext) -> Iterator[CandidateSpec]:
-    """List the configurations of TensorRT for RTX to measure."""
+    """Yield the configurations of TensorRT for RTX that `stillhouse accelerate` measures."""
     if context.cost == "low":
         return
     for recipe in ("f16", "fp8-static", "int8-static", "f32"):
@@ -17,14 +17,14 @@ def rtx_candidates(context: CandidateContext) -> Iterator[CandidateSpec]:
 
 
 def candidates(context: CandidateContext) -> Iterator[CandidateSpec]:
-    """List the configurations of TensorRT to measure."""
+    """Yield the configurations of TensorRT that `stillhouse accelerate` measures."""
     yield from rtx_candidates(context)
     if context.role == "decoder" and context.decoder_side:
         yield _spec(context, "f16", _LAST_RANK, tile=str(context.decoder_side // 2))
 
 
 def exclusion(spec: CandidateSpec, context: CandidateContext) -> str:
-    """Return why the GPU cannot run a candidate's recipe; "" where it can."""
+    """Return why the GPU cannot run the precision of a candidate (a configuration to measure); "" where it can."""
     return missing_fp8(context.gpu(spec.options["device"])) if spec.recipe == "fp8-static" else ""
 
 

@@ -1,8 +1,8 @@
-"""Weights of a refittable TensorRT engine, changed without building it again.
+"""Weights of a TensorRT engine, changed (refitted) without building the engine again.
 
-TensorRT's names of weights are the names of the graph's initializers. The initializer of a convolution is named after
-its layer. Where a graph was converted to half precision or integers, the weights of linear layers are stored
-transposed, and have the name of the output of the former Transpose.
+TensorRT names weights as the graph names its initializers. The initializer of a convolution is named after its layer.
+Where a graph was converted to half precision or integers, the weights of linear layers are stored transposed, and have
+the name of the output of the Transpose node that the exported graph had.
 """
 
 import re
@@ -28,7 +28,7 @@ _LEAST_RANK = 2
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RefittableWeight:
-    """The weights of a layer in a graph.
+    """The weights of a layer in a graph, which a refit of the graph's engine can change.
 
     Args:
         name: name of the initializer.
@@ -61,7 +61,7 @@ def find_refittable(graph: Path) -> dict[str, RefittableWeight]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EngineWeights:
-    """EditableWeights of a TensorRT engine.
+    """The weights of a TensorRT engine, replaceable without building it again; implements `EditableWeights`.
 
     Args:
         torch, runtime: the modules of torch and TensorRT.
@@ -81,22 +81,25 @@ class EngineWeights:
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """See `EditableWeights`."""
+        """Shapes [out, in, ...] of the layers whose weights can be replaced, by torch name."""
         return {
             layer: weight.constant.shape[:: -1 if weight.is_transposed else 1] for layer, weight in self.layers.items()
         }
 
     def original(self, layer: str) -> Any:
-        """See `EditableWeights`."""
+        """Return the weights of a layer in the graph: a float32 torch tensor [out, in, ...] on the CPU."""
         place = self.layers[layer]
         values = self.torch.from_numpy(np.array(place.constant.read(), np.float32))
         return values.T if place.is_transposed else values
 
     def update(self, changed: Mapping[str, Any]) -> None:
-        """See `EditableWeights`. Where the engine refuses the weights of one layer, no weights change."""
+        """Set the weights of the layers in `changed`, and restore the graph's weights of all other layers.
+
+        Where the engine refuses the weights of one layer, no weights change, and BackendFailed is raised.
+        """
         if not changed and not self._changed:
             return
-        held: dict[str, Any] = {}  # these tensors must stay alive until TensorRT, which holds addresses, unsets them
+        held: dict[str, Any] = {}  # keeps the tensors alive, since TensorRT holds their addresses until it unsets them
         try:
             with GPU_LOCK, self.torch.cuda.device(self.device):
                 for layer in sorted(self._changed | changed.keys()):
@@ -116,7 +119,11 @@ class EngineWeights:
                 self.refitter.unset_named_weights(name)
 
     def _set_layer(self, layer: str, values: Any, held: dict[str, Any]) -> None:
-        """Pass the weights of a layer to the refitter, and hold them until the refit."""
+        """Pass the weights of a layer to the refitter, and add them to `held`, which keeps them alive until the refit.
+
+        Raises:
+            BackendFailed: the engine does not accept the weights.
+        """
         place = self.layers[layer]
         dtype = place.constant.dtype.name
         ordered = (values.T if place.is_transposed else values).to(getattr(self.torch, dtype)).contiguous()

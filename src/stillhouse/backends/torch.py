@@ -105,7 +105,7 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
     kind = device_kind(settings["device"])
     if options.precision not in _PRECISIONS[kind]:
         suffix = "" if kind == CPU else f" with device {kind}"
-        message = f"precision {options.precision!r} on {_NAME}{suffix}"
+        message = f"{_NAME} cannot compute in precision {options.precision!r}{suffix}"
         raise UnsupportedPrecision(message, allowed=", ".join(_PRECISIONS[kind]))
     axes = fix_axes(options.shapes, signature.inputs)
     network_class = _network_class(graph, signature)

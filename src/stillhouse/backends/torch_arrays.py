@@ -1,7 +1,7 @@
-"""torch tensors as the arrays of a trajectory: latents stay on the network's device until the picture is decoded.
+"""Operations on torch tensors for sampling, so that latents stay on the denoiser's device until they are decoded.
 
-With NumPy arrays, each evaluation would copy latents, text embeddings and the network's output to a GPU and back, and
-wait for the copies. This module imports torch: import it inside functions only.
+With NumPy arrays, each call of the denoiser would copy latents, text embeddings and the network's output to a GPU and
+back, and wait for the copies. This module imports torch: import it inside functions only.
 """
 
 import warnings
@@ -19,15 +19,15 @@ from stillhouse.backends.runtime import first_error_line
 from stillhouse.backends.torch_device import CPU, device_kind
 
 FusedStep: TypeAlias = Callable[[Tensor, Tensor, Tensor | None, Tensor, Tensor | None], tuple[Tensor, Tensor]]
-"""The function `kernels.guided_step.guided_step`."""
+"""Type of `kernels.guided_step.guided_step`, which computes guidance and a step of the sampler in one kernel."""
 
 
 class KernelUnavailable(UserWarning):
-    """Triton cannot be used, so a step takes a dozen kernel launches instead of one."""
+    """The fused Triton kernel cannot be used, so guidance and a sampler step take a dozen kernel launches, not one."""
 
 
 def arrays_for_device(device: str) -> "TorchArrays":
-    """Return the operations on tensors on a device, with the fused kernel of guidance and step where it runs.
+    """Return the operations on tensors on a device, with the fused kernel of guidance and sampler step where it runs.
 
     Warns:
         KernelUnavailable: Triton is installed, but the kernel does not run.
@@ -36,7 +36,11 @@ def arrays_for_device(device: str) -> "TorchArrays":
 
 
 def load_fused_step(device: str) -> FusedStep | None:
-    """Return the fused kernel of guidance and step, compiled and tried; None on the CPU, or where it does not run."""
+    """Return the fused kernel of guidance and sampler step, after compiling and running it once on a GPU.
+
+    The result is None on the CPU, where Triton is not installed, or, with the warning KernelUnavailable, where the
+    kernel does not run.
+    """
     if device_kind(device) == CPU or find_spec("triton") is None:
         return None
     try:
@@ -47,7 +51,7 @@ def load_fused_step(device: str) -> FusedStep | None:
 
         one = torch.zeros(1, 4, 8, 8, device=device)
         rows = one.new_zeros(1, 2, dtype=torch.int32)
-        for past, places in product((None, one), (None, rows)):  # all variants now, so that no picture waits for one
+        for past, places in product((None, one), (None, rows)):  # compiled now, so that no picture waits
             output = one if places is not None else torch.cat([one, one])
             guided_step(one, output, places, one.new_zeros(1, len(STEP_WEIGHTS) + 1), past)
     except Exception as error:  # Triton fails in many ways, for example without a C compiler
@@ -59,7 +63,12 @@ def load_fused_step(device: str) -> FusedStep | None:
 
 @dataclass(frozen=True, slots=True)
 class TorchArrays:
-    """Implements `diffusion.arrays.Arrays` for tensors on a torch device: cpu, cuda:0."""
+    """Operations of `diffusion.arrays.Arrays` for tensors on a torch device.
+
+    Args:
+        device: name of the device, such as cpu or cuda:0.
+        fused_step: kernel of guidance and sampler step; None: several operations of torch compute the step.
+    """
 
     device: str
     fused_step: FusedStep | None = None
@@ -71,11 +80,11 @@ class TorchArrays:
         return torch.tensor(array).to(self.device, non_blocking=True)
 
     def stack(self, parts: Sequence[Tensor]) -> Tensor:
-        """Return tensors of one shape as one tensor, along a new first axis."""
+        """Return tensors of one shape stacked to one tensor along a new first axis."""
         return torch.stack(tuple(parts))
 
     def concatenate(self, parts: Sequence[Tensor], axis: int) -> Tensor:
-        """Return several tensors as one tensor, joined along an axis that they have."""
+        """Return several tensors joined to one tensor along an existing axis."""
         return torch.cat(tuple(parts), dim=axis)
 
     def to_numpy(self, array: Tensor | NDArray[Any]) -> NDArray[Any]:

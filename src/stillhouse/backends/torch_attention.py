@@ -44,7 +44,7 @@ ATTENTION_KERNELS: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = Ma
 class KernelAttnProcessor:
     """A diffusers attention processor for the attention of denoisers, without masks.
 
-    diffusers' own processor divides its output by 1, which is one more kernel that reads and writes a tensor.
+    diffusers' own processor also divides its output by 1, which costs one more kernel that reads and writes a tensor.
 
     Args:
         kernel: a name of `ATTENTION_KERNELS`.
@@ -62,7 +62,7 @@ class KernelAttnProcessor:
         attention_mask: Tensor | None = None,
         **unused: Any,
     ) -> Tensor:
-        """Attend from tokens [B, N, D] to themselves, or to the text tokens [B, M, E]. Returns [B, N, D].
+        """Return the attention [B, N, D] of tokens [B, N, D] to themselves, or to the text tokens [B, M, E].
 
         Raises:
             InvalidRequest: there is a mask, but no `masked_processor`.
@@ -71,7 +71,7 @@ class KernelAttnProcessor:
             masked: Tensor = self.masked_processor(attn, hidden_states, encoder_hidden_states, attention_mask, **unused)
             return masked
         if attention_mask is not None:
-            raise InvalidRequest("a mask for attention by one kernel", allowed="no mask, as in denoisers")
+            raise InvalidRequest("attention by a named kernel got a mask", allowed="no mask, as in denoisers")
         heads = (
             part.reshape(*part.shape[:-1], attn.heads, -1).transpose(1, 2)
             for part in _project(attn, hidden_states, encoder_hidden_states)
@@ -82,7 +82,13 @@ class KernelAttnProcessor:
 
 
 def _project(attn: Any, tokens: Tensor, text: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Return queries, keys and values, by separate projections or by the fused ones."""
+    """Return queries [B, N, D], keys and values, by separate linear layers or by the fused layers that replaced them.
+
+    Args:
+        attn: attention block of diffusers.
+        tokens: [B, N, D].
+        text: text tokens [B, M, E], from which keys and values are computed; None: they are computed from `tokens`.
+    """
     if not attn.fused_projections:
         context = tokens if text is None else text
         return attn.to_q(tokens), attn.to_k(context), attn.to_v(context)
@@ -112,6 +118,6 @@ def set_attention_kernel(module: nn.Module, kernel: str) -> None:
 
 
 def is_plain_attention(block: Any) -> bool:
-    """Whether an attention block has no norms of its own, no residual connection and no output factor."""
+    """Return whether an attention block has no norms of its own, no residual connection and no output factor."""
     norms = (block.group_norm, block.spatial_norm, block.norm_q, block.norm_k, block.norm_cross)
     return not any(norms) and not block.residual_connection and block.rescale_output_factor == 1

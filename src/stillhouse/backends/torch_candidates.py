@@ -15,7 +15,7 @@ _COMPILED = {**_FUSED, "compile": "full", **_CAPTURED}
 
 
 def candidates(context: CandidateContext) -> Iterator[CandidateSpec]:
-    """List the configurations of torch to measure, on a GPU and on the processor."""
+    """Yield the configurations of torch that `stillhouse accelerate` measures, on a GPU and on the processor."""
     yield from _gpu_candidates(context)
     yield from _cpu_candidates(context)
 
@@ -48,7 +48,7 @@ def _gpu_candidates(context: CandidateContext) -> Iterator[CandidateSpec]:
     yield spec("f32")
     last: list[CandidateSpec] = []
     if context.role == "decoder" and context.decoder_side:
-        # In large pictures, the activations of a decoder are most of the memory.
+        # Decoding in tiles saves memory, since the activations of a decoder take most of it in large pictures.
         last.append(spec(**_FUSED, **_CAPTURED, tile=str(context.decoder_side // 2)))
     if context.role == "denoiser":
         last.append(spec(**_CHANNELS_LAST, compile="regional", shapes="static"))
