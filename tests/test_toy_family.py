@@ -179,6 +179,7 @@ def test_classes_that_no_package_knows_are_refused(checkpoint: Path, directory: 
     with pytest.raises(ImportFailed, match="is a OtherPipeline, which is not known; allowed: .*, ToyPipeline"):
         import_model(source, tmp_path / "out")
     with pytest.raises(
-        BackendFailed, match="is of a ToyDecoder; allowed: graphs beside a .*, ToyTransformer: torch runs"
+        BackendFailed,
+        match="describes a ToyDecoder, which is not known; allowed: graphs beside a .*, ToyTransformer: torch runs",
     ):
         open_runner(directory / "decoder/model.onnx", "torch")

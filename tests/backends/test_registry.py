@@ -44,7 +44,10 @@ def test_torch_is_described_without_being_imported() -> None:
 
 @pytest.mark.parametrize(
     ("package", "reason"),
-    [("torch", "not installed"), ("diffusers", "it needs diffusers: pip install 'stillhouse[train]'")],
+    [
+        ("torch", "the package is not installed"),
+        ("diffusers", "the backend needs diffusers: pip install 'stillhouse[train]'"),
+    ],
 )
 def test_torch_is_ready_with_all_that_it_needs_only(package: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     unet = Path(stillhouse.__file__).parent / "shapes/weights/unet/model.onnx"

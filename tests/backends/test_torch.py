@@ -349,11 +349,17 @@ def test_threads_wait_asleep(exported: Exported) -> None:
         ({"memory_format": "channel_last"}, "did you mean 'channels_last'"),
         ({"compile": "yes"}, "no compile 'yes'; allowed: none, full, regional"),
         ({"device": "gpu"}, "device is 'gpu'; allowed: cpu, cuda, cuda:1"),
-        ({"graphs": "cuda"}, "graphs is 'cuda' with device cpu; allowed: none there"),
+        ({"graphs": "cuda"}, "graphs is 'cuda' with device cpu; allowed: none, or a GPU"),
         ({"offload": "cpu"}, "offload is 'cpu' with device cpu"),
-        ({"device": "cuda", "graphs": "cuda", "offload": "cpu"}, "graphs with offload, which moves the weights"),
-        ({"device": "cuda", "quantize": "int8", "offload": "cpu"}, "quantize with offload"),
-        ({"device": "cuda", "kernels": "fused", "offload": "cpu"}, "which read the weights, with offload"),
+        (
+            {"device": "cuda", "graphs": "cuda", "offload": "cpu"},
+            "graphs cannot be used with offload, which moves the weights",
+        ),
+        ({"device": "cuda", "quantize": "int8", "offload": "cpu"}, "quantize cannot be used with offload"),
+        (
+            {"device": "cuda", "kernels": "fused", "offload": "cpu"},
+            "which read the weights, cannot be used with offload",
+        ),
         (
             {"qkv": "joined", "attention": "vanilla"},
             "qkv is 'joined' with attention vanilla; allowed: sdpa, flash, cudnn, efficient",
@@ -403,7 +409,9 @@ def test_what_cannot_be_put_into_eight_bits_is_refused(exported: Exported, monke
     monkeypatch.setattr("stillhouse.backends.torch.find_spec", lambda name: object())
     with pytest.raises(InvalidRequest, match="quantize is 'int8' in a network without transformer blocks"):
         open_torch(exported("text"), quantize="int8")
-    with pytest.raises(UnsupportedPrecision, match="fp8 with device cpu; allowed: a GPU of compute capability 8.9"):
+    with pytest.raises(
+        UnsupportedPrecision, match="fp8 was requested with device cpu; allowed: a GPU of compute capability 8.9"
+    ):
         open_torch(exported("sd1"), quantize="fp8")
     with pytest.raises(InvalidRequest, match="qkv is 'joined' in a network that is no denoiser"):
         open_torch(exported("vae/decoder.onnx"), qkv="joined")
@@ -476,8 +484,8 @@ def test_a_bare_onnx_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ('{"_class_name": "FluxTransformer2DModel"}', "is of a FluxTransformer2DModel"),
-        ('{"architectures": ["T5EncoderModel"]}', "is of a T5EncoderModel"),
+        ('{"_class_name": "FluxTransformer2DModel"}', "describes a FluxTransformer2DModel"),
+        ('{"architectures": ["T5EncoderModel"]}', "describes a T5EncoderModel"),
         ("{}", "names no class of network"),
         ("[1]", "names no class of network"),
         ('{"architectures": []}', "names no class of network"),
@@ -496,7 +504,9 @@ def test_a_graph_that_was_quantised_since_is_refused(exported: Exported, tmp_pat
     model = onnx.load(graph, load_external_data=False)
     model.graph.node.add(op_type="DynamicQuantizeLinear", input=["last_hidden_state"], output=["q", "s", "z"])
     graph.write_bytes(model.SerializeToString())
-    with pytest.raises(BackendFailed, match="is not as exported: float32 arithmetic over model.safetensors"):
+    with pytest.raises(
+        BackendFailed, match="is not as exported: it should compute in float32 with the weights in model.safetensors"
+    ):
         open_runner(graph, "torch")
 
 

@@ -231,7 +231,7 @@ def status(name: str = "tensorrt") -> BackendStatus:
         RuntimeMissing: TensorRT is not installed.
     """
     if find_spec(MODULES[name]) is None:
-        raise RuntimeMissing("not installed", fix=install_command(name))
+        raise RuntimeMissing("the package is not installed", fix=install_command(name))
     devices = tuple(f"cuda:{index}" for index in range(len(find_gpus())))
     reason = None if devices else f"there is no GPU: {no_gpu_reason()}"
     return BackendStatus(name, version(name), devices, (_AS_WRITTEN,) if devices else (), reason, install_command(name))

@@ -1,7 +1,7 @@
-"""The torch backend: the diffusers or transformers network of a graph, run by torch on the CPU or a GPU.
+"""The torch backend: runs the diffusers or transformers network from which a graph was exported, on the CPU or a GPU.
 
-The ONNX file itself is not run; it gives the inputs and outputs. The network is opened from the config.json and the
-.safetensors beside it.
+The ONNX file itself is not run; it only says which inputs and outputs the network has. The network is opened from the
+config.json and the .safetensors file beside the ONNX file.
 """
 
 import json
@@ -55,7 +55,8 @@ _NAME = "torch"
 _REQUIRED_PACKAGES = (_NAME, "diffusers", "transformers", "accelerate", "safetensors", "onnx")
 _PRECISIONS = {CPU: ("f32", "bf16", "auto"), CUDA: ("f32", "f16", "bf16", "auto")}
 _DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
-_BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")  # torch's names of instructions of x86 and ARM
+_BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
+"""bf16 instructions of x86 and ARM, as torch names them."""
 _KERNELS = ("flash", "cudnn", "efficient")
 """Fused attention kernels, see `torch_attention`."""
 # A block is compiled for each combination of channels and sizes. torch's default limit is 8 combinations; above this
@@ -157,10 +158,10 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
         from stillhouse.backends.torch_graphs import CudaGraphModule
 
         callee = CudaGraphModule(module)
-    # By default torch computes float32 convolutions in TF32. Benchmarking of algorithms takes time, which pays where a
-    # captured graph is replayed often.
+    # TF32 is switched off for f32, since torch by default computes float32 convolutions in TF32. Algorithms are
+    # benchmarked only for CUDA graphs: this takes time, which pays where a captured graph is replayed often.
     flags = {"allow_tf32": precision != "f32", "benchmark": settings["graphs"] == "cuda"} if kind == CUDA else {}
-    # torchao's weights do not work in inference mode.
+    # Quantised networks run without gradients instead of in inference mode, in which torchao's weights do not work.
     mode = torch.inference_mode if settings["quantize"] == "none" else torch.no_grad
     dtypes = {name: torch.float32 if name in network_class.float32_inputs else dtype for name in signature.inputs}
     run = partial(_run, torch, mode, callee, device, dtypes, memory_format, options.threads, flags)
@@ -169,7 +170,7 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
 
 
 def torch_device_arrays(settings: Mapping[str, str]) -> Any:
-    """Return the operations on tensors on the device of these settings, see `torch_arrays`.
+    """Return the operations on tensors (`torch_arrays.TorchArrays`) on the device that these settings name.
 
     Raises:
         RuntimeMissing, InvalidRequest: torch is not installed, or the machine lacks the device.
@@ -177,21 +178,21 @@ def torch_device_arrays(settings: Mapping[str, str]) -> Any:
     device = settings.get("device", CPU)
     device_kind(device)
     torch = import_torch()
-    from stillhouse.backends.torch_arrays import arrays_for_device  # this module imports torch
+    from stillhouse.backends.torch_arrays import arrays_for_device  # not at the top, since this module imports torch
 
     return arrays_for_device(resolve_device(torch, device))
 
 
 def status() -> BackendStatus:
-    """Describe torch on this machine. torch is not imported, since this takes seconds.
+    """Return the version, devices and precisions of torch on this machine, without the seconds that importing it takes.
 
     Raises:
         RuntimeMissing: torch, diffusers or a package that they need is not installed.
     """
     if _NAME in (missing := _missing_packages()):
-        raise RuntimeMissing("not installed", fix=install_command(_NAME))
+        raise RuntimeMissing("the package is not installed", fix=install_command(_NAME))
     if missing:
-        raise RuntimeMissing(f"it needs {', '.join(missing)}: {install_command(_NAME)}")
+        raise RuntimeMissing(f"the backend needs {', '.join(missing)}: {install_command(_NAME)}")
     devices = (CPU, *(f"{CUDA}:{index}" for index in range(len(find_gpus()) if cuda_build_version() else 0)))
     return BackendStatus(_NAME, version(_NAME), devices, _PRECISIONS[CPU], None, install_command(_NAME))
 
@@ -209,15 +210,22 @@ def _settings(settings: Mapping[str, str]) -> dict[str, str]:
     chosen = {name: settings.get(name, allowed[0]) for name, allowed in SETTINGS.items()}
     for name in ("graphs", "offload"):
         if device == CPU and chosen[name] != "none":
-            raise InvalidRequest(f"{name} is {chosen[name]!r} with device cpu", allowed="none there")
+            raise InvalidRequest(f"{name} is {chosen[name]!r} with device cpu", allowed="none, or a GPU as the device")
     if device == CPU and chosen["attention"] in ("cudnn", "efficient"):
-        raise InvalidRequest(f"attention is {chosen['attention']!r} with device cpu", allowed="any other there")
+        raise InvalidRequest(
+            f"attention is {chosen['attention']!r} with device cpu", allowed="any other, or a GPU as the device"
+        )
     if "none" not in (chosen["graphs"], chosen["offload"]):
-        raise InvalidRequest("graphs with offload, which moves the weights", allowed="graphs, or offload")
+        raise InvalidRequest(
+            "graphs cannot be used with offload, which moves the weights", allowed="graphs, or offload, not both"
+        )
     if chosen["offload"] != "none" and chosen["kernels"] != "none":
-        raise InvalidRequest("kernels 'fused', which read the weights, with offload", allowed="kernels, or offload")
+        raise InvalidRequest(
+            "fused kernels, which read the weights, cannot be used with offload",
+            allowed="kernels, or offload, not both",
+        )
     if chosen["offload"] != "none" and chosen["quantize"] != "none":
-        raise InvalidRequest("quantize with offload", allowed="quantize, or offload")
+        raise InvalidRequest("quantize cannot be used with offload", allowed="quantize, or offload, not both")
     if chosen["qkv"] == "joined" and chosen["attention"] in ("vanilla", "sliced"):
         raise InvalidRequest(
             f"qkv is 'joined' with attention {chosen['attention']}", allowed=f"sdpa, {', '.join(_KERNELS)}"
@@ -226,13 +234,18 @@ def _settings(settings: Mapping[str, str]) -> dict[str, str]:
 
 
 def _fuse_kernels(module: Any) -> None:
-    """Replace modules of a network by fused kernels."""
+    """Replace modules of a network, in place, by fused Triton kernels.
+
+    Raises:
+        RuntimeMissing: triton is not installed.
+        InvalidRequest: no module of the network can be replaced.
+    """
     if find_spec("triton") is None:
         raise RuntimeMissing("fused kernels need triton, which is not installed", fix=install_command("triton"))
     from stillhouse.backends.kernels.swap import swap_modules
 
     if not len(swap_modules(module)):
-        raise InvalidRequest("kernels is 'fused' in a network that has nothing to fuse")
+        raise InvalidRequest("kernels is 'fused' in a network that has nothing to fuse", allowed="none")
 
 
 def _quantize(module: Any, scheme: str, device: str) -> None:
@@ -244,7 +257,11 @@ def _quantize(module: Any, scheme: str, device: str) -> None:
 
 
 def _network_class(graph: Path, signature: Signature) -> TorchNetwork:
-    """Return the class of the network beside a graph."""
+    """Return the description of the class of the network that lies beside a graph.
+
+    Raises:
+        BackendFailed: there is no network, its class is not known, or the graph was changed after its export.
+    """
     file = graph.with_name("config.json")
     if not file.is_file():
         raise _unsupported_graph(f"{graph} has no config.json beside it")
@@ -255,9 +272,11 @@ def _network_class(graph: Path, signature: Signature) -> TorchNetwork:
         raise _unsupported_graph(f"{file} names no class of network") from None
     network_class = find_torch_network(class_name)
     if network_class is None:
-        raise _unsupported_graph(f"{file} is of a {class_name}")
+        raise _unsupported_graph(f"{file} describes a {class_name}, which is not known")
     if signature.arithmetic != "f32" or list(signature.external) != [network_class.weights]:
-        raise _unsupported_graph(f"{graph} is not as exported: float32 arithmetic over {network_class.weights}")
+        raise _unsupported_graph(
+            f"{graph} is not as exported: it should compute in float32 with the weights in {network_class.weights}"
+        )
     return network_class
 
 
@@ -281,8 +300,14 @@ def _set_memory_format(torch: Any, module: Any, memory_format: str) -> None:
 
 
 def _modules_to_compile(module: Any, block: str, mode: str) -> list[Any]:
-    """Return the modules that torch compiles, each as a separate unit."""
-    # The class of a block with fused kernels is derived from the original one.
+    """Return the modules of a network that torch compiles, each as a separate unit.
+
+    Args:
+        module: the network.
+        block: class name of the network's repeated blocks.
+        mode: none, full (the network itself) or regional (every repeated block).
+    """
+    # Base classes are compared too, since a block with fused kernels has a class derived from the original one.
     blocks = [part for part in module.modules() if block in {base.__name__ for base in type(part).__mro__}]
     return {"none": [], "full": [module], "regional": blocks}[mode]
 
@@ -314,7 +339,10 @@ def _is_quantized(part: Any) -> bool:
 
 
 def _compile_options(torch: Any) -> dict[str, int]:
-    """Return compiler options that allow all variants of a block. Before torch 2.12, set the limit globally."""
+    """Return options for `Module.compile` that raise torch's limit of compiled variants of a block.
+
+    Before torch 2.12, which has no such option, the limit is raised for the whole process.
+    """
     if "recompile_limit" in inspect_signature(torch.compile).parameters:
         return {"recompile_limit": _RECOMPILE_LIMIT}
     torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
@@ -332,7 +360,19 @@ def _run(
     flags: Mapping[str, bool],
     feeds: Mapping[str, Any],
 ) -> list[Any]:
-    """Run the network and return its outputs in float32, on the network's device."""
+    """Run a network and return its outputs in float32, in order, on the network's device.
+
+    Args:
+        torch: the module torch.
+        mode: context that switches gradients off.
+        module: the network, called with tensors in the order of `feeds`.
+        device: device of the network.
+        dtypes: dtype of each floating-point input, by name.
+        memory_format: memory format of four-dimensional inputs.
+        threads: number of torch's threads for the whole process; None: unchanged.
+        flags: flags of cuDNN; empty on the CPU.
+        feeds: input arrays (NumPy or torch) by name, in the network's order.
+    """
     if threads and torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
     tensors = [_to_tensor(torch, array, device, dtypes[name], memory_format) for name, array in feeds.items()]
@@ -348,7 +388,7 @@ def _run_to_numpy(run: Callable[[Mapping[str, Any]], Sequence[Any]], feeds: Tens
 
 
 def _to_tensor(torch: Any, array: Any, device: str, dtype: Any, memory_format: Any) -> Any:
-    # NumPy arrays are copied, since torch warns when it shares memory with a read-only array.
+    # torch.tensor copies a NumPy array, since torch would warn if it shared memory with a read-only array.
     tensor = array if isinstance(array, torch.Tensor) else torch.tensor(array)
     if not tensor.is_floating_point():
         return tensor.to(device)
@@ -361,7 +401,7 @@ def _spec(name: str, dtype: str, axes: Sequence[int | str | None]) -> TensorSpec
 
 
 def _compiles_per(settings: Settings) -> Literal["never"]:
-    """Return "never": torch compiles and captures a shape when an input first has this shape."""
+    """Return "never": a network is not opened again for a new shape, since torch compiles it when the shape comes."""
     return "never"
 
 
@@ -378,5 +418,7 @@ BACKEND = Backend(
     packages=(_NAME, "diffusers"),
     candidates=candidates,
     exclusion=exclusion,
-    dominated_below=0.3,  # no torch candidate was measured to be 1 / 0.3 times as fast as the first
+    # Below this share of the best speed the other candidates are skipped, since no candidate of torch was measured to
+    # be 1 / 0.3 times as fast as the first.
+    dominated_below=0.3,
 )

@@ -24,7 +24,7 @@ _INSTALL_CUDA_BUILD = "install the build of torch for your GPU's driver, as its 
 
 
 def gpu_device(requested: str) -> str:
-    """Return the GPU of a request: the first one, unless another is named.
+    """Return the name of the GPU that a requested device means: the first GPU, unless another GPU is named.
 
     >>> gpu_device("auto"), gpu_device("cuda:1")
     ('cuda', 'cuda:1')
@@ -33,7 +33,10 @@ def gpu_device(requested: str) -> str:
 
 
 def import_torch() -> Any:
-    """Import torch. RuntimeMissing where it cannot be imported.
+    """Import torch, and return the module.
+
+    Raises:
+        RuntimeMissing: torch cannot be imported.
 
     OMP_WAIT_POLICY is set to PASSIVE first, unless the environment sets it. By default, torch's OpenMP threads spin at
     every barrier. Where other processes use the cores, a spinning thread keeps a core from the thread for which it
@@ -58,9 +61,9 @@ def device_kind(device: str) -> str:
 
 
 def cuda_build_version() -> str | None:
-    """Return the CUDA version that the installed torch is built for, "13.0"; None for a build without CUDA.
+    """Return the CUDA version that the installed torch is built for, such as "13.0"; None without CUDA or torch.
 
-    torch is not imported.
+    torch is not imported. The version is read from torch's files.
     """
     package = find_spec("torch")
     if package is None or package.origin is None:
@@ -85,7 +88,7 @@ def peak_gpu_memory() -> int | None:
 
 
 def resolve_device(torch: Any, requested: str) -> str:
-    """Return the device of a name with its index: cpu, cuda:0.
+    """Return the name of a requested device with its index: "cuda" becomes "cuda:0", and "cpu" stays "cpu".
 
     Raises:
         RuntimeMissing: torch is built without CUDA, or finds no GPU.
@@ -105,11 +108,11 @@ def resolve_device(torch: Any, requested: str) -> str:
 
 
 def place_module(module: Any, device: str, offload: str) -> None:
-    """Move a module to a device.
+    """Move a torch module to a device, in place.
 
     Args:
-        module: torch module, changed in place.
-        device: its target.
+        module: the module.
+        device: name of the device.
         offload: "none"; or "cpu": weights stay in the processor's memory and are copied to the device layer by layer.
     """
     if offload == "none":

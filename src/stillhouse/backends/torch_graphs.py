@@ -14,7 +14,7 @@ from torch import Tensor
 from stillhouse.backends.torch_device import GPU_LOCK
 
 MAX_GRAPHS = 64
-"""Largest number of graphs of a module, enough for six batch sizes of ten picture sizes."""
+"""Largest number of CUDA graphs of a module, enough for six batch sizes of ten picture sizes."""
 _WARM_UP = 3
 
 Outputs: TypeAlias = tuple[Tensor, ...]
@@ -30,12 +30,12 @@ class CapturedGraph:
 
 
 def capture_graph(module: Callable[..., Any], inputs: Sequence[Tensor], pool: Any) -> CapturedGraph:
-    """Capture a module on these inputs, on their GPU. Warm-up runs choose algorithms first.
+    """Capture the kernel launches of a module as a CUDA graph, after three warm-up runs, which pick algorithms.
 
     Args:
         module: takes tensors by position.
         inputs: tensors of the shapes and dtypes to capture.
-        pool: memory pool for activations, see `new_pool`; several graphs may share a pool.
+        pool: memory pool for activations, from `new_pool`; several graphs may share a pool.
     """
     with GPU_LOCK, torch.cuda.device_of(inputs[0]):  # type: ignore[no-untyped-call]
         own = [tensor.clone() for tensor in inputs]
@@ -51,13 +51,21 @@ def capture_graph(module: Callable[..., Any], inputs: Sequence[Tensor], pool: An
 
 
 def _record(graph: Any, module: Callable[..., Any], own: Sequence[Tensor], pool: Any) -> Outputs:
-    """Capture the module and return its outputs. On failure raise the module's own exception on the caller's stream.
+    """Record one run of a module into a CUDA graph, and return the tensors to which each replay writes the outputs.
 
-    By default, torch would leave the thread on the capturing stream, and raise only that the capture was invalidated.
+    Where the run fails, the module's own exception is raised and the caller's stream is current again. By default,
+    torch would raise only that the capture was invalidated, and leave the thread on the capturing stream.
+
+    Args:
+        graph: an empty torch.cuda.CUDAGraph.
+        module: takes tensors by position.
+        own: tensors that the graph will read its inputs from.
+        pool: memory pool for activations.
     """
     stream, failed = torch.cuda.current_stream(), list[Exception]()
     try:
-        # thread_local, since another thread may read a picture from the GPU during the capture.
+        # The mode is thread_local, since another thread may read a picture from the GPU during the capture, which the
+        # default mode forbids.
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             try:
                 return as_tuple(module(*own))
@@ -77,10 +85,10 @@ def new_pool() -> Any:
 
 @dataclass(slots=True)
 class CudaGraphModule:
-    """A module that captures a CUDA graph for each set of input shapes and dtypes.
+    """A module that is captured as a CUDA graph for each set of input shapes and dtypes, and then replayed.
 
-    The graphs share one memory pool, so that all together take little more memory than the largest. The least recently
-    used graph is dropped first.
+    The graphs share one memory pool, so that all graphs together take little more memory than the largest. Where there
+    are too many graphs, the least recently used one is dropped.
 
     Args:
         module: takes tensors by position, and returns one tensor or a tuple.
@@ -97,13 +105,13 @@ class CudaGraphModule:
     _pool: Any = None
 
     def __call__(self, *inputs: Tensor) -> Outputs:
-        """Return the outputs of the module. The next call overwrites them, also a call with other shapes."""
+        """Return the outputs of the module for these inputs. The next call, with any shapes, overwrites the outputs."""
         kind = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
         captured = self._graphs.pop(kind, None)
         if captured is None:
             while len(self._graphs) >= self.max_graphs:
                 del self._graphs[next(iter(self._graphs))]
-            if self._pool is None or not self._graphs:  # torch has freed a pool that no graph uses
+            if self._pool is None or not self._graphs:  # a pool that no graph uses cannot be used again: torch frees it
                 self._pool = self.make_pool()
             captured = self.capture(self.module, inputs, self._pool)
         self._graphs[kind] = captured  # at the end, so that the least recently used graph comes first
@@ -118,5 +126,5 @@ class CudaGraphModule:
 
 
 def as_tuple(outputs: Any) -> Outputs:
-    """Return one or several outputs as a tuple."""
+    """Return the outputs of a module as a tuple; a single output becomes a tuple of one."""
     return outputs if isinstance(outputs, tuple) else (outputs,)

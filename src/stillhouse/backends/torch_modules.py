@@ -23,8 +23,8 @@ class UNetModule(nn.Module):
 
     Args:
         network: the model.
-        names: of the inputs, in order: sample [B, C, h, w], timestep [B], encoder_hidden_states [B, L, D] and, where
-            the model has them, text_embeds [B, E], time_ids [B, 6], timestep_cond [B, G].
+        names: names of the inputs, in order: sample [B, C, h, w], timestep [B], encoder_hidden_states [B, L, D] and,
+            where the model has them, text_embeds [B, E], time_ids [B, 6], timestep_cond [B, G].
     """
 
     def __init__(self, network: Any, names: Sequence[str]) -> None:
@@ -32,7 +32,7 @@ class UNetModule(nn.Module):
         self.network, self.names = network, names
 
     def forward(self, *values: Tensor) -> Tensor:
-        """Return the prediction [B, C, h, w]."""
+        """Return the U-Net's prediction [B, C, h, w] for inputs in the order of `names`."""
         inputs = dict(zip(self.names, values, strict=True))
         added = {name: inputs.pop(name) for name in ("text_embeds", "time_ids") if name in inputs}
         output: Tensor = self.network(**inputs, added_cond_kwargs=added or None, return_dict=False)[0]
@@ -40,11 +40,11 @@ class UNetModule(nn.Module):
 
 
 class TextEncoderModule(nn.Module):
-    """A CLIPTextModel, or a CLIPTextModelWithProjection.
+    """A CLIPTextModel or CLIPTextModelWithProjection that returns its outputs by position.
 
     Args:
         network: the model.
-        names: of the outputs: last_hidden_state, and text_embeds where it projects.
+        names: names of the outputs: last_hidden_state and, for a model with a projection, text_embeds.
         penultimate: whether to return the states before the last layer, without the last norm, as SDXL uses them.
     """
 
@@ -53,14 +53,14 @@ class TextEncoderModule(nn.Module):
         self.network, self.names, self.penultimate = network, names, penultimate
 
     def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
-        """Return states [B, L, D] for token ids, int64 [B, L], and the pooled embedding [B, E] where it projects."""
+        """Return the states [B, L, D] of token ids, int64 [B, L], and with a projection the pooled embedding [B, E]."""
         output = self.network(input_ids, output_hidden_states=True)
         states = output.hidden_states[-2] if self.penultimate else output.last_hidden_state
         return (states, output.text_embeds) if "text_embeds" in self.names else (states,)
 
 
 class VaeEncoderModule(nn.Module):
-    """The encoder of an AutoencoderKL."""
+    """The encoder of an AutoencoderKL as a module of its own: a picture in, mean and deviation of its latents out."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class VaeEncoderModule(nn.Module):
 
 
 class VaeDecoderModule(nn.Module):
-    """The decoder of an AutoencoderKL."""
+    """The decoder of an AutoencoderKL as a module of its own: latents in, pictures out."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
@@ -90,12 +90,12 @@ def load_module(folder: Path, library_name: str, class_name: str, dtype: torch.d
 
     Args:
         folder: the directory.
-        library_name: module that has the class; diffusers and transformers are kept quiet.
-        class_name: of the network.
-        dtype: of all weights.
+        library_name: Python module that has the network's class. diffusers and transformers print nothing.
+        class_name: name of the network's class.
+        dtype: dtype of all weights.
 
     Raises:
-        BackendFailed: weights are missing, or belong to another network.
+        BackendFailed: weights are missing or have another shape than the network's.
     """
     library = import_module(library_name)
     with quiet_library(library):
@@ -103,15 +103,17 @@ def load_module(folder: Path, library_name: str, class_name: str, dtype: torch.d
             folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
     if unfit := sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])}):
-        raise BackendFailed(f"{folder} has no fitting weights for {', '.join(unfit[:3])} and {len(unfit)} in all")
+        raise BackendFailed(
+            f"{folder} has no fitting weights for {len(unfit)} tensors of the network: {', '.join(unfit[:3])}, ..."
+        )
     return network.requires_grad_(False)
 
 
 @contextmanager
 def quiet_library(library: Any) -> Iterator[None]:
-    """Suppress log messages and progress bars of diffusers or transformers."""
+    """Suppress log messages below errors, and progress bars, of diffusers or transformers in the block."""
     logging = getattr(getattr(library, "utils", None), "logging", None)
-    if logging is None:  # a package's own library, whose networks derive from those of diffusers or transformers
+    if logging is None:  # the library is another package, whose networks derive from those of diffusers
         logging = import_module("diffusers").utils.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -125,12 +127,15 @@ def quiet_library(library: Any) -> Iterator[None]:
 
 
 def wrap_unet(network: Any, graph: Path, signature: Signature) -> nn.Module | None:
-    """Return a UNet2DConditionModel with the inputs and outputs of a graph; None for the graph of another network."""
+    """Return a UNet2DConditionModel as a module with the inputs and outputs of a graph; None where these do not fit."""
     return UNetModule(network, tuple(signature.inputs)) if signature.outputs == ("out_sample",) else None
 
 
 def wrap_autoencoder(network: Any, graph: Path, signature: Signature) -> nn.Module | None:
-    """Return the half of an AutoencoderKL that a graph holds, and drop the other half; None where neither fits."""
+    """Return the half (encoder or decoder) of an AutoencoderKL that a graph was exported from, as a module.
+
+    The other half is dropped from `network`. The result is None where neither half has the graph's inputs and outputs.
+    """
     match tuple(signature.inputs), signature.outputs:
         case ("sample",), ("mean", "std"):
             network.decoder = network.post_quant_conv = None
@@ -142,7 +147,7 @@ def wrap_autoencoder(network: Any, graph: Path, signature: Signature) -> nn.Modu
 
 
 def wrap_text_encoder(network: Any, graph: Path, signature: Signature) -> nn.Module | None:
-    """Return a CLIP text encoder with the outputs of a graph; None where the graph is of another network."""
+    """Return a CLIP text encoder as a module with the outputs of a graph; None where the graph's inputs do not fit."""
     if tuple(signature.inputs) != ("input_ids",):
         return None
     return TextEncoderModule(network, signature.outputs, penultimate=_is_penultimate(graph))
@@ -153,10 +158,11 @@ def set_attention(module: nn.Module, attention: str) -> None:
 
     Args:
         module: changed in place.
-        attention: vanilla, sliced (half of the heads at a time), or any other name for fused attention.
+        attention: vanilla (all scores at once), sliced (half of the heads at a time), or any other name for torch's
+            fused attention.
 
     Raises:
-        InvalidRequest: the network does not support this, or has no attention.
+        InvalidRequest: the network has no attention, or is a text encoder, which has no sliced attention.
     """
     if isinstance(module, TextEncoderModule):
         if attention == "sliced":
@@ -177,13 +183,13 @@ def set_attention(module: nn.Module, attention: str) -> None:
 
 
 FUSED_PROJECTIONS = {"to_qkv": ("to_q", "to_k", "to_v"), "to_kv": ("to_k", "to_v")}
-"""Layers that each fused projection replaces, in the order of their rows in the fused weights."""
+"""Linear layers of an attention that each fused layer replaces, in the order of their rows in the fused weights."""
 
 
 def fuse_projections(module: nn.Module) -> None:
-    """Compute the queries, keys and values of each self-attention of a denoiser by one product.
+    """Fuse the linear layers for queries, keys and values of each self-attention of a denoiser into one, in place.
 
-    In a cross-attention, one product computes keys and values. The replaced layers are dropped.
+    In a cross-attention, the layers for keys and values are fused. The replaced layers are dropped.
 
     Raises:
         InvalidRequest: the module is no denoiser.
@@ -198,13 +204,13 @@ def fuse_projections(module: nn.Module) -> None:
 
 
 def _is_penultimate(graph: Path) -> bool:
-    """Whether a text encoder's graph returns the states before its last layer.
+    """Return whether a text encoder's graph returns the states before its last layer.
 
-    Only the states of the last layer pass through a norm. No other file of the directory says which states the graph
-    returns.
+    The graph shows this by the operator that makes the states, since only the states of the last layer pass through a
+    norm. No other file says which states the graph returns.
 
     Raises:
-        BackendFailed: the graph does not show this.
+        BackendFailed: the operator is another one.
     """
     nodes = onnx.load(graph, load_external_data=False).graph.node
     operators = [node.op_type for node in nodes if "last_hidden_state" in node.output]

@@ -1,6 +1,6 @@
-"""Classes of networks that the torch backend opens, and how each gets the inputs and outputs of its graph.
+"""Classes of networks that the torch backend can run, each described by a `TorchNetwork`.
 
-A class is described by a `TorchNetwork`. Packages add classes by entry points. Nothing here imports torch.
+Installed packages add classes by entry points. This module does not import torch.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,21 +14,23 @@ from stillhouse.backends.signature import Signature
 from stillhouse.errors import BackendFailed
 
 ENTRY_POINTS = "stillhouse.torch_networks"
-"""Group of the entry points by which installed packages add classes: class name, and a `TorchNetwork`."""
+"""Group of the entry points by which installed packages add classes. An entry point has the name of a class, and refers
+to its `TorchNetwork`."""
 _MODULES = "stillhouse.backends.torch_modules"
 
 Shape: TypeAlias = tuple[int | None, ...]
 ShapeRule: TypeAlias = Callable[[Sequence[int | None], Any], Shape]
-"""(shape of the graph's first input, the network's config) -> shape of an output; None: not known before a call."""
+"""Function from the shape of the graph's first input and the network's config to the shape of an output. A length is
+None where it is known only at a call."""
 
 
 @dataclass(frozen=True, slots=True)
 class TorchNetwork:
-    """A class of networks.
+    """A class of networks that the torch backend can run, such as diffusers' UNet2DConditionModel.
 
     Args:
         name: name of the class, as in config.json.
-        library: module that has the class.
+        library: Python module that has the class, such as diffusers.
         weights: name of the weights file.
         wrapper: `module:function` that turns a network, the path of a graph and its signature into a torch module with
             the graph's inputs and outputs, or returns None for the graph of another network.
@@ -48,7 +50,7 @@ class TorchNetwork:
     int64_inputs: tuple[str, ...] = ()
 
     def wrap(self, network: Any, graph: Path, signature: Signature) -> Any:
-        """Return a torch module with the inputs and outputs of a graph, in evaluation mode.
+        """Return a network of this class as a torch module with the inputs and outputs of a graph, in evaluation mode.
 
         Raises:
             BackendFailed: the graph belongs to another network.
@@ -62,7 +64,10 @@ class TorchNetwork:
 
 
 def find_torch_network(name: str) -> TorchNetwork | None:
-    """Return the description of a class of networks, also from installed packages; None where there is none."""
+    """Return the description of a class of networks by its name; None where torch cannot run the class.
+
+    Installed packages may add descriptions by entry points.
+    """
     if name not in _NETWORKS:
         for point in entry_points(group=ENTRY_POINTS, name=name):
             _NETWORKS[name] = point.load()
@@ -75,7 +80,7 @@ def torch_network_names() -> list[str]:
 
 
 def _scale(config: Any) -> int:
-    """Return the side of the square of pixels that one latent of an autoencoder stands for."""
+    """Return how many pixels of a side of a picture one latent of an autoencoder stands for, from its configuration."""
     return int(2 ** (len(config.block_out_channels) - 1))
 
 
@@ -114,7 +119,7 @@ _NETWORKS = {
             # them compiled as well, the embedded U-Net was slower than uncompiled.
             block="BasicTransformerBlock",
             output_shapes={"out_sample": lambda latents, config: (latents[0], config.out_channels, *latents[2:])},
-            # These are embedded in float32: in bfloat16, which has 8 bits, timesteps 998 and 999 would be equal.
+            # These inputs stay in float32, because timesteps 998 and 999 would be equal in bfloat16, which has 8 bits.
             float32_inputs=("timestep", "time_ids"),
         ),
         TorchNetwork(

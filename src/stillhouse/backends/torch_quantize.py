@@ -1,8 +1,8 @@
 """Eight-bit linear layers by torchao: weights are quantised once, inputs at every call.
 
 Only linear layers of transformer blocks are quantised; they do most of the work of all linear layers. Each row of their
-inputs, a token, has its own scale, so a picture does not depend on the others of its batch. This module imports torch:
-import it inside functions only.
+inputs, a token, has its own scale, so a picture does not depend on the other pictures of its batch. This module imports
+torch: import it inside functions only.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ _MULTIPLE_OF = 16
 
 
 def quantize(module: nn.Module, scheme: str, device: str) -> None:
-    """Quantise the linear layers of a network's transformer blocks.
+    """Quantise the linear layers of a network's transformer blocks, in place.
 
     Args:
         module: on its device already; changed in place.
@@ -34,7 +34,7 @@ def quantize(module: nn.Module, scheme: str, device: str) -> None:
     """
     if not any(_is_quantizable(part, name) for name, part in module.named_modules()):
         raise InvalidRequest(
-            f"quantize is {scheme!r} in a network without transformer blocks that divide by {_MULTIPLE_OF}"
+            f"quantize is {scheme!r} in a network without transformer blocks whose sizes divide by {_MULTIPLE_OF}"
         )
     if scheme == "fp8":
         _check_fp8(module, device)
@@ -44,12 +44,13 @@ def quantize(module: nn.Module, scheme: str, device: str) -> None:
         "int8": quantization.Int8DynamicActivationInt8WeightConfig,
         "fp8": partial(quantization.Float8DynamicActivationFloat8WeightConfig, granularity=quantization.PerRow()),
     }
-    # With set_inductor_config, torchao would switch on slow tuning, for minutes, of all that this process compiles.
+    # set_inductor_config is False, since torchao would otherwise switch on tuning, which takes minutes, for everything
+    # that this process compiles.
     quantization.quantize_(module, configs[scheme](set_inductor_config=False), filter_fn=_is_quantizable)
 
 
 def is_quantized(part: nn.Module) -> bool:
-    """Whether the weights of a layer are quantised."""
+    """Return whether torchao has quantised the weights of a layer."""
     return type(getattr(part, "weight", None)).__module__.startswith("torchao") or any(
         type(value.data).__module__.startswith("torchao") for value in part.parameters(recurse=False)
     )
@@ -63,9 +64,13 @@ def _is_quantizable(part: nn.Module, name: str) -> bool:
 def _check_fp8(module: nn.Module, device: str) -> None:
     allowed = f"a GPU of compute capability {FP8_CAPABILITY[0]}.{FP8_CAPABILITY[1]} or higher"
     if not device.startswith("cuda"):
-        raise UnsupportedPrecision(f"fp8 with device {device}", allowed=allowed)
+        raise UnsupportedPrecision(f"fp8 was requested with device {device}", allowed=allowed)
     capability = torch.cuda.get_device_capability(device)
     if capability < FP8_CAPABILITY:
-        raise UnsupportedPrecision(f"fp8 on a GPU of {capability[0]}.{capability[1]}", allowed=allowed)
+        raise UnsupportedPrecision(
+            f"fp8 was requested on a GPU of compute capability {capability[0]}.{capability[1]}", allowed=allowed
+        )
     if (dtype := next(module.parameters()).dtype) != torch.bfloat16:
-        raise UnsupportedPrecision(f"fp8 with weights of {str(dtype).removeprefix('torch.')}", allowed="precision bf16")
+        raise UnsupportedPrecision(
+            f"fp8 was requested for weights of {str(dtype).removeprefix('torch.')}", allowed="precision bf16"
+        )

@@ -1,6 +1,6 @@
-"""Weights of an open torch module, replaced in place, since compiled code and CUDA graphs hold their addresses.
+"""Replacement of the weights of an open torch module in place, since compiled code and CUDA graphs hold addresses.
 
-Where a fused layer replaces a layer, the rows of the fused weights that belong to the layer are changed.
+Where a fused layer has replaced several layers, the weights of each of them are rows of the fused weights.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from stillhouse.backends.torch_modules import FUSED_PROJECTIONS
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ModuleWeights:
-    """EditableWeights of a torch module.
+    """The weights of an open torch module, replaceable in place; implements `EditableWeights`.
 
     Args:
         network: the diffusers or transformers model.
@@ -24,7 +24,7 @@ class ModuleWeights:
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """See `EditableWeights`."""
+        """Shapes [out, in, ...] of the layers whose weights can be replaced, by torch name."""
         shapes: dict[str, tuple[int, ...]] = {}
         for layer, module in self.network.named_modules():
             block, _, name = layer.rpartition(".")
@@ -37,12 +37,12 @@ class ModuleWeights:
         return shapes
 
     def original(self, layer: str) -> Tensor:
-        """See `EditableWeights`."""
+        """Return the weights with which a layer was opened: a float32 tensor [out, in, ...] on the CPU."""
         original = self._originals.get(layer)
         return (self._weight(layer).detach().cpu() if original is None else original).float()
 
     def update(self, changed: Mapping[str, Tensor]) -> None:
-        """See `EditableWeights`."""
+        """Set the weights of the layers in `changed`, and restore the original weights of all other layers."""
         for layer in changed.keys() - self._originals.keys():
             self._originals[layer] = self._weight(layer).detach().cpu().clone()
         for layer in list(self._originals):
@@ -52,7 +52,7 @@ class ModuleWeights:
                 self._weight(layer).data.copy_(self._originals.pop(layer))
 
     def _weight(self, layer: str) -> Tensor:
-        """Return the weight of a layer, or its rows of the fused layer that replaces it."""
+        """Return the weights of a layer, or the rows that belong to it of the fused layer that replaced it; no copy."""
         block, _, name = layer.rpartition(".")
         holder = self.network.get_submodule(block)
         own = getattr(holder, name)
