@@ -196,7 +196,11 @@ FAULTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "no config": ("sd1", lambda d: (d / "vae/config.json").unlink(), "vae/config.json is missing"),
     "no weights": ("sd1", lambda d: (d / UNET).unlink(), r"unet has no weights; allowed: \*.safetensors or \*.bin"),
     "half the weights": ("sd1", lambda d: (d / UNET).write_bytes((d / UNET).read_bytes()[:99_999]), "unet"),
-    "a layer less": ("sd1", lambda d: drop(d / UNET, "conv_in.weight"), "no fitting weights for conv_in.weight"),
+    "a layer less": (
+        "sd1",
+        lambda d: drop(d / UNET, "conv_in.weight"),
+        "no fitting weights for .*, such as conv_in.weight",
+    ),
     "another layer": ("sd1", lambda d: drop(d / UNET, "conv_in.bias", (7,)), "unet.*conv_in.bias"),
     "another kind": ("sd1", lambda d: edit(d / "model_index.json", _class_name="FluxPipeline"), "is a FluxPipeline"),
     "another network": (

@@ -1,7 +1,7 @@
 """Conversion of a diffusers directory or a hub id to a pipeline directory.
 
-The diffusers pipeline class decides which family converts. Only one network at a time is in memory, in the precision in
-which the source stores it.
+The class of the diffusers pipeline decides which family (code for one kind of model) converts the model. Only one
+network at a time is in memory, by default in the precision in which the source stores it.
 """
 
 import gc
@@ -29,7 +29,10 @@ _ADAPTED = (DENOISER, *TEXT_ENCODERS)
 
 
 def import_diffusers(source: str | Path, target: Path, options: ImportOptions, progress: Progress) -> Manifest:
-    """Convert a diffusers directory to a pipeline directory; see `import_model`."""
+    """Convert a diffusers directory or hub id to a pipeline directory, and return the pipeline's manifest.
+
+    Arguments and errors are those of `import_model`.
+    """
     with staged(target, force=options.force) as stage, quiet_library(diffusers), quiet_library(transformers):
         opened = open_source(source)
         family = find_conversion(opened.pipeline_class)
@@ -72,7 +75,15 @@ class _Conversion:
     adapters: tuple[Adapter, ...]
 
     def convert_network(self, network: SourceNetwork, tokens: int) -> dict[str, Component]:
-        """Read one network of the source, fuse its LoRA weights, write and export it; return its components by role."""
+        """Read a network of the source, fuse LoRA weights into it, write its weights, and export its graphs.
+
+        Args:
+            network: the network to read.
+            tokens: length in tokens of the example text with which the network is traced.
+
+        Returns:
+            The manifest's entry of each graph, by role.
+        """
         kinds = {kind.__name__: kind for kind in network.classes}
         kind = kinds[self.source.class_name(network.folder)]
         module = read_module(self.source.directory / network.folder, kind, self.options.dtype)

@@ -42,7 +42,7 @@ class GraphExport:
         module: module that takes the inputs by position; the network is the module or its attribute `network`.
         inputs: an example and its dynamic axes, by name of the input.
         outputs: dynamic axes, by name of the output.
-        weights_prefix: prefix of the names of this network's weights, which some checkpoints leave out.
+        weights_prefix: prefix of the names of this network's weights, which some checkpoints leave out; may be empty.
     """
 
     role: str
@@ -54,7 +54,7 @@ class GraphExport:
 
 
 def export_graph(export: GraphExport, graph: Path, weights: Path) -> None:
-    """Write a graph whose initializers are tensors in a file of weights, and drop the module's weights.
+    """Export a module as an ONNX file whose initializers point into a weights file, and drop the module's weights.
 
     Args:
         export: graph to export.
@@ -62,19 +62,32 @@ def export_graph(export: GraphExport, graph: Path, weights: Path) -> None:
         weights: the network's .safetensors file, in the same directory.
 
     Raises:
-        ImportFailed: the file lacks a weight of the network.
+        ImportFailed: the weights file lacks a tensor of the network.
     """
     _export(export.module, export.inputs, export.outputs, graph, weights, export.weights_prefix)
 
 
 def export_decoder(decoder: Any, latents: int, graph: Path, weights: Path) -> None:
-    """Write the graph of a decoder of latents with `latents` channels, and drop the module's weights."""
+    """Write the graph of a decoder of latents with `latents` channels, and drop the module's weights.
+
+    Args:
+        decoder: module from latents to pictures.
+        latents: number of channels of the latents.
+        graph: ONNX file to write.
+        weights: the decoder's .safetensors file, in the same directory.
+    """
     example = {"latent_sample": (torch.zeros(1, latents, 4, 2), PICTURE)}
     _export(decoder, example, {"sample": PICTURE}, graph, weights)
 
 
 def export_encoder(trunk: Any, graph: Path, weights: Path) -> None:
-    """Write the graph of a feature encoder of 64x64 pictures, and drop the module's weights."""
+    """Write the graph of a feature encoder of 64x64 pictures, and drop the module's weights.
+
+    Args:
+        trunk: module from pictures [B, 3, 64, 64] to features.
+        graph: ONNX file to write.
+        weights: the encoder's .safetensors file, in the same directory.
+    """
     pictures = (torch.zeros(2, 3, 64, 64), ROWS)
     _export(trunk, {"pictures": pictures}, {"features": ROWS}, graph, weights)
 
@@ -119,9 +132,15 @@ def _drop_weights(module: nn.Module) -> None:
 
 
 def _link_weights(model: onnx.ModelProto, inputs: Sequence[str], weights: Path, prefix: str) -> None:
-    """Replace graph inputs that are parameters by initializers in the weights file.
+    """Replace the inputs of a model that are parameters by initializers that point into the weights file, in place.
 
     Initializers in float16 or bfloat16 are followed by a cast to float32.
+
+    Args:
+        model: the exported model.
+        inputs: names of the inputs that are no parameters.
+        weights: the .safetensors file.
+        prefix: prefix that names in the file may have.
     """
     layout = read_safetensors_index(weights)
     parameters = [value.name for value in model.graph.input if value.name not in inputs]
@@ -137,7 +156,11 @@ def _link_weights(model: onnx.ModelProto, inputs: Sequence[str], weights: Path, 
 
 
 def _find(name: str, layout: Mapping[str, StoredTensor], weights: Path, prefix: str) -> StoredTensor:
-    """Return the stored tensor of a parameter, whose name in the file may have the prefix or not."""
+    """Return the stored tensor of a parameter by its name, which may have the prefix in the weights file or not.
+
+    Raises:
+        ImportFailed: the file has no such tensor in float32, float16 or bfloat16.
+    """
     name = name.removeprefix("network.")
     for key in (name, f"{prefix}{name}", name.removeprefix(prefix)):
         if key in layout and layout[key].dtype in STORED:

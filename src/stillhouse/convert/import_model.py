@@ -21,10 +21,10 @@ def import_model(
         source: a directory with model_index.json, or `owner/name` on the hub.
         target: directory to write, new or empty; with `options.force` it may hold a pipeline.
         options: options of the import; None: the defaults.
-        progress: called after each network.
+        progress: called after each network, see `import_options.Progress`.
 
     Returns:
-        the manifest of the pipeline.
+        The manifest of the pipeline.
 
     Raises:
         RuntimeMissing: the extra `train` is not installed.

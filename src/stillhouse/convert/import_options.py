@@ -9,7 +9,7 @@ Progress: TypeAlias = Callable[[str, int, int], None]
 
 
 def no_progress(component: str, done: int, total: int) -> None:
-    """Report nothing."""
+    """Do nothing. This is the default callback for the progress of an import."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,7 @@ class ImportOptions:
 
     Args:
         name: name of the pipeline; None: the target directory's name.
-        loras: LoRA files to fuse, `FILE` or `FILE:WEIGHT`, in this order.
+        loras: LoRA files to fuse into the weights, each `FILE` or `FILE:WEIGHT`, in this order.
         dtype: dtype of the weights on disk: float32, float16 or bfloat16; None: the dtype in the source.
         backend: backend of all components, until `stillhouse accelerate` chooses others.
         force: replace a pipeline in the target directory.

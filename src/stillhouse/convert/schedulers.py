@@ -1,4 +1,4 @@
-"""Conversion of diffusers' scheduler configurations to a manifest's sampling and a sampler."""
+"""Conversion of diffusers' scheduler configurations to the sampling settings of a manifest and a sampler's name."""
 
 import inspect
 from collections.abc import Mapping
@@ -19,21 +19,21 @@ SAMPLERS = {
     "EulerDiscreteScheduler": "euler",
     "HeunDiscreteScheduler": "heun",
     "LCMScheduler": "lcm",
-    "PNDMScheduler": "dpmpp_2m",  # has the same order, and needs no start-up steps
+    "PNDMScheduler": "dpmpp_2m",  # Stillhouse has no PNDM; DPM-Solver++ 2M has its order, and needs no start-up steps
     "UniPCMultistepScheduler": "unipc",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingConfig:
-    """The sampling of a manifest, and the name of the sampler that a scheduler corresponds to."""
+    """The sampling settings of a manifest, and the name of the sampler that corresponds to a diffusers scheduler."""
 
     sampling: Sampling
     sampler: str
 
 
 def read_sampling_config(config: Mapping[str, Any], name: str, *, steps_offset: int | None = None) -> SamplingConfig:
-    """Convert a scheduler's configuration.
+    """Convert a diffusers scheduler's configuration to sampling settings and the name of a sampler.
 
     Args:
         config: content of scheduler_config.json; missing settings have the defaults of the scheduler's class.
@@ -48,8 +48,8 @@ def read_sampling_config(config: Mapping[str, Any], name: str, *, steps_offset: 
     config = {**_defaults(name), **config}
     if config.get("trained_betas") is not None:
         raise ImportFailed("the scheduler has its own betas (trained_betas)", allowed="a named beta schedule")
-    if config.get("thresholding"):  # clip_sample needs no check: pipelines before SDXL disable it
-        raise ImportFailed("the scheduler's thresholding is true", allowed="false: latents are not bounded")
+    if config.get("thresholding"):  # clip_sample is not checked, since diffusers' pipelines before SDXL disable it
+        raise ImportFailed("the scheduler's thresholding is true", allowed="false, since latents are not bounded")
     prediction = config["prediction_type"]
     if prediction not in ("epsilon", "sample", "v_prediction"):
         raise ImportFailed(f"prediction_type is {prediction!r}", allowed="epsilon, sample, v_prediction")
@@ -82,7 +82,10 @@ def _defaults(name: str) -> dict[str, Any]:
 
 
 def _spacing(config: Mapping[str, Any], name: str) -> Spacing:
-    """Return the spacing; LCMScheduler's timesteps differ by at most 20 from the timesteps of trailing spacing."""
+    """Return how a scheduler spaces its timesteps.
+
+    LCMScheduler gets "trailing", from which its timesteps differ by at most 20.
+    """
     return "trailing" if name == "LCMScheduler" else config.get("timestep_spacing", "leading")
 
 

@@ -18,7 +18,7 @@ REDOWNLOAD = "download or save the model again"
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A diffusers directory.
+    """A diffusers directory, the source of an import.
 
     Args:
         name: hub id, or name of the directory.
@@ -32,15 +32,19 @@ class Source:
 
     @property
     def pipeline_class(self) -> str:
-        """Class name of the diffusers pipeline."""
+        """Class name of the diffusers pipeline, from model_index.json."""
         return str(self.index.get("_class_name"))
 
     def class_name(self, component: str) -> str:
-        """Return the class name of a component that `check_component` accepted."""
+        """Return the class name of a component, which `check_component` must have accepted."""
         return str(self.index[component][1])
 
     def config(self, component: str, file: str = "config.json") -> dict[str, Any]:
-        """Return a component's configuration. Raises ImportFailed where it is missing or broken."""
+        """Return a component's configuration, read from a JSON file in its sub-directory.
+
+        Raises:
+            ImportFailed: the file is missing or broken.
+        """
         return _read_json(self.directory / component / file)
 
     def check_component(self, component: str, classes: Sequence[str] = ()) -> None:
@@ -56,7 +60,7 @@ class Source:
         _, name = self.index.get(component) or (None, None)
         if name is None:
             given = f"{self.directory} has no {component}"
-            raise ImportFailed(given, allowed="whole text-to-image models; a refiner has one text encoder only")
+            raise ImportFailed(given, allowed="a whole text-to-image model, which a refiner is not")
         if classes and name not in classes:
             raise ImportFailed(f"{component} is a {name}, which is not known", allowed=" or ".join(classes))
         if not (self.directory / component).is_dir():
@@ -96,7 +100,7 @@ def _download(hub_id: str) -> Path:
     except Exception as error:  # the hub's client raises many classes, which change between versions
         raise UnknownModel(
             f"there is no directory {hub_id}, and the hub gave no such model ({first_error_line(str(error))})",
-            fix="check the name and the network; or download it elsewhere and give the directory",
+            fix="check the name and the network connection, or download the model elsewhere and name its directory",
         ) from error
 
 

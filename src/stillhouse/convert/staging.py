@@ -15,8 +15,8 @@ def staged(target: Path, *, force: bool) -> Iterator[Path]:
     """Yield a new directory. Rename it to `target` when the block ends, or remove it after an error in the block.
 
     Args:
-        target: a new or empty directory; with `force` it may hold a pipeline.
-        force: replace a pipeline.
+        target: a new or empty directory; with `force` it may hold a pipeline, which is replaced.
+        force: whether a pipeline in `target` may be replaced.
 
     Raises:
         ImportFailed: `target` cannot be written or replaced.
@@ -30,12 +30,14 @@ def staged(target: Path, *, force: bool) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ImportFailed(f"{target.parent} cannot be made: {error.strerror}", allowed="a directory") from error
+        raise ImportFailed(
+            f"the directory {target.parent} cannot be made: {error.strerror}", fix="choose another place"
+        ) from error
     stage = Path(mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
     stage.chmod(0o755)
     try:
         yield stage
-        for path in stage.rglob("*"):  # some libraries write files that only their owner may read
+        for path in stage.rglob("*"):  # every user may read the files, though some libraries let only the owner do so
             path.chmod(0o755 if path.is_dir() else 0o644)
         if target.exists():
             retired = stage.with_suffix(".old")

@@ -1,4 +1,4 @@
-"""Reading of networks in files of diffusers and transformers, and writing of one safetensors file for each network."""
+"""Networks of diffusers and transformers: reading from their files, and writing to one safetensors file each."""
 
 import json
 from pathlib import Path
@@ -13,11 +13,11 @@ from stillhouse.errors import ImportFailed
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""Supported dtypes of weights, by their names in safetensors files, the widest dtype first."""
+"""Supported dtypes of weights, by their names in safetensors files. The widest dtype comes first."""
 
 
 def read_module(folder: Path, kind: Any, dtype: str | None) -> Any:
-    """Read a network.
+    """Read a network of diffusers or transformers from a directory.
 
     Args:
         folder: directory with config.json and weights.
@@ -41,7 +41,7 @@ def read_module(folder: Path, kind: Any, dtype: str | None) -> Any:
     wrong = sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])})
     if wrong:
         raise ImportFailed(
-            f"{folder} has no fitting weights for {', '.join(wrong[:3])} and {len(wrong)} in all",
+            f"{folder} has no fitting weights for {len(wrong)} tensors of the network, such as {wrong[0]}",
             fix=REDOWNLOAD,
         )
     return network
@@ -52,14 +52,18 @@ def write_module(network: Any, folder: Path) -> Path:
     network.save_pretrained(folder, max_shard_size="10TB")
     path = folder / "config.json"
     config = json.loads(path.read_bytes())
-    config.pop("_name_or_path", None)  # this entry is a path on this machine
+    config.pop("_name_or_path", None)  # dropped, since this entry is a path on this machine
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     (file,) = folder.glob("*.safetensors")
     return file
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """Return the safetensors files of a folder, or its .bin files if it has no safetensors files."""
+    """Return the safetensors files of a directory, or its .bin files if it has no safetensors files.
+
+    Raises:
+        ImportFailed: the directory has neither.
+    """
     for pattern in ("*model*.safetensors", "*model*.bin"):
         files = [file for file in sorted(folder.glob(pattern)) if "non_ema" not in file.name]
         if files:
@@ -68,7 +72,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _stored_dtype(files: list[Path]) -> torch.dtype:
-    """Return the widest floating-point dtype in the files."""
+    """Return the widest floating-point dtype of the tensors in the files; float32 where no dtype is supported."""
     if files[0].suffix == ".safetensors":
         names = {tensor.dtype for file in files for tensor in read_safetensors_index(file).values()}
         dtypes = {STORED[name] for name in names & STORED.keys()}

@@ -139,7 +139,7 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
     own = torch.ones(6)
     with pytest.raises(InvalidRequest, match="an even last axis"):
         geglu.geglu(torch.ones(2, 3))
-    with pytest.raises(InvalidRequest, match="4 groups of"):
+    with pytest.raises(InvalidRequest, match="does not divide into 4 groups"):
         group_norm.group_norm(x, own, own, 4, 1e-5)
     with pytest.raises(InvalidRequest, match="one for each channel"):
         group_norm.group_norm(x, few, few, 2, 1e-5)
@@ -150,15 +150,15 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
     rows, weights = torch.zeros(2, 2, dtype=torch.int32), torch.ones(2, 6)
     with pytest.raises(InvalidRequest, match="one size"):
         guided_step.guided_step(x, torch.ones(4, 6, 2, 3), rows, weights)
-    with pytest.raises(InvalidRequest, match="for 2 pictures"):
+    with pytest.raises(InvalidRequest, match="do not fit 2 pictures"):
         guided_step.guided_step(x, torch.ones(4, 6, 2, 2), rows.long(), weights)
-    with pytest.raises(InvalidRequest, match="3 rows of pairs for 2 pictures; allowed: 4, or `rows`"):
+    with pytest.raises(InvalidRequest, match="there are 3 rows of output for 2 pictures; allowed: 4, or `rows`"):
         guided_step.guided_step(x, torch.ones(3, 6, 2, 2), None, weights)
     with pytest.raises(
-        InvalidRequest, match=r"weights \[2, 6\] for 2 pictures; allowed: int32 \[2, 1 \+ T\] and \[2, 5"
+        InvalidRequest, match=r"weights \[2, 6\] do not fit 2 pictures; allowed: int32 \[2, 1 \+ T\] and \[2, 5"
     ):
         guided_step.guided_step(x, torch.ones(6, 6, 2, 2), torch.zeros(2, 3, dtype=torch.int32), weights)
-    with pytest.raises(InvalidRequest, match="previous of"):
+    with pytest.raises(InvalidRequest, match="previous is"):
         guided_step.guided_step(x, torch.ones(4, 6, 2, 2), rows, weights, torch.ones(1, 6, 2, 2))
 
 

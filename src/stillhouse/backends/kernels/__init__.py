@@ -1,7 +1,7 @@
 """Fused kernels in OpenAI Triton, each with its plain torch reference. None has been measured on a GPU yet.
 
     cast          another dtype                              reads and writes each element once
-    silu          x * sigmoid(x)                             the same
+    silu          x * sigmoid(x)                             reads and writes each element once
     geglu         value * GELU(gate) of a projection         in one pass
     group_norm    GroupNorm over NHWC, and SiLU after it     in one pass where one multiprocessor holds a group
     layer_norm    LayerNorm, and the residual sum before it  in one pass

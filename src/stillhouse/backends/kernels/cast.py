@@ -40,7 +40,7 @@ def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
         dtype: float16, bfloat16 or float32.
 
     Raises:
-        UnsupportedPrecision: another dtype.
+        UnsupportedPrecision: `x` or the result would have another dtype than these.
     """
     x = to_dense(x)
     out = torch.empty_like(x, dtype=dtype)
@@ -58,17 +58,17 @@ def _(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def reference(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Compute `cast` in plain torch."""
+    """Return the result of `cast`, computed in plain torch."""
     return x.to(dtype)
 
 
 def bytes_moved(x: Tensor, dtype: torch.dtype) -> int:
-    """Return the bytes that must move, see the module docstring."""
+    """Return the least number of bytes that a cast must read and write: each element once in both dtypes."""
     return x.numel() * (x.element_size() + dtype.itemsize)
 
 
 def cases() -> Iterator[CompileCase]:
-    """Iterate over all pairs of dtypes."""
+    """Yield the kernels to compile: one for each pair of different dtypes, in each of its configurations."""
     for source, target in permutations(DTYPES.values(), 2):
         kinds = {"x": f"*{source}", "out": f"*{target}", "count": "i32", "bucket": "i32"}
         yield from compile_cases(_cast, f"cast {source} {target}", kinds, {})

@@ -30,15 +30,15 @@ KERNELS: Mapping[str, Callable[[], Iterator[CompileCase]]] = MappingProxyType(
         "guided_step": guided_step.cases,
     }
 )
-"""Functions that return the cases to compile, by name of the kernel."""
+"""Functions that yield the cases (dtypes, shape and configuration) to compile, by name of the kernel."""
 
 
 def compile_kernel(case: CompileCase, capability: int) -> bytes:
     """Return the machine code (a cubin) of a kernel.
 
     Args:
-        case: kernel, dtype and shape.
-        capability: ten times the compute capability: 90.
+        case: the kernel, with its dtypes and constants.
+        capability: ten times the compute capability, such as 90.
 
     Raises:
         BackendFailed: Triton interprets in this process, or cannot compile the kernel.
@@ -55,7 +55,7 @@ def compile_kernel(case: CompileCase, capability: int) -> bytes:
     try:
         compiled = triton.compile(source, GPUTarget("cuda", capability, _WARP), {"num_warps": case.warps})
     except Exception as error:
-        raise BackendFailed(f"{case.name} for capability {capability}: {error}") from error
+        raise BackendFailed(f"{case.name} cannot be compiled for capability {capability}: {error}") from error
     code: bytes = compiled.asm["cubin"]
     return code
 

@@ -6,9 +6,9 @@ GELU(x) is x times the normal cumulative distribution at x. For half precision t
 exponential and a polynomial (Abramowitz and Stegun, 7.1.26), whose error of at most 7.5e-8 is far below the rounding
 error of 2.4e-4. With the exact function, a GPU would spend more time computing than reading.
 
-Eager torch splits the projection, writes the GELU, and multiplies: 5 D elements a row where 3 D must move.
+Eager torch splits the projection, writes the GELU, and multiplies: it reads and writes 5 D elements of each row.
 
-Bytes that must move: 2 D elements of each row read, D written.
+Bytes that must move: 2 D elements of each row are read, and D are written.
 """
 
 from collections.abc import Iterator
@@ -47,7 +47,7 @@ def _geglu(
     BLOCK: tl.constexpr,  # noqa: N803
 ):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    if WIDE:  # 64-bit indices only where needed: a GPU divides them more slowly than it reads the elements
+    if WIDE:  # 64-bit indices only where needed, since a GPU divides them more slowly than it reads the elements
         at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < count
     # A block may cross rows, so that no program has an unused tail where D is not a power of two.
@@ -55,7 +55,8 @@ def _geglu(
     value = tl.load(x + first, mask=inside, other=0.0).to(tl.float32)
     gate = tl.load(x + first + columns, mask=inside, other=0.0).to(tl.float32)
     if TANH:
-        # gelu(g) = g (1 + tanh(y)) / 2 with y = sqrt(2 / pi) (g + 0.044715 g^3), and (1 + tanh(y)) / 2 = sigmoid(2 y).
+        # gelu(g) = g (1 + tanh(y)) / 2 with y = sqrt(2 / pi) (g + 0.044715 g^3). A sigmoid replaces tanh, since
+        # (1 + tanh(y)) / 2 = sigmoid(2 y).
         gelu = gate * tl.sigmoid(1.5957691216057308 * (gate + 0.044715 * gate * gate * gate))
     elif HALF:
         gelu = gate * _normal_cdf(gate)
@@ -66,7 +67,7 @@ def _geglu(
 
 @triton.jit
 def _normal_cdf(x):
-    """The normal cumulative distribution at x, computed from the smaller tail, so that nothing cancels."""
+    """Return the normal cumulative distribution at x, computed from the smaller tail, so that no digits cancel."""
     t = 1.0 / (1.0 + 0.23164188911 * tl.abs(x))  # the factor is 0.3275911 / sqrt(2)
     rest = 1.421413741 + t * (-1.453152027 + t * 1.061405429)
     tail = 0.5 * t * (0.254829592 + t * (-0.284496736 + t * rest)) * tl.exp(-0.5 * x * x)
@@ -86,7 +87,7 @@ def geglu(x: Tensor, tanh: bool = False) -> Tensor:
 
     Raises:
         InvalidRequest: the last axis is odd.
-        UnsupportedPrecision: another dtype.
+        UnsupportedPrecision: `x` has another dtype.
     """
     columns = _output_columns(x)
     x = x.contiguous()
@@ -106,18 +107,21 @@ def _(x: Tensor, tanh: bool = False) -> Tensor:
 
 
 def reference(x: Tensor, tanh: bool = False) -> Tensor:
-    """Compute `geglu` in plain torch."""
+    """Return the result of `geglu`, computed in plain torch."""
     value, gate = x.chunk(2, dim=-1)
     return value * torch.nn.functional.gelu(gate, approximate="tanh" if tanh else "none")
 
 
 def bytes_moved(x: Tensor, tanh: bool = False) -> int:
-    """Return the bytes that must move, see the module docstring."""
+    """Return the least number of bytes that GEGLU must read and write: its input once, and half as many written."""
     return x.numel() * x.element_size() * 3 // 2
 
 
 def cases() -> Iterator[CompileCase]:
-    """Iterate over dtypes, exact and with tanh, in Stable Diffusion's widest layer, and with 64-bit indices."""
+    """Yield the kernels to compile, at the width of Stable Diffusion's widest layer.
+
+    There is one for each dtype with the exact GELU, with the approximation by tanh, and with 64-bit indices.
+    """
     for name in DTYPES.values():
         for tanh, wide in ((False, False), (True, False), (False, True)):
             count = "i64" if wide else "i32"
@@ -129,5 +133,5 @@ def cases() -> Iterator[CompileCase]:
 
 def _output_columns(x: Tensor) -> int:
     if not x.ndim or x.shape[-1] % 2:
-        raise InvalidRequest(f"GEGLU of {list(x.shape)}", allowed="an even last axis: values, then gates")
+        raise InvalidRequest(f"GEGLU got a tensor {list(x.shape)}", allowed="an even last axis: values, then gates")
     return x.shape[-1] // 2

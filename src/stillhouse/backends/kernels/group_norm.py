@@ -34,34 +34,37 @@ from stillhouse.backends.kernels.launch import DTYPES, CompileCase, autotune, co
 from stillhouse.errors import InvalidRequest
 
 _MAX_HELD_ELEMENTS = 32768
-"""Elements of a strip, rounded up to powers of two, that the registers of one program hold."""
+"""Largest size of a strip (one group's channels of all pixels of a picture) that the registers of one program hold. Its
+size is the number of channels times the number of pixels, each rounded up to a power of two."""
 _CACHE_BYTES, _CACHE_LINE_BYTES = 192 << 10, 128
-"""Bytes of one multiprocessor's L1 cache, and of one of its lines. Each pixel of a strip takes one line or more."""
+"""Bytes of the L1 cache of a GPU's multiprocessor, and of a line of this cache."""
 _STRIP_ELEMENTS = 8192
-"""Elements that are read at a time of a strip that registers cannot hold."""
+"""Number of elements that a program reads at a time from a strip (one group of a picture) too large for registers."""
 _FEWEST_WARPS, _MOST_WARPS, _WARP_ELEMENTS = 4, 32, 512
-"""Limits of the number of warps of the program that reads a strip, and elements of each warp."""
+"""Smallest and largest number of warps of a program that normalises a group of a picture, and elements of each warp."""
 _PARTS, _MOST_PARTS = 64, 512
-"""Largest number of parts of a picture's pixels: where every program of the last pass reads all moments, and where they
-are joined first."""
+"""Largest numbers of parts into which the pixels of a picture are divided. The first holds where every program of the
+last pass reads the moments (means and sums of squares) of all parts, the second where these are joined first."""
 _LARGE = 16384
-"""Pixels of a picture above which moments are joined first, since few parts would leave most of a GPU idle."""
+"""Number of pixels of a picture above which the moments of its parts are joined before the last pass. This allows more
+parts, and few parts would leave most of a GPU idle."""
 _PIXELS = 16
-"""Smallest number of pixels of a part."""
+"""Smallest number of pixels of a part of a picture."""
 _ROWS = 32
 """Largest number of pixels that a program holds at once: with more, too few programs fit on a multiprocessor."""
 _PROGRAMS, _MOST_PROGRAMS = 256, 528
-"""Programs of one picture: about as many as a large GPU runs at once, or several on each multiprocessor where moments
-are joined first. More would read more moments than pixels."""
+"""Largest numbers of programs for one picture: about as many as a large GPU runs at once, and several for each of its
+multiprocessors where the moments of parts are joined first. More programs would read more moments than pixels."""
 _LANES = 128
 _JOINED_GROUPS = 8
-"""Groups whose moments one program joins; a GPU loads their bytes in one read."""
+"""Number of groups whose moments one program joins; a GPU loads the bytes of so many in one read."""
 
 
 def _prune_configs(configs: Sequence[Any], named_args: Mapping[str, Any], **constants: Any) -> Sequence[Any]:
-    """Return the configuration with sixteen elements for a thread, or the nearest one.
+    """Return the one configuration with sixteen elements for a thread, or the nearest, so that nothing is measured.
 
-    The fastest configuration may differ between processes, and with it the order of additions and the picture.
+    The configuration that is measured as fastest may differ between processes, and with it the order of additions and
+    the last bits of the picture.
     """
     arguments = {**named_args, **constants}
     warps = min(_MOST_WARPS, max(_FEWEST_WARPS, arguments["ROWS"] * arguments["WIDE"] // _WARP_ELEMENTS))
@@ -209,7 +212,8 @@ def _normalize_tiles(
     channel = tl.program_id(1) * used + lane
     lane_mask = (lane < used) & (channel < channels)
 
-    # The first tile and the weights are loaded together with the moments. Most programs have only this tile.
+    # The first tile and the weights are loaded before the moments are used, so that no load waits for another one. Most
+    # programs have only this tile.
     begin = program % tiles * tile_pixels
     end = tl.minimum(begin + tile_pixels, pixels)
     row = begin + tl.arange(0, ROWS)
@@ -271,7 +275,7 @@ def _combine_parts(
     group: tl.constexpr,
     PARTS: tl.constexpr,  # noqa: N803
 ):
-    """Return the mean of some groups over all parts, and the sum of squares around the mean."""
+    """Return the mean of some groups over all parts of a picture, and the sum of squares around this mean."""
     part = tl.arange(0, PARTS)
     count = tl.minimum(tl.maximum(pixels - part * part_pixels, 0), part_pixels).to(tl.float32)
     count = tl.where(part < parts, count, 0.0)[:, None]
@@ -300,7 +304,7 @@ def _normalize_rows(
     SILU: tl.constexpr,  # noqa: N803
     ROWS: tl.constexpr,  # noqa: N803
 ):
-    """Normalise the pixels from begin to end."""
+    """Normalise the pixels from begin to end of one picture in some channels, and write them to `out`."""
     for first in tl.range(begin, end, ROWS, loop_unroll_factor=2):
         row = first + tl.arange(0, ROWS)
         inside = (row < end)[:, None] & lane_mask[None, :]
@@ -319,7 +323,7 @@ def _scale_shift(tile, centre, gain, shift, SILU: tl.constexpr):  # noqa: N803
 
 @torch.library.custom_op("stillhouse::group_norm", mutates_args=())
 def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool = False) -> Tensor:
-    """Return the GroupNorm, followed by SiLU on request.
+    """Return the GroupNorm of pictures, followed by SiLU where `silu` is true.
 
     Args:
         x: float16, bfloat16 or float32, [B, C, h, w]; copied where it is not channels last.
@@ -332,8 +336,8 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float,
         [B, C, h, w], channels last.
 
     Raises:
-        InvalidRequest: channels that do not divide into groups, or weights of another length.
-        UnsupportedPrecision: another dtype.
+        InvalidRequest: the channels do not divide into groups, or `weight` or `bias` has another length.
+        UnsupportedPrecision: a tensor has another dtype.
     """
     x = _check_weights(x, weight, bias, groups)
     if not uses_kernel(x, weight, bias):
@@ -342,11 +346,12 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float,
 
 
 ReadStrategy: TypeAlias = Literal["held", "cached", "parts"]
-"""How a strip is read. "held": once, into registers. "cached": twice, by one program. "parts": by many programs."""
+"""How a strip (one group's channels of a picture) is read. "held": once, into registers of one program. "cached": twice
+by one program, the second time from the cache. "parts": by many programs."""
 
 
 def read_strategy(x: Tensor, groups: int) -> ReadStrategy:
-    """Return how the strips of a picture are read.
+    """Return how the strips (one group's channels of a picture each) of pictures x [B, C, h, w] are read.
 
     >>> small, large = torch.empty(2, 640, 32, 32), torch.empty(2, 320, 64, 64, dtype=torch.float16)
     >>> read_strategy(small, 32), read_strategy(large, 32)
@@ -362,7 +367,7 @@ def read_strategy(x: Tensor, groups: int) -> ReadStrategy:
 def launch_group_norm(
     x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool, strategy: ReadStrategy
 ) -> Tensor:
-    """Compute `group_norm` by the kernels of this strategy."""
+    """Return the result of `group_norm`, computed by the kernels of a strategy, whether it suits the size or not."""
     out = torch.empty_like(x)
     if not x.numel():
         return out
@@ -376,7 +381,13 @@ def launch_group_norm(
 
 
 def _tile(pixels: int, group: int, *, is_held: bool) -> tuple[int, int]:
-    """Return lanes and pixels of a strip that are read at a time: all of them, or a part."""
+    """Return how many channels and pixels of a strip a program reads at a time, both powers of two.
+
+    Args:
+        pixels: number of pixels of a picture.
+        group: number of channels of a group.
+        is_held: whether registers hold the whole strip, so that it is read at once.
+    """
     wide, high = triton.next_power_of_2(group), triton.next_power_of_2(pixels)
     return wide, high if is_held else min(high, max(1, _STRIP_ELEMENTS // wide))
 
@@ -427,24 +438,24 @@ def _(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bo
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool = False) -> Tensor:
-    """Compute `group_norm` in plain torch."""
+    """Return the result of `group_norm`, computed in plain torch."""
     normalised = torch.nn.functional.group_norm(x, groups, weight, bias, eps)
     shaped = torch.nn.functional.silu(normalised) if silu else normalised
     return shaped.contiguous(memory_format=torch.channels_last)
 
 
 def bytes_moved(x: Tensor) -> int:
-    """Return the bytes that must move, see the module docstring."""
+    """Return the least number of bytes that a GroupNorm must read and write: each element once."""
     return 2 * x.numel() * x.element_size()
 
 
 @dataclass(frozen=True, slots=True)
 class ChannelLayout:
-    """The assignment of channels to lanes.
+    """The assignment of channels to the lanes (vector elements) of Triton programs.
 
     Args:
         lanes: number of lanes of one program, a power of two.
-        used: lanes that hold channels: as many whole groups as fit.
+        used: number of lanes that hold channels, for as many whole groups as fit.
         groups: number of groups in the used lanes, rounded up to a power of two.
         blocks: number of programs for all channels.
     """
@@ -468,7 +479,7 @@ def channel_layout(channels: int, groups: int) -> ChannelLayout:
 
 
 def cases() -> Iterator[CompileCase]:
-    """Iterate over all kernels and dtypes, in the narrowest and widest blocks, with few and with many rows."""
+    """Yield the kernels to compile: each in all dtypes, for few and many channels and pixels."""
     for name in DTYPES.values():
         tensors = dict.fromkeys(("x", "weight", "bias", "out"), f"*{name}")
         moment_types = {"means": "*fp32", "squares": "*fp32"}
@@ -490,7 +501,7 @@ def cases() -> Iterator[CompileCase]:
             yield from compile_cases(_normalize_tiles, f"group_norm {name} {channels} of one part", types, constants)
         types = {**moment_types, "mean": "*fp32", "square": "*fp32", **of_parts}
         joined = {"groups": 32, "group": 4, "PARTS": _MOST_PARTS, "GROUPS": _JOINED_GROUPS}
-        if name == "fp32":  # moments are float32 for all dtypes
+        if name == "fp32":  # one dtype suffices, since moments are float32 for inputs of all dtypes
             yield from compile_cases(_join_moments, "group_norm joined", types, joined)
         for channels, pixels in ((1280, 64), (640, 1024), (1280, 1024)):
             group = channels // 32
@@ -503,9 +514,10 @@ def cases() -> Iterator[CompileCase]:
 
 
 def _split_pixels(pixels: int, blocks: int) -> tuple[int, int]:
-    """Return pixels of a part, and the number of parts, of a picture whose channels take `blocks` programs.
+    """Return the number of pixels of a part, and the number of parts, of a picture with `pixels` pixels.
 
-    No part is empty, since an unrolled loop would not detect that.
+    The channels of a picture take `blocks` programs for each part. No part is empty, since an unrolled loop would not
+    detect that.
     """
     is_large = pixels > _LARGE
     most, programs = (_MOST_PARTS, _MOST_PROGRAMS) if is_large else (_PARTS, _PROGRAMS)
@@ -516,9 +528,12 @@ def _split_pixels(pixels: int, blocks: int) -> tuple[int, int]:
 
 def _check_weights(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
     if x.ndim != 4 or groups < 1 or x.shape[1] % groups:
-        raise InvalidRequest(f"{groups} groups of {list(x.shape)}", allowed="[B, C, h, w], whose C divides into groups")
+        raise InvalidRequest(
+            f"a tensor {list(x.shape)} does not divide into {groups} groups", allowed="[B, C, h, w], whose C divides"
+        )
     if weight.shape != (x.shape[1],) or bias.shape != (x.shape[1],):
         raise InvalidRequest(
-            f"weights of {list(weight.shape)} and {list(bias.shape)}", allowed=f"[{x.shape[1]}], one for each channel"
+            f"weight and bias have shapes {list(weight.shape)} and {list(bias.shape)}",
+            allowed=f"[{x.shape[1]}], one for each channel",
         )
     return x.contiguous(memory_format=torch.channels_last)

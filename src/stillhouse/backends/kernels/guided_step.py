@@ -1,6 +1,7 @@
-"""A step of a sampler in one pass: guidance, the denoised picture, extrapolation, and the step.
+"""A step of a sampler in one kernel: guidance, the denoised picture, extrapolation, and the step.
 
-From the network's outputs for a picture's branches (the base branch is b) and the picture's latents z:
+A branch is one set of conditioning inputs of a picture, such as its prompt or its negative prompt. From the network's
+outputs for a picture's branches (b for the base branch) and the picture's latents z, the kernel computes:
 
     guided   = b + sum of weight * (branch - b)                   see `diffusion.guidance`
     denoised = of_z * z + of_output * guided                      see `diffusion.prediction`
@@ -9,8 +10,8 @@ From the network's outputs for a picture's branches (the base branch is b) and t
 
 Eager torch reads and writes a picture a dozen times for one step.
 
-Bytes that must move: the rows and z are read, the stepped and the denoised picture are written. Where the sampler
-extrapolates, the previous denoised picture is read as well.
+Bytes that must move: the network's outputs and z are read, the stepped and the denoised picture are written. Where the
+sampler extrapolates, the previous denoised picture is read as well.
 """
 
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from stillhouse.backends.kernels.launch import DTYPES, CompileCase, autotune, co
 from stillhouse.errors import InvalidRequest
 
 STEP_WEIGHTS = ("of_z", "of_output", "extrapolation", "z_weight", "x0_weight")
-"""The first columns of a picture's weights; the weights of its branches' differences follow."""
+"""Names of the first columns of the weights of a picture; the weights of its differences of branches follow."""
 
 
 @autotune(["bucket", "PREVIOUS", "PAIRED", "TERMS"], warps=(1, 4), BLOCK=(256, 1024))
@@ -80,23 +81,24 @@ def _guided_step(
 def guided_step(
     z: Tensor, output: Tensor, rows: Tensor | None, weights: Tensor, previous: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Step each picture of a batch by one evaluation.
+    """Return each picture of a batch after a sampler's step, and its denoised picture, from one output of the network.
 
     Args:
-        z: latents, float16, bfloat16 or float32, [P, C, h, w].
-        output: output of the network, [R, C, h, w].
-        rows: int32 [P, 1 + T]: of each picture the base branch's row, then one for each difference. A picture that has
+        z: latents of P pictures, float16, bfloat16 or float32, [P, C, h, w].
+        output: output of the network, [R, C, h, w]. Each row is for one branch (set of conditioning inputs) of a
+            picture.
+        rows: int32 [P, 1 + T], where T is the largest number of differences of branches of a picture. Each line has the
+            index in `output` of the picture's base branch, then of the branch of each difference. A picture that has
             fewer differences repeats its base, with weight 0. None: every picture has two rows, one behind the other.
-        weights: float32 [P, 5 + T], see `STEP_WEIGHTS`, then the weight of each difference.
-        previous: the denoised pictures of the evaluation before, with the shape of z; None where the sampler does not
-            use them.
+        weights: float32 [P, 5 + T]: the columns of `STEP_WEIGHTS`, then the weight of each difference.
+        previous: denoised pictures of the step before, with the shape of z; None where the sampler does not use them.
 
     Returns:
         The stepped pictures and the denoised pictures, both with shape and dtype of z.
 
     Raises:
-        InvalidRequest: shapes that do not fit each other.
-        UnsupportedPrecision: another dtype.
+        InvalidRequest: the shapes do not fit each other.
+        UnsupportedPrecision: a tensor has another dtype.
     """
     _check(z, output, rows, weights, previous)
     z, output, weights = (tensor.contiguous() for tensor in (z, output, weights))
@@ -127,7 +129,7 @@ def _(
 def reference(
     z: Tensor, output: Tensor, rows: Tensor | None, weights: Tensor, previous: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Compute `guided_step` in plain torch."""
+    """Return the result of `guided_step`, computed in plain torch."""
     columns = [column.view(-1, 1, 1, 1) for column in weights.to(z).unbind(1)]
     of_z, of_output, extrapolation, z_weight, x0_weight = columns[: len(STEP_WEIGHTS)]
     places = (slice(0, None, 2), slice(1, None, 2)) if rows is None else [row.long() for row in rows.unbind(1)]
@@ -142,13 +144,16 @@ def reference(
 
 
 def bytes_moved(z: Tensor, output: Tensor, previous: Tensor | None = None) -> int:
-    """Return the bytes that must move, see the module docstring."""
+    """Return the least number of bytes that `guided_step` must read and write for these tensors."""
     pictures = 3 if previous is None else 4
     return pictures * z.numel() * z.element_size() + output.numel() * output.element_size()
 
 
 def cases() -> Iterator[CompileCase]:
-    """Yield the kernel with and without a previous picture in each dtype, for pairs of rows, any rows, and three."""
+    """Yield the kernels to compile: for each dtype, with and without a previous denoised picture.
+
+    Each has three variants: two rows of a picture behind each other, two rows anywhere, and three rows anywhere.
+    """
     for name in DTYPES.values():
         for previous, (paired, terms) in product((False, True), ((True, 1), (False, 1), (False, 2))):
             tensors = dict.fromkeys(("z", "output", "previous", "stepped", "denoised"), f"*{name}")
@@ -161,16 +166,20 @@ def cases() -> Iterator[CompileCase]:
 
 def _check(z: Tensor, output: Tensor, rows: Tensor | None, weights: Tensor, previous: Tensor | None) -> None:
     if z.ndim != 4 or output.ndim != 4 or output.shape[1:] != z.shape[1:]:
-        raise InvalidRequest(f"pictures of {list(z.shape)} and outputs of {list(output.shape)}", allowed="one size")
+        raise InvalidRequest(
+            f"latents {list(z.shape)} and outputs {list(output.shape)} differ in size", allowed="one size [C, h, w]"
+        )
     if rows is None and len(output) != 2 * len(z):
-        raise InvalidRequest(f"{len(output)} rows of pairs for {len(z)} pictures", allowed=f"{2 * len(z)}, or `rows`")
+        raise InvalidRequest(
+            f"there are {len(output)} rows of output for {len(z)} pictures", allowed=f"{2 * len(z)}, or `rows`"
+        )
     terms = 1 if rows is None or rows.ndim != 2 else max(rows.shape[1] - 1, 1)
     has_rows = rows is None or (rows.shape == (len(z), 1 + terms) and rows.dtype == torch.int32)
     if not has_rows or weights.shape != (len(z), len(STEP_WEIGHTS) + terms):
         shown = "pairs" if rows is None else f"{list(rows.shape)}"
         raise InvalidRequest(
-            f"rows {shown} and weights {list(weights.shape)} for {len(z)} pictures",
+            f"rows {shown} and weights {list(weights.shape)} do not fit {len(z)} pictures",
             allowed=f"int32 [{len(z)}, 1 + T] and [{len(z)}, {len(STEP_WEIGHTS)} + T]",
         )
     if previous is not None and previous.shape != z.shape:
-        raise InvalidRequest(f"previous of {list(previous.shape)} for {list(z.shape)}", allowed="the same shape")
+        raise InvalidRequest(f"previous is {list(previous.shape)}, but z is {list(z.shape)}", allowed="the same shape")

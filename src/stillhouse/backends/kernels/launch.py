@@ -13,12 +13,12 @@ from torch import Tensor
 from stillhouse.backends.torch_device import GPU_LOCK
 from stillhouse.errors import UnsupportedPrecision
 
-# 1 allows fused multiply-adds. This is the default until Triton 3.9, which warns where the variable is not set.
+# 1, which allows fused multiply-adds, is the default until Triton 3.9. It is set, since Triton 3.9 warns otherwise.
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-"""Whether Triton interprets kernels in Python on the CPU, as set when this process started."""
+"""Whether Triton interprets kernels in Python on the CPU, as the environment said when this module was imported."""
 DTYPES: Mapping[torch.dtype, str] = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
-"""Accepted dtypes with Triton's names. All kernels compute in float32."""
+"""Dtypes that the kernels accept, with Triton's names. All kernels compute in float32."""
 
 _WARM_UP, _REPEATED = 2, 8
 """Milliseconds of warm-up and of measurement for each configuration. Short times suffice, since a kernel takes about
@@ -32,11 +32,11 @@ class CompileCase:
     """A kernel for one dtype and one shape, as the compiler takes it.
 
     Args:
-        name: of the kernel.
+        name: name of the kernel and its variant, for messages.
         function: the function under `triton.jit`.
-        signature: Triton types by argument; constants are "constexpr".
-        constants: their values.
-        warps: of one program.
+        signature: Triton type of each argument by name; the type of a constant is "constexpr".
+        constants: value of each constant by name.
+        warps: number of warps of one program.
     """
 
     name: str
@@ -49,16 +49,16 @@ class CompileCase:
 def compile_cases(
     kernel: Any, name: str, signature: Mapping[str, str], constants: Mapping[str, Any]
 ) -> Iterator[CompileCase]:
-    """Iterate over the configurations of an autotuned kernel for these constants.
+    """Yield a case to compile for each configuration of an autotuned kernel, with the given types and constants.
 
-    For float16 these are all configurations that are tuned. For other dtypes, which differ only in how elements are
-    read and written, this is the first configuration.
+    For float16 there is a case for each configuration that is tuned. For other dtypes, which differ only in how
+    elements are read and written, there is only the first configuration.
 
     Args:
-        kernel: made by `autotune`.
-        name: of the kernel, with the constants that distinguish it.
-        signature: Triton types by argument, without constants.
-        constants: their values, without those of the configurations.
+        kernel: kernel that `autotune` decorates.
+        name: name of the kernel, with the constants that distinguish its variants.
+        signature: Triton type of each argument by name, without constants.
+        constants: value of each constant by name, without the constants that the configurations set.
     """
     prune = kernel.early_config_prune
     configs = prune(kernel.configs, constants) if prune else kernel.configs
@@ -70,28 +70,31 @@ def compile_cases(
 
 
 def uses_kernel(*tensors: Tensor) -> bool:
-    """Return whether the kernel is launched for these tensors; otherwise the reference is computed.
+    """Return whether a kernel can run on these tensors: all lie on a GPU, or Triton interprets kernels on the CPU.
 
     Raises:
-        UnsupportedPrecision: a dtype that no kernel accepts.
+        UnsupportedPrecision: a tensor has a dtype that no kernel accepts.
     """
     for tensor in tensors:
         if tensor.dtype not in DTYPES:
             raise UnsupportedPrecision(
-                f"a fused kernel in {str(tensor.dtype).removeprefix('torch.')}",
+                f"a fused kernel got a tensor of {str(tensor.dtype).removeprefix('torch.')}",
                 allowed=", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES),
             )
     return INTERPRETED or all(tensor.is_cuda for tensor in tensors)
 
 
 def autotune(key: Sequence[str], warps: Sequence[int] = (4, 8), prune: Any = None, **choices: Sequence[int]) -> Any:
-    """Decorate a kernel as `triton.autotune` does: the fastest configuration is measured for each new key.
+    """Return a decorator of a kernel that picks the fastest configuration by measuring, as `triton.autotune` does.
+
+    Configurations are measured again for each new combination of the values of the arguments in `key`. Where Triton
+    interprets, the first configuration is used.
 
     Args:
-        key: names of arguments.
-        warps: numbers of warps of one program.
-        prune: drops configurations, as `early_config_prune` of `triton.autotune`.
-        choices: values of constants, by name. Where Triton interprets, the first configuration is used.
+        key: names of arguments of the kernel.
+        warps: numbers of warps of one program to try.
+        prune: function that drops configurations, as `early_config_prune` of `triton.autotune`; None: all are tried.
+        choices: values to try of each constant, by name.
     """
     configs = [
         triton.Config(dict(zip(choices, values, strict=True)), num_warps=count)
@@ -107,17 +110,17 @@ def _do_bench(call: Callable[[], object], quantiles: Sequence[float]) -> Any:
 
 
 def size_bucket(count: int) -> int:
-    """Return the key of sizes that are tuned together: those between the same two powers of two."""
+    """Return a key for tuning: sizes between the same two powers of two have one key, so they are tuned together."""
     return count.bit_length()
 
 
 def to_dense(x: Tensor) -> Tensor:
-    """Return the tensor, or a copy whose elements are contiguous in some order of its axes."""
+    """Return a tensor itself where it is contiguous or channels last, and otherwise a contiguous copy."""
     if x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)):
         return x
     return x.contiguous()
 
 
 def block_grid(count: int) -> Grid:
-    """Return a grid with one program for every BLOCK of `count` elements."""
+    """Return the grid of a kernel: one program for each BLOCK of `count` elements, whatever BLOCK is tuned."""
     return lambda meta: (triton.cdiv(count, meta["BLOCK"]),)

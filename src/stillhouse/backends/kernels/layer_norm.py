@@ -5,8 +5,8 @@
 In a transformer block each norm but the first follows a sum: eager torch writes the sum, reads it twice, and writes the
 norm.
 
-The number of rows of a program is tuned for each number of rows of the input. Sums are then added in another order, and
-the last bit of a norm may depend on the size of the batch.
+How many rows a program takes is tuned for each number of rows of the input. The order of additions follows from this
+choice, so the last bit of a norm may depend on the size of the batch.
 
 Bytes that must move: x read once and the norm written once. With a residual, also the residual read and the sum
 written.
@@ -28,7 +28,7 @@ _FEWEST, _MOST = 1024, 4096
 
 
 def _prune_configs(configs: Sequence[Any], named_args: Mapping[str, Any], **constants: Any) -> Sequence[Any]:
-    """Return the configurations in which a program has enough elements, and not more than it can hold."""
+    """Return the configurations in which a program has 1024 to 4096 elements; without any, the nearest one."""
     wide = {**named_args, **constants}["COLUMNS"]
     fitting = [config for config in configs if _FEWEST <= config.kwargs["ROWS"] * wide <= _MOST]
     best = (1, 4) if wide > _MOST else (8, 1)
@@ -73,7 +73,7 @@ def _layer_norm(
 
 @torch.library.custom_op("stillhouse::layer_norm", mutates_args=())
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Return the LayerNorm over the last axis.
+    """Return the LayerNorm of `x` over its last axis.
 
     Args:
         x: float16, bfloat16 or float32, [..., D].
@@ -81,8 +81,8 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         eps: added to the variance.
 
     Raises:
-        InvalidRequest: weights of another length.
-        UnsupportedPrecision: another dtype.
+        InvalidRequest: `weight` or `bias` has another length than the last axis.
+        UnsupportedPrecision: a tensor has another dtype.
     """
     x = _check_weights(x, weight, bias)
     if not uses_kernel(x, weight, bias):
@@ -99,19 +99,24 @@ def _(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 
 @torch.library.custom_op("stillhouse::add_layer_norm", mutates_args=())
 def add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Return the LayerNorm of x + residual, and the sum. The norm is computed from the unrounded sum.
+    """Return the LayerNorm of x + residual over the last axis, and the sum x + residual.
+
+    The norm is computed from the sum before the sum is rounded to its dtype.
 
     Args:
         x: float16, bfloat16 or float32, [..., D].
-        residual: as x.
-        weight, bias, eps: as of `layer_norm`.
+        residual: tensor with the shape and dtype of x.
+        weight, bias: [D].
+        eps: added to the variance.
 
     Returns:
-        The norm, and the sum.
+        The norm and the sum, both with the shape and dtype of x.
     """
     x, residual = _check_weights(x, weight, bias), residual.contiguous()
     if residual.shape != x.shape or residual.dtype != x.dtype:
-        raise InvalidRequest(f"a residual of {list(residual.shape)} to {list(x.shape)}", allowed="the same shape")
+        raise InvalidRequest(
+            f"a residual of {list(residual.shape)} does not fit {list(x.shape)}", allowed="the same shape and dtype"
+        )
     if not uses_kernel(x, weight, bias):
         return add_reference(x, residual, weight, bias, eps)
     out, added = torch.empty_like(x), torch.empty_like(x)
@@ -126,23 +131,28 @@ def _(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> 
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Return the norm in plain torch."""
+    """Return the result of `layer_norm`, computed in plain torch."""
     return torch.nn.functional.layer_norm(x, x.shape[-1:], weight, bias, eps)
 
 
 def add_reference(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Return norm and sum in plain torch."""
+    """Return the result of `add_layer_norm`, norm and sum, computed in plain torch."""
     added = x + residual
     return reference(added, weight, bias, eps), added
 
 
 def bytes_moved(x: Tensor, has_residual: bool = False) -> int:
-    """Return the bytes that must move, see the module docstring, without the weights, which all rows share."""
+    """Return the least number of bytes that a LayerNorm must read and write, without the weights, which rows share.
+
+    Args:
+        x: the input.
+        has_residual: whether a residual is added first, which is read too, and whose sum is written too.
+    """
     return (4 if has_residual else 2) * x.numel() * x.element_size()
 
 
 def cases() -> Iterator[CompileCase]:
-    """Iterate over dtypes, with and without a residual, at Stable Diffusion's smallest and largest width."""
+    """Yield the kernels to compile: each dtype, with and without a residual, at Stable Diffusion's extreme widths."""
     for name in DTYPES.values():
         for columns in (320, 1280):
             for residual in (False, True):
@@ -157,7 +167,7 @@ def cases() -> Iterator[CompileCase]:
 def _check_weights(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     if weight.shape != x.shape[-1:] or bias.shape != x.shape[-1:]:
         raise InvalidRequest(
-            f"weights of {list(weight.shape)} and {list(bias.shape)} for {list(x.shape)}",
+            f"weight {list(weight.shape)} and bias {list(bias.shape)} do not fit an input {list(x.shape)}",
             allowed=f"{list(x.shape[-1:])}, one for each column",
         )
     return x.contiguous()

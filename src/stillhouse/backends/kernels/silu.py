@@ -39,7 +39,7 @@ def silu(x: Tensor) -> Tensor:
         x: float16, bfloat16 or float32 of any shape.
 
     Raises:
-        UnsupportedPrecision: another dtype.
+        UnsupportedPrecision: `x` has another dtype.
     """
     x = to_dense(x)
     if not uses_kernel(x):
@@ -57,17 +57,17 @@ def _(x: Tensor) -> Tensor:
 
 
 def reference(x: Tensor) -> Tensor:
-    """Compute `silu` in plain torch."""
+    """Return the result of `silu`, computed in plain torch."""
     return torch.nn.functional.silu(x)
 
 
 def bytes_moved(x: Tensor) -> int:
-    """Return the bytes that must move, see the module docstring."""
+    """Return the least number of bytes that a SiLU must read and write: each element once."""
     return 2 * x.numel() * x.element_size()
 
 
 def cases() -> Iterator[CompileCase]:
-    """Iterate over all dtypes."""
+    """Yield the kernels to compile: one for each dtype, in each of its configurations."""
     for name in DTYPES.values():
         kinds = {"x": f"*{name}", "out": f"*{name}", "count": "i32", "bucket": "i32"}
         yield from compile_cases(_silu, f"silu {name}", kinds, {})

@@ -1,7 +1,8 @@
 """Replacement of modules in a loaded diffusers network by fused kernels, and back.
 
-A module keeps its weights and their names. Its class changes to one whose `forward` calls the kernels, and so do its
-attention processor and its SiLU. Checkpoints, adapters and `state_dict` work as before; `undo` restores every class.
+A module keeps its weights and their names, so checkpoints, adapters and `state_dict` work unchanged. Its class changes
+to one whose `forward` calls the kernels. Attention processors and SiLU modules are replaced. `undo` restores
+everything.
 
     GEGLU                   the projection, then one pass
     ResnetBlock2D           GroupNorm and SiLU in one pass, twice
@@ -30,29 +31,29 @@ from stillhouse.backends.kernels.silu import silu
 from stillhouse.backends.torch_attention import KernelAttnProcessor, is_plain_attention
 
 _PLAIN = (AttnProcessor2_0, FusedAttnProcessor2_0)
-"""Attention processors of diffusers that call the kernel that torch prefers."""
+"""Attention processors of diffusers that let torch choose the attention kernel; only these are replaced."""
 
 
 class FusedGroupNorm(nn.GroupNorm):
-    """GroupNorm of [B, C, h, w], channels last, in one pass."""
+    """A GroupNorm whose `forward` calls the fused kernel."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        """Return the norm."""
+        """Return the GroupNorm of pictures [B, C, h, w], channels last."""
         out: Tensor = group_norm(input, self.weight, self.bias, self.num_groups, self.eps, False)
         return out
 
 
 class FusedGroupNormSiLU(nn.GroupNorm):
-    """GroupNorm and SiLU in one pass."""
+    """A GroupNorm whose `forward` computes the norm and the SiLU that follows it by one fused kernel."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        """Return the SiLU of the norm."""
+        """Return the SiLU of the GroupNorm of pictures [B, C, h, w], channels last."""
         out: Tensor = group_norm(input, self.weight, self.bias, self.num_groups, self.eps, True)
         return out
 
 
 class SiLULinear(nn.Linear):
-    """A linear layer with the SiLU that was a module before it; that module is replaced by the identity."""
+    """A linear layer that first applies the SiLU that was a separate module before it. That module is the identity."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """Return the projection of the input's SiLU."""
@@ -60,16 +61,16 @@ class SiLULinear(nn.Linear):
 
 
 class FusedGEGLU(GEGLU):  # type: ignore[misc]
-    """GEGLU in one pass after its projection."""
+    """diffusers' GEGLU, whose gate is computed by a fused kernel after the projection."""
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Return [..., D] for [..., d]."""
+        """Return the gated projection [..., D] of hidden states [..., d]."""
         out: Tensor = geglu(self.proj(hidden_states))
         return out
 
 
 class FusedTransformerBlock(BasicTransformerBlock):  # type: ignore[misc]
-    """A block of self-attention, cross-attention and feed-forward whose norms include the residual sums before them."""
+    """diffusers' transformer block, where a fused kernel computes each LayerNorm with the residual sum before it."""
 
     def forward(
         self,
@@ -80,7 +81,7 @@ class FusedTransformerBlock(BasicTransformerBlock):  # type: ignore[misc]
         *args: Any,
         **kwargs: Any,
     ) -> Tensor:
-        """Return [B, N, D] for [B, N, D]."""
+        """Return tokens [B, N, D] after self-attention, cross-attention and feed-forward of tokens [B, N, D]."""
         first, second, third = self.norm1, self.norm2, self.norm3
         states = layer_norm(hidden_states, first.weight, first.bias, first.eps)
         own = encoder_hidden_states if self.only_cross_attention else None
@@ -93,9 +94,9 @@ class FusedTransformerBlock(BasicTransformerBlock):  # type: ignore[misc]
 
 
 class FusedTransformer(Transformer2DModel):  # type: ignore[misc]
-    """Transformer blocks whose output tokens are viewed as a channels-last picture without a copy.
+    """diffusers' Transformer2DModel, whose output tokens become a channels-last picture without a copy.
 
-    diffusers copies them to NCHW, and each following norm would convert them back.
+    diffusers itself copies the tokens to NCHW, and each following norm would convert them back.
     """
 
     def _get_output_for_continuous_inputs(
@@ -109,7 +110,7 @@ class FusedTransformer(Transformer2DModel):  # type: ignore[misc]
 
 @dataclass(frozen=True, slots=True)
 class ModuleSwap:
-    """The changes of `swap_modules` in a network."""
+    """The changes that `swap_modules` made in a network, which `undo` takes back."""
 
     _changes: list[tuple[nn.Module, str, Any]] = field(default_factory=list)
 
@@ -118,7 +119,7 @@ class ModuleSwap:
         return sum(name == "__class__" for _, name, _ in self._changes)
 
     def undo(self) -> None:
-        """Restore every module. A second call changes nothing."""
+        """Restore every module of the network. A second call changes nothing."""
         while self._changes:
             module, name, value = self._changes.pop()
             setattr(module, name, value)
@@ -129,9 +130,10 @@ class ModuleSwap:
 
 
 def swap_modules(network: nn.Module) -> ModuleSwap:
-    """Replace all modules of a network that the kernels can compute. The network then cannot compute gradients.
+    """Replace, in place, all modules of a network that the fused kernels can compute; return the changes.
 
-    The network should be channels last, since each GroupNorm copies a picture in another memory format.
+    The network then cannot compute gradients. It should be channels last, since each GroupNorm copies a picture that is
+    in another memory format.
 
     >>> swapped = swap_modules(unet)  # doctest: +SKIP
     >>> swapped.undo()  # doctest: +SKIP
@@ -165,14 +167,14 @@ def _swap_block(swapped: ModuleSwap, block: Any) -> None:
 
 
 def _is_plain_resnet(block: Any) -> bool:
-    """Whether SiLU follows each norm of a residual block directly."""
+    """Return whether SiLU directly follows both GroupNorms of a residual block, as the fused kernel needs."""
     norms = (type(block.norm1), type(block.norm2)) == (nn.GroupNorm, nn.GroupNorm)
     projection = block.time_emb_proj is None or type(block.time_emb_proj) is nn.Linear
     return norms and projection and isinstance(block.nonlinearity, nn.SiLU) and block.time_embedding_norm == "default"
 
 
 def _is_standard_block(block: Any) -> bool:
-    """Whether a transformer block is Stable Diffusion's, without additions of other networks."""
+    """Return whether a transformer block has only the parts that Stable Diffusion's blocks have."""
     norms = all(
         isinstance(norm, nn.LayerNorm) and norm.bias is not None for norm in (block.norm1, block.norm2, block.norm3)
     )

@@ -1,7 +1,7 @@
-"""Conversion of model families: how their checkpoints become pipeline directories; needs the extra `train`.
+"""Conversion of checkpoints to pipeline directories, by family (kind of model); needs the extra `train`.
 
-A family is one object that implements `base.ConversionFamily`. The family of the same name in
-`stillhouse.pipelines.families` runs the converted pipelines.
+A family, such as Stable Diffusion XL, is an object that implements `base.ConversionFamily`. The family of the same name
+in `stillhouse.pipelines.families` runs the converted pipelines.
 """
 
 from importlib.metadata import entry_points
@@ -12,17 +12,18 @@ from stillhouse.convert.families.stable_diffusion import STABLE_DIFFUSION
 from stillhouse.errors import ImportFailed
 
 ENTRY_POINTS = "stillhouse.conversions"
-"""Entry points by which an installed package adds a family: class name of a diffusers pipeline, and the object."""
+"""Group of the entry points by which installed packages add families. An entry point has the class name of a diffusers
+pipeline, and refers to the family that converts its checkpoints."""
 _FAMILIES: dict[str, ConversionFamily] = {}
 
 
 def register_conversion(family: ConversionFamily) -> None:
-    """Register a family for the pipeline classes that it names."""
+    """Let `find_conversion` return a family for the diffusers pipeline classes that it names in `pipelines`."""
     _FAMILIES.update(dict.fromkeys(family.pipelines, family))
 
 
 def find_conversion(pipeline: str) -> ConversionFamily:
-    """Return the family that converts checkpoints of a pipeline class, `_class_name` in model_index.json.
+    """Return the family that converts checkpoints of a diffusers pipeline class (`_class_name` in model_index.json).
 
     Raises:
         ImportFailed: no family of this package or of an installed package converts this pipeline class.

@@ -1,4 +1,7 @@
-"""Interface of model families to the importer: which networks a checkpoint has, and how they become graphs."""
+"""Interface of families (kinds of models, such as Stable Diffusion) to the importer of checkpoints.
+
+A family says which networks a checkpoint has, and how they become ONNX graphs.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +18,7 @@ class SourceNetwork:
     """A network that a checkpoint must have.
 
     Args:
-        folder: sub-directory, and the network's name in model_index.json.
+        folder: name of the network in model_index.json, and of its sub-directory.
         role: role by which LoRA files name this network.
         classes: allowed classes of the network, each with `from_pretrained` and `save_pretrained`.
     """
@@ -27,10 +30,10 @@ class SourceNetwork:
 
 @dataclass(frozen=True, slots=True)
 class ConvertedTokenizers:
-    """Tokenizers of a pipeline directory.
+    """The tokenizers that were written to a pipeline directory.
 
     Args:
-        folders: sub-directory of each tokenizer, by role of the text encoder.
+        folders: sub-directory of each tokenizer, by role of its text encoder.
         tokens: length in tokens of the example text that the networks are traced with.
     """
 
@@ -40,7 +43,7 @@ class ConvertedTokenizers:
 
 @dataclass(frozen=True, slots=True)
 class ManifestParts:
-    """The fields of a manifest that depend on the family; see `manifest.Manifest`."""
+    """The fields of a pipeline's manifest that the family decides; `manifest.Manifest` describes each field."""
 
     sampling: Sampling
     latent: Latent
@@ -75,20 +78,20 @@ class ConversionFamily(Protocol):
         """
 
     def convert_tokenizers(self, source: Source, stage: Path) -> ConvertedTokenizers:
-        """Write every tokenizer into `stage`, with tokenizer.json and tokenizer_config.json.
+        """Write every tokenizer into the directory `stage`, with tokenizer.json and tokenizer_config.json.
 
         Raises:
             ImportFailed: a tokenizer is incomplete, or does not fit its text encoder.
         """
 
     def graphs(self, source: Source, folder: str, network: Any, tokens: int) -> Sequence[GraphExport]:
-        """Return the graphs to export from a network.
+        """Return the ONNX graphs to export from a network.
 
         Args:
             source: the checkpoint.
-            folder: `SourceNetwork.folder` of the network.
-            network: the open network.
-            tokens: `ConvertedTokenizers.tokens` of the pipeline.
+            folder: name of the network's sub-directory.
+            network: the network, with its weights loaded.
+            tokens: length in tokens of the example text with which the network is traced.
         """
 
     def index(self, source: Source) -> Mapping[str, Any]:

@@ -11,7 +11,10 @@ from stillhouse.pipelines.roles import TEXT_ENCODERS
 
 
 class StableDiffusionXLConversion(StableDiffusionConversion):
-    """Stable Diffusion with a second text encoder; the U-Net also takes its pooled output and the picture's size."""
+    """Conversion of Stable Diffusion XL, which has a second text encoder.
+
+    The U-Net also takes the pooled output of this encoder and the picture's size.
+    """
 
     name = "stable-diffusion-xl"
     pipelines: tuple[str, ...] = (

@@ -22,7 +22,7 @@ TOKENIZER_CLASSES = ("CLIPTokenizer", "CLIPTokenizerFast")
 IGNORED_COMPONENTS = ("safety_checker", "feature_extractor", "image_encoder")
 """Components that are not imported, because they check or describe pictures and generate none."""
 CLIP_PREFIX = "text_model."
-"""Prefix of the names of CLIP's weights in some files; transformers 5 leaves the prefix out."""
+"""Prefix that the names of CLIP's weights have in some files; transformers 5 leaves the prefix out."""
 
 _STEPS, _LCM_STEPS = 50, 4
 _LCM_GUIDANCE = 8.5
@@ -32,7 +32,7 @@ This default and the default steps above are diffusers' defaults."""
 
 
 class StableDiffusionConversion:
-    """See `base.ConversionFamily`."""
+    """Conversion of Stable Diffusion 1.x and 2.x; implements `base.ConversionFamily`."""
 
     name = "stable-diffusion"
     pipelines: tuple[str, ...] = (
@@ -44,15 +44,15 @@ class StableDiffusionConversion:
     text_encoders: Mapping[str, type[Any]] = {TEXT_ENCODERS[0]: transformers.CLIPTextModel}
     """Class of each text encoder, by role; the role is also the name of the sub-directory."""
     uses_penultimate_states = False
-    """Whether the denoiser takes its text encoders' hidden states before the last layer."""
+    """Whether the denoiser takes the hidden states before the last layer of its text encoders."""
     addition_embed_type: str | None = None
-    """Value of the U-Net's setting of the same name in every checkpoint of this family."""
+    """Value that the U-Net's configuration must have for `addition_embed_type` in this family."""
     steps_offset: int | None = 1
-    """Offset of leading spacing, which overrides the scheduler's configuration; None: use the configuration."""
+    """Offset that is added to timesteps of leading spacing; None: the offset in the scheduler's configuration."""
     guidance = 7.5
 
     def networks(self, source: Source) -> Sequence[SourceNetwork]:
-        """Return the text encoders, the U-Net and the autoencoder."""
+        """Return the networks that a checkpoint must have: the text encoders, the U-Net and the autoencoder."""
         return (
             *(SourceNetwork(role, role, (kind,)) for role, kind in self.text_encoders.items()),
             SourceNetwork(DENOISER_FOLDER, DENOISER, (diffusers.UNet2DConditionModel,)),
@@ -60,14 +60,14 @@ class StableDiffusionConversion:
         )
 
     def check(self, source: Source) -> None:
-        """Check tokenizers, the scheduler, and the configurations of the U-Net and the autoencoder."""
+        """Raise ImportFailed where tokenizers, scheduler, or configurations of U-Net or autoencoder cannot be used."""
         for role in self.text_encoders:
             source.check_component(tokenizer_folder(role), TOKENIZER_CLASSES)
         source.check_component("scheduler")
         self._check_unet(source)
         autoencoder = source.config(AUTOENCODER_FOLDER)
         if autoencoder.get("latents_mean") is not None or autoencoder.get("latents_std") is not None:
-            raise ImportFailed("the vae normalises its latents by channel", allowed="one scaling_factor")
+            raise ImportFailed("the vae normalises its latents by channel", allowed="one scaling_factor for all")
 
     def manifest_parts(self, source: Source) -> ManifestParts:
         """Return the manifest's parts from the configurations of the U-Net, the autoencoder and the scheduler."""
@@ -96,7 +96,11 @@ class StableDiffusionConversion:
         )
 
     def convert_tokenizers(self, source: Source, stage: Path) -> ConvertedTokenizers:
-        """Write CLIP's tokenizers, and check that all of them pad a text to the same number of tokens."""
+        """Write CLIP's tokenizers into the directory `stage`.
+
+        Raises:
+            ImportFailed: a tokenizer is incomplete, or two of them pad a text to different numbers of tokens.
+        """
         lengths = {_convert_tokenizer(source, role, stage) for role in self.text_encoders}
         if len(lengths) > 1:
             raise ImportFailed(f"the tokenizers make {lengths} tokens of a text", allowed="the same number for all")
@@ -111,12 +115,12 @@ class StableDiffusionConversion:
         return (text_encoder_graph(network, folder, tokens, penultimate=self.uses_penultimate_states),)
 
     def index(self, source: Source) -> Mapping[str, Any]:
-        """Return the source's model_index.json without `IGNORED_COMPONENTS`."""
+        """Return the content of the source's model_index.json without the components that are not imported."""
         index = {**source.index, **{name: [None, None] for name in IGNORED_COMPONENTS if name in source.index}}
         return {**index, "requires_safety_checker": False} if "safety_checker" in index else index
 
     def zeros_negative(self, source: Source) -> bool:
-        """Return whether an empty negative prompt is encoded as zeros."""
+        """Return False: an empty negative prompt is encoded as text, not as zeros."""
         return False
 
     def _check_unet(self, source: Source) -> None:
@@ -133,7 +137,7 @@ class StableDiffusionConversion:
         if config.get("in_channels", 4) not in (latents, 2 * latents + 1):
             raise ImportFailed(
                 f"the unet takes {config['in_channels']} channels",
-                allowed=f"{latents} latent channels, or {2 * latents + 1} to repaint",
+                allowed=f"{latents} latent channels, or {2 * latents + 1} for inpainting",
             )
 
     def _defaults(self, unet: Mapping[str, Any], sampler: str, downscale: int) -> Defaults:
@@ -147,12 +151,12 @@ class StableDiffusionConversion:
 
 
 def tokenizer_folder(role: str) -> str:
-    """Return the sub-directory of a text encoder's tokenizer."""
+    """Return the name of the sub-directory of a text encoder's tokenizer, given the encoder's role."""
     return role.replace("text_encoder", "tokenizer")
 
 
 def unet_graph(unet: Any, tokens: int) -> GraphExport:
-    """Return the graph of a UNet2DConditionModel that takes `tokens` text states."""
+    """Return the graph to export of a UNet2DConditionModel, traced with a text of `tokens` tokens."""
     config = unet.config
     size = 2 ** (len(config.block_out_channels) - 1)
     inputs = {
@@ -170,10 +174,10 @@ def unet_graph(unet: Any, tokens: int) -> GraphExport:
 
 
 def text_encoder_graph(encoder: Any, role: str, tokens: int, *, penultimate: bool) -> GraphExport:
-    """Return the graph of a CLIPTextModel, or of a CLIPTextModelWithProjection with text_embeds as a second output.
+    """Return the graph to export of a CLIP text encoder. With a projection, it has the second output text_embeds.
 
     Args:
-        encoder: the module.
+        encoder: a CLIPTextModel or CLIPTextModelWithProjection.
         role: role of the text encoder.
         tokens: length of a text in tokens.
         penultimate: True: the graph returns the hidden states before the last layer, without the final norm, as SDXL
@@ -188,7 +192,7 @@ def text_encoder_graph(encoder: Any, role: str, tokens: int, *, penultimate: boo
 
 
 def autoencoder_graphs(vae: Any) -> tuple[GraphExport, GraphExport]:
-    """Return the graphs of an AutoencoderKL's encoder and decoder.
+    """Return the two graphs to export of an AutoencoderKL: its encoder and its decoder.
 
     The encoder's outputs are the mean and the standard deviation of the latents. The graphs do not scale latents.
     """
@@ -203,12 +207,12 @@ def autoencoder_graphs(vae: Any) -> tuple[GraphExport, GraphExport]:
 
 
 def export_unet(unet: Any, graph: Path, weights: Path, tokens: int) -> None:
-    """Write the graph of a UNet2DConditionModel that takes `tokens` text states, and drop the module's weights."""
+    """Write the graph of a UNet2DConditionModel, traced with `tokens` tokens, and drop the module's weights."""
     export_graph(unet_graph(unet, tokens), graph, weights)
 
 
 def export_text_encoder(encoder: Any, graph: Path, weights: Path, tokens: int, *, penultimate: bool) -> None:
-    """Write the graph of `text_encoder_graph`, and drop the module's weights."""
+    """Write the graph of a CLIP text encoder (see `text_encoder_graph`), and drop the module's weights."""
     export_graph(text_encoder_graph(encoder, TEXT_ENCODERS[0], tokens, penultimate=penultimate), graph, weights)
 
 
@@ -219,16 +223,22 @@ def export_vae(vae: Any, encoder: Path, decoder: Path, weights: Path) -> None:
 
 
 def _convert_tokenizer(source: Source, role: str, stage: Path) -> int:
-    """Write the CLIP tokenizer of a text encoder, with tokenizer.json; return the length of a text in tokens."""
+    """Write the CLIP tokenizer of a text encoder into `stage`; return the length in tokens to which it pads a text.
+
+    Raises:
+        ImportFailed: the tokenizer has no vocabulary or too large a one, or the encoder takes an attention mask.
+    """
     folder = source.directory / tokenizer_folder(role)
     if not ((folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file()):
         raise ImportFailed(f"{folder} has no vocabulary", allowed="tokenizer.json, or vocab.json with merges.txt")
     config = source.config(role)
     tokenizer: Any = transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     if len(tokenizer) > config["vocab_size"]:
-        raise ImportFailed(f"{folder} has {len(tokenizer)} tokens", allowed=f"{config['vocab_size']}, as {role}")
+        raise ImportFailed(
+            f"{folder} has {len(tokenizer)} tokens, more than {role}", allowed=f"at most {config['vocab_size']}"
+        )
     if config.get("use_attention_mask"):
-        raise ImportFailed(f"{role} takes an attention mask", allowed="CLIP as Stable Diffusion uses it")
+        raise ImportFailed(f"{role} takes an attention mask", allowed="a CLIP text encoder without one")
     tokenizer.model_max_length = min(tokenizer.model_max_length, config["max_position_embeddings"])
     tokenizer.save_pretrained(stage / folder.name)
     return int(tokenizer.model_max_length)
