@@ -9,7 +9,7 @@ from typing import Any
 
 _DRIVER = "libcuda.so.1"
 _NAME_LENGTH = 256
-_MAJOR, _MINOR = 75, 76  # values of CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR in cuda.h
+_MAJOR, _MINOR = 75, 76  # cuda.h calls these CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
 
 
 FP8_CAPABILITY = (8, 9)

@@ -100,7 +100,9 @@ def test_an_operator_that_means_another_thing_in_a_later_opset_is_refused(tmp_pa
     model.graph.node[1].attribute.append(onnx.helper.make_attribute("axes", [1]))
     model.opset_import[0].version = 17
     graph = write_model(model, tmp_path / "model.onnx")
-    with pytest.raises(InvalidRequest, match=r"ReduceMean y of opset \d+ in .*; allowed: opset 19; export it again"):
+    with pytest.raises(
+        InvalidRequest, match=r"ReduceMean y of opset \d+ in .*; allowed: opset 19; export the model again"
+    ):
         quantize_static(graph, tmp_path / "fp8.onnx", [{"x": np.ones((1, 2), np.float32)}], quant_type="fp8")
 
 
@@ -136,7 +138,7 @@ def test_what_is_kept_is_exact(form: str, graph: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="no node 'out_samples'; .* did you mean 'out_sample'"):
         write_it(["out_samples"])
     with pytest.raises(
-        InvalidRequest, match="nothing to quantise; allowed: Conv or MatMul or Gemm with float32 weights"
+        InvalidRequest, match="nothing to quantise; allowed: a Conv or MatMul or Gemm with float32 weights"
     ):
         write_it(["a", "embedded", "q", "k", "out_sample"])
 

@@ -54,7 +54,7 @@ def test_torch_is_ready_with_all_that_it_needs_only(package: str, reason: str, m
     monkeypatch.setitem(sys.modules, package, None)
     row = next(row for row in backends() if row.name == "torch")
     assert (row.reason, row.devices, row.precisions) == (reason, (), ())
-    with pytest.raises(RuntimeMissing, match=rf"torch cannot be used here: no {package}; pip install .*\[train\]"):
+    with pytest.raises(RuntimeMissing, match=rf"torch cannot be used here without {package}; pip install .*\[train\]"):
         open_runner(unet, "torch")
 
 

@@ -379,7 +379,7 @@ def test_settings_that_would_change_nothing_are_refused(exported: Exported) -> N
     plain = Path(stillhouse.__file__).parent / "shapes/weights/vae/decoder.onnx"  # it has no attention
     assert open_torch(plain, attention="sdpa").layer_precisions.keys() == {"f32"}
     for how in ("vanilla", "sliced"):
-        with pytest.raises(InvalidRequest, match=f"attention is '{how}' in a network that has none"):
+        with pytest.raises(InvalidRequest, match=f"attention is '{how}' in a network without attention"):
             open_torch(plain, attention=how)
 
 

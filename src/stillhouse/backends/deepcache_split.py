@@ -27,7 +27,7 @@ DEEP_TENSOR = "deep"
 _JOIN = re.compile(r".*/up_blocks\.(\d+)/[^/]+")
 _BELOW = re.compile(r".*/(?:mid_block|up_blocks\.(\d+))/.*")
 _HEAVY = {"Conv", "Gemm", "MatMul"}
-_GRAPH = 5  # value of AttributeProto.GRAPH
+_GRAPH = 5  # AttributeProto.GRAPH as a number, so that onnx is imported only when a graph is split
 _ALLOWED = "a U-Net exported by `stillhouse import`, whose node names show its blocks"
 
 

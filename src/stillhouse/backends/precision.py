@@ -25,7 +25,7 @@ from stillhouse.backends.onnx_edit import (
 )
 from stillhouse.backends.runtime import require, translate_errors
 
-_FLOAT, _HALF = 1, 10  # values of TensorProto.FLOAT and FLOAT16
+_FLOAT, _HALF = 1, 10  # TensorProto.FLOAT and FLOAT16 as numbers, so that onnx is imported only when it is needed
 _HALVES = "tensor(float16)"
 _HALF_STARTS = {*COMPUTE_OPS, "ConvTranspose", "Attention", "Einsum"}
 _ANGULAR = {"Sin", "Cos", "Tan"}

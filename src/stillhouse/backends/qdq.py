@@ -28,7 +28,7 @@ QUANT_TYPES: tuple[QuantType, ...] = ("uint8", "int8", "fp8")
 _LARGEST: Mapping[WeightType, int] = {"int8": 63, "uint8": 127}
 """Largest quantised weight minus the zero point. Signed weights use 7 bits, since x86 could overflow with 8 (see
 `quantize`)."""
-_FLOAT, _E4M3 = 1, 17  # values of TensorProto.FLOAT and FLOAT8E4M3FN
+_FLOAT, _E4M3 = 1, 17  # TensorProto.FLOAT and FLOAT8E4M3FN as numbers, so that onnx is imported only when needed
 _SYMMETRIC: Mapping[QuantType, int] = {"int8": 127, "fp8": 448}
 """Largest quantised magnitude of inputs and weights of the symmetric formats."""
 _WIDEST = 2.0**30

@@ -48,7 +48,7 @@ Feeds = Sequence[Mapping[str, NDArray[Any]]]
 _OPSET = 13  # opset 13 is the first in which DequantizeLinear takes a scale for each channel
 _WITH_FP8, _IR_WITH_FP8 = 19, 9
 _ACTIVATIONS = ("Relu", "Clip")
-_FLOAT = 1  # value of TensorProto.FLOAT
+_FLOAT = 1  # TensorProto.FLOAT as a number, so that onnx is imported only when a graph is quantised
 
 
 def quantize_static(
@@ -172,7 +172,7 @@ def quantize_openvino(graph: Path, out: Path, feeds: Feeds, *, keep: Collection[
             ignored_scope=ignored,
             advanced_parameters=advanced.AdvancedQuantizationParameters(
                 activations_range_estimator_params=ranges.MINMAX,
-                disable_bias_correction=True,  # bias correction is slow, and gains 0.1 dB on the Shapes denoiser
+                disable_bias_correction=True,  # bias correction is slow, and gains only 0.1 dB (Shapes denoiser)
                 overflow_fix=advanced.OverflowFix.ENABLE,
                 smooth_quant_alphas=advanced.AdvancedSmoothQuantParameters(convolution=0.5, matmul=0.5),
             ),
@@ -263,11 +263,13 @@ def _quantizable_nodes(
     excluded = check_node_names(keep, model)
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
     if opset < _OPSET:
-        raise InvalidRequest(f"{graph} is of opset {opset}", allowed=f"{_OPSET} and later", fix="export it again")
+        raise InvalidRequest(
+            f"{graph} is of opset {opset}", allowed=f"{_OPSET} and later", fix="export the model again"
+        )
     nodes = (node for node in model.graph.node if node.op_type in operators and node_name(node) not in excluded)
     heavy = [node for node in nodes if _has_weights(node, constants)]
     if not heavy:
-        allowed = f"{' or '.join(operators)} with float32 weights that is not in `keep`"
+        allowed = f"a {' or '.join(operators)} with float32 weights that is not in `keep`"
         raise InvalidRequest(f"{graph} has nothing to quantise", allowed=allowed)
     return heavy
 
@@ -285,9 +287,9 @@ def _raise_opset(graph: Path, model: Model) -> None:
     for node in _iterate_nodes(model.graph):
         if _changed_meaning(node):
             message = (
-                f"{node.op_type} {node_name(node)} of opset {opset.version} in {graph} differs in opset {_WITH_FP8}"
+                f"{node.op_type} {node_name(node)} of opset {opset.version} in {graph} changes in opset {_WITH_FP8}"
             )
-            raise InvalidRequest(message, allowed=f"opset {_WITH_FP8}", fix="export it again")
+            raise InvalidRequest(message, allowed=f"opset {_WITH_FP8}", fix="export the model again")
     opset.version = _WITH_FP8
     model.ir_version = max(model.ir_version, _IR_WITH_FP8)
 

@@ -190,7 +190,7 @@ def order_feeds(feeds: Mapping[str, Any], inputs: Sequence[TensorSpec]) -> dict[
         InvalidRequest: an input has no array.
     """
     if missing := [spec.name for spec in inputs if spec.name not in feeds]:
-        raise InvalidRequest(f"no array for input {', '.join(missing)}", allowed="an array for each input")
+        raise InvalidRequest(f"there is no array for input {', '.join(missing)}", allowed="an array for each input")
     return {spec.name: feeds[spec.name] for spec in inputs}
 
 

@@ -55,7 +55,8 @@ def read_safetensors_index(path: Path) -> dict[str, StoredTensor]:
     for name, tensor in layout.items():
         if not start <= tensor.offset <= tensor.offset + tensor.length <= size:
             raise PipelineError(
-                f"{path} is cut short: it has {size} bytes, but tensor {name} ends at {tensor.offset + tensor.length}"
+                f"{path} is cut short: it has {size} bytes, "
+                f"but tensor {name} ends at byte {tensor.offset + tensor.length}"
             )
     return layout
 

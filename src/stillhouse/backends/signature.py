@@ -71,7 +71,7 @@ def read_signature(path: Path, *, external: bool = True) -> Signature:
     try:
         signature = read(path)
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, ElementTree.ParseError) as error:
-        raise PipelineError(f"{path} is no {kind} graph, or a part of one", fix=_FIX) from error
+        raise PipelineError(f"{path} is no {kind} graph, or is cut short", fix=_FIX) from error
     for name, size in signature.external.items() if external else ():
         _check_external(path, name, size)
     return signature

@@ -416,7 +416,7 @@ class TensorRTEngine:
         for index, profile in enumerate(self._profiles):
             if all(profile[name].contains(shape) for name, shape in zip(self._inputs, shapes, strict=True)):
                 return index
-        raise BackendFailed(f"the engine was built for no shapes like {', '.join(map(str, shapes))}")
+        raise BackendFailed(f"the engine was not built for inputs of shapes {', '.join(map(str, shapes))}")
 
     def _context(self, profile: int) -> Any:
         """Return TensorRT's execution context of the optimization profile with this index; create it on first use.

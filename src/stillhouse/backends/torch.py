@@ -111,7 +111,7 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
     axes = fix_axes(options.shapes, signature.inputs)
     network_class = _network_class(graph, signature)
     if missing := _missing_packages():
-        raise RuntimeMissing(f"{_NAME} cannot be used here: no {', '.join(missing)}", fix=install_command(_NAME))
+        raise RuntimeMissing(f"{_NAME} cannot be used here without {', '.join(missing)}", fix=install_command(_NAME))
     torch = import_torch()
     device = resolve_device(torch, settings["device"])
     precision = options.precision if options.precision != "auto" else _preferred_precision(torch, kind)
@@ -295,7 +295,9 @@ def _preferred_precision(torch: Any, device_kind: str) -> str:
 def _set_memory_format(torch: Any, module: Any, memory_format: str) -> None:
     if memory_format == "channels_last":
         if not any(isinstance(part, torch.nn.Conv2d) for part in module.modules()):
-            raise InvalidRequest("memory_format is 'channels_last' in a network without convolutions")
+            raise InvalidRequest(
+                "memory_format is 'channels_last' in a network without convolutions", allowed="contiguous"
+            )
         module.to(memory_format=torch.channels_last)
 
 

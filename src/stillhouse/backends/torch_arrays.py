@@ -51,7 +51,9 @@ def load_fused_step(device: str) -> FusedStep | None:
 
         one = torch.zeros(1, 4, 8, 8, device=device)
         rows = one.new_zeros(1, 2, dtype=torch.int32)
-        for past, places in product((None, one), (None, rows)):  # compiled now, so that no picture waits
+        for past, places in product(
+            (None, one), (None, rows)
+        ):  # every variant is compiled now, so that no picture waits
             output = one if places is not None else torch.cat([one, one])
             guided_step(one, output, places, one.new_zeros(1, len(STEP_WEIGHTS) + 1), past)
     except Exception as error:  # Triton fails in many ways, for example without a C compiler

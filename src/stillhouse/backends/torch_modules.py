@@ -104,7 +104,7 @@ def load_module(folder: Path, library_name: str, class_name: str, dtype: torch.d
         )
     if unfit := sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])}):
         raise BackendFailed(
-            f"{folder} has no fitting weights for {len(unfit)} tensors of the network: {', '.join(unfit[:3])}, ..."
+            f"{folder} has no fitting weights for {len(unfit)} tensors of the network, such as {unfit[0]}"
         )
     return network.requires_grad_(False)
 
@@ -113,7 +113,7 @@ def load_module(folder: Path, library_name: str, class_name: str, dtype: torch.d
 def quiet_library(library: Any) -> Iterator[None]:
     """Suppress log messages below errors, and progress bars, of diffusers or transformers in the block."""
     logging = getattr(getattr(library, "utils", None), "logging", None)
-    if logging is None:  # the library is another package, whose networks derive from those of diffusers
+    if logging is None:  # another package's library has no logging of its own; its networks log as diffusers does
         logging = import_module("diffusers").utils.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -166,14 +166,14 @@ def set_attention(module: nn.Module, attention: str) -> None:
     """
     if isinstance(module, TextEncoderModule):
         if attention == "sliced":
-            raise InvalidRequest("attention is 'sliced' in a text encoder", allowed="any other")
+            raise InvalidRequest("attention is 'sliced' in a text encoder", allowed="any other attention")
         module.network.set_attn_implementation("eager" if attention == "vanilla" else "sdpa")
         return
     from diffusers.models import attention_processor as processors
 
     blocks = [part for part in module.modules() if isinstance(part, processors.Attention)]
     if not blocks and attention != "sdpa":
-        raise InvalidRequest(f"attention is {attention!r} in a network that has none")
+        raise InvalidRequest(f"attention is {attention!r} in a network without attention", allowed="sdpa")
     for block in blocks:
         if attention == "sliced":
             block.set_processor(processors.SlicedAttnProcessor(max(1, block.heads // 2)))

@@ -37,7 +37,7 @@ def staged(target: Path, *, force: bool) -> Iterator[Path]:
     stage.chmod(0o755)
     try:
         yield stage
-        for path in stage.rglob("*"):  # every user may read the files, though some libraries let only the owner do so
+        for path in stage.rglob("*"):  # readable for all users, since some libraries write files for their owner only
             path.chmod(0o755 if path.is_dir() else 0o644)
         if target.exists():
             retired = stage.with_suffix(".old")

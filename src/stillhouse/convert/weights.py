@@ -36,7 +36,7 @@ def read_module(folder: Path, kind: Any, dtype: str | None) -> Any:
         network, report = kind.from_pretrained(
             folder, dtype=torch_dtype, variant=variant, local_files_only=True, output_loading_info=True
         )
-    except Exception as error:  # each library and file format raises other classes
+    except Exception as error:  # the exceptions differ between libraries and file formats
         raise ImportFailed(f"{folder} cannot be read: {first_error_line(str(error))}", fix=REDOWNLOAD) from error
     wrong = sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])})
     if wrong:

@@ -292,7 +292,7 @@ def test_a_graph_that_is_none(tmp_path: Path, read: Callable[[Path], object]) ->
         read(path)
     whole = networks.detector(path).read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(PipelineError, match=r"graph.onnx is no ONNX graph, or a part of one"):
+    with pytest.raises(PipelineError, match=r"graph.onnx is no ONNX graph, or is cut short"):
         read(path)
 
 

@@ -152,7 +152,9 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         guided_step.guided_step(x, torch.ones(4, 6, 2, 3), rows, weights)
     with pytest.raises(InvalidRequest, match="do not fit 2 pictures"):
         guided_step.guided_step(x, torch.ones(4, 6, 2, 2), rows.long(), weights)
-    with pytest.raises(InvalidRequest, match="there are 3 rows of output for 2 pictures; allowed: 4, or `rows`"):
+    with pytest.raises(
+        InvalidRequest, match="there are 3 rows of output for 2 pictures; allowed: 4, or the argument `rows`"
+    ):
         guided_step.guided_step(x, torch.ones(3, 6, 2, 2), None, weights)
     with pytest.raises(
         InvalidRequest, match=r"weights \[2, 6\] do not fit 2 pictures; allowed: int32 \[2, 1 \+ T\] and \[2, 5"

@@ -44,8 +44,11 @@ def compile_kernel(case: CompileCase, capability: int) -> bytes:
         BackendFailed: Triton interprets in this process, or cannot compile the kernel.
     """
     if INTERPRETED:
-        raise BackendFailed("Triton interprets kernels in this process", fix="start one without TRITON_INTERPRET")
-    # torch aligns tensors to 16 bytes. With this hint, kernels read vectors of several elements at once.
+        raise BackendFailed(
+            "Triton interprets kernels in this process, so none can be compiled",
+            fix="start a process without TRITON_INTERPRET",
+        )
+    # Pointers get the hint that torch aligns tensors to 16 bytes, so that kernels read several elements at once.
     aligned = {
         (place,): [["tt.divisibility", 16]]
         for place, name in enumerate(case.function.arg_names)

@@ -103,7 +103,10 @@ class StableDiffusionConversion:
         """
         lengths = {_convert_tokenizer(source, role, stage) for role in self.text_encoders}
         if len(lengths) > 1:
-            raise ImportFailed(f"the tokenizers make {lengths} tokens of a text", allowed="the same number for all")
+            raise ImportFailed(
+                f"the tokenizers pad a text to different numbers of tokens: {lengths}",
+                allowed="the same number for all",
+            )
         return ConvertedTokenizers({role: tokenizer_folder(role) for role in self.text_encoders}, lengths.pop())
 
     def graphs(self, source: Source, folder: str, network: Any, tokens: int) -> Sequence[GraphExport]:
@@ -235,7 +238,7 @@ def _convert_tokenizer(source: Source, role: str, stage: Path) -> int:
     tokenizer: Any = transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     if len(tokenizer) > config["vocab_size"]:
         raise ImportFailed(
-            f"{folder} has {len(tokenizer)} tokens, more than {role}", allowed=f"at most {config['vocab_size']}"
+            f"{folder} has {len(tokenizer)} tokens, more than {role} knows", allowed=f"at most {config['vocab_size']}"
         )
     if config.get("use_attention_mask"):
         raise ImportFailed(f"{role} takes an attention mask", allowed="a CLIP text encoder without one")
