@@ -4,11 +4,11 @@
     |-- InvalidRequest              a request that cannot be met as given (also a ValueError)
     |-- PipelineError               a pipeline directory that cannot be used
     |   |-- ManifestError           the manifest is missing, broken, or of another version
-    |   `-- TamperedFile            a file is not the one that the manifest names
-    |-- ImportFailed                a source that cannot become a pipeline
+    |   `-- TamperedFile            a file does not have the checksum that the manifest states
+    |-- ImportFailed                a model that cannot be imported as a pipeline
     |-- UnknownModel                no such embedded model, directory or hub id
-    |-- RuntimeMissing              a runtime or an extra that is not installed here
-    |-- UnsupportedPrecision        a backend that cannot do what was asked on this machine
+    |-- RuntimeMissing              a runtime or an optional package that is not installed here
+    |-- UnsupportedPrecision        a backend that cannot compute in the requested precision on this machine
     |-- BackendFailed               a runtime refused a model or failed while running it
     |-- FitFailed                   training cannot go on: no finite loss, no room for a checkpoint
     |-- Refused                     a server does not take a request now; the error says when to try again
@@ -39,7 +39,7 @@ class StillhouseError(Exception):
 
 
 class InvalidRequest(StillhouseError, ValueError):
-    """A request that cannot be met as given: an unknown sampler, zero steps, a size that does not divide."""
+    """A request that cannot be met as given: an unknown sampler, zero steps, a size that does not fit the model."""
 
 
 class PipelineError(StillhouseError):
@@ -55,7 +55,7 @@ class TamperedFile(PipelineError):
 
 
 class ImportFailed(StillhouseError):
-    """A source model cannot be converted to a pipeline, since a component is missing or the architecture is unknown."""
+    """A model cannot be imported as a pipeline: a component is missing, or the target directory is in use."""
 
 
 class UnknownModel(StillhouseError):

@@ -1,4 +1,4 @@
-"""The telemetry of libraries, switched off before any of them is imported; see docs/privacy.md."""
+"""Switches off the telemetry of libraries before they are imported; see docs/privacy.md."""
 
 import os
 import sys

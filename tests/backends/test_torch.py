@@ -484,8 +484,8 @@ def test_a_bare_onnx_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ('{"_class_name": "FluxTransformer2DModel"}', "describes a FluxTransformer2DModel"),
-        ('{"architectures": ["T5EncoderModel"]}', "describes a T5EncoderModel"),
+        ('{"_class_name": "FluxTransformer2DModel"}', "describes a FluxTransformer2DModel, which is not known"),
+        ('{"architectures": ["T5EncoderModel"]}', "describes a T5EncoderModel, which is not known"),
         ("{}", "names no class of network"),
         ("[1]", "names no class of network"),
         ('{"architectures": []}', "names no class of network"),

@@ -64,23 +64,24 @@ def list_blocks(graph: Path) -> list[Block]:
 def minimal_exact_blocks(
     blocks: Iterable[Block], passes: Callable[[frozenset[str]], bool], *, max_calls: int | None = None
 ) -> frozenset[str]:
-    """Find a small set of blocks such that the network passes with these blocks kept in float32.
+    """Return the names of a small set of blocks with which, kept in float32, the network is accurate enough.
 
-    The method is delta debugging (ddmin; Zeller and Hildebrandt 2002). The set is 1-minimal: it passes, and fails when
-    any one block is removed. `passes` is called at most n^2 + 3 n times for n blocks, and never twice for one set.
-    About 2 log2(n) calls suffice where one block is the cause. Measured with 32 blocks: 9 calls where one block is the
-    cause, 26 for two, 64 for four.
+    The method is delta debugging (ddmin; Zeller and Hildebrandt 2002). The set is 1-minimal: `passes` accepts it, and
+    refuses it when any one block is removed. `passes` is called at most n^2 + 3 n times for n blocks, and never twice
+    for one set. About 2 log2(n) calls suffice where one block is the cause. Measured with 32 blocks: 9 calls where one
+    block is the cause, 26 for two, 64 for four.
 
     Args:
         blocks: blocks to choose from.
         passes: given names of blocks, returns whether the network is accurate enough with these blocks in float32.
-        max_calls: largest number of calls of `passes`. When it is reached, the result passes but may not be 1-minimal.
+        max_calls: largest number of calls of `passes`; None: no limit. When it is reached, the smallest accepted set so
+            far is returned, which may not be 1-minimal.
 
     Returns:
-        Names of the blocks; empty where the network passes without any.
+        Names of the blocks; empty where the network is accurate enough without any block in float32.
 
     Raises:
-        UnsupportedPrecision: no set passes, or no set was found within `max_calls`.
+        UnsupportedPrecision: `passes` accepts no set, or accepted none within `max_calls` calls.
 
     >>> network = [Block(name, (name,)) for name in ("first", "middle", "last")]
     >>> sorted(minimal_exact_blocks(network, lambda kept: {"first", "last"} <= kept))

@@ -1,4 +1,4 @@
-"""The interface of a Runner, a network that an inference runtime has opened, and the class GraphRunner that has it.
+"""The interface Runner of a network that an inference runtime has opened, and its implementation GraphRunner.
 
 A GraphRunner checks the feeds (input arrays by name) before it calls the runtime. OpenVINO does not check feeds: where
 one input has three rows and another has two, OpenVINO reads past the end of the second.
@@ -30,7 +30,7 @@ class Runner(Protocol):
 
     @property
     def precision(self) -> str:
-        """Precision in which the heavy layers compute, as the runtime reports it: f32, bf16, f16, int8 or mixed."""
+        """Precision in which matrix products compute, as the runtime reports it: f32, bf16, f16, int8 or mixed."""
 
     @property
     def layer_precisions(self) -> Mapping[str, int]:
@@ -153,7 +153,7 @@ class GraphRunner:
         The next call may overwrite the returned arrays. `diffusion.arrays` describes arrays on a device.
 
         Raises:
-            InvalidRequest: see `__call__`.
+            InvalidRequest: an array is missing or unknown, or differs in dtype or shape from `inputs`.
             BackendFailed: the runtime failed, or takes NumPy arrays only.
         """
         if self.device_run is None:

@@ -29,7 +29,7 @@ _INTEGER_PREFIXES = (
 )
 _FIX = "restore the file, or export or import the model again"
 _MAX_BYTES = (2 << 30) - 1
-"""Largest number of bytes of a protobuf message."""
+"""Largest number of bytes of a protobuf message, and so of an ONNX file."""
 OPENVINO_SUFFIX = ".xml"
 """The suffix of an OpenVINO graph. Its weights lie in a .bin file of the same name."""
 AXES_KEY = ("stillhouse", "axes")
@@ -55,7 +55,7 @@ class Signature:
 
 
 def read_signature(path: Path, *, external: bool = True) -> Signature:
-    """Read the signature of a graph file.
+    """Read the signature (inputs, outputs, weights files, arithmetic) of a graph file.
 
     Args:
         path: an ONNX file, or an OpenVINO graph (.xml).

@@ -72,7 +72,7 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions, name: 
             `options.shapes`. Without ranges, an engine has static shapes.
         batches: apart, or together: one engine, with one copy of the weights, for all sizes of `options.batch_sizes`.
             At each size it is as fast as a static engine. For n sizes, building takes n times as long.
-        graphs: none, or cuda: all kernels of an evaluation are launched at once, see `torch_graphs`.
+        graphs: none, or cuda: a CUDA graph launches all kernels of a call at once, see `torch_graphs`.
         weights: fixed, or refit: adapters can change the weights of the engine. The engine may be slower than with
             fixed weights, since TensorRT folds fixed weights.
 
@@ -211,7 +211,7 @@ def build_engine(
 
 
 def tensorrt_device_arrays(settings: Mapping[str, str], name: str = "tensorrt") -> Any:
-    """Return the operations on torch tensors on the GPU of these settings, see `torch_arrays`.
+    """Return the operations on tensors (`torch_arrays.TorchArrays`) on the GPU that these settings name.
 
     Raises:
         RuntimeMissing, InvalidRequest: torch is not installed, or the machine lacks the GPU.
@@ -411,7 +411,7 @@ class TensorRTEngine:
         """Return the index of the first profile whose ranges contain these shapes of the inputs.
 
         Raises:
-            BackendFailed: there is none.
+            BackendFailed: no profile contains the shapes.
         """
         for index, profile in enumerate(self._profiles):
             if all(profile[name].contains(shape) for name, shape in zip(self._inputs, shapes, strict=True)):

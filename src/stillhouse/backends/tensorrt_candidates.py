@@ -1,4 +1,4 @@
-"""The configurations of TensorRT and of TensorRT for RTX that `accelerate` measures."""
+"""The configurations of TensorRT and of TensorRT for RTX that `stillhouse accelerate` measures."""
 
 from collections.abc import Iterator
 

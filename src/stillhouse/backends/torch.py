@@ -84,7 +84,7 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
             the replaced modules compute the same in plain torch.
         qkv: apart, or joined: one matrix product computes queries, keys and values of a denoiser's attention.
         quantize: none, int8 or fp8: the linear layers of transformer blocks, by torchao; see `torch_quantize`.
-        graphs: none, or cuda: on a GPU, all kernels of an evaluation are launched at once, see `torch_graphs`.
+        graphs: none, or cuda: on a GPU, a CUDA graph launches all kernels of a call at once, see `torch_graphs`.
         offload: none, or cpu: on a GPU, weights stay in the processor's memory and are copied layer by layer.
 
     At every call, `threads` sets torch's number of threads for the whole process. Idle threads sleep, unless the

@@ -100,10 +100,10 @@ def _project(attn: Any, tokens: Tensor, text: Tensor | None) -> tuple[Tensor, Te
 
 
 def set_attention_kernel(module: nn.Module, kernel: str) -> None:
-    """Compute every attention of a denoiser by one kernel.
+    """Let one kernel of torch compute every attention of a denoiser.
 
     Args:
-        module: changed in place.
+        module: the denoiser, changed in place.
         kernel: a name of `ATTENTION_KERNELS`.
 
     Raises:

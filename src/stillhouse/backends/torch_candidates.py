@@ -73,7 +73,7 @@ def _cpu_candidates(context: CandidateContext) -> Iterator[CandidateSpec]:
 
 
 def exclusion(spec: CandidateSpec, context: CandidateContext) -> str:
-    """Return why a configuration of torch cannot run here, or gains nothing; "" where it may."""
+    """Return why a configuration of torch cannot run here, or would gain nothing; "" where it should be measured."""
     if "device" not in spec.options:
         return _cpu_exclusion(spec, context)
     if not any(device.startswith(CUDA) for device in context.status.devices):

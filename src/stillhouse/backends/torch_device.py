@@ -35,12 +35,12 @@ def gpu_device(requested: str) -> str:
 def import_torch() -> Any:
     """Import torch, and return the module.
 
+    The environment variable OMP_WAIT_POLICY is set to PASSIVE first, unless it is set already. By default, torch's
+    OpenMP threads spin at every barrier. Where other processes use the cores, a spinning thread keeps a core from the
+    thread for which it waits: 2 threads on 2 busy cores took 60 times as long.
+
     Raises:
         RuntimeMissing: torch cannot be imported.
-
-    OMP_WAIT_POLICY is set to PASSIVE first, unless the environment sets it. By default, torch's OpenMP threads spin at
-    every barrier. Where other processes use the cores, a spinning thread keeps a core from the thread for which it
-    waits: 2 threads on 2 busy cores took 60 times as long.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     return require("torch")

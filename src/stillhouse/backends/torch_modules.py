@@ -1,7 +1,7 @@
 """diffusers' and transformers' networks as torch modules with the inputs and outputs of the ONNX graphs.
 
-The exporter and the torch backend use the same modules. This module imports torch: import it inside functions only, or
-in modules that make models.
+The exporter traces these modules, and the torch backend runs them. This module imports torch: import it inside
+functions only, or in modules that make models.
 """
 
 from collections.abc import Iterator, Sequence
@@ -210,7 +210,7 @@ def _is_penultimate(graph: Path) -> bool:
     norm. No other file says which states the graph returns.
 
     Raises:
-        BackendFailed: the operator is another one.
+        BackendFailed: the operator is neither a norm nor a sum, so the graph does not show this.
     """
     nodes = onnx.load(graph, load_external_data=False).graph.node
     operators = [node.op_type for node in nodes if "last_hidden_state" in node.output]

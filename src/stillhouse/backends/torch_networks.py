@@ -80,7 +80,7 @@ def torch_network_names() -> list[str]:
 
 
 def _scale(config: Any) -> int:
-    """Return how many pixels of a side of a picture one latent of an autoencoder stands for, from its configuration."""
+    """Return by which factor a picture's height and width exceed those of its latents, from an autoencoder's config."""
     return int(2 ** (len(config.block_out_channels) - 1))
 
 

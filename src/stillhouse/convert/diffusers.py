@@ -99,7 +99,7 @@ class _Conversion:
         return components
 
     def write_other_files(self) -> None:
-        """Write the files besides networks that diffusers needs to open the directory."""
+        """Write the scheduler's configuration and model_index.json, which diffusers needs to open the directory."""
         shutil.copytree(self.source.directory / "scheduler", self.stage / "scheduler")
         index = self.family.index(self.source)
         (self.stage / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Diffusers directories as import sources, on disk or in the hub's cache."""
+"""Diffusers directories that can be imported, on disk or in the cache of the Hugging Face hub."""
 
 import json
 import re

@@ -23,7 +23,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """A speed ratio with the bounds of its 95 % bootstrap interval, see `paired_ratio`."""
+    """How many times faster one implementation is than another, with the bounds of the 95 % bootstrap interval."""
 
     value: float
     low: float

@@ -29,7 +29,7 @@ class Machine:
     """The part of a machine that this process may use.
 
     Args:
-        processor: model name.
+        processor: model name of the processor.
         cores: physical cores that affinity and the container's quota allow.
         memory: bytes of main memory, or the container's limit if that is lower; None where the system reports neither.
         instructions: instruction set extensions of the processor that decide which precisions are fast, such as
@@ -60,7 +60,7 @@ class Machine:
 
 
 def read_machine(root: Path = Path("/")) -> Machine:
-    """Describe this machine.
+    """Return a description of this machine, as far as the system reports it.
 
     Args:
         root: on Linux, the directory that holds `proc` and `sys`. Other systems are described by Python's standard

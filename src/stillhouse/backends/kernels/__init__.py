@@ -7,8 +7,8 @@
     layer_norm    LayerNorm, and the residual sum before it  in one pass
     guided_step   guidance, clean picture and sampler step   in one pass
 
-Each module gives the bytes that must move, to which its speed is compared. Each kernel is a `torch.library` custom op,
-which torch.compile does not change. On CPU tensors an op computes its reference, unless TRITON_INTERPRET=1 was in the
-environment when the module was imported. `swap` puts the kernels into a loaded network, and takes them out again. torch
-and Triton are imported here: import these modules inside functions only.
+Each module states the least number of bytes that its kernel must read and write, to which its speed is compared. Each
+kernel is a `torch.library` custom op, which torch.compile does not change. On CPU tensors an op computes its reference,
+unless TRITON_INTERPRET=1 was in the environment when the module was imported. `swap` puts the kernels into a loaded
+network, and takes them out again. torch and Triton are imported here: import these modules inside functions only.
 """

@@ -110,7 +110,14 @@ class StableDiffusionConversion:
         return ConvertedTokenizers({role: tokenizer_folder(role) for role in self.text_encoders}, lengths.pop())
 
     def graphs(self, source: Source, folder: str, network: Any, tokens: int) -> Sequence[GraphExport]:
-        """Return the graphs of a text encoder, of the U-Net, or of the autoencoder's two halves."""
+        """Return the graphs to export of a network: two of an autoencoder, one of a U-Net or a text encoder.
+
+        Args:
+            source: the checkpoint.
+            folder: name of the network's sub-directory.
+            network: the network, with its weights loaded.
+            tokens: length in tokens of the example text with which the network is traced.
+        """
         if folder == AUTOENCODER_FOLDER:
             return autoencoder_graphs(network)
         if folder == DENOISER_FOLDER:
@@ -177,7 +184,7 @@ def unet_graph(unet: Any, tokens: int) -> GraphExport:
 
 
 def text_encoder_graph(encoder: Any, role: str, tokens: int, *, penultimate: bool) -> GraphExport:
-    """Return the graph to export of a CLIP text encoder. With a projection, it has the second output text_embeds.
+    """Return the graph to export of a CLIP text encoder. Encoders with a projection have a second output, text_embeds.
 
     Args:
         encoder: a CLIPTextModel or CLIPTextModelWithProjection.
