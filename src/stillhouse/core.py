@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 Array: TypeAlias = NDArray[np.float32]
 Picture: TypeAlias = NDArray[np.uint8]
-"""RGB, uint8, [height, width, 3]."""
+"""An RGB picture: uint8 [height, width, 3]."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

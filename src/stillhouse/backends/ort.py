@@ -1,4 +1,7 @@
-"""The onnxruntime backend, on the processor or on a GPU provider. Only this module imports onnxruntime."""
+"""The onnxruntime backend, on the CPU or, by another execution provider, on a GPU.
+
+Only this module imports onnxruntime.
+"""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence

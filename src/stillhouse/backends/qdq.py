@@ -149,9 +149,9 @@ class QdqRewriter:
         return name
 
     def _dynamic_input(self, name: str) -> tuple[str, str, str]:
-        """Return the names of a tensor's integers, scale and zero point, computed from its range at run time.
+        """Return the names of the integers, the scale and the zero point to which a tensor is quantised at run time.
 
-        The operator that computes them is appended on first use.
+        The operator that measures the range of the tensor and quantises it is appended on first use.
         """
         if name not in self._dynamic_inputs:
             self._dynamic_inputs[name] = (f"{name}.taken", f"{name}.taken.scale", f"{name}.taken.zero")

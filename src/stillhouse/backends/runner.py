@@ -30,7 +30,7 @@ class Runner(Protocol):
 
     @property
     def precision(self) -> str:
-        """Precision in which matrix products compute, as the runtime reports it: f32, bf16, f16, int8 or mixed."""
+        """Precision of convolutions and matrix products, as the runtime reports it: f32, bf16, f16, int8 or mixed."""
 
     @property
     def layer_precisions(self) -> Mapping[str, int]:

@@ -60,7 +60,7 @@ class TextEncoderModule(nn.Module):
 
 
 class VaeEncoderModule(nn.Module):
-    """The encoder of an AutoencoderKL as a module of its own: a picture in, mean and deviation of its latents out."""
+    """The encoder of an AutoencoderKL as a module: pictures in, mean and standard deviation of their latents out."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class VaeEncoderModule(nn.Module):
 
 
 class VaeDecoderModule(nn.Module):
-    """The decoder of an AutoencoderKL as a module of its own: latents in, pictures out."""
+    """The decoder of an AutoencoderKL as a module: latents in, pictures out."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()

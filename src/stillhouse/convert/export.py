@@ -40,8 +40,8 @@ class GraphExport:
         role: role of the component that runs the graph.
         file: name of the graph's file.
         module: module that takes the inputs by position; the network is the module or its attribute `network`.
-        inputs: an example and its dynamic axes, by name of the input.
-        outputs: dynamic axes, by name of the output.
+        inputs: example tensor, and names of its dynamic axes by position, of each input by name.
+        outputs: names of the dynamic axes by position, of each output by name.
         weights_prefix: prefix of the names of this network's weights, which some checkpoints leave out; may be empty.
     """
 

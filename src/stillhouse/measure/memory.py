@@ -72,7 +72,7 @@ def peak_resident_bytes(pid: int, root: Path = _ROOT) -> int | None:
 
 
 def _descendants(pid: int, root: Path) -> list[int]:
-    """Return the ids of the descendants of a process, children first.
+    """Return the ids of the descendants of a process, each before its own children.
 
     Every process on the machine is asked for its parent, because not every kernel lists the children of a process.
     """

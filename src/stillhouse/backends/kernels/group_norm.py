@@ -51,13 +51,13 @@ parts, and few parts would leave most of a GPU idle."""
 _PIXELS = 16
 """Smallest number of pixels of a part of a picture."""
 _ROWS = 32
-"""Largest number of pixels that a program holds at once: with more, too few programs fit on a multiprocessor."""
+"""Largest number of pixels that a program of these kernels holds at once: with more, a multiprocessor runs too few."""
 _PROGRAMS, _MOST_PROGRAMS = 256, 528
 """Largest numbers of programs for one picture: about as many as a large GPU runs at once, and several for each of its
 multiprocessors where the moments of parts are joined first. More programs would read more moments than pixels."""
 _LANES = 128
 _JOINED_GROUPS = 8
-"""Number of groups whose moments one program joins; a GPU loads the bytes of so many in one read."""
+"""Number of groups whose moments (means and sums of squares) one program joins: so many fit into one read of a GPU."""
 
 
 def _prune_configs(configs: Sequence[Any], named_args: Mapping[str, Any], **constants: Any) -> Sequence[Any]:
@@ -351,7 +351,7 @@ by one program, the second time from the cache. "parts": by many programs."""
 
 
 def read_strategy(x: Tensor, groups: int) -> ReadStrategy:
-    """Return how the strips (one group's channels of a picture each) of pictures x [B, C, h, w] are read.
+    """Return how strips (each one group's channels of a picture) are read, from the size of pictures x [B, C, h, w].
 
     >>> small, large = torch.empty(2, 640, 32, 32), torch.empty(2, 320, 64, 64, dtype=torch.float16)
     >>> read_strategy(small, 32), read_strategy(large, 32)

@@ -72,6 +72,8 @@ def compile_cases(
 def uses_kernel(*tensors: Tensor) -> bool:
     """Return whether a kernel can run on these tensors: all lie on a GPU, or Triton interprets kernels on the CPU.
 
+    Where the result is False, callers compute the kernel's reference in plain torch.
+
     Raises:
         UnsupportedPrecision: a tensor has a dtype that no kernel accepts.
     """

@@ -24,7 +24,7 @@ from stillhouse.backends.kernels.launch import DTYPES, CompileCase, autotune, co
 from stillhouse.errors import InvalidRequest
 
 _FEWEST, _MOST = 1024, 4096
-"""Smallest and largest number of elements of a program."""
+"""Smallest and largest number of elements that one program of the kernel should normalise."""
 
 
 def _prune_configs(configs: Sequence[Any], named_args: Mapping[str, Any], **constants: Any) -> Sequence[Any]:

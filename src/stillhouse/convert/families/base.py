@@ -53,7 +53,7 @@ class ManifestParts:
 
 
 class ConversionFamily(Protocol):
-    """A kind of checkpoint that can be converted to a pipeline directory."""
+    """A family: the conversion of one kind of checkpoint to a pipeline directory."""
 
     name: str
     """Name of the family in `pipelines.families` that runs the converted pipelines."""
@@ -71,7 +71,7 @@ class ConversionFamily(Protocol):
         """
 
     def manifest_parts(self, source: Source) -> ManifestParts:
-        """Return the parts of the manifest that follow from the checkpoint's configurations.
+        """Return the fields of the pipeline's manifest that follow from the checkpoint's configurations.
 
         Raises:
             ImportFailed: a configuration is not supported.

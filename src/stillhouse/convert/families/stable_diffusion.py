@@ -28,7 +28,7 @@ _STEPS, _LCM_STEPS = 50, 4
 _LCM_GUIDANCE = 8.5
 """Default guidance scale of a latent consistency model that takes the scale as an input.
 
-This default and the default steps above are diffusers' defaults."""
+This default and the default numbers of steps (50, and 4 for latent consistency models) are those of diffusers."""
 
 
 class StableDiffusionConversion:
@@ -70,7 +70,7 @@ class StableDiffusionConversion:
             raise ImportFailed("the vae normalises its latents by channel", allowed="one scaling_factor for all")
 
     def manifest_parts(self, source: Source) -> ManifestParts:
-        """Return the manifest's parts from the configurations of the U-Net, the autoencoder and the scheduler."""
+        """Return the manifest's fields that follow from the configurations of U-Net, autoencoder and scheduler."""
         unet, vae = source.config(DENOISER_FOLDER), source.config(AUTOENCODER_FOLDER)
         config = read_sampling_config(
             source.config("scheduler", "scheduler_config.json"),
