@@ -62,7 +62,7 @@ def test_the_spread_of_equal_pictures_is_nothing_and_doubles_with_their_distance
     [
         (lambda: frechet_distance(normal(5, 2), normal(5, 3)), "same number of features"),
         (lambda: frechet_distance(normal(1, 2), normal(5, 2)), "needs two or more"),
-        (lambda: precision_recall(normal(5, 2), normal(5, 2)), "more than 5"),
+        (lambda: precision_recall(normal(5, 2), normal(5, 2)), "above 5"),
         (lambda: precision_recall(normal(9, 2), normal(8, 2)), "need the same number"),
         (lambda: prompt_diversity(np.zeros((3, 1, 2))), "two pictures or more"),
     ],

@@ -59,4 +59,4 @@ def test_where_triton_interprets_nothing_is_compiled() -> None:
         "silu",
     ]
     done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert done.returncode != 0 and "start one without TRITON_INTERPRET" in done.stderr
+    assert done.returncode != 0 and "start a process without TRITON_INTERPRET" in done.stderr

@@ -51,7 +51,7 @@ parts, and few parts would leave most of a GPU idle."""
 _PIXELS = 16
 """Smallest number of pixels of a part of a picture."""
 _ROWS = 32
-"""Largest number of pixels that a program of these kernels holds at once: with more, a multiprocessor runs too few."""
+"""Largest number of pixels that a program holds at once. With more, too few programs run on a multiprocessor."""
 _PROGRAMS, _MOST_PROGRAMS = 256, 528
 """Largest numbers of programs for one picture: about as many as a large GPU runs at once, and several for each of its
 multiprocessors where the moments of parts are joined first. More programs would read more moments than pixels."""
