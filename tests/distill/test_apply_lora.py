@@ -78,7 +78,10 @@ def test_a_fine_tuned_copy_of_the_teacher_becomes_a_student(models: Path, tmp_pa
 
 
 def test_a_network_of_another_shape_is_refused(models: Path, tmp_path: Path) -> None:
-    message = "for large, whose network (has another shape; allowed: models of the|predicts epsilon; allowed: models)"
+    message = (
+        "does not fit large, whose network (has layers of other shapes; allowed: models with the layers of|"
+        "predicts epsilon; allowed: models)"
+    )
     with pytest.raises(InvalidRequest, match=message):
         apply_lora(models / "large", models / "student" / LORA_FILE, tmp_path / "out")
     assert not (tmp_path / "out").exists()

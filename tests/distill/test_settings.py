@@ -46,14 +46,17 @@ def test_default_rates_depend_on_network_size_and_lora() -> None:
         ("max_hours = 0", "max_hours is 0"),
         ('method = "trajectories"\nsamples = 1', "samples is 1"),
         ('method = "trajectories"\n[students.edits]\nupdates = 3', "'edits'; allowed: decoder, 18, 9, 3"),
-        ('init_from = "student"', "init_from with method progressive; allowed: method trajectories"),
+        ('init_from = "student"', "init_from does not work with method progressive; allowed: method trajectories"),
         (
             'method = "trajectories"\ninit_from = "student"\nlora_rank = 4',
-            "init_from with lora_rank",
+            "init_from and lora_rank are both set",
         ),
-        ("end_to_end_fraction = 1.0", "end_to_end_fraction with method progressive; allowed: method trajectories"),
+        (
+            "end_to_end_fraction = 1.0",
+            "end_to_end_fraction does not work with method progressive; allowed: method trajectories",
+        ),
         ('method = "trajectories"\nend_to_end_fraction = 1.5', "end_to_end_fraction is 1.5"),
-        ("[dmd_weights]\n3 = 1.0", "dmd_weights with method progressive; allowed: method trajectories"),
+        ("[dmd_weights]\n3 = 1.0", "dmd_weights does not work with method progressive; allowed: method trajectories"),
         (
             'method = "trajectories"\n[dmd_weights]\n5 = 1.0',
             "there is no student in dmd_weights '5'; allowed: 18, 9, 3",

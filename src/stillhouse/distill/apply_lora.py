@@ -1,6 +1,7 @@
-"""Rebuilding of a student's pipeline from its teacher and its LoRA file, `student_lora.safetensors`.
+"""Rebuild the pipeline of a student (distilled model) from its teacher and its LoRA file.
 
-A service with many fine-tuned models can store this file of a few megabytes instead of each student's pipeline.
+The file, `student_lora.safetensors`, has a few megabytes. A service with many fine-tuned models can store this file
+instead of each student's pipeline.
 """
 
 import hashlib
@@ -25,35 +26,39 @@ from stillhouse.validation import InvalidDocument, convert
 
 
 def apply_lora(source: str | Path, file: Path, out: Path, *, force: bool = False) -> Manifest:
-    """Write the student that a teacher and the LoRA weights of an earlier distillation give.
+    """Add the LoRA weights of an earlier distillation to a teacher, and write the resulting student's pipeline.
 
-    The weights may come from the distillation of another fine-tuned model of the same base. Evaluate the result in that
-    case.
+    The weights may come from the distillation of another fine-tuned model of the same base. In this case evaluate the
+    student, because its quality is unknown.
 
     Args:
-        source: the teacher: a pipeline directory, or an embedded model's name.
+        source: the teacher: a pipeline directory, or the name of a model that ships with the package.
         file: `student_lora.safetensors` of a student that was trained with `--lora`.
         out: directory to write the student to.
         force: replace an existing pipeline.
 
+    Returns:
+        the manifest of the written pipeline.
+
     Raises:
-        InvalidRequest: the file has no LoRA weights of a student, or its weights do not fit the teacher's network.
-        ImportFailed: `out` has a pipeline already.
-        FitFailed: the student cannot be written.
+        InvalidRequest: the file has no LoRA weights of a student, or the weights do not fit the teacher's network.
+        ImportFailed: `out` already holds files, and `force` does not allow to replace them.
+        FitFailed: the disk is full, or the directory is not writable.
     """
     weights, distilled, prediction = _read_lora_file(file)
     directory = find_pipeline(source)
     manifest = read_manifest(directory)
     if manifest.sampling.prediction != prediction:
-        problem = f"{file} for {manifest.name}, whose network predicts {manifest.sampling.prediction}"
+        problem = f"{file} does not fit {manifest.name}, whose network predicts {manifest.sampling.prediction}"
         raise InvalidRequest(problem, allowed=f"models that predict {prediction}, as {distilled.teacher[0]} does")
     teacher = open_teacher(directory, manifest)
     rank = min(tensor.shape[0] for name, tensor in weights.items() if "lora_A" in name)
     network = add_lora(add_guidance_embedding(teacher.network), rank, 0)
     shapes = {name: tuple(tensor.shape) for name, tensor in lora_state_dict(network).items()}
     if shapes != {name: tuple(tensor.shape) for name, tensor in weights.items()}:
-        problem = f"{file} for {manifest.name}, whose network has another shape"
-        raise InvalidRequest(problem, allowed=f"models of the shape of {distilled.teacher[0]}, its teacher")
+        problem = f"{file} does not fit {manifest.name}, whose network has layers of other shapes"
+        allowed = f"models with the layers of {distilled.teacher[0]}, from which the file was distilled"
+        raise InvalidRequest(problem, allowed=allowed)
     load_lora(network, weights)
     schedule, student_prediction = student_parameterization(teacher)
     student = Student(
@@ -75,14 +80,22 @@ def apply_lora(source: str | Path, file: Path, out: Path, *, force: bool = False
 
 
 def _read_lora_file(file: Path) -> tuple[Mapping[str, Tensor], Distilled, str]:
-    """Return the weights, the manifest entry and the teacher's prediction type of a file."""
+    """Read the LoRA file of a student.
+
+    Returns:
+        the weights by name, the student's allowed timesteps and guidance scales, and the teacher's prediction type.
+
+    Raises:
+        InvalidRequest: the file does not exist, or has no LoRA weights of a student.
+    """
     try:
         with safe_open(file, framework="pt") as opened:
             metadata = opened.metadata() or {}
             weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
             return weights, convert(Distilled, json.loads(metadata[DISTILLED_KEY])), metadata[TEACHER_PREDICTION_KEY]
     except FileNotFoundError:
-        raise InvalidRequest(f"there is no file {file}") from None
+        allowed = "student_lora.safetensors of a student that was trained with `--lora`"
+        raise InvalidRequest(f"there is no file {file}", allowed=allowed) from None
     except (OSError, SafetensorError, KeyError, ValueError, InvalidDocument) as error:
         allowed = "student_lora.safetensors of a student that was trained with `--lora`"
         raise InvalidRequest(f"{file} has no LoRA weights of a student: {error}", allowed=allowed) from None

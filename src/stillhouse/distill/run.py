@@ -1,4 +1,4 @@
-"""Distillation of a pipeline: data, training, and the students' pipeline directories with their evidence."""
+"""Distillation of a teacher pipeline: prepare the data, train students of fewer steps, and write their pipelines."""
 
 import csv
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -40,9 +40,9 @@ from stillhouse.pipelines.manifest import Manifest, files_checksum, read_manifes
 from stillhouse.pipelines.pipeline import Pipeline
 
 PREVIEWS = "previews"
-"""Name of the folder of preview images in the work directory."""
+"""Name of the folder in the work directory that holds preview images of the training."""
 SKIPPED_FILE = "skipped.csv"
-"""Name of the file in the data folder that lists the pictures that could not be used."""
+"""Name of the CSV file in the data folder that lists the unusable training pictures and the reason for each."""
 _PACKAGES = ("torch", "diffusers", "transformers", "peft")
 
 
@@ -52,8 +52,9 @@ class DistillResult:
 
     Args:
         is_done: whether all students were trained; False: the time limit passed first.
-        is_main_process: whether this process reports progress and results.
-        directories: pipeline directories that this run wrote.
+        is_main_process: whether this process has rank 0 among several training processes; only rank 0 writes files and
+            reports progress.
+        directories: the students' pipeline directories that this run wrote; empty where `is_done` is False.
     """
 
     is_done: bool
@@ -62,16 +63,16 @@ class DistillResult:
 
 
 class DistillProgress(Protocol):
-    """Receiver of progress reports."""
+    """Receiver of the progress reports of `distill`; only the main process calls the methods."""
 
     def on_samples(self, done: int, total: int) -> None:
-        """Report the number of encoded samples."""
+        """Report that `done` of `total` training samples are encoded."""
 
     def on_skipped(self, image: SkippedImage) -> None:
-        """Report a picture that cannot be used."""
+        """Report a training picture that cannot be used, and the reason."""
 
     def on_update(self, update_log: UpdateLog) -> None:
-        """Report the progress of a stage."""
+        """Report the progress in training one network: number of the update, loss and scores."""
 
 
 def distill(
@@ -84,23 +85,24 @@ def distill(
     all_students: bool = False,
     force: bool = False,
 ) -> DistillResult:
-    """Distil a teacher and write the student's pipeline directory.
+    """Train students of a teacher, each with fewer sampling steps, and write the last student's pipeline directory.
 
-    A repeated run with the same work directory skips finished data and stages.
+    A repeated run with the same work directory skips data that are already encoded and students that are already
+    trained.
 
     Args:
-        source: the teacher: a pipeline directory, or an embedded model's name.
-        out: directory of the last student.
-        settings: data, method and recipes of the distillation.
-        work: directory of cached data, checkpoints, logs and previews.
+        source: the teacher: a pipeline directory, or the name of a model that ships with the package.
+        out: pipeline directory to write the last student to.
+        settings: data, method and hyper-parameters of the distillation.
+        work: directory for cached data, checkpoints, logs and previews.
         progress: receives progress reports.
         all_students: also write the earlier students, into directories such as `OUT-guidance` and `OUT-18`.
         force: replace existing pipelines.
 
     Raises:
-        InvalidRequest: the teacher cannot be distilled, the settings do not fit it, or there are no data.
-        ImportFailed: `out` has a pipeline already.
-        FitFailed: training cannot continue; checkpoints are kept.
+        InvalidRequest: the teacher cannot be distilled, the settings do not fit the teacher, or there are no data.
+        ImportFailed: a directory to write already holds files, and `force` does not allow to replace them.
+        FitFailed: training cannot continue; the checkpoints remain.
     """
     deadline = None if settings.max_hours is None else monotonic() + 3600 * settings.max_hours
     processes, directory = current_process_group(), find_pipeline(source)
@@ -133,24 +135,31 @@ def distill(
             write_student(
                 directory, student, target, guidance=guidance, decoder=decoder, evidence=evidence, force=force
             )
-    # A launcher ends all processes when one exits, so the others wait here until the main process has written.
+    # A launcher such as torchrun ends all processes when one process exits. The other processes therefore wait here
+    # until the main process has written the students.
     processes.broadcast_flag(True)
     return DistillResult(True, processes.is_main_process, tuple(targets.values()))
 
 
 def _student_directories(out: Path, names: Sequence[str], all_students: bool) -> dict[str, Path]:
-    """Return the directories of the students to write, by name; the last student is written to `out`."""
+    """Return the directory of each student to write, by the student's name; the last student is written to `out`."""
     others = names[:-1] if all_students else ()
     return {name: out.with_name(f"{out.name}-{name.removesuffix('-steps')}") for name in others} | {names[-1]: out}
 
 
 def _check_directories(targets: Iterable[Path], out: Path, work: Path, settings: DistillSettings, force: bool) -> None:
-    """Raise an error if a target holds files already, or `out` or `work` is in the folder of training pictures."""
+    """Check the directories to write.
+
+    Raises:
+        ImportFailed: a target is not empty, and `force` does not allow to replace its content.
+        InvalidRequest: `out` or `work` is inside the folder of training pictures.
+    """
     for target in targets:
         check_target(target, force)
     for directory in (out, work):
         if Path(settings.data).is_dir() and directory.resolve().is_relative_to(Path(settings.data).resolve()):
-            raise InvalidRequest(f"{directory} in the data folder", allowed="a directory outside of the data folder")
+            problem = f"{directory} is inside the folder of training pictures {settings.data}"
+            raise InvalidRequest(problem, allowed="a directory outside of this folder")
 
 
 def _write_data(
@@ -161,7 +170,11 @@ def _write_data(
     progress: DistillProgress,
     deadline: float | None,
 ) -> bool:
-    """Write the missing training data and the list of skipped pictures; return whether the data are complete."""
+    """Encode the missing training data into `folder` and write the list of skipped pictures.
+
+    Returns:
+        whether the data are complete; False: the deadline passed first.
+    """
     skipped: list[SkippedImage] = []
 
     def on_skipped(image: SkippedImage) -> None:
@@ -187,7 +200,7 @@ def _write_skipped(skipped: Iterable[SkippedImage], path: Path) -> None:
 
 
 def _count_skipped(folder: Path) -> int:
-    """Return the number of skipped pictures of all runs."""
+    """Return the number of pictures that `SKIPPED_FILE` lists, 0 where this file does not exist."""
     if not (folder / SKIPPED_FILE).exists():
         return 0
     with (folder / SKIPPED_FILE).open(encoding="utf-8", newline="") as file:
@@ -197,23 +210,28 @@ def _count_skipped(folder: Path) -> int:
 def open_teacher(directory: Path, manifest: Manifest) -> Denoiser:
     """Open the denoiser of a teacher in torch with frozen weights, on the GPU if the machine has one.
 
+    Args:
+        directory: the teacher's pipeline directory.
+        manifest: content of the directory's `stillhouse.json`.
+
     Raises:
-        InvalidRequest: the pipeline has no diffusers files, or its denoiser cannot be distilled.
+        InvalidRequest: the pipeline has no diffusers files, runs the denoiser of a student, or has a denoiser whose
+            numbers of input and output channels differ (inpainting).
     """
     folder = (directory / manifest.components["denoiser"].weights).parent
     if folder != directory / DENOISER_FOLDER:
-        problem = f"{directory}, which runs its student {manifest.name}"
-        raise InvalidRequest(problem, fix=f"distil {folder.parent}, or its teacher")
+        problem = f"{directory} runs the denoiser of the student {manifest.name} instead of its own"
+        raise InvalidRequest(problem, fix=f"distil the student's directory {folder.parent}, or the student's teacher")
     if not (directory / DENOISER_FOLDER / "config.json").is_file():
         raise InvalidRequest(
-            f"{directory} has no {DENOISER_FOLDER}/config.json",
+            f"{directory} has no {DENOISER_FOLDER}/config.json, which training needs",
             allowed="a pipeline that `stillhouse import` wrote, with its weights",
         )
     network = read_network(directory)
     if network.config.in_channels != network.config.out_channels:
         raise InvalidRequest(
             f"the denoiser has {network.config.in_channels} input and {network.config.out_channels} output channels",
-            allowed="equal numbers: inpainting networks cannot be distilled yet",
+            allowed="equal numbers of channels: inpainting networks cannot be distilled yet",
         )
     network = network.to(device="cuda" if torch.cuda.is_available() else "cpu", memory_format=torch.channels_last)
     return freeze(Denoiser(network, manifest.sampling.schedule, manifest.sampling.prediction))
@@ -229,29 +247,32 @@ def _select_strategy(directory: Path, manifest: Manifest, teacher: Denoiser, set
 
 
 def _initial_student(directory: Path, manifest: Manifest, teacher: Denoiser, settings: DistillSettings) -> Denoiser:
-    """Open the initial student of trajectory regression: `init_from`, or the teacher.
+    """Open the denoiser whose weights the first student of trajectory regression starts from.
+
+    The denoiser is that of `settings.init_from`, or the teacher where this setting is None.
 
     Raises:
-        InvalidRequest: the teacher is itself a distilled model, or `init_from` is a student of another teacher.
+        InvalidRequest: the teacher is itself a distilled model, or `init_from` is not a student of this teacher, or the
+            settings' guidance scales exceed the range that `init_from` was trained for.
     """
     if manifest.distilled is not None:
-        problem = f"method {TRAJECTORIES} with the teacher {manifest.name}, which is distilled itself"
-        raise InvalidRequest(problem, allowed="its teacher, which may be sampled on any grid")
+        problem = f"method {TRAJECTORIES} cannot use the teacher {manifest.name}, which is distilled itself"
+        raise InvalidRequest(problem, allowed="a teacher that may be sampled at any timesteps, such as its teacher")
     if settings.init_from is None:
         return teacher
     initial_directory = find_pipeline(settings.init_from)
     initial = read_manifest(initial_directory)
     if initial.distilled is None or initial.distilled.teacher != (manifest.name, files_checksum(manifest)):
-        problem = f"init_from {settings.init_from}, which was not distilled from this {manifest.name}"
-        raise InvalidRequest(problem, allowed=f"students of {directory}")
+        problem = f"init_from is {settings.init_from}, which was not distilled from this {manifest.name}"
+        raise InvalidRequest(problem, allowed=f"a student that was distilled from {directory}")
     _check_guidance(initial, settings)
     return open_teacher(initial_directory, initial)
 
 
 def _check_teacher_steps(manifest: Manifest) -> None:
     if manifest.distilled is not None and len(manifest.distilled.timesteps or (0, 0)) == 1:
-        problem = f"the teacher {manifest.name}, which has one step"
-        raise InvalidRequest(problem, allowed="pipelines of two steps or more, such as its own teacher")
+        problem = f"the teacher {manifest.name} has one step, so no student can have fewer"
+        raise InvalidRequest(problem, allowed="a pipeline of two steps or more, such as this teacher's own teacher")
 
 
 def _check_guidance(manifest: Manifest, settings: DistillSettings) -> None:
@@ -259,7 +280,8 @@ def _check_guidance(manifest: Manifest, settings: DistillSettings) -> None:
         return
     smallest, largest = manifest.distilled.guidance
     if settings.guidance[0] < smallest or settings.guidance[1] > largest:
-        problem = f"guidance of {settings.guidance[0]:g} to {settings.guidance[1]:g} with {manifest.name}"
+        given = f"{settings.guidance[0]:g} to {settings.guidance[1]:g}"
+        problem = f"guidance is {given}, a range for which {manifest.name} was not trained"
         raise InvalidRequest(problem, allowed=f"within {smallest:g} to {largest:g}, the range of its own training")
 
 
@@ -335,7 +357,10 @@ def _training_summary(result: FitResult) -> dict[str, Any]:
 def _build_evidence(
     settings: DistillSettings, outcome: TrainingOutcome, skipped: int, processes: int
 ) -> Mapping[str, Any]:
-    """Return the evidence of the training for the manifest; it holds no paths of this machine."""
+    """Return the record of the training for the student's manifest: settings, machine, versions and scores.
+
+    The record contains no paths of this machine.
+    """
     values = {name: value for name, value in asdict(settings).items() if name not in ("data", "prompts", "init_from")}
     initial = None if settings.init_from is None else read_manifest(find_pipeline(settings.init_from))
     return {

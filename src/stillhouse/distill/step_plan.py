@@ -1,4 +1,4 @@
-"""The scheduler of a student, for diffusers. This file is copied beside the weights, and needs nothing but diffusers.
+"""diffusers scheduler of a distilled model (student). Each student's directory has a copy, which imports no Stillhouse.
 
 Apache-2.0; made by Stillhouse.
 """
@@ -12,16 +12,15 @@ from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 
 
 class StepPlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
-    """Walks the one grid that a student was distilled to, by DDIM steps, and ends at the clean picture.
+    """Sample by DDIM steps at the fixed timesteps that a student was distilled to, and end at the clean picture.
 
-    diffusers' DDIMScheduler steps to `timestep - num_train_timesteps // steps`, which is not the next listed timestep
-    for most numbers of steps, and takes no list; a student knows no other levels than its own.
+    diffusers' DDIMScheduler cannot do this: it takes no list of timesteps, and its steps are all equally long.
 
     Args:
         plan: timesteps, noisiest first.
-        alphas, sigmas: of those levels, z = alpha * x0 + sigma * noise.
+        alphas, sigmas: weights of picture and noise at each timestep: z = alpha * x0 + sigma * noise.
         prediction_type: what the network's output means: v_prediction, epsilon or sample.
-        num_train_timesteps: of the schedule that they are from.
+        num_train_timesteps: number of timesteps of the noise schedule that the network was trained on.
     """
 
     order = 1
@@ -40,7 +39,11 @@ class StepPlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._levels = [*zip(alphas, sigmas, strict=True), (1.0, 0.0)]
 
     def set_timesteps(self, num_inference_steps: int | None = None, device: Any = None, **others: Any) -> None:
-        """Take the plan; any other number of steps is refused."""
+        """Set `timesteps` to the fixed timesteps, on `device`.
+
+        Raises:
+            ValueError: `num_inference_steps` differs from the number of fixed timesteps.
+        """
         if num_inference_steps != len(self.config.plan):
             raise ValueError(
                 f"num_inference_steps is {num_inference_steps}; allowed: {len(self.config.plan)}, "
@@ -50,13 +53,17 @@ class StepPlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self.timesteps = torch.tensor(self.config.plan).long().to(device)
 
     def scale_model_input(self, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
-        """Nothing to scale."""
+        """Return `sample` unchanged, because the network takes unscaled latents."""
         return sample
 
     def step(
         self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, return_dict: bool = True
     ) -> DDIMSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
-        """The DDIM step (arXiv 2010.02502, equation 12) to the next level of the plan."""
+        """Make one DDIM step (arXiv 2010.02502, equation 12) from `timestep` to the next fixed timestep.
+
+        Returns:
+            the latents after the step and the predicted clean latents, as a tuple where `return_dict` is False.
+        """
         place = self.config.plan.index(float(timestep))
         (alpha, sigma), (next_alpha, next_sigma) = self._levels[place], self._levels[place + 1]
         if self.config.prediction_type == "v_prediction":
@@ -72,7 +79,7 @@ class StepPlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return DDIMSchedulerOutput(prev_sample=moved, pred_original_sample=clean)
 
     def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: Any) -> torch.Tensor:
-        """Pictures at levels of the plan."""
+        """Return clean latents with noise added, each at one of the fixed timesteps."""
         places = [self.config.plan.index(float(timestep)) for timestep in timesteps]
         shape = (-1, *[1] * (original_samples.ndim - 1))
         levels = original_samples.new_tensor([self._levels[place] for place in places])

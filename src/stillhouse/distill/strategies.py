@@ -1,4 +1,4 @@
-"""The two distillation strategies: a progressive chain of students, or regression on stored teacher trajectories."""
+"""The two ways to train students: a chain in which each student teaches the next, or regression on trajectories."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,23 +27,23 @@ from stillhouse.pipelines.manifest import Component
 from stillhouse.pipelines.pipeline import Pipeline
 
 _DENOISER_GRAPH = f"{DENOISER_FOLDER}/model.onnx"
-"""Path of the denoiser's graph in an imported pipeline."""
+"""Path of the denoiser's ONNX graph in a pipeline directory, as `stillhouse import` writes it."""
 _GPU_BATCH = 256
-"""Number of trajectories that are sampled at once on a GPU."""
+"""Number of teacher trajectories that are sampled in one batch on a GPU."""
 _BF16_BACKEND = "openvino"
-"""Backend that computes in bf16 on CPUs with bf16 units."""
+"""Name of the inference backend that computes in bf16 on CPUs with bf16 units."""
 _BF16_BATCH = 64
-"""Number of trajectories that are sampled at once in bf16 on a CPU."""
+"""Number of teacher trajectories that are sampled in one batch in bf16 on a CPU."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingOutcome:
-    """Result of a strategy.
+    """Result of `Strategy.train`.
 
     Args:
-        students: the trained students in order of training; fewer than planned where the deadline passed.
-        latents: clean latents of the training data.
-        sample_count: number of training samples.
+        students: the trained students in the order of training; fewer than planned where the deadline passed first.
+        latents: clean latents of the training data with their captions; the tiny decoder is trained on them.
+        sample_count: number of training samples: pictures, or teacher trajectories.
     """
 
     students: Sequence[Student]
@@ -52,36 +52,42 @@ class TrainingOutcome:
 
 
 class Strategy(Protocol):
-    """Data and training of the students of a teacher."""
+    """A way to distil a teacher: which data it needs, and how it trains the students."""
 
     @property
     def data_kind(self) -> str:
-        """Prefix of the data folder's name."""
+        """Prefix of the name of the folder that caches the training data, such as "latents"."""
 
     @property
     def student_names(self) -> Sequence[str]:
-        """Names of the students in order of training."""
+        """Names of the students in the order of training, such as "9-steps"."""
 
     def sample_source(
         self, pipeline: Pipeline, settings: DistillSettings, on_skipped: Callable[[SkippedImage], None]
     ) -> Callable[[int], Iterable[Any]]:
-        """Return a function that maps a number n to the training samples from sample n on."""
+        """Return a function that maps a number n to the training samples from sample n on.
+
+        Args:
+            pipeline: the teacher.
+            settings: which data, how many samples, and the seed.
+            on_skipped: receives each picture that cannot be used.
+        """
 
     def shard_encoder(self, pipeline: Pipeline) -> Callable[[Sequence[Any]], dict[str, Any]]:
-        """Return a function that encodes samples into a shard."""
+        """Return a function that encodes several samples into one shard (tensors by name) for `write_shards`."""
 
     def train(self, data_folder: Path, run: TrainingRun) -> TrainingOutcome:
-        """Train all students on the shards in a folder."""
+        """Wait until the shards (cached training data) in a folder are complete, then train all students on them."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProgressiveChain:
-    """Strategy in which each student is the teacher of the next student; see `progressive_chain`.
+    """Strategy in which each student is the teacher of the next student, which has fewer steps.
 
     Args:
         teacher: teacher of the first student.
-        recipe: hyper-parameters.
-        teacher_grid: the only timestep grid of a distilled teacher; None: the teacher may be sampled on any grid.
+        recipe: hyper-parameters of all students.
+        teacher_grid: the only timesteps at which a distilled teacher may be sampled; None: any timesteps.
     """
 
     teacher: Denoiser
@@ -90,26 +96,26 @@ class ProgressiveChain:
 
     @property
     def data_kind(self) -> str:
-        """See `Strategy`."""
+        """Prefix of the name of the folder that caches encoded pictures."""
         return "latents"
 
     @property
     def student_names(self) -> Sequence[str]:
-        """See `Strategy`."""
+        """Names of the students in the order of training, such as "guidance" and "9-steps"."""
         return [plan.name for plan in plan_stages(self.teacher, self.recipe, self.teacher_grid)]
 
     def sample_source(
         self, pipeline: Pipeline, settings: DistillSettings, on_skipped: Callable[[SkippedImage], None]
     ) -> Callable[[int], Iterable[Any]]:
-        """See `Strategy`."""
+        """Return a function that maps a number n to the captioned latents from sample n on; see `open_samples`."""
         return open_samples(pipeline, settings, on_skipped)
 
     def shard_encoder(self, pipeline: Pipeline) -> Callable[[Sequence[Any]], dict[str, Any]]:
-        """See `Strategy`."""
+        """Return a function that encodes captioned latents into one shard (tensors by name) for `write_shards`."""
         return partial(encode_samples, pipeline)
 
     def train(self, data_folder: Path, run: TrainingRun) -> TrainingOutcome:
-        """See `Strategy`."""
+        """Wait until the encoded pictures in a folder are complete, then train the students one after the other."""
         dataset = wait_for_latents(data_folder)
         students = train_chain(self.teacher, dataset, self.recipe, run, self.teacher_grid, data_folder.stem)
         return TrainingOutcome(students, dataset, len(dataset.latents))
@@ -117,13 +123,14 @@ class ProgressiveChain:
 
 @dataclass(frozen=True, slots=True)
 class TrajectoryRegression:
-    """Strategy that trains all students on the same trajectories of the teacher; see `trajectory_chain`.
+    """Strategy that trains all students on the same stored sampling trajectories of the teacher.
 
     Args:
-        teacher: the teacher's denoiser, which distribution matching evaluates.
-        initial: denoiser with the initial weights of the first student.
-        recipe: hyper-parameters.
-        initial_checksum: checksum of the initial student's files; empty where the teacher is the initial student.
+        teacher: the teacher's denoiser; only distribution matching (DMD) evaluates it during training.
+        initial: denoiser whose weights the first student starts from: the teacher, or an earlier student.
+        recipe: hyper-parameters of all students.
+        initial_checksum: checksum of the earlier student's files; empty where the first student starts from the
+            teacher.
     """
 
     teacher: Denoiser
@@ -133,18 +140,22 @@ class TrajectoryRegression:
 
     @property
     def data_kind(self) -> str:
-        """See `Strategy`."""
+        """Prefix of the name of the folder that caches the teacher's trajectories."""
         return TRAJECTORIES
 
     @property
     def student_names(self) -> Sequence[str]:
-        """See `Strategy`."""
+        """Names of the students in the order of training, such as "9-steps"."""
         return [f"{grids.grid.steps}-steps" for grids in plan_student_grids(self.initial, self.recipe)]
 
     def sample_source(
         self, pipeline: Pipeline, settings: DistillSettings, on_skipped: Callable[[SkippedImage], None]
     ) -> Callable[[int], Iterable[Any]]:
-        """See `Strategy`."""
+        """Return a function that maps a number n to the teacher's trajectories from number n on.
+
+        The function samples the trajectories with the teacher's denoiser: in float32 on a GPU where torch has one, else
+        in bf16 where OpenVINO supports bf16 on this CPU, else as the pipeline's manifest says.
+        """
         grids = plan_student_grids(self.initial, self.recipe)[0]
         plan = TrajectoryPlan(
             student_grid=grids.grid,
@@ -161,11 +172,11 @@ class TrajectoryRegression:
         return lambda start: generate_trajectories(pipeline, caption_sampler(settings, on_skipped), plan, start)
 
     def shard_encoder(self, pipeline: Pipeline) -> Callable[[Sequence[Any]], dict[str, Any]]:
-        """See `Strategy`."""
+        """Return a function that encodes trajectories into one shard (tensors by name) for `write_shards`."""
         return partial(encode_trajectories, pipeline)
 
     def train(self, data_folder: Path, run: TrainingRun) -> TrainingOutcome:
-        """See `Strategy`."""
+        """Wait until the trajectories in a folder are complete, then train the students one after the other."""
         dataset = wait_for_trajectories(data_folder)
         origin = f"{data_folder.stem} {self.initial_checksum}"
         students = train_on_trajectories(self.teacher, self.initial, dataset, self.recipe, run, origin)
@@ -174,15 +185,15 @@ class TrajectoryRegression:
 
 
 def with_denoiser_on_gpu(pipeline: Pipeline) -> Pipeline:
-    """Return a pipeline that runs the unaccelerated denoiser in torch on the GPU in float32."""
+    """Return a copy of a pipeline whose imported denoiser (not an accelerated one) torch runs on the GPU in float32."""
     return _with_denoiser(pipeline, "torch", "f32", {"device": "cuda"})
 
 
 def with_denoiser_in_bf16(pipeline: Pipeline) -> Pipeline:
-    """Return a pipeline that runs the unaccelerated denoiser in OpenVINO in bf16, in half the time of float32.
+    """Return a copy of a pipeline whose imported denoiser OpenVINO runs in bf16, which takes half the time of float32.
 
-    The PSNR between the embedded teacher's trajectories in bf16 and in float32 is 66 dB. The solver's own error is
-    larger: 44 dB.
+    The PSNR between trajectories of the embedded model in bf16 and in float32 is 66 dB. The sampler's own error is
+    larger (a PSNR of 44 dB).
     """
     return _with_denoiser(pipeline, _BF16_BACKEND, "bf16", {})
 

@@ -1,4 +1,4 @@
-"""Writing of a student: a copy of the teacher's pipeline with the student's denoiser, scheduler and manifest."""
+"""Write a student's pipeline directory: the teacher's files with the student's denoiser, scheduler and manifest."""
 
 import json
 import shutil
@@ -37,11 +37,11 @@ from stillhouse.pipelines.manifest import (
 
 _INDEX, _SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
 LORA_FILE = "student_lora.safetensors"
-"""Name of the file of a low-rank student's LoRA weights, see `apply_lora`; the pipeline runs without the file."""
+"""Name of the file with a student's LoRA weights, for `apply_lora`; the student's pipeline runs without this file."""
 DISTILLED_KEY = "stillhouse.distilled"
-"""Key in the metadata of `LORA_FILE`; its value is `manifest.Distilled` as JSON."""
+"""Key in the metadata of `LORA_FILE`; its value is the manifest's entry on the distillation, `Distilled`, as JSON."""
 TEACHER_PREDICTION_KEY = "stillhouse.teacher"
-"""Key in the metadata of `LORA_FILE`; its value is the teacher's prediction type."""
+"""Key in the metadata of `LORA_FILE`; its value is the teacher's prediction type: epsilon, v_prediction or other."""
 DECODER_FOLDER = "tiny_decoder"
 _GRAPH, _WEIGHTS = "model.onnx", "model.safetensors"
 _NOT_COPIED = (DENOISER_FOLDER, "trials", LORA_FILE, DECODER_FOLDER)
@@ -58,19 +58,23 @@ def write_student(
     evidence: Mapping[str, Any] | None = None,
     force: bool = False,
 ) -> Manifest:
-    """Write the pipeline directory of a student, atomically.
+    """Write the pipeline directory of a student; an interrupted write leaves no partial directory.
 
     Args:
-        teacher: pipeline directory, or an embedded model's name.
+        teacher: the teacher's pipeline directory, or the name of a model that ships with the package.
         student: the trained student.
         out: directory to write.
-        guidance: smallest and largest guidance scale of the training.
-        decoder: tiny decoder that replaces the autoencoder's decoder; diffusers still uses the autoencoder's decoder.
+        guidance: smallest and largest guidance scale that the student was trained for.
+        decoder: tiny decoder that replaces the autoencoder's decoder, except when diffusers opens the directory; None:
+            no tiny decoder.
         evidence: measurements of the training, written to `evidence["distill"]` of the manifest.
         force: replace an existing pipeline.
 
+    Returns:
+        the manifest of the written directory.
+
     Raises:
-        ImportFailed: `out` has a pipeline already.
+        ImportFailed: `out` already holds files, and `force` does not allow to replace them.
         FitFailed: the disk is full, or the directory is not writable.
     """
     try:
@@ -117,13 +121,17 @@ def _write(
 
 
 def _write_diffusers(directory: Path, teacher: Manifest, student: Student, target: Path) -> None:
-    """Write a diffusers directory with the teacher's files, but the student's denoiser and prediction type."""
+    """Copy the teacher's diffusers files to `target`, then write the student's denoiser and noise schedule over them.
+
+    The networks' ONNX graphs and the manifest are not copied.
+    """
     ignored = shutil.ignore_patterns(*_NOT_COPIED, MANIFEST, "*.onnx", "*.html", "*.xlsx")
     shutil.copytree(directory, target, ignore=ignored)
     network = student.denoiser.network
     network.to(memory_format=torch.contiguous_format).save_pretrained(target / DENOISER_FOLDER)
     config = json.loads((target / _SCHEDULER).read_text())
-    if config["_class_name"] == step_plan.StepPlanScheduler.__name__:  # has no noise schedule
+    # A distilled teacher's own scheduler has no betas, from which `import_model` computes the noise schedule.
+    if config["_class_name"] == step_plan.StepPlanScheduler.__name__:
         config = _ddim_config(teacher.sampling.schedule)
         index = json.loads((target / _INDEX).read_text())
         (target / _INDEX).write_text(json.dumps({**index, "scheduler": ["diffusers", config["_class_name"]]}))
@@ -158,13 +166,13 @@ def _write_decoder(decoder: TinyDecoder, channels: int, directory: Path) -> Comp
 
 
 def _denoiser_dtype(directory: Path, teacher: Manifest) -> str:
-    """Return the dtype of the teacher's denoiser on disk."""
+    """Return the dtype in which the teacher's denoiser is stored: float32, float16 or bfloat16."""
     layout = read_safetensors_index(directory / teacher.components["denoiser"].weights)
     return _DTYPES[next(iter(layout.values())).dtype]
 
 
 def _write_scheduler(directory: Path, grid: TimestepGrid, prediction: str, train_steps: int) -> None:
-    """Write the configuration of the student's scheduler for diffusers, with the levels of the student's grid."""
+    """Write the scheduler with which diffusers samples the student: its code, and its timesteps and noise levels."""
     levels = {"plan": grid.timesteps, "alphas": grid.alphas[:-1], "sigmas": grid.sigmas[:-1]}
     config = {
         "_class_name": step_plan.StepPlanScheduler.__name__,
@@ -201,6 +209,6 @@ def _student_manifest(
 
 
 def _with_teacher_backend(name: str, component: Component, teacher: Manifest) -> Component:
-    """Return a component with the backend and streams of the teacher's component of this name."""
+    """Return a component (manifest entry of one network) with the backend and streams of the teacher's component."""
     reference = teacher.components[name]
     return replace(component, backend=reference.backend, streams=reference.streams)
