@@ -211,7 +211,9 @@ def test_a_folder_without_captions_is_refused(
     write_png(tmp_path / "pictures" / "silent.png", np.zeros((8, 8, 3), np.uint8))
     progress = RecordingProgress()
     changed_settings = replace(settings, data=str(tmp_path / "pictures"), prompts=None)
-    with pytest.raises(InvalidRequest, match="a dataset without samples; allowed: one picture with a caption, or more"):
+    with pytest.raises(
+        InvalidRequest, match="the dataset has no samples; allowed: one picture with a caption, or more"
+    ):
         distill(teachers["sd2"], tmp_path / "student", changed_settings, tmp_path / "work", progress)
     assert progress.skipped == ["silent.png"]
     (file,) = (tmp_path / "work").glob("*/skipped.csv")

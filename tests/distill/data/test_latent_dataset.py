@@ -98,7 +98,7 @@ def test_the_teacher_generates_samples_from_prompts(pipeline: Pipeline) -> None:
 
 
 def test_an_empty_dataset_is_refused(pipeline: Pipeline, tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequest, match="a dataset without samples"):
+    with pytest.raises(InvalidRequest, match="the dataset has no samples"):
         write_latents(pipeline, lambda start: [], tmp_path / "latents")
     assert not list(tmp_path.iterdir())
 

@@ -1,1 +1,1 @@
-"""Training data of students: pictures with captions, latents and teacher trajectories, cached in files."""
+"""Training data of distilled models: captioned pictures, their latents, and sampling trajectories of the teacher."""

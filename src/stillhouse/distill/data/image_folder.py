@@ -1,4 +1,4 @@
-"""Folders of captioned pictures: plain files, or tar files of a webdataset."""
+"""Read folders of captioned pictures: plain image files, or the tar files of a webdataset."""
 
 import json
 import tarfile
@@ -13,13 +13,13 @@ from stillhouse.images.png import read_picture
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 METADATA_FILES = ("metadata.jsonl", "captions.jsonl")
-"""Names of caption files in JSON lines: each line is an object with `file_name`, and `text` or `caption`."""
+"""Names of caption files in JSON lines: each line is an object with `file_name` and one of the keys `_CAPTION_KEYS`."""
 _CAPTION_KEYS = ("text", "caption", "prompt")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CaptionedImage:
-    """A picture, uint8 [height, width, 3], with its path in the folder and its caption."""
+    """A picture, uint8 [height, width, 3], with its caption and its path relative to the folder (`name`)."""
 
     name: str
     picture: Picture
@@ -28,20 +28,22 @@ class CaptionedImage:
 
 @dataclass(frozen=True, slots=True)
 class SkippedImage:
-    """Path of a picture that cannot be used, and the reason."""
+    """A picture or tar file that cannot be used: its path relative to the folder (`name`), and the reason."""
 
     name: str
     reason: str
 
 
 def read_image_folder(folder: Path) -> Iterator[CaptionedImage | SkippedImage]:
-    """Yield the pictures of a folder and its subfolders in the order of their paths.
+    """Yield the pictures of a folder and its subfolders: first the image files, then the pictures in tar files.
 
-    The caption of NAME.png is the content of NAME.txt, or a line of one of `METADATA_FILES` in the same directory. The
-    caption of KEY.png in a tar file is the content of KEY.txt, or `text` or `caption` in KEY.json.
+    The order is that of the paths. The caption of NAME.png is the content of NAME.txt, else the caption that
+    metadata.jsonl or captions.jsonl in the same directory gives for this file. The caption of KEY.png in a tar file is
+    the content of KEY.txt, else `text`, `caption` or `prompt` in KEY.json.
 
     Raises:
-        InvalidRequest: the folder does not exist or has no pictures, or a metadata file is not JSON lines.
+        InvalidRequest: the folder does not exist or has no pictures, or a line of a caption file is not a JSON object
+            with a file name.
     """
     if not folder.is_dir():
         raise InvalidRequest(f"{folder} is not a folder", allowed="a folder of pictures with captions")
@@ -65,13 +67,19 @@ def read_image_folder(folder: Path) -> Iterator[CaptionedImage | SkippedImage]:
 
 
 def count_images(folder: Path) -> int | None:
-    """Return the number of picture files in a folder, or None where counting would have to read tar files."""
+    """Return the number of image files in a folder and its subfolders; None if there are tar files, whose pictures
+    could only be counted by reading the tar files.
+    """
     suffixes = [path.suffix.lower() for path in folder.rglob("*") if path.is_file()]
     return None if ".tar" in suffixes else sum(suffix in IMAGE_SUFFIXES for suffix in suffixes)
 
 
 def _read_metadata(path: Path) -> Mapping[str, str]:
-    """Return captions by file name."""
+    """Read a caption file in JSON lines and return the captions by file name; empty for a line without a caption.
+
+    Raises:
+        InvalidRequest: a line is not a JSON object with the key `file_name`.
+    """
     captions = {}
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         if line.strip():
@@ -80,14 +88,19 @@ def _read_metadata(path: Path) -> Mapping[str, str]:
                 captions[str(row["file_name"])] = str(_caption(row) or "")
             except (ValueError, KeyError, TypeError) as error:
                 allowed = 'a JSON object: {"file_name": "a.png", "text": "a caption"}'
-                raise InvalidRequest(f"line {number} of {path} is {line[:60]!r}", allowed=allowed) from error
+                problem = f"line {number} of {path} is {line[:60]!r}, which is no object with a file_name"
+                raise InvalidRequest(problem, allowed=allowed) from error
     return captions
 
 
 def _read_tar(path: Path, name: str) -> Iterator[CaptionedImage | SkippedImage]:
-    """Yield the pictures of a tar file whose members with the same key are adjacent.
+    """Yield the captioned pictures of a tar file, whose members of one picture (KEY.png, KEY.txt) are adjacent.
 
-    Of a truncated file, yield the readable pictures and one `SkippedImage` for the file.
+    For a truncated file, yield the readable pictures and one `SkippedImage` that names the file.
+
+    Args:
+        path: the tar file.
+        name: path of the tar file relative to the folder, which becomes part of the pictures' names.
     """
     group: dict[str, bytes] = {}
     key = ""

@@ -1,7 +1,8 @@
-"""Datasets of clean latents with the text inputs of their captions.
+"""Training datasets of clean latents, with the denoiser's text inputs (such as text embeddings) of their captions.
 
-The pipeline encodes pictures and captions once, and the results are cached in files. This saves two fifths of the time
-of a training update for a small model, and the memory of the autoencoder for a large model.
+The teacher's autoencoder and text encoder run once for each picture and caption, and the results are cached in files.
+The cache saves two fifths of the time of a training update for a small model, and the autoencoder's memory for a large
+one.
 """
 
 from collections.abc import Iterable, Mapping
@@ -25,31 +26,32 @@ _GUIDANCE_INPUT = "timestep_cond"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LatentBatch:
-    """Clean scaled latents, float32 [B, C, h, w], and the text inputs of one caption for each of them."""
+    """Clean scaled latents, float32 [B, C, h, w], and in `cond` the denoiser's text inputs by name, B rows each."""
 
     latents: Tensor
     cond: DenoiserInputs
 
 
 class LatentDataset(Protocol):
-    """Source of training batches."""
+    """Source of training batches: clean latents with the text inputs of their captions."""
 
     def batch(self, rng: np.random.Generator, count: int) -> LatentBatch:
-        """Return `count` random samples; the same state of the generator gives the same samples."""
+        """Return `count` samples drawn by `rng`, the only source of randomness."""
 
     def negative_inputs(self, count: int) -> DenoiserInputs:
-        """Return the text inputs of the negative prompt, `count` rows."""
+        """Return the denoiser's text inputs of the negative prompt by name, repeated to `count` rows."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CachedLatents:
-    """A dataset in memory.
+    """A dataset of clean latents and captions in memory.
 
     Args:
-        latents: float16 [samples, C, h, w].
-        caption_rows: int64 [samples, captions of a sample]: rows of `text_inputs`; padded with the first row.
-        text_inputs: denoiser inputs of the distinct captions, by name, float16 [captions, ...].
-        uncond: denoiser inputs of the negative prompt, by name, one row.
+        latents: clean scaled latents, float16 [samples, C, h, w].
+        caption_rows: for each sample the rows of its captions in `text_inputs`, int64 [samples, most captions]. A
+            sample with fewer captions repeats its first row.
+        text_inputs: denoiser inputs of the distinct captions, by name, float16 [distinct captions, ...].
+        uncond: denoiser inputs of the negative prompt, by name, float16, one row.
     """
 
     latents: Tensor
@@ -58,7 +60,7 @@ class CachedLatents:
     uncond: DenoiserInputs
 
     def batch(self, rng: np.random.Generator, count: int) -> LatentBatch:
-        """See `LatentDataset`."""
+        """Return `count` samples drawn by `rng` with replacement, each with one of its captions."""
         samples = torch.from_numpy(rng.integers(len(self.latents), size=count))
         captions = torch.from_numpy(rng.integers(self.caption_rows.shape[1], size=count))
         rows = self.caption_rows[samples, captions]
@@ -67,12 +69,12 @@ class CachedLatents:
         )
 
     def negative_inputs(self, count: int) -> DenoiserInputs:
-        """See `LatentDataset`."""
+        """Return the denoiser's text inputs of the negative prompt by name, float32, repeated to `count` rows."""
         return {name: row.float().expand(count, *row.shape[1:]) for name, row in self.uncond.items()}
 
 
 def wait_for_latents(folder: Path) -> CachedLatents:
-    """Wait until another process has encoded the dataset of a folder, and load it."""
+    """Wait until a folder contains the complete dataset that `write_shards` writes, then load all of it into memory."""
     shards = wait_for_shards(folder)
     width = max(shard["caption_rows"].shape[1] for shard in shards)
     caption_rows, offset = [], 0
@@ -91,7 +93,11 @@ def wait_for_latents(folder: Path) -> CachedLatents:
 
 
 def encode_samples(pipeline: Pipeline, samples: Iterable[LatentSample]) -> dict[str, Any]:
-    """Encode the captions of samples and return one shard for `write_shards`."""
+    """Encode the captions of samples with the pipeline's text encoder.
+
+    Returns:
+        one shard for `write_shards`: the fields of `CachedLatents` by name, for these samples only.
+    """
     latents: list[Tensor] = []
     caption_rows: list[list[int]] = []
     row_of: dict[str, int] = {}
@@ -113,24 +119,28 @@ def encode_samples(pipeline: Pipeline, samples: Iterable[LatentSample]) -> dict[
 
 
 def encode_caption(pipeline: Pipeline, text: str) -> DenoiserInputs:
-    """Return the denoiser inputs of a caption, float16, without the guidance embedding."""
-    unguided = None if pipeline.manifest.distilled else 1.0  # a distilled teacher may refuse scale 1
+    """Return the denoiser inputs of a caption by name, float16, except the guidance embedding."""
+    # Scale 1 avoids encoding a negative prompt. A distilled teacher gets its default, because it may refuse scale 1.
+    unguided = None if pipeline.manifest.distilled else 1.0
     trajectory = pipeline.start(ImageRequest(text, guidance=unguided))
     return inputs_to_f16(inputs_to_numpy(pipeline, trajectory.branches[CONDITIONAL].inputs))
 
 
 def encode_negative_prompt(pipeline: Pipeline) -> DenoiserInputs:
-    """Return the denoiser inputs of the negative prompt, float16, one row."""
+    """Return the denoiser inputs of the empty negative prompt by name, float16, one row.
+
+    A pipeline that never evaluates a negative prompt gives the inputs of the empty prompt.
+    """
     branches = pipeline.start(ImageRequest("")).branches
     inputs = inputs_to_numpy(pipeline, branches.get(UNCONDITIONAL, branches[CONDITIONAL]).inputs)
     return {name: row[None] for name, row in inputs_to_f16(inputs).items()}
 
 
 def inputs_to_numpy(pipeline: Pipeline, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Copy the denoiser inputs of a trajectory to NumPy arrays."""
+    """Copy denoiser inputs from the pipeline's device to NumPy arrays, by name."""
     return {name: pipeline.arrays.to_numpy(row) for name, row in inputs.items()}
 
 
 def inputs_to_f16(inputs: Mapping[str, Any]) -> DenoiserInputs:
-    """Convert denoiser inputs to float16 tensors, without the guidance embedding."""
+    """Convert denoiser inputs to float16 tensors by name, and leave out the guidance embedding."""
     return {name: torch.from_numpy(np.array(row)).half() for name, row in inputs.items() if name != _GUIDANCE_INPUT}

@@ -1,4 +1,4 @@
-"""Reading of text files that hold prompts."""
+"""Read prompts from text files."""
 
 from pathlib import Path
 
@@ -21,5 +21,5 @@ def read_prompts(path: Path) -> tuple[str, ...]:
         ) from None
     prompts = tuple(line.strip() for line in lines if line.strip())
     if not prompts:
-        raise InvalidRequest(f"{path} has no prompts", allowed="one prompt on each line")
+        raise InvalidRequest(f"{path} has no prompts", allowed="a text file with one prompt on each line")
     return prompts

@@ -1,4 +1,4 @@
-"""Samples of clean latents with captions: from scenes of Shapes, from a folder of pictures, or from the teacher."""
+"""Make clean latents with captions from one of three sources: rendered scenes, a folder of pictures, or the teacher."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ _BATCH = 8
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LatentSample:
-    """Clean scaled latents, float32 [C, h, w], and their captions, one or more."""
+    """Clean scaled latents of one picture, float32 [C, h, w], and one or more captions of this picture."""
 
     latents: Array
     captions: tuple[str, ...]
@@ -27,13 +27,13 @@ class LatentSample:
 def shapes_samples(
     pipeline: Pipeline, count: int, seed: int, start: int = 0, captions: int = 2
 ) -> Iterator[LatentSample]:
-    """Yield random scenes of Shapes with captions that are not held out.
+    """Yield encoded pictures of random scenes (geometric figures), with captions that evaluation never uses.
 
     Args:
-        pipeline: encodes the pictures.
-        count: number of scenes.
+        pipeline: its autoencoder encodes the pictures.
+        count: number of scenes, including the skipped ones.
         seed: decides scenes and captions.
-        start: number of scenes to skip, because an earlier run has encoded them.
+        start: number of scenes to skip, because an earlier run has already encoded them.
         captions: maximum number of captions of each scene.
     """
     rng = np.random.default_rng((seed, 1))
@@ -50,17 +50,17 @@ def shapes_samples(
 def folder_samples(
     pipeline: Pipeline, path: Path, count: int, on_skipped: Callable[[SkippedImage], None], start: int = 0
 ) -> Iterator[LatentSample]:
-    """Yield the pictures of a folder, resized and cropped to the pipeline's default size.
+    """Yield the encoded pictures of a folder, first cropped and resized to the pipeline's default size.
 
     Args:
-        pipeline: encodes the pictures.
-        path: the folder; see `read_image_folder`.
-        count: maximum number of pictures.
-        on_skipped: receives each picture that cannot be used.
-        start: number of pictures to skip, because an earlier run has encoded them.
+        pipeline: its autoencoder encodes the pictures.
+        path: folder of captioned pictures, in one of the forms that `read_image_folder` accepts.
+        count: maximum number of pictures, including those that `start` skips.
+        on_skipped: receives each picture that cannot be used, and the reason.
+        start: number of usable pictures to skip, because an earlier run has already encoded them.
 
     Raises:
-        InvalidRequest: the folder does not exist or has no pictures.
+        InvalidRequest: the folder does not exist or has no pictures, or a caption file is not valid.
     """
     defaults = pipeline.manifest.defaults
     number = 0
@@ -80,14 +80,14 @@ def folder_samples(
 def generated_samples(
     pipeline: Pipeline, prompts: Sequence[str], count: int, seed: int, start: int = 0
 ) -> Iterator[LatentSample]:
-    """Yield latents that the teacher generates with its default settings.
+    """Yield clean latents that the teacher generates from prompts with its default settings.
 
     Args:
         pipeline: the teacher.
-        prompts: prompts, used in turn.
-        count: number of samples.
+        prompts: prompts, used in turn; sample n has prompt n modulo their number.
+        count: number of samples, including the skipped ones.
         seed: seed of the first sample; sample n has the seed `seed` + n.
-        start: number of samples to skip, because an earlier run has generated them.
+        start: number of samples to skip, because an earlier run has already generated them.
     """
     for first in range(start, count, _BATCH):
         numbers = range(first, min(first + _BATCH, count))
@@ -100,7 +100,10 @@ def generated_samples(
 
 
 def resize_and_crop(picture: Picture, width: int, height: int) -> Picture:
-    """Crop the largest centred part with the aspect ratio width / height, and resize it to uint8 [height, width, 3].
+    """Crop the largest centred part that has the aspect ratio width / height, and resize this part.
+
+    Returns:
+        uint8 [height, width, 3].
 
     >>> resize_and_crop(np.zeros((10, 40, 3), np.uint8), 8, 8).shape
     (8, 8, 3)

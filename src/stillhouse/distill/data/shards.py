@@ -1,4 +1,4 @@
-"""Sharded cache files of a dataset; an interrupted run loses at most one shard and resumes after the last one."""
+"""Cache a dataset in files of 512 samples (shards); an interrupted run loses the samples of one shard at most."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,11 +14,11 @@ from stillhouse.fit.checkpoint import write_atomically
 Sample = TypeVar("Sample")
 
 SHARD_SIZE = 512
-"""Number of samples in one file."""
+"""Number of samples in one shard (cache file)."""
 _COMPLETE = "complete"
-"""Name of the file that marks a complete dataset."""
+"""Name of the file that is written after the last shard, as a sign that the dataset is complete."""
 _POLL_SECONDS = 0.5
-"""Seconds between two checks for the files of another process."""
+"""Seconds between two checks whether another process has completed the dataset."""
 
 
 def write_shards(
@@ -28,17 +28,17 @@ def write_shards(
     progress: Callable[[int], None] = lambda done: None,
     deadline: float | None = None,
 ) -> bool:
-    """Write the missing shards of a dataset.
+    """Write the shards (cache files of 512 samples) of a dataset that earlier runs have not written.
 
     Args:
         samples: maps a number n to the samples from sample n on.
-        encode: converts samples into a shard for `torch.save`; its `latents` have one row for each sample.
+        encode: converts samples into the content of a shard, tensors by name; its `latents` have one row a sample.
         folder: folder of the shards, created where it does not exist.
-        progress: receives the number of samples done.
+        progress: receives the number of samples done, including those of earlier runs.
         deadline: time of `time.monotonic` in seconds after which no sample is drawn; None: no limit.
 
     Returns:
-        whether the dataset is complete.
+        whether the dataset is complete; False: the deadline passed first.
 
     Raises:
         InvalidRequest: there are no samples.
@@ -61,13 +61,17 @@ def write_shards(
     if deadline is not None and time.monotonic() > deadline:
         return False
     if not done:
-        raise InvalidRequest("a dataset without samples", allowed="one picture with a caption, or more")
+        raise InvalidRequest("the dataset has no samples", allowed="one picture with a caption, or more")
     write_atomically(folder / _COMPLETE, lambda path: path.write_text(f"{done}\n"))
     return True
 
 
 def wait_for_shards(folder: Path) -> list[dict[str, Any]]:
-    """Wait until another process has written all shards of a folder, and load them in order."""
+    """Wait until `write_shards` has completed the dataset of a folder, in this or another process, and load its shards.
+
+    Returns:
+        the content of each shard (512 samples), in the order in which the shards were written.
+    """
     while not (folder / _COMPLETE).exists():
         time.sleep(_POLL_SECONDS)
     return [torch.load(path, weights_only=True) for path in _shard_files(folder)]

@@ -1,4 +1,4 @@
-"""Training data that the settings choose: captioned pictures, or captions alone."""
+"""Select the training data that the settings name: captioned pictures, or captions alone for teacher trajectories."""
 
 import hashlib
 import json
@@ -21,9 +21,10 @@ from stillhouse.shapes.caption import random_training_caption
 
 
 def dataset_key(manifest: Manifest, settings: DistillSettings) -> str:
-    """Return a hash of the teacher and the data, which is part of the cache folder's name."""
+    """Return a hash of the teacher and the training data, which is part of the name of the data's cache folder."""
     parts = [files_checksum(manifest), _data_description(settings), settings.samples, settings.seed]
-    if settings.method == TRAJECTORIES:  # trajectories are stored at the first student's levels
+    # Trajectories are stored at the first student's noise levels, which these settings decide.
+    if settings.method == TRAJECTORIES:
         parts += [*settings.guidance, *settings.step_counts[:2], settings.task]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
@@ -31,10 +32,15 @@ def dataset_key(manifest: Manifest, settings: DistillSettings) -> str:
 def open_samples(
     pipeline: Pipeline, settings: DistillSettings, on_skipped: Callable[[SkippedImage], None]
 ) -> Callable[[int], Iterable[LatentSample]]:
-    """Return a function that maps a number n to the samples from sample n on.
+    """Return a function that maps a number n to the training samples (clean latents with captions) from sample n on.
+
+    Args:
+        pipeline: the teacher, which encodes the pictures or generates them.
+        settings: source, number and seed of the samples.
+        on_skipped: receives each picture of a folder that cannot be used, and the reason.
 
     Raises:
-        InvalidRequest: the settings name neither data nor prompts.
+        InvalidRequest: the settings name neither data nor prompts, or the file of prompts cannot be used.
     """
     if settings.data in EMBEDDED:
         return lambda start: shapes_samples(pipeline, settings.samples, settings.seed, start)
@@ -47,7 +53,11 @@ def open_samples(
 
 
 def expected_samples(settings: DistillSettings) -> int:
-    """Return the expected number of samples, for progress reports; `settings.samples` where tar files hold pictures."""
+    """Return the number of training samples that progress reports announce.
+
+    For a folder this is the number of its image files, at most `settings.samples`. For a folder with tar files it is
+    `settings.samples`, because counting would have to read the tar files.
+    """
     if settings.method == TRAJECTORIES or settings.data in EMBEDDED or settings.data == TEACHER:
         return settings.samples
     return min(settings.samples, count_images(Path(settings.data)) or settings.samples)
@@ -56,17 +66,24 @@ def expected_samples(settings: DistillSettings) -> int:
 def caption_sampler(
     settings: DistillSettings, on_skipped: Callable[[SkippedImage], None]
 ) -> Callable[[np.random.Generator], str]:
-    """Return a function that draws a random caption of the training data.
+    """Return a function that draws a random caption of the training data with a random generator.
+
+    Args:
+        settings: source of the captions: rendered scenes, a folder of captioned pictures, or a file of prompts.
+        on_skipped: receives each picture of a folder that cannot be used, and the reason.
 
     Raises:
-        InvalidRequest: the settings name neither data nor prompts, or the folder has no captions.
+        InvalidRequest: the settings name neither data nor prompts, or their source has no captions.
     """
     if settings.data in EMBEDDED:
         return random_training_caption
     if settings.data != TEACHER:
         texts = tuple(_folder_captions(Path(settings.data), on_skipped))
         if not texts:
-            raise InvalidRequest(f"{settings.data} has no picture with a caption", allowed="one or more")
+            raise InvalidRequest(
+                f"{settings.data} has no picture with a caption",
+                allowed="a folder with one captioned picture or more, such as NAME.png with NAME.txt",
+            )
     elif settings.prompts is None:
         raise _no_data()
     else:
@@ -83,7 +100,11 @@ def _folder_captions(folder: Path, on_skipped: Callable[[SkippedImage], None]) -
 
 
 def _data_description(settings: DistillSettings) -> Any:
-    """Return a JSON value that identifies the data: names, sizes and times of a folder's files, or the prompts."""
+    """Return a JSON value that identifies the training data, for `dataset_key`.
+
+    The value is the name of a model that ships with the package, the prompts, or the path of a folder with the name,
+    size and time of change of each file.
+    """
     if settings.data in EMBEDDED:
         return settings.data
     if settings.data == TEACHER:
@@ -94,4 +115,5 @@ def _data_description(settings: DistillSettings) -> Any:
 
 
 def _no_data() -> InvalidRequest:
-    return InvalidRequest("neither data nor prompts", allowed="--data FOLDER, --data shapes, or --prompts FILE")
+    problem = "neither data nor prompts are given, and the teacher cannot generate pictures without prompts"
+    return InvalidRequest(problem, allowed="--data FOLDER, --data shapes, or --prompts FILE")

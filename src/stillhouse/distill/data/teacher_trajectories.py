@@ -1,11 +1,11 @@
-"""Teacher trajectories: latents of the teacher's sampling, stored at the levels of a student's grid.
+"""Sample trajectories of a teacher and store the latents at the noise levels that a student's steps start and end at.
 
-The teacher samples each trajectory once, with a second-order solver. A training example from a stored trajectory costs
-a fifth of an example for which a guided teacher is evaluated. This is knowledge distillation (Luhman and Luhman, arXiv
-2101.02388) with intermediate levels. No pictures are needed.
+The teacher samples each trajectory once, with a second-order sampler. A training example from a stored trajectory costs
+a fifth of an example for which a guided teacher is evaluated. The method is knowledge distillation (Luhman and Luhman,
+arXiv 2101.02388) with intermediate noise levels. It needs captions, but no pictures.
 
-Edits are trajectories that start from a noised picture: the final picture of the preceding trajectory. An edit has the
-caption of that picture or a new caption.
+A trajectory starts from pure noise or, for image-to-image, from the noised final picture of the preceding trajectory.
+The latter kind is called an edit. An edit has the caption of this picture or a new caption.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,24 +36,24 @@ from stillhouse.errors import BackendFailed
 from stillhouse.pipelines.pipeline import ImageTrajectory, Pipeline
 
 SOLVER = "dpmpp_2m"
-"""Sampler of the teacher: second order with one evaluation a step."""
+"""Name of the sampler that the teacher uses: DPM-Solver++ 2M, of second order with one network evaluation a step."""
 _SAME_CAPTION_SHARE = 0.5
-"""Share of edits that keep the caption of the edited picture."""
+"""Share of the image-to-image trajectories that keep the caption of the edited picture; others get a new caption."""
 _OUT_OF_MEMORY = "out of memory"
 _MIN_TEACHER_STEPS = 4
-"""Minimum number of teacher steps in the trajectory of an edit."""
+"""Minimum number of teacher steps in an image-to-image trajectory."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TeacherTrajectory:
-    """Latents of one picture while the teacher samples it.
+    """Latents of one picture at several noise levels while the teacher samples the picture.
 
     Args:
-        latents: float32 [levels, C, h, w]: one row for each level of the student's grid, from the noisiest level to the
-            clean latents.
-        caption: the prompt.
-        guidance: the guidance scale.
-        kind: index of the trajectory's grid, see `TrajectoryPlan`.
+        latents: float32 [levels, C, h, w]: one entry for each noise level of the student's timestep grid, from the
+            noisiest level to the clean latents.
+        caption: prompt of the picture.
+        guidance: guidance scale of the picture.
+        kind: 0 for a trajectory from pure noise; n for an edit at the n-th strength of `TrajectoryPlan.edit_grids`.
         cond: denoiser inputs of the caption, float32, by name.
     """
 
@@ -66,13 +66,13 @@ class TeacherTrajectory:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrajectoryBatch:
-    """Latents of a batch of trajectories at three levels.
+    """Latents of a batch of teacher trajectories at three noise levels.
 
     Args:
-        start: latents at the first level, float32 [B, C, h, w].
-        current: latents at the level where the student's step starts, in the same shape.
-        end: latents at the level where the student's step ends, in the same shape.
-        cond: denoiser inputs of the captions, by name.
+        start: latents at the first (noisiest) level, float32 [B, C, h, w].
+        current: latents at the level where the trained step of the student starts, float32 [B, C, h, w].
+        end: latents at the level where this step ends, float32 [B, C, h, w].
+        cond: denoiser inputs of the captions, float32, by name, B rows each.
         guidance: guidance scales, float32 [B].
     """
 
@@ -85,14 +85,16 @@ class TrajectoryBatch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrajectoryDataset:
-    """Trajectories in memory.
+    """Teacher trajectories in memory, with their captions and guidance scales.
 
     Args:
-        latents: float16 [trajectories, levels, C, h, w]; edits with fewer levels are padded with their clean latents.
-        caption_rows: rows of `text_inputs`, int64 [trajectories].
+        latents: float16 [trajectories, levels, C, h, w], from the noisiest level to the clean latents. Trajectories
+            with fewer levels are padded with their clean latents.
+        caption_rows: row of each trajectory's caption in `text_inputs`, int64 [trajectories].
         guidance: guidance scales, float32 [trajectories].
         text_inputs: denoiser inputs of the distinct captions, by name, float16 [captions, ...].
-        kinds: indices of the trajectories' grids, see `TrajectoryPlan`; int64 [trajectories], on the CPU.
+        kinds: 0 for a trajectory from pure noise, n for an edit (image-to-image) at the n-th strength; int64
+            [trajectories], on the CPU.
         uncond: denoiser inputs of the negative prompt, by name, float16, one row, on the CPU.
     """
 
@@ -111,7 +113,8 @@ class TrajectoryDataset:
         """Return a copy on a GPU if the copy fits into half of the free memory; else return the dataset unchanged."""
         if device.type != "cuda":
             return self
-        torch.cuda.empty_cache()  # the teacher's sampling has left cached memory, which would count as used
+        # The teacher's sampling has left memory in torch's cache, which `mem_get_info` would count as used.
+        torch.cuda.empty_cache()
         size = sum(tensor.numel() * tensor.element_size() for tensor in (self.latents, *self.text_inputs.values()))
         if 2 * size > torch.cuda.mem_get_info(device)[0]:
             return self
@@ -120,11 +123,12 @@ class TrajectoryDataset:
         return replace(self, **moved, text_inputs=inputs)
 
     def gather(self, indices: Tensor, positions: Tensor, end_positions: Tensor) -> TrajectoryBatch:
-        """Return the latents of trajectories at the first level and at two others.
+        """Return the latents of trajectories at their first noise level and at two chosen levels, float32.
 
         Args:
             indices: indices of trajectories, int64 [B].
-            positions, end_positions: indices of the levels of `current` and `end`, int64 [B].
+            positions: index of the noise level of the result's `current`, for each trajectory, int64 [B].
+            end_positions: index of the noise level of the result's `end`, for each trajectory, int64 [B].
         """
         indices, positions, end_positions = (
             index.to(self.latents.device) for index in (indices, positions, end_positions)
@@ -140,7 +144,7 @@ class TrajectoryDataset:
 
 
 def wait_for_trajectories(folder: Path) -> TrajectoryDataset:
-    """Wait until another process has written the trajectories of a folder, and load them."""
+    """Wait until a folder contains all trajectories that `write_shards` writes, then load them into memory."""
     shards = wait_for_shards(folder)
     offsets = np.cumsum([0, *(len(next(iter(shard["text_inputs"].values()))) for shard in shards)])
     return TrajectoryDataset(
@@ -159,21 +163,20 @@ def wait_for_trajectories(folder: Path) -> TrajectoryDataset:
 
 @dataclass(frozen=True, slots=True)
 class TrajectoryPlan:
-    """Number, grids and guidance of the trajectories that the teacher is to sample.
+    """Number, timestep grids and guidance of the trajectories that the teacher is to sample.
 
-    The grids are numbered: kind 0 starts from pure noise, and kinds 1 and above are the edits in the order of
+    Each trajectory has a kind: 0 starts from pure noise, and n is an edit (image-to-image) at the n-th strength of
     `edit_grids`.
 
     Args:
-        student_grid: the student's timestep grid from pure noise, on the student's schedule.
-        teacher_steps: number of teacher steps from pure noise. In an edit the teacher's steps are as long as these, and
-            their number is at least twice the student's.
-        count: number of trajectories.
-        guidance: smallest and largest guidance scale; scales are drawn uniformly between them.
+        student_grid: the student's timestep grid from pure noise, on the student's noise schedule.
+        teacher_steps: number of teacher steps from pure noise. An edit of strength s has round(s * teacher_steps)
+            steps, but at least 4, and at least twice as many as the student.
+        count: number of trajectories, edits included.
+        guidance: smallest and largest guidance scale; scales are drawn uniformly between the two.
         seed: decides captions, scales and noise.
-        edit_grids: the student's timestep grids for image-to-image, by strength; none has more steps than
-            `student_grid`.
-        batch_size: number of trajectories sampled at once; halved when the memory of a GPU runs out.
+        edit_grids: the student's timestep grids for edits, by strength; none has more steps than `student_grid`.
+        batch_size: number of trajectories that are sampled in one batch; halved when the memory of a GPU runs out.
     """
 
     student_grid: TimestepGrid
@@ -185,7 +188,14 @@ class TrajectoryPlan:
     batch_size: int = 8
 
     def routes(self, schedule: Schedule) -> tuple["TrajectoryRoute", ...]:
-        """Return the route of each kind for a teacher with the noise schedule `schedule`."""
+        """Return the teacher's timesteps and the stored noise levels for each kind of trajectory.
+
+        Args:
+            schedule: the teacher's noise schedule.
+
+        Returns:
+            a route for trajectories from pure noise, then one for each strength of `edit_grids`.
+        """
         edits = (
             plan_route(schedule, edit, max(_MIN_TEACHER_STEPS, 2 * edit.steps, round(self.teacher_steps * strength)))
             for strength, edit in self.edit_grids.items()
@@ -195,14 +205,17 @@ class TrajectoryPlan:
 
 @dataclass(frozen=True, slots=True)
 class TrajectoryRoute:
-    """Timestep grid of the teacher, and the levels at which the teacher's latents are stored.
+    """Timestep grid of the teacher for one kind of trajectory, and the noise levels at which latents are stored.
+
+    The stored levels are the levels of the student's grid.
 
     Args:
-        start: the student's first level, at which trajectories start. A teacher that is not defined at this level is
-            evaluated at its own first level instead.
-        noisier_levels: the student's levels after `start` that are at least as noisy as the teacher's first level.
+        start: the student's first level, at which trajectories start. The teacher is evaluated at its own nearest
+            level, because its noise schedule may not contain `start`.
+        noisier_levels: levels of the student after `start` that are at least as noisy as the teacher's first level.
+            Their latents follow from the teacher's first prediction.
         teacher_grid: the teacher's timestep grid.
-        stored_positions: indices of the student's other levels in the teacher's grid, CLEAN included.
+        stored_positions: indices in the teacher's grid of the student's other levels, the clean picture's included.
     """
 
     start: NoiseLevel
@@ -212,15 +225,15 @@ class TrajectoryRoute:
 
 
 def plan_route(schedule: Schedule, student_grid: TimestepGrid, steps: int) -> TrajectoryRoute:
-    """Plan the teacher's grid for trajectories that are stored at the student's levels.
+    """Plan the teacher's timestep grid for trajectories that are stored at the student's noise levels.
 
-    The grid has the teacher's levels that are nearest to the student's by the angle atan2(sigma, alpha). It is then
-    refined to the number of steps.
+    The teacher's grid contains for each student level the teacher's nearest level, by the angle atan2(sigma, alpha).
+    Levels are then added between them until the grid has `steps` steps.
 
     Args:
         schedule: the teacher's noise schedule.
-        student_grid: the student's timestep grid, which may be of another schedule.
-        steps: number of teacher steps.
+        student_grid: the student's timestep grid, which may be on another noise schedule.
+        steps: number of teacher steps; the result has more steps where the student's levels need more.
 
     >>> from stillhouse.diffusion import make_grid
     >>> route = plan_route(Schedule(), make_grid(Schedule(zero_terminal_snr=True), 9), 12)
@@ -251,22 +264,23 @@ def plan_route(schedule: Schedule, student_grid: TimestepGrid, steps: int) -> Tr
 def generate_trajectories(
     pipeline: Pipeline, sample_caption: Callable[[np.random.Generator], str], plan: TrajectoryPlan, start: int = 0
 ) -> Iterator[TeacherTrajectory]:
-    """Yield the teacher's trajectories; the seed and a trajectory's number alone decide its result.
+    """Sample and yield the teacher's trajectories in a fixed order, so that an interrupted run can be continued.
 
-    Where the plan has edits, every second trajectory is an edit of the picture that the preceding trajectory gave.
+    The plan's seed and the number of a trajectory decide its caption, guidance scale and noise. Where the plan has
+    edits (image-to-image), every second trajectory edits the picture of the preceding trajectory.
 
     Args:
         pipeline: the teacher.
-        sample_caption: draws a caption.
-        plan: number and grids of the trajectories.
-        start: number of trajectories to skip, because an earlier run has sampled them.
+        sample_caption: draws a caption with a random generator.
+        plan: number and timestep grids of the trajectories, seed and range of guidance scales.
+        start: number of trajectories to skip, because an earlier run has already sampled them.
     """
     routes = plan.routes(pipeline.manifest.sampling.schedule)
     each = 2 if plan.edit_grids else 1
     last = -(-plan.count // each)
     teacher = _BatchedTeacher(pipeline, plan.batch_size)
-    # A trajectory must be in the same batch in every run, because backends round differently in other batches. Batches
-    # therefore start at multiples of the batch size.
+    # Inference backends round differently for batches of other sizes. Batches therefore start at multiples of the batch
+    # size, so that a resumed run computes each trajectory in the same batch as an uninterrupted run.
     for number in range(start // each // plan.batch_size * plan.batch_size, last, plan.batch_size):
         rngs = [
             np.random.default_rng((plan.seed, 6, index)) for index in range(number, min(number + plan.batch_size, last))
@@ -288,13 +302,18 @@ def generate_trajectories(
 
 @dataclass(slots=True)
 class _BatchedTeacher:
-    """The teacher, and the largest batch size, which is halved when the memory of a GPU runs out."""
+    """A teacher that splits batches of trajectories into parts that fit into the memory of the GPU.
+
+    Args:
+        pipeline: the teacher.
+        max_batch: largest number of trajectories in a part; `advance` halves it in place when memory runs out.
+    """
 
     pipeline: Pipeline
     max_batch: int
 
     def advance(self, trajectories: Sequence[ImageTrajectory]) -> None:
-        """Advance each trajectory by one evaluation."""
+        """Advance each trajectory in place by one evaluation of the teacher's denoiser."""
         done = 0
         while done < len(trajectories):
             batch = trajectories[done : done + self.max_batch]
@@ -315,7 +334,14 @@ def _run_trajectories(
     routes: Sequence[TrajectoryRoute],
     kinds: Sequence[int],
 ) -> list[TeacherTrajectory]:
-    """Sample trajectories to their end and return their latents at the stored levels."""
+    """Sample started trajectories to their end, in place, and return their latents at the levels of the student's grid.
+
+    Args:
+        teacher: the teacher.
+        trajectories: trajectories at their first noise level.
+        routes: for each trajectory the levels at which latents are stored.
+        kinds: for each trajectory 0 for pure noise, n for an edit at the n-th strength.
+    """
     to_numpy = teacher.pipeline.arrays.to_numpy
     stored = [[to_numpy(trajectory.latents)] for trajectory in trajectories]
     while pending := [number for number, trajectory in enumerate(trajectories) if not trajectory.is_done]:
@@ -338,7 +364,7 @@ def _run_trajectories(
 
 
 def _pad(trajectory: TeacherTrajectory, steps: int) -> TeacherTrajectory:
-    """Return a trajectory whose clean latents are repeated until it has `steps` + 1 levels."""
+    """Return a copy of a trajectory whose clean latents are repeated until it has latents at `steps` + 1 levels."""
     missing = steps + 1 - len(trajectory.latents)
     return replace(trajectory, latents=np.concatenate([trajectory.latents, *[trajectory.latents[-1:]] * missing]))
 
@@ -351,7 +377,16 @@ def _start_edit(
     rng: np.random.Generator,
     source: ImageTrajectory,
 ) -> ImageTrajectory:
-    """Start an edit: noise the picture of a finished trajectory to the first level of a route."""
+    """Start an image-to-image trajectory from the latents of a finished trajectory, noised to the route's first level.
+
+    Args:
+        pipeline: the teacher.
+        sample_caption: draws a new caption with `rng`; half of the edits keep the caption of `source` instead.
+        route: the teacher's timestep grid, and the noise level at which the edit starts.
+        guidance: smallest and largest guidance scale.
+        rng: decides caption, guidance scale and noise.
+        source: the finished trajectory whose picture is edited.
+    """
     caption = source.request.prompt if rng.random() < _SAME_CAPTION_SHARE else sample_caption(rng)
     trajectory = _start_trajectory(pipeline, route, caption, guidance, rng)
     trajectory.latents = add_noise(source.latents, trajectory.latents, route.start.alpha, route.start.sigma)
@@ -361,7 +396,10 @@ def _start_edit(
 def _start_trajectory(
     pipeline: Pipeline, route: TrajectoryRoute, caption: str, guidance: tuple[float, float], rng: np.random.Generator
 ) -> ImageTrajectory:
-    """Start a trajectory from pure noise on the grid of a route."""
+    """Start a trajectory of the teacher from pure noise on the timestep grid of a route.
+
+    The guidance scale is drawn by `rng` from the range `guidance`, and guidance acts in all steps.
+    """
     scale, seed = float(rng.uniform(*guidance)), int(rng.integers(2**62))
     started = pipeline.start(ImageRequest(caption, guidance=scale, seed=seed, sampler=SOLVER))
     return ImageTrajectory(
@@ -374,7 +412,11 @@ def _start_trajectory(
 
 
 def encode_trajectories(pipeline: Pipeline, trajectories: Sequence[TeacherTrajectory]) -> dict[str, Any]:
-    """Convert trajectories into one shard for `write_shards`."""
+    """Convert trajectories into one shard for `write_shards`.
+
+    Returns:
+        the fields of `TrajectoryDataset` by name, for these trajectories only.
+    """
     row_of: dict[str, int] = {}
     inputs: list[DenoiserInputs] = []
     for trajectory in trajectories:
